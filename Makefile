@@ -1,0 +1,55 @@
+# The whole developer interface. Every target does its own set-up and may be run again.
+#
+#   make demo    the main job on real parts, in network namespaces    make demo-down   removes a lab that KEEP=1 left up
+#   make test    every test                                           make check       ruff, mypy, layers, clang-format, configs
+#   make bench   benchmarks                                           make lock        renews requirements/*.txt
+
+SHELL := /bin/bash
+VENV := .venv
+PY := $(VENV)/bin/python
+BPF_OBJECTS := bpf/egress.bpf.o
+CLANG ?= clang
+ARCH := $(shell uname -m)
+BPF_CFLAGS := -O2 -g -Wall -Werror -target bpf -mcpu=v3 -I/usr/include/$(ARCH)-linux-gnu -Ibpf
+
+.PHONY: setup check test demo demo-down bench bench-react lock bpf clean
+
+setup: $(VENV)/.ready bpf
+
+$(VENV)/.ready: tools/setup requirements/dev.txt pyproject.toml
+	@tools/setup
+
+bpf: $(BPF_OBJECTS)
+
+bpf/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.h) | $(VENV)/.ready
+	@echo "bpf: $< -> $@"
+	@$(CLANG) $(BPF_CFLAGS) -c $< -o $@.tmp && llvm-strip -g $@.tmp && mv $@.tmp $@
+
+check: setup
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports --no-cache
+	@clang-format --dry-run -Werror bpf/*.h bpf/*.c
+	@$(PY) -m pytest -q tests/unit/test_configs.py
+
+test: setup
+	@$(PY) -m pytest
+
+demo: setup
+	@$(PY) -m tests.netns.demo
+
+demo-down: setup
+	@$(PY) -m tests.netns.demo --down
+
+bench: bench-react
+
+bench-react: setup
+	@$(PY) -m tests.bench.react
+
+lock: setup
+	@$(VENV)/bin/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate -q -o requirements/runtime.txt
+	@$(VENV)/bin/uv pip compile pyproject.toml --extra dev --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate -q -o requirements/dev.txt
+
+clean:
+	rm -rf $(VENV) bpf/*.o .mypy_cache .ruff_cache .pytest_cache .hypothesis

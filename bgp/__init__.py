@@ -1,0 +1,1 @@
+"""BGP paths, Adj-RIB-Out and the ExaBGP speaker. Knows neither Kubernetes, nor YAML, nor the other rooms."""

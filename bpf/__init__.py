@@ -1,0 +1,1 @@
+"""The eBPF datapath: C sources, the mirrors of their types, and the loader. Imports no other room."""

@@ -1,0 +1,348 @@
+"""The one model behind every format: frozen values, no I/O, no YAML, no Kubernetes client.
+
+A `Snapshot` is a frozen view of the store. A field that is `None` has not been synced yet: touch nothing that depends
+on it. Empty means that there is nothing: remove what is ours. Addresses are `ipaddress` objects, in both families;
+byte order is nobody's business before `bpf/layout.py` and the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Literal
+
+from routerd.selectors import EVERYTHING, LabelSelector
+
+IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
+Labels = Mapping[str, str]
+
+EXCLUDE_LABEL = "node.kubernetes.io/exclude-from-external-load-balancers"
+GATEWAY_LABEL = "routerd.io/egress-gateway"
+NAMESPACE_LABEL = "io.kubernetes.pod.namespace"  # Cilium's pseudo label for a pod's namespace
+NAMESPACE_NAME_LABEL = "kubernetes.io/metadata.name"  # set on every namespace by Kubernetes 1.21+
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an object came from, for messages: a file and the line of its document (1-based)."""
+
+    file: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}" if self.file else "<store>"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why something that was wanted is not done. `reason` is a CamelCase term shared by status, metrics, events and `why`."""
+
+    object: str  # "svc/default/web", "EgressPolicy/web", "peer/10.0.0.1"
+    reason: str  # "NoReadyEndpoint"
+    message: str  # one sentence that says who must do what
+
+
+# --- Kubernetes core -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    name: str
+    labels: Labels = field(default_factory=dict)
+    annotations: Labels = field(default_factory=dict)
+    addresses: tuple[
+        IPAddress, ...
+    ] = ()  # InternalIP first, then ExternalIP; the first of a family is the tunnel endpoint
+    pod_cidrs: tuple[IPNetwork, ...] = ()
+    ready: bool = True  # condition Ready is not False/Unknown; a node without conditions counts as ready
+    network_unavailable: bool = False
+    unschedulable: bool = False
+    origin: Origin = Origin()
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    name: str
+    labels: Labels = field(default_factory=dict)  # always holds NAMESPACE_NAME_LABEL
+    annotations: Labels = field(default_factory=dict)
+    origin: Origin = Origin()
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    namespace: str
+    name: str
+    node: str = ""  # spec.nodeName; "" = not scheduled
+    addresses: tuple[IPAddress, ...] = ()
+    labels: Labels = field(default_factory=dict)
+    annotations: Labels = field(default_factory=dict)
+    host_network: bool = False
+    finished: bool = False  # phase Succeeded or Failed: its address may already be another pod's
+    uid: str = ""
+    origin: Origin = Origin()
+
+    @property
+    def key(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    protocol: Literal["TCP", "UDP", "SCTP"]
+    port: int
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    namespace: str
+    name: str
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"] = "ClusterIP"
+    cluster_ips: tuple[IPAddress, ...] = ()  # "None" (headless) is left out
+    external_ips: tuple[IPAddress, ...] = ()
+    requested_ips: tuple[
+        IPAddress, ...
+    ] = ()  # spec.loadBalancerIP and the annotations that ask for addresses
+    requested_pool: str = ""  # annotation …/address-pool
+    status_ips: tuple[IPAddress, ...] = ()  # status.loadBalancer.ingress: what was assigned before
+    ports: tuple[ServicePort, ...] = ()
+    selector: Labels = field(default_factory=dict)
+    external_traffic_policy: Literal["Cluster", "Local"] = "Cluster"
+    load_balancer_class: str = ""
+    ip_families: tuple[Literal["IPv4", "IPv6"], ...] = ()  # () = IPv4 first, by what pools offer
+    ip_family_policy: Literal["SingleStack", "PreferDualStack", "RequireDualStack"] = "SingleStack"
+    sharing_key: str = ""
+    labels: Labels = field(default_factory=dict)
+    annotations: Labels = field(default_factory=dict)
+    created: str = ""  # metadata.creationTimestamp (RFC 3339) or ""
+    origin: Origin = Origin()
+
+    @property
+    def key(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    addresses: tuple[IPAddress, ...]
+    node: str = ""
+    ready: bool = True  # conditions.ready; absent counts as true (EndpointSlice API)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSlice:
+    namespace: str
+    name: str
+    service: str  # label kubernetes.io/service-name
+    endpoints: tuple[Endpoint, ...] = ()
+    origin: Origin = Origin()
+
+
+# --- BGP ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A BGP peer as configured; times in seconds. Which nodes open the session is `node_selectors` (OR; none = all)."""
+
+    address: IPAddress
+    remote_as: int
+    local_as: int
+    port: int = 179
+    source_address: IPAddress | None = None
+    router_id: IPv4Address | None = None
+    hold_time: int = 90  # 0 = timers off
+    keepalive_time: int | None = None
+    password: str = field(default="", repr=False)
+    ebgp_multihop: bool = False
+    graceful_restart_time: int = 120  # 0 = capability not offered
+    node_selectors: tuple[LabelSelector, ...] = ()
+    name: str = ""  # for messages; "" = the address
+    origin: Origin = Origin()
+
+    @property
+    def label(self) -> str:
+        """How metrics, status and messages name the peer."""
+        return self.name or str(self.address)
+
+
+@dataclass(frozen=True, slots=True)
+class Advertisement:
+    """How the addresses of a pool are announced. Communities are normalised strings, "64512:1"."""
+
+    aggregation_length: int = 32
+    aggregation_length_v6: int = 128
+    local_pref: int = 0  # sent to iBGP peers only; 0 is sent as it is (legacy dialects)
+    communities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AddressPool:
+    """A pool of addresses. `blocks` keep the order of the file; a range is kept as its minimal list of networks."""
+
+    name: str
+    blocks: tuple[IPNetwork, ...]
+    protocol: Literal["bgp", "layer2"] = "bgp"  # layer2 pools allocate, but are not announced by BGP
+    uses: frozenset[Literal["loadbalancer", "egress"]] = frozenset({"loadbalancer"})
+    auto_assign: bool = True
+    avoid_buggy_ips: bool = False  # leave out x.x.x.0 and x.x.x.255
+    priority: int = 0  # higher first, then name
+    disabled: bool = False  # drain: keeps what it has, gives nothing new
+    advertisements: tuple[Advertisement, ...] = (Advertisement(),)
+    origin: Origin = Origin()
+
+
+# --- egress ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PodSelection:
+    """Pods that a policy takes: all parts that are given must match. `node` selects the source node."""
+
+    pods: LabelSelector | None = None
+    namespaces: LabelSelector | None = None
+    nodes: LabelSelector | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    """Destination ports, both ends included. `first` = 0 means any port of the protocol."""
+
+    protocol: Literal["TCP", "UDP", "ICMP"]
+    first: int = 0
+    last: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EgressPolicy:
+    """Selected pods leave for `destinations` (less `excluded`) with an egress IP.
+
+    The address is given (`egress_ip`) or taken from a pool (`pool`). `gateways` selects gateway nodes; None means the
+    node that holds `egress_ip` on an interface, else the nodes labelled `routerd.io/egress-gateway`.
+    """
+
+    name: str
+    kind: str = "EgressPolicy"  # the kind that the user wrote, for messages
+    selections: tuple[PodSelection, ...] = ()
+    destinations: tuple[IPNetwork, ...] = ()
+    excluded: tuple[IPNetwork, ...] = ()
+    ports: tuple[PortRange, ...] = ()  # () = every protocol that the datapath translates
+    egress_ip: IPAddress | None = None
+    pool: str = ""
+    gateways: LabelSelector | None = None
+    priority: int = 0
+    created: str = ""
+    origin: Origin = Origin()
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind}/{self.name}"
+
+
+# --- what the operator publishes ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceAllocation:
+    service: str  # "namespace/name"
+    pool: str
+    addresses: tuple[IPAddress, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySlot:
+    """A gateway node of a group. `slot` (0-based, stable while the node stays) picks its part of the port range."""
+
+    node: str
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class EgressGroup:
+    """What one or more policies leave through. `id` is the VNI, 1 … 2^24-1. `gateways` is in order of preference."""
+
+    id: int
+    egress_ip: IPAddress
+    policies: tuple[str, ...]  # keys of EgressPolicy, sorted
+    gateways: tuple[GatewaySlot, ...] = ()
+    slots: int = 1  # into how many parts the port range is divided: a power of two
+    epoch: int = 1  # grows with every change of `gateways`
+    node_address: bool = (
+        False  # the address sits on an interface of its only gateway: not announced, reserved port range
+    )
+    pool: str = ""  # the pool the address came from, "" = given by the policy
+
+
+@dataclass(frozen=True, slots=True)
+class Allocations:
+    """The one document that the operator writes and every agent reads."""
+
+    generation: int = 0
+    services: tuple[ServiceAllocation, ...] = ()  # sorted by service
+    groups: tuple[EgressGroup, ...] = ()  # sorted by id
+    refusals: tuple[Refusal, ...] = ()  # sorted by object
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """What only a node knows; its agent writes it, the operator reads it."""
+
+    node: str
+    addresses: tuple[IPAddress, ...] = ()  # global addresses on the node's own interfaces
+
+
+# --- the view ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BgpConfig:
+    """Peers and where the settings came from."""
+
+    peers: tuple[Peer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A frozen view of the store. `None` = not synced yet."""
+
+    nodes: Mapping[str, Node] | None = None
+    namespaces: Mapping[str, Namespace] | None = None
+    pods: Mapping[str, Pod] | None = None  # by "namespace/name"
+    services: Mapping[str, Service] | None = None  # by "namespace/name"
+    endpoint_slices: tuple[EndpointSlice, ...] | None = None
+    bgp: BgpConfig | None = None  # no ConfigMap at all is an empty BgpConfig
+    pools: Mapping[str, AddressPool] | None = None
+    policies: Mapping[str, EgressPolicy] | None = None  # by key, "Kind/name"
+    allocations: Allocations | None = None
+    refusals: tuple[Refusal, ...] = ()  # objects that the store could not take, with why
+    service_cidrs: tuple[IPNetwork, ...] = ()  # from configuration
+
+    @property
+    def is_synced(self) -> bool:
+        return None not in (
+            self.nodes, self.namespaces, self.pods, self.services,
+            self.endpoint_slices, self.bgp, self.pools, self.policies,
+        )  # fmt: skip
+
+
+def selection_matches(
+    selection: PodSelection, pod: Pod, namespace_labels: Labels, node_labels: Labels
+) -> bool:
+    """Whether `selection` takes `pod`. Pod selectors also see Cilium's pseudo label for the namespace."""
+    pod_labels = {**pod.labels, NAMESPACE_LABEL: pod.namespace}
+    return (
+        (selection.pods is None or selection.pods.matches(pod_labels))
+        and (selection.namespaces is None or selection.namespaces.matches(namespace_labels))
+        and (selection.nodes is None or selection.nodes.matches(node_labels))
+    )
+
+
+__all__ = [
+    "EVERYTHING", "EXCLUDE_LABEL", "GATEWAY_LABEL", "NAMESPACE_LABEL", "NAMESPACE_NAME_LABEL",
+    "AddressPool", "Advertisement", "Allocations", "BgpConfig", "EgressGroup", "EgressPolicy", "Endpoint",
+    "EndpointSlice", "GatewaySlot", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node",
+    "NodeReport", "Origin", "Peer", "Pod", "PodSelection", "PortRange", "Refusal", "Service", "ServiceAllocation",
+    "ServicePort", "Snapshot", "selection_matches",
+]  # fmt: skip

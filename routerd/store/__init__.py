@@ -1,0 +1,1 @@
+"""Stores: where desired objects come from and where allocations go. Nothing else knows which store is in use."""
