@@ -1,7 +1,7 @@
 """Peers and paths as the speaker needs them. Pure; frozen values that compare by everything they carry.
 
-A path is a prefix plus its attributes (RFC 4271, section 1.1). Communities are normalised strings: "64512:1" (RFC 1997),
-"64512:1:2" (large, RFC 8092).
+A path is a prefix plus its attributes (RFC 4271, section 1.1). Communities are normalised strings: "64512:1" (RFC
+1997), "64512:1:2" (large, RFC 8092).
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
     ├── EnvironmentFault    the operator: the machine lacks something (privilege, program, device, kernel feature)
     └── StoreError          the store: it cannot be read or written now; what was last good goes on working
 
-A refusal of one object ("no ready endpoint", "pool exhausted") is a value (`routerd.model.Refusal`), never an exception.
+A refusal of one object ("no ready endpoint", "pool exhausted") is a value (`routerd.model.Refusal`),
+never an exception.
 """
 
 from __future__ import annotations
@@ -18,9 +19,7 @@ class RouterdError(Exception):
 class InputError(RouterdError):
     """A document is wrong. `str()` is one line: `FILE:LINE:COLUMN: KEY: message`, with the parts that are known."""
 
-    def __init__(
-        self, message: str, *, file: str = "", line: int = 0, column: int = 0, key: str = ""
-    ) -> None:
+    def __init__(self, message: str, *, file: str = "", line: int = 0, column: int = 0, key: str = "") -> None:
         self.message = message
         self.file = file
         self.line = line  # 1-based; 0 = unknown

@@ -37,7 +37,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why something that was wanted is not done. `reason` is a CamelCase term shared by status, metrics, events and `why`."""
+    """Why something that was wanted is not done. `reason` is shared by status, metrics, events and `why`."""
 
     object: str  # "svc/default/web", "EgressPolicy/web", "peer/10.0.0.1"
     reason: str  # "NoReadyEndpoint"
@@ -102,9 +102,7 @@ class Service:
     type: Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"] = "ClusterIP"
     cluster_ips: tuple[IPAddress, ...] = ()  # "None" (headless) is left out
     external_ips: tuple[IPAddress, ...] = ()
-    requested_ips: tuple[
-        IPAddress, ...
-    ] = ()  # spec.loadBalancerIP and the annotations that ask for addresses
+    requested_ips: tuple[IPAddress, ...] = ()  # spec.loadBalancerIP and the annotations that ask for addresses
     requested_pool: str = ""  # annotation …/address-pool
     status_ips: tuple[IPAddress, ...] = ()  # status.loadBalancer.ingress: what was assigned before
     ports: tuple[ServicePort, ...] = ()
@@ -327,9 +325,7 @@ class Snapshot:
         )  # fmt: skip
 
 
-def selection_matches(
-    selection: PodSelection, pod: Pod, namespace_labels: Labels, node_labels: Labels
-) -> bool:
+def selection_matches(selection: PodSelection, pod: Pod, namespace_labels: Labels, node_labels: Labels) -> bool:
     """Whether `selection` takes `pod`. Pod selectors also see Cilium's pseudo label for the namespace."""
     pod_labels = {**pod.labels, NAMESPACE_LABEL: pod.namespace}
     return (

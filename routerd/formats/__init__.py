@@ -1,1 +1,1 @@
-"""Translation at the edge: what users bring (YAML of several families) becomes `routerd.model`, and nothing behind it asks whence."""
+"""Translation at the edge: what users bring (YAML of several families) becomes `routerd.model`."""
