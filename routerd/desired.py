@@ -1,0 +1,263 @@
+"""The whole state that one node should have: what it announces and how its pods leave.
+
+Pure: a `Snapshot`, rules from configuration, the node's name and facts that only its kernel knows in; the desired
+values of `bgp` and `egress` out. A part that needs something not yet synced is None: touch nothing there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+
+from egress.policy import Desired as EgressDesired
+from egress.policy import Gateway, Group, Policy, Ports
+from routerd.announce import Announcements, Rules, announcements
+from routerd.model import (
+    NAMESPACE_NAME_LABEL,
+    Allocations,
+    EgressGroup,
+    EgressPolicy,
+    IPAddress,
+    IPNetwork,
+    Labels,
+    Node,
+    Pod,
+    Refusal,
+    Service,
+    Snapshot,
+    selection_matches,
+)
+
+DEFAULT_TUNNEL_PORT = 8473  # UDP
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What configuration says about this node's state."""
+
+    node: str
+    rules: Rules = field(default_factory=Rules)
+    cluster_cidrs: tuple[IPNetwork, ...] = ()  # in-cluster networks beside those that the store tells
+    tunnel_port: int = DEFAULT_TUNNEL_PORT
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFacts:
+    """What only this node's kernel and probes know."""
+
+    sessions: Mapping[IPAddress, IPAddress | None] = field(
+        default_factory=dict
+    )  # peer -> local address; None = no route
+    uplinks: tuple[str, ...] = ()  # devices by which egress traffic leaves
+    gateways_down: frozenset[str] = frozenset()  # nodes that our own probe holds down
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """None = something it needs is not synced: touch nothing of that part."""
+
+    announcements: Announcements | None
+    egress: EgressDesired | None
+    refusals: tuple[Refusal, ...] = ()
+
+
+def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts) -> NodeState:
+    """The desired state of `settings.node`, with every refusal that concerns it, sorted by object."""
+    announced = announcements(snapshot, settings.node, settings.rules, facts.sessions)
+    egress, egress_refusals = egress_state(snapshot, settings, facts)
+    refusals = [*_unknown_node(snapshot, settings.node), *egress_refusals, *snapshot.refusals]
+    if announced is not None:
+        refusals.extend(announced.refusals)
+    return NodeState(announced, egress, tuple(sorted(set(refusals), key=_order)))
+
+
+def _order(refusal: Refusal) -> tuple[str, str, str]:
+    return (refusal.object, refusal.reason, refusal.message)
+
+
+def _unknown_node(snapshot: Snapshot, node: str) -> Iterator[Refusal]:
+    if snapshot.nodes is not None and node not in snapshot.nodes:
+        message = (
+            "the store has no Node of this name: add its manifest, or set node-name; nothing is changed until then"
+        )
+        yield Refusal(f"node/{node}", "UnknownNode", message)
+
+
+# --- egress --------------------------------------------------------------------------------------------------------
+
+
+def egress_state(
+    snapshot: Snapshot, settings: Settings, facts: LocalFacts
+) -> tuple[EgressDesired | None, tuple[Refusal, ...]]:
+    """The egress state of this node, IPv4. None = not synced, or the node cannot be a tunnel endpoint."""
+    nodes, namespaces, pods = snapshot.nodes, snapshot.namespaces, snapshot.pods
+    services, policies, allocations = snapshot.services, snapshot.policies, snapshot.allocations
+    if None in (nodes, namespaces, pods, services, policies, allocations):
+        return None, ()
+    assert nodes is not None and namespaces is not None and pods is not None  # for the type checker
+    assert services is not None and policies is not None and allocations is not None
+    here = nodes.get(settings.node)
+    if here is None:
+        return None, ()
+    address = tunnel_endpoint(here)
+    if address is None:
+        message = "the node has no IPv4 address: egress needs one as its tunnel endpoint"
+        return None, (Refusal(f"node/{here.name}", "NoTunnelEndpoint", message),)
+    group_ids, policy_refusals = _policy_groups(policies, allocations)
+    groups, group_refusals = _groups(allocations, nodes, facts.gateways_down)
+    desired = EgressDesired(
+        node=here.name,
+        node_address=address,
+        pods=_pods(pods.values(), policies, here, {n.name: n.labels for n in namespaces.values()}),
+        policies={key: _policy(policies[key], group_ids[key]) for key in sorted(group_ids)},
+        groups=groups,
+        nodes=frozenset(filter(None, map(tunnel_endpoint, nodes.values()))),
+        cluster=in_cluster(snapshot, settings.cluster_cidrs),
+        pod_cidrs=frozenset(ipv4_networks(here.pod_cidrs)),
+        uplinks=facts.uplinks,
+        tunnel_port=settings.tunnel_port,
+    )
+    return desired, (*policy_refusals, *group_refusals)
+
+
+def tunnel_endpoint(node: Node) -> IPv4Address | None:
+    """The first IPv4 address of a node."""
+    return next(ipv4_addresses(node.addresses), None)
+
+
+def ipv4_addresses(addresses: Iterable[IPAddress]) -> Iterator[IPv4Address]:
+    return (address for address in addresses if isinstance(address, IPv4Address))
+
+
+def ipv4_networks(networks: Iterable[IPNetwork]) -> Iterator[IPv4Network]:
+    return (network for network in networks if isinstance(network, IPv4Network))
+
+
+# --- pods and policies
+
+
+def selects(policy: EgressPolicy, pod: Pod, namespace_labels: Labels, node_labels: Labels) -> bool:
+    """Whether any selection of `policy` takes `pod`."""
+    return any(selection_matches(s, pod, namespace_labels, node_labels) for s in policy.selections)
+
+
+def is_steered(pod: Pod) -> bool:
+    """Pods with an address of their own. A finished pod's address may already be another pod's."""
+    return bool(pod.addresses) and not pod.host_network and not pod.finished
+
+
+def _pods(
+    pods: Iterable[Pod], policies: Mapping[str, EgressPolicy], here: Node, namespaces: Mapping[str, Labels]
+) -> dict[IPv4Address, tuple[str, ...]]:
+    steered: dict[IPv4Address, tuple[str, ...]] = {}
+    relevant = [policy for _, policy in sorted(policies.items()) if any(ipv4_networks(policy.destinations))]
+    for pod in pods:
+        if pod.node != here.name or not is_steered(pod):
+            continue
+        namespace = namespaces.get(pod.namespace, {NAMESPACE_NAME_LABEL: pod.namespace})
+        names = tuple(policy.key for policy in relevant if selects(policy, pod, namespace, here.labels))
+        for address in ipv4_addresses(pod.addresses):
+            steered[address] = tuple(sorted({*steered.get(address, ()), *names}))
+    return steered
+
+
+def _policy(policy: EgressPolicy, group: int) -> Policy:
+    return Policy(
+        name=policy.key,
+        group=group,
+        destinations=tuple(ipv4_networks(policy.destinations)),
+        excluded=tuple(ipv4_networks(policy.excluded)),
+        ports=tuple(Ports(p.protocol, p.first, p.last) for p in policy.ports),
+        priority=policy.priority,
+        created=policy.created,
+    )
+
+
+def group_of(key: str, allocations: Allocations) -> EgressGroup | None:
+    """The published IPv4 group that policy `key` leaves through."""
+    return next((g for g in allocations.groups if key in g.policies and g.egress_ip.version == 4), None)
+
+
+def _policy_groups(
+    policies: Mapping[str, EgressPolicy], allocations: Allocations
+) -> tuple[dict[str, int], tuple[Refusal, ...]]:
+    """Group by key of each policy with an IPv4 destination; 0 = none is published, so its traffic is dropped."""
+    published = {
+        key: group.id
+        for group in reversed(allocations.groups)
+        if group.egress_ip.version == 4
+        for key in group.policies
+    }
+    groups: dict[str, int] = {}
+    refusals = []
+    for key, policy in sorted(policies.items()):
+        if not any(ipv4_networks(policy.destinations)):
+            message = "only IPv4 destinations are steered, and the policy has none: add one"
+            refusals.append(Refusal(key, "UnsupportedFamily", message))
+            continue
+        groups[key] = published.get(key, 0)
+        if key not in published:
+            refusals.append(_no_group(policy, allocations))
+    return groups, tuple(refusals)
+
+
+def _no_group(policy: EgressPolicy, allocations: Allocations) -> Refusal:
+    told = next((r for r in allocations.refusals if r.object == policy.key), None)
+    if told is not None:
+        return Refusal(policy.key, told.reason, f"{told.message}; traffic that the policy covers is dropped")
+    message = "the operator has published no egress group for it: traffic that it covers is dropped until then"
+    return Refusal(policy.key, "NoGroup", message)
+
+
+# --- groups
+
+
+def _groups(
+    allocations: Allocations, nodes: Mapping[str, Node], down: frozenset[str]
+) -> tuple[dict[int, Group], tuple[Refusal, ...]]:
+    groups: dict[int, Group] = {}
+    refusals: list[Refusal] = []
+    for group in allocations.groups:
+        if not isinstance(group.egress_ip, IPv4Address):
+            continue
+        gateways = [_gateway(group, slot.node, slot.slot, nodes, down) for slot in group.gateways]
+        refusals.extend(g for g in gateways if isinstance(g, Refusal))
+        usable = tuple(g for g in gateways if isinstance(g, Gateway))
+        if not group.gateways:
+            message = f"no node is a gateway of group {group.id}: traffic of {', '.join(group.policies)} is dropped"
+            refusals.append(Refusal(f"egress/{group.egress_ip}", "NoGateway", message))
+        groups[group.id] = Group(group.id, group.egress_ip, usable, group.slots, group.node_address)
+    return groups, tuple(refusals)
+
+
+def _gateway(
+    group: EgressGroup, name: str, slot: int, nodes: Mapping[str, Node], down: frozenset[str]
+) -> Gateway | Refusal:
+    address = tunnel_endpoint(nodes[name]) if name in nodes else None
+    if address is None:
+        problem = "has no IPv4 address" if name in nodes else "is not in the store"
+        return Refusal(f"egress/{group.egress_ip}", "UnknownGateway", f"gateway node {name} {problem}: it is left out")
+    return Gateway(name, address, slot, up=name not in down)
+
+
+# --- what counts as inside
+
+
+def _addresses_of(service: Service) -> Iterator[IPAddress]:
+    yield from service.cluster_ips
+    yield from service.external_ips
+
+
+def in_cluster(snapshot: Snapshot, cluster_cidrs: Iterable[IPNetwork]) -> frozenset[IPv4Network]:
+    """Destinations that never leave through a gateway: pods, nodes, services, VIPs and what configuration adds."""
+    networks = {*ipv4_networks(cluster_cidrs), *ipv4_networks(snapshot.service_cidrs)}
+    addresses: set[IPv4Address] = set()
+    for node in (snapshot.nodes or {}).values():
+        networks.update(ipv4_networks(node.pod_cidrs))
+        addresses.update(ipv4_addresses(node.addresses))
+    for service in (snapshot.services or {}).values():
+        addresses.update(ipv4_addresses(_addresses_of(service)))
+    for allocation in snapshot.allocations.services if snapshot.allocations else ():
+        addresses.update(ipv4_addresses(allocation.addresses))
+    return frozenset(networks | {IPv4Network(address) for address in addresses})
