@@ -1,0 +1,105 @@
+"""A small synced cluster for tests of pure decisions: node a and b, one service, one pool, one peer, one policy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+from routerd.model import (
+    AddressPool,
+    Advertisement,
+    Allocations,
+    BgpConfig,
+    EgressGroup,
+    EgressPolicy,
+    Endpoint,
+    EndpointSlice,
+    GatewaySlot,
+    Namespace,
+    Node,
+    Peer,
+    Pod,
+    PodSelection,
+    Service,
+    ServiceAllocation,
+    Snapshot,
+)
+from routerd.selectors import LabelSelector
+
+TOR = ip_address("10.0.0.1")
+LOCAL = {TOR: ip_address("10.0.0.11")}
+
+
+def node(name: str, last: int, **fields: object) -> Node:
+    values: dict[str, object] = {
+        "labels": {"kubernetes.io/hostname": name},
+        "addresses": (ip_address(f"10.0.0.{last}"), ip_address(f"fd00::{last}")),
+        "pod_cidrs": (ip_network(f"10.1.{last}.0/24"),),
+    }
+    return Node(name, **{**values, **fields})  # type: ignore[arg-type]
+
+
+def service(name: str, **fields: object) -> Service:
+    values: dict[str, object] = {"type": "LoadBalancer", "cluster_ips": (ip_address("10.96.0.10"),)}
+    return Service("default", name, **{**values, **fields})  # type: ignore[arg-type]
+
+
+def endpoints(name: str, *nodes: str, ready: bool = True) -> EndpointSlice:
+    addresses = [Endpoint((ip_address(f"10.1.11.{i + 2}"),), node, ready) for i, node in enumerate(nodes)]
+    return EndpointSlice("default", f"{name}-1", name, tuple(addresses))
+
+
+def allocation(name: str, *addresses: str, pool: str = "default") -> ServiceAllocation:
+    return ServiceAllocation(f"default/{name}", pool, tuple(ip_address(address) for address in addresses))
+
+
+def pool(name: str = "default", block: str = "192.0.2.0/24", **fields: object) -> AddressPool:
+    return AddressPool(name, (ip_network(block),), **fields)  # type: ignore[arg-type]
+
+
+def advertisement(**fields: object) -> Advertisement:
+    return Advertisement(**fields)  # type: ignore[arg-type]
+
+
+def group(**fields: object) -> EgressGroup:
+    values: dict[str, object] = {
+        "id": 7,
+        "egress_ip": ip_address("198.51.100.7"),
+        "policies": ("EgressPolicy/web",),
+        "gateways": (GatewaySlot("b", 0), GatewaySlot("a", 1)),
+        "slots": 2,
+        "epoch": 3,
+    }
+    return EgressGroup(**{**values, **fields})  # type: ignore[arg-type]
+
+
+def policy(name: str = "web", **fields: object) -> EgressPolicy:
+    values: dict[str, object] = {
+        "selections": (PodSelection(pods=LabelSelector((("app", "web"),))),),
+        "destinations": (ip_network("203.0.113.0/24"),),
+    }
+    return EgressPolicy(name, **{**values, **fields})  # type: ignore[arg-type]
+
+
+def pod(name: str, address: str, **fields: object) -> Pod:
+    values: dict[str, object] = {"node": "a", "addresses": (ip_address(address),), "labels": {"app": "web"}}
+    return Pod("default", name, **{**values, **fields})  # type: ignore[arg-type]
+
+
+def snapshot(**fields: object) -> Snapshot:
+    """A cluster in which node a announces 192.0.2.1/32 and steers pod default/web-1 by EgressPolicy/web."""
+    web = service("web")
+    web_pod = pod("web-1", "10.1.11.2")
+    whole = Snapshot(
+        nodes={"a": node("a", 11), "b": node("b", 12)},
+        namespaces={"default": Namespace("default")},
+        pods={web_pod.key: web_pod},
+        services={web.key: web},
+        endpoint_slices=(endpoints("web", "a", "b"),),
+        bgp=BgpConfig((Peer(TOR, 64512, 64512),)),
+        pools={"default": pool()},
+        policies={"EgressPolicy/web": policy()},
+        allocations=Allocations(1, (allocation("web", "192.0.2.1"),), (group(),)),
+        service_cidrs=(ip_network("10.96.0.0/12"),),
+    )
+    return replace(whole, **fields)  # type: ignore[arg-type]
