@@ -1,0 +1,165 @@
+"""Network namespaces for tests: make, enter, run in, remove. Knows nothing of routerd or of the lab's topology.
+
+A process is put into a namespace by setns(2) on the calling thread alone, before fork or socket(2). `ip netns exec`
+is not used: it also gives the process a mount namespace with a fresh /sys, without the bpffs, so that every pin made
+there would vanish with the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+CLONE_NEWNET = 0x40000000
+NETNS_DIR = Path("/run/netns")
+_libc = ctypes.CDLL(None, use_errno=True)
+_children: dict[int, subprocess.Popen[bytes]] = {}  # what `popen` started and nobody has reaped yet
+
+
+class CommandError(Exception):
+    """A command failed. `str()` holds the command, its exit status and what it said."""
+
+
+class WaitTimeout(Exception):
+    """A condition did not come true in time."""
+
+
+def wait(condition: Callable[[], T], timeout: float, what: str, interval: float = 0.02) -> T:
+    """Polls until `condition` returns something true and returns it; `timeout` and `interval` in seconds.
+
+    Raises WaitTimeout with `what` and the last value, so that a failure says how far it got.
+    """
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise WaitTimeout(f"not within {timeout:g} s: {what} (last seen: {value!r})")
+        time.sleep(interval)
+    return value
+
+
+def _setns(fd: int) -> None:
+    if _libc.setns(fd, CLONE_NEWNET) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"setns: {os.strerror(number)}")
+
+
+@contextlib.contextmanager
+def entered(name: str) -> Iterator[None]:
+    """The calling thread is in namespace `name` inside the block; its sockets, children and /proc/sys/net are too."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        target = os.open(NETNS_DIR / name, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _setns(target)
+        finally:
+            os.close(target)
+        try:
+            yield
+        finally:
+            _setns(home)
+    finally:
+        os.close(home)
+
+
+def run(command: Sequence[str], *, stdin: str = "", timeout: float = 20, check: bool = True) -> str:
+    """Runs a command where the calling thread is and returns its standard output.
+
+    With `check`, raises CommandError on a status other than 0; else standard error is appended to what is returned.
+    """
+    done = subprocess.run(list(command), input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+    if check and done.returncode != 0:
+        said = (done.stderr or done.stdout).strip()
+        raise CommandError(f"{' '.join(command)}: exit status {done.returncode}: {said}")
+    return done.stdout if check else done.stdout + done.stderr
+
+
+class Namespace:
+    """One named network namespace (`/run/netns/NAME`). `label` is its short name in messages and log files."""
+
+    def __init__(self, name: str, label: str) -> None:
+        self.name = name
+        self.label = label
+
+    def create(self) -> None:
+        run(["ip", "netns", "add", self.name])
+        self.sysctl({"net.ipv6.conf.default.accept_dad": 0, "net.ipv6.conf.all.accept_dad": 0})
+        self.ip("link set lo up")
+
+    def ip(self, *lines: str) -> None:
+        """Runs `ip` command lines inside as one batch; raises CommandError at the first that fails."""
+        run(["ip", "-n", self.name, "-batch", "-"], stdin="\n".join(lines) + "\n")
+
+    def sysctl(self, values: dict[str, int | str]) -> None:
+        """Sets sysctls; the keys are written with dots, device names with slashes as in `net.ipv4.conf.eth0/1`."""
+        with entered(self.name):
+            for key, value in values.items():
+                path = "/".join(part.replace("/", ".") for part in key.split("."))
+                Path("/proc/sys", path).write_text(str(value))
+
+    def run(self, command: Sequence[str], *, stdin: str = "", timeout: float = 20, check: bool = True) -> str:
+        """`run` inside."""
+        with entered(self.name):
+            return run(command, stdin=stdin, timeout=timeout, check=check)
+
+    def popen(self, command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+        """Starts a process inside, in its own session, its output appended to `log`; it may outlive the lab's owner."""
+        with log.open("ab") as out, entered(self.name):
+            child = subprocess.Popen(
+                list(command), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        _children[child.pid] = child
+        return child
+
+    def nft(self, rules: str) -> None:
+        """Loads an nftables ruleset inside."""
+        self.run(["nft", "-f", "-"], stdin=rules)
+
+    def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
+        """A socket of this namespace, for use from any thread (a socket keeps the namespace it was made in)."""
+        with entered(self.name):
+            return socket.socket(family, kind, protocol)
+
+    def pids(self) -> list[int]:
+        """Processes inside."""
+        return [int(word) for word in run(["ip", "netns", "pids", self.name]).split()]
+
+
+def names(prefix: str) -> list[str]:
+    """Names of the namespaces that start with `prefix`."""
+    return (
+        sorted(path.name for path in NETNS_DIR.glob("*") if path.name.startswith(prefix)) if NETNS_DIR.is_dir() else []
+    )
+
+
+def stop(pids: Sequence[int], grace: float = 2.0) -> None:
+    """SIGTERM, then SIGKILL after `grace` seconds; returns when the processes are gone, and reaps our own children."""
+    for sent, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
+        alive = [pid for pid in pids if is_alive(pid)]
+        for pid in alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, sent)
+        deadline = time.monotonic() + seconds
+        while any(is_alive(pid) for pid in alive) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    for pid, child in list(_children.items()):
+        if child.poll() is not None:
+            del _children[pid]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process exists and is not a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in {"Z", "X"}
