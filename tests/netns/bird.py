@@ -78,24 +78,27 @@ def _peer_text(peer: BirdPeer) -> str:
 def parse_routes(text: str) -> dict[str, list[Route]]:
     """`show route all` as prefix -> paths, the best first; several next hops of one path become several entries."""
     routes: dict[str, list[Route]] = {}
-    prefix, head, vias, attributes = "", None, [], {}
-
-    def close() -> None:
-        if head is not None:
-            for via in vias or [""]:
-                route = Route(prefix, head["protocol"], via, bool(head["best"]), dict(attributes))
-                routes.setdefault(prefix, []).append(route)
-
-    for line in text.splitlines():
-        if match := _ROUTE.match(line):
-            close()
-            prefix, head, vias, attributes = match["prefix"] or prefix, match, [], {}
-        elif head is not None and (match := _VIA.match(line)):
-            vias.append(match["address"])
-        elif head is not None and (match := _ATTRIBUTE.match(line)):
-            attributes[match["name"]] = match["value"].strip()
-    close()
+    prefix = ""
+    for block in _blocks(text):
+        head = _ROUTE.match(block[0])
+        if head is None:
+            continue
+        prefix = head["prefix"] or prefix  # only the first path of a prefix repeats it
+        vias = [match["address"] for line in block if (match := _VIA.match(line))]
+        attributes = {match["name"]: match["value"].strip() for line in block if (match := _ATTRIBUTE.match(line))}
+        for via in vias or [""]:
+            routes.setdefault(prefix, []).append(Route(prefix, head["protocol"], via, bool(head["best"]), attributes))
     return {key: sorted(paths, key=lambda route: not route.best) for key, paths in routes.items()}
+
+
+def _blocks(text: str) -> list[list[str]]:
+    """The lines of each path: its first line and those that follow it."""
+    blocks: list[list[str]] = []
+    for line in text.splitlines():
+        if _ROUTE.match(line) or not blocks:
+            blocks.append([])
+        blocks[-1].append(line)
+    return blocks
 
 
 def parse_sessions(text: str) -> dict[str, str]:
