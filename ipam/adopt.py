@@ -1,0 +1,101 @@
+"""The first steps of a plan: records are taken as used, then what requests say they have. Pure.
+
+Nothing here gives out an address that nobody has yet: that is `ipam.serve`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from ipam.pool import Denial, Pool, address_of, key_of
+from ipam.round import Record, Request, Round
+
+
+def take_records(work: Round, records: Iterable[Record]) -> None:
+    """Live records before idle ones: an address that one of two holders left is still held."""
+    idle, stranded = [], []
+    for record in sorted(records, key=lambda each: (each.since, each.owner, key_of(each.address))):
+        request = work.requests.get(record.owner)
+        if request is None or record.state != "used":
+            idle.append(record)
+            continue
+        key = key_of(record.address)
+        pool = work.home(key, record.pool)
+        if pool is None and not request.given:
+            if record.pool in work.by_name and work.by_name[record.pool].spec.disabled:
+                continue  # drained: the owner gets another address
+            stranded.append(record)
+        work.hold(pool or work.outside, key, request, record.since, record)
+    for record in idle:
+        _take_idle(work, record)
+    work.denials += _stranded(stranded)
+
+
+def _take_idle(work: Round, record: Record) -> None:
+    """An address whose owner is gone or has left it: reserved if it is bound, else cooling, in the end free."""
+    key, now = key_of(record.address), work.now
+    pool = work.home(key, record.pool) or work.outside
+    since = now if record.state == "used" else min(record.since, now)  # a clock set back must not lengthen the wait
+    retention = work.timers.retention
+    if record.state != "cooling" and record.bound:
+        if retention is None or since + retention > now:
+            pool.reserve(key, record.owner)
+            _keep_idle(work, replace(record, state="reserved", since=since, pool=pool.name), record)
+            return
+        since = now
+    free = key not in pool.holders and key not in pool.reserved
+    if not free or since + work.timers.cooldown <= now or not pool.contains(key):
+        return
+    if key in pool.cooling:  # of two owners that left a shared address, the later one is remembered
+        work.idle.pop((key, pool.cooling[key].owner), None)
+    pool.cool(key, record.owner, since)
+    _keep_idle(work, replace(record, state="cooling", since=since, pool=pool.name), record)
+
+
+def _keep_idle(work: Round, kept: Record, before: Record) -> None:
+    key = key_of(kept.address)
+    work.idle[key, kept.owner] = before if kept == before else kept
+    work.returning.setdefault(kept.owner, []).append(key)
+
+
+def _stranded(records: list[Record]) -> list[Denial]:
+    """One denial for each pool that no longer has addresses in use. The owners keep them."""
+    by_pool: dict[str, list[Record]] = {}
+    for record in records:
+        by_pool.setdefault(record.pool, []).append(record)
+    return [
+        Denial(
+            f"AddressPool/{pool}",
+            "AddressesStranded",
+            "new config not compatible with assigned IPs: "
+            + ", ".join(sorted(f'{each.owner} cannot own ["{each.address}"] under new config' for each in group))
+            + "; they keep them: restore the blocks, release the owners, or mark the pool disabled to move them",
+        )
+        for pool, group in sorted(by_pool.items())
+    ]
+
+
+def adopt_known(work: Round) -> None:
+    for request in work.requests.values():
+        if work.held.get(request.owner):
+            continue
+        for address in (*request.known, *map(address_of, work.returning.get(request.owner, ()))):
+            key = key_of(address)
+            pool = work.home(key)
+            if pool is not None and _adoptable(work, request, pool, key):
+                work.hold(pool, key, request, work.now)
+
+
+def _adoptable(work: Round, request: Request, pool: Pool, key: int) -> bool:
+    mine = work.held.get(request.owner, {})
+    address = address_of(key)
+    return (
+        (not request.addresses or address in request.addresses)
+        and request.pool in ("", pool.name)
+        and request.purpose in pool.spec.uses
+        and address.version in request.versions
+        and all(record.pool == pool.name and record.address.version != address.version for record in mine.values())
+        and (not mine or request.families != "one")
+        and not pool.leaves_out(key)
+    )

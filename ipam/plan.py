@@ -1,0 +1,111 @@
+"""Who gets which address: a pure function of pools, records, requests and the time.
+
+Three steps, always in this order: take every record as used, adopt what requests say they have, then serve what is
+missing (requested addresses before any address will do). So nothing moves that need not, and the same input gives the
+same output. Whatever cannot be had is a `Denial`; an owner that is denied a change keeps what it has.
+
+It must not know what the owners are (services, policies), nor where records are kept.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from ipam.adopt import adopt_known, take_records
+from ipam.pool import Counts, Denial, IPAddress, Pool, PoolSpec, key_of
+from ipam.round import Record, Request, Round, Timers
+from ipam.serve import serve_any, serve_requested
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    pool: str
+    addresses: tuple[IPAddress, ...]  # in the order of the request's families
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The records as they should be, and what came of each request. Unchanged records are the same objects."""
+
+    records: tuple[Record, ...]  # sorted by address, then owner
+    grants: Mapping[str, Grant]  # by owner
+    denials: tuple[Denial, ...]
+    counts: Mapping[str, Counts]  # by pool
+    next_due: float | None  # when the plan changes with no other input, seconds of the Unix epoch
+
+
+def plan(
+    pools: Iterable[PoolSpec],
+    records: Iterable[Record],
+    requests: Iterable[Request],
+    now: float,
+    timers: Timers | None = None,
+) -> Plan:
+    """Serves `requests` from `pools`, given what is recorded. `now` is in seconds of the Unix epoch."""
+    timers = timers or Timers()
+    specs = sorted(pools, key=lambda spec: (-spec.priority, spec.name))
+    conflicts = _conflicts(specs)
+    ordered = sorted(requests, key=lambda request: (request.created, request.owner))
+    work = Round(
+        tuple(Pool(spec, timers.cooldown) for spec in specs),
+        frozenset(denial.owner for denial in conflicts),
+        {request.owner: request for request in ordered},
+        now,
+        timers,
+    )
+    work.denials += [replace(denial, owner=f"AddressPool/{denial.owner}") for denial in conflicts]
+    take_records(work, records)
+    adopt_known(work)
+    for request in ordered:
+        if request.addresses:
+            serve_requested(work, request)
+    for request in ordered:
+        if not request.addresses:
+            serve_any(work, request)
+    return _result(work)
+
+
+def _result(work: Round) -> Plan:
+    grants = {}
+    for owner, request in work.requests.items():
+        mine = work.held.get(owner)
+        if mine:
+            order: Mapping[int, int] = {version: index for index, version in enumerate(request.versions)}
+            records = sorted(mine.values(), key=lambda each: order.get(each.address.version, 9))
+            grants[owner] = Grant(records[0].pool, tuple(record.address for record in records))
+    records = [record for mine in work.held.values() for record in mine.values()] + list(work.idle.values())
+    records.sort(key=lambda record: (key_of(record.address), record.owner))
+    counts = {pool.name: pool.counts() for pool in work.pools}
+    return Plan(tuple(records), grants, tuple(work.denials), counts, _next_due(work))
+
+
+def _next_due(work: Round) -> float | None:
+    wait = {"cooling": work.timers.cooldown, "reserved": work.timers.retention, "used": None}
+    waits = ((record.since, wait[record.state]) for record in work.idle.values())
+    return min((since + seconds for since, seconds in waits if seconds is not None), default=None)
+
+
+def _conflicts(specs: list[PoolSpec]) -> list[Denial]:
+    """Pools that overlap with an earlier one (by priority, then name). `owner` is the bare name of the pool."""
+    ranges: list[tuple[int, int, str]] = []  # first key, last key, pool: disjoint and sorted
+    denials = []
+    for spec in specs:
+        blocks = [(key_of(net.network_address), key_of(net.broadcast_address), str(net)) for net in spec.blocks]
+        hits = ((text, _overlapping(ranges, first, last)) for first, last, text in blocks)
+        hit = next(((text, other) for text, other in hits if other), None)
+        if hit:
+            message = f'"{hit[0]}" in pool "{spec.name}" overlaps with pool "{hit[1]}": it gives no new addresses'
+            denials.append(Denial(spec.name, "PoolConflicting", message))
+            continue
+        for first, last, _ in blocks:
+            if not _overlapping(ranges, first, last):  # a pool may repeat a block of its own
+                insort(ranges, (first, last, spec.name))
+    return denials
+
+
+def _overlapping(ranges: list[tuple[int, int, str]], first: int, last: int) -> str:
+    """The pool of a range that has addresses in common with `first` … `last`; "" if there is none."""
+    index = bisect_left(ranges, (last + 1,))
+    return ranges[index - 1][2] if index and ranges[index - 1][1] >= first else ""

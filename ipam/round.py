@@ -1,0 +1,97 @@
+"""What goes into a plan (records, requests) and its working state while it is made. Pure.
+
+A `Round` lives for one call of `ipam.plan.plan`; it must not outlive it, nor decide anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from ipam.pool import COOLDOWN, Denial, IPAddress, Pool, PoolSpec, Use, Version, address_of
+
+State = Literal["used", "reserved", "cooling"]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One owner's hold on one address, as the ledger keeps it. `since` is in seconds of the Unix epoch."""
+
+    address: IPAddress
+    owner: str
+    pool: str  # "" = given by the owner, outside every pool
+    state: State
+    since: float  # when the state began
+    bound: bool = False  # stays reserved for the owner's name when the owner goes
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one owner wants."""
+
+    owner: str
+    purpose: Literal["loadbalancer", "egress"]
+    versions: tuple[Version, ...] = (4, 6)  # in order of preference
+    families: Literal["one", "prefer-all", "all"] = "one"  # SingleStack, PreferDualStack, RequireDualStack
+    addresses: tuple[IPAddress, ...] = ()  # requested; () = any
+    pool: str = ""  # requested; "" = any
+    known: tuple[IPAddress, ...] = ()  # what the owner says it has, where no record says otherwise
+    use: Use = field(default_factory=Use)
+    bound: bool = False  # see `Record.bound`
+    given: bool = False  # the requested addresses may lie outside every pool
+    created: str = ""  # RFC 3339; older requests are served first, then by owner
+
+
+@dataclass(frozen=True, slots=True)
+class Timers:
+    cooldown: float = COOLDOWN  # seconds
+    retention: float | None = None  # seconds that an address stays bound to a name without owner; None = for ever
+
+
+@dataclass(slots=True)
+class Round:
+    """The state of one plan while it is made."""
+
+    pools: tuple[Pool, ...]  # by priority, then name
+    conflicting: frozenset[str]
+    requests: dict[str, Request]  # in the order of service
+    now: float
+    timers: Timers
+    by_name: dict[str, Pool] = field(init=False)
+    outside: Pool = field(init=False)  # addresses that lie in no pool
+    held: dict[str, dict[int, Record]] = field(default_factory=dict)  # owner -> key -> record
+    idle: dict[tuple[int, str], Record] = field(default_factory=dict)  # reserved and cooling
+    returning: dict[str, list[int]] = field(default_factory=dict)  # owner -> what it left: reserved or cooling
+    denials: list[Denial] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.by_name = {pool.name: pool for pool in self.pools}
+        self.outside = Pool(PoolSpec(""), self.timers.cooldown)
+
+    def home(self, key: int, name: str = "") -> Pool | None:
+        """The pool that the address belongs to: with overlapping pools the first one, else `name` if it can be."""
+        pool = self.by_name.get(name)
+        if pool is not None and not self.conflicting and pool.contains(key):
+            return pool
+        return next((pool for pool in self.pools if pool.contains(key)), None)
+
+    def hold(self, pool: Pool, key: int, request: Request, since: float, before: Record | None = None) -> Denial | None:
+        denied = pool.hold(key, request.owner, request.use)
+        if denied is None:
+            record = Record(address_of(key), request.owner, pool.name, "used", since, request.bound)
+            self.held.setdefault(request.owner, {})[key] = before if before == record else record
+            self.idle.pop((key, request.owner), None)
+        return denied
+
+    def drop(self, owner: str, key: int) -> None:
+        """The owner moves off the address. A bound one stays reserved for its name."""
+        record = self.held[owner].pop(key)
+        pool = self.home(key, record.pool) or self.outside
+        if record.bound:
+            pool.reserve(key, owner)
+        pool.release(key, owner, self.now)
+        if record.bound or key in pool.cooling:
+            self.idle[key, owner] = replace(record, state="reserved" if record.bound else "cooling", since=self.now)
+
+    def deny(self, request: Request, reason: str, message: str) -> None:
+        self.denials.append(Denial(request.owner, reason, message))

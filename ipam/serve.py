@@ -1,0 +1,201 @@
+"""The last step of a plan: requests that still lack addresses are served, or denied with a reason. Pure.
+
+The wording of denials is MetalLB's where it has one. An owner that is denied a change keeps what it has.
+"""
+
+from __future__ import annotations
+
+from ipam.pool import Denial, Pool, Version, address_of, key_of
+from ipam.round import Request, Round
+
+
+def serve_requested(work: Round, request: Request) -> None:
+    """All of the requested addresses or none."""
+    keys = [key_of(address) for address in request.addresses]
+    mine = work.held.get(request.owner, {})
+    if set(keys) == set(mine):
+        return
+    denied = _malformed(request) or _not_allowed(work, request, keys)
+    homes = [work.home(key) or work.outside for key in keys]
+    if denied is None:
+        found = (pool.denial(key, request.owner, request.use) for pool, key in zip(homes, keys, strict=True))
+        denied = next((denial for denial in found if denial), None)
+    if denied is not None:
+        work.denials.append(denied)
+        return
+    for key in set(mine) - set(keys):
+        work.drop(request.owner, key)
+    for pool, key in zip(homes, keys, strict=True):
+        if key not in mine:
+            work.hold(pool, key, request, work.now)
+
+
+def serve_any(work: Round, request: Request) -> None:
+    """Whatever the request lacks, from the pool it is in, else from the first pool that can serve it."""
+    _drop_unwanted_families(work, request)
+    mine = work.held.get(request.owner, {})
+    if mine:
+        current = next(iter(mine.values())).pool
+        missing = _missing_families(request, [record.address.version for record in mine.values()])
+        if request.pool in ("", current):
+            if not missing:
+                return
+            if request.families != "one":
+                _add_families(work, request, current, missing)
+                return
+    chosen = _choose(work, request)
+    if chosen is None:
+        return
+    for key in list(mine):
+        work.drop(request.owner, key)
+    pool, keys = chosen
+    for key in keys:
+        work.hold(pool, key, request, work.now)
+
+
+# --- requested addresses -------------------------------------------------------------------------------------------
+
+
+def _malformed(request: Request) -> Denial | None:
+    versions = [address.version for address in request.addresses]
+    if len(versions) > 2:
+        return Denial(request.owner, "InvalidRequest", f"More than two addresses: {_quoted(request)}")
+    if len(set(versions)) < len(versions):
+        return Denial(request.owner, "InvalidRequest", f"{_quoted(request)} has the same family")
+    wrong_count = (
+        len(versions) != {"one": 1, "prefer-all": len(versions), "all": len(request.versions)}[request.families]
+    )
+    if wrong_count or not set(versions) <= set(request.versions):
+        message = f"{_quoted(request)} does not match the IP families of the service: request addresses of its families"
+        return Denial(request.owner, "FamilyMismatch", message)
+    return None
+
+
+def _not_allowed(work: Round, request: Request, keys: list[int]) -> Denial | None:
+    """Whether the pools let the request have these addresses, whoever holds them."""
+    pools = {pool.name if pool else None: pool for pool in map(work.home, keys)}
+    if request.pool and request.pool not in work.by_name:
+        return _unknown(request)
+    if request.pool and set(pools) != {request.pool}:
+        message = f'requested {_quoted(request)} is not compatible with requested address pool "{request.pool}"'
+        return Denial(request.owner, "NotInPool", message)
+    if request.given and not request.pool:
+        return None  # the address is the owner's own word
+    pool = next(iter(pools.values()))
+    if len(pools) != 1 or pool is None or request.purpose not in pool.spec.uses or any(map(pool.leaves_out, keys)):
+        return Denial(request.owner, "NotInPool", f"{_quoted(request)} is not allowed in config")
+    return _closed(work, request, pool)
+
+
+def _quoted(request: Request) -> str:
+    return "[" + " ".join(f'"{address}"' for address in request.addresses) + "]"
+
+
+# --- any address -----------------------------------------------------------------------------------------------------
+
+
+def _drop_unwanted_families(work: Round, request: Request) -> None:
+    """After an edit of the families: one that is no longer wanted goes, unless nothing would be left."""
+    mine = work.held.get(request.owner, {})
+    present = {record.address.version for record in mine.values()}
+    wanted = [version for version in request.versions if version in present]
+    if request.families == "one":
+        wanted = wanted[:1]
+    if wanted:
+        for key in [key for key, record in mine.items() if record.address.version not in wanted]:
+            work.drop(request.owner, key)
+
+
+def _missing_families(request: Request, present: list[int]) -> list[Version]:
+    missing = [version for version in request.versions if version not in present]
+    return [] if request.families == "one" and len(missing) < len(request.versions) else missing
+
+
+def _add_families(work: Round, request: Request, pool_name: str, missing: list[Version]) -> None:
+    """A service that became dual-stack gets the second family from the pool of the first."""
+    pool = work.by_name.get(pool_name)
+    for version in missing:
+        key = None
+        if pool is not None and _closed(work, request, pool) is None:
+            key = _find(work, request, pool, version)
+        if pool is not None and key is not None:
+            work.hold(pool, key, request, work.now)
+        elif request.families == "all":
+            work.denials.append(_exhausted(request, pool_name, version))
+
+
+def _choose(work: Round, request: Request) -> tuple[Pool, list[int]] | None:
+    """The first pool, by priority, that can serve the request; None after a denial."""
+    candidates = _candidates(work, request)
+    if not candidates:
+        return None
+    attempts = _attempts(request, candidates)
+    for versions in attempts:
+        for pool in candidates:
+            keys = [key for version in versions if (key := _find(work, request, pool, version)) is not None]
+            if len(keys) == len(versions):
+                return pool, keys
+    lacking = [
+        version
+        for version in attempts[0]
+        if all(_find(work, request, pool, version) is None for pool in candidates)
+    ]  # fmt: skip
+    work.denials.append(_exhausted(request, request.pool, (lacking or attempts[0])[0]))
+    return None
+
+
+def _attempts(request: Request, candidates: list[Pool]) -> list[list[Version]]:
+    """Which families to look for together, best first."""
+    versions = list(request.versions)
+    if request.families == "all":
+        return [versions]
+    if request.families == "prefer-all":
+        return [versions, *([version] for version in versions)]
+    # One family, by what the pools offer: an exhausted first family is not replaced by the second.
+    offered = [version for version in versions if any(pool.has_version(version) for pool in candidates)]
+    return [(offered or versions)[:1]]
+
+
+def _find(work: Round, request: Request, pool: Pool, version: Version) -> int | None:
+    """An address that the owner had before and nobody else has, else what the pool finds."""
+    for key in work.returning.get(request.owner, ()):
+        usable = address_of(key).version == version and work.home(key) is pool
+        if usable and pool.denial(key, request.owner, request.use) is None:
+            return key
+    return pool.find(request.owner, version, request.use)
+
+
+def _candidates(work: Round, request: Request) -> list[Pool]:
+    if request.pool:
+        pool = work.by_name.get(request.pool)
+        denied = _unknown(request) if pool is None else _closed(work, request, pool)
+        if denied is not None:
+            work.denials.append(denied)
+        return [pool] if pool is not None and denied is None else []
+    usable = [pool for pool in work.pools if pool.spec.auto_assign and _closed(work, request, pool) is None]
+    if not usable:
+        message = f"no available IPs: no enabled pool for {request.purpose} assigns addresses by itself; add one"
+        work.denials.append(Denial(request.owner, "NoPool", message))
+    return usable
+
+
+def _closed(work: Round, request: Request, pool: Pool) -> Denial | None:
+    """Why a pool gives the request nothing new at all."""
+    if request.purpose not in pool.spec.uses:
+        message = f'pool "{pool.name}" does not serve {request.purpose}: add the use to the pool'
+        return Denial(request.owner, "PoolNotForUse", message)
+    if pool.spec.disabled:
+        return Denial(request.owner, "PoolDisabled", f'pool "{pool.name}" is disabled: it gives no new addresses')
+    if pool.name in work.conflicting:
+        return Denial(request.owner, "PoolConflicting", f'pool "{pool.name}" overlaps with another: correct its blocks')
+    return None
+
+
+def _unknown(request: Request) -> Denial:
+    return Denial(request.owner, "UnknownPool", f'unknown pool "{request.pool}"')
+
+
+def _exhausted(request: Request, pool: str, version: Version) -> Denial:
+    where = f' in pool "{pool}"' if pool else ""
+    message = f"no available IPs{where} for IPv{version} IPFamily: add a block, or release addresses"
+    return Denial(request.owner, "PoolExhausted", message)
