@@ -1,0 +1,443 @@
+"""YAML and JSON text to places: scalars stay text, and every value knows its file, line, column and key path.
+
+PyYAML's own typing is left out on purpose: it reads the community `64512:1` as 3870721 and the password `0123` as 83,
+and lets a repeated key win silently. Readers ask a `Value` for the type that they expect; what does not fit raises
+`InputError` with the place, what was found and what was expected. This module knows no kind of object.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from ipaddress import IPv4Address, ip_address, ip_network
+from typing import Any, NoReturn
+
+import yaml
+
+from routerd.errors import InputError
+from routerd.model import IPAddress, IPNetwork, Origin
+
+NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+IMPLICIT = "implicit"  # tag of a scalar without an explicit one
+MAX_NODES = 2_000_000  # of a document with its aliases written out
+_DECIMAL = re.compile(r"[-+]?[0-9]+")
+_NETWORK = re.compile(r"[^/%]+/[0-9]{1,3}")
+
+_CParser: Any = getattr(yaml, "CBaseLoader", None) or yaml.BaseLoader
+
+
+class _Loader(_CParser):  # type: ignore[misc]
+    """Composes nodes and resolves no tags."""
+
+    def resolve(self, kind: type[yaml.Node], value: object, implicit: object) -> str:
+        return IMPLICIT
+
+    def descend_resolver(self, current: object, index: object) -> None:
+        pass
+
+    def ascend_resolver(self) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a text begins: a document inside a ConfigMap begins at a line and a column of the file around it."""
+
+    file: str = ""
+    line: int = 0  # added to every line
+    column: int = 0  # added to every column
+    fixed: bool = False  # the text is not the file's own (escaped, folded): every place is the start of the text
+
+
+NOWHERE = Source()
+
+
+class Value:
+    """One node of a document and the key path to it."""
+
+    __slots__ = ("__dict__", "node", "path", "source")
+
+    def __init__(self, node: Any, source: Source, path: str = "") -> None:
+        self.node = node
+        self.source = source
+        self.path = path
+
+    @property
+    def line(self) -> int:
+        """1-based, in the file."""
+        own = 0 if self.source.fixed else self.node.start_mark.line
+        return int(self.source.line + own + 1)
+
+    @property
+    def column(self) -> int:
+        """1-based, in the file."""
+        own = 0 if self.source.fixed else self.node.start_mark.column
+        return int(self.source.column + own + 1)
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.source.file, self.line)
+
+    @property
+    def is_scalar(self) -> bool:
+        return isinstance(self.node, yaml.ScalarNode)
+
+    @property
+    def is_mapping(self) -> bool:
+        return isinstance(self.node, yaml.MappingNode)
+
+    @property
+    def is_list(self) -> bool:
+        return isinstance(self.node, yaml.SequenceNode)
+
+    @property
+    def is_quoted(self) -> bool:
+        """Quoted or a block scalar: a string whatever it looks like."""
+        return bool(self.node.style) if self.is_scalar else False
+
+    @property
+    def is_null(self) -> bool:
+        return self.is_scalar and not self.is_quoted and self.node.value in NULLS
+
+    @property
+    def text(self) -> str:
+        """The text of a scalar as written."""
+        return str(self.node.value)
+
+    def error(self, message: str) -> InputError:
+        return InputError(message, file=self.source.file, line=self.line, column=self.column, key=self.path)
+
+    def found(self) -> str:
+        """What stands here, in words."""
+        if self.is_mapping:
+            return "a mapping"
+        if self.is_list:
+            return "a list"
+        if self.is_null:
+            return "nothing"
+        shown = self.text if len(self.text) <= 60 else self.text[:57] + "..."
+        return f'the string "{shown}"' if self.is_quoted else f'"{shown}"'
+
+    def expected(self, what: str) -> NoReturn:
+        raise self.error(f"found {self.found()}, expected {what}")
+
+    def string(self, what: str = "a string") -> str:
+        """The text of a scalar; numbers and booleans are taken as they are written."""
+        if not self.is_scalar or self.is_null:
+            self.expected(what)
+        return self.text
+
+    def name(self, what: str = "a name") -> str:
+        text = self.string(what)
+        if not text:
+            self.expected(what)
+        return text
+
+    def integer(self, low: int, high: int) -> int:
+        """A plain decimal integer, both ends included."""
+        what = f"an integer from {low} to {high}"
+        if not self.is_scalar or self.is_quoted or not _DECIMAL.fullmatch(self.text):
+            self.expected(what)
+        number = int(self.text)
+        if not low <= number <= high:
+            self.expected(what)
+        return number
+
+    def boolean(self) -> bool:
+        if not self.is_scalar or self.is_quoted or self.text not in BOOLEANS:
+            self.expected("true or false")
+        return BOOLEANS[self.text]
+
+    def choice(self, *options: str) -> str:
+        """One of `options`, as written there."""
+        what = " or ".join([", ".join(options[:-1]), options[-1]]) if len(options) > 1 else options[0]
+        text = self.string(what)
+        if text not in options:
+            self.expected(what + suggestion(text, options))
+        return text
+
+    def address(self, what: str = "an IP address") -> IPAddress:
+        """IPv4 or IPv6, no zone, no prefix length."""
+        address = parse_address(self.string(what))
+        if address is None:
+            self.expected(what)
+        return address
+
+    def ipv4(self, what: str = "an IPv4 address") -> IPv4Address:
+        address = self.address(what)
+        if not isinstance(address, IPv4Address):
+            self.expected(what)
+        return address
+
+    def network(self, *, host_bits: bool = False) -> IPNetwork:
+        """A CIDR of either family. Bits behind the prefix length are an error unless `host_bits` (then cleared)."""
+        text = self.string("a CIDR such as 192.0.2.0/24")
+        network = parse_network(text)
+        if network is None:
+            self.expected("a CIDR such as 192.0.2.0/24")
+        if not host_bits and str(network.network_address) != str(parse_address(text.split("/")[0])):
+            self.expected(f"a CIDR without host bits: {network}")
+        return network
+
+    def items(self) -> list[Value]:
+        if not self.is_list:
+            self.expected("a list")
+        return [Value(node, self.source, f"{self.path}[{index}]") for index, node in enumerate(self.node.value)]
+
+    def nonempty(self, what: str) -> list[Value]:
+        items = self.items()
+        if not items:
+            raise self.error(f"found an empty list, expected at least one {what}")
+        return items
+
+    @cached_property
+    def section(self) -> Section:
+        """This value as a mapping."""
+        if not self.is_mapping:
+            self.expected("a mapping")
+        return Section(self)
+
+    def texts(self) -> dict[str, str]:
+        """A mapping of strings (labels, annotations)."""
+        return {key: value.string() for key, value in self.section.entries.items() if not value.is_null}
+
+
+class Section:
+    """A mapping. A key that is absent or null counts as not given; a repeated key is an error."""
+
+    def __init__(self, value: Value) -> None:
+        self.value = value
+        self.keys: dict[str, Value] = {}  # where each key itself stands
+        self.entries: dict[str, Value] = {}
+        merged: dict[str, Value] = {}
+        for key, entry in pairs(value):
+            if is_merge(key):
+                for section in merge_sources(entry):
+                    merged = {**section.section.entries, **merged}
+                continue
+            if key.text in self.keys:
+                raise key.error(f'repeated key "{key.text}", first on line {self.keys[key.text].line}')
+            self.keys[key.text] = key
+            self.entries[key.text] = entry
+        self.entries = {**merged, **self.entries}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def get(self, key: str) -> Value | None:
+        entry = self.entries.get(key)
+        return None if entry is None or entry.is_null else entry
+
+    def require(self, key: str) -> Value:
+        entry = self.get(key)
+        if entry is None:
+            raise self.value.error(f'the key "{key}" is missing')
+        return entry
+
+    def only(self, *known: str) -> Section:
+        """Strictness: any other key is an error."""
+        for key in self.entries:
+            if key not in known:
+                raise self.keys.get(key, self.entries[key]).error(unknown_key(key, known))
+        return self
+
+    def string(self, key: str, default: str = "") -> str:
+        entry = self.get(key)
+        return default if entry is None else entry.string()
+
+    def integer(self, key: str, low: int, high: int, default: int) -> int:
+        entry = self.get(key)
+        return default if entry is None else entry.integer(low, high)
+
+    def boolean(self, key: str, default: bool) -> bool:
+        entry = self.get(key)
+        return default if entry is None else entry.boolean()
+
+    def texts(self, key: str) -> dict[str, str]:
+        entry = self.get(key)
+        return {} if entry is None else entry.texts()
+
+    def items(self, key: str) -> list[Value]:
+        entry = self.get(key)
+        return [] if entry is None else entry.items()
+
+    def section(self, key: str) -> Section | None:
+        entry = self.get(key)
+        return None if entry is None else entry.section
+
+    def at(self, *path: str) -> Value | None:
+        """The value at the end of `path`, or None where it breaks off."""
+        here: Value | None = self.value
+        for key in path:
+            here = None if here is None else here.section.get(key)
+        return here
+
+
+def pairs(value: Value) -> Iterator[tuple[Value, Value]]:
+    """Keys and values of a mapping as they stand, repeated and merge keys included. Keys have the value's path."""
+    for key_node, value_node in value.node.value:
+        key = Value(key_node, value.source, value.path)
+        if not key.is_scalar:
+            raise key.error("found a key that is a list or a mapping, expected a string")
+        yield (
+            Value(key_node, value.source, join(value.path, key.text)),
+            Value(value_node, value.source, join(value.path, key.text)),
+        )
+
+
+def is_merge(key: Value) -> bool:
+    return not key.is_quoted and key.text == "<<"
+
+
+def merge_sources(entry: Value) -> list[Value]:
+    """The mappings behind a merge key, the strongest first."""
+    sources = entry.items() if entry.is_list else [entry]
+    for source in sources:
+        if not source.is_mapping:
+            source.expected("a mapping to merge")
+    return sources
+
+
+def join(path: str, key: str) -> str:
+    shown = key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else f'"{key}"'
+    return f"{path}.{shown}" if path else shown
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    hint = suggestion(key, known)
+    return f'unknown key "{key}"{hint}' if hint else f'unknown key "{key}", expected one of: {", ".join(sorted(known))}'
+
+
+def suggestion(text: str, known: Iterable[str]) -> str:
+    """`; did you mean "…"?`, or nothing where nothing is near."""
+    folded = {option.lower(): option for option in known}
+    near = difflib.get_close_matches(text.lower(), folded, n=1, cutoff=0.7)
+    return f'; did you mean "{folded[near[0]]}"?' if near else ""
+
+
+def parse_address(text: str) -> IPAddress | None:
+    """IPv4 or IPv6 without a zone; an IPv4-mapped IPv6 address is the IPv4 address."""
+    if "%" in text or "/" in text:
+        return None
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    if address.version == 6 and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def parse_network(text: str) -> IPNetwork | None:
+    """A CIDR with a decimal prefix length; host bits are cleared."""
+    if not _NETWORK.fullmatch(text):
+        return None
+    try:
+        return ip_network(text, strict=False)
+    except ValueError:
+        return None
+
+
+def first_document(text: str, source: Source = NOWHERE) -> Value | None:
+    """The first document alone, as the legacy parsers read; None if there is none. Errors behind it stay unseen."""
+    return next(_compose(text, source), None)
+
+
+def documents(text: str, source: Source = NOWHERE) -> list[Value]:
+    """Every document that holds something. Raises InputError with line and column at a YAML error."""
+    return [value for value in _compose(text, source) if not value.is_null]
+
+
+def _compose(text: str, source: Source) -> Iterator[Value]:
+    loader = None
+    try:
+        loader = _Loader(text)
+        while loader.check_node():
+            yield _bounded(Value(loader.get_node(), source), text)
+    except yaml.YAMLError as error:
+        raise syntax_error(error, source) from error
+    except RecursionError as error:
+        raise InputError("nested too deeply", file=source.file, line=source.line + 1) from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def syntax_error(error: yaml.YAMLError, source: Source) -> InputError:
+    """A YAML error as ours. Tabs get a hint: they are what the scanner's sentence is most often about."""
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if "cannot start any token" in problem:
+        problem += " (a tab? indent with spaces)"
+    if mark is None:
+        return InputError(f"not YAML: {problem}", file=source.file, line=source.line + 1)
+    line, column = (0, 0) if source.fixed else (mark.line, mark.column)
+    message = f"not YAML: {problem}"
+    return InputError(message, file=source.file, line=source.line + line + 1, column=source.column + column + 1)
+
+
+def _bounded(value: Value, text: str) -> Value:
+    """Refuses an alias that holds itself, and aliases that multiply beyond all use."""
+    if "*" in text and "&" in text and _weight(value.node, {}, value) > MAX_NODES:
+        raise value.error(f"aliases make this document larger than {MAX_NODES} values")
+    return value
+
+
+def _weight(node: Any, known: dict[int, int], value: Value) -> int:
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) in known:
+        if known[id(node)] < 0:
+            raise value.error("an alias refers to a value that holds it")
+        return known[id(node)]
+    known[id(node)] = -1
+    is_mapping = isinstance(node, yaml.MappingNode)
+    children = [child for pair in node.value for child in pair] if is_mapping else list(node.value)
+    known[id(node)] = 1 + sum(_weight(child, known, value) for child in children)
+    return known[id(node)]
+
+
+def inner_source(value: Value, lines: list[str]) -> Source:
+    """Where the text of a block scalar (`|`) begins in the file of these `lines`; else the scalar's own place."""
+    first = value.node.start_mark.line + 1
+    if value.node.style != "|" or value.source.fixed or first >= len(lines):
+        return Source(value.source.file, value.line - 1, value.column - 1, fixed=True)
+    indent = next((len(line) - len(line.lstrip(" ")) for line in lines[first:] if line.strip()), 0)
+    return Source(value.source.file, first + value.source.line, indent + value.source.column)
+
+
+def value_of(data: object, source: Source = NOWHERE) -> Value:
+    """Data as a client of the Kubernetes API gives it (dict, list, str, int, bool, None) as a `Value`."""
+    return Value(_node_of(data), source)
+
+
+def _node_of(data: object) -> yaml.Node:
+    mark = yaml.Mark("", 0, 0, 0, None, 0)
+    if isinstance(data, dict):
+        return yaml.MappingNode(IMPLICIT, [(_node_of(key), _node_of(item)) for key, item in data.items()], mark, mark)
+    if isinstance(data, list):
+        return yaml.SequenceNode(IMPLICIT, [_node_of(item) for item in data], mark, mark)
+    if isinstance(data, str):
+        return yaml.ScalarNode(IMPLICIT, data, mark, mark, style='"')
+    shown = "null" if data is None else str(data).lower()
+    return yaml.ScalarNode(IMPLICIT, shown, mark, mark)
+
+
+def quoted(text: str) -> str:
+    """A double-quoted YAML scalar that reads back as `text`."""
+    return '"' + "".join(_escaped(char) for char in text) + '"'
+
+
+def _escaped(char: str) -> str:
+    if char in '"\\':
+        return "\\" + char
+    if char.isprintable():
+        return char
+    code = ord(char)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

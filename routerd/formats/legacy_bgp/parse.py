@@ -1,0 +1,81 @@
+"""Text of a BGP document -> peers and pools, in the order in which the original parsers check. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import yaml
+
+from routerd.errors import InputError
+from routerd.formats.document import NOWHERE, Source, Value, first_document
+from routerd.formats.legacy_bgp import bfd, peers, pools
+from routerd.formats.legacy_bgp.decode import Decoder, syntax_error
+from routerd.formats.legacy_bgp.structure import Dialect, structure
+from routerd.model import AddressPool, Peer, Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class LegacyConfig:
+    """What a document says: in our model, with what of it we do not do."""
+
+    peers: tuple[Peer, ...] = ()
+    pools: tuple[AddressPool, ...] = ()  # in the order of the file
+    refusals: tuple[Refusal, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Parsed:
+    peers: tuple[peers.ParsedPeer, ...] = ()
+    pools: tuple[AddressPool, ...] = ()
+
+
+def parse(text: str, dialect: Dialect, source: Source = NOWHERE) -> LegacyConfig:
+    """Raises InputError: the original's sentence, at the line and column of the culprit."""
+    parsed = _parse(text, dialect, source)
+    models = [peers.to_model(peer) for peer in parsed.peers]
+    return LegacyConfig(
+        tuple(model for model, _ in models), parsed.pools, tuple(refusal for _, found in models for refusal in found)
+    )
+
+
+def as_json(text: str, dialect: Dialect) -> dict[str, object]:
+    """`{"ok": {"peers": […], "pools": {…}}}` or `{"error": "… (line L, column C)"}`, as `routerd check` prints it."""
+    try:
+        parsed = _parse(text, dialect, NOWHERE)
+    except InputError as error:
+        return {"error": f"{error.message} (line {error.line}, column {error.column})"}
+    shown_pools = {pool.name: pools.as_json(pool, dialect) for pool in parsed.pools}
+    return {"ok": {"peers": [peers.as_json(peer, dialect) for peer in parsed.peers], "pools": shown_pools}}
+
+
+def _parse(text: str, dialect: Dialect, source: Source) -> _Parsed:
+    document = _first_document(text, dialect, source)
+    if document is None:
+        return _Parsed()
+    decoder = Decoder(our_words=dialect == "native")
+    top = decoder.struct(document, structure(dialect))
+    decoder.check()
+    profiles = bfd.profile_names(top.structs("bfd-profiles"))
+    parsed_peers = peers.parse_peers(top.structs("peers"), profiles, dialect)
+    communities = pools.parse_communities(top.maps.get("bgp-communities", {}))
+    parsed_pools = pools.parse_pools(top.structs("address-pools"), communities, dialect)
+    return _Parsed(parsed_peers, tuple(parsed_pools.values()))
+
+
+def _first_document(text: str, dialect: Dialect, source: Source) -> Value | None:
+    try:
+        return first_document(text, source)
+    except InputError as error:
+        cause = error.__cause__
+        if dialect == "native" or not isinstance(cause, yaml.YAMLError):
+            raise
+        problem = getattr(cause, "problem", None) or str(cause)
+        raise syntax_error(error, problem, _counted_line(cause)) from error
+
+
+def _counted_line(error: yaml.YAMLError) -> int:
+    """The line as yaml.v2 names it: right for the scanner's errors, one too low for the parser's."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is None or mark.line == 0:
+        return 0
+    return int(mark.line) + isinstance(error, yaml.scanner.ScannerError)

@@ -1,0 +1,215 @@
+"""`peers`: the checks of the two parsers, in their order. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
+
+from routerd.errors import InputError
+from routerd.formats.document import Value
+from routerd.formats.legacy_bgp.decode import Struct
+from routerd.formats.legacy_bgp.golang import parse_duration, parse_ip, quote, whole_seconds
+from routerd.formats.legacy_bgp.labels import selector
+from routerd.formats.legacy_bgp.structure import Dialect
+from routerd.model import IPAddress, Origin, Peer, Refusal
+from routerd.selectors import LabelSelector
+
+DEFAULT_HOLD_TIME = 90 * 10**9
+MAX_HOLD_TIME = 65535  # seconds; 16 bits in the OPEN message (RFC 4271, section 4.2)
+MAX_RESTART_TIME = 4095  # seconds; 12 bits in the capability (RFC 4724, section 3)
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedPeer:
+    """A peer as the original parser keeps it; two that are equal are a mistake."""
+
+    my_asn: int
+    peer_asn: int
+    address: IPAddress
+    port: int
+    hold_time: int  # seconds
+    keepalive_time: int  # nanoseconds; a third of the hold time where none is given
+    router_id: IPAddress | None
+    source_address: IPAddress | None
+    selectors: tuple[LabelSelector, ...]
+    password: str = field(repr=False)
+    bfd_profile: str
+    ebgp_multihop: bool
+    name: str = ""
+    graceful_restart_time: int = 120  # seconds
+    keepalive_given: bool = field(default=False, compare=False)
+    origin: Origin = field(default=Origin(), compare=False)
+
+
+def parse_peers(structs: list[Struct], profiles: frozenset[str], dialect: Dialect) -> tuple[ParsedPeer, ...]:
+    """Raises InputError with the original's message."""
+    peers: list[ParsedPeer] = []
+    for index, struct in enumerate(structs, 1):
+        try:
+            peer = _parse_peer(struct, dialect)
+        except InputError as error:
+            raise prefixed(f"parsing peer #{index}: ", error) from error
+        if peer.bfd_profile and peer.bfd_profile not in profiles:
+            message = f"peer #{index} referencing non existing bfd profile {peer.bfd_profile}"
+            raise struct.at("bfd-profile").error(message)
+        if peer in peers:
+            raise struct.place.error(f"peer #{index} already exists")
+        peers.append(peer)
+    return tuple(peers)
+
+
+def prefixed(prefix: str, error: InputError) -> InputError:
+    return InputError(prefix + error.message, file=error.file, line=error.line, column=error.column, key=error.key)
+
+
+def _parse_peer(struct: Struct, dialect: Dialect) -> ParsedPeer:
+    my_asn, peer_asn = struct.number("my-asn"), struct.number("peer-asn")
+    if not my_asn:
+        raise struct.at("my-asn").error("missing local ASN")
+    if not peer_asn:
+        raise struct.at("peer-asn").error("missing peer ASN")
+    if peer_asn == my_asn and struct.flag("ebgp-multihop"):
+        raise struct.at("ebgp-multihop").error("invalid ebgp-multihop parameter set for an ibgp peer")
+    address = _required_ip(struct, "peer-address", "invalid peer IP")
+    hold_time = _hold_time(struct, dialect)
+    keepalive = _keepalive_time(struct, hold_time)
+    router_id = _optional_ip(struct, "router-id", "invalid router ID")
+    source = _optional_ip(struct, "source-address", "invalid source IP")
+    return ParsedPeer(
+        my_asn=my_asn,
+        peer_asn=peer_asn,
+        address=address,
+        port=struct.number("peer-port") or 179,
+        hold_time=hold_time,
+        keepalive_time=keepalive,
+        router_id=router_id,
+        source_address=source,
+        selectors=_selectors(struct),
+        password=struct.text("password"),
+        bfd_profile=struct.text("bfd-profile"),
+        ebgp_multihop=struct.flag("ebgp-multihop"),
+        name=struct.text("name"),
+        graceful_restart_time=_restart_time(struct),
+        keepalive_given=bool(struct.text("keepalive-time")),
+        origin=struct.place.origin,
+    )
+
+
+def _required_ip(struct: Struct, key: str, message: str) -> IPAddress:
+    address = parse_ip(struct.text(key))
+    if address is None:
+        raise struct.at(key).error(f"{message} {quote(struct.text(key))}")
+    return address
+
+
+def _optional_ip(struct: Struct, key: str, message: str) -> IPAddress | None:
+    return _required_ip(struct, key, message) if struct.text(key) else None
+
+
+def _duration(place: Value, text: str, message: str) -> int:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise place.error(f"{message} {quote(text)}: {error}") from error
+
+
+def _hold_time(struct: Struct, dialect: Dialect) -> int:
+    """Whole seconds: 500ms is 0, which turns the timers off."""
+    text, place = struct.text("hold-time"), struct.at("hold-time")
+    seconds = whole_seconds(_duration(place, text, "invalid hold time") if text else DEFAULT_HOLD_TIME)
+    if seconds != 0 and seconds < 3:
+        raise place.error(f"invalid hold time {quote(text)}: must be 0 or >=3s")
+    if dialect == "native" and seconds > MAX_HOLD_TIME:
+        raise place.error(f"invalid hold time {quote(text)}: must be at most {MAX_HOLD_TIME}s")
+    return seconds
+
+
+def _keepalive_time(struct: Struct, hold_time: int) -> int:
+    """Nanoseconds."""
+    text, place = struct.text("keepalive-time"), struct.at("keepalive-time")
+    if not text:
+        return hold_time * 10**9 // 3
+    seconds = whole_seconds(_duration(place, text, "invalid keepalive time"))
+    if seconds > hold_time:
+        raise place.error(f"invalid keepaliveTime {quote(text)}")
+    return seconds * 10**9
+
+
+def _restart_time(struct: Struct) -> int:
+    text, place = struct.text("graceful-restart-time"), struct.at("graceful-restart-time")
+    if not text:
+        return 120
+    seconds = whole_seconds(_duration(place, text, "invalid graceful restart time"))
+    if not 0 <= seconds <= MAX_RESTART_TIME:
+        raise place.error(f"invalid graceful restart time {quote(text)}: must be from 0s to {MAX_RESTART_TIME}s")
+    return seconds
+
+
+def _selectors(struct: Struct) -> tuple[LabelSelector, ...]:
+    try:
+        return tuple(selector(entry) for entry in struct.structs("node-selectors"))
+    except InputError as error:
+        raise prefixed("parsing node selector: ", error) from error
+
+
+def to_model(peer: ParsedPeer) -> tuple[Peer, tuple[Refusal, ...]]:
+    """Our peer, and what of the original we do not do."""
+    model = Peer(
+        address=peer.address,
+        remote_as=peer.peer_asn,
+        local_as=peer.my_asn,
+        port=peer.port,
+        source_address=peer.source_address,
+        router_id=peer.router_id if isinstance(peer.router_id, IPv4Address) else None,
+        hold_time=min(peer.hold_time, MAX_HOLD_TIME),
+        keepalive_time=max(peer.keepalive_time, 0) // 10**9 if peer.keepalive_given else None,
+        password=peer.password,
+        ebgp_multihop=peer.ebgp_multihop,
+        graceful_restart_time=peer.graceful_restart_time,
+        node_selectors=peer.selectors,
+        name=peer.name,
+        origin=peer.origin,
+    )
+    return model, tuple(_not_done(peer))
+
+
+def _not_done(peer: ParsedPeer) -> list[Refusal]:
+    name, place = f"peer/{peer.name or peer.address}", peer.origin
+    found = []
+    if peer.bfd_profile:
+        message = f'{place}: bfd-profile "{peer.bfd_profile}" is not used: the session runs without BFD'
+        found.append(Refusal(name, "BFDNotSupported", message))
+    if peer.router_id is not None and not isinstance(peer.router_id, IPv4Address):
+        message = f"{place}: router-id {peer.router_id} is not an IPv4 address: the session's default is used"
+        found.append(Refusal(name, "InvalidRouterID", message))
+    if peer.hold_time > MAX_HOLD_TIME:
+        message = f"{place}: hold-time of {peer.hold_time} s does not fit BGP: {MAX_HOLD_TIME} s are used"
+        found.append(Refusal(name, "HoldTimeTooLong", message))
+    return found
+
+
+def as_json(peer: ParsedPeer, dialect: Dialect) -> dict[str, object]:
+    """The shape in which results of the original parsers were recorded."""
+    shown: dict[str, object] = {
+        "my_asn": peer.my_asn,
+        "peer_asn": peer.peer_asn,
+        "peer_address": str(peer.address),
+        "peer_port": peer.port,
+        "hold_time_s": peer.hold_time,
+        "router_id": str(peer.router_id or ""),
+        "password": peer.password,
+        "node_selectors": len(peer.selectors) or 1,
+    }
+    if dialect == "cilium-1.10":
+        return shown
+    return shown | {
+        "keepalive_s": whole_seconds(peer.keepalive_time),
+        "source_address": str(peer.source_address or ""),
+        "bfd_profile": peer.bfd_profile,
+        "ebgp_multihop": peer.ebgp_multihop,
+    }
+
+
+def without_place(peer: Peer) -> Peer:
+    """For comparing peers of several ConfigMaps."""
+    return replace(peer, origin=Origin())

@@ -1,0 +1,230 @@
+"""`bgp-communities` and `address-pools`: the checks of the two parsers, in their order. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from routerd.errors import InputError
+from routerd.formats.document import Value
+from routerd.formats.legacy_bgp.decode import Struct
+from routerd.formats.legacy_bgp.golang import parse_addresses, parse_uint, quote
+from routerd.formats.legacy_bgp.peers import prefixed
+from routerd.formats.legacy_bgp.structure import Dialect
+from routerd.model import AddressPool, Advertisement, IPNetwork
+
+Communities = dict[str, int]
+Protocol = Literal["bgp", "layer2"]
+Use = Literal["loadbalancer", "egress"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """One entry of `addresses`; a range has several networks."""
+
+    text: str
+    networks: tuple[IPNetwork, ...]
+    place: Value
+
+
+def parse_communities(aliases: dict[str, tuple[str, Value]]) -> Communities:
+    communities: Communities = {}
+    for alias, (text, place) in aliases.items():
+        try:
+            communities[alias] = _community(text)
+        except ValueError as error:
+            raise place.error(f"parsing community {quote(alias)}: {error}") from error
+    return communities
+
+
+def _community(text: str) -> int:
+    """RFC 1997, "asn:value". Raises ValueError with the original's message."""
+    parts = text.split(":")
+    if len(parts) != 2:
+        raise ValueError(f"invalid community string {quote(text)}")
+    numbers = []
+    for which, part in zip(("first", "second"), parts, strict=True):
+        try:
+            numbers.append(parse_uint(part, 16))
+        except ValueError as error:
+            raise ValueError(f"invalid {which} section of community {quote(part)}: {error}") from error
+    return (numbers[0] << 16) + numbers[1]
+
+
+def parse_pools(structs: list[Struct], communities: Communities, dialect: Dialect) -> dict[str, AddressPool]:
+    """Pools by name, in the order of the file. Raises InputError with the original's message."""
+    pools: dict[str, AddressPool] = {}
+    taken: list[IPNetwork] = []
+    for index, struct in enumerate(structs, 1):
+        try:
+            blocks = _head(struct, dialect)
+            pool = _parse_pool(struct, blocks, communities, dialect)
+        except InputError as error:
+            raise prefixed(f"parsing address pool #{index}: ", error) from error
+        if pool.name in pools:
+            raise struct.at("name").error(f"duplicate definition of pool {quote(pool.name)}")
+        _check_overlap(pool.name, blocks, taken)
+        pools[pool.name] = pool
+    return pools
+
+
+def _check_overlap(name: str, blocks: list[_Block], taken: list[IPNetwork]) -> None:
+    for block in blocks:
+        for network in block.networks:
+            for other in taken:
+                if network.version == other.version and network.overlaps(other):
+                    message = f'CIDR "{network}" in pool {quote(name)} overlaps with already defined CIDR "{other}"'
+                    raise block.place.error(message)
+            taken.append(network)
+
+
+def _head(struct: Struct, dialect: Dialect) -> list[_Block]:
+    name, addresses = struct.text("name"), struct.texts("addresses")
+    if not name:
+        raise struct.at("name").error("missing pool name")
+    if not addresses:
+        raise struct.at("addresses").error("pool has no prefixes defined")
+    blocks = []
+    for text, place in addresses:
+        try:
+            networks = parse_addresses(text, refuse_backwards=dialect != "cilium-1.10")
+        except ValueError as error:
+            raise place.error(f"invalid CIDR {quote(text)} in pool {quote(name)}: {error}") from error
+        blocks.append(_Block(text, networks, place))
+    return blocks
+
+
+def _parse_pool(struct: Struct, blocks: list[_Block], communities: Communities, dialect: Dialect) -> AddressPool:
+    protocol = struct.text("protocol")
+    if protocol not in ("bgp", "layer2"):
+        said = f"unknown protocol {quote(protocol)}" if protocol else "address pool is missing the protocol field"
+        raise struct.at("protocol").error(said)
+    if protocol == "layer2" and struct.structs("bgp-advertisements"):
+        message = "cannot have bgp-advertisements configuration element in a layer2 address pool"
+        raise struct.at("bgp-advertisements").error(message)
+    return AddressPool(
+        name=struct.text("name"),
+        blocks=tuple(network for block in blocks for network in block.networks),
+        protocol=cast(Protocol, protocol),
+        uses=_uses(struct),
+        auto_assign=struct.flag("auto-assign", True),
+        avoid_buggy_ips=struct.flag("avoid-buggy-ips"),
+        priority=struct.number("priority"),
+        disabled=struct.flag("disabled"),
+        advertisements=_advertisements(struct, blocks, communities, dialect) if protocol == "bgp" else (),
+        origin=struct.place.origin,
+    )
+
+
+def _uses(struct: Struct) -> frozenset[Use]:
+    uses = struct.texts("uses")
+    for use, place in uses:
+        if use not in ("loadbalancer", "egress"):
+            raise place.error(f"unknown use {quote(use)}, expected loadbalancer or egress")
+    return frozenset(cast(Use, use) for use, _ in uses) or frozenset({"loadbalancer"})
+
+
+def _advertisements(
+    struct: Struct, blocks: list[_Block], communities: Communities, dialect: Dialect
+) -> tuple[Advertisement, ...]:
+    entries = struct.structs("bgp-advertisements")
+    if not entries:
+        return (Advertisement(),)
+    try:
+        if dialect != "cilium-1.10":
+            _check_equal(entries)
+        return tuple(_advertisement(entry, blocks, communities, dialect) for entry in entries)
+    except InputError as error:
+        raise prefixed("parsing BGP communities: ", error) from error
+
+
+def _check_equal(entries: list[Struct]) -> None:
+    shown = [(entry.plain, [text for text, _ in entry.texts("communities")]) for entry in entries]
+    for second, one in enumerate(shown):
+        first = shown.index(one)
+        if first < second:
+            message = f"duplicate definition of bgpadvertisements. advertisement {first + 1} and {second + 1} are equal"
+            raise entries[second].place.error(message)
+
+
+def _advertisement(entry: Struct, blocks: list[_Block], communities: Communities, dialect: Dialect) -> Advertisement:
+    is_old = dialect == "cilium-1.10"
+    texts = entry.texts("communities")
+    if not is_old:
+        _check_repeated(texts)
+    length, length_v6 = entry.number("aggregation-length", 32), entry.number("aggregation-length-v6", 128)
+    if length > 32:
+        family = "" if is_old else " for IPv4"
+        raise entry.at("aggregation-length").error(f"invalid aggregation length {length}{family}")
+    if length_v6 > 128:
+        raise entry.at("aggregation-length-v6").error(f"invalid aggregation length {length_v6} for IPv6")
+    for block in blocks:
+        (_check_every_prefix if is_old else _check_shortest_prefix)(entry, block, length, length_v6)
+    values = {_resolve(text, place, communities) for text, place in texts}
+    return Advertisement(
+        aggregation_length=length,
+        aggregation_length_v6=length_v6,
+        local_pref=entry.number("localpref"),
+        communities=tuple(f"{value >> 16}:{value & 0xFFFF}" for value in sorted(values)),
+    )
+
+
+def _check_repeated(texts: list[tuple[str, Value]]) -> None:
+    seen: set[str] = set()
+    for text, place in texts:
+        if text in seen:
+            raise place.error(f"duplicate definition of community {quote(text)}")
+        seen.add(text)
+
+
+def _check_every_prefix(entry: Struct, block: _Block, length: int, _length_v6: int) -> None:
+    """MetalLB 0.9.6: one length for both families, and for each part of a range."""
+    for network in block.networks:
+        if length < network.prefixlen:
+            raise entry.at("aggregation-length").error(
+                f'invalid aggregation length {length}: prefix "{network}" in this pool is more specific than the '
+                "aggregation length"
+            )
+
+
+def _check_shortest_prefix(entry: Struct, block: _Block, length: int, length_v6: int) -> None:
+    """MetalLB 0.12: a range counts by its shortest prefix. The message names the IPv4 length even for IPv6."""
+    if not block.networks:
+        return
+    is_v6 = block.networks[0].version == 6
+    shortest = min(network.prefixlen for network in block.networks)
+    if (length_v6 if is_v6 else length) < shortest:
+        raise entry.at("aggregation-length-v6" if is_v6 else "aggregation-length").error(
+            f"invalid aggregation length {length}: prefix {shortest} in this pool is more specific than the "
+            f"aggregation length for addresses {block.text}"
+        )
+
+
+def _resolve(text: str, place: Value, communities: Communities) -> int:
+    if text in communities:
+        return communities[text]
+    try:
+        return _community(text)
+    except ValueError as error:
+        raise place.error(f"invalid community {quote(text)} in BGP advertisement: {error}") from error
+
+
+def as_json(pool: AddressPool, dialect: Dialect) -> dict[str, object]:
+    """The shape in which results of the original parsers were recorded."""
+    return {
+        "protocol": pool.protocol,
+        "cidrs": [str(block) for block in pool.blocks],
+        "avoid_buggy_ips": pool.avoid_buggy_ips,
+        "auto_assign": pool.auto_assign,
+        "bgp_advertisements": [_advertisement_json(one, dialect) for one in pool.advertisements],
+    }
+
+
+def _advertisement_json(one: Advertisement, dialect: Dialect) -> dict[str, object]:
+    v6 = {} if dialect == "cilium-1.10" else {"aggregation_length_v6": one.aggregation_length_v6}
+    return {
+        "aggregation_length": one.aggregation_length,
+        **v6,
+        "localpref": one.local_pref,
+        "communities": list(one.communities),
+    }

@@ -1,0 +1,88 @@
+"""Which keys a document may have: the structures of the two parsers, and our superset of them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from routerd.formats.legacy_bgp.decode import GoInteger, GoList, GoMap, GoScalar, GoStruct, GoType
+
+Dialect = Literal["cilium-1.10", "metallb-0.12", "native"]
+
+STRING = GoScalar("string")
+BOOL = GoScalar("bool")
+UINT16 = GoInteger("uint16", 0, 2**16 - 1)
+UINT32 = GoInteger("uint32", 0, 2**32 - 1)
+INT = GoInteger("int", -(2**63), 2**63 - 1)
+STRINGS = GoList(STRING)
+
+_REQUIREMENT = GoStruct("config.selectorRequirements", {"key": STRING, "operator": STRING, "values": STRINGS})
+_SELECTOR = GoStruct("config.nodeSelector", {"match-labels": GoMap(), "match-expressions": GoList(_REQUIREMENT)})
+
+_PEER: dict[str, GoType] = {
+    "my-asn": UINT32,
+    "peer-asn": UINT32,
+    "peer-address": STRING,
+    "peer-port": UINT16,
+    "hold-time": STRING,
+    "router-id": STRING,
+    "node-selectors": GoList(_SELECTOR),
+    "password": STRING,
+}
+_PEER_0_12: dict[str, GoType] = {
+    "source-address": STRING,
+    "keepalive-time": STRING,
+    "bfd-profile": STRING,
+    "ebgp-multihop": BOOL,
+}
+_PEER_NATIVE: dict[str, GoType] = {"name": STRING, "graceful-restart-time": STRING}
+
+_ADVERTISEMENT: dict[str, GoType] = {"aggregation-length": INT, "localpref": UINT32, "communities": STRINGS}
+_ADVERTISEMENT_0_12: dict[str, GoType] = {"aggregation-length-v6": INT}
+
+_POOL: dict[str, GoType] = {
+    "protocol": STRING,
+    "name": STRING,
+    "addresses": STRINGS,
+    "avoid-buggy-ips": BOOL,
+    "auto-assign": BOOL,
+}
+_POOL_NATIVE: dict[str, GoType] = {"uses": STRINGS, "priority": INT, "disabled": BOOL}
+
+_BFD_PROFILE: dict[str, GoType] = {
+    "name": STRING,
+    "receive-interval": UINT32,
+    "transmit-interval": UINT32,
+    "detect-multiplier": UINT32,
+    "echo-interval": UINT32,
+    "echo-mode": BOOL,
+    "passive-mode": BOOL,
+    "minimum-ttl": UINT32,
+}
+
+
+def structure(dialect: Dialect) -> GoStruct:
+    """The top of a document of that dialect."""
+    is_old, is_ours = dialect == "cilium-1.10", dialect == "native"
+    newer: dict[str, dict[str, GoType]] = {
+        "peer": {} if is_old else _PEER_0_12,
+        "advertisement": {} if is_old else _ADVERTISEMENT_0_12,
+        "top": {} if is_old else {"bfd-profiles": GoList(GoStruct("config.bfdProfile", _BFD_PROFILE))},
+    }
+    advertisement = GoStruct("config.bgpAdvertisement", {**_ADVERTISEMENT, **newer["advertisement"]})
+    pool: dict[str, GoType] = {
+        **_POOL,
+        "bgp-advertisements": GoList(advertisement),
+        **(_POOL_NATIVE if is_ours else {}),
+    }
+    peer = {**_PEER, **newer["peer"], **(_PEER_NATIVE if is_ours else {})}
+    ours: dict[str, GoType] = {"apiVersion": STRING, "kind": STRING} if is_ours else {}
+    return GoStruct(
+        "config.configFile",
+        {
+            **ours,
+            "peers": GoList(GoStruct("config.peer", peer)),
+            "bgp-communities": GoMap(),
+            "address-pools": GoList(GoStruct("config.addressPool", pool)),
+            **newer["top"],
+        },
+    )
