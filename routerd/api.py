@@ -1,0 +1,199 @@
+"""How the command line asks the agent: one line of JSON each way over a unix socket. And the HTTP side for Prometheus.
+
+    request   {"get": "status"} | {"get": "show", "kind": "paths"} | {"get": "why", "object": "svc/default/web"} | …
+    answer    {"ok": true, "result": …} | {"ok": false, "error": "one line", "code": 1}
+
+It moves answers and makes none: what to answer comes from the caller. The socket is for root alone (mode 0600).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from routerd.errors import EnvironmentFault, RouterdError
+
+MAX_REQUEST = 65536  # bytes
+REQUEST_TIMEOUT = 5.0  # seconds, for a client to send its line
+Answer = Callable[[dict[str, Any]], Any]
+
+
+class RequestRefused(RouterdError):
+    """The agent understood the request and says no; `code` is the exit code for the command line."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class DaemonUnreachable(RouterdError):
+    """No agent answers on the socket."""
+
+
+# --- the agent's side
+
+
+class ApiServer:
+    """Serves one socket until it is closed. `answer` runs in the loop and must be quick."""
+
+    def __init__(self, path: Path, answer: Answer) -> None:
+        self._path = path
+        self._answer = answer
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """EnvironmentFault if another agent answers on the socket, or it cannot be made."""
+        if await asyncio.to_thread(is_answering, self._path):
+            raise EnvironmentFault(f"another agent answers on {self._path}: stop it first, or set run-dir")
+        try:
+            self._path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            self._server = await asyncio.start_unix_server(self._serve, self._path, limit=MAX_REQUEST)
+            self._path.chmod(0o600)
+        except OSError as error:
+            raise EnvironmentFault(f"cannot listen on {self._path}: {error.strerror}") from error
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT):
+                line = await reader.readline()
+            writer.write(self._reply(line))
+            await writer.drain()
+        except (TimeoutError, ValueError, ConnectionError):
+            pass  # a client that sends no line, too long a line, or is gone: its own loss
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    def _reply(self, line: bytes) -> bytes:
+        try:
+            request = json.loads(line)
+            if not isinstance(request, dict):
+                raise RequestRefused("a request is a JSON object", 2)
+            answer: dict[str, Any] = {"ok": True, "result": self._answer(request)}
+        except RequestRefused as refused:
+            answer = {"ok": False, "error": str(refused), "code": refused.code}
+        except json.JSONDecodeError as error:
+            answer = {"ok": False, "error": f"not JSON: {error}", "code": 2}
+        except RouterdError as error:
+            answer = {"ok": False, "error": str(error), "code": 1}
+        return json.dumps(answer, separators=(",", ":")).encode() + b"\n"
+
+
+# --- the command line's side
+
+
+def _connect(path: Path, timeout: float) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(timeout)
+    try:
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def is_answering(path: Path) -> bool:
+    """Whether somebody accepts connections on the socket."""
+    try:
+        _connect(path, 1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def ask(path: Path, request: dict[str, Any], timeout: float = 10.0) -> Any:
+    """The agent's answer. DaemonUnreachable if there is none within `timeout` seconds, RequestRefused if it is no."""
+    try:
+        with _connect(path, timeout) as connection, connection.makefile("rwb") as stream:
+            stream.write(json.dumps(request).encode() + b"\n")
+            stream.flush()
+            answer = json.loads(stream.readline() or b"null")
+    except PermissionError as error:
+        raise DaemonUnreachable(f"no permission for {path}: run as root") from error
+    except (OSError, json.JSONDecodeError) as error:
+        raise DaemonUnreachable(f"no agent answers on {path} ({error}): is `routerd agent` running?") from error
+    if not isinstance(answer, dict):
+        raise DaemonUnreachable(f"the agent closed {path} without an answer: see its log")
+    if not answer["ok"]:
+        raise RequestRefused(answer["error"], answer.get("code", 1))
+    return answer["result"]
+
+
+# --- HTTP
+
+Page = tuple[int, str, bytes]  # status, content type, body
+
+
+class _HttpServer(ThreadingHTTPServer):
+    daemon_threads = True
+    pages: dict[str, Callable[[], Page]]
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], family: int) -> None:
+        self.address_family = socket.AddressFamily(family)
+        super().__init__(address, handler)
+
+
+class _HttpHandler(BaseHTTPRequestHandler):
+    server: _HttpServer
+    timeout = REQUEST_TIMEOUT
+
+    def do_GET(self) -> None:
+        page = self.server.pages.get(self.path.partition("?")[0])
+        status, content_type, body = page() if page else (404, "text/plain", b"not found\n")
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Scrapes are not events."""
+
+
+class HttpServer:
+    """Serves fixed paths from threads of its own, so that a slow client cannot hold up the agent's loop."""
+
+    def __init__(self, listen: str, pages: dict[str, Callable[[], Page]]) -> None:
+        """`listen` is HOST:PORT or [V6]:PORT. EnvironmentFault if it cannot be bound."""
+        host, port = split_listen(listen)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self._server = _HttpServer((host, port), _HttpHandler, family)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"cannot listen on {listen} for metrics: {error.strerror}: change metrics-listen"
+            ) from error
+        self._server.pages = pages
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def split_listen(listen: str) -> tuple[str, int]:
+    """`127.0.0.1:7473`, `[::1]:7473` or `:7473` (every IPv4 address). EnvironmentFault if it is neither."""
+    host, _, port = listen.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise EnvironmentFault(f"metrics-listen {listen!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
