@@ -1,0 +1,98 @@
+"""Metrics: what Prometheus' own linter says, and the numbers."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+
+from prometheus_client.exposition import generate_latest
+
+from routerd.metrics import registry
+from routerd.model import Refusal
+from routerd.status import AgentStatus, PeerStatus, Rounds, as_json
+from routerd.views import PeerView, pool_rows
+from tests.unit import cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+
+FULL = AgentStatus(
+    node="a",
+    version="0.1.0",
+    config_loaded=True,
+    rounds=Rounds().after(0.02).after(0.2, error="egress: map is full"),
+    peers=(PeerStatus("tor", PeerView(ip_address("10.0.0.1"), up=True, flaps=2, announced=3), desired=4),),
+    refusals=(Refusal("svc/default/web", "NoEndpoints", "…"), Refusal("svc/default/api", "NoEndpoints", "…")),
+    pools=tuple(pool_rows(cluster.snapshot())),
+    datapath=True,
+    drops={"no gateway": 5},
+    nat_entries=9,
+    steered_pods=1,
+)
+
+
+def exposition(status: AgentStatus) -> str:
+    return generate_latest(registry(lambda: status)).decode()
+
+
+def test_promtool_finds_nothing_to_say() -> None:
+    promtool = shutil.which("promtool")
+    assert promtool, "promtool is missing: tools/setup installs it (Debian: prometheus)"
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=exposition(FULL), capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_numbers() -> None:
+    lines = set(exposition(FULL).splitlines())
+    assert {
+        'routerd_build_info{version="0.1.0"} 1.0',
+        "routerd_config_loaded 1.0",
+        "routerd_config_stale 0.0",
+        "routerd_store_synced 1.0",
+        "routerd_ready 0.0",
+        'routerd_refusals{reason="NoEndpoints"} 2.0',
+        'routerd_bgp_session_up{peer="tor"} 1.0',
+        'routerd_bgp_announced_prefixes{peer="tor"} 3.0',
+        'routerd_bgp_desired_prefixes{peer="tor"} 4.0',
+        'routerd_bgp_session_flaps_total{peer="tor"} 2.0',
+        'routerd_egress_dropped_packets_total{reason="no gateway"} 5.0',
+        "routerd_egress_nat_entries 9.0",
+        "routerd_egress_pods 1.0",
+        'routerd_pool_addresses{pool="default"} 256.0',
+        'routerd_pool_addresses_in_use{pool="default"} 1.0',
+        "routerd_reconcile_errors_total 1.0",
+        'routerd_reconcile_duration_seconds_bucket{le="0.025"} 1.0',
+        'routerd_reconcile_duration_seconds_bucket{le="+Inf"} 2.0',
+        "routerd_reconcile_duration_seconds_count 2.0",
+    } <= lines
+
+
+def test_every_metric_is_documented_and_every_documented_one_exists() -> None:
+    documented = {
+        line.split("`")[1].partition("{")[0]
+        for line in (ROOT / "docs/metrics.md").read_text().splitlines()
+        if line.startswith("| `routerd_")
+    }
+    exposed = {line.split()[2] for line in exposition(FULL).splitlines() if line.startswith("# TYPE")}
+    assert exposed == documented
+
+
+def test_readiness_tells_why_not() -> None:
+    ready = replace(FULL, rounds=Rounds().after(0.1))
+    assert (ready.ready, ready.not_ready_because()) == (True, "")
+    assert FULL.not_ready_because() == "egress: map is full"
+    assert replace(ready, missing=("pods",)).not_ready_because() == "not read from the store yet: pods"
+    assert replace(ready, rounds=Rounds()).not_ready_because() == "the first round is not done"
+    assert "line 3" in replace(ready, config_loaded=False, config_error="line 3").not_ready_because()
+
+
+def test_status_as_json_names_the_refusals() -> None:
+    document = as_json(FULL)
+    assert document["refusals"] == [
+        {"object": "svc/default/web", "reason": "NoEndpoints", "message": "…"},
+        {"object": "svc/default/api", "reason": "NoEndpoints", "message": "…"},
+    ]

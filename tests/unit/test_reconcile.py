@@ -1,0 +1,178 @@
+"""The order of a round, against models of the speaker and the datapath that share one journal."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+
+from bgp.path import Desired as BgpDesired
+from egress.policy import Desired as EgressDesired
+from routerd.desired import LocalFacts, NodeState, Settings, compose
+from routerd.model import Allocations
+from routerd.reconcile import RETIRE_AFTER, Egress, Reconciler, Round
+from tests.unit import cluster
+from tests.unit.cluster import LOCAL, TOR
+
+
+@dataclass(frozen=True)
+class Step:
+    phase: Literal["prepare", "retire"]
+    group: int
+
+    def __str__(self) -> str:
+        return f"{self.phase} group {self.group}"
+
+
+@dataclass
+class World:
+    """A datapath that holds groups, and a speaker that keeps what each peer has; both write the journal."""
+
+    groups: set[int] = field(default_factory=set)
+    ribs: dict[str, set[str]] = field(default_factory=dict)
+    journal: list[str] = field(default_factory=list)
+    broken: str = ""  # the action that fails; "observe" = reading does
+    settles: bool = True
+
+    def observe(self, desired: EgressDesired) -> set[int]:
+        if self.broken == "observe":
+            raise OSError("no map")
+        return set(self.groups)
+
+    def apply(self, action: Step) -> None:
+        if str(action) == self.broken:
+            raise OSError("map is full")
+        (self.groups.add if action.phase == "prepare" else self.groups.discard)(action.group)
+        self.journal.append(str(action))
+
+    async def set(self, desired: BgpDesired) -> None:
+        self.ribs = {str(peer): {str(prefix) for prefix in rib} for peer, rib in desired.ribs.items()}
+        self.journal.append("announce")
+
+    async def settled(self, timeout: float) -> bool:
+        return self.settles
+
+
+def plan(desired: EgressDesired, observed: Any) -> tuple[Step, ...]:
+    retire = [Step("retire", group) for group in sorted(observed - set(desired.groups))]
+    return (*retire, *(Step("prepare", group) for group in sorted(set(desired.groups) - observed)))
+
+
+def state(**fields: object) -> NodeState:
+    return compose(cluster.snapshot(**fields), Settings("a"), LocalFacts(sessions=LOCAL))
+
+
+def reconciler(world: World, clock: Any = lambda: 0.0) -> Reconciler:
+    return Reconciler(world, Egress(world, plan), clock, settle_timeout=0.0)
+
+
+def rounds(world: World, *states: NodeState, clock: Any = lambda: 0.0) -> list[Round]:
+    async def run() -> list[Round]:
+        here = reconciler(world, clock)
+        return [await here.round(wanted) for wanted in states]
+
+    return asyncio.run(run())
+
+
+NO_GROUPS = {"allocations": Allocations(2, (cluster.allocation("web", "192.0.2.1"),))}
+BOTH = {"192.0.2.1/32", "198.51.100.7/32"}
+
+
+def test_nat_state_comes_before_the_announcement() -> None:
+    world = World()
+    assert rounds(world, state()) == [Round(("prepare group 7",))]
+    assert world.journal == ["prepare group 7", "announce"]
+    assert world.ribs == {str(TOR): BOTH}
+
+
+def test_withdrawal_comes_before_what_it_leads_to_is_removed() -> None:
+    world = World(groups={7})
+    assert rounds(world, state(**NO_GROUPS)) == [Round(("retire group 7",))]
+    assert world.journal == ["announce", "retire group 7"]
+
+
+def test_what_an_unconfirmed_withdrawal_leads_to_stays() -> None:
+    world = World(groups={7}, settles=False)
+    (done,) = rounds(world, state(**NO_GROUPS))
+    assert (done.actions, done.error) == ((), "")
+    assert "not confirmed" in done.held
+    assert world.groups == {7}
+
+
+def test_a_speaker_that_is_gone_cannot_hold_it_for_ever() -> None:
+    world = World(groups={7}, settles=False)
+    times = iter([0.0, RETIRE_AFTER - 1, RETIRE_AFTER])
+    *held, last = rounds(world, *[state(**NO_GROUPS)] * 3, clock=lambda: next(times))
+    assert all(done.held for done in held)
+    assert (last.actions, last.held) == (("retire group 7",), "")
+
+
+def test_nothing_is_held_when_there_is_nothing_to_retire() -> None:
+    assert rounds(World(settles=False), state())[0].held == ""
+
+
+def test_an_unsynced_store_takes_nothing_away() -> None:
+    world = World(groups={7})
+    (done,) = rounds(world, state(**NO_GROUPS, endpoint_slices=None))
+    assert world.journal == []
+    assert "wait for the store" in done.held
+
+
+def test_a_datapath_that_is_not_synced_leaves_bgp_working() -> None:
+    world = World(groups={7})
+    assert rounds(world, state(pods=None)) == [Round()]
+    assert (world.journal, world.groups) == (["announce"], {7})
+
+
+@pytest.mark.parametrize("broken", ["observe", "prepare group 7"])
+def test_a_broken_datapath_holds_back_the_new_egress_address_only(broken: str) -> None:
+    world = World(broken=broken)
+    (done,) = rounds(world, state())
+    assert world.ribs == {str(TOR): {"192.0.2.1/32"}}
+    assert done.error.startswith("egress: ")
+
+
+def test_an_egress_address_that_was_announced_stays_when_the_datapath_breaks() -> None:
+    world = World()
+
+    async def run() -> Round:
+        here = reconciler(world)
+        await here.round(state())
+        world.broken = "observe"
+        return await here.round(state())
+
+    assert "no map" in asyncio.run(run()).error
+    assert world.ribs == {str(TOR): BOTH}
+
+
+def test_retiring_waits_while_preparing_fails() -> None:
+    world = World(groups={3}, broken="prepare group 7")
+    (done,) = rounds(world, state())
+    assert (done.error, world.groups) == ("egress: prepare group 7: map is full", {3})
+
+
+def test_a_round_cut_after_any_action_converges() -> None:
+    for broken in ("prepare group 7", "retire group 3"):
+        world = World(groups={3}, broken=broken)
+
+        async def run(world: World = world) -> Round:
+            here = reconciler(world)
+            await here.round(state())
+            world.broken = ""
+            return await here.round(state())
+
+        assert asyncio.run(run()).error == ""
+        assert (world.groups, world.ribs) == ({7}, {str(TOR): BOTH})
+
+
+def test_one_room_alone() -> None:
+    async def run() -> tuple[Round, Round]:
+        quiet = World()
+        return (
+            await Reconciler(quiet, None).round(state()),
+            await Reconciler(None, Egress(quiet, plan)).round(state()),
+        )
+
+    assert asyncio.run(run()) == (Round(), Round(("prepare group 7",)))
