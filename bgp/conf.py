@@ -1,0 +1,109 @@
+"""exabgp.conf: the part about peers, rendered from values. Pure; routes are never written into it.
+
+The text is stable (sorted by address) and carries a digest per peer in a comment, `# peer ADDRESS DIGEST`, by which a
+later agent recognises what ExaBGP has loaded. Passwords are written base64-encoded, which ExaBGP decodes: so every
+character is carried and none can end the statement. The text is secret; digests are not to be logged either, since
+a weak password could be guessed from one.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping
+
+from bgp.path import IPAddress, SpeakerPeer
+from bgp.rib import PathRefusal
+
+MAX_PASSWORD = 80  # bytes: TCP_MD5SIG_MAXKEYLEN of Linux
+MAX_RESTART_TIME = 4095  # seconds: 12 bits, RFC 4724, section 3
+
+
+def peer_refusal(peer: SpeakerPeer) -> PathRefusal | None:
+    """Why ExaBGP cannot be given this peer, or None."""
+
+    def refuse(reason: str, message: str) -> PathRefusal:
+        return PathRefusal(peer.address, None, reason, message)
+
+    if peer.address.version != peer.local_address.version:
+        return refuse("AddressFamily", f"the source address {peer.local_address} is of another family")
+    if peer.hold_time != 0 and not 3 <= peer.hold_time <= 65535:
+        return refuse("HoldTime", "the hold time must be 0 or 3 to 65535 seconds (RFC 4271, section 4.2)")
+    if not 1 <= peer.port <= 65535:
+        return refuse("Port", "the port must be 1 to 65535")
+    if not (1 <= peer.local_as <= 2**32 - 1 and 1 <= peer.remote_as <= 2**32 - 1):
+        return refuse("AsNumber", "AS numbers must be 1 to 4294967295")
+    if peer.multihop_ttl is not None and not 1 <= peer.multihop_ttl <= 255:
+        return refuse("Ttl", "the multihop TTL must be 1 to 255")
+    if not 0 <= peer.graceful_restart_time <= MAX_RESTART_TIME:
+        return refuse("RestartTime", f"the graceful restart time must be 0 to {MAX_RESTART_TIME} seconds")
+    if not peer.families:
+        return refuse("NoFamily", "the session has no address family")
+    return _password_refusal(peer)
+
+
+def _password_refusal(peer: SpeakerPeer) -> PathRefusal | None:
+    """The message never shows the password."""
+    if any(ord(char) < 0x20 or ord(char) == 0x7F or 0xD800 <= ord(char) <= 0xDFFF for char in peer.password):
+        message = "the password has a control character (a newline at the end of the file or Secret?): remove it"
+        return PathRefusal(peer.address, None, "Password", message)
+    if len(peer.password.encode()) > MAX_PASSWORD:
+        return PathRefusal(peer.address, None, "Password", f"the password is longer than {MAX_PASSWORD} bytes")
+    return None
+
+
+def peer_section(peer: SpeakerPeer) -> str:
+    """The `neighbor` block of a peer for which `peer_refusal` is None."""
+    options = [
+        f"router-id {peer.router_id}",
+        f"local-address {peer.local_address}",
+        f"local-as {peer.local_as}",
+        f"peer-as {peer.remote_as}",
+        f"hold-time {peer.hold_time}",
+        *([f"connect {peer.port}"] if peer.port != 179 else []),
+        *([f"outgoing-ttl {peer.multihop_ttl}"] if peer.multihop_ttl is not None else []),
+        *_password_options(peer.password),
+        "manual-eor true",  # End-of-RIB is ours to send, when all is announced
+        "adj-rib-in false",
+        "adj-rib-out true",
+        "group-updates true",
+    ]
+    capabilities = [
+        "asn4 enable",
+        "route-refresh enable",
+        f"graceful-restart {peer.graceful_restart_time or 'disable'}",
+    ]
+    blocks = [
+        _block("capability", capabilities),
+        _block("family", sorted(peer.families)),
+        _block("api", ["processes [ relay ]", "neighbor-changes", "negotiated"]),
+    ]
+    body = "".join(f"    {option};\n" for option in options) + "".join(blocks)
+    return f"neighbor {peer.address} {{\n{body}}}\n"
+
+
+def _password_options(password: str) -> list[str]:
+    if not password:
+        return []
+    return ["md5-base64 true", f'md5-password "{base64.b64encode(password.encode()).decode()}"']
+
+
+def _block(name: str, statements: Iterable[str]) -> str:
+    return f"    {name} {{\n" + "".join(f"        {statement};\n" for statement in statements) + "    }\n"
+
+
+def digest(peer: SpeakerPeer) -> str:
+    """128 bits of the SHA-256 of the peer's section, in hex."""
+    return hashlib.sha256(peer_section(peer).encode()).hexdigest()[:32]
+
+
+def digests(peers: Mapping[IPAddress, SpeakerPeer]) -> dict[IPAddress, str]:
+    """Of the peers that can be configured."""
+    return {address: digest(peer) for address, peer in peers.items() if peer_refusal(peer) is None}
+
+
+def peers_text(peers: Iterable[SpeakerPeer]) -> str:
+    """The configuration of the peers that can be configured, sorted by family and address."""
+    usable = (peer for peer in peers if peer_refusal(peer) is None)
+    ordered = sorted(usable, key=lambda peer: (peer.address.version, int(peer.address)))
+    return "".join(f"# peer {peer.address} {digest(peer)}\n{peer_section(peer)}" for peer in ordered)

@@ -1,0 +1,207 @@
+"""What the launcher changes in ExaBGP 5.0.15 at start: commands of ours, and functions mended in place.
+
+A function is replaced only if its source is the one the change was written for (checked by hash); otherwise the stock
+one stays and one warning is printed. Runs inside ExaBGP's process; it imports ExaBGP, and nothing of the agent.
+
+Commands added through ExaBGP's own registry (`Command.register`):
+
+    routerd hello NONCE       prints who we are and the loaded peers, and the state of every session as events again
+    routerd reload            loads the configuration file now, and says whether it could
+    [neighbor A] routerd flush    done when all that was queued for these peers was given to TCP, or after 5 s an error
+
+SIGUSR1 is not used: 5.0.15 drops the signal, unheard, while any peer, even one that is down, has routes queued.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+FLUSH_TIMEOUT = 5.0  # seconds
+_PEER = re.compile(r"^# peer (\S+) ([0-9a-f]+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """`owner.name` is replaced by `replacement` if the SHA-256 of its source begins with `source`."""
+
+    owner: type
+    name: str
+    source: str
+    replacement: Callable[..., Any]
+
+
+def fingerprint(function: Callable[..., Any]) -> str:
+    """First 16 hex digits of the SHA-256 of a function's source."""
+    return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
+
+
+def apply(patches: list[Patch]) -> list[str]:
+    """Mends what it can; returns the names of what it left as it is."""
+    left = []
+    for patch in patches:
+        if fingerprint(getattr(patch.owner, patch.name)) == patch.source:
+            setattr(patch.owner, patch.name, patch.replacement)
+        else:
+            left.append(f"{patch.owner.__name__}.{patch.name}")
+    return left
+
+
+def patches() -> list[Patch]:
+    """Every change, in one table. The faster bulk, copy and poll paths will be rows of it too."""
+    from exabgp.reactor.api.processes import Processes
+    from exabgp.reactor.daemon import Daemon
+    from exabgp.rib.outgoing import OutgoingRIB
+
+    return [
+        Patch(OutgoingRIB, "_update_rib", "3c013bdc1a033977", newest_wins(OutgoingRIB._update_rib)),
+        Patch(Processes, "broken", "6c7c73a211315eed", _never_broken),
+        Patch(Daemon, "drop_privileges", "a6091f186864fb54", _keep_privileges),
+    ]
+
+
+def newest_wins(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Of several changes queued for one prefix only the last is sent.
+
+    Stock ExaBGP keeps them all and sends them in the order in which their *attributes* were first queued, so that a
+    peer may be left with a path that was replaced, or withdrawn, after it.
+    """
+
+    def update(rib: Any, change: Any) -> Any:
+        queued = rib._new_nlri.get(change.index())
+        if queued is not None:
+            family = queued.nlri.family().afi_safi()
+            by_family = rib._new_attr_af_nlri.get(queued.attributes.index(), {})
+            by_family.get(family, {}).pop(queued.index(), None)
+        return stock(rib, change)
+
+    return update
+
+
+def _never_broken(processes: Any, neighbor: Any) -> bool:
+    """A relay that died is started again; stock ExaBGP would never bring the peer up again."""
+    return False
+
+
+def _keep_privileges(daemon: Any) -> bool:
+    """Whoever starts routerd decides whose rights it has; stock ExaBGP refuses some of them."""
+    return True
+
+
+def loaded_peers(configuration: Path) -> dict[str, str]:
+    """Address -> digest of every peer in a configuration file, from the comments that `bgp.conf` writes."""
+    return dict(_PEER.findall(configuration.read_text(encoding="utf-8")))
+
+
+def track_sending() -> None:
+    """Has every session say whether an UPDATE is half way out (`peer.routerd_sending`), for `routerd flush`."""
+    from exabgp.reactor.protocol import Protocol
+
+    stock = Protocol.new_update
+
+    def new_update(protocol: Any, include_withdraw: bool) -> Iterator[Any]:
+        protocol.peer.routerd_sending = True
+        try:
+            yield from stock(protocol, include_withdraw)
+        finally:
+            protocol.peer.routerd_sending = False
+
+    Protocol.new_update = new_update
+
+
+class Commands:
+    """Our API commands; each has the signature of ExaBGP's own. `configuration` is the file that ExaBGP loads."""
+
+    def __init__(self, configuration: Path, version: str) -> None:
+        self._configuration = configuration
+        self._version = version
+        self._started = time.time()
+        self._peers = loaded_peers(configuration)
+
+    def register(self) -> None:
+        from exabgp.reactor.api.command.command import Command
+
+        # `partial`: the registry sets an attribute on what it is given, and a bound method takes none.
+        Command.register("routerd hello", False)(partial(self.hello))
+        Command.register("routerd reload", False)(partial(self.reload))
+        Command.register("routerd flush", True)(partial(self.flush))
+
+    def hello(self, api: Any, reactor: Any, service: str, line: str, use_json: bool) -> bool:
+        who = {
+            "nonce": line.split()[-1],
+            "exabgp": self._version,
+            "pid": os.getpid(),
+            "started": self._started,
+            "peers": self._peers,
+        }
+
+        def answer() -> Iterator[bool]:
+            reactor.processes.write(service, json.dumps({"routerd": who}))
+            for peer in list(reactor._peers.values()):
+                if peer.established():
+                    reactor.processes.negotiated(peer.neighbor, peer.proto.negotiated)
+                    reactor.processes.up(peer.neighbor)
+            reactor.processes.answer_done(service)
+            yield True
+
+        # Queued behind what an earlier relay asked for, so that the answers to that come before.
+        reactor.asynchronous.schedule(service, line, answer())
+        return True
+
+    def reload(self, api: Any, reactor: Any, service: str, line: str, use_json: bool) -> bool:
+        if not reactor.reload():
+            reactor.processes.answer_error(service)
+            return False
+        reactor.processes.start(reactor.configuration.processes, False)
+        self._peers = loaded_peers(self._configuration)
+        reactor.processes.write(service, json.dumps({"routerd": {"peers": self._peers}}))
+        reactor.processes.answer_done(service)
+        return True
+
+    def flush(self, api: Any, reactor: Any, service: str, line: str, use_json: bool) -> bool:
+        from exabgp.reactor.api.command.limit import extract_neighbors, match_neighbors
+
+        descriptions, _ = extract_neighbors(line)
+        names = match_neighbors(reactor.peers(service), descriptions)
+
+        def answer() -> Iterator[bool]:
+            deadline = time.monotonic() + FLUSH_TIMEOUT
+            while any(_is_sending(reactor._peers.get(name)) for name in names):
+                if time.monotonic() > deadline:
+                    reactor.processes.answer_error(service)
+                    return
+                yield True
+            reactor.processes.answer_done(service)
+
+        reactor.asynchronous.schedule(service, line, answer())
+        return True
+
+
+def _is_sending(peer: Any) -> bool:
+    """Whether an established session has UPDATEs queued or half way out."""
+    if peer is None or not peer.established():
+        return False
+    return bool(peer.neighbor.rib.outgoing.pending() or getattr(peer, "routerd_sending", False))
+
+
+def install(configuration: Path, version: str) -> None:
+    """All of the above; one warning for what could not be mended."""
+    left = apply(patches())
+    if left:
+        print(
+            f"speaker: warning: this ExaBGP {version} is not the released one; not mended: {', '.join(left)}",
+            file=sys.stderr,
+            flush=True,
+        )
+    track_sending()
+    Commands(configuration, version).register()

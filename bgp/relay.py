@@ -1,0 +1,413 @@
+"""The relay: ExaBGP's helper process, between ExaBGP's pipes and the unix socket that the agent serves.
+
+It keeps reading from ExaBGP whatever the agent does (ExaBGP blocks, and drops its peers, on a helper that does not
+read), reconnects to the agent for ever, remembers the last events of each session for the next agent, and changes
+ExaBGP's configuration safely. It decides nothing. Standard library only, run by path with `python -I -S`, so that it
+starts at once and stays small; it must not import the rest of routerd.
+
+The protocol, version 1: one JSON object per line, both ways. Unknown keys are ignored; an unknown request is refused.
+
+    relay -> agent
+      {"hello": {"protocol": 1, "exabgp": "5.0.15", "pid": 7, "started": T, "peers": {ADDRESS: DIGEST}, "events": [E]}}
+                           first line of a connection; `peers` is the configuration that ExaBGP has loaded (`bgp.conf`)
+      {"event": E}         an ExaBGP JSON event, as it came
+      {"id": N, "output": TEXT}   a line that command N printed
+      {"id": N, "ok": BOOL, "error": TEXT, "peers": {...}}   command N is done; in the order of the commands
+    agent -> relay
+      {"id": N, "command": TEXT, "alone": BOOL}   an API command. `alone`: nothing else is in flight meanwhile, for
+                           commands that ExaBGP may answer out of turn
+      {"id": N, "reload": TEXT}   the configuration of all peers; tried by another ExaBGP process first. On failure the
+                           old one stays, on disk and in ExaBGP
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import select
+import socket
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+PROTOCOL = 1
+CONFIGURATION = "exabgp.conf"
+SOCKET = "relay.sock"
+RUN_VARIABLE = "ROUTERD_SPEAKER_RUN"  # directory of both
+CHECK_VARIABLE = "ROUTERD_SPEAKER_CHECK"  # JSON list: the command that checks the configuration file named last
+
+WINDOW = 8  # commands that ExaBGP has and has not answered
+BACKLOG = 64  # requests taken from the agent and not yet answered; then its socket is not read
+OUTPUT_LIMIT = 64 << 20  # bytes kept for an agent that does not read; then it is disconnected
+RETRY = 0.1  # seconds between attempts to reach the agent
+CHECK_TIMEOUT = 20.0  # seconds
+
+_PASSWORD = re.compile(r"(md5-password\W+)[^\s;'\"]+")
+_EVENT = '{ "exabgp"'
+_REPLY = '{"routerd"'
+
+
+def configuration_text(python: str, relay: str, peers: str) -> str:
+    """The whole exabgp.conf: this relay as ExaBGP's process, then the text of the peers.
+
+    Raises ValueError if a path has a character that ExaBGP's configuration cannot carry (quotes and backslashes).
+    """
+    for path in (python, relay):
+        if re.search(r"[\"'\\\x00-\x1f]", path):
+            raise ValueError(f"ExaBGP cannot run a program whose path has quotes or backslashes: {path}")
+    return f'process relay {{\n    run "{python}" -I -S "{relay}";\n    encoder json;\n    respawn true;\n}}\n{peers}'
+
+
+def without_passwords(text: str) -> str:
+    """`text` with what follows each `md5-password` removed."""
+    return _PASSWORD.sub(r"\1***", text)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Writes a file that only the owner reads, replacing what is there."""
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(fd)
+
+
+class Lines:
+    """Bytes in, whole lines out."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def feed(self, data: bytes) -> list[str]:
+        if b"\n" not in data:
+            self._parts.append(data)
+            return []
+        *whole, rest = (b"".join(self._parts) + data).split(b"\n")
+        self._parts = [rest] if rest else []
+        return [line.decode("utf-8", "replace").rstrip() for line in whole]
+
+
+class Command:
+    """A line for ExaBGP. `agent` is the connection that asked for it, 0 = the relay itself."""
+
+    def __init__(self, agent: int, number: int, text: str, alone: bool, staged: bool = False) -> None:
+        self.agent = agent
+        self.number = number
+        self.text = text
+        self.alone = alone
+        self.staged = staged  # a reload: the new file is in place
+
+
+class Check:
+    """A configuration on trial by another ExaBGP process."""
+
+    def __init__(self, agent: int, number: int, command: list[str], environment: dict[str, str]) -> None:
+        import subprocess  # a rare need, and a slow import
+
+        self.agent = agent
+        self.number = number
+        self.deadline = time.monotonic() + CHECK_TIMEOUT
+        self.said = b""
+        self._child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+        )
+        assert self._child.stdout is not None
+        self.fd = self._child.stdout.fileno()
+
+    def read(self) -> bool:
+        """Takes what the process says; whether it ended."""
+        data = os.read(self.fd, 65536)
+        self.said += data
+        return not data
+
+    def result(self) -> str:
+        """ "" when the configuration is good, else why not. Ends the process."""
+        if time.monotonic() > self.deadline:
+            self._child.kill()
+        status = self._child.wait()
+        assert self._child.stdout is not None
+        self._child.stdout.close()
+        if status == 0:
+            return ""
+        said = without_passwords(self.said.decode("utf-8", "replace")).strip()
+        return said or f"the check ended with status {status}"
+
+
+class Relay:
+    """See the module."""
+
+    def __init__(self, run_dir: Path, check: list[str], speaker_in: int, speaker_out: int) -> None:
+        self._path = run_dir / CONFIGURATION
+        self._staged = run_dir / f"{CONFIGURATION}.new"
+        self._old = run_dir / f"{CONFIGURATION}.old"
+        self._socket_path = str(run_dir / SOCKET)
+        self._check_command = check
+        self._in, self._out = speaker_in, speaker_out
+        os.set_blocking(speaker_in, False)
+        os.set_blocking(speaker_out, False)
+        self._from_speaker = Lines()
+        self._to_speaker = bytearray()
+        self._nonce = f"{os.getpid()}-{time.time_ns()}"
+        self._hello: dict[str, object] | None = None  # None until ExaBGP answered this relay's own first command
+        self._events: dict[str, dict[str, str]] = {}  # peer -> kind -> line
+        self._queue: deque[Command] = deque()
+        self._in_flight: deque[Command] = deque()
+        self._checks: deque[tuple[int, int, str]] = deque()
+        self._check: Check | None = None
+        self._agent: socket.socket | None = None
+        self._serial = 0
+        self._from_agent = Lines()
+        self._to_agent = bytearray()
+        self._retry_at = 0.0
+
+    def run(self) -> None:
+        """Until ExaBGP closes its end."""
+        self._send(f"routerd hello {self._nonce}")
+        poll = select.poll()
+        watched: dict[int, int] = {}
+        while True:
+            wanted = self._wanted()
+            for fd in watched.keys() - wanted.keys():
+                poll.unregister(fd)
+            for fd, mask in wanted.items():
+                if watched.get(fd) != mask:
+                    poll.register(fd, mask)
+            watched = wanted
+            for fd, _ in poll.poll(self._timeout()):
+                if fd == self._in and not self._read_speaker():
+                    return
+                if fd == self._out:
+                    self._write_speaker()
+                if self._check is not None and fd == self._check.fd and self._check.read():
+                    self._end_check()
+                if self._agent is not None and fd == self._agent.fileno():
+                    self._serve_agent()
+            self._tick()
+
+    # --- what to wait for ---
+
+    def _wanted(self) -> dict[int, int]:
+        wanted = {self._in: select.POLLIN}
+        if self._to_speaker:
+            wanted[self._out] = select.POLLOUT
+        if self._check is not None:
+            wanted[self._check.fd] = select.POLLIN
+        if self._agent is not None:
+            busy = len(self._queue) + len(self._in_flight) + len(self._checks) >= BACKLOG
+            wanted[self._agent.fileno()] = (0 if busy else select.POLLIN) | (select.POLLOUT if self._to_agent else 0)
+        return wanted
+
+    def _timeout(self) -> int | None:
+        if self._check is not None:
+            return 500
+        return int(RETRY * 1000) if self._agent is None and self._hello is not None else None
+
+    def _tick(self) -> None:
+        if self._check is not None and time.monotonic() > self._check.deadline:
+            self._end_check()
+        if self._agent is None and self._hello is not None and time.monotonic() >= self._retry_at:
+            self._connect()
+
+    # --- ExaBGP ---
+
+    def _send(self, text: str) -> None:
+        self._to_speaker += text.encode("ascii") + b"\n"
+        self._write_speaker()
+
+    def _write_speaker(self) -> None:
+        try:
+            while self._to_speaker:
+                del self._to_speaker[: os.write(self._out, self._to_speaker[:65536])]
+        except BlockingIOError:
+            pass
+
+    def _read_speaker(self) -> bool:
+        try:
+            data = os.read(self._in, 262144)
+        except BlockingIOError:
+            return True
+        for line in self._from_speaker.feed(data):
+            self._take_line(line)
+        return bool(data)
+
+    def _take_line(self, line: str) -> None:
+        if line.startswith(_EVENT):
+            self._take_event(line)
+        elif line.startswith(_REPLY):
+            self._take_reply(json.loads(line)["routerd"])
+        elif self._hello is None:
+            return  # answers to commands of a relay before this one
+        elif line in ("done", "error"):
+            self._take_answer(line == "done")
+        elif line and self._in_flight:
+            command = self._in_flight[0]
+            self._tell(command.agent, {"id": command.number, "output": line})
+
+    def _take_event(self, line: str) -> None:
+        try:
+            event = json.loads(line)
+            peer = event["neighbor"]["address"]["peer"]
+        except (ValueError, KeyError, TypeError):
+            return
+        kind = event.get("type", "")
+        if kind == "state" and event["neighbor"].get("state") != "up":
+            self._events.pop(peer, None)
+        if kind in ("state", "negotiated"):
+            self._events.setdefault(peer, {})[kind] = line
+        self._tell(self._serial, {"event": event})
+
+    def _take_reply(self, reply: dict[str, object]) -> None:
+        """ExaBGP's answer to one of the commands that the launcher added."""
+        if reply.get("nonce") == self._nonce:
+            self._hello = {"protocol": PROTOCOL, **{key: reply[key] for key in ("exabgp", "pid", "started", "peers")}}
+            self._in_flight.append(Command(0, 0, "hello", True))  # its "done" follows
+        elif self._hello is not None and "peers" in reply:
+            self._hello["peers"] = reply["peers"]
+
+    def _take_answer(self, ok: bool) -> None:
+        if not self._in_flight:
+            return
+        command = self._in_flight.popleft()
+        if command.staged:
+            self._end_reload(ok)
+        answer: dict[str, object] = {"id": command.number, "ok": ok}
+        if not ok:
+            answer["error"] = "ExaBGP refused the command"
+        if command.staged and self._hello is not None:
+            answer["peers"] = self._hello["peers"]
+        self._tell(command.agent, answer)
+        self._advance()
+
+    def _advance(self) -> None:
+        """Gives ExaBGP what may go now."""
+        while self._queue and self._hello is not None:
+            alone = self._queue[0].alone or any(command.alone for command in self._in_flight)
+            if len(self._in_flight) >= (1 if alone else WINDOW):
+                return
+            command = self._queue.popleft()
+            self._in_flight.append(command)
+            self._send(command.text)
+
+    # --- reload ---
+
+    def _begin_check(self) -> None:
+        if self._check is not None or not self._checks:
+            return
+        agent, number, text = self._checks.popleft()
+        try:
+            write_private(self._staged, configuration_text(sys.executable, __file__, text))
+            self._check = Check(agent, number, [*self._check_command, str(self._staged)], dict(os.environ))
+        except (OSError, ValueError) as error:
+            self._tell(agent, {"id": number, "ok": False, "error": str(error)})
+            self._begin_check()
+
+    def _end_check(self) -> None:
+        check, self._check = self._check, None
+        assert check is not None
+        error = check.result()
+        if not error:
+            if self._path.exists():
+                self._path.replace(self._old)
+            self._staged.replace(self._path)
+            self._queue.appendleft(Command(check.agent, check.number, "routerd reload", True, staged=True))
+            self._advance()
+        else:
+            self._staged.unlink()  # it holds passwords
+            self._tell(check.agent, {"id": check.number, "ok": False, "error": error})
+        self._begin_check()
+
+    def _end_reload(self, ok: bool) -> None:
+        if ok:
+            self._old.unlink(missing_ok=True)
+        elif self._old.exists():
+            self._old.replace(self._path)
+
+    # --- the agent ---
+
+    def _connect(self) -> None:
+        self._retry_at = time.monotonic() + RETRY
+        agent = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        agent.setblocking(False)
+        try:
+            agent.connect(self._socket_path)
+        except OSError:
+            agent.close()
+            return
+        self._agent = agent
+        self._serial += 1
+        self._from_agent, self._to_agent = Lines(), bytearray()
+        events = [json.loads(line) for kinds in self._events.values() for line in kinds.values()]
+        self._tell(self._serial, {"hello": {**(self._hello or {}), "events": events}})
+
+    def _disconnect(self) -> None:
+        """Forgets the agent and what it asked for, save what ExaBGP already has."""
+        if self._agent is not None:
+            self._agent.close()
+        self._agent = None
+        self._queue = deque(command for command in self._queue if command.staged)
+        self._checks.clear()
+        self._retry_at = time.monotonic() + RETRY
+
+    def _tell(self, agent: int, message: dict[str, object]) -> None:
+        if self._agent is None or agent != self._serial:
+            return
+        self._to_agent += json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        if len(self._to_agent) > OUTPUT_LIMIT:
+            self._disconnect()
+        elif len(self._to_agent) < 65536:
+            self._write_agent()
+
+    def _write_agent(self) -> None:
+        try:
+            while self._agent is not None and self._to_agent:
+                del self._to_agent[: self._agent.send(self._to_agent[:262144])]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._disconnect()
+
+    def _serve_agent(self) -> None:
+        self._write_agent()
+        if self._agent is None:
+            return
+        try:
+            data = self._agent.recv(262144)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            data = b"" if error.errno != errno.EINTR else b"\n"
+        if not data:
+            self._disconnect()
+            return
+        for line in self._from_agent.feed(data):
+            if line:
+                self._take_request(line)
+        self._advance()
+
+    def _take_request(self, line: str) -> None:
+        try:
+            request = json.loads(line)
+            number = int(request["id"])
+        except (ValueError, KeyError, TypeError):
+            self._disconnect()  # not our protocol
+            return
+        command = request.get("command")
+        if isinstance(request.get("reload"), str):
+            self._checks.append((self._serial, number, request["reload"]))
+            self._begin_check()
+        elif isinstance(command, str) and command.isascii() and command.isprintable():
+            self._queue.append(Command(self._serial, number, command, bool(request.get("alone"))))
+        else:
+            self._tell(self._serial, {"id": number, "ok": False, "error": "the relay does not know this request"})
+
+
+def main() -> None:
+    Relay(Path(os.environ[RUN_VARIABLE]), json.loads(os.environ[CHECK_VARIABLE]), 0, 1).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""ExaBGP's text: API commands rendered, its JSON events and its table parsed. Pure.
+
+Checked against ExaBGP 5.0.15. A command names its peers as `neighbor A , neighbor B`; NLRI of one command are of one
+family and share their attributes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from typing import Any, Literal
+
+from bgp.path import Family, IPAddress, IPNetwork, Path, SpeakerPeer
+from bgp.rib import Attributes
+
+NLRI_PER_COMMAND = 1000  # about 20 kB; ExaBGP takes lines up to 1 MiB
+
+SHOW_TABLE = "show adj-rib out json"
+
+
+def announce(peers: Iterable[IPAddress], attributes: Attributes, prefixes: Iterable[IPNetwork]) -> str:
+    """Announces `prefixes` (of the family of `attributes`), replacing what these peers have for them."""
+    return f"{_peers(peers)} announce attributes {_attributes(attributes)} nlri {_nlri(prefixes)}"
+
+
+def withdraw(peers: Iterable[IPAddress], prefixes: Iterable[IPNetwork]) -> str:
+    """Withdraws `prefixes`, all of one family. Withdrawing what is not announced is no error."""
+    return f"{_peers(peers)} withdraw attributes nlri {_nlri(prefixes)}"
+
+
+def end_of_rib(peer: IPAddress, family: Family) -> str:
+    """End-of-RIB (RFC 4724, section 2), sent after all that is queued. An error if the session is not up."""
+    return f"{_peers([peer])} announce eor {family}"
+
+
+def flush(peers: Iterable[IPAddress]) -> str:
+    """Answered when all that is queued for `peers` was given to TCP. One of the launcher's commands."""
+    return f"{_peers(peers)} routerd flush"
+
+
+def _peers(peers: Iterable[IPAddress]) -> str:
+    return " , ".join(f"neighbor {peer}" for peer in peers)
+
+
+def _nlri(prefixes: Iterable[IPNetwork]) -> str:
+    return " ".join(map(str, prefixes))
+
+
+def _attributes(attributes: Attributes) -> str:
+    standard = [text for text in attributes.communities if text.count(":") == 1]
+    large = [text for text in attributes.communities if text.count(":") == 2]
+    parts = [f"next-hop {attributes.next_hop or 'self'}"]
+    if attributes.prepend:
+        # A path given by hand is sent as it is: our AS once, as every eBGP path has it, and the extra times.
+        parts.append(f"as-path [ {' '.join([str(attributes.local_as)] * (attributes.prepend + 1))} ]")
+    if attributes.med is not None:
+        parts.append(f"med {attributes.med}")
+    if attributes.local_pref is not None:
+        parts.append(f"local-preference {attributes.local_pref}")
+    if standard:
+        parts.append(f"community [ {' '.join(standard)} ]")
+    if large:
+        parts.append(f"large-community [ {' '.join(large)} ]")
+    return " ".join(parts)
+
+
+# --- events ---
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEvent:
+    """A change of one session. `time` is unix time; `families` and `hold_time` (seconds) come with "negotiated"."""
+
+    peer: IPAddress
+    kind: Literal["up", "down", "connected", "negotiated"]
+    time: float
+    reason: str = ""
+    families: tuple[Family, ...] = ()
+    hold_time: int = 0
+
+
+def parse_event(event: Mapping[str, Any]) -> SessionEvent | None:
+    """ExaBGP's JSON object as an event, or None if it is of a kind that is not needed here.
+
+    Raises KeyError, TypeError or ValueError on an object that ExaBGP 5.0.15 does not write.
+    """
+    kind, session = event.get("type"), event.get("neighbor")
+    if kind not in ("state", "negotiated") or not isinstance(session, dict):
+        return None
+    peer, time = ip_address(session["address"]["peer"]), float(event["time"])
+    if kind == "negotiated":
+        agreed = session["negotiated"]
+        families = tuple(family for family in _FAMILIES if family in agreed["families"])
+        return SessionEvent(peer, "negotiated", time, families=families, hold_time=int(agreed["hold_time"]))
+    state = session["state"]
+    if state not in ("up", "down", "connected"):
+        return None
+    return SessionEvent(peer, state, time, reason=readable_reason(session.get("reason", "")) if state == "down" else "")
+
+
+_FAMILIES: tuple[Family, ...] = ("ipv4 unicast", "ipv6 unicast")
+
+# RFC 4271, section 4.5; subcodes of Cease from RFC 4486, 8538 and 9384, of OPEN errors from RFC 4271 and 5492.
+_NOTIFICATIONS = {
+    (1, 0): "message header error",
+    (2, 1): "OPEN: unsupported version",
+    (2, 2): "OPEN: bad peer AS (one side expects another AS number)",
+    (2, 3): "OPEN: bad BGP identifier (router id)",
+    (2, 4): "OPEN: unsupported parameter",
+    (2, 6): "OPEN: unacceptable hold time",
+    (2, 7): "OPEN: unsupported capability",
+    (3, 0): "UPDATE error",
+    (4, 0): "hold timer expired",
+    (5, 0): "state machine error",
+    (6, 0): "cease",
+    (6, 1): "cease: maximum number of prefixes reached",
+    (6, 2): "cease: administrative shutdown",
+    (6, 3): "cease: peer de-configured",
+    (6, 4): "cease: administrative reset",
+    (6, 5): "cease: connection rejected",
+    (6, 6): "cease: other configuration change",
+    (6, 7): "cease: connection collision",
+    (6, 8): "cease: out of resources",
+    (6, 9): "cease: hard reset",
+    (6, 10): "cease: BFD down",
+}
+
+
+def readable_reason(reason: str) -> str:
+    """ExaBGP's reason with the NOTIFICATION's code and subcode spelt out: "notification received (6,2): cease: …"."""
+    head, bracket, rest = reason.partition("(")
+    if not head.startswith("notification ") or not bracket:
+        return reason
+    numbers = rest.partition(")")[0].split(",")
+    if len(numbers) != 2 or not all(number.strip().isdigit() for number in numbers):
+        return reason
+    code, subcode = (int(number) for number in numbers)
+    meaning = _NOTIFICATIONS.get((code, subcode)) or _NOTIFICATIONS.get((code, 0))
+    return f"{reason}: {meaning}" if meaning else reason
+
+
+# --- the table ---
+
+
+def parse_table(lines: Iterable[str], peers: Mapping[IPAddress, SpeakerPeer]) -> dict[IPAddress, dict[IPNetwork, Path]]:
+    """The answer to SHOW_TABLE as peer -> prefix -> path, in the normal form of `bgp.rib` where the peer is known.
+
+    A path with an attribute that routerd does not set comes out with a next hop that is never wanted, and so differs.
+    Raises KeyError, TypeError or ValueError on a line that ExaBGP 5.0.15 does not write.
+    """
+    table: dict[IPAddress, dict[IPNetwork, Path]] = {address: {} for address in peers}
+    for line in lines:
+        row = json.loads(line)
+        address = ip_address(row["peer"]["address"])
+        path = _path(row["route"], peers.get(address))
+        table.setdefault(address, {})[path.prefix] = path
+    return table
+
+
+_KNOWN = {"origin", "next-hop", "as-path", "med", "local-preference", "community", "large-community"}
+
+
+def _path(route: Mapping[str, Any], peer: SpeakerPeer | None) -> Path:
+    nlri, attributes = route["nlri"], route["attributes"]
+    prefix, next_hop = ip_network(nlri["prefix"]), ip_address(nlri["nexthop"])
+    if not attributes.keys() <= _KNOWN:
+        return Path(prefix, type(next_hop)(0))
+    communities = [*_texts(attributes.get("community", ())), *_texts(attributes.get("large-community", ()))]
+    return Path(
+        prefix,
+        None if peer is not None and next_hop == peer.local_address else next_hop,
+        attributes.get("local-preference"),
+        attributes.get("med"),
+        max(0, len(_as_numbers(attributes.get("as-path"))) - 1),
+        tuple(sorted(communities)),
+    )
+
+
+# ExaBGP prints these by name.
+_WELL_KNOWN = {
+    "no-export": "65535:65281",
+    "no-advertise": "65535:65282",
+    "no-export-subconfed": "65535:65283",
+    "no-peer": "65535:65284",
+    "blackhole": "65535:666",
+}
+
+
+def _texts(communities: Sequence[str]) -> list[str]:
+    return [_WELL_KNOWN.get(text, text) for text in communities]
+
+
+def _as_numbers(path: Any) -> list[int]:
+    if not path:
+        return []
+    segments = path.values() if isinstance(path, dict) else path
+    return [number for segment in segments for number in segment["value"]]
