@@ -1,0 +1,321 @@
+"""Desired state -> contents of the maps, as bytes; and back into text. Pure: what only the kernel knows comes as `Facts`.
+
+A policy set is what one or more pods have in common: every destination prefix of their policies, each with the ordered rules
+that hold for it. Prefixes are flattened: a longer one carries the rules of the shorter ones too, so one longest-prefix
+lookup decides. Equal sets are one set; a set's number never changes its content, so a pod is moved to another set in
+one write, after that set is complete.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cmp_to_key
+from ipaddress import IPv4Address, IPv4Network
+
+from bpf import layout
+from egress.policy import Desired, Gateway, Group, Policy
+
+PROTOCOLS = {"TCP": 6, "UDP": 17, "ICMP": 1}
+PROTOCOL_NAMES = {0: "any", **{number: name.lower() for name, number in PROTOCOLS.items()}}
+
+FIRST_PORT, LAST_PORT = 1024, 65535
+# On an address that the node itself uses, only ports that neither its own connections (ip_local_port_range ends at 60999)
+# nor node ports (30000-32767) take.
+FIRST_NODE_PORT, LAST_NODE_PORT = 61000, 65535
+
+# Destinations that no router forwards, or that mean "this host" or "this link".
+NEVER_LEAVES = tuple(
+    IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
+)
+
+# Time-outs in seconds. Established TCP: RFC 5382, REQ-5 asks for 2 h 4 min at least. UDP: RFC 4787, REQ-5 recommends 5 min.
+# ICMP: RFC 5508, REQ-2 asks for 60 s.
+TCP_ESTABLISHED, TCP_OPENING, TCP_CLOSING, UDP, ICMP, ORPHAN = 7440, 240, 10, 300, 60, 5
+
+MapEntries = dict[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class PodDevice:
+    """Where a local pod is attached to its node. MAC addresses are 6 bytes."""
+
+    ifindex: int  # the hook's device: the host-side end of the pod's veth, also where that is a bridge port
+    name: str
+    forward_name: str  # the device that the forward hook sees: the bridge, if the veth is a port of one
+    pod_mac: bytes
+    device_mac: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What only the kernel knows."""
+
+    devices: Mapping[IPv4Address, PodDevice] = field(default_factory=dict)
+    uplinks: Mapping[str, int] = field(default_factory=dict)  # name -> ifindex; a device that does not exist is missing
+    tunnel_ifindex: int = 0  # 0 = there is no tunnel device yet
+    tunnel_mtu: int = 0
+    object_digest: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSpec:
+    """One rule of a policy set; ports in host order, 0-0 = any."""
+
+    group: int
+    protocol: int = 0
+    first: int = 0
+    last: int = 0
+
+
+Rules = tuple[RuleSpec, ...]
+PolicySet = Mapping[IPv4Network, Rules]
+
+DROP_ALL = RuleSpec(0)
+
+
+# --- policy sets ----------------------------------------------------------------------------------------------------
+
+
+def _compare(a: tuple[int, Policy], b: tuple[int, Policy]) -> int:
+    """Longest destination, then the higher priority, then the older, then the name. No creation time counts as youngest."""
+    key_a = (-a[0], -a[1].priority, a[1].created or "~", a[1].name)
+    key_b = (-b[0], -b[1].priority, b[1].created or "~", b[1].name)
+    return (key_a > key_b) - (key_a < key_b)
+
+
+def _covering(policy: Policy, prefix: IPv4Network) -> int | None:
+    """Length of the policy's longest destination that holds all of `prefix`; None if none does or it is excluded."""
+    if any(prefix.subnet_of(excluded) for excluded in policy.excluded):
+        return None
+    lengths = [network.prefixlen for network in policy.destinations if prefix.subnet_of(network)]
+    return max(lengths, default=None)
+
+
+def _rules_of(policy: Policy) -> Rules:
+    if not policy.ports:
+        return (RuleSpec(policy.group),)
+    return tuple(RuleSpec(policy.group, PROTOCOLS[p.protocol], p.first, p.last) for p in policy.ports)
+
+
+def rules_for(policies: Sequence[Policy], prefix: IPv4Network) -> Rules:
+    """The ordered rules for destinations in `prefix`. More than the datapath holds: the rest is dropped, not let through."""
+    covering = [(length, policy) for policy in policies if (length := _covering(policy, prefix)) is not None]
+    ordered = sorted(covering, key=cmp_to_key(_compare))
+    rules = tuple(dict.fromkeys(rule for _, policy in ordered for rule in _rules_of(policy)))
+    for position, rule in enumerate(rules):
+        if rule.protocol == 0:  # nothing behind a rule that takes everything is ever reached
+            rules = rules[: position + 1]
+            break
+    return rules if len(rules) <= layout.MAX_RULES else (*rules[: layout.MAX_RULES - 1], DROP_ALL)
+
+
+def policy_set(policies: Sequence[Policy]) -> PolicySet:
+    """Every prefix at which the verdict may change, with its rules; () at an exclusion."""
+    prefixes = {network for policy in policies for network in (*policy.destinations, *policy.excluded)}
+    return {prefix: rules_for(policies, prefix) for prefix in prefixes}
+
+
+def overloaded(policies: Sequence[Policy]) -> list[IPv4Network]:
+    """Prefixes that have more rules than the datapath holds: what comes after is dropped there."""
+    return sorted(prefix for prefix, rules in policy_set(policies).items() if DROP_ALL in rules[1:])
+
+
+def _policy_value(rules: Rules) -> bytes:
+    value = layout.PolicyValue(len(rules))
+    for slot, rule in zip(value.rules, rules, strict=False):
+        slot.group, slot.protocol, slot.first_port, slot.last_port = rule.group, rule.protocol, rule.first, rule.last
+    return bytes(value)
+
+
+def _content(wanted: PolicySet) -> frozenset[tuple[bytes, bytes]]:
+    """A set's content without its number: what makes two sets equal."""
+    return frozenset((layout.cidr_key(prefix), _policy_value(rules)) for prefix, rules in wanted.items())
+
+
+def observed_sets(entries: Mapping[bytes, bytes]) -> dict[int, frozenset[tuple[bytes, bytes]]]:
+    """Contents of the sets in the `policies` map, by number."""
+    sets: dict[int, set[tuple[bytes, bytes]]] = defaultdict(set)
+    for raw, value in entries.items():
+        key = layout.decode(layout.PolicyKey, raw)
+        cidr = layout.CidrKey(key.prefixlen - layout.POLICY_SET_BITS, key.destination)
+        sets[key.policy_set].add((bytes(cidr), value))
+    return {number: frozenset(content) for number, content in sets.items()}
+
+
+def number_sets(
+    wanted: Iterable[tuple[str, ...]], policies: Mapping[str, Policy], observed: Mapping[bytes, bytes]
+) -> dict[tuple[str, ...], tuple[int, PolicySet]]:
+    """A number for the set of each combination of policy names; a complete set that is there already keeps its number."""
+    present = {content: number for number, content in sorted(observed_sets(observed).items(), reverse=True)}
+    taken = set(present.values()) | set(observed_sets(observed))
+    numbered: dict[tuple[str, ...], tuple[int, PolicySet]] = {}
+    for names in sorted(set(wanted)):
+        contents = policy_set([policies[name] for name in names if name in policies])
+        content = _content(contents)
+        if content not in present:
+            present[content] = next(number for number in range(1, len(taken) + 2) if number not in taken)
+            taken.add(present[content])
+        numbered[names] = present[content], contents
+    return numbered
+
+
+# --- the other maps ----------------------------------------------------------------------------------------------------
+
+
+def port_range(group: Group, slot: int) -> tuple[int, int]:
+    """The part of the port range that the gateway in `slot` may use, both ends included."""
+    first, last = (FIRST_NODE_PORT, LAST_NODE_PORT) if group.node_address else (FIRST_PORT, LAST_PORT)
+    size = (last - first + 1) // group.slots
+    return first + slot * size, first + (slot + 1) * size - 1
+
+
+def _mac(address: bytes) -> object:
+    return layout.Bytes6.from_buffer_copy(address)
+
+
+def _settings(desired: Desired, facts: Facts) -> MapEntries:
+    value = layout.Settings(
+        node_address=layout.ip_field(desired.node_address), object_digest=facts.object_digest,
+        layout_version=layout.LAYOUT_VERSION, tunnel_ifindex=facts.tunnel_ifindex, tunnel_mtu=facts.tunnel_mtu,
+        tunnel_port=desired.tunnel_port, tcp_established_seconds=TCP_ESTABLISHED, tcp_opening_seconds=TCP_OPENING,
+        tcp_closing_seconds=TCP_CLOSING, udp_seconds=UDP, icmp_seconds=ICMP, orphan_seconds=ORPHAN,
+    )  # fmt: skip
+    return {layout.u32(0): bytes(value)}
+
+
+def _gateway(gateway: Gateway, node_address: IPv4Address) -> layout.Gateway:
+    local = gateway.address == node_address
+    return layout.Gateway(layout.ip_field(gateway.address), gateway.slot, int(gateway.up), int(local))
+
+
+def _path(group: Group, node_address: IPv4Address) -> bytes:
+    gateways = group.gateways[: layout.MAX_GATEWAYS]
+    value = layout.PathValue(len(gateways))
+    for position, gateway in enumerate(gateways):
+        value.gateways[position] = _gateway(gateway, node_address)
+    return bytes(value)
+
+
+def _gateway_entries(desired: Desired) -> tuple[MapEntries, MapEntries]:
+    """`groups` and `egress_ips` of a node that is a gateway."""
+    groups: MapEntries = {}
+    egress_ips: MapEntries = {}
+    for group in desired.groups.values():
+        slot = next((g.slot for g in group.gateways if g.address == desired.node_address), None)
+        if slot is None:
+            continue
+        first, last = port_range(group, slot)
+        groups[layout.u32(group.id)] = bytes(layout.GroupValue(layout.ip_field(group.egress_ip), first, last))
+        egress_ips[layout.ip16(group.egress_ip)] = bytes(layout.EgressIpValue(int(group.node_address)))
+    return groups, egress_ips
+
+
+def _pod_entries(desired: Desired, facts: Facts, numbers: Mapping[tuple[str, ...], int]) -> dict[str, MapEntries]:
+    pods: MapEntries = {}
+    local: MapEntries = {}
+    strict: MapEntries = {}
+    for address, names in desired.pods.items():
+        device = facts.devices.get(address)
+        if device is None:
+            continue
+        key = layout.PodKey(device.ifindex, layout.ip_field(address))
+        pods[bytes(key)] = layout.u32(numbers[names] if names else 0)
+        value = layout.LocalPod(device.ifindex, _mac(device.pod_mac), _mac(device.device_mac))
+        local[layout.ip16(address)] = bytes(value)
+        if names:
+            strict[layout.u32(device.ifindex)] = layout.u32(1)
+    return {"pods": pods, "local_pods": local, "strict_devices": strict}
+
+
+def map_entries(desired: Desired, facts: Facts, observed_policies: Mapping[bytes, bytes]) -> dict[str, MapEntries]:
+    """Contents of every map that user space owns."""
+    combinations = {desired.pods[a] for a in desired.pods if a in facts.devices and desired.pods[a]}
+    numbered = number_sets(combinations, desired.policies, observed_policies)
+    policies = {
+        layout.policy_key(number, prefix): _policy_value(rules)
+        for number, contents in numbered.values()
+        for prefix, rules in contents.items()
+    }
+    groups, egress_ips = _gateway_entries(desired)
+    one = layout.u32(1)
+    return {
+        "settings": _settings(desired, facts),
+        "nodes": {layout.ip16(address): one for address in desired.nodes},
+        "cluster": {layout.cidr_key(network): one for network in (*NEVER_LEAVES, *desired.cluster)},
+        "uplinks": {layout.u32(facts.uplinks[name]): one for name in desired.uplinks if name in facts.uplinks},
+        "paths": {layout.u32(g.id): _path(g, desired.node_address) for g in desired.groups.values()},
+        "groups": groups,
+        "egress_ips": egress_ips,
+        "policies": policies,
+        **_pod_entries(desired, facts, {names: number for names, (number, _) in numbered.items()}),
+    }
+
+
+# --- text ---------------------------------------------------------------------------------------------------------------
+
+
+def _rule_text(rule: layout.Rule) -> str:
+    protocol = PROTOCOL_NAMES.get(rule.protocol, str(rule.protocol))
+    ports = f" {rule.first_port}-{rule.last_port}" if rule.first_port else ""
+    return f"{protocol}{ports} -> {f'group {rule.group}' if rule.group else 'drop'}"
+
+
+def _policy_text(key: bytes, value: bytes) -> str:
+    k, v = layout.decode(layout.PolicyKey, key), layout.decode(layout.PolicyValue, value)
+    network = layout.network_of(k.prefixlen - layout.POLICY_SET_BITS, k.destination)
+    rules = ", ".join(_rule_text(rule) for rule in v.rules[: v.count])
+    return f"set {k.policy_set} {network}: {rules or 'leave alone'}"
+
+
+def _path_text(key: bytes, value: bytes) -> str:
+    v = layout.decode(layout.PathValue, value)
+    gateways = (
+        f"{layout.ip_of(g.address)} slot {g.slot}{' here' if g.local else ''}{'' if g.up else ' down'}"
+        for g in v.gateways[: v.count]
+    )
+    return f"group {_number(key)}: {', '.join(gateways) or 'no gateway'}"
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data, "little" if layout.u32(1)[0] else "big")
+
+
+def _pod_text(key: bytes, value: bytes) -> str:
+    k, number = layout.decode(layout.PodKey, key), _number(value)
+    return f"device {k.ifindex} {layout.ip_of(k.address)}: {f'set {number}' if number else 'no policy'}"
+
+
+def _local_pod_text(key: bytes, value: bytes) -> str:
+    v = layout.decode(layout.LocalPod, value)
+    return f"{layout.ip_of(key)}: device {v.ifindex} mac {bytes(v.pod_mac).hex(':')}"
+
+
+def _group_text(key: bytes, value: bytes) -> str:
+    v = layout.decode(layout.GroupValue, value)
+    return f"group {_number(key)}: {layout.ip_of(v.egress_ip)} ports {v.first_port}-{v.last_port}"
+
+
+def _settings_text(_key: bytes, value: bytes) -> str:
+    v = layout.decode(layout.Settings, value)
+    tunnel = f"tunnel device {v.tunnel_ifindex} port {v.tunnel_port} mtu {v.tunnel_mtu}"
+    return f"node {layout.ip_of(v.node_address)}, {tunnel}, object {v.object_digest:016x}"
+
+
+def _cidr_text(key: bytes, _value: bytes) -> str:
+    k = layout.decode(layout.CidrKey, key)
+    return str(layout.network_of(k.prefixlen, k.address))
+
+
+def describe(map_name: str, key: bytes, value: bytes) -> str:
+    """One entry as a line, for plans and `show`."""
+    texts = {
+        "policies": _policy_text, "paths": _path_text, "pods": _pod_text, "local_pods": _local_pod_text,
+        "groups": _group_text, "settings": _settings_text, "cluster": _cidr_text,
+    }  # fmt: skip
+    if map_name in texts:
+        return texts[map_name](key, value)
+    if len(key) == 16:
+        return str(layout.ip_of(key))
+    return f"device {_number(key)}"

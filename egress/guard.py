@@ -1,0 +1,196 @@
+"""The guard: nft table `routerd`, as a value, as text for nft, and read back from nft's JSON. Pure.
+
+It stands behind the eBPF programs. A packet of a selected pod that would be *forwarded* to a destination that its policies
+cover has slipped past the hook (a Service that is translated to an address outside, a device without a program); a packet of
+an undecided pod may do so, as its policies are not programmed yet. Both are dropped and counted. Replies pass.
+
+It also keeps pods from forging tunnel packets, and connection tracking away from the tunnel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, collapse_addresses
+from typing import Any
+
+from egress.entries import NEVER_LEAVES, Facts
+from egress.policy import Desired, Policy, Ports
+
+TABLE = "routerd"
+FAMILY = "inet"
+COUNTERS = ("forged", "selected", "undecided")
+NFT_HOOKS = {
+    "prerouting": "type filter hook prerouting priority raw; policy accept;",
+    "output": "type filter hook output priority raw; policy accept;",
+    "forward": "type filter hook forward priority filter - 10; policy accept;",
+}
+SET_TYPES = {
+    "cluster": "type ipv4_addr; flags interval;",
+    "covered": "type ipv4_addr; flags interval;",
+    "nodes": "type ipv4_addr;",
+    "pod_cidrs": "type ipv4_addr; flags interval;",
+    "decided": "type ifname . ipv4_addr;",
+}
+MAP_TYPES = {"selected": "type ifname . ipv4_addr : verdict;"}
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """The table: elements of its sets and its map, and the rules of its chains, in order."""
+
+    sets: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # rules; when observed, their digests only
+
+    def digests(self) -> Guard:
+        """The same with each rule replaced by its digest, as it can be observed."""
+        return Guard(self.sets, {name: tuple(digest(rule) for rule in rules) for name, rules in self.chains.items()})
+
+
+def digest(rule: str) -> str:
+    return hashlib.sha256(rule.encode()).hexdigest()[:16]
+
+
+def _networks(networks: Iterable[IPv4Network]) -> frozenset[str]:
+    """Merged, as an interval set may not overlap; a host without its /32, as nft prints it."""
+    return frozenset(str(n.network_address) if n.prefixlen == 32 else str(n) for n in collapse_addresses(networks))
+
+
+def _port_match(ports: Ports) -> str:
+    if ports.protocol == "ICMP":
+        return "meta l4proto icmp"
+    if not ports.first:
+        return f"meta l4proto {ports.protocol.lower()}"
+    return f"{ports.protocol.lower()} dport {ports.first}-{ports.last}"
+
+
+def _policy_rules(policy: Policy) -> tuple[str, ...]:
+    """Drops for what the policy covers; exclusions of one policy do not speak for another, so they are part of the match."""
+    destinations = ", ".join(sorted(_networks(policy.destinations)))
+    excluded = ", ".join(sorted(_networks(policy.excluded)))
+    where = f"ip daddr {{ {destinations} }}" + (f" ip daddr != {{ {excluded} }}" if excluded else "")
+    matches = [_port_match(ports) for ports in policy.ports] or [""]
+    return tuple(" ".join(f"{where} {match} counter name selected drop".split()) for match in matches)
+
+
+def chain_name(names: tuple[str, ...], policies: Mapping[str, Policy]) -> str:
+    """A name that stands for the chain's content, so that a pod moves between chains and chains never change."""
+    rules = [rule for name in names if name in policies for rule in _policy_rules(policies[name])]
+    return f"set-{digest(chr(10).join(rules))}"
+
+
+def _forward_rules() -> tuple[str, ...]:
+    return (
+        "ct direction reply return",
+        "ip daddr @cluster return",
+        "iifname . ip saddr vmap @selected",
+        "ip saddr @pod_cidrs ip daddr @covered iifname . ip saddr != @decided counter name undecided drop",
+    )
+
+
+def _tunnel_rules(port: int) -> tuple[str, ...]:
+    return (
+        f"udp dport {port} ip saddr @pod_cidrs ip daddr @nodes counter name forged drop",
+        f"udp dport {port} notrack",
+    )
+
+
+def render(desired: Desired, facts: Facts) -> Guard:
+    """The guard for a node. A pod is decided once its device is known, as its map entries are written before the guard."""
+    attached = {address: facts.devices[address] for address in desired.pods if address in facts.devices}
+    names = {address: f"{device.forward_name} . {address}" for address, device in attached.items()}
+    chains = {
+        "prerouting": _tunnel_rules(desired.tunnel_port),
+        "output": (f"udp dport {desired.tunnel_port} notrack",),
+        "forward": _forward_rules(),
+    }
+    selected = set()
+    for address, policies in desired.pods.items():
+        if address not in attached or not policies:
+            continue
+        chain = chain_name(policies, desired.policies)
+        chains[chain] = tuple(r for n in policies if n in desired.policies for r in _policy_rules(desired.policies[n]))
+        selected.add(f"{names[address]} : jump {chain}")
+    covered = (network for policy in desired.policies.values() for network in policy.destinations)
+    return Guard(
+        sets={
+            "cluster": _networks((*NEVER_LEAVES, *desired.cluster)),
+            "covered": _networks(covered),
+            "nodes": frozenset(str(address) for address in desired.nodes),
+            "pod_cidrs": _networks(desired.pod_cidrs),
+            "decided": frozenset(names.values()),
+            "selected": frozenset(selected),
+        },
+        chains=chains,
+    )
+
+
+def closed(guard: Guard) -> Guard:
+    """The guard with every pod undecided: what is loaded first, when there is none."""
+    return Guard({**guard.sets, "decided": frozenset(), "selected": frozenset()}, guard.chains)
+
+
+def transaction(wanted: Guard, present: Guard | None) -> str:
+    """One atomic nft transaction that makes the table `wanted`. Counters keep their values."""
+    table = f"{FAMILY} {TABLE}"
+    lines = [f"add table {table}", *(f"add counter {table} {name}" for name in COUNTERS)]
+    lines += [f"add set {table} {name} {{ {kind} }}" for name, kind in SET_TYPES.items()]
+    lines += [f"add map {table} {name} {{ {kind} }}" for name, kind in MAP_TYPES.items()]
+    for name in wanted.chains:
+        hook = f" {{ {NFT_HOOKS[name]} }}" if name in NFT_HOOKS else ""
+        lines += [f"add chain {table} {name}{hook}", f"flush chain {table} {name}"]
+    for name in sorted(wanted.sets):
+        kind = "map" if name in MAP_TYPES else "set"
+        lines.append(f"flush {kind} {table} {name}")
+        if wanted.sets[name]:
+            lines.append(f"add element {table} {name} {{ {', '.join(sorted(wanted.sets[name]))} }}")
+    for name, rules in wanted.chains.items():
+        lines += [f'add rule {table} {name} {rule} comment "{digest(rule)}"' for rule in rules]
+    stale = sorted(set(present.chains if present else ()) - set(wanted.chains))
+    lines += [line for name in stale for line in (f"flush chain {table} {name}", f"delete chain {table} {name}")]
+    return "\n".join(lines) + "\n"
+
+
+# --- read back ------------------------------------------------------------------------------------------------------------
+
+
+def _element_text(element: Any) -> str:
+    """One element of nft's JSON, in the form that `render` uses."""
+    match element:
+        case {"elem": {"val": value}}:
+            return _element_text(value)
+        case {"prefix": {"addr": address, "len": length}}:
+            return f"{address}/{length}"
+        case {"concat": parts}:
+            return " . ".join(_element_text(part) for part in parts)
+        case [key, {"jump": {"target": target}}]:
+            return f"{_element_text(key)} : jump {target}"
+        case {"range": [first, last]}:
+            return f"{first}-{last}"
+        case _:
+            return str(element)
+
+
+def parse(document: Mapping[str, Any]) -> Guard | None:
+    """The table as `nft -j list table inet routerd` printed it; None if it is not there."""
+    sets: dict[str, frozenset[str]] = {}
+    chains: dict[str, tuple[str, ...]] = {}
+    found = False
+    for item in document.get("nftables", []):
+        found |= "table" in item
+        body = item.get("set") or item.get("map")
+        if body:
+            sets[body["name"]] = frozenset(_element_text(element) for element in body.get("elem", []))
+        if "chain" in item:
+            chains.setdefault(item["chain"]["name"], ())
+        if "rule" in item:
+            rule = item["rule"]
+            chains[rule["chain"]] = (*chains.get(rule["chain"], ()), rule.get("comment", ""))
+    return Guard(sets, chains) if found else None
+
+
+def parse_counters(document: Mapping[str, Any]) -> dict[str, int]:
+    """Packets that the guard dropped, by its counters' names."""
+    rows = (item["counter"] for item in document.get("nftables", []) if "counter" in item)
+    return {row["name"]: int(row["packets"]) for row in rows}
