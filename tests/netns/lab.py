@@ -18,21 +18,18 @@ lab's own, not to the host's /sys/fs/bpf: unmounting it removes them. A lab's di
 from __future__ import annotations
 
 import contextlib
-import http.client
 import ipaddress
 import os
 import shutil
-import socket
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
 from tests.netns import netns
-from tests.netns.bird import Bird, BirdPeer, Route, config_text
+from tests.netns.bird import Bird, BirdPeer, config_text
 from tests.netns.capture import SourceWatch
+from tests.netns.hosts import FW_RULES, Fw, Host, Node, NodeSpec, PodHost, Tor
 from tests.netns.netns import Namespace
 from tests.netns.wiring import Cni, pod_lines, pod_sysctls, prepare_node
 
@@ -46,207 +43,12 @@ CLIENT_NETWORK, CLIENT_ADDRESS = "198.51.100.0/24", "198.51.100.10"
 FW_NETWORK, FW_ADDRESS = "203.0.113.0/24", "203.0.113.10"
 GATEWAY = "routerd.io/egress-gateway"
 TOR_ADDRESS, TOR_AS = "10.0.0.1", 64512
-SERVERS = Path(__file__).with_name("servers.py")
-
-# Refuses by source before a server sees anything, and remembers whom.
-FW_RULES = """\
-table ip fw {
-    set allowed { type ipv4_addr; }
-    set refused { type ipv4_addr; flags dynamic; counter; size 1024; }
-    chain input {
-        type filter hook input priority 0; policy accept;
-        iifname "lo" accept
-        ip saddr @allowed accept
-        update @refused { ip saddr }
-        meta l4proto tcp reject with tcp reset
-        reject with icmp type admin-prohibited
-    }
-}
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class NodeSpec:
-    """A node to build. `address` is on the nodes' L2 and is its InternalIP."""
-
-    name: str
-    address: str
-    pod_cidr: str
-    labels: Mapping[str, str] = field(default_factory=dict)
-
 
 NODES = (
     NodeSpec("gw1", "10.0.0.11", "10.244.1.0/24", {"node.kubernetes.io/name": "node1", GATEWAY: ""}),
     NodeSpec("gw2", "10.0.0.12", "10.244.2.0/24", {"node.kubernetes.io/name": "node2", GATEWAY: ""}),
     NodeSpec("worker", "10.0.0.21", "10.244.3.0/24", {"node.kubernetes.io/name": "node3"}),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a client saw: `text` of the answer, or how it was turned away in `refusal` ("refused", "timeout", …)."""
-
-    text: str = ""
-    refusal: str = ""
-
-    @property
-    def source(self) -> str:
-        """The client's address as the server saw it, "" if there was no answer."""
-        return self.text.partition(" saw ")[2].split(" ")[0].strip()
-
-    def __str__(self) -> str:
-        return self.text.strip() or self.refusal
-
-
-class Host(Namespace):
-    """A namespace with an address that can be a client or a server."""
-
-    def __init__(self, lab: Lab, label: str, address: str) -> None:
-        super().__init__(f"{lab.prefix}-{label}", label)
-        self.address = address
-        self.directory = lab.directory / label
-        self.log = self.directory / "server.log"
-
-    def start_server(self, *, http: int = 0, udp: int = 0, tcp: int = 0) -> None:
-        """Starts `servers.py` on the given ports (0 = not) and waits until it listens."""
-        command = [sys.executable, "-S", "-E", str(SERVERS), "--name", self.label, "--log", str(self.log)]
-        for option, port in (("--http", http), ("--udp", udp), ("--tcp", tcp)):
-            command += [option, str(port)] if port else []
-        self.popen(command, self.directory / "server.err")
-        netns.wait(lambda: "ready" in self.log_lines(), 10, f"server of {self.label} listens")
-
-    def log_lines(self) -> list[str]:
-        """What this host's server has logged: `PROTOCOL SOURCE:PORT what`."""
-        return self.log.read_text().splitlines() if self.log.exists() else []
-
-    def connect(self, address: str, port: int, timeout: float = 2.0) -> socket.socket:
-        """A TCP connection from here; raises OSError. `timeout` (seconds) stays on the socket."""
-        connection = self.socket(socket.AF_INET, socket.SOCK_STREAM)
-        connection.settimeout(timeout)
-        try:
-            connection.connect((address, port))
-        except OSError:
-            connection.close()
-            raise
-        return connection
-
-    def get(self, address: str, port: int = 80, path: str = "/", timeout: float = 2.0) -> Answer:
-        """Fetches a page over HTTP, one connection per request."""
-        request = http.client.HTTPConnection(address, port, timeout=timeout)
-        try:
-            request.sock = self.connect(address, port, timeout)
-            request.request("GET", path, headers={"Connection": "close"})
-            return Answer(text=request.getresponse().read().decode())
-        except OSError as error:
-            return Answer(refusal=_refusal(error))
-        finally:
-            request.close()
-
-    def ask(self, address: str, port: int = 53, payload: bytes = b"question", timeout: float = 2.0) -> Answer:
-        """One UDP datagram and its answer, as DNS would do it; the answer must come from the address asked."""
-        with self.socket(socket.AF_INET, socket.SOCK_DGRAM) as question:
-            question.settimeout(timeout)
-            try:
-                question.connect((address, port))
-                question.send(payload)
-                return Answer(text=question.recv(65535).decode())
-            except OSError as error:
-                return Answer(refusal=_refusal(error))
-
-    def ping(self, address: str, timeout: int = 1) -> bool:
-        """Whether one ICMP echo request is answered; `timeout` in whole seconds."""
-        return "1 received" in self.run(["ping", "-n", "-c", "1", "-W", str(timeout), address], check=False)
-
-
-def _refusal(error: OSError) -> str:
-    if isinstance(error, TimeoutError):
-        return "timeout"
-    return "refused" if isinstance(error, ConnectionRefusedError) else (error.strerror or str(error))
-
-
-class Node(Host):
-    """A node of the cluster."""
-
-    def __init__(self, lab: Lab, spec: NodeSpec) -> None:
-        super().__init__(lab, spec.name, spec.address)
-        self.spec = spec
-        self.pin_dir = lab.bpffs / spec.name
-        self._next_pod = ipaddress.IPv4Address(int(ipaddress.IPv4Network(spec.pod_cidr).network_address) + 1)
-
-    def next_pod_address(self) -> str:
-        self._next_pod += 1
-        return str(self._next_pod)
-
-
-class PodHost(Host):
-    """A pod; `device` is the host side of its veth."""
-
-    def __init__(self, lab: Lab, label: str, address: str, node: Node, labels: Mapping[str, str], of: str) -> None:
-        super().__init__(lab, label, address)
-        self.node = node
-        self.labels = labels
-        self.namespace = of
-        self.device = f"pod-{label}"[:15]
-
-
-class Tor(Host):
-    """The ToR router: a bridge for the nodes' L2, links to client and fw, and a BGP daemon."""
-
-    bgp: Bird
-
-    def birdc(self, command: str) -> str:
-        """What birdc prints."""
-        return self.bgp.birdc(command)
-
-    def routes(self) -> dict[str, list[Route]]:
-        """The BGP table: prefix -> paths, best first."""
-        return self.bgp.routes()
-
-    def sessions(self) -> dict[str, str]:
-        """Node -> state of its BGP session."""
-        return self.bgp.sessions()
-
-    def kernel_routes(self) -> dict[str, list[str]]:
-        """What BGP put into the ToR's kernel: prefix -> next hops, sorted."""
-        text = self.run(["ip", "-4", "route", "show", "proto", "bird"])
-        return parse_kernel_routes(text)
-
-
-def parse_kernel_routes(text: str) -> dict[str, list[str]]:
-    """`ip -4 route` as prefix -> sorted next hops; a host route gets its /32."""
-    table: dict[str, list[str]] = {}
-    prefix = ""
-    for line in text.splitlines():
-        words = line.split()
-        if not line.startswith(("\t", " ")):
-            prefix = words[0] if "/" in words[0] else f"{words[0]}/32"
-            table[prefix] = []
-        if "via" in words:
-            table[prefix].append(words[words.index("via") + 1])
-    return {key: sorted(hops) for key, hops in table.items()}
-
-
-class Fw(Host):
-    """The server beyond the ToR."""
-
-    def allow(self, address: str) -> None:
-        """From now on `address` is served."""
-        self.nft(f"add element ip fw allowed {{ {address} }}\n")
-
-    def deny(self, address: str) -> None:
-        """From now on `address` is refused, established connections too."""
-        self.nft(f"delete element ip fw allowed {{ {address} }}\n")
-
-    def refused(self) -> dict[str, int]:
-        """Source address -> packets refused so far."""
-        text = self.run(["nft", "list", "set", "ip", "fw", "refused"])
-        words = text.replace(",", " ").split()
-        places = [place for place, word in enumerate(words) if word == "counter" and words[place - 1].count(".") == 3]
-        return {words[place - 1]: int(words[place + 2]) for place in places}
-
-    def served(self) -> list[str]:
-        """Source addresses served so far, in order."""
-        return [line.split()[1].rpartition(":")[0] for line in self.log_lines() if line != "ready"]
 
 
 class Lab:
@@ -279,11 +81,12 @@ class Lab:
         self.hold_time = hold_time
         self.tor_kind = tor
         self.keep = False
-        self.nodes = {spec.name: Node(self, spec) for spec in nodes}
+        self.nodes = {spec.name: Node(self.directory, spec) for spec in nodes}
         self.pods: dict[str, PodHost] = {}
-        self.tor = Tor(self, "tor", TOR_ADDRESS)
-        self.fw = Fw(self, "fw", FW_ADDRESS)
-        self.client = Host(self, "client", CLIENT_ADDRESS)
+        self.neighbors: dict[str, Host] = {}
+        self.tor = Tor(self.directory, "tor", TOR_ADDRESS)
+        self.fw = Fw(self.directory, "fw", FW_ADDRESS)
+        self.client = Host(self.directory, "client", CLIENT_ADDRESS)
         self._watches: list[SourceWatch] = []
 
     def __enter__(self) -> Self:
@@ -330,7 +133,7 @@ class Lab:
     ) -> PodHost:  # fmt: skip
         """Creates a pod and wires it to its node, as a CNI would; `mtu` 0 = the lab's."""
         home = self.nodes[node]
-        pod = PodHost(self, name, address or home.next_pod_address(), home, dict(labels or {}), namespace)
+        pod = PodHost(self.directory, name, address or home.next_pod_address(), home, dict(labels or {}), namespace)
         pod.directory.mkdir(parents=True)
         pod.create()
         home.ip(f"link add {pod.device} type veth peer name eth0 netns {pod.name}")
@@ -349,12 +152,28 @@ class Lab:
         netns.run(["ip", "netns", "del", pod.name])
         shutil.rmtree(pod.directory)
 
+    def add_neighbor(self, name: str, address: str, network: str) -> Host:
+        """A host on the nodes' L2 with a network of its own there; the ToR has that network's first address."""
+        host = Host(self.directory, name, address)
+        first, length = ipaddress.IPv4Network(network)[1], ipaddress.IPv4Network(network).prefixlen
+        host.directory.mkdir()
+        host.create()
+        self.tor.ip(
+            f"link add {name} type veth peer name eth0 netns {host.name}",
+            f"link set {name} master br0 up",
+            f"addr add {first}/{length} dev br0",
+        )
+        host.ip(f"addr add {address}/{length} dev eth0", "link set eth0 up", f"route add default via {first}")
+        self.neighbors[name] = host
+        return host
+
     def watch(self) -> SourceWatch:
         """Starts a capture at all links of the ToR; closed with the lab."""
         number = len(self._watches)
         watch = SourceWatch(
-            self.tor, [*self.nodes, "fw", "client"], cluster=[NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK],
-            guarded=[FW_NETWORK], pcap=self.directory / f"tor-{number}.pcap",
+            self.tor, [*self.nodes, *self.neighbors, "fw", "client"],
+            cluster=[NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK], guarded=[FW_NETWORK],
+            pcap=self.directory / f"tor-{number}.pcap",
         )  # fmt: skip
         self._watches.append(watch)
         return watch

@@ -13,8 +13,9 @@ import pytest
 
 from tests.netns import netns
 from tests.netns.bird import Bird, BirdPeer, config_text
+from tests.netns.hosts import PodHost
 from tests.netns.kubeproxy import Backend, ServiceEntry, ruleset
-from tests.netns.lab import FW_ADDRESS, LABS, POD_NETWORK, Lab, LabError, PodHost, remove_orphans
+from tests.netns.lab import FW_ADDRESS, LABS, POD_NETWORK, Lab, LabError, remove_orphans
 from tests.netns.wiring import Cni
 
 REPOSITORY = Path(__file__).parents[2]

@@ -1,0 +1,76 @@
+"""How the demo tells what it does: numbered scenes with evidence, then a table. Output at most 100 columns wide."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from typing import TextIO
+
+from tests.netns.daemons import Daemons
+from tests.netns.netns import CommandError, WaitTimeout
+
+WIDTH = 100
+Row = tuple[str, str, str]  # what, measured, bar ("" = none)
+
+
+class StoryFailed(Exception):
+    """A claim did not hold; `str()` is the evidence. `vital`: nothing after it can hold."""
+
+    def __init__(self, evidence: str, *, vital: bool = False) -> None:
+        super().__init__(evidence)
+        self.vital = vital
+
+
+class Transcript:
+    """Writes as things happen, so that a reader sees progress."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._number = 0
+        self.failed: list[str] = []
+
+    def say(self, text: str) -> None:
+        print(text, file=self._out, flush=True)
+
+    def scene(self, title: str, act: Callable[[], Sequence[str]]) -> bool:
+        """Plays one scene; returns False when the story cannot go on."""
+        self._number += 1
+        begin = time.monotonic()
+        vital = False
+        try:
+            evidence, mark = list(act()), "✓"
+        except (StoryFailed, CommandError, WaitTimeout) as error:
+            evidence, mark = str(error).splitlines(), "✗"
+            vital = isinstance(error, WaitTimeout) or getattr(error, "vital", False)
+            self.failed.append(title)
+        spent = f"{time.monotonic() - begin:.1f} s"
+        self.say(f"{mark} {self._number:2} {title:<{WIDTH - 12}.{WIDTH - 12}}{spent:>6}")
+        for line in evidence:
+            self.say(textwrap.fill(line, WIDTH, initial_indent="     ", subsequent_indent="       "))
+        return not vital
+
+    def table(self, rows: Sequence[Row]) -> None:
+        """The summary; a row whose bar is not met counts as a failure and is marked."""
+        self.say(f"\n  {'':56}{'measured':>16}{'bar':>14}")
+        for what, measured, bar in rows:
+            missed = bool(bar) and not meets(measured, bar)
+            if missed:
+                self.failed.append(what)
+            self.say(f"{'✗' if missed else ' '} {what:<56.56}{measured:>16}{bar:>14}")
+        self.say(f"\n{'FAILED: ' + '; '.join(self.failed) if self.failed else 'Everything held.'}")
+
+    def logs(self, daemons: Daemons, lines: int = 6) -> None:
+        """The last words of every daemon, for whoever has to find out why."""
+        for daemon in daemons.everyone():
+            said = daemon.log.read_text(errors="replace").splitlines() if daemon.log.exists() else []
+            self.say(f"--- {daemon.host.label} {daemon.role}, last of {len(said)} lines")
+            for line in said[-lines:]:
+                self.say(f"    {line[: WIDTH * 2]}")
+
+
+def meets(measured: str, bar: str) -> bool:
+    """Whether "1.2 s" meets "< 3 s" or "0 packets" meets "= 0 packets"."""
+    sign, limit = bar.split()[:2]
+    value = float(measured.split()[0])
+    return value < float(limit) if sign == "<" else value == float(limit)
