@@ -1,8 +1,8 @@
 """Which nodes are the gateways of an egress IP, in which order: rendezvous hashing. Pure.
 
-Every candidate has a score for every egress IP, and the best ones are the gateways, best first. So the choice depends on
-the set of candidates only, egress IPs spread evenly over nodes, and a node that comes or goes moves nothing between the
-others (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998).
+Every candidate has a score for every egress IP, and the best ones are the gateways, best first. So the choice depends
+on the set of candidates only, egress IPs spread evenly over nodes, and a node that comes or goes moves nothing between
+the others (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998).
 
 Who is a candidate (labels, readiness, who holds the address) is the caller's to say.
 """

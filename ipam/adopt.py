@@ -98,4 +98,5 @@ def _adoptable(work: Round, request: Request, pool: Pool, key: int) -> bool:
         and all(record.pool == pool.name and record.address.version != address.version for record in mine.values())
         and (not mine or request.families != "one")
         and not pool.leaves_out(key)
+        and not (pool.spec.disabled and key in pool.cooling)  # released: a drained pool does not give it again
     )

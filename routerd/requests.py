@@ -1,0 +1,106 @@
+"""What services and egress policies want from the pools, in the allocator's terms. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from ipam.pool import PoolSpec, Use, Version
+from ipam.round import Request
+from routerd.model import AddressPool, EgressPolicy, IPAddress, Service
+
+OWN_CLASS = "routerd.io/bgp"  # spec.loadBalancerClass; a service without a class is ours too
+CILIUM_SHARING_KEY = "lbipam.cilium.io/sharing-key"
+CILIUM_SHARING_NAMESPACES = "lbipam.cilium.io/sharing-cross-namespace"
+
+_FAMILIES: Mapping[str, Literal["one", "prefer-all", "all"]] = {
+    "SingleStack": "one",
+    "PreferDualStack": "prefer-all",
+    "RequireDualStack": "all",
+}
+
+
+def pool_spec(pool: AddressPool) -> PoolSpec:
+    return PoolSpec(
+        pool.name,
+        pool.blocks,
+        frozenset(pool.uses),
+        auto_assign=pool.auto_assign,
+        avoid_buggy_ips=pool.avoid_buggy_ips,
+        priority=pool.priority,
+        disabled=pool.disabled,
+    )
+
+
+def is_ours(service: Service) -> bool:
+    return service.type == "LoadBalancer" and service.load_balancer_class in ("", OWN_CLASS)
+
+
+def service_owner(key: str) -> str:
+    """The owner's name of a service in the ledger and in refusals. `key` is "namespace/name"."""
+    return f"svc/{key}"
+
+
+def service_request(service: Service) -> Request:
+    return Request(
+        service_owner(service.key),
+        "loadbalancer",
+        _versions(service),
+        _FAMILIES[service.ip_family_policy],
+        addresses=service.requested_ips,
+        pool=service.requested_pool,
+        known=service.status_ips,
+        use=_use(service),
+        created=service.created,
+    )
+
+
+def policy_request(policy: EgressPolicy, node_addresses: frozenset[IPAddress]) -> Request:
+    """An address that policies give may be shared by them; one on a node's interface is the node's, so not bound."""
+    given = policy.egress_ip is not None
+    return Request(
+        policy.key,
+        "egress",
+        addresses=(policy.egress_ip,) if policy.egress_ip is not None else (),
+        pool=policy.pool,
+        use=Use("egress:given") if given else Use(),
+        bound=policy.egress_ip not in node_addresses,
+        given=given,
+        created=policy.created,
+    )
+
+
+def _versions(service: Service) -> tuple[Version, ...]:
+    """Wanted families, preferred first: those of the service, else of its cluster addresses, else IPv4 first."""
+    named: list[Version] = [4 if family == "IPv4" else 6 for family in service.ip_families]
+    cluster: list[Version] = [4 if address.version == 4 else 6 for address in service.cluster_ips]
+    known = tuple(dict.fromkeys(named or cluster))
+    if service.ip_family_policy == "SingleStack":
+        return known[:1] or (4, 6)
+    if service.ip_family_policy == "PreferDualStack" and cluster:
+        return tuple(version for version in known if version in cluster) or known  # no VIP that nothing can serve
+    return _both(known)
+
+
+def _both(preferred: Iterable[Version]) -> tuple[Version, ...]:
+    order: tuple[Version, ...] = (*preferred, 4, 6)
+    return tuple(dict.fromkeys(order))
+
+
+def _use(service: Service) -> Use:
+    """Backends must be the same where traffic stays on the node (externalTrafficPolicy Local), as in MetalLB."""
+    local = service.external_traffic_policy == "Local"
+    backend = ",".join(f"{key}={value}" for key, value in sorted(service.selector.items())) if local else ""
+    ports = frozenset(f"{port.protocol.lower()}/{port.port}" for port in service.ports)
+    return Use(_sharing_key(service), ports, backend)
+
+
+def _sharing_key(service: Service) -> str:
+    """MetalLB's key is cluster-wide; Cilium's holds within a namespace unless both sides name each other."""
+    if not service.sharing_key:
+        return ""
+    if service.annotations.get(CILIUM_SHARING_KEY) != service.sharing_key:
+        return f"service:{service.sharing_key}"
+    consent = {each.strip() for each in service.annotations.get(CILIUM_SHARING_NAMESPACES, "").split(",")} - {""}
+    scope = "*" if "*" in consent else ",".join(sorted(consent | {service.namespace}))
+    return f"service:{scope}:{service.sharing_key}"
