@@ -1,0 +1,211 @@
+"""The command line: what there is to say to routerd, its help, and its exit codes.
+
+It parses, calls one function of `commands.py`, and turns expected errors into one line on stderr; it does no work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from routerd.cli import codes
+from routerd.errors import EnvironmentFault, RouterdError, StoreError
+
+DEFAULT_CONFIG = Path("/etc/routerd/routerd.yaml")
+SHOWN = ("nodes", "peers", "paths", "policies", "pools", "nat", "egress-ips")
+OUTPUTS = ("table", "json", "csv")
+Arguments = Callable[[argparse.ArgumentParser], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One subcommand. `run` names a function of `commands.py`, imported only when it is called."""
+
+    name: str
+    summary: str
+    examples: tuple[str, ...]
+    detail: str = ""
+    arguments: Arguments = lambda parser: None
+
+
+def _manifests(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--manifests", type=Path, metavar="DIR", help="compute from these files instead of asking the agent"
+    )
+    parser.add_argument("--node", metavar="NAME", help="as seen from this node (with --manifests; default: node-name)")
+
+
+def _output(parser: argparse.ArgumentParser, choices: Sequence[str] = OUTPUTS) -> None:
+    parser.add_argument("-o", "--output", choices=choices, default="table", help="how to print (default: table)")
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--standalone", action="store_true", help="run the operator here too, on the embedded store")
+
+
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="manifest, legacy ConfigMap, or directory of them"
+    )
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    _manifests(parser)
+
+
+def _show_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kind", choices=SHOWN, help="what to show")
+    _output(parser)
+    _manifests(parser)
+
+
+def _why_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("object", metavar="OBJECT", help="svc/NAMESPACE/NAME or pod/NAMESPACE/NAME")
+    _output(parser, ("table", "json"))
+    _manifests(parser)
+
+
+def _status_arguments(parser: argparse.ArgumentParser) -> None:
+    _output(parser, ("table", "json"))
+
+
+def _cleanup_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="print what would be removed and remove nothing")
+
+
+COMMANDS = (
+    Command(
+        "run",
+        "start speaker and agent (and operator), and keep them running",
+        ("routerd run --standalone", "routerd --config /etc/routerd/node-a.yaml run"),
+        "Each runs in its own session. SIGTERM stops them and leaves announcements and datapath in place, as for a "
+        "restart; SIGHUP reads the configuration again.",
+        _run_arguments,
+    ),
+    Command(
+        "agent",
+        "the process that keeps this node as the store wants it",
+        ("routerd --config /etc/routerd/routerd.yaml agent",),
+        "SIGTERM stops it and leaves everything in place; SIGHUP reads the configuration again.",
+    ),
+    Command(
+        "speaker",
+        "ExaBGP and its relay; outlives the agent",
+        ("routerd --config /etc/routerd/routerd.yaml speaker",),
+        "SIGTERM closes the sessions without a NOTIFICATION: peers with graceful restart keep the paths.",
+    ),
+    Command(
+        "operator",
+        "the process that gives addresses and gateways; one per cluster",
+        ("routerd --config /etc/routerd/routerd.yaml operator",),
+    ),
+    Command(
+        "check",
+        "say what is wrong with files before they are applied",
+        ("routerd check configs/", "routerd check bgp-config.yaml policies.yaml"),
+        "Exit code 0: every object is taken. 1: something is refused; each line names file, line, key and reason.",
+        _check_arguments,
+    ),
+    Command(
+        "plan",
+        "what would change on this node and for each peer, without changing it",
+        ("routerd plan", "routerd plan --manifests new/", "routerd plan --manifests new/ --node a"),
+        "Asks the running agent. With --manifests it compares those files with what the agent has now, or with nothing "
+        "if no agent runs, and touches nothing.",
+        _plan_arguments,
+    ),
+    Command(
+        "show",
+        "print nodes, peers, paths, policies, pools, NAT entries or egress addresses",
+        ("routerd show paths", "routerd show peers -o json", "routerd show egress-ips -o csv >firewall.csv"),
+        "`egress-ips -o csv` is the list for a firewall administrator: which source address is whose.",
+        _show_arguments,
+    ),
+    Command(
+        "why",
+        "why a service is (not) announced from here, or how a pod leaves",
+        ("routerd why svc/default/web", "routerd why pod/default/web-0", "routerd why svc/default/web -o json"),
+        "Prints each condition and stops at the first no. Exit code 1 if there is a no.",
+        _why_arguments,
+    ),
+    Command(
+        "status",
+        "whether the agent is ready, and what it refuses and why",
+        ("routerd status", "routerd status -o json"),
+        "Exit code 1 if the agent is not ready.",
+        _status_arguments,
+    ),
+    Command(
+        "cleanup",
+        "remove everything that routerd has put into this node's kernel",
+        ("routerd cleanup --dry-run", "routerd cleanup"),
+        "Programs, maps, links, nft table, routes and recorded sysctls. Stop agent and speaker first.",
+        _cleanup_arguments,
+    ),
+    Command("version", "print the version", ("routerd version",)),
+)
+
+
+def _exit_codes() -> str:
+    return "exit codes:\n" + "\n".join(f"  {code}  {meaning}" for code, meaning in codes.MEANINGS.items())
+
+
+def _epilog(examples: Sequence[str]) -> str:
+    return "examples:\n" + "\n".join(f"  {example}" for example in examples) + "\n\n" + _exit_codes()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="routerd",
+        description="BGP and egress gateway daemon: announces services, pods and egress addresses to routers, and "
+        "lets selected pods leave with addresses of their own.",
+        epilog=_epilog(("routerd run --standalone", "routerd show peers", "routerd why svc/default/web")),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--config", type=Path, default=None, metavar="FILE", help=f"default: {DEFAULT_CONFIG}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        sub = commands.add_parser(
+            command.name,
+            help=command.summary,
+            description=f"{command.summary[0].upper()}{command.summary[1:]}. {command.detail}".strip(),
+            epilog=_epilog(command.examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.arguments(sub)
+    return top
+
+
+def _exit_code(error: RouterdError) -> int:
+    from routerd.api import DaemonUnreachable, RequestRefused
+
+    if isinstance(error, RequestRefused):
+        return error.code
+    if isinstance(error, DaemonUnreachable):
+        return codes.UNREACHABLE
+    return codes.ENVIRONMENT if isinstance(error, EnvironmentFault | StoreError) else codes.REFUSED
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `routerd`; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    from routerd.cli import commands
+
+    try:
+        return commands.RUN[arguments.command](arguments)
+    except RouterdError as error:
+        print(f"routerd: {' '.join(str(error).split())}", file=sys.stderr)
+        return _exit_code(error)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has gone (`routerd show paths | head`): no complaint of the interpreter's either
+        return codes.OK
+    except KeyboardInterrupt:
+        return codes.INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
