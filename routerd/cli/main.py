@@ -149,6 +149,11 @@ COMMANDS = (
 )
 
 
+def _config(parser: argparse.ArgumentParser, default: object) -> None:
+    text = f"configuration (default: {DEFAULT_CONFIG})"
+    parser.add_argument("--config", type=Path, default=default, metavar="FILE", help=text)
+
+
 def _exit_codes() -> str:
     return "exit codes:\n" + "\n".join(f"  {code}  {meaning}" for code, meaning in codes.MEANINGS.items())
 
@@ -166,7 +171,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=_epilog(("routerd run --standalone", "routerd show peers", "routerd why svc/default/web")),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("--config", type=Path, default=None, metavar="FILE", help=f"default: {DEFAULT_CONFIG}")
+    _config(top, DEFAULT_CONFIG)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         sub = commands.add_parser(
@@ -176,6 +181,7 @@ def parser() -> argparse.ArgumentParser:
             epilog=_epilog(command.examples),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        _config(sub, argparse.SUPPRESS)  # so that it may also follow the command
         command.arguments(sub)
     return top
 
@@ -201,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"routerd: {' '.join(str(error).split())}", file=sys.stderr)
         return _exit_code(error)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader has gone (`routerd show paths | head`): no complaint of the interpreter's either
+        sys.stderr.close()  # the reader has gone (`routerd show paths | head`): the interpreter need not complain
         return codes.OK
     except KeyboardInterrupt:
         return codes.INTERRUPTED
