@@ -11,30 +11,29 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 from tests.netns import netns
 from tests.netns.daemons import Daemons
-from tests.netns.lab import Lab, LabError, check_environment, remove
+from tests.netns.lab import LABS, Lab, LabError, check_environment, is_owned, remove
 from tests.netns.story import STORY, Story
 from tests.netns.transcript import Transcript
 
 PREFIX = "demo"
-REPOSITORY = Path(__file__).parents[2]
 
 
 def look_around(lab: Lab) -> str:
     """How to use a lab that was left up."""
+    gw1, pod, directory = lab.node("gw1"), lab.pod("snat-pod"), lab.directory
     return f"""
-The lab is still up. `make demo-down` removes it.
-  a node's network       ip netns exec {lab.node("gw1").name} ip route
-  a pod asks fw          ip netns exec {lab.pod("snat-pod").name} curl -s http://{lab.fw.address}/
-  the ToR's BGP table    birdc -s {lab.directory}/tor/bird.ctl show route
-  sessions               birdc -s {lab.directory}/tor/bird.ctl show protocols
-  logs                   ls {lab.directory}/*/*.log
-  edit a policy          $EDITOR {lab.manifests}/egress-two-gateways.yaml
-  the capture            tcpdump -nr {lab.directory}/tor-0.pcap
-"""
+The lab is still up; `make demo-down` removes it. Look around:
+  a node's network     ip netns exec {gw1.name} ip route
+  a pod asks fw        ip netns exec {pod.name} ping -c 1 {lab.fw.address}
+  whom fw has served   tail -f {lab.fw.log}
+  the ToR's BGP table  birdc -s {directory}/tor/bird.ctl show route
+  its sessions         birdc -s {directory}/tor/bird.ctl show protocols
+  edit a policy        $EDITOR {lab.manifests}/egress-two-gateways.yaml
+  a node's files       ls {gw1.directory}    pins: {gw1.pin_dir}
+  the capture          tcpdump -nr {directory}/tor-0.pcap"""
 
 
 def demo(keep: bool) -> bool:
@@ -69,6 +68,9 @@ def main() -> int:
     except (LabError, netns.CommandError, netns.WaitTimeout) as error:
         print(f"demo: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads; the flush at exit goes there
+        return 141
     except KeyboardInterrupt:
         print("demo: interrupted; the lab is removed", file=sys.stderr)
         return 130
@@ -76,6 +78,8 @@ def main() -> int:
 
 def down() -> int:
     """Removes the lab, and says whether there was one."""
+    if is_owned(LABS / PREFIX):
+        raise LabError("the demo is running: let it end, or interrupt it, and it removes its lab itself")
     there = netns.names(f"{PREFIX}-")
     remove(PREFIX)
     print("demo: the lab is removed" if there else "demo: there is no lab")

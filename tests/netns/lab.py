@@ -69,8 +69,8 @@ class Lab:
         hold_time: int = 90,
         rp_filter: int = 2,
     ) -> None:
-        if not prefix.replace("-", "").isalnum() or len(prefix) > 20:
-            raise ValueError(f"prefix {prefix!r}: up to 20 letters, digits and hyphens")
+        if not prefix.isalnum() or len(prefix) > 20:
+            raise ValueError(f"prefix {prefix!r}: up to 20 letters and digits")
         self.prefix = prefix
         self.directory = LABS / prefix
         self.bpffs = self.directory / "bpf"

@@ -116,7 +116,7 @@ def write_manifests(story: Story) -> list[str]:
     cluster.write_cluster(lab, slices)
     names = sorted(path.name for path in cluster.MANIFESTS.glob("*.yaml"))
     cluster.copy(lab, *names)
-    return [", ".join(["cluster.yaml", *names])]
+    return [f"cluster.yaml (nodes, namespaces, {len(lab.pods)} pods, endpoints)", ", ".join(names)]
 
 
 def sessions_up(story: Story) -> list[str]:
@@ -204,7 +204,7 @@ def fetch_vip(story: Story) -> list[str]:
     answers = [lab.client.get(story.vip) for _ in range(6)]
     claim(all(answer.text.startswith("web saw") for answer in answers), f"{story.vip}: {answers[-1]}")
     by = ", ".join(sorted({answer.source for answer in answers}))
-    return [f"client$ GET http://{story.vip}/ 6 times: 6 pages by the web pod (ECMP, by nodes {by})"]
+    return [f"client$ GET http://{story.vip}/ six times: six pages of the web pod, by nodes {by}"]
 
 
 def leaves_as(pod: Host, address: str, story: Story) -> str:
@@ -213,8 +213,8 @@ def leaves_as(pod: Host, address: str, story: Story) -> str:
     answers = [pod.get(FW_ADDRESS), pod.ask(FW_ADDRESS)]
     evidence = f"{pod.label}$ GET http://{FW_ADDRESS}/: {answers[0]}; UDP: {answers[1]}"
     claim([answer.source for answer in answers] == [address, address], f"{evidence} (expected source {address})")
-    logged = story.lab.fw.log_lines()[before:]
-    return f"{pod.label} {pod.address}: fw's log says {'; '.join(logged)}"
+    logged = (" ".join(line.split()[:2]) for line in story.lab.fw.log_lines()[before:])
+    return f"{pod.label} {pod.address} asks fw; fw's log: {', '.join(logged)}"
 
 
 def selected_reach(story: Story) -> list[str]:
@@ -231,7 +231,7 @@ def two_gateways(story: Story) -> list[str]:
 def old_policy(story: Story) -> list[str]:
     answer = story.lab.pod("plain").get(OLD_DB)
     claim(answer.source == OLD_EGRESS_IP, f"plain$ GET http://{OLD_DB}/: {answer}")
-    return [f"plain$ GET http://{OLD_DB}/: {answer} (an address of gw2's own interface: not announced)"]
+    return [f"plain$ GET http://{OLD_DB}/: {answer} (gw2's own, not announced)"]
 
 
 def unselected_refused(story: Story) -> list[str]:
@@ -242,7 +242,7 @@ def unselected_refused(story: Story) -> list[str]:
         answer = pod.get(FW_ADDRESS)
         count = fw.refused().get(pod.address, 0) - before
         claim(answer.refusal == "refused" and count == 1, f"{pod.label}$ GET http://{FW_ADDRESS}/: {answer}")
-        lines.append(f"{pod.label}$ GET http://{FW_ADDRESS}/: {answer}; fw refused {count} packet from {pod.address}")
+        lines.append(f"{pod.label}$ GET http://{FW_ADDRESS}/: {answer}; fw refused {count} SYN of {pod.address}")
     return lines
 
 
@@ -253,7 +253,7 @@ def cluster_untouched(story: Story) -> list[str]:
         all(answer.source == pod.address for answer in answers.values()),
         "; ".join(f"{target}: {answer}" for target, answer in answers.items()),
     )
-    return [f"snat-pod$ asks dns at {' and at '.join(answers)}: dns saw {pod.address}, its own address"]
+    return [f"snat-pod asks dns at {' and '.join(answers)}: dns saw {pod.address}, its own"]
 
 
 def edit_policy(story: Story) -> list[str]:

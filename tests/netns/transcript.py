@@ -47,7 +47,9 @@ class Transcript:
         spent = f"{time.monotonic() - begin:.1f} s"
         self.say(f"{mark} {self._number:2} {title:<{WIDTH - 12}.{WIDTH - 12}}{spent:>6}")
         for line in evidence:
-            self.say(textwrap.fill(line, WIDTH, initial_indent="     ", subsequent_indent="       "))
+            self.say(
+                textwrap.fill(line, WIDTH, initial_indent="     ", subsequent_indent="       ", break_on_hyphens=False)
+            )
         return not vital
 
     def table(self, rows: Sequence[Row]) -> None:
@@ -69,8 +71,12 @@ class Transcript:
                 self.say(f"    {line[: WIDTH * 2]}")
 
 
+def _wrapped(line: str) -> str:
+    return textwrap.fill(line, WIDTH, initial_indent=" " * 5, subsequent_indent=" " * 7, break_on_hyphens=False)
+
+
 def meets(measured: str, bar: str) -> bool:
-    """Whether "1.2 s" meets "< 3 s" or "0 packets" meets "= 0 packets"."""
+    """Whether "1.2 s" meets "< 3 s", or "0 packets" meets "= 0 packets"; both in the same unit."""
     sign, limit = bar.split()[:2]
     value = float(measured.split()[0])
     return value < float(limit) if sign == "<" else value == float(limit)
