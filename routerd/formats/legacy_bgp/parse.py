@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import yaml
 
 from routerd.errors import InputError
-from routerd.formats.document import NOWHERE, Source, Value, first_document
+from routerd.formats.compose import first_document
+from routerd.formats.document import NOWHERE, Source, Value
 from routerd.formats.legacy_bgp import bfd, peers, pools
 from routerd.formats.legacy_bgp.decode import Decoder, syntax_error
 from routerd.formats.legacy_bgp.structure import Dialect, structure

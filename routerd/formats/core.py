@@ -1,0 +1,240 @@
+"""Kubernetes' own kinds, as the API server gives them: unknown fields are ignored. Pure."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+from routerd.formats.document import Section, Value, parse_address
+from routerd.formats.meta import Meta, read_meta
+from routerd.model import (
+    NAMESPACE_NAME_LABEL,
+    Endpoint,
+    EndpointSlice,
+    IPAddress,
+    IPNetwork,
+    Namespace,
+    Node,
+    Pod,
+    Service,
+    ServicePort,
+)
+
+# What asks for addresses, a pool or a shared address, the strongest first.
+ADDRESS_ANNOTATIONS = (
+    "metallb.io/loadBalancerIPs",
+    "metallb.universe.tf/loadBalancerIPs",
+    "lbipam.cilium.io/ips",
+    "io.cilium/lb-ipam-ips",
+)
+POOL_ANNOTATIONS = ("metallb.io/address-pool", "metallb.universe.tf/address-pool")
+SHARING_ANNOTATIONS = (
+    "metallb.io/allow-shared-ip",
+    "metallb.universe.tf/allow-shared-ip",
+    "lbipam.cilium.io/sharing-key",
+    "io.cilium/lb-ipam-sharing-key",
+)
+SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+
+ServiceType = Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]
+Family = Literal["IPv4", "IPv6"]
+
+
+def read_node(value: Value) -> Node:
+    meta = read_meta(value)
+    section = value.section
+    spec, status = section.section("spec"), section.section("status")
+    conditions = _conditions(status)
+    return Node(
+        name=meta.name,
+        labels=meta.labels,
+        annotations=meta.annotations,
+        addresses=_node_addresses(status),
+        pod_cidrs=_pod_cidrs(spec),
+        ready=conditions.get("Ready", "True") == "True",
+        network_unavailable=conditions.get("NetworkUnavailable") == "True",
+        unschedulable=spec.boolean("unschedulable", False) if spec else False,
+        origin=meta.origin,
+    )
+
+
+def _conditions(status: Section | None) -> dict[str, str]:
+    """Status by type of condition."""
+    sections = [item.section for item in status.items("conditions")] if status else []
+    return {section.string("type"): section.string("status") for section in sections}
+
+
+def _node_addresses(status: Section | None) -> tuple[IPAddress, ...]:
+    """Internal addresses first, then external ones; host names are left out."""
+    sections = [item.section for item in status.items("addresses")] if status else []
+    found = [
+        section.require("address").address()
+        for kind in ("InternalIP", "ExternalIP")
+        for section in sections
+        if section.string("type") == kind
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def _pod_cidrs(spec: Section | None) -> tuple[IPNetwork, ...]:
+    if spec is None:
+        return ()
+    single = spec.get("podCIDR")
+    values = spec.items("podCIDRs") or ([single] if single else [])
+    return tuple(item.network(host_bits=True) for item in values)
+
+
+def read_namespace(value: Value) -> Namespace:
+    meta = read_meta(value)
+    labels = {**meta.labels, NAMESPACE_NAME_LABEL: meta.name}
+    return Namespace(meta.name, labels, meta.annotations, meta.origin)
+
+
+def read_pod(value: Value) -> Pod:
+    meta = read_meta(value)
+    section = value.section
+    spec, status = section.section("spec"), section.section("status")
+    return Pod(
+        namespace=meta.namespace_or_default,
+        name=meta.name,
+        node=spec.string("nodeName") if spec else "",
+        addresses=_pod_addresses(status),
+        labels=meta.labels,
+        annotations=meta.annotations,
+        host_network=spec.boolean("hostNetwork", False) if spec else False,
+        finished=status.string("phase") in ("Succeeded", "Failed") if status else False,
+        uid=meta.uid,
+        origin=meta.origin,
+    )
+
+
+def _pod_addresses(status: Section | None) -> tuple[IPAddress, ...]:
+    if status is None:
+        return ()
+    single = status.get("podIP")
+    values = [item.section.require("ip") for item in status.items("podIPs")] or ([single] if single else [])
+    return tuple(item.address() for item in values if item.text)
+
+
+def read_service(value: Value) -> Service:
+    meta = read_meta(value)
+    section = value.section
+    spec = section.section("spec") or Section(value)
+    kind = spec.get("type")
+    local = spec.string("externalTrafficPolicy") == "Local"
+    policy = spec.get("ipFamilyPolicy")
+    return Service(
+        namespace=meta.namespace_or_default,
+        name=meta.name,
+        type=cast(ServiceType, kind.choice("ClusterIP", "NodePort", "LoadBalancer", "ExternalName"))
+        if kind
+        else "ClusterIP",
+        cluster_ips=_cluster_ips(spec),
+        external_ips=tuple(item.address() for item in spec.items("externalIPs")),
+        requested_ips=_requested_ips(value, spec, meta),
+        requested_pool=_first(meta.annotations, POOL_ANNOTATIONS),
+        status_ips=_status_ips(section.section("status")),
+        ports=tuple(_port(item) for item in spec.items("ports")),
+        selector=spec.texts("selector"),
+        external_traffic_policy="Local" if local else "Cluster",
+        load_balancer_class=spec.string("loadBalancerClass"),
+        ip_families=tuple(cast(Family, item.choice("IPv4", "IPv6")) for item in spec.items("ipFamilies")),
+        ip_family_policy=cast(
+            Literal["SingleStack", "PreferDualStack", "RequireDualStack"],
+            policy.choice("SingleStack", "PreferDualStack", "RequireDualStack") if policy else "SingleStack",
+        ),
+        sharing_key=_first(meta.annotations, SHARING_ANNOTATIONS),
+        labels=meta.labels,
+        annotations=meta.annotations,
+        created=meta.created,
+        origin=meta.origin,
+    )
+
+
+def _first(annotations: dict[str, str], keys: tuple[str, ...]) -> str:
+    return next((annotations[key].strip() for key in keys if annotations.get(key, "").strip()), "")
+
+
+def _cluster_ips(spec: Section) -> tuple[IPAddress, ...]:
+    single = spec.get("clusterIP")
+    values = spec.items("clusterIPs") or ([single] if single else [])
+    return tuple(item.address() for item in values if item.text not in ("", "None"))
+
+
+def _requested_ips(value: Value, spec: Section, meta: Meta) -> tuple[IPAddress, ...]:
+    """The annotations win over `spec.loadBalancerIP`, which they replaced."""
+    given = next((key for key in ADDRESS_ANNOTATIONS if meta.annotations.get(key, "").strip()), "")
+    if given:
+        texts = [text.strip() for text in meta.annotations[given].split(",")]
+        return tuple(dict.fromkeys(_annotated_address(value, given, text) for text in texts))
+    single = spec.get("loadBalancerIP")
+    return (single.address(),) if single and single.text else ()
+
+
+def _annotated_address(value: Value, annotation: str, text: str) -> IPAddress:
+    address = parse_address(text)
+    if address is None:
+        place = value.section.require("metadata").section.require("annotations").section.require(annotation)
+        raise place.error(f'found "{text}", expected IP addresses with commas between them')
+    return address
+
+
+def _status_ips(status: Section | None) -> tuple[IPAddress, ...]:
+    """Entries with a host name only are left out."""
+    balancer = status.section("loadBalancer") if status else None
+    entries = [item.section.get("ip") for item in balancer.items("ingress")] if balancer else []
+    return tuple(entry.address() for entry in entries if entry is not None and entry.text)
+
+
+def _port(item: Value) -> ServicePort:
+    section = item.section
+    protocol = section.get("protocol")
+    return ServicePort(
+        cast(Literal["TCP", "UDP", "SCTP"], protocol.choice("TCP", "UDP", "SCTP") if protocol else "TCP"),
+        section.require("port").integer(1, 65535),
+        section.string("name"),
+    )
+
+
+def read_endpoint_slice(value: Value) -> EndpointSlice:
+    meta = read_meta(value)
+    section = value.section
+    has_names = section.string("addressType") == "FQDN"
+    items = [] if has_names else section.items("endpoints")
+    return EndpointSlice(
+        namespace=meta.namespace_or_default,
+        name=meta.name,
+        service=meta.labels.get(SERVICE_NAME_LABEL, ""),
+        endpoints=tuple(_endpoint(item.section) for item in items),
+        origin=meta.origin,
+    )
+
+
+def _endpoint(section: Section) -> Endpoint:
+    conditions = section.section("conditions")
+    return Endpoint(
+        addresses=tuple(item.address() for item in section.items("addresses")),
+        node=section.string("nodeName"),
+        ready=conditions.boolean("ready", True) if conditions else True,
+    )
+
+
+def expand_lists(value: Value) -> list[Value]:
+    """The objects of a document: those of a `List` (or PodList …), else the document itself."""
+    section = value.section
+    kind = section.get("kind")
+    if kind is None:
+        raise value.error('the key "kind" is missing: not an object of Kubernetes or routerd')
+    is_list = kind.string() == "List" or (kind.text.endswith("List") and "items" in section.entries)
+    if not is_list:
+        return [value]
+    return [_typed(item, kind.text.removesuffix("List"), section) for item in section.items("items")]
+
+
+def _typed(item: Value, kind: str, around: Section) -> Value:
+    """Items of a PodList need not repeat kind and apiVersion."""
+    if "kind" in item.section.entries or not kind:
+        return item
+    item.section.entries["kind"] = around.entries["kind"].renamed(kind)
+    if (version := around.get("apiVersion")) is not None:
+        item.section.entries.setdefault("apiVersion", version)
+    return item

@@ -1,0 +1,262 @@
+"""Our own kinds `AddressPool` and `EgressPolicy` (routerd.io/v1alpha1): strict, every mistake with its place. Pure."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, summarize_address_range
+from typing import Literal, cast
+
+from routerd.formats.document import Section, Value, parse_address, parse_network
+from routerd.formats.meta import check_name, read_meta, selector_at
+from routerd.model import (
+    AddressPool,
+    Advertisement,
+    EgressPolicy,
+    IPAddress,
+    IPNetwork,
+    LabelSelector,
+    PodSelection,
+    PortRange,
+)
+
+Use = Literal["loadbalancer", "egress"]
+PRIORITY = 1_000_000  # priorities go from minus to plus this
+_BLOCK = "a CIDR, an address, a range START-END, {cidr: …} or {start: …, end: …}"
+# RFC 1997 and the registry of well-known communities
+WELL_KNOWN = {
+    "graceful-shutdown": "65535:0",
+    "blackhole": "65535:666",
+    "no-export": "65535:65281",
+    "no-advertise": "65535:65282",
+    "no-export-subconfed": "65535:65283",
+    "no-peer": "65535:65284",
+}
+
+
+def open_object(value: Value) -> Section:
+    """The `spec` of one of our objects, its envelope checked."""
+    value.section.only("apiVersion", "kind", "metadata", "spec", "status")
+    check_name(value)
+    return value.section.require("spec").section
+
+
+# --- AddressPool -------------------------------------------------------------------------------------------------
+
+
+def read_address_pool(value: Value) -> AddressPool:
+    """Raises InputError."""
+    spec = open_object(value)
+    meta = read_meta(value)
+    spec.only("blocks", "uses", "protocol", "autoAssign", "avoidBuggyIPs", "priority", "disabled", "advertisements")
+    protocol = spec.get("protocol")
+    kind = cast(Literal["bgp", "layer2"], protocol.choice("bgp", "layer2") if protocol else "bgp")
+    blocks = _blocks(spec.require("blocks"))
+    return AddressPool(
+        name=meta.name,
+        blocks=blocks,
+        protocol=kind,
+        uses=_uses(spec),
+        auto_assign=spec.boolean("autoAssign", True),
+        avoid_buggy_ips=spec.boolean("avoidBuggyIPs", False),
+        priority=spec.integer("priority", -PRIORITY, PRIORITY, 0),
+        disabled=spec.boolean("disabled", False),
+        advertisements=_advertisements(spec, kind, blocks),
+        origin=meta.origin,
+    )
+
+
+def _uses(spec: Section) -> frozenset[Use]:
+    uses = spec.get("uses")
+    if uses is None:
+        return frozenset({"loadbalancer"})
+    return frozenset(cast(Use, item.choice("loadbalancer", "egress")) for item in uses.nonempty("use"))
+
+
+def _blocks(value: Value) -> tuple[IPNetwork, ...]:
+    found: list[IPNetwork] = []
+    for item in value.nonempty("block"):
+        for network in _block(item):
+            _check_block(item, network, found)
+            found.append(network)
+    return tuple(found)
+
+
+def _check_block(item: Value, network: IPNetwork, others: list[IPNetwork]) -> None:
+    if fault := unusable(network.network_address) or unusable(network.broadcast_address):
+        raise item.error(f"{network} cannot be in a pool: {fault}")
+    for other in others:
+        if other.version == network.version and other.overlaps(network):
+            raise item.error(f"{network} overlaps with {other} of the same pool")
+
+
+def _block(item: Value) -> tuple[IPNetwork, ...]:
+    if item.is_mapping:
+        return _block_mapping(item.section)
+    text = item.string(_BLOCK)
+    if "-" in text:
+        first, _, last = text.partition("-")
+        return _range(item, parse_address(first.strip()), parse_address(last.strip()))
+    if (address := parse_address(text)) is not None:
+        return _range(item, address, address)
+    if parse_network(text) is None:
+        item.expected(_BLOCK)
+    return (item.network(),)
+
+
+def _block_mapping(section: Section) -> tuple[IPNetwork, ...]:
+    section.only("cidr", "start", "end")
+    cidr, start, end = section.get("cidr"), section.get("start"), section.get("end")
+    if cidr is not None and start is None and end is None:
+        return (cidr.network(),)
+    if cidr is not None or start is None or end is None:
+        raise section.value.error('expected either "cidr", or "start" and "end"')
+    return _range(end, start.address(), end.address())
+
+
+def _range(place: Value, start: IPAddress | None, end: IPAddress | None) -> tuple[IPNetwork, ...]:
+    if start is None or end is None:
+        place.expected(_BLOCK)
+    if start.version != end.version:
+        raise place.error(f"the range from {start} to {end} goes from one address family to the other")
+    if int(start) > int(end):
+        raise place.error(f"the range starts at {start}, behind its end {end}")
+    return tuple(summarize_address_range(start, end))
+
+
+def unusable(address: IPAddress) -> str:
+    """Why an address can be nobody's public face; "" if it can."""
+    if address.is_unspecified:
+        return "the unspecified address"
+    if address.is_multicast:
+        return "multicast"
+    if address.is_loopback:
+        return "loopback"
+    if address.is_link_local:
+        return "link-local"
+    return "broadcast" if address == IPv4Address("255.255.255.255") else ""
+
+
+def _advertisements(spec: Section, kind: str, blocks: tuple[IPNetwork, ...]) -> tuple[Advertisement, ...]:
+    value = spec.get("advertisements")
+    if kind == "layer2":
+        if value is not None:
+            raise value.error("a layer2 pool is not announced by BGP: remove the advertisements")
+        return ()
+    if value is None:
+        return (Advertisement(),)
+    found: list[Advertisement] = []
+    for item in value.nonempty("advertisement"):
+        advertisement = _advertisement(item.section, blocks)
+        if advertisement in found:
+            raise item.error(f"the same advertisement as number {found.index(advertisement) + 1}")
+        found.append(advertisement)
+    return tuple(found)
+
+
+def _advertisement(section: Section, blocks: tuple[IPNetwork, ...]) -> Advertisement:
+    section.only("aggregationLength", "aggregationLengthV6", "localPref", "communities")
+    for key, version in (("aggregationLength", 4), ("aggregationLengthV6", 6)):
+        _check_aggregation(section.get(key), version, blocks)
+    return Advertisement(
+        aggregation_length=section.integer("aggregationLength", 1, 32, 32),
+        aggregation_length_v6=section.integer("aggregationLengthV6", 1, 128, 128),
+        local_pref=section.integer("localPref", 0, 2**32 - 1, 0),
+        communities=tuple(sorted({_community(item) for item in section.items("communities")}, key=_community_order)),
+    )
+
+
+def _check_aggregation(value: Value | None, version: int, blocks: tuple[IPNetwork, ...]) -> None:
+    """A longer block cannot be aggregated into a shorter prefix: the rest of it is not ours."""
+    if value is None:
+        return
+    length = value.integer(1, 32 if version == 4 else 128)
+    for block in blocks:
+        if block.version == version and block.prefixlen > length:
+            raise value.error(f"/{length} would announce more than the block {block} of this pool")
+
+
+def _community(value: Value) -> str:
+    """RFC 1997 "asn:value", RFC 8092 "asn:value:value" or a well-known name, normalised."""
+    what = "a community such as 64512:1, 64512:1:2 or no-export"
+    text = value.string(what)
+    if text in WELL_KNOWN:
+        return WELL_KNOWN[text]
+    parts = text.split(":")
+    limit = {2: 2**16, 3: 2**32}.get(len(parts))
+    if limit is None or not all(part.isascii() and part.isdigit() and int(part) < limit for part in parts):
+        value.expected(what)
+    return ":".join(str(int(part)) for part in parts)
+
+
+def _community_order(text: str) -> tuple[int, list[int]]:
+    numbers = [int(part) for part in text.split(":")]
+    return len(numbers), numbers
+
+
+# --- EgressPolicy ------------------------------------------------------------------------------------------------
+
+
+def read_egress_policy(value: Value) -> EgressPolicy:
+    """Raises InputError. IPv6 parses; what the datapath does with it is not decided here."""
+    spec = open_object(value)
+    meta = read_meta(value)
+    spec.only(
+        "selectors", "destinationCIDRs", "excludedCIDRs", "ports", "egressIP", "pool", "gateways", "priority"
+    )  # fmt: skip
+    address, pool = _exit(spec)
+    return EgressPolicy(
+        name=meta.name,
+        selections=tuple(_selection(item) for item in spec.require("selectors").nonempty("selector")),
+        destinations=tuple(item.network() for item in spec.require("destinationCIDRs").nonempty("CIDR")),
+        excluded=tuple(item.network() for item in spec.items("excludedCIDRs")),
+        ports=tuple(_ports(item) for item in spec.items("ports")),
+        egress_ip=address,
+        pool=pool,
+        gateways=_gateways(spec),
+        priority=spec.integer("priority", -PRIORITY, PRIORITY, 0),
+        created=meta.created,
+        origin=meta.origin,
+    )
+
+
+def _exit(spec: Section) -> tuple[IPAddress | None, str]:
+    """The egress IP, or the pool that it comes from."""
+    egress_ip, pool = spec.get("egressIP"), spec.get("pool")
+    if (egress_ip is None) == (pool is None):
+        raise (pool or spec.value).error('expected either "egressIP" or "pool"')
+    if pool is not None:
+        return None, pool.name("the name of an AddressPool")
+    address = egress_ip.address() if egress_ip else None
+    if egress_ip is not None and address is not None and (fault := unusable(address)):
+        raise egress_ip.error(f"{address} cannot be an egress IP: {fault}")
+    return address, ""
+
+
+def _selection(value: Value) -> PodSelection:
+    section = value.section.only("podSelector", "namespaceSelector", "nodeSelector")
+    pods = selector_at(section, "podSelector", strict=True)
+    namespaces = selector_at(section, "namespaceSelector", strict=True)
+    if pods is None and namespaces is None:
+        raise value.error("expected podSelector or namespaceSelector; {} selects all")
+    return PodSelection(pods, namespaces, selector_at(section, "nodeSelector", strict=True))
+
+
+def _ports(value: Value) -> PortRange:
+    section = value.section.only("protocol", "port", "endPort")
+    protocol = cast(Literal["TCP", "UDP", "ICMP"], section.require("protocol").choice("TCP", "UDP", "ICMP"))
+    port, end = section.get("port"), section.get("endPort")
+    if port is None:
+        if end is not None:
+            raise end.error('"endPort" needs "port"')
+        return PortRange(protocol)
+    if protocol == "ICMP":
+        raise port.error("ICMP has no ports")
+    first = port.integer(1, 65535)
+    return PortRange(protocol, first, end.integer(first, 65535) if end else first)
+
+
+def _gateways(spec: Section) -> LabelSelector | None:
+    gateways = spec.section("gateways")
+    if gateways is None:
+        return None
+    gateways.only("nodeSelector").require("nodeSelector")
+    return selector_at(gateways, "nodeSelector", strict=True)
