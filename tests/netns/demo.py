@@ -14,7 +14,7 @@ import time
 
 from tests.netns import netns
 from tests.netns.daemons import Daemons
-from tests.netns.lab import LABS, Lab, LabError, check_environment, is_owned, remove
+from tests.netns.lab import Lab, LabError, check_environment, directory_of, is_owned, remove
 from tests.netns.story import STORY, Story
 from tests.netns.transcript import Transcript
 
@@ -78,7 +78,7 @@ def main() -> int:
 
 def down() -> int:
     """Removes the lab, and says whether there was one."""
-    if is_owned(LABS / PREFIX):
+    if is_owned(directory_of(PREFIX)):
         raise LabError("the demo is running: let it end, or interrupt it, and it removes its lab itself")
     there = netns.names(f"{PREFIX}-")
     remove(PREFIX)

@@ -1,6 +1,6 @@
 """What stands in the lab: nodes, pods, the ToR, the server beyond it, and what each can be asked to do.
 
-`home` is the lab's directory; its name is the prefix of the namespaces, and each host has a directory in it.
+`home` is the lab's directory, which ends in the prefix of the namespaces; each host has a directory in it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Host(Namespace):
     """A namespace with an address that can be a client or a server."""
 
     def __init__(self, home: Path, label: str, address: str) -> None:
-        super().__init__(f"{home.name}-{label}", label)
+        super().__init__(f"{home.name.rpartition('-')[2]}-{label}", label)
         self.address = address
         self.directory = home / label
         self.log = self.directory / "server.log"

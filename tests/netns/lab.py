@@ -12,7 +12,7 @@ reaches the ToR with the pod's own address. The ToR has static routes to the pod
 win), because a leak should be answered and seen, not lost for want of a way back.
 
 Every process lives in one of the namespaces, so what is inside them is what must end. BPF pins go to a bpffs of the
-lab's own, not to the host's /sys/fs/bpf: unmounting it removes them. A lab's directory is /run/routerd-lab/PREFIX.
+lab's own, not to the host's /sys/fs/bpf: unmounting it removes them. A lab's directory is /run/routerd-lab-PREFIX.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Self, TypeVar
 
 from tests.netns import netns
 from tests.netns.bird import Bird, BirdPeer, config_text
@@ -35,7 +35,7 @@ from tests.netns.wiring import Cni, pod_lines, pod_sysctls, prepare_node
 
 T = TypeVar("T")
 
-LABS = Path("/run/routerd-lab")
+RUN, STEM = Path("/run"), "routerd-lab-"
 NODE_NETWORK = "10.0.0.0/24"
 SERVICE_NETWORK = "10.96.0.0/16"
 POD_NETWORK = "10.244.0.0/16"
@@ -65,21 +65,19 @@ class Lab:
         nodes: Sequence[NodeSpec] = NODES,
         cni: Cni = "routed",
         pod_mtu: int = 1450,
-        tor: Literal["bird"] = "bird",
         hold_time: int = 90,
         rp_filter: int = 2,
     ) -> None:
         if not prefix.isalnum() or len(prefix) > 20:
             raise ValueError(f"prefix {prefix!r}: up to 20 letters and digits")
         self.prefix = prefix
-        self.directory = LABS / prefix
+        self.directory = directory_of(prefix)
         self.bpffs = self.directory / "bpf"
         self.manifests = self.directory / "manifests"
         self.cni = cni
         self.pod_mtu = pod_mtu
         self.rp_filter = rp_filter
         self.hold_time = hold_time
-        self.tor_kind = tor
         self.keep = False
         self.nodes = {spec.name: Node(self.directory, spec) for spec in nodes}
         self.pods: dict[str, PodHost] = {}
@@ -91,7 +89,7 @@ class Lab:
 
     def __enter__(self) -> Self:
         check_environment()
-        claim(self.directory)
+        claim(self.prefix)
         try:
             self._build()
         except BaseException:
@@ -260,44 +258,27 @@ def check_environment() -> None:
             raise LabError(f"{program} is missing: apt-get install {package}")
 
 
-def claim(directory: Path) -> None:
+def directory_of(prefix: str) -> Path:
+    """Where lab `prefix` keeps its files."""
+    return RUN / f"{STEM}{prefix}"
+
+
+def claim(prefix: str) -> None:
     """Makes the lab's directory this process's; removes what a dead or kept lab of that name left."""
+    directory = directory_of(prefix)
     if is_owned(directory):
-        raise LabError(f"a lab named {directory.name} is being used by process {(directory / 'owner').read_text()}")
-    remove(directory.name)
-    directory.mkdir(parents=True)
-    (directory / "owner").write_text(str(os.getpid()))
+        raise LabError(f"a lab named {prefix} is being used by process {_owner(directory).split()[0]}")
+    remove(prefix)
+    fresh = RUN / f".{STEM}{prefix}.{os.getpid()}"  # renamed, so that nobody sees a lab without its owner
+    fresh.mkdir()
+    (fresh / "owner").write_text(f"{os.getpid()} {netns.start_time(os.getpid())}")
+    fresh.rename(directory)
 
 
 def is_owned(directory: Path) -> bool:
     """Whether a living process owns the lab (a kept lab has no owner)."""
-    try:
-        owner = (directory / "owner").read_text()
-    except FileNotFoundError:
-        return False
-    return owner.isdigit() and int(owner) != os.getpid() and netns.is_alive(int(owner))
-
-
-def remove(prefix: str) -> None:
-    """Removes everything of lab `prefix`; what is not there is no error."""
-    directory = LABS / prefix
-    spaces = netns.names(f"{prefix}-")
-    netns.stop([pid for name in spaces for pid in Namespace(name, name).pids()])
-    subprocess.run(["umount", "-q", "-l", str(directory / "bpf")], capture_output=True, check=False)
-    for name in spaces:
-        netns.run(["ip", "netns", "del", name])
-    shutil.rmtree(directory, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        LABS.rmdir()
-
-
-def remove_orphans() -> list[str]:
-    """Removes labs whose owner was killed; returns their names. Kept labs stay."""
-    found = sorted(LABS.iterdir()) if LABS.is_dir() else []
-    orphans = [path for path in found if not is_owned(path) and _owner(path) not in {"kept", str(os.getpid())}]
-    for path in orphans:
-        remove(path.name)
-    return [path.name for path in orphans]
+    pid, _, started = _owner(directory).partition(" ")
+    return pid.isdigit() and netns.start_time(int(pid)) == started
 
 
 def _owner(directory: Path) -> str:
@@ -305,3 +286,26 @@ def _owner(directory: Path) -> str:
         return (directory / "owner").read_text()
     except FileNotFoundError:
         return ""
+
+
+def remove(prefix: str) -> None:
+    """Removes everything of lab `prefix`; what is not there is no error."""
+    directory = directory_of(prefix)
+    spaces = netns.names(f"{prefix}-")
+    for _ in range(5):  # a supervisor may start a child between the look and the signal
+        pids = [pid for name in spaces for pid in Namespace(name, name).pids()]
+        if not pids:
+            break
+        netns.stop(pids)
+    subprocess.run(["umount", "-q", "-l", str(directory / "bpf")], capture_output=True, check=False)
+    for name in spaces:
+        netns.run(["ip", "netns", "del", name])
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def remove_orphans() -> list[str]:
+    """Removes labs whose owner was killed; returns their names. Kept labs stay."""
+    orphans = [path for path in sorted(RUN.glob(f"{STEM}*")) if not is_owned(path) and _owner(path) != "kept"]
+    for path in orphans:
+        remove(path.name.removeprefix(STEM))
+    return [path.name.removeprefix(STEM) for path in orphans]

@@ -158,8 +158,18 @@ def stop(pids: Sequence[int], grace: float = 2.0) -> None:
 
 def is_alive(pid: int) -> bool:
     """Whether a process exists and is not a zombie."""
+    return _stat(pid)[0] not in {"", "Z", "X"}
+
+
+def start_time(pid: int) -> str:
+    """When a process started, in ticks since boot; "" if it is gone. With the pid it names a process for good."""
+    fields = _stat(pid)
+    return fields[19] if fields[0] else ""
+
+
+def _stat(pid: int) -> list[str]:
+    """/proc/PID/stat from the state on (proc(5), field 3); [""] for a process that is gone."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] not in {"Z", "X"}
+        return [""]

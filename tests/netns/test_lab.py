@@ -15,7 +15,7 @@ from tests.netns import netns
 from tests.netns.bird import Bird, BirdPeer, config_text
 from tests.netns.hosts import PodHost
 from tests.netns.kubeproxy import Backend, ServiceEntry, ruleset
-from tests.netns.lab import FW_ADDRESS, LABS, POD_NETWORK, Lab, LabError, remove_orphans
+from tests.netns.lab import FW_ADDRESS, POD_NETWORK, Lab, LabError, directory_of, remove_orphans
 from tests.netns.wiring import Cni
 
 REPOSITORY = Path(__file__).parents[2]
@@ -150,7 +150,7 @@ def test_a_failure_inside_leaves_nothing_behind() -> None:
         raise ZeroDivisionError
     assert sleeper.wait(1) == -signal.SIGTERM
     assert not netns.names(f"{prefix}-")
-    assert not (LABS / prefix).exists()
+    assert not directory_of(prefix).exists()
     assert prefix not in Path("/proc/mounts").read_text()
 
 
