@@ -35,6 +35,7 @@ class Decision:
     ledger: Ledger
     counts: Mapping[str, Counts] = field(default_factory=dict)  # by pool
     next_due: float | None = None  # when to decide again though nothing changed, seconds of the Unix epoch
+    synced: bool = True  # False: something is unknown yet, nothing was decided
 
 
 def assign(
@@ -49,7 +50,7 @@ def assign(
     previous = snapshot.allocations or Allocations()
     services, policies, pools, nodes = snapshot.services, snapshot.policies, snapshot.pools, snapshot.nodes
     if services is None or policies is None or pools is None or nodes is None or reports is None:
-        return Decision(previous, ledger)
+        return Decision(previous, ledger, synced=False)
     ledger = _seeded(ledger, previous, now)
     holders = addresses_on_nodes(nodes, reports)
     on_nodes = frozenset(holders)
