@@ -18,7 +18,7 @@ import yaml
 
 from tests.netns import netns
 from tests.netns.hosts import Host, Node
-from tests.netns.lab import NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK, Lab
+from tests.netns.lab import NODE_NETWORK, SERVICE_NETWORK, Lab
 
 REPOSITORY = Path(__file__).parents[2]
 ROUTERD = (sys.executable, "-m", "routerd.cli.main")
@@ -40,12 +40,17 @@ def in_node(command: Sequence[str], bpffs: Path, manifests: Path, *, read_only: 
 def config(lab: Lab, node: str, directory: Path) -> dict[str, object]:
     """A node's configuration file as a value."""
     return {
+        "apiVersion": "routerd.io/v1alpha1",
+        "kind": "Config",
         "node-name": node,
-        "manifests": str(lab.manifests),
         "state-dir": str(directory / "state"),
         "run-dir": str(directory / "run"),
         "pin-dir": "/sys/fs/bpf/routerd",
-        "cluster-cidrs": [POD_NETWORK, NODE_NETWORK],
+        "store": {
+            "manifests": str(lab.manifests),
+            "node-reports": [str(lab.directory / "*" / "state" / "node.yaml")],  # for the operator
+        },
+        "cluster-cidrs": [NODE_NETWORK],
         "service-cidrs": [SERVICE_NETWORK],
     }
 

@@ -1,13 +1,18 @@
-"""What surrounds routerd's processes in the lab, and how the demo judges, without routerd."""
+"""What surrounds routerd's processes in the lab, and how the demo judges, before routerd runs."""
 
 from __future__ import annotations
 
 import io
 import os
+from fnmatch import fnmatch
 
 import pytest
+import yaml
 
-from tests.netns.daemons import attached, descendants, in_node, resident
+from routerd.config import parse_config
+from routerd.formats.objects import read_text
+from tests.netns import cluster
+from tests.netns.daemons import attached, config, descendants, in_node, resident
 from tests.netns.lab import Lab
 from tests.netns.transcript import StoryFailed, Transcript, meets
 
@@ -26,6 +31,20 @@ def test_a_process_of_a_node_has_the_mounts_of_a_node(lab: Lab) -> None:
 
     node.run(in_node(["touch", str(lab.manifests / "x")], node.pin_dir, lab.manifests, read_only=False))
     assert (lab.manifests / "x").exists()
+
+
+def test_routerd_takes_the_configuration_and_the_manifests(lab: Lab) -> None:
+    node = lab.node("gw1")
+    parsed = parse_config(yaml.safe_dump(config(lab, "gw1", node.directory)))
+    assert (parsed.node_name, parsed.store.node_report) == ("gw1", node.directory / "state" / "node.yaml")
+    assert fnmatch(str(parsed.store.node_report), parsed.store.node_reports[0])
+
+    lab.add_pod("listed", "worker", {"app": "x"})
+    cluster.write_cluster(lab, [cluster.endpoint_slice("web", "default", 8080, [lab.pod("listed")])])
+    files = [lab.manifests / "cluster.yaml", *cluster.MANIFESTS.glob("*.yaml")]
+    loaded = [read_text(path.read_text(), path.name) for path in files]
+    assert [refusal for part in loaded for refusal in part.refusals] == []
+    lab.remove_pod("listed")
 
 
 def test_nothing_is_attached_to_begin_with(lab: Lab) -> None:
