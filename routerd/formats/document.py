@@ -214,6 +214,12 @@ class Section:
             self.entries[key.text] = entry
         self.entries = {**merged, **self.entries}
 
+    @staticmethod
+    def empty(place: Value) -> Section:
+        """Where nothing is given."""
+        mark = place.node.start_mark
+        return Section(Value(yaml.MappingNode(IMPLICIT, [], mark, mark), place.source, place.path))
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
 

@@ -1,0 +1,288 @@
+"""routerd's own configuration file (`routerd.yaml`): strict, every setting with its unit and its default's reason.
+
+This module reads one file and decides nothing; command line options are laid over the result with
+`dataclasses.replace`.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Literal, cast
+
+from routerd.errors import InputError
+from routerd.formats.compose import documents
+from routerd.formats.document import Section, Source, Value, parse_address
+from routerd.formats.meta import ROUTERD
+from routerd.model import IPAddress, IPNetwork
+
+DAY = 86400
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """Where the desired objects are."""
+
+    kind: Literal["files"] = "files"
+    """The embedded store; it needs nothing else to run."""
+    manifests: Path = Path("/etc/routerd/manifests")
+    """Directory of YAML manifests, read with its subdirectories and watched."""
+    allocations: Path = Path("/etc/routerd/manifests/allocations.yaml")
+    """File that the operator writes and agents read; beside the manifests, to be replicated with them."""
+    node_report: Path = Path("/var/lib/routerd/node.yaml")
+    """File in which this node's agent reports its addresses; in the state directory, which no two nodes share."""
+    node_reports: tuple[str, ...] = ("/var/lib/routerd/node.yaml",)
+    """Glob patterns of the reports that the operator reads; this node's own by default: one host needs no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """What is written to standard error."""
+
+    format: Literal["logfmt", "json"] = "logfmt"
+    """logfmt reads well in a terminal; json is for collectors."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """info tells every change of state and nothing that repeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class EgressConfig:
+    """The egress gateway of this node."""
+
+    enabled: bool = True
+    """Off: no program is attached and no map is made."""
+    uplinks: tuple[str, ...] = ()
+    """Devices by which egress traffic leaves; none = those of the default routes."""
+    tunnel_port: int = 8473
+    """UDP port of the tunnel between nodes; not 8472 (VXLAN of most CNIs) nor 4789 (IANA's VXLAN)."""
+    attach: Literal["auto", "tcx", "clsact"] = "auto"
+    """How programs are attached; auto = tcx where the kernel has it (6.6), else clsact."""
+    nat_entries: int = 262144
+    """Connections that a gateway can translate at once; as many as nf_conntrack has on most hosts."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnnounceConfig:
+    """Which addresses are announced by BGP."""
+
+    loadbalancer: bool = True
+    """VIPs of services of type LoadBalancer: the main purpose."""
+    pod_cidrs: bool = False
+    """Pod CIDRs of this node; off, because most networks do not want them and a CNI may announce them."""
+    egress: bool = True
+    """Egress IPs for which this node is a gateway: replies come back by them."""
+
+
+@dataclass(frozen=True, slots=True)
+class BgpConfig:
+    """BGP of this node; the peers are in the store."""
+
+    enabled: bool = True
+    """Off: no speaker is started."""
+    router_id: IPv4Address | None = None
+    """BGP identifier of this node; none = the peer's `router-id`, else the node's first IPv4 address."""
+    announce: AnnounceConfig = field(default_factory=AnnounceConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorConfig:
+    """The one writer of allocations."""
+
+    ledger: Path = Path("/var/lib/routerd/ledger.sqlite")
+    """SQLite file of every allocation and its history; in the state directory, never on a shared file system."""
+    retention: int = 400 * DAY
+    """Seconds that the history of released addresses is kept: a year and a month, for audits."""
+    egress_retention: int = 30 * DAY
+    """Seconds that an egress IP stays bound to a policy that is gone: firewalls elsewhere still trust it."""
+    cooldown: int = 30
+    """Seconds before a freed address may be used again: caches of neighbours and routers run out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole file."""
+
+    node_name: str = field(default_factory=socket.gethostname)
+    """Name of this node's Node object; the host name, as kubelet does."""
+    store: StoreConfig = field(default_factory=StoreConfig)
+    state_dir: Path = Path("/var/lib/routerd")
+    """What must survive a reboot. No two nodes may share it."""
+    run_dir: Path = Path("/run/routerd")
+    """Sockets and what must not survive a reboot."""
+    pin_dir: Path = Path("/sys/fs/bpf/routerd")
+    """Pinned eBPF maps and links: the datapath goes on when no routerd runs."""
+    metrics_listen: tuple[IPAddress, int] | None = (IPv4Address("127.0.0.1"), 9793)
+    """Address and TCP port of /metrics; loopback, because what is not asked for is not exposed. None = off."""
+    log: LogConfig = field(default_factory=LogConfig)
+    service_cidrs: tuple[IPNetwork, ...] = ()
+    """The cluster's service CIDRs: never sent out by a gateway, never handed out as addresses."""
+    cluster_cidrs: tuple[IPNetwork, ...] = ()
+    """More in-cluster prefixes besides node addresses, pod and service CIDRs."""
+    egress: EgressConfig = field(default_factory=EgressConfig)
+    bgp: BgpConfig = field(default_factory=BgpConfig)
+    operator: OperatorConfig = field(default_factory=OperatorConfig)
+
+
+DEFAULT = Config(node_name="localhost")
+
+
+def load_config(path: Path) -> Config:
+    """Raises InputError, also if the file cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise InputError("not UTF-8", file=str(path)) from error
+    return parse_config(text, str(path))
+
+
+def parse_config(text: str, file: str = "") -> Config:
+    """Raises InputError. What is not given has its default; paths follow `state-dir` and `store.manifests`."""
+    found = documents(text, Source(file))
+    if len(found) != 1:
+        raise InputError(f"found {len(found)} documents, expected one of kind Config", file=file)
+    section = found[0].section
+    section.require("apiVersion").choice(ROUTERD)
+    section.require("kind").choice("Config")
+    section.only(
+        "apiVersion", "kind", "node-name", "store", "state-dir", "run-dir", "pin-dir", "metrics-listen", "log",
+        "service-cidrs", "cluster-cidrs", "egress", "bgp", "operator",
+    )  # fmt: skip
+    state_dir = _path(section, "state-dir", DEFAULT.state_dir)
+    return Config(
+        node_name=section.string("node-name") or socket.gethostname(),
+        store=_store(section, state_dir),
+        state_dir=state_dir,
+        run_dir=_path(section, "run-dir", DEFAULT.run_dir),
+        pin_dir=_path(section, "pin-dir", DEFAULT.pin_dir),
+        metrics_listen=_listen(section),
+        log=_log(section),
+        service_cidrs=tuple(item.network() for item in section.items("service-cidrs")),
+        cluster_cidrs=tuple(item.network() for item in section.items("cluster-cidrs")),
+        egress=_egress(section),
+        bgp=_bgp(section),
+        operator=_operator(section, state_dir),
+    )
+
+
+def _sub(section: Section, key: str, *known: str) -> Section:
+    """The section at `key`, an empty one if it is not given."""
+    value = section.get(key)
+    return (value.section if value is not None else Section.empty(section.value)).only(*known)
+
+
+def _path(section: Section, key: str, default: Path) -> Path:
+    value = section.get(key)
+    if value is None:
+        return default
+    path = Path(value.name("an absolute path"))
+    if not path.is_absolute():
+        value.expected("an absolute path")
+    return path
+
+
+def _choice(section: Section, key: str, *options: str) -> str:
+    """The first option is the default."""
+    value = section.get(key)
+    return options[0] if value is None else value.choice(*options)
+
+
+def _store(section: Section, state_dir: Path) -> StoreConfig:
+    store = _sub(section, "store", "kind", "manifests", "allocations", "node-report", "node-reports")
+    _choice(store, "kind", "files")
+    manifests = _path(store, "manifests", DEFAULT.store.manifests)
+    report = _path(store, "node-report", state_dir / "node.yaml")
+    reports = store.get("node-reports")
+    return StoreConfig(
+        manifests=manifests,
+        allocations=_path(store, "allocations", manifests / "allocations.yaml"),
+        node_report=report,
+        node_reports=tuple(item.name("a pattern of paths") for item in reports.items()) if reports else (str(report),),
+    )
+
+
+def _log(section: Section) -> LogConfig:
+    log = _sub(section, "log", "format", "level")
+    return LogConfig(
+        format=cast(Literal["logfmt", "json"], _choice(log, "format", "logfmt", "json")),
+        level=cast(
+            Literal["debug", "info", "warning", "error"], _choice(log, "level", "info", "debug", "warning", "error")
+        ),
+    )
+
+
+def _listen(section: Section) -> tuple[IPAddress, int] | None:
+    value = section.get("metrics-listen")
+    if value is None:
+        return DEFAULT.metrics_listen
+    text = value.string()
+    if not text:
+        return None
+    host, _, port = text.rpartition(":")
+    address = parse_address(host.removeprefix("[").removesuffix("]"))
+    if address is None or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        value.expected('ADDRESS:PORT such as 127.0.0.1:9793 or [::1]:9793, or "" for none')
+    return address, int(port)
+
+
+def _egress(section: Section) -> EgressConfig:
+    egress = _sub(section, "egress", "enabled", "uplinks", "tunnel-port", "attach", "nat-entries")
+    return EgressConfig(
+        enabled=egress.boolean("enabled", True),
+        uplinks=tuple(_device(item) for item in egress.items("uplinks")),
+        tunnel_port=egress.integer("tunnel-port", 1, 65535, DEFAULT.egress.tunnel_port),
+        attach=cast(Literal["auto", "tcx", "clsact"], _choice(egress, "attach", "auto", "tcx", "clsact")),
+        nat_entries=egress.integer("nat-entries", 1024, 2**24, DEFAULT.egress.nat_entries),
+    )
+
+
+def _device(value: Value) -> str:
+    """IFNAMSIZ is 16 with the closing zero."""
+    name = value.name("the name of a network device")
+    if len(name) > 15 or "/" in name or any(char.isspace() for char in name):
+        value.expected("the name of a network device")
+    return name
+
+
+def _bgp(section: Section) -> BgpConfig:
+    bgp = _sub(section, "bgp", "enabled", "router-id", "announce")
+    announce = _sub(bgp, "announce", "loadbalancer", "pod-cidrs", "egress")
+    router_id = bgp.get("router-id")
+    return BgpConfig(
+        enabled=bgp.boolean("enabled", True),
+        router_id=router_id.ipv4() if router_id else None,
+        announce=AnnounceConfig(
+            loadbalancer=announce.boolean("loadbalancer", True),
+            pod_cidrs=announce.boolean("pod-cidrs", False),
+            egress=announce.boolean("egress", True),
+        ),
+    )
+
+
+def _operator(section: Section, state_dir: Path) -> OperatorConfig:
+    operator = _sub(section, "operator", "ledger", "retention", "egress-retention", "cooldown")
+    return OperatorConfig(
+        ledger=_path(operator, "ledger", state_dir / "ledger.sqlite"),
+        retention=_seconds(operator, "retention", DEFAULT.operator.retention),
+        egress_retention=_seconds(operator, "egress-retention", DEFAULT.operator.egress_retention),
+        cooldown=_seconds(operator, "cooldown", DEFAULT.operator.cooldown),
+    )
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": DAY}
+
+
+def _seconds(section: Section, key: str, default: int) -> int:
+    """A duration as a whole number and a unit: 30s, 5m, 12h, 400d; 0 needs none."""
+    value = section.get(key)
+    if value is None:
+        return default
+    text = value.string()
+    if text == "0":
+        return 0
+    if not (text[:-1].isascii() and text[:-1].isdigit() and text[-1] in _UNITS and len(text) < 10):
+        value.expected("a duration such as 30s, 5m, 12h or 400d")
+    return int(text[:-1]) * _UNITS[text[-1]]
