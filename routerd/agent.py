@@ -1,0 +1,276 @@
+"""The agent: keeps one node as the store wants it. One TaskGroup, named tasks; a task that returns is a fault.
+
+    watch     snapshots of the store; each wakes a round
+    rounds    decide, read back, plan, apply; at once after a change, else every few seconds; retries back off
+    report    what only this node knows, for the operator
+    speaker   the connection to the speaker's process, which the agent does not own
+
+It decides nothing itself (`desired.py` does) and writes nothing itself (`reconcile.py` and the rooms do). Stopping
+leaves announcements and datapath in place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import routerd
+from routerd.api import RequestRefused
+from routerd.desired import LocalFacts, NodeState, Settings, compose
+from routerd.log import event
+from routerd.model import IPAddress, Peer, Refusal, Snapshot
+from routerd.reconcile import Reconciler, Round
+from routerd.render import bgp_lines, egress_lines
+from routerd.status import AgentStatus, PeerStatus, as_json
+from routerd.views import COLUMNS, PeerView, Row, View, pool_rows, rows
+from routerd.why import FIELDS, explain
+
+LOGGER = logging.getLogger("routerd.agent")
+FIRST_RETRY, LAST_RETRY = 0.2, 30.0  # seconds; doubles while rounds fail
+HELD_RETRY = 0.5  # seconds; a round that left something undone waits for the speaker, not for a fault
+
+
+class TaskReturned(Exception):
+    """A task that must live as long as the agent has returned: a fault of ours."""
+
+
+class Store(Protocol):
+    """Where snapshots come from; the first one comes at once, then one after each change."""
+
+    def snapshots(self) -> AsyncIterator[Snapshot]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EgressCounters:
+    """What the datapath says of itself."""
+
+    attached: bool = False
+    drops: Mapping[str, int] | None = None
+    nat: tuple[Row, ...] = ()
+
+
+class Node(Protocol):
+    """The node's side of things that an agent asks about: `routerd.rooms` on a real node, a model in tests."""
+
+    def facts(self, peers: tuple[Peer, ...], before: LocalFacts) -> LocalFacts: ...
+
+    def peers(self) -> Mapping[IPAddress, PeerView]: ...
+
+    def refusals(self) -> tuple[Refusal, ...]: ...
+
+    def counters(self) -> EgressCounters: ...
+
+    def nat(self) -> tuple[Row, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigState:
+    """How the configuration stands: a refused new one leaves the old one working (`stale`)."""
+
+    stale: bool = False
+    error: str = ""
+
+
+class Agent:
+    """`run` until cancelled. `on_ready` is called once, after the first round that left nothing to retry."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        node: Node,
+        reconciler: Reconciler,
+        *,
+        period: float = 5.0,
+        config: ConfigState = ConfigState(),
+        tasks: Mapping[str, Callable[[], Awaitable[None]]] | None = None,
+        on_ready: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`tasks`: further long-lived tasks by name, such as the speaker's connection. `period` in seconds."""
+        self._settings = settings
+        self._store = store
+        self._node = node
+        self._reconciler = reconciler
+        self._period = period
+        self._tasks = tasks or {}
+        self._on_ready = on_ready
+        self._clock = clock
+        self._changed = asyncio.Event()
+        self._snapshot = Snapshot()
+        self._facts = LocalFacts()
+        self._state = NodeState(None, None)
+        self._composed: tuple[Snapshot, LocalFacts] | None = None
+        self._said = Round()
+        self._status = AgentStatus(
+            settings.node,
+            routerd.__version__,
+            started=time.time(),
+            config_loaded=True,
+            config_stale=config.stale,
+            config_error=config.error,
+            missing=tuple(FIELDS.values()),
+        )
+
+    # --- what others read
+
+    @property
+    def status(self) -> AgentStatus:
+        """The status after the last round; a frozen value, so any thread may read it."""
+        return self._status
+
+    def wake(self) -> None:
+        """Asks for a round now."""
+        self._changed.set()
+
+    def config_is(self, config: ConfigState) -> None:
+        """Tells how the configuration on disk stands."""
+        self._status = replace(self._status, config_stale=config.stale, config_error=config.error)
+
+    def answer(self, request: dict[str, Any]) -> Any:
+        """The API: one request, one answer. RequestRefused for what it does not know."""
+        answers: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "status": lambda _: as_json(self._refreshed()),
+            "show": self._show,
+            "why": self._why,
+            "desired": lambda _: self._lines(self._state),
+        }
+        found = answers.get(str(request.get("get")))
+        if found is None:
+            raise RequestRefused(
+                f"unknown request {request.get('get')!r}: the agent is routerd {routerd.__version__}", 2
+            )
+        return found(request)
+
+    def _show(self, request: dict[str, Any]) -> list[Row]:
+        kind = str(request.get("kind"))
+        if kind not in COLUMNS:
+            raise RequestRefused(f"unknown kind {kind!r}: one of {', '.join(COLUMNS)}", 2)
+        nat = self._node.nat() if kind == "nat" else ()
+        return rows(kind, View(self._snapshot, self._state, self._node.peers(), nat))
+
+    def _why(self, request: dict[str, Any]) -> list[dict[str, object]]:
+        steps = explain(self._snapshot, self._state, self._settings, str(request.get("object")))
+        return [{"question": s.question, "yes": s.yes, "reason": s.reason, "detail": s.detail} for s in steps]
+
+    @staticmethod
+    def _lines(state: NodeState) -> list[str]:
+        bgp = bgp_lines(state.announcements.desired) if state.announcements else []
+        return bgp + (egress_lines(state.egress) if state.egress else [])
+
+    # --- tasks
+
+    async def run(self) -> None:
+        """Runs until cancelled; the first fault ends it, and leaves the node as it is."""
+        async with asyncio.TaskGroup() as group:
+            wanted = {"watch": self._watch, "rounds": self._rounds, **self._tasks}
+            for name, task in wanted.items():
+                group.create_task(_guarded(name, task()), name=name)
+
+    async def _watch(self) -> None:
+        async for snapshot in self._store.snapshots():
+            self._snapshot = snapshot
+            self._changed.set()
+
+    async def _rounds(self) -> None:
+        retry, ready = FIRST_RETRY, False
+        while True:
+            self._changed.clear()
+            done = await self._round()
+            if not ready and not done.error and not self._status.missing:
+                ready = True
+                self._on_ready()
+            delay = retry if done.error else HELD_RETRY if done.held else self._period
+            retry = min(retry * 2, LAST_RETRY) if done.error else FIRST_RETRY
+            try:
+                async with asyncio.timeout(delay):
+                    await self._changed.wait()  # changes while a round runs are one round; one may heal a failure
+            except TimeoutError:
+                pass
+
+    async def _round(self) -> Round:
+        started = self._clock()
+        self._compose()
+        done = await self._reconciler.round(self._state)
+        seconds = self._clock() - started
+        self._status = self._refreshed().with_rounds(self._status.rounds.after(seconds, done.error, done.held))
+        self._log(done, seconds)
+        return done
+
+    def _compose(self) -> None:
+        """Decides anew, unless nothing that a decision rests on has changed."""
+        peers = self._snapshot.bgp.peers if self._snapshot.bgp else ()
+        self._facts = self._node.facts(peers, self._facts)
+        if self._composed is not None and self._composed[0] is self._snapshot and self._composed[1] == self._facts:
+            return
+        before = self._state.refusals
+        self._state = compose(self._snapshot, self._settings, self._facts)
+        self._composed = (self._snapshot, self._facts)
+        _log_refusals(before, self._state.refusals)
+
+    def _refreshed(self) -> AgentStatus:
+        counters = self._node.counters()
+        egress = self._state.egress
+        return replace(
+            self._status,
+            missing=tuple(text for name, text in FIELDS.items() if getattr(self._snapshot, name) is None),
+            peers=peer_statuses(self._state, self._node.peers()),
+            refusals=self._state.refusals + self._node.refusals(),
+            pools=tuple(pool_rows(self._snapshot)),
+            datapath=counters.attached,
+            drops=dict(counters.drops or {}),
+            nat_entries=len(counters.nat),
+            steered_pods=sum(bool(names) for names in egress.pods.values()) if egress else 0,
+        )
+
+    def _log(self, done: Round, seconds: float) -> None:
+        """One line for each round that did something, and one when trouble comes, changes or goes."""
+        if done.error:
+            event(LOGGER, logging.ERROR, "round-failed", reason=done.error, actions=len(done.actions))
+        elif done.actions:
+            event(LOGGER, logging.INFO, "round", actions=len(done.actions), seconds=round(seconds, 4))
+            for action in done.actions:
+                event(LOGGER, logging.DEBUG, "action", action=action)
+        if done.held and done.held != self._said.held:
+            event(LOGGER, logging.WARNING, "round-held", reason=done.held)
+        if self._said.error and not done.error:
+            event(LOGGER, logging.INFO, "round-recovered")
+        self._said = done
+
+
+async def _guarded(name: str, task: Awaitable[None]) -> None:
+    await task
+    raise TaskReturned(f"task {name} returned: it must run as long as the agent")
+
+
+def peer_statuses(state: NodeState, seen: Mapping[IPAddress, PeerView]) -> tuple[PeerStatus, ...]:
+    """Sessions with the labels that metrics use: a name that two peers bear is not one."""
+    if state.announcements is None:
+        return ()
+    desired = state.announcements.desired
+    names = Counter(session.description for session in desired.peers.values())
+    return tuple(
+        PeerStatus(
+            session.description if names[session.description] == 1 and session.description else str(address),
+            seen.get(address, PeerView(address, up=False)),
+            len(desired.ribs.get(address, {})),
+        )
+        for address, session in desired.peers.items()
+    )
+
+
+def _log_refusals(before: tuple[Refusal, ...], after: tuple[Refusal, ...]) -> None:
+    """A line when a refusal comes or goes, not in every round."""
+    old, new = set(before), set(after)
+    for refusal in after:
+        if refusal not in old:
+            fields = {"object": refusal.object, "reason": refusal.reason, "message": refusal.message}
+            event(LOGGER, logging.WARNING, "refused", **fields)
+    gone = {refusal.object for refusal in old - new} - {refusal.object for refusal in new}
+    for name in sorted(gone):
+        event(LOGGER, logging.INFO, "refusal-gone", object=name)

@@ -1,0 +1,246 @@
+"""The agent's loop against models of store, node and rooms: reacts at once, retries, tells, never ends by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from routerd.agent import Agent, ConfigState, EgressCounters, TaskReturned, peer_statuses
+from routerd.api import RequestRefused
+from routerd.desired import LocalFacts, NodeState, Settings, compose
+from routerd.model import Allocations, BgpConfig, IPAddress, Peer, Refusal, Snapshot
+from routerd.reconcile import Egress, Reconciler
+from routerd.views import PeerView, Row
+from tests.unit import cluster
+from tests.unit.cluster import LOCAL, TOR
+from tests.unit.test_reconcile import World, plan
+
+
+@dataclass
+class Feed:
+    """A store whose snapshots the test puts in."""
+
+    queue: asyncio.Queue[Snapshot | None] = field(default_factory=asyncio.Queue)
+
+    async def snapshots(self) -> AsyncIterator[Snapshot]:
+        while (snapshot := await self.queue.get()) is not None:
+            yield snapshot
+
+
+class Here:
+    """A node whose facts never change."""
+
+    def facts(self, peers: tuple[Peer, ...], before: LocalFacts) -> LocalFacts:
+        return LocalFacts(sessions={peer.address: LOCAL.get(peer.address) for peer in peers}, uplinks=("eth0",))
+
+    def peers(self) -> Mapping[IPAddress, PeerView]:
+        return {TOR: PeerView(TOR, up=True, state="established", announced=2)}
+
+    def refusals(self) -> tuple[Refusal, ...]:
+        return ()
+
+    def counters(self) -> EgressCounters:
+        return EgressCounters(True, {"no gateway": 3})
+
+    def nat(self) -> tuple[Row, ...]:
+        return ()
+
+
+@dataclass
+class Running:
+    agent: Agent
+    feed: Feed
+    world: World
+
+    async def until(self, condition: Callable[[], bool], timeout: float = 5.0) -> None:
+        async with asyncio.timeout(timeout):
+            while not condition():
+                await asyncio.sleep(0.001)
+
+
+def with_agent(test: Callable[[Running], Awaitable[None]], world: World | None = None, **options: Any) -> None:
+    async def run() -> None:
+        feed, here = Feed(), world or World()
+        reconciler = Reconciler(here, Egress(here, plan), settle_timeout=0.0)
+        agent = Agent(Settings("a"), feed, Here(), reconciler, **{"period": 60.0, **options})
+        task = asyncio.create_task(agent.run())
+        try:
+            await test(Running(agent, feed, here))
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def prefixes(world: World) -> set[str]:
+    return world.ribs.get(str(TOR), set())
+
+
+def test_a_change_of_the_store_reaches_the_speaker_at_once() -> None:
+    async def test(running: Running) -> None:
+        await running.until(lambda: running.agent.status.rounds.done == 1)
+        started = time.monotonic()
+        running.feed.queue.put_nowait(cluster.snapshot())
+        await running.until(lambda: "192.0.2.1/32" in prefixes(running.world))
+        assert time.monotonic() - started < 0.5  # the target is 0.05 s; shared cores may stall, the period is 60 s
+
+    with_agent(test)
+
+
+def test_a_burst_of_changes_is_few_rounds() -> None:
+    async def test(running: Running) -> None:
+        for last in range(1, 100):
+            allocations = Allocations(last, (cluster.allocation("web", f"192.0.2.{last}"),))
+            running.feed.queue.put_nowait(cluster.snapshot(allocations=allocations))
+        await running.until(lambda: prefixes(running.world) == {"192.0.2.99/32"})
+        assert running.agent.status.rounds.done < 20
+
+    with_agent(test)
+
+
+def test_nothing_is_decided_again_while_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    composed: list[Snapshot] = []
+
+    def counting(snapshot: Snapshot, settings: Settings, facts: LocalFacts) -> NodeState:
+        composed.append(snapshot)
+        return compose(snapshot, settings, facts)
+
+    monkeypatch.setattr("routerd.agent.compose", counting)
+
+    async def test(running: Running) -> None:
+        running.feed.queue.put_nowait(cluster.snapshot())
+        await running.until(lambda: running.agent.status.ready and running.agent.status.rounds.done > 5)
+        assert len(composed) <= 2  # before and after the first snapshot
+
+    with_agent(test, period=0.001)
+
+
+def test_an_unsynced_store_touches_nothing_and_is_not_ready() -> None:
+    async def test(running: Running) -> None:
+        await running.until(lambda: running.agent.status.rounds.done == 1)
+        assert running.world.journal == []
+        assert running.agent.status.not_ready_because().startswith("not read from the store yet: nodes, namespaces")
+
+    with_agent(test)
+
+
+def test_readiness_is_told_once_and_after_the_work_is_done() -> None:
+    told: list[set[str]] = []
+    world = World()
+
+    async def test(running: Running) -> None:
+        running.feed.queue.put_nowait(cluster.snapshot())
+        await running.until(lambda: running.agent.status.rounds.done > 5)
+        assert told == [{"192.0.2.1/32", "198.51.100.7/32"}]
+
+    with_agent(test, world, period=0.001, on_ready=lambda: told.append(prefixes(world)))
+
+
+def test_a_failed_round_is_tried_again_and_shown() -> None:
+    async def test(running: Running) -> None:
+        running.feed.queue.put_nowait(cluster.snapshot())
+        await running.until(lambda: running.agent.status.rounds.errors > 0)
+        assert running.agent.status.not_ready_because() == "egress: prepare group 7: map is full"
+        running.world.broken = ""
+        await running.until(lambda: running.agent.status.ready)
+        assert running.world.groups == {7}
+
+    with_agent(test, World(broken="prepare group 7"))
+
+
+def test_a_task_that_returns_is_a_fault() -> None:
+    async def run() -> None:
+        feed, world = Feed(), World()
+        feed.queue.put_nowait(None)  # the store's iterator ends
+        await Agent(Settings("a"), feed, Here(), Reconciler(world, None)).run()
+
+    with pytest.raises(ExceptionGroup) as fault:
+        asyncio.run(run())
+    assert fault.group_contains(TaskReturned, match="task watch returned")
+
+
+def test_a_fault_of_a_further_task_ends_the_agent() -> None:
+    async def broken() -> None:
+        raise OSError("relay: no such file")
+
+    async def run() -> None:
+        await Agent(Settings("a"), Feed(), Here(), Reconciler(None, None), tasks={"speaker": broken}).run()
+
+    with pytest.raises(ExceptionGroup) as fault:
+        asyncio.run(run())
+    assert fault.group_contains(OSError, match="no such file")
+
+
+def test_stopping_leaves_everything_in_place() -> None:
+    world = World()
+
+    async def test(running: Running) -> None:
+        running.feed.queue.put_nowait(cluster.snapshot())
+        await running.until(lambda: running.agent.status.ready)
+
+    with_agent(test, world)
+    assert (world.groups, prefixes(world)) == ({7}, {"192.0.2.1/32", "198.51.100.7/32"})
+
+
+# --- what it answers
+
+
+def answers(*requests: dict[str, Any], **fields: object) -> list[Any]:
+    found: list[Any] = []
+
+    async def test(running: Running) -> None:
+        running.feed.queue.put_nowait(cluster.snapshot(**fields))
+        await running.until(lambda: running.agent.status.ready)
+        found.extend(running.agent.answer(request) for request in requests)
+
+    with_agent(test)
+    return found
+
+
+def test_it_answers_status_show_why_and_desired() -> None:
+    status, peers, why, desired = answers(
+        {"get": "status"},
+        {"get": "show", "kind": "peers"},
+        {"get": "why", "object": "svc/default/web"},
+        {"get": "desired"},
+    )
+    assert (status["ready"], status["egress"]["drops"], status["peers"][0]["desired"]) == (True, {"no gateway": 3}, 2)
+    assert (peers[0]["state"], peers[0]["paths"]) == ("established", 2)
+    assert why[-1]["yes"]
+    assert "path 10.0.0.1 192.0.2.1/32 next-hop self local-pref 0" in desired
+
+
+@pytest.mark.parametrize("request_", [{"get": "moon"}, {}, {"get": "show", "kind": "moon"}])
+def test_what_it_does_not_know_is_refused(request_: dict[str, Any]) -> None:
+    with pytest.raises(RequestRefused) as refused:
+        answers(request_)
+    assert refused.value.code == 2
+
+
+def test_two_peers_of_one_name_are_told_apart_by_address() -> None:
+    other = ip_address("10.0.0.2")
+    local = {**LOCAL, other: ip_address("10.0.0.11")}
+    peers = (Peer(TOR, 1, 2, name="tor"), Peer(other, 1, 2, name="tor"))
+    state = compose(cluster.snapshot(bgp=BgpConfig(peers)), Settings("a"), LocalFacts(sessions=local))
+    assert [peer.label for peer in peer_statuses(state, {})] == ["10.0.0.1", "10.0.0.2"]
+
+
+def test_a_refused_configuration_shows_as_stale() -> None:
+    async def test(running: Running) -> None:
+        await running.until(lambda: running.agent.status.rounds.done == 1)
+        running.agent.config_is(ConfigState(stale=True, error="routerd.yaml:3: unknown key"))
+        running.agent.wake()
+        await running.until(lambda: running.agent.status.rounds.done > 1)
+        assert (running.agent.status.config_stale, running.agent.status.config_error) == (
+            True,
+            "routerd.yaml:3: unknown key",
+        )
+
+    with_agent(test)
