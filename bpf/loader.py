@@ -1,7 +1,8 @@
 """Loads the compiled object through libbpf and keeps maps and programs pinned. Attaches nothing.
 
 A pin directory holds `maps/NAME` and `programs/NAME`; both outlive the process. The `settings` map remembers the digest
-of the object that the pinned programs came from, so that the next agent adopts them, or swaps them if its object differs.
+of the object that the pinned programs came from, so that the next agent adopts them, or swaps them if its object
+differs.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Desired state -> contents of the maps, as bytes; and back into text. Pure: what only the kernel knows comes as `Facts`.
+"""Desired state -> contents of the maps, as bytes; and back into text. Pure: what only the kernel knows comes as
+`Facts`.
 
-A policy set is what one or more pods have in common: every destination prefix of their policies, each with the ordered rules
-that hold for it. Prefixes are flattened: a longer one carries the rules of the shorter ones too, so one longest-prefix
-lookup decides. Equal sets are one set; a set's number never changes its content, so a pod is moved to another set in
-one write, after that set is complete.
+A policy set is what one or more pods have in common: every destination prefix of their policies, each with the ordered
+rules that hold for it. Prefixes are flattened: a longer one carries the rules of the shorter ones too, so one
+longest-prefix lookup decides. Equal sets are one set; a set's number never changes its content, so a pod is moved to
+another set in one write, after that set is complete.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ PROTOCOLS = {"TCP": 6, "UDP": 17, "ICMP": 1}
 PROTOCOL_NAMES = {0: "any", **{number: name.lower() for name, number in PROTOCOLS.items()}}
 
 FIRST_PORT, LAST_PORT = 1024, 65535
-# On an address that the node itself uses, only ports that neither its own connections (ip_local_port_range ends at 60999)
-# nor node ports (30000-32767) take.
+# On an address that the node itself uses, only ports that neither its own connections (ip_local_port_range ends at
+# 60999) nor node ports (30000-32767) take.
 FIRST_NODE_PORT, LAST_NODE_PORT = 61000, 65535
 
 # Destinations that no router forwards, or that mean "this host" or "this link".
@@ -30,8 +31,8 @@ NEVER_LEAVES = tuple(
     IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
 )
 
-# Time-outs in seconds. Established TCP: RFC 5382, REQ-5 asks for 2 h 4 min at least. UDP: RFC 4787, REQ-5 recommends 5 min.
-# ICMP: RFC 5508, REQ-2 asks for 60 s.
+# Time-outs in seconds. Established TCP: RFC 5382, REQ-5 asks for 2 h 4 min at least. UDP: RFC 4787, REQ-5 recommends 5
+# min. ICMP: RFC 5508, REQ-2 asks for 60 s.
 TCP_ESTABLISHED, TCP_OPENING, TCP_CLOSING, UDP, ICMP, ORPHAN = 7440, 240, 10, 300, 60, 5
 
 MapEntries = dict[bytes, bytes]
@@ -79,7 +80,9 @@ DROP_ALL = RuleSpec(0)
 
 
 def _compare(a: tuple[int, Policy], b: tuple[int, Policy]) -> int:
-    """Longest destination, then the higher priority, then the older, then the name. No creation time counts as youngest."""
+    """Longest destination, then the higher priority, then the older, then the name. No creation time counts as
+    youngest.
+    """
     key_a = (-a[0], -a[1].priority, a[1].created or "~", a[1].name)
     key_b = (-b[0], -b[1].priority, b[1].created or "~", b[1].name)
     return (key_a > key_b) - (key_a < key_b)
@@ -100,7 +103,9 @@ def _rules_of(policy: Policy) -> Rules:
 
 
 def rules_for(policies: Sequence[Policy], prefix: IPv4Network) -> Rules:
-    """The ordered rules for destinations in `prefix`. More than the datapath holds: the rest is dropped, not let through."""
+    """The ordered rules for destinations in `prefix`. More than the datapath holds: the rest is dropped, not let
+    through.
+    """
     covering = [(length, policy) for policy in policies if (length := _covering(policy, prefix)) is not None]
     ordered = sorted(covering, key=cmp_to_key(_compare))
     rules = tuple(dict.fromkeys(rule for _, policy in ordered for rule in _rules_of(policy)))
@@ -147,7 +152,9 @@ def observed_sets(entries: Mapping[bytes, bytes]) -> dict[int, frozenset[tuple[b
 def number_sets(
     wanted: Iterable[tuple[str, ...]], policies: Mapping[str, Policy], observed: Mapping[bytes, bytes]
 ) -> dict[tuple[str, ...], tuple[int, PolicySet]]:
-    """A number for the set of each combination of policy names; a complete set that is there already keeps its number."""
+    """A number for the set of each combination of policy names; a complete set that is there already keeps its
+    number.
+    """
     present = {content: number for number, content in sorted(observed_sets(observed).items(), reverse=True)}
     taken = set(present.values()) | set(observed_sets(observed))
     numbered: dict[tuple[str, ...], tuple[int, PolicySet]] = {}
@@ -161,7 +168,8 @@ def number_sets(
     return numbered
 
 
-# --- the other maps ----------------------------------------------------------------------------------------------------
+# --- the other maps
+# ----------------------------------------------------------------------------------------------------
 
 
 def port_range(group: Group, slot: int) -> tuple[int, int]:
@@ -253,7 +261,8 @@ def map_entries(desired: Desired, facts: Facts, observed_policies: Mapping[bytes
     }
 
 
-# --- text ---------------------------------------------------------------------------------------------------------------
+# --- text
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def _rule_text(rule: layout.Rule) -> str:

@@ -1,8 +1,9 @@
 """The guard: nft table `routerd`, as a value, as text for nft, and read back from nft's JSON. Pure.
 
-It stands behind the eBPF programs. A packet of a selected pod that would be *forwarded* to a destination that its policies
-cover has slipped past the hook (a Service that is translated to an address outside, a device without a program); a packet of
-an undecided pod may do so, as its policies are not programmed yet. Both are dropped and counted. Replies pass.
+It stands behind the eBPF programs. A packet of a selected pod that would be *forwarded* to a destination that its
+policies cover has slipped past the hook (a Service that is translated to an address outside, a device without a
+program); a packet of an undecided pod may do so, as its policies are not programmed yet. Both are dropped and counted.
+Replies pass.
 
 It also keeps pods from forging tunnel packets, and connection tracking away from the tunnel.
 """
@@ -66,7 +67,9 @@ def _port_match(ports: Ports) -> str:
 
 
 def _policy_rules(policy: Policy) -> tuple[str, ...]:
-    """Drops for what the policy covers; exclusions of one policy do not speak for another, so they are part of the match."""
+    """Drops for what the policy covers; exclusions of one policy do not speak for another, so they are part of the
+    match.
+    """
     destinations = ", ".join(sorted(_networks(policy.destinations)))
     excluded = ", ".join(sorted(_networks(policy.excluded)))
     where = f"ip daddr {{ {destinations} }}" + (f" ip daddr != {{ {excluded} }}" if excluded else "")
@@ -97,7 +100,9 @@ def _tunnel_rules(port: int) -> tuple[str, ...]:
 
 
 def render(desired: Desired, facts: Facts) -> Guard:
-    """The guard for a node. A pod is decided once its device is known, as its map entries are written before the guard."""
+    """The guard for a node. A pod is decided once its device is known, as its map entries are written before the
+    guard.
+    """
     attached = {address: facts.devices[address] for address in desired.pods if address in facts.devices}
     names = {address: f"{device.forward_name} . {address}" for address, device in attached.items()}
     chains = {
@@ -152,7 +157,8 @@ def transaction(wanted: Guard, present: Guard | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-# --- read back ------------------------------------------------------------------------------------------------------------
+# --- read back
+# ------------------------------------------------------------------------------------------------------------
 
 
 def _element_text(element: Any) -> str:

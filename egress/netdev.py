@@ -1,0 +1,322 @@
+"""The datapath of one node: reads it back, applies one action at a time, and tells its counters. Decides nothing.
+
+All of it belongs to the network namespace of the calling thread. Needs CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import singledispatchmethod
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+from bpf import layout, loader, syscall
+from egress import devices, guard, plan
+from egress.attach import Attacher, Mode
+from egress.devices import TUNNEL, Link, RouteSocket
+from egress.entries import Facts
+from egress.policy import Desired
+
+# Map sizes when they are made; memory is taken as they fill (no preallocation), about 200 bytes for each mapping.
+DEFAULT_NAT_ENTRIES = 262_144
+EMPTY_FRAME = bytes(64)
+
+
+class DatapathError(OSError):
+    """Something that the datapath needs refused; the message says what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class NatEntry:
+    """One mapping. Times in seconds; `node` is None for a pod of the gateway itself."""
+
+    group: int
+    protocol: int
+    pod: layout.Address
+    pod_port: int
+    egress_ip: layout.Address
+    egress_port: int
+    remote: layout.Address
+    remote_port: int
+    node: layout.Address | None
+    idle: float
+
+
+class Datapath:
+    """What is pinned under `pin_directory`, and the devices, routes and nft table that go with it."""
+
+    def __init__(self, pin_directory: Path, attach: Mode = "auto", nat_entries: int = DEFAULT_NAT_ENTRIES) -> None:
+        self._pins = pin_directory
+        self._attacher = Attacher(pin_directory, attach)
+        self._sizes = {"nat": nat_entries, "flows": nat_entries, "reverse": nat_entries + nat_entries // 4}
+        self._maps = loader.PinnedMaps(pin_directory)
+        self._digest = loader.object_digest(loader.object_bytes())
+        self._reasons = layout.read_reasons()
+
+    @property
+    def attach_mode(self) -> str:
+        return self._attacher.mode
+
+    def close(self) -> None:
+        self._maps.close()
+
+    # -- reading
+
+    def observe(self, desired: Desired) -> plan.Observed:
+        """Everything that `plan` compares, read from the kernel."""
+        with RouteSocket() as route:
+            links = devices.read_links(route)
+            addresses = {address: index for index, address in devices.read_addresses(route)}
+            routes = devices.read_routes(route)
+            pods = devices.pod_devices(route, links)
+        by_name = {link.name: link.ifindex for link in links.values()}
+        names = desired.uplinks or tuple(links[i].name for i in devices.default_devices(routes) if i in links)
+        tunnel = _tunnel(by_name, links)
+        underlay = links.get(addresses.get(desired.node_address, 0))
+        return plan.Observed(
+            facts=Facts(
+                devices=pods,
+                uplinks={name: by_name[name] for name in names if name in by_name},
+                tunnel_ifindex=tunnel.ifindex if tunnel else 0,
+                tunnel_mtu=underlay.mtu - plan.TUNNEL_OVERHEAD if underlay else 0,
+                object_digest=self._digest,
+            ),
+            pinned_digest=loader.pinned_digest(self._pins),
+            underlay_mtu=underlay.mtu if underlay else 0,
+            ip_forward=devices.ip_forward(),
+            tunnel=tunnel,
+            maps=self._read_maps(),
+            attachments=self._attacher.observe({link.ifindex: link.name for link in links.values()}),
+            guard=guard.parse(_list_guard()),
+            blackholes=devices.own_blackholes(routes),
+            ports_reserved=plan.RESERVED_PORTS in devices.reserved_ports(),
+        )
+
+    def _read_maps(self) -> dict[str, dict[bytes, bytes]]:
+        found = {}
+        for name in plan.WRITE_ORDER:
+            try:
+                entries = self._maps[name].items()
+            except FileNotFoundError:
+                continue
+            # An array's element is there from the start: all zero means that nobody has written it.
+            found[name] = {k: v for k, v in entries.items() if name != "settings" or any(v)}
+        return found
+
+    def counters(self) -> dict[str, tuple[int, int]]:
+        """(packets, bytes) by reason since the maps were made; the guard's drops come as `guard_…` with 0 bytes."""
+        totals = {reason.name: (0, 0) for reason in self._reasons.values()}
+        try:
+            rows = self._maps["counters"].items()
+        except FileNotFoundError:
+            return {}
+        size = len(bytes(layout.Counter()))
+        for key, value in rows.items():
+            reason = self._reasons.get(int.from_bytes(key, "little"))
+            if reason is not None:
+                cpus = [layout.decode(layout.Counter, value[i : i + size]) for i in range(0, len(value), size)]
+                totals[reason.name] = sum(c.packets for c in cpus), sum(c.bytes for c in cpus)
+        dropped = guard.parse_counters(_list_guard())
+        return {**totals, **{f"guard_{name}": (packets, 0) for name, packets in dropped.items()}}
+
+    def nat(self) -> Sequence[NatEntry]:
+        """Live mappings of this gateway."""
+        try:
+            entries = self._maps["nat"].items()
+        except FileNotFoundError:
+            return ()
+        moment = time.monotonic_ns()
+        return [_nat_entry(key, value, moment) for key, value in entries.items()]
+
+    def nat_size(self) -> tuple[int, int]:
+        """(live mappings after the last collection, room)."""
+        try:
+            value = self._maps["collected"].get(layout.u32(0))
+            room = self._maps["nat"].max_entries
+        except FileNotFoundError:
+            return 0, 0
+        return (int(layout.decode(layout.Collected, value).mappings_live) if value else 0), room
+
+    def collect(self) -> layout.Collected | None:
+        """One round of collection of idle flows and mappings, in the kernel. None while nothing is loaded."""
+        try:
+            program = syscall.open_pinned(self._pins / "programs" / "collect")
+        except FileNotFoundError:
+            return None
+        try:
+            syscall.run_program(program, EMPTY_FRAME)
+        finally:
+            os.close(program)
+        value = self._maps["collected"].get(layout.u32(0))
+        return layout.decode(layout.Collected, value) if value else None
+
+    # -- changing
+
+    def apply(self, action: plan.Action) -> None:
+        """Does one action. Doing it again does no harm. OSError says what was refused."""
+        self._do(action)
+
+    @singledispatchmethod
+    def _do(self, action: Any) -> None:
+        raise TypeError(f"not an action: {action!r}")
+
+    @_do.register
+    def _(self, _action: plan.LoadPrograms) -> None:
+        try:
+            loader.load(self._pins, self._sizes)
+        except loader.LoadError as error:
+            raise DatapathError(errno.EINVAL, str(error)) from error
+        self._maps.close()
+
+    @_do.register
+    def _(self, action: plan.CreateTunnel) -> None:
+        with RouteSocket() as route:
+            if action.replace:
+                for link in devices.read_links(route).values():
+                    if link.name == TUNNEL:
+                        devices.delete_link(route, link.ifindex)
+            try:
+                devices.create_tunnel(route, action.port, action.mtu)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    message = f"UDP port {action.port} is taken: set egress.tunnel-port to a free one on all nodes"
+                    raise DatapathError(errno.EADDRINUSE, message) from error
+                raise
+
+    @_do.register
+    def _(self, action: plan.ConfigureTunnel) -> None:
+        with RouteSocket() as route:
+            tunnel = next(link for link in devices.read_links(route).values() if link.name == TUNNEL)
+            devices.configure_tunnel(route, tunnel.ifindex, action.mtu)
+
+    @_do.register
+    def _(self, action: plan.AddBlackhole) -> None:
+        with RouteSocket() as route:
+            devices.add_blackhole(route, action.address)
+
+    @_do.register
+    def _(self, action: plan.DeleteBlackhole) -> None:
+        with RouteSocket() as route:
+            devices.delete_blackhole(route, action.address)
+
+    @_do.register
+    def _(self, _action: plan.ReservePorts) -> None:
+        devices.set_reserved_ports([*devices.reserved_ports(), plan.RESERVED_PORTS])
+
+    @_do.register
+    def _(self, action: plan.PutEntry) -> None:
+        try:
+            self._maps[action.map].put(action.key, action.value)
+        except OSError as error:
+            if error.errno == errno.E2BIG:
+                room = self._maps[action.map].max_entries
+                raise DatapathError(errno.E2BIG, f"map {action.map} is full ({room} entries)") from error
+            raise
+
+    @_do.register
+    def _(self, action: plan.DeleteEntry) -> None:
+        self._maps[action.map].delete(action.key)
+
+    @_do.register
+    def _(self, action: plan.PurgeFlows) -> None:
+        flows = self._maps["flows"]
+        pod = layout.ip16(action.pod)
+        for key in flows.items():
+            if key.startswith(pod):
+                flows.delete(key)
+
+    @_do.register
+    def _(self, action: plan.Attach) -> None:
+        self._attacher.attach(action.program, action.ifindex)
+
+    @_do.register
+    def _(self, action: plan.Detach) -> None:
+        self._attacher.detach(action.program, action.ifindex)
+
+    @_do.register
+    def _(self, action: plan.LoadGuard) -> None:
+        _nft(["-f", "-"], guard.transaction(action.guard, action.present))
+
+    def remove(self) -> list[str]:
+        """Takes away everything that bears our mark, and says what it was. Nothing is left, nothing else is touched."""
+        removed = []
+        with RouteSocket() as route:
+            links = devices.read_links(route)
+            for attachment in self._attacher.observe({link.ifindex: link.name for link in links.values()}):
+                self._attacher.detach(attachment.program, attachment.ifindex)
+                removed.append(f"{attachment.program} on {links[attachment.ifindex].name}")
+            for address in devices.own_blackholes(devices.read_routes(route)):
+                devices.delete_blackhole(route, address)
+                removed.append(f"route blackhole {address}/32")
+            for link in links.values():
+                if link.name == TUNNEL:
+                    devices.delete_link(route, link.ifindex)
+                    removed.append(f"device {TUNNEL}")
+        if guard.parse(_list_guard()) is not None:
+            _nft(["delete", "table", guard.FAMILY, guard.TABLE])
+            removed.append(f"nft table {guard.FAMILY} {guard.TABLE}")
+        if plan.RESERVED_PORTS in devices.reserved_ports():
+            devices.set_reserved_ports([r for r in devices.reserved_ports() if r != plan.RESERVED_PORTS])
+            removed.append(f"reserved ports {plan.RESERVED_PORTS}")
+        self._maps.close()
+        if self._pins.exists():
+            loader.remove_pins(self._pins)
+            removed.append(f"pins under {self._pins}")
+        return removed
+
+
+def _tunnel(by_name: Mapping[str, int], links: Mapping[int, Link]) -> plan.Tunnel | None:
+    """Our device; one of that name and another kind counts as there with a port of its own, so that it is replaced."""
+    link = links.get(by_name.get(TUNNEL, 0))
+    if link is None:
+        return None
+    port = link.vxlan_port if link.vxlan_external else 0
+    return plan.Tunnel(link.ifindex, link.mtu, port, link.up, devices.is_forwarding(TUNNEL))
+
+
+def _nat_entry(key: bytes, value: bytes, moment: int) -> NatEntry:
+    k, v = layout.decode(layout.NatKey, key), layout.decode(layout.NatValue, value)
+    node = layout.ip_of(v.node) if any(v.node) else None
+    return NatEntry(
+        k.group, k.protocol, layout.ip_of(k.pod), k.pod_port, layout.ip_of(v.egress_ip), v.egress_port,
+        layout.ip_of(k.remote), k.remote_port, node, max(0, moment - v.last_seen) / 1e9,
+    )  # fmt: skip
+
+
+def _nft(arguments: list[str], text: str = "") -> str:
+    try:
+        result = subprocess.run(
+            ["nft", *arguments], input=text, capture_output=True, text=True, timeout=30, check=False
+        )
+    except FileNotFoundError:
+        raise DatapathError(errno.ENOENT, "nft is missing: install it (Debian: apt-get install nftables)") from None
+    if result.returncode:
+        message = result.stderr.strip().splitlines()[0] if result.stderr.strip() else f"exit {result.returncode}"
+        number = errno.ENOENT if "No such file or directory" in result.stderr else errno.EINVAL
+        raise DatapathError(number, f"nft: {message}")
+    return result.stdout
+
+
+def _list_guard() -> dict[str, Any]:
+    """The table as JSON; empty when it is not there."""
+    try:
+        document: dict[str, Any] = json.loads(_nft(["-j", "list", "table", guard.FAMILY, guard.TABLE]))
+    except DatapathError as error:
+        if error.errno == errno.ENOENT and "missing" not in str(error):
+            return {}
+        raise
+    return document
+
+
+def node_addresses() -> tuple[IPv4Address, ...]:
+    """Global IPv4 addresses on this node's own interfaces."""
+    with RouteSocket() as route:
+        found = {address for _, address in devices.read_addresses(route)}
+    return tuple(sorted(a for a in found if not (a.is_loopback or a.is_link_local or a.is_multicast)))

@@ -1,0 +1,333 @@
+"""desired + observed -> actions in a safe order. Pure.
+
+Actions of phase "prepare" come before this node announces what they carry, those of phase "retire" after it has
+withdrawn what leads to them. Every prefix of a plan is safe: a new policy set is complete before a pod is moved to it;
+a pod counts as decided in the guard only when its entries and programs are in place; nothing is deleted that something
+live refers to. Cut anywhere, observed and planned again, it converges. A device that an action makes is known to the
+next round only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import ClassVar, Literal
+
+from bpf import layout
+from egress import guard as guards
+from egress.entries import FIRST_NODE_PORT, LAST_NODE_PORT, Facts, MapEntries, describe, map_entries, overloaded
+from egress.guard import Guard
+from egress.policy import Desired, Group
+
+Phase = Literal["prepare", "retire"]
+
+TUNNEL_OVERHEAD = 50  # outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348)
+RESERVED_PORTS = f"{FIRST_NODE_PORT}-{LAST_NODE_PORT}"
+
+# A pod's entry is written last but one, so that all it refers to is there; a device turns strict after its pods are
+# known.
+WRITE_ORDER = (
+    "settings", "nodes", "cluster", "uplinks", "local_pods", "paths", "groups", "egress_ips", "policies", "pods",
+    "strict_devices",
+)  # fmt: skip
+DELETE_ORDER = tuple(reversed(WRITE_ORDER))
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """The tunnel device as it is. MTU in bytes of inner IP packet."""
+
+    ifindex: int
+    mtu: int
+    port: int
+    up: bool
+    forwarding: bool  # net.ipv4.conf.DEVICE.forwarding: without it the kernel's route look-up refuses
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A program of ours on a device. `current` = it is the program that is pinned now."""
+
+    program: str
+    ifindex: int
+    current: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What is there, read back. `maps` lacks maps that are not pinned."""
+
+    facts: Facts = field(default_factory=Facts)
+    pinned_digest: int = 0
+    underlay_mtu: int = 0  # of the device that holds the node's tunnel address; 0 = no device does
+    ip_forward: bool = True
+    tunnel: Tunnel | None = None
+    maps: Mapping[str, MapEntries] = field(default_factory=dict)
+    attachments: frozenset[Attachment] = frozenset()
+    guard: Guard | None = None  # rules as digests
+    blackholes: frozenset[IPv4Address] = frozenset()  # routes of ours
+    ports_reserved: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wanted that cannot be done here. `object` names it, `message` says who must do what."""
+
+    object: str
+    reason: str
+    message: str
+
+
+# --- actions ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    phase: ClassVar[Phase] = "prepare"
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    phase: ClassVar[Phase] = "retire"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPrograms(Prepare):
+    def __str__(self) -> str:
+        return "load eBPF programs and maps"
+
+
+@dataclass(frozen=True, slots=True)
+class CreateTunnel(Prepare):
+    port: int
+    mtu: int
+    replace: bool = False
+
+    def __str__(self) -> str:
+        return f"{'replace' if self.replace else 'create'} tunnel device, UDP port {self.port}, MTU {self.mtu}"
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigureTunnel(Prepare):
+    mtu: int
+
+    def __str__(self) -> str:
+        return f"set tunnel device up, forwarding, MTU {self.mtu}"
+
+
+@dataclass(frozen=True, slots=True)
+class AddBlackhole(Prepare):
+    address: IPv4Address
+
+    def __str__(self) -> str:
+        return f"add route blackhole {self.address}/32"
+
+
+@dataclass(frozen=True, slots=True)
+class ReservePorts(Prepare):
+    def __str__(self) -> str:
+        return f"reserve local ports {RESERVED_PORTS}"
+
+
+@dataclass(frozen=True, slots=True)
+class PutEntry(Prepare):
+    map: str
+    key: bytes
+    value: bytes
+
+    def __str__(self) -> str:
+        return f"map {self.map}: put {describe(self.map, self.key, self.value)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Attach(Prepare):
+    program: str
+    ifindex: int
+    device: str
+
+    def __str__(self) -> str:
+        return f"attach {self.program} to {self.device}"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadGuard(Prepare):
+    guard: Guard = field(repr=False)
+    present: Guard | None = field(repr=False)
+
+    def __str__(self) -> str:
+        decided, selected = (len(self.guard.sets.get(name, ())) for name in ("decided", "selected"))
+        return f"load guard (nft table routerd): {decided} pods decided, {selected} selected"
+
+
+@dataclass(frozen=True, slots=True)
+class Detach(Retire):
+    program: str
+    ifindex: int
+
+    def __str__(self) -> str:
+        return f"detach {self.program} from device {self.ifindex}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteEntry(Retire):
+    map: str
+    key: bytes
+    value: bytes
+
+    def __str__(self) -> str:
+        return f"map {self.map}: delete {describe(self.map, self.key, self.value)}"
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeFlows(Retire):
+    """Flows of an address whose pod has gone: its next owner's packets are decided anew."""
+
+    pod: IPv4Address
+
+    def __str__(self) -> str:
+        return f"purge flows of {self.pod}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteBlackhole(Retire):
+    address: IPv4Address
+
+    def __str__(self) -> str:
+        return f"delete route blackhole {self.address}/32"
+
+
+Action = (
+    LoadPrograms | CreateTunnel | ConfigureTunnel | AddBlackhole | ReservePorts | PutEntry | Attach | LoadGuard
+    | Detach | DeleteEntry | PurgeFlows | DeleteBlackhole
+)  # fmt: skip
+
+
+# --- what is wanted
+# ------------------------------------------------------------------------------------------------------
+
+
+def _groups_here(desired: Desired) -> list[Group]:
+    """Groups that this node is a gateway of."""
+    return [g for g in desired.groups.values() if any(w.address == desired.node_address for w in g.gateways)]
+
+
+def wanted_attachments(desired: Desired, observed: Observed) -> dict[tuple[str, int], str]:
+    """(program, ifindex) -> device name, in the order of attaching: the way back is open before the way out."""
+    facts = observed.facts
+    wanted: dict[tuple[str, int], str] = {}
+    if observed.tunnel:
+        wanted["from_tunnel", observed.tunnel.ifindex] = "the tunnel"
+    for name in desired.uplinks or sorted(facts.uplinks):
+        if name in facts.uplinks:
+            wanted["from_uplink", facts.uplinks[name]] = name
+    devices = sorted({(d.ifindex, d.name) for address, d in facts.devices.items() if address in desired.pods})
+    for program in ("to_pod", "from_pod"):
+        for ifindex, name in devices:
+            wanted[program, ifindex] = name
+    return wanted
+
+
+def wanted_entries(desired: Desired, observed: Observed) -> dict[str, MapEntries]:
+    return map_entries(desired, observed.facts, observed.maps.get("policies", {}))
+
+
+# --- the plan
+# --------------------------------------------------------------------------------------------------------------
+
+
+def plan(desired: Desired | None, observed: Observed) -> tuple[Action, ...]:
+    """What to do now. None is unknown: nothing."""
+    if desired is None:
+        return ()
+    wanted = wanted_entries(desired, observed)
+    return (*_prepare(desired, observed, wanted), *_retire(desired, observed, wanted))
+
+
+def _prepare(desired: Desired, observed: Observed, wanted: dict[str, MapEntries]) -> Iterator[Action]:
+    target = guards.render(desired, observed.facts)
+    present = observed.guard
+    if present is None:
+        yield LoadGuard(guards.closed(target), None)
+    if observed.pinned_digest != observed.facts.object_digest:
+        yield LoadPrograms()
+    yield from _prepare_tunnel(desired, observed)
+    here = _groups_here(desired)
+    if any(group.node_address for group in here) and not observed.ports_reserved:
+        yield ReservePorts()
+    for address in sorted({g.egress_ip for g in here if not g.node_address} - observed.blackholes):
+        yield AddBlackhole(address)
+    for name in WRITE_ORDER:
+        present_entries = observed.maps.get(name, {})
+        for key, value in sorted(wanted[name].items()):
+            if present_entries.get(key) != value:
+                yield PutEntry(name, key, value)
+    current = {(a.program, a.ifindex) for a in observed.attachments if a.current}
+    for (program, ifindex), device in wanted_attachments(desired, observed).items():
+        if (program, ifindex) not in current:
+            yield Attach(program, ifindex, device)
+    if present != target.digests():
+        yield LoadGuard(target, present)
+
+
+def _prepare_tunnel(desired: Desired, observed: Observed) -> Iterator[Action]:
+    if not observed.underlay_mtu:
+        return  # `problems` says why
+    mtu = observed.underlay_mtu - TUNNEL_OVERHEAD
+    tunnel = observed.tunnel
+    if tunnel is None or tunnel.port != desired.tunnel_port:
+        yield CreateTunnel(desired.tunnel_port, mtu, replace=tunnel is not None)
+    elif not (tunnel.up and tunnel.forwarding and tunnel.mtu == mtu):
+        yield ConfigureTunnel(mtu)
+
+
+def _retire(desired: Desired, observed: Observed, wanted: dict[str, MapEntries]) -> Iterator[Action]:
+    attachments = wanted_attachments(desired, observed)
+    for attachment in sorted(observed.attachments, key=lambda a: (a.program, a.ifindex)):
+        if (attachment.program, attachment.ifindex) not in attachments:
+            yield Detach(attachment.program, attachment.ifindex)
+    for name in DELETE_ORDER:
+        for key, value in sorted(observed.maps.get(name, {}).items()):
+            if key not in wanted[name]:
+                yield DeleteEntry(name, key, value)
+                if name == "pods":
+                    yield PurgeFlows(_pod_address(key))
+    kept = {group.egress_ip for group in _groups_here(desired) if not group.node_address}
+    for address in sorted(observed.blackholes - kept):
+        yield DeleteBlackhole(address)
+
+
+def _pod_address(key: bytes) -> IPv4Address:
+    address = layout.ip_of(layout.decode(layout.PodKey, key).address)
+    assert isinstance(address, IPv4Address)
+    return address
+
+
+def problems(desired: Desired, observed: Observed) -> tuple[Problem, ...]:
+    """What is wanted and cannot be done on this machine as it is."""
+    found = []
+    node = f"node/{desired.node}"
+    if not observed.underlay_mtu:
+        message = f"no device has the node's address {desired.node_address}: set the Node's InternalIP or the device"
+        found.append(Problem(node, "TunnelAddressMissing", message))
+    if not observed.ip_forward and _groups_here(desired):
+        found.append(Problem(node, "ForwardingOff", "this gateway does not forward: sysctl net.ipv4.ip_forward=1"))
+    for name in desired.uplinks:
+        if name not in observed.facts.uplinks:
+            message = f"uplink {name} does not exist on {desired.node}: correct egress.uplinks, or create the device"
+            found.append(Problem(f"uplink/{name}", "UplinkMissing", message))
+    if not desired.uplinks and not observed.facts.uplinks and _groups_here(desired):
+        message = "no default route, so no uplink was found: name the devices in egress.uplinks"
+        found.append(Problem(node, "UplinkMissing", message))
+    for address in sorted(set(desired.pods) - set(observed.facts.devices)):
+        message = f"no veth leads to {address}: its traffic to covered destinations is dropped until one does"
+        found.append(Problem(f"pod-address/{address}", "PodDeviceMissing", message))
+    return (*found, *_overloads(desired))
+
+
+def _overloads(desired: Desired) -> Iterator[Problem]:
+    for names in sorted(set(desired.pods.values())):
+        prefixes = overloaded([desired.policies[name] for name in names if name in desired.policies])
+        for prefix in prefixes:
+            message = f"{prefix} has more than {layout.MAX_RULES} rules for one pod: the last are dropped; merge or split {', '.join(names)}"
+            yield Problem(names[0], "TooManyRules", message)
