@@ -121,8 +121,8 @@ def lock(run_dir: Path) -> Any:
     """The locked pid file with our pid in it, or None when another speaker has the directory. Keep the object."""
     file = (run_dir / PID_FILE).open("a+")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a record lock: others can ask who holds it
+    except (BlockingIOError, PermissionError):
         file.close()
         return None
     file.truncate(0)

@@ -257,7 +257,9 @@ class Relay:
         if kind == "state" and event["neighbor"].get("state") != "up":
             self._events.pop(peer, None)
         if kind in ("state", "negotiated"):
-            self._events.setdefault(peer, {})[kind] = line
+            kinds = self._events.setdefault(peer, {})
+            kinds.pop(kind, None)  # the latest last: "negotiated" comes before "up"
+            kinds[kind] = line
         self._tell(self._serial, {"event": event})
 
     def _take_reply(self, reply: dict[str, object]) -> None:

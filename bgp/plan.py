@@ -1,0 +1,196 @@
+"""From what the speaker should hold and what it holds to ordered actions. Pure.
+
+Order: what is new or changed for sessions that stay, then what they lose; then peers that go lose all they have, which
+is waited for; then the configuration is reloaded; then what new and reset sessions get. Every prefix of a plan leaves
+a safe state: cut anywhere, observed and planned again, it converges. `str()` of an action is one line for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from bgp import conf, rib
+from bgp.path import AdjRibOut, Desired, IPAddress, IPNetwork, Path, SpeakerPeer
+from bgp.rib import Attributes, PathRefusal
+
+_SHOWN = 3  # prefixes named in a line
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What ExaBGP has loaded (peer -> `conf.digest`), and the Adj-RIB-Out of each in normal form."""
+
+    digests: Mapping[IPAddress, str]
+    ribs: Mapping[IPAddress, AdjRibOut]
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Prefixes with the same attributes to the same peers; replaces what the peers have for them."""
+
+    peers: tuple[IPAddress, ...]
+    attributes: Attributes
+    paths: tuple[Path, ...] = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"announce {_some(path.prefix for path in self.paths)} to {_list(self.peers)} {_words(self.attributes)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Prefixes of one family that the same peers lose."""
+
+    peers: tuple[IPAddress, ...]
+    prefixes: tuple[IPNetwork, ...] = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"withdraw {_some(self.prefixes)} from {_list(self.peers)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """Waits until all that is queued for the peers was sent: with graceful restart a closed session keeps its paths."""
+
+    peers: tuple[IPAddress, ...]
+
+    def __str__(self) -> str:
+        return f"wait until the withdrawals have left for {_list(self.peers)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """The configuration of all peers. Only the sessions named are touched."""
+
+    peers: tuple[SpeakerPeer, ...] = field(repr=False)
+    added: tuple[IPAddress, ...] = ()
+    removed: tuple[IPAddress, ...] = ()
+    reset: tuple[IPAddress, ...] = ()
+
+    def __str__(self) -> str:
+        named = [("add", self.added), ("remove", self.removed), ("reset", self.reset)]
+        return "reload peers: " + "; ".join(f"{verb} {_list(peers)}" for verb, peers in named if peers)
+
+
+Action = Announce | Withdraw | Flush | Reload
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    actions: tuple[Action, ...]
+    refusals: tuple[PathRefusal, ...]
+    pending: Mapping[IPAddress, int]  # peer -> paths to announce or withdraw
+
+
+# What ExaBGP itself rejected: not tried again while the path is the same.
+Rejected = Mapping[tuple[IPAddress, IPNetwork], Path]
+
+
+def plan(desired: Desired, observed: Observed, rejected: Rejected | None = None, *, reload: bool = True) -> Plan:
+    """`reload` False leaves the configuration as it is (it was refused); then only loaded sessions get paths."""
+    refusals = [refusal for peer in desired.peers.values() if (refusal := conf.peer_refusal(peer)) is not None]
+    refused = {refusal.peer for refusal in refusals}
+    peers = {address: peer for address, peer in desired.peers.items() if address not in refused}
+    wanted = conf.digests(peers)
+    changed = {address for address in wanted if observed.digests.get(address) != wanted[address]}
+    removed = tuple(address for address in observed.digests if address not in wanted)
+
+    now, later = _Changes(), _Changes()
+    for address, peer in peers.items():
+        table, bad = rib.normalised(desired.ribs.get(address, {}).values(), peer)
+        refusals += bad
+        _leave_out(table, address, rejected or {})
+        held = observed.ribs.get(address, {})
+        (later if address in changed else now).add(peer, *rib.difference(table, held))
+    actions = now.actions()
+    if reload and (changed or removed):
+        actions += _removals(removed, observed)
+        actions.append(
+            Reload(
+                tuple(peers.values()),
+                tuple(sorted_addresses(changed - observed.digests.keys())),
+                tuple(sorted_addresses(removed)),
+                tuple(sorted_addresses(changed & observed.digests.keys())),
+            )
+        )
+        actions += later.actions()
+    return Plan(tuple(actions), tuple(refusals), {**now.counts, **later.counts})
+
+
+def _leave_out(table: dict[IPNetwork, Path], peer: IPAddress, rejected: Rejected) -> None:
+    for (rejected_peer, prefix), path in rejected.items():
+        if rejected_peer == peer and table.get(prefix) == path:
+            del table[prefix]
+
+
+def _removals(removed: Iterable[IPAddress], observed: Observed) -> list[Action]:
+    losing = [address for address in removed if observed.ribs.get(address)]
+    changes = _Changes()
+    for address in losing:
+        changes.lose(address, observed.ribs[address])
+    return [*changes.actions(), *([Flush(tuple(losing))] if losing else [])]
+
+
+class _Changes:
+    """Collects the changes of many peers and groups those that one command can carry."""
+
+    def __init__(self) -> None:
+        self._announced: dict[tuple[Attributes, IPNetwork], list[tuple[IPAddress, Path]]] = {}
+        self._withdrawn: dict[IPNetwork, list[IPAddress]] = {}
+        self.counts: dict[IPAddress, int] = {}
+
+    def add(self, peer: SpeakerPeer, announced: list[Path], withdrawn: list[IPNetwork]) -> None:
+        for path in announced:
+            key = rib.attributes_of(path, peer), path.prefix
+            self._announced.setdefault(key, []).append((peer.address, path))
+        self.lose(peer.address, withdrawn)
+        self.counts[peer.address] = len(announced) + len(withdrawn)
+
+    def lose(self, peer: IPAddress, withdrawn: Iterable[IPNetwork]) -> None:
+        for prefix in withdrawn:
+            self._withdrawn.setdefault(prefix, []).append(peer)
+
+    def actions(self) -> list[Action]:
+        """Adds before removals."""
+        announced: dict[tuple[tuple[IPAddress, ...], Attributes], list[Path]] = {}
+        for (attributes, _), entries in self._announced.items():
+            peers = tuple(peer for peer, _ in entries)
+            announced.setdefault((peers, attributes), []).append(entries[0][1])
+        withdrawn: dict[tuple[tuple[IPAddress, ...], int], list[IPNetwork]] = {}
+        for prefix, losing in self._withdrawn.items():
+            withdrawn.setdefault((tuple(losing), prefix.version), []).append(prefix)
+        return [
+            *(Announce(peers, attributes, tuple(paths)) for (peers, attributes), paths in announced.items()),
+            *(Withdraw(peers, tuple(prefixes)) for (peers, _), prefixes in withdrawn.items()),
+        ]
+
+
+def sorted_addresses(addresses: Iterable[IPAddress]) -> list[IPAddress]:
+    """By family, then number."""
+    return sorted(addresses, key=lambda address: (address.version, int(address)))
+
+
+def _list(addresses: Iterable[IPAddress]) -> str:
+    return ", ".join(map(str, addresses))
+
+
+def _some(prefixes: Iterable[IPNetwork]) -> str:
+    every = [str(prefix) for prefix in prefixes]
+    more = len(every) - _SHOWN
+    return ", ".join(every[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _words(attributes: Attributes) -> str:
+    return " ".join(_attribute_words(attributes))
+
+
+def _attribute_words(attributes: Attributes) -> Iterator[str]:
+    yield f"next-hop {attributes.next_hop or 'self'}"
+    if attributes.local_pref is not None:
+        yield f"local-pref {attributes.local_pref}"
+    if attributes.med is not None:
+        yield f"med {attributes.med}"
+    if attributes.prepend:
+        yield f"prepend {attributes.prepend}"
+    if attributes.communities:
+        yield f"community {','.join(attributes.communities)}"

@@ -1,0 +1,119 @@
+"""The speaker's process from outside: start it, find it, stop it. It outlives whoever started it.
+
+A speaker is known by the lock that it holds on RUN_DIR/speaker.pid; the number in the file is for people.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import struct
+import sys
+import time
+from pathlib import Path
+
+from bgp.launcher import PID_FILE
+
+LOG_FILE = "speaker.log"
+LOG_LIMIT = 4 << 20  # bytes; a longer log is put aside (one generation) when the speaker starts
+START_TIMEOUT = 10.0  # seconds
+
+_FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux, fcntl(2)
+_children: set[int] = set()  # started by this process, to be reaped when they end
+
+
+class SpeakerStartError(Exception):
+    """The speaker did not start; the message says why."""
+
+
+def running_speaker(run_dir: Path) -> int | None:
+    """Process id of the speaker of `run_dir`, None when there is none."""
+    _reap()
+    try:
+        with (run_dir / PID_FILE).open() as file:
+            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))
+    except FileNotFoundError:
+        return None
+    return None if kind == fcntl.F_UNLCK else pid
+
+
+def start_speaker(run_dir: Path, *, python: str = sys.executable, timeout: float = START_TIMEOUT) -> int:
+    """Starts the speaker in a session of its own, or adopts the running one; its process id. `timeout` in seconds.
+
+    Its output goes to RUN_DIR/speaker.log. Raises SpeakerStartError with the end of that when it stops at once.
+    """
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    running = running_speaker(run_dir)
+    if running is not None:
+        return running
+    child = _spawn(run_dir, python)
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        running = running_speaker(run_dir)
+        if running is not None:
+            return running
+        if child not in _children:
+            break
+        time.sleep(0.01)
+    raise SpeakerStartError(
+        f"the speaker did not start: {_tail(run_dir / LOG_FILE) or f'nothing within {timeout:g} s'}"
+    )
+
+
+def _spawn(run_dir: Path, python: str) -> int:
+    log = run_dir / LOG_FILE
+    with contextlib.suppress(FileNotFoundError):
+        if log.stat().st_size > LOG_LIMIT:
+            log.replace(run_dir / f"{LOG_FILE}.old")
+    child = os.posix_spawn(
+        python,
+        [python, "-m", "bgp.launcher", str(run_dir)],
+        {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+    )
+    _children.add(child)
+    return child
+
+
+def _reap() -> None:
+    for child in list(_children):
+        try:
+            ended = os.waitpid(child, os.WNOHANG)[0] != 0
+        except ChildProcessError:
+            ended = True
+        if ended:
+            _children.discard(child)
+
+
+def stop_speaker(run_dir: Path, timeout: float = 10.0) -> bool:
+    """Ends the speaker (peers with graceful restart keep its paths); whether there was one.
+
+    It is killed after `timeout` seconds.
+    """
+    pid = running_speaker(run_dir)
+    if pid is None:
+        return False
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, sent)
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if running_speaker(run_dir) != pid:
+                return True
+            time.sleep(0.01)
+    return True
+
+
+def _tail(log: Path) -> str:
+    try:
+        return log.read_text(errors="replace")[-2000:].strip()
+    except FileNotFoundError:
+        return ""

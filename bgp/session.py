@@ -1,0 +1,99 @@
+"""The state of each session, built from ExaBGP's events. Pure: time comes with the events."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from bgp.path import Family, IPAddress
+from bgp.text import SessionEvent
+
+State = Literal["up", "connecting", "down", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """One session. "connecting": not up yet; "down": was up; "unknown": no speaker is connected.
+
+    `since`: unix time of the last change, 0 = none yet. `flaps`: times it went down. `announced`, `pending`: paths.
+    """
+
+    state: State = "connecting"
+    since: float = 0.0
+    last_reason: str = ""
+    flaps: int = 0
+    families: tuple[Family, ...] = ()  # negotiated
+    hold_time: int = 0  # seconds, negotiated
+    announced: int = 0
+    pending: int = 0
+
+
+class Sessions:
+    """Knows every session that ExaBGP told of, and which of them are owed an End-of-RIB."""
+
+    def __init__(self) -> None:
+        self._status: dict[IPAddress, PeerStatus] = {}
+        self._negotiated: dict[IPAddress, SessionEvent] = {}
+        self._due: set[IPAddress] = set()
+        self._speaker: tuple[int, float] | None = None
+
+    def restart(self, speaker: tuple[int, float]) -> None:
+        """A relay has connected to `speaker` (pid, start time); the states follow as events. Flaps are kept.
+
+        With another ExaBGP than before, every session that was up has gone down.
+        """
+        if self._speaker is not None and self._speaker != speaker:
+            for address, status in self._status.items():
+                if status.state == "up":
+                    self._down(address, status, speaker[1], "ExaBGP was restarted")
+        self._speaker = speaker
+
+    def take(self, event: SessionEvent) -> None:
+        status = self._status.get(event.peer, PeerStatus())
+        if event.kind == "negotiated":
+            self._negotiated[event.peer] = event
+        elif event.kind == "up":
+            self._up(event, status)
+        elif event.kind == "down":
+            if status.state == "up":
+                self._down(event.peer, status, event.time, event.reason)
+            else:
+                self._status[event.peer] = replace(status, last_reason=event.reason)
+
+    def _up(self, event: SessionEvent, status: PeerStatus) -> None:
+        agreed = self._negotiated.get(event.peer)
+        # An up that is told again (a relay reconnected) is not a new one; End-of-RIB twice does no harm.
+        since = status.since if status.state == "up" else event.time
+        self._status[event.peer] = replace(
+            status,
+            state="up",
+            since=since,
+            families=agreed.families if agreed else (),
+            hold_time=agreed.hold_time if agreed else 0,
+        )
+        self._due.add(event.peer)
+
+    def _down(self, peer: IPAddress, status: PeerStatus, when: float, reason: str) -> None:
+        self._due.discard(peer)
+        self._status[peer] = replace(
+            status, state="down", since=when, last_reason=reason, flaps=status.flaps + 1, families=(), hold_time=0
+        )
+
+    def forget(self, peers: set[IPAddress]) -> None:
+        """Peers that were removed, or added anew."""
+        for peer in peers:
+            self._status.pop(peer, None)
+            self._negotiated.pop(peer, None)
+            self._due.discard(peer)
+
+    def take_due(self, peers: Container[IPAddress]) -> Iterator[tuple[IPAddress, tuple[Family, ...]]]:
+        """Of `peers`, those that are owed an End-of-RIB, and the families of it; each is given out once."""
+        for peer in sorted(self._due, key=lambda address: (address.version, int(address))):
+            if peer in peers:
+                self._due.discard(peer)
+                yield peer, self._status[peer].families
+
+    def status(self, peer: IPAddress, connected: bool, *, announced: int, pending: int) -> PeerStatus:
+        status = self._status.get(peer, PeerStatus())
+        return replace(status, state=status.state if connected else "unknown", announced=announced, pending=pending)

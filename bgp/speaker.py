@@ -1,0 +1,367 @@
+"""The agent's side of the speaker: one setter for the whole desired state, and tasks that make ExaBGP hold it.
+
+It serves the socket that the relay connects to, reads back what ExaBGP holds whenever a relay (re)appears, and plans
+from there (`bgp.plan`). After every session up it sends End-of-RIB per family, once the peer has everything. What
+ExaBGP rejects becomes a refusal, and the rest goes on. It never starts or stops ExaBGP (`bgp.service` does), and it
+decides nothing about what is announced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from bgp import conf, plan, rib, text
+from bgp.link import LINE_LIMIT, Answer, Hello, Link, LinkLost
+from bgp.path import AdjRibOut, Desired, IPAddress, IPNetwork, SpeakerPeer
+from bgp.path import Path as BgpPath
+from bgp.rib import PathRefusal
+from bgp.session import PeerStatus, Sessions
+
+log = logging.getLogger(__name__)
+
+RETRY = 10.0  # seconds until a configuration that ExaBGP refused is tried again
+
+
+class SpeakerUnavailable(Exception):
+    """No speaker is connected."""
+
+
+class Speaker:
+    """`run` in a task; `set` whenever the desired state changes. Not thread-safe: one event loop."""
+
+    def __init__(self, socket_path: Path, *, on_change: Callable[[], None] | None = None) -> None:
+        self._socket_path = socket_path
+        self._on_change = on_change
+        self._desired: Desired | None = None
+        self._link: Link | None = None
+        self._hello: Hello | None = None
+        self._digests: dict[IPAddress, str] = {}  # loaded by ExaBGP
+        self._held: dict[IPAddress, dict[IPNetwork, BgpPath]] | None = None  # None = to be read back
+        self._sessions = Sessions()
+        self._rejected: dict[tuple[IPAddress, IPNetwork], BgpPath] = {}
+        self._refused_configuration: dict[IPAddress, str] | None = None
+        self._configuration_error = ""
+        self._refusals: tuple[PathRefusal, ...] = ()
+        self._pending: Mapping[IPAddress, int] = {}
+        self._wake = asyncio.Event()
+        self._settled = asyncio.Event()
+
+    # --- for the daemon ---
+
+    async def run(self) -> None:
+        """Serves until cancelled."""
+        self._socket_path.unlink(missing_ok=True)
+        server = await asyncio.start_unix_server(self._accept, self._socket_path, limit=LINE_LIMIT)
+        self._socket_path.chmod(0o600)
+        try:
+            await self._reconcile()
+        finally:
+            server.close()
+            if self._link is not None:
+                self._link.close()
+
+    def set(self, desired: Desired | None) -> None:
+        """The whole desired state; None = unknown: ExaBGP is left as it is."""
+        if desired is self._desired:
+            return
+        self._desired = desired
+        self._settled.clear()
+        self._wake.set()
+
+    async def settled(self, timeout: float) -> bool:
+        """Whether within `timeout` seconds ExaBGP has acknowledged everything of the last `set`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._settled.wait(), timeout)
+        return self._settled.is_set()
+
+    async def observe(self) -> dict[IPAddress, dict[IPNetwork, BgpPath]]:
+        """Adj-RIB-Out as ExaBGP holds it, read now: peer -> prefix -> path. Raises SpeakerUnavailable."""
+        if self._link is None:
+            raise SpeakerUnavailable("no speaker is connected: is `routerd speaker` running?")
+        try:
+            return await self._read_table(self._link)
+        except LinkLost as error:
+            raise SpeakerUnavailable(str(error)) from error
+
+    @property
+    def connected(self) -> bool:
+        return self._link is not None
+
+    @property
+    def exabgp_version(self) -> str:
+        """ "" when no speaker is connected."""
+        return self._hello.exabgp if self._hello is not None else ""
+
+    @property
+    def refusals(self) -> tuple[PathRefusal, ...]:
+        """What of the desired state is not done, and why."""
+        return self._refusals
+
+    @property
+    def peers(self) -> Mapping[IPAddress, PeerStatus]:
+        """One entry per desired peer."""
+        desired = self._desired.peers if self._desired is not None else {}
+        held = self._held or {}
+        return {
+            address: self._sessions.status(
+                address, self.connected, announced=len(held.get(address, {})), pending=self._pending.get(address, 0)
+            )
+            for address in desired
+        }
+
+    # --- the relay ---
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        link = Link(reader, writer)
+        try:
+            hello = await link.open()
+            self._adopt(link, hello)
+            await link.serve(self._take_event)
+        except LinkLost as error:
+            log.warning("speaker link lost", extra={"event": "speaker_lost", "reason": str(error)})
+        finally:
+            link.close()
+            if self._link is link:
+                self._forget_link()
+
+    def _adopt(self, link: Link, hello: Hello) -> None:
+        """A relay has come: what it says replaces what was known."""
+        if self._link is not None:
+            self._link.close()
+        self._link, self._hello = link, hello
+        self._digests = {ip_address(address): digest for address, digest in hello.peers.items()}
+        self._held = None
+        self._rejected.clear()
+        self._refused_configuration = None
+        self._sessions.restart(speaker=(hello.pid, hello.started))
+        for event in hello.events:
+            self._take_event(event)
+        self._settled.clear()
+        self._wake.set()
+        self._changed()
+
+    def _forget_link(self) -> None:
+        self._link = self._hello = None
+        self._held = None
+        self._settled.clear()
+        self._changed()
+
+    def _take_event(self, event: dict[str, Any]) -> None:
+        try:
+            parsed = text.parse_event(event)
+        except (KeyError, TypeError, ValueError) as error:
+            log.error("event not understood", extra={"event": "exabgp_event", "reason": repr(error)})
+            return
+        if parsed is None:
+            return
+        self._sessions.take(parsed)
+        if parsed.kind == "up":
+            self._wake.set()
+        self._changed()
+
+    def _changed(self) -> None:
+        if self._on_change is not None:
+            self._on_change()
+
+    # --- reconciling ---
+
+    async def _reconcile(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            link, desired = self._link, self._desired
+            if link is None or desired is None:
+                continue
+            try:
+                converged = await self._converge(link, desired)
+            except LinkLost:
+                continue  # the next relay's arrival wakes us
+            if converged and self._link is link and self._desired is desired:
+                self._settled.set()
+                self._changed()
+            elif self._link is not None:
+                self._wake.set()
+
+    async def _converge(self, link: Link, desired: Desired) -> bool:
+        """Plans and carries out until nothing is left to do; False when the desired state changed meanwhile."""
+        while self._desired is desired:
+            if self._held is None:
+                self._held = await self._read_table(link)
+            self._forget_rejected(desired)
+            planned = plan.plan(
+                desired, plan.Observed(self._digests, self._held), self._rejected, reload=self._may_reload(desired)
+            )
+            self._pending = planned.pending
+            self._refusals = (*planned.refusals, *self._own_refusals(desired))
+            if not planned.actions:
+                await self._end_of_ribs(link, desired)
+                return True
+            await self._carry_out(link, planned.actions)
+        return False
+
+    def _forget_rejected(self, desired: Desired) -> None:
+        """What is no longer wanted as it was rejected is no refusal any more."""
+        for (address, prefix), rejected in list(self._rejected.items()):
+            peer, path = desired.peers.get(address), desired.ribs.get(address, {}).get(prefix)
+            if peer is None or path is None or rib.normal(path, peer) != rejected:
+                del self._rejected[address, prefix]
+
+    def _own_refusals(self, desired: Desired) -> list[PathRefusal]:
+        refusals = [
+            PathRefusal(peer, prefix, "RejectedByExaBGP", "ExaBGP does not take this path: please report it")
+            for peer, prefix in self._rejected
+        ]
+        if not self._may_reload(desired):
+            changed = [
+                peer for peer, digest in conf.digests(desired.peers).items() if self._digests.get(peer) != digest
+            ]
+            refusals += [PathRefusal(peer, None, "ConfigurationRefused", self._configuration_error) for peer in changed]
+        return refusals
+
+    def _may_reload(self, desired: Desired) -> bool:
+        return self._refused_configuration is None or self._refused_configuration != conf.digests(desired.peers)
+
+    async def _carry_out(self, link: Link, actions: Sequence[plan.Action]) -> None:
+        """Stops early after a reload, or when the desired state changed: the rest is planned again."""
+        desired, waiting = self._desired, _Answers()
+        for action in actions:
+            match action:
+                case plan.Announce() | plan.Withdraw():
+                    for part in _parts(action):
+                        waiting.add(part, await link.submit(_command(part)))
+                        if self._desired is not desired:
+                            break
+                case plan.Flush():
+                    await self._settle_parts(link, waiting)
+                    await link.command(text.flush(action.peers), alone=True)
+                case plan.Reload():
+                    await self._settle_parts(link, waiting)
+                    await self._reload(link, action)
+                    return
+            if self._desired is not desired:
+                break
+        await self._settle_parts(link, waiting)
+
+    async def _settle_parts(self, link: Link, waiting: _Answers) -> None:
+        """Books what was acknowledged and looks for what was rejected."""
+        for part, future in waiting.take():
+            answer = await future
+            if answer.ok:
+                self._book(part)
+            else:
+                await self._find_bad(link, part)
+
+    def _book(self, part: plan.Announce | plan.Withdraw) -> None:
+        if self._held is None:
+            return
+        for peer in part.peers:
+            table = self._held.setdefault(peer, {})
+            if isinstance(part, plan.Announce):
+                table.update((path.prefix, path) for path in part.paths)
+            else:
+                for prefix in part.prefixes:
+                    table.pop(prefix, None)
+
+    async def _find_bad(self, link: Link, part: plan.Announce | plan.Withdraw) -> None:
+        """A rejected command is halved until the path that ExaBGP does not take stands alone."""
+        halves = _halves(part)
+        if not halves:
+            if isinstance(part, plan.Announce):
+                self._rejected[part.peers[0], part.paths[0].prefix] = part.paths[0]
+            else:
+                self._book(part)  # not tried for ever; the next reading of the table tells
+            log.error("ExaBGP rejected a command", extra={"event": "exabgp_rejected", "reason": str(part)})
+        for half in halves:
+            answer = await link.command(_command(half))
+            if answer.ok:
+                self._book(half)
+            else:
+                await self._find_bad(link, half)
+
+    async def _reload(self, link: Link, action: plan.Reload) -> None:
+        answer = await link.reload(conf.peers_text(action.peers))
+        self._held = None  # new sessions start empty, and some of the reset ones
+        if answer.ok and answer.peers is not None:
+            self._digests = {ip_address(address): digest for address, digest in answer.peers.items()}
+            self._sessions.forget(set(action.removed) | set(action.added))
+            self._refused_configuration = None
+            return
+        self._configuration_error = answer.error
+        self._refused_configuration = conf.digests({peer.address: peer for peer in action.peers})
+        log.error("ExaBGP refused the configuration", extra={"event": "exabgp_config", "reason": answer.error})
+        asyncio.get_running_loop().call_later(RETRY, self._retry_reload)
+
+    def _retry_reload(self) -> None:
+        if self._refused_configuration is not None:
+            self._refused_configuration = None
+            self._settled.clear()
+            self._wake.set()
+
+    async def _end_of_ribs(self, link: Link, desired: Desired) -> None:
+        for peer, families in self._sessions.take_due(desired.peers.keys()):
+            for family in families:
+                await link.command(text.end_of_rib(peer, family), alone=True)
+
+    async def _read_table(self, link: Link) -> dict[IPAddress, dict[IPNetwork, BgpPath]]:
+        peers: Mapping[IPAddress, SpeakerPeer] = self._desired.peers if self._desired is not None else {}
+        answer = await link.command(text.SHOW_TABLE, alone=True)
+        try:
+            return text.parse_table(answer.output, peers)
+        except (KeyError, TypeError, ValueError) as error:
+            raise LinkLost(f"ExaBGP's table is not understood: {error!r}") from error
+
+
+class _Answers:
+    """Commands sent and not yet settled, in order."""
+
+    def __init__(self) -> None:
+        self._open: list[tuple[plan.Announce | plan.Withdraw, asyncio.Future[Answer]]] = []
+
+    def add(self, part: plan.Announce | plan.Withdraw, answer: asyncio.Future[Answer]) -> None:
+        self._open.append((part, answer))
+
+    def take(self) -> list[tuple[plan.Announce | plan.Withdraw, asyncio.Future[Answer]]]:
+        taken, self._open = self._open, []
+        return taken
+
+
+def _parts(action: plan.Announce | plan.Withdraw) -> list[plan.Announce | plan.Withdraw]:
+    """`action` in pieces of one command each."""
+    size = text.NLRI_PER_COMMAND
+    if isinstance(action, plan.Announce):
+        paths = action.paths
+        return [
+            plan.Announce(action.peers, action.attributes, paths[at : at + size]) for at in range(0, len(paths), size)
+        ]
+    prefixes = action.prefixes
+    return [plan.Withdraw(action.peers, prefixes[at : at + size]) for at in range(0, len(prefixes), size)]
+
+
+def _halves(part: plan.Announce | plan.Withdraw) -> list[plan.Announce | plan.Withdraw]:
+    """Two smaller commands, first by prefix, then by peer; none when there is one of each."""
+    if isinstance(part, plan.Announce):
+        middle = len(part.paths) // 2
+        if middle:
+            return [
+                plan.Announce(part.peers, part.attributes, some) for some in (part.paths[:middle], part.paths[middle:])
+            ]
+        return [plan.Announce((peer,), part.attributes, part.paths) for peer in part.peers if len(part.peers) > 1]
+    middle = len(part.prefixes) // 2
+    if middle:
+        return [plan.Withdraw(part.peers, some) for some in (part.prefixes[:middle], part.prefixes[middle:])]
+    return [plan.Withdraw((peer,), part.prefixes) for peer in part.peers if len(part.peers) > 1]
+
+
+def _command(part: plan.Announce | plan.Withdraw) -> str:
+    if isinstance(part, plan.Announce):
+        return text.announce(part.peers, part.attributes, (path.prefix for path in part.paths))
+    return text.withdraw(part.peers, part.prefixes)
+
+
+__all__ = ["AdjRibOut", "PeerStatus", "Speaker", "SpeakerUnavailable"]
