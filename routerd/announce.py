@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from ipaddress import ip_network
+from ipaddress import IPv4Address, ip_network
 
 from bgp.path import AdjRibOut, Desired, Path
 from routerd.model import (
@@ -38,10 +38,12 @@ MAX_U32 = 2**32 - 1
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What is announced beside the VIPs of services, from configuration."""
+    """What is announced, from configuration. `router_id` None = the peer's own, else from the node's addresses."""
 
+    services: bool = True
     pod_cidrs: bool = False
     egress_ips: bool = True
+    router_id: IPv4Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Scene:
     """The synced parts of a snapshot, indexed for one node."""
 
     node: Node
+    rules: Rules
     services: Mapping[str, Service]
     ready: Mapping[str, frozenset[str]]  # service -> nodes with a ready endpoint ("" = outside any node)
     pools: Mapping[str, AddressPool]
@@ -67,7 +70,7 @@ class Scene:
     peers: tuple[Peer, ...]
 
 
-def scene_of(snapshot: Snapshot, node_name: str) -> Scene | None:
+def scene_of(snapshot: Snapshot, node_name: str, rules: Rules) -> Scene | None:
     """None when something that announcements need is not synced, or the store does not know this node."""
     allocations = snapshot.allocations
     if (
@@ -82,6 +85,7 @@ def scene_of(snapshot: Snapshot, node_name: str) -> Scene | None:
         return None
     return Scene(
         node=snapshot.nodes[node_name],
+        rules=rules,
         services=snapshot.services,
         ready=_ready_nodes(snapshot),
         pools=snapshot.pools,
@@ -119,6 +123,10 @@ class Check:
 
 def _not_load_balancer(_: Scene, service: Service) -> str:
     return "" if service.type == "LoadBalancer" else f"the service's type is {service.type}: only LoadBalancer has VIPs"
+
+
+def _not_configured(scene: Scene, _: Service) -> str:
+    return "" if scene.rules.services else "bgp.announce.loadbalancer is off in this node's configuration"
 
 
 def _no_address(scene: Scene, service: Service) -> str:
@@ -169,6 +177,7 @@ def _no_local_endpoints(scene: Scene, service: Service) -> str:
 
 SERVICE_CHECKS = (  # in this order: a check may rely on those before it
     Check("is it of type LoadBalancer?", "NotLoadBalancer", _not_load_balancer),
+    Check("does this node announce services?", "NotConfigured", _not_configured),
     Check("has it an address?", "NoAddress", _no_address),
     Check("does the pool of the address exist?", "UnknownPool", _unknown_pool),
     Check("is the pool announced by BGP?", "PoolNotBgp", _pool_not_bgp),
@@ -297,11 +306,12 @@ def _merged(one: Path, other: Path) -> Path:
     )
 
 
-def wanted_paths(scene: Scene, rules: Rules) -> Iterator[Wanted | Refusal]:
-    yield from _vips(scene)
-    if rules.pod_cidrs:
+def wanted_paths(scene: Scene) -> Iterator[Wanted | Refusal]:
+    if scene.rules.services:
+        yield from _vips(scene)
+    if scene.rules.pod_cidrs:
         yield from _pod_cidrs(scene)
-    if rules.egress_ips:
+    if scene.rules.egress_ips:
         yield from _egress_ips(scene)
 
 
@@ -330,13 +340,13 @@ def announcements(
     snapshot: Snapshot, node_name: str, rules: Rules, local_addresses: Mapping[IPAddress, IPAddress | None]
 ) -> Announcements | None:
     """Everything that `node_name` announces. `local_addresses`: peer address -> local address, None = no route."""
-    scene = scene_of(snapshot, node_name)
+    scene = scene_of(snapshot, node_name, rules)
     if scene is None:
         return None
     paths: dict[IPNetwork, Path] = {}
     owners: dict[IPNetwork, tuple[str, ...]] = {}
     refusals: list[Refusal] = []
-    for item in wanted_paths(scene, rules):
+    for item in wanted_paths(scene):
         if isinstance(item, Refusal):
             refusals.append(item)
             continue
@@ -344,7 +354,7 @@ def announcements(
         known = paths.get(path.prefix)
         paths[path.prefix] = path if known is None else _merged(known, path)
         owners[path.prefix] = (owner,) if known is None else tuple(sorted({*owners[path.prefix], owner}))
-    sessions, session_refusals = sessions_of(scene.peers, scene.node, local_addresses)
+    sessions, session_refusals = sessions_of(scene.peers, scene.node, local_addresses, rules.router_id)
     versions = {s.local_address.version for s in sessions.values()}
     ribs = {version: _rib(paths, version, scene.node) for version in versions}
     for _, rib_refusals in ribs.values():

@@ -1,4 +1,4 @@
-"""What only this node's kernel knows: sources of sessions, uplinks, addresses on interfaces. It changes nothing.
+"""What only this node's kernel knows: sources of sessions, addresses on interfaces. It changes nothing.
 
 The source address comes from connecting a UDP socket, which sends nothing: the kernel's own look-up, rules and all.
 """
@@ -9,16 +9,12 @@ import errno
 import socket
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
-from pathlib import Path
 
-from routerd.errors import EnvironmentFault
 from routerd.model import IPAddress, Peer
 
-ROUTES = Path("/proc/net/route")
 OUR_LINKS = "routerd."  # names of links that routerd makes begin so
 UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETDOWN}
 RT_SCOPE_UNIVERSE = 0  # linux/rtnetlink.h
-RTF_UP = 1  # linux/route.h
 
 
 def _family(address: IPAddress) -> socket.AddressFamily:
@@ -65,24 +61,6 @@ def session_addresses(
         last = before.get(peer.address)
         found[peer.address] = source if source is not None or last is None or not is_ours(last) else last
     return found
-
-
-def default_route_devices(table: str) -> tuple[str, ...]:
-    """Devices of IPv4 default routes, sorted, from the text of /proc/net/route (numbers are hexadecimal)."""
-    found = set()
-    for line in table.splitlines()[1:]:
-        device, destination, _, flags, _, _, _, mask, *_ = line.split()
-        if int(destination, 16) == int(mask, 16) == 0 and int(flags, 16) & RTF_UP:
-            found.add(device)
-    return tuple(sorted(found))
-
-
-def default_uplinks(routes: Path = ROUTES) -> tuple[str, ...]:
-    """The devices by which traffic leaves when the configuration names none; () when there is no default route."""
-    try:
-        return default_route_devices(routes.read_text())
-    except OSError as error:
-        raise EnvironmentFault(f"cannot read {routes}: {error.strerror}") from error
 
 
 def interface_addresses() -> tuple[IPAddress, ...]:

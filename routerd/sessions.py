@@ -20,8 +20,13 @@ def _first_ipv4(addresses: Iterable[IPAddress]) -> IPv4Address | None:
     return next((address for address in addresses if isinstance(address, IPv4Address)), None)
 
 
-def session(peer: Peer, local: IPAddress | None, node: Node) -> SpeakerPeer | Refusal:
-    """The session of `peer` on `node`; `local` is the address that the kernel would use, None = no route."""
+def session(
+    peer: Peer, local: IPAddress | None, node: Node, router_id: IPv4Address | None = None
+) -> SpeakerPeer | Refusal:
+    """The session of `peer` on `node`; `local` is the address that the kernel would use, None = no route.
+
+    `router_id` is the node's own setting, which wins over the peer's; without any it is an address of the node.
+    """
     name = f"peer/{peer.label}"
     if local is None and peer.source_address is not None:
         return Refusal(
@@ -29,10 +34,12 @@ def session(peer: Peer, local: IPAddress | None, node: Node) -> SpeakerPeer | Re
         )
     if local is None:
         return Refusal(name, "NoRoute", f"{node.name} has no route to {peer.address}: add one, or exclude the node")
-    router_id = peer.router_id or _first_ipv4((local, *node.addresses))
+    router_id = router_id or peer.router_id or _first_ipv4((local, *node.addresses))
     if router_id is None:
         return Refusal(
-            name, "NoRouterId", f"{node.name} has no IPv4 address to use as router id: set router-id of the peer"
+            name,
+            "NoRouterId",
+            f"{node.name} has no IPv4 address to use as router id: set bgp.router-id, or router-id of the peer",
         )
     is_ebgp = peer.local_as != peer.remote_as
     return SpeakerPeer(
@@ -56,7 +63,10 @@ def peers_here(peers: Iterable[Peer], node: Node) -> tuple[Peer, ...]:
 
 
 def sessions_of(
-    peers: Iterable[Peer], node: Node, local_addresses: Mapping[IPAddress, IPAddress | None]
+    peers: Iterable[Peer],
+    node: Node,
+    local_addresses: Mapping[IPAddress, IPAddress | None],
+    router_id: IPv4Address | None = None,
 ) -> tuple[dict[IPAddress, SpeakerPeer], list[Refusal]]:
     """Sessions by peer address. `local_addresses`: peer address -> local address, None = no route."""
     sessions: dict[IPAddress, SpeakerPeer] = {}
@@ -66,7 +76,7 @@ def sessions_of(
             message = f"{peer.address} is a peer of {node.name} twice and the first is used: remove one of them"
             refusals.append(Refusal(f"peer/{peer.label}", "DuplicatePeer", message))
             continue
-        opened = session(peer, local_addresses.get(peer.address), node)
+        opened = session(peer, local_addresses.get(peer.address), node, router_id)
         if isinstance(opened, Refusal):
             refusals.append(opened)
         else:

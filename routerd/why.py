@@ -83,7 +83,7 @@ def _common(snapshot: Snapshot, settings: Settings, needs: tuple[str, ...]) -> l
 def _service(snapshot: Snapshot, state: NodeState, settings: Settings, key: str) -> Iterator[Step]:
     steps = _common(snapshot, settings, SERVICE_NEEDS)
     yield from steps
-    scene = scene_of(snapshot, settings.node)
+    scene = scene_of(snapshot, settings.node, settings.rules)
     if scene is None or not steps[-1].yes:
         return
     if key not in scene.services:

@@ -85,7 +85,20 @@ def test_every_no_has_its_reason(reason: str) -> None:
 
 
 def test_every_check_is_tested_above() -> None:
-    assert {check.reason for check in SERVICE_CHECKS} == {*NOES, "NotLoadBalancer"}
+    assert {check.reason for check in SERVICE_CHECKS} == {*NOES, "NotLoadBalancer", "NotConfigured"}
+
+
+def test_services_are_left_alone_when_the_configuration_says_so() -> None:
+    result = announced(cluster.snapshot(), rules=Rules(services=False, egress_ips=False))
+    assert (prefixes(result), result.refusals) == ([], ())
+
+
+def test_the_configured_router_id_wins() -> None:
+    peers = (Peer(TOR, 1, 2, router_id=ip_address("1.1.1.1")),)  # type: ignore[arg-type]
+    snapshot = cluster.snapshot(bgp=BgpConfig(peers))
+    assert str(announced(snapshot).desired.peers[TOR].router_id) == "1.1.1.1"
+    rules = Rules(router_id=ip_address("2.2.2.2"))  # type: ignore[arg-type]
+    assert str(announced(snapshot, rules=rules).desired.peers[TOR].router_id) == "2.2.2.2"
 
 
 def test_a_service_that_wants_no_vip_is_not_a_refusal() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from routerd.announce import Rules
 from routerd.desired import LocalFacts, Settings, compose
 from routerd.model import Allocations, BgpConfig, Peer
 from routerd.selectors import LabelSelector
@@ -37,6 +38,10 @@ def test_the_last_step_is_the_first_no(reason: str) -> None:
 def test_a_cluster_ip_service_is_told_what_it_lacks() -> None:
     web = cluster.service("web", type="ClusterIP")
     assert why("svc/default/web", services={web.key: web})[-1].reason == "NotLoadBalancer"
+
+
+def test_a_node_that_announces_no_services_says_so() -> None:
+    assert why("svc/default/web", Settings("a", Rules(services=False)))[-1].reason == "NotConfigured"
 
 
 def test_an_unsynced_store_is_told_by_name() -> None:
