@@ -78,7 +78,10 @@ class Round:
     def hold(self, pool: Pool, key: int, request: Request, since: float, before: Record | None = None) -> Denial | None:
         denied = pool.hold(key, request.owner, request.use)
         if denied is None:
-            record = Record(address_of(key), request.owner, pool.name, "used", since, request.bound)
+            # A stranded address keeps the name of its pool: it comes back when the blocks do.
+            stranded = before is not None and pool is self.outside and not request.given
+            name = before.pool if before is not None and stranded else pool.name
+            record = Record(address_of(key), request.owner, name, "used", since, request.bound)
             self.held.setdefault(request.owner, {})[key] = before if before == record else record
             self.idle.pop((key, request.owner), None)
         return denied

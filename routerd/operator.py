@@ -66,7 +66,11 @@ class Operator:
     async def run(self) -> None:
         """Runs until it is cancelled."""
         loop = asyncio.get_running_loop()
-        self.store.on_change(lambda: loop.call_soon_threadsafe(self._wake.set))
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(self._wake.set)
+
+        self.store.on_change(wake)
         pause = FIRST_PAUSE
         while True:
             self._wake.clear()

@@ -1,0 +1,259 @@
+"""Stories of addresses and gateways over time. Each step is an edit or a wait, then what the operator publishes."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+from tests.operator_world import World
+
+
+def lines(text: str) -> str:
+    """A block of text without its indentation."""
+    return "\n".join(line.strip() for line in text.strip().splitlines())
+
+
+def test_pool_edited() -> None:
+    """Widened, narrowed, renamed: nobody moves. What is stranded stays, and the pool says so, until it is drained."""
+    world = World()
+    world.pool("a", "192.0.2.8/29")
+    world.service("web")
+    world.service("db")
+    two = lines("""
+        d/db a 192.0.2.8
+        d/web a 192.0.2.9
+    """)
+    assert world.decide() == two
+    world.edit_pool("a", "192.0.2.0/24")
+    assert world.decide() == two
+
+    world.edit_pool("a", "192.0.2.8/32", "198.51.100.0/24")
+    assert world.decide() == two + "\n" + (
+        "! AddressPool/a AddressesStranded: new config not compatible with assigned IPs: "
+        'svc/d/web cannot own ["192.0.2.9"] under new config; they keep them: restore the blocks, '
+        "release the owners, or mark the pool disabled to move them"
+    )
+    world.edit_pool("a", "192.0.2.8/29")
+    assert world.decide() == two
+
+    world.pools.clear()
+    world.pool("b", "192.0.2.0/24")
+    assert world.decide() == two.replace(" a ", " b ")
+
+    world.pool("c", "203.0.113.0/24")
+    world.edit_pool("b", "192.0.2.8/32", disabled=True)
+    assert world.decide() == lines("""
+        d/db b 192.0.2.8
+        d/web c 203.0.113.0
+    """)
+
+
+def test_switching_on_avoid_buggy_ips_moves_nobody() -> None:
+    world = World()
+    world.pool("a", "192.0.2.0/24")
+    world.service("web")
+    assert world.decide() == "d/web a 192.0.2.0"
+    world.edit_pool("a", avoid_buggy_ips=True)
+    assert world.decide() == "d/web a 192.0.2.0"
+
+
+def test_restart_does_not_move_vips() -> None:
+    """With the ledger, or with what was published, or with the status of the services only."""
+    world = World()
+    world.pool("a", "192.0.2.0/24")
+    world.node("g")
+    world.service("one")
+    world.service("two")
+    world.policy("out", pool="a")
+    world.decide()
+    del world.services["d/one"]
+    world.decide()
+    before = world.decide(31)
+    assert before == lines("""
+        d/two a 192.0.2.2
+        group 1 192.0.2.0 EgressPolicy/out via g:0 /1 epoch 1
+    """)
+    generation = world.allocations.generation
+    world.lose_file()
+    world.service("a-new-one")
+    assert world.decide() == "d/a-new-one a 192.0.2.1\n" + before
+    assert world.allocations.generation == generation + 1
+
+    fresh = World(services=dict(world.services), pools=dict(world.pools))
+    fresh.service("two", status="192.0.2.2")
+    fresh.service("a-new-one", status="192.0.2.1")
+    fresh.service("early")
+    assert fresh.decide() == lines("""
+        d/a-new-one a 192.0.2.1
+        d/early a 192.0.2.0
+        d/two a 192.0.2.2
+    """)
+
+
+def test_status_is_not_believed_against_the_ledger() -> None:
+    world = World()
+    world.pool("a", "192.0.2.0/24")
+    world.service("web")
+    world.decide()
+    world.service("web", status="192.0.2.7")
+    world.service("thief", status="192.0.2.0")
+    assert world.decide() == lines("""
+        d/thief a 192.0.2.1
+        d/web a 192.0.2.0
+    """)
+
+
+def test_policy_removed_and_back_gets_the_same_address() -> None:
+    """An egress IP stays with the policy's name until it is released; nobody else gets it before it has cooled down."""
+    world = World()
+    world.pool("a", "192.0.2.0/31")
+    world.node("g")
+    world.policy("out", pool="a")
+    first = world.decide()
+    assert first == "group 1 192.0.2.0 EgressPolicy/out via g:0 /1 epoch 1"
+    policy = world.policies.pop("EgressPolicy/out")
+    assert world.decide() == ""
+    world.policy("other", pool="a")
+    world.policy("greedy", "192.0.2.0")
+    assert world.decide(10**6) == lines("""
+        group 2 192.0.2.1 EgressPolicy/other via g:0 /1 epoch 1
+        ! EgressPolicy/greedy AddressReserved: "192.0.2.0" is reserved for EgressPolicy/out; \
+"routerd release 192.0.2.0" frees it
+    """)
+    del world.policies["EgressPolicy/greedy"]
+    world.policies[policy.key] = policy
+    assert "192.0.2.0 EgressPolicy/out via g:0" in world.decide()
+    assert world.release("192.0.2.0") == 0, "in use"
+
+    del world.policies[policy.key]
+    world.decide()
+    world.policy("third", pool="a")
+    assert "! EgressPolicy/third PoolExhausted" in world.decide()
+    assert world.release("EgressPolicy/out") == 1
+    assert "! EgressPolicy/third PoolExhausted" in world.decide(29)
+    assert "192.0.2.0 EgressPolicy/third via g:0" in world.decide(1)
+
+
+def test_a_policy_that_changes_its_pool_can_come_back() -> None:
+    world = World()
+    world.pool("a", "192.0.2.0/24")
+    world.pool("b", "198.51.100.0/24")
+    world.node("g")
+    world.policy("out", pool="a")
+    world.decide()
+    world.policy("out", pool="b")
+    assert "198.51.100.0 EgressPolicy/out" in world.decide()
+    world.service("web", requested_pool="a")
+    world.policy("out", pool="a")
+    assert world.decide(100) == lines("""
+        d/web a 192.0.2.1
+        group 1 192.0.2.0 EgressPolicy/out via g:0 /1 epoch 1
+    """)
+
+
+def test_a_service_that_is_replaced_gets_its_address_back() -> None:
+    world = World()
+    world.pool("a", "192.0.2.0/24")
+    world.service("a")
+    world.service("web")
+    before = world.decide()
+    service = world.services.pop("d/web")
+    world.decide(5)
+    world.service("other")
+    world.decide(5)
+    world.services[service.key] = service
+    assert world.decide(5) == before.replace("d/web", "d/other a 192.0.2.2\nd/web")
+
+
+def test_gateway_node_not_ready() -> None:
+    """Only the nodes behind the lost one move up; back again, it has its place and its ports."""
+    world = World()
+    for name in ("g1", "g2", "g3"):
+        world.node(name)
+    world.node("worker", None)
+    world.policy("out", "198.51.100.7")
+    assert world.decide() == "group 1 198.51.100.7 EgressPolicy/out via g1:0 g2:1 g3:2 /4 epoch 1"
+    world.node("g1", ready=False)
+    assert world.decide() == "group 1 198.51.100.7 EgressPolicy/out via g2:1 g3:2 /4 epoch 2"
+    world.node("g2", unschedulable=True)
+    assert world.decide() == "group 1 198.51.100.7 EgressPolicy/out via g2:1 g3:2 /4 epoch 2"
+    world.node("g2", network_unavailable=True)
+    world.node("g3", "false")
+    group, refusal = world.decide().splitlines()
+    assert group == "group 1 198.51.100.7 EgressPolicy/out via none /4 epoch 3"
+    assert refusal.startswith(
+        "! EgressPolicy/out NoGateway: no node with label routerd.io/egress-gateway is ready (g1, g2)"
+    )
+    world.node("g1")
+    assert world.decide() == "group 1 198.51.100.7 EgressPolicy/out via g1:0 /4 epoch 4"
+
+
+def test_the_node_that_holds_the_address_is_the_gateway() -> None:
+    """A legacy egressSourceIP on a node's interface: that node alone, ready or not, whatever the labels say."""
+    world = World()
+    world.node("g1")
+    world.node("owner", None, reports="192.168.33.100 192.168.33.12")
+    world.policy("sample", "192.168.33.100")
+    alone = "group 1 192.168.33.100 EgressPolicy/sample via owner:0 /1 epoch 1 node-address"
+    assert world.decide() == alone
+    world.node("owner", None, reports="192.168.33.100 192.168.33.12", ready=False)
+    assert world.decide() == alone
+
+    world.node("second", None, reports="192.168.33.100")
+    assert world.decide() == alone, "it is on two nodes: the active one stays"
+    world.node("owner", None, reports="192.168.33.12")
+    assert world.decide() == alone.replace("owner", "second").replace("epoch 1", "epoch 2")
+
+    world.node("second", None)
+    assert world.decide() == "group 1 192.168.33.100 EgressPolicy/sample via g1:0 /1 epoch 3"
+
+
+def test_a_nodes_own_address_is_not_kept_for_a_policy_that_is_gone() -> None:
+    world = World()
+    world.node("owner", None, reports="192.168.33.100")
+    world.policy("sample", "192.168.33.100")
+    world.decide()
+    world.policies.clear()
+    world.policy("renamed", "192.168.33.100")
+    assert world.decide() == "group 1 192.168.33.100 EgressPolicy/renamed via owner:0 /1 epoch 1 node-address"
+
+
+def test_node_status_counts_until_the_node_has_reported() -> None:
+    world = World()
+    world.node("g")
+    world.node("owner", None, reports=None, addresses=(ip_address("192.168.33.100"),))
+    world.policy("sample", "192.168.33.100")
+    assert "via owner:0 /1 epoch 1 node-address" in world.decide()
+
+
+def test_the_clock_is_set_back() -> None:
+    """What cools down waits for 30 s from now, not until the old time comes again."""
+    world = World(now=10**9)
+    world.pool("a", "192.0.2.0/32")
+    world.service("one")
+    world.decide()
+    world.services.clear()
+    world.decide()
+    world.service("two")
+    world.now = 500.0
+    assert "PoolExhausted" in world.decide()
+    assert world.decide(30) == "d/two a 192.0.2.0"
+
+
+def test_a_retired_group_keeps_number_and_epoch_for_a_while() -> None:
+    world = World()
+    world.node("g1")
+    world.node("g2")
+    world.policy("out", "198.51.100.7")
+    world.decide()
+    policy = world.policies.pop("EgressPolicy/out")
+    world.decide()
+    world.node("g1", ready=False)
+    world.policies[policy.key] = policy
+    assert world.decide(50) == "group 1 198.51.100.7 EgressPolicy/out via g2:1 /2 epoch 2"
+    world.policies.clear()
+    world.decide()
+    assert world.last is not None and world.last.next_due == world.now + 100
+    world.decide(100)
+    assert world.ledger.groups == ()
+    world.policies[policy.key] = policy
+    assert world.decide() == "group 2 198.51.100.7 EgressPolicy/out via g2:0 /1 epoch 1"
