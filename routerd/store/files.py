@@ -1,0 +1,243 @@
+"""The embedded store: a directory of YAML manifests, watched, and `allocations.yaml` beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import glob
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from watchfiles import awatch
+
+from routerd.formats.allocations import (
+    parse_allocations,
+    parse_node_report,
+    write_allocations,
+    write_node_report,
+)
+from routerd.model import Allocations, IPNetwork, NodeReport, Refusal, Snapshot
+from routerd.store.disk import Held, refresh, stamp, write_atomically
+from routerd.store.manifests import GRACE, Manifests
+from routerd.store.merge import merge
+
+DEBOUNCE = 20  # milliseconds that changes are gathered at most
+STEP = 5  # milliseconds without a change after which they are passed on
+LOOK_AGAIN = 1000  # milliseconds after which the files are compared anyway: not every file system notifies
+
+T = TypeVar("T")
+# A directory to watch, its inode (a directory made anew is another), and whether with what is below it.
+Watch = tuple[Path, int, bool]
+
+
+def _nothing() -> None:
+    """No one listens."""
+
+
+class FileStore:
+    """See `routerd.store.interface.Store`. Files are read in a thread; the callback runs in the event loop."""
+
+    def __init__(
+        self,
+        manifests: Path,
+        allocations: Path,
+        *,
+        node_report: Path | None = None,
+        node_reports: Iterable[str] = (),
+        service_cidrs: tuple[IPNetwork, ...] = (),
+        on_change: Callable[[], None] = _nothing,
+    ) -> None:
+        self._manifests = Manifests(manifests.absolute())
+        self._allocations_file = allocations.absolute()
+        self._report_file = node_report.absolute() if node_report else None
+        self._report_patterns = tuple(node_reports)
+        self._service_cidrs = service_cidrs
+        self._on_change = on_change
+        self._allocations: Held[Allocations] = Held()
+        self._reports: dict[Path, Held[NodeReport]] = {}
+        self._own = threading.Lock()  # our own files: written in the loop, read in the thread
+        self._looking = asyncio.Lock()
+        self._snapshot = Snapshot(service_cidrs=service_cidrs)
+
+    # --- what others call ---
+
+    def snapshot(self) -> Snapshot:
+        return self._snapshot
+
+    def node_reports(self) -> Mapping[str, NodeReport]:
+        return {held.good.node: held.good for _, held in sorted(self._reports.items()) if held.good is not None}
+
+    def write_allocations(self, allocations: Allocations) -> None:
+        """Atomic and durable. Raises StoreError."""
+        with self._own:
+            held = self._allocations
+            if held.good == allocations and held.error is None and held.stamp == stamp(self._allocations_file):
+                return
+            write_atomically(self._allocations_file, write_allocations(allocations))
+            self._allocations = Held(stamp(self._allocations_file), allocations)
+        self._publish(self._snapshot)
+
+    def write_node_report(self, report: NodeReport) -> None:
+        """Atomic and durable. Raises StoreError."""
+        path = self._report_file
+        if path is None:
+            return
+        with self._own:
+            held = self._reports.get(path, Held())
+            if held.good == report and held.error is None and held.stamp == stamp(path):
+                return
+            write_atomically(path, write_node_report(report))
+            self._reports = {**self._reports, path: Held(stamp(path), report)}
+        self._on_change()
+
+    def load(self) -> Snapshot:
+        """Reads everything now, without waiting; `run` does so by itself."""
+        self._look(frozenset())
+        self._snapshot = self._merged()
+        return self._snapshot
+
+    async def run(self) -> None:
+        """Watches until it is cancelled."""
+        while True:
+            await self._look_and_publish(frozenset())
+            watches = self._watches()
+            stop = asyncio.Event()
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for is_deep in (True, False):
+                        directories = [path for path, _, deep in watches if deep is is_deep]
+                        group.create_task(self._watch(directories, watches, stop, is_deep=is_deep))
+            except* OSError:  # a directory vanished at that moment, or the kernel's limit of watches is reached
+                await asyncio.sleep(LOOK_AGAIN / 1000)
+
+    # --- watching ---
+
+    def _watches(self) -> frozenset[Watch]:
+        """What there is to watch now."""
+        patterns = [Path(pattern) for pattern in self._report_patterns]
+        beside = {self._allocations_file.parent, *(path.parent for path in [*patterns, *self._report_files()])}
+        root = self._manifests.directory
+        wanted = {(root, True)} | {(path.absolute(), False) for path in beside if not path.is_relative_to(root)}
+        return frozenset((path, path.stat().st_ino, is_deep) for path, is_deep in wanted if path.is_dir())
+
+    def _report_files(self) -> list[Path]:
+        # Path.glob takes no absolute patterns
+        found = {Path(name).absolute() for pattern in self._report_patterns for name in glob.iglob(pattern)}  # noqa: PTH207
+        return sorted(found)
+
+    async def _watch(
+        self, directories: list[Path], watches: frozenset[Watch], stop: asyncio.Event, *, is_deep: bool
+    ) -> None:
+        """Until something else is to be watched. Without directories it looks from time to time."""
+        if not directories:
+            await self._poll(watches, stop)
+            return
+        async for changes in awatch(
+            *directories,
+            watch_filter=None,
+            debounce=DEBOUNCE,
+            step=STEP,
+            rust_timeout=LOOK_AGAIN,
+            yield_on_timeout=True,
+            recursive=is_deep,
+            stop_event=stop,
+        ):
+            await self._look_and_publish(frozenset(Path(path) for _, path in changes))
+            if self._watches() != watches:
+                stop.set()
+
+    async def _poll(self, watches: frozenset[Watch], stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            try:
+                await asyncio.wait_for(stop.wait(), LOOK_AGAIN / 1000)
+            except TimeoutError:
+                if not watches:
+                    await self._look_and_publish(frozenset())
+                if self._watches() != watches:
+                    stop.set()
+
+    async def _look_and_publish(self, touched: frozenset[Path]) -> None:
+        """Looks again as long as a loss is to be confirmed."""
+        async with self._looking:
+            await self._look_once(touched)
+            while self._manifests.is_losing:
+                await asyncio.sleep(GRACE + 0.005)
+                await self._look_once(frozenset())
+
+    async def _look_once(self, touched: frozenset[Path]) -> None:
+        reports = self.node_reports()
+        snapshot = await asyncio.to_thread(self._look_and_merge, touched)
+        if not self._publish(snapshot) and self.node_reports() != reports:
+            self._on_change()
+
+    def _publish(self, snapshot: Snapshot) -> bool:
+        """Whether it is another one. The allocations may have been written since it was merged."""
+        if self._manifests.is_synced:
+            snapshot = replace(snapshot, allocations=self._allocations.good)
+        if snapshot is self._snapshot or snapshot == self._snapshot:
+            return False
+        self._snapshot = snapshot
+        self._on_change()
+        return True
+
+    # --- reading ---
+
+    def _look_and_merge(self, touched: frozenset[Path]) -> Snapshot:
+        """The same snapshot if no file changed."""
+        return self._merged() if self._look(touched) else self._snapshot
+
+    def _look(self, touched: frozenset[Path]) -> bool:
+        """Reads what changed; True if anything is another than before."""
+        with self._own:
+            before = self._allocations, self._reports
+            found = self._report_files()
+            self._allocations = self._read_allocations(touched)
+            self._reports = {
+                path: refresh(self._reports.get(path, Held()), path, parse_node_report, again=path in touched)
+                for path in found
+            }
+            is_changed = before != (self._allocations, self._reports)
+        own = frozenset({self._allocations_file, *found})
+        return self._manifests.look(time.monotonic(), without=own, touched=touched) or is_changed
+
+    def _read_allocations(self, touched: frozenset[Path]) -> Held[Allocations]:
+        """None before the first ones are published; once known they stay, whatever becomes of the file."""
+        path, held = self._allocations_file, self._allocations
+        if held.good is None and stamp(path) is None:
+            return Held()
+        return refresh(held, path, parse_allocations, again=path in touched)
+
+    def _merged(self) -> Snapshot:
+        refusals = tuple(self._faults())
+        if not self._manifests.is_synced:
+            return Snapshot(refusals=refusals, service_cidrs=self._service_cidrs)
+        return merge(
+            self._manifests.loaded(),
+            allocations=self._allocations.good,
+            refusals=refusals,
+            service_cidrs=self._service_cidrs,
+        )
+
+    def _faults(self) -> list[Refusal]:
+        """Files that are wrong, and what follows from it."""
+        found = [_fault(path, held, self._manifests.is_synced) for path, held in sorted(self._manifests.files.items())]
+        found.append(_fault(self._allocations_file, self._allocations, True))
+        found += [_fault(path, held, True) for path, held in sorted(self._reports.items())]
+        if self._manifests.fault:
+            found.append(Refusal(f"file/{self._manifests.directory}", "Unreadable", self._manifests.fault))
+        return [refusal for refusal in found if refusal is not None]
+
+
+def _fault(path: Path, held: Held[T], is_synced: bool) -> Refusal | None:
+    if held.error is None:
+        return None
+    if held.good is not None:
+        consequence = "what the file last said stays in force"
+    elif is_synced:
+        consequence = "nothing of the file is in force"
+    else:
+        consequence = "nothing at all is done until it is mended"
+    return Refusal(f"file/{path.name}", "InvalidFile", f"{held.error} ({consequence})")

@@ -1,0 +1,31 @@
+"""What the agent and the operator see of a store, whichever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from routerd.model import Allocations, NodeReport, Snapshot
+
+
+class Store(Protocol):
+    """A source of snapshots, and the place of what routerd itself publishes.
+
+    A store takes a callback `on_change()` when it is made, and calls it in the event loop of `run` whenever
+    `snapshot()` or `node_reports()` would give another value than before.
+    """
+
+    def snapshot(self) -> Snapshot:
+        """The current view; never blocks. Before the first complete reading every field is None."""
+
+    def node_reports(self) -> Mapping[str, NodeReport]:
+        """The last good report of each node, by name."""
+
+    def write_allocations(self, allocations: Allocations) -> None:
+        """Publishes, durably, if it differs from what is published. Raises StoreError."""
+
+    def write_node_report(self, report: NodeReport) -> None:
+        """Publishes this node's report if it differs. Raises StoreError."""
+
+    async def run(self) -> None:
+        """Watches until it is cancelled. Returning is a fault."""

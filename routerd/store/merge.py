@@ -1,0 +1,126 @@
+"""Objects of many files -> one snapshot: what is there twice or overlaps is refused, the rest goes on. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from routerd.formats.legacy_bgp import LegacyConfig
+from routerd.formats.legacy_bgp.peers import without_place
+from routerd.formats.objects import Entry, Loaded, Object
+from routerd.model import (
+    AddressPool,
+    Allocations,
+    BgpConfig,
+    EgressPolicy,
+    EndpointSlice,
+    IPNetwork,
+    Namespace,
+    Node,
+    NodeReport,
+    Peer,
+    Pod,
+    Refusal,
+    Service,
+    Snapshot,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Pools:
+    """Pools taken so far, and their blocks."""
+
+    by_name: dict[str, AddressPool] = field(default_factory=dict)
+    blocks: list[tuple[IPNetwork, str]] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+
+    def take(self, pool: AddressPool) -> None:
+        other = self.by_name.get(pool.name)
+        if other is not None:
+            self._refuse(pool, "Duplicate", f"pool {pool.name} is already defined at {other.origin}")
+            return
+        for block in pool.blocks:
+            for taken, owner in self.blocks:
+                if taken.version == block.version and taken.overlaps(block):
+                    place = self.by_name[owner].origin
+                    message = f"{block} overlaps with {taken} of pool {owner} ({place}); pool {pool.name} is not used"
+                    self._refuse(pool, "Conflicting", message)
+                    return
+        self.by_name[pool.name] = pool
+        self.blocks.extend((block, pool.name) for block in pool.blocks)
+
+    def _refuse(self, pool: AddressPool, reason: str, message: str) -> None:
+        self.refusals.append(Refusal(f"AddressPool/{pool.name}", reason, f"{pool.origin}: {message}"))
+
+
+def merge(
+    files: Iterable[Loaded],
+    *,
+    allocations: Allocations | None,
+    refusals: tuple[Refusal, ...] = (),
+    service_cidrs: tuple[IPNetwork, ...] = (),
+) -> Snapshot:
+    """`files` in the order of their names: of two equal keys the first wins."""
+    files = tuple(files)
+    entries, duplicates = _unique(entry for file in files for entry in file.entries)
+    misplaced = [_misplaced(entry) for entry in entries if isinstance(entry.object, Allocations | NodeReport)]
+    pools = _Pools()
+    for pool in _all_pools(entries):
+        pools.take(pool)
+    found = [*refusals, *(one for file in files for one in file.refusals), *duplicates, *misplaced, *pools.refusals]
+    return Snapshot(
+        nodes={node.name: node for node in _of(entries, Node)},
+        namespaces={namespace.name: namespace for namespace in _of(entries, Namespace)},
+        pods={pod.key: pod for pod in _of(entries, Pod)},
+        services={service.key: service for service in _of(entries, Service)},
+        endpoint_slices=tuple(_of(entries, EndpointSlice)),
+        bgp=BgpConfig(_peers(_of(entries, LegacyConfig))),
+        pools=pools.by_name,
+        policies={policy.key: policy for policy in _of(entries, EgressPolicy)},
+        allocations=allocations,
+        refusals=tuple(sorted(found, key=lambda one: (one.object, one.reason, one.message))),
+        service_cidrs=service_cidrs,
+    )
+
+
+def _unique(entries: Iterable[Entry]) -> tuple[list[Entry], list[Refusal]]:
+    first: dict[str, Entry] = {}
+    refusals = []
+    for entry in entries:
+        other = first.setdefault(entry.key, entry)
+        if other is not entry:
+            message = f"{entry.origin}: {entry.key} is already defined at {other.origin}; this one is not used"
+            refusals.append(Refusal(entry.key, "Duplicate", message))
+    return list(first.values()), refusals
+
+
+def _misplaced(entry: Entry) -> Refusal:
+    message = f"{entry.origin}: {entry.key} is not read from manifests; name its file in the configuration (store)"
+    return Refusal(entry.key, "Misplaced", message)
+
+
+def _of(entries: list[Entry], kind: type[T]) -> list[T]:
+    return [entry.object for entry in entries if isinstance(entry.object, kind)]
+
+
+def _all_pools(entries: list[Entry]) -> list[AddressPool]:
+    """Pools of both kinds of source, in the order of the files."""
+    pools: list[AddressPool] = []
+    for entry in entries:
+        pools += _pools_of(entry.object)
+    return pools
+
+
+def _pools_of(found: Object) -> tuple[AddressPool, ...]:
+    if isinstance(found, AddressPool):
+        return (found,)
+    return found.pools if isinstance(found, LegacyConfig) else ()
+
+
+def _peers(configs: list[LegacyConfig]) -> tuple[Peer, ...]:
+    """Peers of all ConfigMaps; one that says the same as an earlier one is left out."""
+    peers = [peer for config in configs for peer in config.peers]
+    return tuple({without_place(peer): peer for peer in reversed(peers)}.values())[::-1]
