@@ -1,9 +1,10 @@
 """The agent: keeps one node as the store wants it. One TaskGroup, named tasks; a task that returns is a fault.
 
-    watch     snapshots of the store; each wakes a round
     rounds    decide, read back, plan, apply; at once after a change, else every few seconds; retries back off
-    report    what only this node knows, for the operator
+    store     watches the store and wakes `rounds`
     speaker   the connection to the speaker's process, which the agent does not own
+    report    what only this node knows, for the operator
+    collect   idle flows out of the datapath
 
 It decides nothing itself (`desired.py` does) and writes nothing itself (`reconcile.py` and the rooms do). Stopping
 leaves announcements and datapath in place.
@@ -15,8 +16,8 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import routerd
@@ -31,37 +32,36 @@ from routerd.views import COLUMNS, PeerView, Row, View, pool_rows, rows
 from routerd.why import FIELDS, explain
 
 LOGGER = logging.getLogger("routerd.agent")
-FIRST_RETRY, LAST_RETRY = 0.2, 30.0  # seconds; doubles while rounds fail
-HELD_RETRY = 0.5  # seconds; a round that left something undone waits for the speaker, not for a fault
+FIRST_RETRY, LAST_RETRY = 0.2, 30.0  # seconds; doubles while rounds leave something undone
 
 
 class TaskReturned(Exception):
     """A task that must live as long as the agent has returned: a fault of ours."""
 
 
-class Store(Protocol):
-    """Where snapshots come from; the first one comes at once, then one after each change."""
-
-    def snapshots(self) -> AsyncIterator[Snapshot]: ...
-
-
 @dataclass(frozen=True, slots=True)
 class EgressCounters:
-    """What the datapath says of itself."""
+    """What the datapath says of itself: packets by outcome, and mappings."""
 
     attached: bool = False
-    drops: Mapping[str, int] | None = None
-    nat: tuple[Row, ...] = ()
+    passed: Mapping[str, int] = field(default_factory=dict)
+    drops: Mapping[str, int] = field(default_factory=dict)
+    nat_entries: int = 0
+    nat_room: int = 0
 
 
 class Node(Protocol):
-    """The node's side of things that an agent asks about: `routerd.rooms` on a real node, a model in tests."""
+    """What an agent asks its node: `routerd.rooms.Rooms` on a real one, a model in tests."""
+
+    def snapshot(self) -> Snapshot:
+        """The store's present view."""
 
     def facts(self, peers: tuple[Peer, ...], before: LocalFacts) -> LocalFacts: ...
 
     def peers(self) -> Mapping[IPAddress, PeerView]: ...
 
-    def refusals(self) -> tuple[Refusal, ...]: ...
+    def refusals(self) -> tuple[Refusal, ...]:
+        """The speaker's."""
 
     def counters(self) -> EgressCounters: ...
 
@@ -82,7 +82,6 @@ class Agent:
     def __init__(
         self,
         settings: Settings,
-        store: Store,
         node: Node,
         reconciler: Reconciler,
         *,
@@ -94,7 +93,6 @@ class Agent:
     ) -> None:
         """`tasks`: further long-lived tasks by name, such as the speaker's connection. `period` in seconds."""
         self._settings = settings
-        self._store = store
         self._node = node
         self._reconciler = reconciler
         self._period = period
@@ -103,6 +101,7 @@ class Agent:
         self._clock = clock
         self._changed = asyncio.Event()
         self._snapshot = Snapshot()
+        self._counters = EgressCounters()
         self._facts = LocalFacts()
         self._state = NodeState(None, None)
         self._composed: tuple[Snapshot, LocalFacts] | None = None
@@ -125,8 +124,12 @@ class Agent:
         return self._status
 
     def wake(self) -> None:
-        """Asks for a round now."""
+        """Asks for a round now: the store has changed."""
         self._changed.set()
+
+    def refresh(self) -> None:
+        """Tells the status anew: a session has changed."""
+        self._status = self._refreshed()
 
     def config_is(self, config: ConfigState) -> None:
         """Tells how the configuration on disk stands."""
@@ -135,7 +138,7 @@ class Agent:
     def answer(self, request: dict[str, Any]) -> Any:
         """The API: one request, one answer. RequestRefused for what it does not know."""
         answers: dict[str, Callable[[dict[str, Any]], Any]] = {
-            "status": lambda _: as_json(self._refreshed()),
+            "status": lambda _: as_json(self._counted()),
             "show": self._show,
             "why": self._why,
             "desired": lambda _: self._lines(self._state),
@@ -168,42 +171,44 @@ class Agent:
     async def run(self) -> None:
         """Runs until cancelled; the first fault ends it, and leaves the node as it is."""
         async with asyncio.TaskGroup() as group:
-            wanted = {"watch": self._watch, "rounds": self._rounds, **self._tasks}
-            for name, task in wanted.items():
+            for name, task in {"rounds": self._rounds, **self._tasks}.items():
                 group.create_task(_guarded(name, task()), name=name)
 
-    async def _watch(self) -> None:
-        async for snapshot in self._store.snapshots():
-            self._snapshot = snapshot
-            self._changed.set()
-
     async def _rounds(self) -> None:
-        retry, ready = FIRST_RETRY, False
+        ready, full, retry = False, True, FIRST_RETRY
         while True:
-            self._changed.clear()
-            done = await self._round()
+            self._changed.clear()  # changes while a round runs are one round
+            done = await self._round(full)
+            unfinished = bool(done.error or done.held or done.refusals)
             if not ready and not done.error and not self._status.missing:
                 ready = True
                 self._on_ready()
-            delay = retry if done.error else HELD_RETRY if done.held else self._period
-            retry = min(retry * 2, LAST_RETRY) if done.error else FIRST_RETRY
-            try:
-                async with asyncio.timeout(delay):
-                    await self._changed.wait()  # changes while a round runs are one round; one may heal a failure
-            except TimeoutError:
-                pass
+            full = not await self._is_woken(min(retry, self._period) if unfinished else self._period)
+            retry = min(retry * 2, LAST_RETRY) if unfinished and full else FIRST_RETRY
 
-    async def _round(self) -> Round:
+    async def _is_woken(self, delay: float) -> bool:
+        """Whether a change came within `delay` seconds."""
+        try:
+            async with asyncio.timeout(delay):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _round(self, full: bool) -> Round:
         started = self._clock()
         self._compose()
-        done = await self._reconciler.round(self._state)
+        done = await self._reconciler.round(self._state, full=full)
         seconds = self._clock() - started
-        self._status = self._refreshed().with_rounds(self._status.rounds.after(seconds, done.error, done.held))
         self._log(done, seconds)
+        self._said = done
+        rounds = self._status.rounds.after(seconds, done.error, done.held)
+        self._status = (self._counted() if full else self._refreshed()).with_rounds(rounds)
         return done
 
     def _compose(self) -> None:
         """Decides anew, unless nothing that a decision rests on has changed."""
+        self._snapshot = self._node.snapshot()
         peers = self._snapshot.bgp.peers if self._snapshot.bgp else ()
         self._facts = self._node.facts(peers, self._facts)
         if self._composed is not None and self._composed[0] is self._snapshot and self._composed[1] == self._facts:
@@ -213,18 +218,24 @@ class Agent:
         self._composed = (self._snapshot, self._facts)
         _log_refusals(before, self._state.refusals)
 
+    def _counted(self) -> AgentStatus:
+        """The status with counters as they are now: reads the datapath."""
+        self._counters = self._node.counters()
+        return self._refreshed()
+
     def _refreshed(self) -> AgentStatus:
-        counters = self._node.counters()
-        egress = self._state.egress
+        counters, egress = self._counters, self._state.egress
         return replace(
             self._status,
             missing=tuple(text for name, text in FIELDS.items() if getattr(self._snapshot, name) is None),
             peers=peer_statuses(self._state, self._node.peers()),
-            refusals=self._state.refusals + self._node.refusals(),
+            refusals=tuple(dict.fromkeys((*self._state.refusals, *self._said.refusals, *self._node.refusals()))),
             pools=tuple(pool_rows(self._snapshot)),
             datapath=counters.attached,
-            drops=dict(counters.drops or {}),
-            nat_entries=len(counters.nat),
+            passed=dict(counters.passed),
+            drops=dict(counters.drops),
+            nat_entries=counters.nat_entries,
+            nat_room=counters.nat_room,
             steered_pods=sum(bool(names) for names in egress.pods.values()) if egress else 0,
         )
 
@@ -240,7 +251,7 @@ class Agent:
             event(LOGGER, logging.WARNING, "round-held", reason=done.held)
         if self._said.error and not done.error:
             event(LOGGER, logging.INFO, "round-recovered")
-        self._said = done
+        _log_refusals(self._said.refusals, done.refusals)
 
 
 async def _guarded(name: str, task: Awaitable[None]) -> None:

@@ -88,7 +88,14 @@ def _egress(status: AgentStatus) -> Iterator[Metric]:
         "routerd_egress_dropped_packets", "Packets that the datapath dropped, by reason.", ("reason",),
         [((reason,), float(count)) for reason, count in sorted(status.drops.items())],
     )  # fmt: skip
+    yield _counter(
+        "routerd_egress_packets", "Packets that the datapath took and passed on, by outcome.", ("outcome",),
+        [((outcome,), float(count)) for outcome, count in sorted(status.passed.items())],
+    )  # fmt: skip
     yield _gauge("routerd_egress_nat_entries", "Live flows translated at this gateway.", (), _one(status.nat_entries))
+    yield _gauge(
+        "routerd_egress_nat_limit", "Flows that this gateway can translate at once.", (), _one(status.nat_room)
+    )
     yield _gauge("routerd_egress_pods", "Pods of this node that a policy selects.", (), _one(status.steered_pods))
 
 

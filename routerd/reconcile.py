@@ -1,30 +1,34 @@
 """One round: read back, plan, apply, across the rooms, in the safe order. It decides only the order.
 
-    1. egress actions of phase "prepare"    NAT state and maps before anybody is led to them
-    2. the speaker gets the whole Adj-RIB-Out, and has a bounded time to tell its peers
-    3. egress actions of phase "retire"     only after what led to it has been withdrawn
+    1. the speaker gets what does not lead to this node's NAT state; egress addresses stay as they were
+    2. egress actions of phase "prepare"    NAT state, routes and maps, before anybody is led to them
+    3. the speaker gets everything, and has a bounded time to tell its peers
+    4. egress actions of phase "retire"     only after what led to it has been withdrawn
 
-A round that is cut anywhere is followed by one that reads back again: nothing is remembered, save since when the
-speaker has not settled.
+A round that is cut anywhere is followed by one that reads back again. Remembered are only what the speaker was last
+told, so that it is not told again, and since when it has not settled.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from bgp.path import AdjRibOut
+from bgp.path import AdjRibOut, IPAddress
 from bgp.path import Desired as BgpDesired
+from bgp.speaker import SpeakerUnavailable
 from egress.policy import Desired as EgressDesired
 from routerd.announce import Announcements
 from routerd.desired import NodeState
 from routerd.errors import EnvironmentFault
-from routerd.model import IPNetwork
+from routerd.model import IPNetwork, Refusal
 
-SETTLE_TIMEOUT = 2.0  # seconds that a round waits for the speaker
+SETTLE_TIMEOUT = 2.0  # seconds that a round waits for the speaker before it takes something away
 RETIRE_AFTER = 30.0  # seconds: a speaker that is gone for longer cannot hold up what policies took back
+PASSES = 4  # an action that makes a device is followed by a look at what it made
 
 
 class Action(Protocol):
@@ -45,20 +49,33 @@ class Datapath(Protocol):
 class Speaker(Protocol):
     """`bgp.speaker.Speaker`, and the model of it in tests."""
 
-    async def set(self, desired: BgpDesired) -> None: ...
+    def set(self, desired: BgpDesired | None) -> None: ...
 
     async def settled(self, timeout: float) -> bool: ...
 
+    async def observe(self) -> Mapping[IPAddress, AdjRibOut]: ...
 
-Plan = Callable[[EgressDesired, Any], Sequence[Action]]
+
+class Problem(Protocol):
+    """What the egress room cannot do on this machine as it is."""
+
+    @property
+    def object(self) -> str: ...
+
+    @property
+    def reason(self) -> str: ...
+
+    @property
+    def message(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Egress:
-    """The egress room: what it is and how it plans."""
+    """The egress room: what it is, how it plans, and what it finds lacking."""
 
     datapath: Datapath
-    plan: Plan
+    plan: Callable[[EgressDesired, Any], Sequence[Action]]
+    problems: Callable[[EgressDesired, Any], Sequence[Problem]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +83,23 @@ class Round:
     """What a round did. `held` says what it left undone on purpose; `error` why it must be tried again."""
 
     actions: tuple[str, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
     held: str = ""
     error: str = ""
 
 
+@dataclass(slots=True)
+class _Pass:
+    """What the egress room did and still has to do in a round."""
+
+    done: list[str]
+    retiring: Sequence[Action] = ()
+    problems: tuple[Refusal, ...] = ()
+    error: str = ""
+
+
 class Reconciler:
-    """Brings this node to a `NodeState`. A room that is None is not there (no privilege, or switched off)."""
+    """Brings this node to a `NodeState`. A room that is None is not there (switched off)."""
 
     def __init__(
         self,
@@ -85,54 +113,91 @@ class Reconciler:
         self._clock = clock
         self._settle_timeout = settle_timeout
         self._unsettled_since: float | None = None
-        self._announced = BgpDesired({}, {})
+        self._told: BgpDesired | None = None
+        self._converged: tuple[EgressDesired, tuple[Refusal, ...]] | None = None
 
-    async def round(self, state: NodeState) -> Round:
-        """One round. A fault of one room does not keep the other from its work; it comes back in `error`."""
-        actions, error = self._planned(state.egress)
-        done, failed = self._apply(action for action in actions if action.phase == "prepare")
-        error = error or failed
-        held = await self._announce(state.announcements, prepared=not error)
-        retiring = [action for action in actions if action.phase == "retire"]
-        if retiring and not error and not held:
-            more, error = self._apply(retiring)
-            done += more
-        return Round(tuple(done), held if retiring else "", error)
+    async def round(self, state: NodeState, *, full: bool = True) -> Round:
+        """One round. A fault of one room does not keep the other from its work; it comes back in `error`.
 
-    def _planned(self, desired: EgressDesired | None) -> tuple[Sequence[Action], str]:
+        Without `full`, a datapath that was found as it should be is not read again before its desired state changes.
+        """
+        announced = state.announcements
+        if announced is not None and self._told is not None:
+            self._tell(with_old_egress(announced, self._told.ribs))
+        egress = self._egress_pass(state.egress, full)
+        if announced is not None and self._speaker is not None:
+            await self._announce(announced, prepared=not egress.error)
+        if not egress.retiring or egress.error:
+            return Round(tuple(egress.done), egress.problems, "", egress.error)
+        held = await self._hold(announced)
+        if not held:
+            egress.error = self._apply(egress.retiring, egress.done)
+        return Round(tuple(egress.done), egress.problems, held, egress.error)
+
+    # --- egress
+
+    def _egress_pass(self, desired: EgressDesired | None, full: bool) -> _Pass:
+        found = _Pass([])
         if self._egress is None or desired is None:
-            return (), ""
-        try:
-            return self._egress.plan(desired, self._egress.datapath.observe(desired)), ""
-        except (OSError, EnvironmentFault) as error:
-            return (), f"egress: cannot read the datapath: {error}"
+            return found
+        if not full and self._converged is not None and self._converged[0] == desired:
+            found.problems = self._converged[1]
+            return found
+        self._converged = None
+        for _ in range(PASSES):
+            count = len(found.done)
+            self._prepare(self._egress, desired, found)
+            if found.error:
+                return found
+            if len(found.done) == count:
+                break
+        if not found.retiring:
+            self._converged = (desired, found.problems)
+        return found
 
-    def _apply(self, actions: Iterable[Action]) -> tuple[list[str], str]:
-        """Applies up to the first failure: later actions may rely on earlier ones."""
-        done: list[str] = []
-        if self._egress is None:
-            return done, ""
+    def _prepare(self, egress: Egress, desired: EgressDesired, found: _Pass) -> None:
+        try:
+            observed = egress.datapath.observe(desired)
+        except (OSError, EnvironmentFault) as error:
+            found.error = f"egress: cannot read the datapath: {error}"
+            return
+        actions = egress.plan(desired, observed)
+        found.problems = tuple(Refusal(p.object, p.reason, p.message) for p in egress.problems(desired, observed))
+        found.retiring = [action for action in actions if action.phase == "retire"]
+        found.error = self._apply((action for action in actions if action.phase == "prepare"), found.done)
+
+    def _apply(self, actions: Iterable[Action], done: list[str]) -> str:
+        """Applies up to the first failure, since later actions may rely on earlier ones; returns it, "" = none."""
+        assert self._egress is not None
         for action in actions:
             try:
                 self._egress.datapath.apply(action)
             except (OSError, EnvironmentFault) as error:
-                return done, f"egress: {action}: {error}"
+                return f"egress: {action}: {error}"
             done.append(str(action))
-        return done, ""
+        return ""
 
-    async def _announce(self, announced: Announcements | None, prepared: bool) -> str:
-        """Returns why what the paths lead to must stay for now, "" = it may go."""
+    # --- announcements
+
+    def _tell(self, desired: BgpDesired) -> None:
+        if self._speaker is not None and desired != self._told:
+            self._speaker.set(desired)
+            self._told = desired
+
+    async def _announce(self, announced: Announcements, prepared: bool) -> None:
+        if prepared:
+            self._tell(announced.desired)
+        elif self._told is None and self._speaker is not None:
+            with contextlib.suppress(SpeakerUnavailable):  # nobody to tell yet: the next round does
+                self._tell(with_old_egress(announced, await self._speaker.observe()))  # the agent before us told it
+
+    async def _hold(self, announced: Announcements | None) -> str:
+        """Why what withdrawn paths led to must stay for now, "" = it may go."""
         if self._speaker is None:
             return ""
         if announced is None:
             return "announcements wait for the store: nothing is taken away"
-        desired = announced.desired if prepared else with_old_egress(announced, self._announced)
-        await self._speaker.set(desired)
-        self._announced = desired
-        return self._unsettled(await self._speaker.settled(self._settle_timeout))
-
-    def _unsettled(self, settled: bool) -> str:
-        if settled:
+        if await self._speaker.settled(self._settle_timeout):
             self._unsettled_since = None
             return ""
         now = self._clock()
@@ -142,15 +207,24 @@ class Reconciler:
         return "the speaker has not confirmed the withdrawals yet: what they lead to stays"
 
 
-def with_old_egress(announced: Announcements, before: BgpDesired) -> BgpDesired:
-    """`announced` with egress addresses as they were `before`: the NAT state of what is new is not in place."""
+def with_old_egress(announced: Announcements, before: Mapping[IPAddress, AdjRibOut]) -> BgpDesired:
+    """`announced` with egress addresses as they were `before`: the NAT state of what is new is not in place.
+
+    Returns `announced.desired` itself where nothing differs.
+    """
 
     def is_egress(prefix: IPNetwork) -> bool:
         return all(owner.startswith("egress/") for owner in announced.owners.get(prefix, ()))
 
-    def safe(rib: AdjRibOut, old: AdjRibOut) -> AdjRibOut:
-        kept = {prefix: old.get(prefix) if is_egress(prefix) else path for prefix, path in rib.items()}
-        return {prefix: path for prefix, path in kept.items() if path is not None}
+    egress = [prefix for prefix in announced.owners if is_egress(prefix)]
 
-    ribs = {peer: safe(rib, before.ribs.get(peer, {})) for peer, rib in announced.desired.ribs.items()}
-    return replace(announced.desired, ribs=ribs)
+    def safe(rib: AdjRibOut, old: AdjRibOut) -> AdjRibOut:
+        changed = [prefix for prefix in egress if prefix in rib and old.get(prefix) != rib[prefix]]
+        if not changed:
+            return rib
+        kept = {prefix: old[prefix] for prefix in changed if prefix in old}
+        return {prefix: path for prefix, path in rib.items() if prefix not in changed} | kept
+
+    ribs = {peer: safe(rib, before.get(peer, {})) for peer, rib in announced.desired.ribs.items()}
+    unchanged = all(ribs[peer] is rib for peer, rib in announced.desired.ribs.items())
+    return announced.desired if unchanged else replace(announced.desired, ribs=ribs)

@@ -62,8 +62,10 @@ class AgentStatus:
     refusals: tuple[Refusal, ...] = ()
     pools: tuple[Row, ...] = ()
     datapath: bool = False  # attached and read in the last round
+    passed: Mapping[str, int] = field(default_factory=dict)  # packets that went on, by outcome
     drops: Mapping[str, int] = field(default_factory=dict)  # packets by reason
     nat_entries: int = 0
+    nat_room: int = 0
     steered_pods: int = 0
 
     @property
@@ -110,6 +112,8 @@ def as_json(status: AgentStatus) -> dict[str, object]:
             "datapath": status.datapath,
             "pods": status.steered_pods,
             "nat_entries": status.nat_entries,
+            "nat_room": status.nat_room,
+            "passed": dict(status.passed),
             "drops": dict(status.drops),
         },
         "pools": list(status.pools),

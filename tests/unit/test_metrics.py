@@ -27,8 +27,10 @@ FULL = AgentStatus(
     refusals=(Refusal("svc/default/web", "NoEndpoints", "…"), Refusal("svc/default/api", "NoEndpoints", "…")),
     pools=tuple(pool_rows(cluster.snapshot())),
     datapath=True,
-    drops={"no gateway": 5},
+    passed={"translated": 8},
+    drops={"no_gateway": 5},
     nat_entries=9,
+    nat_room=1000,
     steered_pods=1,
 )
 
@@ -59,7 +61,9 @@ def test_the_numbers() -> None:
         'routerd_bgp_announced_prefixes{peer="tor"} 3.0',
         'routerd_bgp_desired_prefixes{peer="tor"} 4.0',
         'routerd_bgp_session_flaps_total{peer="tor"} 2.0',
-        'routerd_egress_dropped_packets_total{reason="no gateway"} 5.0',
+        'routerd_egress_dropped_packets_total{reason="no_gateway"} 5.0',
+        'routerd_egress_packets_total{outcome="translated"} 8.0',
+        "routerd_egress_nat_limit 1000.0",
         "routerd_egress_nat_entries 9.0",
         "routerd_egress_pods 1.0",
         'routerd_pool_addresses{pool="default"} 256.0',

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from typing import Any, Literal
 
 import pytest
 
+from bgp.path import AdjRibOut, Path
 from bgp.path import Desired as BgpDesired
+from bgp.speaker import SpeakerUnavailable
 from egress.policy import Desired as EgressDesired
 from routerd.desired import LocalFacts, NodeState, Settings, compose
-from routerd.model import Allocations
+from routerd.model import Allocations, IPAddress, Refusal
 from routerd.reconcile import RETIRE_AFTER, Egress, Reconciler, Round
 from tests.unit import cluster
 from tests.unit.cluster import LOCAL, TOR
@@ -35,24 +39,49 @@ class World:
     journal: list[str] = field(default_factory=list)
     broken: str = ""  # the action that fails; "observe" = reading does
     settles: bool = True
+    adopted: Mapping[IPAddress, AdjRibOut] | None = field(default_factory=dict)  # what the agent before us announced
+    lacking: tuple[Refusal, ...] = ()
+
+
+@dataclass
+class Datapath:
+    """The datapath's side of a world."""
+
+    world: World
+    reads: int = 0
 
     def observe(self, desired: EgressDesired) -> set[int]:
-        if self.broken == "observe":
+        self.reads += 1
+        if self.world.broken == "observe":
             raise OSError("no map")
-        return set(self.groups)
+        return set(self.world.groups)
 
     def apply(self, action: Step) -> None:
-        if str(action) == self.broken:
+        if str(action) == self.world.broken:
             raise OSError("map is full")
-        (self.groups.add if action.phase == "prepare" else self.groups.discard)(action.group)
-        self.journal.append(str(action))
+        (self.world.groups.add if action.phase == "prepare" else self.world.groups.discard)(action.group)
+        self.world.journal.append(str(action))
 
-    async def set(self, desired: BgpDesired) -> None:
-        self.ribs = {str(peer): {str(prefix) for prefix in rib} for peer, rib in desired.ribs.items()}
-        self.journal.append("announce")
+
+@dataclass
+class Speaker:
+    """The speaker's side of a world."""
+
+    world: World
+
+    def set(self, desired: BgpDesired | None) -> None:
+        assert desired is not None
+        self.world.ribs = {str(peer): {str(prefix) for prefix in rib} for peer, rib in desired.ribs.items()}
+        egress = [path for rib in desired.ribs.values() for path in rib.values() if path.med is not None]
+        self.world.journal.append(" ".join(["announce", *(str(path.local_pref) for path in egress)]))
 
     async def settled(self, timeout: float) -> bool:
-        return self.settles
+        return self.world.settles
+
+    async def observe(self) -> Mapping[IPAddress, AdjRibOut]:
+        if self.world.adopted is None:
+            raise SpeakerUnavailable("no speaker is connected")
+        return self.world.adopted
 
 
 def plan(desired: EgressDesired, observed: Any) -> tuple[Step, ...]:
@@ -64,8 +93,12 @@ def state(**fields: object) -> NodeState:
     return compose(cluster.snapshot(**fields), Settings("a"), LocalFacts(sessions=LOCAL))
 
 
+def egress_of(world: World) -> Egress:
+    return Egress(Datapath(world), plan, lambda desired, observed: world.lacking)
+
+
 def reconciler(world: World, clock: Any = lambda: 0.0) -> Reconciler:
-    return Reconciler(world, Egress(world, plan), clock, settle_timeout=0.0)
+    return Reconciler(Speaker(world), egress_of(world), clock, settle_timeout=0.0)
 
 
 def rounds(world: World, *states: NodeState, clock: Any = lambda: 0.0) -> list[Round]:
@@ -83,7 +116,7 @@ BOTH = {"192.0.2.1/32", "198.51.100.7/32"}
 def test_nat_state_comes_before_the_announcement() -> None:
     world = World()
     assert rounds(world, state()) == [Round(("prepare group 7",))]
-    assert world.journal == ["prepare group 7", "announce"]
+    assert world.journal == ["prepare group 7", "announce 1047"]
     assert world.ribs == {str(TOR): BOTH}
 
 
@@ -123,7 +156,7 @@ def test_an_unsynced_store_takes_nothing_away() -> None:
 def test_a_datapath_that_is_not_synced_leaves_bgp_working() -> None:
     world = World(groups={7})
     assert rounds(world, state(pods=None)) == [Round()]
-    assert (world.journal, world.groups) == (["announce"], {7})
+    assert (world.journal, world.groups) == (["announce 1047"], {7})
 
 
 @pytest.mark.parametrize("broken", ["observe", "prepare group 7"])
@@ -134,17 +167,88 @@ def test_a_broken_datapath_holds_back_the_new_egress_address_only(broken: str) -
     assert done.error.startswith("egress: ")
 
 
-def test_an_egress_address_that_was_announced_stays_when_the_datapath_breaks() -> None:
+def test_an_egress_address_that_was_announced_stays_as_it_was_when_the_datapath_breaks() -> None:
     world = World()
 
     async def run() -> Round:
         here = reconciler(world)
         await here.round(state())
         world.broken = "observe"
-        return await here.round(state())
+        newer = (cluster.group(epoch=4),)
+        return await here.round(state(allocations=Allocations(2, (cluster.allocation("web", "192.0.2.1"),), newer)))
 
     assert "no map" in asyncio.run(run()).error
     assert world.ribs == {str(TOR): BOTH}
+    assert world.journal[-1] == "announce 1047"  # not the preference of epoch 4
+
+
+def test_a_new_agent_over_a_broken_datapath_keeps_what_the_one_before_announced() -> None:
+    egress_ip = ip_network("198.51.100.7/32")
+    world = World(broken="observe", adopted={TOR: {egress_ip: Path(egress_ip, local_pref=1047)}})
+    rounds(world, state())
+    assert world.ribs == {str(TOR): BOTH}
+
+
+def test_without_a_speaker_nobody_is_told() -> None:
+    world = World(broken="observe", adopted=None)
+    assert "no map" in rounds(world, state())[0].error
+    assert world.journal == []
+
+
+def test_a_vip_does_not_wait_for_the_datapath() -> None:
+    world = World()
+
+    async def run() -> None:
+        here = reconciler(world)
+        await here.round(state(**NO_GROUPS))
+        world.journal.clear()
+        await here.round(state())
+
+    asyncio.run(run())
+    assert world.journal == ["prepare group 7", "announce 1047"]
+    more = (cluster.allocation("web", "192.0.2.1", "192.0.2.9"),)
+    journal = after_first(state(**NO_GROUPS), state(allocations=Allocations(3, more, (cluster.group(),))))
+    assert journal == ["announce", "prepare group 7", "announce 1047"]
+
+
+def after_first(first: NodeState, second: NodeState) -> list[str]:
+    """The journal of the second round."""
+    world = World()
+
+    async def run() -> None:
+        here = reconciler(world)
+        await here.round(first)
+        world.journal.clear()
+        await here.round(second)
+
+    asyncio.run(run())
+    return world.journal
+
+
+def test_the_speaker_is_not_told_twice() -> None:
+    assert after_first(state(), state()) == []
+
+
+def test_a_datapath_that_is_as_it_should_be_is_read_in_full_rounds_only() -> None:
+    world = World()
+    datapath = Datapath(world)
+
+    async def run() -> list[int]:
+        here = Reconciler(Speaker(world), Egress(datapath, plan, lambda desired, observed: ()), settle_timeout=0.0)
+        reads = []
+        for wanted, full in ((state(), True), (state(), False), (state(**NO_GROUPS), False), (state(), True)):
+            before = datapath.reads
+            await here.round(wanted, full=full)
+            reads.append(datapath.reads - before)
+        return reads
+
+    assert asyncio.run(run()) == [2, 0, 1, 2]  # an action is followed by a look at what it made
+
+
+def test_what_the_machine_lacks_is_told_in_every_round() -> None:
+    lacking = (Refusal("node/a", "ForwardingOff", "sysctl net.ipv4.ip_forward=1"),)
+    done = rounds(World(lacking=lacking), state(), state())
+    assert [each.refusals for each in done] == [lacking, lacking]
 
 
 def test_retiring_waits_while_preparing_fails() -> None:
@@ -171,8 +275,8 @@ def test_one_room_alone() -> None:
     async def run() -> tuple[Round, Round]:
         quiet = World()
         return (
-            await Reconciler(quiet, None).round(state()),
-            await Reconciler(None, Egress(quiet, plan)).round(state()),
+            await Reconciler(Speaker(quiet), None).round(state()),
+            await Reconciler(None, egress_of(quiet)).round(state()),
         )
 
     assert asyncio.run(run()) == (Round(), Round(("prepare group 7",)))
