@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -80,7 +80,7 @@ class Sessions:
             status, state="down", since=when, last_reason=reason, flaps=status.flaps + 1, families=(), hold_time=0
         )
 
-    def forget(self, peers: set[IPAddress]) -> None:
+    def forget(self, peers: Iterable[IPAddress]) -> None:
         """Peers that were removed, or added anew."""
         for peer in peers:
             self._status.pop(peer, None)

@@ -285,11 +285,12 @@ class Speaker:
                 await self._find_bad(link, half)
 
     async def _reload(self, link: Link, action: plan.Reload) -> None:
+        self._sessions.forget(action.added)  # now: their first events may come before the answer is looked at
         answer = await link.reload(conf.peers_text(action.peers))
         self._held = None  # new sessions start empty, and some of the reset ones
         if answer.ok and answer.peers is not None:
             self._digests = {ip_address(address): digest for address, digest in answer.peers.items()}
-            self._sessions.forget(set(action.removed) | set(action.added))
+            self._sessions.forget(action.removed)
             self._refused_configuration = None
             return
         self._configuration_error = answer.error
