@@ -8,12 +8,14 @@ its own: a replacement with another priority would leave two filters behind.
 from __future__ import annotations
 
 import errno
+import json
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -27,9 +29,9 @@ Result = TypeVar("Result")
 
 TCX_SINCE = (6, 6)
 EGRESS_PROGRAMS = frozenset({"to_pod"})
+FILTER_STEM = "routerd."
 FILTER_PRIORITY = 7
 FILTER_HANDLE = 0x7264
-CLSACT = 0xFFFF0000
 CLSACT_INGRESS, CLSACT_EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
 ETH_P_ALL = 0x0003
 NOT_THERE = (errno.ENOENT, errno.ENODEV, errno.EINVAL)
@@ -72,7 +74,7 @@ class Attacher:
         links = self._observe_links(identities, devices)
         if self.mode == "tcx":
             return frozenset(links)
-        return frozenset((*links, *off_loop(self._observe_filters, identities, devices)))
+        return frozenset((*links, *self._observe_filters(identities, devices)))
 
     def _identities(self) -> dict[int, str]:
         """Kernel's program id -> name, of the programs that are pinned now."""
@@ -95,19 +97,11 @@ class Attacher:
                 continue
             yield Attachment(program, int(ifindex), identities.get(info.program_id) == program)
 
-    def _observe_filters(self, identities: dict[int, str], devices: dict[int, str]) -> list[Attachment]:
-        attachments = []
-        with IPRoute() as route:
-            qdiscs = route.get_qdiscs()
-            clsact = {q["index"] for q in qdiscs if q.get_attr("TCA_KIND") == "clsact" and q["index"] in devices}
-            for ifindex in sorted(clsact):
-                for parent in (CLSACT_INGRESS, CLSACT_EGRESS):
-                    for found in route.get_filters(index=ifindex, parent=parent):
-                        program_id = _own_filter(found)
-                        if program_id is not None:
-                            name = _filter_name(found)
-                            attachments.append(Attachment(name, ifindex, identities.get(program_id) == name))
-        return attachments
+    def _observe_filters(self, identities: dict[int, str], devices: dict[int, str]) -> Iterator[Attachment]:
+        for ifindex, device in devices.items():
+            for hook in ("ingress", "egress"):
+                for program, program_id in _own_filters(device, hook):
+                    yield Attachment(program, ifindex, identities.get(program_id) == program)
 
     # -- changing
 
@@ -155,7 +149,7 @@ class Attacher:
                 if error.code != errno.EEXIST:
                     raise
             route.tc(
-                "replace-filter", "bpf", ifindex, FILTER_HANDLE, fd=fd, name=f"routerd.{program}",
+                "replace-filter", "bpf", ifindex, FILTER_HANDLE, fd=fd, name=f"{FILTER_STEM}{program}",
                 parent=_parent(program), classid=1, direct_action=True, prio=FILTER_PRIORITY, protocol=ETH_P_ALL,
             )  # fmt: skip
 
@@ -185,16 +179,12 @@ class Attacher:
                     raise
 
 
-def _filter_name(found: Any) -> str:
-    options = found.get_attr("TCA_OPTIONS")
-    name = (options.get_attr("TCA_BPF_NAME") if options else "") or ""
-    return str(name).removeprefix("routerd.")
-
-
-def _own_filter(found: Any) -> int | None:
-    """The program id of a filter of ours; None for a foreign one."""
-    options = found.get_attr("TCA_OPTIONS")
-    name = (options.get_attr("TCA_BPF_NAME") if options else "") or ""
-    if not str(name).startswith("routerd."):
-        return None
-    return int(options.get_attr("TCA_BPF_ID") or 0)
+def _own_filters(device: str, hook: str) -> Iterator[tuple[str, int]]:
+    """(program, kernel's program id) of our filters; asked of tc(8), as pyroute2 does not decode the id."""
+    command = ["tc", "-j", "filter", "show", "dev", device, hook]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    for row in json.loads(shown.stdout or "[]") if shown.returncode == 0 else ():
+        options = row.get("options", {})
+        name = str(options.get("bpf_name", ""))
+        if name.startswith(FILTER_STEM):
+            yield name.removeprefix(FILTER_STEM), int(options.get("prog", {}).get("id", 0))

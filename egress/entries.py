@@ -54,7 +54,9 @@ class Facts:
     """What only the kernel knows."""
 
     devices: Mapping[IPv4Address, PodDevice] = field(default_factory=dict)
-    uplinks: Mapping[str, int] = field(default_factory=dict)  # name -> ifindex; a device that does not exist is missing
+    uplinks: Mapping[str, int] = field(
+        default_factory=dict
+    )  # name -> ifindex: the configured ones that exist, else found
     tunnel_ifindex: int = 0  # 0 = there is no tunnel device yet
     tunnel_mtu: int = 0
     object_digest: int = 0
@@ -252,7 +254,7 @@ def map_entries(desired: Desired, facts: Facts, observed_policies: Mapping[bytes
         "settings": _settings(desired, facts),
         "nodes": {layout.ip16(address): one for address in desired.nodes},
         "cluster": {layout.cidr_key(network): one for network in (*NEVER_LEAVES, *desired.cluster)},
-        "uplinks": {layout.u32(facts.uplinks[name]): one for name in desired.uplinks if name in facts.uplinks},
+        "uplinks": {layout.u32(ifindex): one for ifindex in facts.uplinks.values()},
         "paths": {layout.u32(g.id): _path(g, desired.node_address) for g in desired.groups.values()},
         "groups": groups,
         "egress_ips": egress_ips,

@@ -218,9 +218,8 @@ def wanted_attachments(desired: Desired, observed: Observed) -> dict[tuple[str, 
     wanted: dict[tuple[str, int], str] = {}
     if observed.tunnel:
         wanted["from_tunnel", observed.tunnel.ifindex] = "the tunnel"
-    for name in desired.uplinks or sorted(facts.uplinks):
-        if name in facts.uplinks:
-            wanted["from_uplink", facts.uplinks[name]] = name
+    for name, ifindex in sorted(facts.uplinks.items()):
+        wanted["from_uplink", ifindex] = name
     devices = sorted({(d.ifindex, d.name) for address, d in facts.devices.items() if address in desired.pods})
     for program in ("to_pod", "from_pod"):
         for ifindex, name in devices:
@@ -329,5 +328,5 @@ def _overloads(desired: Desired) -> Iterator[Problem]:
     for names in sorted(set(desired.pods.values())):
         prefixes = overloaded([desired.policies[name] for name in names if name in desired.policies])
         for prefix in prefixes:
-            message = f"{prefix} has more than {layout.MAX_RULES} rules for one pod: the last are dropped; merge or split {', '.join(names)}"
-            yield Problem(names[0], "TooManyRules", message)
+            limit = f"{prefix} has more than {layout.MAX_RULES} rules for one pod: the last are dropped"
+            yield Problem(names[0], "TooManyRules", f"{limit}; merge {', '.join(names)}")

@@ -2,7 +2,7 @@
 
     python servers.py --name fw --log FILE [--http PORT] [--udp PORT] [--tcp PORT]
 
-HTTP answers `NAME saw SOURCE`; UDP answers the same in front of the payload; TCP answers it once and then echoes.
+HTTP answers `NAME saw SOURCE`, and `/bytes/N` with N zero bytes; UDP answers the same in front of the payload; TCP answers it once and then echoes.
 One line per request or connection goes to the log: `PROTOCOL SOURCE:PORT what`; `ready` when all ports are bound.
 """
 
@@ -46,6 +46,8 @@ class Http(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         body = (Seen.note("http", self.client_address[:2], f"GET {self.path}") + "\n").encode()
+        if self.path.startswith("/bytes/"):
+            body = bytes(int(self.path.removeprefix("/bytes/")))
         self.send_response(200)
         self.send_header("Content-Type", "text/plain")
         self.send_header("Content-Length", str(len(body)))
