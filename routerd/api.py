@@ -1,4 +1,4 @@
-"""How the command line asks the agent: one line of JSON each way over a unix socket. And the HTTP side for Prometheus.
+"""How the command line asks the agent: one line of JSON each way over a unix socket.
 
     request   {"get": "status"} | {"get": "show", "kind": "paths"} | {"get": "why", "object": "svc/default/web"} | …
     answer    {"ok": true, "result": …} | {"ok": false, "error": "one line", "code": 1}
@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import socket
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from routerd.errors import EnvironmentFault, RouterdError
 
 MAX_REQUEST = 65536  # bytes
 REQUEST_TIMEOUT = 5.0  # seconds, for a client to send its line
-Answer = Callable[[dict[str, Any]], Any]
+Answer = Callable[[dict[str, Any]], Any]  # may return an awaitable
 
 
 class RequestRefused(RouterdError):
@@ -68,7 +67,7 @@ class ApiServer:
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT):
                 line = await reader.readline()
-            writer.write(self._reply(line))
+            writer.write(await self._reply(line))
             await writer.drain()
         except (TimeoutError, ValueError, ConnectionError):
             pass  # a client that sends no line, too long a line, or is gone: its own loss
@@ -77,12 +76,13 @@ class ApiServer:
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
 
-    def _reply(self, line: bytes) -> bytes:
+    async def _reply(self, line: bytes) -> bytes:
         try:
             request = json.loads(line)
             if not isinstance(request, dict):
                 raise RequestRefused("a request is a JSON object", 2)
-            answer: dict[str, Any] = {"ok": True, "result": self._answer(request)}
+            found = self._answer(request)
+            answer: dict[str, Any] = {"ok": True, "result": await found if inspect.isawaitable(found) else found}
         except RequestRefused as refused:
             answer = {"ok": False, "error": str(refused), "code": refused.code}
         except json.JSONDecodeError as error:
@@ -131,69 +131,3 @@ def ask(path: Path, request: dict[str, Any], timeout: float = 10.0) -> Any:
     if not answer["ok"]:
         raise RequestRefused(answer["error"], answer.get("code", 1))
     return answer["result"]
-
-
-# --- HTTP
-
-Page = tuple[int, str, bytes]  # status, content type, body
-
-
-class _HttpServer(ThreadingHTTPServer):
-    daemon_threads = True
-    pages: dict[str, Callable[[], Page]]
-
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], family: int) -> None:
-        self.address_family = socket.AddressFamily(family)
-        super().__init__(address, handler)
-
-
-class _HttpHandler(BaseHTTPRequestHandler):
-    server: _HttpServer
-    timeout = REQUEST_TIMEOUT
-
-    def do_GET(self) -> None:
-        page = self.server.pages.get(self.path.partition("?")[0])
-        status, content_type, body = page() if page else (404, "text/plain", b"not found\n")
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Scrapes are not events."""
-
-
-class HttpServer:
-    """Serves fixed paths from threads of its own, so that a slow client cannot hold up the agent's loop."""
-
-    def __init__(self, listen: str, pages: dict[str, Callable[[], Page]]) -> None:
-        """`listen` is HOST:PORT or [V6]:PORT. EnvironmentFault if it cannot be bound."""
-        host, port = split_listen(listen)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            self._server = _HttpServer((host, port), _HttpHandler, family)
-        except OSError as error:
-            raise EnvironmentFault(
-                f"cannot listen on {listen} for metrics: {error.strerror}: change metrics-listen"
-            ) from error
-        self._server.pages = pages
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
-        self._thread.start()
-
-    @property
-    def port(self) -> int:
-        return int(self._server.server_address[1])
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-def split_listen(listen: str) -> tuple[str, int]:
-    """`127.0.0.1:7473`, `[::1]:7473` or `:7473` (every IPv4 address). EnvironmentFault if it is neither."""
-    host, _, port = listen.rpartition(":")
-    if not port.isdigit() or int(port) > 65535:
-        raise EnvironmentFault(f"metrics-listen {listen!r} is not HOST:PORT")
-    return host.strip("[]"), int(port)

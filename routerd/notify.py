@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 
@@ -11,5 +12,9 @@ def notify(message: str, address: str | None = None) -> None:
     target = os.environ.get("NOTIFY_SOCKET", "") if address is None else address
     if not target:
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-        channel.sendto(message.encode(), f"\0{target[1:]}" if target.startswith("@") else target)
+    name = f"\0{target[1:]}" if target.startswith("@") else target
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel,
+    ):
+        channel.sendto(message.encode(), name)  # a service manager that has gone must not stop the service

@@ -1,0 +1,228 @@
+"""The agent and the operator as processes: built from a configuration, run until they are cancelled.
+
+It wires parts together and decides nothing. What an agent made stays in place when it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from routerd import local, preflight
+from routerd.agent import Agent
+from routerd.announce import Rules
+from routerd.api import ApiServer
+from routerd.config import Config
+from routerd.desired import Settings
+from routerd.errors import StoreError
+from routerd.lifetime import Source
+from routerd.log import event
+from routerd.model import Allocations, NodeReport, Snapshot
+from routerd.notify import notify
+from routerd.reconcile import Reconciler
+from routerd.store.files import FileStore
+
+LOGGER = logging.getLogger("routerd.process")
+REPORT_PERIOD = 30.0  # seconds
+COLLECT_PERIOD = 10.0  # seconds; the shortest timeout of an idle flow is longer
+BEAT = 1.0  # seconds
+LONGEST_BEAT = 15.0  # seconds without one after which the loop counts as stuck
+
+Task = Callable[[], Awaitable[None]]
+
+
+def api_socket(run_dir: Path) -> Path:
+    """Where the agent answers the command line."""
+    return run_dir / "agent.sock"
+
+
+def settings_of(config: Config) -> Settings:
+    announce = config.bgp.announce
+    return Settings(
+        node=config.node_name,
+        rules=Rules(announce.loadbalancer, announce.pod_cidrs, announce.egress, config.bgp.router_id),
+        cluster_cidrs=config.cluster_cidrs,
+        tunnel_port=config.egress.tunnel_port,
+    )
+
+
+def file_store(config: Config, on_change: Callable[[], None] = lambda: None) -> FileStore:
+    store = config.store
+    return FileStore(
+        store.manifests,
+        store.allocations,
+        node_report=store.node_report,
+        node_reports=store.node_reports,
+        service_cidrs=config.service_cidrs,
+        on_change=on_change,
+    )
+
+
+class Callback:
+    """A callback that is known before what it calls."""
+
+    def __init__(self) -> None:
+        self.to: Callable[[], None] = lambda: None
+
+    def __call__(self) -> None:
+        self.to()
+
+
+# --- the agent
+
+
+def check_agent(config: Config) -> None:
+    """EnvironmentFault before anything is touched. Without egress an agent needs no privilege."""
+    if config.egress.enabled:
+        preflight.for_agent(config.egress.uplinks)
+
+
+async def agent(config: Config, source: Source) -> None:
+    """`routerd agent`, until cancelled. EnvironmentFault if the machine lacks something."""
+    check_agent(config)
+    heart = Heart()
+    body = _assembled(config, source, heart)
+    api = ApiServer(api_socket(config.run_dir), body.answer)
+    await api.start()
+    web = _web(config, body, heart)
+    event(LOGGER, logging.INFO, "agent-started", node=config.node_name)
+    try:
+        await body.run()
+    finally:
+        await api.close()
+        web()
+
+
+def _assembled(config: Config, source: Source, heart: Heart) -> Agent:
+    from bgp.speaker import Speaker
+    from routerd.rooms import Rooms, egress_room, open_datapath, relay_socket
+
+    config.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    on_store, on_speaker = Callback(), Callback()
+    store = file_store(config, on_store)
+    speaker = Speaker(relay_socket(config.run_dir), on_change=on_speaker) if config.bgp.enabled else None
+    datapath = open_datapath(config) if config.egress.enabled else None
+    tasks: dict[str, Task] = {"store": store.run, "heart": heart.beat}
+    tasks["report"] = lambda: _report(store, config.node_name)
+    if speaker is not None:
+        tasks["speaker"] = speaker.run
+    if datapath is not None:
+        tasks["collect"] = lambda: _collect(datapath)
+    body = Agent(
+        settings_of(config),
+        Rooms(store, speaker, datapath, config.egress.uplinks),
+        Reconciler(speaker, egress_room(datapath) if datapath is not None else None),
+        tasks=tasks,
+        on_ready=_ready,
+    )
+    on_store.to, on_speaker.to, source.told = body.wake, body.refresh, body.config_is
+    return body
+
+
+def _ready() -> None:
+    event(LOGGER, logging.INFO, "ready")
+    notify("READY=1")
+
+
+def _web(config: Config, body: Agent, heart: Heart) -> Callable[[], None]:
+    """Serves metrics if asked to; returns what ends it."""
+    if config.metrics_listen is None:
+        return lambda: None
+    from routerd.web import HttpServer, pages
+
+    address, port = config.metrics_listen
+    return HttpServer(address, port, pages(lambda: body.status, heart.is_beating)).close
+
+
+class Heart:
+    """Beats while the loop runs; another thread may ask whether it does."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    async def beat(self) -> None:
+        while True:
+            self._last = time.monotonic()
+            await asyncio.sleep(BEAT)
+
+    def is_beating(self) -> bool:
+        return time.monotonic() - self._last < LONGEST_BEAT
+
+
+async def _report(store: FileStore, node: str) -> None:
+    """Tells the operator which addresses this node has."""
+    while True:
+        try:
+            store.write_node_report(NodeReport(node, await asyncio.to_thread(local.interface_addresses)))
+        except (StoreError, OSError) as error:
+            event(LOGGER, logging.ERROR, "report-failed", reason=str(error), retry=REPORT_PERIOD)
+        await asyncio.sleep(REPORT_PERIOD)
+
+
+class Collector(Protocol):
+    def collect(self) -> object:
+        """Takes idle flows out of the datapath."""
+
+
+async def _collect(datapath: Collector) -> None:
+    while True:
+        await asyncio.sleep(COLLECT_PERIOD)
+        try:
+            datapath.collect()
+        except OSError as error:
+            event(LOGGER, logging.ERROR, "collect-failed", reason=str(error), retry=COLLECT_PERIOD)
+
+
+# --- the operator
+
+
+@dataclass(slots=True)
+class OperatorStore:
+    """A store as the operator sees it: `on_change` may be called after it was made."""
+
+    store: FileStore
+    callbacks: list[Callable[[], None]] = field(default_factory=list)
+
+    def snapshot(self) -> Snapshot:
+        return self.store.snapshot()
+
+    def node_reports(self) -> Mapping[str, NodeReport] | None:
+        return self.store.node_reports()
+
+    def write_allocations(self, allocations: Allocations) -> None:
+        self.store.write_allocations(allocations)
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        self.callbacks.append(callback)
+
+    def changed(self) -> None:
+        for callback in self.callbacks:
+            callback()
+
+
+async def operator(config: Config, source: Source) -> None:
+    """`routerd operator`, until cancelled. EnvironmentFault if another one has the ledger."""
+    from ipam.round import Timers
+    from routerd.assign import Settings as AssignSettings
+    from routerd.operator import Operator
+    from routerd.store.sqlite import SqliteLedger
+
+    on_store = Callback()
+    store = OperatorStore(file_store(config, on_store))
+    on_store.to = store.changed
+    timers = Timers(cooldown=config.operator.cooldown, retention=config.operator.egress_retention)
+    config.operator.ledger.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ledger = SqliteLedger(config.operator.ledger)
+    event(LOGGER, logging.INFO, "operator-started", ledger=str(config.operator.ledger))
+    notify("READY=1")
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(store.store.run(), name="store")
+            group.create_task(Operator(store, ledger, AssignSettings(timers)).run(), name="operator")
+    finally:
+        ledger.close()
