@@ -302,8 +302,8 @@ def test_collection_leaves_live_mappings_alone(cluster: Cluster) -> None:
         gateway = cluster.datapaths["gw1"]
         assert gateway.nat()
         result = gateway.collect()
-    assert result is not None
         live = len(gateway.nat())
+    assert result is not None
     assert result.mappings_live == live > 0
 
 
