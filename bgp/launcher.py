@@ -1,7 +1,7 @@
 """The speaker's process: checks ExaBGP, prepares its environment and configuration, and runs it in this process.
 
-    routerd speaker RUN_DIR          runs until SIGTERM; one per run directory
-    … --check FILE                   loads a configuration as ExaBGP would, and says what is wrong with it
+    routerd speaker RUN_DIR [--log FILE]   runs until SIGTERM; one per run directory
+    … --check FILE                         loads a configuration as ExaBGP would, and says what is wrong with it
 
 Files in the run directory: `speaker.pid` (locked while the speaker runs), `exabgp.conf` (mode 0600: it holds
 passwords), `relay.sock` (served by the agent). The last valid configuration is adopted at the next start.
@@ -10,6 +10,7 @@ It must not know what is announced; that is the agent's business.
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import importlib.metadata
 import json
@@ -53,13 +54,16 @@ class LauncherError(Exception):
 
 def main(argv: list[str]) -> int:
     """Exit status: 0 stopped or already running, 1 cannot start, 2 wrong arguments."""
-    if len(argv) == 2 and argv[0] == "--check":
-        return _check(Path(argv[1]))
-    if len(argv) != 1 or argv[0].startswith("-"):
-        print("usage: routerd speaker RUN_DIR", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(prog="routerd speaker", description="Run ExaBGP for the agent of this node.")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("run_dir", metavar="RUN_DIR", nargs="?", type=Path, help="directory of its socket and files")
+    what.add_argument("--check", metavar="FILE", type=Path, help="only say what is wrong with an ExaBGP configuration")
+    parser.add_argument("--log", metavar="FILE", type=Path, help="log there, rotated; otherwise to standard error")
+    asked = parser.parse_args(argv)
+    if asked.check is not None:
+        return _check(asked.check)
     try:
-        return _run(Path(argv[0]).resolve())
+        return _run(asked.run_dir.resolve(), asked.log.resolve() if asked.log is not None else None)
     except (LauncherError, OSError) as error:
         print(f"speaker: error: {error}", file=sys.stderr)
         return 1
@@ -81,11 +85,13 @@ def exabgp_version() -> str:
     return version
 
 
-def set_environment(run_dir: Path) -> None:
+def set_environment(run_dir: Path, log: Path | None = None) -> None:
     """For ExaBGP (read at its first import), and for the relay and its checks, which inherit it."""
     for name in [name for name in os.environ if name.lower().startswith(("exabgp_", "exabgp."))]:
         del os.environ[name]  # a host's own ExaBGP settings are not ours
     os.environ.update({**_ENVIRONMENT, "exabgp_daemon_user": _user()})
+    if log is not None:
+        os.environ["exabgp_log_destination"] = str(log)  # noqa: SIM112 - ExaBGP's own spelling
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
     os.environ[relay.RUN_VARIABLE] = str(run_dir)
     os.environ[relay.CHECK_VARIABLE] = json.dumps([sys.executable, "-m", "bgp.launcher", "--check"])
@@ -131,14 +137,14 @@ def lock(run_dir: Path) -> Any:
     return file
 
 
-def _run(run_dir: Path) -> int:
+def _run(run_dir: Path, log: Path | None) -> int:
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     held = lock(run_dir)
     if held is None:
         print(f"speaker: already running in {run_dir}", file=sys.stderr)
         return 0
     version = exabgp_version()
-    set_environment(run_dir)
+    set_environment(run_dir, log)
     file = run_dir / relay.CONFIGURATION
     prepare_configuration(file)
     return _reactor(file, version)

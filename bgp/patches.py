@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 FLUSH_TIMEOUT = 5.0  # seconds
+CONNECT_RETRY = 5  # seconds; a ToR that comes back must not wait for us, who do not listen
 _PEER = re.compile(r"^# peer (\S+) ([0-9a-f]+)$", re.MULTILINE)
 
 
@@ -61,11 +62,13 @@ def patches() -> list[Patch]:
     """Every change, in one table. The faster bulk, copy and poll paths will be rows of it too."""
     from exabgp.reactor.api.processes import Processes
     from exabgp.reactor.daemon import Daemon
+    from exabgp.reactor.delay import Delay
     from exabgp.rib.outgoing import OutgoingRIB
 
     return [
         Patch(OutgoingRIB, "_update_rib", "3c013bdc1a033977", newest_wins(OutgoingRIB._update_rib)),
         Patch(Processes, "broken", "6c7c73a211315eed", _never_broken),
+        Patch(Delay, "increase", "9e348b6f1e113f0e", _wait_longer),
         Patch(Daemon, "drop_privileges", "a6091f186864fb54", _keep_privileges),
     ]
 
@@ -91,6 +94,12 @@ def newest_wins(stock: Callable[..., Any]) -> Callable[..., Any]:
 def _never_broken(processes: Any, neighbor: Any) -> bool:
     """A relay that died is started again; stock ExaBGP would never bring the peer up again."""
     return False
+
+
+def _wait_longer(delay: Any) -> None:
+    """Waits 0, 1, 2 … up to CONNECT_RETRY seconds between attempts to connect; the stock limit is a minute."""
+    delay._time = time.time() + delay._next
+    delay._next = min(delay._next + 1, CONNECT_RETRY)
 
 
 def _keep_privileges(daemon: Any) -> bool:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from bgp.launcher import PID_FILE
 
-LOG_FILE = "speaker.log"
-LOG_LIMIT = 4 << 20  # bytes; a longer log is put aside (one generation) when the speaker starts
+LOG_FILE = "exabgp.log"  # rotated by ExaBGP
+OUTPUT_FILE = "speaker.out"  # what the process prints: warnings at start and last words; begun anew at each start
 START_TIMEOUT = 10.0  # seconds
 
 _FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux, fcntl(2)
@@ -43,7 +43,7 @@ def running_speaker(run_dir: Path) -> int | None:
 def start_speaker(run_dir: Path, *, python: str = sys.executable, timeout: float = START_TIMEOUT) -> int:
     """Starts the speaker in a session of its own, or adopts the running one; its process id. `timeout` in seconds.
 
-    Its output goes to RUN_DIR/speaker.log. Raises SpeakerStartError with the end of that when it stops at once.
+    It logs to RUN_DIR/exabgp.log. Raises SpeakerStartError with what it printed when it stops at once.
     """
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     running = running_speaker(run_dir)
@@ -59,22 +59,18 @@ def start_speaker(run_dir: Path, *, python: str = sys.executable, timeout: float
             break
         time.sleep(0.01)
     raise SpeakerStartError(
-        f"the speaker did not start: {_tail(run_dir / LOG_FILE) or f'nothing within {timeout:g} s'}"
+        f"the speaker did not start: {_tail(run_dir / OUTPUT_FILE) or f'nothing within {timeout:g} s'}"
     )
 
 
 def _spawn(run_dir: Path, python: str) -> int:
-    log = run_dir / LOG_FILE
-    with contextlib.suppress(FileNotFoundError):
-        if log.stat().st_size > LOG_LIMIT:
-            log.replace(run_dir / f"{LOG_FILE}.old")
     child = os.posix_spawn(
         python,
-        [python, "-m", "bgp.launcher", str(run_dir)],
+        [python, "-m", "bgp.launcher", str(run_dir), "--log", str(run_dir / LOG_FILE)],
         {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+            (os.POSIX_SPAWN_OPEN, 1, str(run_dir / OUTPUT_FILE), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ],
         setsid=True,

@@ -51,6 +51,7 @@ class Speaker:
         self._pending: Mapping[IPAddress, int] = {}
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
+        self._stopping = False
 
     # --- for the daemon ---
 
@@ -62,6 +63,7 @@ class Speaker:
         try:
             await self._reconcile()
         finally:
+            self._stopping = True
             server.close()
             if self._link is not None:
                 self._link.close()
@@ -124,7 +126,8 @@ class Speaker:
             self._adopt(link, hello)
             await link.serve(self._take_event)
         except LinkLost as error:
-            log.warning("speaker link lost", extra={"event": "speaker_lost", "reason": str(error)})
+            if not self._stopping:
+                log.warning("lost the speaker: %s", error, extra={"event": "speaker_lost", "reason": str(error)})
         finally:
             link.close()
             if self._link is link:
@@ -156,7 +159,9 @@ class Speaker:
         try:
             parsed = text.parse_event(event)
         except (KeyError, TypeError, ValueError) as error:
-            log.error("event not understood", extra={"event": "exabgp_event", "reason": repr(error)})
+            log.error(
+                "ExaBGP said what is not understood: %r", error, extra={"event": "exabgp_event", "reason": repr(error)}
+            )
             return
         if parsed is None:
             return
@@ -276,7 +281,7 @@ class Speaker:
                 self._rejected[part.peers[0], part.paths[0].prefix] = part.paths[0]
             else:
                 self._book(part)  # not tried for ever; the next reading of the table tells
-            log.error("ExaBGP rejected a command", extra={"event": "exabgp_rejected", "reason": str(part)})
+            log.error("ExaBGP rejected: %s", part, extra={"event": "exabgp_rejected", "reason": str(part)})
         for half in halves:
             answer = await link.command(_command(half))
             if answer.ok:
@@ -295,7 +300,11 @@ class Speaker:
             return
         self._configuration_error = answer.error
         self._refused_configuration = conf.digests({peer.address: peer for peer in action.peers})
-        log.error("ExaBGP refused the configuration", extra={"event": "exabgp_config", "reason": answer.error})
+        log.error(
+            "ExaBGP refused the configuration: %s",
+            answer.error,
+            extra={"event": "exabgp_config", "reason": answer.error},
+        )
         asyncio.get_running_loop().call_later(RETRY, self._retry_reload)
 
     def _retry_reload(self) -> None:
