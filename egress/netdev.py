@@ -11,6 +11,7 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import singledispatchmethod
 from ipaddress import IPv4Address
@@ -18,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from bpf import layout, loader, syscall
-from egress import devices, guard, plan
-from egress.attach import Attacher, Mode
+from egress import conntrack, devices, guard, plan
+from egress.attach import Attacher, Mode, off_loop
 from egress.devices import TUNNEL, Link, RouteSocket
 from egress.entries import Facts
 from egress.policy import Desired
@@ -231,6 +232,17 @@ class Datapath:
         for key in flows.items():
             if key.startswith(pod):
                 flows.delete(key)
+
+    @_do.register
+    def _(self, action: plan.SeedFlows) -> None:
+        seen = layout.SEEN_PACKET
+        value = bytes(layout.FlowValue(time.monotonic_ns(), 0, 0, seen, seen))
+        for flow in off_loop(conntrack.inbound, frozenset(action.pods)):
+            key = layout.FlowKey(
+                layout.ip_field(flow.pod), layout.ip_field(flow.remote), flow.pod_port, flow.remote_port, flow.protocol
+            )
+            with suppress(FileExistsError):
+                self._maps["flows"].put(bytes(key), value, syscall.UPDATE_NOEXIST)
 
     @_do.register
     def _(self, action: plan.Attach) -> None:

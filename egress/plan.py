@@ -141,6 +141,16 @@ class PutEntry(Prepare):
 
 
 @dataclass(frozen=True, slots=True)
+class SeedFlows(Prepare):
+    """Connections that others have to pods which are selected from now on: their answers go on as before."""
+
+    pods: tuple[IPv4Address, ...]
+
+    def __str__(self) -> str:
+        return f"keep connections begun from outside: {', '.join(map(str, self.pods))}"
+
+
+@dataclass(frozen=True, slots=True)
 class Attach(Prepare):
     program: str
     ifindex: int
@@ -198,8 +208,8 @@ class DeleteBlackhole(Retire):
 
 
 Action = (
-    LoadPrograms | CreateTunnel | ConfigureTunnel | AddBlackhole | ReservePorts | PutEntry | Attach | LoadGuard
-    | Detach | DeleteEntry | PurgeFlows | DeleteBlackhole
+    LoadPrograms | CreateTunnel | ConfigureTunnel | AddBlackhole | ReservePorts | PutEntry | SeedFlows | Attach
+    | LoadGuard | Detach | DeleteEntry | PurgeFlows | DeleteBlackhole
 )  # fmt: skip
 
 
@@ -258,6 +268,8 @@ def _prepare(desired: Desired, observed: Observed, wanted: dict[str, MapEntries]
         yield AddBlackhole(address)
     for name in WRITE_ORDER:
         present_entries = observed.maps.get(name, {})
+        if name == "pods" and (selected := _newly_selected(wanted[name], present_entries)):
+            yield SeedFlows(selected)
         for key, value in sorted(wanted[name].items()):
             if present_entries.get(key) != value:
                 yield PutEntry(name, key, value)
@@ -267,6 +279,12 @@ def _prepare(desired: Desired, observed: Observed, wanted: dict[str, MapEntries]
             yield Attach(program, ifindex, device)
     if present != target.digests():
         yield LoadGuard(target, present)
+
+
+def _newly_selected(wanted: MapEntries, present: MapEntries) -> tuple[IPv4Address, ...]:
+    none = layout.u32(0)
+    keys = (key for key, value in wanted.items() if value != none and present.get(key, none) == none)
+    return tuple(sorted(_pod_address(key) for key in keys))
 
 
 def _prepare_tunnel(desired: Desired, observed: Observed) -> Iterator[Action]:

@@ -152,6 +152,21 @@ def test_flows_begun_from_outside_are_answered_directly(cluster: Cluster) -> Non
     assert cluster.lab.client.ping(pod.address)
 
 
+def test_a_connection_from_outside_survives_the_selection_of_its_pod(cluster: Cluster) -> None:
+    pod, client = cluster.lab.pod("sel"), cluster.lab.client
+    pod.start_server(tcp=7)
+    cluster.selected["sel"] = ()
+    cluster.apply()
+    with client.connect(pod.address, 7) as connection:
+        assert connection.recv(100)
+        cluster.selected["sel"] = ("world",)
+        done = cluster.apply()["worker"]
+        assert f"keep connections begun from outside: {pod.address}" in done
+        connection.sendall(b"still there")
+        assert connection.recv(100) == b"still there"
+    assert pod.get(FW_ADDRESS).source == str(EGRESS_IP)
+
+
 def test_a_large_download_keeps_to_the_tunnel_mtu(cluster: Cluster) -> None:
     pod, fw = cluster.lab.pod("sel"), cluster.lab.fw
     size = 8 << 20
