@@ -26,7 +26,7 @@ from routerd.desired import LocalFacts, NodeState, Settings, compose
 from routerd.log import event
 from routerd.model import IPAddress, Peer, Refusal, Snapshot
 from routerd.reconcile import Reconciler, Round
-from routerd.render import bgp_lines, egress_lines
+from routerd.render import refusal_lines, state_lines
 from routerd.status import AgentStatus, PeerStatus, as_json
 from routerd.views import COLUMNS, PeerView, Row, View, pool_rows, rows
 from routerd.why import FIELDS, explain
@@ -136,12 +136,13 @@ class Agent:
         self._status = replace(self._status, config_stale=config.stale, config_error=config.error)
 
     def answer(self, request: dict[str, Any]) -> Any:
-        """The API: one request, one answer. RequestRefused for what it does not know."""
+        """The API: one request, one answer (or an awaitable of it). RequestRefused for what it does not know."""
         answers: dict[str, Callable[[dict[str, Any]], Any]] = {
             "status": lambda _: as_json(self._counted()),
             "show": self._show,
             "why": self._why,
-            "desired": lambda _: self._lines(self._state),
+            "desired": lambda _: state_lines(self._state),
+            "plan": lambda _: self._plan(),
         }
         found = answers.get(str(request.get("get")))
         if found is None:
@@ -161,10 +162,9 @@ class Agent:
         steps = explain(self._snapshot, self._state, self._settings, str(request.get("object")))
         return [{"question": s.question, "yes": s.yes, "reason": s.reason, "detail": s.detail} for s in steps]
 
-    @staticmethod
-    def _lines(state: NodeState) -> list[str]:
-        bgp = bgp_lines(state.announcements.desired) if state.announcements else []
-        return bgp + (egress_lines(state.egress) if state.egress else [])
+    async def _plan(self) -> dict[str, list[str]]:
+        lines = await self._reconciler.preview(self._state)
+        return {"changes": lines, "refusals": refusal_lines(self._refreshed().refusals)}
 
     # --- tasks
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from routerd.agent import ConfigState, TaskReturned
 from routerd.config import Config, load_config
@@ -56,12 +57,12 @@ class _Signals:
         loop.add_signal_handler(signal.SIGHUP, self.reload.set)
 
 
-async def until_signal(source: Source, work: Callable[[Config, Source], Awaitable[None]]) -> None:
+async def until_signal(source: Source, work: Callable[[Config, Source], Coroutine[Any, Any, None]]) -> None:
     """Runs `work` until a signal to stop; anew, in this process, when SIGHUP finds another configuration."""
     signals, config = _Signals(), source.load()
     signals.listen()
     while not signals.stop.is_set():
-        task = asyncio.ensure_future(work(config, source))
+        task = asyncio.create_task(work(config, source))
         try:
             config = await _watched(task, signals, source, config)
         finally:
@@ -71,10 +72,12 @@ async def until_signal(source: Source, work: Callable[[Config, Source], Awaitabl
     event(LOGGER, logging.INFO, "stopped")
 
 
-async def _watched(task: asyncio.Future[None], signals: _Signals, source: Source, config: Config) -> Config:
+async def _watched(task: asyncio.Task[None], signals: _Signals, source: Source, config: Config) -> Config:
     """Returns at a signal to stop, or with another configuration; raises what the task raises."""
     while True:
-        waits = [asyncio.create_task(wanted.wait()) for wanted in (signals.stop, signals.reload)]
+        waits: list[asyncio.Task[Any]] = [
+            asyncio.create_task(wanted.wait()) for wanted in (signals.stop, signals.reload)
+        ]
         await asyncio.wait([task, *waits], return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()

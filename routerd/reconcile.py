@@ -19,12 +19,14 @@ from typing import Any, Literal, Protocol
 
 from bgp.path import AdjRibOut, IPAddress
 from bgp.path import Desired as BgpDesired
+from bgp.rib import normalised
 from bgp.speaker import SpeakerUnavailable
 from egress.policy import Desired as EgressDesired
 from routerd.announce import Announcements
 from routerd.desired import NodeState
 from routerd.errors import EnvironmentFault
 from routerd.model import IPNetwork, Refusal
+from routerd.render import changes, path_lines
 
 SETTLE_TIMEOUT = 2.0  # seconds that a round waits for the speaker before it takes something away
 RETIRE_AFTER = 30.0  # seconds: a speaker that is gone for longer cannot hold up what policies took back
@@ -133,6 +135,31 @@ class Reconciler:
         if not held:
             egress.error = self._apply(egress.retiring, egress.done)
         return Round(tuple(egress.done), egress.problems, held, egress.error)
+
+    async def preview(self, state: NodeState) -> list[str]:
+        """What a round would do now, one line each; changes nothing. EnvironmentFault if it cannot be read."""
+        return [*self._preview_egress(state.egress), *await self._preview_bgp(state.announcements)]
+
+    def _preview_egress(self, desired: EgressDesired | None) -> list[str]:
+        if self._egress is None or desired is None:
+            return []
+        try:
+            return [str(action) for action in self._egress.plan(desired, self._egress.datapath.observe(desired))]
+        except OSError as error:
+            raise EnvironmentFault(f"egress: cannot read the datapath: {error}") from error
+
+    async def _preview_bgp(self, announced: Announcements | None) -> list[str]:
+        if self._speaker is None or announced is None:
+            return []
+        try:
+            held = await self._speaker.observe()
+        except SpeakerUnavailable as error:
+            raise EnvironmentFault(str(error)) from error
+        desired = announced.desired
+        tables = {
+            address: normalised(desired.ribs[address].values(), peer)[0] for address, peer in desired.peers.items()
+        }
+        return changes(path_lines(held), path_lines(tables))
 
     # --- egress
 

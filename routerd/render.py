@@ -5,12 +5,13 @@ Pure. Two equal states give equal text and a changed state changes at least one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
+from bgp.path import AdjRibOut, IPAddress, Path, SpeakerPeer
 from bgp.path import Desired as BgpDesired
-from bgp.path import Path, SpeakerPeer
 from egress.policy import Desired as EgressDesired
 from egress.policy import Group, Policy, Ports
+from routerd.desired import NodeState
 from routerd.model import Refusal
 
 
@@ -43,11 +44,14 @@ def session_text(peer: SpeakerPeer) -> str:
 
 
 def bgp_lines(desired: BgpDesired) -> list[str]:
-    """`peer ADDRESS SESSION` and `path ADDRESS PATH`, sorted by peer, then prefix."""
+    """`peer ADDRESS SESSION`, then `path ADDRESS PATH`, sorted by peer, then prefix."""
+    peers = sorted(desired.peers.items(), key=lambda item: (item[0].version, int(item[0])))
+    return [f"peer {address} {session_text(peer)}" for address, peer in peers] + path_lines(desired.ribs)
+
+
+def path_lines(ribs: Mapping[IPAddress, AdjRibOut]) -> list[str]:
     lines: list[str] = []
-    for address, peer in sorted(desired.peers.items(), key=lambda item: (item[0].version, int(item[0]))):
-        lines.append(f"peer {address} {session_text(peer)}")
-        rib = desired.ribs.get(address, {})
+    for address, rib in sorted(ribs.items(), key=lambda item: (item[0].version, int(item[0]))):
         paths = sorted(
             rib.values(), key=lambda p: (p.prefix.version, int(p.prefix.network_address), p.prefix.prefixlen)
         )
@@ -95,6 +99,12 @@ def egress_lines(desired: EgressDesired) -> list[str]:
         *_networks("tunnel-node", sorted(desired.nodes)),
         *_networks("uplink", desired.uplinks),
     ]
+
+
+def state_lines(state: NodeState) -> list[str]:
+    """Both parts; a part that is not synced has no line."""
+    bgp = bgp_lines(state.announcements.desired) if state.announcements else []
+    return bgp + (egress_lines(state.egress) if state.egress else [])
 
 
 def refusal_lines(refusals: Iterable[Refusal]) -> list[str]:

@@ -72,10 +72,6 @@ def _status_arguments(parser: argparse.ArgumentParser) -> None:
     _output(parser, ("table", "json"))
 
 
-def _cleanup_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="print what would be removed and remove nothing")
-
-
 COMMANDS = (
     Command(
         "run",
@@ -141,9 +137,9 @@ COMMANDS = (
     Command(
         "cleanup",
         "remove everything that routerd has put into this node's kernel",
-        ("routerd cleanup --dry-run", "routerd cleanup"),
-        "Programs, maps, links, nft table, routes and recorded sysctls. Stop agent and speaker first.",
-        _cleanup_arguments,
+        ("routerd cleanup", "routerd --config /etc/routerd/node-a.yaml cleanup"),
+        "Programs, maps, the tunnel device, the nft table, routes and reserved ports. Stop agent and speaker first: it "
+        "refuses otherwise.",
     ),
     Command("version", "print the version", ("routerd version",)),
 )
