@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import yaml
 
 from routerd.errors import InputError
 from routerd.formats.document import IMPLICIT, NOWHERE, Source, Value
 
-MAX_NODES = 2_000_000  # of a document with its aliases written out
+MAX_NODES = 2_000_000  # that aliases may make of one document
+MAX_DEPTH = 100
 
-_CParser: Any = getattr(yaml, "CBaseLoader", None) or yaml.BaseLoader
-
-
-class _Loader(_CParser):  # type: ignore[misc]
-    """Composes nodes and resolves no tags."""
-
-    def resolve(self, kind: type[yaml.Node], value: object, implicit: object) -> str:
-        return IMPLICIT
-
-    def descend_resolver(self, current: object, index: object) -> None:
-        pass
-
-    def ascend_resolver(self) -> None:
-        pass
+# Events are composed here: libyaml's own composer recurses on the C stack, and a deep document ends the process.
+_Parser: Any = getattr(yaml, "CBaseLoader", None) or yaml.BaseLoader
 
 
 def first_document(text: str, source: Source = NOWHERE) -> Value | None:
@@ -39,18 +29,89 @@ def documents(text: str, source: Source = NOWHERE) -> list[Value]:
 
 
 def _compose(text: str, source: Source) -> Iterator[Value]:
-    loader = None
+    parser = None
     try:
-        loader = _Loader(text)
-        while loader.check_node():
-            yield _bounded(Value(loader.get_node(), source), text)
+        parser = _Parser(text)
+        builder = _Builder()
+        while not isinstance(event := parser.get_event(), yaml.StreamEndEvent):
+            node = builder.take(event)
+            if node is not None:
+                yield Value(node, source)
+                builder = _Builder()
     except yaml.YAMLError as error:
         raise syntax_error(error, source) from error
-    except RecursionError as error:
-        raise InputError("nested too deeply", file=source.file, line=source.line + 1) from error
     finally:
-        if loader is not None:
-            loader.dispose()
+        if parser is not None:
+            parser.dispose()
+
+
+@dataclass(slots=True)
+class _Open:
+    """A list or a mapping whose end has not come."""
+
+    node: Any
+    anchor: str | None
+    children: list[Any]
+    weight: int = 1  # values in it, with aliases written out
+
+
+class _Builder:
+    """Events of one document to nodes, without recursion. Tags are not resolved."""
+
+    def __init__(self) -> None:
+        self._open: list[_Open] = []
+        self._anchors: dict[str, tuple[Any, int]] = {}  # node and its weight
+
+    def take(self, event: Any) -> Any | None:
+        """The root node, when it is complete."""
+        if isinstance(event, yaml.ScalarEvent):
+            mark: Any = event.start_mark
+            node = yaml.ScalarNode(event.tag or IMPLICIT, event.value, mark, None, event.style)
+            return self._add(node, 1, event.anchor)
+        if isinstance(event, yaml.MappingStartEvent):
+            self._begin(yaml.MappingNode, event)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            self._begin(yaml.SequenceNode, event)
+        elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
+            return self._end()
+        elif isinstance(event, yaml.AliasEvent):
+            return self._add(*self._resolve(event), None)
+        return None
+
+    def _begin(self, kind: Any, event: Any) -> None:
+        if len(self._open) >= MAX_DEPTH:
+            _fail(f"nested more than {MAX_DEPTH} levels deep", event)
+        children: list[Any] = []
+        self._open.append(_Open(kind(event.tag or IMPLICIT, children, event.start_mark), event.anchor, children))
+
+    def _end(self) -> Any | None:
+        done = self._open.pop()
+        if isinstance(done.node, yaml.MappingNode):
+            done.node.value = list(zip(done.children[::2], done.children[1::2], strict=True))
+        return self._add(done.node, done.weight, done.anchor)
+
+    def _add(self, node: Any, weight: int, anchor: str | None) -> Any | None:
+        if anchor:
+            self._anchors[anchor] = (node, weight)
+        if not self._open:
+            return node
+        self._open[-1].children.append(node)
+        self._open[-1].weight += weight
+        return None
+
+    def _resolve(self, event: Any) -> tuple[Any, int]:
+        if any(one.anchor == event.anchor for one in self._open):
+            _fail("an alias refers to a value that holds it", event)
+        if event.anchor not in self._anchors:
+            _fail(f"unknown anchor '{event.anchor}' referenced", event)
+        node, weight = self._anchors[event.anchor]
+        if sum(one.weight for one in self._open) + weight > MAX_NODES:
+            _fail(f"aliases make this document larger than {MAX_NODES} values", event)
+        return node, weight
+
+
+def _fail(problem: str, event: Any) -> NoReturn:
+    raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
 
 
 def syntax_error(error: yaml.YAMLError, source: Source) -> InputError:
@@ -64,27 +125,6 @@ def syntax_error(error: yaml.YAMLError, source: Source) -> InputError:
     line, column = (0, 0) if source.fixed else (mark.line, mark.column)
     message = f"not YAML: {problem}"
     return InputError(message, file=source.file, line=source.line + line + 1, column=source.column + column + 1)
-
-
-def _bounded(value: Value, text: str) -> Value:
-    """Refuses an alias that holds itself, and aliases that multiply beyond all use."""
-    if "*" in text and "&" in text and _weight(value.node, {}, value) > MAX_NODES:
-        raise value.error(f"aliases make this document larger than {MAX_NODES} values")
-    return value
-
-
-def _weight(node: Any, known: dict[int, int], value: Value) -> int:
-    if isinstance(node, yaml.ScalarNode):
-        return 1
-    if id(node) in known:
-        if known[id(node)] < 0:
-            raise value.error("an alias refers to a value that holds it")
-        return known[id(node)]
-    known[id(node)] = -1
-    is_mapping = isinstance(node, yaml.MappingNode)
-    children = [child for pair in node.value for child in pair] if is_mapping else list(node.value)
-    known[id(node)] = 1 + sum(_weight(child, known, value) for child in children)
-    return known[id(node)]
 
 
 def inner_source(value: Value, lines: list[str]) -> Source:

@@ -62,7 +62,7 @@ class Manifests:
 
     def _look_at(self, path: Path, now: float, *, is_there: bool, is_touched: bool) -> None:
         held = self.files.get(path, Held())
-        found = refresh(held, path, read_text, again=is_touched) if is_there else Held[Loaded](None, Loaded())
+        found = refresh(held, path, read_text, again=is_touched) if is_there else Held(None, Loaded())
         if found != held and _keys(held) - _keys(found) and not self._is_confirmed(path, found.stamp, now):
             return
         self._losing.pop(path, None)

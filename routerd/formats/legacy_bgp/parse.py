@@ -77,6 +77,6 @@ def _first_document(text: str, dialect: Dialect, source: Source) -> Value | None
 def _counted_line(error: yaml.YAMLError) -> int:
     """The line as yaml.v2 names it: right for the scanner's errors, one too low for the parser's."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    if mark is None or mark.line == 0:
+    if mark is None or mark.line == 0 or isinstance(error, yaml.composer.ComposerError):
         return 0
     return int(mark.line) + isinstance(error, yaml.scanner.ScannerError)

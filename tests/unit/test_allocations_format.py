@@ -1,0 +1,96 @@
+"""`Allocations` and `NodeReport`: what is written reads back, and the same value gives the same text."""
+
+from ipaddress import IPv4Address, IPv6Address
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from routerd.errors import InputError
+from routerd.formats.allocations import (
+    MAX_GROUP,
+    parse_allocations,
+    parse_node_report,
+    write_allocations,
+    write_node_report,
+)
+from routerd.model import Allocations, EgressGroup, GatewaySlot, NodeReport, Refusal, ServiceAllocation
+
+text = st.text(st.characters(codec="utf-8"), max_size=20)
+names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
+# An IPv4-mapped IPv6 address reads back as the IPv4 address that it is.
+v6 = st.integers(2**64, 2**128 - 1).map(IPv6Address)
+addresses = st.one_of(st.integers(0, 2**32 - 1).map(IPv4Address), v6)
+slots = st.builds(GatewaySlot, names, st.integers(0, 4095))
+groups = st.builds(
+    EgressGroup,
+    id=st.integers(1, MAX_GROUP),
+    egress_ip=addresses,
+    policies=st.lists(names, max_size=3).map(tuple),
+    gateways=st.lists(slots, max_size=3).map(tuple),
+    slots=st.sampled_from([1, 2, 64]),
+    epoch=st.integers(1, 2**40),
+    node_address=st.booleans(),
+    pool=text,
+)
+services = st.builds(ServiceAllocation, names, text, st.lists(addresses, max_size=2).map(tuple))
+allocations = st.builds(
+    Allocations,
+    generation=st.integers(0, 2**62),
+    services=st.lists(services, max_size=3).map(tuple),
+    groups=st.lists(groups, max_size=3).map(tuple),
+    refusals=st.lists(st.builds(Refusal, text, text, text), max_size=3).map(tuple),
+)
+
+
+@given(allocations)
+@settings(max_examples=60)
+def test_allocations_read_back(value: Allocations) -> None:
+    assert parse_allocations(write_allocations(value), "f") == value
+
+
+@given(names, st.lists(addresses, max_size=3))
+@settings(max_examples=30)
+def test_node_reports_read_back(node: str, found: list[IPv4Address | IPv6Address]) -> None:
+    report = NodeReport(node, tuple(found))
+    assert parse_node_report(write_node_report(report), "f") == report
+
+
+def test_the_text_is_one_line_per_record() -> None:
+    value = Allocations(
+        7,
+        (ServiceAllocation("shop/web", "public", (IPv4Address("192.0.2.1"),)),),
+        (EgressGroup(5, IPv4Address("192.0.2.9"), ("EgressPolicy/a",), (GatewaySlot("n1", 0),), pool="egress"),),
+        (Refusal("svc/shop/x", "PoolExhausted", 'pool "public" is full'),),
+    )
+    assert write_allocations(value) == (
+        "# Written by routerd; edits are lost.\n"
+        "apiVersion: routerd.io/v1alpha1\nkind: Allocations\ngeneration: 7\n"
+        'services:\n- {service: "shop/web", pool: "public", addresses: ["192.0.2.1"]}\n'
+        'groups:\n- {id: 5, egressIP: "192.0.2.9", pool: "egress", policies: ["EgressPolicy/a"], '
+        'gateways: [{node: "n1", slot: 0}], slots: 1, epoch: 1, nodeAddress: false}\n'
+        'refusals:\n- {object: "svc/shop/x", reason: "PoolExhausted", message: "pool \\"public\\" is full"}\n'
+    )
+
+
+HEAD = "apiVersion: routerd.io/v1alpha1\nkind: Allocations\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "f: found 0 documents, expected one of kind Allocations"),
+        (HEAD + "---\n" + HEAD, "f: found 2 documents, expected one of kind Allocations"),
+        (HEAD, 'f:1:1: the key "generation" is missing'),
+        (HEAD + "generation: 1\ngroup: []\n", 'f:4:1: group: unknown key "group"; did you mean "groups"?'),
+        (
+            HEAD + "generation: 1\nservices: [{service: a, pool: p, addresses: [x]}]\n",
+            'f:4:46: services[0].addresses[0]: found "x", expected an IP address',
+        ),
+        (HEAD.replace("Allocations", "NodeReport"), 'f:2:7: kind: found "NodeReport", expected Allocations'),
+    ],
+)
+def test_mistakes_are_named(content: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_allocations(content, "f")
+    assert str(caught.value) == message

@@ -1,0 +1,85 @@
+"""routerd.yaml: defaults that follow from others, and one message per kind of mistake."""
+
+from dataclasses import replace
+from ipaddress import IPv6Address, ip_network
+from pathlib import Path
+
+import pytest
+
+from routerd.config import Config, load_config, parse_config
+from routerd.errors import InputError
+
+HEAD = "apiVersion: routerd.io/v1alpha1\nkind: Config\n"
+
+
+def test_two_lines_are_a_whole_file() -> None:
+    assert parse_config(HEAD) == Config()
+
+
+def test_paths_follow_the_directories_that_hold_them() -> None:
+    config = parse_config(HEAD + "state-dir: /s\nstore: {manifests: /m}\n")
+    assert config.operator.ledger == Path("/s/ledger.sqlite")
+    assert config.store.allocations == Path("/m/allocations.yaml")
+    assert (config.store.node_report, config.store.node_reports) == (Path("/s/node.yaml"), ("/s/node.yaml",))
+
+
+def test_everything_can_be_set() -> None:
+    config = parse_config(
+        HEAD
+        + """\
+node-name: n1
+metrics-listen: "[::1]:9000"
+log: {format: json, level: debug}
+service-cidrs: [10.96.0.0/12]
+cluster-cidrs: ["fd00::/8"]
+egress: {enabled: false, uplinks: [eth0], tunnel-port: 9999, attach: tcx, nat-entries: 2048}
+bgp: {enabled: false, router-id: 192.0.2.1, announce: {loadbalancer: false, pod-cidrs: true, egress: false}}
+operator: {ledger: /l, retention: 1d, egress-retention: "0", cooldown: 5m}
+"""
+    )
+    assert config.node_name == "n1"
+    assert config.metrics_listen == (IPv6Address("::1"), 9000)
+    assert (config.service_cidrs, config.cluster_cidrs) == ((ip_network("10.96.0.0/12"),), (ip_network("fd00::/8"),))
+    assert config.egress == replace(
+        config.egress, enabled=False, uplinks=("eth0",), tunnel_port=9999, attach="tcx", nat_entries=2048
+    )
+    assert not config.bgp.enabled
+    assert config.bgp.announce.pod_cidrs
+    assert (config.operator.retention, config.operator.egress_retention, config.operator.cooldown) == (86400, 0, 300)
+    assert parse_config(HEAD + 'metrics-listen: ""\n').metrics_listen is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "f: found 0 documents, expected one of kind Config"),
+        ("kind: Config\n", 'f:1:1: the key "apiVersion" is missing'),
+        (HEAD + "state_dir: /x\n", 'f:3:1: state_dir: unknown key "state_dir"; did you mean "state-dir"?'),
+        (HEAD + "state-dir: x\n", 'f:3:12: state-dir: found "x", expected an absolute path'),
+        (HEAD + "egress: {tunnel-port: 99999}\n",
+         'f:3:23: egress.tunnel-port: found "99999", expected an integer from 1 to 65535'),
+        (HEAD + "egress: {uplinks: [averyveryverylongname]}\n",
+         'f:3:20: egress.uplinks[0]: found "averyveryverylongname", expected the name of a network device'),
+        (HEAD + "metrics-listen: 9793\n",
+         'f:3:17: metrics-listen: found "9793", expected ADDRESS:PORT such as 127.0.0.1:9793 or [::1]:9793, or "" '
+         "for none"),
+        (HEAD + "bgp: {announce: {pod-cidr: true}}\n",
+         'f:3:18: bgp.announce.pod-cidr: unknown key "pod-cidr"; did you mean "pod-cidrs"?'),
+        (HEAD + "bgp: {router-id: '2001:db8::1'}\n",
+         'f:3:18: bgp.router-id: found the string "2001:db8::1", expected an IPv4 address'),
+        (HEAD + "operator: {cooldown: 30}\n",
+         'f:3:22: operator.cooldown: found "30", expected a duration such as 30s, 5m, 12h or 400d'),
+        (HEAD + "log: {level: warn}\n",
+         'f:3:14: log.level: found "warn", expected info, debug, warning or error; did you mean "warning"?'),
+        (HEAD + "store: {kind: etcd}\n", 'f:3:15: store.kind: found "etcd", expected files'),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(text: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_config(text, "f")
+    assert str(caught.value) == message
+
+
+def test_a_file_that_is_not_there_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read: No such file or directory"):
+        load_config(tmp_path / "none.yaml")
