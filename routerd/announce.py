@@ -262,10 +262,6 @@ def egress_preference(epoch: int, rank: int) -> tuple[int, int]:
 def egress_refusal(scene: Scene, group: EgressGroup) -> Refusal | None:
     """Why this gateway does not announce the address of `group`."""
     name = f"egress/{group.egress_ip}"
-    if group.node_address:
-        return Refusal(
-            name, "NodeAddress", "the address is on an interface of its gateway, whose network already routes it"
-        )
     pool = scene.pools.get(group.pool)
     if pool is not None and pool.protocol != "bgp":
         return Refusal(name, "PoolNotBgp", f"pool {pool.name!r} has protocol {pool.protocol}: BGP does not announce it")
@@ -283,8 +279,8 @@ def egress_path(scene: Scene, group: EgressGroup, rank: int) -> Path:
 def _egress_ips(scene: Scene) -> Iterator[Wanted | Refusal]:
     for group in scene.groups:
         nodes = [gateway.node for gateway in group.gateways]
-        if scene.node.name not in nodes:
-            continue
+        if scene.node.name not in nodes or group.node_address:
+            continue  # an address on an interface is routed by the network that the interface is in
         refusal = egress_refusal(scene, group)
         if refusal is not None:
             yield refusal

@@ -8,13 +8,14 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterable, Mapping
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
 
 from routerd.model import IPAddress, Peer
 
-OUR_LINKS = "routerd."  # names of links that routerd makes begin so
+IPV6_ADDRESSES = Path("/proc/net/if_inet6")
+GLOBAL_SCOPE = "00"
 UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETDOWN}
-RT_SCOPE_UNIVERSE = 0  # linux/rtnetlink.h
 
 
 def _family(address: IPAddress) -> socket.AddressFamily:
@@ -63,15 +64,18 @@ def session_addresses(
     return found
 
 
-def interface_addresses() -> tuple[IPAddress, ...]:
-    """Global addresses on this node's interfaces, sorted, less those on links of ours. Runs its own event loop."""
-    from pyroute2 import IPRoute  # 0.1 s of import, and not needed for the first round
+def global_ipv6(table: str) -> tuple[IPv6Address, ...]:
+    """Addresses of global scope from the text of /proc/net/if_inet6 (address, index, length, scope, flags, name)."""
+    fields = (line.split() for line in table.splitlines())
+    return tuple(IPv6Address(bytes.fromhex(words[0])) for words in fields if words[3] == GLOBAL_SCOPE)
 
-    with IPRoute() as route:
-        ours = {link["index"] for link in route.get_links() if link.get_attr("IFLA_IFNAME").startswith(OUR_LINKS)}
-        found = [
-            ip_address(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
-            for message in route.get_addr()
-            if message["scope"] == RT_SCOPE_UNIVERSE and message["index"] not in ours
-        ]
-    return tuple(sorted(set(found), key=lambda address: (address.version, int(address))))
+
+def interface_addresses() -> tuple[IPAddress, ...]:
+    """Addresses on this node's interfaces by which others can reach it, sorted."""
+    from egress.devices import RouteSocket, read_addresses  # 0.1 s of import, and not needed for the first round
+
+    with RouteSocket() as route:
+        ipv4 = {address for _, address in read_addresses(route)}
+    reachable = (a for a in ipv4 if not (a.is_loopback or a.is_link_local or a.is_multicast))
+    ipv6 = global_ipv6(IPV6_ADDRESSES.read_text()) if IPV6_ADDRESSES.exists() else ()  # absent without IPv6
+    return tuple(sorted(reachable)) + tuple(sorted(ipv6))

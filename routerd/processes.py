@@ -158,7 +158,7 @@ async def _report(store: FileStore, node: str) -> None:
     """Tells the operator which addresses this node has."""
     while True:
         try:
-            store.write_node_report(NodeReport(node, await asyncio.to_thread(local.interface_addresses)))
+            store.write_node_report(NodeReport(node, local.interface_addresses()))
         except (StoreError, OSError) as error:
             event(LOGGER, logging.ERROR, "report-failed", reason=str(error), retry=REPORT_PERIOD)
         await asyncio.sleep(REPORT_PERIOD)

@@ -53,6 +53,7 @@ def _log(config: Config) -> None:
     from routerd.log import configure
 
     configure(getattr(logging, config.log.level.upper()), as_json=config.log.format == "json")
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells every look at the files
 
 
 # --- processes

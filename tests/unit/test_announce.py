@@ -214,7 +214,14 @@ def test_a_nodes_own_address_is_not_announced() -> None:
     allocations = Allocations(1, groups=(cluster.group(node_address=True),))
     result = announced(cluster.snapshot(allocations=allocations), "a", Rules())
     assert "198.51.100.7/32" not in prefixes(result)
-    assert reasons(result)["egress/198.51.100.7"] == "NodeAddress"
+    assert result.refusals == ()
+
+
+def test_an_egress_ip_of_a_layer2_pool_is_not_announced() -> None:
+    pools = {"out": cluster.pool("out", "198.51.100.0/24", protocol="layer2")}
+    allocations = Allocations(1, groups=(cluster.group(pool="out"),))
+    result = announced(cluster.snapshot(pools=pools, allocations=allocations), "a", Rules(services=False))
+    assert (prefixes(result), reasons(result)) == ([], {"egress/198.51.100.7": "PoolNotBgp"})
 
 
 def test_an_egress_ip_bears_the_communities_of_its_pool() -> None:
