@@ -310,7 +310,8 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 def suggestion(text: str, known: Iterable[str]) -> str:
     """`; did you mean "…"?`, or nothing where nothing is near."""
     folded = {option.lower(): option for option in known}
-    near = difflib.get_close_matches(text.lower(), folded, n=1, cutoff=0.7)
+    cutoff = 0.66 if len(text) <= 4 else 0.7  # two letters swapped in a short word are far apart by this measure
+    near = difflib.get_close_matches(text.lower(), folded, n=1, cutoff=cutoff)
     return f'; did you mean "{folded[near[0]]}"?' if near else ""
 
 

@@ -1,0 +1,84 @@
+"""Objects of many files: what is there twice or overlaps is refused, the rest goes on."""
+
+from ipaddress import ip_network
+
+from routerd.formats.objects import read_text
+from routerd.model import Snapshot
+from routerd.store.merge import merge
+
+POOL = "apiVersion: routerd.io/v1alpha1\nkind: AddressPool\nmetadata: {{name: {0}}}\nspec: {{blocks: [{1}]}}\n"
+
+
+def bgp(
+    name: str, *, namespace: str = "kube-system", peers: str = "10.0.0.1", block: str = "", key: str = "config.yaml"
+) -> str:
+    lines = [f"    - {{peer-address: {peer}, peer-asn: 64512, my-asn: 64513}}" for peer in peers.split()]
+    pools = f"\n    address-pools: [{{name: legacy, protocol: bgp, addresses: [{block}]}}]" if block else ""
+    head = f"apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: {namespace}}}\ndata:\n  {key}: |\n"
+    return head + "    peers:\n" + "\n".join(lines) + pools + "\n"
+
+
+def merged(*texts: str) -> tuple[Snapshot, list[str]]:
+    snapshot = merge([read_text(text, f"{n}.yaml") for n, text in enumerate(texts)], allocations=None)
+    return snapshot, [f"{one.object} {one.reason}: {one.message}" for one in snapshot.refusals]
+
+
+def test_nothing_is_synced_and_empty() -> None:
+    snapshot, refusals = merged()
+    assert (snapshot.is_synced, snapshot.nodes, snapshot.allocations, refusals) == (True, {}, None, [])
+
+
+def test_of_two_objects_of_one_name_the_first_file_wins() -> None:
+    first = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, labels: {from: first}}\n"
+    snapshot, refusals = merged(first, "\n" + first.replace("first", "second"))
+    assert [pod.labels["from"] for pod in (snapshot.pods or {}).values()] == ["first"]
+    assert refusals == [
+        "Pod/default/p Duplicate: 1.yaml:2: Pod/default/p is already defined at 0.yaml:1; this one is not used"
+    ]
+
+
+def test_overlapping_pools_the_later_is_conflicting() -> None:
+    snapshot, refusals = merged(
+        POOL.format("a", "192.0.2.0/24"), POOL.format("b", "192.0.2.7"), POOL.format("c", "198.51.100.1")
+    )
+    assert sorted(snapshot.pools or {}) == ["a", "c"]
+    assert refusals == [
+        "AddressPool/b Conflicting: 1.yaml:1: 192.0.2.7/32 overlaps with 192.0.2.0/24 of pool a (0.yaml:1); pool b is "
+        "not used"
+    ]
+
+
+def test_pools_of_config_maps_and_of_ours_are_one_set() -> None:
+    snapshot, refusals = merged(bgp("bgp-config", block="192.0.2.0/24"), POOL.format("legacy", "198.51.100.0/24"))
+    assert (snapshot.pools or {})["legacy"].blocks == (ip_network("192.0.2.0/24"),)
+    assert refusals == ["AddressPool/legacy Duplicate: 1.yaml:1: pool legacy is already defined at 0.yaml:8"]
+
+
+def test_peers_of_all_config_maps_are_merged_unless_equal() -> None:
+    other = bgp("config", namespace="metallb-system", peers="10.0.0.1 10.0.0.2", key="config")
+    snapshot, refusals = merged(bgp("bgp-config"), other)
+    assert snapshot.bgp is not None
+    assert [str(peer.address) for peer in snapshot.bgp.peers] == ["10.0.0.1", "10.0.0.2"]
+    assert str(snapshot.bgp.peers[0].origin) == "0.yaml:7"
+    assert refusals == []
+
+
+def test_what_only_routerd_writes_is_not_read_from_manifests() -> None:
+    _, refusals = merged("apiVersion: routerd.io/v1alpha1\nkind: Allocations\ngeneration: 1\n")
+    assert refusals == [
+        "Allocations Misplaced: 0.yaml:1: Allocations is not read from manifests; name its file in the configuration "
+        "(store)"
+    ]
+
+
+def test_refusals_of_readers_are_kept() -> None:
+    policy = """\
+apiVersion: cilium.io/v2
+kind: CiliumEgressGatewayPolicy
+metadata: {name: e}
+spec: {selectors: [{podSelector: {}}], destinationCIDRs: [0.0.0.0/0],
+  egressGateway: {nodeSelector: {}, interface: eth1}}
+"""
+    snapshot, refusals = merged(policy)
+    assert snapshot.policies == {}
+    assert [refusal.split(":")[0] for refusal in refusals] == ["CiliumEgressGatewayPolicy/e InterfaceNotSupported"]
