@@ -1,0 +1,86 @@
+"""What is mended in the installed ExaBGP: that it is the code the changes were written for, and what they change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address, ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exabgp.bgp.message import Action
+from exabgp.reactor.api import API
+from exabgp.rib.outgoing import OutgoingRIB
+
+from bgp import conf, patches, rib, text
+from bgp.path import Path as BgpPath
+from bgp.path import SpeakerPeer
+from tests.unit.real_exabgp import loaded
+
+PEER = SpeakerPeer(ip_address("10.9.0.2"), ip_address("10.9.0.1"), 64512, 65000, IPv4Address("10.9.0.1"))
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    table = patches.patches()
+    stock = [getattr(patch.owner, patch.name) for patch in table]
+    yield
+    for patch, function in zip(table, stock, strict=True):
+        setattr(patch.owner, patch.name, function)
+
+
+@pytest.mark.usefixtures("restored")
+def test_the_installed_release_is_the_one_that_is_mended() -> None:
+    table = patches.patches()
+    assert patches.apply(table) == []
+    assert all(getattr(patch.owner, patch.name) is patch.replacement for patch in table)
+    assert len(patches.apply(table)) == len(table)  # what is not stock is left alone, and named
+
+
+def test_a_function_that_differs_is_left_alone() -> None:
+    class Other:
+        def method(self) -> int:
+            return 1
+
+    left = patches.apply([patches.Patch(Other, "method", "0" * 16, lambda self: 2)])
+    assert left == ["Other.method"]
+    assert Other().method() == 1
+
+
+def last_word(update: Callable[..., Any]) -> str:
+    """What the peer is left with after withdraw Q, announce P (med 1), withdraw P, all before anything is sent."""
+    configuration = loaded(conf.peers_text([PEER]))
+    (neighbor,) = configuration.neighbors.values()
+    table = OutgoingRIB(True, neighbor.families())
+    steps = [
+        text.withdraw([PEER.address], [ip_network("192.0.2.9/32")]),
+        text.announce(
+            [PEER.address],
+            rib.attributes_of(BgpPath(ip_network("192.0.2.1/32"), med=1), PEER),
+            [ip_network("192.0.2.1/32")],
+        ),
+        text.withdraw([PEER.address], [ip_network("192.0.2.1/32")]),
+    ]
+    for step in steps:
+        command = step.partition("10.9.0.2 ")[2]
+        for change in API(None).api_attributes(command, []):
+            change.nlri.action = Action.ANNOUNCE if command.startswith("announce") else Action.WITHDRAW
+            update(table, neighbor.remove_self(change))
+    last = ""
+    for message in table.updates(True):
+        for nlri in message.nlris:
+            if str(nlri.cidr) == "192.0.2.1/32":
+                last = "announced" if nlri.action == Action.ANNOUNCE else "withdrawn"
+    return last
+
+
+def test_the_newest_of_several_changes_is_sent() -> None:
+    stock = OutgoingRIB._update_rib
+    assert last_word(stock) == "announced"  # the fault that is mended: a withdrawn path comes back
+    assert last_word(patches.newest_wins(stock)) == "withdrawn"
+
+
+def test_loaded_peers(tmp_path: Path) -> None:
+    file = tmp_path / "exabgp.conf"
+    file.write_text("process relay {}\n" + conf.peers_text([PEER]))
+    assert patches.loaded_peers(file) == {"10.9.0.2": conf.digest(PEER)}
