@@ -14,22 +14,25 @@ from ipam.round import Record, Request, Round
 
 def take_records(work: Round, records: Iterable[Record]) -> None:
     """Live records before idle ones: an address that one of two holders left is still held."""
-    idle, stranded = [], []
+    idle = []
     for record in sorted(records, key=lambda each: (each.since, each.owner, key_of(each.address))):
         request = work.requests.get(record.owner)
-        if request is None or record.state != "used":
-            idle.append(record)
-            continue
         key = key_of(record.address)
         pool = work.home(key, record.pool)
-        if pool is None and not request.given:
-            if record.pool in work.by_name and work.by_name[record.pool].spec.disabled:
-                continue  # drained: the owner gets another address
-            stranded.append(record)
+        if request is None or record.state != "used" or (pool is None and _moves_off(work, record, request)):
+            idle.append(record)
+            continue
         work.hold(pool or work.outside, key, request, record.since, record)
     for record in idle:
         _take_idle(work, record)
-    work.denials += _stranded(stranded)
+
+
+def _moves_off(work: Round, record: Record, request: Request) -> bool:
+    """Whether an address that lies in no pool is given up: its pool is drained, or its owner no longer gives it."""
+    if request.given:
+        return False
+    pool = work.by_name.get(record.pool)
+    return not record.pool or (pool is not None and pool.spec.disabled)
 
 
 def _take_idle(work: Round, record: Record) -> None:
@@ -59,11 +62,13 @@ def _keep_idle(work: Round, kept: Record, before: Record) -> None:
     work.returning.setdefault(kept.owner, []).append(key)
 
 
-def _stranded(records: list[Record]) -> list[Denial]:
-    """One denial for each pool that no longer has addresses in use. The owners keep them."""
+def stranded(work: Round) -> list[Denial]:
+    """One denial for each pool that no longer has addresses in use; the owners keep them. Asked after serving."""
     by_pool: dict[str, list[Record]] = {}
-    for record in records:
-        by_pool.setdefault(record.pool, []).append(record)
+    for mine in work.held.values():
+        for key, record in mine.items():
+            if key in work.outside.holders and not work.requests[record.owner].given:
+                by_pool.setdefault(record.pool, []).append(record)
     return [
         Denial(
             f"AddressPool/{pool}",

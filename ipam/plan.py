@@ -13,7 +13,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from ipam.adopt import adopt_known, take_records
+from ipam.adopt import adopt_known, stranded, take_records
 from ipam.pool import Counts, Denial, IPAddress, Pool, PoolSpec, key_of
 from ipam.round import Record, Request, Round, Timers
 from ipam.serve import serve_any, serve_requested
@@ -55,16 +55,30 @@ def plan(
         now,
         timers,
     )
-    work.denials += [replace(denial, owner=f"AddressPool/{denial.owner}") for denial in conflicts]
     take_records(work, records)
-    adopt_known(work)
-    for request in ordered:
-        if request.addresses:
-            serve_requested(work, request)
-    for request in ordered:
-        if not request.addresses:
-            serve_any(work, request)
+    _serve(work)
+    work.denials += [replace(denial, owner=f"AddressPool/{denial.owner}") for denial in conflicts]
+    work.denials += stranded(work)
     return _result(work)
+
+
+def _serve(work: Round) -> None:
+    """Serves until nothing moves: what one owner takes or leaves changes what an owner served before it can have.
+
+    It ends, as an owner that has what it wants does not move again.
+    """
+    moved = True
+    while moved:
+        work.denials.clear()
+        work.moved = False
+        adopt_known(work)
+        for request in work.requests.values():
+            if request.addresses:
+                serve_requested(work, request)
+        for request in work.requests.values():
+            if not request.addresses:
+                serve_any(work, request)
+        moved = work.moved and bool(work.denials)
 
 
 def _result(work: Round) -> Plan:

@@ -63,6 +63,7 @@ class Round:
     idle: dict[tuple[int, str], Record] = field(default_factory=dict)  # reserved and cooling
     returning: dict[str, list[int]] = field(default_factory=dict)  # owner -> what it left: reserved or cooling
     denials: list[Denial] = field(default_factory=list)
+    moved: bool = False  # whether an owner took or left an address since this was cleared
 
     def __post_init__(self) -> None:
         self.by_name = {pool.name: pool for pool in self.pools}
@@ -76,8 +77,11 @@ class Round:
         return next((pool for pool in self.pools if pool.contains(key)), None)
 
     def hold(self, pool: Pool, key: int, request: Request, since: float, before: Record | None = None) -> Denial | None:
-        denied = pool.hold(key, request.owner, request.use)
+        # What an owner gave by name it may share; what it kept from before the edit it may not.
+        kept = request.given and address_of(key) not in request.addresses
+        denied = pool.hold(key, request.owner, Use() if kept else request.use)
         if denied is None:
+            self.moved = True
             # A stranded address keeps the name of its pool: it comes back when the blocks do.
             stranded = before is not None and pool is self.outside and not request.given
             name = before.pool if before is not None and stranded else pool.name
@@ -88,6 +92,7 @@ class Round:
 
     def drop(self, owner: str, key: int) -> None:
         """The owner moves off the address. A bound one stays reserved for its name."""
+        self.moved = True
         record = self.held[owner].pop(key)
         pool = self.home(key, record.pool) or self.outside
         if record.bound:

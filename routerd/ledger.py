@@ -43,7 +43,7 @@ class AuditEntry:
     """One line of the append-only log."""
 
     time: float  # seconds of the Unix epoch
-    what: str  # "assigned", "reserved", "released", "freed", "group", "gateways", …
+    what: str  # "assigned", "reserved", "released", "freed", "gateways:g1:0:epoch:1", …
     owner: str
     address: str
 
@@ -92,7 +92,7 @@ def _address_entry(now: float, old: Record | None, new: Record) -> AuditEntry:
 
 def _group_entry(now: float, old: GroupRecord | None, new: GroupRecord) -> AuditEntry:
     gateways = ",".join(f"{gateway.node}:{gateway.slot}" for gateway in new.gateways)
-    what = "group-retired" if new.state == "retired" else f"gateways:{gateways}:epoch:{new.epoch}"
-    return AuditEntry(
-        now, what if old or new.state == "retired" else f"group-{what}", f"group/{new.id}", str(new.egress_ip)
-    )
+    what = "group-retired" if new.state == "retired" else f"gateways:{gateways or 'none'}:epoch:{new.epoch}"
+    if old is None:
+        what = f"group-created:{what}"
+    return AuditEntry(now, what, f"group/{new.id}", str(new.egress_ip))

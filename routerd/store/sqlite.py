@@ -69,8 +69,11 @@ class SqliteLedger:
             raise
 
     def close(self) -> None:
+        """May be called again."""
         self._db.close()
-        os.close(self._lock)
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = -1
 
     def read(self) -> Ledger:
         """The whole content."""
@@ -134,7 +137,7 @@ class SqliteLedger:
                 self._db.execute(f"PRAGMA user_version = {number}")
         ((health,),) = self._db.execute("PRAGMA quick_check(1)").fetchall()
         if health != "ok":
-            raise StoreError(_damaged(self.path, str(health)))
+            raise StoreError(_damaged(self.path, " ".join(str(health).split())))
 
     def _take_lease(self) -> int:
         with self._transaction():

@@ -141,6 +141,9 @@ WEB, TLS = Use("k", frozenset({"tcp/80"})), Use("k", frozenset({"tcp/443"}))
 KEY = key_of(IPv4Address("192.0.2.1"))
 
 
+IN_USE = 'can\'t change sharing key for "192.0.2.1", address also in use by a'
+
+
 @pytest.mark.parametrize(
     ("second", "reason", "message"),
     [
@@ -151,12 +154,8 @@ KEY = key_of(IPv4Address("192.0.2.1"))
             "AddressInUse",
             'can\'t change sharing key for "192.0.2.1", address also in use by a',
         ),
-        (Use("", TLS.ports), "AddressInUse", 'can\'t change sharing key for "192.0.2.1", address also in use by a'),
-        (
-            Use("k", TLS.ports, "app=x"),
-            "AddressInUse",
-            'can\'t change sharing key for "192.0.2.1", address also in use by a',
-        ),
+        (Use("", TLS.ports), "AddressInUse", IN_USE),
+        (Use("k", TLS.ports, "app=x"), "AddressInUse", IN_USE),
     ],
 )
 def test_sharing(second: Use, reason: str, message: str) -> None:

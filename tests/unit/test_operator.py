@@ -1,0 +1,253 @@
+"""The loop: record, then publish; faults leave the last good document; timers and changes wake it up."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from routerd import operator as loop
+from routerd.errors import StoreError
+from routerd.ledger import Changes, Ledger
+from routerd.log import JsonFormatter, LogfmtFormatter, configure, event
+from routerd.model import Allocations, NodeReport, Snapshot
+from routerd.operator import Operator
+from routerd.store.sqlite import SqliteLedger
+from tests.operator_world import World
+
+
+@dataclass
+class FakeStore:
+    """What was written is seen again in the next snapshot."""
+
+    world: World
+    written: list[Allocations] = field(default_factory=list)
+    callbacks: list[Callable[[], None]] = field(default_factory=list)
+    fault: StoreError | None = None
+    synced: bool = True
+
+    def snapshot(self) -> Snapshot:
+        return self.world.snapshot() if self.synced else Snapshot()
+
+    def node_reports(self) -> Mapping[str, NodeReport] | None:
+        return self.world.reports
+
+    def write_allocations(self, allocations: Allocations) -> None:
+        if self.fault:
+            raise self.fault
+        self.written.append(allocations)
+        self.world.allocations = allocations
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        self.callbacks.append(callback)
+
+    def changed(self) -> None:
+        for callback in self.callbacks:
+            callback()
+
+
+@dataclass
+class FakeLedger:
+    content: Ledger = field(default_factory=Ledger)
+    fault: StoreError | None = None
+
+    def read(self) -> Ledger:
+        return self.content
+
+    def record(self, changes: Changes) -> None:
+        if self.fault:
+            raise self.fault
+        assert changes.before == self.content
+        self.content = changes.after
+
+
+@pytest.fixture
+def store() -> FakeStore:
+    world = World()
+    world.pool("p", "192.0.2.0/24")
+    world.service("web")
+    return FakeStore(world)
+
+
+@pytest.fixture
+def ledger() -> FakeLedger:
+    return FakeLedger()
+
+
+@pytest.fixture
+def operator(store: FakeStore, ledger: FakeLedger) -> Operator:
+    return Operator(store, ledger, store.world.settings, clock=lambda: store.world.now)
+
+
+def test_nothing_is_published_before_it_is_recorded(operator: Operator, store: FakeStore, ledger: FakeLedger) -> None:
+    ledger.fault = StoreError("disk")
+    with pytest.raises(StoreError):
+        operator.round()
+    assert store.written == []
+    ledger.fault = None
+    operator.round()
+    assert [each.generation for each in store.written] == [1]
+
+
+def test_a_store_that_fails_gets_the_same_document_later(
+    operator: Operator, store: FakeStore, ledger: FakeLedger
+) -> None:
+    store.fault = StoreError("unreachable")
+    with pytest.raises(StoreError):
+        operator.round()
+    recorded = ledger.content
+    store.fault = None
+    operator.round()
+    assert ledger.content == recorded
+    assert [each.generation for each in store.written] == [1]
+
+
+def test_nothing_is_written_when_nothing_changed(operator: Operator, store: FakeStore) -> None:
+    for _ in range(3):
+        operator.round()
+    assert len(store.written) == 1
+
+
+def test_a_store_that_lags_is_not_written_again(operator: Operator, store: FakeStore) -> None:
+    operator.round()
+    seen = store.world.allocations
+    store.world.allocations = Allocations()
+    operator.round()
+    operator.round()
+    assert len(store.written) == 1
+    store.world.allocations = Allocations(generation=7)
+    operator.round()
+    assert store.written[-1].services == seen.services, "somebody else wrote the document: it is put right"
+
+
+def test_an_unsynced_store_is_left_alone(operator: Operator, store: FakeStore, ledger: FakeLedger) -> None:
+    store.synced = False
+    assert operator.round() == loop.LONGEST_WAIT
+    assert (store.written, ledger.content) == ([], Ledger())
+
+
+def test_the_next_round_is_due_when_something_has_cooled(operator: Operator, store: FakeStore) -> None:
+    assert operator.round() == loop.LONGEST_WAIT
+    store.world.services.clear()
+    assert operator.round() == 30
+    store.world.now += 29
+    assert operator.round() == 1
+
+
+def test_release(operator: Operator, store: FakeStore, ledger: FakeLedger) -> None:
+    store.world.node("g")
+    store.world.policy("out", pool="p")
+    operator.round()
+    store.world.policies.clear()
+    operator.round()
+    (released,) = operator.release("EgressPolicy/out")
+    assert (str(released.address), released.state) == ("192.0.2.0", "cooling")
+    assert {record.state for record in ledger.content.addresses} == {"used", "cooling"}
+    assert operator.release("EgressPolicy/out") == ()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def test_the_loop(operator: Operator, store: FakeStore, ledger: FakeLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change, a fault with its pause, and a timer, each bring the next document."""
+    monkeypatch.setattr(loop, "FIRST_PAUSE", 0.01)
+
+    async def story() -> None:
+        task = asyncio.create_task(operator.run(), name="operator")
+        try:
+            await until(lambda: len(store.written) == 1)
+            store.fault = StoreError("unreachable")
+            store.world.service("db")
+            store.changed()
+            await until(lambda: ledger.content.generation == 2)
+            assert len(store.written) == 1
+            store.fault = None
+            await until(lambda: len(store.written) == 2)
+
+            del store.world.services["d/db"]
+            store.changed()
+            await until(lambda: len(store.written) == 3)
+            store.world.now += 29.9  # the operator wakes up by itself 0.1 s later
+            store.changed()
+            await until(lambda: operator.last is not None and operator.last.counts["p"].cooling == 1)
+            store.world.now += 0.1
+            await until(lambda: operator.last is not None and operator.last.counts["p"].cooling == 0)
+            assert not task.done()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(story())
+
+
+def test_with_the_real_ledger(store: FakeStore, tmp_path: Path) -> None:
+    for _ in range(2):
+        opened = SqliteLedger(tmp_path / "ledger.db")
+        try:
+            Operator(store, opened, store.world.settings, clock=lambda: store.world.now).round()
+        finally:
+            opened.close()
+    assert len(store.written) == 1
+
+
+@pytest.fixture
+def logged() -> Iterator[io.StringIO]:
+    """What the process would write; the handlers of the test run are put back."""
+    root = logging.getLogger()
+    handlers, level, stream = root.handlers[:], root.level, io.StringIO()
+    root.handlers = []
+    configure(stream=stream)
+    yield stream
+    root.handlers = handlers
+    root.setLevel(level)
+
+
+def test_one_line_per_decision(operator: Operator, store: FakeStore, logged: io.StringIO) -> None:
+    operator.round()
+    operator.round()
+    store.world.service("bad", ips="198.51.100.1")
+    operator.round()
+    operator.round()
+    lines = [line.split(" ", 1)[1] for line in logged.getvalue().splitlines()]
+    assert lines[0].startswith("level=info logger=routerd.operator event=decided generation=1 services=1 groups=0 ")
+    assert lines[1].startswith("level=info logger=routerd.operator event=decided generation=2 ")
+    assert lines[2].startswith(
+        "level=warning logger=routerd.operator event=refused object=svc/d/bad reason=NotInPool message="
+    )
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize("formatter", [LogfmtFormatter(), JsonFormatter()])
+def test_lines_hold_no_secret_and_no_line_break(formatter: logging.Formatter) -> None:
+    logger = logging.getLogger("routerd.test")
+    records: list[logging.LogRecord] = []
+    keeper = logging.Handler()
+    keeper.emit = records.append  # type: ignore[method-assign]
+    logger.addHandler(keeper)
+    try:
+        event(logger, logging.WARNING, "peer", address="10.0.0.1", password="hunter2", text='a "b"\nc', nothing=None)
+    finally:
+        logger.removeHandler(keeper)
+    line = formatter.format(records[0])
+    assert "hunter2" not in line and "\n" not in line and "nothing" not in line
+    if isinstance(formatter, JsonFormatter):
+        fields = json.loads(line)
+        del fields["time"]
+        assert fields == {
+            "level": "warning", "logger": "routerd.test", "event": "peer", "address": "10.0.0.1", "password": "***",
+            "text": 'a "b"\nc',
+        }  # fmt: skip
+    else:
+        assert line.split(" ", 1)[1] == (
+            'level=warning logger=routerd.test event=peer address=10.0.0.1 password=*** text="a \\"b\\"\\nc"'
+        )
