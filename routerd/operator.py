@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,27 +18,13 @@ from routerd.assign import Decision, Settings, assign, release
 from routerd.errors import EnvironmentFault, StoreError
 from routerd.ledger import Changes, Ledger, difference
 from routerd.log import event
-from routerd.model import Allocations, NodeReport, Refusal, Snapshot
+from routerd.model import Allocations, Refusal
+from routerd.store.interface import Store
 
 logger = logging.getLogger("routerd.operator")
 
 FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0  # seconds between rounds that fail, doubled each time
 LONGEST_WAIT = 3600.0  # seconds; a clock that jumped cannot put a timer off for longer
-
-
-class Store(Protocol):
-    """What the operator needs of the store."""
-
-    def snapshot(self) -> Snapshot: ...
-
-    def node_reports(self) -> Mapping[str, NodeReport] | None:
-        """By node; None = not read yet."""
-
-    def write_allocations(self, allocations: Allocations) -> None:
-        """Replaces the published document. Errors: `StoreError`, `EnvironmentFault`."""
-
-    def on_change(self, callback: Callable[[], None]) -> None:
-        """`callback` is called after every change of the snapshot or the reports, from any thread."""
 
 
 class LedgerFile(Protocol):
@@ -63,14 +49,12 @@ class Operator:
     _refusals: tuple[Refusal, ...] = ()
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def wake(self) -> None:
+        """Something changed: the store's `on_change`. Called in the event loop."""
+        self._wake.set()
+
     async def run(self) -> None:
-        """Runs until it is cancelled."""
-        loop = asyncio.get_running_loop()
-
-        def wake() -> None:
-            loop.call_soon_threadsafe(self._wake.set)
-
-        self.store.on_change(wake)
+        """Runs until it is cancelled. The store runs beside it."""
         pause = FIRST_PAUSE
         while True:
             self._wake.clear()
@@ -114,7 +98,7 @@ class Operator:
         self._record(difference(state, after, now))
         for record in released:
             event(logger, logging.INFO, "released", owner=record.owner, address=str(record.address))
-        self._wake.set()
+        self.wake()
         return released
 
     def _read(self) -> Ledger:
