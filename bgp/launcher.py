@@ -18,7 +18,7 @@ import os
 import pwd
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 from bgp import patches, relay
 
@@ -123,7 +123,7 @@ def configuration_error(file: Path) -> str:
     return "" if configuration.reload() is True else str(configuration.error).strip() or "no configuration"
 
 
-def lock(run_dir: Path) -> Any:
+def lock(run_dir: Path) -> TextIO | None:
     """The locked pid file with our pid in it, or None when another speaker has the directory. Keep the object."""
     file = (run_dir / PID_FILE).open("a+")
     try:
@@ -143,11 +143,12 @@ def _run(run_dir: Path, log: Path | None) -> int:
     if held is None:
         print(f"speaker: already running in {run_dir}", file=sys.stderr)
         return 0
-    version = exabgp_version()
-    set_environment(run_dir, log)
-    file = run_dir / relay.CONFIGURATION
-    prepare_configuration(file)
-    return _reactor(file, version)
+    with held:
+        version = exabgp_version()
+        set_environment(run_dir, log)
+        file = run_dir / relay.CONFIGURATION
+        prepare_configuration(file)
+        return _reactor(file, version)
 
 
 def prepare_configuration(file: Path) -> None:

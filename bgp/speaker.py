@@ -67,6 +67,7 @@ class Speaker:
             server.close()
             if self._link is not None:
                 self._link.close()
+                self._forget_link()
 
     def set(self, desired: Desired | None) -> None:
         """The whole desired state; None = unknown: ExaBGP is left as it is."""

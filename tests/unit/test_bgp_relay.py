@@ -1,0 +1,281 @@
+"""The relay as a process, between a scripted ExaBGP (two pipes) and a scripted agent (a unix socket)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bgp import relay
+
+TIMEOUT = 5.0  # seconds
+UP = '{ "exabgp": "5.0.0", "type": "state", "neighbor": { "address": { "peer": "10.0.0.2" }, "state": "up" }}'
+DOWN = UP.replace('"up"', '"down"')
+NEGOTIATED = UP.replace('"state": "up"', '"negotiated": {}').replace('"type": "state"', '"type": "negotiated"')
+# Refuses a configuration with "bad" in it, and says the password, as ExaBGP may.
+CHECK = "import sys; t = open(sys.argv[-1]).read(); print(t); sys.exit('bad' in t)"
+
+
+class Wire:
+    """Lines over a file descriptor, with bounded waits."""
+
+    def __init__(self, read: int, write: int) -> None:
+        self._read, self._write, self._rest = read, write, b""
+
+    def send(self, line: str) -> None:
+        os.write(self._write, line.encode() + b"\n")
+
+    def take(self, timeout: float = TIMEOUT) -> str:
+        deadline = time.monotonic() + timeout
+        while b"\n" not in self._rest:
+            left = deadline - time.monotonic()
+            assert left > 0, f"nothing came within {timeout:g} s"
+            if select.select([self._read], [], [], left)[0]:
+                data = os.read(self._read, 65536)
+                assert data, "closed"
+                self._rest += data
+        line, self._rest = self._rest.split(b"\n", 1)
+        return line.decode()
+
+    def is_silent(self) -> bool:
+        return not self._rest and not select.select([self._read], [], [], 0.1)[0]
+
+
+class Agent:
+    def __init__(self, accepted: socket.socket) -> None:
+        self._socket = accepted
+        self.wire = Wire(accepted.fileno(), accepted.fileno())
+
+    def ask(self, **request: Any) -> None:
+        self.wire.send(json.dumps(request))
+
+    def take(self) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self.wire.take())
+        return answer
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Bench:
+    """A relay under test."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        environment = {
+            **os.environ,
+            relay.RUN_VARIABLE: str(directory),
+            relay.CHECK_VARIABLE: json.dumps([sys.executable, "-c", CHECK]),
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", relay.__file__],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
+        )  # fmt: skip
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.exabgp = Wire(self.process.stdout.fileno(), self.process.stdin.fileno())
+        self._listener: socket.socket | None = None
+
+    def greet(self, peers: dict[str, str] | None = None) -> None:
+        """Answers the relay's own first command."""
+        nonce = self.exabgp.take().removeprefix("routerd hello ")
+        who = {"nonce": nonce, "exabgp": "5.0.15", "pid": 7, "started": 1.5, "peers": peers or {}}
+        self.exabgp.send(json.dumps({"routerd": who}))
+        self.exabgp.send("done")
+
+    def agent(self) -> Agent:
+        if self._listener is None:
+            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._listener.bind(str(self.directory / relay.SOCKET))
+            self._listener.listen()
+            self._listener.settimeout(TIMEOUT)
+        return Agent(self._listener.accept()[0])
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(TIMEOUT)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self.process.stdout.close()
+            if self._listener is not None:
+                self._listener.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    built = Bench(tmp_path)
+    yield built
+    built.close()
+    assert built.process.returncode == 0  # it ends when ExaBGP does
+
+
+def test_hello_then_answers_in_order(bench: Bench) -> None:
+    bench.greet({"10.0.0.2": "ab"})
+    agent = bench.agent()
+    assert agent.take() == {
+        "hello": {
+            "protocol": 1,
+            "exabgp": "5.0.15",
+            "pid": 7,
+            "started": 1.5,
+            "peers": {"10.0.0.2": "ab"},
+            "events": [],
+        }
+    }
+    agent.ask(id=1, command="neighbor 10.0.0.2 announce …")  # not ASCII: ExaBGP would take it for a broken helper
+    assert agent.take()["ok"] is False
+    for number in range(2, 5):
+        agent.ask(id=number, command=f"one {number}")
+    assert [bench.exabgp.take() for _ in range(3)] == ["one 2", "one 3", "one 4"]
+    for line in ("done", "a line of the third", "error", "done"):
+        bench.exabgp.send(line)
+    assert [agent.take() for _ in range(4)] == [
+        {"id": 2, "ok": True},
+        {"id": 3, "output": "a line of the third"},
+        {"id": 3, "ok": False, "error": "ExaBGP refused the command"},
+        {"id": 4, "ok": True},
+    ]
+    agent.close()
+
+
+def test_a_command_that_goes_alone(bench: Bench) -> None:
+    bench.greet()
+    agent = bench.agent()
+    agent.take()
+    agent.ask(id=1, command="first")
+    agent.ask(id=2, command="alone", alone=True)
+    agent.ask(id=3, command="last")
+    assert bench.exabgp.take() == "first"
+    assert bench.exabgp.is_silent()
+    bench.exabgp.send("done")
+    assert bench.exabgp.take() == "alone"
+    assert bench.exabgp.is_silent()
+    bench.exabgp.send("done")
+    assert bench.exabgp.take() == "last"
+    agent.close()
+
+
+def test_the_window_is_bounded(bench: Bench) -> None:
+    bench.greet()
+    agent = bench.agent()
+    agent.take()
+    for number in range(20):
+        agent.ask(id=number, command=f"c{number}")
+    assert [bench.exabgp.take() for _ in range(relay.WINDOW)] == [f"c{number}" for number in range(relay.WINDOW)]
+    assert bench.exabgp.is_silent()
+    bench.exabgp.send("done")
+    assert bench.exabgp.take() == f"c{relay.WINDOW}"
+    agent.close()
+
+
+def test_the_next_agent_is_told_the_latest_events(bench: Bench) -> None:
+    bench.greet()
+    first = bench.agent()
+    first.take()
+    for line in (UP.replace('"up"', '"connected"'), NEGOTIATED, UP):
+        bench.exabgp.send(line)
+    assert [first.take()["event"]["type"] for _ in range(3)] == ["state", "negotiated", "state"]
+    first.ask(id=1, command="in flight")
+    assert bench.exabgp.take() == "in flight"
+    first.close()
+    second = bench.agent()
+    assert second.take()["hello"]["events"] == [json.loads(NEGOTIATED), json.loads(UP)]
+    second.ask(id=1, command="of the second")
+    bench.exabgp.send("done")  # the first agent's: nobody is told
+    assert bench.exabgp.take() == "of the second"
+    bench.exabgp.send("error")
+    assert second.take() == {"id": 1, "ok": False, "error": "ExaBGP refused the command"}
+    bench.exabgp.send(DOWN)
+    second.take()
+    second.close()
+    third = bench.agent()
+    assert third.take()["hello"]["events"] == [json.loads(DOWN)]
+    third.close()
+
+
+def test_answers_to_an_earlier_relay_are_dropped(bench: Bench) -> None:
+    nonce = bench.exabgp.take().removeprefix("routerd hello ")
+    for line in ("done", "error", json.dumps({"routerd": {"nonce": "another", "peers": {}}}), "done"):
+        bench.exabgp.send(line)
+    who = {"nonce": nonce, "exabgp": "5.0.15", "pid": 7, "started": 1.5, "peers": {}}
+    for line in (json.dumps({"routerd": who}), NEGOTIATED, UP, "done"):
+        bench.exabgp.send(line)
+    agent = bench.agent()
+    assert "hello" in agent.take()
+    agent.ask(id=1, command="mine")
+    assert bench.exabgp.take() == "mine"
+    bench.exabgp.send("done")
+    while "event" in (answer := agent.take()):
+        pass
+    assert answer == {"id": 1, "ok": True}
+    agent.close()
+
+
+def test_it_keeps_reading_when_the_agent_does_not(bench: Bench) -> None:
+    bench.greet()
+    agent = bench.agent()
+    for _ in range(20000):  # about 2.5 MB, far more than the socket holds
+        bench.exabgp.send(UP)
+    agent.take()
+    assert all(agent.take()["event"]["type"] == "state" for _ in range(20000))
+    agent.close()
+
+
+def test_reload(bench: Bench) -> None:
+    bench.greet()
+    agent = bench.agent()
+    agent.take()
+    file = bench.directory / relay.CONFIGURATION
+
+    agent.ask(id=1, reload="# peer 10.0.0.2 ab\nneighbor …")
+    assert bench.exabgp.take() == "routerd reload"
+    assert file.read_text().endswith("# peer 10.0.0.2 ab\nneighbor …")
+    assert re.match(r'process relay \{\n    run "/\S+" -I -S "/\S+relay.py";', file.read_text())
+    assert file.stat().st_mode & 0o777 == 0o600
+    bench.exabgp.send(json.dumps({"routerd": {"peers": {"10.0.0.2": "ab"}}}))
+    bench.exabgp.send("done")
+    assert agent.take() == {"id": 1, "ok": True, "peers": {"10.0.0.2": "ab"}}
+    good = file.read_text()
+
+    agent.ask(id=2, reload='bad; md5-password "c2VjcmV0";')
+    answer = agent.take()
+    assert (answer["id"], answer["ok"]) == (2, False)
+    assert "c2VjcmV0" not in answer["error"]
+    assert 'md5-password "***"' in answer["error"]
+
+    agent.ask(id=3, reload="fine to the check, not to ExaBGP")
+    assert bench.exabgp.take() == "routerd reload"
+    bench.exabgp.send("error")
+    assert agent.take()["ok"] is False
+    assert file.read_text() == good
+    assert sorted(path.name for path in bench.directory.iterdir()) == [relay.CONFIGURATION, relay.SOCKET]
+    agent.close()
+
+
+def test_what_does_not_speak_the_protocol_is_disconnected(bench: Bench) -> None:
+    bench.greet()
+    agent = bench.agent()
+    agent.take()
+    agent.wire.send("GET / HTTP/1.1")
+    with pytest.raises(AssertionError, match="closed"):
+        agent.take()
+    agent.close()
+    again = bench.agent()
+    assert "hello" in again.take()
+    again.ask(id=1, unknown="thing")
+    assert again.take() == {"id": 1, "ok": False, "error": "the relay does not know this request"}
+    again.close()
