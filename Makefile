@@ -8,11 +8,8 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 BPF_OBJECTS := bpf/egress.bpf.o
-CLANG ?= clang
-ARCH := $(shell uname -m)
-BPF_CFLAGS := -O2 -g -Wall -Werror -target bpf -mcpu=v3 -I/usr/include/$(ARCH)-linux-gnu -Ibpf
 
-.PHONY: setup check test demo demo-down bench bench-react lock bpf clean
+.PHONY: setup kernel check test demo demo-down bench bench-react lock bpf clean
 
 setup: $(VENV)/.ready bpf
 
@@ -22,8 +19,7 @@ $(VENV)/.ready: tools/setup requirements/dev.txt pyproject.toml
 bpf: $(BPF_OBJECTS)
 
 bpf/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.h) | $(VENV)/.ready
-	@echo "bpf: $< -> $@"
-	@$(CLANG) $(BPF_CFLAGS) -c $< -o $@.tmp && llvm-strip -g $@.tmp && mv $@.tmp $@
+	@$(PY) tools/compile_bpf.py
 
 check: setup
 	@$(VENV)/bin/ruff check .
@@ -33,7 +29,10 @@ check: setup
 	@clang-format --dry-run -Werror bpf/*.h bpf/*.c
 	@$(PY) -m pytest -q tests/unit/test_configs.py
 
-test: setup
+kernel:
+	@tools/kernel
+
+test: setup kernel
 	@$(PY) -m pytest
 
 demo: setup
