@@ -131,6 +131,17 @@ class _LinkUpdate(ctypes.Structure):
     ]
 
 
+class _Query(ctypes.Structure):
+    _fields_ = [
+        ("target_ifindex", ctypes.c_uint32),
+        ("attach_type", ctypes.c_uint32),
+        ("query_flags", ctypes.c_uint32),
+        ("attach_flags", ctypes.c_uint32),
+        ("program_ids", ctypes.c_uint64),
+        ("count", ctypes.c_uint32),
+    ]
+
+
 class _TestRun(ctypes.Structure):
     _fields_ = [
         ("program_fd", ctypes.c_uint32),
@@ -190,6 +201,17 @@ def program_id(fd: int) -> int:
 def create_tcx_link(program: int, ifindex: int, attach_type: int) -> int:
     """A TCX link at the head of the hook's chain (Linux 6.6). The link lives as long as a descriptor or a pin of it."""
     return bpf(LINK_CREATE, _LinkCreate(program, ifindex, attach_type, F_BEFORE, 0, 0, 0))
+
+
+def count_tcx_programs(ifindex: int, attach_type: int) -> int:
+    """Programs on a device's TCX hook, whoever put them there; 0 where the kernel has no TCX."""
+    query = _Query(ifindex, attach_type, 0, 0, 0, 0)
+    try:
+        bpf(PROG_QUERY, query)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
+    return int(query.count)
 
 
 def update_link(link: int, program: int) -> None:

@@ -7,7 +7,7 @@ the manifests read-only, save for the operator. The operator runs in the ToR's n
 
 from __future__ import annotations
 
-import json
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from bpf import syscall
 from tests.netns import netns
 from tests.netns.hosts import Host, Node
 from tests.netns.lab import NODE_NETWORK, SERVICE_NETWORK, Lab
@@ -129,12 +130,12 @@ class Daemons:
 
 
 def attached(node: Node) -> dict[str, int]:
-    """Device -> eBPF programs attached to it by tc or TCX in this node, as the kernel tells it."""
-    found = json.loads(node.run(["bpftool", "-j", "net", "show"]))
-    counts: dict[str, int] = {}
-    for entry in found[0].get("tc", []) if found else []:
-        counts[entry["devname"]] = counts.get(entry["devname"], 0) + 1
-    return counts
+    """Device -> eBPF programs on its TCX hooks in this node, as the kernel tells it."""
+    with netns.entered(node.name):
+        devices = socket.if_nameindex()
+        hooks = (syscall.TCX_INGRESS, syscall.TCX_EGRESS)
+        counts = {name: sum(syscall.count_tcx_programs(index, hook) for hook in hooks) for index, name in devices}
+    return {name: count for name, count in counts.items() if count}
 
 
 def descendants(pid: int) -> list[int]:
