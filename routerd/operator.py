@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,13 +18,26 @@ from routerd.assign import Decision, Settings, assign, release
 from routerd.errors import EnvironmentFault, StoreError
 from routerd.ledger import Changes, Ledger, difference
 from routerd.log import event
-from routerd.model import Allocations, Refusal
-from routerd.store.interface import Store
+from routerd.model import Allocations, NodeReport, Refusal, Snapshot
 
 logger = logging.getLogger("routerd.operator")
 
 FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0  # seconds between rounds that fail, doubled each time
 LONGEST_WAIT = 3600.0  # seconds; a clock that jumped cannot put a timer off for longer
+
+
+class Store(Protocol):
+    """What the operator needs of a store; see `routerd.store.interface`."""
+
+    def snapshot(self) -> Snapshot: ...
+
+    def node_reports(self) -> Mapping[str, NodeReport] | None:
+        """By node; None = not read yet."""
+
+    def write_allocations(self, allocations: Allocations) -> None: ...
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """`callback` is called in the event loop when the snapshot or a report has changed."""
 
 
 class LedgerFile(Protocol):
@@ -50,11 +63,12 @@ class Operator:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def wake(self) -> None:
-        """Something changed: the store's `on_change`. Called in the event loop."""
+        """Something changed. Called in the event loop."""
         self._wake.set()
 
     async def run(self) -> None:
         """Runs until it is cancelled. The store runs beside it."""
+        self.store.on_change(self.wake)
         pause = FIRST_PAUSE
         while True:
             self._wake.clear()

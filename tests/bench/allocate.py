@@ -39,11 +39,8 @@ class Memory:
     def write_allocations(self, allocations: Allocations) -> None:
         self.world.allocations = allocations
 
-    def write_node_report(self, report: NodeReport) -> None:
-        """No node reports here."""
-
-    async def run(self) -> None:
-        """Nothing to watch."""
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Rounds are called one by one here."""
 
 
 def seconds(action: Callable[[], object]) -> float:

@@ -28,13 +28,14 @@ class FakeStore:
 
     world: World
     written: list[Allocations] = field(default_factory=list)
+    callbacks: list[Callable[[], None]] = field(default_factory=list)
     fault: StoreError | None = None
     synced: bool = True
 
     def snapshot(self) -> Snapshot:
         return self.world.snapshot() if self.synced else Snapshot()
 
-    def node_reports(self) -> Mapping[str, NodeReport]:
+    def node_reports(self) -> Mapping[str, NodeReport] | None:
         return self.world.reports
 
     def write_allocations(self, allocations: Allocations) -> None:
@@ -43,11 +44,12 @@ class FakeStore:
         self.written.append(allocations)
         self.world.allocations = allocations
 
-    def write_node_report(self, report: NodeReport) -> None:
-        raise AssertionError("the operator reports no node")
+    def on_change(self, callback: Callable[[], None]) -> None:
+        self.callbacks.append(callback)
 
-    async def run(self) -> None:
-        raise AssertionError("the operator does not run the store")
+    def changed(self) -> None:
+        for callback in self.callbacks:
+            callback()
 
 
 @dataclass
@@ -166,17 +168,17 @@ def test_the_loop(operator: Operator, store: FakeStore, ledger: FakeLedger, monk
             await until(lambda: len(store.written) == 1)
             store.fault = StoreError("unreachable")
             store.world.service("db")
-            operator.wake()
+            store.changed()
             await until(lambda: ledger.content.generation == 2)
             assert len(store.written) == 1
             store.fault = None
             await until(lambda: len(store.written) == 2)
 
             del store.world.services["d/db"]
-            operator.wake()
+            store.changed()
             await until(lambda: len(store.written) == 3)
             store.world.now += 29.9  # the operator wakes up by itself 0.1 s later
-            operator.wake()
+            store.changed()
             await until(lambda: operator.last is not None and operator.last.counts["p"].cooling == 1)
             store.world.now += 0.1
             await until(lambda: operator.last is not None and operator.last.counts["p"].cooling == 0)
