@@ -131,9 +131,17 @@ def render(desired: Desired, facts: Facts) -> Guard:
     )
 
 
-def closed(guard: Guard) -> Guard:
-    """The guard with every pod undecided: what is loaded first, when there is none."""
-    return Guard({**guard.sets, "decided": frozenset(), "selected": frozenset()}, guard.chains)
+def early(wanted: Guard, present: Guard | None) -> Guard:
+    """What of `wanted` is loaded before the maps change: everything but pods that are decided or selected from now on.
+
+    A pod that loses its policies must lose them here first, or its packets would be dropped between the two; a pod that
+    gets some must have its map entries first, or the guard would let through what no program takes.
+    """
+    before = present.sets if present else {}
+    keys = {element.partition(" : ")[0] for element in before.get("selected", ())}
+    selected = frozenset(e for e in wanted.sets["selected"] if e.partition(" : ")[0] in keys)
+    decided = wanted.sets["decided"] & before.get("decided", frozenset())
+    return Guard({**wanted.sets, "decided": decided, "selected": selected}, wanted.chains)
 
 
 def transaction(wanted: Guard, present: Guard | None) -> str:

@@ -256,8 +256,9 @@ def plan(desired: Desired | None, observed: Observed) -> tuple[Action, ...]:
 def _prepare(desired: Desired, observed: Observed, wanted: dict[str, MapEntries]) -> Iterator[Action]:
     target = guards.render(desired, observed.facts)
     present = observed.guard
-    if present is None:
-        yield LoadGuard(guards.closed(target), None)
+    early = guards.early(target, present)
+    if present != early.digests():
+        yield LoadGuard(early, present)
     if observed.pinned_digest != observed.facts.object_digest:
         yield LoadPrograms()
     yield from _prepare_tunnel(desired, observed)
@@ -277,8 +278,8 @@ def _prepare(desired: Desired, observed: Observed, wanted: dict[str, MapEntries]
     for (program, ifindex), device in wanted_attachments(desired, observed).items():
         if (program, ifindex) not in current:
             yield Attach(program, ifindex, device)
-    if present != target.digests():
-        yield LoadGuard(target, present)
+    if early != target:
+        yield LoadGuard(target, early.digests())
 
 
 def _newly_selected(wanted: MapEntries, present: MapEntries) -> tuple[IPv4Address, ...]:
