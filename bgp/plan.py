@@ -97,11 +97,10 @@ def plan(desired: Desired, observed: Observed, rejected: Rejected | None = None,
 
     now, later = _Changes(), _Changes()
     for address, peer in peers.items():
-        table, bad = rib.normalised(desired.ribs.get(address, {}).values(), peer)
-        refusals += bad
-        _leave_out(table, address, rejected or {})
-        held = observed.ribs.get(address, {})
-        (later if address in changed else now).add(peer, *rib.difference(table, held))
+        found = rib.difference(desired.ribs.get(address, {}), observed.ribs.get(address, {}), peer)
+        refusals += found.refusals
+        announced = _without_rejected(found.announced, address, rejected or {})
+        (later if address in changed else now).add(peer, announced, found.withdrawn)
     actions = now.actions()
     if reload and (changed or removed):
         actions += _removals(removed, observed)
@@ -117,10 +116,10 @@ def plan(desired: Desired, observed: Observed, rejected: Rejected | None = None,
     return Plan(tuple(actions), tuple(refusals), {**now.counts, **later.counts})
 
 
-def _leave_out(table: dict[IPNetwork, Path], peer: IPAddress, rejected: Rejected) -> None:
-    for (rejected_peer, prefix), path in rejected.items():
-        if rejected_peer == peer and table.get(prefix) == path:
-            del table[prefix]
+def _without_rejected(announced: list[Path], peer: IPAddress, rejected: Rejected) -> list[Path]:
+    if not rejected:
+        return announced
+    return [path for path in announced if rejected.get((peer, path.prefix)) != path]
 
 
 def _removals(removed: Iterable[IPAddress], observed: Observed) -> list[Action]:

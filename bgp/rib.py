@@ -6,8 +6,8 @@ Paths pair by prefix and compare by value: next hop and every attribute. A path 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from bgp.path import AdjRibOut, Family, IPAddress, IPNetwork, Path, SpeakerPeer
@@ -90,10 +90,15 @@ def _refusal(path: Path, peer: SpeakerPeer) -> PathRefusal | None:
         return refuse("AttributeRange", "local preference and MED are 32-bit numbers (RFC 4271, section 4.3)")
     if not 0 <= path.prepend <= MAX_PREPEND:
         return refuse("AttributeRange", f"AS-path prepend is 0 to {MAX_PREPEND}")
-    bad = next((text for text in path.communities if not is_community(text)), None)
-    if bad is not None:
+    if not _are_communities(path.communities):
+        bad = next(text for text in path.communities if not is_community(text))
         return refuse("BadCommunity", f"community {bad!r} is neither A:B (16 bits each) nor A:B:C (32 bits each)")
     return None
+
+
+@lru_cache(maxsize=4096)
+def _are_communities(texts: tuple[str, ...]) -> bool:
+    return all(map(is_community, texts))
 
 
 def is_community(text: str) -> bool:
@@ -103,30 +108,57 @@ def is_community(text: str) -> bool:
     return all(part.isascii() and part.isdigit() and len(part) <= 10 and int(part) <= limit for part in parts)
 
 
-def normalised(rib: Iterable[Path], peer: SpeakerPeer) -> tuple[dict[IPNetwork, Path], list[PathRefusal]]:
-    """A whole table in normal form, and what of it was refused."""
-    table: dict[IPNetwork, Path] = {}
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What one session is to be told: paths in normal form (new ones, and changed ones, which replace) and prefixes."""
+
+    announced: list[Path]
+    withdrawn: list[IPNetwork]
+    refusals: list[PathRefusal]
+
+
+def difference(desired: AdjRibOut, held: AdjRibOut, peer: SpeakerPeer) -> Difference:
+    """`held` is in normal form. Each prefix is looked up once: hashing a network is what costs most here."""
+    announced: list[Path] = []
     refusals: list[PathRefusal] = []
-    for path in rib:
+    refused: set[IPNetwork] = set()
+    found, is_ibgp = 0, peer.is_ibgp
+    plain_version = peer.local_address.version if family_of(peer.local_address) in peer.families else 0
+    for prefix, path in desired.items():
+        have = held.get(prefix)
+        if have is not None:
+            found += 1
+            if have is path or (_is_plain(path, plain_version) and _is_same(have, path, is_ibgp)):
+                continue
         match normal(path, peer):
             case PathRefusal() as refusal:
                 refusals.append(refusal)
-            case taken:
-                table[taken.prefix] = taken
-    return table, refusals
+                refused.add(prefix)
+            case taken if taken != have:
+                announced.append(taken)
+    if found == len(held) and not refused:
+        return Difference(announced, [], refusals)
+    withdrawn = [prefix for prefix in held if prefix not in desired or prefix in refused]
+    return Difference(announced, withdrawn, refusals)
 
 
-def difference(desired: AdjRibOut, held: AdjRibOut) -> tuple[list[Path], list[IPNetwork]]:
-    """Paths to announce (new ones, and changed ones, which replace), and prefixes to withdraw. Both normal forms."""
-    announced = []
-    for prefix, path in desired.items():
-        have = held.get(prefix)
-        if have is not path and have != path:
-            announced.append(path)
-    if len(desired) - len(announced) == len(held):
-        return announced, []
-    return announced, [prefix for prefix in held if prefix not in desired]
+def _is_plain(path: Path, version: int) -> bool:
+    """A short cut: a session over IP `version` carries it, and changes at most its local preference."""
+    return (
+        path.next_hop is None
+        and path.med is None
+        and not path.prepend
+        and path.prefix.version == version
+        and 0 <= (path.local_pref or 0) <= MAX_U32
+        and _are_communities(path.communities)
+    )
 
 
-def by_prefix(paths: Iterable[Path]) -> Mapping[IPNetwork, Path]:
-    return {path.prefix: path for path in paths}
+def _is_same(held: Path, plain: Path, is_ibgp: bool) -> bool:
+    return (
+        held.next_hop is None
+        and held.med is None
+        and not held.prepend
+        and held.local_pref == (plain.local_pref if is_ibgp else None)
+        and held.communities == plain.communities
+    )

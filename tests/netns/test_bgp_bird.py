@@ -304,6 +304,21 @@ async def test_exabgp_and_relay_are_killed(stage: Stage) -> None:
         assert await speaker.settled(5)
         assert len(stage.routes("t1")) == 49
 
+    # Both: the session comes back by itself, the paths stay as stale ones until the next agent says what is left.
+    pid = running_speaker(stage.run_dir)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await stage.until(lambda: running_speaker(stage.run_dir) is None, "the speaker's end")
+    sessions_before = stage.log.read_text().count("t1: BGP session established")
+    stage.start_speaker()
+    await stage.until(
+        lambda: stage.log.read_text().count("t1: BGP session established") > sessions_before, "the session's return"
+    )
+    assert len(stage.routes("t1")) == 49
+    async with agent(stage) as speaker:
+        speaker.set(desired((T1, table[2:])))
+        await stage.until(lambda: len(stage.routes("t1")) == 48, "End-of-RIB ends what is stale")
+
 
 @story
 async def test_md5(stage: Stage) -> None:

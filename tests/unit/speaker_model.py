@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bgp import conf, plan
 from bgp.path import AdjRibOut, Desired, IPAddress, IPNetwork, Path, SpeakerPeer
-from bgp.rib import normalised
+from bgp.rib import normal
 
 
 class SpeakerModel:
@@ -50,7 +50,12 @@ class SpeakerModel:
         """Whether it holds exactly what can be held of `desired`."""
         usable = {address: peer for address, peer in desired.peers.items() if conf.peer_refusal(peer) is None}
         wanted = {
-            address: normalised(desired.ribs.get(address, {}).values(), peer)[0] for address, peer in usable.items()
+            address: {
+                path.prefix: path
+                for wanted_path in desired.ribs.get(address, {}).values()
+                if isinstance(path := normal(wanted_path, peer), Path)
+            }
+            for address, peer in usable.items()
         }
         return conf.digests(self.peers) == conf.digests(usable) and self.tables == wanted
 

@@ -117,6 +117,13 @@ def test_without_reload_only_loaded_sessions_get_paths() -> None:
     assert planned.pending == {A.address: 1, B.address: 1}
 
 
+def test_a_path_that_is_refused_now_is_withdrawn() -> None:
+    held = observed((A, [path("192.0.2.1/32"), path("192.0.2.2/32")]))
+    planned = plan.plan(desired((A, [path("192.0.2.1/32", communities=("x",)), path("192.0.2.2/32")])), held)
+    assert [str(action) for action in planned.actions] == ["withdraw 192.0.2.1/32 from 10.0.0.2"]
+    assert [refusal.reason for refusal in planned.refusals] == ["BadCommunity"]
+
+
 sessions = st.dictionaries(
     st.sampled_from([A, B, C]),
     st.tuples(st.sampled_from([90, 9, 2]), st.sampled_from([64512, 64513]), st.booleans()),
@@ -160,6 +167,20 @@ def test_every_prefix_of_a_plan_leads_there(wanted: list[Desired], data: st.Data
     assert model.holds(wanted[-1])
     assert plan.plan(wanted[-1], model.observed()).actions == ()
     assert not model.left_behind  # no removed peer was left with paths
+
+
+@settings(max_examples=200, deadline=None)
+@given(states(), states())
+def test_the_difference_is_the_plain_one(wanted: Desired, before: Desired) -> None:
+    """The quick way finds what comparing two whole tables in normal form finds."""
+    for address, peer in wanted.peers.items():
+        rib_in, held_in = wanted.ribs[address], before.ribs.get(address, {})
+        held = {prefix: taken for prefix, p in held_in.items() if isinstance(taken := rib.normal(p, peer), Path)}
+        table = {prefix: taken for prefix, p in rib_in.items() if isinstance(taken := rib.normal(p, peer), Path)}
+        found = rib.difference(rib_in, held, peer)
+        assert found.announced == [taken for prefix, taken in table.items() if held.get(prefix) != taken]
+        assert found.withdrawn == [prefix for prefix in held if prefix not in table]
+        assert len(found.refusals) == len(rib_in) - len(table)
 
 
 def _until_reload(actions: tuple[plan.Action, ...]) -> list[plan.Action]:
