@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from bgp.path import AdjRibOut, IPAddress
+from bgp.path import AdjRibOut, IPAddress, Path
 from bgp.path import Desired as BgpDesired
-from bgp.rib import normalised
+from bgp.rib import normal
 from bgp.speaker import SpeakerUnavailable
 from egress.policy import Desired as EgressDesired
 from routerd.announce import Announcements
@@ -155,11 +155,7 @@ class Reconciler:
             held = await self._speaker.observe()
         except SpeakerUnavailable as error:
             raise EnvironmentFault(str(error)) from error
-        desired = announced.desired
-        tables = {
-            address: normalised(desired.ribs[address].values(), peer)[0] for address, peer in desired.peers.items()
-        }
-        return changes(path_lines(held), path_lines(tables))
+        return changes(path_lines(held), path_lines(_tables(announced.desired)))
 
     # --- egress
 
@@ -232,6 +228,15 @@ class Reconciler:
         if now - self._unsettled_since >= RETIRE_AFTER:
             return ""
         return "the speaker has not confirmed the withdrawals yet: what they lead to stays"
+
+
+def _tables(desired: BgpDesired) -> dict[IPAddress, AdjRibOut]:
+    """What each session carries of `desired`, in the form in which it is read back."""
+    tables: dict[IPAddress, AdjRibOut] = {}
+    for address, peer in desired.peers.items():
+        carried = (normal(path, peer) for path in desired.ribs[address].values())
+        tables[address] = {path.prefix: path for path in carried if isinstance(path, Path)}
+    return tables
 
 
 def with_old_egress(announced: Announcements, before: Mapping[IPAddress, AdjRibOut]) -> BgpDesired:
