@@ -42,7 +42,8 @@ def object_digest(content: bytes) -> int:
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
 
 
-def _libbpf() -> ctypes.CDLL:
+def open_libbpf() -> ctypes.CDLL:
+    """libbpf with the prototypes that are used of it. LoadError when it is not installed."""
     name = find_library("bpf") or "libbpf.so.1"
     try:
         library = ctypes.CDLL(name, use_errno=True)
@@ -62,6 +63,7 @@ def _libbpf() -> ctypes.CDLL:
         ("bpf_program__fd", ctypes.c_int, [pointer]),
         ("libbpf_set_print", pointer, [pointer]),
         ("libbpf_get_error", ctypes.c_long, [pointer]),
+        ("libbpf_probe_bpf_helper", ctypes.c_int, [ctypes.c_int, ctypes.c_int, pointer]),
     ):
         entry = getattr(library, function)
         entry.restype, entry.argtypes = result, arguments
@@ -146,7 +148,7 @@ def pinned_digest(pin_directory: Path) -> int:
 
 
 def _load_object(path: Path, pin_directory: Path, sizes: Mapping[str, int]) -> None:
-    library = _libbpf()
+    library = open_libbpf()
     log = _Log(library)
     handle = library.bpf_object__open_file(os.fsencode(path), None)
     try:

@@ -1,0 +1,126 @@
+"""Runs where the package is installed: loads the datapath, sends packets through it with BPF_PROG_TEST_RUN, and prints
+what it found as one line of JSON. Imports the room `bpf` and the standard library alone, so that it also runs as the
+only process of a virtual machine.
+
+    python packet_check.py DIRECTORY          a new directory on a BPF file system; it is removed again
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import sys
+from ctypes import c_uint32
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from bpf import layout, loader, syscall
+from bpf.features import describe_kernel
+
+POD, REMOTE = IPv4Address("10.244.1.5"), IPv4Address("203.0.113.9")
+NODE, GATEWAY = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")
+EGRESS_IP = IPv4Address("198.51.100.7")
+CLUSTER = IPv4Network("10.244.0.0/16")
+REMOTE_GROUP, LOCAL_GROUP = 7, 8
+REMOTE_PORT, LOCAL_PORT = 53, 54  # the policy sends each to a group of its own
+SOURCE_PORT = 40000
+LOOPBACK_IFINDEX = 1
+TUNNEL_IFINDEX = 1  # a test run stops before the redirect
+NEXT, SHOT, REDIRECT = -1, 2, 7  # <linux/pkt_cls.h>
+SKB_IFINDEX_OFFSET, SKB_SIZE = 40, 192  # struct __sk_buff
+
+
+def checksum(header: bytes) -> int:
+    """RFC 1071."""
+    total = sum(struct.unpack(f"!{len(header) // 2}H", header))
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+
+def udp_packet(source: IPv4Address, destination: IPv4Address, port: int) -> bytes:
+    """Ethernet, IPv4, UDP without a checksum (RFC 768), 18 bytes of payload."""
+    udp = struct.pack("!4H", SOURCE_PORT, port, 26, 0) + bytes(18)
+    addresses = source.packed + destination.packed
+    header = struct.pack("!2B3H2BH", 0x45, 0, 20 + len(udp), 1, 0, 64, socket.IPPROTO_UDP, 0) + addresses
+    header = header[:10] + checksum(header).to_bytes(2, "big") + header[12:]
+    return b"\x02" + bytes(5) + b"\x02" + bytes(4) + b"\x01" + b"\x08\x00" + header + udp
+
+
+def fill(maps: loader.PinnedMaps) -> None:
+    """One selected pod; port 53 leaves by a gateway elsewhere, port 54 by this node."""
+    settings = layout.Settings(
+        object_digest=loader.object_digest(loader.object_bytes()),
+        node_address=layout.ip_field(NODE), layout_version=layout.LAYOUT_VERSION, tunnel_ifindex=TUNNEL_IFINDEX,
+        tunnel_mtu=1450, tunnel_port=8473, udp_seconds=60, orphan_seconds=60,
+    )  # fmt: skip
+    maps["settings"].put(layout.u32(0), bytes(settings))
+    maps["pods"].put(bytes(layout.PodKey(LOOPBACK_IFINDEX, layout.ip_field(POD))), bytes(layout.PodValue(1)))
+    maps["cluster"].put(layout.cidr_key(CLUSTER), layout.u32(1))
+    value = layout.PolicyValue(count=2)
+    value.rules[0] = layout.Rule(REMOTE_GROUP, REMOTE_PORT, REMOTE_PORT, socket.IPPROTO_UDP)
+    value.rules[1] = layout.Rule(LOCAL_GROUP, LOCAL_PORT, LOCAL_PORT, socket.IPPROTO_UDP)
+    maps["policies"].put(layout.policy_key(1, IPv4Network("0.0.0.0/0")), bytes(value))
+    for group, address, local in ((REMOTE_GROUP, GATEWAY, 0), (LOCAL_GROUP, NODE, 1)):
+        path = layout.PathValue(count=1)
+        path.gateways[0] = layout.Gateway(layout.ip_field(address), 0, 1, local)
+        maps["paths"].put(layout.u32(group), bytes(path))
+    group_value = layout.GroupValue(egress_ip=layout.ip_field(EGRESS_IP), first_port=1024, last_port=65535)
+    maps["groups"].put(layout.u32(LOCAL_GROUP), bytes(group_value))
+
+
+def send(program: int, packet: bytes) -> tuple[int, bytes]:
+    context = bytearray(SKB_SIZE)
+    context[SKB_IFINDEX_OFFSET : SKB_IFINDEX_OFFSET + 4] = bytes(c_uint32(LOOPBACK_IFINDEX))
+    return syscall.run_program(program, packet, bytes(context))
+
+
+def counted(maps: loader.PinnedMaps) -> dict[str, int]:
+    """Packets by outcome."""
+    reasons, found = layout.read_reasons(), {}
+    for key, value in maps["counters"].items().items():
+        packets = sum(struct.unpack_from("Q", value, offset)[0] for offset in range(0, len(value), 16))
+        if packets:
+            found[reasons[int.from_bytes(key, sys.byteorder)].name] = packets
+    return found
+
+
+def check(directory: Path) -> dict[str, object]:
+    """What three packets of the pod met, and one round of collection."""
+    loaded = loader.load(directory, {"nat": 1024, "flows": 1024, "reverse": 1024})
+    maps = loader.PinnedMaps(directory)
+    fill(maps)
+    from_pod = syscall.open_pinned(directory / "programs" / "from_pod")
+    inside, _ = send(from_pod, udp_packet(POD, IPv4Address("10.244.2.6"), REMOTE_PORT))
+    tunnelled, _ = send(from_pod, udp_packet(POD, REMOTE, REMOTE_PORT))
+    translated, packet = send(from_pod, udp_packet(POD, REMOTE, LOCAL_PORT))
+    collect = syscall.open_pinned(directory / "programs" / "collect")
+    syscall.run_program(collect, bytes(64))
+    collected = maps["collected"].get(layout.u32(0))
+    result = {
+        "loaded": loaded,
+        "adopted": not loader.load(directory),
+        "verdicts": [inside, tunnelled, translated],
+        "source": str(IPv4Address(packet[26:30])),
+        "checksum": checksum(packet[14:34]),
+        "mappings_live": layout.decode(layout.Collected, collected or b"").mappings_live,
+        "counters": counted(maps),
+    }
+    maps.close()
+    os.close(from_pod)
+    os.close(collect)
+    return result
+
+
+def main(directory: Path) -> None:
+    try:
+        found = check(directory)
+    finally:
+        loader.remove_pins(directory)
+    features = {feature.name: feature.present for feature in describe_kernel()}
+    print(json.dumps({"release": os.uname().release, "room": loader.__file__, "features": features, **found}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
