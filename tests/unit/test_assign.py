@@ -308,3 +308,25 @@ def test_recorded_but_not_published_comes_to_the_same_document(world: World) -> 
     world.allocations = published
     world.decide(5)
     assert world.allocations == decided
+
+
+def test_an_address_kept_from_a_pool_is_not_shared_with_who_gives_it(world: World) -> None:
+    """The policy now gives another address, which it cannot have; what it keeps meanwhile stays its own."""
+    world.node("g")
+    world.service("web", ips="192.0.2.50")
+    world.policy("a", pool="default")
+    world.decide()
+    world.policy("a", "192.0.2.50")
+    world.policy("b", "192.0.2.0")
+    assert refusals(world) == [("EgressPolicy/a", "AddressInUse"), ("EgressPolicy/b", "AddressInUse")]
+    assert [group.policies for group in world.allocations.groups] == [("EgressPolicy/a",)]
+
+
+def test_what_a_later_request_leaves_is_seen_by_an_earlier_one(world: World) -> None:
+    world.service("z", ips="192.0.2.7")
+    world.decide()
+    world.service("a", ips="192.0.2.7")
+    world.service("z", ips="192.0.2.8")
+    first = world.decide()
+    assert '! svc/d/a AddressCooling: "192.0.2.7" was released by svc/d/z' in first
+    assert world.decide() == first
