@@ -100,6 +100,3 @@ class Round:
         pool.release(key, owner, self.now)
         if record.bound or key in pool.cooling:
             self.idle[key, owner] = replace(record, state="reserved" if record.bound else "cooling", since=self.now)
-
-    def deny(self, request: Request, reason: str, message: str) -> None:
-        self.denials.append(Denial(request.owner, reason, message))
