@@ -22,7 +22,6 @@ The protocol, version 1: one JSON object per line, both ways. Unknown keys are i
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -31,6 +30,7 @@ import socket
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 PROTOCOL = 1
@@ -72,8 +72,6 @@ def write_private(path: Path, text: str) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(fd)
 
 
 class Lines:
@@ -95,10 +93,7 @@ class Command:
     """A line for ExaBGP. `agent` is the connection that asked for it, 0 = the relay itself."""
 
     def __init__(self, agent: int, number: int, text: str, alone: bool, staged: bool = False) -> None:
-        self.agent = agent
-        self.number = number
-        self.text = text
-        self.alone = alone
+        self.agent, self.number, self.text, self.alone = agent, number, text, alone
         self.staged = staged  # a reload: the new file is in place
 
 
@@ -108,8 +103,7 @@ class Check:
     def __init__(self, agent: int, number: int, command: list[str], environment: dict[str, str]) -> None:
         import subprocess  # a rare need, and a slow import
 
-        self.agent = agent
-        self.number = number
+        self.agent, self.number = agent, number
         self.deadline = time.monotonic() + CHECK_TIMEOUT
         self.said = b""
         self._child = subprocess.Popen(
@@ -188,8 +182,6 @@ class Relay:
                     self._serve_agent()
             self._tick()
 
-    # --- what to wait for ---
-
     def _wanted(self) -> dict[int, int]:
         wanted = {self._in: select.POLLIN}
         if self._to_speaker:
@@ -212,18 +204,14 @@ class Relay:
         if self._agent is None and self._hello is not None and time.monotonic() >= self._retry_at:
             self._connect()
 
-    # --- ExaBGP ---
-
     def _send(self, text: str) -> None:
         self._to_speaker += text.encode("ascii") + b"\n"
         self._write_speaker()
 
     def _write_speaker(self) -> None:
-        try:
+        with suppress(BlockingIOError):
             while self._to_speaker:
                 del self._to_speaker[: os.write(self._out, self._to_speaker[:65536])]
-        except BlockingIOError:
-            pass
 
     def _read_speaker(self) -> bool:
         try:
@@ -282,6 +270,8 @@ class Relay:
         if command.staged and self._hello is not None:
             answer["peers"] = self._hello["peers"]
         self._tell(command.agent, answer)
+        if command.staged and command.agent != self._serial:
+            self._disconnect()  # this agent was greeted with what is no longer loaded: it shall adopt again
         self._advance()
 
     def _advance(self) -> None:
@@ -293,8 +283,6 @@ class Relay:
             command = self._queue.popleft()
             self._in_flight.append(command)
             self._send(command.text)
-
-    # --- reload ---
 
     def _begin_check(self) -> None:
         if self._check is not None or not self._checks:
@@ -311,7 +299,9 @@ class Relay:
         check, self._check = self._check, None
         assert check is not None
         error = check.result()
-        if not error:
+        if check.agent != self._serial or self._agent is None:
+            self._staged.unlink()  # nobody wants it any more
+        elif not error:
             if self._path.exists():
                 self._path.replace(self._old)
             self._staged.replace(self._path)
@@ -327,8 +317,6 @@ class Relay:
             self._old.unlink(missing_ok=True)
         elif self._old.exists():
             self._old.replace(self._path)
-
-    # --- the agent ---
 
     def _connect(self) -> None:
         self._retry_at = time.monotonic() + RETRY
@@ -380,8 +368,8 @@ class Relay:
             data = self._agent.recv(262144)
         except BlockingIOError:
             return
-        except OSError as error:
-            data = b"" if error.errno != errno.EINTR else b"\n"
+        except OSError:
+            data = b""
         if not data:
             self._disconnect()
             return
@@ -407,9 +395,5 @@ class Relay:
             self._tell(self._serial, {"id": number, "ok": False, "error": "the relay does not know this request"})
 
 
-def main() -> None:
-    Relay(Path(os.environ[RUN_VARIABLE]), json.loads(os.environ[CHECK_VARIABLE]), 0, 1).run()
-
-
 if __name__ == "__main__":
-    main()
+    Relay(Path(os.environ[RUN_VARIABLE]), json.loads(os.environ[CHECK_VARIABLE]), 0, 1).run()

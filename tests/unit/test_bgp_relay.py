@@ -266,6 +266,26 @@ def test_reload(bench: Bench) -> None:
     agent.close()
 
 
+def test_an_agent_that_asked_for_a_reload_and_went(bench: Bench) -> None:
+    """What the next one was greeted with is no longer true: it is made to connect again."""
+    bench.greet({"10.0.0.2": "ab"})
+    first = bench.agent()
+    first.take()
+    first.ask(id=1, reload="# peer 10.0.0.3 cd\n")
+    assert bench.exabgp.take() == "routerd reload"
+    first.close()
+    second = bench.agent()
+    assert second.take()["hello"]["peers"] == {"10.0.0.2": "ab"}
+    bench.exabgp.send(json.dumps({"routerd": {"peers": {"10.0.0.3": "cd"}}}))
+    bench.exabgp.send("done")
+    with pytest.raises(AssertionError, match="closed"):
+        second.take()
+    second.close()
+    third = bench.agent()
+    assert third.take()["hello"]["peers"] == {"10.0.0.3": "cd"}
+    third.close()
+
+
 def test_what_does_not_speak_the_protocol_is_disconnected(bench: Bench) -> None:
     bench.greet()
     agent = bench.agent()
