@@ -85,7 +85,7 @@ class ApiServer:
             answer: dict[str, Any] = {"ok": True, "result": await found if inspect.isawaitable(found) else found}
         except RequestRefused as refused:
             answer = {"ok": False, "error": str(refused), "code": refused.code}
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             answer = {"ok": False, "error": f"not JSON: {error}", "code": 2}
         except RouterdError as error:
             answer = {"ok": False, "error": str(error), "code": 1}
