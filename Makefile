@@ -51,4 +51,4 @@ lock: setup
 	@$(VENV)/bin/uv pip compile pyproject.toml --extra dev --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate -q -o requirements/dev.txt
 
 clean:
-	rm -rf $(VENV) bpf/*.o .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .lab/cache bpf/*.o .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -34,9 +34,9 @@ SKB_IFINDEX_OFFSET, SKB_SIZE = 40, 192  # struct __sk_buff
 
 def checksum(header: bytes) -> int:
     """RFC 1071."""
-    total = sum(struct.unpack(f"!{len(header) // 2}H", header))
+    total = sum(int.from_bytes(header[i : i + 2], "big") for i in range(0, len(header), 2))
     total = (total & 0xFFFF) + (total >> 16)
-    return ~(total + (total >> 16)) & 0xFFFF
+    return 0xFFFF - (total + (total >> 16) & 0xFFFF)
 
 
 def udp_packet(source: IPv4Address, destination: IPv4Address, port: int) -> bytes:
