@@ -1,4 +1,4 @@
-"""The build's one step that pyproject.toml cannot say: the eBPF object is compiled before the package is put together."""
+"""The build's one step that pyproject.toml cannot say: clang compiles the eBPF object first."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 sys.path.insert(0, str(Path(__file__).parent / "tools"))
-from compile_bpf import CompileError, compile_object  # noqa: E402
+from compile_bpf import CompileError, compile_object
 
 
 class BuildWithObject(build_py):
