@@ -21,7 +21,6 @@ from routerd.errors import EnvironmentFault, RouterdError
 from routerd.status import AgentStatus, Rounds
 from routerd.web import HttpServer, pages
 
-
 BIG = ["é" * 1000] * 1000
 
 
