@@ -30,6 +30,7 @@ MAP_TYPE_PERCPU_ARRAY = 6
 F_BEFORE = 1 << 3
 ENOTSUPP = 524  # the kernel's own, not in errno(3)
 BATCH = 4096
+ATTRIBUTES_ROOM = 512  # bytes; `union bpf_attr` has 168 in Linux 6.18
 
 UPDATE_ANY, UPDATE_NOEXIST, UPDATE_EXIST = 0, 1, 2
 
@@ -40,14 +41,17 @@ def _libc() -> ctypes.CDLL:
 
 
 def bpf(command: int, attributes: ctypes.Structure) -> int:
+    """The system call. `attributes` holds what the kernel is given, and afterwards what it gave back."""
+    size = ctypes.sizeof(attributes)
+    # The kernel answers some commands in fields behind those that it was given (PROG_QUERY: `revision`), whatever size it
+    # was told: without the room, that would be written over other objects of this process.
+    buffer = ctypes.create_string_buffer(bytes(attributes), ATTRIBUTES_ROOM)
     result: int = _libc().syscall(
-        ctypes.c_long(_NUMBER),
-        ctypes.c_int(command),
-        ctypes.byref(attributes),
-        ctypes.c_uint(ctypes.sizeof(attributes)),
+        ctypes.c_long(_NUMBER), ctypes.c_int(command), ctypes.byref(buffer), ctypes.c_uint(size)
     )
+    number = ctypes.get_errno()
+    ctypes.memmove(ctypes.byref(attributes), buffer, size)  # also on failure: a batch tells how far it came
     if result < 0:
-        number = ctypes.get_errno()
         raise OSError(number, os.strerror(number) if number != ENOTSUPP else "operation not supported by the kernel")
     return result
 
