@@ -119,6 +119,8 @@ def read_object(value: Value, lines: list[str] | None = None) -> Loaded:
     section = value.section
     version, kind = section.string("apiVersion"), section.require("kind").name()
     group = version.rpartition("/")[0]
+    if group == "routerd.io" and kind == "Config":
+        return Loaded(ignored=(f"{value.origin}: Config",))  # routerd's own configuration, lying beside the manifests
     if group == "routerd.io":
         _check_routerd(value, version, kind)
         if kind in OWN_DOCUMENTS:

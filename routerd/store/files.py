@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import glob
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from watchfiles import awatch
+from watchfiles._rust_notify import WatchfilesRustInternalError
 
 from routerd.formats.allocations import (
     parse_allocations,
@@ -19,6 +21,7 @@ from routerd.formats.allocations import (
     write_allocations,
     write_node_report,
 )
+from routerd.log import event
 from routerd.model import Allocations, IPNetwork, NodeReport, Refusal, Snapshot
 from routerd.store.disk import Held, refresh, stamp, write_atomically
 from routerd.store.manifests import GRACE, Manifests
@@ -29,6 +32,7 @@ STEP = 5  # milliseconds without a change after which they are passed on
 LOOK_AGAIN = 1000  # milliseconds after which the files are compared anyway: not every file system notifies
 
 T = TypeVar("T")
+LOGGER = logging.getLogger("routerd.store")
 # A directory to watch, its inode (a directory made anew is another), and whether with what is below it.
 Watch = tuple[Path, int, bool]
 
@@ -100,20 +104,42 @@ class FileStore:
         return self._snapshot
 
     async def run(self) -> None:
-        """Watches until it is cancelled."""
+        """Watches until it is cancelled; without a working watch it looks every second."""
+        logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells every change at INFO
+        before = ""
         while True:
             await self._look_and_publish(frozenset())
-            watches = self._watches()
-            stop = asyncio.Event()
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for is_deep in (True, False):
-                        directories = [path for path, _, deep in watches if deep is is_deep]
-                        group.create_task(self._watch(directories, watches, stop, is_deep=is_deep))
-            except* OSError:  # a directory vanished at that moment, or the kernel's limit of watches is reached
+            fault = await self._watch_all(self._watches())
+            if fault:
+                if fault != before:
+                    event(LOGGER, logging.WARNING, "watch-failed", reason=fault)
                 await asyncio.sleep(LOOK_AGAIN / 1000)
+            before = fault
 
     # --- watching ---
+
+    async def _watch_all(self, watches: frozenset[Watch]) -> str:
+        """Until something else is to be watched, or the fault that ended it."""
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(
+                    self._watch_some([path for path, _, deep in watches if deep is is_deep], watches, stop)
+                )
+                for is_deep in (True, False)
+            ]
+        return next((task.result() for task in tasks if task.result()), "")
+
+    async def _watch_some(self, directories: list[Path], watches: frozenset[Watch], stop: asyncio.Event) -> str:
+        """Until `stop`, which it sets when it ends; the fault if one ended it."""
+        is_deep = self._manifests.directory in directories
+        try:
+            await self._watch(directories, watches, stop, is_deep=is_deep)
+        except (OSError, WatchfilesRustInternalError) as error:
+            return str(error)  # a directory vanished at that moment, or the kernel's limit of watches is reached
+        finally:
+            stop.set()
+        return ""
 
     def _watches(self) -> frozenset[Watch]:
         """What there is to watch now."""
@@ -143,6 +169,7 @@ class FileStore:
             rust_timeout=LOOK_AGAIN,
             yield_on_timeout=True,
             recursive=is_deep,
+            ignore_permission_denied=True,
             stop_event=stop,
         ):
             await self._look_and_publish(frozenset(Path(path) for _, path in changes))

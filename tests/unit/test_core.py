@@ -157,6 +157,11 @@ def test_kinds_of_others_are_no_business_of_ours() -> None:
     assert (loaded.entries, loaded.refusals, loaded.ignored) == ((), (), ("f.yaml:1: Service/s",))
 
 
+def test_the_configuration_file_beside_manifests_is_passed_over() -> None:
+    loaded = read_text("apiVersion: routerd.io/v1alpha1\nkind: Config\n", "f.yaml")
+    assert (loaded.entries, loaded.ignored) == ((), ("f.yaml:1: Config",))
+
+
 def test_kinds_that_mean_something_are_refused_by_name() -> None:
     (refusal,) = read_text("apiVersion: metallb.io/v1beta1\nkind: BGPPeer\nmetadata: {name: tor}\n", "f.yaml").refusals
     assert (refusal.object, refusal.reason) == ("BGPPeer/tor", "KindNotSupported")

@@ -276,6 +276,26 @@ def test_the_watch_waits_for_a_directory_to_be_made(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+def test_without_a_working_watch_it_looks_from_time_to_time(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("OS file watch limit reached")
+
+    monkeypatch.setattr("routerd.store.files.awatch", fail)
+
+    async def story() -> None:
+        async with running(directory) as (store, until):
+            await until(lambda: store.snapshot().is_synced)
+            (directory / "a.yaml").write_text(pool("a"))
+            await until(lambda: set(store.snapshot().pools or {}) == {"a"})
+
+    asyncio.run(story())
+    assert [record.message for record in caplog.records if record.name == "routerd.store"] == [
+        'event=watch-failed reason="OS file watch limit reached"'
+    ]
+
+
 def test_rewriting_in_place_never_loses_an_object(directory: Path) -> None:
     """A writer that empties the file before it fills it, as editors and `cp` do."""
     path = directory / "a.yaml"
