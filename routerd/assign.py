@@ -58,8 +58,9 @@ def assign(
     requests += [policy_request(policy, on_nodes) for policy in policies.values()]
     planned = plan(map(pool_spec, pools.values()), ledger.addresses, requests, now, settings.timers)
     groups = form_groups(
-        policies, planned.grants, ledger, nodes, holders, now, settings.group_retention, settings.max_gateways
-    )
+        policies, planned.grants, ledger, nodes, holders, now, settings.group_retention, settings.max_gateways,
+        unreported=[name for name, node in nodes.items() if node.ready and name not in reports],
+    )  # fmt: skip
     wanted = Allocations(
         services=_services(planned, snapshot), groups=groups.groups, refusals=_refusals(planned, groups)
     )

@@ -25,6 +25,7 @@ from routerd.model import (
     Refusal,
 )
 
+REPORT_PATIENCE = 15.0  # seconds that a new group waits for nodes to say which addresses they hold
 LAST_GROUP = (1 << 24) - 1  # the VNI has 24 bits (RFC 7348, section 5)
 
 
@@ -65,6 +66,20 @@ class _Found:
     groups: list[EgressGroup] = field(default_factory=list)
     records: list[GroupRecord] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
+    due: list[float] = field(default_factory=list)
+
+    def wait(self, record: GroupRecord, members: Sequence[EgressPolicy], unreported: Sequence[str]) -> None:
+        """The group is published without gateways: nothing announces its address, its traffic is dropped."""
+        self.records.append(record)
+        self.groups.append(EgressGroup(record.id, record.egress_ip, tuple(sorted(policy.key for policy in members))))
+        self.due.append(record.since + REPORT_PATIENCE)
+        message = f"waiting for the agents of {', '.join(sorted(unreported))} to report which addresses they hold"
+        self.refusals += [Refusal(policy.key, "AwaitingNodeReports", message) for policy in members]
+
+
+def _may_be_held(record: GroupRecord, policy: EgressPolicy) -> bool:
+    """A group that never had a gateway, and whose policy leaves it to the node that holds the address."""
+    return not record.gateways and policy.gateways is None and policy.egress_ip is not None
 
 
 def form_groups(
@@ -76,8 +91,12 @@ def form_groups(
     now: float,
     retention: float,
     limit: int = MAX_GATEWAYS,
+    unreported: Sequence[str] = (),
 ) -> Groups:
     """One group for each egress IP that was granted. `holders`: which nodes have an address on an interface.
+
+    `unreported`: nodes that have not said so yet. Until they have, or the patience is over, a new group whose gateway
+    may be the holder of its address has no gateway: else the address would be announced from elsewhere for a moment.
 
     `retention`: for how many seconds a number without policies is not given to another egress IP.
     """
@@ -93,6 +112,9 @@ def form_groups(
         pinned = holders.get(address, ()) if members[0].egress_ip is not None else ()
         accepted, refused = _same_gateways(members) if not pinned else (list(members), [])
         found.refusals += refused
+        if unreported and not pinned and _may_be_held(record, accepted[0]) and now < record.since + REPORT_PATIENCE:
+            found.wait(record, accepted, unreported)
+            continue
         choice = _gateways(record, accepted[0], nodes, pinned, limit)
         gateways = tuple(GatewaySlot(node, slot) for node, slot in choice.gateways)
         chosen = replace(record, gateways=gateways, slots=choice.slots, epoch=choice.epoch)
@@ -106,7 +128,7 @@ def form_groups(
         tuple(sorted([*found.records, *idle], key=lambda record: record.id)),
         numbers.cursor,
         tuple(found.refusals),
-        min((record.since + retention for record in idle), default=None),
+        min((*(record.since + retention for record in idle), *found.due), default=None),
     )
 
 

@@ -225,6 +225,32 @@ def test_node_status_counts_until_the_node_has_reported() -> None:
     assert "via owner:0 /1 epoch 1 node-address" in world.decide()
 
 
+def test_a_legacy_address_waits_for_the_nodes_to_say_who_holds_it() -> None:
+    """Else it would be announced from a labelled gateway for a moment, and then belong to the node that holds it."""
+    world = World()
+    world.node("g1", reports=None)
+    world.node("owner", None, reports=None)
+    world.policy("sample", "192.168.33.100")
+    waiting = "waiting for the agents of {} to report which addresses they hold"
+    assert world.decide() == lines(f"""
+        group 1 192.168.33.100 EgressPolicy/sample via none /1 epoch 1
+        ! EgressPolicy/sample AwaitingNodeReports: {waiting.format("g1, owner")}
+    """)
+    world.node("owner", None, reports="192.168.33.100")
+    assert world.decide(1) == "group 1 192.168.33.100 EgressPolicy/sample via owner:0 /1 epoch 1 node-address"
+
+
+def test_a_node_that_never_reports_does_not_hold_up_a_policy_for_good() -> None:
+    world = World()
+    world.node("g1")
+    world.node("silent", None, reports=None)
+    world.policy("sample", "192.168.33.100")
+    assert "AwaitingNodeReports" in world.decide()
+    assert world.last is not None
+    assert world.last.next_due == world.now + 15
+    assert world.decide(15) == "group 1 192.168.33.100 EgressPolicy/sample via g1:0 /1 epoch 1"
+
+
 def test_the_clock_is_set_back() -> None:
     """What cools down waits for 30 s from now, not until the old time comes again."""
     world = World(now=10**9)
