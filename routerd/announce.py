@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from bgp.path import AdjRibOut, Desired, Path
 from routerd.model import (
@@ -34,6 +34,7 @@ EGRESS_LOCAL_PREF = 1000
 EGRESS_MED = 2**31
 EPOCH_STEP = 16  # ranks 0 … 15 fit between two epochs
 MAX_U32 = 2**32 - 1
+CACHED = 1 << 17  # addresses; 20 MB when full
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +203,11 @@ def service_refusal(scene: Scene, service: Service) -> Refusal | None:
 Wanted = tuple[Path, str]  # a path and its owner
 
 
-@lru_cache(maxsize=65536)  # building a network costs ten times more than the look-up, and VIPs stay
-def _prefix(address: IPAddress, length: int) -> IPNetwork:
-    return ip_network((address, length), strict=False)
+@lru_cache(maxsize=CACHED)  # building a network costs ten times more than the look-up, and addresses stay
+def prefix_of(address: IPAddress, length: int) -> IPNetwork:
+    """The network of `length` that `address` lies in. From a number: from an address it would go through text."""
+    number = int(address) >> (address.max_prefixlen - length) << (address.max_prefixlen - length)
+    return IPv4Network((number, length)) if address.version == 4 else IPv6Network((number, length))
 
 
 def _length(advertisement: Advertisement, address: IPAddress) -> int:
@@ -218,14 +221,17 @@ def _communities(communities: Iterable[str]) -> tuple[str, ...]:
     )
 
 
-def service_paths(scene: Scene, service: Service) -> Iterator[Path]:
+@lru_cache(maxsize=CACHED)  # equal paths of two rounds are one object, which the speaker compares at once
+def _vip_path(address: IPAddress, advertisement: Advertisement) -> Path:
+    prefix = prefix_of(address, _length(advertisement, address))
+    return Path(prefix, local_pref=advertisement.local_pref, communities=_communities(advertisement.communities))
+
+
+def service_paths(scene: Scene, service: Service) -> list[Path]:
     """One path for each address and advertisement of its pool. The service must have passed the checks."""
     allocation = scene.allocated[service.key]
-    for advertisement in scene.pools[allocation.pool].advertisements:
-        communities = _communities(advertisement.communities)
-        for address in allocation.addresses:
-            prefix = _prefix(address, _length(advertisement, address))
-            yield Path(prefix, local_pref=advertisement.local_pref, communities=communities)
+    advertisements = scene.pools[allocation.pool].advertisements
+    return [_vip_path(address, how) for how in advertisements for address in allocation.addresses]
 
 
 def _vips(scene: Scene) -> Iterator[Wanted | Refusal]:
@@ -272,7 +278,7 @@ def egress_path(scene: Scene, group: EgressGroup, rank: int) -> Path:
     pool = scene.pools.get(group.pool)
     communities = [c for advertisement in (pool.advertisements if pool else ()) for c in advertisement.communities]
     local_pref, med = egress_preference(group.epoch, rank)
-    prefix = _prefix(group.egress_ip, group.egress_ip.max_prefixlen)
+    prefix = prefix_of(group.egress_ip, group.egress_ip.max_prefixlen)
     return Path(prefix, local_pref=local_pref, med=med, communities=_communities(communities))
 
 
@@ -316,6 +322,8 @@ def wanted_paths(scene: Scene) -> Iterator[Wanted | Refusal]:
 
 def _rib(paths: Mapping[IPNetwork, Path], session_version: int, node: Node) -> tuple[AdjRibOut, list[Refusal]]:
     """`paths` as a session of that IP version carries them: the other family needs a next hop of its own."""
+    if all(prefix.version == session_version for prefix in paths):
+        return paths, []
     other = [address for address in node.addresses if address.version != session_version]
     rib: dict[IPNetwork, Path] = {}
     refusals = []
@@ -347,9 +355,13 @@ def announcements(
             refusals.append(item)
             continue
         path, owner = item
-        known = paths.get(path.prefix)
-        paths[path.prefix] = path if known is None else _merged(known, path)
-        owners[path.prefix] = (owner,) if known is None else tuple(sorted({*owners[path.prefix], owner}))
+        count = len(paths)
+        known = paths.setdefault(path.prefix, path)  # hashing a network is dear: once where it is new
+        if len(paths) > count:
+            owners[path.prefix] = (owner,)
+        else:
+            paths[path.prefix] = _merged(known, path)
+            owners[path.prefix] = tuple(sorted({*owners[path.prefix], owner}))
     sessions, session_refusals = sessions_of(scene.peers, scene.node, local_addresses, rules.router_id)
     versions = {s.local_address.version for s in sessions.values()}
     ribs = {version: _rib(paths, version, scene.node) for version in versions}

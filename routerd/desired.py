@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
 
 from egress.policy import Desired as EgressDesired
 from egress.policy import Gateway, Group, Policy, Ports
-from routerd.announce import Announcements, Rules, announcements
+from routerd.announce import CACHED, Announcements, Rules, announcements
 from routerd.model import (
     NAMESPACE_NAME_LABEL,
     Allocations,
@@ -252,12 +253,17 @@ def _addresses_of(service: Service) -> Iterator[IPAddress]:
 def in_cluster(snapshot: Snapshot, cluster_cidrs: Iterable[IPNetwork]) -> frozenset[IPv4Network]:
     """Destinations that never leave through a gateway: pods, nodes, services, VIPs and what configuration adds."""
     networks = {*ipv4_networks(cluster_cidrs), *ipv4_networks(snapshot.service_cidrs)}
-    addresses: set[IPv4Address] = set()
+    hosts: set[int] = set()  # as numbers: hashing an address object is dear
     for node in (snapshot.nodes or {}).values():
         networks.update(ipv4_networks(node.pod_cidrs))
-        addresses.update(ipv4_addresses(node.addresses))
+        hosts.update(map(int, ipv4_addresses(node.addresses)))
     for service in (snapshot.services or {}).values():
-        addresses.update(ipv4_addresses(_addresses_of(service)))
+        hosts.update(map(int, ipv4_addresses(_addresses_of(service))))
     for allocation in snapshot.allocations.services if snapshot.allocations else ():
-        addresses.update(ipv4_addresses(allocation.addresses))
-    return frozenset(networks | {IPv4Network(address) for address in addresses})
+        hosts.update(map(int, ipv4_addresses(allocation.addresses)))
+    return frozenset(networks).union(map(_host, hosts))
+
+
+@lru_cache(maxsize=CACHED)
+def _host(number: int) -> IPv4Network:
+    return IPv4Network((number, 32))
