@@ -226,10 +226,15 @@ def _groups(
         refusals.extend(g for g in gateways if isinstance(g, Refusal))
         usable = tuple(g for g in gateways if isinstance(g, Gateway))
         if not group.gateways:
-            message = f"no node is a gateway of group {group.id}: traffic of {', '.join(group.policies)} is dropped"
-            refusals.append(Refusal(f"egress/{group.egress_ip}", "NoGateway", message))
+            refusals.append(_no_gateway(group, allocations))
         groups[group.id] = Group(group.id, group.egress_ip, usable, group.slots, group.node_address)
     return groups, tuple(refusals)
+
+
+def _no_gateway(group: EgressGroup, allocations: Allocations) -> Refusal:
+    told = next((r.message for r in allocations.refusals if r.object in group.policies), "no node is its gateway")
+    message = f"{told}; traffic of {', '.join(group.policies)} is dropped"
+    return Refusal(f"egress/{group.egress_ip}", "NoGateway", message)
 
 
 def _gateway(

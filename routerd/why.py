@@ -186,5 +186,7 @@ def _policy_step(policy: EgressPolicy, state: NodeState, allocations: Allocation
     known = state.egress.groups.get(group.id) if state.egress else None
     gateway = next((g for g in known.gateways if g.up), None) if known else None
     if gateway is None:
-        return Step(question, False, "NoGateway", f"group {group.id} has no gateway that is up: the traffic is dropped")
+        told = [r.message for r in state.refusals if r.object == f"egress/{group.egress_ip}"]
+        detail = told[0] if told else f"group {group.id} has no gateway that is up: the traffic is dropped"
+        return Step(question, False, "NoGateway", detail)
     return Step(question, True, detail=f"as {group.egress_ip} by gateway {gateway.node} (group {group.id})")
