@@ -232,9 +232,9 @@ def _groups(
 
 
 def _no_gateway(group: EgressGroup, allocations: Allocations) -> Refusal:
-    told = next((r.message for r in allocations.refusals if r.object in group.policies), "no node is its gateway")
-    message = f"{told}; traffic of {', '.join(group.policies)} is dropped"
-    return Refusal(f"egress/{group.egress_ip}", "NoGateway", message)
+    told = (refusal.message for refusal in allocations.refusals if refusal.object in group.policies)
+    plain = f"no node is its gateway: traffic of {', '.join(group.policies)} is dropped"
+    return Refusal(f"egress/{group.egress_ip}", "NoGateway", next(told, plain))
 
 
 def _gateway(
