@@ -43,8 +43,8 @@ def _libc() -> ctypes.CDLL:
 def bpf(command: int, attributes: ctypes.Structure) -> int:
     """The system call. `attributes` holds what the kernel is given, and afterwards what it gave back."""
     size = ctypes.sizeof(attributes)
-    # The kernel answers some commands in fields behind those that it was given (PROG_QUERY: `revision`), whatever size it
-    # was told: without the room, that would be written over other objects of this process.
+    # The kernel answers some commands in fields behind those that it was given (PROG_QUERY: `revision`), whatever size
+    # it was told: without the room, that would be written over other objects of this process.
     buffer = ctypes.create_string_buffer(bytes(attributes), ATTRIBUTES_ROOM)
     result: int = _libc().syscall(
         ctypes.c_long(_NUMBER), ctypes.c_int(command), ctypes.byref(buffer), ctypes.c_uint(size)

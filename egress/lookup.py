@@ -237,7 +237,7 @@ def _translate(tables: Tables, state: State, packet: Packet, vni: int, node: IPv
 
 def _route(tables: Tables, packet: Packet) -> Outcome:
     device = longest(tables.routes, packet.destination)
-    if device is None:
+    if not device:
         return _drop("no_route")
     return Outcome("redirect", "translated", packet, "uplink") if device in tables.uplinks else _drop("not_uplink")
 

@@ -147,7 +147,7 @@ class Tables:
     paths: Mapping[int, tuple[Hop, ...]] = field(default_factory=dict)
     groups: Mapping[int, GroupHere] = field(default_factory=dict)
     egress_ips: Mapping[IPv4Address, bool] = field(default_factory=dict)  # -> is the node's own address
-    routes: Mapping[IPv4Network, int] = field(default_factory=dict)  # -> ifindex
+    routes: Mapping[IPv4Network, int] = field(default_factory=dict)  # -> ifindex, 0 = unreachable
     flow_room: int = 1 << 20
     nat_room: int = 1 << 20
     reverse_room: int = 1 << 20

@@ -2,7 +2,8 @@
 
     python servers.py --name fw --log FILE [--http PORT] [--udp PORT] [--tcp PORT]
 
-HTTP answers `NAME saw SOURCE`, and `/bytes/N` with N zero bytes; UDP answers the same in front of the payload; TCP answers it once and then echoes.
+HTTP answers `NAME saw SOURCE`, and `/bytes/N` with N zero bytes;
+UDP answers the same in front of the payload; TCP answers it once and then echoes.
 One line per request or connection goes to the log: `PROTOCOL SOURCE:PORT what`; `ready` when all ports are bound.
 """
 
