@@ -29,7 +29,7 @@ from routerd.reconcile import Reconciler, Round
 from routerd.render import refusal_lines, state_lines
 from routerd.status import AgentStatus, PeerStatus, as_json
 from routerd.views import COLUMNS, PeerView, Row, View, pool_rows, rows
-from routerd.why import FIELDS, explain
+from routerd.why import FIELDS, explain, session_steps
 
 LOGGER = logging.getLogger("routerd.agent")
 FIRST_RETRY, LAST_RETRY = 0.2, 30.0  # seconds; doubles while rounds leave something undone
@@ -159,7 +159,10 @@ class Agent:
         return rows(kind, View(self._snapshot, self._state, self._node.peers(), nat))
 
     def _why(self, request: dict[str, Any]) -> list[dict[str, object]]:
-        steps = explain(self._snapshot, self._state, self._settings, str(request.get("object")))
+        name = str(request.get("object"))
+        steps = explain(self._snapshot, self._state, self._settings, name)
+        if name.startswith("s") and steps[-1].yes:
+            steps += session_steps(self._state.announcements, self._node.peers())
         return [{"question": s.question, "yes": s.yes, "reason": s.reason, "detail": s.detail} for s in steps]
 
     async def _plan(self) -> dict[str, list[str]]:

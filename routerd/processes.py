@@ -44,9 +44,10 @@ def api_socket(run_dir: Path) -> Path:
 
 def settings_of(config: Config) -> Settings:
     announce = config.bgp.announce
+    egress = announce.egress and config.egress.enabled  # without a datapath an egress address leads nowhere
     return Settings(
         node=config.node_name,
-        rules=Rules(announce.loadbalancer, announce.pod_cidrs, announce.egress, config.bgp.router_id),
+        rules=Rules(announce.loadbalancer, announce.pod_cidrs, egress, config.bgp.router_id),
         cluster_cidrs=config.cluster_cidrs,
         tunnel_port=config.egress.tunnel_port,
     )

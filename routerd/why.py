@@ -5,15 +5,16 @@ Pure, and the same conditions as `announce.py` and `desired.py` use: an explanat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from routerd.announce import SERVICE_CHECKS, Announcements, Scene, scene_of, service_paths
 from routerd.desired import NodeState, Settings, group_of, is_steered, selects
 from routerd.errors import RouterdError
-from routerd.model import NAMESPACE_NAME_LABEL, Allocations, EgressPolicy, Pod, Snapshot
+from routerd.model import NAMESPACE_NAME_LABEL, Allocations, EgressPolicy, IPAddress, Pod, Snapshot
 from routerd.render import path_text
 from routerd.sessions import peers_here
+from routerd.views import PeerView
 
 FIELDS = {
     "nodes": "nodes",
@@ -119,6 +120,21 @@ def _path_step(prefix: str, text: str, announced: Announcements | None) -> Step:
     if peers:
         return Step(f"is {prefix} announced?", True, detail=f"{text} to {', '.join(peers)}")
     return Step(f"is {prefix} announced?", False, "NoNextHop" if ribs else "NoPeers", "no session carries this prefix")
+
+
+def session_steps(announced: Announcements | None, seen: Mapping[IPAddress, PeerView]) -> tuple[Step, ...]:
+    """Whether each session is up: what the speaker says, so only a running agent can tell."""
+    sessions = announced.desired.peers if announced else {}
+    return tuple(_session_step(seen.get(address) or PeerView(address, up=False)) for address in sessions)
+
+
+def _session_step(peer: PeerView) -> Step:
+    question = f"is the session with {peer.address} up?"
+    if peer.up:
+        return Step(question, True)
+    return Step(
+        question, False, "SessionDown", f"{peer.state or 'unknown'}: {peer.last_error or 'no answer from the peer'}"
+    )
 
 
 # --- pods

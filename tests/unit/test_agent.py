@@ -213,7 +213,7 @@ def test_it_answers_status_show_why_and_desired() -> None:
     )
     assert (status["ready"], status["egress"]["drops"], status["peers"][0]["desired"]) == (True, {"no gateway": 3}, 2)
     assert (peers[0]["state"], peers[0]["paths"]) == ("up", 2)
-    assert why[-1]["yes"]
+    assert (why[-1]["question"], why[-1]["yes"]) == ("is the session with 10.0.0.1 up?", True)
     assert "path 10.0.0.1 192.0.2.1/32 next-hop self local-pref 0" in desired
 
 

@@ -8,7 +8,8 @@ from routerd.announce import Rules
 from routerd.desired import LocalFacts, Settings, compose
 from routerd.model import Allocations, BgpConfig, Peer
 from routerd.selectors import LabelSelector
-from routerd.why import NoSuchObject, Step, explain
+from routerd.views import PeerView
+from routerd.why import NoSuchObject, Step, explain, session_steps
 from tests.unit import cluster
 from tests.unit.cluster import LOCAL, TOR
 from tests.unit.test_announce import NOES
@@ -63,6 +64,12 @@ def test_peers_that_leave_the_node_out_are_told() -> None:
     peer = Peer(TOR, 1, 2, node_selectors=(LabelSelector((("x", "y"),)),))
     no = next(step for step in why("svc/default/web", bgp=BgpConfig((peer,))) if not step.yes)
     assert no.detail == "the node selectors of every peer leave this node out"
+
+
+def test_a_session_that_is_down_is_told() -> None:
+    state = compose(cluster.snapshot(), SETTINGS, LocalFacts(sessions=LOCAL))
+    (step,) = session_steps(state.announcements, {TOR: PeerView(TOR, up=False, state="down", last_error="hold timer")})
+    assert (step.yes, step.reason, step.detail) == (False, "SessionDown", "down: hold timer")
 
 
 def test_a_steered_pod_is_told_its_gateway_and_address() -> None:
