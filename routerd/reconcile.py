@@ -11,6 +11,7 @@ told, so that it is not told again, and since when it has not settled.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +29,8 @@ from routerd.errors import EnvironmentFault
 from routerd.model import IPNetwork, Refusal
 from routerd.render import changes, path_lines
 
-SETTLE_TIMEOUT = 2.0  # seconds that a round waits for the speaker before it takes something away
+SETTLE_TIMEOUT = 0.5  # seconds that a round waits for the speaker before it takes something away; then it is held
+EARLY_TIMEOUT = 0.05  # seconds that the datapath's turn waits for the speaker; ExaBGP acknowledges in a few ms
 RETIRE_AFTER = 30.0  # seconds: a speaker that is gone for longer cannot hold up what policies took back
 PASSES = 4  # an action that makes a device is followed by a look at what it made
 
@@ -73,11 +75,12 @@ class Problem(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Egress:
-    """The egress room: what it is, how it plans, and what it finds lacking."""
+    """The egress room: what it is, how it plans, what it finds lacking, and which actions make what it must see."""
 
     datapath: Datapath
     plan: Callable[[EgressDesired, Any], Sequence[Action]]
     problems: Callable[[EgressDesired, Any], Sequence[Problem]]
+    makes_devices: Callable[[Any], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +127,21 @@ class Reconciler:
         Without `full`, a datapath that was found as it should be is not read again before its desired state changes.
         """
         announced = state.announcements
-        if announced is not None and self._told is not None:
-            self._tell(with_old_egress(announced, self._told.ribs))
-        egress = self._egress_pass(state.egress, full)
-        if announced is not None and self._speaker is not None:
-            await self._announce(announced, prepared=not egress.error)
+        if (
+            announced is not None
+            and self._speaker is not None
+            and self._egress is not None
+            and state.egress is not None
+        ):
+            await self._announce_early(announced, self._speaker)
+        egress = await self._egress_pass(state.egress, full)
+        if announced is not None and not egress.error:
+            self._tell(announced.desired)
         if not egress.retiring or egress.error:
             return Round(tuple(egress.done), egress.problems, "", egress.error)
         held = await self._hold(announced)
         if not held:
-            egress.error = self._apply(egress.retiring, egress.done)
+            egress.error = await self._apply(egress.retiring, egress.done)
         return Round(tuple(egress.done), egress.problems, held, egress.error)
 
     async def preview(self, state: NodeState) -> list[str]:
@@ -159,7 +167,7 @@ class Reconciler:
 
     # --- egress
 
-    def _egress_pass(self, desired: EgressDesired | None, full: bool) -> _Pass:
+    async def _egress_pass(self, desired: EgressDesired | None, full: bool) -> _Pass:
         found = _Pass([])
         if self._egress is None or desired is None:
             return found
@@ -168,28 +176,30 @@ class Reconciler:
             return found
         self._converged = None
         for _ in range(PASSES):
-            count = len(found.done)
-            self._prepare(self._egress, desired, found)
+            looks_again = await self._prepare(self._egress, desired, found)
             if found.error:
                 return found
-            if len(found.done) == count:
+            if not looks_again:
                 break
         if not found.retiring:
             self._converged = (desired, found.problems)
         return found
 
-    def _prepare(self, egress: Egress, desired: EgressDesired, found: _Pass) -> None:
+    async def _prepare(self, egress: Egress, desired: EgressDesired, found: _Pass) -> bool:
+        """Whether the plan must be made again: it made what it could not know."""
         try:
             observed = egress.datapath.observe(desired)
         except (OSError, EnvironmentFault) as error:
             found.error = f"egress: cannot read the datapath: {error}"
-            return
+            return False
         actions = egress.plan(desired, observed)
         found.problems = tuple(Refusal(p.object, p.reason, p.message) for p in egress.problems(desired, observed))
         found.retiring = [action for action in actions if action.phase == "retire"]
-        found.error = self._apply((action for action in actions if action.phase == "prepare"), found.done)
+        preparing = [action for action in actions if action.phase == "prepare"]
+        found.error = await self._apply(preparing, found.done)
+        return any(map(egress.makes_devices, preparing))
 
-    def _apply(self, actions: Iterable[Action], done: list[str]) -> str:
+    async def _apply(self, actions: Iterable[Action], done: list[str]) -> str:
         """Applies up to the first failure, since later actions may rely on earlier ones; returns it, "" = none."""
         assert self._egress is not None
         for action in actions:
@@ -198,6 +208,7 @@ class Reconciler:
             except (OSError, EnvironmentFault) as error:
                 return f"egress: {action}: {error}"
             done.append(str(action))
+            await asyncio.sleep(0)  # actions may be thousands: the speaker and the API go on meanwhile
         return ""
 
     # --- announcements
@@ -207,12 +218,18 @@ class Reconciler:
             self._speaker.set(desired)
             self._told = desired
 
-    async def _announce(self, announced: Announcements, prepared: bool) -> None:
-        if prepared:
-            self._tell(announced.desired)
-        elif self._told is None and self._speaker is not None:
-            with contextlib.suppress(SpeakerUnavailable):  # nobody to tell yet: the next round does
-                self._tell(with_old_egress(announced, await self._speaker.observe()))  # the agent before us told it
+    async def _announce_early(self, announced: Announcements, speaker: Speaker) -> None:
+        """Tells what does not wait for the datapath, and lets it go out before the datapath takes the loop's time."""
+        before = self._told.ribs if self._told is not None else None
+        if before is None:
+            with contextlib.suppress(SpeakerUnavailable):  # nobody to tell yet, and nobody to ask
+                before = await speaker.observe()  # what the agent before us announced
+        if before is None:
+            return
+        desired = with_old_egress(announced, before)
+        if desired != self._told:
+            self._tell(desired)
+            await speaker.settled(EARLY_TIMEOUT)
 
     async def _hold(self, announced: Announcements | None) -> str:
         """Why what withdrawn paths led to must stay for now, "" = it may go."""

@@ -36,9 +36,9 @@ def open_datapath(config: Config) -> Datapath:
 
 
 def egress_room(datapath: Datapath) -> Egress:
-    from egress.plan import plan, problems
+    from egress.plan import CreateTunnel, LoadPrograms, plan, problems
 
-    return Egress(datapath, plan, problems)
+    return Egress(datapath, plan, problems, lambda action: isinstance(action, CreateTunnel | LoadPrograms))
 
 
 def relay_socket(run_dir: Path) -> Path:

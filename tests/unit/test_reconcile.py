@@ -94,7 +94,7 @@ def state(**fields: object) -> NodeState:
 
 
 def egress_of(world: World) -> Egress:
-    return Egress(Datapath(world), plan, lambda desired, observed: world.lacking)
+    return Egress(Datapath(world), plan, lambda desired, observed: world.lacking, bool)
 
 
 def reconciler(world: World, clock: Any = lambda: 0.0) -> Reconciler:
@@ -116,8 +116,15 @@ BOTH = {"192.0.2.1/32", "198.51.100.7/32"}
 def test_nat_state_comes_before_the_announcement() -> None:
     world = World()
     assert rounds(world, state()) == [Round(("prepare group 7",))]
-    assert world.journal == ["prepare group 7", "announce 1047"]
+    assert world.journal == ["announce", "prepare group 7", "announce 1047"]
     assert world.ribs == {str(TOR): BOTH}
+
+
+def test_a_new_agent_withdraws_nothing_that_the_one_before_announced() -> None:
+    egress_ip = ip_network("198.51.100.7/32")
+    world = World(adopted={TOR: {egress_ip: Path(egress_ip, local_pref=1047, med=2**31 - 47)}})
+    rounds(world, state())
+    assert world.journal == ["announce 1047", "prepare group 7"]
 
 
 def test_withdrawal_comes_before_what_it_leads_to_is_removed() -> None:
@@ -229,12 +236,14 @@ def test_the_speaker_is_not_told_twice() -> None:
     assert after_first(state(), state()) == []
 
 
-def test_a_datapath_that_is_as_it_should_be_is_read_in_full_rounds_only() -> None:
+@pytest.mark.parametrize(("makes_devices", "first"), [(True, 2), (False, 1)])
+def test_a_datapath_that_is_as_it_should_be_is_read_in_full_rounds_only(makes_devices: bool, first: int) -> None:
     world = World()
     datapath = Datapath(world)
+    egress = Egress(datapath, plan, lambda desired, observed: (), lambda action: makes_devices)
 
     async def run() -> list[int]:
-        here = Reconciler(Speaker(world), Egress(datapath, plan, lambda desired, observed: ()), settle_timeout=0.0)
+        here = Reconciler(Speaker(world), egress, settle_timeout=0.0)
         reads = []
         for wanted, full in ((state(), True), (state(), False), (state(**NO_GROUPS), False), (state(), True)):
             before = datapath.reads
@@ -242,7 +251,7 @@ def test_a_datapath_that_is_as_it_should_be_is_read_in_full_rounds_only() -> Non
             reads.append(datapath.reads - before)
         return reads
 
-    assert asyncio.run(run()) == [2, 0, 1, 2]  # an action is followed by a look at what it made
+    assert asyncio.run(run()) == [first, 0, 1, first]
 
 
 def test_what_the_machine_lacks_is_told_in_every_round() -> None:
