@@ -42,6 +42,11 @@ def object_digest(content: bytes) -> int:
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
 
 
+def digest() -> int:
+    """64 bits that name what `load` would load."""
+    return object_digest(object_bytes())
+
+
 def open_libbpf() -> ctypes.CDLL:
     """libbpf with the prototypes that are used of it. LoadError when it is not installed."""
     name = find_library("bpf") or "libbpf.so.1"
@@ -120,16 +125,20 @@ def load(pin_directory: Path, sizes: Mapping[str, int] | None = None) -> bool:
     """
     check_bpffs(pin_directory)
     content = object_bytes()
-    if pinned_digest(pin_directory) == object_digest(content) and _all_programs_pinned(pin_directory):
+    if pinned_digest(pin_directory) == object_digest(content) and all_programs_pinned(pin_directory):
         return False
-    for part in ("maps", "programs", "links"):
-        (pin_directory / part).mkdir(parents=True, exist_ok=True)
+    make_directories(pin_directory)
     with as_file(files("bpf").joinpath(OBJECT)) as path:
         _load_object(path, pin_directory, sizes or {})
     return True
 
 
-def _all_programs_pinned(pin_directory: Path) -> bool:
+def make_directories(pin_directory: Path) -> None:
+    for part in ("maps", "programs", "links"):
+        (pin_directory / part).mkdir(parents=True, exist_ok=True)
+
+
+def all_programs_pinned(pin_directory: Path) -> bool:
     return all((pin_directory / "programs" / name).exists() for name in PROGRAMS)
 
 

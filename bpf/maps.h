@@ -12,6 +12,7 @@
 #include "reasons.h"
 #include "types.h"
 
+#ifndef PINNED_MAP /* bcc has its own, from bcc/bpf/bpf_helpers.h */
 #define PINNED_MAP(map_name, map_type, key_type, value_type, entries, map_flags_)                            \
 	struct {                                                                                             \
 		__uint(type, map_type);                                                                      \
@@ -21,6 +22,7 @@
 		__uint(map_flags, map_flags_);                                                               \
 		__uint(pinning, LIBBPF_PIN_BY_NAME);                                                         \
 	} map_name SEC(".maps")
+#endif
 
 /* What the agent tells the programs; one element. */
 PINNED_MAP(settings, BPF_MAP_TYPE_ARRAY, __u32, struct settings, 1, 0);
