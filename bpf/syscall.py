@@ -20,6 +20,7 @@ _NUMBER = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x
 
 MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY = 1, 2, 3, 4
 OBJ_PIN, OBJ_GET, PROG_TEST_RUN = 6, 7, 10
+PROG_BY_ID, MAP_BY_ID = 13, 14
 OBJ_INFO, PROG_QUERY = 15, 16
 MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = 24, 26, 27
 LINK_CREATE, LINK_UPDATE, LINK_DETACH = 28, 29, 34
@@ -100,7 +101,21 @@ class _MapInfo(ctypes.Structure):
 
 
 class _ProgramInfo(ctypes.Structure):
-    _fields_ = [("type", ctypes.c_uint32), ("id", ctypes.c_uint32), ("tag", ctypes.c_uint8 * 8)]
+    _fields_ = [
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("tag", ctypes.c_uint8 * 8),
+        ("code_lengths", ctypes.c_uint32 * 2),
+        ("code", ctypes.c_uint64 * 2),
+        ("load_time", ctypes.c_uint64),
+        ("uid", ctypes.c_uint32),
+        ("map_count", ctypes.c_uint32),
+        ("map_ids", ctypes.c_uint64),
+    ]
+
+
+class _ById(ctypes.Structure):
+    _fields_ = [("number", ctypes.c_uint32), ("next", ctypes.c_uint32), ("flags", ctypes.c_uint32)]
 
 
 class _LinkInfo(ctypes.Structure):
@@ -181,6 +196,7 @@ def pin(fd: int, path: Path) -> None:
 @dataclass(frozen=True, slots=True)
 class LinkInfo:
     type: int
+    id: int
     program_id: int
     ifindex: int  # 0 = its device has gone
     attach_type: int
@@ -193,13 +209,33 @@ def _info(fd: int, info: ctypes.Structure) -> None:
 def link_info(fd: int) -> LinkInfo:
     info = _LinkInfo()
     _info(fd, info)
-    return LinkInfo(info.type, info.program_id, info.ifindex, info.attach_type)
+    return LinkInfo(info.type, info.id, info.program_id, info.ifindex, info.attach_type)
 
 
 def program_id(fd: int) -> int:
     info = _ProgramInfo()
     _info(fd, info)
     return int(info.id)
+
+
+def program_map_ids(fd: int) -> list[int]:
+    """Kernel's ids of the maps that a program uses."""
+    ids = (ctypes.c_uint32 * 64)()
+    info = _ProgramInfo(map_count=len(ids), map_ids=ctypes.addressof(ids))
+    _info(fd, info)
+    return list(ids[: info.map_count])
+
+
+def map_identity(fd: int) -> tuple[int, str]:
+    """(kernel's id, name) of a map; the kernel keeps 15 characters of a name."""
+    info = _MapInfo()
+    _info(fd, info)
+    return int(info.id), bytes(info.name).decode()
+
+
+def open_by_id(command: int, number: int) -> int:
+    """A file descriptor of a program (PROG_BY_ID) or map (MAP_BY_ID). The kernel asks for CAP_SYS_ADMIN here."""
+    return bpf(command, _ById(number, 0, 0))
 
 
 def create_tcx_link(program: int, ifindex: int, attach_type: int) -> int:

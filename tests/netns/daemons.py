@@ -7,16 +7,22 @@ the manifests read-only, save for the operator. The operator runs in the ToR's n
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
 from bpf import syscall
+from routerd.api import ask
+from routerd.errors import RouterdError
+from routerd.processes import api_socket
 from tests.netns import netns
 from tests.netns.hosts import Host, Node
 from tests.netns.lab import NODE_NETWORK, SERVICE_NETWORK, Lab
@@ -73,6 +79,16 @@ class Daemon:
         """Resident memory of the process alone, in bytes."""
         return resident(self.process.pid)
 
+    def kill(self) -> None:
+        """SIGKILL for the process itself, not for what it started, and waits until it is gone."""
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def relays(self) -> list[int]:
+        """A speaker's helper processes."""
+        return self.tree()[1:]
+
 
 @dataclass(slots=True)
 class Daemons:
@@ -111,6 +127,19 @@ class Daemons:
     def dead(self) -> list[Daemon]:
         """Those that ended by themselves."""
         return [daemon for daemon in self.everyone() if not netns.is_alive(daemon.process.pid)]
+
+    def plan(self, node: str) -> list[str]:
+        """What `routerd plan` prints of changes on a node: nothing when all is as it should be."""
+        changes: list[str] = ask(api_socket(self.lab.node(node).directory / "run"), {"get": "plan"})["changes"]
+        return changes
+
+    def is_ready(self, node: str) -> bool:
+        """Whether the agent of a node answers, is ready and has no fault to retry."""
+        try:
+            status = ask(api_socket(self.lab.node(node).directory / "run"), {"get": "status"})
+        except RouterdError:
+            return False
+        return bool(status["ready"])
 
     def routerd(self, node: str, *arguments: str, check: bool = True) -> str:
         """Runs a `routerd` command on a node, as an operator would, and returns what it prints."""

@@ -1,0 +1,53 @@
+"""What routerd keeps in a node's kernel, with the kernel's own numbers: the same numbers mean the same objects."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from bpf import syscall
+from egress import devices
+from tests.netns import netns
+from tests.netns.hosts import Node
+
+T = TypeVar("T")
+
+
+def footprint(node: Node) -> dict[str, object]:
+    """Programs, maps, links, tunnel device, routes and reserved ports of routerd on `node`, by name."""
+    found: dict[str, object] = {}
+    pins = node.pin_dir / "routerd"
+    found |= {f"program {path.name}": _opened(path, syscall.program_id) for path in _pinned(pins / "programs")}
+    found |= {f"map {path.name}": _opened(path, syscall.map_identity)[0] for path in _pinned(pins / "maps")}
+    for path in _pinned(pins / "links"):
+        link = _opened(path, syscall.link_info)
+        found[f"link {path.name}"] = (link.id, link.program_id, link.ifindex)
+    with netns.entered(node.name), devices.RouteSocket() as route:
+        links = devices.read_links(route).values()
+        found |= {f"device {link.name}": link.ifindex for link in links if link.name.startswith("routerd.")}
+        routes = devices.read_routes(route)
+        found |= {f"blackhole {address}": True for address in devices.own_blackholes(routes)}
+        found |= {f"reserved {ports}": True for ports in devices.reserved_ports()}
+    tables = node.run(["nft", "list", "tables"]).splitlines()
+    found |= {line: True for line in tables if "routerd" in line}
+    return found
+
+
+def _pinned(directory: Path) -> list[Path]:
+    return sorted(directory.iterdir()) if directory.is_dir() else []
+
+
+def _opened(path: Path, read: Callable[[int], T]) -> T:
+    fd = syscall.open_pinned(path)
+    try:
+        return read(fd)
+    finally:
+        os.close(fd)
+
+
+def difference(before: dict[str, object], after: dict[str, object]) -> list[str]:
+    """What is not the same, one line each."""
+    keys = sorted({*before, *after})
+    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
