@@ -66,16 +66,27 @@ static __always_inline bool is_node(const struct ip *address)
 /* --- tunnel
  * ----------------------------------------------------------------------------------------------------- */
 
-/* Too big for the tunnel, as it is or as the segments it will be cut into. */
-static __always_inline bool exceeds_tunnel(struct __sk_buff *skb, const struct settings *config)
+/* Too big for the tunnel, as it is or as the segments it will be cut into, and not to be fragmented. */
+static __always_inline bool exceeds_tunnel(struct __sk_buff *skb, const struct packet *packet,
+					   const struct settings *config)
 {
 	__u32 mtu = 0;
 
-	return bpf_check_mtu(skb, config->tunnel_ifindex, &mtu, 0, BPF_MTU_CHK_SEGS) != 0;
+	return packet->dont_fragment &&
+	       bpf_check_mtu(skb, config->tunnel_ifindex, &mtu, 0, BPF_MTU_CHK_SEGS) != 0;
 }
 
-/* To the node at `endpoint`. A packet that is too big and may not be fragmented is answered to its sender by
- * `back_ifindex`; one that may be is left to the outer header's fragmentation. */
+/* A packet that is too big and may not be fragmented is answered to its sender, by the device that it came
+ * from and before anything in it is rewritten: the sender must know its own packet in the quote. */
+static __always_inline int refuse_too_big(struct __sk_buff *skb, const struct packet *packet,
+					  const struct settings *config)
+{
+	if (answer_too_big(skb, packet, config->tunnel_mtu, &config->node_address))
+		return drop(skb, TOO_BIG);
+	return sent(skb, bpf_redirect(skb->ifindex, 0), TOO_BIG_ANSWERED);
+}
+
+/* To the node at `endpoint`. One that is too big is left to the outer header's fragmentation. */
 static __always_inline int encapsulate(struct __sk_buff *skb, const struct packet *packet,
 				       const struct settings *config, __u32 group, const struct ip *endpoint,
 				       enum reason done)
@@ -85,14 +96,33 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct packe
 
 	if (clamp_mss(skb, packet, config->tunnel_mtu))
 		return drop(skb, REWRITE_ERROR);
-	if (packet->dont_fragment && exceeds_tunnel(skb, config)) {
-		if (answer_too_big(skb, packet, config->tunnel_mtu, &config->node_address))
-			return drop(skb, TOO_BIG);
-		return sent(skb, bpf_redirect(skb->ifindex, 0), TOO_BIG_ANSWERED);
-	}
 	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX))
 		return drop(skb, TUNNEL_ERROR);
 	return sent(skb, bpf_redirect(config->tunnel_ifindex, 0), done);
+}
+
+static __always_inline struct flow_key flow_to_pod(const struct packet *packet)
+{
+	struct flow_key key = {
+	    .pod = packet->destination,
+	    .remote = packet->source,
+	    .pod_port = packet->destination_port,
+	    .remote_port = packet->source_port,
+	    .protocol = packet->protocol,
+	};
+
+	return key;
+}
+
+/* A reply from a gateway whose flow has been collected here: the gateway still knows it, so it goes on.
+ * Without this, `to_pod` would take the reply for the beginning of a flow from outside, and the pod's next
+ * packet would be left alone. A full table is no obstacle: `to_pod` drops the reply then. */
+static __always_inline void restore_flow(const struct flow_key *key, __u32 group)
+{
+	struct flow_value flow = {.last_seen = now(), .group = group};
+
+	if (!bpf_map_lookup_elem(&flows, key))
+		bpf_map_update_elem(&flows, key, &flow, BPF_NOEXIST);
 }
 
 /* To a pod on this node, by its host-side device, with the Ethernet header that the host would write. */
@@ -134,6 +164,13 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	return sent(skb, bpf_redirect_neigh(device, &next_hop, sizeof(next_hop), 0), TRANSLATED);
 }
 
+/* Whether a packet may begin a flow of its own: an echo reply answers a question, and has no port to map. */
+static __always_inline bool may_begin(enum parsed parsed, const struct packet *packet)
+{
+	return parsed == PARSED_FLOW &&
+	       !(packet->protocol == IPPROTO_ICMP && packet->icmp_type == ICMP_ECHOREPLY);
+}
+
 /* The gateway's part of the way out: find or make the mapping, rewrite the source, forward. `node` is where
  * replies go. */
 static __always_inline int translate(struct __sk_buff *skb, const struct packet *packet,
@@ -164,6 +201,7 @@ int from_tunnel(struct __sk_buff *skb)
 	struct settings *config = read_settings();
 	struct bpf_tunnel_key key = {};
 	struct local_pod *pod;
+	struct flow_key flow;
 	struct packet packet;
 	enum parsed parsed;
 	struct ip node;
@@ -175,13 +213,17 @@ int from_tunnel(struct __sk_buff *skb)
 		return drop(skb, UNKNOWN_NODE);
 	parsed = parse(skb, &packet);
 	pod = bpf_map_lookup_elem(&local_pods, &packet.destination);
+	if (pod && parsed == PARSED_FLOW) {
+		flow = flow_to_pod(&packet);
+		restore_flow(&flow, key.tunnel_id);
+	}
 	if (pod && (parsed == PARSED_FLOW || parsed == PARSED_ICMP_ERROR))
 		return deliver(skb, pod, DELIVERED);
 	if (parsed == PARSED_MALFORMED)
 		return drop(skb, MALFORMED);
 	if (parsed == PARSED_FRAGMENT)
 		return drop(skb, FRAGMENT);
-	if (parsed != PARSED_FLOW)
+	if (!may_begin(parsed, &packet))
 		return drop(skb, UNSUPPORTED_PROTOCOL);
 	if (in_cluster(&packet.destination)) /* a reply whose pod has gone */
 		return drop(skb, UNKNOWN_POD);
@@ -189,9 +231,10 @@ int from_tunnel(struct __sk_buff *skb)
 }
 
 /* A packet whose destination is rewritten to the pod's goes on to the pod: here, or through the tunnel to its
- * node. */
+ * node. `flow`: the pod's, if the packet is of one. */
 static __always_inline int return_to_pod(struct __sk_buff *skb, struct packet *packet,
-					 const struct settings *config, const struct reverse_value *mapping)
+					 const struct settings *config, const struct reverse_value *mapping,
+					 const struct flow_key *flow)
 {
 	struct ip node = mapping->node;
 	struct local_pod *pod;
@@ -201,6 +244,8 @@ static __always_inline int return_to_pod(struct __sk_buff *skb, struct packet *p
 	pod = bpf_map_lookup_elem(&local_pods, &mapping->pod);
 	if (!pod)
 		return drop(skb, UNKNOWN_POD);
+	if (flow)
+		restore_flow(flow, mapping->group);
 	return deliver(skb, pod, REVERSED);
 }
 
@@ -273,7 +318,7 @@ static __always_inline int reverse_icmp_error(struct __sk_buff *skb, struct pack
 	    bpf_skb_store_bytes(skb, IP_OFFSET + offsetof(struct iphdr, daddr), &new_address, 4, 0) ||
 	    decrement_ttl(skb, packet))
 		return drop(skb, REWRITE_ERROR);
-	return return_to_pod(skb, packet, config, mapping);
+	return return_to_pod(skb, packet, config, mapping, NULL);
 }
 
 SEC("tc")
@@ -283,8 +328,9 @@ int from_uplink(struct __sk_buff *skb)
 	struct egress_ip_value *address;
 	struct reverse_value *mapping;
 	struct packet packet;
+	struct flow_key flow;
 	enum parsed parsed;
-	struct ip pod;
+	struct ip pod, node;
 
 	parsed = parse(skb, &packet);
 	if (!config || parsed == PARSED_NOT_IPV4 || parsed == PARSED_MALFORMED)
@@ -305,11 +351,17 @@ int from_uplink(struct __sk_buff *skb)
 	if (packet.ttl <= 1)
 		return drop(skb, TTL_EXPIRED);
 	refresh(&mapping->last_seen, &mapping->seen_in, seen_of(&packet));
+	node = mapping->node;
+	if (!ip_is_none(&node) && exceeds_tunnel(skb, &packet, config))
+		return refuse_too_big(skb, &packet, config);
 	pod = mapping->pod;
 	if (rewrite_side(skb, &packet, SIDE_DESTINATION, &pod, mapping->pod_port) ||
 	    decrement_ttl(skb, &packet))
 		return drop(skb, REWRITE_ERROR);
-	return return_to_pod(skb, &packet, config, mapping);
+	packet.destination = pod;
+	packet.destination_port = mapping->pod_port;
+	flow = flow_to_pod(&packet);
+	return return_to_pod(skb, &packet, config, mapping, &flow);
 }
 
 /* --- source node
@@ -328,30 +380,20 @@ static __always_inline struct flow_key flow_from_pod(const struct packet *packet
 	return key;
 }
 
-static __always_inline struct flow_key flow_to_pod(const struct packet *packet)
-{
-	struct flow_key key = {
-	    .pod = packet->destination,
-	    .remote = packet->source,
-	    .pod_port = packet->destination_port,
-	    .remote_port = packet->source_port,
-	    .protocol = packet->protocol,
-	};
-
-	return key;
-}
-
-static __always_inline bool rule_matches(const struct rule *rule, const struct packet *packet)
+/* The ports of a fragment are not known, so it may belong to any of its protocol. */
+static __always_inline bool rule_matches(const struct rule *rule, const struct packet *packet,
+					 enum parsed parsed)
 {
 	__u16 port = bpf_ntohs(packet->destination_port);
 
 	if (rule->protocol && rule->protocol != packet->protocol)
 		return false;
-	return !rule->first_port || (port >= rule->first_port && port <= rule->last_port);
+	return !rule->first_port || parsed == PARSED_FRAGMENT ||
+	       (port >= rule->first_port && port <= rule->last_port);
 }
 
 /* The rule that decides about the packet, or NULL. */
-static __always_inline struct rule *decide(__u32 policy_set, const struct packet *packet)
+static __always_inline struct rule *decide(__u32 policy_set, const struct packet *packet, enum parsed parsed)
 {
 	struct policy_key key = {
 	    .prefixlen = 32 + HOST_PREFIX, .policy_set = policy_set, .destination = packet->destination};
@@ -362,7 +404,7 @@ static __always_inline struct rule *decide(__u32 policy_set, const struct packet
 	for (__u32 i = 0; i < MAX_RULES; i++) {
 		if (i >= value->count)
 			return NULL;
-		if (rule_matches(&value->rules[i], packet))
+		if (rule_matches(&value->rules[i], packet, parsed))
 			return &value->rules[i];
 	}
 	return NULL;
@@ -399,6 +441,8 @@ static __always_inline int leave(struct __sk_buff *skb, const struct packet *pac
 
 	if (gateway->local)
 		return translate(skb, packet, config, group, &local);
+	if (exceeds_tunnel(skb, packet, config))
+		return refuse_too_big(skb, packet, config);
 	return encapsulate(skb, packet, config, group, &endpoint, ENCAPSULATED);
 }
 
@@ -412,12 +456,12 @@ static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet
 	struct gateway *gateway;
 	struct rule *rule;
 
-	rule = policy_set ? decide(policy_set, packet) : NULL;
+	rule = policy_set ? decide(policy_set, packet, parsed) : NULL;
 	if (!rule)
 		return NEXT;
 	if (parsed == PARSED_FRAGMENT)
 		return drop(skb, FRAGMENT);
-	if (parsed != PARSED_FLOW)
+	if (!may_begin(parsed, packet))
 		return drop(skb, UNSUPPORTED_PROTOCOL);
 	flow.group = rule->group;
 	if (!flow.group)

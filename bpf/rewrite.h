@@ -115,9 +115,13 @@ static __always_inline long clamp_mss(struct __sk_buff *skb, const struct packet
 		__builtin_memcpy(&old_mss, &option[2], 2);
 		if (option[1] != 4 || bpf_ntohs(old_mss) <= mtu - IP_TCP_OVERHEAD)
 			return 0;
-		return bpf_l4_csum_replace(skb, packet->l4_offset + CHECKSUM_OFFSET_TCP, old_mss, new_mss,
-					   2) ||
-		       bpf_skb_store_bytes(skb, offset + 2, &new_mss, 2, 0);
+		if (bpf_skb_store_bytes(skb, offset + 2, &new_mss, 2, 0))
+			return -1;
+		if ((offset - packet->l4_offset) % 2) { /* the sum is over words, which this one straddles */
+			old_mss = __builtin_bswap16(old_mss);
+			new_mss = __builtin_bswap16(new_mss);
+		}
+		return bpf_l4_csum_replace(skb, packet->l4_offset + CHECKSUM_OFFSET_TCP, old_mss, new_mss, 2);
 	}
 	return 0;
 }
