@@ -50,6 +50,8 @@ ADDRESS_ATTRIBUTE = "IFA_ADDRESS"
 class TargetedAddresses(ifaddrmsg):  # type: ignore[misc]
     """pyroute2 0.9 has the type of this attribute wrong."""
 
+    # pyroute2 compiles a class's attributes at its first use, and a subclass inherits the mark that it was done.
+    _nlmsg_base__compiled_nla = False
     nla_map = tuple((name, "uint32" if name == "IFA_TARGET_NETNSID" else kind) for name, kind in ifaddrmsg.nla_map)
 
 

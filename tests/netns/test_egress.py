@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+from pyroute2 import IPRoute
 
 from egress.netdev import Datapath
 from egress.plan import plan
@@ -111,6 +112,15 @@ def restored(cluster: Cluster) -> Iterator[None]:
     yield
     cluster.policies, cluster.selected, cluster.gateways, cluster.node_address = wishes
     cluster.apply()
+
+
+def test_pod_devices_are_found_also_after_pyroute2_was_used_elsewhere(cluster: Cluster) -> None:
+    worker = cluster.lab.node("worker")
+    with netns.entered(worker.name):
+        with IPRoute() as route:
+            assert list(route.get_addr())
+        observed = cluster.datapaths["worker"].observe(cluster.desired("worker"))
+    assert IPv4Address(cluster.lab.pod("sel").address) in observed.facts.devices
 
 
 def test_a_second_round_has_nothing_to_do(cluster: Cluster) -> None:
