@@ -26,7 +26,7 @@ check: setup
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports --no-cache
-	@clang-format --dry-run -Werror bpf/*.h bpf/*.c
+	@clang-format --dry-run -Werror bpf/*.h bpf/*.c bpf/bcc/*.h bpf/bcc/bpf/*.h
 	@$(PY) -m pytest -q tests/unit/test_configs.py
 
 kernel:

@@ -78,7 +78,7 @@ def program_text(main: str, maps: Iterable[str], functions: dict[str, str]) -> s
 
 
 def write_uapi(sources: Iterable[str], directory: Path) -> None:
-    """Kernel headers are there twice: for itself, which is what bcc finds, and for user space, which is what we mean."""
+    """A kernel has headers twice: for itself, which bcc would find, and for user space, which are meant here."""
     target = directory / "linux"
     target.mkdir()
     for name in {name for text in sources for name in KERNEL_HEADER.findall(text)} - {"types.h"}:

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from functools import singledispatchmethod
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from bpf import layout, loader, syscall
+from bpf import bcc_loader, layout, loader, syscall
 from egress import conntrack, devices, guard, plan
 from egress.attach import Attacher, Mode, off_loop
 from egress.devices import TUNNEL, Link, RouteSocket
@@ -28,6 +28,8 @@ from egress.policy import Desired
 # Map sizes when they are made; memory is taken as they fill (no preallocation), about 200 bytes for each mapping.
 DEFAULT_NAT_ENTRIES = 262_144
 EMPTY_FRAME = bytes(64)
+LOADERS = {"libbpf": loader, "bcc": bcc_loader}
+LoaderName = Literal["libbpf", "bcc"]
 
 
 class DatapathError(OSError):
@@ -53,12 +55,19 @@ class NatEntry:
 class Datapath:
     """What is pinned under `pin_directory`, and the devices, routes and nft table that go with it."""
 
-    def __init__(self, pin_directory: Path, attach: Mode = "auto", nat_entries: int = DEFAULT_NAT_ENTRIES) -> None:
+    def __init__(
+        self,
+        pin_directory: Path,
+        attach: Mode = "auto",
+        nat_entries: int = DEFAULT_NAT_ENTRIES,
+        loader_name: LoaderName = "libbpf",
+    ) -> None:
         self._pins = pin_directory
         self._attacher = Attacher(pin_directory, attach)
         self._sizes = {"nat": nat_entries, "flows": nat_entries, "reverse": nat_entries + nat_entries // 4}
         self._maps = loader.PinnedMaps(pin_directory)
-        self._digest = loader.object_digest(loader.object_bytes())
+        self._loader = LOADERS[loader_name]
+        self._digest = self._loader.digest()
         self._reasons = layout.read_reasons()
 
     @property
@@ -171,7 +180,7 @@ class Datapath:
     @_do.register
     def _(self, _action: plan.LoadPrograms) -> None:
         try:
-            loader.load(self._pins, self._sizes)
+            self._loader.load(self._pins, self._sizes)
         except loader.LoadError as error:
             raise DatapathError(errno.EINVAL, str(error)) from error
         self._maps.close()
@@ -309,6 +318,8 @@ def _nft(arguments: list[str], text: str = "") -> str:
         )
     except FileNotFoundError:
         raise DatapathError(errno.ENOENT, "nft is missing: install it (Debian: apt-get install nftables)") from None
+    except subprocess.TimeoutExpired as error:
+        raise DatapathError(errno.ETIMEDOUT, f"nft did not answer within {error.timeout:g} s") from error
     if result.returncode:
         message = result.stderr.strip().splitlines()[0] if result.stderr.strip() else f"exit {result.returncode}"
         number = errno.ENOENT if "No such file or directory" in result.stderr else errno.EINVAL

@@ -59,6 +59,8 @@ class EgressConfig:
     """UDP port of the tunnel between nodes; not 8472 (VXLAN of most CNIs) nor 4789 (IANA's VXLAN)."""
     attach: Literal["auto", "tcx", "clsact"] = "auto"
     """How programs are attached; auto = tcx where the kernel has it (6.6), else clsact."""
+    loader: Literal["libbpf", "bcc"] = "libbpf"
+    """Where programs come from: libbpf = the compiled object in the package, bcc = compiled on the node at start."""
     nat_entries: int = 262144
     """Connections that a gateway can translate at once; as many as nf_conntrack has on most hosts."""
 
@@ -229,12 +231,13 @@ def _listen(section: Section) -> tuple[IPAddress, int] | None:
 
 
 def _egress(section: Section) -> EgressConfig:
-    egress = _sub(section, "egress", "enabled", "uplinks", "tunnel-port", "attach", "nat-entries")
+    egress = _sub(section, "egress", "enabled", "uplinks", "tunnel-port", "attach", "loader", "nat-entries")
     return EgressConfig(
         enabled=egress.boolean("enabled", True),
         uplinks=tuple(_device(item) for item in egress.items("uplinks")),
         tunnel_port=egress.integer("tunnel-port", 1, 65535, DEFAULT.egress.tunnel_port),
         attach=cast(Literal["auto", "tcx", "clsact"], _choice(egress, "attach", "auto", "tcx", "clsact")),
+        loader=cast(Literal["libbpf", "bcc"], _choice(egress, "loader", "libbpf", "bcc")),
         nat_entries=egress.integer("nat-entries", 1024, 2**24, DEFAULT.egress.nat_entries),
     )
 

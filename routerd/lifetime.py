@@ -9,9 +9,9 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from routerd.agent import ConfigState, TaskReturned
 from routerd.config import Config, load_config
@@ -27,11 +27,14 @@ class Source:
     """Where the configuration comes from; `path` None = the defaults. The work sets `told` to hear of refusals."""
 
     path: Path | None = None
+    loader: Literal["libbpf", "bcc"] | None = None
+    """The command line's --bpf-loader, which goes before the file's."""
     told: Callable[[ConfigState], None] = lambda state: None
 
     def load(self) -> Config:
         """Raises InputError."""
-        return load_config(self.path) if self.path is not None else Config()
+        found = load_config(self.path) if self.path is not None else Config()
+        return replace(found, egress=replace(found.egress, loader=self.loader)) if self.loader else found
 
     def reload(self, last: Config) -> Config:
         """The configuration as it is now, or `last` if that is refused."""

@@ -32,7 +32,7 @@ def open_datapath(config: Config) -> Datapath:
     """The egress room. Imported here: a node without egress needs neither eBPF nor its memory."""
     from egress.netdev import Datapath
 
-    return Datapath(config.pin_dir, config.egress.attach, config.egress.nat_entries)
+    return Datapath(config.pin_dir, config.egress.attach, config.egress.nat_entries, config.egress.loader)
 
 
 def egress_room(datapath: Datapath) -> Egress:

@@ -40,7 +40,7 @@ def _path(arguments: argparse.Namespace) -> Path | None:
 def _source(arguments: argparse.Namespace) -> Source:
     from routerd.lifetime import Source
 
-    return Source(_path(arguments))
+    return Source(_path(arguments), getattr(arguments, "bpf_loader", None))
 
 
 def _config(arguments: argparse.Namespace) -> Config:
@@ -121,7 +121,9 @@ def run(arguments: argparse.Namespace) -> int:
     if is_answering(api_socket(config.run_dir)):
         raise EnvironmentFault(f"an agent answers on {api_socket(config.run_dir)}: stop it first, or set run-dir")
     roles = ["agent", *(["operator"] if arguments.standalone else [])]
-    children = [supervise.Child(role, supervise.routerd_command(role, _path(arguments))) for role in roles]
+    options = {"agent": ["--bpf-loader", arguments.bpf_loader] if arguments.bpf_loader else []}
+    commands = {role: [*supervise.routerd_command(role, _path(arguments)), *options.get(role, [])] for role in roles}
+    children = [supervise.Child(role, command) for role, command in commands.items()]
     asyncio.run(supervise.run(children, config.run_dir if config.bgp.enabled else None))
     return codes.OK
 

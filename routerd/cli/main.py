@@ -42,7 +42,12 @@ def _output(parser: argparse.ArgumentParser, choices: Sequence[str] = OUTPUTS) -
     parser.add_argument("-o", "--output", choices=choices, default="table", help="how to print (default: table)")
 
 
+def _agent_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bpf-loader", choices=("libbpf", "bcc"), help="instead of egress.loader of the configuration")
+
+
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    _agent_arguments(parser)
     parser.add_argument("--standalone", action="store_true", help="run the operator here too, on the embedded store")
 
 
@@ -86,6 +91,7 @@ COMMANDS = (
         "the process that keeps this node as the store wants it",
         ("routerd --config /etc/routerd/routerd.yaml agent",),
         "SIGTERM stops it and leaves everything in place; SIGHUP reads the configuration again.",
+        _agent_arguments,
     ),
     Command(
         "speaker",

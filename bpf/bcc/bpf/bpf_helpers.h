@@ -2,9 +2,9 @@
 /* What stands in for libbpf's header of the same name when bcc compiles the sources. bcc has declared the
  * helpers before this is read; here they get the types that the sources expect of them.
  *
- * bcc knows neither maps by their address nor callbacks. Both become instructions that load a number, with the
- * kernel's own mark for "the number of a map" and "the number of a function"; bpf/linking.py puts the real
- * ones in. MAP_name and CALLBACK_name are the numbers, made by bpf/bcc_compile.py.
+ * bcc knows neither maps by their address nor callbacks. Both become instructions that load a number, with
+ * the kernel's own mark for "the number of a map" and "the number of a function"; bpf/linking.py puts the
+ * real ones in. MAP_name and CALLBACK_name are the numbers, made by bpf/bcc_compile.py.
  */
 #ifndef ROUTERD_BCC_HELPERS_H
 #define ROUTERD_BCC_HELPERS_H
@@ -22,8 +22,8 @@
 #define TABLE_BPF_MAP_TYPE_PERCPU_ARRAY "percpu_array"
 #define TABLE_BPF_MAP_TYPE_LPM_TRIE	"lpm_trie"
 
-/* The table tells bcc the sizes. The type that carries the number in the length of an array stands for the map
- * in the programs; no such object exists. */
+/* The table tells bcc the sizes. The type that carries the number in the length of an array stands for the
+ * map in the programs; no such object exists. */
 #define PINNED_MAP(map_name, map_type, key_type, value_type, entries, map_flags_)                            \
 	BPF_F_TABLE(TABLE_##map_type, key_type, value_type, table_##map_name, entries, map_flags_);          \
 	extern struct {                                                                                      \
