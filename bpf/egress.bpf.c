@@ -63,8 +63,7 @@ static __always_inline bool is_node(const struct ip *address)
 	return bpf_map_lookup_elem(&nodes, address);
 }
 
-/* --- tunnel
- * ----------------------------------------------------------------------------------------------------- */
+/* --- tunnel */
 
 /* Too big for the tunnel, as it is or as the segments it will be cut into, and not to be fragmented. */
 static __always_inline bool exceeds_tunnel(struct __sk_buff *skb, const struct packet *packet,
@@ -134,8 +133,7 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct local_pod
 	return sent(skb, bpf_redirect(pod->ifindex, 0), done);
 }
 
-/* --- gateway
- * ---------------------------------------------------------------------------------------------------- */
+/* --- gateway */
 
 /* Out by the route that the kernel has for (egress IP, destination); the neighbour is resolved on the way. */
 static __always_inline int forward(struct __sk_buff *skb, const struct packet *packet,
@@ -364,8 +362,7 @@ int from_uplink(struct __sk_buff *skb)
 	return return_to_pod(skb, &packet, config, mapping, &flow);
 }
 
-/* --- source node
- * ------------------------------------------------------------------------------------------------ */
+/* --- source node */
 
 static __always_inline struct flow_key flow_from_pod(const struct packet *packet)
 {
@@ -597,8 +594,7 @@ int to_pod(struct __sk_buff *skb)
 	return NEXT;
 }
 
-/* --- collection
- * --------------------------------------------------------------------------------------------------- */
+/* --- collection */
 
 /* One round; the agent runs it with BPF_PROG_TEST_RUN and reads `collected`. Never attached. */
 SEC("tc")

@@ -10,10 +10,11 @@ asyncio loop's thread, so reading uses a socket of our own.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address
@@ -44,6 +45,7 @@ SOL_NETLINK, NETLINK_GET_STRICT_CHK = 270, 12
 RTN_UNICAST, RTN_BLACKHOLE = 1, 6
 TABLE_MAIN = 254
 IFF_UP = 1
+RTMGRP_LINK, RTMGRP_IPV4_IFADDR = 1, 0x10
 ADDRESS_ATTRIBUTE = "IFA_ADDRESS"
 
 
@@ -274,8 +276,22 @@ def delete_link(route: RouteSocket, ifindex: int) -> None:
             raise
 
 
+async def watch_links(on_change: Callable[[], None]) -> None:
+    """Calls `on_change` after each change of a device or an IPv4 address of this namespace, until cancelled."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as events:
+        events.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR))
+        events.setblocking(False)
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                await loop.sock_recv(events, 1 << 16)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # more events than fit: a change all the same
+                    raise
+            on_change()
+
+
 # --- sysctls
-# ------------------------------------------------------------------------------------------------------------
 
 _IPV4 = Path("/proc/sys/net/ipv4")
 

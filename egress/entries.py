@@ -78,7 +78,7 @@ PolicySet = Mapping[IPv4Network, Rules]
 DROP_ALL = RuleSpec(0)
 
 
-# --- policy sets ----------------------------------------------------------------------------------------------------
+# --- policy sets
 
 
 def _compare(a: tuple[int, Policy], b: tuple[int, Policy]) -> int:
@@ -171,7 +171,6 @@ def number_sets(
 
 
 # --- the other maps
-# ----------------------------------------------------------------------------------------------------
 
 
 def port_range(group: Group, slot: int) -> tuple[int, int]:
@@ -264,7 +263,6 @@ def map_entries(desired: Desired, facts: Facts, observed_policies: Mapping[bytes
 
 
 # --- text
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def _rule_text(rule: layout.Rule) -> str:

@@ -166,7 +166,6 @@ def transaction(wanted: Guard, present: Guard | None) -> str:
 
 
 # --- read back
-# ------------------------------------------------------------------------------------------------------------
 
 
 def _element_text(element: Any) -> str:

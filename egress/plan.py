@@ -79,7 +79,7 @@ class Problem:
     message: str
 
 
-# --- actions ----------------------------------------------------------------------------------------------------------
+# --- actions
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +214,6 @@ Action = (
 
 
 # --- what is wanted
-# ------------------------------------------------------------------------------------------------------
 
 
 def _groups_here(desired: Desired) -> list[Group]:
@@ -242,7 +241,6 @@ def wanted_entries(desired: Desired, observed: Observed) -> dict[str, MapEntries
 
 
 # --- the plan
-# --------------------------------------------------------------------------------------------------------------
 
 
 def plan(desired: Desired | None, observed: Observed) -> tuple[Action, ...]:

@@ -100,6 +100,7 @@ class Agent:
         self._on_ready = on_ready
         self._clock = clock
         self._changed = asyncio.Event()
+        self._recheck = False
         self._snapshot = Snapshot()
         self._counters = EgressCounters()
         self._facts = LocalFacts()
@@ -125,6 +126,11 @@ class Agent:
 
     def wake(self) -> None:
         """Asks for a round now: the store has changed."""
+        self._changed.set()
+
+    def recheck(self) -> None:
+        """Asks for a round that reads everything back: the node's devices have changed."""
+        self._recheck = True
         self._changed.set()
 
     def refresh(self) -> None:
@@ -186,7 +192,8 @@ class Agent:
             if not ready and not done.error and not self._status.missing:
                 ready = True
                 self._on_ready()
-            full = not await self._is_woken(min(retry, self._period) if unfinished else self._period)
+            woken = await self._is_woken(min(retry, self._period) if unfinished else self._period)
+            full, self._recheck = not woken or self._recheck, False
             retry = min(retry * 2, LAST_RETRY) if unfinished and full else FIRST_RETRY
 
     async def _is_woken(self, delay: float) -> bool:

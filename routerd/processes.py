@@ -102,10 +102,11 @@ async def agent(config: Config, source: Source) -> None:
 
 def _assembled(config: Config, source: Source, heart: Heart) -> Agent:
     from bgp.speaker import Speaker
+    from egress.devices import watch_links
     from routerd.rooms import Rooms, egress_room, open_datapath, relay_socket
 
     config.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    on_store, on_speaker = Callback(), Callback()
+    on_store, on_speaker, on_links = Callback(), Callback(), Callback()
     store = file_store(config, on_store)
     speaker = Speaker(relay_socket(config.run_dir), on_change=on_speaker) if config.bgp.enabled else None
     datapath = open_datapath(config) if config.egress.enabled else None
@@ -115,6 +116,7 @@ def _assembled(config: Config, source: Source, heart: Heart) -> Agent:
         tasks["speaker"] = speaker.run
     if datapath is not None:
         tasks["collect"] = lambda: _collect(datapath)
+        tasks["links"] = lambda: watch_links(on_links)
     body = Agent(
         settings_of(config),
         Rooms(store, speaker, datapath, config.egress.uplinks),
@@ -122,7 +124,7 @@ def _assembled(config: Config, source: Source, heart: Heart) -> Agent:
         tasks=tasks,
         on_ready=_ready,
     )
-    on_store.to, on_speaker.to, source.told = body.wake, body.refresh, body.config_is
+    on_store.to, on_speaker.to, on_links.to, source.told = body.wake, body.refresh, body.recheck, body.config_is
     return body
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 import pytest
 from pyroute2 import IPRoute
 
+from egress.devices import watch_links
 from egress.netdev import Datapath
 from egress.plan import plan
 from egress.policy import Desired, Gateway, Group, Policy, Ports
@@ -43,6 +47,7 @@ class Cluster:
 
     lab: Lab
     attach: str = "auto"
+    loader: str = "libbpf"
     policies: dict[str, Policy] = field(default_factory=dict)
     selected: dict[str, tuple[str, ...]] = field(default_factory=dict)  # pod -> policies
     gateways: tuple[str, ...] = ("gw1", "gw2")
@@ -72,7 +77,8 @@ class Cluster:
         for name in self.lab.nodes:
             node = self.lab.node(name)
             if name not in self.datapaths:
-                self.datapaths[name] = Datapath(node.pin_dir / "routerd", self.attach)  # type: ignore[arg-type]
+                options = {"attach": self.attach, "loader_name": self.loader}
+                self.datapaths[name] = Datapath(node.pin_dir / "routerd", **options)  # type: ignore[arg-type]
             done[name] = reconcile(node, self.datapaths[name], self.desired(name))
         return done
 
@@ -86,9 +92,22 @@ class Cluster:
         return {reason: n for reason, n in self.counters(name).items() if n and reason not in went_on}
 
 
-@pytest.fixture(scope="module", params=[("routed", "tcx"), ("bridge", "clsact")], ids=["routed-tcx", "bridge-clsact"])
-def cluster(request: pytest.FixtureRequest, clean_labs: list[str]) -> Iterator[Cluster]:
-    cni, attach = request.param
+VARIANTS = (("routed", "tcx", "libbpf"), ("bridge", "clsact", "bcc"))
+HEADERS = Path(__file__).resolve().parents[2] / ".lab" / "cache" / "kernel" / "headers"
+
+
+@pytest.fixture(scope="module")
+def kernel_headers() -> Iterator[None]:
+    """Headers for bcc where the running kernel has none installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not Path(f"/lib/modules/{os.uname().release}/build").exists():
+            patch.setenv("BCC_KERNEL_SOURCE", str(HEADERS))
+        yield
+
+
+@pytest.fixture(scope="module", params=VARIANTS, ids=["-".join(variant) for variant in VARIANTS])
+def cluster(request: pytest.FixtureRequest, clean_labs: list[str], kernel_headers: None) -> Iterator[Cluster]:
+    cni, attach, loader = request.param
     with Lab(f"e{os.getpid()}{cni[0]}", cni=cni, pod_mtu=1500) as lab:
         for name, node in (("sel", "worker"), ("plain", "worker"), ("selgw", "gw1"), ("selgw2", "gw2"), ("dns", "gw2")):
             lab.add_pod(name, node)
@@ -96,7 +115,7 @@ def cluster(request: pytest.FixtureRequest, clean_labs: list[str]) -> Iterator[C
         lab.tor.ip(f"route add {EGRESS_IP}/32 via {lab.node('gw1').address}")
         lab.fw.allow(str(EGRESS_IP))
         policy = Policy("world", 7, (WORLD,))
-        built = Cluster(lab, attach, {"world": policy}, dict.fromkeys(("sel", "selgw", "selgw2"), ("world",)))
+        built = Cluster(lab, attach, loader, {"world": policy}, dict.fromkeys(("sel", "selgw", "selgw2"), ("world",)))
         built.apply()
         yield built
         for name, datapath in built.datapaths.items():
@@ -121,6 +140,24 @@ def test_pod_devices_are_found_also_after_pyroute2_was_used_elsewhere(cluster: C
             assert list(route.get_addr())
         observed = cluster.datapaths["worker"].observe(cluster.desired("worker"))
     assert IPv4Address(cluster.lab.pod("sel").address) in observed.facts.devices
+
+
+def test_a_new_device_is_told(cluster: Cluster) -> None:
+    told = threading.Event()
+
+    async def watch() -> None:
+        task = asyncio.create_task(watch_links(told.set))
+        await asyncio.sleep(0)  # it listens now
+        adding = asyncio.to_thread(cluster.lab.add_pod, "fresh", "worker")
+        async with asyncio.timeout(10):
+            await adding
+            while not told.is_set():
+                await asyncio.sleep(0.01)
+        task.cancel()
+
+    with netns.entered(cluster.lab.node("worker").name):
+        asyncio.run(watch())
+    cluster.lab.remove_pod("fresh")
 
 
 def test_a_second_round_has_nothing_to_do(cluster: Cluster) -> None:

@@ -244,3 +244,15 @@ def test_a_refused_configuration_shows_as_stale() -> None:
         )
 
     with_agent(test)
+
+
+def test_what_a_changed_device_took_away_is_mended_at_once() -> None:
+    async def test(running: Running) -> None:
+        running.feed(cluster.snapshot())
+        await running.until(lambda: bool(running.world.groups))
+        before = set(running.world.groups)
+        running.world.groups.clear()
+        running.agent.recheck()
+        await running.until(lambda: running.world.groups == before)
+
+    with_agent(test)
