@@ -15,6 +15,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from egress.devices import watch_links
+from bpf import bcc_loader, loader
 from egress.netdev import Datapath
 from egress.plan import plan
 from egress.policy import Desired, Gateway, Group, Policy, Ports
@@ -107,7 +108,7 @@ def kernel_headers() -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=VARIANTS, ids=["-".join(variant) for variant in VARIANTS])
 def cluster(request: pytest.FixtureRequest, clean_labs: list[str], kernel_headers: None) -> Iterator[Cluster]:
-    cni, attach, loader = request.param
+    cni, attach, backend = request.param
     with Lab(f"e{os.getpid()}{cni[0]}", cni=cni, pod_mtu=1500) as lab:
         for name, node in (("sel", "worker"), ("plain", "worker"), ("selgw", "gw1"), ("selgw2", "gw2"), ("dns", "gw2")):
             lab.add_pod(name, node)
@@ -115,7 +116,7 @@ def cluster(request: pytest.FixtureRequest, clean_labs: list[str], kernel_header
         lab.tor.ip(f"route add {EGRESS_IP}/32 via {lab.node('gw1').address}")
         lab.fw.allow(str(EGRESS_IP))
         policy = Policy("world", 7, (WORLD,))
-        built = Cluster(lab, attach, loader, {"world": policy}, dict.fromkeys(("sel", "selgw", "selgw2"), ("world",)))
+        built = Cluster(lab, attach, backend, {"world": policy}, dict.fromkeys(("sel", "selgw", "selgw2"), ("world",)))
         built.apply()
         yield built
         for name, datapath in built.datapaths.items():
@@ -158,6 +159,12 @@ def test_a_new_device_is_told(cluster: Cluster) -> None:
     with netns.entered(cluster.lab.node("worker").name):
         asyncio.run(watch())
     cluster.lab.remove_pod("fresh")
+
+
+def test_the_programs_come_from_the_loader_that_was_asked_for(cluster: Cluster) -> None:
+    wanted = {"libbpf": loader, "bcc": bcc_loader}[cluster.loader]
+    for name in cluster.lab.nodes:
+        assert loader.pinned_digest(cluster.lab.node(name).pin_dir / "routerd") == wanted.digest()
 
 
 def test_a_second_round_has_nothing_to_do(cluster: Cluster) -> None:
