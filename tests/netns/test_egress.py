@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from pyroute2 import IPRoute
 
-from egress.devices import watch_links
 from bpf import bcc_loader, loader
+from egress.devices import watch_links
 from egress.netdev import Datapath
 from egress.plan import plan
 from egress.policy import Desired, Gateway, Group, Policy, Ports
