@@ -104,29 +104,37 @@ def _rules_of(policy: Policy) -> Rules:
     return tuple(RuleSpec(policy.group, PROTOCOLS[p.protocol], p.first, p.last) for p in policy.ports)
 
 
-def rules_for(policies: Sequence[Policy], prefix: IPv4Network) -> Rules:
-    """The ordered rules for destinations in `prefix`. More than the datapath holds: the rest is dropped, not let
-    through.
-    """
+def _all_rules(policies: Sequence[Policy], prefix: IPv4Network) -> Rules:
+    """The ordered rules for destinations in `prefix`, however many."""
     covering = [(length, policy) for policy in policies if (length := _covering(policy, prefix)) is not None]
     ordered = sorted(covering, key=cmp_to_key(_compare))
     rules = tuple(dict.fromkeys(rule for _, policy in ordered for rule in _rules_of(policy)))
     for position, rule in enumerate(rules):
         if rule.protocol == 0:  # nothing behind a rule that takes everything is ever reached
-            rules = rules[: position + 1]
-            break
+            return rules[: position + 1]
+    return rules
+
+
+def rules_for(policies: Sequence[Policy], prefix: IPv4Network) -> Rules:
+    """The ordered rules for destinations in `prefix`. More than the datapath holds: the rest is dropped, not let
+    through.
+    """
+    rules = _all_rules(policies, prefix)
     return rules if len(rules) <= layout.MAX_RULES else (*rules[: layout.MAX_RULES - 1], DROP_ALL)
+
+
+def _prefixes(policies: Sequence[Policy]) -> set[IPv4Network]:
+    return {network for policy in policies for network in (*policy.destinations, *policy.excluded)}
 
 
 def policy_set(policies: Sequence[Policy]) -> PolicySet:
     """Every prefix at which the verdict may change, with its rules; () at an exclusion."""
-    prefixes = {network for policy in policies for network in (*policy.destinations, *policy.excluded)}
-    return {prefix: rules_for(policies, prefix) for prefix in prefixes}
+    return {prefix: rules_for(policies, prefix) for prefix in _prefixes(policies)}
 
 
 def overloaded(policies: Sequence[Policy]) -> list[IPv4Network]:
     """Prefixes that have more rules than the datapath holds: what comes after is dropped there."""
-    return sorted(prefix for prefix, rules in policy_set(policies).items() if DROP_ALL in rules[1:])
+    return sorted(prefix for prefix in _prefixes(policies) if len(_all_rules(policies, prefix)) > layout.MAX_RULES)
 
 
 def _policy_value(rules: Rules) -> bytes:
@@ -155,7 +163,7 @@ def number_sets(
     wanted: Iterable[tuple[str, ...]], policies: Mapping[str, Policy], observed: Mapping[bytes, bytes]
 ) -> dict[tuple[str, ...], tuple[int, PolicySet]]:
     """A number for the set of each combination of policy names; a complete set that is there already keeps its
-    number.
+    number. A set without any prefix is 0, no policy: no entry would show that another number is taken.
     """
     present = {content: number for number, content in sorted(observed_sets(observed).items(), reverse=True)}
     taken = set(present.values()) | set(observed_sets(observed))
@@ -163,6 +171,9 @@ def number_sets(
     for names in sorted(set(wanted)):
         contents = policy_set([policies[name] for name in names if name in policies])
         content = _content(contents)
+        if not content:
+            numbered[names] = 0, contents
+            continue
         if content not in present:
             present[content] = next(number for number in range(1, len(taken) + 2) if number not in taken)
             taken.add(present[content])
