@@ -11,7 +11,7 @@ from routerd.formats import core, native
 from routerd.formats.allocations import read_allocations, read_node_report
 from routerd.formats.cilium import read_egress_gateway_policy, read_egress_nat_policy
 from routerd.formats.compose import documents, inner_source
-from routerd.formats.document import NOWHERE, Source, Value, suggestion
+from routerd.formats.document import Source, Value, suggestion
 from routerd.formats.ipv4 import ipv4_part
 from routerd.formats.legacy_bgp import Dialect, LegacyConfig, parse
 from routerd.formats.meta import ROUTERD, read_meta
@@ -173,7 +173,7 @@ def _config_map(value: Value, lines: list[str]) -> Loaded:
     if found is None:
         return Loaded(ignored=(f"{value.origin}: {shown}",))
     text, dialect = found
-    source = inner_source(text, lines) if lines else NOWHERE
+    source = inner_source(text, lines) if lines else value.source
     config = parse(text.text, dialect, source)
     return Loaded((Entry(shown, config, value.origin),), config.refusals)
 

@@ -1,0 +1,214 @@
+"""List and watch of one resource, for ever: what was read stays in force while the API server is away.
+
+A watch is resumed at the last resourceVersion. When that is too old (410 Gone, as an answer or inside the stream) the
+resource is listed again and compared; what the new list lacks is gone, nothing else is. A watch that says nothing, not
+even a bookmark, for `Timings.silence` is taken for dead. It changes nothing on the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+from routerd.log import event
+from routerd.model import Refusal
+from routerd.store.k8s_client import ApiError, Client, Json
+from routerd.store.k8s_objects import Collection, Known
+
+LOGGER = logging.getLogger("routerd.store")
+PAGE = 500  # objects per page of a list: bounds the memory that a list takes here and there
+TRIES = 3  # attempts to resume a watch without one event, after which the resource is listed again
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds."""
+
+    silence: float = 90.0
+    """Without an event or bookmark; the API server sends a bookmark about every minute."""
+    watch: float = 300.0
+    """Life of a watch, up to twice as long at random: the servers of a cluster share the load again after a restart."""
+    first_pause: float = 0.5
+    """After the first failure, doubled each time, with jitter."""
+    last_pause: float = 30.0
+    """Longest pause between attempts."""
+    absent: float = 30.0
+    """Between looks for a kind whose CRD is absent."""
+    confirm: float = 5.0
+    """After which a second look is made when a kind that had objects seems to be absent."""
+    stale: float = 10.0
+    """Without contact before status says that the state may be stale."""
+    heartbeat: float = 300.0
+    """Between reports of a node that has nothing new to report."""
+    gather: float = 0.005
+    """Changes within this time are one change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a resource cannot be read now."""
+
+    error: ApiError
+    verb: str  # "list" or "watch"
+    since: float
+
+
+@dataclass(slots=True)
+class Reflector:
+    """Keeps `collection` as the API server says. `on_change` is called in the loop."""
+
+    client: Client
+    collection: Collection
+    on_change: Callable[[], None]
+    timings: Timings = field(default_factory=Timings)
+    clock: Callable[[], float] = time.monotonic
+    fault: Fault | None = None
+    absent: bool = False  # there is no such kind
+    lists: int = 0  # for tests and metrics
+    _version: str = ""  # "" = list first
+    _failures: int = 0  # since the last event
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            verb = "watch" if self._version else "list"
+            try:
+                await (self._watch() if self._version else self._list())
+            except ApiError as error:
+                await asyncio.sleep(self._after(error, verb))
+
+    # --- list
+
+    async def _list(self) -> None:
+        resource, found = self.collection.resource, []
+        query = {"limit": str(PAGE)}
+        if resource.field_selector:
+            query["fieldSelector"] = resource.field_selector
+        while True:
+            page = await self.client.get(resource.path, **query)
+            found += self._read(page)
+            meta = page.get("metadata") or {}
+            if not meta.get("continue"):
+                break
+            query["continue"] = str(meta["continue"])
+        self.lists += 1
+        self.absent = False
+        self._version = str(meta.get("resourceVersion") or "")
+        if not self._version:
+            raise ApiError(0, "InvalidAnswer", "a list without resourceVersion")
+        self._well(self.collection.replace(found))
+
+    def _read(self, page: Json) -> list[Known]:
+        return [self.collection.read(raw) for raw in page.get("items") or ()]
+
+    # --- watch
+
+    async def _watch(self) -> None:
+        """Until the server ends it. Raises ApiError."""
+        resource, began = self.collection.resource, self.clock()
+        query = {"resourceVersion": self._version, "allowWatchBookmarks": "true"}
+        query["timeoutSeconds"] = str(max(1, round(self.timings.watch * random.uniform(1, 2))))
+        if resource.field_selector:
+            query["fieldSelector"] = resource.field_selector
+        async with self.client.watch(resource.path, silence=self.timings.silence, **query) as events:
+            self._well(False)
+            heard = await self._hear(events)
+        if not heard and self.clock() - began < self.timings.first_pause:
+            raise ApiError(0, "Ended", "the watch ended at once")
+
+    async def _hear(self, events: AsyncIterator[Json]) -> bool:
+        """Whether there was any event."""
+        heard = False
+        async for each in events:
+            self._take(str(each.get("type")), each.get("object") or {})
+            heard, self._failures = True, 0
+        return heard
+
+    def _take(self, change: str, raw: Json) -> None:
+        if change == "ERROR":
+            raise ApiError(int(raw.get("code") or 500), str(raw.get("reason") or ""), str(raw.get("message") or ""))
+        version = str((raw.get("metadata") or {}).get("resourceVersion") or "")
+        if change in ("ADDED", "MODIFIED"):
+            is_changed = self.collection.put(raw)
+        else:
+            is_changed = change == "DELETED" and self.collection.remove(raw)
+        self._version = version or self._version
+        if is_changed:
+            self.on_change()
+
+    # --- how it goes
+
+    def _well(self, is_changed: bool) -> None:
+        if self.fault is not None:
+            if self._is_told(self.fault):
+                event(LOGGER, logging.INFO, "read-again", resource=self.collection.resource.label)
+            self.fault, is_changed = None, True
+        if is_changed:
+            self.on_change()
+
+    def _after(self, error: ApiError, verb: str) -> float:
+        """Takes note of a failure; seconds until the next attempt."""
+        self._failures += 1
+        if error.status == 404 and self.collection.resource.custom and verb == "list":
+            return self._is_absent()
+        if verb == "watch" and (error.is_gone or _is_refused(error) or self._failures >= TRIES):
+            self._version = ""
+        if error.is_gone and self._failures == 1:
+            return 0.0  # ordinary after a long silence
+        self._fail(error, verb)
+        pause: float = min(self.timings.last_pause, self.timings.first_pause * 2 ** min(self._failures - 1, 16))
+        return max(pause * random.uniform(0.5, 1.0), error.retry_after)
+
+    def _fail(self, error: ApiError, verb: str) -> None:
+        before, now = self.fault, self.clock()
+        self.fault = Fault(error, verb, before.since if before else now)
+        is_told = before is not None and self._is_told(before) and _same(before.error, error)
+        if self._is_told(self.fault) and not is_told:
+            label = self.collection.resource.label
+            event(LOGGER, logging.WARNING, "read-failed", resource=label, verb=verb, reason=str(error))
+            self.on_change()
+
+    def _is_told(self, fault: Fault) -> bool:
+        """What resolves by itself within seconds is not worth telling."""
+        is_lasting = fault.error.status in (401, 403)
+        return is_lasting or not self.collection.listed or self.clock() - fault.since >= self.timings.stale
+
+    def _is_absent(self) -> float:
+        """A kind without CRD has no objects; one that had some is believed gone at the second look only."""
+        is_sure = self.absent or not self.collection.known
+        self.absent = True
+        if not is_sure:
+            return self.timings.confirm
+        self._failures = 0
+        self._well(self.collection.replace(()))
+        return self.timings.absent * random.uniform(0.75, 1.25)
+
+    def refusal(self) -> Refusal | None:
+        """What status says of it."""
+        if self.fault is None or not self._is_told(self.fault):
+            return None
+        return refusal_of(self.collection, self.fault)
+
+
+def _is_refused(error: ApiError) -> bool:
+    """An answer that will be the same for the same resourceVersion."""
+    return 400 <= error.status < 500 and error.status not in (401, 403, 429)
+
+
+def _same(one: ApiError, other: ApiError) -> bool:
+    return (one.status, one.reason) == (other.status, other.reason)
+
+
+def refusal_of(collection: Collection, fault: Fault) -> Refusal:
+    resource, error = collection.resource, fault.error
+    kept = "what was last read stays in force" if collection.listed else "nothing that depends on it is done"
+    if error.status == 403:
+        group = resource.group or "core"
+        message = f'verb "{fault.verb}" on {resource.plural} (group {group}) is missing in RBAC: {error.message}'
+        return Refusal(f"store/{resource.label}", "Forbidden", f"{message} ({kept})")
+    reason = "Unauthorized" if error.status == 401 else "Stale" if collection.listed else "Unreadable"
+    return Refusal(f"store/{resource.label}", reason, f"{resource.label} cannot be read: {error} ({kept})")
