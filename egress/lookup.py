@@ -58,7 +58,7 @@ def _drop(reason: str) -> Outcome:
     return Outcome("drop", reason)
 
 
-# --- what a packet says -----------------------------------------------------------------------------------------------
+# --- what a packet says
 
 
 def _translatable(packet: Packet) -> bool:
@@ -79,7 +79,7 @@ def _matches(rule: RuleSpec, packet: Packet) -> bool:
     return not rule.first or packet.kind == "fragment" or rule.first <= packet.destination_port <= rule.last
 
 
-# --- source node ------------------------------------------------------------------------------------------------------
+# --- source node
 
 
 def _in_cluster(tables: Tables, address: IPv4Address) -> bool:
@@ -192,7 +192,7 @@ def to_pod(tables: Tables, state: State, device: int, packet: Packet) -> Outcome
     return NEXT.after(*gone, Change("flows", key, Flow(0, 0, 0, packet.seen)))
 
 
-# --- gateway ----------------------------------------------------------------------------------------------------------
+# --- gateway
 
 
 def from_tunnel(tables: Tables, state: State, node: IPv4Address, vni: int, packet: Packet, drawn: int = 0) -> Outcome:
@@ -336,7 +336,7 @@ def _return_to_pod(tables: Tables, state: State, packet: Packet, back: Back) -> 
     return _deliver(tables, state, packet, back.group, "reversed")
 
 
-# --- "which egress IP would this pod use?" ----------------------------------------------------------------------------
+# --- "which egress IP would this pod use?"
 
 
 @dataclass(frozen=True, slots=True)

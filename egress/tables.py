@@ -178,7 +178,7 @@ class State:
                 table[change.key] = change.value
 
 
-# --- contents of the maps, decoded ------------------------------------------------------------------------------------
+# --- contents of the maps, decoded
 
 
 def ip4(data: object) -> IPv4Address:
