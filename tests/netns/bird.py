@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.netns.netns import Namespace, run, wait
+from tests.netns.tor import Route, TorPeer
 
 _ROUTE = re.compile(
     r"^(?P<prefix>\S+)?\s+(?P<kind>unicast|blackhole|unreachable|prohibit)\s+\[(?P<protocol>\S+)[^\]]*\]"
@@ -18,36 +18,14 @@ _VIA = re.compile(r"^\s+via (?P<address>\S+)")
 _ATTRIBUTE = re.compile(r"^\s+BGP\.(?P<name>[a-z_]+):\s*(?P<value>.*)$")
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One path in the ToR's table. `protocol` is the peer's name: nodes are named as in the lab."""
-
-    prefix: str
-    protocol: str
-    next_hop: str
-    best: bool
-    attributes: Mapping[str, str] = field(default_factory=dict)  # "local_pref", "med", "as_path", "community", …
-
-    @property
-    def local_pref(self) -> int:
-        return int(self.attributes.get("local_pref", "100"))
-
-
-@dataclass(frozen=True, slots=True)
-class BirdPeer:
-    """A node as the ToR sees it. `passwords` and timers may differ per node; times in seconds."""
-
-    name: str
-    address: str
-    asn: int
-    password: str = ""
-
-
-def config_text(peers: list[BirdPeer], *, address: str, local_as: int, hold_time: int = 90, extra: str = "") -> str:
+def config_text(
+    peers: Sequence[TorPeer], *, address: str, local_as: int, hold_time: int = 90, trace: bool = False, extra: str = ""
+) -> str:
     """The whole bird.conf. Sessions are passive: the nodes connect; nothing is announced to them."""
     return f"""\
 router id {address};
 log stderr all;
+{"debug protocols { states, events, packets };" if trace else ""}
 protocol device {{ scan time 1; }}
 protocol kernel {{
     ipv4 {{ import none; export where source = RTS_BGP; }};
@@ -58,21 +36,23 @@ protocol kernel {{
     merge paths on limit 32;
 }}
 template bgp node {{
-    local {address} as {local_as};
     passive on;
     direct;
     hold time {hold_time};
     graceful restart aware;
+    long lived graceful restart off;
     error wait time 1, 2;
-    ipv4 {{ import all; export none; gateway direct; }};
-    ipv6 {{ import all; export none; gateway direct; }};
 }}
-{extra}{"".join(_peer_text(peer) for peer in peers)}"""
+{extra}{"".join(_peer_text(peer, address, local_as) for peer in peers)}"""
 
 
-def _peer_text(peer: BirdPeer) -> str:
+def _peer_text(peer: TorPeer, address: str, local_as: int) -> str:
+    channel = f"{{ import {'all' if peer.accepts else 'none'}; export none; gateway direct; }};"
     password = f' password "{peer.password}";' if peer.password else ""
-    return f"protocol bgp {peer.name} from node {{ neighbor {peer.address} as {peer.asn};{password} }}\n"
+    return (
+        f"protocol bgp {peer.name} from node {{ local {peer.local or address} as {local_as}; "
+        f"neighbor {peer.address} as {peer.asn};{password} ipv4 {channel} ipv6 {channel} }}\n"
+    )
 
 
 def parse_routes(text: str) -> dict[str, list[Route]]:
@@ -85,10 +65,19 @@ def parse_routes(text: str) -> dict[str, list[Route]]:
             continue
         prefix = head["prefix"] or prefix  # only the first path of a prefix repeats it
         vias = [match["address"] for line in block if (match := _VIA.match(line))]
-        attributes = {match["name"]: match["value"].strip() for line in block if (match := _ATTRIBUTE.match(line))}
+        attributes = {
+            match["name"]: _value(match["name"], match["value"]) for line in block if (match := _ATTRIBUTE.match(line))
+        }
         for via in vias or [""]:
             routes.setdefault(prefix, []).append(Route(prefix, head["protocol"], via, bool(head["best"]), attributes))
     return {key: sorted(paths, key=lambda route: not route.best) for key, paths in routes.items()}
+
+
+def _value(name: str, text: str) -> str:
+    """As `Route` wants it: communities without brackets, the global next hop only."""
+    if name.endswith("community"):
+        return " ".join(":".join(re.findall(r"\w+", group)) for group in re.findall(r"\(([^)]*)\)", text))
+    return text.split()[0] if name == "next_hop" else text.strip()
 
 
 def _blocks(text: str) -> list[list[str]]:
@@ -110,6 +99,9 @@ def parse_sessions(text: str) -> dict[str, str]:
 class Bird:
     """BIRD in one namespace, with its configuration, socket and log in `directory`."""
 
+    kernel_protocol = "bird"
+    config_text = staticmethod(config_text)
+
     def __init__(self, namespace: Namespace, directory: Path) -> None:
         self._namespace = namespace
         self._directory = directory
@@ -119,12 +111,16 @@ class Bird:
     def socket(self) -> Path:
         return self._directory / "bird.ctl"
 
+    @property
+    def log(self) -> Path:
+        return self._directory / "bird.log"
+
     def start(self, config: str) -> None:
         """Starts BIRD and waits until it answers."""
         path = self._directory / "bird.conf"
         path.write_text(config)
         command = ["bird", "-f", "-c", str(path), "-s", str(self.socket), "-P", str(self._directory / "bird.pid")]
-        self._process = self._namespace.popen(command, self._directory / "bird.log")
+        self._process = self._namespace.popen(command, self.log)
         wait(lambda: self.socket.exists() and "is up" in self.birdc("show status"), 5, "BIRD answers")
 
     def configure(self, config: str) -> None:
@@ -133,6 +129,16 @@ class Bird:
         answer = self.birdc("configure")
         if "Reconfigured" not in answer and "Reconfiguration in progress" not in answer:
             raise ValueError(f"BIRD refused its configuration: {answer.strip()}")
+
+    def kill(self) -> None:
+        """As a crash: nothing is said to the peers."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def version(self) -> str:
+        """As in "BIRD 2.0.12"."""
+        return " ".join(self.birdc("show status").split()[:2])
 
     def birdc(self, command: str) -> str:
         """What `birdc COMMAND` prints."""
@@ -145,3 +151,16 @@ class Bird:
     def sessions(self) -> dict[str, str]:
         """Node -> state of its session."""
         return parse_sessions(self.birdc("show protocols"))
+
+    def established(self, peer: str) -> int:
+        """How often the session has come up."""
+        return self.log.read_text().count(f"{peer}: BGP session established")
+
+    def ends_of_rib(self, peer: str) -> int:
+        """How many End-of-RIB markers came from the peer."""
+        return self.log.read_text().count(f"{peer}: Got END-OF-RIB")
+
+    def look_around(self) -> Mapping[str, str]:
+        """For people: what -> command."""
+        birdc = f"birdc -s {self.socket}"
+        return {"the ToR's BGP table": f"{birdc} show route", "its sessions": f"{birdc} show protocols"}

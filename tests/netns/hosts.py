@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.netns import netns
-from tests.netns.bird import Bird, Route
 from tests.netns.netns import Namespace
+from tests.netns.tor import Route, TorDaemon
 
 SERVERS = Path(__file__).with_name("servers.py")
 
@@ -156,11 +156,7 @@ class PodHost(Host):
 class Tor(Host):
     """The ToR router: a bridge for the nodes' L2, links to client and fw, and a BGP daemon."""
 
-    bgp: Bird
-
-    def birdc(self, command: str) -> str:
-        """What birdc prints."""
-        return self.bgp.birdc(command)
+    bgp: TorDaemon
 
     def routes(self) -> dict[str, list[Route]]:
         """The BGP table: prefix -> paths, best first."""
@@ -172,8 +168,12 @@ class Tor(Host):
 
     def kernel_routes(self) -> dict[str, list[str]]:
         """What BGP put into the ToR's kernel: prefix -> next hops, sorted."""
-        text = self.run(["ip", "-4", "route", "show", "proto", "bird"])
-        return parse_kernel_routes(text)
+        return kernel_routes(self, self.bgp)
+
+
+def kernel_routes(tor: Namespace, daemon: TorDaemon) -> dict[str, list[str]]:
+    """What a BGP daemon put into its namespace's kernel for IPv4: prefix -> next hops, sorted."""
+    return parse_kernel_routes(tor.run(["ip", "-4", "route", "show", "proto", daemon.kernel_protocol]))
 
 
 def parse_kernel_routes(text: str) -> dict[str, list[str]]:

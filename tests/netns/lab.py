@@ -1,7 +1,7 @@
 """A lab of network namespaces: a ToR, nodes with pods, a client and a server beyond the ToR. Knows nothing of routerd.
 
         client 198.51.100.10 ──┐            ┌── fw 203.0.113.10 (answers to allowed sources only)
-                               tor (BIRD 2, AS 64512)
+                               tor (BIRD or FRR, AS 64512)
                                │ br0 10.0.0.1/24, the nodes' L2
               ┌────────────────┼─────────────────┐
           gw1 10.0.0.11    gw2 10.0.0.12     worker 10.0.0.21
@@ -27,10 +27,12 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from tests.netns import netns
-from tests.netns.bird import Bird, BirdPeer, config_text
+from tests.netns.bird import Bird
 from tests.netns.capture import SourceWatch
+from tests.netns.frr import PROGRAMS, Frr
 from tests.netns.hosts import FW_RULES, Fw, Host, Node, NodeSpec, PodHost, Tor
 from tests.netns.netns import Namespace
+from tests.netns.tor import TorDaemon, TorPeer
 from tests.netns.wiring import Cni, pod_lines, pod_sysctls, prepare_node
 
 T = TypeVar("T")
@@ -43,6 +45,7 @@ CLIENT_NETWORK, CLIENT_ADDRESS = "198.51.100.0/24", "198.51.100.10"
 FW_NETWORK, FW_ADDRESS = "203.0.113.0/24", "203.0.113.10"
 GATEWAY = "routerd.io/egress-gateway"
 TOR_ADDRESS, TOR_AS = "10.0.0.1", 64512
+TOR_MAKES: Mapping[str, Callable[[Namespace, Path], TorDaemon]] = {"bird": Bird, "frr": Frr}
 
 NODES = (
     NodeSpec("gw1", "10.0.0.11", "10.244.1.0/24", {"node.kubernetes.io/name": "node1", GATEWAY: ""}),
@@ -55,6 +58,7 @@ class Lab:
     """Builds the lab on entry and removes everything on exit, whatever happened in between.
 
     `prefix` names the namespaces and must be unique on the machine; `keep` leaves the lab up on a clean exit.
+    `tor` is the make of the ToR's BGP daemon, a key of TOR_MAKES.
     Raises LabError if another process has a lab of that name, or something that the lab needs is missing.
     """
 
@@ -67,9 +71,12 @@ class Lab:
         pod_mtu: int = 1450,
         hold_time: int = 90,
         rp_filter: int = 2,
+        tor: str = "bird",
     ) -> None:
+        if tor not in TOR_MAKES:
+            raise LabError(f"no ToR of make {tor!r}: it is one of {', '.join(TOR_MAKES)}")
         if not prefix.isalnum() or len(prefix) > 20:
-            raise ValueError(f"prefix {prefix!r}: up to 20 letters and digits")
+            raise LabError(f"prefix {prefix!r}: up to 20 letters and digits")
         self.prefix = prefix
         self.directory = directory_of(prefix)
         self.bpffs = self.directory / "bpf"
@@ -82,13 +89,14 @@ class Lab:
         self.nodes = {spec.name: Node(self.directory, spec) for spec in nodes}
         self.pods: dict[str, PodHost] = {}
         self.neighbors: dict[str, Host] = {}
+        self.make = tor
         self.tor = Tor(self.directory, "tor", TOR_ADDRESS)
         self.fw = Fw(self.directory, "fw", FW_ADDRESS)
         self.client = Host(self.directory, "client", CLIENT_ADDRESS)
         self._watches: list[SourceWatch] = []
 
     def __enter__(self) -> Self:
-        check_environment()
+        check_environment(self.make)
         claim(self.prefix)
         try:
             self._build()
@@ -194,13 +202,15 @@ class Lab:
             self._build_node(node)
         self.fw.nft(FW_RULES)
         self.fw.start_server(http=80, udp=53, tcp=7)
-        self.tor.bgp = Bird(self.tor, self.tor.directory)
+        self.tor.bgp = TOR_MAKES[self.make](self.tor, self.tor.directory)
         self.tor.bgp.start(self.tor_config())
 
     def tor_config(self, extra: str = "") -> str:
         """The ToR's configuration; `extra` is added to it."""
-        peers = [BirdPeer(node.label, node.address, TOR_AS) for node in self.nodes.values()]
-        return config_text(peers, address=TOR_ADDRESS, local_as=TOR_AS, hold_time=self.hold_time, extra=extra)
+        peers = [TorPeer(node.label, node.address, TOR_AS) for node in self.nodes.values()]
+        return self.tor.bgp.config_text(
+            peers, address=TOR_ADDRESS, local_as=TOR_AS, hold_time=self.hold_time, extra=extra
+        )
 
     def _build_tor(self) -> None:
         self.tor.sysctl({"net.ipv4.ip_forward": 1, "net.ipv4.fib_multipath_hash_policy": 1})
@@ -247,12 +257,13 @@ class LabError(Exception):
     """The lab cannot be built here; the message is one line that says what to do."""
 
 
-def check_environment() -> None:
-    """Raises LabError when privilege or a program is missing."""
+def check_environment(tor: str = "bird") -> None:
+    """Raises LabError when privilege or a program is missing; `tor` is the make of the ToR."""
     if os.geteuid() != 0:
         raise LabError("the lab makes network namespaces: run it as root")
+    daemon = (str(PROGRAMS / "bgpd"), "frr") if tor == "frr" else ("bird", "bird2")
     for program, package in (
-        ("ip", "iproute2"), ("bird", "bird2"), ("nft", "nftables"), ("ping", "iputils-ping"), ("mount", "mount"),
+        ("ip", "iproute2"), daemon, ("nft", "nftables"), ("ping", "iputils-ping"), ("mount", "mount"),
     ):  # fmt: skip
         if shutil.which(program) is None:
             raise LabError(f"{program} is missing: apt-get install {package}")

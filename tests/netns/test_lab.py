@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.netns import netns
-from tests.netns.bird import Bird, BirdPeer, config_text
+from tests.netns.bird import Bird, config_text
 from tests.netns.hosts import PodHost
 from tests.netns.kubeproxy import Backend, ServiceEntry, ruleset
 from tests.netns.lab import FW_ADDRESS, POD_NETWORK, Lab, LabError, directory_of, remove_orphans
+from tests.netns.tor import TorPeer
 from tests.netns.wiring import Cni
 
 REPOSITORY = Path(__file__).parents[2]
@@ -171,7 +172,7 @@ def test_a_killed_owner_is_cleaned_up_after() -> None:
 
 
 def test_a_password_shows_in_the_peer_only() -> None:
-    text = config_text([BirdPeer("a", "10.0.0.2", 65001, "x"), BirdPeer("b", "10.0.0.3", 65001)], address="10.0.0.1",
-                       local_as=64512)  # fmt: skip
-    assert 'neighbor 10.0.0.2 as 65001; password "x";' in text
-    assert "neighbor 10.0.0.3 as 65001; }" in text
+    peers = [TorPeer("a", "10.0.0.2", 65001, "x"), TorPeer("b", "10.0.0.3", 65001)]
+    text = config_text(peers, address="10.0.0.1", local_as=64512)
+    assert 'neighbor 10.0.0.2 as 65001; password "x"; ipv4' in text
+    assert "neighbor 10.0.0.3 as 65001; ipv4" in text
