@@ -68,8 +68,10 @@ def _port_match(ports: Ports) -> str:
 
 def _policy_rules(policy: Policy) -> tuple[str, ...]:
     """Drops for what the policy covers; exclusions of one policy do not speak for another, so they are part of the
-    match.
+    match. A policy without destinations covers nothing.
     """
+    if not policy.destinations:
+        return ()
     destinations = ", ".join(sorted(_networks(policy.destinations)))
     excluded = ", ".join(sorted(_networks(policy.excluded)))
     where = f"ip daddr {{ {destinations} }}" + (f" ip daddr != {{ {excluded} }}" if excluded else "")
@@ -144,6 +146,12 @@ def early(wanted: Guard, present: Guard | None) -> Guard:
     return Guard({**wanted.sets, "decided": decided, "selected": selected}, wanted.chains)
 
 
+def _quoted(element: str) -> str:
+    """The element with its device's name as a string: nft would read some names as keywords or numbers."""
+    device, separator, rest = element.partition(" . ")
+    return f'"{device}"{separator}{rest}' if separator else element
+
+
 def transaction(wanted: Guard, present: Guard | None) -> str:
     """One atomic nft transaction that makes the table `wanted`. Counters keep their values."""
     table = f"{FAMILY} {TABLE}"
@@ -157,7 +165,7 @@ def transaction(wanted: Guard, present: Guard | None) -> str:
         kind = "map" if name in MAP_TYPES else "set"
         lines.append(f"flush {kind} {table} {name}")
         if wanted.sets[name]:
-            lines.append(f"add element {table} {name} {{ {', '.join(sorted(wanted.sets[name]))} }}")
+            lines.append(f"add element {table} {name} {{ {', '.join(map(_quoted, sorted(wanted.sets[name])))} }}")
     for name, rules in wanted.chains.items():
         lines += [f'add rule {table} {name} {rule} comment "{digest(rule)}"' for rule in rules]
     stale = sorted(set(present.chains if present else ()) - set(wanted.chains))
