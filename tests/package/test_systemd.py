@@ -1,0 +1,98 @@
+"""The systemd units: systemd takes them, and the agent's capabilities are enough for what it does."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bpf.loader import remove_pins
+
+ROOT = Path(__file__).resolve().parents[2]
+UNITS = sorted((ROOT / "configs" / "systemd").glob("*.service"))
+EXECUTABLE = "/usr/local/bin/routerd"
+UPLINK = """ip link add up0 type veth peer name up1
+ip addr add 192.0.2.1/24 dev up0
+ip link set up1 up
+ip link set up0 up
+ip route add default via 192.0.2.254
+echo 1 >/proc/sys/net/ipv4/ip_forward"""
+EXPOSURE = {"routerd-agent": 3.0, "routerd-speaker": 2.0, "routerd-operator": 2.0}  # at most, of 10
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """The units, with a command that exists here."""
+    command = tmp_path / "routerd"
+    command.write_text("#!/bin/sh\n")
+    command.chmod(0o755)
+    for unit in UNITS:
+        (tmp_path / unit.name).write_text(unit.read_text().replace(EXECUTABLE, str(command)))
+    return tmp_path
+
+
+def analyze(*arguments: object) -> subprocess.CompletedProcess[str]:
+    words = ["systemd-analyze", *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_systemd_finds_nothing_to_say(units: Path) -> None:
+    assert {unit.stem for unit in UNITS} == set(EXPOSURE)
+    done = analyze("verify", "--recursive-errors=no", "--man=no", *units.glob("*.service"))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", EXPOSURE)
+def test_units_are_confined(units: Path, name: str) -> None:
+    shown = analyze("security", "--offline=yes", units / f"{name}.service").stdout
+    level = re.search(r"exposure level for \S+: ([\d.]+)", shown)
+    assert level is not None, shown
+    assert float(level[1]) <= EXPOSURE[name]
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_units_start_subcommands_that_exist(unit: Path) -> None:
+    command = re.search(rf"^ExecStart={EXECUTABLE} (\w+)$", unit.read_text(), re.MULTILINE)
+    assert command is not None
+    done = subprocess.run(
+        [sys.executable, "-m", "routerd.cli.main", command[1], "--help"], cwd=ROOT, capture_output=True, check=False
+    )
+    assert done.returncode == 0
+
+
+def capabilities(name: str) -> list[str]:
+    text = (ROOT / "configs" / "systemd" / f"{name}.service").read_text()
+    (value,) = re.findall(r"^CapabilityBoundingSet=(.*)$", text, re.MULTILINE)
+    return [word.removeprefix("CAP_").lower() for word in value.split()]
+
+
+def run_confined(granted: list[str], pins: Path) -> subprocess.CompletedProcess[str]:
+    """node_check.py in a network namespace with an uplink, as root with `granted` capabilities alone."""
+    bounds = ",".join(["-all", *(f"+{name}" for name in granted)])
+    confined = f"exec setpriv --bounding-set={bounds} --inh-caps={bounds} --no-new-privs"
+    script = f"{UPLINK}; {confined} {sys.executable} {Path(__file__).with_name('node_check.py')} {pins}"
+    command = ["unshare", "--net", "sh", "-e", "-c", script]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_agents_capabilities_are_enough() -> None:
+    pins = Path(f"/sys/fs/bpf/routerd-unit-{os.getpid()}")
+    done = run_confined(capabilities("routerd-agent"), pins)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "left to do:"
+    assert "device routerd.vxlan" in done.stdout
+    assert not pins.exists()
+
+
+@pytest.mark.parametrize("left_out", ["net_admin", "bpf", "perfmon"])
+def test_each_of_them_is_needed(left_out: str) -> None:
+    pins = Path(f"/sys/fs/bpf/routerd-unit-{left_out}-{os.getpid()}")
+    done = run_confined([name for name in capabilities("routerd-agent") if name != left_out], pins)
+    remove_pins(pins)
+    assert done.returncode != 0
+    assert "not permitted" in done.stderr or "Permission denied" in done.stderr, done.stderr
