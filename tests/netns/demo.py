@@ -1,6 +1,10 @@
 """`make demo`: routerd's main job on real parts, in network namespaces, told as a short transcript.
 
-KEEP=1 leaves the lab up; `--down` removes it. Exit status: 0 everything held, 1 something did not, 2 it could not run.
+Environment: TOR=frr puts FRR in BIRD's place; KEEP=1 leaves the lab up (`--down` removes it); DEMO_PREFIX names the
+lab, so that two may run at once; DEMO_BARS=note makes bars on time and memory mere notes, for a machine that is busy
+with other things. Exit status: 0 everything held, 1 something did not, 2 it could not run.
+
+The time from start to readiness is only ever a note: it says more about the machine than about routerd.
 """
 
 from __future__ import annotations
@@ -11,45 +15,67 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from tests.netns import netns
 from tests.netns.daemons import Daemons
-from tests.netns.lab import Lab, LabError, check_environment, directory_of, is_owned, remove
+from tests.netns.lab import TOR_MAKES, Lab, LabError, check_environment, directory_of, is_owned, remove
 from tests.netns.story import STORY, Story
-from tests.netns.transcript import Transcript
+from tests.netns.transcript import Row, Transcript
 
-PREFIX = "demo"
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the environment asks for."""
+
+    prefix: str
+    tor: str
+    keep: bool
+    bars_are_notes: bool
+
+
+def settings(environment: Mapping[str, str]) -> Settings:
+    """Raises LabError for a value that is not known."""
+    tor, bars = environment.get("TOR") or "bird", environment.get("DEMO_BARS") or "hold"
+    for name, value, known in (("TOR", tor, TOR_MAKES), ("DEMO_BARS", bars, ("hold", "note"))):
+        if value not in known:
+            raise LabError(f"{name}={value} is not known: use {' or '.join(known)}")
+    keep = environment.get("KEEP", "") not in {"", "0"}
+    return Settings(environment.get("DEMO_PREFIX") or "demo", tor, keep, bars == "note")
 
 
 def look_around(lab: Lab) -> str:
     """How to use a lab that was left up."""
     gw1, pod, directory = lab.node("gw1"), lab.pod("snat-pod"), lab.directory
+    of_tor = "\n".join(f"  {what:<20} {command}" for what, command in lab.tor.bgp.look_around().items())
+    down = "make demo-down" if lab.prefix == "demo" else f"DEMO_PREFIX={lab.prefix} make demo-down"
     return f"""
-The lab is still up; `make demo-down` removes it. Look around:
+The lab is still up; `{down}` removes it. Look around:
   a node's network     ip netns exec {gw1.name} ip route
   a pod asks fw        ip netns exec {pod.name} ping -c 1 {lab.fw.address}
   whom fw has served   tail -f {lab.fw.log}
-  the ToR's BGP table  birdc -s {directory}/tor/bird.ctl show route
-  its sessions         birdc -s {directory}/tor/bird.ctl show protocols
+{of_tor}
   edit a policy        $EDITOR {lab.manifests}/egress-two-gateways.yaml
   a node's files       ls {gw1.directory}    pins: {gw1.pin_dir}
   the capture          tcpdump -nr {directory}/tor-0.pcap"""
 
 
-def demo(keep: bool) -> bool:
+def demo(asked: Settings) -> bool:
     """Plays the story; returns whether everything held."""
     begin = time.monotonic()
     told = Transcript(sys.stdout)
-    with Lab(PREFIX) as lab:
+    with Lab(asked.prefix, tor=asked.tor) as lab:
         story = Story(lab, Daemons(lab), begin)
         for title, scene in STORY:
             if not told.scene(title, functools.partial(scene, story)):
                 break
-        told.table([*story.summary(), ("whole demo", f"{time.monotonic() - begin:.1f} s", "< 90 s")])
+        whole = Row("whole demo", f"{time.monotonic() - begin:.1f} s", "< 90 s")
+        told.table([*story.summary(), whole], bars_are_notes=asked.bars_are_notes)
         if told.failed:
             told.logs(story.daemons)
-        lab.keep = keep
-        if keep:
+        lab.keep = asked.keep
+        if asked.keep:
             told.say(look_around(lab))
     return not told.failed
 
@@ -61,10 +87,11 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda got, _: sys.exit(128 + got))
     try:
-        check_environment()
+        asked = settings(os.environ)
+        check_environment(asked.tor)
         if options.down:
-            return down()
-        return 0 if demo(os.environ.get("KEEP", "") not in {"", "0"}) else 1
+            return down(asked.prefix)
+        return 0 if demo(asked) else 1
     except (LabError, netns.CommandError, netns.WaitTimeout) as error:
         print(f"demo: error: {error}", file=sys.stderr)
         return 2
@@ -76,12 +103,12 @@ def main() -> int:
         return 130
 
 
-def down() -> int:
+def down(prefix: str) -> int:
     """Removes the lab, and says whether there was one."""
-    if is_owned(directory_of(PREFIX)):
+    if is_owned(directory_of(prefix)):
         raise LabError("the demo is running: let it end, or interrupt it, and it removes its lab itself")
-    there = netns.names(f"{PREFIX}-")
-    remove(PREFIX)
+    there = netns.names(f"{prefix}-")
+    remove(prefix)
     print("demo: the lab is removed" if there else "demo: there is no lab")
     return 0
 

@@ -12,7 +12,7 @@ from tests.netns.capture import SourceWatch
 from tests.netns.daemons import Daemons, attached, resident
 from tests.netns.hosts import Answer, Host
 from tests.netns.kubeproxy import Backend, ServiceEntry, ruleset
-from tests.netns.lab import FW_ADDRESS, POD_NETWORK, Lab
+from tests.netns.lab import FW_ADDRESS, POD_NETWORK, TOR_ADDRESS, TOR_AS, Lab
 from tests.netns.transcript import Row, StoryFailed
 
 VIP_POOL = "192.0.2.0/24"  # of bgp-config-cilium-1.10.yaml
@@ -39,19 +39,20 @@ class Story:
 
     def summary(self) -> list[Row]:
         """The table's rows, of what has been reached."""
-        rows: list[Row] = [("lab built", f"{self.built_in:.1f} s", "")]
+        rows: list[Row] = [Row("lab built", f"{self.built_in:.1f} s")]
         if self.ready_in:
             slowest = max(self.ready_in, key=lambda node: self.ready_in[node])
             what = f"agent start to session up, datapath attached ({slowest})"
-            rows.append((what, f"{self.ready_in[slowest]:.1f} s", "< 3 s"))
+            rows.append(Row(what, f"{self.ready_in[slowest]:.1f} s", "< 3 s", "note"))
         if self.edits:
-            rows.append(("policy file edited to effect, slower of two", f"{max(self.edits) * 1000:.0f} ms", ""))
+            rows.append(Row("policy file edited to effect, slower of two", f"{max(self.edits) * 1000:.0f} ms"))
         rows += memory(self.daemons)
         if self.watch is not None:
             verdict = self.watch.settle()
-            rows.append(("packets seen at the ToR's links", f"{verdict.packets} packets", ""))
-            rows.append(("packets the capture lost", f"{verdict.lost} packets", "= 0 packets"))
-            rows.append(("of selected pods, with another source", f"{verdict.leaks.total()} packets", "= 0 packets"))
+            rows.append(Row("packets seen at the ToR's links", f"{verdict.packets} packets"))
+            rows.append(Row("packets the capture lost", f"{verdict.lost} packets", "= 0 packets", "claim"))
+            leaks = f"{verdict.leaks.total()} packets"
+            rows.append(Row("of selected pods, with another source", leaks, "= 0 packets", "claim"))
         return rows
 
 
@@ -63,9 +64,9 @@ def memory(daemons: Daemons) -> list[Row]:
     for what, sizes, bar in (("agent", agents, "< 120 MiB"), ("ExaBGP", exabgp, "< 60 MiB")):
         if any(sizes.values()):
             largest = max(sizes, key=lambda node: sizes[node])
-            rows.append((f"resident memory of {what} ({largest})", f"{sizes[largest] / MIB:.1f} MiB", bar))
+            rows.append(Row(f"resident memory of {what} ({largest})", f"{sizes[largest] / MIB:.1f} MiB", bar))
     if daemons.operator is not None and daemons.operator.resident():
-        rows.append(("resident memory of operator", f"{daemons.operator.resident() / MIB:.1f} MiB", ""))
+        rows.append(Row("resident memory of operator", f"{daemons.operator.resident() / MIB:.1f} MiB"))
     return rows
 
 
@@ -102,7 +103,7 @@ def build(story: Story) -> list[str]:
     story.built_in = time.monotonic() - story.begin
     nodes = ", ".join(f"{node.label} {node.address}" for node in lab.nodes.values())
     return [
-        f"ToR 10.0.0.1 (BIRD 2, AS 64512); nodes {nodes}; {len(lab.pods)} pods",
+        f"ToR {TOR_ADDRESS} ({lab.tor.bgp.version()}, AS {TOR_AS}); nodes {nodes}; {len(lab.pods)} pods",
         f"fw {FW_ADDRESS} beyond the ToR answers {EGRESS_IP} only; every link of the ToR is captured",
     ]
 

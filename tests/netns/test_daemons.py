@@ -14,7 +14,7 @@ from routerd.formats.objects import read_text
 from tests.netns import cluster
 from tests.netns.daemons import attached, config, descendants, in_node, resident
 from tests.netns.lab import Lab
-from tests.netns.transcript import StoryFailed, Transcript, meets
+from tests.netns.transcript import Row, StoryFailed, Transcript, meets
 
 
 def test_a_process_of_a_node_has_the_mounts_of_a_node(lab: Lab) -> None:
@@ -76,9 +76,19 @@ def test_a_transcript_remembers_what_failed() -> None:
     told = Transcript(out)
     assert told.scene("Holds", lambda: ["as seen"])
     assert not told.scene("Breaks", fails)
-    told.table([("too slow", "4 s", "< 3 s"), ("fine", "1 s", "")])
+    told.table([Row("too slow", "4 s", "< 3 s"), Row("fine", "1 s"), Row("busy", "4 s", "< 3 s", "note")])
     assert told.failed == ["Breaks", "too slow"]
     assert "✓  1 Holds" in out.getvalue()
     assert "✗  2 Breaks" in out.getvalue()
     assert "seen: nothing" in out.getvalue()
-    assert "FAILED: Breaks; too slow" in out.getvalue()
+    assert "FAILED: Breaks; too slow\n" in out.getvalue()
+    assert "Missed, and not counted: busy\n" in out.getvalue()
+
+
+def test_a_leak_counts_where_bars_are_notes() -> None:
+    out = io.StringIO()
+    told = Transcript(out)
+    told.table([Row("too slow", "4 s", "< 3 s")], bars_are_notes=True)
+    assert told.failed == []
+    told.table([Row("leaked", "1 packets", "= 0 packets", "claim")], bars_are_notes=True)
+    assert told.failed == ["leaked"]
