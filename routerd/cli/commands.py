@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from routerd.desired import NodeState, Settings
     from routerd.lifetime import Source
     from routerd.model import Snapshot
+    from routerd.views import Row
 
 STEP_COLUMNS = ("yes", "question", "reason", "detail")
 
@@ -261,10 +262,31 @@ def cleanup(arguments: argparse.Namespace) -> int:
 
 def version(arguments: argparse.Namespace) -> int:
     print(f"routerd {routerd.__version__}")
+    return _kernel() if arguments.kernel else codes.OK
+
+
+def _kernel() -> int:
+    from bpf.features import describe_kernel, missing
+
+    features = describe_kernel()
+    rows: list[Row] = [
+        {"feature": f.name, "since": f.since, "present": f.present, "outcome": f.outcome} for f in features
+    ]
+    print(f"Linux {os.uname().release}")
+    sys.stdout.write(table(("feature", "since", "present", "outcome"), rows))
+    return codes.ENVIRONMENT if missing(features) else codes.OK
+
+
+def completion(arguments: argparse.Namespace) -> int:
+    from routerd.cli.completion import script
+    from routerd.cli.main import parser
+
+    sys.stdout.write(script(arguments.shell, parser()))
     return codes.OK
 
 
 RUN: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "completion": completion,
     "run": run,
     "agent": agent,
     "speaker": speaker,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from routerd.cli import codes
+from routerd.cli.completion import SHELLS
 from routerd.errors import EnvironmentFault, RouterdError, StoreError
 
 DEFAULT_CONFIG = Path("/etc/routerd/routerd.yaml")
@@ -75,6 +76,16 @@ def _why_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _status_arguments(parser: argparse.ArgumentParser) -> None:
     _output(parser, ("table", "json"))
+
+
+def _version_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kernel", action="store_true", help="ask the running kernel, and say what is done without a feature"
+    )
+
+
+def _completion_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=SHELLS, help="for which shell")
 
 
 COMMANDS = (
@@ -147,7 +158,19 @@ COMMANDS = (
         "Programs, maps, the tunnel device, the nft table, routes and reserved ports. Stop agent and speaker first: it "
         "refuses otherwise.",
     ),
-    Command("version", "print the version", ("routerd version",)),
+    Command(
+        "version",
+        "print the version, and what the kernel offers",
+        ("routerd version", "routerd version --kernel"),
+        "With --kernel, exit code 3 if the kernel lacks something without which the datapath does not load.",
+        _version_arguments,
+    ),
+    Command(
+        "completion",
+        "print a completion script for a shell",
+        ("routerd completion bash >/etc/bash_completion.d/routerd", "routerd completion zsh >~/.zfunc/_routerd"),
+        arguments=_completion_arguments,
+    ),
 )
 
 
