@@ -305,9 +305,9 @@ def _retire(desired: Desired, observed: Observed, wanted: dict[str, MapEntries])
     for name in DELETE_ORDER:
         for key, value in sorted(observed.maps.get(name, {}).items()):
             if key not in wanted[name]:
-                yield DeleteEntry(name, key, value)
-                if name == "pods":
+                if name == "pods":  # first, as only the entry says that there is something to purge
                     yield PurgeFlows(_pod_address(key))
+                yield DeleteEntry(name, key, value)
     kept = {group.egress_ip for group in _groups_here(desired) if not group.node_address}
     for address in sorted(observed.blackholes - kept):
         yield DeleteBlackhole(address)

@@ -1,0 +1,144 @@
+"""The guard as text for nft, and read back from nft's JSON."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+from egress.entries import Facts, PodDevice
+from egress.guard import Guard, digest, early, parse, parse_counters, render, transaction
+from egress.policy import Desired, Policy, Ports
+
+POD, PLAIN, UNKNOWN = (IPv4Address(f"10.1.0.{n}") for n in (5, 6, 7))
+WORLD, OFFICE = IPv4Network("0.0.0.0/0"), IPv4Network("192.0.2.0/24")
+WEB = Policy("web", 7, (WORLD,), excluded=(OFFICE,), ports=(Ports("TCP", 80, 443), Ports("UDP"), Ports("ICMP")))
+DEVICES = {
+    POD: PodDevice(3, "veth3", "veth3", bytes(6), bytes(6)),
+    PLAIN: PodDevice(4, "veth4", "bridge", bytes(6), bytes(6)),  # a bridge's port: the forward hook sees the bridge
+}
+DESIRED = Desired(
+    "n", IPv4Address("10.0.0.1"), pods={POD: ("web",), PLAIN: (), UNKNOWN: ("web",)}, policies={"web": WEB},
+    nodes=frozenset({IPv4Address("10.0.0.1")}), cluster=frozenset({IPv4Network("10.1.0.0/16")}),
+    pod_cidrs=frozenset({IPv4Network("10.1.0.0/24")}),
+)  # fmt: skip
+
+GOLDEN = """\
+add table inet routerd
+add counter inet routerd forged
+add counter inet routerd selected
+add counter inet routerd undecided
+add set inet routerd cluster { type ipv4_addr; flags interval; }
+add set inet routerd covered { type ipv4_addr; flags interval; }
+add set inet routerd nodes { type ipv4_addr; }
+add set inet routerd pod_cidrs { type ipv4_addr; flags interval; }
+add set inet routerd decided { type ifname . ipv4_addr; }
+add map inet routerd selected { type ifname . ipv4_addr : verdict; }
+add chain inet routerd prerouting { type filter hook prerouting priority raw; policy accept; }
+flush chain inet routerd prerouting
+add chain inet routerd output { type filter hook output priority raw; policy accept; }
+flush chain inet routerd output
+add chain inet routerd forward { type filter hook forward priority filter - 10; policy accept; }
+flush chain inet routerd forward
+add chain inet routerd SET
+flush chain inet routerd SET
+flush set inet routerd cluster
+add element inet routerd cluster { 0.0.0.0/8, 10.1.0.0/16, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3 }
+flush set inet routerd covered
+add element inet routerd covered { 0.0.0.0/0 }
+flush set inet routerd decided
+add element inet routerd decided { "bridge" . 10.1.0.6, "veth3" . 10.1.0.5 }
+flush set inet routerd nodes
+add element inet routerd nodes { 10.0.0.1 }
+flush set inet routerd pod_cidrs
+add element inet routerd pod_cidrs { 10.1.0.0/24 }
+flush map inet routerd selected
+add element inet routerd selected { "veth3" . 10.1.0.5 : jump SET }
+add rule inet routerd prerouting udp dport 8473 ip saddr @pod_cidrs ip daddr @nodes counter name forged drop
+add rule inet routerd prerouting udp dport 8473 notrack
+add rule inet routerd output udp dport 8473 notrack
+add rule inet routerd forward ct direction reply return
+add rule inet routerd forward ip daddr @cluster return
+add rule inet routerd forward iifname . ip saddr vmap @selected
+add rule inet routerd forward ip saddr @pod_cidrs ip daddr @covered iifname . ip saddr != @decided counter name undecided drop
+add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } tcp dport 80-443 counter name selected drop
+add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } meta l4proto udp counter name selected drop
+add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } meta l4proto icmp counter name selected drop
+"""  # noqa: E501
+
+
+def plain(text: str) -> str:
+    """Without the rules' digests, and with one name for the only set."""
+    lines = [line.partition(" comment ")[0] for line in text.splitlines()]
+    chain = next(line.split()[4] for line in lines if line.startswith("add chain inet routerd set-"))
+    return "\n".join(lines).replace(chain, "SET") + "\n"
+
+
+def test_the_whole_table() -> None:
+    assert plain(transaction(render(DESIRED, Facts(DEVICES)), None)) == GOLDEN
+
+
+def test_every_rule_carries_its_digest() -> None:
+    rules = [line for line in transaction(render(DESIRED, Facts(DEVICES)), None).splitlines() if "add rule" in line]
+    for line in rules:
+        rule, _, comment = line.partition(" comment ")
+        assert comment == f'"{digest(rule.split(maxsplit=5)[5])}"'
+
+
+def test_a_pod_without_a_device_is_undecided() -> None:
+    sets = render(DESIRED, Facts(DEVICES)).sets
+    assert not any(str(UNKNOWN) in element for name in ("decided", "selected") for element in sets[name])
+
+
+def test_chains_that_are_not_wanted_any_more_are_deleted() -> None:
+    before, after = render(DESIRED, Facts(DEVICES)), render(replace(DESIRED, policies={}, pods={}), Facts(DEVICES))
+    chain = next(name for name in before.chains if name.startswith("set-"))
+    lines = transaction(after, before).splitlines()
+    assert lines[-2:] == [f"flush chain inet routerd {chain}", f"delete chain inet routerd {chain}"]
+    assert lines.index("flush map inet routerd selected") < len(lines) - 2
+
+
+def test_a_changed_policy_is_another_chain() -> None:
+    before = set(render(DESIRED, Facts(DEVICES)).chains)
+    after = set(render(replace(DESIRED, policies={"web": replace(WEB, excluded=())}), Facts(DEVICES)).chains)
+    assert len(after - before) == 1
+
+
+def test_early_decides_nothing_new() -> None:
+    wanted = render(DESIRED, Facts(DEVICES))
+    assert early(wanted, None).sets["decided"] == early(wanted, None).sets["selected"] == frozenset()
+    assert early(wanted, wanted) == wanted
+    released = render(replace(DESIRED, pods={POD: ()}), Facts(DEVICES))
+    assert early(released, wanted).sets["selected"] == frozenset()
+
+
+def test_what_nft_lists_is_read_back() -> None:
+    document = {
+        "nftables": [
+            {"metainfo": {"version": "1.0.6"}},
+            {"table": {"family": "inet", "name": "routerd", "handle": 1}},
+            {"counter": {"family": "inet", "name": "forged", "table": "routerd", "packets": 3, "bytes": 99}},
+            {"set": {"name": "cluster", "elem": [{"prefix": {"addr": "10.0.0.0", "len": 8}}, "192.0.2.1"]}},
+            {"set": {"name": "covered", "elem": [{"range": ["192.0.2.0", "192.0.2.2"]}]}},
+            {"set": {"name": "nodes"}},
+            {"set": {"name": "decided", "elem": [{"concat": ["veth3", "10.1.0.5"]}]}},
+            {"map": {"name": "selected", "elem": [[{"concat": ["veth3", "10.1.0.5"]}, {"jump": {"target": "set-1"}}]]}},
+            {"chain": {"name": "forward"}},
+            {"chain": {"name": "set-1"}},
+            {"rule": {"chain": "set-1", "comment": "aa"}},
+            {"rule": {"chain": "set-1", "expr": []}},
+        ]
+    }
+    sets = {
+        "cluster": frozenset({"10.0.0.0/8", "192.0.2.1"}),
+        "covered": frozenset({"192.0.2.0-192.0.2.2"}),
+        "nodes": frozenset[str](),
+        "decided": frozenset({"veth3 . 10.1.0.5"}),
+        "selected": frozenset({"veth3 . 10.1.0.5 : jump set-1"}),
+    }
+    assert parse(document) == Guard(sets, {"forward": (), "set-1": ("aa", "")})
+    assert parse_counters(document) == {"forged": 3}
+
+
+def test_no_table_is_none() -> None:
+    assert parse({}) is None
+    assert parse({"nftables": [{"metainfo": {}}]}) is None
