@@ -33,7 +33,7 @@ LONGEST_CALLBACK = 1 << 16
 
 
 class CompileError(Exception):
-    """What is missing; clang's own words are on standard error before it."""
+    """What is missing or wrong; clang's own words are on standard error before it."""
 
 
 def import_bcc(packages: Path = SYSTEM_PACKAGES) -> ModuleType:
@@ -98,7 +98,7 @@ def compile_sources() -> dict[str, Any]:
         text = program_text(texts[MAIN], names, functions).encode()
         module = lib.bpf_module_create_c_from_string(text, 0, words, len(flags), True, None)
     if not module:
-        raise CompileError("bcc could not compile the sources: see above")
+        raise CompileError("bcc could not compile the sources")
     return {"maps": [_map(lib, module, name) for name in names], **_code(lib, module, functions)}
 
 

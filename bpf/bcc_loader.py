@@ -29,6 +29,8 @@ NAME_LENGTH = 15
 LOG_SIZE = 1 << 20
 COMPILE_SECONDS = 120  # 4 on a quiet machine
 SOURCES = Path(__file__).parent
+MODULES = Path("/lib/modules")
+OWN_HEADERS = Path("/sys/kernel/kheaders.tar.xz")  # CONFIG_IKHEADERS
 
 
 class _MapCreate(ctypes.Structure):
@@ -77,9 +79,21 @@ def load(pin_directory: Path, sizes: Mapping[str, int] | None = None) -> bool:
     return True
 
 
+def check_headers(modules: Path = MODULES, own: Path = OWN_HEADERS) -> None:
+    """LoadError unless bcc will find headers. Debian splits a kernel's in two: `build` and `source`."""
+    named, installed = os.environ.get("BCC_KERNEL_SOURCE"), modules / os.uname().release
+    places = [Path(named)] if named else [installed / "build", installed / "source"]
+    if not own.exists() and not any((place / "include" / "linux" / "kconfig.h").exists() for place in places):
+        raise LoadError(
+            f"no kernel headers in {places[0]}: install them (Debian: apt-get install linux-headers-$(uname -r)), or "
+            "name others in the environment variable BCC_KERNEL_SOURCE"
+        )
+
+
 @cache
 def compile_sources() -> dict[str, Any]:
     """What bpf/bcc_compile.py prints, compiled once in a process of its own."""
+    check_headers()
     command = [sys.executable, "-m", "bpf.bcc_compile"]
     environment = {**os.environ, "PYTHONPATH": str(SOURCES.parent)}
     try:

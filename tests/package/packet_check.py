@@ -2,11 +2,12 @@
 what it found as one line of JSON. Imports the room `bpf` and the standard library alone, so that it also runs as the
 only process of a virtual machine.
 
-    python packet_check.py DIRECTORY          a new directory on a BPF file system; it is removed again
+    python packet_check.py DIRECTORY [bcc]    a new directory on a BPF file system; it is removed again
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
@@ -15,6 +16,7 @@ import sys
 from ctypes import c_uint32
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from types import ModuleType
 
 from bpf import layout, loader, syscall
 from bpf.features import describe_kernel
@@ -48,10 +50,10 @@ def udp_packet(source: IPv4Address, destination: IPv4Address, port: int) -> byte
     return b"\x02" + bytes(5) + b"\x02" + bytes(4) + b"\x01" + b"\x08\x00" + header + udp
 
 
-def fill(maps: loader.PinnedMaps) -> None:
+def fill(maps: loader.PinnedMaps, digest: int) -> None:
     """One selected pod; port 53 leaves by a gateway elsewhere, port 54 by this node."""
     settings = layout.Settings(
-        object_digest=loader.object_digest(loader.object_bytes()),
+        object_digest=digest,
         node_address=layout.ip_field(NODE), layout_version=layout.LAYOUT_VERSION, tunnel_ifindex=TUNNEL_IFINDEX,
         tunnel_mtu=1450, tunnel_port=8473, udp_seconds=60, orphan_seconds=60,
     )  # fmt: skip
@@ -86,11 +88,11 @@ def counted(maps: loader.PinnedMaps) -> dict[str, int]:
     return found
 
 
-def check(directory: Path) -> dict[str, object]:
+def check(directory: Path, backend: ModuleType) -> dict[str, object]:
     """What three packets of the pod met, and one round of collection."""
-    loaded = loader.load(directory, {"nat": 1024, "flows": 1024, "reverse": 1024})
+    loaded = backend.load(directory, {"nat": 1024, "flows": 1024, "reverse": 1024})
     maps = loader.PinnedMaps(directory)
-    fill(maps)
+    fill(maps, backend.digest())
     from_pod = syscall.open_pinned(directory / "programs" / "from_pod")
     inside, _ = send(from_pod, udp_packet(POD, IPv4Address("10.244.2.6"), REMOTE_PORT))
     tunnelled, _ = send(from_pod, udp_packet(POD, REMOTE, REMOTE_PORT))
@@ -100,7 +102,7 @@ def check(directory: Path) -> dict[str, object]:
     collected = maps["collected"].get(layout.u32(0))
     result = {
         "loaded": loaded,
-        "adopted": not loader.load(directory),
+        "adopted": not backend.load(directory),
         "verdicts": [inside, tunnelled, translated],
         "source": str(IPv4Address(packet[26:30])),
         "checksum": checksum(packet[14:34]),
@@ -113,14 +115,15 @@ def check(directory: Path) -> dict[str, object]:
     return result
 
 
-def main(directory: Path) -> None:
+def main(directory: Path, name: str) -> None:
+    backend = importlib.import_module(f"bpf.{name}")
     try:
-        found = check(directory)
+        found = check(directory, backend)
     finally:
         loader.remove_pins(directory)
     features = {feature.name: feature.present for feature in describe_kernel()}
-    print(json.dumps({"release": os.uname().release, "room": loader.__file__, "features": features, **found}))
+    print(json.dumps({"release": os.uname().release, "room": backend.__file__, "features": features, **found}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), "bcc_loader" if "bcc" in sys.argv[2:] else "loader")

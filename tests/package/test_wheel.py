@@ -92,9 +92,13 @@ def test_the_installed_command_runs(installed: Path, tmp_path: Path) -> None:
     assert "0.1.0" in run(installed / "routerd", "version", cwd=tmp_path)
 
 
-def test_the_installed_object_carries_packets(installed: Path, tmp_path: Path) -> None:
-    pins = Path(f"/sys/fs/bpf/routerd-wheel-{os.getpid()}")
-    found = json.loads(run(installed / "python", CHECK, pins, cwd=tmp_path))
+@pytest.mark.parametrize("loader", ["libbpf", "bcc"])
+def test_the_installed_datapath_carries_packets(installed: Path, tmp_path: Path, loader: str) -> None:
+    """bcc sees the system's package alone, and the headers that the package carries instead of libbpf's."""
+    pins = Path(f"/sys/fs/bpf/routerd-wheel-{loader}-{os.getpid()}")
+    headers = ROOT / ".lab" / "cache" / "kernel" / "headers"
+    text = run(installed / "python", CHECK, pins, loader, cwd=tmp_path, BCC_KERNEL_SOURCE=str(headers))
+    found = json.loads(text)
     assert Path(found["room"]).is_relative_to(installed.parent)
     assert (found["loaded"], found["adopted"]) == (True, True)
     assert found["verdicts"] == [-1, 7, 2]  # left alone, redirected, translated but without a route here
