@@ -136,7 +136,10 @@ def _pinned_map(row: Mapping[str, Any], path: Path, entries: int) -> int:
 def _checked(row: Mapping[str, Any], path: Path) -> int:
     fd = syscall.open_pinned(path)
     found = syscall.BpfMap(fd)
-    if (found.type, found.key_size) != (row["type"], row["key_size"]):
+    value_size = row["value_size"]
+    if found.type == syscall.MAP_TYPE_PERCPU_ARRAY:
+        value_size = (value_size + 7) // 8 * 8 * syscall.possible_cpus()
+    if (found.type, found.key_size, found.value_size) != (row["type"], row["key_size"], value_size):
         os.close(fd)
         raise LoadError(f"{path} is a map of another layout: remove it with `routerd cleanup` first")
     return fd
