@@ -135,6 +135,21 @@ class Api:
         value = meta.deleted(old.object, self.now() + timedelta(seconds=grace), grace)
         return self._write(call, call.name, kinds.terminating(call, value), old), False
 
+    # --- for controllers
+
+    def make(self, api_version: str, kind: str, namespace: str, value: Json) -> None:
+        resource = self.catalogue.of_kind(api_version, kind)
+        assert resource is not None
+        self.create(Call("create", resource, namespace, body=value))
+
+    def clear(self, resource: Resource, namespace: str) -> bool:
+        """Delete all of a resource in a namespace, without grace; True if something stays."""
+        held = False
+        for row in in_namespace(self.storage.all(resource.store_key), namespace):
+            call = Call("delete", resource, namespace, row.object["metadata"]["name"])
+            held |= not self._delete(call, row, {"gracePeriodSeconds": 0})[1]
+        return held
+
     # --- parts
 
     def _have(self, call: Call) -> Stored:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
+from . import definitions, schema
 from .call import Call
-from .errors import Invalid, Json
+from .errors import Invalid, Json, bad_request
 
 if TYPE_CHECKING:
     from .api import Api
@@ -36,8 +37,23 @@ def admitted(api: Api, call: Call, value: Json, old: Json | None) -> Json:
     """The object with its defaults. Raises ApiError if it cannot be."""
     if old is None and call.resource.has_status and call.resource.plural != "nodes":
         value.pop("status", None)  # at birth only a node may bring one (the kubelet registers itself so)
-    change = _DEFAULTS.get(call.resource.plural) if not call.resource.custom else None
+    if call.resource.schema is not None:
+        return _custom(call, call.resource.schema, value)
+    change = _DEFAULTS.get(call.resource.plural)
     return change(api, call, value, old) if change else value
+
+
+def _custom(call: Call, rules: Json, value: Json) -> Json:
+    """Pruned, defaulted, validated: in this order."""
+    value, lost = schema.prune(value, rules, root=True)
+    if lost and call.query.get("fieldValidation") == "Strict":
+        unknown = ", ".join(f'unknown field "{path}"' for path in lost)
+        raise bad_request(f"strict decoding error: {unknown}")
+    value = schema.with_defaults(value, rules)
+    faults = schema.validate(value, rules)
+    if faults:
+        raise Invalid(call.resource.group, call.resource.kind, value["metadata"].get("name", ""), faults)
+    return value
 
 
 def merged(call: Call, value: Json, old: Json) -> Json:
@@ -142,4 +158,13 @@ def _service_ports(api: Api, spec: Json, before: Json) -> None:
             port["nodePort"] = known.get((port["protocol"], port.get("port"))) or api.addresses.node_port()
 
 
-_DEFAULTS: dict[str, Default] = {"namespaces": _namespace, "pods": _pod, "services": _service}
+def _definition(api: Api, call: Call, value: Json, old: Json | None) -> Json:
+    value = definitions.with_defaults(value)
+    if old is None:
+        value["metadata"]["finalizers"] = [*value["metadata"].get("finalizers", []), definitions.CLEANUP]
+    return value
+
+
+_DEFAULTS: dict[str, Default] = {
+    "namespaces": _namespace, "pods": _pod, "services": _service, "customresourcedefinitions": _definition,
+}  # fmt: skip

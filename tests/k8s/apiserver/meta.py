@@ -16,7 +16,18 @@ from .storage import Stored
 _SUFFIX = "bcdfghjklmnpqrstvwxz2456789"
 # metadata.generation exists for these built-in kinds, and for every custom one
 _GENERATION = frozenset(
-    ["daemonsets", "deployments", "replicasets", "statefulsets", "endpointslices", "networkpolicies", "poddisruptionbudgets", "pods", "customresourcedefinitions", "priorityclasses"]
+    [
+        "daemonsets",
+        "deployments",
+        "replicasets",
+        "statefulsets",
+        "endpointslices",
+        "networkpolicies",
+        "poddisruptionbudgets",
+        "pods",
+        "customresourcedefinitions",
+        "priorityclasses",
+    ]
 )
 _SERVER_OWNED = (
     "uid",

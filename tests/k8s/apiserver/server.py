@@ -15,6 +15,7 @@ from aiohttp import web
 
 from .api import Api
 from .call import Call, User
+from .controllers import Controllers
 from .resources import Catalogue
 from .storage import Storage
 from .watching import Watches
@@ -44,6 +45,7 @@ class ApiServer:
         self.catalogue = Catalogue()
         self.api = Api(self.storage, self.catalogue)
         self.watches = Watches(self.storage, watch_list=watch_list)
+        self.controllers = Controllers(self.api, self.watches)
 
     def __enter__(self) -> ApiServer:
         self._thread.start()
