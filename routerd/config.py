@@ -6,6 +6,7 @@ This module reads one file and decides nothing; command line options are laid ov
 
 from __future__ import annotations
 
+import re
 import socket
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -19,14 +20,15 @@ from routerd.formats.meta import ROUTERD
 from routerd.model import IPAddress, IPNetwork
 
 DAY = 86400
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123
 
 
 @dataclass(frozen=True, slots=True)
 class StoreConfig:
     """Where the desired objects are."""
 
-    kind: Literal["files"] = "files"
-    """The embedded store; it needs nothing else to run."""
+    kind: Literal["files", "kubernetes"] = "files"
+    """files = the embedded store; it needs nothing else to run. kubernetes = the API server."""
     manifests: Path = Path("/etc/routerd/manifests")
     """Directory of YAML manifests, read with its subdirectories and watched."""
     allocations: Path = Path("/etc/routerd/manifests/allocations.yaml")
@@ -35,6 +37,10 @@ class StoreConfig:
     """File in which this node's agent reports its addresses; in the state directory, which no two nodes share."""
     node_reports: tuple[str, ...] = ("/var/lib/routerd/node.yaml",)
     """Glob patterns of the reports that the operator reads; this node's own by default: one host needs no more."""
+    kubeconfig: Path | None = None
+    """How to reach the API server; none = the service account of the pod."""
+    namespace: str = "routerd"
+    """Namespace of what routerd itself keeps in the API server, and of ConfigMaps of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,12 @@ class OperatorConfig:
     """Seconds that an egress IP stays bound to a policy that is gone: firewalls elsewhere still trust it."""
     cooldown: int = 30
     """Seconds before a freed address may be used again: caches of neighbours and routers run out."""
+    lease_duration: int = 15
+    """Kubernetes: seconds after which another operator takes over from one that says nothing; as its controllers do."""
+    lease_renew_deadline: int = 10
+    """Kubernetes: seconds after which an operator that cannot renew its lease stops; less than `lease_duration`."""
+    lease_retry: int = 2
+    """Kubernetes: seconds between attempts to get or to renew the lease."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,17 +205,31 @@ def _choice(section: Section, key: str, *options: str) -> str:
 
 
 def _store(section: Section, state_dir: Path) -> StoreConfig:
-    store = _sub(section, "store", "kind", "manifests", "allocations", "node-report", "node-reports")
-    _choice(store, "kind", "files")
+    store = _sub(
+        section, "store", "kind", "manifests", "allocations", "node-report", "node-reports", "kubeconfig", "namespace"
+    )
+    kind = cast(Literal["files", "kubernetes"], _choice(store, "kind", "files", "kubernetes"))
     manifests = _path(store, "manifests", DEFAULT.store.manifests)
     report = _path(store, "node-report", state_dir / "node.yaml")
     reports = store.get("node-reports")
     return StoreConfig(
+        kind=kind,
         manifests=manifests,
         allocations=_path(store, "allocations", manifests / "allocations.yaml"),
         node_report=report,
         node_reports=tuple(item.name("a pattern of paths") for item in reports.items()) if reports else (str(report),),
+        kubeconfig=_path(store, "kubeconfig", Path()) if store.get("kubeconfig") else None,
+        namespace=_namespace(store),
     )
+
+
+def _namespace(store: Section) -> str:
+    value = store.get("namespace")
+    if value is None:
+        return DEFAULT.store.namespace
+    if not _LABEL.fullmatch(value.name("the name of a namespace")):
+        value.expected("the name of a namespace")
+    return value.text
 
 
 def _log(section: Section) -> LogConfig:
@@ -266,12 +292,29 @@ def _bgp(section: Section) -> BgpConfig:
 
 
 def _operator(section: Section, state_dir: Path) -> OperatorConfig:
-    operator = _sub(section, "operator", "ledger", "retention", "egress-retention", "cooldown")
+    operator = _sub(
+        section, "operator", "ledger", "retention", "egress-retention", "cooldown",
+        "lease-duration", "lease-renew-deadline", "lease-retry",
+    )  # fmt: skip
+    times = [
+        _seconds(operator, key, default)
+        for key, default in (
+            ("lease-duration", DEFAULT.operator.lease_duration),
+            ("lease-renew-deadline", DEFAULT.operator.lease_renew_deadline),
+            ("lease-retry", DEFAULT.operator.lease_retry),
+        )
+    ]
+    if not times[0] > times[1] > times[2] > 0:
+        shown = " > ".join(f"{seconds}s" for seconds in times)
+        raise operator.value.error(f"found {shown}, expected lease-duration > lease-renew-deadline > lease-retry > 0")
     return OperatorConfig(
         ledger=_path(operator, "ledger", state_dir / "ledger.sqlite"),
         retention=_seconds(operator, "retention", DEFAULT.operator.retention),
         egress_retention=_seconds(operator, "egress-retention", DEFAULT.operator.egress_retention),
         cooldown=_seconds(operator, "cooldown", DEFAULT.operator.cooldown),
+        lease_duration=times[0],
+        lease_renew_deadline=times[1],
+        lease_retry=times[2],
     )
 
 

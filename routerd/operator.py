@@ -56,6 +56,8 @@ class Operator:
     ledger: LedgerFile
     settings: Settings = field(default_factory=Settings)
     clock: Callable[[], float] = time.time
+    in_thread: bool = False  # the store's writes wait for a network: rounds are made in a worker thread
+    on_decision: Callable[[], None] = lambda: None  # called in the event loop after each round
     last: Decision | None = None  # for status and metrics
     _state: Ledger | None = None  # the ledger's content; None = must be read
     _written: tuple[Allocations, Allocations | None] | None = None  # what was published, over what
@@ -73,7 +75,9 @@ class Operator:
         while True:
             self._wake.clear()
             try:
-                wait, pause = self.round(), FIRST_PAUSE
+                wait = await asyncio.to_thread(self.round) if self.in_thread else self.round()
+                pause = FIRST_PAUSE
+                self.on_decision()
             except (StoreError, EnvironmentFault) as error:
                 reason = type(error).__name__
                 event(logger, logging.ERROR, "round-failed", reason=reason, message=str(error), retry=pause)

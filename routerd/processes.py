@@ -9,7 +9,8 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -27,6 +28,7 @@ from routerd.model import Allocations, NodeReport, Snapshot
 from routerd.notify import notify
 from routerd.reconcile import Reconciler
 from routerd.store.files import FileStore
+from routerd.store.interface import Store
 
 LOGGER = logging.getLogger("routerd.process")
 REPORT_PERIOD = 30.0  # seconds
@@ -65,6 +67,29 @@ def file_store(config: Config, on_change: Callable[[], None] = lambda: None) -> 
     )
 
 
+@asynccontextmanager
+async def opened_store(config: Config, on_change: Callable[[], None]) -> AsyncIterator[Store]:
+    """An agent's store, whichever it is. EnvironmentFault if it cannot be reached by this configuration."""
+    if config.store.kind == "files":
+        yield file_store(config, on_change)
+        return
+    # Imported here: a node without Kubernetes needs neither the package nor its memory.
+    from routerd.store.k8s_client import Client
+    from routerd.store.k8s_resources import for_agent
+    from routerd.store.kubernetes import KubernetesStore
+
+    namespace, node = config.store.namespace, config.node_name
+    client = Client(config.store.kubeconfig)
+    await client.open()
+    try:
+        yield KubernetesStore(
+            client, for_agent(node, namespace), namespace=namespace, node=node,
+            service_cidrs=config.service_cidrs, on_change=on_change,
+        )  # fmt: skip
+    finally:
+        await client.close()
+
+
 class Callback:
     """A callback that is known before what it calls."""
 
@@ -87,20 +112,22 @@ def check_agent(config: Config) -> None:
 async def agent(config: Config, source: Source) -> None:
     """`routerd agent`, until cancelled. EnvironmentFault if the machine lacks something."""
     check_agent(config)
-    heart = Heart()
-    body = _assembled(config, source, heart)
-    api = ApiServer(api_socket(config.run_dir), body.answer)
-    await api.start()
-    web = _web(config, body, heart)
-    event(LOGGER, logging.INFO, "agent-started", node=config.node_name)
-    try:
-        await body.run()
-    finally:
-        await api.close()
-        web()
+    heart, on_store = Heart(), Callback()
+    async with opened_store(config, on_store) as store:
+        body = _assembled(config, source, heart, store)
+        on_store.to = body.wake
+        api = ApiServer(api_socket(config.run_dir), body.answer)
+        await api.start()
+        web = _web(config, body, heart)
+        event(LOGGER, logging.INFO, "agent-started", node=config.node_name)
+        try:
+            await body.run()
+        finally:
+            await api.close()
+            web()
 
 
-def _assembled(config: Config, source: Source, heart: Heart) -> Agent:
+def _assembled(config: Config, source: Source, heart: Heart, store: Store) -> Agent:
     from bgp.speaker import Speaker
     from egress.devices import watch_links
     from routerd.rooms import Rooms, egress_room, open_datapath, relay_socket
@@ -160,7 +187,7 @@ class Heart:
         return time.monotonic() - self._last < LONGEST_BEAT
 
 
-async def _report(store: FileStore, node: str) -> None:
+async def _report(store: Store, node: str) -> None:
     """Tells the operator which addresses this node has."""
     while True:
         try:
@@ -213,6 +240,11 @@ class OperatorStore:
 
 async def operator(config: Config, source: Source) -> None:
     """`routerd operator`, until cancelled. EnvironmentFault if another one has the ledger."""
+    if config.store.kind == "kubernetes":
+        from routerd.leader import candidate
+
+        await candidate(config)
+        return
     from ipam.round import Timers
     from routerd.assign import Settings as AssignSettings
     from routerd.operator import Operator

@@ -18,8 +18,8 @@ class Store(Protocol):
     def snapshot(self) -> Snapshot:
         """The current view; never blocks. Before the first complete reading every field is None."""
 
-    def node_reports(self) -> Mapping[str, NodeReport]:
-        """The last good report of each node, by name."""
+    def node_reports(self) -> Mapping[str, NodeReport] | None:
+        """The last good report of each node, by name. None = not read yet, or not read by this role."""
 
     def write_allocations(self, allocations: Allocations) -> None:
         """Publishes, durably, if it differs from what is published. Raises StoreError."""

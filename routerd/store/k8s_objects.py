@@ -22,6 +22,7 @@ Raw = Mapping[str, Any]
 NOTHING = Loaded()
 # Kinds whose messages point to the object; the others are too many to keep a place for each.
 _PLACED = frozenset({"ConfigMap", "AddressPool", "EgressPolicy", "CiliumEgressGatewayPolicy", "CiliumEgressNATPolicy"})
+_STATUS = frozenset({"Service", "AddressPool", "EgressPolicy", "RouterdNode"})  # whose status routerd writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ def read_known(resource: Resource, raw: Raw, before: Known | None, *, keep_statu
         generation=int(meta.get("generation") or 0),
         loaded=loaded,
         error=error,
-        status=(raw.get("status") or {}) if keep_status else {},
+        status=(raw.get("status") or {}) if keep_status and resource.kind in _STATUS else {},
         data=(raw.get("data") or {}) if is_document else {},
     )
 

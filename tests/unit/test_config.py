@@ -71,7 +71,7 @@ operator: {ledger: /l, retention: 1d, egress-retention: "0", cooldown: 5m}
          'f:3:22: operator.cooldown: found "30", expected a duration such as 30s, 5m, 12h or 400d'),
         (HEAD + "log: {level: warn}\n",
          'f:3:14: log.level: found "warn", expected info, debug, warning or error; did you mean "warning"?'),
-        (HEAD + "store: {kind: etcd}\n", 'f:3:15: store.kind: found "etcd", expected files'),
+        (HEAD + "store: {kind: etcd}\n", 'f:3:15: store.kind: found "etcd", expected files or kubernetes'),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(text: str, message: str) -> None:

@@ -1,0 +1,165 @@
+"""The operator on Kubernetes: the store always runs, decisions are made and written while the Lease is held."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from ipam.pool import Counts
+from ipam.round import Timers
+from routerd.assign import Settings
+from routerd.config import Config
+from routerd.errors import StoreError
+from routerd.ledger import Ledger
+from routerd.log import event
+from routerd.model import Allocations, NodeReport, Snapshot
+from routerd.notify import notify
+from routerd.operator import Operator
+from routerd.store.k8s_client import Client
+from routerd.store.k8s_lease import Lease, LeaseTimes
+from routerd.store.k8s_ledger import take
+from routerd.store.k8s_publish import Publisher
+from routerd.store.k8s_resources import for_operator
+from routerd.store.k8s_watch import Timings
+from routerd.store.kubernetes import KubernetesStore
+
+LOGGER = logging.getLogger("routerd.operator")
+
+
+def own_identity() -> str:
+    """Unique to this process: a container that is started again is another candidate."""
+    return f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4().hex[:12]}"
+
+
+class LeaseLost(Exception):
+    """Ends the work of a leader."""
+
+
+@dataclass(slots=True)
+class LeaderStore:
+    """The store as the operator sees it while it is active: allocations that were published, by whoever was active."""
+
+    store: KubernetesStore
+    publish: Callable[[Allocations], None]
+    wakes: list[Callable[[], None]]
+
+    def snapshot(self) -> Snapshot:
+        return self.store.snapshot()
+
+    def node_reports(self) -> Mapping[str, NodeReport] | None:
+        return self.store.node_reports()
+
+    def write_allocations(self, allocations: Allocations) -> None:
+        self.publish(allocations)
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        self.wakes.append(callback)
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One operator process. `run` until cancelled, then `lease` is released."""
+
+    client: Client
+    namespace: str
+    lease: Lease
+    settings: Settings = field(default_factory=Settings)
+    timings: Timings = field(default_factory=Timings)
+    operator: Operator | None = None
+    publisher: Publisher | None = None
+    store: KubernetesStore = field(init=False)
+    _wakes: list[Callable[[], None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.store = KubernetesStore(
+            self.client, for_operator(self.namespace), namespace=self.namespace,
+            on_change=self._changed, timings=self.timings, keep_status=True,
+        )  # fmt: skip
+
+    def _changed(self) -> None:
+        for wake in self._wakes:
+            wake()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.store.run(), name="store")
+            group.create_task(self._stand(), name="candidate")
+
+    async def _stand(self) -> None:
+        try:
+            while True:
+                await self.lease.acquire()
+                with contextlib.suppress(LeaseLost):
+                    await self._lead()
+        finally:
+            await asyncio.shield(self.lease.release())
+
+    async def _lead(self) -> None:
+        """Until the lease is lost: raises LeaseLost."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._keep(), name="lease")
+                group.create_task(self._work(), name="leader")
+        except* LeaseLost as lost:
+            raise LeaseLost from lost
+        finally:
+            self._wakes.clear()
+            self.operator = self.publisher = None
+
+    async def _keep(self) -> None:
+        await self.lease.keep()
+        raise LeaseLost
+
+    async def _work(self) -> None:
+        pause = self.timings.first_pause
+        while True:
+            try:
+                ledger = await take(self.client, self.namespace, self.lease.generation, self.lease.is_held)
+                break
+            except StoreError as error:
+                event(LOGGER, logging.ERROR, "take-over-failed", reason=str(error), retry=pause)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, self.timings.last_pause)
+        view = LeaderStore(self.store, ledger.publish, self._wakes)
+        self.operator = Operator(view, ledger, self.settings, in_thread=True)
+        self.publisher = Publisher(
+            self.client, self.store, self.lease.identity,
+            ledger=self._ledger, counts=self._counts, may_write=self.lease.is_held, timings=self.timings,
+        )  # fmt: skip
+        self._wakes.append(self.publisher.wake)
+        self.operator.on_decision = self.publisher.wake
+        event(LOGGER, logging.INFO, "operator-active", generation=ledger.lease)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.operator.run(), name="operator")
+            group.create_task(self.publisher.run(), name="publisher")
+
+    def _ledger(self) -> Ledger | None:
+        last = self.operator.last if self.operator else None
+        return last.ledger if last else None
+
+    def _counts(self) -> Mapping[str, Counts]:
+        last = self.operator.last if self.operator else None
+        return last.counts if last else {}
+
+
+async def candidate(config: Config) -> None:
+    """`routerd operator` on Kubernetes, until cancelled. EnvironmentFault if the API server cannot be configured."""
+    wanted, namespace = config.operator, config.store.namespace
+    times = LeaseTimes(wanted.lease_duration, wanted.lease_renew_deadline, wanted.lease_retry)
+    settings = Settings(Timers(cooldown=wanted.cooldown, retention=wanted.egress_retention))
+    client = Client(config.store.kubeconfig)
+    await client.open()
+    try:
+        lease = Lease(client, namespace, own_identity(), times)
+        event(LOGGER, logging.INFO, "operator-started", namespace=namespace, identity=lease.identity)
+        notify("READY=1")
+        await Candidate(client, namespace, lease, settings).run()
+    finally:
+        await client.close()
