@@ -3,6 +3,7 @@
 #   make demo    the main job on real parts, in network namespaces    make demo-down   removes a lab that KEEP=1 left up
 #   make test    every test                                           make check       ruff, mypy, layers, clang-format, configs
 #                TOR=frr: FRR instead of BIRD as the ToR
+#   make kernel  Debian's oldest kernel and its headers, unpacked into .lab/cache for the tests
 #   make bench   benchmarks                                           make lock        renews requirements/*.txt
 
 SHELL := /bin/bash

@@ -33,6 +33,14 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
+def test_the_command_lines_loader_goes_before_the_files(tmp_path: Path) -> None:
+    file = tmp_path / "routerd.yaml"
+    file.write_text(f"{HEAD}egress: {{loader: bcc}}\n")
+    assert Source(file).load().egress.loader == "bcc"
+    assert Source(file, "libbpf").load().egress.loader == "libbpf"
+    assert Source(None, "bcc").load().egress.loader == "bcc"
+
+
 def test_a_signal_ends_the_work() -> None:
     ended: list[str] = []
 
