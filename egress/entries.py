@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cmp_to_key
 from ipaddress import IPv4Address, IPv4Network
 
 from bpf import layout
@@ -81,21 +80,46 @@ DROP_ALL = RuleSpec(0)
 # --- policy sets
 
 
-def _compare(a: tuple[int, Policy], b: tuple[int, Policy]) -> int:
+Index = dict[int, frozenset[int]]  # prefix length -> prefixes of that length, without their host bits
+
+
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """A policy with its prefixes indexed, longest first: thousands of them are looked up against each other."""
+
+    policy: Policy
+    destinations: Index
+    excluded: Index
+
+    def covers(self, prefix: IPv4Network) -> int | None:
+        """Length of the longest destination that holds all of `prefix`; None if none does or it is excluded."""
+        return None if _holding(self.excluded, prefix) is not None else _holding(self.destinations, prefix)
+
+
+def _index(networks: Iterable[IPv4Network]) -> Index:
+    by_length: dict[int, set[int]] = defaultdict(set)
+    for network in networks:
+        by_length[network.prefixlen].add(int(network.network_address) >> (32 - network.prefixlen))
+    return {length: frozenset(by_length[length]) for length in sorted(by_length, reverse=True)}
+
+
+def _holding(index: Index, prefix: IPv4Network) -> int | None:
+    """Length of the longest network in `index` that holds all of `prefix`."""
+    address = int(prefix.network_address)
+    lengths = (length for length in index if length <= prefix.prefixlen)
+    return next((length for length in lengths if address >> (32 - length) in index[length]), None)
+
+
+def _reaches(policies: Sequence[Policy]) -> list[_Reach]:
+    return [_Reach(policy, _index(policy.destinations), _index(policy.excluded)) for policy in policies]
+
+
+def _order(covering: tuple[int, Policy]) -> tuple[int, int, str, str]:
     """Longest destination, then the higher priority, then the older, then the name. No creation time counts as
     youngest.
     """
-    key_a = (-a[0], -a[1].priority, a[1].created or "~", a[1].name)
-    key_b = (-b[0], -b[1].priority, b[1].created or "~", b[1].name)
-    return (key_a > key_b) - (key_a < key_b)
-
-
-def _covering(policy: Policy, prefix: IPv4Network) -> int | None:
-    """Length of the policy's longest destination that holds all of `prefix`; None if none does or it is excluded."""
-    if any(prefix.subnet_of(excluded) for excluded in policy.excluded):
-        return None
-    lengths = [network.prefixlen for network in policy.destinations if prefix.subnet_of(network)]
-    return max(lengths, default=None)
+    length, policy = covering
+    return -length, -policy.priority, policy.created or "~", policy.name
 
 
 def _rules_of(policy: Policy) -> Rules:
@@ -104,22 +128,18 @@ def _rules_of(policy: Policy) -> Rules:
     return tuple(RuleSpec(policy.group, PROTOCOLS[p.protocol], p.first, p.last) for p in policy.ports)
 
 
-def _all_rules(policies: Sequence[Policy], prefix: IPv4Network) -> Rules:
+def _all_rules(reaches: Sequence[_Reach], prefix: IPv4Network) -> Rules:
     """The ordered rules for destinations in `prefix`, however many."""
-    covering = [(length, policy) for policy in policies if (length := _covering(policy, prefix)) is not None]
-    ordered = sorted(covering, key=cmp_to_key(_compare))
-    rules = tuple(dict.fromkeys(rule for _, policy in ordered for rule in _rules_of(policy)))
+    covering = [(length, reach.policy) for reach in reaches if (length := reach.covers(prefix)) is not None]
+    rules = tuple(dict.fromkeys(rule for _, policy in sorted(covering, key=_order) for rule in _rules_of(policy)))
     for position, rule in enumerate(rules):
         if rule.protocol == 0:  # nothing behind a rule that takes everything is ever reached
             return rules[: position + 1]
     return rules
 
 
-def rules_for(policies: Sequence[Policy], prefix: IPv4Network) -> Rules:
-    """The ordered rules for destinations in `prefix`. More than the datapath holds: the rest is dropped, not let
-    through.
-    """
-    rules = _all_rules(policies, prefix)
+def _fitting(rules: Rules) -> Rules:
+    """More than the datapath holds: the rest is dropped, not let through."""
     return rules if len(rules) <= layout.MAX_RULES else (*rules[: layout.MAX_RULES - 1], DROP_ALL)
 
 
@@ -128,13 +148,15 @@ def _prefixes(policies: Sequence[Policy]) -> set[IPv4Network]:
 
 
 def policy_set(policies: Sequence[Policy]) -> PolicySet:
-    """Every prefix at which the verdict may change, with its rules; () at an exclusion."""
-    return {prefix: rules_for(policies, prefix) for prefix in _prefixes(policies)}
+    """Every prefix at which the verdict may change, with its ordered rules; () at an exclusion."""
+    reaches = _reaches(policies)
+    return {prefix: _fitting(_all_rules(reaches, prefix)) for prefix in _prefixes(policies)}
 
 
 def overloaded(policies: Sequence[Policy]) -> list[IPv4Network]:
     """Prefixes that have more rules than the datapath holds: what comes after is dropped there."""
-    return sorted(prefix for prefix in _prefixes(policies) if len(_all_rules(policies, prefix)) > layout.MAX_RULES)
+    reaches = _reaches(policies)
+    return sorted(prefix for prefix in _prefixes(policies) if len(_all_rules(reaches, prefix)) > layout.MAX_RULES)
 
 
 def _policy_value(rules: Rules) -> bytes:

@@ -131,10 +131,16 @@ class World:
 
     def run(self, program: str, device: str, frame: bytes) -> tuple[str, bytes]:
         """(verdict, frame afterwards) of one run of a program on one frame that came by `device`."""
-        context = bytearray(192)  # struct __sk_buff of <linux/bpf.h>
-        struct.pack_into("=II", context, 36, self.ifindex[device], self.ifindex[device])
-        verdict, out = syscall.run_program(self._programs[program], frame, bytes(context))
+        verdict, out = syscall.run_program(self._programs[program], frame, self._context(device))
         return VERDICTS[verdict], out
+
+    def time(self, program: str, device: str, frame: bytes, repeat: int) -> int:
+        """Mean ns of `repeat` runs."""
+        return syscall.time_program(self._programs[program], frame, self._context(device), repeat)
+
+    def _context(self, device: str) -> bytes:
+        """`struct __sk_buff` of <linux/bpf.h>: only its ingress_ifindex and ifindex are set."""
+        return bytes(36) + struct.pack("=II", self.ifindex[device], self.ifindex[device]) + bytes(192 - 44)
 
     def counted(self) -> dict[str, int]:
         """Packets by reason since `fill`, without the zeros."""
