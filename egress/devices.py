@@ -312,10 +312,29 @@ def ip_forward() -> bool:
     return (_IPV4 / "ip_forward").read_text(encoding="ascii").strip() == "1"
 
 
-def reserved_ports() -> list[str]:
+def reserved_ports() -> set[int]:
+    """Ports that no connection of the host gets by itself. The kernel prints ranges, merged with their neighbours."""
     text = (_IPV4 / "ip_local_reserved_ports").read_text(encoding="ascii").strip()
-    return [part for part in text.split(",") if part]
+    ranges = (part.partition("-") for part in text.split(",") if part)
+    return {port for first, _, last in ranges for port in range(int(first), int(last or first) + 1)}
 
 
-def set_reserved_ports(ranges: list[str]) -> None:
-    (_IPV4 / "ip_local_reserved_ports").write_text(",".join(ranges) or "\n", encoding="ascii")
+def are_reserved(ports: range) -> bool:
+    return reserved_ports().issuperset(ports)
+
+
+def reserve_ports(ports: range) -> None:
+    _write_reserved(reserved_ports() | set(ports))
+
+
+def release_ports(ports: range) -> None:
+    _write_reserved(reserved_ports() - set(ports))
+
+
+def _write_reserved(ports: set[int]) -> None:
+    """Replaces the list; as ranges, since the kernel takes no more than a page of text."""
+    ordered = sorted(ports)
+    starts = [port for port in ordered if port - 1 not in ports]
+    ends = [port for port in ordered if port + 1 not in ports]
+    text = ",".join(f"{first}-{last}" for first, last in zip(starts, ends, strict=True))
+    (_IPV4 / "ip_local_reserved_ports").write_text(text or "\n", encoding="ascii")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, collapse_addresses
 from typing import Any
 
@@ -22,10 +22,10 @@ from egress.policy import Desired, Policy, Ports
 TABLE = "routerd"
 FAMILY = "inet"
 COUNTERS = ("forged", "selected", "undecided")
-NFT_HOOKS = {
-    "prerouting": "type filter hook prerouting priority raw; policy accept;",
-    "output": "type filter hook output priority raw; policy accept;",
-    "forward": "type filter hook forward priority filter - 10; policy accept;",
+HOOKS = {  # chain -> type, hook, priority and policy; -300 is raw, -10 just before the filters of others
+    "prerouting": ("filter", "prerouting", -300, "accept"),
+    "output": ("filter", "output", -300, "accept"),
+    "forward": ("filter", "forward", -10, "accept"),
 }
 SET_TYPES = {
     "cluster": "type ipv4_addr; flags interval;",
@@ -37,16 +37,33 @@ SET_TYPES = {
 MAP_TYPES = {"selected": "type ifname . ipv4_addr : verdict;"}
 
 
+def key_type(declaration: str) -> str:
+    """The type of the keys in a set's declaration: "type ifname . ipv4_addr : verdict;" -> "ifname . ipv4_addr"."""
+    return declaration.partition(";")[0].partition(" : ")[0].removeprefix("type ")
+
+
+# What does not depend on the cluster: where the chains are hooked in, what the sets hold, and the table's own flags.
+FRAME: Mapping[str, object] = {
+    **{f"chain {name}": hook for name, hook in HOOKS.items()},
+    **{f"set {name}": key_type(kind) for name, kind in {**SET_TYPES, **MAP_TYPES}.items()},
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """The table: elements of its sets and its map, and the rules of its chains, in order."""
+    """The table: elements of its sets and its map, and the rules of its chains, in order.
+
+    `frame` is the rest of it; one that differs is mended by making the table anew.
+    """
 
     sets: Mapping[str, frozenset[str]] = field(default_factory=dict)
     chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # rules; when observed, their digests only
+    frame: Mapping[str, object] = field(default_factory=lambda: FRAME)
 
     def digests(self) -> Guard:
         """The same with each rule replaced by its digest, as it can be observed."""
-        return Guard(self.sets, {name: tuple(digest(rule) for rule in rules) for name, rules in self.chains.items()})
+        chains = {name: tuple(digest(rule) for rule in rules) for name, rules in self.chains.items()}
+        return replace(self, chains=chains)
 
 
 def digest(rule: str) -> str:
@@ -143,7 +160,7 @@ def early(wanted: Guard, present: Guard | None) -> Guard:
     keys = {element.partition(" : ")[0] for element in before.get("selected", ())}
     selected = frozenset(e for e in wanted.sets["selected"] if e.partition(" : ")[0] in keys)
     decided = wanted.sets["decided"] & before.get("decided", frozenset())
-    return Guard({**wanted.sets, "decided": decided, "selected": selected}, wanted.chains)
+    return replace(wanted, sets={**wanted.sets, "decided": decided, "selected": selected})
 
 
 def _quoted(element: str) -> str:
@@ -153,13 +170,20 @@ def _quoted(element: str) -> str:
 
 
 def transaction(wanted: Guard, present: Guard | None) -> str:
-    """One atomic nft transaction that makes the table `wanted`. Counters keep their values."""
+    """One atomic nft transaction that makes the table `wanted`.
+
+    Counters keep their values, unless the table's frame is not ours: then it is made anew, in the same transaction.
+    """
     table = f"{FAMILY} {TABLE}"
-    lines = [f"add table {table}", *(f"add counter {table} {name}" for name in COUNTERS)]
+    lines = [f"add table {table}"]
+    if present is not None and present.frame != wanted.frame:
+        lines += [f"delete table {table}", f"add table {table}"]
+        present = None
+    lines += [*(f"add counter {table} {name}" for name in COUNTERS)]
     lines += [f"add set {table} {name} {{ {kind} }}" for name, kind in SET_TYPES.items()]
     lines += [f"add map {table} {name} {{ {kind} }}" for name, kind in MAP_TYPES.items()]
     for name in wanted.chains:
-        hook = f" {{ {NFT_HOOKS[name]} }}" if name in NFT_HOOKS else ""
+        hook = f" {{ {_hook_text(name)} }}" if name in HOOKS else ""
         lines += [f"add chain {table} {name}{hook}", f"flush chain {table} {name}"]
     for name in sorted(wanted.sets):
         kind = "map" if name in MAP_TYPES else "set"
@@ -169,8 +193,14 @@ def transaction(wanted: Guard, present: Guard | None) -> str:
     for name, rules in wanted.chains.items():
         lines += [f'add rule {table} {name} {rule} comment "{digest(rule)}"' for rule in rules]
     stale = sorted(set(present.chains if present else ()) - set(wanted.chains))
-    lines += [line for name in stale for line in (f"flush chain {table} {name}", f"delete chain {table} {name}")]
+    lines += [f"flush chain {table} {name}" for name in stale]  # all first: they may refer to each other
+    lines += [f"delete chain {table} {name}" for name in stale]
     return "\n".join(lines) + "\n"
+
+
+def _hook_text(chain: str) -> str:
+    kind, hook, priority, policy = HOOKS[chain]
+    return f"type {kind} hook {hook} priority {priority}; policy {policy};"
 
 
 # --- read back
@@ -197,9 +227,11 @@ def parse(document: Mapping[str, Any]) -> Guard | None:
     """The table as `nft -j list table inet routerd` printed it; None if it is not there."""
     sets: dict[str, frozenset[str]] = {}
     chains: dict[str, tuple[str, ...]] = {}
+    frame: dict[str, object] = {}
     found = False
     for item in document.get("nftables", []):
         found |= "table" in item
+        frame |= _frame_of(item)
         body = item.get("set") or item.get("map")
         if body:
             sets[body["name"]] = frozenset(_element_text(element) for element in body.get("elem", []))
@@ -208,7 +240,19 @@ def parse(document: Mapping[str, Any]) -> Guard | None:
         if "rule" in item:
             rule = item["rule"]
             chains[rule["chain"]] = (*chains.get(rule["chain"], ()), rule.get("comment", ""))
-    return Guard(sets, chains) if found else None
+    return Guard(sets, chains, frame) if found else None
+
+
+def _frame_of(item: Mapping[str, Any]) -> dict[str, object]:
+    """What one item of nft's JSON says of the table's frame."""
+    match item:
+        case {"table": {"flags": flags}}:
+            return {"table": flags}  # dormant: nothing of it is in effect
+        case {"chain": {"name": name, "type": kind, "hook": hook, "prio": priority, "policy": policy}}:
+            return {f"chain {name}": (kind, hook, priority, policy)}
+        case {"set": {"name": name, "type": kind}} | {"map": {"name": name, "type": kind}}:
+            return {f"set {name}": kind if isinstance(kind, str) else " . ".join(kind)}
+    return {}
 
 
 def parse_counters(document: Mapping[str, Any]) -> dict[str, int]:

@@ -18,7 +18,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Literal
 
-from bpf import bcc_loader, layout, loader, syscall
+from bpf import bcc_loader, layout, loader, pins, syscall
 from egress import conntrack, devices, guard, plan
 from egress.attach import Attacher, Mode, off_loop
 from egress.devices import TUNNEL, Link, RouteSocket
@@ -98,7 +98,7 @@ class Datapath:
                 tunnel_mtu=underlay.mtu - plan.TUNNEL_OVERHEAD if underlay else 0,
                 object_digest=self._digest,
             ),
-            pinned_digest=loader.pinned_digest(self._pins),
+            pinned_digest=0 if pins.missing(self._pins) else loader.pinned_digest(self._pins),
             underlay_mtu=underlay.mtu if underlay else 0,
             ip_forward=devices.ip_forward(),
             tunnel=tunnel,
@@ -106,7 +106,7 @@ class Datapath:
             attachments=self._attacher.observe({link.ifindex: link.name for link in links.values()}),
             guard=guard.parse(_list_guard()),
             blackholes=devices.own_blackholes(routes),
-            ports_reserved=plan.RESERVED_PORTS in devices.reserved_ports(),
+            ports_reserved=devices.are_reserved(plan.RESERVED),
         )
 
     def _read_maps(self) -> dict[str, dict[bytes, bytes]]:
@@ -179,6 +179,7 @@ class Datapath:
 
     @_do.register
     def _(self, _action: plan.LoadPrograms) -> None:
+        pins.restore(self._pins)
         try:
             self._loader.load(self._pins, self._sizes)
         except loader.LoadError as error:
@@ -218,7 +219,7 @@ class Datapath:
 
     @_do.register
     def _(self, _action: plan.ReservePorts) -> None:
-        devices.set_reserved_ports([*devices.reserved_ports(), plan.RESERVED_PORTS])
+        devices.reserve_ports(plan.RESERVED)
 
     @_do.register
     def _(self, action: plan.PutEntry) -> None:
@@ -283,8 +284,8 @@ class Datapath:
         if guard.parse(_list_guard()) is not None:
             _nft(["delete", "table", guard.FAMILY, guard.TABLE])
             removed.append(f"nft table {guard.FAMILY} {guard.TABLE}")
-        if plan.RESERVED_PORTS in devices.reserved_ports():
-            devices.set_reserved_ports([r for r in devices.reserved_ports() if r != plan.RESERVED_PORTS])
+        if devices.are_reserved(plan.RESERVED):
+            devices.release_ports(plan.RESERVED)
             removed.append(f"reserved ports {plan.RESERVED_PORTS}")
         self._maps.close()
         if self._pins.exists():

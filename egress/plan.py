@@ -23,6 +23,7 @@ from egress.policy import Desired, Group
 Phase = Literal["prepare", "retire"]
 
 TUNNEL_OVERHEAD = 50  # outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348)
+RESERVED = range(FIRST_NODE_PORT, LAST_NODE_PORT + 1)
 RESERVED_PORTS = f"{FIRST_NODE_PORT}-{LAST_NODE_PORT}"
 
 # A pod's entry is written last but one, so that all it refers to is there; a device turns strict after its pods are
@@ -59,7 +60,7 @@ class Observed:
     """What is there, read back. `maps` lacks maps that are not pinned."""
 
     facts: Facts = field(default_factory=Facts)
-    pinned_digest: int = 0
+    pinned_digest: int = 0  # of the object that the programs came from; 0 = a program or map is not pinned
     underlay_mtu: int = 0  # of the device that holds the node's tunnel address; 0 = no device does
     ip_forward: bool = True
     tunnel: Tunnel | None = None

@@ -29,7 +29,7 @@ def footprint(node: Node) -> dict[str, object]:
         found |= {f"device {link.name}": link.ifindex for link in links if link.name.startswith("routerd.")}
         routes = devices.read_routes(route)
         found |= {f"blackhole {address}": True for address in devices.own_blackholes(routes)}
-        found |= {f"reserved {ports}": True for ports in devices.reserved_ports()}
+        found |= {"reserved ports": len(devices.reserved_ports())}
     tables = node.run(["nft", "list", "tables"]).splitlines()
     found |= {line: True for line in tables if "routerd" in line}
     return found

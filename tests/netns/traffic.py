@@ -63,10 +63,10 @@ class Worker:
 
 
 class Download(Worker):
-    """One HTTP download through the gateway: paced until `end`, then as fast as it comes, and complete."""
+    """One HTTP download through the gateway: slow until `end`, then four times as fast, and complete."""
 
-    def __init__(self, host: Host, size: int = 96 << 20, rate: int = 4 << 20) -> None:
-        """`size` in bytes, `rate` in bytes per second."""
+    def __init__(self, host: Host, size: int = 32 << 20, rate: int = 4 << 20) -> None:
+        """`size` in bytes, `rate` in bytes per second; a capture of every packet must keep up."""
         super().__init__(f"download of {host.label}")
         self.received = 0
         self._host, self._size, self._rate = host, size, rate
@@ -85,8 +85,7 @@ class Download(Worker):
         self.received += len(data)
         if not data and self.received != self._expected:
             self.fault = f"download of {self._host.label} ended after {self.received} of {self._expected} bytes"
-        if not self.ending.is_set():
-            time.sleep(len(data) / self._rate)
+        time.sleep(len(data) / (self._rate * 4 if self.ending.is_set() else self._rate))
         return bool(data)
 
     def close(self) -> None:
