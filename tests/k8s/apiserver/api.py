@@ -31,7 +31,7 @@ class Api:
     # --- reading
 
     def get(self, call: Call) -> Answer:
-        return 200, whole(call.resource, self._have(call))
+        return 200, whole(call.resource, self.have(call))
 
     def list(self, call: Call) -> Answer:
         return 200, list_objects(self.storage, call)
@@ -56,7 +56,7 @@ class Api:
         if old is None and call.resource.create_on_update and not call.subresource:
             value["metadata"].pop("resourceVersion", None)
             return self.create(call_with(call, value))
-        return 200, whole(call.resource, self._replace(call, value, self._have(call)))
+        return 200, whole(call.resource, self._replace(call, value, self.have(call)))
 
     def patch(self, call: Call) -> Answer:
         old = self.storage.get(call.resource.store_key, call.key)
@@ -101,7 +101,7 @@ class Api:
 
     def delete(self, call: Call) -> Answer:
         options = _options(call)
-        old = self._have(call)
+        old = self.have(call)
         expected = options.get("preconditions") or {}
         meta.check_preconditions(call, expected, old, may_omit=True)
         row, gone = self._delete(call, old, options)
@@ -135,6 +135,21 @@ class Api:
         value = meta.deleted(old.object, self.now() + timedelta(seconds=grace), grace)
         return self._write(call, call.name, kinds.terminating(call, value), old), False
 
+    # --- subresources of pods
+
+    def bind(self, call: Call) -> Answer:
+        old = self.have(call)
+        if (old.object.get("spec") or {}).get("nodeName"):
+            raise errors.conflict("", "pods/binding", call.name, f"pod {call.name} is already assigned to a node")
+        target = ((call.body or {}).get("target") or {}).get("name", "")
+        value = {**old.object, "spec": {**old.object["spec"], "nodeName": target}}
+        self._write(call, call.name, {**value, "metadata": {**value["metadata"]}}, old)
+        return 201, encode(_ok())
+
+    def evict(self, call: Call) -> Answer:
+        self._delete(call, self.have(call), ((call.body or {}).get("deleteOptions")) or {})
+        return 201, encode(_ok())
+
     # --- for controllers
 
     def make(self, api_version: str, kind: str, namespace: str, value: Json) -> None:
@@ -152,7 +167,7 @@ class Api:
 
     # --- parts
 
-    def _have(self, call: Call) -> Stored:
+    def have(self, call: Call) -> Stored:
         row = self.storage.get(call.resource.store_key, call.key)
         if row is None:
             raise errors.not_found(call.resource.group, call.resource.plural, call.name)
@@ -222,6 +237,10 @@ def _options(call: Call) -> Json:
     body = call.body if isinstance(call.body, dict) else {}
     grace = call.query.get("gracePeriodSeconds")
     return {**body, **({"gracePeriodSeconds": int(grace)} if grace else {})}
+
+
+def _ok() -> Json:
+    return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
 
 
 def _success(resource: Resource, value: Json) -> Json:

@@ -1,4 +1,4 @@
-"""What a control plane does beside its API server, as far as tests need it: CRDs are established, namespaces emptied."""
+"""What a control plane does beside its API server, as far as tests need: establishes CRDs, empties namespaces."""
 
 from __future__ import annotations
 

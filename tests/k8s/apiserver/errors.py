@@ -22,10 +22,9 @@ class ApiError(Exception):
         self.continue_token = ""  # of an expired list
 
     def status(self) -> Json:
-        body: Json = {
-            "kind": "Status", "apiVersion": "v1", "status": "Failure",
-            "metadata": {"continue": self.continue_token} if self.continue_token else {}, "message": self.message, "reason": self.reason,
-        }  # fmt: skip
+        meta = {"continue": self.continue_token} if self.continue_token else {}
+        head: Json = {"kind": "Status", "apiVersion": "v1", "metadata": meta, "status": "Failure"}
+        body = {**head, "message": self.message, "reason": self.reason}
         if self.details:
             body["details"] = self.details
         return {**body, "code": self.code}

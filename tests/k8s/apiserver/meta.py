@@ -15,19 +15,9 @@ from .storage import Stored
 
 _SUFFIX = "bcdfghjklmnpqrstvwxz2456789"
 # metadata.generation exists for these built-in kinds, and for every custom one
-_GENERATION = frozenset(
-    [
-        "daemonsets",
-        "deployments",
-        "replicasets",
-        "statefulsets",
-        "endpointslices",
-        "networkpolicies",
-        "poddisruptionbudgets",
-        "pods",
-        "customresourcedefinitions",
-        "priorityclasses",
-    ]
+_GENERATION = (
+    "daemonsets deployments replicasets statefulsets endpointslices networkpolicies poddisruptionbudgets pods "
+    "customresourcedefinitions"
 )
 _SERVER_OWNED = (
     "uid",
@@ -44,7 +34,7 @@ def now_text(now: datetime) -> str:
 
 
 def has_generation(resource: Resource) -> bool:
-    return resource.custom or resource.plural in _GENERATION
+    return resource.custom or resource.plural in _GENERATION.split()
 
 
 def for_create(call: Call, value: Json, now: datetime) -> Json:

@@ -64,7 +64,8 @@ _RBAC = "rbac.authorization.k8s.io"
 BUILT_IN = (
     _r("", "v1", "namespaces", "Namespace", namespaced=False, short_names="ns", subresources="status finalize",
        fields="status.phase", verbs=tuple(verb for verb in ALL_VERBS if verb != "deletecollection")),
-    _r("", "v1", "nodes", "Node", namespaced=False, short_names="no", subresources="status", fields="spec.unschedulable"),
+    _r("", "v1", "nodes", "Node", namespaced=False, short_names="no", subresources="status",
+       fields="spec.unschedulable"),
     _r("", "v1", "pods", "Pod", short_names="po", subresources="status binding eviction", returns_deleted=True,
        fields="spec.nodeName spec.restartPolicy spec.schedulerName spec.serviceAccountName spec.hostNetwork "
               "status.phase status.podIP status.nominatedNodeName"),

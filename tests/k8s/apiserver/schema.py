@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_interface
 from typing import Any
 
@@ -13,22 +13,29 @@ from .cel import RULES
 from .errors import Json
 
 Fault = tuple[str, str, str]  # field, reason, message
-_KEYWORDS = frozenset(
-    "type description title format default nullable example externalDocs properties additionalProperties items required "
-    "enum pattern minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength minItems maxItems "
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_KEYWORDS = _words(
+    "type description title format default nullable example externalDocs properties additionalProperties items "
+    "required enum pattern minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength minItems maxItems "
     "minProperties maxProperties uniqueItems oneOf anyOf allOf not x-kubernetes-preserve-unknown-fields "
     "x-kubernetes-int-or-string x-kubernetes-embedded-resource x-kubernetes-list-type x-kubernetes-list-map-keys "
-    "x-kubernetes-map-type x-kubernetes-validations".split()
+    "x-kubernetes-map-type x-kubernetes-validations"
 )
-_ONLY_OUTSIDE = frozenset("description type default additionalProperties nullable x-kubernetes-validations".split())
+_ONLY_OUTSIDE = _words("description type default additionalProperties nullable x-kubernetes-validations")
 _JUNCTORS = ("allOf", "anyOf", "oneOf")
 PRESERVE, INT_OR_STRING = "x-kubernetes-preserve-unknown-fields", "x-kubernetes-int-or-string"
 _ROOT = frozenset({"apiVersion", "kind", "metadata"})
-_FORMATS = {
-    "cidr": lambda text: "/" in text and "." not in text.split("/")[1] and bool(ip_interface(text)),
+_DATE_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
+_FORMATS: dict[str, Callable[[str], bool]] = {
+    "cidr": lambda text: "/" in text and "." not in text.split("/")[1] and "%" not in text and bool(ip_interface(text)),
     "ipv4": lambda text: "." in text and bool(ip_address(text)),
-    "ipv6": lambda text: ":" in text and bool(ip_address(text)),
-    "date-time": lambda text: re.fullmatch(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", text) is not None,
+    "ipv6": lambda text: ":" in text and "%" not in text and bool(ip_address(text)),
+    "date-time": lambda text: _DATE_TIME.fullmatch(text) is not None,
     "int32": lambda text: True, "int64": lambda text: True,
 }  # fmt: skip
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -47,22 +54,8 @@ def structural_faults(schema: Json, path: str) -> Iterator[Fault]:
 
 
 def _node_faults(schema: Json, path: str) -> Iterator[Fault]:
-    for word in schema:
-        if word not in _KEYWORDS:
-            yield f"{path}.{word}", "FieldValueForbidden", f'Forbidden: unknown keyword "{word}"'
-    free = schema.get(PRESERVE) or schema.get(INT_OR_STRING)
-    if not schema.get("type") and not free:
-        yield f"{path}.type", "FieldValueRequired", "Required value: must not be empty for specified object fields"
-    if "properties" in schema and "additionalProperties" in schema:
-        yield f"{path}.additionalProperties", "FieldValueForbidden", "Forbidden: must not be used with properties"
-    if schema.get("type") == "array" and "items" not in schema:
-        yield f"{path}.items", "FieldValueRequired", "Required value: must be specified"
-    if schema.get("format") is not None and schema["format"] not in _FORMATS:
-        yield f"{path}.format", "FieldValueNotSupported", f'Unsupported value: "{schema["format"]}" (not in the double)'
-    for index, rule in enumerate(schema.get("x-kubernetes-validations") or ()):
-        if rule.get("rule") not in RULES:
-            message = f'Invalid value: "{rule.get("rule")}": the double has no equivalent of this rule (cel.py)'
-            yield f"{path}.x-kubernetes-validations[{index}].rule", "FieldValueInvalid", message
+    yield from _keyword_faults(schema, path)
+    yield from _rule_text_faults(schema, path)
     if schema.get("x-kubernetes-list-type") == "map":
         yield from _map_key_faults(schema, path)
     for name, item in (schema.get("properties") or {}).items():
@@ -72,8 +65,28 @@ def _node_faults(schema: Json, path: str) -> Iterator[Fault]:
             yield from _node_faults(schema[word], f"{path}.{word}")
     yield from _logic_faults(schema, path)
     if "default" in schema:
-        for field, reason, message in validate(schema["default"], schema, f"{path}.default"):
-            yield field, reason, message
+        yield from validate(schema["default"], schema, f"{path}.default")
+
+
+def _keyword_faults(schema: Json, path: str) -> Iterator[Fault]:
+    for word in schema:
+        if word not in _KEYWORDS:
+            yield f"{path}.{word}", "FieldValueForbidden", f'Forbidden: unknown keyword "{word}"'
+    if not schema.get("type") and not schema.get(PRESERVE) and not schema.get(INT_OR_STRING):
+        yield f"{path}.type", "FieldValueRequired", "Required value: must not be empty for specified object fields"
+    if "properties" in schema and "additionalProperties" in schema:
+        yield f"{path}.additionalProperties", "FieldValueForbidden", "Forbidden: must not be used with properties"
+    if schema.get("type") == "array" and "items" not in schema:
+        yield f"{path}.items", "FieldValueRequired", "Required value: must be specified"
+    if schema.get("format") is not None and schema["format"] not in _FORMATS:
+        yield f"{path}.format", "FieldValueNotSupported", f'Unsupported value: "{schema["format"]}" (not in the double)'
+
+
+def _rule_text_faults(schema: Json, path: str) -> Iterator[Fault]:
+    for index, rule in enumerate(schema.get("x-kubernetes-validations") or ()):
+        if rule.get("rule") not in RULES:
+            message = f'Invalid value: "{rule.get("rule")}": the double has no equivalent of this rule (cel.py)'
+            yield f"{path}.x-kubernetes-validations[{index}].rule", "FieldValueInvalid", message
 
 
 def _map_key_faults(schema: Json, path: str) -> Iterator[Fault]:
@@ -87,8 +100,10 @@ def _map_key_faults(schema: Json, path: str) -> Iterator[Fault]:
     for key in keys:
         if key not in (items.get("required") or ()) and "default" not in (items.get("properties") or {}).get(key, {}):
             where = f"{path}.items.properties[{key}].default"
-            message = "Required value: this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property"
-            yield where, "FieldValueRequired", message
+            message = (
+                "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property"
+            )
+            yield where, "FieldValueRequired", f"Required value: {message}"
 
 
 def _logic_faults(schema: Json, path: str) -> Iterator[Fault]:

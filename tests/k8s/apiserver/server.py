@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 import yaml
 from aiohttp import web
 
+from .access import Access, Audit
 from .api import Api
 from .call import Call, User
 from .controllers import Controllers
+from .faults import Faults
 from .resources import Catalogue
 from .storage import Storage
 from .watching import Watches
@@ -45,6 +47,8 @@ class ApiServer:
         self.catalogue = Catalogue()
         self.api = Api(self.storage, self.catalogue)
         self.watches = Watches(self.storage, watch_list=watch_list)
+        self.access = Access(self.storage, ADMIN_TOKEN)
+        self.faults = Faults()
         self.controllers = Controllers(self.api, self.watches)
 
     def __enter__(self) -> ApiServer:
@@ -59,7 +63,7 @@ class ApiServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._loop.call_soon_threadsafe(self._site.stopping.set)
+        self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(PATIENCE)
         self._directory.cleanup()
 
@@ -73,20 +77,25 @@ class ApiServer:
             self._loop.close()
 
     async def _serve(self) -> None:
-        self._site = Site(self.api, self.watches, bookmarks=self._bookmarks)
-        runner = web.AppRunner(self._site.app, access_log=None, shutdown_timeout=0.2)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", self._port)
+        self._stopping = asyncio.Event()
+        self._site = Site(self.api, self.watches, self.access, self.faults, bookmarks=self._bookmarks)
+        self._runner = web.AppRunner(self._site.app, access_log=None, shutdown_timeout=0.2)
+        await self._runner.setup()
         try:
-            await site.start()
-            host, port = runner.addresses[0][:2]
-            self.url = f"http://{host}:{port}"
+            await self._listen()
             self._started.set()
-            await self._site.stopping.wait()
+            await self._stopping.wait()
         finally:
+            self.faults.clear()
             for watcher in list(self.watches.open):
                 watcher.close()
-            await runner.cleanup()
+            await self._runner.cleanup()
+
+    async def _listen(self) -> None:
+        self._listener = web.TCPSite(self._runner, "127.0.0.1", self._port)
+        await self._listener.start()
+        host, self._port = self._runner.addresses[0][:2]
+        self.url = f"http://{host}:{self._port}"
 
     def run(self, work: Callable[[], T]) -> T:
         """Do `work` in the server's thread and give its result."""
@@ -110,8 +119,12 @@ class ApiServer:
 
     def load(self, objects: Iterable[dict[str, Any]]) -> None:
         """Create objects as an administrator would, without HTTP: for thousands of them."""
-        items = list(objects)
-        self.run(lambda: [self._create(item) for item in items] and None)
+
+        def create() -> None:
+            for item in objects:
+                self._create(item)
+
+        self.run(create)
 
     def _create(self, item: dict[str, Any]) -> None:
         resource = self.catalogue.of_kind(item["apiVersion"], item["kind"])
@@ -125,9 +138,57 @@ class ApiServer:
             name = item["metadata"]["name"]
             self.api.update(Call("update", resource, namespace, name, "status", body={**item}, user=call.user))
 
+    @property
+    def audit(self) -> list[Audit]:
+        """Every request to a resource so far."""
+        return self.run(lambda: list(self.access.audit))
+
     def compact(self) -> int:
         """Forget the history: older watches and continue tokens get 410."""
         return self.run(self.storage.compact)
+
+    # --- faults
+
+    def fault(self, **settings: Any) -> None:
+        """Set fields of `Faults`: `server.fault(too_many=3, retry_after=2)`."""
+
+        def put() -> None:
+            for name, value in settings.items():
+                setattr(self.faults, name, value)
+
+        self.run(put)
+
+    def heal(self) -> None:
+        """End every fault; muted watches stay muted until they are dropped."""
+        self.run(self.faults.clear)
+
+    def drop_watches(self) -> None:
+        """Break the connections of all watches, without an end of the stream."""
+        self.run(lambda: self._site.cut(item for item in self._site.connections.values() if "watch" in item.query))
+
+    def mute_watches(self) -> None:
+        """Open watches stay open and never say anything again."""
+
+        def mute() -> None:
+            for watcher in self.watches.open:
+                watcher.dead = True
+                watcher.lines.clear()
+                watcher.ready.set()
+
+        self.run(mute)
+
+    def refuse(self) -> None:
+        """Close the port and every connection: connection refused, until `accept`."""
+
+        async def stop() -> None:
+            self._site.cut(self._site.connections.values())
+            await self._listener.stop()
+
+        asyncio.run_coroutine_threadsafe(stop(), self._loop).result(PATIENCE)
+
+    def accept(self) -> None:
+        """Listen again on the same port."""
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(PATIENCE)
 
 
 _NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")

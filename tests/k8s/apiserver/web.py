@@ -5,60 +5,98 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import yaml
 from aiohttp import web
 
 from . import discovery, errors
+from .access import Access, lifetime
 from .api import Api
 from .call import Call, User, parse_path, verb_of
 from .errors import ApiError, bad_request
+from .faults import Faults
+from .meta import now_text
 from .patching import APPLY
+from .resources import Resource
 from .storage import encode
-from .watching import Watcher, Watches, bookmark_line
+from .watching import Watcher, Watches, bookmark_line, error_line
 
 JSON_TYPE = "application/json"
+CREATED = ("token", "binding", "eviction")  # subresources that are posted to
 BEFORE_END = 2.0  # seconds before its timeout that a watch gets a last bookmark
 
 
 class Site:
     """The aiohttp application. `bookmarks` is the seconds between bookmarks of a watch."""
 
-    def __init__(self, api: Api, watches: Watches, *, bookmarks: float) -> None:
-        self.api, self.watches, self.bookmarks = api, watches, bookmarks
-        self.stopping = asyncio.Event()
+    def __init__(self, api: Api, watches: Watches, access: Access, faults: Faults, *, bookmarks: float) -> None:
+        self.api, self.watches, self.access, self.faults = api, watches, access, faults
+        self.bookmarks = bookmarks
+        self.connections: dict[int, web.Request] = {}
         self.app = web.Application(client_max_size=3 * 2**20)
         self.app.router.add_route("*", "/{path:.*}", self.answer)
+        self._verbs: dict[str, Callable[[Call], tuple[int, bytes]]] = {
+            "get": api.get, "list": api.list, "create": api.create, "update": api.update,
+            "patch": api.patch, "delete": api.delete, "deletecollection": api.deletecollection,
+        }  # fmt: skip
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.connections[id(request)] = request
         try:
-            return await self._dispatch(request)
+            user = self.access.user_of(request.headers.get("Authorization", ""), self.api.now())
+            found = parse_path(self.api.catalogue, request.path)
+            return await (self._outside(request, user) if found is None else self._inside(request, user, *found))
         except ApiError as error:
             return _response(error.code, encode(error.status()), error.headers)
+        finally:
+            del self.connections[id(request)]
 
-    async def _dispatch(self, request: web.Request) -> web.StreamResponse:
-        user = User("kubernetes-admin", ("system:masters", "system:authenticated"))
-        found = parse_path(self.api.catalogue, request.path)
-        if found is None:
-            return self._outside(request)
-        resource, namespace, name, subresource = found
+    async def _inside(
+        self, request: web.Request, user: User, resource: Resource, namespace: str, name: str, subresource: str
+    ) -> web.StreamResponse:
         verb = verb_of(request.method, name, request.query)
-        if not verb or verb not in resource.verbs:
+        if not verb or verb not in (("create",) if subresource in CREATED else resource.verbs):
             raise errors.method_not_allowed()
         body = await _body(request)
-        call = Call(verb, resource, namespace, name, subresource, dict(request.query), body, request.content_type, user)
-        if verb == "watch":
-            return await self._watch(request, call)
-        verbs: dict[str, Callable[[Call], tuple[int, bytes]]] = {
-            "get": self.api.get, "list": self.api.list, "create": self.api.create, "update": self.api.update,
-            "patch": self.api.patch, "delete": self.api.delete, "deletecollection": self.api.deletecollection,
-        }  # fmt: skip
-        return _response(*verbs[verb](call))
+        query = dict(request.query)
+        call = Call(verb, resource, namespace, name, subresource, query, body, request.content_type, user)
+        rule = None
+        try:
+            await self.faults.before(call)
+            rule = self.access.check(call)
+            if verb == "watch":
+                self.access.note(call, 200, rule)
+                return await self._watch(request, call)
+            code, answer = self._handler(call)(call)
+        except ApiError as error:
+            self.access.note(call, error.code, rule)
+            raise
+        self.access.note(call, code, rule)
+        return _response(code, answer)
 
-    def _outside(self, request: web.Request) -> web.Response:
+    def _handler(self, call: Call) -> Callable[[Call], tuple[int, bytes]]:
+        if call.subresource == "token":
+            return self._token
+        if call.subresource in CREATED:
+            return self.api.bind if call.subresource == "binding" else self.api.evict
+        if call.resource.plural == "selfsubjectaccessreviews":
+            return lambda call: (201, encode(self.access.review(call.user, call.body)))
+        return self._verbs[call.verb]
+
+    def _token(self, call: Call) -> tuple[int, bytes]:
+        row = self.api.have(call)
+        expires = lifetime(call.body or {}, self.api.now())
+        status = {"token": self.access.issue(row, expires), "expirationTimestamp": now_text(expires)}
+        head = {"kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1"}
+        return 201, encode({**head, **(call.body or {}), "status": status})
+
+    async def _outside(self, request: web.Request, user: User) -> web.Response:
         path = request.path.rstrip("/")
+        while self.faults.silent:
+            await self.faults.spoken.wait()
+        self.access.check_path(user, path)
         if path in ("/healthz", "/livez", "/readyz"):
             return web.Response(text="ok")
         document = discovery.document(self.api.catalogue, path)
@@ -66,10 +104,20 @@ class Site:
             return web.Response(status=404, text="404 page not found\n")
         return _response(200, encode(document))
 
+    def cut(self, requests: Iterable[web.Request]) -> None:
+        """Close connections as a dead server does, in the middle of whatever they say."""
+        for request in list(requests):
+            if request.transport is not None:
+                request.transport.abort()
+
     # --- watch
 
     async def _watch(self, request: web.Request, call: Call) -> web.StreamResponse:
         watcher = self.watches.start(call)
+        if error := self.faults.takes_watch(call):
+            watcher.lines.clear()
+            watcher.push(error_line(error))
+            watcher.close()
         response = web.StreamResponse(headers={"Content-Type": JSON_TYPE})
         try:
             await response.prepare(request)
@@ -84,14 +132,15 @@ class Site:
     async def _stream(self, response: web.StreamResponse, watcher: Watcher, call: Call) -> None:
         schedule = _Schedule(call, self.bookmarks)
         while True:
-            while watcher.lines:
-                lines, _ = b"".join(watcher.lines), watcher.lines.clear()
+            while watcher.lines and not self.faults.silent:
+                lines = b"".join(watcher.lines)
+                watcher.lines.clear()
                 await response.write(lines)
-            if watcher.closed or schedule.over:
+            if watcher.closed or (schedule.over and not watcher.dead):
                 return
             watcher.ready.clear()
             try:
-                await asyncio.wait_for(watcher.ready.wait(), schedule.wait())
+                await asyncio.wait_for(watcher.ready.wait(), None if watcher.dead else schedule.wait())
             except TimeoutError:
                 if schedule.bookmark_due():
                     watcher.push(bookmark_line(call.resource, self.api.storage.version))
@@ -149,6 +198,3 @@ async def _body(request: web.Request) -> Any:
         return json.loads(data)
     except (ValueError, yaml.YAMLError) as error:
         raise bad_request(f"couldn't get version/kind; json parse error: {error}") from None
-
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
