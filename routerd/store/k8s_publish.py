@@ -10,6 +10,7 @@ import logging
 import random
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from ipam.pool import Counts
 from routerd.ledger import Ledger
@@ -47,6 +48,9 @@ class Publisher:
         self._wake.set()
         self._refusals: tuple[Refusal, ...] = ()
         self._recorded: tuple[Ledger | None, frozenset[IPAddress]] = (None, frozenset())
+        # By object, what was written and the version that came of it: a schema of another release drops what it does
+        # not know, and the same write again would not change that.
+        self._written: dict[str, tuple[str, Mapping[str, Any]]] = {}
         self.writes = 0
         self.conflicts = 0
 
@@ -108,16 +112,20 @@ class Publisher:
         """ "written", "conflict", "gone", "failed"; "late" without the lease."""
         if not self._may_write():
             return "late"
+        if self._written.get(patch.path) == (patch.version, patch.status):
+            return "written"
         try:
             raw = await self._client.patch(patch.path, patch.body)
         except ApiError as error:
             return await self._failed(patch, error)
         self.writes += 1
+        self._written[patch.path] = (str(raw["metadata"]["resourceVersion"]), patch.status)
         self._store.take(patch.resource.kind, raw)
         return "written"
 
     async def _failed(self, patch: StatusPatch, error: ApiError) -> str:
         if error.status == 404:
+            self._written.pop(patch.path, None)
             return "gone"  # the watch will say so
         try:
             if not error.is_conflict:

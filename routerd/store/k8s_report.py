@@ -12,6 +12,7 @@ from routerd.model import NodeReport, Refusal
 from routerd.store.k8s_client import ApiError, Client
 from routerd.store.k8s_documents import report_status
 from routerd.store.k8s_resources import REPORTS
+from routerd.store.k8s_status import dated
 from routerd.store.k8s_watch import Timings
 
 
@@ -23,12 +24,18 @@ class Reporter:
         self._wanted: NodeReport | None = None
         self._wake = asyncio.Event()
         self._fault: ApiError | None = None
+        self._said: Mapping[str, Any] = {}
+        self.health: Callable[[], Mapping[str, Any]] = dict  # more of the status: peers, conditions
         self.writes = 0
 
     def want(self, report: NodeReport) -> None:
-        if report != self._wanted:
-            self._wanted = report
+        """Called from time to time: what is the same as before is written as a heartbeat only."""
+        self._wanted = report
+        if self._status() != self._said:
             self._wake.set()
+
+    def _status(self) -> dict[str, Any]:
+        return {**(report_status(self._wanted) if self._wanted else {}), **self.health()}
 
     def refusal(self) -> Refusal | None:
         if self._fault is None:
@@ -70,13 +77,15 @@ class Reporter:
     async def _write(self) -> None:
         """Reads first: after a start, the report is most often there already."""
         raw = await self._object()
-        if self._wanted is None:
-            return
+        wanted, before = self._status(), raw.get("status") or {}
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        status = {**report_status(self._wanted), "lastSeen": now}
+        status = {**wanted, "lastSeen": now}
+        if "conditions" in wanted:
+            status["conditions"] = dated(wanted["conditions"], before.get("conditions") or (), now)
         meta = {"name": self._node, "resourceVersion": raw["metadata"]["resourceVersion"]}
         body = {"apiVersion": REPORTS.api_version, "kind": REPORTS.kind, "metadata": meta, "status": status}
         await self._client.patch(REPORTS.object_path(self._node, subresource="status"), body)
+        self._said = wanted
         self.writes += 1
 
     async def _object(self) -> Mapping[str, Any]:

@@ -224,9 +224,7 @@ def pool_patches(
 def _counts(count: Counts | None) -> dict[str, Any]:
     if count is None:
         return {}
-    # An IPv6 pool has more addresses than an int64 holds.
-    names = ("total", "free", "used", "cooling", "reserved")
-    return {name: min(getattr(count, name), 2**63 - 1) for name in names}
+    return {"total": str(count.total), "assigned": count.used}
 
 
 def _pool_conditions(known: Known, refused: list[Refusal]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from routerd.errors import InputError, StoreError
 from routerd.model import (
@@ -96,6 +96,11 @@ class KubernetesStore:
         """Returns at once; the report is written beside, again and again until it is accepted."""
         if self._reporter is not None:
             self._reporter.want(report)
+
+    def report_health(self, health: Callable[[], Mapping[str, Any]]) -> None:
+        """`health` gives more of the status of this node's RouterdNode whenever a report is written."""
+        if self._reporter is not None:
+            self._reporter.health = health
 
     async def run(self) -> None:
         """Watches until it is cancelled."""
