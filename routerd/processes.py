@@ -132,7 +132,8 @@ def _assembled(config: Config, source: Source, heart: Heart, store: Store) -> Ag
     from egress.devices import watch_links
     from routerd.rooms import Rooms, egress_room, open_datapath, relay_socket
 
-    config.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for directory in (config.run_dir, config.state_dir):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     on_store, on_speaker, on_links = Callback(), Callback(), Callback()
     store = file_store(config, on_store)
     speaker = Speaker(relay_socket(config.run_dir), on_change=on_speaker) if config.bgp.enabled else None
