@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from bpf import layout
 from egress.entries import PROTOCOLS, MapEntries, Rules, RuleSpec
 
+Echo = Literal["", "request", "reply"]
 Kind = Literal["flow", "icmp-error", "fragment", "unsupported", "malformed", "not-ipv4"]
 Value = TypeVar("Value")
 
@@ -53,7 +54,7 @@ class Packet:
     destination_port: int = 0
     kind: Kind = "flow"
     flags: str = ""  # of TCP, from "SAFR"
-    echo: Literal["", "request", "reply"] = ""
+    echo: Echo = ""
     ttl: int = 64
     mss: int = 0  # option of a SYN; 0 = it has none
     length: int = 60  # of the IP packet, bytes

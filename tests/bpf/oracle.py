@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from egress import lookup
 from egress.lookup import Outcome
 from egress.policy import Desired
-from egress.tables import ICMP, TCP, UDP, FlowKey, Packet, ReverseKey, State, Tables
+from egress.tables import ICMP, TCP, UDP, Echo, FlowKey, Kind, Packet, ReverseKey, State, Tables
 from tests.bpf.packets import BadPacket, Shape, build, parse
 from tests.bpf.world import EGRESS_IP, NODE_EGRESS_IP, POD, POD2, TUNNEL_MTU, WORKER, World
 
@@ -27,6 +27,9 @@ SOURCES = (POD, POD, POD, POD, POD2, POD2, IPv4Address("10.244.1.99"))
 POD_PORTS, REMOTE_PORTS = (40000, 40001, 61001, 5), (80, 443, 53, 8473)
 TCP_FLAGS = ("S", "A", "SA", "AF", "R", "AR")
 TTLS, LENGTHS = (64, 64, 64, 2, 1), (60, 60, 576, TUNNEL_MTU, TUNNEL_MTU + 1, 1500)
+KINDS: tuple[Kind, ...] = ("flow",) * 9 + (
+    "fragment", "unsupported", "unsupported", "malformed", "not-ipv4", "icmp-error",
+)  # fmt: skip
 DEVICES = {POD: "pod0", POD2: "pod1"}
 
 
@@ -83,7 +86,7 @@ def _flow(choices: Choices, source: IPv4Address, destination: IPv4Address, ports
 
 def _odd(choices: Choices, packet: Packet) -> Packet:
     """Sometimes not a flow at all."""
-    kind = choices.of(("flow",) * 9 + ("fragment", "unsupported", "unsupported", "malformed", "not-ipv4", "icmp-error"))
+    kind = choices.of(KINDS)
     if kind == "flow":
         return packet
     if kind == "icmp-error":
@@ -108,8 +111,10 @@ def _from_pod(choices: Choices, state: State) -> Arrival:
 
 def _on_flow(packet: Packet, key: FlowKey) -> Packet:
     """The packet, as one of a flow that is there."""
-    tcp = {} if packet.protocol == key.protocol == TCP else {"flags": "A" if key.protocol == TCP else "", "mss": 0}
-    echo = "" if key.protocol != ICMP else ("reply" if key.remote_port else "request")
+    tcp: dict[str, Any] = (
+        {} if packet.protocol == key.protocol == TCP else {"flags": "A" if key.protocol == TCP else "", "mss": 0}
+    )
+    echo: Echo = "" if key.protocol != ICMP else ("reply" if key.remote_port else "request")
     return replace(
         packet, source=key.pod, destination=key.remote, protocol=key.protocol, source_port=key.pod_port,
         destination_port=key.remote_port, echo=echo, **tcp,
@@ -131,13 +136,13 @@ def _from_uplink(choices: Choices, state: State) -> Arrival:
 
 
 def _reply(key: ReverseKey) -> Packet:
-    echo = "reply" if key.protocol == ICMP else ""
+    echo: Echo = "reply" if key.protocol == ICMP else ""
     return Packet(key.remote, key.egress_ip, key.protocol, key.remote_port, key.egress_port, echo=echo)
 
 
 def _error_about(choices: Choices, key: ReverseKey) -> Packet:
     """From a router on the way, about a translated packet."""
-    echo = "request" if key.protocol == ICMP else ""
+    echo: Echo = "request" if key.protocol == ICMP else ""
     quoted = Packet(key.egress_ip, key.remote, key.protocol, key.egress_port, key.remote_port, echo=echo)
     router = choices.of((key.remote, IPv4Address("192.0.2.253")))
     return Packet(router, key.egress_ip, ICMP, kind="icmp-error", quoted=choices.of((quoted, quoted, None)))
@@ -152,7 +157,7 @@ def _to_pod(choices: Choices, state: State) -> Arrival:
         key = choices.of(known)
         packet = _on_flow(packet, key)
         source_port, destination_port = key.remote_port, key.pod_port
-        echo = "" if key.protocol != ICMP else ("request" if key.remote_port else "reply")
+        echo: Echo = "" if key.protocol != ICMP else ("request" if key.remote_port else "reply")
         packet = replace(
             packet, source=key.remote, destination=key.pod, source_port=source_port,
             destination_port=destination_port, echo=echo,
@@ -217,3 +222,13 @@ def check(world: World, desired: Desired, numbers: Sequence[int]) -> None:
     del counted[""]
     assert world.counted() == counted
     assert world.state() == state
+
+
+def is_paired(state: State) -> bool:
+    """Every forward half has its reverse half and the other way round."""
+    forward = {(*key.flow, mapped.egress_port) for key, mapped in state.nat.items()}
+    reverse = {
+        (back.pod, key.remote, back.pod_port, key.remote_port, key.protocol, key.egress_port)
+        for key, back in state.reverse.items()
+    }
+    return forward == reverse

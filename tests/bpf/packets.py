@@ -5,8 +5,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from typing import Any
 
-from egress.tables import ICMP, TCP, UDP, Kind, Packet
+from egress.tables import ICMP, TCP, UDP, Packet
 
 ETHERNET = 14
 IPV4, IPV6 = 0x0800, 0x86DD
@@ -43,7 +44,7 @@ def checksum(data: bytes) -> int:
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+    return int(~total & 0xFFFF)
 
 
 def _pseudo(source: IPv4Address, destination: IPv4Address, protocol: int, length: int) -> bytes:
@@ -157,7 +158,7 @@ def parse_ip(data: bytes, quoted: bool = False) -> Packet:
     length, fragment = struct.unpack_from("!H2xH", data, 2)
     if length != len(data) and not quoted:
         raise BadPacket(f"IPv4 length {length}, the packet has {len(data)}")
-    fields = {
+    fields: dict[str, Any] = {
         "source": IPv4Address(data[12:16]), "destination": IPv4Address(data[16:20]), "protocol": data[9],
         "ttl": data[8], "length": length, "options": size > 20, "dont_fragment": bool(fragment & DONT_FRAGMENT),
     }  # fmt: skip
@@ -177,10 +178,10 @@ def _check_transport(packet: Packet, body: bytes) -> None:
         raise BadPacket(f"{name} checksum")
 
 
-def _transport_fields(protocol: int, body: bytes) -> dict[str, object]:
+def _transport_fields(protocol: int, body: bytes) -> dict[str, Any]:
     if protocol in (TCP, UDP):
         source, destination = struct.unpack_from("!HH", body)
-        fields: dict[str, object] = {"source_port": source, "destination_port": destination}
+        fields: dict[str, Any] = {"source_port": source, "destination_port": destination}
         return fields | _tcp_fields(body) if protocol == TCP and len(body) >= 20 else fields
     if protocol != ICMP:
         return {"kind": "unsupported"}
@@ -196,7 +197,7 @@ def _transport_fields(protocol: int, body: bytes) -> dict[str, object]:
     return {"kind": "unsupported"}
 
 
-def _tcp_fields(body: bytes) -> dict[str, object]:
+def _tcp_fields(body: bytes) -> dict[str, Any]:
     flags = "".join(flag for flag in "SAFR" if body[13] & FLAGS[flag])
     options, mss = body[20 : (body[12] >> 4) * 4], 0
     while options and options[0] != 0:
@@ -229,6 +230,3 @@ def told_mtu(frame: bytes) -> int:
     if (kind, code) != (UNREACHABLE, FRAGMENTATION_NEEDED):
         raise BadPacket(f"ICMP type {kind} code {code}")
     return int(mtu)
-
-
-__all__ = ["BadPacket", "Kind", "Shape", "build", "checksum", "inside_vxlan", "parse", "told_mtu", "vxlan"]

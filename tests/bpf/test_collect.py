@@ -10,7 +10,7 @@ import pytest
 from bpf import layout
 from egress.tables import ICMP, TCP, UDP, Back, Flow, FlowKey, Mapped, NatKey, ReverseKey, State
 from tests.bpf.wishes import HERE, to_world
-from tests.bpf.world import EGRESS_IP, POD, REMOTE, World, reverse_key_bytes
+from tests.bpf.world import EGRESS_IP, POD, REMOTE, World, nat_key_bytes, reverse_key_bytes
 
 # Short ones: a machine may not have been up for as long as an established connection may idle.
 LIMITS = {"tcp_established": 40, "tcp_opening": 30, "tcp_closing": 5, "udp": 20, "icmp": 10}
@@ -105,7 +105,8 @@ def test_an_orphan_whose_forward_half_came_back_stays(world: World) -> None:
     _fill(world, _pair(UDP, PACKET, PACKET), 1)
     _age_of_reverse(world, 60, orphaned=ORPHAN + 1)
     assert world.collect().reverses_live == 1
-    _fill(world, replace(world.state(), nat={}), 1)
+    (key,) = world.state().nat
+    world.maps["nat"].delete(nat_key_bytes(key))
     assert world.collect().reverses_live == 1  # its grace begins anew
 
 

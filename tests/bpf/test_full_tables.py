@@ -37,23 +37,12 @@ def _send(world: World, port: int, remote: IPv4Address = REMOTE) -> tuple[str, i
     return verdict, parse(out).source_port
 
 
-def _is_paired(world: World) -> bool:
-    """Every forward half has its reverse half and the other way round."""
-    state = world.state()
-    forward = {(key.flow, mapped.egress_port) for key, mapped in state.nat.items()}
-    reverse = {
-        ((back.pod, key.remote, back.pod_port, key.remote_port, key.protocol), key.egress_port)
-        for key, back in state.reverse.items()
-    }
-    return forward == reverse
-
-
 def test_a_full_nat_table_refuses_new_flows_and_keeps_the_old(small_world: World) -> None:
     small_world.fill(to_world(HERE))
     verdicts = [_send(small_world, 40000 + n)[0] for n in range(SMALL["nat"] + 2)]
     assert verdicts == ["redirect"] * SMALL["nat"] + ["drop"] * 2
     assert small_world.counted() == {"translated": SMALL["nat"], "nat_table_full": 2}
-    assert _is_paired(small_world)
+    assert oracle.is_paired(small_world.state())
     assert _send(small_world, 40000) == ("redirect", 40000)
 
 
@@ -92,4 +81,4 @@ def test_a_range_without_a_free_port_refuses_and_says_so(small_world: World) -> 
     assert outcomes[2][0] == "drop"
     assert elsewhere[0] == "redirect"  # the same port serves another destination
     assert small_world.counted() == {"translated": 3, "no_free_port": 1}
-    assert _is_paired(small_world)
+    assert oracle.is_paired(small_world.state())

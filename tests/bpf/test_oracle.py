@@ -29,7 +29,8 @@ SOME_PORTS = [
 
 destinations = st.lists(st.sampled_from([EVERYWHERE, EVERYWHERE, *SOME]), min_size=1, max_size=3)
 excluded = st.lists(st.sampled_from(SOME), max_size=1)
-ports = st.one_of(st.just([]), st.just([]), st.lists(st.sampled_from(SOME_PORTS), max_size=2))
+no_ports: list[Ports] = []
+ports = st.one_of(st.just(no_ports), st.just(no_ports), st.lists(st.sampled_from(SOME_PORTS), max_size=2))
 groups = st.sampled_from([HERE, HERE, HERE, THERE, THERE, NODE_OWN, NO_GATEWAY, UNPUBLISHED])
 bodies = st.tuples(groups, destinations, excluded, ports, st.integers(0, 2))
 

@@ -4,6 +4,7 @@ little about stands here.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from egress.policy import Desired, Policy, Ports
-from egress.tables import ICMP, TCP, UDP, Flow, FlowKey, Packet, State
+from egress.tables import ICMP, TCP, UDP, Echo, Flow, FlowKey, Packet, State
+from tests.bpf.oracle import is_paired
 from tests.bpf.packets import BadPacket, Shape, build, parse, told_mtu
 from tests.bpf.wishes import HERE, NO_GATEWAY, THERE, UNPUBLISHED, desired, to_world
 from tests.bpf.world import EGRESS_IP, POD, POD2, REMOTE, SELF, TUNNEL_MTU, TUNNEL_PORT, WORKER, WORLD, World
@@ -202,6 +204,26 @@ def test_a_port_that_is_taken_is_changed_and_one_that_is_free_kept(world: World)
     assert parse(low).source_port >= 1024
 
 
+def test_rivals_leave_no_half_behind(world: World) -> None:
+    """Two CPUs make the same mappings at once, and mappings that want the same port."""
+    world.fill(desired(Policy("world", HERE, (WORLD,)), both=True))
+    frames = [
+        (device, build(replace(UDP_OUT, source=pod, source_port=port)))
+        for port in range(30000, 30400)
+        for pod, device in ((POD, "pod0"), (POD2, "pod1"))
+    ]
+
+    def send_all(_: int) -> None:
+        for device, frame in frames:
+            assert world.run("from_pod", device, frame)[0] == "redirect"
+
+    with ThreadPoolExecutor(4) as threads:  # they are in this thread's namespace
+        list(threads.map(send_all, range(4)))
+    state = world.state()
+    assert len(state.nat) == len(frames)
+    assert is_paired(state)
+
+
 def test_a_mapping_of_an_address_that_the_group_gave_up_is_made_anew(world: World) -> None:
     wish, moved = to_world(HERE), IPv4Address("192.0.2.101")
     world.fill(wish)
@@ -253,7 +275,7 @@ def test_a_reply_gets_the_pods_address_back(world: World, sent: Packet, payload:
     there = parse(out)
     assert verdict == "redirect"
     assert out == build(replace(sent, source=EGRESS_IP, source_port=there.source_port, ttl=sent.ttl - 1), shape)
-    echo = "reply" if sent.echo else ""
+    echo: Echo = "reply" if sent.echo else ""
     answer = replace(
         there, source=REMOTE, destination=EGRESS_IP, source_port=there.destination_port,
         destination_port=there.source_port, ttl=ttl, echo=echo,

@@ -205,3 +205,18 @@ def test_a_pods_packet_leaves_by_the_tunnel_to_the_first_gateway(gateway: Gatewa
     gateway.pod.put(build(replace(OUT, source=POD), Shape(destination_mac=MACS["pod0"])))
     node, vni, inner = inside_vxlan(gateway.underlay.get())
     assert (node, vni, parse(inner)) == (WORKER, 8, replace(OUT, source=POD))
+
+
+@pytest.mark.parametrize(("up", "expected", "slot"), [(True, WORKER2, 1), (False, WORKER, 0)])
+def test_a_flow_stays_with_its_gateway_while_that_is_up(
+    gateway: Gateway, up: bool, expected: IPv4Address, slot: int
+) -> None:
+    wish = to_world(8)
+    first, second = wish.groups[8].gateways
+    groups = {8: replace(wish.groups[8], gateways=(first, replace(second, up=up)))}
+    flow = FlowKey(POD, REMOTE, 40000, 53, UDP)
+    gateway.world.fill(replace(wish, groups=groups), State({flow: Flow(8, 1, 1, 0)}))
+    gateway.pod.put(build(replace(OUT, source=POD), Shape(destination_mac=MACS["pod0"])))
+    node, vni, _ = inside_vxlan(gateway.underlay.get())
+    assert (node, vni) == (expected, 8)
+    assert gateway.world.state().flows == {flow: Flow(8, slot, 1, 0)}

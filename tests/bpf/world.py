@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Any
 
 from bpf import layout, loader, syscall
 from egress.attach import Attacher
@@ -114,7 +115,7 @@ class World:
         counters.put_all({layout.u32(number): self._zero for number in self._reasons})
         routes = {WORLD: self.ifindex["uplink"], BEHIND_OTHER: self.ifindex["other"], NOWHERE: 0}
         decoded = tables(entries, routes)
-        rooms = {room: self.sizes[name] for name, room in ROOMS.items() if name in self.sizes}
+        rooms: dict[str, Any] = {room: self.sizes[name] for name, room in ROOMS.items() if name in self.sizes}
         return replace(decoded, **rooms)
 
     def _set(self, name: str, wanted: MapEntries) -> None:

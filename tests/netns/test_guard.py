@@ -56,7 +56,7 @@ def wishes(draw: st.DrawFn) -> tuple[Desired, Facts]:
     pods = {pod: draw(chosen) for pod in draw(st.lists(st.sampled_from(PODS), unique=True))}
     name = draw(st.sampled_from(NAMES))
     devices = {pod: PodDevice(n, name, name, bytes(6), bytes(6)) for n, pod in enumerate(pods)}
-    nodes = frozenset(draw(st.lists(st.ip_addresses(v=4), max_size=2)))
+    nodes = frozenset(draw(st.lists(st.builds(IPv4Address, st.integers(1, 2**32 - 1)), max_size=2)))
     desired = Desired(
         "n", IPv4Address("10.0.0.1"), pods=pods, policies=known, nodes=nodes, cluster=frozenset(draw(some_networks)),
         pod_cidrs=frozenset(draw(some_networks)),
