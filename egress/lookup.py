@@ -362,7 +362,7 @@ def explain_destination(
     policies = [desired.policies[name] for name in desired.pods[pod] if name in desired.policies]
     policy = deciding_policy(policies, destination, protocol, port)
     if policy is None:
-        return Explanation("direct", f"no policy of {pod} covers {protocol} {destination}:{port}")
+        return Explanation("direct", f"no policy of {pod} covers {protocol} {destination}{f':{port}' if port else ''}")
     return _explain_group(desired, policy)
 
 
@@ -392,11 +392,9 @@ def _order(policy: Policy, destination: IPv4Address) -> tuple[int, int, bool, st
 def _explain_group(desired: Desired, policy: Policy) -> Explanation:
     group = desired.groups.get(policy.group)
     if group is None:
-        because = f"policy {policy.name} has no egress group yet: its traffic is dropped, never sent unmapped"
-        return Explanation("dropped", because, policy.name, policy.group)
+        return Explanation("dropped", f"policy {policy.name} has no egress group yet", policy.name, policy.group)
     gateway = next((gateway for gateway in group.gateways if gateway.up), None)
     if gateway is None:
-        because = f"no gateway of {group.egress_ip} is up"
-        return Explanation("dropped", because, policy.name, group.id, group.egress_ip)
+        return Explanation("dropped", f"no gateway of {group.egress_ip} is up", policy.name, group.id, group.egress_ip)
     because = f"policy {policy.name} sends it out as {group.egress_ip} by {gateway.node}"
     return Explanation("egress", because, policy.name, group.id, group.egress_ip, gateway.node)
