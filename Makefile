@@ -4,6 +4,7 @@
 #   make test    every test                                           make check       ruff, mypy, layers, clang-format, configs
 #                TOR=frr: FRR instead of BIRD as the ToR
 #   make kernel  Debian's oldest kernel and its headers, unpacked into .lab/cache for the tests
+#   make chaos   kills at random moments under churn (KILLS=50, SEED=…)
 #   make bench   benchmarks                                           make lock        renews requirements/*.txt
 
 SHELL := /bin/bash
@@ -11,7 +12,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BPF_OBJECTS := bpf/egress.bpf.o
 
-.PHONY: setup kernel check test demo demo-down bench bench-react lock bpf clean
+.PHONY: setup kernel check test chaos demo demo-down bench bench-react lock bpf clean
 
 setup: $(VENV)/.ready bpf
 
@@ -36,6 +37,9 @@ kernel:
 
 test: setup kernel
 	@$(PY) -m pytest
+
+chaos: setup
+	@$(PY) -m tests.netns.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
 
 demo: setup
 	@$(PY) -m tests.netns.demo

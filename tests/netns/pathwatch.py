@@ -67,6 +67,7 @@ class PathWatch:
         self.looks = 0
         self.longest_gap = 0.0  # seconds between two looks
         self.missed: list[tuple[float, str, str]] = []  # (monotonic time, prefix, node)
+        self.fault = ""
         self._control = BirdControl(path)
         self._interval = interval
         self._closing = threading.Event()
@@ -85,6 +86,12 @@ class PathWatch:
         self._control.close()
 
     def _look(self) -> None:
+        try:
+            self._look_on()
+        except OSError as error:
+            self.fault = f"after {self.looks} looks: {error!r}"
+
+    def _look_on(self) -> None:
         last = time.monotonic()
         while not self._closing.wait(self._interval):
             wanted = self.wanted

@@ -139,14 +139,14 @@ class Echo(Worker):
 class NewConnections(Worker):
     """One HTTP request after the other, each a connection; every one must show one of the expected sources."""
 
-    def __init__(self, host: Host, sources: set[str], pause: float = 0.02) -> None:
+    def __init__(self, host: Host, sources: set[str], address: str = FW_ADDRESS, pause: float = 0.02) -> None:
         super().__init__(f"new connections of {host.label}")
         self.made = 0
         self.lost: list[str] = []
-        self._host, self._sources, self._pause = host, sources, pause
+        self._host, self._sources, self._address, self._pause = host, sources, address, pause
 
     def step(self) -> bool:
-        answer = self._host.get(FW_ADDRESS, timeout=5)
+        answer = self._host.get(self._address, timeout=5)
         self.made += 1
         if answer.source not in self._sources:
             self.lost.append(f"{time.strftime('%X')} {self._host.label}: {answer}")
