@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
@@ -35,10 +34,6 @@ LOGGER = logging.getLogger("routerd.operator")
 def own_identity() -> str:
     """Unique to this process: a container that is started again is another candidate."""
     return f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4().hex[:12]}"
-
-
-class LeaseLost(Exception):
-    """Ends the work of a leader."""
 
 
 @dataclass(slots=True)
@@ -96,26 +91,24 @@ class Candidate:
         try:
             while True:
                 await self.lease.acquire()
-                with contextlib.suppress(LeaseLost):
-                    await self._lead()
+                await self._lead()
         finally:
             await asyncio.shield(self.lease.release())
 
     async def _lead(self) -> None:
-        """Until the lease is lost: raises LeaseLost."""
+        """Until the lease is lost."""
+        kept = asyncio.create_task(self.lease.keep(), name="lease")
+        work = asyncio.create_task(self._work(), name="leader")
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._keep(), name="lease")
-                group.create_task(self._work(), name="leader")
-        except* LeaseLost as lost:
-            raise LeaseLost from lost
+            await asyncio.wait({kept, work}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
         finally:
+            kept.cancel()
+            work.cancel()
+            await asyncio.gather(kept, work, return_exceptions=True)
             self._wakes.clear()
             self.operator = self.publisher = None
-
-    async def _keep(self) -> None:
-        await self.lease.keep()
-        raise LeaseLost
 
     async def _work(self) -> None:
         pause = self.timings.first_pause

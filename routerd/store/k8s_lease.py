@@ -77,6 +77,7 @@ class Lease:
     sleep: Callable[[float], Any] = asyncio.sleep
     generation: int = 0
     _seen: Seen | None = None
+    _told: str = ""  # the failure that was logged last
     _renewed: float | None = None  # when the last successful renewal was begun
 
     def is_held(self) -> bool:
@@ -113,11 +114,14 @@ class Lease:
 
     async def _tried(self, attempt: Callable[[], Any]) -> bool:
         try:
-            return bool(await attempt())
+            done = bool(await attempt())
         except ApiError as error:
-            if not error.is_conflict:
+            if not error.is_conflict and str(error) != self._told:
+                self._told = str(error)
                 event(LOGGER, logging.WARNING, "lease-failed", reason=str(error))
             return False
+        self._told = ""
+        return done
 
     async def _acquire_once(self) -> bool:
         found = await self._read()

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,7 +26,7 @@ from routerd.store.kubernetes import KubernetesStore
 
 LOGGER = logging.getLogger("routerd.store")
 AT_ONCE = 16  # requests in flight
-TRIES = 5  # rounds in a row with conflicts before a pause
+TRIES = 5  # conflicts in a row over one object before a pause
 
 
 class Publisher:
@@ -40,12 +42,14 @@ class Publisher:
         counts: Callable[[], Mapping[str, Counts]],
         may_write: Callable[[], bool],
         timings: Timings,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._client, self._store, self._timings = client, store, timings
         self._ledger, self._counts, self._may_write = ledger, counts, may_write
         self._events = Events(client, identity, self._uid_of)
         self._wake = asyncio.Event()
-        self._wake.set()
+        self._failed: dict[str, tuple[int, float]] = {}  # by object: how often in a row, and when to try again
         self._refusals: tuple[Refusal, ...] = ()
         self._recorded: tuple[Ledger | None, frozenset[IPAddress]] = (None, frozenset())
         # By object, what was written and the version that came of it: a schema of another release drops what it does
@@ -59,24 +63,24 @@ class Publisher:
 
     async def run(self) -> None:
         """Until cancelled."""
-        failures = conflicts = 0
         while True:
-            await self._wake.wait()
             self._wake.clear()
-            results = await self._write_all(self._plan())
-            failed, in_conflict = results.count("failed"), results.count("conflict")
-            failures = failures + 1 if failed else 0
-            conflicts = conflicts + 1 if in_conflict else 0
-            if failed or conflicts > TRIES:
-                power = min(max(failures, conflicts - TRIES) - 1, 16)
-                pause = min(self._timings.last_pause, self._timings.first_pause * 2**power)
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-            if failed or in_conflict:
-                self._wake.set()
-            if self._may_write():
-                snapshot = self._store.snapshot()
-                decided = snapshot.allocations.refusals if snapshot.allocations else ()
-                await self._events.tell((*snapshot.refusals, *decided, *self._refusals))
+            await self._write_all(self._plan())
+            await self._tell()
+            await self._is_woken()
+
+    async def _is_woken(self) -> None:
+        """Until something changed, or what failed is to be tried again."""
+        due = min((when for _, when in self._failed.values()), default=None)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if due is None else max(due - self._clock(), 0.0)):
+                await self._wake.wait()
+
+    async def _tell(self) -> None:
+        if self._may_write():
+            snapshot = self._store.snapshot()
+            decided = snapshot.allocations.refusals if snapshot.allocations else ()
+            await self._events.tell((*snapshot.refusals, *decided, *self._refusals))
 
     def _plan(self) -> list[StatusPatch]:
         """Nothing before the first decision: until then it is not known which addresses are ours."""
@@ -99,44 +103,48 @@ class Publisher:
         known = self._store.known(kind)
         return next((each.uid for each in known if (each.namespace, each.name) == (namespace, name)), "")
 
-    async def _write_all(self, patches: list[StatusPatch]) -> list[str]:
-        limit = asyncio.Semaphore(AT_ONCE)
+    async def _write_all(self, patches: list[StatusPatch]) -> None:
+        """What is wrong with one object delays no other."""
+        wanted = {patch.path for patch in patches}
+        self._failed = {path: failed for path, failed in self._failed.items() if path in wanted}
+        now, limit = self._clock(), asyncio.Semaphore(AT_ONCE)
 
-        async def one(patch: StatusPatch) -> str:
+        async def one(patch: StatusPatch) -> None:
             async with limit:
-                return await self._write(patch)
+                await self._write(patch)
 
-        return list(await asyncio.gather(*map(one, patches)))
+        due = [patch for patch in patches if self._failed.get(patch.path, (0, now))[1] <= now]
+        await asyncio.gather(*map(one, due))
 
-    async def _write(self, patch: StatusPatch) -> str:
-        """ "written", "conflict", "gone", "failed"; "late" without the lease."""
-        if not self._may_write():
-            return "late"
-        if self._written.get(patch.path) == (patch.version, patch.status):
-            return "written"
+    async def _write(self, patch: StatusPatch) -> None:
+        if not self._may_write() or self._written.get(patch.path) == (patch.version, patch.status):
+            return
         try:
             raw = await self._client.patch(patch.path, patch.body)
         except ApiError as error:
-            return await self._failed(patch, error)
+            await self._after(patch, error)
+            return
         self.writes += 1
+        self._failed.pop(patch.path, None)
         self._written[patch.path] = (str(raw["metadata"]["resourceVersion"]), patch.status)
         self._store.take(patch.resource.kind, raw)
-        return "written"
 
-    async def _failed(self, patch: StatusPatch, error: ApiError) -> str:
+    async def _after(self, patch: StatusPatch, error: ApiError) -> None:
+        """A conflict is read again, and decided again at once; anything else later, and later each time."""
+        try:
+            if error.is_conflict:
+                path = patch.resource.object_path(patch.name, patch.namespace)
+                self._store.take(patch.resource.kind, await self._client.get(path))
+        except ApiError as fault:
+            error = fault
         if error.status == 404:
             self._written.pop(patch.path, None)
-            return "gone"  # the watch will say so
-        try:
-            if not error.is_conflict:
-                raise error
-            path = patch.resource.object_path(patch.name, patch.namespace)
-            self._store.take(patch.resource.kind, await self._client.get(path))
-        except ApiError as fault:
-            if fault.status == 404:
-                return "gone"
+            return  # the watch will say so
+        failures = self._failed.get(patch.path, (0, 0.0))[0] + 1
+        self.conflicts += error.is_conflict
+        if failures == 1 and not error.is_conflict:
             about = f"{patch.resource.plural}/{patch.name}"
-            event(LOGGER, logging.WARNING, "status-not-written", object=about, reason=str(fault))
-            return "failed"
-        self.conflicts += 1
-        return "conflict"
+            event(LOGGER, logging.WARNING, "status-not-written", object=about, reason=str(error))
+        power = failures - (TRIES if error.is_conflict else 1)
+        pause = min(self._timings.last_pause, self._timings.first_pause * 2 ** min(power, 16)) if power >= 0 else 0.0
+        self._failed[patch.path] = (failures, self._clock() + pause * random.uniform(0.5, 1.0))

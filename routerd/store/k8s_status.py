@@ -224,7 +224,9 @@ def pool_patches(
 def _counts(count: Counts | None) -> dict[str, Any]:
     if count is None:
         return {}
-    return {"total": str(count.total), "assigned": count.used}
+    # An IPv6 pool has more addresses than an int64 holds.
+    names = ("total", "free", "used", "cooling", "reserved")
+    return {name: min(getattr(count, name), 2**63 - 1) for name in names}
 
 
 def _pool_conditions(known: Known, refused: list[Refusal]) -> list[dict[str, Any]]:
