@@ -111,12 +111,19 @@ def test_an_orphan_whose_forward_half_came_back_stays(world: World) -> None:
 
 
 def test_a_forward_half_with_another_port_is_not_its_own(world: World) -> None:
+    """The flow has another mapping by now; what is left of the old one goes."""
     state = _pair(UDP, PACKET, PACKET)
     ((key, mapped),) = state.nat.items()
-    _fill(world, replace(state, nat={key: replace(mapped, egress_port=50000)}), 1)
+    _fill(world, state, 1)
     _age_of_reverse(world, 1, orphaned=ORPHAN + 1)
+    new = State(nat={key: replace(mapped, egress_port=50000)})
+    ((old_key, back),) = state.reverse.items()
+    new.reverse[old_key._replace(egress_port=50000)] = back
+    for name, entries in encode(new, 1).items():
+        world.maps[name].put_all(entries)
     result = world.collect()
-    assert (result.mappings, result.reverses) == (1, 1)
+    assert (result.mappings_live, result.reverses, result.reverses_live) == (1, 1, 1)
+    assert world.state().reverse == new.reverse
 
 
 def test_many_are_collected_in_one_round(world: World) -> None:

@@ -109,7 +109,7 @@ class World:
     def fill(self, desired: Desired, state: State | None = None, age: float = 0) -> Tables:
         """Makes the maps say `desired`, and the programs' own hold `state`, last seen `age` seconds ago."""
         entries = map_entries(desired, self.facts(), {})
-        for name, wanted in {**entries, **_encode(state or State(), age)}.items():
+        for name, wanted in {**entries, **encode(state or State(), age)}.items():
             self._set(name, wanted)
         counters = self.maps["counters"]
         counters.put_all({layout.u32(number): self._zero for number in self._reasons})
@@ -227,7 +227,8 @@ def _node_field(node: IPv4Address | None) -> object:
     return layout.ip_field(node) if node else layout.Bytes16()
 
 
-def _encode(state: State, age: float) -> dict[str, MapEntries]:
+def encode(state: State, age: float) -> dict[str, MapEntries]:
+    """Contents of the three maps, last seen `age` seconds ago."""
     seen = time.monotonic_ns() - int(age * 1e9)
     flows = {
         flow_key_bytes(k): bytes(layout.FlowValue(seen, v.group, v.slot, v.seen_out, v.seen_in))
