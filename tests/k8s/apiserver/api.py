@@ -7,11 +7,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
-from . import errors, kinds, meta
+from . import applying, errors, kinds, meta
 from .call import Call
 from .errors import Json, bad_request
+from .eventforms import body_of, is_newer, to_core
 from .listing import envelope, in_namespace, list_body, list_objects, match_of
-from .patching import patched
+from .patching import APPLY, patched
 from .resources import Catalogue, Resource
 from .storage import Storage, Stored, encode
 
@@ -22,8 +23,15 @@ RETRIES = 5
 class Api:
     """`now` is the clock; `hooks` hear (resource, old, new) after every write that is kept."""
 
-    def __init__(self, storage: Storage, catalogue: Catalogue, now: Callable[[], datetime] | None = None) -> None:
-        self.storage, self.catalogue = storage, catalogue
+    def __init__(
+        self,
+        storage: Storage,
+        catalogue: Catalogue,
+        now: Callable[[], datetime] | None = None,
+        *,
+        managed_fields: bool = True,
+    ) -> None:
+        self.storage, self.catalogue, self.managed_fields = storage, catalogue, managed_fields
         self.now = now or (lambda: datetime.now(UTC))
         self.addresses = kinds.Addresses()
         self.hooks: list[Callable[[Resource, Json | None, Json | None], None]] = []
@@ -46,7 +54,7 @@ class Api:
         value = kinds.admitted(self, call, value, None)
         if self.storage.get(call.resource.store_key, call.key_of(call.namespace, name)):
             raise errors.already_exists(call.resource.group, call.resource.plural, name)
-        return 201, whole(call.resource, self._write(call, name, value, None))
+        return 201, whole(call.resource, self._write(call, name, self._noted(call, value, None), None))
 
     def update(self, call: Call) -> Answer:
         value = _decoded(call, call.body)
@@ -60,7 +68,13 @@ class Api:
 
     def patch(self, call: Call) -> Answer:
         old = self.storage.get(call.resource.store_key, call.key)
-        value = patched(call, old)
+        if call.content_type == APPLY:
+            applying.require_manager(call)
+            before = old.object if old else None
+            managers, now = applying.managers_of(before), meta.now_text(self.now())
+            value = applying.applied(call, before, managers, call.resource.schema, now)
+        else:
+            value = patched(call, old)
         if old is None:
             return self.create(call_with(call, value))
         value = _decoded(call, value)
@@ -73,7 +87,18 @@ class Api:
         value = kinds.merged(call, value, old.object)
         value = kinds.admitted(self, call, value, old.object)
         value = meta.bumped(call.resource, value, old.object)
+        if not meta.unchanged(value, old.object):
+            value = self._noted(call, value, old.object)
         return self._write(call, call.name, value, old)
+
+    def _noted(self, call: Call, value: Json, old: Json | None) -> Json:
+        """With managedFields. An apply has said itself who manages what."""
+        if not self.managed_fields:
+            return applying.with_managers(value, [])
+        if call.content_type == APPLY:
+            return value
+        now = meta.now_text(self.now())
+        return applying.noted(call, old, value, applying.managers_of(old), call.resource.schema, now)
 
     def _write(self, call: Call, name: str, value: Json, old: Stored | None) -> Stored:
         """Keep `value`, unless nothing changed or this is a dry run."""
@@ -195,7 +220,7 @@ def call_with(call: Call, body: object, name: str = "", namespace: str = "") -> 
 
 
 def whole(resource: Resource, row: Stored) -> bytes:
-    return envelope(resource) + row.body + b"\n"
+    return envelope(resource) + body_of(resource, row) + b"\n"
 
 
 def _rest(value: Json) -> Json:
@@ -215,6 +240,8 @@ def _decoded(call: Call, body: object) -> Json:
     if not isinstance(body, dict):
         raise bad_request("the body of the request is not an object")
     value = cast(Json, copy.deepcopy(body))
+    if is_newer(call.resource) and value.get("apiVersion") in (None, "", call.resource.api_version):
+        value = {**to_core(value), "apiVersion": call.resource.api_version}
     expected = {"apiVersion": call.resource.api_version, "kind": call.resource.kind}
     for name, wanted in expected.items():
         if value.get(name) in (None, "") and call.resource.custom:

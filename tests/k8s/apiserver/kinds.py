@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
-from . import definitions, schema
+from . import definitions, schema, validation
 from .call import Call
 from .errors import Invalid, Json, bad_request
 
@@ -40,11 +41,14 @@ def admitted(api: Api, call: Call, value: Json, old: Json | None) -> Json:
     if call.resource.schema is not None:
         return _custom(call, call.resource.schema, value)
     change = _DEFAULTS.get(call.resource.plural)
-    return change(api, call, value, old) if change else value
+    value = change(api, call, value, old) if change else value
+    validation.check(call.resource, value)
+    return value
 
 
 def _custom(call: Call, rules: Json, value: Json) -> Json:
     """Pruned, defaulted, validated: in this order."""
+    validation.check(call.resource, value)
     value, lost = schema.prune(value, rules, root=True)
     if lost and call.query.get("fieldValidation") == "Strict":
         unknown = ", ".join(f'unknown field "{path}"' for path in lost)
@@ -165,6 +169,16 @@ def _definition(api: Api, call: Call, value: Json, old: Json | None) -> Json:
     return value
 
 
+def _secret(api: Api, call: Call, value: Json, old: Json | None) -> Json:
+    plain = value.pop("stringData", None) or {}
+    coded = {key: base64.b64encode(str(item).encode()).decode() for key, item in plain.items()}
+    if coded:
+        value["data"] = {**(value.get("data") or {}), **coded}
+    value.setdefault("type", "Opaque")
+    return value
+
+
 _DEFAULTS: dict[str, Default] = {
-    "namespaces": _namespace, "pods": _pod, "services": _service, "customresourcedefinitions": _definition,
+    "namespaces": _namespace, "pods": _pod, "services": _service, "secrets": _secret,
+    "customresourcedefinitions": _definition,
 }  # fmt: skip

@@ -9,6 +9,7 @@ import json
 from . import errors
 from .call import Call
 from .errors import ApiError, Invalid, Json, bad_request
+from .eventforms import body_of
 from .resources import Resource
 from .selecting import Match, select
 from .storage import Storage, Stored, encode
@@ -87,7 +88,9 @@ def list_body(resource: Resource, meta: Json, rows: list[Stored]) -> bytes:
     """Items of built-in kinds come without kind and apiVersion, custom ones with them: as the server does it."""
     start = b"{" + (envelope(resource)[1:] if resource.custom else b"")
     head = f'{{"kind":"{resource.kind}List","apiVersion":"{resource.api_version}","metadata":'.encode()
-    return b"".join((head, encode(meta), b',"items":[', b",".join([start + row.body for row in rows]), b"]}\n"))
+    return b"".join(
+        (head, encode(meta), b',"items":[', b",".join([start + body_of(resource, row) for row in rows]), b"]}\n")
+    )
 
 
 def envelope(resource: Resource) -> bytes:

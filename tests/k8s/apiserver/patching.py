@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 from . import errors
 from .call import Call
@@ -25,11 +25,11 @@ def patched(call: Call, old: Stored | None) -> Json:
         raise errors.not_found(call.resource.group, call.resource.plural, call.name)
     value = copy.deepcopy(old.object)
     if call.content_type == JSON:
-        value = json_patch(call, value)
+        value = cast(Json, json_patch(call, value))
     elif call.content_type == MERGE:
-        value = merge(value, _mapping(call.body))
+        value = cast(Json, merge(value, _mapping(call.body)))
     elif call.content_type == STRATEGIC and not call.resource.custom:
-        value = strategic(value, _mapping(call.body))
+        value = cast(Json, strategic(value, _mapping(call.body)))
     else:
         raise errors.unsupported_media_type([JSON, MERGE] if call.resource.custom else [JSON, MERGE, STRATEGIC])
     return value

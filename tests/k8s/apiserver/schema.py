@@ -21,8 +21,8 @@ def _words(text: str) -> frozenset[str]:
 
 _KEYWORDS = _words(
     "type description title format default nullable example externalDocs properties additionalProperties items "
-    "required enum pattern minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength minItems maxItems "
-    "minProperties maxProperties uniqueItems oneOf anyOf allOf not x-kubernetes-preserve-unknown-fields "
+    "required enum pattern minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength minItems "
+    "maxItems minProperties maxProperties uniqueItems oneOf anyOf allOf not x-kubernetes-preserve-unknown-fields "
     "x-kubernetes-int-or-string x-kubernetes-embedded-resource x-kubernetes-list-type x-kubernetes-list-map-keys "
     "x-kubernetes-map-type x-kubernetes-validations"
 )

@@ -58,6 +58,7 @@ class ApiServer:
         if self._failure:
             raise self._failure
         self.load({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in _NAMESPACES)
+        self.compact()  # as the cache of a server that has just started
         return self
 
     def __exit__(

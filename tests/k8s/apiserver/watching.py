@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from . import errors
 from .call import Call
 from .errors import ApiError
+from .eventforms import body_of
 from .listing import envelope, in_namespace, match_of, version_of
 from .resources import Resource
 from .selecting import Match
@@ -61,7 +62,7 @@ def line_for(watcher: Watcher, event: Event) -> bytes:
             change = "MODIFIED" if before else "ADDED"
         elif change != "DELETED" and event.old is not None:
             return _left(watcher, event)
-    return _line(change, envelope(watcher.resource) + row.body)
+    return _line(change, envelope(watcher.resource) + body_of(watcher.resource, row))
 
 
 def _left(watcher: Watcher, event: Event) -> bytes:
@@ -135,7 +136,7 @@ class Watches:
     def _present(self, watcher: Watcher) -> None:
         for row in in_namespace(self._storage.all(watcher.resource.store_key), watcher.namespace):
             if watcher.match is None or watcher.match(row.object):
-                watcher.push(_line("ADDED", envelope(watcher.resource) + row.body))
+                watcher.push(_line("ADDED", envelope(watcher.resource) + body_of(watcher.resource, row)))
 
     def _past(self, watcher: Watcher, version: int) -> None:
         watcher.after = version

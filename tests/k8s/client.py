@@ -1,0 +1,144 @@
+"""A plain, synchronous client of any Kubernetes API server, for tests: requests, answers, watches; no retries."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import ssl
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import yaml
+
+Json = dict[str, Any]
+TIMEOUT = 30.0  # seconds
+MERGE, JSON_PATCH = "application/merge-patch+json", "application/json-patch+json"
+STRATEGIC, APPLY = "application/strategic-merge-patch+json", "application/apply-patch+yaml"
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    body: Json
+    headers: dict[str, str]
+
+    @property
+    def reason(self) -> str:
+        return str(self.body.get("reason", ""))
+
+    @property
+    def message(self) -> str:
+        return str(self.body.get("message", ""))
+
+    @property
+    def version(self) -> str:
+        return str(self.body["metadata"]["resourceVersion"])
+
+
+class Client:
+    """`token` replaces the credentials of the kubeconfig."""
+
+    def __init__(self, kubeconfig: Path, token: str | None = None) -> None:
+        config = yaml.safe_load(kubeconfig.read_text())
+        context = _named(config["contexts"], config["current-context"])["context"]
+        self._cluster = _named(config["clusters"], context["cluster"])["cluster"]
+        self._user = _named(config["users"], context["user"])["user"] if token is None else {"token": token}
+        self._kubeconfig = kubeconfig
+        self._address = urlsplit(self._cluster["server"])
+
+    def as_bearer(self, token: str) -> Client:
+        return Client(self._kubeconfig, token)
+
+    def call(
+        self, method: str, path: str, body: Any = None, media: str = "application/json", **query: object
+    ) -> Answer:
+        """One request; whatever the server says is an answer."""
+        connection = self._connection()
+        try:
+            response = self._send(connection, method, path, body, media, query)
+            text = response.read()
+            return Answer(response.status, _parsed(text), dict(response.getheaders()))
+        finally:
+            connection.close()
+
+    def get(self, path: str, **query: object) -> Answer:
+        return self.call("GET", path, **query)
+
+    def create(self, path: str, body: Json, **query: object) -> Answer:
+        return self.call("POST", path, body, **query)
+
+    def update(self, path: str, body: Json, **query: object) -> Answer:
+        return self.call("PUT", path, body, **query)
+
+    def patch(self, path: str, body: Any, media: str = MERGE, **query: object) -> Answer:
+        return self.call("PATCH", path, body, media, **query)
+
+    def delete(self, path: str, body: Json | None = None, **query: object) -> Answer:
+        return self.call("DELETE", path, body, **query)
+
+    @contextmanager
+    def watch(self, path: str, **query: object) -> Iterator[Iterator[Json]]:
+        """The events until the server ends the watch. A refused one is an AssertionError."""
+        connection = self._connection()
+        query = {"timeoutSeconds": 10, **query, "watch": "true"}
+        try:
+            response = self._send(connection, "GET", path, None, "", query)
+            assert response.status == 200, response.read()
+            yield (json.loads(line) for line in response if line.strip())
+        finally:
+            connection.close()
+
+    def _send(
+        self, connection: http.client.HTTPConnection, method: str, path: str, body: Any, media: str, query: Json
+    ) -> http.client.HTTPResponse:
+        headers = {"Accept": "application/json"}
+        if body is not None:
+            headers["Content-Type"] = media
+        if self._user.get("token"):
+            headers["Authorization"] = f"Bearer {self._user['token']}"
+        data = json.dumps(body).encode() if body is not None else None
+        text = f"{self._address.path.rstrip('/')}{path}" + (f"?{urlencode(query)}" if query else "")
+        connection.request(method, text, data, headers)
+        return connection.getresponse()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        host, port = self._address.hostname or "", self._address.port
+        if self._address.scheme == "http":
+            return http.client.HTTPConnection(host, port, timeout=TIMEOUT)
+        return http.client.HTTPSConnection(host, port, timeout=TIMEOUT, context=self._tls())
+
+    def _tls(self) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        if authority := _data(self._cluster, "certificate-authority"):
+            context.load_verify_locations(cadata=authority.decode())
+        certificate, key = _data(self._user, "client-certificate"), _data(self._user, "client-key")
+        if certificate and key:
+            with tempfile.NamedTemporaryFile() as file:
+                file.write(certificate + b"\n" + key)
+                file.flush()
+                context.load_cert_chain(file.name)
+        return context
+
+
+def _named(items: list[Json], name: str) -> Json:
+    return next(item for item in items if item["name"] == name)
+
+
+def _data(section: Json, key: str) -> bytes:
+    if f"{key}-data" in section:
+        return base64.b64decode(section[f"{key}-data"])
+    return Path(section[key]).read_bytes() if key in section else b""
+
+
+def _parsed(text: bytes) -> Json:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {"message": text.decode()}
+    return found if isinstance(found, dict) else {"message": str(found)}
