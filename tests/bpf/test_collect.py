@@ -10,7 +10,7 @@ import pytest
 from bpf import layout
 from egress.tables import ICMP, TCP, UDP, Back, Flow, FlowKey, Mapped, NatKey, ReverseKey, State
 from tests.bpf.wishes import HERE, to_world
-from tests.bpf.world import EGRESS_IP, POD, REMOTE, World, nat_key_bytes, reverse_key_bytes
+from tests.bpf.world import EGRESS_IP, POD, REMOTE, World, encode, nat_key_bytes, reverse_key_bytes
 
 # Short ones: a machine may not have been up for as long as an established connection may idle.
 LIMITS = {"tcp_established": 40, "tcp_opening": 30, "tcp_closing": 5, "udp": 20, "icmp": 10}
