@@ -182,8 +182,13 @@ class ApiServer:
         """Close the port and every connection: connection refused, until `accept`."""
 
         async def stop() -> None:
-            self._site.cut(self._site.connections.values())
             await self._listener.stop()
+            self._site.cut(self._site.connections.values())
+            server = self._runner.server
+            for connection in list(server.connections) if server is not None else ():
+                connection.force_close()  # those that wait for the client's next request, too
+                if connection.transport is not None:
+                    connection.transport.abort()
 
         asyncio.run_coroutine_threadsafe(stop(), self._loop).result(PATIENCE)
 
