@@ -6,7 +6,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 from egress.entries import Facts, PodDevice
-from egress.guard import Guard, digest, early, parse, parse_counters, render, transaction
+from egress.guard import digest, early, parse, parse_counters, render, transaction
 from egress.policy import Desired, Policy, Ports
 
 POD, PLAIN, UNKNOWN = (IPv4Address(f"10.1.0.{n}") for n in (5, 6, 7))
@@ -33,11 +33,11 @@ add set inet routerd nodes { type ipv4_addr; }
 add set inet routerd pod_cidrs { type ipv4_addr; flags interval; }
 add set inet routerd decided { type ifname . ipv4_addr; }
 add map inet routerd selected { type ifname . ipv4_addr : verdict; }
-add chain inet routerd prerouting { type filter hook prerouting priority raw; policy accept; }
+add chain inet routerd prerouting { type filter hook prerouting priority -300; policy accept; }
 flush chain inet routerd prerouting
-add chain inet routerd output { type filter hook output priority raw; policy accept; }
+add chain inet routerd output { type filter hook output priority -300; policy accept; }
 flush chain inet routerd output
-add chain inet routerd forward { type filter hook forward priority filter - 10; policy accept; }
+add chain inet routerd forward { type filter hook forward priority -10; policy accept; }
 flush chain inet routerd forward
 add chain inet routerd SET
 flush chain inet routerd SET
@@ -135,7 +135,9 @@ def test_what_nft_lists_is_read_back() -> None:
         "decided": frozenset({"veth3 . 10.1.0.5"}),
         "selected": frozenset({"veth3 . 10.1.0.5 : jump set-1"}),
     }
-    assert parse(document) == Guard(sets, {"forward": (), "set-1": ("aa", "")})
+    found = parse(document)
+    assert found
+    assert (found.sets, found.chains) == (sets, {"forward": (), "set-1": ("aa", "")})
     assert parse_counters(document) == {"forged": 3}
 
 
