@@ -180,9 +180,11 @@ async def agent_store(
         client, for_agent(node_name, "routerd"), namespace="routerd", node=node_name, timings=timings,
         on_change=lambda: changes.append(1),
     )  # fmt: skip
-    async with running(store.run()):
-        yield Running(store, client, changes)
-    await client.close()
+    try:
+        async with running(store.run()):
+            yield Running(store, client, changes)
+    finally:
+        await client.close()
 
 
 @asynccontextmanager
