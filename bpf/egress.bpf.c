@@ -113,6 +113,14 @@ static __always_inline struct flow_key flow_to_pod(const struct packet *packet)
 	return key;
 }
 
+/* False when the table took nothing: full, out of memory, or busy. That another CPU was faster is as good. */
+static __always_inline bool record_flow(const struct flow_key *key, const struct flow_value *flow)
+{
+	long error = bpf_map_update_elem(&flows, key, flow, BPF_NOEXIST);
+
+	return !error || error == -EEXIST;
+}
+
 /* A reply from a gateway whose flow has been collected here: the gateway still knows it, so it goes on.
  * Without this, `to_pod` would take the reply for the beginning of a flow from outside, and the pod's next
  * packet would be left alone. A full table is no obstacle: `to_pod` drops the reply then. */
@@ -467,7 +475,7 @@ static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet
 	if (!gateway)
 		return drop(skb, NO_GATEWAY);
 	flow.slot = gateway->slot;
-	if (bpf_map_update_elem(&flows, &key, &flow, BPF_NOEXIST) == -E2BIG)
+	if (!record_flow(&key, &flow))
 		return drop(skb, FLOW_TABLE_FULL);
 	return leave(skb, packet, config, flow.group, gateway);
 }
@@ -589,7 +597,7 @@ int to_pod(struct __sk_buff *skb)
 	if (!pod->policy_set || !begins_from_outside(&packet))
 		return NEXT;
 	begun.seen_in = seen_of(&packet);
-	if (bpf_map_update_elem(&flows, &key, &begun, BPF_NOEXIST) == -E2BIG)
+	if (!record_flow(&key, &begun))
 		return drop(skb, FLOW_TABLE_FULL); /* its answer would be sent through the gateway */
 	return NEXT;
 }

@@ -11,7 +11,6 @@
 #include "parse.h"
 
 #define EEXIST 17
-#define E2BIG  7
 
 #define PORT_ATTEMPTS 256 /* at 95 % use, 32 random tries fail for 19 %, 256 for 2 in a million */
 #define NS_PER_SECOND 1000000000ULL
