@@ -71,6 +71,7 @@ class Reflector:
     lists: int = 0  # for tests and metrics
     _version: str = ""  # "" = list first
     _failures: int = 0  # since the last event
+    _told: tuple[int, str] | None = None  # HTTP status and reason of the fault that was told
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -144,9 +145,10 @@ class Reflector:
 
     def _well(self, is_changed: bool) -> None:
         if self.fault is not None:
-            if self._is_told(self.fault):
+            if self._told is not None:
                 event(LOGGER, logging.INFO, "read-again", resource=self.collection.resource.label)
-            self.fault, is_changed = None, True
+                is_changed = True
+            self.fault = self._told = None
         if is_changed:
             self.on_change()
 
@@ -166,13 +168,14 @@ class Reflector:
     def _fail(self, error: ApiError, verb: str) -> None:
         before, now = self.fault, self.clock()
         self.fault = Fault(error, verb, before.since if before else now)
-        is_told = before is not None and self._is_told(before) and _same(before.error, error)
-        if self._is_told(self.fault) and not is_told:
+        kind = (error.status, error.reason)
+        if self._is_worth_telling(self.fault) and self._told != kind:
+            self._told = kind
             label = self.collection.resource.label
             event(LOGGER, logging.WARNING, "read-failed", resource=label, verb=verb, reason=str(error))
             self.on_change()
 
-    def _is_told(self, fault: Fault) -> bool:
+    def _is_worth_telling(self, fault: Fault) -> bool:
         """What resolves by itself within seconds is not worth telling."""
         is_lasting = fault.error.status in (401, 403)
         return is_lasting or not self.collection.listed or self.clock() - fault.since >= self.timings.stale
@@ -189,7 +192,7 @@ class Reflector:
 
     def refusal(self) -> Refusal | None:
         """What status says of it."""
-        if self.fault is None or not self._is_told(self.fault):
+        if self.fault is None or self._told is None:
             return None
         return refusal_of(self.collection, self.fault)
 
@@ -197,10 +200,6 @@ class Reflector:
 def _is_refused(error: ApiError) -> bool:
     """An answer that will be the same for the same resourceVersion."""
     return 400 <= error.status < 500 and error.status not in (401, 403, 429)
-
-
-def _same(one: ApiError, other: ApiError) -> bool:
-    return (one.status, one.reason) == (other.status, other.reason)
 
 
 def refusal_of(collection: Collection, fault: Fault) -> Refusal:
