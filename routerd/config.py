@@ -6,6 +6,7 @@ This module reads one file and decides nothing; command line options are laid ov
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from dataclasses import dataclass, field
@@ -114,12 +115,17 @@ class OperatorConfig:
     """Kubernetes: seconds between attempts to get or to renew the lease."""
 
 
+def own_name() -> str:
+    """One configuration serves all nodes of a cluster: a pod is told its node by its environment."""
+    return os.environ.get("NODE_NAME") or socket.gethostname()
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """The whole file."""
 
-    node_name: str = field(default_factory=socket.gethostname)
-    """Name of this node's Node object; the host name, as kubelet does."""
+    node_name: str = field(default_factory=own_name)
+    """Name of this node's Node object; the host name, as kubelet does, unless the environment has NODE_NAME."""
     store: StoreConfig = field(default_factory=StoreConfig)
     state_dir: Path = Path("/var/lib/routerd")
     """What must survive a reboot. No two nodes may share it."""
@@ -167,7 +173,7 @@ def parse_config(text: str, file: str = "") -> Config:
     )  # fmt: skip
     state_dir = _path(section, "state-dir", DEFAULT.state_dir)
     return Config(
-        node_name=section.string("node-name") or socket.gethostname(),
+        node_name=section.string("node-name") or own_name(),
         store=_store(section, state_dir),
         state_dir=state_dir,
         run_dir=_path(section, "run-dir", DEFAULT.run_dir),

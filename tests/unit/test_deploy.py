@@ -1,0 +1,113 @@
+"""The install manifests: parsed, complete, fitting together; the container's privileges are those of the systemd units."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from routerd.config import load_config
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "configs" / "deploy"
+KUSTOMIZATION = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text())
+OBJECTS: list[dict[str, Any]] = [
+    each for name in KUSTOMIZATION["resources"] for each in yaml.safe_load_all((DEPLOY / name).read_text())
+]
+
+
+def the(kind: str, name: str = "") -> dict[str, Any]:
+    (found,) = [each for each in OBJECTS if each["kind"] == kind and name in ("", each["metadata"]["name"])]
+    return found
+
+
+def pods() -> list[dict[str, Any]]:
+    return [the("DaemonSet")["spec"]["template"]["spec"], the("Deployment")["spec"]["template"]["spec"]]
+
+
+def containers() -> dict[str, dict[str, Any]]:
+    return {each["name"]: each for pod in pods() for each in pod["containers"]}
+
+
+def test_every_manifest_is_a_resource_of_the_kustomization() -> None:
+    assert {*KUSTOMIZATION["resources"], "kustomization.yaml"} == {path.name for path in DEPLOY.iterdir()}
+
+
+def test_every_object_is_there_once() -> None:
+    keys = [(each["apiVersion"], each["kind"], each["metadata"]["name"]) for each in OBJECTS]
+    assert len(set(keys)) == len(keys)
+
+
+def test_no_image_names_a_registry() -> None:
+    images = {each["image"] for pod in pods() for each in [*pod["containers"], *pod.get("initContainers", [])]}
+    assert images == {KUSTOMIZATION["images"][0]["name"]}
+    bases = re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert set(bases) == {"python:3.11-slim-bookworm"}
+
+
+def test_the_image_bears_the_project_s_version() -> None:
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version and KUSTOMIZATION["images"][0]["newTag"] == version[1]
+
+
+@pytest.mark.parametrize("name", ["agent", "speaker"])
+def test_capabilities_are_those_of_the_systemd_unit(name: str) -> None:
+    unit = (ROOT / "configs" / "systemd" / f"routerd-{name}.service").read_text()
+    bounds = re.search(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)
+    assert bounds
+    found = containers()[name]["securityContext"]["capabilities"]
+    assert found["drop"] == ["ALL"]
+    assert {f"CAP_{each}" for each in found["add"]} == set(bounds[1].split())
+
+
+def test_nothing_that_stays_is_privileged() -> None:
+    for name, container in containers().items():
+        context = container["securityContext"]
+        assert not context.get("privileged"), name
+        assert (context["allowPrivilegeEscalation"], context["readOnlyRootFilesystem"]) == (False, True), name
+
+
+def test_the_operator_touches_no_host() -> None:
+    pod = the("Deployment")["spec"]["template"]["spec"]
+    assert not pod.get("hostNetwork") and pod["securityContext"]["runAsNonRoot"]
+    assert not [volume for volume in pod["volumes"] if "hostPath" in volume]
+    assert "add" not in containers()["operator"]["securityContext"]["capabilities"]
+
+
+def test_mounts_have_volumes_and_volumes_are_mounted() -> None:
+    for pod in pods():
+        mounted = {mount["name"] for each in pod["containers"] for mount in each["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_the_speaker_has_no_token() -> None:
+    assert the("DaemonSet")["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
+    assert "token" not in {mount["name"] for mount in containers()["speaker"]["volumeMounts"]}
+
+
+def test_bindings_name_roles_and_accounts_that_are_there() -> None:
+    accounts = {each["metadata"]["name"] for each in OBJECTS if each["kind"] == "ServiceAccount"}
+    for each in OBJECTS:
+        if each["kind"].endswith("RoleBinding") or each["kind"] == "ClusterRoleBinding":
+            the(each["roleRef"]["kind"], each["roleRef"]["name"])
+            assert {(one["name"], one["namespace"]) for one in each["subjects"]} <= {
+                (one, "routerd") for one in accounts
+            }
+    assert {pod["serviceAccountName"] for pod in pods()} == accounts
+
+
+def test_the_configuration_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "routerd.yaml"
+    path.write_text(the("ConfigMap")["data"]["routerd.yaml"])
+    monkeypatch.setenv("NODE_NAME", "node7")
+    config = load_config(path)
+    assert (config.node_name, config.store.kind) == ("node7", "kubernetes")
+    assert config.store.namespace == KUSTOMIZATION["namespace"] == the("Namespace")["metadata"]["name"]
+    assert config.metrics_listen is not None
+    probe = containers()["agent"]["livenessProbe"]["httpGet"]
+    assert (probe["host"], probe["port"]) == (str(config.metrics_listen[0]), config.metrics_listen[1])
+    mounts = {mount["mountPath"] for mount in containers()["agent"]["volumeMounts"]}
+    assert {str(config.run_dir), str(config.state_dir), str(config.pin_dir.parent), "/etc/routerd"} <= mounts
