@@ -39,6 +39,7 @@ class Speaker:
         self._socket_path = socket_path
         self._on_change = on_change
         self._desired: Desired | None = None
+        self._complete = True
         self._link: Link | None = None
         self._hello: Hello | None = None
         self._digests: dict[IPAddress, str] = {}  # loaded by ExaBGP
@@ -69,11 +70,15 @@ class Speaker:
                 self._link.close()
                 self._forget_link()
 
-    def set(self, desired: Desired | None) -> None:
-        """The whole desired state; None = unknown: ExaBGP is left as it is."""
-        if desired is self._desired:
+    def set(self, desired: Desired | None, *, complete: bool = True) -> None:
+        """The whole desired state; None = unknown: ExaBGP is left as it is.
+
+        Without `complete` more is about to follow: End-of-RIB waits for it, as a peer that keeps the paths of an ended
+        session drops those that it has not been told again by then (RFC 4724, 4.2).
+        """
+        if desired is self._desired and complete == self._complete:
             return
-        self._desired = desired
+        self._desired, self._complete = desired, complete
         self._settled.clear()
         self._wake.set()
 
@@ -315,6 +320,8 @@ class Speaker:
             self._wake.set()
 
     async def _end_of_ribs(self, link: Link, desired: Desired) -> None:
+        if not self._complete:
+            return
         for peer, families in self._sessions.take_due(desired.peers.keys()):
             for family in families:
                 await link.command(text.end_of_rib(peer, family), alone=True)

@@ -53,7 +53,7 @@ class Datapath(Protocol):
 class Speaker(Protocol):
     """`bgp.speaker.Speaker`, and the model of it in tests."""
 
-    def set(self, desired: BgpDesired | None) -> None: ...
+    def set(self, desired: BgpDesired | None, *, complete: bool = True) -> None: ...
 
     async def settled(self, timeout: float) -> bool: ...
 
@@ -119,6 +119,7 @@ class Reconciler:
         self._settle_timeout = settle_timeout
         self._unsettled_since: float | None = None
         self._told: BgpDesired | None = None
+        self._told_all = False
         self._converged: tuple[EgressDesired, tuple[Refusal, ...]] | None = None
 
     async def round(self, state: NodeState, *, full: bool = True) -> Round:
@@ -213,10 +214,11 @@ class Reconciler:
 
     # --- announcements
 
-    def _tell(self, desired: BgpDesired) -> None:
-        if self._speaker is not None and desired != self._told:
-            self._speaker.set(desired)
-            self._told = desired
+    def _tell(self, desired: BgpDesired, *, complete: bool = True) -> None:
+        """Without `complete`, more follows: a peer that restarted with us keeps what it had until then (RFC 4724)."""
+        if self._speaker is not None and (desired != self._told or (complete and not self._told_all)):
+            self._speaker.set(desired, complete=complete)
+            self._told, self._told_all = desired, complete
 
     async def _announce_early(self, announced: Announcements, speaker: Speaker) -> None:
         """Tells what does not wait for the datapath, and lets it go out before the datapath takes the loop's time."""
@@ -228,7 +230,7 @@ class Reconciler:
             return
         desired = with_old_egress(announced, before)
         if desired != self._told:
-            self._tell(desired)
+            self._tell(desired, complete=desired is announced.desired)
             await speaker.settled(EARLY_TIMEOUT)
 
     async def _hold(self, announced: Announcements | None) -> str:

@@ -185,6 +185,27 @@ async def test_a_running_speaker_is_adopted(socket: Path) -> None:
 
 
 @story
+async def test_end_of_rib_waits_until_the_desired_state_is_complete(socket: Path) -> None:
+    relay = FakeRelay()
+    relay.peers = {str(peer): digest for peer, digest in conf.digests({A.address: A}).items()}
+    relay.tables = {"10.0.0.2": {}}
+    relay.events = up(A)
+    async with running(socket, relay) as speaker:
+        whole = desired((A, [path("192.0.2.1/32"), path("192.0.2.2/32")]))
+        speaker.set(desired((A, [path("192.0.2.1/32")])), complete=False)
+        assert await speaker.settled(5)
+        assert relay.commands == ["neighbor 10.0.0.2 announce attributes next-hop self nlri 192.0.2.1/32"]
+        speaker.set(whole, complete=False)
+        assert await speaker.settled(5)
+        speaker.set(whole)
+        assert await speaker.settled(5)
+        assert relay.commands[1:] == [
+            "neighbor 10.0.0.2 announce attributes next-hop self nlri 192.0.2.2/32",
+            "neighbor 10.0.0.2 announce eor ipv4 unicast",
+        ]
+
+
+@story
 async def test_a_removed_peer_loses_its_paths_first(socket: Path) -> None:
     relay = FakeRelay()
     async with running(socket, relay) as speaker:

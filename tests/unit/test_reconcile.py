@@ -37,6 +37,7 @@ class World:
     groups: set[int] = field(default_factory=set)
     ribs: dict[str, set[str]] = field(default_factory=dict)
     journal: list[str] = field(default_factory=list)
+    complete: list[bool] = field(default_factory=list)  # of each time that the speaker was told
     broken: str = ""  # the action that fails; "observe" = reading does
     settles: bool = True
     adopted: Mapping[IPAddress, AdjRibOut] | None = field(default_factory=dict)  # what the agent before us announced
@@ -69,8 +70,9 @@ class Speaker:
 
     world: World
 
-    def set(self, desired: BgpDesired | None) -> None:
+    def set(self, desired: BgpDesired | None, *, complete: bool = True) -> None:
         assert desired is not None
+        self.world.complete.append(complete)
         self.world.ribs = {str(peer): {str(prefix) for prefix in rib} for peer, rib in desired.ribs.items()}
         egress = [path for rib in desired.ribs.values() for path in rib.values() if path.med is not None]
         self.world.journal.append(" ".join(["announce", *(str(path.local_pref) for path in egress)]))
@@ -118,6 +120,16 @@ def test_nat_state_comes_before_the_announcement() -> None:
     assert rounds(world, state()) == [Round(("prepare group 7",))]
     assert world.journal == ["announce", "prepare group 7", "announce 1047"]
     assert world.ribs == {str(TOR): BOTH}
+
+
+def test_a_peer_hears_that_it_has_all_only_when_it_has() -> None:
+    """What is announced early is not all: with End-of-RIB after it, a restarted peer would drop the egress paths."""
+    world = World()
+    rounds(world, state())
+    assert world.complete == [False, True]
+    broken = World(broken="prepare group 7")
+    rounds(broken, state(), state())
+    assert set(broken.complete) == {False}
 
 
 def test_a_new_agent_withdraws_nothing_that_the_one_before_announced() -> None:
