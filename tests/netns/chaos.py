@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -29,6 +29,7 @@ from tests.netns.churn import Churn
 from tests.netns.daemons import Daemon, Daemons
 from tests.netns.footprint import footprint
 from tests.netns.lab import Lab
+from tests.netns.netns import run
 from tests.netns.pathwatch import Paths, PathWatch
 from tests.netns.story import EGRESS_IP, EGRESS_POOL, Story, build, fetch_vip, sessions_up, tor_table, write_manifests
 from tests.netns.traffic import Echo, NewConnections, Worker
@@ -44,6 +45,8 @@ class Outcome:
 
     seed: int
     kills: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ROLES, 0))
+    kills_while_starting: int = 0
+    kills_of_both: int = 0  # speaker and agent of a node together
     converged: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     faults: list[str] = field(default_factory=list)
     changes: int = 0
@@ -70,6 +73,8 @@ class Outcome:
                 rows.append(Row("  slowest", f"{times[-1]:.2f} s", f"< {CONVERGE:g} s"))
         return [
             *rows,
+            Row("  of speakers, together with the agent", f"{self.kills_of_both} kills"),
+            Row("kills again while starting (agent, operator)", f"{self.kills_while_starting} kills"),
             Row("changes of services, policies and pods meanwhile", f"{self.changes} changes"),
             Row("rounds that did not converge, and other faults", f"{len(self.faults)} faults", "= 0 faults"),
             Row("long connections, echoes with checksum", f"{self.long_connections}, {self.echoes} echoes"),
@@ -154,7 +159,7 @@ class Chaos:
         time.sleep(rng.uniform(0, 0.5))
         node = rng.choice([*self._lab.nodes])
         self._kill(role, node)
-        while role != "speaker" and rng.random() < 0.25 and self.outcome.kills[role] > 1:
+        while role != "speaker" and rng.random() < 0.25:
             # A speaker gets its time: a session that fails before End-of-RIB loses stale paths (RFC 4724, 4.2).
             time.sleep(rng.uniform(0, 0.8))
             self._kill(role, node, counted=False)
@@ -173,18 +178,31 @@ class Chaos:
 
     def _kill(self, role: str, node: str, *, counted: bool = True) -> None:
         daemon = self._daemon(role, node)
-        victims = [daemon.process.pid]
+        company = role == "speaker" and self._rng.random() < 0.4  # the agent at the same time
         if role == "speaker" and self._rng.random() < 0.5:
-            victims = daemon.relays() + victims
-        for pid in victims[:-1]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            kill_all(daemon.relays())
+        if company:
+            self._daemons.agents[node].kill()
         daemon.kill()
-        self.outcome.kills[role] += 1
+        if counted:
+            self.outcome.kills[role] += 1
+        else:
+            self.outcome.kills_while_starting += 1
         time.sleep(self._rng.uniform(0, 0.4))
-        {"agent": self._daemons.start_agent, "speaker": self._daemons.start_speaker}.get(
-            role, lambda _: self._daemons.start_operator()
-        )(node)
+        self._start(role, node)
+        if company:
+            self.outcome.kills_of_both += 1
+            time.sleep(self._rng.uniform(0, 0.4))
+            self._start("agent", node)
+
+    def _start(self, role: str, node: str) -> None:
+        match role:
+            case "agent":
+                self._daemons.start_agent(node)
+            case "speaker":
+                self._daemons.start_speaker(node)
+            case _:
+                self._daemons.start_operator()
 
     def _daemon(self, role: str, node: str) -> Daemon:
         if role == "operator":
@@ -228,6 +246,9 @@ class Chaos:
         table = {(prefix, p.protocol) for prefix, some in self._lab.tor.routes().items() for p in some}
         if table != (paths := self._wanted_paths(allocations)):
             return [f"the ToR's table: {sorted(table ^ paths)[:6]}"]
+        told = run(["birdc", "-s", str(self._lab.tor.bgp.socket), "show", "protocols", "all"])
+        if "Neighbor graceful restart active" in told:
+            return ["the ToR waits for End-of-RIB of a node"]
         try:
             return [f"{node}: {line}" for node in self._lab.nodes for line in self._daemons.plan(node)]
         except RouterdError as error:
@@ -257,6 +278,13 @@ class Chaos:
             found.faults.append(f"path watch: {paths.fault}")
 
 
+def kill_all(pids: Iterable[int]) -> None:
+    """SIGKILL; what has gone by itself is no error."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def complaints(outcome: Outcome) -> list[str]:
     """What did not hold, in words; empty when everything held."""
     return [
@@ -276,8 +304,7 @@ def chaos(prefix: str, kills: int, seed: int, told: Transcript, limit: float = 7
         story = Story(lab, Daemons(lab), begin)
         for scene in (build, write_manifests, sessions_up, tor_table, fetch_vip):
             scene(story)
-        run = Chaos(story, seed, told)
-        outcome = run.run(kills, begin + limit)
+        outcome = Chaos(story, seed, told).run(kills, begin + limit)
         if complaints(outcome):
             told.logs(story.daemons, lines=12)
     return outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ import pytest
 
 from bpf import layout, syscall
 from routerd.errors import RouterdError
-from tests.netns.daemons import Daemons
+from tests.netns.bird import Route
+from tests.netns.daemons import Daemons, attached
 from tests.netns.footprint import difference, footprint
 from tests.netns.hosts import Node
 from tests.netns.lab import Lab
+from tests.netns.netns import run
 from tests.netns.pathwatch import PathWatch
 from tests.netns.story import EGRESS_IP, Story, build, fetch_vip, sessions_up, tor_table, write_manifests
-from tests.netns.traffic import Download, Echo
+from tests.netns.traffic import Download, Echo, NewConnections
 
 
 @dataclass
@@ -113,9 +116,200 @@ def test_an_adopting_agent_changes_nothing(running: Running) -> None:
     assert "event=round " not in said
 
 
+def test_a_running_agent_mends_by_itself(running: Running) -> None:
+    """Several things broken at once, and nobody restarts anything: within a period or two all is back."""
+    worker, gateway = running.lab.node("worker"), running.lab.node("gw1")
+    before = running.footprints()
+    pids = {node: daemon.process.pid for node, daemon in running.daemons.agents.items()}
+    for name in ("guard-deleted", "map-entries-deleted-at-the-source", "map-pin-removed"):
+        MENDED[name][1](running, worker)
+    for name in ("blackhole-route-deleted", "tunnel-down", "state-pins-removed", "program-pin-removed"):
+        MENDED[name][1](running, gateway)
+    running.settled()
+    running.selected_pods_leave()
+    assert {node: difference(before[node], now) for node, now in running.footprints().items()} == {
+        node: [] for node in running.lab.nodes
+    }
+    assert pids == {node: daemon.process.pid for node, daemon in running.daemons.agents.items()}
+
+
+def test_foreign_programs_are_left_alone(running: Running) -> None:
+    """Somebody else's qdisc and filter on a pod's device and on an uplink, before a restart and behind it."""
+    worker, gateway = running.lab.node("worker"), running.lab.node("gw1")
+    places = [(worker, running.lab.pod("snat-pod").device), (worker, "eth0"), (gateway, "eth0")]
+    for node, device in places:
+        node.run(["tc", "qdisc", "add", "dev", device, "clsact"])
+        for hook in ("ingress", "egress"):
+            add = ["tc", "filter", "add", "dev", device, hook, "prio", "3", "protocol", "all"]
+            node.run([*add, "bpf", "bytecode", "1,6 0 0 4294967295", "classid", "1:1"])
+    shown = [_filters(node, device) for node, device in places]
+    before = running.footprints()
+    running.selected_pods_leave()
+    running.restart_agents("worker", "gw1")
+    running.settled()
+    running.selected_pods_leave()
+    assert [_filters(node, device) for node, device in places] == shown
+    assert all(shown)
+    assert running.footprints() == before
+    for node, device in places:
+        node.run(["tc", "qdisc", "del", "dev", device, "clsact"])
+
+
+def _filters(node: Node, device: str) -> str:
+    return "".join(node.run(["tc", "filter", "show", "dev", device, hook]) for hook in ("ingress", "egress"))
+
+
+# --- speakers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("victims", ["exabgp", "relay", "both", "agent too"])
+def test_a_killed_speaker_loses_no_path(running: Running, victims: str) -> None:
+    speaker, tor = running.daemons.speakers["gw1"], running.lab.tor
+    before, since = tor.routes(), _since(running)
+    with (
+        PathWatch(tor.bgp.socket) as watch,
+        NewConnections(running.lab.client, nodes_of(running), running.story.vip) as new,
+    ):
+        watch.wanted = paths_now(running)
+        relays = speaker.relays()
+        assert relays
+        if victims == "agent too":
+            running.daemons.agents["gw1"].kill()
+        if victims != "exabgp":
+            for pid in relays:
+                os.kill(pid, signal.SIGKILL)
+        if victims == "relay":  # ExaBGP starts another one
+            running.lab.wait(lambda: set(speaker.relays()) - set(relays), 5, "another relay")
+        else:
+            speaker.kill()
+            running.daemons.start_speaker("gw1")
+        if victims == "agent too":
+            running.daemons.start_agent("gw1")
+        running.lab.wait(lambda: tor.sessions()["gw1"] == "Established", 10, "the session is up")
+        running.settled()
+        running.lab.wait(lambda: _stale(running) == 0, 10, "the peer has End-of-RIB: nothing is stale")
+        assert new.end() == ""
+    assert watch.missed == []
+    assert watch.looks > 20
+    assert _table(before) == _table(tor.routes())
+    changed = {node for node, text in _since(running).items() if text != since[node]}
+    assert changed == (set() if victims == "relay" else {"gw1"})
+
+
+def nodes_of(running: Running) -> set[str]:
+    return {node.address for node in running.lab.nodes.values()}
+
+
+def _table(routes: dict[str, list[Route]]) -> set[tuple[str, str, str, str]]:
+    return {
+        (prefix, path.protocol, path.next_hop, str(sorted(path.attributes.items())))
+        for prefix, some in routes.items()
+        for path in some
+    }
+
+
+def _stale(running: Running) -> int:
+    """Nodes whose paths the ToR keeps of an ended session: End-of-RIB has not come yet."""
+    return birdc(running, "show protocols all").count("Neighbor graceful restart active")
+
+
+def _since(running: Running) -> dict[str, str]:
+    """Node -> since when its session is up."""
+    rows = (line.split() for line in birdc(running, "show protocols").splitlines())
+    return {row[0]: row[4] for row in rows if len(row) > 5 and row[1] == "BGP"}
+
+
+def test_the_path_watch_can_fail(running: Running) -> None:
+    with PathWatch(running.lab.tor.bgp.socket) as watch:
+        watch.wanted = paths_now(running)
+        birdc(running, "disable gw2")
+        birdc(running, "enable gw2")
+        running.lab.wait(lambda: watch.missed, 5, "the watch notices")
+        assert {node for _, _, node in watch.missed} == {"gw2"}
+    running.lab.wait(lambda: paths_now(running) == watch.wanted, 20, "the paths are back")
+
+
+# --- everything -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nodes", [("worker",), ("gw1",), ("gw1", "gw2", "worker")], ids=["worker", "gateway", "all"])
+def test_a_whole_set_killed_at_once(running: Running, nodes: Sequence[str]) -> None:
+    """Agent and speaker of a node; and everything there is, the operator too."""
+    daemons, before = running.daemons, running.footprints()
+    table = _table(running.lab.tor.routes())
+    killed = [daemons.agents[n] for n in nodes] + [daemons.speakers[n] for n in nodes]
+    with PathWatch(running.lab.tor.bgp.socket) as watch, Echo(running.lab.pod("snat-pod")) as echo:
+        watch.wanted = paths_now(running)
+        running.lab.wait(lambda: echo.rounds > 2, 5, "the echo runs")
+        if len(nodes) > 1:
+            assert daemons.operator is not None
+            killed.append(daemons.operator)
+        for daemon in killed:
+            daemon.kill()
+        at = echo.rounds
+        running.lab.wait(lambda: echo.rounds > at + 10, 5, "the echo goes on with nobody there")
+        if len(nodes) > 1:
+            daemons.start_operator()
+        for node in nodes:
+            daemons.start_speaker(node)
+            daemons.start_agent(node)
+        running.settled()
+        running.lab.wait(lambda: _stale(running) == 0, 10, "nothing is stale")
+        assert echo.end() == ""
+    assert watch.missed == []
+    assert _table(running.lab.tor.routes()) == table
+    assert running.footprints() == before
+
+
 def paths_now(running: Running) -> frozenset[tuple[str, str]]:
     found = {(prefix, path.protocol) for prefix, some in running.lab.tor.routes().items() for path in some}
     return frozenset(found)
+
+
+# --- cleanup ----------------------------------------------------------------------------------------------------------
+
+
+def test_cleanup_leaves_nothing_of_ours_and_all_of_others(running: Running) -> None:
+    """Twice, on a gateway that reserves ports, beside what others have put there; then the node starts from nothing."""
+    node, daemons = running.lab.node("gw2"), running.daemons
+    refused = daemons.routerd("gw2", "cleanup", check=False)
+    assert "stop it first" in refused
+    daemons.agents["gw2"].kill()
+    assert "speaker" in daemons.routerd("gw2", "cleanup", check=False)
+    daemons.speakers["gw2"].kill()
+
+    node.ip("route add blackhole 192.0.2.200 proto static", "link add foreign0 type bridge")
+    node.nft("table inet foreign { chain forward { type filter hook forward priority 0; }; }")
+    node.run(["tc", "qdisc", "add", "dev", "eth0", "clsact"])
+    node.run(["sysctl", "-qw", "net.ipv4.ip_local_reserved_ports=30000-30010,60990-65535"])  # ours, and a neighbour
+    foreign = _foreign(node)
+    removed = daemons.routerd("gw2", "cleanup").splitlines()
+    assert {"removed device routerd.vxlan", "removed nft table inet routerd"} <= set(removed)
+    assert daemons.routerd("gw2", "cleanup") == "nothing to remove\n"
+
+    ports = len(range(30000, 30011)) + len(range(60990, 61000))
+    assert footprint(node) == {"reserved ports": ports}
+    assert not (node.pin_dir / "routerd").exists()
+    assert attached(node) == {}
+    assert _foreign(node) == foreign
+    assert node.run(["sysctl", "-n", "net.ipv4.ip_local_reserved_ports"]) == "30000-30010,60990-60999\n"
+    node.ip("route del blackhole 192.0.2.200", "link del foreign0")
+    node.nft("delete table inet foreign")
+    node.run(["tc", "qdisc", "del", "dev", "eth0", "clsact"])
+    node.run(["sysctl", "-qw", "net.ipv4.ip_local_reserved_ports="])
+    daemons.start_speaker("gw2")
+    running.restart_agents("gw2")
+
+
+def _foreign(node: Node) -> list[str]:
+    """What is not ours, as the node's tools show it."""
+    own = ("routerd", " 203 ")
+    shown = [
+        node.run(["nft", "list", "table", "inet", "foreign"]), node.run(["tc", "qdisc", "show"]),
+        *node.run(["ip", "-o", "link"]).splitlines(), *node.run(["ip", "-4", "route"]).splitlines(),
+        node.run(["nft", "list", "tables"]).replace("table inet routerd\n", ""),
+    ]  # fmt: skip
+    return [text for text in shown if not any(word in text for word in own)]
 
 
 # --- damage, mended by the next agent -------------------------------------------------------------------------------
@@ -247,3 +441,7 @@ def _is_expected(name: str, line: str) -> bool:
     if name == "unused-program-pin-removed":  # nothing else holds it: all programs are loaded again and swapped
         return line.startswith(("program ", "link "))
     return False
+
+
+def birdc(running: Running, command: str) -> str:
+    return run(["birdc", "-s", str(running.lab.tor.bgp.socket), *command.split()])
