@@ -13,7 +13,7 @@ from typing import Literal
 
 from routerd.config import parse_config
 from routerd.errors import InputError
-from routerd.formats.compose import documents
+from routerd.formats.compose import documents, first_document, inner_source
 from routerd.formats.core import expand_lists
 from routerd.formats.document import Source, Value
 from routerd.formats.legacy_bgp import Dialect, as_json
@@ -58,8 +58,30 @@ class Finding:
 
 
 def check_dialect(text: str, dialect: Dialect) -> dict[str, object]:
-    """One BGP document as its original parser decides: `{"ok": …}` or `{"error": …}`."""
-    return as_json(text, dialect)
+    """One BGP document, or a ConfigMap that carries it, as the original parser decides: `{"ok": …}` or `{"error": …}`.
+
+    The places in an error are those in `text`.
+    """
+    carried = _carried(text)
+    if carried is None:
+        return as_json(text, dialect)
+    return as_json(carried.text, dialect, inner_source(carried, text.splitlines()))
+
+
+def _carried(text: str) -> Value | None:
+    """The BGP document in a ConfigMap, whatever its name; None if `text` is none, or does not parse."""
+    try:
+        document = first_document(text)
+        if document is None or not document.is_mapping:
+            return None
+        kind = document.section.get("kind")
+        if kind is None or not kind.is_scalar or kind.text != "ConfigMap":
+            return None
+        data = document.section.section("data")
+    except InputError:
+        return None
+    found = (data.get(key) for key in ("config.yaml", "config")) if data else ()
+    return next((value for value in found if value is not None and value.is_scalar), None)
 
 
 def check_paths(paths: Sequence[Path]) -> list[Finding]:

@@ -18,7 +18,7 @@ import routerd
 from routerd.cli import codes
 from routerd.cli.main import DEFAULT_CONFIG
 from routerd.cli.table import render, table
-from routerd.errors import EnvironmentFault, RouterdError
+from routerd.errors import EnvironmentFault, InputError, RouterdError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -226,12 +226,35 @@ def _status_text(found: Mapping[str, Any]) -> str:
 def check(arguments: argparse.Namespace) -> int:
     from routerd.check import check_paths
 
+    if arguments.dialect:
+        return _check_dialect(arguments)
     findings = check_paths(arguments.files)
-    for finding in findings:
-        print(finding)
     errors = sum(finding.severity == "error" for finding in findings)
-    print(f"{errors} errors, {len(findings) - errors} warnings")
+    if arguments.output == "json":
+        print(json.dumps([finding.as_json() for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            print(finding)
+        print(f"errors: {errors}, warnings: {len(findings) - errors}")
     return codes.REFUSED if errors else codes.OK
+
+
+def _check_dialect(arguments: argparse.Namespace) -> int:
+    from routerd.check import check_dialect
+    from routerd.store.disk import read_text
+
+    if len(arguments.files) != 1:
+        print("routerd: check --dialect takes one file", file=sys.stderr)
+        return codes.USAGE
+    try:
+        result = check_dialect(read_text(arguments.files[0]), arguments.dialect)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=str(arguments.files[0])) from None
+    if arguments.output == "json":
+        print(json.dumps(result))
+    else:
+        print(f"{arguments.files[0]}: {result.get('error', 'ok')}")
+    return codes.REFUSED if "error" in result else codes.OK
 
 
 def cleanup(arguments: argparse.Namespace) -> int:

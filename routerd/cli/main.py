@@ -56,6 +56,12 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files", nargs="+", type=Path, metavar="FILE", help="manifest, legacy ConfigMap, or directory of them"
     )
+    parser.add_argument(
+        "--dialect",
+        choices=("cilium-1.10", "metallb-0.12"),
+        help="read one bare BGP document, or a ConfigMap with one, exactly as that program does",
+    )
+    parser.add_argument("--output", choices=("text", "json"), default="text", help="how to print (default: text)")
 
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +124,11 @@ COMMANDS = (
     Command(
         "check",
         "say what is wrong with files before they are applied",
-        ("routerd check configs/", "routerd check bgp-config.yaml policies.yaml"),
+        (
+            "routerd check configs/",
+            "routerd check bgp-config.yaml policies.yaml",
+            "routerd check --dialect cilium-1.10 --output json config.yaml",
+        ),
         "Exit code 0: every object is taken. 1: something is refused; each line names file, line, key and reason.",
         _check_arguments,
     ),

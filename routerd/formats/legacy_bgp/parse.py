@@ -39,10 +39,10 @@ def parse(text: str, dialect: Dialect, source: Source = NOWHERE) -> LegacyConfig
     )
 
 
-def as_json(text: str, dialect: Dialect) -> dict[str, object]:
+def as_json(text: str, dialect: Dialect, source: Source = NOWHERE) -> dict[str, object]:
     """`{"ok": {"peers": […], "pools": {…}}}` or `{"error": "… (line L, column C)"}`, as `routerd check` prints it."""
     try:
-        parsed = _parse(text, dialect, NOWHERE)
+        parsed = _parse(text, dialect, source)
     except InputError as error:
         return {"error": f"{error.message} (line {error.line}, column {error.column})"}
     shown_pools = {pool.name: pools.as_json(pool, dialect) for pool in parsed.pools}
