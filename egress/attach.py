@@ -21,6 +21,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from bpf import syscall
+from egress import host_settings
 from egress.plan import Attachment
 
 Mode = Literal["auto", "tcx", "clsact"]
@@ -63,6 +64,7 @@ class Attacher:
 
     def __init__(self, pin_directory: Path, mode: Mode = "auto") -> None:
         self._programs = pin_directory / "programs"
+        self._pins = pin_directory
         self._links = pin_directory / "links"
         self.mode = _resolve(mode)
 
@@ -145,6 +147,7 @@ class Attacher:
         with IPRoute() as route:
             try:
                 route.tc("add", "clsact", ifindex)
+                host_settings.record_qdisc(self._pins, ifindex)
             except NetlinkError as error:
                 if error.code != errno.EEXIST:
                     raise
@@ -177,6 +180,24 @@ class Attacher:
             except NetlinkError as error:
                 if error.code not in NOT_THERE:
                     raise
+
+    def remove_qdiscs(self) -> list[int]:
+        """Takes away the clsact qdiscs that we made and nobody uses; returns the devices."""
+        ours = sorted(host_settings.recorded_qdiscs(self._pins))
+        return off_loop(lambda: [ifindex for ifindex in ours if _delete_unused_qdisc(ifindex)]) if ours else []
+
+
+def _delete_unused_qdisc(ifindex: int) -> bool:
+    with IPRoute() as route:
+        try:
+            if any(route.get_filters(index=ifindex, parent=parent) for parent in (CLSACT_INGRESS, CLSACT_EGRESS)):
+                return False
+            route.tc("del", "clsact", ifindex)
+        except NetlinkError as error:
+            if error.code not in NOT_THERE:
+                raise
+            return False
+    return True
 
 
 def _own_filters(device: str, hook: str) -> Iterator[tuple[str, int]]:

@@ -327,8 +327,8 @@ def reserve_ports(ports: range) -> None:
     _write_reserved(reserved_ports() | set(ports))
 
 
-def release_ports(ports: range) -> None:
-    _write_reserved(reserved_ports() - set(ports))
+def release_ports(ports: set[int]) -> None:
+    _write_reserved(reserved_ports() - ports)
 
 
 def _write_reserved(ports: set[int]) -> None:

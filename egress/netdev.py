@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bpf import bcc_loader, layout, loader, pins, syscall
-from egress import conntrack, devices, guard, plan
+from egress import conntrack, devices, guard, host_settings, plan
 from egress.attach import Attacher, Mode, off_loop
 from egress.devices import TUNNEL, Link, RouteSocket
 from egress.entries import Facts
@@ -219,6 +219,7 @@ class Datapath:
 
     @_do.register
     def _(self, _action: plan.ReservePorts) -> None:
+        host_settings.record_ports(self._pins, devices.reserved_ports() & set(plan.RESERVED))
         devices.reserve_ports(plan.RESERVED)
 
     @_do.register
@@ -284,14 +285,21 @@ class Datapath:
         if guard.parse(_list_guard()) is not None:
             _nft(["delete", "table", guard.FAMILY, guard.TABLE])
             removed.append(f"nft table {guard.FAMILY} {guard.TABLE}")
-        if devices.are_reserved(plan.RESERVED):
-            devices.release_ports(plan.RESERVED)
-            removed.append(f"reserved ports {plan.RESERVED_PORTS}")
+        removed += self._restore_host_settings()
         self._maps.close()
         if self._pins.exists():
             loader.remove_pins(self._pins)
             removed.append(f"pins under {self._pins}")
         return removed
+
+    def _restore_host_settings(self) -> list[str]:
+        restored = [f"qdisc clsact of device {index}" for index in self._attacher.remove_qdiscs()]
+        before = host_settings.recorded_ports(self._pins)
+        if before is not None:
+            devices.release_ports(set(plan.RESERVED) - before)
+            restored.append(f"reserved ports {plan.RESERVED_PORTS}")
+        host_settings.forget(self._pins)
+        return restored
 
 
 def _tunnel(by_name: Mapping[str, int], links: Mapping[int, Link]) -> plan.Tunnel | None:

@@ -384,6 +384,7 @@ def test_removal_leaves_nothing(cluster: Cluster) -> None:
     assert not (worker.pin_dir / "routerd").exists()
     assert "routerd" not in worker.run(["nft", "list", "ruleset"])
     assert "routerd" not in worker.run(["ip", "link"])
+    assert "clsact" not in worker.run(["tc", "qdisc", "show"])
     assert cluster.lab.pod("sel").get(FW_ADDRESS).refusal == "refused"
     cluster.apply()
     assert cluster.lab.pod("sel").get(FW_ADDRESS).source == str(EGRESS_IP)

@@ -281,7 +281,7 @@ def test_cleanup_leaves_nothing_of_ours_and_all_of_others(running: Running) -> N
     node.ip("route add blackhole 192.0.2.200 proto static", "link add foreign0 type bridge")
     node.nft("table inet foreign { chain forward { type filter hook forward priority 0; }; }")
     node.run(["tc", "qdisc", "add", "dev", "eth0", "clsact"])
-    node.run(["sysctl", "-qw", "net.ipv4.ip_local_reserved_ports=30000-30010,60990-65535"])  # ours, and a neighbour
+    node.run(["sysctl", "-qw", "net.ipv4.ip_local_reserved_ports=30000-30010,60990-65535"])  # others' beside ours
     foreign = _foreign(node)
     removed = daemons.routerd("gw2", "cleanup").splitlines()
     assert {"removed device routerd.vxlan", "removed nft table inet routerd"} <= set(removed)
@@ -303,13 +303,9 @@ def test_cleanup_leaves_nothing_of_ours_and_all_of_others(running: Running) -> N
 
 def _foreign(node: Node) -> list[str]:
     """What is not ours, as the node's tools show it."""
-    own = ("routerd", " 203 ")
-    shown = [
-        node.run(["nft", "list", "table", "inet", "foreign"]), node.run(["tc", "qdisc", "show"]),
-        *node.run(["ip", "-o", "link"]).splitlines(), *node.run(["ip", "-4", "route"]).splitlines(),
-        node.run(["nft", "list", "tables"]).replace("table inet routerd\n", ""),
-    ]  # fmt: skip
-    return [text for text in shown if not any(word in text for word in own)]
+    commands = ("ip -o link", "ip -4 route", "tc qdisc show", "nft list tables", "nft list table inet foreign")
+    lines = [line for command in commands for line in node.run(command.split()).splitlines()]
+    return [line for line in lines if "routerd" not in line and " proto 203 " not in line]
 
 
 # --- damage, mended by the next agent -------------------------------------------------------------------------------
