@@ -115,9 +115,17 @@ class Reflector:
         query["timeoutSeconds"] = str(max(1, round(self.timings.watch * random.uniform(1, 2))))
         if resource.field_selector:
             query["fieldSelector"] = resource.field_selector
-        async with self.client.watch(resource.path, silence=self.timings.silence, **query) as events:
-            self._well(False)
-            heard = await self._hear(events)
+        heard = is_open = False
+        try:
+            async with self.client.watch(resource.path, silence=self.timings.silence, **query) as events:
+                is_open = True
+                self._well(False)
+                heard = await self._hear(events)
+        except ApiError as error:
+            # Silence is no failure: it may be that nothing happened and the server sends no bookmarks.
+            if error.status or not is_open or self.clock() - began < self.timings.silence:
+                raise
+            self._failures = 0
         if not heard and self.clock() - began < self.timings.first_pause:
             raise ApiError(0, "Ended", "the watch ended at once")
 

@@ -126,10 +126,9 @@ def test_a_server_that_asks_to_wait_is_not_asked_again_at_once() -> None:
         async with cluster(node("node1"), service("web")) as api:
             api.server.fault(too_many=4, retry_after=1)
             async with agent_store(api) as agent:
-                await eventually(lambda: api.server.faults.too_many == 0, "four were refused")
-                refused = sum(each.fault is not None for each in agent.store.reflectors)
-                requests = agent.client.requests.total()
-                assert refused == 4 and requests <= 2 * len(agent.store.reflectors)
+                faults = agent.store.reflectors
+                await eventually(lambda: sum(each.fault is not None for each in faults) == 4, "four were refused")
+                assert agent.client.requests.total() <= 2 * len(agent.store.reflectors)
                 await agent.synced()
 
     asyncio.run(story())
