@@ -1,4 +1,4 @@
-"""The install manifests: parsed, complete, fitting together; the container's privileges are those of the systemd units."""
+"""The install manifests: parsed, complete, fitting together; privileges are those of the systemd units."""
 
 from __future__ import annotations
 

@@ -76,6 +76,24 @@ def parse_path(catalogue: Catalogue, path: str) -> tuple[Resource, str, str, str
     return resource, namespace, name, subresource
 
 
+def guess_path(path: str) -> tuple[Resource, str, str, str] | None:
+    """What a path would mean if its resource were served: access is checked before that is looked at."""
+    parts = [part for part in path.split("/") if part]
+    if parts[:2] == ["api", "v1"]:
+        group, version, rest = "", "v1", parts[2:]
+    elif parts[:1] == ["apis"] and len(parts) > 3:
+        group, version, rest = parts[1], parts[2], parts[3:]
+    else:
+        return None
+    namespace = ""
+    if rest[:1] == ["namespaces"] and len(rest) > 2:
+        namespace, rest = rest[1], rest[2:]
+    if not rest:
+        return None
+    name, subresource = [*rest[1:], "", ""][:2]
+    return Resource(group, version, rest[0], "", namespaced=bool(namespace)), namespace, name, subresource
+
+
 _VERBS = {"GET": "get", "HEAD": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 

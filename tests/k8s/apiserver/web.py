@@ -14,7 +14,7 @@ from aiohttp import web
 from . import discovery, errors
 from .access import Access, lifetime
 from .api import Api
-from .call import Call, User, parse_path, verb_of
+from .call import Call, User, guess_path, parse_path, verb_of
 from .errors import ApiError, bad_request
 from .faults import Faults
 from .meta import now_text
@@ -76,6 +76,15 @@ class Site:
         self.access.note(call, code, rule)
         return _response(code, answer)
 
+    def _allowed(self, call: Call, code: int) -> None:
+        """Notes the request as answered with `code`, or as refused. Raises ApiError 403."""
+        try:
+            rule = self.access.check(call)
+        except ApiError as error:
+            self.access.note(call, error.code, None)
+            raise
+        self.access.note(call, code, rule)
+
     def _handler(self, call: Call) -> Callable[[Call], tuple[int, bytes]]:
         if call.subresource == "token":
             return self._token
@@ -96,7 +105,12 @@ class Site:
         path = request.path.rstrip("/")
         while self.faults.silent:
             await self.faults.spoken.wait()
-        self.access.check_path(user, path)
+        if guessed := guess_path(path):
+            resource, namespace, name, subresource = guessed
+            verb = verb_of(request.method, name, request.query)
+            self._allowed(Call(verb, resource, namespace, name, subresource, dict(request.query), user=user), 404)
+        else:
+            self.access.check_path(user, path)
         if path in ("/healthz", "/livez", "/readyz"):
             return web.Response(text="ok")
         document = discovery.document(self.api.catalogue, path)
