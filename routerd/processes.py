@@ -22,6 +22,7 @@ from routerd.api import ApiServer
 from routerd.config import Config
 from routerd.desired import Settings
 from routerd.errors import StoreError
+from routerd.health import node_health
 from routerd.lifetime import Source
 from routerd.log import event
 from routerd.model import Allocations, NodeReport, Snapshot
@@ -134,8 +135,7 @@ def _assembled(config: Config, source: Source, heart: Heart, store: Store) -> Ag
 
     for directory in (config.run_dir, config.state_dir):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    on_store, on_speaker, on_links = Callback(), Callback(), Callback()
-    store = file_store(config, on_store)
+    on_speaker, on_links = Callback(), Callback()
     speaker = Speaker(relay_socket(config.run_dir), on_change=on_speaker) if config.bgp.enabled else None
     datapath = open_datapath(config) if config.egress.enabled else None
     tasks: dict[str, Task] = {"store": store.run, "heart": heart.beat}
@@ -152,7 +152,8 @@ def _assembled(config: Config, source: Source, heart: Heart, store: Store) -> Ag
         tasks=tasks,
         on_ready=_ready,
     )
-    on_store.to, on_speaker.to, on_links.to, source.told = body.wake, body.refresh, body.recheck, body.config_is
+    on_speaker.to, on_links.to, source.told = body.refresh, body.recheck, body.config_is
+    store.report_health(lambda: node_health(body.status, store.snapshot().allocations))
     return body
 
 

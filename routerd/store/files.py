@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from watchfiles import awatch
 from watchfiles._rust_notify import WatchfilesRustInternalError
@@ -96,6 +96,9 @@ class FileStore:
             write_atomically(path, write_node_report(report))
             self._reports = {**self._reports, path: Held(stamp(path), report)}
         self._on_change()
+
+    def report_health(self, health: Callable[[], Mapping[str, Any]]) -> None:
+        """A file has no place for it: `routerd status` tells."""
 
     def load(self) -> Snapshot:
         """Reads everything now, without waiting; `run` does so by itself."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from routerd.model import Allocations, NodeReport, Snapshot
 
@@ -26,6 +26,9 @@ class Store(Protocol):
 
     def write_node_report(self, report: NodeReport) -> None:
         """Publishes this node's report if it differs. Raises StoreError."""
+
+    def report_health(self, health: Callable[[], Mapping[str, Any]]) -> None:
+        """`health` gives what else a report tells people, where the store has a place for it."""
 
     async def run(self) -> None:
         """Watches until it is cancelled. Returning is a fault."""
