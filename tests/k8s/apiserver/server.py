@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import ssl
+import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
@@ -32,11 +35,20 @@ class ApiServer:
     """`with ApiServer() as server:` serves until the block ends.
 
     `server.url`, `server.kubeconfig` (a file, as the administrator), `server.kubeconfig_for(token)`.
-    `bookmarks`: seconds between bookmarks. `watch_list`: whether sendInitialEvents is known.
+    `bookmarks`: seconds between bookmarks. `watch_list`: whether sendInitialEvents is known. `tls`: https with a
+    certificate of its own (needs openssl). `managed_fields`: whether writes are tracked for server-side apply.
     """
 
-    def __init__(self, *, port: int = 0, bookmarks: float = 60.0, watch_list: bool = True) -> None:
-        self._port, self._bookmarks, self._watch_list = port, bookmarks, watch_list
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        bookmarks: float = 60.0,
+        watch_list: bool = True,
+        tls: bool = False,
+        managed_fields: bool = True,
+    ) -> None:
+        self._port, self._bookmarks = port, bookmarks
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="apiserver", daemon=True)
         self._started = threading.Event()
@@ -45,7 +57,8 @@ class ApiServer:
         self.url = ""
         self.storage = Storage()
         self.catalogue = Catalogue()
-        self.api = Api(self.storage, self.catalogue)
+        self._tls = certificate(Path(self._directory.name)) if tls else None
+        self.api = Api(self.storage, self.catalogue, managed_fields=managed_fields)
         self.watches = Watches(self.storage, watch_list=watch_list)
         self.access = Access(self.storage, ADMIN_TOKEN)
         self.faults = Faults()
@@ -93,10 +106,10 @@ class ApiServer:
             await self._runner.cleanup()
 
     async def _listen(self) -> None:
-        self._listener = web.TCPSite(self._runner, "127.0.0.1", self._port)
+        self._listener = web.TCPSite(self._runner, "127.0.0.1", self._port, ssl_context=_context(self._tls))
         await self._listener.start()
         host, self._port = self._runner.addresses[0][:2]
-        self.url = f"http://{host}:{self._port}"
+        self.url = f"http{'s' if self._tls else ''}://{host}:{self._port}"
 
     def run(self, work: Callable[[], T]) -> T:
         """Do `work` in the server's thread and give its result."""
@@ -109,13 +122,17 @@ class ApiServer:
     # --- what tests use beside HTTP
 
     @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", self._port
+
+    @property
     def kubeconfig(self) -> str:
         return self.kubeconfig_for(ADMIN_TOKEN)
 
     def kubeconfig_for(self, token: str) -> str:
         """A kubeconfig file for the bearer of `token`."""
         path = Path(self._directory.name) / f"{abs(hash(token))}.kubeconfig"
-        path.write_text(yaml.safe_dump(kubeconfig(self.url, token)))
+        path.write_text(yaml.safe_dump(kubeconfig(self.url, token, self._tls)))
         return str(path)
 
     def load(self, objects: Iterable[dict[str, Any]]) -> None:
@@ -200,11 +217,37 @@ class ApiServer:
 _NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
 
 
-def kubeconfig(url: str, token: str) -> dict[str, Any]:
+def certificate(directory: Path) -> Path:
+    """A key and a certificate for 127.0.0.1, signed by itself, in one file."""
+    path = directory / "server.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1"
+    options = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(path), "-out", "-"]
+    done = subprocess.run([*command.split(), *options], capture_output=True, check=True, timeout=30)
+    path.write_bytes(path.read_bytes() + done.stdout)
+    return path
+
+
+def _context(pem: Path | None) -> ssl.SSLContext | None:
+    if pem is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pem)
+    return context
+
+
+def _authority(pem: Path | None) -> dict[str, str]:
+    if pem is None:
+        return {}
+    text = pem.read_text()
+    text = text[text.index("-----BEGIN CERTIFICATE") :]
+    return {"certificate-authority-data": base64.b64encode(text.encode()).decode()}
+
+
+def kubeconfig(url: str, token: str, pem: Path | None = None) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": "double", "cluster": {"server": url}}],
+        "clusters": [{"name": "double", "cluster": {"server": url, **_authority(pem)}}],
         "users": [{"name": "user", "user": {"token": token}}],
         "contexts": [{"name": "double", "context": {"cluster": "double", "user": "user"}}],
         "current-context": "double",
