@@ -96,6 +96,7 @@ class Chaos:
         self._story, self._lab, self._daemons = story, story.lab, story.daemons
         self._rng = random.Random(seed)
         self._told = told
+        self._waited_for = ""  # the last difference seen in this round
 
     def run(self, kills: int, until: float) -> Outcome:
         """`kills` of each role in random order; none is begun after monotonic time `until`."""
@@ -170,11 +171,13 @@ class Chaos:
                 netns.wait(self._is_exact, CONVERGE, "exactly what is wanted", interval=0.03)
             except netns.WaitTimeout:
                 self.outcome.faults.append(f"after {role} of {node}: {'; '.join(self._differences()[:6])}")
-            self.outcome.converged[role].append(time.monotonic() - begin)
-            self._told.say(
-                f"  {sum(self.outcome.kills.values()):4} {role:<9}{node if role != 'operator' else '':<8}"
-                f"{time.monotonic() - begin:6.2f} s  {len(churn.services)} services, {len(churn.policies)} policies"
-            )
+            self._note(role, node, time.monotonic() - begin)
+
+    def _note(self, role: str, node: str, seconds: float) -> None:
+        self.outcome.converged[role].append(seconds)
+        number, where = sum(self.outcome.kills.values()), "" if role == "operator" else node
+        self._told.say(f"  {number:4} {role:<9}{where:<8}{seconds:6.2f} s  last: {self._waited_for:.60}")
+        self._waited_for = ""
 
     def _kill(self, role: str, node: str, *, counted: bool = True) -> None:
         daemon = self._daemon(role, node)
@@ -229,7 +232,9 @@ class Chaos:
         return wanted | {(f"{group.egress_ip}/32", slot.node) for group in announced for slot in group.gateways}
 
     def _is_exact(self) -> bool:
-        return not self._differences()
+        found = self._differences()
+        self._waited_for = found[0] if found else self._waited_for
+        return not found
 
     def _differences(self) -> list[str]:
         """What is not as wanted, cheapest first: the operator's document, the ToR's table, each node's plan."""

@@ -270,7 +270,9 @@ def paths_now(running: Running) -> frozenset[tuple[str, str]]:
 
 
 def test_cleanup_leaves_nothing_of_ours_and_all_of_others(running: Running) -> None:
-    """Twice, on a gateway that reserves ports, beside what others have put there; then the node starts from nothing."""
+    """Twice, on a gateway that reserves ports, beside what others have put there; then the node starts from nothing,
+    and is killed over and over before it has it all.
+    """
     node, daemons = running.lab.node("gw2"), running.daemons
     refused = daemons.routerd("gw2", "cleanup", check=False)
     assert "stop it first" in refused
@@ -298,6 +300,10 @@ def test_cleanup_leaves_nothing_of_ours_and_all_of_others(running: Running) -> N
     node.run(["tc", "qdisc", "del", "dev", "eth0", "clsact"])
     node.run(["sysctl", "-qw", "net.ipv4.ip_local_reserved_ports="])
     daemons.start_speaker("gw2")
+    for delay in (0.4, 0.6, 0.8, 1.0):  # killed somewhere in its first round, over nothing or over half of it
+        daemons.start_agent("gw2")
+        time.sleep(delay)
+        daemons.agents["gw2"].kill()
     running.restart_agents("gw2")
 
 
@@ -407,6 +413,7 @@ MENDED: dict[str, tuple[str, Damage]] = {
     "settings-pin-removed": ("gw1", unpin("maps/settings")),
     "program-pin-removed": ("gw1", unpin("programs/from_tunnel")),
     "unused-program-pin-removed": ("gw1", unpin("programs/collect")),
+    "every-pin-removed": ("worker", unpin_everything),
     "reserved-ports-reset": ("gw2", command("sysctl", "-qw", "net.ipv4.ip_local_reserved_ports=")),
 }  # fmt: skip
 
@@ -434,6 +441,8 @@ def _is_expected(name: str, line: str) -> bool:
         return line.startswith(("device routerd.vxlan", "link from_tunnel"))
     if name == "links-detached":
         return line.startswith("link ")
+    if name == "every-pin-removed":
+        return line.startswith(("program ", "link ", "map "))
     if name == "unused-program-pin-removed":  # nothing else holds it: all programs are loaded again and swapped
         return line.startswith(("program ", "link "))
     return False
