@@ -21,6 +21,7 @@ from routerd.formats.compose import value_of
 from routerd.formats.document import NOWHERE
 from routerd.formats.native import read_address_pool, read_egress_policy
 from tests.k8s.apiserver import schema
+from tests.k8s.apiserver.cel import RULES
 from tests.k8s.apiserver.definitions import with_defaults
 from tests.k8s.client import Json
 
@@ -210,3 +211,14 @@ def test_the_definitions_are_right(kind: str) -> None:
     taken = {"eg", "eip", "ippool", "cegp", "cenp", "veg", "eps", "ep", "ap"}
     assert not taken & set(CRDS[kind]["spec"]["names"]["shortNames"])
     assert CRDS[kind]["spec"]["versions"][0]["subresources"] == {"status": {}}
+
+
+def rule_texts(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        here = {each["rule"] for each in value.get("x-kubernetes-validations", ())}
+        return here.union(*(rule_texts(item) for item in value.values()))
+    return set().union(*(rule_texts(item) for item in value)) if isinstance(value, list) else set()
+
+
+def test_the_double_knows_the_rules_of_our_definitions_and_no_others() -> None:
+    assert rule_texts(list(CRDS.values())) == set(RULES)
