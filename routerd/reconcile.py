@@ -6,7 +6,7 @@
     4. egress actions of phase "retire"     only after what led to it has been withdrawn
 
 A round that is cut anywhere is followed by one that reads back again. Remembered are only what the speaker was last
-told, so that it is not told again, and since when it has not settled.
+told, so that it is not told again, and since when something waits to be taken away.
 """
 
 from __future__ import annotations
@@ -138,6 +138,8 @@ class Reconciler:
         egress = await self._egress_pass(state.egress, full)
         if announced is not None and not egress.error:
             self._tell(announced.desired)
+        if not egress.retiring:
+            self._unsettled_since = None  # nobody waits: the next wait begins anew
         if not egress.retiring or egress.error:
             return Round(tuple(egress.done), egress.problems, "", egress.error)
         held = await self._hold(announced)

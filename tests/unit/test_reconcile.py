@@ -161,6 +161,16 @@ def test_a_speaker_that_is_gone_cannot_hold_it_for_ever() -> None:
     assert (last.actions, last.held) == (("retire group 7",), "")
 
 
+def test_each_wait_for_the_speaker_has_its_full_time() -> None:
+    """What was held came back; much later something else goes, and its withdrawal is not confirmed yet."""
+    world = World(groups={7}, settles=False)
+    times = iter([0.0, 10 * RETIRE_AFTER])
+    gone = state(**NO_GROUPS)
+    done = rounds(world, gone, state(), gone, clock=lambda: next(times))
+    assert [bool(each.held) for each in done] == [True, False, True]
+    assert world.groups == {7}
+
+
 def test_nothing_is_held_when_there_is_nothing_to_retire() -> None:
     assert rounds(World(settles=False), state())[0].held == ""
 
