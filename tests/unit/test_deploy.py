@@ -70,6 +70,12 @@ def test_nothing_that_stays_is_privileged() -> None:
         assert (context["allowPrivilegeEscalation"], context["readOnlyRootFilesystem"]) == (False, True), name
 
 
+def test_only_what_runs_once_is_privileged_and_it_is_root() -> None:
+    (once,) = the("DaemonSet")["spec"]["template"]["spec"]["initContainers"]
+    assert (once["securityContext"]["privileged"], once["securityContext"]["runAsUser"]) == (True, 0)
+    compile(once["command"][-1], "sysctls", "exec")
+
+
 def test_the_operator_touches_no_host() -> None:
     pod = the("Deployment")["spec"]["template"]["spec"]
     assert not pod.get("hostNetwork") and pod["securityContext"]["runAsNonRoot"]

@@ -66,10 +66,10 @@ class ApiServer:
 
     def __enter__(self) -> ApiServer:
         self._thread.start()
-        if not self._started.wait(PATIENCE):
-            raise TimeoutError("the API server double did not start")
-        if self._failure:
-            raise self._failure
+        started = self._started.wait(PATIENCE)
+        if not started or self._failure:
+            self._directory.cleanup()
+            raise self._failure or TimeoutError("the API server double did not start")
         self.load({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in _NAMESPACES)
         self.compact()  # as the cache of a server that has just started
         return self
@@ -80,6 +80,8 @@ class ApiServer:
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(PATIENCE)
         self._directory.cleanup()
+        if self._thread.is_alive():
+            raise TimeoutError("the API server double did not end")
 
     def _run(self) -> None:
         try:
