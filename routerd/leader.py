@@ -114,7 +114,9 @@ class Candidate:
         pause = self.timings.first_pause
         while True:
             try:
-                ledger = await take(self.client, self.namespace, self.lease.generation, self.lease.is_held)
+                ledger = await take(
+                    self.client, self.namespace, self.lease.generation, self.lease.is_held, self.store.published
+                )
                 break
             except StoreError as error:
                 event(LOGGER, logging.ERROR, "take-over-failed", reason=str(error), retry=pause)

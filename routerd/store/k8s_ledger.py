@@ -45,6 +45,7 @@ class FencedConfigMap:
         self.written_by = 0  # lease of the last writer; 0 = nobody
         self._version: str | None = None  # resourceVersion; "" = there is none, None = unknown
         self._data: Mapping[str, str] = {}
+        self.raw: Mapping[str, Any] = {}  # as the API server has it
 
     async def read(self) -> Mapping[str, str]:
         """Raises ApiError."""
@@ -61,6 +62,7 @@ class FencedConfigMap:
         meta = raw.get("metadata") or {}
         fence = str((meta.get("annotations") or {}).get(FENCE, "0"))
         self.written_by = int(fence) if fence.isdecimal() else 0
+        self.raw = raw
         self._version, self._data = str(meta.get("resourceVersion") or ""), raw.get("data") or {}
 
     async def write(self, data: Mapping[str, str]) -> None:
@@ -93,8 +95,16 @@ class FencedConfigMap:
 class KubernetesLedger:
     """See `routerd.operator.LedgerFile`; its methods are called in a worker thread, `take` in the loop."""
 
-    def __init__(self, ledger: FencedConfigMap, allocations: FencedConfigMap, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        ledger: FencedConfigMap,
+        allocations: FencedConfigMap,
+        loop: asyncio.AbstractEventLoop,
+        on_published: Callable[[Mapping[str, Any], Allocations], None],
+    ) -> None:
+        """`on_published` is called in the loop with the ConfigMap as the API server has it."""
         self._ledger, self._allocations, self._loop = ledger, allocations, loop
+        self._on_published = on_published
         self._audit: tuple[AuditEntry, ...] = ()
 
     @property
@@ -138,6 +148,7 @@ class KubernetesLedger:
             await self._allocations.read()
 
         await self._insist(self._allocations, allocations_data(allocations), again)
+        self._on_published(self._allocations.raw, allocations)
 
     async def _insist(
         self, document: FencedConfigMap, data: Mapping[str, str], again: Callable[[], Coroutine[Any, Any, None]]
@@ -154,7 +165,11 @@ class KubernetesLedger:
 
 
 async def take(
-    client: Client, namespace: str, generation: int, may_write: Callable[[], bool] = lambda: True
+    client: Client,
+    namespace: str,
+    generation: int,
+    may_write: Callable[[], bool] = lambda: True,
+    on_published: Callable[[Mapping[str, Any], Allocations], None] = lambda raw, allocations: None,
 ) -> KubernetesLedger:
     """Takes both documents over, under a fence later than every one before. Raises StoreError."""
     ledger = FencedConfigMap(client, namespace, LEDGER, generation, may_write)
@@ -164,7 +179,7 @@ async def take(
     # A Lease that was deleted begins at 0 again; the documents remember.
     fence = max(generation, ledger.written_by + 1, allocations.written_by + 1)
     ledger.fence = allocations.fence = fence
-    opened = KubernetesLedger(ledger, allocations, asyncio.get_running_loop())
+    opened = KubernetesLedger(ledger, allocations, asyncio.get_running_loop(), on_published)
     before, audit = read_ledger(ledger._data)
     await ledger.write(ledger_data(before, audit))
     if allocations._version:

@@ -65,12 +65,12 @@ def service_patches(
         wanted = granted.get(found.key)
         if wanted is None and service_owner(found.key) not in denied:
             continue  # not decided yet
-        if wanted is None and not ingress_of(known):
+        if found.status_ips == (wanted or ()) and (wanted or not ingress_of(known)):
             continue
         if stranger := _stranger(known, found, snapshot, recorded):
             message = f'its status bears "{stranger}", which is neither ours nor in our pools: it is left alone'
             refusals.append(Refusal(service_owner(found.key), "StatusOfOther", message))
-        elif found.status_ips != (wanted or ()):
+        else:
             ingress = [{"ip": str(address)} for address in wanted or ()]
             patches.append(_patch(SERVICES, known, {"loadBalancer": {"ingress": ingress}}))
     return patches, refusals

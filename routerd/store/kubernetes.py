@@ -29,7 +29,7 @@ from routerd.model import (
 )
 from routerd.store.k8s_client import Client
 from routerd.store.k8s_documents import read_allocations, read_report
-from routerd.store.k8s_objects import Collection, Known, Raw
+from routerd.store.k8s_objects import Collection, Known, Raw, key_of
 from routerd.store.k8s_report import Reporter
 from routerd.store.k8s_resources import ALLOCATIONS, Resource
 from routerd.store.k8s_watch import Reflector, Timings
@@ -40,7 +40,8 @@ LOGGER = logging.getLogger("routerd.store")
 CONFIG_KINDS = frozenset({"ConfigMap", "AddressPool"})
 POLICY_KINDS = frozenset({"EgressPolicy", "CiliumEgressGatewayPolicy", "CiliumEgressNATPolicy"})
 TIMINGS = Timings()
-SHARE = 4  # a merge is followed by a pause of this many times its length: churn cannot take the whole processor
+SHARE = 1  # a merge is followed by a pause of this many times its length: churn cannot take the whole processor
+LONGEST_PAUSE = 0.5  # seconds
 
 
 class KubernetesStore:
@@ -118,9 +119,15 @@ class KubernetesStore:
     def take(self, kind: str, raw: Raw) -> None:
         """An object as the API server answered it to a request: the watch says the same a moment later."""
         for each in self.reflectors:
-            resource = each.collection.resource
-            if resource.kind == kind and each.collection.put(raw):
+            resource, (namespace, _) = each.collection.resource, key_of(raw)
+            is_here = resource.kind == kind and resource.namespace in ("", namespace)
+            if is_here and each.collection.listed and each.collection.put(raw):
                 each.on_change()
+
+    def published(self, raw: Raw, allocations: Allocations) -> None:
+        """What this process itself has just published need not be read again."""
+        self._allocations = (str((raw.get("metadata") or {}).get("resourceVersion")), allocations, None)
+        self.take("ConfigMap", raw)
 
     # --- changes
 
@@ -138,7 +145,7 @@ class KubernetesStore:
             self._changed.clear()
             began = time.perf_counter()
             self.merge()
-            await asyncio.sleep(min(SHARE * (time.perf_counter() - began), 1.0))
+            await asyncio.sleep(min(SHARE * (time.perf_counter() - began), LONGEST_PAUSE))
 
     def merge(self) -> None:
         """Makes the snapshot anew from what changed, and tells."""
