@@ -12,7 +12,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BPF_OBJECTS := bpf/egress.bpf.o
 
-.PHONY: setup kernel check test chaos demo demo-down bench bench-react lock bpf clean
+.PHONY: setup kernel check test chaos demo demo-down bench bench-react bench-k8s lock bpf clean
 
 setup: $(VENV)/.ready bpf
 
@@ -51,6 +51,9 @@ bench: bench-react
 
 bench-react: setup
 	@$(PY) -m tests.bench.react
+
+bench-k8s: setup
+	@$(PY) -m tests.bench.kubernetes
 
 lock: setup
 	@$(VENV)/bin/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate -q -o requirements/runtime.txt
