@@ -55,9 +55,7 @@ class Client:
     def as_bearer(self, token: str) -> Client:
         return Client(self._kubeconfig, token)
 
-    def call(
-        self, method: str, path: str, body: Any = None, media: str = "application/json", **query: object
-    ) -> Answer:
+    def call(self, method: str, path: str, body: Any = None, media: str = "application/json", **query: Any) -> Answer:
         """One request; whatever the server says is an answer."""
         connection = self._connection()
         try:
@@ -67,23 +65,23 @@ class Client:
         finally:
             connection.close()
 
-    def get(self, path: str, **query: object) -> Answer:
+    def get(self, path: str, **query: Any) -> Answer:
         return self.call("GET", path, **query)
 
-    def create(self, path: str, body: Json, **query: object) -> Answer:
+    def create(self, path: str, body: Json, **query: Any) -> Answer:
         return self.call("POST", path, body, **query)
 
-    def update(self, path: str, body: Json, **query: object) -> Answer:
+    def update(self, path: str, body: Json, **query: Any) -> Answer:
         return self.call("PUT", path, body, **query)
 
-    def patch(self, path: str, body: Any, media: str = MERGE, **query: object) -> Answer:
+    def patch(self, path: str, body: Any, media: str = MERGE, **query: Any) -> Answer:
         return self.call("PATCH", path, body, media, **query)
 
-    def delete(self, path: str, body: Json | None = None, **query: object) -> Answer:
+    def delete(self, path: str, body: Json | None = None, **query: Any) -> Answer:
         return self.call("DELETE", path, body, **query)
 
     @contextmanager
-    def watch(self, path: str, **query: object) -> Iterator[Iterator[Json]]:
+    def watch(self, path: str, **query: Any) -> Iterator[Iterator[Json]]:
         """The events until the server ends the watch. A refused one is an AssertionError."""
         connection = self._connection()
         query = {"timeoutSeconds": 10, **query, "watch": "true"}

@@ -129,6 +129,18 @@ def test_silence_and_its_end(server: ApiServer, api: Client) -> None:
         assert connection.recv(12) == b"HTTP/1.1 200"
 
 
+def test_a_watch_that_was_silent_says_it_all_later(server: ApiServer, api: Client) -> None:
+    with api.watch(MAPS, resourceVersion=good(api.get(MAPS)).version) as events:
+        server.fault(silent=True)
+        server.load([{**config_map("b"), "metadata": {"name": "b", "namespace": "default"}}])
+        healer = threading.Timer(0.3, server.heal)
+        healer.start()
+        began = time.monotonic()
+        assert next(events)["object"]["metadata"]["name"] == "b"
+        assert time.monotonic() - began > 0.2
+        healer.join()
+
+
 def test_refused_connections_and_the_same_port_again(server: ApiServer, api: Client) -> None:
     with api.watch(MAPS, resourceVersion=good(api.get(MAPS)).version) as events:
         server.refuse()

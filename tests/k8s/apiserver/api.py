@@ -17,7 +17,6 @@ from .resources import Catalogue, Resource
 from .storage import Storage, Stored, encode
 
 Answer = tuple[int, bytes]
-RETRIES = 5
 
 
 class Api:

@@ -146,7 +146,10 @@ class Site:
     async def _stream(self, response: web.StreamResponse, watcher: Watcher, call: Call) -> None:
         schedule = _Schedule(call, self.bookmarks)
         while True:
-            while watcher.lines and not self.faults.silent:
+            if self.faults.silent:
+                await self.faults.spoken.wait()
+                continue
+            while watcher.lines:
                 lines = b"".join(watcher.lines)
                 watcher.lines.clear()
                 await response.write(lines)
