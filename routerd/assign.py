@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 
 from egress.gateways import MAX_GATEWAYS
 from ipam.plan import Plan, plan
 from ipam.pool import Counts
 from ipam.round import Record, Timers
-from routerd.groups import LAST_GROUP, Groups, addresses_on_nodes, form_groups
-from routerd.ledger import GroupRecord, Ledger
-from routerd.model import Allocations, EgressGroup, NodeReport, Refusal, ServiceAllocation, Snapshot
+from routerd.adopt import adopt, digest_of
+from routerd.groups import Groups, addresses_on_nodes, form_groups
+from routerd.ledger import Ledger
+from routerd.model import Allocations, NodeReport, Refusal, ServiceAllocation, Snapshot, Writer
 from routerd.requests import is_ours, policy_request, pool_spec, service_owner, service_request
 
 
@@ -27,6 +27,7 @@ class Settings:
     timers: Timers = field(default_factory=Timers)
     group_retention: float = 3600.0  # a group number without policies: every node has long seen it go by then
     max_gateways: int = MAX_GATEWAYS
+    writer: Writer | None = None  # who we are, for the document
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class Decision:
     counts: Mapping[str, Counts] = field(default_factory=dict)  # by pool
     next_due: float | None = None  # when to decide again though nothing changed, seconds of the Unix epoch
     synced: bool = True  # False: something is unknown yet, nothing was decided
+    adopted: bool = False  # what was published was newer than the ledger, and is taken over
+    conflicts: tuple[str, ...] = ()  # what the ledger had otherwise then, one line each
 
 
 def assign(
@@ -51,7 +54,8 @@ def assign(
     services, policies, pools, nodes = snapshot.services, snapshot.policies, snapshot.pools, snapshot.nodes
     if services is None or policies is None or pools is None or nodes is None or reports is None:
         return Decision(previous, ledger, synced=False)
-    ledger = _seeded(ledger, previous, now)
+    adopted = adopt(ledger, previous, settings.writer, now)
+    ledger = adopted.ledger
     holders = addresses_on_nodes(nodes, reports)
     on_nodes = frozenset(holders)
     requests = [service_request(service) for service in services.values() if is_ours(service)]
@@ -62,12 +66,22 @@ def assign(
         unreported=[name for name, node in nodes.items() if node.ready and name not in reports],
     )  # fmt: skip
     wanted = Allocations(
-        services=_services(planned, snapshot), groups=groups.groups, refusals=_refusals(planned, groups)
+        services=_services(planned, snapshot),
+        groups=groups.groups,
+        refusals=_refusals(planned, groups),
+        writer=settings.writer,
     )
     allocations, digest = _numbered(wanted, previous, ledger)
     recorded = Ledger(allocations.generation, digest, groups.next_group, planned.records, groups.records)
     due = [when for when in (planned.next_due, groups.next_due) if when is not None]
-    return Decision(allocations, recorded, planned.counts, min(due, default=None))
+    return Decision(
+        allocations,
+        recorded,
+        planned.counts,
+        min(due, default=None),
+        adopted=adopted.is_taken,
+        conflicts=adopted.conflicts,
+    )
 
 
 def release(ledger: Ledger, name: str, now: float) -> tuple[Ledger, tuple[Record, ...]]:
@@ -102,37 +116,7 @@ def _numbered(wanted: Allocations, previous: Allocations, ledger: Ledger) -> tup
     same = replace(wanted, generation=generation)
     if ledger.digest and generation == ledger.generation and same == previous:
         return previous, ledger.digest
-    digest = _digest(wanted)
+    digest = digest_of(wanted)
     if digest == ledger.digest and ledger.generation >= generation:
         return replace(wanted, generation=ledger.generation), digest
     return replace(wanted, generation=max(generation, ledger.generation) + 1), digest
-
-
-def _digest(wanted: Allocations) -> str:
-    lines = [f"{each.service} {each.pool} {' '.join(map(str, each.addresses))}" for each in wanted.services]
-    lines += [repr(group) for group in wanted.groups]
-    lines += [repr(refusal) for refusal in wanted.refusals]
-    return sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _seeded(ledger: Ledger, previous: Allocations, now: float) -> Ledger:
-    """A new ledger beside a published document (the file was lost): what was published is taken as recorded."""
-    if ledger != Ledger() or not previous.generation:
-        return ledger
-    records = [
-        Record(address, service_owner(each.service), each.pool, "used", now)
-        for each in previous.services
-        for address in each.addresses
-    ]
-    records += [
-        Record(group.egress_ip, policy, group.pool, "used", now, bound=not group.node_address)
-        for group in previous.groups
-        for policy in group.policies
-    ]
-    groups = tuple(_group_record(group, now) for group in previous.groups)
-    last = max((group.id for group in groups), default=0)
-    return Ledger(next_group=last % LAST_GROUP + 1, addresses=tuple(records), groups=groups)
-
-
-def _group_record(group: EgressGroup, now: float) -> GroupRecord:
-    return GroupRecord(group.id, group.egress_ip, "active", now, group.gateways, group.slots, group.epoch)

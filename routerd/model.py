@@ -274,6 +274,15 @@ class EgressGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class Writer:
+    """Which operator wrote a document."""
+
+    node: str  # where it runs, for people
+    ledger: str  # which ledger it decides from
+    lease: int  # of that ledger: a later one outdates the earlier ones
+
+
+@dataclass(frozen=True, slots=True)
 class Allocations:
     """The one document that the operator writes and every agent reads."""
 
@@ -281,6 +290,7 @@ class Allocations:
     services: tuple[ServiceAllocation, ...] = ()  # sorted by service
     groups: tuple[EgressGroup, ...] = ()  # sorted by id
     refusals: tuple[Refusal, ...] = ()  # sorted by object
+    writer: Writer | None = field(default=None, compare=False)  # the same content of another writer is the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,5 +350,5 @@ __all__ = [
     "AddressPool", "Advertisement", "Allocations", "BgpConfig", "EgressGroup", "EgressPolicy", "Endpoint",
     "EndpointSlice", "GatewaySlot", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node",
     "NodeReport", "Origin", "Peer", "Pod", "PodSelection", "PortRange", "Refusal", "Service", "ServiceAllocation",
-    "ServicePort", "Snapshot", "selection_matches",
+    "ServicePort", "Snapshot", "Writer", "selection_matches",
 ]  # fmt: skip

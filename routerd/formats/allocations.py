@@ -16,6 +16,7 @@ from routerd.model import (
     NodeReport,
     Refusal,
     ServiceAllocation,
+    Writer,
 )
 
 MAX_GROUP = 2**24 - 1  # a VNI (RFC 7348)
@@ -28,11 +29,18 @@ def write_allocations(allocations: Allocations) -> str:
     return "".join(
         (
             f"{_WRITTEN_BY}apiVersion: {ROUTERD}\nkind: Allocations\ngeneration: {allocations.generation}\n",
+            _writer(allocations.writer),
             _records("services", (_service(one) for one in allocations.services)),
             _records("groups", (_group(one) for one in allocations.groups)),
             _records("refusals", (_refusal(one) for one in allocations.refusals)),
         )
     )
+
+
+def _writer(one: Writer | None) -> str:
+    if one is None:
+        return ""
+    return f"writer: {{node: {quoted(one.node)}, ledger: {quoted(one.ledger)}, lease: {one.lease}}}\n"
 
 
 def _records(key: str, lines: Iterable[str]) -> str:
@@ -63,13 +71,21 @@ def _refusal(one: Refusal) -> str:
 
 def read_allocations(value: Value) -> Allocations:
     """Raises InputError."""
-    section = value.section.only("apiVersion", "kind", "generation", "services", "groups", "refusals")
+    section = value.section.only("apiVersion", "kind", "generation", "writer", "services", "groups", "refusals")
+    writer = section.get("writer")
     return Allocations(
+        writer=_read_writer(writer.section) if writer is not None else None,
         generation=section.require("generation").integer(0, 2**63 - 1),
         services=tuple(_read_service(item.section) for item in section.items("services")),
         groups=tuple(_read_group(item.section) for item in section.items("groups")),
         refusals=tuple(_read_refusal(item.section) for item in section.items("refusals")),
     )
+
+
+def _read_writer(section: Section) -> Writer:
+    section.only("node", "ledger", "lease")
+    lease = section.require("lease").integer(0, 2**63 - 1)
+    return Writer(section.require("node").string(), section.require("ledger").string(), lease)
 
 
 def _read_service(section: Section) -> ServiceAllocation:

@@ -114,11 +114,11 @@ class SqliteLedger:
         )  # fmt: skip
 
     def _write_groups(self, changes: Changes) -> None:
-        self._db.executemany("DELETE FROM groups WHERE id = ?", [(each.id,) for each in changes.deleted_groups])
+        # All out first: two groups may exchange their addresses, of which there must not be two.
+        gone = [(each.id,) for each in (*changes.deleted_groups, *changes.put_groups)]
+        self._db.executemany("DELETE FROM groups WHERE id = ?", gone)
         self._db.executemany(
-            "INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET egress_ip = "
-            "excluded.egress_ip, state = excluded.state, since = excluded.since, gateways = excluded.gateways, "
-            "slots = excluded.slots, epoch = excluded.epoch, lease = excluded.lease",
+            "INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             [(each.id, str(each.egress_ip), each.state, each.since,
               json.dumps([[gateway.node, gateway.slot] for gateway in each.gateways]), each.slots, each.epoch,
               self.lease) for each in changes.put_groups],

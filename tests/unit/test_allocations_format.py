@@ -14,7 +14,7 @@ from routerd.formats.allocations import (
     write_allocations,
     write_node_report,
 )
-from routerd.model import Allocations, EgressGroup, GatewaySlot, NodeReport, Refusal, ServiceAllocation
+from routerd.model import Allocations, EgressGroup, GatewaySlot, NodeReport, Refusal, ServiceAllocation, Writer
 
 text = st.text(st.characters(codec="utf-8"), max_size=20)
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
@@ -94,3 +94,13 @@ def test_mistakes_are_named(content: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_allocations(content, "f")
     assert str(caught.value) == message
+
+
+def test_the_writer_is_told_and_is_not_content() -> None:
+    writer = Writer("node: a", "0123abcd", 7)
+    document = Allocations(3, writer=writer)
+    written = write_allocations(document)
+    assert 'writer: {node: "node: a", ledger: "0123abcd", lease: 7}\n' in written
+    assert parse_allocations(written, "x").writer == writer
+    assert parse_allocations(write_allocations(Allocations(3)), "x").writer is None
+    assert document == Allocations(3)
