@@ -42,12 +42,14 @@ class ApiServer:
     def __init__(
         self,
         *,
+        host: str = "127.0.0.1",
         port: int = 0,
         bookmarks: float = 60.0,
         watch_list: bool = True,
         tls: bool = False,
         managed_fields: bool = True,
     ) -> None:
+        self._host = host
         self._port, self._bookmarks = port, bookmarks
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="apiserver", daemon=True)
@@ -108,7 +110,7 @@ class ApiServer:
             await self._runner.cleanup()
 
     async def _listen(self) -> None:
-        self._listener = web.TCPSite(self._runner, "127.0.0.1", self._port, ssl_context=_context(self._tls))
+        self._listener = web.TCPSite(self._runner, self._host, self._port, ssl_context=_context(self._tls))
         await self._listener.start()
         host, self._port = self._runner.addresses[0][:2]
         self.url = f"http{'s' if self._tls else ''}://{host}:{self._port}"
@@ -125,7 +127,7 @@ class ApiServer:
 
     @property
     def address(self) -> tuple[str, int]:
-        return "127.0.0.1", self._port
+        return self._host, self._port
 
     @property
     def kubeconfig(self) -> str:
