@@ -95,6 +95,7 @@ class Daemons:
     """Every routerd process of a lab."""
 
     lab: Lab
+    store: dict[str, object] | None = None  # another store than the lab's manifests, as the configuration has it
     operator: Daemon | None = None
     speakers: dict[str, Daemon] = field(default_factory=dict)
     agents: dict[str, Daemon] = field(default_factory=dict)
@@ -151,7 +152,8 @@ class Daemons:
         for name in ("state", "run"):
             (host.directory / name).mkdir(exist_ok=True)
         path = host.directory / "routerd.yaml"
-        path.write_text(yaml.safe_dump(config(self.lab, host.label, host.directory), sort_keys=False))
+        value = config(self.lab, host.label, host.directory) | ({"store": self.store} if self.store else {})
+        path.write_text(yaml.safe_dump(value, sort_keys=False))
         bpffs = host.pin_dir if isinstance(host, Node) else self.lab.bpffs
         command = in_node([*ROUTERD, role, "--config", str(path)], bpffs, self.lab.manifests, read_only=read_only)
         log = host.directory / f"{role}.log"
