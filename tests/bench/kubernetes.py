@@ -3,7 +3,8 @@
     make bench-k8s        or: python -m tests.bench.kubernetes [--services N] [--pods N] [--rounds N] [--idle SECONDS]
 
 One agent (with eBPF datapath, without speaker) and one operator, in a network namespace of their own; then the lab of
-three nodes for the way to the ToR. The exit code is 1 if a bar is missed. A measurement for people to read: no test asserts these figures.
+three nodes for the way to the ToR. The exit code is 1 if a bar is missed. A measurement for people to read: no test
+asserts these figures.
 """
 
 from __future__ import annotations
@@ -194,7 +195,8 @@ def cpu_seconds(pid: int) -> float:
 
 _INSIDE = """
 mount -t sysfs sysfs /sys && mount -t bpf bpf /sys/fs/bpf && ip link set lo up &&
-ip link add uplink0 type veth peer name tor0 && ip address add 10.0.1.1/24 dev uplink0 && ip link set uplink0 up && exec "$@"
+ip link add uplink0 type veth peer name tor0 && ip address add 10.0.1.1/24 dev uplink0 &&
+ip link set uplink0 up && exec "$@"
 """
 
 
