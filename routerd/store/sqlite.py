@@ -11,7 +11,8 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
@@ -44,15 +45,30 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'append-only'); END",
         "CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'append-only'); END",
     ),
+    (
+        "INSERT INTO meta VALUES ('id', lower(hex(randomblob(8)))), ('audit_from', '0')",
+        "DROP TRIGGER audit_no_delete",
+        """CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit
+            WHEN old.time >= (SELECT CAST(value AS REAL) FROM meta WHERE key = 'audit_from')
+            BEGIN SELECT RAISE(ABORT, 'append-only'); END""",
+        "CREATE INDEX audit_time ON audit (time)",
+    ),
 )
+PRUNE_PERIOD = 86400.0  # seconds between looks for audit entries that are too old
 
 
 class SqliteLedger:
     """The open ledger. Opening takes the lock, migrates the schema and takes a new lease; `close` lets go."""
 
-    def __init__(self, path: Path) -> None:
-        """Errors: `EnvironmentFault` if the file cannot be written, `StoreError` if it is locked or damaged."""
+    def __init__(self, path: Path, retention: float | None = None, clock: Callable[[], float] = time.time) -> None:
+        """Errors: `EnvironmentFault` if the file cannot be written, `StoreError` if it is locked or damaged.
+
+        `retention`: seconds that audit entries are kept, None = for ever. `id` names the ledger, also in its copies.
+        """
         self.path = path
+        self._retention = retention
+        self._clock = clock
+        self._pruned: float | None = None  # when
         self._lock = _lock(path.with_name(f"{path.name}.lock"))
         try:
             with _faults(self.path):
@@ -61,6 +77,7 @@ class SqliteLedger:
                 with _faults(self.path):
                     self._migrate()
                     self.lease = self._take_lease()
+                    ((self.id,),) = self._db.execute("SELECT value FROM meta WHERE key = 'id'").fetchall()
             except BaseException:
                 self._db.close()
                 raise
@@ -92,6 +109,7 @@ class SqliteLedger:
                 "INSERT INTO audit (time, what, owner, address, lease) VALUES (?, ?, ?, ?, ?)",
                 [(entry.time, entry.what, entry.owner, entry.address, self.lease) for entry in changes.audit],
             )
+            self._prune()
             after = changes.after
             self._db.executemany(
                 "UPDATE meta SET value = ? WHERE key = ?",
@@ -101,6 +119,16 @@ class SqliteLedger:
                     (str(after.next_group), "next_group"),
                 ],
             )
+
+    def _prune(self) -> None:
+        """Inside a transaction: removes audit entries past their retention, once a day. None younger can go."""
+        now = self._clock()
+        if self._retention is None or (self._pruned is not None and now - self._pruned < PRUNE_PERIOD):
+            return
+        oldest = now - self._retention
+        self._db.execute("UPDATE meta SET value = ? WHERE key = 'audit_from'", (str(oldest),))
+        self._db.execute("DELETE FROM audit WHERE time < ?", (oldest,))
+        self._pruned = now
 
     def _write_addresses(self, changes: Changes) -> None:
         self._db.executemany(

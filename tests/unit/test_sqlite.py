@@ -154,7 +154,7 @@ def test_a_newer_schema_is_left_alone(path: Path) -> None:
     SqliteLedger(path).close()
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 99")
-    with pytest.raises(StoreError, match="schema 99, this routerd knows 1"):
+    with pytest.raises(StoreError, match="schema 99, this routerd knows 2"):
         SqliteLedger(path)
 
 
@@ -167,7 +167,7 @@ def test_migrations_run_once_and_in_order(path: Path, monkeypatch: pytest.Monkey
     for _ in range(2):
         opened = SqliteLedger(path)
         assert opened.read() == FULL
-        assert opened._db.execute("PRAGMA user_version").fetchone() == (2,)
+        assert opened._db.execute("PRAGMA user_version").fetchone() == (3,)
         opened.close()
 
 
@@ -262,3 +262,29 @@ def test_an_exception_at_every_step_leaves_nothing_behind(ledger: SqliteLedger) 
                 audit = ledger._db.execute("SELECT count(*) FROM audit").fetchone()
                 continue
             ledger._db.execute("DROP TRIGGER broken")
+
+
+def test_the_ledger_has_a_name_that_stays(path: Path) -> None:
+    first = SqliteLedger(path)
+    first.close()
+    second = SqliteLedger(path)
+    second.close()
+    assert len(first.id) == 16
+    assert (second.id, second.lease) == (first.id, first.lease + 1)
+
+
+def test_audit_entries_go_when_their_retention_is_over(path: Path) -> None:
+    first = SqliteLedger(path, retention=500.0, clock=lambda: 400.0)
+    first.record(difference(Ledger(), FULL, 400.0))
+    first.close()
+    assert len(peek(path)[1]) == 5
+    later = SqliteLedger(path, retention=500.0, clock=lambda: 1000.0)
+    try:
+        smaller = replace(FULL, generation=4, addresses=FULL.addresses[1:])
+        later.record(difference(FULL, smaller, 1000.0))
+        assert [(entry.time, entry.what) for entry in peek(path)[1]] == [(1000.0, "freed")]
+        assert peek(path)[0] == smaller
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            later._db.execute("DELETE FROM audit")
+    finally:
+        later.close()
