@@ -50,7 +50,7 @@ class ApiServer:
     async def start(self) -> None:
         """EnvironmentFault if another agent answers on the socket, or it cannot be made."""
         if await asyncio.to_thread(is_answering, self._path):
-            raise EnvironmentFault(f"another agent answers on {self._path}: stop it first, or set run-dir")
+            raise EnvironmentFault(f"another process answers on {self._path}: stop it first, or set run-dir")
         try:
             self._path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
             self._server = await asyncio.start_unix_server(self._serve, self._path, limit=MAX_REQUEST)
@@ -115,8 +115,11 @@ def is_answering(path: Path) -> bool:
     return True
 
 
-def ask(path: Path, request: dict[str, Any], timeout: float = 10.0) -> Any:
-    """The agent's answer. DaemonUnreachable if there is none within `timeout` seconds, RequestRefused if it is no."""
+def ask(path: Path, request: dict[str, Any], timeout: float = 10.0, who: str = "agent") -> Any:
+    """The answer of the agent, or of `who` else serves the socket.
+
+    DaemonUnreachable if there is none within `timeout` seconds, RequestRefused if it is no.
+    """
     try:
         with _connect(path, timeout) as connection, connection.makefile("rwb") as stream:
             stream.write(json.dumps(request).encode() + b"\n")
@@ -125,9 +128,9 @@ def ask(path: Path, request: dict[str, Any], timeout: float = 10.0) -> Any:
     except PermissionError as error:
         raise DaemonUnreachable(f"no permission for {path}: run as root") from error
     except (OSError, json.JSONDecodeError) as error:
-        raise DaemonUnreachable(f"no agent answers on {path} ({error}): is `routerd agent` running?") from error
+        raise DaemonUnreachable(f"no {who} answers on {path} ({error}): is `routerd {who}` running?") from error
     if not isinstance(answer, dict):
-        raise DaemonUnreachable(f"the agent closed {path} without an answer: see its log")
+        raise DaemonUnreachable(f"the {who} closed {path} without an answer: see its log")
     if not answer["ok"]:
         raise RequestRefused(answer["error"], answer.get("code", 1))
     return answer["result"]

@@ -8,7 +8,7 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ipam.pool import Counts
 from ipam.round import Timers
@@ -17,14 +17,14 @@ from routerd.config import Config
 from routerd.errors import StoreError
 from routerd.ledger import Ledger
 from routerd.log import event
-from routerd.model import Allocations, NodeReport, Snapshot
+from routerd.model import Allocations, NodeReport, Snapshot, Writer
 from routerd.notify import notify
 from routerd.operator import Operator
 from routerd.store.k8s_client import Client
 from routerd.store.k8s_lease import Lease, LeaseTimes
 from routerd.store.k8s_ledger import take
 from routerd.store.k8s_publish import Publisher
-from routerd.store.k8s_resources import for_operator
+from routerd.store.k8s_resources import LEDGER, for_operator
 from routerd.store.k8s_watch import Timings
 from routerd.store.kubernetes import KubernetesStore
 
@@ -123,7 +123,8 @@ class Candidate:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, self.timings.last_pause)
         view = LeaderStore(self.store, ledger.publish, self._wakes)
-        self.operator = Operator(view, ledger, self.settings, in_thread=True)
+        writer = Writer(self.lease.identity, f"ConfigMap {self.namespace}/{LEDGER}", ledger.lease)
+        self.operator = Operator(view, ledger, replace(self.settings, writer=writer), in_thread=True)
         self.publisher = Publisher(
             self.client, self.store, self.lease.identity,
             ledger=self._ledger, counts=self._counts, may_write=self.lease.is_held, timings=self.timings,

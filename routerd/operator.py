@@ -11,9 +11,11 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from ipam.round import Record
+from routerd.adopt import is_foreign
+from routerd.api import RequestRefused
 from routerd.assign import Decision, Settings, assign, release
 from routerd.errors import EnvironmentFault, StoreError
 from routerd.ledger import Changes, Ledger, difference
@@ -62,6 +64,8 @@ class Operator:
     _state: Ledger | None = None  # the ledger's content; None = must be read
     _written: tuple[Allocations, Allocations | None] | None = None  # what was published, over what
     _refusals: tuple[Refusal, ...] = ()
+    _began: bool = False
+    _found: Allocations | None = None  # what was published when it began
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def wake(self) -> None:
@@ -101,6 +105,7 @@ class Operator:
         decision = assign(snapshot, state, self.store.node_reports(), now, self.settings)
         if not decision.synced:
             return LONGEST_WAIT
+        self._check_rival(snapshot.allocations, decision, state.generation)
         changes = difference(state, decision.ledger, now)
         self._record(changes)
         self._publish(decision.allocations, snapshot.allocations)
@@ -108,6 +113,15 @@ class Operator:
         self.last = decision
         due = LONGEST_WAIT if decision.next_due is None else decision.next_due - now
         return min(max(due, 0.05), LONGEST_WAIT)
+
+    def answer(self, request: dict[str, Any]) -> list[str]:
+        """The operator's socket: {"do": "release", "name": …} -> a line for each reservation that it ended."""
+        if request.get("do") != "release" or not isinstance(request.get("name"), str):
+            raise RequestRefused(f"unknown request {request!r}", 2)
+        released = self.release(request["name"])
+        if not released:
+            raise RequestRefused(f"nothing is reserved as {request['name']!r}; addresses in use stay with their owners")
+        return [f"{record.address} {record.owner}" for record in released]
 
     def release(self, name: str) -> tuple[Record, ...]:
         """Ends the reservations of an address or owner and says which; the next round follows at once."""
@@ -118,6 +132,27 @@ class Operator:
             event(logger, logging.INFO, "released", owner=record.owner, address=str(record.address))
         self.wake()
         return released
+
+    def _check_rival(self, published: Allocations | None, decision: Decision, generation: int) -> None:
+        """Raises StoreError if another operator publishes what this one would not. `generation` is our ledger's.
+
+        What was there when this one began is taken over. Two that go on writing would take addresses from each other,
+        so the one that finds the other's document does not write; where both say the same it has nothing to write.
+        """
+        if not self._began:
+            self._began, self._found = True, published
+        own, found = self.settings.writer, self._found
+        if published is None or not is_foreign(published.writer, own) or published.generation < generation:
+            return
+        if published == decision.allocations or (published == found and published.writer == found.writer):
+            return
+        writer = published.writer
+        assert writer is not None
+        raise StoreError(
+            f"another operator, on {writer.node or 'an unknown node'} (ledger {writer.ledger}, lease {writer.lease}), "
+            f"published generation {published.generation}: stop one of the two and start the other again, which takes "
+            "over what is published; this one writes nothing"
+        )
 
     def _read(self) -> Ledger:
         if self._state is None:
@@ -139,6 +174,10 @@ class Operator:
     def _log(self, decision: Decision, changes: Changes, seconds: float) -> None:
         """One line for a decision that changed something, and one for each refusal that is new."""
         allocations = decision.allocations
+        if decision.adopted:
+            event(logger, logging.WARNING, "adopted", generation=changes.after.generation, why="newer than the ledger")
+        for conflict in decision.conflicts:
+            event(logger, logging.WARNING, "adopted-conflict", message=conflict)
         if changes.before != changes.after:
             event(
                 logger,

@@ -21,11 +21,11 @@ from routerd.announce import Rules
 from routerd.api import ApiServer
 from routerd.config import Config
 from routerd.desired import Settings
-from routerd.errors import StoreError
+from routerd.errors import EnvironmentFault, StoreError
 from routerd.health import node_health
 from routerd.lifetime import Source
 from routerd.log import event
-from routerd.model import Allocations, NodeReport, Snapshot
+from routerd.model import Allocations, NodeReport, Snapshot, Writer
 from routerd.notify import notify
 from routerd.reconcile import Reconciler
 from routerd.store.files import FileStore
@@ -43,6 +43,11 @@ Task = Callable[[], Awaitable[None]]
 def api_socket(run_dir: Path) -> Path:
     """Where the agent answers the command line."""
     return run_dir / "agent.sock"
+
+
+def operator_socket(run_dir: Path) -> Path:
+    """Where the operator of the embedded store answers the command line."""
+    return run_dir / "operator.sock"
 
 
 def settings_of(config: Config) -> Settings:
@@ -130,7 +135,7 @@ async def agent(config: Config, source: Source) -> None:
 
 def _assembled(config: Config, source: Source, heart: Heart, store: Store) -> Agent:
     from bgp.speaker import Speaker
-    from egress.devices import watch_links
+    from egress.devices import watch
     from routerd.rooms import Rooms, egress_room, open_datapath, relay_socket
 
     for directory in (config.run_dir, config.state_dir):
@@ -144,7 +149,7 @@ def _assembled(config: Config, source: Source, heart: Heart, store: Store) -> Ag
         tasks["speaker"] = speaker.run
     if datapath is not None:
         tasks["collect"] = lambda: _collect(datapath)
-        tasks["links"] = lambda: watch_links(on_links)
+        tasks["links"] = lambda: watch(on_links)
     body = Agent(
         settings_of(config),
         Rooms(store, speaker, datapath, config.egress.uplinks),
@@ -257,12 +262,20 @@ async def operator(config: Config, source: Source) -> None:
     on_store.to = store.changed
     timers = Timers(cooldown=config.operator.cooldown, retention=config.operator.egress_retention)
     config.operator.ledger.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    ledger = SqliteLedger(config.operator.ledger)
+    ledger = SqliteLedger(config.operator.ledger, config.operator.retention)
+    writer = Writer(config.node_name, ledger.id, ledger.lease)
+    body = Operator(store, ledger, AssignSettings(timers, writer=writer))
+    api = ApiServer(operator_socket(config.run_dir), body.answer)
     event(LOGGER, logging.INFO, "operator-started", ledger=str(config.operator.ledger))
-    notify("READY=1")
     try:
+        try:
+            await api.start()
+        except EnvironmentFault as error:  # `routerd release` finds nobody then; addresses are given all the same
+            event(LOGGER, logging.WARNING, "no-socket", reason=str(error))
+        notify("READY=1")
         async with asyncio.TaskGroup() as group:
             group.create_task(store.store.run(), name="store")
-            group.create_task(Operator(store, ledger, AssignSettings(timers)).run(), name="operator")
+            group.create_task(body.run(), name="operator")
     finally:
+        await api.close()
         ledger.close()

@@ -223,6 +223,19 @@ def _status_text(found: Mapping[str, Any]) -> str:
     return "\n".join([*head, "", peers, *([refusals] if found["refusals"] else [])])
 
 
+def release(arguments: argparse.Namespace) -> int:
+    from routerd.api import ask
+    from routerd.processes import operator_socket
+
+    config = _config(arguments)
+    if config.store.kind != "files":
+        raise EnvironmentFault("release asks the operator of the embedded store: store.kind is kubernetes here")
+    request = {"do": "release", "name": arguments.name}
+    lines = ask(operator_socket(config.run_dir), request, who="operator")
+    print("\n".join(f"released {line}" for line in lines))
+    return codes.OK
+
+
 def check(arguments: argparse.Namespace) -> int:
     from routerd.check import check_paths
 
@@ -319,6 +332,7 @@ RUN: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "show": show,
     "why": why,
     "status": status,
+    "release": release,
     "cleanup": cleanup,
     "version": version,
 }

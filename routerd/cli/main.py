@@ -84,6 +84,10 @@ def _status_arguments(parser: argparse.ArgumentParser) -> None:
     _output(parser, ("table", "json"))
 
 
+def _release_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="an address, or its owner, such as EgressPolicy/web")
+
+
 def _version_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kernel", action="store_true", help="ask the running kernel, and say what is done without a feature"
@@ -160,6 +164,14 @@ COMMANDS = (
         ("routerd status", "routerd status -o json"),
         "Exit code 1 if the agent is not ready.",
         _status_arguments,
+    ),
+    Command(
+        "release",
+        "end the reservation of an egress address whose policy is gone",
+        ("routerd release 192.0.2.7", "routerd release EgressPolicy/web"),
+        "Asks the operator, so run it on the operator's host (embedded store). Addresses in use stay with their "
+        "owners; a released one cools down before it is given again.",
+        _release_arguments,
     ),
     Command(
         "cleanup",

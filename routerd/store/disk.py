@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -71,6 +72,31 @@ def refresh(held: Held[T], path: Path, parse: Callable[[str, str], T], *, again:
         return Held(now, parse(read_text(path), str(path)))
     except InputError as error:
         return Held(now, held.good, error)
+
+
+def claim(path: Path, owner: str) -> int | None:
+    """Locks the file beside `path` for its one writer; the descriptor holds the lock, and the kernel frees it.
+
+    None where the file system has no locks. StoreError if another process has it.
+    """
+    beside = path.with_name(f".{path.name}.lock")
+    try:
+        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{owner}, process {os.getpid()}\n".encode(), 0)
+    except BlockingIOError as error:
+        holder = os.read(descriptor, 400).decode("utf-8", "replace").strip()
+        os.close(descriptor)
+        message = f"another operator ({holder or 'unknown'}) writes it: stop one of the two"
+        raise StoreError(f"{path}: {message}") from error
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import glob
 import logging
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +25,7 @@ from routerd.formats.allocations import (
 )
 from routerd.log import event
 from routerd.model import Allocations, IPNetwork, NodeReport, Refusal, Snapshot
-from routerd.store.disk import Held, refresh, stamp, write_atomically
+from routerd.store.disk import Held, claim, refresh, stamp, write_atomically
 from routerd.store.manifests import GRACE, Manifests
 from routerd.store.merge import merge
 
@@ -62,6 +64,7 @@ class FileStore:
         self._on_change = on_change
         self._allocations: Held[Allocations] = Held()
         self._reports: dict[Path, Held[NodeReport]] = {}
+        self._lock: int | None = None  # descriptor of the lock on the allocations
         self._own = threading.Lock()  # our own files: written in the loop, read in the thread
         self._looking = asyncio.Lock()
         self._snapshot = Snapshot(service_cidrs=service_cidrs)
@@ -80,9 +83,18 @@ class FileStore:
             held = self._allocations
             if held.good == allocations and held.error is None and held.stamp == stamp(self._allocations_file):
                 return
+            self._claim(allocations)
             write_atomically(self._allocations_file, write_allocations(allocations))
             self._allocations = Held(stamp(self._allocations_file), allocations)
         self._publish(self._snapshot)
+
+    def _claim(self, allocations: Allocations) -> None:
+        """The first write takes the lock; it is held as long as this store is there."""
+        if self._lock is None:
+            node = allocations.writer.node if allocations.writer else ""
+            self._lock = claim(self._allocations_file, f"node {node}" if node else "on this host")
+            if self._lock is not None:
+                weakref.finalize(self, os.close, self._lock)
 
     def write_node_report(self, report: NodeReport) -> None:
         """Atomic and durable. Raises StoreError."""

@@ -7,16 +7,19 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 from routerd import operator as loop
+from routerd.api import RequestRefused
+from routerd.assign import Settings
 from routerd.errors import StoreError
 from routerd.ledger import Changes, Ledger
 from routerd.log import JsonFormatter, LogfmtFormatter, configure, event
-from routerd.model import Allocations, NodeReport, Snapshot
+from routerd.model import Allocations, NodeReport, ServiceAllocation, Snapshot, Writer
 from routerd.operator import Operator
 from routerd.store.sqlite import SqliteLedger
 from tests.operator_world import World
@@ -251,3 +254,58 @@ def test_lines_hold_no_secret_and_no_line_break(formatter: logging.Formatter) ->
         assert line.split(" ", 1)[1] == (
             'level=warning logger=routerd.test event=peer address=10.0.0.1 password=*** text="a \\"b\\"\\nc"'
         )
+
+
+# --- a second operator
+
+
+def another(generation: int, *services: ServiceAllocation) -> Allocations:
+    return Allocations(generation, services, writer=Writer("host-b", "theirs", 4))
+
+
+def test_what_was_there_is_taken_over_and_a_rival_afterwards_is_an_error(store: FakeStore, ledger: FakeLedger) -> None:
+    given = ServiceAllocation("d/web", "p", (ip_address("192.0.2.9"),))
+    store.world.allocations = another(7, given)
+    operator = Operator(store, ledger, Settings(writer=Writer("host-a", "ours", 1)), clock=lambda: 1.0)
+    operator.round()
+    assert store.written == []  # the content is the same: the published generation is ours now
+    assert ledger.content.generation == 7
+    store.world.service("more", status="192.0.2.8")
+    operator.round()
+    assert [(each.generation, each.writer) for each in store.written] == [(8, Writer("host-a", "ours", 1))]
+    store.world.allocations = another(9, given)
+    with pytest.raises(
+        StoreError, match=r"another operator, on host-b \(ledger theirs, lease 4\), published .* 9: stop"
+    ):
+        operator.round()
+    assert len(store.written) == 1
+    assert ledger.content.generation == 8  # nor is anything recorded
+    store.world.allocations = replace(store.written[0], generation=10, writer=Writer("host-b", "theirs", 4))
+    operator.round()  # it says the same: nothing to fight about
+    assert len(store.written) == 1
+    assert ledger.content.generation == 10
+    assert store.world.allocations.generation == 10
+
+
+def test_an_older_document_of_another_is_written_over(store: FakeStore, ledger: FakeLedger) -> None:
+    operator = Operator(store, ledger, Settings(writer=Writer("host-a", "ours", 1)), clock=lambda: 1.0)
+    operator.round()
+    store.world.service("more")
+    operator.round()
+    store.world.allocations = another(1)
+    operator.round()
+    assert [each.generation for each in store.written] == [1, 2, 2]
+
+
+def test_the_release_of_an_address_by_its_socket(store: FakeStore, ledger: FakeLedger) -> None:
+    store.world.policy("e", pool="p")
+    operator = Operator(store, ledger, clock=lambda: 1.0)
+    operator.round()
+    store.world.policies.clear()
+    operator.round()
+    ((address, owner),) = [(each.address, each.owner) for each in ledger.content.addresses if each.state == "reserved"]
+    assert operator.answer({"do": "release", "name": owner}) == [f"{address} EgressPolicy/e"]
+    with pytest.raises(RequestRefused, match="nothing is reserved as 'EgressPolicy/e'"):
+        operator.answer({"do": "release", "name": "EgressPolicy/e"})
+    with pytest.raises(RequestRefused, match="unknown request"):
+        operator.answer({"do": "away", "name": owner})

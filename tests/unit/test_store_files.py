@@ -1,6 +1,8 @@
 """The embedded store: files that change, break and vanish, and what is announced to those who listen."""
 
 import asyncio
+import gc
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +14,7 @@ import pytest
 
 from routerd.errors import StoreError
 from routerd.formats.allocations import write_allocations, write_node_report
-from routerd.model import Allocations, NodeReport, ServiceAllocation, Snapshot
+from routerd.model import Allocations, NodeReport, ServiceAllocation, Snapshot, Writer
 from routerd.store import manifests as manifests_module
 from routerd.store.disk import is_manifest, manifest_files, write_atomically
 from routerd.store.files import FileStore
@@ -171,7 +173,7 @@ def test_allocations_are_published_and_read_back_by_another_store(directory: Pat
     assert operator.snapshot().allocations == allocations(1)
     assert agent.load().allocations == allocations(1)
     assert agent.snapshot().pools == {}  # the file is no manifest
-    assert [path.name for path in directory.iterdir()] == ["allocations.yaml"]
+    assert {path.name for path in directory.iterdir()} == {"allocations.yaml", ".allocations.yaml.lock"}
 
 
 def test_allocations_are_written_only_if_they_differ(directory: Path) -> None:
@@ -332,3 +334,16 @@ def test_the_store_is_a_store(directory: Path) -> None:
     store: Store = store_of(directory)
     assert not store.snapshot().is_synced
     assert list(directory.iterdir()) == []
+
+
+def test_two_operators_on_one_directory_are_told_of_each_other(directory: Path) -> None:
+    writer = Writer("host-a", "ours", 1)
+    first, second = store_of(directory), store_of(directory)
+    first.write_allocations(Allocations(1, writer=writer))
+    with pytest.raises(
+        StoreError, match=rf"another operator \(node host-a, process {os.getpid()}\) writes it: stop one"
+    ):
+        second.write_allocations(Allocations(2))
+    del first
+    gc.collect()
+    second.write_allocations(Allocations(2))
