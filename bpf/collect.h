@@ -26,9 +26,10 @@ static __always_inline __u64 idle_limit(const struct settings *settings, __u8 pr
 		seconds = settings->icmp_seconds;
 	if (protocol == IPPROTO_TCP) {
 		seconds = settings->tcp_established_seconds;
-		if (!seen_in || !seen_out)
+		if (!seen_in || !seen_out ||
+		    (either & SEEN_RST)) /* RFC 7857, section 2.2: 4 minutes after RST */
 			seconds = settings->tcp_opening_seconds;
-		if ((either & SEEN_RST) || (seen_out & seen_in & SEEN_FIN))
+		if (seen_out & seen_in & SEEN_FIN)
 			seconds = settings->tcp_closing_seconds;
 	}
 	return seconds * NS_PER_SECOND;

@@ -14,6 +14,7 @@
 #include <linux/pkt_cls.h>
 
 #define NEXT	    TC_ACT_UNSPEC /* the same number as TCX_NEXT */
+#define GROUP_GONE  -100	  /* no verdict: kept within from_pod */
 #define FAMILY_IPV4 2
 #define FAMILY_IPV6 10
 #define HOST_PREFIX 128
@@ -339,8 +340,8 @@ int from_uplink(struct __sk_buff *skb)
 	struct ip pod, node;
 
 	parsed = parse(skb, &packet);
-	if (!config || parsed == PARSED_NOT_IPV4 || parsed == PARSED_MALFORMED)
-		return NEXT;
+	if (!config || is_tagged(skb) || parsed == PARSED_NOT_IPV4 || parsed == PARSED_MALFORMED)
+		return NEXT; /* a tagged frame is for a device on top of this one */
 	address = bpf_map_lookup_elem(&egress_ips, &packet.destination);
 	if (!address)
 		return NEXT;
@@ -480,20 +481,23 @@ static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet
 	return leave(skb, packet, config, flow.group, gateway);
 }
 
+/* GROUP_GONE when the flow's group is there no more: the caller decides anew. */
 static __always_inline int continue_flow(struct __sk_buff *skb, const struct packet *packet,
 					 const struct settings *config, struct flow_value *flow)
 {
 	__u32 group = flow->group;
 	struct gateway *gateway;
 
-	refresh(&flow->last_seen, &flow->seen_out, seen_of(packet));
-	if (!group)
+	if (!group) {
+		refresh(&flow->last_seen, &flow->seen_out, seen_of(packet));
 		return NEXT;
+	}
 	gateway = pick_gateway(group, flow);
 	if (!gateway)
-		return drop(skb, NO_GATEWAY);
+		return bpf_map_lookup_elem(&paths, &group) ? drop(skb, NO_GATEWAY) : GROUP_GONE;
 	if (flow->slot != gateway->slot)
 		flow->slot = gateway->slot;
+	refresh(&flow->last_seen, &flow->seen_out, seen_of(packet));
 	return leave(skb, packet, config, group, gateway);
 }
 
@@ -513,11 +517,12 @@ static __always_inline bool forges_tunnel(const struct packet *packet, const str
 	       packet->destination_port == bpf_htons(config->tunnel_port) && is_node(&packet->destination);
 }
 
-static __always_inline int unknown_source(struct __sk_buff *skb)
+/* Where no pod is selected, what is not understood is none of our business. */
+static __always_inline int drop_if_strict(struct __sk_buff *skb, enum reason reason)
 {
 	__u32 device = skb->ifindex;
 
-	return bpf_map_lookup_elem(&strict_devices, &device) ? drop(skb, SPOOFED_SOURCE) : NEXT;
+	return bpf_map_lookup_elem(&strict_devices, &device) ? drop(skb, reason) : NEXT;
 }
 
 SEC("tc")
@@ -530,28 +535,32 @@ int from_pod(struct __sk_buff *skb)
 	struct packet packet;
 	struct flow_key key;
 	enum parsed parsed;
+	int verdict;
 
+	if (is_tagged(skb))
+		return drop_if_strict(skb, VLAN_TAGGED);
 	parsed = parse(skb, &packet);
 	if (!config || parsed == PARSED_NOT_IPV4)
 		return NEXT;
 	if (parsed == PARSED_MALFORMED)
-		return unknown_source(skb);
+		return drop_if_strict(skb, SPOOFED_SOURCE);
 	if (parsed == PARSED_FLOW && forges_tunnel(&packet, config))
 		return drop(skb, TUNNEL_PORT);
 	pod_key.address = packet.source;
 	pod = bpf_map_lookup_elem(&pods, &pod_key);
 	if (!pod)
-		return unknown_source(skb);
+		return drop_if_strict(skb, SPOOFED_SOURCE);
 	if (in_cluster(&packet.destination))
 		return NEXT;
 	key = flow_from_pod(&packet);
 	flow = parsed == PARSED_FLOW ? bpf_map_lookup_elem(&flows, &key) : NULL;
-	if (flow && has_ended(flow, &packet)) {
-		bpf_map_delete_elem(&flows, &key);
-		flow = NULL;
+	if (flow && !has_ended(flow, &packet)) {
+		verdict = continue_flow(skb, &packet, config, flow);
+		if (verdict != GROUP_GONE)
+			return verdict;
 	}
 	if (flow)
-		return continue_flow(skb, &packet, config, flow);
+		bpf_map_delete_elem(&flows, &key);
 	return begin_flow(skb, &packet, parsed, config, pod->policy_set);
 }
 

@@ -41,14 +41,17 @@ static __always_inline bool opens_connection(const struct packet *packet)
 	return packet->protocol == IPPROTO_TCP && (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
+/* A RST counts only until something else passes: anyone may send one, and only the ends know whether it was
+ * valid. */
 static __always_inline void refresh(__u64 *last_seen, __u8 *seen, __u8 new_seen)
 {
+	__u8 now_seen = (*seen & ~SEEN_RST) | new_seen;
 	__u64 time = now();
 
 	if (time - *last_seen > REFRESH_AFTER)
 		*last_seen = time;
-	if ((*seen | new_seen) != *seen)
-		*seen |= new_seen;
+	if (now_seen != *seen)
+		*seen = now_seen;
 }
 
 struct port_search {

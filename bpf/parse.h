@@ -130,6 +130,14 @@ static __always_inline enum parsed parse_ipv4(struct __sk_buff *skb, __u32 offse
 	return parse_l4(skb, packet->l4_offset, packet);
 }
 
+/* With a tag, also a second one behind a tag that the kernel has taken off already. A redirect would carry
+ * the tag along, and what is behind two tags is not seen here at all. */
+static __always_inline bool is_tagged(const struct __sk_buff *skb)
+{
+	return skb->vlan_present || skb->protocol == bpf_htons(ETH_P_8021Q) ||
+	       skb->protocol == bpf_htons(ETH_P_8021AD);
+}
+
 static __always_inline enum parsed parse(struct __sk_buff *skb, struct packet *packet)
 {
 	__builtin_memset(packet, 0, sizeof(*packet));

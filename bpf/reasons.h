@@ -31,7 +31,8 @@
 	R(48, TOO_BIG, "larger than the tunnel carries and not answerable")                                  \
 	R(49, TUNNEL_ERROR, "the kernel refused to encapsulate or redirect")                                 \
 	R(50, REWRITE_ERROR, "the kernel refused to rewrite the packet")                                     \
-	R(51, UNKNOWN_POD, "reply for a pod that is not on this node")
+	R(51, UNKNOWN_POD, "reply for a pod that is not on this node")                                       \
+	R(52, VLAN_TAGGED, "frame with a VLAN tag from a selected pod's device")
 
 enum reason {
 	REASON_UNSPECIFIED = 0,

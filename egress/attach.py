@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
 from typing import Literal, ParamSpec, TypeVar
 
@@ -51,6 +52,19 @@ def _resolve(mode: Mode) -> Literal["tcx", "clsact"]:
         return mode
     major, minor = os.uname().release.split(".")[:2]
     return "tcx" if (int(major), int("".join(c for c in minor if c.isdigit()))) >= TCX_SINCE else "clsact"
+
+
+def as_os_error(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """pyroute2's NetlinkError is no OSError, though it is one of the kernel's errors."""
+
+    @wraps(function)
+    def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            return function(*args, **kwargs)
+        except NetlinkError as error:
+            raise OSError(error.code, os.strerror(error.code)) from error
+
+    return wrapped
 
 
 def off_loop(function: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
@@ -143,6 +157,7 @@ class Attacher:
         finally:
             os.close(link)
 
+    @as_os_error
     def _attach_filter(self, program: str, fd: int, ifindex: int) -> None:
         with IPRoute() as route:
             try:
@@ -170,6 +185,7 @@ class Attacher:
         os.close(link)
         path.unlink()
 
+    @as_os_error
     def _detach_filter(self, program: str, ifindex: int) -> None:
         with IPRoute() as route:
             try:

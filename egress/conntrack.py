@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import socket
-from collections.abc import Iterator
-from contextlib import suppress
+import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import Any
 
-from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
+from egress.netlink import NetlinkSocket, attributes
+
+# <linux/netfilter/nfnetlink_conntrack.h>
+NETLINK_NETFILTER = 12
+CT_GET = 1 << 8 | 1
+NFGEN = struct.Struct("=BBH")
+CTA_TUPLE_REPLY = 2
+CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
+CTA_IP_V4_SRC, CTA_IP_V4_DST = 1, 2
+CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
+NO_TRACKING = (errno.EINVAL, errno.ENOENT, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,29 +33,29 @@ class Inbound:
     protocol: int
 
 
-def inbound(pods: frozenset[IPv4Address]) -> tuple[Inbound, ...]:
-    """TCP and UDP connections to `pods`; () where the kernel tracks none. Not for an asyncio thread."""
-    found: list[Inbound] = []
-    with suppress(NetlinkError):  # connection tracking is not in this kernel
-        sock = NFCTSocket()
-        try:
-            found = [row for answer in sock.dump() for row in _inbound(answer) if row.pod in pods]
-        finally:
-            sock.close()
-    return tuple(found)
+def inbound(pods: Iterable[IPv4Address]) -> tuple[Inbound, ...]:
+    """TCP and UDP connections to `pods`; () where the kernel tracks none."""
+    try:
+        with NetlinkSocket(NETLINK_NETFILTER) as tracking:
+            entries = tracking.dump(CT_GET, NFGEN.pack(socket.AF_INET, 0, 0))
+    except OSError as error:
+        if error.errno in NO_TRACKING:
+            return ()
+        raise
+    return tuple(_of_pods(entries, frozenset(pod.packed for pod in pods)))
 
 
-def _inbound(answer: Any) -> Iterator[Inbound]:
-    if answer["nfgen_family"] != socket.AF_INET:
-        return
-    reply = answer.get_attr("CTA_TUPLE_REPLY")
-    ip, proto = reply.get_attr("CTA_TUPLE_IP"), reply.get_attr("CTA_TUPLE_PROTO")
-    number = proto.get_attr("CTA_PROTO_NUM")
-    if number in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
-        yield Inbound(
-            IPv4Address(ip.get_attr("CTA_IP_V4_SRC")),
-            IPv4Address(ip.get_attr("CTA_IP_V4_DST")),
-            proto.get_attr("CTA_PROTO_SRC_PORT"),
-            proto.get_attr("CTA_PROTO_DST_PORT"),
-            number,
-        )
+def _of_pods(entries: Iterable[bytes], pods: frozenset[bytes]) -> Iterator[Inbound]:
+    for entry in entries:
+        reply = attributes(attributes(entry, NFGEN.size).get(CTA_TUPLE_REPLY, b""))
+        ip = attributes(reply.get(CTA_TUPLE_IP, b""))
+        if ip.get(CTA_IP_V4_SRC) not in pods:
+            continue
+        proto = attributes(reply.get(CTA_TUPLE_PROTO, b""))
+        number = proto[CTA_PROTO_NUM][0]
+        if number in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
+            pod_port, remote_port = (
+                int.from_bytes(proto[kind], "big") for kind in (CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT)
+            )
+            pod, remote = IPv4Address(ip[CTA_IP_V4_SRC]), IPv4Address(ip[CTA_IP_V4_DST])
+            yield Inbound(pod, remote, pod_port, remote_port, number)

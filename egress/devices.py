@@ -4,25 +4,23 @@ Which device a pod hangs on is read from the kernel, not from the CNI: a veth wh
 has that namespace's id (IFLA_LINK_NETNSID), and addresses and links of a namespace can be dumped by its id
 (IFA_TARGET_NETNSID, IFLA_TARGET_NETNSID; Linux 4.20) without entering it.
 
-pyroute2's classes encode and decode messages. Its IPRoute cannot send such requests and refuses to run inside an
-asyncio loop's thread, so reading uses a socket of our own.
+pyroute2 encodes changes; reading uses `egress.netlink`, as every round reads all of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import socket
-from collections.abc import Callable, Iterator
+import struct
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR
 from pyroute2.netlink.rtnl import (
     RTM_DELLINK,
     RTM_DELROUTE,
@@ -32,29 +30,35 @@ from pyroute2.netlink.rtnl import (
     RTM_NEWLINK,
     RTM_NEWROUTE,
 )
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from egress.entries import PodDevice
+from egress.netlink import Attributes, NetlinkSocket, attribute, attributes
 
 TUNNEL = "routerd.vxlan"
 ROUTE_PROTOCOL = 203  # rtm_protocol of what is ours; free in iproute2's rt_protos
-SOL_NETLINK, NETLINK_GET_STRICT_CHK = 270, 12
-RTN_UNICAST, RTN_BLACKHOLE = 1, 6
-TABLE_MAIN = 254
+NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
 IFF_UP = 1
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR = 1, 0x10
-ADDRESS_ATTRIBUTE = "IFA_ADDRESS"
+NETLINK_NETFILTER, NFNLGRP_NFTABLES = 12, 1 << 6
+NFT_TABLE = b"routerd\0"
+SETTLE = 0.05  # seconds: a pod's device comes with several events
 
+# <linux/if_link.h>, <linux/if_addr.h>, <linux/rtnetlink.h>
+IFINFO, IFADDR, ROUTE, NEXT_HOP = (struct.Struct(form) for form in ("=BxHiII", "=BBBBI", "=BBBBBBBBI", "=HBBi"))
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
+IFLA_EXT_MASK, IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = 29, 37, 46
+RTEXT_FILTER_SKIP_STATS = 1 << 3
+IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
+IFLA_VXLAN_PORT, IFLA_VXLAN_COLLECT_METADATA = 15, 25
+IFA_ADDRESS, IFA_LOCAL, IFA_TARGET_NETNSID = 1, 2, 10
+RTA_DST, RTA_OIF, RTA_MULTIPATH, RTA_TABLE = 1, 4, 9, 15
+RTN_UNICAST, RTN_BLACKHOLE = 1, 6
+TABLE_MAIN = 254
 
-class TargetedAddresses(ifaddrmsg):  # type: ignore[misc]
-    """pyroute2 0.9 has the type of this attribute wrong."""
-
-    # pyroute2 compiles a class's attributes at its first use, and a subclass inherits the mark that it was done.
-    _nlmsg_base__compiled_nla = False
-    nla_map = tuple((name, "uint32" if name == "IFA_TARGET_NETNSID" else kind) for name, kind in ifaddrmsg.nla_map)
+# A namespace or a device that goes while it is read.
+GONE = (errno.EINVAL, errno.ENODEV, errno.ENOENT, errno.EPERM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,149 +78,139 @@ class Link:
     vxlan_external: bool
 
 
-class RouteSocket:
-    """One rtnetlink socket, used by one thread."""
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """What is read of the main table. `hosts`: device of each unicast /32."""
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        self._socket.bind((0, 0))
-        self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
-        self._marshal = MarshalRtnl()
-        self._sequence = 0
-
-    def __enter__(self) -> RouteSocket:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._socket.close()
-
-    def request(self, message: Any, kind: int, flags: int) -> list[Any]:
-        """Sends one request and returns the answers; OSError with the kernel's errno when it is refused."""
-        self._sequence += 1
-        header = message["header"]
-        header["type"], header["flags"], header["pid"] = kind, NLM_F_REQUEST | flags, 0
-        header["sequence_number"] = self._sequence
-        message.encode()
-        self._socket.send(message.data)
-        return list(self._answers(more=bool(flags & (NLM_F_DUMP | NLM_F_ACK))))
-
-    def _answers(self, more: bool) -> Iterator[Any]:
-        while True:
-            for answer in self._marshal.parse(self._socket.recv(1 << 18)):
-                kind = answer["header"]["type"]
-                if kind == NLMSG_ERROR:
-                    _raise(answer["header"]["error"])
-                    return
-                if kind == NLMSG_DONE:
-                    return
-                yield answer
-            if not more:
-                return
+    defaults: frozenset[int]  # devices of the default routes
+    hosts: Mapping[IPv4Address, int]
+    blackholes: frozenset[IPv4Address]  # ours
 
 
-def _raise(error: Any) -> None:
-    """pyroute2 gives None for an acknowledgement and an exception with the errno as its code for an error."""
-    code = int(getattr(error, "code", 0) or 0)
-    if code:
-        raise OSError(code, os.strerror(code))
+def _number(values: Attributes, kind: int) -> int:
+    return int.from_bytes(values.get(kind, b""), "little" if struct.pack("=H", 1)[0] else "big")
 
 
-def _mac(text: str | None) -> bytes:
-    return bytes.fromhex((text or "00:00:00:00:00:00").replace(":", ""))
+def _text(values: Attributes, kind: int) -> str:
+    return values.get(kind, b"").rstrip(b"\0").decode(errors="replace")
 
 
-def _link(message: Any) -> Link:
-    info = message.get_attr("IFLA_LINKINFO")
-    data: Any = info.get_attr("IFLA_INFO_DATA") if info else None
-    kind = (info.get_attr("IFLA_INFO_KIND") if info else "") or ""
-    is_vxlan = kind == "vxlan" and data is not None
+def _link(body: bytes) -> Link:
+    _, _, ifindex, flags, _ = IFINFO.unpack_from(body)
+    values = attributes(body, IFINFO.size)
+    info = attributes(values.get(IFLA_LINKINFO, b""))
+    kind = _text(info, IFLA_INFO_KIND)
+    vxlan = attributes(info.get(IFLA_INFO_DATA, b"")) if kind == "vxlan" else {}
     return Link(
-        ifindex=message["index"],
-        name=message.get_attr("IFLA_IFNAME"),
+        ifindex=ifindex,
+        name=_text(values, IFLA_IFNAME),
         kind=kind,
-        mac=_mac(message.get_attr("IFLA_ADDRESS")),
-        mtu=message.get_attr("IFLA_MTU") or 0,
-        up=bool(message["flags"] & IFF_UP),
-        master=message.get_attr("IFLA_MASTER") or 0,
-        peer=message.get_attr("IFLA_LINK") or 0,
-        namespace=message.get_attr("IFLA_LINK_NETNSID"),
-        vxlan_port=data.get_attr("IFLA_VXLAN_PORT") or 0 if is_vxlan else 0,
-        vxlan_external=bool(data.get_attr("IFLA_VXLAN_COLLECT_METADATA")) if is_vxlan else False,
+        mac=values.get(IFLA_ADDRESS, b"").ljust(6, b"\0")[:6],
+        mtu=_number(values, IFLA_MTU),
+        up=bool(flags & IFF_UP),
+        master=_number(values, IFLA_MASTER),
+        peer=_number(values, IFLA_LINK),
+        namespace=_number(values, IFLA_LINK_NETNSID) if IFLA_LINK_NETNSID in values else None,
+        vxlan_port=int.from_bytes(vxlan.get(IFLA_VXLAN_PORT, b""), "big"),
+        vxlan_external=bool(vxlan.get(IFLA_VXLAN_COLLECT_METADATA, b"\0")[0]),
     )
 
 
-def read_links(route: RouteSocket, namespace: int | None = None) -> dict[int, Link]:
-    """Devices by ifindex, of this namespace or of the one with the id `namespace`."""
-    message = ifinfmsg()
-    if namespace is not None:
-        message["attrs"] = [("IFLA_IF_NETNSID", namespace)]
-    links = (_link(answer) for answer in route.request(message, RTM_GETLINK, NLM_F_DUMP))
+def _u32(number: int) -> bytes:
+    return struct.pack("=I", number)
+
+
+def read_links(route: NetlinkSocket) -> dict[int, Link]:
+    """Devices of this namespace by ifindex."""
+    body = IFINFO.pack(0, 0, 0, 0, 0) + attribute(IFLA_EXT_MASK, _u32(RTEXT_FILTER_SKIP_STATS))
+    links = (_link(answer) for answer in route.dump(RTM_GETLINK, body))
     return {link.ifindex: link for link in links}
 
 
-def read_addresses(route: RouteSocket, namespace: int | None = None) -> list[tuple[int, IPv4Address]]:
-    """(ifindex, address) of every IPv4 address."""
-    message = TargetedAddresses()
-    message["family"] = socket.AF_INET
+def read_addresses(
+    route: NetlinkSocket, namespace: int | None = None, ifindex: int = 0
+) -> list[tuple[int, IPv4Address]]:
+    """(ifindex, address) of IPv4 addresses; of the namespace with the id `namespace`, of one device if `ifindex` is
+    given.
+    """
+    body = IFADDR.pack(socket.AF_INET, 0, 0, 0, ifindex)
     if namespace is not None:
-        message["attrs"] = [("IFA_TARGET_NETNSID", namespace)]
+        body += attribute(IFA_TARGET_NETNSID, _u32(namespace))
     found = []
-    for answer in route.request(message, RTM_GETADDR, NLM_F_DUMP):
-        address = ip_address(answer.get_attr("IFA_LOCAL") or answer.get_attr(ADDRESS_ATTRIBUTE))
-        if isinstance(address, IPv4Address):
-            found.append((answer["index"], address))
+    for answer in route.dump(RTM_GETADDR, body):
+        values = attributes(answer, IFADDR.size)
+        address = values.get(IFA_LOCAL) or values.get(IFA_ADDRESS)
+        if address and len(address) == 4:
+            found.append((IFADDR.unpack_from(answer)[4], IPv4Address(address)))
     return found
 
 
-def pod_devices(route: RouteSocket, links: dict[int, Link]) -> dict[IPv4Address, PodDevice]:
-    """Addresses behind this node's veths, with their devices. A namespace that goes meanwhile is left out."""
-    found: dict[IPv4Address, PodDevice] = {}
+def _peer_mac(route: NetlinkSocket, link: Link) -> bytes:
+    """MAC of a veth's other end, in the namespace that it is in."""
+    assert link.namespace is not None
+    body = IFINFO.pack(0, 0, link.peer, 0, 0) + attribute(IFLA_TARGET_NETNSID, _u32(link.namespace))
+    return _link(route.get(RTM_GETLINK, body)).mac
+
+
+def pod_devices(route: NetlinkSocket, links: Mapping[int, Link]) -> dict[IPv4Address, list[PodDevice]]:
+    """Addresses behind this node's veths, with their devices: more than one where an address is there twice."""
+    found: dict[IPv4Address, list[PodDevice]] = defaultdict(list)
     for link in links.values():
         if link.kind != "veth" or link.namespace is None:
             continue
         try:
-            inside = read_links(route, link.namespace).get(link.peer)
-            addresses = [a for index, a in read_addresses(route, link.namespace) if index == link.peer]
+            addresses = read_addresses(route, link.namespace, link.peer)
+            mac = _peer_mac(route, link) if addresses else b""
         except OSError as error:
-            if error.errno in (errno.EINVAL, errno.ENODEV, errno.ENOENT, errno.EPERM):
+            if error.errno in GONE:
                 continue
             raise
-        if inside is None:
-            continue
         master = links.get(link.master)
         seen_as = master.name if master and master.kind == "bridge" else link.name
-        device = PodDevice(link.ifindex, link.name, seen_as, inside.mac, link.mac)
-        found.update((address, device) for address in addresses if not address.is_loopback)
+        for index, address in addresses:
+            if index == link.peer and not address.is_loopback:
+                found[address].append(PodDevice(link.ifindex, link.name, seen_as, mac, link.mac))
     return found
 
 
-def read_routes(route: RouteSocket) -> list[Any]:
-    message = rtmsg()
-    message["family"] = socket.AF_INET
-    answers = route.request(message, RTM_GETROUTE, NLM_F_DUMP)
-    return [answer for answer in answers if answer.get_attr("RTA_TABLE") == TABLE_MAIN]
-
-
-def default_devices(routes: list[Any]) -> set[int]:
-    """Devices of the default routes, those of a multipath route included."""
-    found: set[int] = set()
-    for answer in routes:
-        if answer["dst_len"] or answer["type"] != RTN_UNICAST:
+def read_routes(route: NetlinkSocket) -> Routes:
+    """Of the main table, what this room needs."""
+    body = ROUTE.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0) + attribute(RTA_TABLE, _u32(TABLE_MAIN))
+    defaults: set[int] = set()
+    hosts: dict[IPv4Address, int] = {}
+    blackholes: set[IPv4Address] = set()
+    for answer in route.dump(RTM_GETROUTE, body):
+        _, length, _, _, _, protocol, _, kind, _ = ROUTE.unpack_from(answer)
+        if length not in (0, 32):
             continue
-        hops = answer.get_attr("RTA_MULTIPATH") or ()
-        found.update(hop["oif"] for hop in hops)
-        found.add(answer.get_attr("RTA_OIF") or 0)
-    return found - {0}
+        values = attributes(answer, ROUTE.size)
+        if length == 0 and kind == RTN_UNICAST:
+            defaults |= {_number(values, RTA_OIF), *_hops(values.get(RTA_MULTIPATH, b""))}
+        elif length == 32 and kind == RTN_UNICAST and RTA_OIF in values:
+            hosts[IPv4Address(values[RTA_DST])] = _number(values, RTA_OIF)
+        elif length == 32 and kind == RTN_BLACKHOLE and protocol == ROUTE_PROTOCOL:
+            blackholes.add(IPv4Address(values[RTA_DST]))
+    return Routes(frozenset(defaults - {0}), hosts, frozenset(blackholes))
 
 
-def own_blackholes(routes: list[Any]) -> frozenset[IPv4Address]:
-    return frozenset(
-        IPv4Address(answer.get_attr("RTA_DST"))
-        for answer in routes
-        if answer["proto"] == ROUTE_PROTOCOL and answer["type"] == RTN_BLACKHOLE and answer["dst_len"] == 32
-    )
+def _hops(data: bytes) -> list[int]:
+    """Devices of a multipath route."""
+    found, start = [], 0
+    while start + NEXT_HOP.size <= len(data):
+        length, _, _, ifindex = NEXT_HOP.unpack_from(data, start)
+        found.append(ifindex)
+        start += max((length + 3) & ~3, NEXT_HOP.size)
+    return found
+
+
+# --- what is ours
+
+
+def _change(route: NetlinkSocket, message: Any, kind: int, flags: int = 0) -> None:
+    """Sends a message that pyroute2 encodes."""
+    message["header"]["type"] = kind
+    message.encode()
+    route.request(kind, flags, bytes(message.data)[16:])
 
 
 def _blackhole(address: IPv4Address) -> Any:
@@ -227,17 +221,17 @@ def _blackhole(address: IPv4Address) -> Any:
     return message
 
 
-def add_blackhole(route: RouteSocket, address: IPv4Address) -> None:
+def add_blackhole(route: NetlinkSocket, address: IPv4Address) -> None:
     with suppress(FileExistsError):
-        route.request(_blackhole(address), RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+        _change(route, _blackhole(address), RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL)
 
 
-def delete_blackhole(route: RouteSocket, address: IPv4Address) -> None:
+def delete_blackhole(route: NetlinkSocket, address: IPv4Address) -> None:
     with suppress(ProcessLookupError):  # ESRCH: no such route
-        route.request(_blackhole(address), RTM_DELROUTE, NLM_F_ACK)
+        _change(route, _blackhole(address), RTM_DELROUTE)
 
 
-def create_tunnel(route: RouteSocket, port: int, mtu: int) -> None:
+def create_tunnel(route: NetlinkSocket, port: int, mtu: int) -> None:
     """A VXLAN device in external mode: remote address and VNI come with each packet, from the programs."""
     data = {
         "attrs": [
@@ -253,42 +247,55 @@ def create_tunnel(route: RouteSocket, port: int, mtu: int) -> None:
         ("IFLA_MTU", mtu),
         ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "vxlan"), ("IFLA_INFO_DATA", data)]}),
     ]
-    route.request(message, RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+    _change(route, message, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL)
     set_forwarding(TUNNEL)
 
 
-def configure_tunnel(route: RouteSocket, ifindex: int, mtu: int) -> None:
+def configure_tunnel(route: NetlinkSocket, ifindex: int, mtu: int) -> None:
     message = ifinfmsg()
     message["index"] = ifindex
     message["flags"] = message["change"] = IFF_UP
     message["attrs"] = [("IFLA_MTU", mtu)]
-    route.request(message, RTM_NEWLINK, NLM_F_ACK)
+    _change(route, message, RTM_NEWLINK)
     set_forwarding(TUNNEL)
 
 
-def delete_link(route: RouteSocket, ifindex: int) -> None:
+def delete_link(route: NetlinkSocket, ifindex: int) -> None:
     message = ifinfmsg()
     message["index"] = ifindex
     try:
-        route.request(message, RTM_DELLINK, NLM_F_ACK)
+        _change(route, message, RTM_DELLINK)
     except OSError as error:
         if error.errno != errno.ENODEV:
             raise
 
 
-async def watch_links(on_change: Callable[[], None]) -> None:
-    """Calls `on_change` after each change of a device or an IPv4 address of this namespace, until cancelled."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as events:
-        events.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR))
+async def watch(on_change: Callable[[], None]) -> None:
+    """Calls `on_change` soon after a change of a device, an IPv4 address or our nft table here, until cancelled."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_watch(socket.NETLINK_ROUTE, RTMGRP_LINK | RTMGRP_IPV4_IFADDR, b"", on_change))
+        group.create_task(_watch(NETLINK_NETFILTER, NFNLGRP_NFTABLES, NFT_TABLE, on_change))
+
+
+async def _watch(protocol: int, groups: int, about: bytes, on_change: Callable[[], None]) -> None:
+    """Events that hold `about`; those that come within `SETTLE` are one."""
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as events:
+        events.bind((0, groups))
         events.setblocking(False)
-        loop = asyncio.get_running_loop()
         while True:
-            try:
-                await loop.sock_recv(events, 1 << 16)
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:  # more events than fit: a change all the same
-                    raise
-            on_change()
+            if about in await _next(loop, events):
+                on_change()
+                await asyncio.sleep(SETTLE)
+
+
+async def _next(loop: asyncio.AbstractEventLoop, events: socket.socket) -> bytes:
+    try:
+        return await loop.sock_recv(events, 1 << 16)
+    except OSError as error:
+        if error.errno != errno.ENOBUFS:
+            raise
+        return NFT_TABLE  # more events than fit: a change all the same, and one of ours for all we know
 
 
 # --- sysctls

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from bpf import layout
 from egress.policy import Desired, Gateway, Group, Policy
@@ -29,6 +29,8 @@ FIRST_NODE_PORT, LAST_NODE_PORT = 61000, 65535
 NEVER_LEAVES = tuple(
     IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
 )
+
+NEVER_LEAVES6 = tuple(IPv6Network(text) for text in ("::/127", "fe80::/10", "ff00::/8"))
 
 # Time-outs in seconds. Established TCP: RFC 5382, REQ-5 asks for 2 h 4 min at least. UDP: RFC 4787, REQ-5 recommends 5
 # min. ICMP: RFC 5508, REQ-2 asks for 60 s.
@@ -59,6 +61,7 @@ class Facts:
     tunnel_ifindex: int = 0  # 0 = there is no tunnel device yet
     tunnel_mtu: int = 0
     object_digest: int = 0
+    underlay: str = ""  # the device that holds the node's tunnel address
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,15 @@ It also keeps pods from forging tunnel packets, and connection tracking away fro
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Network, collapse_addresses
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from typing import Any
 
-from egress.entries import NEVER_LEAVES, Facts
+from egress.entries import NEVER_LEAVES, NEVER_LEAVES6, Facts
 from egress.policy import Desired, Policy, Ports
+
+Network = IPv4Network | IPv6Network
 
 TABLE = "routerd"
 FAMILY = "inet"
@@ -31,10 +33,12 @@ SET_TYPES = {
     "cluster": "type ipv4_addr; flags interval;",
     "covered": "type ipv4_addr; flags interval;",
     "nodes": "type ipv4_addr;",
-    "pod_cidrs": "type ipv4_addr; flags interval;",
+    "cluster6": "type ipv6_addr; flags interval;",
+    "pod_devices": "type ifname;",
+    "pod_sources": "type ipv4_addr; flags interval;",
     "decided": "type ifname . ipv4_addr;",
 }
-MAP_TYPES = {"selected": "type ifname . ipv4_addr : verdict;"}
+MAP_TYPES = {"selected": "type ifname . ipv4_addr : verdict;", "selected6": "type ipv6_addr : verdict;"}
 
 
 def key_type(declaration: str) -> str:
@@ -70,14 +74,15 @@ def digest(rule: str) -> str:
     return hashlib.sha256(rule.encode()).hexdigest()[:16]
 
 
-def _networks(networks: Iterable[IPv4Network]) -> frozenset[str]:
-    """Merged, as an interval set may not overlap; a host without its /32, as nft prints it."""
-    return frozenset(str(n.network_address) if n.prefixlen == 32 else str(n) for n in collapse_addresses(networks))
+def _networks(networks: Iterable[Network]) -> frozenset[str]:
+    """Of one family, merged, as an interval set may not overlap; a host without its length, as nft prints it."""
+    merged: Iterable[Network] = collapse_addresses(networks)  # type: ignore[type-var]
+    return frozenset(str(n.network_address) if n.prefixlen == n.max_prefixlen else str(n) for n in merged)
 
 
-def _port_match(ports: Ports) -> str:
+def _port_match(ports: Ports, family: str) -> str:
     if ports.protocol == "ICMP":
-        return "meta l4proto icmp"
+        return "meta l4proto icmp" if family == "ip" else "meta l4proto icmpv6"
     if not ports.first:
         return f"meta l4proto {ports.protocol.lower()}"
     return f"{ports.protocol.lower()} dport {ports.first}-{ports.last}"
@@ -87,33 +92,50 @@ def _policy_rules(policy: Policy) -> tuple[str, ...]:
     """Drops for what the policy covers; exclusions of one policy do not speak for another, so they are part of the
     match. A policy without destinations covers nothing.
     """
-    if not policy.destinations:
+    return _drops("ip", policy, policy.destinations, policy.excluded)
+
+
+def _policy_rules6(policy: Policy) -> tuple[str, ...]:
+    """The same for IPv6, which is not translated: all that is covered is dropped here."""
+    return _drops("ip6", policy, policy.destinations6, policy.excluded6)
+
+
+def _drops(family: str, policy: Policy, covered: Iterable[Network], spared: Iterable[Network]) -> tuple[str, ...]:
+    destinations, excluded = (", ".join(sorted(_networks(networks))) for networks in (covered, spared))
+    if not destinations:
         return ()
-    destinations = ", ".join(sorted(_networks(policy.destinations)))
-    excluded = ", ".join(sorted(_networks(policy.excluded)))
-    where = f"ip daddr {{ {destinations} }}" + (f" ip daddr != {{ {excluded} }}" if excluded else "")
-    matches = [_port_match(ports) for ports in policy.ports] or [""]
+    where = f"{family} daddr {{ {destinations} }}" + (f" {family} daddr != {{ {excluded} }}" if excluded else "")
+    matches = [_port_match(ports, family) for ports in policy.ports] or [""]
     return tuple(" ".join(f"{where} {match} counter name selected drop".split()) for match in matches)
 
 
-def chain_name(names: tuple[str, ...], policies: Mapping[str, Policy]) -> str:
+Rules = tuple[str, ...]
+
+
+def rules_of(names: tuple[str, ...], policies: Mapping[str, Policy], rules: Callable[[Policy], Rules]) -> Rules:
+    return tuple(rule for name in names if name in policies for rule in rules(policies[name]))
+
+
+def chain_name(rules: Rules) -> str:
     """A name that stands for the chain's content, so that a pod moves between chains and chains never change."""
-    rules = [rule for name in names if name in policies for rule in _policy_rules(policies[name])]
     return f"set-{digest(chr(10).join(rules))}"
 
 
 def _forward_rules() -> tuple[str, ...]:
     return (
         "ct direction reply return",
+        "ip6 daddr @cluster6 return",
+        "ip6 saddr vmap @selected6",
         "ip daddr @cluster return",
         "iifname . ip saddr vmap @selected",
-        "ip saddr @pod_cidrs ip daddr @covered iifname . ip saddr != @decided counter name undecided drop",
+        "ip saddr @pod_sources ip daddr @covered iifname . ip saddr != @decided counter name undecided drop",
     )
 
 
 def _tunnel_rules(port: int) -> tuple[str, ...]:
     return (
-        f"udp dport {port} ip saddr @pod_cidrs ip daddr @nodes counter name forged drop",
+        f"udp dport {port} iifname @pod_devices counter name forged drop",
+        f"udp dport {port} ip daddr @nodes ip saddr != @nodes counter name forged drop",
         f"udp dport {port} notrack",
     )
 
@@ -129,22 +151,30 @@ def render(desired: Desired, facts: Facts) -> Guard:
         "output": (f"udp dport {desired.tunnel_port} notrack",),
         "forward": _forward_rules(),
     }
-    selected = set()
+    selected, selected6 = set(), set()
     for address, policies in desired.pods.items():
-        if address not in attached or not policies:
-            continue
-        chain = chain_name(policies, desired.policies)
-        chains[chain] = tuple(r for n in policies if n in desired.policies for r in _policy_rules(desired.policies[n]))
-        selected.add(f"{names[address]} : jump {chain}")
+        if address in attached and policies:
+            rules = rules_of(policies, desired.policies, _policy_rules)
+            chains[chain_name(rules)] = rules
+            selected.add(f"{names[address]} : jump {chain_name(rules)}")
+    for address6, policies in desired.pods6.items():
+        rules = rules_of(policies, desired.policies, _policy_rules6)
+        if rules:
+            chains[chain_name(rules)] = rules
+            selected6.add(f"{address6} : jump {chain_name(rules)}")
     covered = (network for policy in desired.policies.values() for network in policy.destinations)
+    hosts = (IPv4Network(address) for address in desired.pods)  # also those outside the node's pod CIDRs
     return Guard(
         sets={
             "cluster": _networks((*NEVER_LEAVES, *desired.cluster)),
+            "cluster6": _networks((*NEVER_LEAVES6, *desired.cluster6)),
             "covered": _networks(covered),
             "nodes": frozenset(str(address) for address in desired.nodes),
-            "pod_cidrs": _networks(desired.pod_cidrs),
+            "pod_devices": frozenset(d.forward_name for d in attached.values()) - {facts.underlay},
+            "pod_sources": _networks((*desired.pod_cidrs, *hosts)),
             "decided": frozenset(names.values()),
             "selected": frozenset(selected),
+            "selected6": frozenset(selected6),
         },
         chains=chains,
     )
@@ -163,10 +193,12 @@ def early(wanted: Guard, present: Guard | None) -> Guard:
     return replace(wanted, sets={**wanted.sets, "decided": decided, "selected": selected})
 
 
-def _quoted(element: str) -> str:
+def _quoted(name: str, element: str) -> str:
     """The element with its device's name as a string: nft would read some names as keywords or numbers."""
+    if not key_type({**SET_TYPES, **MAP_TYPES}[name]).startswith("ifname"):
+        return element
     device, separator, rest = element.partition(" . ")
-    return f'"{device}"{separator}{rest}' if separator else element
+    return f'"{device}"{separator}{rest}'
 
 
 def transaction(wanted: Guard, present: Guard | None) -> str:
@@ -189,7 +221,8 @@ def transaction(wanted: Guard, present: Guard | None) -> str:
         kind = "map" if name in MAP_TYPES else "set"
         lines.append(f"flush {kind} {table} {name}")
         if wanted.sets[name]:
-            lines.append(f"add element {table} {name} {{ {', '.join(map(_quoted, sorted(wanted.sets[name])))} }}")
+            elements = ", ".join(_quoted(name, element) for element in sorted(wanted.sets[name]))
+            lines.append(f"add element {table} {name} {{ {elements} }}")
     for name, rules in wanted.chains.items():
         lines += [f'add rule {table} {name} {rule} comment "{digest(rule)}"' for rule in rules]
     stale = sorted(set(present.chains if present else ()) - set(wanted.chains))

@@ -79,6 +79,11 @@ def _matches(rule: RuleSpec, packet: Packet) -> bool:
     return not rule.first or packet.kind == "fragment" or rule.first <= packet.destination_port <= rule.last
 
 
+def _seen(before: int, packet: Packet) -> int:
+    """A RST counts until something else passes: anyone may send one (RFC 7857, section 2.2)."""
+    return before & ~layout.SEEN_RST | packet.seen
+
+
 # --- source node
 
 
@@ -117,7 +122,7 @@ def from_pod(tables: Tables, state: State, device: int, packet: Packet, drawn: i
     flow = state.flows.get(packet.key_outbound) if packet.kind == "flow" else None
     if flow is None:
         return _begin_flow(tables, state, packet, policy_set, drawn)
-    if _ended(flow, packet):
+    if _ended(flow, packet) or (flow.group and flow.group not in tables.paths):
         return _begin_flow(tables, state, packet, policy_set, drawn).after(Change("flows", packet.key_outbound, None))
     return _continue_flow(tables, state, packet, flow, drawn)
 
@@ -142,13 +147,13 @@ def _begin_flow(tables: Tables, state: State, packet: Packet, policy_set: int, d
 
 
 def _continue_flow(tables: Tables, state: State, packet: Packet, flow: Flow, drawn: int) -> Outcome:
-    flow = replace(flow, seen_out=flow.seen_out | packet.seen)
+    flow = replace(flow, seen_out=_seen(flow.seen_out, packet))
     key = packet.key_outbound
     if not flow.group:
         return NEXT.after(Change("flows", key, flow))
     hop = _pick(tables, flow.group, flow.slot)
     if hop is None:
-        return _drop("no_gateway").after(Change("flows", key, flow))
+        return _drop("no_gateway")
     change = Change("flows", key, replace(flow, slot=hop.slot))
     return _leave(tables, state, packet, flow.group, hop, drawn).after(change)
 
@@ -182,7 +187,7 @@ def to_pod(tables: Tables, state: State, device: int, packet: Packet) -> Outcome
     key = packet.key_inbound
     flow = state.flows.get(key)
     if flow and not _ended(flow, packet):
-        return NEXT.after(Change("flows", key, replace(flow, seen_in=flow.seen_in | packet.seen)))
+        return NEXT.after(Change("flows", key, replace(flow, seen_in=_seen(flow.seen_in, packet))))
     gone = [Change("flows", key, None)] if flow else []
     begins = {TCP: packet.opens, ICMP: packet.echo == "request"}.get(packet.protocol, True)
     if not policy_set or not begins:
@@ -260,7 +265,7 @@ def _use_mapping(
     if mapped.egress_ip != group.egress_ip or (back is None and not settled):
         return None, (Change("nat", key, None),)
     seen = 0 if packet.opens else mapped.seen_out  # a port that is used again forgets the old connection's end
-    mapped = replace(mapped, node=node, seen_out=seen | packet.seen)
+    mapped = replace(mapped, node=node, seen_out=_seen(seen, packet))
     if back is None:
         return mapped, (Change("nat", key, mapped),)
     back = replace(back, node=node, seen_in=0 if packet.opens else back.seen_in)
@@ -309,7 +314,7 @@ def from_uplink(tables: Tables, state: State, packet: Packet) -> Outcome:
         restored = replace(restored, quoted=replace(packet.quoted, source=back.pod, source_port=back.pod_port))
         return _return_to_pod(tables, state, restored, back)
     restored = replace(restored, destination_port=back.pod_port)
-    change = Change("reverse", key, replace(back, seen_in=back.seen_in | packet.seen))
+    change = Change("reverse", key, replace(back, seen_in=_seen(back.seen_in, packet)))
     too_big = _too_big(tables, packet) if back.node else None
     return (too_big or _return_to_pod(tables, state, restored, back)).after(change)
 

@@ -14,15 +14,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import singledispatchmethod
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Literal
 
 from bpf import bcc_loader, layout, loader, pins, syscall
 from egress import conntrack, devices, guard, host_settings, plan
-from egress.attach import Attacher, Mode, off_loop
-from egress.devices import TUNNEL, Link, RouteSocket
+from egress.attach import Attacher, Mode
+from egress.devices import TUNNEL, Link
 from egress.entries import Facts
+from egress.netlink import NetlinkSocket
 from egress.policy import Desired
 
 # Map sizes when they are made; memory is taken as they fill (no preallocation), about 200 bytes for each mapping.
@@ -81,13 +81,15 @@ class Datapath:
 
     def observe(self, desired: Desired) -> plan.Observed:
         """Everything that `plan` compares, read from the kernel."""
-        with RouteSocket() as route:
+        with NetlinkSocket() as route:
             links = devices.read_links(route)
             addresses = {address: index for index, address in devices.read_addresses(route)}
             routes = devices.read_routes(route)
-            pods = devices.pod_devices(route, links)
+            candidates = devices.pod_devices(route, links)
+        maps = self._read_maps()
+        pods = plan.choose_devices(candidates, routes.hosts, maps.get("pods", {}))
         by_name = {link.name: link.ifindex for link in links.values()}
-        names = desired.uplinks or tuple(links[i].name for i in devices.default_devices(routes) if i in links)
+        names = desired.uplinks or tuple(links[i].name for i in sorted(routes.defaults) if i in links)
         tunnel = _tunnel(by_name, links)
         underlay = links.get(addresses.get(desired.node_address, 0))
         return plan.Observed(
@@ -97,15 +99,17 @@ class Datapath:
                 tunnel_ifindex=tunnel.ifindex if tunnel else 0,
                 tunnel_mtu=underlay.mtu - plan.TUNNEL_OVERHEAD if underlay else 0,
                 object_digest=self._digest,
+                underlay=underlay.name if underlay else "",
             ),
             pinned_digest=0 if pins.missing(self._pins) else loader.pinned_digest(self._pins),
             underlay_mtu=underlay.mtu if underlay else 0,
             ip_forward=devices.ip_forward(),
             tunnel=tunnel,
-            maps=self._read_maps(),
+            maps=maps,
             attachments=self._attacher.observe({link.ifindex: link.name for link in links.values()}),
             guard=guard.parse(_list_guard()),
-            blackholes=devices.own_blackholes(routes),
+            blackholes=routes.blackholes,
+            ambiguous=frozenset(address for address, found in candidates.items() if len(found) > 1),
             ports_reserved=devices.are_reserved(plan.RESERVED),
         )
 
@@ -188,7 +192,7 @@ class Datapath:
 
     @_do.register
     def _(self, action: plan.CreateTunnel) -> None:
-        with RouteSocket() as route:
+        with NetlinkSocket() as route:
             if action.replace:
                 for link in devices.read_links(route).values():
                     if link.name == TUNNEL:
@@ -203,18 +207,19 @@ class Datapath:
 
     @_do.register
     def _(self, action: plan.ConfigureTunnel) -> None:
-        with RouteSocket() as route:
-            tunnel = next(link for link in devices.read_links(route).values() if link.name == TUNNEL)
-            devices.configure_tunnel(route, tunnel.ifindex, action.mtu)
+        with NetlinkSocket() as route:
+            for link in devices.read_links(route).values():  # one that has gone meanwhile is made in the next round
+                if link.name == TUNNEL:
+                    devices.configure_tunnel(route, link.ifindex, action.mtu)
 
     @_do.register
     def _(self, action: plan.AddBlackhole) -> None:
-        with RouteSocket() as route:
+        with NetlinkSocket() as route:
             devices.add_blackhole(route, action.address)
 
     @_do.register
     def _(self, action: plan.DeleteBlackhole) -> None:
-        with RouteSocket() as route:
+        with NetlinkSocket() as route:
             devices.delete_blackhole(route, action.address)
 
     @_do.register
@@ -239,16 +244,16 @@ class Datapath:
     @_do.register
     def _(self, action: plan.PurgeFlows) -> None:
         flows = self._maps["flows"]
-        pod = layout.ip16(action.pod)
+        pods = frozenset(layout.ip16(pod) for pod in action.pods)
         for key in flows.items():
-            if key.startswith(pod):
+            if key[:16] in pods:
                 flows.delete(key)
 
     @_do.register
     def _(self, action: plan.SeedFlows) -> None:
         seen = layout.SEEN_PACKET
         value = bytes(layout.FlowValue(time.monotonic_ns(), 0, 0, seen, seen))
-        for flow in off_loop(conntrack.inbound, frozenset(action.pods)):
+        for flow in conntrack.inbound(action.pods):
             key = layout.FlowKey(
                 layout.ip_field(flow.pod), layout.ip_field(flow.remote), flow.pod_port, flow.remote_port, flow.protocol
             )
@@ -270,12 +275,12 @@ class Datapath:
     def remove(self) -> list[str]:
         """Takes away everything that bears our mark, and says what it was. Nothing is left, nothing else is touched."""
         removed = []
-        with RouteSocket() as route:
+        with NetlinkSocket() as route:
             links = devices.read_links(route)
             for attachment in self._attacher.observe({link.ifindex: link.name for link in links.values()}):
                 self._attacher.detach(attachment.program, attachment.ifindex)
                 removed.append(f"{attachment.program} on {links[attachment.ifindex].name}")
-            for address in devices.own_blackholes(devices.read_routes(route)):
+            for address in devices.read_routes(route).blackholes:
                 devices.delete_blackhole(route, address)
                 removed.append(f"route blackhole {address}/32")
             for link in links.values():
@@ -345,10 +350,3 @@ def _list_guard() -> dict[str, Any]:
             return {}
         raise
     return document
-
-
-def node_addresses() -> tuple[IPv4Address, ...]:
-    """Global IPv4 addresses on this node's own interfaces."""
-    with RouteSocket() as route:
-        found = {address for _, address in devices.read_addresses(route)}
-    return tuple(sorted(a for a in found if not (a.is_loopback or a.is_link_local or a.is_multicast)))

@@ -1,22 +1,31 @@
 """desired + observed -> actions in a safe order. Pure.
 
 Actions of phase "prepare" come before this node announces what they carry, those of phase "retire" after it has
-withdrawn what leads to them. Every prefix of a plan is safe: a new policy set is complete before a pod is moved to it;
-a pod counts as decided in the guard only when its entries and programs are in place; nothing is deleted that something
-live refers to. Cut anywhere, observed and planned again, it converges. A device that an action makes is known to the
-next round only.
+withdrawn what leads to them: what a gateway gives up. What a node of pods gives up waits for nobody. Every prefix of a
+plan is safe: a new policy set is complete before a pod is moved to it; a pod counts as decided in the guard only when
+its entries and programs are in place; nothing is deleted that something live refers to. Cut anywhere, observed and
+planned again, it converges. A device that an action makes is known to the next round only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import ClassVar, Literal
 
 from bpf import layout
 from egress import guard as guards
-from egress.entries import FIRST_NODE_PORT, LAST_NODE_PORT, Facts, MapEntries, describe, map_entries, overloaded
+from egress.entries import (
+    FIRST_NODE_PORT,
+    LAST_NODE_PORT,
+    Facts,
+    MapEntries,
+    PodDevice,
+    describe,
+    map_entries,
+    overloaded,
+)
 from egress.guard import Guard
 from egress.policy import Desired, Group
 
@@ -33,6 +42,9 @@ WRITE_ORDER = (
     "strict_devices",
 )  # fmt: skip
 DELETE_ORDER = tuple(reversed(WRITE_ORDER))
+# What others may still be led to by what this node announces.
+LED_TO_MAPS = frozenset({"egress_ips", "groups", "nodes", "settings", "uplinks"})
+LED_TO_PROGRAMS = frozenset({"from_tunnel", "from_uplink"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +81,7 @@ class Observed:
     guard: Guard | None = None  # rules as digests
     blackholes: frozenset[IPv4Address] = frozenset()  # routes of ours
     ports_reserved: bool = False
+    ambiguous: frozenset[IPv4Address] = frozenset()  # addresses that more than one device's pod has
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,32 +185,40 @@ class LoadGuard(Prepare):
 
 
 @dataclass(frozen=True, slots=True)
-class Detach(Retire):
+class Detach:
     program: str
     ifindex: int
+
+    @property
+    def phase(self) -> Phase:
+        return "retire" if self.program in LED_TO_PROGRAMS else "prepare"
 
     def __str__(self) -> str:
         return f"detach {self.program} from device {self.ifindex}"
 
 
 @dataclass(frozen=True, slots=True)
-class DeleteEntry(Retire):
+class DeleteEntry:
     map: str
     key: bytes
     value: bytes
+
+    @property
+    def phase(self) -> Phase:
+        return "retire" if self.map in LED_TO_MAPS else "prepare"
 
     def __str__(self) -> str:
         return f"map {self.map}: delete {describe(self.map, self.key, self.value)}"
 
 
 @dataclass(frozen=True, slots=True)
-class PurgeFlows(Retire):
-    """Flows of an address whose pod has gone: its next owner's packets are decided anew."""
+class PurgeFlows(Prepare):
+    """Flows of addresses whose pods have gone: the next owner's packets are decided anew."""
 
-    pod: IPv4Address
+    pods: tuple[IPv4Address, ...]
 
     def __str__(self) -> str:
-        return f"purge flows of {self.pod}"
+        return f"purge flows of {', '.join(map(str, self.pods))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +236,29 @@ Action = (
 
 
 # --- what is wanted
+
+
+def choose_devices(
+    candidates: Mapping[IPv4Address, Sequence[PodDevice]], routed: Mapping[IPv4Address, int], pods: MapEntries
+) -> dict[IPv4Address, PodDevice]:
+    """The device of each pod address. A pod may give itself any address, so being there is not enough to be it.
+
+    A host route is the node's own word and decides. Without one (a bridge), an address that two devices have stays with
+    the one that it was programmed for (`pods`: the map as it is); if it was for none, it belongs to nobody.
+    """
+    known = {device.ifindex for found in candidates.values() for device in found}
+    programmed = {(_pod_address(key), layout.decode(layout.PodKey, key).ifindex) for key in pods}
+    chosen = {}
+    for address, found in candidates.items():
+        if routed.get(address) in known:
+            matching = [device for device in found if device.ifindex == routed[address]]
+        elif len(found) == 1:
+            matching = list(found)
+        else:
+            matching = [device for device in found if (address, device.ifindex) in programmed]
+        if len(matching) == 1:
+            chosen[address] = matching[0]
+    return chosen
 
 
 def _groups_here(desired: Desired) -> list[Group]:
@@ -249,10 +293,11 @@ def plan(desired: Desired | None, observed: Observed) -> tuple[Action, ...]:
     if desired is None:
         return ()
     wanted = wanted_entries(desired, observed)
-    return (*_prepare(desired, observed, wanted), *_retire(desired, observed, wanted))
+    actions = (*_additions(desired, observed, wanted), *_removals(desired, observed, wanted))
+    return tuple(sorted(actions, key=lambda action: action.phase == "retire"))
 
 
-def _prepare(desired: Desired, observed: Observed, wanted: dict[str, MapEntries]) -> Iterator[Action]:
+def _additions(desired: Desired, observed: Observed, wanted: dict[str, MapEntries]) -> Iterator[Action]:
     target = guards.render(desired, observed.facts)
     present = observed.guard
     early = guards.early(target, present)
@@ -267,18 +312,33 @@ def _prepare(desired: Desired, observed: Observed, wanted: dict[str, MapEntries]
     for address in sorted({g.egress_ip for g in here if not g.node_address} - observed.blackholes):
         yield AddBlackhole(address)
     for name in WRITE_ORDER:
-        present_entries = observed.maps.get(name, {})
-        if name == "pods" and (selected := _newly_selected(wanted[name], present_entries)):
-            yield SeedFlows(selected)
-        for key, value in sorted(wanted[name].items()):
-            if present_entries.get(key) != value:
-                yield PutEntry(name, key, value)
+        yield from _put_entries(name, wanted[name], observed.maps.get(name, {}))
     current = {(a.program, a.ifindex) for a in observed.attachments if a.current}
     for (program, ifindex), device in wanted_attachments(desired, observed).items():
         if (program, ifindex) not in current:
             yield Attach(program, ifindex, device)
     if early != target:
         yield LoadGuard(target, early.digests())
+
+
+def _put_entries(name: str, wanted: MapEntries, present: MapEntries) -> Iterator[Action]:
+    if name == "pods":
+        moved = _moved(wanted, present)
+        if moved:  # before its new device is known by this address: the flows there are another pod's
+            yield PurgeFlows(tuple(sorted({_pod_address(key) for key in moved})))
+            yield from (DeleteEntry(name, key, present[key]) for key in moved)
+        selected = _newly_selected(wanted, present)
+        if selected:
+            yield SeedFlows(selected)
+    for key, value in sorted(wanted.items()):
+        if present.get(key) != value:
+            yield PutEntry(name, key, value)
+
+
+def _moved(wanted: MapEntries, present: MapEntries) -> list[bytes]:
+    """Entries of addresses that are on another device now."""
+    addresses = {_pod_address(key) for key in wanted}
+    return sorted(key for key in present if key not in wanted and _pod_address(key) in addresses)
 
 
 def _newly_selected(wanted: MapEntries, present: MapEntries) -> tuple[IPv4Address, ...]:
@@ -298,17 +358,20 @@ def _prepare_tunnel(desired: Desired, observed: Observed) -> Iterator[Action]:
         yield ConfigureTunnel(mtu)
 
 
-def _retire(desired: Desired, observed: Observed, wanted: dict[str, MapEntries]) -> Iterator[Action]:
+def _removals(desired: Desired, observed: Observed, wanted: dict[str, MapEntries]) -> Iterator[Action]:
     attachments = wanted_attachments(desired, observed)
     for attachment in sorted(observed.attachments, key=lambda a: (a.program, a.ifindex)):
         if (attachment.program, attachment.ifindex) not in attachments:
             yield Detach(attachment.program, attachment.ifindex)
     for name in DELETE_ORDER:
-        for key, value in sorted(observed.maps.get(name, {}).items()):
-            if key not in wanted[name]:
-                if name == "pods":  # first, as only the entry says that there is something to purge
-                    yield PurgeFlows(_pod_address(key))
-                yield DeleteEntry(name, key, value)
+        present = observed.maps.get(name, {})
+        gone = sorted(present.keys() - wanted[name].keys())
+        if name == "pods":
+            moved = _moved(wanted[name], present)
+            gone = [key for key in gone if key not in moved]
+            if gone:  # first, as only the entries say that there is something to purge
+                yield PurgeFlows(tuple(sorted(_pod_address(key) for key in gone)))
+        yield from (DeleteEntry(name, key, present[key]) for key in gone)
     kept = {group.egress_ip for group in _groups_here(desired) if not group.node_address}
     for address in sorted(observed.blackholes - kept):
         yield DeleteBlackhole(address)
@@ -339,7 +402,20 @@ def problems(desired: Desired, observed: Observed) -> tuple[Problem, ...]:
     for address in sorted(set(desired.pods) - set(observed.facts.devices)):
         message = f"no veth leads to {address}: its traffic to covered destinations is dropped until one does"
         found.append(Problem(f"pod-address/{address}", "PodDeviceMissing", message))
-    return (*found, *_overloads(desired))
+    for address in sorted(observed.ambiguous & set(desired.pods)):
+        kept = observed.facts.devices.get(address)
+        message = f"more than one pod has {address}; {f'it is that of {kept.name}' if kept else 'it is nobody'}'s"
+        found.append(Problem(f"pod-address/{address}", "PodAddressTwice", message))
+    return (*found, *_unguarded(desired), *_overloads(desired))
+
+
+def _unguarded(desired: Desired) -> Iterator[Problem]:
+    """The guard knows a pod that is not in the store yet only by the node's pod CIDRs."""
+    outside = [a for a in desired.pods if not any(a in network for network in desired.pod_cidrs)]
+    if outside:
+        which = f"{len(outside)} pods, {min(outside)} among them, have addresses outside the node's pod CIDRs"
+        message = f"{which}: a new pod there is not guarded before it is in the store; set the Node's spec.podCIDRs"
+        yield Problem(f"node/{desired.node}", "PodOutsidePodCidrs", message)
 
 
 def _overloads(desired: Desired) -> Iterator[Problem]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
 Protocol = Literal["TCP", "UDP", "ICMP"]
@@ -33,6 +33,8 @@ class Policy:
     ports: tuple[Ports, ...] = ()  # () = every protocol that the datapath translates
     priority: int = 0
     created: str = ""
+    destinations6: tuple[IPv6Network, ...] = ()  # not translated: what of it is covered is dropped
+    excluded6: tuple[IPv6Network, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,5 +72,7 @@ class Desired:
     nodes: frozenset[IPv4Address] = frozenset()  # tunnel endpoints of all known nodes
     cluster: frozenset[IPv4Network] = frozenset()  # in-cluster: never sent out
     pod_cidrs: frozenset[IPv4Network] = frozenset()  # of this node
+    pods6: Mapping[IPv6Address, tuple[str, ...]] = field(default_factory=dict)  # selected pods here -> policies
+    cluster6: frozenset[IPv6Network] = frozenset()  # in-cluster
     uplinks: tuple[str, ...] = ()  # devices by which egress traffic leaves this node
     tunnel_port: int = 8473  # UDP

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from egress.policy import Desired as EgressDesired
 from egress.policy import Gateway, Group, Policy, Ports
@@ -107,14 +107,17 @@ def egress_state(
         return None, (Refusal(f"node/{here.name}", "NoTunnelEndpoint", message),)
     group_ids, policy_refusals = _policy_groups(policies, allocations)
     groups, group_refusals = _groups(allocations, nodes, facts.gateways_down)
+    steered, steered6 = _pods(pods.values(), policies, here, {n.name: n.labels for n in namespaces.values()})
     desired = EgressDesired(
         node=here.name,
         node_address=address,
-        pods=_pods(pods.values(), policies, here, {n.name: n.labels for n in namespaces.values()}),
+        pods=steered,
+        pods6=steered6,
         policies={key: _policy(policies[key], group_ids[key]) for key in sorted(group_ids)},
         groups=groups,
         nodes=frozenset(filter(None, map(tunnel_endpoint, nodes.values()))),
         cluster=in_cluster(snapshot, settings.cluster_cidrs),
+        cluster6=in_cluster6(snapshot, settings.cluster_cidrs),
         pod_cidrs=frozenset(ipv4_networks(here.pod_cidrs)),
         uplinks=facts.uplinks,
         tunnel_port=settings.tunnel_port,
@@ -129,6 +132,10 @@ def tunnel_endpoint(node: Node) -> IPv4Address | None:
 
 def ipv4_addresses(addresses: Iterable[IPAddress]) -> Iterator[IPv4Address]:
     return (address for address in addresses if isinstance(address, IPv4Address))
+
+
+def ipv6_networks(networks: Iterable[IPNetwork]) -> Iterator[IPv6Network]:
+    return (network for network in networks if isinstance(network, IPv6Network))
 
 
 def ipv4_networks(networks: Iterable[IPNetwork]) -> Iterator[IPv4Network]:
@@ -150,17 +157,22 @@ def is_steered(pod: Pod) -> bool:
 
 def _pods(
     pods: Iterable[Pod], policies: Mapping[str, EgressPolicy], here: Node, namespaces: Mapping[str, Labels]
-) -> dict[IPv4Address, tuple[str, ...]]:
+) -> tuple[dict[IPv4Address, tuple[str, ...]], dict[IPv6Address, tuple[str, ...]]]:
+    """Policies of each address of a pod here, by family."""
     steered: dict[IPv4Address, tuple[str, ...]] = {}
-    relevant = [policy for _, policy in sorted(policies.items()) if any(ipv4_networks(policy.destinations))]
+    steered6: dict[IPv6Address, tuple[str, ...]] = {}
+    relevant = [policy for _, policy in sorted(policies.items()) if policy.destinations]
     for pod in pods:
         if pod.node != here.name or not is_steered(pod):
             continue
         namespace = namespaces.get(pod.namespace, {NAMESPACE_NAME_LABEL: pod.namespace})
         names = tuple(policy.key for policy in relevant if selects(policy, pod, namespace, here.labels))
-        for address in ipv4_addresses(pod.addresses):
-            steered[address] = tuple(sorted({*steered.get(address, ()), *names}))
-    return steered
+        for address in pod.addresses:
+            if isinstance(address, IPv4Address):
+                steered[address] = tuple(sorted({*steered.get(address, ()), *names}))
+            elif names:
+                steered6[address] = tuple(sorted({*steered6.get(address, ()), *names}))
+    return steered, steered6
 
 
 def _policy(policy: EgressPolicy, group: int) -> Policy:
@@ -172,6 +184,8 @@ def _policy(policy: EgressPolicy, group: int) -> Policy:
         ports=tuple(Ports(p.protocol, p.first, p.last) for p in policy.ports),
         priority=policy.priority,
         created=policy.created,
+        destinations6=tuple(ipv6_networks(policy.destinations)),
+        excluded6=tuple(ipv6_networks(policy.excluded)),
     )
 
 
@@ -183,7 +197,7 @@ def group_of(key: str, allocations: Allocations) -> EgressGroup | None:
 def _policy_groups(
     policies: Mapping[str, EgressPolicy], allocations: Allocations
 ) -> tuple[dict[str, int], tuple[Refusal, ...]]:
-    """Group by key of each policy with an IPv4 destination; 0 = none is published, so its traffic is dropped."""
+    """Group by key of each policy; 0 = none is published, so its traffic is dropped."""
     published = {
         key: group.id
         for group in reversed(allocations.groups)
@@ -193,9 +207,11 @@ def _policy_groups(
     groups: dict[str, int] = {}
     refusals = []
     for key, policy in sorted(policies.items()):
-        if not any(ipv4_networks(policy.destinations)):
-            message = "only IPv4 destinations are steered, and the policy has none: add one"
+        if any(ipv6_networks(policy.destinations)):
+            message = "IPv6 is not translated yet: what the selected pods send to its IPv6 destinations is dropped"
             refusals.append(Refusal(key, "UnsupportedFamily", message))
+        if not any(ipv4_networks(policy.destinations)):
+            groups[key] = 0
             continue
         groups[key] = published.get(key, 0)
         if key not in published:
@@ -262,11 +278,36 @@ def in_cluster(snapshot: Snapshot, cluster_cidrs: Iterable[IPNetwork]) -> frozen
     for node in (snapshot.nodes or {}).values():
         networks.update(ipv4_networks(node.pod_cidrs))
         hosts.update(map(int, ipv4_addresses(node.addresses)))
+    pods = {int(a) for pod in (snapshot.pods or {}).values() if is_steered(pod) for a in ipv4_addresses(pod.addresses)}
+    hosts |= _outside(pods, networks)
     for service in (snapshot.services or {}).values():
         hosts.update(map(int, ipv4_addresses(_addresses_of(service))))
     for allocation in snapshot.allocations.services if snapshot.allocations else ():
         hosts.update(map(int, ipv4_addresses(allocation.addresses)))
     return frozenset(networks).union(map(_host, hosts))
+
+
+def _outside(hosts: set[int], networks: Iterable[IPv4Network]) -> set[int]:
+    """Those that lie in none of the networks, such as pods of a pool that is no node's pod CIDR."""
+    heads: dict[int, set[int]] = {}
+    for network in networks:
+        shift = 32 - network.prefixlen
+        heads.setdefault(shift, set()).add(int(network.network_address) >> shift)
+    return {host for host in hosts if not any(host >> shift in known for shift, known in heads.items())}
+
+
+def in_cluster6(snapshot: Snapshot, cluster_cidrs: Iterable[IPNetwork]) -> frozenset[IPv6Network]:
+    """The same for IPv6, which only the guard asks."""
+    networks = {*ipv6_networks(cluster_cidrs), *ipv6_networks(snapshot.service_cidrs)}
+    addresses: list[IPAddress] = []
+    for node in (snapshot.nodes or {}).values():
+        networks.update(ipv6_networks(node.pod_cidrs))
+        addresses.extend(node.addresses)
+    for service in (snapshot.services or {}).values():
+        addresses.extend(_addresses_of(service))
+    for allocation in snapshot.allocations.services if snapshot.allocations else ():
+        addresses.extend(allocation.addresses)
+    return frozenset(networks).union(IPv6Network(a) for a in addresses if isinstance(a, IPv6Address))
 
 
 @lru_cache(maxsize=CACHED)

@@ -72,9 +72,10 @@ def global_ipv6(table: str) -> tuple[IPv6Address, ...]:
 
 def interface_addresses() -> tuple[IPAddress, ...]:
     """Addresses on this node's interfaces by which others can reach it, sorted."""
-    from egress.devices import RouteSocket, read_addresses  # 0.1 s of import, and not needed for the first round
+    from egress.devices import read_addresses  # 0.1 s of import, and not needed for the first round
+    from egress.netlink import NetlinkSocket
 
-    with RouteSocket() as route:
+    with NetlinkSocket() as route:
         ipv4 = {address for _, address in read_addresses(route)}
     reachable = (a for a in ipv4 if not (a.is_loopback or a.is_link_local or a.is_multicast))
     ipv6 = global_ipv6(IPV6_ADDRESSES.read_text()) if IPV6_ADDRESSES.exists() else ()  # absent without IPv6

@@ -24,8 +24,8 @@ STATES = [
     (TCP, 0, PACKET, "tcp_opening"),
     (TCP, FIN, PACKET, "tcp_established"),  # half closed: the other side may go on
     (TCP, FIN, FIN, "tcp_closing"),
-    (TCP, RST, PACKET, "tcp_closing"),
-    (TCP, PACKET, RST, "tcp_closing"),
+    (TCP, RST, PACKET, "tcp_opening"),
+    (TCP, PACKET, RST, "tcp_opening"),
     (UDP, PACKET, PACKET, "udp"),
     (UDP, PACKET, 0, "udp"),
     (ICMP, PACKET, PACKET, "icmp"),

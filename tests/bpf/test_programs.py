@@ -120,6 +120,31 @@ def test_to_pod(world: World, packet: Packet, recorded: int) -> None:
     assert list(world.state().flows.values()) == [Flow(0, 0, 0, 1)] * recorded
 
 
+@pytest.mark.parametrize(("device", "verdict"), [("pod0", "drop"), ("pod1", "next")])
+@pytest.mark.parametrize("tag", [b"\x81\x00\x00\x64", b"\x88\xa8\x00\x00\x81\x00\x00\x00"], ids=["8021Q", "8021AD"])
+def test_a_tagged_frame_is_never_redirected(world: World, tag: bytes, device: str, verdict: str) -> None:
+    """A tag would be carried along by a redirect; behind a second one nothing is seen of the packet."""
+    world.fill(THROUGH_GATEWAY)
+    frame = build(UDP_OUT)
+    assert world.run("from_pod", device, frame[:12] + tag + frame[12:])[0] == verdict
+    assert world.counted() == ({"vlan_tagged": 1} if verdict == "drop" else {})
+
+
+def test_a_flow_whose_group_has_gone_is_decided_anew(world: World) -> None:
+    gone = State({FLOW: Flow(99, 0, 1, 1)})
+    world.fill(THROUGH_GATEWAY, gone)
+    assert world.run("from_pod", "pod0", build(SYN))[0] == "redirect"
+    assert 99 not in [flow.group for flow in world.state().flows.values()]
+
+
+def test_a_rst_is_forgotten_when_the_connection_goes_on(world: World) -> None:
+    world.fill(THROUGH_GATEWAY, State({FLOW: Flow(7, 0, 1, 1)}))
+    world.run("from_pod", "pod0", build(replace(SYN, flags="R", mss=0)))
+    assert [flow.seen_out for flow in world.state().flows.values()] == [5]
+    world.run("from_pod", "pod0", build(replace(SYN, flags="A", mss=0)))
+    assert [flow.seen_out for flow in world.state().flows.values()] == [1]
+
+
 def test_an_answer_to_an_outside_ping_goes_back_directly(world: World) -> None:
     world.fill(THROUGH_GATEWAY)
     world.run("to_pod", "pod0", build(Packet(REMOTE, POD, ICMP, 7, 0, echo="request")))

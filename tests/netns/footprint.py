@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from bpf import syscall
 from egress import devices
+from egress.netlink import NetlinkSocket
 from tests.netns import netns
 from tests.netns.hosts import Node
 
@@ -24,11 +25,11 @@ def footprint(node: Node) -> dict[str, object]:
     for path in _pinned(pins / "links"):
         link = _opened(path, syscall.link_info)
         found[f"link {path.name}"] = (link.id, link.program_id, link.ifindex)
-    with netns.entered(node.name), devices.RouteSocket() as route:
+    with netns.entered(node.name), NetlinkSocket() as route:
         links = devices.read_links(route).values()
         found |= {f"device {link.name}": link.ifindex for link in links if link.name.startswith("routerd.")}
         routes = devices.read_routes(route)
-        found |= {f"blackhole {address}": True for address in devices.own_blackholes(routes)}
+        found |= {f"blackhole {address}": True for address in routes.blackholes}
         found |= {"reserved ports": len(devices.reserved_ports())}
     tables = node.run(["nft", "list", "tables"]).splitlines()
     found |= {line: True for line in tables if "routerd" in line}

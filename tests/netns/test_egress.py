@@ -15,7 +15,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from bpf import bcc_loader, loader
-from egress.devices import watch_links
+from egress import devices
 from egress.netdev import Datapath
 from egress.plan import plan
 from egress.policy import Desired, Gateway, Group, Policy, Ports
@@ -143,22 +143,30 @@ def test_pod_devices_are_found_also_after_pyroute2_was_used_elsewhere(cluster: C
     assert IPv4Address(cluster.lab.pod("sel").address) in observed.facts.devices
 
 
-def test_a_new_device_is_told(cluster: Cluster) -> None:
+@pytest.mark.parametrize("what", ["a new device", "the guard deleted"])
+def test_a_change_beneath_is_told(cluster: Cluster, what: str) -> None:
     told = threading.Event()
+    worker = cluster.lab.node("worker")
 
-    async def watch() -> None:
-        task = asyncio.create_task(watch_links(told.set))
-        await asyncio.sleep(0)  # it listens now
-        adding = asyncio.to_thread(cluster.lab.add_pod, "fresh", "worker")
+    def change() -> None:
+        if what == "a new device":
+            cluster.lab.add_pod("fresh", "worker")
+            cluster.lab.remove_pod("fresh")
+        else:
+            worker.run(["nft", "delete", "table", "inet", "routerd"])
+
+    async def listen() -> None:
+        task = asyncio.create_task(devices.watch(told.set))
+        for _ in range(3):
+            await asyncio.sleep(0)  # both sockets are open now
         async with asyncio.timeout(10):
-            await adding
+            await asyncio.to_thread(change)
             while not told.is_set():
                 await asyncio.sleep(0.01)
         task.cancel()
 
-    with netns.entered(cluster.lab.node("worker").name):
-        asyncio.run(watch())
-    cluster.lab.remove_pod("fresh")
+    with netns.entered(worker.name):
+        asyncio.run(listen())
 
 
 def test_the_programs_come_from_the_loader_that_was_asked_for(cluster: Cluster) -> None:

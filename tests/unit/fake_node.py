@@ -100,7 +100,7 @@ class FakeNode:
 
     @apply.register
     def _(self, action: plan.PurgeFlows) -> None:
-        self.flows_of.discard(action.pod)
+        self.flows_of -= set(action.pods)
 
     @apply.register
     def _(self, action: plan.SeedFlows) -> None:

@@ -130,15 +130,15 @@ def test_the_operators_reason_for_a_missing_group_is_told() -> None:
     assert reasons(state(allocations=Allocations(1, refusals=(told,))))["EgressPolicy/web"] == "PoolExhausted"
 
 
-def test_ipv6_destinations_are_left_out_and_a_policy_of_nothing_else_is_refused() -> None:
-    mixed = (ip_network("2001:db8::/32"), ip_network("203.0.113.0/24"))
-    assert egress(policies={"EgressPolicy/web": cluster.policy(destinations=mixed)}).policies[
-        "EgressPolicy/web"
-    ].destinations == (ip_network("203.0.113.0/24"),)
-    found = state(policies={"EgressPolicy/web": cluster.policy(destinations=mixed[:1])})
-    assert found.egress is not None
-    assert (found.egress.policies, list(found.egress.pods.values())) == ({}, [()])
-    assert reasons(found)["EgressPolicy/web"] == "UnsupportedFamily"
+def test_ipv6_destinations_are_not_translated_but_guarded_and_the_policy_says_so() -> None:
+    six, four = ip_network("2001:db8::/32"), ip_network("203.0.113.0/24")
+    mixed = state(policies={"EgressPolicy/web": cluster.policy(destinations=(six, four))})
+    alone = state(policies={"EgressPolicy/web": cluster.policy(destinations=(six,))})
+    for found, destinations in ((mixed, (four,)), (alone, ())):
+        assert found.egress is not None
+        policy = found.egress.policies["EgressPolicy/web"]
+        assert (policy.destinations, policy.destinations6) == (destinations, (six,))
+        assert reasons(found)["EgressPolicy/web"] == "UnsupportedFamily"
 
 
 def test_ports_exclusions_and_priority_show() -> None:

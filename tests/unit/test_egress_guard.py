@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from egress.entries import Facts, PodDevice
 from egress.guard import digest, early, parse, parse_counters, render, transaction
@@ -21,6 +21,7 @@ DESIRED = Desired(
     nodes=frozenset({IPv4Address("10.0.0.1")}), cluster=frozenset({IPv4Network("10.1.0.0/16")}),
     pod_cidrs=frozenset({IPv4Network("10.1.0.0/24")}),
 )  # fmt: skip
+SIX = IPv6Address("2001:db8:1::5")
 
 GOLDEN = """\
 add table inet routerd
@@ -30,9 +31,12 @@ add counter inet routerd undecided
 add set inet routerd cluster { type ipv4_addr; flags interval; }
 add set inet routerd covered { type ipv4_addr; flags interval; }
 add set inet routerd nodes { type ipv4_addr; }
-add set inet routerd pod_cidrs { type ipv4_addr; flags interval; }
+add set inet routerd cluster6 { type ipv6_addr; flags interval; }
+add set inet routerd pod_devices { type ifname; }
+add set inet routerd pod_sources { type ipv4_addr; flags interval; }
 add set inet routerd decided { type ifname . ipv4_addr; }
 add map inet routerd selected { type ifname . ipv4_addr : verdict; }
+add map inet routerd selected6 { type ipv6_addr : verdict; }
 add chain inet routerd prerouting { type filter hook prerouting priority -300; policy accept; }
 flush chain inet routerd prerouting
 add chain inet routerd output { type filter hook output priority -300; policy accept; }
@@ -43,23 +47,31 @@ add chain inet routerd SET
 flush chain inet routerd SET
 flush set inet routerd cluster
 add element inet routerd cluster { 0.0.0.0/8, 10.1.0.0/16, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3 }
+flush set inet routerd cluster6
+add element inet routerd cluster6 { ::/127, fe80::/10, ff00::/8 }
 flush set inet routerd covered
 add element inet routerd covered { 0.0.0.0/0 }
 flush set inet routerd decided
 add element inet routerd decided { "bridge" . 10.1.0.6, "veth3" . 10.1.0.5 }
 flush set inet routerd nodes
 add element inet routerd nodes { 10.0.0.1 }
-flush set inet routerd pod_cidrs
-add element inet routerd pod_cidrs { 10.1.0.0/24 }
+flush set inet routerd pod_devices
+add element inet routerd pod_devices { "bridge", "veth3" }
+flush set inet routerd pod_sources
+add element inet routerd pod_sources { 10.1.0.0/24 }
 flush map inet routerd selected
 add element inet routerd selected { "veth3" . 10.1.0.5 : jump SET }
-add rule inet routerd prerouting udp dport 8473 ip saddr @pod_cidrs ip daddr @nodes counter name forged drop
+flush map inet routerd selected6
+add rule inet routerd prerouting udp dport 8473 iifname @pod_devices counter name forged drop
+add rule inet routerd prerouting udp dport 8473 ip daddr @nodes ip saddr != @nodes counter name forged drop
 add rule inet routerd prerouting udp dport 8473 notrack
 add rule inet routerd output udp dport 8473 notrack
 add rule inet routerd forward ct direction reply return
+add rule inet routerd forward ip6 daddr @cluster6 return
+add rule inet routerd forward ip6 saddr vmap @selected6
 add rule inet routerd forward ip daddr @cluster return
 add rule inet routerd forward iifname . ip saddr vmap @selected
-add rule inet routerd forward ip saddr @pod_cidrs ip daddr @covered iifname . ip saddr != @decided counter name undecided drop
+add rule inet routerd forward ip saddr @pod_sources ip daddr @covered iifname . ip saddr != @decided counter name undecided drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } tcp dport 80-443 counter name selected drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } meta l4proto udp counter name selected drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } meta l4proto icmp counter name selected drop
@@ -144,3 +156,29 @@ def test_what_nft_lists_is_read_back() -> None:
 def test_no_table_is_none() -> None:
     assert parse({}) is None
     assert parse({"nftables": [{"metainfo": {}}]}) is None
+
+
+def test_a_pod_outside_the_pod_cidrs_is_a_suspect_all_the_same() -> None:
+    stray = IPv4Address("172.20.5.9")
+    sets = render(replace(DESIRED, pods={stray: ("web",)}), Facts()).sets
+    assert sets["pod_sources"] == {"10.1.0.0/24", "172.20.5.9"}
+
+
+def test_ipv6_of_a_selected_pod_is_dropped_where_its_policies_cover_it() -> None:
+    policy = replace(WEB, destinations6=(IPv6Network("::/0"),), excluded6=(IPv6Network("2001:db8:9::/48"),))
+    wished = replace(
+        DESIRED, policies={"web": policy}, pods6={SIX: ("web",)}, cluster6=frozenset({IPv6Network("2001:db8:1::/48")})
+    )
+    guard = render(wished, Facts(DEVICES))
+    assert guard.sets["cluster6"] == {"2001:db8:1::/48", "::/127", "fe80::/10", "ff00::/8"}
+    [element] = guard.sets["selected6"]
+    address, _, chain = element.partition(" : jump ")
+    assert address == str(SIX)
+    assert guard.chains[chain][0] == (
+        "ip6 daddr { ::/0 } ip6 daddr != { 2001:db8:9::/48 } tcp dport 80-443 counter name selected drop"
+    )
+
+
+def test_tunnel_packets_may_come_by_the_underlay_even_where_pods_are_on_it() -> None:
+    assert render(DESIRED, Facts(DEVICES)).sets["pod_devices"] == {"bridge", "veth3"}
+    assert render(DESIRED, Facts(DEVICES, underlay="bridge")).sets["pod_devices"] == {"veth3"}

@@ -13,7 +13,16 @@ from bpf import layout
 from egress import guard
 from egress.entries import PodDevice, map_entries, observed_sets
 from egress.lookup import deciding_policy
-from egress.plan import Action, Attachment, Observed, Tunnel, plan, problems, wanted_attachments
+from egress.plan import (
+    Action,
+    Attachment,
+    Observed,
+    Tunnel,
+    choose_devices,
+    plan,
+    problems,
+    wanted_attachments,
+)
 from egress.policy import Desired, Gateway, Group, Policy, Ports
 from egress.tables import Tables, tables
 from tests.unit.fake_node import FakeNode
@@ -161,9 +170,9 @@ def test_a_pod_that_goes_is_forgotten_with_its_flows() -> None:
 def test_a_gateway_that_steps_down_keeps_the_blackhole_until_last() -> None:
     done = changes(on_gateway(), on_gateway(groups={}))
     assert done == [
+        "map paths: delete group 7: 10.0.0.2 slot 0 here",
         "map egress_ips: delete 192.0.2.100",
         "map groups: delete group 7: 192.0.2.100 ports 1024-65535",
-        "map paths: delete group 7: 10.0.0.2 slot 0 here",
         "delete route blackhole 192.0.2.100/32",
     ]
 
@@ -324,3 +333,34 @@ def test_the_model_and_the_plan_speak_of_the_same_policies() -> None:
     assert decoded.policies[decoded.pods[5, POD]][WORLD][0].group == POLICY.group
     assert Attachment("from_pod", 5) in node.attachments
     assert layout.u32(7) in node.maps["paths"]
+
+
+def test_an_address_on_a_new_device_loses_the_flows_of_the_old_one_first() -> None:
+    before = on_worker()
+    node = settled(before)
+    address = next(iter(before.pods))
+    old = node.devices[address]
+    node.devices = {**node.devices, address: replace(old, ifindex=77, name="veth77")}
+    done = carry_out(node, plan(before, node.observe()))
+    purge, delete = (
+        done.index(f"purge flows of {address}"),
+        done.index(f"map pods: delete device {old.ifindex} {address}: set 1"),
+    )
+    put = done.index(f"map pods: put device 77 {address}: set 1")
+    assert purge < delete < put
+
+
+def device(number: int) -> PodDevice:
+    return PodDevice(number, f"veth{number}", f"veth{number}", bytes(6), bytes(6))
+
+
+def test_a_pod_cannot_take_an_address_by_having_it() -> None:
+    """A host route decides; else who was there first; else nobody."""
+    address, other = IPv4Address("10.1.0.5"), IPv4Address("10.1.0.6")
+    both = {address: [device(5), device(6)], other: [device(6)]}
+    entry = {bytes(layout.PodKey(5, layout.ip_field(address))): layout.u32(1)}
+    assert choose_devices(both, {address: 6}, entry)[address] == device(6)
+    assert choose_devices(both, {}, entry)[address] == device(5)
+    assert address not in choose_devices(both, {}, {})
+    assert address not in choose_devices({address: [device(5)], other: [device(6)]}, {address: 6}, {})
+    assert choose_devices({address: [device(5)]}, {}, {})[address] == device(5)
