@@ -1,0 +1,198 @@
+"""What may still be done of a plan after some of its actions failed or were left out. Pure.
+
+A plan's order is safe when it is cut anywhere; this says what else is safe when a hole is left in it:
+
+    what failed                               what must not follow
+    the first guard, the programs, what       anything
+      says which traffic is ours
+      (settings, nodes, cluster, uplinks),
+      the programs on tunnel and uplinks
+    a policy set, or a path that it uses      moving pods to that set
+    anything of one pod or its device         what comes later for this pod; the guard counts it as it did before
+    a blackhole, the reserved ports           NAT state of that address, of node addresses
+    the last guard                            taking anything away
+    moving a pod, deleting its entry          taking away policy sets and paths: the pod may still use them
+    deleting NAT state                        taking away its blackhole
+
+The tunnel device holds up nothing: without it a plan goes on too, and what would need it is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from bpf import layout
+from egress import guard, plan
+from egress.policy import Desired
+from egress.tables import number
+
+FOUNDATIONS = frozenset({"settings", "nodes", "cluster", "uplinks"})
+POD_PROGRAMS = frozenset({"to_pod", "from_pod"})
+NAT_MAPS = frozenset({"groups", "egress_ips"})
+POD_MAPS = frozenset({"local_pods", "paths", "policies", "pods", "strict_devices"})
+TAKES_AWAY = (plan.Detach, plan.DeleteEntry, plan.PurgeFlows, plan.DeleteBlackhole)
+DELETE_AFTER = {  # entries of a map -> maps whose entries lead to them
+    "policies": frozenset({"pods"}),
+    "paths": frozenset({"pods", "policies"}),
+    **dict.fromkeys(FOUNDATIONS, POD_MAPS | NAT_MAPS),
+}
+
+
+class Undone:
+    """`add` what failed and what was left out, in the order of the plan; `after` says what may still be done."""
+
+    def __init__(self, desired: Desired, observed: plan.Observed) -> None:
+        self._desired = desired
+        self._observed = observed
+        self._stops = False  # nothing may follow
+        self._keeps = False  # nothing may be taken away
+        self._maps: set[str] = set()  # that an entry was not put into, or taken from
+        self._sets: set[int] = set()  # of policies, incomplete
+        self._groups: set[int] = set()  # whose path is not in place
+        self._pods: set[layout.Address] = set()
+        self._devices: set[int] = set()
+        self._addresses: set[layout.Address] = set()  # whose blackhole is not in place
+        self.nat_whole = True  # everything that leads packets to and from this node's own NAT is in place
+
+    def add(self, action: plan.Action) -> None:
+        self.nat_whole &= _is_of_pods(action)
+        match action:
+            case plan.LoadGuard():
+                self._stops |= action.guard == self._first_guard(action)
+                self._keeps = True
+            case plan.LoadPrograms():
+                self._stops = True
+            case plan.Attach():
+                self._stops |= action.program not in POD_PROGRAMS
+                self._lack_device(action.ifindex)
+            case plan.Detach():
+                self._devices.add(action.ifindex)
+            case plan.AddBlackhole():
+                self._addresses.add(action.address)
+            case plan.ReservePorts():
+                self._addresses |= {g.egress_ip for g in self._desired.groups.values() if g.node_address}
+            case plan.SeedFlows() | plan.PurgeFlows():
+                self._pods.update(action.pods)
+            case plan.PutEntry():
+                self._stops |= action.map in FOUNDATIONS
+                self._lack_entry(action)
+            case plan.DeleteEntry():
+                self._lack_entry(action)
+
+    def after(self, action: plan.Action) -> plan.Action | None:
+        """What of `action` may be done; None = nothing."""
+        if self._stops or (self._keeps and isinstance(action, TAKES_AWAY)):
+            return None
+        match action:
+            case plan.LoadGuard():
+                return self._without_undone_pods(action)
+            case plan.Attach() if action.program in POD_PROGRAMS and action.ifindex in self._devices:
+                return None
+            case plan.PutEntry() if self._is_blocked_put(action):
+                return None
+            case plan.DeleteEntry() if self._is_blocked_delete(action):
+                return None
+            case plan.DeleteBlackhole() if self._maps & NAT_MAPS:
+                return None
+        return action
+
+    @staticmethod
+    def _first_guard(action: plan.LoadGuard) -> object:
+        """What the guard of a plan's beginning would be: it decides and selects no pod that is not so already."""
+        return guard.early(action.guard, action.present)
+
+    def _lack_device(self, ifindex: int) -> None:
+        self._devices.add(ifindex)
+        self._pods |= {a for a, device in self._observed.facts.devices.items() if device.ifindex == ifindex}
+
+    def _lack_entry(self, action: plan.PutEntry | plan.DeleteEntry) -> None:
+        self._maps.add(action.map)
+        match action.map:
+            case "policies":
+                self._sets.add(layout.decode(layout.PolicyKey, action.key).policy_set)
+            case "paths":
+                self._groups.add(number(action.key))
+            case "local_pods":
+                self._pods.add(layout.ip_of(action.key))
+            case "pods":
+                key = layout.decode(layout.PodKey, action.key)
+                self._pods.add(layout.ip_of(key.address))
+                self._devices.add(key.ifindex)
+            case "strict_devices":
+                self._lack_device(number(action.key))
+
+    def _is_blocked_put(self, action: plan.PutEntry) -> bool:
+        match action.map:
+            case "groups":
+                return layout.ip_of(layout.decode(layout.GroupValue, action.value).egress_ip) in self._addresses
+            case "egress_ips":
+                return layout.ip_of(action.key) in self._addresses
+            case "policies":
+                return not self._groups.isdisjoint(_groups_of(action.value))
+            case "pods":
+                pod = layout.ip_of(layout.decode(layout.PodKey, action.key).address)
+                return pod in self._pods or self._is_incomplete(number(action.value))
+            case "strict_devices":
+                return number(action.key) in self._devices
+        return False
+
+    def _is_incomplete(self, policy_set: int) -> bool:
+        if policy_set in self._sets:
+            return True
+        if not self._groups:
+            return False
+        entries = self._observed.maps.get("policies", {}).items()
+        values = (v for k, v in entries if layout.decode(layout.PolicyKey, k).policy_set == policy_set)
+        return any(not self._groups.isdisjoint(_groups_of(value)) for value in values)
+
+    def _is_blocked_delete(self, action: plan.DeleteEntry) -> bool:
+        if self._maps & DELETE_AFTER.get(action.map, frozenset()):
+            return True
+        match action.map:
+            case "pods":
+                key = layout.decode(layout.PodKey, action.key)
+                return layout.ip_of(key.address) in self._pods or key.ifindex in self._devices
+            case "local_pods":
+                return layout.ip_of(action.key) in self._pods
+            case "strict_devices":
+                return number(action.key) in self._devices
+        return False
+
+    def _without_undone_pods(self, action: plan.LoadGuard) -> plan.LoadGuard:
+        """The guard with the pods that lack something as they were before."""
+        if not self._pods:
+            return action
+        before = action.present.sets if action.present else {}
+        lacking = {str(pod) for pod in self._pods}
+
+        def kept(name: str) -> frozenset[str]:
+            elements = action.guard.sets.get(name, frozenset())
+            return frozenset(e for e in elements if _address(e) not in lacking or e in before.get(name, ()))
+
+        sets = {**action.guard.sets, "decided": kept("decided"), "selected": kept("selected")}
+        return replace(action, guard=replace(action.guard, sets=sets))
+
+
+def _is_of_pods(action: plan.Action) -> bool:
+    """Whether only pods of this node miss something when the action is not done."""
+    match action:
+        case plan.SeedFlows() | plan.LoadGuard() | plan.Detach() | plan.PurgeFlows() | plan.DeleteBlackhole():
+            return True
+        case plan.Attach():
+            return action.program in POD_PROGRAMS
+        case plan.PutEntry():
+            return action.map in POD_MAPS
+        case plan.DeleteEntry():
+            return True
+    return False
+
+
+def _address(element: str) -> str:
+    """The pod's address in an element of the guard's sets: "DEVICE . ADDRESS" or "DEVICE . ADDRESS : jump CHAIN"."""
+    return element.partition(" : ")[0].rpartition(" . ")[2]
+
+
+def _groups_of(value: bytes) -> Iterable[int]:
+    rules = layout.decode(layout.PolicyValue, value)
+    return (rule.group for rule in rules.rules[: rules.count])
