@@ -5,18 +5,23 @@
     3. the speaker gets everything, and has a bounded time to tell its peers
     4. egress actions of phase "retire"     only after what led to it has been withdrawn
 
-A round that is cut anywhere is followed by one that reads back again. Remembered are only what the speaker was last
+A round that is cut anywhere is followed by one that reads back again. After an action that fails the rest of the plan
+goes on, save what relies on it (the egress room decides: `Undone`); the failure is shown with its action, and the round
+is tried again. What leads to this node's NAT state is announced only while none of that is lacking.
+
+The datapath blocks for up to seconds, so it is read, planned for and changed in a thread; a round that is cancelled
+ends after the action that is being done. Remembered are only what the speaker was last
 told, so that it is not told again, and since when something waits to be taken away.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, TypeVar
 
 from bgp.path import AdjRibOut, IPAddress, Path
 from bgp.path import Desired as BgpDesired
@@ -24,6 +29,7 @@ from bgp.rib import normal
 from bgp.speaker import SpeakerUnavailable
 from egress.policy import Desired as EgressDesired
 from routerd.announce import Announcements
+from routerd.blocking import in_thread, in_thread_until_cut
 from routerd.desired import NodeState
 from routerd.errors import EnvironmentFault
 from routerd.model import IPNetwork, Refusal
@@ -32,6 +38,7 @@ from routerd.render import changes, path_lines
 SETTLE_TIMEOUT = 0.5  # seconds that a round waits for the speaker before it takes something away; then it is held
 EARLY_TIMEOUT = 0.05  # seconds that the datapath's turn waits for the speaker; ExaBGP acknowledges in a few ms
 RETIRE_AFTER = 30.0  # seconds: a speaker that is gone for longer cannot hold up what policies took back
+Result = TypeVar("Result")
 PASSES = 4  # an action that makes a device is followed by a look at what it made
 
 
@@ -48,6 +55,33 @@ class Datapath(Protocol):
     def observe(self, desired: EgressDesired) -> Any: ...
 
     def apply(self, action: Any) -> None: ...
+
+
+class Undone(Protocol):
+    """`egress.undone.Undone`: what of a plan may follow what failed or was left out."""
+
+    @property
+    def nat_whole(self) -> bool:
+        """Whether all that leads to and from this node's NAT is in place."""
+
+    def add(self, action: Any) -> None: ...
+
+    def after(self, action: Any) -> Any | None: ...
+
+
+class NothingAfter:
+    """Nothing follows the first action that failed."""
+
+    nat_whole = True
+
+    def __init__(self, _desired: EgressDesired, _observed: Any) -> None:
+        pass
+
+    def add(self, _action: Any) -> None:
+        self.nat_whole = False
+
+    def after(self, action: Any) -> Any | None:
+        return action if self.nat_whole else None
 
 
 class Speaker(Protocol):
@@ -75,12 +109,15 @@ class Problem(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Egress:
-    """The egress room: what it is, how it plans, what it finds lacking, and which actions make what it must see."""
+    """The egress room: what it is, how it plans, what it finds lacking, which actions make what it must see, and what
+    may follow what failed.
+    """
 
     datapath: Datapath
     plan: Callable[[EgressDesired, Any], Sequence[Action]]
     problems: Callable[[EgressDesired, Any], Sequence[Problem]]
     makes_devices: Callable[[Any], bool]
+    undone: Callable[[EgressDesired, Any], Undone] = NothingAfter
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +137,23 @@ class _Pass:
     done: list[str]
     retiring: Sequence[Action] = ()
     problems: tuple[Refusal, ...] = ()
-    error: str = ""
+    undone: Undone | None = None  # of the last plan
+    failures: list[str] = field(default_factory=list)
+    left_out: int = 0
+    unread: bool = False
+
+    @property
+    def error(self) -> str:
+        """The first failure, and how much else there is; "" = none."""
+        if not self.failures:
+            return ""
+        more = [f"{len(self.failures) - 1} more failed"] if len(self.failures) > 1 else []
+        more += [f"{self.left_out} that rely on it wait"] if self.left_out else []
+        return f"egress: {self.failures[0]}" + (f" ({', '.join(more)})" if more else "")
+
+    @property
+    def nat_whole(self) -> bool:
+        return not self.unread and (self.undone is None or self.undone.nat_whole)
 
 
 class Reconciler:
@@ -120,6 +173,7 @@ class Reconciler:
         self._unsettled_since: float | None = None
         self._told: BgpDesired | None = None
         self._told_all = False
+        self._cut = threading.Event()  # the round was cancelled: the datapath's turn ends
         self._converged: tuple[EgressDesired, tuple[Refusal, ...]] | None = None
 
     async def round(self, state: NodeState, *, full: bool = True) -> Round:
@@ -135,21 +189,21 @@ class Reconciler:
             and state.egress is not None
         ):
             await self._announce_early(announced, self._speaker)
-        egress = await self._egress_pass(state.egress, full)
-        if announced is not None and not egress.error:
+        egress = await self._in_thread(self._egress_pass, state.egress, full)
+        if announced is not None and egress.nat_whole:
             self._tell(announced.desired)
-        if not egress.retiring:
+        held = ""
+        if egress.retiring:
+            held = await self._hold(announced)
+        elif not egress.error:
             self._unsettled_since = None  # nobody waits: the next wait begins anew
-        if not egress.retiring or egress.error:
-            return Round(tuple(egress.done), egress.problems, "", egress.error)
-        held = await self._hold(announced)
-        if not held:
-            egress.error = await self._apply(egress.retiring, egress.done)
+        if egress.retiring and not held:
+            await self._in_thread(self._apply, egress.retiring, egress)
         return Round(tuple(egress.done), egress.problems, held, egress.error)
 
     async def preview(self, state: NodeState) -> list[str]:
         """What a round would do now, one line each; changes nothing. EnvironmentFault if it cannot be read."""
-        return [*self._preview_egress(state.egress), *await self._preview_bgp(state.announcements)]
+        return [*await in_thread(self._preview_egress, state.egress), *await self._preview_bgp(state.announcements)]
 
     def _preview_egress(self, desired: EgressDesired | None) -> list[str]:
         if self._egress is None or desired is None:
@@ -168,9 +222,13 @@ class Reconciler:
             raise EnvironmentFault(str(error)) from error
         return changes(path_lines(held), path_lines(_tables(announced.desired)))
 
-    # --- egress
+    # --- egress, in a thread
 
-    async def _egress_pass(self, desired: EgressDesired | None, full: bool) -> _Pass:
+    async def _in_thread(self, function: Callable[..., Result], *args: Any) -> Result:
+        self._cut.clear()
+        return await in_thread_until_cut(self._cut, function, *args)
+
+    def _egress_pass(self, desired: EgressDesired | None, full: bool) -> _Pass:
         found = _Pass([])
         if self._egress is None or desired is None:
             return found
@@ -179,40 +237,48 @@ class Reconciler:
             return found
         self._converged = None
         for _ in range(PASSES):
-            looks_again = await self._prepare(self._egress, desired, found)
-            if found.error:
-                return found
-            if not looks_again:
+            if not self._prepare(self._egress, desired, found):
                 break
-        if not found.retiring:
+        if not (found.retiring or found.error or self._cut.is_set()):
             self._converged = (desired, found.problems)
         return found
 
-    async def _prepare(self, egress: Egress, desired: EgressDesired, found: _Pass) -> bool:
+    def _prepare(self, egress: Egress, desired: EgressDesired, found: _Pass) -> bool:
         """Whether the plan must be made again: it made what it could not know."""
+        found.retiring, found.failures, found.left_out = (), [], 0
         try:
             observed = egress.datapath.observe(desired)
         except (OSError, EnvironmentFault) as error:
-            found.error = f"egress: cannot read the datapath: {error}"
+            found.failures, found.unread = [f"cannot read the datapath: {error}"], True
             return False
         actions = egress.plan(desired, observed)
         found.problems = tuple(Refusal(p.object, p.reason, p.message) for p in egress.problems(desired, observed))
+        found.undone = egress.undone(desired, observed)
         found.retiring = [action for action in actions if action.phase == "retire"]
-        preparing = [action for action in actions if action.phase == "prepare"]
-        found.error = await self._apply(preparing, found.done)
-        return any(map(egress.makes_devices, preparing))
+        performed = self._apply([action for action in actions if action.phase == "prepare"], found)
+        return any(map(egress.makes_devices, performed))
 
-    async def _apply(self, actions: Iterable[Action], done: list[str]) -> str:
-        """Applies up to the first failure, since later actions may rely on earlier ones; returns it, "" = none."""
-        assert self._egress is not None
+    def _apply(self, actions: Iterable[Action], found: _Pass) -> list[Action]:
+        """Applies what may follow what failed before it; returns what was applied."""
+        assert self._egress is not None and found.undone is not None
+        performed = []
         for action in actions:
+            if self._cut.is_set():
+                break
+            now = found.undone.after(action)
+            if now is None:
+                found.left_out += 1
+                found.undone.add(action)
+                continue
             try:
-                self._egress.datapath.apply(action)
+                self._egress.datapath.apply(now)
             except (OSError, EnvironmentFault) as error:
-                return f"egress: {action}: {error}"
-            done.append(str(action))
-            await asyncio.sleep(0)  # actions may be thousands: the speaker and the API go on meanwhile
-        return ""
+                found.failures.append(f"{action}: {error}")
+                found.undone.add(action)
+                continue
+            found.done.append(str(now))
+            performed.append(action)
+        return performed
 
     # --- announcements
 

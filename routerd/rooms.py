@@ -37,8 +37,9 @@ def open_datapath(config: Config) -> Datapath:
 
 def egress_room(datapath: Datapath) -> Egress:
     from egress.plan import CreateTunnel, LoadPrograms, plan, problems
+    from egress.undone import Undone
 
-    return Egress(datapath, plan, problems, lambda action: isinstance(action, CreateTunnel | LoadPrograms))
+    return Egress(datapath, plan, problems, lambda action: isinstance(action, CreateTunnel | LoadPrograms), Undone)
 
 
 def relay_socket(run_dir: Path) -> Path:

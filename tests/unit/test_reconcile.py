@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from bgp.speaker import SpeakerUnavailable
 from egress.policy import Desired as EgressDesired
 from routerd.desired import LocalFacts, NodeState, Settings, compose
 from routerd.model import Allocations, IPAddress, Refusal
-from routerd.reconcile import RETIRE_AFTER, Egress, Reconciler, Round
+from routerd.reconcile import RETIRE_AFTER, Egress, NothingAfter, Reconciler, Round
 from tests.unit import cluster
 from tests.unit.cluster import LOCAL, TOR
 
@@ -285,7 +286,76 @@ def test_what_the_machine_lacks_is_told_in_every_round() -> None:
 def test_retiring_waits_while_preparing_fails() -> None:
     world = World(groups={3}, broken="prepare group 7")
     (done,) = rounds(world, state())
-    assert (done.error, world.groups) == ("egress: prepare group 7: map is full", {3})
+    waiting = "egress: prepare group 7: map is full (1 that rely on it wait)"
+    assert (done.error, world.groups) == (waiting, {3})
+
+
+class Apart(NothingAfter):
+    """Groups have nothing to do with each other, and group 7 is not announced from here."""
+
+    def __init__(self, desired: EgressDesired, observed: Any) -> None:
+        super().__init__(desired, observed)
+        self.failed: set[int] = set()
+
+    def add(self, action: Step) -> None:
+        self.failed.add(action.group)
+
+    def after(self, action: Step) -> Step | None:
+        return None if action.group in self.failed else action
+
+
+def test_what_fails_for_ever_holds_up_only_what_relies_on_it() -> None:
+    world = World(groups={3, 4}, broken="retire group 3")
+    egress = replace(egress_of(world), undone=Apart)
+    (done,) = asyncio.run(_rounds(Reconciler(Speaker(world), egress, settle_timeout=0.0), state()))
+    assert (done.error, done.actions) == ("egress: retire group 3: map is full", ("prepare group 7", "retire group 4"))
+    world = World(groups={3}, broken="prepare group 7")
+    egress = replace(egress_of(world), undone=Apart)
+    here = Reconciler(Speaker(world), egress, settle_timeout=0.0)
+    first, second = asyncio.run(_rounds(here, state(), state()))
+    assert first.actions == ("retire group 3",)
+    assert world.ribs == {str(TOR): BOTH}
+    assert second.error == first.error == "egress: prepare group 7: map is full"
+
+
+async def _rounds(here: Reconciler, *states: NodeState) -> list[Round]:
+    return [await here.round(wanted) for wanted in states]
+
+
+@dataclass
+class Slow(Datapath):
+    """Each action takes until the test lets it go."""
+
+    going: threading.Event = field(default_factory=threading.Event)
+    begun: threading.Event = field(default_factory=threading.Event)
+
+    def apply(self, action: Step) -> None:
+        self.begun.set()
+        assert self.going.wait(10)
+        super().apply(action)
+
+
+def test_the_loop_goes_on_while_the_datapath_blocks_and_a_cancelled_round_ends_after_its_action() -> None:
+    world = World(groups={3})
+    datapath = Slow(world)
+    here = Reconciler(None, replace(egress_of(world), datapath=datapath))
+
+    async def run() -> None:
+        running = asyncio.create_task(here.round(state()))
+        async with asyncio.timeout(5):
+            while not datapath.begun.is_set():
+                await asyncio.sleep(0.001)
+            running.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert not running.done()  # nothing runs on unseen
+            datapath.going.set()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+        assert world.groups == {3, 7}
+        assert (await here.round(state())).actions == ("retire group 3",)
+
+    asyncio.run(run())
 
 
 def test_a_round_cut_after_any_action_converges() -> None:
