@@ -19,6 +19,7 @@ from routerd import local, preflight
 from routerd.agent import Agent
 from routerd.announce import Rules
 from routerd.api import ApiServer
+from routerd.blocking import in_thread
 from routerd.config import Config
 from routerd.desired import Settings
 from routerd.errors import EnvironmentFault, StoreError
@@ -135,14 +136,19 @@ async def agent(config: Config, source: Source) -> None:
 
 def _assembled(config: Config, source: Source, heart: Heart, store: Store) -> Agent:
     from bgp.speaker import Speaker
+<<<<<<< HEAD
     from egress.devices import watch
     from routerd.rooms import Rooms, egress_room, open_datapath, relay_socket
+=======
+    from egress.devices import watch_links
+    from routerd.rooms import OneAtATime, Rooms, egress_room, open_datapath, relay_socket
+>>>>>>> 52f311b (wip2)
 
     for directory in (config.run_dir, config.state_dir):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     on_speaker, on_links = Callback(), Callback()
     speaker = Speaker(relay_socket(config.run_dir), on_change=on_speaker) if config.bgp.enabled else None
-    datapath = open_datapath(config) if config.egress.enabled else None
+    datapath = OneAtATime(open_datapath(config)) if config.egress.enabled else None
     tasks: dict[str, Task] = {"store": store.run, "heart": heart.beat}
     tasks["report"] = lambda: _report(store, config.node_name)
     if speaker is not None:
@@ -213,7 +219,7 @@ async def _collect(datapath: Collector) -> None:
     while True:
         await asyncio.sleep(COLLECT_PERIOD)
         try:
-            datapath.collect()
+            await in_thread(datapath.collect)
         except OSError as error:
             event(LOGGER, logging.ERROR, "collect-failed", reason=str(error), retry=COLLECT_PERIOD)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ from routerd.views import PeerView, Row
 
 if TYPE_CHECKING:
     from egress.netdev import Datapath, NatEntry
+    from egress.plan import Action, Observed
+    from egress.policy import Desired
 
 PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 132: "SCTP"}
 GUARD = "guard_"  # counters of the nft table: drops, all of them
@@ -35,7 +38,39 @@ def open_datapath(config: Config) -> Datapath:
     return Datapath(config.pin_dir, config.egress.attach, config.egress.nat_entries, config.egress.loader)
 
 
-def egress_room(datapath: Datapath) -> Egress:
+class OneAtATime:
+    """The datapath for the threads of one agent: it is not thread-safe, so that each call waits for the one before."""
+
+    def __init__(self, datapath: Datapath) -> None:
+        self._datapath = datapath
+        self._lock = threading.Lock()
+
+    def observe(self, desired: Desired) -> Observed:
+        with self._lock:
+            return self._datapath.observe(desired)
+
+    def apply(self, action: Action) -> None:
+        with self._lock:
+            self._datapath.apply(action)
+
+    def collect(self) -> object:
+        with self._lock:
+            return self._datapath.collect()
+
+    def counters(self) -> dict[str, tuple[int, int]]:
+        with self._lock:
+            return self._datapath.counters()
+
+    def nat(self) -> Sequence[NatEntry]:
+        with self._lock:
+            return self._datapath.nat()
+
+    def nat_size(self) -> tuple[int, int]:
+        with self._lock:
+            return self._datapath.nat_size()
+
+
+def egress_room(datapath: OneAtATime) -> Egress:
     from egress.plan import CreateTunnel, LoadPrograms, plan, problems
     from egress.undone import Undone
 
@@ -50,7 +85,7 @@ class Rooms:
     """What the agent asks its node. `speaker` and `datapath` are None where the configuration switches them off."""
 
     def __init__(
-        self, store: Store, speaker: Speaker | None, datapath: Datapath | None, uplinks: tuple[str, ...]
+        self, store: Store, speaker: Speaker | None, datapath: OneAtATime | None, uplinks: tuple[str, ...]
     ) -> None:
         self._store = store
         self._speaker = speaker

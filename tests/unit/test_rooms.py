@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from bgp.rib import PathRefusal
 from bgp.session import PeerStatus
 from egress.netdev import NatEntry
 from routerd.agent import EgressCounters
-from routerd.rooms import Rooms
+from routerd.rooms import OneAtATime, Rooms
 from tests.unit.cluster import TOR
 
 
@@ -96,6 +99,37 @@ def test_mappings_are_rows() -> None:
         2000,
         1.2,
     )
+
+
+class Once(Datapath):
+    """A datapath that notices when it is entered twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = threading.Lock()
+        self.calls = 0
+
+    def collect(self) -> None:
+        assert self.inside.acquire(blocking=False), "another call runs"
+        try:
+            time.sleep(0.001)  # gives the other threads their turn
+            self.calls += 1
+        finally:
+            self.inside.release()
+
+    def nat_size(self) -> tuple[int, int]:
+        self.collect()
+        return super().nat_size()
+
+
+def test_calls_of_several_threads_never_overlap() -> None:
+    once: Any = Once()
+    shared = OneAtATime(once)
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(call) for _ in range(10) for call in (shared.collect, shared.nat_size)]
+        for answer in answers:
+            answer.result()
+    assert once.calls == 20
 
 
 def test_this_test_names_a_real_reason() -> None:
