@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import routerd
 from routerd.api import RequestRefused
+from routerd.blocking import in_thread
 from routerd.desired import LocalFacts, NodeState, Settings, compose
 from routerd.log import event
 from routerd.model import IPAddress, Peer, Refusal, Snapshot
@@ -32,6 +33,7 @@ from routerd.views import COLUMNS, PeerView, Row, View, pool_rows, rows
 from routerd.why import FIELDS, explain, session_steps
 
 LOGGER = logging.getLogger("routerd.agent")
+RECHECK_REST = 0.2  # seconds between rounds that read everything back because devices changed, which come in storms
 FIRST_RETRY, LAST_RETRY = 0.2, 30.0  # seconds; doubles while rounds leave something undone
 
 
@@ -63,7 +65,8 @@ class Node(Protocol):
     def refusals(self) -> tuple[Refusal, ...]:
         """The speaker's."""
 
-    def counters(self) -> EgressCounters: ...
+    def counters(self) -> EgressCounters:
+        """Reads the datapath, which blocks: asked in a thread, as is `nat`."""
 
     def nat(self) -> tuple[Row, ...]: ...
 
@@ -101,6 +104,7 @@ class Agent:
         self._clock = clock
         self._changed = asyncio.Event()
         self._recheck = False
+        self._rest_until = 0.0  # of the loop's clock
         self._snapshot = Snapshot()
         self._counters = EgressCounters()
         self._facts = LocalFacts()
@@ -129,9 +133,10 @@ class Agent:
         self._changed.set()
 
     def recheck(self) -> None:
-        """Asks for a round that reads everything back: the node's devices have changed."""
-        self._recheck = True
-        self._changed.set()
+        """Asks for a round that reads everything back: the node's devices have changed. In a storm, one now and then."""
+        if not self._recheck:
+            self._recheck = True
+            asyncio.get_running_loop().call_at(self._rest_until, self._changed.set)
 
     def refresh(self) -> None:
         """Tells the status anew: a session has changed."""
@@ -144,7 +149,7 @@ class Agent:
     def answer(self, request: dict[str, Any]) -> Any:
         """The API: one request, one answer (or an awaitable of it). RequestRefused for what it does not know."""
         answers: dict[str, Callable[[dict[str, Any]], Any]] = {
-            "status": lambda _: as_json(self._counted()),
+            "status": lambda _: self._told_status(),
             "show": self._show,
             "why": self._why,
             "desired": lambda _: state_lines(self._state),
@@ -157,11 +162,14 @@ class Agent:
             )
         return found(request)
 
-    def _show(self, request: dict[str, Any]) -> list[Row]:
+    async def _told_status(self) -> dict[str, object]:
+        return as_json(await self._counted())
+
+    async def _show(self, request: dict[str, Any]) -> list[Row]:
         kind = str(request.get("kind"))
         if kind not in COLUMNS:
             raise RequestRefused(f"unknown kind {kind!r}: one of {', '.join(COLUMNS)}", 2)
-        nat = self._node.nat() if kind == "nat" else ()
+        nat = await in_thread(self._node.nat) if kind == "nat" else ()
         return rows(kind, View(self._snapshot, self._state, self._node.peers(), nat))
 
     def _why(self, request: dict[str, Any]) -> list[dict[str, object]]:
@@ -187,14 +195,25 @@ class Agent:
         ready, full, retry = False, True, FIRST_RETRY
         while True:
             self._changed.clear()  # changes while a round runs are one round
+            rechecks, self._recheck = full and self._recheck, self._recheck and not full
             done = await self._round(full)
+            if rechecks:
+                self._rest_until = asyncio.get_running_loop().time() + RECHECK_REST
             unfinished = bool(done.error or done.held or done.refusals)
             if not ready and not done.error and not self._status.missing:
                 ready = True
                 self._on_ready()
             woken = await self._is_woken(min(retry, self._period) if unfinished else self._period)
-            full, self._recheck = not woken or self._recheck, False
+            full = not woken or self._is_recheck_due()
             retry = min(retry * 2, LAST_RETRY) if unfinished and full else FIRST_RETRY
+
+    def _is_recheck_due(self) -> bool:
+        """If it is too early for one that is asked for, it wakes the rounds when it is not."""
+        loop = asyncio.get_running_loop()
+        if not self._recheck or loop.time() >= self._rest_until:
+            return self._recheck
+        loop.call_at(self._rest_until, self._changed.set)
+        return False
 
     async def _is_woken(self, delay: float) -> bool:
         """Whether a change came within `delay` seconds."""
@@ -213,7 +232,7 @@ class Agent:
         self._log(done, seconds)
         self._said = done
         rounds = self._status.rounds.after(seconds, done.error, done.held)
-        self._status = (self._counted() if full else self._refreshed()).with_rounds(rounds)
+        self._status = (await self._counted() if full else self._refreshed()).with_rounds(rounds)
         return done
 
     def _compose(self) -> None:
@@ -228,9 +247,9 @@ class Agent:
         self._composed = (self._snapshot, self._facts)
         _log_refusals(before, self._state.refusals)
 
-    def _counted(self) -> AgentStatus:
+    async def _counted(self) -> AgentStatus:
         """The status with counters as they are now: reads the datapath."""
-        self._counters = self._node.counters()
+        self._counters = await in_thread(self._node.counters)
         return self._refreshed()
 
     def _refreshed(self) -> AgentStatus:

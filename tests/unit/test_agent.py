@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
-from routerd.agent import Agent, ConfigState, EgressCounters, TaskReturned, peer_statuses
+from routerd.agent import RECHECK_REST, Agent, ConfigState, EgressCounters, TaskReturned, peer_statuses
 from routerd.api import RequestRefused
 from routerd.desired import LocalFacts, NodeState, Settings, compose
 from routerd.model import Allocations, BgpConfig, IPAddress, Peer, Refusal, Snapshot
@@ -19,7 +21,7 @@ from routerd.reconcile import Reconciler
 from routerd.views import PeerView, Row
 from tests.unit import cluster
 from tests.unit.cluster import LOCAL, TOR
-from tests.unit.test_reconcile import Speaker, World, egress_of
+from tests.unit.test_reconcile import Datapath, Speaker, World, egress_of
 
 
 class Here:
@@ -52,6 +54,7 @@ class Running:
     agent: Agent
     here: Here
     world: World
+    datapath: Datapath
 
     def feed(self, snapshot: Snapshot) -> None:
         self.here.store = snapshot
@@ -63,14 +66,22 @@ class Running:
                 await asyncio.sleep(0.001)
 
 
-def with_agent(test: Callable[[Running], Awaitable[None]], world: World | None = None, **options: Any) -> None:
+def with_agent(
+    test: Callable[[Running], Awaitable[None]],
+    world: World | None = None,
+    *,
+    makes_devices: bool = True,
+    **options: Any,
+) -> None:
     async def run() -> None:
         here, there = Here(), world or World()
-        reconciler = Reconciler(Speaker(there), egress_of(there), settle_timeout=0.0)
+        datapath = Datapath(there)
+        egress = replace(egress_of(there), datapath=datapath, makes_devices=lambda action: makes_devices)
+        reconciler = Reconciler(Speaker(there), egress, settle_timeout=0.0)
         agent = Agent(Settings("a"), here, reconciler, **{"period": 60.0, **options})
         task = asyncio.create_task(agent.run())
         try:
-            await test(Running(agent, here, there))
+            await test(Running(agent, here, there, datapath))
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -198,7 +209,9 @@ def answers(*requests: dict[str, Any], **fields: object) -> list[Any]:
     async def test(running: Running) -> None:
         running.feed(cluster.snapshot(**fields))
         await running.until(lambda: running.agent.status.ready)
-        found.extend(running.agent.answer(request) for request in requests)
+        for request in requests:
+            answer = running.agent.answer(request)
+            found.append(await answer if inspect.isawaitable(answer) else answer)
 
     with_agent(test)
     return found
@@ -256,3 +269,56 @@ def test_what_a_changed_device_took_away_is_mended_at_once() -> None:
         await running.until(lambda: running.world.groups == before)
 
     with_agent(test)
+
+
+class Busy(Here):
+    """A node whose datapath does not let itself be read until the test allows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free, self.asked = threading.Event(), threading.Event()
+
+    def counters(self) -> EgressCounters:
+        self.asked.set()
+        assert self.free.wait(10)
+        return super().counters()
+
+
+def test_reading_the_datapath_does_not_stop_the_loop() -> None:
+    async def run() -> None:
+        here = Busy()
+        agent = Agent(Settings("a"), here, Reconciler(None, None), period=60.0)
+        task = asyncio.create_task(agent.run())
+        async with asyncio.timeout(5):
+            while not here.asked.is_set():
+                await asyncio.sleep(0.001)
+            assert agent.status.rounds.done == 0
+            here.free.set()
+            while not agent.status.rounds.done:
+                await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_a_storm_of_changed_devices_is_few_rounds_and_none_is_missed() -> None:
+    async def test(running: Running) -> None:
+        running.feed(cluster.snapshot())
+        await running.until(lambda: running.agent.status.ready)
+        datapath = running.datapath
+        before, started = datapath.reads, time.monotonic()
+        running.agent.recheck()
+        await running.until(lambda: datapath.reads > before)
+        first = time.monotonic() - started
+        while time.monotonic() - started < 0.5:
+            running.agent.recheck()
+            await asyncio.sleep(0.001)
+        seconds = time.monotonic() - started
+        assert datapath.reads - before <= 1 + seconds / RECHECK_REST
+        assert first < RECHECK_REST / 2
+        running.world.groups.clear()
+        running.agent.recheck()
+        await running.until(lambda: running.world.groups == {7})
+
+    with_agent(test, makes_devices=False)
