@@ -133,7 +133,7 @@ class Agent:
         self._changed.set()
 
     def recheck(self) -> None:
-        """Asks for a round that reads everything back: the node's devices have changed. In a storm, one now and then."""
+        """Asks for a round that reads everything back: the node's devices have changed. Storms of them are slowed."""
         if not self._recheck:
             self._recheck = True
             asyncio.get_running_loop().call_at(self._rest_until, self._changed.set)

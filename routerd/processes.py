@@ -136,13 +136,8 @@ async def agent(config: Config, source: Source) -> None:
 
 def _assembled(config: Config, source: Source, heart: Heart, store: Store) -> Agent:
     from bgp.speaker import Speaker
-<<<<<<< HEAD
     from egress.devices import watch
-    from routerd.rooms import Rooms, egress_room, open_datapath, relay_socket
-=======
-    from egress.devices import watch_links
     from routerd.rooms import OneAtATime, Rooms, egress_room, open_datapath, relay_socket
->>>>>>> 52f311b (wip2)
 
     for directory in (config.run_dir, config.state_dir):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
