@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,14 @@ from routerd.errors import InputError, StoreError
 
 T = TypeVar("T")
 Stamp = tuple[int, int, int]  # inode, size, mtime in nanoseconds
+MAX_SIZE = 64 << 20  # bytes of one file; a hundred times what a large cluster's objects take
+KINDS = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a directory",
+}
 SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -23,9 +32,18 @@ def is_manifest(name: str) -> bool:
 
 
 def manifest_files(directory: Path) -> list[Path]:
-    """All manifests below `directory`, sorted by path; hidden directories are left out. Raises OSError."""
+    """All manifests below `directory`, sorted by path; hidden directories are left out. Raises OSError.
+
+    Links to directories are followed, as Kubernetes mounts a ConfigMap with paths in it; each directory counts once.
+    """
     found: list[Path] = []
-    for root, directories, names in os.walk(directory, onerror=_raise):
+    seen: set[tuple[int, int]] = set()
+    for root, directories, names in os.walk(directory, onerror=_raise, followlinks=True):
+        status = Path(root).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            directories.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         directories[:] = [name for name in directories if not name.startswith(".")]
         found.extend(Path(root, name) for name in names if is_manifest(name))
     return sorted(found)
@@ -44,14 +62,34 @@ def stamp(path: Path) -> Stamp | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
+class NotAFile(InputError):
+    """A FIFO, device or socket: it can hold no manifest, and reading it could wait for ever."""
+
+
 def read_text(path: Path) -> str:
-    """Raises InputError."""
+    """The text of a regular file of at most `MAX_SIZE`. Raises InputError."""
     try:
-        return path.read_text(encoding="utf-8")
+        _check_kind(path, path.stat())  # before it is opened: opening a device may do something
+        # O_NONBLOCK: what became a FIFO in between is not waited for.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb") as file:
+            _check_kind(path, os.fstat(file.fileno()))
+            content = file.read(MAX_SIZE + 1)
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", file=str(path)) from error
+    if len(content) > MAX_SIZE:
+        raise InputError(f"larger than {MAX_SIZE >> 20} MiB: split the file", file=str(path))
+    try:
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 at byte {error.start}", file=str(path)) from error
+
+
+def _check_kind(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise NotAFile(f"found {kind}, expected a file: move it elsewhere", file=str(path))
+    if status.st_size > MAX_SIZE:
+        raise InputError(f"{status.st_size} bytes, larger than {MAX_SIZE >> 20} MiB: split the file", file=str(path))
 
 
 @dataclass(frozen=True, slots=True)
