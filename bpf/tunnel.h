@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Through the tunnel to another node, and out of it to a pod on this one. */
+#ifndef ROUTERD_TUNNEL_H
+#define ROUTERD_TUNNEL_H
+
+#include "nat.h"
+#include "rewrite.h"
+#include "verdict.h"
+
+/* Too big for the tunnel, as it is or as the segments it will be cut into, and not to be fragmented. */
+static __always_inline bool exceeds_tunnel(struct __sk_buff *skb, const struct packet *packet,
+					   const struct settings *config)
+{
+	__u32 mtu = 0;
+
+	return packet->dont_fragment &&
+	       bpf_check_mtu(skb, config->tunnel_ifindex, &mtu, 0, BPF_MTU_CHK_SEGS) != 0;
+}
+
+/* A packet that is too big and may not be fragmented is answered to its sender, by the device that it came
+ * from and before anything in it is rewritten: the sender must know its own packet in the quote. */
+static __always_inline int refuse_too_big(struct __sk_buff *skb, const struct packet *packet,
+					  const struct settings *config)
+{
+	if (answer_too_big(skb, packet, config->tunnel_mtu, &config->node_address))
+		return drop(skb, TOO_BIG);
+	return sent(skb, bpf_redirect(skb->ifindex, 0), TOO_BIG_ANSWERED);
+}
+
+/* To the node at `endpoint`. One that is too big is left to the outer header's fragmentation. */
+static __always_inline int encapsulate(struct __sk_buff *skb, const struct packet *packet,
+				       const struct settings *config, __u32 group, const struct ip *endpoint,
+				       enum reason done)
+{
+	struct bpf_tunnel_key key = {
+	    .tunnel_id = group, .remote_ipv4 = bpf_ntohl(endpoint->w[3]), .tunnel_ttl = 64};
+
+	if (clamp_mss(skb, packet, config->tunnel_mtu))
+		return drop(skb, REWRITE_ERROR);
+	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX))
+		return drop(skb, TUNNEL_ERROR);
+	return sent(skb, bpf_redirect(config->tunnel_ifindex, 0), done);
+}
+
+static __always_inline struct flow_key flow_to_pod(const struct packet *packet)
+{
+	struct flow_key key = {
+	    .pod = packet->destination,
+	    .remote = packet->source,
+	    .pod_port = packet->destination_port,
+	    .remote_port = packet->source_port,
+	    .protocol = packet->protocol,
+	};
+
+	return key;
+}
+
+/* False when the table took nothing: full, out of memory, or busy. That another CPU was faster is as good. */
+static __always_inline bool record_flow(const struct flow_key *key, const struct flow_value *flow)
+{
+	long error = bpf_map_update_elem(&flows, key, flow, BPF_NOEXIST);
+
+	return !error || error == -EEXIST;
+}
+
+/* A reply from a gateway whose flow has been collected here: the gateway still knows it, so it goes on.
+ * Without this, `to_pod` would take the reply for the beginning of a flow from outside, and the pod's next
+ * packet would be left alone. A full table is no obstacle: `to_pod` drops the reply then. */
+static __always_inline void restore_flow(const struct flow_key *key, __u32 group)
+{
+	struct flow_value flow = {.last_seen = now(), .group = group};
+
+	if (!bpf_map_lookup_elem(&flows, key))
+		bpf_map_update_elem(&flows, key, &flow, BPF_NOEXIST);
+}
+
+/* To a pod on this node, by its host-side device, with the Ethernet header that the host would write. */
+static __always_inline int deliver(struct __sk_buff *skb, const struct local_pod *pod, enum reason done)
+{
+	if (bpf_skb_store_bytes(skb, 0, pod->pod_mac, ETH_ALEN, 0) ||
+	    bpf_skb_store_bytes(skb, ETH_ALEN, pod->device_mac, ETH_ALEN, 0))
+		return drop(skb, REWRITE_ERROR);
+	return sent(skb, bpf_redirect(pod->ifindex, 0), done);
+}
+
+#endif
