@@ -7,7 +7,7 @@ a safe state: cut anywhere, observed and planned again, it converges. `str()` of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bgp import conf, rib
@@ -122,12 +122,13 @@ def _without_rejected(announced: list[Path], peer: IPAddress, rejected: Rejected
     return [path for path in announced if rejected.get((peer, path.prefix)) != path]
 
 
-def _removals(removed: Iterable[IPAddress], observed: Observed) -> list[Action]:
+def _removals(removed: Sequence[IPAddress], observed: Observed) -> list[Action]:
     losing = [address for address in removed if observed.ribs.get(address)]
     changes = _Changes()
     for address in losing:
         changes.lose(address, observed.ribs[address])
-    return [*changes.actions(), *([Flush(tuple(losing))] if losing else [])]
+    # Waited for even if there is nothing to withdraw any more: a plan before this one may have been cut in between.
+    return [*changes.actions(), *([Flush(tuple(removed))] if removed else [])]
 
 
 class _Changes:

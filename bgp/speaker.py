@@ -17,15 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from bgp import conf, plan, rib, text
-from bgp.link import LINE_LIMIT, Answer, Hello, Link, LinkLost
+from bgp.link import LINE_LIMIT, Hello, Link, LinkLost
 from bgp.path import AdjRibOut, Desired, IPAddress, IPNetwork, SpeakerPeer
 from bgp.path import Path as BgpPath
+from bgp.pieces import Answers, Part, command, halves, parts
 from bgp.rib import PathRefusal
 from bgp.session import PeerStatus, Sessions
 
 log = logging.getLogger(__name__)
 
 RETRY = 10.0  # seconds until a configuration that ExaBGP refused is tried again
+FLUSH = 0.3  # seconds in which a peer must take what is queued for it; nothing else is done meanwhile
+FLUSH_RETRY = 2.0  # seconds
+FLUSH_PATIENCE = 30.0  # seconds; a peer that takes nothing for longer is removed all the same
 
 
 class SpeakerUnavailable(Exception):
@@ -50,6 +54,9 @@ class Speaker:
         self._configuration_error = ""
         self._refusals: tuple[PathRefusal, ...] = ()
         self._pending: Mapping[IPAddress, int] = {}
+        self._unsent: set[IPAddress] = set()  # peers that may have something queued
+        self._leaving: tuple[IPAddress, ...] = ()  # to be removed, and their withdrawals are still queued
+        self._leaving_since: float | None = None  # of the loop's clock
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._stopping = False
@@ -87,6 +94,22 @@ class Speaker:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._settled.wait(), timeout)
         return self._settled.is_set()
+
+    async def sent(self, timeout: float) -> bool:
+        """Whether, moreover, all of it was given to TCP: `settled` things may still be queued in ExaBGP.
+
+        A peer that is down is not waited for. May take FLUSH seconds longer than `timeout`.
+        """
+        if not await self.settled(timeout) or self._link is None:
+            return False
+        link, desired = self._link, self._desired
+        peers = plan.sorted_addresses(self._unsent & self._digests.keys())
+        with contextlib.suppress(LinkLost):
+            sent = not peers or (await link.command(text.flush(peers, FLUSH), alone=True)).ok
+            if sent and self._settled.is_set() and (self._link, self._desired) == (link, desired):
+                self._unsent.clear()
+                return True
+        return False
 
     async def observe(self) -> dict[IPAddress, dict[IPNetwork, BgpPath]]:
         """Adj-RIB-Out as ExaBGP holds it, read now: peer -> prefix -> path. Raises SpeakerUnavailable."""
@@ -146,6 +169,7 @@ class Speaker:
         self._link, self._hello = link, hello
         self._digests = {ip_address(address): digest for address, digest in hello.peers.items()}
         self._held = None
+        self._unsent = set(self._digests)
         self._rejected.clear()
         self._refused_configuration = None
         self._sessions.restart(speaker=(hello.pid, hello.started))
@@ -211,6 +235,8 @@ class Speaker:
             self._pending = planned.pending
             self._refusals = (*planned.refusals, *self._own_refusals(desired))
             if not planned.actions:
+                if not self._leaving:
+                    self._leaving_since = None
                 await self._end_of_ribs(link, desired)
                 return True
             await self._carry_out(link, planned.actions)
@@ -232,25 +258,34 @@ class Speaker:
             changed = [
                 peer for peer, digest in conf.digests(desired.peers).items() if self._digests.get(peer) != digest
             ]
-            refusals += [PathRefusal(peer, None, "ConfigurationRefused", self._configuration_error) for peer in changed]
+            reason, message = "ConfigurationRefused", self._configuration_error
+            if self._leaving:
+                reason = "WithdrawalsQueued"
+                message = (
+                    f"{', '.join(map(str, self._leaving))} does not take its withdrawals: its removal waits for that"
+                )
+            refusals += [PathRefusal(peer, None, reason, message) for peer in (*self._leaving, *changed)]
         return refusals
 
     def _may_reload(self, desired: Desired) -> bool:
+        if self._leaving:
+            return False
         return self._refused_configuration is None or self._refused_configuration != conf.digests(desired.peers)
 
     async def _carry_out(self, link: Link, actions: Sequence[plan.Action]) -> None:
         """Stops early after a reload, or when the desired state changed: the rest is planned again."""
-        desired, waiting = self._desired, _Answers()
+        desired, waiting = self._desired, Answers()
         for action in actions:
             match action:
                 case plan.Announce() | plan.Withdraw():
-                    for part in _parts(action):
-                        waiting.add(part, await link.submit(_command(part)))
+                    for part in parts(action):
+                        waiting.add(part, await link.submit(command(part)))
                         if self._desired is not desired:
                             break
                 case plan.Flush():
                     await self._settle_parts(link, waiting)
-                    await link.command(text.flush(action.peers), alone=True)
+                    if not await self._has_left(link, action.peers):
+                        return
                 case plan.Reload():
                     await self._settle_parts(link, waiting)
                     await self._reload(link, action)
@@ -259,7 +294,30 @@ class Speaker:
                 break
         await self._settle_parts(link, waiting)
 
-    async def _settle_parts(self, link: Link, waiting: _Answers) -> None:
+    async def _has_left(self, link: Link, peers: tuple[IPAddress, ...]) -> bool:
+        """Whether peers that are to be removed have got their withdrawals; if not, it is tried again later."""
+        loop = asyncio.get_running_loop()
+        if (await link.command(text.flush(peers, FLUSH), alone=True)).ok:
+            self._leaving_since = None
+            return True
+        if self._leaving_since is None:
+            self._leaving_since = loop.time()
+        names = ", ".join(map(str, peers))
+        if loop.time() - self._leaving_since >= FLUSH_PATIENCE:
+            fields = {"event": "withdrawals_lost", "peers": names}
+            log.error("removed without having taken its withdrawals: %s", names, extra=fields)
+            self._leaving_since = None
+            return True
+        self._leaving = peers
+        loop.call_later(FLUSH_RETRY, self._retry_leaving)
+        return False
+
+    def _retry_leaving(self) -> None:
+        self._leaving = ()
+        self._settled.clear()
+        self._wake.set()
+
+    async def _settle_parts(self, link: Link, waiting: Answers) -> None:
         """Books what was acknowledged and looks for what was rejected."""
         for part, future in waiting.take():
             answer = await future
@@ -268,7 +326,8 @@ class Speaker:
             else:
                 await self._find_bad(link, part)
 
-    def _book(self, part: plan.Announce | plan.Withdraw) -> None:
+    def _book(self, part: Part) -> None:
+        self._unsent.update(part.peers)
         if self._held is None:
             return
         for peer in part.peers:
@@ -279,17 +338,17 @@ class Speaker:
                 for prefix in part.prefixes:
                     table.pop(prefix, None)
 
-    async def _find_bad(self, link: Link, part: plan.Announce | plan.Withdraw) -> None:
+    async def _find_bad(self, link: Link, part: Part) -> None:
         """A rejected command is halved until the path that ExaBGP does not take stands alone."""
-        halves = _halves(part)
-        if not halves:
+        smaller = halves(part)
+        if not smaller:
             if isinstance(part, plan.Announce):
                 self._rejected[part.peers[0], part.paths[0].prefix] = part.paths[0]
             else:
                 self._book(part)  # not tried for ever; the next reading of the table tells
             log.error("ExaBGP rejected: %s", part, extra={"event": "exabgp_rejected", "reason": str(part)})
-        for half in halves:
-            answer = await link.command(_command(half))
+        for half in smaller:
+            answer = await link.command(command(half))
             if answer.ok:
                 self._book(half)
             else:
@@ -333,53 +392,6 @@ class Speaker:
             return text.parse_table(answer.output, peers)
         except (KeyError, TypeError, ValueError) as error:
             raise LinkLost(f"ExaBGP's table is not understood: {error!r}") from error
-
-
-class _Answers:
-    """Commands sent and not yet settled, in order."""
-
-    def __init__(self) -> None:
-        self._open: list[tuple[plan.Announce | plan.Withdraw, asyncio.Future[Answer]]] = []
-
-    def add(self, part: plan.Announce | plan.Withdraw, answer: asyncio.Future[Answer]) -> None:
-        self._open.append((part, answer))
-
-    def take(self) -> list[tuple[plan.Announce | plan.Withdraw, asyncio.Future[Answer]]]:
-        taken, self._open = self._open, []
-        return taken
-
-
-def _parts(action: plan.Announce | plan.Withdraw) -> list[plan.Announce | plan.Withdraw]:
-    """`action` in pieces of one command each."""
-    size = text.NLRI_PER_COMMAND
-    if isinstance(action, plan.Announce):
-        paths = action.paths
-        return [
-            plan.Announce(action.peers, action.attributes, paths[at : at + size]) for at in range(0, len(paths), size)
-        ]
-    prefixes = action.prefixes
-    return [plan.Withdraw(action.peers, prefixes[at : at + size]) for at in range(0, len(prefixes), size)]
-
-
-def _halves(part: plan.Announce | plan.Withdraw) -> list[plan.Announce | plan.Withdraw]:
-    """Two smaller commands, first by prefix, then by peer; none when there is one of each."""
-    if isinstance(part, plan.Announce):
-        middle = len(part.paths) // 2
-        if middle:
-            return [
-                plan.Announce(part.peers, part.attributes, some) for some in (part.paths[:middle], part.paths[middle:])
-            ]
-        return [plan.Announce((peer,), part.attributes, part.paths) for peer in part.peers if len(part.peers) > 1]
-    middle = len(part.prefixes) // 2
-    if middle:
-        return [plan.Withdraw(part.peers, some) for some in (part.prefixes[:middle], part.prefixes[middle:])]
-    return [plan.Withdraw((peer,), part.prefixes) for peer in part.peers if len(part.peers) > 1]
-
-
-def _command(part: plan.Announce | plan.Withdraw) -> str:
-    if isinstance(part, plan.Announce):
-        return text.announce(part.peers, part.attributes, (path.prefix for path in part.paths))
-    return text.withdraw(part.peers, part.prefixes)
 
 
 __all__ = ["AdjRibOut", "PeerStatus", "Speaker", "SpeakerUnavailable"]

@@ -35,9 +35,11 @@ def end_of_rib(peer: IPAddress, family: Family) -> str:
     return f"{_peers([peer])} announce eor {family}"
 
 
-def flush(peers: Iterable[IPAddress]) -> str:
-    """Answered when all that is queued for `peers` was given to TCP. One of the launcher's commands."""
-    return f"{_peers(peers)} routerd flush"
+def flush(peers: Iterable[IPAddress], seconds: float) -> str:
+    """Answered when all that is queued for `peers` was given to TCP, an error after `seconds` (an older speaker: 5).
+    One of the launcher's commands.
+    """
+    return f"{_peers(peers)} routerd flush {seconds:g}"
 
 
 def _peers(peers: Iterable[IPAddress]) -> str:

@@ -91,6 +91,8 @@ class Speaker(Protocol):
 
     async def settled(self, timeout: float) -> bool: ...
 
+    async def sent(self, timeout: float) -> bool: ...
+
     async def observe(self) -> Mapping[IPAddress, AdjRibOut]: ...
 
 
@@ -307,14 +309,14 @@ class Reconciler:
             return ""
         if announced is None:
             return "announcements wait for the store: nothing is taken away"
-        if await self._speaker.settled(self._settle_timeout):
+        if await self._speaker.sent(self._settle_timeout):
             self._unsettled_since = None
             return ""
         now = self._clock()
         self._unsettled_since = now if self._unsettled_since is None else self._unsettled_since
         if now - self._unsettled_since >= RETIRE_AFTER:
             return ""
-        return "the speaker has not confirmed the withdrawals yet: what they lead to stays"
+        return "the withdrawals are not confirmed to have left for the peers yet: what they lead to stays"
 
 
 def _tables(desired: BgpDesired) -> dict[IPAddress, AdjRibOut]:

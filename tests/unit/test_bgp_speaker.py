@@ -216,9 +216,88 @@ async def test_a_removed_peer_loses_its_paths_first(socket: Path) -> None:
         speaker.set(desired((A, table)))
         assert await speaker.settled(5)
         assert relay.commands == [
-            "neighbor 10.0.1.2 withdraw attributes nlri 192.0.2.1/32", "neighbor 10.0.1.2 routerd flush", "reload",
+            "neighbor 10.0.1.2 withdraw attributes nlri 192.0.2.1/32", "neighbor 10.0.1.2 routerd flush 0.3", "reload",
         ]  # fmt: skip
         assert relay.tables == {"10.0.0.2": {"192.0.2.1/32": "next-hop self"}}
+
+
+@story
+async def test_acknowledged_is_not_sent(socket: Path) -> None:
+    relay = FakeRelay()
+    async with running(socket, relay) as speaker:
+        speaker.set(desired((A, [path("192.0.2.1/32")]), (B, [path("192.0.2.1/32")])))
+        assert await speaker.sent(5)
+        speaker.set(desired((A, [path("192.0.2.1/32")]), (B, [])))
+        relay.rejects = "flush"
+        assert await speaker.settled(5)
+        assert not await speaker.sent(5)
+        assert not await speaker.sent(5)
+        relay.rejects = "never"
+        relay.commands.clear()
+        assert await speaker.sent(5)
+        assert await speaker.sent(5)
+        assert relay.commands == ["neighbor 10.0.1.2 routerd flush 0.3"]
+
+
+@story
+async def test_what_the_agent_before_left_queued_is_waited_for(socket: Path) -> None:
+    relay = FakeRelay()
+    relay.peers = {str(peer): digest for peer, digest in conf.digests({A.address: A}).items()}
+    relay.tables, relay.rejects = {"10.0.0.2": {}}, "flush"
+    async with running(socket, relay) as speaker:
+        speaker.set(desired((A, [])))
+        assert await speaker.settled(5)
+        assert not await speaker.sent(5)
+
+
+def test_a_peer_that_takes_no_withdrawals_is_not_removed_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bgp.speaker.FLUSH_RETRY", 0.01)
+
+    @story
+    async def test(socket: Path) -> None:
+        relay = FakeRelay()
+        async with running(socket, relay) as speaker:
+            table = [path("192.0.2.1/32")]
+            speaker.set(desired((A, table), (B, table)))
+            assert await speaker.settled(5)
+            relay.commands.clear()
+            relay.rejects = "flush"
+            speaker.set(desired((A, [*table, path("192.0.2.2/32")])))
+            async with asyncio.timeout(5):
+                while relay.commands.count("neighbor 10.0.1.2 routerd flush 0.3") < 3:
+                    await asyncio.sleep(0.001)
+            assert "reload" not in relay.commands
+            assert relay.tables["10.0.0.2"].keys() == {"192.0.2.1/32", "192.0.2.2/32"}  # the others go on
+            async with asyncio.timeout(5):
+                while [(str(r.peer), r.reason) for r in speaker.refusals] != [("10.0.1.2", "WithdrawalsQueued")]:
+                    await asyncio.sleep(0)
+                relay.rejects = "never"
+                while relay.peers.keys() != {"10.0.0.2"} or speaker.refusals:
+                    await asyncio.sleep(0.001)
+
+    test(tmp_path)
+
+
+def test_a_peer_that_takes_nothing_for_long_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("bgp.speaker.FLUSH_RETRY", 0.001)
+    monkeypatch.setattr("bgp.speaker.FLUSH_PATIENCE", 0.05)
+
+    @story
+    async def test(socket: Path) -> None:
+        relay = FakeRelay()
+        relay.rejects = "flush"
+        async with running(socket, relay) as speaker:
+            speaker.set(desired((A, []), (B, [path("192.0.2.1/32")])))
+            assert await speaker.settled(5)
+            speaker.set(desired((A, [])))
+            async with asyncio.timeout(5):
+                while relay.peers.keys() != {"10.0.0.2"}:
+                    await asyncio.sleep(0.001)
+
+    test(tmp_path)
+    assert "removed without having taken its withdrawals: 10.0.1.2" in caplog.text
 
 
 @story

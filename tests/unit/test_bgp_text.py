@@ -80,7 +80,7 @@ def test_commands_as_text() -> None:
     )
     assert text.withdraw([EBGP.address], [path.prefix]) == "neighbor 10.9.0.2 withdraw attributes nlri 192.0.2.0/24"
     assert text.end_of_rib(IBGP.address, "ipv6 unicast") == "neighbor fd09::2 announce eor ipv6 unicast"
-    assert text.flush([EBGP.address]) == "neighbor 10.9.0.2 routerd flush"
+    assert text.flush([EBGP.address], 0.3) == "neighbor 10.9.0.2 routerd flush 0.3"
 
 
 # As ExaBGP 5.0.15 wrote them (`show adj-rib out json`), for a session over IPv4 and one over IPv6.
