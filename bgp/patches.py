@@ -7,7 +7,8 @@ Commands added through ExaBGP's own registry (`Command.register`):
 
     routerd hello NONCE       prints who we are and the loaded peers, and the state of every session as events again
     routerd reload            loads the configuration file now, and says whether it could
-    [neighbor A] routerd flush    done when all that was queued for these peers was given to TCP, or after 5 s an error
+    [neighbor A] routerd flush [SECONDS]   done when all that was queued for these peers was given to TCP; an error when
+                              that has not happened after so long (5 s). A peer that is down has nothing to wait for
 
 SIGUSR1 is not used: 5.0.15 drops the signal, unheard, while any peer, even one that is down, has routes queued.
 """
@@ -63,6 +64,7 @@ def patches() -> list[Patch]:
     from exabgp.reactor.api.processes import Processes
     from exabgp.reactor.daemon import Daemon
     from exabgp.reactor.delay import Delay
+    from exabgp.reactor.peer import Peer
     from exabgp.rib.outgoing import OutgoingRIB
 
     return [
@@ -70,6 +72,7 @@ def patches() -> list[Patch]:
         Patch(Processes, "broken", "6c7c73a211315eed", _never_broken),
         Patch(Delay, "increase", "9e348b6f1e113f0e", _wait_longer),
         Patch(Daemon, "drop_privileges", "a6091f186864fb54", _keep_privileges),
+        Patch(Peer, "_main", "e5ea2fecea84afed", end_of_rib_of_this_session(Peer._main)),
     ]
 
 
@@ -89,6 +92,20 @@ def newest_wins(stock: Callable[..., Any]) -> Callable[..., Any]:
         return stock(rib, change)
 
     return update
+
+
+def end_of_rib_of_this_session(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """An End-of-RIB that was queued and not sent when its session ended is forgotten.
+
+    Stock ExaBGP sends it in the next one, where it may come before the paths: the peer then drops those that it kept
+    (RFC 4724, section 4.2), and they come back later. Nobody knows of the new session before this runs.
+    """
+
+    def main(peer: Any) -> Iterator[Any]:
+        peer.neighbor.eor.clear()
+        yield from stock(peer)
+
+    return main
 
 
 def _never_broken(processes: Any, neighbor: Any) -> bool:
@@ -184,7 +201,7 @@ class Commands:
         names = match_neighbors(reactor.peers(service), descriptions)
 
         def answer() -> Iterator[bool]:
-            deadline = time.monotonic() + FLUSH_TIMEOUT
+            deadline = time.monotonic() + _seconds(line)
             while any(_is_sending(reactor._peers.get(name)) for name in names):
                 if time.monotonic() > deadline:
                     reactor.processes.answer_error(service)
@@ -194,6 +211,12 @@ class Commands:
 
         reactor.asynchronous.schedule(service, line, answer())
         return True
+
+
+def _seconds(line: str) -> float:
+    """How long a flush may take."""
+    last = line.split()[-1]
+    return float(last) if last.replace(".", "", 1).isdigit() else FLUSH_TIMEOUT
 
 
 def _is_sending(peer: Any) -> bool:

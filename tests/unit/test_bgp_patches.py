@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
@@ -84,3 +85,62 @@ def test_loaded_peers(tmp_path: Path) -> None:
     file = tmp_path / "exabgp.conf"
     file.write_text("process relay {}\n" + conf.peers_text([PEER]))
     assert patches.loaded_peers(file) == {"10.9.0.2": conf.digest(PEER)}
+
+
+class Queue:
+    """As much of ExaBGP's reactor and of a session as `routerd flush` asks."""
+
+    def __init__(self, *, established: bool) -> None:
+        self._peers = {"neighbor 10.9.0.2 local-ip 10.9.0.1": self}
+        self.processes = self.asynchronous = self.neighbor = self.rib = self.outgoing = self
+        self.is_established = established
+        self.answers: list[str] = []
+        self.steps: Iterator[bool] = iter(())
+
+    def peers(self, service: str) -> list[str]:
+        return list(self._peers)
+
+    def established(self) -> bool:
+        return self.is_established
+
+    def pending(self) -> bool:
+        return True
+
+    def schedule(self, service: str, line: str, steps: Iterator[bool]) -> None:
+        self.steps = steps
+
+    def answer_done(self, service: str) -> None:
+        self.answers.append("done")
+
+    def answer_error(self, service: str) -> None:
+        self.answers.append("error")
+
+
+@pytest.mark.parametrize(("established", "said"), [(True, "error"), (False, "done")])
+def test_a_flush_ends_in_the_time_that_it_names(tmp_path: Path, established: bool, said: str) -> None:
+    """A session that is down has nothing to wait for."""
+    (tmp_path / "exabgp.conf").write_text("")
+    queue, started = Queue(established=established), time.monotonic()
+    commands = patches.Commands(tmp_path / "exabgp.conf", "5.0.15")
+    commands.flush(None, queue, "relay", text.flush([PEER.address], 0.05), False)
+    for _ in queue.steps:
+        time.sleep(0.001)
+    assert queue.answers == [said]
+    assert time.monotonic() - started < patches.FLUSH_TIMEOUT / 2
+
+
+def test_an_end_of_rib_of_a_session_that_ended_is_not_sent_in_the_next() -> None:
+    """The queue belongs to ExaBGP's neighbor, which outlives its sessions."""
+    (neighbor,) = loaded(conf.peers_text([PEER])).neighbors.values()
+    neighbor.eor.append("ipv4 unicast")
+    neighbor.reset_rib()  # what stock ExaBGP does at a session's end
+    assert neighbor.eor
+
+    class Session:
+        def __init__(self) -> None:
+            self.neighbor = neighbor
+
+    def main(peer: Any) -> Iterator[list[str]]:
+        yield list(peer.neighbor.eor)
+
+    assert list(patches.end_of_rib_of_this_session(main)(Session())) == [[]]
