@@ -7,53 +7,18 @@ from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
-import yaml
-
 from routerd.model import NodeReport
 from tests.k8s.apiserver import ApiServer
 from tests.k8s.apiserver.access import Audit, Rule
 from tests.k8s.apiserver.call import Call
 from tests.k8s.client import Client, Json
 from tests.k8s.conftest import good
+from tests.k8s.deployment import cilium, install, token
 from tests.k8s.store_lab import Cluster, agent_store, bgp_config, cluster, eventually, ips, node, operator, policy, pool
 from tests.k8s.store_lab import service as a_service
 
-DEPLOY = Path(__file__).parents[2] / "configs" / "deploy"
-NAMESPACED = {"ServiceAccount", "Role", "RoleBinding", "ConfigMap", "DaemonSet", "Deployment", "PodDisruptionBudget"}
 CUSTOM = (("RouterdNode",), ("CiliumEgressNATPolicy", "cilium.io/v2alpha1"))
 Grant = tuple[str, int, str, str, str]  # role, rule, verb, resource, name
-
-
-def install() -> list[Json]:
-    """What `kubectl apply -k configs/deploy` sends, in its order."""
-    kustomization = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text())
-    found = []
-    for name in kustomization["resources"]:
-        for each in yaml.safe_load_all((DEPLOY / name).read_text()):
-            place = {"namespace": kustomization["namespace"]} if each["kind"] in NAMESPACED else {}
-            found.append({**each, "metadata": {**each["metadata"], **place}})
-    return found
-
-
-def cilium() -> list[Json]:
-    """Definitions as loose as a schema can be: only that they are served matters here."""
-    names = {"CiliumEgressGatewayPolicy": ("ciliumegressgatewaypolicies", "v2"),
-             "CiliumEgressNATPolicy": ("ciliumegressnatpolicies", "v2alpha1")}  # fmt: skip
-    return [definition("cilium.io", version, kind, plural) for kind, (plural, version) in names.items()]
-
-
-def definition(group: str, version: str, kind: str, plural: str) -> Json:
-    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
-    versions = [{"name": version, "served": True, "storage": True, "schema": schema}]
-    spec = {"group": group, "scope": "Cluster", "names": {"kind": kind, "plural": plural}, "versions": versions}
-    head = {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition"}
-    return {**head, "metadata": {"name": f"{plural}.{group}"}, "spec": spec}
-
-
-def token(server: ApiServer, account: str) -> str:
-    api = Client(Path(server.kubeconfig))
-    path = f"/api/v1/namespaces/routerd/serviceaccounts/{account}/token"
-    return str(good(api.create(path, {"spec": {"expirationSeconds": 3600}})).body["status"]["token"])
 
 
 def granted(objects: Iterable[Json]) -> set[Grant]:
@@ -84,7 +49,8 @@ def _use(one: Audit, rule: Rule) -> Grant:
 async def work(found: Cluster) -> None:
     """Everything that agent and operator ask of the API server, conflicts and a change of the leader included."""
     server = found.server
-    agent, leader = token(server, "routerd-agent"), token(server, "routerd-operator")
+    api = Client(Path(server.kubeconfig))
+    agent, leader = token(api, "routerd-agent"), token(api, "routerd-operator")
     server.fault(conflict_every=1, only=first_status_of_each())
     async with agent_store(found, token=agent) as store:
         await store.synced()

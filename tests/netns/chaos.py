@@ -31,6 +31,7 @@ from tests.netns.footprint import footprint
 from tests.netns.lab import Lab
 from tests.netns.netns import run
 from tests.netns.pathwatch import Paths, PathWatch
+from tests.netns.stores import Files
 from tests.netns.story import EGRESS_IP, EGRESS_POOL, Story, build, fetch_vip, sessions_up, tor_table, write_manifests
 from tests.netns.traffic import Echo, NewConnections, Worker
 from tests.netns.transcript import Row, Transcript
@@ -306,7 +307,7 @@ def chaos(prefix: str, kills: int, seed: int, told: Transcript, limit: float = 7
     """Builds the lab, starts everything and runs. `limit`: seconds after which no kill is begun."""
     begin = time.monotonic()
     with Lab(prefix) as lab:
-        story = Story(lab, Daemons(lab), begin)
+        story = Story(lab, Daemons(lab), begin, Files(lab))
         for scene in (build, write_manifests, sessions_up, tor_table, fetch_vip):
             scene(story)
         outcome = Chaos(story, seed, told).run(kills, begin + limit)

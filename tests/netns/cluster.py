@@ -44,7 +44,7 @@ def pod(host: PodHost) -> Document:
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": host.label, "namespace": host.namespace, "labels": dict(host.labels)},
-        "spec": {"nodeName": host.node.label},
+        "spec": {"nodeName": host.node.label, "containers": [{"name": host.label, "image": host.label}]},
         "status": {"phase": "Running", "podIP": host.address, "podIPs": [{"ip": host.address}]},
     }
 
@@ -66,7 +66,12 @@ def endpoint_slice(service: str, of: str, port: int, backends: Iterable[PodHost]
 
 def write(path: Path, documents: Sequence[Document]) -> None:
     """Writes manifests whole or not at all (rename), as an editor or a replicator does."""
-    put(path, yaml.safe_dump_all(json.loads(json.dumps(documents)), sort_keys=False))
+    put(path, text(documents))
+
+
+def text(documents: Sequence[Document]) -> str:
+    """YAML without anchors."""
+    return yaml.safe_dump_all(json.loads(json.dumps(documents)), sort_keys=False)
 
 
 def put(path: Path, text: str) -> None:
@@ -76,16 +81,20 @@ def put(path: Path, text: str) -> None:
     fresh.replace(path)
 
 
-def write_cluster(lab: Lab, services: Sequence[Document] = ()) -> None:
-    """Nodes, namespaces and pods of the lab, and `services` (EndpointSlices), into its manifests."""
+def documents(lab: Lab, services: Sequence[Document] = ()) -> list[Document]:
+    """Nodes, namespaces and pods of the lab, and `services` (EndpointSlices)."""
     namespaces = sorted({"default", "kube-system", *(host.namespace for host in lab.pods.values())})
-    documents = [
+    return [
         *(node(host.spec) for host in lab.nodes.values()),
         *(namespace(name) for name in namespaces),
         *(pod(host) for host in lab.pods.values()),
         *services,
     ]
-    write(lab.manifests / "cluster.yaml", documents)
+
+
+def write_cluster(lab: Lab, services: Sequence[Document] = ()) -> None:
+    """The same, into the lab's manifests."""
+    write(lab.manifests / "cluster.yaml", documents(lab, services))
 
 
 def copy(lab: Lab, *names: str) -> None:

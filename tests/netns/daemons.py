@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,13 +53,16 @@ def config(lab: Lab, node: str, directory: Path) -> dict[str, object]:
         "state-dir": str(directory / "state"),
         "run-dir": str(directory / "run"),
         "pin-dir": "/sys/fs/bpf/routerd",
-        "store": {
-            "manifests": str(lab.manifests),
-            "node-reports": [str(lab.directory / "*" / "state" / "node.yaml")],  # for the operator
-        },
+        "store": file_store(lab),
         "cluster-cidrs": [NODE_NETWORK],
         "service-cidrs": [SERVICE_NETWORK],
     }
+
+
+def file_store(lab: Lab) -> dict[str, object]:
+    """The section `store` for the lab's manifests."""
+    reports = [str(lab.directory / "*" / "state" / "node.yaml")]  # for the operator
+    return {"manifests": str(lab.manifests), "node-reports": reports}
 
 
 @dataclass(slots=True)
@@ -95,7 +98,7 @@ class Daemons:
     """Every routerd process of a lab."""
 
     lab: Lab
-    store: dict[str, object] | None = None  # another store than the lab's manifests, as the configuration has it
+    store: Callable[[str], dict[str, object]] | None = None  # section `store` by role; None = the lab's manifests
     operator: Daemon | None = None
     speakers: dict[str, Daemon] = field(default_factory=dict)
     agents: dict[str, Daemon] = field(default_factory=dict)
@@ -152,7 +155,7 @@ class Daemons:
         for name in ("state", "run"):
             (host.directory / name).mkdir(exist_ok=True)
         path = host.directory / "routerd.yaml"
-        value = config(self.lab, host.label, host.directory) | ({"store": self.store} if self.store else {})
+        value = config(self.lab, host.label, host.directory) | ({"store": self.store(role)} if self.store else {})
         path.write_text(yaml.safe_dump(value, sort_keys=False))
         bpffs = host.pin_dir if isinstance(host, Node) else self.lab.bpffs
         command = in_node([*ROUTERD, role, "--config", str(path)], bpffs, self.lab.manifests, read_only=read_only)

@@ -1,8 +1,9 @@
 """`make demo`: routerd's main job on real parts, in network namespaces, told as a short transcript.
 
-Environment: TOR=frr puts FRR in BIRD's place; KEEP=1 leaves the lab up (`--down` removes it); DEMO_PREFIX names the
-lab, so that two may run at once; DEMO_BARS=note makes bars on time and memory mere notes, for a machine that is busy
-with other things. Exit status: 0 everything held, 1 something did not, 2 it could not run.
+Environment: TOR=frr puts FRR in BIRD's place; STORE=kubernetes puts an API server (the double of tests/k8s) in place of
+the files; KEEP=1 leaves the lab up (`--down` removes it); DEMO_PREFIX names the lab, so that two may run at once;
+DEMO_BARS=note makes bars on time and memory mere notes, for a machine that is busy with other things. Exit status:
+0 everything held, 1 something did not, 2 it could not run.
 
 The time from start to readiness is only ever a note: it says more about the machine than about routerd.
 """
@@ -21,7 +22,8 @@ from dataclasses import dataclass
 from tests.netns import netns
 from tests.netns.daemons import Daemons
 from tests.netns.lab import TOR_MAKES, Lab, LabError, check_environment, directory_of, is_owned, remove
-from tests.netns.story import STORY, Story
+from tests.netns.stores import STORES
+from tests.netns.story import STORY, TWO_GATEWAYS, Story
 from tests.netns.transcript import Row, Transcript
 
 
@@ -31,32 +33,39 @@ class Settings:
 
     prefix: str
     tor: str
+    store: str
     keep: bool
     bars_are_notes: bool
 
 
 def settings(environment: Mapping[str, str]) -> Settings:
     """Raises LabError for a value that is not known."""
-    tor, bars = environment.get("TOR") or "bird", environment.get("DEMO_BARS") or "hold"
-    for name, value, known in (("TOR", tor, TOR_MAKES), ("DEMO_BARS", bars, ("hold", "note"))):
+    tor, store = environment.get("TOR") or "bird", environment.get("STORE") or "files"
+    bars = environment.get("DEMO_BARS") or "hold"
+    for name, value, known in (
+        ("TOR", tor, TOR_MAKES),
+        ("STORE", store, STORES),
+        ("DEMO_BARS", bars, ("hold", "note")),
+    ):
         if value not in known:
             raise LabError(f"{name}={value} is not known: use {' or '.join(known)}")
     keep = environment.get("KEEP", "") not in {"", "0"}
-    return Settings(environment.get("DEMO_PREFIX") or "demo", tor, keep, bars == "note")
+    return Settings(environment.get("DEMO_PREFIX") or "demo", tor, store, keep, bars == "note")
 
 
-def look_around(lab: Lab) -> str:
+def look_around(story: Story) -> str:
     """How to use a lab that was left up."""
+    lab = story.lab
     gw1, pod, directory = lab.node("gw1"), lab.pod("snat-pod"), lab.directory
-    of_tor = "\n".join(f"  {what:<20} {command}" for what, command in lab.tor.bgp.look_around().items())
+    more = {**lab.tor.bgp.look_around(), **story.manifests.look_around(TWO_GATEWAYS)}
+    commands = "\n".join(f"  {what:<20} {command}" for what, command in more.items())
     down = "make demo-down" if lab.prefix == "demo" else f"DEMO_PREFIX={lab.prefix} make demo-down"
     return f"""
 The lab is still up; `{down}` removes it. Look around:
   a node's network     ip netns exec {gw1.name} ip route
   a pod asks fw        ip netns exec {pod.name} ping -c 1 {lab.fw.address}
   whom fw has served   tail -f {lab.fw.log}
-{of_tor}
-  edit a policy        $EDITOR {lab.manifests}/egress-two-gateways.yaml
+{commands}
   a node's files       ls {gw1.directory}    pins: {gw1.pin_dir}
   the capture          tcpdump -nr {directory}/tor-0.pcap"""
 
@@ -66,7 +75,8 @@ def demo(asked: Settings) -> bool:
     begin = time.monotonic()
     told = Transcript(sys.stdout)
     with Lab(asked.prefix, tor=asked.tor) as lab:
-        story = Story(lab, Daemons(lab), begin)
+        manifests = STORES[asked.store](lab)
+        story = Story(lab, Daemons(lab, manifests.store), begin, manifests)
         for title, scene in STORY:
             if not told.scene(title, functools.partial(scene, story)):
                 break
@@ -76,7 +86,7 @@ def demo(asked: Settings) -> bool:
             told.logs(story.daemons)
         lab.keep = asked.keep
         if asked.keep:
-            told.say(look_around(lab))
+            told.say(look_around(story))
     return not told.failed
 
 

@@ -13,6 +13,7 @@ from tests.netns.daemons import Daemons, attached, resident
 from tests.netns.hosts import Answer, Host
 from tests.netns.kubeproxy import Backend, ServiceEntry, ruleset
 from tests.netns.lab import FW_ADDRESS, POD_NETWORK, TOR_ADDRESS, TOR_AS, Lab
+from tests.netns.stores import Manifests
 from tests.netns.transcript import Row, StoryFailed
 
 VIP_POOL = "192.0.2.0/24"  # of bgp-config-cilium-1.10.yaml
@@ -30,6 +31,7 @@ class Story:
     lab: Lab
     daemons: Daemons
     begin: float
+    manifests: Manifests
     watch: SourceWatch | None = None
     vip: str = ""
     pool_ip: str = ""  # the egress IP that the operator took from the pool
@@ -45,7 +47,7 @@ class Story:
             what = f"agent start to session up, datapath attached ({slowest})"
             rows.append(Row(what, f"{self.ready_in[slowest]:.1f} s", "< 3 s", "note"))
         if self.edits:
-            rows.append(Row("policy file edited to effect, slower of two", f"{max(self.edits) * 1000:.0f} ms"))
+            rows.append(Row("policy edited to effect, slower of two", f"{max(self.edits) * 1000:.0f} ms"))
         rows += memory(self.daemons)
         if self.watch is not None:
             verdict = self.watch.settle()
@@ -114,10 +116,13 @@ def write_manifests(story: Story) -> list[str]:
         cluster.endpoint_slice("web", "default", 8080, [lab.pod("web")]),
         cluster.endpoint_slice("dns", "kube-system", 53, [lab.pod("dns")], "UDP"),
     ]
-    cluster.write_cluster(lab, slices)
-    names = sorted(path.name for path in cluster.MANIFESTS.glob("*.yaml"))
-    cluster.copy(lab, *names)
-    return [f"cluster.yaml (nodes, namespaces, {len(lab.pods)} pods, endpoints)", ", ".join(names)]
+    store = story.manifests.prepare()
+    story.manifests.put("cluster.yaml", cluster.text(cluster.documents(lab, slices)))
+    paths = sorted(cluster.MANIFESTS.glob("*.yaml"))
+    for path in paths:
+        story.manifests.put(path.name, path.read_text())
+    names = [path.name for path in paths]
+    return [store, f"cluster.yaml (nodes, namespaces, {len(lab.pods)} pods, endpoints)", ", ".join(names)]
 
 
 def sessions_up(story: Story) -> list[str]:
@@ -258,9 +263,8 @@ def cluster_untouched(story: Story) -> list[str]:
 
 
 def edit_policy(story: Story) -> list[str]:
-    """Selects app=plain in the file, and takes it back."""
-    path = story.lab.manifests / TWO_GATEWAYS
-    before = path.read_text()
+    """Selects app=plain in the policy, and takes it back."""
+    before = story.manifests.read(TWO_GATEWAYS)
     plain = story.lab.pod("plain")
     more = before.replace("  destinationCIDRs:", "  - podSelector: {matchLabels: {app: plain}}\n  destinationCIDRs:")
     taken = effect(story, more, lambda answer: answer.source == story.pool_ip, "plain leaves with the egress IP")
@@ -279,9 +283,9 @@ def edit_policy(story: Story) -> list[str]:
 
 
 def effect(story: Story, text: str, reached: Callable[[Answer], bool], what: str) -> float:
-    """Replaces the policy file and returns the seconds until plain's requests show it."""
+    """Replaces the policy and returns the seconds until plain's requests show it."""
     begin = time.monotonic()
-    cluster.put(story.lab.manifests / TWO_GATEWAYS, text)
+    story.manifests.put(TWO_GATEWAYS, text)
     plain = story.lab.pod("plain")
     try:
         story.lab.wait(lambda: reached(plain.get(FW_ADDRESS, timeout=0.5)), 10, what)
@@ -313,6 +317,6 @@ STORY: tuple[tuple[str, Scene], ...] = (
     ("A legacy policy whose egress IP is a node's own address", old_policy),
     ("Unselected pods keep their address, and fw refuses them", unselected_refused),
     ("In-cluster traffic of a selected pod is untouched, though its policy says 0.0.0.0/0", cluster_untouched),
-    ("A policy file is edited and takes effect", edit_policy),
+    ("A policy is edited and takes effect", edit_policy),
     ("Nothing of a selected pod has left with another source", no_leak),
 )

@@ -1,4 +1,4 @@
-"""The demo itself, with every make of ToR: what it claims holds here, and whatever happens it leaves nothing behind.
+"""The demo itself, with every make of ToR and every store: what it claims holds, and it leaves nothing behind.
 
 Bars on time and memory are notes here: the suite shares its machine, and `make demo` holds them.
 """
@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 PREFIX = f"d{os.getpid()}"
 CRASH_LOGS = Path("/var/tmp/frr")  # FRR's fixed path; the host's own FRR may have some there
 CRASH_LOGS_BEFORE = set(CRASH_LOGS.glob("*"))
+STORE_TOLD = {"files": "store: files in /run/", "kubernetes": "store: Kubernetes API at https://10.0.0.1:6443"}
 LEAK = """
 import sys
 from tests.netns import demo, story
@@ -36,7 +37,7 @@ sys.exit(demo.main())
 
 def play(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs a demo as a process of its own, as make does."""
-    inherited = {name: value for name, value in os.environ.items() if name not in {"TOR", "KEEP"}}
+    inherited = {name: value for name, value in os.environ.items() if name not in {"TOR", "STORE", "KEEP"}}
     return subprocess.run(
         [sys.executable, *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=150, check=False,
         env={**inherited, "DEMO_PREFIX": PREFIX, "DEMO_BARS": "note", **environment},
@@ -57,12 +58,13 @@ def left_behind() -> dict[str, object]:
     return {what: value for what, value in found.items() if value}
 
 
-@pytest.mark.parametrize("tor", TOR_MAKES)
-def test_everything_holds_and_nothing_is_left(tor: str) -> None:
-    done = play("-m", "tests.netns.demo", TOR=tor)
+@pytest.mark.parametrize(("tor", "store"), [*((make, "files") for make in TOR_MAKES), ("bird", "kubernetes")])
+def test_everything_holds_and_nothing_is_left(tor: str, store: str) -> None:
+    done = play("-m", "tests.netns.demo", TOR=tor, STORE=store)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Everything held." in done.stdout
     assert f"({tor.upper()} " in done.stdout
+    assert STORE_TOLD[store] in done.stdout
     assert left_behind() == {}
 
 
@@ -74,7 +76,10 @@ def test_a_leak_fails_the_demo_and_nothing_is_left() -> None:
     assert left_behind() == {}
 
 
-def test_an_unknown_tor_is_said_in_one_line() -> None:
-    done = play("-m", "tests.netns.demo", TOR="cisco")
+@pytest.mark.parametrize(
+    ("name", "value", "known"), [("TOR", "cisco", "bird or frr"), ("STORE", "etcd", "files or kubernetes")]
+)
+def test_an_unknown_value_is_said_in_one_line(name: str, value: str, known: str) -> None:
+    done = play("-m", "tests.netns.demo", **{name: value})
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "demo: error: TOR=cisco is not known: use bird or frr\n"
+    assert done.stderr == f"demo: error: {name}={value} is not known: use {known}\n"

@@ -20,6 +20,7 @@ from tests.netns.hosts import Node
 from tests.netns.lab import Lab
 from tests.netns.netns import run
 from tests.netns.pathwatch import PathWatch
+from tests.netns.stores import Files
 from tests.netns.story import EGRESS_IP, Story, build, fetch_vip, sessions_up, tor_table, write_manifests
 from tests.netns.traffic import Download, Echo, NewConnections
 
@@ -67,7 +68,7 @@ class Running:
 @pytest.fixture(scope="module")
 def running(clean_labs: list[str]) -> Iterator[Running]:
     with Lab(f"r{os.getpid()}") as lab:
-        story = Story(lab, Daemons(lab), time.monotonic())
+        story = Story(lab, Daemons(lab), time.monotonic(), Files(lab))
         for scene in (build, write_manifests, sessions_up, tor_table, fetch_vip):
             scene(story)
         built = Running(story, lab, story.daemons)

@@ -59,7 +59,7 @@ class ApiServer:
         self.url = ""
         self.storage = Storage()
         self.catalogue = Catalogue()
-        self._tls = certificate(Path(self._directory.name)) if tls else None
+        self._tls = certificate(Path(self._directory.name), host) if tls else None
         self.api = Api(self.storage, self.catalogue, managed_fields=managed_fields)
         self.watches = Watches(self.storage, watch_list=watch_list)
         self.access = Access(self.storage, ADMIN_TOKEN)
@@ -221,11 +221,11 @@ class ApiServer:
 _NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
 
 
-def certificate(directory: Path) -> Path:
-    """A key and a certificate for 127.0.0.1, signed by itself, in one file."""
+def certificate(directory: Path, host: str = "127.0.0.1") -> Path:
+    """A key and a certificate for `host` (an address), signed by itself, in one file."""
     path = directory / "server.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1"
-    options = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(path), "-out", "-"]
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    options = ["-subj", f"/CN={host}", "-addext", f"subjectAltName=IP:{host}", "-keyout", str(path), "-out", "-"]
     done = subprocess.run([*command.split(), *options], capture_output=True, check=True, timeout=30)
     path.write_bytes(path.read_bytes() + done.stdout)
     return path

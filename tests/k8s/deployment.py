@@ -1,0 +1,62 @@
+"""What `kubectl apply -k configs/deploy` sends, minimal CRDs of Cilium, and tokens of our service accounts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from tests.k8s.client import Client, Json
+
+DEPLOY = Path(__file__).parents[2] / "configs" / "deploy"
+NAMESPACED = {"ServiceAccount", "Role", "RoleBinding", "ConfigMap", "DaemonSet", "Deployment", "PodDisruptionBudget"}
+
+
+def install(*names: str) -> list[Json]:
+    """The objects of these files of configs/deploy, of all of them without a name, in the order of the install."""
+    kustomization = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text())
+    found = []
+    for name in names or kustomization["resources"]:
+        for each in yaml.safe_load_all((DEPLOY / name).read_text()):
+            place = {"namespace": kustomization["namespace"]} if each["kind"] in NAMESPACED else {}
+            found.append({**each, "metadata": {**each["metadata"], **place}})
+    return found
+
+
+def cilium() -> list[Json]:
+    """Definitions as loose as a schema can be: only that they are served matters here."""
+    names = {"CiliumEgressGatewayPolicy": ("ciliumegressgatewaypolicies", "v2"),
+             "CiliumEgressNATPolicy": ("ciliumegressnatpolicies", "v2alpha1")}  # fmt: skip
+    return [definition("cilium.io", version, kind, plural) for kind, (plural, version) in names.items()]
+
+
+def definition(group: str, version: str, kind: str, plural: str) -> Json:
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    versions = [{"name": version, "served": True, "storage": True, "schema": schema}]
+    spec = {"group": group, "scope": "Cluster", "names": {"kind": kind, "plural": plural}, "versions": versions}
+    head = {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition"}
+    return {**head, "metadata": {"name": f"{plural}.{group}"}, "spec": spec}
+
+
+def token(api: Client, account: str) -> str:
+    """A token of one hour for a service account of namespace routerd. `api` is an administrator's."""
+    path = f"/api/v1/namespaces/routerd/serviceaccounts/{account}/token"
+    answer = api.create(path, {"spec": {"expirationSeconds": 3600}})
+    assert answer.code == 201, answer
+    return str(answer.body["status"]["token"])
+
+
+def kubeconfig_of(administrator: Path, bearer: str, place: Path) -> Path:
+    """Writes the administrator's kubeconfig with another token to `place`, readable by root alone."""
+    value = yaml.safe_load(administrator.read_text())
+    value["users"] = [{**user, "user": {"token": bearer}} for user in value["users"]]
+    place.touch(mode=0o600)
+    place.write_text(yaml.safe_dump(value, sort_keys=False))
+    return place
+
+
+def kinds(objects: Sequence[Json]) -> set[tuple[str, str]]:
+    """(apiVersion, kind) of what the CRDs among `objects` define."""
+    specs = [each["spec"] for each in objects if each["kind"] == "CustomResourceDefinition"]
+    return {(f"{s['group']}/{version['name']}", s["names"]["kind"]) for s in specs for version in s["versions"]}

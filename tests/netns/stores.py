@@ -1,0 +1,175 @@
+"""Where a lab's cluster and its users' manifests lie: in files, or at an API server in the ToR's namespace."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from tests.k8s.client import APPLY, MERGE, Answer, Client
+from tests.k8s.deployment import cilium, install, kinds, kubeconfig_of, token
+from tests.netns import cluster, netns
+from tests.netns.daemons import REPOSITORY, file_store
+from tests.netns.lab import TOR_ADDRESS, Lab
+
+API_PORT = 6443
+Json = dict[str, Any]
+
+
+class Manifests(Protocol):
+    """A store as its users see it. `Daemons` takes `store`."""
+
+    def prepare(self) -> str:
+        """Makes the store ready for objects; returns one line that says which it is."""
+
+    def put(self, name: str, text: str) -> None:
+        """Creates or replaces what the manifest `name` holds."""
+
+    def read(self, name: str) -> str:
+        """What was put."""
+
+    def store(self, role: str) -> dict[str, object]:
+        """The section `store` of a role's configuration: "operator", "agent" or "speaker"."""
+
+    def look_around(self, name: str) -> Mapping[str, str]:
+        """Commands for a lab that was left up, of which one edits the manifest `name`."""
+
+
+@dataclass(slots=True)
+class Files:
+    """The directory of manifests that each node sees."""
+
+    lab: Lab
+
+    def prepare(self) -> str:
+        return f"store: files in {self.lab.manifests}"
+
+    def put(self, name: str, text: str) -> None:
+        cluster.put(self.lab.manifests / name, text)
+
+    def read(self, name: str) -> str:
+        return (self.lab.manifests / name).read_text()
+
+    def store(self, role: str) -> dict[str, object]:
+        return file_store(self.lab)
+
+    def look_around(self, name: str) -> Mapping[str, str]:
+        return {"edit a policy": f"$EDITOR {self.lab.manifests}/{name}"}
+
+
+@dataclass(slots=True)
+class ApiObjects:
+    """Objects of the API server that `administrator`, a kubeconfig, names; the ToR's namespace reaches it."""
+
+    lab: Lab
+    administrator: Path
+    _put: dict[str, str] = field(default_factory=dict)
+    _resources: dict[tuple[str, str], Json] = field(default_factory=dict)  # (apiVersion, kind) -> of discovery
+
+    def prepare(self) -> str:
+        """Installs what `configs/deploy` has for the API server, and CRDs of Cilium; writes the roles' kubeconfigs."""
+        objects = [*install("namespace.yaml", "crds.yaml", "rbac.yaml"), *cilium()]
+        for each in objects:
+            self._apply(each)
+        for api_version, kind in kinds(objects):
+            self.lab.wait(functools.partial(self._resource, api_version, kind), 5, f"{kind} is served")
+        for account in ("agent", "operator"):
+            bearer = self._ask(lambda api, name=account: token(api, f"routerd-{name}"))  # type: ignore[misc]
+            kubeconfig_of(self.administrator, bearer, self._kubeconfig(account))
+        server = yaml.safe_load(self.administrator.read_text())["clusters"][0]["cluster"]["server"]
+        return f"store: Kubernetes API at {server}; CRDs and RBAC of configs/deploy; each role by its service account"
+
+    def put(self, name: str, text: str) -> None:
+        for each in yaml.safe_load_all(text):
+            self._apply(each)
+        self._put[name] = text
+
+    def read(self, name: str) -> str:
+        return self._put[name]
+
+    def store(self, role: str) -> dict[str, object]:
+        account = "operator" if role == "operator" else "agent"
+        return {"kind": "kubernetes", "kubeconfig": str(self._kubeconfig(account))}
+
+    def look_around(self, name: str) -> Mapping[str, str]:
+        inside = f"ip netns exec {self.lab.tor.name} env KUBECONFIG={self.administrator} kubectl"
+        each = list(yaml.safe_load_all(self._put[name]))[-1]
+        return {
+            "edit a policy": f"{inside} edit {each['kind'].lower()} {each['metadata']['name']}",
+            "what became of it": f"{inside} get routerd",
+        }
+
+    def _kubeconfig(self, account: str) -> Path:
+        return self.lab.directory / f"{account}.kubeconfig"
+
+    # --- requests
+
+    def _ask(self, request: Callable[[Client], Any]) -> Any:
+        with netns.entered(self.lab.tor.name):
+            return request(Client(self.administrator))
+
+    def _apply(self, each: Json) -> None:
+        """As `kubectl apply --server-side` does; the status too, which Kubernetes' own parts write."""
+        path = f"{self._collection(each)}/{each['metadata']['name']}"
+        spec = {key: value for key, value in each.items() if key != "status"}
+        accepted(self._ask(lambda api: api.patch(path, spec, APPLY, fieldManager="lab", force="true")))
+        if "status" in each:
+            accepted(self._ask(lambda api: api.patch(f"{path}/status", {"status": each["status"]}, MERGE)))
+
+    def _collection(self, each: Json) -> str:
+        api_version = str(each["apiVersion"])
+        resource = self._resource(api_version, each["kind"])
+        assert resource is not None, f"{each['kind']} of {api_version} is not served"
+        place = f"/namespaces/{each['metadata'].get('namespace', 'default')}" if resource["namespaced"] else ""
+        return f"{_root(api_version)}{place}/{resource['name']}"
+
+    def _resource(self, api_version: str, kind: str) -> Json | None:
+        """What discovery says of a kind, None while it is not served."""
+        if (api_version, kind) not in self._resources:
+            found: Answer = self._ask(lambda api: api.get(_root(api_version)))
+            for each in found.body.get("resources") or ():
+                if "/" not in each["name"]:
+                    self._resources[api_version, each["kind"]] = each
+        return self._resources.get((api_version, kind))
+
+
+def _root(api_version: str) -> str:
+    return f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
+
+
+def accepted(answer: Answer) -> None:
+    """Raises AssertionError with what the API server said if it was refused."""
+    assert answer.code < 300, f"{answer.code} {answer.reason}: {answer.message}"
+
+
+def start_api_server(lab: Lab) -> Path:
+    """Starts the API server double as a process in the ToR's namespace; returns the administrator's kubeconfig.
+
+    It ends with the lab, and keeps its files in the lab's directory.
+    """
+    log = lab.tor.directory / "apiserver.log"
+    serve = ["-m", "tests.k8s.apiserver", "--tls", "--host", TOR_ADDRESS, "--port", str(API_PORT)]
+    environment = ["env", "-C", str(REPOSITORY), f"TMPDIR={lab.tor.directory}"]
+    process = lab.tor.popen([*environment, sys.executable, *serve], log)
+
+    def kubeconfig() -> str:
+        if not netns.is_alive(process.pid):
+            raise netns.CommandError(f"the API server double ended: {log.read_text().strip()[-300:]}")
+        found = re.search(r"KUBECONFIG=(\S+)", log.read_text())
+        return found[1] if found else ""
+
+    return Path(lab.wait(kubeconfig, 15, "the API server double listens"))
+
+
+def api_objects(lab: Lab) -> ApiObjects:
+    """An API server for the lab, and its objects."""
+    return ApiObjects(lab, start_api_server(lab))
+
+
+STORES: Mapping[str, Callable[[Lab], Manifests]] = {"files": Files, "kubernetes": api_objects}
