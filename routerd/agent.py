@@ -21,8 +21,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import routerd
+from bgp.path import AdjRibOut
 from routerd.api import RequestRefused
 from routerd.blocking import in_thread
+from routerd.brake import Brake, Limits
 from routerd.desired import LocalFacts, NodeState, Settings, compose
 from routerd.log import event
 from routerd.model import IPAddress, Peer, Refusal, Snapshot
@@ -93,8 +95,15 @@ class Agent:
         tasks: Mapping[str, Callable[[], Awaitable[None]]] | None = None,
         on_ready: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        brake: Limits | None = None,
+        carried: Callable[[], Awaitable[Mapping[IPAddress, AdjRibOut]]] | None = None,
     ) -> None:
-        """`tasks`: further long-lived tasks by name, such as the speaker's connection. `period` in seconds."""
+        """`tasks`: further long-lived tasks by name, such as the speaker's connection. `period` in seconds.
+
+        `brake` None = off. `carried` reads what the speaker has from an agent before this one; None = not asked.
+        """
+        self._brake = Brake(brake, clock)
+        self._carried = carried
         self._settings = settings
         self._node = node
         self._reconciler = reconciler
@@ -145,6 +154,8 @@ class Agent:
     def config_is(self, config: ConfigState) -> None:
         """Tells how the configuration on disk stands."""
         self._status = replace(self._status, config_stale=config.stale, config_error=config.error)
+        if not config.stale:
+            self._release_brake()  # a person had it read again: what the store says is meant
 
     def answer(self, request: dict[str, Any]) -> Any:
         """The API: one request, one answer (or an awaitable of it). RequestRefused for what it does not know."""
@@ -154,6 +165,7 @@ class Agent:
             "why": self._why,
             "desired": lambda _: state_lines(self._state),
             "plan": lambda _: self._plan(),
+            "release-brake": lambda _: self._release_brake(),
         }
         found = answers.get(str(request.get("get")))
         if found is None:
@@ -178,6 +190,14 @@ class Agent:
         if name.startswith("s") and steps[-1].yes:
             steps += session_steps(self._state.announcements, self._node.peers())
         return [{"question": s.question, "yes": s.yes, "reason": s.reason, "detail": s.detail} for s in steps]
+
+    def _release_brake(self) -> int:
+        """Lets go what the brake holds; the next round does it, at once. How many paths that is."""
+        paths = self._brake.release()
+        if paths:
+            event(LOGGER, logging.WARNING, "brake-released", paths=paths)
+        self.wake()
+        return paths
 
     async def _plan(self) -> dict[str, list[str]]:
         lines = await self._reconciler.preview(self._state)
@@ -226,7 +246,7 @@ class Agent:
 
     async def _round(self, full: bool) -> Round:
         started = self._clock()
-        self._compose()
+        await self._compose()
         done = await self._reconciler.round(self._state, full=full)
         seconds = self._clock() - started
         self._log(done, seconds)
@@ -235,15 +255,20 @@ class Agent:
         self._status = (await self._counted() if full else self._refreshed()).with_rounds(rounds)
         return done
 
-    def _compose(self) -> None:
+    async def _compose(self) -> None:
         """Decides anew, unless nothing that a decision rests on has changed."""
         self._snapshot = self._node.snapshot()
         peers = self._snapshot.bgp.peers if self._snapshot.bgp else ()
         self._facts = self._node.facts(peers, self._facts)
-        if self._composed is not None and self._composed[0] is self._snapshot and self._composed[1] == self._facts:
+        is_same = self._composed is not None and self._composed[0] is self._snapshot
+        if is_same and self._composed is not None and self._composed[1] == self._facts and not self._brake.is_due:
             return
         before = self._state.refusals
-        self._state = compose(self._snapshot, self._settings, self._facts)
+        state = compose(self._snapshot, self._settings, self._facts)
+        if state.announcements is not None and self._carried is not None:
+            carried, self._carried = self._carried, None
+            self._brake.begin(await carried())
+        self._state = self._brake.apply(state, self._snapshot)
         self._composed = (self._snapshot, self._facts)
         _log_refusals(before, self._state.refusals)
 
@@ -260,6 +285,7 @@ class Agent:
             peers=peer_statuses(self._state, self._node.peers()),
             refusals=tuple(dict.fromkeys((*self._state.refusals, *self._said.refusals, *self._node.refusals()))),
             pools=tuple(pool_rows(self._snapshot)),
+            braked=self._brake.paths,
             datapath=counters.attached,
             passed=dict(counters.passed),
             drops=dict(counters.drops),

@@ -85,6 +85,20 @@ class AnnounceConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class BrakeConfig:
+    """Withdrawals that are many at once and that no change explains are held."""
+
+    enabled: bool = True
+    """Off: whatever the store says is done at once."""
+    percent: int = 50
+    """Held is what takes more than this part of a peer's paths: a mistake with the store rarely takes less."""
+    paths: int = 20
+    """Fewer paths than this are never held: small sets change as a whole."""
+    hold: int = 600
+    """Seconds after which it is done all the same: time for a person to look."""
+
+
+@dataclass(frozen=True, slots=True)
 class BgpConfig:
     """BGP of this node; the peers are in the store."""
 
@@ -93,6 +107,7 @@ class BgpConfig:
     router_id: IPv4Address | None = None
     """BGP identifier of this node; none = the peer's `router-id`, else the node's first IPv4 address."""
     announce: AnnounceConfig = field(default_factory=AnnounceConfig)
+    brake: BrakeConfig = field(default_factory=BrakeConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +298,7 @@ def _device(value: Value) -> str:
 
 
 def _bgp(section: Section) -> BgpConfig:
-    bgp = _sub(section, "bgp", "enabled", "router-id", "announce")
+    bgp = _sub(section, "bgp", "enabled", "router-id", "announce", "brake")
     announce = _sub(bgp, "announce", "loadbalancer", "pod-cidrs", "egress")
     router_id = bgp.get("router-id")
     return BgpConfig(
@@ -294,6 +309,17 @@ def _bgp(section: Section) -> BgpConfig:
             pod_cidrs=announce.boolean("pod-cidrs", False),
             egress=announce.boolean("egress", True),
         ),
+        brake=_brake(bgp),
+    )
+
+
+def _brake(bgp: Section) -> BrakeConfig:
+    brake, default = _sub(bgp, "brake", "enabled", "percent", "paths", "hold"), DEFAULT.bgp.brake
+    return BrakeConfig(
+        enabled=brake.boolean("enabled", True),
+        percent=brake.integer("percent", 1, 99, default.percent),
+        paths=brake.integer("paths", 1, 2**31 - 1, default.paths),
+        hold=_seconds(brake, "hold", default.hold),
     )
 
 

@@ -30,6 +30,8 @@ class Source:
     loader: Literal["libbpf", "bcc"] | None = None
     """The command line's --bpf-loader, which goes before the file's."""
     told: Callable[[ConfigState], None] = lambda state: None
+    reloaded: bool = False
+    """Whether the present configuration was read by SIGHUP."""
 
     def load(self) -> Config:
         """Raises InputError."""
@@ -45,6 +47,7 @@ class Source:
             self.told(ConfigState(stale=True, error=str(error)))
             return last
         self.told(ConfigState())
+        self.reloaded = True
         return found
 
 

@@ -47,6 +47,11 @@ def _agent(status: AgentStatus) -> Iterator[Metric]:
     yield _gauge("routerd_refusals", "Things wanted that are not done now, by reason.", ("reason",), by_reason)
 
 
+def _brake(status: AgentStatus) -> Iterator[Metric]:
+    text = "Paths whose withdrawal is held, because they are many and no change explains it."
+    yield _gauge("routerd_bgp_brake_held_paths", text, (), _one(status.braked))
+
+
 def _rounds(rounds: Rounds) -> Iterator[Metric]:
     buckets = [(str(bound), float(count)) for bound, count in zip(BUCKETS, rounds.buckets, strict=True)]
     yield HistogramMetricFamily(
@@ -113,6 +118,7 @@ def families(status: AgentStatus) -> Iterator[Metric]:
     yield from _agent(status)
     yield from _rounds(status.rounds)
     yield from _bgp(status.peers)
+    yield from _brake(status)
     yield from _egress(status)
     yield from _pools(status)
 

@@ -20,6 +20,7 @@ from routerd.agent import Agent
 from routerd.announce import Rules
 from routerd.api import ApiServer
 from routerd.blocking import in_thread
+from routerd.brake import Limits
 from routerd.config import Config
 from routerd.desired import Settings
 from routerd.errors import EnvironmentFault, StoreError
@@ -151,12 +152,16 @@ def _assembled(config: Config, source: Source, heart: Heart, store: Store) -> Ag
     if datapath is not None:
         tasks["collect"] = lambda: _collect(datapath)
         tasks["links"] = lambda: watch(on_links)
+    rooms = Rooms(store, speaker, datapath, config.egress.uplinks)
+    brake = config.bgp.brake
     body = Agent(
         settings_of(config),
-        Rooms(store, speaker, datapath, config.egress.uplinks),
+        rooms,
         Reconciler(speaker, egress_room(datapath) if datapath is not None else None),
         tasks=tasks,
         on_ready=_ready,
+        brake=Limits(brake.enabled, brake.percent, brake.paths, brake.hold),
+        carried=None if source.reloaded else rooms.carried,  # another configuration explains what it withdraws
     )
     on_speaker.to, on_links.to, source.told = body.refresh, body.recheck, body.config_is
     store.report_health(lambda: node_health(body.status, store.snapshot().allocations))

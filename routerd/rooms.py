@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bgp import relay
-from bgp.speaker import PeerStatus, Speaker
+from bgp.path import AdjRibOut
+from bgp.speaker import PeerStatus, Speaker, SpeakerUnavailable
 from routerd.agent import EgressCounters
 from routerd.config import Config
 from routerd.desired import LocalFacts
@@ -97,6 +99,15 @@ class Rooms:
 
     def facts(self, peers: tuple[Peer, ...], before: LocalFacts) -> LocalFacts:
         return LocalFacts(session_addresses(peers, before.sessions), self._uplinks)
+
+    async def carried(self) -> Mapping[IPAddress, AdjRibOut]:
+        """What the speaker announces now; nothing if none is connected within a second."""
+        for _ in range(20 if self._speaker is not None else 0):
+            with contextlib.suppress(SpeakerUnavailable):
+                assert self._speaker is not None
+                return await self._speaker.observe()
+            await asyncio.sleep(0.05)
+        return {}
 
     def peers(self) -> Mapping[IPAddress, PeerView]:
         now = time.time()

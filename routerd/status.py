@@ -61,6 +61,7 @@ class AgentStatus:
     peers: tuple[PeerStatus, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     pools: tuple[Row, ...] = ()
+    braked: int = 0  # paths whose withdrawal the brake holds
     datapath: bool = False  # attached and read in the last round
     passed: Mapping[str, int] = field(default_factory=dict)  # packets that went on, by outcome
     drops: Mapping[str, int] = field(default_factory=dict)  # packets by reason
@@ -117,6 +118,7 @@ def as_json(status: AgentStatus) -> dict[str, object]:
             "drops": dict(status.drops),
         },
         "pools": list(status.pools),
+        "braked": status.braked,
     }
 
 

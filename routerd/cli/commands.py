@@ -223,6 +223,12 @@ def _status_text(found: Mapping[str, Any]) -> str:
     return "\n".join([*head, "", peers, *([refusals] if found["refusals"] else [])])
 
 
+def release_brake(arguments: argparse.Namespace) -> int:
+    paths = _ask(_config(arguments), {"get": "release-brake"})
+    print(f"released {paths} paths" if paths else "nothing is held")
+    return codes.OK
+
+
 def release(arguments: argparse.Namespace) -> int:
     from routerd.api import ask
     from routerd.processes import operator_socket
@@ -333,6 +339,7 @@ RUN: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "why": why,
     "status": status,
     "release": release,
+    "release-brake": release_brake,
     "cleanup": cleanup,
     "version": version,
 }

@@ -174,6 +174,12 @@ COMMANDS = (
         _release_arguments,
     ),
     Command(
+        "release-brake",
+        "withdraw what the brake holds on this node",
+        ("routerd release-brake",),
+        "`routerd status` shows what is held: many withdrawals at once that no change explains (bgp.brake).",
+    ),
+    Command(
         "cleanup",
         "remove everything that routerd has put into this node's kernel",
         ("routerd cleanup", "routerd --config /etc/routerd/node-a.yaml cleanup"),

@@ -15,8 +15,9 @@ import pytest
 
 from routerd.agent import RECHECK_REST, Agent, ConfigState, EgressCounters, TaskReturned, peer_statuses
 from routerd.api import RequestRefused
+from routerd.brake import Limits
 from routerd.desired import LocalFacts, NodeState, Settings, compose
-from routerd.model import Allocations, BgpConfig, IPAddress, Peer, Refusal, Snapshot
+from routerd.model import Allocations, BgpConfig, IPAddress, Origin, Peer, Refusal, Snapshot
 from routerd.reconcile import Reconciler
 from routerd.views import PeerView, Row
 from tests.unit import cluster
@@ -322,3 +323,20 @@ def test_a_storm_of_changed_devices_is_few_rounds_and_none_is_missed() -> None:
         await running.until(lambda: running.world.groups == {7})
 
     with_agent(test, makes_devices=False)
+
+
+def test_the_brake_holds_is_shown_and_is_released() -> None:
+    async def test(running: Running) -> None:
+        service = replace(cluster.service("web"), origin=Origin("/m/gone.yaml", 1))
+        running.feed(replace(cluster.snapshot(), services={"default/web": service}))
+        await running.until(lambda: "192.0.2.1/32" in prefixes(running.world))
+        running.feed(replace(cluster.snapshot(), services={}))
+        await running.until(lambda: running.agent.status.braked > 0)
+        assert "192.0.2.1/32" in prefixes(running.world)
+        assert "WithdrawalHeld" in running.agent.status.refusals_by_reason()
+        assert any("WithdrawalHeld" in line for line in (await running.agent.answer({"get": "plan"}))["refusals"])
+        assert running.agent.answer({"get": "release-brake"}) == 1
+        await running.until(lambda: "192.0.2.1/32" not in prefixes(running.world))
+        assert running.agent.status.braked == 0
+
+    with_agent(test, brake=Limits(percent=10, paths=1))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from routerd.config import Config, load_config, parse_config
+from routerd.config import BrakeConfig, Config, load_config, parse_config
 from routerd.errors import InputError
 
 HEAD = "apiVersion: routerd.io/v1alpha1\nkind: Config\n"
@@ -83,3 +83,11 @@ def test_mistakes_are_named(text: str, message: str) -> None:
 def test_a_file_that_is_not_there_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read: No such file or directory"):
         load_config(tmp_path / "none.yaml")
+
+
+def test_the_brake_is_set_and_switched_off() -> None:
+    head = "apiVersion: routerd.io/v1alpha1\nkind: Config\nbgp: {brake: "
+    found = parse_config(head + "{percent: 30, paths: 100, hold: 1h, enabled: false}}\n")
+    assert found.bgp.brake == BrakeConfig(enabled=False, percent=30, paths=100, hold=3600)
+    with pytest.raises(InputError, match=r"bgp\.brake\.percent"):
+        parse_config(head + "{percent: 100}}\n")
