@@ -12,7 +12,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BPF_OBJECTS := bpf/egress.bpf.o
 
-.PHONY: setup kernel check test chaos demo demo-down bench bench-react bench-k8s lock bpf clean
+.PHONY: setup kernel check test chaos demo demo-down bench bench-react bench-bgp bench-k8s lock bpf clean
 
 setup: $(VENV)/.ready bpf
 
@@ -47,10 +47,13 @@ demo: setup
 demo-down: setup
 	@$(PY) -m tests.netns.demo --down
 
-bench: bench-react
+bench: bench-react bench-bgp
 
 bench-react: setup
 	@$(PY) -m tests.bench.react
+
+bench-bgp: setup
+	@$(PY) -m tests.bench.bgp
 
 bench-k8s: setup
 	@$(PY) -m tests.bench.kubernetes

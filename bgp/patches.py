@@ -23,12 +23,14 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 FLUSH_TIMEOUT = 5.0  # seconds
+STEPS, TURN = 1000, 0.05  # of queued commands, and seconds, in one turn of ExaBGP's loop; a step announces one prefix
 CONNECT_RETRY = 5  # seconds; a ToR that comes back must not wait for us, who do not listen
 _PEER = re.compile(r"^# peer (\S+) ([0-9a-f]+)$", re.MULTILINE)
 
@@ -60,15 +62,21 @@ def apply(patches: list[Patch]) -> list[str]:
 
 
 def patches() -> list[Patch]:
-    """Every change, in one table. The faster bulk, copy and poll paths will be rows of it too."""
+    """Every change, in one table."""
+    from exabgp.bgp.neighbor import Neighbor
     from exabgp.reactor.api.processes import Processes
+    from exabgp.reactor.asynchronous import ASYNC
     from exabgp.reactor.daemon import Daemon
     from exabgp.reactor.delay import Delay
+    from exabgp.reactor.loop import Reactor
     from exabgp.reactor.peer import Peer
     from exabgp.rib.outgoing import OutgoingRIB
 
     return [
         Patch(OutgoingRIB, "_update_rib", "3c013bdc1a033977", newest_wins(OutgoingRIB._update_rib)),
+        Patch(ASYNC, "run", "b19e41c01689bade", many_steps(ASYNC.run)),
+        Patch(Reactor, "_wait_for_io", "abe9694fbe6f8686", no_sleep_with_work(Reactor._wait_for_io)),
+        Patch(Neighbor, "remove_self", "cbd04747e6f3e834", own_next_hop(Neighbor.remove_self)),
         Patch(Processes, "broken", "6c7c73a211315eed", _never_broken),
         Patch(Delay, "increase", "9e348b6f1e113f0e", _wait_longer),
         Patch(Daemon, "drop_privileges", "a6091f186864fb54", _keep_privileges),
@@ -92,6 +100,75 @@ def newest_wins(stock: Callable[..., Any]) -> Callable[..., Any]:
         return stock(rib, change)
 
     return update
+
+
+def many_steps(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Queued commands are carried out in larger turns.
+
+    Stock ExaBGP goes through the whole queue, and makes an asyncio loop, for every 50 steps of a command.
+    """
+
+    def run(queued: Any) -> bool:
+        if any(not inspect.isgenerator(callback) for _, callback in queued._async):
+            return bool(stock(queued))
+        deadline = time.monotonic() + TURN
+        for _ in range(STEPS):
+            if not queued._async:
+                return False
+            if time.monotonic() > deadline:
+                break
+            uid, callback = queued._async[0]
+            try:
+                next(callback)
+                continue
+            except StopIteration:
+                pass
+            except Exception as error:  # noqa: BLE001  as stock: one that fails must not end the rest
+                print(f"speaker: error: a command failed: {error!r}", file=sys.stderr, flush=True)
+                queued._notify_error(uid)
+            if queued._async and queued._async[0][1] is callback:
+                queued._async.popleft()
+        return True
+
+    return run
+
+
+def no_sleep_with_work(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """The loop does not wait for input while commands are queued."""
+
+    def wait_for_io(reactor: Any, milliseconds: int) -> Iterator[int]:
+        yield from stock(reactor, milliseconds if reactor.asynchronous.ready() else 0)
+
+    return wait_for_io
+
+
+def own_next_hop(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Copies of a path for one peer share what is the same in all.
+
+    Stock ExaBGP makes a deep copy of every path for every peer, attributes and all. Here the prefix is copied, and the
+    attributes once for a peer and a run of paths that have the same ones.
+    """
+    from exabgp.bgp.message.update.attribute import Attribute, NextHop
+    from exabgp.bgp.message.update.nlri.inet import INET
+    from exabgp.rib.change import Change
+
+    def remove_self(neighbor: Any, change: Any) -> Any:
+        if type(change.nlri) is not INET:
+            return stock(neighbor, change)
+        nlri, attributes = copy(change.nlri), change.attributes
+        if not nlri.nexthop.SELF:
+            return Change(nlri, attributes)
+        nlri.nexthop = neighbor.ip_self(nlri.afi)
+        if Attribute.CODE.NEXT_HOP in attributes:
+            last = getattr(neighbor, "routerd_attributes", None)
+            if last is None or last[0] is not attributes or last[1] != nlri.afi:
+                own = deepcopy(attributes)
+                own[Attribute.CODE.NEXT_HOP] = NextHop(str(nlri.nexthop), nlri.nexthop.pack())
+                last = neighbor.routerd_attributes = (attributes, nlri.afi, own)
+            attributes = last[2]
+        return Change(nlri, attributes)
+
+    return remove_self
 
 
 def end_of_rib_of_this_session(stock: Callable[..., Any]) -> Callable[..., Any]:
