@@ -3,8 +3,8 @@
     make bench-k8s        or: python -m tests.bench.kubernetes [--services N] [--pods N] [--rounds N] [--idle SECONDS]
 
 One agent (with eBPF datapath, without speaker) and one operator, in a network namespace of their own; then the lab of
-three nodes for the way to the ToR. The exit code is 1 if a bar is missed. A measurement for people to read: no test
-asserts these figures.
+three nodes for the way to the ToR, and for restarts of the API server during traffic. The exit code is 1 if a bar is
+missed. A measurement for people to read: no test asserts these figures.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import yaml
 
 from tests.k8s.apiserver import ApiServer
 from tests.k8s.store_lab import bgp_config, crds, namespace, node, pod, policy, pool, service
+from tests.netns.api_restart import on_api_server, restarted
 from tests.netns.daemons import ROUTERD, resident
 from tests.netns.kubernetes import on_kubernetes
 from tests.netns.lab import Lab
@@ -33,6 +34,7 @@ MIB = 1 << 20
 PATIENCE = 45.0  # seconds
 LATENCY_BAR, TOR_BAR, MEMORY_BAR, REQUESTS_BAR = 0.3, 0.8, 160, 1.0  # seconds, seconds, MiB, per second
 NODES = 50
+RESTARTS = (0.3, 20.0)  # seconds
 Json = dict[str, Any]
 
 
@@ -170,6 +172,26 @@ def to_the_tor(rounds: int) -> bool:
                 median < TOR_BAR, f"{TOR_BAR * 1000:.0f} ms")  # fmt: skip
 
 
+def over_a_restart() -> bool:
+    """In the lab, during traffic: the API server is restarted, the second time for longer than a lease lasts."""
+    with Lab(f"k8s{os.getpid()}") as lab, on_api_server(lab) as (story, server):
+        seen = restarted(story, server, *RESTARTS)
+    away = " and ".join(f"{seconds:g}" for seconds in RESTARTS)
+    told(f"API server away for {away} s: looks at the ToR's table", f"{seen.looks}", None)
+    told("API server back -> everybody has listed again: slowest", f"{max(seen.reread):.1f} s", None)
+    told("lists after it", " and ".join(map(str, seen.lists)), None)
+    for problem in seen.problems():
+        print(f"  {problem[:200]}")
+    made = f"lost connections and echoes, of {seen.connections} and {seen.echoes}"
+    return all([
+        told("changes at the ToR: other tables and updates received", f"{seen.table}", seen.table == 0, "0"),
+        told("changes of maps and of other objects of the kernel", f"{len(seen.kernel)}", not seen.kernel, "0"),
+        told(made, f"{len(seen.lost)}", not seen.lost, "0"),
+        told("packets of selected pods with another source", f"{seen.leaks}", not seen.leaks, "0"),
+        not seen.problems(),
+    ])  # fmt: skip
+
+
 def idle(server: ApiServer, agent: subprocess.Popen[bytes], asked: argparse.Namespace) -> list[bool]:
     time.sleep(3)  # the last changes have been worked off
     user = "kubernetes-admin"
@@ -212,7 +234,8 @@ def main() -> int:
     again = [sys.executable, "-m", "tests.bench.kubernetes", *sys.argv[1:]]
     shell = ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-euc", _INSIDE, "sh", *again]
     missed = subprocess.run(shell, env={**os.environ, "BENCH_K8S_INSIDE": "1"}, check=False).returncode
-    return missed if to_the_tor(asked.rounds) else 1
+    held = [to_the_tor(asked.rounds), over_a_restart()]
+    return missed if all(held) else 1
 
 
 if __name__ == "__main__":

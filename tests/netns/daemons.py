@@ -128,6 +128,10 @@ class Daemons:
     def everyone(self) -> list[Daemon]:
         return [*([self.operator] if self.operator else []), *self.speakers.values(), *self.agents.values()]
 
+    def stop(self) -> None:
+        """Ends all of them."""
+        netns.stop([daemon.process.pid for daemon in self.everyone()])
+
     def dead(self) -> list[Daemon]:
         """Those that ended by themselves."""
         return [daemon for daemon in self.everyone() if not netns.is_alive(daemon.process.pid)]

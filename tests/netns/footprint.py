@@ -14,6 +14,7 @@ from tests.netns import netns
 from tests.netns.hosts import Node
 
 T = TypeVar("T")
+OF_PACKETS = frozenset({"flows", "nat", "reverse", "counters", "collected"})
 
 
 def footprint(node: Node) -> dict[str, object]:
@@ -33,6 +34,20 @@ def footprint(node: Node) -> dict[str, object]:
         found |= {"reserved ports": len(devices.reserved_ports())}
     tables = node.run(["nft", "list", "tables"]).splitlines()
     found |= {line: True for line in tables if "routerd" in line}
+    return found
+
+
+def contents(node: Node) -> dict[str, object]:
+    """What the maps hold that the agent writes; counters, flows and NAT state are the packets' own."""
+    found: dict[str, object] = {}
+    for path in _pinned(node.pin_dir / "routerd" / "maps"):
+        if path.name in OF_PACKETS:
+            continue
+        table = syscall.BpfMap(syscall.open_pinned(path))
+        try:
+            found |= {f"{path.name}[{key.hex()}]": value.hex() for key, value in table.items().items()}
+        finally:
+            table.close()
     return found
 
 

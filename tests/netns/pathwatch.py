@@ -66,6 +66,7 @@ class PathWatch:
         self.wanted: Paths = frozenset()
         self.looks = 0
         self.longest_gap = 0.0  # seconds between two looks
+        self.changes = 0  # looks that showed another table than the look before
         self.missed: list[tuple[float, str, str]] = []  # (monotonic time, prefix, node)
         self.fault = ""
         self._control = BirdControl(path)
@@ -92,11 +93,13 @@ class PathWatch:
             self.fault = f"after {self.looks} looks: {error!r}"
 
     def _look_on(self) -> None:
-        last = time.monotonic()
+        last, before = time.monotonic(), None
         while not self._closing.wait(self._interval):
             wanted = self.wanted
             seen = paths(self._control)
             now = time.monotonic()
             self.longest_gap, last = max(self.longest_gap, now - last), now
             self.looks += 1
+            self.changes += before is not None and seen != before
+            before = seen
             self.missed += [(now, prefix, node) for prefix, node in sorted(wanted - seen)]

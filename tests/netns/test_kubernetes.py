@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
+from tests.netns.api_restart import on_api_server, restarted
 from tests.netns.kubernetes import Story, on_kubernetes
 from tests.netns.lab import Lab
 
@@ -59,3 +61,10 @@ def test_without_the_api_server_forwarding_and_routes_stay(story: Story) -> None
         assert pod.ping(story.lab.fw.address)
     finally:
         story.server.accept()
+
+
+def test_a_restart_of_the_api_server_changes_nothing(clean_labs: list[str]) -> None:
+    with Lab(f"ar{os.getpid()}") as lab, on_api_server(lab) as (story, server):
+        seen = restarted(story, server, 0.3, 3)
+    assert seen.problems() == []
+    assert all(seen.lists)
