@@ -124,10 +124,7 @@ def until_read_again(story: Story, server: ApiServer, lists: Lists) -> float:
 
 def settled(story: Story) -> bool:
     """Whether no agent has anything to do, nor says that its state may be stale."""
-    return not any(
-        story.daemons.plan(node) or "Stale" in story.daemons.routerd(node, "status", check=False)
-        for node in story.lab.nodes
-    )
+    return not any(story.daemons.plan(node) or "Stale" in story.daemons.refusals(node) for node in story.lab.nodes)
 
 
 def without_history(server: ApiServer, seconds: float) -> Lists:

@@ -141,6 +141,11 @@ class Daemons:
         changes: list[str] = ask(api_socket(self.lab.node(node).directory / "run"), {"get": "plan"})["changes"]
         return changes
 
+    def refusals(self, node: str) -> set[str]:
+        """Reasons of what the agent of a node says is not done."""
+        status = ask(api_socket(self.lab.node(node).directory / "run"), {"get": "status"})
+        return {str(refusal["reason"]) for refusal in status["refusals"]}
+
     def is_ready(self, node: str) -> bool:
         """Whether the agent of a node answers, is ready and has no fault to retry."""
         try:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tests.k8s.apiserver import ApiServer
-from tests.k8s.store_lab import crds
-from tests.k8s.store_lab import namespace as namespace_object
 from tests.netns import cluster, netns
 from tests.netns.daemons import Daemons
 from tests.netns.lab import TOR_ADDRESS, Lab
+from tests.netns.stores import ApiObjects
 
 Json = dict[str, Any]
 
@@ -56,23 +54,15 @@ class Story:
 def on_kubernetes(lab: Lab) -> Iterator[Story]:
     """The lab's nodes and pods as objects; sessions are up when it begins."""
     with LabApiServer(lab.tor.name) as server:
-        server.load([namespace_object("routerd"), *crds()])
-        lab.wait(lambda: server.catalogue.of_kind("routerd.io/v1alpha1", "EgressPolicy"), 5, "CRDs are served")
-        objects: list[Any] = [cluster.node(host.spec) for host in lab.nodes.values()]
-        objects += [cluster.pod(host) for host in lab.pods.values()]
-        server.load(_with_containers(each) for each in objects)
-        server.load(yaml.safe_load_all((cluster.MANIFESTS / "bgp-config-cilium-1.10.yaml").read_text()))
-        daemons = Daemons(lab, {"kind": "kubernetes", "kubeconfig": server.kubeconfig})
+        manifests = ApiObjects(lab, Path(server.kubeconfig))
+        manifests.prepare()
+        manifests.put("cluster", cluster.text(cluster.documents(lab)))
+        manifests.put("bgp-config", (cluster.MANIFESTS / "bgp-config-cilium-1.10.yaml").read_text())
+        daemons = Daemons(lab, manifests.store)
         daemons.start()
         up = dict.fromkeys(lab.nodes, "Established")
         try:
             lab.wait(lambda: lab.tor.sessions() == up, 20, "sessions up")
             yield Story(lab, server, daemons)
         finally:
-            netns.stop([daemon.process.pid for daemon in daemons.everyone()])
-
-
-def _with_containers(each: Json) -> Json:
-    if each["kind"] == "Pod":
-        each["spec"]["containers"] = [{"name": "c", "image": "i"}]
-    return each
+            daemons.stop()
