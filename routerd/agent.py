@@ -31,6 +31,7 @@ from routerd.model import IPAddress, Peer, Refusal, Snapshot
 from routerd.reconcile import Reconciler, Round
 from routerd.render import refusal_lines, state_lines
 from routerd.status import AgentStatus, PeerStatus, as_json
+from routerd.store.interface import StoreStatus
 from routerd.views import COLUMNS, PeerView, Row, View, pool_rows, rows
 from routerd.why import FIELDS, explain, session_steps
 
@@ -59,6 +60,9 @@ class Node(Protocol):
 
     def snapshot(self) -> Snapshot:
         """The store's present view."""
+
+    def store_status(self) -> StoreStatus | None:
+        """How the store's reading goes; None where there is nothing to say."""
 
     def facts(self, peers: tuple[Peer, ...], before: LocalFacts) -> LocalFacts: ...
 
@@ -285,6 +289,7 @@ class Agent:
             peers=peer_statuses(self._state, self._node.peers()),
             refusals=tuple(dict.fromkeys((*self._state.refusals, *self._said.refusals, *self._node.refusals()))),
             pools=tuple(pool_rows(self._snapshot)),
+            store=self._node.store_status(),
             braked=self._brake.paths,
             datapath=counters.attached,
             passed=dict(counters.passed),

@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from routerd.status import BUCKETS, AgentStatus, PeerStatus, Rounds
+from routerd.store.interface import ResourceStatus, StoreStatus
 
 Sample = tuple[tuple[str, ...], float]
 
@@ -113,6 +114,20 @@ def _pools(status: AgentStatus) -> Iterator[Metric]:
     yield _gauge("routerd_pool_addresses_in_use", "Addresses of the pool that have an owner.", label, samples("used"))
 
 
+def _store(store: StoreStatus) -> Iterator[Metric]:
+    def samples(number: Callable[[ResourceStatus], float]) -> list[Sample]:
+        return [((each.resource,), float(number(each))) for each in store.resources]
+
+    label = ("resource",)
+    synced, stale = "1 if the resource has been read once.", "Time since the resource could last be read, 0 if it can."
+    yield _gauge("routerd_store_resource_synced", synced, label, samples(lambda r: r.synced))
+    yield _gauge("routerd_store_stale_seconds", stale, label, samples(lambda r: r.stale))
+    yield _counter("routerd_store_lists", "Complete lists of the resource.", label, samples(lambda r: r.lists))
+    yield _counter("routerd_store_watches", "Watches that were opened.", label, samples(lambda r: r.watches))
+    requests = [((method,), float(count)) for method, count in sorted(store.requests.items())]
+    yield _counter("routerd_store_requests", "Requests to the API server.", ("method",), requests)
+
+
 def families(status: AgentStatus) -> Iterator[Metric]:
     """Every metric family, in the order of the documentation."""
     yield from _agent(status)
@@ -121,6 +136,8 @@ def families(status: AgentStatus) -> Iterator[Metric]:
     yield from _brake(status)
     yield from _egress(status)
     yield from _pools(status)
+    if status.store is not None:
+        yield from _store(status.store)
 
 
 class StatusCollector(Collector):

@@ -20,7 +20,7 @@ from routerd.desired import LocalFacts
 from routerd.local import session_addresses
 from routerd.model import IPAddress, Peer, Refusal, Snapshot
 from routerd.reconcile import Egress
-from routerd.store.interface import Store
+from routerd.store.interface import Store, StoreStatus
 from routerd.views import PeerView, Row
 
 if TYPE_CHECKING:
@@ -96,6 +96,9 @@ class Rooms:
 
     def snapshot(self) -> Snapshot:
         return self._store.snapshot()
+
+    def store_status(self) -> StoreStatus | None:
+        return self._store.status()
 
     def facts(self, peers: tuple[Peer, ...], before: LocalFacts) -> LocalFacts:
         return LocalFacts(session_addresses(peers, before.sessions), self._uplinks)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from routerd.model import Refusal
+from routerd.store.interface import StoreStatus
 from routerd.views import PeerView, Row
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds, upper bounds
@@ -61,6 +62,7 @@ class AgentStatus:
     peers: tuple[PeerStatus, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     pools: tuple[Row, ...] = ()
+    store: StoreStatus | None = None  # None: not one that an API server is behind
     braked: int = 0  # paths whose withdrawal the brake holds
     datapath: bool = False  # attached and read in the last round
     passed: Mapping[str, int] = field(default_factory=dict)  # packets that went on, by outcome
@@ -118,6 +120,7 @@ def as_json(status: AgentStatus) -> dict[str, object]:
             "drops": dict(status.drops),
         },
         "pools": list(status.pools),
+        "store": asdict(status.store) if status.store else None,
         "braked": status.braked,
     }
 

@@ -74,6 +74,9 @@ class FileStore:
     def snapshot(self) -> Snapshot:
         return self._snapshot
 
+    def status(self) -> None:
+        """Files are there, or a refusal says that they are not."""
+
     def node_reports(self) -> Mapping[str, NodeReport]:
         return {held.good.node: held.good for _, held in sorted(self._reports.items()) if held.good is not None}
 

@@ -3,9 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from routerd.model import Allocations, NodeReport, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceStatus:
+    """How the reading of one resource of an API server goes. Counts are since the start."""
+
+    resource: str  # "pods", "configmaps in kube-system", "egresspolicies.routerd.io"
+    synced: bool  # was listed once, or is known to be absent
+    stale: float = 0.0  # seconds since it could last be read; 0 = it can be
+    lists: int = 0  # more than one: the history that a watch is resumed with was gone
+    watches: int = 0  # that were opened
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """How the reading of a store goes that is an API server."""
+
+    resources: tuple[ResourceStatus, ...] = ()
+    requests: Mapping[str, int] = field(default_factory=dict)  # by HTTP method; a watch is one GET
 
 
 class Store(Protocol):
@@ -29,6 +49,9 @@ class Store(Protocol):
 
     def report_health(self, health: Callable[[], Mapping[str, Any]]) -> None:
         """`health` gives what else a report tells people, where the store has a place for it."""
+
+    def status(self) -> StoreStatus | None:
+        """None where there is nothing between the store and what it reads."""
 
     async def run(self) -> None:
         """Watches until it is cancelled. Returning is a fault."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from routerd.log import event
 from routerd.model import Refusal
+from routerd.store.interface import ResourceStatus
 from routerd.store.k8s_client import ApiError, Client, Json
 from routerd.store.k8s_objects import Collection, Known
 
@@ -69,6 +70,7 @@ class Reflector:
     fault: Fault | None = None
     absent: bool = False  # there is no such kind
     lists: int = 0  # for tests and metrics
+    watches: int = 0  # that were opened
     _version: str = ""  # "" = list first
     _failures: int = 0  # since the last event
     _told: tuple[int, str] | None = None  # HTTP status and reason of the fault that was told
@@ -119,6 +121,7 @@ class Reflector:
         try:
             async with self.client.watch(resource.path, silence=self.timings.silence, **query) as events:
                 is_open = True
+                self.watches += 1
                 self._well(False)
                 heard = await self._hear(events)
         except ApiError as error:
@@ -197,6 +200,12 @@ class Reflector:
         self._failures = 0
         self._well(self.collection.replace(()))
         return self.timings.absent * random.uniform(0.75, 1.25)
+
+    def status(self) -> ResourceStatus:
+        stale = self.clock() - self.fault.since if self.fault is not None else 0.0
+        return ResourceStatus(
+            self.collection.resource.label, self.collection.synced, max(stale, 0.0), self.lists, self.watches
+        )
 
     def refusal(self) -> Refusal | None:
         """What status says of it."""

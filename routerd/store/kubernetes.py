@@ -27,6 +27,7 @@ from routerd.model import (
     Service,
     Snapshot,
 )
+from routerd.store.interface import StoreStatus
 from routerd.store.k8s_client import Client
 from routerd.store.k8s_documents import read_allocations, read_report
 from routerd.store.k8s_objects import Collection, Known, Raw, key_of
@@ -62,6 +63,7 @@ class KubernetesStore:
     ) -> None:
         """`node`: whose report is written, "" = none. `publish`: how allocations are written, by an operator."""
         self.namespace = namespace
+        self._client = client
         self.reflectors = [
             Reflector(client, Collection(each, keep_status=keep_status), self._changed_in(each.kind), timings)
             for each in resources
@@ -102,6 +104,9 @@ class KubernetesStore:
         """`health` gives more of the status of this node's RouterdNode whenever a report is written."""
         if self._reporter is not None:
             self._reporter.health = health
+
+    def status(self) -> StoreStatus:
+        return StoreStatus(tuple(each.status() for each in self.reflectors), dict(self._client.requests))
 
     async def run(self) -> None:
         """Watches until it is cancelled."""

@@ -34,6 +34,9 @@ class Here:
     def snapshot(self) -> Snapshot:
         return self.store
 
+    def store_status(self) -> None:
+        return None
+
     def facts(self, peers: tuple[Peer, ...], before: LocalFacts) -> LocalFacts:
         return LocalFacts(sessions={peer.address: LOCAL.get(peer.address) for peer in peers}, uplinks=("eth0",))
 

@@ -13,6 +13,7 @@ from prometheus_client.exposition import generate_latest
 from routerd.metrics import registry
 from routerd.model import Refusal
 from routerd.status import AgentStatus, PeerStatus, Rounds, as_json
+from routerd.store.interface import ResourceStatus, StoreStatus
 from routerd.views import PeerView, pool_rows
 from tests.unit import cluster
 
@@ -32,6 +33,10 @@ FULL = AgentStatus(
     nat_entries=9,
     nat_room=1000,
     steered_pods=1,
+    store=StoreStatus(
+        (ResourceStatus("pods", synced=True, stale=12.5, lists=2, watches=3), ResourceStatus("nodes", synced=False)),
+        {"GET": 9, "PATCH": 1},
+    ),
 )
 
 
@@ -68,11 +73,21 @@ def test_the_numbers() -> None:
         "routerd_egress_pods 1.0",
         'routerd_pool_addresses{pool="default"} 256.0',
         'routerd_pool_addresses_in_use{pool="default"} 1.0',
+        'routerd_store_resource_synced{resource="pods"} 1.0',
+        'routerd_store_resource_synced{resource="nodes"} 0.0',
+        'routerd_store_stale_seconds{resource="pods"} 12.5',
+        'routerd_store_lists_total{resource="pods"} 2.0',
+        'routerd_store_watches_total{resource="pods"} 3.0',
+        'routerd_store_requests_total{method="GET"} 9.0',
         "routerd_reconcile_errors_total 1.0",
         'routerd_reconcile_duration_seconds_bucket{le="0.025"} 1.0',
         'routerd_reconcile_duration_seconds_bucket{le="+Inf"} 2.0',
         "routerd_reconcile_duration_seconds_count 2.0",
     } <= lines
+
+
+def test_files_have_no_metrics_of_an_api_server() -> None:
+    assert "routerd_store_lists" not in exposition(replace(FULL, store=None))
 
 
 def test_every_metric_is_documented_and_every_documented_one_exists() -> None:
