@@ -1,4 +1,7 @@
-"""An API server for the tests: the one that KUBECONFIG names, else the double. What a test makes, it removes."""
+"""An API server for the tests: the double, or the one that the file ROUTERD_TEST_KUBECONFIG names.
+
+KUBECONFIG alone is not heeded: nobody's cluster shall be written to by accident. What a test makes, it removes.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,15 @@ from tests.k8s.apiserver import ApiServer
 from tests.k8s.client import Answer, Client
 
 PATIENCE = 30.0  # seconds
+SWITCH = "ROUTERD_TEST_KUBECONFIG"
 
 
 @pytest.fixture(scope="session")
 def api() -> Iterator[Client]:
     """An administrator's client."""
-    if named := os.environ.get("KUBECONFIG"):
+    if named := os.environ.get(SWITCH):
+        if not Path(named).is_file():
+            pytest.fail(f"{SWITCH}={named}: no such file: it names the kubeconfig of a cluster that is for tests")
         yield Client(Path(named))
         return
     with ApiServer(bookmarks=0.3) as server:

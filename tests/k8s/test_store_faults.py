@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from routerd.store.interface import ResourceStatus
 from routerd.store.k8s_watch import Reflector
 from routerd.store.kubernetes import KubernetesStore
 from tests.k8s.store_lab import (
@@ -54,6 +55,30 @@ def test_while_the_server_is_away_everything_stays_and_then_goes_on() -> None:
             assert reflector(agent.store, "nodes").lists <= 2
 
     asyncio.run(story())
+
+
+def test_the_status_for_metrics_tells_staleness_lists_watches_and_requests() -> None:
+    async def story() -> None:
+        async with cluster(node("node1"), service("web")) as api, agent_store(api) as agent:
+            await agent.synced()
+            await agent.until(lambda store: all(each.synced for each in told(store).values()), "everything is synced")
+            first = told(agent.store)["services"]
+            assert (first.lists, first.stale) == (1, 0.0)
+            await asyncio.to_thread(api.server.refuse)
+            await agent.until(lambda store: told(store)["services"].stale > 0.1, "the age of what is known")
+            await asyncio.to_thread(api.server.load, [service("meanwhile")])
+            await asyncio.to_thread(api.server.compact)
+            await asyncio.to_thread(api.server.accept)
+            await agent.until(lambda store: told(store)["services"].lists == 2, "a new list")
+            await agent.until(lambda store: not any(each.stale for each in told(store).values()), "nothing is stale")
+            await agent.until(lambda store: told(store)["services"].watches > first.watches, "a new watch")
+            assert agent.store.status().requests["GET"] >= sum(each.lists for each in told(agent.store).values())
+
+    asyncio.run(story())
+
+
+def told(store: KubernetesStore) -> dict[str, ResourceStatus]:
+    return {each.resource: each for each in store.status().resources}
 
 
 def reasons(store: KubernetesStore) -> set[str]:
