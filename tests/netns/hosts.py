@@ -76,8 +76,9 @@ class Host(Namespace):
         command = [sys.executable, "-S", "-E", str(SERVERS), "--name", self.label, "--log", str(self.log)]
         for option, port in (("--http", http), ("--udp", udp), ("--tcp", tcp)):
             command += [option, str(port)] if port else []
+        before = self.log_lines().count("ready")  # of servers started earlier
         self.popen(command, self.directory / "server.err")
-        netns.wait(lambda: "ready" in self.log_lines(), 10, f"server of {self.label} listens")
+        netns.wait(lambda: self.log_lines().count("ready") > before, 10, f"server of {self.label} listens")
 
     def log_lines(self) -> list[str]:
         """What this host's server has logged: `PROTOCOL SOURCE:PORT what`."""
