@@ -144,8 +144,9 @@ def _root(api_version: str) -> str:
 
 
 def accepted(answer: Answer) -> None:
-    """Raises AssertionError with what the API server said if it was refused."""
-    assert answer.code < 300, f"{answer.code} {answer.reason}: {answer.message}"
+    """Raises CommandError with what the API server said if it was refused."""
+    if answer.code >= 300:
+        raise netns.CommandError(f"API server: {answer.code} {answer.reason}: {answer.message}")
 
 
 def start_api_server(lab: Lab) -> Path:
