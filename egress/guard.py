@@ -70,7 +70,12 @@ class Guard:
         return replace(self, chains=chains)
 
 
+KEPT = "="  # in front of a digest: a rule that is there and stays, whose text is not known any more
+
+
 def digest(rule: str) -> str:
+    if rule.startswith(KEPT):
+        return rule.removeprefix(KEPT)
     return hashlib.sha256(rule.encode()).hexdigest()[:16]
 
 
@@ -184,13 +189,31 @@ def early(wanted: Guard, present: Guard | None) -> Guard:
     """What of `wanted` is loaded before the maps change: everything but pods that are decided or selected from now on.
 
     A pod that loses its policies must lose them here first, or its packets would be dropped between the two; a pod that
-    gets some must have its map entries first, or the guard would let through what no program takes.
+    gets some must have its map entries first, or the guard would let through what no program takes. The same holds
+    for one that gets more policies: it keeps its chain until then.
     """
-    before = present.sets if present else {}
-    keys = {element.partition(" : ")[0] for element in before.get("selected", ())}
-    selected = frozenset(e for e in wanted.sets["selected"] if e.partition(" : ")[0] in keys)
-    decided = wanted.sets["decided"] & before.get("decided", frozenset())
-    return replace(wanted, sets={**wanted.sets, "decided": decided, "selected": selected})
+    if present is None:
+        return replace(wanted, sets={**wanted.sets, "decided": frozenset(), "selected": frozenset()})
+    before = dict(_jump(element) for element in present.sets.get("selected", ()))
+    selected, chains = set(), dict(wanted.chains)
+    for element in wanted.sets["selected"]:
+        pod, chain = _jump(element)
+        if pod not in before:
+            continue
+        old = present.chains.get(before[pod], ())
+        if before[pod] != chain and set(old) < set(wanted.digests().chains[chain]):
+            chains[before[pod]] = tuple(KEPT + rule for rule in old)
+            chain = before[pod]
+        selected.add(f"{pod} : jump {chain}")
+    decided = wanted.sets["decided"] & present.sets.get("decided", frozenset())
+    sets = {**wanted.sets, "decided": decided, "selected": frozenset(selected)}
+    return replace(wanted, sets=sets, chains=chains)
+
+
+def _jump(element: str) -> tuple[str, str]:
+    """Key and chain of an element of the map: "veth3 . 10.1.0.5 : jump set-1"."""
+    key, _, chain = element.partition(" : jump ")
+    return key, chain
 
 
 def _quoted(name: str, element: str) -> str:
@@ -214,7 +237,9 @@ def transaction(wanted: Guard, present: Guard | None) -> str:
     lines += [*(f"add counter {table} {name}" for name in COUNTERS)]
     lines += [f"add set {table} {name} {{ {kind} }}" for name, kind in SET_TYPES.items()]
     lines += [f"add map {table} {name} {{ {kind} }}" for name, kind in MAP_TYPES.items()]
-    for name in wanted.chains:
+    there = present.chains if present else {}
+    changed = {name: rules for name, rules in wanted.chains.items() if there.get(name) != tuple(map(digest, rules))}
+    for name in changed:
         hook = f" {{ {_hook_text(name)} }}" if name in HOOKS else ""
         lines += [f"add chain {table} {name}{hook}", f"flush chain {table} {name}"]
     for name in sorted(wanted.sets):
@@ -223,9 +248,9 @@ def transaction(wanted: Guard, present: Guard | None) -> str:
         if wanted.sets[name]:
             elements = ", ".join(_quoted(name, element) for element in sorted(wanted.sets[name]))
             lines.append(f"add element {table} {name} {{ {elements} }}")
-    for name, rules in wanted.chains.items():
+    for name, rules in changed.items():
         lines += [f'add rule {table} {name} {rule} comment "{digest(rule)}"' for rule in rules]
-    stale = sorted(set(present.chains if present else ()) - set(wanted.chains))
+    stale = sorted(set(there) - set(wanted.chains))
     lines += [f"flush chain {table} {name}" for name in stale]  # all first: they may refer to each other
     lines += [f"delete chain {table} {name}" for name in stale]
     return "\n".join(lines) + "\n"

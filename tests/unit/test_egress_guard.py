@@ -123,6 +123,25 @@ def test_early_decides_nothing_new() -> None:
     assert early(released, wanted).sets["selected"] == frozenset()
 
 
+def test_a_pod_that_gets_more_policies_keeps_its_chain_until_its_map_entries_are_there() -> None:
+    office = Policy("office", 8, (OFFICE,))
+    policies = {"web": WEB, "office": office}
+    one = render(replace(DESIRED, policies=policies, pods={POD: ("office",)}), Facts(DEVICES))
+    two = render(replace(DESIRED, policies=policies, pods={POD: ("office", "web")}), Facts(DEVICES))
+    more, fewer = early(two, one.digests()), early(one, two.digests())
+    assert more.sets["selected"] == one.sets["selected"]  # the old chain, as the programs still do what is old
+    assert fewer.sets["selected"] == one.sets["selected"]  # the new chain: the programs still take the rest
+    [chain] = one.chains.keys() - two.chains.keys()
+    assert more.digests().chains[chain] == one.digests().chains[chain]
+    assert not [line for line in transaction(more, one.digests()).splitlines() if chain in line and "rule" in line]
+    assert f"delete chain inet routerd {chain}" in transaction(two, more.digests())
+
+
+def test_chains_that_are_there_are_left() -> None:
+    guard = render(DESIRED, Facts(DEVICES))
+    assert not [line for line in transaction(guard, guard.digests()).splitlines() if "add rule" in line]
+
+
 def test_what_nft_lists_is_read_back() -> None:
     document = {
         "nftables": [
