@@ -4,7 +4,6 @@
 #define ROUTERD_PARSE_H
 
 #include <linux/bpf.h>
-#include <linux/icmp.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
@@ -15,6 +14,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "icmp.h"
 #include "types.h"
 
 #define IP_OFFSET      ((__u32)sizeof(struct ethhdr))
