@@ -14,7 +14,7 @@ import contextlib
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from socketserver import BaseRequestHandler, BaseServer, ThreadingTCPServer, ThreadingUDPServer
+from socketserver import BaseRequestHandler, BaseServer, TCPServer, ThreadingTCPServer, ThreadingUDPServer
 from typing import ClassVar
 
 
@@ -59,6 +59,13 @@ class Http(BaseHTTPRequestHandler):
         """The log has its own line already."""
 
 
+class Pages(ThreadingHTTPServer):
+    def server_bind(self) -> None:
+        """Without asking for the host's name, which may take a resolver's time-out where there is no network."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+
+
 class Udp(BaseRequestHandler):
     def handle(self) -> None:
         payload, reply_socket = self.request
@@ -89,7 +96,7 @@ def main() -> None:
     Seen.name, Seen.log = options.name, Log(options.log)
     servers: list[BaseServer] = []
     if options.http:
-        servers.append(ThreadingHTTPServer(("", options.http), Http))
+        servers.append(Pages(("", options.http), Http))
     if options.udp:
         servers.append(ThreadingUDPServer(("", options.udp), Udp))
     if options.tcp:
