@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import pwd
+import socket
 import sys
 from pathlib import Path
 from typing import TextIO
@@ -85,6 +86,17 @@ def exabgp_version() -> str:
     return version
 
 
+def name_host() -> None:
+    """Tells ExaBGP the host's name, before its other modules are imported.
+
+    One of them asks the resolver at import, and where none answers that takes 10 s of a restart.
+    """
+    from exabgp.util import dns
+
+    host, _, domain = socket.gethostname().partition(".")
+    vars(dns).update({"__host_name": host or "localhost", "__domain_name": domain or "localdomain"})
+
+
 def set_environment(run_dir: Path, log: Path | None = None) -> None:
     """For ExaBGP (read at its first import), and for the relay and its checks, which inherit it."""
     for name in [name for name in os.environ if name.lower().startswith(("exabgp_", "exabgp."))]:
@@ -114,6 +126,7 @@ def _check(file: Path) -> int:
 
 def configuration_error(file: Path) -> str:
     """What ExaBGP has against a configuration file, "" for nothing. The environment must be set."""
+    name_host()
     from exabgp.configuration.configuration import Configuration
     from exabgp.environment import getenv
     from exabgp.logger import log
@@ -166,6 +179,7 @@ def prepare_configuration(file: Path) -> None:
 
 def _reactor(file: Path, version: str) -> int:
     """ExaBGP itself, as its own `server` command runs it."""
+    name_host()
     from exabgp.bgp.message.update.attribute import Attribute
     from exabgp.configuration.configuration import Configuration
     from exabgp.environment import getenv

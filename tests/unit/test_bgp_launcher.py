@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import subprocess
+import sys
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
@@ -84,3 +86,19 @@ def test_one_speaker_per_directory(tmp_path: Path) -> None:
     finally:
         assert service.stop_speaker(run_dir)
     assert service.running_speaker(run_dir) is None
+
+
+def test_exabgp_does_not_ask_the_resolver_for_the_hosts_name(tmp_path: Path) -> None:
+    """It would at import, and wait for 10 s where no resolver answers. In a process of its own, as imports are kept."""
+    file = tmp_path / "exabgp.conf"
+    file.write_text("")
+    script = (
+        "import socket, sys; from pathlib import Path; from bgp import launcher\n"
+        "def asked(*_): sys.exit('the resolver was asked')\n"
+        "socket.getfqdn = socket.gethostbyaddr = asked\n"
+        "launcher.set_environment(Path(sys.argv[1]))\n"
+        "launcher.configuration_error(Path(sys.argv[1]) / 'exabgp.conf')\n"
+        "import exabgp.reactor.loop, exabgp.bgp.message.open.capability.hostname\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
