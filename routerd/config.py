@@ -272,7 +272,7 @@ def _listen(section: Section) -> tuple[IPAddress, int] | None:
         return None
     host, _, port = text.rpartition(":")
     address = parse_address(host.removeprefix("[").removesuffix("]"))
-    if address is None or not port.isdecimal() or not 1 <= int(port) <= 65535:
+    if address is None or not port.isdecimal() or len(port) > 5 or not 1 <= int(port) <= 65535:
         value.expected('ADDRESS:PORT such as 127.0.0.1:9793 or [::1]:9793, or "" for none')
     return address, int(port)
 

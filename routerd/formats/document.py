@@ -23,6 +23,7 @@ from routerd.model import IPAddress, IPNetwork, Origin
 NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 IMPLICIT = "implicit"  # tag of a scalar without an explicit one
+MAX_DIGITS = 100  # of a number, leading zeros included: Python refuses to read thousands of them
 _DECIMAL = re.compile(r"[-+]?[0-9]+")
 _NETWORK = re.compile(r"[^/%]+/[0-9]{1,3}")
 
@@ -131,7 +132,7 @@ class Value:
         what = f"an integer from {low} to {high}"
         if not self.is_scalar or self.is_quoted or not _DECIMAL.fullmatch(self.text):
             self.expected(what)
-        number = int(self.text)
+        number = int(self.text) if len(self.text) <= MAX_DIGITS else high + 1
         if not low <= number <= high:
             self.expected(what)
         return number

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, summarize_address_range
 from typing import Literal, cast
 
-from routerd.formats.document import Section, Value, parse_address, parse_network
+from routerd.formats.document import MAX_DIGITS, Section, Value, parse_address, parse_network
 from routerd.formats.meta import check_name, read_meta, selector_at
 from routerd.model import (
     AddressPool,
@@ -182,9 +182,13 @@ def _community(value: Value) -> str:
         return WELL_KNOWN[text]
     parts = text.split(":")
     limit = {2: 2**16, 3: 2**32}.get(len(parts))
-    if limit is None or not all(part.isascii() and part.isdigit() and int(part) < limit for part in parts):
+    if limit is None or not all(_is_below(part, limit) for part in parts):
         value.expected(what)
     return ":".join(str(int(part)) for part in parts)
+
+
+def _is_below(text: str, limit: int) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS and int(text) < limit
 
 
 def _community_order(text: str) -> tuple[int, list[int]]:

@@ -31,7 +31,7 @@ from routerd.model import (
 
 _Cluster = Node | Namespace | Pod | Service | EndpointSlice
 Object = _Cluster | AddressPool | EgressPolicy | LegacyConfig | Allocations | NodeReport
-_Read = tuple[Object | None, tuple[Refusal, ...]]
+_Found = tuple[Object | None, tuple[Refusal, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +74,15 @@ UNSUPPORTED = frozenset(
 )
 
 
-def _plain(read: Callable[[Value], Object]) -> Callable[[Value], _Read]:
+def _plain(read: Callable[[Value], Object]) -> Callable[[Value], _Found]:
     return lambda value: (read(value), ())
 
 
-def _read_egress_policy(value: Value) -> _Read:
+def _read_egress_policy(value: Value) -> _Found:
     return ipv4_part(native.read_egress_policy(value))
 
 
-READERS: dict[tuple[str, str], Callable[[Value], _Read]] = {
+READERS: dict[tuple[str, str], Callable[[Value], _Found]] = {
     ("", "Node"): _plain(core.read_node),
     ("", "Namespace"): _plain(core.read_namespace),
     ("", "Pod"): _plain(core.read_pod),
@@ -102,7 +102,10 @@ OWN_DOCUMENTS: dict[str, Callable[[Value], Allocations | NodeReport]] = {
 def read_text(text: str, file: str = "") -> Loaded:
     """Every object of a file. Raises InputError at the first mistake that makes the file wrong."""
     lines = text.split("\n")
-    values = [item for document in documents(text, Source(file)) for item in core.expand_lists(document)]
+    try:
+        values = [item for document in documents(text, Source(file)) for item in core.expand_lists(document)]
+    except ValueError as error:  # as in `read_object`
+        raise InputError(f"not understood: {error}", file=file) from error
     return _joined([read_object(value, lines) for value in values])
 
 
@@ -116,6 +119,13 @@ def _joined(parts: list[Loaded]) -> Loaded:
 
 def read_object(value: Value, lines: list[str] | None = None) -> Loaded:
     """One object. `lines` of the file let places inside a ConfigMap's text be named. Raises InputError."""
+    try:
+        return _read(value, lines)
+    except ValueError as error:  # a mistake of ours: it costs the object, not the daemon
+        raise value.error(f"not understood: {error}") from error
+
+
+def _read(value: Value, lines: list[str] | None) -> Loaded:
     section = value.section
     version, kind = section.string("apiVersion"), section.require("kind").name()
     group = version.rpartition("/")[0]

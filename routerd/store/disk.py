@@ -110,6 +110,8 @@ def refresh(held: Held[T], path: Path, parse: Callable[[str, str], T], *, again:
         return Held(now, parse(read_text(path), str(path)))
     except InputError as error:
         return Held(now, held.good, error)
+    except ValueError as error:  # a mistake of ours: it costs the file, not the daemon
+        return Held(now, held.good, InputError(f"not understood: {error}", file=str(path)))
 
 
 def claim(path: Path, owner: str) -> int | None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from routerd.errors import StoreError
+from routerd.formats.document import MAX_DIGITS
 from routerd.ledger import AuditEntry, Changes, Ledger
 from routerd.log import event
 from routerd.model import Allocations
@@ -61,7 +62,7 @@ class FencedConfigMap:
     def _note(self, raw: Mapping[str, Any]) -> None:
         meta = raw.get("metadata") or {}
         fence = str((meta.get("annotations") or {}).get(FENCE, "0"))
-        self.written_by = int(fence) if fence.isdecimal() else 0
+        self.written_by = int(fence) if fence.isdecimal() and len(fence) <= MAX_DIGITS else 0
         self.raw = raw
         self._version, self._data = str(meta.get("resourceVersion") or ""), raw.get("data") or {}
 

@@ -157,6 +157,8 @@ def _load(resource: Resource, raw: Raw, namespace: str, name: str) -> tuple[Load
     source = Source(display(resource.kind, namespace, name)) if resource.kind in _PLACED else NOWHERE
     try:
         return read_object(value_of(slim(resource, raw), source)), None
+    except ValueError as error:  # a mistake of ours: it costs the object, not the daemon
+        return NOTHING, InputError(f"not understood: {error}", file=source.file)
     except InputError as error:
         return NOTHING, error
 

@@ -218,11 +218,13 @@ class KubernetesStore:
         version, good, _ = self._allocations
         if known is None or known.version == version:
             return good
+        place = f"ConfigMap/{known.namespace}/{known.name}"
         try:
-            place = f"ConfigMap/{known.namespace}/{known.name}"
             self._allocations = (known.version, read_allocations(known.data, place), None)
         except InputError as error:
             self._allocations = (known.version, good, error)
+        except ValueError as error:  # a mistake of ours: it costs the document, not the daemon
+            self._allocations = (known.version, good, InputError(f"not understood: {error}", file=place))
         return self._allocations[1]
 
     def _is_published(self, known: Known) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from ipaddress import IPv6Address, ip_address, summarize_address_range
 
-from routerd.formats.document import parse_address, parse_network
+from routerd.formats.document import MAX_DIGITS, parse_address, parse_network
 from routerd.model import IPAddress, IPNetwork
 
 _ESCAPES = {"\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v"}
@@ -64,8 +64,11 @@ def _duration_part(rest: str, whole: str) -> tuple[int, str]:
     if unit not in _UNITS:
         raise ValueError(f"time: unknown unit {quote(unit)} in duration {quote(whole)}")
     scale = _UNITS[unit]
-    part = int(fraction or "0") * scale // 10 ** len(fraction or "")
-    return int(integer or "0") * scale + part, rest[len(unit) :]
+    integer, fraction = integer.lstrip("0") or "0", (fraction or "")[:MAX_DIGITS]  # what is behind is no nanosecond
+    if len(integer) > MAX_DIGITS:
+        raise ValueError(f"time: invalid duration {quote(whole)}")
+    part = int(fraction or "0") * scale // 10 ** len(fraction)
+    return int(integer) * scale + part, rest[len(unit) :]
 
 
 def whole_seconds(nanoseconds: int) -> int:
@@ -77,9 +80,10 @@ def parse_uint(text: str, bits: int) -> int:
     """strconv.ParseUint in base 10. Raises ValueError with Go's message."""
     if not re.fullmatch(r"[0-9]+", text, re.ASCII):
         raise ValueError(f"strconv.ParseUint: parsing {quote(text)}: invalid syntax")
-    if int(text) >= 1 << bits:
+    digits = text.lstrip("0") or "0"  # Python refuses to read thousands of digits, and says so in its own words
+    if len(digits) > MAX_DIGITS or int(digits) >= 1 << bits:
         raise ValueError(f"strconv.ParseUint: parsing {quote(text)}: value out of range")
-    return int(text)
+    return int(digits)
 
 
 def parse_ip(text: str) -> IPAddress | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 
-from routerd.formats.document import IMPLICIT, NULLS, Value
+from routerd.formats.document import IMPLICIT, MAX_DIGITS, NULLS, Value
 
 Resolved = str | int | float | bool | None
 TAGS = "tag:yaml.org,2002:"
@@ -58,7 +58,7 @@ def _resolve_number(text: str) -> tuple[str, Resolved]:
 def _parse_integer(text: str) -> int | None:
     """strconv.ParseInt and ParseUint in base 0 with 64 bits: a leading zero means octal."""
     match = _INTEGER.fullmatch(text)
-    if match is None:
+    if match is None or len(text) > MAX_DIGITS:
         return None
     digits = match[2].lower()
     is_old_octal = len(digits) > 1 and digits[0] == "0" and digits[1].isdigit()
