@@ -31,7 +31,7 @@ int from_tunnel(struct __sk_buff *skb)
 	pod = bpf_map_lookup_elem(&local_pods, &packet.destination);
 	if (pod && parsed == PARSED_FLOW) {
 		flow = flow_to_pod(&packet);
-		restore_flow(&flow, key.tunnel_id);
+		restore_flow(&flow, key.tunnel_id, &node);
 	}
 	if (pod && (parsed == PARSED_FLOW || parsed == PARSED_ICMP_ERROR))
 		return deliver(skb, pod, DELIVERED);

@@ -81,7 +81,7 @@ static __always_inline int return_to_pod(struct __sk_buff *skb, struct packet *p
 	if (!pod)
 		return drop(skb, UNKNOWN_POD);
 	if (flow)
-		restore_flow(flow, mapping->group);
+		restore_flow(flow, mapping->group, &node);
 	return deliver(skb, pod, REVERSED);
 }
 

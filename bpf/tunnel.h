@@ -32,8 +32,11 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct packe
 				       const struct settings *config, __u32 group, const struct ip *endpoint,
 				       enum reason done)
 {
-	struct bpf_tunnel_key key = {
-	    .tunnel_id = group, .remote_ipv4 = bpf_ntohl(endpoint->w[3]), .tunnel_ttl = 64};
+	/* Others know this node by one address, whichever the route would prefer. */
+	struct bpf_tunnel_key key = {.tunnel_id = group,
+				     .remote_ipv4 = bpf_ntohl(endpoint->w[3]),
+				     .local_ipv4 = bpf_ntohl(config->node_address.w[3]),
+				     .tunnel_ttl = 64};
 
 	if (clamp_mss(skb, packet, config->tunnel_mtu))
 		return drop(skb, REWRITE_ERROR);
@@ -63,15 +66,34 @@ static __always_inline bool record_flow(const struct flow_key *key, const struct
 	return !error || error == -EEXIST;
 }
 
-/* A reply from a gateway whose flow has been collected here: the gateway still knows it, so it goes on.
- * Without this, `to_pod` would take the reply for the beginning of a flow from outside, and the pod's next
- * packet would be left alone. A full table is no obstacle: `to_pod` drops the reply then. */
-static __always_inline void restore_flow(const struct flow_key *key, __u32 group)
+/* The slot of the gateway at `endpoint`, or of this node itself if that is none; 0 if it is a gateway no
+ * more. */
+static __always_inline __u16 slot_of(__u32 group, const struct ip *endpoint)
+{
+	struct path_value *path = bpf_map_lookup_elem(&paths, &group);
+
+	for (__u32 i = 0; path && i < MAX_GATEWAYS; i++) {
+		struct gateway *gateway = &path->gateways[i];
+
+		if (i >= path->count)
+			break;
+		if (ip_is_none(endpoint) ? gateway->local : ip_equal(&gateway->address, endpoint))
+			return gateway->slot;
+	}
+	return 0;
+}
+
+/* A reply from a gateway whose flow has been collected here: the gateway still knows it, so it goes on, and
+ * by that gateway. Without this, `to_pod` would take the reply for the beginning of a flow from outside, and
+ * the pod's next packet would be left alone. A full table is no obstacle: `to_pod` drops the reply then. */
+static __always_inline void restore_flow(const struct flow_key *key, __u32 group, const struct ip *gateway)
 {
 	struct flow_value flow = {.last_seen = now(), .group = group};
 
-	if (!bpf_map_lookup_elem(&flows, key))
-		bpf_map_update_elem(&flows, key, &flow, BPF_NOEXIST);
+	if (bpf_map_lookup_elem(&flows, key))
+		return;
+	flow.slot = slot_of(group, gateway);
+	bpf_map_update_elem(&flows, key, &flow, BPF_NOEXIST);
 }
 
 /* To a pod on this node, by its host-side device, with the Ethernet header that the host would write. */

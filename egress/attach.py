@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
-from typing import Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -81,16 +81,22 @@ class Attacher:
         self._pins = pin_directory
         self._links = pin_directory / "links"
         self.mode = _resolve(mode)
+        self._clsact: frozenset[int] | None = None  # devices that had a clsact qdisc when the first link was made
 
     # -- reading
 
     def observe(self, devices: dict[int, str]) -> frozenset[Attachment]:
         """What is attached to devices that exist (ifindex -> name)."""
         identities = self._identities()
-        links = self._observe_links(identities, devices)
-        if self.mode == "tcx":
-            return frozenset(links)
-        return frozenset((*links, *self._observe_filters(identities, devices)))
+        links = frozenset(self._observe_links(identities, devices))
+        return links if self.mode == "tcx" else links | frozenset(self._observe_filters(identities, devices))
+
+    def left_filters(self, devices: dict[int, str]) -> list[tuple[str, int]]:
+        """(program, ifindex) of filters that an agent in clsact mode left, where links are used now."""
+        if self.mode != "tcx":
+            return []
+        left = {ifindex: devices[ifindex] for ifindex in off_loop(_clsact_devices) if ifindex in devices}
+        return [(found.program, found.ifindex) for found in self._observe_filters({}, left)]
 
     def _identities(self) -> dict[int, str]:
         """Kernel's program id -> name, of the programs that are pinned now."""
@@ -141,6 +147,10 @@ class Attacher:
             syscall.pin(link, path)
         finally:
             os.close(link)
+        if self._clsact is None:
+            self._clsact = off_loop(_clsact_devices)
+        if ifindex in self._clsact:  # a filter of ours from before links were used would run behind the link
+            self.detach_filter(program, ifindex)
 
     def _update_link(self, path: Path, fd: int, ifindex: int) -> bool:
         """Swaps the program of the link that is pinned at `path`; False when no link there still holds its hook."""
@@ -166,6 +176,10 @@ class Attacher:
             except NetlinkError as error:
                 if error.code != errno.EEXIST:
                     raise
+                if ifindex not in _clsact_devices():  # its one block would take both hooks' filters as one
+                    raise OSError(
+                        errno.EEXIST, f"device {ifindex} has an ingress qdisc: clsact cannot be added"
+                    ) from None
             route.tc(
                 "replace-filter", "bpf", ifindex, FILTER_HANDLE, fd=fd, name=f"{FILTER_STEM}{program}",
                 parent=_parent(program), classid=1, direct_action=True, prio=FILTER_PRIORITY, protocol=ETH_P_ALL,
@@ -177,13 +191,16 @@ class Attacher:
         try:
             link = syscall.open_pinned(path)
         except FileNotFoundError:
-            if self.mode == "clsact":
-                off_loop(self._detach_filter, program, ifindex)
+            self.detach_filter(program, ifindex)
             return
         with suppress(OSError):  # the device may have gone meanwhile, and the link with it
             syscall.detach_link(link)
         os.close(link)
         path.unlink()
+
+    def detach_filter(self, program: str, ifindex: int) -> None:
+        """Takes away a clsact filter of ours; one that is not there is no error."""
+        off_loop(self._detach_filter, program, ifindex)
 
     @as_os_error
     def _detach_filter(self, program: str, ifindex: int) -> None:
@@ -203,6 +220,11 @@ class Attacher:
         return off_loop(lambda: [ifindex for ifindex in ours if _delete_unused_qdisc(ifindex)]) if ours else []
 
 
+def _clsact_devices() -> frozenset[int]:
+    with IPRoute() as route:
+        return frozenset(q["index"] for q in route.get_qdiscs() if q.get_attr("TCA_KIND") == "clsact")
+
+
 def _delete_unused_qdisc(ifindex: int) -> bool:
     with IPRoute() as route:
         try:
@@ -218,10 +240,20 @@ def _delete_unused_qdisc(ifindex: int) -> bool:
 
 def _own_filters(device: str, hook: str) -> Iterator[tuple[str, int]]:
     """(program, kernel's program id) of our filters; asked of tc(8), as pyroute2 does not decode the id."""
-    command = ["tc", "-j", "filter", "show", "dev", device, hook]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    for row in json.loads(shown.stdout or "[]") if shown.returncode == 0 else ():
+    for row in _tc("filter", "show", "dev", device, hook):
         options = row.get("options", {})
         name = str(options.get("bpf_name", ""))
         if name.startswith(FILTER_STEM):
             yield name.removeprefix(FILTER_STEM), int(options.get("prog", {}).get("id", 0))
+
+
+def _tc(*arguments: str) -> list[dict[str, Any]]:
+    """What tc(8) shows, as JSON; nothing for a device that has gone. OSError when it does not answer."""
+    try:
+        shown = subprocess.run(["tc", "-j", *arguments], capture_output=True, text=True, timeout=10, check=False)
+        rows: list[dict[str, Any]] = json.loads(shown.stdout or "[]") if shown.returncode == 0 else []
+    except subprocess.TimeoutExpired as error:
+        raise OSError(errno.ETIMEDOUT, f"tc did not answer within {error.timeout:g} s") from error
+    except json.JSONDecodeError as error:
+        raise OSError(errno.EBADMSG, f"tc printed no JSON: {error}") from error
+    return rows

@@ -179,7 +179,11 @@ def read_routes(route: NetlinkSocket) -> Routes:
     defaults: set[int] = set()
     hosts: dict[IPv4Address, int] = {}
     blackholes: set[IPv4Address] = set()
-    for answer in route.dump(RTM_GETROUTE, body):
+    try:
+        answers = route.dump(RTM_GETROUTE, body)
+    except FileNotFoundError:  # a namespace that never had a route has no such table
+        answers = []
+    for answer in answers:
         _, length, _, _, _, protocol, _, kind, _ = ROUTE.unpack_from(answer)
         if length not in (0, 32):
             continue

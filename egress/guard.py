@@ -192,7 +192,7 @@ def early(wanted: Guard, present: Guard | None) -> Guard:
     gets some must have its map entries first, or the guard would let through what no program takes. The same holds
     for one that gets more policies: it keeps its chain until then.
     """
-    if present is None:
+    if present is None or present.frame != wanted.frame:  # made anew: nothing of it is there to keep
         return replace(wanted, sets={**wanted.sets, "decided": frozenset(), "selected": frozenset()})
     before = dict(_jump(element) for element in present.sets.get("selected", ()))
     selected, chains = set(), dict(wanted.chains)

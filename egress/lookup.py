@@ -205,7 +205,7 @@ def from_tunnel(tables: Tables, state: State, node: IPv4Address, vni: int, packe
     if node not in tables.nodes:
         return _drop("unknown_node")
     if packet.destination in tables.local_pods and packet.kind in ("flow", "icmp-error"):
-        return _deliver(tables, state, packet, vni, "delivered")
+        return _deliver(tables, state, packet, vni, node, "delivered")
     if packet.kind in ("malformed", "fragment"):
         return _drop(packet.kind)
     if not _translatable(packet):
@@ -215,13 +215,19 @@ def from_tunnel(tables: Tables, state: State, node: IPv4Address, vni: int, packe
     return _translate(tables, state, packet, vni, node, drawn)
 
 
-def _deliver(tables: Tables, state: State, packet: Packet, group: int, reason: str) -> Outcome:
-    """To a pod here. A reply proves that its flow lives, so it is never taken for one begun from outside."""
+def _deliver(
+    tables: Tables, state: State, packet: Packet, group: int, gateway: IPv4Address | None, reason: str
+) -> Outcome:
+    """To a pod here. A reply proves that its flow lives, by the gateway it comes from (None = this node), so it is never
+    taken for one begun from outside.
+    """
     outcome = Outcome("redirect", reason, packet, f"device {tables.local_pods[packet.destination]}")
     key = packet.key_inbound
     if packet.kind != "flow" or key in state.flows or len(state.flows) >= tables.flow_room:
         return outcome
-    return outcome.after(Change("flows", key, Flow(group, 0, 0, 0)))
+    hops = tables.paths.get(group, ())
+    slot = next((hop.slot for hop in hops if (hop.local if gateway is None else hop.address == gateway)), 0)
+    return outcome.after(Change("flows", key, Flow(group, slot, 0, 0)))
 
 
 def _translate(tables: Tables, state: State, packet: Packet, vni: int, node: IPv4Address | None, drawn: int) -> Outcome:
@@ -338,7 +344,7 @@ def _return_to_pod(tables: Tables, state: State, packet: Packet, back: Back) -> 
         return _encapsulate(tables, packet, back.node, back.group, "reversed")
     if back.pod not in tables.local_pods:
         return _drop("unknown_pod")
-    return _deliver(tables, state, packet, back.group, "reversed")
+    return _deliver(tables, state, packet, back.group, None, "reversed")
 
 
 # --- "which egress IP would this pod use?"

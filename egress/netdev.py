@@ -92,17 +92,19 @@ class Datapath:
         names = desired.uplinks or tuple(links[i].name for i in sorted(routes.defaults) if i in links)
         tunnel = _tunnel(by_name, links)
         underlay = links.get(addresses.get(desired.node_address, 0))
+        uplinks = {name: by_name[name] for name in names if name in by_name}
+        underlay_mtu = _underlay_mtu(underlay, [links[ifindex] for ifindex in uplinks.values()])
         return plan.Observed(
             facts=Facts(
                 devices=pods,
-                uplinks={name: by_name[name] for name in names if name in by_name},
+                uplinks=uplinks,
                 tunnel_ifindex=tunnel.ifindex if tunnel else 0,
-                tunnel_mtu=underlay.mtu - plan.TUNNEL_OVERHEAD if underlay else 0,
+                tunnel_mtu=underlay_mtu - plan.TUNNEL_OVERHEAD if underlay_mtu else 0,
                 object_digest=self._digest,
                 underlay=underlay.name if underlay else "",
             ),
             pinned_digest=0 if pins.missing(self._pins) else loader.pinned_digest(self._pins),
-            underlay_mtu=underlay.mtu if underlay else 0,
+            underlay_mtu=underlay_mtu,
             ip_forward=devices.ip_forward(),
             tunnel=tunnel,
             maps=maps,
@@ -277,7 +279,11 @@ class Datapath:
         removed = []
         with NetlinkSocket() as route:
             links = devices.read_links(route)
-            for attachment in self._attacher.observe({link.ifindex: link.name for link in links.values()}):
+            names = {link.ifindex: link.name for link in links.values()}
+            for program, ifindex in self._attacher.left_filters(names):
+                self._attacher.detach_filter(program, ifindex)
+                removed.append(f"{program} on {names[ifindex]}")
+            for attachment in self._attacher.observe(names):
                 self._attacher.detach(attachment.program, attachment.ifindex)
                 removed.append(f"{attachment.program} on {links[attachment.ifindex].name}")
             for address in devices.read_routes(route).blackholes:
@@ -305,6 +311,17 @@ class Datapath:
             restored.append(f"reserved ports {plan.RESERVED_PORTS}")
         host_settings.forget(self._pins)
         return restored
+
+
+def _underlay_mtu(underlay: Link | None, uplinks: Sequence[Link]) -> int:
+    """MTU of the way to other nodes: of the device with the node's address, or of the uplinks where that is no way
+    out.
+    """
+    if underlay is None:
+        return 0
+    if underlay.name == "lo" or underlay.kind == "dummy":
+        return min((link.mtu for link in uplinks), default=0)
+    return underlay.mtu
 
 
 def _tunnel(by_name: Mapping[str, int], links: Mapping[int, Link]) -> plan.Tunnel | None:

@@ -24,6 +24,7 @@ from dataclasses import replace
 
 from bpf import layout
 from egress import guard, plan
+from egress.guard import KEPT
 from egress.policy import Desired
 from egress.tables import number
 
@@ -163,15 +164,22 @@ class Undone:
         """The guard with the pods that lack something as they were before."""
         if not self._pods:
             return action
-        before = action.present.sets if action.present else {}
+        present = action.present
+        if present is not None and present.frame != action.guard.frame:
+            present = None  # made anew: nothing of it is there to keep
+        before = present.sets if present else {}
         lacking = {str(pod) for pod in self._pods}
 
-        def kept(name: str) -> frozenset[str]:
-            elements = action.guard.sets.get(name, frozenset())
-            return frozenset(e for e in elements if _address(e) not in lacking or e in before.get(name, ()))
+        def as_before(name: str) -> frozenset[str]:
+            others = (e for e in action.guard.sets.get(name, ()) if _address(e) not in lacking)
+            theirs = (e for e in before.get(name, ()) if _address(e) in lacking)
+            return frozenset((*others, *theirs))
 
-        sets = {**action.guard.sets, "decided": kept("decided"), "selected": kept("selected")}
-        return replace(action, guard=replace(action.guard, sets=sets))
+        sets = {**action.guard.sets, "decided": as_before("decided"), "selected": as_before("selected")}
+        used = {element.rpartition(" : jump ")[2] for element in sets["selected"]}
+        there = present.chains if present else {}
+        old = {name: tuple(KEPT + rule for rule in there[name]) for name in used - action.guard.chains.keys()}
+        return replace(action, guard=replace(action.guard, sets=sets, chains={**action.guard.chains, **old}))
 
 
 def _is_of_pods(action: plan.Action) -> bool:

@@ -192,12 +192,16 @@ def test_a_reply_from_a_gateway_is_handed_to_its_pod(gateway: Gateway) -> None:
     assert gateway.world.counted() == {"delivered": 1}
 
 
-def test_a_reply_from_a_gateway_keeps_its_flow_alive(gateway: Gateway) -> None:
-    """Its flow had been collected here: it comes back with the group that the tunnel names, not as one from outside."""
-    gateway.tunnelled(Packet(REMOTE, POD, UDP, 53, 40000), vni=8)
+@pytest.mark.parametrize(("node", "slot"), [(WORKER, 0), (WORKER2, 1)])
+def test_a_reply_from_a_gateway_keeps_its_flow_alive(gateway: Gateway, node: IPv4Address, slot: int) -> None:
+    """Its flow had been collected here: it comes back with the group that the tunnel names, and by the gateway that it
+    came from, not as one from outside.
+    """
+    gateway.world.fill(to_world(8))
+    gateway.tunnelled(Packet(REMOTE, POD, UDP, 53, 40000), node=node, vni=8)
     gateway.pod.get()
     flow = FlowKey(POD, REMOTE, 40000, 53, UDP)
-    assert gateway.world.state().flows == {flow: Flow(8, 0, 0, 1)}
+    assert gateway.world.state().flows == {flow: Flow(8, slot, 0, 1)}
 
 
 def test_a_pods_packet_leaves_by_the_tunnel_to_the_first_gateway(gateway: Gateway) -> None:

@@ -17,11 +17,13 @@ from pyroute2 import IPRoute
 from bpf import bcc_loader, loader
 from egress import devices
 from egress.netdev import Datapath
+from egress.netlink import NetlinkSocket
 from egress.plan import plan
 from egress.policy import Desired, Gateway, Group, Policy, Ports
 from tests.netns import netns
 from tests.netns.hosts import Node, PodHost
 from tests.netns.lab import FW_ADDRESS, NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK, Lab
+from tests.netns.netns import Namespace
 
 EGRESS_IP = IPv4Address("10.168.60.100")
 WORLD = IPv4Network("0.0.0.0/0")
@@ -396,3 +398,45 @@ def test_removal_leaves_nothing(cluster: Cluster) -> None:
     assert cluster.lab.pod("sel").get(FW_ADDRESS).refusal == "refused"
     cluster.apply()
     assert cluster.lab.pod("sel").get(FW_ADDRESS).source == str(EGRESS_IP)
+
+
+def test_an_ingress_qdisc_in_the_way_of_clsact_is_said(cluster: Cluster) -> None:
+    """Its one block would take the filters of both hooks as one, and they would replace each other."""
+    if cluster.datapaths["worker"].attach_mode != "clsact":
+        return
+    pod, worker = cluster.lab.add_pod("shaped", "worker"), cluster.lab.node("worker")
+    worker.run(["tc", "qdisc", "add", "dev", pod.device, "ingress"])
+    try:
+        with pytest.raises(OSError, match="ingress qdisc"):
+            cluster.apply()
+    finally:
+        cluster.lab.remove_pod("shaped")
+
+
+def test_filters_of_a_former_mode_go_when_links_come(cluster: Cluster) -> None:
+    worker, datapath = cluster.lab.node("worker"), cluster.datapaths["worker"]
+    if datapath.attach_mode != "clsact":
+        return
+    datapath.close()
+    cluster.datapaths["worker"] = Datapath(worker.pin_dir / "routerd", "tcx", loader_name=cluster.loader)  # type: ignore[arg-type]
+    try:
+        cluster.apply()
+        device = cluster.lab.pod("sel").device
+        shown = "".join(worker.run(["tc", "filter", "show", "dev", device, hook]) for hook in ("ingress", "egress"))
+        assert "routerd." not in shown
+        assert cluster.lab.pod("sel").get(FW_ADDRESS).source == str(EGRESS_IP)
+    finally:
+        with netns.entered(worker.name):
+            cluster.datapaths["worker"].remove()
+        cluster.datapaths["worker"].close()
+        del cluster.datapaths["worker"]
+
+
+def test_a_namespace_without_any_route_is_read() -> None:
+    empty = Namespace(f"noroute{os.getpid()}", "empty")
+    empty.create()
+    try:
+        with netns.entered(empty.name), NetlinkSocket() as route:
+            assert devices.read_routes(route) == devices.Routes(frozenset(), {}, frozenset())
+    finally:
+        netns.run(["ip", "netns", "del", empty.name])

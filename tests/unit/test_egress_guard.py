@@ -137,6 +137,15 @@ def test_a_pod_that_gets_more_policies_keeps_its_chain_until_its_map_entries_are
     assert f"delete chain inet routerd {chain}" in transaction(two, more.digests())
 
 
+def test_nothing_is_kept_of_a_table_that_is_made_anew() -> None:
+    policies = {"web": WEB, "office": Policy("office", 8, (OFFICE,))}
+    one = render(replace(DESIRED, policies=policies, pods={POD: ("office",)}), Facts(DEVICES)).digests()
+    two = render(replace(DESIRED, policies=policies, pods={POD: ("office", "web")}), Facts(DEVICES))
+    dormant = replace(one, frame={**one.frame, "table": "dormant"})
+    assert early(two, dormant).sets["selected"] == frozenset()
+    assert "=" not in transaction(early(two, dormant), dormant).replace("!=", "")
+
+
 def test_chains_that_are_there_are_left() -> None:
     guard = render(DESIRED, Facts(DEVICES))
     assert not [line for line in transaction(guard, guard.digests()).splitlines() if "add rule" in line]

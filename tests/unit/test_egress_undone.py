@@ -147,3 +147,19 @@ def test_whatever_fails_it_is_safe_and_converges(story: list[tuple[Desired, int,
         before = wish
     settle(node, before)
     assert is_at_rest(node, before)
+
+
+def test_a_selected_pod_whose_new_policies_failed_keeps_its_old_ones_in_the_guard() -> None:
+    before = on_worker()
+    node = settled(before)
+    assert node.guard
+    held = node.guard.sets["selected"]
+    more = replace(POLICY, name="more", destinations=(IPv4Network("198.51.100.0/24"),))
+    after = replace(
+        before, policies={**before.policies, "more": more}, pods={**before.pods, POD: (POLICY.name, "more")}
+    )
+    rounds(node, after, "map policies: put")
+    assert node.guard.sets["selected"] == held
+    [chain] = {element.rpartition(" : jump ")[2] for element in held}
+    assert node.guard.chains[chain]
+    settle(node, after)
