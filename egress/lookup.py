@@ -218,8 +218,8 @@ def from_tunnel(tables: Tables, state: State, node: IPv4Address, vni: int, packe
 def _deliver(
     tables: Tables, state: State, packet: Packet, group: int, gateway: IPv4Address | None, reason: str
 ) -> Outcome:
-    """To a pod here. A reply proves that its flow lives, by the gateway it comes from (None = this node), so it is never
-    taken for one begun from outside.
+    """To a pod here. A reply proves that its flow lives, by the gateway it comes from (None = this node), so it is
+    never taken for one begun from outside.
     """
     outcome = Outcome("redirect", reason, packet, f"device {tables.local_pods[packet.destination]}")
     key = packet.key_inbound
