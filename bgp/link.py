@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 PROTOCOLS = frozenset({1})  # versions of the relay's protocol that this agent speaks
 WINDOW = 32
 LINE_LIMIT = 4 << 20  # bytes; the hello of some thousand peers
 HELLO_TIMEOUT = 5.0  # seconds
+Result = TypeVar("Result")
 
 
 class LinkLost(Exception):
     """The relay is gone, or does not speak our protocol; the message says which."""
+
+
+class NoAnswer(Exception):
+    """The relay is there, and silent."""
 
 
 @dataclass(slots=True)
@@ -52,6 +57,8 @@ class Link:
         self._open: dict[int, tuple[asyncio.Future[Answer], Answer]] = {}
         self._window = asyncio.Semaphore(WINDOW)
         self._lost = False
+        self._heard = 0  # answers and lines of answers so far
+        self._unheard = -1  # what was heard when something last waited in vain
 
     async def open(self) -> Hello:
         """The relay's hello. Raises LinkLost."""
@@ -84,6 +91,24 @@ class Link:
                 future.set_exception(LinkLost("the relay is gone"))
         self._open.clear()
 
+    async def heard_out(self, asking: Coroutine[Any, Any, Result], silence: float) -> Result:
+        """What `asking` this link comes to: an answer of any length, but only while the relay goes on answering.
+
+        Raises NoAnswer when it says nothing for `silence` seconds; and at once, while it has not said anything since.
+        """
+        task = asyncio.create_task(asking)
+        try:
+            heard = self._unheard
+            while not task.done() and heard != self._heard:
+                heard = self._heard
+                await asyncio.wait({task}, timeout=silence)
+            if task.done():
+                return await task
+            self._unheard = heard
+            raise NoAnswer("the speaker does not answer: does ExaBGP hang, or is it stopped?")
+        finally:
+            task.cancel()
+
     async def command(self, text: str, *, alone: bool = False) -> Answer:
         """One API command. Raises LinkLost."""
         return await (await self.submit(text, alone=alone))
@@ -115,6 +140,7 @@ class Link:
 
     def _take(self, message: dict[str, Any]) -> None:
         entry = self._open.get(message.get("id", 0))
+        self._heard += 1
         if entry is None:
             return
         future, answer = entry

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bgp import conf, plan, rib, text
-from bgp.link import LINE_LIMIT, Hello, Link, LinkLost
+from bgp.link import LINE_LIMIT, Hello, Link, LinkLost, NoAnswer
 from bgp.path import AdjRibOut, Desired, IPAddress, IPNetwork, SpeakerPeer
 from bgp.path import Path as BgpPath
 from bgp.pieces import Answers, Part, command, halves, parts
@@ -28,12 +28,13 @@ log = logging.getLogger(__name__)
 
 RETRY = 10.0  # seconds until a configuration that ExaBGP refused is tried again
 FLUSH = 0.3  # seconds in which a peer must take what is queued for it; nothing else is done meanwhile
+SILENCE = 2.0  # seconds that a reader of the table waits for its next line
 FLUSH_RETRY = 2.0  # seconds
 FLUSH_PATIENCE = 30.0  # seconds; a peer that takes nothing for longer is removed all the same
 
 
 class SpeakerUnavailable(Exception):
-    """No speaker is connected."""
+    """No speaker is connected, or it does not answer."""
 
 
 class Speaker:
@@ -98,14 +99,14 @@ class Speaker:
     async def sent(self, timeout: float) -> bool:
         """Whether, moreover, all of it was given to TCP: `settled` things may still be queued in ExaBGP.
 
-        A peer that is down is not waited for. May take FLUSH seconds longer than `timeout`.
+        A peer that is down is not waited for. May take twice FLUSH longer than `timeout`.
         """
         if not await self.settled(timeout) or self._link is None:
             return False
         link, desired = self._link, self._desired
         peers = plan.sorted_addresses(self._unsent & self._digests.keys())
-        with contextlib.suppress(LinkLost):
-            sent = not peers or (await link.command(text.flush(peers, FLUSH), alone=True)).ok
+        with contextlib.suppress(LinkLost, NoAnswer):
+            sent = not peers or (await link.heard_out(link.command(text.flush(peers, FLUSH), alone=True), 2 * FLUSH)).ok
             if sent and self._settled.is_set() and (self._link, self._desired) == (link, desired):
                 self._unsent.clear()
                 return True
@@ -116,8 +117,8 @@ class Speaker:
         if self._link is None:
             raise SpeakerUnavailable("no speaker is connected: is `routerd speaker` running?")
         try:
-            return await self._read_table(self._link)
-        except LinkLost as error:
+            return await self._link.heard_out(self._read_table(self._link), SILENCE)
+        except (LinkLost, NoAnswer) as error:
             raise SpeakerUnavailable(str(error)) from error
 
     @property

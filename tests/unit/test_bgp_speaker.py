@@ -18,6 +18,9 @@ from bgp import conf
 from bgp.path import Desired, SpeakerPeer
 from bgp.path import Path as BgpPath
 from bgp.speaker import Speaker, SpeakerUnavailable
+from routerd.reconcile import Reconciler
+from routerd.rooms import Rooms
+from tests.unit.test_reconcile import World, egress_of, state
 
 A = SpeakerPeer(ip_address("10.0.0.2"), ip_address("10.0.0.1"), 64512, 65000, IPv4Address("10.0.0.1"))
 B = replace(A, address=ip_address("10.0.1.2"), local_address=ip_address("10.0.1.1"))
@@ -44,6 +47,7 @@ class FakeRelay:
         self.rejects = "never"  # a command that holds this text is rejected
         self.refuses_configuration = False
         self.events: list[dict[str, Any]] = []
+        self.is_silent = False  # takes everything and answers nothing
         self.pid = 7
 
     async def serve(self, socket: Path) -> None:
@@ -54,7 +58,8 @@ class FakeRelay:
                 "events": self.events,
             })  # fmt: skip
             while line := await reader.readline():
-                self._answer(writer, json.loads(line))
+                if not self.is_silent:
+                    self._answer(writer, json.loads(line))
         finally:
             writer.close()
 
@@ -369,3 +374,45 @@ async def test_something_else_on_the_socket(socket: Path) -> None:
             assert await reader.read() == b""
             writer.close()
         assert speaker.connected
+
+
+def test_a_silent_relay_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bgp.speaker.SILENCE", 0.05)
+    monkeypatch.setattr("bgp.speaker.FLUSH", 0.05)
+
+    @story
+    async def test(socket: Path) -> None:
+        relay = FakeRelay()
+        async with running(socket, relay) as speaker:
+            speaker.set(desired((A, [path("192.0.2.1/32")])))
+            assert await speaker.settled(5)
+            relay.is_silent = True
+            assert not await speaker.sent(0.05)
+            for _ in range(100):  # the window has room for 32 requests
+                with pytest.raises(SpeakerUnavailable, match="does not answer"):
+                    await speaker.observe()
+                assert not await speaker.sent(0.05)
+            relay.is_silent = False
+            speaker.set(desired((A, [path("192.0.2.1/32"), path("192.0.2.2/32")])))
+            assert await speaker.sent(5)
+            assert len((await speaker.observe())[A.address]) == 2
+
+    test(tmp_path)
+
+
+def test_new_pods_are_programmed_although_exabgp_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bgp.speaker.SILENCE", 0.05)
+
+    @story
+    async def test(socket: Path) -> None:
+        relay, datapath = FakeRelay(), World(groups={3})
+        relay.is_silent = True
+        async with running(socket, relay) as speaker:
+            store: Any = None
+            assert await Rooms(store, speaker, None, ()).carried() == {}
+            here = Reconciler(speaker, egress_of(datapath), settle_timeout=0.05)
+            assert (await here.round(state())).actions == ("prepare group 7",)
+            await here.round(state())
+        assert datapath.groups == {3, 7}  # nothing is taken away meanwhile
+
+    test(tmp_path)
