@@ -34,6 +34,9 @@ SET_TYPES = {
     "covered": "type ipv4_addr; flags interval;",
     "nodes": "type ipv4_addr;",
     "cluster6": "type ipv6_addr; flags interval;",
+    "covered6": "type ipv6_addr; flags interval;",
+    "decided6": "type ipv6_addr;",
+    "pod_sources6": "type ipv6_addr; flags interval;",
     "pod_devices": "type ifname;",
     "pod_sources": "type ipv4_addr; flags interval;",
     "decided": "type ifname . ipv4_addr;",
@@ -131,6 +134,7 @@ def _forward_rules() -> tuple[str, ...]:
         "ct direction reply return",
         "ip6 daddr @cluster6 return",
         "ip6 saddr vmap @selected6",
+        "ip6 saddr @pod_sources6 ip6 daddr @covered6 ip6 saddr != @decided6 counter name undecided drop",
         "ip daddr @cluster return",
         "iifname . ip saddr vmap @selected",
         "ip saddr @pod_sources ip daddr @covered iifname . ip saddr != @decided counter name undecided drop",
@@ -168,12 +172,16 @@ def render(desired: Desired, facts: Facts) -> Guard:
             chains[chain_name(rules)] = rules
             selected6.add(f"{address6} : jump {chain_name(rules)}")
     covered = (network for policy in desired.policies.values() for network in policy.destinations)
+    covered6 = (network for policy in desired.policies.values() for network in policy.destinations6)
     hosts = (IPv4Network(address) for address in desired.pods)  # also those outside the node's pod CIDRs
     return Guard(
         sets={
             "cluster": _networks((*NEVER_LEAVES, *desired.cluster)),
             "cluster6": _networks((*NEVER_LEAVES6, *desired.cluster6)),
             "covered": _networks(covered),
+            "covered6": _networks(covered6),
+            "decided6": frozenset(map(str, desired.pods6)),
+            "pod_sources6": _networks(desired.pod_cidrs6),
             "nodes": frozenset(str(address) for address in desired.nodes),
             "pod_devices": frozenset(d.forward_name for d in attached.values()) - {facts.underlay},
             "pod_sources": _networks((*desired.pod_cidrs, *hosts)),

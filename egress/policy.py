@@ -72,7 +72,8 @@ class Desired:
     nodes: frozenset[IPv4Address] = frozenset()  # tunnel endpoints of all known nodes
     cluster: frozenset[IPv4Network] = frozenset()  # in-cluster: never sent out
     pod_cidrs: frozenset[IPv4Network] = frozenset()  # of this node
-    pods6: Mapping[IPv6Address, tuple[str, ...]] = field(default_factory=dict)  # selected pods here -> policies
+    pods6: Mapping[IPv6Address, tuple[str, ...]] = field(default_factory=dict)  # pods here -> policies
+    pod_cidrs6: frozenset[IPv6Network] = frozenset()  # of this node
     cluster6: frozenset[IPv6Network] = frozenset()  # in-cluster
     uplinks: tuple[str, ...] = ()  # devices by which egress traffic leaves this node
     tunnel_port: int = 8473  # UDP

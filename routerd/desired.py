@@ -119,6 +119,7 @@ def egress_state(
         cluster=in_cluster(snapshot, settings.cluster_cidrs),
         cluster6=in_cluster6(snapshot, settings.cluster_cidrs),
         pod_cidrs=frozenset(ipv4_networks(here.pod_cidrs)),
+        pod_cidrs6=frozenset(ipv6_networks(here.pod_cidrs)),
         uplinks=facts.uplinks,
         tunnel_port=settings.tunnel_port,
     )
@@ -170,7 +171,7 @@ def _pods(
         for address in pod.addresses:
             if isinstance(address, IPv4Address):
                 steered[address] = tuple(sorted({*steered.get(address, ()), *names}))
-            elif names:
+            else:
                 steered6[address] = tuple(sorted({*steered6.get(address, ()), *names}))
     return steered, steered6
 

@@ -32,6 +32,9 @@ add set inet routerd cluster { type ipv4_addr; flags interval; }
 add set inet routerd covered { type ipv4_addr; flags interval; }
 add set inet routerd nodes { type ipv4_addr; }
 add set inet routerd cluster6 { type ipv6_addr; flags interval; }
+add set inet routerd covered6 { type ipv6_addr; flags interval; }
+add set inet routerd decided6 { type ipv6_addr; }
+add set inet routerd pod_sources6 { type ipv6_addr; flags interval; }
 add set inet routerd pod_devices { type ifname; }
 add set inet routerd pod_sources { type ipv4_addr; flags interval; }
 add set inet routerd decided { type ifname . ipv4_addr; }
@@ -51,14 +54,17 @@ flush set inet routerd cluster6
 add element inet routerd cluster6 { ::/127, fe80::/10, ff00::/8 }
 flush set inet routerd covered
 add element inet routerd covered { 0.0.0.0/0 }
+flush set inet routerd covered6
 flush set inet routerd decided
 add element inet routerd decided { "bridge" . 10.1.0.6, "veth3" . 10.1.0.5 }
+flush set inet routerd decided6
 flush set inet routerd nodes
 add element inet routerd nodes { 10.0.0.1 }
 flush set inet routerd pod_devices
 add element inet routerd pod_devices { "bridge", "veth3" }
 flush set inet routerd pod_sources
 add element inet routerd pod_sources { 10.1.0.0/24 }
+flush set inet routerd pod_sources6
 flush map inet routerd selected
 add element inet routerd selected { "veth3" . 10.1.0.5 : jump SET }
 flush map inet routerd selected6
@@ -69,6 +75,7 @@ add rule inet routerd output udp dport 8473 notrack
 add rule inet routerd forward ct direction reply return
 add rule inet routerd forward ip6 daddr @cluster6 return
 add rule inet routerd forward ip6 saddr vmap @selected6
+add rule inet routerd forward ip6 saddr @pod_sources6 ip6 daddr @covered6 ip6 saddr != @decided6 counter name undecided drop
 add rule inet routerd forward ip daddr @cluster return
 add rule inet routerd forward iifname . ip saddr vmap @selected
 add rule inet routerd forward ip saddr @pod_sources ip daddr @covered iifname . ip saddr != @decided counter name undecided drop
@@ -205,6 +212,16 @@ def test_ipv6_of_a_selected_pod_is_dropped_where_its_policies_cover_it() -> None
     assert guard.chains[chain][0] == (
         "ip6 daddr { ::/0 } ip6 daddr != { 2001:db8:9::/48 } tcp dport 80-443 counter name selected drop"
     )
+
+
+def test_ipv6_of_a_pod_that_is_not_known_yet_is_dropped_where_any_policy_covers_it() -> None:
+    policy = replace(WEB, destinations6=(IPv6Network("2001:db8:9::/48"),))
+    networks = frozenset({IPv6Network("2001:db8:1::/64")})
+    guard = render(replace(DESIRED, policies={"web": policy}, pods6={SIX: ()}, pod_cidrs6=networks), Facts(DEVICES))
+    assert guard.sets["covered6"] == {"2001:db8:9::/48"}
+    assert guard.sets["pod_sources6"] == {"2001:db8:1::/64"}
+    assert (guard.sets["decided6"], guard.sets["selected6"]) == ({str(SIX)}, set())
+    assert any("@pod_sources6" in rule and rule.endswith("undecided drop") for rule in guard.chains["forward"])
 
 
 def test_tunnel_packets_may_come_by_the_underlay_even_where_pods_are_on_it() -> None:
