@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -60,6 +61,15 @@ def stamp(path: Path) -> Stamp | None:
     except OSError:
         return None
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether it cannot be told if there is such a file: a directory above may not be searched, a handle is stale."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR)
+    return False
 
 
 class NotAFile(InputError):

@@ -6,6 +6,7 @@ import asyncio
 import glob
 import logging
 import os
+import stat
 import threading
 import time
 import weakref
@@ -25,7 +26,7 @@ from routerd.formats.allocations import (
 )
 from routerd.log import event
 from routerd.model import Allocations, IPNetwork, NodeReport, Refusal, Snapshot
-from routerd.store.disk import Held, claim, refresh, stamp, write_atomically
+from routerd.store.disk import Held, claim, is_hidden, refresh, stamp, write_atomically
 from routerd.store.manifests import GRACE, Manifests
 from routerd.store.merge import merge
 
@@ -165,7 +166,8 @@ class FileStore:
         beside = {self._allocations_file.parent, *(path.parent for path in [*patterns, *self._report_files()])}
         root = self._manifests.directory
         wanted = {(root, True)} | {(path.absolute(), False) for path in beside if not path.is_relative_to(root)}
-        return frozenset((path, path.stat().st_ino, is_deep) for path, is_deep in wanted if path.is_dir())
+        found = ((path, _inode(path), is_deep) for path, is_deep in wanted)
+        return frozenset((path, inode, is_deep) for path, inode, is_deep in found if inode is not None)
 
     def _report_files(self) -> list[Path]:
         # Path.glob takes no absolute patterns
@@ -251,9 +253,10 @@ class FileStore:
     def _read_allocations(self, touched: frozenset[Path]) -> Held[Allocations]:
         """None before the first ones are published; once known they stay, whatever becomes of the file."""
         path, held = self._allocations_file, self._allocations
-        if held.good is None and stamp(path) is None:
+        if held.good is None and stamp(path) is None and not is_hidden(path):
             return Held()
-        return refresh(held, path, parse_allocations, again=path in touched)
+        again = path in touched or (stamp(path) is None and held.error is None)
+        return refresh(held, path, parse_allocations, again=again)
 
     def _merged(self) -> Snapshot:
         refusals = tuple(self._faults())
@@ -274,6 +277,15 @@ class FileStore:
         if self._manifests.fault:
             found.append(Refusal(f"file/{self._manifests.directory}", "Unreadable", self._manifests.fault))
         return [refusal for refusal in found if refusal is not None]
+
+
+def _inode(directory: Path) -> int | None:
+    """None if it is no directory, or cannot be looked at: one above it may not be searched, its NFS handle is stale."""
+    try:
+        status = directory.stat()
+    except OSError:
+        return None
+    return status.st_ino if stat.S_ISDIR(status.st_mode) else None
 
 
 def _fault(path: Path, held: Held[T], is_synced: bool) -> Refusal | None:

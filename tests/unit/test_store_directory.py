@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import socket
@@ -142,3 +143,42 @@ def test_the_last_file_deleted_from_its_directory_is_gone(directory: Path) -> No
     for now in (1.0, 1.0 + GRACE):
         found.look(now, without=NOTHING, touched=NOTHING)
     assert (found.loaded(), found.fault) == ([], "")
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ESTALE, errno.EIO])
+def test_a_directory_that_cannot_be_looked_at_is_a_refusal_and_what_it_said_stays(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    look = Path.stat
+
+    def fail(path: Path, **how: bool) -> os.stat_result:
+        if path.is_relative_to(directory):
+            raise OSError(code, os.strerror(code), str(path))
+        return look(path, **how)
+
+    async def story() -> None:
+        async with running(directory) as (store, until):
+            (directory / "a.yaml").write_text(pool("a"))
+            await until(lambda: set(store.snapshot().pools or {}) == {"a"})  # type: ignore[misc]
+            monkeypatch.setattr(Path, "stat", fail)
+            await until(lambda: f"file/{directory} Unreadable" in reasons(store.snapshot()))  # type: ignore[misc]
+            assert set(store.snapshot().pools or {}) == {"a"}
+            assert store._watches() == frozenset(each for each in store._watches() if not each[2])
+            monkeypatch.setattr(Path, "stat", look)
+            (directory / "b.yaml").write_text(pool("b", "198.51.100.0/24"))
+            await until(lambda: set(store.snapshot().pools or {}) == {"a", "b"})  # type: ignore[misc]
+
+    asyncio.run(story())
+
+
+def test_allocations_that_cannot_be_looked_at_are_a_refusal(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, look = store_of(directory), Path.stat
+
+    def fail(path: Path, **how: bool) -> os.stat_result:
+        if path.name == "allocations.yaml":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return look(path, **how)
+
+    monkeypatch.setattr(Path, "stat", fail)
+    for _ in range(2):
+        assert reasons(store.load()) == ["file/allocations.yaml InvalidFile"]
