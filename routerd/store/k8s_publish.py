@@ -20,6 +20,7 @@ from routerd.log import event
 from routerd.model import IPAddress, Refusal
 from routerd.store.k8s_client import ApiError, Client
 from routerd.store.k8s_events import Events
+from routerd.store.k8s_resources import POLICIES, POOLS, SERVICES
 from routerd.store.k8s_status import StatusPatch, policy_patches, pool_patches, service_patches
 from routerd.store.k8s_watch import Timings
 from routerd.store.kubernetes import KubernetesStore
@@ -107,6 +108,7 @@ class Publisher:
         """What is wrong with one object delays no other."""
         wanted = {patch.path for patch in patches}
         self._failed = {path: failed for path, failed in self._failed.items() if path in wanted}
+        self._forget()
         now, limit = self._clock(), asyncio.Semaphore(AT_ONCE)
 
         async def one(patch: StatusPatch) -> None:
@@ -115,6 +117,13 @@ class Publisher:
 
         due = [patch for patch in patches if self._failed.get(patch.path, (0, now))[1] <= now]
         await asyncio.gather(*map(one, due))
+
+    def _forget(self) -> None:
+        """Drops what was written to objects that are gone: they come and go for as long as the operator runs."""
+        known = [(each, one) for each in (SERVICES, POLICIES, POOLS) for one in self._store.known(each.kind)]
+        if len(self._written) > len(known):
+            paths = {each.object_path(one.name, one.namespace, "status") for each, one in known}
+            self._written = {path: written for path, written in self._written.items() if path in paths}
 
     async def _write(self, patch: StatusPatch) -> None:
         if not self._may_write() or self._written.get(patch.path) == (patch.version, patch.status):
