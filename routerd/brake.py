@@ -8,11 +8,13 @@ says something. It writes nothing; additions and changes of paths always pass.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from bgp.path import AdjRibOut, Desired
 from egress.policy import Desired as EgressDesired
+from egress.policy import Group, Policy
 from routerd.announce import Announcements
 from routerd.desired import NodeState
 from routerd.model import IPAddress, IPNetwork, Origin, Refusal, Snapshot
@@ -20,6 +22,7 @@ from routerd.model import IPAddress, IPNetwork, Origin, Refusal, Snapshot
 WINDOW = 10.0  # seconds within which losses count as one: files that are deleted one after the other
 OF_THE_NODE = frozenset({"NodeExcluded", "NetworkUnavailable"})  # explain everything that this node withdraws
 Ribs = Mapping[IPAddress, AdjRibOut]
+Address = TypeVar("Address")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +110,9 @@ class _Causes:
             return True  # other gateways
         earlier = self.before.allocations.groups if self.before.allocations else ()
         policies = next((each.policies for each in earlier if str(each.id) == number), ())
-        return bool(policies) and all(map(self._policy, policies))
+        return bool(policies) and all(map(self.explain_policy, policies))
 
-    def _policy(self, key: str) -> bool:
+    def explain_policy(self, key: str) -> bool:
         was = (self.before.policies or {}).get(key)
         return key in (self.now.policies or {}) or (was is not None and self.was_deleted(was.origin))
 
@@ -170,8 +173,8 @@ def is_too_much(lost: Ribs, before: Before, limits: Limits) -> bool:
     )
 
 
-def held(state: NodeState, lost: Ribs, before: Before, limits: Limits) -> NodeState:
-    """`state` with the lost paths kept. What the kept egress addresses lead to is kept as it was."""
+def held(state: NodeState, lost: Ribs, before: Before, limits: Limits, now: Snapshot) -> NodeState:
+    """`state` with the lost paths kept, and what the kept egress addresses lead to."""
     announced, was = state.announcements, before.announced
     assert announced is not None
     peers = dict(announced.desired.peers)
@@ -188,17 +191,71 @@ def held(state: NodeState, lost: Ribs, before: Before, limits: Limits) -> NodeSt
     refusal = Refusal("bgp", "WithdrawalHeld", message)
     kept = Announcements(Desired(peers, ribs), owners, announced.refusals)
     refusals = tuple(sorted({*state.refusals, refusal}, key=lambda each: (each.object, each.reason, each.message)))
-    return NodeState(kept, _kept_egress(state, before), refusals)
+    egress = _kept_egress(state, before, now, prefixes)
+    return NodeState(kept, egress, refusals, may_retire=_may_retire(lost, before))
 
 
-def _kept_egress(state: NodeState, before: Before) -> EgressDesired | None:
-    """As it was if it would lose a policy or a group; None (touch nothing) where it is not known what it was."""
-    if before.state is None:
-        return None
-    old, new = before.state.egress, state.egress
-    if old is None or new is None or (set(old.policies) <= set(new.policies) and set(old.groups) <= set(new.groups)):
+# --- egress: what is added passes always, and what held paths lead to stays
+
+
+def _may_retire(lost: Ribs, before: Before) -> bool:
+    """Whether gateway state may go. After a start it is not known which of it the held egress addresses lead to."""
+    is_egress = any(path.med is not None for rib in lost.values() for path in rib.values())  # VIPs have no MED
+    return before.state is not None or not is_egress
+
+
+def _kept_egress(
+    state: NodeState, before: Before, now: Snapshot, prefixes: Iterable[IPNetwork]
+) -> EgressDesired | None:
+    """As it shall be, with the groups and policies that it would lose for held `prefixes`, or without a cause."""
+    old, new = before.state.egress if before.state is not None else None, state.egress
+    if old is None or new is None:
         return new
-    return old
+    causes = _Causes(before.snapshot, now, {}, _files(now))
+    led_to = [each for each in prefixes if each.version == 4]
+    groups = {
+        number: group
+        for number, group in old.groups.items()
+        if number not in new.groups
+        and (any(group.egress_ip in each for each in led_to) or not causes.explain(f"egress/{number}"))
+    }
+    policies = {
+        name: policy
+        for name, policy in old.policies.items()
+        if name not in new.policies and (policy.group in groups or not causes.explain_policy(name))
+    }
+    return _with(new, old, groups, policies)
+
+
+def _with(
+    new: EgressDesired, old: EgressDesired, groups: Mapping[int, Group], policies: Mapping[str, Policy]
+) -> EgressDesired:
+    """`new` with these of `old`, the pods that they steer and the nodes that they leave through."""
+    if not groups and not policies:
+        return new
+    back = {
+        name: replace(policy, group=old.policies[name].group)
+        for name, policy in new.policies.items()
+        if policy.group == 0 and name in old.policies and old.policies[name].group in groups
+    }
+    return replace(
+        new,
+        groups={**groups, **new.groups},
+        policies={**policies, **new.policies, **back},
+        pods=_steered(new.pods, old.pods, policies),
+        pods6=_steered(new.pods6, old.pods6, policies),
+        nodes=new.nodes | old.nodes,
+    )
+
+
+def _steered(
+    new: Mapping[Address, tuple[str, ...]], old: Mapping[Address, tuple[str, ...]], policies: Mapping[str, Policy]
+) -> dict[Address, tuple[str, ...]]:
+    found = dict(new)
+    for address, names in old.items():
+        if kept := policies.keys() & names:
+            found[address] = tuple(sorted({*new.get(address, ()), *kept}))
+    return found
 
 
 class Brake:
@@ -243,7 +300,7 @@ class Brake:
             if is_too_much(lost, before, self._limits) or (lost and is_holding):
                 self._since = now if self._since is None else self._since
                 self.paths = sum(map(len, lost.values()))
-                return held(state, lost, before, self._limits)
+                return held(state, lost, before, self._limits, snapshot)
         self._last = Before(state.announcements.desired.ribs, now, state, snapshot)
         if before is None or self._since is not None or before.state is None:
             self._before = self._last

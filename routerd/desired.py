@@ -61,6 +61,7 @@ class NodeState:
     announcements: Announcements | None
     egress: EgressDesired | None
     refusals: tuple[Refusal, ...] = ()
+    may_retire: bool = True  # whether what led to this node's NAT state may be taken away
 
 
 def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts) -> NodeState:

@@ -195,7 +195,9 @@ class Reconciler:
         if announced is not None and egress.nat_whole:
             self._tell(announced.desired)
         held = ""
-        if egress.retiring:
+        if egress.retiring and not state.may_retire:
+            held = "withdrawals are held: what the held paths lead to stays"
+        elif egress.retiring:
             held = await self._hold(announced)
         elif not egress.error:
             self._unsettled_since = None  # nobody waits: the next wait begins anew

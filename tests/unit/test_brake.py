@@ -204,7 +204,8 @@ def test_after_a_start_what_the_speaker_carries_counts() -> None:
     second.brake.begin(first.state.announcements.desired.ribs)
     assert second.see(without(everything(), *MOST)) == COUNT
     assert second.is_alarmed()
-    assert second.state.egress is None  # touch nothing: what the held paths lead to is not known
+    assert second.state.egress == compose(everything(), Settings("a"), LocalFacts(sessions=LOCAL)).egress
+    assert second.state.may_retire  # no held path is an egress address's
     assert second.see(everything()) == COUNT
     assert not second.is_alarmed()
     assert second.see(without(everything(), *MOST)) == COUNT
@@ -223,3 +224,54 @@ def test_nothing_is_kept_for_a_peer_that_was_deleted_on_purpose() -> None:
     story.see(replace(everything(), bgp=BgpConfig(), nodes=nodes))
     assert story.state.announcements is not None
     assert ip_address("10.0.0.1") not in story.state.announcements.desired.peers
+
+
+def steering(snapshot: Snapshot, *pods: str) -> Snapshot:
+    """With an egress policy in a file of its own, group 7 behind it, and pods of these addresses."""
+    given = snapshot.allocations.services if snapshot.allocations else ()
+    rule = replace(cluster.policy(), origin=Origin("/m/egress.yaml", 1))
+    return replace(
+        snapshot,
+        policies={rule.key: rule},
+        allocations=Allocations(1, given, (cluster.group(),)),
+        pods={f"default/{address}": cluster.pod(address, address) for address in pods},
+    )
+
+
+POD, NEW = "10.1.11.2", "10.1.11.3"
+EGRESS = Limits(percent=50, paths=1, hold=600.0)
+
+
+def test_new_pods_pass_while_services_are_held_and_a_deleted_policy_goes() -> None:
+    story = Story()
+    story.see(steering(everything(), POD))
+    lost = steering(without(everything(), *MOST, given=False), POD, NEW)
+    assert story.see(lost) == COUNT + 1
+    egress = story.state.egress
+    assert egress is not None and {str(each) for each in egress.pods} == {POD, NEW}
+    assert all(egress.pods.values())
+
+
+def test_groups_and_policies_that_vanish_without_a_cause_stay_and_new_pods_pass() -> None:
+    story = Story()
+    story.see(steering(everything(), POD))
+    given = without(everything(), *MOST, given=False)
+    lost = replace(given, policies={}, pods=steering(given, POD, NEW).pods)
+    assert story.see(lost) == COUNT + 1
+    egress = story.state.egress
+    assert egress is not None
+    assert (set(egress.groups), len(egress.policies), story.state.may_retire) == ({7}, 1, True)
+    assert {str(address): bool(names) for address, names in egress.pods.items()} == {POD: True, NEW: False}
+
+
+def test_after_a_start_held_egress_addresses_keep_the_gateway_state_and_new_pods_pass() -> None:
+    first, second = Story(limits=EGRESS), Story(limits=EGRESS)
+    first.see(steering(without(everything(), *[f"s{number}" for number in range(COUNT)]), POD))
+    assert first.state.announcements is not None and first.count() == 1
+    second.brake.begin(first.state.announcements.desired.ribs)
+    lost = replace(steering(everything(), POD, NEW), services={}, endpoint_slices=(), allocations=Allocations(2))
+    assert second.see(lost) == 1
+    assert second.is_alarmed()
+    assert not second.state.may_retire
+    assert second.state.egress is not None
+    assert {str(each) for each in second.state.egress.pods} == {POD, NEW}

@@ -384,3 +384,11 @@ def test_one_room_alone() -> None:
         )
 
     assert asyncio.run(run()) == (Round(), Round(("prepare group 7",)))
+
+
+def test_while_gateway_state_may_not_go_what_is_new_is_programmed() -> None:
+    world = World(groups={3})
+    (found,) = rounds(world, replace(state(), may_retire=False))
+    assert found.actions == ("prepare group 7",)
+    assert "held" in found.held
+    assert world.groups == {3, 7}
