@@ -90,13 +90,18 @@ def check_paths(paths: Sequence[Path]) -> list[Finding]:
     findings: list[Finding] = []
     for path in paths:
         try:
-            files = manifest_files(path) if path.is_dir() else [path]
+            files = _manifests(path) if path.is_dir() else [path]
             texts |= {str(file): read_text(file) for file in files}
         except OSError as error:
             findings.append(Finding("error", f"cannot be read: {error.strerror}", str(path)))
         except InputError as error:
             findings.append(_of_error(error))
     return findings + check_texts(texts)
+
+
+def _manifests(directory: Path) -> list[Path]:
+    """The manifests in a directory, without what the operator puts beside them by default."""
+    return [file for file in manifest_files(directory) if file.name != "allocations.yaml"]
 
 
 def check_texts(texts: Mapping[str, str]) -> list[Finding]:

@@ -57,6 +57,8 @@ def look_around(story: Story) -> str:
     """How to use a lab that was left up."""
     lab = story.lab
     gw1, pod, directory = lab.node("gw1"), lab.pod("snat-pod"), lab.directory
+    worker = lab.node("worker")
+    ask = f"{sys.prefix}/bin/routerd --config {worker.directory}/routerd.yaml"
     more = {**lab.tor.bgp.look_around(), **story.manifests.look_around(TWO_GATEWAYS)}
     commands = "\n".join(f"  {what:<20} {command}" for what, command in more.items())
     down = "make demo-down" if lab.prefix == "demo" else f"DEMO_PREFIX={lab.prefix} make demo-down"
@@ -66,6 +68,12 @@ The lab is still up; `{down}` removes it. Look around:
   a pod asks fw        ip netns exec {pod.name} ping -c 1 {lab.fw.address}
   whom fw has served   tail -f {lab.fw.log}
 {commands}
+  ask routerd          {ask} status
+                       {ask} show egress-ips
+                       {ask} why pod/default/snat-pod
+                       {ask} plan
+  kill an agent        pkill -9 -f 'agent --config {worker.directory}/'
+  and start it again   nsenter -t $(cat {worker.directory}/run/speaker.pid) -n -m {ask} agent
   a node's files       ls {gw1.directory}    pins: {gw1.pin_dir}
   the capture          tcpdump -nr {directory}/tor-0.pcap"""
 

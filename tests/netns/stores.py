@@ -101,8 +101,9 @@ class ApiObjects:
         inside = f"ip netns exec {self.lab.tor.name} env KUBECONFIG={self.administrator} kubectl"
         each = list(yaml.safe_load_all(self._put[name]))[-1]
         return {
-            "edit a policy": f"{inside} edit {each['kind'].lower()} {each['metadata']['name']}",
-            "what became of it": f"{inside} get routerd",
+            "change a policy": f"{inside} patch {each['kind'].lower()} {each['metadata']['name']} --type=merge "
+            """-p '{"spec": {"priority": 5}}'""",
+            "what became of it": f"{inside} get {each['kind'].lower()} {each['metadata']['name']} -o yaml",
         }
 
     def _kubeconfig(self, account: str) -> Path:

@@ -82,7 +82,7 @@ def test_a_transcript_remembers_what_failed() -> None:
     assert "✗  2 Breaks" in out.getvalue()
     assert "seen: nothing" in out.getvalue()
     assert "FAILED: Breaks; too slow\n" in out.getvalue()
-    assert "Missed, and not counted: busy\n" in out.getvalue()
+    assert "Missed, and not counted, as it says how busy this machine is: busy\n" in out.getvalue()
 
 
 def test_a_leak_counts_where_bars_are_notes() -> None:

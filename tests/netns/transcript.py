@@ -73,7 +73,10 @@ class Transcript:
                 mark = "✗" if fails else "!"
             self.say(f"{mark} {row.what:<56.56}{row.measured:>16}{row.bar:>14}")
         verdict = f"FAILED: {'; '.join(self.failed)}" if self.failed else "Everything held."
-        self.say(f"\n{verdict}" + (f"\nMissed, and not counted: {'; '.join(noted)}" if noted else ""))
+        self.say(
+            f"\n{verdict}"
+            + (f"\nMissed, and not counted, as it says how busy this machine is: {'; '.join(noted)}" if noted else "")
+        )
 
     def logs(self, daemons: Daemons, lines: int = 6) -> None:
         """The last words of every daemon, for whoever has to find out why."""

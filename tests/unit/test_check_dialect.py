@@ -65,3 +65,9 @@ def test_findings_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     code, out = run(capsys, "--output", "json", str(tmp_path))
     assert code == 1
     assert [finding["severity"] for finding in json.loads(out)] == ["error"]
+
+
+def test_what_the_operator_publishes_is_no_manifest(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "allocations.yaml").write_text("apiVersion: routerd.io/v1alpha1\nkind: Allocations\ngeneration: 1\n")
+    code, out = run(capsys, str(tmp_path))
+    assert (code, out) == (0, "errors: 0, warnings: 0\n")
