@@ -70,10 +70,6 @@ class Datapath:
         self._digest = self._loader.digest()
         self._reasons = layout.read_reasons()
 
-    @property
-    def attach_mode(self) -> str:
-        return self._attacher.mode
-
     def close(self) -> None:
         self._maps.close()
 

@@ -76,8 +76,3 @@ def for_agent(uplinks: Iterable[str]) -> None:
     btf()
     program("nft", "nftables")
     devices(uplinks)
-
-
-def for_speaker() -> None:
-    privileges((CAP_NET_ADMIN,))  # TCP MD5 and binding to the session's address
-    exabgp()

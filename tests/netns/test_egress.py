@@ -95,7 +95,8 @@ class Cluster:
         return {reason: n for reason, n in self.counters(name).items() if n and reason not in went_on}
 
 
-VARIANTS = (("routed", "tcx", "libbpf"), ("bridge", "clsact", "bcc"))
+CLSACT = ("bridge", "clsact", "bcc")
+VARIANTS = (("routed", "tcx", "libbpf"), CLSACT)
 HEADERS = Path(__file__).resolve().parents[2] / ".lab" / "cache" / "kernel" / "headers"
 
 
@@ -400,10 +401,9 @@ def test_removal_leaves_nothing(cluster: Cluster) -> None:
     assert cluster.lab.pod("sel").get(FW_ADDRESS).source == str(EGRESS_IP)
 
 
+@pytest.mark.parametrize("cluster", [CLSACT], ids=["-".join(CLSACT)], indirect=True)
 def test_an_ingress_qdisc_in_the_way_of_clsact_is_said(cluster: Cluster) -> None:
     """Its one block would take the filters of both hooks as one, and they would replace each other."""
-    if cluster.datapaths["worker"].attach_mode != "clsact":
-        return
     pod, worker = cluster.lab.add_pod("shaped", "worker"), cluster.lab.node("worker")
     worker.run(["tc", "qdisc", "add", "dev", pod.device, "ingress"])
     try:
@@ -413,10 +413,9 @@ def test_an_ingress_qdisc_in_the_way_of_clsact_is_said(cluster: Cluster) -> None
         cluster.lab.remove_pod("shaped")
 
 
+@pytest.mark.parametrize("cluster", [CLSACT], ids=["-".join(CLSACT)], indirect=True)
 def test_filters_of_a_former_mode_go_when_links_come(cluster: Cluster) -> None:
     worker, datapath = cluster.lab.node("worker"), cluster.datapaths["worker"]
-    if datapath.attach_mode != "clsact":
-        return
     datapath.close()
     cluster.datapaths["worker"] = Datapath(worker.pin_dir / "routerd", "tcx", loader_name=cluster.loader)  # type: ignore[arg-type]
     try:
