@@ -96,6 +96,11 @@ class Speaker:
             await asyncio.wait_for(self._settled.wait(), timeout)
         return self._settled.is_set()
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether ExaBGP has acknowledged everything of the last `set`."""
+        return self._settled.is_set()
+
     async def sent(self, timeout: float) -> bool:
         """Whether, moreover, all of it was given to TCP: `settled` things may still be queued in ExaBGP.
 

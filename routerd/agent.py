@@ -68,6 +68,9 @@ class Node(Protocol):
 
     def peers(self) -> Mapping[IPAddress, PeerView]: ...
 
+    def is_settled(self) -> bool:
+        """Whether the speaker has acknowledged all that it was told."""
+
     def refusals(self) -> tuple[Refusal, ...]:
         """The speaker's."""
 
@@ -124,6 +127,7 @@ class Agent:
         self._state = NodeState(None, None)
         self._composed: tuple[Snapshot, LocalFacts] | None = None
         self._said = Round()
+        self._finished: int | None = None  # generation of the allocations of which a round left nothing undone
         self._status = AgentStatus(
             settings.node,
             routerd.__version__,
@@ -140,6 +144,11 @@ class Agent:
     def status(self) -> AgentStatus:
         """The status after the last round; a frozen value, so any thread may read it."""
         return self._status
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What the last round was decided from."""
+        return self._snapshot
 
     def wake(self) -> None:
         """Asks for a round now: the store has changed."""
@@ -255,9 +264,16 @@ class Agent:
         seconds = self._clock() - started
         self._log(done, seconds)
         self._said = done
+        if self._is_finished(done) and self._snapshot.allocations is not None:
+            self._finished = self._snapshot.allocations.generation
         rounds = self._status.rounds.after(seconds, done.error, done.held)
-        self._status = (await self._counted() if full else self._refreshed()).with_rounds(rounds)
+        is_new = bool(done.actions) and not self._counters.attached  # it may have been attached just now
+        self._status = (await self._counted() if full or is_new else self._refreshed()).with_rounds(rounds)
         return done
+
+    def _is_finished(self, done: Round) -> bool:
+        is_undone = done.error or done.held or self._brake.paths
+        return not is_undone and self._reconciler.takes(self._state)
 
     async def _compose(self) -> None:
         """Decides anew, unless nothing that a decision rests on has changed."""
@@ -289,6 +305,7 @@ class Agent:
             peers=peer_statuses(self._state, self._node.peers()),
             refusals=tuple(dict.fromkeys((*self._state.refusals, *self._said.refusals, *self._node.refusals()))),
             pools=tuple(pool_rows(self._snapshot)),
+            generation=self._finished if self._node.is_settled() else self._status.generation,
             store=self._node.store_status(),
             braked=self._brake.paths,
             datapath=counters.attached,
@@ -330,6 +347,7 @@ def peer_statuses(state: NodeState, seen: Mapping[IPAddress, PeerView]) -> tuple
             session.description if names[session.description] == 1 and session.description else str(address),
             seen.get(address, PeerView(address, up=False)),
             len(desired.ribs.get(address, {})),
+            session.description,
         )
         for address, session in desired.peers.items()
     )

@@ -205,6 +205,11 @@ class Reconciler:
             await self._in_thread(self._apply, egress.retiring, egress)
         return Round(tuple(egress.done), egress.problems, held, egress.error)
 
+    def takes(self, state: NodeState) -> bool:
+        """Whether `state` says what every room that is there should have."""
+        has_announcements = self._speaker is None or state.announcements is not None
+        return has_announcements and (self._egress is None or state.egress is not None)
+
     async def preview(self, state: NodeState) -> list[str]:
         """What a round would do now, one line each; changes nothing. EnvironmentFault if it cannot be read."""
         return [*await in_thread(self._preview_egress, state.egress), *await self._preview_bgp(state.announcements)]

@@ -117,6 +117,9 @@ class Rooms:
         found = self._speaker.peers if self._speaker is not None else {}
         return {address: _peer_view(address, status, now) for address, status in found.items()}
 
+    def is_settled(self) -> bool:
+        return self._speaker is None or self._speaker.is_settled
+
     def refusals(self) -> tuple[Refusal, ...]:
         """What the speaker cannot do, sessions that are not up included: nobody else would tell (TCP MD5 is silent)."""
         if self._speaker is None:

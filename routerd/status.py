@@ -47,6 +47,7 @@ class PeerStatus:
     label: str  # as in metrics: the peer's name, else its address
     view: PeerView
     desired: int = 0  # paths
+    name: str = ""  # as configured, even if another peer bears it too
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class AgentStatus:
     refusals: tuple[Refusal, ...] = ()
     pools: tuple[Row, ...] = ()
     store: StoreStatus | None = None  # None: not one that an API server is behind
+    generation: int | None = None  # of the allocations that this node has applied
     braked: int = 0  # paths whose withdrawal the brake holds
     datapath: bool = False  # attached and read in the last round
     passed: Mapping[str, int] = field(default_factory=dict)  # packets that went on, by outcome

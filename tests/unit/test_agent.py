@@ -30,6 +30,7 @@ class Here:
 
     def __init__(self) -> None:
         self.store = Snapshot()
+        self.settled = True
 
     def snapshot(self) -> Snapshot:
         return self.store
@@ -42,6 +43,9 @@ class Here:
 
     def peers(self) -> Mapping[IPAddress, PeerView]:
         return {TOR: PeerView(TOR, up=True, state="up", announced=2)}
+
+    def is_settled(self) -> bool:
+        return self.settled
 
     def refusals(self) -> tuple[Refusal, ...]:
         return ()
@@ -343,3 +347,72 @@ def test_the_brake_holds_is_shown_and_is_released() -> None:
         assert running.agent.status.braked == 0
 
     with_agent(test, brake=Limits(percent=10, paths=1))
+
+
+def of_generation(number: int, **fields: Any) -> Snapshot:
+    found = cluster.snapshot(**fields)
+    assert found.allocations is not None
+    return replace(found, allocations=replace(found.allocations, generation=number))
+
+
+def test_the_generation_is_that_of_allocations_that_are_applied_not_read() -> None:
+    async def test(running: Running) -> None:
+        agent = running.agent
+        running.feed(of_generation(1))
+        await running.until(lambda: agent.status.rounds.errors > 0)
+        assert agent.status.generation is None
+        running.world.broken = ""
+        await running.until(lambda: agent.status.generation == 1)
+        running.here.settled = False  # ExaBGP has not acknowledged the next one
+        running.feed(of_generation(2))
+        await running.until(lambda: agent.snapshot.allocations == of_generation(2).allocations)
+        done = agent.status.rounds.done
+        await running.until(lambda: agent.status.rounds.done > done + 1)
+        assert agent.status.generation == 1
+        running.here.settled = True
+        agent.refresh()
+        assert agent.status.generation == 2
+
+    with_agent(test, World(broken="prepare group 7"), period=0.01)
+
+
+def test_allocations_that_a_round_holds_back_or_cannot_place_are_not_applied() -> None:
+    async def test(running: Running) -> None:
+        agent = running.agent
+        running.feed(of_generation(1))
+        await running.until(lambda: agent.status.generation == 1)
+        running.world.settles = False  # what is withdrawn may not go yet
+        without = Allocations(2, (cluster.allocation("web", "192.0.2.1"),))
+        running.feed(cluster.snapshot(allocations=without))
+        await running.until(lambda: bool(agent.status.rounds.held))
+        running.feed(of_generation(3, nodes={}))  # this node is in the store no more
+        await running.until(lambda: any(each.reason == "UnknownNode" for each in agent.status.refusals))
+        assert agent.status.generation == 1
+
+    with_agent(test, period=0.01)
+
+
+def test_a_datapath_that_a_round_attached_shows_at_once() -> None:
+    class Fresh(Here):
+        def counters(self) -> EgressCounters:
+            return EgressCounters(attached=bool(world.groups))
+
+    async def run() -> None:
+        here = Fresh()
+        reconciler = Reconciler(Speaker(world), replace(egress_of(world), datapath=Datapath(world)), settle_timeout=0.0)
+        agent = Agent(Settings("a"), here, reconciler, period=60.0)
+        task = asyncio.create_task(agent.run())
+        try:
+            async with asyncio.timeout(5):
+                while not agent.status.rounds.done:
+                    await asyncio.sleep(0.001)
+                here.store = cluster.snapshot()
+                agent.wake()
+                while not agent.status.datapath:
+                    await asyncio.sleep(0.001)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    world = World()
+    asyncio.run(run())
