@@ -24,7 +24,7 @@ from routerd.brake import Limits
 from routerd.config import Config
 from routerd.desired import Settings
 from routerd.errors import EnvironmentFault, StoreError
-from routerd.health import node_health
+from routerd.health import Enabled, node_health
 from routerd.lifetime import Source
 from routerd.log import event
 from routerd.model import Allocations, NodeReport, Snapshot, Writer
@@ -164,7 +164,8 @@ def _assembled(config: Config, source: Source, heart: Heart, store: Store) -> Ag
         carried=None if source.reloaded else rooms.carried,  # another configuration explains what it withdraws
     )
     on_speaker.to, on_links.to, source.told = body.refresh, body.recheck, body.config_is
-    store.report_health(lambda: node_health(body.status, store.snapshot().allocations))
+    enabled = Enabled(bgp=config.bgp.enabled, egress=config.egress.enabled)
+    store.report_health(lambda: node_health(body.status, body.snapshot, enabled, time.time()))
     return body
 
 

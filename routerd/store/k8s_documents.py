@@ -6,7 +6,9 @@ Allocations and ledger are ConfigMaps of our namespace. A ConfigMap holds 1 MiB:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from ipaddress import ip_address
 from typing import Any
 
@@ -118,6 +120,42 @@ def _read_group(
 def report_status(report: NodeReport) -> dict[str, Any]:
     """The status of a RouterdNode."""
     return {"addresses": [str(address) for address in report.addresses]}
+
+
+def is_said(wanted: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether the status `before` says all that is wanted; times are not compared."""
+    return all(_timeless(before.get(key)) == _timeless(value) for key, value in wanted.items())
+
+
+def _timeless(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    return [_without(each, "lastTransitionTime") if isinstance(each, dict) else each for each in value]
+
+
+def _without(found: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if name != key}
+
+
+def is_urgent(wanted: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether an address, a condition or a session is another, and not merely a number or a message."""
+    return any(_states(before.get(key)) != _states(value) for key, value in wanted.items() if isinstance(value, list))
+
+
+def _states(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    names = ("address", "state", "type", "status", "reason")
+    return [{name: each.get(name) for name in names} if isinstance(each, dict) else each for each in value]
+
+
+def seconds_since(text: Any, now: datetime) -> float:
+    """Of a time in RFC 3339; infinite for what is none. A time to come counts as none."""
+    try:
+        age = (now - datetime.fromisoformat(text)).total_seconds()
+    except (TypeError, ValueError):
+        return math.inf
+    return age if age >= 0 else math.inf
 
 
 def read_report(name: str, status: Mapping[str, Any]) -> NodeReport | None:
