@@ -37,6 +37,9 @@ class Manifests(Protocol):
     def store(self, role: str) -> dict[str, object]:
         """The section `store` of a role's configuration: "operator", "agent" or "speaker"."""
 
+    def node_status(self, node: str) -> Json | None:
+        """What the store tells people of a node's health; None where it has no place for that."""
+
     def look_around(self, name: str) -> Mapping[str, str]:
         """Commands for a lab that was left up, of which one edits the manifest `name`."""
 
@@ -58,6 +61,9 @@ class Files:
 
     def store(self, role: str) -> dict[str, object]:
         return file_store(self.lab)
+
+    def node_status(self, node: str) -> Json | None:
+        return None
 
     def look_around(self, name: str) -> Mapping[str, str]:
         return {"edit a policy": f"$EDITOR {self.lab.manifests}/{name}"}
@@ -97,6 +103,10 @@ class ApiObjects:
         account = "operator" if role == "operator" else "agent"
         return {"kind": "kubernetes", "kubeconfig": str(self._kubeconfig(account))}
 
+    def node_status(self, node: str) -> Json | None:
+        answer: Answer = self._ask(lambda api: api.get(f"/apis/routerd.io/v1alpha1/routerdnodes/{node}"))
+        return dict(answer.body.get("status") or {})
+
     def look_around(self, name: str) -> Mapping[str, str]:
         inside = f"ip netns exec {self.lab.tor.name} env KUBECONFIG={self.administrator} kubectl"
         each = list(yaml.safe_load_all(self._put[name]))[-1]
@@ -104,6 +114,7 @@ class ApiObjects:
             "change a policy": f"{inside} patch {each['kind'].lower()} {each['metadata']['name']} --type=merge "
             """-p '{"spec": {"priority": 5}}'""",
             "what became of it": f"{inside} get {each['kind'].lower()} {each['metadata']['name']} -o yaml",
+            "how the nodes are": f"{inside} get routerdnodes -o wide",
         }
 
     def _kubeconfig(self, account: str) -> Path:

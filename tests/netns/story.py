@@ -6,6 +6,7 @@ import ipaddress
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.netns import cluster, netns
 from tests.netns.capture import SourceWatch
@@ -262,6 +263,31 @@ def cluster_untouched(story: Story) -> list[str]:
     return [f"snat-pod asks dns at {' and '.join(answers)}: dns saw {pod.address}, its own"]
 
 
+def nodes_ready(story: Story) -> list[str]:
+    return [line for node in story.lab.nodes for line in node_ready(node, story)]
+
+
+def node_ready(node: str, story: Story) -> list[str]:
+    """Evidence that the node says it is ready: its agent, and the store where that has a place for it."""
+    claim(story.daemons.is_ready(node), f"{node}: the agent is not ready")
+    if story.manifests.node_status(node) is None:
+        return [f"{node}: ready"]
+    said: dict[str, Any] = {}
+
+    def is_told() -> bool:
+        said.update(story.manifests.node_status(node) or {})
+        conditions = {each["type"]: each["status"] for each in said.get("conditions", ())}
+        peers = [(each["address"], each["state"], each["paths"] > 0) for each in said.get("peers", ())]
+        return set(conditions.values()) == {"True"} and peers == [(TOR_ADDRESS, "up", True)] and said["generation"] > 0
+
+    try:
+        story.lab.wait(is_told, 15, f"RouterdNode {node} is ready")  # numbers alone wait for 10 s
+    except netns.WaitTimeout as timeout:
+        raise StoryFailed(f"{timeout}: {said}") from timeout
+    peers = ", ".join(f"{each['address']} {each['state']}, {each['paths']} paths" for each in said["peers"])
+    return [f"RouterdNode {node}: {', '.join(each['type'] for each in said['conditions'])}; peer {peers}"]
+
+
 def edit_policy(story: Story) -> list[str]:
     """Selects app=plain in the policy, and takes it back."""
     before = story.manifests.read(TWO_GATEWAYS)
@@ -317,6 +343,7 @@ STORY: tuple[tuple[str, Scene], ...] = (
     ("A legacy policy whose egress IP is a node's own address", old_policy),
     ("Unselected pods keep their address, and fw refuses them", unselected_refused),
     ("In-cluster traffic of a selected pod is untouched, though its policy says 0.0.0.0/0", cluster_untouched),
+    ("Every node says that it is ready", nodes_ready),
     ("A policy is edited and takes effect", edit_policy),
     ("Nothing of a selected pod has left with another source", no_leak),
 )
