@@ -344,7 +344,7 @@ def test_the_brake_holds_is_shown_and_is_released() -> None:
         assert any("WithdrawalHeld" in line for line in (await running.agent.answer({"get": "plan"}))["refusals"])
         assert running.agent.answer({"get": "release-brake"}) == 1
         await running.until(lambda: "192.0.2.1/32" not in prefixes(running.world))
-        assert running.agent.status.braked == 0
+        await running.until(lambda: running.agent.status.braked == 0)  # status follows at the end of the round
 
     with_agent(test, brake=Limits(percent=10, paths=1))
 
