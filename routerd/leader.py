@@ -20,7 +20,7 @@ from routerd.log import event
 from routerd.model import Allocations, NodeReport, Snapshot, Writer
 from routerd.notify import notify
 from routerd.operator import Operator
-from routerd.store.k8s_client import Client
+from routerd.store.k8s_client import ApiError, Client
 from routerd.store.k8s_lease import Lease, LeaseTimes
 from routerd.store.k8s_ledger import take
 from routerd.store.k8s_publish import Publisher
@@ -120,7 +120,7 @@ class Candidate:
                 break
             except StoreError as error:
                 event(LOGGER, logging.ERROR, "take-over-failed", reason=str(error), retry=pause)
-                await asyncio.sleep(pause)
+                await self._rest(error, pause)
                 pause = min(pause * 2, self.timings.last_pause)
         view = LeaderStore(self.store, ledger.publish, self._wakes)
         writer = Writer(self.lease.identity, f"ConfigMap {self.namespace}/{LEDGER}", ledger.lease)
@@ -129,12 +129,19 @@ class Candidate:
             self.client, self.store, self.lease.identity,
             ledger=self._ledger, counts=self._counts, may_write=self.lease.is_held, timings=self.timings,
         )  # fmt: skip
+        self.operator.rest = self._rest
         self._wakes.append(self.publisher.wake)
         self.operator.on_decision = self.publisher.wake
         event(LOGGER, logging.INFO, "operator-active", generation=ledger.lease)
         async with asyncio.TaskGroup() as group:
             group.create_task(self.operator.run(), name="operator")
             group.create_task(self.publisher.run(), name="publisher")
+
+    async def _rest(self, error: Exception, seconds: float) -> None:
+        if isinstance(error, ApiError):
+            await self.client.rest(error, seconds, self.timings.pace)
+        else:
+            await asyncio.sleep(seconds)
 
     def _ledger(self) -> Ledger | None:
         last = self.operator.last if self.operator else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -50,6 +50,11 @@ class LedgerFile(Protocol):
     def record(self, changes: Changes) -> None: ...
 
 
+async def rest(error: Exception, seconds: float) -> None:
+    """The pause after a round that failed."""
+    await asyncio.sleep(seconds)
+
+
 @dataclass(slots=True)
 class Operator:
     """One operator. `clock` gives seconds of the Unix epoch: records outlive the process."""
@@ -60,6 +65,7 @@ class Operator:
     clock: Callable[[], float] = time.time
     in_thread: bool = False  # the store's writes wait for a network: rounds are made in a worker thread
     on_decision: Callable[[], None] = lambda: None  # called in the event loop after each round
+    rest: Callable[[Exception, float], Awaitable[None]] = rest  # a store may know of a better moment
     last: Decision | None = None  # for status and metrics
     _state: Ledger | None = None  # the ledger's content; None = must be read
     _written: tuple[Allocations, Allocations | None] | None = None  # what was published, over what
@@ -85,7 +91,7 @@ class Operator:
             except (StoreError, EnvironmentFault) as error:
                 reason = type(error).__name__
                 event(logger, logging.ERROR, "round-failed", reason=reason, message=str(error), retry=pause)
-                await asyncio.sleep(pause)
+                await self.rest(error, pause)
                 pause = min(pause * 2, LAST_PAUSE)
                 continue
             try:

@@ -1,7 +1,8 @@
 """Requests to the API server: configuration, authentication and TLS of `kubernetes.aio`, JSON without its models.
 
-One request, one answer: it retries nothing and remembers nothing but how many requests it made. The model classes of
-the package are left out: they cost more memory than all objects of a large cluster as we keep them.
+One request, one answer: it retries nothing. It remembers how many requests it made, how they were answered, and whether
+the API server can be reached (`k8s_contact`). The model classes of the package are left out: they cost more memory than
+all objects of a large cluster as we keep them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from routerd.errors import EnvironmentFault, StoreError
+from routerd.store.k8s_contact import Contact, Pace
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
@@ -24,6 +26,7 @@ CONNECT_TIMEOUT = 5.0  # seconds
 REQUEST_TIMEOUT = 15.0  # seconds for a whole answer
 MERGE_PATCH = "application/merge-patch+json"  # RFC 7396; with metadata.resourceVersion it is refused on a conflict
 CONNECTIONS = 64  # one per watch, and those of requests beside them
+UNREACHABLE = "Unreachable"  # the reason of an ApiError
 
 
 class ApiError(StoreError):
@@ -35,6 +38,11 @@ class ApiError(StoreError):
         self.message = message
         self.retry_after = retry_after  # seconds that the server asks to wait, 0 = it does not say
         super().__init__(f"API server: {status} {reason}: {message}" if status else f"API server: {message}")
+
+    @property
+    def is_unreachable(self) -> bool:
+        """There was no answer, or it broke off: refused, reset, timed out."""
+        return self.status == 0 and self.reason == UNREACHABLE
 
     @property
     def is_conflict(self) -> bool:
@@ -56,7 +64,9 @@ class Client:
         self._configuration: Any = None
         self._session: Any = None
         self._refresh: asyncio.Task[None] | None = None
+        self.contact = Contact()
         self.requests: Counter[str] = Counter()  # by method, for metrics and benchmarks
+        self.responses: Counter[tuple[str, int]] = Counter()  # by method and HTTP status, 0 = no answer
 
     async def open(self) -> None:
         """Errors: `EnvironmentFault` if there is no usable configuration."""
@@ -93,6 +103,13 @@ class Client:
         if self._session is not None:
             await self._session.close()
         self._session = self._refresh = None
+
+    async def rest(self, error: ApiError, seconds: float, pace: Pace) -> None:
+        """Between two attempts: `seconds`; while the API server is away, until it is the caller's turn or is back."""
+        if error.is_unreachable and self.contact.is_lost:
+            await self.contact.turn(pace)
+        else:
+            await asyncio.sleep(seconds)
 
     # --- requests; all raise ApiError
 
@@ -138,7 +155,7 @@ class Client:
         """Also what goes wrong while the caller reads is an ApiError."""
         if self._session is None:
             raise ApiError(0, "Closed", "no connection is open")
-        configuration = self._configuration
+        configuration, began, is_answered = self._configuration, self.contact.clock(), False
         headers = {"Accept": "application/json", "User-Agent": "routerd"}
         headers |= {"Content-Type": media or "application/json"} if body is not None else {}
         try:
@@ -152,11 +169,17 @@ class Client:
                 method, configuration.host + path, params=query, headers=headers, timeout=limits,
                 data=json.dumps(body, separators=(",", ":")) if body is not None else None, **options,
             ) as response:  # fmt: skip
+                is_answered = True
+                self.responses[method, response.status] += 1
+                if response.status < 500 and response.status != 429:
+                    self.contact.answered()
                 if response.status >= 400:
                     raise _error(response.status, await response.read(), response.headers.get("Retry-After", ""))
                 yield response
         except self._unreachable as error:
-            raise ApiError(0, "Unreachable", f"no answer: {error or type(error).__name__}") from error
+            self.responses[method, 0] += not is_answered
+            self.contact.failed(began)
+            raise ApiError(0, UNREACHABLE, f"no answer: {error or type(error).__name__}") from error
 
 
 async def _lines(response: ClientResponse) -> AsyncIterator[Json]:

@@ -1,6 +1,7 @@
 """The active operator's writes to status subresources and Events. What to write is decided in `k8s_status`.
 
-A conflict is read again and decided again. Nothing is written when nothing changed, nor when the lease has run out.
+A conflict is read again and decided again. Nothing is written when nothing changed, nor when the lease has run out, nor
+while the API server is away: whoever keeps the lease tries.
 """
 
 from __future__ import annotations
@@ -67,6 +68,9 @@ class Publisher:
         while True:
             self._wake.clear()
             await self._write_all(self._plan())
+            if self._client.contact.is_lost:
+                await self._client.contact.returned(self._timings.pace)
+                continue
             await self._tell()
             await self._is_woken()
 
@@ -126,7 +130,9 @@ class Publisher:
             self._written = {path: written for path, written in self._written.items() if path in paths}
 
     async def _write(self, patch: StatusPatch) -> None:
-        if not self._may_write() or self._written.get(patch.path) == (patch.version, patch.status):
+        if not self._may_write() or self._client.contact.is_lost:
+            return
+        if self._written.get(patch.path) == (patch.version, patch.status):
             return
         try:
             raw = await self._client.patch(patch.path, patch.body)
@@ -146,6 +152,8 @@ class Publisher:
                 self._store.take(patch.resource.kind, await self._client.get(path))
         except ApiError as fault:
             error = fault
+        if error.is_unreachable and self._client.contact.is_lost:
+            return  # no failure of the object's
         if error.status == 404:
             self._written.pop(patch.path, None)
             return  # the watch will say so

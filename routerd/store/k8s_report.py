@@ -82,7 +82,7 @@ class Reporter:
             except ApiError as error:
                 self._known = None
                 failures += 1
-                await asyncio.sleep(self._after(error, failures))
+                await self._client.rest(error, self._after(error, failures), self._timings.pace)
                 continue
             failures = 0
             self._is(None)

@@ -2,7 +2,9 @@
 
 A watch is resumed at the last resourceVersion. When that is too old (410 Gone, as an answer or inside the stream) the
 resource is listed again and compared; what the new list lacks is gone, nothing else is. A watch that says nothing, not
-even a bookmark, for `Timings.silence` is taken for dead. It changes nothing on the server.
+even a bookmark, for `Timings.silence` is taken for dead. What the server refuses is tried again after pauses of the
+resource's own; that it cannot be reached is a matter of the whole client (`k8s_contact`). It changes nothing on the
+server.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from routerd.log import event
 from routerd.model import Refusal
 from routerd.store.interface import ResourceStatus
 from routerd.store.k8s_client import ApiError, Client, Json
+from routerd.store.k8s_contact import Pace
 from routerd.store.k8s_objects import Collection, Known
 
 LOGGER = logging.getLogger("routerd.store")
@@ -36,17 +39,28 @@ class Timings:
     first_pause: float = 0.5
     """After the first failure, doubled each time, with jitter."""
     last_pause: float = 30.0
-    """Longest pause between attempts."""
+    """Longest pause between attempts, after answers that refuse."""
+    away: float = 5.0
+    """Longest pause between attempts of a client while the API server cannot be reached."""
+    spread: float = 2.0
+    """Within which a client's resources are read again once the API server is back."""
+    resume: float = 60.0
+    """Without contact, after which a resource is listed again: the server may be back from a backup, with versions that
+    begin earlier, and a watch at ours would wait for ever."""
     absent: float = 30.0
     """Between looks for a kind whose CRD is absent."""
     confirm: float = 5.0
     """After which a second look is made when a kind that had objects seems to be absent."""
     stale: float = 10.0
-    """Without contact before status says that the state may be stale."""
+    """Without contact, after which status says that the state may be stale."""
     heartbeat: float = 300.0
     """Between reports of a node that has nothing new to report."""
     gather: float = 0.005
     """Changes within this time are one change."""
+
+    @property
+    def pace(self) -> Pace:
+        return Pace(self.first_pause, min(self.away, self.last_pause), min(self.spread, self.last_pause))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +86,27 @@ class Reflector:
     lists: int = 0  # for tests and metrics
     watches: int = 0  # that were opened
     _version: str = ""  # "" = list first
-    _failures: int = 0  # since the last event
+    _failures: int = 0  # since the last event or outage
     _told: tuple[int, str] | None = None  # HTTP status and reason of the fault that was told
+    _alarm: asyncio.TimerHandle | None = None  # tells of a fault that lasts, also between attempts
 
     async def run(self) -> None:
         """Until cancelled."""
-        while True:
-            verb = "watch" if self._version else "list"
-            try:
-                await (self._watch() if self._version else self._list())
-            except ApiError as error:
-                await asyncio.sleep(self._after(error, verb))
+        try:
+            while True:
+                await self._read_once()
+        finally:
+            self._silence()
+
+    async def _read_once(self) -> None:
+        """One list, or a watch until it ends, with the pause that a failure calls for."""
+        verb = "watch" if self._version else "list"
+        try:
+            await (self._watch() if self._version else self._list())
+        except ApiError as error:
+            await self.client.rest(error, self._after(error, verb), self.timings.pace)
+            if error.is_unreachable and self._lasts(self.timings.resume):
+                self._version = ""
 
     # --- list
 
@@ -160,11 +184,14 @@ class Reflector:
                 event(LOGGER, logging.INFO, "read-again", resource=self.collection.resource.label)
                 is_changed = True
             self.fault = self._told = None
+            self._silence()
         if is_changed:
             self.on_change()
 
     def _after(self, error: ApiError, verb: str) -> float:
-        """Takes note of a failure; seconds until the next attempt."""
+        """Takes note of a failure; seconds until the next attempt, unless the server is away."""
+        if error.is_unreachable and self.client.contact.is_lost:
+            return self._is_away(error, verb)
         self._failures += 1
         if error.status == 404 and self.collection.resource.custom and verb == "list":
             return self._is_absent()
@@ -176,20 +203,41 @@ class Reflector:
         pause: float = min(self.timings.last_pause, self.timings.first_pause * 2 ** min(self._failures - 1, 16))
         return max(pause * random.uniform(0.5, 1.0), error.retry_after)
 
+    def _is_away(self, error: ApiError, verb: str) -> float:
+        """An outage is no failure of the resource's: what was seen last is where the watch goes on."""
+        self._failures = 0
+        self._fail(error, verb)
+        return self.timings.first_pause
+
     def _fail(self, error: ApiError, verb: str) -> None:
         before, now = self.fault, self.clock()
         self.fault = Fault(error, verb, before.since if before else now)
-        kind = (error.status, error.reason)
-        if self._is_worth_telling(self.fault) and self._told != kind:
-            self._told = kind
-            label = self.collection.resource.label
-            event(LOGGER, logging.WARNING, "read-failed", resource=label, verb=verb, reason=str(error))
-            self.on_change()
+        if before is None:
+            self._alarm = asyncio.get_running_loop().call_later(self.timings.stale, self._tell)
+        if self._is_worth_telling(self.fault):
+            self._tell()
+
+    def _tell(self) -> None:
+        fault = self.fault
+        if fault is None or self._told == (fault.error.status, fault.error.reason):
+            return
+        self._told = (fault.error.status, fault.error.reason)
+        about = {"resource": self.collection.resource.label, "verb": fault.verb, "reason": str(fault.error)}
+        event(LOGGER, logging.WARNING, "read-failed", **about)
+        self.on_change()
+
+    def _silence(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
 
     def _is_worth_telling(self, fault: Fault) -> bool:
         """What resolves by itself within seconds is not worth telling."""
         is_lasting = fault.error.status in (401, 403)
-        return is_lasting or not self.collection.listed or self.clock() - fault.since >= self.timings.stale
+        return is_lasting or not self.collection.listed or self._lasts(self.timings.stale)
+
+    def _lasts(self, seconds: float) -> bool:
+        return self.fault is not None and self.clock() - self.fault.since >= seconds
 
     def _is_absent(self) -> float:
         """A kind without CRD has no objects; one that had some is believed gone at the second look only."""

@@ -24,7 +24,8 @@ from tests.netns.stores import ApiObjects
 from tests.netns.story import EGRESS_IP, Story, build, sessions_up, tor_table, write_manifests
 from tests.netns.traffic import Echo, NewConnections
 
-PATIENCE = 60.0  # seconds; the pause between attempts grows to half of that
+PATIENCE = 60.0  # seconds
+RECOVERY = 8.0  # seconds until everything has been listed again: the longest pause, the spread, and a second to do it
 Lists = Counter[tuple[str, str]]  # by (account, resource)
 ACCOUNTS = "system:serviceaccount:routerd:"
 
@@ -55,6 +56,7 @@ class Outcome:
         counted = {"changes of the ToR's table": self.table_changes, "updates received by the ToR": self.updates,
                    "leaks": self.leaks, "packets not captured": self.missed}  # fmt: skip
         found += [f"{what}: {count}" for what, count in counted.items() if count]
+        found += [f"read again after {each:.1f} s only" for each in self.reread if each >= RECOVERY]
         found += [] if self.looks and self.connections and self.echoes else ["nothing was looked at"]
         return found
 
@@ -77,8 +79,7 @@ def on_api_server(lab: Lab) -> Iterator[tuple[Story, ApiServer]]:
 def restarted(story: Story, server: ApiServer, *pauses: float) -> Outcome:
     """The API server is restarted so many times, and refuses connections for so many seconds each time.
 
-    After less than a second all watches are resumed and get 410, as the history is gone; after a longer time most give
-    up before, and list.
+    All watches are resumed and get 410, as the history is gone; then everything is listed.
     """
     lab, pod = story.lab, story.lab.pod("snat-pod")
     control = BirdControl(lab.tor.bgp.socket)  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from typing import Any
 
 from routerd.ledger import Ledger
 from routerd.model import Allocations, ServiceAllocation, Snapshot
+from routerd.store.k8s_contact import Contact
 from routerd.store.k8s_objects import Collection
 from routerd.store.k8s_publish import Publisher
 from routerd.store.k8s_resources import SERVICES
@@ -46,6 +47,8 @@ class Store:
 
 
 class Client:
+    contact = Contact()
+
     async def patch(self, path: str, body: Any) -> Any:
         return {"metadata": {**body["metadata"], "resourceVersion": "2"}}
 

@@ -1,0 +1,415 @@
+"""After an outage of the API server everything is read again soon, and not by everybody in the same moment.
+
+The double shows it with real connections; a fleet of nodes, with the times of production, runs on virtual time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import selectors
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from routerd.model import NodeReport
+from routerd.store.k8s_client import UNREACHABLE, ApiError, Client, Json
+from routerd.store.k8s_contact import Contact, Pace, next_turn
+from routerd.store.k8s_lease import LeaseTimes
+from routerd.store.k8s_objects import Collection
+from routerd.store.k8s_resources import for_agent
+from routerd.store.k8s_watch import Reflector, Timings
+from tests.k8s.store_lab import (
+    QUICK,
+    Running,
+    agent_store,
+    bgp_config,
+    cluster,
+    eventually,
+    ips,
+    node,
+    operator,
+    service,
+)
+
+# Pauses of its own would be longer than the test: only what is known of the whole client wakes a resource.
+SLOW = replace(QUICK, first_pause=0.4, last_pause=600.0, away=0.4, spread=0.3)
+SOON = SLOW.away + SLOW.spread + 0.5  # seconds, the last for the requests
+
+
+# --- in front of the double
+
+
+def counts(agent: Running) -> dict[str, int]:
+    return {each.resource: each.watches + each.lists for each in agent.store.status().resources if each.watches}
+
+
+def lists_of(agent: Running) -> dict[str, int]:
+    return {each.resource: each.lists for each in agent.store.status().resources}
+
+
+async def seconds_until(holds: Callable[[], object], what: str) -> float:
+    began = asyncio.get_running_loop().time()
+    await eventually(holds, what)
+    return asyncio.get_running_loop().time() - began
+
+
+@asynccontextmanager
+async def everything_read() -> AsyncIterator[tuple[Any, Running]]:
+    async with cluster(node("node1"), service("web"), bgp_config()) as api, agent_store(api, timings=SLOW) as agent:
+        await agent.synced()
+        await eventually(lambda: len(counts(agent)) >= 8, "everything is watched")
+        yield api, agent
+
+
+@pytest.mark.parametrize("keeps_history", [True, False])
+def test_every_resource_is_read_again_soon_after_an_outage(keeps_history: bool) -> None:
+    async def story() -> None:
+        async with everything_read() as (api, agent):
+            await asyncio.to_thread(api.server.refuse)
+            before, lists = counts(agent), lists_of(agent)
+            await asyncio.sleep(2.0)
+            if not keeps_history:
+                api.server.fault(gone=len(before))
+            await asyncio.to_thread(api.server.accept)
+            took = await seconds_until(
+                lambda: all(counts(agent)[each] > before[each] for each in before), "all watched"
+            )
+            assert took < SOON
+            await eventually(lambda: not agent.store.snapshot().refusals, "nothing is stale")
+            assert (lists_of(agent) == lists) is keeps_history  # what is known goes on: nothing has to be listed
+            await api.apply(service("later"))
+            await agent.until(lambda store: "default/later" in (store.snapshot().services or {}), "a change")
+
+    asyncio.run(story())
+
+
+def test_an_outage_costs_a_client_few_attempts() -> None:
+    async def story() -> None:
+        async with everything_read() as (api, agent):
+            await asyncio.to_thread(api.server.refuse)
+            before = agent.client.requests.total()
+            await eventually(lambda: agent.client.contact.is_lost, "the outage is noticed")
+            await asyncio.sleep(2.0)
+            broken = len(agent.store.reflectors)  # each tries once for itself when its watch breaks
+            assert 3 <= agent.client.requests.total() - before - broken <= 2.0 / (SLOW.pace.first / 2)
+
+    asyncio.run(story())
+
+
+def test_a_report_that_waits_is_written_soon_after_an_outage() -> None:
+    async def story() -> None:
+        async with everything_read() as (api, agent):
+            await asyncio.to_thread(api.server.refuse)
+            agent.store.write_node_report(NodeReport("node1", (ip_address("10.0.0.11"),)))
+            await asyncio.sleep(2.0)
+            await asyncio.to_thread(api.server.accept)
+            reporter = agent.store._reporter
+            assert reporter is not None
+            assert await seconds_until(lambda: reporter.writes, "the report") < SOON
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(("method", "outage"), [("patch", 3.0), ("replace", 4.0)], ids=["status", "ledger"])
+def test_what_the_operator_was_writing_is_written_soon_after_an_outage(method: str, outage: float) -> None:
+    async def story() -> None:
+        lease = LeaseTimes(60, 50, 0.2)  # the operator stays the active one
+        async with cluster(node("node1"), bgp_config()) as api, operator(api, times=lease, timings=SLOW) as one:
+            await eventually(lambda: one.operator and one.operator.last, "the first decision")
+            held = Held(getattr(one.client, method))
+            setattr(one.client, method, held)
+            await api.apply(*(service(f"s{each}", 1000 + each) for each in range(20)))
+            await eventually(lambda: held.waiting, "a write")
+            await asyncio.to_thread(api.server.refuse)
+            held.goes.set()
+            await asyncio.sleep(outage)
+            await asyncio.to_thread(api.server.accept)
+            began = now()
+            for each in range(20):
+                while not ips(await api.get(f"/api/v1/namespaces/default/services/s{each}")):
+                    assert now() < began + SOON + lease.retry + 0.5
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(story())
+
+
+class Held:
+    """Requests about services and ConfigMaps wait until they may go."""
+
+    def __init__(self, request: Callable[..., Any]) -> None:
+        self.request, self.waiting, self.goes = request, 0, asyncio.Event()
+
+    async def __call__(self, path: str, body: Any) -> Any:
+        if "/services/" in path or "/configmaps/" in path:
+            self.waiting += 1
+            await self.goes.wait()
+        return await self.request(path, body)
+
+
+def test_what_the_server_refuses_waits_for_itself_though_others_are_answered() -> None:
+    async def story() -> None:
+        async with cluster(node("node1"), service("web")) as api:
+            api.server.fault(too_many=10**6, retry_after=1, only=lambda asked: "services" in str(asked.resource))
+            slow = replace(SLOW, first_pause=0.01)
+            async with agent_store(api, timings=slow) as agent:
+                refused = next(each for each in agent.store.reflectors if each.collection.resource.kind == "Service")
+                await eventually(lambda: refused.fault, "the server asks to wait")
+                for _ in range(5):  # others fail to connect, and are answered again
+                    agent.client.contact.failed(agent.client.contact.clock())
+                    assert agent.client.contact.is_lost
+                    await agent.client.get("/api/v1/nodes")
+                    assert not agent.client.contact.is_lost
+                    await asyncio.sleep(0.05)
+                assert agent.client.responses["GET", 429] == 1
+
+    asyncio.run(story())
+
+
+# --- what one client knows
+
+
+class Leap(selectors.SelectSelector):
+    """Where all would wait, time goes on at once."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> Any:
+        found = super().select(0)
+        if not found:
+            assert timeout is not None, "everything waits for ever"
+            self.now += max(timeout, 0.0)
+        return found
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self.leap = Leap()
+        super().__init__(self.leap)
+
+    def time(self) -> float:
+        return self.leap.now
+
+
+def in_virtual_time(story: Coroutine[Any, Any, Any]) -> Any:
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(story)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+PACE = Pace(0.5, 5.0, 2.0)
+
+
+def test_those_who_wait_try_in_turn_at_a_modest_rate() -> None:
+    async def one(contact: Contact, tries: list[float]) -> None:
+        while True:
+            await contact.turn(PACE)
+            tries.append(now())
+            contact.failed(now())
+
+    async def story() -> None:
+        contact, tries = Contact(now), []
+        await asyncio.sleep(1.0)
+        contact.failed(now())
+        waiting = [asyncio.create_task(one(contact, tries)) for _ in range(11)]
+        await asyncio.sleep(60.0)
+        gaps = [after - before for before, after in pairwise(tries)]
+        assert min(gaps) >= 0.25 and max(gaps) <= 5.0
+        assert 60 / 5 <= len(tries) <= 60 / 2.5 + 6
+        for each in waiting:
+            each.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    in_virtual_time(story())
+
+
+def test_an_answer_wakes_the_others_within_the_spread() -> None:
+    async def story() -> None:
+        contact, woken = Contact(now), []
+
+        async def one() -> None:
+            await contact.turn(PACE)
+            woken.append(now())
+
+        await asyncio.sleep(1.0)
+        contact.failed(now())
+        waiting = [asyncio.create_task(one()) for _ in range(200)]
+        await asyncio.sleep(0.1)
+        contact.answered()
+        assert not contact.is_lost
+        back = now()
+        await asyncio.gather(*waiting)
+        assert back < min(woken) and max(woken) <= back + PACE.spread
+        assert Counter(int(10 * (each - back)) for each in woken).most_common(1)[0][1] <= 30
+
+    in_virtual_time(story())
+
+
+def test_a_request_that_fails_while_others_are_answered_is_no_outage() -> None:
+    contact = Contact(iter(range(100)).__next__)
+    began = contact.clock()
+    contact.answered()
+    contact.failed(began)
+    assert not contact.is_lost
+    contact.failed(contact.clock())
+    assert contact.is_lost
+
+
+@pytest.mark.parametrize(
+    ("after", "luck", "pause"), [(0, 0, 0.5), (0, 1, 0.25), (4, 0, 2.0), (10, 0, 5.0), (3600, 0, 5.0), (3600, 1, 2.5)]
+)
+def test_pauses_grow_with_the_outage(after: float, luck: float, pause: float) -> None:
+    assert next_turn(100.0 + after, 100.0, PACE, luck) == 100 + after + pause
+
+
+# --- a fleet
+
+NODES = 150
+
+
+@dataclass
+class Server:
+    """What the nodes of a fleet ask."""
+
+    version: int = 10
+    oldest: int = 0
+    is_down: bool = False
+    attempts: list[float] = field(default_factory=list)
+    watching: int = 0
+    down: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def answer(self, contact: Contact) -> None:
+        self.attempts.append(now())
+        if self.is_down:
+            contact.failed(now())
+            raise ApiError(0, UNREACHABLE, "refused")
+        contact.answered()
+
+    def go(self) -> None:
+        self.is_down = True
+        self.down.set()
+
+    def come_back(self, *, without_history: bool) -> None:
+        self.is_down, self.down = False, asyncio.Event()
+        if without_history:
+            self.version += 1
+            self.oldest = self.version
+
+
+class OnServer(Client):
+    def __init__(self, server: Server) -> None:
+        super().__init__()
+        self.server, self.contact = server, Contact(now)
+
+    async def get(self, path: str, **query: str) -> Json:
+        self.server.answer(self.contact)
+        await asyncio.sleep(0.01)
+        return {"metadata": {"resourceVersion": str(self.server.version)}, "items": []}
+
+    @asynccontextmanager
+    async def watch(self, path: str, *, silence: float, **query: str) -> AsyncIterator[AsyncIterator[Json]]:
+        self.server.answer(self.contact)
+        began = now()
+        if int(query["resourceVersion"]) < self.server.oldest:
+            raise ApiError(410, "Expired", "too old")
+        self.server.watching += 1
+        try:
+            yield self._events()
+        finally:
+            self.server.watching -= 1
+            self.contact.failed(began)
+
+    async def _events(self) -> AsyncIterator[Json]:
+        await self.server.down.wait()
+        raise ApiError(0, UNREACHABLE, "the connection broke")
+        yield {}
+
+
+@dataclass(frozen=True)
+class Seen:
+    took: float  # seconds from the server being back until all is watched
+    busiest: int  # requests in the busiest 100 ms since then
+    asked: int  # requests since then
+    tries: float  # a node's attempts in the outage after the first second, per second
+    lists: int  # of all nodes, since the start
+
+
+def recovery(outage: float, *, without_history: bool) -> Seen:
+    async def story() -> Seen:
+        server = Server()
+        reflectors = list(fleet(server))
+        tasks = [asyncio.create_task(each.run()) for each in reflectors]
+        await asyncio.sleep(60)
+        assert server.watching == len(reflectors)
+        server.go()
+        await asyncio.sleep(1.0)
+        before = len(server.attempts)
+        await asyncio.sleep(outage - 1.0)
+        tries = (len(server.attempts) - before) / NODES / max(outage - 1.0, 1.0)
+        server.attempts.clear()
+        server.come_back(without_history=without_history)
+        back = now()
+        while server.watching < len(reflectors):
+            assert now() < back + 60
+            await asyncio.sleep(0.02)
+        took = now() - back
+        for each in tasks:
+            each.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        busiest = Counter(int(10 * (at - back)) for at in server.attempts).most_common(1)[0][1]
+        return Seen(took, busiest, len(server.attempts), tries, sum(each.lists for each in reflectors))
+
+    random.seed(1)
+    found: Seen = in_virtual_time(story())
+    return found
+
+
+def fleet(server: Server) -> Iterator[Reflector]:
+    for number in range(NODES):
+        client = OnServer(server)
+        for each in for_agent(f"node{number}", "routerd"):
+            yield Reflector(client, Collection(each), lambda: None, Timings(), clock=now)
+
+
+@pytest.mark.parametrize("without_history", [False, True])
+@pytest.mark.parametrize("outage", [5.0, 20.0, 50.0])
+def test_a_fleet_reads_again_within_8_seconds_and_not_at_once(outage: float, without_history: bool) -> None:
+    seen = recovery(outage, without_history=without_history)
+    assert seen.took < 8.0
+    assert seen.busiest < 0.1 * seen.asked
+    assert seen.tries < 2.0  # of a node that watches twelve resources
+    resources = len(for_agent("", "routerd")) * NODES
+    assert seen.lists == (2 if without_history else 1) * resources
+
+
+def test_after_a_long_outage_all_is_listed_again() -> None:
+    seen = recovery(90.0, without_history=False)
+    assert seen.took < 8.0
+    assert seen.lists == 2 * len(for_agent("", "routerd")) * NODES
+
+
+def test_every_resource_that_is_stale_is_told_when_it_is_though_it_waits_for_its_turn() -> None:
+    async def story() -> None:
+        server = Server()
+        reflectors = list(fleet(server))[:12]
+        tasks = [asyncio.create_task(each.run()) for each in reflectors]
+        await asyncio.sleep(60)
+        server.go()
+        await asyncio.sleep(Timings().stale - 0.1)
+        assert not [each for each in reflectors if each.refusal()]
+        await asyncio.sleep(0.8)
+        assert len([each for each in reflectors if each.refusal()]) == 12
+        for each in tasks:
+            each.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    in_virtual_time(story())
