@@ -6,13 +6,14 @@
 #   make kernel  Debian's oldest kernel and its headers, unpacked into .lab/cache for the tests
 #   make chaos   kills at random moments under churn (KILLS=50, SEED=…)
 #   make bench   benchmarks                                           make lock        renews requirements/*.txt
+#   make image   the container image, by docker or buildah (IMAGE=name:tag, IMAGE_FLAGS= more options for either)
 
 SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 BPF_OBJECTS := bpf/egress.bpf.o
 
-.PHONY: setup kernel check test chaos demo demo-down bench bench-react bench-bgp bench-k8s lock bpf clean
+.PHONY: setup kernel check test chaos demo demo-down bench bench-react bench-bgp bench-k8s lock image bpf clean
 
 setup: $(VENV)/.ready bpf
 
@@ -61,6 +62,14 @@ bench-k8s: setup
 lock: setup
 	@$(VENV)/bin/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate -q -o requirements/runtime.txt
 	@$(VENV)/bin/uv pip compile pyproject.toml --extra dev --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate -q -o requirements/dev.txt
+
+IMAGE ?= routerd:$(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
+
+image:
+	@if docker info >/dev/null 2>&1; then build="docker build"; \
+	elif command -v buildah >/dev/null; then build="buildah build --layers"; \
+	else echo "image: error: neither a Docker daemon nor buildah is here (Debian: apt-get install buildah)" >&2; exit 1; fi; \
+	set -x; $$build $(IMAGE_FLAGS) --tag $(IMAGE) --build-arg REVISION="$$(git describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null)" .
 
 clean:
 	rm -rf $(VENV) .lab/cache bpf/*.o .mypy_cache .ruff_cache .pytest_cache .hypothesis
