@@ -128,6 +128,8 @@ class OperatorConfig:
     """Kubernetes: seconds after which an operator that cannot renew its lease stops; less than `lease_duration`."""
     lease_retry: int = 2
     """Kubernetes: seconds between attempts to get or to renew the lease."""
+    metrics_listen: tuple[IPAddress, int] | None = (IPv4Address("127.0.0.1"), 9794)
+    """Address and TCP port of the operator's /metrics and probes; an agent on the same host has another. None = off."""
 
 
 def own_name() -> str:
@@ -193,7 +195,7 @@ def parse_config(text: str, file: str = "") -> Config:
         state_dir=state_dir,
         run_dir=_path(section, "run-dir", DEFAULT.run_dir),
         pin_dir=_path(section, "pin-dir", DEFAULT.pin_dir),
-        metrics_listen=_listen(section),
+        metrics_listen=_listen(section, DEFAULT.metrics_listen),
         log=_log(section),
         service_cidrs=tuple(item.network() for item in section.items("service-cidrs")),
         cluster_cidrs=tuple(item.network() for item in section.items("cluster-cidrs")),
@@ -263,17 +265,18 @@ def _log(section: Section) -> LogConfig:
     )
 
 
-def _listen(section: Section) -> tuple[IPAddress, int] | None:
+def _listen(section: Section, default: tuple[IPAddress, int] | None) -> tuple[IPAddress, int] | None:
     value = section.get("metrics-listen")
     if value is None:
-        return DEFAULT.metrics_listen
+        return default
     text = value.string()
     if not text:
         return None
     host, _, port = text.rpartition(":")
     address = parse_address(host.removeprefix("[").removesuffix("]"))
     if address is None or not port.isdecimal() or len(port) > 5 or not 1 <= int(port) <= 65535:
-        value.expected('ADDRESS:PORT such as 127.0.0.1:9793 or [::1]:9793, or "" for none')
+        example = default[1] if default else 9793
+        value.expected(f'ADDRESS:PORT such as 127.0.0.1:{example} or [::1]:{example}, or "" for none')
     return address, int(port)
 
 
@@ -326,7 +329,7 @@ def _brake(bgp: Section) -> BrakeConfig:
 def _operator(section: Section, state_dir: Path) -> OperatorConfig:
     operator = _sub(
         section, "operator", "ledger", "retention", "egress-retention", "cooldown",
-        "lease-duration", "lease-renew-deadline", "lease-retry",
+        "lease-duration", "lease-renew-deadline", "lease-retry", "metrics-listen",
     )  # fmt: skip
     times = [
         _seconds(operator, key, default)
@@ -347,6 +350,7 @@ def _operator(section: Section, state_dir: Path) -> OperatorConfig:
         lease_duration=times[0],
         lease_renew_deadline=times[1],
         lease_retry=times[2],
+        metrics_listen=_listen(operator, DEFAULT.operator.metrics_listen),
     )
 
 

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+import routerd
 from ipam.pool import Counts
 from ipam.round import Timers
 from routerd.assign import Settings
@@ -20,6 +21,8 @@ from routerd.log import event
 from routerd.model import Allocations, NodeReport, Snapshot, Writer
 from routerd.notify import notify
 from routerd.operator import Operator
+from routerd.operator_status import OperatorStatus, Tenure, operator_status
+from routerd.status import Rounds
 from routerd.store.k8s_client import ApiError, Client
 from routerd.store.k8s_lease import Lease, LeaseTimes
 from routerd.store.k8s_ledger import take
@@ -27,6 +30,7 @@ from routerd.store.k8s_publish import Publisher
 from routerd.store.k8s_resources import LEDGER, for_operator
 from routerd.store.k8s_watch import Timings
 from routerd.store.kubernetes import KubernetesStore
+from routerd.vitals import Vitals, served
 
 LOGGER = logging.getLogger("routerd.operator")
 
@@ -68,8 +72,11 @@ class Candidate:
     timings: Timings = field(default_factory=Timings)
     operator: Operator | None = None
     publisher: Publisher | None = None
+    tasks: tuple[asyncio.Task[None], ...] = ()  # of `run`, which end with it
     store: KubernetesStore = field(init=False)
     _wakes: list[Callable[[], None]] = field(default_factory=list)
+    _past: Tenure = field(default_factory=Tenure)  # without the present publisher's writes
+    _rounds: Rounds = field(default_factory=Rounds)  # of former times as the active one
 
     def __post_init__(self) -> None:
         self.store = KubernetesStore(
@@ -84,14 +91,16 @@ class Candidate:
     async def run(self) -> None:
         """Until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.store.run(), name="store")
-            group.create_task(self._stand(), name="candidate")
+            store = group.create_task(self.store.run(), name="store")
+            self.tasks = (store, group.create_task(self._stand(), name="candidate"))
 
     async def _stand(self) -> None:
         try:
             while True:
                 await self.lease.acquire()
+                self._past = replace(self._past, acquired=self._past.acquired + 1)
                 await self._lead()
+                self._past = replace(self._past, lost=self._past.lost + 1)
         finally:
             await asyncio.shield(self.lease.release())
 
@@ -108,6 +117,7 @@ class Candidate:
             work.cancel()
             await asyncio.gather(kept, work, return_exceptions=True)
             self._wakes.clear()
+            self._past, self._rounds = self._tenure(), self._made()
             self.operator = self.publisher = None
 
     async def _work(self) -> None:
@@ -124,7 +134,9 @@ class Candidate:
                 pause = min(pause * 2, self.timings.last_pause)
         view = LeaderStore(self.store, ledger.publish, self._wakes)
         writer = Writer(self.lease.identity, f"ConfigMap {self.namespace}/{LEDGER}", ledger.lease)
-        self.operator = Operator(view, ledger, replace(self.settings, writer=writer), in_thread=True)
+        self.operator = Operator(
+            view, ledger, replace(self.settings, writer=writer), in_thread=True, rounds=self._rounds
+        )
         self.publisher = Publisher(
             self.client, self.store, self.lease.identity,
             ledger=self._ledger, counts=self._counts, may_write=self.lease.is_held, timings=self.timings,
@@ -136,6 +148,23 @@ class Candidate:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.operator.run(), name="operator")
             group.create_task(self.publisher.run(), name="publisher")
+
+    def status(self) -> OperatorStatus:
+        operator, publisher = self.operator, self.publisher
+        return operator_status(
+            routerd.__version__, self.store.snapshot(), self.store.node_reports(), self._made(),
+            operator.last if operator else None, active=operator is not None,
+            refusals=publisher.refusals if publisher else (), store=self.store.status(), tenure=self._tenure(),
+        )  # fmt: skip
+
+    def _tenure(self) -> Tenure:
+        past, now = self._past, self.publisher
+        if now is None:
+            return past
+        return replace(past, writes=past.writes + now.writes, conflicts=past.conflicts + now.conflicts)
+
+    def _made(self) -> Rounds:
+        return self.operator.rounds if self.operator else self._rounds
 
     async def _rest(self, error: Exception, seconds: float) -> None:
         if isinstance(error, ApiError):
@@ -162,7 +191,12 @@ async def candidate(config: Config) -> None:
     try:
         lease = Lease(client, namespace, own_identity(), times)
         event(LOGGER, logging.INFO, "operator-started", namespace=namespace, identity=lease.identity)
-        notify("READY=1")
-        await Candidate(client, namespace, lease, settings).run()
+        one = Candidate(client, namespace, lease, settings)
+        vitals = Vitals(one.status, lambda: one.tasks)
+        with served(wanted.metrics_listen, vitals):
+            notify("READY=1")
+            async with asyncio.TaskGroup() as group:
+                group.create_task(one.run(), name="candidate")
+                group.create_task(vitals.beat(), name="heart")
     finally:
         await client.close()

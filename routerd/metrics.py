@@ -1,11 +1,12 @@
-"""Prometheus metrics of an agent, made from its status at the moment of the scrape; names are in docs/metrics.md.
+"""Prometheus metrics of a daemon, made from its status at the moment of the scrape; names are in docs/metrics.md.
 
-It must not touch the kernel, the speaker or the agent's loop: a scrape reads one frozen value, from another thread.
+It must not touch the kernel, the speaker or a daemon's loop: a scrape reads one frozen value, from another thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -13,6 +14,10 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from routerd.status import BUCKETS, AgentStatus, PeerStatus, Rounds
 from routerd.store.interface import ResourceStatus, StoreStatus
+
+if TYPE_CHECKING:
+    from ipam.pool import Counts
+    from routerd.operator_status import OperatorStatus, Tenure
 
 Sample = tuple[tuple[str, ...], float]
 
@@ -35,8 +40,17 @@ def _one(number: float) -> list[Sample]:
     return [((), float(number))]
 
 
+def _build(version: str) -> Iterator[Metric]:
+    yield _gauge("routerd_build_info", "The running version; always 1.", ("version",), [((version,), 1.0)])
+
+
+def _refusals(by_reason: Mapping[str, int]) -> Iterator[Metric]:
+    samples = [((reason,), float(count)) for reason, count in by_reason.items()]
+    yield _gauge("routerd_refusals", "Things wanted that are not done now, by reason.", ("reason",), samples)
+
+
 def _agent(status: AgentStatus) -> Iterator[Metric]:
-    yield _gauge("routerd_build_info", "The running version; always 1.", ("version",), [((status.version,), 1.0)])
+    yield from _build(status.version)
     yield _gauge("routerd_config_loaded", "1 if a configuration is in use.", (), _one(status.config_loaded))
     yield _gauge(
         "routerd_config_stale", "1 if the newest configuration was refused and an older one works on.", (),
@@ -44,8 +58,7 @@ def _agent(status: AgentStatus) -> Iterator[Metric]:
     )  # fmt: skip
     yield _gauge("routerd_store_synced", "1 if every part of the store has been read.", (), _one(not status.missing))
     yield _gauge("routerd_ready", "1 if the last round was done and nothing is missing.", (), _one(status.ready))
-    by_reason = [((reason,), float(count)) for reason, count in status.refusals_by_reason().items()]
-    yield _gauge("routerd_refusals", "Things wanted that are not done now, by reason.", ("reason",), by_reason)
+    yield from _refusals(status.refusals_by_reason())
 
 
 def _brake(status: AgentStatus) -> Iterator[Metric]:
@@ -53,14 +66,14 @@ def _brake(status: AgentStatus) -> Iterator[Metric]:
     yield _gauge("routerd_bgp_brake_held_paths", text, (), _one(status.braked))
 
 
-def _rounds(rounds: Rounds) -> Iterator[Metric]:
+def _durations(name: str, help_text: str, rounds: Rounds) -> Metric:
     buckets = [(str(bound), float(count)) for bound, count in zip(BUCKETS, rounds.buckets, strict=True)]
-    yield HistogramMetricFamily(
-        "routerd_reconcile_duration_seconds",
-        "Time of a round: decide, read back, apply.",
-        buckets=[*buckets, ("+Inf", float(rounds.done))],
-        sum_value=rounds.seconds,
-    )
+    buckets.append(("+Inf", float(rounds.done)))
+    return HistogramMetricFamily(name, help_text, buckets=buckets, sum_value=rounds.seconds)
+
+
+def _rounds(rounds: Rounds) -> Iterator[Metric]:
+    yield _durations("routerd_reconcile_duration_seconds", "Time of a round: decide, read back, apply.", rounds)
     yield _counter("routerd_reconcile_errors", "Rounds that failed and were tried again.", (), _one(rounds.errors))
     yield _gauge(
         "routerd_reconcile_held", "1 if the last round left something undone on purpose.", (), _one(bool(rounds.held))
@@ -106,12 +119,16 @@ def _egress(status: AgentStatus) -> Iterator[Metric]:
 
 
 def _pools(status: AgentStatus) -> Iterator[Metric]:
-    def samples(column: str) -> list[Sample]:
-        return [((str(row["pool"]),), float(row[column] or 0)) for row in status.pools]
+    rows = [(str(row["pool"]), float(row["addresses"] or 0), float(row["used"] or 0)) for row in status.pools]
+    yield from _pool_sizes(rows)
 
-    label = ("pool",)
-    yield _gauge("routerd_pool_addresses", "Addresses that the pool can give.", label, samples("addresses"))
-    yield _gauge("routerd_pool_addresses_in_use", "Addresses of the pool that have an owner.", label, samples("used"))
+
+def _pool_sizes(pools: list[tuple[str, float, float]]) -> Iterator[Metric]:
+    """Name, addresses, and how many have an owner."""
+    sizes = [((name,), size) for name, size, _ in pools]
+    used = [((name,), used) for name, _, used in pools]
+    yield _gauge("routerd_pool_addresses", "Addresses that the pool can give.", ("pool",), sizes)
+    yield _gauge("routerd_pool_addresses_in_use", "Addresses of the pool that have an owner.", ("pool",), used)
 
 
 def _store(store: StoreStatus) -> Iterator[Metric]:
@@ -126,6 +143,56 @@ def _store(store: StoreStatus) -> Iterator[Metric]:
     yield _counter("routerd_store_watches", "Watches that were opened.", label, samples(lambda r: r.watches))
     requests = [((method,), float(count)) for method, count in sorted(store.requests.items())]
     yield _counter("routerd_store_requests", "Requests to the API server.", ("method",), requests)
+    responses = [((each.method, each.code), float(each.count)) for each in store.responses]
+    text = 'Answers of the API server, by HTTP status; "none" = it did not answer.'
+    yield _counter("routerd_store_responses", text, ("method", "code"), responses)
+
+
+def _operator(status: OperatorStatus) -> Iterator[Metric]:
+    yield from _build(status.version)
+    read = not status.missing
+    yield _gauge("routerd_store_synced", "1 if every part of the store has been read.", (), _one(read))
+    yield _gauge("routerd_ready", "1 if the operator could decide at once, active or not.", (), _one(status.ready))
+    yield from _refusals(status.refusals_by_reason())
+    yield _gauge("routerd_operator_active", "1 if this operator is the one that decides.", (), _one(status.active))
+    text = "Time of a round: decide, record, publish."
+    yield _durations("routerd_operator_decision_duration_seconds", text, status.rounds)
+    text = "Rounds that failed and were made again."
+    yield _counter("routerd_operator_decision_errors", text, (), _one(status.rounds.errors))
+    generation = [] if status.generation is None else _one(status.generation)
+    yield _gauge("routerd_operator_generation", "Of the allocations that were decided last.", (), generation)
+
+
+def _counts(counts: Mapping[str, Counts]) -> Iterator[Metric]:
+    pools = sorted(counts.items())
+    yield from _pool_sizes([(name, each.total, each.used) for name, each in pools])
+    states = [
+        ((name, state), float(getattr(each, state)))
+        for name, each in pools
+        for state in ("free", "used", "cooling", "reserved")
+    ]
+    text = "Addresses of the pool by state; the states add up to all of them."
+    yield _gauge("routerd_operator_pool_addresses", text, ("pool", "state"), states)
+
+
+def _tenure(tenure: Tenure) -> Iterator[Metric]:
+    changes = [(("acquired",), float(tenure.acquired)), (("lost",), float(tenure.lost))]
+    text = "How often this operator got or lost the lease."
+    yield _counter("routerd_operator_lease_transitions", text, ("change",), changes)
+    text = "Writes to the status of objects."
+    yield _counter("routerd_operator_status_writes", text, (), _one(tenure.writes))
+    text = "Writes to the status of objects that came after someone else's, and were decided again."
+    yield _counter("routerd_operator_status_conflicts", text, (), _one(tenure.conflicts))
+
+
+def operator_families(status: OperatorStatus) -> Iterator[Metric]:
+    """Every metric family of an operator, in the order of the documentation."""
+    yield from _operator(status)
+    yield from _counts(status.counts)
+    if status.tenure is not None:
+        yield from _tenure(status.tenure)
+    if status.store is not None:
+        yield from _store(status.store)
 
 
 def families(status: AgentStatus) -> Iterator[Metric]:
@@ -143,14 +210,22 @@ def families(status: AgentStatus) -> Iterator[Metric]:
 class StatusCollector(Collector):
     """Turns the status of the moment into metrics at each scrape."""
 
-    def __init__(self, status: Callable[[], AgentStatus]) -> None:
-        self._status = status
+    def __init__(self, collect: Callable[[], Iterator[Metric]]) -> None:
+        self._collect = collect
 
     def collect(self) -> Iterator[Metric]:
-        return families(self._status())
+        return self._collect()
 
 
 def registry(status: Callable[[], AgentStatus]) -> CollectorRegistry:
+    return _registry(lambda: families(status()))
+
+
+def operator_registry(status: Callable[[], OperatorStatus]) -> CollectorRegistry:
+    return _registry(lambda: operator_families(status()))
+
+
+def _registry(collect: Callable[[], Iterator[Metric]]) -> CollectorRegistry:
     found = CollectorRegistry(auto_describe=False)
-    found.register(StatusCollector(status))
+    found.register(StatusCollector(collect))
     return found

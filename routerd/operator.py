@@ -21,6 +21,7 @@ from routerd.errors import EnvironmentFault, StoreError
 from routerd.ledger import Changes, Ledger, difference
 from routerd.log import event
 from routerd.model import Allocations, NodeReport, Refusal, Snapshot
+from routerd.status import Rounds
 
 logger = logging.getLogger("routerd.operator")
 
@@ -65,6 +66,7 @@ class Operator:
     clock: Callable[[], float] = time.time
     in_thread: bool = False  # the store's writes wait for a network: rounds are made in a worker thread
     on_decision: Callable[[], None] = lambda: None  # called in the event loop after each round
+    rounds: Rounds = field(default_factory=Rounds)  # those that decided, or failed
     rest: Callable[[Exception, float], Awaitable[None]] = rest  # a store may know of a better moment
     last: Decision | None = None  # for status and metrics
     _state: Ledger | None = None  # the ledger's content; None = must be read
@@ -85,7 +87,7 @@ class Operator:
         while True:
             self._wake.clear()
             try:
-                wait = await asyncio.to_thread(self.round) if self.in_thread else self.round()
+                wait = await asyncio.to_thread(self._timed) if self.in_thread else self._timed()
                 pause = FIRST_PAUSE
                 self.on_decision()
             except (StoreError, EnvironmentFault) as error:
@@ -99,6 +101,18 @@ class Operator:
                     await self._wake.wait()
             except TimeoutError:
                 continue  # a timer is due
+
+    def _timed(self) -> float:
+        """A round, which `rounds` counts if there was anything to decide on."""
+        began, before = time.perf_counter(), self.last
+        try:
+            wait = self.round()
+        except (StoreError, EnvironmentFault) as error:
+            self.rounds = self.rounds.after(time.perf_counter() - began, str(error))
+            raise
+        if self.last is not before:
+            self.rounds = self.rounds.after(time.perf_counter() - began)
+        return wait
 
     def round(self) -> float:
         """Decides, records, publishes. Returns for how many seconds nothing is to do unless something changes.

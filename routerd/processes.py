@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+import routerd
 from routerd import local, preflight
 from routerd.agent import Agent
 from routerd.announce import Rules
@@ -29,15 +30,18 @@ from routerd.lifetime import Source
 from routerd.log import event
 from routerd.model import Allocations, NodeReport, Snapshot, Writer
 from routerd.notify import notify
+from routerd.operator_status import OperatorStatus, operator_status
 from routerd.reconcile import Reconciler
 from routerd.store.files import FileStore
 from routerd.store.interface import Store
+from routerd.vitals import Heart, Vitals, served
+
+if TYPE_CHECKING:
+    from routerd.operator import Operator
 
 LOGGER = logging.getLogger("routerd.process")
 REPORT_PERIOD = 30.0  # seconds
 COLLECT_PERIOD = 10.0  # seconds; the shortest timeout of an idle flow is longer
-BEAT = 1.0  # seconds
-LONGEST_BEAT = 15.0  # seconds without one after which the loop counts as stuck
 
 Task = Callable[[], Awaitable[None]]
 
@@ -186,21 +190,6 @@ def _web(config: Config, body: Agent, heart: Heart) -> Callable[[], None]:
     return HttpServer(address, port, pages(lambda: body.status, heart.is_beating)).close
 
 
-class Heart:
-    """Beats while the loop runs; another thread may ask whether it does."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    async def beat(self) -> None:
-        while True:
-            self._last = time.monotonic()
-            await asyncio.sleep(BEAT)
-
-    def is_beating(self) -> bool:
-        return time.monotonic() - self._last < LONGEST_BEAT
-
-
 async def _report(store: Store, node: str) -> None:
     """Tells the operator which addresses this node has."""
     while True:
@@ -251,6 +240,10 @@ class OperatorStore:
         for callback in self.callbacks:
             callback()
 
+    def status_of(self, body: Operator) -> OperatorStatus:
+        snapshot, reports = self.snapshot(), self.node_reports()
+        return operator_status(routerd.__version__, snapshot, reports, body.rounds, body.last, active=True)
+
 
 async def operator(config: Config, source: Source) -> None:
     """`routerd operator`, until cancelled. EnvironmentFault if another one has the ledger."""
@@ -272,6 +265,8 @@ async def operator(config: Config, source: Source) -> None:
     ledger = SqliteLedger(config.operator.ledger, config.operator.retention)
     writer = Writer(config.node_name, ledger.id, ledger.lease)
     body = Operator(store, ledger, AssignSettings(timers, writer=writer))
+    tasks: list[asyncio.Task[None]] = []
+    vitals = Vitals(lambda: store.status_of(body), lambda: tasks)
     api = ApiServer(operator_socket(config.run_dir), body.answer)
     event(LOGGER, logging.INFO, "operator-started", ledger=str(config.operator.ledger))
     try:
@@ -279,10 +274,12 @@ async def operator(config: Config, source: Source) -> None:
             await api.start()
         except EnvironmentFault as error:  # `routerd release` finds nobody then; addresses are given all the same
             event(LOGGER, logging.WARNING, "no-socket", reason=str(error))
-        notify("READY=1")
-        async with asyncio.TaskGroup() as group:
-            group.create_task(store.store.run(), name="store")
-            group.create_task(body.run(), name="operator")
+        with served(config.operator.metrics_listen, vitals):
+            notify("READY=1")
+            async with asyncio.TaskGroup() as group:
+                tasks.append(group.create_task(store.store.run(), name="store"))
+                tasks.append(group.create_task(body.run(), name="operator"))
+                group.create_task(vitals.beat(), name="heart")
     finally:
         await api.close()
         ledger.close()

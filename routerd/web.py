@@ -1,6 +1,6 @@
 """HTTP for Prometheus and for probes: fixed paths, served from threads of its own.
 
-A slow client cannot hold up the agent's loop, and a page is made from a frozen value, so it needs no lock.
+A slow client cannot hold up a daemon's loop, and a page is made from a frozen value, so it needs no lock.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import CollectorRegistry
 
 from routerd.errors import EnvironmentFault
-from routerd.metrics import registry
+from routerd.metrics import operator_registry, registry
 from routerd.model import IPAddress
 from routerd.status import AgentStatus
+
+if TYPE_CHECKING:
+    from routerd.operator_status import OperatorStatus
 
 REQUEST_TIMEOUT = 5.0  # seconds, for a client to send its request
 CLOSE_WITHIN = 0.2  # seconds
@@ -56,15 +60,17 @@ class _HttpHandler(BaseHTTPRequestHandler):
 
 
 class HttpServer:
-    """Serves fixed paths from threads of its own, so that a slow client cannot hold up the agent's loop."""
+    """Serves fixed paths from threads of its own, so that a slow client cannot hold up a daemon's loop."""
 
-    def __init__(self, address: IPAddress, port: int, pages: dict[str, Callable[[], Page]]) -> None:
-        """EnvironmentFault if it cannot listen there. Port 0 takes a free one."""
+    def __init__(
+        self, address: IPAddress, port: int, pages: dict[str, Callable[[], Page]], setting: str = "metrics-listen"
+    ) -> None:
+        """EnvironmentFault if it cannot listen there. Port 0 takes a free one. `setting` is the key to change then."""
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         try:
             self._server = _HttpServer((str(address), port), _HttpHandler, family)
         except OSError as error:
-            message = f"cannot listen on {address} port {port}: {error.strerror}: change metrics-listen"
+            message = f"cannot listen on {address} port {port}: {error.strerror}: change {setting}"
             raise EnvironmentFault(message) from error
         self._server.pages = pages
         self._thread = threading.Thread(
@@ -84,17 +90,29 @@ class HttpServer:
 
 def pages(status: Callable[[], AgentStatus], is_alive: Callable[[], bool]) -> dict[str, Callable[[], Page]]:
     """`/metrics`, `/healthz` (the agent's loop runs) and `/readyz` (and everything is as it should be)."""
-    exposed = registry(status)
 
-    def text(code: int, line: str) -> Page:
-        return code, "text/plain; charset=utf-8", f"{line}\n".encode()
+    def dead_because() -> str:
+        return "" if is_alive() else "the agent's loop does not run"
 
-    def ready() -> Page:
-        why = status().not_ready_because()
-        return text(503, why) if why else text(200, "ready")
+    return _pages(registry(status), dead_because, lambda: status().not_ready_because())
 
+
+def operator_pages(
+    status: Callable[[], OperatorStatus], dead_because: Callable[[], str]
+) -> dict[str, Callable[[], Page]]:
+    """`/metrics`, `/healthz` (loop and tasks run) and `/readyz` (everything was read that a decision needs)."""
+    return _pages(operator_registry(status), dead_because, lambda: status().not_ready_because())
+
+
+def _pages(
+    exposed: CollectorRegistry, dead_because: Callable[[], str], not_ready_because: Callable[[], str]
+) -> dict[str, Callable[[], Page]]:
     return {
         "/metrics": lambda: (200, CONTENT_TYPE_LATEST, generate_latest(exposed)),
-        "/healthz": lambda: text(200, "alive") if is_alive() else text(503, "the agent's loop does not run"),
-        "/readyz": ready,
+        "/healthz": lambda: _verdict(dead_because(), "alive"),
+        "/readyz": lambda: _verdict(not_ready_because(), "ready"),
     }
+
+
+def _verdict(fault: str, good: str) -> Page:
+    return 503 if fault else 200, "text/plain; charset=utf-8", f"{fault or good}\n".encode()

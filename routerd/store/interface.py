@@ -21,11 +21,21 @@ class ResourceStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Responses:
+    """How many requests of a method got this answer."""
+
+    method: str
+    code: str  # HTTP status; "none" = no answer came
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class StoreStatus:
     """How the reading of a store goes that is an API server."""
 
     resources: tuple[ResourceStatus, ...] = ()
     requests: Mapping[str, int] = field(default_factory=dict)  # by HTTP method; a watch is one GET
+    responses: tuple[Responses, ...] = ()  # sorted
 
 
 class Store(Protocol):

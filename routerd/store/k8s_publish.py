@@ -60,6 +60,11 @@ class Publisher:
         self.writes = 0
         self.conflicts = 0
 
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Objects whose status is not written, with why."""
+        return self._refusals
+
     def wake(self) -> None:
         self._wake.set()
 

@@ -27,7 +27,7 @@ from routerd.model import (
     Service,
     Snapshot,
 )
-from routerd.store.interface import StoreStatus
+from routerd.store.interface import Responses, StoreStatus
 from routerd.store.k8s_client import Client
 from routerd.store.k8s_documents import read_allocations, read_report
 from routerd.store.k8s_objects import Collection, Known, Raw, key_of
@@ -106,7 +106,14 @@ class KubernetesStore:
             self._reporter.health = health
 
     def status(self) -> StoreStatus:
-        return StoreStatus(tuple(each.status() for each in self.reflectors), dict(self._client.requests))
+        answers = sorted(self._client.responses.items())
+        return StoreStatus(
+            tuple(each.status() for each in self.reflectors),
+            dict(self._client.requests),
+            tuple(
+                Responses(method, str(code) if code else "none", count) for (method, code), count in answers if count
+            ),
+        )
 
     async def run(self) -> None:
         """Watches until it is cancelled."""

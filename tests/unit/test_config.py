@@ -1,7 +1,7 @@
 """routerd.yaml: defaults that follow from others, and one message per kind of mistake."""
 
 from dataclasses import replace
-from ipaddress import IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 
 import pytest
@@ -34,7 +34,7 @@ service-cidrs: [10.96.0.0/12]
 cluster-cidrs: ["fd00::/8"]
 egress: {enabled: false, uplinks: [eth0], tunnel-port: 9999, attach: tcx, loader: bcc, nat-entries: 2048}
 bgp: {enabled: false, router-id: 192.0.2.1, announce: {loadbalancer: false, pod-cidrs: true, egress: false}}
-operator: {ledger: /l, retention: 1d, egress-retention: "0", cooldown: 5m}
+operator: {ledger: /l, retention: 1d, egress-retention: "0", cooldown: 5m, metrics-listen: "0.0.0.0:9001"}
 """
     )
     assert config.node_name == "n1"
@@ -46,7 +46,9 @@ operator: {ledger: /l, retention: 1d, egress-retention: "0", cooldown: 5m}
     assert not config.bgp.enabled
     assert config.bgp.announce.pod_cidrs
     assert (config.operator.retention, config.operator.egress_retention, config.operator.cooldown) == (86400, 0, 300)
+    assert config.operator.metrics_listen == (IPv4Address("0.0.0.0"), 9001)
     assert parse_config(HEAD + 'metrics-listen: ""\n').metrics_listen is None
+    assert parse_config(HEAD + 'operator: {metrics-listen: ""}\n').operator.metrics_listen is None
 
 
 @pytest.mark.parametrize(
@@ -60,6 +62,9 @@ operator: {ledger: /l, retention: 1d, egress-retention: "0", cooldown: 5m}
          'f:3:23: egress.tunnel-port: found "99999", expected an integer from 1 to 65535'),
         (HEAD + "egress: {uplinks: [averyveryverylongname]}\n",
          'f:3:20: egress.uplinks[0]: found "averyveryverylongname", expected the name of a network device'),
+        (HEAD + "operator: {metrics-listen: 0.0.0.0}\n",
+         'f:3:28: operator.metrics-listen: found "0.0.0.0", expected ADDRESS:PORT such as 127.0.0.1:9794 or '
+         '[::1]:9794, or "" for none'),
         (HEAD + "metrics-listen: 9793\n",
          'f:3:17: metrics-listen: found "9793", expected ADDRESS:PORT such as 127.0.0.1:9793 or [::1]:9793, or "" '
          "for none"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -115,5 +116,9 @@ def test_the_configuration_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert config.metrics_listen is not None
     probe = containers()["agent"]["livenessProbe"]["httpGet"]
     assert (probe["host"], probe["port"]) == (str(config.metrics_listen[0]), config.metrics_listen[1])
+    (port,) = containers()["operator"]["ports"]
+    assert config.operator.metrics_listen == (ip_address("0.0.0.0"), port["containerPort"])
+    for kind, path in (("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
+        assert containers()["operator"][kind]["httpGet"] == {"port": port["name"], "path": path}
     mounts = {mount["mountPath"] for mount in containers()["agent"]["volumeMounts"]}
     assert {str(config.run_dir), str(config.state_dir), str(config.pin_dir.parent), "/etc/routerd"} <= mounts

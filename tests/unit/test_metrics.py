@@ -8,12 +8,15 @@ from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
+import pytest
 from prometheus_client.exposition import generate_latest
 
-from routerd.metrics import registry
+from ipam.pool import Counts
+from routerd.metrics import operator_registry, registry
 from routerd.model import Refusal
+from routerd.operator_status import OperatorStatus, Tenure
 from routerd.status import AgentStatus, PeerStatus, Rounds, as_json
-from routerd.store.interface import ResourceStatus, StoreStatus
+from routerd.store.interface import ResourceStatus, Responses, StoreStatus
 from routerd.views import PeerView, pool_rows
 from tests.unit import cluster
 
@@ -36,20 +39,33 @@ FULL = AgentStatus(
     store=StoreStatus(
         (ResourceStatus("pods", synced=True, stale=12.5, lists=2, watches=3), ResourceStatus("nodes", synced=False)),
         {"GET": 9, "PATCH": 1},
+        (Responses("GET", "200", 7), Responses("GET", "none", 2)),
     ),
+)
+OPERATOR = OperatorStatus(
+    version="0.1.0",
+    active=True,
+    rounds=Rounds().after(0.02).after(0.2, error="API server: no answer"),
+    generation=7,
+    counts={"default": Counts(total=256, free=250, used=3, cooling=2, reserved=1)},
+    refusals=FULL.refusals,
+    store=FULL.store,
+    tenure=Tenure(acquired=2, lost=1, writes=12, conflicts=4),
 )
 
 
-def exposition(status: AgentStatus) -> str:
-    return generate_latest(registry(lambda: status)).decode()
+def exposition(status: AgentStatus | OperatorStatus) -> str:
+    if isinstance(status, AgentStatus):
+        return generate_latest(registry(lambda: status)).decode()
+    return generate_latest(operator_registry(lambda: status)).decode()
 
 
-def test_promtool_finds_nothing_to_say() -> None:
+@pytest.mark.parametrize("status", [FULL, OPERATOR], ids=["agent", "operator"])
+def test_promtool_finds_nothing_to_say(status: AgentStatus | OperatorStatus) -> None:
     promtool = shutil.which("promtool")
     assert promtool, "promtool is missing: tools/setup installs it (Debian: prometheus)"
-    done = subprocess.run(
-        [promtool, "check", "metrics"], input=exposition(FULL), capture_output=True, text=True, timeout=30, check=False
-    )
+    command, text = [promtool, "check", "metrics"], exposition(status)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -79,6 +95,8 @@ def test_the_numbers() -> None:
         'routerd_store_lists_total{resource="pods"} 2.0',
         'routerd_store_watches_total{resource="pods"} 3.0',
         'routerd_store_requests_total{method="GET"} 9.0',
+        'routerd_store_responses_total{code="200",method="GET"} 7.0',
+        'routerd_store_responses_total{code="none",method="GET"} 2.0',
         "routerd_reconcile_errors_total 1.0",
         'routerd_reconcile_duration_seconds_bucket{le="0.025"} 1.0',
         'routerd_reconcile_duration_seconds_bucket{le="+Inf"} 2.0',
@@ -86,8 +104,37 @@ def test_the_numbers() -> None:
     } <= lines
 
 
+def test_the_operator_s_numbers() -> None:
+    lines = set(exposition(OPERATOR).splitlines())
+    assert {
+        'routerd_build_info{version="0.1.0"} 1.0',
+        "routerd_store_synced 1.0",
+        "routerd_ready 1.0",
+        'routerd_refusals{reason="NoEndpoints"} 2.0',
+        "routerd_operator_active 1.0",
+        "routerd_operator_generation 7.0",
+        'routerd_operator_decision_duration_seconds_bucket{le="0.025"} 1.0',
+        "routerd_operator_decision_duration_seconds_count 2.0",
+        "routerd_operator_decision_errors_total 1.0",
+        'routerd_pool_addresses{pool="default"} 256.0',
+        'routerd_pool_addresses_in_use{pool="default"} 3.0',
+        'routerd_operator_pool_addresses{pool="default",state="free"} 250.0',
+        'routerd_operator_pool_addresses{pool="default",state="used"} 3.0',
+        'routerd_operator_pool_addresses{pool="default",state="cooling"} 2.0',
+        'routerd_operator_pool_addresses{pool="default",state="reserved"} 1.0',
+        'routerd_operator_lease_transitions_total{change="acquired"} 2.0',
+        'routerd_operator_lease_transitions_total{change="lost"} 1.0',
+        "routerd_operator_status_writes_total 12.0",
+        "routerd_operator_status_conflicts_total 4.0",
+        'routerd_store_stale_seconds{resource="pods"} 12.5',
+        'routerd_store_responses_total{code="none",method="GET"} 2.0',
+    } <= lines
+
+
 def test_files_have_no_metrics_of_an_api_server() -> None:
     assert "routerd_store_lists" not in exposition(replace(FULL, store=None))
+    without = exposition(replace(OPERATOR, store=None, tenure=None))
+    assert "routerd_store_lists" not in without and "lease" not in without
 
 
 def test_every_metric_is_documented_and_every_documented_one_exists() -> None:
@@ -96,8 +143,8 @@ def test_every_metric_is_documented_and_every_documented_one_exists() -> None:
         for line in (ROOT / "docs/metrics.md").read_text().splitlines()
         if line.startswith("| `routerd_")
     }
-    exposed = {line.split()[2] for line in exposition(FULL).splitlines() if line.startswith("# TYPE")}
-    assert exposed == documented
+    both = [*exposition(FULL).splitlines(), *exposition(OPERATOR).splitlines()]
+    assert {line.split()[2] for line in both if line.startswith("# TYPE")} == documented
 
 
 def test_readiness_tells_why_not() -> None:
