@@ -1,4 +1,7 @@
-"""A plain, synchronous client of any Kubernetes API server, for tests: requests, answers, watches; no retries."""
+"""A plain, synchronous client of any Kubernetes API server, for tests: requests, answers, watches; no retries.
+
+Of a kubeconfig it knows bearer tokens (also in a file) and client certificates.
+"""
 
 from __future__ import annotations
 
@@ -47,13 +50,19 @@ class Client:
     def __init__(self, kubeconfig: Path, token: str | None = None) -> None:
         config = yaml.safe_load(kubeconfig.read_text())
         context = _named(config["contexts"], config["current-context"])["context"]
+        self.kubeconfig = kubeconfig
         self._cluster = _named(config["clusters"], context["cluster"])["cluster"]
-        self._user = _named(config["users"], context["user"])["user"] if token is None else {"token": token}
-        self._kubeconfig = kubeconfig
-        self._address = urlsplit(self._cluster["server"])
+        user = _named(config["users"], context["user"])["user"] if token is None else {"token": token}
+        if unknown := set(user) & {"exec", "auth-provider", "username", "impersonate", "as"}:
+            raise ValueError(f"{kubeconfig}: user {context['user']}: {unknown}: expected a token or a certificate")
+        self.bearer = str(user.get("token") or self._data(user, "tokenFile").decode().strip())
+        certificate, key = self._data(user, "client-certificate"), self._data(user, "client-key")
+        self.credentials = (certificate, key) if certificate and key else None
+        self.server = str(self._cluster["server"]).rstrip("/")
+        self._address = urlsplit(self.server)
 
     def as_bearer(self, token: str) -> Client:
-        return Client(self._kubeconfig, token)
+        return Client(self.kubeconfig, token)
 
     def call(self, method: str, path: str, body: Any = None, media: str = "application/json", **query: Any) -> Answer:
         """One request; whatever the server says is an answer."""
@@ -98,10 +107,10 @@ class Client:
         headers = {"Accept": "application/json"}
         if body is not None:
             headers["Content-Type"] = media
-        if self._user.get("token"):
-            headers["Authorization"] = f"Bearer {self._user['token']}"
+        if self.bearer:
+            headers["Authorization"] = f"Bearer {self.bearer}"
         data = json.dumps(body).encode() if body is not None else None
-        text = f"{self._address.path.rstrip('/')}{path}" + (f"?{urlencode(query)}" if query else "")
+        text = f"{self._address.path}{path}" + (f"?{urlencode(query)}" if query else "")
         connection.request(method, text, data, headers)
         return connection.getresponse()
 
@@ -109,29 +118,32 @@ class Client:
         host, port = self._address.hostname or "", self._address.port
         if self._address.scheme == "http":
             return http.client.HTTPConnection(host, port, timeout=TIMEOUT)
-        return http.client.HTTPSConnection(host, port, timeout=TIMEOUT, context=self._tls())
+        tls = self.tls(self.credentials)
+        return http.client.HTTPSConnection(host, port, timeout=TIMEOUT, context=tls)
 
-    def _tls(self) -> ssl.SSLContext:
+    def tls(self, credentials: tuple[bytes, bytes] | None) -> ssl.SSLContext:
+        """`credentials`: a certificate and its key, in PEM."""
         context = ssl.create_default_context()
-        if authority := _data(self._cluster, "certificate-authority"):
+        if authority := self._data(self._cluster, "certificate-authority"):
             context.load_verify_locations(cadata=authority.decode())
-        certificate, key = _data(self._user, "client-certificate"), _data(self._user, "client-key")
-        if certificate and key:
+        if self._cluster.get("insecure-skip-tls-verify"):
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        if credentials:
             with tempfile.NamedTemporaryFile() as file:
-                file.write(certificate + b"\n" + key)
+                file.write(b"\n".join(credentials))
                 file.flush()
                 context.load_cert_chain(file.name)
         return context
 
+    def _data(self, section: Json, key: str) -> bytes:
+        """In the kubeconfig itself or in a file that it names, relative to it; b"" = not there."""
+        if f"{key}-data" in section:
+            return base64.b64decode(section[f"{key}-data"])
+        return (self.kubeconfig.parent / section[key]).read_bytes() if key in section else b""
+
 
 def _named(items: list[Json], name: str) -> Json:
     return next(item for item in items if item["name"] == name)
-
-
-def _data(section: Json, key: str) -> bytes:
-    if f"{key}-data" in section:
-        return base64.b64decode(section[f"{key}-data"])
-    return Path(section[key]).read_bytes() if key in section else b""
 
 
 def _parsed(text: bytes) -> Json:

@@ -1,4 +1,7 @@
-"""The Kubernetes store in front of the API server double: objects, a store that runs, and bounded waits."""
+"""The Kubernetes store in front of an API server: objects, a store that runs, and bounded waits.
+
+The API server is `target`'s; the code under test speaks to it through `proxy`, the tests themselves directly.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,15 @@ from routerd.store.k8s_lease import Lease, LeaseTimes
 from routerd.store.k8s_resources import for_agent
 from routerd.store.k8s_watch import Timings
 from routerd.store.kubernetes import KubernetesStore
-from tests.k8s.apiserver import ApiServer
+from tests.k8s import client as plain
+from tests.k8s import target
+from tests.k8s.proxy import Proxy
 
 CRDS = Path(__file__).parents[2] / "configs" / "deploy" / "crds.yaml"
-PATIENCE = 8.0  # seconds
+NAMESPACES = ("routerd", "default", "kube-system")  # where tests put things
+PATIENCE = 10.0  # seconds
+AT_ONCE = 16  # requests
+NAMESPACE_DEPTH = 4  # slashes in the path of a namespace
 QUICK = Timings(
     silence=5.0, watch=60.0, first_pause=0.02, last_pause=0.1, absent=0.1, confirm=0.05, stale=0.1, heartbeat=60.0,
     gather=0.001,
@@ -64,7 +72,7 @@ def service(name: str, port: int = 80, **spec: Any) -> Json:
 
 
 def pod(name: str, node_name: str = "node1", address: str = "10.244.1.5", labels: dict[str, str] | None = None) -> Json:
-    spec = {"nodeName": node_name, "containers": [{"name": "c", "image": "i"}]}
+    spec = {"nodeName": node_name, "containers": [{"name": "c", "image": "i"}], "automountServiceAccountToken": False}
     meta = {"name": name, "namespace": "default", "labels": labels or {}}
     status = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec, "status": status}
@@ -96,62 +104,152 @@ def config_map(place: str, name: str, data: dict[str, str]) -> Json:
 
 @dataclass
 class Cluster:
-    """The double with our CRDs and namespace, and requests to it as an administrator."""
+    """Requests to the API server as an administrator, and `server`: the proxy that its other clients go through."""
 
-    server: ApiServer
+    server: Proxy
     client: Client
+    admin: plain.Client  # the same, synchronously
+    made: list[str] = field(default_factory=list)  # paths of objects
+    # from discovery: resources by apiVersion and kind, and the plurals of those that have a status of its own
+    resources: dict[tuple[str, str], Json] = field(default_factory=dict)
+    with_status: set[str] = field(default_factory=set)
 
     async def get(self, path: str) -> Json:
         return await self.client.get(path)
 
-    async def apply(self, *objects: Json) -> None:
-        """Creates or replaces, status included."""
-        for each in objects:
-            await self._apply(each)
-
-    async def _apply(self, each: Json) -> None:
-        path = self.path(each)
+    async def find(self, path: str) -> Json:
+        """The object, {} if it is not there."""
         try:
-            before = await self.client.get(f"{path}/{each['metadata']['name']}")
+            return await self.client.get(path)
         except ApiError as error:
             if error.status != 404:
                 raise
-            await asyncio.to_thread(self.server.load, [each])
-            return
+            return {}
+
+    async def apply(self, *objects: Json) -> None:
+        """Creates or replaces, status included, one after the other."""
+        for each in objects:
+            await self._apply(each)
+
+    async def load(self, *objects: Json) -> None:
+        """Creates many, several at once."""
+        free = asyncio.Semaphore(AT_ONCE)
+
+        async def one(each: Json) -> None:
+            async with free:
+                await self._apply(each)
+
+        if objects:
+            await one(objects[0])  # so that discovery is asked once
+        await asyncio.gather(*(one(each) for each in objects[1:]))
+
+    async def _apply(self, each: Json) -> None:
+        collection = await self.path(each)
+        path = f"{collection}/{each['metadata']['name']}"
+        self.made.append(path)
+        try:
+            meta = {key: value for key, value in each["metadata"].items() if key != "resourceVersion"}
+            await self.client.create(collection, target.marked({**each, "metadata": meta}))
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            await self._replace(path, target.marked(each))
+        if "status" in each and collection.rpartition("/")[2] in self.with_status:
+            await self.client.patch(f"{path}/status", {"status": each["status"]})
+
+    async def _replace(self, path: str, each: Json) -> None:
+        before = await self.client.get(path)
         meta = {**each["metadata"], "resourceVersion": before["metadata"]["resourceVersion"]}
-        kept = {key: before["spec"][key] for key in ("clusterIP", "clusterIPs") if key in before.get("spec", {})}
+        kept = {key: before["spec"][key] for key in _allocated(each, before) if key in before.get("spec", {})}
         body = {**each, "metadata": meta} | ({"spec": {**kept, **each["spec"]}} if "spec" in each else {})
-        await self.client.replace(f"{path}/{meta['name']}", body)
+        await self.client.replace(path, body)
 
     async def delete(self, each: Json) -> None:
         query = "?gracePeriodSeconds=0" if each["kind"] == "Pod" else ""
-        await self.client.delete(f"{self.path(each)}/{each['metadata']['name']}{query}")
+        await self.client.delete(f"{await self.path(each)}/{each['metadata']['name']}{query}")
 
-    def path(self, each: Json) -> str:
-        resource = self.server.catalogue.of_kind(each["apiVersion"], each["kind"])
-        assert resource is not None, each["kind"]
-        root = f"/apis/{resource.api_version}" if resource.group else f"/api/{resource.version}"
-        place = f"/namespaces/{each['metadata'].get('namespace', 'default')}" if resource.namespaced else ""
-        return f"{root}{place}/{resource.plural}"
+    async def path(self, each: Json) -> str:
+        """Of the collection that an object belongs to."""
+        resource = await self._resource(each["apiVersion"], each["kind"])
+        place = f"/namespaces/{each['metadata'].get('namespace', 'default')}" if resource["namespaced"] else ""
+        return f"{_root(each['apiVersion'])}{place}/{resource['name']}"
 
-    def serves(self, kind: str, api_version: str = "routerd.io/v1alpha1") -> bool:
-        return self.server.catalogue.of_kind(api_version, kind) is not None
+    async def _resource(self, api_version: str, kind: str) -> Json:
+        if (api_version, kind) not in self.resources:
+            await self._discover(api_version)
+        return self.resources[api_version, kind]
+
+    async def _discover(self, api_version: str) -> None:
+        for each in (await self.find(_root(api_version))).get("resources", ()):
+            name, _, subresource = each["name"].partition("/")
+            if not subresource:
+                self.resources[api_version, each["kind"]] = each
+            elif subresource == "status":
+                self.with_status.add(name)
+
+    async def serves(self, *definitions: Json) -> None:
+        """Waits until the kinds of these CRDs can be listed."""
+        async with asyncio.timeout(PATIENCE):
+            for spec in (each["spec"] for each in definitions):
+                while not await self.find(
+                    f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}"
+                ):
+                    await asyncio.sleep(0.01)
+
+
+def _allocated(each: Json, before: Json) -> tuple[str, ...]:
+    """Fields of a spec that the server filled and that stay."""
+    is_local = [one.get("spec", {}).get("externalTrafficPolicy") == "Local" for one in (each, before)]
+    return "clusterIP", "clusterIPs", *(("healthCheckNodePort",) if all(is_local) else ())
+
+
+def _root(api_version: str) -> str:
+    return f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
 
 
 @asynccontextmanager
-async def cluster(*objects: Json, with_crds: bool = True, bookmarks: float = 60.0) -> AsyncIterator[Cluster]:
-    with ApiServer(bookmarks=bookmarks) as server:
-        client = Client(Path(server.kubeconfig))
+async def cluster(*objects: Json, with_crds: bool = True) -> AsyncIterator[Cluster]:
+    """As empty as a new one but for namespace routerd, our CRDs and `objects`; and so again afterwards."""
+    with target.a_server() as admin, Proxy(admin) as proxy:
+        client = Client(Path(admin.kubeconfig))
         await client.open()
+        found = Cluster(proxy, client, admin)
         try:
-            found = Cluster(server, client)
-            await asyncio.to_thread(server.load, [namespace("routerd"), *(crds() if with_crds else ())])
+            await asyncio.to_thread(_prepare, admin, with_crds)
             if with_crds:
-                await eventually(lambda: found.serves("RouterdNode"), "CRDs are served")
+                await found.serves(*crds())
             await found.apply(*objects)
             yield found
         finally:
             await client.close()
+            if target.named():
+                await asyncio.to_thread(_clean, found)
+
+
+def _prepare(admin: plain.Client, with_crds: bool) -> None:
+    for name in NAMESPACES:
+        target.make_namespace(admin, name)
+    if with_crds:
+        for each in crds():
+            target.created(admin, target.DEFINITIONS, each)
+    else:
+        target.remove_definitions(admin, *(each["metadata"]["name"] for each in crds()))
+
+
+def _clean(found: Cluster) -> None:
+    """What the test made, and what the code under test made meanwhile. Our CRDs stay for the next test."""
+    definitions = {f"{target.DEFINITIONS}/{each['metadata']['name']}" for each in crds()}
+    for path in reversed(found.made):
+        if path.startswith("/api/v1/namespaces/") and path.count("/") == NAMESPACE_DEPTH:
+            target.remove_namespace(found.admin, path.rpartition("/")[2])
+        elif path not in definitions:
+            target.remove(found.admin, path)
+    reports = "/apis/routerd.io/v1alpha1/routerdnodes"
+    for each in found.admin.get(reports).body.get("items") or ():
+        target.remove(found.admin, f"{reports}/{each['metadata']['name']}")
+    target.empty(found.admin, "routerd")
+    for name in NAMESPACES:
+        found.admin.delete(f"/api/v1/namespaces/{name}/events")
 
 
 @dataclass

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,10 @@ import yaml
 
 from tests.k8s.client import APPLY, STRATEGIC, Client, Json
 from tests.k8s.conftest import config_map, good
+from tests.k8s.target import DEFINITIONS, remove_definitions, until
 
 DEPLOY = Path(__file__).parents[2] / "configs" / "deploy"
-DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
-Until = Callable[[Callable[[], Any]], Any]
 
 
 def is_established(definition: Json) -> bool:
@@ -28,8 +28,8 @@ def is_established(definition: Json) -> bool:
     return any((one["type"], one["status"]) == ("Established", "True") for one in conditions)
 
 
-@pytest.fixture
-def policies(api: Client, until: Until) -> Iterator[str]:
+@contextmanager
+def defined(api: Client) -> Iterator[str]:
     """The collection of a copy of our EgressPolicy in a group of its own."""
     group = f"t{uuid.uuid4().hex[:8]}.routerd.example.com"
     first = copy.deepcopy(next(iter(yaml.safe_load_all((DEPLOY / "crds.yaml").read_text()))))
@@ -42,8 +42,20 @@ def policies(api: Client, until: Until) -> Iterator[str]:
         until(lambda: api.get(f"/apis/{group}/v1alpha1/egresspolicies").code == 200)
         yield f"/apis/{group}/v1alpha1/egresspolicies"
     finally:
-        api.delete(f"{DEFINITIONS}/{name}")
-        until(lambda: api.get(f"{DEFINITIONS}/{name}").code == 404)
+        remove_definitions(api, name)
+
+
+@pytest.fixture(scope="module")
+def definition(api: Client) -> Iterator[str]:
+    with defined(api) as path:
+        yield path
+
+
+@pytest.fixture
+def policies(api: Client, definition: str) -> Iterator[str]:
+    """An empty collection of EgressPolicies."""
+    yield definition
+    good(api.delete(definition))
 
 
 def policy(path: str, name: str = "a", **spec: Any) -> Json:
@@ -81,7 +93,7 @@ def test_items_of_custom_kinds_name_their_kind(api: Client, policies: str) -> No
     [
         ({"selectors": []}, "spec.selectors", "FieldValueInvalid"),
         ({"pool": 5}, "spec.pool", "FieldValueTypeInvalid"),
-        ({"destinationCIDRs": ["x"]}, "spec.destinationCIDRs[0]", "FieldValueInvalid"),
+        ({"destinationCIDRs": ["x"]}, "spec.destinationCIDRs[0]", "FieldValueTypeInvalid"),
         ({"ports": [{"port": 80}]}, "spec.ports[0].protocol", "FieldValueRequired"),
         ({"ports": [{"protocol": "SCTP"}]}, "spec.ports[0].protocol", "FieldValueNotSupported"),
         ({"ports": [{"protocol": "TCP", "port": 0}]}, "spec.ports[0].port", "FieldValueInvalid"),
@@ -142,20 +154,21 @@ def test_conditions_are_applied_by_type(api: Client, policies: str) -> None:
     assert [each["type"] for each in last["status"]["conditions"]] == ["Ready", "Allocated"]
 
 
-def test_objects_go_with_their_definition(api: Client, policies: str, until: Until) -> None:
-    good(api.create(policies, policy(policies)))
-    version = good(api.get(policies)).version
-    with api.watch(policies, resourceVersion=version) as events:
-        good(api.delete(f"{DEFINITIONS}/egresspolicies.{policies.split('/')[2]}"))
-        assert next(events)["type"] in ("DELETED", "MODIFIED")
-    until(lambda: api.get(policies).code == 404)
+def test_objects_go_with_their_definition(api: Client) -> None:
+    with defined(api) as policies:
+        good(api.create(policies, policy(policies)))
+        version = good(api.get(policies)).version
+        with api.watch(policies, resourceVersion=version) as events:
+            good(api.delete(f"{DEFINITIONS}/egresspolicies.{policies.split('/')[2]}"))
+            assert next(events)["type"] in ("DELETED", "MODIFIED")
+        until(lambda: api.get(policies).code == 404)
 
 
 # --- service accounts and RBAC
 
 
 @pytest.fixture
-def account(api: Client, place: str, until: Until) -> Client:
+def account(api: Client, place: str) -> Client:
     """A service account that may do nothing yet."""
     path = f"/api/v1/namespaces/{place}/serviceaccounts"
     good(api.create(path, {"metadata": {"name": "robot"}}))
@@ -193,7 +206,7 @@ def test_what_is_not_served_is_refused_before_it_is_missed(account: Client) -> N
     assert account.get("/apis/nothing.example.com/v1/things").code == 403
 
 
-def test_rules_are_by_verb_and_name(api: Client, account: Client, place: str, until: Until) -> None:
+def test_rules_are_by_verb_and_name(api: Client, account: Client, place: str) -> None:
     maps = f"/api/v1/namespaces/{place}/configmaps"
     allow(api, place, [
         {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list"], "resourceNames": ["a"]},
@@ -207,19 +220,27 @@ def test_rules_are_by_verb_and_name(api: Client, account: Client, place: str, un
     assert good(account.get(maps, fieldSelector="metadata.name=a")).body["items"][0]["metadata"]["name"] == "a"
 
 
+def test_a_rule_needs_verbs_groups_and_resources(api: Client, place: str) -> None:
+    whole = {"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}
+    for field in whole:
+        body = {"metadata": {"name": "a"}, "rules": [{**whole, field: []}]}
+        answer = api.create(f"{RBAC}/namespaces/{place}/roles", body)
+        assert (answer.code, answer.body["details"]["causes"][0]["field"]) == (422, f"rules[0].{field}")
+
+
 def test_discovery_is_for_all_who_are_known(api: Client, account: Client) -> None:
     assert account.get("/api/v1").code == 200
     assert api.as_bearer("").get("/api/v1/pods").code in (401, 403)
     assert api.as_bearer("nonsense").get("/api/v1").code == 401
 
 
-def test_a_token_ends_with_its_account(api: Client, account: Client, place: str, until: Until) -> None:
+def test_a_token_ends_with_its_account(api: Client, account: Client, place: str) -> None:
     good(account.get("/api"))
     good(api.delete(f"/api/v1/namespaces/{place}/serviceaccounts/robot"))
     until(lambda: account.get("/api").code == 401)
 
 
-def test_one_may_ask_what_one_may(api: Client, account: Client, place: str, until: Until) -> None:
+def test_one_may_ask_what_one_may(api: Client, account: Client, place: str) -> None:
     def allowed(verb: str) -> bool:
         attributes = {"namespace": place, "verb": verb, "resource": "configmaps"}
         body = {"kind": "SelfSubjectAccessReview", "apiVersion": "authorization.k8s.io/v1",

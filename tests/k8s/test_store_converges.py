@@ -68,7 +68,7 @@ class Churn:
         faults: list[Callable[[], object]] = [
             server.drop_watches, server.mute_watches, server.compact,
             lambda: server.fault(gone=self.random.randrange(1, 9), gone_as_answer=self.random.random() < 0.5),
-            lambda: server.fault(broken=self.random.randrange(1, 9), only=lambda call: call.verb in ("list", "watch")),
+            lambda: server.fault(broken=self.random.randrange(1, 9), only=lambda one: one.verb in ("list", "watch")),
         ]  # fmt: skip
         if self.random.random() < 0.25:
             await asyncio.to_thread(self.random.choice(faults))

@@ -256,7 +256,7 @@ def test_a_leader_without_lease_stops_writing_and_another_goes_on() -> None:
             async with operator(api, "first", times, clock=clock) as first:
                 await until(api, WEB, ips, "a VIP")
                 async with operator(api, "second", times) as second:
-                    api.server.fault(broken=10**6, only=lambda call: call.resource.plural == "leases")
+                    api.server.fault(broken=10**6, only=lambda asked: asked.resource == "leases")
                     await eventually(lambda: first.operator is None, "the first gives up")
                     api.server.heal()
                     await eventually(lambda: first.operator or second.operator, "one of them takes over")
@@ -284,7 +284,7 @@ def test_a_malformed_configmap_makes_an_event_with_its_line() -> None:
 def test_nothing_is_decided_while_a_kind_cannot_be_read() -> None:
     async def story() -> None:
         async with cluster(node("node1"), bgp_config(), service("web")) as api:
-            api.server.fault(broken=10**6, only=lambda call: call.resource.plural == "addresspools")
+            api.server.fault(broken=10**6, only=lambda asked: asked.resource == "addresspools")
             async with operator(api) as one:
                 await eventually(lambda: one.operator and one.store.snapshot().services, "all else is known")
                 assert one.store.snapshot().pools is None

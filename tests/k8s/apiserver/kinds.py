@@ -137,6 +137,10 @@ def _service(api: Api, call: Call, value: Json, old: Json | None) -> Json:
         spec.setdefault("externalTrafficPolicy", "Cluster")
     if spec["type"] == "LoadBalancer":
         spec.setdefault("allocateLoadBalancerNodePorts", True)
+        balancer = value["status"].get("loadBalancer") or {}
+        if ingress := balancer.get("ingress"):
+            ingress = [{**one, **({"ipMode": one.get("ipMode", "VIP")} if one.get("ip") else {})} for one in ingress]
+            value["status"] = {**value["status"], "loadBalancer": {**balancer, "ingress": ingress}}
     _service_ports(api, spec, before)
     return value
 

@@ -27,25 +27,15 @@ def version_of(text: str) -> int | None:
     if not text:
         return None
     if not (text.isascii() and text.isdigit()):
-        raise bad_request(
-            f'resourceVersion: Invalid value: "{text}": strconv.ParseUint: parsing "{text}": invalid syntax'
-        )
+        why = f'strconv.ParseUint: parsing "{text}": invalid syntax'
+        raise bad_request(f'invalid resource version: resourceVersion: Invalid value: "{text}": {why}')
     return int(text)
 
 
 def match_of(call: Call) -> Match | None:
     """The selectors of a request. Raises ApiError 400, as the server words it."""
     labels, fields = call.query.get("labelSelector", ""), call.query.get("fieldSelector", "")
-    try:
-        return select(call.resource, labels, fields)
-    except ApiError as error:
-        if not error.message.startswith("field label not supported"):
-            raise
-        where = f"{call.resource.api_version}, Resource={call.resource.plural}"
-        where = where if call.resource.group else f"/{where}"
-        raise bad_request(
-            f'Unable to find "{where}" that match label selector "{labels}", field selector "{fields}": {error.message}'
-        ) from None
+    return select(call.resource, labels, fields)
 
 
 def in_namespace(rows: list[Stored], namespace: str) -> list[Stored]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 ALL_VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
-_NAMES = frozenset({"metadata.name", "metadata.namespace"})
+METADATA = frozenset({"metadata.name", "metadata.namespace"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Resource:
     namespaced: bool = True
     short_names: tuple[str, ...] = ()
     subresources: frozenset[str] = frozenset()
-    fields: frozenset[str] = _NAMES  # field selectors that are supported
+    fields: frozenset[str] = METADATA  # field selectors that are supported
     verbs: tuple[str, ...] = ALL_VERBS
     singular: str = ""
     categories: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class Resource:
 def _r(group: str, version: str, plural: str, kind: str, **more: Any) -> Resource:
     more["subresources"] = frozenset(more.get("subresources", "").split())
     more["short_names"] = tuple(more.get("short_names", "").split())
-    more["fields"] = _NAMES | frozenset(more.get("fields", "").split())
+    more["fields"] = METADATA | frozenset(more.get("fields", "").split())
     return Resource(group, version, plural, kind, singular=kind.lower(), **more)
 
 

@@ -288,7 +288,7 @@ def _string_checks(value: str, schema: Json, path: str) -> Iterator[Fault]:
     if schema.get("format") and not _has_format(value, schema["format"]):
         wanted = schema["format"]
         message = f"Invalid value: {json.dumps(value)}: {path} in body must be of type {wanted}: {json.dumps(value)}"
-        yield path, "FieldValueInvalid", message
+        yield path, "FieldValueTypeInvalid", message
 
 
 def _python(pattern: str) -> str:
@@ -319,9 +319,8 @@ def _too(value: object, path: str, what: str) -> str:
 def _rule_faults(value: Any, schema: Json, path: str) -> Iterator[Fault]:
     for rule in schema.get("x-kubernetes-validations") or ():
         if not RULES[rule["rule"]](value):
-            found = next((name for name, kind in _TYPES.items() if isinstance(value, kind)), "null")
             text = rule.get("message") or f"failed rule: {rule['rule']}"
-            yield path, "FieldValueInvalid", f'Invalid value: "{found}": {text}'
+            yield path, "FieldValueInvalid", f"Invalid value: {text}"
     known, rest = schema.get("properties") or {}, schema.get("additionalProperties")
     if isinstance(value, dict):
         for name, item in value.items():

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from .errors import ApiError, bad_request
-from .resources import Resource
+from .errors import bad_request
+from .resources import METADATA, Resource
 
 Json = dict[str, Any]
 Match = Callable[[Json], bool]
@@ -66,7 +66,9 @@ def _field(resource: Resource, term: str, whole: str) -> Match:
         raise bad_request(f"invalid field selector: {whole}; can't understand '{term}'")
     path = found["path"]
     if path not in resource.fields:
-        raise ApiError(400, "BadRequest", f"field label not supported: {path}")
+        if resource.custom or resource.fields != METADATA:
+            raise bad_request(f"field label not supported: {path}")
+        raise bad_request(f'"{path}" is not a known field selector: only "metadata.name", "metadata.namespace"')
     wanted, value = found["op"] != "!=", found["value"]
     return lambda item: (_value(item, path) == value) is wanted
 

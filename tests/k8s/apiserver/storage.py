@@ -53,6 +53,7 @@ class Storage:
         self.version = 1
         self.compacted = 0  # changes up to this version are forgotten
         self._tables: dict[str, dict[str, Stored]] = {}
+        self._latest: dict[str, int] = {}
         self._history: list[Event] = []
         self.listeners: list[Callable[[Event], None]] = []
 
@@ -86,7 +87,12 @@ class Storage:
         for key in list(self._tables.get(table, {})):
             self.remove(table, key)
 
+    def latest(self, table: str) -> int:
+        """The version of its last change, 0 = none."""
+        return self._latest.get(table, 0)
+
     def _record(self, event: Event) -> None:
+        self._latest[event.table] = event.version
         self._history.append(event)
         if len(self._history) > HISTORY:
             self.compact(self._history[HISTORY // 2].version)

@@ -18,6 +18,7 @@ _SUBDOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _DNS_LABEL, _SERVICE_NAME = re.compile(_LABEL), re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _QUALIFIED = re.compile(rf"({_LABEL}(\.{_LABEL})*/)?([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]")
 _VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
+_DATA_KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")
 _MICRO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}(Z|[+-]\d\d:\d\d)")
 MEBIBYTE = 2**20  # all values of a ConfigMap or Secret together
 _EVENT_LONGEST = 1024  # bytes of a message in events.k8s.io
@@ -122,7 +123,11 @@ _TYPES: dict[str, Callable[[Json], None]] = {
 # --- rules
 
 
-def _sizes(value: Json) -> Iterator[Fault]:
+def _data(value: Json) -> Iterator[Fault]:
+    for key in value.get("data") or {}:
+        if not _DATA_KEY.fullmatch(key) or key == "." or key.startswith(".."):
+            yield _invalid(f"data[{key}]", key, "a valid config key must consist of alphanumeric characters, '-', '_' "
+                           "or '.'")  # fmt: skip
     size = sum(len(item.encode()) for item in (value.get("data") or {}).values())
     if size > MEBIBYTE:
         yield "data", "FieldValueTooLong", f"Too long: may not be more than {MEBIBYTE} bytes"
@@ -243,7 +248,15 @@ def _pod(value: Json) -> Iterator[Fault]:
                 yield _required(f"spec.containers[{index}].{field}")
 
 
+def _policy_rules(value: Json) -> Iterator[Fault]:
+    for index, rule in enumerate(value.get("rules") or ()):
+        for field, what in (("verbs", "verbs"), ("apiGroups", "api groups"), ("resources", "resources")):
+            if not rule.get(field) and not (field != "verbs" and rule.get("nonResourceURLs")):
+                message = f"{what} must contain at least one value"
+                yield _required(f"rules[{index}].{field}", message)
+
+
 _RULES: dict[str, Callable[[Json], Iterator[Fault]]] = {
-    "configmaps": _sizes, "secrets": _sizes, "leases": _lease, "events": _event, "services": _service,
-    "endpointslices": _endpoint_slice, "pods": _pod,
+    "configmaps": _data, "secrets": _data, "leases": _lease, "events": _event, "services": _service,
+    "endpointslices": _endpoint_slice, "pods": _pod, "clusterroles": _policy_rules, "roles": _policy_rules,
 }  # fmt: skip

@@ -27,10 +27,10 @@ class Watcher:
     lines: deque[bytes] = field(default_factory=deque)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     closed: bool = False
-    dead: bool = False  # fault: the connection stays, nothing is sent any more
+    since: int = 0  # where it began
 
     def push(self, line: bytes) -> None:
-        if not self.dead and not self.closed:
+        if not self.closed:
             self.lines.append(line)
             self.ready.set()
 
@@ -113,6 +113,7 @@ class Watches:
             self._present(watcher)
         else:
             self._past(watcher, self._storage.version if version is None else version)
+        watcher.since = version or self._storage.version
         if initial and call.flag("allowWatchBookmarks"):
             watcher.push(bookmark_line(call.resource, self._storage.version, initial_end=True))
         if not watcher.closed:
@@ -146,6 +147,12 @@ class Watches:
         except ApiError as error:
             watcher.push(error_line(error))
             watcher.close()
+
+    def bookmark(self, watcher: Watcher) -> None:
+        """How far its resource is; nothing if that has not changed since the watch began."""
+        version = self._storage.latest(watcher.resource.store_key)
+        if version > watcher.since:
+            watcher.push(bookmark_line(watcher.resource, version))
 
     def stop(self, watcher: Watcher) -> None:
         self.open.discard(watcher)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -16,12 +16,11 @@ from .access import Access, lifetime
 from .api import Api
 from .call import Call, User, guess_path, parse_path, verb_of
 from .errors import ApiError, bad_request
-from .faults import Faults
 from .meta import now_text
 from .patching import APPLY
 from .resources import Resource
 from .storage import encode
-from .watching import Watcher, Watches, bookmark_line, error_line
+from .watching import Watcher, Watches
 
 JSON_TYPE = "application/json"
 CREATED = ("token", "binding", "eviction")  # subresources that are posted to
@@ -29,29 +28,23 @@ BEFORE_END = 2.0  # seconds before its timeout that a watch gets a last bookmark
 
 
 class Site:
-    """The aiohttp application. `bookmarks` is the seconds between bookmarks of a watch."""
+    """Answers. `bookmarks` is the seconds between bookmarks of a watch."""
 
-    def __init__(self, api: Api, watches: Watches, access: Access, faults: Faults, *, bookmarks: float) -> None:
-        self.api, self.watches, self.access, self.faults = api, watches, access, faults
+    def __init__(self, api: Api, watches: Watches, access: Access, *, bookmarks: float) -> None:
+        self.api, self.watches, self.access = api, watches, access
         self.bookmarks = bookmarks
-        self.connections: dict[int, web.Request] = {}
-        self.app = web.Application(client_max_size=3 * 2**20)
-        self.app.router.add_route("*", "/{path:.*}", self.answer)
         self._verbs: dict[str, Callable[[Call], tuple[int, bytes]]] = {
             "get": api.get, "list": api.list, "create": api.create, "update": api.update,
             "patch": api.patch, "delete": api.delete, "deletecollection": api.deletecollection,
         }  # fmt: skip
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        self.connections[id(request)] = request
         try:
             user = self.access.user_of(request.headers.get("Authorization", ""), self.api.now())
             found = parse_path(self.api.catalogue, request.path)
             return await (self._outside(request, user) if found is None else self._inside(request, user, *found))
         except ApiError as error:
             return _response(error.code, encode(error.status()), error.headers)
-        finally:
-            del self.connections[id(request)]
 
     async def _inside(
         self, request: web.Request, user: User, resource: Resource, namespace: str, name: str, subresource: str
@@ -64,7 +57,6 @@ class Site:
         call = Call(verb, resource, namespace, name, subresource, query, body, request.content_type, user)
         rule = None
         try:
-            await self.faults.before(call)
             rule = self.access.check(call)
             if verb == "watch":
                 self.access.note(call, 200, rule)
@@ -103,8 +95,6 @@ class Site:
 
     async def _outside(self, request: web.Request, user: User) -> web.Response:
         path = request.path.rstrip("/")
-        while self.faults.silent:
-            await self.faults.spoken.wait()
         if guessed := guess_path(path):
             resource, namespace, name, subresource = guessed
             verb = verb_of(request.method, name, request.query)
@@ -118,20 +108,10 @@ class Site:
             return web.Response(status=404, text="404 page not found\n")
         return _response(200, encode(document))
 
-    def cut(self, requests: Iterable[web.Request]) -> None:
-        """Close connections as a dead server does, in the middle of whatever they say."""
-        for request in list(requests):
-            if request.transport is not None:
-                request.transport.abort()
-
     # --- watch
 
     async def _watch(self, request: web.Request, call: Call) -> web.StreamResponse:
         watcher = self.watches.start(call)
-        if error := self.faults.takes_watch(call):
-            watcher.lines.clear()
-            watcher.push(error_line(error))
-            watcher.close()
         response = web.StreamResponse(headers={"Content-Type": JSON_TYPE})
         try:
             await response.prepare(request)
@@ -146,21 +126,18 @@ class Site:
     async def _stream(self, response: web.StreamResponse, watcher: Watcher, call: Call) -> None:
         schedule = _Schedule(call, self.bookmarks)
         while True:
-            if self.faults.silent:
-                await self.faults.spoken.wait()
-                continue
             while watcher.lines:
                 lines = b"".join(watcher.lines)
                 watcher.lines.clear()
                 await response.write(lines)
-            if watcher.closed or (schedule.over and not watcher.dead):
+            if watcher.closed or schedule.over:
                 return
             watcher.ready.clear()
             try:
-                await asyncio.wait_for(watcher.ready.wait(), None if watcher.dead else schedule.wait())
+                await asyncio.wait_for(watcher.ready.wait(), schedule.wait())
             except TimeoutError:
                 if schedule.bookmark_due():
-                    watcher.push(bookmark_line(call.resource, self.api.storage.version))
+                    self.watches.bookmark(watcher)
 
 
 class _Schedule:
