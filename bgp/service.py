@@ -1,6 +1,7 @@
 """The speaker's process from outside: start it, find it, stop it. It outlives whoever started it.
 
-A speaker is known by the lock that it holds on RUN_DIR/speaker.pid; the number in the file is for people.
+A speaker is known by the lock that it holds on RUN_DIR/speaker.pid; the number in the file is for people. It may be
+of another container, which shares the directory and not the PID namespace: then it is found, and cannot be signalled.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 import struct
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from bgp.launcher import PID_FILE
@@ -28,8 +30,22 @@ class SpeakerStartError(Exception):
     """The speaker did not start; the message says why."""
 
 
-def running_speaker(run_dir: Path) -> int | None:
-    """Process id of the speaker of `run_dir`, None when there is none."""
+class SpeakerStopError(Exception):
+    """The speaker runs where it cannot be signalled; the message says where."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakerProcess:
+    """A speaker that runs. `pid` None: in a PID namespace in which the kernel has no number of it for us."""
+
+    pid: int | None
+
+    def __str__(self) -> str:
+        return "in another PID namespace" if self.pid is None else f"process {self.pid}"
+
+
+def running_speaker(run_dir: Path) -> SpeakerProcess | None:
+    """The speaker of `run_dir`, None when there is none."""
     _reap()
     try:
         with (run_dir / PID_FILE).open() as file:
@@ -37,11 +53,13 @@ def running_speaker(run_dir: Path) -> int | None:
             kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))
     except FileNotFoundError:
         return None
-    return None if kind == fcntl.F_UNLCK else pid
+    if kind == fcntl.F_UNLCK:
+        return None
+    return SpeakerProcess(pid if pid > 0 else None)  # kill(2) takes 0 for the caller's own group, and -1 for everybody
 
 
-def start_speaker(run_dir: Path, *, python: str = sys.executable, timeout: float = START_TIMEOUT) -> int:
-    """Starts the speaker in a session of its own, or adopts the running one; its process id. `timeout` in seconds.
+def start_speaker(run_dir: Path, *, python: str = sys.executable, timeout: float = START_TIMEOUT) -> SpeakerProcess:
+    """Starts the speaker in a session of its own, or adopts the running one. `timeout` in seconds.
 
     It logs to RUN_DIR/exabgp.log. Raises SpeakerStartError with what it printed when it stops at once.
     """
@@ -92,17 +110,21 @@ def _reap() -> None:
 def stop_speaker(run_dir: Path, timeout: float = 10.0) -> bool:
     """Ends the speaker (peers with graceful restart keep its paths); whether there was one.
 
-    It is killed after `timeout` seconds.
+    It is killed after `timeout` seconds. SpeakerStopError if it is in another PID namespace, or the first process of
+    ours: a container's, which only its runtime can end for good.
     """
-    pid = running_speaker(run_dir)
-    if pid is None:
+    found = running_speaker(run_dir)
+    if found is None:
         return False
+    pid = found.pid
+    if pid is None or pid <= 1:
+        raise SpeakerStopError(f"the speaker runs on, {found}: stop it where it was started")
     for sent in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, sent)
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            if running_speaker(run_dir) != pid:
+            if running_speaker(run_dir) != found:
                 return True
             time.sleep(0.01)
     return True

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bgp.service import SpeakerStartError, running_speaker, start_speaker, stop_speaker
+from bgp.service import SpeakerStartError, SpeakerStopError, running_speaker, start_speaker, stop_speaker
 from routerd.cli import codes
 from routerd.errors import EnvironmentFault
 from routerd.log import event
@@ -72,13 +72,13 @@ async def keep_speaker(run_dir: Path) -> None:
     while True:
         if await asyncio.to_thread(running_speaker, run_dir) is None:
             try:
-                pid = await asyncio.to_thread(start_speaker, run_dir)
+                found = await asyncio.to_thread(start_speaker, run_dir)
             except SpeakerStartError as error:
                 event(LOGGER, logging.ERROR, "speaker-failed", reason=str(error), retry=pause)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LAST_PAUSE)
                 continue
-            event(LOGGER, logging.INFO, "started", process="speaker", pid=pid)
+            event(LOGGER, logging.INFO, "started", process="speaker", pid=found.pid)
             pause = FIRST_PAUSE
         await asyncio.sleep(SPEAKER_LOOK)
 
@@ -110,7 +110,15 @@ async def run(children: Sequence[Child], speaker_run_dir: Path | None) -> None:
         await asyncio.gather(stopping, *keepers, return_exceptions=True)
         await asyncio.gather(*(child.stop() for child in children))
         if speaker_run_dir is not None:
-            await asyncio.to_thread(stop_speaker, speaker_run_dir)
+            await _stop_speaker(speaker_run_dir)
+
+
+async def _stop_speaker(run_dir: Path) -> None:
+    """One of another container is not ours to stop: its runtime would start it again."""
+    try:
+        await asyncio.to_thread(stop_speaker, run_dir)
+    except SpeakerStopError as error:
+        event(LOGGER, logging.WARNING, "speaker-left", reason=str(error))
 
 
 def _pass_on(children: Sequence[Child]) -> Callable[[], None]:

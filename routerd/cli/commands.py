@@ -285,9 +285,9 @@ def cleanup(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
     if is_answering(api_socket(config.run_dir)):
         raise EnvironmentFault("the agent is running and would put everything back: stop it first")
-    pid = running_speaker(config.run_dir)
-    if pid is not None:
-        raise EnvironmentFault(f"the speaker (process {pid}) still announces paths that lead here: stop it first")
+    speaker = running_speaker(config.run_dir)
+    if speaker is not None:
+        raise EnvironmentFault(f"the speaker ({speaker}) still announces paths that lead here: stop it first")
     preflight.privileges((preflight.CAP_NET_ADMIN, preflight.CAP_BPF))
     from routerd.rooms import open_datapath
 

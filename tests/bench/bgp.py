@@ -18,7 +18,6 @@ from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 
 from bgp.path import Path as BgpPath
-from bgp.service import running_speaker
 from tests.netns.bird import Bird
 from tests.netns.stage import T1, Stage, agent, desired, states
 from tests.netns.tor import TorPeer
@@ -59,8 +58,7 @@ async def time_routerd(stage: Stage, count: int) -> None:
         added = await until_there(stage.bgp, count)
         speaker.set(desired((T1, [])))
         removed = await until_there(stage.bgp, 0)
-        pid = running_speaker(stage.run_dir)
-        assert pid is not None
+        pid = stage.speaker_pid()
         print(f"routerd: {count} paths: {added:.2f} s, withdrawn: {removed:.2f} s, {resident_megabytes(pid):.0f} MB")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bgp.path import Desired, SpeakerPeer
 from bgp.path import Path as BgpPath
-from bgp.service import start_speaker, stop_speaker
+from bgp.service import SpeakerProcess, running_speaker, start_speaker, stop_speaker
 from bgp.speaker import Speaker
 from tests.netns.hosts import kernel_routes
 from tests.netns.lab import TOR_MAKES
@@ -67,9 +67,15 @@ class Stage:
         peers = [replace(peer, accepts=peer.name != refused) for peer in peers]
         return self.bgp.config_text(peers, address="10.9.0.2", local_as=TOR_AS, trace=True)
 
-    def start_speaker(self) -> int:
+    def start_speaker(self) -> SpeakerProcess:
         with entered(self.node.name):
             return start_speaker(self.run_dir)
+
+    def speaker_pid(self) -> int:
+        """Of the running speaker."""
+        speaker = running_speaker(self.run_dir)
+        assert speaker is not None and speaker.pid is not None
+        return speaker.pid
 
     def remove(self) -> None:
         stop_speaker(self.run_dir)

@@ -95,8 +95,8 @@ async def test_an_agent_comes_back(stage: Stage) -> None:
         speaker.set(desired((T1, paths("192.0.2.1/32", "192.0.2.2/32")), (T2, paths("2001:db8::1/128"))))
         assert await speaker.settled(10)
         await stage.until(lambda: len(stage.routes("t1")) == 2 and stage.routes("t2"), "paths at the ToR")
-    pid = running_speaker(stage.run_dir)
-    assert stage.start_speaker() == pid  # a second start adopts
+    running = running_speaker(stage.run_dir)
+    assert stage.start_speaker() == running  # a second start adopts
     async with agent(stage) as speaker:
         await stage.until(lambda: speaker.connected, "the relay's return")
         assert speaker.exabgp_version == "5.0.15"
@@ -134,8 +134,7 @@ async def test_exabgp_and_relay_are_killed(stage: Stage) -> None:
         speaker.set(desired((T1, table)))
         await stage.until(lambda: len(stage.routes("t1")) == 50, "paths at the ToR")
         await stage.until(lambda: stage.bgp.ends_of_rib("t1") >= 2, "End-of-RIB")
-        pid = running_speaker(stage.run_dir)
-        assert pid is not None
+        pid = stage.speaker_pid()
 
         relay = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
         os.kill(relay, signal.SIGKILL)
@@ -164,8 +163,7 @@ async def test_exabgp_and_relay_are_killed(stage: Stage) -> None:
         assert len(stage.routes("t1")) == 49
 
     # Both: the session comes back by itself, the paths stay as stale ones until the next agent says what is left.
-    pid = running_speaker(stage.run_dir)
-    assert pid is not None
+    pid = stage.speaker_pid()
     os.kill(pid, signal.SIGKILL)
     await stage.until(lambda: running_speaker(stage.run_dir) is None, "the speaker's end")
     sessions_before = stage.bgp.established("t1")

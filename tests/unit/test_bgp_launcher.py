@@ -79,9 +79,9 @@ def test_a_speaker_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 def test_one_speaker_per_directory(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    pid = service.start_speaker(run_dir)
+    speaker = service.start_speaker(run_dir)
     try:
-        assert service.running_speaker(run_dir) == pid == service.start_speaker(run_dir)
+        assert service.running_speaker(run_dir) == speaker == service.start_speaker(run_dir)
         assert launcher.main([str(run_dir)]) == 0  # already running
     finally:
         assert service.stop_speaker(run_dir)

@@ -1,0 +1,100 @@
+"""Containers of a pod: agent and speaker share directories and no PID namespace, and each is process 1 of its own.
+
+Process 1 of a namespace has no default actions: a signal without a handler is lost.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes PID namespaces: needs root")
+
+SPEAKER = "import signal, sys; from pathlib import Path; from bgp import launcher\n" + (
+    "held = launcher.lock(Path(sys.argv[1])); print('locked', flush=True); signal.pause()"
+)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Iterator[Path]:
+    """The run directory of a speaker in a PID namespace of its own."""
+    command = [*NAMESPACE, sys.executable, "-c", SPEAKER, str(tmp_path)]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE) as speaker:
+        assert speaker.stdout is not None
+        assert speaker.stdout.readline() == b"locked\n"
+        try:
+            yield tmp_path
+            assert speaker.poll() is None
+        finally:
+            speaker.kill()
+
+
+def beside(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """`script` in another PID namespace, and in a session of its own: what signals its own group hits no test."""
+    command = [*NAMESPACE, "setsid", "--wait", sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_a_speaker_in_another_namespace_has_no_number(run_dir: Path) -> None:
+    script = "import sys; from pathlib import Path; from bgp.service import running_speaker\n"
+    script += "found = running_speaker(Path(sys.argv[1])); print(found, found.pid)"
+    assert beside(script, run_dir).stdout == "in another PID namespace None\n"
+
+
+def test_it_is_adopted(run_dir: Path) -> None:
+    script = "import sys; from pathlib import Path; from bgp.service import start_speaker\n"
+    script += "print(start_speaker(Path(sys.argv[1])))"
+    assert beside(script, run_dir).stdout == "in another PID namespace\n"
+
+
+def test_nothing_is_signalled_in_its_place(run_dir: Path) -> None:
+    """Process 0 of kill(2) is the caller's own process group, and -1 is everybody."""
+    script = "import sys; from pathlib import Path; from bgp.service import SpeakerStopError, stop_speaker\n"
+    script += "try:\n    stop_speaker(Path(sys.argv[1]))\nexcept SpeakerStopError as error:\n    print(error)"
+    done = beside(script, run_dir)
+    assert done.returncode == 0, done
+    assert "in another PID namespace" in done.stdout
+    assert "where it was started" in done.stdout
+
+
+def test_the_first_process_of_our_namespace_is_not_signalled(run_dir: Path) -> None:
+    """As seen by `kubectl exec` into the speaker's container."""
+    script = "import os, sys; from pathlib import Path; from bgp import launcher, service\n"
+    script += "held = launcher.lock(Path(sys.argv[1])); child = os.fork()\n"
+    script += "if child: sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    script += "try:\n    service.stop_speaker(Path(sys.argv[1]))\nexcept service.SpeakerStopError as error:\n"
+    script += "    print(error)"
+    command = [*NAMESPACE, sys.executable, "-c", script, str(run_dir / "own")]
+    (run_dir / "own").mkdir()
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done
+    assert "process 1" in done.stdout
+
+
+def test_run_leaves_a_speaker_that_it_cannot_signal_and_says_so(run_dir: Path) -> None:
+    script = "import asyncio, os, signal, sys; from pathlib import Path; from routerd import log, supervise\n"
+    script += "log.configure(20, as_json=False)\n"
+    script += "async def main() -> None:\n"
+    script += "    asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)\n"
+    script += "    await supervise.run([], Path(sys.argv[1]))\n"
+    script += "asyncio.run(main()); print('ended')"
+    done = beside(script, run_dir)
+    assert (done.returncode, done.stdout) == (0, "ended\n"), done
+    assert "event=speaker-left" in done.stderr
+
+
+def test_cleanup_names_no_process(run_dir: Path) -> None:
+    config = run_dir / "routerd.yaml"
+    config.write_text(f"apiVersion: routerd.io/v1alpha1\nkind: Config\nrun-dir: {run_dir}\npin-dir: {run_dir}/pins\n")
+    script = "import sys; from routerd.cli.main import main; sys.exit(main(['--config', sys.argv[1], 'cleanup']))"
+    done = beside(script, config)
+    assert done.returncode == 3
+    assert "the speaker (in another PID namespace) still announces" in done.stderr
