@@ -102,13 +102,26 @@ class Lease:
 
     async def release(self) -> None:
         """Lets the next one take over at once. Does nothing if it is not held."""
-        if not self.is_held() or self._seen is None:
+        if not self.is_held():
             return
         self._renewed = None
         try:
-            await self._write(self._seen, "", self._seen.transitions)
+            await self._give_up()
         except ApiError as error:
             event(LOGGER, logging.WARNING, "lease-not-released", reason=str(error))
+
+    async def _give_up(self) -> None:
+        try:
+            await self._give_up_once()
+        except ApiError as error:
+            if not error.is_conflict:
+                raise
+            await self._give_up_once()  # a renewal that was cancelled has come to the server only now
+
+    async def _give_up_once(self) -> None:
+        found = self._seen or await self._read()
+        if found.holder == self.identity:
+            await self._write(found, "", found.transitions)
 
     # --- one attempt
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
 
 from tests.k8s.client import Client, Json
+from tests.k8s.target import DEFINITIONS, remove_definitions, until
 
 DEPLOY = Path(__file__).parents[2] / "configs" / "deploy"
 NAMESPACED = {"ServiceAccount", "Role", "RoleBinding", "ConfigMap", "DaemonSet", "Deployment", "PodDisruptionBudget"}
@@ -37,6 +41,30 @@ def definition(group: str, version: str, kind: str, plural: str) -> Json:
     spec = {"group": group, "scope": "Cluster", "names": {"kind": kind, "plural": plural}, "versions": versions}
     head = {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition"}
     return {**head, "metadata": {"name": f"{plural}.{group}"}, "spec": spec}
+
+
+@contextmanager
+def defined(api: Client, kind: str) -> Iterator[str]:
+    """The collection of a copy of one of our kinds in a group of its own, served until the block ends."""
+    found = next(each for each in install("crds.yaml") if each["spec"]["names"]["kind"] == kind)
+    group, plural = f"t{uuid.uuid4().hex[:8]}.routerd.example.com", found["spec"]["names"]["plural"]
+    spec = {**copy.deepcopy(found["spec"]), "group": group}
+    spec["names"]["categories"] = []
+    name, path = f"{plural}.{group}", f"/apis/{group}/v1alpha1/{plural}"
+    assert api.get(path).code == 404
+    answer = api.create(DEFINITIONS, {**found, "metadata": {"name": name}, "spec": spec})
+    assert answer.code == 201, answer
+    try:
+        until(lambda: _is_established(api.get(f"{DEFINITIONS}/{name}").body))
+        until(lambda: api.get(path).code == 200)
+        yield path
+    finally:
+        remove_definitions(api, name)
+
+
+def _is_established(each: Json) -> bool:
+    conditions = (each.get("status") or {}).get("conditions") or ()
+    return any((one["type"], one["status"]) == ("Established", "True") for one in conditions)
 
 
 def token(api: Client, account: str) -> str:

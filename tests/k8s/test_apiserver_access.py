@@ -5,49 +5,22 @@ The definitions that are made here have a group of their own, so that a cluster 
 
 from __future__ import annotations
 
-import copy
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.k8s.client import APPLY, STRATEGIC, Client, Json
 from tests.k8s.conftest import config_map, good
-from tests.k8s.target import DEFINITIONS, remove_definitions, until
+from tests.k8s.deployment import defined
+from tests.k8s.target import DEFINITIONS, until
 
-DEPLOY = Path(__file__).parents[2] / "configs" / "deploy"
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
-
-
-def is_established(definition: Json) -> bool:
-    conditions = (definition.get("status") or {}).get("conditions") or ()
-    return any((one["type"], one["status"]) == ("Established", "True") for one in conditions)
-
-
-@contextmanager
-def defined(api: Client) -> Iterator[str]:
-    """The collection of a copy of our EgressPolicy in a group of its own."""
-    group = f"t{uuid.uuid4().hex[:8]}.routerd.example.com"
-    first = copy.deepcopy(next(iter(yaml.safe_load_all((DEPLOY / "crds.yaml").read_text()))))
-    first["spec"]["group"], first["spec"]["names"]["categories"] = group, []
-    first["metadata"]["name"] = name = f"egresspolicies.{group}"
-    assert api.get(f"/apis/{group}/v1alpha1/egresspolicies").code == 404
-    good(api.create(DEFINITIONS, first))
-    try:
-        until(lambda: is_established(api.get(f"{DEFINITIONS}/{name}").body))
-        until(lambda: api.get(f"/apis/{group}/v1alpha1/egresspolicies").code == 200)
-        yield f"/apis/{group}/v1alpha1/egresspolicies"
-    finally:
-        remove_definitions(api, name)
 
 
 @pytest.fixture(scope="module")
 def definition(api: Client) -> Iterator[str]:
-    with defined(api) as path:
+    with defined(api, "EgressPolicy") as path:
         yield path
 
 
@@ -155,7 +128,7 @@ def test_conditions_are_applied_by_type(api: Client, policies: str) -> None:
 
 
 def test_objects_go_with_their_definition(api: Client) -> None:
-    with defined(api) as policies:
+    with defined(api, "EgressPolicy") as policies:
         good(api.create(policies, policy(policies)))
         version = good(api.get(policies)).version
         with api.watch(policies, resourceVersion=version) as events:

@@ -7,7 +7,7 @@ it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from routerd.formats.native import read_address_pool, read_egress_policy
 from tests.k8s.apiserver import schema
 from tests.k8s.apiserver.cel import RULES
 from tests.k8s.apiserver.definitions import with_defaults
-from tests.k8s.client import Json
+from tests.k8s.client import Answer, Client, Json
+from tests.k8s.deployment import defined
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CRDS: dict[str, Json] = {
@@ -145,6 +146,7 @@ _pool: dict[str, st.SearchStrategy[Any]] = {
 
 GOOD_POLICY: Json = {"selectors": [{"podSelector": {}}], "destinationCIDRs": ["192.0.2.0/24"], "pool": "a"}
 GOOD_POOL: Json = {"blocks": ["192.0.2.0/24"]}
+GOOD = {"EgressPolicy": GOOD_POLICY, "AddressPool": GOOD_POOL}
 
 
 def changed(good: Json, fields: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[Json]:
@@ -191,11 +193,34 @@ WRONG = [
 
 @pytest.mark.parametrize("kind, change", WRONG, ids=lambda value: str(value))
 def test_both_refuse(kind: str, change: Json) -> None:
-    good = GOOD_POLICY if kind == "EgressPolicy" else GOOD_POOL
+    good = GOOD[kind]
     assert (schema_says(kind, one(kind, good)), reader_says(kind, one(kind, good))) == ([], "")
     wrong = one(kind, {**good, **change})
     assert schema_says(kind, wrong) != []
     assert reader_says(kind, wrong) != ""
+
+
+@pytest.fixture(scope="module")
+def collections(api: Client) -> Iterator[dict[str, str]]:
+    """kind -> the path of a copy of it at the API server."""
+    with defined(api, "EgressPolicy") as policies, defined(api, "AddressPool") as pools:
+        yield {"EgressPolicy": policies, "AddressPool": pools}
+
+
+def server_says(api: Client, path: str, kind: str, spec: Json) -> Answer:
+    """To a dry run, strictly."""
+    body = {"apiVersion": "/".join(path.split("/")[2:4]), "kind": kind, "metadata": {"name": "a"}, "spec": spec}
+    return api.create(path, body, dryRun="All", fieldValidation="Strict")
+
+
+def test_an_api_server_refuses_them_as_well(api: Client, collections: dict[str, str]) -> None:
+    taken = [
+        (kind, change) for kind, change in WRONG
+        if server_says(api, collections[kind], kind, {**GOOD[kind], **change}).code not in (400, 422)
+    ]  # fmt: skip
+    assert taken == []
+    for kind, spec in GOOD.items():
+        assert server_says(api, collections[kind], kind, spec).code == 201
 
 
 @pytest.mark.parametrize("file", ["address-pool.yaml", "egress-policy.yaml"])

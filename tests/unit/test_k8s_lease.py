@@ -157,6 +157,46 @@ def test_released_it_is_free_at_once() -> None:
     assert gets(two) and two.generation == 2
 
 
+@pytest.mark.parametrize("is_written", [False, True])
+def test_it_is_released_also_in_the_middle_of_a_renewal(is_written: bool) -> None:
+    """The end of the process cancels a renewal, which may come to the server even after we have read."""
+    world = World()
+    one, two = world.lease("one"), world.lease("two")
+    assert gets(one)
+    server, whole = world.server, world.server.replace
+
+    async def cancelled(path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        server.replace = whole  # type: ignore[method-assign]
+        read = server.get
+
+        async def late(path: str) -> dict[str, Any]:
+            server.get = read  # type: ignore[method-assign]
+            found = await read(path)
+            if is_written:
+                await whole("", body)
+            return found
+
+        server.get = late  # type: ignore[method-assign]
+        raise asyncio.CancelledError
+
+    server.replace = cancelled  # type: ignore[method-assign]
+    with pytest.raises(asyncio.CancelledError):
+        renews(one)
+    asyncio.run(one.release())
+    assert not one.is_held()
+    assert gets(two)
+
+
+def test_a_lease_that_someone_else_took_is_not_released() -> None:
+    world = World()
+    one = world.lease("one")
+    assert gets(one)
+    one._seen = None
+    world.server._keep({**world.server.lease, "spec": {**world.server.spec, "holderIdentity": "two"}})
+    asyncio.run(one.release())
+    assert world.server.spec["holderIdentity"] == "two"
+
+
 def test_an_answer_that_was_lost_is_read_again() -> None:
     world = World()
     one = world.lease("one")
