@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import pwd
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -68,6 +69,15 @@ def main(argv: list[str]) -> int:
     except (LauncherError, OSError) as error:
         print(f"speaker: error: {error}", file=sys.stderr)
         return 1
+
+
+def _ends_at_sigterm() -> None:
+    """Until ExaBGP has its own handlers. The first process of a container has no default action: it would be lost.
+
+    Whoever became the launcher by exec held the signal back until here.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def exabgp_version() -> str:
@@ -191,4 +201,5 @@ def _reactor(file: Path, version: str) -> int:
 
 
 if __name__ == "__main__":
+    _ends_at_sigterm()
     sys.exit(main(sys.argv[1:]))

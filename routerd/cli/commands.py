@@ -99,10 +99,13 @@ def operator(arguments: argparse.Namespace) -> int:
 
 def speaker(arguments: argparse.Namespace) -> int:
     """Becomes ExaBGP's launcher: this process would only keep memory."""
+    import signal
+
     from routerd import preflight
 
     config = _config(arguments)
     preflight.exabgp()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # exec drops handlers; the launcher takes it then
     command = [sys.executable, "-m", "bgp.launcher", str(config.run_dir)]
     os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": str(Path(routerd.__file__).parents[1])})
 

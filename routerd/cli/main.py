@@ -6,8 +6,11 @@ It parses, calls one function of `commands.py`, and turns expected errors into o
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +33,8 @@ class Command:
     examples: tuple[str, ...]
     detail: str = ""
     arguments: Arguments = lambda parser: None
+    stays: bool = False
+    """Runs until a signal."""
 
 
 def _manifests(parser: argparse.ArgumentParser) -> None:
@@ -106,6 +111,7 @@ COMMANDS = (
         "Each runs in its own session. SIGTERM stops them and leaves announcements and datapath in place, as for a "
         "restart; SIGHUP reads the configuration again.",
         _run_arguments,
+        stays=True,
     ),
     Command(
         "agent",
@@ -113,17 +119,20 @@ COMMANDS = (
         ("routerd --config /etc/routerd/routerd.yaml agent",),
         "SIGTERM stops it and leaves everything in place; SIGHUP reads the configuration again.",
         _agent_arguments,
+        stays=True,
     ),
     Command(
         "speaker",
         "ExaBGP and its relay; outlives the agent",
         ("routerd --config /etc/routerd/routerd.yaml speaker",),
         "SIGTERM closes the sessions without a NOTIFICATION: peers with graceful restart keep the paths.",
+        stays=True,
     ),
     Command(
         "operator",
         "the process that gives addresses and gateways; one per cluster",
         ("routerd --config /etc/routerd/routerd.yaml operator",),
+        stays=True,
     ),
     Command(
         "check",
@@ -249,9 +258,29 @@ def _exit_code(error: RouterdError) -> int:
     return codes.ENVIRONMENT if isinstance(error, EnvironmentFault | StoreError) else codes.REFUSED
 
 
+@contextmanager
+def _ending_at_sigterm() -> Iterator[None]:
+    """Until there are handlers that know what to put in order: while a process starts, nothing was begun.
+
+    The first process of a container has no default action: a signal in these tenths of a second would be lost, and
+    the container be killed at the end of its grace period.
+    """
+    before = signal.signal(signal.SIGTERM, lambda number, frame: os._exit(codes.OK))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `routerd`; returns the exit code."""
     arguments = parser().parse_args(argv)
+    stays = arguments.command in {command.name for command in COMMANDS if command.stays}
+    with _ending_at_sigterm() if stays else nullcontext():
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from routerd.cli import commands
 
     try:

@@ -6,8 +6,10 @@ Process 1 of a namespace has no default actions: a signal without a handler is l
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,3 +100,73 @@ def test_cleanup_names_no_process(run_dir: Path) -> None:
     done = beside(script, config)
     assert done.returncode == 3
     assert "the speaker (in another PID namespace) still announces" in done.stderr
+
+
+# --- signals while a process starts
+
+PROMPT = 2.0  # seconds
+# Ends the process if an import takes place of which the test wants to be in the middle: it tells, and waits there.
+STOPPED_AT = """
+import sys, time
+module = sys.argv[1]
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            print("there", flush=True)
+            time.sleep(60)
+sys.meta_path.insert(0, Stop())
+"""
+MAIN = STOPPED_AT + "from routerd.cli.main import main; sys.exit(main(sys.argv[2:]))"
+LAUNCHER = STOPPED_AT + "import runpy; del sys.argv[1:2]; runpy.run_module('bgp.launcher', run_name='__main__')"
+
+
+def ended_within(command: list[str]) -> tuple[float, int]:
+    """Seconds until process 1 of a new namespace ends, of which the shim has said where it is, and its exit code."""
+    with subprocess.Popen([*NAMESPACE, *command], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as shim:
+        try:
+            assert shim.stdout is not None
+            assert shim.stdout.readline() == "there\n"
+            (first,) = Path(f"/proc/{shim.pid}/task/{shim.pid}/children").read_text().split()
+            os.kill(int(first), signal.SIGTERM)
+            began = time.monotonic()
+            return (shim.wait(PROMPT), time.monotonic() - began)[::-1]
+        finally:
+            shim.kill()
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        ("agent", "routerd.processes"),
+        ("agent", "asyncio"),
+        ("operator", "routerd.processes"),
+        ("speaker", "routerd.preflight"),
+        ("run", "routerd.supervise"),
+    ],
+)
+def test_a_signal_in_the_middle_of_the_start_ends_the_process(command: str, module: str, tmp_path: Path) -> None:
+    config = tmp_path / "routerd.yaml"
+    config.write_text(f"apiVersion: routerd.io/v1alpha1\nkind: Config\nrun-dir: {tmp_path}/run\n")
+    seconds, code = ended_within([sys.executable, "-c", MAIN, module, "--config", str(config), command])
+    assert (seconds < PROMPT, code) == (True, 0)
+
+
+@pytest.mark.parametrize("module", ["exabgp.util", "exabgp.reactor", "exabgp.reactor.loop"])
+def test_a_signal_while_exabgp_is_imported_ends_the_speaker(module: str, tmp_path: Path) -> None:
+    seconds, code = ended_within([sys.executable, "-c", LAUNCHER, module, str(tmp_path / "run")])
+    assert (seconds < PROMPT, code) == (True, 0)
+
+
+def test_a_signal_while_the_speaker_becomes_the_launcher_is_not_lost(tmp_path: Path) -> None:
+    """It is held back from before exec to where the launcher can do something about it."""
+    config = tmp_path / "routerd.yaml"
+    config.write_text(f"apiVersion: routerd.io/v1alpha1\nkind: Config\nrun-dir: {tmp_path}/run\n")
+    script = "import os, signal, sys; from routerd.cli.main import main\n"
+    script += "become = os.execve\n"
+    script += "def signalled(*arguments):\n"
+    script += "    os.kill(1, signal.SIGTERM); print('there', flush=True); become(*arguments)\n"
+    script += "os.execve = signalled; sys.exit(main(sys.argv[1:]))"
+    command = [*NAMESPACE, sys.executable, "-c", script, "--config", str(config), "speaker"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (0, "there\n")
+    assert not (tmp_path / "run").exists()  # nothing was begun
