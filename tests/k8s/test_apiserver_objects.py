@@ -50,6 +50,12 @@ def test_label_values_are_checked(api: Client, maps: str) -> None:
     assert (answer.code, answer.body["details"]["causes"][0]["field"]) == (422, "metadata.labels")
 
 
+def test_a_created_object_has_no_version_before(api: Client, maps: str) -> None:
+    answer = api.create(maps, {"metadata": {"name": "a", "resourceVersion": "5"}})
+    assert (answer.code, answer.reason) == (500, "")
+    assert answer.message == "resourceVersion should not be set on objects to be created"
+
+
 def test_an_object_is_created_once(api: Client, maps: str) -> None:
     good(api.create(maps, config_map("a")))
     answer = api.create(maps, config_map("a"))
@@ -118,6 +124,7 @@ def test_put_creates_only_where_the_kind_allows_it(api: Client, maps: str, place
 
 
 def test_dry_run_changes_nothing(api: Client, maps: str) -> None:
+    assert api.create(maps, config_map("a"), dryRun="Some").code == 422
     assert api.create(maps, config_map("a"), dryRun="All").code == 201
     assert api.get(f"{maps}/a").code == 404
     good(api.create(maps, config_map("a", x="1")))

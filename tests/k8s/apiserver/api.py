@@ -46,6 +46,7 @@ class Api:
     # --- writing
 
     def create(self, call: Call) -> Answer:
+        _ = call.dry_run  # raises for what it cannot be
         value = _decoded(call, call.body)
         self._require_namespace(call, creating=True)
         value = meta.for_create(call, value, self.now())

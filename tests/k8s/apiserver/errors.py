@@ -24,7 +24,7 @@ class ApiError(Exception):
     def status(self) -> Json:
         meta = {"continue": self.continue_token} if self.continue_token else {}
         head: Json = {"kind": "Status", "apiVersion": "v1", "metadata": meta, "status": "Failure"}
-        body = {**head, "message": self.message, "reason": self.reason}
+        body = {**head, "message": self.message, **({"reason": self.reason} if self.reason else {})}
         if self.details:
             body["details"] = self.details
         return {**body, "code": self.code}

@@ -66,7 +66,7 @@ def list_objects(storage: Storage, call: Call) -> bytes:
         row for row in in_namespace(rows, call.namespace) if row.key > after and (match is None or match(row.object))
     ]
     page, left = (rows[:limit], len(rows) - limit) if limit else (rows, 0)
-    meta: Json = {"resourceVersion": str(version)}
+    meta: Json = {"resourceVersion": str(version), **({"continue": ""} if call.resource.custom else {})}
     if left > 0:
         meta["continue"] = _seal(version, page[-1].key)
         if match is None:

@@ -46,7 +46,7 @@ def for_create(call: Call, value: Json, now: datetime) -> Json:
     else:
         meta.pop("namespace", None)
     if meta.get("resourceVersion"):
-        raise errors.ApiError(400, "BadRequest", "resourceVersion should not be set on objects to be created")
+        raise errors.ApiError(500, "", "resourceVersion should not be set on objects to be created")
     if not meta.get("name"):
         meta["name"] = _generated(call, meta)
     for name in _SERVER_OWNED:
