@@ -233,7 +233,7 @@ class Agent:
             if rechecks:
                 self._rest_until = asyncio.get_running_loop().time() + RECHECK_REST
             unfinished = bool(done.error or done.held or done.refusals)
-            if not ready and not done.error and not self._status.missing:
+            if not ready and self._status.rounds.whole:
                 ready = True
                 self._on_ready()
             woken = await self._is_woken(min(retry, self._period) if unfinished else self._period)
@@ -266,7 +266,7 @@ class Agent:
         self._said = done
         if self._is_finished(done) and self._snapshot.allocations is not None:
             self._finished = self._snapshot.allocations.generation
-        rounds = self._status.rounds.after(seconds, done.error, done.held)
+        rounds = self._status.rounds.after(seconds, done.error, done.held, whole=not _missing(self._snapshot))
         is_new = bool(done.actions) and not self._counters.attached  # it may have been attached just now
         self._status = (await self._counted() if full or is_new else self._refreshed()).with_rounds(rounds)
         return done
@@ -301,7 +301,7 @@ class Agent:
         counters, egress = self._counters, self._state.egress
         return replace(
             self._status,
-            missing=tuple(text for name, text in FIELDS.items() if getattr(self._snapshot, name) is None),
+            missing=_missing(self._snapshot),
             peers=peer_statuses(self._state, self._node.peers()),
             refusals=tuple(dict.fromkeys((*self._state.refusals, *self._said.refusals, *self._node.refusals()))),
             pools=tuple(pool_rows(self._snapshot)),
@@ -329,6 +329,11 @@ class Agent:
         if self._said.error and not done.error:
             event(LOGGER, logging.INFO, "round-recovered")
         _log_refusals(self._said.refusals, done.refusals)
+
+
+def _missing(snapshot: Snapshot) -> tuple[str, ...]:
+    """Parts that have not been read, in words."""
+    return tuple(text for name, text in FIELDS.items() if getattr(snapshot, name) is None)
 
 
 async def _guarded(name: str, task: Awaitable[None]) -> None:

@@ -22,16 +22,19 @@ class Rounds:
 
     done: int = 0
     errors: int = 0
+    whole: int = 0  # that had everything they needed, and went well
     seconds: float = 0.0  # sum of all rounds
     last_seconds: float = 0.0
     buckets: tuple[int, ...] = (0,) * len(BUCKETS)  # rounds that took at most BUCKETS[i]
     last_error: str = ""  # of the last round, "" = it went well
     held: str = ""  # why the last round left something undone on purpose, "" = nothing
 
-    def after(self, seconds: float, error: str = "", held: str = "") -> Rounds:
+    def after(self, seconds: float, error: str = "", held: str = "", *, whole: bool = True) -> Rounds:
+        """`whole`: everything was read that the round needed."""
         return Rounds(
             done=self.done + 1,
             errors=self.errors + bool(error),
+            whole=self.whole + (whole and not error),
             seconds=self.seconds + seconds,
             last_seconds=seconds,
             buckets=tuple(n + (seconds <= bound) for n, bound in zip(self.buckets, BUCKETS, strict=True)),
@@ -75,8 +78,11 @@ class AgentStatus:
 
     @property
     def ready(self) -> bool:
-        """Everything was read and the last round was done: traffic goes where it should, as far as we can do it."""
-        return self.config_loaded and not self.missing and self.rounds.done > 0 and not self.rounds.last_error
+        """Everything was read and the last round was done: traffic goes where it should, as far as we can do it.
+
+        What is missing may be known before a round has been made from it, so one must have been.
+        """
+        return self.config_loaded and not self.missing and self.rounds.whole > 0 and not self.rounds.last_error
 
     def not_ready_because(self) -> str:
         """One line for /readyz; "" when ready."""
@@ -84,9 +90,9 @@ class AgentStatus:
             return f"configuration is not loaded: {self.config_error}"
         if self.missing:
             return f"not read from the store yet: {', '.join(self.missing)}"
-        if not self.rounds.done:
-            return "the first round is not done"
-        return self.rounds.last_error
+        if self.rounds.last_error:
+            return self.rounds.last_error
+        return "" if self.rounds.whole else "the first round with everything read is not done"
 
     def refusals_by_reason(self) -> dict[str, int]:
         return dict(sorted(Counter(refusal.reason for refusal in self.refusals).items()))

@@ -173,6 +173,34 @@ def test_a_failed_round_is_tried_again_and_shown() -> None:
     with_agent(test, World(broken="prepare group 7"))
 
 
+def test_a_round_without_the_store_makes_nothing_ready() -> None:
+    """There may be a probe, or a session that comes up, while the first round with everything read is being made."""
+    began, go_on = threading.Event(), threading.Event()
+
+    async def test(running: Running) -> None:
+        observe = running.datapath.observe
+
+        def held_up(desired: Any) -> set[int]:
+            began.set()
+            assert go_on.wait(5)
+            return observe(desired)
+
+        running.datapath.observe = held_up  # type: ignore[method-assign]
+        await running.until(lambda: running.agent.status.rounds.done > 0)
+        running.feed(cluster.snapshot())
+        await running.until(began.is_set)
+        running.agent.refresh()
+        said = running.agent.status.not_ready_because()
+        go_on.set()
+        assert (said, running.agent.status.ready) == ("the first round with everything read is not done", False)
+        await running.until(lambda: running.agent.status.rounds.errors > 0)
+        assert running.agent.status.not_ready_because() == "egress: prepare group 7: map is full"
+        running.world.broken = ""
+        await running.until(lambda: running.agent.status.ready)
+
+    with_agent(test, World(broken="prepare group 7"))
+
+
 def test_a_task_that_returns_is_a_fault() -> None:
     async def ends() -> None:
         """A watch that stops watching."""

@@ -152,7 +152,7 @@ def test_readiness_tells_why_not() -> None:
     assert (ready.ready, ready.not_ready_because()) == (True, "")
     assert FULL.not_ready_because() == "egress: map is full"
     assert replace(ready, missing=("pods",)).not_ready_because() == "not read from the store yet: pods"
-    assert replace(ready, rounds=Rounds()).not_ready_because() == "the first round is not done"
+    assert replace(ready, rounds=Rounds()).not_ready_because().startswith("the first round with everything")
     assert "line 3" in replace(ready, config_loaded=False, config_error="line 3").not_ready_because()
 
 
