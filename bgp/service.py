@@ -51,7 +51,7 @@ def running_speaker(run_dir: Path) -> SpeakerProcess | None:
         with (run_dir / PID_FILE).open() as file:
             asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
             kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     if kind == fcntl.F_UNLCK:
         return None

@@ -24,6 +24,7 @@ from routerd.blocking import in_thread
 from routerd.brake import Limits
 from routerd.config import Config
 from routerd.desired import Settings
+from routerd.directories import made
 from routerd.errors import EnvironmentFault, StoreError
 from routerd.health import Enabled, node_health
 from routerd.lifetime import Source
@@ -144,8 +145,8 @@ def _assembled(config: Config, source: Source, heart: Heart, store: Store) -> Ag
     from egress.devices import watch
     from routerd.rooms import OneAtATime, Rooms, egress_room, open_datapath, relay_socket
 
-    for directory in (config.run_dir, config.state_dir):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    made(config.run_dir, source.path, "run-dir")
+    made(config.state_dir, source.path, "state-dir")
     on_speaker, on_links = Callback(), Callback()
     speaker = Speaker(relay_socket(config.run_dir), on_change=on_speaker) if config.bgp.enabled else None
     datapath = OneAtATime(open_datapath(config)) if config.egress.enabled else None
@@ -261,7 +262,7 @@ async def operator(config: Config, source: Source) -> None:
     store = OperatorStore(file_store(config, on_store))
     on_store.to = store.changed
     timers = Timers(cooldown=config.operator.cooldown, retention=config.operator.egress_retention)
-    config.operator.ledger.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    made(config.operator.ledger.parent, source.path, "operator.ledger", "state-dir")
     ledger = SqliteLedger(config.operator.ledger, config.operator.retention)
     writer = Writer(config.node_name, ledger.id, ledger.lease)
     body = Operator(store, ledger, AssignSettings(timers, writer=writer))

@@ -102,9 +102,11 @@ def speaker(arguments: argparse.Namespace) -> int:
     import signal
 
     from routerd import preflight
+    from routerd.directories import made
 
     config = _config(arguments)
     preflight.exabgp()
+    made(config.run_dir, _path(arguments), "run-dir")
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # exec drops handlers; the launcher takes it then
     command = [sys.executable, "-m", "bgp.launcher", str(config.run_dir)]
     os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": str(Path(routerd.__file__).parents[1])})
@@ -115,11 +117,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from routerd import preflight, supervise
     from routerd.api import is_answering
+    from routerd.directories import made
     from routerd.processes import api_socket, check_agent
 
     config = _config(arguments)
     _log(config)
     check_agent(config)
+    made(config.run_dir, _path(arguments), "run-dir")
     if config.bgp.enabled:
         preflight.exabgp()
     if is_answering(api_socket(config.run_dir)):

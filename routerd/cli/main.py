@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import routerd
 from routerd.cli import codes
 from routerd.cli.completion import SHELLS
 from routerd.errors import EnvironmentFault, RouterdError, StoreError
@@ -234,6 +235,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _config(top, DEFAULT_CONFIG)
+    top.add_argument(
+        "--version", action="version", version=f"routerd {routerd.__version__}", help="as `routerd version`"
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         sub = commands.add_parser(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import subprocess
@@ -137,6 +138,14 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("routerd 0.")
 
 
+def test_version_as_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    run("version")
+    said = capsys.readouterr().out
+    with pytest.raises(SystemExit) as done:
+        run("--version")
+    assert (done.value.code, capsys.readouterr().out) == (codes.OK, said)
+
+
 def test_starting_imports_nothing_heavy() -> None:
     code = "import sys, routerd.cli.main; print([m for m in ('pyroute2', 'yaml', 'asyncio') if m in sys.modules])"
     done = subprocess.run(
@@ -182,6 +191,45 @@ def test_a_machine_without_privileges_exits_3(
     monkeypatch.setattr("routerd.preflight.privileges", lambda needed: real(needed, tmp_path / "status"))
     assert run("--config", config, "agent") == codes.ENVIRONMENT
     assert "routerd: no CAP_NET_ADMIN and CAP_BPF" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "line", "key"),
+    [
+        ("agent", "state-dir: {}/x", "state-dir"),
+        ("agent", "run-dir: {}/x", "run-dir"),
+        ("speaker", "run-dir: {}/x", "run-dir"),
+        ("run", "run-dir: {}/x", "run-dir"),
+        ("operator", "state-dir: {}/x", "state-dir"),
+        ("operator", "operator: {{ledger: {}/x/ledger}}", "operator.ledger"),
+    ],
+)
+def test_a_directory_that_cannot_be_made_is_named_with_its_key(
+    command: str, line: str, key: str, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("no directory")
+    name = line.partition(":")[0]
+    others = [other for other in config.read_text().splitlines() if not other.startswith(name)]
+    config.write_text("\n".join([*others, "egress: {enabled: false}", line.format(tmp_path / "file")]) + "\n")
+    assert run("--config", config, command) == codes.ENVIRONMENT
+    error = capsys.readouterr().err.splitlines()[-1]
+    place = f"{config}:{len(others) + 2}: {key}"
+    assert error == f"routerd: {place}: cannot make the directory {tmp_path}/file/x: Not a directory"
+
+
+def test_a_default_directory_that_cannot_be_made_is_named_with_its_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path, *arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    file = tmp_path / "routerd.yaml"
+    file.write_text("apiVersion: routerd.io/v1alpha1\nkind: Config\n")
+    assert run("--config", file, "operator") == codes.ENVIRONMENT
+    error = capsys.readouterr().err.splitlines()[-1]
+    expected = "state-dir (by default): cannot make the directory /var/lib/routerd: Permission denied"
+    assert error == f"routerd: {file}: {expected}"
 
 
 # --- answers from files

@@ -169,4 +169,4 @@ def test_a_signal_while_the_speaker_becomes_the_launcher_is_not_lost(tmp_path: P
     command = [*NAMESPACE, sys.executable, "-c", script, "--config", str(config), "speaker"]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stdout) == (0, "there\n")
-    assert not (tmp_path / "run").exists()  # nothing was begun
+    assert not (tmp_path / "run" / "speaker.pid").exists()  # nothing was begun
