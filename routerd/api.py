@@ -12,13 +12,17 @@ import asyncio
 import contextlib
 import inspect
 import json
+import logging
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from routerd.errors import EnvironmentFault, RouterdError
+from routerd.log import event
 
+LOGGER = logging.getLogger("routerd.api")
 MAX_REQUEST = 65536  # bytes
 REQUEST_TIMEOUT = 5.0  # seconds, for a client to send its line
 Answer = Callable[[dict[str, Any]], Any]  # may return an awaitable
@@ -37,6 +41,30 @@ class DaemonUnreachable(RouterdError):
 
 
 # --- the agent's side
+
+
+def agent_socket(run_dir: Path) -> Path:
+    """Where the agent answers the command line."""
+    return run_dir / "agent.sock"
+
+
+def operator_socket(run_dir: Path) -> Path:
+    """Where the operator answers the command line."""
+    return run_dir / "operator.sock"
+
+
+@asynccontextmanager
+async def answering(path: Path, answer: Answer) -> AsyncIterator[None]:
+    """Serves `path` until the block ends. Where that cannot be, it is told in the log, and nobody is answered."""
+    server = ApiServer(path, answer)
+    try:
+        await server.start()
+    except EnvironmentFault as error:
+        event(LOGGER, logging.WARNING, "no-socket", reason=str(error))
+    try:
+        yield
+    finally:
+        await server.close()
 
 
 class ApiServer:

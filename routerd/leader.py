@@ -9,10 +9,12 @@ import socket
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import routerd
 from ipam.pool import Counts
 from ipam.round import Timers
+from routerd.api import RequestRefused, answering, operator_socket
 from routerd.assign import Settings
 from routerd.config import Config
 from routerd.errors import StoreError
@@ -38,6 +40,11 @@ LOGGER = logging.getLogger("routerd.operator")
 def own_identity() -> str:
     """Unique to this process: a container that is started again is another candidate."""
     return f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4().hex[:12]}"
+
+
+def pod_of(identity: str) -> str:
+    """The name of the pod (or host) whose process it is."""
+    return identity.rpartition("_")[0]
 
 
 @dataclass(slots=True)
@@ -149,6 +156,14 @@ class Candidate:
             group.create_task(self.operator.run(), name="operator")
             group.create_task(self.publisher.run(), name="publisher")
 
+    async def answer(self, request: dict[str, Any]) -> list[dict[str, str]]:
+        """As `Operator.answer`, of the active one alone."""
+        if self.operator is None:
+            holder = pod_of(self.lease.holder)
+            there = f"ask it: kubectl -n {self.namespace} exec {holder} -- routerd …" if holder else "nobody is"
+            raise RequestRefused(f"this operator is not the active one; {there}")
+        return await self.operator.answer(request)
+
     def status(self) -> OperatorStatus:
         operator, publisher = self.operator, self.publisher
         return operator_status(
@@ -193,10 +208,11 @@ async def candidate(config: Config) -> None:
         event(LOGGER, logging.INFO, "operator-started", namespace=namespace, identity=lease.identity)
         one = Candidate(client, namespace, lease, settings)
         vitals = Vitals(one.status, lambda: one.tasks)
-        with served(wanted.metrics_listen, vitals):
-            notify("READY=1")
-            async with asyncio.TaskGroup() as group:
-                group.create_task(one.run(), name="candidate")
-                group.create_task(vitals.beat(), name="heart")
+        async with answering(operator_socket(config.run_dir), one.answer):
+            with served(wanted.metrics_listen, vitals):
+                notify("READY=1")
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(one.run(), name="candidate")
+                    group.create_task(vitals.beat(), name="heart")
     finally:
         await client.close()

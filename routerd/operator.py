@@ -11,7 +11,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from datetime import UTC, datetime
+from typing import Any, Protocol, TypeVar
 
 from ipam.round import Record
 from routerd.adopt import is_foreign
@@ -24,6 +25,7 @@ from routerd.model import Allocations, NodeReport, Refusal, Snapshot
 from routerd.status import Rounds
 
 logger = logging.getLogger("routerd.operator")
+T = TypeVar("T")
 
 FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0  # seconds between rounds that fail, doubled each time
 LONGEST_WAIT = 3600.0  # seconds; a clock that jumped cannot put a timer off for longer
@@ -51,6 +53,13 @@ class LedgerFile(Protocol):
     def record(self, changes: Changes) -> None: ...
 
 
+def shown(record: Record) -> dict[str, str]:
+    """A row of `routerd ledger`; `since` in RFC 3339."""
+    since = datetime.fromtimestamp(record.since, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    found = {"address": str(record.address), "owner": record.owner, "pool": record.pool}
+    return {**found, "state": record.state, "since": since}
+
+
 async def rest(error: Exception, seconds: float) -> None:
     """The pause after a round that failed."""
     await asyncio.sleep(seconds)
@@ -75,6 +84,7 @@ class Operator:
     _began: bool = False
     _found: Allocations | None = None  # what was published when it began
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one at a time reads and writes the ledger
 
     def wake(self) -> None:
         """Something changed. Called in the event loop."""
@@ -87,7 +97,7 @@ class Operator:
         while True:
             self._wake.clear()
             try:
-                wait = await asyncio.to_thread(self._timed) if self.in_thread else self._timed()
+                wait = await self._alone(self._timed)
                 pause = FIRST_PAUSE
                 self.on_decision()
             except (StoreError, EnvironmentFault) as error:
@@ -101,6 +111,10 @@ class Operator:
                     await self._wake.wait()
             except TimeoutError:
                 continue  # a timer is due
+
+    async def _alone(self, work: Callable[[], T]) -> T:
+        async with self._turn:
+            return await asyncio.to_thread(work) if self.in_thread else work()
 
     def _timed(self) -> float:
         """A round, which `rounds` counts if there was anything to decide on."""
@@ -134,23 +148,30 @@ class Operator:
         due = LONGEST_WAIT if decision.next_due is None else decision.next_due - now
         return min(max(due, 0.05), LONGEST_WAIT)
 
-    def answer(self, request: dict[str, Any]) -> list[str]:
-        """The operator's socket: {"do": "release", "name": …} -> a line for each reservation that it ended."""
-        if request.get("do") != "release" or not isinstance(request.get("name"), str):
+    async def answer(self, request: dict[str, Any]) -> list[dict[str, str]]:
+        """The operator's socket: {"get": "ledger"}, or {"do": "release", "name": …}; answers with the records.
+
+        Errors: `RequestRefused`, `StoreError`.
+        """
+        name = request.get("name")
+        if request == {"get": "ledger"}:
+            state = await self._alone(self._read)
+            return [shown(each) for each in state.addresses]
+        if request.get("do") != "release" or not isinstance(name, str):
             raise RequestRefused(f"unknown request {request!r}", 2)
-        released = self.release(request["name"])
+        released = await self._alone(lambda: self.release(name))
         if not released:
-            raise RequestRefused(f"nothing is reserved as {request['name']!r}; addresses in use stay with their owners")
-        return [f"{record.address} {record.owner}" for record in released]
+            raise RequestRefused(f"nothing is reserved as {name!r}; addresses in use stay with their owners")
+        self.wake()
+        return [shown(each) for each in released]
 
     def release(self, name: str) -> tuple[Record, ...]:
-        """Ends the reservations of an address or owner and says which; the next round follows at once."""
+        """Ends the reservations of an address or owner and says which."""
         now, state = self.clock(), self._read()
         after, released = release(state, name, now)
         self._record(difference(state, after, now))
         for record in released:
             event(logger, logging.INFO, "released", owner=record.owner, address=str(record.address))
-        self.wake()
         return released
 
     def _check_rival(self, published: Allocations | None, decision: Decision, generation: int) -> None:

@@ -12,20 +12,19 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import routerd
 from routerd import local, preflight
 from routerd.agent import Agent
 from routerd.announce import Rules
-from routerd.api import ApiServer
+from routerd.api import ApiServer, agent_socket, answering, operator_socket
 from routerd.blocking import in_thread
 from routerd.brake import Limits
 from routerd.config import Config
 from routerd.desired import Settings
 from routerd.directories import made
-from routerd.errors import EnvironmentFault, StoreError
+from routerd.errors import StoreError
 from routerd.health import Enabled, node_health
 from routerd.lifetime import Source
 from routerd.log import event
@@ -45,16 +44,6 @@ REPORT_PERIOD = 30.0  # seconds
 COLLECT_PERIOD = 10.0  # seconds; the shortest timeout of an idle flow is longer
 
 Task = Callable[[], Awaitable[None]]
-
-
-def api_socket(run_dir: Path) -> Path:
-    """Where the agent answers the command line."""
-    return run_dir / "agent.sock"
-
-
-def operator_socket(run_dir: Path) -> Path:
-    """Where the operator of the embedded store answers the command line."""
-    return run_dir / "operator.sock"
 
 
 def settings_of(config: Config) -> Settings:
@@ -129,7 +118,7 @@ async def agent(config: Config, source: Source) -> None:
     async with opened_store(config, on_store) as store:
         body = _assembled(config, source, heart, store)
         on_store.to = body.wake
-        api = ApiServer(api_socket(config.run_dir), body.answer)
+        api = ApiServer(agent_socket(config.run_dir), body.answer)
         await api.start()
         web = _web(config, body, heart)
         event(LOGGER, logging.INFO, "agent-started", node=config.node_name)
@@ -268,19 +257,14 @@ async def operator(config: Config, source: Source) -> None:
     body = Operator(store, ledger, AssignSettings(timers, writer=writer))
     tasks: list[asyncio.Task[None]] = []
     vitals = Vitals(lambda: store.status_of(body), lambda: tasks)
-    api = ApiServer(operator_socket(config.run_dir), body.answer)
     event(LOGGER, logging.INFO, "operator-started", ledger=str(config.operator.ledger))
     try:
-        try:
-            await api.start()
-        except EnvironmentFault as error:  # `routerd release` finds nobody then; addresses are given all the same
-            event(LOGGER, logging.WARNING, "no-socket", reason=str(error))
-        with served(config.operator.metrics_listen, vitals):
-            notify("READY=1")
-            async with asyncio.TaskGroup() as group:
-                tasks.append(group.create_task(store.store.run(), name="store"))
-                tasks.append(group.create_task(body.run(), name="operator"))
-                group.create_task(vitals.beat(), name="heart")
+        async with answering(operator_socket(config.run_dir), body.answer):
+            with served(config.operator.metrics_listen, vitals):
+                notify("READY=1")
+                async with asyncio.TaskGroup() as group:
+                    tasks.append(group.create_task(store.store.run(), name="store"))
+                    tasks.append(group.create_task(body.run(), name="operator"))
+                    group.create_task(vitals.beat(), name="heart")
     finally:
-        await api.close()
         ledger.close()

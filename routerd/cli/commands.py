@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from routerd.views import Row
 
 STEP_COLUMNS = ("yes", "question", "reason", "detail")
+LEDGER_COLUMNS = ("address", "owner", "pool", "state", "since")
 
 
 def _path(arguments: argparse.Namespace) -> Path | None:
@@ -116,9 +117,9 @@ def run(arguments: argparse.Namespace) -> int:
     import asyncio
 
     from routerd import preflight, supervise
-    from routerd.api import is_answering
+    from routerd.api import agent_socket, is_answering
     from routerd.directories import made
-    from routerd.processes import api_socket, check_agent
+    from routerd.processes import check_agent
 
     config = _config(arguments)
     _log(config)
@@ -126,8 +127,8 @@ def run(arguments: argparse.Namespace) -> int:
     made(config.run_dir, _path(arguments), "run-dir")
     if config.bgp.enabled:
         preflight.exabgp()
-    if is_answering(api_socket(config.run_dir)):
-        raise EnvironmentFault(f"an agent answers on {api_socket(config.run_dir)}: stop it first, or set run-dir")
+    if is_answering(agent_socket(config.run_dir)):
+        raise EnvironmentFault(f"an agent answers on {agent_socket(config.run_dir)}: stop it first, or set run-dir")
     roles = ["agent", *(["operator"] if arguments.standalone else [])]
     options = {"agent": ["--bpf-loader", arguments.bpf_loader] if arguments.bpf_loader else []}
     commands = {role: [*supervise.routerd_command(role, _path(arguments)), *options.get(role, [])] for role in roles}
@@ -140,10 +141,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _ask(config: Config, request: Mapping[str, Any]) -> Any:
-    from routerd.api import ask
-    from routerd.processes import api_socket
+    from routerd.api import agent_socket, ask
 
-    return ask(api_socket(config.run_dir), dict(request))
+    return ask(agent_socket(config.run_dir), dict(request))
 
 
 def _offline(arguments: argparse.Namespace, config: Config) -> tuple[Snapshot, NodeState, Settings]:
@@ -237,16 +237,22 @@ def release_brake(arguments: argparse.Namespace) -> int:
 
 
 def release(arguments: argparse.Namespace) -> int:
-    from routerd.api import ask
-    from routerd.processes import operator_socket
-
-    config = _config(arguments)
-    if config.store.kind != "files":
-        raise EnvironmentFault("release asks the operator of the embedded store: store.kind is kubernetes here")
-    request = {"do": "release", "name": arguments.name}
-    lines = ask(operator_socket(config.run_dir), request, who="operator")
-    print("\n".join(f"released {line}" for line in lines))
+    released = _ask_operator(arguments, {"do": "release", "name": arguments.name})
+    print("\n".join(f"released {each['address']} {each['owner']}" for each in released))
     return codes.OK
+
+
+def ledger(arguments: argparse.Namespace) -> int:
+    found = _ask_operator(arguments, {"get": "ledger"})
+    wanted = [each for each in found if arguments.state in (None, each["state"])]
+    sys.stdout.write(render(arguments.output, LEDGER_COLUMNS, wanted))
+    return codes.OK
+
+
+def _ask_operator(arguments: argparse.Namespace, request: dict[str, Any]) -> Any:
+    from routerd.api import ask, operator_socket
+
+    return ask(operator_socket(_config(arguments).run_dir), request, who="operator")
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -286,11 +292,10 @@ def _check_dialect(arguments: argparse.Namespace) -> int:
 def cleanup(arguments: argparse.Namespace) -> int:
     from bgp.service import running_speaker
     from routerd import preflight
-    from routerd.api import is_answering
-    from routerd.processes import api_socket
+    from routerd.api import agent_socket, is_answering
 
     config = _config(arguments)
-    if is_answering(api_socket(config.run_dir)):
+    if is_answering(agent_socket(config.run_dir)):
         raise EnvironmentFault("the agent is running and would put everything back: stop it first")
     speaker = running_speaker(config.run_dir)
     if speaker is not None:
@@ -345,6 +350,7 @@ RUN: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "show": show,
     "why": why,
     "status": status,
+    "ledger": ledger,
     "release": release,
     "release-brake": release_brake,
     "cleanup": cleanup,

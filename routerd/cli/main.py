@@ -90,6 +90,11 @@ def _status_arguments(parser: argparse.ArgumentParser) -> None:
     _output(parser, ("table", "json"))
 
 
+def _ledger_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--state", choices=("used", "reserved", "cooling"), help="only addresses in this state")
+    _output(parser)
+
+
 def _release_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="an address, or its owner, such as EgressPolicy/web")
 
@@ -176,11 +181,19 @@ COMMANDS = (
         _status_arguments,
     ),
     Command(
+        "ledger",
+        "print the addresses that are given, reserved or cooling down, and whose they are",
+        ("routerd ledger --state reserved", "routerd ledger -o csv >addresses.csv"),
+        "Asks the operator, so run it on the operator's host; on Kubernetes in the pod that holds the Lease "
+        "(kubectl -n routerd exec).",
+        _ledger_arguments,
+    ),
+    Command(
         "release",
         "end the reservation of an egress address whose policy is gone",
         ("routerd release 192.0.2.7", "routerd release EgressPolicy/web"),
-        "Asks the operator, so run it on the operator's host (embedded store). Addresses in use stay with their "
-        "owners; a released one cools down before it is given again.",
+        "Asks the operator, so run it on the operator's host; on Kubernetes in the pod that holds the Lease. Addresses "
+        "in use stay with their owners; a released one cools down before it is given again.",
         _release_arguments,
     ),
     Command(

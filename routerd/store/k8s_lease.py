@@ -84,6 +84,11 @@ class Lease:
         """By our own clock; also after this process was stopped and continued."""
         return self._renewed is not None and self.clock() - self._renewed < self.times.renew_deadline
 
+    @property
+    def holder(self) -> str:
+        """Identity of whoever had it when it was read last, "" = nobody."""
+        return self._seen.holder if self._seen else ""
+
     async def acquire(self) -> None:
         """Returns when it is held."""
         while not await self._tried(self._acquire_once):

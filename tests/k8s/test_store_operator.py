@@ -6,6 +6,9 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from routerd.api import RequestRefused
 from routerd.model import NodeReport
 from routerd.store.k8s_client import ApiError, Client
 from routerd.store.k8s_lease import LeaseTimes
@@ -26,6 +29,7 @@ from tests.k8s.store_lab import (
 )
 
 WEB = "/api/v1/namespaces/default/services/web"
+POLICY = "/apis/routerd.io/v1alpha1/egresspolicies/bank"
 
 
 async def until(api: Cluster, path: str, holds: Callable[[Json], object], what: str) -> Json:
@@ -196,6 +200,32 @@ def test_the_second_operator_takes_over_and_moves_nothing() -> None:
                 await api.apply(service("more", 81))
                 more = await until(api, WEB.replace("web", "more"), ips, "the new one serves")
                 assert ips(await api.get(WEB)) == vip != ips(more)
+
+    asyncio.run(story())
+
+
+def test_a_reservation_is_shown_and_released_by_the_active_operator_alone() -> None:
+    async def story() -> None:
+        bank = policy("bank", egressIP="10.168.60.100")
+        async with cluster(node("node1"), bgp_config(), bank) as api, operator(api, "first-pod_1") as first:
+            await until(api, POLICY, lambda found: is_true(found, "Allocated"), "the address is given")
+            await api.delete(bank)
+
+            async def states() -> set[tuple[str, str, str]]:
+                rows = await first.answer({"get": "ledger"})
+                return {(row["address"], row["owner"], row["state"]) for row in rows}
+
+            async with asyncio.timeout(10):
+                while await states() != {("10.168.60.100", "EgressPolicy/bank", "reserved")}:
+                    await asyncio.sleep(0.01)
+            async with operator(api, "second-pod_2") as second:
+                await eventually(lambda: second.lease.holder, "the second has seen who is active")
+                with pytest.raises(RequestRefused, match="kubectl -n routerd exec first-pod -- routerd"):
+                    await second.answer({"get": "ledger"})
+            (released,) = await first.answer({"do": "release", "name": "EgressPolicy/bank"})
+            assert (released["address"], released["state"]) == ("10.168.60.100", "cooling")
+            ledger = await api.get("/api/v1/namespaces/routerd/configmaps/routerd-ledger")
+            assert "reserved" not in ledger["data"]["addresses"] and "cooling" in ledger["data"]["addresses"]
 
     asyncio.run(story())
 

@@ -20,9 +20,8 @@ from pathlib import Path
 import yaml
 
 from bpf import syscall
-from routerd.api import ask
+from routerd.api import agent_socket, ask
 from routerd.errors import RouterdError
-from routerd.processes import api_socket
 from tests.netns import netns
 from tests.netns.hosts import Host, Node
 from tests.netns.lab import NODE_NETWORK, SERVICE_NETWORK, Lab
@@ -138,18 +137,18 @@ class Daemons:
 
     def plan(self, node: str) -> list[str]:
         """What `routerd plan` prints of changes on a node: nothing when all is as it should be."""
-        changes: list[str] = ask(api_socket(self.lab.node(node).directory / "run"), {"get": "plan"})["changes"]
+        changes: list[str] = ask(agent_socket(self.lab.node(node).directory / "run"), {"get": "plan"})["changes"]
         return changes
 
     def refusals(self, node: str) -> set[str]:
         """Reasons of what the agent of a node says is not done."""
-        status = ask(api_socket(self.lab.node(node).directory / "run"), {"get": "status"})
+        status = ask(agent_socket(self.lab.node(node).directory / "run"), {"get": "status"})
         return {str(refusal["reason"]) for refusal in status["refusals"]}
 
     def is_ready(self, node: str) -> bool:
         """Whether the agent of a node answers, is ready and has no fault to retry."""
         try:
-            status = ask(api_socket(self.lab.node(node).directory / "run"), {"get": "status"})
+            status = ask(agent_socket(self.lab.node(node).directory / "run"), {"get": "status"})
         except RouterdError:
             return False
         return bool(status["ready"])

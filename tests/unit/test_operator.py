@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -304,8 +305,16 @@ def test_the_release_of_an_address_by_its_socket(store: FakeStore, ledger: FakeL
     store.world.policies.clear()
     operator.round()
     ((address, owner),) = [(each.address, each.owner) for each in ledger.content.addresses if each.state == "reserved"]
-    assert operator.answer({"do": "release", "name": owner}) == [f"{address} EgressPolicy/e"]
+    record = {"address": str(address), "owner": "EgressPolicy/e", "pool": "p", "since": "1970-01-01T00:00:01Z"}
+
+    def ask(request: dict[str, Any]) -> list[dict[str, str]]:
+        return asyncio.run(operator.answer(request))
+
+    assert [each["state"] for each in ask({"get": "ledger"})] == ["reserved", "used"]
+    assert {**record, "state": "reserved"} in ask({"get": "ledger"})
+    assert ask({"do": "release", "name": owner}) == [{**record, "state": "cooling"}]
+    assert {**record, "state": "cooling"} in ask({"get": "ledger"})
     with pytest.raises(RequestRefused, match="nothing is reserved as 'EgressPolicy/e'"):
-        operator.answer({"do": "release", "name": "EgressPolicy/e"})
+        ask({"do": "release", "name": "EgressPolicy/e"})
     with pytest.raises(RequestRefused, match="unknown request"):
-        operator.answer({"do": "away", "name": owner})
+        ask({"do": "away", "name": owner})
