@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -31,6 +33,24 @@ T3 = SpeakerPeer(ip_address("10.8.0.2"), ip_address("10.8.0.1"), NODE_AS, TOR_AS
 PASSWORDS = {"bird": "s3cret; md5 # {x}", "frr": "s3cret;md5#{x}"}  # FRR knows no blanks in a password
 
 
+UNIT = Path(__file__).parents[2] / "configs" / "systemd" / "routerd-speaker.service"
+
+
+def capabilities() -> list[str]:
+    """Of the speaker, by its systemd unit; the manifest's are the same. In the form of setpriv(1)."""
+    (value,) = re.findall(r"^CapabilityBoundingSet=(.*)$", UNIT.read_text(), re.MULTILINE)
+    return [word.removeprefix("CAP_").lower() for word in value.split()]
+
+
+def confined_python(file: Path) -> str:
+    """A Python that has the speaker's capabilities alone, though it is root's."""
+    bounds = ",".join(["-all", *(f"+{name}" for name in capabilities())])
+    confined = f"setpriv --bounding-set={bounds} --inh-caps={bounds} --no-new-privs"
+    file.write_text(f'#!/bin/sh\nexec {confined} {sys.executable} "$@"\n')
+    file.chmod(0o755)
+    return str(file)
+
+
 class Stage:
     """Two namespaces on one wire: the node with the speaker, and the ToR with a BGP daemon of some make."""
 
@@ -38,6 +58,7 @@ class Stage:
         tag = f"bgpt{os.getpid()}"
         self.node, self.tor = Namespace(f"{tag}-node", "node"), Namespace(f"{tag}-tor", "tor")
         self.run_dir = directory / "run"
+        self.python = confined_python(directory / "python")
         (directory / "tor").mkdir()
         self.bgp = TOR_MAKES[make](self.tor, directory / "tor")
         self.password = PASSWORDS[make]
@@ -69,7 +90,7 @@ class Stage:
 
     def start_speaker(self) -> SpeakerProcess:
         with entered(self.node.name):
-            return start_speaker(self.run_dir)
+            return start_speaker(self.run_dir, python=self.python)
 
     def speaker_pid(self) -> int:
         """Of the running speaker."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
@@ -192,6 +193,21 @@ async def test_md5(stage: Stage) -> None:
     logged = (stage.run_dir / "exabgp.log").read_text()
     assert "wrong" not in logged
     assert "s3cret" not in logged
+
+
+@story
+async def test_the_speaker_has_no_capability(stage: Stage) -> None:
+    """So in all of these stories: it connects to its peers, so that no port below 1024 is its own, and TCP MD5 asks
+    for none.
+    """
+    status = Path(f"/proc/{stage.speaker_pid()}/status").read_text()
+    assert set(re.findall(r"^Cap(?:Prm|Eff|Bnd|Inh|Amb):\s+([0-9a-f]+)$", status, re.MULTILINE)) == {"0" * 16}
+    async with agent(stage) as speaker:
+        multihop = replace(stage.t3, multihop_ttl=2)
+        speaker.set(desired((T1, paths("192.0.2.1/32")), (T2, paths("2001:db8::1/128")), (multihop, [])))
+        await stage.until(lambda: states(speaker) == {"up"}, "sessions of both families, with MD5 and without")
+    sockets = stage.node.run(["ss", "-Htanp"]).splitlines()
+    assert [line for line in sockets if line.startswith("LISTEN") or ":179 " in line.split()[3]] == []
 
 
 @story
