@@ -35,6 +35,9 @@ TELLTALE = {
 }  # fmt: skip
 
 
+SERVERS_OWN = ("default", "kube-system", "kube-public", "kube-node-lease")  # namespaces
+
+
 class NotForTests(Exception):
     """The API server is in use."""
 
@@ -100,7 +103,8 @@ def marked(each: Json) -> Json:
 
 def make_namespace(client: Client, name: str) -> None:
     """With the service account that every namespace of a cluster has. One that is there is taken."""
-    created(client, "/api/v1/namespaces", {"metadata": {"name": name}})
+    if name not in SERVERS_OWN:
+        created(client, "/api/v1/namespaces", {"metadata": {"name": name}})
     created(client, f"/api/v1/namespaces/{name}/serviceaccounts", {"metadata": {"name": "default"}})
 
 
@@ -110,6 +114,8 @@ def leave(client: Client) -> None:
     remove_definitions(client, *(each["metadata"]["name"] for each in found if is_made(each)))
     for path in ("/api/v1/namespaces", "/api/v1/serviceaccounts"):
         for each in filter(is_made, client.get(path).body["items"]):
+            if each["metadata"]["name"] in SERVERS_OWN:
+                continue
             if path.endswith("namespaces"):
                 remove_namespace(client, each["metadata"]["name"])
             else:

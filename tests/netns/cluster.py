@@ -40,11 +40,12 @@ def namespace(name: str) -> Document:
 
 def pod(host: PodHost) -> Document:
     """A running Pod."""
+    containers = [{"name": host.label, "image": host.label}]
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": host.label, "namespace": host.namespace, "labels": dict(host.labels)},
-        "spec": {"nodeName": host.node.label, "containers": [{"name": host.label, "image": host.label}]},
+        "spec": {"nodeName": host.node.label, "containers": containers, "automountServiceAccountToken": False},
         "status": {"phase": "Running", "podIP": host.address, "podIPs": [{"ip": host.address}]},
     }
 

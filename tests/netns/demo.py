@@ -1,9 +1,10 @@
 """`make demo`: routerd's main job on real parts, in network namespaces, told as a short transcript.
 
-Environment: TOR=frr puts FRR in BIRD's place; STORE=kubernetes puts an API server (the double of tests/k8s) in place of
-the files; KEEP=1 leaves the lab up (`--down` removes it); DEMO_PREFIX names the lab, so that two may run at once;
-DEMO_BARS=note makes bars on time and memory mere notes, for a machine that is busy with other things. Exit status:
-0 everything held, 1 something did not, 2 it could not run.
+Environment: TOR=frr puts FRR in BIRD's place; STORE=kubernetes puts an API server in place of the files: the double of
+tests/k8s, or the one that KUBECONFIG names (one for tests only, see CONTRIBUTING.md); KEEP=1 leaves the lab up
+(`--down` removes it); DEMO_PREFIX names the lab, so that two may run at once; DEMO_BARS=note makes bars on time and
+memory mere notes, for a machine that is busy with other things. Exit status: 0 everything held, 1 something did not, 2
+it could not run.
 
 The time from start to readiness is only ever a note: it says more about the machine than about routerd.
 """
@@ -17,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from tests.netns import netns
@@ -82,8 +84,10 @@ def demo(asked: Settings) -> bool:
     """Plays the story; returns whether everything held."""
     begin = time.monotonic()
     told = Transcript(sys.stdout)
-    with Lab(asked.prefix, tor=asked.tor) as lab:
+    with ExitStack() as after, Lab(asked.prefix, tor=asked.tor) as lab:
         manifests = STORES[asked.store](lab)
+        if not asked.keep:
+            after.callback(manifests.remove)
         story = Story(lab, Daemons(lab, manifests.store), begin, manifests)
         for title, scene in STORY:
             if not told.scene(title, functools.partial(scene, story)):

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import yaml
 
+from tests.k8s import target
 from tests.k8s.client import APPLY, MERGE, Answer, Client
 from tests.k8s.deployment import cilium, install, kinds, kubeconfig_of, token
 from tests.netns import cluster, netns
 from tests.netns.daemons import REPOSITORY, file_store
-from tests.netns.lab import TOR_ADDRESS, Lab
+from tests.netns.lab import TOR_ADDRESS, Lab, LabError
 
 API_PORT = 6443
 Json = dict[str, Any]
@@ -43,6 +47,9 @@ class Manifests(Protocol):
     def look_around(self, name: str) -> Mapping[str, str]:
         """Commands for a lab that was left up, of which one edits the manifest `name`."""
 
+    def remove(self) -> None:
+        """What would stay when the lab is gone."""
+
 
 @dataclass(slots=True)
 class Files:
@@ -68,13 +75,21 @@ class Files:
     def look_around(self, name: str) -> Mapping[str, str]:
         return {"edit a policy": f"$EDITOR {self.lab.manifests}/{name}"}
 
+    def remove(self) -> None:
+        pass
+
 
 @dataclass(slots=True)
 class ApiObjects:
-    """Objects of the API server that `administrator`, a kubeconfig, names; the ToR's namespace reaches it."""
+    """Objects of the API server that `administrator`, a kubeconfig, names; the ToR's namespace reaches it.
+
+    `outside`: the same server as this machine reaches it, if it is none of the lab's own.
+    """
 
     lab: Lab
     administrator: Path
+    outside: Path | None = None
+    _made: dict[str, Json] = field(default_factory=dict)  # by path
     _put: dict[str, str] = field(default_factory=dict)
     _resources: dict[tuple[str, str], Json] = field(default_factory=dict)  # (apiVersion, kind) -> of discovery
 
@@ -84,7 +99,7 @@ class ApiObjects:
         for each in objects:
             self._apply(each)
         for api_version, kind in kinds(objects):
-            self.lab.wait(functools.partial(self._resource, api_version, kind), 5, f"{kind} is served")
+            self.lab.wait(functools.partial(self._resource, api_version, kind), 15, f"{kind} is served")
         for account in ("agent", "operator"):
             bearer = self._ask(lambda api, name=account: token(api, f"routerd-{name}"))  # type: ignore[misc]
             kubeconfig_of(self.administrator, bearer, self._kubeconfig(account))
@@ -117,22 +132,45 @@ class ApiObjects:
             "how the nodes are": f"{inside} get routerdnodes -o wide",
         }
 
+    def remove(self) -> None:
+        """Only from a server that outlives the lab."""
+        if self.outside is None:
+            return
+        api = Client(self.outside)
+        reports = "/apis/routerd.io/v1alpha1/routerdnodes"
+        made = [*self._made, *(f"{reports}/{node}" for node in self.lab.nodes)]
+        names = {kind: [] for kind in ("Namespace", "CustomResourceDefinition")}
+        for path in reversed(made):
+            kind = self._made.get(path, {}).get("kind")
+            names[kind].append(path.rpartition("/")[2]) if kind in names else target.remove(api, path)
+        for name in names["Namespace"]:
+            target.remove_namespace(api, name)
+        target.remove_definitions(api, *names["CustomResourceDefinition"])
+        target.leave(api)
+
     def _kubeconfig(self, account: str) -> Path:
         return self.lab.directory / f"{account}.kubeconfig"
 
     # --- requests
 
     def _ask(self, request: Callable[[Client], Any]) -> Any:
+        if self.outside is not None:
+            return request(Client(self.outside))
         with netns.entered(self.lab.tor.name):
             return request(Client(self.administrator))
 
     def _apply(self, each: Json) -> None:
         """As `kubectl apply --server-side` does; the status too, which Kubernetes' own parts write."""
         path = f"{self._collection(each)}/{each['metadata']['name']}"
+        is_own = each["kind"] == "Namespace" and each["metadata"]["name"] in target.SERVERS_OWN
+        if not is_own:
+            self._made[path], each = each, target.marked(each)
         spec = {key: value for key, value in each.items() if key != "status"}
         accepted(self._ask(lambda api: api.patch(path, spec, APPLY, fieldManager="lab", force="true")))
         if "status" in each:
             accepted(self._ask(lambda api: api.patch(f"{path}/status", {"status": each["status"]}, MERGE)))
+        if each["kind"] == "Namespace":
+            self._ask(lambda api: target.make_namespace(api, each["metadata"]["name"]))
 
     def _collection(self, each: Json) -> str:
         api_version = str(each["apiVersion"])
@@ -181,8 +219,37 @@ def start_api_server(lab: Lab) -> Path:
 
 
 def api_objects(lab: Lab) -> ApiObjects:
-    """An API server for the lab, and its objects."""
-    return ApiObjects(lab, start_api_server(lab))
+    """An API server for the lab, and its objects: the double, or the server that KUBECONFIG names."""
+    try:
+        outside = target.named()
+        if outside is None:
+            return ApiObjects(lab, start_api_server(lab))
+        with target.a_server() as client:
+            for name in ("default", "kube-system"):
+                target.make_namespace(client, name)
+            return ApiObjects(lab, relayed(lab, client), outside)
+    except target.NotForTests as error:
+        raise LabError(str(error)) from error
+
+
+def relayed(lab: Lab, client: Client) -> Path:
+    """A kubeconfig, without anybody's credentials, for the lab's hosts, which reach the server through a relay."""
+    server = urlsplit(client.server)
+    if not server.hostname or server.scheme != "https":
+        raise LabError(f"KUBECONFIG: {client.server}: expected https://HOST:PORT")
+    there = socket.gethostbyname(server.hostname)
+    listen = [TOR_ADDRESS, str(API_PORT), there, str(server.port or 443)]
+    outside = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)  # while this process is there, by its name
+    program = [sys.executable, "-m", "tests.netns.relay", f"/proc/{os.getpid()}/fd/{outside}"]
+    lab.tor.popen(["env", "-C", str(REPOSITORY), *program, *listen], lab.tor.directory / "relay.log")
+    value = client.without_credentials()
+    value["clusters"][0]["cluster"] |= {
+        "server": f"https://{TOR_ADDRESS}:{API_PORT}",
+        "tls-server-name": server.hostname,
+    }
+    path = lab.directory / "relayed.kubeconfig"
+    path.write_text(yaml.safe_dump(value))
+    return path
 
 
 STORES: Mapping[str, Callable[[Lab], Manifests]] = {"files": Files, "kubernetes": api_objects}

@@ -24,6 +24,9 @@ def test_forgetting_leaves_nothing(tmp_path: Path) -> None:
     host_settings.record_ports(tmp_path, [61000])
     host_settings.record_qdisc(tmp_path, 7)
     assert host_settings.recorded_qdiscs(tmp_path) == {7}
-    host_settings.forget(tmp_path)
+    host_settings.forget_qdiscs(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [host_settings.PORTS]
+    assert host_settings.release_ports(tmp_path, range(61000, 61001))  # the host's own: nothing is written
+    assert not host_settings.release_ports(tmp_path, range(61000, 61001))
     assert list(tmp_path.iterdir()) == []
     assert host_settings.recorded_qdiscs(tmp_path) == set()
