@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from egress import devices
+
 PORTS, QDISCS = "reserved", "qdiscs"
 
 
@@ -27,6 +29,25 @@ def recorded_ports(pin_directory: Path) -> set[int] | None:
     return None
 
 
+def reserve_ports(pin_directory: Path, ports: range) -> None:
+    """Reserves them, beside those that are, and remembers which of them were."""
+    record_ports(pin_directory, devices.reserved_ports() & set(ports))
+    devices.reserve_ports(ports)
+
+
+def release_ports(pin_directory: Path, ports: range) -> bool:
+    """Takes those of them back that we reserved, and forgets it; whether there were any.
+
+    OSError where sysctls cannot be written: the record stays.
+    """
+    before = recorded_ports(pin_directory)
+    ours = set(ports) - before if before is not None else set()
+    if devices.reserved_ports() & ours:
+        devices.release_ports(ours)
+    _forget(pin_directory / PORTS)
+    return before is not None
+
+
 def record_qdisc(pin_directory: Path, ifindex: int) -> None:
     """We made the clsact qdisc of this device."""
     (pin_directory / QDISCS / str(ifindex)).mkdir(parents=True, exist_ok=True)
@@ -38,10 +59,12 @@ def recorded_qdiscs(pin_directory: Path) -> set[int]:
     return set()
 
 
-def forget(pin_directory: Path) -> None:
-    """Removes all records."""
-    for part in (PORTS, QDISCS):
-        with suppress(FileNotFoundError):
-            for path in (pin_directory / part).iterdir():
-                path.rmdir()
-            (pin_directory / part).rmdir()
+def forget_qdiscs(pin_directory: Path) -> None:
+    _forget(pin_directory / QDISCS)
+
+
+def _forget(record: Path) -> None:
+    with suppress(FileNotFoundError):
+        for path in record.iterdir():
+            path.rmdir()
+        record.rmdir()

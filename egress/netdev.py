@@ -222,8 +222,7 @@ class Datapath:
 
     @_do.register
     def _(self, _action: plan.ReservePorts) -> None:
-        host_settings.record_ports(self._pins, devices.reserved_ports() & set(plan.RESERVED))
-        devices.reserve_ports(plan.RESERVED)
+        host_settings.reserve_ports(self._pins, plan.RESERVED)
 
     @_do.register
     def _(self, action: plan.PutEntry) -> None:
@@ -271,7 +270,10 @@ class Datapath:
         _nft(["-f", "-"], guard.transaction(action.guard, action.present))
 
     def remove(self) -> list[str]:
-        """Takes away everything that bears our mark, and says what it was. Nothing is left, nothing else is touched."""
+        """Takes away everything that bears our mark, and says what it was. Nothing is left, nothing else is touched.
+
+        DatapathError, after all else is gone, if reserved ports cannot be given back; the next time tries again.
+        """
         removed = []
         with NetlinkSocket() as route:
             links = devices.read_links(route)
@@ -292,21 +294,27 @@ class Datapath:
         if guard.parse(_list_guard()) is not None:
             _nft(["delete", "table", guard.FAMILY, guard.TABLE])
             removed.append(f"nft table {guard.FAMILY} {guard.TABLE}")
-        removed += self._restore_host_settings()
+        removed += [f"qdisc clsact of device {index}" for index in self._attacher.remove_qdiscs()]
+        host_settings.forget_qdiscs(self._pins)
+        refused = None
+        try:
+            removed += [f"reserved ports {plan.RESERVED_PORTS}"] if self._release_ports() else []
+        except DatapathError as error:
+            refused = error
         self._maps.close()
         if self._pins.exists():
             loader.remove_pins(self._pins)
             removed.append(f"pins under {self._pins}")
+        if refused is not None:
+            raise refused
         return removed
 
-    def _restore_host_settings(self) -> list[str]:
-        restored = [f"qdisc clsact of device {index}" for index in self._attacher.remove_qdiscs()]
-        before = host_settings.recorded_ports(self._pins)
-        if before is not None:
-            devices.release_ports(set(plan.RESERVED) - before)
-            restored.append(f"reserved ports {plan.RESERVED_PORTS}")
-        host_settings.forget(self._pins)
-        return restored
+    def _release_ports(self) -> bool:
+        try:
+            return host_settings.release_ports(self._pins, plan.RESERVED)
+        except OSError as error:
+            message = f"ports {plan.RESERVED_PORTS} stay in net.ipv4.ip_local_reserved_ports: {error.strerror}"
+            raise DatapathError(error.errno, f"{message}, give it a writable /proc/sys") from error
 
 
 def _underlay_mtu(underlay: Link | None, uplinks: Sequence[Link]) -> int:

@@ -13,7 +13,7 @@ import yaml
 from routerd.config import load_config
 
 ROOT = Path(__file__).parents[2]
-DEPLOY = ROOT / "configs" / "deploy"
+DEPLOY, CLEANUP = ROOT / "configs" / "deploy", ROOT / "configs" / "cleanup"
 KUSTOMIZATION = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text())
 OBJECTS: list[dict[str, Any]] = [
     each for name in KUSTOMIZATION["resources"] for each in yaml.safe_load_all((DEPLOY / name).read_text())
@@ -88,6 +88,30 @@ def test_mounts_have_volumes_and_volumes_are_mounted() -> None:
     for pod in pods():
         mounted = {mount["name"] for each in pod["containers"] for mount in each["volumeMounts"]}
         assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_cleanup_runs_wherever_an_agent_ran_and_sees_what_it_saw() -> None:
+    """A kustomization of its own, since it is applied when the agents are gone."""
+    kustomization = yaml.safe_load((CLEANUP / "kustomization.yaml").read_text())
+    assert {key: kustomization[key] for key in ("namespace", "images")} == {
+        key: KUSTOMIZATION[key] for key in ("namespace", "images")
+    }
+    (name,) = kustomization["resources"]
+    pod = yaml.safe_load((CLEANUP / name).read_text())["spec"]["template"]["spec"]
+    agent = the("DaemonSet")["spec"]["template"]["spec"]
+    for key in ("hostNetwork", "nodeSelector", "tolerations", "automountServiceAccountToken"):
+        assert pod[key] == agent[key]
+    volumes = {volume["name"]: volume for volume in agent["volumes"]}
+    assert [volume for volume in pod["volumes"] if volume != volumes[volume["name"]]] == []
+    (once,), (left,) = pod["initContainers"], pod["containers"]
+    assert [mount for mount in once["volumeMounts"] if mount not in containers()["agent"]["volumeMounts"]] == []
+    assert {mount["name"] for mount in once["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert re.match(r"routerd cleanup;", once["command"][-1]) and "e" in once["command"][1]
+    assert (
+        once["securityContext"] == the("DaemonSet")["spec"]["template"]["spec"]["initContainers"][0]["securityContext"]
+    )
+    assert not left["securityContext"].get("privileged") and "volumeMounts" not in left
+    assert once["image"] == left["image"] == kustomization["images"][0]["name"]
 
 
 def test_the_speaker_has_no_token() -> None:
