@@ -67,11 +67,13 @@ def without_passwords(text: str) -> str:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Writes a file that only the owner reads, replacing what is there."""
-    path.unlink(missing_ok=True)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    """Writes a file that only the owner reads, in place of what is there: the old text or the new one, never half."""
+    beside = path.with_name(f"{path.name}~")
+    beside.unlink(missing_ok=True)
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
         file.write(text)
+    beside.replace(path)
 
 
 class Lines:

@@ -299,3 +299,20 @@ def test_what_does_not_speak_the_protocol_is_disconnected(bench: Bench) -> None:
     again.ask(id=1, unknown="thing")
     assert again.take() == {"id": 1, "ok": False, "error": "the relay does not know this request"}
     again.close()
+
+
+def test_a_write_that_is_cut_leaves_the_last_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A speaker may be ended at any moment, and adopts the last configuration at its next start."""
+    file = tmp_path / "exabgp.conf"
+    relay.write_private(file, "the last")
+
+    def cut(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "fdopen", cut)
+        relay.write_private(file, "the next")
+    assert file.read_text() == "the last"
+    relay.write_private(file, "the next")
+    assert (file.read_text(), file.stat().st_mode & 0o777) == ("the next", 0o600)
+    assert list(tmp_path.iterdir()) == [file]
