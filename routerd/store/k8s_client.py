@@ -41,8 +41,9 @@ class ApiError(StoreError):
 
     @property
     def is_unreachable(self) -> bool:
-        """There was no answer, or it broke off: refused, reset, timed out."""
-        return self.status == 0 and self.reason == UNREACHABLE
+        """There was no answer, or it broke off: refused, reset, timed out; or a proxy says so (RFC 9110, 15.6)."""
+        by_proxy = self.status in (502, 503, 504) and not self.reason  # the API server itself gives a reason
+        return by_proxy or (self.status == 0 and self.reason == UNREACHABLE)
 
     @property
     def is_conflict(self) -> bool:
@@ -107,6 +108,7 @@ class Client:
     async def rest(self, error: ApiError, seconds: float, pace: Pace) -> None:
         """Between two attempts: `seconds`; while the API server is away, until it is the caller's turn or is back."""
         if error.is_unreachable and self.contact.is_lost:
+            await asyncio.sleep(error.retry_after)
             await self.contact.turn(pace)
         else:
             await asyncio.sleep(seconds)
@@ -174,7 +176,10 @@ class Client:
                 if response.status < 500 and response.status != 429:
                     self.contact.answered()
                 if response.status >= 400:
-                    raise _error(response.status, await response.read(), response.headers.get("Retry-After", ""))
+                    error = _error(response.status, await response.read(), response.headers.get("Retry-After", ""))
+                    if error.is_unreachable:
+                        self.contact.failed(began)
+                    raise error
                 yield response
         except self._unreachable as error:
             self.responses[method, 0] += not is_answered

@@ -50,7 +50,7 @@ class Timings:
     absent: float = 30.0
     """Between looks for a kind whose CRD is absent."""
     confirm: float = 5.0
-    """After which a second look is made when a kind that had objects seems to be absent."""
+    """After which a second look is made when a kind that had objects seems to be absent, or is refused."""
     stale: float = 10.0
     """Without contact, after which status says that the state may be stale."""
     heartbeat: float = 300.0
@@ -70,6 +70,11 @@ class Fault:
     error: ApiError
     verb: str  # "list" or "watch"
     since: float
+
+    @property
+    def is_denied(self) -> bool:
+        """To this client: who it is, or what it may do."""
+        return self.error.status in (401, 403)
 
 
 @dataclass(slots=True)
@@ -127,7 +132,11 @@ class Reflector:
         self._version = str(meta.get("resourceVersion") or "")
         if not self._version:
             raise ApiError(0, "InvalidAnswer", "a list without resourceVersion")
-        self._well(self.collection.replace(found))
+        is_changed = self.collection.replace(found)
+        if self.fault is None or not (self.fault.is_denied and self.fault.verb == "watch"):
+            self._well(is_changed)
+        elif is_changed:
+            self.on_change()
 
     def _read(self, page: Json) -> list[Known]:
         return [self.collection.read(raw) for raw in page.get("items") or ()]
@@ -232,9 +241,11 @@ class Reflector:
             self._alarm = None
 
     def _is_worth_telling(self, fault: Fault) -> bool:
-        """What resolves by itself within seconds is not worth telling."""
-        is_lasting = fault.error.status in (401, 403)
-        return is_lasting or not self.collection.listed or self._lasts(self.timings.stale)
+        """What resolves by itself within seconds is not worth telling: an API server that has just started refuses
+        with 401 and 403 until it has read accounts and roles.
+        """
+        denied = fault.is_denied and self._lasts(self.timings.confirm)
+        return denied or not self.collection.listed or self._lasts(self.timings.stale)
 
     def _lasts(self, seconds: float) -> bool:
         return self.fault is not None and self.clock() - self.fault.since >= seconds

@@ -65,12 +65,14 @@ class Faults:
     """All are off at first. `only` narrows every fault but silence and absence to the requests it is true for."""
 
     silent: bool = False  # connections are accepted and get no answer
+    bad_gateway: bool = False  # 502 from a proxy, and open connections break off
     conflict_every: int = 0  # each n-th update or patch gets 409
     gone: int = 0  # so many of the next watches get 410
     gone_as_answer: bool = False  # 410 as the HTTP status, not as an ERROR event
     too_many: int = 0  # so many of the next requests get 429
     retry_after: int = 1  # seconds, with 429
     broken: int = 0  # so many of the next requests get 500
+    forbidden: int = 0  # so many of the next requests get 403
     only: Callable[[Asked], bool] = lambda asked: True
     absent: Callable[[Asked], bool] = lambda asked: False  # no such path is served
     writes: int = 0
@@ -88,6 +90,8 @@ class Faults:
         """Waits while there is silence. What the request gets instead of an answer."""
         while self.silent:
             await self.spoken.wait()
+        if self.bad_gateway:
+            return Refusal(502, "", "502 Bad Gateway")
         if self.absent(asked):
             return Refusal(404, "NotFound", "the server could not find the requested resource")
         return self._refused(asked) if self.only(asked) else None
@@ -100,6 +104,9 @@ class Faults:
         if self.broken > 0:
             self.broken -= 1
             return Refusal(500, "InternalError", "Internal error occurred: the test wants it so")
+        if self.forbidden > 0:
+            self.forbidden -= 1
+            return Refusal(403, "Forbidden", f"{asked.resource} is forbidden: the test wants it so")
         if asked.verb in ("update", "patch") and self.conflict_every:
             self.writes += 1
             if self.writes % self.conflict_every == 0:
@@ -134,6 +141,8 @@ class Refusal:
         return {**head, "message": self.message, "reason": self.reason, "code": self.code}
 
     def response(self) -> web.Response:
+        if not self.reason:
+            return web.Response(text=self.message, status=self.code)
         headers = {"Retry-After": str(self.retry_after)} if self.retry_after else {}
         if self.in_stream:
             return web.json_response({"type": "ERROR", "object": self.status}, dumps=_line)
@@ -262,6 +271,11 @@ class Proxy(Listener):
         """The history up to now seems to be forgotten: watches from before get 410."""
         version = int(self._client.get("/api/v1/namespaces", limit=1).version)
         self.fault(compacted=version)
+
+    def break_off(self) -> None:
+        """As a load balancer that has lost its API server: until `heal`."""
+        self.fault(bad_gateway=True)
+        self.drop_watches()
 
     def drop_watches(self) -> None:
         """Break the connections of all watches, without an end of the stream."""

@@ -103,6 +103,16 @@ def test_internal_errors(proxy: Proxy, there: Client, maps: str) -> None:
     assert [there.get(f"{maps}/a").code, there.get(maps).code, there.get(maps).code] == [200, 500, 200]
 
 
+def test_a_bad_gateway(proxy: Proxy, there: Client, maps: str) -> None:
+    with there.watch(maps, resourceVersion=good(there.get(maps)).version) as events:
+        proxy.break_off()
+        assert is_over(events)
+    answer = there.get(maps)
+    assert (answer.code, answer.reason, answer.message) == (502, "", "502 Bad Gateway")
+    proxy.heal()
+    good(there.get(maps))
+
+
 def test_what_seems_absent(proxy: Proxy, there: Client, maps: str) -> None:
     proxy.fault(absent=lambda asked: asked.resource == "configmaps")
     assert there.get(maps).code == 404

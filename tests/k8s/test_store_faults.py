@@ -211,6 +211,23 @@ def test_a_missing_verb_is_named_and_nothing_is_withdrawn(has: tuple[str, ...], 
     asyncio.run(story())
 
 
+def test_a_server_that_has_just_started_refuses_for_a_moment_and_nothing_is_told() -> None:
+    async def story() -> None:
+        patient = replace(QUICK, confirm=30.0)
+        async with cluster(node("node1"), service("web")) as api, agent_store(api, timings=patient) as agent:
+            await agent.synced()
+            told: list[set[str]] = []
+            agent.store._on_change = lambda: told.append(reasons(agent.store))
+            api.server.fault(forbidden=12)
+            await asyncio.to_thread(api.server.drop_watches)
+            await eventually(lambda: api.server.faults.forbidden == 0, "all have been refused")
+            await alive(api, agent, "later")
+            assert told and not any(told)
+            assert agent.client.responses["GET", 403] == 12
+
+    asyncio.run(story())
+
+
 # --- kinds that are not there
 
 
