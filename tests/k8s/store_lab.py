@@ -216,14 +216,16 @@ async def cluster(*objects: Json, with_crds: bool = True) -> AsyncIterator[Clust
         found = Cluster(proxy, client, admin)
         try:
             await asyncio.to_thread(_prepare, admin, with_crds)
-            if with_crds:
-                await found.serves(*crds())
-            await found.apply(*objects)
-            yield found
+            try:
+                if with_crds:
+                    await found.serves(*crds())
+                await found.apply(*objects)
+                yield found
+            finally:
+                if target.named():
+                    await asyncio.to_thread(_clean, found)
         finally:
             await client.close()
-            if target.named():
-                await asyncio.to_thread(_clean, found)
 
 
 def _prepare(admin: plain.Client, with_crds: bool) -> None:

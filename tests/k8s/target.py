@@ -28,14 +28,15 @@ CONTENTS = (
     "apis/apps/v1 deployments", "apis/policy/v1 poddisruptionbudgets", f"apis/{RBAC} roles",
     f"apis/{RBAC} rolebindings",
 )  # fmt: skip
-# where a cluster in use has objects, and which of them an empty one has as well
-TELLTALE = {
-    "/api/v1/nodes": "", "/api/v1/pods": "", "/api/v1/services": "kubernetes", "/apis/apps/v1/daemonsets": "",
-    "/apis/routerd.io/v1alpha1/addresspools": "", "/apis/routerd.io/v1alpha1/egresspolicies": "",
-}  # fmt: skip
-
-
 SERVERS_OWN = ("default", "kube-system", "kube-public", "kube-node-lease")  # namespaces
+OUR_GROUPS = ("routerd.io", "cilium.io")  # of CRDs that tests make
+# where a cluster in use has objects, and which of them an empty one has as well
+TELLTALE: dict[str, tuple[str, ...]] = {
+    "/api/v1/namespaces": SERVERS_OWN, "/api/v1/nodes": (), "/api/v1/pods": (), "/api/v1/services": ("kubernetes",),
+    "/apis/apps/v1/daemonsets": (), "/apis/apps/v1/deployments": (),
+}  # fmt: skip
+CONFIGURATION = "/api/v1/namespaces/kube-system/configmaps/bgp-config"
+REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
 
 class NotForTests(Exception):
@@ -71,9 +72,8 @@ _seen: set[str] = set()
 def _look_at(client: Client) -> None:
     if client.server in _seen:
         return
-    answer = client.get("/api/v1/namespaces")
-    if answer.code != 200:
-        raise NotForTests(f"{SWITCH}: {client.server} answers {answer.code} to an administrator: {answer.message}")
+    if not _may_do_everything(client):
+        raise NotForTests(f"{SWITCH}: {client.server}: expected an administrator's kubeconfig, who may do everything")
     if found := strangers(client):
         raise NotForTests(
             f"{SWITCH}: {client.server} is in use: it has {', '.join(found[:3])}; these tests make and delete Nodes, "
@@ -82,14 +82,36 @@ def _look_at(client: Client) -> None:
     _seen.add(client.server)
 
 
+def _may_do_everything(client: Client) -> bool:
+    """What one may not see must not count as absent."""
+    everything = {"verb": "*", "group": "*", "resource": "*"}
+    head = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview"}
+    answer = client.create(REVIEWS, {**head, "spec": {"resourceAttributes": everything}})
+    return answer.code == 201 and bool(answer.body["status"]["allowed"])
+
+
 def strangers(client: Client) -> list[str]:
-    """What no test has made and an empty cluster does not have."""
+    """What no test has made and an empty cluster does not have. Raises NotForTests if that cannot be seen."""
     found = []
+    places = {each["metadata"]["name"] for each in _listed(client, "/api/v1/namespaces") if is_made(each)}
     for path, usual in TELLTALE.items():
-        kind, items = path.rpartition("/")[2], client.get(path).body.get("items") or ()
-        others = (each["metadata"]["name"] for each in items if not is_made(each))
-        found += [f"{kind}/{name}" for name in others if name != usual]
+        others = (each["metadata"] for each in _listed(client, path) if not is_made(each))
+        names = (meta["name"] for meta in others if meta.get("namespace") not in places)
+        found += [f"{path.rpartition('/')[2]}/{name}" for name in names if name not in usual]
+    for each in _listed(client, DEFINITIONS):
+        if each["spec"]["group"] in OUR_GROUPS and not is_made(each):
+            found.append(f"customresourcedefinitions/{each['metadata']['name']}")
+    answer = client.get(CONFIGURATION)
+    if answer.code != 404 and not (answer.code == 200 and is_made(answer.body)):
+        found.append("ConfigMap kube-system/bgp-config")
     return found
+
+
+def _listed(client: Client, path: str) -> list[Json]:
+    answer = client.get(path)
+    if answer.code != 200:
+        raise NotForTests(f"{SWITCH}: {client.server} answers {answer.code} to {path}: {answer.message}")
+    return list(answer.body["items"])
 
 
 def marked(each: Json) -> Json:
@@ -114,8 +136,6 @@ def leave(client: Client) -> None:
     remove_definitions(client, *(each["metadata"]["name"] for each in found if is_made(each)))
     for path in ("/api/v1/namespaces", "/api/v1/serviceaccounts"):
         for each in filter(is_made, client.get(path).body["items"]):
-            if each["metadata"]["name"] in SERVERS_OWN:
-                continue
             if path.endswith("namespaces"):
                 remove_namespace(client, each["metadata"]["name"])
             else:
