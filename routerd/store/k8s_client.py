@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 CONNECT_TIMEOUT = 5.0  # seconds
-REQUEST_TIMEOUT = 15.0  # seconds for a whole answer
+REQUEST_TIMEOUT = 15.0  # seconds for a whole answer; of a watch, for its headers
+LONGEST_RETRY_AFTER = 60.0  # seconds; a server that asks for more is asked again nevertheless
 MERGE_PATCH = "application/merge-patch+json"  # RFC 7396; with metadata.resourceVersion it is refused on a conflict
 CONNECTIONS = 64  # one per watch, and those of requests beside them
-UNREACHABLE = "Unreachable"  # the reason of an ApiError
+UNREACHABLE = "Unreachable"  # reasons of an ApiError
+CREDENTIALS = "Credentials"
 
 
 class ApiError(StoreError):
@@ -36,7 +38,7 @@ class ApiError(StoreError):
         self.status = status  # HTTP
         self.reason = reason  # of the Status object: "Conflict", "Expired", "Forbidden"
         self.message = message
-        self.retry_after = retry_after  # seconds that the server asks to wait, 0 = it does not say
+        self.retry_after = retry_after  # seconds that the server asks to wait, bounded; 0 = it does not say
         super().__init__(f"API server: {status} {reason}: {message}" if status else f"API server: {message}")
 
     @property
@@ -77,6 +79,7 @@ class Client:
         from kubernetes.aio.client.rest import RESTClientObject
 
         self._unreachable = (ClientError, TimeoutError, OSError)
+        self._unreadable = (config.ConfigException, OSError, ValueError)
         configuration = Configuration()
         configuration.retries = False
         configuration.connection_pool_maxsize = CONNECTIONS
@@ -108,8 +111,7 @@ class Client:
     async def rest(self, error: ApiError, seconds: float, pace: Pace) -> None:
         """Between two attempts: `seconds`; while the API server is away, until it is the caller's turn or is back."""
         if error.is_unreachable and self.contact.is_lost:
-            await asyncio.sleep(error.retry_after)
-            await self.contact.turn(pace)
+            await self.contact.turn(pace, error.retry_after)
         else:
             await asyncio.sleep(seconds)
 
@@ -134,7 +136,9 @@ class Client:
 
     @asynccontextmanager
     async def watch(self, path: str, *, silence: float, **query: str) -> AsyncIterator[AsyncIterator[Json]]:
-        """The events of a watch. It ends when the server ends it; ApiError after `silence` seconds without a word."""
+        """The events of a watch. It ends when the server ends it; ApiError after `silence` seconds without a word, and
+        after REQUEST_TIMEOUT without an answer at all: the API server sends the headers of a watch at once.
+        """
         from aiohttp import ClientTimeout
 
         limits = ClientTimeout(total=None, connect=CONNECT_TIMEOUT, sock_read=silence)
@@ -157,26 +161,29 @@ class Client:
         """Also what goes wrong while the caller reads is an ApiError."""
         if self._session is None:
             raise ApiError(0, "Closed", "no connection is open")
-        configuration, began, is_answered = self._configuration, self.contact.clock(), False
-        headers = {"Accept": "application/json", "User-Agent": "routerd"}
+        configuration, authorization = self._configuration, await self._authorization()
+        began, is_answered = self.contact.clock(), False
+        headers = {"Accept": "application/json", "User-Agent": "routerd", **authorization}
         headers |= {"Content-Type": media or "application/json"} if body is not None else {}
         try:
-            if token := await configuration.get_api_key_with_prefix("BearerToken"):
-                headers["Authorization"] = token
             options: dict[str, Any] = {"proxy": configuration.proxy} if configuration.proxy else {}
             if configuration.tls_server_name:
                 options["server_hostname"] = configuration.tls_server_name
             self.requests[method] += 1
-            async with self._session.request(
-                method, configuration.host + path, params=query, headers=headers, timeout=limits,
-                data=json.dumps(body, separators=(",", ":")) if body is not None else None, **options,
-            ) as response:  # fmt: skip
+            async with asyncio.timeout(REQUEST_TIMEOUT):
+                response = await self._session.request(
+                    method, configuration.host + path, params=query, headers=headers, timeout=limits,
+                    data=json.dumps(body, separators=(",", ":")) if body is not None else None, **options,
+                )  # fmt: skip
+            async with response:
                 is_answered = True
                 self.responses[method, response.status] += 1
                 if response.status < 500 and response.status != 429:
                     self.contact.answered()
                 if response.status >= 400:
-                    error = _error(response.status, await response.read(), response.headers.get("Retry-After", ""))
+                    async with asyncio.timeout(REQUEST_TIMEOUT):
+                        text = await response.read()
+                    error = _error(response.status, text, response.headers.get("Retry-After", ""))
                     if error.is_unreachable:
                         self.contact.failed(began)
                     raise error
@@ -185,6 +192,14 @@ class Client:
             self.responses[method, 0] += not is_answered
             self.contact.failed(began)
             raise ApiError(0, UNREACHABLE, f"no answer: {error or type(error).__name__}") from error
+
+    async def _authorization(self) -> dict[str, str]:
+        """The header, if there is a token. A token file that cannot be read says nothing about the API server."""
+        try:
+            token = await self._configuration.get_api_key_with_prefix("BearerToken")
+        except self._unreadable as error:
+            raise ApiError(0, CREDENTIALS, f"not asked, as the token cannot be read: {error}") from error
+        return {"Authorization": token} if token else {}
 
 
 async def _lines(response: ClientResponse) -> AsyncIterator[Json]:
@@ -217,5 +232,5 @@ def _error(status: int, text: bytes, retry_after: str) -> ApiError:
         body = _parsed(text)
     except ApiError:
         body = {"reason": "", "message": text[:200].decode("utf-8", "replace").strip()}
-    wait = float(retry_after) if retry_after.isascii() and retry_after.isdigit() else 0.0
+    wait = min(float(retry_after), LONGEST_RETRY_AFTER) if retry_after.isascii() and retry_after.isdigit() else 0.0
     return ApiError(status, str(body.get("reason") or ""), str(body.get("message") or ""), wait)

@@ -58,17 +58,15 @@ class Contact:
         if self._lost is None and self._answered < began:
             self._lost = self._turn = self.clock()
 
-    async def turn(self, pace: Pace) -> None:
-        """Returns when the caller may try: in its turn, or because someone else was answered."""
+    async def turn(self, pace: Pace, wait: float = 0.0) -> None:
+        """Returns when the caller may try: in its turn after `wait` seconds, or because someone else was answered."""
         if self._lost is None:
             return
         back = self._back
-        self._turn = next_turn(max(self._turn, self.clock()), self._lost, pace, random.random())
-        try:
-            async with asyncio.timeout(self._turn - self.clock()):
-                await back.wait()
-        except TimeoutError:
-            return
+        if not (wait and await _is_set_within(back, wait)):
+            self._turn = next_turn(max(self._turn, self.clock()), self._lost, pace, random.random())
+            if not await _is_set_within(back, self._turn - self.clock()):
+                return
         await asyncio.sleep(random.uniform(0, pace.spread))
 
     async def returned(self, pace: Pace) -> None:
@@ -76,3 +74,12 @@ class Contact:
         if self._lost is not None:
             await self._back.wait()
             await asyncio.sleep(random.uniform(0, pace.spread))
+
+
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass
+    return event.is_set()

@@ -87,11 +87,11 @@ class Reflector:
     timings: Timings = field(default_factory=Timings)
     clock: Callable[[], float] = time.monotonic
     fault: Fault | None = None
-    absent: bool = False  # there is no such kind
     lists: int = 0  # for tests and metrics
     watches: int = 0  # that were opened
     _version: str = ""  # "" = list first
     _failures: int = 0  # since the last event or outage
+    _absent: float | None = None  # since when the kind seems to be absent: nothing but 404 was heard since
     _told: tuple[int, str] | None = None  # HTTP status and reason of the fault that was told
     _alarm: asyncio.TimerHandle | None = None  # tells of a fault that lasts, also between attempts
 
@@ -128,7 +128,7 @@ class Reflector:
                 break
             query["continue"] = str(meta["continue"])
         self.lists += 1
-        self.absent = False
+        self._absent = None
         self._version = str(meta.get("resourceVersion") or "")
         if not self._version:
             raise ApiError(0, "InvalidAnswer", "a list without resourceVersion")
@@ -199,10 +199,13 @@ class Reflector:
 
     def _after(self, error: ApiError, verb: str) -> float:
         """Takes note of a failure; seconds until the next attempt, unless the server is away."""
+        seems_absent = error.status == 404 and self.collection.resource.custom and verb == "list"
+        if not seems_absent:
+            self._absent = None
         if error.is_unreachable and self.client.contact.is_lost:
             return self._is_away(error, verb)
         self._failures += 1
-        if error.status == 404 and self.collection.resource.custom and verb == "list":
+        if seems_absent:
             return self._is_absent()
         if verb == "watch" and (error.is_gone or _is_refused(error) or self._failures >= TRIES):
             self._version = ""
@@ -251,14 +254,22 @@ class Reflector:
         return self.fault is not None and self.clock() - self.fault.since >= seconds
 
     def _is_absent(self) -> float:
-        """A kind without CRD has no objects; one that had some is believed gone at the second look only."""
-        is_sure = self.absent or not self.collection.known
-        self.absent = True
-        if not is_sure:
-            return self.timings.confirm
+        """A kind without CRD has no objects; one that had some is believed gone when that lasts: an API server
+        that starts answers 404 until it has read the CRDs.
+        """
+        now = self.clock()
+        self._absent = now if self._absent is None else self._absent
+        missing = self._absent + self.timings.confirm - now
+        if self.collection.known and missing > 0:
+            return max(missing, self.timings.first_pause)
         self._failures = 0
         self._well(self.collection.replace(()))
         return self.timings.absent * random.uniform(0.75, 1.25)
+
+    @property
+    def absent(self) -> bool:
+        """There seems to be no such kind."""
+        return self._absent is not None
 
     def status(self) -> ResourceStatus:
         stale = self.clock() - self.fault.since if self.fault is not None else 0.0

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-import selectors
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
@@ -37,6 +36,7 @@ from tests.k8s.store_lab import (
     operator,
     service,
 )
+from tests.virtual_time import in_virtual_time, now
 
 # Pauses of its own would be longer than the test: only what is known of the whole client wakes a resource.
 SLOW = replace(QUICK, first_pause=0.4, last_pause=600.0, away=0.4, spread=0.3)
@@ -171,37 +171,6 @@ def test_what_the_server_refuses_waits_for_itself_though_others_are_answered() -
 
 
 # --- what one client knows
-
-
-class Leap(selectors.SelectSelector):
-    """Where all would wait, time goes on at once."""
-
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> Any:
-        found = super().select(0)
-        if not found:
-            assert timeout is not None, "everything waits for ever"
-            self.now += max(timeout, 0.0)
-        return found
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self.leap = Leap()
-        super().__init__(self.leap)
-
-    def time(self) -> float:
-        return self.leap.now
-
-
-def in_virtual_time(story: Coroutine[Any, Any, Any]) -> Any:
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(story)
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 PACE = Pace(0.5, 5.0, 2.0)
