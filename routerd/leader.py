@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -83,7 +84,8 @@ class Candidate:
     store: KubernetesStore = field(init=False)
     _wakes: list[Callable[[], None]] = field(default_factory=list)
     _past: Tenure = field(default_factory=Tenure)  # without the present publisher's writes
-    _rounds: Rounds = field(default_factory=Rounds)  # of former times as the active one
+    _rounds: Rounds = field(default_factory=Rounds)  # of former times as the active one, and failed take-overs
+    _obstacle: str = ""  # why the last attempt to take over failed
 
     def __post_init__(self) -> None:
         self.store = KubernetesStore(
@@ -126,16 +128,20 @@ class Candidate:
             self._wakes.clear()
             self._past, self._rounds = self._tenure(), self._made()
             self.operator = self.publisher = None
+            self._obstacle = ""
 
     async def _work(self) -> None:
         pause = self.timings.first_pause
         while True:
+            began = time.perf_counter()
             try:
                 ledger = await take(
                     self.client, self.namespace, self.lease.generation, self.lease.is_held, self.store.published
                 )
                 break
             except StoreError as error:
+                self._obstacle = str(error)
+                self._rounds = self._rounds.after(time.perf_counter() - began, self._obstacle)
                 event(LOGGER, logging.ERROR, "take-over-failed", reason=str(error), retry=pause)
                 await self._rest(error, pause)
                 pause = min(pause * 2, self.timings.last_pause)
@@ -159,16 +165,29 @@ class Candidate:
     async def answer(self, request: dict[str, Any]) -> list[dict[str, str]]:
         """As `Operator.answer`, of the active one alone."""
         if self.operator is None:
-            holder = pod_of(self.lease.holder)
-            there = f"ask it: kubectl -n {self.namespace} exec {holder} -- routerd …" if holder else "nobody is"
-            raise RequestRefused(f"this operator is not the active one; {there}")
+            raise RequestRefused(self._why_not())
         return await self.operator.answer(request)
+
+    def _why_not(self) -> str:
+        """Why it does not decide, and who does."""
+        holder = self.lease.holder
+        if self.lease.is_held():
+            return f"this operator is taking over: {self._obstacle or 'it reads the ledger'}"
+        if holder is None:
+            there = "the Lease has not been read yet"
+        elif holder == self.lease.identity:
+            there = "it has lost the Lease, and has seen nobody else take it"
+        elif holder:
+            there = f"ask it: kubectl -n {self.namespace} exec {pod_of(holder)} -- routerd …"
+        else:
+            there = "nobody is"
+        return f"this operator is not the active one; {there}"
 
     def status(self) -> OperatorStatus:
         operator, publisher = self.operator, self.publisher
         return operator_status(
             routerd.__version__, self.store.snapshot(), self.store.node_reports(), self._made(),
-            operator.last if operator else None, active=operator is not None,
+            operator.last if operator else None, active=operator is not None and self.lease.is_held(),
             refusals=publisher.refusals if publisher else (), store=self.store.status(), tenure=self._tenure(),
         )  # fmt: skip
 

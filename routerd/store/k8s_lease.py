@@ -17,10 +17,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from routerd.log import event
-from routerd.store.k8s_client import ApiError, Client
+from routerd.store.k8s_client import UNREACHABLE, ApiError, Client
 from routerd.store.k8s_resources import LEASE, LEASES, collection_path
 
 LOGGER = logging.getLogger("routerd.operator")
+RELEASE_TIMEOUT = 2.5  # seconds, of the time that a process has to end: without it the others wait for `duration`
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +77,20 @@ class Lease:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Any] = asyncio.sleep
     generation: int = 0
+    holder: str | None = None
+    """Identity of whoever had it when it was read last, "" = nobody, None = it has not been read yet."""
     _seen: Seen | None = None
     _told: str = ""  # the failure that was logged last
     _renewed: float | None = None  # when the last successful renewal was begun
+    _claimed: bool = False  # a write that names us as holder was begun: it may have arrived, or arrive yet
 
     def is_held(self) -> bool:
         """By our own clock; also after this process was stopped and continued."""
-        return self._renewed is not None and self.clock() - self._renewed < self.times.renew_deadline
+        return self._left() > 0
 
-    @property
-    def holder(self) -> str:
-        """Identity of whoever had it when it was read last, "" = nobody."""
-        return self._seen.holder if self._seen else ""
+    def _left(self) -> float:
+        """Seconds until the renew deadline."""
+        return 0.0 if self._renewed is None else max(0.0, self._renewed + self.times.renew_deadline - self.clock())
 
     async def acquire(self) -> None:
         """Returns when it is held."""
@@ -98,7 +101,7 @@ class Lease:
     async def keep(self) -> None:
         """Renews; returns when it is lost."""
         while True:
-            await self.sleep(self.times.retry)
+            await self.sleep(min(self.times.retry, self._left()))
             lost = not await self._tried(self._renew_once) and (self._renewed is None or not self.is_held())
             if lost:
                 self._renewed = None
@@ -106,33 +109,45 @@ class Lease:
                 return
 
     async def release(self) -> None:
-        """Lets the next one take over at once. Does nothing if it is not held."""
-        if not self.is_held():
+        """Lets the next one take over at once, if the API server answers soon. Does nothing if it was never claimed."""
+        if not self._claimed:
             return
         self._renewed = None
         try:
-            await self._give_up()
-        except ApiError as error:
-            event(LOGGER, logging.WARNING, "lease-not-released", reason=str(error))
+            async with asyncio.timeout(RELEASE_TIMEOUT):
+                await self._give_up()
+        except (ApiError, TimeoutError) as error:
+            reason = str(error) or f"no answer within {RELEASE_TIMEOUT} s"
+            event(LOGGER, logging.WARNING, "lease-not-released", reason=reason)
+        else:
+            self._claimed = False
 
     async def _give_up(self) -> None:
         try:
             await self._give_up_once()
         except ApiError as error:
-            if not error.is_conflict:
+            if error.status != 409:
                 raise
-            await self._give_up_once()  # a renewal that was cancelled has come to the server only now
+            await self._give_up_once()  # a claim or renewal that was cancelled has come to the server only now
 
     async def _give_up_once(self) -> None:
+        """Also a Lease that is free is written: a claim of ours that is still on its way then comes too late."""
         found = self._seen or await self._read()
-        if found.holder == self.identity:
+        if found.holder in ("", self.identity):
             await self._write(found, "", found.transitions)
 
     # --- one attempt
 
     async def _tried(self, attempt: Callable[[], Any]) -> bool:
+        """One attempt leaves time for another before the renew deadline, and does not outlast that."""
+        limit = self.times.renew_deadline / 2
+        limit = limit if self._renewed is None else min(limit, self._left())
         try:
-            done = bool(await attempt())
+            try:
+                async with asyncio.timeout(limit):
+                    done = bool(await attempt())
+            except TimeoutError:
+                raise ApiError(0, UNREACHABLE, f"no answer within {self.times.renew_deadline / 2:g} s") from None
         except ApiError as error:
             if not error.is_conflict and str(error) != self._told:
                 self._told = str(error)
@@ -167,16 +182,18 @@ class Lease:
                 raise
             raw = {}
         self._seen = seen(raw, self._seen, self.clock())
+        self.holder = self._seen.holder
         return self._seen
 
     async def _write(self, base: Seen, holder: str, transitions: int) -> None:
         began = self.clock()
         self._seen = None  # whatever happens to the write, it must be read again
+        self._claimed = self._claimed or bool(holder)
         if base.version:
             raw = await self.client.replace(f"{self._path()}/{LEASE}", self._body(base, holder, transitions))
         else:
             raw = await self.client.create(self._path(), self._body(base, holder, transitions))
-        self._seen = seen(raw, None, began)
+        self._seen, self.holder = seen(raw, None, began), holder
         if holder:
             self._renewed, self.generation = began, transitions + 1
 

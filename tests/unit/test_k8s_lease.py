@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
+from routerd.store import k8s_lease
 from routerd.store.k8s_client import ApiError
 from routerd.store.k8s_lease import Lease, LeaseTimes
 
@@ -185,6 +187,99 @@ def test_it_is_released_also_in_the_middle_of_a_renewal(is_written: bool) -> Non
     asyncio.run(one.release())
     assert not one.is_held()
     assert gets(two)
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+@pytest.mark.parametrize("arrives", ["before", "between", "after"])
+def test_it_is_released_also_in_the_middle_of_an_acquisition(is_new: bool, arrives: str) -> None:
+    """The claim that was cancelled comes to the server before we read, after it, or after we have given up."""
+    world = World()
+    one, two = world.lease("one"), world.lease("two")
+    if not is_new:
+        assert gets(two)
+        asyncio.run(two.release())
+    server, create, replace, read = world.server, world.server.create, world.server.replace, world.server.get
+    claim: list[Callable[[], Coroutine[Any, Any, Any]]] = []
+
+    async def cancelled(path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        server.create, server.replace = create, replace  # type: ignore[method-assign]
+        claim.append(lambda: (create if is_new else replace)(path, body))
+        if arrives == "before":
+            await claim[0]()
+        raise asyncio.CancelledError
+
+    async def reading(path: str) -> dict[str, Any]:
+        try:
+            return await read(path)
+        finally:
+            if arrives == "between" and claim:
+                await claim.pop()()
+
+    server.create = server.replace = cancelled  # type: ignore[method-assign]
+    server.get = reading  # type: ignore[method-assign]
+    with pytest.raises(asyncio.CancelledError):
+        gets(one)
+    asyncio.run(one.release())
+    if arrives == "after":
+        with pytest.raises(ApiError, match="409"):
+            asyncio.run(claim[0]())
+    assert server.spec["holderIdentity"] == ""
+    assert gets(two)
+
+
+def test_one_that_never_claimed_it_writes_nothing_at_its_end() -> None:
+    world = World()
+    one, two = world.lease("one"), world.lease("two")
+    assert gets(one) and not gets(two)
+    before = world.server.writes
+    asyncio.run(two.release())
+    assert world.server.writes == before
+
+
+def test_whose_it_is_is_unknown_until_it_was_read() -> None:
+    world = World()
+    one, two = world.lease("one"), world.lease("two")
+    assert one.holder is None
+    assert gets(one) and not gets(two)
+    assert (one.holder, two.holder) == ("one", "one")
+
+
+async def silence(*arguments: object) -> dict[str, Any]:
+    """A request that nobody answers, which the client would wait for."""
+    await asyncio.sleep(3600)
+    raise AssertionError("longer than any test")
+
+
+def test_without_an_answer_the_end_of_the_process_does_not_wait_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(k8s_lease, "RELEASE_TIMEOUT", 0.05)
+    world = World()
+    one = world.lease("one")
+    assert gets(one)
+    world.server.replace = silence  # type: ignore[method-assign]
+    asyncio.run(asyncio.wait_for(one.release(), 5))
+    assert not one.is_held()
+
+
+def test_a_renewal_without_an_answer_ends_by_the_deadline() -> None:
+    async def story() -> None:
+        world = World()
+        one = Lease(world.server, "routerd", "one", LeaseTimes(3, 0.4, 0.05))  # type: ignore[arg-type]
+        await one.acquire()
+        began = time.monotonic()
+        attempts: list[float] = []
+
+        async def silent(path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+            attempts.append(time.monotonic())
+            return await silence()
+
+        world.server.replace = silent  # type: ignore[method-assign]
+        async with asyncio.timeout(5):
+            await one.keep()
+        assert not one.is_held()
+        assert time.monotonic() - began < 2  # and not the client's 15 s
+        assert len(attempts) >= 2  # one request that is lost does not cost the Lease
+
+    asyncio.run(story())
 
 
 def test_a_lease_that_someone_else_took_is_not_released() -> None:
