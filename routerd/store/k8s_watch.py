@@ -1,10 +1,11 @@
 """List and watch of one resource, for ever: what was read stays in force while the API server is away.
 
-A watch is resumed at the last resourceVersion. When that is too old (410 Gone, as an answer or inside the stream) the
-resource is listed again and compared; what the new list lacks is gone, nothing else is. A watch that says nothing, not
-even a bookmark, for `Timings.silence` is taken for dead. What the server refuses is tried again after pauses of the
-resource's own; that it cannot be reached is a matter of the whole client (`k8s_contact`). It changes nothing on the
-server.
+A watch is resumed at the last resourceVersion. When that is too old (410 Gone, as an answer or inside the stream) or
+refused, when a watch failed `TRIES` times in a row, or when the server's own version is older after `Timings.resume`
+without contact, the resource is listed again and compared; what the new list lacks is gone, nothing else is. A watch
+that says nothing, not even a bookmark, for `Timings.silence` is taken for dead. What the server refuses is tried again
+after pauses of the resource's own; that it cannot be reached is a matter of the whole client (`k8s_contact`). It
+changes nothing on the server.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Timings:
     spread: float = 2.0
     """Within which a client's resources are read again once the API server is back."""
     resume: float = 60.0
-    """Without contact, after which a resource is listed again: the server may be back from a backup, with versions that
-    begin earlier, and a watch at ours would wait for ever."""
+    """Without contact, after which the server is asked for its version: it may be back from a backup, with versions
+    that begin earlier, and a watch at ours would wait for ever."""
     absent: float = 30.0
     """Between looks for a kind whose CRD is absent."""
     confirm: float = 5.0
@@ -90,6 +91,7 @@ class Reflector:
     lists: int = 0  # for tests and metrics
     watches: int = 0  # that were opened
     _version: str = ""  # "" = list first
+    _is_doubtful: bool = False  # whether the server still knows `_version`
     _failures: int = 0  # since the last event or outage
     _absent: float | None = None  # since when the kind seems to be absent: nothing but 404 was heard since
     _told: tuple[int, str] | None = None  # HTTP status and reason of the fault that was told
@@ -105,21 +107,33 @@ class Reflector:
 
     async def _read_once(self) -> None:
         """One list, or a watch until it ends, with the pause that a failure calls for."""
-        verb = "watch" if self._version else "list"
+        verb = "watch" if self._version and not self._is_doubtful else "list"
         try:
-            await (self._watch() if self._version else self._list())
+            if self._version and self._is_doubtful:
+                await self._compare()
+            else:
+                await (self._watch() if self._version else self._list())
         except ApiError as error:
             await self.client.rest(error, self._after(error, verb), self.timings.pace)
             if error.is_unreachable and self._lasts(self.timings.resume):
-                self._version = ""
+                self._is_doubtful = True
 
     # --- list
 
+    async def _compare(self) -> None:
+        """One object instead of all, for the version of the list: after a long outage every node asks."""
+        page = await self.client.get(self.collection.resource.path, **self._selection(), limit="1")
+        if _is_before(str((page.get("metadata") or {}).get("resourceVersion") or ""), self._version):
+            self._version = ""
+        self._is_doubtful = False
+
+    def _selection(self) -> dict[str, str]:
+        selector = self.collection.resource.field_selector
+        return {"fieldSelector": selector} if selector else {}
+
     async def _list(self) -> None:
         resource, found = self.collection.resource, []
-        query = {"limit": str(PAGE)}
-        if resource.field_selector:
-            query["fieldSelector"] = resource.field_selector
+        query = {"limit": str(PAGE), **self._selection()}
         while True:
             page = await self.client.get(resource.path, **query)
             found += self._read(page)
@@ -128,7 +142,7 @@ class Reflector:
                 break
             query["continue"] = str(meta["continue"])
         self.lists += 1
-        self._absent = None
+        self._absent, self._is_doubtful = None, False
         self._version = str(meta.get("resourceVersion") or "")
         if not self._version:
             raise ApiError(0, "InvalidAnswer", "a list without resourceVersion")
@@ -148,8 +162,7 @@ class Reflector:
         resource, began = self.collection.resource, self.clock()
         query = {"resourceVersion": self._version, "allowWatchBookmarks": "true"}
         query["timeoutSeconds"] = str(max(1, round(self.timings.watch * random.uniform(1, 2))))
-        if resource.field_selector:
-            query["fieldSelector"] = resource.field_selector
+        query |= self._selection()
         heard = is_open = False
         try:
             async with self.client.watch(resource.path, silence=self.timings.silence, **query) as events:
@@ -206,6 +219,7 @@ class Reflector:
             return self._is_away(error, verb)
         self._failures += 1
         if seems_absent:
+            self._version = ""
             return self._is_absent()
         if verb == "watch" and (error.is_gone or _is_refused(error) or self._failures >= TRIES):
             self._version = ""
@@ -282,6 +296,12 @@ class Reflector:
         if self.fault is None or self._told is None:
             return None
         return refusal_of(self.collection, self.fault)
+
+
+def _is_before(there: str, ours: str) -> bool:
+    """Whether the server's version is older, or cannot be compared. Versions of one server are increasing numbers."""
+    are_numbers = all(each.isascii() and each.isdigit() for each in (there, ours))
+    return not are_numbers or int(there) < int(ours)
 
 
 def _is_refused(error: ApiError) -> bool:

@@ -310,7 +310,7 @@ class Seen:
     lists: int  # of all nodes, since the start
 
 
-def recovery(outage: float, *, without_history: bool) -> Seen:
+def recovery(outage: float, *, without_history: bool, from_backup: bool = False) -> Seen:
     async def story() -> Seen:
         server = Server()
         reflectors = list(fleet(server))
@@ -323,6 +323,7 @@ def recovery(outage: float, *, without_history: bool) -> Seen:
         await asyncio.sleep(outage - 1.0)
         tries = (len(server.attempts) - before) / NODES / max(outage - 1.0, 1.0)
         server.attempts.clear()
+        server.version -= 5 * from_backup
         server.come_back(without_history=without_history)
         back = now()
         while server.watching < len(reflectors):
@@ -358,10 +359,11 @@ def test_a_fleet_reads_again_within_8_seconds_and_not_at_once(outage: float, wit
     assert seen.lists == (2 if without_history else 1) * resources
 
 
-def test_after_a_long_outage_all_is_listed_again() -> None:
-    seen = recovery(90.0, without_history=False)
+@pytest.mark.parametrize("from_backup", [False, True])
+def test_after_a_long_outage_all_is_listed_again_if_the_server_is_back_from_a_backup(from_backup: bool) -> None:
+    seen = recovery(90.0, without_history=False, from_backup=from_backup)
     assert seen.took < 8.0
-    assert seen.lists == 2 * len(for_agent("", "routerd")) * NODES
+    assert seen.lists == (2 if from_backup else 1) * len(for_agent("", "routerd")) * NODES
 
 
 def test_every_resource_that_is_stale_is_told_when_it_is_though_it_waits_for_its_turn() -> None:

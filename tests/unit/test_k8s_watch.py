@@ -27,11 +27,13 @@ class Scripted(Client):
         super().__init__()
         self.contact = Contact(now)
         self.script = list(script)
-        self.asked: list[tuple[str, float]] = []  # "list" or "watch", when
+        self.asked: list[tuple[str, float]] = []  # "list", "ask" (for one object) or "watch", when
+        self.version = "9"
+        self.away_until = 0.0  # after the first answer
 
     async def get(self, path: str, **query: str) -> Json:
-        await self._answer("list")
-        return {"metadata": {"resourceVersion": "9"}, "items": [POLICY]}
+        await self._answer("ask" if query["limit"] == "1" else "list")
+        return {"metadata": {"resourceVersion": self.version}, "items": [POLICY]}
 
     @asynccontextmanager
     async def watch(self, path: str, *, silence: float, **query: str) -> AsyncIterator[AsyncIterator[Json]]:
@@ -47,7 +49,9 @@ class Scripted(Client):
         began = now()
         self.asked.append((verb, began))
         await asyncio.sleep(0.01)
-        what, _, wait = (self.script.pop(0) if self.script else "ok").partition("/")
+        is_away = len(self.asked) > 1 and began < self.away_until
+        said = "down" if is_away else self.script.pop(0) if self.script else "ok"
+        what, _, wait = said.partition("/")
         if what == "down":
             self.contact.failed(began)
             raise ApiError(0, UNREACHABLE, "refused")
@@ -80,8 +84,8 @@ async def read(client: Scripted, seconds: float) -> tuple[Reflector, set[int], l
 def test_a_kind_is_not_believed_gone_by_two_404_with_something_else_between(between: str) -> None:
     # the watch is refused with 410 where it is opened, so that the list comes again
     script = ["ok", "410", "404", between, *(["410"] if between == "ok" else []), "404", "ok"]
-    _, seen, _ = in_virtual_time(read(Scripted(*script), 60))
-    assert seen == {1}
+    reflector, seen, _ = in_virtual_time(read(Scripted(*script), 60))
+    assert seen == {1} and not reflector.absent
 
 
 def test_a_kind_is_believed_gone_when_404_has_lasted() -> None:
@@ -129,3 +133,43 @@ def test_one_that_has_ended_tells_nothing_more() -> None:
         assert told == before
 
     in_virtual_time(story())
+
+
+# --- after a long outage
+
+
+def after_a_long_outage(version: str, *script: str) -> tuple[list[str], set[int]]:
+    """What was asked after it, and how many objects there were meanwhile; `version` is the server's then."""
+
+    async def story() -> tuple[list[str], set[int]]:
+        client = Scripted("ok", *script)
+        client.away_until = 2 + TIMES.resume + TIMES.away
+        reading = asyncio.create_task(read(client, 120))
+        await asyncio.sleep(5)
+        client.version = version
+        _, seen, _ = await reading
+        return [verb for verb, at in client.asked if at >= client.away_until], seen
+
+    found: tuple[list[str], set[int]] = in_virtual_time(story())
+    return found
+
+
+@pytest.mark.parametrize("version", ["9", "10", "1000"])
+def test_a_server_that_is_as_new_as_we_are_is_not_made_to_list_everything(version: str) -> None:
+    assert after_a_long_outage(version) == (["ask", "watch"], {1})
+
+
+@pytest.mark.parametrize("version", ["8", "", "abc"])
+def test_a_server_that_is_back_from_a_backup_is_listed_anew(version: str) -> None:
+    asked, _ = after_a_long_outage(version)
+    assert asked[:2] == ["ask", "list"]
+
+
+def test_a_server_that_goes_away_again_is_asked_again() -> None:
+    assert after_a_long_outage("9", "down", "500", "ok") == (["ask", "ask", "ask", "watch"], {1})
+
+
+def test_a_kind_that_is_gone_after_an_outage_is_listed_anew_once_it_is_there() -> None:
+    asked, seen = after_a_long_outage("9", "404", "404", "ok")
+    assert asked == ["ask", "list", "list", "watch"]
+    assert seen == {0, 1}
