@@ -129,12 +129,12 @@ def test_a_watch_that_is_not_answered_is_given_up_long_before_its_silence(
 
 
 def test_a_watch_that_was_answered_may_be_quiet_for_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(k8s_client, "REQUEST_TIMEOUT", 0.2)
+    monkeypatch.setattr(k8s_client, "REQUEST_TIMEOUT", 0.5)
 
     async def late(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(0.9)
         await response.write(b'{"type": "BOOKMARK"}\n')
         return response
 
