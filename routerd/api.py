@@ -1,9 +1,10 @@
-"""How the command line asks the agent: one line of JSON each way over a unix socket.
+"""How the command line asks a daemon, agent or operator: one line of JSON each way over a unix socket.
 
     request   {"get": "status"} | {"get": "show", "kind": "paths"} | {"get": "why", "object": "svc/default/web"} | …
     answer    {"ok": true, "result": …} | {"ok": false, "error": "one line", "code": 1}
 
-It moves answers and makes none: what to answer comes from the caller. The socket is for root alone (mode 0600).
+With "ok" there may be a "note" about the result, one line. It moves answers and makes none: what to answer comes from
+the caller. The socket is for the daemon's own user (mode 0600), and for root.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,20 @@ from routerd.log import event
 LOGGER = logging.getLogger("routerd.api")
 MAX_REQUEST = 65536  # bytes
 REQUEST_TIMEOUT = 5.0  # seconds, for a client to send its line
+WRITE_TIMEOUT = 60.0  # seconds; a change is made or refused in less: a request to the API server ends after 15 s
 Answer = Callable[[dict[str, Any]], Any]  # may return an awaitable
 
 
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """An answer, and what whoever asked should know about it: one line, "" = nothing."""
+
+    result: Any
+    note: str = ""
+
+
 class RequestRefused(RouterdError):
-    """The agent understood the request and says no; `code` is the exit code for the command line."""
+    """The daemon understood the request and says no; `code` is the exit code for the command line."""
 
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
@@ -37,10 +48,10 @@ class RequestRefused(RouterdError):
 
 
 class DaemonUnreachable(RouterdError):
-    """No agent answers on the socket."""
+    """No daemon answers on the socket, or not in time."""
 
 
-# --- the agent's side
+# --- the daemon's side
 
 
 def agent_socket(run_dir: Path) -> Path:
@@ -68,7 +79,7 @@ async def answering(path: Path, answer: Answer) -> AsyncIterator[None]:
 
 
 class ApiServer:
-    """Serves one socket until it is closed. `answer` runs in the loop and must be quick."""
+    """Serves one socket until it is closed. `answer` runs in the loop: what takes time is an awaitable."""
 
     def __init__(self, path: Path, answer: Answer) -> None:
         self._path = path
@@ -76,7 +87,7 @@ class ApiServer:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """EnvironmentFault if another agent answers on the socket, or it cannot be made."""
+        """EnvironmentFault if another process answers on the socket, or it cannot be made."""
         if await asyncio.to_thread(is_answering, self._path):
             raise EnvironmentFault(f"another process answers on {self._path}: stop it first, or set run-dir")
         try:
@@ -110,7 +121,10 @@ class ApiServer:
             if not isinstance(request, dict):
                 raise RequestRefused("a request is a JSON object", 2)
             found = self._answer(request)
-            answer: dict[str, Any] = {"ok": True, "result": await found if inspect.isawaitable(found) else found}
+            found = await found if inspect.isawaitable(found) else found
+            noted = found if isinstance(found, Noted) else Noted(found)
+            answer: dict[str, Any] = {"ok": True, "result": noted.result}
+            answer |= {"note": noted.note} if noted.note else {}
         except RequestRefused as refused:
             answer = {"ok": False, "error": str(refused), "code": refused.code}
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -143,8 +157,14 @@ def is_answering(path: Path) -> bool:
     return True
 
 
-def ask(path: Path, request: dict[str, Any], timeout: float = 10.0, who: str = "agent") -> Any:
-    """The answer of the agent, or of `who` else serves the socket.
+def ask(
+    path: Path,
+    request: dict[str, Any],
+    timeout: float = 10.0,
+    who: str = "agent",
+    on_note: Callable[[str], None] = lambda note: None,
+) -> Any:
+    """The answer of the agent, or of `who` else serves the socket. A note that comes with it goes to `on_note`.
 
     DaemonUnreachable if there is none within `timeout` seconds, RequestRefused if it is no.
     """
@@ -154,11 +174,18 @@ def ask(path: Path, request: dict[str, Any], timeout: float = 10.0, who: str = "
             stream.flush()
             answer = json.loads(stream.readline() or b"null")
     except PermissionError as error:
-        raise DaemonUnreachable(f"no permission for {path}: run as root") from error
+        raise DaemonUnreachable(f"no permission for {path}: run as the user of `routerd {who}`, or as root") from error
+    except TimeoutError as error:
+        raise DaemonUnreachable(
+            f"the {who} is there but has not answered on {path} for {timeout:g} s: it waits for its store "
+            "(the API server), or was stopped: see its log"
+        ) from error
     except (OSError, json.JSONDecodeError) as error:
         raise DaemonUnreachable(f"no {who} answers on {path} ({error}): is `routerd {who}` running?") from error
     if not isinstance(answer, dict):
         raise DaemonUnreachable(f"the {who} closed {path} without an answer: see its log")
     if not answer["ok"]:
         raise RequestRefused(answer["error"], answer.get("code", 1))
+    if note := answer.get("note"):
+        on_note(note)
     return answer["result"]

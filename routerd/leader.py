@@ -15,7 +15,7 @@ from typing import Any
 import routerd
 from ipam.pool import Counts
 from ipam.round import Timers
-from routerd.api import RequestRefused, answering, operator_socket
+from routerd.api import Noted, RequestRefused, answering, operator_socket
 from routerd.assign import Settings
 from routerd.config import Config
 from routerd.errors import StoreError
@@ -162,7 +162,7 @@ class Candidate:
             group.create_task(self.operator.run(), name="operator")
             group.create_task(self.publisher.run(), name="publisher")
 
-    async def answer(self, request: dict[str, Any]) -> list[dict[str, str]]:
+    async def answer(self, request: dict[str, Any]) -> Noted:
         """As `Operator.answer`, of the active one alone."""
         if self.operator is None:
             raise RequestRefused(self._why_not())

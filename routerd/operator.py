@@ -10,13 +10,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
 from ipam.round import Record
 from routerd.adopt import is_foreign
-from routerd.api import RequestRefused
+from routerd.api import Noted, RequestRefused
 from routerd.assign import Decision, Settings, assign, release
 from routerd.errors import EnvironmentFault, StoreError
 from routerd.ledger import Changes, Ledger, difference
@@ -26,8 +27,11 @@ from routerd.status import Rounds
 
 logger = logging.getLogger("routerd.operator")
 T = TypeVar("T")
+BUSY = "the operator is busy: it waits for its store (the API server, or a disk); nothing was done, try again"
+OLD = "the last change of the ledger is not known to be stored yet: this is what it said before"
 
 FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0  # seconds between rounds that fail, doubled each time
+PATIENCE = 2.0  # seconds that a question waits for a round to end
 LONGEST_WAIT = 3600.0  # seconds; a clock that jumped cannot put a timer off for longer
 
 
@@ -79,6 +83,7 @@ class Operator:
     rest: Callable[[Exception, float], Awaitable[None]] = rest  # a store may know of a better moment
     last: Decision | None = None  # for status and metrics
     _state: Ledger | None = None  # the ledger's content; None = must be read
+    _known: Ledger | None = None  # as it was read or recorded last, whatever became of it since
     _written: tuple[Allocations, Allocations | None] | None = None  # what was published, over what
     _refusals: tuple[Refusal, ...] = ()
     _began: bool = False
@@ -112,9 +117,20 @@ class Operator:
             except TimeoutError:
                 continue  # a timer is due
 
-    async def _alone(self, work: Callable[[], T]) -> T:
-        async with self._turn:
+    async def _alone(self, work: Callable[[], T], patience: float | None = None) -> T:
+        """Nobody else reads or writes the ledger meanwhile.
+
+        RequestRefused if somebody does for `patience` seconds; `work` that has begun is not interrupted.
+        """
+        try:
+            async with asyncio.timeout(patience):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise RequestRefused(BUSY) from None
+        try:
             return await asyncio.to_thread(work) if self.in_thread else work()
+        finally:
+            self._turn.release()
 
     def _timed(self) -> float:
         """A round, which `rounds` counts if there was anything to decide on."""
@@ -148,22 +164,37 @@ class Operator:
         due = LONGEST_WAIT if decision.next_due is None else decision.next_due - now
         return min(max(due, 0.05), LONGEST_WAIT)
 
-    async def answer(self, request: dict[str, Any]) -> list[dict[str, str]]:
+    async def answer(self, request: dict[str, Any]) -> Noted:
         """The operator's socket: {"get": "ledger"}, or {"do": "release", "name": …}; answers with the records.
 
-        Errors: `RequestRefused`, `StoreError`.
+        A release that cannot begin at once is refused and not made later. Errors: `RequestRefused`, `StoreError`.
         """
         name = request.get("name")
         if request == {"get": "ledger"}:
-            state = await self._alone(self._read)
-            return [shown(each) for each in state.addresses]
+            return await self._look()
         if request.get("do") != "release" or not isinstance(name, str):
             raise RequestRefused(f"unknown request {request!r}", 2)
-        released = await self._alone(lambda: self.release(name))
+        try:
+            released = await self._alone(lambda: self.release(name), PATIENCE)
+        except StoreError as error:
+            raise StoreError(f"{error}: `routerd ledger` shows whether it was released all the same") from error
         if not released:
             raise RequestRefused(f"nothing is reserved as {name!r}; addresses in use stay with their owners")
         self.wake()
-        return [shown(each) for each in released]
+        return Noted([shown(each) for each in released])
+
+    async def _look(self) -> Noted:
+        """What the ledger says, without waiting for a store that does not answer."""
+        if self._state is None:  # it is being written, or that failed, or it was never read
+            with suppress(RequestRefused):
+                await self._alone(lambda: None, PATIENCE)
+        state, note = self._state, ""
+        if state is None and (self._known is None or not self.in_thread):
+            state = await self._alone(self._read, PATIENCE)
+        elif state is None:
+            state, note = self._known, OLD
+        assert state is not None
+        return Noted([shown(each) for each in state.addresses], note)
 
     def release(self, name: str) -> tuple[Record, ...]:
         """Ends the reservations of an address or owner and says which."""
@@ -197,13 +228,13 @@ class Operator:
 
     def _read(self) -> Ledger:
         if self._state is None:
-            self._state = self.ledger.read()
+            self._state = self._known = self.ledger.read()
         return self._state
 
     def _record(self, changes: Changes) -> None:
         self._state = None  # after a fault, what the file says counts
         self.ledger.record(changes)
-        self._state = changes.after
+        self._state = self._known = changes.after
 
     def _publish(self, wanted: Allocations, seen: Allocations | None) -> None:
         """Writes unless the store has it, or has not caught up with what was written a moment ago."""

@@ -237,7 +237,9 @@ def release_brake(arguments: argparse.Namespace) -> int:
 
 
 def release(arguments: argparse.Namespace) -> int:
-    released = _ask_operator(arguments, {"do": "release", "name": arguments.name})
+    from routerd.api import WRITE_TIMEOUT
+
+    released = _ask_operator(arguments, {"do": "release", "name": arguments.name}, WRITE_TIMEOUT)
     print("\n".join(f"released {each['address']} {each['owner']}" for each in released))
     return codes.OK
 
@@ -249,10 +251,13 @@ def ledger(arguments: argparse.Namespace) -> int:
     return codes.OK
 
 
-def _ask_operator(arguments: argparse.Namespace, request: dict[str, Any]) -> Any:
+def _ask_operator(arguments: argparse.Namespace, request: dict[str, Any], timeout: float = 10.0) -> Any:
     from routerd.api import ask, operator_socket
 
-    return ask(operator_socket(_config(arguments).run_dir), request, who="operator")
+    def tell(note: str) -> None:
+        print(f"routerd: {note}", file=sys.stderr)
+
+    return ask(operator_socket(_config(arguments).run_dir), request, timeout, "operator", tell)
 
 
 def check(arguments: argparse.Namespace) -> int:

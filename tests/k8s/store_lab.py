@@ -307,12 +307,13 @@ async def operator(
     times: LeaseTimes = SHORT_LEASE,
     timings: Timings = QUICK,
     token: str = "",
+    cooldown: float = 0.5,
     **more: Any,
 ) -> AsyncIterator[Candidate]:
     client = Client(Path(found.server.kubeconfig_for(token) if token else found.server.kubeconfig))
     await client.open()
     lease = Lease(client, "routerd", identity, times, **more)
-    one = Candidate(client, "routerd", lease, Settings(Timers(cooldown=0.5)), timings)
+    one = Candidate(client, "routerd", lease, Settings(Timers(cooldown=cooldown)), timings)
     try:
         async with running(one.run()):
             yield one

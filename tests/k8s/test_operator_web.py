@@ -18,15 +18,16 @@ ACTIVE = "routerd_operator_active 1.0"
 
 
 @asynccontextmanager
-async def candidates(api: Cluster, count: int) -> AsyncIterator[list[int]]:
-    """So many operators; gives their ports."""
+async def candidates(api: Cluster, directory: Path, count: int) -> AsyncIterator[list[int]]:
+    """So many operators, each with a directory of its own there; gives their ports."""
     ports, tasks = [free_port() for _ in range(count)], []
     store = StoreConfig(kind="kubernetes", kubeconfig=Path(api.server.kubeconfig))
     for port in ports:
         settings = OperatorConfig(
             lease_duration=3, lease_renew_deadline=2, lease_retry=1, metrics_listen=(ip_address("127.0.0.1"), port)
         )
-        tasks.append(asyncio.create_task(candidate(Config("a", store, operator=settings))))
+        config = Config("a", store, operator=settings, run_dir=directory / str(port))
+        tasks.append(asyncio.create_task(candidate(config)))
     try:
         yield ports
         assert not [task for task in tasks if task.done()]
@@ -43,9 +44,9 @@ async def numbers(port: int, *wanted: str) -> dict[str, float]:
     return {name: float(value) for name, value in re.findall(r"^([^#\s]+) (\S+)$", text, re.MULTILINE)}
 
 
-def test_the_active_one_tells_what_it_does_and_the_one_that_waits_is_ready() -> None:
+def test_the_active_one_tells_what_it_does_and_the_one_that_waits_is_ready(tmp_path: Path) -> None:
     async def story() -> None:
-        async with cluster(node("node1"), bgp_config(), service("web")) as api, candidates(api, 2) as ports:
+        async with cluster(node("node1"), bgp_config(), service("web")) as api, candidates(api, tmp_path, 2) as ports:
             for port in ports:
                 assert await answer(port, "/readyz", ok) == "ready\n"
             used = 'routerd_operator_pool_addresses{pool="default",state="used"} 1.0'
@@ -74,9 +75,9 @@ async def first_to_lead(ports: list[int]) -> int:
     return waiting[done.pop()]
 
 
-def test_without_the_api_server_an_operator_lives_and_loses_the_lease() -> None:
+def test_without_the_api_server_an_operator_lives_and_loses_the_lease(tmp_path: Path) -> None:
     async def story() -> None:
-        async with cluster(node("node1"), bgp_config(), service("web")) as api, candidates(api, 1) as (port,):
+        async with cluster(node("node1"), bgp_config(), service("web")) as api, candidates(api, tmp_path, 1) as (port,):
             before = await numbers(port, ACTIVE, "routerd_operator_status_writes_total 1.0")
             await asyncio.to_thread(api.server.refuse)
             lost = 'routerd_operator_lease_transitions_total{change="lost"} 1.0'
@@ -95,11 +96,11 @@ def test_without_the_api_server_an_operator_lives_and_loses_the_lease() -> None:
     asyncio.run(story())
 
 
-def test_an_operator_that_starts_without_the_api_server_lives_and_is_not_ready() -> None:
+def test_an_operator_that_starts_without_the_api_server_lives_and_is_not_ready(tmp_path: Path) -> None:
     async def story() -> None:
         async with cluster(node("node1"), bgp_config()) as api:
             await asyncio.to_thread(api.server.refuse)
-            async with candidates(api, 1) as (port,):
+            async with candidates(api, tmp_path, 1) as (port,):
                 assert await answer(port, "/healthz", ok) == "alive\n"
                 why = await answer(port, "/readyz", lambda code, text: code == 503)
                 assert why.startswith("not read from the store yet: nodes, services")

@@ -62,7 +62,8 @@ def test_a_service_gets_its_vip_and_agents_the_allocations() -> None:
                 second = await until(api, WEB.replace("web", "second"), ips, "another VIP")
                 assert ips(second) != ips(found)
                 publisher = one.publisher
-                assert publisher is not None and publisher.writes == 2
+                assert publisher is not None
+                await eventually(lambda: publisher.writes == 2, "both writes are answered")
             lease = await api.get("/apis/coordination.k8s.io/v1/namespaces/routerd/leases/routerd-operator")
             assert lease["spec"]["holderIdentity"] == ""
 
@@ -207,13 +208,16 @@ def test_the_second_operator_takes_over_and_moves_nothing() -> None:
 def test_a_reservation_is_shown_and_released_by_the_active_operator_alone() -> None:
     async def story() -> None:
         bank = policy("bank", egressIP="10.168.60.100")
-        async with cluster(node("node1"), bgp_config(), bank) as api, operator(api, "first-pod_1") as first:
+        async with (
+            cluster(node("node1"), bgp_config(), bank) as api,
+            operator(api, "first-pod_1", cooldown=3600.0) as first,
+        ):
             await until(api, POLICY, lambda found: is_true(found, "Allocated"), "the address is given")
             await api.delete(bank)
 
             async def states() -> set[tuple[str, str, str]]:
                 rows = await first.answer({"get": "ledger"})
-                return {(row["address"], row["owner"], row["state"]) for row in rows}
+                return {(row["address"], row["owner"], row["state"]) for row in rows.result}
 
             async with asyncio.timeout(10):
                 while await states() != {("10.168.60.100", "EgressPolicy/bank", "reserved")}:
@@ -222,7 +226,7 @@ def test_a_reservation_is_shown_and_released_by_the_active_operator_alone() -> N
                 await eventually(lambda: second.lease.holder, "the second has seen who is active")
                 with pytest.raises(RequestRefused, match="kubectl -n routerd exec first-pod -- routerd"):
                     await second.answer({"get": "ledger"})
-            (released,) = await first.answer({"do": "release", "name": "EgressPolicy/bank"})
+            (released,) = (await first.answer({"do": "release", "name": "EgressPolicy/bank"})).result
             assert (released["address"], released["state"]) == ("10.168.60.100", "cooling")
             ledger = await api.get("/api/v1/namespaces/routerd/configmaps/routerd-ledger")
             assert "reserved" not in ledger["data"]["addresses"] and "cooling" in ledger["data"]["addresses"]

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from routerd.api import MAX_REQUEST, ApiServer, DaemonUnreachable, RequestRefused, ask
+from routerd import api
+from routerd.api import MAX_REQUEST, ApiServer, DaemonUnreachable, Noted, RequestRefused, ask
 from routerd.errors import EnvironmentFault, RouterdError
 from routerd.status import AgentStatus, Rounds
 from routerd.web import HttpServer, pages
@@ -30,6 +31,8 @@ def answer(request: dict[str, Any]) -> Any:
             return BIG
         case "later":
             return later()
+        case "noted":
+            return Noted([1], "may be old")
         case "bad":
             raise RequestRefused("no such thing", 2)
         case "fault":
@@ -96,7 +99,7 @@ def test_what_is_no_request_is_refused(tmp_path: Path, line: bytes) -> None:
     assert with_server(path, lambda: raw(path, line))["ok"] is False
 
 
-def test_the_socket_is_for_root_alone_and_goes_with_the_server(tmp_path: Path) -> None:
+def test_the_socket_is_for_its_owner_alone_and_goes_with_the_server(tmp_path: Path) -> None:
     path = tmp_path / "agent.sock"
     assert with_server(path, lambda: path.stat().st_mode & 0o777) == 0o600
     assert not path.exists()
@@ -105,6 +108,31 @@ def test_the_socket_is_for_root_alone_and_goes_with_the_server(tmp_path: Path) -
 def test_nobody_answers(tmp_path: Path) -> None:
     with pytest.raises(DaemonUnreachable, match="is `routerd agent` running"):
         ask(tmp_path / "agent.sock", {"get": "status"})
+
+
+def test_one_that_does_not_answer_in_time_is_not_called_absent(tmp_path: Path) -> None:
+    path = tmp_path / "operator.sock"
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(path))
+        silent.listen()
+        with pytest.raises(DaemonUnreachable, match=r"the operator is there but has not answered .* for 0.05 s"):
+            ask(path, {"get": "ledger"}, 0.05, "operator")
+
+
+def test_whoever_may_not_ask_is_told_who_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: Path, timeout: float) -> socket.socket:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(api, "_connect", forbidden)
+    with pytest.raises(DaemonUnreachable, match="run as the user of `routerd operator`, or as root"):
+        ask(tmp_path / "operator.sock", {"get": "ledger"}, who="operator")
+
+
+def test_a_note_comes_beside_the_answer(tmp_path: Path) -> None:
+    path, notes = tmp_path / "agent.sock", list[str]()
+    assert with_server(path, lambda: ask(path, {"get": "noted"}, on_note=notes.append)) == [1]
+    assert with_server(path, lambda: ask(path, {"get": "later"}, on_note=notes.append)) == "came later"
+    assert notes == ["may be old"]
 
 
 def test_a_socket_that_a_dead_agent_left_is_taken_over(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import asyncio
 import io
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 
 from routerd import operator as loop
-from routerd.api import RequestRefused
+from routerd.api import Noted, RequestRefused
 from routerd.assign import Settings
 from routerd.errors import StoreError
 from routerd.ledger import Changes, Ledger
@@ -308,7 +310,8 @@ def test_the_release_of_an_address_by_its_socket(store: FakeStore, ledger: FakeL
     record = {"address": str(address), "owner": "EgressPolicy/e", "pool": "p", "since": "1970-01-01T00:00:01Z"}
 
     def ask(request: dict[str, Any]) -> list[dict[str, str]]:
-        return asyncio.run(operator.answer(request))
+        found: list[dict[str, str]] = asyncio.run(operator.answer(request)).result
+        return found
 
     assert [each["state"] for each in ask({"get": "ledger"})] == ["reserved", "used"]
     assert {**record, "state": "reserved"} in ask({"get": "ledger"})
@@ -318,3 +321,138 @@ def test_the_release_of_an_address_by_its_socket(store: FakeStore, ledger: FakeL
         ask({"do": "release", "name": "EgressPolicy/e"})
     with pytest.raises(RequestRefused, match="unknown request"):
         ask({"do": "away", "name": owner})
+
+
+# --- questions while the store does not answer
+
+
+@dataclass
+class SlowLedger(FakeLedger):
+    """`record` waits for `answers`, and then raises `fault` if there is one; `inside` are the calls under way."""
+
+    answers: threading.Event = field(default_factory=threading.Event)
+    inside: int = 0
+    most: int = 0
+
+    def record(self, changes: Changes) -> None:
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        try:
+            assert self.answers.wait(10)
+            super().record(changes)
+        finally:
+            self.inside -= 1
+
+
+@asynccontextmanager
+async def hanging(store: FakeStore, ledger: SlowLedger) -> AsyncIterator[Operator]:
+    """An operator in the middle of a write that is not answered, with one address reserved before that."""
+    store.world.policy("e", pool="p")
+    operator = Operator(store, ledger, clock=lambda: 1.0, in_thread=True)
+    ledger.answers.set()
+    operator.round()
+    store.world.policies.clear()
+    operator.round()
+    ledger.answers.clear()
+    store.world.service("late")
+    task = asyncio.create_task(operator.run())
+    try:
+        await until(lambda: ledger.inside)
+        yield operator
+    finally:
+        ledger.answers.set()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def states(found: Noted) -> list[str]:
+    return sorted(row["state"] for row in found.result)
+
+
+def test_the_ledger_is_shown_while_its_change_is_not_answered(
+    store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "PATIENCE", 0.05)
+    ledger = SlowLedger()
+
+    async def story() -> None:
+        async with hanging(store, ledger) as operator:
+            found = await operator.answer({"get": "ledger"})
+            assert states(found) == ["reserved", "used"]
+            assert "not known to be stored yet" in found.note
+            ledger.answers.set()
+            await until(lambda: len(ledger.content.addresses) == 3)
+            await until(lambda: not operator._turn.locked())
+            found = await operator.answer({"get": "ledger"})
+            assert (states(found), found.note) == (["reserved", "used", "used"], "")
+
+    asyncio.run(story())
+
+
+def test_a_round_that_ends_soon_is_waited_for(store: FakeStore) -> None:
+    ledger = SlowLedger()
+
+    async def story() -> None:
+        async with hanging(store, ledger) as operator:
+            asking = asyncio.create_task(operator.answer({"get": "ledger"}))
+            await asyncio.sleep(0)
+            ledger.answers.set()
+            found = await asking
+            assert (states(found), found.note) == (["reserved", "used", "used"], "")
+
+    asyncio.run(story())
+
+
+def test_a_release_is_refused_while_a_round_hangs_and_not_made_later(
+    store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "PATIENCE", 0.05)
+    ledger = SlowLedger()
+
+    async def story() -> None:
+        async with hanging(store, ledger) as operator:
+            with pytest.raises(RequestRefused, match=r"busy: .* nothing was done, try again"):
+                await operator.answer({"do": "release", "name": "EgressPolicy/e"})
+            ledger.answers.set()
+            await until(lambda: len(ledger.content.addresses) == 3)
+            await until(lambda: not operator._turn.locked())
+            assert states(await operator.answer({"get": "ledger"})) == ["reserved", "used", "used"]
+            assert ledger.most == 1
+
+    asyncio.run(story())
+
+
+def test_a_release_whose_write_is_not_answered_says_that_it_may_have_been_made(store: FakeStore) -> None:
+    ledger = SlowLedger()
+
+    async def story() -> None:
+        async with hanging(store, ledger) as operator:
+            ledger.answers.set()
+            await until(lambda: len(ledger.content.addresses) == 3)
+            await until(lambda: not operator._turn.locked())
+            ledger.fault = StoreError("no answer")
+            with pytest.raises(StoreError, match=r"no answer: .*`routerd ledger` shows whether"):
+                await operator.answer({"do": "release", "name": "EgressPolicy/e"})
+
+    asyncio.run(story())
+
+
+def test_a_release_makes_a_round_at_once(store: FakeStore, ledger: FakeLedger) -> None:
+    """The pool's figures follow it, and the end of its cooldown is waited for."""
+    store.world.policy("e", pool="p")
+    operator = Operator(store, ledger, clock=lambda: 1.0)
+    operator.round()
+    store.world.policies.clear()
+
+    async def story() -> None:
+        task = asyncio.create_task(operator.run())
+        try:
+            await until(lambda: operator.last and operator.last.counts["p"].reserved == 1)
+            await asyncio.sleep(0)  # it waits for a change now
+            await operator.answer({"do": "release", "name": "EgressPolicy/e"})
+            await until(lambda: operator.last and operator.last.counts["p"].cooling == 1)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(story())
