@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes PID namespaces: needs root")
 
 SPEAKER = "import signal, sys; from pathlib import Path; from bgp import launcher\n" + (
     "held = launcher.lock(Path(sys.argv[1])); print('locked', flush=True); signal.pause()"
@@ -104,7 +102,7 @@ def test_cleanup_names_no_process(run_dir: Path) -> None:
 
 # --- signals while a process starts
 
-PROMPT = 2.0  # seconds
+PROMPT = 2.0  # seconds, of the 60 that the import would take
 # Ends the process if an import takes place of which the test wants to be in the middle: it tells, and waits there.
 STOPPED_AT = """
 import sys, time
@@ -120,16 +118,18 @@ MAIN = STOPPED_AT + "from routerd.cli.main import main; sys.exit(main(sys.argv[2
 LAUNCHER = STOPPED_AT + "import runpy; del sys.argv[1:2]; runpy.run_module('bgp.launcher', run_name='__main__')"
 
 
-def ended_within(command: list[str]) -> tuple[float, int]:
-    """Seconds until process 1 of a new namespace ends, of which the shim has said where it is, and its exit code."""
+def code_when_ended(command: list[str]) -> int:
+    """The exit code of process 1 of a new namespace, which gets SIGTERM in the middle of its import.
+
+    TimeoutExpired if it is not at its end PROMPT seconds later.
+    """
     with subprocess.Popen([*NAMESPACE, *command], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as shim:
         try:
             assert shim.stdout is not None
             assert shim.stdout.readline() == "there\n"
             (first,) = Path(f"/proc/{shim.pid}/task/{shim.pid}/children").read_text().split()
             os.kill(int(first), signal.SIGTERM)
-            began = time.monotonic()
-            return (shim.wait(PROMPT), time.monotonic() - began)[::-1]
+            return shim.wait(PROMPT)
         finally:
             shim.kill()
 
@@ -147,14 +147,12 @@ def ended_within(command: list[str]) -> tuple[float, int]:
 def test_a_signal_in_the_middle_of_the_start_ends_the_process(command: str, module: str, tmp_path: Path) -> None:
     config = tmp_path / "routerd.yaml"
     config.write_text(f"apiVersion: routerd.io/v1alpha1\nkind: Config\nrun-dir: {tmp_path}/run\n")
-    seconds, code = ended_within([sys.executable, "-c", MAIN, module, "--config", str(config), command])
-    assert (seconds < PROMPT, code) == (True, 0)
+    assert code_when_ended([sys.executable, "-c", MAIN, module, "--config", str(config), command]) == 0
 
 
 @pytest.mark.parametrize("module", ["exabgp.util", "exabgp.reactor", "exabgp.reactor.loop"])
 def test_a_signal_while_exabgp_is_imported_ends_the_speaker(module: str, tmp_path: Path) -> None:
-    seconds, code = ended_within([sys.executable, "-c", LAUNCHER, module, str(tmp_path / "run")])
-    assert (seconds < PROMPT, code) == (True, 0)
+    assert code_when_ended([sys.executable, "-c", LAUNCHER, module, str(tmp_path / "run")]) == 0
 
 
 def test_a_signal_while_the_speaker_becomes_the_launcher_is_not_lost(tmp_path: Path) -> None:
