@@ -185,7 +185,7 @@ COMMANDS = (
         "print the addresses that are given, reserved or cooling down, and whose they are",
         ("routerd ledger --state reserved", "routerd ledger -o csv >addresses.csv"),
         "Asks the operator, so run it on the operator's host; on Kubernetes in the pod that holds the Lease: "
-        "kubectl -n routerd exec \"$(kubectl -n routerd get lease routerd-operator -o "
+        'kubectl -n routerd exec "$(kubectl -n routerd get lease routerd-operator -o '
         "jsonpath='{.spec.holderIdentity}' | cut -d_ -f1)\" -- routerd ledger",
         _ledger_arguments,
     ),
