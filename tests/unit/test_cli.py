@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import errno
 import io
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from routerd.api import Noted, answering, operator_socket
 from routerd.cli import codes
 from routerd.cli.commands import RUN
 from routerd.cli.main import COMMANDS, SHOWN, main
@@ -152,6 +154,19 @@ def test_starting_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, cwd=ROOT, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_note_about_the_ledger_is_told_beside_it(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"address": "192.0.2.1", "owner": "svc/d/web", "pool": "p", "state": "used", "since": "1970-01-01T00:00:01Z"}
+
+    async def story() -> int:
+        async with answering(operator_socket(config.parent / "run"), lambda request: Noted([row], "may be old")):
+            return await asyncio.to_thread(run, "--config", str(config), "ledger", "-o", "json")
+
+    assert asyncio.run(story()) == codes.OK
+    out, err = capsys.readouterr()
+    assert json.loads(out) == [row]
+    assert err == "routerd: may be old\n"
 
 
 # --- errors are one line
