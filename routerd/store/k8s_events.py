@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
+import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +26,7 @@ from routerd.store.k8s_resources import (
     SERVICES,
     Resource,
 )
+from routerd.store.k8s_watch import Timings
 
 LOGGER = logging.getLogger("routerd.store")
 LONGEST_MESSAGE = 1024  # bytes, of the API
@@ -85,24 +88,66 @@ def event_body(refusal: Refusal, to: About, uid: str, identity: str, now: str) -
 
 
 class Events:
-    """Remembers which refusals stand; a failure is logged once and loses nothing but the Event."""
+    """`run` beside the writes of status; `want` says which refusals stand.
 
-    def __init__(self, client: Client, identity: str, uid_of: Callable[[str, str, str], str]) -> None:
+    While the API server cannot be reached, what is new waits. Any other failure is logged once and loses the Event.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        identity: str,
+        uid_of: Callable[[str, str, str], str],
+        may_write: Callable[[], bool],
+        timings: Timings,
+    ) -> None:
         """`uid_of` (kind, namespace, name) gives "" for what is not known."""
         self._client, self._identity, self._uid_of = client, identity, uid_of
+        self._may_write, self._timings = may_write, timings
+        self._wanted: frozenset[Refusal] = frozenset()
         self._told: frozenset[Refusal] = frozenset()
+        self._is_wanted = asyncio.Event()
         self._failed = False
 
-    async def tell(self, refusals: Iterable[Refusal]) -> None:
-        """Those that are new since the last call."""
-        now = frozenset(refusals)
-        fresh, self._told = now - self._told, now
-        for refusal in sorted(fresh, key=lambda one: (one.object, one.reason, one.message)):
-            to = about(refusal)
-            if to is not None:
-                await self._tell(refusal, to)
+    def want(self, refusals: Iterable[Refusal]) -> None:
+        """All that stand now: one that goes and comes back is told again."""
+        self._wanted = frozenset(refusals)
+        self._told &= self._wanted
+        if self._wanted - self._told:
+            self._is_wanted.set()
 
-    async def _tell(self, refusal: Refusal, to: About) -> None:
+    async def run(self) -> None:
+        """Until cancelled."""
+        failures = 0
+        while True:
+            await self._is_wanted.wait()
+            self._is_wanted.clear()
+            if await self._tell_all():
+                failures = 0
+                continue
+            self._is_wanted.set()
+            if self._client.contact.is_lost:
+                await self._client.contact.returned(self._timings.pace)
+                continue
+            pause = min(self._timings.last_pause, self._timings.first_pause * 2 ** min(failures, 16))
+            failures += 1
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+
+    async def _tell_all(self) -> bool:
+        """False if some are left."""
+        for refusal in sorted(self._wanted - self._told, key=lambda one: (one.object, one.reason, one.message)):
+            if refusal not in self._wanted:
+                continue  # it is gone meanwhile
+            if not self._may_write() or self._client.contact.is_lost:
+                return False
+            to = about(refusal)
+            if to is not None and not await self._tell(refusal, to):
+                return False
+            self._told |= {refusal} & self._wanted
+        return True
+
+    async def _tell(self, refusal: Refusal, to: About) -> bool:
+        """False if it is to be tried again."""
         uid = self._uid_of(to.resource.kind, to.namespace, to.name)
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         body = event_body(refusal, to, uid, self._identity, now)
@@ -113,6 +158,8 @@ class Events:
             if not self._failed:
                 event(LOGGER, logging.WARNING, "event-failed", reason=str(error), object=refusal.object)
             self._failed = True
+            return not error.is_unreachable
+        return True
 
     async def _write(self, body: dict[str, Any]) -> None:
         """Made, or counted if it is there from before."""

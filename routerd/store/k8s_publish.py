@@ -49,9 +49,10 @@ class Publisher:
         self._clock = clock
         self._client, self._store, self._timings = client, store, timings
         self._ledger, self._counts, self._may_write = ledger, counts, may_write
-        self._events = Events(client, identity, self._uid_of)
+        self._events = Events(client, identity, self._uid_of, may_write, timings)
         self._wake = asyncio.Event()
         self._failed: dict[str, tuple[int, float]] = {}  # by object: how often in a row, and when to try again
+        self._undone = False  # the last pass: for want of contact or of the lease, which is no failure of an object's
         self._refusals: tuple[Refusal, ...] = ()
         self._recorded: tuple[Ledger | None, frozenset[IPAddress]] = (None, frozenset())
         # By object, what was written and the version that came of it: a schema of another release drops what it does
@@ -69,15 +70,29 @@ class Publisher:
         self._wake.set()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled. Events wait for no status, and no status for an Event."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._events.run(), name="events")
+            group.create_task(self._publish(), name="status")
+
+    async def _publish(self) -> None:
         while True:
             self._wake.clear()
-            await self._write_all(self._plan())
-            if self._client.contact.is_lost:
-                await self._client.contact.returned(self._timings.pace)
-                continue
-            await self._tell()
-            await self._is_woken()
+            self._undone = False
+            patches = self._plan()
+            self._tell()
+            await self._write_all(patches)
+            if self._undone:
+                await self._is_back()
+            else:
+                await self._is_woken()
+
+    async def _is_back(self) -> None:
+        """Contact may be back by now, through others: nothing would wake what was left undone."""
+        if self._client.contact.is_lost:
+            await self._client.contact.returned(self._timings.pace)
+        else:
+            await asyncio.sleep(self._timings.first_pause * random.uniform(0.5, 1.0))
 
     async def _is_woken(self) -> None:
         """Until something changed, or what failed is to be tried again."""
@@ -86,11 +101,10 @@ class Publisher:
             async with asyncio.timeout(None if due is None else max(due - self._clock(), 0.0)):
                 await self._wake.wait()
 
-    async def _tell(self) -> None:
-        if self._may_write():
-            snapshot = self._store.snapshot()
-            decided = snapshot.allocations.refusals if snapshot.allocations else ()
-            await self._events.tell((*snapshot.refusals, *decided, *self._refusals))
+    def _tell(self) -> None:
+        snapshot = self._store.snapshot()
+        decided = snapshot.allocations.refusals if snapshot.allocations else ()
+        self._events.want((*snapshot.refusals, *decided, *self._refusals))
 
     def _plan(self) -> list[StatusPatch]:
         """Nothing before the first decision: until then it is not known which addresses are ours."""
@@ -135,9 +149,10 @@ class Publisher:
             self._written = {path: written for path, written in self._written.items() if path in paths}
 
     async def _write(self, patch: StatusPatch) -> None:
-        if not self._may_write() or self._client.contact.is_lost:
-            return
         if self._written.get(patch.path) == (patch.version, patch.status):
+            return
+        if not self._may_write() or self._client.contact.is_lost:
+            self._undone = True
             return
         try:
             raw = await self._client.patch(patch.path, patch.body)
@@ -158,7 +173,8 @@ class Publisher:
         except ApiError as fault:
             error = fault
         if error.is_unreachable and self._client.contact.is_lost:
-            return  # no failure of the object's
+            self._undone = True
+            return
         if error.status == 404:
             self._written.pop(patch.path, None)
             return  # the watch will say so
