@@ -121,7 +121,7 @@ class Agent:
         self._changed = asyncio.Event()
         self._recheck = False
         self._rest_until = 0.0  # of the loop's clock
-        self._snapshot = Snapshot()
+        self._snapshot = self._told_of = Snapshot()
         self._counters = EgressCounters()
         self._facts = LocalFacts()
         self._state = NodeState(None, None)
@@ -147,8 +147,8 @@ class Agent:
 
     @property
     def snapshot(self) -> Snapshot:
-        """What the last round was decided from."""
-        return self._snapshot
+        """What `status` was made from; a round that has begun may know more."""
+        return self._told_of
 
     def wake(self) -> None:
         """Asks for a round now: the store has changed."""
@@ -162,7 +162,7 @@ class Agent:
 
     def refresh(self) -> None:
         """Tells the status anew: a session has changed."""
-        self._status = self._refreshed()
+        self._status, self._told_of = self._refreshed(), self._snapshot
 
     def config_is(self, config: ConfigState) -> None:
         """Tells how the configuration on disk stands."""
@@ -269,6 +269,7 @@ class Agent:
         rounds = self._status.rounds.after(seconds, done.error, done.held, whole=not _missing(self._snapshot))
         is_new = bool(done.actions) and not self._counters.attached  # it may have been attached just now
         self._status = (await self._counted() if full or is_new else self._refreshed()).with_rounds(rounds)
+        self._told_of = self._snapshot
         return done
 
     def _is_finished(self, done: Round) -> bool:

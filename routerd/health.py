@@ -47,10 +47,10 @@ class Condition:
         return {"type": self.type, "status": status, "reason": self.reason, "message": self.message[:LONGEST]}
 
 
-def node_health(status: AgentStatus, snapshot: Snapshot, enabled: Enabled, now: float) -> dict[str, Any]:
+def node_health(status: AgentStatus, snapshot: Snapshot, enabled: Enabled, age: float) -> dict[str, Any]:
     """Part of a RouterdNode's status; {} = nothing to say yet.
 
-    `snapshot` is what `status` was made from, `now` is in seconds since the epoch.
+    `snapshot` is what `status` was made from, `age` is in seconds since the agent started.
     """
     own = _own_refusals(status, snapshot)
     peers = _peers(status, snapshot, own)
@@ -58,7 +58,7 @@ def node_health(status: AgentStatus, snapshot: Snapshot, enabled: Enabled, now: 
     parts += [_datapath(status)] if enabled.egress else []
     parts += [_bgp(status, peers, own)] if enabled.bgp else []
     ready = _ready(status, parts, own)
-    if not ready.holds and now - status.started < GRACE:
+    if not ready.holds and age < GRACE:
         return {}
     found: dict[str, Any] = {"conditions": [each.as_json() for each in (ready, *parts)]}
     if enabled.bgp:

@@ -159,7 +159,8 @@ def _assembled(config: Config, source: Source, heart: Heart, store: Store) -> Ag
     )
     on_speaker.to, on_links.to, source.told = body.refresh, body.recheck, body.config_is
     enabled = Enabled(bgp=config.bgp.enabled, egress=config.egress.enabled)
-    store.report_health(lambda: node_health(body.status, body.snapshot, enabled, time.time()))
+    began = time.monotonic()
+    store.report_health(lambda: node_health(body.status, body.snapshot, enabled, time.monotonic() - began))
     return body
 
 

@@ -39,6 +39,7 @@ class Contact:
         self.clock = clock
         self._lost: float | None = None  # since when there is no answer
         self._answered = float("-inf")  # when the last answer came
+        self._returned = float("-inf")  # when the last outage ended
         self._turn = 0.0  # when the last of those who wait will try
         self._back = asyncio.Event()
 
@@ -46,10 +47,14 @@ class Contact:
     def is_lost(self) -> bool:
         return self._lost is not None
 
+    def is_recovering(self, seconds: float) -> bool:
+        """Whether there is an outage, or was one within so many seconds."""
+        return self.is_lost or self.clock() - self._returned < seconds
+
     def answered(self) -> None:
         self._answered = self.clock()
         if self._lost is not None:
-            self._lost = None
+            self._lost, self._returned = None, self._answered
             self._back.set()
             self._back = asyncio.Event()
 

@@ -89,6 +89,15 @@ class Collection:
         self._settle()
         return True
 
+    def put_answer(self, raw: Raw) -> bool:
+        """An object as a request of our own was answered: the watch may have said more, or that it is gone."""
+        before, meta = self.known.get(key_of(raw)), raw.get("metadata") or {}
+        if before is None or before.uid != meta.get("uid"):
+            return False
+        versions = before.version, str(meta.get("resourceVersion") or "")
+        is_older = all(each.isdecimal() for each in versions) and int(versions[1]) <= int(versions[0])
+        return not is_older and self.put(raw)
+
     def remove(self, raw: Raw) -> bool:
         """DELETED. An object made anew under the same name is another one."""
         known = self.known.get(key_of(raw))

@@ -21,6 +21,7 @@ from routerd.store.k8s_status import dated
 from routerd.store.k8s_watch import Timings
 
 PERIOD = 2.0  # seconds between two writes at least
+RECOVERY = 10.0  # seconds after an outage in which what was said of the store before it stays
 NUMBERS = 10.0  # the same for what is but a number or a message: under churn they change on every node all the time
 
 
@@ -44,6 +45,12 @@ def version_of(raw: Mapping[str, Any]) -> str:
     return str((raw.get("metadata") or {}).get("resourceVersion") or "")
 
 
+def is_synced(health: Mapping[str, Any]) -> bool:
+    """Whether the condition StoreSynced does not say otherwise."""
+    conditions = {each["type"]: each["status"] for each in health.get("conditions") or ()}
+    return conditions.get("StoreSynced") != "False"
+
+
 class Reporter:
     """`run` beside the store; `want` and `health` say what to report."""
 
@@ -64,7 +71,11 @@ class Reporter:
         self._is_wanted.set()
 
     def _status(self) -> dict[str, Any]:
-        return {**(report_status(self._wanted) if self._wanted else {}), **self.health()}
+        """After an outage, that not everything has been read again yet is nothing to tell: it is in seconds."""
+        health = dict(self.health())
+        if not is_synced(health) and self._client.contact.is_recovering(RECOVERY):
+            health.pop("conditions", None)
+        return {**(report_status(self._wanted) if self._wanted else {}), **health}
 
     def refusal(self) -> Refusal | None:
         if self._fault is None:

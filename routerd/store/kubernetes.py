@@ -129,11 +129,11 @@ class KubernetesStore:
         return [known for each in self._of(kind) for known in each.known.values()]
 
     def take(self, kind: str, raw: Raw) -> None:
-        """An object as the API server answered it to a request: the watch says the same a moment later."""
+        """An object as the API server answered it to a request: the watch says the same a moment later, or has."""
         for each in self.reflectors:
             resource, (namespace, _) = each.collection.resource, key_of(raw)
             is_here = resource.kind == kind and resource.namespace in ("", namespace)
-            if is_here and each.collection.listed and each.collection.put(raw):
+            if is_here and each.collection.listed and each.collection.put_answer(raw):
                 each.on_change()
 
     def published(self, raw: Raw, allocations: Allocations) -> None:

@@ -227,3 +227,30 @@ def test_a_silent_node_writes_its_heartbeats_only() -> None:
             await eventually(lambda: agent.client.requests["PATCH"] >= 3, "heartbeats")
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize(("recovery", "told"), [(30.0, False), (0.0, True)])
+def test_after_an_outage_what_is_not_read_again_yet_is_no_news(
+    monkeypatch: pytest.MonkeyPatch, recovery: float, told: bool
+) -> None:
+    """The report is written again before everything is read again: nobody should hear "not synced" from then."""
+    monkeypatch.setattr(k8s_report, "RECOVERY", recovery)
+
+    def says(synced: bool) -> dict[str, Any]:
+        state = {"status": str(synced), "reason": "Synced" if synced else "Stale", "message": ""}
+        return {"generation": 1 if synced else 2, "conditions": [{"type": "StoreSynced", **state}]}
+
+    async def story() -> None:
+        async with cluster(node("node1")) as api, agent_store(api) as agent:
+            await agent.synced()
+            here = Node(lambda: says(True))
+            here.report(agent)
+            await until(api, lambda status: "conditions" in status, "the report")
+            await asyncio.to_thread(api.server.refuse)
+            here.says = lambda: says(False)
+            await eventually(lambda: agent.client.contact.is_lost, "the outage is noticed")
+            await asyncio.to_thread(api.server.accept)
+            found = await until(api, lambda status: status["generation"] == 2, "what else is new")
+            assert (found["conditions"][0]["status"] == "False") is told
+
+    asyncio.run(story())

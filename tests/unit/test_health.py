@@ -34,7 +34,7 @@ WELL = AgentStatus(
 def health(
     status: AgentStatus = WELL, snapshot: Snapshot | None = None, enabled: Enabled = BOTH, age: float = 60.0
 ) -> dict[str, Any]:
-    return node_health(status, snapshot or cluster.snapshot(), enabled, STARTED + age)
+    return node_health(status, snapshot or cluster.snapshot(), enabled, age)
 
 
 def conditions(status: AgentStatus = WELL, **more: Any) -> dict[str, tuple[str, str]]:
