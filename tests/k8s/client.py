@@ -164,3 +164,11 @@ def _parsed(text: bytes) -> Json:
     except ValueError:
         return {"message": text.decode()}
     return found if isinstance(found, dict) else {"message": str(found)}
+
+
+def is_over(events: Iterator[Json]) -> bool:
+    """Whether the connection broke off; a reader of lines may see that as an end."""
+    try:
+        return next(events, None) is None
+    except (http.client.HTTPException, OSError):
+        return True

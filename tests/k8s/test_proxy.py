@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import socket
 import threading
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.k8s.client import Client, Json
+from tests.k8s.client import Client, is_over
 from tests.k8s.conftest import config_map, good
 from tests.k8s.proxy import Proxy, parsed
 
@@ -34,14 +33,6 @@ def maps(api: Client, place: str) -> str:
     path = f"/api/v1/namespaces/{place}/configmaps"
     good(api.create(path, config_map("a", x="1")))
     return path
-
-
-def is_over(events: Iterator[Json]) -> bool:
-    """Whether the connection broke off; a reader of lines may see that as an end."""
-    try:
-        return next(events, None) is None
-    except (http.client.HTTPException, OSError):
-        return True
 
 
 def test_it_passes_on_what_is_said(api: Client, there: Client, maps: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.k8s.apiserver import ApiServer
-from tests.k8s.client import Client, Json
+from tests.k8s.client import Client, is_over
 from tests.k8s.conftest import config_map, good
 from tests.k8s.target import until
 
@@ -28,14 +27,6 @@ def api(server: ApiServer) -> Client:
     client = Client(Path(server.kubeconfig))
     good(client.create(MAPS, config_map("a", x="1")))
     return client
-
-
-def is_over(events: Iterator[Json]) -> bool:
-    """Whether the connection broke off; a reader of lines may see that as an end."""
-    try:
-        return next(events, None) is None
-    except (http.client.HTTPException, OSError):
-        return True
 
 
 def test_compaction_ends_pages_and_old_watches(server: ApiServer, api: Client) -> None:

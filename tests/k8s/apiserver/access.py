@@ -24,10 +24,8 @@ PARTS = 3  # system:serviceaccount:NAMESPACE:NAME, the colons
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule of a role, and where it stands."""
+    """One rule of a role."""
 
-    role: str  # "ClusterRole/name" or "Role/namespace/name"
-    index: int
     api_groups: tuple[str, ...]
     resources: tuple[str, ...]
     verbs: tuple[str, ...]
@@ -47,7 +45,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """One request to a resource. `rule` is the one that allowed it; None = the administrator, or refused."""
+    """One request to a resource and the HTTP status that it got."""
 
     user: str
     verb: str
@@ -56,7 +54,6 @@ class Audit:
     namespace: str
     name: str
     code: int
-    rule: Rule | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +101,17 @@ class Access:
 
     # --- what
 
-    def check(self, call: Call) -> Rule | None:
-        """The rule that allows it; None for an administrator. Raises ApiError 403."""
+    def check(self, call: Call) -> None:
+        """Raises ApiError 403 unless it is an administrator's or a rule allows it."""
         if "system:masters" in call.user.groups:
-            return None
+            return
         resource = _with_subresource(call)
         if (call.verb, call.resource.group, resource) == _SELF and call.user != ANONYMOUS:
-            return None
+            return
         name = call.name or _selected_name(call)
-        for rule in self.rules_of(call.user, call.namespace):
-            if rule.allows(call.verb, call.resource.group, resource, name):
-                return rule
+        rules = self.rules_of(call.user, call.namespace)
+        if any(rule.allows(call.verb, call.resource.group, resource, name) for rule in rules):
+            return
         raise errors.forbidden(call.resource.group, call.resource.plural, call.name, refusal(call))
 
     def check_path(self, user: User, path: str) -> None:
@@ -141,17 +138,17 @@ class Access:
     def _role(self, reference: Json, namespace: str) -> Iterator[Rule]:
         name = reference["name"]
         if reference["kind"] == "ClusterRole":
-            row, shown = self._storage.get(f"{RBAC}/clusterroles", name), f"ClusterRole/{name}"
+            row = self._storage.get(f"{RBAC}/clusterroles", name)
         else:
-            row, shown = self._storage.get(f"{RBAC}/roles", f"{namespace}/{name}"), f"Role/{namespace}/{name}"
-        for index, rule in enumerate((row.object.get("rules") or ()) if row else ()):
+            row = self._storage.get(f"{RBAC}/roles", f"{namespace}/{name}")
+        for rule in (row.object.get("rules") or ()) if row else ():
             fields = ("apiGroups", "resources", "verbs", "resourceNames")
-            yield Rule(shown, index, *(tuple(rule.get(field) or ()) for field in fields))
+            yield Rule(*(tuple(rule.get(field) or ()) for field in fields))
 
-    def note(self, call: Call, code: int, rule: Rule | None) -> None:
+    def note(self, call: Call, code: int) -> None:
         name = call.name or _selected_name(call)
         resource = _with_subresource(call)
-        entry = Audit(call.user.name, call.verb, call.resource.group, resource, call.namespace, name, code, rule)
+        entry = Audit(call.user.name, call.verb, call.resource.group, resource, call.namespace, name, code)
         self.audit.append(entry)
 
     # --- what is asked about oneself

@@ -55,27 +55,26 @@ class Site:
         body = await _body(request)
         query = dict(request.query)
         call = Call(verb, resource, namespace, name, subresource, query, body, request.content_type, user)
-        rule = None
         try:
-            rule = self.access.check(call)
+            self.access.check(call)
             if verb == "watch":
-                self.access.note(call, 200, rule)
+                self.access.note(call, 200)
                 return await self._watch(request, call)
             code, answer = self._handler(call)(call)
         except ApiError as error:
-            self.access.note(call, error.code, rule)
+            self.access.note(call, error.code)
             raise
-        self.access.note(call, code, rule)
+        self.access.note(call, code)
         return _response(code, answer)
 
     def _allowed(self, call: Call, code: int) -> None:
         """Notes the request as answered with `code`, or as refused. Raises ApiError 403."""
         try:
-            rule = self.access.check(call)
+            self.access.check(call)
         except ApiError as error:
-            self.access.note(call, error.code, None)
+            self.access.note(call, error.code)
             raise
-        self.access.note(call, code, rule)
+        self.access.note(call, code)
 
     def _handler(self, call: Call) -> Callable[[Call], tuple[int, bytes]]:
         if call.subresource == "token":
