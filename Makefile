@@ -40,13 +40,13 @@ test: setup kernel
 	@$(PY) -m pytest
 
 chaos: setup
-	@$(PY) -m tests.netns.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
+	@$(PY) -m tests.netns.stories.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
 
 demo: setup
-	@$(PY) -m tests.netns.demo
+	@$(PY) -m tests.netns.stories.demo
 
 demo-down: setup
-	@$(PY) -m tests.netns.demo --down
+	@$(PY) -m tests.netns.stories.demo --down
 
 bench: bench-react bench-bgp
 

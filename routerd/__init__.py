@@ -1,6 +1,8 @@
-"""The daemon: command line, configuration, sources and formats, the agent's and the operator's loops.
+"""The daemon, in wings; imports run from the left to the right only, and `make check` holds it.
 
-This room composes the others (`bgp`, `egress`, `ipam`, `bpf`); none of them may import it.
+    cli > daemon > agent | operator > serve > tell > store | config > node | cluster > formats > model and other words
+
+It composes the rooms (`bgp`, `egress`, `ipam`, `bpf`); none of them may import it.
 """
 
 __version__ = "0.1.0"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import routerd
-from routerd.cli import codes
+from routerd import codes
 from routerd.cli.main import DEFAULT_CONFIG
 from routerd.cli.table import render, table
 from routerd.errors import EnvironmentFault, InputError, RouterdError
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from routerd.config import Config
-    from routerd.desired import NodeState, Settings
-    from routerd.lifetime import Source
+    from routerd.daemon.lifetime import Source
     from routerd.model import Snapshot
-    from routerd.views import Row
+    from routerd.node.desired import NodeState, Settings
+    from routerd.tell.views import Row
 
 STEP_COLUMNS = ("yes", "question", "reason", "detail")
 LEDGER_COLUMNS = ("address", "owner", "pool", "state", "since")
@@ -40,7 +40,7 @@ def _path(arguments: argparse.Namespace) -> Path | None:
 
 
 def _source(arguments: argparse.Namespace) -> Source:
-    from routerd.lifetime import Source
+    from routerd.daemon.lifetime import Source
 
     return Source(_path(arguments), getattr(arguments, "bpf_loader", None))
 
@@ -64,7 +64,7 @@ def _log(config: Config) -> None:
 def _until_signal(arguments: argparse.Namespace, work: Callable[[Config, Source], Coroutine[Any, Any, None]]) -> int:
     import asyncio
 
-    from routerd.lifetime import until_signal
+    from routerd.daemon.lifetime import until_signal
 
     source = _source(arguments)
     _log(source.load())
@@ -87,13 +87,13 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterable[BaseException]
 
 
 def agent(arguments: argparse.Namespace) -> int:
-    from routerd.processes import agent
+    from routerd.daemon.processes import agent
 
     return _until_signal(arguments, agent)
 
 
 def operator(arguments: argparse.Namespace) -> int:
-    from routerd.processes import operator
+    from routerd.daemon.processes import operator
 
     return _until_signal(arguments, operator)
 
@@ -102,8 +102,8 @@ def speaker(arguments: argparse.Namespace) -> int:
     """Becomes ExaBGP's launcher: this process would only keep memory."""
     import signal
 
-    from routerd import preflight
-    from routerd.directories import made
+    from routerd.daemon import preflight
+    from routerd.daemon.directories import made
 
     config = _config(arguments)
     preflight.exabgp()
@@ -116,10 +116,10 @@ def speaker(arguments: argparse.Namespace) -> int:
 def run(arguments: argparse.Namespace) -> int:
     import asyncio
 
-    from routerd import preflight, supervise
-    from routerd.api import agent_socket, is_answering
-    from routerd.directories import made
-    from routerd.processes import check_agent
+    from routerd.daemon import preflight, supervise
+    from routerd.daemon.directories import made
+    from routerd.daemon.processes import check_agent
+    from routerd.serve.api import agent_socket, is_answering
 
     config = _config(arguments)
     _log(config)
@@ -141,14 +141,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _ask(config: Config, request: Mapping[str, Any]) -> Any:
-    from routerd.api import agent_socket, ask
+    from routerd.serve.api import agent_socket, ask
 
     return ask(agent_socket(config.run_dir), dict(request))
 
 
 def _offline(arguments: argparse.Namespace, config: Config) -> tuple[Snapshot, NodeState, Settings]:
-    from routerd.offline import snapshot_of, state_of
-    from routerd.processes import settings_of
+    from routerd.cli.offline import snapshot_of, state_of
+    from routerd.daemon.processes import settings_of
 
     settings = replace(settings_of(config), node=arguments.node or config.node_name)
     snapshot = snapshot_of(arguments.manifests, config)
@@ -156,7 +156,7 @@ def _offline(arguments: argparse.Namespace, config: Config) -> tuple[Snapshot, N
 
 
 def show(arguments: argparse.Namespace) -> int:
-    from routerd.views import COLUMNS, View, rows
+    from routerd.tell.views import COLUMNS, View, rows
 
     config, kind = _config(arguments), arguments.kind
     if arguments.manifests is None:
@@ -173,7 +173,7 @@ def why(arguments: argparse.Namespace) -> int:
     if arguments.manifests is None:
         steps = _ask(config, {"get": "why", "object": arguments.object})
     else:
-        from routerd.why import explain
+        from routerd.tell.why import explain
 
         snapshot, state, settings = _offline(arguments, config)
         steps = [asdict(step) for step in explain(snapshot, state, settings, arguments.object)]
@@ -183,8 +183,8 @@ def why(arguments: argparse.Namespace) -> int:
 
 def plan(arguments: argparse.Namespace) -> int:
     """What would change: the agent's pending work, or the difference that files would make."""
-    from routerd.api import DaemonUnreachable
-    from routerd.render import changes, refusal_lines, state_lines
+    from routerd.serve.api import DaemonUnreachable
+    from routerd.tell.render import changes, refusal_lines, state_lines
 
     config = _config(arguments)
     if arguments.manifests is None:
@@ -237,7 +237,7 @@ def release_brake(arguments: argparse.Namespace) -> int:
 
 
 def release(arguments: argparse.Namespace) -> int:
-    from routerd.api import WRITE_TIMEOUT
+    from routerd.serve.api import WRITE_TIMEOUT
 
     released = _ask_operator(arguments, {"do": "release", "name": arguments.name}, WRITE_TIMEOUT)
     print("\n".join(f"released {each['address']} {each['owner']}" for each in released))
@@ -252,7 +252,7 @@ def ledger(arguments: argparse.Namespace) -> int:
 
 
 def _ask_operator(arguments: argparse.Namespace, request: dict[str, Any], timeout: float = 10.0) -> Any:
-    from routerd.api import ask, operator_socket
+    from routerd.serve.api import ask, operator_socket
 
     def tell(note: str) -> None:
         print(f"routerd: {note}", file=sys.stderr)
@@ -261,7 +261,7 @@ def _ask_operator(arguments: argparse.Namespace, request: dict[str, Any], timeou
 
 
 def check(arguments: argparse.Namespace) -> int:
-    from routerd.check import check_paths
+    from routerd.cli.check import check_paths
 
     if arguments.dialect:
         return _check_dialect(arguments)
@@ -277,8 +277,8 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def _check_dialect(arguments: argparse.Namespace) -> int:
-    from routerd.check import check_dialect
-    from routerd.store.disk import read_text
+    from routerd.cli.check import check_dialect
+    from routerd.store.embedded.disk import read_text
 
     if len(arguments.files) != 1:
         print("routerd: check --dialect takes one file", file=sys.stderr)
@@ -296,8 +296,8 @@ def _check_dialect(arguments: argparse.Namespace) -> int:
 
 def cleanup(arguments: argparse.Namespace) -> int:
     from bgp.service import running_speaker
-    from routerd import preflight
-    from routerd.api import agent_socket, is_answering
+    from routerd.daemon import preflight
+    from routerd.serve.api import agent_socket, is_answering
 
     config = _config(arguments)
     if is_answering(agent_socket(config.run_dir)):
@@ -306,7 +306,7 @@ def cleanup(arguments: argparse.Namespace) -> int:
     if speaker is not None:
         raise EnvironmentFault(f"the speaker ({speaker}) still announces paths that lead here: stop it first")
     preflight.privileges((preflight.CAP_NET_ADMIN, preflight.CAP_BPF))
-    from routerd.rooms import open_datapath
+    from routerd.agent.rooms import open_datapath
 
     datapath = open_datapath(config)
     try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import routerd
-from routerd.cli import codes
+from routerd import codes
 from routerd.cli.completion import SHELLS
 from routerd.errors import EnvironmentFault, RouterdError, StoreError
 
@@ -267,7 +267,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _exit_code(error: RouterdError) -> int:
-    from routerd.api import DaemonUnreachable, RequestRefused
+    from routerd.serve.api import DaemonUnreachable, RequestRefused
 
     if isinstance(error, RequestRefused):
         return error.code

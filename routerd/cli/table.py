@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 
-from routerd.views import Row, Value
+from routerd.tell.views import Row, Value
 
 
 def _cell(value: Value) -> str:

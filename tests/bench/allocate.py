@@ -16,9 +16,9 @@ from ipam.plan import plan
 from ipam.pool import Pool, PoolSpec, Use
 from ipam.round import Request
 from routerd.model import Allocations, NodeReport, Snapshot
-from routerd.operator import Operator
-from routerd.store.sqlite import SqliteLedger
-from tests.operator_world import World
+from routerd.operator.loop import Operator
+from routerd.store.embedded.ledger import SqliteLedger
+from tests.models.operator_world import World
 
 RUNS = 3
 SPEC = PoolSpec("p", (ip_network("10.0.0.0/8"),))

@@ -18,9 +18,9 @@ from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 
 from bgp.path import Path as BgpPath
-from tests.netns.bird import Bird
-from tests.netns.stage import T1, Stage, agent, desired, states
-from tests.netns.tor import TorPeer
+from tests.netns.lab.bird import Bird
+from tests.netns.lab.stage import T1, Stage, agent, desired, states
+from tests.netns.lab.tor import TorPeer
 
 FIRST = int(IPv4Address("172.16.0.0"))
 

@@ -23,12 +23,12 @@ from typing import Any
 
 import yaml
 
-from tests.k8s.apiserver import ApiServer
 from tests.k8s.store_lab import bgp_config, crds, namespace, node, pod, policy, pool, service
-from tests.netns.api_restart import RECOVERY, on_api_server, restarted
-from tests.netns.daemons import ROUTERD, resident
-from tests.netns.kubernetes import on_kubernetes
-from tests.netns.lab import Lab
+from tests.models.apiserver import ApiServer
+from tests.netns.lab.api_restart import RECOVERY, on_api_server, restarted
+from tests.netns.lab.daemons import ROUTERD, resident
+from tests.netns.lab.kubernetes import on_kubernetes
+from tests.netns.lab.lab import Lab
 
 MIB = 1 << 20
 PATIENCE = 45.0  # seconds

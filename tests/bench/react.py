@@ -17,9 +17,9 @@ from collections.abc import Callable
 
 from bpf import layout
 from bpf.loader import PinnedMaps
-from tests.netns import cluster
-from tests.netns.daemons import Daemons
-from tests.netns.lab import Lab
+from tests.netns.lab import cluster
+from tests.netns.lab.daemons import Daemons
+from tests.netns.lab.lab import Lab
 
 BAR = 0.5  # seconds, for the medians
 POLL = 0.002

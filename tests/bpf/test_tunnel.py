@@ -28,7 +28,7 @@ from tests.bpf.world import (
     Wire,
     World,
 )
-from tests.netns import netns
+from tests.netns.lab import netns
 
 OUT = Packet(REMOTE_POD, REMOTE, UDP, 40000, 53)
 MOVED = IPv4Address("192.0.2.101")

@@ -22,7 +22,7 @@ from egress.attach import Attacher
 from egress.entries import Facts, MapEntries, PodDevice, map_entries
 from egress.policy import Desired
 from egress.tables import Back, Flow, FlowKey, Mapped, NatKey, ReverseKey, State, Tables, ip4, tables
-from tests.netns import netns
+from tests.netns.lab import netns
 
 SELF, WORKER, WORKER2, STRANGER = (IPv4Address(f"10.200.0.{n}") for n in (1, 2, 3, 99))
 EGRESS_IP, NODE_EGRESS_IP = IPv4Address("192.0.2.100"), IPv4Address("192.0.2.200")

@@ -15,13 +15,13 @@ from typing import Any
 import yaml
 
 from ipam.round import Timers
-from routerd.assign import Settings
-from routerd.leader import Candidate
-from routerd.store.k8s_client import ApiError, Client
-from routerd.store.k8s_lease import Lease, LeaseTimes
-from routerd.store.k8s_resources import for_agent
-from routerd.store.k8s_watch import Timings
-from routerd.store.kubernetes import KubernetesStore
+from routerd.cluster.assign import Settings
+from routerd.operator.leader import Candidate
+from routerd.store.kubernetes.client import ApiError, Client
+from routerd.store.kubernetes.lease import Lease, LeaseTimes
+from routerd.store.kubernetes.resources import for_agent
+from routerd.store.kubernetes.store import KubernetesStore
+from routerd.store.kubernetes.watch import Timings
 from tests.k8s import client as plain
 from tests.k8s import target
 from tests.k8s.proxy import Proxy

@@ -13,8 +13,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.k8s.apiserver import ApiServer
 from tests.k8s.client import Client, Json
+from tests.models.apiserver import ApiServer
 
 SWITCH = "KUBECONFIG"
 MADE = "tests.routerd.io/made"  # annotation of everything that a test makes where others could have made it

@@ -20,11 +20,11 @@ from routerd.errors import InputError
 from routerd.formats.compose import value_of
 from routerd.formats.document import NOWHERE
 from routerd.formats.native import read_address_pool, read_egress_policy
-from tests.k8s.apiserver import schema
-from tests.k8s.apiserver.cel import RULES
-from tests.k8s.apiserver.definitions import with_defaults
 from tests.k8s.client import Answer, Client, Json
 from tests.k8s.deployment import defined
+from tests.models.apiserver import schema
+from tests.models.apiserver.cel import RULES
+from tests.models.apiserver.definitions import with_defaults
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CRDS: dict[str, Json] = {

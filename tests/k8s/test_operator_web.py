@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from routerd.config import Config, OperatorConfig, StoreConfig
-from routerd.leader import candidate
+from routerd.operator.leader import candidate
 from tests.k8s.store_lab import Cluster, bgp_config, cluster, node, service
 from tests.stories.test_operator_web import answer, free_port, ok
 

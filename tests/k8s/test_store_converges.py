@@ -14,7 +14,7 @@ import pytest
 
 from routerd.formats.objects import read_text
 from routerd.model import Snapshot
-from routerd.store.kubernetes import KubernetesStore
+from routerd.store.kubernetes.store import KubernetesStore
 from routerd.store.merge import merge
 from tests.k8s.store_lab import (
     QUICK,

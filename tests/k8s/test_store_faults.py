@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from routerd.store.interface import ResourceStatus
-from routerd.store.k8s_watch import Reflector
-from routerd.store.kubernetes import KubernetesStore
+from routerd.store.kubernetes.store import KubernetesStore
+from routerd.store.kubernetes.watch import Reflector
 from tests.k8s.store_lab import (
     QUICK,
     Cluster,

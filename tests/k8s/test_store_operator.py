@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from routerd.api import RequestRefused
 from routerd.model import NodeReport
-from routerd.store.k8s_client import ApiError, Client
-from routerd.store.k8s_lease import LeaseTimes
-from routerd.store.k8s_ledger import take
+from routerd.serve.api import RequestRefused
+from routerd.store.kubernetes.client import ApiError, Client
+from routerd.store.kubernetes.lease import LeaseTimes
+from routerd.store.kubernetes.ledger import take
 from tests.k8s.store_lab import (
     Cluster,
     Json,
@@ -267,8 +267,8 @@ async def late_write(former: Any, state: Any) -> None:
     """What the former leader was about to write when it was paused: refused, also when it reads again."""
     from dataclasses import replace
 
+    from routerd.cluster.ledger import difference
     from routerd.errors import StoreError
-    from routerd.ledger import difference
     from routerd.model import Allocations, ServiceAllocation
 
     changes = difference(state, replace(state, generation=99, digest="late"), 0.0)

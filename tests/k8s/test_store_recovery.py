@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from routerd.model import NodeReport
-from routerd.store.k8s_client import UNREACHABLE, ApiError, Client, Json
-from routerd.store.k8s_contact import Contact, Pace, next_turn
-from routerd.store.k8s_lease import LeaseTimes
-from routerd.store.k8s_objects import Collection
-from routerd.store.k8s_resources import for_agent
-from routerd.store.k8s_watch import Reflector, Timings
+from routerd.store.kubernetes.client import UNREACHABLE, ApiError, Client, Json
+from routerd.store.kubernetes.contact import Contact, Pace, next_turn
+from routerd.store.kubernetes.lease import LeaseTimes
+from routerd.store.kubernetes.objects import Collection
+from routerd.store.kubernetes.resources import for_agent
+from routerd.store.kubernetes.watch import Reflector, Timings
 from tests.k8s.store_lab import (
     QUICK,
     Running,
@@ -36,7 +36,7 @@ from tests.k8s.store_lab import (
     operator,
     service,
 )
-from tests.virtual_time import in_virtual_time, now
+from tests.models.virtual_time import in_virtual_time, now
 
 # Pauses of its own would be longer than the test: only what is known of the whole client wakes a resource.
 SLOW = replace(QUICK, first_pause=0.4, last_pause=600.0, away=0.4, spread=0.3)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from routerd.model import NodeReport
-from routerd.store import k8s_report
-from routerd.store.k8s_client import ApiError
+from routerd.store.kubernetes import report as k8s_report
+from routerd.store.kubernetes.client import ApiError
 from tests.k8s.store_lab import agent_store, cluster, eventually, node
 
 PATH = "/apis/routerd.io/v1alpha1/routerdnodes/node1"

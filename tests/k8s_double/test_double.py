@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.k8s.apiserver import ApiServer
 from tests.k8s.client import Client, is_over
 from tests.k8s.conftest import config_map, good
 from tests.k8s.target import until
+from tests.models.apiserver import ApiServer
 
 MAPS = "/api/v1/namespaces/default/configmaps"
 

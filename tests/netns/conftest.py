@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.netns.lab import Lab, remove_orphans
+from tests.netns.lab.lab import Lab, remove_orphans
 
 
 @pytest.fixture(scope="session")

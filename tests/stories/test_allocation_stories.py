@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-from tests.operator_world import World
+from tests.models.operator_world import World
 
 
 def lines(text: str) -> str:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from routerd.cli.offline import snapshot_of, state_of
 from routerd.config import Config, StoreConfig
-from routerd.desired import Settings
+from routerd.daemon.processes import file_store, settings_of
 from routerd.model import Snapshot
-from routerd.offline import snapshot_of, state_of
-from routerd.processes import file_store, settings_of
-from routerd.render import refusal_lines, state_lines
+from routerd.node.desired import Settings
+from routerd.tell.render import refusal_lines, state_lines
 
 STORIES = sorted(Path(__file__).with_name("node").glob("*.txt"))
 _SECTION = re.compile(r"^-- (.+) --\n", re.MULTILINE)

@@ -12,8 +12,8 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from routerd.config import Config, OperatorConfig, StoreConfig
-from routerd.lifetime import Source
-from routerd.processes import operator
+from routerd.daemon.lifetime import Source
+from routerd.daemon.processes import operator
 
 PATIENCE = 15.0  # seconds
 NODE = """\

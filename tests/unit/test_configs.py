@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from routerd.check import check_paths
+from routerd.cli.check import check_paths
 from routerd.config import Config, load_config
-from routerd.store.disk import is_manifest
+from routerd.store.embedded.disk import is_manifest
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ORIGINAL = Path(__file__).parent / "data" / "examples"

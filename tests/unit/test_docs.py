@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from routerd.check import check_texts
+from routerd.cli.check import check_texts
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

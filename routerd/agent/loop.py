@@ -1,0 +1,371 @@
+"""The agent: keeps one node as the store wants it. One TaskGroup, named tasks; a task that returns is a fault.
+
+    rounds    decide, read back, plan, apply; at once after a change, else every few seconds; retries back off
+    store     watches the store and wakes `rounds`
+    speaker   the connection to the speaker's process, which the agent does not own
+    report    what only this node knows, for the operator
+    collect   idle flows out of the datapath
+
+It decides nothing itself (`node/desired.py` does) and writes nothing itself (`reconcile.py` and the rooms do). Stopping
+leaves announcements and datapath in place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import routerd
+from bgp.path import AdjRibOut
+from routerd.agent.reconcile import Reconciler, Round
+from routerd.blocking import in_thread
+from routerd.log import event
+from routerd.model import IPAddress, Peer, Refusal, Snapshot
+from routerd.node.brake import Brake, Limits
+from routerd.node.desired import LocalFacts, NodeState, Settings, compose
+from routerd.serve.api import RequestRefused
+from routerd.store.interface import StoreStatus
+from routerd.tell.render import refusal_lines, state_lines
+from routerd.tell.status import AgentStatus, PeerStatus, as_json
+from routerd.tell.views import COLUMNS, PeerView, Row, View, pool_rows, rows
+from routerd.tell.why import FIELDS, explain, session_steps
+
+LOGGER = logging.getLogger("routerd.agent")
+RECHECK_REST = 0.2  # seconds between rounds that read everything back because devices changed, which come in storms
+FIRST_RETRY, LAST_RETRY = 0.2, 30.0  # seconds; doubles while rounds leave something undone
+
+
+class TaskReturned(Exception):
+    """A task that must live as long as the agent has returned: a fault of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class EgressCounters:
+    """What the datapath says of itself: packets by outcome, and mappings."""
+
+    attached: bool = False
+    passed: Mapping[str, int] = field(default_factory=dict)
+    drops: Mapping[str, int] = field(default_factory=dict)
+    nat_entries: int = 0
+    nat_room: int = 0
+
+
+class Node(Protocol):
+    """What an agent asks its node: `routerd.agent.rooms.Rooms` on a real one, a model in tests."""
+
+    def snapshot(self) -> Snapshot:
+        """The store's present view."""
+
+    def store_status(self) -> StoreStatus | None:
+        """How the store's reading goes; None where there is nothing to say."""
+
+    def facts(self, peers: tuple[Peer, ...], before: LocalFacts) -> LocalFacts: ...
+
+    def peers(self) -> Mapping[IPAddress, PeerView]: ...
+
+    def is_settled(self) -> bool:
+        """Whether the speaker has acknowledged all that it was told."""
+
+    def refusals(self) -> tuple[Refusal, ...]:
+        """The speaker's."""
+
+    def counters(self) -> EgressCounters:
+        """Reads the datapath, which blocks: asked in a thread, as is `nat`."""
+
+    def nat(self) -> tuple[Row, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigState:
+    """How the configuration stands: a refused new one leaves the old one working (`stale`)."""
+
+    stale: bool = False
+    error: str = ""
+
+
+class Agent:
+    """`run` until cancelled. `on_ready` is called once, after the first round that left nothing to retry."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        node: Node,
+        reconciler: Reconciler,
+        *,
+        period: float = 5.0,
+        config: ConfigState = ConfigState(),
+        tasks: Mapping[str, Callable[[], Awaitable[None]]] | None = None,
+        on_ready: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+        brake: Limits | None = None,
+        carried: Callable[[], Awaitable[Mapping[IPAddress, AdjRibOut]]] | None = None,
+    ) -> None:
+        """`tasks`: further long-lived tasks by name, such as the speaker's connection. `period` in seconds.
+
+        `brake` None = off. `carried` reads what the speaker has from an agent before this one; None = not asked.
+        """
+        self._brake = Brake(brake, clock)
+        self._carried = carried
+        self._settings = settings
+        self._node = node
+        self._reconciler = reconciler
+        self._period = period
+        self._tasks = tasks or {}
+        self._on_ready = on_ready
+        self._clock = clock
+        self._changed = asyncio.Event()
+        self._recheck = False
+        self._rest_until = 0.0  # of the loop's clock
+        self._snapshot = self._told_of = Snapshot()
+        self._counters = EgressCounters()
+        self._facts = LocalFacts()
+        self._state = NodeState(None, None)
+        self._composed: tuple[Snapshot, LocalFacts] | None = None
+        self._said = Round()
+        self._finished: int | None = None  # generation of the allocations of which a round left nothing undone
+        self._status = AgentStatus(
+            settings.node,
+            routerd.__version__,
+            started=time.time(),
+            config_loaded=True,
+            config_stale=config.stale,
+            config_error=config.error,
+            missing=tuple(FIELDS.values()),
+        )
+
+    # --- what others read
+
+    @property
+    def status(self) -> AgentStatus:
+        """The status after the last round; a frozen value, so any thread may read it."""
+        return self._status
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What `status` was made from; a round that has begun may know more."""
+        return self._told_of
+
+    def wake(self) -> None:
+        """Asks for a round now: the store has changed."""
+        self._changed.set()
+
+    def recheck(self) -> None:
+        """Asks for a round that reads everything back: the node's devices have changed. Storms of them are slowed."""
+        if not self._recheck:
+            self._recheck = True
+            asyncio.get_running_loop().call_at(self._rest_until, self._changed.set)
+
+    def refresh(self) -> None:
+        """Tells the status anew: a session has changed."""
+        self._status, self._told_of = self._refreshed(), self._snapshot
+
+    def config_is(self, config: ConfigState) -> None:
+        """Tells how the configuration on disk stands."""
+        self._status = replace(self._status, config_stale=config.stale, config_error=config.error)
+        if not config.stale:
+            self._release_brake()  # a person had it read again: what the store says is meant
+
+    def answer(self, request: dict[str, Any]) -> Any:
+        """The API: one request, one answer (or an awaitable of it). RequestRefused for what it does not know."""
+        answers: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "status": lambda _: self._told_status(),
+            "show": self._show,
+            "why": self._why,
+            "desired": lambda _: state_lines(self._state),
+            "plan": lambda _: self._plan(),
+            "release-brake": lambda _: self._release_brake(),
+        }
+        found = answers.get(str(request.get("get")))
+        if found is None:
+            raise RequestRefused(
+                f"unknown request {request.get('get')!r}: the agent is routerd {routerd.__version__}", 2
+            )
+        return found(request)
+
+    async def _told_status(self) -> dict[str, object]:
+        return as_json(await self._counted())
+
+    async def _show(self, request: dict[str, Any]) -> list[Row]:
+        kind = str(request.get("kind"))
+        if kind not in COLUMNS:
+            raise RequestRefused(f"unknown kind {kind!r}: one of {', '.join(COLUMNS)}", 2)
+        nat = await in_thread(self._node.nat) if kind == "nat" else ()
+        return rows(kind, View(self._snapshot, self._state, self._node.peers(), nat))
+
+    def _why(self, request: dict[str, Any]) -> list[dict[str, object]]:
+        name = str(request.get("object"))
+        steps = explain(self._snapshot, self._state, self._settings, name)
+        if name.startswith("s") and steps[-1].yes:
+            steps += session_steps(self._state.announcements, self._node.peers())
+        return [{"question": s.question, "yes": s.yes, "reason": s.reason, "detail": s.detail} for s in steps]
+
+    def _release_brake(self) -> int:
+        """Lets go what the brake holds; the next round does it, at once. How many paths that is."""
+        paths = self._brake.release()
+        if paths:
+            event(LOGGER, logging.WARNING, "brake-released", paths=paths)
+        self.wake()
+        return paths
+
+    async def _plan(self) -> dict[str, list[str]]:
+        lines = await self._reconciler.preview(self._state)
+        return {"changes": lines, "refusals": refusal_lines(self._refreshed().refusals)}
+
+    # --- tasks
+
+    async def run(self) -> None:
+        """Runs until cancelled; the first fault ends it, and leaves the node as it is."""
+        async with asyncio.TaskGroup() as group:
+            for name, task in {"rounds": self._rounds, **self._tasks}.items():
+                group.create_task(_guarded(name, task()), name=name)
+
+    async def _rounds(self) -> None:
+        ready, full, retry = False, True, FIRST_RETRY
+        while True:
+            self._changed.clear()  # changes while a round runs are one round
+            rechecks, self._recheck = full and self._recheck, self._recheck and not full
+            done = await self._round(full)
+            if rechecks:
+                self._rest_until = asyncio.get_running_loop().time() + RECHECK_REST
+            unfinished = bool(done.error or done.held or done.refusals)
+            if not ready and self._status.rounds.whole:
+                ready = True
+                self._on_ready()
+            woken = await self._is_woken(min(retry, self._period) if unfinished else self._period)
+            full = not woken or self._is_recheck_due()
+            retry = min(retry * 2, LAST_RETRY) if unfinished and full else FIRST_RETRY
+
+    def _is_recheck_due(self) -> bool:
+        """If it is too early for one that is asked for, it wakes the rounds when it is not."""
+        loop = asyncio.get_running_loop()
+        if not self._recheck or loop.time() >= self._rest_until:
+            return self._recheck
+        loop.call_at(self._rest_until, self._changed.set)
+        return False
+
+    async def _is_woken(self, delay: float) -> bool:
+        """Whether a change came within `delay` seconds."""
+        try:
+            async with asyncio.timeout(delay):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _round(self, full: bool) -> Round:
+        started = self._clock()
+        await self._compose()
+        done = await self._reconciler.round(self._state, full=full)
+        seconds = self._clock() - started
+        self._log(done, seconds)
+        self._said = done
+        if self._is_finished(done) and self._snapshot.allocations is not None:
+            self._finished = self._snapshot.allocations.generation
+        rounds = self._status.rounds.after(seconds, done.error, done.held, whole=not _missing(self._snapshot))
+        is_new = bool(done.actions) and not self._counters.attached  # it may have been attached just now
+        self._status = (await self._counted() if full or is_new else self._refreshed()).with_rounds(rounds)
+        self._told_of = self._snapshot
+        return done
+
+    def _is_finished(self, done: Round) -> bool:
+        is_undone = done.error or done.held or self._brake.paths
+        return not is_undone and self._reconciler.takes(self._state)
+
+    async def _compose(self) -> None:
+        """Decides anew, unless nothing that a decision rests on has changed."""
+        self._snapshot = self._node.snapshot()
+        peers = self._snapshot.bgp.peers if self._snapshot.bgp else ()
+        self._facts = self._node.facts(peers, self._facts)
+        is_same = self._composed is not None and self._composed[0] is self._snapshot
+        if is_same and self._composed is not None and self._composed[1] == self._facts and not self._brake.is_due:
+            return
+        before = self._state.refusals
+        state = compose(self._snapshot, self._settings, self._facts)
+        if state.announcements is not None and self._carried is not None:
+            carried, self._carried = self._carried, None
+            self._brake.begin(await carried())
+        self._state = self._brake.apply(state, self._snapshot)
+        self._composed = (self._snapshot, self._facts)
+        _log_refusals(before, self._state.refusals)
+
+    async def _counted(self) -> AgentStatus:
+        """The status with counters as they are now: reads the datapath."""
+        self._counters = await in_thread(self._node.counters)
+        return self._refreshed()
+
+    def _refreshed(self) -> AgentStatus:
+        counters, egress = self._counters, self._state.egress
+        return replace(
+            self._status,
+            missing=_missing(self._snapshot),
+            peers=peer_statuses(self._state, self._node.peers()),
+            refusals=tuple(dict.fromkeys((*self._state.refusals, *self._said.refusals, *self._node.refusals()))),
+            pools=tuple(pool_rows(self._snapshot)),
+            generation=self._finished if self._node.is_settled() else self._status.generation,
+            store=self._node.store_status(),
+            braked=self._brake.paths,
+            datapath=counters.attached,
+            passed=dict(counters.passed),
+            drops=dict(counters.drops),
+            nat_entries=counters.nat_entries,
+            nat_room=counters.nat_room,
+            steered_pods=sum(bool(names) for names in egress.pods.values()) if egress else 0,
+        )
+
+    def _log(self, done: Round, seconds: float) -> None:
+        """One line for each round that did something, and one when trouble comes, changes or goes."""
+        if done.error:
+            event(LOGGER, logging.ERROR, "round-failed", reason=done.error, actions=len(done.actions))
+        elif done.actions:
+            event(LOGGER, logging.INFO, "round", actions=len(done.actions), seconds=round(seconds, 4))
+            for action in done.actions:
+                event(LOGGER, logging.DEBUG, "action", action=action)
+        if done.held and done.held != self._said.held:
+            event(LOGGER, logging.WARNING, "round-held", reason=done.held)
+        if self._said.error and not done.error:
+            event(LOGGER, logging.INFO, "round-recovered")
+        _log_refusals(self._said.refusals, done.refusals)
+
+
+def _missing(snapshot: Snapshot) -> tuple[str, ...]:
+    """Parts that have not been read, in words."""
+    return tuple(text for name, text in FIELDS.items() if getattr(snapshot, name) is None)
+
+
+async def _guarded(name: str, task: Awaitable[None]) -> None:
+    await task
+    raise TaskReturned(f"task {name} returned: it must run as long as the agent")
+
+
+def peer_statuses(state: NodeState, seen: Mapping[IPAddress, PeerView]) -> tuple[PeerStatus, ...]:
+    """Sessions with the labels that metrics use: a name that two peers bear is not one."""
+    if state.announcements is None:
+        return ()
+    desired = state.announcements.desired
+    names = Counter(session.description for session in desired.peers.values())
+    return tuple(
+        PeerStatus(
+            session.description if names[session.description] == 1 and session.description else str(address),
+            seen.get(address, PeerView(address, up=False)),
+            len(desired.ribs.get(address, {})),
+            session.description,
+        )
+        for address, session in desired.peers.items()
+    )
+
+
+def _log_refusals(before: tuple[Refusal, ...], after: tuple[Refusal, ...]) -> None:
+    """A line when a refusal comes or goes, not in every round."""
+    old, new = set(before), set(after)
+    for refusal in after:
+        if refusal not in old:
+            fields = {"object": refusal.object, "reason": refusal.reason, "message": refusal.message}
+            event(LOGGER, logging.WARNING, "refused", **fields)
+    gone = {refusal.object for refusal in old - new} - {refusal.object for refusal in new}
+    for name in sorted(gone):
+        event(LOGGER, logging.INFO, "refusal-gone", object=name)

@@ -1,0 +1,250 @@
+"""`routerd check`: what is wrong with files before they are applied, in the words that status would use later.
+
+`check_texts` is pure; `check_paths` reads the files. Whether a peer can be reached is not asked here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from routerd.config import parse_config
+from routerd.errors import InputError
+from routerd.formats.compose import documents, first_document, inner_source
+from routerd.formats.core import expand_lists
+from routerd.formats.document import Source, Value
+from routerd.formats.legacy_bgp import Dialect, as_json
+from routerd.formats.objects import Loaded, read_object
+from routerd.model import (
+    GATEWAY_LABEL,
+    AddressPool,
+    EgressPolicy,
+    IPAddress,
+    IPNetwork,
+    Node,
+    Peer,
+    Refusal,
+    Service,
+    Snapshot,
+)
+from routerd.selectors import matches_any
+from routerd.store.embedded.disk import manifest_files, read_text
+from routerd.store.merge import merge
+
+Severity = Literal["error", "warning"]
+_PLACE = re.compile(r"(?P<file>[^\n:]+):(?P<line>\d+)(?::(?P<column>\d+))?: (?P<rest>.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One mistake. An error would not be applied; a warning would, perhaps not as meant."""
+
+    severity: Severity
+    message: str
+    file: str = ""
+    line: int = 0  # 1-based; 0 = unknown
+    column: int = 0  # 1-based; 0 = unknown
+    key: str = ""
+
+    def __str__(self) -> str:
+        error = InputError(self.message, file=self.file, line=self.line, column=self.column, key=self.key)
+        return f"{self.severity}: {error}"
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def check_dialect(text: str, dialect: Dialect) -> dict[str, object]:
+    """One BGP document, or a ConfigMap that carries it, as the original parser decides: `{"ok": …}` or `{"error": …}`.
+
+    The places in an error are those in `text`.
+    """
+    carried = _carried(text)
+    if carried is None:
+        return as_json(text, dialect)
+    return as_json(carried.text, dialect, inner_source(carried, text.splitlines()))
+
+
+def _carried(text: str) -> Value | None:
+    """The BGP document in a ConfigMap, whatever its name; None if `text` is none, or does not parse."""
+    try:
+        document = first_document(text)
+        if document is None or not document.is_mapping:
+            return None
+        kind = document.section.get("kind")
+        if kind is None or not kind.is_scalar or kind.text != "ConfigMap":
+            return None
+        data = document.section.section("data")
+    except InputError:
+        return None
+    found = (data.get(key) for key in ("config.yaml", "config")) if data else ()
+    return next((value for value in found if value is not None and value.is_scalar), None)
+
+
+def check_paths(paths: Sequence[Path]) -> list[Finding]:
+    """Files, and directories with all manifests in them, taken together as one configuration."""
+    texts: dict[str, str] = {}
+    findings: list[Finding] = []
+    for path in paths:
+        try:
+            files = _manifests(path) if path.is_dir() else [path]
+            texts |= {str(file): read_text(file) for file in files}
+        except OSError as error:
+            findings.append(Finding("error", f"cannot be read: {error.strerror}", str(path)))
+        except InputError as error:
+            findings.append(_of_error(error))
+    return findings + check_texts(texts)
+
+
+def _manifests(directory: Path) -> list[Path]:
+    """The manifests in a directory, without what the operator puts beside them by default."""
+    return [file for file in manifest_files(directory) if file.name != "allocations.yaml"]
+
+
+def check_texts(texts: Mapping[str, str]) -> list[Finding]:
+    """Texts by file name. Every object's first mistake, then what does not fit together."""
+    findings: list[Finding] = []
+    loaded: list[Loaded] = []
+    for file, text in sorted(texts.items()):
+        for part in _parts(text, file):
+            if isinstance(part, InputError):
+                findings.append(_of_error(part))
+            else:
+                loaded.append(part)
+    snapshot = merge(loaded, allocations=None)
+    taken = {entry.key for part in loaded for entry in part.entries}
+    findings += [_of_refusal(refusal, taken) for refusal in snapshot.refusals]
+    return findings + cross_check(snapshot)
+
+
+def _parts(text: str, file: str) -> list[Loaded | InputError]:
+    """Each object or its first mistake."""
+    lines = text.split("\n")
+    try:
+        values = [value for document in documents(text, Source(file)) for value in expand_lists(document)]
+    except InputError as error:
+        return [error]
+    return [_part(value, lines, text, file) for value in values]
+
+
+def _part(value: Value, lines: list[str], text: str, file: str) -> Loaded | InputError:
+    try:
+        if value.section.string("kind") == "Config" and value.section.string("apiVersion").startswith("routerd.io/"):
+            parse_config(text, file)
+            return Loaded()
+        return read_object(value, lines)
+    except InputError as error:
+        return error
+
+
+def _of_error(error: InputError) -> Finding:
+    return Finding("error", error.message, error.file, error.line, error.column, error.key)
+
+
+def _of_refusal(refusal: Refusal, taken: set[str]) -> Finding:
+    """What is in force in spite of it is worth a warning only."""
+    is_applied = refusal.object in taken or refusal.object.startswith("peer/")
+    is_second = refusal.reason in ("Duplicate", "Conflicting")
+    severity: Severity = "warning" if is_applied and not is_second else "error"
+    return _placed(severity, refusal.message)
+
+
+def _placed(severity: Severity, message: str) -> Finding:
+    """A sentence that begins with its place."""
+    match = _PLACE.fullmatch(message)
+    if match is None:
+        return Finding(severity, message)
+    return Finding(severity, match["rest"], match["file"], int(match["line"]), int(match["column"] or 0))
+
+
+# --- what does not fit together ----------------------------------------------------------------------------------
+
+
+def cross_check(snapshot: Snapshot) -> list[Finding]:
+    """Objects that name what is not there, or that can have no effect."""
+    pools, nodes = snapshot.pools or {}, list((snapshot.nodes or {}).values())
+    found: list[Finding] = []
+    for policy in (snapshot.policies or {}).values():
+        found += _check_pool(policy, pools)
+        found += _check_gateways(policy, nodes)
+        found += _check_excluded(policy)
+    for service in (snapshot.services or {}).values():
+        found += _check_service(service, pools)
+    for peer in snapshot.bgp.peers if snapshot.bgp else ():
+        found += _check_peer(peer, nodes)
+    return found
+
+
+def _at(severity: Severity, thing: EgressPolicy | Service | Peer, message: str) -> Finding:
+    return Finding(severity, message, thing.origin.file, thing.origin.line)
+
+
+def _check_pool(policy: EgressPolicy, pools: Mapping[str, AddressPool]) -> list[Finding]:
+    if not policy.pool:
+        return _check_fixed(policy, pools)
+    pool = pools.get(policy.pool)
+    if pool is None:
+        return [_at("error", policy, f"{policy.key}: there is no pool {policy.pool}")]
+    if "egress" not in pool.uses:
+        return [_at("error", policy, f"{policy.key}: pool {pool.name} is not for egress (uses)")]
+    if pool.disabled:
+        return [_at("warning", policy, f"{policy.key}: pool {pool.name} is disabled and gives no new address")]
+    return []
+
+
+def _check_fixed(policy: EgressPolicy, pools: Mapping[str, AddressPool]) -> list[Finding]:
+    """A given address must not be handed out to a service as well."""
+    holder = _pool_of(policy.egress_ip, pools.values()) if policy.egress_ip else None
+    if holder is None or "egress" in holder.uses:
+        return []
+    message = f"{policy.key}: {policy.egress_ip} lies in pool {holder.name}, which may give it to a service"
+    return [_at("warning", policy, message)]
+
+
+def _check_gateways(policy: EgressPolicy, nodes: list[Node]) -> list[Finding]:
+    if not nodes:
+        return []
+    if policy.gateways is not None:
+        if any(policy.gateways.matches(node.labels) for node in nodes):
+            return []
+        return [_at("error", policy, f"{policy.key}: no node matches its gateways' nodeSelector")]
+    is_held = any(policy.egress_ip in node.addresses for node in nodes if policy.egress_ip)
+    if is_held or any(GATEWAY_LABEL in node.labels for node in nodes):
+        return []
+    message = f"{policy.key}: no node is labelled {GATEWAY_LABEL}; only a node that holds the egress IP can be gateway"
+    return [_at("warning", policy, message)]
+
+
+def _check_excluded(policy: EgressPolicy) -> list[Finding]:
+    return [
+        _at("warning", policy, f"{policy.key}: excluded {network} lies outside the destinations: no effect")
+        for network in policy.excluded
+        if not any(network.version == other.version and network.overlaps(other) for other in policy.destinations)
+    ]
+
+
+def _check_service(service: Service, pools: Mapping[str, AddressPool]) -> list[Finding]:
+    if service.type != "LoadBalancer":
+        return []
+    name = f"svc/{service.key}"
+    if service.requested_pool and service.requested_pool not in pools:
+        return [_at("error", service, f"{name}: there is no pool {service.requested_pool}")]
+    missing = [address for address in service.requested_ips if _pool_of(address, pools.values()) is None]
+    return [_at("error", service, f"{name}: {address} lies in no pool") for address in missing]
+
+
+def _pool_of(address: IPAddress, pools: Iterable[AddressPool]) -> AddressPool | None:
+    return next((pool for pool in pools if any(_contains(block, address) for block in pool.blocks)), None)
+
+
+def _contains(block: IPNetwork, address: IPAddress) -> bool:
+    return block.version == address.version and address in block
+
+
+def _check_peer(peer: Peer, nodes: list[Node]) -> list[Finding]:
+    if not nodes or any(matches_any(peer.node_selectors, node.labels) for node in nodes):
+        return []
+    return [_at("warning", peer, f"peer/{peer.label}: no node matches its node-selectors")]

@@ -1,0 +1,58 @@
+"""What files would make of a node, without an agent and without touching anything: for `--manifests` and `plan`.
+
+Allocations are those that the operator would publish for these files, so that the answer is whole.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from routerd.agent import local
+from routerd.cluster.assign import assign
+from routerd.cluster.ledger import Ledger
+from routerd.config import Config
+from routerd.errors import InputError
+from routerd.model import IPAddress, Node, NodeReport, Peer, Snapshot
+from routerd.node.desired import LocalFacts, NodeState, Settings, compose
+from routerd.store.embedded.store import FileStore
+
+
+def snapshot_of(manifests: Path, config: Config) -> Snapshot:
+    """The files of a directory. Allocations: those in it, else those in force, else none; then as decided anew."""
+    if not manifests.is_dir():
+        raise InputError("is not a directory of manifests", file=str(manifests))
+    beside = manifests / config.store.allocations.name
+    allocations = beside if beside.exists() else config.store.allocations
+    store = FileStore(
+        manifests, allocations, node_reports=config.store.node_reports, service_cidrs=config.service_cidrs
+    )
+    snapshot = store.load()
+    if not snapshot.is_synced:
+        raise InputError("; ".join(refusal.message for refusal in snapshot.refusals), file=str(manifests))
+    decision = assign(snapshot, Ledger(), _reports(store, snapshot), time.time())
+    return replace(snapshot, allocations=decision.allocations)
+
+
+def _reports(store: FileStore, snapshot: Snapshot) -> Mapping[str, NodeReport]:
+    """What nodes reported, and for the others what their Node objects say."""
+    told = {node.name: NodeReport(node.name, node.addresses) for node in (snapshot.nodes or {}).values()}
+    return {**told, **store.node_reports()}
+
+
+def state_of(snapshot: Snapshot, settings: Settings, config: Config) -> NodeState:
+    """The desired state of a node. Sources of sessions are the kernel's on this node, else the Node's addresses."""
+    peers = snapshot.bgp.peers if snapshot.bgp else ()
+    node = (snapshot.nodes or {}).get(settings.node)
+    if settings.node == config.node_name or node is None:
+        sessions = local.session_addresses(peers, {})
+    else:
+        sessions = {peer.address: _likely_source(peer, node) for peer in peers}
+    return compose(snapshot, settings, LocalFacts(sessions, config.egress.uplinks))
+
+
+def _likely_source(peer: Peer, node: Node) -> IPAddress | None:
+    same_family = (address for address in node.addresses if address.version == peer.address.version)
+    return peer.source_address or next(same_family, None)

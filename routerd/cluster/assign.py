@@ -1,0 +1,122 @@
+"""The operator's decision: who owns which address, which nodes are gateways. A pure function.
+
+Snapshot, ledger, node reports and the time go in; the document to publish and the ledger that must be recorded before
+it come out. While any part that it needs is unknown (`None`) it changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from egress.gateways import MAX_GATEWAYS
+from ipam.plan import Plan, plan
+from ipam.pool import Counts
+from ipam.round import Record, Timers
+from routerd.cluster.adopt import adopt, digest_of
+from routerd.cluster.groups import Groups, addresses_on_nodes, form_groups
+from routerd.cluster.ledger import Ledger
+from routerd.cluster.requests import is_ours, policy_request, pool_spec, service_owner, service_request
+from routerd.model import Allocations, NodeReport, Refusal, ServiceAllocation, Snapshot, Writer
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Times in seconds."""
+
+    timers: Timers = field(default_factory=Timers)
+    group_retention: float = 3600.0  # a group number without policies: every node has long seen it go by then
+    max_gateways: int = MAX_GATEWAYS
+    writer: Writer | None = None  # who we are, for the document
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    allocations: Allocations
+    ledger: Ledger
+    counts: Mapping[str, Counts] = field(default_factory=dict)  # by pool
+    next_due: float | None = None  # when to decide again though nothing changed, seconds of the Unix epoch
+    synced: bool = True  # False: something is unknown yet, nothing was decided
+    adopted: bool = False  # what was published was newer than the ledger, and is taken over
+    conflicts: tuple[str, ...] = ()  # what the ledger had otherwise then, one line each
+
+
+def assign(
+    snapshot: Snapshot,
+    ledger: Ledger,
+    reports: Mapping[str, NodeReport] | None,
+    now: float,
+    settings: Settings | None = None,
+) -> Decision:
+    """`now` is in seconds of the Unix epoch. `reports` are by node name."""
+    settings = settings or Settings()
+    previous = snapshot.allocations or Allocations()
+    services, policies, pools, nodes = snapshot.services, snapshot.policies, snapshot.pools, snapshot.nodes
+    if services is None or policies is None or pools is None or nodes is None or reports is None:
+        return Decision(previous, ledger, synced=False)
+    adopted = adopt(ledger, previous, settings.writer, now)
+    ledger = adopted.ledger
+    holders = addresses_on_nodes(nodes, reports)
+    on_nodes = frozenset(holders)
+    requests = [service_request(service) for service in services.values() if is_ours(service)]
+    requests += [policy_request(policy, on_nodes) for policy in policies.values()]
+    planned = plan(map(pool_spec, pools.values()), ledger.addresses, requests, now, settings.timers)
+    groups = form_groups(
+        policies, planned.grants, ledger, nodes, holders, now, settings.group_retention, settings.max_gateways,
+        unreported=[name for name, node in nodes.items() if node.ready and name not in reports],
+    )  # fmt: skip
+    wanted = Allocations(
+        services=_services(planned, snapshot),
+        groups=groups.groups,
+        refusals=_refusals(planned, groups),
+        writer=settings.writer,
+    )
+    allocations, digest = _numbered(wanted, previous, ledger)
+    recorded = Ledger(allocations.generation, digest, groups.next_group, planned.records, groups.records)
+    due = [when for when in (planned.next_due, groups.next_due) if when is not None]
+    return Decision(
+        allocations,
+        recorded,
+        planned.counts,
+        min(due, default=None),
+        adopted=adopted.is_taken,
+        conflicts=adopted.conflicts,
+    )
+
+
+def release(ledger: Ledger, name: str, now: float) -> tuple[Ledger, tuple[Record, ...]]:
+    """Ends reservations: `name` is an address, or the owner's name ("EgressPolicy/web"). They cool down first.
+
+    Also says which records it changed; none means that nothing of that name is reserved. Addresses in use stay.
+    """
+    hits = [each for each in ledger.addresses if each.state == "reserved" and name in (str(each.address), each.owner)]
+    freed = {id(each): replace(each, state="cooling", since=now, bound=False) for each in hits}
+    kept = tuple(freed.get(id(each), each) for each in ledger.addresses)
+    return replace(ledger, addresses=kept), tuple(freed.values())
+
+
+def _services(planned: Plan, snapshot: Snapshot) -> tuple[ServiceAllocation, ...]:
+    keys = sorted(key for key in snapshot.services or {} if service_owner(key) in planned.grants)
+    grants = ((key, planned.grants[service_owner(key)]) for key in keys)
+    return tuple(ServiceAllocation(key, grant.pool, grant.addresses) for key, grant in grants)
+
+
+def _refusals(planned: Plan, groups: Groups) -> tuple[Refusal, ...]:
+    denied = (Refusal(each.owner, each.reason, each.message) for each in planned.denials)
+    return tuple(sorted({*denied, *groups.refusals}, key=lambda each: (each.object, each.reason, each.message)))
+
+
+def _numbered(wanted: Allocations, previous: Allocations, ledger: Ledger) -> tuple[Allocations, str]:
+    """`wanted` with its generation, which grows iff the content changes; and the digest of the content.
+
+    The ledger's digest covers the moment between recording and publishing: a decision that was recorded and not
+    published gets the same generation when it is made again.
+    """
+    generation = previous.generation
+    same = replace(wanted, generation=generation)
+    if ledger.digest and generation == ledger.generation and same == previous:
+        return previous, ledger.digest
+    digest = digest_of(wanted)
+    if digest == ledger.digest and ledger.generation >= generation:
+        return replace(wanted, generation=ledger.generation), digest
+    return replace(wanted, generation=max(generation, ledger.generation) + 1), digest

@@ -1,0 +1,272 @@
+"""The agent and the operator as processes: built from a configuration, run until they are cancelled.
+
+It wires parts together and decides nothing. What an agent made stays in place when it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import routerd
+from routerd.agent import local
+from routerd.agent.loop import Agent
+from routerd.agent.reconcile import Reconciler
+from routerd.blocking import in_thread
+from routerd.config import Config
+from routerd.daemon import preflight
+from routerd.daemon.directories import made
+from routerd.daemon.lifetime import Source
+from routerd.errors import StoreError
+from routerd.log import event
+from routerd.model import Allocations, NodeReport, Snapshot, Writer
+from routerd.node.announce import Rules
+from routerd.node.brake import Limits
+from routerd.node.desired import Settings
+from routerd.notify import notify
+from routerd.serve.api import ApiServer, agent_socket, answering, operator_socket
+from routerd.serve.vitals import Heart, Vitals, served
+from routerd.store.embedded.store import FileStore
+from routerd.store.interface import Store
+from routerd.tell.health import Enabled, node_health
+from routerd.tell.operator_status import OperatorStatus, operator_status
+
+if TYPE_CHECKING:
+    from routerd.operator.loop import Operator
+
+LOGGER = logging.getLogger("routerd.process")
+REPORT_PERIOD = 30.0  # seconds
+COLLECT_PERIOD = 10.0  # seconds; the shortest timeout of an idle flow is longer
+
+Task = Callable[[], Awaitable[None]]
+
+
+def settings_of(config: Config) -> Settings:
+    announce = config.bgp.announce
+    egress = announce.egress and config.egress.enabled  # without a datapath an egress address leads nowhere
+    return Settings(
+        node=config.node_name,
+        rules=Rules(announce.loadbalancer, announce.pod_cidrs, egress, config.bgp.router_id),
+        cluster_cidrs=config.cluster_cidrs,
+        tunnel_port=config.egress.tunnel_port,
+    )
+
+
+def file_store(config: Config, on_change: Callable[[], None] = lambda: None) -> FileStore:
+    store = config.store
+    return FileStore(
+        store.manifests,
+        store.allocations,
+        node_report=store.node_report,
+        node_reports=store.node_reports,
+        service_cidrs=config.service_cidrs,
+        on_change=on_change,
+    )
+
+
+@asynccontextmanager
+async def opened_store(config: Config, on_change: Callable[[], None]) -> AsyncIterator[Store]:
+    """An agent's store, whichever it is. EnvironmentFault if it cannot be reached by this configuration."""
+    if config.store.kind == "files":
+        yield file_store(config, on_change)
+        return
+    # Imported here: a node without Kubernetes needs neither the package nor its memory.
+    from routerd.store.kubernetes.client import Client
+    from routerd.store.kubernetes.resources import for_agent
+    from routerd.store.kubernetes.store import KubernetesStore
+
+    namespace, node = config.store.namespace, config.node_name
+    client = Client(config.store.kubeconfig)
+    await client.open()
+    try:
+        yield KubernetesStore(
+            client, for_agent(node, namespace), namespace=namespace, node=node,
+            service_cidrs=config.service_cidrs, on_change=on_change,
+        )  # fmt: skip
+    finally:
+        await client.close()
+
+
+class Callback:
+    """A callback that is known before what it calls."""
+
+    def __init__(self) -> None:
+        self.to: Callable[[], None] = lambda: None
+
+    def __call__(self) -> None:
+        self.to()
+
+
+# --- the agent
+
+
+def check_agent(config: Config) -> None:
+    """EnvironmentFault before anything is touched. Without egress an agent needs no privilege."""
+    if config.egress.enabled:
+        preflight.for_agent(config.egress.uplinks)
+
+
+async def agent(config: Config, source: Source) -> None:
+    """`routerd agent`, until cancelled. EnvironmentFault if the machine lacks something."""
+    check_agent(config)
+    heart, on_store = Heart(), Callback()
+    async with opened_store(config, on_store) as store:
+        body = _assembled(config, source, heart, store)
+        on_store.to = body.wake
+        api = ApiServer(agent_socket(config.run_dir), body.answer)
+        await api.start()
+        web = _web(config, body, heart)
+        event(LOGGER, logging.INFO, "agent-started", node=config.node_name)
+        try:
+            await body.run()
+        finally:
+            await api.close()
+            web()
+
+
+def _assembled(config: Config, source: Source, heart: Heart, store: Store) -> Agent:
+    from bgp.speaker import Speaker
+    from egress.devices import watch
+    from routerd.agent.rooms import OneAtATime, Rooms, egress_room, open_datapath, relay_socket
+
+    made(config.run_dir, source.path, "run-dir")
+    made(config.state_dir, source.path, "state-dir")
+    on_speaker, on_links = Callback(), Callback()
+    speaker = Speaker(relay_socket(config.run_dir), on_change=on_speaker) if config.bgp.enabled else None
+    datapath = OneAtATime(open_datapath(config)) if config.egress.enabled else None
+    tasks: dict[str, Task] = {"store": store.run, "heart": heart.beat}
+    tasks["report"] = lambda: _report(store, config.node_name)
+    if speaker is not None:
+        tasks["speaker"] = speaker.run
+    if datapath is not None:
+        tasks["collect"] = lambda: _collect(datapath)
+        tasks["links"] = lambda: watch(on_links)
+    rooms = Rooms(store, speaker, datapath, config.egress.uplinks)
+    brake = config.bgp.brake
+    body = Agent(
+        settings_of(config),
+        rooms,
+        Reconciler(speaker, egress_room(datapath) if datapath is not None else None),
+        tasks=tasks,
+        on_ready=_ready,
+        brake=Limits(brake.enabled, brake.percent, brake.paths, brake.hold),
+        carried=None if source.reloaded else rooms.carried,  # another configuration explains what it withdraws
+    )
+    on_speaker.to, on_links.to, source.told = body.refresh, body.recheck, body.config_is
+    enabled = Enabled(bgp=config.bgp.enabled, egress=config.egress.enabled)
+    began = time.monotonic()
+    store.report_health(lambda: node_health(body.status, body.snapshot, enabled, time.monotonic() - began))
+    return body
+
+
+def _ready() -> None:
+    gc.collect()
+    gc.freeze()  # what start-up made stays: the collector need not walk it in every round
+    event(LOGGER, logging.INFO, "ready")
+    notify("READY=1")
+
+
+def _web(config: Config, body: Agent, heart: Heart) -> Callable[[], None]:
+    """Serves metrics if asked to; returns what ends it."""
+    if config.metrics_listen is None:
+        return lambda: None
+    from routerd.serve.web import HttpServer, pages
+
+    address, port = config.metrics_listen
+    return HttpServer(address, port, pages(lambda: body.status, heart.is_beating)).close
+
+
+async def _report(store: Store, node: str) -> None:
+    """Tells the operator which addresses this node has."""
+    while True:
+        try:
+            store.write_node_report(NodeReport(node, local.interface_addresses()))
+        except (StoreError, OSError) as error:
+            event(LOGGER, logging.ERROR, "report-failed", reason=str(error), retry=REPORT_PERIOD)
+        await asyncio.sleep(REPORT_PERIOD)
+
+
+class Collector(Protocol):
+    def collect(self) -> object:
+        """Takes idle flows out of the datapath."""
+
+
+async def _collect(datapath: Collector) -> None:
+    while True:
+        await asyncio.sleep(COLLECT_PERIOD)
+        try:
+            await in_thread(datapath.collect)
+        except OSError as error:
+            event(LOGGER, logging.ERROR, "collect-failed", reason=str(error), retry=COLLECT_PERIOD)
+
+
+# --- the operator
+
+
+@dataclass(slots=True)
+class OperatorStore:
+    """A store as the operator sees it: `on_change` may be called after it was made."""
+
+    store: FileStore
+    callbacks: list[Callable[[], None]] = field(default_factory=list)
+
+    def snapshot(self) -> Snapshot:
+        return self.store.snapshot()
+
+    def node_reports(self) -> Mapping[str, NodeReport] | None:
+        return self.store.node_reports()
+
+    def write_allocations(self, allocations: Allocations) -> None:
+        self.store.write_allocations(allocations)
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        self.callbacks.append(callback)
+
+    def changed(self) -> None:
+        for callback in self.callbacks:
+            callback()
+
+    def status_of(self, body: Operator) -> OperatorStatus:
+        snapshot, reports = self.snapshot(), self.node_reports()
+        return operator_status(routerd.__version__, snapshot, reports, body.rounds, body.last, active=True)
+
+
+async def operator(config: Config, source: Source) -> None:
+    """`routerd operator`, until cancelled. EnvironmentFault if another one has the ledger."""
+    if config.store.kind == "kubernetes":
+        from routerd.operator.leader import candidate
+
+        await candidate(config)
+        return
+    from ipam.round import Timers
+    from routerd.cluster.assign import Settings as AssignSettings
+    from routerd.operator.loop import Operator
+    from routerd.store.embedded.ledger import SqliteLedger
+
+    on_store = Callback()
+    store = OperatorStore(file_store(config, on_store))
+    on_store.to = store.changed
+    timers = Timers(cooldown=config.operator.cooldown, retention=config.operator.egress_retention)
+    made(config.operator.ledger.parent, source.path, "operator.ledger", "state-dir")
+    ledger = SqliteLedger(config.operator.ledger, config.operator.retention)
+    writer = Writer(config.node_name, ledger.id, ledger.lease)
+    body = Operator(store, ledger, AssignSettings(timers, writer=writer))
+    tasks: list[asyncio.Task[None]] = []
+    vitals = Vitals(lambda: store.status_of(body), lambda: tasks)
+    event(LOGGER, logging.INFO, "operator-started", ledger=str(config.operator.ledger))
+    try:
+        async with answering(operator_socket(config.run_dir), body.answer):
+            with served(config.operator.metrics_listen, vitals):
+                notify("READY=1")
+                async with asyncio.TaskGroup() as group:
+                    tasks.append(group.create_task(store.store.run(), name="store"))
+                    tasks.append(group.create_task(body.run(), name="operator"))
+                    group.create_task(vitals.beat(), name="heart")
+    finally:
+        ledger.close()

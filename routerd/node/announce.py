@@ -1,0 +1,374 @@
+"""Which paths this node announces to which peer, and why not.
+
+Pure: a `Snapshot`, the node's name and the local address of each session in; `bgp.path.Desired` and refusals out. It
+resolves no address, opens nothing, and does not know how a path gets to a peer. `None` out means that something it
+needs has not been synced: touch nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
+
+from bgp.path import AdjRibOut, Desired, Path
+from routerd.model import (
+    EXCLUDE_LABEL,
+    AddressPool,
+    Advertisement,
+    Allocations,
+    EgressGroup,
+    IPAddress,
+    IPNetwork,
+    Node,
+    Peer,
+    Refusal,
+    Service,
+    ServiceAllocation,
+    Snapshot,
+)
+from routerd.node.sessions import sessions_of
+
+EGRESS_LOCAL_PREF = 1000
+EGRESS_MED = 2**31
+EPOCH_STEP = 16  # ranks 0 … 15 fit between two epochs
+MAX_U32 = 2**32 - 1
+CACHED = 1 << 17  # addresses; 20 MB when full
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is announced, from configuration. `router_id` None = the peer's own, else from the node's addresses."""
+
+    services: bool = True
+    pod_cidrs: bool = False
+    egress_ips: bool = True
+    router_id: IPv4Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Announcements:
+    """What the speaker should hold, with the owners of each prefix ("svc/default/web") and every "no"."""
+
+    desired: Desired
+    owners: Mapping[IPNetwork, tuple[str, ...]] = field(default_factory=dict)
+    refusals: tuple[Refusal, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """The synced parts of a snapshot, indexed for one node."""
+
+    node: Node
+    rules: Rules
+    services: Mapping[str, Service]
+    ready: Mapping[str, frozenset[str]]  # service -> nodes with a ready endpoint ("" = outside any node)
+    pools: Mapping[str, AddressPool]
+    allocated: Mapping[str, ServiceAllocation]  # by service
+    refused: Mapping[str, Refusal]  # the operator's, by object
+    groups: tuple[EgressGroup, ...]
+    peers: tuple[Peer, ...]
+
+
+def scene_of(snapshot: Snapshot, node_name: str, rules: Rules) -> Scene | None:
+    """None when something that announcements need is not synced, or the store does not know this node."""
+    allocations = snapshot.allocations
+    if (
+        snapshot.nodes is None
+        or snapshot.services is None
+        or snapshot.endpoint_slices is None
+        or snapshot.bgp is None
+        or snapshot.pools is None
+        or allocations is None
+        or node_name not in snapshot.nodes
+    ):
+        return None
+    return Scene(
+        node=snapshot.nodes[node_name],
+        rules=rules,
+        services=snapshot.services,
+        ready=_ready_nodes(snapshot),
+        pools=snapshot.pools,
+        allocated={allocation.service: allocation for allocation in allocations.services},
+        refused=_operator_refusals(allocations),
+        groups=allocations.groups,
+        peers=snapshot.bgp.peers,
+    )
+
+
+def _ready_nodes(snapshot: Snapshot) -> dict[str, frozenset[str]]:
+    nodes: dict[str, set[str]] = {}
+    for endpoint_slice in snapshot.endpoint_slices or ():
+        key = f"{endpoint_slice.namespace}/{endpoint_slice.service}"
+        ready = nodes.setdefault(key, set())
+        ready.update(endpoint.node for endpoint in endpoint_slice.endpoints if endpoint.ready)
+    return {key: frozenset(ready) for key, ready in nodes.items() if ready}
+
+
+def _operator_refusals(allocations: Allocations) -> dict[str, Refusal]:
+    return {refusal.object: refusal for refusal in allocations.refusals}
+
+
+# --- why a service is not announced from here --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One condition. `failure` gives the message of the "no", "" for yes; all messages say who must do what."""
+
+    question: str
+    reason: str
+    failure: Callable[[Scene, Service], str]
+
+
+def _not_load_balancer(_: Scene, service: Service) -> str:
+    return "" if service.type == "LoadBalancer" else f"the service's type is {service.type}: only LoadBalancer has VIPs"
+
+
+def _not_configured(scene: Scene, _: Service) -> str:
+    return "" if scene.rules.services else "bgp.announce.loadbalancer is off in this node's configuration"
+
+
+def _no_address(scene: Scene, service: Service) -> str:
+    if service.key in scene.allocated and scene.allocated[service.key].addresses:
+        return ""
+    refusal = scene.refused.get(f"svc/{service.key}")
+    if refusal is not None:
+        return f"the operator gave no address: {refusal.reason}: {refusal.message}"
+    return "the operator has not given the service an address: see that `routerd operator` runs and a pool has room"
+
+
+def _unknown_pool(scene: Scene, service: Service) -> str:
+    pool = scene.allocated[service.key].pool
+    return (
+        "" if pool in scene.pools else f"pool {pool!r} of the address does not exist: restore it or release the address"
+    )
+
+
+def _pool_not_bgp(scene: Scene, service: Service) -> str:
+    pool = scene.pools[scene.allocated[service.key].pool]
+    return (
+        "" if pool.protocol == "bgp" else f"pool {pool.name!r} has protocol {pool.protocol}: BGP does not announce it"
+    )
+
+
+def _node_excluded(scene: Scene, _: Service) -> str:
+    if EXCLUDE_LABEL not in scene.node.labels:
+        return ""
+    return f"node {scene.node.name} has the label {EXCLUDE_LABEL}: remove it to announce from here"
+
+
+def _network_unavailable(scene: Scene, _: Service) -> str:
+    if not scene.node.network_unavailable:
+        return ""
+    return f"node {scene.node.name} has condition NetworkUnavailable: its CNI or cloud provider must clear it"
+
+
+def _no_endpoints(scene: Scene, service: Service) -> str:
+    return "" if service.key in scene.ready else "the service has no ready endpoint on any node"
+
+
+def _no_local_endpoints(scene: Scene, service: Service) -> str:
+    if service.external_traffic_policy == "Cluster" or scene.node.name in scene.ready[service.key]:
+        return ""
+    nodes = ", ".join(sorted(scene.ready[service.key])[:3])
+    return f"externalTrafficPolicy is Local and no ready endpoint is on {scene.node.name} (there are some on {nodes})"
+
+
+SERVICE_CHECKS = (  # in this order: a check may rely on those before it
+    Check("is it of type LoadBalancer?", "NotLoadBalancer", _not_load_balancer),
+    Check("does this node announce services?", "NotConfigured", _not_configured),
+    Check("has it an address?", "NoAddress", _no_address),
+    Check("does the pool of the address exist?", "UnknownPool", _unknown_pool),
+    Check("is the pool announced by BGP?", "PoolNotBgp", _pool_not_bgp),
+    Check("may this node announce services?", "NodeExcluded", _node_excluded),
+    Check("is this node's network available?", "NetworkUnavailable", _network_unavailable),
+    Check("has it a ready endpoint?", "NoEndpoints", _no_endpoints),
+    Check("has it a ready endpoint where its traffic policy wants one?", "NoLocalEndpoints", _no_local_endpoints),
+)
+
+
+def service_refusal(scene: Scene, service: Service) -> Refusal | None:
+    """The first "no", or None when this node announces the service."""
+    for check in SERVICE_CHECKS:
+        message = check.failure(scene, service)
+        if message:
+            return Refusal(f"svc/{service.key}", check.reason, message)
+    return None
+
+
+# --- paths ---------------------------------------------------------------------------------------------------------
+
+Wanted = tuple[Path, str]  # a path and its owner
+
+
+@lru_cache(maxsize=CACHED)  # building a network costs ten times more than the look-up, and addresses stay
+def prefix_of(address: IPAddress, length: int) -> IPNetwork:
+    """The network of `length` that `address` lies in. From a number: from an address it would go through text."""
+    number = int(address) >> (address.max_prefixlen - length) << (address.max_prefixlen - length)
+    return IPv4Network((number, length)) if address.version == 4 else IPv6Network((number, length))
+
+
+def _length(advertisement: Advertisement, address: IPAddress) -> int:
+    return advertisement.aggregation_length if address.version == 4 else advertisement.aggregation_length_v6
+
+
+def _communities(communities: Iterable[str]) -> tuple[str, ...]:
+    """Sorted as numbers: "64512:9" before "64512:10"."""
+    return tuple(
+        sorted(set(communities), key=lambda text: ([int(n) if n.isdigit() else -1 for n in text.split(":")], text))
+    )
+
+
+@lru_cache(maxsize=CACHED)  # equal paths of two rounds are one object, which the speaker compares at once
+def _vip_path(address: IPAddress, advertisement: Advertisement) -> Path:
+    prefix = prefix_of(address, _length(advertisement, address))
+    return Path(prefix, local_pref=advertisement.local_pref, communities=_communities(advertisement.communities))
+
+
+def service_paths(scene: Scene, service: Service) -> list[Path]:
+    """One path for each address and advertisement of its pool. The service must have passed the checks."""
+    allocation = scene.allocated[service.key]
+    advertisements = scene.pools[allocation.pool].advertisements
+    return [_vip_path(address, how) for how in advertisements for address in allocation.addresses]
+
+
+def _vips(scene: Scene) -> Iterator[Wanted | Refusal]:
+    for key in sorted(scene.services):
+        service = scene.services[key]
+        if service.type != "LoadBalancer":
+            continue
+        refusal = service_refusal(scene, service)
+        if refusal is not None:
+            yield refusal
+            continue
+        for path in service_paths(scene, service):
+            yield path, f"svc/{key}"
+
+
+def _pod_cidrs(scene: Scene) -> Iterator[Wanted]:
+    """Announced even with NetworkUnavailable: on many clusters that condition waits for exactly these routes."""
+    for cidr in scene.node.pod_cidrs:
+        yield Path(cidr), f"node/{scene.node.name}"
+
+
+def egress_preference(epoch: int, rank: int) -> tuple[int, int]:
+    """(LOCAL_PREF, MED) of an egress IP at its `rank`-th gateway (0 = active).
+
+    A later epoch beats every rank of the earlier ones, so that a takeover wins over the dead gateway's stale path.
+    LOCAL_PREF decides inside an AS (higher wins), MED between ASes (lower wins): RFC 4271, sections 5.1.5 and 5.1.4.
+    """
+    rank = min(rank, EPOCH_STEP - 1)
+    local_pref = min(EGRESS_LOCAL_PREF + EPOCH_STEP * epoch - rank, MAX_U32)
+    med = max(EGRESS_MED - EPOCH_STEP * epoch + rank, 0)
+    return local_pref, med
+
+
+def egress_refusal(scene: Scene, group: EgressGroup) -> Refusal | None:
+    """Why this gateway does not announce the address of `group`."""
+    name = f"egress/{group.egress_ip}"
+    pool = scene.pools.get(group.pool)
+    if pool is not None and pool.protocol != "bgp":
+        return Refusal(name, "PoolNotBgp", f"pool {pool.name!r} has protocol {pool.protocol}: BGP does not announce it")
+    return None
+
+
+def egress_path(scene: Scene, group: EgressGroup, rank: int) -> Path:
+    pool = scene.pools.get(group.pool)
+    communities = [c for advertisement in (pool.advertisements if pool else ()) for c in advertisement.communities]
+    local_pref, med = egress_preference(group.epoch, rank)
+    prefix = prefix_of(group.egress_ip, group.egress_ip.max_prefixlen)
+    return Path(prefix, local_pref=local_pref, med=med, communities=_communities(communities))
+
+
+def _egress_ips(scene: Scene) -> Iterator[Wanted | Refusal]:
+    for group in scene.groups:
+        nodes = [gateway.node for gateway in group.gateways]
+        if scene.node.name not in nodes or group.node_address:
+            continue  # an address on an interface is routed by the network that the interface is in
+        refusal = egress_refusal(scene, group)
+        if refusal is not None:
+            yield refusal
+            continue
+        yield egress_path(scene, group, nodes.index(scene.node.name)), f"egress/{group.id}"
+
+
+def _merged(one: Path, other: Path) -> Path:
+    """One prefix wanted twice is one path, whatever the order: the better preference, all communities."""
+    if one == other:
+        return one
+    local_prefs = [p.local_pref for p in (one, other) if p.local_pref is not None]
+    meds = [p.med for p in (one, other) if p.med is not None]
+    return replace(
+        one,
+        local_pref=max(local_prefs, default=None),
+        med=min(meds, default=None),
+        communities=_communities(one.communities + other.communities),
+    )
+
+
+def wanted_paths(scene: Scene) -> Iterator[Wanted | Refusal]:
+    if scene.rules.services:
+        yield from _vips(scene)
+    if scene.rules.pod_cidrs:
+        yield from _pod_cidrs(scene)
+    if scene.rules.egress_ips:
+        yield from _egress_ips(scene)
+
+
+# --- all of it -----------------------------------------------------------------------------------------------------
+
+
+def _rib(paths: Mapping[IPNetwork, Path], session_version: int, node: Node) -> tuple[AdjRibOut, list[Refusal]]:
+    """`paths` as a session of that IP version carries them: the other family needs a next hop of its own."""
+    if all(prefix.version == session_version for prefix in paths):
+        return paths, []
+    other = [address for address in node.addresses if address.version != session_version]
+    rib: dict[IPNetwork, Path] = {}
+    refusals = []
+    for prefix, path in paths.items():
+        if prefix.version == session_version:
+            rib[prefix] = path
+        elif other:
+            rib[prefix] = replace(path, next_hop=other[0])
+        else:
+            message = (
+                f"{node.name} has no IPv{prefix.version} address to be the next hop in an IPv{session_version} session"
+            )
+            refusals.append(Refusal(f"path/{prefix}", "NoNextHop", message))
+    return rib, refusals
+
+
+def announcements(
+    snapshot: Snapshot, node_name: str, rules: Rules, local_addresses: Mapping[IPAddress, IPAddress | None]
+) -> Announcements | None:
+    """Everything that `node_name` announces. `local_addresses`: peer address -> local address, None = no route."""
+    scene = scene_of(snapshot, node_name, rules)
+    if scene is None:
+        return None
+    paths: dict[IPNetwork, Path] = {}
+    owners: dict[IPNetwork, tuple[str, ...]] = {}
+    refusals: list[Refusal] = []
+    for item in wanted_paths(scene):
+        if isinstance(item, Refusal):
+            refusals.append(item)
+            continue
+        path, owner = item
+        count = len(paths)
+        known = paths.setdefault(path.prefix, path)  # hashing a network is dear: once where it is new
+        if len(paths) > count:
+            owners[path.prefix] = (owner,)
+        else:
+            paths[path.prefix] = _merged(known, path)
+            owners[path.prefix] = tuple(sorted({*owners[path.prefix], owner}))
+    sessions, session_refusals = sessions_of(scene.peers, scene.node, local_addresses, rules.router_id)
+    versions = {s.local_address.version for s in sessions.values()}
+    ribs = {version: _rib(paths, version, scene.node) for version in versions}
+    for _, rib_refusals in ribs.values():
+        refusals.extend(rib_refusals)
+    desired = Desired(
+        peers=sessions,
+        ribs={address: ribs[s.local_address.version][0] for address, s in sessions.items()},
+    )
+    return Announcements(desired, owners, tuple(refusals + session_refusals))

@@ -1,0 +1,308 @@
+"""The brake: withdrawals that nothing explains are held for a while, shown and alarmed, when they are many at once.
+
+A store that has just come back, a directory half copied or emptied by mistake look like the wish to withdraw. What an
+object's own change explains goes through: it is still there and says no, or it was deleted from a file that still
+says something. It writes nothing; additions and changes of paths always pass.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from bgp.path import AdjRibOut, Desired
+from egress.policy import Desired as EgressDesired
+from egress.policy import Group, Policy
+from routerd.model import IPAddress, IPNetwork, Origin, Refusal, Snapshot
+from routerd.node.announce import Announcements
+from routerd.node.desired import NodeState
+
+WINDOW = 10.0  # seconds within which losses count as one: files that are deleted one after the other
+OF_THE_NODE = frozenset({"NodeExcluded", "NetworkUnavailable"})  # explain everything that this node withdraws
+Ribs = Mapping[IPAddress, AdjRibOut]
+Address = TypeVar("Address")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Held is what takes more than `percent` of a peer's paths, and at least `paths`; for `hold` seconds at most."""
+
+    enabled: bool = True
+    percent: int = 50
+    paths: int = 20
+    hold: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What the present state is compared with. After a start only what the speaker carries is known of it."""
+
+    ribs: Ribs
+    at: float
+    state: NodeState | None = None
+    snapshot: Snapshot = field(default_factory=Snapshot)
+
+    @property
+    def announced(self) -> Announcements | None:
+        return self.state.announcements if self.state is not None else None
+
+
+# --- what explains a withdrawal
+
+
+def _files(snapshot: Snapshot) -> frozenset[str]:
+    """Files that still say something."""
+    peers = snapshot.bgp.peers if snapshot.bgp else ()
+    maps = (snapshot.nodes, snapshot.namespaces, snapshot.pods, snapshot.services, snapshot.pools, snapshot.policies)
+    objects = [each for found in maps for each in (found or {}).values()]
+    return frozenset(each.origin.file for each in (*objects, *(snapshot.endpoint_slices or ()), *peers))
+
+
+@dataclass(frozen=True, slots=True)
+class _Causes:
+    before: Snapshot
+    now: Snapshot
+    refused: Mapping[str, Refusal]
+    files: frozenset[str]
+
+    def was_deleted(self, origin: Origin) -> bool:
+        """Whether an object that is gone was taken out of something that is still there; an API server always is."""
+        return not origin.file.startswith("/") or origin.file in self.files
+
+    def explain(self, owner: str) -> bool:
+        kind, _, name = owner.partition("/")
+        if kind == "svc":
+            return self._service(owner, name)
+        return self._group(name) if kind == "egress" else kind == "node"
+
+    def _service(self, owner: str, key: str) -> bool:
+        if key not in (self.now.services or {}):
+            was = (self.before.services or {}).get(key)
+            return was is not None and self.was_deleted(was.origin)
+        refusal = self.refused.get(owner)
+        if refusal is None:
+            return True  # it is announced: with another address
+        if refusal.reason == "NoAddress":
+            told = self.now.allocations.refusals if self.now.allocations else ()
+            return any(each.object == owner for each in told)
+        if refusal.reason in ("NoEndpoints", "NoLocalEndpoints"):
+            return self._endpoints(key)
+        return refusal.reason != "UnknownPool" or self._pool(key)
+
+    def _endpoints(self, key: str) -> bool:
+        def slices(snapshot: Snapshot) -> list[Origin]:
+            found = snapshot.endpoint_slices or ()
+            return [each.origin for each in found if f"{each.namespace}/{each.service}" == key]
+
+        return bool(slices(self.now)) or all(map(self.was_deleted, slices(self.before)))
+
+    def _pool(self, key: str) -> bool:
+        given = self.now.allocations.services if self.now.allocations else ()
+        name = next((each.pool for each in given if each.service == key), "")
+        was = (self.before.pools or {}).get(name)
+        return was is not None and self.was_deleted(was.origin)
+
+    def _group(self, number: str) -> bool:
+        groups = {str(each.id): each for each in (self.now.allocations.groups if self.now.allocations else ())}
+        if number in groups:
+            return True  # other gateways
+        earlier = self.before.allocations.groups if self.before.allocations else ()
+        policies = next((each.policies for each in earlier if str(each.id) == number), ())
+        return bool(policies) and all(map(self.explain_policy, policies))
+
+    def explain_policy(self, key: str) -> bool:
+        was = (self.before.policies or {}).get(key)
+        return key in (self.now.policies or {}) or (was is not None and self.was_deleted(was.origin))
+
+    def explain_peer(self, address: IPAddress) -> bool:
+        if any(each.address == address for each in (self.now.bgp.peers if self.now.bgp else ())):
+            return True  # not from this node any more
+        was = [each.origin for each in (self.before.bgp.peers if self.before.bgp else ()) if each.address == address]
+        return any(map(self.was_deleted, was))
+
+
+# --- the decision
+
+
+def withdrawn(before: Before, announced: Announcements) -> dict[IPAddress, AdjRibOut]:
+    """By peer, the paths that it had and shall not have."""
+    found: dict[tuple[int, int], AdjRibOut] = {}  # peers of a family share one table
+    gone = {}
+    for address, old in before.ribs.items():
+        new = announced.desired.ribs.get(address, {})
+        if (id(old), id(new)) not in found:
+            # A set of a dict's keys takes their hashes with it: hashing a network is dear.
+            found[id(old), id(new)] = {prefix: old[prefix] for prefix in set(old).difference(new)}
+        gone[address] = found[id(old), id(new)]
+    return {address: rib for address, rib in gone.items() if rib}
+
+
+def unexplained(before: Before, announced: Announcements, now: Snapshot) -> dict[IPAddress, AdjRibOut]:
+    """By peer, the paths that would be withdrawn without a cause that shows."""
+    gone = withdrawn(before, announced)
+    if any(each.reason in OF_THE_NODE for each in announced.refusals):
+        return {}
+    refused = {each.object: each for each in announced.refusals}
+    causes = _Causes(before.snapshot, now, refused, _files(now))
+    owners = before.announced.owners if before.announced is not None else {}
+    known: dict[IPNetwork, bool] = {}
+
+    def is_explained(prefix: IPNetwork) -> bool:
+        if prefix not in known:
+            known[prefix] = any(map(causes.explain, owners.get(prefix, ())))
+        return known[prefix]
+
+    def lost(address: IPAddress, rib: AdjRibOut) -> AdjRibOut:
+        if address not in announced.desired.peers and (before.announced is None or causes.explain_peer(address)):
+            return {}
+        if address not in announced.desired.peers:
+            return rib
+        return {prefix: path for prefix, path in rib.items() if not is_explained(prefix)}
+
+    found = {address: lost(address, rib) for address, rib in gone.items()}
+    return {address: rib for address, rib in found.items() if rib}
+
+
+def is_too_much(lost: Ribs, before: Before, limits: Limits) -> bool:
+    """Whether any peer would lose more than the limits let pass at once."""
+    return any(
+        len(rib) >= limits.paths and 100 * len(rib) > limits.percent * len(before.ribs[address])
+        for address, rib in lost.items()
+    )
+
+
+def held(state: NodeState, lost: Ribs, before: Before, limits: Limits, now: Snapshot) -> NodeState:
+    """`state` with the lost paths kept, and what the kept egress addresses lead to."""
+    announced, was = state.announcements, before.announced
+    assert announced is not None
+    peers = dict(announced.desired.peers)
+    if was is not None:
+        peers |= {address: was.desired.peers[address] for address in lost if address not in peers}
+    ribs = {address: {**announced.desired.ribs.get(address, {}), **lost.get(address, {})} for address in peers}
+    prefixes = {prefix for rib in lost.values() for prefix in rib}
+    known = was.owners if was is not None else {}
+    owners = {**{prefix: known.get(prefix, ()) for prefix in prefixes}, **announced.owners}
+    message = (
+        f"{len(prefixes)} paths would be withdrawn at once, and no change explains it: they are held for "
+        f"{limits.hold:g} s; look at the store, then let it come back or run `routerd release-brake`"
+    )
+    refusal = Refusal("bgp", "WithdrawalHeld", message)
+    kept = Announcements(Desired(peers, ribs), owners, announced.refusals)
+    refusals = tuple(sorted({*state.refusals, refusal}, key=lambda each: (each.object, each.reason, each.message)))
+    egress = _kept_egress(state, before, now, prefixes)
+    return NodeState(kept, egress, refusals, may_retire=_may_retire(lost, before))
+
+
+# --- egress: what is added passes always, and what held paths lead to stays
+
+
+def _may_retire(lost: Ribs, before: Before) -> bool:
+    """Whether gateway state may go. After a start it is not known which of it the held egress addresses lead to."""
+    is_egress = any(path.med is not None for rib in lost.values() for path in rib.values())  # VIPs have no MED
+    return before.state is not None or not is_egress
+
+
+def _kept_egress(
+    state: NodeState, before: Before, now: Snapshot, prefixes: Iterable[IPNetwork]
+) -> EgressDesired | None:
+    """As it shall be, with the groups and policies that it would lose for held `prefixes`, or without a cause."""
+    old, new = before.state.egress if before.state is not None else None, state.egress
+    if old is None or new is None:
+        return new
+    causes = _Causes(before.snapshot, now, {}, _files(now))
+    led_to = [each for each in prefixes if each.version == 4]
+    groups = {
+        number: group
+        for number, group in old.groups.items()
+        if number not in new.groups
+        and (any(group.egress_ip in each for each in led_to) or not causes.explain(f"egress/{number}"))
+    }
+    policies = {
+        name: policy
+        for name, policy in old.policies.items()
+        if name not in new.policies and (policy.group in groups or not causes.explain_policy(name))
+    }
+    return _with(new, old, groups, policies)
+
+
+def _with(
+    new: EgressDesired, old: EgressDesired, groups: Mapping[int, Group], policies: Mapping[str, Policy]
+) -> EgressDesired:
+    """`new` with these of `old`, the pods that they steer and the nodes that they leave through."""
+    if not groups and not policies:
+        return new
+    back = {
+        name: replace(policy, group=old.policies[name].group)
+        for name, policy in new.policies.items()
+        if policy.group == 0 and name in old.policies and old.policies[name].group in groups
+    }
+    return replace(
+        new,
+        groups={**groups, **new.groups},
+        policies={**policies, **new.policies, **back},
+        pods=_steered(new.pods, old.pods, policies),
+        pods6=_steered(new.pods6, old.pods6, policies),
+        nodes=new.nodes | old.nodes,
+    )
+
+
+def _steered(
+    new: Mapping[Address, tuple[str, ...]], old: Mapping[Address, tuple[str, ...]], policies: Mapping[str, Policy]
+) -> dict[Address, tuple[str, ...]]:
+    found = dict(new)
+    for address, names in old.items():
+        if kept := policies.keys() & names:
+            found[address] = tuple(sorted({*new.get(address, ()), *kept}))
+    return found
+
+
+class Brake:
+    """The decision over time. `clock` in seconds, never backwards."""
+
+    def __init__(self, limits: Limits | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits = limits or Limits(enabled=False)
+        self._clock = clock
+        self._before: Before | None = None
+        self._last: Before | None = None
+        self._since: float | None = None  # when holding began
+        self._is_released = False
+        self.paths = 0  # held now, of all peers
+
+    def begin(self, carried: Ribs) -> None:
+        """What the speaker has from the agent before us."""
+        if self._before is None and any(carried.values()):
+            self._before = Before(carried, self._clock())
+
+    def release(self) -> int:
+        """Lets everything go that is held, at the next `apply`; how many paths that is."""
+        self._is_released = self._since is not None
+        return self.paths
+
+    @property
+    def is_due(self) -> bool:
+        """Whether what is held is to be decided anew although nothing changed."""
+        return self._since is not None and (self._is_released or self._clock() - self._since >= self._limits.hold)
+
+    def apply(self, state: NodeState, snapshot: Snapshot) -> NodeState:
+        """`state`, or with what must not be withdrawn yet."""
+        if not self._limits.enabled or state.announcements is None:
+            return state
+        now = self._clock()
+        if self._since is None and self._last is not None and self._before is not None:
+            self._before = replace(self._last, at=now) if now - self._before.at >= WINDOW else self._before
+        before = self._before
+        if before is not None and not self.is_due:
+            is_holding = self._since is not None
+            is_suspect = is_holding or is_too_much(withdrawn(before, state.announcements), before, self._limits)
+            lost = unexplained(before, state.announcements, snapshot) if is_suspect else {}
+            if is_too_much(lost, before, self._limits) or (lost and is_holding):
+                self._since = now if self._since is None else self._since
+                self.paths = sum(map(len, lost.values()))
+                return held(state, lost, before, self._limits, snapshot)
+        self._last = Before(state.announcements.desired.ribs, now, state, snapshot)
+        if before is None or self._since is not None or before.state is None:
+            self._before = self._last
+        self._since, self._is_released, self.paths = None, False, 0
+        return state

@@ -1,0 +1,317 @@
+"""The whole state that one node should have: what it announces and how its pods leave.
+
+Pure: a `Snapshot`, rules from configuration, the node's name and facts that only its kernel knows in; the desired
+values of `bgp` and `egress` out. A part that needs something not yet synced is None: touch nothing there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from egress.policy import Desired as EgressDesired
+from egress.policy import Gateway, Group, Policy, Ports
+from routerd.model import (
+    NAMESPACE_NAME_LABEL,
+    Allocations,
+    EgressGroup,
+    EgressPolicy,
+    IPAddress,
+    IPNetwork,
+    Labels,
+    Node,
+    Pod,
+    Refusal,
+    Service,
+    Snapshot,
+    selection_matches,
+)
+from routerd.node.announce import CACHED, Announcements, Rules, announcements
+
+DEFAULT_TUNNEL_PORT = 8473  # UDP
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What configuration says about this node's state."""
+
+    node: str
+    rules: Rules = field(default_factory=Rules)
+    cluster_cidrs: tuple[IPNetwork, ...] = ()  # in-cluster networks beside those that the store tells
+    tunnel_port: int = DEFAULT_TUNNEL_PORT
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFacts:
+    """What only this node's kernel and probes know."""
+
+    sessions: Mapping[IPAddress, IPAddress | None] = field(
+        default_factory=dict
+    )  # peer -> local address; None = no route
+    uplinks: tuple[str, ...] = ()  # devices by which egress traffic leaves
+    gateways_down: frozenset[str] = frozenset()  # nodes that our own probe holds down
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """None = something it needs is not synced: touch nothing of that part."""
+
+    announcements: Announcements | None
+    egress: EgressDesired | None
+    refusals: tuple[Refusal, ...] = ()
+    may_retire: bool = True  # whether what led to this node's NAT state may be taken away
+
+
+def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts) -> NodeState:
+    """The desired state of `settings.node`, with every refusal that concerns it, sorted by object."""
+    announced = announcements(snapshot, settings.node, settings.rules, facts.sessions)
+    egress, egress_refusals = egress_state(snapshot, settings, facts)
+    refusals = [*_unknown_node(snapshot, settings.node), *egress_refusals, *snapshot.refusals]
+    if announced is not None:
+        refusals.extend(announced.refusals)
+    return NodeState(announced, egress, tuple(sorted(set(refusals), key=_order)))
+
+
+def _order(refusal: Refusal) -> tuple[str, str, str]:
+    return (refusal.object, refusal.reason, refusal.message)
+
+
+def _unknown_node(snapshot: Snapshot, node: str) -> Iterator[Refusal]:
+    if snapshot.nodes is not None and node not in snapshot.nodes:
+        message = (
+            "the store has no Node of this name: add its manifest, or set node-name; nothing is changed until then"
+        )
+        yield Refusal(f"node/{node}", "UnknownNode", message)
+
+
+# --- egress --------------------------------------------------------------------------------------------------------
+
+
+def egress_state(
+    snapshot: Snapshot, settings: Settings, facts: LocalFacts
+) -> tuple[EgressDesired | None, tuple[Refusal, ...]]:
+    """The egress state of this node, IPv4. None = not synced, or the node cannot be a tunnel endpoint."""
+    nodes, namespaces, pods = snapshot.nodes, snapshot.namespaces, snapshot.pods
+    services, policies, allocations = snapshot.services, snapshot.policies, snapshot.allocations
+    if None in (nodes, namespaces, pods, services, policies, allocations):
+        return None, ()
+    assert nodes is not None and namespaces is not None and pods is not None  # for the type checker
+    assert services is not None and policies is not None and allocations is not None
+    here = nodes.get(settings.node)
+    if here is None:
+        return None, ()
+    address = tunnel_endpoint(here)
+    if address is None:
+        message = "the node has no IPv4 address: egress needs one as its tunnel endpoint"
+        return None, (Refusal(f"node/{here.name}", "NoTunnelEndpoint", message),)
+    group_ids, policy_refusals = _policy_groups(policies, allocations)
+    groups, group_refusals = _groups(allocations, nodes, facts.gateways_down)
+    steered, steered6 = _pods(pods.values(), policies, here, {n.name: n.labels for n in namespaces.values()})
+    desired = EgressDesired(
+        node=here.name,
+        node_address=address,
+        pods=steered,
+        pods6=steered6,
+        policies={key: _policy(policies[key], group_ids[key]) for key in sorted(group_ids)},
+        groups=groups,
+        nodes=frozenset(filter(None, map(tunnel_endpoint, nodes.values()))),
+        cluster=in_cluster(snapshot, settings.cluster_cidrs),
+        cluster6=in_cluster6(snapshot, settings.cluster_cidrs),
+        pod_cidrs=frozenset(ipv4_networks(here.pod_cidrs)),
+        pod_cidrs6=frozenset(ipv6_networks(here.pod_cidrs)),
+        uplinks=facts.uplinks,
+        tunnel_port=settings.tunnel_port,
+    )
+    return desired, (*policy_refusals, *group_refusals)
+
+
+def tunnel_endpoint(node: Node) -> IPv4Address | None:
+    """The first IPv4 address of a node."""
+    return next(ipv4_addresses(node.addresses), None)
+
+
+def ipv4_addresses(addresses: Iterable[IPAddress]) -> Iterator[IPv4Address]:
+    return (address for address in addresses if isinstance(address, IPv4Address))
+
+
+def ipv6_networks(networks: Iterable[IPNetwork]) -> Iterator[IPv6Network]:
+    return (network for network in networks if isinstance(network, IPv6Network))
+
+
+def ipv4_networks(networks: Iterable[IPNetwork]) -> Iterator[IPv4Network]:
+    return (network for network in networks if isinstance(network, IPv4Network))
+
+
+# --- pods and policies
+
+
+def selects(policy: EgressPolicy, pod: Pod, namespace_labels: Labels, node_labels: Labels) -> bool:
+    """Whether any selection of `policy` takes `pod`."""
+    return any(selection_matches(s, pod, namespace_labels, node_labels) for s in policy.selections)
+
+
+def is_steered(pod: Pod) -> bool:
+    """Pods with an address of their own. A finished pod's address may already be another pod's."""
+    return bool(pod.addresses) and not pod.host_network and not pod.finished
+
+
+def _pods(
+    pods: Iterable[Pod], policies: Mapping[str, EgressPolicy], here: Node, namespaces: Mapping[str, Labels]
+) -> tuple[dict[IPv4Address, tuple[str, ...]], dict[IPv6Address, tuple[str, ...]]]:
+    """Policies of each address of a pod here, by family."""
+    steered: dict[IPv4Address, tuple[str, ...]] = {}
+    steered6: dict[IPv6Address, tuple[str, ...]] = {}
+    relevant = [policy for _, policy in sorted(policies.items()) if policy.destinations]
+    for pod in pods:
+        if pod.node != here.name or not is_steered(pod):
+            continue
+        namespace = namespaces.get(pod.namespace, {NAMESPACE_NAME_LABEL: pod.namespace})
+        names = tuple(policy.key for policy in relevant if selects(policy, pod, namespace, here.labels))
+        for address in pod.addresses:
+            if isinstance(address, IPv4Address):
+                steered[address] = tuple(sorted({*steered.get(address, ()), *names}))
+            else:
+                steered6[address] = tuple(sorted({*steered6.get(address, ()), *names}))
+    return steered, steered6
+
+
+def _policy(policy: EgressPolicy, group: int) -> Policy:
+    return Policy(
+        name=policy.key,
+        group=group,
+        destinations=tuple(ipv4_networks(policy.destinations)),
+        excluded=tuple(ipv4_networks(policy.excluded)),
+        ports=tuple(Ports(p.protocol, p.first, p.last) for p in policy.ports),
+        priority=policy.priority,
+        created=policy.created,
+        destinations6=tuple(ipv6_networks(policy.destinations)),
+        excluded6=tuple(ipv6_networks(policy.excluded)),
+    )
+
+
+def group_of(key: str, allocations: Allocations) -> EgressGroup | None:
+    """The published IPv4 group that policy `key` leaves through."""
+    return next((g for g in allocations.groups if key in g.policies and g.egress_ip.version == 4), None)
+
+
+def _policy_groups(
+    policies: Mapping[str, EgressPolicy], allocations: Allocations
+) -> tuple[dict[str, int], tuple[Refusal, ...]]:
+    """Group by key of each policy; 0 = none is published, so its traffic is dropped."""
+    published = {
+        key: group.id
+        for group in reversed(allocations.groups)
+        if group.egress_ip.version == 4
+        for key in group.policies
+    }
+    groups: dict[str, int] = {}
+    refusals = []
+    for key, policy in sorted(policies.items()):
+        if any(ipv6_networks(policy.destinations)):
+            message = "IPv6 is not translated yet: what the selected pods send to its IPv6 destinations is dropped"
+            refusals.append(Refusal(key, "UnsupportedFamily", message))
+        if not any(ipv4_networks(policy.destinations)):
+            groups[key] = 0
+            continue
+        groups[key] = published.get(key, 0)
+        if key not in published:
+            refusals.append(_no_group(policy, allocations))
+    return groups, tuple(refusals)
+
+
+def _no_group(policy: EgressPolicy, allocations: Allocations) -> Refusal:
+    told = next((r for r in allocations.refusals if r.object == policy.key), None)
+    if told is not None:
+        return Refusal(policy.key, told.reason, f"{told.message}; traffic that the policy covers is dropped")
+    message = "the operator has published no egress group for it: traffic that it covers is dropped until then"
+    return Refusal(policy.key, "NoGroup", message)
+
+
+# --- groups
+
+
+def _groups(
+    allocations: Allocations, nodes: Mapping[str, Node], down: frozenset[str]
+) -> tuple[dict[int, Group], tuple[Refusal, ...]]:
+    groups: dict[int, Group] = {}
+    refusals: list[Refusal] = []
+    for group in allocations.groups:
+        if not isinstance(group.egress_ip, IPv4Address):
+            continue
+        gateways = [_gateway(group, slot.node, slot.slot, nodes, down) for slot in group.gateways]
+        refusals.extend(g for g in gateways if isinstance(g, Refusal))
+        usable = tuple(g for g in gateways if isinstance(g, Gateway))
+        if not group.gateways:
+            refusals.append(_no_gateway(group, allocations))
+        groups[group.id] = Group(group.id, group.egress_ip, usable, group.slots, group.node_address)
+    return groups, tuple(refusals)
+
+
+def _no_gateway(group: EgressGroup, allocations: Allocations) -> Refusal:
+    told = (refusal.message for refusal in allocations.refusals if refusal.object in group.policies)
+    plain = f"no node is its gateway: traffic of {', '.join(group.policies)} is dropped"
+    return Refusal(f"egress/{group.egress_ip}", "NoGateway", next(told, plain))
+
+
+def _gateway(
+    group: EgressGroup, name: str, slot: int, nodes: Mapping[str, Node], down: frozenset[str]
+) -> Gateway | Refusal:
+    address = tunnel_endpoint(nodes[name]) if name in nodes else None
+    if address is None:
+        problem = "has no IPv4 address" if name in nodes else "is not in the store"
+        return Refusal(f"egress/{group.egress_ip}", "UnknownGateway", f"gateway node {name} {problem}: it is left out")
+    return Gateway(name, address, slot, up=name not in down)
+
+
+# --- what counts as inside
+
+
+def _addresses_of(service: Service) -> Iterator[IPAddress]:
+    yield from service.cluster_ips
+    yield from service.external_ips
+
+
+def in_cluster(snapshot: Snapshot, cluster_cidrs: Iterable[IPNetwork]) -> frozenset[IPv4Network]:
+    """Destinations that never leave through a gateway: pods, nodes, services, VIPs and what configuration adds."""
+    networks = {*ipv4_networks(cluster_cidrs), *ipv4_networks(snapshot.service_cidrs)}
+    hosts: set[int] = set()  # as numbers: hashing an address object is dear
+    for node in (snapshot.nodes or {}).values():
+        networks.update(ipv4_networks(node.pod_cidrs))
+        hosts.update(map(int, ipv4_addresses(node.addresses)))
+    pods = {int(a) for pod in (snapshot.pods or {}).values() if is_steered(pod) for a in ipv4_addresses(pod.addresses)}
+    hosts |= _outside(pods, networks)
+    for service in (snapshot.services or {}).values():
+        hosts.update(map(int, ipv4_addresses(_addresses_of(service))))
+    for allocation in snapshot.allocations.services if snapshot.allocations else ():
+        hosts.update(map(int, ipv4_addresses(allocation.addresses)))
+    return frozenset(networks).union(map(_host, hosts))
+
+
+def _outside(hosts: set[int], networks: Iterable[IPv4Network]) -> set[int]:
+    """Those that lie in none of the networks, such as pods of a pool that is no node's pod CIDR."""
+    heads: dict[int, set[int]] = {}
+    for network in networks:
+        shift = 32 - network.prefixlen
+        heads.setdefault(shift, set()).add(int(network.network_address) >> shift)
+    return {host for host in hosts if not any(host >> shift in known for shift, known in heads.items())}
+
+
+def in_cluster6(snapshot: Snapshot, cluster_cidrs: Iterable[IPNetwork]) -> frozenset[IPv6Network]:
+    """The same for IPv6, which only the guard asks."""
+    networks = {*ipv6_networks(cluster_cidrs), *ipv6_networks(snapshot.service_cidrs)}
+    addresses: list[IPAddress] = []
+    for node in (snapshot.nodes or {}).values():
+        networks.update(ipv6_networks(node.pod_cidrs))
+        addresses.extend(node.addresses)
+    for service in (snapshot.services or {}).values():
+        addresses.extend(_addresses_of(service))
+    for allocation in snapshot.allocations.services if snapshot.allocations else ():
+        addresses.extend(allocation.addresses)
+    return frozenset(networks).union(IPv6Network(a) for a in addresses if isinstance(a, IPv6Address))
+
+
+@lru_cache(maxsize=CACHED)
+def _host(number: int) -> IPv4Network:
+    return IPv4Network((number, 32))

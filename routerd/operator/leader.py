@@ -1,0 +1,237 @@
+"""The operator on Kubernetes: the store always runs, decisions are made and written while the Lease is held."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import routerd
+from ipam.pool import Counts
+from ipam.round import Timers
+from routerd.cluster.assign import Settings
+from routerd.cluster.ledger import Ledger
+from routerd.config import Config
+from routerd.errors import StoreError
+from routerd.log import event
+from routerd.model import Allocations, NodeReport, Snapshot, Writer
+from routerd.notify import notify
+from routerd.operator.loop import Operator
+from routerd.serve.api import Noted, RequestRefused, answering, operator_socket
+from routerd.serve.vitals import Vitals, served
+from routerd.store.kubernetes.client import ApiError, Client
+from routerd.store.kubernetes.lease import Lease, LeaseTimes
+from routerd.store.kubernetes.ledger import take
+from routerd.store.kubernetes.publish import Publisher
+from routerd.store.kubernetes.resources import LEDGER, for_operator
+from routerd.store.kubernetes.store import KubernetesStore
+from routerd.store.kubernetes.watch import Timings
+from routerd.tell.operator_status import OperatorStatus, Tenure, operator_status
+from routerd.tell.status import Rounds
+
+LOGGER = logging.getLogger("routerd.operator")
+
+
+def own_identity() -> str:
+    """Unique to this process: a container that is started again is another candidate."""
+    return f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4().hex[:12]}"
+
+
+def pod_of(identity: str) -> str:
+    """The name of the pod (or host) whose process it is."""
+    return identity.rpartition("_")[0]
+
+
+@dataclass(slots=True)
+class LeaderStore:
+    """The store as the operator sees it while it is active: allocations that were published, by whoever was active."""
+
+    store: KubernetesStore
+    publish: Callable[[Allocations], None]
+    wakes: list[Callable[[], None]]
+
+    def snapshot(self) -> Snapshot:
+        return self.store.snapshot()
+
+    def node_reports(self) -> Mapping[str, NodeReport] | None:
+        return self.store.node_reports()
+
+    def write_allocations(self, allocations: Allocations) -> None:
+        self.publish(allocations)
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        self.wakes.append(callback)
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One operator process. `run` until cancelled, then `lease` is released."""
+
+    client: Client
+    namespace: str
+    lease: Lease
+    settings: Settings = field(default_factory=Settings)
+    timings: Timings = field(default_factory=Timings)
+    operator: Operator | None = None
+    publisher: Publisher | None = None
+    tasks: tuple[asyncio.Task[None], ...] = ()  # of `run`, which end with it
+    store: KubernetesStore = field(init=False)
+    _wakes: list[Callable[[], None]] = field(default_factory=list)
+    _past: Tenure = field(default_factory=Tenure)  # without the present publisher's writes
+    _rounds: Rounds = field(default_factory=Rounds)  # of former times as the active one, and failed take-overs
+    _obstacle: str = ""  # why the last attempt to take over failed
+
+    def __post_init__(self) -> None:
+        self.store = KubernetesStore(
+            self.client, for_operator(self.namespace), namespace=self.namespace,
+            on_change=self._changed, timings=self.timings, keep_status=True,
+        )  # fmt: skip
+
+    def _changed(self) -> None:
+        for wake in self._wakes:
+            wake()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            store = group.create_task(self.store.run(), name="store")
+            self.tasks = (store, group.create_task(self._stand(), name="candidate"))
+
+    async def _stand(self) -> None:
+        try:
+            while True:
+                await self.lease.acquire()
+                self._past = replace(self._past, acquired=self._past.acquired + 1)
+                await self._lead()
+                self._past = replace(self._past, lost=self._past.lost + 1)
+        finally:
+            await asyncio.shield(self.lease.release())
+
+    async def _lead(self) -> None:
+        """Until the lease is lost."""
+        kept = asyncio.create_task(self.lease.keep(), name="lease")
+        work = asyncio.create_task(self._work(), name="leader")
+        try:
+            await asyncio.wait({kept, work}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        finally:
+            kept.cancel()
+            work.cancel()
+            await asyncio.gather(kept, work, return_exceptions=True)
+            self._wakes.clear()
+            self._past, self._rounds = self._tenure(), self._made()
+            self.operator = self.publisher = None
+            self._obstacle = ""
+
+    async def _work(self) -> None:
+        pause = self.timings.first_pause
+        while True:
+            began = time.perf_counter()
+            try:
+                ledger = await take(
+                    self.client, self.namespace, self.lease.generation, self.lease.is_held, self.store.published
+                )
+                break
+            except StoreError as error:
+                self._obstacle = str(error)
+                self._rounds = self._rounds.after(time.perf_counter() - began, self._obstacle)
+                event(LOGGER, logging.ERROR, "take-over-failed", reason=str(error), retry=pause)
+                await self._rest(error, pause)
+                pause = min(pause * 2, self.timings.last_pause)
+        view = LeaderStore(self.store, ledger.publish, self._wakes)
+        writer = Writer(self.lease.identity, f"ConfigMap {self.namespace}/{LEDGER}", ledger.lease)
+        self.operator = Operator(
+            view, ledger, replace(self.settings, writer=writer), in_thread=True, rounds=self._rounds
+        )
+        self.publisher = Publisher(
+            self.client, self.store, self.lease.identity,
+            ledger=self._ledger, counts=self._counts, may_write=self.lease.is_held, timings=self.timings,
+        )  # fmt: skip
+        self.operator.rest = self._rest
+        self._wakes.append(self.publisher.wake)
+        self.operator.on_decision = self.publisher.wake
+        event(LOGGER, logging.INFO, "operator-active", generation=ledger.lease)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.operator.run(), name="operator")
+            group.create_task(self.publisher.run(), name="publisher")
+
+    async def answer(self, request: dict[str, Any]) -> Noted:
+        """As `Operator.answer`, of the active one alone."""
+        if self.operator is None:
+            raise RequestRefused(self._why_not())
+        return await self.operator.answer(request)
+
+    def _why_not(self) -> str:
+        """Why it does not decide, and who does."""
+        holder = self.lease.holder
+        if self.lease.is_held():
+            return f"this operator is taking over: {self._obstacle or 'it reads the ledger'}"
+        if holder is None:
+            there = "the Lease has not been read yet"
+        elif holder == self.lease.identity:
+            there = "it has lost the Lease, and has seen nobody else take it"
+        elif holder:
+            there = f"ask it: kubectl -n {self.namespace} exec {pod_of(holder)} -- routerd …"
+        else:
+            there = "nobody is"
+        return f"this operator is not the active one; {there}"
+
+    def status(self) -> OperatorStatus:
+        operator, publisher = self.operator, self.publisher
+        return operator_status(
+            routerd.__version__, self.store.snapshot(), self.store.node_reports(), self._made(),
+            operator.last if operator else None, active=operator is not None and self.lease.is_held(),
+            refusals=publisher.refusals if publisher else (), store=self.store.status(), tenure=self._tenure(),
+        )  # fmt: skip
+
+    def _tenure(self) -> Tenure:
+        past, now = self._past, self.publisher
+        if now is None:
+            return past
+        return replace(past, writes=past.writes + now.writes, conflicts=past.conflicts + now.conflicts)
+
+    def _made(self) -> Rounds:
+        return self.operator.rounds if self.operator else self._rounds
+
+    async def _rest(self, error: Exception, seconds: float) -> None:
+        if isinstance(error, ApiError):
+            await self.client.rest(error, seconds, self.timings.pace)
+        else:
+            await asyncio.sleep(seconds)
+
+    def _ledger(self) -> Ledger | None:
+        last = self.operator.last if self.operator else None
+        return last.ledger if last else None
+
+    def _counts(self) -> Mapping[str, Counts]:
+        last = self.operator.last if self.operator else None
+        return last.counts if last else {}
+
+
+async def candidate(config: Config) -> None:
+    """`routerd operator` on Kubernetes, until cancelled. EnvironmentFault if the API server cannot be configured."""
+    wanted, namespace = config.operator, config.store.namespace
+    times = LeaseTimes(wanted.lease_duration, wanted.lease_renew_deadline, wanted.lease_retry)
+    settings = Settings(Timers(cooldown=wanted.cooldown, retention=wanted.egress_retention))
+    client = Client(config.store.kubeconfig)
+    await client.open()
+    try:
+        lease = Lease(client, namespace, own_identity(), times)
+        event(LOGGER, logging.INFO, "operator-started", namespace=namespace, identity=lease.identity)
+        one = Candidate(client, namespace, lease, settings)
+        vitals = Vitals(one.status, lambda: one.tasks)
+        async with answering(operator_socket(config.run_dir), one.answer):
+            with served(wanted.metrics_listen, vitals):
+                notify("READY=1")
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(one.run(), name="candidate")
+                    group.create_task(vitals.beat(), name="heart")
+    finally:
+        await client.close()

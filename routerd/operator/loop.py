@@ -1,0 +1,268 @@
+"""The operator's loop: wait for a change, decide, record, publish.
+
+The decision is `routerd.cluster.assign`'s. It is recorded in the ledger before it is published in the store; when
+either fails, what was published last stays in force and the whole round is made again after a pause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol, TypeVar
+
+from ipam.round import Record
+from routerd.cluster.adopt import is_foreign
+from routerd.cluster.assign import Decision, Settings, assign, release
+from routerd.cluster.ledger import Changes, Ledger, difference
+from routerd.errors import EnvironmentFault, StoreError
+from routerd.log import event
+from routerd.model import Allocations, NodeReport, Refusal, Snapshot
+from routerd.serve.api import Noted, RequestRefused
+from routerd.tell.status import Rounds
+
+logger = logging.getLogger("routerd.operator")
+T = TypeVar("T")
+BUSY = "the operator is busy: it waits for its store (the API server, or a disk); nothing was done, try again"
+OLD = "the last change of the ledger is not known to be stored yet: this is what it said before"
+
+FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0  # seconds between rounds that fail, doubled each time
+PATIENCE = 2.0  # seconds that a question waits for a round to end
+LONGEST_WAIT = 3600.0  # seconds; a clock that jumped cannot put a timer off for longer
+
+
+class Store(Protocol):
+    """What the operator needs of a store; see `routerd.store.interface`."""
+
+    def snapshot(self) -> Snapshot: ...
+
+    def node_reports(self) -> Mapping[str, NodeReport] | None:
+        """By node; None = not read yet."""
+
+    def write_allocations(self, allocations: Allocations) -> None: ...
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """`callback` is called in the event loop when the snapshot or a report has changed."""
+
+
+class LedgerFile(Protocol):
+    """What the operator needs of the ledger; `routerd.store.embedded.ledger.SqliteLedger` is one."""
+
+    def read(self) -> Ledger: ...
+
+    def record(self, changes: Changes) -> None: ...
+
+
+def shown(record: Record) -> dict[str, str]:
+    """A row of `routerd ledger`; `since` in RFC 3339."""
+    since = datetime.fromtimestamp(record.since, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    found = {"address": str(record.address), "owner": record.owner, "pool": record.pool}
+    return {**found, "state": record.state, "since": since}
+
+
+async def rest(error: Exception, seconds: float) -> None:
+    """The pause after a round that failed."""
+    await asyncio.sleep(seconds)
+
+
+@dataclass(slots=True)
+class Operator:
+    """One operator. `clock` gives seconds of the Unix epoch: records outlive the process."""
+
+    store: Store
+    ledger: LedgerFile
+    settings: Settings = field(default_factory=Settings)
+    clock: Callable[[], float] = time.time
+    in_thread: bool = False  # the store's writes wait for a network: rounds are made in a worker thread
+    on_decision: Callable[[], None] = lambda: None  # called in the event loop after each round
+    rounds: Rounds = field(default_factory=Rounds)  # those that decided, or failed
+    rest: Callable[[Exception, float], Awaitable[None]] = rest  # a store may know of a better moment
+    last: Decision | None = None  # for status and metrics
+    _state: Ledger | None = None  # the ledger's content; None = must be read
+    _known: Ledger | None = None  # as it was read or recorded last, whatever became of it since
+    _written: tuple[Allocations, Allocations | None] | None = None  # what was published, over what
+    _refusals: tuple[Refusal, ...] = ()
+    _began: bool = False
+    _found: Allocations | None = None  # what was published when it began
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one at a time reads and writes the ledger
+
+    def wake(self) -> None:
+        """Something changed. Called in the event loop."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Runs until it is cancelled. The store runs beside it."""
+        self.store.on_change(self.wake)
+        pause = FIRST_PAUSE
+        while True:
+            self._wake.clear()
+            try:
+                wait = await self._alone(self._timed)
+                pause = FIRST_PAUSE
+                self.on_decision()
+            except (StoreError, EnvironmentFault) as error:
+                reason = type(error).__name__
+                event(logger, logging.ERROR, "round-failed", reason=reason, message=str(error), retry=pause)
+                await self.rest(error, pause)
+                pause = min(pause * 2, LAST_PAUSE)
+                continue
+            try:
+                async with asyncio.timeout(wait):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue  # a timer is due
+
+    async def _alone(self, work: Callable[[], T], patience: float | None = None) -> T:
+        """Nobody else reads or writes the ledger meanwhile.
+
+        RequestRefused if somebody does for `patience` seconds; `work` that has begun is not interrupted.
+        """
+        try:
+            async with asyncio.timeout(patience):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise RequestRefused(BUSY) from None
+        try:
+            return await asyncio.to_thread(work) if self.in_thread else work()
+        finally:
+            self._turn.release()
+
+    def _timed(self) -> float:
+        """A round, which `rounds` counts if there was anything to decide on."""
+        began, before = time.perf_counter(), self.last
+        try:
+            wait = self.round()
+        except (StoreError, EnvironmentFault) as error:
+            self.rounds = self.rounds.after(time.perf_counter() - began, str(error))
+            raise
+        if self.last is not before:
+            self.rounds = self.rounds.after(time.perf_counter() - began)
+        return wait
+
+    def round(self) -> float:
+        """Decides, records, publishes. Returns for how many seconds nothing is to do unless something changes.
+
+        Errors: `StoreError`, `EnvironmentFault`. Made again after one, it comes to the same result.
+        """
+        began, now = time.perf_counter(), self.clock()
+        state = self._read()
+        snapshot = self.store.snapshot()
+        decision = assign(snapshot, state, self.store.node_reports(), now, self.settings)
+        if not decision.synced:
+            return LONGEST_WAIT
+        self._check_rival(snapshot.allocations, decision, state.generation)
+        changes = difference(state, decision.ledger, now)
+        self._record(changes)
+        self._publish(decision.allocations, snapshot.allocations)
+        self._log(decision, changes, time.perf_counter() - began)
+        self.last = decision
+        due = LONGEST_WAIT if decision.next_due is None else decision.next_due - now
+        return min(max(due, 0.05), LONGEST_WAIT)
+
+    async def answer(self, request: dict[str, Any]) -> Noted:
+        """The operator's socket: {"get": "ledger"}, or {"do": "release", "name": …}; answers with the records.
+
+        A release that cannot begin at once is refused and not made later. Errors: `RequestRefused`, `StoreError`.
+        """
+        name = request.get("name")
+        if request == {"get": "ledger"}:
+            return await self._look()
+        if request.get("do") != "release" or not isinstance(name, str):
+            raise RequestRefused(f"unknown request {request!r}", 2)
+        try:
+            released = await self._alone(lambda: self.release(name), PATIENCE)
+        except StoreError as error:
+            raise StoreError(f"{error}: `routerd ledger` shows whether it was released all the same") from error
+        if not released:
+            raise RequestRefused(f"nothing is reserved as {name!r}; addresses in use stay with their owners")
+        self.wake()
+        return Noted([shown(each) for each in released])
+
+    async def _look(self) -> Noted:
+        """What the ledger says, without waiting for a store that does not answer."""
+        if self._state is None:  # it is being written, or that failed, or it was never read
+            with suppress(RequestRefused):
+                await self._alone(lambda: None, PATIENCE)
+        state, note = self._state, ""
+        if state is None and (self._known is None or not self.in_thread):
+            state = await self._alone(self._read, PATIENCE)
+        elif state is None:
+            state, note = self._known, OLD
+        assert state is not None
+        return Noted([shown(each) for each in state.addresses], note)
+
+    def release(self, name: str) -> tuple[Record, ...]:
+        """Ends the reservations of an address or owner and says which."""
+        now, state = self.clock(), self._read()
+        after, released = release(state, name, now)
+        self._record(difference(state, after, now))
+        for record in released:
+            event(logger, logging.INFO, "released", owner=record.owner, address=str(record.address))
+        return released
+
+    def _check_rival(self, published: Allocations | None, decision: Decision, generation: int) -> None:
+        """Raises StoreError if another operator publishes what this one would not. `generation` is our ledger's.
+
+        What was there when this one began is taken over. Two that go on writing would take addresses from each other,
+        so the one that finds the other's document does not write; where both say the same it has nothing to write.
+        """
+        if not self._began:
+            self._began, self._found = True, published
+        own, found = self.settings.writer, self._found
+        if published is None or not is_foreign(published.writer, own) or published.generation < generation:
+            return
+        if published == decision.allocations or (published == found and published.writer == found.writer):
+            return
+        writer = published.writer
+        assert writer is not None
+        raise StoreError(
+            f"another operator, on {writer.node or 'an unknown node'} (ledger {writer.ledger}, lease {writer.lease}), "
+            f"published generation {published.generation}: stop one of the two and start the other again, which takes "
+            "over what is published; this one writes nothing"
+        )
+
+    def _read(self) -> Ledger:
+        if self._state is None:
+            self._state = self._known = self.ledger.read()
+        return self._state
+
+    def _record(self, changes: Changes) -> None:
+        self._state = None  # after a fault, what the file says counts
+        self.ledger.record(changes)
+        self._state = self._known = changes.after
+
+    def _publish(self, wanted: Allocations, seen: Allocations | None) -> None:
+        """Writes unless the store has it, or has not caught up with what was written a moment ago."""
+        if wanted == seen or self._written == (wanted, seen):
+            return
+        self.store.write_allocations(wanted)
+        self._written = (wanted, seen)
+
+    def _log(self, decision: Decision, changes: Changes, seconds: float) -> None:
+        """One line for a decision that changed something, and one for each refusal that is new."""
+        allocations = decision.allocations
+        if decision.adopted:
+            event(logger, logging.WARNING, "adopted", generation=changes.after.generation, why="newer than the ledger")
+        for conflict in decision.conflicts:
+            event(logger, logging.WARNING, "adopted-conflict", message=conflict)
+        if changes.before != changes.after:
+            event(
+                logger,
+                logging.INFO,
+                "decided",
+                generation=allocations.generation,
+                services=len(allocations.services),
+                groups=len(allocations.groups),
+                refusals=len(allocations.refusals),
+                changes=len(changes.audit),
+                ms=round(seconds * 1000, 1),
+            )
+        for refusal in sorted(set(allocations.refusals) - set(self._refusals), key=lambda each: each.object):
+            about = {"object": refusal.object, "reason": refusal.reason, "message": refusal.message}
+            event(logger, logging.WARNING, "refused", **about)
+        self._refusals = allocations.refusals

@@ -1,0 +1,283 @@
+"""The operator's ledger in SQLite: WAL, `synchronous=FULL`, one transaction for each decision.
+
+A decision is recorded here before it is published, so whatever an agent ever read can be read here again after a crash.
+One operator at a time: it holds a lock file for its life, and every record bears the generation of its lease, which a
+later operator's lease outdates. It must not decide anything, and agents never open the file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from ipam.pool import key_of
+from ipam.round import Record
+from routerd.cluster.ledger import AuditEntry, Changes, GroupRecord, Ledger
+from routerd.errors import EnvironmentFault, StoreError
+from routerd.model import GatewaySlot
+
+BUSY_TIMEOUT = 1.0  # seconds to wait for another process that has the file open, such as a backup
+
+# One tuple of statements for each schema version; PRAGMA user_version says how many have been applied.
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+        "INSERT INTO meta VALUES ('lease', '0'), ('generation', '0'), ('digest', ''), ('next_group', '1')",
+        """CREATE TABLE addresses (
+            address TEXT NOT NULL, owner TEXT NOT NULL, pool TEXT NOT NULL, family INTEGER NOT NULL,
+            state TEXT NOT NULL CHECK (state IN ('used', 'reserved', 'cooling')), since REAL NOT NULL,
+            bound INTEGER NOT NULL, lease INTEGER NOT NULL, PRIMARY KEY (address, owner)) WITHOUT ROWID""",
+        """CREATE TABLE groups (
+            id INTEGER PRIMARY KEY CHECK (id BETWEEN 1 AND 16777215), egress_ip TEXT NOT NULL UNIQUE,
+            state TEXT NOT NULL CHECK (state IN ('active', 'retired')), since REAL NOT NULL,
+            gateways TEXT NOT NULL, slots INTEGER NOT NULL, epoch INTEGER NOT NULL, lease INTEGER NOT NULL)""",
+        """CREATE TABLE audit (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL, what TEXT NOT NULL, owner TEXT NOT NULL,
+            address TEXT NOT NULL, lease INTEGER NOT NULL)""",
+        "CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'append-only'); END",
+        "CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'append-only'); END",
+    ),
+    (
+        "INSERT INTO meta VALUES ('id', lower(hex(randomblob(8)))), ('audit_from', '0')",
+        "DROP TRIGGER audit_no_delete",
+        """CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit
+            WHEN old.time >= (SELECT CAST(value AS REAL) FROM meta WHERE key = 'audit_from')
+            BEGIN SELECT RAISE(ABORT, 'append-only'); END""",
+        "CREATE INDEX audit_time ON audit (time)",
+    ),
+)
+PRUNE_PERIOD = 86400.0  # seconds between looks for audit entries that are too old
+
+
+class SqliteLedger:
+    """The open ledger. Opening takes the lock, migrates the schema and takes a new lease; `close` lets go."""
+
+    def __init__(self, path: Path, retention: float | None = None, clock: Callable[[], float] = time.time) -> None:
+        """Errors: `EnvironmentFault` if the file cannot be written, `StoreError` if it is locked or damaged.
+
+        `retention`: seconds that audit entries are kept, None = for ever. `id` names the ledger, also in its copies.
+        """
+        self.path = path
+        self._retention = retention
+        self._clock = clock
+        self._pruned: float | None = None  # when
+        self._lock = _lock(path.with_name(f"{path.name}.lock"))
+        try:
+            with _faults(self.path):
+                self._db = _connect(path)
+            try:
+                with _faults(self.path):
+                    self._migrate()
+                    self.lease = self._take_lease()
+                    ((self.id,),) = self._db.execute("SELECT value FROM meta WHERE key = 'id'").fetchall()
+            except BaseException:
+                self._db.close()
+                raise
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def close(self) -> None:
+        """May be called again."""
+        self._db.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = -1
+
+    def read(self) -> Ledger:
+        """The whole content."""
+        with _faults(self.path):
+            return _read(self._db)
+
+    def record(self, changes: Changes) -> None:
+        """Writes one decision in one transaction; after a fault nothing of it is there. Empty changes cost nothing."""
+        if changes.before == changes.after:
+            return
+        with _faults(self.path), self._transaction():
+            self._check_lease()
+            self._write_addresses(changes)
+            self._write_groups(changes)
+            self._db.executemany(
+                "INSERT INTO audit (time, what, owner, address, lease) VALUES (?, ?, ?, ?, ?)",
+                [(entry.time, entry.what, entry.owner, entry.address, self.lease) for entry in changes.audit],
+            )
+            self._prune()
+            after = changes.after
+            self._db.executemany(
+                "UPDATE meta SET value = ? WHERE key = ?",
+                [
+                    (str(after.generation), "generation"),
+                    (after.digest, "digest"),
+                    (str(after.next_group), "next_group"),
+                ],
+            )
+
+    def _prune(self) -> None:
+        """Inside a transaction: removes audit entries past their retention, once a day. None younger can go."""
+        now = self._clock()
+        if self._retention is None or (self._pruned is not None and now - self._pruned < PRUNE_PERIOD):
+            return
+        oldest = now - self._retention
+        self._db.execute("UPDATE meta SET value = ? WHERE key = 'audit_from'", (str(oldest),))
+        self._db.execute("DELETE FROM audit WHERE time < ?", (oldest,))
+        self._pruned = now
+
+    def _write_addresses(self, changes: Changes) -> None:
+        self._db.executemany(
+            "DELETE FROM addresses WHERE address = ? AND owner = ?",
+            [(str(each.address), each.owner) for each in changes.deleted_addresses],
+        )
+        self._db.executemany(
+            "INSERT OR REPLACE INTO addresses VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(str(each.address), each.owner, each.pool, each.address.version, each.state, each.since, each.bound,
+              self.lease) for each in changes.put_addresses],
+        )  # fmt: skip
+
+    def _write_groups(self, changes: Changes) -> None:
+        # All out first: two groups may exchange their addresses, of which there must not be two.
+        gone = [(each.id,) for each in (*changes.deleted_groups, *changes.put_groups)]
+        self._db.executemany("DELETE FROM groups WHERE id = ?", gone)
+        self._db.executemany(
+            "INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(each.id, str(each.egress_ip), each.state, each.since,
+              json.dumps([[gateway.node, gateway.slot] for gateway in each.gateways]), each.slots, each.epoch,
+              self.lease) for each in changes.put_groups],
+        )  # fmt: skip
+
+    def _migrate(self) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > len(MIGRATIONS):
+            raise StoreError(
+                f"{self.path}: the ledger has schema {version}, this routerd knows {len(MIGRATIONS)}: run the newer one"
+            )
+        for number, statements in enumerate(MIGRATIONS[version:], version + 1):
+            with self._transaction():
+                for statement in statements:
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {number}")
+        ((health,),) = self._db.execute("PRAGMA quick_check(1)").fetchall()
+        if health != "ok":
+            raise StoreError(_damaged(self.path, " ".join(str(health).split())))
+
+    def _take_lease(self) -> int:
+        with self._transaction():
+            self._db.execute("UPDATE meta SET value = value + 1 WHERE key = 'lease'")
+            return self._stored_lease()
+
+    def _stored_lease(self) -> int:
+        (value,) = self._db.execute("SELECT value FROM meta WHERE key = 'lease'").fetchone()
+        return int(value)
+
+    def _check_lease(self) -> None:
+        stored = self._stored_lease()
+        if stored != self.lease:
+            raise StoreError(
+                f"{self.path}: lease {self.lease} is outdated by {stored}: another operator took over, stop this one"
+            )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+
+def peek(path: Path, entries: int = 1000) -> tuple[Ledger, tuple[AuditEntry, ...]]:
+    """Content and newest audit entries (oldest first), without lock and lease: for the command line."""
+    with _faults(path), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        rows = db.execute("SELECT time, what, owner, address FROM audit ORDER BY seq DESC LIMIT ?", (entries,))
+        return _read(db), tuple(AuditEntry(*row) for row in reversed(rows.fetchall()))
+
+
+def _read(db: sqlite3.Connection) -> Ledger:
+    meta = dict(db.execute("SELECT key, value FROM meta"))
+    addresses = list(map(_address, db.execute("SELECT address, owner, pool, state, since, bound FROM addresses")))
+    addresses.sort(key=lambda record: (key_of(record.address), record.owner))
+    columns = "id, egress_ip, state, since, gateways, slots, epoch"
+    groups = tuple(map(_group, db.execute(f"SELECT {columns} FROM groups ORDER BY id")))
+    return Ledger(int(meta["generation"]), meta["digest"], int(meta["next_group"]), tuple(addresses), groups)
+
+
+@contextmanager
+def _faults(path: Path) -> Iterator[None]:
+    """SQLite's errors as ours, with who must act."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _fault(path, error) from error
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # The operator may write from a worker thread, one at a time.
+    db = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db
+
+
+def _lock(path: Path) -> int:
+    """An exclusive lock for the life of the process; the kernel frees it when the process dies."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        message = f"{path}: {error.strerror}: give the operator a state directory that it can write"
+        raise EnvironmentFault(message) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
+        os.close(descriptor)
+        message = (
+            f"another operator (pid {holder or 'unknown'}) has the ledger: stop it, or use another state directory"
+        )
+        raise StoreError(f"{path}: {message}") from error
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
+
+
+def _fault(path: Path, error: sqlite3.Error) -> StoreError | EnvironmentFault:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code; the extended one is above
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StoreError(f"{path}: locked by another process for {BUSY_TIMEOUT:g} s: stop what has the ledger open")
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        return EnvironmentFault(f"{path}: {error}: let the operator write the file and its directory")
+    if code == sqlite3.SQLITE_FULL:
+        return EnvironmentFault(f"{path}: {error}: make room on the file system of the state directory")
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return StoreError(_damaged(path, str(error)))
+    return StoreError(f"{path}: {error}")
+
+
+def _damaged(path: Path, detail: str) -> str:
+    return (
+        f"{path}: the ledger is damaged ({detail}): restore a backup, or move the file away and start the operator: "
+        "it takes over what the last published allocations say"
+    )
+
+
+def _address(row: tuple[Any, ...]) -> Record:
+    address, owner, pool, state, since, bound = row
+    return Record(ip_address(address), owner, pool, state, since, bool(bound))
+
+
+def _group(row: tuple[Any, ...]) -> GroupRecord:
+    number, egress_ip, state, since, gateways, slots, epoch = row
+    slot_list = tuple(GatewaySlot(node, slot) for node, slot in json.loads(gateways))
+    return GroupRecord(number, ip_address(egress_ip), state, since, slot_list, slots, epoch)

@@ -1,0 +1,112 @@
+"""What the files of a directory say, and when a loss is believed. Reads files; no clock and no waiting of its own.
+
+A file that is wrong keeps what it last said. An object that vanishes is believed gone only when a second look, `GRACE`
+later, finds the file in the same state: editors and `cp` make a file empty or absent for a moment while they write it,
+and a withdrawal for that would be an outage. For the same reason a directory that cannot be read, or that is another
+one and empty, keeps what it last said.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from routerd.formats.objects import Loaded, read_text
+from routerd.store.embedded.disk import Held, NotAFile, Stamp, manifest_files, refresh
+
+GRACE = 0.05  # seconds
+EMPTY_AFTER = 60.0  # seconds after which another directory that holds nothing is believed: an unmounted one looks so
+
+
+class Manifests:
+    """The files below one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.files: dict[Path, Held[Loaded]] = {}
+        self.fault = ""  # why the directory cannot be read
+        self.is_synced = False  # whether every file has once said something
+        self._identity: tuple[int, int] | None = None  # device and inode of the directory that said something last
+        self._empty_since: float | None = None
+        self._losing: dict[Path, tuple[float, Stamp | None]] = {}  # since when, in which state
+
+    @property
+    def is_losing(self) -> bool:
+        """Whether a second look is due."""
+        return bool(self._losing)
+
+    def loaded(self) -> list[Loaded]:
+        """What the files say, in the order of their paths."""
+        return [held.good for _, held in sorted(self.files.items()) if held.good is not None]
+
+    def look(self, now: float, *, without: frozenset[Path], touched: frozenset[Path]) -> bool:
+        """Reads what changed, and what is `touched` in any case; True if anything is another than before.
+
+        `now` in seconds on any clock that does not jump; `without` are files that are no manifests.
+        """
+        before = dict(self.files), self.fault, self.is_synced
+        paths = self._paths(now, without)
+        for path in sorted(paths | set(self.files)):
+            self._look_at(path, now, is_there=path in paths, is_touched=path in touched)
+        self.is_synced = self.is_synced or self._is_complete()
+        return before != (self.files, self.fault, self.is_synced)
+
+    def _paths(self, now: float, without: frozenset[Path]) -> set[Path]:
+        """The files that are there; if the directory cannot be read or believed, those that were."""
+        try:
+            paths = set(manifest_files(self.directory)) - without
+            status = self.directory.stat()
+        except OSError as error:
+            self.fault = f"{self.directory} cannot be read: {error.strerror} (what it last said stays in force)"
+            return set(self.files)
+        identity = status.st_dev, status.st_ino
+        self.fault = self._disbelief(identity, not paths, now)
+        if self.fault:
+            return set(self.files)
+        self._identity = identity
+        return paths
+
+    def _disbelief(self, identity: tuple[int, int], is_empty: bool, now: float) -> str:
+        """Why what the directory says now is not believed yet, "" = it is.
+
+        Files that are deleted leave the directory that they were in. Another one in its place that holds nothing is a
+        file system that is not mounted, or a copy that has just begun.
+        """
+        if not is_empty or identity == self._identity or not any(_keys(held) for held in self.files.values()):
+            self._empty_since = None
+            return ""
+        self._empty_since = now if self._empty_since is None else self._empty_since
+        if now - self._empty_since >= EMPTY_AFTER:
+            self._empty_since = None
+            return ""
+        return (
+            f"{self.directory} is another directory than before, and empty: is its file system mounted? "
+            f"(what it last said stays in force for {EMPTY_AFTER:g} s)"
+        )
+
+    def _is_complete(self) -> bool:
+        """A start must not take a file that cannot be read for an empty one."""
+        return not self.fault and all(
+            held.good is not None or isinstance(held.error, NotAFile) for held in self.files.values()
+        )
+
+    def _look_at(self, path: Path, now: float, *, is_there: bool, is_touched: bool) -> None:
+        held = self.files.get(path, Held())
+        found = refresh(held, path, read_text, again=is_touched) if is_there else Held(None, Loaded())
+        if found != held and _keys(held) - _keys(found) and not self._is_confirmed(path, found.stamp, now):
+            return
+        self._losing.pop(path, None)
+        if is_there:
+            self.files[path] = found
+        else:
+            self.files.pop(path, None)
+
+    def _is_confirmed(self, path: Path, state: Stamp | None, now: float) -> bool:
+        since, before = self._losing.get(path, (now, (0, 0, 0)))
+        if before != state:
+            self._losing[path] = (now, state)
+            return False
+        return now - since >= GRACE
+
+
+def _keys(held: Held[Loaded]) -> frozenset[str]:
+    return frozenset(entry.key for entry in held.good.entries) if held.good is not None else frozenset()

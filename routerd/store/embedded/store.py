@@ -1,0 +1,300 @@
+"""The embedded store: a directory of YAML manifests, watched, and `allocations.yaml` beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import glob
+import logging
+import os
+import stat
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from watchfiles import awatch
+from watchfiles._rust_notify import WatchfilesRustInternalError
+
+from routerd.formats.allocations import (
+    parse_allocations,
+    parse_node_report,
+    write_allocations,
+    write_node_report,
+)
+from routerd.log import event
+from routerd.model import Allocations, IPNetwork, NodeReport, Refusal, Snapshot
+from routerd.store.embedded.disk import Held, claim, is_hidden, refresh, stamp, write_atomically
+from routerd.store.embedded.manifests import GRACE, Manifests
+from routerd.store.merge import merge
+
+DEBOUNCE = 20  # milliseconds that changes are gathered at most
+STEP = 5  # milliseconds without a change after which they are passed on
+LOOK_AGAIN = 1000  # milliseconds after which the files are compared anyway: not every file system notifies
+
+T = TypeVar("T")
+LOGGER = logging.getLogger("routerd.store")
+# A directory to watch, its inode (a directory made anew is another), and whether with what is below it.
+Watch = tuple[Path, int, bool]
+
+
+def _nothing() -> None:
+    """No one listens."""
+
+
+class FileStore:
+    """See `routerd.store.interface.Store`. Files are read in a thread; the callback runs in the event loop."""
+
+    def __init__(
+        self,
+        manifests: Path,
+        allocations: Path,
+        *,
+        node_report: Path | None = None,
+        node_reports: Iterable[str] = (),
+        service_cidrs: tuple[IPNetwork, ...] = (),
+        on_change: Callable[[], None] = _nothing,
+    ) -> None:
+        self._manifests = Manifests(manifests.absolute())
+        self._allocations_file = allocations.absolute()
+        self._report_file = node_report.absolute() if node_report else None
+        self._report_patterns = tuple(node_reports)
+        self._service_cidrs = service_cidrs
+        self._on_change = on_change
+        self._allocations: Held[Allocations] = Held()
+        self._reports: dict[Path, Held[NodeReport]] = {}
+        self._lock: int | None = None  # descriptor of the lock on the allocations
+        self._own = threading.Lock()  # our own files: written in the loop, read in the thread
+        self._looking = asyncio.Lock()
+        self._snapshot = Snapshot(service_cidrs=service_cidrs)
+
+    # --- what others call ---
+
+    def snapshot(self) -> Snapshot:
+        return self._snapshot
+
+    def status(self) -> None:
+        """Files are there, or a refusal says that they are not."""
+
+    def node_reports(self) -> Mapping[str, NodeReport]:
+        return {held.good.node: held.good for _, held in sorted(self._reports.items()) if held.good is not None}
+
+    def write_allocations(self, allocations: Allocations) -> None:
+        """Atomic and durable. Raises StoreError."""
+        with self._own:
+            held = self._allocations
+            if held.good == allocations and held.error is None and held.stamp == stamp(self._allocations_file):
+                return
+            self._claim(allocations)
+            write_atomically(self._allocations_file, write_allocations(allocations))
+            self._allocations = Held(stamp(self._allocations_file), allocations)
+        self._publish(self._snapshot)
+
+    def _claim(self, allocations: Allocations) -> None:
+        """The first write takes the lock; it is held as long as this store is there."""
+        if self._lock is None:
+            node = allocations.writer.node if allocations.writer else ""
+            self._lock = claim(self._allocations_file, f"node {node}" if node else "on this host")
+            if self._lock is not None:
+                weakref.finalize(self, os.close, self._lock)
+
+    def write_node_report(self, report: NodeReport) -> None:
+        """Atomic and durable. Raises StoreError."""
+        path = self._report_file
+        if path is None:
+            return
+        with self._own:
+            held = self._reports.get(path, Held())
+            if held.good == report and held.error is None and held.stamp == stamp(path):
+                return
+            write_atomically(path, write_node_report(report))
+            self._reports = {**self._reports, path: Held(stamp(path), report)}
+        self._on_change()
+
+    def report_health(self, health: Callable[[], Mapping[str, Any]]) -> None:
+        """A file has no place for it: `routerd status` tells."""
+
+    def load(self) -> Snapshot:
+        """Reads everything now, without waiting; `run` does so by itself."""
+        self._look(frozenset())
+        self._snapshot = self._merged()
+        return self._snapshot
+
+    async def run(self) -> None:
+        """Watches until it is cancelled; without a working watch it looks every second."""
+        logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells every change at INFO
+        before = ""
+        while True:
+            await self._look_and_publish(frozenset())
+            fault = await self._watch_all(self._watches())
+            if fault:
+                if fault != before:
+                    event(LOGGER, logging.WARNING, "watch-failed", reason=fault)
+                await asyncio.sleep(LOOK_AGAIN / 1000)
+            before = fault
+
+    # --- watching ---
+
+    async def _watch_all(self, watches: frozenset[Watch]) -> str:
+        """Until something else is to be watched, or the fault that ended it."""
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(
+                    self._watch_some([path for path, _, deep in watches if deep is is_deep], watches, stop)
+                )
+                for is_deep in (True, False)
+            ]
+        return next((task.result() for task in tasks if task.result()), "")
+
+    async def _watch_some(self, directories: list[Path], watches: frozenset[Watch], stop: asyncio.Event) -> str:
+        """Until `stop`, which it sets when it ends; the fault if one ended it."""
+        is_deep = self._manifests.directory in directories
+        try:
+            await self._watch(directories, watches, stop, is_deep=is_deep)
+        except (OSError, WatchfilesRustInternalError) as error:
+            return str(error)  # a directory vanished at that moment, or the kernel's limit of watches is reached
+        finally:
+            stop.set()
+        return ""
+
+    def _watches(self) -> frozenset[Watch]:
+        """What there is to watch now."""
+        patterns = [Path(pattern) for pattern in self._report_patterns]
+        beside = {self._allocations_file.parent, *(path.parent for path in [*patterns, *self._report_files()])}
+        root = self._manifests.directory
+        wanted = {(root, True)} | {(path.absolute(), False) for path in beside if not path.is_relative_to(root)}
+        found = ((path, _inode(path), is_deep) for path, is_deep in wanted)
+        return frozenset((path, inode, is_deep) for path, inode, is_deep in found if inode is not None)
+
+    def _report_files(self) -> list[Path]:
+        # Path.glob takes no absolute patterns
+        found = {Path(name).absolute() for pattern in self._report_patterns for name in glob.iglob(pattern)}  # noqa: PTH207
+        return sorted(found)
+
+    async def _watch(
+        self, directories: list[Path], watches: frozenset[Watch], stop: asyncio.Event, *, is_deep: bool
+    ) -> None:
+        """Until something else is to be watched. Without directories it looks from time to time."""
+        if not directories:
+            await self._poll(watches, stop)
+            return
+        async for changes in awatch(
+            *directories,
+            watch_filter=None,
+            debounce=DEBOUNCE,
+            step=STEP,
+            rust_timeout=LOOK_AGAIN,
+            yield_on_timeout=True,
+            recursive=is_deep,
+            ignore_permission_denied=True,
+            stop_event=stop,
+        ):
+            await self._look_and_publish(frozenset(Path(path) for _, path in changes))
+            if self._watches() != watches:
+                stop.set()
+
+    async def _poll(self, watches: frozenset[Watch], stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            try:
+                await asyncio.wait_for(stop.wait(), LOOK_AGAIN / 1000)
+            except TimeoutError:
+                if not watches:
+                    await self._look_and_publish(frozenset())
+                if self._watches() != watches:
+                    stop.set()
+
+    async def _look_and_publish(self, touched: frozenset[Path]) -> None:
+        """Looks again as long as a loss is to be confirmed."""
+        async with self._looking:
+            await self._look_once(touched)
+            while self._manifests.is_losing:
+                await asyncio.sleep(GRACE + 0.005)
+                await self._look_once(frozenset())
+
+    async def _look_once(self, touched: frozenset[Path]) -> None:
+        reports = self.node_reports()
+        snapshot = await asyncio.to_thread(self._look_and_merge, touched)
+        if not self._publish(snapshot) and self.node_reports() != reports:
+            self._on_change()
+
+    def _publish(self, snapshot: Snapshot) -> bool:
+        """Whether it is another one. The allocations may have been written since it was merged."""
+        if self._manifests.is_synced:
+            snapshot = replace(snapshot, allocations=self._allocations.good)
+        if snapshot is self._snapshot or snapshot == self._snapshot:
+            return False
+        self._snapshot = snapshot
+        self._on_change()
+        return True
+
+    # --- reading ---
+
+    def _look_and_merge(self, touched: frozenset[Path]) -> Snapshot:
+        """The same snapshot if no file changed."""
+        return self._merged() if self._look(touched) else self._snapshot
+
+    def _look(self, touched: frozenset[Path]) -> bool:
+        """Reads what changed; True if anything is another than before."""
+        with self._own:
+            before = self._allocations, self._reports
+            found = self._report_files()
+            self._allocations = self._read_allocations(touched)
+            self._reports = {
+                path: refresh(self._reports.get(path, Held()), path, parse_node_report, again=path in touched)
+                for path in found
+            }
+            is_changed = before != (self._allocations, self._reports)
+        own = frozenset({self._allocations_file, *found})
+        return self._manifests.look(time.monotonic(), without=own, touched=touched) or is_changed
+
+    def _read_allocations(self, touched: frozenset[Path]) -> Held[Allocations]:
+        """None before the first ones are published; once known they stay, whatever becomes of the file."""
+        path, held = self._allocations_file, self._allocations
+        if held.good is None and stamp(path) is None and not is_hidden(path):
+            return Held()
+        again = path in touched or (stamp(path) is None and held.error is None)
+        return refresh(held, path, parse_allocations, again=again)
+
+    def _merged(self) -> Snapshot:
+        refusals = tuple(self._faults())
+        if not self._manifests.is_synced:
+            return Snapshot(refusals=refusals, service_cidrs=self._service_cidrs)
+        return merge(
+            self._manifests.loaded(),
+            allocations=self._allocations.good,
+            refusals=refusals,
+            service_cidrs=self._service_cidrs,
+        )
+
+    def _faults(self) -> list[Refusal]:
+        """Files that are wrong, and what follows from it."""
+        found = [_fault(path, held, self._manifests.is_synced) for path, held in sorted(self._manifests.files.items())]
+        found.append(_fault(self._allocations_file, self._allocations, True))
+        found += [_fault(path, held, True) for path, held in sorted(self._reports.items())]
+        if self._manifests.fault:
+            found.append(Refusal(f"file/{self._manifests.directory}", "Unreadable", self._manifests.fault))
+        return [refusal for refusal in found if refusal is not None]
+
+
+def _inode(directory: Path) -> int | None:
+    """None if it is no directory, or cannot be looked at: one above it may not be searched, its NFS handle is stale."""
+    try:
+        status = directory.stat()
+    except OSError:
+        return None
+    return status.st_ino if stat.S_ISDIR(status.st_mode) else None
+
+
+def _fault(path: Path, held: Held[T], is_synced: bool) -> Refusal | None:
+    if held.error is None:
+        return None
+    if held.good is not None:
+        consequence = "what the file last said stays in force"
+    elif is_synced:
+        consequence = "nothing of the file is in force"
+    else:
+        consequence = "nothing at all is done until it is mended"
+    return Refusal(f"file/{path.name}", "InvalidFile", f"{held.error} ({consequence})")

@@ -1,0 +1,177 @@
+"""Events for refusals: one per object, reason and message, counted when it comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from routerd.log import event
+from routerd.model import Refusal
+from routerd.store.kubernetes.client import ApiError, Client
+from routerd.store.kubernetes.resources import (
+    CILIUM_GATEWAY,
+    CILIUM_NAT,
+    CONFIG_MAPS,
+    EVENTS,
+    NODES,
+    POLICIES,
+    POOLS,
+    REPORTS,
+    SERVICES,
+    Resource,
+)
+from routerd.store.kubernetes.watch import Timings
+
+LOGGER = logging.getLogger("routerd.store")
+LONGEST_MESSAGE = 1024  # bytes, of the API
+CLUSTER_SCOPED = "default"  # where Events of objects without namespace go
+FIRST_WORDS: dict[str, Resource] = {
+    "svc": SERVICES,
+    "node": NODES,
+    **{
+        each.kind: each for each in (SERVICES, CONFIG_MAPS, NODES, POLICIES, POOLS, REPORTS, CILIUM_GATEWAY, CILIUM_NAT)
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """The object of an Event."""
+
+    resource: Resource
+    namespace: str
+    name: str
+
+
+def about(refusal: Refusal) -> About | None:
+    """The object that a refusal names; None if it is none of the API server's."""
+    word, _, rest = refusal.object.partition("/")
+    resource = FIRST_WORDS.get(word)
+    if resource is None or not rest:
+        return None
+    namespace, _, name = rest.rpartition("/")
+    is_namespaced = resource in (SERVICES, CONFIG_MAPS)
+    return About(resource, namespace, name) if bool(namespace) == is_namespaced else None
+
+
+def event_name(refusal: Refusal, name: str) -> str:
+    digest = hashlib.sha256(f"{refusal.object}\n{refusal.reason}\n{refusal.message}".encode()).hexdigest()
+    return f"{name[:200]}.{digest[:16]}"
+
+
+def event_body(refusal: Refusal, to: About, uid: str, identity: str, now: str) -> dict[str, Any]:
+    involved = {"apiVersion": to.resource.api_version, "kind": to.resource.kind, "name": to.name, "uid": uid}
+    if to.namespace:
+        involved["namespace"] = to.namespace
+    meta = {"name": event_name(refusal, to.name), "namespace": to.namespace or CLUSTER_SCOPED}
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": meta,
+        "involvedObject": {key: value for key, value in involved.items() if value},
+        "reason": refusal.reason,
+        "message": refusal.message.encode()[:LONGEST_MESSAGE].decode("utf-8", "ignore"),
+        "type": "Warning",
+        "count": 1,
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "source": {"component": "routerd", "host": identity},
+        "reportingComponent": "routerd.io/operator",
+        "reportingInstance": identity[:128],
+    }
+
+
+class Events:
+    """`run` beside the writes of status; `want` says which refusals stand.
+
+    While the API server cannot be reached, what is new waits. Any other failure is logged once and loses the Event.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        identity: str,
+        uid_of: Callable[[str, str, str], str],
+        may_write: Callable[[], bool],
+        timings: Timings,
+    ) -> None:
+        """`uid_of` (kind, namespace, name) gives "" for what is not known."""
+        self._client, self._identity, self._uid_of = client, identity, uid_of
+        self._may_write, self._timings = may_write, timings
+        self._wanted: frozenset[Refusal] = frozenset()
+        self._told: frozenset[Refusal] = frozenset()
+        self._is_wanted = asyncio.Event()
+        self._failed = False
+
+    def want(self, refusals: Iterable[Refusal]) -> None:
+        """All that stand now: one that goes and comes back is told again."""
+        self._wanted = frozenset(refusals)
+        self._told &= self._wanted
+        if self._wanted - self._told:
+            self._is_wanted.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        failures = 0
+        while True:
+            await self._is_wanted.wait()
+            self._is_wanted.clear()
+            if await self._tell_all():
+                failures = 0
+                continue
+            self._is_wanted.set()
+            if self._client.contact.is_lost:
+                await self._client.contact.returned(self._timings.pace)
+                continue
+            pause = min(self._timings.last_pause, self._timings.first_pause * 2 ** min(failures, 16))
+            failures += 1
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+
+    async def _tell_all(self) -> bool:
+        """False if some are left."""
+        for refusal in sorted(self._wanted - self._told, key=lambda one: (one.object, one.reason, one.message)):
+            if refusal not in self._wanted:
+                continue  # it is gone meanwhile
+            if not self._may_write() or self._client.contact.is_lost:
+                return False
+            to = about(refusal)
+            if to is not None and not await self._tell(refusal, to):
+                return False
+            self._told |= {refusal} & self._wanted
+        return True
+
+    async def _tell(self, refusal: Refusal, to: About) -> bool:
+        """False if it is to be tried again."""
+        uid = self._uid_of(to.resource.kind, to.namespace, to.name)
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        body = event_body(refusal, to, uid, self._identity, now)
+        try:
+            await self._write(body)
+            self._failed = False
+        except ApiError as error:
+            if not self._failed:
+                event(LOGGER, logging.WARNING, "event-failed", reason=str(error), object=refusal.object)
+            self._failed = True
+            return not error.is_unreachable
+        return True
+
+    async def _write(self, body: dict[str, Any]) -> None:
+        """Made, or counted if it is there from before."""
+        namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
+        path = EVENTS.object_path(name, namespace)
+        try:
+            await self._client.create(path.rpartition("/")[0], body)
+            return
+        except ApiError as error:
+            if error.status != 409:
+                raise
+        before = await self._client.get(path)
+        meta = {"resourceVersion": before["metadata"]["resourceVersion"]}
+        count = int(before.get("count") or 0) + 1
+        await self._client.patch(path, {"metadata": meta, "count": count, "lastTimestamp": body["lastTimestamp"]})

@@ -1,0 +1,203 @@
+"""What the API server said of one resource, as objects of the model: parsed once per uid and resourceVersion. Pure.
+
+An object that is wrong keeps what it last said, with the error beside it. A new list is compared with what was known:
+only what it really lacks is gone. It makes no request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from routerd.errors import InputError
+from routerd.formats.compose import value_of
+from routerd.formats.document import NOWHERE, Source
+from routerd.formats.objects import Loaded, read_object
+from routerd.model import Refusal
+from routerd.store.kubernetes.resources import ALLOCATIONS, Resource
+
+Raw = Mapping[str, Any]
+
+NOTHING = Loaded()
+# Kinds whose messages point to the object; the others are too many to keep a place for each.
+_PLACED = frozenset({"ConfigMap", "AddressPool", "EgressPolicy", "CiliumEgressGatewayPolicy", "CiliumEgressNATPolicy"})
+_STATUS = frozenset({"Service", "AddressPool", "EgressPolicy", "RouterdNode"})  # whose status routerd writes
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """One object. `status` and `annotations` are kept for those who write them."""
+
+    name: str
+    namespace: str
+    uid: str
+    version: str  # resourceVersion, opaque
+    created: str
+    generation: int = 0
+    loaded: Loaded = NOTHING
+    error: InputError | None = None
+    status: Raw = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)  # of a document of ours
+
+    @property
+    def is_mute(self) -> bool:
+        """Wrong, and it never said anything good."""
+        return self.error is not None and self.loaded == NOTHING
+
+
+Key = tuple[str, str]  # namespace and name
+Read = Callable[[Resource, Raw, "Known | None"], Known]
+
+
+class Collection:
+    """The objects of one resource.
+
+    `synced` once a list was complete; it never ends being so. A start must not take a configuration that cannot be read
+    for an empty one: for kinds that administrators write, every object must also have said something.
+    """
+
+    def __init__(self, resource: Resource, *, keep_status: bool = False) -> None:
+        self.resource = resource
+        self.keep_status = keep_status
+        self.listed = False
+        self.synced = False
+        self.known: dict[Key, Known] = {}
+
+    def read(self, raw: Raw) -> Known:
+        """What is known already is not parsed again."""
+        meta = raw.get("metadata") or {}
+        before = self.known.get(key_of(raw))
+        if before is not None and (before.uid, before.version) == (meta.get("uid"), meta.get("resourceVersion")):
+            return before
+        return read_known(self.resource, raw, before, keep_status=self.keep_status)
+
+    def replace(self, found: Iterable[Known]) -> bool:
+        """A complete list; True if anything is another than before."""
+        known = {(each.namespace, each.name): each for each in found}
+        is_same = len(known) == len(self.known) and all(self.known.get(key) is each for key, each in known.items())
+        is_first, self.known, self.listed = not self.listed, known, True
+        self._settle()
+        return is_first or not is_same
+
+    def put(self, raw: Raw) -> bool:
+        """ADDED or MODIFIED."""
+        key, found = key_of(raw), self.read(raw)
+        if self.known.get(key) is found:
+            return False
+        self.known[key] = found
+        self._settle()
+        return True
+
+    def put_answer(self, raw: Raw) -> bool:
+        """An object as a request of our own was answered: the watch may have said more, or that it is gone."""
+        before, meta = self.known.get(key_of(raw)), raw.get("metadata") or {}
+        if before is None or before.uid != meta.get("uid"):
+            return False
+        versions = before.version, str(meta.get("resourceVersion") or "")
+        is_older = all(each.isdecimal() for each in versions) and int(versions[1]) <= int(versions[0])
+        return not is_older and self.put(raw)
+
+    def remove(self, raw: Raw) -> bool:
+        """DELETED. An object made anew under the same name is another one."""
+        known = self.known.get(key_of(raw))
+        uid = (raw.get("metadata") or {}).get("uid")
+        if known is None or (uid and known.uid and uid != known.uid):
+            return False
+        del self.known[key_of(raw)]
+        self._settle()
+        return True
+
+    def _settle(self) -> None:
+        if self.listed and not self.synced:
+            is_strict = self.resource.kind in _PLACED
+            self.synced = not is_strict or not any(each.is_mute for each in self.known.values())
+
+    def loaded(self) -> list[tuple[tuple[str, str, str, str], Loaded]]:
+        """What the objects say with an order: the older first, then by kind, namespace and name."""
+        kind = self.resource.kind
+        return [((each.created, kind, each.namespace, each.name), each.loaded) for each in self.known.values()]
+
+    def refusals(self) -> list[Refusal]:
+        """Objects that are wrong."""
+        return [self._refusal(each) for each in self.known.values() if each.error is not None]
+
+    def _refusal(self, known: Known) -> Refusal:
+        kind = self.resource.kind
+        if not known.is_mute:
+            consequence = "what it last said stays in force"
+        elif self.synced:
+            consequence = "nothing of it is in force"
+        else:
+            consequence = "nothing that depends on its kind is done until it is mended"
+        reason = "ConfigRefused" if kind == "ConfigMap" else "InvalidObject"
+        return Refusal(display(kind, known.namespace, known.name), reason, f"{known.error} ({consequence})")
+
+
+def key_of(raw: Raw) -> Key:
+    meta = raw.get("metadata") or {}
+    return str(meta.get("namespace") or ""), str(meta.get("name") or "")
+
+
+def read_known(resource: Resource, raw: Raw, before: Known | None, *, keep_status: bool = False) -> Known:
+    """`before` is what the same name said last: its good content survives a mistake, if it is the same object."""
+    meta = raw.get("metadata") or {}
+    namespace, name = key_of(raw)
+    uid = str(meta.get("uid") or "")
+    is_document = resource.kind == "RouterdNode" or (resource.kind == "ConfigMap" and name == ALLOCATIONS)
+    loaded, error = (NOTHING, None) if is_document else _load(resource, raw, namespace, name)
+    if error is not None and before is not None and before.uid == uid:
+        loaded = before.loaded
+    return Known(
+        name=name,
+        namespace=namespace,
+        uid=uid,
+        version=str(meta.get("resourceVersion") or ""),
+        created=str(meta.get("creationTimestamp") or ""),
+        generation=int(meta.get("generation") or 0),
+        loaded=loaded,
+        error=error,
+        status=(raw.get("status") or {}) if keep_status and resource.kind in _STATUS else {},
+        data=(raw.get("data") or {}) if is_document else {},
+    )
+
+
+def _load(resource: Resource, raw: Raw, namespace: str, name: str) -> tuple[Loaded, InputError | None]:
+    source = Source(display(resource.kind, namespace, name)) if resource.kind in _PLACED else NOWHERE
+    try:
+        return read_object(value_of(slim(resource, raw), source)), None
+    except ValueError as error:  # a mistake of ours: it costs the object, not the daemon
+        return NOTHING, InputError(f"not understood: {error}", file=source.file)
+    except InputError as error:
+        return NOTHING, error
+
+
+def slim(resource: Resource, raw: Raw) -> dict[str, Any]:
+    """The parts that readers look at: the rest of a pod is most of it."""
+    meta = raw.get("metadata") or {}
+    kept = {"apiVersion": resource.api_version, "kind": resource.kind}
+    names = ("name", "namespace", "uid", "labels", "annotations", "creationTimestamp")
+    body: dict[str, Any] = {**kept, "metadata": {name: meta[name] for name in names if name in meta}}
+    for part, wanted in _PARTS.get(resource.kind, {"spec": None, "data": None}).items():
+        value = raw.get(part)
+        if isinstance(value, dict) and wanted is not None:
+            value = {name: value[name] for name in wanted if name in value}
+        if value is not None:
+            body[part] = value
+    return body
+
+
+_PARTS: dict[str, dict[str, tuple[str, ...] | None]] = {
+    "Pod": {"spec": ("nodeName", "hostNetwork"), "status": ("phase", "podIP", "podIPs")},
+    "Node": {
+        "spec": ("podCIDR", "podCIDRs", "unschedulable"),
+        "status": ("addresses", "conditions"),
+    },
+    "Namespace": {},
+    "Service": {"spec": None, "status": ("loadBalancer",)},
+    "EndpointSlice": {"addressType": None, "endpoints": None},
+}
+
+
+def display(kind: str, namespace: str, name: str) -> str:
+    return f"{kind}/{namespace}/{name}" if namespace else f"{kind}/{name}"

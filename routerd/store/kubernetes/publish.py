@@ -1,0 +1,188 @@
+"""The active operator's writes to status subresources and Events. What to write is decided in `k8s_status`.
+
+A conflict is read again and decided again. Nothing is written when nothing changed, nor when the lease has run out, nor
+while the API server is away: whoever keeps the lease tries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from ipam.pool import Counts
+from routerd.cluster.ledger import Ledger
+from routerd.log import event
+from routerd.model import IPAddress, Refusal
+from routerd.store.kubernetes.client import ApiError, Client
+from routerd.store.kubernetes.events import Events
+from routerd.store.kubernetes.resources import POLICIES, POOLS, SERVICES
+from routerd.store.kubernetes.status import StatusPatch, policy_patches, pool_patches, service_patches
+from routerd.store.kubernetes.store import KubernetesStore
+from routerd.store.kubernetes.watch import Timings
+
+LOGGER = logging.getLogger("routerd.store")
+AT_ONCE = 16  # requests in flight
+TRIES = 5  # conflicts in a row over one object before a pause
+
+
+class Publisher:
+    """`run` while the lease is held; `wake` when the store or the decision changed."""
+
+    def __init__(
+        self,
+        client: Client,
+        store: KubernetesStore,
+        identity: str,
+        *,
+        ledger: Callable[[], Ledger | None],
+        counts: Callable[[], Mapping[str, Counts]],
+        may_write: Callable[[], bool],
+        timings: Timings,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._client, self._store, self._timings = client, store, timings
+        self._ledger, self._counts, self._may_write = ledger, counts, may_write
+        self._events = Events(client, identity, self._uid_of, may_write, timings)
+        self._wake = asyncio.Event()
+        self._failed: dict[str, tuple[int, float]] = {}  # by object: how often in a row, and when to try again
+        self._undone = False  # the last pass: for want of contact or of the lease, which is no failure of an object's
+        self._refusals: tuple[Refusal, ...] = ()
+        self._recorded: tuple[Ledger | None, frozenset[IPAddress]] = (None, frozenset())
+        # By object, what was written and the version that came of it: a schema of another release drops what it does
+        # not know, and the same write again would not change that.
+        self._written: dict[str, tuple[str, Mapping[str, Any]]] = {}
+        self.writes = 0
+        self.conflicts = 0
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Objects whose status is not written, with why."""
+        return self._refusals
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled. Events wait for no status, and no status for an Event."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._events.run(), name="events")
+            group.create_task(self._publish(), name="status")
+
+    async def _publish(self) -> None:
+        while True:
+            self._wake.clear()
+            self._undone = False
+            patches = self._plan()
+            self._tell()
+            await self._write_all(patches)
+            if self._undone:
+                await self._is_back()
+            else:
+                await self._is_woken()
+
+    async def _is_back(self) -> None:
+        """Contact may be back by now, through others: nothing would wake what was left undone."""
+        if self._client.contact.is_lost:
+            await self._client.contact.returned(self._timings.pace)
+        else:
+            await asyncio.sleep(self._timings.first_pause * random.uniform(0.5, 1.0))
+
+    async def _is_woken(self) -> None:
+        """Until something changed, or what failed is to be tried again."""
+        due = min((when for _, when in self._failed.values()), default=None)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if due is None else max(due - self._clock(), 0.0)):
+                await self._wake.wait()
+
+    def _tell(self) -> None:
+        snapshot = self._store.snapshot()
+        decided = snapshot.allocations.refusals if snapshot.allocations else ()
+        self._events.want((*snapshot.refusals, *decided, *self._refusals))
+
+    def _plan(self) -> list[StatusPatch]:
+        """Nothing before the first decision: until then it is not known which addresses are ours."""
+        if self._ledger() is None:
+            return []
+        snapshot, known = self._store.snapshot(), self._store.known
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        services, refusals = service_patches(known("Service"), snapshot, self._addresses())
+        self._refusals = tuple(refusals)
+        policies = policy_patches(known("EgressPolicy"), snapshot, now)
+        return services + policies + pool_patches(known("AddressPool"), snapshot, self._counts(), now)
+
+    def _addresses(self) -> frozenset[IPAddress]:
+        ledger = self._ledger()
+        if ledger is not self._recorded[0]:
+            self._recorded = (ledger, frozenset(each.address for each in ledger.addresses) if ledger else frozenset())
+        return self._recorded[1]
+
+    def _uid_of(self, kind: str, namespace: str, name: str) -> str:
+        known = self._store.known(kind)
+        return next((each.uid for each in known if (each.namespace, each.name) == (namespace, name)), "")
+
+    async def _write_all(self, patches: list[StatusPatch]) -> None:
+        """What is wrong with one object delays no other."""
+        wanted = {patch.path for patch in patches}
+        self._failed = {path: failed for path, failed in self._failed.items() if path in wanted}
+        self._forget()
+        now, limit = self._clock(), asyncio.Semaphore(AT_ONCE)
+
+        async def one(patch: StatusPatch) -> None:
+            async with limit:
+                await self._write(patch)
+
+        due = [patch for patch in patches if self._failed.get(patch.path, (0, now))[1] <= now]
+        await asyncio.gather(*map(one, due))
+
+    def _forget(self) -> None:
+        """Drops what was written to objects that are gone: they come and go for as long as the operator runs."""
+        known = [(each, one) for each in (SERVICES, POLICIES, POOLS) for one in self._store.known(each.kind)]
+        if len(self._written) > len(known):
+            paths = {each.object_path(one.name, one.namespace, "status") for each, one in known}
+            self._written = {path: written for path, written in self._written.items() if path in paths}
+
+    async def _write(self, patch: StatusPatch) -> None:
+        if self._written.get(patch.path) == (patch.version, patch.status):
+            return
+        if not self._may_write() or self._client.contact.is_lost:
+            self._undone = True
+            return
+        try:
+            raw = await self._client.patch(patch.path, patch.body)
+        except ApiError as error:
+            await self._after(patch, error)
+            return
+        self.writes += 1
+        self._failed.pop(patch.path, None)
+        self._written[patch.path] = (str(raw["metadata"]["resourceVersion"]), patch.status)
+        self._store.take(patch.resource.kind, raw)
+
+    async def _after(self, patch: StatusPatch, error: ApiError) -> None:
+        """A conflict is read again, and decided again at once; anything else later, and later each time."""
+        try:
+            if error.is_conflict:
+                path = patch.resource.object_path(patch.name, patch.namespace)
+                self._store.take(patch.resource.kind, await self._client.get(path))
+        except ApiError as fault:
+            error = fault
+        if error.is_unreachable and self._client.contact.is_lost:
+            self._undone = True
+            return
+        if error.status == 404:
+            self._written.pop(patch.path, None)
+            return  # the watch will say so
+        failures = self._failed.get(patch.path, (0, 0.0))[0] + 1
+        self.conflicts += error.is_conflict
+        if failures == 1 and not error.is_conflict:
+            about = f"{patch.resource.plural}/{patch.name}"
+            event(LOGGER, logging.WARNING, "status-not-written", object=about, reason=str(error))
+        power = failures - (TRIES if error.is_conflict else 1)
+        pause = min(self._timings.last_pause, self._timings.first_pause * 2 ** min(power, 16)) if power >= 0 else 0.0
+        self._failed[patch.path] = (failures, self._clock() + pause * random.uniform(0.5, 1.0))

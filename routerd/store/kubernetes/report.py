@@ -1,0 +1,151 @@
+"""This node's report in its RouterdNode object: written when it changes, and from time to time that it is alive.
+
+What there is to say is looked at every PERIOD, so that no more is written than that, and what was true last always is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from routerd.model import NodeReport, Refusal
+from routerd.store.kubernetes.client import ApiError, Client
+from routerd.store.kubernetes.documents import is_said, is_urgent, report_status, seconds_since
+from routerd.store.kubernetes.resources import REPORTS
+from routerd.store.kubernetes.status import dated
+from routerd.store.kubernetes.watch import Timings
+
+PERIOD = 2.0  # seconds between two writes at least
+RECOVERY = 10.0  # seconds after an outage in which what was said of the store before it stays
+NUMBERS = 10.0  # the same for what is but a number or a message: under churn they change on every node all the time
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The object as it was last read or written."""
+
+    version: str  # resourceVersion
+    status: Mapping[str, Any]
+
+    @property
+    def conditions(self) -> list[Mapping[str, Any]]:
+        return [each for each in self.status.get("conditions") or () if isinstance(each, dict)]
+
+    def age(self, now: datetime) -> float:
+        """Seconds since it was written; infinite if it never was."""
+        return seconds_since(self.status.get("lastSeen"), now)
+
+
+def version_of(raw: Mapping[str, Any]) -> str:
+    return str((raw.get("metadata") or {}).get("resourceVersion") or "")
+
+
+def is_synced(health: Mapping[str, Any]) -> bool:
+    """Whether the condition StoreSynced does not say otherwise."""
+    conditions = {each["type"]: each["status"] for each in health.get("conditions") or ()}
+    return conditions.get("StoreSynced") != "False"
+
+
+class Reporter:
+    """`run` beside the store; `want` and `health` say what to report."""
+
+    def __init__(self, client: Client, node: str, timings: Timings, on_change: Callable[[], None]) -> None:
+        self._client, self._node, self._timings, self._on_change = client, node, timings, on_change
+        self._wanted: NodeReport | None = None
+        self._is_wanted = asyncio.Event()
+        self._fault: ApiError | None = None
+        self._known: Known | None = None  # None = to be read
+        self._written = -math.inf  # of the loop's clock, as is the next
+        self._heartbeat = math.inf
+        self.health: Callable[[], Mapping[str, Any]] = dict  # more of the status; does not fail
+        self.writes = 0
+
+    def want(self, report: NodeReport) -> None:
+        """May be called again and again."""
+        self._wanted = report
+        self._is_wanted.set()
+
+    def _status(self) -> dict[str, Any]:
+        """After an outage, that not everything has been read again yet is nothing to tell: it is in seconds."""
+        health = dict(self.health())
+        if not is_synced(health) and self._client.contact.is_recovering(RECOVERY):
+            health.pop("conditions", None)
+        return {**(report_status(self._wanted) if self._wanted else {}), **health}
+
+    def refusal(self) -> Refusal | None:
+        if self._fault is None:
+            return None
+        reason = "Forbidden" if self._fault.status == 403 else "ReportFailed"
+        return Refusal(f"RouterdNode/{self._node}", reason, f"this node's report is not written: {self._fault}")
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        failures = 0
+        await self._is_wanted.wait()
+        while True:
+            try:
+                await self._report()
+            except ApiError as error:
+                self._known = None
+                failures += 1
+                await self._client.rest(error, self._after(error, failures), self._timings.pace)
+                continue
+            failures = 0
+            self._is(None)
+            await asyncio.sleep(PERIOD)
+
+    def _after(self, error: ApiError, failures: int) -> float:
+        """Takes note of a failure; seconds until the next attempt."""
+        if (error.is_conflict or error.status == 404) and failures == 1:
+            return 0.0  # somebody else wrote it or took it away: ordinary
+        self._is(error)
+        pause: float = min(self._timings.last_pause, self._timings.first_pause * 2 ** min(failures - 1, 16))
+        return max(pause * random.uniform(0.5, 1), error.retry_after)
+
+    def _is(self, fault: ApiError | None) -> None:
+        before, self._fault = self._fault, fault
+        if (before is None) != (fault is None):
+            self._on_change()
+
+    async def _report(self) -> None:
+        """Reads first: after a start, the report is most often there already."""
+        loop = asyncio.get_running_loop()
+        if self._known is None:
+            raw = await self._object()
+            self._known = Known(version_of(raw), raw.get("status") or {})
+            self._heartbeat = loop.time() + self._next_heartbeat() - self._known.age(datetime.now(UTC))
+        known, wanted, now = self._known, self._status(), loop.time()
+        is_news = not is_said(wanted, known.status)
+        is_time = is_urgent(wanted, known.status) or now >= self._written + NUMBERS
+        if (is_news and is_time) or now >= self._heartbeat:
+            self._known = await self._write(wanted, known)
+            self._written, self._heartbeat = now, now + self._next_heartbeat()
+            self.writes += 1
+
+    def _next_heartbeat(self) -> float:
+        return self._timings.heartbeat * random.uniform(0.75, 1.25)
+
+    async def _write(self, wanted: Mapping[str, Any], known: Known) -> Known:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        status = {**wanted, "lastSeen": now}
+        if "conditions" in wanted:
+            status["conditions"] = dated(wanted["conditions"], known.conditions, now)
+        meta = {"name": self._node, "resourceVersion": known.version}
+        body = {"apiVersion": REPORTS.api_version, "kind": REPORTS.kind, "metadata": meta, "status": status}
+        raw = await self._client.patch(REPORTS.object_path(self._node, subresource="status"), body)
+        # What we said and not what became of it: a field that an older CRD drops must not be written for ever.
+        return Known(version_of(raw), {**known.status, **status})
+
+    async def _object(self) -> Mapping[str, Any]:
+        try:
+            return await self._client.get(REPORTS.object_path(self._node))
+        except ApiError as error:
+            if error.status != 404:
+                raise
+        body = {"apiVersion": REPORTS.api_version, "kind": REPORTS.kind, "metadata": {"name": self._node}}
+        return await self._client.create(REPORTS.path, body)

@@ -1,0 +1,238 @@
+"""What the operator shows in the status of objects, from published allocations. Pure: values in, merge patches out.
+
+A service of another class, or one whose status bears an address that is neither ours nor in our pools, is left alone.
+Every patch bears the resourceVersion and the uid of the object that it was decided for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ipam.pool import Counts
+from routerd.cluster.requests import is_ours, service_owner
+from routerd.model import Allocations, EgressGroup, IPAddress, Refusal, Service, Snapshot
+from routerd.store.kubernetes.objects import Known, display
+from routerd.store.kubernetes.resources import POLICIES, POOLS, SERVICES, Resource
+
+CONFLICTS = frozenset({"Conflicting", "PoolConflicting", "Duplicate", "AddressInUse", "PortInUse", "GatewaysDiffer"})
+
+
+@dataclass(frozen=True, slots=True)
+class StatusPatch:
+    """A write to the status subresource."""
+
+    resource: Resource
+    name: str
+    namespace: str
+    version: str
+    status: Mapping[str, Any]
+    uid: str = ""
+
+    @property
+    def path(self) -> str:
+        return self.resource.object_path(self.name, self.namespace, "status")
+
+    @property
+    def body(self) -> dict[str, Any]:
+        meta = {"name": self.name, "resourceVersion": self.version, "uid": self.uid}
+        shown = {"apiVersion": self.resource.api_version, "kind": self.resource.kind}
+        return {**shown, "metadata": meta, "status": dict(self.status)}
+
+
+def _patch(resource: Resource, known: Known, status: Mapping[str, Any]) -> StatusPatch:
+    return StatusPatch(resource, known.name, known.namespace, known.version, status, known.uid)
+
+
+# --- services
+
+
+def service_patches(
+    services: Iterable[Known], snapshot: Snapshot, recorded: Collection[IPAddress]
+) -> tuple[list[StatusPatch], list[Refusal]]:
+    """`recorded`: every address in the ledger."""
+    allocations = snapshot.allocations
+    if allocations is None:
+        return [], []
+    granted = {each.service: each.addresses for each in allocations.services}
+    denied = {refusal.object for refusal in allocations.refusals}
+    patches, refusals = [], []
+    for known in services:
+        found = _service(known)
+        if found is None or not is_ours(found):
+            continue
+        wanted = granted.get(found.key)
+        if wanted is None and service_owner(found.key) not in denied:
+            continue  # not decided yet
+        if found.status_ips == (wanted or ()) and (wanted or not ingress_of(known)):
+            continue
+        if stranger := _stranger(known, found, snapshot, recorded):
+            message = f'its status bears "{stranger}", which is neither ours nor in our pools: it is left alone'
+            refusals.append(Refusal(service_owner(found.key), "StatusOfOther", message))
+        else:
+            ingress = [{"ip": str(address)} for address in wanted or ()]
+            patches.append(_patch(SERVICES, known, {"loadBalancer": {"ingress": ingress}}))
+    return patches, refusals
+
+
+def _service(known: Known) -> Service | None:
+    """As it is now: an object that is wrong still shows what it last said, on which nothing must be written."""
+    if known.error is not None:
+        return None
+    return next((one.object for one in known.loaded.entries if isinstance(one.object, Service)), None)
+
+
+def ingress_of(known: Known) -> list[Mapping[str, Any]]:
+    return list((known.status.get("loadBalancer") or {}).get("ingress") or ())
+
+
+def _stranger(known: Known, found: Service, snapshot: Snapshot, recorded: Collection[IPAddress]) -> str:
+    """The first entry of the status that someone else must have written, "" = none."""
+    hostname = next((str(each["hostname"]) for each in ingress_of(known) if each.get("hostname")), "")
+    blocks = [block for pool in (snapshot.pools or {}).values() for block in pool.blocks]
+    strange = (
+        str(address)
+        for address in found.status_ips
+        if address not in recorded and not any(address in block for block in blocks)
+    )
+    return hostname or next(strange, "")
+
+
+# --- conditions
+
+
+def condition(kind: str, holds: bool, reason: str, message: str, generation: int) -> dict[str, Any]:
+    return {
+        "type": kind,
+        "status": "True" if holds else "False",
+        "reason": reason,
+        "message": message[:32768],
+        "observedGeneration": generation,
+    }
+
+
+def dated(wanted: list[dict[str, Any]], before: Iterable[Mapping[str, Any]], now: str) -> list[dict[str, Any]]:
+    """With the time of the last transition: it stays while the condition's status does."""
+    old = {str(each.get("type")): each for each in before}
+    found = []
+    for each in wanted:
+        last = old.get(each["type"], {})
+        since = last.get("lastTransitionTime") if last.get("status") == each["status"] else None
+        found.append({**each, "lastTransitionTime": since or now})
+    return found
+
+
+def _with_conditions(
+    known: Known, status: dict[str, Any], conditions: list[dict[str, Any]], now: str
+) -> dict[str, Any] | None:
+    """The whole status, or None if it is there already. What we do not set any more is removed."""
+    wanted = {**status, "observedGeneration": known.generation}
+    wanted["conditions"] = dated(conditions, known.status.get("conditions") or (), now)
+    if wanted == dict(known.status):
+        return None
+    return {**dict.fromkeys(known.status), **wanted}
+
+
+def _refusals_by_object(snapshot: Snapshot, allocations: Allocations) -> dict[str, list[Refusal]]:
+    found: dict[str, list[Refusal]] = {}
+    for refusal in (*snapshot.refusals, *allocations.refusals):
+        found.setdefault(refusal.object, []).append(refusal)
+    return found
+
+
+def _conflicting(refusals: list[Refusal], generation: int) -> dict[str, Any]:
+    conflict = next((each for each in refusals if each.reason in CONFLICTS), None)
+    if conflict is None:
+        return condition("Conflicting", False, "NoConflict", "", generation)
+    return condition("Conflicting", True, conflict.reason, conflict.message, generation)
+
+
+# --- egress policies
+
+
+def policy_patches(policies: Iterable[Known], snapshot: Snapshot, now: str) -> list[StatusPatch]:
+    """Of our own kind: Cilium's have no status. `now` in RFC 3339."""
+    allocations = snapshot.allocations
+    if allocations is None or snapshot.policies is None:
+        return []
+    refusals = _refusals_by_object(snapshot, allocations)
+    groups = {key: group for group in allocations.groups for key in group.policies}
+    patches = []
+    for known in policies:
+        key = display("EgressPolicy", "", known.name)
+        group, refused = groups.get(key), refusals.get(key, [])
+        if group is None and not refused:
+            continue  # not decided yet
+        status = _with_conditions(known, _group_status(group), _policy_conditions(known, group, refused), now)
+        if status is not None:
+            patches.append(_patch(POLICIES, known, status))
+    return patches
+
+
+def _group_status(group: EgressGroup | None) -> dict[str, Any]:
+    if group is None:
+        return {}
+    return {
+        "egressIP": str(group.egress_ip),
+        "id": group.id,
+        "epoch": group.epoch,
+        "nodeAddress": group.node_address,
+        "gateways": [{"node": each.node, "slot": each.slot} for each in group.gateways],
+    }
+
+
+def _policy_conditions(known: Known, group: EgressGroup | None, refused: list[Refusal]) -> list[dict[str, Any]]:
+    at = known.generation
+    first = refused[0] if refused else Refusal("", "Pending", "nothing is decided yet")
+    allocated = (
+        condition("Allocated", True, "Allocated", f"egress IP {group.egress_ip}", at)
+        if group is not None
+        else condition("Allocated", False, first.reason, first.message, at)
+    )
+    if group is not None and group.gateways and not refused:
+        nodes = ", ".join(each.node for each in group.gateways)
+        ready = condition("Ready", True, "Ready", f"leaves by {nodes} as {group.egress_ip}", at)
+    else:
+        ready = condition("Ready", False, first.reason, first.message, at)
+    return [ready, allocated, _conflicting(refused, at)]
+
+
+# --- pools
+
+
+def pool_patches(
+    pools: Iterable[Known], snapshot: Snapshot, counts: Mapping[str, Counts], now: str
+) -> list[StatusPatch]:
+    """Pools that come from ConfigMaps have no status."""
+    allocations = snapshot.allocations
+    if allocations is None or snapshot.pools is None:
+        return []
+    refusals = _refusals_by_object(snapshot, allocations)
+    patches = []
+    for known in pools:
+        refused = refusals.get(display("AddressPool", "", known.name), [])
+        count = counts.get(known.name)
+        if count is None and not refused:
+            continue
+        status = _with_conditions(known, _counts(count), _pool_conditions(known, refused), now)
+        if status is not None:
+            patches.append(_patch(POOLS, known, status))
+    return patches
+
+
+def _counts(count: Counts | None) -> dict[str, Any]:
+    if count is None:
+        return {}
+    # An IPv6 pool has more addresses than an int64 holds.
+    names = ("total", "free", "used", "cooling", "reserved")
+    return {name: min(getattr(count, name), 2**63 - 1) for name in names}
+
+
+def _pool_conditions(known: Known, refused: list[Refusal]) -> list[dict[str, Any]]:
+    at = known.generation
+    if refused:
+        ready = condition("Ready", False, refused[0].reason, refused[0].message, at)
+    else:
+        ready = condition("Ready", True, "Ready", "", at)
+    return [ready, _conflicting(refused, at)]

@@ -1,0 +1,258 @@
+"""The Kubernetes store: objects of the API server as snapshots, for the same roles as the embedded store.
+
+Every kind is listed and watched by itself (`k8s_watch`); a part of the snapshot is None until each kind that it rests
+on was read once, and keeps what was last read while the API server is away. This module puts the parts together and
+publishes this node's report; what the operator writes is in `k8s_ledger` and `k8s_status`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from routerd.errors import InputError, StoreError
+from routerd.model import (
+    Allocations,
+    EndpointSlice,
+    IPNetwork,
+    Namespace,
+    Node,
+    NodeReport,
+    Pod,
+    Refusal,
+    Service,
+    Snapshot,
+)
+from routerd.store.interface import Responses, StoreStatus
+from routerd.store.kubernetes.client import Client
+from routerd.store.kubernetes.documents import read_allocations, read_report
+from routerd.store.kubernetes.objects import Collection, Known, Raw, key_of
+from routerd.store.kubernetes.report import Reporter
+from routerd.store.kubernetes.resources import ALLOCATIONS, Resource
+from routerd.store.kubernetes.watch import Reflector, Timings
+from routerd.store.merge import merge
+
+T = TypeVar("T")
+LOGGER = logging.getLogger("routerd.store")
+CONFIG_KINDS = frozenset({"ConfigMap", "AddressPool"})
+POLICY_KINDS = frozenset({"EgressPolicy", "CiliumEgressGatewayPolicy", "CiliumEgressNATPolicy"})
+TIMINGS = Timings()
+SHARE = 1  # a merge is followed by a pause of this many times its length: churn cannot take the whole processor
+LONGEST_PAUSE = 0.5  # seconds
+
+
+class KubernetesStore:
+    """See `routerd.store.interface.Store`. Everything runs in the event loop; `client` is open while `run` runs."""
+
+    def __init__(
+        self,
+        client: Client,
+        resources: Iterable[Resource],
+        *,
+        namespace: str,
+        node: str = "",
+        service_cidrs: tuple[IPNetwork, ...] = (),
+        on_change: Callable[[], None] = lambda: None,
+        timings: Timings = TIMINGS,
+        keep_status: bool = False,
+        publish: Callable[[Allocations], None] | None = None,
+    ) -> None:
+        """`node`: whose report is written, "" = none. `publish`: how allocations are written, by an operator."""
+        self.namespace = namespace
+        self._client = client
+        self.reflectors = [
+            Reflector(client, Collection(each, keep_status=keep_status), self._changed_in(each.kind), timings)
+            for each in resources
+        ]
+        self.publish = publish
+        self._service_cidrs = service_cidrs
+        self._on_change = on_change
+        self._timings = timings
+        self._reporter = Reporter(client, node, timings, self._changed_in("")) if node else None
+        self._dirty = {each.collection.resource.kind for each in self.reflectors}
+        self._changed = asyncio.Event()
+        self._allocations: tuple[str, Allocations | None, InputError | None] = ("", None, None)
+        self._reports: dict[str, NodeReport] | None = None
+        self._merge_refusals: tuple[Refusal, ...] = ()
+        self._snapshot = Snapshot(service_cidrs=service_cidrs)
+
+    # --- what others call
+
+    def snapshot(self) -> Snapshot:
+        return self._snapshot
+
+    def node_reports(self) -> Mapping[str, NodeReport] | None:
+        """None = not read yet, or not read by this role."""
+        return self._reports
+
+    def write_allocations(self, allocations: Allocations) -> None:
+        """Called in a worker thread. Raises StoreError."""
+        if self.publish is None:
+            raise StoreError("only the active operator publishes allocations")
+        self.publish(allocations)
+
+    def write_node_report(self, report: NodeReport) -> None:
+        """Returns at once; the report is written beside, again and again until it is accepted."""
+        if self._reporter is not None:
+            self._reporter.want(report)
+
+    def report_health(self, health: Callable[[], Mapping[str, Any]]) -> None:
+        """`health` gives more of the status of this node's RouterdNode whenever a report is written."""
+        if self._reporter is not None:
+            self._reporter.health = health
+
+    def status(self) -> StoreStatus:
+        answers = sorted(self._client.responses.items())
+        return StoreStatus(
+            tuple(each.status() for each in self.reflectors),
+            dict(self._client.requests),
+            tuple(
+                Responses(method, str(code) if code else "none", count) for (method, code), count in answers if count
+            ),
+        )
+
+    async def run(self) -> None:
+        """Watches until it is cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for each in self.reflectors:
+                group.create_task(each.run(), name=f"watch-{each.collection.resource.label}")
+            if self._reporter is not None:
+                group.create_task(self._reporter.run(), name="report")
+            group.create_task(self._merge_changes(), name="merge")
+
+    def known(self, kind: str) -> Iterable[Known]:
+        """Objects as read, with uid and resourceVersion: for those who write their status."""
+        return [known for each in self._of(kind) for known in each.known.values()]
+
+    def take(self, kind: str, raw: Raw) -> None:
+        """An object as the API server answered it to a request: the watch says the same a moment later, or has."""
+        for each in self.reflectors:
+            resource, (namespace, _) = each.collection.resource, key_of(raw)
+            is_here = resource.kind == kind and resource.namespace in ("", namespace)
+            if is_here and each.collection.listed and each.collection.put_answer(raw):
+                each.on_change()
+
+    def published(self, raw: Raw, allocations: Allocations) -> None:
+        """What this process itself has just published need not be read again."""
+        self._allocations = (str((raw.get("metadata") or {}).get("resourceVersion")), allocations, None)
+        self.take("ConfigMap", raw)
+
+    # --- changes
+
+    def _changed_in(self, kind: str) -> Callable[[], None]:
+        def changed() -> None:
+            self._dirty.add(kind)
+            self._changed.set()
+
+        return changed
+
+    async def _merge_changes(self) -> None:
+        while True:
+            await self._changed.wait()
+            await asyncio.sleep(self._timings.gather)
+            self._changed.clear()
+            began = time.perf_counter()
+            self.merge()
+            await asyncio.sleep(min(SHARE * (time.perf_counter() - began), LONGEST_PAUSE))
+
+    def merge(self) -> None:
+        """Makes the snapshot anew from what changed, and tells."""
+        dirty, self._dirty = self._dirty, set()
+        before, reports = self._snapshot, self._reports
+        found = self._cluster_parts(before, dirty)
+        if dirty & (CONFIG_KINDS | POLICY_KINDS):
+            found = self._config_parts(found)
+        if "RouterdNode" in dirty and self._is_synced("RouterdNode"):
+            self._reports = self._read_reports()
+        refusals = self._refusals()
+        if refusals != before.refusals:
+            found = replace(found, refusals=refusals)
+        if found is not before and found != before:
+            self._snapshot = found
+            self._on_change()
+        elif self._reports != reports:
+            self._on_change()
+
+    # --- parts of the snapshot
+
+    def _of(self, *kinds: str) -> list[Collection]:
+        return [each.collection for each in self.reflectors if each.collection.resource.kind in kinds]
+
+    def _is_synced(self, *kinds: str) -> bool:
+        """False for a kind that this role does not read."""
+        read = self._of(*kinds)
+        return bool(read) and all(each.synced for each in read)
+
+    def _cluster_parts(self, now: Snapshot, dirty: set[str]) -> Snapshot:
+        if "Node" in dirty and self._is_synced("Node"):
+            now = replace(now, nodes={each.name: each for each in self._objects("Node", Node)})
+        if "Namespace" in dirty and self._is_synced("Namespace"):
+            now = replace(now, namespaces={each.name: each for each in self._objects("Namespace", Namespace)})
+        if "Pod" in dirty and self._is_synced("Pod"):
+            now = replace(now, pods={each.key: each for each in self._objects("Pod", Pod)})
+        if "Service" in dirty and self._is_synced("Service"):
+            now = replace(now, services={each.key: each for each in self._objects("Service", Service)})
+        if "EndpointSlice" in dirty and self._is_synced("EndpointSlice"):
+            now = replace(now, endpoint_slices=tuple(self._objects("EndpointSlice", EndpointSlice)))
+        return now
+
+    def _objects(self, kind: str, model: type[T]) -> list[T]:
+        """Sorted by namespace and name."""
+        (collection,) = self._of(kind)
+        entries = (entry for _, known in sorted(collection.known.items()) for entry in known.loaded.entries)
+        return [entry.object for entry in entries if isinstance(entry.object, model)]
+
+    def _config_parts(self, now: Snapshot) -> Snapshot:
+        """Pools, peers and policies, which may lie in several kinds; and what was published."""
+        loaded = [one for each in self._of(*CONFIG_KINDS, *POLICY_KINDS) for one in each.loaded()]
+        merged = merge([one for _, one in sorted(loaded, key=lambda one: one[0])], allocations=None)
+        self._merge_refusals = merged.refusals
+        if self._is_synced("ConfigMap"):
+            now = replace(now, bgp=merged.bgp, allocations=self._read_allocations())
+        if self._is_synced(*CONFIG_KINDS):
+            now = replace(now, pools=merged.pools)
+        if self._is_synced(*POLICY_KINDS):
+            now = replace(now, policies=merged.policies)
+        return now
+
+    def _read_allocations(self) -> Allocations | None:
+        """None before the first ones are published; once known they stay, whatever becomes of the ConfigMap."""
+        known = next((one for one in self.known("ConfigMap") if self._is_published(one)), None)
+        version, good, _ = self._allocations
+        if known is None or known.version == version:
+            return good
+        place = f"ConfigMap/{known.namespace}/{known.name}"
+        try:
+            self._allocations = (known.version, read_allocations(known.data, place), None)
+        except InputError as error:
+            self._allocations = (known.version, good, error)
+        except ValueError as error:  # a mistake of ours: it costs the document, not the daemon
+            self._allocations = (known.version, good, InputError(f"not understood: {error}", file=place))
+        return self._allocations[1]
+
+    def _is_published(self, known: Known) -> bool:
+        return (known.namespace, known.name) == (self.namespace, ALLOCATIONS)
+
+    def _read_reports(self) -> dict[str, NodeReport]:
+        found = (read_report(known.name, known.status) for known in self.known("RouterdNode"))
+        return {report.node: report for report in found if report is not None}
+
+    def _refusals(self) -> tuple[Refusal, ...]:
+        found = [*self._merge_refusals]
+        for each in self.reflectors:
+            found += each.collection.refusals()
+            found += [refusal] if (refusal := each.refusal()) is not None else []
+        error = self._allocations[2]
+        if error is not None:
+            message = f"{error} (what was last published stays in force)"
+            found.append(Refusal(f"ConfigMap/{self.namespace}/{ALLOCATIONS}", "InvalidFile", message))
+        if self._reporter is not None and (refusal := self._reporter.refusal()) is not None:
+            found.append(refusal)
+        return tuple(sorted(set(found), key=lambda one: (one.object, one.reason, one.message)))
+
+
+__all__ = ["KubernetesStore", "Timings"]

@@ -1,0 +1,183 @@
+"""How a node is, for its RouterdNode object: an agent's status in the words of the Kubernetes API. Pure.
+
+    StoreSynced        everything was read, is read on, and nothing that drives the whole node was refused
+    DatapathAttached   the eBPF programs are where they should be; absent where egress is switched off
+    BGPEstablished     every session that this node should have is up; absent where BGP is switched off
+    Ready              all of these, and nothing of the node's own is refused
+
+What is wrong with one service, policy, pool or pod is told there, and makes no node unready: a service without an
+endpoint on this node is ordinary. Conditions bear no times, which the writer adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from routerd.model import IPAddress, Refusal, Snapshot
+from routerd.node.sessions import peers_here
+from routerd.tell.status import AgentStatus, PeerStatus
+
+GRACE = 10.0  # seconds after a start in which only good is told: what was said before is most often true again soon
+OF_THE_NODE = frozenset({"node", "uplink", "peer", "path", "speaker", "bgp"})  # kinds of objects of refusals
+OF_THE_STORE = frozenset({"store", "ConfigMap"})
+LONGEST = 1024  # characters of a message
+
+
+@dataclass(frozen=True, slots=True)
+class Enabled:
+    """What the configuration has this node do."""
+
+    bgp: bool = True
+    egress: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """`holds` None = not known yet."""
+
+    type: str
+    holds: bool | None
+    reason: str
+    message: str = ""
+
+    def as_json(self) -> dict[str, str]:
+        status = "Unknown" if self.holds is None else str(self.holds)
+        return {"type": self.type, "status": status, "reason": self.reason, "message": self.message[:LONGEST]}
+
+
+def node_health(status: AgentStatus, snapshot: Snapshot, enabled: Enabled, age: float) -> dict[str, Any]:
+    """Part of a RouterdNode's status; {} = nothing to say yet.
+
+    `snapshot` is what `status` was made from, `age` is in seconds since the agent started.
+    """
+    own = _own_refusals(status, snapshot)
+    peers = _peers(status, snapshot, own)
+    parts = [_store(status, own)]
+    parts += [_datapath(status)] if enabled.egress else []
+    parts += [_bgp(status, peers, own)] if enabled.bgp else []
+    ready = _ready(status, parts, own)
+    if not ready.holds and age < GRACE:
+        return {}
+    found: dict[str, Any] = {"conditions": [each.as_json() for each in (ready, *parts)]}
+    if enabled.bgp:
+        found["peers"] = peers
+    if status.generation is not None:
+        found["generation"] = status.generation
+    return found
+
+
+def _own_refusals(status: AgentStatus, snapshot: Snapshot) -> tuple[Refusal, ...]:
+    """What of the node's own is refused, and of the store; not what is wrong with what people wrote."""
+
+    def is_own(refusal: Refusal) -> bool:
+        kind = refusal.object.partition("/")[0]
+        return kind in OF_THE_STORE or (kind in OF_THE_NODE and refusal not in snapshot.refusals)
+
+    return tuple(filter(is_own, status.refusals))
+
+
+def _of(refusals: Iterable[Refusal], *kinds: str) -> Refusal | None:
+    """The first whose object is of one of the kinds."""
+    return next((each for each in refusals if each.object.partition("/")[0] in kinds), None)
+
+
+# --- conditions
+
+
+def _failed(kind: str, refusal: Refusal) -> Condition:
+    return Condition(kind, False, refusal.reason, f"{refusal.object}: {refusal.message}")
+
+
+def _store(status: AgentStatus, own: tuple[Refusal, ...]) -> Condition:
+    refusal = _of(own, *OF_THE_STORE)
+    if refusal is not None:
+        return _failed("StoreSynced", refusal)
+    if status.missing:
+        return Condition("StoreSynced", False, "NotSynced", f"not read yet: {', '.join(status.missing)}")
+    return Condition("StoreSynced", True, "Synced")
+
+
+def _datapath(status: AgentStatus) -> Condition:
+    if status.rounds.last_error:
+        return Condition("DatapathAttached", False, "RoundFailed", status.rounds.last_error)
+    if not status.datapath:
+        return Condition("DatapathAttached", False, "NotAttached", "the datapath is not attached, or cannot be read")
+    return Condition("DatapathAttached", True, "Attached")
+
+
+def _bgp(status: AgentStatus, peers: list[dict[str, Any]], own: tuple[Refusal, ...]) -> Condition:
+    kind = "BGPEstablished"
+    if status.missing and not peers:
+        return Condition(kind, None, "NotSynced", "the peers are not known yet")
+    if any(each.reason == "UnknownNode" for each in own):
+        return Condition(kind, None, "UnknownNode", "the store has no Node of this name")
+    if not peers:
+        return Condition(kind, True, "NoPeers", "no peer is configured for this node")
+    down = [each for each in peers if each["state"] != "up"]
+    if not down:
+        return Condition(kind, True, "Established", f"{len(peers)} of {len(peers)} sessions are up")
+    refusal = _of(own, "speaker") or next((each for each in own if each.object in _objects_of(down[0])), None)
+    which = "; ".join(f"{each.get('name') or each['address']}: {each['message']}" for each in down)
+    reason = refusal.reason if refusal is not None else "SessionDown"
+    return Condition(kind, False, reason, f"{len(peers) - len(down)} of {len(peers)} sessions are up; {which}")
+
+
+def _objects_of(peer: dict[str, Any]) -> tuple[str, ...]:
+    return f"peer/{peer['address']}", f"peer/{peer.get('name')}"
+
+
+def _ready(status: AgentStatus, parts: list[Condition], own: tuple[Refusal, ...]) -> Condition:
+    """What keeps the node from being ready, the gravest first: what the rest follows from."""
+    by_type = {each.type: each for each in parts}
+    store, datapath, bgp = (by_type.get(name) for name in ("StoreSynced", "DatapathAttached", "BGPEstablished"))
+    node, other = _of(own, "node", "uplink"), _of(own, *OF_THE_NODE)
+    candidates = (
+        store,
+        _failed("Ready", node) if node is not None else None,
+        Condition("Ready", False, "ConfigurationRefused", status.config_error) if status.config_stale else None,
+        datapath,
+        bgp,
+        _failed("Ready", other) if other is not None else None,
+    )
+    worst = next((each for each in candidates if each is not None and not each.holds), None)
+    if worst is not None:
+        return Condition("Ready", False, worst.reason, worst.message)
+    if not status.ready:
+        return Condition("Ready", False, "NotReady", status.not_ready_because())
+    return Condition("Ready", True, "Ready")
+
+
+# --- peers
+
+
+def _peers(status: AgentStatus, snapshot: Snapshot, own: tuple[Refusal, ...]) -> list[dict[str, Any]]:
+    """Every peer that this node should have, by address, of which the API allows one each."""
+    told = {each.object.removeprefix("peer/"): each.message for each in own if each.object.startswith("peer/")}
+    found = {each.view.address: _session(each, told) for each in status.peers}
+    for address, peer in _refused(status, snapshot, told):
+        found.setdefault(address, peer)
+    return [found[address] for address in sorted(found, key=lambda address: (address.version, int(address)))]
+
+
+def _session(each: PeerStatus, told: dict[str, str]) -> dict[str, Any]:
+    view = each.view
+    shown: dict[str, Any] = {"address": str(view.address), "state": view.state or ("up" if view.up else "unknown")}
+    shown |= {"name": each.name} if each.name else {}
+    if view.up:
+        return {**shown, "paths": view.announced}
+    message = told.get(shown["address"]) or view.last_error or "no speaker is connected"
+    return {**shown, "paths": 0, "message": message[:LONGEST]}
+
+
+def _refused(
+    status: AgentStatus, snapshot: Snapshot, told: dict[str, str]
+) -> Iterator[tuple[IPAddress, dict[str, Any]]]:
+    """Peers to which no session is opened."""
+    here = (snapshot.nodes or {}).get(status.node)
+    for peer in peers_here(snapshot.bgp.peers, here) if snapshot.bgp is not None and here is not None else ():
+        if peer.label in told:
+            shown = {"address": str(peer.address), "state": "refused", "paths": 0}
+            shown |= {"name": peer.name} if peer.name else {}
+            yield peer.address, {**shown, "message": told[peer.label][:LONGEST]}

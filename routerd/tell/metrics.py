@@ -1,0 +1,231 @@
+"""Prometheus metrics of a daemon, made from its status at the moment of the scrape; names are in docs/metrics.md.
+
+It must not touch the kernel, the speaker or a daemon's loop: a scrape reads one frozen value, from another thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from routerd.store.interface import ResourceStatus, StoreStatus
+from routerd.tell.status import BUCKETS, AgentStatus, PeerStatus, Rounds
+
+if TYPE_CHECKING:
+    from ipam.pool import Counts
+    from routerd.tell.operator_status import OperatorStatus, Tenure
+
+Sample = tuple[tuple[str, ...], float]
+
+
+def _gauge(name: str, help_text: str, labels: tuple[str, ...], samples: Iterable[Sample]) -> Metric:
+    family = GaugeMetricFamily(name, help_text, labels=labels)
+    for values, number in samples:
+        family.add_metric(values, number)
+    return family
+
+
+def _counter(name: str, help_text: str, labels: tuple[str, ...], samples: Iterable[Sample]) -> Metric:
+    family = CounterMetricFamily(name, help_text, labels=labels)
+    for values, number in samples:
+        family.add_metric(values, number)
+    return family
+
+
+def _one(number: float) -> list[Sample]:
+    return [((), float(number))]
+
+
+def _build(version: str) -> Iterator[Metric]:
+    yield _gauge("routerd_build_info", "The running version; always 1.", ("version",), [((version,), 1.0)])
+
+
+def _refusals(by_reason: Mapping[str, int]) -> Iterator[Metric]:
+    samples = [((reason,), float(count)) for reason, count in by_reason.items()]
+    yield _gauge("routerd_refusals", "Things wanted that are not done now, by reason.", ("reason",), samples)
+
+
+def _agent(status: AgentStatus) -> Iterator[Metric]:
+    yield from _build(status.version)
+    yield _gauge("routerd_config_loaded", "1 if a configuration is in use.", (), _one(status.config_loaded))
+    yield _gauge(
+        "routerd_config_stale", "1 if the newest configuration was refused and an older one works on.", (),
+        _one(status.config_stale),
+    )  # fmt: skip
+    yield _gauge("routerd_store_synced", "1 if every part of the store has been read.", (), _one(not status.missing))
+    yield _gauge("routerd_ready", "1 if the last round was done and nothing is missing.", (), _one(status.ready))
+    yield from _refusals(status.refusals_by_reason())
+
+
+def _brake(status: AgentStatus) -> Iterator[Metric]:
+    text = "Paths whose withdrawal is held, because they are many and no change explains it."
+    yield _gauge("routerd_bgp_brake_held_paths", text, (), _one(status.braked))
+
+
+def _durations(name: str, help_text: str, rounds: Rounds) -> Metric:
+    buckets = [(str(bound), float(count)) for bound, count in zip(BUCKETS, rounds.buckets, strict=True)]
+    buckets.append(("+Inf", float(rounds.done)))
+    return HistogramMetricFamily(name, help_text, buckets=buckets, sum_value=rounds.seconds)
+
+
+def _rounds(rounds: Rounds) -> Iterator[Metric]:
+    yield _durations("routerd_reconcile_duration_seconds", "Time of a round: decide, read back, apply.", rounds)
+    yield _counter("routerd_reconcile_errors", "Rounds that failed and were tried again.", (), _one(rounds.errors))
+    yield _gauge(
+        "routerd_reconcile_held", "1 if the last round left something undone on purpose.", (), _one(bool(rounds.held))
+    )
+
+
+def _bgp(peers: tuple[PeerStatus, ...]) -> Iterator[Metric]:
+    def samples(number: Callable[[PeerStatus], float]) -> list[Sample]:
+        return [((peer.label,), float(number(peer))) for peer in peers]
+
+    label = ("peer",)
+    yield _gauge("routerd_bgp_session_up", "1 if the session is Established.", label, samples(lambda p: p.view.up))
+    yield _gauge(
+        "routerd_bgp_announced_prefixes", "Paths that the speaker holds for the peer.", label,
+        samples(lambda p: p.view.announced),
+    )  # fmt: skip
+    yield _gauge(
+        "routerd_bgp_desired_prefixes", "Paths that the peer should have.", label, samples(lambda p: p.desired)
+    )
+    yield _counter(
+        "routerd_bgp_session_flaps",
+        "How often the session went from up to down.",
+        label,
+        samples(lambda p: p.view.flaps),
+    )
+
+
+def _egress(status: AgentStatus) -> Iterator[Metric]:
+    yield _gauge("routerd_egress_datapath_up", "1 if the datapath is attached and was read.", (), _one(status.datapath))
+    yield _counter(
+        "routerd_egress_dropped_packets", "Packets that the datapath dropped, by reason.", ("reason",),
+        [((reason,), float(count)) for reason, count in sorted(status.drops.items())],
+    )  # fmt: skip
+    yield _counter(
+        "routerd_egress_packets", "Packets that the datapath took and passed on, by outcome.", ("outcome",),
+        [((outcome,), float(count)) for outcome, count in sorted(status.passed.items())],
+    )  # fmt: skip
+    yield _gauge("routerd_egress_nat_entries", "Live flows translated at this gateway.", (), _one(status.nat_entries))
+    yield _gauge(
+        "routerd_egress_nat_limit", "Flows that this gateway can translate at once.", (), _one(status.nat_room)
+    )
+    yield _gauge("routerd_egress_pods", "Pods of this node that a policy selects.", (), _one(status.steered_pods))
+
+
+def _pools(status: AgentStatus) -> Iterator[Metric]:
+    rows = [(str(row["pool"]), float(row["addresses"] or 0), float(row["used"] or 0)) for row in status.pools]
+    yield from _pool_sizes(rows)
+
+
+def _pool_sizes(pools: list[tuple[str, float, float]]) -> Iterator[Metric]:
+    """Name, addresses, and how many have an owner."""
+    sizes = [((name,), size) for name, size, _ in pools]
+    used = [((name,), used) for name, _, used in pools]
+    yield _gauge("routerd_pool_addresses", "Addresses that the pool can give.", ("pool",), sizes)
+    yield _gauge("routerd_pool_addresses_in_use", "Addresses of the pool that have an owner.", ("pool",), used)
+
+
+def _store(store: StoreStatus) -> Iterator[Metric]:
+    def samples(number: Callable[[ResourceStatus], float]) -> list[Sample]:
+        return [((each.resource,), float(number(each))) for each in store.resources]
+
+    label = ("resource",)
+    synced, stale = "1 if the resource has been read once.", "Time since the resource could last be read, 0 if it can."
+    yield _gauge("routerd_store_resource_synced", synced, label, samples(lambda r: r.synced))
+    yield _gauge("routerd_store_stale_seconds", stale, label, samples(lambda r: r.stale))
+    yield _counter("routerd_store_lists", "Complete lists of the resource.", label, samples(lambda r: r.lists))
+    yield _counter("routerd_store_watches", "Watches that were opened.", label, samples(lambda r: r.watches))
+    requests = [((method,), float(count)) for method, count in sorted(store.requests.items())]
+    yield _counter("routerd_store_requests", "Requests to the API server.", ("method",), requests)
+    responses = [((each.method, each.code), float(each.count)) for each in store.responses]
+    text = 'Answers of the API server, by HTTP status; "none" = it did not answer.'
+    yield _counter("routerd_store_responses", text, ("method", "code"), responses)
+
+
+def _operator(status: OperatorStatus) -> Iterator[Metric]:
+    yield from _build(status.version)
+    read = not status.missing
+    yield _gauge("routerd_store_synced", "1 if every part of the store has been read.", (), _one(read))
+    yield _gauge("routerd_ready", "1 if the operator could decide at once, active or not.", (), _one(status.ready))
+    yield from _refusals(status.refusals_by_reason())
+    yield _gauge("routerd_operator_active", "1 if this operator is the one that decides.", (), _one(status.active))
+    text = "Time of a round: decide, record, publish."
+    yield _durations("routerd_operator_decision_duration_seconds", text, status.rounds)
+    text = "Rounds that failed and were made again."
+    yield _counter("routerd_operator_decision_errors", text, (), _one(status.rounds.errors))
+    generation = [] if status.generation is None else _one(status.generation)
+    yield _gauge("routerd_operator_generation", "Of the allocations that were decided last.", (), generation)
+
+
+def _counts(counts: Mapping[str, Counts]) -> Iterator[Metric]:
+    pools = sorted(counts.items())
+    yield from _pool_sizes([(name, each.total, each.used) for name, each in pools])
+    states = [
+        ((name, state), float(getattr(each, state)))
+        for name, each in pools
+        for state in ("free", "used", "cooling", "reserved")
+    ]
+    text = "Addresses of the pool by state; the states add up to all of them."
+    yield _gauge("routerd_operator_pool_addresses", text, ("pool", "state"), states)
+
+
+def _tenure(tenure: Tenure) -> Iterator[Metric]:
+    changes = [(("acquired",), float(tenure.acquired)), (("lost",), float(tenure.lost))]
+    text = "How often this operator got or lost the lease."
+    yield _counter("routerd_operator_lease_transitions", text, ("change",), changes)
+    text = "Writes to the status of objects."
+    yield _counter("routerd_operator_status_writes", text, (), _one(tenure.writes))
+    text = "Writes to the status of objects that came after someone else's, and were decided again."
+    yield _counter("routerd_operator_status_conflicts", text, (), _one(tenure.conflicts))
+
+
+def operator_families(status: OperatorStatus) -> Iterator[Metric]:
+    """Every metric family of an operator, in the order of the documentation."""
+    yield from _operator(status)
+    yield from _counts(status.counts)
+    if status.tenure is not None:
+        yield from _tenure(status.tenure)
+    if status.store is not None:
+        yield from _store(status.store)
+
+
+def families(status: AgentStatus) -> Iterator[Metric]:
+    """Every metric family, in the order of the documentation."""
+    yield from _agent(status)
+    yield from _rounds(status.rounds)
+    yield from _bgp(status.peers)
+    yield from _brake(status)
+    yield from _egress(status)
+    yield from _pools(status)
+    if status.store is not None:
+        yield from _store(status.store)
+
+
+class StatusCollector(Collector):
+    """Turns the status of the moment into metrics at each scrape."""
+
+    def __init__(self, collect: Callable[[], Iterator[Metric]]) -> None:
+        self._collect = collect
+
+    def collect(self) -> Iterator[Metric]:
+        return self._collect()
+
+
+def registry(status: Callable[[], AgentStatus]) -> CollectorRegistry:
+    return _registry(lambda: families(status()))
+
+
+def operator_registry(status: Callable[[], OperatorStatus]) -> CollectorRegistry:
+    return _registry(lambda: operator_families(status()))
+
+
+def _registry(collect: Callable[[], Iterator[Metric]]) -> CollectorRegistry:
+    found = CollectorRegistry(auto_describe=False)
+    found.register(StatusCollector(collect))
+    return found

@@ -1,0 +1,147 @@
+"""What an agent tells about itself: one frozen value that the status API, metrics and health checks all read.
+
+Pure. It bears no password, key or other secret; what is not known yet is None or empty.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+
+from routerd.model import Refusal
+from routerd.store.interface import StoreStatus
+from routerd.tell.views import PeerView, Row
+
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds, upper bounds
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """Counts of reconcile rounds since the agent's start; times in seconds."""
+
+    done: int = 0
+    errors: int = 0
+    whole: int = 0  # that had everything they needed, and went well
+    seconds: float = 0.0  # sum of all rounds
+    last_seconds: float = 0.0
+    buckets: tuple[int, ...] = (0,) * len(BUCKETS)  # rounds that took at most BUCKETS[i]
+    last_error: str = ""  # of the last round, "" = it went well
+    held: str = ""  # why the last round left something undone on purpose, "" = nothing
+
+    def after(self, seconds: float, error: str = "", held: str = "", *, whole: bool = True) -> Rounds:
+        """`whole`: everything was read that the round needed."""
+        return Rounds(
+            done=self.done + 1,
+            errors=self.errors + bool(error),
+            whole=self.whole + (whole and not error),
+            seconds=self.seconds + seconds,
+            last_seconds=seconds,
+            buckets=tuple(n + (seconds <= bound) for n, bound in zip(self.buckets, BUCKETS, strict=True)),
+            last_error=error,
+            held=held,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """One session: what the speaker says of it and how many paths it should carry."""
+
+    label: str  # as in metrics: the peer's name, else its address
+    view: PeerView
+    desired: int = 0  # paths
+    name: str = ""  # as configured, even if another peer bears it too
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStatus:
+    node: str
+    version: str
+    started: float = 0.0  # seconds since the epoch
+    config_loaded: bool = False
+    config_stale: bool = False  # the file on disk is refused, the last good one works on
+    config_error: str = ""
+    missing: tuple[str, ...] = ()  # parts of the store that have not been read
+    rounds: Rounds = field(default_factory=Rounds)
+    peers: tuple[PeerStatus, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    pools: tuple[Row, ...] = ()
+    store: StoreStatus | None = None  # None: not one that an API server is behind
+    generation: int | None = None  # of the allocations that this node has applied
+    braked: int = 0  # paths whose withdrawal the brake holds
+    datapath: bool = False  # attached and read in the last round
+    passed: Mapping[str, int] = field(default_factory=dict)  # packets that went on, by outcome
+    drops: Mapping[str, int] = field(default_factory=dict)  # packets by reason
+    nat_entries: int = 0
+    nat_room: int = 0
+    steered_pods: int = 0
+
+    @property
+    def ready(self) -> bool:
+        """Everything was read and the last round was done: traffic goes where it should, as far as we can do it.
+
+        What is missing may be known before a round has been made from it, so one must have been.
+        """
+        return self.config_loaded and not self.missing and self.rounds.whole > 0 and not self.rounds.last_error
+
+    def not_ready_because(self) -> str:
+        """One line for /readyz; "" when ready."""
+        if not self.config_loaded:
+            return f"configuration is not loaded: {self.config_error}"
+        if self.missing:
+            return f"not read from the store yet: {', '.join(self.missing)}"
+        if self.rounds.last_error:
+            return self.rounds.last_error
+        return "" if self.rounds.whole else "the first round with everything read is not done"
+
+    def refusals_by_reason(self) -> dict[str, int]:
+        return dict(sorted(Counter(refusal.reason for refusal in self.refusals).items()))
+
+    def with_rounds(self, rounds: Rounds) -> AgentStatus:
+        return replace(self, rounds=rounds)
+
+
+def as_json(status: AgentStatus) -> dict[str, object]:
+    """The answer to `status` of the API."""
+    return {
+        "node": status.node,
+        "version": status.version,
+        "started": status.started,
+        "ready": status.ready,
+        "not_ready_because": status.not_ready_because(),
+        "config": {"loaded": status.config_loaded, "stale": status.config_stale, "error": status.config_error},
+        "rounds": {
+            "done": status.rounds.done,
+            "errors": status.rounds.errors,
+            "last_seconds": round(status.rounds.last_seconds, 6),
+            "last_error": status.rounds.last_error,
+            "held": status.rounds.held,
+        },
+        "peers": [_peer(peer) for peer in status.peers],
+        "refusals": [{"object": r.object, "reason": r.reason, "message": r.message} for r in status.refusals],
+        "egress": {
+            "datapath": status.datapath,
+            "pods": status.steered_pods,
+            "nat_entries": status.nat_entries,
+            "nat_room": status.nat_room,
+            "passed": dict(status.passed),
+            "drops": dict(status.drops),
+        },
+        "pools": list(status.pools),
+        "store": asdict(status.store) if status.store else None,
+        "braked": status.braked,
+    }
+
+
+def _peer(peer: PeerStatus) -> dict[str, object]:
+    return {
+        "peer": peer.label,
+        "address": str(peer.view.address),
+        "up": peer.view.up,
+        "state": peer.view.state,
+        "since": peer.view.since,
+        "flaps": peer.view.flaps,
+        "announced": peer.view.announced,
+        "desired": peer.desired,
+        "last_error": peer.view.last_error,
+    }

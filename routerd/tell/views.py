@@ -1,0 +1,258 @@
+"""What `routerd show` prints: rows of plain values, one function per thing to show.
+
+Pure. Rows are dictionaries of JSON values with the same columns in every row, so that a table, JSON and CSV agree. The
+agent serves them, and `--manifests` computes the same ones from files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from routerd.model import (
+    EXCLUDE_LABEL,
+    GATEWAY_LABEL,
+    AddressPool,
+    Allocations,
+    EgressGroup,
+    IPAddress,
+    IPNetwork,
+    Node,
+    Snapshot,
+)
+from routerd.node.desired import NodeState, group_of
+
+Value = str | int | float | bool | None
+Row = dict[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerView:
+    """What the speaker says of one session. `since` is seconds in the present state."""
+
+    address: IPAddress
+    up: bool
+    state: str = ""
+    since: float | None = None
+    flaps: int = 0
+    announced: int = 0  # paths that the speaker confirmed
+    last_error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Everything that rows are made of."""
+
+    snapshot: Snapshot
+    state: NodeState
+    peers: Mapping[IPAddress, PeerView]
+    nat: tuple[Row, ...] = ()
+
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "nodes": ("name", "ready", "addresses", "pod_cidrs", "gateway", "announces_services", "groups"),
+    "peers": (
+        "peer",
+        "address",
+        "remote_as",
+        "local_as",
+        "local_address",
+        "state",
+        "since",
+        "paths",
+        "flaps",
+        "reason",
+    ),
+    "paths": ("peer", "prefix", "next_hop", "local_pref", "med", "communities", "owners"),
+    "policies": ("policy", "destinations", "egress_ip", "group", "gateway", "pods_here", "reason"),
+    "pools": ("pool", "protocol", "uses", "addresses", "used", "free", "disabled"),
+    "egress-ips": ("egress_ip", "policies", "pool", "group", "active_gateway", "gateways", "epoch", "node_address"),
+    "nat": ("protocol", "pod", "remote", "egress_ip", "port", "group", "idle"),
+}
+KINDS = tuple(COLUMNS)
+
+
+def rows(kind: str, view: View) -> list[Row]:
+    """Rows of `kind`, sorted. KeyError for an unknown kind: the command line only lets known ones through."""
+    makers: dict[str, Callable[[View], list[Row]]] = {
+        "nodes": _nodes,
+        "peers": _peers,
+        "paths": _paths,
+        "policies": _policies,
+        "pools": lambda view: pool_rows(view.snapshot),
+        "egress-ips": lambda view: egress_ip_rows(view.snapshot.allocations),
+        "nat": lambda view: list(view.nat),
+    }
+    return makers[kind](view)
+
+
+def _joined(values: Iterable[object]) -> str:
+    return ",".join(map(str, values))
+
+
+def _nodes(view: View) -> list[Row]:
+    groups = view.snapshot.allocations.groups if view.snapshot.allocations else ()
+    return [_node(node, groups) for _, node in sorted((view.snapshot.nodes or {}).items())]
+
+
+def _node(node: Node, groups: Iterable[EgressGroup]) -> Row:
+    return {
+        "name": node.name,
+        "ready": node.ready,
+        "addresses": _joined(node.addresses),
+        "pod_cidrs": _joined(node.pod_cidrs),
+        "gateway": GATEWAY_LABEL in node.labels,
+        "announces_services": EXCLUDE_LABEL not in node.labels and not node.network_unavailable,
+        "groups": _joined(group.id for group in groups if any(slot.node == node.name for slot in group.gateways)),
+    }
+
+
+def _peers(view: View) -> list[Row]:
+    desired = view.state.announcements.desired if view.state.announcements else None
+    found: list[Row] = []
+    for address, session in sorted(desired.peers.items() if desired else (), key=lambda item: _order(item[0])):
+        seen = view.peers.get(address) or PeerView(address, up=False, state="unknown")
+        found.append(
+            {
+                "peer": session.description or str(address),
+                "address": str(address),
+                "remote_as": session.remote_as,
+                "local_as": session.local_as,
+                "local_address": str(session.local_address),
+                "state": seen.state or ("up" if seen.up else "down"),
+                "since": None if seen.since is None else round(seen.since, 1),
+                "paths": len(desired.ribs.get(address, {})) if desired else 0,
+                "flaps": seen.flaps,
+                "reason": seen.last_error,
+            }
+        )
+    return found + [
+        _refused_peer(r.object, f"{r.reason}: {r.message}") for r in view.state.refusals if _is_peer(r.object)
+    ]
+
+
+def _is_peer(name: str) -> bool:
+    return name.startswith("peer/")
+
+
+def _refused_peer(name: str, reason: str) -> Row:
+    row: Row = dict.fromkeys(COLUMNS["peers"])
+    return {**row, "peer": name.partition("/")[2], "state": "refused", "paths": 0, "flaps": 0, "reason": reason}
+
+
+def _order(address: IPAddress) -> tuple[int, int]:
+    return (address.version, int(address))
+
+
+def _prefix_order(prefix: IPNetwork) -> tuple[int, int, int]:
+    return (prefix.version, int(prefix.network_address), prefix.prefixlen)
+
+
+def _paths(view: View) -> list[Row]:
+    announced = view.state.announcements
+    if announced is None:
+        return []
+    found: list[Row] = []
+    for address in sorted(announced.desired.ribs, key=_order):
+        rib = announced.desired.ribs[address]
+        for prefix in sorted(rib, key=_prefix_order):
+            path = rib[prefix]
+            found.append(
+                {
+                    "peer": str(address),
+                    "prefix": str(prefix),
+                    "next_hop": str(path.next_hop or "self"),
+                    "local_pref": path.local_pref,
+                    "med": path.med,
+                    "communities": _joined(path.communities),
+                    "owners": _joined(announced.owners.get(prefix, ())),
+                }
+            )
+    return found
+
+
+def _policies(view: View) -> list[Row]:
+    return [_policy(key, view) for key in sorted(view.snapshot.policies or {})]
+
+
+def _policy(key: str, view: View) -> Row:
+    policy = (view.snapshot.policies or {})[key]
+    group = group_of(key, view.snapshot.allocations or Allocations())
+    known = view.state.egress.groups.get(group.id) if group and view.state.egress else None
+    gateway = next((g.node for g in known.gateways if g.up), "") if known else ""
+    pods = view.state.egress.pods.values() if view.state.egress else ()
+    return {
+        "policy": key,
+        "destinations": _joined(policy.destinations),
+        "egress_ip": str(group.egress_ip) if group else "",
+        "group": group.id if group else None,
+        "gateway": gateway,
+        "pods_here": sum(key in names for names in pods),
+        "reason": _joined(refusal.reason for refusal in view.state.refusals if refusal.object == key),
+    }
+
+
+# --- rows that the operator's document and the pools tell alone
+
+
+def used_addresses(pool: str, allocations: Allocations | None) -> set[IPAddress]:
+    """Addresses of `pool` that services or egress groups hold."""
+    if allocations is None:
+        return set()
+    held = {address for a in allocations.services if a.pool == pool for address in a.addresses}
+    return held | {group.egress_ip for group in allocations.groups if group.pool == pool}
+
+
+def _is_buggy(address: IPAddress) -> bool:
+    """x.x.x.0 and x.x.x.255, which some home routers drop."""
+    return address.version == 4 and address.packed[-1] in (0, 255)
+
+
+def _buggy_count(block: IPNetwork) -> int:
+    if block.version != 4:
+        return 0
+    if block.prefixlen <= 24:
+        return 2 << (24 - block.prefixlen)
+    return sum(map(_is_buggy, {block.network_address, block.broadcast_address}))
+
+
+def pool_size(pool: AddressPool) -> int:
+    """How many addresses the pool can give."""
+    total = sum(block.num_addresses for block in pool.blocks)
+    return total - sum(map(_buggy_count, pool.blocks)) if pool.avoid_buggy_ips else total
+
+
+def pool_rows(snapshot: Snapshot) -> list[Row]:
+    found: list[Row] = []
+    for name, pool in sorted((snapshot.pools or {}).items()):
+        total, used = pool_size(pool), len(used_addresses(name, snapshot.allocations))
+        found.append(
+            {
+                "pool": name,
+                "protocol": pool.protocol,
+                "uses": _joined(sorted(pool.uses)),
+                "addresses": total,
+                "used": used,
+                "free": max(total - used, 0),
+                "disabled": pool.disabled,
+            }
+        )
+    return found
+
+
+def egress_ip_rows(allocations: Allocations | None) -> list[Row]:
+    """The firewall administrator's list: which source address is which policy's, and where it may come from."""
+    groups = sorted(allocations.groups if allocations else (), key=lambda group: (_order(group.egress_ip), group.id))
+    return [
+        {
+            "egress_ip": str(group.egress_ip),
+            "policies": _joined(group.policies),
+            "pool": group.pool,
+            "group": group.id,
+            "active_gateway": group.gateways[0].node if group.gateways else "",
+            "gateways": _joined(slot.node for slot in group.gateways),
+            "epoch": group.epoch,
+            "node_address": group.node_address,
+        }
+        for group in groups
+    ]

@@ -1,0 +1,209 @@
+"""Why a service is (not) announced from a node, and how a pod leaves it: steps that end at the first "no".
+
+Pure, and the same conditions as `node/announce.py` and `node/desired.py` use: an explanation of its own would drift
+apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from routerd.errors import RouterdError
+from routerd.model import NAMESPACE_NAME_LABEL, Allocations, EgressPolicy, IPAddress, Pod, Snapshot
+from routerd.node.announce import SERVICE_CHECKS, Announcements, Scene, scene_of, service_paths
+from routerd.node.desired import NodeState, Settings, group_of, is_steered, selects
+from routerd.node.sessions import peers_here
+from routerd.tell.render import path_text
+from routerd.tell.views import PeerView
+
+FIELDS = {
+    "nodes": "nodes",
+    "namespaces": "namespaces",
+    "pods": "pods",
+    "services": "services",
+    "endpoint_slices": "endpoint slices",
+    "bgp": "BGP peers",
+    "pools": "address pools",
+    "policies": "egress policies",
+    "allocations": "allocations (the operator's)",
+}
+SERVICE_NEEDS = ("nodes", "services", "endpoint_slices", "bgp", "pools", "allocations")
+POD_NEEDS = ("nodes", "namespaces", "pods", "services", "policies", "allocations")
+
+
+class NoSuchObject(RouterdError):
+    """The object that `why` was asked for is not in the store; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One condition and its outcome. `reason` is "" for yes, else the same reason as in status and metrics."""
+
+    question: str
+    yes: bool
+    reason: str = ""
+    detail: str = ""
+
+
+def explain(snapshot: Snapshot, state: NodeState, settings: Settings, name: str) -> tuple[Step, ...]:
+    """Steps for `svc/NAMESPACE/NAME` or `pod/NAMESPACE/NAME` as seen from `settings.node`."""
+    kind, _, key = name.partition("/")
+    explainers: dict[str, Callable[[Snapshot, NodeState, Settings, str], Iterator[Step]]] = {
+        "svc": _service,
+        "service": _service,
+        "pod": _pod,
+    }
+    if kind not in explainers or key.count("/") != 1:
+        raise NoSuchObject(f"{name!r} is neither svc/NAMESPACE/NAME nor pod/NAMESPACE/NAME")
+    return tuple(explainers[kind](snapshot, state, settings, key))
+
+
+def _sync_step(snapshot: Snapshot, needs: tuple[str, ...]) -> Step:
+    missing = [FIELDS[need] for need in needs if getattr(snapshot, need) is None]
+    question = "is everything it needs read from the store?"
+    if missing:
+        return Step(question, False, "NotSynced", f"not yet read: {', '.join(missing)}; nothing is changed until then")
+    return Step(question, True)
+
+
+def _node_step(snapshot: Snapshot, settings: Settings) -> Step:
+    question = f"does the store know node {settings.node}?"
+    if settings.node in (snapshot.nodes or {}):
+        return Step(question, True)
+    return Step(question, False, "UnknownNode", "add the Node's manifest, or set node-name")
+
+
+def _common(snapshot: Snapshot, settings: Settings, needs: tuple[str, ...]) -> list[Step]:
+    first = _sync_step(snapshot, needs)
+    return [first, _node_step(snapshot, settings)] if first.yes else [first]
+
+
+# --- services
+
+
+def _service(snapshot: Snapshot, state: NodeState, settings: Settings, key: str) -> Iterator[Step]:
+    steps = _common(snapshot, settings, SERVICE_NEEDS)
+    yield from steps
+    scene = scene_of(snapshot, settings.node, settings.rules)
+    if scene is None or not steps[-1].yes:
+        return
+    if key not in scene.services:
+        raise NoSuchObject(f"service {key} is not in the store")
+    service = scene.services[key]
+    for check in SERVICE_CHECKS:
+        message = check.failure(scene, service)
+        yield Step(check.question, not message, check.reason if message else "", message)
+        if message:
+            return
+    yield _peers_step(scene, state.announcements)
+    for path in service_paths(scene, service):
+        yield _path_step(str(path.prefix), path_text(path), state.announcements)
+
+
+def _peers_step(scene: Scene, announced: Announcements | None) -> Step:
+    question = f"has node {scene.node.name} a session to announce to?"
+    if announced and announced.desired.peers:
+        return Step(question, True, detail=", ".join(str(address) for address in announced.desired.peers))
+    if not scene.peers:
+        return Step(question, False, "NoPeers", "no BGP peer is configured")
+    here = peers_here(scene.peers, scene.node)
+    if not here:
+        return Step(question, False, "NoPeers", "the node selectors of every peer leave this node out")
+    refused = [r for r in (announced.refusals if announced else ()) if r.object.startswith("peer/")]
+    detail = "; ".join(f"{r.object}: {r.reason}: {r.message}" for r in refused)
+    return Step(question, False, "NoPeers", detail or "no session can be opened")
+
+
+def _path_step(prefix: str, text: str, announced: Announcements | None) -> Step:
+    ribs = announced.desired.ribs if announced else {}
+    peers = [str(address) for address, rib in ribs.items() if any(str(p) == prefix for p in rib)]
+    if peers:
+        return Step(f"is {prefix} announced?", True, detail=f"{text} to {', '.join(peers)}")
+    return Step(f"is {prefix} announced?", False, "NoNextHop" if ribs else "NoPeers", "no session carries this prefix")
+
+
+def session_steps(announced: Announcements | None, seen: Mapping[IPAddress, PeerView]) -> tuple[Step, ...]:
+    """Whether each session is up: what the speaker says, so only a running agent can tell."""
+    sessions = announced.desired.peers if announced else {}
+    return tuple(_session_step(seen.get(address) or PeerView(address, up=False)) for address in sessions)
+
+
+def _session_step(peer: PeerView) -> Step:
+    question = f"is the session with {peer.address} up?"
+    if peer.up:
+        return Step(question, True)
+    return Step(
+        question, False, "SessionDown", f"{peer.state or 'unknown'}: {peer.last_error or 'no answer from the peer'}"
+    )
+
+
+# --- pods
+
+
+def _pod(snapshot: Snapshot, state: NodeState, settings: Settings, key: str) -> Iterator[Step]:
+    steps = _common(snapshot, settings, POD_NEEDS)
+    yield from steps
+    if not steps[-1].yes:
+        return
+    pod = (snapshot.pods or {}).get(key)
+    if pod is None:
+        raise NoSuchObject(f"pod {key} is not in the store")
+    for step in _placed(pod, settings.node):
+        yield step
+        if not step.yes:
+            return
+    yield from _leaving(snapshot, state, pod)
+
+
+def _placed(pod: Pod, node: str) -> Iterator[Step]:
+    on_node = pod.node == node
+    where = f"it is on node {pod.node}: ask there" if pod.node else "it is not scheduled"
+    yield Step(f"is it on node {node}?", on_node, "" if on_node else "OtherNode", "" if on_node else where)
+    steered = is_steered(pod)
+    question = "has it an address of its own?"
+    if steered:
+        yield Step(question, True, detail=", ".join(map(str, pod.addresses)))
+    elif pod.host_network:
+        yield Step(question, False, "HostNetwork", "it uses the node's network: egress policies do not take it")
+    elif pod.finished:
+        yield Step(question, False, "Finished", "it has ended: its address may already be another pod's")
+    else:
+        yield Step(question, False, "NoPodAddress", "its CNI has not given it an address yet")
+
+
+def selecting(snapshot: Snapshot, pod: Pod) -> list[EgressPolicy]:
+    """The policies that take `pod`, by key."""
+    namespace = (snapshot.namespaces or {}).get(pod.namespace)
+    labels = namespace.labels if namespace else {NAMESPACE_NAME_LABEL: pod.namespace}
+    node = (snapshot.nodes or {}).get(pod.node)
+    policies = sorted((snapshot.policies or {}).items())
+    return [policy for _, policy in policies if selects(policy, pod, labels, node.labels if node else {})]
+
+
+def _leaving(snapshot: Snapshot, state: NodeState, pod: Pod) -> Iterator[Step]:
+    policies = selecting(snapshot, pod)
+    question = "does an egress policy select it?"
+    if not policies:
+        yield Step(question, False, "NotSelected", "it leaves as its CNI does, with no egress IP")
+        return
+    yield Step(question, True, detail=", ".join(policy.key for policy in policies))
+    for policy in policies:
+        yield _policy_step(policy, state, snapshot.allocations or Allocations())
+
+
+def _policy_step(policy: EgressPolicy, state: NodeState, allocations: Allocations) -> Step:
+    destinations = ", ".join(map(str, policy.destinations))
+    question = f"does {policy.key} take it to {destinations or 'nowhere'}?"
+    group = group_of(policy.key, allocations)
+    if group is None:
+        reasons = [r for r in state.refusals if r.object == policy.key]
+        reason = reasons[0].reason if reasons else "NoGroup"
+        return Step(question, False, reason, reasons[0].message if reasons else "the operator has published no group")
+    known = state.egress.groups.get(group.id) if state.egress else None
+    gateway = next((g for g in known.gateways if g.up), None) if known else None
+    if gateway is None:
+        told = [r.message for r in state.refusals if r.object == f"egress/{group.egress_ip}"]
+        detail = told[0] if told else f"group {group.id} has no gateway that is up: the traffic is dropped"
+        return Step(question, False, "NoGateway", detail)
+    return Step(question, True, detail=f"as {group.egress_ip} by gateway {gateway.node} (group {group.id})")

@@ -1,0 +1,100 @@
+"""A cluster as the operator sees it, for stories: edit it, let time pass, decide, read the result as text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from ipam.round import Timers
+from routerd.cluster.assign import Decision, Settings, assign, release
+from routerd.cluster.ledger import Ledger
+from routerd.model import (
+    GATEWAY_LABEL,
+    AddressPool,
+    Allocations,
+    BgpConfig,
+    EgressPolicy,
+    Node,
+    NodeReport,
+    Service,
+    ServicePort,
+    Snapshot,
+)
+
+
+@dataclass
+class World:
+    settings: Settings = field(default_factory=lambda: Settings(Timers(cooldown=30), group_retention=100))
+    services: dict[str, Service] = field(default_factory=dict)
+    policies: dict[str, EgressPolicy] = field(default_factory=dict)
+    pools: dict[str, AddressPool] = field(default_factory=dict)
+    nodes: dict[str, Node] = field(default_factory=dict)
+    reports: dict[str, NodeReport] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
+    allocations: Allocations = field(default_factory=Allocations)
+    now: float = 1000.0
+    last: Decision | None = None
+
+    def service(self, name: str, port: int = 80, **fields: Any) -> None:
+        """A LoadBalancer service of namespace "d". `ips` and `status` are requested and known addresses, as text."""
+        ips = tuple(map(ip_address, fields.pop("ips", "").split()))
+        status = tuple(map(ip_address, fields.pop("status", "").split()))
+        fields = {"type": "LoadBalancer", "ports": (ServicePort("TCP", port),)} | fields
+        service = Service("d", name, requested_ips=ips, status_ips=status, **fields)
+        self.services[service.key] = service
+
+    def policy(self, name: str, ip: str = "", **fields: Any) -> None:
+        policy = EgressPolicy(name, egress_ip=ip_address(ip) if ip else None, **fields)
+        self.policies[policy.key] = policy
+
+    def pool(self, name: str, *blocks: str, **fields: Any) -> None:
+        fields["uses"] = frozenset(fields.pop("uses", "loadbalancer egress").split())
+        self.pools[name] = AddressPool(name, tuple(map(ip_network, blocks)), **fields)
+
+    def node(self, name: str, label: str | None = "", reports: str | None = "", **fields: Any) -> None:
+        """`label`: the value of the gateway label, None = without. `reports`: its own addresses, None = no report."""
+        labels = {} if label is None else {GATEWAY_LABEL: label}
+        self.nodes[name] = Node(name, **({"labels": labels} | fields))
+        self.reports.pop(name, None)
+        if reports is not None:
+            self.reports[name] = NodeReport(name, tuple(map(ip_address, reports.split())))
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(
+            nodes=self.nodes, namespaces={}, pods={}, services=self.services, endpoint_slices=(), bgp=BgpConfig(),
+            pools=self.pools, policies=self.policies, allocations=self.allocations,
+        )  # fmt: skip
+
+    def decide(self, seconds: float = 0) -> str:
+        """Lets `seconds` pass, decides, records and publishes; the result as text."""
+        self.now += seconds
+        self.last = assign(self.snapshot(), self.ledger, self.reports, self.now, self.settings)
+        self.ledger, self.allocations = self.last.ledger, self.last.allocations
+        return text(self.allocations)
+
+    def release(self, name: str) -> int:
+        self.ledger, released = release(self.ledger, name, self.now)
+        return len(released)
+
+    def lose_file(self) -> None:
+        """The ledger is gone; what was published is still there."""
+        self.ledger = Ledger()
+
+    def edit_pool(self, name: str, *blocks: str, **fields: Any) -> None:
+        networks = tuple(map(ip_network, blocks)) or self.pools[name].blocks
+        self.pools[name] = replace(self.pools[name], blocks=networks, **fields)
+
+
+def text(allocations: Allocations) -> str:
+    """Services, groups and refusals, a line each."""
+    lines = [f"{each.service} {each.pool} {' '.join(map(str, each.addresses))}" for each in allocations.services]
+    for group in allocations.groups:
+        gateways = " ".join(f"{gateway.node}:{gateway.slot}" for gateway in group.gateways) or "none"
+        flags = " node-address" if group.node_address else ""
+        lines.append(
+            f"group {group.id} {group.egress_ip} {','.join(group.policies)} via {gateways} "
+            f"/{group.slots} epoch {group.epoch}{flags}"
+        )
+    lines += [f"! {refusal.object} {refusal.reason}: {refusal.message}" for refusal in allocations.refusals]
+    return "\n".join(lines)

@@ -1,0 +1,158 @@
+"""Watches links with packet sockets and counts packets that bear a source they must not bear. Writes a pcap too.
+
+What is judged: IPv4 packets whose destination lies outside the cluster. Tunnel packets between nodes and traffic
+between pods have a destination inside, so they do not count. `lost` tells how many packets the kernel could not hand
+over; a verdict is worth something only while it is 0.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import selectors
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from tests.netns.lab.netns import Namespace, wait
+
+ETH_P_ALL, ETH_P_IP = 0x0003, 0x0800
+SOL_PACKET, PACKET_STATISTICS = 263, 6
+SO_RCVBUFFORCE = 33
+SNAP = 192  # bytes kept per packet in the pcap
+Network = ipaddress.IPv4Network
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What has been seen so far, all links together (a routed packet is seen once per link it crosses)."""
+
+    packets: int = 0
+    outside: Counter[tuple[str, str]] = field(default_factory=Counter)  # (source, destination), destination outside
+    leaks: Counter[tuple[str, str]] = field(default_factory=Counter)  # the same, with a source that must not show
+    lost: int = 0
+
+
+def _networks(texts: list[str]) -> tuple[tuple[int, int], ...]:
+    parsed = (Network(text) for text in texts)
+    return tuple((int(network.network_address), int(network.netmask)) for network in parsed)
+
+
+class SourceWatch:
+    """A thread that reads every packet of `devices` in `namespace` until `close`.
+
+    A packet to a destination outside `cluster` (CIDRs) is a leak if its source is in `forbid()`ed addresses; or if
+    its destination is in `guarded` (CIDRs) and its source, being neither there nor `allow()`ed, is unaccounted for.
+    """
+
+    def __init__(
+        self, namespace: Namespace, devices: list[str], *, cluster: list[str], guarded: list[str], pcap: Path
+    ) -> None:
+        self._cluster, self._guarded = _networks(cluster), _networks(guarded)
+        self._forbidden: frozenset[int] = frozenset()
+        self._allowed: frozenset[int] = frozenset()
+        self.verdict = Verdict()
+        self.pcap = pcap
+        self._file = pcap.open("wb")
+        self._file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, SNAP, 1))
+        self._selector = selectors.DefaultSelector()
+        self._sockets = [self._open(namespace, device) for device in devices]
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._read, name="capture", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self, namespace: Namespace, device: str) -> socket.socket:
+        packets = namespace.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # 0: nothing arrives before bind
+        packets.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 << 20)
+        packets.bind((device, ETH_P_ALL))
+        packets.setblocking(False)
+        self._selector.register(packets, selectors.EVENT_READ)
+        return packets
+
+    def forbid(self, *addresses: str) -> None:
+        """From now on these sources must not show outside: pods that a policy selects."""
+        self._forbidden |= {int(ipaddress.IPv4Address(address)) for address in addresses}
+
+    def pardon(self, *addresses: str) -> None:
+        """Takes back `forbid`: no policy selects these any more."""
+        self._forbidden -= {int(ipaddress.IPv4Address(address)) for address in addresses}
+
+    def allow(self, *addresses: str) -> None:
+        """These sources may show at a guarded destination: egress IPs, and pods that no policy selects."""
+        self._allowed |= {int(ipaddress.IPv4Address(address)) for address in addresses}
+
+    def settle(self) -> Verdict:
+        """The verdict once everything that has been captured so far has been read."""
+        seen = -1
+        while seen != self.verdict.packets:
+            seen = self.verdict.packets
+            wait(lambda: not self._pending(), 5, "the capture catches up")
+            time.sleep(0.01)
+        self._count_lost()
+        return self.verdict
+
+    def close(self) -> Verdict:
+        """Reads what is left, stops, and returns the final verdict."""
+        if not self._closing.is_set():
+            self.settle()
+            self._closing.set()
+            self._thread.join()
+            self._selector.close()
+            for packets in self._sockets:
+                packets.close()
+            self._file.close()
+        return self.verdict
+
+    def _pending(self) -> bool:
+        return bool(self._selector.select(0))
+
+    def _count_lost(self) -> None:
+        for packets in self._sockets:
+            self.verdict.lost += struct.unpack("II", packets.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))[1]
+
+    def _read(self) -> None:
+        while not self._closing.is_set():
+            for key, _ in self._selector.select(0.1):
+                self._drain(key.fileobj)  # type: ignore[arg-type]
+
+    def _drain(self, packets: socket.socket) -> None:
+        try:
+            for _ in range(256):
+                self._take(packets.recv(65535))
+        except (BlockingIOError, OSError):
+            return  # read empty, or the link went down with its namespace
+
+    def _take(self, frame: bytes) -> None:
+        now = time.time()
+        kept = frame[:SNAP]
+        self._file.write(struct.pack("<IIII", int(now), int(now % 1 * 1e6), len(kept), len(frame)) + kept)
+        self._judge(frame)
+        self.verdict.packets += 1
+
+    def _judge(self, frame: bytes) -> None:
+        if len(frame) < 34 or int.from_bytes(frame[12:14], "big") != ETH_P_IP:
+            return
+        source, destination = struct.unpack_from("!II", frame, 26)
+        if destination >= 0xE0000000 or _within(destination, self._cluster):
+            return
+        pair = (socket.inet_ntoa(frame[26:30]), socket.inet_ntoa(frame[30:34]))
+        self.verdict.outside[pair] += 1
+        unaccounted = (
+            _within(destination, self._guarded) and not _within(source, self._guarded) and source not in self._allowed
+        )
+        if source in self._forbidden or unaccounted:
+            self.verdict.leaks[pair] += 1
+
+
+def _within(address: int, networks: tuple[tuple[int, int], ...]) -> bool:
+    return any(address & mask == network for network, mask in networks)

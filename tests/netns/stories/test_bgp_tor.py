@@ -1,0 +1,240 @@
+"""The speaker against ToRs of other makes, BIRD and FRR, on real parts: launcher, ExaBGP, relay and `Speaker`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+
+from bgp.service import running_speaker
+from tests.netns.lab.lab import TOR_MAKES
+from tests.netns.lab.stage import T1, T2, T3, Stage, agent, desired, paths, states
+
+
+@pytest.fixture(params=TOR_MAKES)
+def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    with tempfile.TemporaryDirectory(prefix="routerd-bgp-") as directory:
+        built = Stage(Path(directory), request.param)
+        try:
+            built.build()
+            built.start_speaker()
+            yield built
+        finally:
+            built.remove()
+
+
+def story(test: Callable[[Stage], Awaitable[None]]) -> Callable[[Stage], None]:
+    def wrapped(stage: Stage) -> None:
+        asyncio.run(asyncio.wait_for(test(stage), 60))
+
+    wrapped.__name__, wrapped.__doc__ = test.__name__, test.__doc__
+    return wrapped
+
+
+@story
+async def test_paths_follow_the_desired_state(stage: Stage) -> None:
+    """Attributes of eBGP and iBGP, both families; changes, withdrawals, and a peer that comes and goes."""
+    v4 = paths("192.0.2.1/32", med=5, prepend=2, communities=("64512:1", "64512:7:8"), local_pref=300)
+    v6 = paths("2001:db8::1/128", next_hop=ip_address("fd09::1"))
+    v6_ibgp = paths("2001:db8::1/128", local_pref=300, communities=("65535:65281",))
+    async with agent(stage) as speaker:
+        speaker.set(desired((T1, v4 + v6), (T2, v6_ibgp)))
+        assert await speaker.settled(10)
+        await stage.until(lambda: len(stage.routes("t1")) == 2 and stage.routes("t2"), "paths at the ToR")
+        t1, t2 = stage.routes("t1"), stage.routes("t2")
+        assert t1["192.0.2.1/32"].attributes == {
+            "origin": "IGP", "as_path": "64512 64512 64512", "next_hop": "10.9.0.1", "med": "5", "local_pref": "100",
+            "community": "64512:1", "large_community": "64512:7:8",
+        }  # fmt: skip
+        assert t1["2001:db8::1/128"].attributes["next_hop"] == "fd09::1"
+        assert t2["2001:db8::1/128"].attributes["local_pref"] == "300"
+        assert t2["2001:db8::1/128"].attributes["community"] == "65535:65281"
+        assert t2["2001:db8::1/128"].attributes["as_path"] == ""
+        await stage.until(lambda: states(speaker) == {"up"}, "both sessions up")
+        await stage.until(
+            lambda: all(stage.bgp.ends_of_rib(peer) >= 2 for peer in ("t1", "t2")), "End-of-RIB of families and peers"
+        )
+
+        # One more service: how long until the ToR has it?
+        speaker.set(desired((T1, v4 + v6 + paths("192.0.2.2/32")), (T2, v6_ibgp)))
+        seconds = await stage.until(lambda: "192.0.2.2/32" in stage.routes("t1"), "a new path at the ToR")
+        print(f"from set() to the ToR's table: {seconds * 1000:.1f} ms")
+        assert seconds < 0.5
+
+        changed = paths("192.0.2.1/32", next_hop=ip_address("10.9.0.77"), med=6)
+        speaker.set(desired((T1, changed), (T2, v6_ibgp)))
+        await stage.until(lambda: stage.routes("t1").keys() == {"192.0.2.1/32"}, "withdrawals at the ToR")
+        await stage.until(
+            lambda: stage.routes("t1")["192.0.2.1/32"].attributes["next_hop"] == "10.9.0.77", "a new next hop"
+        )
+        assert stage.routes("t1")["192.0.2.1/32"].attributes["med"] == "6"
+
+        # A third peer comes and the second goes; the first never notices.
+        up_since = speaker.peers[T1.address].since
+        speaker.set(desired((T1, changed), (stage.t3, v4)))
+        await stage.until(lambda: not stage.routes("t2"), "withdrawn before the session closes (graceful restart)")
+        await stage.until(lambda: stage.routes("t3"), "paths of the new peer, MD5")
+        assert await speaker.settled(5)
+        status = speaker.peers
+        assert status.keys() == {T1.address, T3.address}
+        assert (status[T1.address].since, status[T1.address].flaps) == (up_since, 0)
+        assert stage.bgp.established("t1") == 1
+
+
+@story
+async def test_an_agent_comes_back(stage: Stage) -> None:
+    """The next agent adopts: no session flaps, what is stale goes, what is new comes."""
+    async with agent(stage) as speaker:
+        speaker.set(desired((T1, paths("192.0.2.1/32", "192.0.2.2/32")), (T2, paths("2001:db8::1/128"))))
+        assert await speaker.settled(10)
+        await stage.until(lambda: len(stage.routes("t1")) == 2 and stage.routes("t2"), "paths at the ToR")
+    running = running_speaker(stage.run_dir)
+    assert stage.start_speaker() == running  # a second start adopts
+    async with agent(stage) as speaker:
+        await stage.until(lambda: speaker.connected, "the relay's return")
+        assert speaker.exabgp_version == "5.0.15"
+        held = await speaker.observe()
+        assert set(held[T1.address]) == {ip_network("192.0.2.1/32"), ip_network("192.0.2.2/32")}
+        speaker.set(desired((T1, paths("192.0.2.2/32", "192.0.2.3/32")), (T2, paths("2001:db8::1/128"))))
+        assert await speaker.settled(5)
+        await stage.until(lambda: stage.routes("t1").keys() == {"192.0.2.2/32", "192.0.2.3/32"}, "stale out, new in")
+        await stage.until(lambda: states(speaker) == {"up"}, "both sessions still up")
+        assert {status.flaps for status in speaker.peers.values()} == {0}
+    assert (stage.bgp.established("t1"), stage.bgp.established("t2")) == (1, 1)
+
+
+@story
+async def test_the_tor_restarts(stage: Stage) -> None:
+    """After a crash of the ToR it gets everything again, then End-of-RIB, without the agent doing a thing."""
+    table = paths(*(f"192.0.2.{n}/32" for n in range(50)))
+    async with agent(stage) as speaker:
+        speaker.set(desired((T1, table), (T2, [])))
+        await stage.until(lambda: len(stage.routes("t1")) == 50, "paths at the ToR")
+        stage.bgp.kill()
+        await stage.until(lambda: speaker.peers[T1.address].state == "down", "the session's end")
+        marker = stage.bgp.ends_of_rib("t1")
+        stage.bgp.start(stage.config())
+        await stage.until(lambda: len(stage.routes("t1")) == 50, "paths at the new ToR")
+        await stage.until(lambda: stage.bgp.ends_of_rib("t1") >= marker + 2, "End-of-RIB")
+        assert speaker.peers[T1.address].flaps == 1
+
+
+@story
+async def test_exabgp_and_relay_are_killed(stage: Stage) -> None:
+    """ExaBGP: graceful restart, no path is lost. Its relay: started again, no session notices."""
+    table = paths(*(f"192.0.2.{n}/32" for n in range(50)))
+    async with agent(stage) as speaker:
+        speaker.set(desired((T1, table)))
+        await stage.until(lambda: len(stage.routes("t1")) == 50, "paths at the ToR")
+        await stage.until(lambda: stage.bgp.ends_of_rib("t1") >= 2, "End-of-RIB")
+        pid = stage.speaker_pid()
+
+        relay = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+        os.kill(relay, signal.SIGKILL)
+        await stage.until(lambda: not speaker.connected, "the relay's end")
+        await stage.until(lambda: speaker.connected, "another relay")
+        speaker.set(desired((T1, table[1:])))
+        assert await speaker.settled(5)
+        await stage.until(lambda: len(stage.routes("t1")) == 49, "a withdrawal through the other relay")
+        assert speaker.peers[T1.address].state == "up"
+        assert speaker.peers[T1.address].flaps == 0
+
+        os.kill(pid, signal.SIGKILL)
+        await stage.until(lambda: running_speaker(stage.run_dir) is None, "the speaker's end")
+        least = 49
+        before = stage.bgp.ends_of_rib("t1")
+        stage.start_speaker()
+
+        def recovered() -> bool:
+            nonlocal least
+            least = min(least, len(stage.routes("t1")))
+            return stage.bgp.ends_of_rib("t1") >= before + 2 and speaker.peers[T1.address].state == "up"
+
+        await stage.until(recovered, "the session's return")
+        assert least == 49
+        assert await speaker.settled(5)
+        assert len(stage.routes("t1")) == 49
+
+    # Both: the session comes back by itself, the paths stay as stale ones until the next agent says what is left.
+    pid = stage.speaker_pid()
+    os.kill(pid, signal.SIGKILL)
+    await stage.until(lambda: running_speaker(stage.run_dir) is None, "the speaker's end")
+    sessions_before = stage.bgp.established("t1")
+    stage.start_speaker()
+    await stage.until(lambda: stage.bgp.established("t1") > sessions_before, "the session's return")
+    assert len(stage.routes("t1")) == 49
+    async with agent(stage) as speaker:
+        speaker.set(desired((T1, table[2:])))
+        await stage.until(lambda: len(stage.routes("t1")) == 48, "End-of-RIB ends what is stale")
+
+
+@story
+async def test_md5(stage: Stage) -> None:
+    """A wrong password never comes up and is only a status; the right one does. Other sessions do not care."""
+    wrong, right = replace(T3, password="wrong"), stage.t3
+    table = paths("192.0.2.1/32")
+    async with agent(stage) as speaker:
+        speaker.set(desired((wrong, table), (T1, table)))
+        assert await speaker.settled(5)
+        await stage.until(lambda: stage.routes("t1"), "the session without a password")
+        assert speaker.peers[T3.address].state == "connecting"
+        assert speaker.peers[T3.address].announced == 1
+        speaker.set(desired((right, table), (T1, table)))
+        await stage.until(lambda: stage.routes("t3"), "the session with the right password")
+        assert speaker.peers[T1.address].flaps == 0
+    logged = (stage.run_dir / "exabgp.log").read_text()
+    assert "wrong" not in logged
+    assert "s3cret" not in logged
+
+
+@story
+async def test_the_speaker_has_no_capability(stage: Stage) -> None:
+    """So in all of these stories: it connects to its peers, so that no port below 1024 is its own, and TCP MD5 asks
+    for none.
+    """
+    status = Path(f"/proc/{stage.speaker_pid()}/status").read_text()
+    assert set(re.findall(r"^Cap(?:Prm|Eff|Bnd|Inh|Amb):\s+([0-9a-f]+)$", status, re.MULTILINE)) == {"0" * 16}
+    async with agent(stage) as speaker:
+        multihop = replace(stage.t3, multihop_ttl=2)
+        speaker.set(desired((T1, paths("192.0.2.1/32")), (T2, paths("2001:db8::1/128")), (multihop, [])))
+        await stage.until(lambda: states(speaker) == {"up"}, "sessions of both families, with MD5 and without")
+    sockets = stage.node.run(["ss", "-Htanp"]).splitlines()
+    assert [line for line in sockets if line.startswith("LISTEN") or ":179 " in line.split()[3]] == []
+
+
+@story
+async def test_two_sessions_share_the_load(stage: Stage) -> None:
+    """Equal paths become two next hops in the ToR's kernel; with a worse MED, or withdrawn, a next hop is not used."""
+    vip = "192.0.2.1/32"
+    async with agent(stage) as speaker:
+        speaker.set(desired((T1, paths(vip, med=5)), (stage.t3, paths(vip, med=5))))
+        await stage.until(lambda: stage.next_hops(vip) == ["10.8.0.1", "10.9.0.1"], "two next hops")
+        speaker.set(desired((T1, paths(vip, med=5)), (stage.t3, paths(vip, med=6))))
+        await stage.until(lambda: stage.next_hops(vip) == ["10.9.0.1"], "the better MED alone")
+        speaker.set(desired((T1, []), (stage.t3, paths(vip, med=6))))
+        await stage.until(lambda: stage.next_hops(vip) == ["10.8.0.1"], "the path that is left")
+
+
+@story
+async def test_the_tor_changes_its_policy(stage: Stage) -> None:
+    """It refuses what a peer announces, and takes it again: the paths are sent again on demand, no session flaps."""
+    table = paths("192.0.2.1/32", "192.0.2.2/32")
+    async with agent(stage) as speaker:
+        speaker.set(desired((T1, table), (T2, paths("2001:db8::1/128"))))
+        await stage.until(lambda: len(stage.routes("t1")) == 2 and stage.routes("t2"), "paths at the ToR")
+        assert await speaker.settled(5)
+        stage.bgp.configure(stage.config(refused="t1"))
+        await stage.until(lambda: not stage.next_hops("192.0.2.1/32"), "all of t1 refused")
+        stage.bgp.configure(stage.config())
+        await stage.until(lambda: len(stage.routes("t1")) == 2, "paths taken again")
+        assert stage.routes("t2")
+        assert {status.flaps for status in speaker.peers.values()} == {0}
+    assert (stage.bgp.established("t1"), stage.bgp.established("t2")) == (1, 1)

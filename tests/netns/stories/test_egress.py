@@ -1,0 +1,441 @@
+"""The datapath alone, in the lab: each node is given its desired state directly, without store, operator or BGP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+from pyroute2 import IPRoute
+
+from bpf import bcc_loader, loader
+from egress import devices
+from egress.netdev import Datapath
+from egress.netlink import NetlinkSocket
+from egress.plan import plan
+from egress.policy import Desired, Gateway, Group, Policy, Ports
+from tests.netns.lab import netns
+from tests.netns.lab.hosts import Node, PodHost
+from tests.netns.lab.lab import FW_ADDRESS, NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK, Lab
+from tests.netns.lab.netns import Namespace
+
+EGRESS_IP = IPv4Address("10.168.60.100")
+WORLD = IPv4Network("0.0.0.0/0")
+ROUNDS = 4  # the first makes the devices, the second fills in what they are
+
+
+def reconcile(node: Node, datapath: Datapath, desired: Desired) -> list[str]:
+    """Rounds until nothing is left to do; what was done, as text."""
+    done: list[str] = []
+    with netns.entered(node.name):
+        for _ in range(ROUNDS):
+            actions = plan(desired, datapath.observe(desired))
+            if not actions:
+                return done
+            for action in actions:
+                datapath.apply(action)
+                done.append(str(action))
+    raise AssertionError(f"{node.label} does not come to rest: {done[-3:]}")
+
+
+@dataclass
+class Cluster:
+    """The lab's nodes with a datapath each."""
+
+    lab: Lab
+    attach: str = "auto"
+    loader: str = "libbpf"
+    policies: dict[str, Policy] = field(default_factory=dict)
+    selected: dict[str, tuple[str, ...]] = field(default_factory=dict)  # pod -> policies
+    gateways: tuple[str, ...] = ("gw1", "gw2")
+    datapaths: dict[str, Datapath] = field(default_factory=dict)
+    node_address: bool = False
+
+    def desired(self, name: str) -> Desired:
+        node = self.lab.node(name)
+        nodes = {n: IPv4Address(self.lab.node(n).address) for n in self.lab.nodes}
+        slots = {"gw1": 0, "gw2": 1}
+        gateways = tuple(Gateway(n, nodes[n], slots[n]) for n in self.gateways)
+        group = Group(7, EGRESS_IP, gateways, slots=1 if self.node_address else 2, node_address=self.node_address)
+        pods = {p.address: p.label for p in self.lab.pods.values() if p.node is node}
+        return Desired(
+            node=name,
+            node_address=nodes[name],
+            pods={IPv4Address(a): self.selected.get(label, ()) for a, label in pods.items()},
+            policies=self.policies,
+            groups={7: group},
+            nodes=frozenset(nodes.values()),
+            cluster=frozenset(IPv4Network(n) for n in (NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK)),
+            pod_cidrs=frozenset({IPv4Network(node.spec.pod_cidr)}),
+        )
+
+    def apply(self) -> dict[str, list[str]]:
+        done = {}
+        for name in self.lab.nodes:
+            node = self.lab.node(name)
+            if name not in self.datapaths:
+                options = {"attach": self.attach, "loader_name": self.loader}
+                self.datapaths[name] = Datapath(node.pin_dir / "routerd", **options)  # type: ignore[arg-type]
+            done[name] = reconcile(node, self.datapaths[name], self.desired(name))
+        return done
+
+    def counters(self, name: str) -> dict[str, int]:
+        with netns.entered(self.lab.node(name).name):
+            return {reason: packets for reason, (packets, _) in self.datapaths[name].counters().items()}
+
+    def dropped(self, name: str) -> dict[str, int]:
+        """Reasons that are drops and have counted something."""
+        went_on = {"encapsulated", "translated", "reversed", "delivered", "too_big_answered"}
+        return {reason: n for reason, n in self.counters(name).items() if n and reason not in went_on}
+
+
+CLSACT = ("bridge", "clsact", "bcc")
+VARIANTS = (("routed", "tcx", "libbpf"), CLSACT)
+HEADERS = Path(__file__).resolve().parents[3] / ".lab" / "cache" / "kernel" / "headers"
+
+
+@pytest.fixture(scope="module")
+def kernel_headers() -> Iterator[None]:
+    """Headers for bcc where the running kernel has none installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not Path(f"/lib/modules/{os.uname().release}/build").exists():
+            patch.setenv("BCC_KERNEL_SOURCE", str(HEADERS))
+        yield
+
+
+@pytest.fixture(scope="module", params=VARIANTS, ids=["-".join(variant) for variant in VARIANTS])
+def cluster(request: pytest.FixtureRequest, clean_labs: list[str], kernel_headers: None) -> Iterator[Cluster]:
+    cni, attach, backend = request.param
+    with Lab(f"e{os.getpid()}{cni[0]}", cni=cni, pod_mtu=1500) as lab:
+        for name, node in (("sel", "worker"), ("plain", "worker"), ("selgw", "gw1"), ("selgw2", "gw2"), ("dns", "gw2")):
+            lab.add_pod(name, node)
+        lab.pod("dns").start_server(udp=53, http=80)
+        lab.tor.ip(f"route add {EGRESS_IP}/32 via {lab.node('gw1').address}")
+        lab.fw.allow(str(EGRESS_IP))
+        policy = Policy("world", 7, (WORLD,))
+        built = Cluster(lab, attach, backend, {"world": policy}, dict.fromkeys(("sel", "selgw", "selgw2"), ("world",)))
+        built.apply()
+        yield built
+        for name, datapath in built.datapaths.items():
+            with netns.entered(lab.node(name).name):
+                datapath.remove()
+            datapath.close()
+
+
+@pytest.fixture(autouse=True)
+def restored(cluster: Cluster) -> Iterator[None]:
+    """What a test changed in the cluster's wishes is taken back, also when it failed."""
+    wishes = dict(cluster.policies), dict(cluster.selected), cluster.gateways, cluster.node_address
+    yield
+    cluster.policies, cluster.selected, cluster.gateways, cluster.node_address = wishes
+    cluster.apply()
+
+
+def test_pod_devices_are_found_also_after_pyroute2_was_used_elsewhere(cluster: Cluster) -> None:
+    worker = cluster.lab.node("worker")
+    with netns.entered(worker.name):
+        with IPRoute() as route:
+            assert list(route.get_addr())
+        observed = cluster.datapaths["worker"].observe(cluster.desired("worker"))
+    assert IPv4Address(cluster.lab.pod("sel").address) in observed.facts.devices
+
+
+@pytest.mark.parametrize("what", ["a new device", "the guard deleted"])
+def test_a_change_beneath_is_told(cluster: Cluster, what: str) -> None:
+    told = threading.Event()
+    worker = cluster.lab.node("worker")
+
+    def change() -> None:
+        if what == "a new device":
+            cluster.lab.add_pod("fresh", "worker")
+            cluster.lab.remove_pod("fresh")
+        else:
+            worker.run(["nft", "delete", "table", "inet", "routerd"])
+
+    async def listen() -> None:
+        task = asyncio.create_task(devices.watch(told.set))
+        for _ in range(3):
+            await asyncio.sleep(0)  # both sockets are open now
+        async with asyncio.timeout(10):
+            await asyncio.to_thread(change)
+            while not told.is_set():
+                await asyncio.sleep(0.01)
+        task.cancel()
+
+    with netns.entered(worker.name):
+        asyncio.run(listen())
+
+
+def test_the_programs_come_from_the_loader_that_was_asked_for(cluster: Cluster) -> None:
+    wanted = {"libbpf": loader, "bcc": bcc_loader}[cluster.loader]
+    for name in cluster.lab.nodes:
+        assert loader.pinned_digest(cluster.lab.node(name).pin_dir / "routerd") == wanted.digest()
+
+
+def test_a_second_round_has_nothing_to_do(cluster: Cluster) -> None:
+    assert cluster.apply() == {"gw1": [], "gw2": [], "worker": []}
+
+
+@pytest.mark.parametrize("pod", ["sel", "selgw", "selgw2"])
+def test_selected_pods_leave_with_the_egress_ip(cluster: Cluster, pod: str) -> None:
+    host = cluster.lab.pod(pod)
+    with cluster.lab.watch() as watch:
+        watch.forbid(host.address)
+        watch.allow(str(EGRESS_IP))
+        assert host.get(FW_ADDRESS).source == str(EGRESS_IP)
+        assert host.ask(FW_ADDRESS).source == str(EGRESS_IP)
+        assert host.ping(FW_ADDRESS)
+        verdict = watch.settle()
+    assert not verdict.leaks
+    assert verdict.outside[str(EGRESS_IP), FW_ADDRESS] > 3
+
+
+def test_an_unselected_pod_keeps_its_source_and_is_refused(cluster: Cluster) -> None:
+    plain = cluster.lab.pod("plain")
+    assert plain.get(FW_ADDRESS).refusal == "refused"
+    assert cluster.lab.fw.refused()[plain.address] > 0
+
+
+def test_traffic_inside_the_cluster_is_left_alone(cluster: Cluster) -> None:
+    pod, dns = cluster.lab.pod("sel"), cluster.lab.pod("dns")
+    assert pod.ask(dns.address).source == pod.address
+    assert pod.ping(dns.address)
+    assert pod.ping(cluster.lab.node("gw2").address)
+
+
+def test_flows_begun_from_outside_are_answered_directly(cluster: Cluster) -> None:
+    pod = cluster.lab.pod("sel")
+    pod.start_server(http=8080, udp=5353)
+    assert cluster.lab.client.get(pod.address, 8080).text
+    assert cluster.lab.client.ask(pod.address, 5353).text
+    assert cluster.lab.client.ping(pod.address)
+
+
+def test_a_connection_from_outside_survives_the_selection_of_its_pod(cluster: Cluster) -> None:
+    pod, client = cluster.lab.pod("sel"), cluster.lab.client
+    pod.start_server(tcp=7)
+    cluster.selected["sel"] = ()
+    cluster.apply()
+    with client.connect(pod.address, 7) as connection:
+        assert connection.recv(100)
+        cluster.selected["sel"] = ("world",)
+        done = cluster.apply()["worker"]
+        assert f"keep connections begun from outside: {pod.address}" in done
+        connection.sendall(b"still there")
+        assert connection.recv(100) == b"still there"
+    assert pod.get(FW_ADDRESS).source == str(EGRESS_IP)
+
+
+def test_a_large_download_keeps_to_the_tunnel_mtu(cluster: Cluster) -> None:
+    pod, fw = cluster.lab.pod("sel"), cluster.lab.fw
+    size = 8 << 20
+    received = _download(pod, size, cluster)
+    assert received == size
+    tunnel = cluster.lab.node("worker").run(["ip", "-s", "-d", "link", "show", "routerd.vxlan"])
+    assert " mtu 1450 " in tunnel
+    assert fw.address
+
+
+def _download(pod: PodHost, size: int, cluster: Cluster) -> int:
+    """Bytes of one HTTP download through the gateway; the SYN's MSS must have been clamped for it to be fast."""
+    with pod.connect(FW_ADDRESS, 80, 5) as connection:
+        mss = connection.getsockopt(6, 2)
+        assert mss <= 1450 - 40
+        connection.sendall(f"GET /bytes/{size} HTTP/1.0\r\n\r\n".encode())
+        data = bytearray()
+        while chunk := connection.recv(1 << 16):
+            data += chunk
+    return len(data) - data.index(b"\r\n\r\n") - 4
+
+
+def test_too_big_packets_are_answered(cluster: Cluster) -> None:
+    pod = cluster.lab.pod("sel")
+    said = pod.run(["ping", "-n", "-c", "1", "-W", "1", "-M", "do", "-s", "1472", FW_ADDRESS], check=False)
+    assert re.search(r"Frag needed and DF set \(mtu = 1450\)", said)
+    assert "1 received" in pod.run(["ping", "-n", "-c", "1", "-W", "1", "-M", "do", "-s", "1400", FW_ADDRESS])
+
+
+def test_icmp_errors_come_back_to_the_pod(cluster: Cluster) -> None:
+    """A closed UDP port beyond the gateway: the error quotes the translated packet and must reach the pod's socket."""
+    assert cluster.lab.pod("sel").ask(FW_ADDRESS, 9).refusal == "refused"
+
+
+def test_a_spoofed_source_is_dropped(cluster: Cluster) -> None:
+    pod = cluster.lab.pod("sel")
+    before = cluster.counters("worker")["spoofed_source"]
+    pod.ip("addr add 10.244.3.250/32 dev eth0")
+    pod.run(["ping", "-n", "-c", "1", "-W", "1", "-I", "10.244.3.250", FW_ADDRESS], check=False)
+    pod.ip("addr del 10.244.3.250/32 dev eth0")
+    assert cluster.counters("worker")["spoofed_source"] > before
+
+
+def test_a_pod_cannot_forge_tunnel_packets(cluster: Cluster) -> None:
+    before = cluster.counters("worker")["tunnel_port"]
+    cluster.lab.pod("plain").ask(cluster.lab.node("gw1").address, 8473, timeout=0.2)
+    assert cluster.counters("worker")["tunnel_port"] > before
+
+
+def test_what_belongs_to_no_flow_is_dropped_at_the_gateway(cluster: Cluster) -> None:
+    before = cluster.counters("gw1")["no_mapping"]
+    cluster.lab.fw.ask(str(EGRESS_IP), 4444, timeout=0.2)
+    assert cluster.counters("gw1")["no_mapping"] > before
+
+
+def test_no_gateway_means_drop(cluster: Cluster) -> None:
+    pod = cluster.lab.pod("sel")
+    cluster.gateways = ()
+    cluster.apply()
+    with cluster.lab.watch() as watch:
+        watch.forbid(pod.address)
+        assert pod.ask(FW_ADDRESS, timeout=0.3).refusal == "timeout"
+        assert not watch.settle().leaks
+    assert cluster.counters("worker")["no_gateway"] > 0
+    cluster.gateways = ("gw2", "gw1")
+    cluster.apply()
+    cluster.lab.tor.ip(f"route replace {EGRESS_IP}/32 via {cluster.lab.node('gw2').address}")
+    assert pod.get(FW_ADDRESS).source == str(EGRESS_IP)
+    cluster.lab.tor.ip(f"route replace {EGRESS_IP}/32 via {cluster.lab.node('gw1').address}")
+    cluster.gateways = ("gw1", "gw2")
+    cluster.apply()
+    assert pod.get(FW_ADDRESS).source == str(EGRESS_IP)
+
+
+def test_exclusions_and_ports(cluster: Cluster) -> None:
+    pod, plain = cluster.lab.pod("sel"), cluster.policies["world"]
+    fw = IPv4Network(f"{FW_ADDRESS}/32")
+    cluster.policies = {"world": replace(plain, excluded=(fw,))}
+    cluster.apply()
+    assert pod.get(FW_ADDRESS).refusal == "refused"  # its own source, as if it were not selected
+    cluster.policies = {"world": replace(plain, ports=(Ports("TCP", 80, 80),))}
+    cluster.apply()
+    assert pod.get(FW_ADDRESS).source == str(EGRESS_IP)
+    assert pod.ask(FW_ADDRESS).refusal
+
+
+def test_a_running_flow_survives_a_changed_policy(cluster: Cluster) -> None:
+    pod, before = cluster.lab.pod("sel"), cluster.policies["world"]
+    with pod.connect(FW_ADDRESS, 80, 5) as connection:
+        cluster.policies = {"world": replace(before, excluded=(IPv4Network(f"{FW_ADDRESS}/32"),))}
+        cluster.apply()
+        assert pod.get(FW_ADDRESS).refusal == "refused"
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+        assert f"saw {EGRESS_IP}".encode() in answer
+
+
+def test_the_guard_stops_an_undecided_pod(cluster: Cluster) -> None:
+    with cluster.lab.watch() as watch:
+        pod = cluster.lab.add_pod("late", "worker")
+        watch.allow(str(EGRESS_IP))
+        watch.forbid(pod.address)
+        cluster.selected["late"] = ("world",)
+        before = cluster.counters("worker")["guard_undecided"]
+
+        def stopped() -> bool:  # a new bridge port may take a moment before it passes anything
+            assert pod.ask(FW_ADDRESS, timeout=0.3).refusal
+            return cluster.counters("worker")["guard_undecided"] > before
+
+        cluster.lab.wait(stopped, 10, "the guard counts an undecided pod's packet")
+        cluster.apply()
+        assert pod.get(FW_ADDRESS).source == str(EGRESS_IP)
+        assert not watch.settle().leaks
+    cluster.lab.remove_pod("late")
+
+
+def test_the_guard_stops_a_selected_pod_past_its_hook(cluster: Cluster) -> None:
+    pod, worker = cluster.lab.pod("sel"), cluster.lab.node("worker")
+    with cluster.lab.watch() as watch:
+        watch.forbid(pod.address)
+        with netns.entered(worker.name):
+            observed = cluster.datapaths["worker"].observe(cluster.desired("worker"))
+            device = observed.facts.devices[IPv4Address(pod.address)]
+            cluster.datapaths["worker"]._attacher.detach("from_pod", device.ifindex)
+        assert pod.ask(FW_ADDRESS, timeout=0.3).refusal
+        assert not watch.settle().leaks
+    assert cluster.counters("worker")["guard_selected"] > 0
+    assert cluster.apply()["worker"] == [f"attach from_pod to {device.name}"]
+    assert pod.get(FW_ADDRESS).source == str(EGRESS_IP)
+
+
+def test_a_node_address_as_egress_ip_leaves_the_host_its_own_ports(cluster: Cluster) -> None:
+    gw1 = cluster.lab.node("gw1")
+    gw1.ip(f"addr add {EGRESS_IP}/32 dev lo")
+    cluster.gateways, cluster.node_address = ("gw1",), True
+    try:
+        cluster.apply()
+        assert cluster.lab.pod("sel").get(FW_ADDRESS).source == str(EGRESS_IP)
+        assert gw1.run(["ping", "-n", "-c", "1", "-W", "1", "-I", str(EGRESS_IP), FW_ADDRESS]).count("1 received")
+        assert "61000-65535" in gw1.run(["sysctl", "-n", "net.ipv4.ip_local_reserved_ports"])
+    finally:
+        gw1.ip(f"addr del {EGRESS_IP}/32 dev lo")
+
+
+def test_collection_leaves_live_mappings_alone(cluster: Cluster) -> None:
+    cluster.lab.pod("sel").get(FW_ADDRESS)
+    with netns.entered(cluster.lab.node("gw1").name):
+        gateway = cluster.datapaths["gw1"]
+        assert gateway.nat()
+        result = gateway.collect()
+        live = len(gateway.nat())
+    assert result is not None
+    assert result.mappings_live == live > 0
+
+
+def test_removal_leaves_nothing(cluster: Cluster) -> None:
+    worker = cluster.lab.node("worker")
+    with netns.entered(worker.name):
+        removed = cluster.datapaths["worker"].remove()
+    assert "device routerd.vxlan" in removed
+    assert not (worker.pin_dir / "routerd").exists()
+    assert "routerd" not in worker.run(["nft", "list", "ruleset"])
+    assert "routerd" not in worker.run(["ip", "link"])
+    assert "clsact" not in worker.run(["tc", "qdisc", "show"])
+    assert cluster.lab.pod("sel").get(FW_ADDRESS).refusal == "refused"
+    cluster.apply()
+    assert cluster.lab.pod("sel").get(FW_ADDRESS).source == str(EGRESS_IP)
+
+
+@pytest.mark.parametrize("cluster", [CLSACT], ids=["-".join(CLSACT)], indirect=True)
+def test_an_ingress_qdisc_in_the_way_of_clsact_is_said(cluster: Cluster) -> None:
+    """Its one block would take the filters of both hooks as one, and they would replace each other."""
+    pod, worker = cluster.lab.add_pod("shaped", "worker"), cluster.lab.node("worker")
+    worker.run(["tc", "qdisc", "add", "dev", pod.device, "ingress"])
+    try:
+        with pytest.raises(OSError, match="ingress qdisc"):
+            cluster.apply()
+    finally:
+        cluster.lab.remove_pod("shaped")
+
+
+@pytest.mark.parametrize("cluster", [CLSACT], ids=["-".join(CLSACT)], indirect=True)
+def test_filters_of_a_former_mode_go_when_links_come(cluster: Cluster) -> None:
+    worker, datapath = cluster.lab.node("worker"), cluster.datapaths["worker"]
+    datapath.close()
+    cluster.datapaths["worker"] = Datapath(worker.pin_dir / "routerd", "tcx", loader_name=cluster.loader)  # type: ignore[arg-type]
+    try:
+        cluster.apply()
+        device = cluster.lab.pod("sel").device
+        shown = "".join(worker.run(["tc", "filter", "show", "dev", device, hook]) for hook in ("ingress", "egress"))
+        assert "routerd." not in shown
+        assert cluster.lab.pod("sel").get(FW_ADDRESS).source == str(EGRESS_IP)
+    finally:
+        with netns.entered(worker.name):
+            cluster.datapaths["worker"].remove()
+        cluster.datapaths["worker"].close()
+        del cluster.datapaths["worker"]
+
+
+def test_a_namespace_without_any_route_is_read() -> None:
+    empty = Namespace(f"noroute{os.getpid()}", "empty")
+    empty.create()
+    try:
+        with netns.entered(empty.name), NetlinkSocket() as route:
+            assert devices.read_routes(route) == devices.Routes(frozenset(), {}, frozenset())
+    finally:
+        netns.run(["ip", "netns", "del", empty.name])

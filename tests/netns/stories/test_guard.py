@@ -1,0 +1,97 @@
+"""The guard's text against the real nft: what is applied is read back as what was rendered."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from egress.entries import Facts, PodDevice
+from egress.guard import Guard, early, parse, parse_counters, render, transaction
+from egress.policy import Desired, Policy, Ports
+from tests.netns.lab.netns import Namespace, run
+
+
+@pytest.fixture(scope="module")
+def namespace() -> Iterator[Namespace]:
+    made = Namespace(f"guard{os.getpid()}", "guard")
+    made.create()
+    try:
+        yield made
+    finally:
+        run(["ip", "netns", "del", made.name])
+
+
+def read_back(namespace: Namespace) -> Guard | None:
+    return parse(json.loads(namespace.run(["nft", "-j", "list", "table", "inet", "routerd"])))
+
+
+NAMES = ["eth0", "veth1.2", "cali-1_a", "0net", "bridge", "vlan", "ip", "_x", "drop", "c+d", "7"]
+networks = st.builds(
+    lambda address, bits: IPv4Network((address, bits), strict=False),
+    st.ip_addresses(v=4), st.sampled_from([0, 1, 8, 16, 24, 30, 31, 32]),
+)  # fmt: skip
+some_networks = st.lists(networks, max_size=4).map(tuple)
+ports = st.builds(
+    lambda protocol, ends: Ports(protocol, *((0, 0) if protocol == "ICMP" else sorted(ends))),
+    st.sampled_from(["TCP", "UDP", "ICMP"]), st.tuples(st.integers(1, 65535), st.integers(1, 65535)),
+)  # fmt: skip
+several_ports = st.lists(st.one_of(ports, st.just(Ports("TCP"))), max_size=3).map(tuple)
+parts = st.tuples(some_networks, some_networks, several_ports)
+policies = st.lists(parts, max_size=3).map(
+    lambda found: {f"p{n}": Policy(f"p{n}", 1, *part) for n, part in enumerate(found)}
+)
+PODS = [IPv4Address(f"10.1.0.{n}") for n in range(1, 5)]
+
+
+@st.composite
+def wishes(draw: st.DrawFn) -> tuple[Desired, Facts]:
+    known = draw(policies)
+    chosen = st.lists(st.sampled_from(sorted(known)), unique=True).map(tuple) if known else st.just(())
+    pods = {pod: draw(chosen) for pod in draw(st.lists(st.sampled_from(PODS), unique=True))}
+    name = draw(st.sampled_from(NAMES))
+    devices = {pod: PodDevice(n, name, name, bytes(6), bytes(6)) for n, pod in enumerate(pods)}
+    nodes = frozenset(draw(st.lists(st.builds(IPv4Address, st.integers(1, 2**32 - 1)), max_size=2)))
+    desired = Desired(
+        "n", IPv4Address("10.0.0.1"), pods=pods, policies=known, nodes=nodes, cluster=frozenset(draw(some_networks)),
+        pod_cidrs=frozenset(draw(some_networks)),
+    )  # fmt: skip
+    return desired, Facts(devices)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(wishes())
+def test_what_is_applied_is_read_back(namespace: Namespace, wish: tuple[Desired, Facts]) -> None:
+    """Over whatever the example before left there."""
+    listed = namespace.run(["nft", "-j", "list", "ruleset"])
+    wanted = render(*wish)
+    namespace.nft(transaction(wanted, parse(json.loads(listed))))
+    assert read_back(namespace) == wanted.digests()
+
+
+def test_a_pod_becomes_decided_and_is_forgotten_again(namespace: Namespace) -> None:
+    policy = Policy("p", 7, (IPv4Network("0.0.0.0/0"),))
+    device = PodDevice(3, "veth3", "veth3", bytes(6), bytes(6))
+    desired = Desired("n", IPv4Address("10.0.0.1"), pods={PODS[0]: ("p",)}, policies={"p": policy})
+    wanted = render(desired, Facts({PODS[0]: device}))
+    for step in (early(wanted, None), wanted, render(desired, Facts()), wanted):
+        namespace.run(["nft", "-c", "-f", "-"], stdin=transaction(step, read_back(namespace)))
+        namespace.nft(transaction(step, read_back(namespace)))
+        assert read_back(namespace) == step.digests()
+
+
+def test_counters_keep_their_values(namespace: Namespace) -> None:
+    desired = Desired("n", IPv4Address("10.0.0.1"), nodes=frozenset({IPv4Address("127.0.0.1")}))
+    namespace.nft(transaction(render(desired, Facts()), read_back(namespace)))
+    with namespace.socket(2, 2) as sender:
+        sender.bind(("127.0.0.9", 0))  # no node's address
+        sender.sendto(b"forged", ("127.0.0.1", desired.tunnel_port))
+    for _ in range(2):
+        listed = json.loads(namespace.run(["nft", "-j", "list", "table", "inet", "routerd"]))
+        assert parse_counters(listed) == {"forged": 1, "selected": 0, "undecided": 0}
+        namespace.nft(transaction(render(desired, Facts()), parse(listed)))

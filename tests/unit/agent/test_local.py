@@ -1,0 +1,48 @@
+"""What the kernel says of this node, on loopback, and the text of /proc."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+from routerd.agent.local import global_ipv6, is_ours, session_addresses, source_towards
+from routerd.model import Peer
+
+LOOPBACK = ip_address("127.0.0.1")
+NOWHERE = ip_address("fe80::1")  # link-local without an interface: no route
+FOREIGN = ip_address("192.0.2.77")
+
+IF_INET6 = """\
+00000000000000000000000000000001 01 80 10 80       lo
+20010db8000000000000000000000005 02 40 00 80     eth0
+fe80000000000000000000fffe000001 02 40 20 80     eth0
+"""
+
+
+def peer(address: str, **fields: object) -> Peer:
+    return Peer(ip_address(address), 1, 2, **fields)  # type: ignore[arg-type]
+
+
+def test_the_kernel_chooses_the_source() -> None:
+    assert source_towards(LOOPBACK) == LOOPBACK
+    assert source_towards(NOWHERE) is None
+
+
+def test_only_addresses_on_interfaces_are_ours() -> None:
+    assert is_ours(LOOPBACK)
+    assert not is_ours(FOREIGN)
+
+
+def test_a_configured_source_must_be_on_the_node() -> None:
+    here = session_addresses([peer("127.0.0.9", source_address=LOOPBACK)], {})
+    away = session_addresses([peer("127.0.0.9", source_address=FOREIGN)], {})
+    assert (here, away) == ({ip_address("127.0.0.9"): LOOPBACK}, {ip_address("127.0.0.9"): None})
+
+
+def test_a_route_that_is_away_keeps_the_address_while_the_node_has_it() -> None:
+    assert session_addresses([peer("fe80::1")], {NOWHERE: LOOPBACK}) == {NOWHERE: LOOPBACK}
+    assert session_addresses([peer("fe80::1")], {NOWHERE: FOREIGN}) == {NOWHERE: None}
+    assert session_addresses([peer("fe80::1")], {}) == {NOWHERE: None}
+
+
+def test_global_ipv6_addresses_only() -> None:
+    assert global_ipv6(IF_INET6) == (ip_address("2001:db8::5"),)

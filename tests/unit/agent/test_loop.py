@@ -1,0 +1,446 @@
+"""The agent's loop against models of store, node and rooms: reacts at once, retries, tells, never ends by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from routerd.agent.loop import RECHECK_REST, Agent, ConfigState, EgressCounters, TaskReturned, peer_statuses
+from routerd.agent.reconcile import Reconciler
+from routerd.model import Allocations, BgpConfig, IPAddress, Origin, Peer, Refusal, Snapshot
+from routerd.node.brake import Limits
+from routerd.node.desired import LocalFacts, NodeState, Settings, compose
+from routerd.serve.api import RequestRefused
+from routerd.tell.views import PeerView, Row
+from tests.models import cluster
+from tests.models.cluster import LOCAL, TOR
+from tests.unit.agent.test_reconcile import Datapath, Speaker, World, egress_of
+
+
+class Here:
+    """A node whose store the test puts snapshots into, and whose other facts never change."""
+
+    def __init__(self) -> None:
+        self.store = Snapshot()
+        self.settled = True
+
+    def snapshot(self) -> Snapshot:
+        return self.store
+
+    def store_status(self) -> None:
+        return None
+
+    def facts(self, peers: tuple[Peer, ...], before: LocalFacts) -> LocalFacts:
+        return LocalFacts(sessions={peer.address: LOCAL.get(peer.address) for peer in peers}, uplinks=("eth0",))
+
+    def peers(self) -> Mapping[IPAddress, PeerView]:
+        return {TOR: PeerView(TOR, up=True, state="up", announced=2)}
+
+    def is_settled(self) -> bool:
+        return self.settled
+
+    def refusals(self) -> tuple[Refusal, ...]:
+        return ()
+
+    def counters(self) -> EgressCounters:
+        return EgressCounters(True, {"translated": 9}, {"no gateway": 3}, 1, 100)
+
+    def nat(self) -> tuple[Row, ...]:
+        return ()
+
+
+@dataclass
+class Running:
+    agent: Agent
+    here: Here
+    world: World
+    datapath: Datapath
+
+    def feed(self, snapshot: Snapshot) -> None:
+        self.here.store = snapshot
+        self.agent.wake()
+
+    async def until(self, condition: Callable[[], bool], timeout: float = 5.0) -> None:
+        async with asyncio.timeout(timeout):
+            while not condition():
+                await asyncio.sleep(0.001)
+
+
+def with_agent(
+    test: Callable[[Running], Awaitable[None]],
+    world: World | None = None,
+    *,
+    makes_devices: bool = True,
+    **options: Any,
+) -> None:
+    async def run() -> None:
+        here, there = Here(), world or World()
+        datapath = Datapath(there)
+        egress = replace(egress_of(there), datapath=datapath, makes_devices=lambda action: makes_devices)
+        reconciler = Reconciler(Speaker(there), egress, settle_timeout=0.0)
+        agent = Agent(Settings("a"), here, reconciler, **{"period": 60.0, **options})
+        task = asyncio.create_task(agent.run())
+        try:
+            await test(Running(agent, here, there, datapath))
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def prefixes(world: World) -> set[str]:
+    return world.ribs.get(str(TOR), set())
+
+
+def test_a_change_of_the_store_reaches_the_speaker_at_once() -> None:
+    async def test(running: Running) -> None:
+        await running.until(lambda: running.agent.status.rounds.done == 1)
+        started = time.monotonic()
+        running.feed(cluster.snapshot())
+        await running.until(lambda: "192.0.2.1/32" in prefixes(running.world))
+        assert time.monotonic() - started < 0.5  # the target is 0.05 s; shared cores may stall, the period is 60 s
+
+    with_agent(test)
+
+
+def test_a_burst_of_changes_is_few_rounds() -> None:
+    async def test(running: Running) -> None:
+        for last in range(1, 100):
+            allocations = Allocations(last, (cluster.allocation("web", f"192.0.2.{last}"),))
+            running.feed(cluster.snapshot(allocations=allocations))
+        await running.until(lambda: prefixes(running.world) == {"192.0.2.99/32"})
+        assert running.agent.status.rounds.done <= 3
+
+    with_agent(test)
+
+
+def test_nothing_is_decided_again_while_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    composed: list[Snapshot] = []
+
+    def counting(snapshot: Snapshot, settings: Settings, facts: LocalFacts) -> NodeState:
+        composed.append(snapshot)
+        return compose(snapshot, settings, facts)
+
+    monkeypatch.setattr("routerd.agent.loop.compose", counting)
+
+    async def test(running: Running) -> None:
+        running.feed(cluster.snapshot())
+        await running.until(lambda: running.agent.status.ready and running.agent.status.rounds.done > 5)
+        assert len(composed) <= 2  # before and after the first snapshot
+
+    with_agent(test, period=0.001)
+
+
+def test_an_unsynced_store_touches_nothing_and_is_not_ready() -> None:
+    async def test(running: Running) -> None:
+        await running.until(lambda: running.agent.status.rounds.done == 1)
+        assert running.world.journal == []
+        assert running.agent.status.not_ready_because().startswith("not read from the store yet: nodes, namespaces")
+
+    with_agent(test)
+
+
+def test_readiness_is_told_once_and_after_the_work_is_done() -> None:
+    told: list[set[str]] = []
+    world = World()
+
+    async def test(running: Running) -> None:
+        running.feed(cluster.snapshot())
+        await running.until(lambda: running.agent.status.rounds.done > 5)
+        assert told == [{"192.0.2.1/32", "198.51.100.7/32"}]
+
+    with_agent(test, world, period=0.001, on_ready=lambda: told.append(prefixes(world)))
+
+
+def test_a_failed_round_is_tried_again_and_shown() -> None:
+    async def test(running: Running) -> None:
+        running.feed(cluster.snapshot())
+        await running.until(lambda: running.agent.status.rounds.errors > 0)
+        assert running.agent.status.not_ready_because() == "egress: prepare group 7: map is full"
+        running.world.broken = ""
+        await running.until(lambda: running.agent.status.ready)
+        assert running.world.groups == {7}
+
+    with_agent(test, World(broken="prepare group 7"))
+
+
+def test_a_round_without_the_store_makes_nothing_ready() -> None:
+    """There may be a probe, or a session that comes up, while the first round with everything read is being made."""
+    began, go_on = threading.Event(), threading.Event()
+
+    async def test(running: Running) -> None:
+        observe = running.datapath.observe
+
+        def held_up(desired: Any) -> set[int]:
+            began.set()
+            assert go_on.wait(5)
+            return observe(desired)
+
+        running.datapath.observe = held_up  # type: ignore[method-assign]
+        await running.until(lambda: running.agent.status.rounds.done > 0)
+        running.feed(cluster.snapshot())
+        await running.until(began.is_set)
+        running.agent.refresh()
+        said = running.agent.status.not_ready_because()
+        go_on.set()
+        assert (said, running.agent.status.ready) == ("the first round with everything read is not done", False)
+        await running.until(lambda: running.agent.status.rounds.errors > 0)
+        assert running.agent.status.not_ready_because() == "egress: prepare group 7: map is full"
+        running.world.broken = ""
+        await running.until(lambda: running.agent.status.ready)
+
+    with_agent(test, World(broken="prepare group 7"))
+
+
+def test_a_task_that_returns_is_a_fault() -> None:
+    async def ends() -> None:
+        """A watch that stops watching."""
+
+    async def run() -> None:
+        await Agent(Settings("a"), Here(), Reconciler(None, None), tasks={"store": ends}).run()
+
+    with pytest.raises(ExceptionGroup) as fault:
+        asyncio.run(run())
+    assert fault.group_contains(TaskReturned, match="task store returned")
+
+
+def test_a_fault_of_a_further_task_ends_the_agent() -> None:
+    async def broken() -> None:
+        raise OSError("relay: no such file")
+
+    async def run() -> None:
+        await Agent(Settings("a"), Here(), Reconciler(None, None), tasks={"speaker": broken}).run()
+
+    with pytest.raises(ExceptionGroup) as fault:
+        asyncio.run(run())
+    assert fault.group_contains(OSError, match="no such file")
+
+
+def test_stopping_leaves_everything_in_place() -> None:
+    world = World()
+
+    async def test(running: Running) -> None:
+        running.feed(cluster.snapshot())
+        await running.until(lambda: running.agent.status.ready)
+
+    with_agent(test, world)
+    assert (world.groups, prefixes(world)) == ({7}, {"192.0.2.1/32", "198.51.100.7/32"})
+
+
+# --- what it answers
+
+
+def answers(*requests: dict[str, Any], **fields: object) -> list[Any]:
+    found: list[Any] = []
+
+    async def test(running: Running) -> None:
+        running.feed(cluster.snapshot(**fields))
+        await running.until(lambda: running.agent.status.ready)
+        for request in requests:
+            answer = running.agent.answer(request)
+            found.append(await answer if inspect.isawaitable(answer) else answer)
+
+    with_agent(test)
+    return found
+
+
+def test_it_answers_status_show_why_and_desired() -> None:
+    status, peers, why, desired = answers(
+        {"get": "status"},
+        {"get": "show", "kind": "peers"},
+        {"get": "why", "object": "svc/default/web"},
+        {"get": "desired"},
+    )
+    assert (status["ready"], status["egress"]["drops"], status["peers"][0]["desired"]) == (True, {"no gateway": 3}, 2)
+    assert (peers[0]["state"], peers[0]["paths"]) == ("up", 2)
+    assert (why[-1]["question"], why[-1]["yes"]) == ("is the session with 10.0.0.1 up?", True)
+    assert "path 10.0.0.1 192.0.2.1/32 next-hop self local-pref 0" in desired
+
+
+@pytest.mark.parametrize("request_", [{"get": "moon"}, {}, {"get": "show", "kind": "moon"}])
+def test_what_it_does_not_know_is_refused(request_: dict[str, Any]) -> None:
+    with pytest.raises(RequestRefused) as refused:
+        answers(request_)
+    assert refused.value.code == 2
+
+
+def test_two_peers_of_one_name_are_told_apart_by_address() -> None:
+    other = ip_address("10.0.0.2")
+    local = {**LOCAL, other: ip_address("10.0.0.11")}
+    peers = (Peer(TOR, 1, 2, name="tor"), Peer(other, 1, 2, name="tor"))
+    state = compose(cluster.snapshot(bgp=BgpConfig(peers)), Settings("a"), LocalFacts(sessions=local))
+    assert [peer.label for peer in peer_statuses(state, {})] == ["10.0.0.1", "10.0.0.2"]
+
+
+def test_a_refused_configuration_shows_as_stale() -> None:
+    async def test(running: Running) -> None:
+        await running.until(lambda: running.agent.status.rounds.done == 1)
+        running.agent.config_is(ConfigState(stale=True, error="routerd.yaml:3: unknown key"))
+        running.agent.wake()
+        await running.until(lambda: running.agent.status.rounds.done > 1)
+        assert (running.agent.status.config_stale, running.agent.status.config_error) == (
+            True,
+            "routerd.yaml:3: unknown key",
+        )
+
+    with_agent(test)
+
+
+def test_what_a_changed_device_took_away_is_mended_at_once() -> None:
+    async def test(running: Running) -> None:
+        running.feed(cluster.snapshot())
+        await running.until(lambda: bool(running.world.groups))
+        before = set(running.world.groups)
+        running.world.groups.clear()
+        running.agent.recheck()
+        await running.until(lambda: running.world.groups == before)
+
+    with_agent(test)
+
+
+class Busy(Here):
+    """A node whose datapath does not let itself be read until the test allows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free, self.asked = threading.Event(), threading.Event()
+
+    def counters(self) -> EgressCounters:
+        self.asked.set()
+        assert self.free.wait(10)
+        return super().counters()
+
+
+def test_reading_the_datapath_does_not_stop_the_loop() -> None:
+    async def run() -> None:
+        here = Busy()
+        agent = Agent(Settings("a"), here, Reconciler(None, None), period=60.0)
+        task = asyncio.create_task(agent.run())
+        async with asyncio.timeout(5):
+            while not here.asked.is_set():
+                await asyncio.sleep(0.001)
+            assert agent.status.rounds.done == 0
+            here.free.set()
+            while not agent.status.rounds.done:
+                await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_a_storm_of_changed_devices_is_few_rounds_and_none_is_missed() -> None:
+    async def test(running: Running) -> None:
+        running.feed(cluster.snapshot())
+        await running.until(lambda: running.agent.status.ready)
+        datapath = running.datapath
+        before, started = datapath.reads, time.monotonic()
+        running.agent.recheck()
+        await running.until(lambda: datapath.reads > before)
+        first = time.monotonic() - started
+        while time.monotonic() - started < 0.5:
+            running.agent.recheck()
+            await asyncio.sleep(0.001)
+        seconds = time.monotonic() - started
+        assert datapath.reads - before <= 1 + seconds / RECHECK_REST
+        assert first < RECHECK_REST / 2
+        running.world.groups.clear()
+        running.agent.recheck()
+        await running.until(lambda: running.world.groups == {7})
+
+    with_agent(test, makes_devices=False)
+
+
+def test_the_brake_holds_is_shown_and_is_released() -> None:
+    async def test(running: Running) -> None:
+        service = replace(cluster.service("web"), origin=Origin("/m/gone.yaml", 1))
+        running.feed(replace(cluster.snapshot(), services={"default/web": service}))
+        await running.until(lambda: "192.0.2.1/32" in prefixes(running.world))
+        running.feed(replace(cluster.snapshot(), services={}))
+        await running.until(lambda: running.agent.status.braked > 0)
+        assert "192.0.2.1/32" in prefixes(running.world)
+        assert "WithdrawalHeld" in running.agent.status.refusals_by_reason()
+        assert any("WithdrawalHeld" in line for line in (await running.agent.answer({"get": "plan"}))["refusals"])
+        assert running.agent.answer({"get": "release-brake"}) == 1
+        await running.until(lambda: "192.0.2.1/32" not in prefixes(running.world))
+        await running.until(lambda: running.agent.status.braked == 0)  # status follows at the end of the round
+
+    with_agent(test, brake=Limits(percent=10, paths=1))
+
+
+def of_generation(number: int, **fields: Any) -> Snapshot:
+    found = cluster.snapshot(**fields)
+    assert found.allocations is not None
+    return replace(found, allocations=replace(found.allocations, generation=number))
+
+
+def test_the_generation_is_that_of_allocations_that_are_applied_not_read() -> None:
+    async def test(running: Running) -> None:
+        agent = running.agent
+        running.feed(of_generation(1))
+        await running.until(lambda: agent.status.rounds.errors > 0)
+        assert agent.status.generation is None
+        running.world.broken = ""
+        await running.until(lambda: agent.status.generation == 1)
+        running.here.settled = False  # ExaBGP has not acknowledged the next one
+        running.feed(of_generation(2))
+        await running.until(lambda: agent.snapshot.allocations == of_generation(2).allocations)
+        done = agent.status.rounds.done
+        await running.until(lambda: agent.status.rounds.done > done + 1)
+        assert agent.status.generation == 1
+        running.here.settled = True
+        agent.refresh()
+        assert agent.status.generation == 2
+
+    with_agent(test, World(broken="prepare group 7"), period=0.01)
+
+
+def test_allocations_that_a_round_holds_back_or_cannot_place_are_not_applied() -> None:
+    async def test(running: Running) -> None:
+        agent = running.agent
+        running.feed(of_generation(1))
+        await running.until(lambda: agent.status.generation == 1)
+        running.world.settles = False  # what is withdrawn may not go yet
+        without = Allocations(2, (cluster.allocation("web", "192.0.2.1"),))
+        running.feed(cluster.snapshot(allocations=without))
+        await running.until(lambda: bool(agent.status.rounds.held))
+        running.feed(of_generation(3, nodes={}))  # this node is in the store no more
+        await running.until(lambda: any(each.reason == "UnknownNode" for each in agent.status.refusals))
+        assert agent.status.generation == 1
+
+    with_agent(test, period=0.01)
+
+
+def test_a_datapath_that_a_round_attached_shows_at_once() -> None:
+    class Fresh(Here):
+        def counters(self) -> EgressCounters:
+            return EgressCounters(attached=bool(world.groups))
+
+    async def run() -> None:
+        here = Fresh()
+        reconciler = Reconciler(Speaker(world), replace(egress_of(world), datapath=Datapath(world)), settle_timeout=0.0)
+        agent = Agent(Settings("a"), here, reconciler, period=60.0)
+        task = asyncio.create_task(agent.run())
+        try:
+            async with asyncio.timeout(5):
+                while not agent.status.rounds.done:
+                    await asyncio.sleep(0.001)
+                here.store = cluster.snapshot()
+                agent.wake()
+                while not agent.status.datapath:
+                    await asyncio.sleep(0.001)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    world = World()
+    asyncio.run(run())

@@ -1,0 +1,394 @@
+"""The order of a round, against models of the speaker and the datapath that share one journal."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
+from typing import Any, Literal
+
+import pytest
+
+from bgp.path import AdjRibOut, Path
+from bgp.path import Desired as BgpDesired
+from bgp.speaker import SpeakerUnavailable
+from egress.policy import Desired as EgressDesired
+from routerd.agent.reconcile import RETIRE_AFTER, Egress, NothingAfter, Reconciler, Round
+from routerd.model import Allocations, IPAddress, Refusal
+from routerd.node.desired import LocalFacts, NodeState, Settings, compose
+from tests.models import cluster
+from tests.models.cluster import LOCAL, TOR
+
+
+@dataclass(frozen=True)
+class Step:
+    phase: Literal["prepare", "retire"]
+    group: int
+
+    def __str__(self) -> str:
+        return f"{self.phase} group {self.group}"
+
+
+@dataclass
+class World:
+    """A datapath that holds groups, and a speaker that keeps what each peer has; both write the journal."""
+
+    groups: set[int] = field(default_factory=set)
+    ribs: dict[str, set[str]] = field(default_factory=dict)
+    journal: list[str] = field(default_factory=list)
+    complete: list[bool] = field(default_factory=list)  # of each time that the speaker was told
+    broken: str = ""  # the action that fails; "observe" = reading does
+    settles: bool = True
+    adopted: Mapping[IPAddress, AdjRibOut] | None = field(default_factory=dict)  # what the agent before us announced
+    lacking: tuple[Refusal, ...] = ()
+
+
+@dataclass
+class Datapath:
+    """The datapath's side of a world."""
+
+    world: World
+    reads: int = 0
+
+    def observe(self, desired: EgressDesired) -> set[int]:
+        self.reads += 1
+        if self.world.broken == "observe":
+            raise OSError("no map")
+        return set(self.world.groups)
+
+    def apply(self, action: Step) -> None:
+        if str(action) == self.world.broken:
+            raise OSError("map is full")
+        (self.world.groups.add if action.phase == "prepare" else self.world.groups.discard)(action.group)
+        self.world.journal.append(str(action))
+
+
+@dataclass
+class Speaker:
+    """The speaker's side of a world."""
+
+    world: World
+
+    def set(self, desired: BgpDesired | None, *, complete: bool = True) -> None:
+        assert desired is not None
+        self.world.complete.append(complete)
+        self.world.ribs = {str(peer): {str(prefix) for prefix in rib} for peer, rib in desired.ribs.items()}
+        egress = [path for rib in desired.ribs.values() for path in rib.values() if path.med is not None]
+        self.world.journal.append(" ".join(["announce", *(str(path.local_pref) for path in egress)]))
+
+    async def settled(self, timeout: float) -> bool:
+        return True  # acknowledged is not sent
+
+    async def sent(self, timeout: float) -> bool:
+        return self.world.settles
+
+    async def observe(self) -> Mapping[IPAddress, AdjRibOut]:
+        if self.world.adopted is None:
+            raise SpeakerUnavailable("no speaker is connected")
+        return self.world.adopted
+
+
+def plan(desired: EgressDesired, observed: Any) -> tuple[Step, ...]:
+    retire = [Step("retire", group) for group in sorted(observed - set(desired.groups))]
+    return (*retire, *(Step("prepare", group) for group in sorted(set(desired.groups) - observed)))
+
+
+def state(**fields: object) -> NodeState:
+    return compose(cluster.snapshot(**fields), Settings("a"), LocalFacts(sessions=LOCAL))
+
+
+def egress_of(world: World) -> Egress:
+    return Egress(Datapath(world), plan, lambda desired, observed: world.lacking, bool)
+
+
+def reconciler(world: World, clock: Any = lambda: 0.0) -> Reconciler:
+    return Reconciler(Speaker(world), egress_of(world), clock, settle_timeout=0.0)
+
+
+def rounds(world: World, *states: NodeState, clock: Any = lambda: 0.0) -> list[Round]:
+    async def run() -> list[Round]:
+        here = reconciler(world, clock)
+        return [await here.round(wanted) for wanted in states]
+
+    return asyncio.run(run())
+
+
+NO_GROUPS = {"allocations": Allocations(2, (cluster.allocation("web", "192.0.2.1"),))}
+BOTH = {"192.0.2.1/32", "198.51.100.7/32"}
+
+
+def test_nat_state_comes_before_the_announcement() -> None:
+    world = World()
+    assert rounds(world, state()) == [Round(("prepare group 7",))]
+    assert world.journal == ["announce", "prepare group 7", "announce 1047"]
+    assert world.ribs == {str(TOR): BOTH}
+
+
+def test_a_peer_hears_that_it_has_all_only_when_it_has() -> None:
+    """What is announced early is not all: with End-of-RIB after it, a restarted peer would drop the egress paths."""
+    world = World()
+    rounds(world, state())
+    assert world.complete == [False, True]
+    broken = World(broken="prepare group 7")
+    rounds(broken, state(), state())
+    assert set(broken.complete) == {False}
+
+
+def test_a_new_agent_withdraws_nothing_that_the_one_before_announced() -> None:
+    egress_ip = ip_network("198.51.100.7/32")
+    world = World(adopted={TOR: {egress_ip: Path(egress_ip, local_pref=1047, med=2**31 - 47)}})
+    rounds(world, state())
+    assert world.journal == ["announce 1047", "prepare group 7"]
+
+
+def test_withdrawal_comes_before_what_it_leads_to_is_removed() -> None:
+    world = World(groups={7})
+    assert rounds(world, state(**NO_GROUPS)) == [Round(("retire group 7",))]
+    assert world.journal == ["announce", "retire group 7"]
+
+
+def test_what_an_unconfirmed_withdrawal_leads_to_stays() -> None:
+    world = World(groups={7}, settles=False)
+    (done,) = rounds(world, state(**NO_GROUPS))
+    assert (done.actions, done.error) == ((), "")
+    assert "not confirmed" in done.held
+    assert world.groups == {7}
+
+
+def test_a_speaker_that_is_gone_cannot_hold_it_for_ever() -> None:
+    world = World(groups={7}, settles=False)
+    times = iter([0.0, RETIRE_AFTER - 1, RETIRE_AFTER])
+    *held, last = rounds(world, *[state(**NO_GROUPS)] * 3, clock=lambda: next(times))
+    assert all(done.held for done in held)
+    assert (last.actions, last.held) == (("retire group 7",), "")
+
+
+def test_each_wait_for_the_speaker_has_its_full_time() -> None:
+    """What was held came back; much later something else goes, and its withdrawal is not confirmed yet."""
+    world = World(groups={7}, settles=False)
+    times = iter([0.0, 10 * RETIRE_AFTER])
+    gone = state(**NO_GROUPS)
+    done = rounds(world, gone, state(), gone, clock=lambda: next(times))
+    assert [bool(each.held) for each in done] == [True, False, True]
+    assert world.groups == {7}
+
+
+def test_nothing_is_held_when_there_is_nothing_to_retire() -> None:
+    assert rounds(World(settles=False), state())[0].held == ""
+
+
+def test_an_unsynced_store_takes_nothing_away() -> None:
+    world = World(groups={7})
+    (done,) = rounds(world, state(**NO_GROUPS, endpoint_slices=None))
+    assert world.journal == []
+    assert "wait for the store" in done.held
+
+
+def test_a_datapath_that_is_not_synced_leaves_bgp_working() -> None:
+    world = World(groups={7})
+    assert rounds(world, state(pods=None)) == [Round()]
+    assert (world.journal, world.groups) == (["announce 1047"], {7})
+
+
+@pytest.mark.parametrize("broken", ["observe", "prepare group 7"])
+def test_a_broken_datapath_holds_back_the_new_egress_address_only(broken: str) -> None:
+    world = World(broken=broken)
+    (done,) = rounds(world, state())
+    assert world.ribs == {str(TOR): {"192.0.2.1/32"}}
+    assert done.error.startswith("egress: ")
+
+
+def test_an_egress_address_that_was_announced_stays_as_it_was_when_the_datapath_breaks() -> None:
+    world = World()
+
+    async def run() -> Round:
+        here = reconciler(world)
+        await here.round(state())
+        world.broken = "observe"
+        newer = (cluster.group(epoch=4),)
+        return await here.round(state(allocations=Allocations(2, (cluster.allocation("web", "192.0.2.1"),), newer)))
+
+    assert "no map" in asyncio.run(run()).error
+    assert world.ribs == {str(TOR): BOTH}
+    assert world.journal[-1] == "announce 1047"  # not the preference of epoch 4
+
+
+def test_a_new_agent_over_a_broken_datapath_keeps_what_the_one_before_announced() -> None:
+    egress_ip = ip_network("198.51.100.7/32")
+    world = World(broken="observe", adopted={TOR: {egress_ip: Path(egress_ip, local_pref=1047)}})
+    rounds(world, state())
+    assert world.ribs == {str(TOR): BOTH}
+
+
+def test_without_a_speaker_nobody_is_told() -> None:
+    world = World(broken="observe", adopted=None)
+    assert "no map" in rounds(world, state())[0].error
+    assert world.journal == []
+
+
+def test_a_vip_does_not_wait_for_the_datapath() -> None:
+    world = World()
+
+    async def run() -> None:
+        here = reconciler(world)
+        await here.round(state(**NO_GROUPS))
+        world.journal.clear()
+        await here.round(state())
+
+    asyncio.run(run())
+    assert world.journal == ["prepare group 7", "announce 1047"]
+    more = (cluster.allocation("web", "192.0.2.1", "192.0.2.9"),)
+    journal = after_first(state(**NO_GROUPS), state(allocations=Allocations(3, more, (cluster.group(),))))
+    assert journal == ["announce", "prepare group 7", "announce 1047"]
+
+
+def after_first(first: NodeState, second: NodeState) -> list[str]:
+    """The journal of the second round."""
+    world = World()
+
+    async def run() -> None:
+        here = reconciler(world)
+        await here.round(first)
+        world.journal.clear()
+        await here.round(second)
+
+    asyncio.run(run())
+    return world.journal
+
+
+def test_the_speaker_is_not_told_twice() -> None:
+    assert after_first(state(), state()) == []
+
+
+@pytest.mark.parametrize(("makes_devices", "first"), [(True, 2), (False, 1)])
+def test_a_datapath_that_is_as_it_should_be_is_read_in_full_rounds_only(makes_devices: bool, first: int) -> None:
+    world = World()
+    datapath = Datapath(world)
+    egress = Egress(datapath, plan, lambda desired, observed: (), lambda action: makes_devices)
+
+    async def run() -> list[int]:
+        here = Reconciler(Speaker(world), egress, settle_timeout=0.0)
+        reads = []
+        for wanted, full in ((state(), True), (state(), False), (state(**NO_GROUPS), False), (state(), True)):
+            before = datapath.reads
+            await here.round(wanted, full=full)
+            reads.append(datapath.reads - before)
+        return reads
+
+    assert asyncio.run(run()) == [first, 0, 1, first]
+
+
+def test_what_the_machine_lacks_is_told_in_every_round() -> None:
+    lacking = (Refusal("node/a", "ForwardingOff", "sysctl net.ipv4.ip_forward=1"),)
+    done = rounds(World(lacking=lacking), state(), state())
+    assert [each.refusals for each in done] == [lacking, lacking]
+
+
+def test_retiring_waits_while_preparing_fails() -> None:
+    world = World(groups={3}, broken="prepare group 7")
+    (done,) = rounds(world, state())
+    waiting = "egress: prepare group 7: map is full (1 that rely on it wait)"
+    assert (done.error, world.groups) == (waiting, {3})
+
+
+class Apart(NothingAfter):
+    """Groups have nothing to do with each other, and group 7 is not announced from here."""
+
+    def __init__(self, desired: EgressDesired, observed: Any) -> None:
+        super().__init__(desired, observed)
+        self.failed: set[int] = set()
+
+    def add(self, action: Step) -> None:
+        self.failed.add(action.group)
+
+    def after(self, action: Step) -> Step | None:
+        return None if action.group in self.failed else action
+
+
+def test_what_fails_for_ever_holds_up_only_what_relies_on_it() -> None:
+    world = World(groups={3, 4}, broken="retire group 3")
+    egress = replace(egress_of(world), undone=Apart)
+    (done,) = asyncio.run(_rounds(Reconciler(Speaker(world), egress, settle_timeout=0.0), state()))
+    assert (done.error, done.actions) == ("egress: retire group 3: map is full", ("prepare group 7", "retire group 4"))
+    world = World(groups={3}, broken="prepare group 7")
+    egress = replace(egress_of(world), undone=Apart)
+    here = Reconciler(Speaker(world), egress, settle_timeout=0.0)
+    first, second = asyncio.run(_rounds(here, state(), state()))
+    assert first.actions == ("retire group 3",)
+    assert world.ribs == {str(TOR): BOTH}
+    assert second.error == first.error == "egress: prepare group 7: map is full"
+
+
+async def _rounds(here: Reconciler, *states: NodeState) -> list[Round]:
+    return [await here.round(wanted) for wanted in states]
+
+
+@dataclass
+class Slow(Datapath):
+    """Each action takes until the test lets it go."""
+
+    going: threading.Event = field(default_factory=threading.Event)
+    begun: threading.Event = field(default_factory=threading.Event)
+
+    def apply(self, action: Step) -> None:
+        self.begun.set()
+        assert self.going.wait(10)
+        super().apply(action)
+
+
+def test_the_loop_goes_on_while_the_datapath_blocks_and_a_cancelled_round_ends_after_its_action() -> None:
+    world = World(groups={3})
+    datapath = Slow(world)
+    here = Reconciler(None, replace(egress_of(world), datapath=datapath))
+
+    async def run() -> None:
+        running = asyncio.create_task(here.round(state()))
+        async with asyncio.timeout(5):
+            while not datapath.begun.is_set():
+                await asyncio.sleep(0.001)
+            running.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert not running.done()  # nothing runs on unseen
+            datapath.going.set()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+        assert world.groups == {3, 7}
+        assert (await here.round(state())).actions == ("retire group 3",)
+
+    asyncio.run(run())
+
+
+def test_a_round_cut_after_any_action_converges() -> None:
+    for broken in ("prepare group 7", "retire group 3"):
+        world = World(groups={3}, broken=broken)
+
+        async def run(world: World = world) -> Round:
+            here = reconciler(world)
+            await here.round(state())
+            world.broken = ""
+            return await here.round(state())
+
+        assert asyncio.run(run()).error == ""
+        assert (world.groups, world.ribs) == ({7}, {str(TOR): BOTH})
+
+
+def test_one_room_alone() -> None:
+    async def run() -> tuple[Round, Round]:
+        quiet = World()
+        return (
+            await Reconciler(Speaker(quiet), None).round(state()),
+            await Reconciler(None, egress_of(quiet)).round(state()),
+        )
+
+    assert asyncio.run(run()) == (Round(), Round(("prepare group 7",)))
+
+
+def test_while_gateway_state_may_not_go_what_is_new_is_programmed() -> None:
+    world = World(groups={3})
+    (found,) = rounds(world, replace(state(), may_retire=False))
+    assert found.actions == ("prepare group 7",)
+    assert "held" in found.held
+    assert world.groups == {3, 7}

@@ -1,0 +1,136 @@
+"""The real rooms' values as the agent sees them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bgp.rib import PathRefusal
+from bgp.session import PeerStatus
+from egress.netdev import NatEntry
+from routerd.agent.loop import EgressCounters
+from routerd.agent.rooms import OneAtATime, Rooms
+from tests.models.cluster import TOR
+
+
+class Speaker:
+    """A speaker that says what it is told to."""
+
+    def __init__(self, connected: bool, status: PeerStatus, *refusals: PathRefusal) -> None:
+        self.connected = connected
+        self.peers = {TOR: status}
+        self.refusals = refusals
+
+
+class Datapath:
+    """A datapath with counters and a mapping, or one that cannot be read."""
+
+    def __init__(self, broken: bool = False) -> None:
+        self.broken = broken
+
+    def counters(self) -> dict[str, tuple[int, int]]:
+        if self.broken:
+            raise OSError("nft is missing")
+        return {"translated": (5, 500), "no_gateway": (2, 200), "guard_selected": (1, 0)}
+
+    def nat_size(self) -> tuple[int, int]:
+        return 3, 100
+
+    def nat(self) -> list[NatEntry]:
+        a, b, c = (IPv4Address(f"192.0.2.{last}") for last in (1, 2, 3))
+        return [NatEntry(7, 6, a, 1000, b, 2000, c, 443, None, 1.25)]
+
+
+def rooms(speaker: Any = None, datapath: Any = None) -> Rooms:
+    store: Any = None
+    return Rooms(store, speaker, datapath, ())
+
+
+def test_a_session_that_is_up_is_no_refusal() -> None:
+    here = rooms(Speaker(True, PeerStatus("up", since=1.0, announced=4, flaps=2)))
+    assert here.refusals() == ()
+    view = here.peers()[TOR]
+    assert (view.up, view.announced, view.flaps) == (True, 4, 2)
+    assert view.since is not None and view.since > 0
+
+
+@pytest.mark.parametrize("state", ["connecting", "down"])
+def test_a_peer_that_cannot_be_reached_is_a_refusal_not_a_fault(state: Any) -> None:
+    (refusal,) = rooms(Speaker(True, PeerStatus(state, last_reason="peer reset"))).refusals()
+    assert (refusal.object, refusal.reason) == ("peer/10.0.0.1", "SessionDown")
+    assert "peer reset" in refusal.message
+
+
+def test_no_speaker_is_told_once() -> None:
+    (refusal,) = rooms(Speaker(False, PeerStatus("unknown"))).refusals()
+    assert refusal.reason == "NoSpeaker"
+    assert rooms().refusals() == ()
+
+
+def test_what_the_speaker_refuses_is_passed_on() -> None:
+    refused = PathRefusal(TOR, ip_network("192.0.2.1/32"), "BadCommunity", "x is none")
+    (refusal,) = rooms(Speaker(True, PeerStatus("up"), refused)).refusals()
+    assert (refusal.object, refusal.reason) == ("path/192.0.2.1/32", "BadCommunity")
+    assert refusal.message == "to peer 10.0.0.1: x is none"
+
+
+def test_counters_are_told_apart_by_whether_the_packet_went_on() -> None:
+    counters = rooms(datapath=Datapath()).counters()
+    assert counters == EgressCounters(True, {"translated": 5}, {"no_gateway": 2, "guard_selected": 1}, 3, 100)
+
+
+def test_a_datapath_that_cannot_be_read_is_not_attached() -> None:
+    assert rooms(datapath=Datapath(broken=True)).counters() == EgressCounters()
+
+
+def test_mappings_are_rows() -> None:
+    (row,) = rooms(datapath=Datapath()).nat()
+    assert (row["protocol"], row["pod"], row["remote"], row["egress_ip"], row["port"], row["idle"]) == (
+        "TCP",
+        "192.0.2.1:1000",
+        "192.0.2.3:443",
+        "192.0.2.2",
+        2000,
+        1.2,
+    )
+
+
+class Once(Datapath):
+    """A datapath that notices when it is entered twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = threading.Lock()
+        self.calls = 0
+
+    def collect(self) -> None:
+        assert self.inside.acquire(blocking=False), "another call runs"
+        try:
+            time.sleep(0.001)  # gives the other threads their turn
+            self.calls += 1
+        finally:
+            self.inside.release()
+
+    def nat_size(self) -> tuple[int, int]:
+        self.collect()
+        return super().nat_size()
+
+
+def test_calls_of_several_threads_never_overlap() -> None:
+    once: Any = Once()
+    shared = OneAtATime(once)
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(call) for _ in range(10) for call in (shared.collect, shared.nat_size)]
+        for answer in answers:
+            answer.result()
+    assert once.calls == 20
+
+
+def test_this_test_names_a_real_reason() -> None:
+    assert "NO_GATEWAY" in (Path(__file__).parents[3] / "bpf/reasons.h").read_text()

@@ -1,0 +1,152 @@
+"""exabgp.conf: as a golden text, and as the installed ExaBGP reads it."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_address
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from bgp import conf, plan, relay
+from bgp.path import Desired, SpeakerPeer
+from tests.models.real_exabgp import loaded
+
+PEER = SpeakerPeer(ip_address("10.9.0.2"), ip_address("10.9.0.1"), 64512, 65000, IPv4Address("10.9.0.1"))
+OTHER = SpeakerPeer(
+    ip_address("fd09::2"), ip_address("fd09::1"), 64512, 64512, IPv4Address("10.9.0.1"), port=1790, hold_time=9,
+    password='p"w', multihop_ttl=3, graceful_restart_time=0, families=("ipv6 unicast",), description="ToR; } 'x'",
+)  # fmt: skip
+
+GOLDEN = """\
+# peer 10.9.0.2 8f3a
+neighbor 10.9.0.2 {
+    router-id 10.9.0.1;
+    local-address 10.9.0.1;
+    local-as 64512;
+    peer-as 65000;
+    hold-time 90;
+    manual-eor true;
+    adj-rib-in false;
+    adj-rib-out true;
+    group-updates true;
+    capability {
+        asn4 enable;
+        route-refresh enable;
+        graceful-restart 120;
+    }
+    family {
+        ipv4 unicast;
+        ipv6 unicast;
+    }
+    api {
+        processes [ relay ];
+        neighbor-changes;
+        negotiated;
+    }
+}
+# peer fd09::2 8f3a
+neighbor fd09::2 {
+    router-id 10.9.0.1;
+    local-address fd09::1;
+    local-as 64512;
+    peer-as 64512;
+    hold-time 9;
+    connect 1790;
+    outgoing-ttl 3;
+    md5-base64 true;
+    md5-password "cCJ3";
+    manual-eor true;
+    adj-rib-in false;
+    adj-rib-out true;
+    group-updates true;
+    capability {
+        asn4 enable;
+        route-refresh enable;
+        graceful-restart disable;
+    }
+    family {
+        ipv6 unicast;
+    }
+    api {
+        processes [ relay ];
+        neighbor-changes;
+        negotiated;
+    }
+}
+"""
+
+
+def test_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conf, "digest", lambda peer: "8f3a")
+    assert conf.peers_text([OTHER, PEER]) == conf.peers_text([PEER, OTHER]) == GOLDEN
+
+
+def test_exabgp_reads_it() -> None:
+    neighbors = {str(n["peer-address"]): n for n in loaded(conf.peers_text([PEER, OTHER])).neighbors.values()}
+    first, second = neighbors["10.9.0.2"], neighbors["fd09::2"]
+    assert (first["connect"], first["hold-time"], first["capability"]["graceful-restart"]) == (0, 90, 120)
+    assert (first["manual-eor"], first["adj-rib-out"], first["md5-password"]) == (True, True, None)
+    assert (second["connect"], second["hold-time"], second["capability"]["graceful-restart"]) == (1790, 9, False)
+    assert (second["outgoing-ttl"], base64.b64decode(second["md5-password"])) == (3, b'p"w')
+    assert len(second.families()) == 1
+
+
+passwords = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20)
+
+
+@settings(max_examples=60, deadline=None)
+@given(password=passwords)
+@example(password='\'";{}[]#\\ \\" md5-password x; }\\')
+def test_a_password_is_carried_and_ends_nothing(password: str) -> None:
+    (neighbor,) = loaded(conf.peers_text([replace(PEER, password=password)])).neighbors.values()
+    assert neighbor["md5-base64"] is True
+    assert base64.b64decode(neighbor["md5-password"]).decode() == password
+    assert neighbor["hold-time"] == 90
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"password": "secret\n"}, "Password"),
+        ({"password": "é" * 41}, "Password"),
+        ({"hold_time": 2}, "HoldTime"),
+        ({"port": 0}, "Port"),
+        ({"remote_as": 0}, "AsNumber"),
+        ({"multihop_ttl": 256}, "Ttl"),
+        ({"graceful_restart_time": 4096}, "RestartTime"),
+        ({"families": ()}, "NoFamily"),
+        ({"local_address": ip_address("fd09::1")}, "AddressFamily"),
+    ],
+)
+def test_what_exabgp_cannot_carry_is_refused(change: dict[str, object], reason: str) -> None:
+    peer = replace(PEER, **change)  # type: ignore[arg-type]
+    refusal = conf.peer_refusal(peer)
+    assert refusal is not None
+    assert refusal.reason == reason
+    assert "secret" not in str(refusal)
+    assert conf.peers_text([peer, OTHER]) == conf.peers_text([OTHER])
+
+
+def test_a_digest_tells_sessions_apart() -> None:
+    assert conf.digest(PEER) == conf.digest(replace(PEER, description="other"))  # no reset for a description
+    assert conf.digest(PEER) != conf.digest(replace(PEER, password="x"))
+    assert conf.digest(PEER) != conf.digest(replace(PEER, hold_time=30))
+
+
+def test_nothing_shows_a_password() -> None:
+    peer = replace(PEER, password="s3cret")
+    planned = plan.plan(Desired({peer.address: peer}, {}), plan.Observed({}, {}))
+    shown = repr(planned) + "".join(map(str, planned.actions))
+    assert "s3cret" not in shown
+    assert base64.b64encode(b"s3cret").decode() not in shown
+    assert relay.without_passwords('line 9: md5-password "czNjcmV0" ;\nmd5-password czNjcmV0;') == (
+        'line 9: md5-password "***" ;\nmd5-password ***;'
+    )
+
+
+def test_a_path_that_would_break_the_configuration_is_refused() -> None:
+    with pytest.raises(ValueError, match="quotes"):
+        relay.configuration_text('/opt/"x"/python', "/relay.py", "")

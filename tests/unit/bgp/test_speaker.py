@@ -1,0 +1,418 @@
+"""`Speaker` against a fake relay: what it sends, what it makes of rejections, and what it leaves alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bgp import conf
+from bgp.path import Desired, SpeakerPeer
+from bgp.path import Path as BgpPath
+from bgp.speaker import Speaker, SpeakerUnavailable
+from routerd.agent.reconcile import Reconciler
+from routerd.agent.rooms import Rooms
+from tests.unit.agent.test_reconcile import World, egress_of, state
+
+A = SpeakerPeer(ip_address("10.0.0.2"), ip_address("10.0.0.1"), 64512, 65000, IPv4Address("10.0.0.1"))
+B = replace(A, address=ip_address("10.0.1.2"), local_address=ip_address("10.0.1.1"))
+
+
+def path(prefix: str, **attributes: object) -> BgpPath:
+    return BgpPath(ip_network(prefix), **attributes)  # type: ignore[arg-type]
+
+
+def desired(*tables: tuple[SpeakerPeer, list[BgpPath]]) -> Desired:
+    return Desired(
+        {peer.address: peer for peer, _ in tables},
+        {peer.address: {entry.prefix: entry for entry in table} for peer, table in tables},
+    )
+
+
+class FakeRelay:
+    """ExaBGP and its relay as far as `Speaker` can tell. `tables`: peer -> prefix -> attributes as text."""
+
+    def __init__(self) -> None:
+        self.peers: dict[str, str] = {}
+        self.tables: dict[str, dict[str, str]] = {}
+        self.commands: list[str] = []  # all, in order; "reload" for a reload
+        self.rejects = "never"  # a command that holds this text is rejected
+        self.refuses_configuration = False
+        self.events: list[dict[str, Any]] = []
+        self.is_silent = False  # takes everything and answers nothing
+        self.pid = 7
+
+    async def serve(self, socket: Path) -> None:
+        reader, writer = await asyncio.open_unix_connection(socket)
+        try:
+            self._tell(writer, hello={
+                "protocol": 1, "exabgp": "5.0.15", "pid": self.pid, "started": 1.0, "peers": self.peers,
+                "events": self.events,
+            })  # fmt: skip
+            while line := await reader.readline():
+                if not self.is_silent:
+                    self._answer(writer, json.loads(line))
+        finally:
+            writer.close()
+
+    def _tell(self, writer: asyncio.StreamWriter, **message: object) -> None:
+        writer.write(json.dumps(message).encode() + b"\n")
+
+    def _answer(self, writer: asyncio.StreamWriter, request: dict[str, Any]) -> None:
+        number = request["id"]
+        if "reload" in request:
+            self.commands.append("reload")
+            if self.refuses_configuration:
+                return self._tell(writer, id=number, ok=False, error="line 3: no")
+            self.peers = dict(re.findall(r"^# peer (\S+) (\S+)$", request["reload"], re.MULTILINE))
+            self.tables = {peer: self.tables.get(peer, {}) for peer in self.peers}
+            return self._tell(writer, id=number, ok=True, peers=self.peers)
+        command = request["command"]
+        if command == "show adj-rib out json":
+            for peer, table in self.tables.items():
+                for prefix, attributes in table.items():
+                    self._tell(writer, id=number, output=_row(peer, prefix, attributes))
+            return self._tell(writer, id=number, ok=True)
+        self.commands.append(command)
+        if self.rejects in command.split():
+            return self._tell(writer, id=number, ok=False, error="no")
+        self._carry_out(command)
+        return self._tell(writer, id=number, ok=True)
+
+    def _carry_out(self, command: str) -> None:
+        peers = re.findall(r"neighbor (\S+)", command)
+        attributes, _, prefixes = command.partition(" nlri ")
+        for peer in peers:
+            for prefix in prefixes.split():
+                if "announce" in command:
+                    self.tables[peer][prefix] = attributes.partition(" attributes ")[2]
+                else:
+                    self.tables[peer].pop(prefix, None)
+
+
+def _row(peer: str, prefix: str, attributes: str) -> str:
+    words = attributes.split()
+    med = {"med": int(words[words.index("med") + 1])} if "med" in words else {}
+    hop = {"10.0.0.2": "10.0.0.1", "10.0.1.2": "10.0.1.1"}[peer]
+    return json.dumps(
+        {"peer": {"address": peer}, "route": {"nlri": {"prefix": prefix, "nexthop": hop}, "attributes": med}}
+    )
+
+
+def up(peer: SpeakerPeer) -> list[dict[str, Any]]:
+    who = {"address": {"peer": str(peer.address)}}
+    agreed = {"families": ["ipv4 unicast"], "hold_time": 90}
+    return [
+        {"type": "negotiated", "time": 5.0, "neighbor": {**who, "negotiated": agreed}},
+        {"type": "state", "time": 6.0, "neighbor": {**who, "state": "up"}},
+    ]
+
+
+@contextlib.asynccontextmanager
+async def running(socket: Path, relay: FakeRelay) -> AsyncIterator[Speaker]:
+    speaker = Speaker(socket)
+    tasks = [asyncio.create_task(speaker.run())]
+    try:
+        async with asyncio.timeout(10):
+            while not socket.exists():
+                await asyncio.sleep(0.001)
+            tasks.append(asyncio.create_task(relay.serve(socket)))
+            while not speaker.connected:
+                await asyncio.sleep(0.001)
+            yield speaker
+    finally:
+        for task in reversed(tasks):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+Story = Callable[[Path], Awaitable[None]]
+
+
+def story(test: Story) -> Callable[[Path], None]:
+    def wrapped(tmp_path: Path) -> None:
+        asyncio.run(test(tmp_path / "relay.sock"))
+
+    wrapped.__name__, wrapped.__doc__ = test.__name__, test.__doc__
+    return wrapped
+
+
+@story
+async def test_unknown_touches_nothing(socket: Path) -> None:
+    relay = FakeRelay()
+    relay.peers, relay.tables = {"10.0.0.2": "ab"}, {"10.0.0.2": {"192.0.2.1/32": ""}}
+    async with running(socket, relay) as speaker:
+        speaker.set(None)
+        assert not await speaker.settled(0.1)
+        assert relay.commands == []
+        assert (await speaker.observe())[A.address].keys() == {ip_network("192.0.2.1/32")}
+        assert speaker.exabgp_version == "5.0.15"
+    assert not speaker.connected
+
+
+@story
+async def test_no_speaker(socket: Path) -> None:
+    speaker = Speaker(socket)
+    speaker.set(desired((A, [])))
+    assert not await speaker.settled(0.01)
+    assert speaker.peers[A.address].state == "unknown"
+    with pytest.raises(SpeakerUnavailable, match="routerd speaker"):
+        await speaker.observe()
+
+
+@story
+async def test_a_running_speaker_is_adopted(socket: Path) -> None:
+    """Only what differs is sent; then End-of-RIB to the session that is up."""
+    relay = FakeRelay()
+    relay.peers = {str(peer): digest for peer, digest in conf.digests({A.address: A}).items()}
+    relay.tables = {"10.0.0.2": {"192.0.2.1/32": "", "192.0.2.2/32": "", "192.0.2.3/32": ""}}
+    relay.events = up(A)
+    async with running(socket, relay) as speaker:
+        speaker.set(desired((A, [path("192.0.2.1/32"), path("192.0.2.2/32", med=4), path("192.0.2.4/32")])))
+        assert await speaker.settled(5)
+        assert relay.commands == [
+            "neighbor 10.0.0.2 announce attributes next-hop self med 4 nlri 192.0.2.2/32",
+            "neighbor 10.0.0.2 announce attributes next-hop self nlri 192.0.2.4/32",
+            "neighbor 10.0.0.2 withdraw attributes nlri 192.0.2.3/32",
+            "neighbor 10.0.0.2 announce eor ipv4 unicast",
+        ]
+        status = speaker.peers[A.address]
+        assert (status.state, status.since, status.announced, status.pending) == ("up", 6.0, 3, 0)
+
+
+@story
+async def test_end_of_rib_waits_until_the_desired_state_is_complete(socket: Path) -> None:
+    relay = FakeRelay()
+    relay.peers = {str(peer): digest for peer, digest in conf.digests({A.address: A}).items()}
+    relay.tables = {"10.0.0.2": {}}
+    relay.events = up(A)
+    async with running(socket, relay) as speaker:
+        whole = desired((A, [path("192.0.2.1/32"), path("192.0.2.2/32")]))
+        speaker.set(desired((A, [path("192.0.2.1/32")])), complete=False)
+        assert await speaker.settled(5)
+        assert relay.commands == ["neighbor 10.0.0.2 announce attributes next-hop self nlri 192.0.2.1/32"]
+        speaker.set(whole, complete=False)
+        assert await speaker.settled(5)
+        speaker.set(whole)
+        assert await speaker.settled(5)
+        assert relay.commands[1:] == [
+            "neighbor 10.0.0.2 announce attributes next-hop self nlri 192.0.2.2/32",
+            "neighbor 10.0.0.2 announce eor ipv4 unicast",
+        ]
+
+
+@story
+async def test_a_removed_peer_loses_its_paths_first(socket: Path) -> None:
+    relay = FakeRelay()
+    async with running(socket, relay) as speaker:
+        table = [path("192.0.2.1/32")]
+        speaker.set(desired((A, table), (B, table)))
+        assert await speaker.settled(5)
+        relay.commands.clear()
+        speaker.set(desired((A, table)))
+        assert await speaker.settled(5)
+        assert relay.commands == [
+            "neighbor 10.0.1.2 withdraw attributes nlri 192.0.2.1/32", "neighbor 10.0.1.2 routerd flush 0.3", "reload",
+        ]  # fmt: skip
+        assert relay.tables == {"10.0.0.2": {"192.0.2.1/32": "next-hop self"}}
+
+
+@story
+async def test_acknowledged_is_not_sent(socket: Path) -> None:
+    relay = FakeRelay()
+    async with running(socket, relay) as speaker:
+        speaker.set(desired((A, [path("192.0.2.1/32")]), (B, [path("192.0.2.1/32")])))
+        assert await speaker.sent(5)
+        speaker.set(desired((A, [path("192.0.2.1/32")]), (B, [])))
+        relay.rejects = "flush"
+        assert await speaker.settled(5)
+        assert not await speaker.sent(5)
+        assert not await speaker.sent(5)
+        relay.rejects = "never"
+        relay.commands.clear()
+        assert await speaker.sent(5)
+        assert await speaker.sent(5)
+        assert relay.commands == ["neighbor 10.0.1.2 routerd flush 0.3"]
+
+
+@story
+async def test_what_the_agent_before_left_queued_is_waited_for(socket: Path) -> None:
+    relay = FakeRelay()
+    relay.peers = {str(peer): digest for peer, digest in conf.digests({A.address: A}).items()}
+    relay.tables, relay.rejects = {"10.0.0.2": {}}, "flush"
+    async with running(socket, relay) as speaker:
+        speaker.set(desired((A, [])))
+        assert await speaker.settled(5)
+        assert not await speaker.sent(5)
+
+
+def test_a_peer_that_takes_no_withdrawals_is_not_removed_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bgp.speaker.FLUSH_RETRY", 0.01)
+
+    @story
+    async def test(socket: Path) -> None:
+        relay = FakeRelay()
+        async with running(socket, relay) as speaker:
+            table = [path("192.0.2.1/32")]
+            speaker.set(desired((A, table), (B, table)))
+            assert await speaker.settled(5)
+            relay.commands.clear()
+            relay.rejects = "flush"
+            speaker.set(desired((A, [*table, path("192.0.2.2/32")])))
+            async with asyncio.timeout(5):
+                while relay.commands.count("neighbor 10.0.1.2 routerd flush 0.3") < 3:
+                    await asyncio.sleep(0.001)
+            assert "reload" not in relay.commands
+            assert relay.tables["10.0.0.2"].keys() == {"192.0.2.1/32", "192.0.2.2/32"}  # the others go on
+            async with asyncio.timeout(5):
+                while [(str(r.peer), r.reason) for r in speaker.refusals] != [("10.0.1.2", "WithdrawalsQueued")]:
+                    await asyncio.sleep(0)
+                relay.rejects = "never"
+                while relay.peers.keys() != {"10.0.0.2"} or speaker.refusals:
+                    await asyncio.sleep(0.001)
+
+    test(tmp_path)
+
+
+def test_a_peer_that_takes_nothing_for_long_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("bgp.speaker.FLUSH_RETRY", 0.001)
+    monkeypatch.setattr("bgp.speaker.FLUSH_PATIENCE", 0.05)
+
+    @story
+    async def test(socket: Path) -> None:
+        relay = FakeRelay()
+        relay.rejects = "flush"
+        async with running(socket, relay) as speaker:
+            speaker.set(desired((A, []), (B, [path("192.0.2.1/32")])))
+            assert await speaker.settled(5)
+            speaker.set(desired((A, [])))
+            async with asyncio.timeout(5):
+                while relay.peers.keys() != {"10.0.0.2"}:
+                    await asyncio.sleep(0.001)
+
+    test(tmp_path)
+    assert "removed without having taken its withdrawals: 10.0.1.2" in caplog.text
+
+
+@story
+async def test_one_bad_prefix_does_not_stop_the_rest(socket: Path) -> None:
+    relay = FakeRelay()
+    relay.rejects = "192.0.2.77/32"
+    table = [path(f"192.0.2.{n}/32") for n in range(200)]
+    async with running(socket, relay) as speaker:
+        speaker.set(desired((A, table), (B, table)))
+        assert await speaker.settled(5)
+        assert [(str(r.peer), str(r.prefix), r.reason) for r in speaker.refusals] == [
+            ("10.0.0.2", "192.0.2.77/32", "RejectedByExaBGP"), ("10.0.1.2", "192.0.2.77/32", "RejectedByExaBGP"),
+        ]  # fmt: skip
+        assert len(relay.tables["10.0.0.2"]) == len(relay.tables["10.0.1.2"]) == 199
+        relay.commands.clear()
+        speaker.set(desired((A, table[:100]), (B, table[:100])))
+        assert await speaker.settled(5)
+        assert not any("announce" in command for command in relay.commands)  # not tried again
+        speaker.set(desired((A, table[:50]), (B, table[:50])))
+        assert await speaker.settled(5)
+        assert speaker.refusals == ()
+
+
+@story
+async def test_a_refused_configuration_stops_only_what_needs_it(socket: Path) -> None:
+    relay = FakeRelay()
+    async with running(socket, relay) as speaker:
+        speaker.set(desired((A, [path("192.0.2.1/32")])))
+        assert await speaker.settled(5)
+        relay.refuses_configuration = True
+        speaker.set(desired((A, [path("192.0.2.2/32")]), (B, [path("192.0.2.2/32")])))
+        assert await speaker.settled(5)
+        assert relay.tables == {"10.0.0.2": {"192.0.2.2/32": "next-hop self"}}
+        assert [(str(r.peer), r.reason, r.message) for r in speaker.refusals] == [
+            ("10.0.1.2", "ConfigurationRefused", "line 3: no")
+        ]
+        relay.refuses_configuration = False
+        speaker.set(desired((A, [path("192.0.2.2/32")]), (replace(B, hold_time=30), [path("192.0.2.2/32")])))
+        assert await speaker.settled(5)
+        assert relay.tables["10.0.1.2"].keys() == {"192.0.2.2/32"}
+        assert speaker.refusals == ()
+
+
+@story
+async def test_a_new_exabgp_gets_everything(socket: Path) -> None:
+    relay = FakeRelay()
+    async with running(socket, relay) as speaker:
+        speaker.set(desired((A, [path("192.0.2.1/32")])))
+        assert await speaker.settled(5)
+        fresh = FakeRelay()
+        fresh.pid = 8
+        task = asyncio.create_task(fresh.serve(socket))
+        async with asyncio.timeout(5):
+            while not fresh.tables.get("10.0.0.2"):
+                await asyncio.sleep(0.001)
+        assert await speaker.settled(5)
+        assert fresh.commands == ["reload", "neighbor 10.0.0.2 announce attributes next-hop self nlri 192.0.2.1/32"]
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+@story
+async def test_something_else_on_the_socket(socket: Path) -> None:
+    async with running(socket, FakeRelay()) as speaker:
+        for greeting in (b"GET / HTTP/1.1\n", b'{"hello": {"protocol": 99}}\n', b"[]\n"):
+            reader, writer = await asyncio.open_unix_connection(socket)
+            writer.write(greeting)
+            assert await reader.read() == b""
+            writer.close()
+        assert speaker.connected
+
+
+def test_a_silent_relay_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bgp.speaker.SILENCE", 0.05)
+    monkeypatch.setattr("bgp.speaker.FLUSH", 0.05)
+
+    @story
+    async def test(socket: Path) -> None:
+        relay = FakeRelay()
+        async with running(socket, relay) as speaker:
+            speaker.set(desired((A, [path("192.0.2.1/32")])))
+            assert await speaker.settled(5)
+            relay.is_silent = True
+            assert not await speaker.sent(0.05)
+            for _ in range(100):  # the window has room for 32 requests
+                with pytest.raises(SpeakerUnavailable, match="does not answer"):
+                    await speaker.observe()
+                assert not await speaker.sent(0.05)
+            relay.is_silent = False
+            speaker.set(desired((A, [path("192.0.2.1/32"), path("192.0.2.2/32")])))
+            assert await speaker.sent(5)
+            assert len((await speaker.observe())[A.address]) == 2
+
+    test(tmp_path)
+
+
+def test_new_pods_are_programmed_although_exabgp_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bgp.speaker.SILENCE", 0.05)
+
+    @story
+    async def test(socket: Path) -> None:
+        relay, datapath = FakeRelay(), World(groups={3})
+        relay.is_silent = True
+        async with running(socket, relay) as speaker:
+            store: Any = None
+            assert await Rooms(store, speaker, None, ()).carried() == {}
+            here = Reconciler(speaker, egress_of(datapath), settle_timeout=0.05)
+            assert (await here.round(state())).actions == ("prepare group 7",)
+            await here.round(state())
+        assert datapath.groups == {3, 7}  # nothing is taken away meanwhile
+
+    test(tmp_path)

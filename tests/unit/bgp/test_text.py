@@ -1,0 +1,146 @@
+"""Commands and tables, checked against the parser and the printer of the installed ExaBGP; events as it wrote them."""
+
+# ruff: noqa: E501 - lines of ExaBGP are kept as they are
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+import pytest
+from exabgp.configuration.configuration import Configuration
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bgp import conf, rib, text
+from bgp.path import Path, SpeakerPeer
+from tests.models.real_exabgp import loaded, told
+
+EBGP = SpeakerPeer(ip_address("10.9.0.2"), ip_address("10.9.0.1"), 64512, 4200000000, IPv4Address("10.9.0.1"))
+IBGP = SpeakerPeer(ip_address("fd09::2"), ip_address("fd09::1"), 64512, 64512, IPv4Address("10.9.0.1"))
+PEERS = {peer.address: peer for peer in (EBGP, IBGP)}
+
+u16, u32 = st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1)
+communities = st.lists(
+    st.one_of(
+        st.tuples(u16, u16).map(lambda parts: ":".join(map(str, parts))),
+        st.tuples(u32, u32, u32).map(lambda parts: ":".join(map(str, parts))),
+        st.sampled_from(["65535:65281", "65535:65282", "65535:65283", "65535:65284", "65535:666"]),
+    ),
+    max_size=4,
+    unique=True,
+).map(lambda texts: tuple(sorted(texts)))
+networks4 = st.tuples(u32, st.integers(0, 32)).map(lambda pair: IPv4Network(pair, strict=False))
+networks6 = st.tuples(st.integers(0, 2**128 - 1), st.integers(0, 128)).map(lambda pair: IPv6Network(pair, strict=False))
+hops4 = st.integers(0x01000000, 0xDFFFFFFF).map(IPv4Address)
+hops6 = st.integers(2**125, 2**126 - 1).map(IPv6Address)
+
+
+def path_of(prefix: st.SearchStrategy, hop: st.SearchStrategy) -> st.SearchStrategy[Path]:
+    optional = st.none() | u32
+    return st.builds(Path, prefix, st.none() | hop, optional, optional, st.integers(0, 4), communities)
+
+
+any_path = st.one_of(path_of(networks4, hops4), path_of(networks6, hops6))
+
+
+@pytest.fixture(scope="module")
+def exabgp() -> Configuration:
+    return loaded(conf.peers_text(PEERS.values()))
+
+
+@settings(max_examples=150, deadline=None)
+@given(path=any_path, peer=st.sampled_from([EBGP, IBGP]))
+def test_a_command_comes_back_as_the_path(exabgp: Configuration, path: Path, peer: SpeakerPeer) -> None:
+    """Render, let ExaBGP parse and print, parse: the same path in normal form."""
+    wanted = rib.normal(path, peer)
+    if isinstance(wanted, rib.PathRefusal):
+        assert wanted.reason == "NextHopFamily"
+        return
+    command = text.announce([peer.address], rib.attributes_of(wanted, peer), [wanted.prefix])
+    assert text.parse_table(told(exabgp, command), PEERS)[peer.address] == {wanted.prefix: wanted}
+
+
+def test_a_command_for_several_peers_and_prefixes(exabgp: Configuration) -> None:
+    path = Path(ip_network("2001:db8::/64"), ip_address("2001:db8::9"), med=7)
+    prefixes = [ip_network(f"2001:db8:0:{n:x}::/64") for n in range(300)]
+    command = text.announce(PEERS, rib.attributes_of(path, EBGP), prefixes)
+    table = text.parse_table(told(exabgp, command), PEERS)
+    assert set(table[EBGP.address]) == set(table[IBGP.address]) == set(prefixes)
+
+
+def test_commands_as_text() -> None:
+    path = Path(
+        ip_network("192.0.2.0/24"), None, 200, 50, 2, ("64512:1", "64512:1:2"),
+    )  # fmt: skip
+    attributes = rib.attributes_of(path, EBGP)
+    assert text.announce([EBGP.address, IBGP.address], attributes, [path.prefix, ip_network("192.0.2.1/32")]) == (
+        "neighbor 10.9.0.2 , neighbor fd09::2 announce attributes next-hop self as-path [ 64512 64512 64512 ] med 50 "
+        "local-preference 200 community [ 64512:1 ] large-community [ 64512:1:2 ] nlri 192.0.2.0/24 192.0.2.1/32"
+    )
+    assert text.withdraw([EBGP.address], [path.prefix]) == "neighbor 10.9.0.2 withdraw attributes nlri 192.0.2.0/24"
+    assert text.end_of_rib(IBGP.address, "ipv6 unicast") == "neighbor fd09::2 announce eor ipv6 unicast"
+    assert text.flush([EBGP.address], 0.3) == "neighbor 10.9.0.2 routerd flush 0.3"
+
+
+# As ExaBGP 5.0.15 wrote them (`show adj-rib out json`), for a session over IPv4 and one over IPv6.
+TABLE = """\
+{"peer": {"address": "10.9.0.2"}, "route": {"nlri": {"prefix": "192.0.2.0/24", "nexthop": "10.9.0.1", "family": {"afi": "ipv4", "safi": "unicast"}}, "attributes": {"as-path": {"0": {"element": "as-sequence", "value": [64512, 64512, 64512]}}, "med": 50, "local-preference": 200, "community": ["64512:1"], "large-community": ["64512:1:2"]}}}
+{"peer": {"address": "fd09::2"}, "route": {"nlri": {"prefix": "fd11::5/128", "nexthop": "fd00::1", "family": {"afi": "ipv6", "safi": "unicast"}}, "attributes": {"med": 50, "local-preference": 200, "community": ["64512:1", "no-export"], "large-community": ["64512:1:2"]}}}
+{"peer": {"address": "192.0.2.9"}, "route": {"nlri": {"prefix": "fd12::/64", "nexthop": "fd00::1", "family": {"afi": "ipv6", "safi": "unicast"}}, "attributes": {"aigp": 5}}}
+"""
+
+
+def test_a_table_as_exabgp_prints_it() -> None:
+    unknown = ip_address("192.0.2.9")
+    assert text.parse_table(TABLE.splitlines(), PEERS) == {
+        EBGP.address: {
+            ip_network("192.0.2.0/24"): Path(ip_network("192.0.2.0/24"), None, 200, 50, 2, ("64512:1", "64512:1:2"))
+        },
+        IBGP.address: {
+            ip_network("fd11::5/128"): Path(
+                ip_network("fd11::5/128"), ip_address("fd00::1"), 200, 50, 0, ("64512:1", "64512:1:2", "65535:65281")
+            )
+        },
+        # An attribute that is not ours makes a path that nobody wants, so that it is replaced.
+        unknown: {ip_network("fd12::/64"): Path(ip_network("fd12::/64"), ip_address("::"))},
+    }
+
+
+EVENTS = {
+    "connected": '{ "exabgp": "5.0.0", "time": 1795217980.14, "host" : "vm", "pid" : 7, "ppid" : 6, "counter": 1, "type": "state", "neighbor": { "address": { "local": "10.9.0.1", "peer": "10.9.0.2" }, "asn": { "local": 64512, "peer": 65000 }, "router-id": "10.9.0.1" , "state": "connected" } }',
+    "negotiated": '{ "exabgp": "5.0.0", "time": 1795217980.15, "host" : "vm", "pid" : 7, "ppid" : 6, "counter": 2, "type": "negotiated", "neighbor": { "address": { "local": "10.9.0.1", "peer": "10.9.0.2" }, "asn": { "local": 64512, "peer": 65000 }, "router-id": "10.9.0.1" , "negotiated": { "message_size": 4096, "hold_time": 90, "asn4": true, "multisession": false, "operational": false, "refresh": "enhanced", "families": ["ipv4 unicast", "ipv6 unicast"], "nexthop": [], "add_path": {"send": [], "receive": []} }  } }',
+    "up": '{ "exabgp": "5.0.0", "time": 1795217980.16, "host" : "vm", "pid" : 7, "ppid" : 6, "counter": 3, "type": "state", "neighbor": { "address": { "local": "10.9.0.1", "peer": "10.9.0.2" }, "asn": { "local": 64512, "peer": 65000 }, "router-id": "10.9.0.1" , "state": "up" } }',
+    "down": '{ "exabgp": "5.0.0", "time": 1795217990.5, "host" : "vm", "pid" : 7, "ppid" : 6, "counter": 4, "type": "state", "neighbor": { "address": { "local": "10.9.0.1", "peer": "10.9.0.2" }, "asn": { "local": 64512, "peer": 65000 }, "router-id": "10.9.0.1" , "state": "down", "reason": "notification received (6,2)" } }',
+    "shutdown": '{ "exabgp": "5.0.0", "time": 1795217999.0, "host" : "vm", "pid" : 7, "ppid" : 6, "type": "notification", "notification": "shutdown" }',
+}  # fmt: skip
+
+
+def test_events_as_exabgp_writes_them() -> None:
+    parsed = {name: text.parse_event(json.loads(line)) for name, line in EVENTS.items()}
+    assert parsed == {
+        "connected": text.SessionEvent(EBGP.address, "connected", 1795217980.14),
+        "negotiated": text.SessionEvent(
+            EBGP.address, "negotiated", 1795217980.15, families=("ipv4 unicast", "ipv6 unicast"), hold_time=90
+        ),
+        "up": text.SessionEvent(EBGP.address, "up", 1795217980.16),
+        "down": text.SessionEvent(
+            EBGP.address, "down", 1795217990.5, reason="notification received (6,2): cease: administrative shutdown"
+        ),
+        "shutdown": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("reason", "readable"),
+    [
+        ("closing connection", "closing connection"),
+        ("notification sent (4,0)", "notification sent (4,0): hold timer expired"),
+        ("notification received (2,2)", "notification received (2,2): OPEN: bad peer AS (one side expects another AS number)"),
+        ("notification received (3,99)", "notification received (3,99): UPDATE error"),
+        ("notification received (x", "notification received (x"),
+        ("notification received (99,1)", "notification received (99,1)"),
+    ],
+)  # fmt: skip
+def test_reasons_are_readable(reason: str, readable: str) -> None:
+    assert text.readable_reason(reason) == readable

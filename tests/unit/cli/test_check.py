@@ -1,0 +1,148 @@
+"""`routerd check`: findings as a user reads them."""
+
+from pathlib import Path
+
+from routerd.cli.check import Finding, check_dialect, check_paths, check_texts
+
+POOL = """\
+apiVersion: routerd.io/v1alpha1
+kind: AddressPool
+metadata: {name: public}
+spec: {blocks: [192.0.2.0/24]}
+"""
+POLICY = """\
+apiVersion: routerd.io/v1alpha1
+kind: EgressPolicy
+metadata: {name: e}
+spec: {selectors: [{podSelector: {}}], destinationCIDRs: [198.51.100.0/24], %s}
+"""
+NODE = "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n"
+SERVICE = """\
+apiVersion: v1
+kind: Service
+metadata: {name: web, annotations: {metallb.universe.tf/address-pool: '%s'}}
+spec: {type: LoadBalancer, loadBalancerIP: %s, ports: [{port: 80}]}
+"""
+
+
+def found(*texts: str) -> list[str]:
+    return [str(finding) for finding in check_texts({f"{n}.yaml": text for n, text in enumerate(texts)})]
+
+
+def test_nothing_wrong() -> None:
+    assert found(POOL, SERVICE % ("public", "192.0.2.1"), NODE) == []
+
+
+def test_every_object_says_its_first_mistake() -> None:
+    bad_pool = POOL.replace("blocks", "block")
+    bad_pod = "---\napiVersion: v1\nkind: Pod\nmetadata: {}\n"
+    assert found(bad_pool + bad_pod) == [
+        'error: 0.yaml:4:8: spec.block: unknown key "block"; did you mean "blocks"?',
+        'error: 0.yaml:8:11: metadata: the key "name" is missing',
+    ]
+
+
+def test_mistakes_in_a_config_map_are_named_at_their_place_in_the_file() -> None:
+    text = """\
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: bgp-config, namespace: kube-system}
+data:
+  config.yaml: |
+    peers:
+    - peer-address: tor1.example
+      peer-asn: 64512
+      my-asn: 64512
+"""
+    assert found(text) == ['error: 0.yaml:7:21: peers[0].peer-address: parsing peer #1: invalid peer IP "tor1.example"']
+    assert found(text.replace("peer-asn", "peer-asm").replace("tor1.example", "10.0.0.1")) == [
+        "error: 0.yaml:8:7: peers[0].peer-asm: could not parse config: yaml: unmarshal errors:\n"
+        "  line 3: field peer-asm not found in type config.peer"
+    ]
+
+
+def test_overlapping_pools_and_duplicates_are_errors() -> None:
+    assert found(POOL, POOL.replace("public", "other"), NODE, NODE) == [
+        "error: 1.yaml:1: 192.0.2.0/24 overlaps with 192.0.2.0/24 of pool public (0.yaml:1); pool other is not used",
+        "error: 3.yaml:1: Node/n1 is already defined at 2.yaml:1; this one is not used",
+    ]
+
+
+def test_a_policy_whose_pool_or_gateway_is_not_there() -> None:
+    assert found(POLICY % "pool: none") == ["error: 0.yaml:1: EgressPolicy/e: there is no pool none"]
+    assert found(POOL, POLICY % "pool: public") == [
+        "error: 1.yaml:1: EgressPolicy/e: pool public is not for egress (uses)"
+    ]
+    selector = "egressIP: 203.0.113.1, gateways: {nodeSelector: {matchLabels: {gateway: ''}}}"
+    assert found(POLICY % selector, NODE) == [
+        "error: 0.yaml:1: EgressPolicy/e: no node matches its gateways' nodeSelector"
+    ]
+    assert found(POLICY % "egressIP: 203.0.113.1", NODE) == [
+        "warning: 0.yaml:1: EgressPolicy/e: no node is labelled routerd.io/egress-gateway; only a node that holds the "
+        "egress IP can be gateway"
+    ]
+    assert found(POLICY % selector) == []  # no nodes in these files: they are known elsewhere
+
+
+def test_a_policy_that_takes_an_address_of_services_or_excludes_in_vain() -> None:
+    policy = POLICY % "egressIP: 192.0.2.9, excludedCIDRs: [203.0.113.0/24]"
+    assert found(POOL, policy) == [
+        "warning: 1.yaml:1: EgressPolicy/e: 192.0.2.9 lies in pool public, which may give it to a service",
+        "warning: 1.yaml:1: EgressPolicy/e: excluded 203.0.113.0/24 lies outside the destinations: no effect",
+    ]
+
+
+def test_services_that_ask_for_what_is_not_there() -> None:
+    assert found(POOL, SERVICE % ("publik", "192.0.2.1")) == [
+        "error: 1.yaml:1: svc/default/web: there is no pool publik"
+    ]
+    assert found(POOL, SERVICE % ("", "203.0.113.1")) == [
+        "error: 1.yaml:1: svc/default/web: 203.0.113.1 lies in no pool"
+    ]
+
+
+def test_what_is_refused_is_an_error_unless_the_rest_is_served() -> None:
+    both = (POLICY % "egressIP: 203.0.113.1").replace("[198.51.100.0/24]", "[198.51.100.0/24, '::/0']")
+    assert found(both) == [
+        "warning: 0.yaml:1: destinations ::/0 are IPv6; the datapath translates IPv4 only; the IPv4 destinations are "
+        "served"
+    ]
+    assert found("apiVersion: metallb.io/v1beta1\nkind: BGPPeer\nmetadata: {name: t}\n") == [
+        "error: 0.yaml:1: BGPPeer (metallb.io) is not supported: write it as ours"
+    ]
+
+
+def test_the_configuration_file_is_checked_as_such() -> None:
+    head = "apiVersion: routerd.io/v1alpha1\nkind: Config\n"
+    assert found(head) == []
+    assert found(head + "bpg: {}\n") == ['error: 0.yaml:3:1: bpg: unknown key "bpg"; did you mean "bgp"?']
+
+
+def test_files_and_directories(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(POOL)
+    (tmp_path / "b.yaml").write_bytes(b"\xff")
+    assert [str(finding) for finding in check_paths([tmp_path / "a.yaml", tmp_path / "none"])] == [
+        f"error: {tmp_path}/none: cannot be read: No such file or directory"
+    ]
+    assert [str(finding) for finding in check_paths([tmp_path])] == [f"error: {tmp_path}/b.yaml: not UTF-8 at byte 0"]
+
+
+def test_findings_for_machines() -> None:
+    (finding,) = check_texts({"a.yaml": POOL.replace("blocks", "block")})
+    assert finding.as_json() == {
+        "severity": "error",
+        "message": 'unknown key "block"; did you mean "blocks"?',
+        "file": "a.yaml",
+        "line": 4,
+        "column": 8,
+        "key": "spec.block",
+    }
+    assert Finding("warning", "x") != Finding("error", "x")
+
+
+def test_one_document_by_dialect() -> None:
+    assert check_dialect("peers:\n", "cilium-1.10") == {"ok": {"peers": [], "pools": {}}}
+    assert check_dialect("peer:\n", "metallb-0.12") == {
+        "error": "could not parse config: yaml: unmarshal errors:\n"
+        "  line 1: field peer not found in type config.configFile (line 1, column 1)"
+    }

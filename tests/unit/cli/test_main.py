@@ -1,0 +1,319 @@
+"""The command line: help with examples, exit codes, one line per error, and answers from files and from an agent."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import errno
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from routerd import codes
+from routerd.cli.commands import RUN
+from routerd.cli.main import COMMANDS, SHOWN, main
+from routerd.cli.table import as_csv, table
+from routerd.serve.api import Noted, answering, operator_socket
+from routerd.tell.views import COLUMNS
+
+ROOT = Path(__file__).resolve().parents[3]
+
+CLUSTER = """\
+apiVersion: v1
+kind: Node
+metadata: {name: a, labels: {routerd.io/egress-gateway: ""}}
+spec: {podCIDRs: [10.1.1.0/24]}
+status: {addresses: [{type: InternalIP, address: 127.0.0.1}]}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: default, labels: {kubernetes.io/metadata.name: default}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-0, namespace: default, labels: {app: web}}
+spec: {nodeName: a}
+status: {phase: Running, podIP: 10.1.1.2, podIPs: [{ip: 10.1.1.2}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default}
+spec: {type: LoadBalancer, clusterIP: 10.96.0.10, selector: {app: web}, ports: [{port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: default, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+endpoints: [{addresses: [10.1.1.2], nodeName: a, conditions: {ready: true}}]
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: bgp-config, namespace: kube-system}
+data:
+  config.yaml: |
+    peers:
+    - {peer-address: 127.0.0.9, peer-asn: 64512, my-asn: 64512}
+    address-pools:
+    - {name: default, protocol: bgp, addresses: [192.0.2.0/30]}
+---
+apiVersion: cilium.io/v2alpha1
+kind: CiliumEgressNATPolicy
+metadata: {name: out}
+spec:
+  egress: [{podSelector: {matchLabels: {app: web}}}]
+  destinationCIDRs: [203.0.113.0/24]
+  egressSourceIP: 198.51.100.7
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "routerd.yaml"
+    path.write_text(
+        "apiVersion: routerd.io/v1alpha1\nkind: Config\nnode-name: a\n"
+        f"run-dir: {tmp_path}/run\nstate-dir: {tmp_path}/state\nstore: {{manifests: {tmp_path}/manifests}}\n"
+        'metrics-listen: ""\n'
+    )
+    return path
+
+
+@pytest.fixture
+def manifests(tmp_path: Path) -> Path:
+    directory = tmp_path / "manifests"
+    directory.mkdir()
+    (directory / "cluster.yaml").write_text(CLUSTER)
+    return directory
+
+
+def run(*arguments: str | Path) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+# --- help
+
+
+@pytest.mark.parametrize("name", [command.name for command in COMMANDS])
+def test_every_subcommand_has_help_with_examples_and_exit_codes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert done.value.code == 0
+    examples = text.partition("examples:\n")[2].partition("\n\n")[0].splitlines()
+    assert examples and all(line.strip().startswith("routerd ") for line in examples)
+    assert any(f" {name}" in line for line in examples)
+    assert "exit codes:\n  0  done" in text
+
+
+def test_every_example_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    for name in RUN:
+        monkeypatch.setitem(RUN, name, lambda arguments: asked.append(arguments.command) or 0)  # type: ignore[misc]
+    for command in COMMANDS:
+        for example in command.examples:
+            assert main(example.split(">")[0].split()[1:]) == 0
+    assert set(asked) == set(RUN)
+
+
+def test_the_documentation_names_every_subcommand_and_exit_code() -> None:
+    text = (ROOT / "docs/cli.md").read_text()
+    assert [command.name for command in COMMANDS if f"`routerd {command.name}" not in text] == []
+    assert [code for code in codes.MEANINGS if f"| {code} |" not in text] == []
+
+
+def test_what_can_be_shown_is_what_there_are_columns_for() -> None:
+    assert set(SHOWN) == set(COLUMNS)
+
+
+def test_a_wrong_command_line_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["show", "moon"])
+    assert done.value.code == codes.USAGE
+    assert "invalid choice: 'moon'" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("version") == 0
+    assert capsys.readouterr().out.startswith("routerd 0.")
+
+
+def test_version_as_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    run("version")
+    said = capsys.readouterr().out
+    with pytest.raises(SystemExit) as done:
+        run("--version")
+    assert (done.value.code, capsys.readouterr().out) == (codes.OK, said)
+
+
+def test_starting_imports_nothing_heavy() -> None:
+    code = "import sys, routerd.cli.main; print([m for m in ('pyroute2', 'yaml', 'asyncio') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, cwd=ROOT, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_note_about_the_ledger_is_told_beside_it(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"address": "192.0.2.1", "owner": "svc/d/web", "pool": "p", "state": "used", "since": "1970-01-01T00:00:01Z"}
+
+    async def story() -> int:
+        async with answering(operator_socket(config.parent / "run"), lambda request: Noted([row], "may be old")):
+            return await asyncio.to_thread(run, "--config", str(config), "ledger", "-o", "json")
+
+    assert asyncio.run(story()) == codes.OK
+    out, err = capsys.readouterr()
+    assert json.loads(out) == [row]
+    assert err == "routerd: may be old\n"
+
+
+# --- errors are one line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--config", "/nonexistent/routerd.yaml", "show", "peers"], codes.REFUSED, "/nonexistent/routerd.yaml: "),
+        (["show", "peers"], codes.UNREACHABLE, "is `routerd agent` running?"),
+        (["status"], codes.UNREACHABLE, "agent.sock"),
+        (["show", "peers", "--manifests", "/nonexistent"], codes.REFUSED, "/nonexistent: is not a directory"),
+    ],
+)
+def test_errors_are_one_line_with_their_exit_code(
+    arguments: list[str], code: int, words: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments if "--config" in arguments else ["--config", str(config), *arguments]
+    assert run(*given) == code
+    error = capsys.readouterr().err
+    assert error.startswith("routerd: ") and error.count("\n") == 1
+    assert words in error
+
+
+def test_a_wrong_configuration_names_file_line_and_key(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config.write_text(config.read_text() + "colour: red\n")
+    assert run("--config", config, "status") == codes.REFUSED
+    error = capsys.readouterr().err
+    assert f"{config}:" in error and "colour" in error
+
+
+def test_a_machine_without_privileges_exits_3(
+    config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "status").write_text("CapEff:\t0000000000000000\n")
+    real = __import__("routerd.daemon.preflight", fromlist=["privileges"]).privileges
+    monkeypatch.setattr("routerd.daemon.preflight.privileges", lambda needed: real(needed, tmp_path / "status"))
+    assert run("--config", config, "agent") == codes.ENVIRONMENT
+    assert "routerd: no CAP_NET_ADMIN and CAP_BPF" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "line", "key"),
+    [
+        ("agent", "state-dir: {}/x", "state-dir"),
+        ("agent", "run-dir: {}/x", "run-dir"),
+        ("speaker", "run-dir: {}/x", "run-dir"),
+        ("run", "run-dir: {}/x", "run-dir"),
+        ("operator", "state-dir: {}/x", "state-dir"),
+        ("operator", "operator: {{ledger: {}/x/ledger}}", "operator.ledger"),
+    ],
+)
+def test_a_directory_that_cannot_be_made_is_named_with_its_key(
+    command: str, line: str, key: str, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("no directory")
+    name = line.partition(":")[0]
+    others = [other for other in config.read_text().splitlines() if not other.startswith(name)]
+    config.write_text("\n".join([*others, "egress: {enabled: false}", line.format(tmp_path / "file")]) + "\n")
+    assert run("--config", config, command) == codes.ENVIRONMENT
+    error = capsys.readouterr().err.splitlines()[-1]
+    place = f"{config}:{len(others) + 2}: {key}"
+    assert error == f"routerd: {place}: cannot make the directory {tmp_path}/file/x: Not a directory"
+
+
+def test_a_default_directory_that_cannot_be_made_is_named_with_its_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path, *arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    file = tmp_path / "routerd.yaml"
+    file.write_text("apiVersion: routerd.io/v1alpha1\nkind: Config\n")
+    assert run("--config", file, "operator") == codes.ENVIRONMENT
+    error = capsys.readouterr().err.splitlines()[-1]
+    expected = "state-dir (by default): cannot make the directory /var/lib/routerd: Permission denied"
+    assert error == f"routerd: {file}: {expected}"
+
+
+# --- answers from files
+
+
+def test_show_from_files(config: Path, manifests: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("show", "paths", "-o", "json", "--manifests", manifests, "--config", config) == 0
+    paths = json.loads(capsys.readouterr().out)
+    assert [(path["prefix"], path["owners"]) for path in paths] == [
+        ("192.0.2.0/32", "svc/default/web"),
+        ("198.51.100.7/32", "egress/1"),
+    ]
+
+
+def test_the_firewall_administrators_list(config: Path, manifests: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("show", "egress-ips", "-o", "csv", "--manifests", manifests, "--config", config) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["egress_ip"], row["policies"], row["active_gateway"]) for row in rows] == [
+        ("198.51.100.7", "CiliumEgressNATPolicy/out", "a")
+    ]
+
+
+@pytest.mark.parametrize("kind", SHOWN)
+def test_everything_can_be_shown_from_files(
+    kind: str, config: Path, manifests: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("show", kind, "--manifests", manifests, "--config", config) == 0
+    heading = capsys.readouterr().out.splitlines()[0].split()
+    assert heading == [column.upper().replace("_", "-") for column in COLUMNS[kind]]
+
+
+def test_why_from_files_and_its_exit_code(config: Path, manifests: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("why", "svc/default/web", "--manifests", manifests, "--config", config) == 0
+    assert run("why", "pod/default/web-0", "--manifests", manifests, "--config", config) == 0
+    assert "as 198.51.100.7 by gateway a" in capsys.readouterr().out
+    assert run("why", "pod/default/web-0", "--manifests", manifests, "--node", "b", "--config", config) == codes.REFUSED
+    assert "UnknownNode" in capsys.readouterr().out
+
+
+def test_plan_from_files_compares_with_nothing_when_no_agent_runs(
+    config: Path, manifests: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("plan", "--manifests", manifests, "--config", config) == 0
+    said = capsys.readouterr()
+    assert "+ path 127.0.0.9 192.0.2.0/32 next-hop self local-pref 0" in said.out.splitlines()
+    assert "+ pod 10.1.1.2 CiliumEgressNATPolicy/out" in said.out.splitlines()
+    assert "compared with nothing" in said.err
+
+
+def test_plan_changes_no_file(config: Path, manifests: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    run("plan", "--manifests", manifests, "--config", config)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_check_says_what_is_wrong(config: Path, manifests: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("check", manifests) == 0
+    (manifests / "bad.yaml").write_text("apiVersion: v1\nkind: Node\nmetadata: {name: [1]}\n")
+    assert run("check", manifests) == codes.REFUSED
+    assert "bad.yaml:3" in capsys.readouterr().out
+
+
+# --- tables
+
+
+def test_tables_are_aligned_and_say_when_a_value_is_missing() -> None:
+    rows = [{"name": "a", "ready": True, "local_as": None}, {"name": "longer", "ready": False, "local_as": 1}]
+    assert table(("name", "ready", "local_as"), rows) == "NAME    READY  LOCAL-AS\na       yes    -\nlonger  no     1\n"
+
+
+def test_csv_quotes_what_needs_it() -> None:
+    assert as_csv(("a", "b"), [{"a": "x,y", "b": True}]) == 'a,b\n"x,y",true\n'

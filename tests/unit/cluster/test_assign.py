@@ -1,0 +1,332 @@
+"""The decision, case by case: requests, families, sharing, refusals, and that nothing is done on half a view."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from routerd.cluster.assign import assign
+from routerd.cluster.ledger import Ledger
+from routerd.model import LabelSelector
+from tests.models.operator_world import World
+
+
+@pytest.fixture
+def world() -> World:
+    world = World()
+    world.pool("default", "192.0.2.0/24")
+    return world
+
+
+def refusals(world: World) -> list[tuple[str, str]]:
+    world.decide()
+    return [(refusal.object, refusal.reason) for refusal in world.allocations.refusals]
+
+
+def test_lowest_address_first_as_metallb(world: World) -> None:
+    world.service("web")
+    assert world.decide() == "d/web default 192.0.2.0"
+
+
+def test_buggy_addresses_are_left_out(world: World) -> None:
+    world.edit_pool("default", avoid_buggy_ips=True)
+    world.service("web")
+    assert world.decide() == "d/web default 192.0.2.1"
+    world.service("asks", ips="192.0.2.255")
+    assert world.decide().endswith('! svc/d/asks NotInPool: ["192.0.2.255"] is not allowed in config')
+
+
+@pytest.mark.parametrize("part", ["services", "policies", "pools", "nodes"])
+def test_half_a_view_changes_nothing(world: World, part: str) -> None:
+    world.service("web")
+    world.decide()
+    world.services.clear()
+    decision = assign(replace(world.snapshot(), **{part: None}), world.ledger, {}, world.now)
+    assert not decision.synced
+    assert decision.allocations is world.allocations
+    assert decision.ledger is world.ledger
+    assert not assign(world.snapshot(), world.ledger, None, world.now).synced
+
+
+def test_only_our_class_is_served(world: World) -> None:
+    world.service("own", load_balancer_class="routerd.io/bgp")
+    world.service("other", load_balancer_class="example.com/lb")
+    world.service("cluster", type="ClusterIP")
+    assert world.decide() == "d/own default 192.0.2.0"
+
+
+def test_requested_addresses_are_served_before_any(world: World) -> None:
+    world.service("a")
+    world.service("z", ips="192.0.2.0")
+    assert world.decide() == "d/a default 192.0.2.1\nd/z default 192.0.2.0"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "message"),
+    [
+        ({"ips": "198.51.100.1"}, "NotInPool", '["198.51.100.1"] is not allowed in config'),
+        ({"requested_pool": "nope"}, "UnknownPool", 'unknown pool "nope"'),
+        ({"ips": "192.0.2.9", "requested_pool": "nope"}, "UnknownPool", 'unknown pool "nope"'),
+        (
+            {"ips": "192.0.2.9", "requested_pool": "small"},
+            "NotInPool",
+            'requested ["192.0.2.9"] is not compatible with requested address pool "small"',
+        ),
+        ({"requested_pool": "small", "ip_families": ("IPv6",)}, "PoolExhausted", 'no available IPs in pool "small"'),
+        ({"requested_pool": "drained"}, "PoolDisabled", 'pool "drained" is disabled'),
+        ({"requested_pool": "egress"}, "PoolNotForUse", 'pool "egress" does not serve loadbalancer'),
+        ({"ips": "192.0.2.1 192.0.2.2 192.0.2.3"}, "InvalidRequest", "More than two addresses"),
+        ({"ips": "192.0.2.1 192.0.2.2"}, "InvalidRequest", "has the same family"),
+        ({"ips": "192.0.2.1", "ip_families": ("IPv6",)}, "FamilyMismatch", "does not match the IP families"),
+        ({"ips": "192.0.2.1", "ip_family_policy": "RequireDualStack"}, "FamilyMismatch", "does not match"),
+        ({"ips": "192.0.2.77"}, "AddressInUse", 'sharing key for "192.0.2.77", address also in use by svc/d/a'),
+        ({"ip_family_policy": "RequireDualStack"}, "PoolExhausted", "no available IPs for IPv6 IPFamily"),
+    ],
+)  # fmt: skip
+def test_every_no_has_a_reason(world: World, fields: dict[str, object], reason: str, message: str) -> None:
+    world.pool("small", "198.51.100.128/32", auto_assign=False)
+    world.pool("drained", "203.0.113.0/24", disabled=True)
+    world.pool("egress", "10.0.0.0/24", uses="egress")
+    world.service("a", ips="192.0.2.77")
+    world.service("web", **fields)
+    world.decide()
+    (refusal,) = world.allocations.refusals
+    assert (refusal.object, refusal.reason) == ("svc/d/web", reason)
+    assert message in refusal.message
+
+
+def test_an_exhausted_pool(world: World) -> None:
+    world.edit_pool("default", "192.0.2.0/31")
+    for name in "abc":
+        world.service(name, requested_pool="default")
+    assert (
+        world.decide()
+        .splitlines()[-1]
+        .startswith('! svc/d/c PoolExhausted: no available IPs in pool "default" for IPv4 IPFamily')
+    )
+    del world.services["d/a"]
+    world.decide()
+    assert "svc/d/c PoolExhausted" in world.decide(29), "the freed address cools down"
+    assert world.last is not None and world.last.next_due == world.now + 1
+    assert world.decide(1) == "d/b default 192.0.2.1\nd/c default 192.0.2.0"
+
+
+def test_no_pool_at_all() -> None:
+    world = World()
+    world.service("web")
+    assert refusals(world) == [("svc/d/web", "NoPool")]
+
+
+def test_pools_by_priority_then_name() -> None:
+    world = World()
+    world.pool("b", "10.0.2.0/32")
+    world.pool("a", "10.0.1.0/32")
+    world.pool("urgent", "10.0.3.0/32", priority=5)
+    for name in "xyz":
+        world.service(name)
+    assert world.decide() == "d/x urgent 10.0.3.0\nd/y a 10.0.1.0\nd/z b 10.0.2.0"
+
+
+def test_older_services_are_served_first(world: World) -> None:
+    world.service("a", created="2026-02-01T00:00:00Z")
+    world.service("z", created="2026-01-01T00:00:00Z")
+    assert world.decide() == "d/a default 192.0.2.1\nd/z default 192.0.2.0"
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, "192.0.2.0"),
+        ({"ip_families": ("IPv6",)}, "2001:db8::"),
+        ({"cluster_ips": (ip_address("fd00::1"),)}, "2001:db8::"),
+        ({"ip_family_policy": "PreferDualStack"}, "192.0.2.0 2001:db8::"),
+        ({"ip_family_policy": "PreferDualStack", "ip_families": ("IPv6",)}, "2001:db8:: 192.0.2.0"),
+        ({"ip_family_policy": "PreferDualStack", "cluster_ips": (ip_address("10.0.0.1"),)}, "192.0.2.0"),
+        ({"ip_family_policy": "RequireDualStack", "ip_families": ("IPv6", "IPv4")}, "2001:db8:: 192.0.2.0"),
+        ({"ip_family_policy": "PreferDualStack", "ips": "2001:db8::5 192.0.2.5"}, "192.0.2.5 2001:db8::5"),
+    ],
+)
+def test_families(world: World, fields: dict[str, object], expected: str) -> None:
+    world.edit_pool("default", "192.0.2.0/24", "2001:db8::/64")
+    world.service("web", **fields)
+    assert world.decide() == f"d/web default {expected}"
+
+
+def test_prefer_dual_stack_takes_what_there_is_and_the_rest_later(world: World) -> None:
+    world.service("web", ip_family_policy="PreferDualStack")
+    assert world.decide() == "d/web default 192.0.2.0"
+    world.edit_pool("default", "192.0.2.0/24", "2001:db8::/64")
+    assert world.decide() == "d/web default 192.0.2.0 2001:db8::"
+    world.service("web")
+    assert world.decide() == "d/web default 192.0.2.0"
+
+
+def test_sharing_by_key_and_disjoint_ports(world: World) -> None:
+    world.service("a", 80, sharing_key="k")
+    world.service("b", 443, sharing_key="k")
+    world.service("c", 80, sharing_key="k")
+    world.service("d", 443, sharing_key="k", external_traffic_policy="Local", selector={"app": "d"})
+    assert [line.split()[2] for line in world.decide().splitlines()] == [
+        "192.0.2.0", "192.0.2.0", "192.0.2.1", "192.0.2.2",
+    ]  # fmt: skip
+
+
+def test_a_port_that_begins_to_clash_moves_the_younger_holder(world: World) -> None:
+    world.service("a", 80, sharing_key="k")
+    world.service("b", 443, sharing_key="k")
+    world.decide()
+    world.service("b", 80, sharing_key="k")
+    assert world.decide() == "d/a default 192.0.2.0\nd/b default 192.0.2.1"
+
+
+def test_ciliums_sharing_key_needs_the_consent_of_both_namespaces(world: World) -> None:
+    def share(namespace: str, port: int, consent: str) -> None:
+        annotations = {"lbipam.cilium.io/sharing-key": "k", "lbipam.cilium.io/sharing-cross-namespace": consent}
+        world.service("x", port, sharing_key="k", annotations=annotations)
+        world.services[f"{namespace}/x"] = replace(world.services.pop("d/x"), namespace=namespace)
+
+    share("a", 1, "b")
+    share("b", 2, "")
+    assert world.decide() == "a/x default 192.0.2.0\nb/x default 192.0.2.1"
+    del world.services["b/x"]
+    world.decide()
+    world.decide(31)
+    share("b", 2, "a")
+    assert world.decide() == "a/x default 192.0.2.0\nb/x default 192.0.2.0"
+
+
+def test_overlapping_pools(world: World) -> None:
+    world.pool("other", "192.0.2.128/25", "198.51.100.0/24")
+    world.service("a", requested_pool="other")
+    assert refusals(world) == [("AddressPool/other", "PoolConflicting"), ("svc/d/a", "PoolConflicting")]
+
+
+def test_a_refused_request_keeps_the_last_good_address(world: World) -> None:
+    world.service("web")
+    world.decide()
+    world.service("web", ips="198.51.100.1")
+    assert world.decide().splitlines()[0] == "d/web default 192.0.2.0"
+    world.service("web", ips="192.0.2.8")
+    assert world.decide() == "d/web default 192.0.2.8"
+
+
+def test_egress_ip_of_a_service_is_refused(world: World) -> None:
+    world.node("g")
+    world.service("web")
+    world.decide()
+    world.policy("thief", "192.0.2.0")
+    assert refusals(world) == [("EgressPolicy/thief", "AddressInUse")]
+
+
+def test_policies_share_a_given_egress_ip(world: World) -> None:
+    world.node("g")
+    world.policy("a", "198.51.100.7")
+    world.policy("b", "198.51.100.7")
+    assert world.decide() == "group 1 198.51.100.7 EgressPolicy/a,EgressPolicy/b via g:0 /1 epoch 1"
+
+
+def test_same_egress_ip_with_other_gateways(world: World) -> None:
+    world.node("g", labels={"routerd.io/egress-gateway": "", "zone": "a"})
+    world.policy("a", "198.51.100.7", created="2026-02-01T00:00:00Z", gateways=LabelSelector((("zone", "a"),)))
+    world.policy("b", "198.51.100.7", created="2026-01-01T00:00:00Z")
+    first, second = world.decide().splitlines()
+    assert first == "group 1 198.51.100.7 EgressPolicy/b via g:0 /1 epoch 1"
+    assert second.startswith(
+        "! EgressPolicy/a GatewaysDiffer: EgressPolicy/b has the same egress IP and other gateways"
+    )
+
+
+def test_an_address_from_a_pool_is_not_shared(world: World) -> None:
+    world.node("g")
+    world.policy("a", pool="default")
+    world.decide()
+    world.policy("b", "192.0.2.0")
+    assert refusals(world) == [("EgressPolicy/b", "AddressInUse")]
+    assert world.allocations.groups[0].pool == "default"
+
+
+def test_egress_ip_and_pool_must_agree(world: World) -> None:
+    world.node("g")
+    world.policy("a", "198.51.100.7", pool="default")
+    assert refusals(world) == [("EgressPolicy/a", "NotInPool")]
+    world.policy("a", "192.0.2.9", pool="default")
+    assert refusals(world) == []
+
+
+@pytest.mark.parametrize(
+    ("label", "gateways", "message"),
+    [
+        (None, None, "no node matches label routerd.io/egress-gateway, and no node reports 198.51.100.7"),
+        ("false", None, "no node matches label routerd.io/egress-gateway, and no node reports 198.51.100.7"),
+        ("", LabelSelector((("zone", "b"),)), "no node matches node selector (zone=b)"),
+    ],
+)
+def test_no_gateway(world: World, label: str | None, gateways: LabelSelector | None, message: str) -> None:
+    world.node("g", label)
+    world.policy("a", "198.51.100.7", gateways=gateways)
+    group, refusal = world.decide().splitlines()
+    assert group == "group 1 198.51.100.7 EgressPolicy/a via none /1 epoch 1"
+    assert refusal.startswith(f"! EgressPolicy/a NoGateway: {message}")
+
+
+def test_group_numbers_rotate_and_wrap(world: World) -> None:
+    world.node("g")
+    world.ledger = Ledger(next_group=(1 << 24) - 1, digest="x")
+    world.policy("a", "198.51.100.1")
+    world.policy("b", "198.51.100.2")
+    world.decide()
+    assert [group.id for group in world.allocations.groups] == [1, (1 << 24) - 1]
+    del world.policies["EgressPolicy/a"]
+    world.decide()
+    world.policy("c", "198.51.100.3")
+    world.decide(200)
+    assert sorted(group.id for group in world.allocations.groups) == [1, 2]
+
+
+def test_the_generation_grows_iff_the_content_changes(world: World) -> None:
+    world.service("web")
+    world.decide()
+    assert world.allocations.generation == 1
+    before = world.allocations
+    world.decide(500)
+    assert world.allocations is before
+    world.service("web", 8080)
+    world.decide()
+    assert world.allocations is before
+    world.service("db")
+    world.decide()
+    assert world.allocations.generation == 2
+
+
+def test_recorded_but_not_published_comes_to_the_same_document(world: World) -> None:
+    world.service("web")
+    published = world.allocations
+    world.decide()
+    decided = world.allocations
+    world.allocations = published
+    world.decide(5)
+    assert world.allocations == decided
+
+
+def test_an_address_kept_from_a_pool_is_not_shared_with_who_gives_it(world: World) -> None:
+    """The policy now gives another address, which it cannot have; what it keeps meanwhile stays its own."""
+    world.node("g")
+    world.service("web", ips="192.0.2.50")
+    world.policy("a", pool="default")
+    world.decide()
+    world.policy("a", "192.0.2.50")
+    world.policy("b", "192.0.2.0")
+    assert refusals(world) == [("EgressPolicy/a", "AddressInUse"), ("EgressPolicy/b", "AddressInUse")]
+    assert [group.policies for group in world.allocations.groups] == [("EgressPolicy/a",)]
+
+
+def test_what_a_later_request_leaves_is_seen_by_an_earlier_one(world: World) -> None:
+    world.service("z", ips="192.0.2.7")
+    world.decide()
+    world.service("a", ips="192.0.2.7")
+    world.service("z", ips="192.0.2.8")
+    first = world.decide()
+    assert '! svc/d/a AddressCooling: "192.0.2.7" was released by svc/d/z' in first
+    assert world.decide() == first

@@ -1,0 +1,366 @@
+"""Plans as stories; every prefix of every plan is safe and converges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bpf import layout
+from egress import guard
+from egress.entries import PodDevice, map_entries, observed_sets
+from egress.lookup import deciding_policy
+from egress.plan import (
+    Action,
+    Attachment,
+    Observed,
+    Tunnel,
+    choose_devices,
+    plan,
+    problems,
+    wanted_attachments,
+)
+from egress.policy import Desired, Gateway, Group, Policy, Ports
+from egress.tables import Tables, tables
+from tests.models.node import FakeNode
+
+WORKER, GATEWAY = IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")
+POD, PLAIN = IPv4Address("10.1.0.5"), IPv4Address("10.1.0.6")
+EGRESS_IP = IPv4Address("192.0.2.100")
+WORLD = IPv4Network("0.0.0.0/0")
+GROUP = Group(7, EGRESS_IP, (Gateway("gw", GATEWAY, 0),))
+POLICY = Policy("world", 7, (WORLD,))
+DEVICES = {
+    POD: PodDevice(5, "veth5", "veth5", bytes.fromhex("020000000005"), bytes(6)),
+    PLAIN: PodDevice(6, "veth6", "veth6", bytes.fromhex("020000000006"), bytes(6)),
+}
+
+
+def on_worker(**changes: object) -> Desired:
+    desired = Desired(
+        "worker", WORKER, pods={POD: ("world",), PLAIN: ()}, policies={"world": POLICY}, groups={7: GROUP},
+        nodes=frozenset({WORKER, GATEWAY}), cluster=frozenset({IPv4Network("10.0.0.0/8")}),
+        pod_cidrs=frozenset({IPv4Network("10.1.0.0/24")}),
+    )  # fmt: skip
+    return replace(desired, **changes)  # type: ignore[arg-type]
+
+
+def on_gateway(**changes: object) -> Desired:
+    return on_worker(node="gw", node_address=GATEWAY, pods={}, pod_cidrs=frozenset(), **changes)
+
+
+def carry_out(node: FakeNode, actions: Sequence[Action]) -> list[str]:
+    for action in actions:
+        node.apply(action)
+    return [str(action) for action in actions if "map cluster" not in str(action)]
+
+
+def settle(node: FakeNode, desired: Desired, rounds: int = 4) -> None:
+    for _ in range(rounds):
+        if not carry_out(node, plan(desired, node.observe())):
+            return
+    raise AssertionError(f"it does not come to rest: {[str(a) for a in plan(desired, node.observe())]}")
+
+
+def settled(desired: Desired) -> FakeNode:
+    node = FakeNode(DEVICES)
+    settle(node, desired)
+    return node
+
+
+def test_unknown_is_nothing_to_do() -> None:
+    assert plan(None, Observed()) == ()
+
+
+def test_the_first_plan_of_a_worker() -> None:
+    node = FakeNode(DEVICES)
+    assert carry_out(node, plan(on_worker(), node.observe())) == [
+        "load guard (nft table routerd): 0 pods decided, 0 selected",
+        "load eBPF programs and maps",
+        "create tunnel device, UDP port 8473, MTU 1450",
+        "map settings: put node 10.0.0.1, tunnel device 0 port 8473 mtu 1450, object 000000000000abcd",
+        "map nodes: put 10.0.0.1",
+        "map nodes: put 10.0.0.2",
+        "map uplinks: put device 2",
+        "map local_pods: put 10.1.0.5: device 5 mac 02:00:00:00:00:05",
+        "map local_pods: put 10.1.0.6: device 6 mac 02:00:00:00:00:06",
+        "map paths: put group 7: 10.0.0.2 slot 0",
+        "map policies: put set 1 0.0.0.0/0: any -> group 7",
+        "keep connections begun from outside: 10.1.0.5",
+        "map pods: put device 5 10.1.0.5: set 1",
+        "map pods: put device 6 10.1.0.6: no policy",
+        "map strict_devices: put device 5",
+        "attach from_uplink to eth0",
+        "attach to_pod to veth5",
+        "attach to_pod to veth6",
+        "attach from_pod to veth5",
+        "attach from_pod to veth6",
+        "load guard (nft table routerd): 2 pods decided, 1 selected",
+    ]
+    assert carry_out(node, plan(on_worker(), node.observe())) == [
+        "map settings: put node 10.0.0.1, tunnel device 101 port 8473 mtu 1450, object 000000000000abcd",
+        "attach from_tunnel to the tunnel",
+    ]
+    assert plan(on_worker(), node.observe()) == ()
+
+
+def test_the_first_plan_of_a_gateway() -> None:
+    node = FakeNode()
+    assert carry_out(node, plan(on_gateway(), node.observe())) == [
+        "load guard (nft table routerd): 0 pods decided, 0 selected",
+        "load eBPF programs and maps",
+        "create tunnel device, UDP port 8473, MTU 1450",
+        "add route blackhole 192.0.2.100/32",
+        "map settings: put node 10.0.0.2, tunnel device 0 port 8473 mtu 1450, object 000000000000abcd",
+        "map nodes: put 10.0.0.1",
+        "map nodes: put 10.0.0.2",
+        "map uplinks: put device 2",
+        "map paths: put group 7: 10.0.0.2 slot 0 here",
+        "map groups: put group 7: 192.0.2.100 ports 1024-65535",
+        "map egress_ips: put 192.0.2.100",
+        "attach from_uplink to eth0",
+    ]
+    assert [str(action) for action in plan(on_gateway(), node.observe())][1:] == ["attach from_tunnel to the tunnel"]
+
+
+def changes(before: Desired, after: Desired) -> list[str]:
+    """What a node that was at rest does about a new desired state."""
+    node = settled(before)
+    return carry_out(node, plan(after, node.observe()))
+
+
+def test_failover_is_one_write() -> None:
+    first, second = Gateway("gw", GATEWAY, 0), Gateway("g2", IPv4Address("10.0.0.3"), 1)
+    both = replace(GROUP, gateways=(first, second), slots=2)
+    failed = replace(both, gateways=(replace(first, up=False), second))
+    assert changes(on_worker(groups={7: both}), on_worker(groups={7: failed})) == [
+        "map paths: put group 7: 10.0.0.2 slot 0 down, 10.0.0.3 slot 1"
+    ]
+
+
+def test_a_pod_moves_to_a_set_that_is_complete_and_the_old_one_goes_last() -> None:
+    narrower = {"world": replace(POLICY, excluded=(IPv4Network("198.51.100.0/24"),))}
+    done = changes(on_worker(), on_worker(policies=narrower))
+    assert done == [
+        "load guard (nft table routerd): 2 pods decided, 1 selected",
+        "map policies: put set 2 0.0.0.0/0: any -> group 7",
+        "map policies: put set 2 198.51.100.0/24: leave alone",
+        "map pods: put device 5 10.1.0.5: set 2",
+        "map policies: delete set 1 0.0.0.0/0: any -> group 7",
+    ]
+
+
+def test_a_pod_that_goes_is_forgotten_with_its_flows() -> None:
+    done = changes(on_worker(), on_worker(pods={PLAIN: ()}))
+    assert done == [
+        "load guard (nft table routerd): 1 pods decided, 0 selected",
+        "detach from_pod from device 5",
+        "detach to_pod from device 5",
+        "map strict_devices: delete device 5",
+        "purge flows of 10.1.0.5",
+        "map pods: delete device 5 10.1.0.5: set 1",
+        "map policies: delete set 1 0.0.0.0/0: any -> group 7",
+        "map local_pods: delete 10.1.0.5: device 5 mac 02:00:00:00:00:05",
+    ]
+
+
+def test_a_gateway_that_steps_down_keeps_the_blackhole_until_last() -> None:
+    done = changes(on_gateway(), on_gateway(groups={}))
+    assert done == [
+        "map paths: delete group 7: 10.0.0.2 slot 0 here",
+        "map egress_ips: delete 192.0.2.100",
+        "map groups: delete group 7: 192.0.2.100 ports 1024-65535",
+        "delete route blackhole 192.0.2.100/32",
+    ]
+
+
+def test_a_node_address_reserves_its_ports_and_has_no_blackhole() -> None:
+    done = changes(on_gateway(groups={}), on_gateway(groups={7: replace(GROUP, node_address=True)}))
+    assert "reserve local ports 61000-65535" in done
+    assert not [line for line in done if "blackhole" in line]
+    assert "map groups: put group 7: 192.0.2.100 ports 61000-65535" in done
+
+
+def test_a_new_release_swaps_the_programs_under_the_live_maps() -> None:
+    node = settled(on_worker())
+    node.digest = 0xBEEF
+    done = carry_out(node, plan(on_worker(), node.observe()))
+    assert done[:2] == [
+        "load eBPF programs and maps",
+        "map settings: put node 10.0.0.1, tunnel device 101 port 8473 mtu 1450, object 000000000000beef",
+    ]
+    assert len(done) == 2
+    swapped = carry_out(node, plan(on_worker(), node.observe()))
+    assert [line.split()[0] for line in swapped] == ["attach"] * 6
+    assert plan(on_worker(), node.observe()) == ()
+
+
+def test_a_tunnel_on_another_port_is_replaced() -> None:
+    node = settled(on_worker())
+    assert node.tunnel
+    node.tunnel = replace(node.tunnel, port=4789)
+    assert carry_out(node, plan(on_worker(), node.observe())) == ["replace tunnel device, UDP port 8473, MTU 1450"]
+    settle(node, on_worker())
+    node.tunnel = Tunnel(node.tunnel.ifindex, 1450, 8473, up=False, forwarding=True)
+    assert carry_out(node, plan(on_worker(), node.observe())) == ["set tunnel device up, forwarding, MTU 1450"]
+
+
+def test_problems_say_who_must_do_what() -> None:
+    nothing = Observed()
+    found = {(problem.object, problem.reason) for problem in problems(on_gateway(uplinks=("bond0",)), nothing)}
+    assert found == {("node/gw", "TunnelAddressMissing"), ("uplink/bond0", "UplinkMissing")}
+    off = replace(settled(on_gateway()).observe(), ip_forward=False)
+    assert [problem.reason for problem in problems(on_gateway(), off)] == ["ForwardingOff"]
+    lost = problems(on_worker(), FakeNode({PLAIN: DEVICES[PLAIN]}).observe())
+    assert [problem.object for problem in lost] == ["pod-address/10.1.0.5"]
+    many = replace(POLICY, ports=tuple(Ports("TCP", n, n) for n in range(1, 12)))
+    said = problems(on_worker(policies={"world": many}), settled(on_worker()).observe())
+    assert [(problem.object, problem.reason) for problem in said] == [("world", "TooManyRules")]
+
+
+# --- every prefix of a plan
+
+EXCLUDING = replace(POLICY, excluded=(IPv4Network("198.51.100.0/24"), IPv4Network("203.0.113.0/24")))
+OFFICE = Policy(
+    "office", 8, (IPv4Network("198.51.100.0/24"), IPv4Network("203.0.113.0/24")), ports=(Ports("TCP", 1, 9),)
+)
+OTHER = Group(8, IPv4Address("192.0.2.101"), (Gateway("worker", WORKER, 0), Gateway("gw", GATEWAY, 1)), slots=2)
+WISHES = [
+    on_worker(),
+    on_worker(pods={POD: (), PLAIN: ("world",)}),
+    on_worker(pods={PLAIN: ("world",)}),
+    on_worker(policies={"world": EXCLUDING}),
+    on_worker(pods={POD: ("office", "world"), PLAIN: ("office",)}, policies={"world": EXCLUDING, "office": OFFICE},
+              groups={7: GROUP, 8: OTHER}),
+    on_worker(pods={POD: ("gone",)}, policies={}, groups={8: OTHER}),
+    on_worker(pods={}, policies={}, groups={}),
+    on_worker(groups={8: replace(OTHER, node_address=True)}, policies={"world": replace(POLICY, group=0)}),
+]  # fmt: skip
+
+
+def contents_of(wishes: Sequence[Desired]) -> set[frozenset[tuple[bytes, bytes]]]:
+    """Every complete set that pods may point to."""
+    facts = FakeNode(DEVICES).observe().facts
+    found: set[frozenset[tuple[bytes, bytes]]] = set()
+    for wish in wishes:
+        found |= set(observed_sets(map_entries(wish, facts, {})["policies"]).values())
+    return found
+
+
+def check_safe(node: FakeNode, wishes: Sequence[Desired], complete: set[frozenset[tuple[bytes, bytes]]]) -> None:
+    """What must hold between any two actions."""
+    if not node.maps.get("settings"):
+        return
+    decoded = tables(node.maps, {})
+    present = observed_sets(node.maps["policies"])
+    for pod, number in decoded.pods.items():
+        assert not number or present.get(number) in complete, f"{pod} points to an incomplete set {number}"
+    for device in decoded.strict_devices:
+        assert any(ifindex == device for ifindex, _ in decoded.pods), f"strict device {device} lacks its pods"
+    _check_groups(decoded, wishes)
+    _check_guard(node, decoded)
+
+
+def _check_groups(decoded: Tables, wishes: Sequence[Desired]) -> None:
+    """No rule in use leads to a group whose gateways have been taken away while somebody wants it."""
+    used = {rule.group for n in decoded.pods.values() if n for rules in decoded.policies[n].values() for rule in rules}
+    wanted = set.intersection(*(set(wish.groups) for wish in wishes))
+    assert used & wanted <= set(decoded.paths)
+
+
+def _check_guard(node: FakeNode, decoded: Tables) -> None:
+    """A pod that the guard takes for decided has its entry and its program."""
+    assert node.guard
+    attached = {a.ifindex for a in node.attachments if a.program == "from_pod"}
+    for pod, device in DEVICES.items():
+        if f"{device.name} . {pod}" in node.guard.sets["decided"]:
+            assert (device.ifindex, pod) in decoded.pods
+            assert device.ifindex in attached
+
+
+def is_at_rest(node: FakeNode, desired: Desired) -> bool:
+    observed = node.observe()
+    wanted = map_entries(desired, observed.facts, observed.maps["policies"])
+    hooks = {(a.program, a.ifindex) for a in node.attachments}
+    return (
+        observed.maps == wanted
+        and node.guard == guard.render(desired, observed.facts).digests()
+        and hooks == set(wanted_attachments(desired, observed))
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(WISHES), st.integers(0, 40)), min_size=1, max_size=5))
+def test_plans_cut_anywhere_are_safe_and_converge(story: list[tuple[Desired, int]]) -> None:
+    """Each wish is followed for some actions only, then the next one comes; the last is brought to its end."""
+    node, before = FakeNode(DEVICES), story[0][0]
+    complete = contents_of([wish for wish, _ in story])
+    for wish, cut in story:
+        actions = plan(wish, node.observe())
+        phases = [action.phase for action in actions]
+        assert phases == sorted(phases)  # "prepare" before "retire"
+        for action in actions[:cut]:
+            node.apply(action)
+            check_safe(node, (before, wish), complete)
+        before = wish
+    settle(node, before)
+    assert is_at_rest(node, before)
+
+
+def test_every_cut_of_every_change_converges() -> None:
+    for before in WISHES:
+        start = settled(before)
+        start.flows_of = {POD, PLAIN}
+        for after in WISHES:
+            actions = plan(after, start.observe())
+            for cut in range(len(actions) + 1):
+                node = start.copy()
+                carry_out(node, actions[:cut])
+                settle(node, after)
+                assert is_at_rest(node, after)
+                assert not node.flows_of & (set(before.pods) - set(after.pods)), "flows of a pod that has gone"
+
+
+def test_the_model_and_the_plan_speak_of_the_same_policies() -> None:
+    """`deciding_policy` reads no map; what the worker's maps say is the same."""
+    node = settled(on_worker())
+    decoded = tables(node.maps, {})
+    policy = deciding_policy([POLICY], IPv4Address("198.51.100.7"), "TCP", 443)
+    assert policy is POLICY
+    assert decoded.policies[decoded.pods[5, POD]][WORLD][0].group == POLICY.group
+    assert Attachment("from_pod", 5) in node.attachments
+    assert layout.u32(7) in node.maps["paths"]
+
+
+def test_an_address_on_a_new_device_loses_the_flows_of_the_old_one_first() -> None:
+    before = on_worker()
+    node = settled(before)
+    address = next(iter(before.pods))
+    old = node.devices[address]
+    node.devices = {**node.devices, address: replace(old, ifindex=77, name="veth77")}
+    done = carry_out(node, plan(before, node.observe()))
+    purge, delete = (
+        done.index(f"purge flows of {address}"),
+        done.index(f"map pods: delete device {old.ifindex} {address}: set 1"),
+    )
+    put = done.index(f"map pods: put device 77 {address}: set 1")
+    assert purge < delete < put
+
+
+def device(number: int) -> PodDevice:
+    return PodDevice(number, f"veth{number}", f"veth{number}", bytes(6), bytes(6))
+
+
+def test_a_pod_cannot_take_an_address_by_having_it() -> None:
+    """A host route decides; else who was there first; else nobody."""
+    address, other = IPv4Address("10.1.0.5"), IPv4Address("10.1.0.6")
+    both = {address: [device(5), device(6)], other: [device(6)]}
+    entry = {bytes(layout.PodKey(5, layout.ip_field(address))): layout.u32(1)}
+    assert choose_devices(both, {address: 6}, entry)[address] == device(6)
+    assert choose_devices(both, {}, entry)[address] == device(5)
+    assert address not in choose_devices(both, {}, {})
+    assert address not in choose_devices({address: [device(5)], other: [device(6)]}, {address: 6}, {})
+    assert choose_devices({address: [device(5)]}, {}, {})[address] == device(5)

@@ -1,0 +1,165 @@
+"""After a failure the rest of a plan goes on: what is safe of it, and what waits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from zlib import crc32
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from egress.plan import Action, plan
+from egress.policy import Desired, Group
+from egress.undone import Undone
+from tests.models.node import FakeNode
+from tests.unit.egress.test_plan import (
+    DEVICES,
+    GROUP,
+    PLAIN,
+    POD,
+    POLICY,
+    WISHES,
+    check_safe,
+    contents_of,
+    is_at_rest,
+    on_gateway,
+    on_worker,
+    settle,
+    settled,
+)
+
+
+def carry_out(node: FakeNode, desired: Desired, *failing: str) -> tuple[list[str], Undone]:
+    """One round in which every action whose line has one of `failing` in it fails; what was done."""
+    observed = node.observe()
+    undone, done = Undone(desired, observed), []
+    for action in plan(desired, observed):
+        now = undone.after(action)
+        if now is None or any(part in str(action) for part in failing):
+            undone.add(action)
+        else:
+            node.apply(now)
+            done.append(str(now))
+    return done, undone
+
+
+def rounds(node: FakeNode, desired: Desired, *failing: str) -> tuple[list[str], Undone]:
+    done: list[str] = []
+    for _ in range(3):
+        more, undone = carry_out(node, desired, *failing)
+        done += more
+    return done, undone
+
+
+def decided(node: FakeNode) -> set[str]:
+    assert node.guard
+    return {element.rpartition(" ")[2] for element in node.guard.sets["decided"]}
+
+
+def test_a_pod_that_cannot_be_moved_holds_up_nobody_else() -> None:
+    node = FakeNode(DEVICES)
+    done, undone = rounds(node, on_worker(), "map pods: put device 5")
+    assert "map pods: put device 6 10.1.0.6: no policy" in done
+    assert decided(node) == {str(PLAIN)}
+    assert node.guard and not node.guard.sets["selected"]
+    assert undone.nat_whole
+    settle(node, on_worker())
+    assert is_at_rest(node, on_worker())
+
+
+def test_an_incomplete_set_holds_up_the_pods_that_move_to_it() -> None:
+    policies = {
+        "world": POLICY,
+        "office": replace(POLICY, name="office", destinations=(IPv4Network("198.51.100.0/24"),)),
+    }
+    both = on_worker(pods={POD: ("world",), PLAIN: ("office",)}, policies=policies)
+    node = FakeNode(DEVICES)
+    done, _ = rounds(node, both, "198.51.100.0/24: any")
+    assert any("map pods: put device 5" in line for line in done)
+    assert decided(node) == {str(POD)}
+
+
+def test_a_device_without_its_program_is_not_decided() -> None:
+    node = FakeNode(DEVICES)
+    rounds(node, on_worker(), "attach to_pod to veth6")
+    assert decided(node) == {str(POD)}
+    assert not any(a.ifindex == 6 for a in node.attachments)
+
+
+def test_without_the_first_guard_or_the_programs_nothing_follows() -> None:
+    for failing in ("load guard", "load eBPF", "map cluster", "attach from_uplink"):
+        node = FakeNode(DEVICES)
+        rounds(node, on_worker(), failing)
+        assert not node.guard or not decided(node)
+
+
+def test_a_tunnel_that_cannot_be_made_holds_up_nothing() -> None:
+    node = FakeNode(DEVICES)
+    _, undone = rounds(node, on_worker(), "tunnel device, UDP")
+    assert decided(node) == {str(POD), str(PLAIN)}
+    assert not undone.nat_whole  # what is led to this node through it would be lost
+
+
+def test_one_blackhole_that_fails_holds_up_its_own_nat_state_only() -> None:
+    other = Group(8, IPv4Address("192.0.2.101"), GROUP.gateways)
+    node = FakeNode()
+    done, undone = rounds(node, on_gateway(groups={7: GROUP, 8: other}), "blackhole 192.0.2.100")
+    assert [line for line in done if "egress_ips" in line] == ["map egress_ips: put 192.0.2.101"]
+    assert not undone.nat_whole
+
+
+def test_pods_that_go_are_forgotten_though_another_one_cannot_be_moved() -> None:
+    """A map that is full gets room this way."""
+    node = settled(on_worker())
+    narrower = {"world": replace(POLICY, excluded=(IPv4Network("198.51.100.0/24"),))}
+    done, _ = carry_out(node, on_worker(pods={POD: ("world",)}, policies=narrower), "map pods: put")
+    assert "map pods: delete device 6 10.1.0.6: no policy" in done
+    assert not any("map policies: delete" in line for line in done)  # the pod still uses it
+
+
+def test_nat_state_that_stays_keeps_its_blackhole() -> None:
+    node = settled(on_gateway())
+    done, _ = carry_out(node, on_gateway(groups={}), "map egress_ips: delete")
+    assert not any("blackhole" in line for line in done)
+    assert carry_out(node, on_gateway(groups={}))[0][-1] == "delete route blackhole 192.0.2.100/32"
+
+
+def fails(action: Action, odds: int, seed: int) -> bool:
+    return crc32(f"{seed} {action}".encode()) % 10 < odds
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(WISHES), st.integers(0, 6), st.integers(0, 99)), min_size=1, max_size=5))
+def test_whatever_fails_it_is_safe_and_converges(story: list[tuple[Desired, int, int]]) -> None:
+    node, before = FakeNode(DEVICES), story[0][0]
+    complete = contents_of([wish for wish, _, _ in story])
+    for wish, odds, seed in story:
+        observed = node.observe()
+        undone = Undone(wish, observed)
+        for action in plan(wish, observed):
+            now = undone.after(action)
+            if now is None or fails(action, odds, seed):
+                undone.add(action)
+                continue
+            node.apply(now)
+            check_safe(node, (before, wish), complete)
+        before = wish
+    settle(node, before)
+    assert is_at_rest(node, before)
+
+
+def test_a_selected_pod_whose_new_policies_failed_keeps_its_old_ones_in_the_guard() -> None:
+    before = on_worker()
+    node = settled(before)
+    assert node.guard
+    held = node.guard.sets["selected"]
+    more = replace(POLICY, name="more", destinations=(IPv4Network("198.51.100.0/24"),))
+    after = replace(
+        before, policies={**before.policies, "more": more}, pods={**before.pods, POD: (POLICY.name, "more")}
+    )
+    rounds(node, after, "map policies: put")
+    assert node.guard.sets["selected"] == held
+    [chain] = {element.rpartition(" : jump ")[2] for element in held}
+    assert node.guard.chains[chain]
+    settle(node, after)

@@ -1,0 +1,160 @@
+"""The legacy BGP ConfigMap against recorded results of the two original parsers, and our superset of it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routerd.formats.compose import documents
+from routerd.formats.legacy_bgp import Dialect, as_json, parse
+from routerd.formats.legacy_bgp.golang import MAX_INT64, parse_duration
+from routerd.formats.legacy_bgp.scalars import resolve
+
+VECTORS = json.loads((Path(__file__).parents[1] / "data" / "legacy-bgp-config.json").read_text())
+RECORDED: dict[Dialect, str] = {"metallb-0.12": "metallb_0_12_1", "cilium-1.10": "cilium_1_10__metallb_0_9_6"}
+PLACE = re.compile(r" \(line \d+, column \d+\)$")
+
+
+def meant(error: str) -> str:
+    """The original prints some prefix lengths as characters ('!' for 33); what it meant is the number."""
+    return re.sub(
+        r"'((?:\\.[0-9a-f]*)|.)'(?= for IPv| in this pool|$)",
+        lambda match: str(ord(match[1].encode().decode("unicode_escape"))),
+        error,
+    )
+
+
+@pytest.mark.parametrize("dialect", RECORDED)
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
+def test_agrees_with_the_original_parser(vector: dict[str, Any], dialect: Dialect) -> None:
+    expected = vector[RECORDED[dialect]]
+    found = as_json(vector["yaml"], dialect)
+    if "error" in expected:
+        assert PLACE.search(str(found.get("error"))), found
+        assert PLACE.sub("", str(found["error"])) == meant(expected["error"])
+    else:
+        assert found == expected
+
+
+# --- what the recorded documents do not reach --------------------------------------------------------------------
+
+
+def peer(lines: str) -> str:
+    return "peers:\n- peer-address: 10.0.0.1\n  peer-asn: 64512\n  my-asn: 64513\n" + lines
+
+
+def pool(addresses: str, rest: str = "") -> str:
+    return f"address-pools:\n- name: default\n  protocol: bgp\n  addresses: {addresses}\n{rest}"
+
+
+@pytest.mark.parametrize(
+    ("text", "dialect", "error"),
+    [
+        (peer("  hold-time: 90\n"), "cilium-1.10",
+         'parsing peer #1: invalid hold time "90": time: missing unit in duration "90" (line 5, column 14)'),
+        (peer("  hold-time: 2999ms\n"), "cilium-1.10",
+         'parsing peer #1: invalid hold time "2999ms": must be 0 or >=3s (line 5, column 14)'),
+        (peer("  keepalive-time: 91s\n"), "metallb-0.12",
+         'parsing peer #1: invalid keepaliveTime "91s" (line 5, column 19)'),
+        (peer("  source-address: x\n"), "metallb-0.12",
+         'parsing peer #1: invalid source IP "x" (line 5, column 19)'),
+        (peer("  bfd-profile: x\n"), "metallb-0.12",
+         "peer #1 referencing non existing bfd profile x (line 5, column 16)"),
+        (peer("  node-selectors: [{match-expressions: [{key: a, operator: In}]}]\n"), "cilium-1.10",
+         "parsing peer #1: parsing node selector: for 'in', 'notin' operators, values set can't be empty "
+         "(line 5, column 41)"),
+        (peer("  peer-port: 65536\n  foo: 1\n"), "cilium-1.10",
+         "could not parse config: yaml: unmarshal errors:\n  line 5: cannot unmarshal !!int `65536` into uint16\n"
+         "  line 6: field foo not found in type config.peer (line 5, column 14)"),
+        (peer("  my-asn: 1\n"), "cilium-1.10",
+         "could not parse config: yaml: unmarshal errors:\n  line 5: field my-asn already set in type config.peer "
+         "(line 5, column 3)"),
+        ("bfd-profiles: [{name: x}, {name: x}]\n", "metallb-0.12",
+         "found duplicate bfd profile name x (line 1, column 34)"),
+        ("bgp-communities: {a: '65536:1'}\n", "cilium-1.10",
+         'parsing community "a": invalid first section of community "65536": strconv.ParseUint: parsing "65536": '
+         "value out of range (line 1, column 22)"),
+        (pool("[192.0.2.20-192.0.2.10]"), "metallb-0.12",
+         'parsing address pool #1: invalid CIDR "192.0.2.20-192.0.2.10" in pool "default": invalid IP range '
+         '"192.0.2.20-192.0.2.10": start IP "192.0.2.20" is after the end IP "192.0.2.10" (line 4, column 15)'),
+        (pool("[192.0.2.0/24, 192.0.2.128/25]"), "cilium-1.10",
+         'CIDR "192.0.2.128/25" in pool "default" overlaps with already defined CIDR "192.0.2.0/24" '
+         "(line 4, column 29)"),
+        ("foo\n", "cilium-1.10",
+         "could not parse config: yaml: unmarshal errors:\n  line 1: cannot unmarshal !!str `foo` into "
+         "config.configFile (line 1, column 1)"),
+        ("peers: [*a]\n", "cilium-1.10",
+         "could not parse config: yaml: unknown anchor 'a' referenced (line 1, column 9)"),
+        # ours
+        ("apiVersion: routerd.io/v1alpha1\npeer: []\n", "native",
+         'unknown key "peer"; did you mean "peers"? (line 2, column 1)'),
+        (peer("  graceful-restart-time: 2h\n"), "native",
+         'parsing peer #1: invalid graceful restart time "2h": must be from 0s to 4095s (line 5, column 26)'),
+        (peer("  hold-time: 20h\n"), "native",
+         'parsing peer #1: invalid hold time "20h": must be at most 65535s (line 5, column 14)'),
+        (pool("[192.0.2.0/24]", "  uses: [egres]\n"), "native",
+         'parsing address pool #1: unknown use "egres", expected loadbalancer or egress (line 5, column 10)'),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(text: str, dialect: Dialect, error: str) -> None:
+    assert as_json(text, dialect) == {"error": error}
+
+
+def test_a_backward_or_mixed_range_is_an_empty_pool_for_the_old_parser() -> None:
+    assert parse(pool("[192.0.2.20-192.0.2.10]"), "cilium-1.10").pools[0].blocks == ()
+    assert parse(pool("['192.0.2.20-2001:db8::1']"), "metallb-0.12").pools[0].blocks == ()
+
+
+def test_the_model_of_a_peer() -> None:
+    (found,) = parse(peer("  hold-time: 3500ms\n  keepalive-time: 1s\n  router-id: 1.2.3.4\n"), "metallb-0.12").peers
+    assert (found.hold_time, found.keepalive_time, str(found.router_id), found.graceful_restart_time) == (
+        3, 1, "1.2.3.4", 120,
+    )  # fmt: skip
+    (found,) = parse(peer("  hold-time: 500ms\n  name: tor\n  graceful-restart-time: 30s\n"), "native").peers
+    assert (found.hold_time, found.label, found.graceful_restart_time, found.keepalive_time) == (0, "tor", 30, None)
+
+
+def test_what_of_a_peer_is_not_done_is_said() -> None:
+    text = "bfd-profiles: [{name: fast}]\n" + peer("  bfd-profile: fast\n  router-id: '::1'\n  hold-time: 20h\n")
+    config = parse(text, "metallb-0.12")
+    assert [refusal.reason for refusal in config.refusals] == ["BFDNotSupported", "InvalidRouterID", "HoldTimeTooLong"]
+    assert (config.peers[0].router_id, config.peers[0].hold_time) == (None, 65535)
+
+
+def test_merge_keys_give_what_is_not_given() -> None:
+    text = "peers:\n- &a {peer-address: 10.0.0.1, peer-asn: 1, my-asn: 2}\n- {<<: *a, peer-address: 10.0.0.2}\n"
+    assert [str(found.address) for found in parse(text, "cilium-1.10").peers] == ["10.0.0.1", "10.0.0.2"]
+
+
+@given(st.integers(0, 10**13), st.sampled_from(["ns", "us", "µs", "ms", "s", "m", "h"]))
+def test_durations_are_exact(amount: int, unit: str) -> None:
+    scale = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}[unit]
+    if amount * scale <= MAX_INT64:
+        assert parse_duration(f"{amount}{unit}") == amount * scale
+        assert parse_duration(f"-{amount}{unit}") == -amount * scale
+    else:
+        with pytest.raises(ValueError, match="time: invalid duration"):
+            parse_duration(f"{amount}{unit}")
+
+
+@given(st.text(st.sampled_from("0123456789.hmsnuµ+- x"), max_size=8))
+def test_any_duration_is_a_number_or_a_message_of_go(text: str) -> None:
+    try:
+        parse_duration(text)
+    except ValueError as error:
+        assert str(error).startswith("time: ")
+
+
+@given(st.integers(-(2**63), 2**64 - 1), st.sampled_from(["d", "#x", "#o", "#b"]))
+def test_integers_of_every_base(number: int, base: str) -> None:
+    assert resolve(documents(f"{number:{base}}\n")[0]) == ("!!int", number)
+
+
+@given(st.text(st.sampled_from("peers:-[]{}adx \n\t0123.&*<'\"|#"), max_size=60), st.sampled_from(list(RECORDED)))
+def test_any_text_has_a_verdict(text: str, dialect: Dialect) -> None:
+    verdict = as_json(text, dialect)
+    assert set(verdict) in ({"ok"}, {"error"})

@@ -1,0 +1,311 @@
+"""What a node announces, and every reason for not announcing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bgp.path import Path
+from routerd.model import EXCLUDE_LABEL, Allocations, BgpConfig, Peer, Refusal, Snapshot
+from routerd.node.announce import SERVICE_CHECKS, Announcements, Rules, announcements, egress_preference
+from routerd.selectors import LabelSelector
+from tests.models import cluster
+from tests.models.cluster import LOCAL, TOR
+
+VIPS_ONLY = Rules(egress_ips=False)
+
+
+def announced(snapshot: Snapshot, node: str = "a", rules: Rules = VIPS_ONLY) -> Announcements:
+    result = announcements(snapshot, node, rules, LOCAL)
+    assert result is not None
+    return result
+
+
+def prefixes(result: Announcements) -> list[str]:
+    return [str(prefix) for prefix in result.desired.ribs[TOR]]
+
+
+def reasons(result: Announcements) -> dict[str, str]:
+    return {refusal.object: refusal.reason for refusal in result.refusals}
+
+
+def test_a_service_with_address_and_endpoint_is_announced() -> None:
+    result = announced(cluster.snapshot())
+    assert result.desired.ribs[TOR] == {
+        ip_network("192.0.2.1/32"): Path(ip_network("192.0.2.1/32"), local_pref=0),
+    }
+    assert result.owners == {ip_network("192.0.2.1/32"): ("svc/default/web",)}
+    assert result.refusals == ()
+
+
+@pytest.mark.parametrize("field", ["nodes", "services", "endpoint_slices", "bgp", "pools", "allocations"])
+def test_nothing_is_decided_before_all_of_it_is_synced(field: str) -> None:
+    assert announcements(cluster.snapshot(**{field: None}), "a", VIPS_ONLY, LOCAL) is None
+
+
+@pytest.mark.parametrize("field", ["pods", "namespaces", "policies"])
+def test_what_announcements_do_not_need_may_be_missing(field: str) -> None:
+    assert prefixes(announced(cluster.snapshot(**{field: None}))) == ["192.0.2.1/32"]
+
+
+def test_an_unknown_node_touches_nothing() -> None:
+    assert announcements(cluster.snapshot(), "elsewhere", VIPS_ONLY, LOCAL) is None
+
+
+def local_service() -> dict[str, object]:
+    web = cluster.service("web", external_traffic_policy="Local")
+    return {"services": {web.key: web}}
+
+
+def node_a(**fields: object) -> dict[str, object]:
+    return {"nodes": {"a": cluster.node("a", 11, **fields), "b": cluster.node("b", 12)}}
+
+
+NOES: dict[str, dict[str, object]] = {
+    "NoAddress": {"allocations": Allocations(1)},
+    "UnknownPool": {"pools": {}},
+    "PoolNotBgp": {"pools": {"default": cluster.pool(protocol="layer2")}},
+    "NodeExcluded": node_a(labels={EXCLUDE_LABEL: ""}),
+    "NetworkUnavailable": node_a(network_unavailable=True),
+    "NoEndpoints": {"endpoint_slices": (cluster.endpoints("web", "a", ready=False),)},
+    "NoLocalEndpoints": {**local_service(), "endpoint_slices": (cluster.endpoints("web", "b"),)},
+}
+
+
+@pytest.mark.parametrize("reason", NOES)
+def test_every_no_has_its_reason(reason: str) -> None:
+    result = announced(cluster.snapshot(**NOES[reason]))
+    assert prefixes(result) == []
+    assert reasons(result) == {"svc/default/web": reason}
+    assert all(refusal.message for refusal in result.refusals)
+
+
+def test_every_check_is_tested_above() -> None:
+    assert {check.reason for check in SERVICE_CHECKS} == {*NOES, "NotLoadBalancer", "NotConfigured"}
+
+
+def test_services_are_left_alone_when_the_configuration_says_so() -> None:
+    result = announced(cluster.snapshot(), rules=Rules(services=False, egress_ips=False))
+    assert (prefixes(result), result.refusals) == ([], ())
+
+
+def test_the_configured_router_id_wins() -> None:
+    peers = (Peer(TOR, 1, 2, router_id=ip_address("1.1.1.1")),)  # type: ignore[arg-type]
+    snapshot = cluster.snapshot(bgp=BgpConfig(peers))
+    assert str(announced(snapshot).desired.peers[TOR].router_id) == "1.1.1.1"
+    rules = Rules(router_id=ip_address("2.2.2.2"))  # type: ignore[arg-type]
+    assert str(announced(snapshot, rules=rules).desired.peers[TOR].router_id) == "2.2.2.2"
+
+
+def test_a_service_that_wants_no_vip_is_not_a_refusal() -> None:
+    web = cluster.service("web", type="ClusterIP")
+    result = announced(cluster.snapshot(services={web.key: web}))
+    assert (prefixes(result), result.refusals) == ([], ())
+
+
+def test_local_policy_announces_from_the_node_with_the_endpoint_only() -> None:
+    snapshot = cluster.snapshot(**local_service(), endpoint_slices=(cluster.endpoints("web", "b"),))
+    assert prefixes(announced(snapshot, "a")) == []
+    assert prefixes(announced(snapshot, "b")) == ["192.0.2.1/32"]
+
+
+def test_cluster_policy_announces_from_a_node_without_endpoints() -> None:
+    snapshot = cluster.snapshot(endpoint_slices=(cluster.endpoints("web", "b"),))
+    assert prefixes(announced(snapshot, "a")) == ["192.0.2.1/32"]
+
+
+def test_the_operators_reason_is_told() -> None:
+    refused = Refusal("svc/default/web", "PoolExhausted", "pool default has no free address")
+    result = announced(cluster.snapshot(allocations=Allocations(1, refusals=(refused,))))
+    assert result.refusals[0].reason == "NoAddress"
+    assert "PoolExhausted: pool default has no free address" in result.refusals[0].message
+
+
+def shared_address() -> dict[str, object]:
+    web, api = cluster.service("web"), cluster.service("api")
+    return {
+        "services": {web.key: web, api.key: api},
+        "endpoint_slices": (cluster.endpoints("web", "a"), cluster.endpoints("api", "a")),
+        "allocations": Allocations(1, (cluster.allocation("api", "192.0.2.1"), cluster.allocation("web", "192.0.2.1"))),
+    }
+
+
+def test_two_services_on_one_address_are_one_path_with_two_owners() -> None:
+    result = announced(cluster.snapshot(**shared_address()))
+    assert result.owners == {ip_network("192.0.2.1/32"): ("svc/default/api", "svc/default/web")}
+
+
+def test_a_shared_path_stays_until_the_last_owner_lets_go() -> None:
+    fields = {**shared_address(), "endpoint_slices": (cluster.endpoints("api", "a"),)}
+    result = announced(cluster.snapshot(**fields))
+    assert result.owners == {ip_network("192.0.2.1/32"): ("svc/default/api",)}
+    assert reasons(result) == {"svc/default/web": "NoEndpoints"}
+
+
+def test_an_advertisement_sets_length_preference_and_communities() -> None:
+    wide = cluster.advertisement(aggregation_length=26, local_pref=100, communities=("64512:10", "64512:9"))
+    host = cluster.advertisement(local_pref=200)
+    snapshot = cluster.snapshot(pools={"default": cluster.pool(advertisements=(wide, host))})
+    assert announced(snapshot).desired.ribs[TOR] == {
+        ip_network("192.0.2.0/26"): Path(
+            ip_network("192.0.2.0/26"), local_pref=100, communities=("64512:9", "64512:10")
+        ),
+        ip_network("192.0.2.1/32"): Path(ip_network("192.0.2.1/32"), local_pref=200),
+    }
+
+
+def test_two_advertisements_of_one_prefix_merge() -> None:
+    one = cluster.advertisement(local_pref=100, communities=("64512:1",))
+    two = cluster.advertisement(local_pref=200, communities=("64512:2",))
+    for pair in ((one, two), (two, one)):
+        rib = announced(cluster.snapshot(pools={"default": cluster.pool(advertisements=pair)})).desired.ribs[TOR]
+        assert list(rib.values()) == [
+            Path(ip_network("192.0.2.1/32"), local_pref=200, communities=("64512:1", "64512:2"))
+        ]
+
+
+def test_ipv6_in_an_ipv4_session_gets_the_nodes_ipv6_next_hop() -> None:
+    snapshot = cluster.snapshot(allocations=Allocations(1, (cluster.allocation("web", "192.0.2.1", "2001:db8::1"),)))
+    paths = announced(snapshot).desired.ribs[TOR]
+    assert {str(prefix): str(path.next_hop) for prefix, path in paths.items()} == {
+        "192.0.2.1/32": "None",
+        "2001:db8::1/128": "fd00::11",
+    }
+
+
+def test_ipv6_without_a_next_hop_is_refused() -> None:
+    fields = node_a(addresses=(ip_address("10.0.0.11"),))
+    allocations = Allocations(1, (cluster.allocation("web", "192.0.2.1", "2001:db8::1"),))
+    result = announced(cluster.snapshot(**fields, allocations=allocations))
+    assert prefixes(result) == ["192.0.2.1/32"]
+    assert reasons(result) == {"path/2001:db8::1/128": "NoNextHop"}
+
+
+def test_pod_cidrs_are_announced_when_asked_even_from_an_excluded_node() -> None:
+    snapshot = cluster.snapshot(**node_a(labels={EXCLUDE_LABEL: ""}, network_unavailable=True))
+    assert prefixes(announced(snapshot, rules=Rules(pod_cidrs=True))) == ["10.1.11.0/24", "198.51.100.7/32"]
+    assert "10.1.11.0/24" not in prefixes(announced(snapshot))
+
+
+# --- egress addresses
+
+
+def test_active_and_standby_announce_the_egress_ip_the_standby_worse() -> None:
+    prefix = ip_network("198.51.100.7/32")
+    rules = Rules(egress_ips=True)
+    active = announced(cluster.snapshot(), "b", rules).desired.ribs[TOR][prefix]
+    standby = announced(cluster.snapshot(), "a", rules).desired.ribs[TOR][prefix]
+    assert (active.local_pref, active.med) == (1048, 2**31 - 48)
+    assert (standby.local_pref, standby.med) == (1047, 2**31 - 47)
+
+
+def test_a_node_that_is_no_gateway_does_not_announce_the_egress_ip() -> None:
+    snapshot = cluster.snapshot()
+    assert snapshot.nodes is not None
+    more = replace(snapshot, nodes={**snapshot.nodes, "c": cluster.node("c", 13)})
+    assert "198.51.100.7/32" not in prefixes(announced(more, "c", Rules()))
+
+
+def test_a_nodes_own_address_is_not_announced() -> None:
+    allocations = Allocations(1, groups=(cluster.group(node_address=True),))
+    result = announced(cluster.snapshot(allocations=allocations), "a", Rules(services=False))
+    assert (prefixes(result), result.refusals) == ([], ())
+
+
+def test_an_egress_ip_of_a_layer2_pool_is_not_announced() -> None:
+    pools = {"out": cluster.pool("out", "198.51.100.0/24", protocol="layer2")}
+    allocations = Allocations(1, groups=(cluster.group(pool="out"),))
+    result = announced(cluster.snapshot(pools=pools, allocations=allocations), "a", Rules(services=False))
+    assert (prefixes(result), reasons(result)) == ([], {"egress/198.51.100.7": "PoolNotBgp"})
+
+
+def test_an_egress_ip_bears_the_communities_of_its_pool() -> None:
+    pools = {
+        "out": cluster.pool("out", "198.51.100.0/24", advertisements=(cluster.advertisement(communities=("1:2",)),))
+    }
+    allocations = Allocations(1, groups=(cluster.group(pool="out"),))
+    result = announced(cluster.snapshot(pools=pools, allocations=allocations), "a", Rules())
+    assert result.desired.ribs[TOR][ip_network("198.51.100.7/32")].communities == ("1:2",)
+
+
+@given(st.integers(1, 2**40), st.integers(0, 40), st.integers(0, 40))
+def test_preferences_fit_the_wire(epoch: int, rank: int, other: int) -> None:
+    local_pref, med = egress_preference(epoch, rank)
+    assert 0 <= local_pref < 2**32 and 0 <= med < 2**32
+
+
+@given(st.integers(1, 2**27 - 2), st.integers(0, 40), st.integers(0, 40))
+def test_a_later_epoch_beats_every_rank_of_an_earlier_one(epoch: int, new_rank: int, old_rank: int) -> None:
+    old_pref, old_med = egress_preference(epoch, old_rank)
+    new_pref, new_med = egress_preference(epoch + 1, new_rank)
+    assert new_pref > old_pref
+    assert new_med < old_med
+
+
+@given(st.integers(1, 2**27 - 1), st.integers(0, 14))
+def test_inside_an_epoch_the_lower_rank_wins(epoch: int, rank: int) -> None:
+    better, worse = egress_preference(epoch, rank), egress_preference(epoch, rank + 1)
+    assert better[0] > worse[0]
+    assert better[1] < worse[1]
+
+
+# --- sessions
+
+
+def sessions(*peers: Peer, **fields: object) -> Announcements:
+    return announced(cluster.snapshot(bgp=BgpConfig(peers), **fields))
+
+
+def test_a_session_takes_the_kernels_source_and_the_nodes_router_id() -> None:
+    session = announced(cluster.snapshot()).desired.peers[TOR]
+    assert (str(session.local_address), str(session.router_id)) == ("10.0.0.11", "10.0.0.11")
+    assert session.multihop_ttl is None
+
+
+def test_ebgp_multihop_raises_the_ttl_of_ebgp_only() -> None:
+    ebgp = sessions(Peer(TOR, 65000, 64512, ebgp_multihop=True)).desired.peers[TOR]
+    ibgp = sessions(Peer(TOR, 64512, 64512, ebgp_multihop=True)).desired.peers[TOR]
+    assert (ebgp.multihop_ttl, ibgp.multihop_ttl) == (255, None)
+
+
+def test_a_peer_for_other_nodes_has_no_session_and_no_refusal() -> None:
+    selector = LabelSelector((("kubernetes.io/hostname", "b"),))
+    result = sessions(Peer(TOR, 64512, 64512, node_selectors=(selector,)))
+    assert (result.desired.peers, result.desired.ribs, result.refusals) == ({}, {}, ())
+
+
+def test_a_peer_without_a_route_is_refused_and_the_rest_goes_on() -> None:
+    far = ip_address("172.31.0.1")
+    result = sessions(Peer(TOR, 64512, 64512), Peer(far, 64512, 64512, name="far"))
+    assert list(result.desired.peers) == [TOR]
+    assert reasons(result) == {"peer/far": "NoRoute"}
+
+
+def test_a_source_address_that_is_not_here_is_refused() -> None:
+    peer = Peer(ip_address("172.31.0.1"), 64512, 64512, source_address=ip_address("10.9.9.9"))
+    assert reasons(sessions(peer)) == {"peer/172.31.0.1": "NoLocalAddress"}
+
+
+def test_the_second_peer_of_one_address_is_refused() -> None:
+    result = sessions(Peer(TOR, 64512, 64512, name="one"), Peer(TOR, 65000, 64512, name="two"))
+    assert result.desired.peers[TOR].remote_as == 64512
+    assert reasons(result) == {"peer/two": "DuplicatePeer"}
+
+
+def test_an_ipv6_only_node_needs_a_router_id() -> None:
+    far = ip_address("fd00::1")
+    only = node_a(addresses=(ip_address("fd00::11"),))
+    snapshot = cluster.snapshot(bgp=BgpConfig((Peer(far, 64512, 64512),)), **only)
+    result = announcements(snapshot, "a", VIPS_ONLY, {far: ip_address("fd00::11")})
+    assert result is not None
+    assert reasons(result) == {"peer/fd00::1": "NoRouterId"}
+
+
+def test_the_password_never_shows() -> None:
+    result = sessions(Peer(TOR, 64512, 64512, password="hunter2"))
+    assert result.desired.peers[TOR].password == "hunter2"
+    assert "hunter2" not in repr(result)

@@ -1,0 +1,214 @@
+"""Random edits, waits, crashes and restarts; after every step the rules that hold for all of IPAM."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from routerd.cluster.assign import assign
+from routerd.cluster.ledger import Ledger, difference
+from routerd.model import Allocations, IPAddress
+from tests.models.operator_world import World
+
+NAMES = st.sampled_from(["a", "b", "c", "d", "e"])
+ADDRESSES = st.sampled_from(["", "192.0.2.0", "192.0.2.3", "198.51.100.1", "203.0.113.9"])
+POOLS = st.sampled_from(["", "p", "q"])
+BLOCKS = st.sampled_from([["192.0.2.0/30"], ["192.0.2.0/29", "2001:db8::/126"], ["198.51.100.0/31"], ["192.0.2.2/31"]])
+
+
+class OperatorMachine(RuleBasedStateMachine):
+    @initialize()
+    def start(self) -> None:
+        self.world = World()
+        self.world.pool("p", "192.0.2.0/30")
+        self.world.node("g")
+        self.world.decide()
+        self.left: dict[IPAddress, tuple[str, float]] = {}  # freed addresses of services: last owner, when
+        self.bound: dict[IPAddress, str] = {}  # egress IPs from a pool, never released
+        self.owners: dict[IPAddress, set[str]] = {}
+
+    @rule(name=NAMES, ips=ADDRESSES, pool=POOLS, key=st.sampled_from(["", "k"]), port=st.integers(1, 2),
+          policy=st.sampled_from(["SingleStack", "PreferDualStack", "RequireDualStack"]))  # fmt: skip
+    def service(self, name: str, ips: str, pool: str, key: str, port: int, policy: str) -> None:
+        self.world.service(name, port, ips=ips, requested_pool=pool, sharing_key=key, ip_family_policy=policy)
+        self.decide()
+
+    @rule(name=NAMES)
+    def remove_service(self, name: str) -> None:
+        self.world.services.pop(f"d/{name}", None)
+        self.decide()
+
+    @rule(name=NAMES, ip=ADDRESSES, pool=POOLS)
+    def policy(self, name: str, ip: str, pool: str) -> None:
+        self.world.policy(name, ip, pool=pool)
+        self.decide()
+
+    @rule(name=NAMES)
+    def remove_policy(self, name: str) -> None:
+        self.world.policies.pop(f"EgressPolicy/{name}", None)
+        self.decide()
+
+    @rule(name=st.sampled_from(["p", "q"]), blocks=BLOCKS, disabled=st.booleans(), buggy=st.booleans())
+    def pool(self, name: str, blocks: list[str], disabled: bool, buggy: bool) -> None:
+        self.world.pool(name, *blocks, disabled=disabled, avoid_buggy_ips=buggy)
+        before = self.world.allocations
+        self.decide()
+        if not disabled and not any(pool.disabled for pool in self.world.pools.values()):
+            self.nobody_moved(before)
+
+    @rule(name=st.sampled_from(["p", "q"]))
+    def remove_pool(self, name: str) -> None:
+        self.world.pools.pop(name, None)
+        self.decide()
+
+    @rule(name=st.sampled_from(["g", "h", "i"]), ready=st.booleans(), reports=ADDRESSES)
+    def node(self, name: str, ready: bool, reports: str) -> None:
+        self.world.node(name, ready=ready, reports=reports)
+        before = {group.id: group for group in self.world.allocations.groups}
+        self.decide()
+        for group in self.world.allocations.groups:
+            old = before.get(group.id)
+            if old and (old.gateways, old.slots) != (group.gateways, group.slots):
+                assert group.epoch == old.epoch + 1
+
+    @rule(seconds=st.sampled_from([1, 29, 30, 101]))
+    def wait(self, seconds: int) -> None:
+        self.decide(seconds)
+
+    @rule()
+    def restart(self) -> None:
+        """Recorded, never published, read again: the same document."""
+        published = self.world.allocations
+        self.world.allocations = Allocations()
+        self.world.decide()
+        assert self.world.allocations == published
+
+    @rule(name=NAMES)
+    def crash_before_publishing(self, name: str) -> None:
+        self.world.service(name)
+        published = self.world.allocations
+        self.world.decide()
+        decided = self.world.allocations
+        self.world.allocations = published
+        self.decide()
+        assert self.world.allocations == decided
+
+    @rule(name=NAMES)
+    def release(self, name: str) -> None:
+        self.world.release(f"EgressPolicy/{name}")
+        self.bound = {key: owner for key, owner in self.bound.items() if owner != f"EgressPolicy/{name}"}
+        self.decide()
+
+    def decide(self, seconds: float = 0) -> None:
+        world, before = self.world, self.world.ledger
+        world.decide(seconds)
+        again = assign(world.snapshot(), world.ledger, world.reports, world.now, world.settings)
+        assert again.allocations is world.allocations, "a second decision on the same view changes nothing"
+        assert again.ledger == world.ledger
+        assert apply(before, world.ledger, world.now) == world.ledger
+        assert world.last is not None
+        if world.last.next_due is not None:
+            assert world.last.next_due > world.now
+
+    def nobody_moved(self, before: Allocations) -> None:
+        now = {each.service: each.addresses for each in self.world.allocations.services}
+        waiting = {refusal.object for refusal in before.refusals}  # these asked for another address before the edit
+        for each in before.services:
+            assert f"svc/{each.service}" in waiting or set(each.addresses) <= set(now.get(each.service, ())), (
+                "an edit of a pool moved an address"
+            )
+
+    @invariant()
+    def no_address_has_two_owners(self) -> None:
+        owners: dict[IPAddress, set[str]] = {}
+        for each in self.world.allocations.services:
+            for address in each.addresses:
+                owners.setdefault(address, set()).add(f"svc/{each.service}")
+        for group in self.world.allocations.groups:
+            assert group.egress_ip not in owners, "a VIP is an egress IP"
+            owners[group.egress_ip] = set(group.policies)
+        for names in owners.values():
+            services = [self.world.services[name.removeprefix("svc/")] for name in names if name.startswith("svc/")]
+            if len(services) > 1:
+                assert {service.sharing_key for service in services} == {"k"}
+                assert len({service.ports for service in services}) == len(services)
+        self.no_early_reuse(owners)
+        self.owners = owners
+
+    def no_early_reuse(self, owners: dict[IPAddress, set[str]]) -> None:
+        """Another owner waits until an address has cooled down."""
+        now = self.world.now
+        for address, names in self.owners.items():
+            pooled = any(ip_in_pools(self.world, address))
+            if address not in owners and pooled and all(name.startswith("svc/") for name in names):
+                self.left[address] = (",".join(sorted(names)), now)
+        for address, (names_then, when) in list(self.left.items()):
+            if not any(ip_in_pools(self.world, address)) or now - when >= 30:
+                del self.left[address]  # an address outside every pool is forgotten at once
+            elif address in owners:
+                assert owners[address] & set(names_then.split(",")), f"{address} was reused after {now - when} s"
+                del self.left[address]
+
+    @invariant()
+    def recorded_is_published(self) -> None:
+        used = {(record.owner, record.address) for record in self.world.ledger.addresses if record.state == "used"}
+        published = {
+            (f"svc/{each.service}", address) for each in self.world.allocations.services for address in each.addresses
+        }
+        published |= {(name, group.egress_ip) for group in self.world.allocations.groups for name in group.policies}
+        refused = {each.object for each in self.world.allocations.refusals if each.reason == "GatewaysDiffer"}
+        assert {pair for pair in used if pair[0] not in refused} == published
+
+    @invariant()
+    def states_add_up(self) -> None:
+        if self.world.last is not None:
+            for counts in self.world.last.counts.values():
+                assert counts.free + counts.used + counts.cooling + counts.reserved == counts.total
+                assert min(counts.free, counts.used, counts.cooling, counts.reserved) >= 0
+
+    @invariant()
+    def egress_ips_stay_bound(self) -> None:
+        """An egress IP that came from a pool is never another policy's (unless the owner gives it), nor a service's."""
+        given = {(policy.key, policy.egress_ip) for policy in self.world.policies.values()}
+        self.bound = {address: owner for address, owner in self.bound.items() if (owner, address) not in given}
+        for group in self.world.allocations.groups:
+            owner = self.bound.get(group.egress_ip)
+            assert owner is None or group.policies == (owner,)
+            if group.pool and len(group.policies) == 1 and self.world.policies[group.policies[0]].egress_ip is None:
+                self.bound[group.egress_ip] = group.policies[0]
+        for each in self.world.allocations.services:
+            assert not self.bound.keys() & set(each.addresses)
+
+    @invariant()
+    def group_numbers_are_unique(self) -> None:
+        groups = self.world.allocations.groups
+        assert len({group.id for group in groups}) == len({group.egress_ip for group in groups}) == len(groups)
+        for group in groups:
+            slots = [gateway.slot for gateway in group.gateways]
+            assert len(set(slots)) == len(slots) and all(slot < group.slots for slot in slots)
+
+
+def ip_in_pools(world: World, address: IPAddress) -> list[bool]:
+    return [address in block for pool in world.pools.values() for block in pool.blocks]
+
+
+def apply(before: Ledger, after: Ledger, now: float) -> Ledger:
+    """What a store makes of the difference."""
+    changes = difference(before, after, now)
+    addresses = {(record.address, record.owner): record for record in before.addresses}
+    groups = {record.id: record for record in before.groups}
+    for gone in changes.deleted_addresses:
+        del addresses[gone.address, gone.owner]
+    addresses |= {(record.address, record.owner): record for record in changes.put_addresses}
+    for retired in changes.deleted_groups:
+        del groups[retired.id]
+    groups |= {record.id: record for record in changes.put_groups}
+    ordered = sorted(addresses.values(), key=lambda each: (each.address.version, int(each.address), each.owner))
+    return replace(after, addresses=tuple(ordered), groups=tuple(groups[key] for key in sorted(groups)))
+
+
+OperatorMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestOperator = OperatorMachine.TestCase

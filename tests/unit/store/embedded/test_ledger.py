@@ -1,0 +1,290 @@
+"""The ledger's file: what is written is read back, a crash at any point loses nothing, faults say who must act."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from ipam.round import Record
+from routerd.cluster.ledger import GroupRecord, Ledger, difference
+from routerd.errors import EnvironmentFault, StoreError
+from routerd.model import GatewaySlot
+from routerd.store.embedded import ledger as store
+from routerd.store.embedded.ledger import SqliteLedger, peek
+from tests.models.operator_world import World
+
+V4, V6 = ip_address("192.0.2.1"), ip_address("2001:db8::1")
+FULL = Ledger(
+    3,
+    "d",
+    9,
+    (Record(V4, "svc/d/a", "p", "used", 1.5), Record(V4, "svc/d/b", "p", "used", 2.0),
+     Record(V6, "EgressPolicy/e", "", "reserved", 3.0, bound=True)),
+    (GroupRecord(4, V6, "active", 1.0, (GatewaySlot("g1", 0), GatewaySlot("g2", 1)), 2, 7),
+     GroupRecord(8, V4, "retired", 2.0)),
+)  # fmt: skip
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+@pytest.fixture
+def ledger(path: Path) -> Iterator[SqliteLedger]:
+    opened = SqliteLedger(path)
+    yield opened
+    opened.close()
+
+
+def test_written_is_read_back(ledger: SqliteLedger, path: Path) -> None:
+    assert ledger.read() == Ledger()
+    ledger.record(difference(Ledger(), FULL, 10.0))
+    assert ledger.read() == FULL
+    smaller = replace(FULL, generation=4, addresses=FULL.addresses[1:], groups=FULL.groups[:1])
+    ledger.record(difference(FULL, smaller, 11.0))
+    ledger.close()
+    again = SqliteLedger(path)
+    try:
+        assert again.read() == smaller
+        assert again.lease == ledger.lease + 1
+    finally:
+        again.close()
+
+
+def test_settings_of_the_file(ledger: SqliteLedger) -> None:
+    assert ledger._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert ledger._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+
+
+def test_the_audit_log_says_who_had_what_and_cannot_be_changed(ledger: SqliteLedger, path: Path) -> None:
+    world = World()
+    world.pool("p", "192.0.2.0/24")
+    world.node("g")
+    world.service("web")
+    world.policy("out", pool="p")
+    for step in ("start", "remove", "cooled"):
+        before = world.ledger
+        if step == "remove":
+            world.services.clear()
+            world.policies.clear()
+        world.decide(31)
+        ledger.record(difference(before, world.ledger, world.now))
+    entries = [(entry.what, entry.owner, entry.address) for entry in peek(path)[1]]
+    assert entries == [
+        ("assigned", "EgressPolicy/out", "192.0.2.0"),
+        ("assigned", "svc/d/web", "192.0.2.1"),
+        ("group-created:gateways:g:0:epoch:1", "group/1", "192.0.2.0"),
+        ("reserved", "EgressPolicy/out", "192.0.2.0"),
+        ("released", "svc/d/web", "192.0.2.1"),
+        ("group-retired", "group/1", "192.0.2.0"),
+        ("freed", "svc/d/web", "192.0.2.1"),
+    ]
+    assert peek(path)[0] == world.ledger
+    for statement in ("UPDATE audit SET owner = 'x'", "DELETE FROM audit"):
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            ledger._db.execute(statement)
+
+
+def test_a_second_operator_is_refused(ledger: SqliteLedger, path: Path) -> None:
+    with pytest.raises(StoreError, match=rf"another operator \(pid {os.getpid()}\)"):
+        SqliteLedger(path)
+
+
+def test_a_paused_former_operator_cannot_write(ledger: SqliteLedger, path: Path) -> None:
+    path.with_name("ledger.db.lock").unlink()
+    other = SqliteLedger(path)
+    try:
+        with pytest.raises(StoreError, match="lease 1 is outdated by 2"):
+            ledger.record(difference(Ledger(), FULL, 10.0))
+        assert other.read() == Ledger()
+    finally:
+        other.close()
+
+
+def test_a_locked_file(ledger: SqliteLedger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger._db.execute("PRAGMA busy_timeout = 10")
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="locked by another process"):
+            ledger.record(difference(Ledger(), FULL, 10.0))
+        other.execute("ROLLBACK")
+    ledger.record(difference(Ledger(), FULL, 10.0))
+    assert ledger.read() == FULL
+
+
+def test_a_file_that_cannot_be_written(ledger: SqliteLedger) -> None:
+    ledger._db.execute("PRAGMA query_only = ON")
+    with pytest.raises(EnvironmentFault, match="let the operator write the file and its directory"):
+        ledger.record(difference(Ledger(), FULL, 10.0))
+
+
+def test_a_directory_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match="give the operator a state directory that it can write"):
+        SqliteLedger(tmp_path / "missing" / "ledger.db")
+
+
+@pytest.mark.parametrize("damage", ["not-a-database", "torn"])
+def test_a_damaged_file(path: Path, damage: str) -> None:
+    opened = SqliteLedger(path)
+    opened.record(difference(Ledger(), FULL, 10.0))
+    opened.close()
+    content = bytearray(path.read_bytes())
+    if damage == "torn":
+        content[4096:] = b"\xff" * (len(content) - 4096)
+    path.write_bytes(bytes(content) if damage == "torn" else b"hello " * 1000)
+    with pytest.raises(StoreError, match=r"the ledger is damaged .*: restore a backup, or move the file away"):
+        SqliteLedger(path)
+    path.unlink()
+    SqliteLedger(path).close()
+
+
+def test_a_newer_schema_is_left_alone(path: Path) -> None:
+    SqliteLedger(path).close()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(StoreError, match="schema 99, this routerd knows 2"):
+        SqliteLedger(path)
+
+
+def test_migrations_run_once_and_in_order(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = SqliteLedger(path)
+    opened.record(difference(Ledger(), FULL, 10.0))
+    opened.close()
+    newer = (*store.MIGRATIONS, ("ALTER TABLE addresses ADD COLUMN note TEXT NOT NULL DEFAULT ''",))
+    monkeypatch.setattr(store, "MIGRATIONS", newer)
+    for _ in range(2):
+        opened = SqliteLedger(path)
+        assert opened.read() == FULL
+        assert opened._db.execute("PRAGMA user_version").fetchone() == (3,)
+        opened.close()
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from routerd.cluster.ledger import difference
+from routerd.store.embedded.ledger import SqliteLedger
+from tests.unit.store.embedded.test_ledger import busy_world
+
+path, step = Path(sys.argv[1]), int(sys.argv[2])
+ledger, world = SqliteLedger(path / "ledger.db"), busy_world()
+count = 0
+
+
+def trace(statement):
+    global count
+    count += 1
+    if count == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+ledger._db.set_trace_callback(trace)
+world.ledger = ledger.read()
+before = world.ledger
+world.decide()
+ledger.record(difference(before, world.ledger, world.now))
+trace("before publishing")
+(path / "published").write_text(repr(world.allocations))
+print(count)
+"""
+
+
+def busy_world() -> World:
+    world = World()
+    world.pool("p", "192.0.2.0/29")
+    world.node("g")
+    for name in ("a", "b"):
+        world.service(name)
+    world.policy("out", pool="p")
+    return world
+
+
+def test_killed_at_every_step(tmp_path: Path) -> None:
+    """SIGKILL before each statement and before publishing: the next operator comes to the same document."""
+    expected = busy_world()
+    expected.decide()
+    for step in range(1, 100):
+        state = tmp_path / str(step)
+        state.mkdir()
+        command = [sys.executable, "-c", CHILD, str(state), str(step)]
+        child = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        assert child.returncode in (0, -signal.SIGKILL), child.stderr
+        opened = SqliteLedger(state / "ledger.db")
+        try:
+            world = busy_world()
+            world.ledger = opened.read()
+            assert world.ledger in (Ledger(), expected.ledger), f"half a decision after step {step}"
+            before = world.ledger
+            world.decide(5)
+            assert world.allocations == expected.allocations
+            opened.record(difference(before, world.ledger, world.now))
+            assert opened.read() == world.ledger
+        finally:
+            opened.close()
+        shutil.rmtree(state)
+        if child.returncode == 0:
+            assert step > 8, "the child was killed before each statement"
+            return
+    pytest.fail("the child never came to its end")
+
+
+def test_an_exception_at_every_step_leaves_nothing_behind(ledger: SqliteLedger) -> None:
+    ledger.record(difference(Ledger(), replace(FULL, groups=()), 1.0))
+    before = ledger.read()
+    audit = ledger._db.execute("SELECT count(*) FROM audit").fetchone()
+    for verb in ("INSERT", "UPDATE", "DELETE"):
+        for table in ("addresses", "groups", "audit", "meta"):
+            ledger._db.execute(
+                f"CREATE TEMP TRIGGER broken BEFORE {verb} ON main.{table} BEGIN SELECT RAISE(ABORT, 'broken'); END"
+            )
+            after = replace(FULL, generation=9, addresses=(replace(FULL.addresses[1], pool="q"),))
+            try:
+                ledger.record(difference(before, after, 2.0))
+            except StoreError as error:
+                assert "broken" in str(error)
+                assert ledger.read() == before
+                assert ledger._db.execute("SELECT count(*) FROM audit").fetchone() == audit
+            else:
+                ledger._db.execute("DROP TRIGGER broken")
+                ledger.record(difference(after, before, 3.0))
+                audit = ledger._db.execute("SELECT count(*) FROM audit").fetchone()
+                continue
+            ledger._db.execute("DROP TRIGGER broken")
+
+
+def test_the_ledger_has_a_name_that_stays(path: Path) -> None:
+    first = SqliteLedger(path)
+    first.close()
+    second = SqliteLedger(path)
+    second.close()
+    assert len(first.id) == 16
+    assert (second.id, second.lease) == (first.id, first.lease + 1)
+
+
+def test_audit_entries_go_when_their_retention_is_over(path: Path) -> None:
+    first = SqliteLedger(path, retention=500.0, clock=lambda: 400.0)
+    first.record(difference(Ledger(), FULL, 400.0))
+    first.close()
+    assert len(peek(path)[1]) == 5
+    later = SqliteLedger(path, retention=500.0, clock=lambda: 1000.0)
+    try:
+        smaller = replace(FULL, generation=4, addresses=FULL.addresses[1:])
+        later.record(difference(FULL, smaller, 1000.0))
+        assert [(entry.time, entry.what) for entry in peek(path)[1]] == [(1000.0, "freed")]
+        assert peek(path)[0] == smaller
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            later._db.execute("DELETE FROM audit")
+    finally:
+        later.close()

@@ -1,0 +1,58 @@
+"""What routerd keeps in ConfigMaps reads back as it was, and what does not fit is refused."""
+
+from ipaddress import IPv4Address, IPv6Address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipam.round import Record
+from routerd.cluster.ledger import AuditEntry, GroupRecord, Ledger
+from routerd.errors import StoreError
+from routerd.model import GatewaySlot
+from routerd.store.kubernetes.documents import LIMIT, ledger_data, read_ledger
+
+ADDRESSES = st.builds(IPv4Address, st.integers(0, 2**32 - 1)) | st.builds(IPv6Address, st.integers(0, 2**128 - 1))
+TEXTS = st.text(max_size=12)
+TIMES = st.floats(0, 4e9)
+RECORDS = st.builds(
+    Record, ADDRESSES, TEXTS, TEXTS, st.sampled_from(["used", "reserved", "cooling"]), TIMES, st.booleans()
+)
+SLOTS = st.lists(st.builds(GatewaySlot, TEXTS, st.integers(0, 4095)), max_size=3).map(tuple)
+GROUPS = st.builds(
+    GroupRecord, st.integers(1, 2**24 - 1), ADDRESSES, st.sampled_from(["active", "retired"]), TIMES, SLOTS,
+    st.integers(1, 4096), st.integers(0, 2**63 - 1),
+)  # fmt: skip
+LEDGERS = st.builds(
+    Ledger, st.integers(0, 2**63 - 1), TEXTS, st.integers(1, 2**24 - 1),
+    st.lists(RECORDS, max_size=5).map(tuple), st.lists(GROUPS, max_size=3).map(tuple),
+)  # fmt: skip
+
+
+@given(LEDGERS, st.lists(st.builds(AuditEntry, TIMES, TEXTS, TEXTS, TEXTS), max_size=3).map(tuple))
+def test_a_ledger_reads_back(ledger: Ledger, audit: tuple[AuditEntry, ...]) -> None:
+    assert read_ledger(ledger_data(ledger, audit)) == (ledger, audit)
+
+
+def test_no_ledger_is_an_empty_one() -> None:
+    assert read_ledger({}) == (Ledger(), ())
+
+
+def test_a_damaged_ledger_is_refused_with_what_to_do() -> None:
+    data = ledger_data(Ledger(), ())
+    with pytest.raises(StoreError, match=r"routerd-ledger is damaged.*restore it"):
+        read_ledger({**data, "addresses": '["10.0.0.1"]\n'})
+
+
+def of_services(count: int) -> Ledger:
+    return Ledger(addresses=tuple(
+        Record(IPv4Address(0x0A000000 + each), f"svc/team-{each % 40}/service-{each}", "default", "used", 1.7e9)
+        for each in range(count)
+    ))  # fmt: skip
+
+
+def test_ten_thousand_services_fit_and_a_hundred_thousand_are_refused() -> None:
+    data = ledger_data(of_services(10_000), ())
+    assert sum(map(len, data.values())) < LIMIT
+    with pytest.raises(StoreError, match=f"would have [0-9]+ bytes, and holds {LIMIT}"):
+        ledger_data(of_services(100_000), ())

@@ -1,0 +1,286 @@
+"""What the operator remembers of its writes to status subresources, and how it gets through an outage."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from ipaddress import ip_address
+from typing import Any
+
+from routerd.cluster.ledger import Ledger
+from routerd.model import Allocations, Refusal, ServiceAllocation, Snapshot
+from routerd.store.kubernetes.client import UNREACHABLE, ApiError
+from routerd.store.kubernetes.contact import Contact
+from routerd.store.kubernetes.objects import Collection
+from routerd.store.kubernetes.publish import Publisher
+from routerd.store.kubernetes.resources import SERVICES
+from routerd.store.kubernetes.watch import Timings
+
+QUICK = Timings(first_pause=0.01, last_pause=0.02, away=0.01, spread=0.01)
+PATIENCE = 5.0  # seconds
+ANSWER = {"metadata": {"resourceVersion": "1"}}
+Answer = Callable[[str], Awaitable[Any]]  # by the name of an object
+
+
+def service(name: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": "default", "uid": name, "resourceVersion": "1"},
+        "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]},
+    }
+
+
+class Store:
+    """Services with an address each."""
+
+    def __init__(self, *names: str) -> None:
+        self.services = Collection(SERVICES, keep_status=True)
+        self.refusals: tuple[Refusal, ...] = ()
+        self.only(*names)
+
+    def only(self, *names: str) -> None:
+        self.services.replace([self.services.read(service(name)) for name in names])
+
+    def known(self, kind: str) -> list[Any]:
+        return list(self.services.known.values()) if kind == "Service" else []
+
+    def snapshot(self) -> Snapshot:
+        given = [
+            ServiceAllocation(f"default/{each.name}", "default", (ip_address("192.0.2.1"),))
+            for each in self.services.known.values()
+        ]
+        allocations = Allocations(1, tuple(given))
+        return Snapshot(services={}, pools={}, policies={}, allocations=allocations, refusals=self.refusals)
+
+    def take(self, kind: str, raw: Any) -> None:
+        """The watch says it as well."""
+
+
+class Client:
+    """Every request as `answer` says; it tells the contact as a real one does."""
+
+    def __init__(self, answer: Answer | None = None) -> None:
+        self.contact = Contact()
+        self.answer = answer
+        self.tried: list[str] = []  # names of services
+        self.events: list[str] = []  # names of objects
+
+    async def patch(self, path: str, body: Any) -> Any:
+        self.tried.append(body["metadata"]["name"])
+        return await self._answered(body["metadata"]["name"])
+
+    async def create(self, path: str, body: Any) -> Any:
+        self.events.append(body["involvedObject"]["name"])
+        return await self._answered(f"event of {body['involvedObject']['name']}")
+
+    async def _answered(self, name: str) -> Any:
+        began = self.contact.clock()
+        try:
+            found = await self.answer(name) if self.answer else ANSWER
+        except ApiError:
+            self.contact.failed(began)
+            raise
+        self.contact.answered()
+        return found
+
+
+def no_answer() -> ApiError:
+    return ApiError(0, UNREACHABLE, "no answer")
+
+
+def publisher_of(store: Store, client: Client, timings: Timings = QUICK) -> Publisher:
+    untyped: Any = store
+    anything: Any = client
+    return Publisher(
+        anything, untyped, "me", ledger=lambda: Ledger(), counts=dict, may_write=lambda: True, timings=timings
+    )
+
+
+async def until(holds: Callable[[], object], what: str) -> None:
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while not holds():
+                await asyncio.sleep(0.002)
+    except TimeoutError:
+        raise AssertionError(f"not within {PATIENCE} s: {what}") from None
+
+
+def while_running(publisher: Publisher, story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def both() -> None:
+        task = asyncio.create_task(publisher.run())
+        try:
+            await story()
+            assert not task.done(), task
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    asyncio.run(both())
+
+
+def test_what_was_written_to_services_that_are_gone_is_forgotten() -> None:
+    store, client = Store(), Client()
+    publisher = publisher_of(store, client)
+
+    async def story() -> None:
+        for number in range(50):
+            store.only(f"s{number}")
+            await publisher._write_all(publisher._plan())
+
+    asyncio.run(story())
+    assert publisher.writes == 50
+    assert len(publisher._written) <= 2
+
+
+def test_what_a_short_loss_of_contact_left_undone_is_written_though_nothing_wakes_it() -> None:
+    slow = asyncio.Event()
+
+    async def answer(name: str) -> Any:
+        if name == "broken" and client.tried.count(name) == 1:
+            raise no_answer()
+        if name == "slow":
+            await slow.wait()
+        return ANSWER
+
+    client = Client(answer)
+    publisher = publisher_of(Store("slow", "broken"), client)
+
+    async def story() -> None:
+        await until(lambda: client.contact.is_lost, "the loss is noticed")
+        client.contact.answered()  # the lease is renewed, while the last write is in flight
+        slow.set()
+        await until(lambda: publisher.writes == 2, "both are written")
+        assert client.tried.count("broken") == 2
+
+    while_running(publisher, story)
+
+
+def test_while_the_server_is_away_nothing_is_tried_and_afterwards_all_is_written() -> None:
+    """Of more services than are written at once, those that wait for their turn meet a contact that is lost."""
+    names = [f"s{number}" for number in range(40)]
+    is_away = True
+
+    async def answer(name: str) -> Any:
+        await asyncio.sleep(0)
+        if is_away:
+            raise no_answer()
+        return ANSWER
+
+    client = Client(answer)
+    publisher = publisher_of(Store(*names), client)
+
+    async def story() -> None:
+        nonlocal is_away
+        await until(lambda: client.contact.is_lost, "the loss is noticed")
+        await asyncio.sleep(20 * QUICK.last_pause)
+        assert len(client.tried) <= 16  # those that were in flight
+        for _ in range(5):
+            publisher.wake()
+            await asyncio.sleep(0.01)
+        assert len(client.tried) <= 16
+        is_away = False
+        client.contact.answered()
+        await until(lambda: publisher.writes == len(names), "all are written")
+
+    while_running(publisher, story)
+
+
+def test_a_path_that_breaks_while_others_are_answered_is_tried_after_pauses() -> None:
+    async def answer(name: str) -> Any:
+        raise no_answer()
+
+    client = Client(answer)
+    publisher = publisher_of(Store("broken"), client)
+
+    async def story() -> None:
+        for _ in range(100):
+            client.contact.answered()
+            await asyncio.sleep(0.002)
+        assert 2 <= len(client.tried) <= 60  # about one in each 5 ms of 200 ms at least
+
+    while_running(publisher, story)
+
+
+# --- Events
+
+
+def refusals(*names: str) -> tuple[Refusal, ...]:
+    return tuple(Refusal(f"svc/default/{name}", "PoolExhausted", "no address is free") for name in names)
+
+
+def test_events_that_hang_hold_no_status_and_are_made_once_the_server_is_back() -> None:
+    hung = asyncio.Event()
+
+    async def answer(name: str) -> Any:
+        if name.startswith("event") and not hung.is_set():
+            await hung.wait()
+            raise no_answer()
+        return ANSWER
+
+    store, client = Store("one"), Client(answer)
+    store.refusals = refusals("a", "b", "c")
+    publisher = publisher_of(store, client)
+
+    async def story() -> None:
+        await until(lambda: client.events == ["a"], "the first Event is on its way")
+        await until(lambda: client.tried == ["one"], "a status is written")
+        store.only("two")
+        publisher.wake()
+        await until(lambda: client.tried == ["one", "two"], "the next status is written meanwhile")
+        hung.set()
+        await until(lambda: client.events == ["a", "a", "b", "c"], "all are made, though nothing wakes it")
+
+    while_running(publisher, story)
+
+
+def test_while_the_server_is_away_no_event_is_tried() -> None:
+    is_away = True
+
+    async def answer(name: str) -> Any:
+        if is_away:
+            raise no_answer()
+        return ANSWER
+
+    store, client = Store(), Client(answer)
+    store.refusals = refusals(*map(str, range(30)))
+    publisher = publisher_of(store, client)
+
+    async def story() -> None:
+        nonlocal is_away
+        await until(lambda: client.contact.is_lost, "the loss is noticed")
+        for _ in range(10):
+            publisher.wake()
+            await asyncio.sleep(0.01)
+        assert len(client.events) == 1
+        store.refusals = refusals("1")  # the others are gone meanwhile
+        publisher.wake()
+        is_away = False
+        client.contact.answered()
+        await until(lambda: client.events[1:] == ["1"], "what still stands is told")
+
+    while_running(publisher, story)
+
+
+def test_an_event_that_is_refused_is_not_tried_again_until_its_refusal_comes_back() -> None:
+    async def answer(name: str) -> Any:
+        if name == "event of a":
+            client.contact.answered()
+            raise ApiError(403, "Forbidden", "no")
+        return ANSWER
+
+    store, client = Store(), Client(answer)
+    store.refusals = refusals("a", "b")
+    publisher = publisher_of(store, client)
+
+    async def story() -> None:
+        await until(lambda: client.events == ["a", "b"], "both are tried")
+        for names, expected in [(("a", "b"), ["a", "b"]), (("b",), ["a", "b"]), (("a", "b"), ["a", "b", "a"])]:
+            store.refusals = refusals(*names)
+            publisher.wake()
+            await asyncio.sleep(0.05)
+            assert client.events == expected
+
+    while_running(publisher, story)

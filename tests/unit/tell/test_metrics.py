@@ -1,0 +1,164 @@
+"""Metrics: what Prometheus' own linter says, and the numbers."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from prometheus_client.exposition import generate_latest
+
+from ipam.pool import Counts
+from routerd.model import Refusal
+from routerd.store.interface import ResourceStatus, Responses, StoreStatus
+from routerd.tell.metrics import operator_registry, registry
+from routerd.tell.operator_status import OperatorStatus, Tenure
+from routerd.tell.status import AgentStatus, PeerStatus, Rounds, as_json
+from routerd.tell.views import PeerView, pool_rows
+from tests.models import cluster
+
+ROOT = Path(__file__).resolve().parents[3]
+
+FULL = AgentStatus(
+    node="a",
+    version="0.1.0",
+    config_loaded=True,
+    rounds=Rounds().after(0.02).after(0.2, error="egress: map is full"),
+    peers=(PeerStatus("tor", PeerView(ip_address("10.0.0.1"), up=True, flaps=2, announced=3), desired=4),),
+    refusals=(Refusal("svc/default/web", "NoEndpoints", "…"), Refusal("svc/default/api", "NoEndpoints", "…")),
+    pools=tuple(pool_rows(cluster.snapshot())),
+    datapath=True,
+    passed={"translated": 8},
+    drops={"no_gateway": 5},
+    nat_entries=9,
+    nat_room=1000,
+    steered_pods=1,
+    store=StoreStatus(
+        (ResourceStatus("pods", synced=True, stale=12.5, lists=2, watches=3), ResourceStatus("nodes", synced=False)),
+        {"GET": 9, "PATCH": 1},
+        (Responses("GET", "200", 7), Responses("GET", "none", 2)),
+    ),
+)
+OPERATOR = OperatorStatus(
+    version="0.1.0",
+    active=True,
+    rounds=Rounds().after(0.02).after(0.2, error="API server: no answer"),
+    generation=7,
+    counts={"default": Counts(total=256, free=250, used=3, cooling=2, reserved=1)},
+    refusals=FULL.refusals,
+    store=FULL.store,
+    tenure=Tenure(acquired=2, lost=1, writes=12, conflicts=4),
+)
+
+
+def exposition(status: AgentStatus | OperatorStatus) -> str:
+    if isinstance(status, AgentStatus):
+        return generate_latest(registry(lambda: status)).decode()
+    return generate_latest(operator_registry(lambda: status)).decode()
+
+
+@pytest.mark.parametrize("status", [FULL, OPERATOR], ids=["agent", "operator"])
+def test_promtool_finds_nothing_to_say(status: AgentStatus | OperatorStatus) -> None:
+    promtool = shutil.which("promtool")
+    assert promtool, "promtool is missing: tools/setup installs it (Debian: prometheus)"
+    command, text = [promtool, "check", "metrics"], exposition(status)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_numbers() -> None:
+    lines = set(exposition(FULL).splitlines())
+    assert {
+        'routerd_build_info{version="0.1.0"} 1.0',
+        "routerd_config_loaded 1.0",
+        "routerd_config_stale 0.0",
+        "routerd_store_synced 1.0",
+        "routerd_ready 0.0",
+        'routerd_refusals{reason="NoEndpoints"} 2.0',
+        'routerd_bgp_session_up{peer="tor"} 1.0',
+        'routerd_bgp_announced_prefixes{peer="tor"} 3.0',
+        'routerd_bgp_desired_prefixes{peer="tor"} 4.0',
+        'routerd_bgp_session_flaps_total{peer="tor"} 2.0',
+        'routerd_egress_dropped_packets_total{reason="no_gateway"} 5.0',
+        'routerd_egress_packets_total{outcome="translated"} 8.0',
+        "routerd_egress_nat_limit 1000.0",
+        "routerd_egress_nat_entries 9.0",
+        "routerd_egress_pods 1.0",
+        'routerd_pool_addresses{pool="default"} 256.0',
+        'routerd_pool_addresses_in_use{pool="default"} 1.0',
+        'routerd_store_resource_synced{resource="pods"} 1.0',
+        'routerd_store_resource_synced{resource="nodes"} 0.0',
+        'routerd_store_stale_seconds{resource="pods"} 12.5',
+        'routerd_store_lists_total{resource="pods"} 2.0',
+        'routerd_store_watches_total{resource="pods"} 3.0',
+        'routerd_store_requests_total{method="GET"} 9.0',
+        'routerd_store_responses_total{code="200",method="GET"} 7.0',
+        'routerd_store_responses_total{code="none",method="GET"} 2.0',
+        "routerd_reconcile_errors_total 1.0",
+        'routerd_reconcile_duration_seconds_bucket{le="0.025"} 1.0',
+        'routerd_reconcile_duration_seconds_bucket{le="+Inf"} 2.0',
+        "routerd_reconcile_duration_seconds_count 2.0",
+    } <= lines
+
+
+def test_the_operator_s_numbers() -> None:
+    lines = set(exposition(OPERATOR).splitlines())
+    assert {
+        'routerd_build_info{version="0.1.0"} 1.0',
+        "routerd_store_synced 1.0",
+        "routerd_ready 1.0",
+        'routerd_refusals{reason="NoEndpoints"} 2.0',
+        "routerd_operator_active 1.0",
+        "routerd_operator_generation 7.0",
+        'routerd_operator_decision_duration_seconds_bucket{le="0.025"} 1.0',
+        "routerd_operator_decision_duration_seconds_count 2.0",
+        "routerd_operator_decision_errors_total 1.0",
+        'routerd_pool_addresses{pool="default"} 256.0',
+        'routerd_pool_addresses_in_use{pool="default"} 3.0',
+        'routerd_operator_pool_addresses{pool="default",state="free"} 250.0',
+        'routerd_operator_pool_addresses{pool="default",state="used"} 3.0',
+        'routerd_operator_pool_addresses{pool="default",state="cooling"} 2.0',
+        'routerd_operator_pool_addresses{pool="default",state="reserved"} 1.0',
+        'routerd_operator_lease_transitions_total{change="acquired"} 2.0',
+        'routerd_operator_lease_transitions_total{change="lost"} 1.0',
+        "routerd_operator_status_writes_total 12.0",
+        "routerd_operator_status_conflicts_total 4.0",
+        'routerd_store_stale_seconds{resource="pods"} 12.5',
+        'routerd_store_responses_total{code="none",method="GET"} 2.0',
+    } <= lines
+
+
+def test_files_have_no_metrics_of_an_api_server() -> None:
+    assert "routerd_store_lists" not in exposition(replace(FULL, store=None))
+    without = exposition(replace(OPERATOR, store=None, tenure=None))
+    assert "routerd_store_lists" not in without and "lease" not in without
+
+
+def test_every_metric_is_documented_and_every_documented_one_exists() -> None:
+    documented = {
+        line.split("`")[1].partition("{")[0]
+        for line in (ROOT / "docs/metrics.md").read_text().splitlines()
+        if line.startswith("| `routerd_")
+    }
+    both = [*exposition(FULL).splitlines(), *exposition(OPERATOR).splitlines()]
+    assert {line.split()[2] for line in both if line.startswith("# TYPE")} == documented
+
+
+def test_readiness_tells_why_not() -> None:
+    ready = replace(FULL, rounds=Rounds().after(0.1))
+    assert (ready.ready, ready.not_ready_because()) == (True, "")
+    assert FULL.not_ready_because() == "egress: map is full"
+    assert replace(ready, missing=("pods",)).not_ready_because() == "not read from the store yet: pods"
+    assert replace(ready, rounds=Rounds()).not_ready_because().startswith("the first round with everything")
+    assert "line 3" in replace(ready, config_loaded=False, config_error="line 3").not_ready_because()
+
+
+def test_status_as_json_names_the_refusals() -> None:
+    document = as_json(FULL)
+    assert document["refusals"] == [
+        {"object": "svc/default/web", "reason": "NoEndpoints", "message": "…"},
+        {"object": "svc/default/api", "reason": "NoEndpoints", "message": "…"},
+    ]

@@ -1,0 +1,74 @@
+"""Rows of `routerd show`: the same columns in every row, and what they say."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import pytest
+
+from routerd.model import BgpConfig, Peer
+from routerd.node.desired import LocalFacts, Settings, compose
+from routerd.tell.views import COLUMNS, PeerView, Row, View, pool_size, rows
+from tests.models import cluster
+from tests.models.cluster import LOCAL, TOR
+
+FAR = ip_address("172.31.0.1")
+
+
+def view(**fields: object) -> View:
+    snapshot = cluster.snapshot(**fields)
+    state = compose(snapshot, Settings("a"), LocalFacts(sessions={**LOCAL, FAR: None}))
+    seen = {TOR: PeerView(TOR, up=True, state="up", since=12.34, flaps=1)}
+    return View(snapshot, state, seen, ({"protocol": "TCP", **dict.fromkeys(COLUMNS["nat"][1:])},))
+
+
+def one(kind: str, **fields: object) -> Row:
+    (row,) = rows(kind, view(**fields))
+    return row
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_every_row_has_every_column_in_order(kind: str) -> None:
+    found = rows(kind, view())
+    assert found
+    assert all(tuple(row) == COLUMNS[kind] for row in found)
+
+
+def test_peers_that_are_refused_are_shown_with_the_reason() -> None:
+    peers = (Peer(TOR, 64512, 64512, name="tor"), Peer(FAR, 64512, 64512))
+    up, refused = rows("peers", view(bgp=BgpConfig(peers)))
+    assert (up["peer"], up["state"], up["since"], up["paths"], up["flaps"]) == ("tor", "up", 12.3, 2, 1)
+    assert (refused["peer"], refused["state"]) == ("172.31.0.1", "refused")
+    assert str(refused["reason"]).startswith("NoRoute: ")
+
+
+def test_a_policy_shows_its_way_out() -> None:
+    row = one("policies")
+    assert (row["egress_ip"], row["group"], row["gateway"], row["pods_here"]) == ("198.51.100.7", 7, "b", 1)
+
+
+def test_a_node_shows_whether_it_announces() -> None:
+    first, second = rows("nodes", view(nodes={"a": cluster.node("a", 11), "b": cluster.node("b", 12, ready=False)}))
+    assert (first["announces_services"], first["groups"], second["ready"]) == (True, "7", False)
+
+
+@pytest.mark.parametrize(
+    ("block", "avoid", "size"),
+    [
+        ("192.0.2.0/24", False, 256),
+        ("192.0.2.0/24", True, 254),
+        ("192.0.2.0/23", True, 508),
+        ("192.0.2.0/25", True, 127),
+        ("192.0.2.64/26", True, 64),
+        ("192.0.2.255/32", True, 0),
+        ("192.0.2.1/32", True, 1),
+        ("2001:db8::/120", True, 256),
+    ],
+)
+def test_the_size_of_a_pool(block: str, avoid: bool, size: int) -> None:
+    assert pool_size(cluster.pool(block=block, avoid_buggy_ips=avoid)) == size
+
+
+def test_pools_count_what_has_an_owner() -> None:
+    row = one("pools")
+    assert (row["addresses"], row["used"], row["free"]) == (256, 1, 255)

@@ -1,0 +1,113 @@
+"""`routerd why`: steps up to the first "no", agreeing with what is really announced and steered."""
+
+from __future__ import annotations
+
+import pytest
+
+from routerd.model import Allocations, BgpConfig, Peer
+from routerd.node.announce import Rules
+from routerd.node.desired import LocalFacts, Settings, compose
+from routerd.selectors import LabelSelector
+from routerd.tell.views import PeerView
+from routerd.tell.why import NoSuchObject, Step, explain, session_steps
+from tests.models import cluster
+from tests.models.cluster import LOCAL, TOR
+from tests.unit.node.test_announce import NOES
+
+SETTINGS = Settings("a")
+
+
+def why(name: str, settings: Settings = SETTINGS, local: object = LOCAL, **fields: object) -> tuple[Step, ...]:
+    snapshot = cluster.snapshot(**fields)
+    state = compose(snapshot, settings, LocalFacts(sessions=local))  # type: ignore[arg-type]
+    return explain(snapshot, state, settings, name)
+
+
+def test_an_announced_service_is_all_yes_and_names_path_and_peer() -> None:
+    steps = why("svc/default/web")
+    assert all(step.yes for step in steps)
+    assert steps[-1].detail == "192.0.2.1/32 next-hop self local-pref 0 to 10.0.0.1"
+
+
+@pytest.mark.parametrize("reason", NOES)
+def test_the_last_step_is_the_first_no(reason: str) -> None:
+    steps = why("svc/default/web", **NOES[reason])
+    assert [step.reason for step in steps if not step.yes] == [reason]
+    assert not steps[-1].yes
+
+
+def test_a_cluster_ip_service_is_told_what_it_lacks() -> None:
+    web = cluster.service("web", type="ClusterIP")
+    assert why("svc/default/web", services={web.key: web})[-1].reason == "NotLoadBalancer"
+
+
+def test_a_node_that_announces_no_services_says_so() -> None:
+    assert why("svc/default/web", Settings("a", Rules(services=False)))[-1].reason == "NotConfigured"
+
+
+def test_an_unsynced_store_is_told_by_name() -> None:
+    step = why("svc/default/web", allocations=None, pools=None)[-1]
+    assert (step.reason, step.detail) == (
+        "NotSynced",
+        "not yet read: address pools, allocations (the operator's); nothing is changed until then",
+    )
+
+
+def test_no_session_is_told_with_its_cause() -> None:
+    steps = why("svc/default/web", local={TOR: None})
+    no = next(step for step in steps if not step.yes)
+    assert no.reason == "NoPeers"
+    assert "NoRoute" in no.detail
+
+
+def test_peers_that_leave_the_node_out_are_told() -> None:
+    peer = Peer(TOR, 1, 2, node_selectors=(LabelSelector((("x", "y"),)),))
+    no = next(step for step in why("svc/default/web", bgp=BgpConfig((peer,))) if not step.yes)
+    assert no.detail == "the node selectors of every peer leave this node out"
+
+
+def test_a_session_that_is_down_is_told() -> None:
+    state = compose(cluster.snapshot(), SETTINGS, LocalFacts(sessions=LOCAL))
+    (step,) = session_steps(state.announcements, {TOR: PeerView(TOR, up=False, state="down", last_error="hold timer")})
+    assert (step.yes, step.reason, step.detail) == (False, "SessionDown", "down: hold timer")
+
+
+def test_a_steered_pod_is_told_its_gateway_and_address() -> None:
+    steps = why("pod/default/web-1")
+    assert all(step.yes for step in steps)
+    assert steps[-1].question == "does EgressPolicy/web take it to 203.0.113.0/24?"
+    assert steps[-1].detail == "as 198.51.100.7 by gateway b (group 7)"
+
+
+POD_NOES: dict[str, dict[str, object]] = {
+    "OtherNode": {"node": "b"},
+    "HostNetwork": {"host_network": True},
+    "Finished": {"finished": True},
+    "NoPodAddress": {"addresses": ()},
+    "NotSelected": {"labels": {}},
+}
+
+
+@pytest.mark.parametrize("reason", POD_NOES)
+def test_a_pod_that_is_not_steered_is_told_why(reason: str) -> None:
+    pod = cluster.pod("web-1", "10.1.11.2", **POD_NOES[reason])
+    steps = why("pod/default/web-1", pods={pod.key: pod})
+    assert [step.reason for step in steps if not step.yes] == [reason]
+
+
+def test_a_policy_without_a_group_and_a_group_without_a_gateway() -> None:
+    assert why("pod/default/web-1", allocations=Allocations(1))[-1].reason == "NoGroup"
+    assert (
+        why("pod/default/web-1", allocations=Allocations(1, groups=(cluster.group(gateways=()),)))[-1].reason
+        == "NoGateway"
+    )
+
+
+def test_an_unknown_node_is_told() -> None:
+    assert why("pod/default/web-1", Settings("elsewhere"))[-1].reason == "UnknownNode"
+
+
+@pytest.mark.parametrize("name", ["svc/default/none", "pod/default/none", "svc/web", "node/a", "web"])
+def test_what_is_not_there_is_an_error_that_names_it(name: str) -> None:
+    with pytest.raises(NoSuchObject, match=name.partition("/")[2] or name):
+        why(name)
