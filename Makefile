@@ -31,7 +31,7 @@ check: setup
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports --no-cache
 	@clang-format --dry-run -Werror bpf/*.h bpf/*.c bpf/bcc/*.h bpf/bcc/bpf/*.h
-	@$(PY) -m pytest -q tests/unit/test_configs.py
+	@$(PY) -m pytest -q tests/unit/test_configs.py tests/unit/test_house.py
 
 kernel:
 	@tools/kernel
