@@ -23,7 +23,7 @@ CRASH_LOGS_BEFORE = set(CRASH_LOGS.glob("*"))
 STORE_TOLD = {"files": "store: files in /run/", "kubernetes": "store: Kubernetes API at https://10.0.0.1:6443"}
 LEAK = """
 import sys
-from tests.netns import demo, story
+from tests.netns.stories import demo, story
 
 def plant(told):
     told.lab.node("gw2").get(story.FW_ADDRESS)  # with the node's own address
