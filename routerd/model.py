@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
+from routerd.refs import EGRESS, NODE, PEER, Ref, service_ref
 from routerd.selectors import EVERYTHING, LabelSelector
 
 IPAddress = IPv4Address | IPv6Address
@@ -26,10 +27,11 @@ NAMESPACE_NAME_LABEL = "kubernetes.io/metadata.name"  # set on every namespace b
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where an object came from, for messages: a file and the line of its document (1-based)."""
+    """Where an object came from: a file and the line of its document (1-based), or an API server's object."""
 
-    file: str = ""
+    file: str = ""  # for messages; of an API server's object its kind and name, "" = not kept
     line: int = 0
+    is_api: bool = False  # an API server gave it: what is gone there was deleted, while a file may be lost
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}" if self.file else "<store>"
@@ -39,9 +41,14 @@ class Origin:
 class Refusal:
     """Why something that was wanted is not done. `reason` is shared by status, metrics, events and `why`."""
 
-    object: str  # "svc/default/web", "EgressPolicy/web", "peer/10.0.0.1"
+    object: Ref
     reason: str  # "NoReadyEndpoint"
     message: str  # one sentence that says who must do what
+
+    @property
+    def order(self) -> tuple[str, str, str]:
+        """The key by which documents and lists are sorted."""
+        return str(self.object), self.reason, self.message
 
 
 # --- Kubernetes core -------------------------------------------------------------------------------------------
@@ -60,6 +67,10 @@ class Node:
     network_unavailable: bool = False
     unschedulable: bool = False
     origin: Origin = Origin()
+
+    @property
+    def ref(self) -> Ref:
+        return Ref(NODE, name=self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +132,10 @@ class Service:
     def key(self) -> str:
         return f"{self.namespace}/{self.name}"
 
+    @property
+    def ref(self) -> Ref:
+        return service_ref(self.key)
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -164,6 +179,10 @@ class Peer:
     def label(self) -> str:
         """How metrics, status and messages name the peer."""
         return self.name or str(self.address)
+
+    @property
+    def ref(self) -> Ref:
+        return Ref(PEER, name=self.label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +255,12 @@ class EgressPolicy:
 
     @property
     def key(self) -> str:
-        return f"{self.kind}/{self.name}"
+        """Under which a snapshot and the operator's documents hold it."""
+        return f"{self.kind}/{self.name}"  # as `str(ref)`
+
+    @property
+    def ref(self) -> Ref:
+        return Ref(self.kind, name=self.name)
 
 
 # --- what the operator publishes ---------------------------------------------------------------------------------
@@ -271,6 +295,16 @@ class EgressGroup:
         False  # the address sits on an interface of its only gateway: not announced, reserved port range
     )
     pool: str = ""  # the pool the address came from, "" = given by the policy
+
+    @property
+    def ref(self) -> Ref:
+        """Whose its path is."""
+        return Ref(EGRESS, name=str(self.id))
+
+    @property
+    def address_ref(self) -> Ref:
+        """What refusals about its address and its gateways name."""
+        return Ref(EGRESS, name=str(self.egress_ip))
 
 
 @dataclass(frozen=True, slots=True)

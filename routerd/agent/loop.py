@@ -33,7 +33,7 @@ from routerd.store.interface import StoreStatus
 from routerd.tell.render import refusal_lines, state_lines
 from routerd.tell.status import AgentStatus, PeerStatus, as_json
 from routerd.tell.views import COLUMNS, PeerView, Row, View, pool_rows, rows
-from routerd.tell.why import FIELDS, explain, session_steps
+from routerd.tell.why import FIELDS, explain, is_service, session_steps
 
 LOGGER = logging.getLogger("routerd.agent")
 RECHECK_REST = 0.2  # seconds between rounds that read everything back because devices changed, which come in storms
@@ -200,7 +200,7 @@ class Agent:
     def _why(self, request: dict[str, Any]) -> list[dict[str, object]]:
         name = str(request.get("object"))
         steps = explain(self._snapshot, self._state, self._settings, name)
-        if name.startswith("s") and steps[-1].yes:
+        if is_service(name) and steps[-1].yes:
             steps += session_steps(self._state.announcements, self._node.peers())
         return [{"question": s.question, "yes": s.yes, "reason": s.reason, "detail": s.detail} for s in steps]
 
@@ -364,8 +364,8 @@ def _log_refusals(before: tuple[Refusal, ...], after: tuple[Refusal, ...]) -> No
     old, new = set(before), set(after)
     for refusal in after:
         if refusal not in old:
-            fields = {"object": refusal.object, "reason": refusal.reason, "message": refusal.message}
+            fields = {"object": str(refusal.object), "reason": refusal.reason, "message": refusal.message}
             event(LOGGER, logging.WARNING, "refused", **fields)
-    gone = {refusal.object for refusal in old - new} - {refusal.object for refusal in new}
+    gone = {str(refusal.object) for refusal in old - new} - {str(refusal.object) for refusal in new}
     for name in sorted(gone):
         event(LOGGER, logging.INFO, "refusal-gone", object=name)

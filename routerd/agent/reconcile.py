@@ -33,6 +33,7 @@ from routerd.errors import EnvironmentFault
 from routerd.model import IPNetwork, Refusal
 from routerd.node.announce import Announcements
 from routerd.node.desired import NodeState
+from routerd.refs import EGRESS, Ref
 from routerd.tell.render import changes, path_lines
 
 SETTLE_TIMEOUT = 0.5  # seconds that a round waits for the speaker before it takes something away; then it is held
@@ -261,7 +262,9 @@ class Reconciler:
             found.failures, found.unread = [f"cannot read the datapath: {error}"], True
             return False
         actions = egress.plan(desired, observed)
-        found.problems = tuple(Refusal(p.object, p.reason, p.message) for p in egress.problems(desired, observed))
+        found.problems = tuple(
+            Refusal(Ref.parse(p.object), p.reason, p.message) for p in egress.problems(desired, observed)
+        )
         found.undone = egress.undone(desired, observed)
         found.retiring = [action for action in actions if action.phase == "retire"]
         performed = self._apply([action for action in actions if action.phase == "prepare"], found)
@@ -342,7 +345,7 @@ def with_old_egress(announced: Announcements, before: Mapping[IPAddress, AdjRibO
     """
 
     def is_egress(prefix: IPNetwork) -> bool:
-        return all(owner.startswith("egress/") for owner in announced.owners.get(prefix, ()))
+        return all(owner.kind == EGRESS for owner in announced.owners.get(prefix, ()))
 
     egress = [prefix for prefix in announced.owners if is_egress(prefix)]
 

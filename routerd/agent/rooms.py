@@ -20,6 +20,7 @@ from routerd.agent.reconcile import Egress
 from routerd.config import Config
 from routerd.model import IPAddress, Peer, Refusal, Snapshot
 from routerd.node.desired import LocalFacts
+from routerd.refs import PATH, PEER, SPEAKER, Ref
 from routerd.store.interface import Store, StoreStatus
 from routerd.tell.views import PeerView, Row
 
@@ -125,11 +126,11 @@ class Rooms:
         if self._speaker is None:
             return ()
         if not self._speaker.connected:
-            return (Refusal("speaker", "NoSpeaker", "no speaker is connected: start `routerd speaker`"),)
+            return (Refusal(Ref(SPEAKER), "NoSpeaker", "no speaker is connected: start `routerd speaker`"),)
         down = (_session_refusal(address, status) for address, status in self._speaker.peers.items())
         paths = (
             Refusal(
-                f"peer/{refusal.peer}" if refusal.prefix is None else f"path/{refusal.prefix}",
+                Ref(PEER, name=str(refusal.peer)) if refusal.prefix is None else Ref(PATH, name=str(refusal.prefix)),
                 refusal.reason,
                 refusal.message if refusal.prefix is None else f"to peer {refusal.peer}: {refusal.message}",
             )
@@ -180,7 +181,7 @@ def _session_refusal(address: IPAddress, status: PeerStatus) -> Refusal | None:
     if status.state == "up":
         return None
     message = f"the session is {status.state}: {status.last_reason or 'no answer from the peer'}: {NOT_UP}"
-    return Refusal(f"peer/{address}", "SessionDown", message)
+    return Refusal(Ref(PEER, name=str(address)), "SessionDown", message)
 
 
 def _nat_row(entry: NatEntry) -> Row:

@@ -30,6 +30,7 @@ from routerd.model import (
     Service,
     Snapshot,
 )
+from routerd.refs import PEER, Ref
 from routerd.selectors import matches_any
 from routerd.store.embedded.disk import manifest_files, read_text
 from routerd.store.merge import merge
@@ -115,7 +116,7 @@ def check_texts(texts: Mapping[str, str]) -> list[Finding]:
             else:
                 loaded.append(part)
     snapshot = merge(loaded, allocations=None)
-    taken = {entry.key for part in loaded for entry in part.entries}
+    taken = {entry.ref for part in loaded for entry in part.entries}
     findings += [_of_refusal(refusal, taken) for refusal in snapshot.refusals]
     return findings + cross_check(snapshot)
 
@@ -144,9 +145,9 @@ def _of_error(error: InputError) -> Finding:
     return Finding("error", error.message, error.file, error.line, error.column, error.key)
 
 
-def _of_refusal(refusal: Refusal, taken: set[str]) -> Finding:
+def _of_refusal(refusal: Refusal, taken: set[Ref]) -> Finding:
     """What is in force in spite of it is worth a warning only."""
-    is_applied = refusal.object in taken or refusal.object.startswith("peer/")
+    is_applied = refusal.object in taken or refusal.object.kind == PEER
     is_second = refusal.reason in ("Duplicate", "Conflicting")
     severity: Severity = "warning" if is_applied and not is_second else "error"
     return _placed(severity, refusal.message)
@@ -229,11 +230,10 @@ def _check_excluded(policy: EgressPolicy) -> list[Finding]:
 def _check_service(service: Service, pools: Mapping[str, AddressPool]) -> list[Finding]:
     if service.type != "LoadBalancer":
         return []
-    name = f"svc/{service.key}"
     if service.requested_pool and service.requested_pool not in pools:
-        return [_at("error", service, f"{name}: there is no pool {service.requested_pool}")]
+        return [_at("error", service, f"{service.ref}: there is no pool {service.requested_pool}")]
     missing = [address for address in service.requested_ips if _pool_of(address, pools.values()) is None]
-    return [_at("error", service, f"{name}: {address} lies in no pool") for address in missing]
+    return [_at("error", service, f"{service.ref}: {address} lies in no pool") for address in missing]
 
 
 def _pool_of(address: IPAddress, pools: Iterable[AddressPool]) -> AddressPool | None:
@@ -247,4 +247,4 @@ def _contains(block: IPNetwork, address: IPAddress) -> bool:
 def _check_peer(peer: Peer, nodes: list[Node]) -> list[Finding]:
     if not nodes or any(matches_any(peer.node_selectors, node.labels) for node in nodes):
         return []
-    return [_at("warning", peer, f"peer/{peer.label}: no node matches its node-selectors")]
+    return [_at("warning", peer, f"{peer.ref}: no node matches its node-selectors")]

@@ -14,8 +14,8 @@ from ipam.pool import key_of
 from ipam.round import Record
 from routerd.cluster.groups import LAST_GROUP
 from routerd.cluster.ledger import GroupRecord, Ledger
-from routerd.cluster.requests import service_owner
 from routerd.model import Allocations, EgressGroup, IPAddress, Writer
+from routerd.refs import service_ref
 
 Key = tuple[IPAddress, str]  # address and owner
 
@@ -74,7 +74,7 @@ def _is_newer(published: Allocations, ledger: Ledger, own: Writer | None) -> boo
 def _records(published: Allocations, now: float) -> Iterator[Record]:
     for each in published.services:
         for address in each.addresses:
-            yield Record(address, service_owner(each.service), each.pool, "used", now)
+            yield Record(address, str(service_ref(each.service)), each.pool, "used", now)
     for group in published.groups:
         for policy in group.policies:
             yield Record(group.egress_ip, policy, group.pool, "used", now, bound=not group.node_address)

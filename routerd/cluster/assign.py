@@ -16,8 +16,9 @@ from ipam.round import Record, Timers
 from routerd.cluster.adopt import adopt, digest_of
 from routerd.cluster.groups import Groups, addresses_on_nodes, form_groups
 from routerd.cluster.ledger import Ledger
-from routerd.cluster.requests import is_ours, policy_request, pool_spec, service_owner, service_request
+from routerd.cluster.requests import is_ours, policy_request, pool_spec, service_request
 from routerd.model import Allocations, NodeReport, Refusal, ServiceAllocation, Snapshot, Writer
+from routerd.refs import Ref, service_ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +97,14 @@ def release(ledger: Ledger, name: str, now: float) -> tuple[Ledger, tuple[Record
 
 
 def _services(planned: Plan, snapshot: Snapshot) -> tuple[ServiceAllocation, ...]:
-    keys = sorted(key for key in snapshot.services or {} if service_owner(key) in planned.grants)
-    grants = ((key, planned.grants[service_owner(key)]) for key in keys)
+    keys = sorted(key for key in snapshot.services or {} if str(service_ref(key)) in planned.grants)
+    grants = ((key, planned.grants[str(service_ref(key))]) for key in keys)
     return tuple(ServiceAllocation(key, grant.pool, grant.addresses) for key, grant in grants)
 
 
 def _refusals(planned: Plan, groups: Groups) -> tuple[Refusal, ...]:
-    denied = (Refusal(each.owner, each.reason, each.message) for each in planned.denials)
-    return tuple(sorted({*denied, *groups.refusals}, key=lambda each: (each.object, each.reason, each.message)))
+    denied = (Refusal(Ref.parse(each.owner), each.reason, each.message) for each in planned.denials)
+    return tuple(sorted({*denied, *groups.refusals}, key=lambda each: each.order))
 
 
 def _numbered(wanted: Allocations, previous: Allocations, ledger: Ledger) -> tuple[Allocations, str]:

@@ -74,7 +74,7 @@ class _Found:
         self.groups.append(EgressGroup(record.id, record.egress_ip, tuple(sorted(policy.key for policy in members))))
         self.due.append(record.since + REPORT_PATIENCE)
         message = f"waiting for the agents of {', '.join(sorted(unreported))} to report which addresses they hold"
-        self.refusals += [Refusal(policy.key, "AwaitingNodeReports", message) for policy in members]
+        self.refusals += [Refusal(policy.ref, "AwaitingNodeReports", message) for policy in members]
 
 
 def _may_be_held(record: GroupRecord, policy: EgressPolicy) -> bool:
@@ -121,7 +121,7 @@ def form_groups(
         found.records.append(record if chosen == record else chosen)
         found.groups.append(_group(chosen, accepted, grants, node_address=bool(pinned)))
         if not gateways:
-            found.refusals += [Refusal(each.key, "NoGateway", _no_gateway(each, nodes)) for each in accepted]
+            found.refusals += [Refusal(each.ref, "NoGateway", _no_gateway(each, nodes)) for each in accepted]
     idle = _retired(ledger, {record.id for record in found.records}, now, retention)
     return Groups(
         tuple(sorted(found.groups, key=lambda group: group.id)),
@@ -164,7 +164,7 @@ def _same_gateways(members: Sequence[EgressPolicy]) -> tuple[list[EgressPolicy],
     accepted = [policy for policy in members if policy.gateways == first.gateways]
     message = f"{first.key} has the same egress IP and other gateways: give both the same node selector"
     refused = [
-        Refusal(policy.key, "GatewaysDiffer", message) for policy in members if policy.gateways != first.gateways
+        Refusal(policy.ref, "GatewaysDiffer", message) for policy in members if policy.gateways != first.gateways
     ]
     return accepted, refused
 

@@ -36,14 +36,9 @@ def is_ours(service: Service) -> bool:
     return service.type == "LoadBalancer" and service.load_balancer_class in ("", OWN_CLASS)
 
 
-def service_owner(key: str) -> str:
-    """The owner's name of a service in the ledger and in refusals. `key` is "namespace/name"."""
-    return f"svc/{key}"
-
-
 def service_request(service: Service) -> Request:
     return Request(
-        service_owner(service.key),
+        str(service.ref),
         "loadbalancer",
         _versions(service),
         _FAMILIES[service.ip_family_policy],

@@ -18,6 +18,7 @@ from routerd.model import (
     ServiceAllocation,
     Writer,
 )
+from routerd.refs import Ref
 
 MAX_GROUP = 2**24 - 1  # a VNI (RFC 7348)
 MAX_SLOTS = 4096
@@ -66,7 +67,7 @@ def _group(one: EgressGroup) -> str:
 
 
 def _refusal(one: Refusal) -> str:
-    return f"{{object: {quoted(one.object)}, reason: {quoted(one.reason)}, message: {quoted(one.message)}}}"
+    return f"{{object: {quoted(str(one.object))}, reason: {quoted(one.reason)}, message: {quoted(one.message)}}}"
 
 
 def read_allocations(value: Value) -> Allocations:
@@ -115,7 +116,8 @@ def _read_slot(section: Section) -> GatewaySlot:
 
 def _read_refusal(section: Section) -> Refusal:
     section.only("object", "reason", "message")
-    return Refusal(*(section.require(key).string() for key in ("object", "reason", "message")))
+    about, reason, message = (section.require(key).string() for key in ("object", "reason", "message"))
+    return Refusal(Ref.parse(about), reason, message)
 
 
 def write_node_report(report: NodeReport) -> str:

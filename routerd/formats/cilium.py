@@ -13,6 +13,7 @@ from routerd.formats.ipv4 import ipv4_part
 from routerd.formats.meta import Meta, label_selector, read_meta
 from routerd.formats.native import unusable
 from routerd.model import EgressPolicy, IPAddress, LabelSelector, PodSelection, Refusal
+from routerd.refs import Ref
 from routerd.selectors import Requirement
 
 Read = tuple[EgressPolicy | None, tuple[Refusal, ...]]
@@ -55,7 +56,7 @@ def read_egress_gateway_policy(value: Value) -> Read:
 
 
 def _refusal(meta: Meta, place: Value, reason: str, message: str) -> Refusal:
-    return Refusal(f"{meta.kind}/{meta.name}", reason, str(place.error(message)))
+    return Refusal(Ref(meta.kind, name=meta.name), reason, str(place.error(message)))
 
 
 def _nat_policy(value: Value, meta: Meta) -> Read:

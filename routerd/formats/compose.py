@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import yaml
@@ -131,9 +131,9 @@ def inner_source(value: Value, lines: list[str]) -> Source:
     """Where the text of a block scalar (`|`) begins in the file of these `lines`; else the scalar's own place."""
     first = value.node.start_mark.line + 1
     if value.node.style != "|" or value.source.fixed or first >= len(lines):
-        return Source(value.source.file, value.line - 1, value.column - 1, fixed=True)
+        return replace(value.source, line=value.line - 1, column=value.column - 1, fixed=True)
     indent = next((len(line) - len(line.lstrip(" ")) for line in lines[first:] if line.strip()), 0)
-    return Source(value.source.file, first + value.source.line, indent + value.source.column)
+    return replace(value.source, line=first + value.source.line, column=indent + value.source.column)
 
 
 def value_of(data: object, source: Source = NOWHERE) -> Value:

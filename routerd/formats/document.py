@@ -36,6 +36,7 @@ class Source:
     line: int = 0  # added to every line
     column: int = 0  # added to every column
     fixed: bool = False  # the text is not the file's own (escaped, folded): every place is the start of the text
+    is_api: bool = False  # an API server gave the object; `file` is its kind and name then
 
 
 NOWHERE = Source()
@@ -65,7 +66,7 @@ class Value:
 
     @property
     def origin(self) -> Origin:
-        return Origin(self.source.file, self.line)
+        return Origin(self.source.file, self.line, self.source.is_api)
 
     @property
     def is_scalar(self) -> bool:

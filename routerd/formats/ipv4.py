@@ -14,7 +14,7 @@ def ipv4_part(policy: EgressPolicy) -> tuple[EgressPolicy | None, tuple[Refusal,
     """The policy without its IPv6 destinations and why; None if nothing is left of it."""
     if isinstance(policy.egress_ip, IPv6Address):
         message = f"{policy.origin}: egress IP {policy.egress_ip} is IPv6; the datapath translates IPv4 only"
-        return None, (Refusal(policy.key, NOT_SUPPORTED, message),)
+        return None, (Refusal(policy.ref, NOT_SUPPORTED, message),)
     dropped = [network for network in policy.destinations if network.version == 6]
     if not dropped:
         return replace(policy, excluded=_ipv4(policy.excluded)), ()
@@ -22,7 +22,7 @@ def ipv4_part(policy: EgressPolicy) -> tuple[EgressPolicy | None, tuple[Refusal,
     shown = ", ".join(str(network) for network in dropped)
     rest = "the IPv4 destinations are served" if kept else "no destination is left"
     message = f"{policy.origin}: destinations {shown} are IPv6; the datapath translates IPv4 only; {rest}"
-    refusals = (Refusal(policy.key, NOT_SUPPORTED, message),)
+    refusals = (Refusal(policy.ref, NOT_SUPPORTED, message),)
     return (replace(policy, destinations=kept, excluded=_ipv4(policy.excluded)) if kept else None), refusals
 
 

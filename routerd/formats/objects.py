@@ -28,6 +28,7 @@ from routerd.model import (
     Refusal,
     Service,
 )
+from routerd.refs import Ref
 
 _Cluster = Node | Namespace | Pod | Service | EndpointSlice
 Object = _Cluster | AddressPool | EgressPolicy | LegacyConfig | Allocations | NodeReport
@@ -36,9 +37,9 @@ _Found = tuple[Object | None, tuple[Refusal, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An object and its identity, "Kind/name" or "Kind/namespace/name"."""
+    """An object and its identity."""
 
-    key: str
+    ref: Ref
     object: Object
     origin: Origin
 
@@ -134,14 +135,14 @@ def _read(value: Value, lines: list[str] | None) -> Loaded:
     if group == "routerd.io":
         _check_routerd(value, version, kind)
         if kind in OWN_DOCUMENTS:
-            return Loaded((Entry(kind, OWN_DOCUMENTS[kind](value), value.origin),))
+            return Loaded((Entry(Ref(kind), OWN_DOCUMENTS[kind](value), value.origin),))
     if (group, kind) == ("", "ConfigMap"):
         return _config_map(value, lines or [])
     reader = READERS.get((group, kind))
     if reader is None:
         return _not_ours(value, group, kind)
     found, refusals = reader(value)
-    entries = (Entry(_key(value, found), found, value.origin),) if found is not None else ()
+    entries = (Entry(_ref(value, found), found, value.origin),) if found is not None else ()
     return Loaded(entries, refusals)
 
 
@@ -154,16 +155,16 @@ def _check_routerd(value: Value, version: str, kind: str) -> None:
         raise value.section.require("kind").error(f'unknown kind "{kind}"{hint}')
 
 
-def _key(value: Value, found: Object) -> str:
+def _ref(value: Value, found: Object) -> Ref:
     kind = value.section.string("kind")
     if isinstance(found, Pod | Service | EndpointSlice):
-        return f"{kind}/{found.namespace}/{found.name}"
-    return f"{kind}/{read_meta(value).name}"
+        return Ref(kind, found.namespace, found.name)
+    return Ref(kind, name=read_meta(value).name)
 
 
 def _not_ours(value: Value, group: str, kind: str) -> Loaded:
     name = value.section.at("metadata", "name")
-    shown = f"{kind}/{name.text if name is not None and name.is_scalar else '?'}"
+    shown = Ref(kind, name=name.text if name is not None and name.is_scalar else "?")
     if (group, kind) not in UNSUPPORTED:
         return Loaded(ignored=(f"{value.origin}: {shown}",))
     message = f"{value.origin}: {kind} ({group}) is not supported: write it as ours"
@@ -178,7 +179,7 @@ _NATIVE = re.compile(r"^[\"']?apiVersion[\"']?:\s*[\"']?routerd\.io/", re.MULTIL
 def _config_map(value: Value, lines: list[str]) -> Loaded:
     """The BGP configuration in a ConfigMap; any other ConfigMap is no business of ours."""
     meta = read_meta(value)
-    shown = f"ConfigMap/{meta.namespace_or_default}/{meta.name}"
+    shown = Ref("ConfigMap", meta.namespace_or_default, meta.name)
     found = bgp_text(value)
     if found is None:
         return Loaded(ignored=(f"{value.origin}: {shown}",))

@@ -29,6 +29,7 @@ from routerd.model import (
     Snapshot,
 )
 from routerd.node.sessions import sessions_of
+from routerd.refs import PATH, Ref
 
 EGRESS_LOCAL_PREF = 1000
 EGRESS_MED = 2**31
@@ -49,10 +50,10 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Announcements:
-    """What the speaker should hold, with the owners of each prefix ("svc/default/web") and every "no"."""
+    """What the speaker should hold, with the owners of each prefix and every "no"."""
 
     desired: Desired
-    owners: Mapping[IPNetwork, tuple[str, ...]] = field(default_factory=dict)
+    owners: Mapping[IPNetwork, tuple[Ref, ...]] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
 
 
@@ -66,7 +67,7 @@ class Scene:
     ready: Mapping[str, frozenset[str]]  # service -> nodes with a ready endpoint ("" = outside any node)
     pools: Mapping[str, AddressPool]
     allocated: Mapping[str, ServiceAllocation]  # by service
-    refused: Mapping[str, Refusal]  # the operator's, by object
+    refused: Mapping[Ref, Refusal]  # the operator's, by object
     groups: tuple[EgressGroup, ...]
     peers: tuple[Peer, ...]
 
@@ -106,7 +107,7 @@ def _ready_nodes(snapshot: Snapshot) -> dict[str, frozenset[str]]:
     return {key: frozenset(ready) for key, ready in nodes.items() if ready}
 
 
-def _operator_refusals(allocations: Allocations) -> dict[str, Refusal]:
+def _operator_refusals(allocations: Allocations) -> dict[Ref, Refusal]:
     return {refusal.object: refusal for refusal in allocations.refusals}
 
 
@@ -133,7 +134,7 @@ def _not_configured(scene: Scene, _: Service) -> str:
 def _no_address(scene: Scene, service: Service) -> str:
     if service.key in scene.allocated and scene.allocated[service.key].addresses:
         return ""
-    refusal = scene.refused.get(f"svc/{service.key}")
+    refusal = scene.refused.get(service.ref)
     if refusal is not None:
         return f"the operator gave no address: {refusal.reason}: {refusal.message}"
     return "the operator has not given the service an address: see that `routerd operator` runs and a pool has room"
@@ -194,13 +195,13 @@ def service_refusal(scene: Scene, service: Service) -> Refusal | None:
     for check in SERVICE_CHECKS:
         message = check.failure(scene, service)
         if message:
-            return Refusal(f"svc/{service.key}", check.reason, message)
+            return Refusal(service.ref, check.reason, message)
     return None
 
 
 # --- paths ---------------------------------------------------------------------------------------------------------
 
-Wanted = tuple[Path, str]  # a path and its owner
+Wanted = tuple[Path, Ref]  # a path and its owner
 
 
 @lru_cache(maxsize=CACHED)  # building a network costs ten times more than the look-up, and addresses stay
@@ -244,13 +245,13 @@ def _vips(scene: Scene) -> Iterator[Wanted | Refusal]:
             yield refusal
             continue
         for path in service_paths(scene, service):
-            yield path, f"svc/{key}"
+            yield path, service.ref
 
 
 def _pod_cidrs(scene: Scene) -> Iterator[Wanted]:
     """Announced even with NetworkUnavailable: on many clusters that condition waits for exactly these routes."""
     for cidr in scene.node.pod_cidrs:
-        yield Path(cidr), f"node/{scene.node.name}"
+        yield Path(cidr), scene.node.ref
 
 
 def egress_preference(epoch: int, rank: int) -> tuple[int, int]:
@@ -267,10 +268,13 @@ def egress_preference(epoch: int, rank: int) -> tuple[int, int]:
 
 def egress_refusal(scene: Scene, group: EgressGroup) -> Refusal | None:
     """Why this gateway does not announce the address of `group`."""
-    name = f"egress/{group.egress_ip}"
     pool = scene.pools.get(group.pool)
     if pool is not None and pool.protocol != "bgp":
-        return Refusal(name, "PoolNotBgp", f"pool {pool.name!r} has protocol {pool.protocol}: BGP does not announce it")
+        return Refusal(
+            group.address_ref,
+            "PoolNotBgp",
+            f"pool {pool.name!r} has protocol {pool.protocol}: BGP does not announce it",
+        )
     return None
 
 
@@ -291,7 +295,7 @@ def _egress_ips(scene: Scene) -> Iterator[Wanted | Refusal]:
         if refusal is not None:
             yield refusal
             continue
-        yield egress_path(scene, group, nodes.index(scene.node.name)), f"egress/{group.id}"
+        yield egress_path(scene, group, nodes.index(scene.node.name)), group.ref
 
 
 def _merged(one: Path, other: Path) -> Path:
@@ -336,7 +340,7 @@ def _rib(paths: Mapping[IPNetwork, Path], session_version: int, node: Node) -> t
             message = (
                 f"{node.name} has no IPv{prefix.version} address to be the next hop in an IPv{session_version} session"
             )
-            refusals.append(Refusal(f"path/{prefix}", "NoNextHop", message))
+            refusals.append(Refusal(Ref(PATH, name=str(prefix)), "NoNextHop", message))
     return rib, refusals
 
 
@@ -348,7 +352,7 @@ def announcements(
     if scene is None:
         return None
     paths: dict[IPNetwork, Path] = {}
-    owners: dict[IPNetwork, tuple[str, ...]] = {}
+    owners: dict[IPNetwork, tuple[Ref, ...]] = {}
     refusals: list[Refusal] = []
     for item in wanted_paths(scene):
         if isinstance(item, Refusal):

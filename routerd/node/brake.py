@@ -1,8 +1,24 @@
 """The brake: withdrawals that nothing explains are held for a while, shown and alarmed, when they are many at once.
 
-A store that has just come back, a directory half copied or emptied by mistake look like the wish to withdraw. What an
-object's own change explains goes through: it is still there and says no, or it was deleted from a file that still
-says something. It writes nothing; additions and changes of paths always pass.
+A store that has just come back, a directory half copied or emptied by mistake look like the wish to withdraw. So each
+desired state is compared with what stood before, and what would be withdrawn is sorted:
+
+- Explained. An object's own change is its cause: the object is still there and says no, or it was deleted, by an API
+  server (which forgets nothing by accident) or from a file that still says something. Owners are asked by their `Ref`,
+  where an object was by its `Origin`; neither a path's attributes nor a file's name tell.
+- Unexplained, but little: below the limits it passes too. One service that is lost harms less than a daemon that
+  second-guesses everything.
+- Unexplained and much: held. The state goes on with the lost paths in it, and with the groups, policies and pods that
+  they lead to; a refusal says so, and the count of held paths is an alarm.
+
+What stood before is not the last round's state, or files that are deleted one by one would each be little: losses
+within WINDOW count together, against the state at the window's begin. While something is held, that state stays the
+measure. After a start it is what the speaker carries from the agent before us: paths without owners, so that nothing
+in it is explained, save a peer that is not configured any more.
+
+Holding ends when the lost comes back, when the rest is explained, when `hold` seconds have passed, or when a person
+releases it (`release-brake`, or having the configuration read again). Additions and changes of paths always pass, and
+so do new pods: a brake must not keep anything from working. It writes nothing and asks nobody.
 """
 
 from __future__ import annotations
@@ -18,6 +34,7 @@ from egress.policy import Group, Policy
 from routerd.model import IPAddress, IPNetwork, Origin, Refusal, Snapshot
 from routerd.node.announce import Announcements
 from routerd.node.desired import NodeState
+from routerd.refs import BGP, EGRESS, NODE, SERVICE, Ref
 
 WINDOW = 10.0  # seconds within which losses count as one: files that are deleted one after the other
 OF_THE_NODE = frozenset({"NodeExcluded", "NetworkUnavailable"})  # explain everything that this node withdraws
@@ -64,20 +81,20 @@ def _files(snapshot: Snapshot) -> frozenset[str]:
 class _Causes:
     before: Snapshot
     now: Snapshot
-    refused: Mapping[str, Refusal]
+    refused: Mapping[Ref, Refusal]
     files: frozenset[str]
 
     def was_deleted(self, origin: Origin) -> bool:
         """Whether an object that is gone was taken out of something that is still there; an API server always is."""
-        return not origin.file.startswith("/") or origin.file in self.files
+        return origin.is_api or origin.file in self.files
 
-    def explain(self, owner: str) -> bool:
-        kind, _, name = owner.partition("/")
-        if kind == "svc":
-            return self._service(owner, name)
-        return self._group(name) if kind == "egress" else kind == "node"
+    def explain(self, owner: Ref) -> bool:
+        if owner.kind == SERVICE:
+            return self._service(owner)
+        return self._group(owner) if owner.kind == EGRESS else owner.kind == NODE
 
-    def _service(self, owner: str, key: str) -> bool:
+    def _service(self, owner: Ref) -> bool:
+        key = owner.key
         if key not in (self.now.services or {}):
             was = (self.before.services or {}).get(key)
             return was is not None and self.was_deleted(was.origin)
@@ -104,12 +121,11 @@ class _Causes:
         was = (self.before.pools or {}).get(name)
         return was is not None and self.was_deleted(was.origin)
 
-    def _group(self, number: str) -> bool:
-        groups = {str(each.id): each for each in (self.now.allocations.groups if self.now.allocations else ())}
-        if number in groups:
+    def _group(self, owner: Ref) -> bool:
+        if any(each.ref == owner for each in (self.now.allocations.groups if self.now.allocations else ())):
             return True  # other gateways
         earlier = self.before.allocations.groups if self.before.allocations else ()
-        policies = next((each.policies for each in earlier if str(each.id) == number), ())
+        policies = next((each.policies for each in earlier if each.ref == owner), ())
         return bool(policies) and all(map(self.explain_policy, policies))
 
     def explain_policy(self, key: str) -> bool:
@@ -188,20 +204,23 @@ def held(state: NodeState, lost: Ribs, before: Before, limits: Limits, now: Snap
         f"{len(prefixes)} paths would be withdrawn at once, and no change explains it: they are held for "
         f"{limits.hold:g} s; look at the store, then let it come back or run `routerd release-brake`"
     )
-    refusal = Refusal("bgp", "WithdrawalHeld", message)
+    refusal = Refusal(Ref(BGP), "WithdrawalHeld", message)
     kept = Announcements(Desired(peers, ribs), owners, announced.refusals)
-    refusals = tuple(sorted({*state.refusals, refusal}, key=lambda each: (each.object, each.reason, each.message)))
+    refusals = tuple(sorted({*state.refusals, refusal}, key=lambda each: each.order))
     egress = _kept_egress(state, before, now, prefixes)
-    return NodeState(kept, egress, refusals, may_retire=_may_retire(lost, before))
+    return NodeState(kept, egress, refusals, may_retire=_may_retire(prefixes, before, now))
 
 
 # --- egress: what is added passes always, and what held paths lead to stays
 
 
-def _may_retire(lost: Ribs, before: Before) -> bool:
-    """Whether gateway state may go. After a start it is not known which of it the held egress addresses lead to."""
-    is_egress = any(path.med is not None for rib in lost.values() for path in rib.values())  # VIPs have no MED
-    return before.state is not None or not is_egress
+def _may_retire(prefixes: Iterable[IPNetwork], before: Before, now: Snapshot) -> bool:
+    """Whether gateway state may go. After a start nobody tells the owners of what the speaker carries: all but the
+    addresses of services, which the operator knows, may lead to some of it.
+    """
+    given = now.allocations.services if now.allocations else ()
+    vips = {address for each in given for address in each.addresses}
+    return before.state is not None or all(each.num_addresses == 1 and each[0] in vips for each in prefixes)
 
 
 def _kept_egress(
@@ -217,7 +236,7 @@ def _kept_egress(
         number: group
         for number, group in old.groups.items()
         if number not in new.groups
-        and (any(group.egress_ip in each for each in led_to) or not causes.explain(f"egress/{number}"))
+        and (any(group.egress_ip in each for each in led_to) or not causes.explain(Ref(EGRESS, name=str(number))))
     }
     policies = {
         name: policy

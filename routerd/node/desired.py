@@ -29,6 +29,7 @@ from routerd.model import (
     selection_matches,
 )
 from routerd.node.announce import CACHED, Announcements, Rules, announcements
+from routerd.refs import NODE, Ref
 
 DEFAULT_TUNNEL_PORT = 8473  # UDP
 
@@ -71,11 +72,7 @@ def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts) -> NodeSt
     refusals = [*_unknown_node(snapshot, settings.node), *egress_refusals, *snapshot.refusals]
     if announced is not None:
         refusals.extend(announced.refusals)
-    return NodeState(announced, egress, tuple(sorted(set(refusals), key=_order)))
-
-
-def _order(refusal: Refusal) -> tuple[str, str, str]:
-    return (refusal.object, refusal.reason, refusal.message)
+    return NodeState(announced, egress, tuple(sorted(set(refusals), key=lambda refusal: refusal.order)))
 
 
 def _unknown_node(snapshot: Snapshot, node: str) -> Iterator[Refusal]:
@@ -83,7 +80,7 @@ def _unknown_node(snapshot: Snapshot, node: str) -> Iterator[Refusal]:
         message = (
             "the store has no Node of this name: add its manifest, or set node-name; nothing is changed until then"
         )
-        yield Refusal(f"node/{node}", "UnknownNode", message)
+        yield Refusal(Ref(NODE, name=node), "UnknownNode", message)
 
 
 # --- egress --------------------------------------------------------------------------------------------------------
@@ -105,7 +102,7 @@ def egress_state(
     address = tunnel_endpoint(here)
     if address is None:
         message = "the node has no IPv4 address: egress needs one as its tunnel endpoint"
-        return None, (Refusal(f"node/{here.name}", "NoTunnelEndpoint", message),)
+        return None, (Refusal(here.ref, "NoTunnelEndpoint", message),)
     group_ids, policy_refusals = _policy_groups(policies, allocations)
     groups, group_refusals = _groups(allocations, nodes, facts.gateways_down)
     steered, steered6 = _pods(pods.values(), policies, here, {n.name: n.labels for n in namespaces.values()})
@@ -211,7 +208,7 @@ def _policy_groups(
     for key, policy in sorted(policies.items()):
         if any(ipv6_networks(policy.destinations)):
             message = "IPv6 is not translated yet: what the selected pods send to its IPv6 destinations is dropped"
-            refusals.append(Refusal(key, "UnsupportedFamily", message))
+            refusals.append(Refusal(policy.ref, "UnsupportedFamily", message))
         if not any(ipv4_networks(policy.destinations)):
             groups[key] = 0
             continue
@@ -222,11 +219,11 @@ def _policy_groups(
 
 
 def _no_group(policy: EgressPolicy, allocations: Allocations) -> Refusal:
-    told = next((r for r in allocations.refusals if r.object == policy.key), None)
+    told = next((r for r in allocations.refusals if r.object == policy.ref), None)
     if told is not None:
-        return Refusal(policy.key, told.reason, f"{told.message}; traffic that the policy covers is dropped")
+        return Refusal(policy.ref, told.reason, f"{told.message}; traffic that the policy covers is dropped")
     message = "the operator has published no egress group for it: traffic that it covers is dropped until then"
-    return Refusal(policy.key, "NoGroup", message)
+    return Refusal(policy.ref, "NoGroup", message)
 
 
 # --- groups
@@ -250,9 +247,9 @@ def _groups(
 
 
 def _no_gateway(group: EgressGroup, allocations: Allocations) -> Refusal:
-    told = (refusal.message for refusal in allocations.refusals if refusal.object in group.policies)
+    told = (refusal.message for refusal in allocations.refusals if str(refusal.object) in group.policies)
     plain = f"no node is its gateway: traffic of {', '.join(group.policies)} is dropped"
-    return Refusal(f"egress/{group.egress_ip}", "NoGateway", next(told, plain))
+    return Refusal(group.address_ref, "NoGateway", next(told, plain))
 
 
 def _gateway(
@@ -261,7 +258,7 @@ def _gateway(
     address = tunnel_endpoint(nodes[name]) if name in nodes else None
     if address is None:
         problem = "has no IPv4 address" if name in nodes else "is not in the store"
-        return Refusal(f"egress/{group.egress_ip}", "UnknownGateway", f"gateway node {name} {problem}: it is left out")
+        return Refusal(group.address_ref, "UnknownGateway", f"gateway node {name} {problem}: it is left out")
     return Gateway(name, address, slot, up=name not in down)
 
 

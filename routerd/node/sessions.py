@@ -27,17 +27,16 @@ def session(
 
     `router_id` is the node's own setting, which wins over the peer's; without any it is an address of the node.
     """
-    name = f"peer/{peer.label}"
     if local is None and peer.source_address is not None:
         return Refusal(
-            name, "NoLocalAddress", f"source address {peer.source_address} is not on any interface of {node.name}"
+            peer.ref, "NoLocalAddress", f"source address {peer.source_address} is not on any interface of {node.name}"
         )
     if local is None:
-        return Refusal(name, "NoRoute", f"{node.name} has no route to {peer.address}: add one, or exclude the node")
+        return Refusal(peer.ref, "NoRoute", f"{node.name} has no route to {peer.address}: add one, or exclude the node")
     router_id = router_id or peer.router_id or _first_ipv4((local, *node.addresses))
     if router_id is None:
         return Refusal(
-            name,
+            peer.ref,
             "NoRouterId",
             f"{node.name} has no IPv4 address to use as router id: set bgp.router-id, or router-id of the peer",
         )
@@ -74,7 +73,7 @@ def sessions_of(
     for peer in peers_here(peers, node):
         if peer.address in sessions:
             message = f"{peer.address} is a peer of {node.name} twice and the first is used: remove one of them"
-            refusals.append(Refusal(f"peer/{peer.label}", "DuplicatePeer", message))
+            refusals.append(Refusal(peer.ref, "DuplicatePeer", message))
             continue
         opened = session(peer, local_addresses.get(peer.address), node, router_id)
         if isinstance(opened, Refusal):

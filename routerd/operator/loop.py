@@ -262,7 +262,7 @@ class Operator:
                 changes=len(changes.audit),
                 ms=round(seconds * 1000, 1),
             )
-        for refusal in sorted(set(allocations.refusals) - set(self._refusals), key=lambda each: each.object):
-            about = {"object": refusal.object, "reason": refusal.reason, "message": refusal.message}
+        for refusal in sorted(set(allocations.refusals) - set(self._refusals), key=lambda each: each.order):
+            about = {"object": str(refusal.object), "reason": refusal.reason, "message": refusal.message}
             event(logger, logging.WARNING, "refused", **about)
         self._refusals = allocations.refusals

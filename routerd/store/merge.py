@@ -25,6 +25,7 @@ from routerd.model import (
     Service,
     Snapshot,
 )
+from routerd.refs import Ref
 
 T = TypeVar("T")
 
@@ -53,7 +54,7 @@ class _Pools:
         self.blocks.extend((block, pool.name) for block in pool.blocks)
 
     def _refuse(self, pool: AddressPool, reason: str, message: str) -> None:
-        self.refusals.append(Refusal(f"AddressPool/{pool.name}", reason, f"{pool.origin}: {message}"))
+        self.refusals.append(Refusal(Ref("AddressPool", name=pool.name), reason, f"{pool.origin}: {message}"))
 
 
 def merge(
@@ -81,25 +82,25 @@ def merge(
         pools=pools.by_name,
         policies={policy.key: policy for policy in _of(entries, EgressPolicy)},
         allocations=allocations,
-        refusals=tuple(sorted(found, key=lambda one: (one.object, one.reason, one.message))),
+        refusals=tuple(sorted(found, key=lambda one: one.order)),
         service_cidrs=service_cidrs,
     )
 
 
 def _unique(entries: Iterable[Entry]) -> tuple[list[Entry], list[Refusal]]:
-    first: dict[str, Entry] = {}
+    first: dict[Ref, Entry] = {}
     refusals = []
     for entry in entries:
-        other = first.setdefault(entry.key, entry)
+        other = first.setdefault(entry.ref, entry)
         if other is not entry:
-            message = f"{entry.origin}: {entry.key} is already defined at {other.origin}; this one is not used"
-            refusals.append(Refusal(entry.key, "Duplicate", message))
+            message = f"{entry.origin}: {entry.ref} is already defined at {other.origin}; this one is not used"
+            refusals.append(Refusal(entry.ref, "Duplicate", message))
     return list(first.values()), refusals
 
 
 def _misplaced(entry: Entry) -> Refusal:
-    message = f"{entry.origin}: {entry.key} is not read from manifests; name its file in the configuration (store)"
-    return Refusal(entry.key, "Misplaced", message)
+    message = f"{entry.origin}: {entry.ref} is not read from manifests; name its file in the configuration (store)"
+    return Refusal(entry.ref, "Misplaced", message)
 
 
 def _of(entries: list[Entry], kind: type[T]) -> list[T]:

@@ -17,11 +17,12 @@ from typing import Any
 
 from routerd.model import IPAddress, Refusal, Snapshot
 from routerd.node.sessions import peers_here
+from routerd.refs import BGP, NODE, PATH, PEER, SPEAKER, STORE, Ref
 from routerd.tell.status import AgentStatus, PeerStatus
 
 GRACE = 10.0  # seconds after a start in which only good is told: what was said before is most often true again soon
-OF_THE_NODE = frozenset({"node", "uplink", "peer", "path", "speaker", "bgp"})  # kinds of objects of refusals
-OF_THE_STORE = frozenset({"store", "ConfigMap"})
+OF_THE_NODE = frozenset({NODE, "uplink", PEER, PATH, SPEAKER, BGP})  # kinds of objects of refusals
+OF_THE_STORE = frozenset({STORE, "ConfigMap"})
 LONGEST = 1024  # characters of a message
 
 
@@ -72,7 +73,7 @@ def _own_refusals(status: AgentStatus, snapshot: Snapshot) -> tuple[Refusal, ...
     """What of the node's own is refused, and of the store; not what is wrong with what people wrote."""
 
     def is_own(refusal: Refusal) -> bool:
-        kind = refusal.object.partition("/")[0]
+        kind = refusal.object.kind
         return kind in OF_THE_STORE or (kind in OF_THE_NODE and refusal not in snapshot.refusals)
 
     return tuple(filter(is_own, status.refusals))
@@ -80,7 +81,7 @@ def _own_refusals(status: AgentStatus, snapshot: Snapshot) -> tuple[Refusal, ...
 
 def _of(refusals: Iterable[Refusal], *kinds: str) -> Refusal | None:
     """The first whose object is of one of the kinds."""
-    return next((each for each in refusals if each.object.partition("/")[0] in kinds), None)
+    return next((each for each in refusals if each.object.kind in kinds), None)
 
 
 # --- conditions
@@ -118,21 +119,21 @@ def _bgp(status: AgentStatus, peers: list[dict[str, Any]], own: tuple[Refusal, .
     down = [each for each in peers if each["state"] != "up"]
     if not down:
         return Condition(kind, True, "Established", f"{len(peers)} of {len(peers)} sessions are up")
-    refusal = _of(own, "speaker") or next((each for each in own if each.object in _objects_of(down[0])), None)
+    refusal = _of(own, SPEAKER) or next((each for each in own if each.object in _objects_of(down[0])), None)
     which = "; ".join(f"{each.get('name') or each['address']}: {each['message']}" for each in down)
     reason = refusal.reason if refusal is not None else "SessionDown"
     return Condition(kind, False, reason, f"{len(peers) - len(down)} of {len(peers)} sessions are up; {which}")
 
 
-def _objects_of(peer: dict[str, Any]) -> tuple[str, ...]:
-    return f"peer/{peer['address']}", f"peer/{peer.get('name')}"
+def _objects_of(peer: dict[str, Any]) -> tuple[Ref, ...]:
+    return Ref(PEER, name=peer["address"]), Ref(PEER, name=peer.get("name", ""))
 
 
 def _ready(status: AgentStatus, parts: list[Condition], own: tuple[Refusal, ...]) -> Condition:
     """What keeps the node from being ready, the gravest first: what the rest follows from."""
     by_type = {each.type: each for each in parts}
     store, datapath, bgp = (by_type.get(name) for name in ("StoreSynced", "DatapathAttached", "BGPEstablished"))
-    node, other = _of(own, "node", "uplink"), _of(own, *OF_THE_NODE)
+    node, other = _of(own, NODE, "uplink"), _of(own, *OF_THE_NODE)
     candidates = (
         store,
         _failed("Ready", node) if node is not None else None,
@@ -154,7 +155,7 @@ def _ready(status: AgentStatus, parts: list[Condition], own: tuple[Refusal, ...]
 
 def _peers(status: AgentStatus, snapshot: Snapshot, own: tuple[Refusal, ...]) -> list[dict[str, Any]]:
     """Every peer that this node should have, by address, of which the API allows one each."""
-    told = {each.object.removeprefix("peer/"): each.message for each in own if each.object.startswith("peer/")}
+    told = {each.object.name: each.message for each in own if each.object.kind == PEER}
     found = {each.view.address: _session(each, told) for each in status.peers}
     for address, peer in _refused(status, snapshot, told):
         found.setdefault(address, peer)

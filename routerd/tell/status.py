@@ -118,7 +118,7 @@ def as_json(status: AgentStatus) -> dict[str, object]:
             "held": status.rounds.held,
         },
         "peers": [_peer(peer) for peer in status.peers],
-        "refusals": [{"object": r.object, "reason": r.reason, "message": r.message} for r in status.refusals],
+        "refusals": [{"object": str(r.object), "reason": r.reason, "message": r.message} for r in status.refusals],
         "egress": {
             "datapath": status.datapath,
             "pods": status.steered_pods,

@@ -18,9 +18,11 @@ from routerd.model import (
     IPAddress,
     IPNetwork,
     Node,
+    Refusal,
     Snapshot,
 )
 from routerd.node.desired import NodeState, group_of
+from routerd.refs import PEER
 
 Value = str | int | float | bool | None
 Row = dict[str, Value]
@@ -126,18 +128,13 @@ def _peers(view: View) -> list[Row]:
                 "reason": seen.last_error,
             }
         )
-    return found + [
-        _refused_peer(r.object, f"{r.reason}: {r.message}") for r in view.state.refusals if _is_peer(r.object)
-    ]
+    return found + [_refused_peer(refusal) for refusal in view.state.refusals if refusal.object.kind == PEER]
 
 
-def _is_peer(name: str) -> bool:
-    return name.startswith("peer/")
-
-
-def _refused_peer(name: str, reason: str) -> Row:
+def _refused_peer(refusal: Refusal) -> Row:
     row: Row = dict.fromkeys(COLUMNS["peers"])
-    return {**row, "peer": name.partition("/")[2], "state": "refused", "paths": 0, "flaps": 0, "reason": reason}
+    told = {"peer": refusal.object.name, "reason": f"{refusal.reason}: {refusal.message}"}
+    return {**row, "state": "refused", "paths": 0, "flaps": 0, **told}
 
 
 def _order(address: IPAddress) -> tuple[int, int]:
@@ -188,7 +185,7 @@ def _policy(key: str, view: View) -> Row:
         "group": group.id if group else None,
         "gateway": gateway,
         "pods_here": sum(key in names for names in pods),
-        "reason": _joined(refusal.reason for refusal in view.state.refusals if refusal.object == key),
+        "reason": _joined(refusal.reason for refusal in view.state.refusals if refusal.object == policy.ref),
     }
 
 

@@ -14,6 +14,7 @@ from routerd.model import NAMESPACE_NAME_LABEL, Allocations, EgressPolicy, IPAdd
 from routerd.node.announce import SERVICE_CHECKS, Announcements, Scene, scene_of, service_paths
 from routerd.node.desired import NodeState, Settings, group_of, is_steered, selects
 from routerd.node.sessions import peers_here
+from routerd.refs import PEER, POD, SERVICE, Ref
 from routerd.tell.render import path_text
 from routerd.tell.views import PeerView
 
@@ -28,6 +29,7 @@ FIELDS = {
     "policies": "egress policies",
     "allocations": "allocations (the operator's)",
 }
+SERVICE_WORDS = (SERVICE, "service")  # as people write them
 SERVICE_NEEDS = ("nodes", "services", "endpoint_slices", "bgp", "pools", "allocations")
 POD_NEEDS = ("nodes", "namespaces", "pods", "services", "policies", "allocations")
 
@@ -48,15 +50,18 @@ class Step:
 
 def explain(snapshot: Snapshot, state: NodeState, settings: Settings, name: str) -> tuple[Step, ...]:
     """Steps for `svc/NAMESPACE/NAME` or `pod/NAMESPACE/NAME` as seen from `settings.node`."""
-    kind, _, key = name.partition("/")
+    ref = Ref.parse(name)
     explainers: dict[str, Callable[[Snapshot, NodeState, Settings, str], Iterator[Step]]] = {
-        "svc": _service,
-        "service": _service,
-        "pod": _pod,
+        **dict.fromkeys(SERVICE_WORDS, _service),
+        POD: _pod,
     }
-    if kind not in explainers or key.count("/") != 1:
+    if ref.kind not in explainers or ref.key.count("/") != 1:
         raise NoSuchObject(f"{name!r} is neither svc/NAMESPACE/NAME nor pod/NAMESPACE/NAME")
-    return tuple(explainers[kind](snapshot, state, settings, key))
+    return tuple(explainers[ref.kind](snapshot, state, settings, ref.key))
+
+
+def is_service(name: str) -> bool:
+    return Ref.parse(name).kind in SERVICE_WORDS
 
 
 def _sync_step(snapshot: Snapshot, needs: tuple[str, ...]) -> Step:
@@ -110,7 +115,7 @@ def _peers_step(scene: Scene, announced: Announcements | None) -> Step:
     here = peers_here(scene.peers, scene.node)
     if not here:
         return Step(question, False, "NoPeers", "the node selectors of every peer leave this node out")
-    refused = [r for r in (announced.refusals if announced else ()) if r.object.startswith("peer/")]
+    refused = [r for r in (announced.refusals if announced else ()) if r.object.kind == PEER]
     detail = "; ".join(f"{r.object}: {r.reason}: {r.message}" for r in refused)
     return Step(question, False, "NoPeers", detail or "no session can be opened")
 
@@ -197,13 +202,13 @@ def _policy_step(policy: EgressPolicy, state: NodeState, allocations: Allocation
     question = f"does {policy.key} take it to {destinations or 'nowhere'}?"
     group = group_of(policy.key, allocations)
     if group is None:
-        reasons = [r for r in state.refusals if r.object == policy.key]
+        reasons = [r for r in state.refusals if r.object == policy.ref]
         reason = reasons[0].reason if reasons else "NoGroup"
         return Step(question, False, reason, reasons[0].message if reasons else "the operator has published no group")
     known = state.egress.groups.get(group.id) if state.egress else None
     gateway = next((g for g in known.gateways if g.up), None) if known else None
     if gateway is None:
-        told = [r.message for r in state.refusals if r.object == f"egress/{group.egress_ip}"]
+        told = [r.message for r in state.refusals if r.object == group.address_ref]
         detail = told[0] if told else f"group {group.id} has no gateway that is up: the traffic is dropped"
         return Step(question, False, "NoGateway", detail)
     return Step(question, True, detail=f"as {group.egress_ip} by gateway {gateway.node} (group {group.id})")

@@ -119,7 +119,7 @@ def plain(value: Any) -> Any:
 
 def compared(snapshot: Snapshot) -> dict[str, Any]:
     found = plain(snapshot)
-    found["refusals"] = sorted((refusal.object, refusal.reason) for refusal in snapshot.refusals)
+    found["refusals"] = sorted((str(refusal.object), refusal.reason) for refusal in snapshot.refusals)
     found["endpoint_slices"] = sorted(found["endpoint_slices"] or (), key=str)
     return dict(found)
 

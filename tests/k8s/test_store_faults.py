@@ -199,7 +199,7 @@ def test_a_missing_verb_is_named_and_nothing_is_withdrawn(has: tuple[str, ...], 
         ):
             await agent.until(lambda store: "Forbidden" in reasons(store), "the refusal")
             (refusal,) = (each for each in agent.store.snapshot().refusals if each.reason == "Forbidden")
-            assert refusal.object == "store/services"
+            assert str(refusal.object) == "store/services"
             assert f'verb "{lacks}" on services (group core) is missing' in refusal.message
             assert "system:serviceaccount:routerd:reader" in refusal.message
             assert (agent.store.snapshot().services is None) is (lacks == "list")
@@ -275,7 +275,7 @@ def test_a_malformed_configmap_keeps_the_last_good_one() -> None:
             await api.apply(broken)
             await agent.until(lambda store: "ConfigRefused" in reasons(store), "the refusal")
             (refusal,) = agent.store.snapshot().refusals
-            assert refusal.object == "ConfigMap/kube-system/bgp-config"
+            assert str(refusal.object) == "ConfigMap/kube-system/bgp-config"
             assert refusal.message.startswith("ConfigMap/kube-system/bgp-config:11:1: could not parse config: yaml")
             assert agent.store.snapshot().bgp == good
             await api.apply(bgp_config("10.0.0.2"))

@@ -195,7 +195,8 @@ def test_a_report_that_cannot_be_written_is_told_and_costs_nothing_else() -> Non
         async with cluster(node("node1"), with_crds=False) as api, agent_store(api) as agent:
             Node().report(agent)
             await agent.until(
-                lambda store: [each.object for each in store.snapshot().refusals] == ["RouterdNode/node1"], "it is told"
+                lambda store: [str(each.object) for each in store.snapshot().refusals] == ["RouterdNode/node1"],
+                "it is told",
             )
             await agent.synced()
             await api.apply(node("node2", "10.0.0.12"))

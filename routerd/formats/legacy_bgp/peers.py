@@ -12,6 +12,7 @@ from routerd.formats.legacy_bgp.golang import parse_duration, parse_ip, quote, w
 from routerd.formats.legacy_bgp.labels import selector
 from routerd.formats.legacy_bgp.structure import Dialect
 from routerd.model import IPAddress, Origin, Peer, Refusal
+from routerd.refs import PEER, Ref
 from routerd.selectors import LabelSelector
 
 DEFAULT_HOLD_TIME = 90 * 10**9
@@ -174,7 +175,7 @@ def to_model(peer: ParsedPeer) -> tuple[Peer, tuple[Refusal, ...]]:
 
 
 def _not_done(peer: ParsedPeer) -> list[Refusal]:
-    name, place = f"peer/{peer.name or peer.address}", peer.origin
+    name, place = Ref(PEER, name=peer.name or str(peer.address)), peer.origin
     found = []
     if peer.bfd_profile:
         message = f'{place}: bfd-profile "{peer.bfd_profile}" is not used: the session runs without BFD'

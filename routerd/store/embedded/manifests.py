@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from routerd.formats.objects import Loaded, read_text
+from routerd.refs import Ref
 from routerd.store.embedded.disk import Held, NotAFile, Stamp, manifest_files, refresh
 
 GRACE = 0.05  # seconds
@@ -108,5 +109,5 @@ class Manifests:
         return now - since >= GRACE
 
 
-def _keys(held: Held[Loaded]) -> frozenset[str]:
-    return frozenset(entry.key for entry in held.good.entries) if held.good is not None else frozenset()
+def _keys(held: Held[Loaded]) -> frozenset[Ref]:
+    return frozenset(entry.ref for entry in held.good.entries) if held.good is not None else frozenset()

@@ -26,6 +26,7 @@ from routerd.formats.allocations import (
 )
 from routerd.log import event
 from routerd.model import Allocations, IPNetwork, NodeReport, Refusal, Snapshot
+from routerd.refs import FILE, Ref
 from routerd.store.embedded.disk import Held, claim, is_hidden, refresh, stamp, write_atomically
 from routerd.store.embedded.manifests import GRACE, Manifests
 from routerd.store.merge import merge
@@ -275,7 +276,7 @@ class FileStore:
         found.append(_fault(self._allocations_file, self._allocations, True))
         found += [_fault(path, held, True) for path, held in sorted(self._reports.items())]
         if self._manifests.fault:
-            found.append(Refusal(f"file/{self._manifests.directory}", "Unreadable", self._manifests.fault))
+            found.append(Refusal(Ref(FILE, name=str(self._manifests.directory)), "Unreadable", self._manifests.fault))
         return [refusal for refusal in found if refusal is not None]
 
 
@@ -297,4 +298,4 @@ def _fault(path: Path, held: Held[T], is_synced: bool) -> Refusal | None:
         consequence = "nothing of the file is in force"
     else:
         consequence = "nothing at all is done until it is mended"
-    return Refusal(f"file/{path.name}", "InvalidFile", f"{held.error} ({consequence})")
+    return Refusal(Ref(FILE, name=path.name), "InvalidFile", f"{held.error} ({consequence})")

@@ -13,6 +13,7 @@ from typing import Any
 
 from routerd.log import event
 from routerd.model import Refusal
+from routerd.refs import NODE, SERVICE
 from routerd.store.kubernetes.client import ApiError, Client
 from routerd.store.kubernetes.resources import (
     CILIUM_GATEWAY,
@@ -31,9 +32,9 @@ from routerd.store.kubernetes.watch import Timings
 LOGGER = logging.getLogger("routerd.store")
 LONGEST_MESSAGE = 1024  # bytes, of the API
 CLUSTER_SCOPED = "default"  # where Events of objects without namespace go
-FIRST_WORDS: dict[str, Resource] = {
-    "svc": SERVICES,
-    "node": NODES,
+RESOURCES: dict[str, Resource] = {  # by the kind of a `Ref`
+    SERVICE: SERVICES,
+    NODE: NODES,
     **{
         each.kind: each for each in (SERVICES, CONFIG_MAPS, NODES, POLICIES, POOLS, REPORTS, CILIUM_GATEWAY, CILIUM_NAT)
     },
@@ -51,13 +52,12 @@ class About:
 
 def about(refusal: Refusal) -> About | None:
     """The object that a refusal names; None if it is none of the API server's."""
-    word, _, rest = refusal.object.partition("/")
-    resource = FIRST_WORDS.get(word)
-    if resource is None or not rest:
+    ref = refusal.object
+    resource = RESOURCES.get(ref.kind)
+    if resource is None or not ref.name:
         return None
-    namespace, _, name = rest.rpartition("/")
     is_namespaced = resource in (SERVICES, CONFIG_MAPS)
-    return About(resource, namespace, name) if bool(namespace) == is_namespaced else None
+    return About(resource, ref.namespace, ref.name) if bool(ref.namespace) == is_namespaced else None
 
 
 def event_name(refusal: Refusal, name: str) -> str:
@@ -135,7 +135,7 @@ class Events:
 
     async def _tell_all(self) -> bool:
         """False if some are left."""
-        for refusal in sorted(self._wanted - self._told, key=lambda one: (one.object, one.reason, one.message)):
+        for refusal in sorted(self._wanted - self._told, key=lambda one: one.order):
             if refusal not in self._wanted:
                 continue  # it is gone meanwhile
             if not self._may_write() or self._client.contact.is_lost:
@@ -156,7 +156,7 @@ class Events:
             self._failed = False
         except ApiError as error:
             if not self._failed:
-                event(LOGGER, logging.WARNING, "event-failed", reason=str(error), object=refusal.object)
+                event(LOGGER, logging.WARNING, "event-failed", reason=str(error), object=str(refusal.object))
             self._failed = True
             return not error.is_unreachable
         return True

@@ -12,9 +12,10 @@ from typing import Any
 
 from routerd.errors import InputError
 from routerd.formats.compose import value_of
-from routerd.formats.document import NOWHERE, Source
+from routerd.formats.document import Source
 from routerd.formats.objects import Loaded, read_object
 from routerd.model import Refusal
+from routerd.refs import Ref
 from routerd.store.kubernetes.resources import ALLOCATIONS, Resource
 
 Raw = Mapping[str, Any]
@@ -131,7 +132,7 @@ class Collection:
         else:
             consequence = "nothing that depends on its kind is done until it is mended"
         reason = "ConfigRefused" if kind == "ConfigMap" else "InvalidObject"
-        return Refusal(display(kind, known.namespace, known.name), reason, f"{known.error} ({consequence})")
+        return Refusal(Ref(kind, known.namespace, known.name), reason, f"{known.error} ({consequence})")
 
 
 def key_of(raw: Raw) -> Key:
@@ -163,7 +164,7 @@ def read_known(resource: Resource, raw: Raw, before: Known | None, *, keep_statu
 
 
 def _load(resource: Resource, raw: Raw, namespace: str, name: str) -> tuple[Loaded, InputError | None]:
-    source = Source(display(resource.kind, namespace, name)) if resource.kind in _PLACED else NOWHERE
+    source = Source(str(Ref(resource.kind, namespace, name)) if resource.kind in _PLACED else "", is_api=True)
     try:
         return read_object(value_of(slim(resource, raw), source)), None
     except ValueError as error:  # a mistake of ours: it costs the object, not the daemon
@@ -197,7 +198,3 @@ _PARTS: dict[str, dict[str, tuple[str, ...] | None]] = {
     "Service": {"spec": None, "status": ("loadBalancer",)},
     "EndpointSlice": {"addressType": None, "endpoints": None},
 }
-
-
-def display(kind: str, namespace: str, name: str) -> str:
-    return f"{kind}/{namespace}/{name}" if namespace else f"{kind}/{name}"

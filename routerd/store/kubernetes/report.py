@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from routerd.model import NodeReport, Refusal
+from routerd.refs import Ref
 from routerd.store.kubernetes.client import ApiError, Client
 from routerd.store.kubernetes.documents import is_said, is_urgent, report_status, seconds_since
 from routerd.store.kubernetes.resources import REPORTS
@@ -81,7 +82,7 @@ class Reporter:
         if self._fault is None:
             return None
         reason = "Forbidden" if self._fault.status == 403 else "ReportFailed"
-        return Refusal(f"RouterdNode/{self._node}", reason, f"this node's report is not written: {self._fault}")
+        return Refusal(Ref("RouterdNode", name=self._node), reason, f"this node's report is not written: {self._fault}")
 
     async def run(self) -> None:
         """Until cancelled."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ipam.pool import Counts
-from routerd.cluster.requests import is_ours, service_owner
+from routerd.cluster.requests import is_ours
 from routerd.model import Allocations, EgressGroup, IPAddress, Refusal, Service, Snapshot
-from routerd.store.kubernetes.objects import Known, display
+from routerd.refs import Ref
+from routerd.store.kubernetes.objects import Known
 from routerd.store.kubernetes.resources import POLICIES, POOLS, SERVICES, Resource
 
 CONFLICTS = frozenset({"Conflicting", "PoolConflicting", "Duplicate", "AddressInUse", "PortInUse", "GatewaysDiffer"})
@@ -63,13 +64,13 @@ def service_patches(
         if found is None or not is_ours(found):
             continue
         wanted = granted.get(found.key)
-        if wanted is None and service_owner(found.key) not in denied:
+        if wanted is None and found.ref not in denied:
             continue  # not decided yet
         if found.status_ips == (wanted or ()) and (wanted or not ingress_of(known)):
             continue
         if stranger := _stranger(known, found, snapshot, recorded):
             message = f'its status bears "{stranger}", which is neither ours nor in our pools: it is left alone'
-            refusals.append(Refusal(service_owner(found.key), "StatusOfOther", message))
+            refusals.append(Refusal(found.ref, "StatusOfOther", message))
         else:
             ingress = [{"ip": str(address)} for address in wanted or ()]
             patches.append(_patch(SERVICES, known, {"loadBalancer": {"ingress": ingress}}))
@@ -134,8 +135,8 @@ def _with_conditions(
     return {**dict.fromkeys(known.status), **wanted}
 
 
-def _refusals_by_object(snapshot: Snapshot, allocations: Allocations) -> dict[str, list[Refusal]]:
-    found: dict[str, list[Refusal]] = {}
+def _refusals_by_object(snapshot: Snapshot, allocations: Allocations) -> dict[Ref, list[Refusal]]:
+    found: dict[Ref, list[Refusal]] = {}
     for refusal in (*snapshot.refusals, *allocations.refusals):
         found.setdefault(refusal.object, []).append(refusal)
     return found
@@ -160,8 +161,8 @@ def policy_patches(policies: Iterable[Known], snapshot: Snapshot, now: str) -> l
     groups = {key: group for group in allocations.groups for key in group.policies}
     patches = []
     for known in policies:
-        key = display("EgressPolicy", "", known.name)
-        group, refused = groups.get(key), refusals.get(key, [])
+        ref = Ref("EgressPolicy", name=known.name)
+        group, refused = groups.get(str(ref)), refusals.get(ref, [])
         if group is None and not refused:
             continue  # not decided yet
         status = _with_conditions(known, _group_status(group), _policy_conditions(known, group, refused), now)
@@ -184,7 +185,7 @@ def _group_status(group: EgressGroup | None) -> dict[str, Any]:
 
 def _policy_conditions(known: Known, group: EgressGroup | None, refused: list[Refusal]) -> list[dict[str, Any]]:
     at = known.generation
-    first = refused[0] if refused else Refusal("", "Pending", "nothing is decided yet")
+    first = refused[0] if refused else Refusal(Ref(""), "Pending", "nothing is decided yet")
     allocated = (
         condition("Allocated", True, "Allocated", f"egress IP {group.egress_ip}", at)
         if group is not None
@@ -211,7 +212,7 @@ def pool_patches(
     refusals = _refusals_by_object(snapshot, allocations)
     patches = []
     for known in pools:
-        refused = refusals.get(display("AddressPool", "", known.name), [])
+        refused = refusals.get(Ref("AddressPool", name=known.name), [])
         count = counts.get(known.name)
         if count is None and not refused:
             continue

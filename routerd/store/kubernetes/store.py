@@ -27,6 +27,7 @@ from routerd.model import (
     Service,
     Snapshot,
 )
+from routerd.refs import Ref
 from routerd.store.interface import Responses, StoreStatus
 from routerd.store.kubernetes.client import Client
 from routerd.store.kubernetes.documents import read_allocations, read_report
@@ -249,10 +250,10 @@ class KubernetesStore:
         error = self._allocations[2]
         if error is not None:
             message = f"{error} (what was last published stays in force)"
-            found.append(Refusal(f"ConfigMap/{self.namespace}/{ALLOCATIONS}", "InvalidFile", message))
+            found.append(Refusal(Ref("ConfigMap", self.namespace, ALLOCATIONS), "InvalidFile", message))
         if self._reporter is not None and (refusal := self._reporter.refusal()) is not None:
             found.append(refusal)
-        return tuple(sorted(set(found), key=lambda one: (one.object, one.reason, one.message)))
+        return tuple(sorted(set(found), key=lambda one: one.order))
 
 
 __all__ = ["KubernetesStore", "Timings"]

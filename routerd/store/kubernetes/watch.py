@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from routerd.log import event
 from routerd.model import Refusal
+from routerd.refs import STORE, Ref
 from routerd.store.interface import ResourceStatus
 from routerd.store.kubernetes.client import ApiError, Client, Json
 from routerd.store.kubernetes.contact import Pace
@@ -315,6 +316,6 @@ def refusal_of(collection: Collection, fault: Fault) -> Refusal:
     if error.status == 403:
         group = resource.group or "core"
         message = f'verb "{fault.verb}" on {resource.plural} (group {group}) is missing in RBAC: {error.message}'
-        return Refusal(f"store/{resource.label}", "Forbidden", f"{message} ({kept})")
+        return Refusal(Ref(STORE, name=resource.label), "Forbidden", f"{message} ({kept})")
     reason = "Unauthorized" if error.status == 401 else "Stale" if collection.listed else "Unreadable"
-    return Refusal(f"store/{resource.label}", reason, f"{resource.label} cannot be read: {error} ({kept})")
+    return Refusal(Ref(STORE, name=resource.label), reason, f"{resource.label} cannot be read: {error} ({kept})")

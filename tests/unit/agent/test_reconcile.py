@@ -14,10 +14,12 @@ import pytest
 from bgp.path import AdjRibOut, Path
 from bgp.path import Desired as BgpDesired
 from bgp.speaker import SpeakerUnavailable
+from egress.plan import Problem
 from egress.policy import Desired as EgressDesired
 from routerd.agent.reconcile import RETIRE_AFTER, Egress, NothingAfter, Reconciler, Round
 from routerd.model import Allocations, IPAddress, Refusal
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
+from routerd.refs import Ref
 from tests.models import cluster
 from tests.models.cluster import LOCAL, TOR
 
@@ -42,7 +44,7 @@ class World:
     broken: str = ""  # the action that fails; "observe" = reading does
     settles: bool = True
     adopted: Mapping[IPAddress, AdjRibOut] | None = field(default_factory=dict)  # what the agent before us announced
-    lacking: tuple[Refusal, ...] = ()
+    lacking: tuple[Problem, ...] = ()
 
 
 @dataclass
@@ -281,9 +283,10 @@ def test_a_datapath_that_is_as_it_should_be_is_read_in_full_rounds_only(makes_de
 
 
 def test_what_the_machine_lacks_is_told_in_every_round() -> None:
-    lacking = (Refusal("node/a", "ForwardingOff", "sysctl net.ipv4.ip_forward=1"),)
+    lacking = (Problem("node/a", "ForwardingOff", "sysctl net.ipv4.ip_forward=1"),)
+    told = (Refusal(Ref.parse("node/a"), "ForwardingOff", "sysctl net.ipv4.ip_forward=1"),)
     done = rounds(World(lacking=lacking), state(), state())
-    assert [each.refusals for each in done] == [lacking, lacking]
+    assert [each.refusals for each in done] == [told, told]
 
 
 def test_retiring_waits_while_preparing_fails() -> None:

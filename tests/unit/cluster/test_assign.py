@@ -22,7 +22,7 @@ def world() -> World:
 
 def refusals(world: World) -> list[tuple[str, str]]:
     world.decide()
-    return [(refusal.object, refusal.reason) for refusal in world.allocations.refusals]
+    return [(str(refusal.object), refusal.reason) for refusal in world.allocations.refusals]
 
 
 def test_lowest_address_first_as_metallb(world: World) -> None:
@@ -93,7 +93,7 @@ def test_every_no_has_a_reason(world: World, fields: dict[str, object], reason: 
     world.service("web", **fields)
     world.decide()
     (refusal,) = world.allocations.refusals
-    assert (refusal.object, refusal.reason) == ("svc/d/web", reason)
+    assert (str(refusal.object), refusal.reason) == ("svc/d/web", reason)
     assert message in refusal.message
 
 

@@ -15,6 +15,7 @@ from routerd.formats.allocations import (
     write_node_report,
 )
 from routerd.model import Allocations, EgressGroup, GatewaySlot, NodeReport, Refusal, ServiceAllocation, Writer
+from routerd.refs import Ref
 
 text = st.text(st.characters(codec="utf-8"), max_size=20)
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
@@ -39,7 +40,7 @@ allocations = st.builds(
     generation=st.integers(0, 2**62),
     services=st.lists(services, max_size=3).map(tuple),
     groups=st.lists(groups, max_size=3).map(tuple),
-    refusals=st.lists(st.builds(Refusal, text, text, text), max_size=3).map(tuple),
+    refusals=st.lists(st.builds(Refusal, text.map(Ref.parse), text, text), max_size=3).map(tuple),
 )
 
 
@@ -61,7 +62,7 @@ def test_the_text_is_one_line_per_record() -> None:
         7,
         (ServiceAllocation("shop/web", "public", (IPv4Address("192.0.2.1"),)),),
         (EgressGroup(5, IPv4Address("192.0.2.9"), ("EgressPolicy/a",), (GatewaySlot("n1", 0),), pool="egress"),),
-        (Refusal("svc/shop/x", "PoolExhausted", 'pool "public" is full'),),
+        (Refusal(Ref.parse("svc/shop/x"), "PoolExhausted", 'pool "public" is full'),),
     )
     assert write_allocations(value) == (
         "# Written by routerd; edits are lost.\n"

@@ -148,7 +148,7 @@ endpoints:
 def test_lists(kind: str, inner: str) -> None:
     items = "".join(f"- {{{inner}metadata: {{name: {name}}}}}\n" for name in "ab")
     loaded = read_text(f"apiVersion: v1\nkind: {kind}\nitems:\n{items}", "f.yaml")
-    assert [entry.key for entry in loaded.entries] == ["Pod/default/a", "Pod/default/b"]
+    assert [str(entry.ref) for entry in loaded.entries] == ["Pod/default/a", "Pod/default/b"]
 
 
 def test_kinds_of_others_are_no_business_of_ours() -> None:
@@ -164,7 +164,7 @@ def test_the_configuration_file_beside_manifests_is_passed_over() -> None:
 
 def test_kinds_that_mean_something_are_refused_by_name() -> None:
     (refusal,) = read_text("apiVersion: metallb.io/v1beta1\nkind: BGPPeer\nmetadata: {name: tor}\n", "f.yaml").refusals
-    assert (refusal.object, refusal.reason) == ("BGPPeer/tor", "KindNotSupported")
+    assert (str(refusal.object), refusal.reason) == ("BGPPeer/tor", "KindNotSupported")
 
 
 @pytest.mark.parametrize(

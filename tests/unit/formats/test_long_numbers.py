@@ -81,7 +81,7 @@ def test_a_mistake_of_ours_costs_an_object(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(objects.READERS, ("routerd.io", "AddressPool"), broken)
     assert collection.put(raw)
     (refusal,) = collection.refusals()
-    assert (refusal.object, refusal.reason) == ("AddressPool/a", "InvalidObject")
+    assert (str(refusal.object), refusal.reason) == ("AddressPool/a", "InvalidObject")
     assert "a mistake of ours" in refusal.message
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bgp.path import Path
 from routerd.model import EXCLUDE_LABEL, Allocations, BgpConfig, Peer, Refusal, Snapshot
 from routerd.node.announce import SERVICE_CHECKS, Announcements, Rules, announcements, egress_preference
+from routerd.refs import Ref
 from routerd.selectors import LabelSelector
 from tests.models import cluster
 from tests.models.cluster import LOCAL, TOR
@@ -30,7 +31,7 @@ def prefixes(result: Announcements) -> list[str]:
 
 
 def reasons(result: Announcements) -> dict[str, str]:
-    return {refusal.object: refusal.reason for refusal in result.refusals}
+    return {str(refusal.object): refusal.reason for refusal in result.refusals}
 
 
 def test_a_service_with_address_and_endpoint_is_announced() -> None:
@@ -38,7 +39,7 @@ def test_a_service_with_address_and_endpoint_is_announced() -> None:
     assert result.desired.ribs[TOR] == {
         ip_network("192.0.2.1/32"): Path(ip_network("192.0.2.1/32"), local_pref=0),
     }
-    assert result.owners == {ip_network("192.0.2.1/32"): ("svc/default/web",)}
+    assert result.owners == {ip_network("192.0.2.1/32"): (Ref.parse("svc/default/web"),)}
     assert result.refusals == ()
 
 
@@ -119,7 +120,7 @@ def test_cluster_policy_announces_from_a_node_without_endpoints() -> None:
 
 
 def test_the_operators_reason_is_told() -> None:
-    refused = Refusal("svc/default/web", "PoolExhausted", "pool default has no free address")
+    refused = Refusal(Ref.parse("svc/default/web"), "PoolExhausted", "pool default has no free address")
     result = announced(cluster.snapshot(allocations=Allocations(1, refusals=(refused,))))
     assert result.refusals[0].reason == "NoAddress"
     assert "PoolExhausted: pool default has no free address" in result.refusals[0].message
@@ -136,13 +137,13 @@ def shared_address() -> dict[str, object]:
 
 def test_two_services_on_one_address_are_one_path_with_two_owners() -> None:
     result = announced(cluster.snapshot(**shared_address()))
-    assert result.owners == {ip_network("192.0.2.1/32"): ("svc/default/api", "svc/default/web")}
+    assert result.owners == {ip_network("192.0.2.1/32"): (Ref.parse("svc/default/api"), Ref.parse("svc/default/web"))}
 
 
 def test_a_shared_path_stays_until_the_last_owner_lets_go() -> None:
     fields = {**shared_address(), "endpoint_slices": (cluster.endpoints("api", "a"),)}
     result = announced(cluster.snapshot(**fields))
-    assert result.owners == {ip_network("192.0.2.1/32"): ("svc/default/api",)}
+    assert result.owners == {ip_network("192.0.2.1/32"): (Ref.parse("svc/default/api"),)}
     assert reasons(result) == {"svc/default/web": "NoEndpoints"}
 
 

@@ -11,6 +11,7 @@ import pytest
 from routerd.model import EXCLUDE_LABEL, Allocations, BgpConfig, Origin, Refusal, Snapshot
 from routerd.node.brake import Brake, Limits
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
+from routerd.refs import service_ref
 from tests.models import cluster
 from tests.models.cluster import LOCAL, TOR
 
@@ -156,7 +157,7 @@ def no_slices(snapshot: Snapshot) -> Snapshot:
 
 
 def told_by_the_operator(snapshot: Snapshot) -> Snapshot:
-    refusals = tuple(Refusal(f"svc/default/s{number}", "PoolExhausted", "full") for number in range(COUNT))
+    refusals = tuple(Refusal(service_ref(f"default/s{number}"), "PoolExhausted", "full") for number in range(COUNT))
     return replace(snapshot, allocations=Allocations(2, (), refusals=refusals))
 
 
@@ -190,7 +191,8 @@ def test_what_explains_a_withdrawal(change: Callable[[Snapshot], Snapshot], left
 def test_an_api_server_says_itself_what_was_deleted() -> None:
     story = Story()
     services = {
-        key: replace(each, origin=Origin(f"Service/{key}")) for key, each in (everything().services or {}).items()
+        key: replace(each, origin=Origin(f"Service/{key}", is_api=True))
+        for key, each in (everything().services or {}).items()
     }
     before = replace(everything(), services=services)
     story.see(before)
@@ -209,6 +211,34 @@ def test_after_a_start_what_the_speaker_carries_counts() -> None:
     assert second.see(everything()) == COUNT
     assert not second.is_alarmed()
     assert second.see(without(everything(), *MOST)) == COUNT
+
+
+def test_a_file_is_one_however_its_directory_was_named() -> None:
+    story = Story()
+    services = {
+        key: replace(each, origin=Origin(each.origin.file.removeprefix("/")))
+        for key, each in (everything().services or {}).items()
+    }
+    before = replace(everything(), services=services)
+    story.see(before)
+    assert story.see(without(before, *MOST)) == COUNT
+    assert story.is_alarmed()
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("med", [None, 7])
+def test_after_a_start_the_operator_tells_what_is_a_vip_and_no_attribute(med: int | None, given: bool) -> None:
+    first, second = Story(), Story()
+    first.see(everything())
+    assert first.state.announcements is not None
+    carried = {
+        peer: {prefix: replace(path, med=med) for prefix, path in rib.items()}
+        for peer, rib in first.state.announcements.desired.ribs.items()
+    }
+    second.brake.begin(carried)
+    second.see(without(everything(), *MOST, given=given))
+    assert second.is_alarmed()
+    assert second.state.may_retire is given
 
 
 def test_switched_off_it_holds_nothing() -> None:

@@ -9,6 +9,7 @@ import pytest
 from egress.policy import Desired
 from routerd.model import Allocations, Namespace, PodSelection, PortRange, Refusal, Snapshot
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
+from routerd.refs import Ref
 from routerd.selectors import LabelSelector
 from routerd.tell.render import bgp_lines, changes, egress_lines, refusal_lines
 from tests.models import cluster
@@ -51,7 +52,7 @@ def egress(facts: LocalFacts = FACTS, **fields: object) -> Desired:
 
 
 def reasons(found: NodeState) -> dict[str, str]:
-    return {refusal.object: refusal.reason for refusal in found.refusals}
+    return {str(refusal.object): refusal.reason for refusal in found.refusals}
 
 
 def test_the_whole_state_as_text() -> None:
@@ -77,7 +78,9 @@ def test_a_node_that_the_store_does_not_know_touches_nothing_and_says_so() -> No
 
 
 def test_refusals_of_the_store_are_passed_on() -> None:
-    refused = Refusal("EgressPolicy/bad", "InvalidObject", "policies.yaml:3: spec.destinations: not a network")
+    refused = Refusal(
+        Ref.parse("EgressPolicy/bad"), "InvalidObject", "policies.yaml:3: spec.destinations: not a network"
+    )
     assert refused in compose(cluster.snapshot(refusals=(refused,)), SETTINGS, FACTS).refusals
 
 
@@ -126,7 +129,7 @@ def test_a_policy_without_a_group_fails_closed() -> None:
 
 
 def test_the_operators_reason_for_a_missing_group_is_told() -> None:
-    told = Refusal("EgressPolicy/web", "PoolExhausted", "pool out has no free address")
+    told = Refusal(Ref.parse("EgressPolicy/web"), "PoolExhausted", "pool out has no free address")
     assert reasons(state(allocations=Allocations(1, refusals=(told,))))["EgressPolicy/web"] == "PoolExhausted"
 
 

@@ -115,7 +115,9 @@ class OperatorMachine(RuleBasedStateMachine):
 
     def nobody_moved(self, before: Allocations) -> None:
         now = {each.service: each.addresses for each in self.world.allocations.services}
-        waiting = {refusal.object for refusal in before.refusals}  # these asked for another address before the edit
+        waiting = {
+            str(refusal.object) for refusal in before.refusals
+        }  # these asked for another address before the edit
         for each in before.services:
             assert f"svc/{each.service}" in waiting or set(each.addresses) <= set(now.get(each.service, ())), (
                 "an edit of a pool moved an address"
@@ -159,7 +161,7 @@ class OperatorMachine(RuleBasedStateMachine):
             (f"svc/{each.service}", address) for each in self.world.allocations.services for address in each.addresses
         }
         published |= {(name, group.egress_ip) for group in self.world.allocations.groups for name in group.policies}
-        refused = {each.object for each in self.world.allocations.refusals if each.reason == "GatewaysDiffer"}
+        refused = {str(each.object) for each in self.world.allocations.refusals if each.reason == "GatewaysDiffer"}
         assert {pair for pair in used if pair[0] not in refused} == published
 
     @invariant()

@@ -15,6 +15,7 @@ from routerd.cluster.ledger import Ledger
 from routerd.errors import StoreError
 from routerd.model import Allocations, Refusal, Snapshot
 from routerd.operator.loop import Operator
+from routerd.refs import Ref
 from routerd.serve import vitals
 from routerd.serve.vitals import Vitals, served
 from routerd.tell.operator_status import OperatorStatus, operator_status, unread
@@ -49,7 +50,9 @@ def test_an_operator_that_waits_is_ready_and_tells_no_addresses() -> None:
 
 
 def test_refusals_are_those_of_the_store_the_decision_and_the_writer() -> None:
-    refused = [Refusal("svc/d/a", reason, "…") for reason in ("InvalidObject", "PoolExhausted", "StatusOfOther")]
+    refused = [
+        Refusal(Ref.parse("svc/d/a"), reason, "…") for reason in ("InvalidObject", "PoolExhausted", "StatusOfOther")
+    ]
     decision = Decision(Allocations(3, refusals=(refused[1],)), Ledger())
     snapshot = replace(world().snapshot(), refusals=(refused[0],))
     found = operator_status("1", snapshot, {}, Rounds(), decision, active=True, refusals=(refused[2],))

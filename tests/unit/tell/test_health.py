@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from routerd.model import BgpConfig, Peer, Refusal, Snapshot
+from routerd.refs import Ref
 from routerd.tell.health import GRACE, Enabled, node_health
 from routerd.tell.status import AgentStatus, PeerStatus, Rounds
 from routerd.tell.views import PeerView
@@ -46,7 +47,7 @@ def message(kind: str, status: AgentStatus, **more: Any) -> str:
 
 
 def refused(name: str, reason: str) -> AgentStatus:
-    return replace(WELL, refusals=(Refusal(name, reason, f"why {reason}"),))
+    return replace(WELL, refusals=(Refusal(Ref.parse(name), reason, f"why {reason}"),))
 
 
 def test_a_node_that_is_well() -> None:
@@ -151,7 +152,10 @@ def test_without_a_speaker_no_session_is_known() -> None:
 
 def test_a_peer_to_which_no_session_is_opened_is_told_too() -> None:
     peers = (Peer(TOR, 1, 1, name="tor"), Peer(OTHER, 1, 1, name="far"), Peer(TOR, 1, 1, name="again"))
-    refusals = (Refusal("peer/far", "NoRoute", "no route"), Refusal("peer/again", "DuplicatePeer", "twice"))
+    refusals = (
+        Refusal(Ref.parse("peer/far"), "NoRoute", "no route"),
+        Refusal(Ref.parse("peer/again"), "DuplicatePeer", "twice"),
+    )
     status = replace(WELL, refusals=refusals)
     snapshot = cluster.snapshot(bgp=BgpConfig(peers))
     assert health(status, snapshot)["peers"][1:] == [

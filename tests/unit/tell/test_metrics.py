@@ -13,6 +13,7 @@ from prometheus_client.exposition import generate_latest
 
 from ipam.pool import Counts
 from routerd.model import Refusal
+from routerd.refs import Ref
 from routerd.store.interface import ResourceStatus, Responses, StoreStatus
 from routerd.tell.metrics import operator_registry, registry
 from routerd.tell.operator_status import OperatorStatus, Tenure
@@ -28,7 +29,10 @@ FULL = AgentStatus(
     config_loaded=True,
     rounds=Rounds().after(0.02).after(0.2, error="egress: map is full"),
     peers=(PeerStatus("tor", PeerView(ip_address("10.0.0.1"), up=True, flaps=2, announced=3), desired=4),),
-    refusals=(Refusal("svc/default/web", "NoEndpoints", "…"), Refusal("svc/default/api", "NoEndpoints", "…")),
+    refusals=(
+        Refusal(Ref.parse("svc/default/web"), "NoEndpoints", "…"),
+        Refusal(Ref.parse("svc/default/api"), "NoEndpoints", "…"),
+    ),
     pools=tuple(pool_rows(cluster.snapshot())),
     datapath=True,
     passed={"translated": 8},

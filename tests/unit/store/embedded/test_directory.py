@@ -39,7 +39,7 @@ def test_a_fifo_a_socket_and_a_device_are_refused_one_by_one(directory: Path, at
         (directory / "b.yaml").write_text(pool("b", "198.51.100.0/24"))
         snapshot = store.load()
     assert set(snapshot.pools or {}) == ({"b"} if at_start else {"a", "b"})
-    assert [(one.object, one.message.split(": ")[1].split(",")[0]) for one in snapshot.refusals] == [
+    assert [(str(one.object), one.message.split(": ")[1].split(",")[0]) for one in snapshot.refusals] == [
         ("file/fifo.yaml", "found a FIFO"),
         ("file/null.yaml", "found a device"),
         ("file/socket.yaml", "found a socket"),

@@ -82,7 +82,7 @@ def test_a_file_broken_at_the_start_keeps_everything_unsynced_until_it_is_mended
     snapshot = store.load()
     assert (snapshot.pools, snapshot.is_synced) == (None, False)
     (refusal,) = snapshot.refusals
-    assert (refusal.object, refusal.reason) == ("file/bad.yaml", "InvalidFile")
+    assert (str(refusal.object), refusal.reason) == ("file/bad.yaml", "InvalidFile")
     assert refusal.message == (
         f"{directory}/bad.yaml:2:1: not YAML: found character that cannot start any token (a tab? indent with spaces) "
         "(nothing at all is done until it is mended)"
@@ -125,7 +125,7 @@ def test_a_loss_is_believed_at_the_second_look(directory: Path, loss: Callable[[
     loss(path)
     assert not manifests.look(1.0, without=NOTHING, touched=NOTHING)
     assert manifests.is_losing
-    assert [entry.key for loaded in manifests.loaded() for entry in loaded.entries] == ["AddressPool/a"]
+    assert [str(entry.ref) for loaded in manifests.loaded() for entry in loaded.entries] == ["AddressPool/a"]
     assert not manifests.look(1.0 + GRACE / 2, without=NOTHING, touched=NOTHING)
     assert manifests.look(1.0 + GRACE, without=NOTHING, touched=NOTHING)
     assert not manifests.is_losing
@@ -143,7 +143,7 @@ def test_a_file_that_comes_back_in_time_loses_nothing(directory: Path) -> None:
     assert manifests.look(1.0 + GRACE, without=NOTHING, touched=NOTHING)
     assert not manifests.is_losing
     (loaded,) = manifests.loaded()
-    assert [entry.key for entry in loaded.entries] == ["AddressPool/a"]
+    assert [str(entry.ref) for entry in loaded.entries] == ["AddressPool/a"]
 
 
 def test_a_file_is_read_again_only_when_it_changed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from routerd.cluster.ledger import Ledger
 from routerd.model import Allocations, Refusal, ServiceAllocation, Snapshot
+from routerd.refs import service_ref
 from routerd.store.kubernetes.client import UNREACHABLE, ApiError
 from routerd.store.kubernetes.contact import Contact
 from routerd.store.kubernetes.objects import Collection
@@ -208,7 +209,7 @@ def test_a_path_that_breaks_while_others_are_answered_is_tried_after_pauses() ->
 
 
 def refusals(*names: str) -> tuple[Refusal, ...]:
-    return tuple(Refusal(f"svc/default/{name}", "PoolExhausted", "no address is free") for name in names)
+    return tuple(Refusal(service_ref(f"default/{name}"), "PoolExhausted", "no address is free") for name in names)
 
 
 def test_events_that_hang_hold_no_status_and_are_made_once_the_server_is_back() -> None:
