@@ -30,9 +30,10 @@ from routerd.node.brake import Brake, Limits
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
 from routerd.serve.api import RequestRefused
 from routerd.store.interface import StoreStatus
+from routerd.tell.columns import COLUMNS
 from routerd.tell.render import refusal_lines, state_lines
 from routerd.tell.status import AgentStatus, PeerStatus, as_json
-from routerd.tell.views import COLUMNS, PeerView, Row, View, pool_rows, rows
+from routerd.tell.views import PeerView, Row, View, pool_rows, rows
 from routerd.tell.why import FIELDS, explain, is_service, session_steps
 
 LOGGER = logging.getLogger("routerd.agent")

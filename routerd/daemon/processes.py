@@ -18,6 +18,7 @@ import routerd
 from routerd.agent import local
 from routerd.agent.loop import Agent
 from routerd.agent.reconcile import Reconciler
+from routerd.agent.settings import settings_of
 from routerd.blocking import in_thread
 from routerd.config import Config
 from routerd.daemon import preflight
@@ -26,9 +27,7 @@ from routerd.daemon.lifetime import Source
 from routerd.errors import StoreError
 from routerd.log import event
 from routerd.model import Allocations, NodeReport, Snapshot, Writer
-from routerd.node.announce import Rules
 from routerd.node.brake import Limits
-from routerd.node.desired import Settings
 from routerd.notify import notify
 from routerd.serve.api import ApiServer, agent_socket, answering, operator_socket
 from routerd.serve.vitals import Heart, Vitals, served
@@ -45,17 +44,6 @@ REPORT_PERIOD = 30.0  # seconds
 COLLECT_PERIOD = 10.0  # seconds; the shortest timeout of an idle flow is longer
 
 Task = Callable[[], Awaitable[None]]
-
-
-def settings_of(config: Config) -> Settings:
-    announce = config.bgp.announce
-    egress = announce.egress and config.egress.enabled  # without a datapath an egress address leads nowhere
-    return Settings(
-        node=config.node_name,
-        rules=Rules(announce.loadbalancer, announce.pod_cidrs, egress, config.bgp.router_id),
-        cluster_cidrs=config.cluster_cidrs,
-        tunnel_port=config.egress.tunnel_port,
-    )
 
 
 def file_store(config: Config, on_change: Callable[[], None] = lambda: None) -> FileStore:

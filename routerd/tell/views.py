@@ -23,6 +23,7 @@ from routerd.model import (
 )
 from routerd.node.desired import NodeState, group_of
 from routerd.refs import PEER
+from routerd.tell.columns import COLUMNS
 
 Value = str | int | float | bool | None
 Row = dict[str, Value]
@@ -49,29 +50,6 @@ class View:
     state: NodeState
     peers: Mapping[IPAddress, PeerView]
     nat: tuple[Row, ...] = ()
-
-
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "nodes": ("name", "ready", "addresses", "pod_cidrs", "gateway", "announces_services", "groups"),
-    "peers": (
-        "peer",
-        "address",
-        "remote_as",
-        "local_as",
-        "local_address",
-        "state",
-        "since",
-        "paths",
-        "flaps",
-        "reason",
-    ),
-    "paths": ("peer", "prefix", "next_hop", "local_pref", "med", "communities", "owners"),
-    "policies": ("policy", "destinations", "egress_ip", "group", "gateway", "pods_here", "reason"),
-    "pools": ("pool", "protocol", "uses", "addresses", "used", "free", "disabled"),
-    "egress-ips": ("egress_ip", "policies", "pool", "group", "active_gateway", "gateways", "epoch", "node_address"),
-    "nat": ("protocol", "pod", "remote", "egress_ip", "port", "group", "idle"),
-}
-KINDS = tuple(COLUMNS)
 
 
 def rows(kind: str, view: View) -> list[Row]:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from routerd.agent.settings import settings_of
 from routerd.cli.offline import snapshot_of, state_of
 from routerd.config import Config, StoreConfig
-from routerd.daemon.processes import file_store, settings_of
+from routerd.daemon.processes import file_store
 from routerd.model import Snapshot
 from routerd.node.desired import Settings
 from routerd.tell.render import refusal_lines, state_lines

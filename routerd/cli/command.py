@@ -1,0 +1,85 @@
+"""What a subcommand is, and what several share: the configuration, and questions to the daemons of this host."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from routerd.config import Config
+    from routerd.daemon.lifetime import Source
+
+DEFAULT_CONFIG = Path("/etc/routerd/routerd.yaml")
+OUTPUTS = ("table", "json", "csv")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One subcommand, whole. `run` gives the exit code, prints results on stdout and leaves errors to `main`; what is
+    slow to import it imports when it is called: `routerd version` needs no eBPF.
+    """
+
+    name: str
+    summary: str
+    examples: tuple[str, ...]
+    run: Callable[[argparse.Namespace], int]
+    detail: str = ""
+    arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    stays: bool = False
+    """Runs until a signal."""
+
+
+# --- arguments
+
+
+def manifests(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--manifests", type=Path, metavar="DIR", help="compute from these files instead of asking the agent"
+    )
+    parser.add_argument("--node", metavar="NAME", help="as seen from this node (with --manifests; default: node-name)")
+
+
+def output(parser: argparse.ArgumentParser, choices: Sequence[str] = OUTPUTS) -> None:
+    parser.add_argument("-o", "--output", choices=choices, default="table", help="how to print (default: table)")
+
+
+# --- configuration
+
+
+def path(arguments: argparse.Namespace) -> Path | None:
+    """The configuration file; None when none was named and the usual one is absent: the defaults then."""
+    named: Path | None = arguments.config
+    return named if named not in (None, DEFAULT_CONFIG) or DEFAULT_CONFIG.exists() else None
+
+
+def source(arguments: argparse.Namespace) -> Source:
+    from routerd.daemon.lifetime import Source
+
+    return Source(path(arguments), getattr(arguments, "bpf_loader", None))
+
+
+def configuration(arguments: argparse.Namespace) -> Config:
+    return source(arguments).load()
+
+
+# --- questions
+
+
+def ask_agent(config: Config, request: Mapping[str, Any]) -> Any:
+    from routerd.serve.api import agent_socket, ask
+
+    return ask(agent_socket(config.run_dir), dict(request))
+
+
+def ask_operator(config: Config, request: Mapping[str, Any], timeout: float = 10.0) -> Any:
+    """`timeout` in seconds. A note beside the answer goes to stderr."""
+    from routerd.serve.api import ask, operator_socket
+
+    def tell(note: str) -> None:
+        print(f"routerd: {note}", file=sys.stderr)
+
+    return ask(operator_socket(config.run_dir), dict(request), timeout, "operator", tell)

@@ -1,0 +1,170 @@
+"""Questions about a node, to its agent or about files: plan, show, why, status; and what releases its brake."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from routerd import codes
+from routerd.cli.command import Command, ask_agent, configuration, manifests, output
+from routerd.cli.table import render, table
+from routerd.tell.columns import COLUMNS, STEPS
+
+if TYPE_CHECKING:
+    from routerd.config import Config
+    from routerd.model import Snapshot
+    from routerd.node.desired import NodeState, Settings
+
+
+def _offline(arguments: argparse.Namespace, config: Config) -> tuple[Snapshot, NodeState, Settings]:
+    from routerd.agent.settings import settings_of
+    from routerd.cli.offline import snapshot_of, state_of
+
+    settings = replace(settings_of(config), node=arguments.node or config.node_name)
+    snapshot = snapshot_of(arguments.manifests, config)
+    return snapshot, state_of(snapshot, settings, config), settings
+
+
+def show(arguments: argparse.Namespace) -> int:
+    from routerd.tell.views import View, rows
+
+    config, kind = configuration(arguments), arguments.kind
+    if arguments.manifests is None:
+        found = ask_agent(config, {"get": "show", "kind": kind})
+    else:
+        snapshot, state, _ = _offline(arguments, config)
+        found = rows(kind, View(snapshot, state, {}))
+    sys.stdout.write(render(arguments.output, COLUMNS[kind], found))
+    return codes.OK
+
+
+def why(arguments: argparse.Namespace) -> int:
+    config = configuration(arguments)
+    if arguments.manifests is None:
+        steps = ask_agent(config, {"get": "why", "object": arguments.object})
+    else:
+        from routerd.tell.why import explain
+
+        snapshot, state, settings = _offline(arguments, config)
+        steps = [asdict(step) for step in explain(snapshot, state, settings, arguments.object)]
+    sys.stdout.write(render(arguments.output, STEPS, steps))
+    return codes.OK if all(step["yes"] for step in steps) else codes.REFUSED
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """What would change: the agent's pending work, or the difference that files would make."""
+    from routerd.serve.api import DaemonUnreachable
+    from routerd.tell.render import changes, refusal_lines, state_lines
+
+    config = configuration(arguments)
+    if arguments.manifests is None:
+        found = ask_agent(config, {"get": "plan"})
+        lines, refusals = found["changes"], found["refusals"]
+    else:
+        _, state, settings = _offline(arguments, config)
+        before: list[str] = []
+        if settings.node == config.node_name:
+            try:
+                before = ask_agent(config, {"get": "desired"})
+            except DaemonUnreachable as error:
+                print(f"routerd: compared with nothing: {error}", file=sys.stderr)
+        lines, refusals = changes(before, state_lines(state)), refusal_lines(state.refusals)
+    print("\n".join([*(lines or ["nothing would change"]), *refusals]))
+    return codes.OK
+
+
+def status(arguments: argparse.Namespace) -> int:
+    found = ask_agent(configuration(arguments), {"get": "status"})
+    if arguments.output == "json":
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        sys.stdout.write(_status_text(found))
+    return codes.OK if found["ready"] else codes.REFUSED
+
+
+def _status_text(found: Mapping[str, Any]) -> str:
+    egress, rounds = found["egress"], found["rounds"]
+    head = [
+        f"node      {found['node']}, routerd {found['version']}",
+        f"ready     {'yes' if found['ready'] else 'no: ' + found['not_ready_because']}",
+        f"datapath  {'attached' if egress['datapath'] else 'not attached'}, {egress['pods']} pods selected, "
+        f"{egress['nat_entries']} of {egress['nat_room']} flows",
+        f"rounds    {rounds['done']}, of which {rounds['errors']} failed",
+    ]
+    if found["config"]["stale"]:
+        head.append(f"stale     the configuration is refused, the last good one works on: {found['config']['error']}")
+    if rounds["held"]:
+        head.append(f"held      {rounds['held']}")
+    peers = table(("peer", "state", "announced", "desired", "flaps", "last_error"), found["peers"])
+    refusals = table(("object", "reason", "message"), found["refusals"])
+    return "\n".join([*head, "", peers, *([refusals] if found["refusals"] else [])])
+
+
+def release_brake(arguments: argparse.Namespace) -> int:
+    paths = ask_agent(configuration(arguments), {"get": "release-brake"})
+    print(f"released {paths} paths" if paths else "nothing is held")
+    return codes.OK
+
+
+def _show_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kind", choices=tuple(COLUMNS), help="what to show")
+    output(parser)
+    manifests(parser)
+
+
+def _why_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("object", metavar="OBJECT", help="svc/NAMESPACE/NAME or pod/NAMESPACE/NAME")
+    output(parser, ("table", "json"))
+    manifests(parser)
+
+
+def _status_arguments(parser: argparse.ArgumentParser) -> None:
+    output(parser, ("table", "json"))
+
+
+PLAN = Command(
+    "plan",
+    "what would change on this node and for each peer, without changing it",
+    ("routerd plan", "routerd plan --manifests new/", "routerd plan --manifests new/ --node a"),
+    plan,
+    detail=(
+        "Asks the running agent. With --manifests it compares those files with what the agent has now, or with nothing "
+        "if no agent runs, and touches nothing."
+    ),
+    arguments=manifests,
+)
+SHOW = Command(
+    "show",
+    "print nodes, peers, paths, policies, pools, NAT entries or egress addresses",
+    ("routerd show paths", "routerd show peers -o json", "routerd show egress-ips -o csv >firewall.csv"),
+    show,
+    detail="`egress-ips -o csv` is the list for a firewall administrator: which source address is whose.",
+    arguments=_show_arguments,
+)
+WHY = Command(
+    "why",
+    "why a service is (not) announced from here, or how a pod leaves",
+    ("routerd why svc/default/web", "routerd why pod/default/web-0", "routerd why svc/default/web -o json"),
+    why,
+    detail="Prints each condition and stops at the first no. Exit code 1 if there is a no.",
+    arguments=_why_arguments,
+)
+STATUS = Command(
+    "status",
+    "whether the agent is ready, and what it refuses and why",
+    ("routerd status", "routerd status -o json"),
+    status,
+    detail="Exit code 1 if the agent is not ready.",
+    arguments=_status_arguments,
+)
+RELEASE_BRAKE = Command(
+    "release-brake",
+    "withdraw what the brake holds on this node",
+    ("routerd release-brake",),
+    release_brake,
+    detail="`routerd status` shows what is held: many withdrawals at once that no change explains (bgp.brake).",
+)

@@ -1,0 +1,25 @@
+"""What can be shown, and its columns. It imports nothing: the command line knows the words before it loads anything."""
+
+from __future__ import annotations
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "nodes": ("name", "ready", "addresses", "pod_cidrs", "gateway", "announces_services", "groups"),
+    "peers": (
+        "peer",
+        "address",
+        "remote_as",
+        "local_as",
+        "local_address",
+        "state",
+        "since",
+        "paths",
+        "flaps",
+        "reason",
+    ),
+    "paths": ("peer", "prefix", "next_hop", "local_pref", "med", "communities", "owners"),
+    "policies": ("policy", "destinations", "egress_ip", "group", "gateway", "pods_here", "reason"),
+    "pools": ("pool", "protocol", "uses", "addresses", "used", "free", "disabled"),
+    "nat": ("protocol", "pod", "remote", "egress_ip", "port", "group", "idle"),
+    "egress-ips": ("egress_ip", "policies", "pool", "group", "active_gateway", "gateways", "epoch", "node_address"),
+}
+STEPS = ("yes", "question", "reason", "detail")  # of `why`
