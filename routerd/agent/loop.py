@@ -177,7 +177,7 @@ class Agent:
             "status": lambda _: self._told_status(),
             "show": self._show,
             "why": self._why,
-            "desired": lambda _: state_lines(self._state),
+            "desired": lambda request: state_lines(self._state, str(request.get("key") or "").encode()),
             "plan": lambda _: self._plan(),
             "release-brake": lambda _: self._release_brake(),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -67,12 +68,13 @@ def plan(arguments: argparse.Namespace) -> int:
     else:
         _, state, settings = _offline(arguments, config)
         before: list[str] = []
+        key = secrets.token_hex(16)  # of this comparison: nobody can tell a password from its mark
         if settings.node == config.node_name:
             try:
-                before = ask_agent(config, {"get": "desired"})
+                before = ask_agent(config, {"get": "desired", "key": key})
             except DaemonUnreachable as error:
                 print(f"routerd: compared with nothing: {error}", file=sys.stderr)
-        lines, refusals = changes(before, state_lines(state)), refusal_lines(state.refusals)
+        lines, refusals = changes(before, state_lines(state, key.encode())), refusal_lines(state.refusals)
     print("\n".join([*(lines or ["nothing would change"]), *refusals]))
     return codes.OK
 

@@ -1,57 +1,140 @@
 """Desired state as sorted lines of text, one fact per line, for stories, `routerd plan` and `routerd show`.
 
-Pure. Two equal states give equal text and a changed state changes at least one line. Passwords never show.
+Pure. Two equal states give equal text, and a changed state changes at least one line: what is said of a value names
+the fields that it speaks of, and a field of which nothing speaks is an error when this module is imported. Passwords
+never show; with a key, a mark stands for each, that another password changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+import hmac
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Generic, TypeVar
 
 from bgp.path import AdjRibOut, IPAddress, Path, SpeakerPeer
 from bgp.path import Desired as BgpDesired
 from egress.policy import Desired as EgressDesired
-from egress.policy import Group, Policy, Ports
+from egress.policy import Gateway, Group, Policy, Ports
 from routerd.model import Refusal
+from routerd.node.announce import Announcements
 from routerd.node.desired import NodeState
+
+T = TypeVar("T")
+DEFAULT_FAMILIES = ("ipv4 unicast", "ipv6 unicast")
+
+
+@dataclass(frozen=True, slots=True)
+class Part(Generic[T]):
+    """What is said of some fields of a value: nothing, words of its line, or lines."""
+
+    fields: str  # names, separated by blanks
+    say: Callable[[T], Iterable[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence(Generic[T]):
+    """What is said of a value, in order; every field is spoken of. TypeError otherwise."""
+
+    kind: type[T]
+    parts: tuple[Part[T], ...]
+
+    def __post_init__(self) -> None:
+        said = [name for part in self.parts for name in part.fields.split()]
+        there = [field.name for field in fields(self.kind)]  # type: ignore[arg-type]
+        if sorted(said) != sorted(there):
+            raise TypeError(f"{self.kind.__name__}: {sorted(set(said) ^ set(there))} must be said once")
+
+    def of(self, value: T) -> list[str]:
+        return [words for part in self.parts for words in part.say(value)]
+
+    def line(self, value: T) -> str:
+        return " ".join(self.of(value))
+
+
+def _if(words: str, *there: object) -> tuple[str, ...]:
+    """`words`, if any of the values is not empty."""
+    return (words,) if any(there) else ()
+
+
+def _joined(values: Iterable[object]) -> str:
+    return ",".join(map(str, values))
+
+
+# --- announcements
+
+
+PATH: Sentence[Path] = Sentence(
+    Path,
+    (
+        Part("prefix", lambda path: (str(path.prefix),)),
+        Part("next_hop", lambda path: (f"next-hop {path.next_hop or 'self'}",)),
+        Part("local_pref", lambda path: () if path.local_pref is None else (f"local-pref {path.local_pref}",)),
+        Part("med", lambda path: () if path.med is None else (f"med {path.med}",)),
+        Part("prepend", lambda path: _if(f"prepend {path.prepend}", path.prepend)),
+        Part("communities", lambda path: _if(f"community {_joined(path.communities)}", path.communities)),
+    ),
+)
 
 
 def path_text(path: Path) -> str:
     """`192.0.2.1/32 next-hop self local-pref 100 community 64512:1`: only what is set."""
-    parts = [str(path.prefix), f"next-hop {path.next_hop or 'self'}"]
-    if path.local_pref is not None:
-        parts.append(f"local-pref {path.local_pref}")
-    if path.med is not None:
-        parts.append(f"med {path.med}")
-    if path.prepend:
-        parts.append(f"prepend {path.prepend}")
-    if path.communities:
-        parts.append(f"community {','.join(path.communities)}")
-    return " ".join(parts)
+    return PATH.line(path)
 
 
-def session_text(peer: SpeakerPeer) -> str:
-    parts = [f"AS{peer.local_as} {peer.local_address} -> AS{peer.remote_as} {peer.address}"]
-    if peer.port != 179:
-        parts.append(f"port {peer.port}")
-    parts.append(f"router-id {peer.router_id} hold {peer.hold_time}")
-    if peer.graceful_restart_time:
-        parts.append(f"graceful-restart {peer.graceful_restart_time}")
-    if peer.multihop_ttl is not None:
-        parts.append(f"multihop {peer.multihop_ttl}")
-    if peer.password:
-        parts.append("md5")
-    return " ".join(parts)
+def _multihop(peer: SpeakerPeer) -> tuple[str, ...]:
+    return () if peer.multihop_ttl is None else (f"multihop {peer.multihop_ttl}",)
+
+
+def _families(peer: SpeakerPeer) -> tuple[str, ...]:
+    return _if(f"families {_joined(peer.families) or 'none'}", peer.families != DEFAULT_FAMILIES)
+
+
+SESSION: Sentence[SpeakerPeer] = Sentence(
+    SpeakerPeer,
+    (
+        Part("local_as local_address", lambda peer: (f"AS{peer.local_as} {peer.local_address} ->",)),
+        Part("remote_as address", lambda peer: (f"AS{peer.remote_as} {peer.address}",)),
+        Part("port", lambda peer: _if(f"port {peer.port}", peer.port != 179)),
+        Part("router_id hold_time", lambda peer: (f"router-id {peer.router_id} hold {peer.hold_time}",)),
+        Part(
+            "graceful_restart_time",
+            lambda peer: _if(f"graceful-restart {peer.graceful_restart_time}", peer.graceful_restart_time),
+        ),
+        Part("multihop_ttl", _multihop),
+        Part("families", _families),
+        Part("description", lambda peer: _if(f"name {peer.description!r}", peer.description)),
+        Part("password", lambda peer: _if("md5", peer.password)),
+    ),
+)
+
+
+def session_text(peer: SpeakerPeer, key: bytes = b"") -> str:
+    """One session. With a `key`, a mark of the password: of no use to whoever does not have the key."""
+    mark = hmac.new(key, peer.password.encode(errors="surrogatepass"), hashlib.sha256).hexdigest()[:8]
+    return SESSION.line(peer) + (f" {mark}" if key and peer.password else "")
+
+
+def _by_address(found: Mapping[IPAddress, T]) -> list[tuple[IPAddress, T]]:
+    return sorted(found.items(), key=lambda item: (item[0].version, int(item[0])))
+
+
+def _bgp(key: bytes) -> Sentence[BgpDesired]:
+    def peers(desired: BgpDesired) -> Iterator[str]:
+        return (f"peer {address} {session_text(peer, key)}" for address, peer in _by_address(desired.peers))
+
+    return Sentence(BgpDesired, (Part("peers", peers), Part("ribs", lambda it: path_lines(it.ribs))))
 
 
 def bgp_lines(desired: BgpDesired) -> list[str]:
     """`peer ADDRESS SESSION`, then `path ADDRESS PATH`, sorted by peer, then prefix."""
-    peers = sorted(desired.peers.items(), key=lambda item: (item[0].version, int(item[0])))
-    return [f"peer {address} {session_text(peer)}" for address, peer in peers] + path_lines(desired.ribs)
+    return _bgp(b"").of(desired)
 
 
 def path_lines(ribs: Mapping[IPAddress, AdjRibOut]) -> list[str]:
     lines: list[str] = []
-    for address, rib in sorted(ribs.items(), key=lambda item: (item[0].version, int(item[0]))):
+    for address, rib in _by_address(ribs):
         paths = sorted(
             rib.values(), key=lambda p: (p.prefix.version, int(p.prefix.network_address), p.prefix.prefixlen)
         )
@@ -59,52 +142,113 @@ def path_lines(ribs: Mapping[IPAddress, AdjRibOut]) -> list[str]:
     return lines
 
 
-def _ports_text(ports: Ports) -> str:
-    if not ports.first:
-        return ports.protocol
-    return f"{ports.protocol}/{ports.first}" + (f"-{ports.last}" if ports.last != ports.first else "")
+# --- egress
 
 
-def _policy_text(policy: Policy) -> str:
-    parts = [f"policy {policy.name} -> {'group ' + str(policy.group) if policy.group else 'dropped (no group)'}"]
-    parts.append(f"to {','.join(map(str, policy.destinations))}")
-    if policy.excluded:
-        parts.append(f"except {','.join(map(str, policy.excluded))}")
-    if policy.ports:
-        parts.append(f"ports {','.join(map(_ports_text, policy.ports))}")
-    if policy.priority:
-        parts.append(f"priority {policy.priority}")
-    return " ".join(parts)
+PORTS: Sentence[Ports] = Sentence(
+    Ports,
+    (
+        Part("protocol", lambda it: (it.protocol,)),
+        Part(
+            "first last",
+            lambda it: _if(f"{it.first}" + (f"-{it.last}" if it.last != it.first else ""), it.first, it.last),
+        ),
+    ),
+)
+GATEWAY: Sentence[Gateway] = Sentence(
+    Gateway,
+    (
+        Part("node address", lambda it: (f"{it.node}@{it.address}",)),
+        Part("slot", lambda it: (f"#{it.slot}",)),
+        Part("up", lambda it: _if("(down)", not it.up)),
+    ),
+)
+POLICY: Sentence[Policy] = Sentence(
+    Policy,
+    (
+        Part("name", lambda it: (f"policy {it.name} ->",)),
+        Part("group", lambda it: (f"group {it.group}" if it.group else "dropped (no group)",)),
+        Part("destinations destinations6", lambda it: (f"to {_joined((*it.destinations, *it.destinations6))}",)),
+        Part(
+            "excluded excluded6",
+            lambda it: _if(f"except {_joined((*it.excluded, *it.excluded6))}", it.excluded, it.excluded6),
+        ),
+        Part("ports", lambda it: _if(f"ports {_joined('/'.join(PORTS.of(ports)) for ports in it.ports)}", it.ports)),
+        Part("priority", lambda it: _if(f"priority {it.priority}", it.priority)),
+        Part("created", lambda it: _if(f"since {it.created}", it.created)),
+    ),
+)
+GROUP: Sentence[Group] = Sentence(
+    Group,
+    (
+        Part("id egress_ip", lambda it: (f"group {it.id} {it.egress_ip}",)),
+        Part("node_address", lambda it: _if("node-address", it.node_address)),
+        Part("slots", lambda it: (f"slots {it.slots}",)),
+        Part("gateways", lambda it: (f"via {' '.join(''.join(GATEWAY.of(g)) for g in it.gateways) or 'nothing'}",)),
+    ),
+)
 
 
-def _group_text(group: Group) -> str:
-    gateways = [f"{g.node}@{g.address}#{g.slot}{'' if g.up else '(down)'}" for g in group.gateways]
-    mark = " node-address" if group.node_address else ""
-    return f"group {group.id} {group.egress_ip}{mark} slots {group.slots} via {' '.join(gateways) or 'nothing'}"
+def _networks(word: str, networks: Iterable[Any]) -> Iterator[str]:
+    return (f"{word} {network}" for network in sorted(networks))
 
 
-def _networks(word: str, networks: Iterable[object]) -> Iterator[str]:
-    return (f"{word} {network}" for network in networks)
+def _pods(pods: Mapping[Any, tuple[str, ...]]) -> Iterator[str]:
+    return (f"pod {address} {' '.join(names) or '-'}" for address, names in sorted(pods.items()))
+
+
+EGRESS: Sentence[EgressDesired] = Sentence(
+    EgressDesired,
+    (
+        Part("node node_address tunnel_port", lambda it: (f"node {it.node} {it.node_address} udp {it.tunnel_port}",)),
+        Part("pods", lambda it: _pods(it.pods)),
+        Part("pods6", lambda it: _pods(it.pods6)),
+        Part("policies", lambda it: (POLICY.line(policy) for _, policy in sorted(it.policies.items()))),
+        Part("groups", lambda it: (GROUP.line(group) for _, group in sorted(it.groups.items()))),
+        Part("cluster", lambda it: _networks("cluster", it.cluster)),
+        Part("cluster6", lambda it: _networks("cluster", it.cluster6)),
+        Part("pod_cidrs", lambda it: _networks("pod-cidr", it.pod_cidrs)),
+        Part("pod_cidrs6", lambda it: _networks("pod-cidr", it.pod_cidrs6)),
+        Part("nodes", lambda it: _networks("tunnel-node", it.nodes)),
+        Part("uplinks", lambda it: (f"uplink {name}" for name in it.uplinks)),
+    ),
+)
 
 
 def egress_lines(desired: EgressDesired) -> list[str]:
-    """`node`, `pod`, `policy`, `group`, `cluster`, `tunnel-node`, `uplink` lines, in that order, sorted inside."""
-    return [
-        f"node {desired.node} {desired.node_address} udp {desired.tunnel_port}",
-        *(f"pod {address} {' '.join(names) or '-'}" for address, names in sorted(desired.pods.items())),
-        *(_policy_text(policy) for _, policy in sorted(desired.policies.items())),
-        *(_group_text(group) for _, group in sorted(desired.groups.items())),
-        *_networks("cluster", sorted(desired.cluster)),
-        *_networks("pod-cidr", sorted(desired.pod_cidrs)),
-        *_networks("tunnel-node", sorted(desired.nodes)),
-        *_networks("uplink", desired.uplinks),
-    ]
+    """`node`, `pod`, `policy`, `group`, `cluster`, `pod-cidr`, `tunnel-node`, `uplink` lines, sorted inside."""
+    return EGRESS.of(desired)
 
 
-def state_lines(state: NodeState) -> list[str]:
-    """Both parts; a part that is not synced has no line."""
-    bgp = bgp_lines(state.announcements.desired) if state.announcements else []
-    return bgp + (egress_lines(state.egress) if state.egress else [])
+# --- all of it
+
+
+def _state(key: bytes) -> Sentence[NodeState]:
+    bgp = _bgp(key)
+    announced: Sentence[Announcements] = Sentence(
+        Announcements,
+        (
+            Part("desired", lambda it: bgp.of(it.desired)),
+            Part("owners refusals", lambda it: ()),  # why, not what
+        ),
+    )
+    return Sentence(
+        NodeState,
+        (
+            Part("announcements", lambda it: announced.of(it.announcements) if it.announcements else ()),
+            Part("egress", lambda it: egress_lines(it.egress) if it.egress else ()),
+            Part("refusals", lambda it: ()),  # `refusal_lines`
+            Part("may_retire", lambda it: _if("gateway state stays: withdrawals are held", not it.may_retire)),
+        ),
+    )
+
+
+STATE = _state(b"")
+
+
+def state_lines(state: NodeState, key: bytes = b"") -> list[str]:
+    """Every part; one that is not synced has no line. `key`: see `session_text`."""
+    return (_state(key) if key else STATE).of(state)
 
 
 def refusal_lines(refusals: Iterable[Refusal]) -> list[str]:

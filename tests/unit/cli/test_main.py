@@ -12,14 +12,19 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from routerd import codes
+from routerd.agent.settings import settings_of
 from routerd.cli.main import COMMANDS, main
+from routerd.cli.offline import snapshot_of, state_of
 from routerd.cli.table import as_csv, table
-from routerd.serve.api import Noted, answering, operator_socket
+from routerd.config import load_config
+from routerd.serve.api import Noted, agent_socket, answering, operator_socket
 from routerd.tell.columns import COLUMNS
+from routerd.tell.render import state_lines
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -293,6 +298,34 @@ def test_plan_from_files_compares_with_nothing_when_no_agent_runs(
     assert "+ path 127.0.0.9 192.0.2.0/32 next-hop self local-pref 0" in said.out.splitlines()
     assert "+ pod 10.1.1.2 CiliumEgressNATPolicy/out" in said.out.splitlines()
     assert "compared with nothing" in said.err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "lines"), [("s3cret", "s3cret", 0), ("s3cret", "s3crets", 2), ("", "s3cret", 2)]
+)
+def test_plan_from_files_tells_another_password_without_showing_it(
+    old: str, new: str, lines: int, config: Path, manifests: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def with_password(password: str) -> str:
+        return CLUSTER.replace("my-asn: 64512}", f"my-asn: 64512, password: {password}}}") if password else CLUSTER
+
+    (manifests / "cluster.yaml").write_text(with_password(old))
+    loaded = load_config(config)
+    settings = settings_of(loaded)
+    state = state_of(snapshot_of(manifests, loaded), settings, loaded)
+    (manifests / "cluster.yaml").write_text(with_password(new))
+
+    async def story() -> int:
+        def agent(request: dict[str, Any]) -> list[str]:
+            return state_lines(state, request["key"].encode())
+
+        async with answering(agent_socket(config.parent / "run"), agent):
+            return await asyncio.to_thread(run, "plan", "--manifests", manifests, "--config", config)
+
+    assert asyncio.run(story()) == codes.OK
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("+", "-"))]
+    assert [line.split()[1:3] for line in said] == [["peer", "127.0.0.9"]] * lines
+    assert "s3cret" not in "".join(said)
 
 
 def test_plan_changes_no_file(config: Path, manifests: Path, tmp_path: Path) -> None:
