@@ -12,6 +12,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -23,6 +24,7 @@ from egress.entries import Facts, MapEntries, PodDevice, map_entries
 from egress.policy import Desired
 from egress.tables import Back, Flow, FlowKey, Mapped, NatKey, ReverseKey, State, Tables, ip4, tables
 from tests.netns.lab import netns
+from tests.netns.lab.mounts import own_mounts
 
 SELF, WORKER, WORKER2, STRANGER = (IPv4Address(f"10.200.0.{n}") for n in (1, 2, 3, 99))
 EGRESS_IP, NODE_EGRESS_IP = IPv4Address("192.0.2.100"), IPv4Address("192.0.2.200")
@@ -61,7 +63,7 @@ class World:
         self._namespace = netns.Namespace(name, name)
         self._directory = Path(tempfile.mkdtemp(prefix=f"{name}-"))
         self._written: dict[str, MapEntries] = {}
-        self._inside = netns.entered(name)
+        self._inside = ExitStack()
         self._programs: dict[str, int] = {}
         self.sizes = dict(sizes or {})
         try:
@@ -71,12 +73,13 @@ class World:
             raise
 
     def _make(self) -> None:
-        netns.run(["mount", "-t", "bpf", "bpf", str(self._directory)])
         self._namespace.create()
         self._namespace.sysctl({"net.ipv6.conf.default.disable_ipv6": 1, "net.ipv4.ip_forward": 1})
         self._namespace.ip(*_SETUP.strip().splitlines())
         self._namespace.sysctl({"net.ipv4.conf.tunnel.forwarding": 1, "net.ipv4.conf.all.rp_filter": 0})
-        self._inside.__enter__()
+        self._inside.enter_context(own_mounts())
+        self._inside.enter_context(netns.entered(self._namespace.name))
+        netns.run(["mount", "-t", "bpf", "bpf", str(self._directory)])
         self.pins = self._directory / "routerd"
         loader.load(self.pins, self.sizes)
         self.maps = loader.PinnedMaps(self.pins)
@@ -91,9 +94,8 @@ class World:
             for fd in self._programs.values():
                 os.close(fd)
             self.maps.close()
-            self._inside.__exit__(None, None, None)
+        self._inside.close()
         netns.run(["ip", "netns", "del", self._namespace.name], check=False)
-        netns.run(["umount", "-q", "-l", str(self._directory)], check=False)
         self._directory.rmdir()
 
     # -- what user space wrote

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.netns.lab.mounts import own_bpffs
+
 ROOT = Path(__file__).resolve().parents[2]
 KERNEL = ROOT / ".lab" / "cache" / "kernel"
 TRACE = """
@@ -49,7 +51,8 @@ def needed_files(script: Path, argument: str, trace: Path) -> list[Path]:
     """Files that the script opens as modules or libraries. It is run here, with the project's checkout to import."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "TRACE_TO": str(trace)}
     command = [sys.executable, "-S", "-c", TRACE, str(script), argument]
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, timeout=60)
+    with own_bpffs():
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, timeout=60)
     return [Path(name) for name in sorted(set(json.loads(trace.read_text(encoding="utf-8"))))]
 
 
@@ -72,7 +75,7 @@ def archive(files: dict[str, tuple[int, bytes, int]]) -> bytes:
 def initial_file_system(script: Path, argument: str, trace: Path) -> bytes:
     """Everything under the path it has here, as Python finds its library by paths; `/init` runs the script."""
     python = Path(sys.executable).resolve()
-    needed = [*needed_files(script, f"{argument}-{os.getpid()}", trace), script, python]
+    needed = [*needed_files(script, argument, trace), script, python]
     needed += (ROOT / "bpf").glob("*.[ho]")
     files = {str(path): (0o100755, path.read_bytes(), int(path.stat().st_mtime)) for path in needed}
     for name in links_to({Path(name) for name in files}):

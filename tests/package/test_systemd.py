@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bpf.loader import remove_pins
+from tests.netns.lab.mounts import BPFFS
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = sorted((ROOT / "configs" / "systemd").glob("*.service"))
@@ -80,8 +80,9 @@ def run_confined(granted: list[str], pins: Path) -> subprocess.CompletedProcess[
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.usefixtures("bpffs")
 def test_the_agents_capabilities_are_enough() -> None:
-    pins = Path(f"/sys/fs/bpf/routerd-unit-{os.getpid()}")
+    pins = BPFFS / "unit"
     done = run_confined(capabilities("routerd-agent"), pins)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "left to do:"
@@ -89,10 +90,9 @@ def test_the_agents_capabilities_are_enough() -> None:
     assert not pins.exists()
 
 
+@pytest.mark.usefixtures("bpffs")
 @pytest.mark.parametrize("left_out", ["net_admin", "bpf", "perfmon"])
 def test_each_of_them_is_needed(left_out: str) -> None:
-    pins = Path(f"/sys/fs/bpf/routerd-unit-{left_out}-{os.getpid()}")
-    done = run_confined([name for name in capabilities("routerd-agent") if name != left_out], pins)
-    remove_pins(pins)
+    done = run_confined([name for name in capabilities("routerd-agent") if name != left_out], BPFFS / "unit")
     assert done.returncode != 0
     assert "not permitted" in done.stderr or "Permission denied" in done.stderr, done.stderr

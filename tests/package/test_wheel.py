@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.netns.lab.mounts import BPFFS
+
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("routerd", "bgp", "egress", "ipam", "bpf")
 CHECK = Path(__file__).with_name("packet_check.py")
@@ -92,10 +94,11 @@ def test_the_installed_command_runs(installed: Path, tmp_path: Path) -> None:
     assert "0.1.0" in run(installed / "routerd", "version", cwd=tmp_path)
 
 
+@pytest.mark.usefixtures("bpffs")
 @pytest.mark.parametrize("loader", ["libbpf", "bcc"])
 def test_the_installed_datapath_carries_packets(installed: Path, tmp_path: Path, loader: str) -> None:
     """bcc sees the system's package alone, and the headers that the package carries instead of libbpf's."""
-    pins = Path(f"/sys/fs/bpf/routerd-wheel-{loader}-{os.getpid()}")
+    pins = BPFFS / "wheel"
     headers = ROOT / ".lab" / "cache" / "kernel" / "headers"
     text = run(installed / "python", CHECK, pins, loader, cwd=tmp_path, BCC_KERNEL_SOURCE=str(headers))
     found = json.loads(text)

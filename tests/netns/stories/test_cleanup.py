@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.netns.lab.mounts import BPFFS, own_bpffs
 from tests.netns.lab.netns import Namespace, run
 
 ROOT = Path(__file__).parents[3]
@@ -52,17 +52,17 @@ class Host:
 @pytest.fixture
 def host() -> Iterator[Host]:
     tag = f"cleanup{os.getpid()}"
-    namespace, pins = Namespace(tag, "host"), Path(f"/sys/fs/bpf/{tag}")
+    namespace, pins = Namespace(tag, "host"), BPFFS / tag
     with tempfile.TemporaryDirectory(prefix="routerd-cleanup-") as directory:
         config = Path(directory) / "routerd.yaml"
         config.write_text(f"apiVersion: routerd.io/v1alpha1\nkind: Config\nrun-dir: {directory}/run\npin-dir: {pins}\n")
         namespace.create()
         try:
             namespace.sysctl({RESERVED: OTHERS})
-            yield Host(namespace, config, pins)
+            with own_bpffs():
+                yield Host(namespace, config, pins)
         finally:
             run(["ip", "netns", "del", namespace.name], check=False)
-            shutil.rmtree(pins, ignore_errors=True)
 
 
 def test_cleanup_takes_back_what_the_start_of_a_pod_reserved(host: Host) -> None:
