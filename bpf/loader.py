@@ -16,11 +16,10 @@ from ctypes.util import find_library
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from bpf import syscall
+from bpf import bpffs, syscall
 from bpf.layout import PROGRAMS, Settings, decode, u32
 
 OBJECT = "egress.bpf.o"
-BPFFS_MAGIC = 0xCAFE4A11
 
 
 class LoadError(Exception):
@@ -102,19 +101,10 @@ class _Log:
 
 
 def check_bpffs(directory: Path) -> None:
-    """LoadError unless `directory` lies on a BPF file system. Its last part need not exist yet."""
-    existing = next(parent for parent in (directory, *directory.parents) if parent.exists())
-
-    class StatFs(ctypes.Structure):
-        _fields_ = [("type", ctypes.c_long), ("rest", ctypes.c_char * 256)]
-
-    result = StatFs()
-    if ctypes.CDLL(None, use_errno=True).statfs(os.fsencode(existing), ctypes.byref(result)):
-        raise LoadError(f"{existing}: {os.strerror(ctypes.get_errno())}")
-    if result.type & 0xFFFFFFFF != BPFFS_MAGIC:
-        raise LoadError(
-            f"{directory}: not on a BPF file system: mount one (mount -t bpf bpf /sys/fs/bpf), or set pin-dir to one"
-        )
+    """LoadError unless `directory` lies on a BPF file system. Its last parts need not exist yet."""
+    reason = bpffs.lack(directory)
+    if reason:
+        raise LoadError(reason)
 
 
 def load(pin_directory: Path, sizes: Mapping[str, int] | None = None) -> bool:

@@ -1,6 +1,7 @@
 """What the machine must have before a process starts: each check raises `EnvironmentFault` and says what to do.
 
-It reads and changes nothing. A peer that does not answer is not checked here: that is a state, shown in status.
+It changes nothing, save that `bpf_file_system` mounts what it misses. A peer that does not answer is not checked here:
+that is a state, shown in status.
 """
 
 from __future__ import annotations
@@ -70,8 +71,23 @@ def devices(names: Iterable[str], net_class: Path = NET_CLASS) -> None:
         )
 
 
+def bpf_file_system(pin_dir: Path) -> bool:
+    """Whether it had to be mounted for `pin_dir`: at /sys/fs/bpf, and nowhere else."""
+    from bpf import bpffs  # here, as who has no datapath needs no ctypes
+
+    try:
+        is_new = bpffs.mount_missing(pin_dir)
+    except OSError as error:
+        said = f"no BPF file system at {error.filename}, and this process may not mount it ({error.strerror}"
+        raise EnvironmentFault(f"{said}; it takes CAP_SYS_ADMIN): {bpffs.ADVICE}") from None
+    reason = bpffs.lack(pin_dir)
+    if reason:
+        raise EnvironmentFault(reason)
+    return is_new
+
+
 def for_agent(uplinks: Iterable[str]) -> None:
-    """Everything that the agent's datapath needs, before it touches anything."""
+    """Everything else that the agent's datapath needs, before it touches anything."""
     privileges((CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON))
     btf()
     program("nft", "nftables")

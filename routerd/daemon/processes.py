@@ -95,9 +95,11 @@ class Callback:
 
 
 def check_agent(config: Config) -> None:
-    """EnvironmentFault before anything is touched. Without egress an agent needs no privilege."""
+    """EnvironmentFault before anything is touched. Without egress an agent needs no privilege, nor a place for pins."""
     if config.egress.enabled:
         preflight.for_agent(config.egress.uplinks)
+        if preflight.bpf_file_system(config.pin_dir):
+            event(LOGGER, logging.WARNING, "bpffs-mounted", reason="pins last as long as this mount does")
 
 
 async def agent(config: Config, source: Source) -> None:

@@ -101,7 +101,7 @@ def test_the_script_that_runs_once_names_what_is_there() -> None:
     rooms = {
         alias.name: importlib.import_module(f"{node.module}.{alias.name}")
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module == "egress"
+        if isinstance(node, ast.ImportFrom) and node.module in ("bpf", "egress")
         for alias in node.names
     }
     used = {
