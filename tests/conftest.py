@@ -1,8 +1,8 @@
-"""What all tests share: a BPF file system for those that ask for one."""
+"""What all tests share: a BPF file system for those that ask for one, and no skips."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -14,3 +14,23 @@ def bpffs() -> Iterator[None]:
     """A BPF file system at /sys/fs/bpf, for this test and its processes alone."""
     with own_bpffs():
         yield
+
+
+def _skipped(config: pytest.Config) -> int:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    return len(reporter.stats.get("skipped", ())) if reporter is not None else 0
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A test that was skipped has proved nothing: the run has failed."""
+    if _skipped(session.config) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> Generator[None, None, None]:
+    """Says how many they were, directly above pytest's own last line."""
+    yield
+    terminalreporter.write_line(f"{_skipped(config)} skipped")
