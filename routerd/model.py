@@ -7,8 +7,8 @@ byte order is nobody's business before `bpf/layout.py` and the wire.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
@@ -347,26 +347,34 @@ class BgpConfig:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A frozen view of the store. `None` = not synced yet."""
+    """A frozen view of the store. `None` = not synced yet. Parts bear the words in which people are told of them."""
 
-    nodes: Mapping[str, Node] | None = None
-    namespaces: Mapping[str, Namespace] | None = None
-    pods: Mapping[str, Pod] | None = None  # by "namespace/name"
-    services: Mapping[str, Service] | None = None  # by "namespace/name"
-    endpoint_slices: tuple[EndpointSlice, ...] | None = None
-    bgp: BgpConfig | None = None  # no ConfigMap at all is an empty BgpConfig
-    pools: Mapping[str, AddressPool] | None = None
-    policies: Mapping[str, EgressPolicy] | None = None  # by key, "Kind/name"
-    allocations: Allocations | None = None
+    nodes: Mapping[str, Node] | None = field(default=None, metadata={"words": "nodes"})
+    namespaces: Mapping[str, Namespace] | None = field(default=None, metadata={"words": "namespaces"})
+    # by "namespace/name", and services too
+    pods: Mapping[str, Pod] | None = field(default=None, metadata={"words": "pods"})
+    services: Mapping[str, Service] | None = field(default=None, metadata={"words": "services"})
+    endpoint_slices: tuple[EndpointSlice, ...] | None = field(default=None, metadata={"words": "endpoint slices"})
+    # no ConfigMap at all is an empty BgpConfig
+    bgp: BgpConfig | None = field(default=None, metadata={"words": "BGP peers"})
+    pools: Mapping[str, AddressPool] | None = field(default=None, metadata={"words": "address pools"})
+    # by key, "Kind/name"
+    policies: Mapping[str, EgressPolicy] | None = field(default=None, metadata={"words": "egress policies"})
+    allocations: Allocations | None = field(default=None, metadata={"words": "allocations (the operator's)"})
     refusals: tuple[Refusal, ...] = ()  # objects that the store could not take, with why
     service_cidrs: tuple[IPNetwork, ...] = ()  # from configuration
 
     @property
     def is_synced(self) -> bool:
-        return None not in (
-            self.nodes, self.namespaces, self.pods, self.services,
-            self.endpoint_slices, self.bgp, self.pools, self.policies,
-        )  # fmt: skip
+        """Whether all is read that people and the API server say; the operator may have published nothing yet."""
+        return not self.missing(name for name in PARTS if name != "allocations")
+
+    def missing(self, parts: Iterable[str] | None = None) -> tuple[str, ...]:
+        """Which of these parts, of all without, have not been read; in words."""
+        return tuple(PARTS[name] for name in (PARTS if parts is None else parts) if getattr(self, name) is None)
+
+
+PARTS: Mapping[str, str] = {each.name: each.metadata["words"] for each in fields(Snapshot) if "words" in each.metadata}
 
 
 def selection_matches(selection: PodSelection, pod: Pod, namespace_labels: Labels, node_labels: Labels) -> bool:
@@ -380,7 +388,7 @@ def selection_matches(selection: PodSelection, pod: Pod, namespace_labels: Label
 
 
 __all__ = [
-    "EVERYTHING", "EXCLUDE_LABEL", "GATEWAY_LABEL", "NAMESPACE_LABEL", "NAMESPACE_NAME_LABEL",
+    "EVERYTHING", "EXCLUDE_LABEL", "GATEWAY_LABEL", "NAMESPACE_LABEL", "NAMESPACE_NAME_LABEL", "PARTS",
     "AddressPool", "Advertisement", "Allocations", "BgpConfig", "EgressGroup", "EgressPolicy", "Endpoint",
     "EndpointSlice", "GatewaySlot", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node",
     "NodeReport", "Origin", "Peer", "Pod", "PodSelection", "PortRange", "Refusal", "Service", "ServiceAllocation",

@@ -34,7 +34,7 @@ from routerd.tell.columns import COLUMNS
 from routerd.tell.render import refusal_lines, state_lines
 from routerd.tell.status import AgentStatus, PeerStatus, as_json
 from routerd.tell.views import PeerView, Row, View, pool_rows, rows
-from routerd.tell.why import FIELDS, explain, is_service, session_steps
+from routerd.tell.why import explain, is_service, session_steps
 
 LOGGER = logging.getLogger("routerd.agent")
 RECHECK_REST = 0.2  # seconds between rounds that read everything back because devices changed, which come in storms
@@ -136,7 +136,7 @@ class Agent:
             config_loaded=True,
             config_stale=config.stale,
             config_error=config.error,
-            missing=tuple(FIELDS.values()),
+            missing=Snapshot().missing(),
         )
 
     # --- what others read
@@ -267,7 +267,7 @@ class Agent:
         self._said = done
         if self._is_finished(done) and self._snapshot.allocations is not None:
             self._finished = self._snapshot.allocations.generation
-        rounds = self._status.rounds.after(seconds, done.error, done.held, whole=not _missing(self._snapshot))
+        rounds = self._status.rounds.after(seconds, done.error, done.held, whole=not self._snapshot.missing())
         is_new = bool(done.actions) and not self._counters.attached  # it may have been attached just now
         self._status = (await self._counted() if full or is_new else self._refreshed()).with_rounds(rounds)
         self._told_of = self._snapshot
@@ -303,7 +303,7 @@ class Agent:
         counters, egress = self._counters, self._state.egress
         return replace(
             self._status,
-            missing=_missing(self._snapshot),
+            missing=self._snapshot.missing(),
             peers=peer_statuses(self._state, self._node.peers()),
             refusals=tuple(dict.fromkeys((*self._state.refusals, *self._said.refusals, *self._node.refusals()))),
             pools=tuple(pool_rows(self._snapshot)),
@@ -331,11 +331,6 @@ class Agent:
         if self._said.error and not done.error:
             event(LOGGER, logging.INFO, "round-recovered")
         _log_refusals(self._said.refusals, done.refusals)
-
-
-def _missing(snapshot: Snapshot) -> tuple[str, ...]:
-    """Parts that have not been read, in words."""
-    return tuple(text for name, text in FIELDS.items() if getattr(snapshot, name) is None)
 
 
 async def _guarded(name: str, task: Awaitable[None]) -> None:

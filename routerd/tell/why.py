@@ -18,17 +18,6 @@ from routerd.refs import PEER, POD, SERVICE, Ref
 from routerd.tell.render import path_text
 from routerd.tell.views import PeerView
 
-FIELDS = {
-    "nodes": "nodes",
-    "namespaces": "namespaces",
-    "pods": "pods",
-    "services": "services",
-    "endpoint_slices": "endpoint slices",
-    "bgp": "BGP peers",
-    "pools": "address pools",
-    "policies": "egress policies",
-    "allocations": "allocations (the operator's)",
-}
 SERVICE_WORDS = (SERVICE, "service")  # as people write them
 SERVICE_NEEDS = ("nodes", "services", "endpoint_slices", "bgp", "pools", "allocations")
 POD_NEEDS = ("nodes", "namespaces", "pods", "services", "policies", "allocations")
@@ -65,7 +54,7 @@ def is_service(name: str) -> bool:
 
 
 def _sync_step(snapshot: Snapshot, needs: tuple[str, ...]) -> Step:
-    missing = [FIELDS[need] for need in needs if getattr(snapshot, need) is None]
+    missing = snapshot.missing(needs)
     question = "is everything it needs read from the store?"
     if missing:
         return Step(question, False, "NotSynced", f"not yet read: {', '.join(missing)}; nothing is changed until then")
