@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from routerd.errors import InputError
-from routerd.formats import core, native
-from routerd.formats.allocations import read_allocations, read_node_report
-from routerd.formats.cilium import read_egress_gateway_policy, read_egress_nat_policy
+from routerd.formats import core
 from routerd.formats.compose import documents, inner_source
 from routerd.formats.document import Source, Value, suggestion
-from routerd.formats.ipv4 import ipv4_part
-from routerd.formats.legacy_bgp import Dialect, LegacyConfig, parse
+from routerd.formats.kinds import BY_NAME, KINDS, OURS, Kind, Object
+from routerd.formats.legacy_bgp import Dialect, parse
 from routerd.formats.meta import ROUTERD, read_meta
-from routerd.model import (
-    AddressPool,
-    Allocations,
-    EgressPolicy,
-    EndpointSlice,
-    Namespace,
-    Node,
-    NodeReport,
-    Origin,
-    Pod,
-    Refusal,
-    Service,
-)
+from routerd.model import Origin, Refusal
 from routerd.refs import Ref
-
-_Cluster = Node | Namespace | Pod | Service | EndpointSlice
-Object = _Cluster | AddressPool | EgressPolicy | LegacyConfig | Allocations | NodeReport
-_Found = tuple[Object | None, tuple[Refusal, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,53 +32,6 @@ class Loaded:
     entries: tuple[Entry, ...] = ()
     refusals: tuple[Refusal, ...] = ()  # objects that were understood and cannot be done
     ignored: tuple[str, ...] = ()  # "FILE:LINE: Kind/name" of kinds that are no business of ours
-
-
-# Kinds of others that mean something to a daemon like this and that we do not take (yet).
-UNSUPPORTED = frozenset(
-    {
-        ("cilium.io", "CiliumLoadBalancerIPPool"),
-        ("cilium.io", "CiliumBGPClusterConfig"),
-        ("cilium.io", "CiliumBGPPeerConfig"),
-        ("cilium.io", "CiliumBGPAdvertisement"),
-        ("cilium.io", "CiliumBGPNodeConfigOverride"),
-        ("cilium.io", "CiliumBGPPeeringPolicy"),
-        ("metallb.io", "IPAddressPool"),
-        ("metallb.io", "BGPPeer"),
-        ("metallb.io", "BGPAdvertisement"),
-        ("metallb.io", "BFDProfile"),
-        ("metallb.io", "Community"),
-        ("crd.antrea.io", "Egress"),
-        ("crd.antrea.io", "ExternalIPPool"),
-        ("k8s.ovn.org", "EgressIP"),
-        ("isovalent.com", "IsovalentEgressGatewayPolicy"),
-    }
-)
-
-
-def _plain(read: Callable[[Value], Object]) -> Callable[[Value], _Found]:
-    return lambda value: (read(value), ())
-
-
-def _read_egress_policy(value: Value) -> _Found:
-    return ipv4_part(native.read_egress_policy(value))
-
-
-READERS: dict[tuple[str, str], Callable[[Value], _Found]] = {
-    ("", "Node"): _plain(core.read_node),
-    ("", "Namespace"): _plain(core.read_namespace),
-    ("", "Pod"): _plain(core.read_pod),
-    ("", "Service"): _plain(core.read_service),
-    ("discovery.k8s.io", "EndpointSlice"): _plain(core.read_endpoint_slice),
-    ("cilium.io", "CiliumEgressNATPolicy"): read_egress_nat_policy,
-    ("cilium.io", "CiliumEgressGatewayPolicy"): read_egress_gateway_policy,
-    ("routerd.io", "AddressPool"): _plain(native.read_address_pool),
-    ("routerd.io", "EgressPolicy"): _read_egress_policy,
-}
-OWN_DOCUMENTS: dict[str, Callable[[Value], Allocations | NodeReport]] = {
-    "Allocations": read_allocations,
-    "NodeReport": read_node_report,
-}
 
 
 def read_text(text: str, file: str = "") -> Loaded:
@@ -128,46 +62,45 @@ def read_object(value: Value, lines: list[str] | None = None) -> Loaded:
 
 def _read(value: Value, lines: list[str] | None) -> Loaded:
     section = value.section
-    version, kind = section.string("apiVersion"), section.require("kind").name()
+    version, name = section.string("apiVersion"), section.require("kind").name()
     group = version.rpartition("/")[0]
-    if group == "routerd.io" and kind == "Config":
+    if (group, name) == (OURS, "Config"):
         return Loaded(ignored=(f"{value.origin}: Config",))  # routerd's own configuration, lying beside the manifests
-    if group == "routerd.io":
-        _check_routerd(value, version, kind)
-        if kind in OWN_DOCUMENTS:
-            return Loaded((Entry(Ref(kind), OWN_DOCUMENTS[kind](value), value.origin),))
-    if (group, kind) == ("", "ConfigMap"):
+    if group == OURS:
+        _check_own(value, version, name)
+    if (group, name) == ("", "ConfigMap"):
         return _config_map(value, lines or [])
-    reader = READERS.get((group, kind))
-    if reader is None:
-        return _not_ours(value, group, kind)
-    found, refusals = reader(value)
-    entries = (Entry(_ref(value, found), found, value.origin),) if found is not None else ()
+    kind = BY_NAME.get((group, name))
+    if kind is None or kind.reader is None:
+        return _not_read(value, kind, name)
+    found, refusals = kind.reader(value)
+    entries = (Entry(_ref(value, kind), found, value.origin),) if found is not None else ()
     return Loaded(entries, refusals)
 
 
-def _check_routerd(value: Value, version: str, kind: str) -> None:
-    known = [kind for group, kind in READERS if group == "routerd.io"] + list(OWN_DOCUMENTS)
+def _check_own(value: Value, version: str, name: str) -> None:
+    known = [each.name for each in KINDS if each.group == OURS and each.reader is not None]
     if version != ROUTERD:
         raise value.section.require("apiVersion").error(f'found "{version}", expected {ROUTERD}')
-    if kind not in known:
-        hint = suggestion(kind, known) or f", expected one of: {', '.join(sorted(known))}"
-        raise value.section.require("kind").error(f'unknown kind "{kind}"{hint}')
+    if name not in known:
+        hint = suggestion(name, known) or f", expected one of: {', '.join(sorted(known))}"
+        raise value.section.require("kind").error(f'unknown kind "{name}"{hint}')
 
 
-def _ref(value: Value, found: Object) -> Ref:
-    kind = value.section.string("kind")
-    if isinstance(found, Pod | Service | EndpointSlice):
-        return Ref(kind, found.namespace, found.name)
-    return Ref(kind, name=read_meta(value).name)
+def _ref(value: Value, kind: Kind) -> Ref:
+    """A document of ours has no name: there is one of its kind."""
+    if not kind.plural:
+        return Ref(kind.name)
+    meta = read_meta(value)
+    return Ref(kind.name, meta.namespace_or_default if kind.namespaced else "", meta.name)
 
 
-def _not_ours(value: Value, group: str, kind: str) -> Loaded:
-    name = value.section.at("metadata", "name")
-    shown = Ref(kind, name=name.text if name is not None and name.is_scalar else "?")
-    if (group, kind) not in UNSUPPORTED:
+def _not_read(value: Value, kind: Kind | None, name: str) -> Loaded:
+    given = value.section.at("metadata", "name")
+    shown = Ref(name, name=given.text if given is not None and given.is_scalar else "?")
+    if kind is None or not kind.instead:
         return Loaded(ignored=(f"{value.origin}: {shown}",))
-    message = f"{value.origin}: {kind} ({group}) is not supported: write it as ours"
+    message = f"{value.origin}: {name} ({kind.group}) is not supported: {kind.instead}"
     return Loaded(refusals=(Refusal(shown, "KindNotSupported", message),))
 
 

@@ -157,7 +157,9 @@ def test_what_the_server_refuses_waits_for_itself_though_others_are_answered() -
             api.server.fault(too_many=10**6, retry_after=1, only=lambda asked: "services" in str(asked.resource))
             slow = replace(SLOW, first_pause=0.01)
             async with agent_store(api, timings=slow) as agent:
-                refused = next(each for each in agent.store.reflectors if each.collection.resource.kind == "Service")
+                refused = next(
+                    each for each in agent.store.reflectors if each.collection.resource.kind.name == "Service"
+                )
                 await eventually(lambda: refused.fault, "the server asks to wait")
                 for _ in range(5):  # others fail to connect, and are answered again
                     agent.client.contact.failed(agent.client.contact.clock())

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from ipaddress import ip_address
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from routerd.config import load_config
+from routerd.formats.kinds import KINDS, OURS, Role
 
 ROOT = Path(__file__).parents[2]
 DEPLOY, CLEANUP = ROOT / "configs" / "deploy", ROOT / "configs" / "cleanup"
@@ -128,6 +130,46 @@ def test_bindings_name_roles_and_accounts_that_are_there() -> None:
                 (one, "routerd") for one in accounts
             }
     assert {pod["serviceAccountName"] for pod in pods()} == accounts
+
+
+Verbs = dict[tuple[str, str], set[str]]
+# Made and kept by routerd itself, or read by name: no rule for a whole kind says so.
+NOT_BY_KIND = {"ConfigMap", "Lease", "Event"}
+
+
+def needed(role: Role) -> Verbs:
+    """By group and resource, what a role asks of the kinds that it reads, and of those whose status it writes."""
+    verbs: Verbs = {}
+    for kind in (each for each in KINDS if each.plural and each.name not in NOT_BY_KIND):
+        reads, writes = role in kind.read_by, role == kind.status_by
+        own = {"list", "watch"} if reads else {"create"} if writes else set()  # what it does not read it makes
+        verbs[kind.group, kind.plural] = own | ({"get"} if writes else set())
+        verbs[kind.group, f"{kind.plural}/status"] = {"patch"} if writes else set()
+    return {key: value for key, value in verbs.items() if value}
+
+
+@pytest.mark.parametrize("role", get_args(Role))
+def test_a_role_may_do_with_a_kind_what_the_table_of_kinds_says(role: Role) -> None:
+    granted: Verbs = {}
+    for rule in the("ClusterRole", f"routerd-{role}")["rules"]:
+        for key in product(rule["apiGroups"], rule["resources"]):
+            if key not in (("", "configmaps"), ("", "events")):
+                granted.setdefault(key, set()).update(rule["verbs"])
+            assert not rule.get("resourceNames") or key == ("", "configmaps")
+    assert granted == needed(role)
+
+
+def test_our_definitions_are_our_kinds() -> None:
+    definitions = [each["spec"] for each in OBJECTS if each["kind"] == "CustomResourceDefinition"]
+    served = {
+        (spec["group"], version["name"], spec["names"]["kind"], spec["names"]["plural"], spec["scope"] == "Namespaced",
+         "status" in version.get("subresources", {}))
+        for spec in definitions for version in spec["versions"]
+    }  # fmt: skip
+    assert served == {
+        (each.group, each.version, each.name, each.plural, each.namespaced, each.status_by is not None)
+        for each in KINDS if each.group == OURS and each.plural
+    }  # fmt: skip
 
 
 def test_the_configuration_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,46 +6,30 @@ import asyncio
 import hashlib
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from routerd.formats.kinds import Kind, read_by
 from routerd.log import event
 from routerd.model import Refusal
-from routerd.refs import NODE, SERVICE
 from routerd.store.kubernetes.client import ApiError, Client
-from routerd.store.kubernetes.resources import (
-    CILIUM_GATEWAY,
-    CILIUM_NAT,
-    CONFIG_MAPS,
-    EVENTS,
-    NODES,
-    POLICIES,
-    POOLS,
-    REPORTS,
-    SERVICES,
-    Resource,
-)
+from routerd.store.kubernetes.resources import EVENTS, object_path
 from routerd.store.kubernetes.watch import Timings
 
 LOGGER = logging.getLogger("routerd.store")
 LONGEST_MESSAGE = 1024  # bytes, of the API
 CLUSTER_SCOPED = "default"  # where Events of objects without namespace go
-RESOURCES: dict[str, Resource] = {  # by the kind of a `Ref`
-    SERVICE: SERVICES,
-    NODE: NODES,
-    **{
-        each.kind: each for each in (SERVICES, CONFIG_MAPS, NODES, POLICIES, POOLS, REPORTS, CILIUM_GATEWAY, CILIUM_NAT)
-    },
-}
+# Kinds that an operator knows objects of, by the kind of a `Ref`.
+KIND_OF: Mapping[str, Kind] = {word: kind for kind in read_by("operator") for word in (kind.name, kind.word) if word}
 
 
 @dataclass(frozen=True, slots=True)
 class About:
     """The object of an Event."""
 
-    resource: Resource
+    kind: Kind
     namespace: str
     name: str
 
@@ -53,11 +37,10 @@ class About:
 def about(refusal: Refusal) -> About | None:
     """The object that a refusal names; None if it is none of the API server's."""
     ref = refusal.object
-    resource = RESOURCES.get(ref.kind)
-    if resource is None or not ref.name:
+    kind = KIND_OF.get(ref.kind)
+    if kind is None or not ref.name:
         return None
-    is_namespaced = resource in (SERVICES, CONFIG_MAPS)
-    return About(resource, ref.namespace, ref.name) if bool(ref.namespace) == is_namespaced else None
+    return About(kind, ref.namespace, ref.name) if bool(ref.namespace) == kind.namespaced else None
 
 
 def event_name(refusal: Refusal, name: str) -> str:
@@ -66,7 +49,7 @@ def event_name(refusal: Refusal, name: str) -> str:
 
 
 def event_body(refusal: Refusal, to: About, uid: str, identity: str, now: str) -> dict[str, Any]:
-    involved = {"apiVersion": to.resource.api_version, "kind": to.resource.kind, "name": to.name, "uid": uid}
+    involved = {"apiVersion": to.kind.api_version, "kind": to.kind.name, "name": to.name, "uid": uid}
     if to.namespace:
         involved["namespace"] = to.namespace
     meta = {"name": event_name(refusal, to.name), "namespace": to.namespace or CLUSTER_SCOPED}
@@ -148,7 +131,7 @@ class Events:
 
     async def _tell(self, refusal: Refusal, to: About) -> bool:
         """False if it is to be tried again."""
-        uid = self._uid_of(to.resource.kind, to.namespace, to.name)
+        uid = self._uid_of(to.kind.name, to.namespace, to.name)
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         body = event_body(refusal, to, uid, self._identity, now)
         try:
@@ -164,7 +147,7 @@ class Events:
     async def _write(self, body: dict[str, Any]) -> None:
         """Made, or counted if it is there from before."""
         namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
-        path = EVENTS.object_path(name, namespace)
+        path = object_path(EVENTS, name, namespace)
         try:
             await self._client.create(path.rpartition("/")[0], body)
             return

@@ -210,7 +210,7 @@ class Lease:
             "renewTime": now,
             "leaseTransitions": transitions,
         }
-        return {"apiVersion": LEASES.api_version, "kind": LEASES.kind, "metadata": meta, "spec": spec}
+        return {"apiVersion": LEASES.api_version, "kind": LEASES.name, "metadata": meta, "spec": spec}
 
     def _path(self) -> str:
-        return collection_path(LEASES.group, LEASES.version, LEASES.plural, self.namespace)
+        return collection_path(LEASES, self.namespace)

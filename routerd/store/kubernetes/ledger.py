@@ -38,7 +38,7 @@ class FencedConfigMap:
         self, client: Client, namespace: str, name: str, fence: int, may_write: Callable[[], bool] = lambda: True
     ) -> None:
         self._client = client
-        self._collection = collection_path("", "v1", CONFIG_MAPS.plural, namespace)
+        self._collection = collection_path(CONFIG_MAPS, namespace)
         self._namespace = namespace
         self._may_write = may_write
         self.name = name

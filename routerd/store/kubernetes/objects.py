@@ -6,24 +6,22 @@ only what it really lacks is gone. It makes no request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from routerd.errors import InputError
 from routerd.formats.compose import value_of
 from routerd.formats.document import Source
+from routerd.formats.kinds import Kind
 from routerd.formats.objects import Loaded, read_object
 from routerd.model import Refusal
 from routerd.refs import Ref
-from routerd.store.kubernetes.resources import ALLOCATIONS, Resource
+from routerd.store.kubernetes.resources import ALLOCATIONS, CONFIG_MAPS, REPORTS, Resource
 
 Raw = Mapping[str, Any]
 
 NOTHING = Loaded()
-# Kinds whose messages point to the object; the others are too many to keep a place for each.
-_PLACED = frozenset({"ConfigMap", "AddressPool", "EgressPolicy", "CiliumEgressGatewayPolicy", "CiliumEgressNATPolicy"})
-_STATUS = frozenset({"Service", "AddressPool", "EgressPolicy", "RouterdNode"})  # whose status routerd writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,6 @@ class Known:
 
 
 Key = tuple[str, str]  # namespace and name
-Read = Callable[[Resource, Raw, "Known | None"], Known]
 
 
 class Collection:
@@ -71,7 +68,7 @@ class Collection:
         before = self.known.get(key_of(raw))
         if before is not None and (before.uid, before.version) == (meta.get("uid"), meta.get("resourceVersion")):
             return before
-        return read_known(self.resource, raw, before, keep_status=self.keep_status)
+        return read_known(self.resource.kind, raw, before, keep_status=self.keep_status)
 
     def replace(self, found: Iterable[Known]) -> bool:
         """A complete list; True if anything is another than before."""
@@ -111,12 +108,12 @@ class Collection:
 
     def _settle(self) -> None:
         if self.listed and not self.synced:
-            is_strict = self.resource.kind in _PLACED
+            is_strict = self.resource.kind.placed
             self.synced = not is_strict or not any(each.is_mute for each in self.known.values())
 
     def loaded(self) -> list[tuple[tuple[str, str, str, str], Loaded]]:
         """What the objects say with an order: the older first, then by kind, namespace and name."""
-        kind = self.resource.kind
+        kind = self.resource.kind.name
         return [((each.created, kind, each.namespace, each.name), each.loaded) for each in self.known.values()]
 
     def refusals(self) -> list[Refusal]:
@@ -124,7 +121,7 @@ class Collection:
         return [self._refusal(each) for each in self.known.values() if each.error is not None]
 
     def _refusal(self, known: Known) -> Refusal:
-        kind = self.resource.kind
+        kind = self.resource.kind.name
         if not known.is_mute:
             consequence = "what it last said stays in force"
         elif self.synced:
@@ -140,13 +137,13 @@ def key_of(raw: Raw) -> Key:
     return str(meta.get("namespace") or ""), str(meta.get("name") or "")
 
 
-def read_known(resource: Resource, raw: Raw, before: Known | None, *, keep_status: bool = False) -> Known:
+def read_known(kind: Kind, raw: Raw, before: Known | None, *, keep_status: bool = False) -> Known:
     """`before` is what the same name said last: its good content survives a mistake, if it is the same object."""
     meta = raw.get("metadata") or {}
     namespace, name = key_of(raw)
     uid = str(meta.get("uid") or "")
-    is_document = resource.kind == "RouterdNode" or (resource.kind == "ConfigMap" and name == ALLOCATIONS)
-    loaded, error = (NOTHING, None) if is_document else _load(resource, raw, namespace, name)
+    is_document = kind is REPORTS or (kind is CONFIG_MAPS and name == ALLOCATIONS)
+    loaded, error = (NOTHING, None) if is_document else _load(kind, raw, namespace, name)
     if error is not None and before is not None and before.uid == uid:
         loaded = before.loaded
     return Known(
@@ -158,43 +155,32 @@ def read_known(resource: Resource, raw: Raw, before: Known | None, *, keep_statu
         generation=int(meta.get("generation") or 0),
         loaded=loaded,
         error=error,
-        status=(raw.get("status") or {}) if keep_status and resource.kind in _STATUS else {},
+        status=(raw.get("status") or {}) if keep_status and kind.status_by else {},
         data=(raw.get("data") or {}) if is_document else {},
     )
 
 
-def _load(resource: Resource, raw: Raw, namespace: str, name: str) -> tuple[Loaded, InputError | None]:
-    source = Source(str(Ref(resource.kind, namespace, name)) if resource.kind in _PLACED else "", is_api=True)
+def _load(kind: Kind, raw: Raw, namespace: str, name: str) -> tuple[Loaded, InputError | None]:
+    source = Source(str(Ref(kind.name, namespace, name)) if kind.placed else "", is_api=True)
     try:
-        return read_object(value_of(slim(resource, raw), source)), None
+        return read_object(value_of(slim(kind, raw), source)), None
     except ValueError as error:  # a mistake of ours: it costs the object, not the daemon
         return NOTHING, InputError(f"not understood: {error}", file=source.file)
     except InputError as error:
         return NOTHING, error
 
 
-def slim(resource: Resource, raw: Raw) -> dict[str, Any]:
-    """The parts that readers look at: the rest of a pod is most of it."""
+def slim(kind: Kind, raw: Raw) -> dict[str, Any]:
+    """The parts that readers look at."""
     meta = raw.get("metadata") or {}
-    kept = {"apiVersion": resource.api_version, "kind": resource.kind}
     names = ("name", "namespace", "uid", "labels", "annotations", "creationTimestamp")
-    body: dict[str, Any] = {**kept, "metadata": {name: meta[name] for name in names if name in meta}}
-    for part, wanted in _PARTS.get(resource.kind, {"spec": None, "data": None}).items():
+    head = {"apiVersion": kind.api_version, "kind": kind.name}
+    body: dict[str, Any] = {**head, "metadata": {name: meta[name] for name in names if name in meta}}
+    for path in kind.kept:
+        part, _, name = path.partition(".")
         value = raw.get(part)
-        if isinstance(value, dict) and wanted is not None:
-            value = {name: value[name] for name in wanted if name in value}
-        if value is not None:
-            body[part] = value
+        if not name or not isinstance(value, dict):
+            body |= {part: value} if value is not None else {}
+        elif name in value:
+            body.setdefault(part, {})[name] = value[name]
     return body
-
-
-_PARTS: dict[str, dict[str, tuple[str, ...] | None]] = {
-    "Pod": {"spec": ("nodeName", "hostNetwork"), "status": ("phase", "podIP", "podIPs")},
-    "Node": {
-        "spec": ("podCIDR", "podCIDRs", "unschedulable"),
-        "status": ("addresses", "conditions"),
-    },
-    "Namespace": {},
-    "Service": {"spec": None, "status": ("loadBalancer",)},
-    "EndpointSlice": {"addressType": None, "endpoints": None},
-}

@@ -17,17 +17,19 @@ from typing import Any
 
 from ipam.pool import Counts
 from routerd.cluster.ledger import Ledger
+from routerd.formats.kinds import KINDS
 from routerd.log import event
 from routerd.model import IPAddress, Refusal
 from routerd.store.kubernetes.client import ApiError, Client
 from routerd.store.kubernetes.events import Events
-from routerd.store.kubernetes.resources import POLICIES, POOLS, SERVICES
+from routerd.store.kubernetes.resources import object_path
 from routerd.store.kubernetes.status import StatusPatch, policy_patches, pool_patches, service_patches
 from routerd.store.kubernetes.store import KubernetesStore
 from routerd.store.kubernetes.watch import Timings
 
 LOGGER = logging.getLogger("routerd.store")
 AT_ONCE = 16  # requests in flight
+WRITTEN = tuple(each for each in KINDS if each.status_by == "operator")
 TRIES = 5  # conflicts in a row over one object before a pause
 
 
@@ -143,9 +145,9 @@ class Publisher:
 
     def _forget(self) -> None:
         """Drops what was written to objects that are gone: they come and go for as long as the operator runs."""
-        known = [(each, one) for each in (SERVICES, POLICIES, POOLS) for one in self._store.known(each.kind)]
+        known = [(each, one) for each in WRITTEN for one in self._store.known(each.name)]
         if len(self._written) > len(known):
-            paths = {each.object_path(one.name, one.namespace, "status") for each, one in known}
+            paths = {object_path(each, one.name, one.namespace, "status") for each, one in known}
             self._written = {path: written for path, written in self._written.items() if path in paths}
 
     async def _write(self, patch: StatusPatch) -> None:
@@ -162,14 +164,14 @@ class Publisher:
         self.writes += 1
         self._failed.pop(patch.path, None)
         self._written[patch.path] = (str(raw["metadata"]["resourceVersion"]), patch.status)
-        self._store.take(patch.resource.kind, raw)
+        self._store.take(patch.kind.name, raw)
 
     async def _after(self, patch: StatusPatch, error: ApiError) -> None:
         """A conflict is read again, and decided again at once; anything else later, and later each time."""
         try:
             if error.is_conflict:
-                path = patch.resource.object_path(patch.name, patch.namespace)
-                self._store.take(patch.resource.kind, await self._client.get(path))
+                path = object_path(patch.kind, patch.name, patch.namespace)
+                self._store.take(patch.kind.name, await self._client.get(path))
         except ApiError as fault:
             error = fault
         if error.is_unreachable and self._client.contact.is_lost:
@@ -181,7 +183,7 @@ class Publisher:
         failures = self._failed.get(patch.path, (0, 0.0))[0] + 1
         self.conflicts += error.is_conflict
         if failures == 1 and not error.is_conflict:
-            about = f"{patch.resource.plural}/{patch.name}"
+            about = f"{patch.kind.plural}/{patch.name}"
             event(LOGGER, logging.WARNING, "status-not-written", object=about, reason=str(error))
         power = failures - (TRIES if error.is_conflict else 1)
         pause = min(self._timings.last_pause, self._timings.first_pause * 2 ** min(power, 16)) if power >= 0 else 0.0

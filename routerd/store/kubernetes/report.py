@@ -17,7 +17,7 @@ from routerd.model import NodeReport, Refusal
 from routerd.refs import Ref
 from routerd.store.kubernetes.client import ApiError, Client
 from routerd.store.kubernetes.documents import is_said, is_urgent, report_status, seconds_since
-from routerd.store.kubernetes.resources import REPORTS
+from routerd.store.kubernetes.resources import REPORTS, collection_path, object_path
 from routerd.store.kubernetes.status import dated
 from routerd.store.kubernetes.watch import Timings
 
@@ -137,16 +137,16 @@ class Reporter:
         if "conditions" in wanted:
             status["conditions"] = dated(wanted["conditions"], known.conditions, now)
         meta = {"name": self._node, "resourceVersion": known.version}
-        body = {"apiVersion": REPORTS.api_version, "kind": REPORTS.kind, "metadata": meta, "status": status}
-        raw = await self._client.patch(REPORTS.object_path(self._node, subresource="status"), body)
+        body = {"apiVersion": REPORTS.api_version, "kind": REPORTS.name, "metadata": meta, "status": status}
+        raw = await self._client.patch(object_path(REPORTS, self._node, subresource="status"), body)
         # What we said and not what became of it: a field that an older CRD drops must not be written for ever.
         return Known(version_of(raw), {**known.status, **status})
 
     async def _object(self) -> Mapping[str, Any]:
         try:
-            return await self._client.get(REPORTS.object_path(self._node))
+            return await self._client.get(object_path(REPORTS, self._node))
         except ApiError as error:
             if error.status != 404:
                 raise
-        body = {"apiVersion": REPORTS.api_version, "kind": REPORTS.kind, "metadata": {"name": self._node}}
-        return await self._client.create(REPORTS.path, body)
+        body = {"apiVersion": REPORTS.api_version, "kind": REPORTS.name, "metadata": {"name": self._node}}
+        return await self._client.create(collection_path(REPORTS), body)

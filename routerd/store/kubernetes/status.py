@@ -12,10 +12,11 @@ from typing import Any
 
 from ipam.pool import Counts
 from routerd.cluster.requests import is_ours
+from routerd.formats.kinds import Kind
 from routerd.model import Allocations, EgressGroup, IPAddress, Refusal, Service, Snapshot
 from routerd.refs import Ref
 from routerd.store.kubernetes.objects import Known
-from routerd.store.kubernetes.resources import POLICIES, POOLS, SERVICES, Resource
+from routerd.store.kubernetes.resources import POLICIES, POOLS, SERVICES, object_path
 
 CONFLICTS = frozenset({"Conflicting", "PoolConflicting", "Duplicate", "AddressInUse", "PortInUse", "GatewaysDiffer"})
 
@@ -24,7 +25,7 @@ CONFLICTS = frozenset({"Conflicting", "PoolConflicting", "Duplicate", "AddressIn
 class StatusPatch:
     """A write to the status subresource."""
 
-    resource: Resource
+    kind: Kind
     name: str
     namespace: str
     version: str
@@ -33,17 +34,17 @@ class StatusPatch:
 
     @property
     def path(self) -> str:
-        return self.resource.object_path(self.name, self.namespace, "status")
+        return object_path(self.kind, self.name, self.namespace, "status")
 
     @property
     def body(self) -> dict[str, Any]:
         meta = {"name": self.name, "resourceVersion": self.version, "uid": self.uid}
-        shown = {"apiVersion": self.resource.api_version, "kind": self.resource.kind}
+        shown = {"apiVersion": self.kind.api_version, "kind": self.kind.name}
         return {**shown, "metadata": meta, "status": dict(self.status)}
 
 
-def _patch(resource: Resource, known: Known, status: Mapping[str, Any]) -> StatusPatch:
-    return StatusPatch(resource, known.name, known.namespace, known.version, status, known.uid)
+def _patch(kind: Kind, known: Known, status: Mapping[str, Any]) -> StatusPatch:
+    return StatusPatch(kind, known.name, known.namespace, known.version, status, known.uid)
 
 
 # --- services

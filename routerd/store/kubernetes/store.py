@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from routerd.errors import InputError, StoreError
+from routerd.formats.kinds import KINDS
 from routerd.model import (
     Allocations,
     EndpointSlice,
@@ -39,8 +40,7 @@ from routerd.store.merge import merge
 
 T = TypeVar("T")
 LOGGER = logging.getLogger("routerd.store")
-CONFIG_KINDS = frozenset({"ConfigMap", "AddressPool"})
-POLICY_KINDS = frozenset({"EgressPolicy", "CiliumEgressGatewayPolicy", "CiliumEgressNATPolicy"})
+CONFIGURING = frozenset(each.name for each in KINDS if each.placed)  # kinds that people write
 TIMINGS = Timings()
 SHARE = 1  # a merge is followed by a pause of this many times its length: churn cannot take the whole processor
 LONGEST_PAUSE = 0.5  # seconds
@@ -66,7 +66,7 @@ class KubernetesStore:
         self.namespace = namespace
         self._client = client
         self.reflectors = [
-            Reflector(client, Collection(each, keep_status=keep_status), self._changed_in(each.kind), timings)
+            Reflector(client, Collection(each, keep_status=keep_status), self._changed_in(each.kind.name), timings)
             for each in resources
         ]
         self.publish = publish
@@ -74,7 +74,7 @@ class KubernetesStore:
         self._on_change = on_change
         self._timings = timings
         self._reporter = Reporter(client, node, timings, self._changed_in("")) if node else None
-        self._dirty = {each.collection.resource.kind for each in self.reflectors}
+        self._dirty = {each.collection.resource.kind.name for each in self.reflectors}
         self._changed = asyncio.Event()
         self._allocations: tuple[str, Allocations | None, InputError | None] = ("", None, None)
         self._reports: dict[str, NodeReport] | None = None
@@ -133,7 +133,7 @@ class KubernetesStore:
         """An object as the API server answered it to a request: the watch says the same a moment later, or has."""
         for each in self.reflectors:
             resource, (namespace, _) = each.collection.resource, key_of(raw)
-            is_here = resource.kind == kind and resource.namespace in ("", namespace)
+            is_here = resource.kind.name == kind and resource.namespace in ("", namespace)
             if is_here and each.collection.listed and each.collection.put_answer(raw):
                 each.on_change()
 
@@ -165,9 +165,9 @@ class KubernetesStore:
         dirty, self._dirty = self._dirty, set()
         before, reports = self._snapshot, self._reports
         found = self._cluster_parts(before, dirty)
-        if dirty & (CONFIG_KINDS | POLICY_KINDS):
+        if dirty & CONFIGURING:
             found = self._config_parts(found)
-        if "RouterdNode" in dirty and self._is_synced("RouterdNode"):
+        if "RouterdNode" in dirty and self._is_read("node_reports"):
             self._reports = self._read_reports()
         refusals = self._refusals()
         if refusals != before.refusals:
@@ -180,24 +180,27 @@ class KubernetesStore:
 
     # --- parts of the snapshot
 
-    def _of(self, *kinds: str) -> list[Collection]:
-        return [each.collection for each in self.reflectors if each.collection.resource.kind in kinds]
+    def _of(self, kind: str) -> list[Collection]:
+        return [each for each in self._collections() if each.resource.kind.name == kind]
 
-    def _is_synced(self, *kinds: str) -> bool:
-        """False for a kind that this role does not read."""
-        read = self._of(*kinds)
-        return bool(read) and all(each.synced for each in read)
+    def _collections(self) -> list[Collection]:
+        return [each.collection for each in self.reflectors]
+
+    def _is_read(self, part: str) -> bool:
+        """Whether every kind that it rests on was read; False for a part that this role does not read."""
+        read = [each.synced for each in self._collections() if part in each.resource.kind.parts]
+        return bool(read) and all(read)
 
     def _cluster_parts(self, now: Snapshot, dirty: set[str]) -> Snapshot:
-        if "Node" in dirty and self._is_synced("Node"):
+        if "Node" in dirty and self._is_read("nodes"):
             now = replace(now, nodes={each.name: each for each in self._objects("Node", Node)})
-        if "Namespace" in dirty and self._is_synced("Namespace"):
+        if "Namespace" in dirty and self._is_read("namespaces"):
             now = replace(now, namespaces={each.name: each for each in self._objects("Namespace", Namespace)})
-        if "Pod" in dirty and self._is_synced("Pod"):
+        if "Pod" in dirty and self._is_read("pods"):
             now = replace(now, pods={each.key: each for each in self._objects("Pod", Pod)})
-        if "Service" in dirty and self._is_synced("Service"):
+        if "Service" in dirty and self._is_read("services"):
             now = replace(now, services={each.key: each for each in self._objects("Service", Service)})
-        if "EndpointSlice" in dirty and self._is_synced("EndpointSlice"):
+        if "EndpointSlice" in dirty and self._is_read("endpoint_slices"):
             now = replace(now, endpoint_slices=tuple(self._objects("EndpointSlice", EndpointSlice)))
         return now
 
@@ -209,14 +212,14 @@ class KubernetesStore:
 
     def _config_parts(self, now: Snapshot) -> Snapshot:
         """Pools, peers and policies, which may lie in several kinds; and what was published."""
-        loaded = [one for each in self._of(*CONFIG_KINDS, *POLICY_KINDS) for one in each.loaded()]
+        loaded = [one for each in self._collections() if each.resource.kind.placed for one in each.loaded()]
         merged = merge([one for _, one in sorted(loaded, key=lambda one: one[0])], allocations=None)
         self._merge_refusals = merged.refusals
-        if self._is_synced("ConfigMap"):
+        if self._is_read("bgp"):
             now = replace(now, bgp=merged.bgp, allocations=self._read_allocations())
-        if self._is_synced(*CONFIG_KINDS):
+        if self._is_read("pools"):
             now = replace(now, pools=merged.pools)
-        if self._is_synced(*POLICY_KINDS):
+        if self._is_read("policies"):
             now = replace(now, policies=merged.policies)
         return now
 

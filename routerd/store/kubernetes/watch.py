@@ -213,7 +213,7 @@ class Reflector:
 
     def _after(self, error: ApiError, verb: str) -> float:
         """Takes note of a failure; seconds until the next attempt, unless the server is away."""
-        seems_absent = error.status == 404 and self.collection.resource.custom and verb == "list"
+        seems_absent = error.status == 404 and self.collection.resource.kind.custom and verb == "list"
         if not seems_absent:
             self._absent = None
         if error.is_unreachable and self.client.contact.is_lost:
@@ -314,8 +314,8 @@ def refusal_of(collection: Collection, fault: Fault) -> Refusal:
     resource, error = collection.resource, fault.error
     kept = "what was last read stays in force" if collection.listed else "nothing that depends on it is done"
     if error.status == 403:
-        group = resource.group or "core"
-        message = f'verb "{fault.verb}" on {resource.plural} (group {group}) is missing in RBAC: {error.message}'
+        group = resource.kind.group or "core"
+        message = f'verb "{fault.verb}" on {resource.kind.plural} (group {group}) is missing in RBAC: {error.message}'
         return Refusal(Ref(STORE, name=resource.label), "Forbidden", f"{message} ({kept})")
     reason = "Unauthorized" if error.status == 401 else "Stale" if collection.listed else "Unreadable"
     return Refusal(Ref(STORE, name=resource.label), reason, f"{resource.label} cannot be read: {error} ({kept})")

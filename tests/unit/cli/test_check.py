@@ -108,7 +108,7 @@ def test_what_is_refused_is_an_error_unless_the_rest_is_served() -> None:
         "served"
     ]
     assert found("apiVersion: metallb.io/v1beta1\nkind: BGPPeer\nmetadata: {name: t}\n") == [
-        "error: 0.yaml:1: BGPPeer (metallb.io) is not supported: write it as ours"
+        "error: 0.yaml:1: BGPPeer (metallb.io) is not supported: write it in the BGP ConfigMap"
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from routerd.formats.legacy_bgp import Dialect, as_json
 from routerd.formats.legacy_bgp.golang import parse_duration, parse_uint
 from routerd.formats.objects import read_text
 from routerd.store.kubernetes.objects import Collection
-from routerd.store.kubernetes.resources import CONFIG_MAPS, POOLS
+from routerd.store.kubernetes.resources import CONFIG_MAPS, POOLS, Resource
 from tests.unit.store.embedded.test_store import pool, reasons, store_of
 
 LONG = "9" * 5000
@@ -77,8 +78,8 @@ def test_a_mistake_of_ours_costs_a_file(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_mistake_of_ours_costs_an_object(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = {"apiVersion": "routerd.io/v1alpha1", "kind": "AddressPool", "metadata": {"name": "a", "uid": "u"}}
-    collection = Collection(POOLS)
-    monkeypatch.setitem(objects.READERS, ("routerd.io", "AddressPool"), broken)
+    collection = Collection(Resource(POOLS))
+    monkeypatch.setitem(objects.BY_NAME, ("routerd.io", "AddressPool"), replace(POOLS, reader=broken))
     assert collection.put(raw)
     (refusal,) = collection.refusals()
     assert (str(refusal.object), refusal.reason) == ("AddressPool/a", "InvalidObject")
@@ -88,7 +89,7 @@ def test_a_mistake_of_ours_costs_an_object(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_config_map_with_it_is_refused() -> None:
     text = f"peers: [{{peer-address: 10.0.0.1, peer-asn: {LONG}, my-asn: 2}}]\n"
     meta = {"name": "bgp-config", "namespace": "kube-system"}
-    collection = Collection(CONFIG_MAPS)
+    collection = Collection(Resource(CONFIG_MAPS))
     assert collection.put({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"config.yaml": text}})
     (refusal,) = collection.refusals()
     assert refusal.reason == "ConfigRefused"

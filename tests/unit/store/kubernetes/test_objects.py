@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from routerd.store.kubernetes.objects import Collection, Raw
-from routerd.store.kubernetes.resources import SERVICES
+from routerd.store.kubernetes.resources import SERVICES, Resource
 
 
 def service(version: str, uid: str = "1") -> Raw:
@@ -19,7 +19,7 @@ def known(collection: Collection) -> list[str]:
 
 @pytest.fixture
 def services() -> Collection:
-    collection = Collection(SERVICES)
+    collection = Collection(Resource(SERVICES))
     collection.replace([collection.read(service("9"))])
     return collection
 

@@ -15,7 +15,7 @@ from routerd.store.kubernetes.client import UNREACHABLE, ApiError
 from routerd.store.kubernetes.contact import Contact
 from routerd.store.kubernetes.objects import Collection
 from routerd.store.kubernetes.publish import Publisher
-from routerd.store.kubernetes.resources import SERVICES
+from routerd.store.kubernetes.resources import SERVICES, Resource
 from routerd.store.kubernetes.watch import Timings
 
 QUICK = Timings(first_pause=0.01, last_pause=0.02, away=0.01, spread=0.01)
@@ -37,7 +37,7 @@ class Store:
     """Services with an address each."""
 
     def __init__(self, *names: str) -> None:
-        self.services = Collection(SERVICES, keep_status=True)
+        self.services = Collection(Resource(SERVICES), keep_status=True)
         self.refusals: tuple[Refusal, ...] = ()
         self.only(*names)
 

@@ -11,7 +11,7 @@ import pytest
 from routerd.store.kubernetes.client import UNREACHABLE, ApiError, Client, Json
 from routerd.store.kubernetes.contact import Contact
 from routerd.store.kubernetes.objects import Collection
-from routerd.store.kubernetes.resources import POLICIES
+from routerd.store.kubernetes.resources import POLICIES, Resource
 from routerd.store.kubernetes.watch import Reflector, Timings
 from tests.models.virtual_time import in_virtual_time, now
 
@@ -68,7 +68,7 @@ class Scripted(Client):
 async def read(client: Scripted, seconds: float) -> tuple[Reflector, set[int], list[float]]:
     """The reflector after that time, how many objects there were at any time, and when it told of something."""
     told: list[float] = []
-    reflector = Reflector(client, Collection(POLICIES), lambda: told.append(now()), TIMES, clock=now)
+    reflector = Reflector(client, Collection(Resource(POLICIES)), lambda: told.append(now()), TIMES, clock=now)
     seen = set()
     await asyncio.sleep(1.0)
     task = asyncio.create_task(reflector.run())

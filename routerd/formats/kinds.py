@@ -1,0 +1,174 @@
+"""Every kind of object that routerd knows, one row each: how it is read, by whom, and what rests on it. Pure.
+
+What stores watch, keep and write, and what `routerd check` refuses by name, are queries of this table. A kind of
+somebody else's takes a reader, a row here, and its line in configs/deploy/rbac.yaml.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from routerd.formats import cilium, core, native
+from routerd.formats.allocations import read_allocations, read_node_report
+from routerd.formats.document import Value
+from routerd.formats.ipv4 import ipv4_part
+from routerd.formats.legacy_bgp import LegacyConfig
+from routerd.model import (
+    AddressPool,
+    Allocations,
+    EgressPolicy,
+    EndpointSlice,
+    Namespace,
+    Node,
+    NodeReport,
+    Pod,
+    Refusal,
+    Service,
+)
+from routerd.refs import NODE, SERVICE
+
+_Cluster = Node | Namespace | Pod | Service | EndpointSlice
+Object = _Cluster | AddressPool | EgressPolicy | LegacyConfig | Allocations | NodeReport
+Read = tuple[Object | None, tuple[Refusal, ...]]  # what an object says, and what of it cannot be done
+Reader = Callable[[Value], Read]
+Role = Literal["agent", "operator"]
+
+OURS = "routerd.io"
+AGENT: frozenset[Role] = frozenset({"agent"})
+OPERATOR: frozenset[Role] = frozenset({"operator"})
+BOTH = AGENT | OPERATOR
+CONFIGURATION = frozenset({"bgp", "pools", "policies"})  # parts of the snapshot that people write
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """`group` "" is Kubernetes' core. A reader does not ask for the version, which is the one that is watched."""
+
+    group: str
+    version: str
+    name: str
+    plural: str = ""  # "" = an API server is never asked for it
+    namespaced: bool = False
+    custom: bool = True  # defined by a CRD, which may be absent
+    reader: Reader | None = None  # a ConfigMap is read by `objects`, what routerd keeps in an API server by that store
+    parts: tuple[str, ...] = ()  # of the snapshot (or "node_reports") that are not known before it was read
+    kept: tuple[str, ...] = ("spec",)  # what its reader looks at beside metadata: the rest of a pod is most of it
+    read_by: frozenset[Role] = frozenset()
+    status_by: Role | None = None  # who writes its status
+    word: str = ""  # the kind in a `Ref`, if it is not the name
+    instead: str = ""  # of a kind that means something to a daemon like this and is not taken: what to do
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    @property
+    def placed(self) -> bool:
+        """Written by people: messages point into the object (the others are too many to keep a place for each), and
+        none of them may be mute when the kind counts as read."""
+        return not CONFIGURATION.isdisjoint(self.parts)
+
+
+def _plain(read: Callable[[Value], Object]) -> Reader:
+    return lambda value: (read(value), ())
+
+
+def _egress_policy(value: Value) -> Read:
+    return ipv4_part(native.read_egress_policy(value))
+
+
+_CORE = (
+    Kind(
+        "", "v1", "Node", "nodes", custom=False, reader=_plain(core.read_node), parts=("nodes",), read_by=BOTH,
+        kept=("spec.podCIDR", "spec.podCIDRs", "spec.unschedulable", "status.addresses", "status.conditions"),
+        word=NODE,
+    ),
+    Kind(
+        "", "v1", "Namespace", "namespaces", custom=False, reader=_plain(core.read_namespace),
+        parts=("namespaces",), read_by=AGENT, kept=(),
+    ),
+    Kind(
+        "", "v1", "Pod", "pods", namespaced=True, custom=False, reader=_plain(core.read_pod), parts=("pods",),
+        read_by=AGENT,
+        kept=("spec.nodeName", "spec.hostNetwork", "status.phase", "status.podIP", "status.podIPs"),
+    ),
+    Kind(
+        "", "v1", "Service", "services", namespaced=True, custom=False, reader=_plain(core.read_service),
+        parts=("services",), read_by=BOTH, kept=("spec", "status.loadBalancer"), status_by="operator", word=SERVICE,
+    ),
+    Kind(
+        "discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", namespaced=True, custom=False,
+        reader=_plain(core.read_endpoint_slice), parts=("endpoint_slices",), read_by=AGENT,
+        kept=("addressType", "endpoints"),
+    ),
+    Kind(
+        "", "v1", "ConfigMap", "configmaps", namespaced=True, custom=False, parts=("bgp", "pools", "allocations"),
+        read_by=BOTH, kept=("data",),
+    ),
+    Kind("", "v1", "Event", "events", namespaced=True, custom=False),
+    Kind("coordination.k8s.io", "v1", "Lease", "leases", namespaced=True, custom=False),
+)  # fmt: skip
+
+_OWN = (
+    Kind(
+        OURS, "v1alpha1", "AddressPool", "addresspools", reader=_plain(native.read_address_pool), parts=("pools",),
+        read_by=BOTH, status_by="operator",
+    ),
+    Kind(
+        OURS, "v1alpha1", "EgressPolicy", "egresspolicies", reader=_egress_policy, parts=("policies",),
+        read_by=BOTH, status_by="operator",
+    ),
+    Kind(
+        OURS, "v1alpha1", "RouterdNode", "routerdnodes", parts=("node_reports",), read_by=OPERATOR,
+        status_by="agent",
+    ),
+    # what the same things are called in files
+    Kind(OURS, "v1alpha1", "Allocations", reader=_plain(read_allocations)),
+    Kind(OURS, "v1alpha1", "NodeReport", reader=_plain(read_node_report)),
+)  # fmt: skip
+
+_FOREIGN = (
+    Kind(
+        "cilium.io", "v2", "CiliumEgressGatewayPolicy", "ciliumegressgatewaypolicies",
+        reader=cilium.read_egress_gateway_policy, parts=("policies",), read_by=BOTH,
+    ),
+    Kind(
+        "cilium.io", "v2alpha1", "CiliumEgressNATPolicy", "ciliumegressnatpolicies",
+        reader=cilium.read_egress_nat_policy, parts=("policies",), read_by=BOTH,
+    ),
+)  # fmt: skip
+
+_PEERS = "write its peers in the BGP ConfigMap"
+_POOL = "write it as an AddressPool"
+_ADVERTISEMENTS = "write it as advertisements of an AddressPool"
+_POLICY = "write it as an EgressPolicy"
+_REFUSED = (
+    Kind("cilium.io", "v2", "CiliumLoadBalancerIPPool", instead=_POOL),
+    Kind("cilium.io", "v2", "CiliumBGPClusterConfig", instead=_PEERS),
+    Kind("cilium.io", "v2", "CiliumBGPPeerConfig", instead=_PEERS),
+    Kind("cilium.io", "v2", "CiliumBGPAdvertisement", instead=_ADVERTISEMENTS),
+    Kind("cilium.io", "v2", "CiliumBGPNodeConfigOverride", instead=_PEERS),
+    Kind("cilium.io", "v2alpha1", "CiliumBGPPeeringPolicy", instead=_PEERS),
+    Kind("metallb.io", "v1beta1", "IPAddressPool", instead=_POOL),
+    Kind("metallb.io", "v1beta2", "BGPPeer", instead="write it in the BGP ConfigMap"),
+    Kind("metallb.io", "v1beta1", "BGPAdvertisement", instead=_ADVERTISEMENTS),
+    Kind("metallb.io", "v1beta1", "BFDProfile", instead="there is no BFD, so sessions end by their hold time"),
+    Kind("metallb.io", "v1beta1", "Community", instead="write its values in the advertisements of an AddressPool"),
+    Kind("crd.antrea.io", "v1beta1", "Egress", instead=_POLICY),
+    Kind("crd.antrea.io", "v1beta1", "ExternalIPPool", instead=_POOL),
+    Kind("k8s.ovn.org", "v1", "EgressIP", instead=_POLICY),
+    Kind("isovalent.com", "v1", "IsovalentEgressGatewayPolicy", instead=_POLICY),
+)
+
+KINDS: tuple[Kind, ...] = (*_CORE, *_OWN, *_FOREIGN, *_REFUSED)
+BY_NAME: Mapping[tuple[str, str], Kind] = {(each.group, each.name): each for each in KINDS}
+
+
+def read_by(role: Role) -> tuple[Kind, ...]:
+    """What a role lists and watches."""
+    return tuple(each for each in KINDS if role in each.read_by)
+
+
+__all__ = ["BY_NAME", "KINDS", "OURS", "Kind", "Object", "Read", "Reader", "Role", "read_by"]
