@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.legacy_bgp.peers import without_place
-from routerd.formats.objects import Entry, Loaded, Object
+from routerd.formats.objects import Entry, Loaded
 from routerd.model import (
     AddressPool,
     Allocations,
@@ -38,23 +38,24 @@ class _Pools:
     blocks: list[tuple[IPNetwork, str]] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 
-    def take(self, pool: AddressPool) -> None:
+    def take(self, written: Ref, pool: AddressPool) -> None:
+        """`written`: the object that says it."""
         other = self.by_name.get(pool.name)
         if other is not None:
-            self._refuse(pool, "Duplicate", f"pool {pool.name} is already defined at {other.origin}")
+            self._refuse(written, pool, "Duplicate", f"pool {pool.name} is already defined at {other.origin}")
             return
         for block in pool.blocks:
             for taken, owner in self.blocks:
                 if taken.version == block.version and taken.overlaps(block):
                     place = self.by_name[owner].origin
                     message = f"{block} overlaps with {taken} of pool {owner} ({place}); pool {pool.name} is not used"
-                    self._refuse(pool, "Conflicting", message)
+                    self._refuse(written, pool, "Conflicting", message)
                     return
         self.by_name[pool.name] = pool
         self.blocks.extend((block, pool.name) for block in pool.blocks)
 
-    def _refuse(self, pool: AddressPool, reason: str, message: str) -> None:
-        self.refusals.append(Refusal(Ref("AddressPool", name=pool.name), reason, f"{pool.origin}: {message}"))
+    def _refuse(self, written: Ref, pool: AddressPool, reason: str, message: str) -> None:
+        self.refusals.append(Refusal(written, reason, f"{pool.origin}: {message}"))
 
 
 def merge(
@@ -69,8 +70,8 @@ def merge(
     entries, duplicates = _unique(entry for file in files for entry in file.entries)
     misplaced = [_misplaced(entry) for entry in entries if isinstance(entry.object, Allocations | NodeReport)]
     pools = _Pools()
-    for pool in _all_pools(entries):
-        pools.take(pool)
+    for written, pool in _all_pools(entries):
+        pools.take(written, pool)
     found = [*refusals, *(one for file in files for one in file.refusals), *duplicates, *misplaced, *pools.refusals]
     return Snapshot(
         nodes={node.name: node for node in _of(entries, Node)},
@@ -107,18 +108,16 @@ def _of(entries: list[Entry], kind: type[T]) -> list[T]:
     return [entry.object for entry in entries if isinstance(entry.object, kind)]
 
 
-def _all_pools(entries: list[Entry]) -> list[AddressPool]:
-    """Pools of both kinds of source, in the order of the files."""
-    pools: list[AddressPool] = []
-    for entry in entries:
-        pools += _pools_of(entry.object)
-    return pools
+def _all_pools(entries: list[Entry]) -> list[tuple[Ref, AddressPool]]:
+    """Pools of every kind of source with what refusals call them, in the order of the files."""
+    return [pair for entry in entries for pair in _pools_of(entry)]
 
 
-def _pools_of(found: Object) -> tuple[AddressPool, ...]:
-    if isinstance(found, AddressPool):
-        return (found,)
-    return found.pools if isinstance(found, LegacyConfig) else ()
+def _pools_of(entry: Entry) -> list[tuple[Ref, AddressPool]]:
+    if isinstance(entry.object, AddressPool):
+        return [(entry.ref, entry.object)]
+    pools = entry.object.pools if isinstance(entry.object, LegacyConfig) else ()
+    return [(Ref("AddressPool", name=pool.name), pool) for pool in pools]
 
 
 def _peers(configs: list[LegacyConfig]) -> tuple[Peer, ...]:
