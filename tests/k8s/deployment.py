@@ -1,4 +1,4 @@
-"""What `kubectl apply -k configs/deploy` sends, minimal CRDs of Cilium, and tokens of our service accounts."""
+"""What `kubectl apply -k configs/deploy` sends, minimal CRDs of others, and tokens of our service accounts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from routerd.formats.kinds import KINDS, OURS, Kind
 from tests.k8s.client import Client, Json
 from tests.k8s.target import DEFINITIONS, remove_definitions, until
 
@@ -28,19 +29,19 @@ def install(*names: str) -> list[Json]:
     return found
 
 
-def cilium() -> list[Json]:
-    """Definitions as loose as a schema can be: only that they are served matters here."""
-    names = {"CiliumEgressGatewayPolicy": ("ciliumegressgatewaypolicies", "v2"),
-             "CiliumEgressNATPolicy": ("ciliumegressnatpolicies", "v2alpha1")}  # fmt: skip
-    return [definition("cilium.io", version, kind, plural) for kind, (plural, version) in names.items()]
+def foreign() -> list[Json]:
+    """Definitions of the kinds that are read and not ours."""
+    return [definition(each) for each in KINDS if each.custom and each.read_by and each.group != OURS]
 
 
-def definition(group: str, version: str, kind: str, plural: str) -> Json:
+def definition(kind: Kind) -> Json:
+    """As loose as a schema can be: only that it is served matters here."""
     schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
-    versions = [{"name": version, "served": True, "storage": True, "schema": schema}]
-    spec = {"group": group, "scope": "Cluster", "names": {"kind": kind, "plural": plural}, "versions": versions}
+    versions = [{"name": kind.version, "served": True, "storage": True, "schema": schema}]
+    names, scope = {"kind": kind.name, "plural": kind.plural}, "Namespaced" if kind.namespaced else "Cluster"
+    spec = {"group": kind.group, "scope": scope, "names": names, "versions": versions}
     head = {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition"}
-    return {**head, "metadata": {"name": f"{plural}.{group}"}, "spec": spec}
+    return {**head, "metadata": {"name": f"{kind.plural}.{kind.group}"}, "spec": spec}
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from routerd.formats.kinds import KINDS
 from tests.k8s.client import Client, Json
 from tests.models.apiserver import ApiServer
 
@@ -29,7 +30,7 @@ CONTENTS = (
     f"apis/{RBAC} rolebindings",
 )  # fmt: skip
 SERVERS_OWN = ("default", "kube-system", "kube-public", "kube-node-lease")  # namespaces
-OUR_GROUPS = ("routerd.io", "cilium.io")  # of CRDs that tests make
+CRD_GROUPS = {each.group for each in KINDS if each.custom and each.read_by}  # of CRDs that tests make
 # where a cluster in use has objects, and which of them an empty one has as well
 TELLTALE: dict[str, tuple[str, ...]] = {
     "/api/v1/namespaces": SERVERS_OWN, "/api/v1/nodes": (), "/api/v1/pods": (), "/api/v1/services": ("kubernetes",),
@@ -99,7 +100,7 @@ def strangers(client: Client) -> list[str]:
         names = (meta["name"] for meta in others if meta.get("namespace") not in places)
         found += [f"{path.rpartition('/')[2]}/{name}" for name in names if name not in usual]
     for each in _listed(client, DEFINITIONS):
-        if each["spec"]["group"] in OUR_GROUPS and not is_made(each):
+        if each["spec"]["group"] in CRD_GROUPS and not is_made(each):
             found.append(f"customresourcedefinitions/{each['metadata']['name']}")
     answer = client.get(CONFIGURATION)
     if answer.code != 404 and not (answer.code == 200 and is_made(answer.body)):

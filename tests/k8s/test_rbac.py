@@ -13,7 +13,7 @@ from routerd.model import NodeReport
 from tests.k8s import target
 from tests.k8s.client import APPLY, Client, Json
 from tests.k8s.conftest import good
-from tests.k8s.deployment import cilium, install, token
+from tests.k8s.deployment import foreign, install, token
 from tests.k8s.proxy import Asked, Audit
 from tests.k8s.store_lab import Cluster, agent_store, bgp_config, cluster, ips, node, operator, policy, pool
 from tests.k8s.store_lab import service as a_service
@@ -117,8 +117,8 @@ def test_roles_grant_exactly_what_is_used() -> None:
         objects = install()
         async with cluster() as found:
             await found.apply(*objects[1:])  # the namespace is there
-            await found.apply(*cilium())
-            await found.serves(*cilium())
+            await found.apply(*foreign())
+            await found.serves(*foreign())
             await found.apply(
                 node("node1"), bgp_config(), pool("public", "192.0.3.0/24"), a_service("web"),
                 policy("bank", egressIP="192.0.3.9"), policy("lost", "203.0.113.0/24", pool="absent"),

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from routerd.formats.kinds import read_by
 from routerd.store.interface import ResourceStatus
 from routerd.store.kubernetes.store import KubernetesStore
 from routerd.store.kubernetes.watch import Reflector
@@ -168,10 +169,11 @@ READ = ("list", "watch")
 def role(*, services_verbs: tuple[str, ...]) -> list[Json]:
     """What a test's own user `reader` may do."""
     group = "rbac.authorization.k8s.io"
+    others = sorted({each.group for each in read_by("agent")} - {""})
     rules = [
         {"apiGroups": [""], "resources": ["nodes", "namespaces", "pods", "configmaps"], "verbs": [*READ]},
         *([{"apiGroups": [""], "resources": ["services"], "verbs": [*services_verbs]}] if services_verbs else ()),
-        {"apiGroups": ["discovery.k8s.io", "routerd.io", "cilium.io"], "resources": ["*"], "verbs": [*READ]},
+        {"apiGroups": others, "resources": ["*"], "verbs": [*READ]},
     ]
     meta = {"name": "reader"}
     subject = {"kind": "ServiceAccount", "name": "reader", "namespace": "routerd"}

@@ -17,7 +17,7 @@ import yaml
 
 from tests.k8s import target
 from tests.k8s.client import APPLY, MERGE, Answer, Client
-from tests.k8s.deployment import cilium, install, kinds, kubeconfig_of, token
+from tests.k8s.deployment import foreign, install, kinds, kubeconfig_of, token
 from tests.netns.lab import cluster, netns
 from tests.netns.lab.daemons import REPOSITORY, file_store
 from tests.netns.lab.lab import TOR_ADDRESS, Lab, LabError
@@ -94,8 +94,8 @@ class ApiObjects:
     _resources: dict[tuple[str, str], Json] = field(default_factory=dict)  # (apiVersion, kind) -> of discovery
 
     def prepare(self) -> str:
-        """Installs what `configs/deploy` has for the API server, and CRDs of Cilium; writes the roles' kubeconfigs."""
-        objects = [*install("namespace.yaml", "crds.yaml", "rbac.yaml"), *cilium()]
+        """Installs what `configs/deploy` has for the API server, and CRDs of others; writes the roles' kubeconfigs."""
+        objects = [*install("namespace.yaml", "crds.yaml", "rbac.yaml"), *foreign()]
         for each in objects:
             self._apply(each)
         for api_version, kind in kinds(objects):
