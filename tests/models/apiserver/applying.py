@@ -70,11 +70,12 @@ def _is_unmanaged(prefix: Path, key: str) -> bool:
 
 
 def _inner(schema: Json | None, key: str) -> Json | None:
-    if schema is None:
+    """Metadata is that of built-in kinds everywhere; of what a schema leaves open no list is paired."""
+    if schema is None or key == "metadata":
         return None
     rest = schema.get("additionalProperties")
     known: Json | None = (schema.get("properties") or {}).get(key)
-    return known or (rest if isinstance(rest, dict) else {} if schema else None)
+    return known or (rest if isinstance(rest, dict) else {})
 
 
 def _step(item: Any, keys: tuple[str, ...]) -> str:
