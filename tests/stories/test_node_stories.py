@@ -54,7 +54,8 @@ def test_story(path: Path, tmp_path: Path) -> None:
     store = StoreConfig(manifests=tmp_path, allocations=tmp_path / "allocations.yaml", node_reports=())
     config = Config(node_name="nobody", store=store)
     snapshot = written(config, story)
-    found = {title: told(snapshot, config, title.removeprefix("node ")) for title in story if title.startswith("node ")}
+    nodes = {title: title.removeprefix("node ") for title in story if title.startswith("node ")}
+    found = {title: told(snapshot, config, node).replace(f"{tmp_path}/", "") for title, node in nodes.items()}
     if os.environ.get("UPDATE_STORIES"):
         for title, lines in found.items():
             text = text.replace(f"-- {title} --\n{story[title]}", f"-- {title} --\n{lines}")
