@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from routerd.formats import cilium, core, native
+from routerd.formats import cilium, core, metallb, native
 from routerd.formats.allocations import read_allocations, read_node_report
 from routerd.formats.document import Value
 from routerd.formats.ipv4 import ipv4_part
@@ -138,6 +138,10 @@ _FOREIGN = (
         "cilium.io", "v2alpha1", "CiliumEgressNATPolicy", "ciliumegressnatpolicies",
         reader=cilium.read_egress_nat_policy, parts=("policies",), read_by=BOTH,
     ),
+    Kind(
+        "metallb.io", "v1beta1", "IPAddressPool", "ipaddresspools", namespaced=True,
+        reader=metallb.read_ip_address_pool, parts=("pools",), read_by=BOTH,
+    ),
 )  # fmt: skip
 
 _PEERS = "write its peers in the BGP ConfigMap"
@@ -151,9 +155,9 @@ _REFUSED = (
     Kind("cilium.io", "v2", "CiliumBGPAdvertisement", instead=_ADVERTISEMENTS),
     Kind("cilium.io", "v2", "CiliumBGPNodeConfigOverride", instead=_PEERS),
     Kind("cilium.io", "v2alpha1", "CiliumBGPPeeringPolicy", instead=_PEERS),
-    Kind("metallb.io", "v1beta1", "IPAddressPool", instead=_POOL),
     Kind("metallb.io", "v1beta2", "BGPPeer", instead="write it in the BGP ConfigMap"),
     Kind("metallb.io", "v1beta1", "BGPAdvertisement", instead=_ADVERTISEMENTS),
+    Kind("metallb.io", "v1beta1", "L2Advertisement", instead="what is announced is announced by BGP"),
     Kind("metallb.io", "v1beta1", "BFDProfile", instead="there is no BFD, so sessions end by their hold time"),
     Kind("metallb.io", "v1beta1", "Community", instead="write its values in the advertisements of an AddressPool"),
     Kind("crd.antrea.io", "v1beta1", "Egress", instead=_POLICY),

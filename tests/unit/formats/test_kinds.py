@@ -51,7 +51,7 @@ def test_what_the_roles_watch() -> None:
     common = ["configmaps in kube-system", "configmaps in metallb-system", "configmaps in routerd"]
     written = [
         "addresspools.routerd.io", "egresspolicies.routerd.io", "ciliumegressgatewaypolicies.cilium.io",
-        "ciliumegressnatpolicies.cilium.io",
+        "ciliumegressnatpolicies.cilium.io", "ipaddresspools.metallb.io",
     ]  # fmt: skip
     agent = ["nodes", "namespaces", "pods", "services", "endpointslices.discovery.k8s.io"]
     assert sorted(each.label for each in for_agent("n", "routerd")) == sorted([*agent, *common, *written])

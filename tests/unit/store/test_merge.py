@@ -82,3 +82,16 @@ spec: {selectors: [{podSelector: {}}], destinationCIDRs: [0.0.0.0/0],
     snapshot, refusals = merged(policy)
     assert snapshot.policies == {}
     assert [refusal.split(":")[0] for refusal in refusals] == ["CiliumEgressGatewayPolicy/e InterfaceNotSupported"]
+
+
+def test_pools_of_metallb_and_of_ours_are_one_set_and_refused_by_their_own_names() -> None:
+    theirs = "apiVersion: metallb.io/v1beta1\nkind: IPAddressPool\nmetadata: {{name: {0}, namespace: m}}\n"
+    theirs += "spec: {{addresses: [{1}]}}\n"
+    ours = POOL.format("a", "192.0.2.0/24")
+    snapshot, refusals = merged(ours, theirs.format("a", "198.51.100.0/24"), theirs.format("b", "192.0.2.7/32"))
+    assert sorted(snapshot.pools or {}) == ["a"]
+    assert refusals == [
+        "IPAddressPool/m/a Duplicate: 1.yaml:1: pool a is already defined at 0.yaml:1",
+        "IPAddressPool/m/b Conflicting: 2.yaml:1: 192.0.2.7/32 overlaps with 192.0.2.0/24 of pool a (0.yaml:1); pool b "
+        "is not used",
+    ]

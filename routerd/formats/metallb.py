@@ -1,0 +1,98 @@
+"""MetalLB's IPAddressPool (metallb.io/v1beta1), read as MetalLB reads it. Pure.
+
+What we cannot do is refused by name, as a value. Unknown fields are ignored, as the API server prunes them. MetalLB
+announces a pool as its advertisements say, which are kinds of their own; the pool is announced here as one of ours is
+that says nothing of it: each address by BGP, as /32 or /128.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from routerd.formats.document import Section, Value
+from routerd.formats.legacy_bgp.golang import parse_addresses
+from routerd.formats.meta import read_meta
+from routerd.formats.native import unusable
+from routerd.model import AddressPool, IPNetwork, Refusal
+from routerd.refs import Ref
+
+Fault = tuple[Value, str, str]  # place, reason and message of what cannot be done
+PRIORITIES = 2**63  # of an int64 of the API; its numbers are lower first, ours are higher first
+
+
+def read_ip_address_pool(value: Value) -> tuple[AddressPool | None, tuple[Refusal, ...]]:
+    """Raises InputError."""
+    meta, spec = read_meta(value), value.section.require("spec").section
+    blocks = _blocks(spec.require("addresses"))
+    allocation = spec.section("serviceAllocation") or Section.empty(spec.value)
+    about = Ref(meta.kind, meta.namespace_or_default, meta.name)
+    faults = (*_unusable(blocks), *_limits(allocation))
+    if faults:
+        refusals = (Refusal(about, reason, str(place.error(message))) for place, reason, message in faults)
+        return None, tuple(dict.fromkeys(refusals))  # a range is several networks
+    pool = AddressPool(
+        name=meta.name,
+        blocks=tuple(network for _, network in blocks),
+        auto_assign=spec.boolean("autoAssign", True),
+        avoid_buggy_ips=spec.boolean("avoidBuggyIPs", False),
+        priority=_priority(allocation),
+        origin=meta.origin,
+    )
+    return pool, ()
+
+
+def _blocks(addresses: Value) -> list[tuple[Value, IPNetwork]]:
+    """Networks and where they stand."""
+    found: list[tuple[Value, IPNetwork]] = []
+    for item in addresses.nonempty("address range"):
+        for network in _networks(item):
+            for _, other in found:
+                if other.version == network.version and other.overlaps(network):
+                    raise item.error(f"{network} overlaps with {other} of the same pool")
+            found.append((item, network))
+    return found
+
+
+def _networks(item: Value) -> tuple[IPNetwork, ...]:
+    """A CIDR, whose host bits are cleared, or a range START-END."""
+    try:
+        networks = parse_addresses(item.string("a CIDR or a range START-END"), refuse_backwards=True)
+    except ValueError as error:
+        raise item.error(str(error)) from error
+    if not networks:
+        raise item.error("the range goes from one address family to the other")
+    return networks
+
+
+def _unusable(blocks: list[tuple[Value, IPNetwork]]) -> Iterator[Fault]:
+    for place, network in blocks:
+        if fault := unusable(network.network_address) or unusable(network.broadcast_address):
+            yield (
+                place,
+                "InvalidAddresses",
+                f"found {place.found()}, which cannot be in a pool: {fault}; the pool is not used",
+            )
+
+
+def _limits(allocation: Section) -> Iterator[Fault]:
+    """Without its limits a pool would be given to services that it is not meant for."""
+    for key in ("namespaces", "namespaceSelectors", "serviceSelectors"):
+        if allocation.items(key):
+            message = "a pool for some services only is not supported: the pool is not used"
+            yield allocation.require(key), "ServiceAllocationNotSupported", message
+    if _number(allocation) < 0:
+        yield (
+            allocation.require("priority"),
+            "InvalidPriority",
+            "a negative priority has no order; the pool is not used",
+        )
+
+
+def _number(allocation: Section) -> int:
+    return allocation.integer("priority", -PRIORITIES, PRIORITIES - 1, 0)
+
+
+def _priority(allocation: Section) -> int:
+    """The lowest number is the first; 0 is none, and comes last, among those of ours that give none either."""
+    number = _number(allocation)
+    return PRIORITIES - number if number else 0
