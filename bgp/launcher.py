@@ -22,9 +22,8 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-from bgp import patches, relay
+from bgp import EXABGP, patches, relay
 
-SUPPORTED = "5.0.15"
 PID_FILE = "speaker.pid"
 
 # No log below WARNING, no command-line pipes, no listening socket, no daemon; `reactor.speed` as it is: a faster loop
@@ -86,12 +85,12 @@ def exabgp_version() -> str:
         version = importlib.metadata.version("exabgp")
     except importlib.metadata.PackageNotFoundError:
         raise LauncherError(
-            f"ExaBGP is not installed for {sys.executable}: install routerd with its dependencies (exabgp=={SUPPORTED})"
+            f"ExaBGP is not installed for {sys.executable}: install routerd with its dependencies (exabgp=={EXABGP})"
         ) from None
-    if version != SUPPORTED:
+    if version != EXABGP:
         raise LauncherError(
-            f"ExaBGP {version} is installed, but this routerd drives exactly {SUPPORTED}: "
-            f"install exabgp=={SUPPORTED} for {sys.executable}"
+            f"ExaBGP {version} is installed, but this routerd drives exactly {EXABGP}: "
+            f"install exabgp=={EXABGP} for {sys.executable}"
         )
     return version
 

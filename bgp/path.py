@@ -6,7 +6,7 @@ A path is a prefix plus its attributes (RFC 4271, section 1.1). Communities are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
@@ -14,6 +14,28 @@ from typing import Literal
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 Family = Literal["ipv4 unicast", "ipv6 unicast"]
+
+
+WELL_KNOWN_COMMUNITIES = {  # RFC 1997, and the registry of IANA
+    "graceful-shutdown": "65535:0",
+    "blackhole": "65535:666",
+    "no-export": "65535:65281",
+    "no-advertise": "65535:65282",
+    "no-export-subconfed": "65535:65283",
+    "no-peer": "65535:65284",
+}
+
+
+def normal_communities(texts: Iterable[str]) -> tuple[str, ...]:
+    """Each once, well-known names as numbers, in the order of the numbers, standard ones (RFC 1997) before large ones
+    (RFC 8092): what is equal compares equal. Texts that are none stay as they are.
+    """
+
+    def order(text: str) -> tuple[int, list[int], str]:
+        parts = text.split(":")
+        return len(parts), [int(part) if part.isascii() and part.isdigit() else -1 for part in parts], text
+
+    return tuple(sorted({WELL_KNOWN_COMMUNITIES.get(text, text) for text in texts}, key=order))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +47,7 @@ class Path:
     local_pref: int | None = None
     med: int | None = None
     prepend: int = 0  # how many times the local AS is prepended (eBGP)
-    communities: tuple[str, ...] = ()  # sorted
+    communities: tuple[str, ...] = ()  # as `normal_communities` has them
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ family and share their attributes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any, Literal
 
-from bgp.path import Family, IPAddress, IPNetwork, Path, SpeakerPeer
+from bgp.path import Family, IPAddress, IPNetwork, Path, SpeakerPeer, normal_communities
 from bgp.rib import Attributes
 
 NLRI_PER_COMMAND = 1000  # about 20 kB; ExaBGP takes lines up to 1 MiB
@@ -169,29 +169,14 @@ def _path(route: Mapping[str, Any], peer: SpeakerPeer | None) -> Path:
     prefix, next_hop = ip_network(nlri["prefix"]), ip_address(nlri["nexthop"])
     if not attributes.keys() <= _KNOWN:
         return Path(prefix, type(next_hop)(0))
-    communities = [*_texts(attributes.get("community", ())), *_texts(attributes.get("large-community", ()))]
     return Path(
         prefix,
         None if peer is not None and next_hop == peer.local_address else next_hop,
         attributes.get("local-preference"),
         attributes.get("med"),
         max(0, len(_as_numbers(attributes.get("as-path"))) - 1),
-        tuple(sorted(communities)),
+        normal_communities([*attributes.get("community", ()), *attributes.get("large-community", ())]),
     )
-
-
-# ExaBGP prints these by name.
-_WELL_KNOWN = {
-    "no-export": "65535:65281",
-    "no-advertise": "65535:65282",
-    "no-export-subconfed": "65535:65283",
-    "no-peer": "65535:65284",
-    "blackhole": "65535:666",
-}
-
-
-def _texts(communities: Sequence[str]) -> list[str]:
-    return [_WELL_KNOWN.get(text, text) for text in communities]
 
 
 def _as_numbers(path: Any) -> list[int]:

@@ -16,7 +16,6 @@ from typing import TypeVar
 LAYOUT_VERSION = 1
 MAX_RULES = 8
 MAX_GATEWAYS = 16
-HOST_PREFIX = 128
 POLICY_SET_BITS = 32
 
 SEEN_PACKET, SEEN_FIN, SEEN_RST = 1, 2, 4
@@ -206,6 +205,11 @@ AnyStructure = TypeVar("AnyStructure", bound=Structure)
 def u32(number: int) -> bytes:
     """A plain `__u32` key or value, host byte order."""
     return bytes(c_uint32(number))
+
+
+def number(data: bytes) -> int:
+    """What `u32` made: a plain `__u32` key or value, host byte order."""
+    return int(c_uint32.from_buffer_copy(data).value)
 
 
 def ip16(address: Address) -> bytes:

@@ -10,7 +10,7 @@ import ctypes
 import errno
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -22,18 +22,17 @@ MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY = 1, 2, 3, 4
 OBJ_PIN, OBJ_GET, PROG_TEST_RUN = 6, 7, 10
 PROG_BY_ID, MAP_BY_ID = 13, 14
 OBJ_INFO, PROG_QUERY = 15, 16
-MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = 24, 26, 27
+MAP_LOOKUP_BATCH = 24
 LINK_CREATE, LINK_UPDATE, LINK_DETACH = 28, 29, 34
 
 TCX_INGRESS, TCX_EGRESS = 46, 47
-LINK_TYPE_TCX = 11
 MAP_TYPE_PERCPU_ARRAY = 6
 F_BEFORE = 1 << 3
 ENOTSUPP = 524  # the kernel's own, not in errno(3)
 BATCH = 4096
 ATTRIBUTES_ROOM = 512  # bytes; `union bpf_attr` has 168 in Linux 6.18
 
-UPDATE_ANY, UPDATE_NOEXIST, UPDATE_EXIST = 0, 1, 2
+UPDATE_ANY, UPDATE_NOEXIST = 0, 1
 
 
 @cache
@@ -150,18 +149,7 @@ class _LinkUpdate(ctypes.Structure):
     ]
 
 
-class _Query(ctypes.Structure):
-    _fields_ = [
-        ("target_ifindex", ctypes.c_uint32),
-        ("attach_type", ctypes.c_uint32),
-        ("query_flags", ctypes.c_uint32),
-        ("attach_flags", ctypes.c_uint32),
-        ("program_ids", ctypes.c_uint64),
-        ("count", ctypes.c_uint32),
-    ]
-
-
-class _TestRun(ctypes.Structure):
+class TestRun(ctypes.Structure):
     _fields_ = [
         ("program_fd", ctypes.c_uint32),
         ("return_value", ctypes.c_uint32),
@@ -243,17 +231,6 @@ def create_tcx_link(program: int, ifindex: int, attach_type: int) -> int:
     return bpf(LINK_CREATE, _LinkCreate(program, ifindex, attach_type, F_BEFORE, 0, 0, 0))
 
 
-def count_tcx_programs(ifindex: int, attach_type: int) -> int:
-    """Programs on a device's TCX hook, whoever put them there; 0 where the kernel has no TCX."""
-    query = _Query(ifindex, attach_type, 0, 0, 0, 0)
-    try:
-        bpf(PROG_QUERY, query)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOENT):
-            raise
-    return int(query.count)
-
-
 def update_link(link: int, program: int) -> None:
     bpf(LINK_UPDATE, _LinkUpdate(link, program, 0, 0))
 
@@ -270,23 +247,13 @@ def run_program(program: int, packet: bytes, context: bytes = b"", room: int = 2
     data_in = ctypes.create_string_buffer(packet, len(packet))
     data_out = ctypes.create_string_buffer(len(packet) + room)
     context_in = ctypes.create_string_buffer(context, max(len(context), 1))
-    run = _TestRun(
+    run = TestRun(
         program, 0, len(packet), len(data_out), _address(data_in), _address(data_out), 1, 0,
         len(context), 0, _address(context_in) if context else 0, 0,
     )  # fmt: skip
     bpf(PROG_TEST_RUN, run)
     verdict = ctypes.c_int32(run.return_value).value
     return verdict, data_out.raw[: run.data_size_out]
-
-
-def time_program(program: int, packet: bytes, context: bytes, repeat: int) -> int:
-    """Mean ns of `repeat` runs on the same packet, which a program that rewrites it changes further each time."""
-    data, context_in = ctypes.create_string_buffer(packet, len(packet)), ctypes.create_string_buffer(context)
-    run = _TestRun(
-        program, 0, len(packet), 0, _address(data), 0, repeat, 0, len(context), 0, _address(context_in), 0
-    )  # fmt: skip
-    bpf(PROG_TEST_RUN, run)
-    return int(run.duration)
 
 
 class BpfMap:
@@ -332,29 +299,6 @@ class BpfMap:
         if len(key) != self.key_size or len(value) != self.value_size:
             sizes = f"{len(key)}/{len(value)} bytes, the map has {self.key_size}/{self.value_size}"
             raise ValueError(f"key/value of {sizes}")
-
-    def put_all(self, entries: Mapping[bytes, bytes]) -> None:
-        """Adds or replaces entries, in batches; falls back to single updates where the kernel has no batches."""
-        items = list(entries.items())
-        for start in range(0, len(items), BATCH):
-            chunk = items[start : start + BATCH]
-            for key, value in chunk:
-                self._check(key, value)
-            try:
-                self._put_batch(chunk)
-            except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP):
-                    raise
-                for key, value in chunk:
-                    self.put(key, value)
-
-    def _put_batch(self, chunk: list[tuple[bytes, bytes]]) -> None:
-        keys = b"".join(key for key, _ in chunk)
-        values = b"".join(value for _, value in chunk)
-        key_buffer = ctypes.create_string_buffer(keys, len(keys))
-        value_buffer = ctypes.create_string_buffer(values, len(values))
-        batch = _Batch(0, 0, _address(key_buffer), _address(value_buffer), len(chunk), self.fd, 0, 0)
-        bpf(MAP_UPDATE_BATCH, batch)
 
     def items(self) -> dict[bytes, bytes]:
         """Everything in the map. While others write, an entry may be seen or missed; none is seen twice."""

@@ -320,15 +320,11 @@ def _path_text(key: bytes, value: bytes) -> str:
         f"{layout.ip_of(g.address)} slot {g.slot}{' here' if g.local else ''}{'' if g.up else ' down'}"
         for g in v.gateways[: v.count]
     )
-    return f"group {_number(key)}: {', '.join(gateways) or 'no gateway'}"
-
-
-def _number(data: bytes) -> int:
-    return int.from_bytes(data, "little" if layout.u32(1)[0] else "big")
+    return f"group {layout.number(key)}: {', '.join(gateways) or 'no gateway'}"
 
 
 def _pod_text(key: bytes, value: bytes) -> str:
-    k, number = layout.decode(layout.PodKey, key), _number(value)
+    k, number = layout.decode(layout.PodKey, key), layout.number(value)
     return f"device {k.ifindex} {layout.ip_of(k.address)}: {f'set {number}' if number else 'no policy'}"
 
 
@@ -339,7 +335,7 @@ def _local_pod_text(key: bytes, value: bytes) -> str:
 
 def _group_text(key: bytes, value: bytes) -> str:
     v = layout.decode(layout.GroupValue, value)
-    return f"group {_number(key)}: {layout.ip_of(v.egress_ip)} ports {v.first_port}-{v.last_port}"
+    return f"group {layout.number(key)}: {layout.ip_of(v.egress_ip)} ports {v.first_port}-{v.last_port}"
 
 
 def _settings_text(_key: bytes, value: bytes) -> str:
@@ -363,4 +359,4 @@ def describe(map_name: str, key: bytes, value: bytes) -> str:
         return texts[map_name](key, value)
     if len(key) == 16:
         return str(layout.ip_of(key))
-    return f"device {_number(key)}"
+    return f"device {layout.number(key)}"

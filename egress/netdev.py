@@ -131,7 +131,7 @@ class Datapath:
             return {}
         size = len(bytes(layout.Counter()))
         for key, value in rows.items():
-            reason = self._reasons.get(int.from_bytes(key, "little"))
+            reason = self._reasons.get(layout.number(key))
             if reason is not None:
                 cpus = [layout.decode(layout.Counter, value[i : i + size]) for i in range(0, len(value), size)]
                 totals[reason.name] = sum(c.packets for c in cpus), sum(c.bytes for c in cpus)

@@ -7,7 +7,6 @@ not choose between pools or weigh requests: that is `ipam.plan`'s.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -120,7 +119,6 @@ class Pool:
     _blocks: list[_Block] = field(init=False)
     _sorted: list[_Block] = field(init=False)
     _starts: list[int] = field(init=False)
-    _queue: deque[tuple[float, int]] = field(default_factory=deque)
     _shared: dict[str, set[int]] = field(default_factory=dict)
     _buggy_taken: int = 0
 
@@ -172,13 +170,6 @@ class Pool:
         key = self._shareable(owner, version, use) if use.sharing_key else None
         return self._lowest_free(version) if key is None else key
 
-    def allocate(self, owner: str, version: Version, use: Use) -> int | None:
-        """Makes `owner` a holder of what `find` finds; None if the pool is exhausted."""
-        key = self.find(owner, version, use)
-        if key is not None:
-            self._hold(key, owner, use)
-        return key
-
     def release(self, key: int, owner: str, now: float) -> None:
         """Takes the address from `owner`; after the last holder it cools down. No holder is no error."""
         holders = self.holders.get(key, {})
@@ -199,35 +190,12 @@ class Pool:
         self.cooling.pop(key, None)
         self._take(key)
 
-    def unreserve(self, key: int, owner: str, now: float) -> None:
-        """Ends a reservation; with the last one the address cools down, unless it is held."""
-        names = self.reserved.get(key, set())
-        names.discard(owner)
-        if not names and self.reserved.pop(key, None) is not None and key not in self.holders:
-            self.cool(key, owner, now)
-
     def cool(self, key: int, owner: str, since: float) -> None:
         """Keeps a freed address back for `cooldown` seconds. An address outside the blocks is forgotten instead."""
         if not self.contains(key):
             return
         self._take(key)
         self.cooling[key] = Cooling(owner, since + self.cooldown)
-        self._queue.append((since + self.cooldown, key))
-
-    def expire(self, now: float) -> list[int]:
-        """Frees what has cooled down by `now` and returns it."""
-        freed = []
-        while self._queue and self._queue[0][0] <= now:
-            ready, key = self._queue.popleft()
-            if key in self.cooling and self.cooling[key].ready == ready:
-                del self.cooling[key]
-                self._free(key)
-                freed.append(key)
-        return freed
-
-    def next_due(self) -> float | None:
-        """When `expire` has something to do next."""
-        return self._queue[0][0] if self._queue else None
 
     def counts(self) -> Counts:
         held = [key for key in self.holders if self.contains(key)]
@@ -235,7 +203,7 @@ class Pool:
         total, taken = sum(block.size for block in self._blocks), sum(block.bitmap.taken for block in self._blocks)
         left_out = idle = 0
         if self.spec.avoid_buggy_ips:
-            left_out = sum(_count_buggy(block) for block in self._blocks)
+            left_out = sum(count_buggy(block.start, block.size) for block in self._blocks)
             idle = left_out - sum(map(is_buggy, (*held, *bound, *self.cooling)))
         free = total - taken - (left_out - self._buggy_taken)
         return Counts(total, free, len(held), len(self.cooling), len(bound) + idle)
@@ -291,11 +259,6 @@ class Pool:
         if block and block.bitmap.occupy(key - block.start) and self.leaves_out(key):
             self._buggy_taken += 1
 
-    def _free(self, key: int) -> None:
-        block = self._locate(key)
-        if block and block.bitmap.release(key - block.start) and self.leaves_out(key):
-            self._buggy_taken -= 1
-
 
 def _block(network: IPNetwork) -> _Block:
     version: Version = 4 if network.version == 4 else 6
@@ -314,8 +277,8 @@ def _outermost(networks: tuple[IPNetwork, ...]) -> list[IPNetwork]:
     return [network for network in dict.fromkeys(networks) if network in chosen]
 
 
-def _count_buggy(block: _Block) -> int:
-    if block.version == 6:
+def count_buggy(start: int, size: int) -> int:
+    """How many of the `size` addresses from key `start` on `is_buggy`."""
+    if start & _V6:
         return 0
-    first, last = block.start, block.start + block.size - 1
-    return sum((last - low) // 256 - (first - 1 - low) // 256 for low in (0, 255))
+    return sum((start + size - 1 - low) // 256 - (start - 1 - low) // 256 for low in (0, 255))

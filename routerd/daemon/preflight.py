@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+from bgp import EXABGP
 from routerd.errors import EnvironmentFault
 
 BTF = Path("/sys/kernel/btf/vmlinux")
 PROCESS_STATUS = Path("/proc/self/status")
 NET_CLASS = Path("/sys/class/net")
-EXABGP_VERSION = "5.0.15"  # the launcher's patches are pinned to it
 
 # Numbers from linux/capability.h.
 CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 12, 21, 38, 39
@@ -50,10 +50,10 @@ def exabgp(distribution: str = "exabgp") -> None:
     try:
         found = metadata.version(distribution)
     except metadata.PackageNotFoundError:
-        raise EnvironmentFault(f"ExaBGP is not installed: pip install exabgp=={EXABGP_VERSION}") from None
-    if found != EXABGP_VERSION:
+        raise EnvironmentFault(f"ExaBGP is not installed: pip install exabgp=={EXABGP}") from None
+    if found != EXABGP:
         raise EnvironmentFault(
-            f"ExaBGP {found} is installed, and routerd drives {EXABGP_VERSION}: pip install exabgp=={EXABGP_VERSION}"
+            f"ExaBGP {found} is installed, and routerd drives {EXABGP}: pip install exabgp=={EXABGP}"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, summarize_address_range
 from typing import Literal, cast
 
+from bgp.path import WELL_KNOWN_COMMUNITIES, normal_communities
 from routerd.formats.document import MAX_DIGITS, Section, Value, parse_address, parse_network
 from routerd.formats.meta import check_name, read_meta, selector_at
 from routerd.model import (
@@ -21,15 +22,6 @@ from routerd.model import (
 Use = Literal["loadbalancer", "egress"]
 PRIORITY = 1_000_000  # priorities go from minus to plus this
 _BLOCK = "a CIDR, an address, a range START-END, {cidr: …} or {start: …, end: …}"
-# RFC 1997 and the registry of well-known communities
-WELL_KNOWN = {
-    "graceful-shutdown": "65535:0",
-    "blackhole": "65535:666",
-    "no-export": "65535:65281",
-    "no-advertise": "65535:65282",
-    "no-export-subconfed": "65535:65283",
-    "no-peer": "65535:65284",
-}
 
 
 def open_object(value: Value) -> Section:
@@ -160,7 +152,7 @@ def _advertisement(section: Section, blocks: tuple[IPNetwork, ...]) -> Advertise
         aggregation_length=section.integer("aggregationLength", 1, 32, 32),
         aggregation_length_v6=section.integer("aggregationLengthV6", 1, 128, 128),
         local_pref=section.integer("localPref", 0, 2**32 - 1, 0),
-        communities=tuple(sorted({_community(item) for item in section.items("communities")}, key=_community_order)),
+        communities=normal_communities(_community(item) for item in section.items("communities")),
     )
 
 
@@ -175,11 +167,11 @@ def _check_aggregation(value: Value | None, version: int, blocks: tuple[IPNetwor
 
 
 def _community(value: Value) -> str:
-    """RFC 1997 "asn:value", RFC 8092 "asn:value:value" or a well-known name, normalised."""
+    """RFC 1997 "asn:value", RFC 8092 "asn:value:value" or a well-known name; numbers without leading zeros."""
     what = "a community such as 64512:1, 64512:1:2 or no-export"
     text = value.string(what)
-    if text in WELL_KNOWN:
-        return WELL_KNOWN[text]
+    if text in WELL_KNOWN_COMMUNITIES:
+        return text
     parts = text.split(":")
     limit = {2: 2**16, 3: 2**32}.get(len(parts))
     if limit is None or not all(_is_below(part, limit) for part in parts):
@@ -189,11 +181,6 @@ def _community(value: Value) -> str:
 
 def _is_below(text: str, limit: int) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS and int(text) < limit
-
-
-def _community_order(text: str) -> tuple[int, list[int]]:
-    numbers = [int(part) for part in text.split(":")]
-    return len(numbers), numbers
 
 
 # --- EgressPolicy ------------------------------------------------------------------------------------------------

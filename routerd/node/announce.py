@@ -7,12 +7,12 @@ needs has not been synced: touch nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
-from bgp.path import AdjRibOut, Desired, Path
+from bgp.path import AdjRibOut, Desired, Path, normal_communities
 from routerd.model import (
     EXCLUDE_LABEL,
     AddressPool,
@@ -215,17 +215,10 @@ def _length(advertisement: Advertisement, address: IPAddress) -> int:
     return advertisement.aggregation_length if address.version == 4 else advertisement.aggregation_length_v6
 
 
-def _communities(communities: Iterable[str]) -> tuple[str, ...]:
-    """Sorted as numbers: "64512:9" before "64512:10"."""
-    return tuple(
-        sorted(set(communities), key=lambda text: ([int(n) if n.isdigit() else -1 for n in text.split(":")], text))
-    )
-
-
 @lru_cache(maxsize=CACHED)  # equal paths of two rounds are one object, which the speaker compares at once
 def _vip_path(address: IPAddress, advertisement: Advertisement) -> Path:
     prefix = prefix_of(address, _length(advertisement, address))
-    return Path(prefix, local_pref=advertisement.local_pref, communities=_communities(advertisement.communities))
+    return Path(prefix, local_pref=advertisement.local_pref, communities=normal_communities(advertisement.communities))
 
 
 def service_paths(scene: Scene, service: Service) -> list[Path]:
@@ -283,7 +276,7 @@ def egress_path(scene: Scene, group: EgressGroup, rank: int) -> Path:
     communities = [c for advertisement in (pool.advertisements if pool else ()) for c in advertisement.communities]
     local_pref, med = egress_preference(group.epoch, rank)
     prefix = prefix_of(group.egress_ip, group.egress_ip.max_prefixlen)
-    return Path(prefix, local_pref=local_pref, med=med, communities=_communities(communities))
+    return Path(prefix, local_pref=local_pref, med=med, communities=normal_communities(communities))
 
 
 def _egress_ips(scene: Scene) -> Iterator[Wanted | Refusal]:
@@ -308,7 +301,7 @@ def _merged(one: Path, other: Path) -> Path:
         one,
         local_pref=max(local_prefs, default=None),
         med=min(meds, default=None),
-        communities=_communities(one.communities + other.communities),
+        communities=normal_communities(one.communities + other.communities),
     )
 
 

@@ -121,18 +121,16 @@ def _by_address(found: Mapping[IPAddress, T]) -> list[tuple[IPAddress, T]]:
 
 
 def _bgp(key: bytes) -> Sentence[BgpDesired]:
+    """`peer ADDRESS SESSION`, sorted by address, then paths."""
+
     def peers(desired: BgpDesired) -> Iterator[str]:
         return (f"peer {address} {session_text(peer, key)}" for address, peer in _by_address(desired.peers))
 
     return Sentence(BgpDesired, (Part("peers", peers), Part("ribs", lambda it: path_lines(it.ribs))))
 
 
-def bgp_lines(desired: BgpDesired) -> list[str]:
-    """`peer ADDRESS SESSION`, then `path ADDRESS PATH`, sorted by peer, then prefix."""
-    return _bgp(b"").of(desired)
-
-
 def path_lines(ribs: Mapping[IPAddress, AdjRibOut]) -> list[str]:
+    """`path ADDRESS PATH`, sorted by peer, then prefix."""
     lines: list[str] = []
     for address, rib in _by_address(ribs):
         paths = sorted(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from ipam.pool import count_buggy, key_of
 from routerd.model import (
     EXCLUDE_LABEL,
     GATEWAY_LABEL,
@@ -178,23 +179,12 @@ def used_addresses(pool: str, allocations: Allocations | None) -> set[IPAddress]
     return held | {group.egress_ip for group in allocations.groups if group.pool == pool}
 
 
-def _is_buggy(address: IPAddress) -> bool:
-    """x.x.x.0 and x.x.x.255, which some home routers drop."""
-    return address.version == 4 and address.packed[-1] in (0, 255)
-
-
-def _buggy_count(block: IPNetwork) -> int:
-    if block.version != 4:
-        return 0
-    if block.prefixlen <= 24:
-        return 2 << (24 - block.prefixlen)
-    return sum(map(_is_buggy, {block.network_address, block.broadcast_address}))
-
-
 def pool_size(pool: AddressPool) -> int:
     """How many addresses the pool can give."""
     total = sum(block.num_addresses for block in pool.blocks)
-    return total - sum(map(_buggy_count, pool.blocks)) if pool.avoid_buggy_ips else total
+    if not pool.avoid_buggy_ips:
+        return total
+    return total - sum(count_buggy(key_of(block.network_address), block.num_addresses) for block in pool.blocks)
 
 
 def pool_rows(snapshot: Snapshot) -> list[Row]:

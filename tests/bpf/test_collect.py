@@ -10,7 +10,7 @@ import pytest
 from bpf import layout
 from egress.tables import ICMP, TCP, UDP, Back, Flow, FlowKey, Mapped, NatKey, ReverseKey, State
 from tests.bpf.wishes import HERE, to_world
-from tests.bpf.world import EGRESS_IP, POD, REMOTE, World, encode, nat_key_bytes, reverse_key_bytes
+from tests.bpf.world import EGRESS_IP, POD, REMOTE, World, encode, nat_key_bytes, put_all, reverse_key_bytes
 
 # Short ones: a machine may not have been up for as long as an established connection may idle.
 LIMITS = {"tcp_established": 40, "tcp_opening": 30, "tcp_closing": 5, "udp": 20, "icmp": 10}
@@ -120,7 +120,7 @@ def test_a_forward_half_with_another_port_is_not_its_own(world: World) -> None:
     ((old_key, back),) = state.reverse.items()
     new.reverse[old_key._replace(egress_port=50000)] = back
     for name, entries in encode(new, 1).items():
-        world.maps[name].put_all(entries)
+        put_all(world.maps[name], entries)
     result = world.collect()
     assert (result.mappings_live, result.reverses, result.reverses_live) == (1, 1, 1)
     assert world.state().reverse == new.reverse

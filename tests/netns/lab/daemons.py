@@ -7,6 +7,8 @@ the manifests read-only, save for the operator. The operator runs in the ToR's n
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import signal
 import socket
@@ -171,12 +173,36 @@ class Daemons:
         return Daemon(role, host, host.popen(command, log), log)
 
 
+class _Query(ctypes.Structure):
+    """`union bpf_attr` for BPF_PROG_QUERY, up to the count."""
+
+    _fields_ = [
+        ("target_ifindex", ctypes.c_uint32),
+        ("attach_type", ctypes.c_uint32),
+        ("query_flags", ctypes.c_uint32),
+        ("attach_flags", ctypes.c_uint32),
+        ("program_ids", ctypes.c_uint64),
+        ("count", ctypes.c_uint32),
+    ]
+
+
+def _tcx_programs(ifindex: int, attach_type: int) -> int:
+    """On a device's hook, whoever put them there; 0 where the kernel has no TCX."""
+    query = _Query(ifindex, attach_type)
+    try:
+        syscall.bpf(syscall.PROG_QUERY, query)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
+    return int(query.count)
+
+
 def attached(node: Node) -> dict[str, int]:
     """Device -> eBPF programs on its TCX hooks in this node, as the kernel tells it."""
     with netns.entered(node.name):
         devices = socket.if_nameindex()
         hooks = (syscall.TCX_INGRESS, syscall.TCX_EGRESS)
-        counts = {name: sum(syscall.count_tcx_programs(index, hook) for hook in hooks) for index, name in devices}
+        counts = {name: sum(_tcx_programs(index, hook) for hook in hooks) for index, name in devices}
     return {name: count for name, count in counts.items() if count}
 
 

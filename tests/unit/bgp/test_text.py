@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bgp import conf, rib, text
-from bgp.path import Path, SpeakerPeer
+from bgp.path import Path, SpeakerPeer, normal_communities
 from tests.models.real_exabgp import loaded, told
 
 EBGP = SpeakerPeer(ip_address("10.9.0.2"), ip_address("10.9.0.1"), 64512, 4200000000, IPv4Address("10.9.0.1"))
@@ -29,7 +29,7 @@ communities = st.lists(
     ),
     max_size=4,
     unique=True,
-).map(lambda texts: tuple(sorted(texts)))
+).map(normal_communities)
 networks4 = st.tuples(u32, st.integers(0, 32)).map(lambda pair: IPv4Network(pair, strict=False))
 networks6 = st.tuples(st.integers(0, 2**128 - 1), st.integers(0, 128)).map(lambda pair: IPv6Network(pair, strict=False))
 hops4 = st.integers(0x01000000, 0xDFFFFFFF).map(IPv4Address)
@@ -99,12 +99,24 @@ def test_a_table_as_exabgp_prints_it() -> None:
         },
         IBGP.address: {
             ip_network("fd11::5/128"): Path(
-                ip_network("fd11::5/128"), ip_address("fd00::1"), 200, 50, 0, ("64512:1", "64512:1:2", "65535:65281")
+                ip_network("fd11::5/128"), ip_address("fd00::1"), 200, 50, 0, ("64512:1", "65535:65281", "64512:1:2")
             )
         },
         # An attribute that is not ours makes a path that nobody wants, so that it is replaced.
         unknown: {ip_network("fd12::/64"): Path(ip_network("fd12::/64"), ip_address("::"))},
     }
+
+
+@pytest.mark.parametrize(
+    "communities", [("64512:9", "64512:10"), ("64512:10", "64512:2:1"), ("65535:0", "65535:666"), ("9:1", "10:1")]
+)
+def test_what_was_announced_with_communities_is_the_same_when_it_is_read_back(
+    communities: tuple[str, ...], exabgp: Configuration
+) -> None:
+    wanted = Path(ip_network("192.0.2.0/24"), communities=normal_communities(reversed(communities)))
+    assert wanted.communities == communities
+    told_of = text.announce([EBGP.address], rib.attributes_of(wanted, EBGP), [wanted.prefix])
+    assert text.parse_table(told(exabgp, told_of), PEERS)[EBGP.address] == {wanted.prefix: wanted}
 
 
 EVENTS = {

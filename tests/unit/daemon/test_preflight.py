@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bgp import EXABGP
 from routerd.daemon import preflight
 from routerd.daemon.preflight import CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON
 from routerd.errors import EnvironmentFault
@@ -53,7 +54,7 @@ def test_no_exabgp() -> None:
 
 
 def test_another_exabgp() -> None:
-    with pytest.raises(EnvironmentFault, match=re.escape(f"routerd drives {preflight.EXABGP_VERSION}")):
+    with pytest.raises(EnvironmentFault, match=re.escape(f"routerd drives {EXABGP}")):
         preflight.exabgp("pytest")  # installed, and surely of another version
 
 

@@ -11,7 +11,7 @@ from routerd.model import Allocations, Namespace, PodSelection, PortRange, Refus
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
 from routerd.refs import Ref
 from routerd.selectors import LabelSelector
-from routerd.tell.render import bgp_lines, changes, egress_lines, refusal_lines
+from routerd.tell.render import changes, egress_lines, refusal_lines, state_lines
 from tests.models import cluster
 from tests.models.cluster import LOCAL
 
@@ -34,6 +34,8 @@ cluster 10.96.0.0/12
 cluster 10.96.0.10/32
 cluster 172.20.0.0/16
 cluster 192.0.2.1/32
+cluster fd00::11/128
+cluster fd00::12/128
 pod-cidr 10.1.11.0/24
 tunnel-node 10.0.0.11
 tunnel-node 10.0.0.12
@@ -57,9 +59,7 @@ def reasons(found: NodeState) -> dict[str, str]:
 
 def test_the_whole_state_as_text() -> None:
     found = state()
-    assert found.announcements is not None and found.egress is not None
-    lines = bgp_lines(found.announcements.desired) + egress_lines(found.egress) + refusal_lines(found.refusals)
-    assert "\n".join(lines) + "\n" == WHOLE
+    assert "\n".join([*state_lines(found), *refusal_lines(found.refusals)]) + "\n" == WHOLE
 
 
 @pytest.mark.parametrize("field", ["nodes", "namespaces", "pods", "services", "policies", "allocations"])
