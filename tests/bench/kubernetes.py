@@ -25,7 +25,7 @@ import yaml
 
 from tests.k8s.store_lab import bgp_config, crds, namespace, node, pod, policy, pool, service
 from tests.models.apiserver import ApiServer
-from tests.netns.lab.api_restart import RECOVERY, on_api_server, restarted
+from tests.netns.lab.api_restart import on_api_server, restarted
 from tests.netns.lab.daemons import ROUTERD, resident
 from tests.netns.lab.kubernetes import on_kubernetes
 from tests.netns.lab.lab import Lab
@@ -35,6 +35,7 @@ PATIENCE = 45.0  # seconds
 LATENCY_BAR, TOR_BAR, MEMORY_BAR, REQUESTS_BAR = 0.3, 0.8, 160, 1.0  # seconds, seconds, MiB, per second
 NODES = 50
 RESTARTS = (0.3, 20.0)  # seconds
+RECOVERY = 8.0  # seconds until everything has been listed again: the longest pause, the spread, and a second to do it
 Json = dict[str, Any]
 
 

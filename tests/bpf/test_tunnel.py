@@ -28,7 +28,7 @@ from tests.bpf.world import (
     Wire,
     World,
 )
-from tests.netns.lab import netns
+from tests.waiting import wait
 
 OUT = Packet(REMOTE_POD, REMOTE, UDP, 40000, 53)
 MOVED = IPv4Address("192.0.2.101")
@@ -47,7 +47,7 @@ class Gateway:
         before = sum(self.world.counted().values())
         outer = vxlan(build(packet, shape), vni, TUNNEL_PORT, Packet(node, SELF))
         self.underlay.put(MACS["underlay"] + outer[6:])
-        netns.wait(lambda: sum(self.world.counted().values()) > before, 2, "the packet is counted", 0.001)
+        wait(lambda: sum(self.world.counted().values()) > before, "the packet is counted", interval=0.001)
 
     def out(self, packet: Packet, **how: object) -> Packet:
         """What left by the uplink for a packet that came through the tunnel."""

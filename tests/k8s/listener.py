@@ -11,8 +11,9 @@ from typing import Self, TypeVar
 
 from aiohttp import web
 
+from tests.waiting import PATIENCE
+
 T = TypeVar("T")
-PATIENCE = 10.0  # seconds for the thread to start, answer and stop
 
 
 class Listener:
@@ -106,7 +107,7 @@ class Listener:
         async def call() -> T:
             return work()
 
-        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(PATIENCE * 6)
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(PATIENCE)
 
     def refuse(self) -> None:
         """Close the port and every connection: connection refused, until `accept`."""

@@ -218,8 +218,8 @@ class Proxy(Listener):
                     await self.faults.spoken.wait()
                 if id(request) not in self._muted:
                     await response.write(chunk)
-            while id(request) in self._muted:
-                await asyncio.sleep(3600)  # until it is dropped
+            if id(request) in self._muted:
+                await asyncio.Event().wait()  # until it is dropped
         finally:
             self._muted.discard(id(request))
         await response.write_eof()

@@ -1,4 +1,4 @@
-"""The Kubernetes store in front of an API server: objects, a store that runs, and bounded waits.
+"""The Kubernetes store in front of an API server: objects, and a store that runs.
 
 The API server is `target`'s; the code under test speaks to it through `proxy`, the tests themselves directly.
 """
@@ -25,28 +25,18 @@ from routerd.store.kubernetes.watch import Timings
 from tests.k8s import client as plain
 from tests.k8s import target
 from tests.k8s.proxy import Proxy
+from tests.waiting import eventually
 
 CRDS = Path(__file__).parents[2] / "configs" / "deploy" / "crds.yaml"
 NAMESPACES = ("routerd", "default", "kube-system")  # where tests put things
-PATIENCE = 10.0  # seconds
 AT_ONCE = 16  # requests
 NAMESPACE_DEPTH = 4  # slashes in the path of a namespace
 QUICK = Timings(
     silence=5.0, watch=60.0, first_pause=0.02, last_pause=0.1, absent=0.1, confirm=0.05, stale=0.1, heartbeat=60.0,
     gather=0.001,
 )  # fmt: skip
-SHORT_LEASE = LeaseTimes(1.5, 1.0, 0.05)
+LEASE = LeaseTimes(60.0, 50.0, 0.05)  # held for longer than any test; its end gives it back
 Json = dict[str, Any]
-
-
-async def eventually(holds: Callable[[], object], what: str) -> None:
-    """Waits for a condition. Raises AssertionError with `what` after a bounded time."""
-    try:
-        async with asyncio.timeout(PATIENCE):
-            while not holds():
-                await asyncio.sleep(0.004)
-    except TimeoutError:
-        raise AssertionError(f"not within {PATIENCE} s: {what}") from None
 
 
 # --- objects
@@ -189,12 +179,9 @@ class Cluster:
 
     async def serves(self, *definitions: Json) -> None:
         """Waits until the kinds of these CRDs can be listed."""
-        async with asyncio.timeout(PATIENCE):
-            for spec in (each["spec"] for each in definitions):
-                while not await self.find(
-                    f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}"
-                ):
-                    await asyncio.sleep(0.01)
+        for spec in (each["spec"] for each in definitions):
+            path = f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}"
+            await eventually(lambda path=path: self.find(path), f"{path} is served")
 
 
 def _allocated(each: Json, before: Json) -> tuple[str, ...]:
@@ -304,7 +291,7 @@ async def running(work: Any) -> AsyncIterator[asyncio.Task[None]]:
 async def operator(
     found: Cluster,
     identity: str = "operator-a",
-    times: LeaseTimes = SHORT_LEASE,
+    times: LeaseTimes = LEASE,
     timings: Timings = QUICK,
     token: str = "",
     cooldown: float = 0.5,

@@ -7,7 +7,6 @@ is not so, nothing is written and the tests fail.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import Any
 from routerd.formats.kinds import KINDS
 from tests.k8s.client import Client, Json
 from tests.models.apiserver import ApiServer
+from tests.waiting import wait
 
 SWITCH = "KUBECONFIG"
 MADE = "tests.routerd.io/made"  # annotation of everything that a test makes where others could have made it
-PATIENCE = 30.0  # seconds
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 RBAC = "rbac.authorization.k8s.io/v1"
 # what tests put into namespaces, as there need be no controller that empties them
@@ -187,9 +186,5 @@ def remove_definitions(client: Client, *names: str) -> None:
 
 
 def until(ask: Any, what: str = "waited in vain") -> Any:
-    """The first true answer. Raises AssertionError with `what` after a bounded time."""
-    end = time.monotonic() + PATIENCE
-    while not (found := ask()):
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
-    return found
+    """The first true answer. Raises WaitTimeout with `what` after a bounded time."""
+    return wait(ask, what)

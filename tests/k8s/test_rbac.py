@@ -17,9 +17,9 @@ from tests.k8s.deployment import foreign, install, token
 from tests.k8s.proxy import Asked, Audit
 from tests.k8s.store_lab import Cluster, agent_store, bgp_config, cluster, ips, node, operator, policy, pool
 from tests.k8s.store_lab import service as a_service
+from tests.waiting import eventually
 
 ACCOUNTS = ("routerd-agent", "routerd-operator")
-PATIENCE = 15.0  # seconds
 CHANGING = "CustomResourceDefinition"  # its status is written meanwhile
 
 
@@ -82,20 +82,26 @@ async def work(found: Cluster) -> None:
 
 async def shown(found: Cluster, path: str) -> None:
     """Waits for a status."""
-    async with asyncio.timeout(PATIENCE):
-        while not (await found.find(path)).get("status"):
-            await asyncio.sleep(0.01)
+
+    async def status() -> Json:
+        return dict((await found.find(path)).get("status") or {})
+
+    await eventually(status, f"{path} has a status")
 
 
 async def settled(found: Cluster, count: int) -> None:
     """Waits for addresses and conditions, and until a refusal has been told `count` times."""
     for path in ("addresspools/public", "egresspolicies/bank", "egresspolicies/lost"):
         await shown(found, f"/apis/routerd.io/v1alpha1/{path}")
-    async with asyncio.timeout(PATIENCE):
-        while not ips(await found.get("/api/v1/namespaces/default/services/web")):
-            await asyncio.sleep(0.01)
-        while not any((each.get("count") or 0) >= count for each in (await found.get("/api/v1/events"))["items"]):
-            await asyncio.sleep(0.01)
+
+    async def addresses() -> list[str]:
+        return ips(await found.get("/api/v1/namespaces/default/services/web"))
+
+    async def is_told() -> bool:
+        return any((each.get("count") or 0) >= count for each in (await found.get("/api/v1/events"))["items"])
+
+    await eventually(addresses, "a VIP")
+    await eventually(is_told, f"a refusal is told {count} times")
 
 
 def first_status_of_each() -> Callable[[Asked], bool]:

@@ -24,13 +24,13 @@ from tests.k8s.store_lab import (
     bgp_config,
     cluster,
     config_map,
-    eventually,
     node,
     pod,
     policy,
     pool,
     service,
 )
+from tests.waiting import eventually
 
 TIMINGS = replace(QUICK, silence=0.4)
 STEPS = 40

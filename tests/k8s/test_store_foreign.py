@@ -11,7 +11,6 @@ from tests.k8s.store_lab import (
     agent_store,
     bgp_config,
     cluster,
-    eventually,
     ips,
     names,
     node,
@@ -19,6 +18,7 @@ from tests.k8s.store_lab import (
     pool,
     service,
 )
+from tests.waiting import eventually
 
 WEB = "/api/v1/namespaces/default/services/web"
 
@@ -104,10 +104,10 @@ def test_a_pool_that_is_refused_says_so_in_an_event_of_its_own() -> None:
 
 async def events(api: Cluster, count: int) -> list[Json]:
     """Waits for so many that are about pools."""
-    async with asyncio.timeout(10):
-        while True:
-            items = (await api.get("/api/v1/events"))["items"]
-            found: list[Json] = [each for each in items if each["involvedObject"]["kind"] == "IPAddressPool"]
-            if len(found) >= count:
-                return found
-            await asyncio.sleep(0.01)
+
+    async def enough() -> list[Json]:
+        items = (await api.get("/api/v1/events"))["items"]
+        found = [each for each in items if each["involvedObject"]["kind"] == "IPAddressPool"]
+        return found if len(found) >= count else []
+
+    return await eventually(enough, f"{count} events about pools")

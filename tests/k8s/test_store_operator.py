@@ -10,7 +10,7 @@ import pytest
 
 from routerd.model import NodeReport
 from routerd.serve.api import RequestRefused
-from routerd.store.kubernetes.client import ApiError, Client
+from routerd.store.kubernetes.client import Client
 from routerd.store.kubernetes.lease import LeaseTimes
 from routerd.store.kubernetes.ledger import take
 from tests.k8s.store_lab import (
@@ -19,7 +19,6 @@ from tests.k8s.store_lab import (
     agent_store,
     bgp_config,
     cluster,
-    eventually,
     ips,
     node,
     operator,
@@ -27,25 +26,20 @@ from tests.k8s.store_lab import (
     pool,
     service,
 )
+from tests.waiting import eventually
 
 WEB = "/api/v1/namespaces/default/services/web"
 POLICY = "/apis/routerd.io/v1alpha1/egresspolicies/bank"
 
 
 async def until(api: Cluster, path: str, holds: Callable[[Json], object], what: str) -> Json:
-    """Reads an object again and again until it is as wanted."""
-    found: Json = {}
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                found = await api.get(path)
-            except ApiError as error:
-                found = {}
-                if error.status != 404:
-                    raise
-            if holds(found):
-                return found
-            await asyncio.sleep(0.01)
+    """Reads an object again and again until it is there and as wanted."""
+
+    async def wanted() -> Json | None:
+        found = await api.find(path)
+        return found if holds(found) else None
+
+    return await eventually(wanted, what)
 
 
 def test_a_service_gets_its_vip_and_agents_the_allocations() -> None:
@@ -219,9 +213,10 @@ def test_a_reservation_is_shown_and_released_by_the_active_operator_alone() -> N
                 rows = await first.answer({"get": "ledger"})
                 return {(row["address"], row["owner"], row["state"]) for row in rows.result}
 
-            async with asyncio.timeout(10):
-                while await states() != {("10.168.60.100", "EgressPolicy/bank", "reserved")}:
-                    await asyncio.sleep(0.01)
+            async def is_reserved() -> bool:
+                return await states() == {("10.168.60.100", "EgressPolicy/bank", "reserved")}
+
+            await eventually(is_reserved, "the address is reserved")
             async with operator(api, "second-pod_2") as second:
                 await eventually(lambda: second.lease.holder, "the second has seen who is active")
                 with pytest.raises(RequestRefused, match="kubectl -n routerd exec first-pod -- routerd"):

@@ -20,27 +20,25 @@ import pytest
 from routerd.model import NodeReport
 from routerd.store.kubernetes.client import UNREACHABLE, ApiError, Client, Json
 from routerd.store.kubernetes.contact import Contact, Pace, next_turn
-from routerd.store.kubernetes.lease import LeaseTimes
 from routerd.store.kubernetes.objects import Collection
 from routerd.store.kubernetes.resources import for_agent
 from routerd.store.kubernetes.watch import Reflector, Timings
 from tests.k8s.store_lab import (
     QUICK,
+    Cluster,
     Running,
     agent_store,
     bgp_config,
     cluster,
-    eventually,
     ips,
     node,
     operator,
     service,
 )
-from tests.models.virtual_time import in_virtual_time, now
+from tests.models.virtual_time import elapse, in_virtual_time, now
+from tests.waiting import eventually
 
-# Pauses of its own would be longer than the test: only what is known of the whole client wakes a resource.
 SLOW = replace(QUICK, first_pause=0.4, last_pause=600.0, away=0.4, spread=0.3)
-PATIENCE = 10.0  # seconds
 
 
 # --- in front of the double
@@ -62,6 +60,13 @@ async def everything_read() -> AsyncIterator[tuple[Any, Running]]:
         yield api, agent
 
 
+async def outage(client: Client) -> None:
+    """Until the client has noticed it and has tried in vain a few times."""
+    await eventually(lambda: client.contact.is_lost, "the outage is noticed")
+    before = client.requests.total()
+    await eventually(lambda: client.requests.total() >= before + 3, "it is tried again")
+
+
 OUTAGES = pytest.mark.parametrize(
     ("begin", "end"), [("refuse", "accept"), ("break_off", "heal")], ids=["refused", "502"]
 )
@@ -74,7 +79,9 @@ def test_every_resource_is_read_again_soon_after_an_outage(begin: str, end: str,
         async with everything_read() as (api, agent):
             await asyncio.to_thread(getattr(api.server, begin))
             before, lists = counts(agent), lists_of(agent)
-            await asyncio.sleep(2.0)
+            await outage(agent.client)
+            watching = [each for each in agent.store.reflectors if each.watches]
+            await eventually(lambda: all(each.fault for each in watching), "every watch is broken")
             await asyncio.to_thread(getattr(api.server, end))
             if not keeps_history:
                 api.server.fault(gone=len(before))
@@ -91,12 +98,11 @@ def test_every_resource_is_read_again_soon_after_an_outage(begin: str, end: str,
 def test_an_outage_costs_a_client_few_attempts(begin: str, end: str) -> None:
     async def story() -> None:
         async with everything_read() as (api, agent):
+            before, began = agent.client.requests.total(), now()
             await asyncio.to_thread(getattr(api.server, begin))
-            before = agent.client.requests.total()
-            await eventually(lambda: agent.client.contact.is_lost, "the outage is noticed")
-            await asyncio.sleep(2.0)
             broken = len(agent.store.reflectors)  # each tries once for itself when its watch breaks
-            assert 3 <= agent.client.requests.total() - before - broken <= 2.0 / (SLOW.pace.first / 2)
+            await eventually(lambda: agent.client.requests.total() >= before + broken + 6, "it tries again and again")
+            assert agent.client.requests.total() - before - broken <= 1 + (now() - began) / (SLOW.pace.first / 2)
 
     asyncio.run(story())
 
@@ -106,7 +112,7 @@ def test_a_report_that_waits_is_written_soon_after_an_outage() -> None:
         async with everything_read() as (api, agent):
             await asyncio.to_thread(api.server.refuse)
             agent.store.write_node_report(NodeReport("node1", (ip_address("10.0.0.11"),)))
-            await asyncio.sleep(2.0)
+            await outage(agent.client)
             await asyncio.to_thread(api.server.accept)
             reporter = agent.store._reporter
             assert reporter is not None
@@ -115,11 +121,10 @@ def test_a_report_that_waits_is_written_soon_after_an_outage() -> None:
     asyncio.run(story())
 
 
-@pytest.mark.parametrize(("method", "outage"), [("patch", 3.0), ("replace", 4.0)], ids=["status", "ledger"])
-def test_what_the_operator_was_writing_is_written_soon_after_an_outage(method: str, outage: float) -> None:
+@pytest.mark.parametrize("method", ["patch", "replace"], ids=["status", "ledger"])
+def test_what_the_operator_was_writing_is_written_soon_after_an_outage(method: str) -> None:
     async def story() -> None:
-        lease = LeaseTimes(60, 50, 0.2)  # the operator stays the active one
-        async with cluster(node("node1"), bgp_config()) as api, operator(api, times=lease, timings=SLOW) as one:
+        async with cluster(node("node1"), bgp_config()) as api, operator(api, timings=SLOW) as one:
             await eventually(lambda: one.operator and one.operator.last, "the first decision")
             held = Held(getattr(one.client, method))
             setattr(one.client, method, held)
@@ -127,49 +132,37 @@ def test_what_the_operator_was_writing_is_written_soon_after_an_outage(method: s
             await eventually(lambda: held.waiting, "a write")
             await asyncio.to_thread(api.server.refuse)
             held.goes.set()
-            await asyncio.sleep(outage)
+            await eventually(lambda: held.failed, "the write is lost")
+            await outage(one.client)
             await asyncio.to_thread(api.server.accept)
-            began = now()
             for each in range(20):
-                while not ips(await api.get(f"/api/v1/namespaces/default/services/s{each}")):
-                    assert now() < began + PATIENCE
-                    await asyncio.sleep(0.01)
+                await served(api, f"s{each}")
 
     asyncio.run(story())
+
+
+async def served(api: Cluster, name: str) -> None:
+    async def addresses() -> list[str]:
+        return ips(await api.get(f"/api/v1/namespaces/default/services/{name}"))
+
+    await eventually(addresses, f"{name} has an address")
 
 
 class Held:
     """Requests about services and ConfigMaps wait until they may go."""
 
     def __init__(self, request: Callable[..., Any]) -> None:
-        self.request, self.waiting, self.goes = request, 0, asyncio.Event()
+        self.request, self.waiting, self.failed, self.goes = request, 0, 0, asyncio.Event()
 
     async def __call__(self, path: str, body: Any) -> Any:
         if "/services/" in path or "/configmaps/" in path:
             self.waiting += 1
             await self.goes.wait()
-        return await self.request(path, body)
-
-
-def test_what_the_server_refuses_waits_for_itself_though_others_are_answered() -> None:
-    async def story() -> None:
-        async with cluster(node("node1"), service("web")) as api:
-            api.server.fault(too_many=10**6, retry_after=1, only=lambda asked: "services" in str(asked.resource))
-            slow = replace(SLOW, first_pause=0.01)
-            async with agent_store(api, timings=slow) as agent:
-                refused = next(
-                    each for each in agent.store.reflectors if each.collection.resource.kind.name == "Service"
-                )
-                await eventually(lambda: refused.fault, "the server asks to wait")
-                for _ in range(5):  # others fail to connect, and are answered again
-                    agent.client.contact.failed(agent.client.contact.clock())
-                    assert agent.client.contact.is_lost
-                    await agent.client.get("/api/v1/nodes")
-                    assert not agent.client.contact.is_lost
-                    await asyncio.sleep(0.05)
-                assert agent.client.responses["GET", 429] == 1
-
-    asyncio.run(story())
+        try:
+            return await self.request(path, body)
+        except ApiError:
+            self.failed += 1
+            raise
 
 
 # --- what one client knows
@@ -187,10 +180,10 @@ def test_those_who_wait_try_in_turn_at_a_modest_rate() -> None:
 
     async def story() -> None:
         contact, tries = Contact(now), []
-        await asyncio.sleep(1.0)
+        await elapse(1.0)
         contact.failed(now())
         waiting = [asyncio.create_task(one(contact, tries)) for _ in range(11)]
-        await asyncio.sleep(60.0)
+        await elapse(60.0)
         gaps = [after - before for before, after in pairwise(tries)]
         assert min(gaps) >= 0.25 and max(gaps) <= 5.0
         assert 60 / 5 <= len(tries) <= 60 / 2.5 + 6
@@ -209,10 +202,10 @@ def test_an_answer_wakes_the_others_within_the_spread() -> None:
             await contact.turn(PACE)
             woken.append(now())
 
-        await asyncio.sleep(1.0)
+        await elapse(1.0)
         contact.failed(now())
         waiting = [asyncio.create_task(one()) for _ in range(200)]
-        await asyncio.sleep(0.1)
+        await elapse(0.1)
         contact.answered()
         assert not contact.is_lost
         back = now()
@@ -281,7 +274,7 @@ class OnServer(Client):
 
     async def get(self, path: str, **query: str) -> Json:
         self.server.answer(self.contact)
-        await asyncio.sleep(0.01)
+        await elapse(0.01)
         return {"metadata": {"resourceVersion": str(self.server.version)}, "items": []}
 
     @asynccontextmanager
@@ -317,20 +310,18 @@ def recovery(outage: float, *, without_history: bool, from_backup: bool = False)
         server = Server()
         reflectors = list(fleet(server))
         tasks = [asyncio.create_task(each.run()) for each in reflectors]
-        await asyncio.sleep(60)
+        await elapse(60)
         assert server.watching == len(reflectors)
         server.go()
-        await asyncio.sleep(1.0)
+        await elapse(1.0)
         before = len(server.attempts)
-        await asyncio.sleep(outage - 1.0)
+        await elapse(outage - 1.0)
         tries = (len(server.attempts) - before) / NODES / max(outage - 1.0, 1.0)
         server.attempts.clear()
         server.version -= 5 * from_backup
         server.come_back(without_history=without_history)
         back = now()
-        while server.watching < len(reflectors):
-            assert now() < back + 60
-            await asyncio.sleep(0.02)
+        await eventually(lambda: server.watching == len(reflectors), "all is watched")
         took = now() - back
         for each in tasks:
             each.cancel()
@@ -373,11 +364,11 @@ def test_every_resource_that_is_stale_is_told_when_it_is_though_it_waits_for_its
         server = Server()
         reflectors = list(fleet(server))[:12]
         tasks = [asyncio.create_task(each.run()) for each in reflectors]
-        await asyncio.sleep(60)
+        await elapse(60)
         server.go()
-        await asyncio.sleep(Timings().stale - 0.1)
+        await elapse(Timings().stale - 0.1)
         assert not [each for each in reflectors if each.refusal()]
-        await asyncio.sleep(0.8)
+        await elapse(0.8)
         assert len([each for each in reflectors if each.refusal()]) == 12
         for each in tasks:
             each.cancel()

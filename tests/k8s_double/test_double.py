@@ -72,16 +72,16 @@ def test_an_old_server_knows_no_initial_events() -> None:
 
 
 def test_lists_of_a_large_cluster_are_quick(server: ApiServer, api: Client) -> None:
-    """Bounds are generous: the double must not be what a benchmark measures."""
+    """Of processor time; bounds are generous: the double must not be what a benchmark measures."""
     meta = {"namespace": "default"}
     spec = {"nodeName": "n", "containers": [{"name": "a", "image": "example.com/a"}]}
     pod = {"apiVersion": "v1", "kind": "Pod", "spec": spec, "status": {"phase": "Running"}}
-    began = time.monotonic()
+    began = time.process_time()
     server.load({**pod, "metadata": {**meta, "name": f"p{index}"}} for index in range(5000))
-    loaded = time.monotonic()
+    loaded = time.process_time()
     assert len(good(api.get("/api/v1/pods")).body["items"]) == 5000
     assert loaded - began < 15
-    assert time.monotonic() - loaded < 3
+    assert time.process_time() - loaded < 3
 
 
 def test_a_namespace_that_goes_is_emptied_by_its_controller(server: ApiServer, api: Client) -> None:

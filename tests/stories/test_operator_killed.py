@@ -12,16 +12,16 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 
 from routerd.formats.allocations import parse_allocations
 from routerd.model import Allocations
+from tests.waiting import wait
 
 REPOSITORY = Path(__file__).parents[2]
-CHANGES, PATIENCE = 40, 20.0  # seconds
+CHANGES = 40
 CLUSTER = """\
 apiVersion: v1
 kind: Node
@@ -120,13 +120,6 @@ def owners(allocations: Allocations) -> dict[str, str]:
         for policy in group.policies
     }
     return services | groups
-
-
-def wait(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
 
 
 def test_a_killed_operator_decides_as_an_undisturbed_one(tmp_path: Path) -> None:

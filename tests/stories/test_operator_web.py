@@ -14,8 +14,8 @@ from pathlib import Path
 from routerd.config import Config, OperatorConfig, StoreConfig
 from routerd.daemon.lifetime import Source
 from routerd.daemon.processes import operator
+from tests.waiting import PATIENCE, eventually
 
-PATIENCE = 15.0  # seconds
 NODE = """\
 apiVersion: v1
 kind: Node
@@ -44,7 +44,7 @@ def free_port() -> int:
 
 def get(port: int, path: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answered:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as answered:
             return answered.status, answered.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -53,17 +53,17 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 async def answer(port: int, path: str, holds: Callable[[int, str], bool]) -> str:
     """The first answer that is as wanted."""
-    found: tuple[int, str] | None = None
-    try:
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                with suppress(OSError):
-                    found = await asyncio.to_thread(get, port, path)
-                    if holds(*found):
-                        return found[1]
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"{path} says {found}") from None
+    said: list[str] = []
+
+    async def wanted() -> bool:
+        with suppress(OSError):
+            code, text = await asyncio.to_thread(get, port, path)
+            said[:] = [text]
+            return holds(code, text)
+        return False
+
+    await eventually(wanted, f"{path} says so")
+    return said[0]
 
 
 @asynccontextmanager

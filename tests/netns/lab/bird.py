@@ -7,8 +7,9 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.netns.lab.netns import Namespace, run, wait
+from tests.netns.lab.netns import Namespace, run
 from tests.netns.lab.tor import Route, TorPeer
+from tests.waiting import wait
 
 _ROUTE = re.compile(
     r"^(?P<prefix>\S+)?\s+(?P<kind>unicast|blackhole|unreachable|prohibit)\s+\[(?P<protocol>\S+)[^\]]*\]"
@@ -121,7 +122,7 @@ class Bird:
         path.write_text(config)
         command = ["bird", "-f", "-c", str(path), "-s", str(self.socket), "-P", str(self._directory / "bird.pid")]
         self._process = self._namespace.popen(command, self.log)
-        wait(lambda: self.socket.exists() and "is up" in self.birdc("show status"), 5, "BIRD answers")
+        wait(lambda: self.socket.exists() and "is up" in self.birdc("show status"), "BIRD answers")
 
     def configure(self, config: str) -> None:
         """Replaces the configuration of the running BIRD."""

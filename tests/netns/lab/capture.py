@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from tests.netns.lab.netns import Namespace, wait
+from tests.netns.lab.netns import Namespace
+from tests.waiting import wait
 
 ETH_P_ALL, ETH_P_IP = 0x0003, 0x0800
 SOL_PACKET, PACKET_STATISTICS = 263, 6
@@ -96,7 +97,7 @@ class SourceWatch:
         seen = -1
         while seen != self.verdict.packets:
             seen = self.verdict.packets
-            wait(lambda: not self._pending(), 5, "the capture catches up")
+            wait(lambda: not self._pending(), "the capture catches up")
             time.sleep(0.01)
         self._count_lost()
         return self.verdict

@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.netns.lab.netns import CommandError, Namespace, wait
+from tests.netns.lab.netns import CommandError, Namespace
 from tests.netns.lab.tor import Route, TorPeer
+from tests.waiting import wait
 
 PROGRAMS = Path("/usr/lib/frr")
 INSIDE = Path("/var/tmp")
@@ -186,7 +187,7 @@ class Frr:
         ]  # fmt: skip
         mounts = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", _MOUNT, "sh", str(self._directory)]
         self._processes.append(self._namespace.popen([*mounts, *command], self._directory / f"{program}.log"))
-        wait(lambda: self._answers(program), 10, f"{program} answers")
+        wait(lambda: self._answers(program), f"{program} answers")
         refused = [line for line in (self._directory / f"{program}.log").read_text().splitlines() if _REFUSED in line]
         if refused:
             raise ValueError(f"FRR refused its configuration: {refused[0].partition(_REFUSED)[2]}")

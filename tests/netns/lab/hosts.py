@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.netns.lab import netns
 from tests.netns.lab.netns import Namespace
 from tests.netns.lab.tor import Route, TorDaemon
+from tests.waiting import wait
 
 SERVERS = Path(__file__).with_name("servers.py")
 
@@ -78,13 +78,13 @@ class Host(Namespace):
             command += [option, str(port)] if port else []
         before = self.log_lines().count("ready")  # of servers started earlier
         self.popen(command, self.directory / "server.err")
-        netns.wait(lambda: self.log_lines().count("ready") > before, 10, f"server of {self.label} listens")
+        wait(lambda: self.log_lines().count("ready") > before, f"server of {self.label} listens")
 
     def log_lines(self) -> list[str]:
         """What this host's server has logged: `PROTOCOL SOURCE:PORT what`."""
         return self.log.read_text().splitlines() if self.log.exists() else []
 
-    def connect(self, address: str, port: int, timeout: float = 2.0) -> socket.socket:
+    def connect(self, address: str, port: int, timeout: float = 10.0) -> socket.socket:
         """A TCP connection from here; raises OSError. `timeout` (seconds) stays on the socket."""
         connection = self.socket(socket.AF_INET, socket.SOCK_STREAM)
         connection.settimeout(timeout)
@@ -95,7 +95,7 @@ class Host(Namespace):
             raise
         return connection
 
-    def get(self, address: str, port: int = 80, path: str = "/", timeout: float = 2.0) -> Answer:
+    def get(self, address: str, port: int = 80, path: str = "/", timeout: float = 10.0) -> Answer:
         """Fetches a page over HTTP, one connection per request."""
         request = http.client.HTTPConnection(address, port, timeout=timeout)
         try:
@@ -107,7 +107,7 @@ class Host(Namespace):
         finally:
             request.close()
 
-    def ask(self, address: str, port: int = 53, payload: bytes = b"question", timeout: float = 2.0) -> Answer:
+    def ask(self, address: str, port: int = 53, payload: bytes = b"question", timeout: float = 10.0) -> Answer:
         """One UDP datagram and its answer, as DNS would do it; the answer must come from the address asked."""
         with self.socket(socket.AF_INET, socket.SOCK_DGRAM) as question:
             question.settimeout(timeout)

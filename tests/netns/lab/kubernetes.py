@@ -62,7 +62,7 @@ def on_kubernetes(lab: Lab) -> Iterator[Story]:
         daemons.start()
         up = dict.fromkeys(lab.nodes, "Established")
         try:
-            lab.wait(lambda: lab.tor.sessions() == up, 20, "sessions up")
+            lab.wait(lambda: lab.tor.sessions() == up, "sessions up")
             yield Story(lab, server, daemons)
         finally:
             daemons.stop()

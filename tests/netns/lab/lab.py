@@ -34,6 +34,7 @@ from tests.netns.lab.hosts import FW_RULES, Fw, Host, Node, NodeSpec, PodHost, T
 from tests.netns.lab.netns import Namespace
 from tests.netns.lab.tor import TorDaemon, TorPeer
 from tests.netns.lab.wiring import Cni, pod_lines, pod_sysctls, prepare_node
+from tests.waiting import PATIENCE, wait
 
 T = TypeVar("T")
 
@@ -129,9 +130,9 @@ class Lab:
         return self.pods[name]
 
     @staticmethod
-    def wait(condition: Callable[[], T], timeout: float, what: str) -> T:
-        """See `netns.wait`."""
-        return netns.wait(condition, timeout, what)
+    def wait(condition: Callable[[], T], what: str, timeout: float = PATIENCE) -> T:
+        """See `tests.waiting.wait`."""
+        return wait(condition, what, timeout)
 
     def add_pod(
         self, name: str, node: str, labels: Mapping[str, str] | None = None, *, namespace: str = "default",

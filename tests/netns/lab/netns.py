@@ -13,12 +13,10 @@ import os
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
-T = TypeVar("T")
+from tests.waiting import WaitTimeout, wait
 
 CLONE_NEWNET = 0x40000000
 NETNS_DIR = Path("/run/netns")
@@ -28,23 +26,6 @@ _children: dict[int, subprocess.Popen[bytes]] = {}  # what `popen` started and n
 
 class CommandError(Exception):
     """A command failed. `str()` holds the command, its exit status and what it said."""
-
-
-class WaitTimeout(Exception):
-    """A condition did not come true in time."""
-
-
-def wait(condition: Callable[[], T], timeout: float, what: str, interval: float = 0.02) -> T:
-    """Polls until `condition` returns something true and returns it; `timeout` and `interval` in seconds.
-
-    Raises WaitTimeout with `what` and the last value, so that a failure says how far it got.
-    """
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise WaitTimeout(f"not within {timeout:g} s: {what} (last seen: {value!r})")
-        time.sleep(interval)
-    return value
 
 
 def _setns(fd: int) -> None:
@@ -148,9 +129,8 @@ def stop(pids: Sequence[int], grace: float = 2.0) -> None:
         for pid in alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, sent)
-        deadline = time.monotonic() + seconds
-        while any(is_alive(pid) for pid in alive) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        with contextlib.suppress(WaitTimeout):
+            wait(lambda alive=alive: not any(map(is_alive, alive)), f"processes {alive} end", seconds, 0.01)
     for pid, child in list(_children.items()):
         if child.poll() is not None:
             del _children[pid]

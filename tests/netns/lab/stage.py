@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
@@ -24,6 +23,7 @@ from tests.netns.lab.hosts import kernel_routes
 from tests.netns.lab.lab import TOR_MAKES
 from tests.netns.lab.netns import Namespace, entered, run, stop
 from tests.netns.lab.tor import Route, TorPeer
+from tests.waiting import WaitTimeout, eventually
 
 NODE_AS, TOR_AS = 64512, 65000
 ROUTER_ID = IPv4Address("10.9.0.1")
@@ -113,15 +113,13 @@ class Stage:
         """Where the ToR's kernel sends a prefix of IPv4."""
         return kernel_routes(self.tor, self.bgp).get(prefix, [])
 
-    async def until(self, condition: Callable[[], object], what: str, timeout: float = 10.0) -> float:
-        """Seconds until `condition` is true."""
-        started = time.monotonic()
-        while not condition():
-            if time.monotonic() - started > timeout:
-                logs = "\n".join(path.read_text()[-3000:] for path in (self.bgp.log, self.run_dir / "exabgp.log"))
-                raise AssertionError(f"not within {timeout:g} s: {what}\n{logs}")
-            await asyncio.sleep(0.005)
-        return time.monotonic() - started
+    async def until(self, condition: Callable[[], object], what: str) -> None:
+        """Waits for a condition; what the daemons said is told if it is in vain."""
+        try:
+            await eventually(condition, what)
+        except WaitTimeout as late:
+            logs = "\n".join(path.read_text()[-3000:] for path in (self.bgp.log, self.run_dir / "exabgp.log"))
+            raise AssertionError(f"{late}\n{logs}") from None
 
 
 @contextlib.asynccontextmanager

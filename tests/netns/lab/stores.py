@@ -99,7 +99,7 @@ class ApiObjects:
         for each in objects:
             self._apply(each)
         for api_version, kind in kinds(objects):
-            self.lab.wait(functools.partial(self._resource, api_version, kind), 15, f"{kind} is served")
+            self.lab.wait(functools.partial(self._resource, api_version, kind), f"{kind} is served")
         for account in ("agent", "operator"):
             bearer = self._ask(lambda api, name=account: token(api, f"routerd-{name}"))  # type: ignore[misc]
             kubeconfig_of(self.administrator, bearer, self._kubeconfig(account))
@@ -215,7 +215,7 @@ def start_api_server(lab: Lab) -> Path:
         found = re.search(r"KUBECONFIG=(\S+)", log.read_text())
         return found[1] if found else ""
 
-    return Path(lab.wait(kubeconfig, 15, "the API server double listens"))
+    return Path(lab.wait(kubeconfig, "the API server double listens"))
 
 
 def api_objects(lab: Lab) -> ApiObjects:

@@ -146,7 +146,7 @@ class NewConnections(Worker):
         self._host, self._sources, self._address, self._pause = host, sources, address, pause
 
     def step(self) -> bool:
-        answer = self._host.get(self._address, timeout=5)
+        answer = self._host.get(self._address, timeout=PATIENCE)
         self.made += 1
         if answer.source not in self._sources:
             self.lost.append(f"{time.strftime('%X')} {self._host.label}: {answer}")

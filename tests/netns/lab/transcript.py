@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, TextIO
 
 from tests.netns.lab.daemons import Daemons
-from tests.netns.lab.netns import CommandError, WaitTimeout
+from tests.netns.lab.netns import CommandError
+from tests.waiting import WaitTimeout
 
 WIDTH = 100
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from routerd.errors import RouterdError
 from routerd.formats.allocations import parse_allocations
 from routerd.model import Allocations
-from tests.netns.lab import cluster, netns
+from tests.netns.lab import cluster
 from tests.netns.lab.churn import Churn
 from tests.netns.lab.daemons import Daemon, Daemons
 from tests.netns.lab.footprint import footprint
@@ -44,6 +44,7 @@ from tests.netns.stories.story import (
     tor_table,
     write_manifests,
 )
+from tests.waiting import WaitTimeout, wait
 
 ROLES = ("agent", "speaker", "operator")
 CONVERGE = 30.0  # seconds, from the moment everything runs again
@@ -178,8 +179,8 @@ class Chaos:
         time.sleep(rng.uniform(0, 0.3))
         with churn.paused():
             try:
-                netns.wait(self._is_exact, CONVERGE, "exactly what is wanted", interval=0.03)
-            except netns.WaitTimeout:
+                wait(self._is_exact, "exactly what is wanted", timeout=CONVERGE, interval=0.03)
+            except WaitTimeout:
                 self.outcome.faults.append(f"after {role} of {node}: {'; '.join(self._differences()[:6])}")
             self._note(role, node, time.monotonic() - begin)
 

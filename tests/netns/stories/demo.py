@@ -27,6 +27,7 @@ from tests.netns.lab.lab import TOR_MAKES, Lab, LabError, check_environment, dir
 from tests.netns.lab.stores import STORES
 from tests.netns.lab.transcript import Row, Transcript
 from tests.netns.stories.story import STORY, TWO_GATEWAYS, Story
+from tests.waiting import WaitTimeout
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def main() -> int:
         if options.down:
             return down(asked.prefix)
         return 0 if demo(asked) else 1
-    except (LabError, netns.CommandError, netns.WaitTimeout) as error:
+    except (LabError, netns.CommandError, WaitTimeout) as error:
         print(f"demo: error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:

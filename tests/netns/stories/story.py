@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.netns.lab import cluster, netns
+from tests.netns.lab import cluster
 from tests.netns.lab.capture import SourceWatch
 from tests.netns.lab.daemons import Daemons, attached, resident
 from tests.netns.lab.hosts import Answer, Host
@@ -16,6 +16,7 @@ from tests.netns.lab.kubeproxy import Backend, ServiceEntry, ruleset
 from tests.netns.lab.lab import FW_ADDRESS, POD_NETWORK, TOR_ADDRESS, TOR_AS, Lab
 from tests.netns.lab.stores import Manifests
 from tests.netns.lab.transcript import Row, StoryFailed
+from tests.waiting import WaitTimeout
 
 VIP_POOL = "192.0.2.0/24"  # of bgp-config-cilium-1.10.yaml
 EGRESS_IP = "10.168.60.100"  # of egress-gateway-policy-cilium-v2.yaml
@@ -147,7 +148,7 @@ def sessions_up(story: Story) -> list[str]:
                 story.ready_in[node] = time.monotonic() - started[node]
         return len(story.ready_in) == len(lab.nodes)
 
-    lab.wait(everyone_ready, 20, "sessions up and datapath attached on every node")
+    lab.wait(everyone_ready, "sessions up and datapath attached on every node", timeout=20)
     ready = ", ".join(f"{node} in {seconds:.1f} s" for node, seconds in story.ready_in.items())
     programs = sum(sum(attached(node).values()) for node in lab.nodes.values())
     return [f"Established at the ToR and attached: {ready}", f"{programs} eBPF programs on devices of the nodes"]
@@ -178,8 +179,8 @@ def tor_table(story: Story) -> list[str]:
         return bool(everywhere and standby and f"{EGRESS_IP}/32" in routes)
 
     try:
-        story.lab.wait(complete, 10, "VIP by every node, both egress IPs with their gateways")
-    except netns.WaitTimeout as timeout:
+        story.lab.wait(complete, "VIP by every node, both egress IPs with their gateways", timeout=10)
+    except WaitTimeout as timeout:
         raise StoryFailed(f"{timeout}\n" + "\n".join(table_lines(story)), vital=True) from timeout
     claim(tor.kernel_routes()[f"{EGRESS_IP}/32"] == ["10.0.0.11"], f"{EGRESS_IP} is not at gw1 alone")
     story.lab.fw.allow(story.pool_ip)
@@ -281,8 +282,8 @@ def node_ready(node: str, story: Story) -> list[str]:
         return set(conditions.values()) == {"True"} and peers == [(TOR_ADDRESS, "up", True)] and said["generation"] > 0
 
     try:
-        story.lab.wait(is_told, 15, f"RouterdNode {node} is ready")  # numbers alone wait for 10 s
-    except netns.WaitTimeout as timeout:
+        story.lab.wait(is_told, f"RouterdNode {node} is ready", timeout=15)  # numbers alone wait for 10 s
+    except WaitTimeout as timeout:
         raise StoryFailed(f"{timeout}: {said}") from timeout
     peers = ", ".join(f"{each['address']} {each['state']}, {each['paths']} paths" for each in said["peers"])
     return [f"RouterdNode {node}: {', '.join(each['type'] for each in said['conditions'])}; peer {peers}"]
@@ -314,8 +315,8 @@ def effect(story: Story, text: str, reached: Callable[[Answer], bool], what: str
     story.manifests.put(TWO_GATEWAYS, text)
     plain = story.lab.pod("plain")
     try:
-        story.lab.wait(lambda: reached(plain.get(FW_ADDRESS, timeout=0.5)), 10, what)
-    except netns.WaitTimeout as timeout:
+        story.lab.wait(lambda: reached(plain.get(FW_ADDRESS, timeout=0.5)), what, timeout=10)
+    except WaitTimeout as timeout:
         raise StoryFailed(str(timeout)) from timeout
     return time.monotonic() - begin
 

@@ -53,7 +53,7 @@ def test_nothing_is_attached_to_begin_with(lab: Lab) -> None:
 
 def test_descendants_and_their_memory(lab: Lab) -> None:
     child = lab.node("gw1").popen(["sh", "-c", "sleep 600 & wait"], lab.directory / "sleep.log")
-    pids = lab.wait(lambda: found if len(found := descendants(child.pid)) == 2 else None, 5, "the grandchild")
+    pids = lab.wait(lambda: found if len(found := descendants(child.pid)) == 2 else None, "the grandchild")
     assert pids is not None
     assert all(resident(pid) > 0 for pid in pids)
     assert os.getpid() not in pids

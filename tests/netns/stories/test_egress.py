@@ -24,6 +24,7 @@ from tests.netns.lab import netns
 from tests.netns.lab.hosts import Node, PodHost
 from tests.netns.lab.lab import FW_ADDRESS, NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK, Lab
 from tests.netns.lab.netns import Namespace
+from tests.waiting import eventually, turns
 
 EGRESS_IP = IPv4Address("10.168.60.100")
 WORLD = IPv4Network("0.0.0.0/0")
@@ -160,12 +161,9 @@ def test_a_change_beneath_is_told(cluster: Cluster, what: str) -> None:
 
     async def listen() -> None:
         task = asyncio.create_task(devices.watch(told.set))
-        for _ in range(3):
-            await asyncio.sleep(0)  # both sockets are open now
-        async with asyncio.timeout(10):
-            await asyncio.to_thread(change)
-            while not told.is_set():
-                await asyncio.sleep(0.01)
+        await turns()  # both sockets are open now
+        await asyncio.to_thread(change)
+        await eventually(told.is_set)
         task.cancel()
 
     with netns.entered(worker.name):
@@ -315,7 +313,7 @@ def test_exclusions_and_ports(cluster: Cluster) -> None:
     cluster.policies = {"world": replace(plain, ports=(Ports("TCP", 80, 80),))}
     cluster.apply()
     assert pod.get(FW_ADDRESS).source == str(EGRESS_IP)
-    assert pod.ask(FW_ADDRESS).refusal
+    assert pod.ask(FW_ADDRESS, timeout=0.5).refusal
 
 
 def test_a_running_flow_survives_a_changed_policy(cluster: Cluster) -> None:
@@ -341,7 +339,7 @@ def test_the_guard_stops_an_undecided_pod(cluster: Cluster) -> None:
             assert pod.ask(FW_ADDRESS, timeout=0.3).refusal
             return cluster.counters("worker")["guard_undecided"] > before
 
-        cluster.lab.wait(stopped, 10, "the guard counts an undecided pod's packet")
+        cluster.lab.wait(stopped, "the guard counts an undecided pod's packet")
         cluster.apply()
         assert pod.get(FW_ADDRESS).source == str(EGRESS_IP)
         assert not watch.settle().leaks

@@ -25,8 +25,8 @@ def story(lab: Lab) -> Iterator[Story]:
 
 def test_a_service_reaches_the_tor(story: Story) -> None:
     story.serve("web", "web")
-    story.lab.wait(lambda: story.vip("web"), 10, "a VIP in the status")
-    story.lab.wait(lambda: f"{story.vip('web')}/32" in story.lab.tor.routes(), 10, "the VIP at the ToR")
+    story.lab.wait(lambda: story.vip("web"), "a VIP in the status")
+    story.lab.wait(lambda: f"{story.vip('web')}/32" in story.lab.tor.routes(), "the VIP at the ToR")
     reports = [row.object for row in story.server.storage.all("routerd.io/routerdnodes")]
     assert {report["metadata"]["name"] for report in reports} == set(story.lab.nodes)
 
@@ -41,8 +41,8 @@ def test_a_policy_gives_its_pods_the_egress_ip_and_takes_it_away_again(story: St
     }
     meta = {"name": "team"}
     story.server.load([{"apiVersion": "routerd.io/v1alpha1", "kind": "EgressPolicy", "metadata": meta, "spec": spec}])
-    story.lab.wait(lambda: f"{EGRESS_IP}/32" in story.lab.tor.routes(), 10, "the egress IP at the ToR")
-    story.lab.wait(lambda: pod.ping(fw.address), 10, "the firewall takes the pod")
+    story.lab.wait(lambda: f"{EGRESS_IP}/32" in story.lab.tor.routes(), "the egress IP at the ToR")
+    story.lab.wait(lambda: pod.ping(fw.address), "the firewall takes the pod")
     row = story.server.storage.get("routerd.io/egresspolicies", "team")
     assert row is not None and row.object["status"]["egressIP"] == EGRESS_IP
 
@@ -56,7 +56,7 @@ def test_without_the_api_server_forwarding_and_routes_stay(story: Story) -> None
         def is_told() -> bool:
             return "Stale" in worker("worker", "status", check=False)
 
-        story.lab.wait(is_told, 20, "status says that the state is stale")
+        story.lab.wait(is_told, "status says that the state is stale")
         assert set(story.lab.tor.routes()) == before
         assert pod.ping(story.lab.fw.address)
     finally:

@@ -18,6 +18,7 @@ from tests.netns.lab.kubeproxy import Backend, ServiceEntry, ruleset
 from tests.netns.lab.lab import FW_ADDRESS, POD_NETWORK, Lab, LabError, directory_of, remove_orphans
 from tests.netns.lab.tor import TorPeer
 from tests.netns.lab.wiring import Cni
+from tests.waiting import PATIENCE
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -57,7 +58,7 @@ def test_fw_answers_allowed_sources_only(lab: Lab, pods: dict[str, PodHost]) -> 
     pod = pods["other"]
     before = lab.fw.refused().get(pod.address, 0)
     assert pod.get(FW_ADDRESS).refusal == "refused"
-    assert pod.ask(FW_ADDRESS).refusal
+    assert pod.ask(FW_ADDRESS, timeout=0.5).refusal
     assert not pod.ping(FW_ADDRESS)
     assert lab.fw.refused()[pod.address] == before + 3
     assert pod.address not in lab.fw.served()
@@ -98,14 +99,14 @@ def test_bgp_paths_of_two_nodes_become_ecmp(lab: Lab, pods: dict[str, PodHost]) 
     for name, speaker in speakers.items():
         speaker.start(_speaker_config(lab.node(name).address, local_pref=100))
     both = [lab.node(name).address for name in speakers]
-    lab.wait(lambda: lab.tor.kernel_routes().get("192.0.2.1/32") == both, 10, "two next hops in the ToR's kernel")
+    lab.wait(lambda: lab.tor.kernel_routes().get("192.0.2.1/32") == both, "two next hops in the ToR's kernel")
     assert {name: state for name, state in lab.tor.sessions().items() if state == "Established"} == dict.fromkeys(
         speakers, "Established"
     )
     assert lab.client.get("192.0.2.1").source in both
 
     speakers["gw1"].configure(_speaker_config(lab.node("gw1").address, local_pref=200))
-    lab.wait(lambda: lab.tor.kernel_routes().get("192.0.2.1/32") == both[:1], 10, "the better path wins")
+    lab.wait(lambda: lab.tor.kernel_routes().get("192.0.2.1/32") == both[:1], "the better path wins")
     paths = lab.tor.routes()["192.0.2.1/32"]
     assert [(path.protocol, path.next_hop, path.best, path.local_pref) for path in paths] == [
         ("gw1", both[0], True, 200),
@@ -113,7 +114,7 @@ def test_bgp_paths_of_two_nodes_become_ecmp(lab: Lab, pods: dict[str, PodHost]) 
     ]
     for name in speakers:
         speakers[name].birdc("down")
-    lab.wait(lambda: not lab.tor.kernel_routes(), 10, "withdrawn")
+    lab.wait(lambda: not lab.tor.kernel_routes(), "withdrawn")
 
 
 def _speaker_config(address: str, local_pref: int) -> str:
@@ -149,7 +150,7 @@ def test_a_failure_inside_leaves_nothing_behind() -> None:
     with pytest.raises(ZeroDivisionError), Lab(prefix) as lab:
         sleeper = lab.node("gw1").popen(["sleep", "600"], lab.directory / "sleep.log")
         raise ZeroDivisionError
-    assert sleeper.wait(1) == -signal.SIGTERM
+    assert sleeper.wait(PATIENCE) == -signal.SIGTERM
     assert not netns.names(f"{prefix}-")
     assert not directory_of(prefix).exists()
     assert prefix not in Path("/proc/mounts").read_text()

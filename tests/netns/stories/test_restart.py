@@ -33,9 +33,9 @@ class Running:
     lab: Lab
     daemons: Daemons
 
-    def settled(self, timeout: float = 15) -> None:
+    def settled(self) -> None:
         """Waits until no node has anything left to do."""
-        self.lab.wait(lambda: not self.pending(), timeout, "no node has anything to do")
+        self.lab.wait(lambda: not self.pending(), "no node has anything to do")
 
     def pending(self) -> list[str]:
         try:
@@ -52,7 +52,7 @@ class Running:
         for node in nodes:
             self.daemons.start_agent(node)
         for node in nodes:
-            self.lab.wait(lambda n=node: self.daemons.is_ready(n), 15, f"agent of {node} is ready")  # type: ignore[misc]
+            self.lab.wait(lambda n=node: self.daemons.is_ready(n), f"agent of {node} is ready")  # type: ignore[misc]
 
     def selected_pods_leave(self) -> None:
         for pod, source in (("snat-pod", EGRESS_IP), ("snat-gw", EGRESS_IP), ("batch", self.story.pool_ip)):
@@ -95,10 +95,10 @@ def test_a_download_outlives_the_agents(running: Running, nodes: Sequence[str]) 
     wanted = paths_now(running)
     with Download(running.lab.pod("snat-pod")) as download, PathWatch(running.lab.tor.bgp.socket) as watch:
         watch.wanted = wanted
-        running.lab.wait(lambda: download.received > 1 << 20, 10, "the download runs")
+        running.lab.wait(lambda: download.received > 1 << 20, "the download runs")
         running.restart_agents(*nodes)
         at = download.received
-        running.lab.wait(lambda: download.received > at + (1 << 20), 10, "the download goes on")
+        running.lab.wait(lambda: download.received > at + (1 << 20), "the download goes on")
         running.settled()
         assert download.end() == ""
     assert watch.missed == []
@@ -113,7 +113,7 @@ def test_an_adopting_agent_changes_nothing(running: Running) -> None:
     log = running.daemons.agents["gw1"].log
     end = log.stat().st_size
     running.restart_agents("gw1", "worker")
-    said = running.lab.wait(lambda: text if "event=ready" in (text := log.read_text()[end:]) else "", 5, "it says so")
+    said = running.lab.wait(lambda: text if "event=ready" in (text := log.read_text()[end:]) else "", "it says so")
     assert "event=round " not in said
 
 
@@ -180,16 +180,16 @@ def test_a_killed_speaker_loses_no_path(running: Running, victims: str) -> None:
             for pid in relays:
                 os.kill(pid, signal.SIGKILL)
         if victims == "relay":  # ExaBGP starts another one
-            running.lab.wait(lambda: set(speaker.relays()) - set(relays), 5, "another relay")
+            running.lab.wait(lambda: set(speaker.relays()) - set(relays), "another relay")
         else:
             speaker.kill()
             running.daemons.start_speaker("gw1")
         if victims == "agent too":
             running.daemons.start_agent("gw1")
-        running.lab.wait(lambda: tor.sessions()["gw1"] == "Established", 10, "the session is up")
+        running.lab.wait(lambda: tor.sessions()["gw1"] == "Established", "the session is up")
         running.settled()
-        running.lab.wait(lambda: _stale(running) == 0, 10, "the peer has End-of-RIB: nothing is stale")
-        running.lab.wait(lambda: watch.looks > 20, 10, "the ToR was looked at often enough")
+        running.lab.wait(lambda: _stale(running) == 0, "the peer has End-of-RIB: nothing is stale")
+        running.lab.wait(lambda: watch.looks > 20, "the ToR was looked at often enough")
         assert new.end() == ""
     assert watch.missed == []
     assert watch.fault == ""
@@ -226,9 +226,9 @@ def test_the_path_watch_can_fail(running: Running) -> None:
         watch.wanted = paths_now(running)
         birdc(running, "disable gw2")
         birdc(running, "enable gw2")
-        running.lab.wait(lambda: watch.missed, 5, "the watch notices")
+        running.lab.wait(lambda: watch.missed, "the watch notices")
         assert {node for _, _, node in watch.missed} == {"gw2"}
-    running.lab.wait(lambda: paths_now(running) == watch.wanted, 20, "the paths are back")
+    running.lab.wait(lambda: paths_now(running) == watch.wanted, "the paths are back")
 
 
 # --- everything -----------------------------------------------------------------------------------------------------
@@ -242,21 +242,21 @@ def test_a_whole_set_killed_at_once(running: Running, nodes: Sequence[str]) -> N
     killed = [daemons.agents[n] for n in nodes] + [daemons.speakers[n] for n in nodes]
     with PathWatch(running.lab.tor.bgp.socket) as watch, Echo(running.lab.pod("snat-pod")) as echo:
         watch.wanted = paths_now(running)
-        running.lab.wait(lambda: echo.rounds > 2, 5, "the echo runs")
+        running.lab.wait(lambda: echo.rounds > 2, "the echo runs")
         if len(nodes) > 1:
             assert daemons.operator is not None
             killed.append(daemons.operator)
         for daemon in killed:
             daemon.kill()
         at = echo.rounds
-        running.lab.wait(lambda: echo.rounds > at + 10, 5, "the echo goes on with nobody there")
+        running.lab.wait(lambda: echo.rounds > at + 10, "the echo goes on with nobody there")
         if len(nodes) > 1:
             daemons.start_operator()
         for node in nodes:
             daemons.start_speaker(node)
             daemons.start_agent(node)
         running.settled()
-        running.lab.wait(lambda: _stale(running) == 0, 10, "nothing is stale")
+        running.lab.wait(lambda: _stale(running) == 0, "nothing is stale")
         assert echo.end() == ""
     assert watch.missed == []
     assert _table(running.lab.tor.routes()) == table
@@ -425,20 +425,20 @@ def test_damage_is_mended_by_the_next_agent(running: Running, name: str) -> None
     node, damage = MENDED[name]
     before = footprint(running.lab.node(node))
     with Echo(running.lab.pod("snat-pod")) as echo:
-        running.lab.wait(lambda: echo.rounds > 2, 5, "the echo runs")
+        running.lab.wait(lambda: echo.rounds > 2, "the echo runs")
         running.daemons.agents[node].kill()
         damage(running, running.lab.node(node))
         running.restart_agents(node)
         running.settled()
         at = echo.rounds
-        running.lab.wait(lambda: echo.rounds > at + 2, 20, "the echo goes on")
+        running.lab.wait(lambda: echo.rounds > at + 2, "the echo goes on")
         assert echo.end() == ""
 
     def mended() -> bool:
         changed = difference(before, footprint(running.lab.node(node)))
         return all(_is_expected(name, line) for line in changed)
 
-    running.lab.wait(mended, 5, f"{node} is as it was")
+    running.lab.wait(mended, f"{node} is as it was")
 
 
 def _is_expected(name: str, line: str) -> bool:

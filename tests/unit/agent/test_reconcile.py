@@ -22,6 +22,7 @@ from routerd.node.desired import LocalFacts, NodeState, Settings, compose
 from routerd.refs import Ref
 from tests.models import cluster
 from tests.models.cluster import LOCAL, TOR
+from tests.waiting import PATIENCE, eventually, turns
 
 
 @dataclass(frozen=True)
@@ -337,7 +338,7 @@ class Slow(Datapath):
 
     def apply(self, action: Step) -> None:
         self.begun.set()
-        assert self.going.wait(10)
+        assert self.going.wait(PATIENCE)
         super().apply(action)
 
 
@@ -348,16 +349,13 @@ def test_the_loop_goes_on_while_the_datapath_blocks_and_a_cancelled_round_ends_a
 
     async def run() -> None:
         running = asyncio.create_task(here.round(state()))
-        async with asyncio.timeout(5):
-            while not datapath.begun.is_set():
-                await asyncio.sleep(0.001)
-            running.cancel()
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            assert not running.done()  # nothing runs on unseen
-            datapath.going.set()
-            with pytest.raises(asyncio.CancelledError):
-                await running
+        await eventually(datapath.begun.is_set)
+        running.cancel()
+        await turns()
+        assert not running.done()  # nothing runs on unseen
+        datapath.going.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
         assert world.groups == {3, 7}
         assert (await here.round(state())).actions == ("retire group 3",)
 

@@ -20,7 +20,9 @@ from bgp.path import Path as BgpPath
 from bgp.speaker import Speaker, SpeakerUnavailable
 from routerd.agent.reconcile import Reconciler
 from routerd.agent.rooms import Rooms
+from tests.models.virtual_time import in_virtual_time
 from tests.unit.agent.test_reconcile import World, egress_of, state
+from tests.waiting import eventually
 
 A = SpeakerPeer(ip_address("10.0.0.2"), ip_address("10.0.0.1"), 64512, 65000, IPv4Address("10.0.0.1"))
 B = replace(A, address=ip_address("10.0.1.2"), local_address=ip_address("10.0.1.1"))
@@ -121,13 +123,10 @@ async def running(socket: Path, relay: FakeRelay) -> AsyncIterator[Speaker]:
     speaker = Speaker(socket)
     tasks = [asyncio.create_task(speaker.run())]
     try:
-        async with asyncio.timeout(10):
-            while not socket.exists():
-                await asyncio.sleep(0.001)
-            tasks.append(asyncio.create_task(relay.serve(socket)))
-            while not speaker.connected:
-                await asyncio.sleep(0.001)
-            yield speaker
+        await eventually(socket.exists)
+        tasks.append(asyncio.create_task(relay.serve(socket)))
+        await eventually(lambda: speaker.connected)
+        yield speaker
     finally:
         for task in reversed(tasks):
             task.cancel()
@@ -140,7 +139,7 @@ Story = Callable[[Path], Awaitable[None]]
 
 def story(test: Story) -> Callable[[Path], None]:
     def wrapped(tmp_path: Path) -> None:
-        asyncio.run(test(tmp_path / "relay.sock"))
+        in_virtual_time(test(tmp_path / "relay.sock"))
 
     wrapped.__name__, wrapped.__doc__ = test.__name__, test.__doc__
     return wrapped
@@ -255,39 +254,25 @@ async def test_what_the_agent_before_left_queued_is_waited_for(socket: Path) -> 
         assert not await speaker.sent(5)
 
 
-def test_a_peer_that_takes_no_withdrawals_is_not_removed_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bgp.speaker.FLUSH_RETRY", 0.01)
-
-    @story
-    async def test(socket: Path) -> None:
-        relay = FakeRelay()
-        async with running(socket, relay) as speaker:
-            table = [path("192.0.2.1/32")]
-            speaker.set(desired((A, table), (B, table)))
-            assert await speaker.settled(5)
-            relay.commands.clear()
-            relay.rejects = "flush"
-            speaker.set(desired((A, [*table, path("192.0.2.2/32")])))
-            async with asyncio.timeout(5):
-                while relay.commands.count("neighbor 10.0.1.2 routerd flush 0.3") < 3:
-                    await asyncio.sleep(0.001)
-            assert "reload" not in relay.commands
-            assert relay.tables["10.0.0.2"].keys() == {"192.0.2.1/32", "192.0.2.2/32"}  # the others go on
-            async with asyncio.timeout(5):
-                while [(str(r.peer), r.reason) for r in speaker.refusals] != [("10.0.1.2", "WithdrawalsQueued")]:
-                    await asyncio.sleep(0)
-                relay.rejects = "never"
-                while relay.peers.keys() != {"10.0.0.2"} or speaker.refusals:
-                    await asyncio.sleep(0.001)
-
-    test(tmp_path)
+@story
+async def test_a_peer_that_takes_no_withdrawals_is_not_removed_yet(socket: Path) -> None:
+    relay = FakeRelay()
+    async with running(socket, relay) as speaker:
+        table = [path("192.0.2.1/32")]
+        speaker.set(desired((A, table), (B, table)))
+        assert await speaker.settled(5)
+        relay.commands.clear()
+        relay.rejects = "flush"
+        speaker.set(desired((A, [*table, path("192.0.2.2/32")])))
+        await eventually(lambda: relay.commands.count("neighbor 10.0.1.2 routerd flush 0.3") >= 3)
+        assert "reload" not in relay.commands
+        assert relay.tables["10.0.0.2"].keys() == {"192.0.2.1/32", "192.0.2.2/32"}  # the others go on
+        assert [(str(r.peer), r.reason) for r in speaker.refusals] == [("10.0.1.2", "WithdrawalsQueued")]
+        relay.rejects = "never"
+        await eventually(lambda: relay.peers.keys() == {"10.0.0.2"} and not speaker.refusals)
 
 
-def test_a_peer_that_takes_nothing_for_long_is_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("bgp.speaker.FLUSH_RETRY", 0.001)
-    monkeypatch.setattr("bgp.speaker.FLUSH_PATIENCE", 0.05)
+def test_a_peer_that_takes_nothing_for_long_is_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
     @story
     async def test(socket: Path) -> None:
@@ -297,9 +282,7 @@ def test_a_peer_that_takes_nothing_for_long_is_removed(
             speaker.set(desired((A, []), (B, [path("192.0.2.1/32")])))
             assert await speaker.settled(5)
             speaker.set(desired((A, [])))
-            async with asyncio.timeout(5):
-                while relay.peers.keys() != {"10.0.0.2"}:
-                    await asyncio.sleep(0.001)
+            await eventually(lambda: relay.peers.keys() == {"10.0.0.2"})
 
     test(tmp_path)
     assert "removed without having taken its withdrawals: 10.0.1.2" in caplog.text
@@ -355,9 +338,7 @@ async def test_a_new_exabgp_gets_everything(socket: Path) -> None:
         fresh = FakeRelay()
         fresh.pid = 8
         task = asyncio.create_task(fresh.serve(socket))
-        async with asyncio.timeout(5):
-            while not fresh.tables.get("10.0.0.2"):
-                await asyncio.sleep(0.001)
+        await eventually(lambda: fresh.tables.get("10.0.0.2"))
         assert await speaker.settled(5)
         assert fresh.commands == ["reload", "neighbor 10.0.0.2 announce attributes next-hop self nlri 192.0.2.1/32"]
         task.cancel()
@@ -376,43 +357,32 @@ async def test_something_else_on_the_socket(socket: Path) -> None:
         assert speaker.connected
 
 
-def test_a_silent_relay_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bgp.speaker.SILENCE", 0.05)
-    monkeypatch.setattr("bgp.speaker.FLUSH", 0.05)
-
-    @story
-    async def test(socket: Path) -> None:
-        relay = FakeRelay()
-        async with running(socket, relay) as speaker:
-            speaker.set(desired((A, [path("192.0.2.1/32")])))
-            assert await speaker.settled(5)
-            relay.is_silent = True
-            assert not await speaker.sent(0.05)
-            for _ in range(100):  # the window has room for 32 requests
-                with pytest.raises(SpeakerUnavailable, match="does not answer"):
-                    await speaker.observe()
-                assert not await speaker.sent(0.05)
-            relay.is_silent = False
-            speaker.set(desired((A, [path("192.0.2.1/32"), path("192.0.2.2/32")])))
-            assert await speaker.sent(5)
-            assert len((await speaker.observe())[A.address]) == 2
-
-    test(tmp_path)
-
-
-def test_new_pods_are_programmed_although_exabgp_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bgp.speaker.SILENCE", 0.05)
-
-    @story
-    async def test(socket: Path) -> None:
-        relay, datapath = FakeRelay(), World(groups={3})
+@story
+async def test_a_silent_relay_stops_nobody(socket: Path) -> None:
+    relay = FakeRelay()
+    async with running(socket, relay) as speaker:
+        speaker.set(desired((A, [path("192.0.2.1/32")])))
+        assert await speaker.settled(5)
         relay.is_silent = True
-        async with running(socket, relay) as speaker:
-            store: Any = None
-            assert await Rooms(store, speaker, None, ()).carried() == {}
-            here = Reconciler(speaker, egress_of(datapath), settle_timeout=0.05)
-            assert (await here.round(state())).actions == ("prepare group 7",)
-            await here.round(state())
-        assert datapath.groups == {3, 7}  # nothing is taken away meanwhile
+        assert not await speaker.sent(0.05)
+        for _ in range(100):  # the window has room for 32 requests
+            with pytest.raises(SpeakerUnavailable, match="does not answer"):
+                await speaker.observe()
+            assert not await speaker.sent(0.05)
+        relay.is_silent = False
+        speaker.set(desired((A, [path("192.0.2.1/32"), path("192.0.2.2/32")])))
+        assert await speaker.sent(5)
+        assert len((await speaker.observe())[A.address]) == 2
 
-    test(tmp_path)
+
+@story
+async def test_new_pods_are_programmed_although_exabgp_says_nothing(socket: Path) -> None:
+    relay, datapath = FakeRelay(), World(groups={3})
+    relay.is_silent = True
+    async with running(socket, relay) as speaker:
+        store: Any = None
+        assert await Rooms(store, speaker, None, ()).carried() == {}
+        here = Reconciler(speaker, egress_of(datapath), settle_timeout=0.05)
+        assert (await here.round(state())).actions == ("prepare group 7",)
+        await here.round(state())
+    assert datapath.groups == {3, 7}  # nothing is taken away meanwhile

@@ -103,7 +103,7 @@ def test_cleanup_names_no_process(run_dir: Path) -> None:
 
 # --- signals while a process starts
 
-PROMPT = 2.0  # seconds, of the 60 that the import would take
+PROMPT = 60.0  # seconds, of the 600 that the import would take
 # Ends the process if an import takes place of which the test wants to be in the middle: it tells, and waits there.
 STOPPED_AT = """
 import sys, time
@@ -112,7 +112,7 @@ class Stop:
     def find_spec(self, name, path=None, target=None):
         if name == module:
             print("there", flush=True)
-            time.sleep(60)
+            time.sleep(600)
 sys.meta_path.insert(0, Stop())
 """
 MAIN = STOPPED_AT + "from routerd.cli.main import main; sys.exit(main(sys.argv[2:]))"

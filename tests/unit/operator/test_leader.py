@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +16,10 @@ from routerd.store.kubernetes.client import UNREACHABLE, ApiError, Client
 from routerd.store.kubernetes.lease import Lease, LeaseTimes
 from routerd.store.kubernetes.resources import LEDGER
 from routerd.store.kubernetes.watch import Timings
+from tests.waiting import eventually
 
 # A pause that no test outlasts: whoever goes on was woken.
-TIMINGS = Timings(first_pause=3600.0, last_pause=3600.0)
+TIMINGS = Timings(first_pause=3600.0, last_pause=3600.0, spread=0.01)
 
 
 @dataclass
@@ -57,12 +58,6 @@ class Objects(Client):
         return self.objects[path]
 
 
-async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not holds():
-            await asyncio.sleep(0.002)
-
-
 def candidate(client: Client, times: LeaseTimes | None = None, **more: Any) -> Candidate:
     lease = Lease(client, "routerd", "pod-a_1", times or LeaseTimes(), **more)
     return Candidate(client, "routerd", lease, timings=TIMINGS)
@@ -92,7 +87,7 @@ def test_one_that_cannot_take_over_says_why_and_counts_it() -> None:
         client = Objects(faults={LEDGER: ApiError(500, "InternalError", "no disk")})
         one = candidate(client)
         async with leading(one):
-            await until(lambda: one.status().rounds.errors)
+            await eventually(lambda: one.status().rounds.errors)
             assert await no(one) == "this operator is taking over: API server: 500 InternalError: no disk"
             status = one.status()
             assert (status.active, status.rounds.errors, status.rounds.last_error) == (
@@ -121,7 +116,7 @@ def test_without_the_lease_it_is_not_called_active() -> None:
         ahead = [0.0]
         one = candidate(Objects(), clock=lambda: asyncio.get_running_loop().time() + ahead[0])
         async with leading(one):
-            await until(lambda: one.operator)
+            await eventually(lambda: one.operator)
             assert one.status().active
             ahead[0] = 11.0  # of which the task that renews has not heard yet
             assert one.operator is not None and not one.status().active
@@ -134,9 +129,9 @@ def test_in_an_outage_the_take_over_is_tried_again_as_soon_as_the_api_server_ans
         client = Objects(faults={LEDGER: ApiError(0, UNREACHABLE, "no answer")})
         one = candidate(client)
         async with leading(one):
-            await until(lambda: one.status().rounds.errors)
+            await eventually(lambda: one.status().rounds.errors)
             client.faults.clear()
             client.contact.answered()
-            await until(lambda: one.operator)  # and not after TIMINGS.first_pause
+            await eventually(lambda: one.operator)  # and not after TIMINGS.first_pause
 
     asyncio.run(story())

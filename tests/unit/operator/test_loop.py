@@ -26,6 +26,8 @@ from routerd.operator.loop import Operator
 from routerd.serve.api import Noted, RequestRefused
 from routerd.store.embedded.ledger import SqliteLedger
 from tests.models.operator_world import World
+from tests.models.virtual_time import in_virtual_time, settle
+from tests.waiting import PATIENCE, eventually, turns
 
 
 @dataclass
@@ -158,42 +160,36 @@ def test_release(operator: Operator, store: FakeStore, ledger: FakeLedger) -> No
     assert operator.release("EgressPolicy/out") == ()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-def test_the_loop(operator: Operator, store: FakeStore, ledger: FakeLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loop(operator: Operator, store: FakeStore, ledger: FakeLedger) -> None:
     """A change, a fault with its pause, and a timer, each bring the next document."""
-    monkeypatch.setattr(loop, "FIRST_PAUSE", 0.01)
 
     async def story() -> None:
         task = asyncio.create_task(operator.run(), name="operator")
         try:
-            await until(lambda: len(store.written) == 1)
+            await eventually(lambda: len(store.written) == 1)
             store.fault = StoreError("unreachable")
             store.world.service("db")
             store.changed()
-            await until(lambda: ledger.content.generation == 2)
+            await eventually(lambda: ledger.content.generation == 2)
             assert len(store.written) == 1
             store.fault = None
-            await until(lambda: len(store.written) == 2)
+            await eventually(lambda: len(store.written) == 2)
 
             del store.world.services["d/db"]
             store.changed()
-            await until(lambda: len(store.written) == 3)
+            await eventually(lambda: len(store.written) == 3)
             store.world.now += 29.9  # the operator wakes up by itself 0.1 s later
             store.changed()
-            await until(lambda: operator.last is not None and operator.last.counts["p"].cooling == 1)
+            await settle()
+            assert operator.last is not None and operator.last.counts["p"].cooling == 1
             store.world.now += 0.1
-            await until(lambda: operator.last is not None and operator.last.counts["p"].cooling == 0)
+            await eventually(lambda: operator.last is not None and operator.last.counts["p"].cooling == 0)
             assert not task.done()
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    asyncio.run(story())
+    in_virtual_time(story())
 
 
 def test_with_the_real_ledger(store: FakeStore, tmp_path: Path) -> None:
@@ -338,7 +334,7 @@ class SlowLedger(FakeLedger):
         self.inside += 1
         self.most = max(self.most, self.inside)
         try:
-            assert self.answers.wait(10)
+            assert self.answers.wait(PATIENCE)
             super().record(changes)
         finally:
             self.inside -= 1
@@ -357,7 +353,7 @@ async def hanging(store: FakeStore, ledger: SlowLedger) -> AsyncIterator[Operato
     store.world.service("late")
     task = asyncio.create_task(operator.run())
     try:
-        await until(lambda: ledger.inside)
+        await eventually(lambda: ledger.inside)
         yield operator
     finally:
         ledger.answers.set()
@@ -381,21 +377,22 @@ def test_the_ledger_is_shown_while_its_change_is_not_answered(
             assert states(found) == ["reserved", "used"]
             assert "not known to be stored yet" in found.note
             ledger.answers.set()
-            await until(lambda: len(ledger.content.addresses) == 3)
-            await until(lambda: not operator._turn.locked())
+            await eventually(lambda: len(ledger.content.addresses) == 3)
+            await eventually(lambda: not operator._turn.locked())
             found = await operator.answer({"get": "ledger"})
             assert (states(found), found.note) == (["reserved", "used", "used"], "")
 
     asyncio.run(story())
 
 
-def test_a_round_that_ends_soon_is_waited_for(store: FakeStore) -> None:
+def test_a_round_that_ends_soon_is_waited_for(store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "PATIENCE", PATIENCE)
     ledger = SlowLedger()
 
     async def story() -> None:
         async with hanging(store, ledger) as operator:
             asking = asyncio.create_task(operator.answer({"get": "ledger"}))
-            await asyncio.sleep(0)
+            await turns()
             ledger.answers.set()
             found = await asking
             assert (states(found), found.note) == (["reserved", "used", "used"], "")
@@ -414,8 +411,8 @@ def test_a_release_is_refused_while_a_round_hangs_and_not_made_later(
             with pytest.raises(RequestRefused, match=r"busy: .* nothing was done, try again"):
                 await operator.answer({"do": "release", "name": "EgressPolicy/e"})
             ledger.answers.set()
-            await until(lambda: len(ledger.content.addresses) == 3)
-            await until(lambda: not operator._turn.locked())
+            await eventually(lambda: len(ledger.content.addresses) == 3)
+            await eventually(lambda: not operator._turn.locked())
             assert states(await operator.answer({"get": "ledger"})) == ["reserved", "used", "used"]
             assert ledger.most == 1
 
@@ -428,8 +425,8 @@ def test_a_release_whose_write_is_not_answered_says_that_it_may_have_been_made(s
     async def story() -> None:
         async with hanging(store, ledger) as operator:
             ledger.answers.set()
-            await until(lambda: len(ledger.content.addresses) == 3)
-            await until(lambda: not operator._turn.locked())
+            await eventually(lambda: len(ledger.content.addresses) == 3)
+            await eventually(lambda: not operator._turn.locked())
             ledger.fault = StoreError("no answer")
             with pytest.raises(StoreError, match=r"no answer: .*`routerd ledger` shows whether"):
                 await operator.answer({"do": "release", "name": "EgressPolicy/e"})
@@ -447,12 +444,12 @@ def test_a_release_makes_a_round_at_once(store: FakeStore, ledger: FakeLedger) -
     async def story() -> None:
         task = asyncio.create_task(operator.run())
         try:
-            await until(lambda: operator.last and operator.last.counts["p"].reserved == 1)
-            await asyncio.sleep(0)  # it waits for a change now
+            await eventually(lambda: operator.last and operator.last.counts["p"].reserved == 1)
+            await settle()  # it waits for a change now
             await operator.answer({"do": "release", "name": "EgressPolicy/e"})
-            await until(lambda: operator.last and operator.last.counts["p"].cooling == 1)
+            await eventually(lambda: operator.last and operator.last.counts["p"].cooling == 1)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    asyncio.run(story())
+    in_virtual_time(story())

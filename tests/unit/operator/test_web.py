@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -21,7 +20,9 @@ from routerd.serve.vitals import Vitals, served
 from routerd.tell.operator_status import OperatorStatus, operator_status, unread
 from routerd.tell.status import Rounds
 from tests.models.operator_world import World
+from tests.models.virtual_time import in_virtual_time, settle
 from tests.unit.operator.test_loop import FakeLedger, FakeStore
+from tests.waiting import eventually
 
 LOOPBACK = ip_address("127.0.0.1")
 
@@ -64,27 +65,22 @@ def test_rounds_that_decide_or_fail_are_counted_and_those_without_anything_to_de
     store, ledger = FakeStore(world()), FakeLedger()
     operator = Operator(store, ledger, store.world.settings, clock=lambda: store.world.now)
 
-    async def until(holds: Callable[[], object]) -> None:
-        async with asyncio.timeout(5):
-            while not holds():
-                await asyncio.sleep(0.001)
-
     async def story() -> None:
         store.synced = False
         task = asyncio.create_task(operator.run())
-        await until(lambda: store.callbacks)
-        await asyncio.sleep(0)
+        await eventually(lambda: store.callbacks)
+        await settle()
         assert operator.rounds == Rounds()
         store.synced, store.fault = True, StoreError("the disk is full")
         store.changed()
-        await until(lambda: operator.rounds.errors)
+        await eventually(lambda: operator.rounds.errors)
         assert (operator.rounds.done, operator.rounds.last_error) == (1, "the disk is full")
         store.fault = None
-        await until(lambda: operator.rounds.done == 2)
+        await eventually(lambda: operator.rounds.done == 2)
         assert (operator.rounds.errors, operator.rounds.last_error) == (1, "")
         task.cancel()
 
-    asyncio.run(story())
+    in_virtual_time(story())
 
 
 def test_a_loop_that_stands_still_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:

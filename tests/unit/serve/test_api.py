@@ -21,6 +21,7 @@ from routerd.serve import api
 from routerd.serve.api import MAX_REQUEST, ApiServer, DaemonUnreachable, Noted, RequestRefused, ask
 from routerd.serve.web import HttpServer, pages
 from routerd.tell.status import AgentStatus, Rounds
+from tests.waiting import turns
 
 BIG = ["é" * 1000] * 1000
 
@@ -41,7 +42,7 @@ def answer(request: dict[str, Any]) -> Any:
 
 
 async def later() -> str:
-    await asyncio.sleep(0)
+    await turns()
     return "came later"
 
 

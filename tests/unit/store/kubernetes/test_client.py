@@ -17,6 +17,8 @@ from routerd.errors import EnvironmentFault
 from routerd.store.kubernetes import client as k8s_client
 from routerd.store.kubernetes.client import LONGEST_RETRY_AFTER, ApiError, Client
 from tests.k8s.listener import Listener
+from tests.models.virtual_time import ForwardLoop
+from tests.waiting import turns
 
 Answer = Callable[[web.Request], Coroutine[Any, Any, web.StreamResponse]]
 
@@ -118,7 +120,7 @@ def test_a_watch_that_is_not_answered_is_given_up_long_before_its_silence(
     monkeypatch.setattr(k8s_client, "REQUEST_TIMEOUT", 0.2)
 
     async def story() -> None:
-        async with client_of(tmp_path, server.url) as client, asyncio.timeout(5):
+        async with client_of(tmp_path, server.url) as client, asyncio.timeout(30):
             with pytest.raises(ApiError) as caught:
                 async with client.watch("/api/v1/nodes", silence=60):
                     raise AssertionError("it was opened")
@@ -128,22 +130,27 @@ def test_a_watch_that_is_not_answered_is_given_up_long_before_its_silence(
         asyncio.run(story())
 
 
-def test_a_watch_that_was_answered_may_be_quiet_for_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(k8s_client, "REQUEST_TIMEOUT", 0.5)
+def test_a_watch_that_was_answered_may_be_quiet_for_longer(tmp_path: Path) -> None:
+    goes = asyncio.Event()
 
     async def late(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
-        await asyncio.sleep(0.9)
+        await goes.wait()
         await response.write(b'{"type": "BOOKMARK"}\n')
         return response
 
     async def story() -> None:
-        async with client_of(tmp_path, server.url) as client, client.watch("/api/v1/nodes", silence=60) as events:
+        loop, silence = asyncio.get_running_loop(), 9 * k8s_client.REQUEST_TIMEOUT
+        assert isinstance(loop, ForwardLoop)
+        async with client_of(tmp_path, server.url) as client, client.watch("/api/v1/nodes", silence=silence) as events:
+            loop.ahead += 3 * k8s_client.REQUEST_TIMEOUT
+            await turns()
+            server.run(goes.set)
             assert [each async for each in events] == [{"type": "BOOKMARK"}]
 
-    with Server(late) as server:
-        asyncio.run(story())
+    with Server(late) as server, asyncio.Runner(loop_factory=ForwardLoop) as runner:
+        runner.run(story())
 
 
 # --- what a client needs beside a server

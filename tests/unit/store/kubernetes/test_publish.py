@@ -17,9 +17,10 @@ from routerd.store.kubernetes.objects import Collection
 from routerd.store.kubernetes.publish import Publisher
 from routerd.store.kubernetes.resources import SERVICES, Resource
 from routerd.store.kubernetes.watch import Timings
+from tests.models.virtual_time import elapse, in_virtual_time, now
+from tests.waiting import eventually, turns
 
-QUICK = Timings(first_pause=0.01, last_pause=0.02, away=0.01, spread=0.01)
-PATIENCE = 5.0  # seconds
+TIMINGS = Timings()
 ANSWER = {"metadata": {"resourceVersion": "1"}}
 Answer = Callable[[str], Awaitable[Any]]  # by the name of an object
 
@@ -63,7 +64,7 @@ class Client:
     """Every request as `answer` says; it tells the contact as a real one does."""
 
     def __init__(self, answer: Answer | None = None) -> None:
-        self.contact = Contact()
+        self.contact = Contact(lambda: now())
         self.answer = answer
         self.tried: list[str] = []  # names of services
         self.events: list[str] = []  # names of objects
@@ -91,21 +92,19 @@ def no_answer() -> ApiError:
     return ApiError(0, UNREACHABLE, "no answer")
 
 
-def publisher_of(store: Store, client: Client, timings: Timings = QUICK) -> Publisher:
+def publisher_of(store: Store, client: Client, timings: Timings = TIMINGS) -> Publisher:
     untyped: Any = store
     anything: Any = client
     return Publisher(
-        anything, untyped, "me", ledger=lambda: Ledger(), counts=dict, may_write=lambda: True, timings=timings
+        anything,
+        untyped,
+        "me",
+        ledger=lambda: Ledger(),
+        counts=dict,
+        may_write=lambda: True,
+        timings=timings,
+        clock=now,
     )
-
-
-async def until(holds: Callable[[], object], what: str) -> None:
-    try:
-        async with asyncio.timeout(PATIENCE):
-            while not holds():
-                await asyncio.sleep(0.002)
-    except TimeoutError:
-        raise AssertionError(f"not within {PATIENCE} s: {what}") from None
 
 
 def while_running(publisher: Publisher, story: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -119,7 +118,7 @@ def while_running(publisher: Publisher, story: Callable[[], Coroutine[Any, Any, 
             with suppress(asyncio.CancelledError):
                 await task
 
-    asyncio.run(both())
+    in_virtual_time(both())
 
 
 def test_what_was_written_to_services_that_are_gone_is_forgotten() -> None:
@@ -131,7 +130,7 @@ def test_what_was_written_to_services_that_are_gone_is_forgotten() -> None:
             store.only(f"s{number}")
             await publisher._write_all(publisher._plan())
 
-    asyncio.run(story())
+    in_virtual_time(story())
     assert publisher.writes == 50
     assert len(publisher._written) <= 2
 
@@ -150,10 +149,10 @@ def test_what_a_short_loss_of_contact_left_undone_is_written_though_nothing_wake
     publisher = publisher_of(Store("slow", "broken"), client)
 
     async def story() -> None:
-        await until(lambda: client.contact.is_lost, "the loss is noticed")
+        await eventually(lambda: client.contact.is_lost, "the loss is noticed")
         client.contact.answered()  # the lease is renewed, while the last write is in flight
         slow.set()
-        await until(lambda: publisher.writes == 2, "both are written")
+        await eventually(lambda: publisher.writes == 2, "both are written")
         assert client.tried.count("broken") == 2
 
     while_running(publisher, story)
@@ -165,7 +164,7 @@ def test_while_the_server_is_away_nothing_is_tried_and_afterwards_all_is_written
     is_away = True
 
     async def answer(name: str) -> Any:
-        await asyncio.sleep(0)
+        await turns(1)
         if is_away:
             raise no_answer()
         return ANSWER
@@ -175,16 +174,16 @@ def test_while_the_server_is_away_nothing_is_tried_and_afterwards_all_is_written
 
     async def story() -> None:
         nonlocal is_away
-        await until(lambda: client.contact.is_lost, "the loss is noticed")
-        await asyncio.sleep(20 * QUICK.last_pause)
+        await eventually(lambda: client.contact.is_lost, "the loss is noticed")
+        await elapse(20 * TIMINGS.last_pause)
         assert len(client.tried) <= 16  # those that were in flight
         for _ in range(5):
             publisher.wake()
-            await asyncio.sleep(0.01)
+            await elapse(TIMINGS.last_pause)
         assert len(client.tried) <= 16
         is_away = False
         client.contact.answered()
-        await until(lambda: publisher.writes == len(names), "all are written")
+        await eventually(lambda: publisher.writes == len(names), "all are written")
 
     while_running(publisher, story)
 
@@ -197,10 +196,10 @@ def test_a_path_that_breaks_while_others_are_answered_is_tried_after_pauses() ->
     publisher = publisher_of(Store("broken"), client)
 
     async def story() -> None:
-        for _ in range(100):
+        for _ in range(6000):
             client.contact.answered()
-            await asyncio.sleep(0.002)
-        assert 2 <= len(client.tried) <= 60  # about one in each 5 ms of 200 ms at least
+            await elapse(0.1)
+        assert 20 <= len(client.tried) <= 1200  # in 600 s
 
     while_running(publisher, story)
 
@@ -226,13 +225,13 @@ def test_events_that_hang_hold_no_status_and_are_made_once_the_server_is_back() 
     publisher = publisher_of(store, client)
 
     async def story() -> None:
-        await until(lambda: client.events == ["a"], "the first Event is on its way")
-        await until(lambda: client.tried == ["one"], "a status is written")
+        await eventually(lambda: client.events == ["a"], "the first Event is on its way")
+        await eventually(lambda: client.tried == ["one"], "a status is written")
         store.only("two")
         publisher.wake()
-        await until(lambda: client.tried == ["one", "two"], "the next status is written meanwhile")
+        await eventually(lambda: client.tried == ["one", "two"], "the next status is written meanwhile")
         hung.set()
-        await until(lambda: client.events == ["a", "a", "b", "c"], "all are made, though nothing wakes it")
+        await eventually(lambda: client.events == ["a", "a", "b", "c"], "all are made, though nothing wakes it")
 
     while_running(publisher, story)
 
@@ -251,16 +250,16 @@ def test_while_the_server_is_away_no_event_is_tried() -> None:
 
     async def story() -> None:
         nonlocal is_away
-        await until(lambda: client.contact.is_lost, "the loss is noticed")
+        await eventually(lambda: client.contact.is_lost, "the loss is noticed")
         for _ in range(10):
             publisher.wake()
-            await asyncio.sleep(0.01)
+            await elapse(TIMINGS.last_pause)
         assert len(client.events) == 1
         store.refusals = refusals("1")  # the others are gone meanwhile
         publisher.wake()
         is_away = False
         client.contact.answered()
-        await until(lambda: client.events[1:] == ["1"], "what still stands is told")
+        await eventually(lambda: client.events[1:] == ["1"], "what still stands is told")
 
     while_running(publisher, story)
 
@@ -277,11 +276,11 @@ def test_an_event_that_is_refused_is_not_tried_again_until_its_refusal_comes_bac
     publisher = publisher_of(store, client)
 
     async def story() -> None:
-        await until(lambda: client.events == ["a", "b"], "both are tried")
+        await eventually(lambda: client.events == ["a", "b"], "both are tried")
         for names, expected in [(("a", "b"), ["a", "b"]), (("b",), ["a", "b"]), (("a", "b"), ["a", "b", "a"])]:
             store.refusals = refusals(*names)
             publisher.wake()
-            await asyncio.sleep(0.05)
+            await elapse(TIMINGS.last_pause)
             assert client.events == expected
 
     while_running(publisher, story)

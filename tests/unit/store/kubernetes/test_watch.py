@@ -13,7 +13,7 @@ from routerd.store.kubernetes.contact import Contact
 from routerd.store.kubernetes.objects import Collection
 from routerd.store.kubernetes.resources import POLICIES, Resource
 from routerd.store.kubernetes.watch import Reflector, Timings
-from tests.models.virtual_time import in_virtual_time, now
+from tests.models.virtual_time import elapse, in_virtual_time, now
 
 SPEC = {"selectors": [{"podSelector": {}}], "destinationCIDRs": ["198.51.100.0/24"]}
 POLICY = {"metadata": {"name": "p", "uid": "u", "resourceVersion": "5"}, "spec": SPEC}
@@ -45,10 +45,10 @@ class Scripted(Client):
         yield {}
 
     async def _answer(self, verb: str) -> None:
-        await asyncio.sleep(0.01)
+        await elapse(0.01)
         began = now()
         self.asked.append((verb, began))
-        await asyncio.sleep(0.01)
+        await elapse(0.01)
         is_away = len(self.asked) > 1 and began < self.away_until
         said = "down" if is_away else self.script.pop(0) if self.script else "ok"
         what, _, wait = said.partition("/")
@@ -60,6 +60,8 @@ class Scripted(Client):
             raise ApiError(int(what), "", "from a proxy", float(wait or 0))
         if what == "500":
             raise ApiError(500, "InternalError", "its own")
+        if what == "429":
+            raise ApiError(429, "TooManyRequests", "later", float(wait or 0))
         self.contact.answered()
         if what != "ok":
             raise ApiError(int(what), {"404": "NotFound", "410": "Expired"}[what], "no")
@@ -70,10 +72,10 @@ async def read(client: Scripted, seconds: float) -> tuple[Reflector, set[int], l
     told: list[float] = []
     reflector = Reflector(client, Collection(Resource(POLICIES)), lambda: told.append(now()), TIMES, clock=now)
     seen = set()
-    await asyncio.sleep(1.0)
+    await elapse(1.0)
     task = asyncio.create_task(reflector.run())
     while now() < 1.0 + seconds:
-        await asyncio.sleep(0.05)
+        await elapse(0.05)
         seen.add(len(reflector.collection.known))
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -100,7 +102,7 @@ def test_a_proxy_that_asks_for_an_hour_does_not_get_it_when_another_request_is_a
     async def story() -> None:
         client = Scripted("ok", "503/3600")
         reading = asyncio.create_task(read(client, 60))
-        await asyncio.sleep(10)
+        await elapse(10)
         assert client.contact.is_lost
         client.contact.answered()
         await reading
@@ -117,6 +119,23 @@ def test_a_proxy_that_asks_to_wait_is_not_asked_before() -> None:
     assert 20 <= second - first <= 20 + TIMES.away
 
 
+def test_what_the_server_refuses_waits_for_itself_though_others_are_answered() -> None:
+    async def story() -> None:
+        client = Scripted("ok", "429/50")
+        reading = asyncio.create_task(read(client, 50))
+        await elapse(5)
+        for _ in range(20):  # others fail to connect, and are answered again
+            client.contact.failed(now())
+            assert client.contact.is_lost
+            await elapse(1)
+            client.contact.answered()
+            await elapse(1)
+        await reading
+        assert [each for each, _ in client.asked] == ["list", "watch"]
+
+    in_virtual_time(story())
+
+
 def test_failures_before_an_outage_do_not_count_after_it() -> None:
     client = Scripted("ok", "500", "500", "down", "500")
     reflector, _, _ = in_virtual_time(read(client, 60))
@@ -129,7 +148,7 @@ def test_one_that_has_ended_tells_nothing_more() -> None:
         client = Scripted("ok", *["down"] * 100)
         _, _, told = await read(client, 5.0)
         before = list(told)
-        await asyncio.sleep(10 * TIMES.stale)
+        await elapse(10 * TIMES.stale)
         assert told == before
 
     in_virtual_time(story())
@@ -145,7 +164,7 @@ def after_a_long_outage(version: str, *script: str) -> tuple[list[str], set[int]
         client = Scripted("ok", *script)
         client.away_until = 2 + TIMES.resume + TIMES.away
         reading = asyncio.create_task(read(client, 120))
-        await asyncio.sleep(5)
+        await elapse(5)
         client.version = version
         _, seen, _ = await reading
         return [verb for verb, at in client.asked if at >= client.away_until], seen
