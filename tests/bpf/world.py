@@ -26,6 +26,7 @@ from egress.policy import Desired
 from egress.tables import Back, Flow, FlowKey, Mapped, NatKey, ReverseKey, State, Tables, ip4, tables
 from tests.netns.lab import netns
 from tests.netns.lab.mounts import own_mounts
+from tests.waiting import PATIENCE
 
 SELF, WORKER, WORKER2, STRANGER = (IPv4Address(f"10.200.0.{n}") for n in (1, 2, 3, 99))
 EGRESS_IP, NODE_EGRESS_IP = IPv4Address("192.0.2.100"), IPv4Address("192.0.2.200")
@@ -198,7 +199,7 @@ class Wire:
     def __init__(self, device: str) -> None:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
         self._socket.bind((device, 0))
-        self._socket.settimeout(2)
+        self._socket.settimeout(PATIENCE)
 
     def __enter__(self) -> Wire:
         return self
@@ -210,7 +211,7 @@ class Wire:
         self._socket.send(frame)
 
     def get(self) -> bytes:
-        """The next frame that came out of the device; TimeoutError after two seconds."""
+        """The next frame that came out of the device; TimeoutError if none comes."""
         while True:
             frame, address = self._socket.recvfrom(1 << 16)
             if address[2] != PACKET_OUTGOING:

@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.netns.lab.netns import CommandError, Namespace
 from tests.netns.lab.tor import Route, TorPeer
-from tests.waiting import wait
+from tests.waiting import PATIENCE, wait
 
 PROGRAMS = Path("/usr/lib/frr")
 INSIDE = Path("/var/tmp")
@@ -126,7 +126,7 @@ def parse_sessions(text: str, names: Mapping[str, str]) -> dict[str, str]:
     return {names.get(address, address): peer["state"] for address, peer in peers.items()}
 
 
-def ask(path: Path, *commands: str, timeout: float = 5.0) -> str:
+def ask(path: Path, *commands: str, timeout: float = PATIENCE) -> str:
     """Sends commands to a daemon's vty as vtysh does and returns the last answer. Each ends in NUL, each answer in
     three NUL and a status. Raises CommandError when the daemon refuses one, OSError when it does not answer."""
     answer = ""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from tests.netns.lab.bird import parse_routes
+from tests.waiting import PATIENCE
 
 Paths = frozenset[tuple[str, str]]  # (prefix, node)
 
@@ -21,7 +22,7 @@ class BirdControl:
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(5)
+        self._socket.settimeout(PATIENCE)
         self._socket.connect(str(path))
         self._answer()
 

@@ -148,7 +148,7 @@ def sessions_up(story: Story) -> list[str]:
                 story.ready_in[node] = time.monotonic() - started[node]
         return len(story.ready_in) == len(lab.nodes)
 
-    lab.wait(everyone_ready, "sessions up and datapath attached on every node", timeout=20)
+    lab.wait(everyone_ready, "sessions up and datapath attached on every node")
     ready = ", ".join(f"{node} in {seconds:.1f} s" for node, seconds in story.ready_in.items())
     programs = sum(sum(attached(node).values()) for node in lab.nodes.values())
     return [f"Established at the ToR and attached: {ready}", f"{programs} eBPF programs on devices of the nodes"]
@@ -179,7 +179,7 @@ def tor_table(story: Story) -> list[str]:
         return bool(everywhere and standby and f"{EGRESS_IP}/32" in routes)
 
     try:
-        story.lab.wait(complete, "VIP by every node, both egress IPs with their gateways", timeout=10)
+        story.lab.wait(complete, "VIP by every node, both egress IPs with their gateways")
     except WaitTimeout as timeout:
         raise StoryFailed(f"{timeout}\n" + "\n".join(table_lines(story)), vital=True) from timeout
     claim(tor.kernel_routes()[f"{EGRESS_IP}/32"] == ["10.0.0.11"], f"{EGRESS_IP} is not at gw1 alone")
@@ -282,7 +282,7 @@ def node_ready(node: str, story: Story) -> list[str]:
         return set(conditions.values()) == {"True"} and peers == [(TOR_ADDRESS, "up", True)] and said["generation"] > 0
 
     try:
-        story.lab.wait(is_told, f"RouterdNode {node} is ready", timeout=15)  # numbers alone wait for 10 s
+        story.lab.wait(is_told, f"RouterdNode {node} is ready")  # numbers alone wait for 10 s
     except WaitTimeout as timeout:
         raise StoryFailed(f"{timeout}: {said}") from timeout
     peers = ", ".join(f"{each['address']} {each['state']}, {each['paths']} paths" for each in said["peers"])
@@ -315,7 +315,7 @@ def effect(story: Story, text: str, reached: Callable[[Answer], bool], what: str
     story.manifests.put(TWO_GATEWAYS, text)
     plain = story.lab.pod("plain")
     try:
-        story.lab.wait(lambda: reached(plain.get(FW_ADDRESS, timeout=0.5)), what, timeout=10)
+        story.lab.wait(lambda: reached(plain.get(FW_ADDRESS, timeout=0.5)), what)
     except WaitTimeout as timeout:
         raise StoryFailed(str(timeout)) from timeout
     return time.monotonic() - begin

@@ -39,7 +39,7 @@ def play(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
     """Runs a demo as a process of its own, as make does."""
     inherited = {name: value for name, value in os.environ.items() if name not in {"TOR", "STORE", "KEEP"}}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=150, check=False,
+        [sys.executable, *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False,
         env={**inherited, "DEMO_PREFIX": PREFIX, "DEMO_BARS": "note", **environment},
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ from routerd.serve import api
 from routerd.serve.api import MAX_REQUEST, ApiServer, DaemonUnreachable, Noted, RequestRefused, ask
 from routerd.serve.web import HttpServer, pages
 from routerd.tell.status import AgentStatus, Rounds
-from tests.waiting import turns
+from tests.waiting import PATIENCE, turns
 
 BIG = ["é" * 1000] * 1000
 
@@ -87,7 +87,7 @@ def test_a_no_comes_with_its_code(tmp_path: Path, get: str, code: int) -> None:
 
 def raw(path: Path, data: bytes) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(5)
+        connection.settimeout(PATIENCE)
         connection.connect(str(path))
         connection.sendall(data)
         found: dict[str, Any] = json.loads(connection.makefile().readline())
@@ -158,7 +158,7 @@ READY = AgentStatus("a", "0.1.0", config_loaded=True, rounds=Rounds().after(0.1)
 
 def get(port: int, path: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answered:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as answered:
             return answered.status, answered.read().decode()
     except urllib.error.HTTPError as error:
         with error:
