@@ -1,12 +1,18 @@
-"""What all tests share: a BPF file system for those that ask for one, and no skips."""
+"""What all tests share: a BPF file system for those that ask for one, no skips, and no deadlines
+for properties."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.netns.lab.mounts import own_bpffs
+
+# Properties are about values: on a busy machine an example may take its time, and so may drawing it.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 @pytest.fixture

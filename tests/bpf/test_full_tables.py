@@ -22,9 +22,7 @@ EXAMPLES = 40
 policies = st.lists(bodies, min_size=1, max_size=2).map(policies_of)
 
 
-@settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=EXAMPLES, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(policies, seeds)
 def test_the_programs_do_what_the_model_says(small_world: World, wished: list[Policy], seed: int) -> None:
     oracle.check(small_world, desired(*wished, both=True), packets(seed))

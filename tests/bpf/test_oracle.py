@@ -52,9 +52,7 @@ def packets(seed: int) -> list[int]:
     return [random.getrandbits(64) for _ in range(PACKETS)]
 
 
-@settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=EXAMPLES, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(policies, st.booleans(), seeds)
 def test_the_programs_do_what_the_model_says(world: World, wished: list[Policy], both: bool, seed: int) -> None:
     oracle.check(world, desired(*wished, both=both), packets(seed))

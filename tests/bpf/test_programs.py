@@ -290,7 +290,7 @@ packets_out = st.builds(
 pings_out = st.builds(lambda n: Packet(POD, REMOTE, ICMP, n, 0, echo="request"), st.integers(0, 65535))
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, derandomize=True, database=None)
 @given(st.one_of(packets_out, pings_out), st.binary(min_size=1, max_size=40), st.booleans(), st.integers(2, 255))
 def test_a_reply_gets_the_pods_address_back(world: World, sent: Packet, payload: bytes, summed: bool, ttl: int) -> None:
     """NAT round trip, bytes and checksums included: only the TTL differs, by one each way."""
@@ -333,7 +333,7 @@ wild = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, derandomize=True, database=None)
 @given(st.one_of(wild, packets_out), st.sampled_from([HERE, THERE, NO_GATEWAY, UNPUBLISHED]), st.booleans())
 def test_a_selected_pods_packet_to_a_covered_destination_never_goes_on(
     world: World, sent: Packet, group: int, later: bool

@@ -158,13 +158,13 @@ def changed(good: Json, fields: dict[str, st.SearchStrategy[Any]]) -> st.SearchS
     return both.map(lambda pair: {key: item for key, item in {**good, **pair[0]}.items() if key != pair[1]})
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(changed(GOOD_POLICY, _policy))
 def test_egress_policies(spec: Json) -> None:
     check_both("EgressPolicy", spec)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(changed(GOOD_POOL, _pool))
 def test_address_pools(spec: Json) -> None:
     check_both("AddressPool", spec)

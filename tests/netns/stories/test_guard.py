@@ -64,7 +64,7 @@ def wishes(draw: st.DrawFn) -> tuple[Desired, Facts]:
     return desired, Facts(devices)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(wishes())
 def test_what_is_applied_is_read_back(namespace: Namespace, wish: tuple[Desired, Facts]) -> None:
     """Over whatever the example before left there."""

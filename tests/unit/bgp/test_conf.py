@@ -97,7 +97,7 @@ def test_exabgp_reads_it() -> None:
 passwords = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(password=passwords)
 @example(password='\'";{}[]#\\ \\" md5-password x; }\\')
 def test_a_password_is_carried_and_ends_nothing(password: str) -> None:

@@ -152,7 +152,7 @@ def states(draw: st.DrawFn) -> Desired:
     return desired(*entries)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(states(), min_size=1, max_size=4), st.data())
 def test_every_prefix_of_a_plan_leads_there(wanted: list[Desired], data: st.DataObject) -> None:
     """Plans are cut anywhere, also in favour of another state; read back and planned again, it converges."""
@@ -169,7 +169,7 @@ def test_every_prefix_of_a_plan_leads_there(wanted: list[Desired], data: st.Data
     assert not model.left_behind  # no removed peer was left with paths
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(states(), states())
 def test_the_difference_is_the_plain_one(wanted: Desired, before: Desired) -> None:
     """The quick way finds what comparing two whole tables in normal form finds."""

@@ -49,7 +49,7 @@ def exabgp() -> Configuration:
     return loaded(conf.peers_text(PEERS.values()))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(path=any_path, peer=st.sampled_from([EBGP, IBGP]))
 def test_a_command_comes_back_as_the_path(exabgp: Configuration, path: Path, peer: SpeakerPeer) -> None:
     """Render, let ExaBGP parse and print, parse: the same path in normal form."""

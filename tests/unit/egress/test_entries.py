@@ -142,7 +142,7 @@ combinations = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(combinations, min_size=1, max_size=5))
 def test_a_number_never_changes_its_content(rounds: list[list[tuple[str, ...]]]) -> None:
     observed: dict[bytes, bytes] = {}
@@ -208,7 +208,7 @@ some_policies = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     some_policies, st.sampled_from(ADDRESSES), st.sampled_from([("TCP", 80), ("TCP", 443), ("UDP", 53), ("ICMP", 0)])
 )

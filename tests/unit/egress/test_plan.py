@@ -292,7 +292,7 @@ def is_at_rest(node: FakeNode, desired: Desired) -> bool:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from(WISHES), st.integers(0, 40)), min_size=1, max_size=5))
 def test_plans_cut_anywhere_are_safe_and_converge(story: list[tuple[Desired, int]]) -> None:
     """Each wish is followed for some actions only, then the next one comes; the last is brought to its end."""

@@ -129,7 +129,7 @@ def fails(action: Action, odds: int, seed: int) -> bool:
     return crc32(f"{seed} {action}".encode()) % 10 < odds
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.sampled_from(WISHES), st.integers(0, 6), st.integers(0, 99)), min_size=1, max_size=5))
 def test_whatever_fails_it_is_safe_and_converges(story: list[tuple[Desired, int, int]]) -> None:
     node, before = FakeNode(DEVICES), story[0][0]

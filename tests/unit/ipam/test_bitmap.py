@@ -19,7 +19,7 @@ def naive_lowest(taken: set[int], size: int, start: int) -> int | None:
 
 
 @given(data=st.data(), size=SIZES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_behaves_as_a_set(data: st.DataObject, size: int) -> None:
     bitmap, model = Bitmap(size), set[int]()
     near = st.integers(0, min(size, 200) - 1)

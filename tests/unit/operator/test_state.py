@@ -212,5 +212,5 @@ def apply(before: Ledger, after: Ledger, now: float) -> Ledger:
     return replace(after, addresses=tuple(ordered), groups=tuple(groups[key] for key in sorted(groups)))
 
 
-OperatorMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+OperatorMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=30)
 TestOperator = OperatorMachine.TestCase
