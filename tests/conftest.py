@@ -1,5 +1,4 @@
-"""What all tests share: a BPF file system for those that ask for one, no skips, and no deadlines
-for properties."""
+"""What all tests share: a BPF file system for those that ask for one, no skips, no deadlines for properties."""
 
 from __future__ import annotations
 
