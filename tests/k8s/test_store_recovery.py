@@ -235,7 +235,7 @@ def test_pauses_grow_with_the_outage(after: float, luck: float, pause: float) ->
 
 # --- a fleet
 
-NODES = 150
+NODES = 60
 
 
 @dataclass
