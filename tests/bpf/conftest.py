@@ -7,9 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.bpf.world import World
-
-SMALL = {"flows": 8, "nat": 4, "reverse": 6}
+from tests.bpf.world import SMALL, World
 
 
 @pytest.fixture(scope="module")

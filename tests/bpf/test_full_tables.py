@@ -11,11 +11,10 @@ from bpf import layout
 from egress.policy import Policy
 from egress.tables import UDP, Packet
 from tests.bpf import oracle
-from tests.bpf.conftest import SMALL
+from tests.bpf.draws import bodies, packets, policies_of, seeds
 from tests.bpf.packets import build, parse
-from tests.bpf.test_oracle import bodies, packets, policies_of, seeds
 from tests.bpf.wishes import HERE, desired, to_world
-from tests.bpf.world import EGRESS_IP, POD, REMOTE, World
+from tests.bpf.world import EGRESS_IP, POD, REMOTE, SMALL, World
 
 EXAMPLES = 40
 

@@ -56,6 +56,7 @@ neighbour add {WORKER2} lladdr 02:00:00:00:00:03 dev underlay nud permanent
 link add tunnel address {MACS["tunnel"].hex(":")} mtu {TUNNEL_MTU} type vxlan external dstport {TUNNEL_PORT} nolearning
 link set tunnel up
 """
+SMALL = {"flows": 8, "nat": 4, "reverse": 6}  # room of tables that fill soon
 
 
 def put_all(bpf_map: syscall.BpfMap, entries: MapEntries) -> None:

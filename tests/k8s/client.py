@@ -172,3 +172,12 @@ def is_over(events: Iterator[Json]) -> bool:
         return next(events, None) is None
     except (http.client.HTTPException, OSError):
         return True
+
+
+def config_map(name: str, **data: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
+
+
+def good(answer: Answer) -> Answer:
+    assert answer.code < 300, answer
+    return answer

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from tests.k8s import target
-from tests.k8s.client import Answer, Client
+from tests.k8s.client import Client
 
 
 def pytest_report_header() -> str:
@@ -46,12 +45,3 @@ def place(api: Client) -> Iterator[str]:
     target.make_namespace(api, name)
     yield name
     target.remove_namespace(api, name)
-
-
-def config_map(name: str, **data: str) -> dict[str, Any]:
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
-
-
-def good(answer: Answer) -> Answer:
-    assert answer.code < 300, answer
-    return answer

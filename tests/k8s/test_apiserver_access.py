@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.k8s.client import APPLY, STRATEGIC, Client, Json
-from tests.k8s.conftest import config_map, good
+from tests.k8s.client import APPLY, STRATEGIC, Client, Json, config_map, good
 from tests.k8s.deployment import defined
 from tests.k8s.target import DEFINITIONS, until
 

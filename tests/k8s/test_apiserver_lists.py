@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.k8s.client import Client
-from tests.k8s.conftest import config_map, good
+from tests.k8s.client import Client, config_map, good
 
 
 @pytest.fixture

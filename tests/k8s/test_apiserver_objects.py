@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.k8s.client import APPLY, JSON_PATCH, MERGE, STRATEGIC, Client
-from tests.k8s.conftest import config_map, good
+from tests.k8s.client import APPLY, JSON_PATCH, MERGE, STRATEGIC, Client, config_map, good
 
 SERVICE = {
     "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},

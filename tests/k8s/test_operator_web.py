@@ -12,7 +12,7 @@ from pathlib import Path
 from routerd.config import Config, OperatorConfig, StoreConfig
 from routerd.operator.leader import candidate
 from tests.k8s.store_lab import Cluster, bgp_config, cluster, node, service
-from tests.stories.test_operator_web import answer, free_port, ok
+from tests.models.web import answer, free_port, ok
 
 ACTIVE = "routerd_operator_active 1.0"
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.k8s.client import Client, is_over
-from tests.k8s.conftest import config_map, good
+from tests.k8s.client import Client, config_map, good, is_over
 from tests.k8s.proxy import Proxy, parsed
 
 

@@ -11,8 +11,7 @@ import pytest
 
 from routerd.model import NodeReport
 from tests.k8s import target
-from tests.k8s.client import APPLY, Client, Json
-from tests.k8s.conftest import good
+from tests.k8s.client import APPLY, Client, Json, good
 from tests.k8s.deployment import foreign, install, token
 from tests.k8s.proxy import Asked, Audit
 from tests.k8s.store_lab import Cluster, agent_store, bgp_config, cluster, ips, node, operator, policy, pool

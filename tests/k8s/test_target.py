@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from tests.k8s import target
-from tests.k8s.client import Client, Json
-from tests.k8s.conftest import config_map, good
+from tests.k8s.client import Client, Json, config_map, good
 from tests.k8s.deployment import install
 from tests.models.apiserver import ApiServer
 

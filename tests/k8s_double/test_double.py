@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.k8s.client import Client, is_over
-from tests.k8s.conftest import config_map, good
+from tests.k8s.client import Client, config_map, good, is_over
 from tests.k8s.target import until
 from tests.models.apiserver import ApiServer
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 from routerd.model import (
+    EXCLUDE_LABEL,
     AddressPool,
     Advertisement,
     Allocations,
@@ -103,3 +104,24 @@ def snapshot(**fields: object) -> Snapshot:
         service_cidrs=(ip_network("10.96.0.0/12"),),
     )
     return replace(whole, **fields)  # type: ignore[arg-type]
+
+
+def local_service() -> dict[str, object]:
+    web = service("web", external_traffic_policy="Local")
+    return {"services": {web.key: web}}
+
+
+def node_a(**fields: object) -> dict[str, object]:
+    return {"nodes": {"a": node("a", 11, **fields), "b": node("b", 12)}}
+
+
+# Reason for which node a does not announce default/web -> what in the snapshot makes it so.
+NOES: dict[str, dict[str, object]] = {
+    "NoAddress": {"allocations": Allocations(1)},
+    "UnknownPool": {"pools": {}},
+    "PoolNotBgp": {"pools": {"default": pool(protocol="layer2")}},
+    "NodeExcluded": node_a(labels={EXCLUDE_LABEL: ""}),
+    "NetworkUnavailable": node_a(network_unavailable=True),
+    "NoEndpoints": {"endpoint_slices": (endpoints("web", "a", ready=False),)},
+    "NoLocalEndpoints": {**local_service(), "endpoint_slices": (endpoints("web", "b"),)},
+}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
 from ipam.round import Timers
 from routerd.cluster.assign import Decision, Settings, assign, release
-from routerd.cluster.ledger import Ledger
+from routerd.cluster.ledger import Changes, Ledger
+from routerd.errors import StoreError
 from routerd.model import (
     GATEWAY_LABEL,
     AddressPool,
@@ -98,3 +100,58 @@ def text(allocations: Allocations) -> str:
         )
     lines += [f"! {refusal.object} {refusal.reason}: {refusal.message}" for refusal in allocations.refusals]
     return "\n".join(lines)
+
+
+@dataclass
+class FakeStore:
+    """What was written is seen again in the next snapshot."""
+
+    world: World
+    written: list[Allocations] = field(default_factory=list)
+    callbacks: list[Callable[[], None]] = field(default_factory=list)
+    fault: StoreError | None = None
+    synced: bool = True
+
+    def snapshot(self) -> Snapshot:
+        return self.world.snapshot() if self.synced else Snapshot()
+
+    def node_reports(self) -> Mapping[str, NodeReport] | None:
+        return self.world.reports
+
+    def write_allocations(self, allocations: Allocations) -> None:
+        if self.fault:
+            raise self.fault
+        self.written.append(allocations)
+        self.world.allocations = allocations
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        self.callbacks.append(callback)
+
+    def changed(self) -> None:
+        for callback in self.callbacks:
+            callback()
+
+
+@dataclass
+class FakeLedger:
+    content: Ledger = field(default_factory=Ledger)
+    fault: StoreError | None = None
+
+    def read(self) -> Ledger:
+        return self.content
+
+    def record(self, changes: Changes) -> None:
+        if self.fault:
+            raise self.fault
+        assert changes.before == self.content
+        self.content = changes.after
+
+
+def busy_world() -> World:
+    world = World()
+    world.pool("p", "192.0.2.0/29")
+    world.node("g")
+    for name in ("a", "b"):
+        world.service(name)
+    world.policy("out", pool="p")
+    return world

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import urllib.error
-import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -14,7 +11,7 @@ from pathlib import Path
 from routerd.config import Config, OperatorConfig, StoreConfig
 from routerd.daemon.lifetime import Source
 from routerd.daemon.processes import operator
-from tests.waiting import PATIENCE, eventually
+from tests.models.web import answer, free_port, ok
 
 NODE = """\
 apiVersion: v1
@@ -36,36 +33,6 @@ spec: {{type: LoadBalancer, ports: [{{port: 80, protocol: TCP}}]}}
 """
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def get(port: int, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as answered:
-            return answered.status, answered.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-
-
-async def answer(port: int, path: str, holds: Callable[[int, str], bool]) -> str:
-    """The first answer that is as wanted."""
-    said: list[str] = []
-
-    async def wanted() -> bool:
-        with suppress(OSError):
-            code, text = await asyncio.to_thread(get, port, path)
-            said[:] = [text]
-            return holds(code, text)
-        return False
-
-    await eventually(wanted, f"{path} says so")
-    return said[0]
-
-
 @asynccontextmanager
 async def embedded(directory: Path) -> AsyncIterator[int]:
     """An operator; gives its port."""
@@ -85,10 +52,6 @@ async def embedded(directory: Path) -> AsyncIterator[int]:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-
-
-def ok(code: int, text: str) -> bool:
-    return code == 200
 
 
 def test_probes_and_metrics_of_an_operator_with_files(tmp_path: Path) -> None:

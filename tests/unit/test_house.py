@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -43,3 +44,14 @@ def test_no_wing_becomes_a_corridor(package: Path) -> None:
     limit = 22 if dotted(package) == "routerd" else 16
     entries = [path for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
     assert len(entries) <= limit
+
+
+TEST_MODULE = re.compile(r"^\s*(?:from|import) (tests(?:\.\w+)*\.(?:test_\w+|conftest))\b", re.MULTILINE)
+
+
+def test_no_test_module_is_imported_by_another() -> None:
+    """What several tests use stands in `tests/models`, or in a module that is no test; also in scripts as text."""
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    found = {str(each.relative_to(ROOT)): TEST_MODULE.findall(each.read_text()) for each in files}
+    assert len(files) > 100
+    assert {name: modules for name, modules in found.items() if modules} == {}

@@ -21,8 +21,8 @@ from routerd.serve.api import RequestRefused
 from routerd.tell.views import PeerView, Row
 from tests.models import cluster
 from tests.models.cluster import LOCAL, TOR
+from tests.models.rooms import Datapath, Speaker, World, egress_of
 from tests.models.virtual_time import elapse, in_virtual_time, now
-from tests.unit.agent.test_reconcile import Datapath, Speaker, World, egress_of
 from tests.waiting import PATIENCE, eventually
 
 

@@ -20,8 +20,8 @@ from bgp.path import Path as BgpPath
 from bgp.speaker import Speaker, SpeakerUnavailable
 from routerd.agent.reconcile import Reconciler
 from routerd.agent.rooms import Rooms
+from tests.models.rooms import World, egress_of, state
 from tests.models.virtual_time import in_virtual_time
-from tests.unit.agent.test_reconcile import World, egress_of, state
 from tests.waiting import eventually
 
 A = SpeakerPeer(ip_address("10.0.0.2"), ip_address("10.0.0.1"), 64512, 65000, IPv4Address("10.0.0.1"))

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from egress.plan import Action, plan
 from egress.policy import Desired, Group
 from egress.undone import Undone
-from tests.models.node import FakeNode
-from tests.unit.egress.test_plan import (
+from tests.models.egress_wishes import (
     DEVICES,
     GROUP,
     PLAIN,
@@ -28,6 +27,7 @@ from tests.unit.egress.test_plan import (
     settle,
     settled,
 )
+from tests.models.node import FakeNode
 
 
 def carry_out(node: FakeNode, desired: Desired, *failing: str) -> tuple[list[str], Undone]:

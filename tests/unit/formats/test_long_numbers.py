@@ -16,7 +16,7 @@ from routerd.formats.legacy_bgp.golang import parse_duration, parse_uint
 from routerd.formats.objects import read_text
 from routerd.store.kubernetes.objects import Collection
 from routerd.store.kubernetes.resources import CONFIG_MAPS, POOLS, Resource
-from tests.unit.store.embedded.test_store import pool, reasons, store_of
+from tests.models.manifests import pool, reasons, store_of
 
 LONG = "9" * 5000
 LEGACY = "address-pools:\n- {{name: a, protocol: bgp, addresses: [192.0.2.0/24], bgp-advertisements: [{{{0}}}]}}\n"

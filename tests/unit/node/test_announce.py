@@ -15,7 +15,7 @@ from routerd.node.announce import SERVICE_CHECKS, Announcements, Rules, announce
 from routerd.refs import Ref
 from routerd.selectors import LabelSelector
 from tests.models import cluster
-from tests.models.cluster import LOCAL, TOR
+from tests.models.cluster import LOCAL, NOES, TOR, local_service, node_a
 
 VIPS_ONLY = Rules(egress_ips=False)
 
@@ -55,26 +55,6 @@ def test_what_announcements_do_not_need_may_be_missing(field: str) -> None:
 
 def test_an_unknown_node_touches_nothing() -> None:
     assert announcements(cluster.snapshot(), "elsewhere", VIPS_ONLY, LOCAL) is None
-
-
-def local_service() -> dict[str, object]:
-    web = cluster.service("web", external_traffic_policy="Local")
-    return {"services": {web.key: web}}
-
-
-def node_a(**fields: object) -> dict[str, object]:
-    return {"nodes": {"a": cluster.node("a", 11, **fields), "b": cluster.node("b", 12)}}
-
-
-NOES: dict[str, dict[str, object]] = {
-    "NoAddress": {"allocations": Allocations(1)},
-    "UnknownPool": {"pools": {}},
-    "PoolNotBgp": {"pools": {"default": cluster.pool(protocol="layer2")}},
-    "NodeExcluded": node_a(labels={EXCLUDE_LABEL: ""}),
-    "NetworkUnavailable": node_a(network_unavailable=True),
-    "NoEndpoints": {"endpoint_slices": (cluster.endpoints("web", "a", ready=False),)},
-    "NoLocalEndpoints": {**local_service(), "endpoint_slices": (cluster.endpoints("web", "b"),)},
-}
 
 
 @pytest.mark.parametrize("reason", NOES)

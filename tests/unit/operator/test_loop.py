@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
@@ -20,59 +20,14 @@ from routerd.cluster.assign import Settings
 from routerd.cluster.ledger import Changes, Ledger
 from routerd.errors import StoreError
 from routerd.log import JsonFormatter, LogfmtFormatter, configure, event
-from routerd.model import Allocations, NodeReport, ServiceAllocation, Snapshot, Writer
+from routerd.model import Allocations, ServiceAllocation, Writer
 from routerd.operator import loop
 from routerd.operator.loop import Operator
 from routerd.serve.api import Noted, RequestRefused
 from routerd.store.embedded.ledger import SqliteLedger
-from tests.models.operator_world import World
+from tests.models.operator_world import FakeLedger, FakeStore, World
 from tests.models.virtual_time import in_virtual_time, settle
 from tests.waiting import PATIENCE, eventually, turns
-
-
-@dataclass
-class FakeStore:
-    """What was written is seen again in the next snapshot."""
-
-    world: World
-    written: list[Allocations] = field(default_factory=list)
-    callbacks: list[Callable[[], None]] = field(default_factory=list)
-    fault: StoreError | None = None
-    synced: bool = True
-
-    def snapshot(self) -> Snapshot:
-        return self.world.snapshot() if self.synced else Snapshot()
-
-    def node_reports(self) -> Mapping[str, NodeReport] | None:
-        return self.world.reports
-
-    def write_allocations(self, allocations: Allocations) -> None:
-        if self.fault:
-            raise self.fault
-        self.written.append(allocations)
-        self.world.allocations = allocations
-
-    def on_change(self, callback: Callable[[], None]) -> None:
-        self.callbacks.append(callback)
-
-    def changed(self) -> None:
-        for callback in self.callbacks:
-            callback()
-
-
-@dataclass
-class FakeLedger:
-    content: Ledger = field(default_factory=Ledger)
-    fault: StoreError | None = None
-
-    def read(self) -> Ledger:
-        return self.content
-
-    def record(self, changes: Changes) -> None:
-        if self.fault:
-            raise self.fault
-        assert changes.before == self.content
-        self.content = changes.after
 
 
 @pytest.fixture

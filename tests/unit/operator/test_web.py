@@ -19,9 +19,8 @@ from routerd.serve import vitals
 from routerd.serve.vitals import Vitals, served
 from routerd.tell.operator_status import OperatorStatus, operator_status, unread
 from routerd.tell.status import Rounds
-from tests.models.operator_world import World
+from tests.models.operator_world import FakeLedger, FakeStore, World
 from tests.models.virtual_time import in_virtual_time, settle
-from tests.unit.operator.test_loop import FakeLedger, FakeStore
 from tests.waiting import eventually
 
 LOOPBACK = ip_address("127.0.0.1")

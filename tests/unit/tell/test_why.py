@@ -11,8 +11,7 @@ from routerd.selectors import LabelSelector
 from routerd.tell.views import PeerView
 from routerd.tell.why import NoSuchObject, Step, explain, session_steps
 from tests.models import cluster
-from tests.models.cluster import LOCAL, TOR
-from tests.unit.node.test_announce import NOES
+from tests.models.cluster import LOCAL, NOES, TOR
 
 SETTINGS = Settings("a")
 

@@ -15,7 +15,7 @@ from routerd.store.embedded import disk
 from routerd.store.embedded import manifests as manifests_module
 from routerd.store.embedded.disk import manifest_files
 from routerd.store.embedded.manifests import GRACE, Manifests
-from tests.unit.store.embedded.test_store import NOTHING, pool, reasons, running, store_of
+from tests.models.manifests import NOTHING, pool, reasons, running, store_of
 
 
 @pytest.fixture

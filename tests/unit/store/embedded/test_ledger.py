@@ -20,7 +20,7 @@ from routerd.errors import EnvironmentFault, StoreError
 from routerd.model import GatewaySlot
 from routerd.store.embedded import ledger as store
 from routerd.store.embedded.ledger import SqliteLedger, peek
-from tests.models.operator_world import World
+from tests.models.operator_world import World, busy_world
 from tests.waiting import PATIENCE
 
 V4, V6 = ip_address("192.0.2.1"), ip_address("2001:db8::1")
@@ -175,7 +175,7 @@ import os, signal, sys
 from pathlib import Path
 from routerd.cluster.ledger import difference
 from routerd.store.embedded.ledger import SqliteLedger
-from tests.unit.store.embedded.test_ledger import busy_world
+from tests.models.operator_world import busy_world
 
 
 def decide(path, step):
@@ -206,16 +206,6 @@ for step in range(1, 100):
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 sys.exit(code)
 """
-
-
-def busy_world() -> World:
-    world = World()
-    world.pool("p", "192.0.2.0/29")
-    world.node("g")
-    for name in ("a", "b"):
-        world.service(name)
-    world.policy("out", pool="p")
-    return world
 
 
 def test_killed_at_every_step(tmp_path: Path) -> None:

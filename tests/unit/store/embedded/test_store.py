@@ -3,8 +3,7 @@
 import asyncio
 import gc
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -12,30 +11,13 @@ import pytest
 
 from routerd.errors import StoreError
 from routerd.formats.allocations import write_allocations, write_node_report
-from routerd.model import Allocations, NodeReport, ServiceAllocation, Snapshot, Writer
+from routerd.model import Allocations, NodeReport, ServiceAllocation, Writer
 from routerd.store.embedded import manifests as manifests_module
 from routerd.store.embedded.disk import is_manifest, manifest_files, write_atomically
 from routerd.store.embedded.manifests import GRACE, Manifests
-from routerd.store.embedded.store import FileStore
 from routerd.store.interface import Store
+from tests.models.manifests import NOTHING, pool, reasons, running, store_of
 from tests.waiting import PATIENCE, eventually
-
-POOL = "apiVersion: routerd.io/v1alpha1\nkind: AddressPool\nmetadata: {{name: {0}}}\nspec: {{blocks: [{1}]}}\n"
-NOTHING: frozenset[Path] = frozenset()
-
-
-def pool(name: str, block: str = "192.0.2.0/24") -> str:
-    return POOL.format(name, block)
-
-
-def store_of(directory: Path, on_change: Callable[[], None] = lambda: None) -> FileStore:
-    return FileStore(
-        directory,
-        directory / "allocations.yaml",
-        node_report=directory.parent / "node.yaml",
-        node_reports=[str(directory.parent / "*.yaml")],
-        on_change=on_change,
-    )
 
 
 @pytest.fixture
@@ -43,10 +25,6 @@ def directory(tmp_path: Path) -> Path:
     path = tmp_path / "manifests"
     path.mkdir()
     return path
-
-
-def reasons(snapshot: Snapshot) -> list[str]:
-    return [f"{refusal.object} {refusal.reason}" for refusal in snapshot.refusals]
 
 
 # --- without a watch: one look after the other, on a clock of our own ---
@@ -218,27 +196,6 @@ def test_node_reports_are_read_by_pattern_and_a_broken_one_stays_good(directory:
 
 
 # --- with the watch ---
-
-
-@asynccontextmanager
-async def running(directory: Path) -> AsyncIterator[tuple[FileStore, Callable[[Callable[[], bool]], object]]]:
-    """A store that runs, and a bounded wait for a condition on it."""
-    changed = asyncio.Event()
-    store = store_of(directory, changed.set)
-    task = asyncio.create_task(store.run())
-
-    async def until(condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(PATIENCE):
-            while not condition():
-                await changed.wait()
-                changed.clear()
-
-    try:
-        yield store, until
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 def test_the_watch_sees_files_come_change_and_go(directory: Path) -> None:

@@ -1,0 +1,45 @@
+"""Policies and packets that a test of the programs draws at random."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network
+from random import Random
+
+from hypothesis import strategies as st
+
+from egress.policy import Policy, Ports
+from tests.bpf.wishes import HERE, NO_GATEWAY, NODE_OWN, THERE, UNPUBLISHED
+
+PACKETS = 50
+EVERYWHERE = IPv4Network("0.0.0.0/0")
+SOME = [IPv4Network(t) for t in ("198.51.100.0/24", "198.51.100.7/32", "192.0.0.0/8", "203.0.113.0/24")]
+SOME_PORTS = [
+    Ports("TCP"),
+    Ports("TCP", 80, 80),
+    Ports("TCP", 1, 443),
+    Ports("UDP", 53, 53),
+    Ports("UDP"),
+    Ports("ICMP"),
+]
+destinations = st.lists(st.sampled_from([EVERYWHERE, EVERYWHERE, *SOME]), min_size=1, max_size=3)
+excluded = st.lists(st.sampled_from(SOME), max_size=1)
+no_ports: list[Ports] = []
+ports = st.one_of(st.just(no_ports), st.just(no_ports), st.lists(st.sampled_from(SOME_PORTS), max_size=2))
+groups = st.sampled_from([HERE, HERE, HERE, THERE, THERE, NODE_OWN, NO_GATEWAY, UNPUBLISHED])
+bodies = st.tuples(groups, destinations, excluded, ports, st.integers(0, 2))
+
+
+def policies_of(found: list[tuple[int, list[IPv4Network], list[IPv4Network], list[Ports], int]]) -> list[Policy]:
+    return [
+        Policy(f"p{n}", group, tuple(inside), tuple(outside), tuple(several), priority)
+        for n, (group, inside, outside, several, priority) in enumerate(found)
+    ]
+
+
+# One draw for all packets of an example: a failure is shown with its packet, which need not shrink.
+seeds = st.integers(0, 2**32 - 1)
+
+
+def packets(seed: int) -> list[int]:
+    random = Random(seed)
+    return [random.getrandbits(64) for _ in range(PACKETS)]
