@@ -54,10 +54,16 @@ class Undone:
         self._pods: set[layout.Address] = set()
         self._devices: set[int] = set()
         self._addresses: set[layout.Address] = set()  # whose blackhole is not in place
-        self.nat_whole = True  # everything that leads packets to and from this node's own NAT is in place
+        self._nat = True  # what this node's NAT of any group needs is in place
+        self._unserved: set[layout.Address] = set()  # egress addresses whose own NAT state is not
+
+    def carries(self, group: int) -> bool:
+        """Whether all that leads packets to and from this node's NAT of `group` is in place."""
+        wanted = self._desired.groups.get(group)
+        return self._nat and (wanted is None or wanted.egress_ip not in self._unserved)
 
     def add(self, action: plan.Action) -> None:
-        self.nat_whole &= _is_of_pods(action)
+        self._lack_nat(action)
         match action:
             case plan.LoadGuard():
                 self._stops |= action.guard == self._first_guard(action)
@@ -72,7 +78,7 @@ class Undone:
             case plan.AddBlackhole():
                 self._addresses.add(action.address)
             case plan.ReservePorts():
-                self._addresses |= {g.egress_ip for g in self._desired.groups.values() if g.node_address}
+                self._addresses |= self._node_addresses()
             case plan.SeedFlows() | plan.PurgeFlows():
                 self._pods.update(action.pods)
             case plan.PutEntry():
@@ -103,6 +109,20 @@ class Undone:
         """What the guard of a plan's beginning would be: it decides and selects no pod that is not so already."""
         return guard.early(action.guard, action.present)
 
+    def _lack_nat(self, action: plan.Action) -> None:
+        match action:
+            case plan.AddBlackhole():
+                self._unserved.add(action.address)
+            case plan.ReservePorts():
+                self._unserved |= self._node_addresses()
+            case plan.PutEntry() if action.map in NAT_MAPS:
+                self._unserved.add(_egress_ip(action))
+            case _:
+                self._nat &= _is_of_pods(action)
+
+    def _node_addresses(self) -> set[layout.Address]:
+        return {group.egress_ip for group in self._desired.groups.values() if group.node_address}
+
     def _lack_device(self, ifindex: int) -> None:
         self._devices.add(ifindex)
         self._pods |= {a for a, device in self._observed.facts.devices.items() if device.ifindex == ifindex}
@@ -125,10 +145,8 @@ class Undone:
 
     def _is_blocked_put(self, action: plan.PutEntry) -> bool:
         match action.map:
-            case "groups":
-                return layout.ip_of(layout.decode(layout.GroupValue, action.value).egress_ip) in self._addresses
-            case "egress_ips":
-                return layout.ip_of(action.key) in self._addresses
+            case "groups" | "egress_ips":
+                return _egress_ip(action) in self._addresses
             case "policies":
                 return not self._groups.isdisjoint(_groups_of(action.value))
             case "pods":
@@ -194,6 +212,13 @@ def _is_of_pods(action: plan.Action) -> bool:
         case plan.DeleteEntry():
             return True
     return False
+
+
+def _egress_ip(action: plan.PutEntry) -> layout.Address:
+    """Of an entry of NAT_MAPS."""
+    if action.map == "egress_ips":
+        return layout.ip_of(action.key)
+    return layout.ip_of(layout.decode(layout.GroupValue, action.value).egress_ip)
 
 
 def _address(element: str) -> str:

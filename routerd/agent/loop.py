@@ -125,7 +125,7 @@ class Agent:
         self._snapshot = self._told_of = Snapshot()
         self._counters = EgressCounters()
         self._facts = LocalFacts()
-        self._state = NodeState(None, None)
+        self._state = NodeState(None)
         self._composed: tuple[Snapshot, LocalFacts] | None = None
         self._said = Round()
         self._finished: int | None = None  # generation of the allocations of which a round left nothing undone

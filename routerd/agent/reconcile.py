@@ -1,17 +1,17 @@
 """One round: read back, plan, apply, across the rooms, in the safe order. It decides only the order.
 
-    1. the speaker gets what does not lead to this node's NAT state; egress addresses stay as they were
-    2. egress actions of phase "prepare"    NAT state, routes and maps, before anybody is led to them
-    3. the speaker gets everything, and has a bounded time to tell its peers
-    4. egress actions of phase "retire"     only after what led to it has been withdrawn
+    1. the speaker gets what leads into no room; the paths that do stay as they were
+    2. actions of phase "prepare" of each room, in order   what paths lead to, before anybody is led to it
+    3. the speaker gets everything that the rooms carry, and has a bounded time to tell its peers
+    4. actions of phase "retire", rooms in reverse order   only after what led to it has been withdrawn
 
 A round that is cut anywhere is followed by one that reads back again. After an action that fails the rest of the plan
-goes on, save what relies on it (the egress room decides: `Undone`); the failure is shown with its action, and the round
-is tried again. What leads to this node's NAT state is announced only while none of that is lacking.
+goes on, save what relies on it, and so do the other rooms; the failure is shown with its action, and the round is tried
+again. A path whose owners lead to something that a room lacks stays as it was, and waits for nothing else.
 
-The datapath blocks for up to seconds, so it is read, planned for and changed in a thread; a round that is cancelled
-ends after the action that is being done. Remembered are only what the speaker was last
-told, so that it is not told again, and since when something waits to be taken away.
+The kernel blocks for up to seconds, so rooms are read, planned for and changed in a thread, one after the other; a
+round that is cancelled ends after the action that is being done. Remembered are only what the speaker was last told, so
+that it is not told again, and since when something waits to be taken away.
 """
 
 from __future__ import annotations
@@ -19,70 +19,28 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 from bgp.path import AdjRibOut, IPAddress, Path
 from bgp.path import Desired as BgpDesired
 from bgp.rib import normal
 from bgp.speaker import SpeakerUnavailable
-from egress.policy import Desired as EgressDesired
+from routerd.agent.room import Room
+from routerd.agent.turn import Seat, Turn
 from routerd.blocking import in_thread, in_thread_until_cut
 from routerd.errors import EnvironmentFault
-from routerd.model import IPNetwork, Refusal
+from routerd.model import Refusal
 from routerd.node.announce import Announcements
 from routerd.node.desired import NodeState
-from routerd.refs import EGRESS, Ref
+from routerd.refs import Ref
 from routerd.tell.render import changes, path_lines
 
 SETTLE_TIMEOUT = 0.5  # seconds that a round waits for the speaker before it takes something away; then it is held
-EARLY_TIMEOUT = 0.05  # seconds that the datapath's turn waits for the speaker; ExaBGP acknowledges in a few ms
+EARLY_TIMEOUT = 0.05  # seconds that the rooms' turn waits for the speaker; ExaBGP acknowledges in a few ms
 RETIRE_AFTER = 30.0  # seconds: a speaker that is gone for longer cannot hold up what policies took back
 Result = TypeVar("Result")
-PASSES = 4  # an action that makes a device is followed by a look at what it made
-
-
-class Action(Protocol):
-    """One step of the egress plan; `str()` is one readable line."""
-
-    @property
-    def phase(self) -> Literal["prepare", "retire"]: ...
-
-
-class Datapath(Protocol):
-    """`egress.netdev.Datapath`, and the model of it in tests."""
-
-    def observe(self, desired: EgressDesired) -> Any: ...
-
-    def apply(self, action: Any) -> None: ...
-
-
-class Undone(Protocol):
-    """`egress.undone.Undone`: what of a plan may follow what failed or was left out."""
-
-    @property
-    def nat_whole(self) -> bool:
-        """Whether all that leads to and from this node's NAT is in place."""
-
-    def add(self, action: Any) -> None: ...
-
-    def after(self, action: Any) -> Any | None: ...
-
-
-class NothingAfter:
-    """Nothing follows the first action that failed."""
-
-    nat_whole = True
-
-    def __init__(self, _desired: EgressDesired, _observed: Any) -> None:
-        pass
-
-    def add(self, _action: Any) -> None:
-        self.nat_whole = False
-
-    def after(self, action: Any) -> Any | None:
-        return action if self.nat_whole else None
 
 
 class Speaker(Protocol):
@@ -97,32 +55,6 @@ class Speaker(Protocol):
     async def observe(self) -> Mapping[IPAddress, AdjRibOut]: ...
 
 
-class Problem(Protocol):
-    """What the egress room cannot do on this machine as it is."""
-
-    @property
-    def object(self) -> str: ...
-
-    @property
-    def reason(self) -> str: ...
-
-    @property
-    def message(self) -> str: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Egress:
-    """The egress room: what it is, how it plans, what it finds lacking, which actions make what it must see, and what
-    may follow what failed.
-    """
-
-    datapath: Datapath
-    plan: Callable[[EgressDesired, Any], Sequence[Action]]
-    problems: Callable[[EgressDesired, Any], Sequence[Problem]]
-    makes_devices: Callable[[Any], bool]
-    undone: Callable[[EgressDesired, Any], Undone] = NothingAfter
-
-
 @dataclass(frozen=True, slots=True)
 class Round:
     """What a round did. `held` says what it left undone on purpose; `error` why it must be tried again."""
@@ -133,95 +65,52 @@ class Round:
     error: str = ""
 
 
-@dataclass(slots=True)
-class _Pass:
-    """What the egress room did and still has to do in a round."""
-
-    done: list[str]
-    retiring: Sequence[Action] = ()
-    problems: tuple[Refusal, ...] = ()
-    undone: Undone | None = None  # of the last plan
-    failures: list[str] = field(default_factory=list)
-    left_out: int = 0
-    unread: bool = False
-
-    @property
-    def error(self) -> str:
-        """The first failure, and how much else there is; "" = none."""
-        if not self.failures:
-            return ""
-        more = [f"{len(self.failures) - 1} more failed"] if len(self.failures) > 1 else []
-        more += [f"{self.left_out} that rely on it wait"] if self.left_out else []
-        return f"egress: {self.failures[0]}" + (f" ({', '.join(more)})" if more else "")
-
-    @property
-    def nat_whole(self) -> bool:
-        return not self.unread and (self.undone is None or self.undone.nat_whole)
-
-
 class Reconciler:
-    """Brings this node to a `NodeState`. A room that is None is not there (switched off)."""
+    """Brings this node to a `NodeState`. Who is switched off is not there: no speaker (None), a room without a seat."""
 
     def __init__(
         self,
         speaker: Speaker | None,
-        egress: Egress | None,
+        rooms: Sequence[Room] = (),
         clock: Callable[[], float] = time.monotonic,
         settle_timeout: float = SETTLE_TIMEOUT,
     ) -> None:
+        """`rooms` in the order in which they are prepared."""
         self._speaker = speaker
-        self._egress = egress
+        self._cut = threading.Event()  # the round was cancelled: the turn of the room that has it ends
+        self._seats = [Seat(room, self._cut) for room in rooms]
         self._clock = clock
         self._settle_timeout = settle_timeout
         self._unsettled_since: float | None = None
         self._told: BgpDesired | None = None
         self._told_all = False
-        self._cut = threading.Event()  # the round was cancelled: the datapath's turn ends
-        self._converged: tuple[EgressDesired, tuple[Refusal, ...]] | None = None
 
     async def round(self, state: NodeState, *, full: bool = True) -> Round:
-        """One round. A fault of one room does not keep the other from its work; it comes back in `error`.
+        """One round. A fault of one room does not keep the others from their work; it comes back in `error`.
 
-        Without `full`, a datapath that was found as it should be is not read again before its desired state changes.
+        Without `full`, a room that was found as it should be is not read again before its desired state changes.
         """
         announced = state.announcements
-        if (
-            announced is not None
-            and self._speaker is not None
-            and self._egress is not None
-            and state.egress is not None
-        ):
-            await self._announce_early(announced, self._speaker)
-        egress = await self._in_thread(self._egress_pass, state.egress, full)
-        if announced is not None and egress.nat_whole:
-            self._tell(announced.desired)
-        held = ""
-        if egress.retiring and not state.may_retire:
-            held = "withdrawals are held: what the held paths lead to stays"
-        elif egress.retiring:
-            held = await self._hold(announced)
-        elif not egress.error:
-            self._unsettled_since = None  # nobody waits: the next wait begins anew
-        if egress.retiring and not held:
-            await self._in_thread(self._apply, egress.retiring, egress)
-        return Round(tuple(egress.done), egress.problems, held, egress.error)
+        if announced is not None:
+            await self._announce_early(announced, state.rooms)
+        done: list[str] = []
+        turns = await self._in_thread(self._prepare, state.rooms, full, done)
+        if announced is not None:
+            self._announce(announced, turns)
+        held = await self._held(state, turns)
+        if not held and any(turn.retiring for turn in turns):
+            await self._in_thread(self._retire, turns)
+        problems = tuple(refusal for turn in turns for refusal in turn.problems)
+        return Round(tuple(done), problems, held, "; ".join(turn.error for turn in turns if turn.error))
 
     def takes(self, state: NodeState) -> bool:
         """Whether `state` says what every room that is there should have."""
         has_announcements = self._speaker is None or state.announcements is not None
-        return has_announcements and (self._egress is None or state.egress is not None)
+        return has_announcements and all(state.rooms.get(seat.room.name) is not None for seat in self._seats)
 
     async def preview(self, state: NodeState) -> list[str]:
         """What a round would do now, one line each; changes nothing. EnvironmentFault if it cannot be read."""
-        return [*await in_thread(self._preview_egress, state.egress), *await self._preview_bgp(state.announcements)]
-
-    def _preview_egress(self, desired: EgressDesired | None) -> list[str]:
-        if self._egress is None or desired is None:
-            return []
-        try:
-            return [str(action) for action in self._egress.plan(desired, self._egress.datapath.observe(desired))]
-        except OSError as error:
-            raise EnvironmentFault(f"egress: cannot read the datapath: {error}") from error
+        return [*await in_thread(self._preview, state.rooms), *await self._preview_bgp(state.announcements)]
 
     async def _preview_bgp(self, announced: Announcements | None) -> list[str]:
         if self._speaker is None or announced is None:
@@ -232,65 +121,21 @@ class Reconciler:
             raise EnvironmentFault(str(error)) from error
         return changes(path_lines(held), path_lines(_tables(announced.desired)))
 
-    # --- egress, in a thread
+    # --- rooms, in a thread
 
     async def _in_thread(self, function: Callable[..., Result], *args: Any) -> Result:
         self._cut.clear()
         return await in_thread_until_cut(self._cut, function, *args)
 
-    def _egress_pass(self, desired: EgressDesired | None, full: bool) -> _Pass:
-        found = _Pass([])
-        if self._egress is None or desired is None:
-            return found
-        if not full and self._converged is not None and self._converged[0] == desired:
-            found.problems = self._converged[1]
-            return found
-        self._converged = None
-        for _ in range(PASSES):
-            if not self._prepare(self._egress, desired, found):
-                break
-        if not (found.retiring or found.error or self._cut.is_set()):
-            self._converged = (desired, found.problems)
-        return found
+    def _prepare(self, desired: Mapping[str, Any], full: bool, done: list[str]) -> list[Turn]:
+        return [seat.prepare(desired.get(seat.room.name), full, done) for seat in self._seats]
 
-    def _prepare(self, egress: Egress, desired: EgressDesired, found: _Pass) -> bool:
-        """Whether the plan must be made again: it made what it could not know."""
-        found.retiring, found.failures, found.left_out = (), [], 0
-        try:
-            observed = egress.datapath.observe(desired)
-        except (OSError, EnvironmentFault) as error:
-            found.failures, found.unread = [f"cannot read the datapath: {error}"], True
-            return False
-        actions = egress.plan(desired, observed)
-        found.problems = tuple(
-            Refusal(Ref.parse(p.object), p.reason, p.message) for p in egress.problems(desired, observed)
-        )
-        found.undone = egress.undone(desired, observed)
-        found.retiring = [action for action in actions if action.phase == "retire"]
-        performed = self._apply([action for action in actions if action.phase == "prepare"], found)
-        return any(map(egress.makes_devices, performed))
+    def _retire(self, turns: Sequence[Turn]) -> None:
+        for seat, turn in reversed([*zip(self._seats, turns, strict=True)]):
+            seat.retire(turn)
 
-    def _apply(self, actions: Iterable[Action], found: _Pass) -> list[Action]:
-        """Applies what may follow what failed before it; returns what was applied."""
-        assert self._egress is not None and found.undone is not None
-        performed = []
-        for action in actions:
-            if self._cut.is_set():
-                break
-            now = found.undone.after(action)
-            if now is None:
-                found.left_out += 1
-                found.undone.add(action)
-                continue
-            try:
-                self._egress.datapath.apply(now)
-            except (OSError, EnvironmentFault) as error:
-                found.failures.append(f"{action}: {error}")
-                found.undone.add(action)
-                continue
-            found.done.append(str(now))
-            performed.append(action)
-        return performed
+    def _preview(self, desired: Mapping[str, Any]) -> list[str]:
+        return [line for seat in self._seats for line in seat.preview(desired.get(seat.room.name))]
 
     # --- announcements
 
@@ -300,24 +145,49 @@ class Reconciler:
             self._speaker.set(desired, complete=complete)
             self._told, self._told_all = desired, complete
 
-    async def _announce_early(self, announced: Announcements, speaker: Speaker) -> None:
-        """Tells what does not wait for the datapath, and lets it go out before the datapath takes the loop's time."""
+    def _has_told(self, desired: BgpDesired) -> bool:
+        """Whether this very value was told, and nothing is to follow: nothing changed since the last round."""
+        return desired is self._told and self._told_all
+
+    async def _announce_early(self, announced: Announcements, desired: Mapping[str, Any]) -> None:
+        """Tells what does not wait for the rooms, and lets it go out before they take the loop's time."""
+        waiting = [seat.room for seat in self._seats if desired.get(seat.room.name) is not None]
+        if self._speaker is None or not waiting or self._has_told(announced.desired):
+            return
         before = self._told.ribs if self._told is not None else None
         if before is None:
             with contextlib.suppress(SpeakerUnavailable):  # nobody to tell yet, and nobody to ask
-                before = await speaker.observe()  # what the agent before us announced
+                before = await self._speaker.observe()  # what the agent before us announced
         if before is None:
             return
-        desired = with_old_egress(announced, before)
-        if desired != self._told:
-            self._tell(desired, complete=desired is announced.desired)
-            await speaker.settled(EARLY_TIMEOUT)
+        early = partly(announced, before, lambda owner: all(room.carries(owner, None) for room in waiting))
+        if early != self._told:
+            self._tell(early, complete=early is announced.desired)
+            await self._speaker.settled(EARLY_TIMEOUT)
 
-    async def _hold(self, announced: Announcements | None) -> str:
-        """Why what withdrawn paths led to must stay for now, "" = it may go."""
+    def _announce(self, announced: Announcements, turns: Sequence[Turn]) -> None:
+        """Tells everything, or what the rooms carry: the rest stays as it is. Unless it is not known how it is."""
+        before = self._told.ribs if self._told is not None else None
+        desired = announced.desired
+        if any(turn.failures for turn in turns):
+            desired = partly(announced, before or {}, lambda owner: all(turn.carries(owner) for turn in turns))
+        if desired is announced.desired or before is not None:
+            self._tell(desired, complete=desired is announced.desired)
+
+    async def _held(self, state: NodeState, turns: Sequence[Turn]) -> str:
+        """Why what withdrawn paths led to must stay for now, "" = it may go, or there is nothing of it."""
+        if any(turn.retiring for turn in turns):
+            return await self._unsettled(state)
+        if not any(turn.failures for turn in turns):
+            self._unsettled_since = None  # nobody waits: the next wait begins anew
+        return ""
+
+    async def _unsettled(self, state: NodeState) -> str:
+        if not state.may_retire:
+            return "withdrawals are held: what the held paths lead to stays"
         if self._speaker is None:
             return ""
-        if announced is None:
+        if state.announcements is None:
             return "announcements wait for the store: nothing is taken away"
         if await self._speaker.sent(self._settle_timeout):
             self._unsettled_since = None
@@ -338,19 +208,17 @@ def _tables(desired: BgpDesired) -> dict[IPAddress, AdjRibOut]:
     return tables
 
 
-def with_old_egress(announced: Announcements, before: Mapping[IPAddress, AdjRibOut]) -> BgpDesired:
-    """`announced` with egress addresses as they were `before`: the NAT state of what is new is not in place.
+def partly(
+    announced: Announcements, before: Mapping[IPAddress, AdjRibOut], carried: Callable[[Ref], bool]
+) -> BgpDesired:
+    """`announced`, with a path none of whose owners is `carried` as it was `before`: what it leads to is not in place.
 
     Returns `announced.desired` itself where nothing differs.
     """
-
-    def is_egress(prefix: IPNetwork) -> bool:
-        return all(owner.kind == EGRESS for owner in announced.owners.get(prefix, ()))
-
-    egress = [prefix for prefix in announced.owners if is_egress(prefix)]
+    waiting = [prefix for prefix, owners in announced.owners.items() if not any(map(carried, owners))]
 
     def safe(rib: AdjRibOut, old: AdjRibOut) -> AdjRibOut:
-        changed = [prefix for prefix in egress if prefix in rib and old.get(prefix) != rib[prefix]]
+        changed = {prefix for prefix in waiting if prefix in rib and old.get(prefix) != rib[prefix]}
         if not changed:
             return rib
         kept = {prefix: old[prefix] for prefix in changed if prefix in old}

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
-from collections.abc import Mapping, Sequence
-from ipaddress import ip_address
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +14,6 @@ from bgp.path import AdjRibOut
 from bgp.speaker import PeerStatus, Speaker, SpeakerUnavailable
 from routerd.agent.local import session_addresses
 from routerd.agent.loop import EgressCounters
-from routerd.agent.reconcile import Egress
-from routerd.config import Config
 from routerd.model import IPAddress, Peer, Refusal, Snapshot
 from routerd.node.desired import LocalFacts
 from routerd.refs import PATH, PEER, SPEAKER, Ref
@@ -25,59 +21,9 @@ from routerd.store.interface import Store, StoreStatus
 from routerd.tell.views import PeerView, Row
 
 if TYPE_CHECKING:
-    from egress.netdev import Datapath, NatEntry
-    from egress.plan import Action, Observed
-    from egress.policy import Desired
+    from routerd.agent.egress import EgressRoom  # a node without egress needs neither eBPF nor its memory
 
-PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 132: "SCTP"}
-GUARD = "guard_"  # counters of the nft table: drops, all of them
 NOT_UP = "check its address, AS numbers, password, and that no firewall is between"
-
-
-def open_datapath(config: Config) -> Datapath:
-    """The egress room. Imported here: a node without egress needs neither eBPF nor its memory."""
-    from egress.netdev import Datapath
-
-    return Datapath(config.pin_dir, config.egress.attach, config.egress.nat_entries, config.egress.loader)
-
-
-class OneAtATime:
-    """The datapath for the threads of one agent: it is not thread-safe, so that each call waits for the one before."""
-
-    def __init__(self, datapath: Datapath) -> None:
-        self._datapath = datapath
-        self._lock = threading.Lock()
-
-    def observe(self, desired: Desired) -> Observed:
-        with self._lock:
-            return self._datapath.observe(desired)
-
-    def apply(self, action: Action) -> None:
-        with self._lock:
-            self._datapath.apply(action)
-
-    def collect(self) -> object:
-        with self._lock:
-            return self._datapath.collect()
-
-    def counters(self) -> dict[str, tuple[int, int]]:
-        with self._lock:
-            return self._datapath.counters()
-
-    def nat(self) -> Sequence[NatEntry]:
-        with self._lock:
-            return self._datapath.nat()
-
-    def nat_size(self) -> tuple[int, int]:
-        with self._lock:
-            return self._datapath.nat_size()
-
-
-def egress_room(datapath: OneAtATime) -> Egress:
-    from egress.plan import CreateTunnel, LoadPrograms, plan, problems
-    from egress.undone import Undone
-
-    return Egress(datapath, plan, problems, lambda action: isinstance(action, CreateTunnel | LoadPrograms), Undone)
 
 
 def relay_socket(run_dir: Path) -> Path:
@@ -85,14 +31,14 @@ def relay_socket(run_dir: Path) -> Path:
 
 
 class Rooms:
-    """What the agent asks its node. `speaker` and `datapath` are None where the configuration switches them off."""
+    """What the agent asks its node. `speaker` and `egress` are None where the configuration switches them off."""
 
     def __init__(
-        self, store: Store, speaker: Speaker | None, datapath: OneAtATime | None, uplinks: tuple[str, ...]
+        self, store: Store, speaker: Speaker | None, egress: EgressRoom | None, uplinks: tuple[str, ...]
     ) -> None:
         self._store = store
         self._speaker = speaker
-        self._datapath = datapath
+        self._egress = egress
         self._uplinks = uplinks
 
     def snapshot(self) -> Snapshot:
@@ -139,30 +85,10 @@ class Rooms:
         return (*(refusal for refusal in down if refusal is not None), *paths)
 
     def counters(self) -> EgressCounters:
-        """Not attached where nothing is pinned yet, or reading is refused (the round says why)."""
-        if self._datapath is None:
-            return EgressCounters()
-        try:
-            packets = {name: count for name, (count, _) in self._datapath.counters().items()}
-            entries, room = self._datapath.nat_size()
-        except OSError:
-            return EgressCounters()
-        drops = {name: count for name, count in packets.items() if name in _drops() or name.startswith(GUARD)}
-        passed = {name: count for name, count in packets.items() if name not in drops}
-        return EgressCounters(bool(packets), passed, drops, entries, room)
+        return self._egress.counters() if self._egress is not None else EgressCounters()
 
     def nat(self) -> tuple[Row, ...]:
-        if self._datapath is None:
-            return ()
-        with contextlib.suppress(OSError):  # as for counters
-            return tuple(_nat_row(entry) for entry in self._datapath.nat())
-        return ()
-
-
-def _drops() -> frozenset[str]:
-    from bpf.layout import read_reasons
-
-    return frozenset(reason.name for reason in read_reasons().values() if reason.is_drop)
+        return self._egress.nat() if self._egress is not None else ()
 
 
 def _peer_view(address: IPAddress, status: PeerStatus, now: float) -> PeerView:
@@ -182,19 +108,3 @@ def _session_refusal(address: IPAddress, status: PeerStatus) -> Refusal | None:
         return None
     message = f"the session is {status.state}: {status.last_reason or 'no answer from the peer'}: {NOT_UP}"
     return Refusal(Ref(PEER, name=str(address)), "SessionDown", message)
-
-
-def _nat_row(entry: NatEntry) -> Row:
-    return {
-        "protocol": PROTOCOLS.get(entry.protocol, str(entry.protocol)),
-        "pod": _endpoint(str(entry.pod), entry.pod_port),
-        "remote": _endpoint(str(entry.remote), entry.remote_port),
-        "egress_ip": str(entry.egress_ip),
-        "port": entry.egress_port,
-        "group": entry.group,
-        "idle": round(entry.idle, 1),
-    }
-
-
-def _endpoint(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ip_address(address).version == 6 else f"{address}:{port}"

@@ -29,7 +29,7 @@ def cleanup(arguments: argparse.Namespace) -> int:
     if speaker is not None:
         raise EnvironmentFault(f"the speaker ({speaker}) still announces paths that lead here: stop it first")
     preflight.privileges((preflight.CAP_NET_ADMIN, preflight.CAP_BPF))
-    from routerd.agent.rooms import open_datapath
+    from routerd.agent.egress import open_datapath
 
     datapath = open_datapath(config)
     try:

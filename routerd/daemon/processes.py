@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import routerd
 from routerd.agent import local
@@ -37,6 +37,7 @@ from routerd.tell.health import Enabled, node_health
 from routerd.tell.operator_status import OperatorStatus, operator_status
 
 if TYPE_CHECKING:
+    from routerd.agent.egress import EgressRoom
     from routerd.operator.loop import Operator
 
 LOGGER = logging.getLogger("routerd.process")
@@ -123,26 +124,26 @@ async def agent(config: Config, source: Source) -> None:
 def _assembled(config: Config, source: Source, heart: Heart, store: Store) -> Agent:
     from bgp.speaker import Speaker
     from egress.devices import watch
-    from routerd.agent.rooms import OneAtATime, Rooms, egress_room, open_datapath, relay_socket
+    from routerd.agent.rooms import Rooms, relay_socket
 
     made(config.run_dir, source.path, "run-dir")
     made(config.state_dir, source.path, "state-dir")
     on_speaker, on_links = Callback(), Callback()
     speaker = Speaker(relay_socket(config.run_dir), on_change=on_speaker) if config.bgp.enabled else None
-    datapath = OneAtATime(open_datapath(config)) if config.egress.enabled else None
+    egress = _egress_room(config) if config.egress.enabled else None
     tasks: dict[str, Task] = {"store": store.run, "heart": heart.beat}
     tasks["report"] = lambda: _report(store, config.node_name)
     if speaker is not None:
         tasks["speaker"] = speaker.run
-    if datapath is not None:
-        tasks["collect"] = lambda: _collect(datapath)
+    if egress is not None:
+        tasks["collect"] = lambda: _collect(egress)
         tasks["links"] = lambda: watch(on_links)
-    rooms = Rooms(store, speaker, datapath, config.egress.uplinks)
+    rooms = Rooms(store, speaker, egress, config.egress.uplinks)
     brake = config.bgp.brake
     body = Agent(
         settings_of(config),
         rooms,
-        Reconciler(speaker, egress_room(datapath) if datapath is not None else None),
+        Reconciler(speaker, [egress] if egress is not None else []),
         tasks=tasks,
         on_ready=_ready,
         brake=Limits(brake.enabled, brake.percent, brake.paths, brake.hold),
@@ -153,6 +154,13 @@ def _assembled(config: Config, source: Source, heart: Heart, store: Store) -> Ag
     began = time.monotonic()
     store.report_health(lambda: node_health(body.status, body.snapshot, enabled, time.monotonic() - began))
     return body
+
+
+def _egress_room(config: Config) -> EgressRoom:
+    """Imported here: a node without egress needs neither eBPF nor its memory."""
+    from routerd.agent.egress import EgressRoom, open_datapath
+
+    return EgressRoom(open_datapath(config))
 
 
 def _ready() -> None:
@@ -182,16 +190,11 @@ async def _report(store: Store, node: str) -> None:
         await asyncio.sleep(REPORT_PERIOD)
 
 
-class Collector(Protocol):
-    def collect(self) -> object:
-        """Takes idle flows out of the datapath."""
-
-
-async def _collect(datapath: Collector) -> None:
+async def _collect(egress: EgressRoom) -> None:
     while True:
         await asyncio.sleep(COLLECT_PERIOD)
         try:
-            await in_thread(datapath.collect)
+            await in_thread(egress.collect)
         except OSError as error:
             event(LOGGER, logging.ERROR, "collect-failed", reason=str(error), retry=COLLECT_PERIOD)
 

@@ -33,7 +33,7 @@ from egress.policy import Desired as EgressDesired
 from egress.policy import Group, Policy
 from routerd.model import IPAddress, IPNetwork, Origin, Refusal, Snapshot
 from routerd.node.announce import Announcements
-from routerd.node.desired import NodeState
+from routerd.node.desired import EGRESS_ROOM, NodeState
 from routerd.refs import BGP, EGRESS, NODE, SERVICE, Ref
 
 WINDOW = 10.0  # seconds within which losses count as one: files that are deleted one after the other
@@ -208,7 +208,8 @@ def held(state: NodeState, lost: Ribs, before: Before, limits: Limits, now: Snap
     kept = Announcements(Desired(peers, ribs), owners, announced.refusals)
     refusals = tuple(sorted({*state.refusals, refusal}, key=lambda each: each.order))
     egress = _kept_egress(state, before, now, prefixes)
-    return NodeState(kept, egress, refusals, may_retire=_may_retire(prefixes, before, now))
+    rooms = {**state.rooms, EGRESS_ROOM: egress}
+    return NodeState(kept, rooms, refusals, may_retire=_may_retire(prefixes, before, now))
 
 
 # --- egress: what is added passes always, and what held paths lead to stays

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
 
 from egress.policy import Desired as EgressDesired
 from egress.policy import Gateway, Group, Policy, Ports
@@ -32,6 +33,7 @@ from routerd.node.announce import CACHED, Announcements, Rules, announcements
 from routerd.refs import NODE, Ref
 
 DEFAULT_TUNNEL_PORT = 8473  # UDP
+EGRESS_ROOM = "egress"  # the room's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,13 @@ class NodeState:
     """None = something it needs is not synced: touch nothing of that part."""
 
     announcements: Announcements | None
-    egress: EgressDesired | None
+    rooms: Mapping[str, Any] = field(default_factory=dict)  # desired value by name of the room
     refusals: tuple[Refusal, ...] = ()
-    may_retire: bool = True  # whether what led to this node's NAT state may be taken away
+    may_retire: bool = True  # whether what paths led to in the rooms may be taken away
+
+    @property
+    def egress(self) -> EgressDesired | None:
+        return self.rooms.get(EGRESS_ROOM)
 
 
 def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts) -> NodeState:
@@ -72,7 +78,7 @@ def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts) -> NodeSt
     refusals = [*_unknown_node(snapshot, settings.node), *egress_refusals, *snapshot.refusals]
     if announced is not None:
         refusals.extend(announced.refusals)
-    return NodeState(announced, egress, tuple(sorted(set(refusals), key=lambda refusal: refusal.order)))
+    return NodeState(announced, {EGRESS_ROOM: egress}, tuple(sorted(set(refusals), key=lambda refusal: refusal.order)))
 
 
 def _unknown_node(snapshot: Snapshot, node: str) -> Iterator[Refusal]:

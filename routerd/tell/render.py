@@ -19,7 +19,7 @@ from egress.policy import Desired as EgressDesired
 from egress.policy import Gateway, Group, Policy, Ports
 from routerd.model import Refusal
 from routerd.node.announce import Announcements
-from routerd.node.desired import NodeState
+from routerd.node.desired import EGRESS_ROOM, NodeState
 
 T = TypeVar("T")
 DEFAULT_FAMILIES = ("ipv4 unicast", "ipv6 unicast")
@@ -220,6 +220,12 @@ def egress_lines(desired: EgressDesired) -> list[str]:
 
 # --- all of it
 
+ROOMS: Mapping[str, Callable[[Any], list[str]]] = {EGRESS_ROOM: egress_lines}  # KeyError for one without words
+
+
+def _rooms(rooms: Mapping[str, Any]) -> Iterator[str]:
+    return (line for name, desired in rooms.items() if desired is not None for line in ROOMS[name](desired))
+
 
 def _state(key: bytes) -> Sentence[NodeState]:
     bgp = _bgp(key)
@@ -234,7 +240,7 @@ def _state(key: bytes) -> Sentence[NodeState]:
         NodeState,
         (
             Part("announcements", lambda it: announced.of(it.announcements) if it.announcements else ()),
-            Part("egress", lambda it: egress_lines(it.egress) if it.egress else ()),
+            Part("rooms", lambda it: _rooms(it.rooms)),
             Part("refusals", lambda it: ()),  # `refusal_lines`
             Part("may_retire", lambda it: _if("gateway state stays: withdrawals are held", not it.may_retire)),
         ),

@@ -21,7 +21,7 @@ from routerd.serve.api import RequestRefused
 from routerd.tell.views import PeerView, Row
 from tests.models import cluster
 from tests.models.cluster import LOCAL, TOR
-from tests.models.rooms import Datapath, Speaker, World, egress_of
+from tests.models.rooms import EgressModel, FakeSpeaker, World
 from tests.models.virtual_time import elapse, in_virtual_time, now
 from tests.waiting import PATIENCE, eventually
 
@@ -63,7 +63,7 @@ class Running:
     agent: Agent
     here: Here
     world: World
-    datapath: Datapath
+    egress: EgressModel
 
     def feed(self, snapshot: Snapshot) -> None:
         self.here.store = snapshot
@@ -80,13 +80,12 @@ def with_agent(
 ) -> None:
     async def story() -> None:
         here, there = Here(), world or World()
-        datapath = Datapath(there)
-        egress = replace(egress_of(there), datapath=datapath, makes_devices=lambda action: makes_devices)
-        reconciler = Reconciler(Speaker(there), egress, settle_timeout=0.0)
+        egress = EgressModel(there, makes_devices)
+        reconciler = Reconciler(FakeSpeaker(there), [egress], settle_timeout=0.0)
         agent = Agent(Settings("a"), here, reconciler, **{"period": 60.0, "clock": now, **options})
         task = asyncio.create_task(agent.run())
         try:
-            await test(Running(agent, here, there, datapath))
+            await test(Running(agent, here, there, egress))
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -175,14 +174,14 @@ def test_a_round_without_the_store_makes_nothing_ready() -> None:
     began, go_on = threading.Event(), threading.Event()
 
     async def test(running: Running) -> None:
-        observe = running.datapath.observe
+        observe = running.egress.observe
 
         def held_up(desired: Any) -> set[int]:
             began.set()
             assert go_on.wait(PATIENCE)
             return observe(desired)
 
-        running.datapath.observe = held_up  # type: ignore[method-assign]
+        running.egress.observe = held_up  # type: ignore[method-assign]
         await eventually(lambda: running.agent.status.rounds.done > 0)
         running.feed(cluster.snapshot())
         await eventually(began.is_set)
@@ -203,7 +202,7 @@ def test_a_task_that_returns_is_a_fault() -> None:
         """A watch that stops watching."""
 
     async def run() -> None:
-        await Agent(Settings("a"), Here(), Reconciler(None, None), tasks={"store": ends}).run()
+        await Agent(Settings("a"), Here(), Reconciler(None), tasks={"store": ends}).run()
 
     with pytest.raises(ExceptionGroup) as fault:
         asyncio.run(run())
@@ -215,7 +214,7 @@ def test_a_fault_of_a_further_task_ends_the_agent() -> None:
         raise OSError("relay: no such file")
 
     async def run() -> None:
-        await Agent(Settings("a"), Here(), Reconciler(None, None), tasks={"speaker": broken}).run()
+        await Agent(Settings("a"), Here(), Reconciler(None), tasks={"speaker": broken}).run()
 
     with pytest.raises(ExceptionGroup) as fault:
         asyncio.run(run())
@@ -320,7 +319,7 @@ class Busy(Here):
 def test_reading_the_datapath_does_not_stop_the_loop() -> None:
     async def run() -> None:
         here = Busy()
-        agent = Agent(Settings("a"), here, Reconciler(None, None), period=60.0)
+        agent = Agent(Settings("a"), here, Reconciler(None), period=60.0)
         task = asyncio.create_task(agent.run())
         await eventually(here.asked.is_set)
         assert agent.status.rounds.done == 0
@@ -336,15 +335,15 @@ def test_a_storm_of_changed_devices_is_few_rounds_and_none_is_missed() -> None:
     async def test(running: Running) -> None:
         running.feed(cluster.snapshot())
         await eventually(lambda: running.agent.status.ready)
-        datapath = running.datapath
-        before, started = datapath.reads, now()
+        egress = running.egress
+        before, started = egress.reads, now()
         running.agent.recheck()
-        await eventually(lambda: datapath.reads > before)
+        await eventually(lambda: egress.reads > before)
         first = now() - started
         while now() - started < 0.5:
             running.agent.recheck()
             await elapse(0.001)
-        assert datapath.reads - before <= 1 + (now() - started) / RECHECK_REST
+        assert egress.reads - before <= 1 + (now() - started) / RECHECK_REST
         assert first < RECHECK_REST / 2
         running.world.groups.clear()
         running.agent.recheck()
@@ -420,7 +419,7 @@ def test_a_datapath_that_a_round_attached_shows_at_once() -> None:
 
     async def run() -> None:
         here = Fresh()
-        reconciler = Reconciler(Speaker(world), replace(egress_of(world), datapath=Datapath(world)), settle_timeout=0.0)
+        reconciler = Reconciler(FakeSpeaker(world), [EgressModel(world)], settle_timeout=0.0)
         agent = Agent(Settings("a"), here, reconciler, period=60.0)
         task = asyncio.create_task(agent.run())
         try:

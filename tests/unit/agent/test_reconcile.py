@@ -5,26 +5,21 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
 
 from bgp.path import Path
 from egress.plan import Problem
-from egress.policy import Desired as EgressDesired
-from routerd.agent.reconcile import RETIRE_AFTER, Egress, NothingAfter, Reconciler, Round
+from routerd.agent.reconcile import RETIRE_AFTER, Reconciler, Round
 from routerd.model import Allocations, Refusal
 from routerd.node.desired import NodeState
 from routerd.refs import Ref
 from tests.models import cluster
 from tests.models.cluster import TOR
-from tests.models.rooms import Datapath, Speaker, Step, World, egress_of, plan, state
+from tests.models.rooms import Apart, EgressModel, FakeSpeaker, World, reconciler, state
 from tests.waiting import PATIENCE, eventually, turns
-
-
-def reconciler(world: World, clock: Any = lambda: 0.0) -> Reconciler:
-    return Reconciler(Speaker(world), egress_of(world), clock, settle_timeout=0.0)
 
 
 def rounds(world: World, *states: NodeState, clock: Any = lambda: 0.0) -> list[Round]:
@@ -185,16 +180,15 @@ def test_the_speaker_is_not_told_twice() -> None:
 @pytest.mark.parametrize(("makes_devices", "first"), [(True, 2), (False, 1)])
 def test_a_datapath_that_is_as_it_should_be_is_read_in_full_rounds_only(makes_devices: bool, first: int) -> None:
     world = World()
-    datapath = Datapath(world)
-    egress = Egress(datapath, plan, lambda desired, observed: (), lambda action: makes_devices)
+    egress = EgressModel(world, makes_devices)
 
     async def run() -> list[int]:
-        here = Reconciler(Speaker(world), egress, settle_timeout=0.0)
+        here = Reconciler(FakeSpeaker(world), [egress], settle_timeout=0.0)
         reads = []
         for wanted, full in ((state(), True), (state(), False), (state(**NO_GROUPS), False), (state(), True)):
-            before = datapath.reads
+            before = egress.reads
             await here.round(wanted, full=full)
-            reads.append(datapath.reads - before)
+            reads.append(egress.reads - before)
         return reads
 
     assert asyncio.run(run()) == [first, 0, 1, first]
@@ -214,32 +208,31 @@ def test_retiring_waits_while_preparing_fails() -> None:
     assert (done.error, world.groups) == (waiting, {3})
 
 
-class Apart(NothingAfter):
-    """Groups have nothing to do with each other, and group 7 is not announced from here."""
-
-    def __init__(self, desired: EgressDesired, observed: Any) -> None:
-        super().__init__(desired, observed)
-        self.failed: set[int] = set()
-
-    def add(self, action: Step) -> None:
-        self.failed.add(action.group)
-
-    def after(self, action: Step) -> Step | None:
-        return None if action.group in self.failed else action
-
-
 def test_what_fails_for_ever_holds_up_only_what_relies_on_it() -> None:
     world = World(groups={3, 4}, broken="retire group 3")
-    egress = replace(egress_of(world), undone=Apart)
-    (done,) = asyncio.run(_rounds(Reconciler(Speaker(world), egress, settle_timeout=0.0), state()))
+    here = Reconciler(FakeSpeaker(world), [EgressModel(world, undone_of=Apart)], settle_timeout=0.0)
+    (done,) = asyncio.run(_rounds(here, state()))
     assert (done.error, done.actions) == ("egress: retire group 3: map is full", ("prepare group 7", "retire group 4"))
     world = World(groups={3}, broken="prepare group 7")
-    egress = replace(egress_of(world), undone=Apart)
-    here = Reconciler(Speaker(world), egress, settle_timeout=0.0)
+    here = Reconciler(FakeSpeaker(world), [EgressModel(world, undone_of=Apart)], settle_timeout=0.0)
     first, second = asyncio.run(_rounds(here, state(), state()))
     assert first.actions == ("retire group 3",)
-    assert world.ribs == {str(TOR): BOTH}
+    assert world.ribs == {str(TOR): {"192.0.2.1/32"}}
     assert second.error == first.error == "egress: prepare group 7: map is full"
+
+
+def test_an_egress_address_whose_state_is_in_place_does_not_wait_for_that_of_another() -> None:
+    both = (cluster.group(), cluster.group(id=8, egress_ip=ip_address("198.51.100.8")))
+    wanted = state(allocations=Allocations(2, (cluster.allocation("web", "192.0.2.1"),), both))
+    world = World(broken="prepare group 7")
+    here = Reconciler(FakeSpeaker(world), [EgressModel(world, undone_of=Apart)], settle_timeout=0.0)
+    asyncio.run(_rounds(here, wanted))
+    assert world.ribs == {str(TOR): {"192.0.2.1/32", "198.51.100.8/32"}}
+    assert set(world.complete) == {False}
+    world.broken = ""
+    asyncio.run(_rounds(here, wanted))
+    assert world.ribs == {str(TOR): {"192.0.2.1/32", "198.51.100.8/32", "198.51.100.7/32"}}
+    assert world.complete[-1]
 
 
 async def _rounds(here: Reconciler, *states: NodeState) -> list[Round]:
@@ -247,13 +240,13 @@ async def _rounds(here: Reconciler, *states: NodeState) -> list[Round]:
 
 
 @dataclass
-class Slow(Datapath):
+class Slow(EgressModel):
     """Each action takes until the test lets it go."""
 
     going: threading.Event = field(default_factory=threading.Event)
     begun: threading.Event = field(default_factory=threading.Event)
 
-    def apply(self, action: Step) -> None:
+    def apply(self, action: Any) -> None:
         self.begun.set()
         assert self.going.wait(PATIENCE)
         super().apply(action)
@@ -262,7 +255,7 @@ class Slow(Datapath):
 def test_the_loop_goes_on_while_the_datapath_blocks_and_a_cancelled_round_ends_after_its_action() -> None:
     world = World(groups={3})
     datapath = Slow(world)
-    here = Reconciler(None, replace(egress_of(world), datapath=datapath))
+    here = Reconciler(None, [datapath])
 
     async def run() -> None:
         running = asyncio.create_task(here.round(state()))
@@ -297,8 +290,8 @@ def test_one_room_alone() -> None:
     async def run() -> tuple[Round, Round]:
         quiet = World()
         return (
-            await Reconciler(Speaker(quiet), None).round(state()),
-            await Reconciler(None, egress_of(quiet)).round(state()),
+            await Reconciler(FakeSpeaker(quiet)).round(state()),
+            await Reconciler(None, [EgressModel(quiet)]).round(state()),
         )
 
     assert asyncio.run(run()) == (Round(), Round(("prepare group 7",)))

@@ -6,7 +6,6 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, ip_network
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +13,14 @@ import pytest
 from bgp.rib import PathRefusal
 from bgp.session import PeerStatus
 from egress.netdev import NatEntry
+from egress.plan import AddBlackhole, Observed
+from egress.policy import Group
+from routerd.agent.egress import EgressRoom
 from routerd.agent.loop import EgressCounters
-from routerd.agent.rooms import OneAtATime, Rooms
+from routerd.agent.rooms import Rooms
+from routerd.refs import Ref
 from tests.models.cluster import TOR
+from tests.models.egress_wishes import GROUP, on_gateway
 
 
 class Speaker:
@@ -49,7 +53,7 @@ class Datapath:
 
 def rooms(speaker: Any = None, datapath: Any = None) -> Rooms:
     store: Any = None
-    return Rooms(store, speaker, datapath, ())
+    return Rooms(store, speaker, EgressRoom(datapath) if datapath is not None else None, ())
 
 
 def test_a_session_that_is_up_is_no_refusal() -> None:
@@ -125,13 +129,23 @@ class Once(Datapath):
 
 def test_calls_of_several_threads_never_overlap() -> None:
     once: Any = Once()
-    shared = OneAtATime(once)
+    shared = EgressRoom(once)
     with ThreadPoolExecutor(4) as pool:
-        answers = [pool.submit(call) for _ in range(10) for call in (shared.collect, shared.nat_size)]
+        answers = [pool.submit(call) for _ in range(10) for call in (shared.collect, shared.counters)]
         for answer in answers:
             answer.result()
     assert once.calls == 20
 
 
-def test_this_test_names_a_real_reason() -> None:
-    assert "NO_GATEWAY" in (Path(__file__).parents[3] / "bpf/reasons.h").read_text()
+def test_the_egress_room_carries_the_groups_whose_state_is_in_place() -> None:
+    """And it has nothing to say of a VIP, not even before it has been read."""
+    other = Group(8, IPv4Address("192.0.2.101"), GROUP.gateways)
+    desired, lacking = on_gateway(groups={7: GROUP, 8: other}), AddBlackhole(GROUP.egress_ip)
+    nothing: Any = None
+    here = EgressRoom(nothing)
+    undone = here.undone(desired, Observed())
+    owners = [Ref.parse(text) for text in ("egress/7", "egress/8", "svc/default/web", "node/a")]
+    assert [here.carries(owner, None) for owner in owners] == [False, False, True, True]
+    assert all(here.carries(owner, undone) for owner in owners)
+    undone.add(lacking)
+    assert [here.carries(owner, undone) for owner in owners] == [False, True, True, True]

@@ -20,7 +20,7 @@ from bgp.path import Path as BgpPath
 from bgp.speaker import Speaker, SpeakerUnavailable
 from routerd.agent.reconcile import Reconciler
 from routerd.agent.rooms import Rooms
-from tests.models.rooms import World, egress_of, state
+from tests.models.rooms import EgressModel, World, state
 from tests.models.virtual_time import in_virtual_time
 from tests.waiting import eventually
 
@@ -382,7 +382,7 @@ async def test_new_pods_are_programmed_although_exabgp_says_nothing(socket: Path
     async with running(socket, relay) as speaker:
         store: Any = None
         assert await Rooms(store, speaker, None, ()).carried() == {}
-        here = Reconciler(speaker, egress_of(datapath), settle_timeout=0.05)
+        here = Reconciler(speaker, [EgressModel(datapath)], settle_timeout=0.05)
         assert (await here.round(state())).actions == ("prepare group 7",)
         await here.round(state())
     assert datapath.groups == {3, 7}  # nothing is taken away meanwhile

@@ -63,7 +63,7 @@ def test_a_pod_that_cannot_be_moved_holds_up_nobody_else() -> None:
     assert "map pods: put device 6 10.1.0.6: no policy" in done
     assert decided(node) == {str(PLAIN)}
     assert node.guard and not node.guard.sets["selected"]
-    assert undone.nat_whole
+    assert undone.carries(7)
     settle(node, on_worker())
     assert is_at_rest(node, on_worker())
 
@@ -98,7 +98,7 @@ def test_a_tunnel_that_cannot_be_made_holds_up_nothing() -> None:
     node = FakeNode(DEVICES)
     _, undone = rounds(node, on_worker(), "tunnel device, UDP")
     assert decided(node) == {str(POD), str(PLAIN)}
-    assert not undone.nat_whole  # what is led to this node through it would be lost
+    assert not undone.carries(7)  # what is led to this node through it would be lost
 
 
 def test_one_blackhole_that_fails_holds_up_its_own_nat_state_only() -> None:
@@ -106,7 +106,26 @@ def test_one_blackhole_that_fails_holds_up_its_own_nat_state_only() -> None:
     node = FakeNode()
     done, undone = rounds(node, on_gateway(groups={7: GROUP, 8: other}), "blackhole 192.0.2.100")
     assert [line for line in done if "egress_ips" in line] == ["map egress_ips: put 192.0.2.101"]
-    assert not undone.nat_whole
+    assert (undone.carries(7), undone.carries(8)) == (False, True)
+
+
+def test_each_group_is_carried_once_its_own_nat_state_is_in_place() -> None:
+    """What all groups need is lacking to all of them; what a pod of this node lacks is nothing to what comes in."""
+    other = Group(8, IPv4Address("192.0.2.101"), GROUP.gateways, node_address=True)
+    carried = {
+        "map groups: put group 7": (False, True),
+        "map egress_ips: put 192.0.2.101": (True, False),
+        "reserve local ports": (True, False),
+        "map nodes: put 10.0.0.1": (False, False),
+        "attach from_tunnel": (False, False),
+        "attach from_pod": (True, True),
+        "map paths": (True, True),
+    }
+    desired = replace(on_gateway(groups={7: GROUP, 8: other}), pods={POD: ("world",)})
+    for failing, expected in carried.items():
+        done, undone = rounds(FakeNode(DEVICES), desired, failing)
+        assert not any(failing in line for line in done)
+        assert (undone.carries(7), undone.carries(8)) == expected, failing
 
 
 def test_pods_that_go_are_forgotten_though_another_one_cannot_be_moved() -> None:

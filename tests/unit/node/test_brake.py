@@ -63,7 +63,7 @@ def in_one_file(snapshot: Snapshot) -> Snapshot:
 class Story:
     now: float = 0.0
     limits: Limits = LIMITS
-    state: NodeState = field(default_factory=lambda: NodeState(None, None))
+    state: NodeState = field(default_factory=lambda: NodeState(None))
     brake: Brake = field(init=False)
 
     def __post_init__(self) -> None:

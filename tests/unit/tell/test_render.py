@@ -15,7 +15,7 @@ from egress.policy import Desired as EgressDesired
 from egress.policy import Gateway, Group, Policy, Ports
 from routerd.model import Refusal
 from routerd.node.announce import Announcements
-from routerd.node.desired import NodeState
+from routerd.node.desired import EGRESS_ROOM, NodeState
 from routerd.refs import Ref
 from routerd.tell.render import Part, Sentence, changes, refusal_lines, session_text, state_lines
 
@@ -30,7 +30,7 @@ POLICY = Policy("EgressPolicy/web", 1, (ip_network("0.0.0.0/0"),))  # type: igno
 GROUP = Group(1, ip_address("192.0.2.9"), (GATEWAY,))  # type: ignore[arg-type]
 BGP = BgpDesired({TOR: PEER}, {TOR: {VIP: PATH}})
 EGRESS = EgressDesired("a", OTHER, policies={POLICY.name: POLICY}, groups={1: GROUP})  # type: ignore[arg-type]
-STATE = NodeState(Announcements(BGP), EGRESS)
+STATE = NodeState(Announcements(BGP), {EGRESS_ROOM: EGRESS})
 
 
 def of_bgp(desired: BgpDesired) -> NodeState:
@@ -38,7 +38,7 @@ def of_bgp(desired: BgpDesired) -> NodeState:
 
 
 def of_egress(desired: EgressDesired) -> NodeState:
-    return replace(STATE, egress=desired)
+    return replace(STATE, rooms={EGRESS_ROOM: desired})
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,9 @@ KINDS = {
             "pod_cidrs6": {ip_network("fd00:1::/64")},
         },
     ),
-    "node": Kind(STATE, lambda state: state, {"announcements": None, "egress": None, "may_retire": False}),
+    "node": Kind(
+        STATE, lambda state: state, {"announcements": None, "rooms": {EGRESS_ROOM: None}, "may_retire": False}
+    ),
 }  # fmt: skip
 SAID_ELSEWHERE = {"node": {"refusals"}}
 

@@ -1,0 +1,109 @@
+"""The egress room in its seat (`room.py`): the datapath of the node, for the threads of one agent.
+
+It translates values and decides nothing: what to do is in `egress.plan`, what may follow a failure in `egress.undone`.
+The datapath is not thread-safe, so each call waits for the one before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Sequence
+from ipaddress import ip_address
+
+from bpf.layout import read_reasons
+from egress import plan as plans
+from egress.netdev import Datapath, NatEntry
+from egress.plan import Action, CreateTunnel, LoadPrograms, Observed, Problem
+from egress.policy import Desired
+from egress.undone import Undone
+from routerd.agent.loop import EgressCounters
+from routerd.config import Config
+from routerd.node.desired import EGRESS_ROOM
+from routerd.refs import EGRESS, Ref
+from routerd.tell.views import Row
+
+PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 132: "SCTP"}
+GUARD = "guard_"  # counters of the nft table: drops, all of them
+
+
+def open_datapath(config: Config) -> Datapath:
+    return Datapath(config.pin_dir, config.egress.attach, config.egress.nat_entries, config.egress.loader)
+
+
+class EgressRoom:
+    name = EGRESS_ROOM
+
+    def __init__(self, datapath: Datapath) -> None:
+        self._datapath = datapath
+        self._lock = threading.Lock()
+
+    # --- its turn in a round
+
+    def observe(self, desired: Desired) -> Observed:
+        with self._lock:
+            return self._datapath.observe(desired)
+
+    def plan(self, desired: Desired, observed: Observed) -> tuple[Action, ...]:
+        return plans.plan(desired, observed)
+
+    def apply(self, action: Action) -> None:
+        with self._lock:
+            self._datapath.apply(action)
+
+    def problems(self, desired: Desired, observed: Observed) -> Sequence[Problem]:
+        return plans.problems(desired, observed)
+
+    def undone(self, desired: Desired, observed: Observed) -> Undone:
+        return Undone(desired, observed)
+
+    def carries(self, owner: Ref, undone: Undone | None) -> bool:
+        """The path of an egress address leads to the NAT state of its group."""
+        return owner.kind != EGRESS or (undone is not None and undone.carries(int(owner.name)))
+
+    def makes_new(self, action: Action) -> bool:
+        return isinstance(action, CreateTunnel | LoadPrograms)
+
+    # --- beside the rounds
+
+    def collect(self) -> None:
+        """Takes idle flows out of the datapath."""
+        with self._lock:
+            self._datapath.collect()
+
+    def counters(self) -> EgressCounters:
+        """Not attached where nothing is pinned yet, or reading is refused (the round says why)."""
+        try:
+            with self._lock:
+                packets = {name: count for name, (count, _) in self._datapath.counters().items()}
+                entries, room = self._datapath.nat_size()
+        except OSError:
+            return EgressCounters()
+        drops = {name: count for name, count in packets.items() if name in _drops() or name.startswith(GUARD)}
+        passed = {name: count for name, count in packets.items() if name not in drops}
+        return EgressCounters(bool(packets), passed, drops, entries, room)
+
+    def nat(self) -> tuple[Row, ...]:
+        with contextlib.suppress(OSError), self._lock:  # as for counters
+            return tuple(map(_nat_row, self._datapath.nat()))
+        return ()
+
+
+def _drops() -> frozenset[str]:
+    return frozenset(reason.name for reason in read_reasons().values() if reason.is_drop)
+
+
+def _nat_row(entry: NatEntry) -> Row:
+    return {
+        "protocol": PROTOCOLS.get(entry.protocol, str(entry.protocol)),
+        "pod": _endpoint(str(entry.pod), entry.pod_port),
+        "remote": _endpoint(str(entry.remote), entry.remote_port),
+        "egress_ip": str(entry.egress_ip),
+        "port": entry.egress_port,
+        "group": entry.group,
+        "idle": round(entry.idle, 1),
+    }
+
+
+def _endpoint(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ip_address(address).version == 6 else f"{address}:{port}"
