@@ -24,6 +24,7 @@ from egress.devices import TUNNEL, Link
 from egress.entries import Facts
 from egress.netlink import NetlinkSocket
 from egress.policy import Desired
+from egress.status import GUARD, EgressStatus, told_apart
 
 # Map sizes when they are made; memory is taken as they fill (no preallocation), about 200 bytes for each mapping.
 DEFAULT_NAT_ENTRIES = 262_144
@@ -136,7 +137,7 @@ class Datapath:
                 cpus = [layout.decode(layout.Counter, value[i : i + size]) for i in range(0, len(value), size)]
                 totals[reason.name] = sum(c.packets for c in cpus), sum(c.bytes for c in cpus)
         dropped = guard.parse_counters(_list_guard())
-        return {**totals, **{f"guard_{name}": (packets, 0) for name, packets in dropped.items()}}
+        return {**totals, **{f"{GUARD}{name}": (packets, 0) for name, packets in dropped.items()}}
 
     def nat(self) -> Sequence[NatEntry]:
         """Live mappings of this gateway."""
@@ -147,7 +148,14 @@ class Datapath:
         moment = time.monotonic_ns()
         return [_nat_entry(key, value, moment) for key, value in entries.items()]
 
-    def nat_size(self) -> tuple[int, int]:
+    def status(self) -> EgressStatus:
+        """Not attached where nothing is pinned yet."""
+        packets = {name: count for name, (count, _) in self.counters().items()}
+        passed, drops = told_apart(packets, {reason.name for reason in self._reasons.values() if reason.is_drop})
+        entries, room = self._nat_size()
+        return EgressStatus(bool(packets), nat_entries=entries, nat_room=room, passed=passed, drops=drops)
+
+    def _nat_size(self) -> tuple[int, int]:
         """(live mappings after the last collection, room)."""
         try:
             value = self._maps["collected"].get(layout.u32(0))

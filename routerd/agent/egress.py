@@ -11,20 +11,18 @@ import threading
 from collections.abc import Sequence
 from ipaddress import ip_address
 
-from bpf.layout import read_reasons
 from egress import plan as plans
 from egress.netdev import Datapath, NatEntry
 from egress.plan import Action, CreateTunnel, LoadPrograms, Observed, Problem
 from egress.policy import Desired
+from egress.status import EgressStatus
 from egress.undone import Undone
-from routerd.agent.loop import EgressCounters
 from routerd.config import Config
 from routerd.node.desired import EGRESS_ROOM
 from routerd.refs import EGRESS, Ref
 from routerd.tell.views import Row
 
 PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 132: "SCTP"}
-GUARD = "guard_"  # counters of the nft table: drops, all of them
 
 
 def open_datapath(config: Config) -> Datapath:
@@ -71,26 +69,16 @@ class EgressRoom:
         with self._lock:
             self._datapath.collect()
 
-    def counters(self) -> EgressCounters:
-        """Not attached where nothing is pinned yet, or reading is refused (the round says why)."""
-        try:
-            with self._lock:
-                packets = {name: count for name, (count, _) in self._datapath.counters().items()}
-                entries, room = self._datapath.nat_size()
-        except OSError:
-            return EgressCounters()
-        drops = {name: count for name, count in packets.items() if name in _drops() or name.startswith(GUARD)}
-        passed = {name: count for name, count in packets.items() if name not in drops}
-        return EgressCounters(bool(packets), passed, drops, entries, room)
+    def status(self) -> EgressStatus:
+        """Not attached where reading is refused (the round says why)."""
+        with contextlib.suppress(OSError), self._lock:
+            return self._datapath.status()
+        return EgressStatus()
 
     def nat(self) -> tuple[Row, ...]:
-        with contextlib.suppress(OSError), self._lock:  # as for counters
+        with contextlib.suppress(OSError), self._lock:  # as for the status
             return tuple(map(_nat_row, self._datapath.nat()))
         return ()
-
-
-def _drops() -> frozenset[str]:
-    return frozenset(reason.name for reason in read_reasons().values() if reason.is_drop)
 
 
 def _nat_row(entry: NatEntry) -> Row:

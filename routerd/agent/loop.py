@@ -17,11 +17,12 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import routerd
 from bgp.path import AdjRibOut
+from egress.status import EgressStatus
 from routerd.agent.reconcile import Reconciler, Round
 from routerd.blocking import in_thread
 from routerd.log import event
@@ -32,7 +33,7 @@ from routerd.serve.api import RequestRefused
 from routerd.store.interface import StoreStatus
 from routerd.tell.columns import COLUMNS
 from routerd.tell.render import refusal_lines, state_lines
-from routerd.tell.status import AgentStatus, PeerStatus, as_json
+from routerd.tell.status import AgentStatus, ConfigStatus, PeerStatus, as_json
 from routerd.tell.views import PeerView, Row, View, pool_rows, rows
 from routerd.tell.why import explain, is_service, session_steps
 
@@ -43,17 +44,6 @@ FIRST_RETRY, LAST_RETRY = 0.2, 30.0  # seconds; doubles while rounds leave somet
 
 class TaskReturned(Exception):
     """A task that must live as long as the agent has returned: a fault of ours."""
-
-
-@dataclass(frozen=True, slots=True)
-class EgressCounters:
-    """What the datapath says of itself: packets by outcome, and mappings."""
-
-    attached: bool = False
-    passed: Mapping[str, int] = field(default_factory=dict)
-    drops: Mapping[str, int] = field(default_factory=dict)
-    nat_entries: int = 0
-    nat_room: int = 0
 
 
 class Node(Protocol):
@@ -75,18 +65,10 @@ class Node(Protocol):
     def refusals(self) -> tuple[Refusal, ...]:
         """The speaker's."""
 
-    def counters(self) -> EgressCounters:
+    def egress(self) -> EgressStatus:
         """Reads the datapath, which blocks: asked in a thread, as is `nat`."""
 
     def nat(self) -> tuple[Row, ...]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigState:
-    """How the configuration stands: a refused new one leaves the old one working (`stale`)."""
-
-    stale: bool = False
-    error: str = ""
 
 
 class Agent:
@@ -99,7 +81,7 @@ class Agent:
         reconciler: Reconciler,
         *,
         period: float = 5.0,
-        config: ConfigState = ConfigState(),
+        config: ConfigStatus | None = None,
         tasks: Mapping[str, Callable[[], Awaitable[None]]] | None = None,
         on_ready: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
@@ -123,7 +105,7 @@ class Agent:
         self._recheck = False
         self._rest_until = 0.0  # of the loop's clock
         self._snapshot = self._told_of = Snapshot()
-        self._counters = EgressCounters()
+        self._egress = EgressStatus()  # as read last
         self._facts = LocalFacts()
         self._state = NodeState(None)
         self._composed: tuple[Snapshot, LocalFacts] | None = None
@@ -133,9 +115,7 @@ class Agent:
             settings.node,
             routerd.__version__,
             started=time.time(),
-            config_loaded=True,
-            config_stale=config.stale,
-            config_error=config.error,
+            config=config or ConfigStatus(),
             missing=Snapshot().missing(),
         )
 
@@ -165,9 +145,9 @@ class Agent:
         """Tells the status anew: a session has changed."""
         self._status, self._told_of = self._refreshed(), self._snapshot
 
-    def config_is(self, config: ConfigState) -> None:
+    def config_is(self, config: ConfigStatus) -> None:
         """Tells how the configuration on disk stands."""
-        self._status = replace(self._status, config_stale=config.stale, config_error=config.error)
+        self._status = replace(self._status, config=config)
         if not config.stale:
             self._release_brake()  # a person had it read again: what the store says is meant
 
@@ -268,7 +248,7 @@ class Agent:
         if self._is_finished(done) and self._snapshot.allocations is not None:
             self._finished = self._snapshot.allocations.generation
         rounds = self._status.rounds.after(seconds, done.error, done.held, whole=not self._snapshot.missing())
-        is_new = bool(done.actions) and not self._counters.attached  # it may have been attached just now
+        is_new = bool(done.actions) and not self._egress.datapath  # it may have been attached just now
         self._status = (await self._counted() if full or is_new else self._refreshed()).with_rounds(rounds)
         self._told_of = self._snapshot
         return done
@@ -296,11 +276,10 @@ class Agent:
 
     async def _counted(self) -> AgentStatus:
         """The status with counters as they are now: reads the datapath."""
-        self._counters = await in_thread(self._node.counters)
+        self._egress = await in_thread(self._node.egress)
         return self._refreshed()
 
     def _refreshed(self) -> AgentStatus:
-        counters, egress = self._counters, self._state.egress
         return replace(
             self._status,
             missing=self._snapshot.missing(),
@@ -310,12 +289,7 @@ class Agent:
             generation=self._finished if self._node.is_settled() else self._status.generation,
             store=self._node.store_status(),
             braked=self._brake.paths,
-            datapath=counters.attached,
-            passed=dict(counters.passed),
-            drops=dict(counters.drops),
-            nat_entries=counters.nat_entries,
-            nat_room=counters.nat_room,
-            steered_pods=sum(bool(names) for names in egress.pods.values()) if egress else 0,
+            egress=self._egress.beside(self._state.egress),
         )
 
     def _log(self, done: Round, seconds: float) -> None:
@@ -347,7 +321,7 @@ def peer_statuses(state: NodeState, seen: Mapping[IPAddress, PeerView]) -> tuple
     return tuple(
         PeerStatus(
             session.description if names[session.description] == 1 and session.description else str(address),
-            seen.get(address, PeerView(address, up=False)),
+            seen.get(address, PeerView(address)),
             len(desired.ribs.get(address, {})),
             session.description,
         )

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from bgp import relay
 from bgp.path import AdjRibOut
 from bgp.speaker import PeerStatus, Speaker, SpeakerUnavailable
+from egress.status import EgressStatus
 from routerd.agent.local import session_addresses
-from routerd.agent.loop import EgressCounters
 from routerd.model import IPAddress, Peer, Refusal, Snapshot
 from routerd.node.desired import LocalFacts
 from routerd.refs import PATH, PEER, SPEAKER, Ref
@@ -84,23 +84,15 @@ class Rooms:
         )
         return (*(refusal for refusal in down if refusal is not None), *paths)
 
-    def counters(self) -> EgressCounters:
-        return self._egress.counters() if self._egress is not None else EgressCounters()
+    def egress(self) -> EgressStatus:
+        return self._egress.status() if self._egress is not None else EgressStatus()
 
     def nat(self) -> tuple[Row, ...]:
         return self._egress.nat() if self._egress is not None else ()
 
 
 def _peer_view(address: IPAddress, status: PeerStatus, now: float) -> PeerView:
-    return PeerView(
-        address,
-        up=status.state == "up",
-        state=status.state,
-        since=max(now - status.since, 0.0) if status.since else None,
-        flaps=status.flaps,
-        announced=status.announced,
-        last_error=status.last_reason,
-    )
+    return PeerView(address, status, max(now - status.since, 0.0) if status.since else None)
 
 
 def _session_refusal(address: IPAddress, status: PeerStatus) -> Refusal | None:

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from routerd.agent.loop import ConfigState, TaskReturned
+from routerd.agent.loop import TaskReturned
 from routerd.config import Config, load_config
 from routerd.errors import InputError
 from routerd.log import event
 from routerd.notify import notify
+from routerd.tell.status import ConfigStatus
 
 LOGGER = logging.getLogger("routerd.process")
 
@@ -29,7 +30,7 @@ class Source:
     path: Path | None = None
     loader: Literal["libbpf", "bcc"] | None = None
     """The command line's --bpf-loader, which goes before the file's."""
-    told: Callable[[ConfigState], None] = lambda state: None
+    told: Callable[[ConfigStatus], None] = lambda state: None
     reloaded: bool = False
     """Whether the present configuration was read by SIGHUP."""
 
@@ -44,9 +45,9 @@ class Source:
             found = self.load()
         except InputError as error:
             event(LOGGER, logging.ERROR, "configuration-refused", reason=str(error))
-            self.told(ConfigState(stale=True, error=str(error)))
+            self.told(ConfigStatus(stale=True, error=str(error)))
             return last
-        self.told(ConfigState())
+        self.told(ConfigStatus())
         self.reloaded = True
         return found
 

@@ -103,7 +103,7 @@ def _store(status: AgentStatus, own: tuple[Refusal, ...]) -> Condition:
 def _datapath(status: AgentStatus) -> Condition:
     if status.rounds.last_error:
         return Condition("DatapathAttached", False, "RoundFailed", status.rounds.last_error)
-    if not status.datapath:
+    if not status.egress.datapath:
         return Condition("DatapathAttached", False, "NotAttached", "the datapath is not attached, or cannot be read")
     return Condition("DatapathAttached", True, "Attached")
 
@@ -137,7 +137,7 @@ def _ready(status: AgentStatus, parts: list[Condition], own: tuple[Refusal, ...]
     candidates = (
         store,
         _failed("Ready", node) if node is not None else None,
-        Condition("Ready", False, "ConfigurationRefused", status.config_error) if status.config_stale else None,
+        Condition("Ready", False, "ConfigurationRefused", status.config.error) if status.config.stale else None,
         datapath,
         bgp,
         _failed("Ready", other) if other is not None else None,
@@ -164,11 +164,11 @@ def _peers(status: AgentStatus, snapshot: Snapshot, own: tuple[Refusal, ...]) ->
 
 def _session(each: PeerStatus, told: dict[str, str]) -> dict[str, Any]:
     view = each.view
-    shown: dict[str, Any] = {"address": str(view.address), "state": view.state or ("up" if view.up else "unknown")}
+    shown: dict[str, Any] = {"address": str(view.address), "state": view.session.state}
     shown |= {"name": each.name} if each.name else {}
     if view.up:
-        return {**shown, "paths": view.announced}
-    message = told.get(shown["address"]) or view.last_error or "no speaker is connected"
+        return {**shown, "paths": view.session.announced}
+    message = told.get(shown["address"]) or view.session.last_reason or "no speaker is connected"
     return {**shown, "paths": 0, "message": message[:LONGEST]}
 
 

@@ -16,6 +16,7 @@ from routerd.store.interface import ResourceStatus, StoreStatus
 from routerd.tell.status import BUCKETS, AgentStatus, PeerStatus, Rounds
 
 if TYPE_CHECKING:
+    from egress.status import EgressStatus
     from ipam.pool import Counts
     from routerd.tell.operator_status import OperatorStatus, Tenure
 
@@ -51,10 +52,10 @@ def _refusals(by_reason: Mapping[str, int]) -> Iterator[Metric]:
 
 def _agent(status: AgentStatus) -> Iterator[Metric]:
     yield from _build(status.version)
-    yield _gauge("routerd_config_loaded", "1 if a configuration is in use.", (), _one(status.config_loaded))
+    yield _gauge("routerd_config_loaded", "1 if a configuration is in use.", (), _one(status.config.loaded))
     yield _gauge(
         "routerd_config_stale", "1 if the newest configuration was refused and an older one works on.", (),
-        _one(status.config_stale),
+        _one(status.config.stale),
     )  # fmt: skip
     yield _gauge("routerd_store_synced", "1 if every part of the store has been read.", (), _one(not status.missing))
     yield _gauge("routerd_ready", "1 if the last round was done and nothing is missing.", (), _one(status.ready))
@@ -88,7 +89,7 @@ def _bgp(peers: tuple[PeerStatus, ...]) -> Iterator[Metric]:
     yield _gauge("routerd_bgp_session_up", "1 if the session is Established.", label, samples(lambda p: p.view.up))
     yield _gauge(
         "routerd_bgp_announced_prefixes", "Paths that the speaker holds for the peer.", label,
-        samples(lambda p: p.view.announced),
+        samples(lambda p: p.view.session.announced),
     )  # fmt: skip
     yield _gauge(
         "routerd_bgp_desired_prefixes", "Paths that the peer should have.", label, samples(lambda p: p.desired)
@@ -97,11 +98,11 @@ def _bgp(peers: tuple[PeerStatus, ...]) -> Iterator[Metric]:
         "routerd_bgp_session_flaps",
         "How often the session went from up to down.",
         label,
-        samples(lambda p: p.view.flaps),
+        samples(lambda p: p.view.session.flaps),
     )
 
 
-def _egress(status: AgentStatus) -> Iterator[Metric]:
+def _egress(status: EgressStatus) -> Iterator[Metric]:
     yield _gauge("routerd_egress_datapath_up", "1 if the datapath is attached and was read.", (), _one(status.datapath))
     yield _counter(
         "routerd_egress_dropped_packets", "Packets that the datapath dropped, by reason.", ("reason",),
@@ -115,7 +116,7 @@ def _egress(status: AgentStatus) -> Iterator[Metric]:
     yield _gauge(
         "routerd_egress_nat_limit", "Flows that this gateway can translate at once.", (), _one(status.nat_room)
     )
-    yield _gauge("routerd_egress_pods", "Pods of this node that a policy selects.", (), _one(status.steered_pods))
+    yield _gauge("routerd_egress_pods", "Pods of this node that a policy selects.", (), _one(status.pods))
 
 
 def _pools(status: AgentStatus) -> Iterator[Metric]:
@@ -201,7 +202,7 @@ def families(status: AgentStatus) -> Iterator[Metric]:
     yield from _rounds(status.rounds)
     yield from _bgp(status.peers)
     yield from _brake(status)
-    yield from _egress(status)
+    yield from _egress(status.egress)
     yield from _pools(status)
     if status.store is not None:
         yield from _store(status.store)

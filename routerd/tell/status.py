@@ -6,12 +6,12 @@ Pure. It bears no password, key or other secret; what is not known yet is None o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
+from egress.status import EgressStatus
 from routerd.model import Refusal
 from routerd.store.interface import StoreStatus
-from routerd.tell.views import PeerView, Row
+from routerd.tell.views import UNTOLD, PeerView, Row
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds, upper bounds
 
@@ -54,13 +54,22 @@ class PeerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfigStatus:
+    """How the configuration stands: a refused new one leaves the old one working (`stale`)."""
+
+    loaded: bool = True
+    stale: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class AgentStatus:
+    """Parts are the values of those who know them; a part that is switched off is as it is when nothing was read."""
+
     node: str
     version: str
     started: float = 0.0  # seconds since the epoch
-    config_loaded: bool = False
-    config_stale: bool = False  # the file on disk is refused, the last good one works on
-    config_error: str = ""
+    config: ConfigStatus = field(default_factory=ConfigStatus)
     missing: tuple[str, ...] = ()  # parts of the store that have not been read
     rounds: Rounds = field(default_factory=Rounds)
     peers: tuple[PeerStatus, ...] = ()
@@ -69,12 +78,7 @@ class AgentStatus:
     store: StoreStatus | None = None  # None: not one that an API server is behind
     generation: int | None = None  # of the allocations that this node has applied
     braked: int = 0  # paths whose withdrawal the brake holds
-    datapath: bool = False  # attached and read in the last round
-    passed: Mapping[str, int] = field(default_factory=dict)  # packets that went on, by outcome
-    drops: Mapping[str, int] = field(default_factory=dict)  # packets by reason
-    nat_entries: int = 0
-    nat_room: int = 0
-    steered_pods: int = 0
+    egress: EgressStatus = field(default_factory=EgressStatus)
 
     @property
     def ready(self) -> bool:
@@ -82,12 +86,12 @@ class AgentStatus:
 
         What is missing may be known before a round has been made from it, so one must have been.
         """
-        return self.config_loaded and not self.missing and self.rounds.whole > 0 and not self.rounds.last_error
+        return self.config.loaded and not self.missing and self.rounds.whole > 0 and not self.rounds.last_error
 
     def not_ready_because(self) -> str:
         """One line for /readyz; "" when ready."""
-        if not self.config_loaded:
-            return f"configuration is not loaded: {self.config_error}"
+        if not self.config.loaded:
+            return f"configuration is not loaded: {self.config.error}"
         if self.missing:
             return f"not read from the store yet: {', '.join(self.missing)}"
         if self.rounds.last_error:
@@ -109,7 +113,7 @@ def as_json(status: AgentStatus) -> dict[str, object]:
         "started": status.started,
         "ready": status.ready,
         "not_ready_because": status.not_ready_because(),
-        "config": {"loaded": status.config_loaded, "stale": status.config_stale, "error": status.config_error},
+        "config": asdict(status.config),
         "rounds": {
             "done": status.rounds.done,
             "errors": status.rounds.errors,
@@ -119,14 +123,7 @@ def as_json(status: AgentStatus) -> dict[str, object]:
         },
         "peers": [_peer(peer) for peer in status.peers],
         "refusals": [{"object": str(r.object), "reason": r.reason, "message": r.message} for r in status.refusals],
-        "egress": {
-            "datapath": status.datapath,
-            "pods": status.steered_pods,
-            "nat_entries": status.nat_entries,
-            "nat_room": status.nat_room,
-            "passed": dict(status.passed),
-            "drops": dict(status.drops),
-        },
+        "egress": asdict(status.egress),
         "pools": list(status.pools),
         "store": asdict(status.store) if status.store else None,
         "braked": status.braked,
@@ -134,14 +131,15 @@ def as_json(status: AgentStatus) -> dict[str, object]:
 
 
 def _peer(peer: PeerStatus) -> dict[str, object]:
+    session = peer.view.session
     return {
         "peer": peer.label,
         "address": str(peer.view.address),
         "up": peer.view.up,
-        "state": peer.view.state,
+        "state": "" if session is UNTOLD else session.state,
         "since": peer.view.since,
-        "flaps": peer.view.flaps,
-        "announced": peer.view.announced,
+        "flaps": session.flaps,
+        "announced": session.announced,
         "desired": peer.desired,
-        "last_error": peer.view.last_error,
+        "last_error": session.last_reason,
     }

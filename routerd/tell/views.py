@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from bgp.session import PeerStatus as Session
 from ipam.pool import count_buggy, key_of
 from routerd.model import (
     EXCLUDE_LABEL,
@@ -28,6 +29,7 @@ from routerd.tell.columns import COLUMNS
 
 Value = str | int | float | bool | None
 Row = dict[str, Value]
+UNTOLD = Session("unknown")  # the speaker says nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +37,12 @@ class PeerView:
     """What the speaker says of one session. `since` is seconds in the present state."""
 
     address: IPAddress
-    up: bool
-    state: str = ""
+    session: Session = UNTOLD
     since: float | None = None
-    flaps: int = 0
-    announced: int = 0  # paths that the speaker confirmed
-    last_error: str = ""
+
+    @property
+    def up(self) -> bool:
+        return self.session.state == "up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def _peers(view: View) -> list[Row]:
     desired = view.state.announcements.desired if view.state.announcements else None
     found: list[Row] = []
     for address, session in sorted(desired.peers.items() if desired else (), key=lambda item: _order(item[0])):
-        seen = view.peers.get(address) or PeerView(address, up=False, state="unknown")
+        seen = view.peers.get(address) or PeerView(address)
         found.append(
             {
                 "peer": session.description or str(address),
@@ -100,11 +102,11 @@ def _peers(view: View) -> list[Row]:
                 "remote_as": session.remote_as,
                 "local_as": session.local_as,
                 "local_address": str(session.local_address),
-                "state": seen.state or ("up" if seen.up else "down"),
+                "state": seen.session.state,
                 "since": None if seen.since is None else round(seen.since, 1),
                 "paths": len(desired.ribs.get(address, {})) if desired else 0,
-                "flaps": seen.flaps,
-                "reason": seen.last_error,
+                "flaps": seen.session.flaps,
+                "reason": seen.session.last_reason,
             }
         )
     return found + [_refused_peer(refusal) for refusal in view.state.refusals if refusal.object.kind == PEER]

@@ -120,16 +120,15 @@ def _path_step(prefix: str, text: str, announced: Announcements | None) -> Step:
 def session_steps(announced: Announcements | None, seen: Mapping[IPAddress, PeerView]) -> tuple[Step, ...]:
     """Whether each session is up: what the speaker says, so only a running agent can tell."""
     sessions = announced.desired.peers if announced else {}
-    return tuple(_session_step(seen.get(address) or PeerView(address, up=False)) for address in sessions)
+    return tuple(_session_step(seen.get(address) or PeerView(address)) for address in sessions)
 
 
 def _session_step(peer: PeerView) -> Step:
     question = f"is the session with {peer.address} up?"
     if peer.up:
         return Step(question, True)
-    return Step(
-        question, False, "SessionDown", f"{peer.state or 'unknown'}: {peer.last_error or 'no answer from the peer'}"
-    )
+    session = peer.session
+    return Step(question, False, "SessionDown", f"{session.state}: {session.last_reason or 'no answer from the peer'}")
 
 
 # --- pods

@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 
-from routerd.agent.loop import RECHECK_REST, Agent, ConfigState, EgressCounters, TaskReturned, peer_statuses
+from bgp.session import PeerStatus as Session
+from egress.status import EgressStatus
+from routerd.agent.loop import RECHECK_REST, Agent, TaskReturned, peer_statuses
 from routerd.agent.reconcile import Reconciler
 from routerd.model import Allocations, BgpConfig, IPAddress, Origin, Peer, Refusal, Snapshot
 from routerd.node.brake import Limits
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
 from routerd.serve.api import RequestRefused
+from routerd.tell.status import ConfigStatus
 from routerd.tell.views import PeerView, Row
 from tests.models import cluster
 from tests.models.cluster import LOCAL, TOR
@@ -43,7 +46,7 @@ class Here:
         return LocalFacts(sessions={peer.address: LOCAL.get(peer.address) for peer in peers}, uplinks=("eth0",))
 
     def peers(self) -> Mapping[IPAddress, PeerView]:
-        return {TOR: PeerView(TOR, up=True, state="up", announced=2)}
+        return {TOR: PeerView(TOR, Session("up", announced=2))}
 
     def is_settled(self) -> bool:
         return self.settled
@@ -51,8 +54,8 @@ class Here:
     def refusals(self) -> tuple[Refusal, ...]:
         return ()
 
-    def counters(self) -> EgressCounters:
-        return EgressCounters(True, {"translated": 9}, {"no gateway": 3}, 1, 100)
+    def egress(self) -> EgressStatus:
+        return EgressStatus(True, 0, 1, 100, {"translated": 9}, {"no gateway": 3})
 
     def nat(self) -> tuple[Row, ...]:
         return ()
@@ -280,10 +283,10 @@ def test_two_peers_of_one_name_are_told_apart_by_address() -> None:
 def test_a_refused_configuration_shows_as_stale() -> None:
     async def test(running: Running) -> None:
         await eventually(lambda: running.agent.status.rounds.done == 1)
-        running.agent.config_is(ConfigState(stale=True, error="routerd.yaml:3: unknown key"))
+        running.agent.config_is(ConfigStatus(stale=True, error="routerd.yaml:3: unknown key"))
         running.agent.wake()
         await eventually(lambda: running.agent.status.rounds.done > 1)
-        assert (running.agent.status.config_stale, running.agent.status.config_error) == (
+        assert (running.agent.status.config.stale, running.agent.status.config.error) == (
             True,
             "routerd.yaml:3: unknown key",
         )
@@ -310,10 +313,10 @@ class Busy(Here):
         super().__init__()
         self.free, self.asked = threading.Event(), threading.Event()
 
-    def counters(self) -> EgressCounters:
+    def egress(self) -> EgressStatus:
         self.asked.set()
         assert self.free.wait(PATIENCE)
-        return super().counters()
+        return super().egress()
 
 
 def test_reading_the_datapath_does_not_stop_the_loop() -> None:
@@ -414,8 +417,8 @@ def test_allocations_that_a_round_holds_back_or_cannot_place_are_not_applied() -
 
 def test_a_datapath_that_a_round_attached_shows_at_once() -> None:
     class Fresh(Here):
-        def counters(self) -> EgressCounters:
-            return EgressCounters(attached=bool(world.groups))
+        def egress(self) -> EgressStatus:
+            return EgressStatus(datapath=bool(world.groups))
 
     async def run() -> None:
         here = Fresh()
@@ -426,7 +429,7 @@ def test_a_datapath_that_a_round_attached_shows_at_once() -> None:
             await eventually(lambda: agent.status.rounds.done)
             here.store = cluster.snapshot()
             agent.wake()
-            await eventually(lambda: agent.status.datapath)
+            await eventually(lambda: agent.status.egress.datapath)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

@@ -15,12 +15,14 @@ from bgp.session import PeerStatus
 from egress.netdev import NatEntry
 from egress.plan import AddBlackhole, Observed
 from egress.policy import Group
+from egress.status import EgressStatus
 from routerd.agent.egress import EgressRoom
-from routerd.agent.loop import EgressCounters
 from routerd.agent.rooms import Rooms
 from routerd.refs import Ref
 from tests.models.cluster import TOR
 from tests.models.egress_wishes import GROUP, on_gateway
+
+READ = EgressStatus(True, 0, 3, 100, {"translated": 5}, {"no_gateway": 2})
 
 
 class Speaker:
@@ -33,18 +35,15 @@ class Speaker:
 
 
 class Datapath:
-    """A datapath with counters and a mapping, or one that cannot be read."""
+    """A datapath with a mapping, or one that cannot be read."""
 
     def __init__(self, broken: bool = False) -> None:
         self.broken = broken
 
-    def counters(self) -> dict[str, tuple[int, int]]:
+    def status(self) -> EgressStatus:
         if self.broken:
             raise OSError("nft is missing")
-        return {"translated": (5, 500), "no_gateway": (2, 200), "guard_selected": (1, 0)}
-
-    def nat_size(self) -> tuple[int, int]:
-        return 3, 100
+        return READ
 
     def nat(self) -> list[NatEntry]:
         a, b, c = (IPv4Address(f"192.0.2.{last}") for last in (1, 2, 3))
@@ -60,7 +59,7 @@ def test_a_session_that_is_up_is_no_refusal() -> None:
     here = rooms(Speaker(True, PeerStatus("up", since=1.0, announced=4, flaps=2)))
     assert here.refusals() == ()
     view = here.peers()[TOR]
-    assert (view.up, view.announced, view.flaps) == (True, 4, 2)
+    assert (view.up, view.session.announced, view.session.flaps) == (True, 4, 2)
     assert view.since is not None and view.since > 0
 
 
@@ -84,13 +83,12 @@ def test_what_the_speaker_refuses_is_passed_on() -> None:
     assert refusal.message == "to peer 10.0.0.1: x is none"
 
 
-def test_counters_are_told_apart_by_whether_the_packet_went_on() -> None:
-    counters = rooms(datapath=Datapath()).counters()
-    assert counters == EgressCounters(True, {"translated": 5}, {"no_gateway": 2, "guard_selected": 1}, 3, 100)
+def test_the_datapath_says_what_it_is() -> None:
+    assert (rooms(datapath=Datapath()).egress(), rooms().egress()) == (READ, EgressStatus())
 
 
 def test_a_datapath_that_cannot_be_read_is_not_attached() -> None:
-    assert rooms(datapath=Datapath(broken=True)).counters() == EgressCounters()
+    assert rooms(datapath=Datapath(broken=True)).egress() == EgressStatus()
 
 
 def test_mappings_are_rows() -> None:
@@ -122,16 +120,16 @@ class Once(Datapath):
         finally:
             self.inside.release()
 
-    def nat_size(self) -> tuple[int, int]:
+    def status(self) -> EgressStatus:
         self.collect()
-        return super().nat_size()
+        return super().status()
 
 
 def test_calls_of_several_threads_never_overlap() -> None:
     once: Any = Once()
     shared = EgressRoom(once)
     with ThreadPoolExecutor(4) as pool:
-        answers = [pool.submit(call) for _ in range(10) for call in (shared.collect, shared.counters)]
+        answers = [pool.submit(call) for _ in range(10) for call in (shared.collect, shared.status)]
         for answer in answers:
             answer.result()
     assert once.calls == 20

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from routerd.agent.loop import ConfigState, TaskReturned
+from routerd.agent.loop import TaskReturned
 from routerd.config import Config
 from routerd.daemon.lifetime import Source, until_signal
 from routerd.daemon.supervise import Child, run
 from routerd.errors import EnvironmentFault
 from routerd.notify import notify
+from routerd.tell.status import ConfigStatus
 from tests.waiting import PATIENCE, eventually
 
 HEAD = "apiVersion: routerd.io/v1alpha1\nkind: Config\n"
@@ -86,10 +87,10 @@ def test_a_hang_up_starts_the_work_anew_with_the_new_configuration(tmp_path: Pat
 def test_a_refused_configuration_leaves_the_work_going_on_and_is_told(tmp_path: Path) -> None:
     path = tmp_path / "routerd.yaml"
     path.write_text(f"{HEAD}node-name: one\n")
-    told: list[ConfigState] = []
+    told: list[ConfigStatus] = []
     starts: list[str] = []
 
-    def tell_of(state: ConfigState) -> None:
+    def tell_of(state: ConfigStatus) -> None:
         told.append(state)
         if state.stale:  # the mistake is mended
             path.write_text(f"{HEAD}node-name: one\n")

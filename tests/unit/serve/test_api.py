@@ -153,7 +153,7 @@ def test_a_second_agent_is_refused(tmp_path: Path) -> None:
 
 # --- HTTP
 
-READY = AgentStatus("a", "0.1.0", config_loaded=True, rounds=Rounds().after(0.1))
+READY = AgentStatus("a", "0.1.0", rounds=Rounds().after(0.1))
 
 
 def get(port: int, path: str) -> tuple[int, str]:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from bgp.session import PeerStatus as Session
+from egress.status import EgressStatus
 from routerd.model import BgpConfig, Peer, Refusal, Snapshot
 from routerd.refs import Ref
 from routerd.tell.health import GRACE, Enabled, node_health
-from routerd.tell.status import AgentStatus, PeerStatus, Rounds
+from routerd.tell.status import AgentStatus, ConfigStatus, PeerStatus, Rounds
 from routerd.tell.views import PeerView
 from tests.models import cluster
 from tests.models.cluster import TOR
@@ -21,13 +23,13 @@ BOTH = Enabled(bgp=True, egress=True)
 OTHER = ip_address("fd00::1")
 
 
-def session(address: Any = TOR, *, up: bool = True, state: str = "", error: str = "", name: str = "tor") -> PeerStatus:
-    view = PeerView(address, up, state or ("up" if up else "down"), announced=2, last_error=error)
+def session(address: Any = TOR, *, up: bool = True, state: Any = "", error: str = "", name: str = "tor") -> PeerStatus:
+    view = PeerView(address, Session(state or ("up" if up else "down"), announced=2, last_reason=error))
     return PeerStatus(name, view, 2, name)
 
 
 WELL = AgentStatus(
-    "a", "0.1.0", started=STARTED, config_loaded=True, rounds=Rounds().after(0.01), peers=(session(),), datapath=True,
+    "a", "0.1.0", started=STARTED, rounds=Rounds().after(0.01), peers=(session(),), egress=EgressStatus(datapath=True),
     generation=7,
 )  # fmt: skip
 
@@ -69,7 +71,7 @@ def test_a_node_that_is_well() -> None:
         (replace(WELL, missing=("pods",)), "StoreSynced", "NotSynced"),
         (refused("store/pods", "Stale"), "StoreSynced", "Stale"),
         (refused("ConfigMap/kube-system/bgp-config", "ConfigRefused"), "StoreSynced", "ConfigRefused"),
-        (replace(WELL, datapath=False), "DatapathAttached", "NotAttached"),
+        (replace(WELL, egress=EgressStatus()), "DatapathAttached", "NotAttached"),
         (replace(WELL, rounds=WELL.rounds.after(0.1, error="egress: map full")), "DatapathAttached", "RoundFailed"),
         (replace(WELL, peers=(session(up=False),)), "BGPEstablished", "SessionDown"),
     ],
@@ -112,14 +114,18 @@ def test_what_a_configuration_says_of_a_peer_that_works_makes_no_node_unready() 
 
 
 def test_a_refused_configuration_file_makes_it_unready() -> None:
-    status = replace(WELL, config_stale=True, config_error="routerd.yaml:3: unknown key")
+    status = replace(WELL, config=ConfigStatus(stale=True, error="routerd.yaml:3: unknown key"))
     assert conditions(status)["Ready"] == ("False", "ConfigurationRefused")
     assert message("Ready", status) == "routerd.yaml:3: unknown key"
 
 
 def test_of_several_the_first_is_told_from_which_the_others_follow() -> None:
     status = replace(
-        refused("node/a", "UnknownNode"), peers=(), datapath=False, rounds=WELL.rounds.after(0.1), config_stale=True
+        refused("node/a", "UnknownNode"),
+        peers=(),
+        egress=EgressStatus(),
+        rounds=WELL.rounds.after(0.1),
+        config=ConfigStatus(stale=True),
     )
     assert conditions(status)["Ready"] == ("False", "UnknownNode")
     assert conditions(status)["BGPEstablished"] == ("Unknown", "UnknownNode")
@@ -169,7 +175,7 @@ def test_a_node_without_peers_has_every_session_that_it_should() -> None:
 
 
 def test_what_is_switched_off_is_not_told() -> None:
-    only_bgp = health(replace(WELL, datapath=False), enabled=Enabled(egress=False))
+    only_bgp = health(replace(WELL, egress=EgressStatus()), enabled=Enabled(egress=False))
     assert [each["type"] for each in only_bgp["conditions"]] == ["Ready", "StoreSynced", "BGPEstablished"]
     assert only_bgp["conditions"][0]["status"] == "True"
     only_egress = health(replace(WELL, peers=()), enabled=Enabled(bgp=False))

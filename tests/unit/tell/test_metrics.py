@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 from prometheus_client.exposition import generate_latest
 
+from bgp.session import PeerStatus as Session
+from egress.status import EgressStatus
 from ipam.pool import Counts
 from routerd.model import Refusal
 from routerd.refs import Ref
 from routerd.store.interface import ResourceStatus, Responses, StoreStatus
 from routerd.tell.metrics import operator_registry, registry
 from routerd.tell.operator_status import OperatorStatus, Tenure
-from routerd.tell.status import AgentStatus, PeerStatus, Rounds, as_json
+from routerd.tell.status import AgentStatus, ConfigStatus, PeerStatus, Rounds, as_json
 from routerd.tell.views import PeerView, pool_rows
 from tests.models import cluster
 
@@ -26,20 +28,14 @@ ROOT = Path(__file__).resolve().parents[3]
 FULL = AgentStatus(
     node="a",
     version="0.1.0",
-    config_loaded=True,
     rounds=Rounds().after(0.02).after(0.2, error="egress: map is full"),
-    peers=(PeerStatus("tor", PeerView(ip_address("10.0.0.1"), up=True, flaps=2, announced=3), desired=4),),
+    peers=(PeerStatus("tor", PeerView(ip_address("10.0.0.1"), Session("up", flaps=2, announced=3)), desired=4),),
     refusals=(
         Refusal(Ref.parse("svc/default/web"), "NoEndpoints", "…"),
         Refusal(Ref.parse("svc/default/api"), "NoEndpoints", "…"),
     ),
     pools=tuple(pool_rows(cluster.snapshot())),
-    datapath=True,
-    passed={"translated": 8},
-    drops={"no_gateway": 5},
-    nat_entries=9,
-    nat_room=1000,
-    steered_pods=1,
+    egress=EgressStatus(True, 1, 9, 1000, {"translated": 8}, {"no_gateway": 5}),
     store=StoreStatus(
         (ResourceStatus("pods", synced=True, stale=12.5, lists=2, watches=3), ResourceStatus("nodes", synced=False)),
         {"GET": 9, "PATCH": 1},
@@ -157,7 +153,7 @@ def test_readiness_tells_why_not() -> None:
     assert FULL.not_ready_because() == "egress: map is full"
     assert replace(ready, missing=("pods",)).not_ready_because() == "not read from the store yet: pods"
     assert replace(ready, rounds=Rounds()).not_ready_because().startswith("the first round with everything")
-    assert "line 3" in replace(ready, config_loaded=False, config_error="line 3").not_ready_because()
+    assert "line 3" in replace(ready, config=ConfigStatus(loaded=False, error="line 3")).not_ready_because()
 
 
 def test_status_as_json_names_the_refusals() -> None:
@@ -166,3 +162,22 @@ def test_status_as_json_names_the_refusals() -> None:
         {"object": "svc/default/web", "reason": "NoEndpoints", "message": "…"},
         {"object": "svc/default/api", "reason": "NoEndpoints", "message": "…"},
     ]
+
+
+def test_status_as_json_has_the_parts_of_the_rooms() -> None:
+    """Scripts read these names."""
+    document = as_json(FULL)
+    assert document["config"] == {"loaded": True, "stale": False, "error": ""}
+    assert document["egress"] == {
+        "datapath": True, "pods": 1, "nat_entries": 9, "nat_room": 1000,
+        "passed": {"translated": 8}, "drops": {"no_gateway": 5},
+    }  # fmt: skip
+    assert document["peers"] == [
+        {"peer": "tor", "address": "10.0.0.1", "up": True, "state": "up", "since": None, "flaps": 2, "announced": 3,
+         "desired": 4, "last_error": ""}
+    ]  # fmt: skip
+    untold = replace(FULL, peers=(PeerStatus("tor", PeerView(ip_address("10.0.0.1"))),))
+    assert as_json(untold)["peers"] == [
+        {"peer": "tor", "address": "10.0.0.1", "up": False, "state": "", "since": None, "flaps": 0, "announced": 0,
+         "desired": 0, "last_error": ""}
+    ]  # fmt: skip

@@ -6,6 +6,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from bgp.session import PeerStatus as Session
 from routerd.model import BgpConfig, Peer
 from routerd.node.desired import LocalFacts, Settings, compose
 from routerd.tell.views import COLUMNS, PeerView, Row, View, pool_size, rows
@@ -18,7 +19,7 @@ FAR = ip_address("172.31.0.1")
 def view(**fields: object) -> View:
     snapshot = cluster.snapshot(**fields)
     state = compose(snapshot, Settings("a"), LocalFacts(sessions={**LOCAL, FAR: None}))
-    seen = {TOR: PeerView(TOR, up=True, state="up", since=12.34, flaps=1)}
+    seen = {TOR: PeerView(TOR, Session("up", flaps=1), since=12.34)}
     return View(snapshot, state, seen, ({"protocol": "TCP", **dict.fromkeys(COLUMNS["nat"][1:])},))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bgp.session import PeerStatus as Session
 from routerd.model import Allocations, BgpConfig, Peer
 from routerd.node.announce import Rules
 from routerd.node.desired import LocalFacts, Settings, compose
@@ -67,7 +68,7 @@ def test_peers_that_leave_the_node_out_are_told() -> None:
 
 def test_a_session_that_is_down_is_told() -> None:
     state = compose(cluster.snapshot(), SETTINGS, LocalFacts(sessions=LOCAL))
-    (step,) = session_steps(state.announcements, {TOR: PeerView(TOR, up=False, state="down", last_error="hold timer")})
+    (step,) = session_steps(state.announcements, {TOR: PeerView(TOR, Session("down", last_reason="hold timer"))})
     assert (step.yes, step.reason, step.detail) == (False, "SessionDown", "down: hold timer")
 
 

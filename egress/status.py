@@ -1,0 +1,36 @@
+"""What the datapath says of itself, as plain values. Pure.
+
+The status API shows every field under its name, so a new one needs its reading (`netdev.py`) and its metric
+(`routerd/tell/metrics.py`) and nothing in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+
+from egress.policy import Desired
+
+GUARD = "guard_"  # counters of the nft table: drops, all of them
+
+
+@dataclass(frozen=True, slots=True)
+class EgressStatus:
+    """As it was read last; nothing of it where nothing is attached, or reading was refused."""
+
+    datapath: bool = False  # attached and read
+    pods: int = 0  # addresses of pods here that a policy selects
+    nat_entries: int = 0  # live mappings after the last collection
+    nat_room: int = 0
+    passed: Mapping[str, int] = field(default_factory=dict)  # packets that went on, by outcome
+    drops: Mapping[str, int] = field(default_factory=dict)  # packets by reason
+
+    def beside(self, desired: Desired | None) -> EgressStatus:
+        """With what the desired state says; None = not synced."""
+        return replace(self, pods=sum(map(bool, desired.pods.values())) if desired is not None else 0)
+
+
+def told_apart(packets: Mapping[str, int], drops: Collection[str]) -> tuple[dict[str, int], dict[str, int]]:
+    """Packets that went on, and those that were dropped: for one of the reasons `drops`, or by the guard."""
+    dropped = {name: count for name, count in packets.items() if name in drops or name.startswith(GUARD)}
+    return {name: count for name, count in packets.items() if name not in dropped}, dropped
