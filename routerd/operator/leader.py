@@ -13,10 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import routerd
-from ipam.pool import Counts
 from ipam.round import Timers
-from routerd.cluster.assign import Settings
-from routerd.cluster.ledger import Ledger
+from routerd.cluster.assign import Decision, Settings
 from routerd.config import Config
 from routerd.errors import StoreError
 from routerd.log import event
@@ -78,14 +76,14 @@ class Candidate:
     lease: Lease
     settings: Settings = field(default_factory=Settings)
     timings: Timings = field(default_factory=Timings)
-    operator: Operator | None = None
-    publisher: Publisher | None = None
-    tasks: tuple[asyncio.Task[None], ...] = ()  # of `run`, which end with it
+    operator: Operator | None = field(init=False, default=None)
+    publisher: Publisher | None = field(init=False, default=None)
+    tasks: tuple[asyncio.Task[None], ...] = field(init=False, default=())  # of `run`, which end with it
     store: KubernetesStore = field(init=False)
-    _wakes: list[Callable[[], None]] = field(default_factory=list)
-    _past: Tenure = field(default_factory=Tenure)  # without the present publisher's writes
-    _rounds: Rounds = field(default_factory=Rounds)  # of former times as the active one, and failed take-overs
-    _obstacle: str = ""  # why the last attempt to take over failed
+    _wakes: list[Callable[[], None]] = field(init=False, default_factory=list)
+    _past: Tenure = field(init=False, default_factory=Tenure)  # without the present publisher's writes
+    _rounds: Rounds = field(init=False, default_factory=Rounds)  # of former times as the active one, and failed ones
+    _obstacle: str = field(init=False, default="")  # why the last attempt to take over failed
 
     def __post_init__(self) -> None:
         self.store = KubernetesStore(
@@ -147,16 +145,12 @@ class Candidate:
                 pause = min(pause * 2, self.timings.last_pause)
         view = LeaderStore(self.store, ledger.publish, self._wakes)
         writer = Writer(self.lease.identity, f"ConfigMap {self.namespace}/{LEDGER}", ledger.lease)
+        self.publisher = Publisher(self.client, self.store, self.lease, self._last, self.timings)
         self.operator = Operator(
-            view, ledger, replace(self.settings, writer=writer), in_thread=True, rounds=self._rounds
-        )
-        self.publisher = Publisher(
-            self.client, self.store, self.lease.identity,
-            ledger=self._ledger, counts=self._counts, may_write=self.lease.is_held, timings=self.timings,
+            view, ledger, replace(self.settings, writer=writer), in_thread=True, rounds=self._rounds,
+            on_decision=self.publisher.wake, rest=self._rest,
         )  # fmt: skip
-        self.operator.rest = self._rest
         self._wakes.append(self.publisher.wake)
-        self.operator.on_decision = self.publisher.wake
         event(LOGGER, logging.INFO, "operator-active", generation=ledger.lease)
         async with asyncio.TaskGroup() as group:
             group.create_task(self.operator.run(), name="operator")
@@ -187,7 +181,7 @@ class Candidate:
         operator, publisher = self.operator, self.publisher
         return operator_status(
             routerd.__version__, self.store.snapshot(), self.store.node_reports(), self._made(),
-            operator.last if operator else None, active=operator is not None and self.lease.is_held(),
+            self._last(), active=operator is not None and self.lease.is_held(),
             refusals=publisher.refusals if publisher else (), store=self.store.status(), tenure=self._tenure(),
         )  # fmt: skip
 
@@ -206,13 +200,8 @@ class Candidate:
         else:
             await asyncio.sleep(seconds)
 
-    def _ledger(self) -> Ledger | None:
-        last = self.operator.last if self.operator else None
-        return last.ledger if last else None
-
-    def _counts(self) -> Mapping[str, Counts]:
-        last = self.operator.last if self.operator else None
-        return last.counts if last else {}
+    def _last(self) -> Decision | None:
+        return self.operator.last if self.operator else None
 
 
 async def candidate(config: Config) -> None:

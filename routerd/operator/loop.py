@@ -81,15 +81,16 @@ class Operator:
     on_decision: Callable[[], None] = lambda: None  # called in the event loop after each round
     rounds: Rounds = field(default_factory=Rounds)  # those that decided, or failed
     rest: Callable[[Exception, float], Awaitable[None]] = rest  # a store may know of a better moment
-    last: Decision | None = None  # for status and metrics
-    _state: Ledger | None = None  # the ledger's content; None = must be read
-    _known: Ledger | None = None  # as it was read or recorded last, whatever became of it since
-    _written: tuple[Allocations, Allocations | None] | None = None  # what was published, over what
-    _refusals: tuple[Refusal, ...] = ()
-    _began: bool = False
-    _found: Allocations | None = None  # what was published when it began
-    _wake: asyncio.Event = field(default_factory=asyncio.Event)
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one at a time reads and writes the ledger
+    last: Decision | None = field(init=False, default=None)  # for status and metrics
+    _state: Ledger | None = field(init=False, default=None)  # the ledger's content; None = must be read
+    _known: Ledger | None = field(init=False, default=None)  # as read or recorded last, whatever became of it
+    # What was published, over what.
+    _written: tuple[Allocations, Allocations | None] | None = field(init=False, default=None)
+    _refusals: tuple[Refusal, ...] = field(init=False, default=())
+    _began: bool = field(init=False, default=False)
+    _found: Allocations | None = field(init=False, default=None)  # what was published when it began
+    _wake: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+    _turn: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)  # one at a time reads and writes the ledger
 
     def wake(self) -> None:
         """Something changed. Called in the event loop."""

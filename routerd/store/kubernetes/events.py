@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from routerd.formats.kinds import Kind, read_by
 from routerd.log import event
@@ -70,6 +70,15 @@ def event_body(refusal: Refusal, to: About, uid: str, identity: str, now: str) -
     }
 
 
+class LeaseHolder(Protocol):
+    """`routerd.store.kubernetes.lease.Lease`: who writes, and whether it may now."""
+
+    @property
+    def identity(self) -> str: ...
+
+    def is_held(self) -> bool: ...
+
+
 class Events:
     """`run` beside the writes of status; `want` says which refusals stand.
 
@@ -79,14 +88,12 @@ class Events:
     def __init__(
         self,
         client: Client,
-        identity: str,
+        writer: LeaseHolder,
         uid_of: Callable[[str, str, str], str],
-        may_write: Callable[[], bool],
         timings: Timings,
     ) -> None:
         """`uid_of` (kind, namespace, name) gives "" for what is not known."""
-        self._client, self._identity, self._uid_of = client, identity, uid_of
-        self._may_write, self._timings = may_write, timings
+        self._client, self._writer, self._uid_of, self._timings = client, writer, uid_of, timings
         self._wanted: frozenset[Refusal] = frozenset()
         self._told: frozenset[Refusal] = frozenset()
         self._is_wanted = asyncio.Event()
@@ -121,7 +128,7 @@ class Events:
         for refusal in sorted(self._wanted - self._told, key=lambda one: one.order):
             if refusal not in self._wanted:
                 continue  # it is gone meanwhile
-            if not self._may_write() or self._client.contact.is_lost:
+            if not self._writer.is_held() or self._client.contact.is_lost:
                 return False
             to = about(refusal)
             if to is not None and not await self._tell(refusal, to):
@@ -133,7 +140,7 @@ class Events:
         """False if it is to be tried again."""
         uid = self._uid_of(to.kind.name, to.namespace, to.name)
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        body = event_body(refusal, to, uid, self._identity, now)
+        body = event_body(refusal, to, uid, self._writer.identity, now)
         try:
             await self._write(body)
             self._failed = False

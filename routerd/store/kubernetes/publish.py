@@ -15,13 +15,13 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from ipam.pool import Counts
+from routerd.cluster.assign import Decision
 from routerd.cluster.ledger import Ledger
 from routerd.formats.kinds import KINDS
 from routerd.log import event
 from routerd.model import IPAddress, Refusal
 from routerd.store.kubernetes.client import ApiError, Client
-from routerd.store.kubernetes.events import Events
+from routerd.store.kubernetes.events import Events, LeaseHolder
 from routerd.store.kubernetes.resources import object_path
 from routerd.store.kubernetes.status import StatusPatch, policy_patches, pool_patches, service_patches
 from routerd.store.kubernetes.store import KubernetesStore
@@ -40,18 +40,15 @@ class Publisher:
         self,
         client: Client,
         store: KubernetesStore,
-        identity: str,
-        *,
-        ledger: Callable[[], Ledger | None],
-        counts: Callable[[], Mapping[str, Counts]],
-        may_write: Callable[[], bool],
+        lease: LeaseHolder,
+        decided: Callable[[], Decision | None],
         timings: Timings,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock = clock
-        self._client, self._store, self._timings = client, store, timings
-        self._ledger, self._counts, self._may_write = ledger, counts, may_write
-        self._events = Events(client, identity, self._uid_of, may_write, timings)
+        """`decided` gives the last decision, None before the first one."""
+        self._client, self._store, self._lease = client, store, lease
+        self._decided, self._timings, self._clock = decided, timings, clock
+        self._events = Events(client, lease, self._uid_of, timings)
         self._wake = asyncio.Event()
         self._failed: dict[str, tuple[int, float]] = {}  # by object: how often in a row, and when to try again
         self._undone = False  # the last pass: for want of contact or of the lease, which is no failure of an object's
@@ -110,19 +107,19 @@ class Publisher:
 
     def _plan(self) -> list[StatusPatch]:
         """Nothing before the first decision: until then it is not known which addresses are ours."""
-        if self._ledger() is None:
+        decision = self._decided()
+        if decision is None:
             return []
         snapshot, known = self._store.snapshot(), self._store.known
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        services, refusals = service_patches(known("Service"), snapshot, self._addresses())
+        services, refusals = service_patches(known("Service"), snapshot, self._addresses(decision.ledger))
         self._refusals = tuple(refusals)
         policies = policy_patches(known("EgressPolicy"), snapshot, now)
-        return services + policies + pool_patches(known("AddressPool"), snapshot, self._counts(), now)
+        return services + policies + pool_patches(known("AddressPool"), snapshot, decision.counts, now)
 
-    def _addresses(self) -> frozenset[IPAddress]:
-        ledger = self._ledger()
+    def _addresses(self, ledger: Ledger) -> frozenset[IPAddress]:
         if ledger is not self._recorded[0]:
-            self._recorded = (ledger, frozenset(each.address for each in ledger.addresses) if ledger else frozenset())
+            self._recorded = (ledger, frozenset(each.address for each in ledger.addresses))
         return self._recorded[1]
 
     def _uid_of(self, kind: str, namespace: str, name: str) -> str:
@@ -153,7 +150,7 @@ class Publisher:
     async def _write(self, patch: StatusPatch) -> None:
         if self._written.get(patch.path) == (patch.version, patch.status):
             return
-        if not self._may_write() or self._client.contact.is_lost:
+        if not self._lease.is_held() or self._client.contact.is_lost:
             self._undone = True
             return
         try:

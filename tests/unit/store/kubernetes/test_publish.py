@@ -8,6 +8,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
 
+from routerd.cluster.assign import Decision
 from routerd.cluster.ledger import Ledger
 from routerd.model import Allocations, Refusal, ServiceAllocation, Snapshot
 from routerd.refs import service_ref
@@ -88,6 +89,15 @@ class Client:
         return found
 
 
+class Holder:
+    """It has the lease, and keeps it."""
+
+    identity = "me"
+
+    def is_held(self) -> bool:
+        return True
+
+
 def no_answer() -> ApiError:
     return ApiError(0, UNREACHABLE, "no answer")
 
@@ -95,16 +105,8 @@ def no_answer() -> ApiError:
 def publisher_of(store: Store, client: Client, timings: Timings = TIMINGS) -> Publisher:
     untyped: Any = store
     anything: Any = client
-    return Publisher(
-        anything,
-        untyped,
-        "me",
-        ledger=lambda: Ledger(),
-        counts=dict,
-        may_write=lambda: True,
-        timings=timings,
-        clock=now,
-    )
+    decision = Decision(Allocations(1), Ledger())
+    return Publisher(anything, untyped, Holder(), lambda: decision, timings, now)
 
 
 def while_running(publisher: Publisher, story: Callable[[], Coroutine[Any, Any, None]]) -> None:
