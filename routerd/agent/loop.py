@@ -8,6 +8,40 @@
 
 It decides nothing itself (`node/desired.py` does) and writes nothing itself (`reconcile.py` and the rooms do). Stopping
 leaves announcements and datapath in place.
+
+When a round is made, and how much it reads (`Agent._rounds`)
+-------------------------------------------------------------
+Between two rounds the agent waits for a change of the store, for a change of the node's devices, or for a pause to run
+out. What it remembers between rounds is this, and no more:
+
+full      The next round reads every room back from the kernel, which takes the longer the more pods there are. So a
+          round for a change of the store trusts a room that was found as it should be, unless the desired value of
+          that room changed: a new endpoint is a new path at once. All others are full: the first, those that a device
+          asked for, and those after a pause, because anybody with root may have changed the kernel meanwhile, and
+          nothing tells.
+
+recheck   A device came, went or changed, so what was read is no longer true, whatever the store says. Only a full round
+          answers that: it takes the mark when it begins, as what comes during the round may have come after the look.
+          A round for the store leaves the mark where it is.
+
+rest      Devices change in storms (a pod's comes with several messages, a node is filled with many pods at once), and
+          a full round for each would leave no time for anything else. So after one that a device asked for, the next
+          such round begins 0.2 s later at the earliest. The first of a storm is made at once, and the last is never
+          lost: a mark that is set during the rest wakes the loop at its end. The store does not wait for the rest; its
+          rounds come in between and are not full.
+
+retry     A round is unfinished if something failed (`error`), waits on purpose (`held`: a withdrawal that has not left
+          yet), or cannot be done on this machine as it is (`refusals`: a sysctl is off, a device is missing). Most
+          often nothing wakes the loop when it is mended, so the next round comes after 0.2 s, then twice as late each
+          time, and never later than the ordinary period. Those rounds are full: after a failure only the kernel knows
+          what was done. A change of the store begins the pauses anew, as it may be what mends the fault.
+
+ready     Told to the service manager once, after the first round that had everything it needs and did not fail. It is
+          not taken back: `status.ready`, which is what `/readyz` says, comes and goes with the last round. What is held
+          or refused makes no node unready; traffic goes as far as it can.
+
+The mark of a change is cleared before a round looks at the store. So a change during a round is at most one round more,
+a hundred changes are one, and none is lost.
 """
 
 from __future__ import annotations
@@ -17,7 +51,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import routerd
@@ -27,7 +61,7 @@ from routerd.agent.reconcile import Reconciler, Round
 from routerd.blocking import in_thread
 from routerd.log import event
 from routerd.model import IPAddress, Peer, Refusal, Snapshot
-from routerd.node.brake import Brake, Limits
+from routerd.node.brake import Brake
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
 from routerd.serve.api import RequestRefused
 from routerd.store.interface import StoreStatus
@@ -71,36 +105,35 @@ class Node(Protocol):
     def nat(self) -> tuple[Row, ...]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an agent is made of."""
+
+    settings: Settings
+    node: Node
+    reconciler: Reconciler
+    brake: Brake = field(default_factory=Brake)  # off
+    carried: Callable[[], Awaitable[Mapping[IPAddress, AdjRibOut]]] | None = None
+    """Reads what the speaker has from an agent before this one; None = not asked."""
+    tasks: Mapping[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
+    """Further long-lived tasks by name, such as the speaker's connection."""
+    on_ready: Callable[[], None] = lambda: None
+    """Called once, after the first round with everything read that went well."""
+    period: float = 5.0  # seconds
+
+
 class Agent:
-    """`run` until cancelled. `on_ready` is called once, after the first round that left nothing to retry."""
+    """`run` until cancelled."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        node: Node,
-        reconciler: Reconciler,
-        *,
-        period: float = 5.0,
-        config: ConfigStatus | None = None,
-        tasks: Mapping[str, Callable[[], Awaitable[None]]] | None = None,
-        on_ready: Callable[[], None] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
-        brake: Limits | None = None,
-        carried: Callable[[], Awaitable[Mapping[IPAddress, AdjRibOut]]] | None = None,
-    ) -> None:
-        """`tasks`: further long-lived tasks by name, such as the speaker's connection. `period` in seconds.
-
-        `brake` None = off. `carried` reads what the speaker has from an agent before this one; None = not asked.
-        """
-        self._brake = Brake(brake, clock)
-        self._carried = carried
-        self._settings = settings
-        self._node = node
-        self._reconciler = reconciler
-        self._period = period
-        self._tasks = tasks or {}
-        self._on_ready = on_ready
-        self._clock = clock
+    def __init__(self, parts: Parts) -> None:
+        self._settings = parts.settings
+        self._node = parts.node
+        self._reconciler = parts.reconciler
+        self._brake = parts.brake
+        self._carried = parts.carried
+        self._tasks = parts.tasks
+        self._on_ready = parts.on_ready
+        self._period = parts.period
         self._changed = asyncio.Event()
         self._recheck = False
         self._rest_until = 0.0  # of the loop's clock
@@ -112,10 +145,9 @@ class Agent:
         self._said = Round()
         self._finished: int | None = None  # generation of the allocations of which a round left nothing undone
         self._status = AgentStatus(
-            settings.node,
+            parts.settings.node,
             routerd.__version__,
             started=time.time(),
-            config=config or ConfigStatus(),
             missing=Snapshot().missing(),
         )
 
@@ -239,10 +271,10 @@ class Agent:
         return True
 
     async def _round(self, full: bool) -> Round:
-        started = self._clock()
+        started = time.monotonic()
         await self._compose()
         done = await self._reconciler.round(self._state, full=full)
-        seconds = self._clock() - started
+        seconds = time.monotonic() - started
         self._log(done, seconds)
         self._said = done
         if self._is_finished(done) and self._snapshot.allocations is not None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import routerd
 from routerd.agent import local
-from routerd.agent.loop import Agent
+from routerd.agent.loop import Agent, Parts
 from routerd.agent.reconcile import Reconciler
 from routerd.agent.settings import settings_of
 from routerd.blocking import in_thread
@@ -27,7 +27,7 @@ from routerd.daemon.lifetime import Source
 from routerd.errors import StoreError
 from routerd.log import event
 from routerd.model import Allocations, NodeReport, Snapshot, Writer
-from routerd.node.brake import Limits
+from routerd.node.brake import Brake, Limits
 from routerd.notify import notify
 from routerd.serve.api import ApiServer, agent_socket, answering, operator_socket
 from routerd.serve.vitals import Heart, Vitals, served
@@ -139,15 +139,17 @@ def _assembled(config: Config, source: Source, heart: Heart, store: Store) -> Ag
         tasks["collect"] = lambda: _collect(egress)
         tasks["links"] = lambda: watch(on_links)
     rooms = Rooms(store, speaker, egress, config.egress.uplinks)
-    brake = config.bgp.brake
+    limits = config.bgp.brake
     body = Agent(
-        settings_of(config),
-        rooms,
-        Reconciler(speaker, [egress] if egress is not None else []),
-        tasks=tasks,
-        on_ready=_ready,
-        brake=Limits(brake.enabled, brake.percent, brake.paths, brake.hold),
-        carried=None if source.reloaded else rooms.carried,  # another configuration explains what it withdraws
+        Parts(
+            settings_of(config),
+            rooms,
+            Reconciler(speaker, [egress] if egress is not None else []),
+            Brake(Limits(limits.enabled, limits.percent, limits.paths, limits.hold)),
+            None if source.reloaded else rooms.carried,  # another configuration explains what it withdraws
+            tasks,
+            _ready,
+        )
     )
     on_speaker.to, on_links.to, source.told = body.refresh, body.recheck, body.config_is
     enabled = Enabled(bgp=config.bgp.enabled, egress=config.egress.enabled)

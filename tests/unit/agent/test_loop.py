@@ -14,10 +14,10 @@ import pytest
 
 from bgp.session import PeerStatus as Session
 from egress.status import EgressStatus
-from routerd.agent.loop import RECHECK_REST, Agent, TaskReturned, peer_statuses
+from routerd.agent.loop import RECHECK_REST, Agent, Parts, TaskReturned, peer_statuses
 from routerd.agent.reconcile import Reconciler
 from routerd.model import Allocations, BgpConfig, IPAddress, Origin, Peer, Refusal, Snapshot
-from routerd.node.brake import Limits
+from routerd.node.brake import Brake, Limits
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
 from routerd.serve.api import RequestRefused
 from routerd.tell.status import ConfigStatus
@@ -85,7 +85,7 @@ def with_agent(
         here, there = Here(), world or World()
         egress = EgressModel(there, makes_devices)
         reconciler = Reconciler(FakeSpeaker(there), [egress], settle_timeout=0.0)
-        agent = Agent(Settings("a"), here, reconciler, **{"period": 60.0, "clock": now, **options})
+        agent = Agent(Parts(Settings("a"), here, reconciler, **{"period": 60.0, **options}))
         task = asyncio.create_task(agent.run())
         try:
             await test(Running(agent, here, there, egress))
@@ -205,7 +205,7 @@ def test_a_task_that_returns_is_a_fault() -> None:
         """A watch that stops watching."""
 
     async def run() -> None:
-        await Agent(Settings("a"), Here(), Reconciler(None), tasks={"store": ends}).run()
+        await Agent(Parts(Settings("a"), Here(), Reconciler(None), tasks={"store": ends})).run()
 
     with pytest.raises(ExceptionGroup) as fault:
         asyncio.run(run())
@@ -217,7 +217,7 @@ def test_a_fault_of_a_further_task_ends_the_agent() -> None:
         raise OSError("relay: no such file")
 
     async def run() -> None:
-        await Agent(Settings("a"), Here(), Reconciler(None), tasks={"speaker": broken}).run()
+        await Agent(Parts(Settings("a"), Here(), Reconciler(None), tasks={"speaker": broken})).run()
 
     with pytest.raises(ExceptionGroup) as fault:
         asyncio.run(run())
@@ -322,7 +322,7 @@ class Busy(Here):
 def test_reading_the_datapath_does_not_stop_the_loop() -> None:
     async def run() -> None:
         here = Busy()
-        agent = Agent(Settings("a"), here, Reconciler(None), period=60.0)
+        agent = Agent(Parts(Settings("a"), here, Reconciler(None), period=60.0))
         task = asyncio.create_task(agent.run())
         await eventually(here.asked.is_set)
         assert agent.status.rounds.done == 0
@@ -369,7 +369,7 @@ def test_the_brake_holds_is_shown_and_is_released() -> None:
         await eventually(lambda: "192.0.2.1/32" not in prefixes(running.world))
         await eventually(lambda: running.agent.status.braked == 0)  # status follows at the end of the round
 
-    with_agent(test, brake=Limits(percent=10, paths=1))
+    with_agent(test, brake=Brake(Limits(percent=10, paths=1), now))
 
 
 def of_generation(number: int, **fields: Any) -> Snapshot:
@@ -423,7 +423,7 @@ def test_a_datapath_that_a_round_attached_shows_at_once() -> None:
     async def run() -> None:
         here = Fresh()
         reconciler = Reconciler(FakeSpeaker(world), [EgressModel(world)], settle_timeout=0.0)
-        agent = Agent(Settings("a"), here, reconciler, period=60.0)
+        agent = Agent(Parts(Settings("a"), here, reconciler, period=60.0))
         task = asyncio.create_task(agent.run())
         try:
             await eventually(lambda: agent.status.rounds.done)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -181,3 +181,13 @@ def test_status_as_json_has_the_parts_of_the_rooms() -> None:
         {"peer": "tor", "address": "10.0.0.1", "up": False, "state": "", "since": None, "flaps": 0, "announced": 0,
          "desired": 0, "last_error": ""}
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [each.name for each in fields(EgressStatus)])
+def test_whatever_the_datapath_says_is_in_the_api_and_in_the_metrics(name: str) -> None:
+    """So a new counter is a field, its reading, and its metric."""
+    before = getattr(FULL.egress, name)
+    other = not before if isinstance(before, bool) else before + 1 if isinstance(before, int) else {"other": 1}
+    changed = replace(FULL, egress=replace(FULL.egress, **{name: other}))
+    assert as_json(changed)["egress"] == {**asdict(FULL.egress), name: other}
+    assert exposition(changed) != exposition(FULL)
