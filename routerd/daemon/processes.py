@@ -67,17 +67,13 @@ async def opened_store(config: Config, on_change: Callable[[], None]) -> AsyncIt
         return
     # Imported here: a node without Kubernetes needs neither the package nor its memory.
     from routerd.store.kubernetes.client import Client
-    from routerd.store.kubernetes.resources import for_agent
-    from routerd.store.kubernetes.store import KubernetesStore
+    from routerd.store.kubernetes.store import KubernetesStore, Scope
 
-    namespace, node = config.store.namespace, config.node_name
+    scope = Scope.of_agent(config.node_name, config.store.namespace, config.service_cidrs)
     client = Client(config.store.kubeconfig)
     await client.open()
     try:
-        yield KubernetesStore(
-            client, for_agent(node, namespace), namespace=namespace, node=node,
-            service_cidrs=config.service_cidrs, on_change=on_change,
-        )  # fmt: skip
+        yield KubernetesStore(client, scope, on_change)
     finally:
         await client.close()
 

@@ -27,8 +27,8 @@ from routerd.store.kubernetes.client import ApiError, Client
 from routerd.store.kubernetes.lease import Lease, LeaseTimes
 from routerd.store.kubernetes.ledger import take
 from routerd.store.kubernetes.publish import Publisher
-from routerd.store.kubernetes.resources import LEDGER, for_operator
-from routerd.store.kubernetes.store import KubernetesStore
+from routerd.store.kubernetes.resources import LEDGER
+from routerd.store.kubernetes.store import KubernetesStore, Scope
 from routerd.store.kubernetes.watch import Timings
 from routerd.tell.operator_status import OperatorStatus, Tenure, operator_status
 from routerd.tell.status import Rounds
@@ -86,10 +86,7 @@ class Candidate:
     _obstacle: str = field(init=False, default="")  # why the last attempt to take over failed
 
     def __post_init__(self) -> None:
-        self.store = KubernetesStore(
-            self.client, for_operator(self.namespace), namespace=self.namespace,
-            on_change=self._changed, timings=self.timings, keep_status=True,
-        )  # fmt: skip
+        self.store = KubernetesStore(self.client, Scope.of_operator(self.namespace), self._changed, self.timings)
 
     def _changed(self) -> None:
         for wake in self._wakes:

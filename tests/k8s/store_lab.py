@@ -19,8 +19,7 @@ from routerd.cluster.assign import Settings
 from routerd.operator.leader import Candidate
 from routerd.store.kubernetes.client import ApiError, Client
 from routerd.store.kubernetes.lease import Lease, LeaseTimes
-from routerd.store.kubernetes.resources import for_agent
-from routerd.store.kubernetes.store import KubernetesStore
+from routerd.store.kubernetes.store import KubernetesStore, Scope
 from routerd.store.kubernetes.watch import Timings
 from tests.k8s import client as plain
 from tests.k8s import target
@@ -263,10 +262,7 @@ async def agent_store(
     client = Client(Path(found.server.kubeconfig_for(token) if token else found.server.kubeconfig))
     await client.open()
     changes: list[int] = []
-    store = KubernetesStore(
-        client, for_agent(node_name, "routerd"), namespace="routerd", node=node_name, timings=timings,
-        on_change=lambda: changes.append(1),
-    )  # fmt: skip
+    store = KubernetesStore(client, Scope.of_agent(node_name, "routerd"), lambda: changes.append(1), timings)
     try:
         async with running(store.run()):
             yield Running(store, client, changes)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from routerd.errors import InputError, StoreError
@@ -34,7 +34,7 @@ from routerd.store.kubernetes.client import Client
 from routerd.store.kubernetes.documents import read_allocations, read_report
 from routerd.store.kubernetes.objects import Collection, Known, Raw, key_of
 from routerd.store.kubernetes.report import Reporter
-from routerd.store.kubernetes.resources import ALLOCATIONS, Resource
+from routerd.store.kubernetes.resources import ALLOCATIONS, Resource, for_agent, for_operator
 from routerd.store.kubernetes.watch import Reflector, Timings
 from routerd.store.merge import merge
 
@@ -46,40 +46,52 @@ SHARE = 1  # a merge is followed by a pause of this many times its length: churn
 LONGEST_PAUSE = 0.5  # seconds
 
 
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What one role reads, and for whom."""
+
+    resources: tuple[Resource, ...]
+    namespace: str  # of what routerd itself writes
+    node: str = ""  # whose report is written, "" = none
+    service_cidrs: tuple[IPNetwork, ...] = ()
+    keep_status: bool = False  # of objects whose status is written
+
+    @classmethod
+    def of_agent(cls, node: str, namespace: str, service_cidrs: tuple[IPNetwork, ...] = ()) -> Scope:
+        return cls(for_agent(node, namespace), namespace, node, service_cidrs)
+
+    @classmethod
+    def of_operator(cls, namespace: str) -> Scope:
+        return cls(for_operator(namespace), namespace, keep_status=True)
+
+
 class KubernetesStore:
     """See `routerd.store.interface.Store`. Everything runs in the event loop; `client` is open while `run` runs."""
 
     def __init__(
         self,
         client: Client,
-        resources: Iterable[Resource],
-        *,
-        namespace: str,
-        node: str = "",
-        service_cidrs: tuple[IPNetwork, ...] = (),
+        scope: Scope,
         on_change: Callable[[], None] = lambda: None,
         timings: Timings = TIMINGS,
-        keep_status: bool = False,
-        publish: Callable[[Allocations], None] | None = None,
     ) -> None:
-        """`node`: whose report is written, "" = none. `publish`: how allocations are written, by an operator."""
-        self.namespace = namespace
+        self.namespace = scope.namespace
         self._client = client
         self.reflectors = [
-            Reflector(client, Collection(each, keep_status=keep_status), self._changed_in(each.kind.name), timings)
-            for each in resources
+            Reflector(
+                client, Collection(each, keep_status=scope.keep_status), self._changed_in(each.kind.name), timings
+            )
+            for each in scope.resources
         ]
-        self.publish = publish
-        self._service_cidrs = service_cidrs
         self._on_change = on_change
         self._timings = timings
-        self._reporter = Reporter(client, node, timings, self._changed_in("")) if node else None
+        self._reporter = Reporter(client, scope.node, timings, self._changed_in("")) if scope.node else None
         self._dirty = {each.collection.resource.kind.name for each in self.reflectors}
         self._changed = asyncio.Event()
         self._allocations: tuple[str, Allocations | None, InputError | None] = ("", None, None)
         self._reports: dict[str, NodeReport] | None = None
         self._merge_refusals: tuple[Refusal, ...] = ()
-        self._snapshot = Snapshot(service_cidrs=service_cidrs)
+        self._snapshot = Snapshot(service_cidrs=scope.service_cidrs)
 
     # --- what others call
 
@@ -91,10 +103,8 @@ class KubernetesStore:
         return self._reports
 
     def write_allocations(self, allocations: Allocations) -> None:
-        """Called in a worker thread. Raises StoreError."""
-        if self.publish is None:
-            raise StoreError("only the active operator publishes allocations")
-        self.publish(allocations)
+        """Raises StoreError: the operator that is active publishes with its ledger."""
+        raise StoreError("only the active operator publishes allocations")
 
     def write_node_report(self, report: NodeReport) -> None:
         """Returns at once; the report is written beside, again and again until it is accepted."""
