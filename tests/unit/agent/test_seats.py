@@ -29,10 +29,10 @@ from tests.models.rooms import (
     state,
     with_routes,
 )
+from tests.waiting import PATIENCE, turns
 
 Orders = tuple[type[EgressModel], type[EgressModel]]
 ORDERS: list[Orders] = [(EgressModel, RoutesModel), (RoutesModel, EgressModel)]
-from tests.waiting import PATIENCE, turns
 
 
 def wish(groups: tuple[int, ...], routes: tuple[int, ...]) -> NodeState:
