@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv6Network, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from egress.entries import PodDevice
 from egress.netlink import Attributes, NetlinkSocket, attribute, attributes
+from egress.policy import IPAddress
 
 TUNNEL = "routerd.vxlan"
 ROUTE_PROTOCOL = 203  # rtm_protocol of what is ours; free in iproute2's rt_protos
@@ -56,6 +57,9 @@ IFA_ADDRESS, IFA_LOCAL, IFA_TARGET_NETNSID = 1, 2, 10
 RTA_DST, RTA_OIF, RTA_MULTIPATH, RTA_TABLE = 1, 4, 9, 15
 RTN_UNICAST, RTN_BLACKHOLE = 1, 6
 TABLE_MAIN = 254
+
+HOST_BITS = {socket.AF_INET: 32, socket.AF_INET6: 128}
+LINK_LOCAL = IPv6Network("fe80::/10")  # of every device: it tells nobody whose it is
 
 # A namespace or a device that goes while it is read.
 GONE = (errno.EINVAL, errno.ENODEV, errno.ENOENT, errno.EPERM)
@@ -80,11 +84,11 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """What is read of the main table. `hosts`: device of each unicast /32."""
+    """What is read of the main tables. `hosts`: device of each unicast route to one address."""
 
-    defaults: frozenset[int]  # devices of the default routes
-    hosts: Mapping[IPv4Address, int]
-    blackholes: frozenset[IPv4Address]  # ours
+    defaults: frozenset[int]  # devices of the default routes of IPv4, the tunnels' family
+    hosts: Mapping[IPAddress, int]
+    blackholes: frozenset[IPAddress]  # ours
 
 
 def _number(values: Attributes, kind: int) -> int:
@@ -127,21 +131,19 @@ def read_links(route: NetlinkSocket) -> dict[int, Link]:
     return {link.ifindex: link for link in links}
 
 
-def read_addresses(
-    route: NetlinkSocket, namespace: int | None = None, ifindex: int = 0
-) -> list[tuple[int, IPv4Address]]:
-    """(ifindex, address) of IPv4 addresses; of the namespace with the id `namespace`, of one device if `ifindex` is
+def read_addresses(route: NetlinkSocket, namespace: int | None = None, ifindex: int = 0) -> list[tuple[int, IPAddress]]:
+    """(ifindex, address) of both families; of the namespace with the id `namespace`, of one device if `ifindex` is
     given.
     """
-    body = IFADDR.pack(socket.AF_INET, 0, 0, 0, ifindex)
+    body = IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, ifindex)
     if namespace is not None:
         body += attribute(IFA_TARGET_NETNSID, _u32(namespace))
     found = []
     for answer in route.dump(RTM_GETADDR, body):
         values = attributes(answer, IFADDR.size)
         address = values.get(IFA_LOCAL) or values.get(IFA_ADDRESS)
-        if address and len(address) == 4:
-            found.append((IFADDR.unpack_from(answer)[4], IPv4Address(address)))
+        if address:
+            found.append((IFADDR.unpack_from(answer)[4], ip_address(address)))
     return found
 
 
@@ -152,9 +154,9 @@ def _peer_mac(route: NetlinkSocket, link: Link) -> bytes:
     return _link(route.get(RTM_GETLINK, body)).mac
 
 
-def pod_devices(route: NetlinkSocket, links: Mapping[int, Link]) -> dict[IPv4Address, list[PodDevice]]:
+def pod_devices(route: NetlinkSocket, links: Mapping[int, Link]) -> dict[IPAddress, list[PodDevice]]:
     """Addresses behind this node's veths, with their devices: more than one where an address is there twice."""
-    found: dict[IPv4Address, list[PodDevice]] = defaultdict(list)
+    found: dict[IPAddress, list[PodDevice]] = defaultdict(list)
     for link in links.values():
         if link.kind != "veth" or link.namespace is None:
             continue
@@ -168,33 +170,36 @@ def pod_devices(route: NetlinkSocket, links: Mapping[int, Link]) -> dict[IPv4Add
         master = links.get(link.master)
         seen_as = master.name if master and master.kind == "bridge" else link.name
         for index, address in addresses:
-            if index == link.peer and not address.is_loopback:
+            if index == link.peer and not address.is_loopback and address not in LINK_LOCAL:
                 found[address].append(PodDevice(link.ifindex, link.name, seen_as, mac, link.mac))
     return found
 
 
 def read_routes(route: NetlinkSocket) -> Routes:
-    """Of the main table, what this room needs."""
-    body = ROUTE.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0) + attribute(RTA_TABLE, _u32(TABLE_MAIN))
+    """Of the main tables, what this room needs."""
     defaults: set[int] = set()
-    hosts: dict[IPv4Address, int] = {}
-    blackholes: set[IPv4Address] = set()
-    try:
-        answers = route.dump(RTM_GETROUTE, body)
-    except FileNotFoundError:  # a namespace that never had a route has no such table
-        answers = []
-    for answer in answers:
-        _, length, _, _, _, protocol, _, kind, _ = ROUTE.unpack_from(answer)
-        if length not in (0, 32):
+    hosts: dict[IPAddress, int] = {}
+    blackholes: set[IPAddress] = set()
+    for answer in (*_dump_routes(route, socket.AF_INET), *_dump_routes(route, socket.AF_INET6)):
+        family, length, _, _, _, protocol, _, kind, _ = ROUTE.unpack_from(answer)
+        if length not in (0, HOST_BITS[family]):
             continue
         values = attributes(answer, ROUTE.size)
-        if length == 0 and kind == RTN_UNICAST:
+        if length == 0 and kind == RTN_UNICAST and family == socket.AF_INET:
             defaults |= {_number(values, RTA_OIF), *_hops(values.get(RTA_MULTIPATH, b""))}
-        elif length == 32 and kind == RTN_UNICAST and RTA_OIF in values:
-            hosts[IPv4Address(values[RTA_DST])] = _number(values, RTA_OIF)
-        elif length == 32 and kind == RTN_BLACKHOLE and protocol == ROUTE_PROTOCOL:
-            blackholes.add(IPv4Address(values[RTA_DST]))
+        elif length and kind == RTN_UNICAST and RTA_OIF in values:
+            hosts[ip_address(values[RTA_DST])] = _number(values, RTA_OIF)
+        elif length and kind == RTN_BLACKHOLE and protocol == ROUTE_PROTOCOL:
+            blackholes.add(ip_address(values[RTA_DST]))
     return Routes(frozenset(defaults - {0}), hosts, frozenset(blackholes))
+
+
+def _dump_routes(route: NetlinkSocket, family: int) -> list[bytes]:
+    body = ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + attribute(RTA_TABLE, _u32(TABLE_MAIN))
+    try:
+        return route.dump(RTM_GETROUTE, body)
+    except FileNotFoundError:  # a namespace that never had a route has no such table
+        return []
 
 
 def _hops(data: bytes) -> list[int]:
@@ -217,20 +222,21 @@ def _change(route: NetlinkSocket, message: Any, kind: int, flags: int = 0) -> No
     route.request(kind, flags, bytes(message.data)[16:])
 
 
-def _blackhole(address: IPv4Address) -> Any:
+def _blackhole(address: IPAddress) -> Any:
     message = rtmsg()
-    message["family"], message["dst_len"], message["table"] = socket.AF_INET, 32, TABLE_MAIN
+    message["family"] = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    message["dst_len"], message["table"] = address.max_prefixlen, TABLE_MAIN
     message["proto"], message["type"] = ROUTE_PROTOCOL, RTN_BLACKHOLE
     message["attrs"] = [("RTA_DST", str(address))]
     return message
 
 
-def add_blackhole(route: NetlinkSocket, address: IPv4Address) -> None:
+def add_blackhole(route: NetlinkSocket, address: IPAddress) -> None:
     with suppress(FileExistsError):
         _change(route, _blackhole(address), RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL)
 
 
-def delete_blackhole(route: NetlinkSocket, address: IPv4Address) -> None:
+def delete_blackhole(route: NetlinkSocket, address: IPAddress) -> None:
     with suppress(ProcessLookupError):  # ESRCH: no such route
         _change(route, _blackhole(address), RTM_DELROUTE)
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import ip_network
 
 from bpf import layout
-from egress.policy import Desired, Gateway, Group, Policy
+from egress.policy import Desired, Gateway, Group, IPAddress, IPNetwork, Policy, is_taken, may_leave_as
 
 PROTOCOLS = {"TCP": 6, "UDP": 17, "ICMP": 1}
 PROTOCOL_NAMES = {0: "any", **{number: name.lower() for name, number in PROTOCOLS.items()}}
@@ -26,11 +26,12 @@ FIRST_PORT, LAST_PORT = 1024, 65535
 FIRST_NODE_PORT, LAST_NODE_PORT = 61000, 65535
 
 # Destinations that no router forwards, or that mean "this host" or "this link".
-NEVER_LEAVES = tuple(
-    IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
+NEVER_LEAVES = frozenset(
+    map(
+        ip_network,
+        ["0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4", "::/127", "fe80::/10", "ff00::/8"],
+    )
 )
-
-NEVER_LEAVES6 = tuple(IPv6Network(text) for text in ("::/127", "fe80::/10", "ff00::/8"))
 
 # Time-outs in seconds. Established TCP: RFC 5382, REQ-5 asks for 2 h 4 min at least. UDP: RFC 4787, REQ-5 recommends 5
 # min. ICMP: RFC 5508, REQ-2 asks for 60 s.
@@ -54,7 +55,7 @@ class PodDevice:
 class Facts:
     """What only the kernel knows."""
 
-    devices: Mapping[IPv4Address, PodDevice] = field(default_factory=dict)
+    devices: Mapping[IPAddress, PodDevice] = field(default_factory=dict)
     uplinks: Mapping[str, int] = field(
         default_factory=dict
     )  # name -> ifindex: the configured ones that exist, else found
@@ -75,7 +76,7 @@ class RuleSpec:
 
 
 Rules = tuple[RuleSpec, ...]
-PolicySet = Mapping[IPv4Network, Rules]
+PolicySet = Mapping[IPNetwork, Rules]
 
 DROP_ALL = RuleSpec(0)
 
@@ -83,7 +84,7 @@ DROP_ALL = RuleSpec(0)
 # --- policy sets
 
 
-Index = dict[int, frozenset[int]]  # prefix length -> prefixes of that length, without their host bits
+Index = dict[int, dict[int, frozenset[int]]]  # version -> prefix length -> prefixes without their host bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,23 +95,30 @@ class _Reach:
     destinations: Index
     excluded: Index
 
-    def covers(self, prefix: IPv4Network) -> int | None:
+    def covers(self, prefix: IPNetwork) -> int | None:
         """Length of the longest destination that holds all of `prefix`; None if none does or it is excluded."""
         return None if _holding(self.excluded, prefix) is not None else _holding(self.destinations, prefix)
 
 
-def _index(networks: Iterable[IPv4Network]) -> Index:
-    by_length: dict[int, set[int]] = defaultdict(set)
+def _index(networks: Iterable[IPNetwork]) -> Index:
+    by_length: dict[tuple[int, int], set[int]] = defaultdict(set)
     for network in networks:
-        by_length[network.prefixlen].add(int(network.network_address) >> (32 - network.prefixlen))
-    return {length: frozenset(by_length[length]) for length in sorted(by_length, reverse=True)}
+        shift = network.max_prefixlen - network.prefixlen
+        by_length[network.version, network.prefixlen].add(int(network.network_address) >> shift)
+    index: Index = defaultdict(dict)
+    for version, length in sorted(by_length, reverse=True):
+        index[version][length] = frozenset(by_length[version, length])
+    return index
 
 
-def _holding(index: Index, prefix: IPv4Network) -> int | None:
+def _holding(index: Index, prefix: IPNetwork) -> int | None:
     """Length of the longest network in `index` that holds all of `prefix`."""
-    address = int(prefix.network_address)
-    lengths = (length for length in index if length <= prefix.prefixlen)
-    return next((length for length in lengths if address >> (32 - length) in index[length]), None)
+    prefixes = index.get(prefix.version)
+    if not prefixes:
+        return None
+    address, bits = int(prefix.network_address), prefix.max_prefixlen
+    lengths = (length for length in prefixes if length <= prefix.prefixlen)
+    return next((length for length in lengths if address >> (bits - length) in prefixes[length]), None)
 
 
 def _reaches(policies: Sequence[Policy]) -> list[_Reach]:
@@ -131,7 +139,7 @@ def _rules_of(policy: Policy) -> Rules:
     return tuple(RuleSpec(policy.group, PROTOCOLS[p.protocol], p.first, p.last) for p in policy.ports)
 
 
-def _all_rules(reaches: Sequence[_Reach], prefix: IPv4Network) -> Rules:
+def _all_rules(reaches: Sequence[_Reach], prefix: IPNetwork) -> Rules:
     """The ordered rules for destinations in `prefix`, however many."""
     covering = [(length, reach.policy) for reach in reaches if (length := reach.covers(prefix)) is not None]
     rules = tuple(dict.fromkeys(rule for _, policy in sorted(covering, key=_order) for rule in _rules_of(policy)))
@@ -146,20 +154,24 @@ def _fitting(rules: Rules) -> Rules:
     return rules if len(rules) <= layout.MAX_RULES else (*rules[: layout.MAX_RULES - 1], DROP_ALL)
 
 
-def _prefixes(policies: Sequence[Policy]) -> set[IPv4Network]:
-    return {network for policy in policies for network in (*policy.destinations, *policy.excluded)}
+def _prefixes(policies: Sequence[Policy]) -> set[IPNetwork]:
+    networks = (network for policy in policies for network in (*policy.destinations, *policy.excluded))
+    return {network for network in networks if is_taken(network)}
 
 
 def policy_set(policies: Sequence[Policy]) -> PolicySet:
-    """Every prefix at which the verdict may change, with its ordered rules; () at an exclusion."""
+    """Every prefix that the programs take at which the verdict may change, with its ordered rules; () at an
+    exclusion.
+    """
     reaches = _reaches(policies)
     return {prefix: _fitting(_all_rules(reaches, prefix)) for prefix in _prefixes(policies)}
 
 
-def overloaded(policies: Sequence[Policy]) -> list[IPv4Network]:
+def overloaded(policies: Sequence[Policy]) -> list[IPNetwork]:
     """Prefixes that have more rules than the datapath holds: what comes after is dropped there."""
     reaches = _reaches(policies)
-    return sorted(prefix for prefix in _prefixes(policies) if len(_all_rules(reaches, prefix)) > layout.MAX_RULES)
+    over = [prefix for prefix in _prefixes(policies) if len(_all_rules(reaches, prefix)) > layout.MAX_RULES]
+    return sorted(over, key=lambda prefix: (prefix.version, prefix.network_address, prefix.prefixlen))
 
 
 def _policy_value(rules: Rules) -> bytes:
@@ -209,6 +221,16 @@ def number_sets(
 # --- the other maps
 
 
+def translated(groups: Mapping[int, Group]) -> Mapping[int, Group]:
+    """Those whose egress IP the programs can translate to; a rule that names another one drops, as it has no path."""
+    return {number: group for number, group in groups.items() if may_leave_as(group.egress_ip)}
+
+
+def attached(desired: Desired, facts: Facts) -> dict[IPAddress, PodDevice]:
+    """Pods here that the programs take, with their devices."""
+    return {a: facts.devices[a] for a in desired.pods if is_taken(a) and a in facts.devices}
+
+
 def port_range(group: Group, slot: int) -> tuple[int, int]:
     """The part of the port range that the gateway in `slot` may use, both ends included."""
     first, last = (FIRST_NODE_PORT, LAST_NODE_PORT) if group.node_address else (FIRST_PORT, LAST_PORT)
@@ -230,12 +252,12 @@ def _settings(desired: Desired, facts: Facts) -> MapEntries:
     return {layout.u32(0): bytes(value)}
 
 
-def _gateway(gateway: Gateway, node_address: IPv4Address) -> layout.Gateway:
+def _gateway(gateway: Gateway, node_address: IPAddress) -> layout.Gateway:
     local = gateway.address == node_address
     return layout.Gateway(layout.ip_field(gateway.address), gateway.slot, int(gateway.up), int(local))
 
 
-def _path(group: Group, node_address: IPv4Address) -> bytes:
+def _path(group: Group, node_address: IPAddress) -> bytes:
     gateways = group.gateways[: layout.MAX_GATEWAYS]
     value = layout.PathValue(len(gateways))
     for position, gateway in enumerate(gateways):
@@ -247,7 +269,7 @@ def _gateway_entries(desired: Desired) -> tuple[MapEntries, MapEntries]:
     """`groups` and `egress_ips` of a node that is a gateway."""
     groups: MapEntries = {}
     egress_ips: MapEntries = {}
-    for group in desired.groups.values():
+    for group in translated(desired.groups).values():
         slot = next((g.slot for g in group.gateways if g.address == desired.node_address), None)
         if slot is None:
             continue
@@ -261,22 +283,21 @@ def _pod_entries(desired: Desired, facts: Facts, numbers: Mapping[tuple[str, ...
     pods: MapEntries = {}
     local: MapEntries = {}
     strict: MapEntries = {}
-    for address, names in desired.pods.items():
-        device = facts.devices.get(address)
-        if device is None:
-            continue
+    for address, device in attached(desired, facts).items():
+        names = desired.pods[address]
         key = layout.PodKey(device.ifindex, layout.ip_field(address))
-        pods[bytes(key)] = layout.u32(numbers[names] if names else 0)
+        number = numbers[names] if names else 0
+        pods[bytes(key)] = layout.u32(number)
         value = layout.LocalPod(device.ifindex, _mac(device.pod_mac), _mac(device.device_mac))
         local[layout.ip16(address)] = bytes(value)
-        if names:
+        if number:
             strict[layout.u32(device.ifindex)] = layout.u32(1)
     return {"pods": pods, "local_pods": local, "strict_devices": strict}
 
 
 def map_entries(desired: Desired, facts: Facts, observed_policies: Mapping[bytes, bytes]) -> dict[str, MapEntries]:
     """Contents of every map that user space owns."""
-    combinations = {desired.pods[a] for a in desired.pods if a in facts.devices and desired.pods[a]}
+    combinations = {desired.pods[address] for address in attached(desired, facts) if desired.pods[address]}
     numbered = number_sets(combinations, desired.policies, observed_policies)
     policies = {
         layout.policy_key(number, prefix): _policy_value(rules)
@@ -288,9 +309,9 @@ def map_entries(desired: Desired, facts: Facts, observed_policies: Mapping[bytes
     return {
         "settings": _settings(desired, facts),
         "nodes": {layout.ip16(address): one for address in desired.nodes},
-        "cluster": {layout.cidr_key(network): one for network in (*NEVER_LEAVES, *desired.cluster)},
+        "cluster": {layout.cidr_key(n): one for n in (*NEVER_LEAVES, *desired.cluster) if is_taken(n)},
         "uplinks": {layout.u32(ifindex): one for ifindex in facts.uplinks.values()},
-        "paths": {layout.u32(g.id): _path(g, desired.node_address) for g in desired.groups.values()},
+        "paths": {layout.u32(g.id): _path(g, desired.node_address) for g in translated(desired.groups).values()},
         "groups": groups,
         "egress_ips": egress_ips,
         "policies": policies,

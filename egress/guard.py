@@ -5,6 +5,9 @@ policies cover has slipped past the hook (a Service that is translated to an add
 program); a packet of an undecided pod may do so, as its policies are not programmed yet. Both are dropped and counted.
 Replies pass.
 
+In a family that the programs do not take it stands alone. So a pod is known there by its device, too: nothing in front
+of the guard has seen to it that the source is the pod's own.
+
 It also keeps pods from forging tunnel packets, and connection tracking away from the tunnel.
 """
 
@@ -13,13 +16,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+from functools import cache, partial
+from ipaddress import collapse_addresses, ip_network
 from typing import Any
 
-from egress.entries import NEVER_LEAVES, NEVER_LEAVES6, Facts
-from egress.policy import Desired, Policy, Ports
-
-Network = IPv4Network | IPv6Network
+from egress.entries import NEVER_LEAVES, Facts, PodDevice
+from egress.policy import TAKEN, Desired, IPAddress, IPNetwork, Policy, Ports, Version
 
 TABLE = "routerd"
 FAMILY = "inet"
@@ -29,19 +31,49 @@ HOOKS = {  # chain -> type, hook, priority and policy; -300 is raw, -10 just bef
     "output": ("filter", "output", -300, "accept"),
     "forward": ("filter", "forward", -10, "accept"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A family's words in nft. `suffix` ends the names of its sets."""
+
+    version: Version
+    suffix: str
+    header: str
+    address: str  # the type of its addresses
+    icmp: str
+
+    @property
+    def is_taken(self) -> bool:
+        return self.version in TAKEN
+
+
+FAMILIES = (Family(4, "", "ip", "ipv4_addr", "icmp"), Family(6, "6", "ip6", "ipv6_addr", "icmpv6"))
+ALONE = tuple(family for family in FAMILIES if not family.is_taken)  # which the guard has to itself
+
+
+def _set_types(family: Family) -> dict[str, str]:
+    return {
+        f"cluster{family.suffix}": f"type {family.address}; flags interval;",
+        f"covered{family.suffix}": f"type {family.address}; flags interval;",
+        f"pod_sources{family.suffix}": f"type {family.address}; flags interval;",
+        f"decided{family.suffix}": f"type ifname . {family.address};",
+    }
+
+
 SET_TYPES = {
-    "cluster": "type ipv4_addr; flags interval;",
-    "covered": "type ipv4_addr; flags interval;",
+    **{name: kind for family in FAMILIES for name, kind in _set_types(family).items()},
     "nodes": "type ipv4_addr;",
-    "cluster6": "type ipv6_addr; flags interval;",
-    "covered6": "type ipv6_addr; flags interval;",
-    "decided6": "type ipv6_addr;",
-    "pod_sources6": "type ipv6_addr; flags interval;",
     "pod_devices": "type ifname;",
-    "pod_sources": "type ipv4_addr; flags interval;",
-    "decided": "type ifname . ipv4_addr;",
 }
-MAP_TYPES = {"selected": "type ifname . ipv4_addr : verdict;", "selected6": "type ipv6_addr : verdict;"}
+MAP_TYPES = {
+    **{f"selected{family.suffix}": f"type ifname . {family.address} : verdict;" for family in FAMILIES},
+    **{f"devices{family.suffix}": "type ifname : verdict;" for family in ALONE},
+}
+# What the maps of the programs must hold before it may say so, by what `early` leaves out.
+DECIDED, SELECTED = (
+    tuple(f"{name}{family.suffix}" for family in FAMILIES if family.is_taken) for name in ("decided", "selected")
+)
 
 
 def key_type(declaration: str) -> str:
@@ -82,46 +114,39 @@ def digest(rule: str) -> str:
     return hashlib.sha256(rule.encode()).hexdigest()[:16]
 
 
-def _networks(networks: Iterable[Network]) -> frozenset[str]:
-    """Of one family, merged, as an interval set may not overlap; a host without its length, as nft prints it."""
-    merged: Iterable[Network] = collapse_addresses(networks)  # type: ignore[type-var]
+def _networks(networks: Iterable[IPNetwork], family: Family) -> frozenset[str]:
+    """Those of one family, merged, as an interval set may not overlap; a host without its length, as nft prints it."""
+    merged: Iterable[IPNetwork] = collapse_addresses(n for n in networks if n.version == family.version)  # type: ignore[type-var]
     return frozenset(str(n.network_address) if n.prefixlen == n.max_prefixlen else str(n) for n in merged)
 
 
-def _port_match(ports: Ports, family: str) -> str:
+def _port_match(ports: Ports, family: Family) -> str:
     if ports.protocol == "ICMP":
-        return "meta l4proto icmp" if family == "ip" else "meta l4proto icmpv6"
+        return f"meta l4proto {family.icmp}"
     if not ports.first:
         return f"meta l4proto {ports.protocol.lower()}"
     return f"{ports.protocol.lower()} dport {ports.first}-{ports.last}"
 
 
-def _policy_rules(policy: Policy) -> tuple[str, ...]:
+Rules = tuple[str, ...]
+
+
+def _policy_rules(policy: Policy, family: Family) -> Rules:
     """Drops for what the policy covers; exclusions of one policy do not speak for another, so they are part of the
     match. A policy without destinations covers nothing.
     """
-    return _drops("ip", policy, policy.destinations, policy.excluded)
-
-
-def _policy_rules6(policy: Policy) -> tuple[str, ...]:
-    """The same for IPv6, which is not translated: all that is covered is dropped here."""
-    return _drops("ip6", policy, policy.destinations6, policy.excluded6)
-
-
-def _drops(family: str, policy: Policy, covered: Iterable[Network], spared: Iterable[Network]) -> tuple[str, ...]:
-    destinations, excluded = (", ".join(sorted(_networks(networks))) for networks in (covered, spared))
+    both = (policy.destinations, policy.excluded)
+    destinations, excluded = (", ".join(sorted(_networks(networks, family))) for networks in both)
     if not destinations:
         return ()
-    where = f"{family} daddr {{ {destinations} }}" + (f" {family} daddr != {{ {excluded} }}" if excluded else "")
+    daddr = f"{family.header} daddr"
+    where = f"{daddr} {{ {destinations} }}" + (f" {daddr} != {{ {excluded} }}" if excluded else "")
     matches = [_port_match(ports, family) for ports in policy.ports] or [""]
     return tuple(" ".join(f"{where} {match} counter name selected drop".split()) for match in matches)
 
 
-Rules = tuple[str, ...]
-
-
-def rules_of(names: tuple[str, ...], policies: Mapping[str, Policy], rules: Callable[[Policy], Rules]) -> Rules:
-    return tuple(rule for name in names if name in policies for rule in rules(policies[name]))
+def _rules_of(names: Iterable[str], policies: Mapping[str, Policy], family: Family) -> Rules:
+    return tuple(rule for name in names if name in policies for rule in _policy_rules(policies[name], family))
 
 
 def chain_name(rules: Rules) -> str:
@@ -129,15 +154,14 @@ def chain_name(rules: Rules) -> str:
     return f"set-{digest(chr(10).join(rules))}"
 
 
-def _forward_rules() -> tuple[str, ...]:
+def _forward_rules(family: Family) -> Rules:
+    source, destination, s = f"{family.header} saddr", f"{family.header} daddr", family.suffix
+    unknown = f"iifname . {source} != @decided{s}"
     return (
-        "ct direction reply return",
-        "ip6 daddr @cluster6 return",
-        "ip6 saddr vmap @selected6",
-        "ip6 saddr @pod_sources6 ip6 daddr @covered6 ip6 saddr != @decided6 counter name undecided drop",
-        "ip daddr @cluster return",
-        "iifname . ip saddr vmap @selected",
-        "ip saddr @pod_sources ip daddr @covered iifname . ip saddr != @decided counter name undecided drop",
+        f"{destination} @cluster{s} return",
+        f"iifname . {source} vmap @selected{s}",
+        f"{source} @pod_sources{s} {destination} @covered{s} {unknown} counter name undecided drop",
+        *([f"{unknown} iifname vmap @devices{s}"] if family in ALONE else []),
     )
 
 
@@ -154,43 +178,70 @@ def render(desired: Desired, facts: Facts) -> Guard:
     guard.
     """
     attached = {address: facts.devices[address] for address in desired.pods if address in facts.devices}
-    names = {address: f"{device.forward_name} . {address}" for address, device in attached.items()}
-    chains = {
+    chains: dict[str, Rules] = {
         "prerouting": _tunnel_rules(desired.tunnel_port),
         "output": (f"udp dport {desired.tunnel_port} notrack",),
-        "forward": _forward_rules(),
+        "forward": ("ct direction reply return", *(rule for family in FAMILIES for rule in _forward_rules(family))),
     }
-    selected, selected6 = set(), set()
-    for address, policies in desired.pods.items():
-        if address in attached and policies:
-            rules = rules_of(policies, desired.policies, _policy_rules)
-            chains[chain_name(rules)] = rules
-            selected.add(f"{names[address]} : jump {chain_name(rules)}")
-    for address6, policies in desired.pods6.items():
-        rules = rules_of(policies, desired.policies, _policy_rules6)
-        if rules:
-            chains[chain_name(rules)] = rules
-            selected6.add(f"{address6} : jump {chain_name(rules)}")
+    sets = {
+        "nodes": frozenset(str(address) for address in desired.nodes if address.version == 4),
+        "pod_devices": frozenset(d.forward_name for d in attached.values()) - {facts.underlay},
+    }
+    for family in FAMILIES:
+        pods = {address: device for address, device in attached.items() if address.version == family.version}
+        sets |= _family_sets(desired, pods, family)
+        rules_of = cache(partial(_rules_of, policies=desired.policies, family=family))  # many pods have the same
+        verdicts = {f"selected{family.suffix}": {_key(a, d): rules_of(desired.pods[a]) for a, d in pods.items()}}
+        if family in ALONE:
+            verdicts[f"devices{family.suffix}"] = _by_device(desired, facts, family, rules_of)
+        for name, rules_by_key in verdicts.items():
+            names = {rules: chain_name(rules) for rules in set(rules_by_key.values()) if rules}
+            chains |= {chain: rules for rules, chain in names.items()}
+            sets[name] = frozenset(f"{key} : jump {names[rules]}" for key, rules in rules_by_key.items() if rules)
+    return Guard(sets, chains)
+
+
+def _key(address: IPAddress, device: PodDevice) -> str:
+    return f"{device.forward_name} . {address}"
+
+
+def _family_sets(desired: Desired, pods: Mapping[IPAddress, PodDevice], family: Family) -> dict[str, frozenset[str]]:
+    """What is asked of one family; `pods` are those of the family."""
     covered = (network for policy in desired.policies.values() for network in policy.destinations)
-    covered6 = (network for policy in desired.policies.values() for network in policy.destinations6)
-    hosts = (IPv4Network(address) for address in desired.pods)  # also those outside the node's pod CIDRs
-    return Guard(
-        sets={
-            "cluster": _networks((*NEVER_LEAVES, *desired.cluster)),
-            "cluster6": _networks((*NEVER_LEAVES6, *desired.cluster6)),
-            "covered": _networks(covered),
-            "covered6": _networks(covered6),
-            "decided6": frozenset(map(str, desired.pods6)),
-            "pod_sources6": _networks(desired.pod_cidrs6),
-            "nodes": frozenset(str(address) for address in desired.nodes),
-            "pod_devices": frozenset(d.forward_name for d in attached.values()) - {facts.underlay},
-            "pod_sources": _networks((*desired.pod_cidrs, *hosts)),
-            "decided": frozenset(names.values()),
-            "selected": frozenset(selected),
-            "selected6": frozenset(selected6),
-        },
-        chains=chains,
-    )
+    hosts = (ip_network(address) for address in desired.pods)  # also those outside the node's pod CIDRs
+    return {
+        f"cluster{family.suffix}": _networks((*NEVER_LEAVES, *desired.cluster), family),
+        f"covered{family.suffix}": _networks(covered, family),
+        f"pod_sources{family.suffix}": _networks((*desired.pod_cidrs, *hosts), family),
+        f"decided{family.suffix}": frozenset(_key(address, device) for address, device in pods.items()),
+    }
+
+
+def _by_device(
+    desired: Desired, facts: Facts, family: Family, rules_of: Callable[[tuple[str, ...]], Rules]
+) -> dict[str, Rules]:
+    """What is dropped of a device's packets whatever their source: all that the policies of a pod behind it cover, and
+    behind one whose pod is undecided all that any policy covers.
+
+    A pod is behind it with an address of any family, so one address that was found is enough. On a bridge it holds for
+    unknown sources of all its pods. The way to the world is no pod's device.
+    """
+    names: dict[str, set[str]] = {}
+    for address in facts.devices.keys() & desired.pods.keys():
+        names.setdefault(facts.devices[address].forward_name, set()).update(desired.pods[address])
+    rules = {device: rules_of(tuple(sorted(policies))) for device, policies in names.items()}
+    undecided = (f"{family.header} daddr @covered{family.suffix} counter name undecided drop",)
+    rules |= dict.fromkeys(_undecided(desired, facts) - names.keys(), undecided)
+    return {device: found for device, found in rules.items() if device not in {facts.underlay, *facts.uplinks}}
+
+
+def _undecided(desired: Desired, facts: Facts) -> set[str]:
+    """Devices of their own behind which an address of this node's pods is."""
+    return {
+        device.name
+        for address, device in facts.devices.items()
+        if device.forward_name == device.name and any(address in network for network in desired.pod_cidrs)
+    }
 
 
 def early(wanted: Guard, present: Guard | None) -> Guard:
@@ -201,20 +252,23 @@ def early(wanted: Guard, present: Guard | None) -> Guard:
     for one that gets more policies: it keeps its chain until then.
     """
     if present is None or present.frame != wanted.frame:  # made anew: nothing of it is there to keep
-        return replace(wanted, sets={**wanted.sets, "decided": frozenset(), "selected": frozenset()})
-    before = dict(_jump(element) for element in present.sets.get("selected", ()))
-    selected, chains = set(), dict(wanted.chains)
-    for element in wanted.sets["selected"]:
-        pod, chain = _jump(element)
-        if pod not in before:
-            continue
-        old = present.chains.get(before[pod], ())
-        if before[pod] != chain and set(old) < set(wanted.digests().chains[chain]):
-            chains[before[pod]] = tuple(KEPT + rule for rule in old)
-            chain = before[pod]
-        selected.add(f"{pod} : jump {chain}")
-    decided = wanted.sets["decided"] & present.sets.get("decided", frozenset())
-    sets = {**wanted.sets, "decided": decided, "selected": frozenset(selected)}
+        return replace(wanted, sets={**wanted.sets, **dict.fromkeys((*DECIDED, *SELECTED), frozenset())})
+    sets, chains = dict(wanted.sets), dict(wanted.chains)
+    for name in DECIDED:
+        sets[name] &= present.sets.get(name, frozenset())
+    for name in SELECTED:
+        before = dict(_jump(element) for element in present.sets.get(name, ()))
+        selected = set()
+        for element in wanted.sets[name]:
+            pod, chain = _jump(element)
+            if pod not in before:
+                continue
+            old = present.chains.get(before[pod], ())
+            if before[pod] != chain and set(old) < set(wanted.digests().chains[chain]):
+                chains[before[pod]] = tuple(KEPT + rule for rule in old)
+                chain = before[pod]
+            selected.add(f"{pod} : jump {chain}")
+        sets[name] = frozenset(selected)
     return replace(wanted, sets=sets, chains=chains)
 
 
@@ -228,8 +282,8 @@ def _quoted(name: str, element: str) -> str:
     """The element with its device's name as a string: nft would read some names as keywords or numbers."""
     if not key_type({**SET_TYPES, **MAP_TYPES}[name]).startswith("ifname"):
         return element
-    device, separator, rest = element.partition(" . ")
-    return f'"{device}"{separator}{rest}'
+    device, space, rest = element.partition(" ")
+    return f'"{device}"{space}{rest}'
 
 
 def transaction(wanted: Guard, present: Guard | None) -> str:

@@ -12,8 +12,8 @@ from ipaddress import IPv4Address
 from typing import Literal
 
 from bpf import layout
-from egress.entries import NEVER_LEAVES, RuleSpec
-from egress.policy import Desired, Policy, Protocol
+from egress.entries import NEVER_LEAVES, RuleSpec, translated
+from egress.policy import Desired, IPAddress, Policy, Protocol, is_taken
 from egress.tables import (
     ICMP,
     TCP,
@@ -358,12 +358,12 @@ class Explanation:
     because: str
     policy: str = ""
     group: int = 0
-    egress_ip: IPv4Address | None = None
+    egress_ip: IPAddress | None = None
     gateway: str = ""  # node
 
 
 def explain_destination(
-    desired: Desired, pod: IPv4Address, destination: IPv4Address, protocol: Protocol = "TCP", port: int = 0
+    desired: Desired, pod: IPAddress, destination: IPAddress, protocol: Protocol = "TCP", port: int = 0
 ) -> Explanation:
     """What a new connection of a pod of this node to `destination` would meet. `port` in host order; ICMP has none."""
     if pod not in desired.pods:
@@ -374,17 +374,20 @@ def explain_destination(
     policy = deciding_policy(policies, destination, protocol, port)
     if policy is None:
         return Explanation("direct", f"no policy of {pod} covers {protocol} {destination}{f':{port}' if port else ''}")
+    if not is_taken(destination):
+        because = f"policy {policy.name} covers it, and IPv{destination.version} is not translated"
+        return Explanation("dropped", because, policy.name)
     return _explain_group(desired, policy)
 
 
-def deciding_policy(policies: list[Policy], destination: IPv4Address, protocol: Protocol, port: int) -> Policy | None:
+def deciding_policy(policies: list[Policy], destination: IPAddress, protocol: Protocol, port: int) -> Policy | None:
     """The policy that decides, by the rules as the documentation states them and without any map."""
     covering = [policy for policy in policies if _covers(policy, destination)]
     matching = [policy for policy in covering if _speaks_of(policy, protocol, port)]
     return min(matching, key=lambda policy: _order(policy, destination), default=None)
 
 
-def _covers(policy: Policy, destination: IPv4Address) -> bool:
+def _covers(policy: Policy, destination: IPAddress) -> bool:
     within = any(destination in network for network in policy.destinations)
     return within and not any(destination in network for network in policy.excluded)
 
@@ -394,14 +397,14 @@ def _speaks_of(policy: Policy, protocol: Protocol, port: int) -> bool:
     return not policy.ports or any(not ports.first or ports.first <= port <= ports.last for ports in named)
 
 
-def _order(policy: Policy, destination: IPv4Address) -> tuple[int, int, bool, str, str]:
+def _order(policy: Policy, destination: IPAddress) -> tuple[int, int, bool, str, str]:
     """Longest destination first, then the higher priority, the older, the name; an unknown age counts as youngest."""
     length = max(network.prefixlen for network in policy.destinations if destination in network)
     return -length, -policy.priority, not policy.created, policy.created, policy.name
 
 
 def _explain_group(desired: Desired, policy: Policy) -> Explanation:
-    group = desired.groups.get(policy.group)
+    group = translated(desired.groups).get(policy.group)
     if group is None:
         return Explanation("dropped", f"policy {policy.name} has no egress group yet", policy.name, policy.group)
     gateway = next((gateway for gateway in group.gateways if gateway.up), None)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import singledispatchmethod
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
 
@@ -294,7 +295,7 @@ class Datapath:
                 removed.append(f"{attachment.program} on {links[attachment.ifindex].name}")
             for address in devices.read_routes(route).blackholes:
                 devices.delete_blackhole(route, address)
-                removed.append(f"route blackhole {address}/32")
+                removed.append(f"route blackhole {ip_network(address)}")
             for link in links.values():
                 if link.name == TUNNEL:
                     devices.delete_link(route, link.ifindex)

@@ -9,9 +9,9 @@ planned again, it converges. A device that an action makes is known to the next 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_network
 from typing import ClassVar, Literal
 
 from bpf import layout
@@ -22,12 +22,14 @@ from egress.entries import (
     Facts,
     MapEntries,
     PodDevice,
+    attached,
     describe,
     map_entries,
     overloaded,
+    translated,
 )
 from egress.guard import Guard
-from egress.policy import Desired, Group
+from egress.policy import Desired, Group, IPAddress
 
 Phase = Literal["prepare", "retire"]
 
@@ -79,9 +81,9 @@ class Observed:
     maps: Mapping[str, MapEntries] = field(default_factory=dict)
     attachments: frozenset[Attachment] = frozenset()
     guard: Guard | None = None  # rules as digests
-    blackholes: frozenset[IPv4Address] = frozenset()  # routes of ours
+    blackholes: frozenset[IPAddress] = frozenset()  # routes of ours
     ports_reserved: bool = False
-    ambiguous: frozenset[IPv4Address] = frozenset()  # addresses that more than one device's pod has
+    ambiguous: frozenset[IPAddress] = frozenset()  # addresses that more than one device's pod has
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +134,10 @@ class ConfigureTunnel(Prepare):
 
 @dataclass(frozen=True, slots=True)
 class AddBlackhole(Prepare):
-    address: IPv4Address
+    address: IPAddress
 
     def __str__(self) -> str:
-        return f"add route blackhole {self.address}/32"
+        return f"add route blackhole {ip_network(self.address)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,10 +225,10 @@ class PurgeFlows(Prepare):
 
 @dataclass(frozen=True, slots=True)
 class DeleteBlackhole(Retire):
-    address: IPv4Address
+    address: IPAddress
 
     def __str__(self) -> str:
-        return f"delete route blackhole {self.address}/32"
+        return f"delete route blackhole {ip_network(self.address)}"
 
 
 Action = (
@@ -239,15 +241,17 @@ Action = (
 
 
 def choose_devices(
-    candidates: Mapping[IPv4Address, Sequence[PodDevice]], routed: Mapping[IPv4Address, int], pods: MapEntries
-) -> dict[IPv4Address, PodDevice]:
+    candidates: Mapping[IPAddress, Sequence[PodDevice]], routed: Mapping[IPAddress, int], pods: MapEntries
+) -> dict[IPAddress, PodDevice]:
     """The device of each pod address. A pod may give itself any address, so being there is not enough to be it.
 
     A host route is the node's own word and decides. Without one (a bridge), an address that two devices have stays with
     the one that it was programmed for (`pods`: the map as it is); if it was for none, it belongs to nobody.
     """
     known = {device.ifindex for found in candidates.values() for device in found}
-    programmed = {(_pod_address(key), layout.decode(layout.PodKey, key).ifindex) for key in pods}
+    programmed: set[tuple[IPAddress, int]] = {
+        (_pod_address(key), layout.decode(layout.PodKey, key).ifindex) for key in pods
+    }
     chosen = {}
     for address, found in candidates.items():
         if routed.get(address) in known:
@@ -263,7 +267,9 @@ def choose_devices(
 
 def _groups_here(desired: Desired) -> list[Group]:
     """Groups that this node is a gateway of."""
-    return [g for g in desired.groups.values() if any(w.address == desired.node_address for w in g.gateways)]
+    return [
+        g for g in translated(desired.groups).values() if any(w.address == desired.node_address for w in g.gateways)
+    ]
 
 
 def wanted_attachments(desired: Desired, observed: Observed) -> dict[tuple[str, int], str]:
@@ -274,7 +280,7 @@ def wanted_attachments(desired: Desired, observed: Observed) -> dict[tuple[str, 
         wanted["from_tunnel", observed.tunnel.ifindex] = "the tunnel"
     for name, ifindex in sorted(facts.uplinks.items()):
         wanted["from_uplink", ifindex] = name
-    devices = sorted({(d.ifindex, d.name) for address, d in facts.devices.items() if address in desired.pods})
+    devices = sorted({(device.ifindex, device.name) for device in attached(desired, facts).values()})
     for program in ("to_pod", "from_pod"):
         for ifindex, name in devices:
             wanted[program, ifindex] = name
@@ -309,7 +315,7 @@ def _additions(desired: Desired, observed: Observed, wanted: dict[str, MapEntrie
     here = _groups_here(desired)
     if any(group.node_address for group in here) and not observed.ports_reserved:
         yield ReservePorts()
-    for address in sorted({g.egress_ip for g in here if not g.node_address} - observed.blackholes):
+    for address in _sorted({g.egress_ip for g in here if not g.node_address} - observed.blackholes):
         yield AddBlackhole(address)
     for name in WRITE_ORDER:
         yield from _put_entries(name, wanted[name], observed.maps.get(name, {}))
@@ -373,8 +379,12 @@ def _removals(desired: Desired, observed: Observed, wanted: dict[str, MapEntries
                 yield PurgeFlows(tuple(sorted(_pod_address(key) for key in gone)))
         yield from (DeleteEntry(name, key, present[key]) for key in gone)
     kept = {group.egress_ip for group in _groups_here(desired) if not group.node_address}
-    for address in sorted(observed.blackholes - kept):
+    for address in _sorted(observed.blackholes - kept):
         yield DeleteBlackhole(address)
+
+
+def _sorted(addresses: Iterable[IPAddress]) -> list[IPAddress]:
+    return sorted(addresses, key=lambda address: (address.version, address))
 
 
 def _pod_address(key: bytes) -> IPv4Address:
@@ -399,10 +409,10 @@ def problems(desired: Desired, observed: Observed) -> tuple[Problem, ...]:
     if not desired.uplinks and not observed.facts.uplinks and _groups_here(desired):
         message = "no default route, so no uplink was found: name the devices in egress.uplinks"
         found.append(Problem(node, "UplinkMissing", message))
-    for address in sorted(set(desired.pods) - set(observed.facts.devices)):
+    for address in _sorted(desired.pods.keys() - observed.facts.devices.keys()):
         message = f"no veth leads to {address}: its traffic to covered destinations is dropped until one does"
         found.append(Problem(f"pod-address/{address}", "PodDeviceMissing", message))
-    for address in sorted(observed.ambiguous & set(desired.pods)):
+    for address in _sorted(observed.ambiguous & desired.pods.keys()):
         kept = observed.facts.devices.get(address)
         message = f"more than one pod has {address}; {f'it is that of {kept.name}' if kept else 'it is nobody'}'s"
         found.append(Problem(f"pod-address/{address}", "PodAddressTwice", message))
@@ -413,7 +423,7 @@ def _unguarded(desired: Desired) -> Iterator[Problem]:
     """The guard knows a pod that is not in the store yet only by the node's pod CIDRs."""
     outside = [a for a in desired.pods if not any(a in network for network in desired.pod_cidrs)]
     if outside:
-        which = f"{len(outside)} pods, {min(outside)} among them, have addresses outside the node's pod CIDRs"
+        which = f"{len(outside)} pods, {_sorted(outside)[0]} among them, have addresses outside the node's pod CIDRs"
         message = f"{which}: a new pod there is not guarded before it is in the store; set the Node's spec.podCIDRs"
         yield Problem(f"node/{desired.node}", "PodOutsidePodCidrs", message)
 

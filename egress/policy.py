@@ -1,16 +1,27 @@
-"""What this node's egress datapath should do, as values. Pure; IPv4 unless a name says otherwise.
+"""What this node's egress datapath should do, as values, and which families it translates. Pure.
 
 The daemon resolves selectors and allocations; this room sees pods by address, policies by name and groups by VNI.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
+IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
+Version = Literal[4, 6]
 Protocol = Literal["TCP", "UDP", "ICMP"]
+
+VERSIONS: tuple[Version, ...] = (4, 6)
+# What the programs can do: (version of the pod's packet, version of the egress IP that it leaves with). All else that a
+# policy covers is dropped: by the programs in a version that they take, by the guard alone in one that they do not.
+TRANSLATED: frozenset[tuple[Version, Version]] = frozenset({(4, 4)})
+TAKEN = frozenset(packet for packet, _ in TRANSLATED)
+LEFT_AS = frozenset(egress for _, egress in TRANSLATED)
+UNSUPPORTED_FAMILY = "UnsupportedFamily"  # reason of a policy that is not translated, or not all of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +39,11 @@ class Policy:
 
     name: str
     group: int  # VNI; 0 = no group has been published: covered traffic is dropped (fail closed)
-    destinations: tuple[IPv4Network, ...]
-    excluded: tuple[IPv4Network, ...] = ()
+    destinations: tuple[IPNetwork, ...]
+    excluded: tuple[IPNetwork, ...] = ()
     ports: tuple[Ports, ...] = ()  # () = every protocol that the datapath translates
     priority: int = 0
     created: str = ""
-    destinations6: tuple[IPv6Network, ...] = ()  # not translated: what of it is covered is dropped
-    excluded6: tuple[IPv6Network, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +51,7 @@ class Gateway:
     """A gateway of a group, as source nodes see it. `address` is its tunnel endpoint."""
 
     node: str
-    address: IPv4Address
+    address: IPAddress
     slot: int
     up: bool = True
 
@@ -52,7 +61,7 @@ class Group:
     """What policies leave through. `gateways` is in order of preference."""
 
     id: int
-    egress_ip: IPv4Address
+    egress_ip: IPAddress
     gateways: tuple[Gateway, ...]
     slots: int = 1
     node_address: bool = False  # the address is on an interface of its gateway: reserved port range
@@ -63,17 +72,53 @@ class Desired:
     """The whole egress state of one node."""
 
     node: str
-    node_address: IPv4Address  # this node's tunnel endpoint
-    pods: Mapping[IPv4Address, tuple[str, ...]] = field(
+    node_address: IPAddress  # this node's tunnel endpoint
+    pods: Mapping[IPAddress, tuple[str, ...]] = field(
         default_factory=dict
     )  # pods here -> policies (() = decided: none)
     policies: Mapping[str, Policy] = field(default_factory=dict)
     groups: Mapping[int, Group] = field(default_factory=dict)
-    nodes: frozenset[IPv4Address] = frozenset()  # tunnel endpoints of all known nodes
-    cluster: frozenset[IPv4Network] = frozenset()  # in-cluster: never sent out
-    pod_cidrs: frozenset[IPv4Network] = frozenset()  # of this node
-    pods6: Mapping[IPv6Address, tuple[str, ...]] = field(default_factory=dict)  # pods here -> policies
-    pod_cidrs6: frozenset[IPv6Network] = frozenset()  # of this node
-    cluster6: frozenset[IPv6Network] = frozenset()  # in-cluster
+    nodes: frozenset[IPAddress] = frozenset()  # tunnel endpoints of all known nodes
+    cluster: frozenset[IPNetwork] = frozenset()  # in-cluster: never sent out
+    pod_cidrs: frozenset[IPNetwork] = frozenset()  # of this node
     uplinks: tuple[str, ...] = ()  # devices by which egress traffic leaves this node
     tunnel_port: int = 8473  # UDP
+
+
+# --- families
+
+
+def is_taken(of: IPAddress | IPNetwork) -> bool:
+    """Whether the programs take packets of this family at all; of another one they see nothing, the guard does."""
+    return of.version in TAKEN
+
+
+def may_leave_as(egress_ip: IPAddress) -> bool:
+    """Whether anything is translated to an address of this family."""
+    return egress_ip.version in LEFT_AS
+
+
+def egress_versions(destinations: Iterable[IPNetwork], given: IPAddress | None = None) -> tuple[Version, ...]:
+    """Families of an egress IP with which some of the destinations are translated, () = none is. `given` is the egress
+    IP that the policy names.
+    """
+    packets = {network.version for network in destinations}
+    versions = VERSIONS if given is None else (given.version,)
+    return tuple(egress for egress in versions if any((packet, egress) in TRANSLATED for packet in packets))
+
+
+def unsupported(destinations: Iterable[IPNetwork], given: IPAddress | None) -> str:
+    """Why not all of a policy is translated, "" = all is. `given` is the egress IP that the policy names."""
+    dropped = [network for network in destinations if not egress_versions((network,), given)]
+    if not dropped:
+        return ""
+    shown = ", ".join(map(str, dropped))
+    if given is not None and not may_leave_as(given):
+        return f"nothing is translated to the IPv{given.version} address {given}: what pods send to {shown} is dropped"
+    families = " and ".join(f"IPv{version}" for version in sorted({network.version for network in dropped}))
+    return f"{families} is not translated yet: what the selected pods send to {shown} is dropped"
+
+
+def selected_pods(desired: Desired) -> list[tuple[str, ...]]:
+    """Policies of each pod that has some; a pod of both families counts once."""
+    return [names for address, names in desired.pods.items() if names and is_taken(address)]

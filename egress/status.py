@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from egress.policy import Desired
+from egress.policy import Desired, selected_pods
 
 GUARD = "guard_"  # counters of the nft table: drops, all of them
 
@@ -27,7 +27,7 @@ class EgressStatus:
 
     def beside(self, desired: Desired | None) -> EgressStatus:
         """With what the desired state says; None = not synced."""
-        return replace(self, pods=sum(map(bool, desired.pods.values())) if desired is not None else 0)
+        return replace(self, pods=len(selected_pods(desired)) if desired is not None else 0)
 
 
 def told_apart(packets: Mapping[str, int], drops: Collection[str]) -> tuple[dict[str, int], dict[str, int]]:

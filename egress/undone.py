@@ -193,8 +193,8 @@ class Undone:
             theirs = (e for e in before.get(name, ()) if _address(e) in lacking)
             return frozenset((*others, *theirs))
 
-        sets = {**action.guard.sets, "decided": as_before("decided"), "selected": as_before("selected")}
-        used = {element.rpartition(" : jump ")[2] for element in sets["selected"]}
+        sets = {**action.guard.sets, **{name: as_before(name) for name in (*guard.DECIDED, *guard.SELECTED)}}
+        used = {element.rpartition(" : jump ")[2] for name in guard.SELECTED for element in sets[name]}
         there = present.chains if present else {}
         old = {name: tuple(KEPT + rule for rule in there[name]) for name in used - action.guard.chains.keys()}
         return replace(action, guard=replace(action.guard, sets=sets, chains={**action.guard.chains, **old}))

@@ -76,7 +76,7 @@ def interface_addresses() -> tuple[IPAddress, ...]:
     from egress.netlink import NetlinkSocket
 
     with NetlinkSocket() as route:
-        ipv4 = {address for _, address in read_addresses(route)}
+        ipv4 = {address for _, address in read_addresses(route) if address.version == 4}
     reachable = (a for a in ipv4 if not (a.is_loopback or a.is_link_local or a.is_multicast))
     ipv6 = global_ipv6(IPV6_ADDRESSES.read_text()) if IPV6_ADDRESSES.exists() else ()  # absent without IPv6
     return tuple(sorted(reachable)) + tuple(sorted(ipv6))

@@ -24,9 +24,8 @@ so do new pods: a brake must not keep anything from working. It writes nothing a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 from bgp.path import AdjRibOut, Desired
 from egress.policy import Desired as EgressDesired
@@ -39,7 +38,6 @@ from routerd.refs import BGP, EGRESS, NODE, SERVICE, Ref
 WINDOW = 10.0  # seconds within which losses count as one: files that are deleted one after the other
 OF_THE_NODE = frozenset({"NodeExcluded", "NetworkUnavailable"})  # explain everything that this node withdraws
 Ribs = Mapping[IPAddress, AdjRibOut]
-Address = TypeVar("Address")
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,19 +223,18 @@ def _may_retire(prefixes: Iterable[IPNetwork], before: Before, now: Snapshot) ->
 
 
 def _kept_egress(
-    state: NodeState, before: Before, now: Snapshot, prefixes: Iterable[IPNetwork]
+    state: NodeState, before: Before, now: Snapshot, prefixes: Collection[IPNetwork]
 ) -> EgressDesired | None:
     """As it shall be, with the groups and policies that it would lose for held `prefixes`, or without a cause."""
     old, new = before.state.egress if before.state is not None else None, state.egress
     if old is None or new is None:
         return new
     causes = _Causes(before.snapshot, now, {}, _files(now))
-    led_to = [each for each in prefixes if each.version == 4]
     groups = {
         number: group
         for number, group in old.groups.items()
         if number not in new.groups
-        and (any(group.egress_ip in each for each in led_to) or not causes.explain(Ref(EGRESS, name=str(number))))
+        and (any(group.egress_ip in each for each in prefixes) or not causes.explain(Ref(EGRESS, name=str(number))))
     }
     policies = {
         name: policy
@@ -263,14 +260,13 @@ def _with(
         groups={**groups, **new.groups},
         policies={**policies, **new.policies, **back},
         pods=_steered(new.pods, old.pods, policies),
-        pods6=_steered(new.pods6, old.pods6, policies),
         nodes=new.nodes | old.nodes,
     )
 
 
 def _steered(
-    new: Mapping[Address, tuple[str, ...]], old: Mapping[Address, tuple[str, ...]], policies: Mapping[str, Policy]
-) -> dict[Address, tuple[str, ...]]:
+    new: Mapping[IPAddress, tuple[str, ...]], old: Mapping[IPAddress, tuple[str, ...]], policies: Mapping[str, Policy]
+) -> dict[IPAddress, tuple[str, ...]]:
     found = dict(new)
     for address, names in old.items():
         if kept := policies.keys() & names:

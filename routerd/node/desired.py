@@ -9,11 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Any
 
+from egress.policy import (
+    UNSUPPORTED_FAMILY,
+    VERSIONS,
+    Gateway,
+    Group,
+    Policy,
+    Ports,
+    egress_versions,
+    may_leave_as,
+    unsupported,
+)
 from egress.policy import Desired as EgressDesired
-from egress.policy import Gateway, Group, Policy, Ports
 from routerd.model import (
     NAMESPACE_NAME_LABEL,
     Allocations,
@@ -95,7 +105,7 @@ def _unknown_node(snapshot: Snapshot, node: str) -> Iterator[Refusal]:
 def egress_state(
     snapshot: Snapshot, settings: Settings, facts: LocalFacts
 ) -> tuple[EgressDesired | None, tuple[Refusal, ...]]:
-    """The egress state of this node, IPv4. None = not synced, or the node cannot be a tunnel endpoint."""
+    """The egress state of this node. None = not synced, or the node cannot be a tunnel endpoint."""
     nodes, namespaces, pods = snapshot.nodes, snapshot.namespaces, snapshot.pods
     services, policies, allocations = snapshot.services, snapshot.policies, snapshot.allocations
     if None in (nodes, namespaces, pods, services, policies, allocations):
@@ -111,19 +121,15 @@ def egress_state(
         return None, (Refusal(here.ref, "NoTunnelEndpoint", message),)
     group_ids, policy_refusals = _policy_groups(policies, allocations)
     groups, group_refusals = _groups(allocations, nodes, facts.gateways_down)
-    steered, steered6 = _pods(pods.values(), policies, here, {n.name: n.labels for n in namespaces.values()})
     desired = EgressDesired(
         node=here.name,
         node_address=address,
-        pods=steered,
-        pods6=steered6,
+        pods=_pods(pods.values(), policies, here, {n.name: n.labels for n in namespaces.values()}),
         policies={key: _policy(policies[key], group_ids[key]) for key in sorted(group_ids)},
         groups=groups,
         nodes=frozenset(filter(None, map(tunnel_endpoint, nodes.values()))),
         cluster=in_cluster(snapshot, settings.cluster_cidrs),
-        cluster6=in_cluster6(snapshot, settings.cluster_cidrs),
-        pod_cidrs=frozenset(ipv4_networks(here.pod_cidrs)),
-        pod_cidrs6=frozenset(ipv6_networks(here.pod_cidrs)),
+        pod_cidrs=frozenset(here.pod_cidrs),
         uplinks=facts.uplinks,
         tunnel_port=settings.tunnel_port,
     )
@@ -131,20 +137,8 @@ def egress_state(
 
 
 def tunnel_endpoint(node: Node) -> IPv4Address | None:
-    """The first IPv4 address of a node."""
-    return next(ipv4_addresses(node.addresses), None)
-
-
-def ipv4_addresses(addresses: Iterable[IPAddress]) -> Iterator[IPv4Address]:
-    return (address for address in addresses if isinstance(address, IPv4Address))
-
-
-def ipv6_networks(networks: Iterable[IPNetwork]) -> Iterator[IPv6Network]:
-    return (network for network in networks if isinstance(network, IPv6Network))
-
-
-def ipv4_networks(networks: Iterable[IPNetwork]) -> Iterator[IPv4Network]:
-    return (network for network in networks if isinstance(network, IPv4Network))
+    """The first IPv4 address of a node: tunnels are IPv4."""
+    return next((address for address in node.addresses if isinstance(address, IPv4Address)), None)
 
 
 # --- pods and policies
@@ -162,10 +156,9 @@ def is_steered(pod: Pod) -> bool:
 
 def _pods(
     pods: Iterable[Pod], policies: Mapping[str, EgressPolicy], here: Node, namespaces: Mapping[str, Labels]
-) -> tuple[dict[IPv4Address, tuple[str, ...]], dict[IPv6Address, tuple[str, ...]]]:
-    """Policies of each address of a pod here, by family."""
-    steered: dict[IPv4Address, tuple[str, ...]] = {}
-    steered6: dict[IPv6Address, tuple[str, ...]] = {}
+) -> dict[IPAddress, tuple[str, ...]]:
+    """Policies of each address of a pod here."""
+    steered: dict[IPAddress, tuple[str, ...]] = {}
     relevant = [policy for _, policy in sorted(policies.items()) if policy.destinations]
     for pod in pods:
         if pod.node != here.name or not is_steered(pod):
@@ -173,59 +166,47 @@ def _pods(
         namespace = namespaces.get(pod.namespace, {NAMESPACE_NAME_LABEL: pod.namespace})
         names = tuple(policy.key for policy in relevant if selects(policy, pod, namespace, here.labels))
         for address in pod.addresses:
-            if isinstance(address, IPv4Address):
-                steered[address] = tuple(sorted({*steered.get(address, ()), *names}))
-            else:
-                steered6[address] = tuple(sorted({*steered6.get(address, ()), *names}))
-    return steered, steered6
+            steered[address] = tuple(sorted({*steered.get(address, ()), *names}))
+    return steered
 
 
 def _policy(policy: EgressPolicy, group: int) -> Policy:
     return Policy(
         name=policy.key,
         group=group,
-        destinations=tuple(ipv4_networks(policy.destinations)),
-        excluded=tuple(ipv4_networks(policy.excluded)),
+        destinations=policy.destinations,
+        excluded=policy.excluded,
         ports=tuple(Ports(p.protocol, p.first, p.last) for p in policy.ports),
         priority=policy.priority,
         created=policy.created,
-        destinations6=tuple(ipv6_networks(policy.destinations)),
-        excluded6=tuple(ipv6_networks(policy.excluded)),
     )
 
 
 def group_of(key: str, allocations: Allocations) -> EgressGroup | None:
-    """The published IPv4 group that policy `key` leaves through."""
-    return next((g for g in allocations.groups if key in g.policies and g.egress_ip.version == 4), None)
+    """The published group that policy `key` leaves through."""
+    return next((g for g in allocations.groups if key in g.policies and may_leave_as(g.egress_ip)), None)
 
 
 def _policy_groups(
     policies: Mapping[str, EgressPolicy], allocations: Allocations
 ) -> tuple[dict[str, int], tuple[Refusal, ...]]:
     """Group by key of each policy; 0 = none is published, so its traffic is dropped."""
-    published = {
-        key: group.id
-        for group in reversed(allocations.groups)
-        if group.egress_ip.version == 4
-        for key in group.policies
-    }
+    usable = [group for group in allocations.groups if may_leave_as(group.egress_ip)]
+    published = {key: group.id for group in reversed(usable) for key in group.policies}
     groups: dict[str, int] = {}
     refusals = []
     for key, policy in sorted(policies.items()):
-        if any(ipv6_networks(policy.destinations)):
-            message = "IPv6 is not translated yet: what the selected pods send to its IPv6 destinations is dropped"
-            refusals.append(Refusal(policy.ref, "UnsupportedFamily", message))
-        if not any(ipv4_networks(policy.destinations)):
-            groups[key] = 0
-            continue
-        groups[key] = published.get(key, 0)
-        if key not in published:
+        if lacking := unsupported(policy.destinations, policy.egress_ip):
+            refusals.append(Refusal(policy.ref, UNSUPPORTED_FAMILY, lacking))
+        is_translated = bool(egress_versions(policy.destinations, policy.egress_ip))
+        groups[key] = published.get(key, 0) if is_translated else 0
+        if is_translated and key not in published:
             refusals.append(_no_group(policy, allocations))
     return groups, tuple(refusals)
 
 
 def _no_group(policy: EgressPolicy, allocations: Allocations) -> Refusal:
-    told = next((r for r in allocations.refusals if r.object == policy.ref), None)
+    told = next((r for r in allocations.refusals if r.object == policy.ref and r.reason != UNSUPPORTED_FAMILY), None)
     if told is not None:
         return Refusal(policy.ref, told.reason, f"{told.message}; traffic that the policy covers is dropped")
     message = "the operator has published no egress group for it: traffic that it covers is dropped until then"
@@ -241,8 +222,6 @@ def _groups(
     groups: dict[int, Group] = {}
     refusals: list[Refusal] = []
     for group in allocations.groups:
-        if not isinstance(group.egress_ip, IPv4Address):
-            continue
         gateways = [_gateway(group, slot.node, slot.slot, nodes, down) for slot in group.gateways]
         refusals.extend(g for g in gateways if isinstance(g, Refusal))
         usable = tuple(g for g in gateways if isinstance(g, Gateway))
@@ -253,7 +232,9 @@ def _groups(
 
 
 def _no_gateway(group: EgressGroup, allocations: Allocations) -> Refusal:
-    told = (refusal.message for refusal in allocations.refusals if str(refusal.object) in group.policies)
+    told = (
+        r.message for r in allocations.refusals if str(r.object) in group.policies and r.reason != UNSUPPORTED_FAMILY
+    )
     plain = f"no node is its gateway: traffic of {', '.join(group.policies)} is dropped"
     return Refusal(group.address_ref, "NoGateway", next(told, plain))
 
@@ -276,45 +257,43 @@ def _addresses_of(service: Service) -> Iterator[IPAddress]:
     yield from service.external_ips
 
 
-def in_cluster(snapshot: Snapshot, cluster_cidrs: Iterable[IPNetwork]) -> frozenset[IPv4Network]:
+def in_cluster(snapshot: Snapshot, cluster_cidrs: Iterable[IPNetwork]) -> frozenset[IPNetwork]:
     """Destinations that never leave through a gateway: pods, nodes, services, VIPs and what configuration adds."""
-    networks = {*ipv4_networks(cluster_cidrs), *ipv4_networks(snapshot.service_cidrs)}
-    hosts: set[int] = set()  # as numbers: hashing an address object is dear
+    nodes, pods = (snapshot.nodes or {}).values(), (snapshot.pods or {}).values()
+    networks = {*cluster_cidrs, *snapshot.service_cidrs, *(network for node in nodes for network in node.pod_cidrs)}
+    hosts = _numbers(_hosts(snapshot))
+    of_pods = _numbers(address for pod in pods if is_steered(pod) for address in pod.addresses)
+    for version in VERSIONS:
+        hosts[version] |= _outside(of_pods[version], [n for n in networks if n.version == version])
+    return frozenset(networks).union(_host(version, number) for version in VERSIONS for number in hosts[version])
+
+
+def _hosts(snapshot: Snapshot) -> Iterator[IPAddress]:
     for node in (snapshot.nodes or {}).values():
-        networks.update(ipv4_networks(node.pod_cidrs))
-        hosts.update(map(int, ipv4_addresses(node.addresses)))
-    pods = {int(a) for pod in (snapshot.pods or {}).values() if is_steered(pod) for a in ipv4_addresses(pod.addresses)}
-    hosts |= _outside(pods, networks)
+        yield from node.addresses
     for service in (snapshot.services or {}).values():
-        hosts.update(map(int, ipv4_addresses(_addresses_of(service))))
+        yield from _addresses_of(service)
     for allocation in snapshot.allocations.services if snapshot.allocations else ():
-        hosts.update(map(int, ipv4_addresses(allocation.addresses)))
-    return frozenset(networks).union(map(_host, hosts))
+        yield from allocation.addresses
 
 
-def _outside(hosts: set[int], networks: Iterable[IPv4Network]) -> set[int]:
-    """Those that lie in none of the networks, such as pods of a pool that is no node's pod CIDR."""
+def _numbers(addresses: Iterable[IPAddress]) -> dict[int, set[int]]:
+    """By version, as numbers: hashing an address object is dear."""
+    found: dict[int, set[int]] = {version: set() for version in VERSIONS}
+    for address in addresses:
+        found[address.version].add(int(address))
+    return found
+
+
+def _outside(hosts: set[int], networks: Iterable[IPNetwork]) -> set[int]:
+    """Those that lie in none of the networks, such as pods of a pool that is no node's pod CIDR. All of one family."""
     heads: dict[int, set[int]] = {}
     for network in networks:
-        shift = 32 - network.prefixlen
+        shift = network.max_prefixlen - network.prefixlen
         heads.setdefault(shift, set()).add(int(network.network_address) >> shift)
     return {host for host in hosts if not any(host >> shift in known for shift, known in heads.items())}
 
 
-def in_cluster6(snapshot: Snapshot, cluster_cidrs: Iterable[IPNetwork]) -> frozenset[IPv6Network]:
-    """The same for IPv6, which only the guard asks."""
-    networks = {*ipv6_networks(cluster_cidrs), *ipv6_networks(snapshot.service_cidrs)}
-    addresses: list[IPAddress] = []
-    for node in (snapshot.nodes or {}).values():
-        networks.update(ipv6_networks(node.pod_cidrs))
-        addresses.extend(node.addresses)
-    for service in (snapshot.services or {}).values():
-        addresses.extend(_addresses_of(service))
-    for allocation in snapshot.allocations.services if snapshot.allocations else ():
-        addresses.extend(allocation.addresses)
-    return frozenset(networks).union(IPv6Network(a) for a in addresses if isinstance(a, IPv6Address))
-
-
 @lru_cache(maxsize=CACHED)
-def _host(number: int) -> IPv4Network:
-    return IPv4Network((number, 32))
+def _host(version: int, number: int) -> IPNetwork:
+    return IPv4Network((number, 32)) if version == 4 else IPv6Network((number, 128))

@@ -166,11 +166,8 @@ POLICY: Sentence[Policy] = Sentence(
     (
         Part("name", lambda it: (f"policy {it.name} ->",)),
         Part("group", lambda it: (f"group {it.group}" if it.group else "dropped (no group)",)),
-        Part("destinations destinations6", lambda it: (f"to {_joined((*it.destinations, *it.destinations6))}",)),
-        Part(
-            "excluded excluded6",
-            lambda it: _if(f"except {_joined((*it.excluded, *it.excluded6))}", it.excluded, it.excluded6),
-        ),
+        Part("destinations", lambda it: (f"to {_joined(it.destinations)}",)),
+        Part("excluded", lambda it: _if(f"except {_joined(it.excluded)}", it.excluded)),
         Part("ports", lambda it: _if(f"ports {_joined('/'.join(PORTS.of(ports)) for ports in it.ports)}", it.ports)),
         Part("priority", lambda it: _if(f"priority {it.priority}", it.priority)),
         Part("created", lambda it: _if(f"since {it.created}", it.created)),
@@ -188,11 +185,16 @@ GROUP: Sentence[Group] = Sentence(
 
 
 def _networks(word: str, networks: Iterable[Any]) -> Iterator[str]:
-    return (f"{word} {network}" for network in sorted(networks))
+    return (f"{word} {network}" for network in _by_family(networks))
 
 
-def _pods(pods: Mapping[Any, tuple[str, ...]]) -> Iterator[str]:
-    return (f"pod {address} {' '.join(names) or '-'}" for address, names in sorted(pods.items()))
+def _by_family(found: Iterable[Any]) -> list[Any]:
+    """Addresses or networks, IPv4 first."""
+    return sorted(found, key=lambda each: (each.version, each))
+
+
+def _pods(pods: Mapping[IPAddress, tuple[str, ...]]) -> Iterator[str]:
+    return (f"pod {address} {' '.join(pods[address]) or '-'}" for address in _by_family(pods))
 
 
 EGRESS: Sentence[EgressDesired] = Sentence(
@@ -200,13 +202,10 @@ EGRESS: Sentence[EgressDesired] = Sentence(
     (
         Part("node node_address tunnel_port", lambda it: (f"node {it.node} {it.node_address} udp {it.tunnel_port}",)),
         Part("pods", lambda it: _pods(it.pods)),
-        Part("pods6", lambda it: _pods(it.pods6)),
         Part("policies", lambda it: (POLICY.line(policy) for _, policy in sorted(it.policies.items()))),
         Part("groups", lambda it: (GROUP.line(group) for _, group in sorted(it.groups.items()))),
         Part("cluster", lambda it: _networks("cluster", it.cluster)),
-        Part("cluster6", lambda it: _networks("cluster", it.cluster6)),
         Part("pod_cidrs", lambda it: _networks("pod-cidr", it.pod_cidrs)),
-        Part("pod_cidrs6", lambda it: _networks("pod-cidr", it.pod_cidrs6)),
         Part("nodes", lambda it: _networks("tunnel-node", it.nodes)),
         Part("uplinks", lambda it: (f"uplink {name}" for name in it.uplinks)),
     ),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from bgp.session import PeerStatus as Session
+from egress.policy import selected_pods
 from ipam.pool import count_buggy, key_of
 from routerd.model import (
     EXCLUDE_LABEL,
@@ -158,7 +159,7 @@ def _policy(key: str, view: View) -> Row:
     group = group_of(key, view.snapshot.allocations or Allocations())
     known = view.state.egress.groups.get(group.id) if group and view.state.egress else None
     gateway = next((g.node for g in known.gateways if g.up), "") if known else ""
-    pods = view.state.egress.pods.values() if view.state.egress else ()
+    pods = selected_pods(view.state.egress) if view.state.egress else ()
     return {
         "policy": key,
         "destinations": _joined(policy.destinations),

@@ -6,11 +6,12 @@ apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from egress.policy import UNSUPPORTED_FAMILY, egress_versions, unsupported
 from routerd.errors import RouterdError
-from routerd.model import NAMESPACE_NAME_LABEL, Allocations, EgressPolicy, IPAddress, Pod, Snapshot
+from routerd.model import NAMESPACE_NAME_LABEL, Allocations, EgressPolicy, IPAddress, IPNetwork, Pod, Snapshot
 from routerd.node.announce import SERVICE_CHECKS, Announcements, Scene, scene_of, service_paths
 from routerd.node.desired import NodeState, Settings, group_of, is_steered, selects
 from routerd.node.sessions import peers_here
@@ -182,15 +183,26 @@ def _leaving(snapshot: Snapshot, state: NodeState, pod: Pod) -> Iterator[Step]:
         return
     yield Step(question, True, detail=", ".join(policy.key for policy in policies))
     for policy in policies:
-        yield _policy_step(policy, state, snapshot.allocations or Allocations())
+        translated = [each for each in policy.destinations if egress_versions((each,), policy.egress_ip)]
+        lacking = unsupported(policy.destinations, policy.egress_ip)
+        if translated or not lacking:
+            yield _policy_step(policy, translated, state, snapshot.allocations or Allocations())
+        if lacking:
+            rest = [each for each in policy.destinations if each not in translated]
+            yield Step(_question(policy, rest), False, UNSUPPORTED_FAMILY, lacking)
 
 
-def _policy_step(policy: EgressPolicy, state: NodeState, allocations: Allocations) -> Step:
-    destinations = ", ".join(map(str, policy.destinations))
-    question = f"does {policy.key} take it to {destinations or 'nowhere'}?"
+def _question(policy: EgressPolicy, destinations: Sequence[IPNetwork]) -> str:
+    return f"does {policy.key} take it to {', '.join(map(str, destinations)) or 'nowhere'}?"
+
+
+def _policy_step(
+    policy: EgressPolicy, destinations: Sequence[IPNetwork], state: NodeState, allocations: Allocations
+) -> Step:
+    question = _question(policy, destinations)
     group = group_of(policy.key, allocations)
     if group is None:
-        reasons = [r for r in state.refusals if r.object == policy.ref]
+        reasons = [r for r in state.refusals if r.object == policy.ref and r.reason != UNSUPPORTED_FAMILY]
         reason = reasons[0].reason if reasons else "NoGroup"
         return Step(question, False, reason, reasons[0].message if reasons else "the operator has published no group")
     known = state.egress.groups.get(group.id) if state.egress else None

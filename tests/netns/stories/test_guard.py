@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -32,9 +32,15 @@ def read_back(namespace: Namespace) -> Guard | None:
 
 
 NAMES = ["eth0", "veth1.2", "cali-1_a", "0net", "bridge", "vlan", "ip", "_x", "drop", "c+d", "7"]
-networks = st.builds(
-    lambda address, bits: IPv4Network((address, bits), strict=False),
-    st.ip_addresses(v=4), st.sampled_from([0, 1, 8, 16, 24, 30, 31, 32]),
+networks = st.one_of(
+    st.builds(
+        lambda address, bits: IPv4Network((address, bits), strict=False),
+        st.ip_addresses(v=4), st.sampled_from([0, 1, 8, 16, 24, 30, 31, 32]),
+    ),
+    st.builds(
+        lambda address, bits: IPv6Network((address, bits), strict=False),
+        st.ip_addresses(v=6), st.sampled_from([0, 1, 32, 48, 64, 96, 127, 128]),
+    ),
 )  # fmt: skip
 some_networks = st.lists(networks, max_size=4).map(tuple)
 ports = st.builds(
@@ -46,7 +52,7 @@ parts = st.tuples(some_networks, some_networks, several_ports)
 policies = st.lists(parts, max_size=3).map(
     lambda found: {f"p{n}": Policy(f"p{n}", 1, *part) for n, part in enumerate(found)}
 )
-PODS = [IPv4Address(f"10.1.0.{n}") for n in range(1, 5)]
+PODS = [*(IPv4Address(f"10.1.0.{n}") for n in range(1, 5)), *(IPv6Address(f"fd01::{n}") for n in range(1, 5))]
 
 
 @st.composite
@@ -56,6 +62,7 @@ def wishes(draw: st.DrawFn) -> tuple[Desired, Facts]:
     pods = {pod: draw(chosen) for pod in draw(st.lists(st.sampled_from(PODS), unique=True))}
     name = draw(st.sampled_from(NAMES))
     devices = {pod: PodDevice(n, name, name, bytes(6), bytes(6)) for n, pod in enumerate(pods)}
+    devices |= {PODS[0]: PodDevice(9, "late", "late", bytes(6), bytes(6))} if PODS[0] not in pods else {}
     nodes = frozenset(draw(st.lists(st.builds(IPv4Address, st.integers(1, 2**32 - 1)), max_size=2)))
     desired = Desired(
         "n", IPv4Address("10.0.0.1"), pods=pods, policies=known, nodes=nodes, cluster=frozenset(draw(some_networks)),

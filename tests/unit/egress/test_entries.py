@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, collapse_addresses, ip_address, ip_network
 from itertools import pairwise
 
 import pytest
@@ -23,8 +24,9 @@ from egress.entries import (
     port_range,
 )
 from egress.entries import policy_set as flatten
+from egress.guard import render
 from egress.lookup import deciding_policy
-from egress.policy import Desired, Gateway, Group, Policy, Ports
+from egress.policy import Desired, Gateway, Group, IPNetwork, Policy, Ports
 from egress.tables import longest
 
 NET = IPv4Network
@@ -222,3 +224,53 @@ def test_one_longest_prefix_lookup_decides_as_all_policies_do(
     rule = next(fitting, None)
     policy = deciding_policy(policies, destination, protocol, port)  # type: ignore[arg-type]
     assert (rule.group if rule else None) == (policy.group if policy else None)
+
+
+SIX = [ip_network(t) for t in ("::/0", "2001:db8::/32", "2001:db8:9::/48", "::ffff:0:0/96")]
+PODS = (IPv4Address("10.1.0.5"), IPv6Address("fd01::5"))
+DEVICE = PodDevice(5, "veth5", "veth5", bytes(6), bytes(6))
+of_both = st.builds(
+    lambda policy, destinations, excluded: replace(
+        policy, destinations=policy.destinations + destinations, excluded=policy.excluded + excluded
+    ),
+    some_policies.filter(len).map(lambda policies: policies[0]),
+    st.lists(st.sampled_from(SIX), max_size=3, unique=True).map(tuple),
+    st.lists(st.sampled_from(SIX), max_size=2, unique=True).map(tuple),
+)  # fmt: skip
+
+
+def only(version: int, networks: Iterable[IPNetwork]) -> tuple[IPNetwork, ...]:
+    return tuple(network for network in networks if network.version == version)
+
+
+@settings(max_examples=100, deadline=None)
+@given(of_both)
+def test_what_is_ipv6_of_a_policy_is_in_no_map_and_always_in_the_guard(policy: Policy) -> None:
+    desired = Desired(
+        "n", NODE, dict.fromkeys(PODS, (policy.name,)), {policy.name: policy},
+        cluster=frozenset({NET("10.0.0.0/8"), ip_network("fd01::/48")}), nodes=frozenset({NODE}),
+    )  # fmt: skip
+    part = replace(policy, destinations=only(4, policy.destinations), excluded=only(4, policy.excluded))
+    alone = replace(
+        desired, pods={PODS[0]: (policy.name,)}, policies={policy.name: part}, cluster=frozenset({NET("10.0.0.0/8")})
+    )
+    facts = Facts(dict.fromkeys(PODS, DEVICE))
+    assert map_entries(desired, facts, {}) == map_entries(alone, facts, {})
+    guard = render(desired, facts)
+    covered = {str(network) for network in collapse_addresses(only(6, policy.destinations))}
+    for name, key in (("selected6", "veth5 . fd01::5"), ("devices6", "veth5")):
+        chains = [element.partition(" : jump ")[2] for element in guard.sets[name] if element.startswith(f"{key} :")]
+        rules = [rule for chain in chains for rule in guard.chains[chain]]
+        assert len(rules) == (len(policy.ports) or 1) * bool(covered)
+        assert all(f"ip6 daddr {{ {', '.join(sorted(covered))} }}" in rule for rule in rules)
+
+
+@pytest.mark.parametrize("address", ["192.0.2.9", "2001:db8::9"])
+def test_a_group_that_nothing_is_translated_to_has_no_path_and_no_address(address: str) -> None:
+    """So a rule that names it drops."""
+    group = Group(7, ip_address(address), (Gateway("n", NODE, 0),))
+    policy = Policy("web", 7, (WORLD,))
+    desired = Desired("n", NODE, {PODS[0]: ("web",)}, {"web": policy}, {7: group}, frozenset({NODE}))
+    maps = map_entries(desired, Facts({PODS[0]: DEVICE}), {})
+    assert len(maps["policies"]) == 1
+    assert [len(maps[name]) for name in ("paths", "groups", "egress_ips")] == [int(group.egress_ip.version == 4)] * 3

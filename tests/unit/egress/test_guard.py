@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+import pytest
+
 from egress.entries import Facts, PodDevice
-from egress.guard import digest, early, parse, parse_counters, render, transaction
+from egress.guard import Guard, digest, early, parse, parse_counters, render, transaction
 from egress.policy import Desired, Policy, Ports
 
 POD, PLAIN, UNKNOWN = (IPv4Address(f"10.1.0.{n}") for n in (5, 6, 7))
@@ -21,7 +23,7 @@ DESIRED = Desired(
     nodes=frozenset({IPv4Address("10.0.0.1")}), cluster=frozenset({IPv4Network("10.1.0.0/16")}),
     pod_cidrs=frozenset({IPv4Network("10.1.0.0/24")}),
 )  # fmt: skip
-SIX = IPv6Address("2001:db8:1::5")
+SIX, PLAIN6 = (IPv6Address(f"2001:db8:1::{n}") for n in (5, 6))
 
 GOLDEN = """\
 add table inet routerd
@@ -30,16 +32,17 @@ add counter inet routerd selected
 add counter inet routerd undecided
 add set inet routerd cluster { type ipv4_addr; flags interval; }
 add set inet routerd covered { type ipv4_addr; flags interval; }
-add set inet routerd nodes { type ipv4_addr; }
-add set inet routerd cluster6 { type ipv6_addr; flags interval; }
-add set inet routerd covered6 { type ipv6_addr; flags interval; }
-add set inet routerd decided6 { type ipv6_addr; }
-add set inet routerd pod_sources6 { type ipv6_addr; flags interval; }
-add set inet routerd pod_devices { type ifname; }
 add set inet routerd pod_sources { type ipv4_addr; flags interval; }
 add set inet routerd decided { type ifname . ipv4_addr; }
+add set inet routerd cluster6 { type ipv6_addr; flags interval; }
+add set inet routerd covered6 { type ipv6_addr; flags interval; }
+add set inet routerd pod_sources6 { type ipv6_addr; flags interval; }
+add set inet routerd decided6 { type ifname . ipv6_addr; }
+add set inet routerd nodes { type ipv4_addr; }
+add set inet routerd pod_devices { type ifname; }
 add map inet routerd selected { type ifname . ipv4_addr : verdict; }
-add map inet routerd selected6 { type ipv6_addr : verdict; }
+add map inet routerd selected6 { type ifname . ipv6_addr : verdict; }
+add map inet routerd devices6 { type ifname : verdict; }
 add chain inet routerd prerouting { type filter hook prerouting priority -300; policy accept; }
 flush chain inet routerd prerouting
 add chain inet routerd output { type filter hook output priority -300; policy accept; }
@@ -58,6 +61,7 @@ flush set inet routerd covered6
 flush set inet routerd decided
 add element inet routerd decided { "bridge" . 10.1.0.6, "veth3" . 10.1.0.5 }
 flush set inet routerd decided6
+flush map inet routerd devices6
 flush set inet routerd nodes
 add element inet routerd nodes { 10.0.0.1 }
 flush set inet routerd pod_devices
@@ -73,12 +77,13 @@ add rule inet routerd prerouting udp dport 8473 ip daddr @nodes ip saddr != @nod
 add rule inet routerd prerouting udp dport 8473 notrack
 add rule inet routerd output udp dport 8473 notrack
 add rule inet routerd forward ct direction reply return
-add rule inet routerd forward ip6 daddr @cluster6 return
-add rule inet routerd forward ip6 saddr vmap @selected6
-add rule inet routerd forward ip6 saddr @pod_sources6 ip6 daddr @covered6 ip6 saddr != @decided6 counter name undecided drop
 add rule inet routerd forward ip daddr @cluster return
 add rule inet routerd forward iifname . ip saddr vmap @selected
 add rule inet routerd forward ip saddr @pod_sources ip daddr @covered iifname . ip saddr != @decided counter name undecided drop
+add rule inet routerd forward ip6 daddr @cluster6 return
+add rule inet routerd forward iifname . ip6 saddr vmap @selected6
+add rule inet routerd forward ip6 saddr @pod_sources6 ip6 daddr @covered6 iifname . ip6 saddr != @decided6 counter name undecided drop
+add rule inet routerd forward iifname . ip6 saddr != @decided6 iifname vmap @devices6
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } tcp dport 80-443 counter name selected drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } meta l4proto udp counter name selected drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } meta l4proto icmp counter name selected drop
@@ -199,29 +204,77 @@ def test_a_pod_outside_the_pod_cidrs_is_a_suspect_all_the_same() -> None:
     assert sets["pod_sources"] == {"10.1.0.0/24", "172.20.5.9"}
 
 
-def test_ipv6_of_a_selected_pod_is_dropped_where_its_policies_cover_it() -> None:
-    policy = replace(WEB, destinations6=(IPv6Network("::/0"),), excluded6=(IPv6Network("2001:db8:9::/48"),))
-    wished = replace(
-        DESIRED, policies={"web": policy}, pods6={SIX: ("web",)}, cluster6=frozenset({IPv6Network("2001:db8:1::/48")})
-    )
-    guard = render(wished, Facts(DEVICES))
+BOTH = replace(
+    WEB, destinations=(*WEB.destinations, IPv6Network("::/0")), excluded=(OFFICE, IPv6Network("2001:db8:9::/48"))
+)
+DUAL = replace(
+    DESIRED, policies={"web": BOTH}, pods={POD: ("web",), SIX: ("web",), PLAIN: (), PLAIN6: ()},
+    cluster=frozenset({IPv6Network("2001:db8:1::/48")}),
+    pod_cidrs=frozenset({IPv4Network("10.1.0.0/24"), IPv6Network("2001:db8:1::/64")}),
+)  # fmt: skip
+UNDECIDED = ("ip6 daddr @covered6 counter name undecided drop",)
+
+
+def verdicts(guard: Guard, name: str) -> dict[str, tuple[str, ...]]:
+    """Key -> rules of the chain that it leads to."""
+    pairs = (element.split(" : jump ") for element in guard.sets[name])
+    return {key: guard.chains[chain] for key, chain in pairs}
+
+
+def test_ipv6_of_a_selected_pod_is_dropped_where_its_policies_cover_it_whatever_its_source() -> None:
+    guard = render(DUAL, Facts({POD: DEVICES[POD], SIX: DEVICES[POD]}))
+    [rules] = {*verdicts(guard, "selected6").values(), *verdicts(guard, "devices6").values()}
+    assert verdicts(guard, "selected6").keys() == {f"veth3 . {SIX}"}
+    assert verdicts(guard, "devices6").keys() == {"veth3"}
+    assert rules[0] == "ip6 daddr { ::/0 } ip6 daddr != { 2001:db8:9::/48 } tcp dport 80-443 counter name selected drop"
+    assert rules[-1].endswith("meta l4proto icmpv6 counter name selected drop")
+    assert all("ip6" not in rule for rules in verdicts(guard, "selected").values() for rule in rules)
     assert guard.sets["cluster6"] == {"2001:db8:1::/48", "::/127", "fe80::/10", "ff00::/8"}
-    [element] = guard.sets["selected6"]
-    address, _, chain = element.partition(" : jump ")
-    assert address == str(SIX)
-    assert guard.chains[chain][0] == (
-        "ip6 daddr { ::/0 } ip6 daddr != { 2001:db8:9::/48 } tcp dport 80-443 counter name selected drop"
-    )
+
+
+def test_the_device_of_a_pods_ipv4_address_is_that_of_its_ipv6_addresses() -> None:
+    guard = render(DUAL, Facts({POD: DEVICES[POD]}))
+    assert guard.sets["decided6"] == guard.sets["selected6"] == frozenset()
+    assert verdicts(guard, "devices6").keys() == {"veth3"}
+
+
+def test_on_a_bridge_a_known_address_is_its_pods_and_an_unknown_one_is_anybodys() -> None:
+    port = replace(DEVICES[POD], forward_name="bridge")
+    guard = render(DUAL, Facts({POD: port, SIX: port, PLAIN: DEVICES[PLAIN], PLAIN6: DEVICES[PLAIN]}))
+    assert guard.sets["decided6"] == {f"bridge . {SIX}", f"bridge . {PLAIN6}"}
+    assert verdicts(guard, "selected6").keys() == {f"bridge . {SIX}"}
+    assert verdicts(guard, "devices6") == {"bridge": verdicts(guard, "selected6")[f"bridge . {SIX}"]}
+
+
+@pytest.mark.parametrize("facts", [Facts(uplinks={"veth3": 3}), Facts(underlay="veth3")])
+def test_what_comes_from_the_world_is_no_pods_though_pods_are_on_the_same_device(facts: Facts) -> None:
+    guard = render(DUAL, replace(facts, devices={POD: DEVICES[POD], SIX: DEVICES[POD]}))
+    assert guard.sets["devices6"] == frozenset()
+    assert verdicts(guard, "selected6").keys() == {f"veth3 . {SIX}"}
 
 
 def test_ipv6_of_a_pod_that_is_not_known_yet_is_dropped_where_any_policy_covers_it() -> None:
-    policy = replace(WEB, destinations6=(IPv6Network("2001:db8:9::/48"),))
-    networks = frozenset({IPv6Network("2001:db8:1::/64")})
-    guard = render(replace(DESIRED, policies={"web": policy}, pods6={SIX: ()}, pod_cidrs6=networks), Facts(DEVICES))
-    assert guard.sets["covered6"] == {"2001:db8:9::/48"}
+    new = PodDevice(9, "veth9", "veth9", bytes(6), bytes(6))
+    for address in (IPv4Address("10.1.0.9"), IPv6Address("2001:db8:1::9")):  # one of either family shows the device
+        guard = render(DUAL, Facts({**DEVICES, address: new}))
+        assert verdicts(guard, "devices6")["veth9"] == UNDECIDED
+    assert guard.sets["covered6"] == {"::/0"}
     assert guard.sets["pod_sources6"] == {"2001:db8:1::/64"}
-    assert (guard.sets["decided6"], guard.sets["selected6"]) == ({str(SIX)}, set())
     assert any("@pod_sources6" in rule and rule.endswith("undecided drop") for rule in guard.chains["forward"])
+
+
+def test_a_device_that_is_no_pods_is_left_alone() -> None:
+    """A container beside the cluster, and a bridge, which others may be on."""
+    other = PodDevice(9, "veth9", "veth9", bytes(6), bytes(6))
+    port = PodDevice(10, "veth10", "docker0", bytes(6), bytes(6))
+    guard = render(DUAL, Facts({IPv6Address("fd00:9::9"): other, IPv6Address("2001:db8:1::a"): port}))
+    assert guard.sets["devices6"] == frozenset()
+
+
+def test_what_the_guard_has_to_itself_waits_for_no_map() -> None:
+    guard = render(DUAL, Facts({POD: DEVICES[POD], SIX: DEVICES[POD]}))
+    for name, elements in early(guard, None).sets.items():
+        assert elements == (frozenset() if name in ("decided", "selected") else guard.sets[name])
 
 
 def test_tunnel_packets_may_come_by_the_underlay_even_where_pods_are_on_it() -> None:

@@ -20,7 +20,7 @@ from routerd.refs import Ref
 from routerd.tell.render import Part, Sentence, changes, refusal_lines, session_text, state_lines
 
 TOR, OTHER = ip_address("10.0.0.1"), ip_address("10.0.0.2")
-VIP, POD = ip_network("192.0.2.1/32"), ip_address("10.1.0.5")
+VIP, POD, SIX = ip_network("192.0.2.1/32"), ip_address("10.1.0.5"), ip_address("fd00::5")
 KEY = b"of this call"
 PATH = Path(VIP)
 PEER = SpeakerPeer(TOR, ip_address("10.0.0.11"), 64512, 64513, ip_address("10.0.0.11"))  # type: ignore[arg-type]
@@ -85,7 +85,6 @@ KINDS = {
         {
             "name": "EgressPolicy/x", "group": 0, "destinations": (), "excluded": (ip_network("10.0.0.0/8"),),
             "ports": (PORTS,), "priority": 1, "created": "2026-01-01T00:00:00Z",
-            "destinations6": (ip_network("::/0"),), "excluded6": (ip_network("fd00::/8"),),
         },
     ),
     "group": Kind(
@@ -97,10 +96,10 @@ KINDS = {
         EGRESS,
         of_egress,
         {
-            "node": "b", "node_address": TOR, "tunnel_port": 1, "pods": {POD: ()}, "policies": {}, "groups": {},
-            "nodes": {TOR}, "cluster": {ip_network("10.0.0.0/8")}, "pod_cidrs": {ip_network("10.1.0.0/24")},
-            "uplinks": ("eth0",), "pods6": {ip_address("fd00::5"): ()}, "cluster6": {ip_network("fd00::/8")},
-            "pod_cidrs6": {ip_network("fd00:1::/64")},
+            "node": "b", "node_address": TOR, "tunnel_port": 1, "pods": {POD: (), SIX: ()}, "policies": {},
+            "groups": {}, "nodes": {TOR}, "cluster": {ip_network("fd00::/8"), ip_network("10.0.0.0/8")},
+            "pod_cidrs": {ip_network("10.1.0.0/24")},
+            "uplinks": ("eth0",),
         },
     ),
     "node": Kind(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address, ip_network
+
 import pytest
 
 from bgp.session import PeerStatus as Session
@@ -101,6 +103,18 @@ def test_a_policy_without_a_group_and_a_group_without_a_gateway() -> None:
         why("pod/default/web-1", allocations=Allocations(1, groups=(cluster.group(gateways=()),)))[-1].reason
         == "NoGateway"
     )
+
+
+def test_what_is_not_translated_is_a_no_of_its_own() -> None:
+    both = (ip_network("2001:db8::/32"), ip_network("203.0.113.0/24"))
+    policies = {"EgressPolicy/web": cluster.policy(destinations=both)}
+    taken, dropped = why("pod/default/web-1", policies=policies)[-2:]
+    assert (taken.question, taken.yes) == ("does EgressPolicy/web take it to 203.0.113.0/24?", True)
+    question = "does EgressPolicy/web take it to 2001:db8::/32?"
+    assert (dropped.question, dropped.yes, dropped.reason) == (question, False, "UnsupportedFamily")
+    alone = {"EgressPolicy/web": cluster.policy(destinations=both, egress_ip=ip_address("2001:db8::1"))}
+    noes = [step for step in why("pod/default/web-1", policies=alone) if not step.yes]
+    assert [step.reason for step in noes] == ["UnsupportedFamily"]
 
 
 def test_an_unknown_node_is_told() -> None:
