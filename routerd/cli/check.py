@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from egress.policy import egress_versions, unsupported
 from routerd.config import parse_config
 from routerd.errors import InputError
 from routerd.formats.compose import documents, first_document, inner_source
@@ -172,6 +173,7 @@ def cross_check(snapshot: Snapshot) -> list[Finding]:
         found += _check_pool(policy, pools)
         found += _check_gateways(policy, nodes)
         found += _check_excluded(policy)
+        found += _check_families(policy)
     for service in (snapshot.services or {}).values():
         found += _check_service(service, pools)
     for peer in snapshot.bgp.peers if snapshot.bgp else ():
@@ -225,6 +227,13 @@ def _check_excluded(policy: EgressPolicy) -> list[Finding]:
         for network in policy.excluded
         if not any(network.version == other.version and network.overlaps(other) for other in policy.destinations)
     ]
+
+
+def _check_families(policy: EgressPolicy) -> list[Finding]:
+    """What no datapath translates is dropped: not wrong, but hardly what was meant."""
+    lacking = unsupported(policy.destinations, policy.egress_ip)
+    severity: Severity = "warning" if egress_versions(policy.destinations, policy.egress_ip) else "error"
+    return [_at(severity, policy, f"{policy.key}: {lacking}")] if lacking else []
 
 
 def _check_service(service: Service, pools: Mapping[str, AddressPool]) -> list[Finding]:

@@ -6,10 +6,11 @@ it come out. While any part that it needs is unknown (`None`) it changes nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from egress.gateways import MAX_GATEWAYS
+from egress.policy import UNSUPPORTED_FAMILY, unsupported
 from ipam.plan import Plan, plan
 from ipam.pool import Counts
 from ipam.round import Record, Timers
@@ -17,7 +18,7 @@ from routerd.cluster.adopt import adopt, digest_of
 from routerd.cluster.groups import Groups, addresses_on_nodes, form_groups
 from routerd.cluster.ledger import Ledger
 from routerd.cluster.requests import is_ours, policy_request, pool_spec, service_request
-from routerd.model import Allocations, NodeReport, Refusal, ServiceAllocation, Snapshot, Writer
+from routerd.model import Allocations, EgressPolicy, NodeReport, Refusal, ServiceAllocation, Snapshot, Writer
 from routerd.refs import Ref, service_ref
 
 
@@ -60,7 +61,8 @@ def assign(
     holders = addresses_on_nodes(nodes, reports)
     on_nodes = frozenset(holders)
     requests = [service_request(service) for service in services.values() if is_ours(service)]
-    requests += [policy_request(policy, on_nodes) for policy in policies.values()]
+    wanted_by_policies = (policy_request(policy, on_nodes) for policy in policies.values())
+    requests += [request for request in wanted_by_policies if request is not None]
     planned = plan(map(pool_spec, pools.values()), ledger.addresses, requests, now, settings.timers)
     groups = form_groups(
         policies, planned.grants, ledger, nodes, holders, now, settings.group_retention, settings.max_gateways,
@@ -69,7 +71,7 @@ def assign(
     wanted = Allocations(
         services=_services(planned, snapshot),
         groups=groups.groups,
-        refusals=_refusals(planned, groups),
+        refusals=_refusals(planned, groups, policies.values()),
         writer=settings.writer,
     )
     allocations, digest = _numbered(wanted, previous, ledger)
@@ -102,9 +104,11 @@ def _services(planned: Plan, snapshot: Snapshot) -> tuple[ServiceAllocation, ...
     return tuple(ServiceAllocation(key, grant.pool, grant.addresses) for key, grant in grants)
 
 
-def _refusals(planned: Plan, groups: Groups) -> tuple[Refusal, ...]:
+def _refusals(planned: Plan, groups: Groups, policies: Iterable[EgressPolicy]) -> tuple[Refusal, ...]:
     denied = (Refusal(Ref.parse(each.owner), each.reason, each.message) for each in planned.denials)
-    return tuple(sorted({*denied, *groups.refusals}, key=lambda each: each.order))
+    lacking = ((policy.ref, unsupported(policy.destinations, policy.egress_ip)) for policy in policies)
+    families = (Refusal(ref, UNSUPPORTED_FAMILY, message) for ref, message in lacking if message)
+    return tuple(sorted({*denied, *families, *groups.refusals}, key=lambda each: each.order))
 
 
 def _numbered(wanted: Allocations, previous: Allocations, ledger: Ledger) -> tuple[Allocations, str]:

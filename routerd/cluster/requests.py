@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from egress.policy import egress_versions
 from ipam.pool import PoolSpec, Use, Version
 from ipam.round import Request
 from routerd.model import AddressPool, EgressPolicy, IPAddress, Service
@@ -50,12 +51,19 @@ def service_request(service: Service) -> Request:
     )
 
 
-def policy_request(policy: EgressPolicy, node_addresses: frozenset[IPAddress]) -> Request:
-    """An address that policies give may be shared by them; one on a node's interface is the node's, so not bound."""
+def policy_request(policy: EgressPolicy, node_addresses: frozenset[IPAddress]) -> Request | None:
+    """An address that policies give may be shared by them; one on a node's interface is the node's, so not bound.
+
+    None if no egress IP would be of use: nothing of the policy is translated.
+    """
+    versions = egress_versions(policy.destinations, policy.egress_ip)
+    if not versions:
+        return None
     given = policy.egress_ip is not None
     return Request(
         policy.key,
         "egress",
+        versions,
         addresses=(policy.egress_ip,) if policy.egress_ip is not None else (),
         pool=policy.pool,
         use=Use("egress:given") if given else Use(),

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from routerd.formats.document import Section, Value
-from routerd.formats.ipv4 import ipv4_part
 from routerd.formats.meta import Meta, label_selector, read_meta
 from routerd.formats.native import unusable
 from routerd.model import EgressPolicy, IPAddress, LabelSelector, PodSelection, Refusal
@@ -71,7 +70,7 @@ def _nat_policy(value: Value, meta: Meta) -> Read:
         created=meta.created,
         origin=meta.origin,
     )
-    return ipv4_part(policy)
+    return policy, ()
 
 
 def _gateway_policy(value: Value, meta: Meta) -> Read:
@@ -88,8 +87,7 @@ def _gateway_policy(value: Value, meta: Meta) -> Read:
         created=meta.created,
         origin=meta.origin,
     )
-    kept, more = ipv4_part(policy)
-    return kept, refusals + more
+    return policy, refusals
 
 
 def _some_cidrs(meta: Meta, spec: Section) -> list[Value]:

@@ -13,7 +13,6 @@ from typing import Literal
 from routerd.formats import cilium, core, metallb, native
 from routerd.formats.allocations import read_allocations, read_node_report
 from routerd.formats.document import Value
-from routerd.formats.ipv4 import ipv4_part
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.model import (
     AddressPool,
@@ -75,10 +74,6 @@ def _plain(read: Callable[[Value], Object]) -> Reader:
     return lambda value: (read(value), ())
 
 
-def _egress_policy(value: Value) -> Read:
-    return ipv4_part(native.read_egress_policy(value))
-
-
 _CORE = (
     Kind(
         "", "v1", "Node", "nodes", custom=False, reader=_plain(core.read_node), parts=("nodes",), read_by=BOTH,
@@ -117,8 +112,8 @@ _OWN = (
         read_by=BOTH, status_by="operator",
     ),
     Kind(
-        OURS, "v1alpha1", "EgressPolicy", "egresspolicies", reader=_egress_policy, parts=("policies",),
-        read_by=BOTH, status_by="operator",
+        OURS, "v1alpha1", "EgressPolicy", "egresspolicies", reader=_plain(native.read_egress_policy),
+        parts=("policies",), read_by=BOTH, status_by="operator",
     ),
     Kind(
         OURS, "v1alpha1", "RouterdNode", "routerdnodes", parts=("node_reports",), read_by=OPERATOR,

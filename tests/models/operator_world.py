@@ -47,6 +47,7 @@ class World:
         self.services[service.key] = service
 
     def policy(self, name: str, ip: str = "", **fields: Any) -> None:
+        fields = {"destinations": (ip_network("203.0.113.0/24"),)} | fields
         policy = EgressPolicy(name, egress_ip=ip_address(ip) if ip else None, **fields)
         self.policies[policy.key] = policy
 

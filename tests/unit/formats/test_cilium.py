@@ -63,6 +63,20 @@ def test_labels_may_name_their_source_or_the_namespace() -> None:
     assert policy.destinations == (ip_network("198.51.100.0/24"),)
 
 
+@pytest.mark.parametrize("destinations", ["'::/0'", "0.0.0.0/0, '::/0'"])
+@pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])
+@pytest.mark.parametrize(
+    "policy",
+    [NAT + "  egress: [{podSelector: {}}]\n  destinationCIDRs: [%s]\n  egressSourceIP: '%s'\n",
+     GATEWAY + "  selectors: [{podSelector: {}}]\n  destinationCIDRs: [%s]\n"
+     "  egressGateway: {nodeSelector: {}, egressIP: '%s'}\n"],
+)  # fmt: skip
+def test_both_families_are_read_and_nothing_is_taken_from_them(policy: str, address: str, destinations: str) -> None:
+    found = taken(policy % (destinations, address))
+    assert ip_network("::/0") in found.destinations
+    assert found.egress_ip == ip_address(address)
+
+
 def test_unknown_fields_are_ignored_as_the_api_server_prunes_them() -> None:
     taken(GATEWAY + SELECTORS + "  egressGateway: {nodeSelector: {}, egressIP: 192.0.2.1, later: 1}\n  new: {}\n")
 
@@ -98,11 +112,6 @@ NAT_REST = "  destinationCIDRs: [198.51.100.0/24]\n  egressSourceIP: 192.0.2.1\n
          "NoSelectors: f.yaml:5:11: spec.egress: no selectors: the policy selects no pod"),
         (NAT + "  egress: [{podSelector: {}}]\n  destinationCIDRs: []\n  egressSourceIP: 192.0.2.1\n",
          "NoDestinations: f.yaml:6:21: spec.destinationCIDRs: no destinations: the policy selects no traffic"),
-        (NAT + "  egress: [{podSelector: {}}]\n  destinationCIDRs: [0.0.0.0/0]\n  egressSourceIP: '2001:db8::1'\n",
-         "IPv6NotSupported: f.yaml:1: egress IP 2001:db8::1 is IPv6; the datapath translates IPv4 only"),
-        (NAT + "  egress: [{podSelector: {}}]\n  destinationCIDRs: ['::/0']\n  egressSourceIP: 192.0.2.1\n",
-         "IPv6NotSupported: f.yaml:1: destinations ::/0 are IPv6; the datapath translates IPv4 only; no destination is "
-         "left"),
         (NAT + "  egress: [{podSelector: {}}]\n  destinationCIDRs: [0.0.0.0/0]\n  egressSourceIP: 0.0.0.0\n",
          "InvalidEgressIP: f.yaml:7:19: spec.egressSourceIP: 0.0.0.0 cannot be an egress IP: the unspecified address"),
         (GATEWAY + SELECTORS + "  egressGateway: {nodeSelector: {}, interface: eth1}\n",

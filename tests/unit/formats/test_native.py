@@ -5,7 +5,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from routerd.errors import InputError
-from routerd.formats.objects import Loaded, read_text
+from routerd.formats.objects import read_text
 from routerd.model import AddressPool, Advertisement, EgressPolicy, PodSelection, PortRange
 from routerd.selectors import EVERYTHING, LabelSelector, Requirement
 
@@ -176,26 +176,14 @@ def test_every_mistake_is_named(text: str, message: str) -> None:
     assert str(caught.value) == f"f.yaml:{message}"
 
 
-def refusal(loaded: Loaded) -> str:
-    (found,) = loaded.refusals
-    return f"{found.object} {found.reason}: {found.message}"
-
-
-def test_ipv6_destinations_are_refused_by_name_and_the_rest_is_served() -> None:
-    text = (
-        POLICY + "  selectors: [{podSelector: {}}]\n  destinationCIDRs: [198.51.100.0/24, '2001:db8::/32']\n  pool: p"
+@pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])
+def test_both_families_are_read_and_nothing_is_taken_from_them(address: str) -> None:
+    text = POLICY + (
+        "  selectors: [{podSelector: {}}]\n  destinationCIDRs: [198.51.100.0/24, '2001:db8::/32']\n"
+        f"  excludedCIDRs: ['2001:db8:1::/48']\n  egressIP: '{address}'\n"
     )
-    loaded = read_text(text, "f.yaml")
-    (entry,) = loaded.entries
+    (entry,) = read_text(text, "f.yaml").entries
     assert isinstance(entry.object, EgressPolicy)
-    assert entry.object.destinations == (ip_network("198.51.100.0/24"),)
-    assert refusal(loaded) == (
-        "EgressPolicy/e IPv6NotSupported: f.yaml:1: destinations 2001:db8::/32 are IPv6; the datapath translates IPv4 "
-        "only; the IPv4 destinations are served"
-    )
-
-
-def test_an_ipv6_egress_address_is_refused() -> None:
-    loaded = read_text(POLICY + REST + "  egressIP: '2001:db8::1'", "f.yaml")
-    assert loaded.entries == ()
-    assert refusal(loaded).startswith("EgressPolicy/e IPv6NotSupported: f.yaml:1: egress IP 2001:db8::1 is IPv6")
+    assert entry.object.destinations == (ip_network("198.51.100.0/24"), ip_network("2001:db8::/32"))
+    assert entry.object.excluded == (ip_network("2001:db8:1::/48"),)
+    assert entry.object.egress_ip == ip_address(address)
