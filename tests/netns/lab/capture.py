@@ -1,8 +1,8 @@
 """Watches links with packet sockets and counts packets that bear a source they must not bear. Writes a pcap too.
 
-What is judged: IPv4 packets whose destination lies outside the cluster. Tunnel packets between nodes and traffic
-between pods have a destination inside, so they do not count. `lost` tells how many packets the kernel could not hand
-over; a verdict is worth something only while it is 0.
+What is judged: packets whose destination lies outside the cluster. Tunnel packets between nodes, traffic between pods
+and what stays on a link have a destination inside, so they do not count. `lost` tells how many packets the kernel
+could not hand over; a verdict is worth something only while it is 0.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from typing import Self
 from tests.netns.lab.netns import Namespace
 from tests.waiting import wait
 
-ETH_P_ALL, ETH_P_IP = 0x0003, 0x0800
+ETH_P_ALL, ETH_P_IP, ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
 SOL_PACKET, PACKET_STATISTICS = 263, 6
 SO_RCVBUFFORCE = 33
 SNAP = 192  # bytes kept per packet in the pcap
-Network = ipaddress.IPv4Network
+ON_LINK = ["224.0.0.0/4", "240.0.0.0/4", "fe80::/10", "ff00::/8"]
+Networks = dict[int, list[tuple[int, int]]]  # version -> address and mask, as numbers
 
 
 @dataclass(slots=True)
@@ -38,9 +39,25 @@ class Verdict:
     lost: int = 0
 
 
-def _networks(texts: list[str]) -> tuple[tuple[int, int], ...]:
-    parsed = (Network(text) for text in texts)
-    return tuple((int(network.network_address), int(network.netmask)) for network in parsed)
+def _networks(texts: list[str]) -> Networks:
+    found: Networks = {4: [], 6: []}
+    for network in map(ipaddress.ip_network, texts):
+        found[network.version].append((int(network.network_address), int(network.netmask)))
+    return found
+
+
+def _ends(frame: bytes) -> tuple[int, int, int] | None:
+    """Version, source and destination of an IP packet, as numbers; None for anything else."""
+    kind = int.from_bytes(frame[12:14], "big")
+    if kind == ETH_P_IP and len(frame) >= 34:
+        return 4, *struct.unpack_from("!II", frame, 26)
+    if kind == ETH_P_IPV6 and len(frame) >= 54:
+        return 6, int.from_bytes(frame[22:38], "big"), int.from_bytes(frame[38:54], "big")
+    return None
+
+
+def _text(version: int, address: int) -> str:
+    return str(ipaddress.IPv4Address(address) if version == 4 else ipaddress.IPv6Address(address))
 
 
 class SourceWatch:
@@ -53,7 +70,7 @@ class SourceWatch:
     def __init__(
         self, namespace: Namespace, devices: list[str], *, cluster: list[str], guarded: list[str], pcap: Path
     ) -> None:
-        self._cluster, self._guarded = _networks(cluster), _networks(guarded)
+        self._cluster, self._guarded = _networks(cluster + ON_LINK), _networks(guarded)
         self._forbidden: frozenset[int] = frozenset()
         self._allowed: frozenset[int] = frozenset()
         self.verdict = Verdict()
@@ -141,19 +158,19 @@ class SourceWatch:
         self.verdict.packets += 1
 
     def _judge(self, frame: bytes) -> None:
-        if len(frame) < 34 or int.from_bytes(frame[12:14], "big") != ETH_P_IP:
+        ends = _ends(frame)
+        if ends is None:
             return
-        source, destination = struct.unpack_from("!II", frame, 26)
-        if destination >= 0xE0000000 or _within(destination, self._cluster):
+        version, source, destination = ends
+        if _within(destination, self._cluster[version]):
             return
-        pair = (socket.inet_ntoa(frame[26:30]), socket.inet_ntoa(frame[30:34]))
+        pair = _text(version, source), _text(version, destination)
         self.verdict.outside[pair] += 1
-        unaccounted = (
-            _within(destination, self._guarded) and not _within(source, self._guarded) and source not in self._allowed
-        )
+        guarded = self._guarded[version]
+        unaccounted = _within(destination, guarded) and not _within(source, guarded) and source not in self._allowed
         if source in self._forbidden or unaccounted:
             self.verdict.leaks[pair] += 1
 
 
-def _within(address: int, networks: tuple[tuple[int, int], ...]) -> bool:
+def _within(address: int, networks: list[tuple[int, int]]) -> bool:
     return any(address & mask == network for network, mask in networks)

@@ -10,23 +10,29 @@ import yaml
 
 from tests.netns.lab.hosts import NodeSpec, PodHost
 from tests.netns.lab.lab import Lab
+from tests.netns.lab.wiring import six
 
 MANIFESTS = Path(__file__).parents[1] / "manifests"
 Document = dict[str, object]
 
 
-def node(spec: NodeSpec) -> Document:
+def node(spec: NodeSpec, *, ipv6: bool = False) -> Document:
     """A ready Node."""
+    cidrs = [spec.pod_cidr, *([six(spec.pod_cidr)] if ipv6 else [])]
     return {
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {"name": spec.name, "labels": {"kubernetes.io/hostname": spec.name, **spec.labels}},
-        "spec": {"podCIDR": spec.pod_cidr, "podCIDRs": [spec.pod_cidr]},
+        "spec": {"podCIDR": spec.pod_cidr, "podCIDRs": cidrs},
         "status": {
-            "addresses": [{"type": "InternalIP", "address": spec.address}],
+            "addresses": [{"type": "InternalIP", "address": a} for a in _addresses(spec.address, ipv6)],
             "conditions": [{"type": "Ready", "status": "True"}],
         },
     }
+
+
+def _addresses(address: str, ipv6: bool) -> list[str]:
+    return [address, six(address)] if ipv6 else [address]
 
 
 def namespace(name: str) -> Document:
@@ -38,7 +44,7 @@ def namespace(name: str) -> Document:
     }
 
 
-def pod(host: PodHost) -> Document:
+def pod(host: PodHost, *, ipv6: bool = False) -> Document:
     """A running Pod."""
     containers = [{"name": host.label, "image": host.label}]
     return {
@@ -46,7 +52,11 @@ def pod(host: PodHost) -> Document:
         "kind": "Pod",
         "metadata": {"name": host.label, "namespace": host.namespace, "labels": dict(host.labels)},
         "spec": {"nodeName": host.node.label, "containers": containers, "automountServiceAccountToken": False},
-        "status": {"phase": "Running", "podIP": host.address, "podIPs": [{"ip": host.address}]},
+        "status": {
+            "phase": "Running",
+            "podIP": host.address,
+            "podIPs": [{"ip": address} for address in _addresses(host.address, ipv6)],
+        },
     }
 
 
@@ -86,9 +96,9 @@ def documents(lab: Lab, services: Sequence[Document] = ()) -> list[Document]:
     """Nodes, namespaces and pods of the lab, and `services` (EndpointSlices)."""
     namespaces = sorted({"default", "kube-system", *(host.namespace for host in lab.pods.values())})
     return [
-        *(node(host.spec) for host in lab.nodes.values()),
+        *(node(host.spec, ipv6=lab.ipv6) for host in lab.nodes.values()),
         *(namespace(name) for name in namespaces),
-        *(pod(host) for host in lab.pods.values()),
+        *(pod(host, ipv6=lab.ipv6) for host in lab.pods.values()),
         *services,
     ]
 

@@ -71,9 +71,10 @@ class Host(Namespace):
         self.directory = home / label
         self.log = self.directory / "server.log"
 
-    def start_server(self, *, http: int = 0, udp: int = 0, tcp: int = 0) -> None:
-        """Starts `servers.py` on the given ports (0 = not) and waits until it listens."""
+    def start_server(self, *, http: int = 0, udp: int = 0, tcp: int = 0, address: str = "0.0.0.0") -> None:
+        """Starts `servers.py` on the given ports (0 = not) of `address` and waits until it listens."""
         command = [sys.executable, "-S", "-E", str(SERVERS), "--name", self.label, "--log", str(self.log)]
+        command += ["--address", address]
         for option, port in (("--http", http), ("--udp", udp), ("--tcp", tcp)):
             command += [option, str(port)] if port else []
         before = self.log_lines().count("ready")  # of servers started earlier
@@ -86,7 +87,7 @@ class Host(Namespace):
 
     def connect(self, address: str, port: int, timeout: float = 10.0) -> socket.socket:
         """A TCP connection from here; raises OSError. `timeout` (seconds) stays on the socket."""
-        connection = self.socket(socket.AF_INET, socket.SOCK_STREAM)
+        connection = self.socket(family_of(address), socket.SOCK_STREAM)
         connection.settimeout(timeout)
         try:
             connection.connect((address, port))
@@ -109,7 +110,7 @@ class Host(Namespace):
 
     def ask(self, address: str, port: int = 53, payload: bytes = b"question", timeout: float = 10.0) -> Answer:
         """One UDP datagram and its answer, as DNS would do it; the answer must come from the address asked."""
-        with self.socket(socket.AF_INET, socket.SOCK_DGRAM) as question:
+        with self.socket(family_of(address), socket.SOCK_DGRAM) as question:
             question.settimeout(timeout)
             try:
                 question.connect((address, port))
@@ -121,6 +122,10 @@ class Host(Namespace):
     def ping(self, address: str, timeout: int = 1) -> bool:
         """Whether one ICMP echo request is answered; `timeout` in whole seconds."""
         return "1 received" in self.run(["ping", "-n", "-c", "1", "-W", str(timeout), address], check=False)
+
+
+def family_of(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def _refusal(error: OSError) -> str:

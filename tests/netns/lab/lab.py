@@ -11,6 +11,8 @@ The stand-in for a CNI routes pod networks between nodes and masquerades nothing
 reaches the ToR with the pod's own address. The ToR has static routes to the pod networks (metric 1024, so that BGP's
 win), because a leak should be answered and seen, not lost for want of a way back.
 
+With `ipv6` everything has an IPv6 address, too, which ends in its IPv4 address (`wiring.six`): the same picture again.
+
 Every process lives in one of the namespaces, so what is inside them is what must end. BPF pins go to a bpffs of the
 lab's own, not to the host's /sys/fs/bpf: unmounting it removes them. A lab's directory is /run/routerd-lab-PREFIX.
 """
@@ -33,7 +35,7 @@ from tests.netns.lab.frr import PROGRAMS, Frr
 from tests.netns.lab.hosts import FW_RULES, Fw, Host, Node, NodeSpec, PodHost, Tor
 from tests.netns.lab.netns import Namespace
 from tests.netns.lab.tor import TorDaemon, TorPeer
-from tests.netns.lab.wiring import Cni, pod_lines, pod_sysctls, prepare_node
+from tests.netns.lab.wiring import Cni, pod_lines, pod_lines6, pod_sysctls, prepare_node, prepare_node6, six
 from tests.waiting import PATIENCE, wait
 
 T = TypeVar("T")
@@ -73,6 +75,7 @@ class Lab:
         hold_time: int = 90,
         rp_filter: int = 2,
         tor: str = "bird",
+        ipv6: bool = False,
     ) -> None:
         if tor not in TOR_MAKES:
             raise LabError(f"no ToR of make {tor!r}: it is one of {', '.join(TOR_MAKES)}")
@@ -85,6 +88,7 @@ class Lab:
         self.cni = cni
         self.pod_mtu = pod_mtu
         self.rp_filter = rp_filter
+        self.ipv6 = ipv6
         self.hold_time = hold_time
         self.keep = False
         self.nodes = {spec.name: Node(self.directory, spec) for spec in nodes}
@@ -148,6 +152,10 @@ class Lab:
         home.sysctl(pod_sysctls(self.cni, pod.device))
         home.ip(*outside)
         pod.ip(*inside)
+        if self.ipv6:
+            outside, inside = pod_lines6(self.cni, pod.device, pod.address, home.spec.pod_cidr)
+            home.ip(*outside)
+            pod.ip(*inside)
         self.pods[name] = pod
         return pod
 
@@ -179,7 +187,8 @@ class Lab:
         number = len(self._watches)
         watch = SourceWatch(
             self.tor, [*self.nodes, *self.neighbors, "fw", "client"],
-            cluster=[NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK], guarded=[FW_NETWORK],
+            cluster=[NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK, six(NODE_NETWORK), six(POD_NETWORK)],
+            guarded=[FW_NETWORK],
             pcap=self.directory / f"tor-{number}.pcap",
         )  # fmt: skip
         self._watches.append(watch)
@@ -220,6 +229,9 @@ class Lab:
             f"addr add {TOR_ADDRESS}/24 dev br0",
             "link set br0 up",
         )
+        if self.ipv6:
+            self.tor.sysctl({"net.ipv6.conf.all.forwarding": 1})
+            self.tor.ip(f"addr add {six(TOR_ADDRESS + '/24')} dev br0")
 
     def _build_edge(self, host: Host, network: str) -> None:
         first = str(ipaddress.IPv4Network(network)[1])
@@ -229,6 +241,9 @@ class Lab:
             f"link set {host.label} up",
         )
         host.ip(f"addr add {host.address}/24 dev eth0", "link set eth0 up", f"route add default via {first}")
+        if self.ipv6:
+            self.tor.ip(f"addr add {six(first + '/24')} dev {host.label}")
+            host.ip(f"addr add {six(host.address + '/24')} dev eth0", f"route add ::/0 via {six(first)}")
 
     def _build_node(self, node: Node) -> None:
         self.tor.ip(
@@ -252,6 +267,19 @@ class Lab:
             *(f"route add {other.pod_cidr} via {other.address}" for other in others),
             *prepare_node(self.cni, node.spec.pod_cidr),
         )
+        if self.ipv6:
+            self._build_node6(node)
+
+    def _build_node6(self, node: Node) -> None:
+        address, others = six(node.address), (other.spec for other in self.nodes.values() if other is not node)
+        node.sysctl({"net.ipv6.conf.all.forwarding": 1})
+        node.ip(
+            f"addr add {six(node.address + '/24')} dev eth0",
+            f"route add ::/0 via {six(TOR_ADDRESS)}",
+            *(f"route add {six(other.pod_cidr)} via {six(other.address)}" for other in others),
+            *prepare_node6(self.cni, node.spec.pod_cidr),
+        )
+        self.tor.ip(f"route add {six(node.spec.pod_cidr)} via {address} dev br0")
 
 
 class LabError(Exception):

@@ -1,6 +1,6 @@
 """Small servers that run inside pods and beyond the ToR, and say which source address they saw. Standard library only.
 
-    python servers.py --name fw --log FILE [--http PORT] [--udp PORT] [--tcp PORT]
+    python servers.py --name fw --log FILE [--address ADDRESS] [--http PORT] [--udp PORT] [--tcp PORT]
 
 HTTP answers `NAME saw SOURCE`, and `/bytes/N` with N zero bytes;
 UDP answers the same in front of the payload; TCP answers it once and then echoes.
@@ -14,7 +14,8 @@ import contextlib
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from socketserver import BaseRequestHandler, BaseServer, TCPServer, ThreadingTCPServer, ThreadingUDPServer
+from socket import AF_INET, AF_INET6
+from socketserver import BaseRequestHandler, BaseServer, TCPServer, ThreadingTCPServer, ThreadingUDPServer, UDPServer
 from typing import ClassVar
 
 
@@ -90,17 +91,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", required=True)
     parser.add_argument("--log", required=True, type=Path)
+    parser.add_argument("--address", default="0.0.0.0")
     for protocol in ("http", "udp", "tcp"):
         parser.add_argument(f"--{protocol}", type=int, metavar="PORT")
     options = parser.parse_args()
     Seen.name, Seen.log = options.name, Log(options.log)
     servers: list[BaseServer] = []
+    TCPServer.address_family = UDPServer.address_family = AF_INET6 if ":" in options.address else AF_INET
     if options.http:
-        servers.append(Pages(("", options.http), Http))
+        servers.append(Pages((options.address, options.http), Http))
     if options.udp:
-        servers.append(ThreadingUDPServer(("", options.udp), Udp))
+        servers.append(ThreadingUDPServer((options.address, options.udp), Udp))
     if options.tcp:
-        servers.append(TcpServer(("", options.tcp), Tcp))
+        servers.append(TcpServer((options.address, options.tcp), Tcp))
     threads = [threading.Thread(target=server.serve_forever) for server in servers]
     for thread in threads:
         thread.start()

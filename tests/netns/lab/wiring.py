@@ -11,7 +11,15 @@ import ipaddress
 from typing import Literal
 
 Cni = Literal["routed", "bridge"]
+PREFIX6 = 0xFD00 << 112
 HOST_MAC = "ee:ee:ee:ee:ee:ee"  # what Calico gives each host side
+
+
+def six(text: str) -> str:
+    """The IPv6 address, network or interface (address/length of a network) in the place of an IPv4 one."""
+    address, slash, length = text.partition("/")
+    mapped = ipaddress.IPv6Address(PREFIX6 + int(ipaddress.IPv4Address(address)))
+    return f"{mapped}{slash}{int(length) + 96 if slash else ''}"
 
 
 def bridge_address(pod_cidr: str) -> str:
@@ -60,3 +68,26 @@ def pod_lines(cni: Cni, device: str, address: str, pod_cidr: str, mtu: int) -> t
 def pod_sysctls(cni: Cni, device: str) -> dict[str, int | str]:
     """Sysctls of the host side, set while it is still down."""
     return {f"net.ipv4.conf.{device}.proxy_arp": 1} if cni == "routed" else {}
+
+
+def prepare_node6(cni: Cni, pod_cidr: str) -> list[str]:
+    """What a node needs once for IPv6, behind `prepare_node`."""
+    if cni == "routed":
+        return [f"route add blackhole {six(pod_cidr)}"]
+    return [f"addr add {six(f'{bridge_address(pod_cidr)}/{ipaddress.IPv4Network(pod_cidr).prefixlen}')} dev cni0"]
+
+
+def pod_lines6(cni: Cni, device: str, address: str, pod_cidr: str) -> tuple[list[str], list[str]]:
+    """Lines for the node and for the pod that has `pod_lines` already."""
+    if cni == "routed":
+        inside = [
+            f"addr add {six(address)}/128 dev eth0",
+            f"neigh replace fe80::1 lladdr {HOST_MAC} dev eth0 nud permanent",
+            "route add ::/0 via fe80::1 dev eth0",
+        ]
+        return [f"route add {six(address)}/128 dev {device}"], inside
+    length = ipaddress.IPv4Network(pod_cidr).prefixlen
+    return [], [
+        f"addr add {six(f'{address}/{length}')} dev eth0",
+        f"route add ::/0 via {six(bridge_address(pod_cidr))}",
+    ]

@@ -1,0 +1,214 @@
+"""IPv6, which nothing translates yet, from YAML to the ToR: what a policy covers does not leave, all else does."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import pytest
+
+from egress.guard import parse_counters
+from tests.netns.lab import cluster
+from tests.netns.lab.daemons import Daemons
+from tests.netns.lab.hosts import Host, PodHost
+from tests.netns.lab.lab import CLIENT_ADDRESS, FW_ADDRESS, Lab
+from tests.netns.lab.wiring import six
+
+FW6, CLIENT6 = six(FW_ADDRESS), six(CLIENT_ADDRESS)
+POLICY = """\
+apiVersion: routerd.io/v1alpha1
+kind: EgressPolicy
+metadata: {name: six}
+spec:
+  selectors: [{podSelector: {matchLabels: {app: sel}}}]
+  destinationCIDRs: [203.0.113.0/24, '::/0']
+  excludedCIDRs: ['%s/128']
+  egressIP: 10.168.60.100
+"""
+NATIVE = """\
+apiVersion: routerd.io/v1alpha1
+kind: EgressPolicy
+metadata: {name: six}
+spec:
+  selectors: [{podSelector: {matchLabels: {app: sel}}}]
+  destinationCIDRs: [%s]
+  egressIP: '%s'
+"""
+CILIUM_NAT = """\
+apiVersion: cilium.io/v2alpha1
+kind: CiliumEgressNATPolicy
+metadata: {name: six}
+spec:
+  egress: [{podSelector: {matchLabels: {app: sel}}}]
+  destinationCIDRs: [%s]
+  egressSourceIP: '%s'
+"""
+CILIUM_GATEWAY = """\
+apiVersion: cilium.io/v2
+kind: CiliumEgressGatewayPolicy
+metadata: {name: six}
+spec:
+  selectors: [{podSelector: {matchLabels: {app: sel}}}]
+  destinationCIDRs: [%s]
+  egressGateway: {nodeSelector: {matchLabels: {node.kubernetes.io/name: node1}}, egressIP: '%s'}
+"""
+
+
+@dataclass(frozen=True)
+class Stage:
+    lab: Lab
+    daemons: Daemons
+
+    def put(self, policy: str) -> None:
+        cluster.put(self.lab.manifests / "policy.yaml", policy)
+
+    def guard(self) -> str:
+        return self.lab.node("worker").run(["nft", "list", "table", "inet", "routerd"], check=False)
+
+    def dropped(self) -> dict[str, int]:
+        listed = self.lab.node("worker").run(["nft", "-j", "list", "counters", "table", "inet", "routerd"])
+        return parse_counters(json.loads(listed))
+
+    def until(self, text: str, what: str) -> None:
+        """The worker's guard says `text`."""
+        self.lab.wait(lambda: text in self.guard(), what)
+
+    def left(self, pod: PodHost, *sources: str) -> int:
+        """Packets at the ToR's links while the pod sends everything to FW6, from its own address and from `sources`."""
+        with self.lab.watch() as watch:
+            for source in (six(pod.address), *sources):
+                send(pod, source)
+            verdict = watch.settle()
+        assert verdict.lost == 0
+        return sum(count for (_, destination), count in verdict.outside.items() if destination == FW6)
+
+
+def send(pod: PodHost, source: str) -> None:
+    """A SYN, a datagram and an echo request to FW6. No answer is expected."""
+    with pod.socket(socket.AF_INET6, socket.SOCK_DGRAM) as datagram:
+        datagram.bind((source, 0))
+        datagram.sendto(b"six", (FW6, 53))
+    with pod.socket(socket.AF_INET6, socket.SOCK_STREAM) as connection:
+        connection.settimeout(0.1)
+        connection.bind((source, 0))
+        with suppress(OSError):
+            connection.connect((FW6, 80))
+    pod.run(["ping", "-n", "-c", "1", "-W", "0.2", "-I", source, FW6], check=False)
+
+
+def reaches(host: Host, address: str, source: str) -> bool:
+    """Whether HTTP, UDP and ICMP reach the servers of `address`, which see `source`."""
+    answers = [host.get(address), host.ask(address)]
+    return [answer.source for answer in answers] == [source, source] and host.ping(address)
+
+
+@pytest.fixture(scope="module", params=["routed", "bridge"])
+def stage(request: pytest.FixtureRequest, clean_labs: list[str]) -> Iterator[Stage]:
+    with Lab(f"six{os.getpid()}{request.param[0]}", cni=request.param, ipv6=True) as lab:
+        for name in ("sel", "plain"):
+            lab.add_pod(name, "worker", {"app": name})
+        lab.add_pod("inside", "gw2", {"app": "inside"})
+        for host, address in ((lab.fw, FW6), (lab.client, CLIENT6)):
+            host.start_server(http=80, udp=53, address=address)
+        for name in ("sel", "inside"):
+            lab.pod(name).start_server(http=80, udp=53, address=six(lab.pod(name).address))
+        cluster.write_cluster(lab)
+        built = Stage(lab, Daemons(lab))
+        built.put(POLICY % CLIENT6)
+        built.daemons.start_operator()
+        built.daemons.start_speaker("worker")
+        built.daemons.start_agent("worker")
+        lab.wait(lambda: f"{lab.pod('sel').address} : jump" in built.guard(), "sel is selected")
+        yield built
+        built.daemons.stop()
+
+
+@pytest.fixture(autouse=True)
+def restored(stage: Stage) -> Iterator[None]:
+    yield
+    stage.put(POLICY % CLIENT6)
+    stage.until(f"ip6 daddr != {CLIENT6}", "the policy as it was")
+
+
+def test_what_a_policy_covers_does_not_leave_whatever_the_source(stage: Stage) -> None:
+    sel = stage.lab.pod("sel")
+    sources = (six("10.244.3.250"), "2001:db8:5::5")  # in the node's pod network, and outside of every network
+    sel.ip(*(f"addr add {source}/128 dev eth0 nodad" for source in sources))
+    before = stage.dropped()
+    assert stage.left(sel, *sources) == 0
+    after = stage.dropped()
+    sel.ip(*(f"addr del {source}/128 dev eth0" for source in sources))
+    assert sum(after.values()) - sum(before.values()) >= 9  # each of three packets from each of three addresses
+    assert after["selected"] - before["selected"] >= 6
+
+
+def test_an_unselected_pod_leaves_with_its_own_address(stage: Stage) -> None:
+    plain = stage.lab.pod("plain")
+    assert reaches(plain, FW6, six(plain.address))
+    assert stage.left(plain) >= 3
+
+
+def test_what_is_excluded_or_in_the_cluster_is_reached(stage: Stage) -> None:
+    sel = stage.lab.pod("sel")
+    assert reaches(sel, CLIENT6, six(sel.address))
+    assert reaches(sel, six(stage.lab.pod("inside").address), six(sel.address))
+    assert sel.ping(six(stage.lab.node("gw2").address))
+
+
+def test_what_began_outside_is_answered(stage: Stage) -> None:
+    assert reaches(stage.lab.fw, six(stage.lab.pod("sel").address), FW6)
+
+
+def test_it_is_said(stage: Stage) -> None:
+    assert "UnsupportedFamily" in stage.daemons.refusals("worker")
+    why = stage.daemons.routerd("worker", "why", "pod/default/sel", check=False)
+    assert "IPv6 is not translated yet: what the selected pods send to ::/0 is dropped" in why
+    published = (stage.lab.manifests / "allocations.yaml").read_text()
+    assert "UnsupportedFamily" in published
+
+
+def test_a_pod_that_is_not_known_yet_does_not_leave(stage: Stage) -> None:
+    late = stage.lab.add_pod("late", "worker", {"app": "plain"})
+    stray = "2001:db8:5::6"
+    late.ip(f"addr add {stray}/128 dev eth0 nodad")
+    try:
+        on = "cni0" if stage.lab.cni == "bridge" else late.device
+        stage.until(f'"{on}" : jump', "the device of the new pod is guarded")
+        before = stage.dropped()
+        assert stage.left(late, stray) == 0
+        after = stage.dropped()
+        assert after["undecided"] - before["undecided"] >= 3
+        assert sum(after.values()) - sum(before.values()) >= 6
+        cluster.write_cluster(stage.lab)
+        stage.until(f'"{on}" . {six(late.address)}', "the new pod is decided")
+        assert reaches(late, FW6, six(late.address))
+    finally:
+        stage.lab.remove_pod("late")
+        cluster.write_cluster(stage.lab)
+
+
+KINDS = {"EgressPolicy": NATIVE, "CiliumEgressNATPolicy": CILIUM_NAT, "CiliumEgressGatewayPolicy": CILIUM_GATEWAY}
+
+
+@pytest.mark.parametrize("address", ["10.168.60.100", "2001:db8:60::1"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_policy_of_which_nothing_is_translated_drops_all_that_it_covers(
+    stage: Stage, kind: str, address: str
+) -> None:
+    """IPv6 destinations alone, or an IPv6 egress IP, in every format."""
+    sel, is_six = stage.lab.pod("sel"), ":" in address
+    stage.put(KINDS[kind] % ("203.0.113.0/24, '::/0'" if is_six else "'::/0'", address))
+    stage.until("ip6 daddr ::/0 counter", "the policy is in force")
+    stage.lab.wait(lambda: not stage.daemons.plan("worker"), "nothing is left to do")
+    assert stage.left(sel) == 0
+    with stage.lab.watch() as watch:
+        watch.forbid(sel.address)
+        assert sel.ask(FW_ADDRESS, timeout=0.3).refusal == ("timeout" if is_six else "No route to host")
+        assert (not watch.settle().leaks) == is_six
+    status = stage.daemons.routerd("worker", "why", "pod/default/sel", check=False)
+    assert f"does {kind}/six take it" in status
+    assert "UnsupportedFamily" in status
