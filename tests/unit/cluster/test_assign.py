@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 
@@ -269,6 +270,39 @@ def test_no_gateway(world: World, label: str | None, gateways: LabelSelector | N
     group, refusal = world.decide().splitlines()
     assert group == "group 1 198.51.100.7 EgressPolicy/a via none /1 epoch 1"
     assert refusal.startswith(f"! EgressPolicy/a NoGateway: {message}")
+
+
+SIX, FOUR = ip_network("2001:db8::/32"), ip_network("203.0.113.0/24")
+
+
+def test_a_policy_of_both_families_has_its_group_and_says_what_is_not_translated(world: World) -> None:
+    world.node("g")
+    world.policy("web", "198.51.100.7", destinations=(FOUR, SIX))
+    group, refused = world.decide().splitlines()
+    assert group == "group 1 198.51.100.7 EgressPolicy/web via g:0 /1 epoch 1"
+    told = "IPv6 is not translated yet: what the selected pods send to 2001:db8::/32 is dropped"
+    assert refused == f"! EgressPolicy/web UnsupportedFamily: {told}"
+
+
+@pytest.mark.parametrize(
+    ("ip", "fields"),
+    [("", {"pool": "default", "destinations": (SIX,)}), ("198.51.100.7", {"destinations": (SIX,)}),
+     ("2001:db8::7", {"destinations": (FOUR,)}), ("2001:db8::7", {"destinations": (FOUR, SIX)})],
+)  # fmt: skip
+def test_a_policy_of_which_nothing_is_translated_gets_no_egress_ip(world: World, ip: str, fields: Any) -> None:
+    world.node("g")
+    world.policy("web", ip, **fields)
+    assert refusals(world) == [("EgressPolicy/web", "UnsupportedFamily")]
+    assert world.allocations.groups == ()
+    assert world.ledger.addresses == ()
+
+
+def test_a_pool_gives_an_egress_ip_that_something_is_translated_to(world: World) -> None:
+    world.node("g")
+    world.pool("six", "2001:db8:1::/64")
+    world.policy("web", pool="six")
+    assert refusals(world) == [("EgressPolicy/web", "PoolExhausted")]
+    assert world.allocations.groups == ()
 
 
 def test_group_numbers_rotate_and_wrap(world: World) -> None:

@@ -1,0 +1,35 @@
+"""What the operator writes into the status of policies."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+
+import pytest
+
+from routerd.store.kubernetes.objects import Known
+from routerd.store.kubernetes.status import policy_patches
+from tests.models.operator_world import World
+
+KNOWN = Known("web", "", "1", "9", "2026-01-01T00:00:00Z", generation=3)
+SIX, FOUR = ip_network("2001:db8::/32"), ip_network("203.0.113.0/24")
+
+
+@pytest.mark.parametrize(
+    ("destinations", "ip", "ready", "allocated"),
+    [
+        ((FOUR,), "198.51.100.7", ("True", "Ready"), ("True", "Allocated")),
+        ((FOUR, SIX), "198.51.100.7", ("False", "UnsupportedFamily"), ("True", "Allocated")),
+        ((SIX,), "198.51.100.7", ("False", "UnsupportedFamily"), ("False", "UnsupportedFamily")),
+        ((FOUR,), "2001:db8::7", ("False", "UnsupportedFamily"), ("False", "UnsupportedFamily")),
+    ],
+)
+def test_a_policy_that_is_half_in_effect_is_not_ready(
+    destinations: object, ip: str, ready: tuple[str, str], allocated: tuple[str, str]
+) -> None:
+    world = World()
+    world.node("g")
+    world.policy("web", ip, destinations=destinations)
+    world.decide()
+    (patch,) = policy_patches([KNOWN], world.snapshot(), "2026-01-02T00:00:00Z")
+    said = {each["type"]: (each["status"], each["reason"]) for each in patch.status["conditions"]}
+    assert (said["Ready"], said["Allocated"]) == (ready, allocated)
