@@ -339,8 +339,8 @@ class NodeReport:
 
 
 @dataclass(frozen=True, slots=True)
-class BgpConfig:
-    """Peers and where the settings came from."""
+class Peering:
+    """Every BGP peer of the cluster, of whichever ConfigMap."""
 
     peers: tuple[Peer, ...] = ()
 
@@ -355,8 +355,8 @@ class Snapshot:
     pods: Mapping[str, Pod] | None = field(default=None, metadata={"words": "pods"})
     services: Mapping[str, Service] | None = field(default=None, metadata={"words": "services"})
     endpoint_slices: tuple[EndpointSlice, ...] | None = field(default=None, metadata={"words": "endpoint slices"})
-    # no ConfigMap at all is an empty BgpConfig
-    bgp: BgpConfig | None = field(default=None, metadata={"words": "BGP peers"})
+    # no ConfigMap at all is an empty Peering
+    bgp: Peering | None = field(default=None, metadata={"words": "BGP peers"})
     pools: Mapping[str, AddressPool] | None = field(default=None, metadata={"words": "address pools"})
     # by key, "Kind/name"
     policies: Mapping[str, EgressPolicy] | None = field(default=None, metadata={"words": "egress policies"})
@@ -389,8 +389,8 @@ def selection_matches(selection: PodSelection, pod: Pod, namespace_labels: Label
 
 __all__ = [
     "EVERYTHING", "EXCLUDE_LABEL", "GATEWAY_LABEL", "NAMESPACE_LABEL", "NAMESPACE_NAME_LABEL", "PARTS",
-    "AddressPool", "Advertisement", "Allocations", "BgpConfig", "EgressGroup", "EgressPolicy", "Endpoint",
+    "AddressPool", "Advertisement", "Allocations", "EgressGroup", "EgressPolicy", "Endpoint",
     "EndpointSlice", "GatewaySlot", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node",
-    "NodeReport", "Origin", "Peer", "Pod", "PodSelection", "PortRange", "Refusal", "Service", "ServiceAllocation",
+    "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodSelection", "PortRange", "Refusal", "Service", "ServiceAllocation",
     "ServicePort", "Snapshot", "Writer", "selection_matches",
 ]  # fmt: skip

@@ -80,7 +80,7 @@ class TaskReturned(Exception):
     """A task that must live as long as the agent has returned: a fault of ours."""
 
 
-class Node(Protocol):
+class Host(Protocol):
     """What an agent asks its node: `routerd.agent.rooms.Rooms` on a real one, a model in tests."""
 
     def snapshot(self) -> Snapshot:
@@ -110,7 +110,7 @@ class Parts:
     """What an agent is made of."""
 
     settings: Settings
-    node: Node
+    host: Host
     reconciler: Reconciler
     brake: Brake = field(default_factory=Brake)  # off
     carried: Callable[[], Awaitable[Mapping[IPAddress, AdjRibOut]]] | None = None
@@ -127,7 +127,7 @@ class Agent:
 
     def __init__(self, parts: Parts) -> None:
         self._settings = parts.settings
-        self._node = parts.node
+        self._host = parts.host
         self._reconciler = parts.reconciler
         self._brake = parts.brake
         self._carried = parts.carried
@@ -207,14 +207,14 @@ class Agent:
         kind = str(request.get("kind"))
         if kind not in COLUMNS:
             raise RequestRefused(f"unknown kind {kind!r}: one of {', '.join(COLUMNS)}", 2)
-        nat = await in_thread(self._node.nat) if kind == "nat" else ()
-        return rows(kind, View(self._snapshot, self._state, self._node.peers(), nat))
+        nat = await in_thread(self._host.nat) if kind == "nat" else ()
+        return rows(kind, View(self._snapshot, self._state, self._host.peers(), nat))
 
     def _why(self, request: dict[str, Any]) -> list[dict[str, object]]:
         name = str(request.get("object"))
         steps = explain(self._snapshot, self._state, self._settings, name)
         if is_service(name) and steps[-1].yes:
-            steps += session_steps(self._state.announcements, self._node.peers())
+            steps += session_steps(self._state.announcements, self._host.peers())
         return [{"question": s.question, "yes": s.yes, "reason": s.reason, "detail": s.detail} for s in steps]
 
     def _release_brake(self) -> int:
@@ -291,9 +291,9 @@ class Agent:
 
     async def _compose(self) -> None:
         """Decides anew, unless nothing that a decision rests on has changed."""
-        self._snapshot = self._node.snapshot()
+        self._snapshot = self._host.snapshot()
         peers = self._snapshot.bgp.peers if self._snapshot.bgp else ()
-        self._facts = self._node.facts(peers, self._facts)
+        self._facts = self._host.facts(peers, self._facts)
         is_same = self._composed is not None and self._composed[0] is self._snapshot
         if is_same and self._composed is not None and self._composed[1] == self._facts and not self._brake.is_due:
             return
@@ -308,18 +308,18 @@ class Agent:
 
     async def _counted(self) -> AgentStatus:
         """The status with counters as they are now: reads the datapath."""
-        self._egress = await in_thread(self._node.egress)
+        self._egress = await in_thread(self._host.egress)
         return self._refreshed()
 
     def _refreshed(self) -> AgentStatus:
         return replace(
             self._status,
             missing=self._snapshot.missing(),
-            peers=peer_statuses(self._state, self._node.peers()),
-            refusals=tuple(dict.fromkeys((*self._state.refusals, *self._said.refusals, *self._node.refusals()))),
+            peers=peer_statuses(self._state, self._host.peers()),
+            refusals=tuple(dict.fromkeys((*self._state.refusals, *self._said.refusals, *self._host.refusals()))),
             pools=tuple(pool_rows(self._snapshot)),
-            generation=self._finished if self._node.is_settled() else self._status.generation,
-            store=self._node.store_status(),
+            generation=self._finished if self._host.is_settled() else self._status.generation,
+            store=self._host.store_status(),
             braked=self._brake.paths,
             egress=self._egress.beside(self._state.egress),
         )

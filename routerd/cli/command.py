@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from routerd.config import Config
-    from routerd.daemon.lifetime import Source
+    from routerd.daemon.lifetime import ConfigSource
 
 DEFAULT_CONFIG = Path("/etc/routerd/routerd.yaml")
 OUTPUTS = ("table", "json", "csv")
@@ -56,10 +56,10 @@ def path(arguments: argparse.Namespace) -> Path | None:
     return named if named not in (None, DEFAULT_CONFIG) or DEFAULT_CONFIG.exists() else None
 
 
-def source(arguments: argparse.Namespace) -> Source:
-    from routerd.daemon.lifetime import Source
+def source(arguments: argparse.Namespace) -> ConfigSource:
+    from routerd.daemon.lifetime import ConfigSource
 
-    return Source(path(arguments), getattr(arguments, "bpf_loader", None))
+    return ConfigSource(path(arguments), getattr(arguments, "bpf_loader", None))
 
 
 def configuration(arguments: argparse.Namespace) -> Config:

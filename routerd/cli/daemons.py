@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from routerd.config import Config
-    from routerd.daemon.lifetime import Source
+    from routerd.daemon.lifetime import ConfigSource
 
 
 def _log(config: Config) -> None:
@@ -30,7 +30,9 @@ def _log(config: Config) -> None:
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells every look at the files
 
 
-def until_stopped(arguments: argparse.Namespace, work: Callable[[Config, Source], Coroutine[Any, Any, None]]) -> int:
+def until_stopped(
+    arguments: argparse.Namespace, work: Callable[[Config, ConfigSource], Coroutine[Any, Any, None]]
+) -> int:
     import asyncio
 
     from routerd.daemon.lifetime import until_signal

@@ -23,7 +23,7 @@ from routerd.refs import Ref, service_ref
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class AssignSettings:
     """Times in seconds."""
 
     timers: Timers = field(default_factory=Timers)
@@ -48,10 +48,10 @@ def assign(
     ledger: Ledger,
     reports: Mapping[str, NodeReport] | None,
     now: float,
-    settings: Settings | None = None,
+    settings: AssignSettings | None = None,
 ) -> Decision:
     """`now` is in seconds of the Unix epoch. `reports` are by node name."""
-    settings = settings or Settings()
+    settings = settings or AssignSettings()
     previous = snapshot.allocations or Allocations()
     services, policies, pools, nodes = snapshot.services, snapshot.policies, snapshot.pools, snapshot.nodes
     if services is None or policies is None or pools is None or nodes is None or reports is None:

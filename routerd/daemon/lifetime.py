@@ -24,7 +24,7 @@ LOGGER = logging.getLogger("routerd.process")
 
 
 @dataclass(slots=True)
-class Source:
+class ConfigSource:
     """Where the configuration comes from; `path` None = the defaults. The work sets `told` to hear of refusals."""
 
     path: Path | None = None
@@ -64,7 +64,7 @@ class _Signals:
         loop.add_signal_handler(signal.SIGHUP, self.reload.set)
 
 
-async def until_signal(source: Source, work: Callable[[Config, Source], Coroutine[Any, Any, None]]) -> None:
+async def until_signal(source: ConfigSource, work: Callable[[Config, ConfigSource], Coroutine[Any, Any, None]]) -> None:
     """Runs `work` until a signal to stop; anew, in this process, when SIGHUP finds another configuration."""
     signals, config = _Signals(), source.load()
     signals.listen()
@@ -79,7 +79,7 @@ async def until_signal(source: Source, work: Callable[[Config, Source], Coroutin
     event(LOGGER, logging.INFO, "stopped")
 
 
-async def _watched(task: asyncio.Task[None], signals: _Signals, source: Source, config: Config) -> Config:
+async def _watched(task: asyncio.Task[None], signals: _Signals, source: ConfigSource, config: Config) -> Config:
     """Returns at a signal to stop, or with another configuration; raises what the task raises."""
     while True:
         waits: list[asyncio.Task[Any]] = [

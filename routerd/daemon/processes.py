@@ -23,7 +23,7 @@ from routerd.blocking import in_thread
 from routerd.config import Config
 from routerd.daemon import preflight
 from routerd.daemon.directories import made
-from routerd.daemon.lifetime import Source
+from routerd.daemon.lifetime import ConfigSource
 from routerd.errors import StoreError
 from routerd.log import event
 from routerd.model import Allocations, NodeReport, Snapshot, Writer
@@ -99,7 +99,7 @@ def check_agent(config: Config) -> None:
             event(LOGGER, logging.WARNING, "bpffs-mounted", reason="pins last as long as this mount does")
 
 
-async def agent(config: Config, source: Source) -> None:
+async def agent(config: Config, source: ConfigSource) -> None:
     """`routerd agent`, until cancelled. EnvironmentFault if the machine lacks something."""
     check_agent(config)
     heart, on_store = Heart(), Callback()
@@ -117,7 +117,7 @@ async def agent(config: Config, source: Source) -> None:
             web()
 
 
-def _assembled(config: Config, source: Source, heart: Heart, store: Store) -> Agent:
+def _assembled(config: Config, source: ConfigSource, heart: Heart, store: Store) -> Agent:
     from bgp.speaker import Speaker
     from egress.devices import watch
     from routerd.agent.rooms import Rooms, relay_socket
@@ -228,7 +228,7 @@ class OperatorStore:
         return operator_status(routerd.__version__, snapshot, reports, body.rounds, body.last, active=True)
 
 
-async def operator(config: Config, source: Source) -> None:
+async def operator(config: Config, source: ConfigSource) -> None:
     """`routerd operator`, until cancelled. EnvironmentFault if another one has the ledger."""
     if config.store.kind == "kubernetes":
         from routerd.operator.leader import candidate
@@ -236,7 +236,7 @@ async def operator(config: Config, source: Source) -> None:
         await candidate(config)
         return
     from ipam.round import Timers
-    from routerd.cluster.assign import Settings as AssignSettings
+    from routerd.cluster.assign import AssignSettings
     from routerd.operator.loop import Operator
     from routerd.store.embedded.ledger import SqliteLedger
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import routerd
 from ipam.round import Timers
-from routerd.cluster.assign import Decision, Settings
+from routerd.cluster.assign import AssignSettings, Decision
 from routerd.config import Config
 from routerd.errors import StoreError
 from routerd.log import event
@@ -74,7 +74,7 @@ class Candidate:
     client: Client
     namespace: str
     lease: Lease
-    settings: Settings = field(default_factory=Settings)
+    settings: AssignSettings = field(default_factory=AssignSettings)
     timings: Timings = field(default_factory=Timings)
     operator: Operator | None = field(init=False, default=None)
     publisher: Publisher | None = field(init=False, default=None)
@@ -205,7 +205,7 @@ async def candidate(config: Config) -> None:
     """`routerd operator` on Kubernetes, until cancelled. EnvironmentFault if the API server cannot be configured."""
     wanted, namespace = config.operator, config.store.namespace
     times = LeaseTimes(wanted.lease_duration, wanted.lease_renew_deadline, wanted.lease_retry)
-    settings = Settings(Timers(cooldown=wanted.cooldown, retention=wanted.egress_retention))
+    settings = AssignSettings(Timers(cooldown=wanted.cooldown, retention=wanted.egress_retention))
     client = Client(config.store.kubeconfig)
     await client.open()
     try:

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from ipam.round import Record
 from routerd.cluster.adopt import is_foreign
-from routerd.cluster.assign import Decision, Settings, assign, release
+from routerd.cluster.assign import AssignSettings, Decision, assign, release
 from routerd.cluster.ledger import Changes, Ledger, difference
 from routerd.errors import EnvironmentFault, StoreError
 from routerd.log import event
@@ -35,8 +35,8 @@ PATIENCE = 2.0  # seconds that a question waits for a round to end
 LONGEST_WAIT = 3600.0  # seconds; a clock that jumped cannot put a timer off for longer
 
 
-class Store(Protocol):
-    """What the operator needs of a store; see `routerd.store.interface`."""
+class OperatorView(Protocol):
+    """A store as an operator sees it; `routerd.store.interface.Store` has more."""
 
     def snapshot(self) -> Snapshot: ...
 
@@ -73,9 +73,9 @@ async def rest(error: Exception, seconds: float) -> None:
 class Operator:
     """One operator. `clock` gives seconds of the Unix epoch: records outlive the process."""
 
-    store: Store
+    store: OperatorView
     ledger: LedgerFile
-    settings: Settings = field(default_factory=Settings)
+    settings: AssignSettings = field(default_factory=AssignSettings)
     clock: Callable[[], float] = time.time
     in_thread: bool = False  # the store's writes wait for a network: rounds are made in a worker thread
     on_decision: Callable[[], None] = lambda: None  # called in the event loop after each round

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from ipam.round import Timers
-from routerd.cluster.assign import Settings
+from routerd.cluster.assign import AssignSettings
 from routerd.operator.leader import Candidate
 from routerd.store.kubernetes.client import ApiError, Client
 from routerd.store.kubernetes.lease import Lease, LeaseTimes
@@ -296,7 +296,7 @@ async def operator(
     client = Client(Path(found.server.kubeconfig_for(token) if token else found.server.kubeconfig))
     await client.open()
     lease = Lease(client, "routerd", identity, times, **more)
-    one = Candidate(client, "routerd", lease, Settings(Timers(cooldown=cooldown)), timings)
+    one = Candidate(client, "routerd", lease, AssignSettings(Timers(cooldown=cooldown)), timings)
     try:
         async with running(one.run()):
             yield one

@@ -8,17 +8,17 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from ipam.round import Timers
-from routerd.cluster.assign import Decision, Settings, assign, release
+from routerd.cluster.assign import AssignSettings, Decision, assign, release
 from routerd.cluster.ledger import Changes, Ledger
 from routerd.errors import StoreError
 from routerd.model import (
     GATEWAY_LABEL,
     AddressPool,
     Allocations,
-    BgpConfig,
     EgressPolicy,
     Node,
     NodeReport,
+    Peering,
     Service,
     ServicePort,
     Snapshot,
@@ -27,7 +27,7 @@ from routerd.model import (
 
 @dataclass
 class World:
-    settings: Settings = field(default_factory=lambda: Settings(Timers(cooldown=30), group_retention=100))
+    settings: AssignSettings = field(default_factory=lambda: AssignSettings(Timers(cooldown=30), group_retention=100))
     services: dict[str, Service] = field(default_factory=dict)
     policies: dict[str, EgressPolicy] = field(default_factory=dict)
     pools: dict[str, AddressPool] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class World:
 
     def snapshot(self) -> Snapshot:
         return Snapshot(
-            nodes=self.nodes, namespaces={}, pods={}, services=self.services, endpoint_slices=(), bgp=BgpConfig(),
+            nodes=self.nodes, namespaces={}, pods={}, services=self.services, endpoint_slices=(), bgp=Peering(),
             pools=self.pools, policies=self.policies, allocations=self.allocations,
         )  # fmt: skip
 

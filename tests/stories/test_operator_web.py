@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from routerd.config import Config, OperatorConfig, StoreConfig
-from routerd.daemon.lifetime import Source
+from routerd.daemon.lifetime import ConfigSource
 from routerd.daemon.processes import operator
 from tests.models.web import answer, free_port, ok
 
@@ -43,7 +43,7 @@ async def embedded(directory: Path) -> AsyncIterator[int]:
     )  # fmt: skip
     settings = OperatorConfig(ledger=directory / "ledger", metrics_listen=(ip_address("127.0.0.1"), port))
     task = asyncio.create_task(
-        operator(Config("a", store, state_dir=directory, run_dir=directory, operator=settings), Source())
+        operator(Config("a", store, state_dir=directory, run_dir=directory, operator=settings), ConfigSource())
     )
     try:
         yield port

@@ -16,7 +16,7 @@ from bgp.session import PeerStatus as Session
 from egress.status import EgressStatus
 from routerd.agent.loop import RECHECK_REST, Agent, Parts, TaskReturned, peer_statuses
 from routerd.agent.reconcile import Reconciler
-from routerd.model import Allocations, BgpConfig, IPAddress, Origin, Peer, Refusal, Snapshot
+from routerd.model import Allocations, IPAddress, Origin, Peer, Peering, Refusal, Snapshot
 from routerd.node.brake import Brake, Limits
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
 from routerd.serve.api import RequestRefused
@@ -276,7 +276,7 @@ def test_two_peers_of_one_name_are_told_apart_by_address() -> None:
     other = ip_address("10.0.0.2")
     local = {**LOCAL, other: ip_address("10.0.0.11")}
     peers = (Peer(TOR, 1, 2, name="tor"), Peer(other, 1, 2, name="tor"))
-    state = compose(cluster.snapshot(bgp=BgpConfig(peers)), Settings("a"), LocalFacts(sessions=local))
+    state = compose(cluster.snapshot(bgp=Peering(peers)), Settings("a"), LocalFacts(sessions=local))
     assert [peer.label for peer in peer_statuses(state, {})] == ["10.0.0.1", "10.0.0.2"]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ipam.round import Record
 from routerd.cluster.adopt import adopt, is_foreign
-from routerd.cluster.assign import Settings
+from routerd.cluster.assign import AssignSettings
 from routerd.cluster.ledger import GroupRecord, Ledger, difference
 from routerd.model import Allocations, EgressGroup, GatewaySlot, ServiceAllocation, Writer
 from routerd.store.embedded.ledger import SqliteLedger
@@ -117,7 +117,7 @@ def test_group_numbers_slots_and_epochs_are_the_published_ones(tmp_path: Path) -
 
 
 def test_our_own_newest_document_is_not_taken_for_anothers() -> None:
-    world = World(Settings(writer=Writer("n", "ours", 1)))
+    world = World(AssignSettings(writer=Writer("n", "ours", 1)))
     world.pool("p", "192.0.2.0/29")
     world.service("a")
     world.decide()

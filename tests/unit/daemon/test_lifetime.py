@@ -14,7 +14,7 @@ import pytest
 
 from routerd.agent.loop import TaskReturned
 from routerd.config import Config
-from routerd.daemon.lifetime import Source, until_signal
+from routerd.daemon.lifetime import ConfigSource, until_signal
 from routerd.daemon.supervise import Child, run
 from routerd.errors import EnvironmentFault
 from routerd.notify import notify
@@ -31,39 +31,39 @@ def tell(number: signal.Signals) -> None:
 def test_the_command_lines_loader_goes_before_the_files(tmp_path: Path) -> None:
     file = tmp_path / "routerd.yaml"
     file.write_text(f"{HEAD}egress: {{loader: bcc}}\n")
-    assert Source(file).load().egress.loader == "bcc"
-    assert Source(file, "libbpf").load().egress.loader == "libbpf"
-    assert Source(None, "bcc").load().egress.loader == "bcc"
+    assert ConfigSource(file).load().egress.loader == "bcc"
+    assert ConfigSource(file, "libbpf").load().egress.loader == "libbpf"
+    assert ConfigSource(None, "bcc").load().egress.loader == "bcc"
 
 
 def test_a_signal_ends_the_work() -> None:
     ended: list[str] = []
 
-    async def work(config: Config, source: Source) -> None:
+    async def work(config: Config, source: ConfigSource) -> None:
         tell(signal.SIGTERM)
         try:
             await asyncio.Event().wait()
         finally:
             ended.append(config.node_name)
 
-    asyncio.run(until_signal(Source(), work))
+    asyncio.run(until_signal(ConfigSource(), work))
     assert ended == [Config().node_name]
 
 
 def test_work_that_returns_is_a_fault() -> None:
-    async def work(config: Config, source: Source) -> None:
+    async def work(config: Config, source: ConfigSource) -> None:
         """Nothing to do."""
 
     with pytest.raises(TaskReturned):
-        asyncio.run(until_signal(Source(), work))
+        asyncio.run(until_signal(ConfigSource(), work))
 
 
 def test_a_fault_of_the_work_comes_out() -> None:
-    async def work(config: Config, source: Source) -> None:
+    async def work(config: Config, source: ConfigSource) -> None:
         raise EnvironmentFault("no kernel")
 
     with pytest.raises(EnvironmentFault, match="no kernel"):
-        asyncio.run(until_signal(Source(), work))
+        asyncio.run(until_signal(ConfigSource(), work))
 
 
 def test_a_hang_up_starts_the_work_anew_with_the_new_configuration(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_hang_up_starts_the_work_anew_with_the_new_configuration(tmp_path: Pat
     path.write_text(f"{HEAD}node-name: one\n")
     seen: list[str] = []
 
-    async def work(config: Config, source: Source) -> None:
+    async def work(config: Config, source: ConfigSource) -> None:
         seen.append(config.node_name)
         if config.node_name == "one":
             path.write_text(f"{HEAD}node-name: two\n")
@@ -80,7 +80,7 @@ def test_a_hang_up_starts_the_work_anew_with_the_new_configuration(tmp_path: Pat
             tell(signal.SIGTERM)
         await asyncio.Event().wait()
 
-    asyncio.run(until_signal(Source(path), work))
+    asyncio.run(until_signal(ConfigSource(path), work))
     assert seen == ["one", "two"]
 
 
@@ -98,14 +98,14 @@ def test_a_refused_configuration_leaves_the_work_going_on_and_is_told(tmp_path: 
         else:
             tell(signal.SIGTERM)
 
-    async def work(config: Config, source: Source) -> None:
+    async def work(config: Config, source: ConfigSource) -> None:
         starts.append(config.node_name)
         source.told = tell_of
         path.write_text(f"{HEAD}colour: red\n")
         tell(signal.SIGHUP)
         await asyncio.Event().wait()
 
-    asyncio.run(until_signal(Source(path), work))
+    asyncio.run(until_signal(ConfigSource(path), work))
     assert starts == ["one"]
     assert [state.stale for state in told] == [True, False]
     assert "colour" in told[0].error

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bgp.path import Path
-from routerd.model import EXCLUDE_LABEL, Allocations, BgpConfig, Peer, Refusal, Snapshot
+from routerd.model import EXCLUDE_LABEL, Allocations, Peer, Peering, Refusal, Snapshot
 from routerd.node.announce import SERVICE_CHECKS, Announcements, Rules, announcements, egress_preference
 from routerd.refs import Ref
 from routerd.selectors import LabelSelector
@@ -76,7 +76,7 @@ def test_services_are_left_alone_when_the_configuration_says_so() -> None:
 
 def test_the_configured_router_id_wins() -> None:
     peers = (Peer(TOR, 1, 2, router_id=ip_address("1.1.1.1")),)  # type: ignore[arg-type]
-    snapshot = cluster.snapshot(bgp=BgpConfig(peers))
+    snapshot = cluster.snapshot(bgp=Peering(peers))
     assert str(announced(snapshot).desired.peers[TOR].router_id) == "1.1.1.1"
     rules = Rules(router_id=ip_address("2.2.2.2"))  # type: ignore[arg-type]
     assert str(announced(snapshot, rules=rules).desired.peers[TOR].router_id) == "2.2.2.2"
@@ -238,7 +238,7 @@ def test_inside_an_epoch_the_lower_rank_wins(epoch: int, rank: int) -> None:
 
 
 def sessions(*peers: Peer, **fields: object) -> Announcements:
-    return announced(cluster.snapshot(bgp=BgpConfig(peers), **fields))
+    return announced(cluster.snapshot(bgp=Peering(peers), **fields))
 
 
 def test_a_session_takes_the_kernels_source_and_the_nodes_router_id() -> None:
@@ -280,7 +280,7 @@ def test_the_second_peer_of_one_address_is_refused() -> None:
 def test_an_ipv6_only_node_needs_a_router_id() -> None:
     far = ip_address("fd00::1")
     only = node_a(addresses=(ip_address("fd00::11"),))
-    snapshot = cluster.snapshot(bgp=BgpConfig((Peer(far, 64512, 64512),)), **only)
+    snapshot = cluster.snapshot(bgp=Peering((Peer(far, 64512, 64512),)), **only)
     result = announcements(snapshot, "a", VIPS_ONLY, {far: ip_address("fd00::11")})
     assert result is not None
     assert reasons(result) == {"peer/fd00::1": "NoRouterId"}

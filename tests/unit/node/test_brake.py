@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from routerd.model import EXCLUDE_LABEL, Allocations, BgpConfig, Origin, Refusal, Snapshot
+from routerd.model import EXCLUDE_LABEL, Allocations, Origin, Peering, Refusal, Snapshot
 from routerd.node.brake import Brake, Limits
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
 from routerd.refs import service_ref
@@ -35,7 +35,7 @@ def everything() -> Snapshot:
     peers = tuple(replace(peer, origin=Origin("/m/bgp.yaml", 1)) for peer in snapshot.bgp.peers) if snapshot.bgp else ()
     return replace(
         snapshot, services=services, endpoint_slices=tuple(slices), allocations=Allocations(1, given), nodes=nodes,
-        pools=pools, bgp=BgpConfig(peers), policies={},
+        pools=pools, bgp=Peering(peers), policies={},
     )  # fmt: skip
 
 
@@ -168,7 +168,7 @@ def told_by_the_operator(snapshot: Snapshot) -> Snapshot:
         pytest.param(excluded, 0, id="the node is excluded"),
         pytest.param(unready, 0, id="endpoints are not ready"),
         pytest.param(told_by_the_operator, 0, id="the operator refuses them"),
-        pytest.param(lambda s: replace(s, bgp=BgpConfig(), nodes=s.nodes), COUNT, id="the peers' file is gone"),
+        pytest.param(lambda s: replace(s, bgp=Peering(), nodes=s.nodes), COUNT, id="the peers' file is gone"),
         pytest.param(no_slices, COUNT, id="the files of the endpoints are gone"),
         pytest.param(
             lambda s: replace(s, allocations=Allocations(2)), COUNT, id="allocations are empty without a word"
@@ -251,7 +251,7 @@ def test_nothing_is_kept_for_a_peer_that_was_deleted_on_purpose() -> None:
     story = Story()
     story.see(everything())
     nodes = {name: replace(each, origin=Origin("/m/bgp.yaml", 5)) for name, each in (everything().nodes or {}).items()}
-    story.see(replace(everything(), bgp=BgpConfig(), nodes=nodes))
+    story.see(replace(everything(), bgp=Peering(), nodes=nodes))
     assert story.state.announcements is not None
     assert ip_address("10.0.0.1") not in story.state.announcements.desired.peers
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from routerd.cluster.assign import Settings
+from routerd.cluster.assign import AssignSettings
 from routerd.cluster.ledger import Changes, Ledger
 from routerd.errors import StoreError
 from routerd.log import JsonFormatter, LogfmtFormatter, configure, event
@@ -220,7 +220,7 @@ def another(generation: int, *services: ServiceAllocation) -> Allocations:
 def test_what_was_there_is_taken_over_and_a_rival_afterwards_is_an_error(store: FakeStore, ledger: FakeLedger) -> None:
     given = ServiceAllocation("d/web", "p", (ip_address("192.0.2.9"),))
     store.world.allocations = another(7, given)
-    operator = Operator(store, ledger, Settings(writer=Writer("host-a", "ours", 1)), clock=lambda: 1.0)
+    operator = Operator(store, ledger, AssignSettings(writer=Writer("host-a", "ours", 1)), clock=lambda: 1.0)
     operator.round()
     assert store.written == []  # the content is the same: the published generation is ours now
     assert ledger.content.generation == 7
@@ -242,7 +242,7 @@ def test_what_was_there_is_taken_over_and_a_rival_afterwards_is_an_error(store: 
 
 
 def test_an_older_document_of_another_is_written_over(store: FakeStore, ledger: FakeLedger) -> None:
-    operator = Operator(store, ledger, Settings(writer=Writer("host-a", "ours", 1)), clock=lambda: 1.0)
+    operator = Operator(store, ledger, AssignSettings(writer=Writer("host-a", "ours", 1)), clock=lambda: 1.0)
     operator.round()
     store.world.service("more")
     operator.round()

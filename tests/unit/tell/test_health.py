@@ -10,7 +10,7 @@ import pytest
 
 from bgp.session import PeerStatus as Session
 from egress.status import EgressStatus
-from routerd.model import BgpConfig, Peer, Refusal, Snapshot
+from routerd.model import Peer, Peering, Refusal, Snapshot
 from routerd.refs import Ref
 from routerd.tell.health import GRACE, Enabled, node_health
 from routerd.tell.status import AgentStatus, ConfigStatus, PeerStatus, Rounds
@@ -163,7 +163,7 @@ def test_a_peer_to_which_no_session_is_opened_is_told_too() -> None:
         Refusal(Ref.parse("peer/again"), "DuplicatePeer", "twice"),
     )
     status = replace(WELL, refusals=refusals)
-    snapshot = cluster.snapshot(bgp=BgpConfig(peers))
+    snapshot = cluster.snapshot(bgp=Peering(peers))
     assert health(status, snapshot)["peers"][1:] == [
         {"address": "fd00::1", "name": "far", "state": "refused", "paths": 0, "message": "no route"}
     ]

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import pytest
 
 from bgp.session import PeerStatus as Session
-from routerd.model import BgpConfig, Peer
+from routerd.model import Peer, Peering
 from routerd.node.desired import LocalFacts, Settings, compose
 from routerd.tell.views import COLUMNS, PeerView, Row, View, pool_size, rows
 from tests.models import cluster
@@ -37,7 +37,7 @@ def test_every_row_has_every_column_in_order(kind: str) -> None:
 
 def test_peers_that_are_refused_are_shown_with_the_reason() -> None:
     peers = (Peer(TOR, 64512, 64512, name="tor"), Peer(FAR, 64512, 64512))
-    up, refused = rows("peers", view(bgp=BgpConfig(peers)))
+    up, refused = rows("peers", view(bgp=Peering(peers)))
     assert (up["peer"], up["state"], up["since"], up["paths"], up["flaps"]) == ("tor", "up", 12.3, 2, 1)
     assert (refused["peer"], refused["state"]) == ("172.31.0.1", "refused")
     assert str(refused["reason"]).startswith("NoRoute: ")

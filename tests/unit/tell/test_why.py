@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from bgp.session import PeerStatus as Session
-from routerd.model import Allocations, BgpConfig, Peer
+from routerd.model import Allocations, Peer, Peering
 from routerd.node.announce import Rules
 from routerd.node.desired import LocalFacts, Settings, compose
 from routerd.selectors import LabelSelector
@@ -64,7 +64,7 @@ def test_no_session_is_told_with_its_cause() -> None:
 
 def test_peers_that_leave_the_node_out_are_told() -> None:
     peer = Peer(TOR, 1, 2, node_selectors=(LabelSelector((("x", "y"),)),))
-    no = next(step for step in why("svc/default/web", bgp=BgpConfig((peer,))) if not step.yes)
+    no = next(step for step in why("svc/default/web", bgp=Peering((peer,))) if not step.yes)
     assert no.detail == "the node selectors of every peer leave this node out"
 
 
