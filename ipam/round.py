@@ -85,7 +85,8 @@ class Round:
             # A stranded address keeps the name of its pool: it comes back when the blocks do.
             stranded = before is not None and pool is self.outside and not request.given
             name = before.pool if before is not None and stranded else pool.name
-            record = Record(address_of(key), request.owner, name, "used", since, request.bound)
+            bound = before.bound if before is not None and kept else request.bound
+            record = Record(address_of(key), request.owner, name, "used", since, bound)
             self.held.setdefault(request.owner, {})[key] = before if before == record else record
             self.idle.pop((key, request.owner), None)
         return denied

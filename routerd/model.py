@@ -391,6 +391,6 @@ __all__ = [
     "EVERYTHING", "EXCLUDE_LABEL", "GATEWAY_LABEL", "NAMESPACE_LABEL", "NAMESPACE_NAME_LABEL", "PARTS",
     "AddressPool", "Advertisement", "Allocations", "EgressGroup", "EgressPolicy", "Endpoint",
     "EndpointSlice", "GatewaySlot", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node",
-    "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodSelection", "PortRange", "Refusal", "Service", "ServiceAllocation",
-    "ServicePort", "Snapshot", "Writer", "selection_matches",
+    "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodSelection", "PortRange", "Refusal", "Service",
+    "ServiceAllocation", "ServicePort", "Snapshot", "Writer", "selection_matches",
 ]  # fmt: skip

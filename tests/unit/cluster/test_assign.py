@@ -364,3 +364,16 @@ def test_what_a_later_request_leaves_is_seen_by_an_earlier_one(world: World) -> 
     first = world.decide()
     assert '! svc/d/a AddressCooling: "192.0.2.7" was released by svc/d/z' in first
     assert world.decide() == first
+
+
+def test_a_policy_that_moves_to_a_nodes_own_address_keeps_the_one_from_a_pool_reserved(world: World) -> None:
+    world.node("g", reports="198.51.100.3")
+    world.policy("a")
+    world.decide()
+    world.policy("a", "198.51.100.3")
+    world.decide()
+    world.policy("b")
+    assert "EgressPolicy/b" in world.decide(3600)
+    (group,) = [group for group in world.allocations.groups if group.policies == ("EgressPolicy/b",)]
+    assert group.egress_ip == ip_address("192.0.2.1")
+    assert world.release("192.0.2.0") == 1
