@@ -1,17 +1,24 @@
 """What the operator must remember: addresses with their owners, egress groups with their numbers. Values, no I/O.
 
-`difference` says what one decision changes, together with its audit entries; `routerd.store.embedded.ledger` writes
-exactly that, in one transaction.
+Each kind of record is a row of `TABLES`, and stores loop over these: a further kind is a dataclass, a field of `Ledger`
+and a row. `difference` says what one decision changes, together with its audit entries; a store writes exactly that, in
+one transaction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from operator import attrgetter
+from typing import Any, Generic, Literal, TypeVar
 
+from ipam.pool import key_of
 from ipam.round import Record
+from routerd.formats.records import Row, Table
 from routerd.model import GatewaySlot, IPAddress
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,51 +55,129 @@ class AuditEntry:
     address: str
 
 
+Told = tuple[str, str, str]  # an audit entry without its time
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerTable(Table[R]):
+    """`name` is that of the field of `Ledger`. `columns` names the cells of a row: text, number, or list = any JSON."""
+
+    columns: Mapping[str, type]
+    keys: int  # so many columns, the first ones, are the key
+    put: Callable[[R | None, R], Told]  # what was there before, if anything, and what is there now
+    gone: Callable[[R], Told]
+
+    def of(self, ledger: Ledger) -> tuple[R, ...]:
+        found: tuple[R, ...] = getattr(ledger, self.name)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class TableChanges(Generic[R]):
+    """What changes in one table. Records are deleted by their key."""
+
+    put: tuple[R, ...] = ()
+    deleted: tuple[R, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What turns one ledger into the next. Deletions are by key: (address, owner), and group id."""
+    """What turns one ledger into the next; `tables` by name."""
 
     before: Ledger
     after: Ledger
-    put_addresses: tuple[Record, ...]
-    deleted_addresses: tuple[Record, ...]
-    put_groups: tuple[GroupRecord, ...]
-    deleted_groups: tuple[GroupRecord, ...]
-    audit: tuple[AuditEntry, ...]
+    tables: Mapping[str, TableChanges[Any]] = field(default_factory=dict)
+    audit: tuple[AuditEntry, ...] = ()
+
+
+def difference(before: Ledger, after: Ledger, now: float) -> Changes:
+    """Records are compared by key, then by value; those that did not change are the same objects and cost nothing."""
+    tables: dict[str, TableChanges[Any]] = {}
+    audit: list[AuditEntry] = []
+    for table in TABLES:
+        old = {table.key(record): record for record in table.of(before)}
+        new = {table.key(record): record for record in table.of(after)}
+        put = {key: record for key, record in new.items() if old.get(key) != record}
+        gone = tuple(record for key, record in old.items() if key not in new)
+        tables[table.name] = TableChanges(tuple(put.values()), gone)
+        told = [*map(table.gone, gone), *(table.put(old.get(key), record) for key, record in put.items())]
+        audit += (AuditEntry(now, *each) for each in told)
+    return Changes(before, after, tables, tuple(audit))
+
+
+# --- the tables
 
 
 AUDIT_OF_STATE: Mapping[str, str] = {"used": "assigned", "reserved": "reserved", "cooling": "released"}
 
 
-def difference(before: Ledger, after: Ledger, now: float) -> Changes:
-    """Records are compared by key, then by value; those that did not change are the same objects and cost nothing."""
-    old_addresses = {(record.address, record.owner): record for record in before.addresses}
-    new_addresses = {(record.address, record.owner): record for record in after.addresses}
-    old_groups = {record.id: record for record in before.groups}
-    new_groups = {record.id: record for record in after.groups}
-    put = tuple(record for key, record in new_addresses.items() if old_addresses.get(key) != record)
-    gone = tuple(record for key, record in old_addresses.items() if key not in new_addresses)
-    put_groups = tuple(record for key, record in new_groups.items() if old_groups.get(key) != record)
-    gone_groups = tuple(record for key, record in old_groups.items() if key not in new_groups)
-    audit = (
-        *(AuditEntry(now, "freed", record.owner, str(record.address)) for record in gone),
-        *(_address_entry(now, old_addresses.get((record.address, record.owner)), record) for record in put),
-        *(AuditEntry(now, "group-removed", f"group/{record.id}", str(record.egress_ip)) for record in gone_groups),
-        *(_group_entry(now, old_groups.get(record.id), record) for record in put_groups),
-    )
-    return Changes(before, after, put, gone, put_groups, gone_groups, audit)
+def _address_row(each: Record) -> Row:
+    return [str(each.address), each.owner, each.pool, each.state, each.since, each.bound]
 
 
-def _address_entry(now: float, old: Record | None, new: Record) -> AuditEntry:
+def _address(address: str, owner: str, pool: str, state: Any, since: float, bound: bool) -> Record:
+    return Record(ip_address(address), owner, pool, state, since, bool(bound))
+
+
+def _address_put(old: Record | None, new: Record) -> Told:
     what = AUDIT_OF_STATE[new.state]
     if old is not None and old.state == new.state:
         what = f"pool:{new.pool}" if old.pool != new.pool else "changed"
-    return AuditEntry(now, what, new.owner, str(new.address))
+    return what, new.owner, str(new.address)
 
 
-def _group_entry(now: float, old: GroupRecord | None, new: GroupRecord) -> AuditEntry:
+def _address_gone(old: Record) -> Told:
+    return "freed", old.owner, str(old.address)
+
+
+ADDRESSES: LedgerTable[Record] = LedgerTable(
+    name="addresses",
+    columns={"address": str, "owner": str, "pool": str, "state": str, "since": float, "bound": bool},
+    keys=2,
+    key=lambda each: (key_of(each.address), each.owner),
+    to_row=_address_row,
+    from_row=_address,
+    put=_address_put,
+    gone=_address_gone,
+)
+
+
+def _group_row(each: GroupRecord) -> Row:
+    gateways = [[gateway.node, gateway.slot] for gateway in each.gateways]
+    return [each.id, str(each.egress_ip), each.state, each.since, gateways, each.slots, each.epoch]
+
+
+def _group(
+    number: int, egress_ip: str, state: Any, since: float, gateways: list[list[Any]], slots: int, epoch: int
+) -> GroupRecord:
+    taken = tuple(GatewaySlot(str(node), int(slot)) for node, slot in gateways)
+    return GroupRecord(number, ip_address(egress_ip), state, since, taken, slots, epoch)
+
+
+def _group_put(old: GroupRecord | None, new: GroupRecord) -> Told:
     gateways = ",".join(f"{gateway.node}:{gateway.slot}" for gateway in new.gateways)
     what = "group-retired" if new.state == "retired" else f"gateways:{gateways or 'none'}:epoch:{new.epoch}"
     if old is None:
         what = f"group-created:{what}"
-    return AuditEntry(now, what, f"group/{new.id}", str(new.egress_ip))
+    return what, f"group/{new.id}", str(new.egress_ip)
+
+
+def _group_gone(old: GroupRecord) -> Told:
+    return "group-removed", f"group/{old.id}", str(old.egress_ip)
+
+
+GROUPS: LedgerTable[GroupRecord] = LedgerTable(
+    name="groups",
+    columns={
+        "id": int, "egress_ip": str, "state": str, "since": float, "gateways": list, "slots": int, "epoch": int,
+    },
+    keys=1,
+    key=attrgetter("id"),
+    to_row=_group_row,
+    from_row=_group,
+    put=_group_put,
+    gone=_group_gone,
+)  # fmt: skip
+
+# In the order in which they came: each further one is a version of the SQLite schema.
+TABLES: tuple[LedgerTable[Any], ...] = (ADDRESSES, GROUPS)

@@ -14,19 +14,29 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ipam.pool import key_of
-from ipam.round import Record
-from routerd.cluster.ledger import AuditEntry, Changes, GroupRecord, Ledger
+from routerd.cluster.ledger import TABLES, AuditEntry, Changes, Ledger, LedgerTable, TableChanges
 from routerd.errors import EnvironmentFault, StoreError
-from routerd.model import GatewaySlot
 
 BUSY_TIMEOUT = 1.0  # seconds to wait for another process that has the file open, such as a backup
 
-# One tuple of statements for each schema version; PRAGMA user_version says how many have been applied.
+R = TypeVar("R")
+Cells = list[Any]
+TYPES: dict[type, str] = {str: "TEXT", int: "INTEGER", float: "REAL", bool: "INTEGER", list: "TEXT"}
+
+
+def create(table: LedgerTable[Any]) -> str:
+    """The statement that makes a table. Each record also bears the lease under which it was written."""
+    columns = "".join(f"{name} {TYPES[kind]} NOT NULL, " for name, kind in table.columns.items())
+    key = ", ".join(list(table.columns)[: table.keys])
+    return f"CREATE TABLE {table.name} ({columns}lease INTEGER NOT NULL, PRIMARY KEY ({key})) WITHOUT ROWID"
+
+
+# One tuple of statements for each schema version; PRAGMA user_version says how many have been applied. Tables that came
+# after the first two are made from their columns, a version for each. To change a table that is in use, write those
+# versions out here, so that they stay as they were, and the change below them.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -53,6 +63,16 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             BEGIN SELECT RAISE(ABORT, 'append-only'); END""",
         "CREATE INDEX audit_time ON audit (time)",
     ),
+    (  # without the family, which the address itself says; as SQLite before 3.35 drops a column
+        "ALTER TABLE addresses RENAME TO old_addresses",
+        """CREATE TABLE addresses (
+            address TEXT NOT NULL, owner TEXT NOT NULL, pool TEXT NOT NULL,
+            state TEXT NOT NULL CHECK (state IN ('used', 'reserved', 'cooling')), since REAL NOT NULL,
+            bound INTEGER NOT NULL, lease INTEGER NOT NULL, PRIMARY KEY (address, owner)) WITHOUT ROWID""",
+        "INSERT INTO addresses SELECT address, owner, pool, state, since, bound, lease FROM old_addresses",
+        "DROP TABLE old_addresses",
+    ),
+    *((create(table),) for table in TABLES[2:]),
 )
 PRUNE_PERIOD = 86400.0  # seconds between looks for audit entries that are too old
 
@@ -103,8 +123,8 @@ class SqliteLedger:
             return
         with _faults(self.path), self._transaction():
             self._check_lease()
-            self._write_addresses(changes)
-            self._write_groups(changes)
+            for table in TABLES:
+                self._write(table, changes.tables[table.name])
             self._db.executemany(
                 "INSERT INTO audit (time, what, owner, address, lease) VALUES (?, ?, ?, ?, ?)",
                 [(entry.time, entry.what, entry.owner, entry.address, self.lease) for entry in changes.audit],
@@ -130,27 +150,16 @@ class SqliteLedger:
         self._db.execute("DELETE FROM audit WHERE time < ?", (oldest,))
         self._pruned = now
 
-    def _write_addresses(self, changes: Changes) -> None:
-        self._db.executemany(
-            "DELETE FROM addresses WHERE address = ? AND owner = ?",
-            [(str(each.address), each.owner) for each in changes.deleted_addresses],
-        )
-        self._db.executemany(
-            "INSERT OR REPLACE INTO addresses VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [(str(each.address), each.owner, each.pool, each.address.version, each.state, each.since, each.bound,
-              self.lease) for each in changes.put_addresses],
-        )  # fmt: skip
-
-    def _write_groups(self, changes: Changes) -> None:
+    def _write(self, table: LedgerTable[R], changes: TableChanges[R]) -> None:
         # All out first: two groups may exchange their addresses, of which there must not be two.
-        gone = [(each.id,) for each in (*changes.deleted_groups, *changes.put_groups)]
-        self._db.executemany("DELETE FROM groups WHERE id = ?", gone)
+        names = list(table.columns)
+        key = " AND ".join(f"{name} = ?" for name in names[: table.keys])
+        gone = [_cells(table, record)[: table.keys] for record in (*changes.deleted, *changes.put)]
+        self._db.executemany(f"DELETE FROM {table.name} WHERE {key}", gone)
         self._db.executemany(
-            "INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [(each.id, str(each.egress_ip), each.state, each.since,
-              json.dumps([[gateway.node, gateway.slot] for gateway in each.gateways]), each.slots, each.epoch,
-              self.lease) for each in changes.put_groups],
-        )  # fmt: skip
+            f"INSERT INTO {table.name} ({', '.join(names)}, lease) VALUES ({'?, ' * len(names)}?)",
+            [[*_cells(table, record), self.lease] for record in changes.put],
+        )
 
     def _migrate(self) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -203,11 +212,23 @@ def peek(path: Path, entries: int = 1000) -> tuple[Ledger, tuple[AuditEntry, ...
 
 def _read(db: sqlite3.Connection) -> Ledger:
     meta = dict(db.execute("SELECT key, value FROM meta"))
-    addresses = list(map(_address, db.execute("SELECT address, owner, pool, state, since, bound FROM addresses")))
-    addresses.sort(key=lambda record: (key_of(record.address), record.owner))
-    columns = "id, egress_ip, state, since, gateways, slots, epoch"
-    groups = tuple(map(_group, db.execute(f"SELECT {columns} FROM groups ORDER BY id")))
-    return Ledger(int(meta["generation"]), meta["digest"], int(meta["next_group"]), tuple(addresses), groups)
+    tables: dict[str, Any] = {table.name: _records(db, table) for table in TABLES}
+    return Ledger(int(meta["generation"]), meta["digest"], int(meta["next_group"]), **tables)
+
+
+def _records(db: sqlite3.Connection, table: LedgerTable[R]) -> tuple[R, ...]:
+    rows = db.execute(f"SELECT {', '.join(table.columns)} FROM {table.name}")
+    return tuple(sorted((_record(table, row) for row in rows), key=table.key))
+
+
+def _cells(table: LedgerTable[R], record: R) -> Cells:
+    return [json.dumps(cell) if isinstance(cell, list) else cell for cell in table.to_row(record)]
+
+
+def _record(table: LedgerTable[R], row: tuple[Any, ...]) -> R:
+    kinds = table.columns.values()
+    cells = (json.loads(cell) if kind is list else cell for kind, cell in zip(kinds, row, strict=True))
+    return table.from_row(*cells)
 
 
 @contextmanager
@@ -270,14 +291,3 @@ def _damaged(path: Path, detail: str) -> str:
         f"{path}: the ledger is damaged ({detail}): restore a backup, or move the file away and start the operator: "
         "it takes over what the last published allocations say"
     )
-
-
-def _address(row: tuple[Any, ...]) -> Record:
-    address, owner, pool, state, since, bound = row
-    return Record(ip_address(address), owner, pool, state, since, bool(bound))
-
-
-def _group(row: tuple[Any, ...]) -> GroupRecord:
-    number, egress_ip, state, since, gateways, slots, epoch = row
-    slot_list = tuple(GatewaySlot(node, slot) for node, slot in json.loads(gateways))
-    return GroupRecord(number, ip_address(egress_ip), state, since, slot_list, slots, epoch)

@@ -9,21 +9,25 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from ipaddress import ip_address
+from operator import attrgetter
 from typing import Any
 
-from ipam.round import Record
-from routerd.cluster.ledger import AuditEntry, GroupRecord, Ledger
+from routerd.cluster.ledger import TABLES, AuditEntry, Ledger
 from routerd.errors import InputError, StoreError
 from routerd.formats.allocations import parse_allocations, write_allocations
 from routerd.formats.document import parse_address
-from routerd.model import Allocations, GatewaySlot, NodeReport
+from routerd.formats.records import Table, lines, read_lines
+from routerd.model import Allocations, NodeReport
 from routerd.store.kubernetes.resources import ALLOCATIONS, LEDGER
 
 LIMIT = 1 << 20  # bytes of all values of a ConfigMap (Kubernetes: MaxSecretSize)
 FENCE = "routerd.io/lease-generation"  # annotation: the lease under which a document was written
 ALLOCATIONS_KEY = "allocations.yaml"
 AUDIT_ENTRIES = 200  # the newest; the log has all
+AUDIT: Table[AuditEntry] = Table(
+    "audit", attrgetter("time"), lambda each: [each.time, each.what, each.owner, each.address], AuditEntry
+)
+FIRST_TABLES = ("addresses", "groups")  # what a ledger has that does not say
 
 Data = Mapping[str, str]
 
@@ -55,63 +59,39 @@ def checked(name: str, data: dict[str, str]) -> dict[str, str]:
 
 def ledger_data(ledger: Ledger, audit: Iterable[AuditEntry]) -> dict[str, str]:
     """Raises StoreError if it is too large."""
-    meta = {"generation": ledger.generation, "digest": ledger.digest, "nextGroup": ledger.next_group}
-    data = {
-        "meta": json.dumps(meta) + "\n",
-        "addresses": _lines(_address(each) for each in ledger.addresses),
-        "groups": _lines(_group(each) for each in ledger.groups),
-        "audit": _lines([each.time, each.what, each.owner, each.address] for each in audit),
-    }
-    return checked(LEDGER, data)
-
-
-def _lines(rows: Iterable[list[Any]]) -> str:
-    return "".join(f"{json.dumps(row)}\n" for row in rows)
-
-
-def _address(each: Record) -> list[Any]:
-    return [str(each.address), each.owner, each.pool, each.state, each.since, each.bound]
-
-
-def _group(each: GroupRecord) -> list[Any]:
-    gateways = [[gateway.node, gateway.slot] for gateway in each.gateways]
-    return [each.id, str(each.egress_ip), each.state, each.since, gateways, each.slots, each.epoch]
+    names = [table.name for table in TABLES]
+    meta = {"generation": ledger.generation, "digest": ledger.digest, "nextGroup": ledger.next_group, "tables": names}
+    data = {"meta": json.dumps(meta) + "\n"}
+    data |= {table.name: lines(table, table.of(ledger)) for table in TABLES}
+    return checked(LEDGER, data | {"audit": lines(AUDIT, audit)})
 
 
 def read_ledger(data: Data) -> tuple[Ledger, tuple[AuditEntry, ...]]:
-    """No data is an empty ledger. Raises StoreError if it is damaged."""
+    """No data is an empty ledger. Raises StoreError if it is damaged, or a later release's."""
     if not data:
         return Ledger(), ()
     try:
         meta = json.loads(data["meta"])
-        ledger = Ledger(
-            int(meta["generation"]),
-            str(meta["digest"]),
-            int(meta["nextGroup"]),
-            tuple(_read_address(*row) for row in _rows(data["addresses"])),
-            tuple(_read_group(*row) for row in _rows(data["groups"])),
-        )
-        return ledger, tuple(AuditEntry(*row) for row in _rows(data.get("audit", "")))
-    except (ValueError, KeyError, TypeError) as error:
+        names = meta.get("tables", FIRST_TABLES)
+        _check_known(names)
+        tables: dict[str, Any] = {
+            table.name: tuple(read_lines(table, data[table.name])) for table in TABLES if table.name in names
+        }
+        ledger = Ledger(int(meta["generation"]), str(meta["digest"]), int(meta["nextGroup"]), **tables)
+        return ledger, tuple(read_lines(AUDIT, data.get("audit", "")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
             f"ConfigMap {LEDGER} is damaged ({type(error).__name__}: {error}): restore it, or delete it and the "
             "operator takes over what the last published allocations say"
         ) from error
 
 
-def _rows(text: str) -> Iterable[list[Any]]:
-    return (json.loads(line) for line in text.splitlines() if line)
-
-
-def _read_address(address: str, owner: str, pool: str, state: Any, since: float, bound: bool) -> Record:
-    return Record(ip_address(address), owner, pool, state, since, bool(bound))
-
-
-def _read_group(
-    number: int, egress_ip: str, state: Any, since: float, gateways: list[list[Any]], slots: int, epoch: int
-) -> GroupRecord:
-    taken = tuple(GatewaySlot(str(node), int(slot)) for node, slot in gateways)
-    return GroupRecord(number, ip_address(egress_ip), state, since, taken, slots, epoch)
+def _check_known(names: Iterable[str]) -> None:
+    unknown = sorted(set(names) - {table.name for table in TABLES})
+    if unknown:
+        raise StoreError(
+            f"ConfigMap {LEDGER} has {', '.join(unknown)}, which this routerd does not know: run the newer one"
+        )
 
 
 # --- node reports

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from routerd.cluster.assign import assign
-from routerd.cluster.ledger import Ledger, difference
+from routerd.cluster.ledger import TABLES, Ledger, difference
 from routerd.model import Allocations, IPAddress
 from tests.models.operator_world import World
 
@@ -200,16 +201,14 @@ def ip_in_pools(world: World, address: IPAddress) -> list[bool]:
 def apply(before: Ledger, after: Ledger, now: float) -> Ledger:
     """What a store makes of the difference."""
     changes = difference(before, after, now)
-    addresses = {(record.address, record.owner): record for record in before.addresses}
-    groups = {record.id: record for record in before.groups}
-    for gone in changes.deleted_addresses:
-        del addresses[gone.address, gone.owner]
-    addresses |= {(record.address, record.owner): record for record in changes.put_addresses}
-    for retired in changes.deleted_groups:
-        del groups[retired.id]
-    groups |= {record.id: record for record in changes.put_groups}
-    ordered = sorted(addresses.values(), key=lambda each: (each.address.version, int(each.address), each.owner))
-    return replace(after, addresses=tuple(ordered), groups=tuple(groups[key] for key in sorted(groups)))
+    found: dict[str, Any] = {}
+    for table in TABLES:
+        records = {table.key(record): record for record in table.of(before)}
+        for gone in changes.tables[table.name].deleted:
+            del records[table.key(gone)]
+        records |= {table.key(record): record for record in changes.tables[table.name].put}
+        found[table.name] = tuple(records[key] for key in sorted(records))
+    return replace(after, **found)
 
 
 OperatorMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=30)

@@ -8,14 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 from ipam.round import Record
-from routerd.cluster.ledger import GroupRecord, Ledger, difference
+from routerd.cluster.ledger import TABLES, GroupRecord, Ledger, LedgerTable, difference
 from routerd.errors import EnvironmentFault, StoreError
 from routerd.model import GatewaySlot
 from routerd.store.embedded import ledger as store
@@ -153,7 +153,7 @@ def test_a_newer_schema_is_left_alone(path: Path) -> None:
     SqliteLedger(path).close()
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 99")
-    with pytest.raises(StoreError, match="schema 99, this routerd knows 2"):
+    with pytest.raises(StoreError, match="schema 99, this routerd knows 3"):
         SqliteLedger(path)
 
 
@@ -166,8 +166,75 @@ def test_migrations_run_once_and_in_order(path: Path, monkeypatch: pytest.Monkey
     for _ in range(2):
         opened = SqliteLedger(path)
         assert opened.read() == FULL
-        assert opened._db.execute("PRAGMA user_version").fetchone() == (3,)
+        assert opened._db.execute("PRAGMA user_version").fetchone() == (len(newer),)
         opened.close()
+
+
+# What schema 2 was, with the records of FULL, as `sqlite3 ledger.sqlite .dump` said it.
+OF_SCHEMA_2 = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+INSERT INTO meta VALUES ('lease', '7'), ('generation', '3'), ('digest', 'd'), ('next_group', '9'),
+    ('id', '0123456789abcdef'), ('audit_from', '0');
+CREATE TABLE addresses (
+    address TEXT NOT NULL, owner TEXT NOT NULL, pool TEXT NOT NULL, family INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('used', 'reserved', 'cooling')), since REAL NOT NULL,
+    bound INTEGER NOT NULL, lease INTEGER NOT NULL, PRIMARY KEY (address, owner)) WITHOUT ROWID;
+INSERT INTO addresses VALUES ('192.0.2.1', 'svc/d/a', 'p', 4, 'used', 1.5, 0, 7),
+    ('192.0.2.1', 'svc/d/b', 'p', 4, 'used', 2.0, 0, 7),
+    ('2001:db8::1', 'EgressPolicy/e', '', 6, 'reserved', 3.0, 1, 6);
+CREATE TABLE groups (
+    id INTEGER PRIMARY KEY CHECK (id BETWEEN 1 AND 16777215), egress_ip TEXT NOT NULL UNIQUE,
+    state TEXT NOT NULL CHECK (state IN ('active', 'retired')), since REAL NOT NULL,
+    gateways TEXT NOT NULL, slots INTEGER NOT NULL, epoch INTEGER NOT NULL, lease INTEGER NOT NULL);
+INSERT INTO groups VALUES (4, '2001:db8::1', 'active', 1.0, '[["g1", 0], ["g2", 1]]', 2, 7, 7),
+    (8, '192.0.2.1', 'retired', 2.0, '[]', 1, 0, 7);
+CREATE TABLE audit (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL, what TEXT NOT NULL, owner TEXT NOT NULL,
+    address TEXT NOT NULL, lease INTEGER NOT NULL);
+INSERT INTO audit (time, what, owner, address, lease) VALUES (10.0, 'assigned', 'svc/d/a', '192.0.2.1', 7);
+CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit
+    WHEN old.time >= (SELECT CAST(value AS REAL) FROM meta WHERE key = 'audit_from')
+    BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE INDEX audit_time ON audit (time);
+PRAGMA user_version = 2;
+"""
+
+
+def test_a_ledger_of_the_schema_before_opens_with_all_that_it_says(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(OF_SCHEMA_2)
+    opened = SqliteLedger(path)
+    try:
+        assert opened.read() == FULL
+        assert (opened.id, opened.lease) == ("0123456789abcdef", 8)
+        assert [entry.what for entry in peek(path)[1]] == ["assigned"]
+        smaller = replace(FULL, generation=4, addresses=FULL.addresses[1:], groups=FULL.groups[:1])
+        opened.record(difference(FULL, smaller, 11.0))
+        assert opened.read() == smaller
+    finally:
+        opened.close()
+
+
+def columns(db: sqlite3.Connection, table: str) -> dict[str, tuple[str, int]]:
+    """Each column's type, and its place in the key (0 = none)."""
+    return {name: (kind, key) for _, name, kind, _, _, key in db.execute(f"PRAGMA table_info({table})")}
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_every_table_of_the_schema_is_as_its_records_are(ledger: SqliteLedger, table: LedgerTable[object]) -> None:
+    with closing(sqlite3.connect(":memory:")) as made_anew:
+        made_anew.execute(store.create(table))
+        assert columns(ledger._db, table.name) == columns(made_anew, table.name)
+    assert {each.name for each in fields(Ledger) if str(each.type).startswith("tuple")} == {one.name for one in TABLES}
+
+
+def test_groups_exchange_their_addresses(ledger: SqliteLedger) -> None:
+    ledger.record(difference(Ledger(), FULL, 10.0))
+    one, other = FULL.groups
+    after = replace(FULL, groups=(replace(one, egress_ip=V4), replace(other, egress_ip=V6)))
+    ledger.record(difference(FULL, after, 11.0))
+    assert ledger.read() == after
 
 
 KILLED = """

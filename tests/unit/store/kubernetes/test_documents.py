@@ -44,6 +44,28 @@ def test_a_damaged_ledger_is_refused_with_what_to_do() -> None:
         read_ledger({**data, "addresses": '["10.0.0.1"]\n'})
 
 
+def test_a_ledger_of_the_version_before_reads_back() -> None:
+    data = {
+        "meta": '{"generation": 3, "digest": "d", "nextGroup": 9}\n',
+        "addresses": '["192.0.2.1", "svc/d/a", "p", "used", 1.5, false]\n',
+        "groups": '[4, "192.0.2.9", "active", 1.0, [["g1", 0]], 2, 7]\n',
+        "audit": '[10.0, "assigned", "svc/d/a", "192.0.2.1"]\n',
+    }
+    group = GroupRecord(4, IPv4Address("192.0.2.9"), "active", 1.0, (GatewaySlot("g1", 0),), 2, 7)
+    record = Record(IPv4Address("192.0.2.1"), "svc/d/a", "p", "used", 1.5)
+    entry = AuditEntry(10.0, "assigned", "svc/d/a", "192.0.2.1")
+    assert read_ledger(data) == (Ledger(3, "d", 9, (record,), (group,)), (entry,))
+
+
+def test_a_ledger_that_lacks_a_table_or_has_a_later_one_is_refused() -> None:
+    data = ledger_data(of_services(1), ())
+    with pytest.raises(StoreError, match="damaged"):
+        read_ledger({key: value for key, value in data.items() if key != "addresses"})
+    later = data["meta"].replace('"groups"', '"groups", "dreams"')
+    with pytest.raises(StoreError, match="has dreams, which this routerd does not know: run the newer one"):
+        read_ledger({**data, "meta": later})
+
+
 def of_services(count: int) -> Ledger:
     return Ledger(addresses=tuple(
         Record(IPv4Address(0x0A000000 + each), f"svc/team-{each % 40}/service-{each}", "default", "used", 1.7e9)

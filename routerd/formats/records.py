@@ -1,0 +1,31 @@
+"""Kinds of records as tables: a record is a row of plain cells, whatever keeps it. Pure; it knows no kind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+R = TypeVar("R")
+Row = list[Any]  # cells that JSON knows: text, numbers, booleans, lists
+
+
+@dataclass(frozen=True, slots=True)
+class Table(Generic[R]):
+    """One kind of record. `from_row` takes the cells one by one; what does not fit is a TypeError or ValueError."""
+
+    name: str
+    key: Callable[[R], Any]  # unique in the table; records are sorted by it
+    to_row: Callable[[R], Row]
+    from_row: Callable[..., R]
+
+
+def lines(table: Table[R], records: Iterable[R]) -> str:
+    """A line of JSON for each record, so that people can read and compare them."""
+    return "".join(f"{json.dumps(table.to_row(record))}\n" for record in records)
+
+
+def read_lines(table: Table[R], text: str) -> Iterator[R]:
+    """Raises ValueError or TypeError if a line is none of the table's."""
+    return (table.from_row(*json.loads(line)) for line in text.splitlines() if line)
