@@ -1,13 +1,20 @@
-"""`Allocations` and `NodeReport`, which routerd itself writes and reads: one line per record, sorted. Pure."""
+"""`Allocations` and `NodeReport`, which routerd itself writes and reads: one line per record, sorted. Pure.
+
+The first line of what routerd writes bears a digest of the rest: a file that was cut is often good YAML, and says less.
+Where the line is missing or bears none, as in files that people bring, nothing is compared.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
 
 from routerd.errors import InputError
 from routerd.formats.compose import documents, quoted
 from routerd.formats.document import Section, Source, Value
 from routerd.formats.meta import ROUTERD
+from routerd.formats.parts import NAME
 from routerd.model import (
     Allocations,
     EgressGroup,
@@ -22,20 +29,41 @@ from routerd.refs import Ref
 
 MAX_GROUP = 2**24 - 1  # a VNI (RFC 7348)
 MAX_SLOTS = 4096
-_WRITTEN_BY = "# Written by routerd; edits are lost.\n"
+_SEAL = re.compile(r"# Written by routerd; edits are lost\. sha256:([0-9a-f]{64})\n")
 
 
 def write_allocations(allocations: Allocations) -> str:
     """The document; the same value gives the same text."""
-    return "".join(
-        (
-            f"{_WRITTEN_BY}apiVersion: {ROUTERD}\nkind: Allocations\ngeneration: {allocations.generation}\n",
-            _writer(allocations.writer),
-            _records("services", (_service(one) for one in allocations.services)),
-            _records("groups", (_group(one) for one in allocations.groups)),
-            _records("refusals", (_refusal(one) for one in allocations.refusals)),
-        )
+    return sealed(
+        _head(allocations)
+        + _records("services", (_service(one) for one in allocations.services))
+        + _records("groups", (_group(one) for one in allocations.groups))
+        + _records("refusals", (_refusal(one) for one in allocations.refusals))
     )
+
+
+def write_index(allocations: Allocations, parts: Sequence[str]) -> str:
+    """The document that puts these parts in force, instead of one with the records in it."""
+    return sealed(_head(allocations) + _records("parts", map(quoted, parts)))
+
+
+def sealed(text: str) -> str:
+    """`text` below the line that says whether it is whole."""
+    return f"# Written by routerd; edits are lost. sha256:{sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def _check_seal(text: str, file: str) -> None:
+    """Raises InputError."""
+    seal = _SEAL.match(text)
+    if seal is not None and sha256(text[seal.end() :].encode()).hexdigest() != seal[1]:
+        raise InputError(
+            "cut or edited: it is not what routerd wrote; an edit stands without this line", file=file, line=1
+        )
+
+
+def _head(allocations: Allocations) -> str:
+    head = f"apiVersion: {ROUTERD}\nkind: Allocations\ngeneration: {allocations.generation}\n"
+    return head + _writer(allocations.writer)
 
 
 def _writer(one: Writer | None) -> str:
@@ -71,8 +99,34 @@ def _refusal(one: Refusal) -> str:
 
 
 def read_allocations(value: Value) -> Allocations:
-    """Raises InputError."""
-    section = value.section.only("apiVersion", "kind", "generation", "writer", "services", "groups", "refusals")
+    """What the document itself says, without its parts. Raises InputError."""
+    return read_index(value)[0]
+
+
+def read_index(value: Value) -> tuple[Allocations, tuple[str, ...] | None]:
+    """What the document itself says, and the names of its parts; None = there are none to look for.
+
+    Raises InputError.
+    """
+    records = ("services", "groups", "refusals")
+    section = value.section.only("apiVersion", "kind", "generation", "writer", "parts", *records)
+    if section.get("parts") is None:
+        return _read_whole(section), None
+    inline = next((key for key in records if section.get(key) is not None), None)
+    if inline is not None:
+        raise section.require(inline).error("found records beside parts, expected one of the two")
+    names = tuple(_read_name(item) for item in section.items("parts"))
+    return _read_whole(section), names
+
+
+def _read_name(value: Value) -> str:
+    name = value.name("the name of a part")
+    if not NAME.fullmatch(name):
+        value.expected("the name of a part: 64 digits of SHA-256")
+    return name
+
+
+def _read_whole(section: Section) -> Allocations:
     writer = section.get("writer")
     return Allocations(
         writer=_read_writer(writer.section) if writer is not None else None,
@@ -121,9 +175,8 @@ def _read_refusal(section: Section) -> Refusal:
 
 
 def write_node_report(report: NodeReport) -> str:
-    return (
-        f"{_WRITTEN_BY}apiVersion: {ROUTERD}\nkind: NodeReport\nnode: {quoted(report.node)}\n"
-        f"addresses: {_list(report.addresses)}\n"
+    return sealed(
+        f"apiVersion: {ROUTERD}\nkind: NodeReport\nnode: {quoted(report.node)}\naddresses: {_list(report.addresses)}\n"
     )
 
 
@@ -133,9 +186,9 @@ def read_node_report(value: Value) -> NodeReport:
     return NodeReport(section.require("node").name(), tuple(item.address() for item in section.items("addresses")))
 
 
-def parse_allocations(text: str, file: str) -> Allocations:
-    """Raises InputError unless the file holds exactly one `Allocations`."""
-    return read_allocations(_only(text, file, "Allocations"))
+def parse_index(text: str, file: str) -> tuple[Allocations, tuple[str, ...] | None]:
+    """See `read_index`. Raises InputError unless the file holds exactly one whole `Allocations`."""
+    return read_index(_only(text, file, "Allocations"))
 
 
 def parse_node_report(text: str, file: str) -> NodeReport:
@@ -144,6 +197,7 @@ def parse_node_report(text: str, file: str) -> NodeReport:
 
 
 def _only(text: str, file: str, kind: str) -> Value:
+    _check_seal(text, file)
     found = documents(text, Source(file))
     if len(found) != 1:
         raise InputError(f"found {len(found)} documents, expected one of kind {kind}", file=file)

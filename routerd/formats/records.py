@@ -17,6 +17,7 @@ class Table(Generic[R]):
 
     name: str
     key: Callable[[R], Any]  # unique in the table; records are sorted by it
+    shard: Callable[[R], str]  # records with the same text lie in the same part, as long as they live
     to_row: Callable[[R], Row]
     from_row: Callable[..., R]
 

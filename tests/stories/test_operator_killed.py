@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from routerd.formats.allocations import parse_allocations
+from routerd.formats.published import parse_allocations
 from routerd.model import Allocations
 from tests.waiting import wait
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import glob
 import logging
-import os
 import stat
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,17 +16,13 @@ from typing import Any, TypeVar
 from watchfiles import awatch
 from watchfiles._rust_notify import WatchfilesRustInternalError
 
-from routerd.formats.allocations import (
-    parse_allocations,
-    parse_node_report,
-    write_allocations,
-    write_node_report,
-)
+from routerd.formats.allocations import parse_node_report, write_node_report
 from routerd.log import event
 from routerd.model import Allocations, IPNetwork, NodeReport, Refusal, Snapshot
 from routerd.refs import FILE, Ref
-from routerd.store.embedded.disk import Held, claim, is_hidden, refresh, stamp, write_atomically
+from routerd.store.embedded.disk import Held, refresh, stamp, write_atomically
 from routerd.store.embedded.manifests import GRACE, Manifests
+from routerd.store.embedded.published import PublishedFile
 from routerd.store.merge import merge
 
 DEBOUNCE = 20  # milliseconds that changes are gathered at most
@@ -59,14 +53,12 @@ class FileStore:
         on_change: Callable[[], None] = _nothing,
     ) -> None:
         self._manifests = Manifests(manifests.absolute())
-        self._allocations_file = allocations.absolute()
+        self._published = PublishedFile(allocations.absolute())
         self._report_file = node_report.absolute() if node_report else None
         self._report_patterns = tuple(node_reports)
         self._service_cidrs = service_cidrs
         self._on_change = on_change
-        self._allocations: Held[Allocations] = Held()
         self._reports: dict[Path, Held[NodeReport]] = {}
-        self._lock: int | None = None  # descriptor of the lock on the allocations
         self._own = threading.Lock()  # our own files: written in the loop, read in the thread
         self._looking = asyncio.Lock()
         self._snapshot = Snapshot(service_cidrs=service_cidrs)
@@ -85,21 +77,9 @@ class FileStore:
     def write_allocations(self, allocations: Allocations) -> None:
         """Atomic and durable. Raises StoreError."""
         with self._own:
-            held = self._allocations
-            if held.good == allocations and held.error is None and held.stamp == stamp(self._allocations_file):
+            if not self._published.write(allocations):
                 return
-            self._claim(allocations)
-            write_atomically(self._allocations_file, write_allocations(allocations))
-            self._allocations = Held(stamp(self._allocations_file), allocations)
         self._publish(self._snapshot)
-
-    def _claim(self, allocations: Allocations) -> None:
-        """The first write takes the lock; it is held as long as this store is there."""
-        if self._lock is None:
-            node = allocations.writer.node if allocations.writer else ""
-            self._lock = claim(self._allocations_file, f"node {node}" if node else "on this host")
-            if self._lock is not None:
-                weakref.finalize(self, os.close, self._lock)
 
     def write_node_report(self, report: NodeReport) -> None:
         """Atomic and durable. Raises StoreError."""
@@ -164,7 +144,12 @@ class FileStore:
     def _watches(self) -> frozenset[Watch]:
         """What there is to watch now."""
         patterns = [Path(pattern) for pattern in self._report_patterns]
-        beside = {self._allocations_file.parent, *(path.parent for path in [*patterns, *self._report_files()])}
+        published = self._published
+        beside = {
+            published.path.parent,
+            published.directory,
+            *(path.parent for path in [*patterns, *self._report_files()]),
+        }
         root = self._manifests.directory
         wanted = {(root, True)} | {(path.absolute(), False) for path in beside if not path.is_relative_to(root)}
         found = ((path, _inode(path), is_deep) for path, is_deep in wanted)
@@ -224,7 +209,7 @@ class FileStore:
     def _publish(self, snapshot: Snapshot) -> bool:
         """Whether it is another one. The allocations may have been written since it was merged."""
         if self._manifests.is_synced:
-            snapshot = replace(snapshot, allocations=self._allocations.good)
+            snapshot = replace(snapshot, allocations=self._published.held.good)
         if snapshot is self._snapshot or snapshot == self._snapshot:
             return False
         self._snapshot = snapshot
@@ -240,24 +225,16 @@ class FileStore:
     def _look(self, touched: frozenset[Path]) -> bool:
         """Reads what changed; True if anything is another than before."""
         with self._own:
-            before = self._allocations, self._reports
+            before = self._published.held, self._reports
             found = self._report_files()
-            self._allocations = self._read_allocations(touched)
+            self._published.look(touched)
             self._reports = {
                 path: refresh(self._reports.get(path, Held()), path, parse_node_report, again=path in touched)
                 for path in found
             }
-            is_changed = before != (self._allocations, self._reports)
-        own = frozenset({self._allocations_file, *found})
+            is_changed = before != (self._published.held, self._reports)
+        own = frozenset({self._published.path, *found})
         return self._manifests.look(time.monotonic(), without=own, touched=touched) or is_changed
-
-    def _read_allocations(self, touched: frozenset[Path]) -> Held[Allocations]:
-        """None before the first ones are published; once known they stay, whatever becomes of the file."""
-        path, held = self._allocations_file, self._allocations
-        if held.good is None and stamp(path) is None and not is_hidden(path):
-            return Held()
-        again = path in touched or (stamp(path) is None and held.error is None)
-        return refresh(held, path, parse_allocations, again=again)
 
     def _merged(self) -> Snapshot:
         refusals = tuple(self._faults())
@@ -265,7 +242,7 @@ class FileStore:
             return Snapshot(refusals=refusals, service_cidrs=self._service_cidrs)
         return merge(
             self._manifests.loaded(),
-            allocations=self._allocations.good,
+            allocations=self._published.held.good,
             refusals=refusals,
             service_cidrs=self._service_cidrs,
         )
@@ -273,7 +250,7 @@ class FileStore:
     def _faults(self) -> list[Refusal]:
         """Files that are wrong, and what follows from it."""
         found = [_fault(path, held, self._manifests.is_synced) for path, held in sorted(self._manifests.files.items())]
-        found.append(_fault(self._allocations_file, self._allocations, True))
+        found.append(_fault(self._published.path, self._published.held, True))
         found += [_fault(path, held, True) for path, held in sorted(self._reports.items())]
         if self._manifests.fault:
             found.append(Refusal(Ref(FILE, name=str(self._manifests.directory)), "Unreadable", self._manifests.fault))

@@ -14,8 +14,9 @@ from typing import Any
 
 from routerd.cluster.ledger import TABLES, AuditEntry, Ledger
 from routerd.errors import InputError, StoreError
-from routerd.formats.allocations import parse_allocations, write_allocations
+from routerd.formats.allocations import write_allocations
 from routerd.formats.document import parse_address
+from routerd.formats.published import parse_allocations
 from routerd.formats.records import Table, lines, read_lines
 from routerd.model import Allocations, NodeReport
 from routerd.store.kubernetes.resources import ALLOCATIONS, LEDGER
@@ -25,7 +26,11 @@ FENCE = "routerd.io/lease-generation"  # annotation: the lease under which a doc
 ALLOCATIONS_KEY = "allocations.yaml"
 AUDIT_ENTRIES = 200  # the newest; the log has all
 AUDIT: Table[AuditEntry] = Table(
-    "audit", attrgetter("time"), lambda each: [each.time, each.what, each.owner, each.address], AuditEntry
+    "audit",
+    attrgetter("time"),
+    attrgetter("owner"),
+    lambda each: [each.time, each.what, each.owner, each.address],
+    AuditEntry,
 )
 FIRST_TABLES = ("addresses", "groups")  # what a ledger has that does not say
 

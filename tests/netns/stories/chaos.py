@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from routerd.errors import RouterdError
-from routerd.formats.allocations import parse_allocations
+from routerd.formats.published import parse_allocations
 from routerd.model import Allocations
 from tests.netns.lab import cluster
 from tests.netns.lab.churn import Churn

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from routerd.errors import InputError
 from routerd.formats.allocations import (
     MAX_GROUP,
-    parse_allocations,
     parse_node_report,
+    sealed,
     write_allocations,
     write_node_report,
 )
+from routerd.formats.published import parse_allocations
 from routerd.model import Allocations, EgressGroup, GatewaySlot, NodeReport, Refusal, ServiceAllocation, Writer
 from routerd.refs import Ref
 
@@ -64,8 +65,7 @@ def test_the_text_is_one_line_per_record() -> None:
         (EgressGroup(5, IPv4Address("192.0.2.9"), ("EgressPolicy/a",), (GatewaySlot("n1", 0),), pool="egress"),),
         (Refusal(Ref.parse("svc/shop/x"), "PoolExhausted", 'pool "public" is full'),),
     )
-    assert write_allocations(value) == (
-        "# Written by routerd; edits are lost.\n"
+    assert write_allocations(value) == sealed(
         "apiVersion: routerd.io/v1alpha1\nkind: Allocations\ngeneration: 7\n"
         'services:\n- {service: "shop/web", pool: "public", addresses: ["192.0.2.1"]}\n'
         'groups:\n- {id: 5, egressIP: "192.0.2.9", pool: "egress", policies: ["EgressPolicy/a"], '
@@ -105,3 +105,40 @@ def test_the_writer_is_told_and_is_not_content() -> None:
     assert parse_allocations(written, "x").writer == writer
     assert parse_allocations(write_allocations(Allocations(3)), "x").writer is None
     assert document == Allocations(3)
+
+
+CUT = "cut or edited: it is not what routerd wrote; an edit stands without this line"
+
+
+def test_what_was_cut_or_edited_is_refused_and_stands_without_the_first_line() -> None:
+    value = Allocations(7, (ServiceAllocation("a/b", "p", (IPv4Address("192.0.2.1"),)),))
+    document, report = write_allocations(value), write_node_report(NodeReport("n", (IPv4Address("192.0.2.1"),)))
+    for text, parse in ((document, parse_allocations), (report, parse_node_report)):
+        parse(text, "f")
+        for end in range(len(text)):
+            with pytest.raises(InputError):
+                parse(text[:end], "f")
+        with pytest.raises(InputError, match=f"f:1: {CUT}"):
+            parse(text.replace("192.0.2.1", "192.0.2.2"), "f")
+    head, _, edited = document.replace("192.0.2.1", "192.0.2.2").partition("\n")
+    assert head.startswith("# Written by routerd; edits are lost. sha256:")
+    assert str(parse_allocations(edited, "f").services[0].addresses[0]) == "192.0.2.2"
+    assert parse_allocations(f"# Written by routerd; edits are lost.\n{edited}", "f").generation == 7
+
+
+PART = "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (f'parts: ["{PART}"]\nservices: []\n', "f:5:11: services: found records beside parts, expected one of the two"),
+        ("parts: [../../etc/passwd]\n",
+         'f:4:9: parts[0]: found "../../etc/passwd", expected the name of a part: 64 digits of SHA-256'),
+        (f'parts: ["{PART}"]\n', f"f: part {PART} is missing or cut"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_an_index_are_named(content: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_allocations(HEAD + "generation: 1\n" + content, "f")
+    assert str(caught.value) == message

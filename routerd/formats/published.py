@@ -1,0 +1,99 @@
+"""Published allocations: one document, or an index with parts. What is in force is one decision, never a mix. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from operator import attrgetter
+from typing import Any
+
+from routerd.errors import InputError
+from routerd.formats import parts
+from routerd.formats.allocations import parse_index, write_allocations, write_index
+from routerd.formats.parts import Assembly, Incomplete, Part, Shards
+from routerd.formats.records import Row, Table
+from routerd.model import Allocations, EgressGroup, GatewaySlot, Refusal, ServiceAllocation
+from routerd.refs import Ref
+
+Fetch = Callable[[str], str | None]  # the text of a part, by name; None = it is not there
+
+
+def _service_row(each: ServiceAllocation) -> Row:
+    return [each.service, each.pool, [str(address) for address in each.addresses]]
+
+
+def _service(service: str, pool: str, addresses: list[str]) -> ServiceAllocation:
+    return ServiceAllocation(service, pool, tuple(map(ip_address, addresses)))
+
+
+def _group_row(each: EgressGroup) -> Row:
+    gateways = [[gateway.node, gateway.slot] for gateway in each.gateways]
+    return [each.id, str(each.egress_ip), each.pool, list(each.policies), gateways, each.slots, each.epoch,
+            each.node_address]  # fmt: skip
+
+
+def _group(
+    number: int, egress_ip: str, pool: str, policies: list[str], gateways: list[list[Any]], slots: int, epoch: int,
+    node_address: bool,
+) -> EgressGroup:  # fmt: skip
+    taken = tuple(GatewaySlot(node, slot) for node, slot in gateways)
+    return EgressGroup(number, ip_address(egress_ip), tuple(policies), taken, slots, epoch, node_address, pool)
+
+
+SERVICES: Table[ServiceAllocation] = Table(
+    "services", attrgetter("service"), attrgetter("service"), _service_row, _service
+)
+GROUPS: Table[EgressGroup] = Table("groups", attrgetter("id"), lambda each: str(each.id), _group_row, _group)
+REFUSALS: Table[Refusal] = Table(
+    "refusals", attrgetter("order"), lambda each: str(each.object),
+    lambda each: list(each.order), lambda about, reason, message: Refusal(Ref.parse(about), reason, message),
+)  # fmt: skip
+TABLES: tuple[Table[Any], ...] = (SERVICES, GROUPS, REFUSALS)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A document, and the parts that must be there before it."""
+
+    text: str
+    parts: tuple[Part, ...] = ()
+
+
+class AllocationsWriter:
+    """Allocations to text. It remembers what it wrote, so that what did not change costs little."""
+
+    def __init__(self) -> None:
+        self._shards = Shards(TABLES)
+
+    def written(self, allocations: Allocations) -> Published:
+        """The same value gives the same text."""
+        found = self._shards.parts({table.name: getattr(allocations, table.name) for table in TABLES})
+        if sum(len(part.text) for part in found) <= parts.INLINE_SIZE:
+            return Published(write_allocations(allocations))
+        return Published(write_index(allocations, [part.name for part in found]), found)
+
+
+class AllocationsReader:
+    """Text to allocations. It remembers the parts of what it read last."""
+
+    def __init__(self) -> None:
+        self._assembly = Assembly(TABLES)
+
+    def read(self, text: str, file: str, fetch: Fetch) -> Allocations:
+        """Raises InputError unless the file holds exactly one whole `Allocations`; `Incomplete` if parts lack."""
+        allocations, names = parse_index(text, file)
+        if names is None:
+            return allocations
+        try:
+            records: dict[str, Any] = {**self._assembly.records(names, fetch)}
+            return replace(allocations, **records)
+        except Incomplete as error:
+            raise Incomplete(error.message, file=file) from error
+        except InputError as error:
+            raise InputError(error.message, file=file) from error
+
+
+def parse_allocations(text: str, file: str) -> Allocations:
+    """Of a document that is whole by itself. Raises InputError."""
+    return AllocationsReader().read(text, file, lambda name: None)

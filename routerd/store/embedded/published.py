@@ -1,0 +1,111 @@
+"""`allocations.yaml` and, beside it, `allocations.d` with its parts. One operator writes them, every agent reads them.
+
+Parts are written first and named by their content; the file that names them, written last, alone puts them in force.
+Whatever copies them to other hosts need keep no order: until all that the file names is there and whole, what was read
+last stays in force.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from routerd.errors import InputError, StoreError
+from routerd.formats.parts import Incomplete, Part
+from routerd.formats.published import AllocationsReader, AllocationsWriter
+from routerd.model import Allocations
+from routerd.store.embedded.disk import Held, claim, is_hidden, read_text, refresh, stamp, write_atomically
+
+SUFFIX = ".part"  # no manifest's
+GRACE = 600.0  # seconds that a part is kept which is in force no more: others may still read, or copy, the file before
+
+
+class PublishedFile:
+    """What is in force, and its one writer. Not thread-safe."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self.path = path
+        self.directory = path.with_suffix(".d")
+        self.held: Held[Allocations] = Held()
+        self._clock = clock
+        self._reader, self._writer = AllocationsReader(), AllocationsWriter()
+        self._written: frozenset[str] = frozenset()  # names of parts that this process wrote, or found whole
+        self._left: dict[Path, float] = {}  # files of the directory that are not in force, since when
+        self._lock: int | None = None  # descriptor
+
+    def look(self, touched: frozenset[Path]) -> None:
+        """Reads if something changed. None before the first ones are published; once known they stay, whatever
+        becomes of the file.
+        """
+        path, held = self.path, self.held
+        if held.good is None and stamp(path) is None and not is_hidden(path):
+            self.held = Held()
+            return
+        is_gone = stamp(path) is None and held.error is None
+        again = path in touched or is_gone or isinstance(held.error, Incomplete)
+        self.held = refresh(held, path, lambda text, file: self._reader.read(text, file, self._part), again=again)
+
+    def _part(self, name: str) -> str | None:
+        with suppress(InputError):
+            return read_text(self._file(name))
+        return None
+
+    def _file(self, name: str) -> Path:
+        return self.directory / f"{name}{SUFFIX}"
+
+    def write(self, allocations: Allocations) -> bool:
+        """Durable; False if it was published already. Raises StoreError."""
+        held = self.held
+        if held.good == allocations and held.error is None and held.stamp == stamp(self.path):
+            return False
+        self._claim(allocations)
+        published = self._writer.written(allocations)
+        self._put(published.parts)
+        write_atomically(self.path, published.text)
+        self.held = Held(stamp(self.path), allocations)
+        self._prune({self._file(part.name) for part in published.parts})
+        return True
+
+    def _claim(self, allocations: Allocations) -> None:
+        """The first write takes the lock; it is held as long as this object is there."""
+        if self._lock is None:
+            node = allocations.writer.node if allocations.writer else ""
+            self._lock = claim(self.path, f"node {node}" if node else "on this host")
+            if self._lock is not None:
+                weakref.finalize(self, os.close, self._lock)
+
+    def _put(self, parts: Iterable[Part]) -> None:
+        written = set()
+        for part in parts:
+            if not self._is_whole(part):
+                self._make_directory()
+                write_atomically(self._file(part.name), part.text)
+            written.add(part.name)
+        self._written = frozenset(written)
+
+    def _is_whole(self, part: Part) -> bool:
+        """Whether the file holds it. One that this process has seen is looked at from outside only."""
+        found = stamp(self._file(part.name))
+        if found is None or found[1] != len(part.text):
+            return False
+        return part.name in self._written or self._part(part.name) == part.text
+
+    def _make_directory(self) -> None:
+        try:
+            self.directory.mkdir(exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{self.directory} cannot be made: {error.strerror}") from error
+
+    def _prune(self, in_force: set[Path]) -> None:
+        """Removes what has not been in force for `GRACE`, also what a killed writer left. A failure costs room only."""
+        now = self._clock()
+        with suppress(OSError):
+            there = [path for path in self.directory.iterdir() if SUFFIX in path.name]
+            self._left = {path: self._left.get(path, now) for path in there if path not in in_force}
+            for path, since in self._left.items():
+                if now - since >= GRACE:
+                    path.unlink()

@@ -1,0 +1,80 @@
+"""Clusters with many services, as what was decided for them and what is remembered of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+from hypothesis import strategies as st
+
+from ipam.round import Record
+from routerd.cluster.ledger import GroupRecord, Ledger
+from routerd.formats import parts
+from routerd.model import Allocations, EgressGroup, GatewaySlot, Refusal, ServiceAllocation
+from routerd.refs import Ref
+
+GATEWAYS = (GatewaySlot("node-1.example.net", 0), GatewaySlot("node-2.example.net", 1))
+
+
+def allocations_of(services: int, groups: int, generation: int = 1) -> Allocations:
+    given = [
+        ServiceAllocation(f"team-{number % 40}/service-{number}", "default", (_vip(number),))
+        for number in range(services)
+    ]
+    return Allocations(
+        generation,
+        tuple(sorted(given, key=lambda each: each.service)),
+        tuple(
+            EgressGroup(number + 1, _egress_ip(number), (f"EgressPolicy/policy-{number}",), GATEWAYS, 2, pool="egress")
+            for number in range(groups)
+        ),
+    )
+
+
+def ledger_of(services: int, groups: int) -> Ledger:
+    vips = [
+        Record(_vip(number), f"svc/team-{number % 40}/service-{number}", "default", "used", 1.7e9 + number / 7)
+        for number in range(services)
+    ]
+    held = [
+        Record(_egress_ip(number), f"EgressPolicy/policy-{number}", "egress", "used", 1.7e9 + number / 7, bound=True)
+        for number in range(groups)
+    ]
+    numbers = (GroupRecord(n + 1, _egress_ip(n), "active", 1.7e9, GATEWAYS, 2, 3) for n in range(groups))
+    return Ledger(1, "0" * 64, groups + 1, (*vips, *held), tuple(numbers))
+
+
+def _vip(number: int) -> IPv4Address:
+    return IPv4Address(0x0A000000 + number)
+
+
+def _egress_ip(number: int) -> IPv4Address:
+    return IPv4Address(0x0B000000 + number)
+
+
+@contextmanager
+def small_parts() -> Iterator[None]:
+    """So that a handful of records make several parts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "INLINE_SIZE", 300)
+        patch.setattr(parts, "PART_SIZE", 200)
+        yield
+
+
+def _decision(services: dict[str, int], groups: int, refused: set[str], generation: int) -> Allocations:
+    given = (ServiceAllocation(name, "default", (_vip(last),)) for name, last in sorted(services.items()))
+    refusals = tuple(Refusal(Ref.parse(f"svc/{name}"), "PoolExhausted", "é …") for name in sorted(refused))
+    return replace(allocations_of(0, groups, generation), services=tuple(given), refusals=refusals)
+
+
+NAMES = st.sampled_from([f"d/{letter}" for letter in "abcdefghijklmnop"])
+DECISIONS = st.builds(
+    _decision,
+    st.dictionaries(NAMES, st.integers(0, 3)),
+    st.integers(0, 4),
+    st.sets(NAMES),
+    st.integers(0, 2**62),
+)
