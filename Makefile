@@ -13,7 +13,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BPF_OBJECTS := bpf/egress.bpf.o
 
-.PHONY: setup kernel check test chaos demo demo-down bench bench-react bench-bgp bench-k8s lock image bpf clean
+.PHONY: setup kernel check test chaos demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations lock image bpf clean
 
 setup: $(VENV)/.ready bpf
 
@@ -58,6 +58,9 @@ bench-bgp: setup
 
 bench-k8s: setup
 	@$(PY) -m tests.bench.kubernetes
+
+bench-allocations: setup
+	@$(PY) -m tests.bench.allocate
 
 lock: setup
 	@$(VENV)/bin/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate -q -o requirements/runtime.txt

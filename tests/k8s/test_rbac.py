@@ -9,7 +9,10 @@ from ipaddress import ip_address
 
 import pytest
 
+from routerd.formats import parts as formats_parts
 from routerd.model import NodeReport
+from routerd.store.kubernetes import parts
+from routerd.store.kubernetes.store import KubernetesStore
 from tests.k8s import target
 from tests.k8s.client import APPLY, Client, Json, good
 from tests.k8s.deployment import foreign, install, token
@@ -65,7 +68,9 @@ def _grants(role: Json, account: str, place: str) -> Iterator[Grant]:
 
 
 async def work(found: Cluster) -> None:
-    """Everything that agent and operator ask of the API server, conflicts and a change of the leader included."""
+    """Everything that agent and operator ask of the API server, conflicts and a change of the leader included, and
+    decisions in parts, of which old ones are removed.
+    """
     tokens = [await asyncio.to_thread(token, found.admin, account) for account in ACCOUNTS]
     found.server.users |= dict(zip(tokens, ACCOUNTS, strict=True))
     found.server.fault(conflict_every=1, only=first_status_of_each())
@@ -77,6 +82,14 @@ async def work(found: Cluster) -> None:
             await settled(found, count=1)
         async with operator(found, "b", token=tokens[1]):
             await settled(found, count=2)
+            await found.apply(a_service("more", 81))
+            await store.until(lambda one: "default/more" in given(one), "agents read the parts")
+
+
+def given(store: KubernetesStore) -> list[str]:
+    """Which services have an address."""
+    allocations = store.snapshot().allocations
+    return [each.service for each in allocations.services] if allocations else []
 
 
 async def shown(found: Cluster, path: str) -> None:
@@ -117,7 +130,10 @@ def first_status_of_each() -> Callable[[Asked], bool]:
     return is_first
 
 
-def test_roles_grant_exactly_what_is_used() -> None:
+def test_roles_grant_exactly_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats_parts, "INLINE_SIZE", 0)
+    monkeypatch.setattr(parts, "GRACE", 0.0)
+
     async def run() -> list[Audit]:
         objects = install()
         async with cluster() as found:

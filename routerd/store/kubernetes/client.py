@@ -131,8 +131,9 @@ class Client:
         """A merge patch; `body` bears the resourceVersion that it is based on."""
         return await self._request("PATCH", path, {}, body, MERGE_PATCH)
 
-    async def delete(self, path: str) -> Json:
-        return await self._request("DELETE", path, {})
+    async def delete(self, path: str, uid: str = "") -> Json:
+        """With `uid` that object alone: one that was made anew under its name is a conflict."""
+        return await self._request("DELETE", path, {}, {"preconditions": {"uid": uid}} if uid else None)
 
     @asynccontextmanager
     async def watch(self, path: str, *, silence: float, **query: str) -> AsyncIterator[AsyncIterator[Json]]:

@@ -1,22 +1,25 @@
 """What routerd itself keeps in the API server, as text and back: allocations, ledger, node reports. Pure.
 
-Allocations and ledger are ConfigMaps of our namespace. A ConfigMap holds 1 MiB: about 13,000 services.
+Allocations and ledger are ConfigMaps of our namespace. Where one grows, it names parts that hold its records.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from operator import attrgetter
 from typing import Any
 
 from routerd.cluster.ledger import TABLES, AuditEntry, Ledger
 from routerd.errors import InputError, StoreError
-from routerd.formats.allocations import write_allocations
+from routerd.formats import parts
+from routerd.formats.allocations import parse_index
 from routerd.formats.document import parse_address
-from routerd.formats.published import parse_allocations
+from routerd.formats.parts import Assembly, Part, Shards
+from routerd.formats.published import AllocationsReader, Fetch, Published
 from routerd.formats.records import Table, lines, read_lines
 from routerd.model import Allocations, NodeReport
 from routerd.store.kubernetes.resources import ALLOCATIONS, LEDGER
@@ -26,35 +29,43 @@ FENCE = "routerd.io/lease-generation"  # annotation: the lease under which a doc
 ALLOCATIONS_KEY = "allocations.yaml"
 AUDIT_ENTRIES = 200  # the newest; the log has all
 AUDIT: Table[AuditEntry] = Table(
-    "audit",
-    attrgetter("time"),
-    attrgetter("owner"),
-    lambda each: [each.time, each.what, each.owner, each.address],
-    AuditEntry,
-)
+    "audit", attrgetter("time"), attrgetter("owner"),
+    lambda each: [each.time, each.what, each.owner, each.address], AuditEntry,
+)  # fmt: skip
 FIRST_TABLES = ("addresses", "groups")  # what a ledger has that does not say
 
 Data = Mapping[str, str]
 
 
-def allocations_data(allocations: Allocations) -> dict[str, str]:
-    """Raises StoreError if it is too large."""
-    return checked(ALLOCATIONS, {ALLOCATIONS_KEY: write_allocations(allocations)})
+def allocations_data(published: Published) -> Data:
+    """Raises StoreError if it, or a part, is too large."""
+    return _checked(ALLOCATIONS, {ALLOCATIONS_KEY: published.text}, published.parts)
 
 
-def read_allocations(data: Data, place: str) -> Allocations:
+def read_allocations(reader: AllocationsReader, data: Data, place: str, fetch: Fetch) -> Allocations:
     """Raises InputError."""
+    return reader.read(_document(data, place), place, fetch)
+
+
+def named_parts(data: Data) -> frozenset[str]:
+    """The parts of allocations that are in force; none if they are damaged."""
+    with suppress(InputError):
+        return frozenset(parse_index(_document(data, ""), "")[1] or ())
+    return frozenset()
+
+
+def _document(data: Data, place: str) -> str:
     if ALLOCATIONS_KEY not in data:
         raise InputError(f'the key "{ALLOCATIONS_KEY}" is missing', file=place)
-    return parse_allocations(data[ALLOCATIONS_KEY], place)
+    return data[ALLOCATIONS_KEY]
 
 
-def checked(name: str, data: dict[str, str]) -> dict[str, str]:
-    size = sum(len(value.encode()) for value in data.values())
-    if size > LIMIT:
+def _checked(name: str, data: Data, found: Iterable[Part]) -> Data:
+    sizes = [sum(len(value.encode()) for value in data.values()), *(len(part.text) for part in found)]
+    if max(sizes) > LIMIT:
         raise StoreError(
-            f"ConfigMap {name} would have {size} bytes, and holds {LIMIT}: "
-            "what was published last stays; serve fewer services with one operator"
+            f"ConfigMap {name} or a part of it would have {max(sizes)} bytes, and holds {LIMIT}: "
+            "what was published last stays; let fewer policies share one egress IP"
         )
     return data
 
@@ -62,33 +73,59 @@ def checked(name: str, data: dict[str, str]) -> dict[str, str]:
 # --- ledger: a line of JSON per record, so that people can read and compare it
 
 
-def ledger_data(ledger: Ledger, audit: Iterable[AuditEntry]) -> dict[str, str]:
-    """Raises StoreError if it is too large."""
-    names = [table.name for table in TABLES]
-    meta = {"generation": ledger.generation, "digest": ledger.digest, "nextGroup": ledger.next_group, "tables": names}
-    data = {"meta": json.dumps(meta) + "\n"}
-    data |= {table.name: lines(table, table.of(ledger)) for table in TABLES}
-    return checked(LEDGER, data | {"audit": lines(AUDIT, audit)})
+class LedgerText:
+    """A ledger as text and back. It remembers what it wrote and read, so that what did not change costs little."""
+
+    def __init__(self) -> None:
+        self._shards, self._assembly = Shards(TABLES), Assembly(TABLES)
+
+    def written(self, ledger: Ledger, audit: Iterable[AuditEntry]) -> tuple[Data, tuple[Part, ...]]:
+        """The ConfigMap, and the parts that must be there before it. Raises StoreError if one is too large."""
+        names = [table.name for table in TABLES]
+        meta = {
+            "generation": ledger.generation, "digest": ledger.digest, "nextGroup": ledger.next_group, "tables": names,
+        }  # fmt: skip
+        data = {"meta": json.dumps(meta) + "\n", "audit": lines(AUDIT, audit)}
+        found = self._shards.parts({table.name: table.of(ledger) for table in TABLES})
+        if sum(len(part.text) for part in found) <= parts.INLINE_SIZE:
+            found = ()
+            data |= {table.name: lines(table, table.of(ledger)) for table in TABLES}
+        else:
+            data["parts"] = "".join(f"{part.name}\n" for part in found)
+        return _checked(LEDGER, data, found), found
+
+    def knows(self, data: Data) -> bool:
+        """Whether `read` needs no part."""
+        return self._assembly.has(ledger_parts(data))
+
+    def read(self, data: Data, fetch: Fetch) -> tuple[Ledger, tuple[AuditEntry, ...]]:
+        """No data is an empty ledger. Raises StoreError if it is damaged, or a later release's."""
+        if not data:
+            return Ledger(), ()
+        try:
+            meta = json.loads(data["meta"])
+            names = meta.get("tables", FIRST_TABLES)
+            _check_known(names)
+            records = self._records(data, names, fetch)
+            ledger = Ledger(int(meta["generation"]), str(meta["digest"]), int(meta["nextGroup"]), **records)
+            return ledger, tuple(read_lines(AUDIT, data.get("audit", "")))
+        except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
+            detail = error.message if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            raise StoreError(
+                f"ConfigMap {LEDGER} is damaged ({detail}): restore it, or delete it and the "
+                "operator takes over what the last published allocations say"
+            ) from error
+
+    def _records(self, data: Data, names: Collection[str], fetch: Fetch) -> dict[str, Any]:
+        if "parts" in data:
+            return {**self._assembly.records(ledger_parts(data), fetch)}
+        known = [table for table in TABLES if table.name in names]
+        return {table.name: tuple(read_lines(table, data[table.name])) for table in known}
 
 
-def read_ledger(data: Data) -> tuple[Ledger, tuple[AuditEntry, ...]]:
-    """No data is an empty ledger. Raises StoreError if it is damaged, or a later release's."""
-    if not data:
-        return Ledger(), ()
-    try:
-        meta = json.loads(data["meta"])
-        names = meta.get("tables", FIRST_TABLES)
-        _check_known(names)
-        tables: dict[str, Any] = {
-            table.name: tuple(read_lines(table, data[table.name])) for table in TABLES if table.name in names
-        }
-        ledger = Ledger(int(meta["generation"]), str(meta["digest"]), int(meta["nextGroup"]), **tables)
-        return ledger, tuple(read_lines(AUDIT, data.get("audit", "")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(
-            f"ConfigMap {LEDGER} is damaged ({type(error).__name__}: {error}): restore it, or delete it and the "
-            "operator takes over what the last published allocations say"
-        ) from error
+def ledger_parts(data: Data) -> list[str]:
+    """The names of its parts."""
+    return data.get("parts", "").split()
 
 
 def _check_known(names: Iterable[str]) -> None:

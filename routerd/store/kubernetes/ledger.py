@@ -1,4 +1,4 @@
-"""The operator's ledger and its published allocations in two ConfigMaps, written under a lease.
+"""The operator's ledger and its published allocations in two ConfigMaps with parts, written under a lease.
 
 Every write bears the resourceVersion that it rests on, and the generation of the lease. Taking over rewrites both
 documents, so a former operator that was paused in the middle of a write comes too late: its resourceVersion is
@@ -10,25 +10,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from routerd.cluster.ledger import AuditEntry, Changes, Ledger
 from routerd.errors import StoreError
 from routerd.formats.document import MAX_DIGITS
+from routerd.formats.parts import Part
+from routerd.formats.published import AllocationsWriter
 from routerd.log import event
 from routerd.model import Allocations
 from routerd.store.kubernetes.client import ApiError, Client
-from routerd.store.kubernetes.documents import AUDIT_ENTRIES, FENCE, allocations_data, ledger_data, read_ledger
+from routerd.store.kubernetes.documents import (
+    AUDIT_ENTRIES,
+    FENCE,
+    Data,
+    LedgerText,
+    allocations_data,
+    ledger_parts,
+    named_parts,
+)
+from routerd.store.kubernetes.parts import Outdated, Parts
 from routerd.store.kubernetes.resources import ALLOCATIONS, CONFIG_MAPS, LEDGER, collection_path
 
 LOGGER = logging.getLogger("routerd.store")
 TRIES = 8  # writes in conflict with others, after which the whole round is made again
 T = TypeVar("T")
-
-
-class Outdated(StoreError):
-    """A later lease has written: this operator is not the active one any more."""
 
 
 class FencedConfigMap:
@@ -93,76 +101,101 @@ class FencedConfigMap:
         return await self._client.replace(f"{self._collection}/{self.name}", body)
 
 
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document and its parts, which are made before it and removed after it."""
+
+    index: FencedConfigMap
+    parts: Parts
+
+    async def write(self, data: Data, parts: Sequence[Part], again: Callable[[], Awaitable[None]]) -> None:
+        """After a conflict it reads `again`, which raises unless the decision still holds.
+
+        Raises ApiError, and Outdated.
+        """
+        for left in reversed(range(TRIES)):
+            try:
+                await self.parts.put(parts)
+                await self.index.write(data)
+                break
+            except ApiError as error:
+                if error.status != 409 or not left:
+                    raise
+            await again()
+        await self._prune(parts)
+
+    async def _prune(self, parts: Sequence[Part]) -> None:
+        """What cannot be removed costs room, and nothing else."""
+        try:
+            await self.parts.prune({part.name for part in parts})
+        except StoreError as error:
+            event(LOGGER, logging.WARNING, "parts-not-removed", document=self.index.name, reason=str(error))
+
+
 class KubernetesLedger:
     """See `routerd.operator.loop.LedgerFile`; its methods are called in a worker thread, `take` in the loop."""
 
     def __init__(
         self,
-        ledger: FencedConfigMap,
-        allocations: FencedConfigMap,
+        ledger: Document,
+        allocations: Document,
         loop: asyncio.AbstractEventLoop,
         on_published: Callable[[Mapping[str, Any], Allocations], None],
     ) -> None:
         """`on_published` is called in the loop with the ConfigMap as the API server has it."""
         self._ledger, self._allocations, self._loop = ledger, allocations, loop
         self._on_published = on_published
+        self._text, self._writer = LedgerText(), AllocationsWriter()
         self._audit: tuple[AuditEntry, ...] = ()
 
     @property
     def lease(self) -> int:
-        return self._ledger.fence
+        return self._ledger.index.fence
 
     def read(self) -> Ledger:
         return self._wait(self._read())
 
     def record(self, changes: Changes) -> None:
         """Writes one decision; raises StoreError if the ledger is another than the decision rests on."""
-        if changes.before != changes.after:
-            self._wait(self._record(changes))
-
-    def publish(self, allocations: Allocations) -> None:
-        """Writes the document that agents read. It follows from the ledger alone, so a conflict is written over."""
-        self._wait(self._publish(allocations))
-
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    async def _read(self) -> Ledger:
-        ledger, self._audit = read_ledger(await self._ledger.read())
-        return ledger
-
-    async def _record(self, changes: Changes) -> None:
+        if changes.before == changes.after:
+            return
         audit = (*self._audit, *changes.audit)[-AUDIT_ENTRIES:]
-        data = ledger_data(changes.after, audit)
-        await self._insist(self._ledger, data, lambda: self._check(changes))
+        data, parts = self._text.written(changes.after, audit)
+        self._wait(self._ledger.write(data, parts, lambda: self._check(changes)))
         self._audit = audit
         for entry in changes.audit:
             about = {"what": entry.what, "owner": entry.owner, "address": entry.address}
             event(LOGGER, logging.INFO, "audit", lease=self.lease, **about)
 
+    def publish(self, allocations: Allocations) -> None:
+        """Writes the document that agents read. It follows from the ledger alone, so a conflict is written over."""
+        published = self._writer.written(allocations)
+        data = allocations_data(published)
+        self._wait(self._publish(data, published.parts, allocations))
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def check(self) -> None:
+        """Raises StoreError if the ledger cannot be read."""
+        await self._read()
+
+    async def _read(self) -> Ledger:
+        data = await self._ledger.index.read()
+        texts = {} if self._text.knows(data) else await self._ledger.parts.texts()
+        ledger, self._audit = await asyncio.to_thread(self._text.read, data, texts.get)
+        return ledger
+
     async def _check(self, changes: Changes) -> None:
         if await self._read() != changes.before:
-            raise StoreError(f"ConfigMap {self._ledger.name} was changed by someone else: deciding again")
+            raise StoreError(f"ConfigMap {self._ledger.index.name} was changed by someone else: deciding again")
 
-    async def _publish(self, allocations: Allocations) -> None:
+    async def _publish(self, data: Data, parts: Sequence[Part], allocations: Allocations) -> None:
         async def again() -> None:
-            await self._allocations.read()
+            await self._allocations.index.read()
 
-        await self._insist(self._allocations, allocations_data(allocations), again)
-        self._on_published(self._allocations.raw, allocations)
-
-    async def _insist(
-        self, document: FencedConfigMap, data: Mapping[str, str], again: Callable[[], Coroutine[Any, Any, None]]
-    ) -> None:
-        """Writes; after a conflict it reads `again`, which raises unless the decision still holds."""
-        for left in reversed(range(TRIES)):
-            try:
-                await document.write(data)
-                return
-            except ApiError as error:
-                if error.status != 409 or not left:
-                    raise
-            await again()
+        await self._allocations.write(data, parts, again)
+        self._on_published(self._allocations.index.raw, allocations)
 
 
 async def take(
@@ -175,14 +208,19 @@ async def take(
     """Takes both documents over, under a fence later than every one before. Raises StoreError."""
     ledger = FencedConfigMap(client, namespace, LEDGER, generation, may_write)
     allocations = FencedConfigMap(client, namespace, ALLOCATIONS, generation, may_write)
-    await ledger.read()
-    await allocations.read()
+    recorded, published = await ledger.read(), await allocations.read()
     # A Lease that was deleted begins at 0 again; the documents remember.
     fence = max(generation, ledger.written_by + 1, allocations.written_by + 1)
     ledger.fence = allocations.fence = fence
-    opened = KubernetesLedger(ledger, allocations, asyncio.get_running_loop(), on_published)
-    before, audit = read_ledger(ledger._data)
-    await ledger.write(ledger_data(before, audit))
-    if allocations._version:
-        await allocations.write(allocations._data)
+    parts = [Parts(client, namespace, each.name, may_write) for each in (ledger, allocations)]
+    await ledger.write(recorded or LedgerText().written(Ledger(), ())[0])
+    if published:
+        await allocations.write(published)
+    # Only now nobody else can name other parts.
+    await parts[0].adopt(ledger_parts(recorded))
+    await parts[1].adopt(await asyncio.to_thread(named_parts, published))  # a large document is YAML of seconds
+    opened = KubernetesLedger(
+        Document(ledger, parts[0]), Document(allocations, parts[1]), asyncio.get_running_loop(), on_published
+    )
+    await opened.check()
     return opened

@@ -17,7 +17,7 @@ from routerd.formats.kinds import Kind
 from routerd.formats.objects import Loaded, read_object
 from routerd.model import Refusal
 from routerd.refs import Ref
-from routerd.store.kubernetes.resources import ALLOCATIONS, CONFIG_MAPS, REPORTS, Resource
+from routerd.store.kubernetes.resources import ALLOCATIONS, CONFIG_MAPS, PART_LABEL, REPORTS, Resource
 
 Raw = Mapping[str, Any]
 
@@ -142,7 +142,7 @@ def read_known(kind: Kind, raw: Raw, before: Known | None, *, keep_status: bool 
     meta = raw.get("metadata") or {}
     namespace, name = key_of(raw)
     uid = str(meta.get("uid") or "")
-    is_document = kind is REPORTS or (kind is CONFIG_MAPS and name == ALLOCATIONS)
+    is_document = kind is REPORTS or (kind is CONFIG_MAPS and _is_published(name, meta))
     loaded, error = (NOTHING, None) if is_document else _load(kind, raw, namespace, name)
     if error is not None and before is not None and before.uid == uid:
         loaded = before.loaded
@@ -158,6 +158,11 @@ def read_known(kind: Kind, raw: Raw, before: Known | None, *, keep_status: bool 
         status=(raw.get("status") or {}) if keep_status and kind.status_by else {},
         data=(raw.get("data") or {}) if is_document else {},
     )
+
+
+def _is_published(name: str, meta: Raw) -> bool:
+    """Whether it is the document of the allocations, or one of its parts."""
+    return ALLOCATIONS in (name, (meta.get("labels") or {}).get(PART_LABEL))
 
 
 def _load(kind: Kind, raw: Raw, namespace: str, name: str) -> tuple[Loaded, InputError | None]:

@@ -10,16 +10,19 @@ from routerd.formats.kinds import BY_NAME, OURS, Kind, Role, read_by
 
 ALLOCATIONS = "routerd-allocations"  # ConfigMap: what the operator published, read by every agent
 LEDGER = "routerd-ledger"  # ConfigMap: what the operator must remember, read by operators only
+PART_LABEL = "routerd.io/part-of"  # on ConfigMaps with parts of one of these two documents: its name
+PART_KEY = "part"  # of their data
 LEASE = "routerd-operator"  # Lease: which operator is active
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One list and watch. `field_selector` narrows it on the server's side."""
+    """One list and watch. Selectors narrow it on the server's side."""
 
     kind: Kind
     namespace: str = ""  # "" = cluster-scoped, or all namespaces
     field_selector: str = ""
+    label_selector: str = ""
 
     @property
     def path(self) -> str:
@@ -58,7 +61,7 @@ def _config_maps(namespace: str) -> tuple[Resource, ...]:
     """The legacy BGP ConfigMaps by name, and those of our namespace; agents never get the ledger."""
     legacy = [("kube-system", "bgp-config"), ("metallb-system", "config")]
     named = [Resource(CONFIG_MAPS, place, f"metadata.name={name}") for place, name in legacy if place != namespace]
-    return (*named, Resource(CONFIG_MAPS, namespace, f"metadata.name!={LEDGER}"))
+    return (*named, Resource(CONFIG_MAPS, namespace, f"metadata.name!={LEDGER}", f"{PART_LABEL}!={LEDGER}"))
 
 
 def for_agent(node: str, namespace: str) -> tuple[Resource, ...]:

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 from routerd.errors import InputError, StoreError
 from routerd.formats.kinds import KINDS
+from routerd.formats.parts import Incomplete
+from routerd.formats.published import AllocationsReader
 from routerd.model import (
     Allocations,
     EndpointSlice,
@@ -34,7 +36,7 @@ from routerd.store.kubernetes.client import Client
 from routerd.store.kubernetes.documents import read_allocations, read_report
 from routerd.store.kubernetes.objects import Collection, Known, Raw, key_of
 from routerd.store.kubernetes.report import Reporter
-from routerd.store.kubernetes.resources import ALLOCATIONS, Resource, for_agent, for_operator
+from routerd.store.kubernetes.resources import ALLOCATIONS, PART_KEY, Resource, for_agent, for_operator
 from routerd.store.kubernetes.watch import Reflector, Timings
 from routerd.store.merge import merge
 
@@ -88,6 +90,7 @@ class KubernetesStore:
         self._reporter = Reporter(client, scope.node, timings, self._changed_in("")) if scope.node else None
         self._dirty = {each.collection.resource.kind.name for each in self.reflectors}
         self._changed = asyncio.Event()
+        self._reader = AllocationsReader()
         self._allocations: tuple[str, Allocations | None, InputError | None] = ("", None, None)
         self._reports: dict[str, NodeReport] | None = None
         self._merge_refusals: tuple[Refusal, ...] = ()
@@ -235,21 +238,28 @@ class KubernetesStore:
 
     def _read_allocations(self) -> Allocations | None:
         """None before the first ones are published; once known they stay, whatever becomes of the ConfigMap."""
-        known = next((one for one in self.known("ConfigMap") if self._is_published(one)), None)
-        version, good, _ = self._allocations
-        if known is None or known.version == version:
+        known = self._published(ALLOCATIONS)
+        version, good, before = self._allocations
+        if known is None or (known.version == version and not isinstance(before, Incomplete)):
             return good
         place = f"ConfigMap/{known.namespace}/{known.name}"
         try:
-            self._allocations = (known.version, read_allocations(known.data, place), None)
+            found = read_allocations(self._reader, known.data, place, self._part)
+            self._allocations = (known.version, found, None)
         except InputError as error:
             self._allocations = (known.version, good, error)
         except ValueError as error:  # a mistake of ours: it costs the document, not the daemon
             self._allocations = (known.version, good, InputError(f"not understood: {error}", file=place))
         return self._allocations[1]
 
-    def _is_published(self, known: Known) -> bool:
-        return (known.namespace, known.name) == (self.namespace, ALLOCATIONS)
+    def _published(self, name: str) -> Known | None:
+        """A ConfigMap of our namespace."""
+        found = (each.known.get((self.namespace, name)) for each in self._of("ConfigMap"))
+        return next((known for known in found if known is not None), None)
+
+    def _part(self, name: str) -> str | None:
+        known = self._published(f"{ALLOCATIONS}-{name}")
+        return known.data.get(PART_KEY) if known is not None else None
 
     def _read_reports(self) -> dict[str, NodeReport]:
         found = (read_report(known.name, known.status) for known in self.known("RouterdNode"))

@@ -129,8 +129,9 @@ class Reflector:
         self._is_doubtful = False
 
     def _selection(self) -> dict[str, str]:
-        selector = self.collection.resource.field_selector
-        return {"fieldSelector": selector} if selector else {}
+        resource = self.collection.resource
+        selectors = {"fieldSelector": resource.field_selector, "labelSelector": resource.label_selector}
+        return {name: selector for name, selector in selectors.items() if selector}
 
     async def _list(self) -> None:
         resource, found = self.collection.resource, []

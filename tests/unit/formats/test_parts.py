@@ -15,7 +15,10 @@ from routerd.formats import parts
 from routerd.formats.parts import PART_SIZE, Assembly, Incomplete, Part, spans
 from routerd.formats.published import TABLES, AllocationsReader, AllocationsWriter, Published
 from routerd.model import Allocations
-from tests.models.many import DECISIONS, allocations_of, small_parts
+from routerd.store.kubernetes.documents import LedgerText
+from tests.models.many import DECISIONS, allocations_of, ledger_of, small_parts
+
+KIB = 1 << 10
 
 
 def texts(found: tuple[Part, ...]) -> dict[str, str]:
@@ -97,3 +100,16 @@ def test_a_part_of_a_newer_routerd_is_refused(line: str) -> None:
     with pytest.raises(InputError, match=f"part {part.name} is not understood: .*newer routerd") as caught:
         Assembly(TABLES).records([part.name], lambda name: part.text)
     assert not isinstance(caught.value, Incomplete)
+
+
+def test_a_hundred_thousand_services_and_a_thousand_groups_fit() -> None:
+    """Allocations and ledger, each object far below the megabyte of a ConfigMap."""
+    decision, ledger = allocations_of(100_000, 1000), ledger_of(100_000, 1000)
+    published = AllocationsWriter().written(decision)
+    data, recorded = LedgerText().written(ledger, ())
+    for index, found in ((published.text, published.parts), ("".join(data.values()), recorded)):
+        assert max(len(part.text) for part in found) < 256 * KIB
+        assert 50 < len(found) < 500
+        assert len(index) < 64 * KIB
+    assert AllocationsReader().read(published.text, "f", texts(published.parts).get) == decision
+    assert LedgerText().read(data, texts(recorded).get) == (ledger, ())

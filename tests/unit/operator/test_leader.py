@@ -44,6 +44,8 @@ class Objects(Client):
 
     async def get(self, path: str, **query: str) -> dict[str, Any]:
         self._ask(path)
+        if path.endswith("/configmaps"):
+            return {"items": []}  # parts, of which there are none
         if path not in self.objects:
             raise ApiError(404, "NotFound", path)
         return self.objects[path]

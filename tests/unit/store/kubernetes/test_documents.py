@@ -1,5 +1,6 @@
 """What routerd keeps in ConfigMaps reads back as it was, and what does not fit is refused."""
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
@@ -10,7 +11,7 @@ from ipam.round import Record
 from routerd.cluster.ledger import AuditEntry, GroupRecord, Ledger
 from routerd.errors import StoreError
 from routerd.model import GatewaySlot
-from routerd.store.kubernetes.documents import LIMIT, ledger_data, read_ledger
+from routerd.store.kubernetes.documents import LIMIT, Data, LedgerText
 
 ADDRESSES = st.builds(IPv4Address, st.integers(0, 2**32 - 1)) | st.builds(IPv6Address, st.integers(0, 2**128 - 1))
 TEXTS = st.text(max_size=12)
@@ -27,6 +28,16 @@ LEDGERS = st.builds(
     Ledger, st.integers(0, 2**63 - 1), TEXTS, st.integers(1, 2**24 - 1),
     st.lists(RECORDS, max_size=5).map(tuple), st.lists(GROUPS, max_size=3).map(tuple),
 )  # fmt: skip
+
+
+def ledger_data(ledger: Ledger, audit: tuple[AuditEntry, ...]) -> Data:
+    data, parts = LedgerText().written(ledger, audit)
+    assert not parts
+    return data
+
+
+def read_ledger(data: Data) -> tuple[Ledger, tuple[AuditEntry, ...]]:
+    return LedgerText().read(data, lambda name: None)
 
 
 @given(LEDGERS, st.lists(st.builds(AuditEntry, TIMES, TEXTS, TEXTS, TEXTS), max_size=3).map(tuple))
@@ -73,8 +84,25 @@ def of_services(count: int) -> Ledger:
     ))  # fmt: skip
 
 
-def test_ten_thousand_services_fit_and_a_hundred_thousand_are_refused() -> None:
-    data = ledger_data(of_services(10_000), ())
-    assert sum(map(len, data.values())) < LIMIT
+def test_many_records_lie_in_parts_and_read_back() -> None:
+    text, ledger = LedgerText(), of_services(10_000)
+    data, parts = text.written(ledger, ())
+    texts = {part.name: part.text for part in parts}
+    assert len(texts) > 5 and "addresses" not in data
+    assert LedgerText().read(data, texts.get) == (ledger, ())
+    changed = replace(ledger, addresses=(replace(ledger.addresses[0], state="cooling"), *ledger.addresses[1:]))
+    after, more = text.written(changed, ())
+    assert len({part.name for part in more} - texts.keys()) == 1
+    assert LedgerText().written(changed, ()) == (after, more), "what was written before makes no difference"
+    texts.popitem()
+    with pytest.raises(
+        StoreError, match=r"routerd-ledger is damaged \(part [0-9a-f]{64} is missing or cut\): restore it"
+    ):
+        LedgerText().read(data, texts.get)
+
+
+def test_a_record_that_fits_into_no_configmap_is_refused() -> None:
+    gateways = tuple(GatewaySlot("n" * 200, slot) for slot in range(6000))
+    ledger = Ledger(groups=(GroupRecord(1, IPv4Address("192.0.2.1"), gateways=gateways),))
     with pytest.raises(StoreError, match=f"would have [0-9]+ bytes, and holds {LIMIT}"):
-        ledger_data(of_services(100_000), ())
+        LedgerText().written(ledger, ())
