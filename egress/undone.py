@@ -26,7 +26,6 @@ from bpf import layout
 from egress import guard, plan
 from egress.guard import KEPT
 from egress.policy import Desired
-from egress.tables import number
 
 FOUNDATIONS = frozenset({"settings", "nodes", "cluster", "uplinks"})
 POD_PROGRAMS = frozenset({"to_pod", "from_pod"})
@@ -133,7 +132,7 @@ class Undone:
             case "policies":
                 self._sets.add(layout.decode(layout.PolicyKey, action.key).policy_set)
             case "paths":
-                self._groups.add(number(action.key))
+                self._groups.add(layout.number(action.key))
             case "local_pods":
                 self._pods.add(layout.ip_of(action.key))
             case "pods":
@@ -141,7 +140,7 @@ class Undone:
                 self._pods.add(layout.ip_of(key.address))
                 self._devices.add(key.ifindex)
             case "strict_devices":
-                self._lack_device(number(action.key))
+                self._lack_device(layout.number(action.key))
 
     def _is_blocked_put(self, action: plan.PutEntry) -> bool:
         match action.map:
@@ -151,9 +150,9 @@ class Undone:
                 return not self._groups.isdisjoint(_groups_of(action.value))
             case "pods":
                 pod = layout.ip_of(layout.decode(layout.PodKey, action.key).address)
-                return pod in self._pods or self._is_incomplete(number(action.value))
+                return pod in self._pods or self._is_incomplete(layout.number(action.value))
             case "strict_devices":
-                return number(action.key) in self._devices
+                return layout.number(action.key) in self._devices
         return False
 
     def _is_incomplete(self, policy_set: int) -> bool:
@@ -175,7 +174,7 @@ class Undone:
             case "local_pods":
                 return layout.ip_of(action.key) in self._pods
             case "strict_devices":
-                return number(action.key) in self._devices
+                return layout.number(action.key) in self._devices
         return False
 
     def _without_undone_pods(self, action: plan.LoadGuard) -> plan.LoadGuard:

@@ -11,10 +11,10 @@ import statistics
 from ipaddress import IPv4Address, IPv4Network
 
 from egress.policy import Policy
-from egress.tables import TCP, UDP, Flow, FlowKey, Packet, State
 from tests.bpf.packets import build
 from tests.bpf.wishes import THERE, desired
 from tests.bpf.world import POD, REMOTE, World
+from tests.models.tables import TCP, UDP, Flow, FlowKey, Packet, State
 
 REPEAT, ROUNDS = 200_000, 5
 PREFIXES = (1, 10_000)

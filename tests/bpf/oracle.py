@@ -1,4 +1,4 @@
-"""Random packets, and the comparison of the programs with the model (egress/lookup.py)."""
+"""Random packets, and the comparison of the programs with the model (egress/datapath.py)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from typing import Any, TypeVar
 
-from egress import lookup
-from egress.lookup import Outcome
 from egress.policy import Desired
-from egress.tables import ICMP, TCP, UDP, Echo, FlowKey, Kind, Packet, ReverseKey, State, Tables
 from tests.bpf.packets import BadPacket, Shape, build, parse
 from tests.bpf.world import EGRESS_IP, NODE_EGRESS_IP, POD, POD2, TUNNEL_MTU, WORKER, World
+from tests.models import datapath
+from tests.models.datapath import Outcome
+from tests.models.tables import ICMP, TCP, UDP, Echo, FlowKey, Kind, Packet, ReverseKey, State, Tables
 
 Item = TypeVar("Item")
 
@@ -173,11 +173,11 @@ def expect(world: World, tables: Tables, state: State, given: Arrival, drawn: in
     device = world.ifindex[given.device]
     match given.program:
         case "from_pod":
-            return lookup.from_pod(tables, state, device, given.packet, drawn)
+            return datapath.from_pod(tables, state, device, given.packet, drawn)
         case "to_pod":
-            return lookup.to_pod(tables, state, device, given.packet)
+            return datapath.to_pod(tables, state, device, given.packet)
         case _:
-            return lookup.from_uplink(tables, state, given.packet)
+            return datapath.from_uplink(tables, state, given.packet)
 
 
 def step(world: World, tables: Tables, state: State, number: int) -> tuple[Arrival, Outcome]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
 
-from egress.tables import ICMP, TCP, UDP, Packet
+from tests.models.tables import ICMP, TCP, UDP, Packet
 
 ETHERNET = 14
 IPV4, IPV6 = 0x0800, 0x86DD

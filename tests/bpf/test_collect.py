@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from bpf import layout
-from egress.tables import ICMP, TCP, UDP, Back, Flow, FlowKey, Mapped, NatKey, ReverseKey, State
 from tests.bpf.wishes import HERE, to_world
 from tests.bpf.world import EGRESS_IP, POD, REMOTE, World, encode, nat_key_bytes, put_all, reverse_key_bytes
+from tests.models.tables import ICMP, TCP, UDP, Back, Flow, FlowKey, Mapped, NatKey, ReverseKey, State
 
 # Short ones: a machine may not have been up for as long as an established connection may idle.
 LIMITS = {"tcp_established": 40, "tcp_opening": 30, "tcp_closing": 5, "udp": 20, "icmp": 10}

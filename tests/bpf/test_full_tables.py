@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from bpf import layout
 from egress.policy import Policy
-from egress.tables import UDP, Packet
 from tests.bpf import oracle
 from tests.bpf.draws import bodies, packets, policies_of, seeds
 from tests.bpf.packets import build, parse
 from tests.bpf.wishes import HERE, desired, to_world
 from tests.bpf.world import EGRESS_IP, POD, REMOTE, SMALL, World
+from tests.models.tables import UDP, Packet
 
 EXAMPLES = 40
 

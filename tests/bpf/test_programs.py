@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from egress.policy import Desired, Policy, Ports
-from egress.tables import ICMP, TCP, UDP, Echo, Flow, FlowKey, Packet, State
 from tests.bpf.oracle import is_paired
 from tests.bpf.packets import BadPacket, Shape, build, parse, told_mtu
 from tests.bpf.wishes import HERE, NO_GATEWAY, THERE, UNPUBLISHED, desired, to_world
 from tests.bpf.world import EGRESS_IP, POD, POD2, REMOTE, SELF, TUNNEL_MTU, TUNNEL_PORT, WORKER, WORLD, World
+from tests.models.tables import ICMP, TCP, UDP, Echo, Flow, FlowKey, Packet, State
 
 SCTP = 132
 UDP_OUT = Packet(POD, REMOTE, UDP, 40000, 53)

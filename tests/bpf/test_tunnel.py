@@ -8,9 +8,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from egress import lookup
 from egress.policy import Desired
-from egress.tables import ICMP, TCP, UDP, Flow, FlowKey, Packet, State
 from tests.bpf.packets import Shape, build, inside_vxlan, parse, vxlan
 from tests.bpf.wishes import HERE, desired, to_world
 from tests.bpf.world import (
@@ -28,6 +26,8 @@ from tests.bpf.world import (
     Wire,
     World,
 )
+from tests.models import datapath
+from tests.models.tables import ICMP, TCP, UDP, Flow, FlowKey, Packet, State
 from tests.waiting import wait
 
 OUT = Packet(REMOTE_POD, REMOTE, UDP, 40000, 53)
@@ -117,7 +117,7 @@ def test_what_is_dropped_is_counted_with_its_reason(gateway: Gateway, reason: st
     packet, node, vni = DROPPED[reason]
     tables = gateway.world.fill(to_world(HERE))
     gateway.tunnelled(packet, node=node, vni=vni)
-    expected = lookup.from_tunnel(tables, State(), node, vni, packet)
+    expected = datapath.from_tunnel(tables, State(), node, vni, packet)
     assert gateway.dropped() == {reason: 1}
     assert (expected.verdict, expected.reason) == ("drop", reason)
 
@@ -142,7 +142,7 @@ def test_the_states_halves_are_the_models(gateway: Gateway) -> None:
     for port, node in ((40000, WORKER), (40001, WORKER2), (40000, WORKER)):
         packet = replace(OUT, source_port=port)
         gateway.out(packet, node=node)
-        state.apply(lookup.from_tunnel(tables, state, node, HERE, packet).changes)
+        state.apply(datapath.from_tunnel(tables, state, node, HERE, packet).changes)
     assert gateway.world.state() == state
     assert len(state.nat) == len(state.reverse) == 2
 

@@ -23,7 +23,7 @@ from bpf import layout, loader, syscall
 from egress.attach import Attacher
 from egress.entries import Facts, MapEntries, PodDevice, map_entries
 from egress.policy import Desired
-from egress.tables import Back, Flow, FlowKey, Mapped, NatKey, ReverseKey, State, Tables, ip4, tables
+from tests.models.tables import Back, Flow, FlowKey, Mapped, NatKey, ReverseKey, State, Tables, ip4, tables
 from tests.netns.lab import netns
 from tests.netns.lab.mounts import own_mounts
 from tests.waiting import PATIENCE

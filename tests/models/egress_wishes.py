@@ -10,8 +10,8 @@ from egress import guard
 from egress.entries import PodDevice, map_entries, observed_sets
 from egress.plan import Action, plan, wanted_attachments
 from egress.policy import Desired, Gateway, Group, Policy, Ports
-from egress.tables import Tables, tables
 from tests.models.node import FakeNode
+from tests.models.tables import Tables, tables
 
 WORKER, GATEWAY = IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")
 POD, PLAIN = IPv4Address("10.1.0.5"), IPv4Address("10.1.0.6")

@@ -13,11 +13,11 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from routerd.cluster.ledger import TABLES, AuditEntry, Changes, Ledger, LedgerTable, TableChanges
+from routerd.cluster.ledger import TABLES, Changes, Ledger, LedgerTable, TableChanges
 from routerd.errors import EnvironmentFault, StoreError
 
 BUSY_TIMEOUT = 1.0  # seconds to wait for another process that has the file open, such as a backup
@@ -201,13 +201,6 @@ class SqliteLedger:
         finally:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-
-
-def peek(path: Path, entries: int = 1000) -> tuple[Ledger, tuple[AuditEntry, ...]]:
-    """Content and newest audit entries (oldest first), without lock and lease: for the command line."""
-    with _faults(path), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-        rows = db.execute("SELECT time, what, owner, address FROM audit ORDER BY seq DESC LIMIT ?", (entries,))
-        return _read(db), tuple(AuditEntry(*row) for row in reversed(rows.fetchall()))
 
 
 def _read(db: sqlite3.Connection) -> Ledger:

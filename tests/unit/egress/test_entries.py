@@ -25,9 +25,9 @@ from egress.entries import (
 )
 from egress.entries import policy_set as flatten
 from egress.guard import render
-from egress.lookup import deciding_policy
 from egress.policy import Desired, Gateway, Group, IPNetwork, Policy, Ports
-from egress.tables import longest
+from tests.models.datapath import deciding_policy
+from tests.models.tables import longest
 
 NET = IPv4Network
 WORLD = NET("0.0.0.0/0")

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from bpf import layout
 from egress.entries import PodDevice
-from egress.lookup import deciding_policy
 from egress.plan import (
     Attachment,
     Observed,
@@ -20,7 +19,7 @@ from egress.plan import (
     problems,
 )
 from egress.policy import Desired, Gateway, Ports
-from egress.tables import tables
+from tests.models.datapath import deciding_policy
 from tests.models.egress_wishes import (
     DEVICES,
     GATEWAY,
@@ -40,6 +39,7 @@ from tests.models.egress_wishes import (
     settled,
 )
 from tests.models.node import FakeNode
+from tests.models.tables import tables
 
 
 def test_unknown_is_nothing_to_do() -> None:

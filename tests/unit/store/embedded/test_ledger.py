@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from ipam.round import Record
-from routerd.cluster.ledger import TABLES, GroupRecord, Ledger, LedgerTable, difference
+from routerd.cluster.ledger import TABLES, AuditEntry, GroupRecord, Ledger, LedgerTable, difference
 from routerd.errors import EnvironmentFault, StoreError
 from routerd.model import GatewaySlot
 from routerd.store.embedded import ledger as store
-from routerd.store.embedded.ledger import SqliteLedger, peek
+from routerd.store.embedded.ledger import SqliteLedger
 from tests.models.operator_world import World, busy_world
 from tests.waiting import PATIENCE
 
@@ -33,6 +33,13 @@ FULL = Ledger(
     (GroupRecord(4, V6, "active", 1.0, (GatewaySlot("g1", 0), GatewaySlot("g2", 1)), 2, 7),
      GroupRecord(8, V4, "retired", 2.0)),
 )  # fmt: skip
+
+
+def peek(path: Path, entries: int = 1000) -> tuple[Ledger, tuple[AuditEntry, ...]]:
+    """Content and newest audit entries (oldest first), without lock and lease."""
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        rows = db.execute("SELECT time, what, owner, address FROM audit ORDER BY seq DESC LIMIT ?", (entries,))
+        return store._read(db), tuple(AuditEntry(*row) for row in reversed(rows.fetchall()))
 
 
 @pytest.fixture

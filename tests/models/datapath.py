@@ -1,8 +1,8 @@
-"""A model of the datapath: what each program does with one packet, and what a pod's packet would meet. Pure; it
-forwards nothing and reads no clock.
+"""A model of the datapath: what each program does with one packet, and which policy decides. Pure; it forwards nothing
+and reads no clock.
 
 Each program is a function of `Tables`, `State` and a packet that returns an `Outcome`; `State.apply` makes its changes.
-The packet tests hold the compiled programs against this model; `explain_destination` serves `routerd why`.
+The packet tests hold the compiled programs against this model.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from ipaddress import IPv4Address
 from typing import Literal
 
 from bpf import layout
-from egress.entries import NEVER_LEAVES, RuleSpec, translated
-from egress.policy import Desired, IPAddress, Policy, Protocol, is_taken
-from egress.tables import (
+from egress.entries import RuleSpec
+from egress.policy import IPAddress, Policy, Protocol
+from tests.models.tables import (
     ICMP,
     TCP,
     UDP,
@@ -350,36 +350,6 @@ def _return_to_pod(tables: Tables, state: State, packet: Packet, back: Back) -> 
 # --- "which egress IP would this pod use?"
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """What a new connection of a pod would meet. `because` is a sentence for the operator."""
-
-    verdict: Literal["egress", "direct", "dropped"]
-    because: str
-    policy: str = ""
-    group: int = 0
-    egress_ip: IPAddress | None = None
-    gateway: str = ""  # node
-
-
-def explain_destination(
-    desired: Desired, pod: IPAddress, destination: IPAddress, protocol: Protocol = "TCP", port: int = 0
-) -> Explanation:
-    """What a new connection of a pod of this node to `destination` would meet. `port` in host order; ICMP has none."""
-    if pod not in desired.pods:
-        return Explanation("dropped", f"{pod} is no pod that {desired.node} knows: undecided, stopped where covered")
-    if any(destination in network for network in (*NEVER_LEAVES, *desired.cluster)):
-        return Explanation("direct", f"{destination} is inside the cluster")
-    policies = [desired.policies[name] for name in desired.pods[pod] if name in desired.policies]
-    policy = deciding_policy(policies, destination, protocol, port)
-    if policy is None:
-        return Explanation("direct", f"no policy of {pod} covers {protocol} {destination}{f':{port}' if port else ''}")
-    if not is_taken(destination):
-        because = f"policy {policy.name} covers it, and IPv{destination.version} is not translated"
-        return Explanation("dropped", because, policy.name)
-    return _explain_group(desired, policy)
-
-
 def deciding_policy(policies: list[Policy], destination: IPAddress, protocol: Protocol, port: int) -> Policy | None:
     """The policy that decides, by the rules as the documentation states them and without any map."""
     covering = [policy for policy in policies if _covers(policy, destination)]
@@ -401,14 +371,3 @@ def _order(policy: Policy, destination: IPAddress) -> tuple[int, int, bool, str,
     """Longest destination first, then the higher priority, the older, the name; an unknown age counts as youngest."""
     length = max(network.prefixlen for network in policy.destinations if destination in network)
     return -length, -policy.priority, not policy.created, policy.created, policy.name
-
-
-def _explain_group(desired: Desired, policy: Policy) -> Explanation:
-    group = translated(desired.groups).get(policy.group)
-    if group is None:
-        return Explanation("dropped", f"policy {policy.name} has no egress group yet", policy.name, policy.group)
-    gateway = next((gateway for gateway in group.gateways if gateway.up), None)
-    if gateway is None:
-        return Explanation("dropped", f"no gateway of {group.egress_ip} is up", policy.name, group.id, group.egress_ip)
-    because = f"policy {policy.name} sends it out as {group.egress_ip} by {gateway.node}"
-    return Explanation("egress", because, policy.name, group.id, group.egress_ip, gateway.node)

@@ -7,7 +7,6 @@ of one packet. Ports are in host order.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from ctypes import c_uint32
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -188,10 +187,6 @@ def ip4(data: object) -> IPv4Address:
     return address
 
 
-def number(data: bytes) -> int:
-    return int(c_uint32.from_buffer_copy(data).value)
-
-
 def _network(bits: int, address: object) -> IPv4Network:
     network = layout.network_of(bits, address)
     assert isinstance(network, IPv4Network)
@@ -236,14 +231,14 @@ def tables(entries: Mapping[str, MapEntries], routes: Mapping[IPv4Network, int])
         tunnel_mtu=settings.tunnel_mtu,
         nodes=frozenset(map(ip4, entries["nodes"])),
         cluster=frozenset(map(_cidr, entries["cluster"])),
-        uplinks=frozenset(map(number, entries["uplinks"])),
-        pods={_pod(key): number(value) for key, value in entries["pods"].items()},
-        strict_devices=frozenset(map(number, entries["strict_devices"])),
+        uplinks=frozenset(map(layout.number, entries["uplinks"])),
+        pods={_pod(key): layout.number(value) for key, value in entries["pods"].items()},
+        strict_devices=frozenset(map(layout.number, entries["strict_devices"])),
         local_pods={ip4(k): layout.decode(layout.LocalPod, v).ifindex for k, v in entries["local_pods"].items()},
         policies=_policies(entries["policies"]),
-        paths={number(key): _hops(value) for key, value in entries["paths"].items()},
-        groups={number(key): _group(value) for key, value in entries["groups"].items()},
-        egress_ips={ip4(key): bool(number(value)) for key, value in entries["egress_ips"].items()},
+        paths={layout.number(key): _hops(value) for key, value in entries["paths"].items()},
+        groups={layout.number(key): _group(value) for key, value in entries["groups"].items()},
+        egress_ips={ip4(key): bool(layout.number(value)) for key, value in entries["egress_ips"].items()},
         routes=routes,
     )
 
