@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bgp import conf, plan, rib, text
 from bgp.link import LINE_LIMIT, Hello, Link, LinkLost, NoAnswer
@@ -35,6 +35,9 @@ FLUSH_PATIENCE = 30.0  # seconds; a peer that takes nothing for longer is remove
 
 class SpeakerUnavailable(Exception):
     """No speaker is connected, or it does not answer."""
+
+
+Loading = Literal["new", "changed", "gone"]
 
 
 class Speaker:
@@ -125,6 +128,15 @@ class Speaker:
             return await self._link.heard_out(self._read_table(self._link), SILENCE)
         except (LinkLost, NoAnswer) as error:
             raise SpeakerUnavailable(str(error)) from error
+
+    def unloaded(self, desired: Desired) -> dict[IPAddress, Loading]:
+        """Sessions that ExaBGP does not have as `desired` says. What changed or goes is reset by the next reload."""
+        wanted = conf.digests(desired.peers)
+        found: dict[IPAddress, Loading] = dict.fromkeys(self._digests.keys() - wanted, "gone")
+        for address, digest in wanted.items():
+            if self._digests.get(address) != digest:
+                found[address] = "changed" if address in self._digests else "new"
+        return found
 
     @property
     def connected(self) -> bool:

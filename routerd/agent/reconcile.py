@@ -26,7 +26,7 @@ from typing import Any, Protocol, TypeVar
 from bgp.path import AdjRibOut, IPAddress, Path
 from bgp.path import Desired as BgpDesired
 from bgp.rib import normal
-from bgp.speaker import SpeakerUnavailable
+from bgp.speaker import Loading, SpeakerUnavailable
 from routerd.agent.room import Room
 from routerd.agent.turn import Seat, Turn
 from routerd.blocking import in_thread, in_thread_until_cut
@@ -35,7 +35,7 @@ from routerd.model import Refusal
 from routerd.node.announce import Announcements
 from routerd.node.desired import NodeState
 from routerd.refs import Ref
-from routerd.tell.render import changes, path_lines
+from routerd.tell.render import changes, path_lines, session_changes
 
 SETTLE_TIMEOUT = 0.5  # seconds that a round waits for the speaker before it takes something away; then it is held
 EARLY_TIMEOUT = 0.05  # seconds that the rooms' turn waits for the speaker; ExaBGP acknowledges in a few ms
@@ -53,6 +53,8 @@ class Speaker(Protocol):
     async def sent(self, timeout: float) -> bool: ...
 
     async def observe(self) -> Mapping[IPAddress, AdjRibOut]: ...
+
+    def unloaded(self, desired: BgpDesired) -> Mapping[IPAddress, Loading]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,8 @@ class Reconciler:
             held = await self._speaker.observe()
         except SpeakerUnavailable as error:
             raise EnvironmentFault(str(error)) from error
-        return changes(path_lines(held), path_lines(_tables(announced.desired)))
+        sessions = session_changes(announced.desired.peers, self._speaker.unloaded(announced.desired))
+        return [*sessions, *changes(path_lines(held), path_lines(_tables(announced.desired)))]
 
     # --- rooms, in a thread
 

@@ -129,6 +129,19 @@ def _bgp(key: bytes) -> Sentence[BgpDesired]:
     return Sentence(BgpDesired, (Part("peers", peers), Part("ribs", lambda it: path_lines(it.ribs))))
 
 
+def session_changes(peers: Mapping[IPAddress, SpeakerPeer], unloaded: Mapping[IPAddress, str]) -> list[str]:
+    """Sessions that are not loaded as they should be, "new", "changed" or "gone", one line each."""
+    said = {
+        "gone": "- peer {0}: its session ends",
+        "changed": "~ peer {0}: its session is reset: {1}",
+        "new": "+ peer {0} {1}",
+    }
+    return [
+        said[how].format(address, session_text(peers[address]) if address in peers else "")
+        for address, how in _by_address(unloaded)
+    ]
+
+
 def path_lines(ribs: Mapping[IPAddress, AdjRibOut]) -> list[str]:
     """`path ADDRESS PATH`, sorted by peer, then prefix."""
     lines: list[str] = []

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from bgp.path import AdjRibOut, IPNetwork, Path
 from bgp.path import Desired as BgpDesired
-from bgp.speaker import SpeakerUnavailable
+from bgp.speaker import Loading, SpeakerUnavailable
 from egress.plan import Problem
 from routerd.agent.reconcile import Reconciler
 from routerd.model import IPAddress
@@ -165,6 +165,9 @@ class FakeSpeaker:
 
     async def sent(self, timeout: float) -> bool:
         return self.world.settles
+
+    def unloaded(self, desired: BgpDesired) -> dict[IPAddress, Loading]:
+        return {address: "new" for address in desired.peers if str(address) not in self.world.ribs}
 
     async def observe(self) -> Mapping[IPAddress, AdjRibOut]:
         if self.world.adopted is None:

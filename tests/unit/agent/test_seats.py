@@ -16,6 +16,7 @@ from routerd.agent.room import Room
 from routerd.model import Allocations
 from routerd.node.desired import NodeState
 from tests.models import cluster
+from tests.models.cluster import TOR
 from tests.models.rooms import (
     EGRESS_IPS,
     ROUTES,
@@ -235,9 +236,17 @@ def test_a_preview_goes_over_all_rooms_and_changes_nothing() -> None:
     world, here = settled(ORDERS[0], SOME)
     lines = asyncio.run(here.preview(OTHER))
     assert lines[:4] == ["retire group 7", "prepare group 8", "retire route 3", "prepare route 4"]
+    assert not any("peer" in line for line in lines)
     assert any(line.startswith("+ path 10.0.0.1 198.51.100.8/32") for line in lines)
     assert any(line.startswith("- path 10.0.0.1 203.0.113.3/32") for line in lines)
     assert is_there(world, SOME)
+
+
+def test_a_preview_tells_which_sessions_are_reset() -> None:
+    world, here = settled(ORDERS[0], SOME)
+    del world.ribs[str(TOR)]
+    (line,) = [line for line in asyncio.run(here.preview(SOME)) if "peer" in line]
+    assert line.startswith("+ peer 10.0.0.1 AS")
 
 
 def test_what_each_room_lacks_is_told() -> None:

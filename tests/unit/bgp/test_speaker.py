@@ -189,6 +189,17 @@ async def test_a_running_speaker_is_adopted(socket: Path) -> None:
 
 
 @story
+async def test_which_sessions_a_desired_state_would_load_anew(socket: Path) -> None:
+    relay = FakeRelay()
+    relay.peers = {str(peer): digest for peer, digest in conf.digests({A.address: A, B.address: B}).items()}
+    other = replace(A, address=ip_address("10.0.2.2"))
+    async with running(socket, relay) as speaker:
+        assert speaker.unloaded(desired((A, []), (B, []))) == {}
+        wanted = desired((replace(A, password="x"), []), (other, []))
+        assert speaker.unloaded(wanted) == {A.address: "changed", B.address: "gone", other.address: "new"}
+
+
+@story
 async def test_end_of_rib_waits_until_the_desired_state_is_complete(socket: Path) -> None:
     relay = FakeRelay()
     relay.peers = {str(peer): digest for peer, digest in conf.digests({A.address: A}).items()}

@@ -17,7 +17,7 @@ from routerd.model import Refusal
 from routerd.node.announce import Announcements
 from routerd.node.desired import EGRESS_ROOM, NodeState
 from routerd.refs import Ref
-from routerd.tell.render import Part, Sentence, changes, refusal_lines, session_text, state_lines
+from routerd.tell.render import Part, Sentence, changes, refusal_lines, session_changes, session_text, state_lines
 
 TOR, OTHER = ip_address("10.0.0.1"), ip_address("10.0.0.2")
 VIP, POD, SIX = ip_network("192.0.2.1/32"), ip_address("10.1.0.5"), ip_address("fd00::5")
@@ -137,6 +137,14 @@ def test_a_password_shows_as_a_mark_that_only_the_key_makes() -> None:
     assert session_text(one) == session_text(other)
     assert "secre" not in session_text(one, KEY) + session_text(one)
     assert session_text(one).endswith(" md5")
+
+
+def test_sessions_that_are_loaded_anew() -> None:
+    assert session_changes({TOR: PEER}, {TOR: "changed", OTHER: "gone"}) == [
+        f"~ peer 10.0.0.1: its session is reset: {session_text(PEER)}",
+        "- peer 10.0.0.2: its session ends",
+    ]
+    assert session_changes({TOR: PEER}, {TOR: "new"}) == [f"+ peer 10.0.0.1 {session_text(PEER)}"]
 
 
 def test_refusals() -> None:
