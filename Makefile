@@ -3,7 +3,7 @@
 #   make demo    the main job on real parts, in network namespaces    make demo-down   removes a lab that KEEP=1 left up
 #   make test    every test                                           make check       ruff, mypy, layers, clang-format, configs
 #                TOR=frr: FRR instead of BIRD as the ToR; STORE=kubernetes: an API server instead of files
-#   make kernel  Debian's oldest kernel and its headers, unpacked into .lab/cache for the tests
+#   make kernel  Debian 12's kernel and its headers, unpacked into .lab/cache for the tests
 #   make chaos   kills at random moments under churn (KILLS=50, SEED=…)
 #   make bench   benchmarks                                           make lock        renews requirements/*.txt
 #   make image   the container image, by docker or buildah (IMAGE=name:tag, IMAGE_FLAGS= more options for either)
