@@ -34,7 +34,7 @@ def test_decide(present: bool | None, fallback: str, outcome: str, stops: bool) 
 
 def test_every_helper_of_the_object_is_in_the_table() -> None:
     text = subprocess.run(["llvm-objdump", "-d", OBJECT], capture_output=True, text=True, check=True).stdout
-    called = {int(number) for number in re.findall(r"\bcall (\d+)$", text, re.MULTILINE)}
+    called = {int(number, 0) for number in re.findall(r"\bcall (0x[0-9a-f]+|\d+)$", text, re.MULTILINE)}  # LLVM 19: hex
     known = {requirement.helper for requirement in FEATURES} | set(ANCIENT) | set(LATER)
     assert called
     assert called <= known, f"add to bpf/features.py: {sorted(called - known)}"
