@@ -1,9 +1,10 @@
-# The whole developer interface. Every target does its own set-up and may be run again.
+# The whole developer interface. Every target does its own set-up, `make demo` only what it needs, and may be run again.
 #
 #   make demo    the main job on real parts, in network namespaces    make demo-down   removes a lab that KEEP=1 left up
 #   make test    every test                                           make check       ruff, mypy, layers, clang-format, configs
 #                TOR=frr: FRR instead of BIRD as the ToR; STORE=kubernetes: an API server instead of files
 #   make kernel  Debian 12's kernel and its headers, unpacked into .lab/cache for the tests
+#   make setup   what all of them need                                make bpf        what the demo needs, and the eBPF object
 #   make chaos   kills at random moments under churn (KILLS=50, SEED=…)
 #   make bench   benchmarks                                           make lock        renews requirements/*.txt
 #   make image   the container image, by docker or buildah (IMAGE=name:tag, IMAGE_FLAGS= more options for either)
@@ -11,19 +12,14 @@
 SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
-BPF_OBJECTS := bpf/egress.bpf.o
 
 .PHONY: setup kernel check test chaos demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations lock image bpf clean
 
-setup: $(VENV)/.ready bpf
-
-$(VENV)/.ready: tools/setup requirements/dev.txt pyproject.toml
+setup:
 	@tools/setup
 
-bpf: $(BPF_OBJECTS)
-
-bpf/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.h) | $(VENV)/.ready
-	@$(PY) tools/compile_bpf.py
+bpf:
+	@tools/setup demo
 
 check: setup
 	@$(VENV)/bin/ruff check .
@@ -42,10 +38,10 @@ test: setup kernel
 chaos: setup
 	@$(PY) -m tests.netns.stories.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
 
-demo: setup
+demo: bpf
 	@$(PY) -m tests.netns.stories.demo
 
-demo-down: setup
+demo-down: bpf
 	@$(PY) -m tests.netns.stories.demo --down
 
 bench: bench-react bench-bgp
