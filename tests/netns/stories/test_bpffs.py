@@ -49,7 +49,7 @@ class Machine:
         self.log.unlink(missing_ok=True)
         self.namespace.popen(self.words(command, wrapped), self.log)
         try:
-            wait(lambda: "agent-started" in self.log.read_text(), SECONDS, f"{command} to start")
+            wait(lambda: "agent-started" in self.log.read_text(), f"{command} to start")
         finally:
             stop(self.namespace.pids())
         return self.log.read_text()
