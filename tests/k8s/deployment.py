@@ -47,6 +47,14 @@ def definition(kind: Kind) -> Json:
 @contextmanager
 def defined(api: Client, kind: str) -> Iterator[str]:
     """The collection of a copy of one of our kinds in a group of its own, served until the block ends."""
+    with established(api, kind) as path:
+        until(lambda: api.get(path).code == 200)
+        yield path
+
+
+@contextmanager
+def established(api: Client, kind: str) -> Iterator[str]:
+    """As `defined`, but nobody has asked for the collection yet: for a moment it may be absent, or refused with 429."""
     found = next(each for each in install("crds.yaml") if each["spec"]["names"]["kind"] == kind)
     group, plural = f"t{uuid.uuid4().hex[:8]}.routerd.example.com", found["spec"]["names"]["plural"]
     spec = {**copy.deepcopy(found["spec"]), "group": group}
@@ -57,7 +65,6 @@ def defined(api: Client, kind: str) -> Iterator[str]:
     assert answer.code == 201, answer
     try:
         until(lambda: _is_established(api.get(f"{DEFINITIONS}/{name}").body))
-        until(lambda: api.get(path).code == 200)
         yield path
     finally:
         remove_definitions(api, name)

@@ -180,7 +180,17 @@ class Cluster:
         """Waits until the kinds of these CRDs can be listed."""
         for spec in (each["spec"] for each in definitions):
             path = f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}"
-            await eventually(lambda path=path: self.find(path), f"{path} is served")
+            await eventually(lambda path=path: self._lists(path), f"{path} is served")
+
+    async def _lists(self, path: str) -> bool:
+        """False while the kind is not served, or its cache is still being filled."""
+        try:
+            await self.client.get(path)
+        except ApiError as error:
+            if error.status not in (404, 429):
+                raise
+            return False
+        return True
 
 
 def _allocated(each: Json, before: Json) -> tuple[str, ...]:
@@ -233,7 +243,7 @@ def _clean(found: Cluster) -> None:
         elif path not in definitions:
             target.remove(found.admin, path)
     reports = "/apis/routerd.io/v1alpha1/routerdnodes"
-    for each in found.admin.get(reports).body.get("items") or ():
+    for each in found.admin.get(reports, limit=500).body.get("items") or ():  # a page is never refused with 429
         target.remove(found.admin, f"{reports}/{each['metadata']['name']}")
     target.empty(found.admin, "routerd")
     for name in NAMESPACES:

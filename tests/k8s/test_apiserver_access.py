@@ -5,13 +5,14 @@ The definitions that are made here have a group of their own, so that a cluster 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.k8s.client import APPLY, STRATEGIC, Client, Json, config_map, good
-from tests.k8s.deployment import defined
+from tests.k8s.client import APPLY, STRATEGIC, Answer, Client, Json, config_map, good
+from tests.k8s.deployment import defined, established
 from tests.k8s.target import DEFINITIONS, until
 
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
@@ -28,6 +29,13 @@ def policies(api: Client, definition: str) -> Iterator[str]:
     """An empty collection of EgressPolicies."""
     yield definition
     good(api.delete(definition))
+
+
+def until_served(api: Client, path: str, **query: Any) -> list[Answer]:
+    """The answers to a list until it is served."""
+    answers = [api.get(path, **query)]
+    until(lambda: answers[-1].code == 200 or answers.append(api.get(path, **query)))
+    return answers
 
 
 def policy(path: str, name: str = "a", **spec: Any) -> Json:
@@ -124,6 +132,36 @@ def test_conditions_are_applied_by_type(api: Client, policies: str) -> None:
         del body["spec"]
         last = good(api.patch(f"{policies}/a/status", body, APPLY, fieldManager=manager)).body
     assert [each["type"] for each in last["status"]["conditions"]] == ["Ready", "Allocated"]
+
+
+def test_the_lists_of_a_new_kind_may_be_refused_for_a_moment(api: Client) -> None:
+    """Until its cache is filled; the answer says when to ask again."""
+    with established(api, "EgressPolicy") as policies:
+        answers = until_served(api, policies)
+    assert {each.code for each in answers} <= {200, 404, 429}
+    for each in (each for each in answers if each.code == 429):
+        assert (each.reason, each.message) == ("TooManyRequests", "storage is (re)initializing")
+        assert int(each.headers["Retry-After"]) == each.body["details"]["retryAfterSeconds"] > 0
+
+
+def test_a_page_of_a_new_kind_is_served_at_once(api: Client) -> None:
+    """It is read past the cache, if nothing is selected."""
+    with established(api, "EgressPolicy") as policies:
+        assert 429 not in {each.code for each in until_served(api, policies, limit=500)}
+
+
+def test_a_watch_ends_when_its_definition_changes(api: Client) -> None:
+    with defined(api, "EgressPolicy") as policies:
+        version = good(api.get(policies)).version
+        with api.watch(policies, resourceVersion=version, timeoutSeconds=60) as events:
+            names = {"spec": {"names": {"shortNames": ["rdep", "more"]}}}
+            good(api.patch(f"{DEFINITIONS}/egresspolicies.{policies.split('/')[2]}", names))
+            began = time.monotonic()
+            assert list(events) == []
+            assert time.monotonic() - began < 30
+        until_served(api, policies)
+        with api.watch(policies, resourceVersion=version) as events:
+            assert next(events)["object"]["code"] == 410  # its cache begins anew
 
 
 def test_objects_go_with_their_definition(api: Client) -> None:

@@ -251,6 +251,24 @@ def test_a_kind_that_is_absent_is_empty_and_found_when_it_comes() -> None:
     asyncio.run(story())
 
 
+def test_a_kind_that_comes_is_read_before_the_server_has_filled_its_cache() -> None:
+    async def story() -> None:
+        patient = replace(QUICK, stale=30.0)
+        async with cluster(node("node1"), with_crds=False) as api, agent_store(api, timings=patient) as agent:
+            await agent.synced()
+            told: list[set[str]] = []
+            agent.store._on_change = lambda: told.append(reasons(agent.store))
+            await api.load(*crds())
+            policies = reflector(agent.store, "egresspolicies.routerd.io")
+            await eventually(lambda: policies.watches == 1, "the kind is watched, and nobody else has asked for it")
+            await api.serves(*crds())
+            await api.apply(policy("team", egressIP="10.168.60.100"))
+            await agent.until(lambda store: "EgressPolicy/team" in (store.snapshot().policies or {}), "the policy")
+            assert not any(told)
+
+    asyncio.run(story())
+
+
 def test_a_kind_that_seems_absent_for_a_moment_keeps_its_objects() -> None:
     async def story() -> None:
         objects = (node("node1"), policy("team", egressIP="10.168.60.100"))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.k8s.client import Client, config_map, good, is_over
+from tests.k8s.client import Client, Json, config_map, good, is_over
+from tests.k8s.deployment import established
 from tests.k8s.target import until
 from tests.models.apiserver import ApiServer
 
@@ -26,6 +27,19 @@ def api(server: ApiServer) -> Client:
     client = Client(Path(server.kubeconfig))
     good(client.create(MAPS, config_map("a", x="1")))
     return client
+
+
+@pytest.mark.parametrize(
+    "query, code", [({}, 429), ({"watch": "true"}, 429), ({"limit": 9, "labelSelector": "a"}, 429), ({"limit": 9}, 200)]
+)
+def test_the_cache_of_a_new_kind_is_not_filled_when_it_is_asked_first(api: Client, query: Json, code: int) -> None:
+    with established(api, "EgressPolicy") as path:
+        assert api.get(path, **query).code == code
+
+
+def test_a_young_server_has_forgotten_nothing(api: Client) -> None:
+    with api.watch(MAPS, resourceVersion=1) as events:
+        assert next(events)["object"]["metadata"]["name"] == "a"
 
 
 def test_compaction_ends_pages_and_old_watches(server: ApiServer, api: Client) -> None:

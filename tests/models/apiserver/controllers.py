@@ -6,6 +6,7 @@ import asyncio
 
 from . import definitions
 from .api import Api
+from .caching import Caches
 from .errors import Json
 from .meta import now_text
 from .resources import Resource
@@ -19,8 +20,8 @@ DELAY = 0.02  # seconds until something that was written is acted upon: clients 
 class Controllers:
     """Hears every write and acts a moment later."""
 
-    def __init__(self, api: Api, watches: Watches) -> None:
-        self._api, self._watches = api, watches
+    def __init__(self, api: Api, watches: Watches, caches: Caches) -> None:
+        self._api, self._watches, self._caches = api, watches, caches
         api.hooks.append(self._hear)
 
     @property
@@ -31,6 +32,8 @@ class Controllers:
         name = (new or old or {})["metadata"]["name"]
         if resource.store_key == CRDS:
             self._later(self._define, name)
+            if old and new and old["spec"] != new["spec"]:
+                self._later(self._renew, name)
         if resource.store_key == NAMESPACES and new is not None:
             self._later(self._tend, name)
         if new is None and resource.namespaced and old is not None:
@@ -56,14 +59,20 @@ class Controllers:
             meta = {**value["metadata"], "finalizers": [*value["metadata"].get("finalizers", [])]}
             self._storage.put(CRDS, name, {**value, "metadata": meta, "status": status})
 
+    def _renew(self, name: str) -> None:
+        """Watches of a definition that was changed end, and its cache is filled again."""
+        plural, _, group = name.partition(".")
+        self._caches.drop(f"{group}/{plural}")
+        for watcher in list(self._watches.open):
+            if (watcher.resource.group, watcher.resource.plural) == (group, plural):
+                watcher.close()
+
     def _undefine(self, name: str, value: Json) -> None:
         """Instances go first, then watches of them end, then the definition is gone."""
         group, plural = value["spec"]["group"], value["spec"]["names"]["plural"]
         self._storage.drop_table(f"{group}/{plural}")
         self._api.catalogue.replace_custom(group, plural, [])
-        for watcher in list(self._watches.open):
-            if (watcher.resource.group, watcher.resource.plural) == (group, plural):
-                watcher.close()
+        self._renew(name)
         others = [item for item in value["metadata"].get("finalizers", []) if item != definitions.CLEANUP]
         if others:
             self._storage.put(CRDS, name, {**value, "metadata": {**value["metadata"], "finalizers": others}})

@@ -85,6 +85,13 @@ def too_old(wanted: int, oldest: int) -> ApiError:
     return expired(f"too old resource version: {wanted} ({oldest})")
 
 
+def initializing(retry_after: int) -> ApiError:
+    """The cache of a kind is not filled yet. `retry_after`: seconds."""
+    details = {"retryAfterSeconds": retry_after}
+    headers = {"Retry-After": str(retry_after)}
+    return ApiError(429, "TooManyRequests", "storage is (re)initializing", details, headers)
+
+
 def too_large(wanted: int, current: int) -> ApiError:
     message = f"Too large resource version: {wanted}, current: {current}"
     cause = {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}

@@ -18,6 +18,7 @@ from tests.k8s.listener import Listener
 
 from .access import Access, Audit
 from .api import Api
+from .caching import Caches
 from .call import Call, User
 from .controllers import Controllers
 from .resources import Catalogue
@@ -54,8 +55,9 @@ class ApiServer(Listener):
         self.api = Api(self.storage, self.catalogue, managed_fields=managed_fields)
         self.watches = Watches(self.storage, watch_list=watch_list)
         self.access = Access(self.storage, ADMIN_TOKEN)
-        self.controllers = Controllers(self.api, self.watches)
-        self.site = Site(self.api, self.watches, self.access, bookmarks=bookmarks)
+        self.caches = Caches(self.storage)
+        self.controllers = Controllers(self.api, self.watches, self.caches)
+        self.site = Site(self.api, self.watches, self.access, self.caches, bookmarks=bookmarks)
 
     def __enter__(self) -> Self:
         try:
@@ -64,7 +66,6 @@ class ApiServer(Listener):
             self._directory.cleanup()
             raise
         self.load({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in _NAMESPACES)
-        self.compact()  # as the cache of a server that has just started
         return self
 
     def __exit__(

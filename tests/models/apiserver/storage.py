@@ -55,6 +55,7 @@ class Storage:
         self._tables: dict[str, dict[str, Stored]] = {}
         self._latest: dict[str, int] = {}
         self._history: list[Event] = []
+        self._begun: dict[str, int] = {}
         self.listeners: list[Callable[[Event], None]] = []
 
     def get(self, table: str, key: str) -> Stored | None:
@@ -99,8 +100,17 @@ class Storage:
         for listener in list(self.listeners):
             listener(event)
 
+    def begin(self, table: str) -> None:
+        """Watches of it know nothing from before now."""
+        self._begun[table] = self.version
+
     def since(self, table: str, version: int) -> list[Event]:
-        """Changes after `version`. Raises ApiError 410 if some of them are forgotten."""
+        """Changes after `version`, for a watch. Raises ApiError 410 if some of them are forgotten."""
+        if version < (begun := self._begun.get(table, 0)):
+            raise errors.too_old(version, begun)
+        return self._changes(table, version)
+
+    def _changes(self, table: str, version: int) -> list[Event]:
         if version < self.compacted:
             raise errors.too_old(version, self.compacted)
         found: list[Event] = []
@@ -114,7 +124,7 @@ class Storage:
     def at(self, table: str, version: int) -> list[Stored]:
         """The table as it was at `version`. Raises ApiError 410 if that is forgotten."""
         rows = dict(self._tables.get(table, {}))
-        for event in reversed(self.since(table, version)):
+        for event in reversed(self._changes(table, version)):
             if event.old is None:
                 rows.pop(event.new.key, None)
             else:

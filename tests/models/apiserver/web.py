@@ -14,6 +14,7 @@ from aiohttp import web
 from . import discovery, errors
 from .access import Access, lifetime
 from .api import Api
+from .caching import Caches
 from .call import Call, User, guess_path, parse_path, verb_of
 from .errors import ApiError, bad_request
 from .meta import now_text
@@ -30,8 +31,8 @@ BEFORE_END = 2.0  # seconds before its timeout that a watch gets a last bookmark
 class Site:
     """Answers. `bookmarks` is the seconds between bookmarks of a watch."""
 
-    def __init__(self, api: Api, watches: Watches, access: Access, *, bookmarks: float) -> None:
-        self.api, self.watches, self.access = api, watches, access
+    def __init__(self, api: Api, watches: Watches, access: Access, caches: Caches, *, bookmarks: float) -> None:
+        self.api, self.watches, self.access, self.caches = api, watches, access, caches
         self.bookmarks = bookmarks
         self._verbs: dict[str, Callable[[Call], tuple[int, bytes]]] = {
             "get": api.get, "list": api.list, "create": api.create, "update": api.update,
@@ -57,6 +58,7 @@ class Site:
         call = Call(verb, resource, namespace, name, subresource, query, body, request.content_type, user)
         try:
             self.access.check(call)
+            self.caches.admit(call)
             if verb == "watch":
                 self.access.note(call, 200)
                 return await self._watch(request, call)

@@ -18,6 +18,7 @@ from tests.models.virtual_time import elapse, in_virtual_time, now
 SPEC = {"selectors": [{"podSelector": {}}], "destinationCIDRs": ["198.51.100.0/24"]}
 POLICY = {"metadata": {"name": "p", "uid": "u", "resourceVersion": "5"}, "spec": SPEC}
 TIMES = Timings()
+REASONS = {"404": "NotFound", "410": "Expired", "429": "TooManyRequests"}
 
 
 class Scripted(Client):
@@ -64,7 +65,7 @@ class Scripted(Client):
             raise ApiError(429, "TooManyRequests", "later", float(wait or 0))
         self.contact.answered()
         if what != "ok":
-            raise ApiError(int(what), {"404": "NotFound", "410": "Expired"}[what], "no")
+            raise ApiError(int(what), REASONS[what], "no", float(wait or 0))
 
 
 async def read(client: Scripted, seconds: float) -> tuple[Reflector, set[int], list[float]]:
@@ -80,6 +81,22 @@ async def read(client: Scripted, seconds: float) -> tuple[Reflector, set[int], l
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     return reflector, seen, told
+
+
+def test_a_kind_that_has_just_come_is_watched_when_the_server_says() -> None:
+    """The list is served at once; the watch is refused with 429 until the server has filled its cache of the kind."""
+    client = Scripted("404", "ok", "429/1", "429/8")
+    reflector, _, _ = in_virtual_time(read(client, 90))
+    assert [each for each, _ in client.asked] == ["list", "list", "watch", "watch", "watch"]
+    first, second, third = (at for verb, at in client.asked if verb == "watch")
+    assert 1 <= second - first < 2 and 8 <= third - second < 9
+    assert (reflector.fault, reflector.lists, len(reflector.collection.known)) == (None, 1, 1)
+
+
+def test_nobody_is_told_of_a_cache_that_is_filled_within_seconds() -> None:
+    quiet = in_virtual_time(read(Scripted("404", "ok", "ok"), 90))
+    refused = in_virtual_time(read(Scripted("404", "429/1", "ok", "429/1"), 90))
+    assert len(refused[2]) == len(quiet[2])
 
 
 @pytest.mark.parametrize("between", ["down", "500", "503", "ok"])
