@@ -232,7 +232,9 @@ def test_a_server_that_has_just_started_refuses_for_a_moment_and_nothing_is_told
     asyncio.run(story())
 
 
-# --- kinds that are not there
+# --- kinds that come and go
+
+DEFINITION = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/egresspolicies.routerd.io"
 
 
 def test_a_kind_that_is_absent_is_empty_and_found_when_it_comes() -> None:
@@ -244,8 +246,7 @@ def test_a_kind_that_is_absent_is_empty_and_found_when_it_comes() -> None:
             await api.serves(*crds())
             await api.apply(policy("team", egressIP="10.168.60.100"))
             await agent.until(lambda store: "EgressPolicy/team" in (store.snapshot().policies or {}), "the policy")
-            definition = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/egresspolicies.routerd.io"
-            await api.client.delete(definition)
+            await api.client.delete(DEFINITION)
             await agent.until(lambda store: store.snapshot().policies == {}, "the policy went with its kind")
 
     asyncio.run(story())
@@ -265,6 +266,30 @@ def test_a_kind_that_comes_is_read_before_the_server_has_filled_its_cache() -> N
             await api.apply(policy("team", egressIP="10.168.60.100"))
             await agent.until(lambda store: "EgressPolicy/team" in (store.snapshot().policies or {}), "the policy")
             assert not any(told)
+
+    asyncio.run(story())
+
+
+def test_a_definition_that_changes_takes_nothing_away() -> None:
+    """The server ends the watches of the kind and fills its cache anew."""
+
+    async def story() -> None:
+        objects, patient = (node("node1"), policy("team", egressIP="10.168.60.100")), replace(QUICK, stale=30.0)
+        async with cluster(*objects) as api, agent_store(api, timings=patient) as agent:
+            await agent.synced()
+            policies = reflector(agent.store, "egresspolicies.routerd.io")
+            seen: list[tuple[bool, set[str]]] = []
+            agent.store._on_change = lambda: seen.append(
+                ("EgressPolicy/team" in (agent.store.snapshot().policies or {}), reasons(agent.store))
+            )
+            names = (await api.get(DEFINITION))["spec"]["names"]
+            for each in ({**names, "shortNames": ["rdep", "changed"]}, names):
+                opened = policies.watches
+                await api.client.patch(DEFINITION, {"spec": {"names": each}})
+                await eventually(lambda opened=opened: policies.watches > opened, "the watch is opened again")
+            await api.apply(policy("later", egressIP="10.168.60.101"))
+            await agent.until(lambda store: len(store.snapshot().policies or {}) == 2, "changes are seen")
+            assert seen and all(one == (True, set()) for one in seen)
 
     asyncio.run(story())
 
