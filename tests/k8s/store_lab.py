@@ -164,17 +164,19 @@ class Cluster:
         return f"{_root(each['apiVersion'])}{place}/{resource['name']}"
 
     async def _resource(self, api_version: str, kind: str) -> Json:
+        """Discovery shows a kind a moment after it is served."""
         if (api_version, kind) not in self.resources:
-            await self._discover(api_version)
+            await eventually(lambda: self._discovers(api_version, kind), f"{kind} of {api_version} is in discovery")
         return self.resources[api_version, kind]
 
-    async def _discover(self, api_version: str) -> None:
+    async def _discovers(self, api_version: str, kind: str) -> bool:
         for each in (await self.find(_root(api_version))).get("resources", ()):
             name, _, subresource = each["name"].partition("/")
             if not subresource:
                 self.resources[api_version, each["kind"]] = each
             elif subresource == "status":
                 self.with_status.add(name)
+        return (api_version, kind) in self.resources
 
     async def serves(self, *definitions: Json) -> None:
         """Waits until the kinds of these CRDs can be listed."""

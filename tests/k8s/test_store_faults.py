@@ -254,7 +254,7 @@ def test_a_kind_that_is_absent_is_empty_and_found_when_it_comes() -> None:
 
 def test_a_kind_that_comes_is_read_before_the_server_has_filled_its_cache() -> None:
     async def story() -> None:
-        patient = replace(QUICK, stale=30.0)
+        patient = replace(QUICK, stale=PATIENCE)
         async with cluster(node("node1"), with_crds=False) as api, agent_store(api, timings=patient) as agent:
             await agent.synced()
             told: list[set[str]] = []
@@ -274,7 +274,7 @@ def test_a_definition_that_changes_takes_nothing_away() -> None:
     """The server ends the watches of the kind and fills its cache anew."""
 
     async def story() -> None:
-        objects, patient = (node("node1"), policy("team", egressIP="10.168.60.100")), replace(QUICK, stale=30.0)
+        objects, patient = (node("node1"), policy("team", egressIP="10.168.60.100")), replace(QUICK, stale=PATIENCE)
         async with cluster(*objects) as api, agent_store(api, timings=patient) as agent:
             await agent.synced()
             policies = reflector(agent.store, "egresspolicies.routerd.io")

@@ -15,6 +15,7 @@ from .watching import Watches
 
 CRDS, NAMESPACES, ACCOUNTS = "apiextensions.k8s.io/customresourcedefinitions", "/namespaces", "/serviceaccounts"
 DELAY = 0.02  # seconds until something that was written is acted upon: clients must wait for it, as for a real one
+SHOWN = 0.05  # seconds from when a kind is served until discovery shows it
 
 
 class Controllers:
@@ -39,8 +40,8 @@ class Controllers:
         if new is None and resource.namespaced and old is not None:
             self._later(self._tend, old["metadata"]["namespace"])
 
-    def _later(self, act: object, name: str) -> None:
-        asyncio.get_running_loop().call_later(DELAY, act, name)  # type: ignore[arg-type]
+    def _later(self, act: object, name: str, delay: float = DELAY) -> None:
+        asyncio.get_running_loop().call_later(delay, act, name)  # type: ignore[arg-type]
 
     # --- CRDs
 
@@ -55,9 +56,15 @@ class Controllers:
         group, plural = value["spec"]["group"], value["spec"]["names"]["plural"]
         self._api.catalogue.replace_custom(group, plural, definitions.resources_of(value))
         if not (value.get("status") or {}).get("conditions"):
+            self._api.catalogue.undiscovered.add((group, plural))
+            self._later(self._show, name, SHOWN)
             status = definitions.established(value, now_text(self._api.now()))
             meta = {**value["metadata"], "finalizers": [*value["metadata"].get("finalizers", [])]}
             self._storage.put(CRDS, name, {**value, "metadata": meta, "status": status})
+
+    def _show(self, name: str) -> None:
+        plural, _, group = name.partition(".")
+        self._api.catalogue.undiscovered.discard((group, plural))
 
     def _renew(self, name: str) -> None:
         """Watches of a definition that was changed end, and its cache is filled again."""

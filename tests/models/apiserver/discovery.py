@@ -36,7 +36,7 @@ def _group(name: str, versions: list[str]) -> Json:
 
 def _resources(catalogue: Catalogue, group: str, version: str) -> Json:
     found: list[Json] = []
-    for item in catalogue:
+    for item in catalogue.discovered():
         if (item.group, item.version) == (group, version):
             found += [_entry(item), *(_sub_entry(item, name) for name in sorted(item.subresources))]
     name = f"{group}/{version}" if group else version

@@ -103,9 +103,13 @@ class Catalogue:
 
     def __init__(self, resources: Iterable[Resource] = BUILT_IN) -> None:
         self._by_path = {(item.group, item.version, item.plural): item for item in resources}
+        self.undiscovered: set[tuple[str, str]] = set()  # group and plural of what is served but not shown yet
 
     def __iter__(self) -> Iterator[Resource]:
         return iter(self._by_path.values())
+
+    def discovered(self) -> Iterator[Resource]:
+        return (item for item in self if (item.group, item.plural) not in self.undiscovered)
 
     def find(self, group: str, version: str, plural: str) -> Resource | None:
         return self._by_path.get((group, version, plural))
@@ -121,9 +125,9 @@ class Catalogue:
             self._by_path[(item.group, item.version, item.plural)] = item
 
     def groups(self) -> dict[str, list[str]]:
-        """The versions of each named group, in the order they were added."""
+        """The versions of each named group that discovery shows, in the order they were added."""
         found: dict[str, list[str]] = {}
-        for item in self:
+        for item in self.discovered():
             versions = found.setdefault(item.group, []) if item.group else []
             if item.version not in versions:
                 versions.append(item.version)
