@@ -201,9 +201,9 @@ def test_the_second_operator_takes_over_and_moves_nothing() -> None:
 
 def test_a_reservation_is_shown_and_released_by_the_active_operator_alone() -> None:
     async def story() -> None:
-        bank = policy("bank", egressIP="10.168.60.100")
+        bank, of_bank = policy("bank", egressIP="10.168.60.100"), pool("bank", "10.168.60.0/24", uses=("egress",))
         async with (
-            cluster(node("node1"), bgp_config(), bank) as api,
+            cluster(node("node1"), bgp_config(), of_bank, bank) as api,
             operator(api, "first-pod_1", cooldown=3600.0) as first,
         ):
             await until(api, POLICY, lambda found: is_true(found, "Allocated"), "the address is given")
