@@ -1,7 +1,7 @@
 """The speaker's process: checks ExaBGP, prepares its environment and configuration, and runs it in this process.
 
-    routerd speaker RUN_DIR [--log FILE]   runs until SIGTERM; one per run directory
-    … --check FILE                         loads a configuration as ExaBGP would, and says what is wrong with it
+    python -m bgp.launcher RUN_DIR [--log FILE]   runs until SIGTERM; one per run directory
+    … --check FILE                                loads a configuration as ExaBGP would, and says what is wrong with it
 
 Files in the run directory: `speaker.pid` (locked while the speaker runs), `exabgp.conf` (mode 0600: it holds
 passwords), `relay.sock` (served by the agent). The last valid configuration is adopted at the next start.

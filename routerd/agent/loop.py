@@ -5,6 +5,8 @@
     speaker   the connection to the speaker's process, which the agent does not own
     report    what only this node knows, for the operator
     collect   idle flows out of the datapath
+    links     devices that come, go or change: they wake `rounds`, too
+    heart     beats, so that a probe sees the loop alive
 
 It decides nothing itself (`node/desired.py` does) and writes nothing itself (`reconcile.py` and the rooms do). Stopping
 leaves announcements and datapath in place.

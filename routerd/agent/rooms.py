@@ -1,4 +1,4 @@
-"""The real rooms of a node, as `loop.py` and `reconcile.py` ask for them. It translates values and decides nothing."""
+"""What an agent asks its node (`loop.Host`): store, speaker and datapath. It translates values and decides nothing."""
 
 from __future__ import annotations
 

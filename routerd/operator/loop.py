@@ -36,7 +36,7 @@ LONGEST_WAIT = 3600.0  # seconds; a clock that jumped cannot put a timer off for
 
 
 class OperatorView(Protocol):
-    """A store as an operator sees it; `routerd.store.interface.Store` has more."""
+    """A store as an operator sees it: a `Store` (`routerd.store.interface`) to which one listens after it was made."""
 
     def snapshot(self) -> Snapshot: ...
 
@@ -50,7 +50,7 @@ class OperatorView(Protocol):
 
 
 class LedgerFile(Protocol):
-    """What the operator needs of the ledger; `routerd.store.embedded.ledger.SqliteLedger` is one."""
+    """What the operator needs of the ledger; `SqliteLedger` and `KubernetesLedger` are two."""
 
     def read(self) -> Ledger: ...
 

@@ -18,7 +18,7 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # sec
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """Counts of reconcile rounds since the agent's start; times in seconds."""
+    """Counts of an agent's or operator's rounds since its start; times in seconds."""
 
     done: int = 0
     errors: int = 0

@@ -57,7 +57,7 @@ class View:
 
 
 def rows(kind: str, view: View) -> list[Row]:
-    """Rows of `kind`, sorted. KeyError for an unknown kind: the command line only lets known ones through."""
+    """Rows of `kind`, sorted. KeyError for a kind that is not in `COLUMNS`: whoever asks has looked."""
     makers: dict[str, Callable[[View], list[Row]]] = {
         "nodes": _nodes,
         "peers": _peers,

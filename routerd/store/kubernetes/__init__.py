@@ -1,1 +1,1 @@
-"""The store on an API server. Nothing outside this room imports a Kubernetes client or speaks HTTP to the server."""
+"""The store on an API server. Nothing outside this folder imports a Kubernetes client or speaks HTTP to the server."""

@@ -1,7 +1,7 @@
 """Requests to the API server: configuration, authentication and TLS of `kubernetes.aio`, JSON without its models.
 
 One request, one answer: it retries nothing. It remembers how many requests it made, how they were answered, and whether
-the API server can be reached (`k8s_contact`). The model classes of the package are left out: they cost more memory than
+the API server can be reached (`contact.py`). The model classes of the package are left out: they cost more memory than
 all objects of a large cluster as we keep them.
 """
 

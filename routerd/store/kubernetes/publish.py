@@ -1,4 +1,4 @@
-"""The active operator's writes to status subresources and Events. What to write is decided in `k8s_status`.
+"""The active operator's writes to status subresources, with Events beside them. `status.py` decides what to write.
 
 A conflict is read again and decided again. Nothing is written when nothing changed, nor when the lease has run out, nor
 while the API server is away: whoever keeps the lease tries.

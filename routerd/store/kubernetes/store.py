@@ -1,8 +1,8 @@
 """The Kubernetes store: objects of the API server as snapshots, for the same roles as the embedded store.
 
-Every kind is listed and watched by itself (`k8s_watch`); a part of the snapshot is None until each kind that it rests
+Every kind is listed and watched by itself (`watch.py`); a part of the snapshot is None until each kind that it rests
 on was read once, and keeps what was last read while the API server is away. This module puts the parts together and
-publishes this node's report; what the operator writes is in `k8s_ledger` and `k8s_status`.
+passes this node's report on (`report.py`); what the operator writes is in `ledger.py` and `publish.py`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A watch is resumed at the last resourceVersion. When that is too old (410 Gone, 
 refused, when a watch failed `TRIES` times in a row, or when the server's own version is older after `Timings.resume`
 without contact, the resource is listed again and compared; what the new list lacks is gone, nothing else is. A watch
 that says nothing, not even a bookmark, for `Timings.silence` is taken for dead. What the server refuses is tried again
-after pauses of the resource's own; that it cannot be reached is a matter of the whole client (`k8s_contact`). It
+after pauses of the resource's own; that it cannot be reached is a matter of the whole client (`contact.py`). It
 changes nothing on the server.
 """
 
