@@ -72,7 +72,13 @@ def merge(
     pools = _Pools()
     for written, pool in _all_pools(entries):
         pools.take(written, pool)
-    found = [*refusals, *(one for file in files for one in file.refusals), *duplicates, *misplaced, *pools.refusals]
+    all_refusals = [
+        *refusals,
+        *(one for file in files for one in file.refusals),
+        *duplicates,
+        *misplaced,
+        *pools.refusals,
+    ]
     return Snapshot(
         nodes={node.name: node for node in _of(entries, Node)},
         namespaces={namespace.name: namespace for namespace in _of(entries, Namespace)},
@@ -83,7 +89,7 @@ def merge(
         pools=pools.by_name,
         policies={policy.key: policy for policy in _of(entries, EgressPolicy)},
         allocations=allocations,
-        refusals=tuple(sorted(found, key=lambda one: one.order)),
+        refusals=tuple(sorted(all_refusals, key=lambda one: one.order)),
         service_cidrs=service_cidrs,
     )
 

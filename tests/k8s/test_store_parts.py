@@ -202,7 +202,7 @@ def test_an_agent_keeps_the_last_decision_while_a_part_is_missing_and_says_which
                 held = {each["metadata"]["name"] for each in (await api.get(MAPS))["items"]}
                 await decide(ledger, 2)
                 await agent.until(lambda store: store.snapshot().allocations == decision(2)[1], "the second one")
-                seen = [str(key[1]) for each in agent.store.reflectors for key in each.collection.known]
+                seen = [str(key[1]) for each in agent.store.reflectors for key in each.collection.objects]
                 assert not [name for name in seen if name.startswith("routerd-ledger")], "agents get no ledger"
             (new, *_) = [each for each in (await api.get(MAPS))["items"] if each["metadata"]["name"] not in held
                          and each["metadata"]["name"].startswith("routerd-allocations-")]  # fmt: skip

@@ -37,17 +37,17 @@ def manifest_files(directory: Path) -> list[Path]:
 
     Links to directories are followed, as Kubernetes mounts a ConfigMap with paths in it; each directory counts once.
     """
-    found: list[Path] = []
-    seen: set[tuple[int, int]] = set()
+    files: list[Path] = []
+    visited: set[tuple[int, int]] = set()
     for root, directories, names in os.walk(directory, onerror=_raise, followlinks=True):
         status = Path(root).stat()
-        if (status.st_dev, status.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in visited:
             directories.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         directories[:] = [name for name in directories if not name.startswith(".")]
-        found.extend(Path(root, name) for name in names if is_manifest(name))
-    return sorted(found)
+        files.extend(Path(root, name) for name in names if is_manifest(name))
+    return sorted(files)
 
 
 def _raise(error: OSError) -> None:
@@ -103,7 +103,7 @@ def _check_kind(path: Path, status: os.stat_result) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Held(Generic[T]):
+class FileState(Generic[T]):
     """What a file last said (`good`), and why it does not say anything better now (`error`)."""
 
     stamp: Stamp | None = None
@@ -111,17 +111,17 @@ class Held(Generic[T]):
     error: InputError | None = None
 
 
-def refresh(held: Held[T], path: Path, parse: Callable[[str, str], T], *, again: bool = False) -> Held[T]:
+def refresh(state: FileState[T], path: Path, parse: Callable[[str, str], T], *, again: bool = False) -> FileState[T]:
     """Reads the file if it has another stamp, or `again`. A file that is wrong keeps what it last said."""
     now = stamp(path)
-    if now == held.stamp and not again:
-        return held
+    if now == state.stamp and not again:
+        return state
     try:
-        return Held(now, parse(read_text(path), str(path)))
+        return FileState(now, parse(read_text(path), str(path)))
     except InputError as error:
-        return Held(now, held.good, error)
+        return FileState(now, state.good, error)
     except ValueError as error:  # a mistake of ours: it costs the file, not the daemon
-        return Held(now, held.good, InputError(f"not understood: {error}", file=str(path)))
+        return FileState(now, state.good, InputError(f"not understood: {error}", file=str(path)))
 
 
 def claim(path: Path, owner: str) -> int | None:

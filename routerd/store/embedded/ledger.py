@@ -154,8 +154,8 @@ class SqliteLedger:
         # All out first: two groups may exchange their addresses, of which there must not be two.
         names = list(table.columns)
         key = " AND ".join(f"{name} = ?" for name in names[: table.keys])
-        gone = [_cells(table, record)[: table.keys] for record in (*changes.deleted, *changes.put)]
-        self._db.executemany(f"DELETE FROM {table.name} WHERE {key}", gone)
+        outdated = [_cells(table, record)[: table.keys] for record in (*changes.deleted, *changes.put)]
+        self._db.executemany(f"DELETE FROM {table.name} WHERE {key}", outdated)
         self._db.executemany(
             f"INSERT INTO {table.name} ({', '.join(names)}, lease) VALUES ({'?, ' * len(names)}?)",
             [[*_cells(table, record), self.lease] for record in changes.put],

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from routerd.formats.objects import Loaded, read_text
 from routerd.refs import Ref
-from routerd.store.embedded.disk import Held, NotAFile, Stamp, manifest_files, refresh
+from routerd.store.embedded.disk import FileState, NotAFile, Stamp, manifest_files, refresh
 
 GRACE = 0.05  # seconds
 EMPTY_AFTER = 60.0  # seconds after which another directory that holds nothing is believed: an unmounted one looks so
@@ -23,7 +23,7 @@ class Manifests:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.files: dict[Path, Held[Loaded]] = {}
+        self.files: dict[Path, FileState[Loaded]] = {}
         self.fault = ""  # why the directory cannot be read
         self.is_synced = False  # whether every file has once said something
         self._identity: tuple[int, int] | None = None  # device and inode of the directory that said something last
@@ -37,7 +37,7 @@ class Manifests:
 
     def loaded(self) -> list[Loaded]:
         """What the files say, in the order of their paths."""
-        return [held.good for _, held in sorted(self.files.items()) if held.good is not None]
+        return [state.good for _, state in sorted(self.files.items()) if state.good is not None]
 
     def look(self, now: float, *, without: frozenset[Path], touched: frozenset[Path]) -> bool:
         """Reads what changed, and what is `touched` in any case; True if anything is another than before.
@@ -72,7 +72,7 @@ class Manifests:
         Files that are deleted leave the directory that they were in. Another one in its place that holds nothing is a
         file system that is not mounted, or a copy that has just begun.
         """
-        if not is_empty or identity == self._identity or not any(_keys(held) for held in self.files.values()):
+        if not is_empty or identity == self._identity or not any(_keys(state) for state in self.files.values()):
             self._empty_since = None
             return ""
         self._empty_since = now if self._empty_since is None else self._empty_since
@@ -87,27 +87,27 @@ class Manifests:
     def _is_complete(self) -> bool:
         """A start must not take a file that cannot be read for an empty one."""
         return not self.fault and all(
-            held.good is not None or isinstance(held.error, NotAFile) for held in self.files.values()
+            state.good is not None or isinstance(state.error, NotAFile) for state in self.files.values()
         )
 
     def _look_at(self, path: Path, now: float, *, is_there: bool, is_touched: bool) -> None:
-        held = self.files.get(path, Held())
-        found = refresh(held, path, read_text, again=is_touched) if is_there else Held(None, Loaded())
-        if found != held and _keys(held) - _keys(found) and not self._is_confirmed(path, found.stamp, now):
+        before = self.files.get(path, FileState())
+        state = refresh(before, path, read_text, again=is_touched) if is_there else FileState(None, Loaded())
+        if state != before and _keys(before) - _keys(state) and not self._is_confirmed(path, state.stamp, now):
             return
         self._losing.pop(path, None)
         if is_there:
-            self.files[path] = found
+            self.files[path] = state
         else:
             self.files.pop(path, None)
 
-    def _is_confirmed(self, path: Path, state: Stamp | None, now: float) -> bool:
+    def _is_confirmed(self, path: Path, stamp: Stamp | None, now: float) -> bool:
         since, before = self._losing.get(path, (now, (0, 0, 0)))
-        if before != state:
-            self._losing[path] = (now, state)
+        if before != stamp:
+            self._losing[path] = (now, stamp)
             return False
         return now - since >= GRACE
 
 
-def _keys(held: Held[Loaded]) -> frozenset[Ref]:
-    return frozenset(entry.ref for entry in held.good.entries) if held.good is not None else frozenset()
+def _keys(state: FileState[Loaded]) -> frozenset[Ref]:
+    return frozenset(entry.ref for entry in state.good.entries) if state.good is not None else frozenset()

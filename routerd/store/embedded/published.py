@@ -18,7 +18,7 @@ from routerd.errors import InputError, StoreError
 from routerd.formats.parts import Incomplete, Part
 from routerd.formats.published import AllocationsReader, AllocationsWriter
 from routerd.model import Allocations
-from routerd.store.embedded.disk import Held, claim, is_hidden, read_text, refresh, stamp, write_atomically
+from routerd.store.embedded.disk import FileState, claim, is_hidden, read_text, refresh, stamp, write_atomically
 
 SUFFIX = ".part"  # no manifest's
 GRACE = 600.0  # seconds that a part is kept which is in force no more: others may still read, or copy, the file before
@@ -30,24 +30,24 @@ class PublishedFile:
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.path = path
         self.directory = path.with_suffix(".d")
-        self.held: Held[Allocations] = Held()
+        self.state: FileState[Allocations] = FileState()
         self._clock = clock
         self._reader, self._writer = AllocationsReader(), AllocationsWriter()
         self._written: frozenset[str] = frozenset()  # names of parts that this process wrote, or found whole
-        self._left: dict[Path, float] = {}  # files of the directory that are not in force, since when
+        self._unused: dict[Path, float] = {}  # files of the directory that are not in force, since when
         self._lock: int | None = None  # descriptor
 
     def look(self, touched: frozenset[Path]) -> None:
         """Reads if something changed. None before the first ones are published; once known they stay, whatever
         becomes of the file.
         """
-        path, held = self.path, self.held
-        if held.good is None and stamp(path) is None and not is_hidden(path):
-            self.held = Held()
+        path, state = self.path, self.state
+        if state.good is None and stamp(path) is None and not is_hidden(path):
+            self.state = FileState()
             return
-        is_gone = stamp(path) is None and held.error is None
-        again = path in touched or is_gone or isinstance(held.error, Incomplete)
-        self.held = refresh(held, path, lambda text, file: self._reader.read(text, file, self._part), again=again)
+        is_gone = stamp(path) is None and state.error is None
+        again = path in touched or is_gone or isinstance(state.error, Incomplete)
+        self.state = refresh(state, path, lambda text, file: self._reader.read(text, file, self._part), again=again)
 
     def _part(self, name: str) -> str | None:
         with suppress(InputError):
@@ -59,14 +59,14 @@ class PublishedFile:
 
     def write(self, allocations: Allocations) -> bool:
         """Durable; False if it was published already. Raises StoreError."""
-        held = self.held
-        if held.good == allocations and held.error is None and held.stamp == stamp(self.path):
+        state = self.state
+        if state.good == allocations and state.error is None and state.stamp == stamp(self.path):
             return False
         self._claim(allocations)
         published = self._writer.written(allocations)
         self._put(published.parts)
         write_atomically(self.path, published.text)
-        self.held = Held(stamp(self.path), allocations)
+        self.state = FileState(stamp(self.path), allocations)
         self._prune({self._file(part.name) for part in published.parts})
         return True
 
@@ -89,8 +89,8 @@ class PublishedFile:
 
     def _is_whole(self, part: Part) -> bool:
         """Whether the file holds it. One that this process has seen is looked at from outside only."""
-        found = stamp(self._file(part.name))
-        if found is None or found[1] != len(part.text):
+        on_disk = stamp(self._file(part.name))
+        if on_disk is None or on_disk[1] != len(part.text):
             return False
         return part.name in self._written or self._part(part.name) == part.text
 
@@ -105,7 +105,7 @@ class PublishedFile:
         now = self._clock()
         with suppress(OSError):
             there = [path for path in self.directory.iterdir() if SUFFIX in path.name]
-            self._left = {path: self._left.get(path, now) for path in there if path not in in_force}
-            for path, since in self._left.items():
+            self._unused = {path: self._unused.get(path, now) for path in there if path not in in_force}
+            for path, since in self._unused.items():
                 if now - since >= GRACE:
                     path.unlink()

@@ -20,7 +20,7 @@ from routerd.formats.allocations import parse_node_report, write_node_report
 from routerd.log import event
 from routerd.model import Allocations, IPNetwork, NodeReport, Refusal, Snapshot
 from routerd.refs import FILE, Ref
-from routerd.store.embedded.disk import Held, refresh, stamp, write_atomically
+from routerd.store.embedded.disk import FileState, refresh, stamp, write_atomically
 from routerd.store.embedded.manifests import GRACE, Manifests
 from routerd.store.embedded.published import PublishedFile
 from routerd.store.merge import merge
@@ -58,7 +58,7 @@ class FileStore:
         self._report_patterns = tuple(node_reports)
         self._service_cidrs = service_cidrs
         self._on_change = on_change
-        self._reports: dict[Path, Held[NodeReport]] = {}
+        self._reports: dict[Path, FileState[NodeReport]] = {}
         self._own = threading.Lock()  # our own files: written in the loop, read in the thread
         self._looking = asyncio.Lock()
         self._snapshot = Snapshot(service_cidrs=service_cidrs)
@@ -72,7 +72,7 @@ class FileStore:
         """Files are there, or a refusal says that they are not."""
 
     def node_reports(self) -> Mapping[str, NodeReport]:
-        return {held.good.node: held.good for _, held in sorted(self._reports.items()) if held.good is not None}
+        return {state.good.node: state.good for _, state in sorted(self._reports.items()) if state.good is not None}
 
     def write_allocations(self, allocations: Allocations) -> None:
         """Atomic and durable. Raises StoreError."""
@@ -87,11 +87,11 @@ class FileStore:
         if path is None:
             return
         with self._own:
-            held = self._reports.get(path, Held())
-            if held.good == report and held.error is None and held.stamp == stamp(path):
+            state = self._reports.get(path, FileState())
+            if state.good == report and state.error is None and state.stamp == stamp(path):
                 return
             write_atomically(path, write_node_report(report))
-            self._reports = {**self._reports, path: Held(stamp(path), report)}
+            self._reports = {**self._reports, path: FileState(stamp(path), report)}
         self._on_change()
 
     def report_health(self, health: Callable[[], Mapping[str, Any]]) -> None:
@@ -151,14 +151,14 @@ class FileStore:
             *(path.parent for path in [*patterns, *self._report_files()]),
         }
         root = self._manifests.directory
-        wanted = {(root, True)} | {(path.absolute(), False) for path in beside if not path.is_relative_to(root)}
-        found = ((path, _inode(path), is_deep) for path, is_deep in wanted)
-        return frozenset((path, inode, is_deep) for path, inode, is_deep in found if inode is not None)
+        directories = {(root, True)} | {(path.absolute(), False) for path in beside if not path.is_relative_to(root)}
+        with_inodes = ((path, _inode(path), is_deep) for path, is_deep in directories)
+        return frozenset((path, inode, is_deep) for path, inode, is_deep in with_inodes if inode is not None)
 
     def _report_files(self) -> list[Path]:
         # Path.glob takes no absolute patterns
-        found = {Path(name).absolute() for pattern in self._report_patterns for name in glob.iglob(pattern)}  # noqa: PTH207
-        return sorted(found)
+        files = {Path(name).absolute() for pattern in self._report_patterns for name in glob.iglob(pattern)}  # noqa: PTH207
+        return sorted(files)
 
     async def _watch(
         self, directories: list[Path], watches: frozenset[Watch], stop: asyncio.Event, *, is_deep: bool
@@ -209,7 +209,7 @@ class FileStore:
     def _publish(self, snapshot: Snapshot) -> bool:
         """Whether it is another one. The allocations may have been written since it was merged."""
         if self._manifests.is_synced:
-            snapshot = replace(snapshot, allocations=self._published.held.good)
+            snapshot = replace(snapshot, allocations=self._published.state.good)
         if snapshot is self._snapshot or snapshot == self._snapshot:
             return False
         self._snapshot = snapshot
@@ -225,15 +225,15 @@ class FileStore:
     def _look(self, touched: frozenset[Path]) -> bool:
         """Reads what changed; True if anything is another than before."""
         with self._own:
-            before = self._published.held, self._reports
-            found = self._report_files()
+            before = self._published.state, self._reports
+            report_files = self._report_files()
             self._published.look(touched)
             self._reports = {
-                path: refresh(self._reports.get(path, Held()), path, parse_node_report, again=path in touched)
-                for path in found
+                path: refresh(self._reports.get(path, FileState()), path, parse_node_report, again=path in touched)
+                for path in report_files
             }
-            is_changed = before != (self._published.held, self._reports)
-        own = frozenset({self._published.path, *found})
+            is_changed = before != (self._published.state, self._reports)
+        own = frozenset({self._published.path, *report_files})
         return self._manifests.look(time.monotonic(), without=own, touched=touched) or is_changed
 
     def _merged(self) -> Snapshot:
@@ -242,19 +242,20 @@ class FileStore:
             return Snapshot(refusals=refusals, service_cidrs=self._service_cidrs)
         return merge(
             self._manifests.loaded(),
-            allocations=self._published.held.good,
+            allocations=self._published.state.good,
             refusals=refusals,
             service_cidrs=self._service_cidrs,
         )
 
     def _faults(self) -> list[Refusal]:
         """Files that are wrong, and what follows from it."""
-        found = [_fault(path, held, self._manifests.is_synced) for path, held in sorted(self._manifests.files.items())]
-        found.append(_fault(self._published.path, self._published.held, True))
-        found += [_fault(path, held, True) for path, held in sorted(self._reports.items())]
-        if self._manifests.fault:
-            found.append(Refusal(Ref(FILE, name=str(self._manifests.directory)), "Unreadable", self._manifests.fault))
-        return [refusal for refusal in found if refusal is not None]
+        manifests = self._manifests
+        refusals = [_fault(path, state, manifests.is_synced) for path, state in sorted(manifests.files.items())]
+        refusals.append(_fault(self._published.path, self._published.state, True))
+        refusals += [_fault(path, state, True) for path, state in sorted(self._reports.items())]
+        if manifests.fault:
+            refusals.append(Refusal(Ref(FILE, name=str(manifests.directory)), "Unreadable", manifests.fault))
+        return [refusal for refusal in refusals if refusal is not None]
 
 
 def _inode(directory: Path) -> int | None:
@@ -266,13 +267,13 @@ def _inode(directory: Path) -> int | None:
     return status.st_ino if stat.S_ISDIR(status.st_mode) else None
 
 
-def _fault(path: Path, held: Held[T], is_synced: bool) -> Refusal | None:
-    if held.error is None:
+def _fault(path: Path, state: FileState[T], is_synced: bool) -> Refusal | None:
+    if state.error is None:
         return None
-    if held.good is not None:
+    if state.good is not None:
         consequence = "what the file last said stays in force"
     elif is_synced:
         consequence = "nothing of the file is in force"
     else:
         consequence = "nothing at all is done until it is mended"
-    return Refusal(Ref(FILE, name=path.name), "InvalidFile", f"{held.error} ({consequence})")
+    return Refusal(Ref(FILE, name=path.name), "InvalidFile", f"{state.error} ({consequence})")

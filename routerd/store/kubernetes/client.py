@@ -219,12 +219,12 @@ async def _lines(response: ClientResponse) -> AsyncIterator[Json]:
 
 def _parsed(text: bytes) -> Json:
     try:
-        found = json.loads(text)
+        answer = json.loads(text)
     except ValueError as error:
         raise ApiError(0, "InvalidAnswer", f"not JSON: {text[:60]!r}") from error
-    if not isinstance(found, dict):
+    if not isinstance(answer, dict):
         raise ApiError(0, "InvalidAnswer", f"not an object: {text[:60]!r}")
-    return found
+    return answer
 
 
 def _error(status: int, text: bytes, retry_after: str) -> ApiError:

@@ -60,8 +60,8 @@ def _document(data: Data, place: str) -> str:
     return data[ALLOCATIONS_KEY]
 
 
-def _checked(name: str, data: Data, found: Iterable[Part]) -> Data:
-    sizes = [sum(len(value.encode()) for value in data.values()), *(len(part.text) for part in found)]
+def _checked(name: str, data: Data, shards: Iterable[Part]) -> Data:
+    sizes = [sum(len(value.encode()) for value in data.values()), *(len(part.text) for part in shards)]
     if max(sizes) > LIMIT:
         raise StoreError(
             f"ConfigMap {name} or a part of it would have {max(sizes)} bytes, and holds {LIMIT}: "
@@ -86,13 +86,13 @@ class LedgerText:
             "generation": ledger.generation, "digest": ledger.digest, "nextGroup": ledger.next_group, "tables": names,
         }  # fmt: skip
         data = {"meta": json.dumps(meta) + "\n", "audit": lines(AUDIT, audit)}
-        found = self._shards.parts({table.name: table.of(ledger) for table in TABLES})
-        if sum(len(part.text) for part in found) <= parts.INLINE_SIZE:
-            found = ()
+        shards = self._shards.parts({table.name: table.of(ledger) for table in TABLES})
+        if sum(len(part.text) for part in shards) <= parts.INLINE_SIZE:
+            shards = ()
             data |= {table.name: lines(table, table.of(ledger)) for table in TABLES}
         else:
-            data["parts"] = "".join(f"{part.name}\n" for part in found)
-        return _checked(LEDGER, data, found), found
+            data["parts"] = "".join(f"{part.name}\n" for part in shards)
+        return _checked(LEDGER, data, shards), shards
 
     def knows(self, data: Data) -> bool:
         """Whether `read` needs no part."""
@@ -119,8 +119,8 @@ class LedgerText:
     def _records(self, data: Data, names: Collection[str], fetch: Fetch) -> dict[str, Any]:
         if "parts" in data:
             return {**self._assembly.records(ledger_parts(data), fetch)}
-        known = [table for table in TABLES if table.name in names]
-        return {table.name: tuple(read_lines(table, data[table.name])) for table in known}
+        tables = [table for table in TABLES if table.name in names]
+        return {table.name: tuple(read_lines(table, data[table.name])) for table in tables}
 
 
 def ledger_parts(data: Data) -> list[str]:
@@ -144,9 +144,9 @@ def report_status(report: NodeReport) -> dict[str, Any]:
     return {"addresses": [str(address) for address in report.addresses]}
 
 
-def is_said(wanted: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    """Whether the status `before` says all that is wanted; times are not compared."""
-    return all(_timeless(before.get(key)) == _timeless(value) for key, value in wanted.items())
+def is_said(status: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether the status `before` says all of `status`; times are not compared."""
+    return all(_timeless(before.get(key)) == _timeless(value) for key, value in status.items())
 
 
 def _timeless(value: Any) -> Any:
@@ -155,13 +155,13 @@ def _timeless(value: Any) -> Any:
     return [_without(each, "lastTransitionTime") if isinstance(each, dict) else each for each in value]
 
 
-def _without(found: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in found.items() if name != key}
+def _without(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in mapping.items() if name != key}
 
 
-def is_urgent(wanted: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+def is_urgent(status: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
     """Whether an address, a condition or a session is another, and not merely a number or a message."""
-    return any(_states(before.get(key)) != _states(value) for key, value in wanted.items() if isinstance(value, list))
+    return any(_states(before.get(key)) != _states(value) for key, value in status.items() if isinstance(value, list))
 
 
 def _states(value: Any) -> Any:

@@ -94,28 +94,28 @@ class Events:
     ) -> None:
         """`uid_of` (kind, namespace, name) gives "" for what is not known."""
         self._client, self._writer, self._uid_of, self._timings = client, writer, uid_of, timings
-        self._wanted: frozenset[Refusal] = frozenset()
-        self._told: frozenset[Refusal] = frozenset()
-        self._is_wanted = asyncio.Event()
+        self._standing: frozenset[Refusal] = frozenset()
+        self._written: frozenset[Refusal] = frozenset()
+        self._has_new = asyncio.Event()
         self._failed = False
 
     def want(self, refusals: Iterable[Refusal]) -> None:
         """All that stand now: one that goes and comes back is told again."""
-        self._wanted = frozenset(refusals)
-        self._told &= self._wanted
-        if self._wanted - self._told:
-            self._is_wanted.set()
+        self._standing = frozenset(refusals)
+        self._written &= self._standing
+        if self._standing - self._written:
+            self._has_new.set()
 
     async def run(self) -> None:
         """Until cancelled."""
         failures = 0
         while True:
-            await self._is_wanted.wait()
-            self._is_wanted.clear()
+            await self._has_new.wait()
+            self._has_new.clear()
             if await self._tell_all():
                 failures = 0
                 continue
-            self._is_wanted.set()
+            self._has_new.set()
             if self._client.contact.is_lost:
                 await self._client.contact.returned(self._timings.pace)
                 continue
@@ -125,15 +125,15 @@ class Events:
 
     async def _tell_all(self) -> bool:
         """False if some are left."""
-        for refusal in sorted(self._wanted - self._told, key=lambda one: one.order):
-            if refusal not in self._wanted:
+        for refusal in sorted(self._standing - self._written, key=lambda one: one.order):
+            if refusal not in self._standing:
                 continue  # it is gone meanwhile
             if not self._writer.is_held() or self._client.contact.is_lost:
                 return False
             to = about(refusal)
             if to is not None and not await self._tell(refusal, to):
                 return False
-            self._told |= {refusal} & self._wanted
+            self._written |= {refusal} & self._standing
         return True
 
     async def _tell(self, refusal: Refusal, to: About) -> bool:

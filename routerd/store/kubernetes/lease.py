@@ -37,7 +37,7 @@ class LeaseTimes:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class LeaseRecord:
     """A Lease as read, and when (monotonic) it was first seen to be so."""
 
     version: str  # resourceVersion; "" = there is no Lease
@@ -51,12 +51,12 @@ class Seen:
         return not self.holder or self.holder == identity or now - self.since > self.duration
 
 
-def seen(raw: Mapping[str, Any], before: Seen | None, now: float) -> Seen:
+def lease_record(raw: Mapping[str, Any], before: LeaseRecord | None, now: float) -> LeaseRecord:
     """`raw` is empty where there is no Lease. The same version again keeps its first time."""
     spec = raw.get("spec") or {}
     version = str((raw.get("metadata") or {}).get("resourceVersion") or "")
     since = before.since if before is not None and before.version == version else now
-    return Seen(
+    return LeaseRecord(
         version,
         str(spec.get("holderIdentity") or ""),
         float(spec.get("leaseDurationSeconds") or 0),
@@ -79,8 +79,8 @@ class Lease:
     generation: int = 0
     holder: str | None = None
     """Identity of whoever had it when it was read last, "" = nobody, None = it has not been read yet."""
-    _seen: Seen | None = None
-    _told: str = ""  # the failure that was logged last
+    _record: LeaseRecord | None = None
+    _logged: str = ""  # the failure that was logged last
     _renewed: float | None = None  # when the last successful renewal was begun
     _claimed: bool = False  # a write that names us as holder was begun: it may have arrived, or arrive yet
 
@@ -132,9 +132,9 @@ class Lease:
 
     async def _give_up_once(self) -> None:
         """Also a Lease that is free is written: a claim of ours that is still on its way then comes too late."""
-        found = self._seen or await self._read()
-        if found.holder in ("", self.identity):
-            await self._write(found, "", found.transitions)
+        record = self._record or await self._read()
+        if record.holder in ("", self.identity):
+            await self._write(record, "", record.transitions)
 
     # --- one attempt
 
@@ -149,23 +149,23 @@ class Lease:
             except TimeoutError:
                 raise ApiError(0, UNREACHABLE, f"no answer within {self.times.renew_deadline / 2:g} s") from None
         except ApiError as error:
-            if not error.is_conflict and str(error) != self._told:
-                self._told = str(error)
+            if not error.is_conflict and str(error) != self._logged:
+                self._logged = str(error)
                 event(LOGGER, logging.WARNING, "lease-failed", reason=str(error))
             return False
-        self._told = ""
+        self._logged = ""
         return done
 
     async def _acquire_once(self) -> bool:
-        found = await self._read()
-        if not found.is_free(self.identity, self.clock()):
+        record = await self._read()
+        if not record.is_free(self.identity, self.clock()):
             return False
-        is_new = not found.version
-        await self._write(found, self.identity, 0 if is_new else found.transitions + 1)
+        is_new = not record.version
+        await self._write(record, self.identity, 0 if is_new else record.transitions + 1)
         return True
 
     async def _renew_once(self) -> bool:
-        before = self._seen
+        before = self._record
         if before is None or before.holder != self.identity:
             before = await self._read()
         if before.holder != self.identity:
@@ -174,30 +174,30 @@ class Lease:
         await self._write(before, self.identity, before.transitions)
         return True
 
-    async def _read(self) -> Seen:
+    async def _read(self) -> LeaseRecord:
         try:
             raw = await self.client.get(f"{self._path()}/{LEASE}")
         except ApiError as error:
             if error.status != 404:
                 raise
             raw = {}
-        self._seen = seen(raw, self._seen, self.clock())
-        self.holder = self._seen.holder
-        return self._seen
+        self._record = lease_record(raw, self._record, self.clock())
+        self.holder = self._record.holder
+        return self._record
 
-    async def _write(self, base: Seen, holder: str, transitions: int) -> None:
+    async def _write(self, base: LeaseRecord, holder: str, transitions: int) -> None:
         began = self.clock()
-        self._seen = None  # whatever happens to the write, it must be read again
+        self._record = None  # whatever happens to the write, it must be read again
         self._claimed = self._claimed or bool(holder)
         if base.version:
             raw = await self.client.replace(f"{self._path()}/{LEASE}", self._body(base, holder, transitions))
         else:
             raw = await self.client.create(self._path(), self._body(base, holder, transitions))
-        self._seen, self.holder = seen(raw, None, began), holder
+        self._record, self.holder = lease_record(raw, None, began), holder
         if holder:
             self._renewed, self.generation = began, transitions + 1
 
-    def _body(self, base: Seen, holder: str, transitions: int) -> dict[str, Any]:
+    def _body(self, base: LeaseRecord, holder: str, transitions: int) -> dict[str, Any]:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         meta = {"name": LEASE, "namespace": self.namespace}
         if base.version:

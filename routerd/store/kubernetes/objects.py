@@ -1,6 +1,6 @@
 """What the API server said of one resource, as objects of the model: parsed once per uid and resourceVersion. Pure.
 
-An object that is wrong keeps what it last said, with the error beside it. A new list is compared with what was known:
+An object that is wrong keeps what it last said, with the error beside it. A new list is compared with what was there:
 only what it really lacks is gone. It makes no request.
 """
 
@@ -25,8 +25,8 @@ NOTHING = Loaded()
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """One object. `status` and `annotations` are kept for those who write them."""
+class StoredObject:
+    """An object as it was last read. `status` and `annotations` are kept for those who write them."""
 
     name: str
     namespace: str
@@ -60,36 +60,38 @@ class Collection:
         self.keep_status = keep_status
         self.listed = False
         self.synced = False
-        self.known: dict[Key, Known] = {}
+        self.objects: dict[Key, StoredObject] = {}
 
-    def read(self, raw: Raw) -> Known:
-        """What is known already is not parsed again."""
+    def read(self, raw: Raw) -> StoredObject:
+        """What was read already is not parsed again."""
         meta = raw.get("metadata") or {}
-        before = self.known.get(key_of(raw))
+        before = self.objects.get(key_of(raw))
         if before is not None and (before.uid, before.version) == (meta.get("uid"), meta.get("resourceVersion")):
             return before
-        return read_known(self.resource.kind, raw, before, keep_status=self.keep_status)
+        return stored_object(self.resource.kind, raw, before, keep_status=self.keep_status)
 
-    def replace(self, found: Iterable[Known]) -> bool:
+    def replace(self, listing: Iterable[StoredObject]) -> bool:
         """A complete list; True if anything is another than before."""
-        known = {(each.namespace, each.name): each for each in found}
-        is_same = len(known) == len(self.known) and all(self.known.get(key) is each for key, each in known.items())
-        is_first, self.known, self.listed = not self.listed, known, True
+        objects = {(each.namespace, each.name): each for each in listing}
+        is_same = len(objects) == len(self.objects) and all(
+            self.objects.get(key) is each for key, each in objects.items()
+        )
+        is_first, self.objects, self.listed = not self.listed, objects, True
         self._settle()
         return is_first or not is_same
 
     def put(self, raw: Raw) -> bool:
         """ADDED or MODIFIED."""
-        key, found = key_of(raw), self.read(raw)
-        if self.known.get(key) is found:
+        key, stored = key_of(raw), self.read(raw)
+        if self.objects.get(key) is stored:
             return False
-        self.known[key] = found
+        self.objects[key] = stored
         self._settle()
         return True
 
     def put_answer(self, raw: Raw) -> bool:
         """An object as a request of our own was answered: the watch may have said more, or that it is gone."""
-        before, meta = self.known.get(key_of(raw)), raw.get("metadata") or {}
+        before, meta = self.objects.get(key_of(raw)), raw.get("metadata") or {}
         if before is None or before.uid != meta.get("uid"):
             return False
         versions = before.version, str(meta.get("resourceVersion") or "")
@@ -98,38 +100,38 @@ class Collection:
 
     def remove(self, raw: Raw) -> bool:
         """DELETED. An object made anew under the same name is another one."""
-        known = self.known.get(key_of(raw))
+        stored = self.objects.get(key_of(raw))
         uid = (raw.get("metadata") or {}).get("uid")
-        if known is None or (uid and known.uid and uid != known.uid):
+        if stored is None or (uid and stored.uid and uid != stored.uid):
             return False
-        del self.known[key_of(raw)]
+        del self.objects[key_of(raw)]
         self._settle()
         return True
 
     def _settle(self) -> None:
         if self.listed and not self.synced:
             is_strict = self.resource.kind.placed
-            self.synced = not is_strict or not any(each.is_mute for each in self.known.values())
+            self.synced = not is_strict or not any(each.is_mute for each in self.objects.values())
 
     def loaded(self) -> list[tuple[tuple[str, str, str, str], Loaded]]:
         """What the objects say with an order: the older first, then by kind, namespace and name."""
         kind = self.resource.kind.name
-        return [((each.created, kind, each.namespace, each.name), each.loaded) for each in self.known.values()]
+        return [((each.created, kind, each.namespace, each.name), each.loaded) for each in self.objects.values()]
 
     def refusals(self) -> list[Refusal]:
         """Objects that are wrong."""
-        return [self._refusal(each) for each in self.known.values() if each.error is not None]
+        return [self._refusal(each) for each in self.objects.values() if each.error is not None]
 
-    def _refusal(self, known: Known) -> Refusal:
+    def _refusal(self, stored: StoredObject) -> Refusal:
         kind = self.resource.kind.name
-        if not known.is_mute:
+        if not stored.is_mute:
             consequence = "what it last said stays in force"
         elif self.synced:
             consequence = "nothing of it is in force"
         else:
             consequence = "nothing that depends on its kind is done until it is mended"
         reason = "ConfigRefused" if kind == "ConfigMap" else "InvalidObject"
-        return Refusal(Ref(kind, known.namespace, known.name), reason, f"{known.error} ({consequence})")
+        return Refusal(Ref(kind, stored.namespace, stored.name), reason, f"{stored.error} ({consequence})")
 
 
 def key_of(raw: Raw) -> Key:
@@ -137,7 +139,7 @@ def key_of(raw: Raw) -> Key:
     return str(meta.get("namespace") or ""), str(meta.get("name") or "")
 
 
-def read_known(kind: Kind, raw: Raw, before: Known | None, *, keep_status: bool = False) -> Known:
+def stored_object(kind: Kind, raw: Raw, before: StoredObject | None, *, keep_status: bool = False) -> StoredObject:
     """`before` is what the same name said last: its good content survives a mistake, if it is the same object."""
     meta = raw.get("metadata") or {}
     namespace, name = key_of(raw)
@@ -146,7 +148,7 @@ def read_known(kind: Kind, raw: Raw, before: Known | None, *, keep_status: bool 
     loaded, error = (NOTHING, None) if is_document else _load(kind, raw, namespace, name)
     if error is not None and before is not None and before.uid == uid:
         loaded = before.loaded
-    return Known(
+    return StoredObject(
         name=name,
         namespace=namespace,
         uid=uid,

@@ -42,7 +42,7 @@ class Parts:
         self._collection = collection_path(CONFIG_MAPS, namespace)
         self._may_write, self._clock = may_write, clock
         self._trusted: dict[str, str] = {}  # uid by the part's name
-        self._left: dict[str, tuple[str, float]] = {}  # those not in force: uid, and since when
+        self._unused: dict[str, tuple[str, float]] = {}  # those not in force: uid, and since when
 
     async def adopt(self, named: Collection[str]) -> None:
         """Takes over: `named` are those that the document names. Raises ApiError."""
@@ -52,12 +52,12 @@ class Parts:
             if name in named:
                 self._trusted[name] = uid
             else:
-                self._left[name] = uid, now
+                self._unused[name] = uid, now
 
     async def texts(self) -> dict[str, str]:
         """Of all parts that are there. Raises ApiError."""
-        found = await self._listed(limit=str(PAGE))
-        return {self._part_of(raw): str((raw.get("data") or {}).get(PART_KEY)) for raw in found}
+        items = await self._listed(limit=str(PAGE))
+        return {self._part_of(raw): str((raw.get("data") or {}).get(PART_KEY)) for raw in items}
 
     async def put(self, parts: Iterable[Part]) -> None:
         """Makes those that are not there. Raises ApiError, and Outdated."""
@@ -69,10 +69,10 @@ class Parts:
         """After the document was written: deletes what has not been in force for `GRACE`. Raises ApiError."""
         now = self._clock()
         for name in self._trusted.keys() - set(in_force):
-            self._left[name] = self._trusted.pop(name), now
-        due = [name for name, (_, since) in self._left.items() if now - since >= GRACE]
+            self._unused[name] = self._trusted.pop(name), now
+        due = [name for name, (_, since) in self._unused.items() if now - since >= GRACE]
         for start in range(0, len(due), AT_ONCE):
-            await _all(self._remove(name, self._left.pop(name)[0]) for name in due[start : start + AT_ONCE])
+            await _all(self._remove(name, self._unused.pop(name)[0]) for name in due[start : start + AT_ONCE])
 
     async def _make(self, part: Part) -> None:
         try:
@@ -83,7 +83,7 @@ class Parts:
             for raw in await self._listed(fieldSelector=f"metadata.name={self._name(part.name)}"):
                 await self._remove(part.name, str(raw["metadata"]["uid"]))
             raw = await self._create(part)
-        self._left.pop(part.name, None)
+        self._unused.pop(part.name, None)
         self._trusted[part.name] = str(raw["metadata"]["uid"])
 
     async def _create(self, part: Part) -> Mapping[str, Any]:
@@ -119,14 +119,14 @@ class Parts:
         return str(raw["metadata"]["name"]).removeprefix(f"{self._document}-")
 
     async def _listed(self, **query: str) -> Sequence[Mapping[str, Any]]:
-        found: list[Mapping[str, Any]] = []
+        items: list[Mapping[str, Any]] = []
         query["labelSelector"] = f"{PART_LABEL}={self._document}"
         while True:
             page = await self._client.get(self._collection, **query)
-            found += page.get("items") or ()
+            items += page.get("items") or ()
             more = (page.get("metadata") or {}).get("continue")
             if not more:
-                return found
+                return items
             query["continue"] = str(more)
 
 

@@ -110,12 +110,12 @@ class Publisher:
         decision = self._decided()
         if decision is None:
             return []
-        snapshot, known = self._store.snapshot(), self._store.known
+        snapshot, objects = self._store.snapshot(), self._store.objects
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        services, refusals = service_patches(known("Service"), snapshot, self._addresses(decision.ledger))
+        services, refusals = service_patches(objects("Service"), snapshot, self._addresses(decision.ledger))
         self._refusals = tuple(refusals)
-        policies = policy_patches(known("EgressPolicy"), snapshot, now)
-        return services + policies + pool_patches(known("AddressPool"), snapshot, decision.counts, now)
+        policies = policy_patches(objects("EgressPolicy"), snapshot, now)
+        return services + policies + pool_patches(objects("AddressPool"), snapshot, decision.counts, now)
 
     def _addresses(self, ledger: Ledger) -> frozenset[IPAddress]:
         if ledger is not self._recorded[0]:
@@ -123,13 +123,13 @@ class Publisher:
         return self._recorded[1]
 
     def _uid_of(self, kind: str, namespace: str, name: str) -> str:
-        known = self._store.known(kind)
-        return next((each.uid for each in known if (each.namespace, each.name) == (namespace, name)), "")
+        objects = self._store.objects(kind)
+        return next((each.uid for each in objects if (each.namespace, each.name) == (namespace, name)), "")
 
     async def _write_all(self, patches: list[StatusPatch]) -> None:
         """What is wrong with one object delays no other."""
-        wanted = {patch.path for patch in patches}
-        self._failed = {path: failed for path, failed in self._failed.items() if path in wanted}
+        paths = {patch.path for patch in patches}
+        self._failed = {path: failed for path, failed in self._failed.items() if path in paths}
         self._forget()
         now, limit = self._clock(), asyncio.Semaphore(AT_ONCE)
 
@@ -142,9 +142,9 @@ class Publisher:
 
     def _forget(self) -> None:
         """Drops what was written to objects that are gone: they come and go for as long as the operator runs."""
-        known = [(each, one) for each in WRITTEN for one in self._store.known(each.name)]
-        if len(self._written) > len(known):
-            paths = {object_path(each, one.name, one.namespace, "status") for each, one in known}
+        objects = [(each, one) for each in WRITTEN for one in self._store.objects(each.name)]
+        if len(self._written) > len(objects):
+            paths = {object_path(each, one.name, one.namespace, "status") for each, one in objects}
             self._written = {path: written for path, written in self._written.items() if path in paths}
 
     async def _write(self, patch: StatusPatch) -> None:

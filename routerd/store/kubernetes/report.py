@@ -27,7 +27,7 @@ NUMBERS = 10.0  # the same for what is but a number or a message: under churn th
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class WrittenReport:
     """The object as it was last read or written."""
 
     version: str  # resourceVersion
@@ -57,10 +57,10 @@ class Reporter:
 
     def __init__(self, client: Client, node: str, timings: Timings, on_change: Callable[[], None]) -> None:
         self._client, self._node, self._timings, self._on_change = client, node, timings, on_change
-        self._wanted: NodeReport | None = None
-        self._is_wanted = asyncio.Event()
+        self._node_report: NodeReport | None = None
+        self._has_report = asyncio.Event()
         self._fault: ApiError | None = None
-        self._known: Known | None = None  # None = to be read
+        self._last: WrittenReport | None = None  # None = to be read
         self._written = -math.inf  # of the loop's clock, as is the next
         self._heartbeat = math.inf
         self.health: Callable[[], Mapping[str, Any]] = dict  # more of the status; does not fail
@@ -68,15 +68,15 @@ class Reporter:
 
     def want(self, report: NodeReport) -> None:
         """May be called again and again."""
-        self._wanted = report
-        self._is_wanted.set()
+        self._node_report = report
+        self._has_report.set()
 
     def _status(self) -> dict[str, Any]:
         """After an outage, that not everything has been read again yet is nothing to tell: it is in seconds."""
         health = dict(self.health())
         if not is_synced(health) and self._client.contact.is_recovering(RECOVERY):
             health.pop("conditions", None)
-        return {**(report_status(self._wanted) if self._wanted else {}), **health}
+        return {**(report_status(self._node_report) if self._node_report else {}), **health}
 
     def refusal(self) -> Refusal | None:
         if self._fault is None:
@@ -87,12 +87,12 @@ class Reporter:
     async def run(self) -> None:
         """Until cancelled."""
         failures = 0
-        await self._is_wanted.wait()
+        await self._has_report.wait()
         while True:
             try:
                 await self._report()
             except ApiError as error:
-                self._known = None
+                self._last = None
                 failures += 1
                 await self._client.rest(error, self._after(error, failures), self._timings.pace)
                 continue
@@ -116,31 +116,31 @@ class Reporter:
     async def _report(self) -> None:
         """Reads first: after a start, the report is most often there already."""
         loop = asyncio.get_running_loop()
-        if self._known is None:
+        if self._last is None:
             raw = await self._object()
-            self._known = Known(version_of(raw), raw.get("status") or {})
-            self._heartbeat = loop.time() + self._next_heartbeat() - self._known.age(datetime.now(UTC))
-        known, wanted, now = self._known, self._status(), loop.time()
-        is_news = not is_said(wanted, known.status)
-        is_time = is_urgent(wanted, known.status) or now >= self._written + NUMBERS
+            self._last = WrittenReport(version_of(raw), raw.get("status") or {})
+            self._heartbeat = loop.time() + self._next_heartbeat() - self._last.age(datetime.now(UTC))
+        last, status, now = self._last, self._status(), loop.time()
+        is_news = not is_said(status, last.status)
+        is_time = is_urgent(status, last.status) or now >= self._written + NUMBERS
         if (is_news and is_time) or now >= self._heartbeat:
-            self._known = await self._write(wanted, known)
+            self._last = await self._write(status, last)
             self._written, self._heartbeat = now, now + self._next_heartbeat()
             self.writes += 1
 
     def _next_heartbeat(self) -> float:
         return self._timings.heartbeat * random.uniform(0.75, 1.25)
 
-    async def _write(self, wanted: Mapping[str, Any], known: Known) -> Known:
+    async def _write(self, report: Mapping[str, Any], last: WrittenReport) -> WrittenReport:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        status = {**wanted, "lastSeen": now}
-        if "conditions" in wanted:
-            status["conditions"] = dated(wanted["conditions"], known.conditions, now)
-        meta = {"name": self._node, "resourceVersion": known.version}
+        status = {**report, "lastSeen": now}
+        if "conditions" in report:
+            status["conditions"] = dated(report["conditions"], last.conditions, now)
+        meta = {"name": self._node, "resourceVersion": last.version}
         body = {"apiVersion": REPORTS.api_version, "kind": REPORTS.name, "metadata": meta, "status": status}
         raw = await self._client.patch(object_path(REPORTS, self._node, subresource="status"), body)
         # What we said and not what became of it: a field that an older CRD drops must not be written for ever.
-        return Known(version_of(raw), {**known.status, **status})
+        return WrittenReport(version_of(raw), {**last.status, **status})
 
     async def _object(self) -> Mapping[str, Any]:
         try:

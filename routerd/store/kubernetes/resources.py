@@ -75,10 +75,10 @@ def for_operator(namespace: str) -> tuple[Resource, ...]:
 
 
 def _watched(role: Role, namespace: str, selectors: Mapping[str, str]) -> tuple[Resource, ...]:
-    found: list[Resource] = []
+    resources: list[Resource] = []
     for kind in read_by(role):
         if kind is CONFIG_MAPS:
-            found += _config_maps(namespace)
+            resources += _config_maps(namespace)
         else:
-            found.append(Resource(kind, field_selector=selectors.get(kind.name, "")))
-    return tuple(found)
+            resources.append(Resource(kind, field_selector=selectors.get(kind.name, "")))
+    return tuple(resources)

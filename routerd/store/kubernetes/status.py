@@ -15,7 +15,7 @@ from routerd.cluster.requests import is_ours
 from routerd.formats.kinds import Kind
 from routerd.model import Allocations, EgressGroup, IPAddress, Refusal, Service, Snapshot
 from routerd.refs import Ref
-from routerd.store.kubernetes.objects import Known
+from routerd.store.kubernetes.objects import StoredObject
 from routerd.store.kubernetes.resources import POLICIES, POOLS, SERVICES, object_path
 
 CONFLICTS = frozenset({"Conflicting", "PoolConflicting", "Duplicate", "AddressInUse", "PortInUse", "GatewaysDiffer"})
@@ -43,15 +43,15 @@ class StatusPatch:
         return {**shown, "metadata": meta, "status": dict(self.status)}
 
 
-def _patch(kind: Kind, known: Known, status: Mapping[str, Any]) -> StatusPatch:
-    return StatusPatch(kind, known.name, known.namespace, known.version, status, known.uid)
+def _patch(kind: Kind, stored: StoredObject, status: Mapping[str, Any]) -> StatusPatch:
+    return StatusPatch(kind, stored.name, stored.namespace, stored.version, status, stored.uid)
 
 
 # --- services
 
 
 def service_patches(
-    services: Iterable[Known], snapshot: Snapshot, recorded: Collection[IPAddress]
+    services: Iterable[StoredObject], snapshot: Snapshot, recorded: Collection[IPAddress]
 ) -> tuple[list[StatusPatch], list[Refusal]]:
     """`recorded`: every address in the ledger."""
     allocations = snapshot.allocations
@@ -60,42 +60,42 @@ def service_patches(
     granted = {each.service: each.addresses for each in allocations.services}
     denied = {refusal.object for refusal in allocations.refusals}
     patches, refusals = [], []
-    for known in services:
-        found = _service(known)
-        if found is None or not is_ours(found):
+    for stored in services:
+        service = _service(stored)
+        if service is None or not is_ours(service):
             continue
-        wanted = granted.get(found.key)
-        if wanted is None and found.ref not in denied:
+        addresses = granted.get(service.key)
+        if addresses is None and service.ref not in denied:
             continue  # not decided yet
-        if found.status_ips == (wanted or ()) and (wanted or not ingress_of(known)):
+        if service.status_ips == (addresses or ()) and (addresses or not ingress_of(stored)):
             continue
-        if stranger := _stranger(known, found, snapshot, recorded):
+        if stranger := _stranger(stored, service, snapshot, recorded):
             message = f'its status bears "{stranger}", which is neither ours nor in our pools: it is left alone'
-            refusals.append(Refusal(found.ref, "StatusOfOther", message))
+            refusals.append(Refusal(service.ref, "StatusOfOther", message))
         else:
-            ingress = [{"ip": str(address)} for address in wanted or ()]
-            patches.append(_patch(SERVICES, known, {"loadBalancer": {"ingress": ingress}}))
+            ingress = [{"ip": str(address)} for address in addresses or ()]
+            patches.append(_patch(SERVICES, stored, {"loadBalancer": {"ingress": ingress}}))
     return patches, refusals
 
 
-def _service(known: Known) -> Service | None:
+def _service(stored: StoredObject) -> Service | None:
     """As it is now: an object that is wrong still shows what it last said, on which nothing must be written."""
-    if known.error is not None:
+    if stored.error is not None:
         return None
-    return next((one.object for one in known.loaded.entries if isinstance(one.object, Service)), None)
+    return next((one.object for one in stored.loaded.entries if isinstance(one.object, Service)), None)
 
 
-def ingress_of(known: Known) -> list[Mapping[str, Any]]:
-    return list((known.status.get("loadBalancer") or {}).get("ingress") or ())
+def ingress_of(stored: StoredObject) -> list[Mapping[str, Any]]:
+    return list((stored.status.get("loadBalancer") or {}).get("ingress") or ())
 
 
-def _stranger(known: Known, found: Service, snapshot: Snapshot, recorded: Collection[IPAddress]) -> str:
+def _stranger(stored: StoredObject, service: Service, snapshot: Snapshot, recorded: Collection[IPAddress]) -> str:
     """The first entry of the status that someone else must have written, "" = none."""
-    hostname = next((str(each["hostname"]) for each in ingress_of(known) if each.get("hostname")), "")
+    hostname = next((str(each["hostname"]) for each in ingress_of(stored) if each.get("hostname")), "")
     blocks = [block for pool in (snapshot.pools or {}).values() for block in pool.blocks]
     strange = (
         str(address)
-        for address in found.status_ips
+        for address in service.status_ips
         if address not in recorded and not any(address in block for block in blocks)
     )
     return hostname or next(strange, "")
@@ -114,33 +114,33 @@ def condition(kind: str, holds: bool, reason: str, message: str, generation: int
     }
 
 
-def dated(wanted: list[dict[str, Any]], before: Iterable[Mapping[str, Any]], now: str) -> list[dict[str, Any]]:
+def dated(conditions: list[dict[str, Any]], before: Iterable[Mapping[str, Any]], now: str) -> list[dict[str, Any]]:
     """With the time of the last transition: it stays while the condition's status does."""
     old = {str(each.get("type")): each for each in before}
-    found = []
-    for each in wanted:
+    with_times = []
+    for each in conditions:
         last = old.get(each["type"], {})
         since = last.get("lastTransitionTime") if last.get("status") == each["status"] else None
-        found.append({**each, "lastTransitionTime": since or now})
-    return found
+        with_times.append({**each, "lastTransitionTime": since or now})
+    return with_times
 
 
 def _with_conditions(
-    known: Known, status: dict[str, Any], conditions: list[dict[str, Any]], now: str
+    stored: StoredObject, status: dict[str, Any], conditions: list[dict[str, Any]], now: str
 ) -> dict[str, Any] | None:
     """The whole status, or None if it is there already. What we do not set any more is removed."""
-    wanted = {**status, "observedGeneration": known.generation}
-    wanted["conditions"] = dated(conditions, known.status.get("conditions") or (), now)
-    if wanted == dict(known.status):
+    whole = {**status, "observedGeneration": stored.generation}
+    whole["conditions"] = dated(conditions, stored.status.get("conditions") or (), now)
+    if whole == dict(stored.status):
         return None
-    return {**dict.fromkeys(known.status), **wanted}
+    return {**dict.fromkeys(stored.status), **whole}
 
 
 def _refusals_by_object(snapshot: Snapshot, allocations: Allocations) -> dict[Ref, list[Refusal]]:
-    found: dict[Ref, list[Refusal]] = {}
+    by_object: dict[Ref, list[Refusal]] = {}
     for refusal in (*snapshot.refusals, *allocations.refusals):
-        found.setdefault(refusal.object, []).append(refusal)
-    return found
+        by_object.setdefault(refusal.object, []).append(refusal)
+    return by_object
 
 
 def _conflicting(refusals: list[Refusal], generation: int) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _conflicting(refusals: list[Refusal], generation: int) -> dict[str, Any]:
 # --- egress policies
 
 
-def policy_patches(policies: Iterable[Known], snapshot: Snapshot, now: str) -> list[StatusPatch]:
+def policy_patches(policies: Iterable[StoredObject], snapshot: Snapshot, now: str) -> list[StatusPatch]:
     """Of our own kind: Cilium's have no status. `now` in RFC 3339."""
     allocations = snapshot.allocations
     if allocations is None or snapshot.policies is None:
@@ -161,14 +161,14 @@ def policy_patches(policies: Iterable[Known], snapshot: Snapshot, now: str) -> l
     refusals = _refusals_by_object(snapshot, allocations)
     groups = {key: group for group in allocations.groups for key in group.policies}
     patches = []
-    for known in policies:
-        ref = Ref("EgressPolicy", name=known.name)
+    for stored in policies:
+        ref = Ref("EgressPolicy", name=stored.name)
         group, refused = groups.get(str(ref)), refusals.get(ref, [])
         if group is None and not refused:
             continue  # not decided yet
-        status = _with_conditions(known, _group_status(group), _policy_conditions(known, group, refused), now)
+        status = _with_conditions(stored, _group_status(group), _policy_conditions(stored, group, refused), now)
         if status is not None:
-            patches.append(_patch(POLICIES, known, status))
+            patches.append(_patch(POLICIES, stored, status))
     return patches
 
 
@@ -184,8 +184,8 @@ def _group_status(group: EgressGroup | None) -> dict[str, Any]:
     }
 
 
-def _policy_conditions(known: Known, group: EgressGroup | None, refused: list[Refusal]) -> list[dict[str, Any]]:
-    at = known.generation
+def _policy_conditions(stored: StoredObject, group: EgressGroup | None, refused: list[Refusal]) -> list[dict[str, Any]]:
+    at = stored.generation
     first = refused[0] if refused else Refusal(Ref(""), "Pending", "nothing is decided yet")
     allocated = (
         condition("Allocated", True, "Allocated", f"egress IP {group.egress_ip}", at)
@@ -204,7 +204,7 @@ def _policy_conditions(known: Known, group: EgressGroup | None, refused: list[Re
 
 
 def pool_patches(
-    pools: Iterable[Known], snapshot: Snapshot, counts: Mapping[str, Counts], now: str
+    pools: Iterable[StoredObject], snapshot: Snapshot, counts: Mapping[str, Counts], now: str
 ) -> list[StatusPatch]:
     """Pools that come from ConfigMaps have no status."""
     allocations = snapshot.allocations
@@ -212,14 +212,14 @@ def pool_patches(
         return []
     refusals = _refusals_by_object(snapshot, allocations)
     patches = []
-    for known in pools:
-        refused = refusals.get(Ref("AddressPool", name=known.name), [])
-        count = counts.get(known.name)
+    for stored in pools:
+        refused = refusals.get(Ref("AddressPool", name=stored.name), [])
+        count = counts.get(stored.name)
         if count is None and not refused:
             continue
-        status = _with_conditions(known, _counts(count), _pool_conditions(known, refused), now)
+        status = _with_conditions(stored, _counts(count), _pool_conditions(stored, refused), now)
         if status is not None:
-            patches.append(_patch(POOLS, known, status))
+            patches.append(_patch(POOLS, stored, status))
     return patches
 
 
@@ -231,8 +231,8 @@ def _counts(count: Counts | None) -> dict[str, Any]:
     return {name: min(getattr(count, name), 2**63 - 1) for name in names}
 
 
-def _pool_conditions(known: Known, refused: list[Refusal]) -> list[dict[str, Any]]:
-    at = known.generation
+def _pool_conditions(stored: StoredObject, refused: list[Refusal]) -> list[dict[str, Any]]:
+    at = stored.generation
     if refused:
         ready = condition("Ready", False, refused[0].reason, refused[0].message, at)
     else:

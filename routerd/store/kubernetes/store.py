@@ -34,7 +34,7 @@ from routerd.refs import Ref
 from routerd.store.interface import Responses, StoreStatus
 from routerd.store.kubernetes.client import Client
 from routerd.store.kubernetes.documents import read_allocations, read_report
-from routerd.store.kubernetes.objects import Collection, Known, Raw, key_of
+from routerd.store.kubernetes.objects import Collection, Raw, StoredObject, key_of
 from routerd.store.kubernetes.report import Reporter
 from routerd.store.kubernetes.resources import ALLOCATIONS, PART_KEY, Resource, for_agent, for_operator
 from routerd.store.kubernetes.watch import Reflector, Timings
@@ -138,9 +138,9 @@ class KubernetesStore:
                 group.create_task(self._reporter.run(), name="report")
             group.create_task(self._merge_changes(), name="merge")
 
-    def known(self, kind: str) -> Iterable[Known]:
+    def objects(self, kind: str) -> Iterable[StoredObject]:
         """Objects as read, with uid and resourceVersion: for those who write their status."""
-        return [known for each in self._of(kind) for known in each.known.values()]
+        return [stored for each in self._of(kind) for stored in each.objects.values()]
 
     def take(self, kind: str, raw: Raw) -> None:
         """An object as the API server answered it to a request: the watch says the same a moment later, or has."""
@@ -177,16 +177,16 @@ class KubernetesStore:
         """Makes the snapshot anew from what changed, and tells."""
         dirty, self._dirty = self._dirty, set()
         before, reports = self._snapshot, self._reports
-        found = self._cluster_parts(before, dirty)
+        snapshot = self._cluster_parts(before, dirty)
         if dirty & CONFIGURING:
-            found = self._config_parts(found)
+            snapshot = self._config_parts(snapshot)
         if "RouterdNode" in dirty and self._is_read("node_reports"):
             self._reports = self._read_reports()
         refusals = self._refusals()
         if refusals != before.refusals:
-            found = replace(found, refusals=refusals)
-        if found is not before and found != before:
-            self._snapshot = found
+            snapshot = replace(snapshot, refusals=refusals)
+        if snapshot is not before and snapshot != before:
+            self._snapshot = snapshot
             self._on_change()
         elif self._reports != reports:
             self._on_change()
@@ -204,79 +204,79 @@ class KubernetesStore:
         read = [each.synced for each in self._collections() if part in each.resource.kind.parts]
         return bool(read) and all(read)
 
-    def _cluster_parts(self, now: Snapshot, dirty: set[str]) -> Snapshot:
+    def _cluster_parts(self, snapshot: Snapshot, dirty: set[str]) -> Snapshot:
         if "Node" in dirty and self._is_read("nodes"):
-            now = replace(now, nodes={each.name: each for each in self._objects("Node", Node)})
+            snapshot = replace(snapshot, nodes={each.name: each for each in self._models("Node", Node)})
         if "Namespace" in dirty and self._is_read("namespaces"):
-            now = replace(now, namespaces={each.name: each for each in self._objects("Namespace", Namespace)})
+            snapshot = replace(snapshot, namespaces={each.name: each for each in self._models("Namespace", Namespace)})
         if "Pod" in dirty and self._is_read("pods"):
-            now = replace(now, pods={each.key: each for each in self._objects("Pod", Pod)})
+            snapshot = replace(snapshot, pods={each.key: each for each in self._models("Pod", Pod)})
         if "Service" in dirty and self._is_read("services"):
-            now = replace(now, services={each.key: each for each in self._objects("Service", Service)})
+            snapshot = replace(snapshot, services={each.key: each for each in self._models("Service", Service)})
         if "EndpointSlice" in dirty and self._is_read("endpoint_slices"):
-            now = replace(now, endpoint_slices=tuple(self._objects("EndpointSlice", EndpointSlice)))
-        return now
+            snapshot = replace(snapshot, endpoint_slices=tuple(self._models("EndpointSlice", EndpointSlice)))
+        return snapshot
 
-    def _objects(self, kind: str, model: type[T]) -> list[T]:
+    def _models(self, kind: str, model: type[T]) -> list[T]:
         """Sorted by namespace and name."""
         (collection,) = self._of(kind)
-        entries = (entry for _, known in sorted(collection.known.items()) for entry in known.loaded.entries)
+        entries = (entry for _, stored in sorted(collection.objects.items()) for entry in stored.loaded.entries)
         return [entry.object for entry in entries if isinstance(entry.object, model)]
 
-    def _config_parts(self, now: Snapshot) -> Snapshot:
+    def _config_parts(self, snapshot: Snapshot) -> Snapshot:
         """Pools, peers and policies, which may lie in several kinds; and what was published."""
         loaded = [one for each in self._collections() if each.resource.kind.placed for one in each.loaded()]
         merged = merge([one for _, one in sorted(loaded, key=lambda one: one[0])], allocations=None)
         self._merge_refusals = merged.refusals
         if self._is_read("bgp"):
-            now = replace(now, bgp=merged.bgp, allocations=self._read_allocations())
+            snapshot = replace(snapshot, bgp=merged.bgp, allocations=self._read_allocations())
         if self._is_read("pools"):
-            now = replace(now, pools=merged.pools)
+            snapshot = replace(snapshot, pools=merged.pools)
         if self._is_read("policies"):
-            now = replace(now, policies=merged.policies)
-        return now
+            snapshot = replace(snapshot, policies=merged.policies)
+        return snapshot
 
     def _read_allocations(self) -> Allocations | None:
         """None before the first ones are published; once known they stay, whatever becomes of the ConfigMap."""
-        known = self._published(ALLOCATIONS)
+        document = self._published(ALLOCATIONS)
         version, good, before = self._allocations
-        if known is None or (known.version == version and not isinstance(before, Incomplete)):
+        if document is None or (document.version == version and not isinstance(before, Incomplete)):
             return good
-        place = f"ConfigMap/{known.namespace}/{known.name}"
+        place = f"ConfigMap/{document.namespace}/{document.name}"
         try:
-            found = read_allocations(self._reader, known.data, place, self._part)
-            self._allocations = (known.version, found, None)
+            allocations = read_allocations(self._reader, document.data, place, self._part)
+            self._allocations = (document.version, allocations, None)
         except InputError as error:
-            self._allocations = (known.version, good, error)
+            self._allocations = (document.version, good, error)
         except ValueError as error:  # a mistake of ours: it costs the document, not the daemon
-            self._allocations = (known.version, good, InputError(f"not understood: {error}", file=place))
+            self._allocations = (document.version, good, InputError(f"not understood: {error}", file=place))
         return self._allocations[1]
 
-    def _published(self, name: str) -> Known | None:
+    def _published(self, name: str) -> StoredObject | None:
         """A ConfigMap of our namespace."""
-        found = (each.known.get((self.namespace, name)) for each in self._of("ConfigMap"))
-        return next((known for known in found if known is not None), None)
+        documents = (each.objects.get((self.namespace, name)) for each in self._of("ConfigMap"))
+        return next((document for document in documents if document is not None), None)
 
     def _part(self, name: str) -> str | None:
-        known = self._published(f"{ALLOCATIONS}-{name}")
-        return known.data.get(PART_KEY) if known is not None else None
+        document = self._published(f"{ALLOCATIONS}-{name}")
+        return document.data.get(PART_KEY) if document is not None else None
 
     def _read_reports(self) -> dict[str, NodeReport]:
-        found = (read_report(known.name, known.status) for known in self.known("RouterdNode"))
-        return {report.node: report for report in found if report is not None}
+        reports = (read_report(stored.name, stored.status) for stored in self.objects("RouterdNode"))
+        return {report.node: report for report in reports if report is not None}
 
     def _refusals(self) -> tuple[Refusal, ...]:
-        found = [*self._merge_refusals]
+        refusals = [*self._merge_refusals]
         for each in self.reflectors:
-            found += each.collection.refusals()
-            found += [refusal] if (refusal := each.refusal()) is not None else []
+            refusals += each.collection.refusals()
+            refusals += [refusal] if (refusal := each.refusal()) is not None else []
         error = self._allocations[2]
         if error is not None:
             message = f"{error} (what was last published stays in force)"
-            found.append(Refusal(Ref("ConfigMap", self.namespace, ALLOCATIONS), "InvalidFile", message))
+            refusals.append(Refusal(Ref("ConfigMap", self.namespace, ALLOCATIONS), "InvalidFile", message))
         if self._reporter is not None and (refusal := self._reporter.refusal()) is not None:
-            found.append(refusal)
-        return tuple(sorted(set(found), key=lambda one: one.order))
+            refusals.append(refusal)
+        return tuple(sorted(set(refusals), key=lambda one: one.order))
 
 
 __all__ = ["KubernetesStore", "Timings"]

@@ -23,7 +23,7 @@ from routerd.refs import STORE, Ref
 from routerd.store.interface import ResourceStatus
 from routerd.store.kubernetes.client import ApiError, Client, Json
 from routerd.store.kubernetes.contact import Pace
-from routerd.store.kubernetes.objects import Collection, Known
+from routerd.store.kubernetes.objects import Collection, StoredObject
 
 LOGGER = logging.getLogger("routerd.store")
 PAGE = 500  # objects per page of a list: bounds the memory that a list takes here and there
@@ -95,7 +95,7 @@ class Reflector:
     _is_doubtful: bool = False  # whether the server still knows `_version`
     _failures: int = 0  # since the last event or outage
     _absent: float | None = None  # since when the kind seems to be absent: nothing but 404 was heard since
-    _told: tuple[int, str] | None = None  # HTTP status and reason of the fault that was told
+    _shown_fault: tuple[int, str] | None = None  # HTTP status and reason of the fault that status shows
     _alarm: asyncio.TimerHandle | None = None  # tells of a fault that lasts, also between attempts
 
     async def run(self) -> None:
@@ -134,11 +134,11 @@ class Reflector:
         return {name: selector for name, selector in selectors.items() if selector}
 
     async def _list(self) -> None:
-        resource, found = self.collection.resource, []
+        resource, objects = self.collection.resource, []
         query = {"limit": str(PAGE), **self._selection()}
         while True:
             page = await self.client.get(resource.path, **query)
-            found += self._read(page)
+            objects += self._read(page)
             meta = page.get("metadata") or {}
             if not meta.get("continue"):
                 break
@@ -148,13 +148,13 @@ class Reflector:
         self._version = str(meta.get("resourceVersion") or "")
         if not self._version:
             raise ApiError(0, "InvalidAnswer", "a list without resourceVersion")
-        is_changed = self.collection.replace(found)
+        is_changed = self.collection.replace(objects)
         if self.fault is None or not (self.fault.is_denied and self.fault.verb == "watch"):
             self._well(is_changed)
         elif is_changed:
             self.on_change()
 
-    def _read(self, page: Json) -> list[Known]:
+    def _read(self, page: Json) -> list[StoredObject]:
         return [self.collection.read(raw) for raw in page.get("items") or ()]
 
     # --- watch
@@ -204,10 +204,10 @@ class Reflector:
 
     def _well(self, is_changed: bool) -> None:
         if self.fault is not None:
-            if self._told is not None:
+            if self._shown_fault is not None:
                 event(LOGGER, logging.INFO, "read-again", resource=self.collection.resource.label)
                 is_changed = True
-            self.fault = self._told = None
+            self.fault = self._shown_fault = None
             self._silence()
         if is_changed:
             self.on_change()
@@ -247,9 +247,9 @@ class Reflector:
 
     def _tell(self) -> None:
         fault = self.fault
-        if fault is None or self._told == (fault.error.status, fault.error.reason):
+        if fault is None or self._shown_fault == (fault.error.status, fault.error.reason):
             return
-        self._told = (fault.error.status, fault.error.reason)
+        self._shown_fault = (fault.error.status, fault.error.reason)
         about = {"resource": self.collection.resource.label, "verb": fault.verb, "reason": str(fault.error)}
         event(LOGGER, logging.WARNING, "read-failed", **about)
         self.on_change()
@@ -276,7 +276,7 @@ class Reflector:
         now = self.clock()
         self._absent = now if self._absent is None else self._absent
         missing = self._absent + self.timings.confirm - now
-        if self.collection.known and missing > 0:
+        if self.collection.objects and missing > 0:
             return max(missing, self.timings.first_pause)
         self._failures = 0
         self._well(self.collection.replace(()))
@@ -295,7 +295,7 @@ class Reflector:
 
     def refusal(self) -> Refusal | None:
         """What status says of it."""
-        if self.fault is None or self._told is None:
+        if self.fault is None or self._shown_fault is None:
             return None
         return refusal_of(self.collection, self.fault)
 
@@ -313,10 +313,10 @@ def _is_refused(error: ApiError) -> bool:
 
 def refusal_of(collection: Collection, fault: Fault) -> Refusal:
     resource, error = collection.resource, fault.error
-    kept = "what was last read stays in force" if collection.listed else "nothing that depends on it is done"
+    consequence = "what was last read stays in force" if collection.listed else "nothing that depends on it is done"
     if error.status == 403:
         group = resource.kind.group or "core"
         message = f'verb "{fault.verb}" on {resource.kind.plural} (group {group}) is missing in RBAC: {error.message}'
-        return Refusal(Ref(STORE, name=resource.label), "Forbidden", f"{message} ({kept})")
+        return Refusal(Ref(STORE, name=resource.label), "Forbidden", f"{message} ({consequence})")
     reason = "Unauthorized" if error.status == 401 else "Stale" if collection.listed else "Unreadable"
-    return Refusal(Ref(STORE, name=resource.label), reason, f"{resource.label} cannot be read: {error} ({kept})")
+    return Refusal(Ref(STORE, name=resource.label), reason, f"{resource.label} cannot be read: {error} ({consequence})")

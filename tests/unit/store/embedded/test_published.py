@@ -44,7 +44,7 @@ def read(directory: Path) -> Allocations | None:
     """What an agent finds that has just started."""
     found = PublishedFile(index(directory))
     found.look(NOTHING)
-    return found.held.good
+    return found.state.good
 
 
 # --- copies
@@ -76,16 +76,16 @@ def test_copied_in_any_order_and_cut_anywhere_one_decision_is_in_force(
             for number, share in some:
                 found = files(here)
                 agent.look(copy(found[number % len(found)], here, there, share))
-                in_force = agent.held.good
+                in_force = agent.state.good
                 assert in_force is None or in_force in made
                 assert read(there) is None or read(there) in made
-            before = agent.held.good
+            before = agent.state.good
             rest = files(here)
             rng.shuffle(rest)
             for path in rest:
                 agent.look(copy(path, here, there, 1.0))
-                assert agent.held.good in (before, made[-1])
-            assert (agent.held.good, agent.held.error) == (made[-1], None)
+                assert agent.state.good in (before, made[-1])
+            assert (agent.state.good, agent.state.error) == (made[-1], None)
             assert read(there) == made[-1]
 
 

@@ -283,7 +283,7 @@ def test_a_lease_that_someone_else_took_is_not_released() -> None:
     world = World()
     one = world.lease("one")
     assert gets(one)
-    one._seen = None
+    one._record = None
     world.server._keep({**world.server.lease, "spec": {**world.server.spec, "holderIdentity": "two"}})
     asyncio.run(one.release())
     assert world.server.spec["holderIdentity"] == "two"

@@ -14,7 +14,7 @@ def service(version: str, uid: str = "1") -> Raw:
 
 
 def known(collection: Collection) -> list[str]:
-    return [each.version for each in collection.known.values()]
+    return [each.version for each in collection.objects.values()]
 
 
 @pytest.fixture

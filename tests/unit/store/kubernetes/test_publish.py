@@ -46,13 +46,13 @@ class Store:
     def only(self, *names: str) -> None:
         self.services.replace([self.services.read(service(name)) for name in names])
 
-    def known(self, kind: str) -> list[Any]:
-        return list(self.services.known.values()) if kind == "Service" else []
+    def objects(self, kind: str) -> list[Any]:
+        return list(self.services.objects.values()) if kind == "Service" else []
 
     def snapshot(self) -> Snapshot:
         given = [
             ServiceAllocation(f"default/{each.name}", "default", (ip_address("192.0.2.1"),))
-            for each in self.services.known.values()
+            for each in self.services.objects.values()
         ]
         allocations = Allocations(1, tuple(given))
         return Snapshot(services={}, pools={}, policies={}, allocations=allocations, refusals=self.refusals)

@@ -6,11 +6,11 @@ from ipaddress import ip_network
 
 import pytest
 
-from routerd.store.kubernetes.objects import Known
+from routerd.store.kubernetes.objects import StoredObject
 from routerd.store.kubernetes.status import policy_patches
 from tests.models.operator_world import World
 
-KNOWN = Known("web", "", "1", "9", "2026-01-01T00:00:00Z", generation=3)
+KNOWN = StoredObject("web", "", "1", "9", "2026-01-01T00:00:00Z", generation=3)
 SIX, FOUR = ip_network("2001:db8::/32"), ip_network("203.0.113.0/24")
 
 

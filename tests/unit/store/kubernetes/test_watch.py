@@ -77,7 +77,7 @@ async def read(client: Scripted, seconds: float) -> tuple[Reflector, set[int], l
     task = asyncio.create_task(reflector.run())
     while now() < 1.0 + seconds:
         await elapse(0.05)
-        seen.add(len(reflector.collection.known))
+        seen.add(len(reflector.collection.objects))
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     return reflector, seen, told
@@ -90,7 +90,7 @@ def test_a_kind_that_has_just_come_is_watched_when_the_server_says() -> None:
     assert [each for each, _ in client.asked] == ["list", "list", "watch", "watch", "watch"]
     first, second, third = (at for verb, at in client.asked if verb == "watch")
     assert 1 <= second - first < 2 and 8 <= third - second < 9
-    assert (reflector.fault, reflector.lists, len(reflector.collection.known)) == (None, 1, 1)
+    assert (reflector.fault, reflector.lists, len(reflector.collection.objects)) == (None, 1, 1)
 
 
 def test_nobody_is_told_of_a_cache_that_is_filled_within_seconds() -> None:
