@@ -53,15 +53,15 @@ def session_addresses(
 
     Else a flapping link would take the peer out of the speaker, and with it the graceful restart that saves the paths.
     """
-    found: dict[IPAddress, IPAddress | None] = {}
+    addresses: dict[IPAddress, IPAddress | None] = {}
     for peer in peers:
         if peer.source_address is not None:
-            found[peer.address] = peer.source_address if is_ours(peer.source_address) else None
+            addresses[peer.address] = peer.source_address if is_ours(peer.source_address) else None
             continue
         source = source_towards(peer.address, peer.port)
         last = before.get(peer.address)
-        found[peer.address] = source if source is not None or last is None or not is_ours(last) else last
-    return found
+        addresses[peer.address] = source if source is not None or last is None or not is_ours(last) else last
+    return addresses
 
 
 def global_ipv6(table: str) -> tuple[IPv6Address, ...]:

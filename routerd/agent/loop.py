@@ -139,13 +139,13 @@ class Agent:
         self._changed = asyncio.Event()
         self._recheck = False
         self._rest_until = 0.0  # of the loop's clock
-        self._snapshot = self._told_of = Snapshot()
+        self._snapshot = self._status_snapshot = Snapshot()
         self._egress = EgressStatus()  # as read last
         self._facts = LocalFacts()
         self._state = NodeState(None)
         self._composed: tuple[Snapshot, LocalFacts] | None = None
-        self._said = Round()
-        self._finished: int | None = None  # generation of the allocations of which a round left nothing undone
+        self._last_round = Round()
+        self._applied: int | None = None  # generation of the allocations of which a round left nothing undone
         self._status = AgentStatus(
             parts.settings.node,
             routerd.__version__,
@@ -163,7 +163,7 @@ class Agent:
     @property
     def snapshot(self) -> Snapshot:
         """What `status` was made from; a round that has begun may know more."""
-        return self._told_of
+        return self._status_snapshot
 
     def wake(self) -> None:
         """Asks for a round now: the store has changed."""
@@ -177,7 +177,7 @@ class Agent:
 
     def refresh(self) -> None:
         """Tells the status anew: a session has changed."""
-        self._status, self._told_of = self._refreshed(), self._snapshot
+        self._status, self._status_snapshot = self._refreshed(), self._snapshot
 
     def config_is(self, config: ConfigStatus) -> None:
         """Tells how the configuration on disk stands."""
@@ -188,21 +188,21 @@ class Agent:
     def answer(self, request: dict[str, Any]) -> Any:
         """The API: one request, one answer (or an awaitable of it). RequestRefused for what it does not know."""
         answers: dict[str, Callable[[dict[str, Any]], Any]] = {
-            "status": lambda _: self._told_status(),
+            "status": lambda _: self._status_json(),
             "show": self._show,
             "why": self._why,
             "desired": lambda request: state_lines(self._state, str(request.get("key") or "").encode()),
             "plan": lambda _: self._plan(),
             "release-brake": lambda _: self._release_brake(),
         }
-        found = answers.get(str(request.get("get")))
-        if found is None:
+        answer = answers.get(str(request.get("get")))
+        if answer is None:
             raise RequestRefused(
                 f"unknown request {request.get('get')!r}: the agent is routerd {routerd.__version__}", 2
             )
-        return found(request)
+        return answer(request)
 
-    async def _told_status(self) -> dict[str, object]:
+    async def _status_json(self) -> dict[str, object]:
         return as_json(await self._counted())
 
     async def _show(self, request: dict[str, Any]) -> list[Row]:
@@ -278,13 +278,13 @@ class Agent:
         done = await self._reconciler.round(self._state, full=full)
         seconds = time.monotonic() - started
         self._log(done, seconds)
-        self._said = done
+        self._last_round = done
         if self._is_finished(done) and self._snapshot.allocations is not None:
-            self._finished = self._snapshot.allocations.generation
+            self._applied = self._snapshot.allocations.generation
         rounds = self._status.rounds.after(seconds, done.error, done.held, whole=not self._snapshot.missing())
         is_new = bool(done.actions) and not self._egress.datapath  # it may have been attached just now
         self._status = (await self._counted() if full or is_new else self._refreshed()).with_rounds(rounds)
-        self._told_of = self._snapshot
+        self._status_snapshot = self._snapshot
         return done
 
     def _is_finished(self, done: Round) -> bool:
@@ -318,9 +318,9 @@ class Agent:
             self._status,
             missing=self._snapshot.missing(),
             peers=peer_statuses(self._state, self._host.peers()),
-            refusals=tuple(dict.fromkeys((*self._state.refusals, *self._said.refusals, *self._host.refusals()))),
+            refusals=tuple(dict.fromkeys((*self._state.refusals, *self._last_round.refusals, *self._host.refusals()))),
             pools=tuple(pool_rows(self._snapshot)),
-            generation=self._finished if self._host.is_settled() else self._status.generation,
+            generation=self._applied if self._host.is_settled() else self._status.generation,
             store=self._host.store_status(),
             braked=self._brake.paths,
             egress=self._egress.beside(self._state.egress),
@@ -334,11 +334,11 @@ class Agent:
             event(LOGGER, logging.INFO, "round", actions=len(done.actions), seconds=round(seconds, 4))
             for action in done.actions:
                 event(LOGGER, logging.DEBUG, "action", action=action)
-        if done.held and done.held != self._said.held:
+        if done.held and done.held != self._last_round.held:
             event(LOGGER, logging.WARNING, "round-held", reason=done.held)
-        if self._said.error and not done.error:
+        if self._last_round.error and not done.error:
             event(LOGGER, logging.INFO, "round-recovered")
-        _log_refusals(self._said.refusals, done.refusals)
+        _log_refusals(self._last_round.refusals, done.refusals)
 
 
 async def _guarded(name: str, task: Awaitable[None]) -> None:
@@ -346,7 +346,7 @@ async def _guarded(name: str, task: Awaitable[None]) -> None:
     raise TaskReturned(f"task {name} returned: it must run as long as the agent")
 
 
-def peer_statuses(state: NodeState, seen: Mapping[IPAddress, PeerView]) -> tuple[PeerStatus, ...]:
+def peer_statuses(state: NodeState, views: Mapping[IPAddress, PeerView]) -> tuple[PeerStatus, ...]:
     """Sessions with the labels that metrics use: a name that two peers bear is not one."""
     if state.announcements is None:
         return ()
@@ -355,7 +355,7 @@ def peer_statuses(state: NodeState, seen: Mapping[IPAddress, PeerView]) -> tuple
     return tuple(
         PeerStatus(
             session.description if names[session.description] == 1 and session.description else str(address),
-            seen.get(address, PeerView(address)),
+            views.get(address, PeerView(address)),
             len(desired.ribs.get(address, {})),
             session.description,
         )
@@ -370,6 +370,6 @@ def _log_refusals(before: tuple[Refusal, ...], after: tuple[Refusal, ...]) -> No
         if refusal not in old:
             fields = {"object": str(refusal.object), "reason": refusal.reason, "message": refusal.message}
             event(LOGGER, logging.WARNING, "refused", **fields)
-    gone = {str(refusal.object) for refusal in old - new} - {str(refusal.object) for refusal in new}
-    for name in sorted(gone):
+    ended = {str(refusal.object) for refusal in old - new} - {str(refusal.object) for refusal in new}
+    for name in sorted(ended):
         event(LOGGER, logging.INFO, "refusal-gone", object=name)

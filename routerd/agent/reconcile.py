@@ -84,8 +84,8 @@ class Reconciler:
         self._clock = clock
         self._settle_timeout = settle_timeout
         self._unsettled_since: float | None = None
-        self._told: BgpDesired | None = None
-        self._told_all = False
+        self._last_set: BgpDesired | None = None
+        self._is_complete = False
 
     async def round(self, state: NodeState, *, full: bool = True) -> Round:
         """One round. A fault of one room does not keep the others from their work; it comes back in `error`.
@@ -99,11 +99,11 @@ class Reconciler:
         turns = await self._in_thread(self._prepare, state.rooms, full, done)
         if announced is not None:
             self._announce(announced, turns)
-        held = await self._held(state, turns)
-        if not held and any(turn.retiring for turn in turns):
+        reason = await self._hold_reason(state, turns)
+        if not reason and any(turn.retiring for turn in turns):
             await self._in_thread(self._retire, turns)
         problems = tuple(refusal for turn in turns for refusal in turn.problems)
-        return Round(tuple(done), problems, held, "; ".join(turn.error for turn in turns if turn.error))
+        return Round(tuple(done), problems, reason, "; ".join(turn.error for turn in turns if turn.error))
 
     def takes(self, state: NodeState) -> bool:
         """Whether `state` says what every room that is there should have."""
@@ -118,11 +118,11 @@ class Reconciler:
         if self._speaker is None or announced is None:
             return []
         try:
-            held = await self._speaker.observe()
+            tables = await self._speaker.observe()
         except SpeakerUnavailable as error:
             raise EnvironmentFault(str(error)) from error
         sessions = session_changes(announced.desired.peers, self._speaker.unloaded(announced.desired))
-        return [*sessions, *changes(path_lines(held), path_lines(_tables(announced.desired)))]
+        return [*sessions, *changes(path_lines(tables), path_lines(_tables(announced.desired)))]
 
     # --- rooms, in a thread
 
@@ -144,40 +144,40 @@ class Reconciler:
 
     def _tell(self, desired: BgpDesired, *, complete: bool = True) -> None:
         """Without `complete`, more follows: a peer that restarted with us keeps what it had until then (RFC 4724)."""
-        if self._speaker is not None and (desired != self._told or (complete and not self._told_all)):
+        if self._speaker is not None and (desired != self._last_set or (complete and not self._is_complete)):
             self._speaker.set(desired, complete=complete)
-            self._told, self._told_all = desired, complete
+            self._last_set, self._is_complete = desired, complete
 
     def _has_told(self, desired: BgpDesired) -> bool:
         """Whether this very value was told, and nothing is to follow: nothing changed since the last round."""
-        return desired is self._told and self._told_all
+        return desired is self._last_set and self._is_complete
 
     async def _announce_early(self, announced: Announcements, desired: Mapping[str, Any]) -> None:
         """Tells what does not wait for the rooms, and lets it go out before they take the loop's time."""
         waiting = [seat.room for seat in self._seats if desired.get(seat.room.name) is not None]
         if self._speaker is None or not waiting or self._has_told(announced.desired):
             return
-        before = self._told.ribs if self._told is not None else None
+        before = self._last_set.ribs if self._last_set is not None else None
         if before is None:
             with contextlib.suppress(SpeakerUnavailable):  # nobody to tell yet, and nobody to ask
                 before = await self._speaker.observe()  # what the agent before us announced
         if before is None:
             return
         early = partly(announced, before, lambda owner: all(room.carries(owner, None) for room in waiting))
-        if early != self._told:
+        if early != self._last_set:
             self._tell(early, complete=early is announced.desired)
             await self._speaker.settled(EARLY_TIMEOUT)
 
     def _announce(self, announced: Announcements, turns: Sequence[Turn]) -> None:
         """Tells everything, or what the rooms carry: the rest stays as it is. Unless it is not known how it is."""
-        before = self._told.ribs if self._told is not None else None
+        before = self._last_set.ribs if self._last_set is not None else None
         desired = announced.desired
         if any(turn.failures for turn in turns):
             desired = partly(announced, before or {}, lambda owner: all(turn.carries(owner) for turn in turns))
         if desired is announced.desired or before is not None:
             self._tell(desired, complete=desired is announced.desired)
 
-    async def _held(self, state: NodeState, turns: Sequence[Turn]) -> str:
+    async def _hold_reason(self, state: NodeState, turns: Sequence[Turn]) -> str:
         """Why what withdrawn paths led to must stay for now, "" = it may go, or there is nothing of it."""
         if any(turn.retiring for turn in turns):
             return await self._unsettled(state)
@@ -224,8 +224,8 @@ def partly(
         changed = {prefix for prefix in waiting if prefix in rib and old.get(prefix) != rib[prefix]}
         if not changed:
             return rib
-        kept = {prefix: old[prefix] for prefix in changed if prefix in old}
-        return {prefix: path for prefix, path in rib.items() if prefix not in changed} | kept
+        old_paths = {prefix: old[prefix] for prefix in changed if prefix in old}
+        return {prefix: path for prefix, path in rib.items() if prefix not in changed} | old_paths
 
     ribs = {peer: safe(rib, before.get(peer, {})) for peer, rib in announced.desired.ribs.items()}
     unchanged = all(ribs[peer] is rib for peer, rib in announced.desired.ribs.items())

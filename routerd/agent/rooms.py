@@ -61,8 +61,8 @@ class Rooms:
 
     def peers(self) -> Mapping[IPAddress, PeerView]:
         now = time.time()
-        found = self._speaker.peers if self._speaker is not None else {}
-        return {address: _peer_view(address, status, now) for address, status in found.items()}
+        statuses = self._speaker.peers if self._speaker is not None else {}
+        return {address: _peer_view(address, status, now) for address, status in statuses.items()}
 
     def is_settled(self) -> bool:
         return self._speaker is None or self._speaker.is_settled

@@ -84,40 +84,40 @@ def _merged(ours: tuple[Record, ...], theirs: Mapping[Key, Record], now: float) 
     """An address that is published is its published owners' alone; what such an owner had besides, it has left."""
     taken = {address for address, _ in theirs}
     owners = {owner for _, owner in theirs}
-    found: dict[Key, Record] = dict(theirs)
+    records: dict[Key, Record] = dict(theirs)
     conflicts = []
     for record in ours:
         key = record.address, record.owner
         if key in theirs:
-            found[key] = record if record.state == "used" else replace(theirs[key], bound=record.bound)
+            records[key] = record if record.state == "used" else replace(theirs[key], bound=record.bound)
         elif record.address in taken:
             conflicts.append(f"{record.address} was {record.state} for {record.owner}: published for another")
         elif record.owner in owners and record.state == "used":
             conflicts.append(f"{record.address} was used by {record.owner}: published with another address")
-            found[key] = replace(record, state="reserved" if record.bound else "cooling", since=now)
+            records[key] = replace(record, state="reserved" if record.bound else "cooling", since=now)
         else:
-            found[key] = record
-    return tuple(sorted(found.values(), key=lambda each: (key_of(each.address), each.owner))), conflicts
+            records[key] = record
+    return tuple(sorted(records.values(), key=lambda each: (key_of(each.address), each.owner))), conflicts
 
 
 def _merged_groups(
     ours: tuple[GroupRecord, ...], theirs: tuple[EgressGroup, ...], now: float
 ) -> tuple[tuple[GroupRecord, ...], list[str]]:
     """Number and address are one pair on every node. An epoch never falls: peers prefer the later one."""
-    found = {group.id: GroupRecord(group.id, group.egress_ip, "active", now, group.gateways, group.slots, group.epoch)
+    records = {group.id: GroupRecord(group.id, group.egress_ip, "active", now, group.gateways, group.slots, group.epoch)
              for group in theirs}  # fmt: skip
     numbers = {group.egress_ip: group.id for group in theirs}
     conflicts = []
     for record in ours:
         number = numbers.get(record.egress_ip, record.id)
-        other = found.get(number)
+        other = records.get(number)
         if other is None:
-            found[record.id] = record
+            records[record.id] = record
         elif (other.id, other.egress_ip) == (record.id, record.egress_ip):
             since = record.since if record.state == "active" else now
-            found[number] = replace(other, since=since, epoch=max(record.epoch, other.epoch))
+            records[number] = replace(other, since=since, epoch=max(record.epoch, other.epoch))
         else:
             conflicts.append(
                 f"group {record.id} was {record.egress_ip}: published as group {other.id}, {other.egress_ip}"
             )
-    return tuple(found[number] for number in sorted(found)), conflicts
+    return tuple(records[number] for number in sorted(records)), conflicts

@@ -61,20 +61,20 @@ def assign(
     holders = addresses_on_nodes(nodes, reports)
     on_nodes = frozenset(holders)
     requests = [service_request(service) for service in services.values() if is_ours(service)]
-    wanted_by_policies = (policy_request(policy, on_nodes) for policy in policies.values())
-    requests += [request for request in wanted_by_policies if request is not None]
+    policy_requests = (policy_request(policy, on_nodes) for policy in policies.values())
+    requests += [request for request in policy_requests if request is not None]
     planned = plan(map(pool_spec, pools.values()), ledger.addresses, requests, now, settings.timers)
     groups = form_groups(
         policies, planned.grants, ledger, nodes, holders, now, settings.group_retention, settings.max_gateways,
         unreported=[name for name, node in nodes.items() if node.ready and name not in reports],
     )  # fmt: skip
-    wanted = Allocations(
+    draft = Allocations(
         services=_services(planned, snapshot),
         groups=groups.groups,
         refusals=_refusals(planned, groups, policies.values()),
         writer=settings.writer,
     )
-    allocations, digest = _numbered(wanted, previous, ledger)
+    allocations, digest = _numbered(draft, previous, ledger)
     recorded = Ledger(allocations.generation, digest, groups.next_group, planned.records, groups.records)
     due = [when for when in (planned.next_due, groups.next_due) if when is not None]
     return Decision(
@@ -94,8 +94,8 @@ def release(ledger: Ledger, name: str, now: float) -> tuple[Ledger, tuple[Record
     """
     hits = [each for each in ledger.addresses if each.state == "reserved" and name in (str(each.address), each.owner)]
     freed = {id(each): replace(each, state="cooling", since=now, bound=False) for each in hits}
-    kept = tuple(freed.get(id(each), each) for each in ledger.addresses)
-    return replace(ledger, addresses=kept), tuple(freed.values())
+    addresses = tuple(freed.get(id(each), each) for each in ledger.addresses)
+    return replace(ledger, addresses=addresses), tuple(freed.values())
 
 
 def _services(planned: Plan, snapshot: Snapshot) -> tuple[ServiceAllocation, ...]:
@@ -111,17 +111,17 @@ def _refusals(planned: Plan, groups: Groups, policies: Iterable[EgressPolicy]) -
     return tuple(sorted({*denied, *families, *groups.refusals}, key=lambda each: each.order))
 
 
-def _numbered(wanted: Allocations, previous: Allocations, ledger: Ledger) -> tuple[Allocations, str]:
-    """`wanted` with its generation, which grows iff the content changes; and the digest of the content.
+def _numbered(draft: Allocations, previous: Allocations, ledger: Ledger) -> tuple[Allocations, str]:
+    """`draft` with its generation, which grows iff the content changes; and the digest of the content.
 
     The ledger's digest covers the moment between recording and publishing: a decision that was recorded and not
     published gets the same generation when it is made again.
     """
     generation = previous.generation
-    same = replace(wanted, generation=generation)
+    same = replace(draft, generation=generation)
     if ledger.digest and generation == ledger.generation and same == previous:
         return previous, ledger.digest
-    digest = digest_of(wanted)
+    digest = digest_of(draft)
     if digest == ledger.digest and ledger.generation >= generation:
-        return replace(wanted, generation=ledger.generation), digest
-    return replace(wanted, generation=max(generation, ledger.generation) + 1), digest
+        return replace(draft, generation=ledger.generation), digest
+    return replace(draft, generation=max(generation, ledger.generation) + 1), digest

@@ -50,9 +50,9 @@ class _Numbers:
     now: float
 
     def record_of(self, address: IPAddress) -> GroupRecord:
-        known = self.by_address.get(address)
-        if known is not None:
-            return known if known.state == "active" else replace(known, state="active", since=self.now)
+        recorded = self.by_address.get(address)
+        if recorded is not None:
+            return recorded if recorded.state == "active" else replace(recorded, state="active", since=self.now)
         while self.cursor in self.taken:
             self.cursor = self.cursor % LAST_GROUP + 1
         self.taken.add(self.cursor)
@@ -62,7 +62,7 @@ class _Numbers:
 
 
 @dataclass(slots=True)
-class _Found:
+class _Draft:
     groups: list[EgressGroup] = field(default_factory=list)
     records: list[GroupRecord] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
@@ -106,29 +106,29 @@ def form_groups(
         ledger.next_group,
         now,
     )
-    found = _Found()
+    draft = _Draft()
     for address, members in sorted(_by_address(policies, grants).items(), key=lambda item: (item[0].version, item[0])):
         record = numbers.record_of(address)
         pinned = holders.get(address, ()) if members[0].egress_ip is not None else ()
         accepted, refused = _same_gateways(members) if not pinned else (list(members), [])
-        found.refusals += refused
+        draft.refusals += refused
         if unreported and not pinned and _may_be_held(record, accepted[0]) and now < record.since + REPORT_PATIENCE:
-            found.wait(record, accepted, unreported)
+            draft.wait(record, accepted, unreported)
             continue
         choice = _gateways(record, accepted[0], nodes, pinned, limit)
         gateways = tuple(GatewaySlot(node, slot) for node, slot in choice.gateways)
         chosen = replace(record, gateways=gateways, slots=choice.slots, epoch=choice.epoch)
-        found.records.append(record if chosen == record else chosen)
-        found.groups.append(_group(chosen, accepted, grants, node_address=bool(pinned)))
+        draft.records.append(record if chosen == record else chosen)
+        draft.groups.append(_group(chosen, accepted, grants, node_address=bool(pinned)))
         if not gateways:
-            found.refusals += [Refusal(each.ref, "NoGateway", _no_gateway(each, nodes)) for each in accepted]
-    idle = _retired(ledger, {record.id for record in found.records}, now, retention)
+            draft.refusals += [Refusal(each.ref, "NoGateway", _no_gateway(each, nodes)) for each in accepted]
+    idle = _retired(ledger, {record.id for record in draft.records}, now, retention)
     return Groups(
-        tuple(sorted(found.groups, key=lambda group: group.id)),
-        tuple(sorted([*found.records, *idle], key=lambda record: record.id)),
+        tuple(sorted(draft.groups, key=lambda group: group.id)),
+        tuple(sorted([*draft.records, *idle], key=lambda record: record.id)),
         numbers.cursor,
-        tuple(found.refusals),
-        min((*(record.since + retention for record in idle), *found.due), default=None),
+        tuple(draft.refusals),
+        min((*(record.since + retention for record in idle), *draft.due), default=None),
     )
 
 
@@ -140,23 +140,23 @@ def addresses_on_nodes(
     Node.status alone may lack addresses, and may name external ones that are on no interface. Reports of unknown nodes
     do not count.
     """
-    found: dict[IPAddress, set[str]] = {}
+    holders: dict[IPAddress, set[str]] = {}
     for name, node in nodes.items():
         report = reports.get(name)
         for address in report.addresses if report else node.addresses:
-            found.setdefault(address, set()).add(name)
-    return {address: tuple(sorted(names)) for address, names in found.items()}
+            holders.setdefault(address, set()).add(name)
+    return {address: tuple(sorted(names)) for address, names in holders.items()}
 
 
 def _by_address(
     policies: Mapping[str, EgressPolicy], grants: Mapping[str, Grant]
 ) -> dict[IPAddress, list[EgressPolicy]]:
     """Policies of each egress IP, the oldest first, then by name."""
-    found: dict[IPAddress, list[EgressPolicy]] = {}
+    members: dict[IPAddress, list[EgressPolicy]] = {}
     for policy in sorted(policies.values(), key=lambda each: (each.created, each.key)):
         if policy.key in grants:
-            found.setdefault(grants[policy.key].addresses[0], []).append(policy)
-    return found
+            members.setdefault(grants[policy.key].addresses[0], []).append(policy)
+    return members
 
 
 def _same_gateways(members: Sequence[EgressPolicy]) -> tuple[list[EgressPolicy], list[Refusal]]:
@@ -197,12 +197,12 @@ def _is_healthy(node: Node) -> bool:
 
 
 def _no_gateway(policy: EgressPolicy, nodes: Mapping[str, Node]) -> str:
-    wanted = f"label {GATEWAY_LABEL}" if policy.gateways is None else f"node selector {_text(policy.gateways)}"
+    rule = f"label {GATEWAY_LABEL}" if policy.gateways is None else f"node selector {_text(policy.gateways)}"
     unhealthy = sorted(name for name, node in nodes.items() if _selected(policy.gateways, node))
     if unhealthy:
-        return f"no node with {wanted} is ready ({', '.join(unhealthy)}): traffic of the policy is dropped until one is"
+        return f"no node with {rule} is ready ({', '.join(unhealthy)}): traffic of the policy is dropped until one is"
     holder = "" if policy.egress_ip is None else f", and no node reports {policy.egress_ip} on an interface"
-    return f"no node matches {wanted}{holder}: label a gateway node; traffic of the policy is dropped until then"
+    return f"no node matches {rule}{holder}: label a gateway node; traffic of the policy is dropped until then"
 
 
 def _text(selector: LabelSelector) -> str:

@@ -55,7 +55,7 @@ class AuditEntry:
     address: str
 
 
-Told = tuple[str, str, str]  # an audit entry without its time
+AuditFields = tuple[str, str, str]  # an audit entry without its time
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +64,12 @@ class LedgerTable(Table[R]):
 
     columns: Mapping[str, type]
     keys: int  # so many columns, the first ones, are the key
-    put: Callable[[R | None, R], Told]  # what was there before, if anything, and what is there now
-    gone: Callable[[R], Told]
+    audit_put: Callable[[R | None, R], AuditFields]  # what was there before, if anything, and what is there now
+    audit_deletion: Callable[[R], AuditFields]
 
     def of(self, ledger: Ledger) -> tuple[R, ...]:
-        found: tuple[R, ...] = getattr(ledger, self.name)
-        return found
+        records: tuple[R, ...] = getattr(ledger, self.name)
+        return records
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +98,13 @@ def difference(before: Ledger, after: Ledger, now: float) -> Changes:
         old = {table.key(record): record for record in table.of(before)}
         new = {table.key(record): record for record in table.of(after)}
         put = {key: record for key, record in new.items() if old.get(key) != record}
-        gone = tuple(record for key, record in old.items() if key not in new)
-        tables[table.name] = TableChanges(tuple(put.values()), gone)
-        told = [*map(table.gone, gone), *(table.put(old.get(key), record) for key, record in put.items())]
-        audit += (AuditEntry(now, *each) for each in told)
+        deleted = tuple(record for key, record in old.items() if key not in new)
+        tables[table.name] = TableChanges(tuple(put.values()), deleted)
+        fields = [
+            *map(table.audit_deletion, deleted),
+            *(table.audit_put(old.get(key), record) for key, record in put.items()),
+        ]
+        audit += (AuditEntry(now, *each) for each in fields)
     return Changes(before, after, tables, tuple(audit))
 
 
@@ -119,14 +122,14 @@ def _address(address: str, owner: str, pool: str, state: Any, since: float, boun
     return Record(ip_address(address), owner, pool, state, since, bool(bound))
 
 
-def _address_put(old: Record | None, new: Record) -> Told:
+def _address_put(old: Record | None, new: Record) -> AuditFields:
     what = AUDIT_OF_STATE[new.state]
     if old is not None and old.state == new.state:
         what = f"pool:{new.pool}" if old.pool != new.pool else "changed"
     return what, new.owner, str(new.address)
 
 
-def _address_gone(old: Record) -> Told:
+def _address_deletion(old: Record) -> AuditFields:
     return "freed", old.owner, str(old.address)
 
 
@@ -138,8 +141,8 @@ ADDRESSES: LedgerTable[Record] = LedgerTable(
     shard=attrgetter("owner"),
     to_row=_address_row,
     from_row=_address,
-    put=_address_put,
-    gone=_address_gone,
+    audit_put=_address_put,
+    audit_deletion=_address_deletion,
 )
 
 
@@ -155,7 +158,7 @@ def _group(
     return GroupRecord(number, ip_address(egress_ip), state, since, taken, slots, epoch)
 
 
-def _group_put(old: GroupRecord | None, new: GroupRecord) -> Told:
+def _group_put(old: GroupRecord | None, new: GroupRecord) -> AuditFields:
     gateways = ",".join(f"{gateway.node}:{gateway.slot}" for gateway in new.gateways)
     what = "group-retired" if new.state == "retired" else f"gateways:{gateways or 'none'}:epoch:{new.epoch}"
     if old is None:
@@ -163,7 +166,7 @@ def _group_put(old: GroupRecord | None, new: GroupRecord) -> Told:
     return what, f"group/{new.id}", str(new.egress_ip)
 
 
-def _group_gone(old: GroupRecord) -> Told:
+def _group_deletion(old: GroupRecord) -> AuditFields:
     return "group-removed", f"group/{old.id}", str(old.egress_ip)
 
 
@@ -177,8 +180,8 @@ GROUPS: LedgerTable[GroupRecord] = LedgerTable(
     shard=lambda each: str(each.id),
     to_row=_group_row,
     from_row=_group,
-    put=_group_put,
-    gone=_group_gone,
+    audit_put=_group_put,
+    audit_deletion=_group_deletion,
 )  # fmt: skip
 
 # In the order in which they came: each further one is a version of the SQLite schema.

@@ -59,16 +59,16 @@ def policy_request(policy: EgressPolicy, node_addresses: frozenset[IPAddress]) -
     versions = egress_versions(policy.destinations, policy.egress_ip)
     if not versions:
         return None
-    given = policy.egress_ip is not None
+    is_given = policy.egress_ip is not None
     return Request(
         policy.key,
         "egress",
         versions,
         addresses=(policy.egress_ip,) if policy.egress_ip is not None else (),
         pool=policy.pool,
-        use=Use("egress:given") if given else Use(),
+        use=Use("egress:given") if is_given else Use(),
         bound=policy.egress_ip not in node_addresses,
-        given=given,
+        given=is_given,
         created=policy.created,
     )
 
@@ -77,12 +77,12 @@ def _versions(service: Service) -> tuple[Version, ...]:
     """Wanted families, preferred first: those of the service, else of its cluster addresses, else IPv4 first."""
     named: list[Version] = [4 if family == "IPv4" else 6 for family in service.ip_families]
     cluster: list[Version] = [4 if address.version == 4 else 6 for address in service.cluster_ips]
-    known = tuple(dict.fromkeys(named or cluster))
+    versions = tuple(dict.fromkeys(named or cluster))
     if service.ip_family_policy == "SingleStack":
-        return known[:1] or (4, 6)
+        return versions[:1] or (4, 6)
     if service.ip_family_policy == "PreferDualStack" and cluster:
-        return tuple(version for version in known if version in cluster) or known  # no VIP that nothing can serve
-    return _both(known)
+        return tuple(version for version in versions if version in cluster) or versions  # no VIP that nothing can serve
+    return _both(versions)
 
 
 def _both(preferred: Iterable[Version]) -> tuple[Version, ...]:

@@ -25,31 +25,31 @@ LOGGER = logging.getLogger("routerd.process")
 
 @dataclass(slots=True)
 class ConfigSource:
-    """Where the configuration comes from; `path` None = the defaults. The work sets `told` to hear of refusals."""
+    """Where the configuration comes from; `path` None = the defaults. The work sets `on_status` to hear of refusals."""
 
     path: Path | None = None
     loader: Literal["libbpf", "bcc"] | None = None
     """The command line's --bpf-loader, which goes before the file's."""
-    told: Callable[[ConfigStatus], None] = lambda state: None
+    on_status: Callable[[ConfigStatus], None] = lambda state: None
     reloaded: bool = False
     """Whether the present configuration was read by SIGHUP."""
 
     def load(self) -> Config:
         """Raises InputError."""
-        found = load_config(self.path) if self.path is not None else Config()
-        return replace(found, egress=replace(found.egress, loader=self.loader)) if self.loader else found
+        config = load_config(self.path) if self.path is not None else Config()
+        return replace(config, egress=replace(config.egress, loader=self.loader)) if self.loader else config
 
     def reload(self, last: Config) -> Config:
         """The configuration as it is now, or `last` if that is refused."""
         try:
-            found = self.load()
+            config = self.load()
         except InputError as error:
             event(LOGGER, logging.ERROR, "configuration-refused", reason=str(error))
-            self.told(ConfigStatus(stale=True, error=str(error)))
+            self.on_status(ConfigStatus(stale=True, error=str(error)))
             return last
-        self.told(ConfigStatus())
+        self.on_status(ConfigStatus())
         self.reloaded = True
-        return found
+        return config
 
 
 @dataclass(slots=True)
@@ -82,9 +82,7 @@ async def until_signal(source: ConfigSource, work: Callable[[Config, ConfigSourc
 async def _watched(task: asyncio.Task[None], signals: _Signals, source: ConfigSource, config: Config) -> Config:
     """Returns at a signal to stop, or with another configuration; raises what the task raises."""
     while True:
-        waits: list[asyncio.Task[Any]] = [
-            asyncio.create_task(wanted.wait()) for wanted in (signals.stop, signals.reload)
-        ]
+        waits: list[asyncio.Task[Any]] = [asyncio.create_task(wake.wait()) for wake in (signals.stop, signals.reload)]
         await asyncio.wait([task, *waits], return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
@@ -94,7 +92,7 @@ async def _watched(task: asyncio.Task[None], signals: _Signals, source: ConfigSo
         if signals.stop.is_set():
             return config
         signals.reload.clear()
-        found = source.reload(config)
-        if found != config:
+        reloaded = source.reload(config)
+        if reloaded != config:
             event(LOGGER, logging.INFO, "configuration-changed", file=str(source.path or "defaults"))
-            return found
+            return reloaded

@@ -32,9 +32,9 @@ def effective_capabilities(status: str) -> frozenset[int]:
 
 def privileges(needed: Iterable[int], status_file: Path = PROCESS_STATUS) -> None:
     """CAP_SYS_ADMIN stands in for CAP_BPF and CAP_PERFMON, as before Linux 5.8."""
-    held = effective_capabilities(status_file.read_text())
-    stand_in = {CAP_BPF, CAP_PERFMON} if CAP_SYS_ADMIN in held else set()
-    missing = [NAMES[number] for number in needed if number not in held | stand_in]
+    capabilities = effective_capabilities(status_file.read_text())
+    stand_in = {CAP_BPF, CAP_PERFMON} if CAP_SYS_ADMIN in capabilities else set()
+    missing = [NAMES[number] for number in needed if number not in capabilities | stand_in]
     if missing:
         raise EnvironmentFault(f"no {' and '.join(missing)}: run as root, or give the process these capabilities")
 
@@ -48,12 +48,12 @@ def btf(path: Path = BTF) -> None:
 
 def exabgp(distribution: str = "exabgp") -> None:
     try:
-        found = metadata.version(distribution)
+        installed = metadata.version(distribution)
     except metadata.PackageNotFoundError:
         raise EnvironmentFault(f"ExaBGP is not installed: pip install exabgp=={EXABGP}") from None
-    if found != EXABGP:
+    if installed != EXABGP:
         raise EnvironmentFault(
-            f"ExaBGP {found} is installed, and routerd drives {EXABGP}: pip install exabgp=={EXABGP}"
+            f"ExaBGP {installed} is installed, and routerd drives {EXABGP}: pip install exabgp=={EXABGP}"
         )
 
 
@@ -78,8 +78,8 @@ def bpf_file_system(pin_dir: Path) -> bool:
     try:
         is_new = bpffs.mount_missing(pin_dir)
     except OSError as error:
-        said = f"no BPF file system at {error.filename}, and this process may not mount it ({error.strerror}"
-        raise EnvironmentFault(f"{said}; it takes CAP_SYS_ADMIN): {bpffs.ADVICE}") from None
+        message = f"no BPF file system at {error.filename}, and this process may not mount it ({error.strerror}"
+        raise EnvironmentFault(f"{message}; it takes CAP_SYS_ADMIN): {bpffs.ADVICE}") from None
     reason = bpffs.lack(pin_dir)
     if reason:
         raise EnvironmentFault(reason)

@@ -147,7 +147,7 @@ def _assembled(config: Config, source: ConfigSource, heart: Heart, store: Store)
             _ready,
         )
     )
-    on_speaker.to, on_links.to, source.told = body.refresh, body.recheck, body.config_is
+    on_speaker.to, on_links.to, source.on_status = body.refresh, body.recheck, body.config_is
     enabled = Enabled(bgp=config.bgp.enabled, egress=config.egress.enabled)
     began = time.monotonic()
     store.report_health(lambda: node_health(body.status, body.snapshot, enabled, time.monotonic() - began))

@@ -72,13 +72,13 @@ async def keep_speaker(run_dir: Path) -> None:
     while True:
         if await asyncio.to_thread(running_speaker, run_dir) is None:
             try:
-                found = await asyncio.to_thread(start_speaker, run_dir)
+                speaker = await asyncio.to_thread(start_speaker, run_dir)
             except SpeakerStartError as error:
                 event(LOGGER, logging.ERROR, "speaker-failed", reason=str(error), retry=pause)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LAST_PAUSE)
                 continue
-            event(LOGGER, logging.INFO, "started", process="speaker", pid=found.pid)
+            event(LOGGER, logging.INFO, "started", process="speaker", pid=speaker.pid)
             pause = FIRST_PAUSE
         await asyncio.sleep(SPEAKER_LOOK)
 

@@ -71,7 +71,7 @@ def _files(snapshot: Snapshot) -> frozenset[str]:
     """Files that still say something."""
     peers = snapshot.bgp.peers if snapshot.bgp else ()
     maps = (snapshot.nodes, snapshot.namespaces, snapshot.pods, snapshot.services, snapshot.pools, snapshot.policies)
-    objects = [each for found in maps for each in (found or {}).values()]
+    objects = [each for mapping in maps for each in (mapping or {}).values()]
     return frozenset(each.origin.file for each in (*objects, *(snapshot.endpoint_slices or ()), *peers))
 
 
@@ -94,30 +94,30 @@ class _Causes:
     def _service(self, owner: Ref) -> bool:
         key = owner.key
         if key not in (self.now.services or {}):
-            was = (self.before.services or {}).get(key)
-            return was is not None and self.was_deleted(was.origin)
+            former = (self.before.services or {}).get(key)
+            return former is not None and self.was_deleted(former.origin)
         refusal = self.refused.get(owner)
         if refusal is None:
             return True  # it is announced: with another address
         if refusal.reason == "NoAddress":
-            told = self.now.allocations.refusals if self.now.allocations else ()
-            return any(each.object == owner for each in told)
+            refusals = self.now.allocations.refusals if self.now.allocations else ()
+            return any(each.object == owner for each in refusals)
         if refusal.reason in ("NoEndpoints", "NoLocalEndpoints"):
             return self._endpoints(key)
         return refusal.reason != "UnknownPool" or self._pool(key)
 
     def _endpoints(self, key: str) -> bool:
         def slices(snapshot: Snapshot) -> list[Origin]:
-            found = snapshot.endpoint_slices or ()
-            return [each.origin for each in found if f"{each.namespace}/{each.service}" == key]
+            every_slice = snapshot.endpoint_slices or ()
+            return [each.origin for each in every_slice if f"{each.namespace}/{each.service}" == key]
 
         return bool(slices(self.now)) or all(map(self.was_deleted, slices(self.before)))
 
     def _pool(self, key: str) -> bool:
-        given = self.now.allocations.services if self.now.allocations else ()
-        name = next((each.pool for each in given if each.service == key), "")
-        was = (self.before.pools or {}).get(name)
-        return was is not None and self.was_deleted(was.origin)
+        allocated = self.now.allocations.services if self.now.allocations else ()
+        name = next((each.pool for each in allocated if each.service == key), "")
+        former = (self.before.pools or {}).get(name)
+        return former is not None and self.was_deleted(former.origin)
 
     def _group(self, owner: Ref) -> bool:
         if any(each.ref == owner for each in (self.now.allocations.groups if self.now.allocations else ())):
@@ -127,14 +127,14 @@ class _Causes:
         return bool(policies) and all(map(self.explain_policy, policies))
 
     def explain_policy(self, key: str) -> bool:
-        was = (self.before.policies or {}).get(key)
-        return key in (self.now.policies or {}) or (was is not None and self.was_deleted(was.origin))
+        former = (self.before.policies or {}).get(key)
+        return key in (self.now.policies or {}) or (former is not None and self.was_deleted(former.origin))
 
     def explain_peer(self, address: IPAddress) -> bool:
         if any(each.address == address for each in (self.now.bgp.peers if self.now.bgp else ())):
             return True  # not from this node any more
-        was = [each.origin for each in (self.before.bgp.peers if self.before.bgp else ()) if each.address == address]
-        return any(map(self.was_deleted, was))
+        former = self.before.bgp.peers if self.before.bgp else ()
+        return any(self.was_deleted(each.origin) for each in former if each.address == address)
 
 
 # --- the decision
@@ -142,31 +142,31 @@ class _Causes:
 
 def withdrawn(before: Before, announced: Announcements) -> dict[IPAddress, AdjRibOut]:
     """By peer, the paths that it had and shall not have."""
-    found: dict[tuple[int, int], AdjRibOut] = {}  # peers of a family share one table
-    gone = {}
+    differences: dict[tuple[int, int], AdjRibOut] = {}  # peers of a family share one table
+    withdrawals = {}
     for address, old in before.ribs.items():
         new = announced.desired.ribs.get(address, {})
-        if (id(old), id(new)) not in found:
+        if (id(old), id(new)) not in differences:
             # A set of a dict's keys takes their hashes with it: hashing a network is dear.
-            found[id(old), id(new)] = {prefix: old[prefix] for prefix in set(old).difference(new)}
-        gone[address] = found[id(old), id(new)]
-    return {address: rib for address, rib in gone.items() if rib}
+            differences[id(old), id(new)] = {prefix: old[prefix] for prefix in set(old).difference(new)}
+        withdrawals[address] = differences[id(old), id(new)]
+    return {address: rib for address, rib in withdrawals.items() if rib}
 
 
 def unexplained(before: Before, announced: Announcements, now: Snapshot) -> dict[IPAddress, AdjRibOut]:
     """By peer, the paths that would be withdrawn without a cause that shows."""
-    gone = withdrawn(before, announced)
+    withdrawals = withdrawn(before, announced)
     if any(each.reason in OF_THE_NODE for each in announced.refusals):
         return {}
     refused = {each.object: each for each in announced.refusals}
     causes = _Causes(before.snapshot, now, refused, _files(now))
     owners = before.announced.owners if before.announced is not None else {}
-    known: dict[IPNetwork, bool] = {}
+    verdicts: dict[IPNetwork, bool] = {}
 
     def is_explained(prefix: IPNetwork) -> bool:
-        if prefix not in known:
-            known[prefix] = any(map(causes.explain, owners.get(prefix, ())))
-        return known[prefix]
+        if prefix not in verdicts:
+            verdicts[prefix] = any(map(causes.explain, owners.get(prefix, ())))
+        return verdicts[prefix]
 
     def lost(address: IPAddress, rib: AdjRibOut) -> AdjRibOut:
         if address not in announced.desired.peers and (before.announced is None or causes.explain_peer(address)):
@@ -175,8 +175,8 @@ def unexplained(before: Before, announced: Announcements, now: Snapshot) -> dict
             return rib
         return {prefix: path for prefix, path in rib.items() if not is_explained(prefix)}
 
-    found = {address: lost(address, rib) for address, rib in gone.items()}
-    return {address: rib for address, rib in found.items() if rib}
+    losses = {address: lost(address, rib) for address, rib in withdrawals.items()}
+    return {address: rib for address, rib in losses.items() if rib}
 
 
 def is_too_much(lost: Ribs, before: Before, limits: Limits) -> bool:
@@ -187,27 +187,27 @@ def is_too_much(lost: Ribs, before: Before, limits: Limits) -> bool:
     )
 
 
-def held(state: NodeState, lost: Ribs, before: Before, limits: Limits, now: Snapshot) -> NodeState:
+def with_lost_paths(state: NodeState, lost: Ribs, before: Before, limits: Limits, now: Snapshot) -> NodeState:
     """`state` with the lost paths kept, and what the kept egress addresses lead to."""
-    announced, was = state.announcements, before.announced
+    announced, former = state.announcements, before.announced
     assert announced is not None
     peers = dict(announced.desired.peers)
-    if was is not None:
-        peers |= {address: was.desired.peers[address] for address in lost if address not in peers}
+    if former is not None:
+        peers |= {address: former.desired.peers[address] for address in lost if address not in peers}
     ribs = {address: {**announced.desired.ribs.get(address, {}), **lost.get(address, {})} for address in peers}
     prefixes = {prefix for rib in lost.values() for prefix in rib}
-    known = was.owners if was is not None else {}
-    owners = {**{prefix: known.get(prefix, ()) for prefix in prefixes}, **announced.owners}
+    former_owners = former.owners if former is not None else {}
+    owners = {**{prefix: former_owners.get(prefix, ()) for prefix in prefixes}, **announced.owners}
     message = (
         f"{len(prefixes)} paths would be withdrawn at once, and no change explains it: they are held for "
         f"{limits.hold:g} s; look at the store, then let it come back or run `routerd release-brake`"
     )
     refusal = Refusal(Ref(BGP), "WithdrawalHeld", message)
-    kept = Announcements(Desired(peers, ribs), owners, announced.refusals)
+    announcements = Announcements(Desired(peers, ribs), owners, announced.refusals)
     refusals = tuple(sorted({*state.refusals, refusal}, key=lambda each: each.order))
     egress = _kept_egress(state, before, now, prefixes)
     rooms = {**state.rooms, EGRESS_ROOM: egress}
-    return NodeState(kept, rooms, refusals, may_retire=_may_retire(prefixes, before, now))
+    return NodeState(announcements, rooms, refusals, may_retire=_may_retire(prefixes, before, now))
 
 
 # --- egress: what is added passes always, and what held paths lead to stays
@@ -217,8 +217,8 @@ def _may_retire(prefixes: Iterable[IPNetwork], before: Before, now: Snapshot) ->
     """Whether gateway state may go. After a start nobody tells the owners of what the speaker carries: all but the
     addresses of services, which the operator knows, may lead to some of it.
     """
-    given = now.allocations.services if now.allocations else ()
-    vips = {address for each in given for address in each.addresses}
+    allocated = now.allocations.services if now.allocations else ()
+    vips = {address for each in allocated for address in each.addresses}
     return before.state is not None or all(each.num_addresses == 1 and each[0] in vips for each in prefixes)
 
 
@@ -267,11 +267,11 @@ def _with(
 def _steered(
     new: Mapping[IPAddress, tuple[str, ...]], old: Mapping[IPAddress, tuple[str, ...]], policies: Mapping[str, Policy]
 ) -> dict[IPAddress, tuple[str, ...]]:
-    found = dict(new)
+    steered = dict(new)
     for address, names in old.items():
-        if kept := policies.keys() & names:
-            found[address] = tuple(sorted({*new.get(address, ()), *kept}))
-    return found
+        if common := policies.keys() & names:
+            steered[address] = tuple(sorted({*new.get(address, ()), *common}))
+    return steered
 
 
 class Brake:
@@ -316,7 +316,7 @@ class Brake:
             if is_too_much(lost, before, self._limits) or (lost and is_holding):
                 self._since = now if self._since is None else self._since
                 self.paths = sum(map(len, lost.values()))
-                return held(state, lost, before, self._limits, snapshot)
+                return with_lost_paths(state, lost, before, self._limits, snapshot)
         self._last = Before(state.announcements.desired.ribs, now, state, snapshot)
         if before is None or self._since is not None or before.state is None:
             self._before = self._last

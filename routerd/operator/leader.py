@@ -110,18 +110,18 @@ class Candidate:
 
     async def _lead(self) -> None:
         """Until the lease is lost."""
-        kept = asyncio.create_task(self.lease.keep(), name="lease")
+        renewal = asyncio.create_task(self.lease.keep(), name="lease")
         work = asyncio.create_task(self._work(), name="leader")
         try:
-            await asyncio.wait({kept, work}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({renewal, work}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 work.result()
         finally:
-            kept.cancel()
+            renewal.cancel()
             work.cancel()
-            await asyncio.gather(kept, work, return_exceptions=True)
+            await asyncio.gather(renewal, work, return_exceptions=True)
             self._wakes.clear()
-            self._past, self._rounds = self._tenure(), self._made()
+            self._past, self._rounds = self._tenure(), self._all_rounds()
             self.operator = self.publisher = None
             self._obstacle = ""
 
@@ -165,19 +165,19 @@ class Candidate:
         if self.lease.is_held():
             return f"this operator is taking over: {self._obstacle or 'it reads the ledger'}"
         if holder is None:
-            there = "the Lease has not been read yet"
+            reason = "the Lease has not been read yet"
         elif holder == self.lease.identity:
-            there = "it has lost the Lease, and has seen nobody else take it"
+            reason = "it has lost the Lease, and has seen nobody else take it"
         elif holder:
-            there = f"ask it: kubectl -n {self.namespace} exec {pod_of(holder)} -- routerd …"
+            reason = f"ask it: kubectl -n {self.namespace} exec {pod_of(holder)} -- routerd …"
         else:
-            there = "nobody is"
-        return f"this operator is not the active one; {there}"
+            reason = "nobody is"
+        return f"this operator is not the active one; {reason}"
 
     def status(self) -> OperatorStatus:
         operator, publisher = self.operator, self.publisher
         return operator_status(
-            routerd.__version__, self.store.snapshot(), self.store.node_reports(), self._made(),
+            routerd.__version__, self.store.snapshot(), self.store.node_reports(), self._all_rounds(),
             self._last(), active=operator is not None and self.lease.is_held(),
             refusals=publisher.refusals if publisher else (), store=self.store.status(), tenure=self._tenure(),
         )  # fmt: skip
@@ -188,7 +188,7 @@ class Candidate:
             return past
         return replace(past, writes=past.writes + now.writes, conflicts=past.conflicts + now.conflicts)
 
-    def _made(self) -> Rounds:
+    def _all_rounds(self) -> Rounds:
         return self.operator.rounds if self.operator else self._rounds
 
     async def _rest(self, error: Exception, seconds: float) -> None:
@@ -203,21 +203,21 @@ class Candidate:
 
 async def candidate(config: Config) -> None:
     """`routerd operator` on Kubernetes, until cancelled. EnvironmentFault if the API server cannot be configured."""
-    wanted, namespace = config.operator, config.store.namespace
-    times = LeaseTimes(wanted.lease_duration, wanted.lease_renew_deadline, wanted.lease_retry)
-    settings = AssignSettings(Timers(cooldown=wanted.cooldown, retention=wanted.egress_retention))
+    options, namespace = config.operator, config.store.namespace
+    times = LeaseTimes(options.lease_duration, options.lease_renew_deadline, options.lease_retry)
+    settings = AssignSettings(Timers(cooldown=options.cooldown, retention=options.egress_retention))
     client = Client(config.store.kubeconfig)
     await client.open()
     try:
         lease = Lease(client, namespace, own_identity(), times)
         event(LOGGER, logging.INFO, "operator-started", namespace=namespace, identity=lease.identity)
-        one = Candidate(client, namespace, lease, settings)
-        vitals = Vitals(one.status, lambda: one.tasks)
-        async with answering(operator_socket(config.run_dir), one.answer):
-            with served(wanted.metrics_listen, vitals):
+        contender = Candidate(client, namespace, lease, settings)
+        vitals = Vitals(contender.status, lambda: contender.tasks)
+        async with answering(operator_socket(config.run_dir), contender.answer):
+            with served(options.metrics_listen, vitals):
                 notify("READY=1")
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(one.run(), name="candidate")
+                    group.create_task(contender.run(), name="candidate")
                     group.create_task(vitals.beat(), name="heart")
     finally:
         await client.close()

@@ -57,11 +57,11 @@ class LedgerFile(Protocol):
     def record(self, changes: Changes) -> None: ...
 
 
-def shown(record: Record) -> dict[str, str]:
+def ledger_row(record: Record) -> dict[str, str]:
     """A row of `routerd ledger`; `since` in RFC 3339."""
     since = datetime.fromtimestamp(record.since, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    found = {"address": str(record.address), "owner": record.owner, "pool": record.pool}
-    return {**found, "state": record.state, "since": since}
+    row = {"address": str(record.address), "owner": record.owner, "pool": record.pool}
+    return {**row, "state": record.state, "since": since}
 
 
 async def rest(error: Exception, seconds: float) -> None:
@@ -83,12 +83,12 @@ class Operator:
     rest: Callable[[Exception, float], Awaitable[None]] = rest  # a store may know of a better moment
     last: Decision | None = field(init=False, default=None)  # for status and metrics
     _state: Ledger | None = field(init=False, default=None)  # the ledger's content; None = must be read
-    _known: Ledger | None = field(init=False, default=None)  # as read or recorded last, whatever became of it
+    _last_ledger: Ledger | None = field(init=False, default=None)  # as read or recorded last, whatever became of it
     # What was published, over what.
-    _written: tuple[Allocations, Allocations | None] | None = field(init=False, default=None)
+    _last_write: tuple[Allocations, Allocations | None] | None = field(init=False, default=None)
     _refusals: tuple[Refusal, ...] = field(init=False, default=())
     _began: bool = field(init=False, default=False)
-    _found: Allocations | None = field(init=False, default=None)  # what was published when it began
+    _initial: Allocations | None = field(init=False, default=None)  # what was published when it began
     _wake: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     _turn: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)  # one at a time reads and writes the ledger
 
@@ -182,7 +182,7 @@ class Operator:
         if not released:
             raise RequestRefused(f"nothing is reserved as {name!r}; addresses in use stay with their owners")
         self.wake()
-        return Noted([shown(each) for each in released])
+        return Noted([ledger_row(each) for each in released])
 
     async def _look(self) -> Noted:
         """What the ledger says, without waiting for a store that does not answer."""
@@ -190,12 +190,12 @@ class Operator:
             with suppress(RequestRefused):
                 await self._alone(lambda: None, PATIENCE)
         state, note = self._state, ""
-        if state is None and (self._known is None or not self.in_thread):
+        if state is None and (self._last_ledger is None or not self.in_thread):
             state = await self._alone(self._read, PATIENCE)
         elif state is None:
-            state, note = self._known, OLD
+            state, note = self._last_ledger, OLD
         assert state is not None
-        return Noted([shown(each) for each in state.addresses], note)
+        return Noted([ledger_row(each) for each in state.addresses], note)
 
     def release(self, name: str) -> tuple[Record, ...]:
         """Ends the reservations of an address or owner and says which."""
@@ -213,11 +213,11 @@ class Operator:
         so the one that finds the other's document does not write; where both say the same it has nothing to write.
         """
         if not self._began:
-            self._began, self._found = True, published
-        own, found = self.settings.writer, self._found
+            self._began, self._initial = True, published
+        own, initial = self.settings.writer, self._initial
         if published is None or not is_foreign(published.writer, own) or published.generation < generation:
             return
-        if published == decision.allocations or (published == found and published.writer == found.writer):
+        if published == decision.allocations or (published == initial and published.writer == initial.writer):
             return
         writer = published.writer
         assert writer is not None
@@ -229,20 +229,20 @@ class Operator:
 
     def _read(self) -> Ledger:
         if self._state is None:
-            self._state = self._known = self.ledger.read()
+            self._state = self._last_ledger = self.ledger.read()
         return self._state
 
     def _record(self, changes: Changes) -> None:
         self._state = None  # after a fault, what the file says counts
         self.ledger.record(changes)
-        self._state = self._known = changes.after
+        self._state = self._last_ledger = changes.after
 
-    def _publish(self, wanted: Allocations, seen: Allocations | None) -> None:
+    def _publish(self, allocations: Allocations, published: Allocations | None) -> None:
         """Writes unless the store has it, or has not caught up with what was written a moment ago."""
-        if wanted == seen or self._written == (wanted, seen):
+        if allocations == published or self._last_write == (allocations, published):
             return
-        self.store.write_allocations(wanted)
-        self._written = (wanted, seen)
+        self.store.write_allocations(allocations)
+        self._last_write = (allocations, published)
 
     def _log(self, decision: Decision, changes: Changes, seconds: float) -> None:
         """One line for a decision that changed something, and one for each refusal that is new."""

@@ -61,12 +61,12 @@ def node_health(status: AgentStatus, snapshot: Snapshot, enabled: Enabled, age: 
     ready = _ready(status, parts, own)
     if not ready.holds and age < GRACE:
         return {}
-    found: dict[str, Any] = {"conditions": [each.as_json() for each in (ready, *parts)]}
+    health: dict[str, Any] = {"conditions": [each.as_json() for each in (ready, *parts)]}
     if enabled.bgp:
-        found["peers"] = peers
+        health["peers"] = peers
     if status.generation is not None:
-        found["generation"] = status.generation
-    return found
+        health["generation"] = status.generation
+    return health
 
 
 def _own_refusals(status: AgentStatus, snapshot: Snapshot) -> tuple[Refusal, ...]:
@@ -155,30 +155,30 @@ def _ready(status: AgentStatus, parts: list[Condition], own: tuple[Refusal, ...]
 
 def _peers(status: AgentStatus, snapshot: Snapshot, own: tuple[Refusal, ...]) -> list[dict[str, Any]]:
     """Every peer that this node should have, by address, of which the API allows one each."""
-    told = {each.object.name: each.message for each in own if each.object.kind == PEER}
-    found = {each.view.address: _session(each, told) for each in status.peers}
-    for address, peer in _refused(status, snapshot, told):
-        found.setdefault(address, peer)
-    return [found[address] for address in sorted(found, key=lambda address: (address.version, int(address)))]
+    messages = {each.object.name: each.message for each in own if each.object.kind == PEER}
+    by_address = {each.view.address: _session(each, messages) for each in status.peers}
+    for address, peer in _refused(status, snapshot, messages):
+        by_address.setdefault(address, peer)
+    return [by_address[address] for address in sorted(by_address, key=lambda address: (address.version, int(address)))]
 
 
-def _session(each: PeerStatus, told: dict[str, str]) -> dict[str, Any]:
-    view = each.view
-    shown: dict[str, Any] = {"address": str(view.address), "state": view.session.state}
-    shown |= {"name": each.name} if each.name else {}
+def _session(status: PeerStatus, messages: dict[str, str]) -> dict[str, Any]:
+    view = status.view
+    entry: dict[str, Any] = {"address": str(view.address), "state": view.session.state}
+    entry |= {"name": status.name} if status.name else {}
     if view.up:
-        return {**shown, "paths": view.session.announced}
-    message = told.get(shown["address"]) or view.session.last_reason or "no speaker is connected"
-    return {**shown, "paths": 0, "message": message[:LONGEST]}
+        return {**entry, "paths": view.session.announced}
+    message = messages.get(entry["address"]) or view.session.last_reason or "no speaker is connected"
+    return {**entry, "paths": 0, "message": message[:LONGEST]}
 
 
 def _refused(
-    status: AgentStatus, snapshot: Snapshot, told: dict[str, str]
+    status: AgentStatus, snapshot: Snapshot, messages: dict[str, str]
 ) -> Iterator[tuple[IPAddress, dict[str, Any]]]:
     """Peers to which no session is opened."""
     here = (snapshot.nodes or {}).get(status.node)
     for peer in peers_here(snapshot.bgp.peers, here) if snapshot.bgp is not None and here is not None else ():
-        if peer.label in told:
-            shown = {"address": str(peer.address), "state": "refused", "paths": 0}
-            shown |= {"name": peer.name} if peer.name else {}
-            yield peer.address, {**shown, "message": told[peer.label][:LONGEST]}
+        if peer.label in messages:
+            entry = {"address": str(peer.address), "state": "refused", "paths": 0}
+            entry |= {"name": peer.name} if peer.name else {}
+            yield peer.address, {**entry, "message": messages[peer.label][:LONGEST]}

@@ -227,6 +227,6 @@ def operator_registry(status: Callable[[], OperatorStatus]) -> CollectorRegistry
 
 
 def _registry(collect: Callable[[], Iterator[Metric]]) -> CollectorRegistry:
-    found = CollectorRegistry(auto_describe=False)
-    found.register(StatusCollector(collect))
-    return found
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(StatusCollector(collect))
+    return registry

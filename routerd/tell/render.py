@@ -41,10 +41,10 @@ class Sentence(Generic[T]):
     parts: tuple[Part[T], ...]
 
     def __post_init__(self) -> None:
-        said = [name for part in self.parts for name in part.fields.split()]
-        there = [field.name for field in fields(self.kind)]  # type: ignore[arg-type]
-        if sorted(said) != sorted(there):
-            raise TypeError(f"{self.kind.__name__}: {sorted(set(said) ^ set(there))} must be said once")
+        named = [name for part in self.parts for name in part.fields.split()]
+        existing = [field.name for field in fields(self.kind)]  # type: ignore[arg-type]
+        if sorted(named) != sorted(existing):
+            raise TypeError(f"{self.kind.__name__}: {sorted(set(named) ^ set(existing))} must be said once")
 
     def of(self, value: T) -> list[str]:
         return [words for part in self.parts for words in part.say(value)]
@@ -116,8 +116,8 @@ def session_text(peer: SpeakerPeer, key: bytes = b"") -> str:
     return SESSION.line(peer) + (f" {mark}" if key and peer.password else "")
 
 
-def _by_address(found: Mapping[IPAddress, T]) -> list[tuple[IPAddress, T]]:
-    return sorted(found.items(), key=lambda item: (item[0].version, int(item[0])))
+def _by_address(mapping: Mapping[IPAddress, T]) -> list[tuple[IPAddress, T]]:
+    return sorted(mapping.items(), key=lambda item: (item[0].version, int(item[0])))
 
 
 def _bgp(key: bytes) -> Sentence[BgpDesired]:
@@ -131,13 +131,13 @@ def _bgp(key: bytes) -> Sentence[BgpDesired]:
 
 def session_changes(peers: Mapping[IPAddress, SpeakerPeer], unloaded: Mapping[IPAddress, str]) -> list[str]:
     """Sessions that are not loaded as they should be, "new", "changed" or "gone", one line each."""
-    said = {
+    sentences = {
         "gone": "- peer {0}: its session ends",
         "changed": "~ peer {0}: its session is reset: {1}",
         "new": "+ peer {0} {1}",
     }
     return [
-        said[how].format(address, session_text(peers[address]) if address in peers else "")
+        sentences[how].format(address, session_text(peers[address]) if address in peers else "")
         for address, how in _by_address(unloaded)
     ]
 
@@ -201,9 +201,9 @@ def _networks(word: str, networks: Iterable[Any]) -> Iterator[str]:
     return (f"{word} {network}" for network in _by_family(networks))
 
 
-def _by_family(found: Iterable[Any]) -> list[Any]:
+def _by_family(values: Iterable[Any]) -> list[Any]:
     """Addresses or networks, IPv4 first."""
-    return sorted(found, key=lambda each: (each.version, each))
+    return sorted(values, key=lambda each: (each.version, each))
 
 
 def _pods(pods: Mapping[IPAddress, tuple[str, ...]]) -> Iterator[str]:
@@ -274,5 +274,5 @@ def refusal_lines(refusals: Iterable[Refusal]) -> list[str]:
 def changes(before: Iterable[str], after: Iterable[str]) -> list[str]:
     """`- line` for what goes and `+ line` for what comes; order of the inputs, removals of one place first."""
     old, new = list(before), list(after)
-    gone, come = set(old) - set(new), set(new) - set(old)
-    return [f"- {line}" for line in old if line in gone] + [f"+ {line}" for line in new if line in come]
+    removed, added = set(old) - set(new), set(new) - set(old)
+    return [f"- {line}" for line in old if line in removed] + [f"+ {line}" for line in new if line in added]

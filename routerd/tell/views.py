@@ -93,30 +93,30 @@ def _node(node: Node, groups: Iterable[EgressGroup]) -> Row:
 
 def _peers(view: View) -> list[Row]:
     desired = view.state.announcements.desired if view.state.announcements else None
-    found: list[Row] = []
+    peer_rows: list[Row] = []
     for address, session in sorted(desired.peers.items() if desired else (), key=lambda item: _order(item[0])):
-        seen = view.peers.get(address) or PeerView(address)
-        found.append(
+        peer_view = view.peers.get(address) or PeerView(address)
+        peer_rows.append(
             {
                 "peer": session.description or str(address),
                 "address": str(address),
                 "remote_as": session.remote_as,
                 "local_as": session.local_as,
                 "local_address": str(session.local_address),
-                "state": seen.session.state,
-                "since": None if seen.since is None else round(seen.since, 1),
+                "state": peer_view.session.state,
+                "since": None if peer_view.since is None else round(peer_view.since, 1),
                 "paths": len(desired.ribs.get(address, {})) if desired else 0,
-                "flaps": seen.session.flaps,
-                "reason": seen.session.last_reason,
+                "flaps": peer_view.session.flaps,
+                "reason": peer_view.session.last_reason,
             }
         )
-    return found + [_refused_peer(refusal) for refusal in view.state.refusals if refusal.object.kind == PEER]
+    return peer_rows + [_refused_peer(refusal) for refusal in view.state.refusals if refusal.object.kind == PEER]
 
 
 def _refused_peer(refusal: Refusal) -> Row:
     row: Row = dict.fromkeys(COLUMNS["peers"])
-    told = {"peer": refusal.object.name, "reason": f"{refusal.reason}: {refusal.message}"}
-    return {**row, "state": "refused", "paths": 0, "flaps": 0, **told}
+    cells = {"peer": refusal.object.name, "reason": f"{refusal.reason}: {refusal.message}"}
+    return {**row, "state": "refused", "paths": 0, "flaps": 0, **cells}
 
 
 def _order(address: IPAddress) -> tuple[int, int]:
@@ -131,12 +131,12 @@ def _paths(view: View) -> list[Row]:
     announced = view.state.announcements
     if announced is None:
         return []
-    found: list[Row] = []
+    path_rows: list[Row] = []
     for address in sorted(announced.desired.ribs, key=_order):
         rib = announced.desired.ribs[address]
         for prefix in sorted(rib, key=_prefix_order):
             path = rib[prefix]
-            found.append(
+            path_rows.append(
                 {
                     "peer": str(address),
                     "prefix": str(prefix),
@@ -147,7 +147,7 @@ def _paths(view: View) -> list[Row]:
                     "owners": _joined(announced.owners.get(prefix, ())),
                 }
             )
-    return found
+    return path_rows
 
 
 def _policies(view: View) -> list[Row]:
@@ -157,8 +157,8 @@ def _policies(view: View) -> list[Row]:
 def _policy(key: str, view: View) -> Row:
     policy = (view.snapshot.policies or {})[key]
     group = group_of(key, view.snapshot.allocations or Allocations())
-    known = view.state.egress.groups.get(group.id) if group and view.state.egress else None
-    gateway = next((g.node for g in known.gateways if g.up), "") if known else ""
+    desired_group = view.state.egress.groups.get(group.id) if group and view.state.egress else None
+    gateway = next((g.node for g in desired_group.gateways if g.up), "") if desired_group else ""
     pods = selected_pods(view.state.egress) if view.state.egress else ()
     return {
         "policy": key,
@@ -178,8 +178,8 @@ def used_addresses(pool: str, allocations: Allocations | None) -> set[IPAddress]
     """Addresses of `pool` that services or egress groups hold."""
     if allocations is None:
         return set()
-    held = {address for a in allocations.services if a.pool == pool for address in a.addresses}
-    return held | {group.egress_ip for group in allocations.groups if group.pool == pool}
+    of_services = {address for a in allocations.services if a.pool == pool for address in a.addresses}
+    return of_services | {group.egress_ip for group in allocations.groups if group.pool == pool}
 
 
 def pool_size(pool: AddressPool) -> int:
@@ -191,10 +191,10 @@ def pool_size(pool: AddressPool) -> int:
 
 
 def pool_rows(snapshot: Snapshot) -> list[Row]:
-    found: list[Row] = []
+    table: list[Row] = []
     for name, pool in sorted((snapshot.pools or {}).items()):
         total, used = pool_size(pool), len(used_addresses(name, snapshot.allocations))
-        found.append(
+        table.append(
             {
                 "pool": name,
                 "protocol": pool.protocol,
@@ -205,7 +205,7 @@ def pool_rows(snapshot: Snapshot) -> list[Row]:
                 "disabled": pool.disabled,
             }
         )
-    return found
+    return table
 
 
 def egress_ip_rows(allocations: Allocations | None) -> list[Row]:

@@ -118,10 +118,10 @@ def _path_step(prefix: str, text: str, announced: Announcements | None) -> Step:
     return Step(f"is {prefix} announced?", False, "NoNextHop" if ribs else "NoPeers", "no session carries this prefix")
 
 
-def session_steps(announced: Announcements | None, seen: Mapping[IPAddress, PeerView]) -> tuple[Step, ...]:
+def session_steps(announced: Announcements | None, views: Mapping[IPAddress, PeerView]) -> tuple[Step, ...]:
     """Whether each session is up: what the speaker says, so only a running agent can tell."""
     sessions = announced.desired.peers if announced else {}
-    return tuple(_session_step(seen.get(address) or PeerView(address)) for address in sessions)
+    return tuple(_session_step(views.get(address) or PeerView(address)) for address in sessions)
 
 
 def _session_step(peer: PeerView) -> Step:
@@ -205,10 +205,10 @@ def _policy_step(
         reasons = [r for r in state.refusals if r.object == policy.ref and r.reason != UNSUPPORTED_FAMILY]
         reason = reasons[0].reason if reasons else "NoGroup"
         return Step(question, False, reason, reasons[0].message if reasons else "the operator has published no group")
-    known = state.egress.groups.get(group.id) if state.egress else None
-    gateway = next((g for g in known.gateways if g.up), None) if known else None
+    desired_group = state.egress.groups.get(group.id) if state.egress else None
+    gateway = next((g for g in desired_group.gateways if g.up), None) if desired_group else None
     if gateway is None:
-        told = [r.message for r in state.refusals if r.object == group.address_ref]
-        detail = told[0] if told else f"group {group.id} has no gateway that is up: the traffic is dropped"
+        messages = [r.message for r in state.refusals if r.object == group.address_ref]
+        detail = messages[0] if messages else f"group {group.id} has no gateway that is up: the traffic is dropped"
         return Step(question, False, "NoGateway", detail)
     return Step(question, True, detail=f"as {group.egress_ip} by gateway {gateway.node} (group {group.id})")

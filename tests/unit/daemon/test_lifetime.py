@@ -100,7 +100,7 @@ def test_a_refused_configuration_leaves_the_work_going_on_and_is_told(tmp_path: 
 
     async def work(config: Config, source: ConfigSource) -> None:
         starts.append(config.node_name)
-        source.told = tell_of
+        source.on_status = tell_of
         path.write_text(f"{HEAD}colour: red\n")
         tell(signal.SIGHUP)
         await asyncio.Event().wait()
