@@ -55,7 +55,9 @@ class LauncherError(Exception):
 
 def main(argv: list[str]) -> int:
     """Exit status: 0 stopped or already running, 1 cannot start, 2 wrong arguments."""
-    parser = argparse.ArgumentParser(prog="routerd speaker", description="Run ExaBGP for the agent of this node.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bgp.launcher", description="Run ExaBGP for the agent of this node."
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("run_dir", metavar="RUN_DIR", nargs="?", type=Path, help="directory of its socket and files")
     what.add_argument("--check", metavar="FILE", type=Path, help="only say what is wrong with an ExaBGP configuration")

@@ -1,7 +1,7 @@
 """Who gets which address: a pure function of pools, records, requests and the time.
 
-Three steps, always in this order: take every record as used, adopt what requests say they have, then serve what is
-missing (requested addresses before any address will do). So nothing moves that need not, and the same input gives the
+Every record is taken as used. Then, until nothing moves: adopt what requests say they have, and serve what is missing
+(requested addresses before any address will do). So nothing moves that need not, and the same input gives the
 same output. Whatever cannot be had is a `Denial`; an owner that is denied a change keeps what it has.
 
 It must not know what the owners are (services, policies), nor where records are kept.

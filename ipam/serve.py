@@ -72,7 +72,7 @@ def _malformed(request: Request) -> Denial | None:
 
 
 def _not_allowed(work: Round, request: Request, keys: list[int]) -> Denial | None:
-    """Whether the pools let the request have these addresses, whoever holds them."""
+    """Why the pools do not let the request have these addresses, whoever holds them; None if they do."""
     pools = {pool.name if pool else None: pool for pool in map(work.home, keys)}
     if request.pool and request.pool not in work.by_name:
         return _unknown(request)

@@ -229,7 +229,7 @@ class OperatorStore:
 
 
 async def operator(config: Config, source: ConfigSource) -> None:
-    """`routerd operator`, until cancelled. EnvironmentFault if another one has the ledger."""
+    """`routerd operator`, until cancelled. StoreError if another one has the ledger."""
     if config.store.kind == "kubernetes":
         from routerd.operator.leader import candidate
 

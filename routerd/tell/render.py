@@ -272,7 +272,7 @@ def refusal_lines(refusals: Iterable[Refusal]) -> list[str]:
 
 
 def changes(before: Iterable[str], after: Iterable[str]) -> list[str]:
-    """`- line` for what goes and `+ line` for what comes; order of the inputs, removals of one place first."""
+    """`- line` for what goes and `+ line` for what comes; in the order of the inputs, all removals first."""
     old, new = list(before), list(after)
     removed, added = set(old) - set(new), set(new) - set(old)
     return [f"- {line}" for line in old if line in removed] + [f"+ {line}" for line in new if line in added]
