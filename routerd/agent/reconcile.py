@@ -7,7 +7,8 @@
 
 A round that is cut anywhere is followed by one that reads back again. After an action that fails the rest of the plan
 goes on, save what relies on it, and so do the other rooms; the failure is shown with its action, and the round is tried
-again. A path whose owners lead to something that a room lacks stays as it was, and waits for nothing else.
+again. A path whose owners lead to something that a room lacks, or that nobody can look for because the room is not
+synced, stays as it was, and waits for nothing else.
 
 The kernel blocks for up to seconds, so rooms are read, planned for and changed in a thread, one after the other; a
 round that is cancelled ends after the action that is being done. Remembered are only what the speaker was last told, so
@@ -94,7 +95,7 @@ class Reconciler:
         """
         announced = state.announcements
         if announced is not None:
-            await self._announce_early(announced, state.rooms)
+            await self._announce_early(announced)
         done: list[str] = []
         turns = await self._in_thread(self._prepare, state.rooms, full, done)
         if announced is not None:
@@ -152,10 +153,10 @@ class Reconciler:
         """Whether this very value was told, and nothing is to follow: nothing changed since the last round."""
         return desired is self._last_set and self._is_complete
 
-    async def _announce_early(self, announced: Announcements, desired: Mapping[str, Any]) -> None:
+    async def _announce_early(self, announced: Announcements) -> None:
         """Tells what does not wait for the rooms, and lets it go out before they take the loop's time."""
-        waiting = [seat.room for seat in self._seats if desired.get(seat.room.name) is not None]
-        if self._speaker is None or not waiting or self._has_told(announced.desired):
+        rooms = [seat.room for seat in self._seats]
+        if self._speaker is None or not rooms or self._has_told(announced.desired):
             return
         before = self._last_set.ribs if self._last_set is not None else None
         if before is None:
@@ -163,7 +164,7 @@ class Reconciler:
                 before = await self._speaker.observe()  # what the agent before us announced
         if before is None:
             return
-        early = partly(announced, before, lambda owner: all(room.carries(owner, None) for room in waiting))
+        early = partly(announced, before, lambda owner: all(room.carries(owner, None) for room in rooms))
         if early != self._last_set:
             self._tell(early, complete=early is announced.desired)
             await self._speaker.settled(EARLY_TIMEOUT)
@@ -172,7 +173,7 @@ class Reconciler:
         """Tells everything, or what the rooms carry: the rest stays as it is. Unless it is not known how it is."""
         before = self._last_set.ribs if self._last_set is not None else None
         desired = announced.desired
-        if any(turn.failures for turn in turns):
+        if not all(turn.carries_all for turn in turns):
             desired = partly(announced, before or {}, lambda owner: all(turn.carries(owner) for turn in turns))
         if desired is announced.desired or before is not None:
             self._tell(desired, complete=desired is announced.desired)

@@ -72,7 +72,7 @@ class Room(Protocol):
     def carries(self, owner: Ref, undone: Any | None) -> bool:
         """Whether paths of `owner` lead to what is in place here, or do not lead here at all.
 
-        `undone` None = nothing is known of the room, before it is read and when it cannot be.
+        `undone` None = nothing is known of the room: before it is read, when it cannot be, and while it is not synced.
         """
 
     def makes_new(self, action: Any) -> bool:

@@ -25,6 +25,7 @@ class Turn:
 
     room: Room
     done: list[str]  # of all rooms in this round, in the order in which it was done
+    is_synced: bool = True  # whether it is known what the room should have
     retiring: Sequence[Action] = ()
     problems: tuple[Refusal, ...] = ()
     undone: Undone | None = None  # of the last plan; None = it could not be read, or there was nothing to look for
@@ -40,9 +41,15 @@ class Turn:
         more += [f"{self.left_out} that rely on it wait"] if self.left_out else []
         return f"{self.room.name}: {self.failures[0]}" + (f" ({', '.join(more)})" if more else "")
 
+    @property
+    def carries_all(self) -> bool:
+        return self.is_synced and not self.failures
+
     def carries(self, owner: Ref) -> bool:
-        """Whether paths of `owner` may be told as they shall be. A room that is not synced holds up nobody."""
-        return not self.failures or self.room.carries(owner, self.undone)
+        """Whether paths of `owner` may be told as they shall be. What leads to a room that is not synced waits for it:
+        nobody has looked whether it is in place.
+        """
+        return self.carries_all or self.room.carries(owner, self.undone)
 
 
 class Seat:
@@ -58,7 +65,7 @@ class Seat:
 
         Without `full`, a room that was found as it should be is not read again before its desired value changes.
         """
-        turn = Turn(self.room, done)
+        turn = Turn(self.room, done, is_synced=desired is not None)
         if desired is None:
             return turn
         if not full and self._converged is not None and self._converged[0] == desired:

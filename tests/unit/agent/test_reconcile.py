@@ -31,6 +31,7 @@ def rounds(world: World, *states: NodeState, clock: Any = lambda: 0.0) -> list[R
 
 
 NO_GROUPS = {"allocations": Allocations(2, (cluster.allocation("web", "192.0.2.1"),))}
+EGRESS_IP = ip_network("198.51.100.7/32")
 BOTH = {"192.0.2.1/32", "198.51.100.7/32"}
 
 
@@ -52,8 +53,7 @@ def test_a_peer_hears_that_it_has_all_only_when_it_has() -> None:
 
 
 def test_a_new_agent_withdraws_nothing_that_the_one_before_announced() -> None:
-    egress_ip = ip_network("198.51.100.7/32")
-    world = World(adopted={TOR: {egress_ip: Path(egress_ip, local_pref=1047, med=2**31 - 47)}})
+    world = World(adopted={TOR: {EGRESS_IP: Path(EGRESS_IP, local_pref=1047, med=2**31 - 47)}})
     rounds(world, state())
     assert world.journal == ["announce 1047", "prepare group 7"]
 
@@ -104,7 +104,18 @@ def test_an_unsynced_store_takes_nothing_away() -> None:
 def test_a_datapath_that_is_not_synced_leaves_bgp_working() -> None:
     world = World(groups={7})
     assert rounds(world, state(pods=None)) == [Round()]
-    assert (world.journal, world.groups) == (["announce 1047"], {7})
+    assert (world.journal, world.groups, world.ribs) == (["announce"], {7}, {str(TOR): {"192.0.2.1/32"}})
+
+
+@pytest.mark.parametrize("part", ["pods", "namespaces", "policies"])
+def test_a_gateway_that_started_anew_announces_no_egress_address_before_egress_is_synced(part: str) -> None:
+    """Announcements need less of the store than egress: the address would lead to a node without NAT or blackhole."""
+    world = World()
+    rounds(world, state(**{part: None}))
+    assert (world.ribs, world.groups, world.complete) == ({str(TOR): {"192.0.2.1/32"}}, set(), [False])
+    adopted = World(adopted={TOR: {EGRESS_IP: Path(EGRESS_IP, local_pref=1047)}})
+    rounds(adopted, state(**{part: None}))
+    assert adopted.ribs == {str(TOR): BOTH}
 
 
 @pytest.mark.parametrize("broken", ["observe", "prepare group 7"])
@@ -131,8 +142,7 @@ def test_an_egress_address_that_was_announced_stays_as_it_was_when_the_datapath_
 
 
 def test_a_new_agent_over_a_broken_datapath_keeps_what_the_one_before_announced() -> None:
-    egress_ip = ip_network("198.51.100.7/32")
-    world = World(broken="observe", adopted={TOR: {egress_ip: Path(egress_ip, local_pref=1047)}})
+    world = World(broken="observe", adopted={TOR: {EGRESS_IP: Path(EGRESS_IP, local_pref=1047)}})
     rounds(world, state())
     assert world.ribs == {str(TOR): BOTH}
 

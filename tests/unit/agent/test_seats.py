@@ -220,6 +220,28 @@ def test_a_room_that_is_not_synced_is_left_alone_and_holds_up_nobody(order: Orde
     assert (here.takes(synced), here.takes(unsynced)) == (True, False)
 
 
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("unread", [("egress",), ("routes",), ("egress", "routes")])
+@pytest.mark.parametrize("is_new_agent", [False, True])
+def test_no_path_leads_to_what_a_room_that_is_not_synced_may_lack(
+    order: Orders, unread: tuple[str, ...], is_new_agent: bool
+) -> None:
+    """Paths that are there stay, as they were: what they lead to is not touched either."""
+
+    def kept(room: str, before: NodeState, after: NodeState) -> set[int]:
+        old, new = (set(s.egress.groups if s.egress and room == "egress" else s.rooms[room]) for s in (before, after))
+        return old & new if room in unread else new
+
+    for before, after in CHANGES:
+        world, here = settled(order, before)
+        here = seated(world, order) if is_new_agent else here
+        assert asyncio.run(here.round(replace(after, rooms={**after.rooms, **dict.fromkeys(unread)}))).error == ""
+        assert numbers_told(world, EGRESS_IPS) == kept("egress", before, after)
+        assert numbers_told(world, ROUTES) == kept("routes", before, after)
+        assert asyncio.run(here.round(after)).error == ""
+        assert is_there(world, after), world.journal
+
+
 def test_each_room_is_read_again_only_when_its_own_desired_value_changes() -> None:
     world = World()
     egress, routes = EgressModel(world, makes_devices=False), RoutesModel(world, makes_devices=False)
