@@ -59,9 +59,7 @@ class Node:
     name: str
     labels: Labels = field(default_factory=dict)
     annotations: Labels = field(default_factory=dict)
-    addresses: tuple[
-        IPAddress, ...
-    ] = ()  # InternalIP first, then ExternalIP; the first of a family is the tunnel endpoint
+    addresses: tuple[IPAddress, ...] = ()  # InternalIP first, then ExternalIP
     pod_cidrs: tuple[IPNetwork, ...] = ()
     ready: bool = True  # condition Ready is not False/Unknown; a node without conditions counts as ready
     network_unavailable: bool = False
@@ -71,6 +69,11 @@ class Node:
     @property
     def ref(self) -> Ref:
         return Ref(NODE, name=self.name)
+
+    @property
+    def tunnel_endpoint(self) -> IPv4Address | None:
+        """The first IPv4 address: tunnels are IPv4. None = it can neither send to gateways nor be one."""
+        return next((address for address in self.addresses if isinstance(address, IPv4Address)), None)
 
 
 @dataclass(frozen=True, slots=True)

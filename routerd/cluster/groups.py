@@ -1,8 +1,9 @@
 """Egress groups: policies that leave through one egress IP, their number and their gateways. Pure.
 
 An address that a policy gives and a node reports on an interface belongs to that node alone. Otherwise the gateways are
-chosen among the ready nodes that the policy selects, or that bear the gateway label. No gateway is a group without
-gateways: its traffic is dropped, and the refusal says which label is missing.
+chosen among the ready nodes that the policy selects, or that bear the gateway label; they have an IPv4 address to be
+a tunnel endpoint. No gateway is a group without gateways: its traffic is dropped, and the refusal says which label is
+missing.
 """
 
 from __future__ import annotations
@@ -182,7 +183,7 @@ def _gateways(
 
 
 def _candidates(selector: LabelSelector | None, nodes: Mapping[str, Node]) -> list[str]:
-    return [name for name, node in nodes.items() if _selected(selector, node) and _is_healthy(node)]
+    return [name for name, node in nodes.items() if _selected(selector, node) and not _unfit(node)]
 
 
 def _selected(selector: LabelSelector | None, node: Node) -> bool:
@@ -191,16 +192,18 @@ def _selected(selector: LabelSelector | None, node: Node) -> bool:
     return node.labels.get(GATEWAY_LABEL, "false") != "false"
 
 
-def _is_healthy(node: Node) -> bool:
-    """A node that is only unschedulable still forwards."""
-    return node.ready and not node.network_unavailable
+def _unfit(node: Node) -> str:
+    """A node that can be no gateway, in words; "" = it can. One that is only unschedulable still forwards."""
+    if node.tunnel_endpoint is None:
+        return f"{node.name} has no IPv4 address"
+    return "" if node.ready and not node.network_unavailable else node.name
 
 
 def _no_gateway(policy: EgressPolicy, nodes: Mapping[str, Node]) -> str:
     rule = f"label {GATEWAY_LABEL}" if policy.gateways is None else f"node selector {_text(policy.gateways)}"
-    unhealthy = sorted(name for name, node in nodes.items() if _selected(policy.gateways, node))
-    if unhealthy:
-        return f"no node with {rule} is ready ({', '.join(unhealthy)}): traffic of the policy is dropped until one is"
+    unfit = sorted(_unfit(node) for node in nodes.values() if _selected(policy.gateways, node))
+    if unfit:
+        return f"no node with {rule} is ready ({', '.join(unfit)}): traffic of the policy is dropped until one is"
     holder = "" if policy.egress_ip is None else f", and no node reports {policy.egress_ip} on an interface"
     return f"no node matches {rule}{holder}: label a gateway node; traffic of the policy is dropped until then"
 

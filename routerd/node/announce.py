@@ -261,6 +261,9 @@ def egress_preference(epoch: int, rank: int) -> tuple[int, int]:
 
 def egress_refusal(scene: Scene, group: EgressGroup) -> Refusal | None:
     """Why this gateway does not announce the address of `group`."""
+    if scene.node.tunnel_endpoint is None:
+        message = f"{scene.node.name} has no IPv4 address to be a tunnel endpoint: it can be no gateway"
+        return Refusal(group.address_ref, "NoTunnelEndpoint", message)
     pool = scene.pools.get(group.pool)
     if pool is not None and pool.protocol != "bgp":
         return Refusal(

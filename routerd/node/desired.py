@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 from egress.policy import (
@@ -115,7 +115,7 @@ def egress_state(
     here = nodes.get(settings.node)
     if here is None:
         return None, ()
-    address = tunnel_endpoint(here)
+    address = here.tunnel_endpoint
     if address is None:
         message = "the node has no IPv4 address: egress needs one as its tunnel endpoint"
         return None, (Refusal(here.ref, "NoTunnelEndpoint", message),)
@@ -127,18 +127,13 @@ def egress_state(
         pods=_pods(pods.values(), policies, here, {n.name: n.labels for n in namespaces.values()}),
         policies={key: _policy(policies[key], group_ids[key]) for key in sorted(group_ids)},
         groups=groups,
-        nodes=frozenset(filter(None, map(tunnel_endpoint, nodes.values()))),
+        nodes=frozenset(node.tunnel_endpoint for node in nodes.values() if node.tunnel_endpoint),
         cluster=in_cluster(snapshot, settings.cluster_cidrs),
         pod_cidrs=frozenset(here.pod_cidrs),
         uplinks=facts.uplinks,
         tunnel_port=settings.tunnel_port,
     )
     return desired, (*policy_refusals, *group_refusals)
-
-
-def tunnel_endpoint(node: Node) -> IPv4Address | None:
-    """The first IPv4 address of a node: tunnels are IPv4."""
-    return next((address for address in node.addresses if isinstance(address, IPv4Address)), None)
 
 
 # --- pods and policies
@@ -242,7 +237,7 @@ def _no_gateway(group: EgressGroup, allocations: Allocations) -> Refusal:
 def _gateway(
     group: EgressGroup, name: str, slot: int, nodes: Mapping[str, Node], down: frozenset[str]
 ) -> Gateway | Refusal:
-    address = tunnel_endpoint(nodes[name]) if name in nodes else None
+    address = nodes[name].tunnel_endpoint if name in nodes else None
     if address is None:
         problem = "has no IPv4 address" if name in nodes else "is not in the store"
         return Refusal(group.address_ref, "UnknownGateway", f"gateway node {name} {problem}: it is left out")

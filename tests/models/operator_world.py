@@ -24,6 +24,8 @@ from routerd.model import (
     Snapshot,
 )
 
+TUNNEL_ENDPOINT = ip_address("10.0.0.11")  # a node without one is no gateway
+
 
 @dataclass
 class World:
@@ -58,7 +60,7 @@ class World:
     def node(self, name: str, label: str | None = "", reports: str | None = "", **fields: Any) -> None:
         """`label`: the value of the gateway label, None = without. `reports`: its own addresses, None = no report."""
         labels = {} if label is None else {GATEWAY_LABEL: label}
-        self.nodes[name] = Node(name, **({"labels": labels} | fields))
+        self.nodes[name] = Node(name, **({"labels": labels, "addresses": (TUNNEL_ENDPOINT,)} | fields))
         self.reports.pop(name, None)
         if reports is not None:
             self.reports[name] = NodeReport(name, tuple(map(ip_address, reports.split())))

@@ -272,6 +272,17 @@ def test_no_gateway(world: World, label: str | None, gateways: LabelSelector | N
     assert refusal.startswith(f"! EgressPolicy/a NoGateway: {message}")
 
 
+def test_a_node_without_a_tunnel_endpoint_is_no_gateway(world: World) -> None:
+    world.node("g1", addresses=(ip_address("fd00::1"),))
+    world.node("g2", ready=False)
+    world.policy("a", "198.51.100.7")
+    group, refusal = world.decide().splitlines()
+    assert group == "group 1 198.51.100.7 EgressPolicy/a via none /1 epoch 1"
+    assert "is ready (g1 has no IPv4 address, g2): traffic" in refusal
+    world.node("g2")
+    assert world.decide() == "group 1 198.51.100.7 EgressPolicy/a via g2:0 /1 epoch 2"
+
+
 SIX, FOUR = ip_network("2001:db8::/32"), ip_network("203.0.113.0/24")
 
 
