@@ -243,6 +243,7 @@ def _mac(address: bytes) -> object:
 
 
 def _settings(desired: Desired, facts: Facts) -> MapEntries:
+    assert desired.node_address is not None  # a node without one has no maps
     value = layout.Settings(
         node_address=layout.ip_field(desired.node_address), object_digest=facts.object_digest,
         layout_version=layout.LAYOUT_VERSION, tunnel_ifindex=facts.tunnel_ifindex, tunnel_mtu=facts.tunnel_mtu,
@@ -252,12 +253,12 @@ def _settings(desired: Desired, facts: Facts) -> MapEntries:
     return {layout.u32(0): bytes(value)}
 
 
-def _gateway(gateway: Gateway, node_address: IPAddress) -> layout.Gateway:
+def _gateway(gateway: Gateway, node_address: IPAddress | None) -> layout.Gateway:
     local = gateway.address == node_address
     return layout.Gateway(layout.ip_field(gateway.address), gateway.slot, int(gateway.up), int(local))
 
 
-def _path(group: Group, node_address: IPAddress) -> bytes:
+def _path(group: Group, node_address: IPAddress | None) -> bytes:
     gateways = group.gateways[: layout.MAX_GATEWAYS]
     value = layout.PathValue(len(gateways))
     for position, gateway in enumerate(gateways):

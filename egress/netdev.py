@@ -89,7 +89,7 @@ class Datapath:
         by_name = {link.name: link.ifindex for link in links.values()}
         names = desired.uplinks or tuple(links[i].name for i in sorted(routes.defaults) if i in links)
         tunnel = _tunnel(by_name, links)
-        underlay = links.get(addresses.get(desired.node_address, 0))
+        underlay = links.get(addresses.get(desired.node_address, 0)) if desired.node_address else None
         uplinks = {name: by_name[name] for name in names if name in by_name}
         underlay_mtu = _underlay_mtu(underlay, [links[ifindex] for ifindex in uplinks.values()])
         return plan.Observed(

@@ -295,12 +295,21 @@ def wanted_entries(desired: Desired, observed: Observed) -> dict[str, MapEntries
 
 
 def plan(desired: Desired | None, observed: Observed) -> tuple[Action, ...]:
-    """What to do now. None is unknown: nothing."""
+    """What to do now. None is unknown: nothing. Without a tunnel endpoint nothing is translated, but nothing leaks."""
     if desired is None:
         return ()
+    if desired.node_address is None:
+        return tuple(_guard_alone(desired, observed))
     wanted = wanted_entries(desired, observed)
     actions = (*_additions(desired, observed, wanted), *_removals(desired, observed, wanted))
     return tuple(sorted(actions, key=lambda action: action.phase == "retire"))
+
+
+def _guard_alone(desired: Desired, observed: Observed) -> Iterator[Action]:
+    """The guard waits for no maps: what its pods' policies cover is dropped. What else is there stays as it is."""
+    target = guards.render(desired, observed.facts)
+    if observed.guard != target.digests():
+        yield LoadGuard(target, observed.guard)
 
 
 def _additions(desired: Desired, observed: Observed, wanted: dict[str, MapEntries]) -> Iterator[Action]:
@@ -397,7 +406,7 @@ def problems(desired: Desired, observed: Observed) -> tuple[Problem, ...]:
     """What is wanted and cannot be done on this machine as it is."""
     found = []
     node = f"node/{desired.node}"
-    if not observed.underlay_mtu:
+    if desired.node_address is not None and not observed.underlay_mtu:
         message = f"no device has the node's address {desired.node_address}: set the Node's InternalIP or the device"
         found.append(Problem(node, "TunnelAddressMissing", message))
     if not observed.ip_forward and _groups_here(desired):

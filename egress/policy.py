@@ -72,7 +72,7 @@ class Desired:
     """The whole egress state of one node."""
 
     node: str
-    node_address: IPAddress  # this node's tunnel endpoint
+    node_address: IPAddress | None  # this node's tunnel endpoint; None = it has none: it is guarded, and no more
     pods: Mapping[IPAddress, tuple[str, ...]] = field(
         default_factory=dict
     )  # pods here -> policies (() = decided: none)

@@ -58,6 +58,8 @@ class Undone:
 
     def carries(self, group: int) -> bool:
         """Whether all that leads packets to and from this node's NAT of `group` is in place."""
+        if self._desired.node_address is None:
+            return False
         wanted = self._desired.groups.get(group)
         return self._nat and (wanted is None or wanted.egress_ip not in self._unserved)
 

@@ -105,7 +105,7 @@ def _unknown_node(snapshot: Snapshot, node: str) -> Iterator[Refusal]:
 def egress_state(
     snapshot: Snapshot, settings: Settings, facts: LocalFacts
 ) -> tuple[EgressDesired | None, tuple[Refusal, ...]]:
-    """The egress state of this node. None = not synced, or the node cannot be a tunnel endpoint."""
+    """The egress state of this node. None = not synced."""
     nodes, namespaces, pods = snapshot.nodes, snapshot.namespaces, snapshot.pods
     services, policies, allocations = snapshot.services, snapshot.policies, snapshot.allocations
     if None in (nodes, namespaces, pods, services, policies, allocations):
@@ -115,15 +115,11 @@ def egress_state(
     here = nodes.get(settings.node)
     if here is None:
         return None, ()
-    address = here.tunnel_endpoint
-    if address is None:
-        message = "the node has no IPv4 address: egress needs one as its tunnel endpoint"
-        return None, (Refusal(here.ref, "NoTunnelEndpoint", message),)
     group_ids, policy_refusals = _policy_groups(policies, allocations)
     groups, group_refusals = _groups(allocations, nodes, facts.gateways_down)
     desired = EgressDesired(
         node=here.name,
-        node_address=address,
+        node_address=here.tunnel_endpoint,
         pods=_pods(pods.values(), policies, here, {n.name: n.labels for n in namespaces.values()}),
         policies={key: _policy(policies[key], group_ids[key]) for key in sorted(group_ids)},
         groups=groups,
@@ -133,7 +129,13 @@ def egress_state(
         uplinks=facts.uplinks,
         tunnel_port=settings.tunnel_port,
     )
-    return desired, (*policy_refusals, *group_refusals)
+    return desired, (*_no_tunnel_endpoint(here), *policy_refusals, *group_refusals)
+
+
+def _no_tunnel_endpoint(here: Node) -> Iterator[Refusal]:
+    if here.tunnel_endpoint is None:
+        message = "the node has no IPv4 address to be its tunnel endpoint: what policies cover is dropped here"
+        yield Refusal(here.ref, "NoTunnelEndpoint", message)
 
 
 # --- pods and policies

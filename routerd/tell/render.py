@@ -213,7 +213,10 @@ def _pods(pods: Mapping[IPAddress, tuple[str, ...]]) -> Iterator[str]:
 EGRESS: Sentence[EgressDesired] = Sentence(
     EgressDesired,
     (
-        Part("node node_address tunnel_port", lambda it: (f"node {it.node} {it.node_address} udp {it.tunnel_port}",)),
+        Part(
+            "node node_address tunnel_port",
+            lambda it: (f"node {it.node} {it.node_address or '-'} udp {it.tunnel_port}",),
+        ),
         Part("pods", lambda it: _pods(it.pods)),
         Part("policies", lambda it: (POLICY.line(policy) for _, policy in sorted(it.policies.items()))),
         Part("groups", lambda it: (GROUP.line(group) for _, group in sorted(it.groups.items()))),

@@ -205,6 +205,9 @@ def _policy_step(
         reasons = [r for r in state.refusals if r.object == policy.ref and r.reason != UNSUPPORTED_FAMILY]
         reason = reasons[0].reason if reasons else "NoGroup"
         return Step(question, False, reason, reasons[0].message if reasons else "the operator has published no group")
+    if state.egress and state.egress.node_address is None:
+        message = "the node has no IPv4 address to be its tunnel endpoint: the traffic is dropped"
+        return Step(question, False, "NoTunnelEndpoint", message)
     desired_group = state.egress.groups.get(group.id) if state.egress else None
     gateway = next((g for g in desired_group.gateways if g.up), None) if desired_group else None
     if gateway is None:

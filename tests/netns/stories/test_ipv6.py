@@ -191,6 +191,23 @@ def test_a_pod_that_is_not_known_yet_does_not_leave(stage: Stage) -> None:
         cluster.write_cluster(stage.lab)
 
 
+def test_a_node_without_an_ipv4_address_is_guarded_all_the_same(stage: Stage) -> None:
+    """It cannot be a tunnel endpoint. What its pods may reach is as the policies say now."""
+    lab, sel, other = stage.lab, stage.lab.pod("sel"), six("203.0.113.77")
+    worker = lab.node("worker").address
+    try:
+        nodes = cluster.text(cluster.documents(lab))
+        cluster.put(lab.manifests / "cluster.yaml", nodes.replace(f"address: {worker}\n", f"address: {six(worker)}\n"))
+        lab.wait(lambda: "NoTunnelEndpoint" in stage.daemons.refusals("worker"), "the node has no IPv4 address")
+        stage.put(POLICY % other)
+        stage.until(f"ip6 daddr != {other}", "the new policy is in force")
+        assert stage.left(sel) == 0
+        assert not sel.ping(CLIENT6)
+    finally:
+        cluster.write_cluster(lab)
+        lab.wait(lambda: "NoTunnelEndpoint" not in stage.daemons.refusals("worker"), "the node as it was")
+
+
 KINDS = {"EgressPolicy": NATIVE, "CiliumEgressNATPolicy": CILIUM_NAT, "CiliumEgressGatewayPolicy": CILIUM_GATEWAY}
 
 

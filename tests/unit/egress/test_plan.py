@@ -97,6 +97,19 @@ def test_the_first_plan_of_a_gateway() -> None:
     assert [str(action) for action in plan(on_gateway(), node.observe())][1:] == ["attach from_tunnel to the tunnel"]
 
 
+def test_a_node_without_a_tunnel_endpoint_gets_the_guard_and_keeps_the_rest_as_it_is() -> None:
+    lost = on_worker(node_address=None, pods={POD: ("world",)})
+    for node in (FakeNode(DEVICES, underlay_mtu=0), settled(on_worker()), settled(WISHES[4])):
+        before = node.copy()
+        assert carry_out(node, plan(lost, node.observe())) == [
+            "load guard (nft table routerd): 1 pods decided, 1 selected"
+        ]
+        assert plan(lost, node.observe()) == ()
+        before.guard = node.guard
+        assert before == node
+        assert "TunnelAddressMissing" not in [problem.reason for problem in problems(lost, node.observe())]
+
+
 def changes(before: Desired, after: Desired) -> list[str]:
     """What a node that was at rest does about a new desired state."""
     node = settled(before)

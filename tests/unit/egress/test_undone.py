@@ -57,6 +57,13 @@ def decided(node: FakeNode) -> set[str]:
     return {element.rpartition(" ")[2] for element in node.guard.sets["decided"]}
 
 
+def test_a_node_without_a_tunnel_endpoint_carries_no_group() -> None:
+    node = settled(on_gateway())
+    for desired, carries in ((on_gateway(), True), (replace(on_gateway(), node_address=None), False)):
+        done, undone = carry_out(node, desired)
+        assert (done, undone.carries(7)) == ([], carries)
+
+
 def test_a_pod_that_cannot_be_moved_holds_up_nobody_else() -> None:
     node = FakeNode(DEVICES)
     done, undone = rounds(node, on_worker(), "map pods: put device 5")

@@ -207,9 +207,10 @@ def test_a_gateway_that_our_probe_holds_down_is_marked() -> None:
     assert "group 7 198.51.100.7 slots 2 via b@10.0.0.12#0(down) a@10.0.0.11#1" in egress_lines(desired)
 
 
-def test_a_node_without_ipv4_cannot_be_a_tunnel_endpoint() -> None:
+def test_a_node_without_ipv4_is_guarded_although_it_cannot_be_a_tunnel_endpoint() -> None:
     found = state(nodes={"a": cluster.node("a", 11, addresses=(ip_address("fd00::11"),))})
-    assert found.egress is None
+    assert found.egress is not None and found.egress.node_address is None
+    assert found.egress.pods == {ip_address("10.1.11.2"): ("EgressPolicy/web",)}
     assert reasons(found)["node/a"] == "NoTunnelEndpoint"
 
 

@@ -105,6 +105,12 @@ def test_a_policy_without_a_group_and_a_group_without_a_gateway() -> None:
     )
 
 
+def test_a_pod_on_a_node_without_a_tunnel_endpoint_is_dropped() -> None:
+    nodes = {"a": cluster.node("a", 11, addresses=(ip_address("fd00::11"),)), "b": cluster.node("b", 12)}
+    last = why("pod/default/web-1", nodes=nodes)[-1]
+    assert (last.yes, last.reason) == (False, "NoTunnelEndpoint")
+
+
 def test_what_is_not_translated_is_a_no_of_its_own() -> None:
     both = (ip_network("2001:db8::/32"), ip_network("203.0.113.0/24"))
     policies = {"EgressPolicy/web": cluster.policy(destinations=both)}
