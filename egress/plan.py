@@ -418,21 +418,28 @@ def problems(desired: Desired, observed: Observed) -> tuple[Problem, ...]:
     if not desired.uplinks and not observed.facts.uplinks and _groups_here(desired):
         message = "no default route, so no uplink was found: name the devices in egress.uplinks"
         found.append(Problem(node, "UplinkMissing", message))
-    for address in _sorted(desired.pods.keys() - observed.facts.devices.keys()):
+    pods = _concerned(desired)
+    for address in _sorted(pods - observed.facts.devices.keys()):
         message = f"no veth leads to {address}: its traffic to covered destinations is dropped until one does"
         found.append(Problem(f"pod-address/{address}", "PodDeviceMissing", message))
-    for address in _sorted(observed.ambiguous & desired.pods.keys()):
+    for address in _sorted(observed.ambiguous & pods):
         kept = observed.facts.devices.get(address)
         message = f"more than one pod has {address}; {f'it is that of {kept.name}' if kept else 'it is nobody'}'s"
         found.append(Problem(f"pod-address/{address}", "PodAddressTwice", message))
     return (*found, *_unguarded(desired), *_overloads(desired))
 
 
+def _concerned(desired: Desired) -> frozenset[IPAddress]:
+    """Addresses of pods to which the datapath makes a difference: some policy covers their family."""
+    covered = {network.version for policy in desired.policies.values() for network in policy.destinations}
+    return frozenset(address for address in desired.pods if address.version in covered)
+
+
 def _unguarded(desired: Desired) -> Iterator[Problem]:
     """The guard knows a pod that is not in the store yet only by the node's pod CIDRs."""
-    outside = [a for a in desired.pods if not any(a in network for network in desired.pod_cidrs)]
+    outside = [a for a in _concerned(desired) if not any(a in network for network in desired.pod_cidrs)]
     if outside:
-        which = f"{len(outside)} pods, {_sorted(outside)[0]} among them, have addresses outside the node's pod CIDRs"
+        which = f"{len(outside)} addresses of pods, {_sorted(outside)[0]} among them, are outside the node's pod CIDRs"
         message = f"{which}: a new pod there is not guarded before it is in the store; set the Node's spec.podCIDRs"
         yield Problem(f"node/{desired.node}", "PodOutsidePodCidrs", message)
 

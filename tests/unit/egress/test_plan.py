@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpf import layout
-from egress.entries import PodDevice
+from egress.entries import Facts, PodDevice
 from egress.plan import (
     Attachment,
     Observed,
@@ -18,7 +19,7 @@ from egress.plan import (
     plan,
     problems,
 )
-from egress.policy import Desired, Gateway, Ports
+from egress.policy import Desired, Gateway, IPAddress, IPNetwork, Ports
 from tests.models.datapath import deciding_policy
 from tests.models.egress_wishes import (
     DEVICES,
@@ -203,6 +204,28 @@ def test_problems_say_who_must_do_what() -> None:
     many = replace(POLICY, ports=tuple(Ports("TCP", n, n) for n in range(1, 12)))
     said = problems(on_worker(policies={"world": many}), settled(on_worker()).observe())
     assert [(problem.object, problem.reason) for problem in said] == [("world", "TooManyRules")]
+
+
+FOUR, SIX = IPv4Network("203.0.113.0/24"), IPv6Network("2001:db8::/32")
+POD_SIX = IPv6Address("fd01::5")
+PODS = {POD: ("world",), POD_SIX: ("world",)}
+
+
+@pytest.mark.parametrize(
+    ("destinations", "told"), [((), set()), ((FOUR,), {POD}), ((SIX,), {POD_SIX}), ((FOUR, SIX), set(PODS))]
+)
+def test_what_pods_lack_is_told_in_families_that_a_policy_covers(
+    destinations: tuple[IPNetwork, ...], told: set[IPAddress]
+) -> None:
+    """In others it makes no difference: a node would not be ready for nothing."""
+    policies = {"world": replace(POLICY, destinations=destinations)} if destinations else {}
+    desired = on_worker(pods=PODS, policies=policies, pod_cidrs=frozenset())
+    nowhere = replace(settled(on_worker()).observe(), facts=Facts(uplinks={"eth0": 2}), ambiguous=frozenset(PODS))
+    found = problems(desired, nowhere)
+    for reason in ("PodDeviceMissing", "PodAddressTwice"):
+        assert {each.object for each in found if each.reason == reason} == {f"pod-address/{pod}" for pod in told}
+    outside = [each.message.partition(",")[0] for each in found if each.reason == "PodOutsidePodCidrs"]
+    assert outside == ([f"{len(told)} addresses of pods"] if told else [])
 
 
 # --- every prefix of a plan
