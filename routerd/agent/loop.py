@@ -53,7 +53,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import routerd
@@ -217,7 +217,7 @@ class Agent:
         steps = explain(self._snapshot, self._state, self._settings, name)
         if is_service(name) and steps[-1].yes:
             steps += session_steps(self._state.announcements, self._host.peers())
-        return [{"question": s.question, "yes": s.yes, "reason": s.reason, "detail": s.detail} for s in steps]
+        return [asdict(step) for step in steps]
 
     def _release_brake(self) -> int:
         """Lets go what the brake holds; the next round does it, at once. How many paths that is."""

@@ -53,7 +53,7 @@ def why(arguments: argparse.Namespace) -> int:
         snapshot, state, settings = _offline(arguments, config)
         steps = [asdict(step) for step in explain(snapshot, state, settings, arguments.object)]
     sys.stdout.write(render(arguments.output, STEPS, steps))
-    return codes.OK if all(step["yes"] for step in steps) else codes.REFUSED
+    return codes.OK if all(step["yes"] or step.get("note") for step in steps) else codes.REFUSED
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -152,7 +152,8 @@ WHY = Command(
     "why a service is (not) announced from here, or how a pod leaves",
     ("routerd why svc/default/web", "routerd why pod/default/web-0", "routerd why svc/default/web -o json"),
     why,
-    detail="Prints each condition and stops at the first no. Exit code 1 if there is a no.",
+    detail="Prints each condition and stops at the first no. Exit code 1 if there is a no, save what is only "
+    "noted: the family that a policy does not translate beside one that it does.",
     arguments=_why_arguments,
 )
 STATUS = Command(

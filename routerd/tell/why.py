@@ -30,12 +30,16 @@ class NoSuchObject(RouterdError):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One condition and its outcome. `reason` is "" for yes, else the same reason as in status and metrics."""
+    """One condition and its outcome. `reason` is "" for yes, else the same reason as in status and metrics.
+
+    A `note` is a no beside which what was asked for is in effect.
+    """
 
     question: str
     yes: bool
     reason: str = ""
     detail: str = ""
+    note: bool = False
 
 
 def explain(snapshot: Snapshot, state: NodeState, settings: Settings, name: str) -> tuple[Step, ...]:
@@ -189,7 +193,7 @@ def _leaving(snapshot: Snapshot, state: NodeState, pod: Pod) -> Iterator[Step]:
             yield _policy_step(policy, translated, state, snapshot.allocations or Allocations())
         if lacking:
             rest = [each for each in policy.destinations if each not in translated]
-            yield Step(_question(policy, rest), False, UNSUPPORTED_FAMILY, lacking)
+            yield Step(_question(policy, rest), False, UNSUPPORTED_FAMILY, lacking, note=bool(translated))
 
 
 def _question(policy: EgressPolicy, destinations: Sequence[IPNetwork]) -> str:

@@ -290,6 +290,18 @@ def test_why_from_files_and_its_exit_code(config: Path, manifests: Path, capsys:
     assert "UnknownNode" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("destinations", "code"), [("0.0.0.0/0, '::/0'", codes.OK), ("'::/0'", codes.REFUSED)])
+def test_a_policy_that_is_in_effect_in_one_family_is_no_refusal(
+    destinations: str, code: int, config: Path, manifests: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other family is told all the same."""
+    (manifests / "cluster.yaml").write_text(
+        CLUSTER.replace("destinationCIDRs: [203.0.113.0/24]", f"destinationCIDRs: [{destinations}]")
+    )
+    assert run("why", "pod/default/web-0", "--manifests", manifests, "--config", config) == code
+    assert "UnsupportedFamily" in capsys.readouterr().out
+
+
 def test_plan_from_files_compares_with_nothing_when_no_agent_runs(
     config: Path, manifests: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

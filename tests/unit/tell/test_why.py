@@ -118,9 +118,10 @@ def test_what_is_not_translated_is_a_no_of_its_own() -> None:
     assert (taken.question, taken.yes) == ("does EgressPolicy/web take it to 203.0.113.0/24?", True)
     question = "does EgressPolicy/web take it to 2001:db8::/32?"
     assert (dropped.question, dropped.yes, dropped.reason) == (question, False, "UnsupportedFamily")
+    assert (taken.note, dropped.note) == (False, True)
     alone = {"EgressPolicy/web": cluster.policy(destinations=both, egress_ip=ip_address("2001:db8::1"))}
     noes = [step for step in why("pod/default/web-1", policies=alone) if not step.yes]
-    assert [step.reason for step in noes] == ["UnsupportedFamily"]
+    assert [(step.reason, step.note) for step in noes] == [("UnsupportedFamily", False)]
 
 
 def test_an_unknown_node_is_told() -> None:
