@@ -120,5 +120,7 @@ def unsupported(destinations: Iterable[IPNetwork], given: IPAddress | None) -> s
 
 
 def selected_pods(desired: Desired) -> list[tuple[str, ...]]:
-    """Policies of each pod that has some; a pod of both families counts once."""
+    """Policies of each address of a pod here that has some and is of a family that the programs take: a pod of both
+    families counts once, one that has only the other family not at all.
+    """
     return [names for address, names in desired.pods.items() if names and is_taken(address)]
