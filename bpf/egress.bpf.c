@@ -17,7 +17,6 @@ int from_tunnel(struct __sk_buff *skb)
 	struct settings *config = read_settings();
 	struct bpf_tunnel_key key = {};
 	struct local_pod *pod;
-	struct flow_key flow;
 	struct packet packet;
 	enum parsed parsed;
 	struct ip node;
@@ -29,12 +28,8 @@ int from_tunnel(struct __sk_buff *skb)
 		return drop(skb, UNKNOWN_NODE);
 	parsed = parse(skb, &packet);
 	pod = bpf_map_lookup_elem(&local_pods, &packet.destination);
-	if (pod && parsed == PARSED_FLOW) {
-		flow = flow_to_pod(&packet);
-		restore_flow(&flow, key.tunnel_id, &node);
-	}
 	if (pod && (parsed == PARSED_FLOW || parsed == PARSED_ICMP_ERROR))
-		return deliver(skb, pod, DELIVERED);
+		return deliver_answer(skb, &packet, parsed, pod, key.tunnel_id, &node);
 	if (parsed == PARSED_MALFORMED)
 		return drop(skb, MALFORMED);
 	if (parsed == PARSED_FRAGMENT)

@@ -67,7 +67,7 @@ static __always_inline int translate(struct __sk_buff *skb, const struct packet 
 }
 
 /* A packet whose destination is rewritten to the pod's goes on to the pod: here, or through the tunnel to its
- * node. `flow`: the pod's, if the packet is of one. */
+ * node. `flow`: the pod's, which it answers or reports an error of. */
 static __always_inline int return_to_pod(struct __sk_buff *skb, struct packet *packet,
 					 const struct settings *config, const struct reverse_value *mapping,
 					 const struct flow_key *flow)
@@ -80,8 +80,8 @@ static __always_inline int return_to_pod(struct __sk_buff *skb, struct packet *p
 	pod = bpf_map_lookup_elem(&local_pods, &mapping->pod);
 	if (!pod)
 		return drop(skb, UNKNOWN_POD);
-	if (flow)
-		restore_flow(flow, mapping->group, &node);
+	if (!is_answer(flow, mapping->group, &node))
+		return drop(skb, UNKNOWN_FLOW);
 	return deliver(skb, pod, REVERSED);
 }
 
@@ -114,33 +114,26 @@ static __always_inline int reverse_icmp_error(struct __sk_buff *skb, struct pack
 					      const struct settings *config,
 					      const struct egress_ip_value *address)
 {
-	__u32 inner = packet->l4_offset + sizeof(struct icmphdr);
 	__u32 checksum = packet->l4_offset + CHECKSUM_OFFSET_ICMP;
+	__u32 inner = packet->l4_offset + sizeof(struct icmphdr);
 	struct reverse_value *mapping;
 	__be32 old_address, new_address;
 	__be16 old_port, new_port;
 	struct packet quoted = {};
-	struct iphdr header;
+	struct flow_key flow;
 	__u32 port_at;
-	__be16 ports[2];
 
-	if (bpf_skb_load_bytes(skb, inner, &header, sizeof(header)) || header.ihl < 5)
+	if (!parse_quote(skb, packet, &quoted))
 		return not_ours(skb, address, MALFORMED);
-	quoted.protocol = header.protocol;
-	quoted.source = ip_from_v4(header.saddr);
-	quoted.destination = ip_from_v4(header.daddr);
-	quoted.l4_offset = inner + header.ihl * 4;
 	port_at = port_offset(&quoted, SIDE_SOURCE);
-	if (bpf_skb_load_bytes(skb, port_at, ports, sizeof(ports)))
-		return not_ours(skb, address, MALFORMED);
-	old_port = ports[0];
-	mapping = find_reverse(&quoted.source, &quoted.destination, old_port,
-			       header.protocol == IPPROTO_ICMP ? 0 : ports[1], header.protocol);
+	old_port = quoted.source_port;
+	mapping = find_reverse(&quoted.source, &quoted.destination, old_port, quoted.destination_port,
+			       quoted.protocol);
 	if (!mapping)
 		return not_ours(skb, address, NO_MAPPING);
 	if (packet->ttl <= 1)
 		return drop(skb, TTL_EXPIRED);
-	old_address = header.saddr;
+	old_address = quoted.source.w[3];
 	new_address = mapping->pod.w[3];
 	new_port = mapping->pod_port;
 	/* The quoted header's own checksum changes by as much as its address does, so the ICMP checksum sees
@@ -154,7 +147,10 @@ static __always_inline int reverse_icmp_error(struct __sk_buff *skb, struct pack
 	    bpf_skb_store_bytes(skb, IP_OFFSET + offsetof(struct iphdr, daddr), &new_address, 4, 0) ||
 	    decrement_ttl(skb, packet))
 		return drop(skb, REWRITE_ERROR);
-	return return_to_pod(skb, packet, config, mapping, NULL);
+	quoted.source = mapping->pod;
+	quoted.source_port = new_port;
+	flow = flow_from_pod(&quoted);
+	return return_to_pod(skb, packet, config, mapping, &flow);
 }
 
 #endif

@@ -32,7 +32,8 @@
 	R(49, TUNNEL_ERROR, "the kernel refused to encapsulate or redirect")                                 \
 	R(50, REWRITE_ERROR, "the kernel refused to rewrite the packet")                                     \
 	R(51, UNKNOWN_POD, "reply for a pod that is not on this node")                                       \
-	R(52, VLAN_TAGGED, "frame with a VLAN tag from a selected pod's device")
+	R(52, VLAN_TAGGED, "frame with a VLAN tag from a selected pod's device")                             \
+	R(53, UNKNOWN_FLOW, "reply that answers no flow of the pod through a gateway of its group")
 
 enum reason {
 	REASON_UNSPECIFIED = 0,

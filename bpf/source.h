@@ -8,19 +8,6 @@
 #define GROUP_GONE -100 /* no verdict: kept within from_pod */
 #define LOCAL_NODE ((struct ip){})
 
-static __always_inline struct flow_key flow_from_pod(const struct packet *packet)
-{
-	struct flow_key key = {
-	    .pod = packet->source,
-	    .remote = packet->destination,
-	    .pod_port = packet->source_port,
-	    .remote_port = packet->destination_port,
-	    .protocol = packet->protocol,
-	};
-
-	return key;
-}
-
 /* The ports of a fragment are not known, so it may belong to any of its protocol. */
 static __always_inline bool rule_matches(const struct rule *rule, const struct packet *packet,
 					 enum parsed parsed)

@@ -45,6 +45,20 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct packe
 	return sent(skb, bpf_redirect(config->tunnel_ifindex, 0), done);
 }
 
+/* The key of a flow, from a packet that its pod sent. */
+static __always_inline struct flow_key flow_from_pod(const struct packet *packet)
+{
+	struct flow_key key = {
+	    .pod = packet->source,
+	    .remote = packet->destination,
+	    .pod_port = packet->source_port,
+	    .remote_port = packet->destination_port,
+	    .protocol = packet->protocol,
+	};
+
+	return key;
+}
+
 static __always_inline struct flow_key flow_to_pod(const struct packet *packet)
 {
 	struct flow_key key = {
@@ -66,9 +80,8 @@ static __always_inline bool record_flow(const struct flow_key *key, const struct
 	return !error || error == -EEXIST;
 }
 
-/* The slot of the gateway at `endpoint`, or of this node itself if that is none; 0 if it is a gateway no
- * more. */
-static __always_inline __u16 slot_of(__u32 group, const struct ip *endpoint)
+/* Whether the node at `endpoint`, or this node itself if that is none, is a gateway of the group. */
+static __always_inline bool is_gateway(__u32 group, const struct ip *endpoint)
 {
 	struct path_value *path = bpf_map_lookup_elem(&paths, &group);
 
@@ -78,22 +91,41 @@ static __always_inline __u16 slot_of(__u32 group, const struct ip *endpoint)
 		if (i >= path->count)
 			break;
 		if (ip_is_none(endpoint) ? gateway->local : ip_equal(&gateway->address, endpoint))
-			return gateway->slot;
+			return true;
 	}
-	return 0;
+	return false;
 }
 
-/* A reply from a gateway whose flow has been collected here: the gateway still knows it, so it goes on, and
- * by that gateway. Without this, `to_pod` would take the reply for the beginning of a flow from outside, and
- * the pod's next packet would be left alone. A full table is no obstacle: `to_pod` drops the reply then. */
-static __always_inline void restore_flow(const struct flow_key *key, __u32 group, const struct ip *gateway)
+/* A pod takes answers to what it has sent through the group, by one of the group's gateways. All else would
+ * be somebody's who can make a tunnel packet: a way into the pod, and into another group for its flows. So
+ * what comes for a flow that has been collected here is dropped, too, though the gateway may know it still.
+ */
+static __always_inline bool is_answer(const struct flow_key *key, __u32 group, const struct ip *gateway)
 {
-	struct flow_value flow = {.last_seen = now(), .group = group};
+	struct flow_value *flow = bpf_map_lookup_elem(&flows, key);
 
-	if (bpf_map_lookup_elem(&flows, key))
-		return;
-	flow.slot = slot_of(group, gateway);
-	bpf_map_update_elem(&flows, key, &flow, BPF_NOEXIST);
+	return flow && flow->group == group && is_gateway(group, gateway);
+}
+
+/* The packet that an ICMP error quotes, as far as its addresses and ports; false if it is cut short. */
+static __always_inline bool parse_quote(struct __sk_buff *skb, const struct packet *error,
+					struct packet *quoted)
+{
+	__u32 inner = error->l4_offset + sizeof(struct icmphdr);
+	struct iphdr header;
+	__be16 ports[2];
+
+	if (bpf_skb_load_bytes(skb, inner, &header, sizeof(header)) || header.ihl < 5)
+		return false;
+	quoted->protocol = header.protocol;
+	quoted->source = ip_from_v4(header.saddr);
+	quoted->destination = ip_from_v4(header.daddr);
+	quoted->l4_offset = inner + header.ihl * 4;
+	if (bpf_skb_load_bytes(skb, port_offset(quoted, SIDE_SOURCE), ports, sizeof(ports)))
+		return false;
+	quoted->source_port = ports[0];
+	quoted->destination_port = header.protocol == IPPROTO_ICMP ? 0 : ports[1];
+	return true;
 }
 
 /* To a pod on this node, by its host-side device, with the Ethernet header that the host would write. */
@@ -103,6 +135,24 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct local_pod
 	    bpf_skb_store_bytes(skb, ETH_ALEN, pod->device_mac, ETH_ALEN, 0))
 		return drop(skb, REWRITE_ERROR);
 	return sent(skb, bpf_redirect(pod->ifindex, 0), done);
+}
+
+/* Out of the tunnel from the node at `endpoint`: an answer, or an error about what the pod has sent. */
+static __always_inline int deliver_answer(struct __sk_buff *skb, const struct packet *packet,
+					  enum parsed parsed, const struct local_pod *pod, __u32 group,
+					  const struct ip *endpoint)
+{
+	struct flow_key flow = flow_to_pod(packet);
+	struct packet quoted = {};
+
+	if (parsed == PARSED_ICMP_ERROR) {
+		if (!parse_quote(skb, packet, &quoted) || !ip_equal(&quoted.source, &packet->destination))
+			return drop(skb, UNKNOWN_FLOW);
+		flow = flow_from_pod(&quoted);
+	}
+	if (!is_answer(&flow, group, endpoint))
+		return drop(skb, UNKNOWN_FLOW);
+	return deliver(skb, pod, DELIVERED);
 }
 
 #endif

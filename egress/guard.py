@@ -1,4 +1,4 @@
-"""The guard: nft table `routerd`, as a value, as text for nft, and read back from nft's JSON. Pure.
+"""The guard: nft table `routerd`, as a value (`egress.nft` is its text). Pure.
 
 It stands behind the eBPF programs. A packet of a selected pod that would be *forwarded* to a destination that its
 policies cover has slipped past the hook (a Service that is translated to an address outside, a device without a
@@ -8,7 +8,8 @@ Replies pass.
 In a family that the programs do not take it stands alone. So a pod is known there by its device, too: nothing in front
 of the guard has seen to it that the source is the pod's own.
 
-It also keeps pods from forging tunnel packets, and connection tracking away from the tunnel.
+It also keeps everybody but nodes from the tunnel's port, also by a Service that is translated to it, and connection
+tracking away from the tunnel.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from ipaddress import collapse_addresses, ip_network
-from typing import Any
 
 from egress.entries import NEVER_LEAVES, Facts, PodDevice
 from egress.policy import TAKEN, Desired, IPAddress, IPNetwork, Policy, Ports, Version
@@ -30,6 +30,8 @@ HOOKS = {  # chain -> type, hook, priority and policy; -300 is raw, -10 just bef
     "prerouting": ("filter", "prerouting", -300, "accept"),
     "output": ("filter", "output", -300, "accept"),
     "forward": ("filter", "forward", -10, "accept"),
+    "input": ("filter", "input", -10, "accept"),
+    "sent": ("filter", "output", -10, "accept"),
 }
 
 
@@ -165,12 +167,32 @@ def _forward_rules(family: Family) -> Rules:
     )
 
 
-def _tunnel_rules(port: int) -> tuple[str, ...]:
-    return (
-        f"udp dport {port} iifname @pod_devices counter name forged drop",
-        f"udp dport {port} ip daddr @nodes ip saddr != @nodes counter name forged drop",
-        f"udp dport {port} notrack",
-    )
+def _tunnel_rules(port: int) -> dict[str, Rules]:
+    """Nodes' own tunnel packets alone reach a node's tunnel port.
+
+    Those are never tracked. What is tracked there and was sent to another port has been translated on its way, by a
+    Service of somebody's; what has a socket of this host comes from a process, not from the tunnel.
+    """
+    tunnel, drop = f"udp dport {port}", "counter name forged drop"
+    translated = f"ct original proto-dst != {port}"
+    return {
+        "prerouting": (
+            f"{tunnel} iifname @pod_devices {drop}",
+            f"{tunnel} ip daddr @nodes ip saddr != @nodes {drop}",
+            f"{tunnel} notrack",
+        ),
+        "output": (f"{tunnel} notrack",),
+        "forward": (f"{tunnel} ip daddr @nodes {translated} {drop}",),
+        "input": (
+            f"{tunnel} {translated} {drop}",
+            f"{tunnel} ip daddr != @nodes {drop}",  # the tunnel listens on every address; nodes send to one
+            f"{tunnel} meta nfproto ipv6 {drop}",
+        ),
+        "sent": (
+            f"{tunnel} ip daddr @nodes {translated} {drop}",
+            f"{tunnel} ip daddr @nodes meta skuid 0-4294967295 {drop}",
+        ),
+    }
 
 
 def render(desired: Desired, facts: Facts) -> Guard:
@@ -178,11 +200,9 @@ def render(desired: Desired, facts: Facts) -> Guard:
     guard.
     """
     attached = {address: facts.devices[address] for address in desired.pods if address in facts.devices}
-    chains: dict[str, Rules] = {
-        "prerouting": _tunnel_rules(desired.tunnel_port),
-        "output": (f"udp dport {desired.tunnel_port} notrack",),
-        "forward": ("ct direction reply return", *(rule for family in FAMILIES for rule in _forward_rules(family))),
-    }
+    chains = _tunnel_rules(desired.tunnel_port)
+    leaving = (rule for family in FAMILIES for rule in _forward_rules(family))
+    chains["forward"] += ("ct direction reply return", *leaving)
     sets = {
         "nodes": frozenset(str(address) for address in desired.nodes if address.version == 4),
         "pod_devices": frozenset(d.forward_name for d in attached.values()) - {facts.underlay},
@@ -276,106 +296,3 @@ def _jump(element: str) -> tuple[str, str]:
     """Key and chain of an element of the map: "veth3 . 10.1.0.5 : jump set-1"."""
     key, _, chain = element.partition(" : jump ")
     return key, chain
-
-
-def _quoted(name: str, element: str) -> str:
-    """The element with its device's name as a string: nft would read some names as keywords or numbers."""
-    if not key_type({**SET_TYPES, **MAP_TYPES}[name]).startswith("ifname"):
-        return element
-    device, space, rest = element.partition(" ")
-    return f'"{device}"{space}{rest}'
-
-
-def transaction(wanted: Guard, present: Guard | None) -> str:
-    """One atomic nft transaction that makes the table `wanted`.
-
-    Counters keep their values, unless the table's frame is not ours: then it is made anew, in the same transaction.
-    """
-    table = f"{FAMILY} {TABLE}"
-    lines = [f"add table {table}"]
-    if present is not None and present.frame != wanted.frame:
-        lines += [f"delete table {table}", f"add table {table}"]
-        present = None
-    lines += [*(f"add counter {table} {name}" for name in COUNTERS)]
-    lines += [f"add set {table} {name} {{ {kind} }}" for name, kind in SET_TYPES.items()]
-    lines += [f"add map {table} {name} {{ {kind} }}" for name, kind in MAP_TYPES.items()]
-    there = present.chains if present else {}
-    changed = {name: rules for name, rules in wanted.chains.items() if there.get(name) != tuple(map(digest, rules))}
-    for name in changed:
-        hook = f" {{ {_hook_text(name)} }}" if name in HOOKS else ""
-        lines += [f"add chain {table} {name}{hook}", f"flush chain {table} {name}"]
-    for name in sorted(wanted.sets):
-        kind = "map" if name in MAP_TYPES else "set"
-        lines.append(f"flush {kind} {table} {name}")
-        if wanted.sets[name]:
-            elements = ", ".join(_quoted(name, element) for element in sorted(wanted.sets[name]))
-            lines.append(f"add element {table} {name} {{ {elements} }}")
-    for name, rules in changed.items():
-        lines += [f'add rule {table} {name} {rule} comment "{digest(rule)}"' for rule in rules]
-    stale = sorted(set(there) - set(wanted.chains))
-    lines += [f"flush chain {table} {name}" for name in stale]  # all first: they may refer to each other
-    lines += [f"delete chain {table} {name}" for name in stale]
-    return "\n".join(lines) + "\n"
-
-
-def _hook_text(chain: str) -> str:
-    kind, hook, priority, policy = HOOKS[chain]
-    return f"type {kind} hook {hook} priority {priority}; policy {policy};"
-
-
-# --- read back
-
-
-def _element_text(element: Any) -> str:
-    """One element of nft's JSON, in the form that `render` uses."""
-    match element:
-        case {"elem": {"val": value}}:
-            return _element_text(value)
-        case {"prefix": {"addr": address, "len": length}}:
-            return f"{address}/{length}"
-        case {"concat": parts}:
-            return " . ".join(_element_text(part) for part in parts)
-        case [key, {"jump": {"target": target}}]:
-            return f"{_element_text(key)} : jump {target}"
-        case {"range": [first, last]}:
-            return f"{first}-{last}"
-        case _:
-            return str(element)
-
-
-def parse(document: Mapping[str, Any]) -> Guard | None:
-    """The table as `nft -j list table inet routerd` printed it; None if it is not there."""
-    sets: dict[str, frozenset[str]] = {}
-    chains: dict[str, tuple[str, ...]] = {}
-    frame: dict[str, object] = {}
-    found = False
-    for item in document.get("nftables", []):
-        found |= "table" in item
-        frame |= _frame_of(item)
-        body = item.get("set") or item.get("map")
-        if body:
-            sets[body["name"]] = frozenset(_element_text(element) for element in body.get("elem", []))
-        if "chain" in item:
-            chains.setdefault(item["chain"]["name"], ())
-        if "rule" in item:
-            rule = item["rule"]
-            chains[rule["chain"]] = (*chains.get(rule["chain"], ()), rule.get("comment", ""))
-    return Guard(sets, chains, frame) if found else None
-
-
-def _frame_of(item: Mapping[str, Any]) -> dict[str, object]:
-    """What one item of nft's JSON says of the table's frame."""
-    match item:
-        case {"table": {"flags": flags}}:
-            return {"table": flags}  # dormant: nothing of it is in effect
-        case {"chain": {"name": name, "type": kind, "hook": hook, "prio": priority, "policy": policy}}:
-            return {f"chain {name}": (kind, hook, priority, policy)}
-        case {"set": {"name": name, "type": kind}} | {"map": {"name": name, "type": kind}}:
-            return {f"set {name}": kind if isinstance(kind, str) else " . ".join(kind)}
-    return {}
-
-
-def parse_counters(document: Mapping[str, Any]) -> dict[str, int]:
-    """Packets that the guard dropped, by its counters' names."""
-    rows = (item["counter"] for item in document.get("nftables", []) if "counter" in item)
-    return {row["name"]: int(row["packets"]) for row in rows}

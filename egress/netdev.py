@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bpf import bcc_loader, layout, loader, pins, syscall
-from egress import conntrack, devices, guard, host_settings, plan
+from egress import conntrack, devices, guard, host_settings, nft, plan
 from egress.attach import Attacher, Mode
 from egress.devices import TUNNEL, Link
 from egress.entries import Facts
@@ -107,7 +107,7 @@ class Datapath:
             tunnel=tunnel,
             maps=maps,
             attachments=self._attacher.observe({link.ifindex: link.name for link in links.values()}),
-            guard=guard.parse(_list_guard()),
+            guard=nft.parse(_list_guard()),
             blackholes=routes.blackholes,
             ambiguous=frozenset(address for address, found in candidates.items() if len(found) > 1),
             ports_reserved=devices.are_reserved(plan.RESERVED),
@@ -137,7 +137,7 @@ class Datapath:
             if reason is not None:
                 cpus = [layout.decode(layout.Counter, value[i : i + size]) for i in range(0, len(value), size)]
                 totals[reason.name] = sum(c.packets for c in cpus), sum(c.bytes for c in cpus)
-        dropped = guard.parse_counters(_list_guard())
+        dropped = nft.parse_counters(_list_guard())
         return {**totals, **{f"{GUARD}{name}": (packets, 0) for name, packets in dropped.items()}}
 
     def nat(self) -> Sequence[NatEntry]:
@@ -276,7 +276,7 @@ class Datapath:
 
     @_do.register
     def _(self, action: plan.LoadGuard) -> None:
-        _nft(["-f", "-"], guard.transaction(action.guard, action.present))
+        _nft(["-f", "-"], nft.transaction(action.guard, action.present))
 
     def remove(self) -> list[str]:
         """Takes away everything that bears our mark, and says what it was. Nothing is left, nothing else is touched.
@@ -300,7 +300,7 @@ class Datapath:
                 if link.name == TUNNEL:
                     devices.delete_link(route, link.ifindex)
                     removed.append(f"device {TUNNEL}")
-        if guard.parse(_list_guard()) is not None:
+        if nft.parse(_list_guard()) is not None:
             _nft(["delete", "table", guard.FAMILY, guard.TABLE])
             removed.append(f"nft table {guard.FAMILY} {guard.TABLE}")
         removed += [f"qdisc clsact of device {index}" for index in self._attacher.remove_qdiscs()]

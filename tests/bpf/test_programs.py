@@ -211,10 +211,11 @@ def test_a_late_reply_does_not_turn_the_flow_into_one_from_outside(world: World)
     """The gateway still knows the flow, the source node has collected it: the pod's next packet must not leave bare."""
     reply = _to_egress_ip(world, None)
     world.fill(to_world(HERE), replace(world.state(), flows={}))
-    _, delivered = world.run("from_uplink", "uplink", build(reply))
-    world.run("to_pod", "pod0", delivered)
+    assert world.run("from_uplink", "uplink", build(reply))[0] == "drop"
+    assert world.counted() == {"unknown_flow": 1}
     verdict, out = world.run("from_pod", "pod0", build(UDP_OUT))
     assert (verdict, parse(out).source) == ("redirect", EGRESS_IP)
+    assert world.run("from_uplink", "uplink", build(reply))[0] == "redirect"
 
 
 def test_a_port_that_is_taken_is_changed_and_one_that_is_free_kept(world: World) -> None:

@@ -8,13 +8,13 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from egress.policy import Desired
 from tests.bpf.packets import Shape, build, inside_vxlan, parse, vxlan
-from tests.bpf.wishes import HERE, desired, to_world
+from tests.bpf.wishes import HERE, THERE, to_world
 from tests.bpf.world import (
     EGRESS_IP,
     MACS,
     POD,
+    POD2,
     REMOTE,
     REMOTE_POD,
     SELF,
@@ -178,30 +178,70 @@ def test_the_mss_of_an_answer_is_clamped_on_its_way_into_the_tunnel(gateway: Gat
     assert gateway.reply(answer)[2].mss == TUNNEL_MTU - 40
 
 
-def _wish_without_policies() -> Desired:
-    return desired(of=())
+ANSWER = Packet(REMOTE, POD, UDP, 53, 40000)
+ASKED = Packet(POD, REMOTE, UDP, 40000, 53)
+ERROR = Packet(IPv4Address("192.0.2.254"), POD, ICMP, kind="icmp-error", quoted=ASKED)
+PING = Packet(POD, REMOTE, ICMP, 4000, 0, echo="request")
 
 
-def test_a_reply_from_a_gateway_is_handed_to_its_pod(gateway: Gateway) -> None:
-    gateway.world.fill(_wish_without_policies())
-    reply = Packet(REMOTE, POD, UDP, 53, 40000)
-    gateway.tunnelled(reply)
+@pytest.mark.parametrize("node", [WORKER, WORKER2])
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        (ASKED, ANSWER),
+        (PING, Packet(REMOTE, POD, ICMP, 0, 4000, echo="reply")),
+        (ASKED, ERROR),
+        (PING, replace(ERROR, quoted=PING)),
+    ],
+    ids=["udp", "echo", "error", "error about an echo"],
+)
+def test_an_answer_from_a_gateway_is_handed_to_its_pod(
+    gateway: Gateway, asked: Packet, answer: Packet, node: IPv4Address
+) -> None:
+    state = State({asked.key_outbound: Flow(THERE, 0, 1, 0)})
+    tables = gateway.world.fill(to_world(THERE), state)
+    gateway.tunnelled(answer, node=node, vni=THERE)
     frame = gateway.pod.get()
-    assert parse(frame) == reply
+    seen = parse(frame)
+    assert replace(seen, length=0, quoted=None) == replace(answer, length=0, quoted=None)
     assert (frame[:6], frame[6:12]) == (b"\x02\0\0\0\x10\0", b"\x02\0\0\0\x20\0")
     assert gateway.world.counted() == {"delivered": 1}
+    assert datapath.from_tunnel(tables, state, node, THERE, answer).reason == "delivered"
 
 
-@pytest.mark.parametrize(("node", "slot"), [(WORKER, 0), (WORKER2, 1)])
-def test_a_reply_from_a_gateway_keeps_its_flow_alive(gateway: Gateway, node: IPv4Address, slot: int) -> None:
-    """Its flow had been collected here: it comes back with the group that the tunnel names, and by the gateway that it
-    came from, not as one from outside.
-    """
-    gateway.world.fill(to_world(8))
-    gateway.tunnelled(Packet(REMOTE, POD, UDP, 53, 40000), node=node, vni=8)
-    gateway.pod.get()
-    flow = FlowKey(POD, REMOTE, 40000, 53, UDP)
-    assert gateway.world.state().flows == {flow: Flow(8, slot, 0, 1)}
+OTHERS = replace(ASKED, source=POD2)
+FORGED = {  # what a pod with one flow through the group THERE must not get: (packet, node, VNI)
+    "of no flow": (replace(ANSWER, destination_port=40001), WORKER, THERE),
+    "to a pod without any": (replace(ANSWER, destination=POD2), WORKER, THERE),
+    "another protocol": (replace(ANSWER, protocol=TCP, flags="SA"), WORKER, THERE),
+    "a new connection": (replace(ANSWER, protocol=TCP, destination_port=80, flags="S", mss=1400), WORKER, THERE),
+    "another group": (ANSWER, WORKER, HERE),
+    "a group that does not exist": (ANSWER, WORKER, 77777),
+    "a node that is no gateway": (ANSWER, STRANGER, THERE),
+    "an error of no flow": (replace(ERROR, quoted=replace(ASKED, source_port=40001)), WORKER, THERE),
+    "an error of another pod's flow": (replace(ERROR, quoted=OTHERS), WORKER, THERE),
+    "an error that quotes too little": (replace(ERROR, quoted=None), WORKER, THERE),
+    "an error of another group": (ERROR, WORKER, HERE),
+}
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_a_pod_gets_nothing_from_the_tunnel_but_answers(gateway: Gateway, forged: str) -> None:
+    packet, node, vni = FORGED[forged]
+    wish = to_world(THERE)
+    wish = replace(wish, nodes=wish.nodes | {STRANGER})
+    flows = {ASKED.key_outbound: Flow(THERE, 0, 1, 0), OTHERS.key_outbound: Flow(0, 0, 1, 0)}
+    tables, state = gateway.world.fill(wish, State(dict(flows))), State(dict(flows))
+    gateway.tunnelled(packet, node=node, vni=vni)
+    assert gateway.world.counted() == {"unknown_flow": 1}
+    assert gateway.world.state().flows == flows
+    assert datapath.from_tunnel(tables, state, node, vni, packet).reason == "unknown_flow"
+
+
+def test_a_flow_begun_from_outside_has_no_answers_from_the_tunnel(gateway: Gateway) -> None:
+    gateway.world.fill(to_world(THERE), State({ASKED.key_outbound: Flow(0, 0, 1, 1)}))
+    gateway.tunnelled(ANSWER, vni=0)
+    assert gateway.world.counted() == {"unknown_flow": 1}
 
 
 def test_a_pods_packet_leaves_by_the_tunnel_to_the_first_gateway(gateway: Gateway) -> None:

@@ -218,16 +218,25 @@ def from_tunnel(tables: Tables, state: State, node: IPv4Address, vni: int, packe
 def _deliver(
     tables: Tables, state: State, packet: Packet, group: int, gateway: IPv4Address | None, reason: str
 ) -> Outcome:
-    """To a pod here. A reply proves that its flow lives, by the gateway it comes from (None = this node), so it is
-    never taken for one begun from outside.
-    """
-    outcome = Outcome("redirect", reason, packet, f"device {tables.local_pods[packet.destination]}")
-    key = packet.key_inbound
-    if packet.kind != "flow" or key in state.flows or len(state.flows) >= tables.flow_room:
-        return outcome
-    hops = tables.paths.get(group, ())
-    slot = next((hop.slot for hop in hops if (hop.local if gateway is None else hop.address == gateway)), 0)
-    return outcome.after(Change("flows", key, Flow(group, slot, 0, 0)))
+    """To a pod here that waits for it. `gateway`: whom it comes from; None = this node."""
+    if not _is_answer(tables, state, packet, group, gateway):
+        return _drop("unknown_flow")
+    return Outcome("redirect", reason, packet, f"device {tables.local_pods[packet.destination]}")
+
+
+def _is_answer(tables: Tables, state: State, packet: Packet, group: int, gateway: IPv4Address | None) -> bool:
+    """Whether it answers a flow through `group`, or tells of an error of one, and comes by a gateway of the group."""
+    key = _answered(packet)
+    flow = state.flows.get(key) if key else None
+    by_gateway = any(hop.local if gateway is None else hop.address == gateway for hop in tables.paths.get(group, ()))
+    return flow is not None and flow.group == group and by_gateway
+
+
+def _answered(packet: Packet) -> FlowKey | None:
+    if packet.kind == "flow":
+        return packet.key_inbound
+    quoted = packet.quoted
+    return quoted.key_outbound if quoted and quoted.source == packet.destination else None
 
 
 def _translate(tables: Tables, state: State, packet: Packet, vni: int, node: IPv4Address | None, drawn: int) -> Outcome:

@@ -1,4 +1,4 @@
-"""The datapath alone, in the lab: each node is given its desired state directly, without store, operator or BGP."""
+"""What the datapath does with the packets of a lab, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -18,83 +18,13 @@ from bpf import bcc_loader, loader
 from egress import devices
 from egress.netdev import Datapath
 from egress.netlink import NetlinkSocket
-from egress.plan import plan
-from egress.policy import Desired, Gateway, Group, Policy, Ports
+from egress.policy import Policy, Ports
 from tests.netns.lab import netns
-from tests.netns.lab.hosts import Node, PodHost
-from tests.netns.lab.lab import FW_ADDRESS, NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK, Lab
+from tests.netns.lab.datapath import EGRESS_IP, WORLD, Cluster
+from tests.netns.lab.hosts import PodHost
+from tests.netns.lab.lab import FW_ADDRESS, Lab
 from tests.netns.lab.netns import Namespace
 from tests.waiting import eventually, turns
-
-EGRESS_IP = IPv4Address("10.168.60.100")
-WORLD = IPv4Network("0.0.0.0/0")
-ROUNDS = 4  # the first makes the devices, the second fills in what they are
-
-
-def reconcile(node: Node, datapath: Datapath, desired: Desired) -> list[str]:
-    """Rounds until nothing is left to do; what was done, as text."""
-    done: list[str] = []
-    with netns.entered(node.name):
-        for _ in range(ROUNDS):
-            actions = plan(desired, datapath.observe(desired))
-            if not actions:
-                return done
-            for action in actions:
-                datapath.apply(action)
-                done.append(str(action))
-    raise AssertionError(f"{node.label} does not come to rest: {done[-3:]}")
-
-
-@dataclass
-class Cluster:
-    """The lab's nodes with a datapath each."""
-
-    lab: Lab
-    attach: str = "auto"
-    loader: str = "libbpf"
-    policies: dict[str, Policy] = field(default_factory=dict)
-    selected: dict[str, tuple[str, ...]] = field(default_factory=dict)  # pod -> policies
-    gateways: tuple[str, ...] = ("gw1", "gw2")
-    datapaths: dict[str, Datapath] = field(default_factory=dict)
-    node_address: bool = False
-
-    def desired(self, name: str) -> Desired:
-        node = self.lab.node(name)
-        nodes = {n: IPv4Address(self.lab.node(n).address) for n in self.lab.nodes}
-        slots = {"gw1": 0, "gw2": 1}
-        gateways = tuple(Gateway(n, nodes[n], slots[n]) for n in self.gateways)
-        group = Group(7, EGRESS_IP, gateways, slots=1 if self.node_address else 2, node_address=self.node_address)
-        pods = {p.address: p.label for p in self.lab.pods.values() if p.node is node}
-        return Desired(
-            node=name,
-            node_address=nodes[name],
-            pods={IPv4Address(a): self.selected.get(label, ()) for a, label in pods.items()},
-            policies=self.policies,
-            groups={7: group},
-            nodes=frozenset(nodes.values()),
-            cluster=frozenset(IPv4Network(n) for n in (NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK)),
-            pod_cidrs=frozenset({IPv4Network(node.spec.pod_cidr)}),
-        )
-
-    def apply(self) -> dict[str, list[str]]:
-        done = {}
-        for name in self.lab.nodes:
-            node = self.lab.node(name)
-            if name not in self.datapaths:
-                options = {"attach": self.attach, "loader_name": self.loader}
-                self.datapaths[name] = Datapath(node.pin_dir / "routerd", **options)  # type: ignore[arg-type]
-            done[name] = reconcile(node, self.datapaths[name], self.desired(name))
-        return done
-
-    def counters(self, name: str) -> dict[str, int]:
-        with netns.entered(self.lab.node(name).name):
-            return {reason: packets for reason, (packets, _) in self.datapaths[name].counters().items()}
-
-    def dropped(self, name: str) -> dict[str, int]:
-        """Reasons that are drops and have counted something."""
-        went_on = {"encapsulated", "translated", "reversed", "delivered", "too_big_answered"}
-        return {reason: n for reason, n in self.counters(name).items() if n and reason not in went_on}
-
 
 CLSACT = ("bridge", "clsact", "bcc")
 VARIANTS = (("routed", "tcx", "libbpf"), CLSACT)

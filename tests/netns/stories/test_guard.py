@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from egress.entries import Facts, PodDevice
-from egress.guard import Guard, early, parse, parse_counters, render, transaction
+from egress.guard import Guard, early, render
+from egress.nft import parse, parse_counters, transaction
 from egress.policy import Desired, Policy, Ports
 from tests.netns.lab.netns import Namespace, run
 
@@ -95,9 +96,8 @@ def test_a_pod_becomes_decided_and_is_forgotten_again(namespace: Namespace) -> N
 def test_counters_keep_their_values(namespace: Namespace) -> None:
     desired = Desired("n", IPv4Address("10.0.0.1"), nodes=frozenset({IPv4Address("127.0.0.1")}))
     namespace.nft(transaction(render(desired, Facts()), read_back(namespace)))
-    with namespace.socket(2, 2) as sender:
-        sender.bind(("127.0.0.9", 0))  # no node's address
-        sender.sendto(b"forged", ("127.0.0.1", desired.tunnel_port))
+    with namespace.socket(2, 2) as sender, pytest.raises(PermissionError):
+        sender.sendto(b"forged", ("127.0.0.1", desired.tunnel_port))  # a process, not the tunnel
     for _ in range(2):
         listed = json.loads(namespace.run(["nft", "-j", "list", "table", "inet", "routerd"]))
         assert parse_counters(listed) == {"forged": 1, "selected": 0, "undecided": 0}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from egress.guard import parse_counters
+from egress.nft import parse_counters
 from tests.netns.lab import cluster
 from tests.netns.lab.daemons import Daemons
 from tests.netns.lab.hosts import Host, PodHost

@@ -8,7 +8,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 import pytest
 
 from egress.entries import Facts, PodDevice
-from egress.guard import Guard, digest, early, parse, parse_counters, render, transaction
+from egress.guard import Guard, digest, early, render
+from egress.nft import parse, parse_counters, transaction
 from egress.policy import Desired, Policy, Ports
 
 POD, PLAIN, UNKNOWN = (IPv4Address(f"10.1.0.{n}") for n in (5, 6, 7))
@@ -49,6 +50,10 @@ add chain inet routerd output { type filter hook output priority -300; policy ac
 flush chain inet routerd output
 add chain inet routerd forward { type filter hook forward priority -10; policy accept; }
 flush chain inet routerd forward
+add chain inet routerd input { type filter hook input priority -10; policy accept; }
+flush chain inet routerd input
+add chain inet routerd sent { type filter hook output priority -10; policy accept; }
+flush chain inet routerd sent
 add chain inet routerd SET
 flush chain inet routerd SET
 flush set inet routerd cluster
@@ -76,6 +81,7 @@ add rule inet routerd prerouting udp dport 8473 iifname @pod_devices counter nam
 add rule inet routerd prerouting udp dport 8473 ip daddr @nodes ip saddr != @nodes counter name forged drop
 add rule inet routerd prerouting udp dport 8473 notrack
 add rule inet routerd output udp dport 8473 notrack
+add rule inet routerd forward udp dport 8473 ip daddr @nodes ct original proto-dst != 8473 counter name forged drop
 add rule inet routerd forward ct direction reply return
 add rule inet routerd forward ip daddr @cluster return
 add rule inet routerd forward iifname . ip saddr vmap @selected
@@ -84,6 +90,11 @@ add rule inet routerd forward ip6 daddr @cluster6 return
 add rule inet routerd forward iifname . ip6 saddr vmap @selected6
 add rule inet routerd forward ip6 saddr @pod_sources6 ip6 daddr @covered6 iifname . ip6 saddr != @decided6 counter name undecided drop
 add rule inet routerd forward iifname . ip6 saddr != @decided6 iifname vmap @devices6
+add rule inet routerd input udp dport 8473 ct original proto-dst != 8473 counter name forged drop
+add rule inet routerd input udp dport 8473 ip daddr != @nodes counter name forged drop
+add rule inet routerd input udp dport 8473 meta nfproto ipv6 counter name forged drop
+add rule inet routerd sent udp dport 8473 ip daddr @nodes ct original proto-dst != 8473 counter name forged drop
+add rule inet routerd sent udp dport 8473 ip daddr @nodes meta skuid 0-4294967295 counter name forged drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } tcp dport 80-443 counter name selected drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } meta l4proto udp counter name selected drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } meta l4proto icmp counter name selected drop

@@ -1,0 +1,111 @@
+"""The guard as text for nft, and read back from nft's JSON. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from egress.guard import COUNTERS, FAMILY, HOOKS, MAP_TYPES, SET_TYPES, TABLE, Guard, digest, key_type
+
+
+def _quoted(name: str, element: str) -> str:
+    """The element with its device's name as a string: nft would read some names as keywords or numbers."""
+    if not key_type({**SET_TYPES, **MAP_TYPES}[name]).startswith("ifname"):
+        return element
+    device, space, rest = element.partition(" ")
+    return f'"{device}"{space}{rest}'
+
+
+def transaction(wanted: Guard, present: Guard | None) -> str:
+    """One atomic nft transaction that makes the table `wanted`.
+
+    Counters keep their values, unless the table's frame is not ours: then it is made anew, in the same transaction.
+    """
+    table = f"{FAMILY} {TABLE}"
+    lines = [f"add table {table}"]
+    if present is not None and present.frame != wanted.frame:
+        lines += [f"delete table {table}", f"add table {table}"]
+        present = None
+    lines += [*(f"add counter {table} {name}" for name in COUNTERS)]
+    lines += [f"add set {table} {name} {{ {kind} }}" for name, kind in SET_TYPES.items()]
+    lines += [f"add map {table} {name} {{ {kind} }}" for name, kind in MAP_TYPES.items()]
+    there = present.chains if present else {}
+    changed = {name: rules for name, rules in wanted.chains.items() if there.get(name) != tuple(map(digest, rules))}
+    for name in changed:
+        hook = f" {{ {_hook_text(name)} }}" if name in HOOKS else ""
+        lines += [f"add chain {table} {name}{hook}", f"flush chain {table} {name}"]
+    for name in sorted(wanted.sets):
+        kind = "map" if name in MAP_TYPES else "set"
+        lines.append(f"flush {kind} {table} {name}")
+        if wanted.sets[name]:
+            elements = ", ".join(_quoted(name, element) for element in sorted(wanted.sets[name]))
+            lines.append(f"add element {table} {name} {{ {elements} }}")
+    for name, rules in changed.items():
+        lines += [f'add rule {table} {name} {rule} comment "{digest(rule)}"' for rule in rules]
+    stale = sorted(set(there) - set(wanted.chains))
+    lines += [f"flush chain {table} {name}" for name in stale]  # all first: they may refer to each other
+    lines += [f"delete chain {table} {name}" for name in stale]
+    return "\n".join(lines) + "\n"
+
+
+def _hook_text(chain: str) -> str:
+    kind, hook, priority, policy = HOOKS[chain]
+    return f"type {kind} hook {hook} priority {priority}; policy {policy};"
+
+
+# --- read back
+
+
+def _element_text(element: Any) -> str:
+    """One element of nft's JSON, in the form that `render` uses."""
+    match element:
+        case {"elem": {"val": value}}:
+            return _element_text(value)
+        case {"prefix": {"addr": address, "len": length}}:
+            return f"{address}/{length}"
+        case {"concat": parts}:
+            return " . ".join(_element_text(part) for part in parts)
+        case [key, {"jump": {"target": target}}]:
+            return f"{_element_text(key)} : jump {target}"
+        case {"range": [first, last]}:
+            return f"{first}-{last}"
+        case _:
+            return str(element)
+
+
+def parse(document: Mapping[str, Any]) -> Guard | None:
+    """The table as `nft -j list table inet routerd` printed it; None if it is not there."""
+    sets: dict[str, frozenset[str]] = {}
+    chains: dict[str, tuple[str, ...]] = {}
+    frame: dict[str, object] = {}
+    found = False
+    for item in document.get("nftables", []):
+        found |= "table" in item
+        frame |= _frame_of(item)
+        body = item.get("set") or item.get("map")
+        if body:
+            sets[body["name"]] = frozenset(_element_text(element) for element in body.get("elem", []))
+        if "chain" in item:
+            chains.setdefault(item["chain"]["name"], ())
+        if "rule" in item:
+            rule = item["rule"]
+            chains[rule["chain"]] = (*chains.get(rule["chain"], ()), rule.get("comment", ""))
+    return Guard(sets, chains, frame) if found else None
+
+
+def _frame_of(item: Mapping[str, Any]) -> dict[str, object]:
+    """What one item of nft's JSON says of the table's frame."""
+    match item:
+        case {"table": {"flags": flags}}:
+            return {"table": flags}  # dormant: nothing of it is in effect
+        case {"chain": {"name": name, "type": kind, "hook": hook, "prio": priority, "policy": policy}}:
+            return {f"chain {name}": (kind, hook, priority, policy)}
+        case {"set": {"name": name, "type": kind}} | {"map": {"name": name, "type": kind}}:
+            return {f"set {name}": kind if isinstance(kind, str) else " . ".join(kind)}
+    return {}
+
+
+def parse_counters(document: Mapping[str, Any]) -> dict[str, int]:
+    """Packets that the guard dropped, by its counters' names."""
+    rows = (item["counter"] for item in document.get("nftables", []) if "counter" in item)
+    return {row["name"]: int(row["packets"]) for row in rows}
