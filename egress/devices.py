@@ -175,6 +175,16 @@ def pod_devices(route: NetlinkSocket, links: Mapping[int, Link]) -> dict[IPAddre
     return found
 
 
+def host_devices(links: Mapping[int, Link], pod_bridges: frozenset[str]) -> frozenset[str]:
+    """Devices by which no pod's packets come into the forward hook. A veth that leads into another network namespace is
+    a pod's, and so are bridges that are known for theirs; a bridge's packets come by the bridge, not by its ports.
+    """
+    bridges = {link.ifindex for link in links.values() if link.kind == "bridge"}
+    to_pods = {link.name for link in links.values() if link.kind == "veth" and link.namespace is not None}
+    inner = {link.name for link in links.values() if link.master in bridges}
+    return frozenset(link.name for link in links.values()) - to_pods - inner - pod_bridges
+
+
 def read_routes(route: NetlinkSocket) -> Routes:
     """Of the main tables, what this room needs."""
     defaults: set[int] = set()

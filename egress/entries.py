@@ -63,6 +63,7 @@ class Facts:
     tunnel_mtu: int = 0
     object_digest: int = 0
     underlay: str = ""  # the device that holds the node's tunnel address
+    host_devices: frozenset[str] = frozenset()  # by which no pod's packets come in, in the forward hook's eyes
 
 
 @dataclass(frozen=True, slots=True)

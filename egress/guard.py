@@ -3,7 +3,8 @@
 It stands behind the eBPF programs. A packet of a selected pod that would be *forwarded* to a destination that its
 policies cover has slipped past the hook (a Service that is translated to an address outside, a device without a
 program); a packet of an undecided pod may do so, as its policies are not programmed yet. Both are dropped and counted.
-Replies pass.
+Replies pass. What comes by a device that is not known for one of the host's is a pod's: so it holds also for a device
+that appears while nobody is there to look.
 
 In a family that the programs do not take it stands alone. So a pod is known there by its device, too: nothing in front
 of the guard has seen to it that the source is the pod's own.
@@ -67,6 +68,7 @@ SET_TYPES = {
     **{name: kind for family in FAMILIES for name, kind in _set_types(family).items()},
     "nodes": "type ipv4_addr;",
     "pod_devices": "type ifname;",
+    "host_devices": "type ifname;",
 }
 MAP_TYPES = {
     **{f"selected{family.suffix}": f"type ifname . {family.address} : verdict;" for family in FAMILIES},
@@ -159,11 +161,16 @@ def chain_name(rules: Rules) -> str:
 def _forward_rules(family: Family) -> Rules:
     source, destination, s = f"{family.header} saddr", f"{family.header} daddr", family.suffix
     unknown = f"iifname . {source} != @decided{s}"
+    undecided = f"{destination} @covered{s} {unknown} counter name undecided drop"
+    of_no_host = "iifname != @host_devices"
+    if family in ALONE:  # a known pod's packets are known by its device, whatever their source
+        of_no_host += " iifname != @pod_devices"
     return (
         f"{destination} @cluster{s} return",
         f"iifname . {source} vmap @selected{s}",
-        f"{source} @pod_sources{s} {destination} @covered{s} {unknown} counter name undecided drop",
+        f"{source} @pod_sources{s} {undecided}",
         *([f"{unknown} iifname vmap @devices{s}"] if family in ALONE else []),
+        f"{of_no_host} {undecided}",
     )
 
 
@@ -174,7 +181,7 @@ def _tunnel_rules(port: int) -> dict[str, Rules]:
     Service of somebody's; what has a socket of this host comes from a process, not from the tunnel.
     """
     tunnel, drop = f"udp dport {port}", "counter name forged drop"
-    translated = f"ct original proto-dst != {port}"
+    translated, of_no_host = f"ct original proto-dst != {port}", "iifname != @host_devices"
     return {
         "prerouting": (
             f"{tunnel} iifname @pod_devices {drop}",
@@ -182,9 +189,10 @@ def _tunnel_rules(port: int) -> dict[str, Rules]:
             f"{tunnel} notrack",
         ),
         "output": (f"{tunnel} notrack",),
-        "forward": (f"{tunnel} ip daddr @nodes {translated} {drop}",),
+        "forward": (f"{tunnel} ip daddr @nodes {translated} {drop}", f"{tunnel} ip daddr @nodes {of_no_host} {drop}"),
         "input": (
             f"{tunnel} {translated} {drop}",
+            f"{tunnel} {of_no_host} {drop}",
             f"{tunnel} ip daddr != @nodes {drop}",  # the tunnel listens on every address; nodes send to one
             f"{tunnel} meta nfproto ipv6 {drop}",
         ),
@@ -206,6 +214,7 @@ def render(desired: Desired, facts: Facts) -> Guard:
     sets = {
         "nodes": frozenset(str(address) for address in desired.nodes if address.version == 4),
         "pod_devices": frozenset(d.forward_name for d in attached.values()) - {facts.underlay},
+        "host_devices": facts.host_devices,
     }
     for family in FAMILIES:
         pods = {address: device for address, device in attached.items() if address.version == family.version}
@@ -240,8 +249,7 @@ def _family_sets(desired: Desired, pods: Mapping[IPAddress, PodDevice], family: 
 def _by_device(
     desired: Desired, facts: Facts, family: Family, rules_of: Callable[[tuple[str, ...]], Rules]
 ) -> dict[str, Rules]:
-    """What is dropped of a device's packets whatever their source: all that the policies of a pod behind it cover, and
-    behind one whose pod is undecided all that any policy covers.
+    """What is dropped of a device's packets whatever their source: all that the policies of a pod behind it cover.
 
     A pod is behind it with an address of any family, so one address that was found is enough. On a bridge it holds for
     unknown sources of all its pods. The way to the world is no pod's device.
@@ -250,18 +258,22 @@ def _by_device(
     for address in facts.devices.keys() & desired.pods.keys():
         names.setdefault(facts.devices[address].forward_name, set()).update(desired.pods[address])
     rules = {device: rules_of(tuple(sorted(policies))) for device, policies in names.items()}
-    undecided = (f"{family.header} daddr @covered{family.suffix} counter name undecided drop",)
-    rules |= dict.fromkeys(_undecided(desired, facts) - names.keys(), undecided)
     return {device: found for device, found in rules.items() if device not in {facts.underlay, *facts.uplinks}}
 
 
-def _undecided(desired: Desired, facts: Facts) -> set[str]:
-    """Devices of their own behind which an address of this node's pods is."""
-    return {
-        device.name
-        for address, device in facts.devices.items()
-        if device.forward_name == device.name and any(address in network for network in desired.pod_cidrs)
-    }
+def pod_bridges(
+    desired: Desired, candidates: Mapping[IPAddress, Iterable[PodDevice]], own: Mapping[IPAddress, str]
+) -> frozenset[str]:
+    """Bridges that have pods behind them, or will have: one has an address of this node's pods or of its pod CIDRs, or
+    such an address is behind it. Others are for something beside the cluster, though what is behind them looks alike.
+    `own`: the host's addresses, with the names of their devices.
+    """
+    behind = ((a, d.forward_name) for a, found in candidates.items() for d in found if d.forward_name != d.name)
+    return frozenset(
+        name
+        for address, name in (*behind, *own.items())
+        if address in desired.pods or any(address in network for network in desired.pod_cidrs)
+    )
 
 
 def early(wanted: Guard, present: Guard | None) -> Guard:

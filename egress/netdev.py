@@ -63,7 +63,9 @@ class Datapath:
         attach: Mode = "auto",
         nat_entries: int = DEFAULT_NAT_ENTRIES,
         loader_name: LoaderName = "libbpf",
+        host_devices: tuple[str, ...] = (),
     ) -> None:
+        self._host_devices = frozenset(host_devices)  # those that only the operator of the node can know
         self._pins = pin_directory
         self._attacher = Attacher(pin_directory, attach)
         self._sizes = {"nat": nat_entries, "flows": nat_entries, "reverse": nat_entries + nat_entries // 4}
@@ -91,6 +93,13 @@ class Datapath:
         tunnel = _tunnel(by_name, links)
         underlay = links.get(addresses.get(desired.node_address, 0)) if desired.node_address else None
         uplinks = {name: by_name[name] for name in names if name in by_name}
+        own = {address: links[index].name for address, index in addresses.items() if index in links}
+        bridges = guard.pod_bridges(desired, candidates, own)
+        ways_out = {
+            *([underlay.name] if underlay else []),
+            *uplinks,
+            *(links[i].name for i in routes.defaults if i in links),
+        }
         underlay_mtu = _underlay_mtu(underlay, [links[ifindex] for ifindex in uplinks.values()])
         return plan.Observed(
             facts=Facts(
@@ -100,6 +109,7 @@ class Datapath:
                 tunnel_mtu=underlay_mtu - plan.TUNNEL_OVERHEAD if underlay_mtu else 0,
                 object_digest=self._digest,
                 underlay=underlay.name if underlay else "",
+                host_devices=devices.host_devices(links, bridges) | ways_out | self._host_devices,
             ),
             pinned_digest=0 if pins.missing(self._pins) else loader.pinned_digest(self._pins),
             underlay_mtu=underlay_mtu,

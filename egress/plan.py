@@ -426,7 +426,7 @@ def problems(desired: Desired, observed: Observed) -> tuple[Problem, ...]:
         kept = observed.facts.devices.get(address)
         message = f"more than one pod has {address}; {f'it is that of {kept.name}' if kept else 'it is nobody'}'s"
         found.append(Problem(f"pod-address/{address}", "PodAddressTwice", message))
-    return (*found, *_unguarded(desired), *_overloads(desired))
+    return (*found, *_unguarded(desired, observed.facts), *_overloads(desired))
 
 
 def _concerned(desired: Desired) -> frozenset[IPAddress]:
@@ -435,12 +435,14 @@ def _concerned(desired: Desired) -> frozenset[IPAddress]:
     return frozenset(address for address in desired.pods if address.version in covered)
 
 
-def _unguarded(desired: Desired) -> Iterator[Problem]:
-    """The guard knows a pod that is not in the store yet only by the node's pod CIDRs."""
-    outside = [a for a in _concerned(desired) if not any(a in network for network in desired.pod_cidrs)]
+def _unguarded(desired: Desired, facts: Facts) -> Iterator[Problem]:
+    """A bridge is known for one of pods by the pods that are on it, or by the node's pod CIDRs before there are any."""
+    found = {a: facts.devices[a] for a in _concerned(desired) if a in facts.devices}
+    on_bridge = [a for a, device in found.items() if device.forward_name != device.name]
+    outside = [a for a in on_bridge if not any(a in network for network in desired.pod_cidrs)]
     if outside:
-        which = f"{len(outside)} addresses of pods, {_sorted(outside)[0]} among them, are outside the node's pod CIDRs"
-        message = f"{which}: a new pod there is not guarded before it is in the store; set the Node's spec.podCIDRs"
+        which = f"{len(outside)} pods, {_sorted(outside)[0]} among them, have addresses outside the node's pod CIDRs"
+        message = f"{which}: the first pod on a new bridge is not guarded before it is in the store; set spec.podCIDRs"
         yield Problem(f"node/{desired.node}", "PodOutsidePodCidrs", message)
 
 

@@ -62,6 +62,8 @@ class EgressConfig:
     """Off: no program is attached and no map is made."""
     uplinks: tuple[str, ...] = ()
     """Devices by which egress traffic leaves; none = those of the default routes."""
+    host_devices: tuple[str, ...] = ()
+    """Devices that look like pods' and are not: the host forwards for others by them."""
     tunnel_port: int = 8473
     """UDP port of the tunnel between nodes; not 8472 (VXLAN of most CNIs) nor 4789 (IANA's VXLAN)."""
     attach: Literal["auto", "tcx", "clsact"] = "auto"
@@ -281,10 +283,13 @@ def _listen(section: Section, default: tuple[IPAddress, int] | None) -> tuple[IP
 
 
 def _egress(section: Section) -> EgressConfig:
-    egress = _sub(section, "egress", "enabled", "uplinks", "tunnel-port", "attach", "loader", "nat-entries")
+    egress = _sub(
+        section, "egress", "enabled", "uplinks", "host-devices", "tunnel-port", "attach", "loader", "nat-entries"
+    )
     return EgressConfig(
         enabled=egress.boolean("enabled", True),
         uplinks=tuple(_device(item) for item in egress.items("uplinks")),
+        host_devices=tuple(_device(item) for item in egress.items("host-devices")),
         tunnel_port=egress.integer("tunnel-port", 1, 65535, DEFAULT.egress.tunnel_port),
         attach=cast(Literal["auto", "tcx", "clsact"], _choice(egress, "attach", "auto", "tcx", "clsact")),
         loader=cast(Literal["libbpf", "bcc"], _choice(egress, "loader", "libbpf", "bcc")),

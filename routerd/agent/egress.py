@@ -26,7 +26,13 @@ PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 132: "SCTP"}
 
 
 def open_datapath(config: Config) -> Datapath:
-    return Datapath(config.pin_dir, config.egress.attach, config.egress.nat_entries, config.egress.loader)
+    return Datapath(
+        config.pin_dir,
+        config.egress.attach,
+        config.egress.nat_entries,
+        config.egress.loader,
+        config.egress.host_devices,
+    )
 
 
 class EgressRoom:

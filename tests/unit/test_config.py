@@ -32,7 +32,8 @@ metrics-listen: "[::1]:9000"
 log: {format: json, level: debug}
 service-cidrs: [10.96.0.0/12]
 cluster-cidrs: ["fd00::/8"]
-egress: {enabled: false, uplinks: [eth0], tunnel-port: 9999, attach: tcx, loader: bcc, nat-entries: 2048}
+egress: {enabled: false, uplinks: [eth0], host-devices: [ve-web], tunnel-port: 9999, attach: tcx, loader: bcc,
+  nat-entries: 2048}
 bgp: {enabled: false, router-id: 192.0.2.1, announce: {loadbalancer: false, pod-cidrs: true, egress: false}}
 operator: {ledger: /l, retention: 1d, egress-retention: "0", cooldown: 5m, metrics-listen: "0.0.0.0:9001"}
 """
@@ -41,7 +42,14 @@ operator: {ledger: /l, retention: 1d, egress-retention: "0", cooldown: 5m, metri
     assert config.metrics_listen == (IPv6Address("::1"), 9000)
     assert (config.service_cidrs, config.cluster_cidrs) == ((ip_network("10.96.0.0/12"),), (ip_network("fd00::/8"),))
     assert config.egress == replace(
-        config.egress, enabled=False, uplinks=("eth0",), tunnel_port=9999, attach="tcx", loader="bcc", nat_entries=2048
+        config.egress,
+        enabled=False,
+        uplinks=("eth0",),
+        host_devices=("ve-web",),
+        tunnel_port=9999,
+        attach="tcx",
+        loader="bcc",
+        nat_entries=2048,
     )
     assert not config.bgp.enabled
     assert config.bgp.announce.pod_cidrs

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 import pytest
 
 from egress.entries import Facts, PodDevice
-from egress.guard import Guard, digest, early, render
+from egress.guard import Guard, digest, early, pod_bridges, render
 from egress.nft import parse, parse_counters, transaction
 from egress.policy import Desired, Policy, Ports
 
@@ -41,6 +41,7 @@ add set inet routerd pod_sources6 { type ipv6_addr; flags interval; }
 add set inet routerd decided6 { type ifname . ipv6_addr; }
 add set inet routerd nodes { type ipv4_addr; }
 add set inet routerd pod_devices { type ifname; }
+add set inet routerd host_devices { type ifname; }
 add map inet routerd selected { type ifname . ipv4_addr : verdict; }
 add map inet routerd selected6 { type ifname . ipv6_addr : verdict; }
 add map inet routerd devices6 { type ifname : verdict; }
@@ -67,6 +68,8 @@ flush set inet routerd decided
 add element inet routerd decided { "bridge" . 10.1.0.6, "veth3" . 10.1.0.5 }
 flush set inet routerd decided6
 flush map inet routerd devices6
+flush set inet routerd host_devices
+add element inet routerd host_devices { "eth0", "lo" }
 flush set inet routerd nodes
 add element inet routerd nodes { 10.0.0.1 }
 flush set inet routerd pod_devices
@@ -82,15 +85,19 @@ add rule inet routerd prerouting udp dport 8473 ip daddr @nodes ip saddr != @nod
 add rule inet routerd prerouting udp dport 8473 notrack
 add rule inet routerd output udp dport 8473 notrack
 add rule inet routerd forward udp dport 8473 ip daddr @nodes ct original proto-dst != 8473 counter name forged drop
+add rule inet routerd forward udp dport 8473 ip daddr @nodes iifname != @host_devices counter name forged drop
 add rule inet routerd forward ct direction reply return
 add rule inet routerd forward ip daddr @cluster return
 add rule inet routerd forward iifname . ip saddr vmap @selected
 add rule inet routerd forward ip saddr @pod_sources ip daddr @covered iifname . ip saddr != @decided counter name undecided drop
+add rule inet routerd forward iifname != @host_devices ip daddr @covered iifname . ip saddr != @decided counter name undecided drop
 add rule inet routerd forward ip6 daddr @cluster6 return
 add rule inet routerd forward iifname . ip6 saddr vmap @selected6
 add rule inet routerd forward ip6 saddr @pod_sources6 ip6 daddr @covered6 iifname . ip6 saddr != @decided6 counter name undecided drop
 add rule inet routerd forward iifname . ip6 saddr != @decided6 iifname vmap @devices6
+add rule inet routerd forward iifname != @host_devices iifname != @pod_devices ip6 daddr @covered6 iifname . ip6 saddr != @decided6 counter name undecided drop
 add rule inet routerd input udp dport 8473 ct original proto-dst != 8473 counter name forged drop
+add rule inet routerd input udp dport 8473 iifname != @host_devices counter name forged drop
 add rule inet routerd input udp dport 8473 ip daddr != @nodes counter name forged drop
 add rule inet routerd input udp dport 8473 meta nfproto ipv6 counter name forged drop
 add rule inet routerd sent udp dport 8473 ip daddr @nodes ct original proto-dst != 8473 counter name forged drop
@@ -109,7 +116,8 @@ def plain(text: str) -> str:
 
 
 def test_the_whole_table() -> None:
-    assert plain(transaction(render(DESIRED, Facts(DEVICES)), None)) == GOLDEN
+    facts = Facts(DEVICES, host_devices=frozenset({"eth0", "lo"}))
+    assert plain(transaction(render(DESIRED, facts), None)) == GOLDEN
 
 
 def test_every_rule_carries_its_digest() -> None:
@@ -223,7 +231,6 @@ DUAL = replace(
     cluster=frozenset({IPv6Network("2001:db8:1::/48")}),
     pod_cidrs=frozenset({IPv4Network("10.1.0.0/24"), IPv6Network("2001:db8:1::/64")}),
 )  # fmt: skip
-UNDECIDED = ("ip6 daddr @covered6 counter name undecided drop",)
 
 
 def verdicts(guard: Guard, name: str) -> dict[str, tuple[str, ...]]:
@@ -265,21 +272,33 @@ def test_what_comes_from_the_world_is_no_pods_though_pods_are_on_the_same_device
 
 
 def test_ipv6_of_a_pod_that_is_not_known_yet_is_dropped_where_any_policy_covers_it() -> None:
-    new = PodDevice(9, "veth9", "veth9", bytes(6), bytes(6))
-    for address in (IPv4Address("10.1.0.9"), IPv6Address("2001:db8:1::9")):  # one of either family shows the device
-        guard = render(DUAL, Facts({**DEVICES, address: new}))
-        assert verdicts(guard, "devices6")["veth9"] == UNDECIDED
+    guard = render(DUAL, Facts(DEVICES, host_devices=frozenset({"eth0"})))
     assert guard.sets["covered6"] == {"::/0"}
     assert guard.sets["pod_sources6"] == {"2001:db8:1::/64"}
-    assert any("@pod_sources6" in rule and rule.endswith("undecided drop") for rule in guard.chains["forward"])
+    assert guard.sets["host_devices"] == {"eth0"}
+    suspects = [rule for rule in guard.chains["forward"] if "@covered6" in rule]
+    assert ["@pod_sources6" in rule for rule in suspects] == [True, False]
+    assert all(rule.endswith("undecided drop") for rule in suspects)
 
 
-def test_a_device_that_is_no_pods_is_left_alone() -> None:
-    """A container beside the cluster, and a bridge, which others may be on."""
-    other = PodDevice(9, "veth9", "veth9", bytes(6), bytes(6))
-    port = PodDevice(10, "veth10", "docker0", bytes(6), bytes(6))
-    guard = render(DUAL, Facts({IPv6Address("fd00:9::9"): other, IPv6Address("2001:db8:1::a"): port}))
-    assert guard.sets["devices6"] == frozenset()
+STRAY = IPv4Address("172.20.5.9")
+BRIDGED = PodDevice(10, "veth10", "br0", bytes(6), bytes(6))
+
+
+@pytest.mark.parametrize(
+    ("behind", "own", "found"),
+    [
+        ({STRAY: [BRIDGED]}, {}, set()),  # a container beside the cluster
+        ({PLAIN: [BRIDGED]}, {}, {"br0"}),
+        ({IPv4Address("10.1.0.99"): [BRIDGED]}, {}, {"br0"}),  # in the pod CIDRs, and not in the store yet
+        ({}, {IPv4Address("10.1.0.1"): "br0", STRAY: "eth0"}, {"br0"}),  # no pod is on it yet
+        ({POD: [DEVICES[POD]]}, {STRAY: "docker0"}, set()),
+    ],
+)
+def test_a_bridge_is_one_of_pods_by_the_addresses_on_it(
+    behind: dict[IPv4Address, list[PodDevice]], own: dict[IPv4Address, str], found: set[str]
+) -> None:
+    assert pod_bridges(DESIRED, dict(behind), dict(own)) == found
 
 
 def test_what_the_guard_has_to_itself_waits_for_no_map() -> None:

@@ -224,8 +224,10 @@ def test_what_pods_lack_is_told_in_families_that_a_policy_covers(
     found = problems(desired, nowhere)
     for reason in ("PodDeviceMissing", "PodAddressTwice"):
         assert {each.object for each in found if each.reason == reason} == {f"pod-address/{pod}" for pod in told}
+    bridged = {pod: PodDevice(7, "veth7", "cni0", bytes(6), bytes(6)) for pod in PODS}
+    found = problems(desired, replace(nowhere, facts=Facts(bridged, {"eth0": 2})))
     outside = [each.message.partition(",")[0] for each in found if each.reason == "PodOutsidePodCidrs"]
-    assert outside == ([f"{len(told)} addresses of pods"] if told else [])
+    assert outside == ([f"{len(told)} pods"] if told else [])
 
 
 # --- every prefix of a plan
