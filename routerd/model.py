@@ -255,6 +255,7 @@ class EgressPolicy:
     priority: int = 0
     created: str = ""
     origin: Origin = Origin()
+    refused: bool = False  # only who and what it covers was taken: that is dropped, and a refusal says why
 
     @property
     def key(self) -> str:

@@ -33,6 +33,7 @@ from routerd.model import (
 )
 from routerd.refs import PEER, Ref
 from routerd.selectors import matches_any
+from routerd.store.closed import is_policy
 from routerd.store.embedded.disk import manifest_files, read_text
 from routerd.store.merge import merge
 
@@ -117,7 +118,7 @@ def check_texts(texts: Mapping[str, str]) -> list[Finding]:
             else:
                 loaded.append(part)
     snapshot = merge(loaded, allocations=None)
-    taken = {entry.ref for part in loaded for entry in part.entries}
+    taken = {entry.ref for part in loaded for entry in part.entries if not is_policy(entry, refused=True)}
     findings += [_of_refusal(refusal, taken) for refusal in snapshot.refusals]
     return findings + cross_check(snapshot)
 
@@ -170,6 +171,8 @@ def cross_check(snapshot: Snapshot) -> list[Finding]:
     pools, nodes = snapshot.pools or {}, list((snapshot.nodes or {}).values())
     found: list[Finding] = []
     for policy in (snapshot.policies or {}).values():
+        if policy.refused:
+            continue
         found += _check_pool(policy, pools)
         found += _check_gateways(policy, nodes)
         found += _check_excluded(policy)

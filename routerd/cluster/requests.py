@@ -54,10 +54,10 @@ def service_request(service: Service) -> Request:
 def policy_request(policy: EgressPolicy, node_addresses: frozenset[IPAddress]) -> Request | None:
     """An address that policies give may be shared by them; one on a node's interface is the node's, so not bound.
 
-    None if no egress IP would be of use: nothing of the policy is translated.
+    None if no egress IP would be of use: the policy is refused, or nothing of it is translated.
     """
     versions = egress_versions(policy.destinations, policy.egress_ip)
-    if not versions:
+    if policy.refused or not versions:
         return None
     is_given = policy.egress_ip is not None
     return Request(

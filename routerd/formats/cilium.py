@@ -6,16 +6,15 @@ prunes them. Pure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from routerd.formats.closed import Read, Refused
 from routerd.formats.document import Section, Value
-from routerd.formats.meta import Meta, label_selector, read_meta
+from routerd.formats.meta import label_selector, read_meta
 from routerd.formats.native import unusable
-from routerd.model import EgressPolicy, IPAddress, LabelSelector, PodSelection, Refusal
-from routerd.refs import Ref
+from routerd.model import EgressPolicy, IPAddress, IPNetwork, LabelSelector, PodSelection, Refusal
 from routerd.selectors import Requirement
 
-Read = tuple[EgressPolicy | None, tuple[Refusal, ...]]
 MAX_GATEWAYS = 64
 NAMESPACE_LABEL_PREFIX = "io.cilium.k8s.namespace.labels."  # in a pod selector: a label of the pod's namespace
 
@@ -24,100 +23,81 @@ NAMESPACE_LABEL_PREFIX = "io.cilium.k8s.namespace.labels."  # in a pod selector:
 class _Gateway:
     place: Value
     nodes: LabelSelector
-    interface: str
-    address: IPAddress | None
-
-
-class _Refused(Exception):
-    """Leaves a reader with the refusal of the whole policy."""
-
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.message)
-        self.refusal = refusal
+    address: IPAddress
 
 
 def read_egress_nat_policy(value: Value) -> Read:
-    """CiliumEgressNATPolicy. The gateway is the node that holds the address, else the labelled gateways."""
-    meta = read_meta(value)
-    try:
-        return _nat_policy(value, meta)
-    except _Refused as refused:
-        return None, (refused.refusal,)
+    """CiliumEgressNATPolicy. The gateway is the node that holds the address, else the labelled gateways.
+
+    Raises InputError, `Refused` among them; so do the other readers.
+    """
+    source_ip = value.section.require("spec").section.require("egressSourceIP")
+    return replace(covered_by_nat_policy(value), egress_ip=_usable(source_ip, source_ip.address())), ()
 
 
 def read_egress_gateway_policy(value: Value) -> Read:
     """CiliumEgressGatewayPolicy."""
-    meta = read_meta(value)
-    try:
-        return _gateway_policy(value, meta)
-    except _Refused as refused:
-        return None, (refused.refusal,)
+    gateway, unused = _gateway(value.section.require("spec").section)
+    message = "only gateways of one egress IP, told apart by one label, can be taken together: this one is not used"
+    policy = replace(covered_by_gateway_policy(value), egress_ip=gateway.address, gateways=gateway.nodes)
+    return policy, tuple(Refusal(policy.ref, "GatewayNotUsed", str(each.place.error(message))) for each in unused)
 
 
-def _refusal(meta: Meta, place: Value, reason: str, message: str) -> Refusal:
-    return Refusal(Ref(meta.kind, name=meta.name), reason, str(place.error(message)))
-
-
-def _nat_policy(value: Value, meta: Meta) -> Read:
-    spec = value.section.require("spec").section
-    source_ip = spec.require("egressSourceIP")
-    policy = EgressPolicy(
+def covered_by_nat_policy(value: Value) -> EgressPolicy:
+    """Who and what it covers, without its egress IP."""
+    meta, spec = read_meta(value), value.section.require("spec").section
+    return EgressPolicy(
         name=meta.name,
         kind=meta.kind,
-        selections=_selections(meta, spec.require("egress")),
-        destinations=tuple(item.network(host_bits=True) for item in _some_cidrs(meta, spec)),
-        egress_ip=_usable(meta, source_ip, source_ip.address()),
+        selections=_selections(spec.require("egress")),
+        destinations=_destinations(spec),
         created=meta.created,
         origin=meta.origin,
     )
-    return policy, ()
 
 
-def _gateway_policy(value: Value, meta: Meta) -> Read:
-    spec = value.section.require("spec").section
-    gateway, refusals = _gateway(meta, spec)
-    policy = EgressPolicy(
+def covered_by_gateway_policy(value: Value) -> EgressPolicy:
+    """Who and what it covers, without its gateways."""
+    meta, spec = read_meta(value), value.section.require("spec").section
+    return EgressPolicy(
         name=meta.name,
         kind=meta.kind,
-        selections=_selections(meta, spec.require("selectors")),
-        destinations=tuple(item.network(host_bits=True) for item in _some_cidrs(meta, spec)),
+        selections=_selections(spec.require("selectors")),
+        destinations=_destinations(spec),
         excluded=tuple(item.network(host_bits=True) for item in spec.items("excludedCIDRs")),
-        egress_ip=gateway.address,
-        gateways=gateway.nodes,
         created=meta.created,
         origin=meta.origin,
     )
-    return policy, refusals
 
 
-def _some_cidrs(meta: Meta, spec: Section) -> list[Value]:
+def _destinations(spec: Section) -> tuple[IPNetwork, ...]:
     cidrs = spec.require("destinationCIDRs")
     if not cidrs.items():
-        raise _Refused(_refusal(meta, cidrs, "NoDestinations", "no destinations: the policy selects no traffic"))
-    return cidrs.items()
+        raise Refused(cidrs, "NoDestinations", "no destinations: the policy selects no traffic")
+    return tuple(item.network(host_bits=True) for item in cidrs.items())
 
 
-def _usable(meta: Meta, place: Value, address: IPAddress) -> IPAddress:
+def _usable(place: Value, address: IPAddress) -> IPAddress:
     if fault := unusable(address):
-        raise _Refused(_refusal(meta, place, "InvalidEgressIP", f"{address} cannot be an egress IP: {fault}"))
+        raise Refused(place, "InvalidEgressIP", f"{address} cannot be an egress IP: {fault}")
     return address
 
 
 # --- who is selected ---------------------------------------------------------------------------------------------
 
 
-def _selections(meta: Meta, rules: Value) -> tuple[PodSelection, ...]:
+def _selections(rules: Value) -> tuple[PodSelection, ...]:
     if not rules.items():
-        raise _Refused(_refusal(meta, rules, "NoSelectors", "no selectors: the policy selects no pod"))
-    return tuple(_selection(meta, item) for item in rules.items())
+        raise Refused(rules, "NoSelectors", "no selectors: the policy selects no pod")
+    return tuple(_selection(item) for item in rules.items())
 
 
-def _selection(meta: Meta, rule: Value) -> PodSelection:
+def _selection(rule: Value) -> PodSelection:
     section = rule.section
     pods, namespaces, nodes = (_selector(section, f"{what}Selector") for what in ("pod", "namespace", "node"))
     if pods is None and namespaces is None:
         message = "neither podSelector nor namespaceSelector: say {} to select all"
-        raise _Refused(_refusal(meta, rule, "NoSelectors", message))
+        raise Refused(rule, "NoSelectors", message)
     pods, of_namespace = _split(pods)
     return PodSelection(pods, _both(namespaces, of_namespace), nodes)
 
@@ -158,45 +138,39 @@ def _both(one: LabelSelector | None, other: LabelSelector | None) -> LabelSelect
 # --- by which gateway --------------------------------------------------------------------------------------------
 
 
-def _gateway(meta: Meta, spec: Section) -> tuple[_Gateway, tuple[Refusal, ...]]:
+def _gateway(spec: Section) -> tuple[_Gateway, list[_Gateway]]:
     """The gateway, and what of the list could not be taken. A list that is not empty replaces `egressGateway`."""
     several = spec.items("egressGateways")
     if len(several) > MAX_GATEWAYS:
         message = f"{len(several)} gateways, at most {MAX_GATEWAYS} are allowed"
-        raise _Refused(_refusal(meta, several[MAX_GATEWAYS], "TooManyGateways", message))
+        raise Refused(several[MAX_GATEWAYS], "TooManyGateways", message)
     gateways = [_read_gateway(item) for item in several or [spec.require("egressGateway")]]
-    for gateway in gateways:
-        _check_gateway(meta, gateway)
     first = gateways[0]
     alike = [gateway for gateway in gateways if gateway.address == first.address]
     nodes = _any_of([gateway.nodes for gateway in alike])
     if nodes is None:
         alike, nodes = [first], first.nodes
-    rest = [gateway for gateway in gateways if gateway not in alike]
-    message = "only gateways of one egress IP, told apart by one label, can be taken together: this one is not used"
-    refusals = tuple(_refusal(meta, gateway.place, "GatewayNotUsed", message) for gateway in rest)
-    return _Gateway(first.place, nodes, "", first.address), refusals
+    return replace(first, nodes=nodes), [gateway for gateway in gateways if gateway not in alike]
 
 
 def _read_gateway(value: Value) -> _Gateway:
     section = value.section
-    address = section.get("egressIP")
-    given = address.address() if address is not None and address.text else None
+    given = section.get("egressIP")
+    address = given.address() if given is not None and given.text else None
     nodes = label_selector(section.require("nodeSelector"), strict=False, rename=_without_source)
-    return _Gateway(value, nodes, section.string("interface"), given)
+    return _Gateway(value, nodes, _checked(value, section.string("interface"), address))
 
 
-def _check_gateway(meta: Meta, gateway: _Gateway) -> None:
-    if gateway.interface and gateway.address is not None:
-        message = "interface and egressIP exclude each other"
-        raise _Refused(_refusal(meta, gateway.place, "InvalidGateway", message))
-    if gateway.interface:
-        message = f'interface "{gateway.interface}" is not supported: name the address with egressIP'
-        raise _Refused(_refusal(meta, gateway.place, "InterfaceNotSupported", message))
-    if gateway.address is None:
+def _checked(place: Value, interface: str, address: IPAddress | None) -> IPAddress:
+    if interface and address is not None:
+        raise Refused(place, "InvalidGateway", "interface and egressIP exclude each other")
+    if interface:
+        message = f'interface "{interface}" is not supported: name the address with egressIP'
+        raise Refused(place, "InterfaceNotSupported", message)
+    if address is None:
         message = "no egressIP: the address of the gateway's default route is not supported, name one"
-        raise _Refused(_refusal(meta, gateway.place, "NoEgressIP", message))
-    _usable(meta, gateway.place, gateway.address)
+        raise Refused(place, "NoEgressIP", message)
+    return _usable(place, address)
 
 
 def _any_of(selectors: list[LabelSelector]) -> LabelSelector | None:

@@ -6,12 +6,14 @@ somebody else's takes a reader, a row here, and its line in configs/deploy/rbac.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from routerd.formats import cilium, core, metallb, native
 from routerd.formats.allocations import read_allocations, read_node_report
+from routerd.formats.closed import fail_closed
 from routerd.formats.document import Value
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.model import (
@@ -32,12 +34,14 @@ _Cluster = Node | Namespace | Pod | Service | EndpointSlice
 Object = _Cluster | AddressPool | EgressPolicy | LegacyConfig | Allocations | NodeReport
 Read = tuple[Object | None, tuple[Refusal, ...]]  # what an object says, and what of it cannot be done
 Reader = Callable[[Value], Read]
+T = TypeVar("T", bound=Object)
 Role = Literal["agent", "operator"]
 
 OURS = "routerd.io"
 AGENT: frozenset[Role] = frozenset({"agent"})
 OPERATOR: frozenset[Role] = frozenset({"operator"})
 BOTH = AGENT | OPERATOR
+LIKENESS = 0.9  # 1 = equal; other policies of Cilium's are less than 0.8 like those that are read
 CONFIGURATION = frozenset({"bgp", "pools", "policies"})  # parts of the snapshot that people write
 
 
@@ -70,7 +74,7 @@ class Kind:
         return not CONFIGURATION.isdisjoint(self.parts)
 
 
-def _plain(read: Callable[[Value], Object]) -> Reader:
+def _plain(read: Callable[[Value], T]) -> Callable[[Value], tuple[T, tuple[Refusal, ...]]]:
     return lambda value: (read(value), ())
 
 
@@ -112,7 +116,8 @@ _OWN = (
         read_by=BOTH, status_by="operator",
     ),
     Kind(
-        OURS, "v1alpha1", "EgressPolicy", "egresspolicies", reader=_plain(native.read_egress_policy),
+        OURS, "v1alpha1", "EgressPolicy", "egresspolicies",
+        reader=fail_closed(_plain(native.read_egress_policy), native.covered_by_egress_policy),
         parts=("policies",), read_by=BOTH, status_by="operator",
     ),
     Kind(
@@ -127,11 +132,13 @@ _OWN = (
 _FOREIGN = (
     Kind(
         "cilium.io", "v2", "CiliumEgressGatewayPolicy", "ciliumegressgatewaypolicies",
-        reader=cilium.read_egress_gateway_policy, parts=("policies",), read_by=BOTH,
+        reader=fail_closed(cilium.read_egress_gateway_policy, cilium.covered_by_gateway_policy),
+        parts=("policies",), read_by=BOTH,
     ),
     Kind(
         "cilium.io", "v2alpha1", "CiliumEgressNATPolicy", "ciliumegressnatpolicies",
-        reader=cilium.read_egress_nat_policy, parts=("policies",), read_by=BOTH,
+        reader=fail_closed(cilium.read_egress_nat_policy, cilium.covered_by_nat_policy),
+        parts=("policies",), read_by=BOTH,
     ),
     Kind(
         "metallb.io", "v1beta1", "IPAddressPool", "ipaddresspools", namespaced=True,
@@ -165,9 +172,21 @@ KINDS: tuple[Kind, ...] = (*_CORE, *_OWN, *_FOREIGN, *_REFUSED)
 BY_NAME: Mapping[tuple[str, str], Kind] = {(each.group, each.name): each for each in KINDS}
 
 
+POLICY_KINDS: Mapping[str, Kind] = {each.name: each for each in KINDS if "policies" in each.parts}
+
+
+def policy_meant(group: str, name: str) -> Kind | None:
+    """The kind of policy that a kind which nobody knows must be a misspelling of."""
+    names = {f"{each.group}/{each.name}".lower(): each for each in POLICY_KINDS.values()}
+    near = difflib.get_close_matches(f"{group}/{name}".lower(), names, n=1, cutoff=LIKENESS)
+    return names[near[0]] if near else None
+
+
 def read_by(role: Role) -> tuple[Kind, ...]:
     """What a role lists and watches."""
     return tuple(each for each in KINDS if role in each.read_by)
 
 
-__all__ = ["BY_NAME", "KINDS", "OURS", "Kind", "Object", "Read", "Reader", "Role", "read_by"]
+__all__ = [
+    "BY_NAME", "KINDS", "OURS", "POLICY_KINDS", "Kind", "Object", "Read", "Reader", "Role", "policy_meant", "read_by",
+]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, summarize_address_range
 from typing import Literal, cast
 
@@ -188,22 +189,28 @@ def _is_below(text: str, limit: int) -> bool:
 
 def read_egress_policy(value: Value) -> EgressPolicy:
     """Raises InputError. IPv6 parses; what the datapath does with it is not decided here."""
-    spec = open_object(value)
-    meta = read_meta(value)
-    spec.only(
+    spec = open_object(value).only(
         "selectors", "destinationCIDRs", "excludedCIDRs", "ports", "egressIP", "pool", "gateways", "priority"
-    )  # fmt: skip
+    )
     address, pool = _exit(spec)
-    return EgressPolicy(
-        name=meta.name,
-        selections=tuple(_selection(item) for item in spec.require("selectors").nonempty("selector")),
-        destinations=tuple(item.network() for item in spec.require("destinationCIDRs").nonempty("CIDR")),
-        excluded=tuple(item.network() for item in spec.items("excludedCIDRs")),
+    return replace(
+        covered_by_egress_policy(value),
         ports=tuple(_ports(item) for item in spec.items("ports")),
         egress_ip=address,
         pool=pool,
         gateways=_gateways(spec),
         priority=spec.integer("priority", -PRIORITY, PRIORITY, 0),
+    )
+
+
+def covered_by_egress_policy(value: Value) -> EgressPolicy:
+    """Who it covers and to which destinations, by any port; without its egress IP. Raises InputError."""
+    meta, spec = read_meta(value), value.section.require("spec").section
+    return EgressPolicy(
+        name=meta.name,
+        selections=tuple(_selection(item) for item in spec.require("selectors").nonempty("selector")),
+        destinations=tuple(item.network() for item in spec.require("destinationCIDRs").nonempty("CIDR")),
+        excluded=tuple(item.network() for item in spec.items("excludedCIDRs")),
         created=meta.created,
         origin=meta.origin,
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from routerd.errors import InputError
 from routerd.formats import core
 from routerd.formats.compose import documents, inner_source
 from routerd.formats.document import Source, Value, suggestion
-from routerd.formats.kinds import BY_NAME, KINDS, OURS, Kind, Object
+from routerd.formats.kinds import BY_NAME, KINDS, OURS, Kind, Object, policy_meant
 from routerd.formats.legacy_bgp import Dialect, parse
 from routerd.formats.meta import ROUTERD, read_meta
 from routerd.model import Origin, Refusal
@@ -32,16 +32,19 @@ class Loaded:
     entries: tuple[Entry, ...] = ()
     refusals: tuple[Refusal, ...] = ()  # objects that were understood and cannot be done
     ignored: tuple[str, ...] = ()  # "FILE:LINE: Kind/name" of kinds that are no business of ours
+    unread: tuple[Ref, ...] = ()  # documents of which no object was made, by the kind that must have been meant
+    is_silent: bool = False  # a file without any document
 
 
 def read_text(text: str, file: str = "") -> Loaded:
     """Every object of a file. Raises InputError at the first mistake that makes the file wrong."""
     lines = text.split("\n")
     try:
-        values = [item for document in documents(text, Source(file)) for item in core.expand_lists(document)]
+        found = documents(text, Source(file))
+        values = [item for document in found for item in core.expand_lists(document)]
     except ValueError as error:  # as in `read_object`
         raise InputError(f"not understood: {error}", file=file) from error
-    return _joined([read_object(value, lines) for value in values])
+    return replace(_joined([read_object(value, lines) for value in values]), is_silent=not found)
 
 
 def _joined(parts: list[Loaded]) -> Loaded:
@@ -49,6 +52,7 @@ def _joined(parts: list[Loaded]) -> Loaded:
         tuple(entry for part in parts for entry in part.entries),
         tuple(refusal for part in parts for refusal in part.refusals),
         tuple(line for part in parts for line in part.ignored),
+        tuple(ref for part in parts for ref in part.unread),
     )
 
 
@@ -72,10 +76,10 @@ def _read(value: Value, lines: list[str] | None) -> Loaded:
         return _config_map(value, lines or [])
     kind = BY_NAME.get((group, name))
     if kind is None or kind.reader is None:
-        return _not_read(value, kind, name)
+        return _not_read(value, kind, group, name)
     found, refusals = kind.reader(value)
-    entries = (Entry(_ref(value, kind), found, value.origin),) if found is not None else ()
-    return Loaded(entries, refusals)
+    ref = _ref(value, kind)
+    return Loaded((Entry(ref, found, value.origin),), refusals) if found else Loaded((), refusals, unread=(ref,))
 
 
 def _check_own(value: Value, version: str, name: str) -> None:
@@ -95,13 +99,17 @@ def _ref(value: Value, kind: Kind) -> Ref:
     return Ref(kind.name, meta.namespace_or_default if kind.namespaced else "", meta.name)
 
 
-def _not_read(value: Value, kind: Kind | None, name: str) -> Loaded:
+def _not_read(value: Value, kind: Kind | None, group: str, name: str) -> Loaded:
     given = value.section.at("metadata", "name")
     shown = Ref(name, name=given.text if given is not None and given.is_scalar else "?")
+    if kind is None and (meant := policy_meant(group, name)) is not None:
+        ref = Ref(meant.name, name=shown.name)
+        message = f'{value.origin}: unknown kind "{group}/{name}"; did you mean "{meant.api_version}", "{meant.name}"?'
+        return Loaded(refusals=(Refusal(ref, "UnknownKind", message),), unread=(ref,))
     if kind is None or not kind.instead:
-        return Loaded(ignored=(f"{value.origin}: {shown}",))
+        return Loaded(ignored=(f"{value.origin}: {shown}",), unread=(shown,))
     message = f"{value.origin}: {name} ({kind.group}) is not supported: {kind.instead}"
-    return Loaded(refusals=(Refusal(shown, "KindNotSupported", message),))
+    return Loaded(refusals=(Refusal(shown, "KindNotSupported", message),), unread=(shown,))
 
 
 # --- ConfigMaps --------------------------------------------------------------------------------------------------

@@ -179,20 +179,24 @@ def _policy(policy: EgressPolicy, group: int) -> Policy:
     )
 
 
-def group_of(key: str, allocations: Allocations) -> EgressGroup | None:
-    """The published group that policy `key` leaves through."""
-    return next((g for g in allocations.groups if key in g.policies and may_leave_as(g.egress_ip)), None)
+def group_of(policy: EgressPolicy, allocations: Allocations) -> EgressGroup | None:
+    """The published group that it leaves through."""
+    groups = (g for g in allocations.groups if policy.key in g.policies and may_leave_as(g.egress_ip))
+    return None if policy.refused else next(groups, None)
 
 
 def _policy_groups(
     policies: Mapping[str, EgressPolicy], allocations: Allocations
 ) -> tuple[dict[str, int], tuple[Refusal, ...]]:
-    """Group by key of each policy; 0 = none is published, so its traffic is dropped."""
+    """Group by key of each policy; 0 = it is refused or none is published, so its traffic is dropped."""
     usable = [group for group in allocations.groups if may_leave_as(group.egress_ip)]
     published = {key: group.id for group in reversed(usable) for key in group.policies}
     groups: dict[str, int] = {}
     refusals = []
     for key, policy in sorted(policies.items()):
+        if policy.refused:
+            groups[key] = 0
+            continue
         if lacking := unsupported(policy.destinations, policy.egress_ip):
             refusals.append(Refusal(policy.ref, UNSUPPORTED_FAMILY, lacking))
         is_translated = bool(egress_versions(policy.destinations, policy.egress_ip))

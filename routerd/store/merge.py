@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ from routerd.model import (
     Snapshot,
 )
 from routerd.refs import Ref
+from routerd.store.closed import is_policy, unreadable
 
 T = TypeVar("T")
 
@@ -64,20 +65,27 @@ def merge(
     allocations: Allocations | None,
     refusals: tuple[Refusal, ...] = (),
     service_cidrs: tuple[IPNetwork, ...] = (),
+    seen: Collection[str] = (),
 ) -> Snapshot:
-    """`files` in the order of their names: of two equal keys the first wins."""
+    """`files` in the order of their names: of two equal keys the first wins. `seen`: policies that were known before.
+
+    Policies are not known while one that is in force cannot be read.
+    """
     files = tuple(files)
     entries, duplicates = _unique(entry for file in files for entry in file.entries)
     misplaced = [_misplaced(entry) for entry in entries if isinstance(entry.object, Allocations | NodeReport)]
     pools = _Pools()
     for written, pool in _all_pools(entries):
         pools.take(written, pool)
+    policies = {policy.key: policy for policy in _of(entries, EgressPolicy)}
+    lost = unreadable(files, policies, allocations, seen)
     all_refusals = [
         *refusals,
         *(one for file in files for one in file.refusals),
         *duplicates,
         *misplaced,
         *pools.refusals,
+        *lost,
     ]
     return Snapshot(
         nodes={node.name: node for node in _of(entries, Node)},
@@ -87,7 +95,7 @@ def merge(
         endpoint_slices=tuple(_of(entries, EndpointSlice)),
         bgp=Peering(_peers(_of(entries, LegacyConfig))),
         pools=pools.by_name,
-        policies={policy.key: policy for policy in _of(entries, EgressPolicy)},
+        policies=None if lost else policies,
         allocations=allocations,
         refusals=tuple(sorted(all_refusals, key=lambda one: one.order)),
         service_cidrs=service_cidrs,
@@ -97,7 +105,7 @@ def merge(
 def _unique(entries: Iterable[Entry]) -> tuple[list[Entry], list[Refusal]]:
     first: dict[Ref, Entry] = {}
     refusals = []
-    for entry in entries:
+    for entry in sorted(entries, key=lambda entry: is_policy(entry, refused=True)):  # a good one comes first
         other = first.setdefault(entry.ref, entry)
         if other is not entry:
             message = f"{entry.origin}: {entry.ref} is already defined at {other.origin}; this one is not used"

@@ -156,7 +156,7 @@ def _policies(view: View) -> list[Row]:
 
 def _policy(key: str, view: View) -> Row:
     policy = (view.snapshot.policies or {})[key]
-    group = group_of(key, view.snapshot.allocations or Allocations())
+    group = group_of(policy, view.snapshot.allocations or Allocations())
     desired_group = view.state.egress.groups.get(group.id) if group and view.state.egress else None
     gateway = next((g.node for g in desired_group.gateways if g.up), "") if desired_group else ""
     pods = selected_pods(view.state.egress) if view.state.egress else ()

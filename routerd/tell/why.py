@@ -204,7 +204,7 @@ def _policy_step(
     policy: EgressPolicy, destinations: Sequence[IPNetwork], state: NodeState, allocations: Allocations
 ) -> Step:
     question = _question(policy, destinations)
-    group = group_of(policy.key, allocations)
+    group = group_of(policy, allocations)
     if group is None:
         reasons = [r for r in state.refusals if r.object == policy.ref and r.reason != UNSUPPORTED_FAMILY]
         reason = reasons[0].reason if reasons else "NoGroup"

@@ -1,6 +1,7 @@
 """What the files of a directory say, and when a loss is believed. Reads files; no clock and no waiting of its own.
 
-A file that is wrong keeps what it last said. An object that vanishes is believed gone only when a second look, `GRACE`
+A file that is wrong, or says nothing any more, keeps what it last said; a policy that is refused does so by itself, and
+the rest of its file goes on. An object that vanishes is believed gone only when a second look, `GRACE`
 later, finds the file in the same state: editors and `cp` make a file empty or absent for a moment while they write it,
 and a withdrawal for that would be an outage. For the same reason a directory that cannot be read, or that is another
 one and empty, keeps what it last said.
@@ -10,11 +11,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from routerd.errors import InputError
 from routerd.formats.objects import Loaded, read_text
 from routerd.refs import Ref
+from routerd.store.closed import settled
 from routerd.store.embedded.disk import FileState, NotAFile, Stamp, manifest_files, refresh
 
 GRACE = 0.05  # seconds
+EMPTIED = "empty, and it was not: delete it if nothing of it is wanted any more"
 EMPTY_AFTER = 60.0  # seconds after which another directory that holds nothing is believed: an unmounted one looks so
 
 
@@ -92,10 +96,17 @@ class Manifests:
 
     def _look_at(self, path: Path, now: float, *, is_there: bool, is_touched: bool) -> None:
         before = self.files.get(path, FileState())
-        state = refresh(before, path, read_text, again=is_touched) if is_there else FileState(None, Loaded())
-        if state != before and _keys(before) - _keys(state) and not self._is_confirmed(path, state.stamp, now):
+
+        def read(text: str, file: str) -> Loaded:
+            return settled(before.good, read_text(text, file))
+
+        state = refresh(before, path, read, again=is_touched) if is_there else FileState(None, Loaded())
+        is_loss = state != before and bool(_keys(before) - _keys(state))
+        if is_loss and not self._is_confirmed(path, state.stamp, now):
             return
         self._losing.pop(path, None)
+        if is_loss and state.good is not None and state.good.is_silent:
+            state = FileState(state.stamp, before.good, InputError(EMPTIED, file=str(path)))
         if is_there:
             self.files[path] = state
         else:

@@ -59,6 +59,7 @@ class FileStore:
         self._service_cidrs = service_cidrs
         self._on_change = on_change
         self._reports: dict[Path, FileState[NodeReport]] = {}
+        self._seen: frozenset[str] = frozenset()  # keys of policies
         self._own = threading.Lock()  # our own files: written in the loop, read in the thread
         self._looking = asyncio.Lock()
         self._snapshot = Snapshot(service_cidrs=service_cidrs)
@@ -240,12 +241,15 @@ class FileStore:
         refusals = tuple(self._faults())
         if not self._manifests.is_synced:
             return Snapshot(refusals=refusals, service_cidrs=self._service_cidrs)
-        return merge(
+        snapshot = merge(
             self._manifests.loaded(),
             allocations=self._published.state.good,
             refusals=refusals,
             service_cidrs=self._service_cidrs,
+            seen=self._seen,
         )
+        self._seen |= (snapshot.policies or {}).keys()
+        return snapshot
 
     def _faults(self) -> list[Refusal]:
         """Files that are wrong, and what follows from it."""

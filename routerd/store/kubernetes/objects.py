@@ -17,6 +17,7 @@ from routerd.formats.kinds import Kind
 from routerd.formats.objects import Loaded, read_object
 from routerd.model import Refusal
 from routerd.refs import Ref
+from routerd.store.closed import settled
 from routerd.store.kubernetes.resources import ALLOCATIONS, CONFIG_MAPS, PART_LABEL, REPORTS, Resource
 
 Raw = Mapping[str, Any]
@@ -146,8 +147,8 @@ def stored_object(kind: Kind, raw: Raw, before: StoredObject | None, *, keep_sta
     uid = str(meta.get("uid") or "")
     is_document = kind is REPORTS or (kind is CONFIG_MAPS and _is_published(name, meta))
     loaded, error = (NOTHING, None) if is_document else _load(kind, raw, namespace, name)
-    if error is not None and before is not None and before.uid == uid:
-        loaded = before.loaded
+    earlier = before.loaded if before is not None and before.uid == uid else NOTHING
+    loaded = settled(earlier, loaded) if error is None else earlier
     return StoredObject(
         name=name,
         namespace=namespace,

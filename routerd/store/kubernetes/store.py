@@ -226,10 +226,11 @@ class KubernetesStore:
     def _config_parts(self, snapshot: Snapshot) -> Snapshot:
         """Pools, peers and policies, which may lie in several kinds; and what was published."""
         loaded = [one for each in self._collections() if each.resource.kind.placed for one in each.loaded()]
-        merged = merge([one for _, one in sorted(loaded, key=lambda one: one[0])], allocations=None)
+        allocations = self._read_allocations() if self._is_read("bgp") else snapshot.allocations
+        merged = merge([one for _, one in sorted(loaded, key=lambda one: one[0])], allocations=allocations)
         self._merge_refusals = merged.refusals
         if self._is_read("bgp"):
-            snapshot = replace(snapshot, bgp=merged.bgp, allocations=self._read_allocations())
+            snapshot = replace(snapshot, bgp=merged.bgp, allocations=allocations)
         if self._is_read("pools"):
             snapshot = replace(snapshot, pools=merged.pools)
         if self._is_read("policies"):

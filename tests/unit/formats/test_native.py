@@ -171,9 +171,23 @@ def test_policy_with_everything() -> None:
     ],
 )  # fmt: skip
 def test_every_mistake_is_named(text: str, message: str) -> None:
-    with pytest.raises(InputError) as caught:
-        read_text(text, "f.yaml")
-    assert str(caught.value) == f"f.yaml:{message}"
+    assert mistakes(text) == [f"f.yaml:{message}"]
+
+
+def mistakes(text: str) -> list[str]:
+    """A pool's costs its file, a policy's only the policy."""
+    try:
+        return [refusal.message for refusal in read_text(text, "f.yaml").refusals]
+    except InputError as error:
+        return [str(error)]
+
+
+@pytest.mark.parametrize("rest", ["  pool: p\n  egressIP: 192.0.2.1", "  pool: p\n  ports: [{protocol: SCTP}]"])
+def test_a_refused_policy_covers_what_it_says_by_any_port(rest: str) -> None:
+    policy = one(POLICY + REST + rest)
+    assert isinstance(policy, EgressPolicy)
+    assert (policy.refused, policy.ports, policy.egress_ip, policy.pool) == (True, (), None, "")
+    assert policy.destinations == (ip_network("198.51.100.0/24"),)
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])

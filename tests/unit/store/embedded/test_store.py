@@ -14,7 +14,7 @@ from routerd.formats.allocations import write_allocations, write_node_report
 from routerd.model import Allocations, NodeReport, ServiceAllocation, Writer
 from routerd.store.embedded import manifests as manifests_module
 from routerd.store.embedded.disk import is_manifest, manifest_files, write_atomically
-from routerd.store.embedded.manifests import GRACE, Manifests
+from routerd.store.embedded.manifests import EMPTIED, GRACE, Manifests
 from routerd.store.interface import Store
 from tests.models.manifests import NOTHING, pool, reasons, running, store_of
 from tests.waiting import PATIENCE, eventually
@@ -93,7 +93,12 @@ def test_a_new_file_that_is_broken_takes_nothing_from_the_others(directory: Path
     assert reasons(snapshot) == ["file/b.yaml InvalidFile"]
 
 
-@pytest.mark.parametrize("loss", [lambda path: path.unlink(), lambda path: path.write_text("")], ids=["gone", "empty"])
+NO_OBJECTS = "{apiVersion: v1, kind: List, items: []}"
+
+
+@pytest.mark.parametrize(
+    "loss", [lambda path: path.unlink(), lambda path: path.write_text(NO_OBJECTS)], ids=["gone", "of nothing"]
+)
 def test_a_loss_is_believed_at_the_second_look(directory: Path, loss: Callable[[Path], object]) -> None:
     path = directory / "a.yaml"
     path.write_text(pool("a"))
@@ -107,6 +112,25 @@ def test_a_loss_is_believed_at_the_second_look(directory: Path, loss: Callable[[
     assert manifests.look(1.0 + GRACE, without=NOTHING, touched=NOTHING)
     assert not manifests.is_losing
     assert [entry for loaded in manifests.loaded() for entry in loaded.entries] == []
+
+
+@pytest.mark.parametrize("text", ["", "# pool a\n", "---\n...\n"], ids=["0 bytes", "a comment", "no document"])
+def test_a_file_that_was_emptied_keeps_what_it_said_until_it_is_deleted(directory: Path, text: str) -> None:
+    path = directory / "a.yaml"
+    path.write_text(pool("a"))
+    manifests = Manifests(directory)
+    manifests.look(0.0, without=NOTHING, touched=NOTHING)
+    path.write_text(text)
+    assert not manifests.look(1.0, without=NOTHING, touched=NOTHING)
+    assert manifests.is_losing
+    assert manifests.look(1.0 + GRACE, without=NOTHING, touched=NOTHING)
+    assert not manifests.is_losing
+    assert [str(entry.ref) for loaded in manifests.loaded() for entry in loaded.entries] == ["AddressPool/a"]
+    assert str(manifests.files[path].error) == f"{path}: {EMPTIED}"
+    path.unlink()
+    manifests.look(2.0, without=NOTHING, touched=NOTHING)
+    assert manifests.look(2.0 + 2 * GRACE, without=NOTHING, touched=NOTHING)
+    assert manifests.loaded() == []
 
 
 def test_a_file_that_comes_back_in_time_loses_nothing(directory: Path) -> None:

@@ -1,0 +1,90 @@
+"""A policy in force is edited into what is refused: no packet of its pods leaves with their own address.
+
+What becomes of each mistake is in `tests/stories/test_refused_policies.py`; here are the packets.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from routerd.errors import RouterdError
+from tests.netns.lab.daemons import Daemons
+from tests.netns.lab.lab import FW_ADDRESS, Lab
+from tests.netns.lab.stores import Files
+from tests.netns.stories.story import EGRESS_IP, Story, build, fetch_vip, sessions_up, tor_table, write_manifests
+
+POLICY = "egress-gateway-policy-cilium-v2.yaml"
+EXIT = f"    egressIP: {EGRESS_IP}"
+EDITS = {
+    "an interface": (EXIT, "    interface: eth0"),
+    "no egress IP": (EXIT, ""),
+    "an egress IP of the other family": (EXIT, "    egressIP: 2001:db8::5"),
+    "an egress IP that nobody can have": (EXIT, "    egressIP: 127.0.0.1"),
+    "no destinations": ('  - "0.0.0.0/0"', "  []"),
+    "a label that is none": ("app: snat-pod", "'a b!': snat-pod"),
+    "a misspelt pod selector": ("podSelector", "podSelectr"),
+    "misspelt selectors": ("selectors", "selectrs"),
+    "a misspelt kind": ("GatewayPolicy", "GatewayPolicies"),
+    "no YAML": ("spec:", "spec: ["),
+    "a file that was cut": ("egressGateway", "\0"),
+    "a comment": ("", "# "),
+    "0 bytes": ("", ""),
+}
+
+
+@pytest.fixture(scope="module")
+def story(clean_labs: list[str]) -> Iterator[Story]:
+    with Lab(f"c{os.getpid()}") as lab:
+        story = Story(lab, Daemons(lab), time.monotonic(), Files(lab))
+        for scene in (build, write_manifests, sessions_up, tor_table, fetch_vip):
+            scene(story)
+        yield story
+
+
+def edited(text: str, what: str) -> str:
+    old, new = EDITS[what]
+    if not old:
+        return f"{new}gone\n" if new else ""
+    assert old in text
+    return text.partition(old)[0] if new == "\0" else text.replace(old, new)
+
+
+def told(story: Story) -> set[str]:
+    """Reasons that the worker's agent gives; none while it does not answer."""
+    with suppress(RouterdError):
+        return story.daemons.refusals("worker")
+    return set()
+
+
+@pytest.mark.parametrize("what", EDITS)
+def test_a_refused_policy_lets_no_packet_out(story: Story, what: str) -> None:
+    lab, daemons, pod = story.lab, story.daemons, story.lab.pod("snat-pod")
+    lab.wait(lambda: pod.ask(FW_ADDRESS, timeout=0.3).source == EGRESS_IP, "the policy is in force")
+    good, before = story.manifests.read(POLICY), told(story)
+    try:
+        story.manifests.put(POLICY, edited(good, what))
+        lab.wait(lambda: told(story) - before, "it is told")
+        held(story)
+        for node in ("worker", "gw1"):
+            daemons.agents[node].kill()
+            daemons.start_agent(node)
+        lab.wait(lambda: told(story) - before, "it is told after the restart")
+        held(story)
+    finally:
+        story.manifests.put(POLICY, good)
+    lab.wait(lambda: pod.ask(FW_ADDRESS, timeout=0.3).source == EGRESS_IP, "the policy is in force again")
+
+
+def held(story: Story) -> None:
+    """The pods ask, by a flow that runs and a new one, and the capture at the ToR has no packet with their address."""
+    for name in ("snat-pod", "snat-gw"):
+        assert story.lab.pod(name).ask(FW_ADDRESS, timeout=0.3).source in (EGRESS_IP, "")
+        assert story.lab.pod(name).get(FW_ADDRESS, timeout=0.3).source in (EGRESS_IP, "")
+    assert story.watch is not None
+    verdict = story.watch.settle()
+    assert (dict(verdict.leaks), verdict.lost) == ({}, 0)
