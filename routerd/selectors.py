@@ -42,6 +42,18 @@ class LabelSelector:
         )
 
     @property
+    def keys(self) -> frozenset[str]:
+        """The labels on which it depends."""
+        return frozenset(key for key, _ in self.match_labels) | {each.key for each in self.match_expressions}
+
+    def only(self, *keys: str) -> LabelSelector:
+        """What it says of these labels."""
+        return LabelSelector(
+            tuple((key, value) for key, value in self.match_labels if key in keys),
+            tuple(each for each in self.match_expressions if each.key in keys),
+        )
+
+    @property
     def is_empty(self) -> bool:
         return not self.match_labels and not self.match_expressions
 

@@ -176,10 +176,12 @@ POLICY_KINDS: Mapping[str, Kind] = {each.name: each for each in KINDS if "polici
 
 
 def policy_meant(group: str, name: str) -> Kind | None:
-    """The kind of policy that a kind which nobody knows must be a misspelling of."""
+    """The kind of policy that a kind which nobody knows must be a misspelling of: its name stands in another group, or
+    all of it is near.
+    """
     names = {f"{each.group}/{each.name}".lower(): each for each in POLICY_KINDS.values()}
     near = difflib.get_close_matches(f"{group}/{name}".lower(), names, n=1, cutoff=LIKENESS)
-    return names[near[0]] if near else None
+    return names[near[0]] if near else POLICY_KINDS.get(name)
 
 
 def read_by(role: Role) -> tuple[Kind, ...]:

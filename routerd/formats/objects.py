@@ -86,7 +86,7 @@ def _check_own(value: Value, version: str, name: str) -> None:
     known = [each.name for each in KINDS if each.group == OURS and each.reader is not None]
     if version != ROUTERD:
         raise value.section.require("apiVersion").error(f'found "{version}", expected {ROUTERD}')
-    if name not in known:
+    if name not in known and policy_meant(OURS, name) is None:
         hint = suggestion(name, known) or f", expected one of: {', '.join(sorted(known))}"
         raise value.section.require("kind").error(f'unknown kind "{name}"{hint}')
 

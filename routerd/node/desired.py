@@ -7,7 +7,7 @@ values of `bgp` and `egress` out. A part that needs something not yet synced is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
@@ -34,13 +34,14 @@ from routerd.model import (
     Labels,
     Node,
     Pod,
+    PodSelection,
     Refusal,
     Service,
     Snapshot,
     selection_matches,
 )
 from routerd.node.announce import CACHED, Announcements, Rules, announcements
-from routerd.refs import NODE, Ref
+from routerd.refs import NODE, POD, Ref
 
 DEFAULT_TUNNEL_PORT = 8473  # UDP
 EGRESS_ROOM = "egress"  # the room's name
@@ -115,12 +116,13 @@ def egress_state(
     here = nodes.get(settings.node)
     if here is None:
         return None, ()
+    steered, pod_refusals = _pods(pods.values(), policies, here, {n.name: n.labels for n in namespaces.values()})
     group_ids, policy_refusals = _policy_groups(policies, allocations)
     groups, group_refusals = _groups(allocations, nodes, facts.gateways_down)
     desired = EgressDesired(
         node=here.name,
         node_address=here.tunnel_endpoint,
-        pods=_pods(pods.values(), policies, here, {n.name: n.labels for n in namespaces.values()}),
+        pods=steered,
         policies={key: _policy(policies[key], group_ids[key]) for key in sorted(group_ids)},
         groups=groups,
         nodes=frozenset(node.tunnel_endpoint for node in nodes.values() if node.tunnel_endpoint),
@@ -129,7 +131,7 @@ def egress_state(
         uplinks=facts.uplinks,
         tunnel_port=settings.tunnel_port,
     )
-    return desired, (*_no_tunnel_endpoint(here), *policy_refusals, *group_refusals)
+    return desired, (*_no_tunnel_endpoint(here), *policy_refusals, *group_refusals, *pod_refusals)
 
 
 def _no_tunnel_endpoint(here: Node) -> Iterator[Refusal]:
@@ -153,18 +155,45 @@ def is_steered(pod: Pod) -> bool:
 
 def _pods(
     pods: Iterable[Pod], policies: Mapping[str, EgressPolicy], here: Node, namespaces: Mapping[str, Labels]
-) -> dict[IPAddress, tuple[str, ...]]:
-    """Policies of each address of a pod here."""
+) -> tuple[dict[IPAddress, tuple[str, ...]], tuple[Refusal, ...]]:
+    """Policies of each address of a pod here; one whose policies cannot be told is left out, and so is undecided."""
     steered: dict[IPAddress, tuple[str, ...]] = {}
+    refusals = []
     relevant = [policy for _, policy in sorted(policies.items()) if policy.destinations]
     for pod in pods:
         if pod.node != here.name or not is_steered(pod):
+            continue
+        if pod.namespace not in namespaces and (
+            unsure := [p.key for p in relevant if _may_select(p, pod, here.labels)]
+        ):
+            refusals.append(_unknown_namespace(pod, unsure))
             continue
         namespace = namespaces.get(pod.namespace, {NAMESPACE_NAME_LABEL: pod.namespace})
         names = tuple(policy.key for policy in relevant if selects(policy, pod, namespace, here.labels))
         for address in pod.addresses:
             steered[address] = tuple(sorted({*steered.get(address, ()), *names}))
-    return steered
+    return steered, tuple(refusals)
+
+
+def _may_select(policy: EgressPolicy, pod: Pod, node_labels: Labels) -> bool:
+    """Whether it depends on labels of the pod's namespace, of which only the name is known."""
+    unsure = (s for s in policy.selections if s.namespaces and s.namespaces.keys - {NAMESPACE_NAME_LABEL})
+    named = {NAMESPACE_NAME_LABEL: pod.namespace}
+    return any(selection_matches(_by_name(s), pod, named, node_labels) for s in unsure)
+
+
+def _by_name(selection: PodSelection) -> PodSelection:
+    """`selection` without what it says of the namespace's other labels."""
+    namespaces = selection.namespaces.only(NAMESPACE_NAME_LABEL) if selection.namespaces else None
+    return replace(selection, namespaces=namespaces)
+
+
+def _unknown_namespace(pod: Pod, policies: list[str]) -> Refusal:
+    message = (
+        f"the store has no Namespace {pod.namespace}, by whose labels {', '.join(policies)} may select the pod: "
+        "what it sends to where policies lead is dropped until it has"
+    )
+    return Refusal(Ref(POD, pod.namespace, pod.name), "UnknownNamespace", message)
 
 
 def _policy(policy: EgressPolicy, group: int) -> Policy:

@@ -182,6 +182,10 @@ def selecting(snapshot: Snapshot, pod: Pod) -> list[EgressPolicy]:
 def _leaving(snapshot: Snapshot, state: NodeState, pod: Pod) -> Iterator[Step]:
     policies = selecting(snapshot, pod)
     question = "does an egress policy select it?"
+    unsure = next((r for r in state.refusals if r.object == Ref(POD, pod.namespace, pod.name)), None)
+    if unsure is not None and unsure.reason == "UnknownNamespace":
+        yield Step(question, False, unsure.reason, unsure.message)
+        return
     if not policies:
         yield Step(question, False, "NotSelected", "it leaves as its CNI does, with no egress IP")
         return

@@ -15,7 +15,7 @@ import yaml
 
 from routerd.cluster.assign import assign
 from routerd.cluster.ledger import Ledger
-from routerd.formats.kinds import BY_NAME, POLICY_KINDS
+from routerd.formats.kinds import POLICY_KINDS
 from routerd.formats.published import AllocationsWriter
 from routerd.model import Allocations, NodeReport, Snapshot
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
@@ -336,14 +336,14 @@ def test_a_policy_that_is_taken_out_of_a_file_with_other_content_goes(files: Wor
     assert files.decide() == GONE
 
 
-@pytest.mark.parametrize("kind", ["CiliumEgressNATPolicy", "CiliumEgressGatewayPolicy"])
+@pytest.mark.parametrize("kind", POLICIES)
 @pytest.mark.parametrize(
-    "edit", [("Policy\n", "Policies\n"), ("Egress", "Egres"), ("Cilium", "cilium"), ("cilium.io", "cillium.io")]
+    "edit", [("Policy\n", "Polcy\n"), ("kind: ", "kind: x"), (".io/", ".oi/"), ("apiVersion: ", "apiVersion: v1 #")]
 )
 def test_a_misspelt_kind_lets_nothing_out(files: World, kind: str, edit: tuple[str, str]) -> None:
     good = in_force(files, kind)
     assert files.write(good.replace(*edit)) == GOES_ON
-    assert f'did you mean "{BY_NAME["cilium.io", kind].api_version}", "{kind}"?' in str(files.refusals)
+    assert f'did you mean "{POLICY_KINDS[kind].api_version}", "{kind}"?' in str(files.refusals)
     assert files.decide() == GOES_ON
     assert files.restart() == UNTOUCHED
     assert files.decide() == UNTOUCHED

@@ -10,7 +10,7 @@ from egress.policy import Desired
 from routerd.model import Allocations, Namespace, PodSelection, PortRange, Refusal, Snapshot
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
 from routerd.refs import Ref
-from routerd.selectors import LabelSelector
+from routerd.selectors import LabelSelector, Requirement
 from routerd.tell.render import changes, egress_lines, refusal_lines, state_lines
 from tests.models import cluster
 from tests.models.cluster import LOCAL
@@ -119,6 +119,27 @@ def test_namespace_labels_select() -> None:
     red = {"default": Namespace("default", {"team": "red"})}
     assert list(egress(policies=policies, namespaces=red).pods.values()) == [("EgressPolicy/web",)]
     assert list(egress(policies=policies).pods.values()) == [()]
+
+
+@pytest.mark.parametrize(
+    ("selection", "is_decided"),
+    [
+        (PodSelection(namespaces=LabelSelector((("team", "red"),))), False),
+        (PodSelection(namespaces=LabelSelector((), (Requirement("team", "DoesNotExist"),))), False),
+        (PodSelection(LabelSelector((("app", "other"),)), LabelSelector((("team", "red"),))), True),
+        (PodSelection(namespaces=LabelSelector((("kubernetes.io/metadata.name", "x"), ("team", "red")))), True),
+        (PodSelection(LabelSelector()), True),
+    ],
+)
+def test_a_pod_is_undecided_while_labels_of_its_namespace_may_select_it(
+    selection: PodSelection, is_decided: bool
+) -> None:
+    """Its Namespace comes by another watch, or its file is missing: what is not decided is dropped by the guard."""
+    found = state(policies={"EgressPolicy/web": cluster.policy(selections=(selection,))}, namespaces={})
+    assert found.egress is not None
+    assert (ip_address("10.1.11.2") in found.egress.pods) == is_decided
+    reasons = [(str(each.object), each.reason) for each in found.refusals if each.object.kind == "pod"]
+    assert reasons == ([] if is_decided else [("pod/default/web-1", "UnknownNamespace")])
 
 
 def test_a_policy_without_a_group_fails_closed() -> None:
