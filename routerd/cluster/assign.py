@@ -6,7 +6,7 @@ it come out. While any part that it needs is unknown (`None`) it changes nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from egress.gateways import MAX_GATEWAYS
@@ -104,11 +104,14 @@ def _services(planned: Plan, snapshot: Snapshot) -> tuple[ServiceAllocation, ...
     return tuple(ServiceAllocation(key, grant.pool, grant.addresses) for key, grant in grants)
 
 
-def _refusals(planned: Plan, groups: Groups, policies: Iterable[EgressPolicy]) -> tuple[Refusal, ...]:
+def _refusals(planned: Plan, groups: Groups, policies: Collection[EgressPolicy]) -> tuple[Refusal, ...]:
+    """Every policy without a group is among them: the document tells which policies are known, see `store.closed`."""
     denied = (Refusal(Ref.parse(each.owner), each.reason, each.message) for each in planned.denials)
     lacking = ((policy.ref, unsupported(policy.destinations, policy.egress_ip)) for policy in policies)
     families = (Refusal(ref, UNSUPPORTED_FAMILY, message) for ref, message in lacking if message)
-    return tuple(sorted({*denied, *families, *groups.refusals}, key=lambda each: each.order))
+    message = "refused where it was read: it has no egress IP, and what it covers is dropped"
+    refused = (Refusal(policy.ref, "PolicyRefused", message) for policy in policies if policy.refused)
+    return tuple(sorted({*denied, *families, *refused, *groups.refusals}, key=lambda each: each.order))
 
 
 def _numbered(draft: Allocations, previous: Allocations, ledger: Ledger) -> tuple[Allocations, str]:

@@ -75,13 +75,12 @@ def unreadable(
     allocations: Allocations | None,
     seen: Collection[str],
 ) -> tuple[Refusal, ...]:
-    """Policies that are in force, and of which nobody can tell what they cover. `seen`: keys of those once known here.
+    """Policies that the operator knew, and of which nobody can tell what they cover. `seen`: keys of those known here.
 
     They are published, and all that there is of them is a document that is refused, or perhaps a file without any.
     """
     files = tuple(files)
-    groups = allocations.groups if allocations is not None else ()
-    missing = {key for group in groups for key in group.policies} - policies.keys()
+    missing = _published(allocations or Allocations()) - policies.keys()
     unread = {str(ref) for each in files for ref in each.unread}
     is_silent = any(each.is_silent for each in files)
     return tuple(
@@ -91,6 +90,12 @@ def unreadable(
     )
 
 
-_UNKNOWN = "it is in force, and what it covers cannot be read; nothing of egress is changed meanwhile"
+def _published(allocations: Allocations) -> set[str]:
+    """Keys of the policies that have a group, and of those to which the operator gives none."""
+    refused = {str(each.object) for each in allocations.refusals if each.object.kind in POLICY_KINDS}
+    return refused.union(*(group.policies for group in allocations.groups))
+
+
+_UNKNOWN = "the operator knows it, and what it covers cannot be read; nothing of egress is changed meanwhile"
 _REFUSED = "mend or delete it"
 _EMPTY = "write it anew, or delete the manifests that are empty"

@@ -273,6 +273,38 @@ def test_a_refused_policy_that_is_deleted_goes(world: World, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", POLICIES)
+def test_a_second_mistake_lets_nothing_out_either(world: World, kind: str) -> None:
+    first = in_force(world, kind).replace("10.168.60.100", "127.0.0.1")
+    world.write(first)
+    assert world.restart() == DROPPED
+    assert world.decide() == DROPPED
+    assert world.write(first.replace("[203.0.113.0/24]", "[]")) == DROPPED
+    assert world.restart() == UNTOUCHED
+    assert world.decide() == UNTOUCHED
+    assert world.write(first) == DROPPED
+
+
+OF_THE_OPERATOR = {
+    "an unknown pool": ("EgressPolicy", "egressIP: 10.168.60.100", "pool: nope"),
+    "no gateway": ("CiliumEgressGatewayPolicy", "nodeSelector: {}", "nodeSelector: {matchLabels: {a: b}}"),
+    **{f"the other family, {kind}": (kind, "10.168.60.100", "'2001:db8::1'") for kind in POLICIES},
+}
+
+
+@pytest.mark.parametrize("what", OF_THE_OPERATOR)
+def test_what_the_operator_refuses_is_dropped_and_a_mistake_on_top_lets_nothing_out(world: World, what: str) -> None:
+    kind, old, new = OF_THE_OPERATOR[what]
+    text = in_force(world, kind).replace(old, new)
+    assert world.write(text) in (GOES_ON, DROPPED)
+    assert world.decide() == DROPPED
+    assert world.restart() == DROPPED
+    assert world.write(text.replace("[203.0.113.0/24]", "[]")) == DROPPED
+    assert world.restart() == UNTOUCHED
+    assert world.write(text) == DROPPED
+    assert world.write(None) == GONE
+
+
+@pytest.mark.parametrize("kind", POLICIES)
 def test_a_policy_that_was_never_good_is_dropped_as_far_as_it_can_be_read(world: World, kind: str) -> None:
     good = POLICIES[kind]
     world.write(good.replace("10.168.60.100", "127.0.0.1"))
