@@ -1,7 +1,7 @@
 """A policy that is refused keeps its pods selected: its last good version, or what it covers, stays. Pure.
 
 What one source (a file, an object of an API server) says is compared with what it said before. After a start nothing
-was before; then the operator's allocations tell which policies were in force.
+was before; then the operator's allocations tell which policies there were.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def settled(before: Loaded | None, now: Loaded) -> Loaded:
             *(_with_consequence(refusal, kept, now) for refusal in now.refusals),
             *(_of_another_kind(entry.ref) for entry in kept if entry.ref not in told),
         ),
-        unread=tuple(ref for ref in now.unread if ref.name not in names),
+        unread=tuple(ref for ref in now.unread if ref.name not in names or ref in before.unread),
     )
 
 

@@ -369,6 +369,15 @@ def test_a_policy_that_is_taken_out_of_a_file_with_other_content_goes(files: Wor
 
 
 @pytest.mark.parametrize("kind", POLICIES)
+def test_a_refused_policy_that_is_taken_out_of_a_file_with_another_of_its_name_goes(files: World, kind: str) -> None:
+    beside = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: p}\n"
+    files.write(POLICIES[kind] + beside)
+    assert files.decide() == GOES_ON
+    assert files.write(POLICIES[kind].replace("[203.0.113.0/24]", "[]") + beside) == GOES_ON
+    assert files.write(beside) == GONE
+
+
+@pytest.mark.parametrize("kind", POLICIES)
 @pytest.mark.parametrize(
     "edit", [("Policy\n", "Polcy\n"), ("kind: ", "kind: x"), (".io/", ".oi/"), ("apiVersion: ", "apiVersion: v1 #")]
 )
