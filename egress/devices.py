@@ -14,10 +14,10 @@ import errno
 import socket
 import struct
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv6Network, ip_address
+from ipaddress import IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from egress.entries import PodDevice
 from egress.netlink import Attributes, NetlinkSocket, attribute, attributes
-from egress.policy import IPAddress
+from egress.policy import IPAddress, IPNetwork
 
 TUNNEL = "routerd.vxlan"
 ROUTE_PROTOCOL = 203  # rtm_protocol of what is ours; free in iproute2's rt_protos
@@ -54,7 +54,7 @@ RTEXT_FILTER_SKIP_STATS = 1 << 3
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 IFLA_VXLAN_PORT, IFLA_VXLAN_COLLECT_METADATA = 15, 25
 IFA_ADDRESS, IFA_LOCAL, IFA_TARGET_NETNSID = 1, 2, 10
-RTA_DST, RTA_OIF, RTA_MULTIPATH, RTA_TABLE = 1, 4, 9, 15
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_MULTIPATH, RTA_TABLE, RTA_VIA = 1, 4, 5, 9, 15, 18
 RTN_UNICAST, RTN_BLACKHOLE = 1, 6
 TABLE_MAIN = 254
 
@@ -147,6 +147,38 @@ def read_addresses(route: NetlinkSocket, namespace: int | None = None, ifindex: 
     return found
 
 
+def read_networks(route: NetlinkSocket) -> frozenset[IPNetwork]:
+    """Networks that this namespace's interfaces are in. An address with a prefix of its own alone is in none."""
+    found = set()
+    for answer in route.dump(RTM_GETADDR, IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+        family, length, _, _, _ = IFADDR.unpack_from(answer)
+        address = attributes(answer, IFADDR.size).get(IFA_ADDRESS)
+        if address and length < HOST_BITS[family]:
+            network = ip_network((address, length), strict=False)
+            if not (network.is_loopback or network.is_link_local):
+                found.add(network)
+    return frozenset(found)
+
+
+def read_next_hops(route: NetlinkSocket) -> frozenset[IPAddress]:
+    """Of the default routes of the main tables. They may lie in no network of an interface (onlink)."""
+    found: set[IPAddress] = set()
+    for answer in (*_dump_routes(route, socket.AF_INET), *_dump_routes(route, socket.AF_INET6)):
+        if ROUTE.unpack_from(answer)[1] == 0:
+            values = attributes(answer, ROUTE.size)
+            found.update(_gateway(values))
+            for _, hop in _hops(values.get(RTA_MULTIPATH, b"")):
+                found.update(_gateway(hop))
+    return frozenset(found)
+
+
+def _gateway(values: Attributes) -> Iterator[IPAddress]:
+    """RTA_VIA is a gateway of the other family: struct rtvia, two bytes of family before the address."""
+    address = values.get(RTA_GATEWAY) or values.get(RTA_VIA, b"")[2:]
+    if address:
+        yield ip_address(address)
+
+
 def _peer_mac(route: NetlinkSocket, link: Link) -> bytes:
     """MAC of a veth's other end, in the namespace that it is in."""
     assert link.namespace is not None
@@ -196,7 +228,7 @@ def read_routes(route: NetlinkSocket) -> Routes:
             continue
         values = attributes(answer, ROUTE.size)
         if length == 0 and kind == RTN_UNICAST and family == socket.AF_INET:
-            defaults |= {_number(values, RTA_OIF), *_hops(values.get(RTA_MULTIPATH, b""))}
+            defaults |= {_number(values, RTA_OIF), *(device for device, _ in _hops(values.get(RTA_MULTIPATH, b"")))}
         elif length and kind == RTN_UNICAST and RTA_OIF in values:
             hosts[ip_address(values[RTA_DST])] = _number(values, RTA_OIF)
         elif length and kind == RTN_BLACKHOLE and protocol == ROUTE_PROTOCOL:
@@ -212,12 +244,12 @@ def _dump_routes(route: NetlinkSocket, family: int) -> list[bytes]:
         return []
 
 
-def _hops(data: bytes) -> list[int]:
-    """Devices of a multipath route."""
+def _hops(data: bytes) -> list[tuple[int, Attributes]]:
+    """Devices of a multipath route, each with the attributes of its hop."""
     found, start = [], 0
     while start + NEXT_HOP.size <= len(data):
         length, _, _, ifindex = NEXT_HOP.unpack_from(data, start)
-        found.append(ifindex)
+        found.append((ifindex, attributes(data[start : start + length], NEXT_HOP.size)))
         start += max((length + 3) & ~3, NEXT_HOP.size)
     return found
 

@@ -47,7 +47,8 @@ def plan(
     timers = timers or Timers()
     specs = sorted(pools, key=lambda spec: (-spec.priority, spec.name))
     conflicts = _conflicts(specs)
-    ordered = sorted(requests, key=lambda request: (request.created, request.owner))
+    # Of the same age, who takes from the pools comes before who gives itself an address.
+    ordered = sorted(requests, key=lambda request: (request.created, request.given, request.owner))
     work = Round(
         tuple(Pool(spec, timers.cooldown) for spec in specs),
         frozenset(denial.owner for denial in conflicts),

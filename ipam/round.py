@@ -39,7 +39,7 @@ class Request:
     use: Use = field(default_factory=Use)
     bound: bool = False  # see `Record.bound`
     given: bool = False  # the requested addresses may lie outside every pool
-    created: str = ""  # RFC 3339; older requests are served first, then by owner
+    created: str = ""  # RFC 3339; older requests are served first, then those that give nothing, then by owner
 
 
 @dataclass(frozen=True, slots=True)

@@ -337,6 +337,7 @@ class NodeReport:
 
     node: str
     addresses: tuple[IPAddress, ...] = ()  # global addresses on the node's own interfaces
+    networks: tuple[IPNetwork, ...] = ()  # that those interfaces are in; its default next hops as /32 and /128
 
 
 # --- the view ------------------------------------------------------------------------------------------------------

@@ -8,10 +8,10 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv6Address, ip_address, ip_network
 from pathlib import Path
 
-from routerd.model import IPAddress, Peer
+from routerd.model import IPAddress, IPNetwork, Peer
 
 IPV6_ADDRESSES = Path("/proc/net/if_inet6")
 GLOBAL_SCOPE = "00"
@@ -80,3 +80,13 @@ def interface_addresses() -> tuple[IPAddress, ...]:
     reachable = (a for a in ipv4 if not (a.is_loopback or a.is_link_local or a.is_multicast))
     ipv6 = global_ipv6(IPV6_ADDRESSES.read_text()) if IPV6_ADDRESSES.exists() else ()  # absent without IPv6
     return tuple(sorted(reachable)) + tuple(sorted(ipv6))
+
+
+def own_networks() -> tuple[IPNetwork, ...]:
+    """What this node's interfaces are in, and its default next hops, sorted: nothing there can be an egress IP."""
+    from egress.devices import read_networks, read_next_hops
+    from egress.netlink import NetlinkSocket
+
+    with NetlinkSocket() as route:
+        found = {*read_networks(route), *map(ip_network, read_next_hops(route))}
+    return tuple(sorted(found, key=lambda each: (each.version, int(each.network_address), each.prefixlen)))

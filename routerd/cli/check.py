@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from egress.policy import egress_versions, unsupported
-from routerd.config import parse_config
+from routerd.claims import TAKEN
+from routerd.cluster.assign import AssignSettings, assign
+from routerd.cluster.conflicts import NOT_ALLOWED
+from routerd.cluster.ledger import Ledger
+from routerd.config import DEFAULT, Config, parse_config
 from routerd.errors import InputError
 from routerd.formats.compose import documents, first_document, inner_source
 from routerd.formats.core import expand_lists
@@ -38,6 +42,7 @@ from routerd.store.embedded.disk import manifest_files, read_text
 from routerd.store.merge import merge
 
 Severity = Literal["error", "warning"]
+OTHERS = (TAKEN, NOT_ALLOWED, "AddressInUse", "PortInUse")  # reasons for which an address is refused as another's
 _PLACE = re.compile(r"(?P<file>[^\n:]+):(?P<line>\d+)(?::(?P<column>\d+))?: (?P<rest>.*)", re.DOTALL)
 
 
@@ -111,20 +116,23 @@ def check_texts(texts: Mapping[str, str]) -> list[Finding]:
     """Texts by file name. Every object's first mistake, then what does not fit together."""
     findings: list[Finding] = []
     loaded: list[Loaded] = []
+    config = DEFAULT
     for file, text in sorted(texts.items()):
         for part in _parts(text, file):
             if isinstance(part, InputError):
                 findings.append(_of_error(part))
+            elif isinstance(part, Config):
+                config = part
             else:
                 loaded.append(part)
-    snapshot = merge(loaded, allocations=None)
+    snapshot = merge(loaded, allocations=None, service_cidrs=config.service_cidrs)
     taken = {entry.ref for part in loaded for entry in part.entries if not is_policy(entry, refused=True)}
     findings += [_of_refusal(refusal, taken) for refusal in snapshot.refusals]
-    return findings + cross_check(snapshot)
+    return findings + cross_check(snapshot) + _decided(snapshot, config)
 
 
-def _parts(text: str, file: str) -> list[Loaded | InputError]:
-    """Each object or its first mistake."""
+def _parts(text: str, file: str) -> list[Loaded | Config | InputError]:
+    """Each object, or routerd's own configuration, or its first mistake."""
     lines = text.split("\n")
     try:
         values = [value for document in documents(text, Source(file)) for value in expand_lists(document)]
@@ -133,11 +141,10 @@ def _parts(text: str, file: str) -> list[Loaded | InputError]:
     return [_part(value, lines, text, file) for value in values]
 
 
-def _part(value: Value, lines: list[str], text: str, file: str) -> Loaded | InputError:
+def _part(value: Value, lines: list[str], text: str, file: str) -> Loaded | Config | InputError:
     try:
         if value.section.string("kind") == "Config" and value.section.string("apiVersion").startswith("routerd.io/"):
-            parse_config(text, file)
-            return Loaded()
+            return parse_config(text, file)
         return read_object(value, lines)
     except InputError as error:
         return error
@@ -182,6 +189,19 @@ def cross_check(snapshot: Snapshot) -> list[Finding]:
     for peer in snapshot.bgp.peers if snapshot.bgp else ():
         found += _check_peer(peer, nodes)
     return found
+
+
+def _decided(snapshot: Snapshot, config: Config) -> list[Finding]:
+    """Addresses that the operator, with nothing given out yet, would refuse because they are another's."""
+    settings = AssignSettings(allowed_egress_ips=config.egress.allowed_addresses)
+    allocations = assign(snapshot, Ledger(), {}, 0.0, settings).allocations
+    things: dict[Ref, EgressPolicy | Service] = {each.ref: each for each in (snapshot.policies or {}).values()}
+    things |= {each.ref: each for each in (snapshot.services or {}).values()}
+    return [
+        _at("error", things[refusal.object], f"{refusal.object}: {refusal.message}")
+        for refusal in allocations.refusals
+        if refusal.reason in OTHERS and refusal.object in things
+    ]
 
 
 def _at(severity: Severity, thing: EgressPolicy | Service | Peer, message: str) -> Finding:

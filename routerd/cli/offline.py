@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from routerd.agent import local
-from routerd.cluster.assign import assign
+from routerd.cluster.assign import AssignSettings, assign
 from routerd.cluster.ledger import Ledger
 from routerd.config import Config
 from routerd.errors import InputError
@@ -32,7 +32,8 @@ def snapshot_of(manifests: Path, config: Config) -> Snapshot:
     snapshot = store.load()
     if not snapshot.is_synced:
         raise InputError("; ".join(refusal.message for refusal in snapshot.refusals), file=str(manifests))
-    decision = assign(snapshot, Ledger(), _reports(store, snapshot), time.time())
+    settings = AssignSettings(allowed_egress_ips=config.egress.allowed_addresses)
+    decision = assign(snapshot, Ledger(), _reports(store, snapshot), time.time(), settings)
     return replace(snapshot, allocations=decision.allocations)
 
 

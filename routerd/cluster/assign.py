@@ -6,7 +6,7 @@ it come out. While any part that it needs is unknown (`None`) it changes nothing
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from egress.gateways import MAX_GATEWAYS
@@ -15,10 +15,11 @@ from ipam.plan import Plan, plan
 from ipam.pool import Counts
 from ipam.round import Record, Timers
 from routerd.cluster.adopt import adopt, digest_of
+from routerd.cluster.conflicts import Limits
 from routerd.cluster.groups import Groups, addresses_on_nodes, form_groups
 from routerd.cluster.ledger import Ledger
 from routerd.cluster.requests import is_ours, policy_request, pool_spec, service_request
-from routerd.model import Allocations, EgressPolicy, NodeReport, Refusal, ServiceAllocation, Snapshot, Writer
+from routerd.model import Allocations, EgressPolicy, IPNetwork, NodeReport, Refusal, ServiceAllocation, Snapshot, Writer
 from routerd.refs import Ref, service_ref
 
 
@@ -29,6 +30,7 @@ class AssignSettings:
     timers: Timers = field(default_factory=Timers)
     group_retention: float = 3600.0  # a group number without policies: every node has long seen it go by then
     max_gateways: int = MAX_GATEWAYS
+    allowed_egress_ips: tuple[IPNetwork, ...] = ()  # () = every address that is nobody's
     writer: Writer | None = None  # who we are, for the document
 
 
@@ -54,24 +56,31 @@ def assign(
     settings = settings or AssignSettings()
     previous = snapshot.allocations or Allocations()
     services, policies, pools, nodes = snapshot.services, snapshot.policies, snapshot.pools, snapshot.nodes
-    if services is None or policies is None or pools is None or nodes is None or reports is None:
+    if None in (services, policies, pools, nodes, snapshot.bgp, reports):
         return Decision(previous, ledger, synced=False)
+    assert services is not None and policies is not None and pools is not None  # for the type checker
+    assert nodes is not None and reports is not None
     adopted = adopt(ledger, previous, settings.writer, now)
     ledger = adopted.ledger
     holders = addresses_on_nodes(nodes, reports)
     on_nodes = frozenset(holders)
     requests = [service_request(service) for service in services.values() if is_ours(service)]
-    policy_requests = (policy_request(policy, on_nodes) for policy in policies.values())
+    limits = Limits(snapshot, reports, holders, settings.allowed_egress_ips)
+    refused = limits.refused({key: each.egress_ip for key, each in policies.items() if each.egress_ip is not None})
+    policy_requests = (policy_request(each, on_nodes) for key, each in policies.items() if key not in refused)
     requests += [request for request in policy_requests if request is not None]
     planned = plan(map(pool_spec, pools.values()), ledger.addresses, requests, now, settings.timers)
+    granted = {key: grant for key, grant in planned.grants.items() if key in policies}
+    refused |= limits.refused({key: grant.addresses[0] for key, grant in granted.items()})
+    granted = {key: grant for key, grant in granted.items() if key not in refused}
     groups = form_groups(
-        policies, planned.grants, ledger, nodes, holders, now, settings.group_retention, settings.max_gateways,
+        policies, granted, ledger, nodes, holders, now, settings.group_retention, settings.max_gateways,
         unreported=[name for name, node in nodes.items() if node.ready and name not in reports],
     )  # fmt: skip
     draft = Allocations(
         services=_services(planned, snapshot),
         groups=groups.groups,
-        refusals=_refusals(planned, groups, policies.values()),
+        refusals=_refusals(planned, groups, policies.values(), refused.values()),
         writer=settings.writer,
     )
     allocations, digest = _numbered(draft, previous, ledger)
@@ -104,14 +113,16 @@ def _services(planned: Plan, snapshot: Snapshot) -> tuple[ServiceAllocation, ...
     return tuple(ServiceAllocation(key, grant.pool, grant.addresses) for key, grant in grants)
 
 
-def _refusals(planned: Plan, groups: Groups, policies: Collection[EgressPolicy]) -> tuple[Refusal, ...]:
+def _refusals(
+    planned: Plan, groups: Groups, policies: Collection[EgressPolicy], conflicts: Iterable[Refusal]
+) -> tuple[Refusal, ...]:
     """Every policy without a group is among them: the document tells which policies are known, see `store.closed`."""
     denied = (Refusal(Ref.parse(each.owner), each.reason, each.message) for each in planned.denials)
     lacking = ((policy.ref, unsupported(policy.destinations, policy.egress_ip)) for policy in policies)
     families = (Refusal(ref, UNSUPPORTED_FAMILY, message) for ref, message in lacking if message)
     message = "refused where it was read: it has no egress IP, and what it covers is dropped"
     refused = (Refusal(policy.ref, "PolicyRefused", message) for policy in policies if policy.refused)
-    return tuple(sorted({*denied, *families, *refused, *groups.refusals}, key=lambda each: each.order))
+    return tuple(sorted({*denied, *families, *refused, *conflicts, *groups.refusals}, key=lambda each: each.order))
 
 
 def _numbered(draft: Allocations, previous: Allocations, ledger: Ledger) -> tuple[Allocations, str]:

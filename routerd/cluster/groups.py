@@ -183,10 +183,11 @@ def _gateways(
 
 
 def _candidates(selector: LabelSelector | None, nodes: Mapping[str, Node]) -> list[str]:
-    return [name for name, node in nodes.items() if _selected(selector, node) and not _unfit(node)]
+    return [name for name, node in nodes.items() if is_selected(selector, node) and not _unfit(node)]
 
 
-def _selected(selector: LabelSelector | None, node: Node) -> bool:
+def is_selected(selector: LabelSelector | None, node: Node) -> bool:
+    """Whether a policy with this selector may have `node` as gateway; None = the nodes labelled as such."""
     if selector is not None:
         return selector.matches(node.labels)
     return node.labels.get(GATEWAY_LABEL, "false") != "false"
@@ -201,7 +202,7 @@ def _unfit(node: Node) -> str:
 
 def _no_gateway(policy: EgressPolicy, nodes: Mapping[str, Node]) -> str:
     rule = f"label {GATEWAY_LABEL}" if policy.gateways is None else f"node selector {_text(policy.gateways)}"
-    unfit = sorted(_unfit(node) for node in nodes.values() if _selected(policy.gateways, node))
+    unfit = sorted(_unfit(node) for node in nodes.values() if is_selected(policy.gateways, node))
     if unfit:
         return f"no node with {rule} is ready ({', '.join(unfit)}): traffic of the policy is dropped until one is"
     holder = "" if policy.egress_ip is None else f", and no node reports {policy.egress_ip} on an interface"

@@ -179,10 +179,10 @@ def _web(config: Config, body: Agent, heart: Heart) -> Callable[[], None]:
 
 
 async def _report(store: Store, node: str) -> None:
-    """Tells the operator which addresses this node has."""
+    """Tells the operator which addresses and networks this node has."""
     while True:
         try:
-            store.write_node_report(NodeReport(node, local.interface_addresses()))
+            store.write_node_report(NodeReport(node, local.interface_addresses(), local.own_networks()))
         except (StoreError, OSError) as error:
             event(LOGGER, logging.ERROR, "report-failed", reason=str(error), retry=REPORT_PERIOD)
         await asyncio.sleep(REPORT_PERIOD)
@@ -247,7 +247,8 @@ async def operator(config: Config, source: ConfigSource) -> None:
     made(config.operator.ledger.parent, source.path, "operator.ledger", "state-dir")
     ledger = SqliteLedger(config.operator.ledger, config.operator.retention)
     writer = Writer(config.node_name, ledger.id, ledger.lease)
-    body = Operator(store, ledger, AssignSettings(timers, writer=writer))
+    settings = AssignSettings(timers, writer=writer, allowed_egress_ips=config.egress.allowed_addresses)
+    body = Operator(store, ledger, settings)
     tasks: list[asyncio.Task[None]] = []
     vitals = Vitals(lambda: store.status_of(body), lambda: tasks)
     event(LOGGER, logging.INFO, "operator-started", ledger=str(config.operator.ledger))

@@ -20,6 +20,7 @@ from routerd.model import (
     EgressGroup,
     GatewaySlot,
     IPAddress,
+    IPNetwork,
     NodeReport,
     Refusal,
     ServiceAllocation,
@@ -77,7 +78,7 @@ def _records(key: str, lines: Iterable[str]) -> str:
     return f"{key}:\n{shown}" if shown else f"{key}: []\n"
 
 
-def _list(addresses: Iterable[IPAddress]) -> str:
+def _list(addresses: Iterable[IPAddress | IPNetwork]) -> str:
     return "[" + ", ".join(f'"{address}"' for address in addresses) + "]"
 
 
@@ -177,13 +178,18 @@ def _read_refusal(section: Section) -> Refusal:
 def write_node_report(report: NodeReport) -> str:
     return sealed(
         f"apiVersion: {ROUTERD}\nkind: NodeReport\nnode: {quoted(report.node)}\naddresses: {_list(report.addresses)}\n"
+        f"networks: {_list(report.networks)}\n"
     )
 
 
 def read_node_report(value: Value) -> NodeReport:
     """Raises InputError."""
-    section = value.section.only("apiVersion", "kind", "node", "addresses")
-    return NodeReport(section.require("node").name(), tuple(item.address() for item in section.items("addresses")))
+    section = value.section.only("apiVersion", "kind", "node", "addresses", "networks")
+    return NodeReport(
+        section.require("node").name(),
+        tuple(item.address() for item in section.items("addresses")),
+        tuple(item.network() for item in section.items("networks")),
+    )
 
 
 def parse_index(text: str, file: str) -> tuple[Allocations, tuple[str, ...] | None]:

@@ -41,6 +41,7 @@ from routerd.model import (
     selection_matches,
 )
 from routerd.node.announce import CACHED, Announcements, Rules, announcements
+from routerd.node.conflicts import without_conflicts
 from routerd.refs import NODE, POD, Ref
 
 DEFAULT_TUNNEL_PORT = 8473  # UDP
@@ -66,6 +67,7 @@ class LocalFacts:
     )  # peer -> local address; None = no route
     uplinks: tuple[str, ...] = ()  # devices by which egress traffic leaves
     gateways_down: frozenset[str] = frozenset()  # nodes that our own probe holds down
+    networks: tuple[IPNetwork, ...] = ()  # that our interfaces are in; our default next hops as /32 and /128
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +86,10 @@ class NodeState:
 
 def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts) -> NodeState:
     """The desired state of `settings.node`, with every refusal that concerns it, sorted by object."""
+    snapshot, conflicts = without_conflicts(snapshot, settings.node, facts.networks)
     announced = announcements(snapshot, settings.node, settings.rules, facts.sessions)
     egress, egress_refusals = egress_state(snapshot, settings, facts)
-    refusals = [*_unknown_node(snapshot, settings.node), *egress_refusals, *snapshot.refusals]
+    refusals = [*_unknown_node(snapshot, settings.node), *conflicts, *egress_refusals, *snapshot.refusals]
     if announced is not None:
         refusals.extend(announced.refusals)
     return NodeState(announced, {EGRESS_ROOM: egress}, tuple(sorted(set(refusals), key=lambda refusal: refusal.order)))

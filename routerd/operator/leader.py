@@ -18,7 +18,7 @@ from routerd.cluster.assign import AssignSettings, Decision
 from routerd.config import Config
 from routerd.errors import StoreError
 from routerd.log import event
-from routerd.model import Allocations, NodeReport, Snapshot, Writer
+from routerd.model import Allocations, IPNetwork, NodeReport, Snapshot, Writer
 from routerd.notify import notify
 from routerd.operator.loop import Operator
 from routerd.serve.api import Noted, RequestRefused, answering, operator_socket
@@ -76,6 +76,7 @@ class Candidate:
     lease: Lease
     settings: AssignSettings = field(default_factory=AssignSettings)
     timings: Timings = field(default_factory=Timings)
+    service_cidrs: tuple[IPNetwork, ...] = ()
     operator: Operator | None = field(init=False, default=None)
     publisher: Publisher | None = field(init=False, default=None)
     tasks: tuple[asyncio.Task[None], ...] = field(init=False, default=())  # of `run`, which end with it
@@ -86,7 +87,8 @@ class Candidate:
     _obstacle: str = field(init=False, default="")  # why the last attempt to take over failed
 
     def __post_init__(self) -> None:
-        self.store = KubernetesStore(self.client, Scope.of_operator(self.namespace), self._changed, self.timings)
+        scope = Scope.of_operator(self.namespace, self.service_cidrs)
+        self.store = KubernetesStore(self.client, scope, self._changed, self.timings)
 
     def _changed(self) -> None:
         for wake in self._wakes:
@@ -205,13 +207,16 @@ async def candidate(config: Config) -> None:
     """`routerd operator` on Kubernetes, until cancelled. EnvironmentFault if the API server cannot be configured."""
     options, namespace = config.operator, config.store.namespace
     times = LeaseTimes(options.lease_duration, options.lease_renew_deadline, options.lease_retry)
-    settings = AssignSettings(Timers(cooldown=options.cooldown, retention=options.egress_retention))
+    settings = AssignSettings(
+        Timers(cooldown=options.cooldown, retention=options.egress_retention),
+        allowed_egress_ips=config.egress.allowed_addresses,
+    )
     client = Client(config.store.kubeconfig)
     await client.open()
     try:
         lease = Lease(client, namespace, own_identity(), times)
         event(LOGGER, logging.INFO, "operator-started", namespace=namespace, identity=lease.identity)
-        contender = Candidate(client, namespace, lease, settings)
+        contender = Candidate(client, namespace, lease, settings, service_cidrs=config.service_cidrs)
         vitals = Vitals(contender.status, lambda: contender.tasks)
         async with answering(operator_socket(config.run_dir), contender.answer):
             with served(options.metrics_listen, vitals):

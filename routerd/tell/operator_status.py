@@ -15,7 +15,13 @@ if TYPE_CHECKING:  # metrics of an agent need no part of the operator
     from ipam.pool import Counts
     from routerd.cluster.assign import Decision
 
-NEEDS = {"nodes": "nodes", "services": "services", "pools": "address pools", "policies": "egress policies"}
+NEEDS = {
+    "nodes": "nodes",
+    "services": "services",
+    "pools": "address pools",
+    "policies": "egress policies",
+    "bgp": "BGP peers",
+}
 
 
 @dataclass(frozen=True, slots=True)

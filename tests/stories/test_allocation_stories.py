@@ -220,7 +220,7 @@ def test_a_nodes_own_address_is_not_kept_for_a_policy_that_is_gone() -> None:
 def test_node_status_counts_until_the_node_has_reported() -> None:
     world = World()
     world.node("g")
-    world.node("owner", None, reports=None, addresses=(ip_address("192.168.33.100"),))
+    world.node("owner", None, reports=None, addresses=tuple(map(ip_address, ("10.0.0.9", "192.168.33.100"))))
     world.policy("sample", "192.168.33.100")
     assert "via owner:0 /1 epoch 1 node-address" in world.decide()
 

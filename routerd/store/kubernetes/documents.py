@@ -17,7 +17,7 @@ from routerd.cluster.ledger import TABLES, AuditEntry, Ledger
 from routerd.errors import InputError, StoreError
 from routerd.formats import parts
 from routerd.formats.allocations import parse_index
-from routerd.formats.document import parse_address
+from routerd.formats.document import parse_address, parse_network
 from routerd.formats.parts import Assembly, Part, Shards
 from routerd.formats.published import AllocationsReader, Fetch, Published
 from routerd.formats.records import Table, lines, read_lines
@@ -141,7 +141,10 @@ def _check_known(names: Iterable[str]) -> None:
 
 def report_status(report: NodeReport) -> dict[str, Any]:
     """The status of a RouterdNode."""
-    return {"addresses": [str(address) for address in report.addresses]}
+    return {
+        "addresses": [str(address) for address in report.addresses],
+        "networks": [str(network) for network in report.networks],
+    }
 
 
 def is_said(status: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
@@ -185,4 +188,5 @@ def read_report(name: str, status: Mapping[str, Any]) -> NodeReport | None:
     if "addresses" not in status:
         return None
     addresses = (parse_address(str(text)) for text in status["addresses"] or ())
-    return NodeReport(name, tuple(address for address in addresses if address is not None))
+    networks = (parse_network(str(text)) for text in status.get("networks") or ())
+    return NodeReport(name, tuple(filter(None, addresses)), tuple(each for each in networks if each is not None))

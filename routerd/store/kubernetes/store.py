@@ -63,8 +63,8 @@ class Scope:
         return cls(for_agent(node, namespace), namespace, node, service_cidrs)
 
     @classmethod
-    def of_operator(cls, namespace: str) -> Scope:
-        return cls(for_operator(namespace), namespace, keep_status=True)
+    def of_operator(cls, namespace: str, service_cidrs: tuple[IPNetwork, ...] = ()) -> Scope:
+        return cls(for_operator(namespace), namespace, service_cidrs=service_cidrs, keep_status=True)
 
 
 class KubernetesStore:

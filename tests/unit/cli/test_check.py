@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from routerd.cli.check import Finding, check_dialect, check_paths, check_texts
 
 POOL = """\
@@ -149,3 +151,56 @@ def test_one_document_by_dialect() -> None:
         "error": "could not parse config: yaml: unmarshal errors:\n"
         "  line 1: field peer not found in type config.configFile (line 1, column 1)"
     }
+
+
+WORKER = """\
+apiVersion: v1
+kind: Node
+metadata: {name: w}
+spec: {podCIDR: 10.244.3.0/24}
+status: {addresses: [{type: InternalIP, address: 10.0.0.21}]}
+"""
+PEERS = """\
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: bgp-config, namespace: kube-system}
+data:
+  config.yaml: "peers: [{peer-address: 10.0.0.1, peer-asn: 64512, my-asn: 64512}]"
+"""
+CONFIG = "apiVersion: routerd.io/v1alpha1\nkind: Config\n%s\n"
+
+
+@pytest.mark.parametrize(
+    ("address", "whose"),
+    [
+        ("10.0.0.1", "the address of peer/10.0.0.1"),
+        ("10.0.0.21", "an address of node/w"),
+        ("10.244.3.9", "in the pod CIDR 10.244.3.0/24 of node/w"),
+        ("10.96.0.1", "in the service CIDR 10.96.0.0/16"),
+        ("240.0.0.1", "in a reserved range (240.0.0.0/4)"),
+    ],
+)
+def test_an_egress_ip_that_is_somebodys_is_named_before_it_is_applied(address: str, whose: str) -> None:
+    gateway = "---\napiVersion: v1\nkind: Node\nmetadata: {name: g, labels: {routerd.io/egress-gateway: ''}}\n"
+    config = CONFIG % "service-cidrs: [10.96.0.0/16]"
+    assert found(POLICY % f"egressIP: {address}", WORKER + gateway, PEERS, config) == [
+        f"error: 0.yaml:1: EgressPolicy/e: {address} is {whose}: give the policy another egress IP"
+    ]
+
+
+def test_an_egress_ip_outside_of_what_the_configuration_allows() -> None:
+    config = CONFIG % "egress: {allowed-addresses: [198.51.100.0/24]}"
+    assert found(POLICY % "egressIP: 198.51.100.7", config) == []
+    assert found(POLICY % "egressIP: 203.0.113.10", config) == [
+        "error: 0.yaml:1: EgressPolicy/e: 203.0.113.10 lies outside egress.allowed-addresses (198.51.100.0/24): "
+        "give the policy another egress IP"
+    ]
+
+
+def test_an_egress_ip_that_a_service_asks_for() -> None:
+    policy = POLICY % "egressIP: 192.0.2.1"
+    assert found(POOL, policy, SERVICE % ("public", "192.0.2.1")) == [
+        "warning: 1.yaml:1: EgressPolicy/e: 192.0.2.1 lies in pool public, which may give it to a service",
+        'error: 1.yaml:1: EgressPolicy/e: can\'t change sharing key for "192.0.2.1", address also in use by '
+        "svc/default/web",
+    ]

@@ -1,6 +1,6 @@
 """`Allocations` and `NodeReport`: what is written reads back, and the same value gives the same text."""
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 import pytest
 from hypothesis import given, settings
@@ -54,7 +54,7 @@ def test_allocations_read_back(value: Allocations) -> None:
 @given(names, st.lists(addresses, max_size=3))
 @settings(max_examples=30)
 def test_node_reports_read_back(node: str, found: list[IPv4Address | IPv6Address]) -> None:
-    report = NodeReport(node, tuple(found))
+    report = NodeReport(node, tuple(found), tuple(ip_network(address) for address in found))
     assert parse_node_report(write_node_report(report), "f") == report
 
 

@@ -36,7 +36,14 @@ def world() -> World:
 def test_what_a_decision_needs_is_what_readiness_names() -> None:
     complete = world().snapshot()
     assert unread(complete, {}) == ()
-    assert unread(Snapshot(), None) == ("nodes", "services", "address pools", "egress policies", "node reports")
+    assert unread(Snapshot(), None) == (
+        "nodes",
+        "services",
+        "address pools",
+        "egress policies",
+        "BGP peers",
+        "node reports",
+    )
     for part, name in (("nodes", "nodes"), ("services", "services"), ("pools", "address pools"),
                        ("policies", "egress policies")):  # fmt: skip
         assert unread(replace(complete, **{part: None}), {}) == (name,)  # type: ignore[arg-type]

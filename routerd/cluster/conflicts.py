@@ -1,0 +1,74 @@
+"""Which policies must not have the egress IP that they name or were given: it is somebody's, or not allowed. Pure.
+
+A policy that is refused stays a policy without a group: its pods stay selected, and what it covers is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from routerd.claims import TAKEN, claims
+from routerd.cluster.groups import is_selected
+from routerd.model import EgressPolicy, IPAddress, IPNetwork, Node, NodeReport, Refusal, Snapshot
+
+NOT_ALLOWED = "AddressNotAllowed"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Which addresses may be egress IPs. `allowed` () = every one that is nobody's; what no host can have never is."""
+
+    snapshot: Snapshot
+    reports: Mapping[str, NodeReport]
+    holders: Mapping[IPAddress, tuple[str, ...]] = field(default_factory=dict)  # nodes with the address on an interface
+    allowed: tuple[IPNetwork, ...] = ()
+
+    def refused(self, wanted: Mapping[str, IPAddress]) -> dict[str, Refusal]:
+        """`wanted`: egress IP by key of its policy."""
+        policies = self.snapshot.policies or {}
+        named = [policies[key] for key in wanted]
+        whose = claims(wanted.values(), self.snapshot, self._networks(), self._held(named))
+        found = (
+            (key, self._refusal(policies[key], address, whose.get(address, ""))) for key, address in wanted.items()
+        )
+        return {key: refusal for key, refusal in found if refusal is not None}
+
+    def _refusal(self, policy: EgressPolicy, address: IPAddress, whose: str) -> Refusal | None:
+        remedy = "give the policy another egress IP" if policy.egress_ip else "take it out of the pool"
+        if whose:
+            return Refusal(policy.ref, TAKEN, f"{address} is {whose}: {remedy}")
+        if self.allowed and not _lies_in(address, self.allowed):
+            message = f"{address} lies outside egress.allowed-addresses ({', '.join(map(str, self.allowed))}): {remedy}"
+            return Refusal(policy.ref, NOT_ALLOWED, message)
+        return None
+
+    def _networks(self) -> dict[str, tuple[IPNetwork, ...]]:
+        nodes = self.snapshot.nodes or {}
+        return {name: report.networks for name, report in self.reports.items() if name in nodes}
+
+    def _held(self, policies: Iterable[EgressPolicy]) -> frozenset[IPAddress]:
+        """Addresses that policies give, and that a node which they may leave by has on an interface."""
+        nodes = self.snapshot.nodes or {}
+        return frozenset(
+            policy.egress_ip
+            for policy in policies
+            if policy.egress_ip is not None
+            and any(_may_leave_with(policy, nodes[name]) for name in self.holders.get(policy.egress_ip, ()))
+        )
+
+
+def _may_leave_with(policy: EgressPolicy, holder: Node) -> bool:
+    """A policy without a selector takes the holder; with a node's main address only if it is labelled a gateway."""
+    if is_selected(policy.gateways, holder):
+        return True
+    return policy.gateways is None and policy.egress_ip not in _main_addresses(holder)
+
+
+def _main_addresses(node: Node) -> tuple[IPAddress, ...]:
+    """The first of each family: the node's own, whatever else is on its interfaces."""
+    return tuple({address.version: address for address in reversed(node.addresses)}.values())
+
+
+def _lies_in(address: IPAddress, networks: Iterable[IPNetwork]) -> bool:
+    return any(network.version == address.version and address in network for network in networks)

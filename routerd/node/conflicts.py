@@ -1,0 +1,40 @@
+"""The last defence: this node is no gateway of an egress IP that is somebody's. Pure.
+
+The operator refuses such a policy. One that is older, or knows less than this node's kernel, may publish it all the
+same; then nothing of it is blackholed or announced from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from routerd.claims import TAKEN, claims
+from routerd.model import EgressGroup, IPNetwork, Refusal, Snapshot
+
+
+def without_conflicts(
+    snapshot: Snapshot, node: str, networks: Iterable[IPNetwork]
+) -> tuple[Snapshot, tuple[Refusal, ...]]:
+    """The snapshot without `node` as gateway of such groups. An address that it has on an interface is its own."""
+    allocations = snapshot.allocations
+    here = [group for group in allocations.groups if _is_led_to(group, node)] if allocations else []
+    whose = claims((group.egress_ip for group in here), snapshot, {node: tuple(networks)})
+    if not whose or allocations is None:
+        return snapshot, ()
+    groups = (_without(group, node) if group.egress_ip in whose else group for group in allocations.groups)
+    refusals = [
+        Refusal(group.address_ref, TAKEN, f"it is {whose[group.egress_ip]}: {node} is no gateway of it")
+        for group in here
+        if group.egress_ip in whose
+    ]
+    return replace(snapshot, allocations=replace(allocations, groups=tuple(groups))), tuple(refusals)
+
+
+def _is_led_to(group: EgressGroup, node: str) -> bool:
+    """Whether `node` blackholes and announces the address of `group`."""
+    return not group.node_address and any(gateway.node == node for gateway in group.gateways)
+
+
+def _without(group: EgressGroup, node: str) -> EgressGroup:
+    return replace(group, gateways=tuple(gateway for gateway in group.gateways if gateway.node != node))

@@ -1,0 +1,121 @@
+"""An egress IP that is somebody's: the policy is refused by name, and nothing else is touched."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+
+import pytest
+
+from routerd.agent.local import own_networks
+from tests.netns.lab import netns
+from tests.netns.lab.daemons import Daemons
+from tests.netns.lab.lab import TOR_ADDRESS, Lab
+from tests.netns.lab.stores import Files
+from tests.netns.stories.story import EGRESS_IP, Story, build, sessions_up, tor_table, write_manifests
+
+POLICY = """\
+apiVersion: routerd.io/v1alpha1
+kind: EgressPolicy
+metadata: {{name: take}}
+spec:
+  selectors: [{{podSelector: {{matchLabels: {{app: evil}}}}}}]
+  destinationCIDRs: [0.0.0.0/0]
+  egressIP: {address}
+  gateways: {{nodeSelector: {{matchLabels: {{routerd.io/egress-gateway: ""}}}}}}
+"""
+HOST = "10.0.0.50"  # on the nodes' network, and no node's
+
+
+@dataclass
+class Running:
+    lab: Lab
+    daemons: Daemons
+    before: dict[str, list[str]] = field(default_factory=dict)
+
+    def put(self, address: str) -> None:
+        (self.lab.manifests / "take.yaml").write_text(POLICY.format(address=address))
+
+    def says(self, node: str, reason: str) -> bool:
+        return reason in self.daemons.refusals(node)
+
+    def whole(self) -> None:
+        """Sessions are up, and neither gateways nor ToR have another route than before."""
+        assert set(self.lab.tor.sessions().values()) == {"Established"}
+        assert self.lab.tor.kernel_routes() == self.before
+        for name in ("gw1", "gw2"):
+            blackholes = re.findall(
+                r"blackhole (\S+)", self.lab.node(name).run(["ip", "route", "show", "proto", "203"])
+            )
+            assert set(blackholes) <= {prefix.removesuffix("/32") for prefix in self.before}
+            assert self.lab.node(name).ping(TOR_ADDRESS)
+        assert self.lab.pod("snat-pod").get(self.lab.fw.address).source == EGRESS_IP
+
+
+@pytest.fixture(scope="module")
+def running(clean_labs: list[str]) -> Iterator[Running]:
+    with Lab(f"c{os.getpid()}") as lab:
+        story = Story(lab, Daemons(lab), time.monotonic(), Files(lab))
+        for scene in (build, write_manifests, sessions_up, tor_table):
+            scene(story)
+        yield Running(lab, story.daemons, lab.tor.kernel_routes())
+
+
+def test_a_node_knows_its_networks_and_next_hops(running: Running) -> None:
+    gw1 = running.lab.node("gw1")
+    gw1.ip("route add default via 172.31.255.1 dev eth0 onlink metric 7")
+    with netns.entered(gw1.name):
+        found = own_networks()
+    gw1.ip("route del default via 172.31.255.1 dev eth0 metric 7")
+    assert {ip_network("10.0.0.0/24"), ip_network(f"{TOR_ADDRESS}/32"), ip_network("172.31.255.1/32")} <= {*found}
+    assert not any(each.is_loopback or each.is_link_local for each in found)
+
+
+@pytest.mark.parametrize("whose", ["the peer", "a host of the nodes' network", "a node", "a pod", "a VIP", "a service"])
+def test_it_is_refused_and_sessions_and_routes_stay(running: Running, whose: str) -> None:
+    lab = running.lab
+    vip = next(prefix for prefix in running.before if prefix.startswith("192.0.2.")).removesuffix("/32")
+    running.put(
+        {
+            "the peer": TOR_ADDRESS,
+            "a host of the nodes' network": HOST,
+            "a node": lab.node("worker").address,
+            "a pod": lab.pod("web").address,
+            "a VIP": vip,
+            "a service": "10.96.0.10",
+        }[whose]
+    )
+    reason = "AddressInUse" if whose == "a VIP" else "AddressTaken"
+    lab.wait(lambda: all(running.says(node, reason) for node in lab.nodes), f"every agent says {reason}")
+    running.whole()
+    (lab.manifests / "take.yaml").unlink()
+    lab.wait(lambda: not any(running.says(node, reason) for node in lab.nodes), "all is as before")
+
+
+@pytest.mark.parametrize("address", [TOR_ADDRESS, HOST])
+def test_a_gateway_does_not_do_what_an_older_operator_published(running: Running, address: str) -> None:
+    lab, path = running.lab, running.lab.manifests / "allocations.yaml"
+    assert running.daemons.operator is not None
+    running.daemons.operator.kill()
+    published = path.read_text()
+    forged = re.sub(r"^# .*\n", "", published.replace(f'"{running_pool_ip(running)}"', f'"{address}"'))
+    assert f'"{address}"' in forged
+    path.write_text(forged)
+    lab.wait(lambda: all(running.says(node, "AddressTaken") for node in ("gw1", "gw2")), "both gateways say it")
+    assert set(lab.tor.sessions().values()) == {"Established"}
+    for name in ("gw1", "gw2"):
+        assert address not in re.findall(r"blackhole (\S+)", lab.node(name).run(["ip", "route"]))
+        assert lab.node(name).ping(TOR_ADDRESS)
+    assert f"{address}/32" not in lab.tor.routes()
+    path.write_text(published)
+    running.daemons.start_operator()
+    lab.wait(lambda: lab.tor.kernel_routes() == running.before, "all is as before")
+
+
+def running_pool_ip(running: Running) -> str:
+    """The egress IP that came from the pool."""
+    return next(prefix for prefix in running.before if prefix.startswith("10.168.61.")).removesuffix("/32")
