@@ -70,9 +70,9 @@ def _hosts(wanted: set[IPAddress], snapshot: Snapshot) -> Iterator[tuple[IPAddre
         if peer.address in wanted:
             yield peer.address, f"the address of {peer.ref}"
     for service in (snapshot.services or {}).values():
-        for address in wanted.intersection(service.cluster_ips):
+        for address in wanted.intersection(snapshot.cluster_ips(service)):
             yield address, f"the ClusterIP of {service.ref}"
-        for address in wanted.intersection(service.status_ips):
+        for address in wanted.intersection(service.status_ips if service.type == "LoadBalancer" else ()):
             yield address, f"the load balancer's address of {service.ref}"
     for pod in (snapshot.pods or {}).values():
         if not pod.host_network and not pod.finished:

@@ -72,6 +72,8 @@ class EgressConfig:
     """Where programs come from: libbpf = the compiled object in the package, bcc = compiled on the node at start."""
     nat_entries: int = 262144
     """Connections that a gateway can translate at once; as many as nf_conntrack has on most hosts."""
+    in_cluster: tuple[IPNetwork, ...] = ()
+    """Networks in which `externalIPs` of services are in-cluster; none, because any user may write a Service."""
     allowed_addresses: tuple[IPNetwork, ...] = ()
     """Networks that every egress IP must lie in, for the operator; none = any address that is nobody's."""
 
@@ -287,7 +289,7 @@ def _listen(section: Section, default: tuple[IPAddress, int] | None) -> tuple[IP
 def _egress(section: Section) -> EgressConfig:
     egress = _sub(
         section, "egress", "enabled", "uplinks", "host-devices", "tunnel-port", "attach", "loader", "nat-entries",
-        "allowed-addresses",
+        "in-cluster", "allowed-addresses",
     )  # fmt: skip
     return EgressConfig(
         enabled=egress.boolean("enabled", True),
@@ -297,6 +299,7 @@ def _egress(section: Section) -> EgressConfig:
         attach=cast(Literal["auto", "tcx", "clsact"], _choice(egress, "attach", "auto", "tcx", "clsact")),
         loader=cast(Literal["libbpf", "bcc"], _choice(egress, "loader", "libbpf", "bcc")),
         nat_entries=egress.integer("nat-entries", 1024, 2**24, DEFAULT.egress.nat_entries),
+        in_cluster=tuple(item.network() for item in egress.items("in-cluster")),
         allowed_addresses=tuple(item.network() for item in egress.items("allowed-addresses")),
     )
 

@@ -155,6 +155,10 @@ class EndpointSlice:
     endpoints: tuple[Endpoint, ...] = ()
     origin: Origin = Origin()
 
+    @property
+    def service_key(self) -> str:
+        return f"{self.namespace}/{self.service}"
+
 
 # --- BGP ---------------------------------------------------------------------------------------------------------
 
@@ -312,6 +316,14 @@ class EgressGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeAddresses:
+    """What a node has on its interfaces beside the addresses of its Node object, and no other node has."""
+
+    node: str
+    addresses: tuple[IPAddress, ...]  # sorted, IPv4 first
+
+
+@dataclass(frozen=True, slots=True)
 class Writer:
     """Which operator wrote a document."""
 
@@ -328,6 +340,7 @@ class Allocations:
     services: tuple[ServiceAllocation, ...] = ()  # sorted by service
     groups: tuple[EgressGroup, ...] = ()  # sorted by id
     refusals: tuple[Refusal, ...] = ()  # sorted by object
+    nodes: tuple[NodeAddresses, ...] = ()  # sorted by node
     writer: Writer | None = field(default=None, compare=False)  # the same content of another writer is the same
 
 
@@ -374,6 +387,16 @@ class Snapshot:
         """Whether all is read that people and the API server say; the operator may have published nothing yet."""
         return not self.missing(name for name in PARTS if name != "allocations")
 
+    def cluster_ips(self, service: Service) -> tuple[IPAddress, ...]:
+        """Those that count: what an API server gave; what a file says only in service CIDRs, if its family has any."""
+        if service.origin.is_api or not self.service_cidrs:
+            return service.cluster_ips
+        return tuple(filter(self._may_be_cluster_ip, service.cluster_ips))
+
+    def _may_be_cluster_ip(self, address: IPAddress) -> bool:
+        cidrs = [cidr for cidr in self.service_cidrs if cidr.version == address.version]
+        return not cidrs or any(address in cidr for cidr in cidrs)
+
     def missing(self, parts: Iterable[str] | None = None) -> tuple[str, ...]:
         """Which of these parts, of all without, have not been read; in words."""
         return tuple(PARTS[name] for name in (PARTS if parts is None else parts) if getattr(self, name) is None)
@@ -396,6 +419,6 @@ __all__ = [
     "EVERYTHING", "EXCLUDE_LABEL", "GATEWAY_LABEL", "NAMESPACE_LABEL", "NAMESPACE_NAME_LABEL", "PARTS",
     "AddressPool", "Advertisement", "Allocations", "EgressGroup", "EgressPolicy", "Endpoint",
     "EndpointSlice", "GatewaySlot", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node",
-    "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodSelection", "PortRange", "Refusal", "Service",
-    "ServiceAllocation", "ServicePort", "Snapshot", "Writer", "selection_matches",
+    "NodeAddresses", "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodSelection", "PortRange", "Refusal",
+    "Service", "ServiceAllocation", "ServicePort", "Snapshot", "Writer", "selection_matches",
 ]  # fmt: skip

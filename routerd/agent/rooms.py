@@ -13,7 +13,7 @@ from bgp import relay
 from bgp.path import AdjRibOut
 from bgp.speaker import PeerStatus, Speaker, SpeakerUnavailable
 from egress.status import EgressStatus
-from routerd.agent.local import own_networks, session_addresses
+from routerd.agent.local import interface_addresses, own_networks, session_addresses
 from routerd.model import IPAddress, Peer, Refusal, Snapshot
 from routerd.node.desired import LocalFacts
 from routerd.refs import PATH, PEER, SPEAKER, Ref
@@ -48,11 +48,12 @@ class Rooms:
         return self._store.status()
 
     def facts(self, peers: tuple[Peer, ...], before: LocalFacts) -> LocalFacts:
-        networks = before.networks
+        addresses, networks = before.addresses, before.networks
         if self._egress is not None:
             with contextlib.suppress(OSError):  # the kernel's tables change: those of before will do
-                networks = own_networks()
-        return LocalFacts(session_addresses(peers, before.sessions), self._uplinks, networks=networks)
+                addresses, networks = interface_addresses(), own_networks()
+        sessions = session_addresses(peers, before.sessions)
+        return LocalFacts(sessions, self._uplinks, addresses=addresses, networks=networks)
 
     async def carried(self) -> Mapping[IPAddress, AdjRibOut]:
         """What the speaker announces now; nothing if none is connected within a second."""

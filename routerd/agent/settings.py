@@ -14,5 +14,6 @@ def settings_of(config: Config) -> Settings:
         node=config.node_name,
         rules=Rules(announce.loadbalancer, announce.pod_cidrs, egress, config.bgp.router_id),
         cluster_cidrs=config.cluster_cidrs,
+        external_cidrs=config.egress.in_cluster,
         tunnel_port=config.egress.tunnel_port,
     )

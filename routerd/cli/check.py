@@ -31,10 +31,12 @@ from routerd.model import (
     IPNetwork,
     Node,
     Peer,
+    Pod,
     Refusal,
     Service,
     Snapshot,
 )
+from routerd.node.inside import Inside, strays
 from routerd.refs import PEER, Ref
 from routerd.selectors import matches_any
 from routerd.store.closed import is_policy
@@ -128,7 +130,7 @@ def check_texts(texts: Mapping[str, str]) -> list[Finding]:
     snapshot = merge(loaded, allocations=None, service_cidrs=config.service_cidrs)
     taken = {entry.ref for part in loaded for entry in part.entries if not is_policy(entry, refused=True)}
     findings += [_of_refusal(refusal, taken) for refusal in snapshot.refusals]
-    return findings + cross_check(snapshot) + _decided(snapshot, config)
+    return findings + cross_check(snapshot) + _check_pods(snapshot, config) + _decided(snapshot, config)
 
 
 def _parts(text: str, file: str) -> list[Loaded | Config | InputError]:
@@ -191,6 +193,19 @@ def cross_check(snapshot: Snapshot) -> list[Finding]:
     return found
 
 
+def _check_pods(snapshot: Snapshot, config: Config) -> list[Finding]:
+    """Pods that agents of other nodes may take for the world outside, as they see their own pods only."""
+    pods = (snapshot.pods or {}).values()
+    outside = strays(pods, snapshot, Inside(config.cluster_cidrs))
+    if not outside or not snapshot.nodes or not snapshot.policies:
+        return []
+    message = (
+        f"{len(outside)} addresses of pods, {outside[0]} among them, lie in no pod CIDR of a node: "
+        "add their network to cluster-cidrs in the configuration of every node"
+    )
+    return [_at("warning", next(pod for pod in pods if outside[0] in pod.addresses), message)]
+
+
 def _decided(snapshot: Snapshot, config: Config) -> list[Finding]:
     """Addresses that the operator, with nothing given out yet, would refuse because they are another's."""
     settings = AssignSettings(allowed_egress_ips=config.egress.allowed_addresses)
@@ -204,7 +219,7 @@ def _decided(snapshot: Snapshot, config: Config) -> list[Finding]:
     ]
 
 
-def _at(severity: Severity, thing: EgressPolicy | Service | Peer, message: str) -> Finding:
+def _at(severity: Severity, thing: EgressPolicy | Service | Peer | Pod, message: str) -> Finding:
     return Finding(severity, message, thing.origin.file, thing.origin.line)
 
 

@@ -42,7 +42,7 @@ def digest_of(allocations: Allocations) -> str:
     """Of the content, without generation and writer."""
     lines = [f"{each.service} {each.pool} {' '.join(map(str, each.addresses))}" for each in allocations.services]
     lines += [repr(group) for group in allocations.groups]
-    lines += [repr(refusal) for refusal in allocations.refusals]
+    lines += [repr(each) for each in (*allocations.refusals, *allocations.nodes)]
     return sha256("\n".join(lines).encode()).hexdigest()
 
 

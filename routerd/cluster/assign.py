@@ -12,14 +12,26 @@ from dataclasses import dataclass, field, replace
 from egress.gateways import MAX_GATEWAYS
 from egress.policy import UNSUPPORTED_FAMILY, unsupported
 from ipam.plan import Plan, plan
-from ipam.pool import Counts
+from ipam.pool import Counts, key_of
 from ipam.round import Record, Timers
 from routerd.cluster.adopt import adopt, digest_of
 from routerd.cluster.conflicts import Limits
 from routerd.cluster.groups import Groups, addresses_on_nodes, form_groups
 from routerd.cluster.ledger import Ledger
 from routerd.cluster.requests import is_ours, policy_request, pool_spec, service_request
-from routerd.model import Allocations, EgressPolicy, IPNetwork, NodeReport, Refusal, ServiceAllocation, Snapshot, Writer
+from routerd.model import (
+    Allocations,
+    EgressPolicy,
+    IPAddress,
+    IPNetwork,
+    Node,
+    NodeAddresses,
+    NodeReport,
+    Refusal,
+    ServiceAllocation,
+    Snapshot,
+    Writer,
+)
 from routerd.refs import Ref, service_ref
 
 
@@ -81,6 +93,7 @@ def assign(
         services=_services(planned, snapshot),
         groups=groups.groups,
         refusals=_refusals(planned, groups, policies.values(), refused.values()),
+        nodes=_further_addresses(nodes, holders),
         writer=settings.writer,
     )
     allocations, digest = _numbered(draft, previous, ledger)
@@ -111,6 +124,17 @@ def _services(planned: Plan, snapshot: Snapshot) -> tuple[ServiceAllocation, ...
     keys = sorted(key for key in snapshot.services or {} if str(service_ref(key)) in planned.grants)
     grants = ((key, planned.grants[str(service_ref(key))]) for key in keys)
     return tuple(ServiceAllocation(key, grant.pool, grant.addresses) for key, grant in grants)
+
+
+def _further_addresses(
+    nodes: Mapping[str, Node], holders: Mapping[IPAddress, tuple[str, ...]]
+) -> tuple[NodeAddresses, ...]:
+    """Agents know their own interfaces only. What several nodes have, such as Docker's bridge, leads to none."""
+    found: dict[str, list[IPAddress]] = {}
+    for address, names in holders.items():
+        if len(names) == 1 and address not in nodes[names[0]].addresses:
+            found.setdefault(names[0], []).append(address)
+    return tuple(NodeAddresses(name, tuple(sorted(found[name], key=key_of))) for name in sorted(found))
 
 
 def _refusals(

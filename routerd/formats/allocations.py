@@ -21,6 +21,7 @@ from routerd.model import (
     GatewaySlot,
     IPAddress,
     IPNetwork,
+    NodeAddresses,
     NodeReport,
     Refusal,
     ServiceAllocation,
@@ -40,6 +41,7 @@ def write_allocations(allocations: Allocations) -> str:
         + _records("services", (_service(one) for one in allocations.services))
         + _records("groups", (_group(one) for one in allocations.groups))
         + _records("refusals", (_refusal(one) for one in allocations.refusals))
+        + (_records("nodes", (_node(one) for one in allocations.nodes)) if allocations.nodes else "")
     )
 
 
@@ -95,6 +97,10 @@ def _group(one: EgressGroup) -> str:
     )
 
 
+def _node(one: NodeAddresses) -> str:
+    return f"{{node: {quoted(one.node)}, addresses: {_list(one.addresses)}}}"
+
+
 def _refusal(one: Refusal) -> str:
     return f"{{object: {quoted(str(one.object))}, reason: {quoted(one.reason)}, message: {quoted(one.message)}}}"
 
@@ -109,7 +115,7 @@ def read_index(value: Value) -> tuple[Allocations, tuple[str, ...] | None]:
 
     Raises InputError.
     """
-    records = ("services", "groups", "refusals")
+    records = ("services", "groups", "refusals", "nodes")
     section = value.section.only("apiVersion", "kind", "generation", "writer", "parts", *records)
     if section.get("parts") is None:
         return _read_whole(section), None
@@ -135,6 +141,7 @@ def _read_whole(section: Section) -> Allocations:
         services=tuple(_read_service(item.section) for item in section.items("services")),
         groups=tuple(_read_group(item.section) for item in section.items("groups")),
         refusals=tuple(_read_refusal(item.section) for item in section.items("refusals")),
+        nodes=tuple(_read_node(item.section) for item in section.items("nodes")),
     )
 
 
@@ -148,6 +155,11 @@ def _read_service(section: Section) -> ServiceAllocation:
     section.only("service", "pool", "addresses")
     addresses = tuple(item.address() for item in section.items("addresses"))
     return ServiceAllocation(section.require("service").name(), section.require("pool").string(), addresses)
+
+
+def _read_node(section: Section) -> NodeAddresses:
+    section.only("node", "addresses")
+    return NodeAddresses(section.require("node").name(), tuple(item.address() for item in section.items("addresses")))
 
 
 def _read_group(section: Section) -> EgressGroup:

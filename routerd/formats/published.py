@@ -13,7 +13,7 @@ from routerd.formats import parts
 from routerd.formats.allocations import parse_index, write_allocations, write_index
 from routerd.formats.parts import Assembly, Incomplete, Part, Shards
 from routerd.formats.records import Row, Table
-from routerd.model import Allocations, EgressGroup, GatewaySlot, Refusal, ServiceAllocation
+from routerd.model import Allocations, EgressGroup, GatewaySlot, NodeAddresses, Refusal, ServiceAllocation
 from routerd.refs import Ref
 
 Fetch = Callable[[str], str | None]  # the text of a part, by name; None = it is not there
@@ -49,7 +49,12 @@ REFUSALS: Table[Refusal] = Table(
     "refusals", attrgetter("order"), lambda each: str(each.object),
     lambda each: list(each.order), lambda about, reason, message: Refusal(Ref.parse(about), reason, message),
 )  # fmt: skip
-TABLES: tuple[Table[Any], ...] = (SERVICES, GROUPS, REFUSALS)
+NODES: Table[NodeAddresses] = Table(
+    "nodes", attrgetter("node"), attrgetter("node"),
+    lambda each: [each.node, [str(address) for address in each.addresses]],
+    lambda node, addresses: NodeAddresses(node, tuple(map(ip_address, addresses))),
+)  # fmt: skip
+TABLES: tuple[Table[Any], ...] = (SERVICES, GROUPS, REFUSALS, NODES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 from egress.policy import (
     UNSUPPORTED_FAMILY,
-    VERSIONS,
     Gateway,
     Group,
     Policy,
@@ -36,12 +33,12 @@ from routerd.model import (
     Pod,
     PodSelection,
     Refusal,
-    Service,
     Snapshot,
     selection_matches,
 )
-from routerd.node.announce import CACHED, Announcements, Rules, announcements
+from routerd.node.announce import Announcements, Rules, announcements
 from routerd.node.conflicts import without_conflicts
+from routerd.node.inside import Inside, in_cluster, is_steered, strays
 from routerd.refs import NODE, POD, Ref
 
 DEFAULT_TUNNEL_PORT = 8473  # UDP
@@ -55,6 +52,7 @@ class Settings:
     node: str
     rules: Rules = field(default_factory=Rules)
     cluster_cidrs: tuple[IPNetwork, ...] = ()  # in-cluster networks beside those that the store tells
+    external_cidrs: tuple[IPNetwork, ...] = ()  # networks in which `externalIPs` of services are in-cluster
     tunnel_port: int = DEFAULT_TUNNEL_PORT
 
 
@@ -67,6 +65,7 @@ class LocalFacts:
     )  # peer -> local address; None = no route
     uplinks: tuple[str, ...] = ()  # devices by which egress traffic leaves
     gateways_down: frozenset[str] = frozenset()  # nodes that our own probe holds down
+    addresses: tuple[IPAddress, ...] = ()  # on our interfaces
     networks: tuple[IPNetwork, ...] = ()  # that our interfaces are in; our default next hops as /32 and /128
 
 
@@ -120,6 +119,7 @@ def egress_state(
     if here is None:
         return None, ()
     steered, pod_refusals = _pods(pods.values(), policies, here, {n.name: n.labels for n in namespaces.values()})
+    inside = Inside(settings.cluster_cidrs, settings.external_cidrs, facts.addresses)
     group_ids, policy_refusals = _policy_groups(policies, allocations)
     groups, group_refusals = _groups(allocations, nodes, facts.gateways_down)
     desired = EgressDesired(
@@ -129,12 +129,13 @@ def egress_state(
         policies={key: _policy(policies[key], group_ids[key]) for key in sorted(group_ids)},
         groups=groups,
         nodes=frozenset(node.tunnel_endpoint for node in nodes.values() if node.tunnel_endpoint),
-        cluster=in_cluster(snapshot, settings.cluster_cidrs),
+        cluster=in_cluster(snapshot, inside),
         pod_cidrs=frozenset(here.pod_cidrs),
         uplinks=facts.uplinks,
         tunnel_port=settings.tunnel_port,
     )
-    return desired, (*_no_tunnel_endpoint(here), *policy_refusals, *group_refusals, *pod_refusals)
+    told = (*_no_tunnel_endpoint(here), *policy_refusals, *group_refusals, *pod_refusals)
+    return desired, (*told, *_stray_pods(snapshot, inside, here))
 
 
 def _no_tunnel_endpoint(here: Node) -> Iterator[Refusal]:
@@ -149,11 +150,6 @@ def _no_tunnel_endpoint(here: Node) -> Iterator[Refusal]:
 def selects(policy: EgressPolicy, pod: Pod, namespace_labels: Labels, node_labels: Labels) -> bool:
     """Whether any selection of `policy` takes `pod`."""
     return any(selection_matches(s, pod, namespace_labels, node_labels) for s in policy.selections)
-
-
-def is_steered(pod: Pod) -> bool:
-    """Pods with an address of their own. A finished pod's address may already be another pod's."""
-    return bool(pod.addresses) and not pod.host_network and not pod.finished
 
 
 def _pods(
@@ -246,6 +242,17 @@ def _no_group(policy: EgressPolicy, allocations: Allocations) -> Refusal:
     return Refusal(policy.ref, "NoGroup", message)
 
 
+def _stray_pods(snapshot: Snapshot, inside: Inside, here: Node) -> Iterator[Refusal]:
+    """Other nodes may see no pods but their own: such a pod is outside the cluster for them."""
+    outside = strays((pod for pod in (snapshot.pods or {}).values() if pod.node == here.name), snapshot, inside)
+    if outside and any(policy.destinations for policy in (snapshot.policies or {}).values()):
+        message = (
+            f"{len(outside)} addresses of pods here, {outside[0]} among them, lie in no network of the cluster: "
+            "selected pods of other nodes reach them by a gateway, if at all; add their network to cluster-cidrs"
+        )
+        yield Refusal(here.ref, "PodOutsideCluster", message)
+
+
 # --- groups
 
 
@@ -280,53 +287,3 @@ def _gateway(
         problem = "has no IPv4 address" if name in nodes else "is not in the store"
         return Refusal(group.address_ref, "UnknownGateway", f"gateway node {name} {problem}: it is left out")
     return Gateway(name, address, slot, up=name not in down)
-
-
-# --- what counts as inside
-
-
-def _addresses_of(service: Service) -> Iterator[IPAddress]:
-    yield from service.cluster_ips
-    yield from service.external_ips
-
-
-def in_cluster(snapshot: Snapshot, cluster_cidrs: Iterable[IPNetwork]) -> frozenset[IPNetwork]:
-    """Destinations that never leave through a gateway: pods, nodes, services, VIPs and what configuration adds."""
-    nodes, pods = (snapshot.nodes or {}).values(), (snapshot.pods or {}).values()
-    networks = {*cluster_cidrs, *snapshot.service_cidrs, *(network for node in nodes for network in node.pod_cidrs)}
-    hosts = _numbers(_hosts(snapshot))
-    of_pods = _numbers(address for pod in pods if is_steered(pod) for address in pod.addresses)
-    for version in VERSIONS:
-        hosts[version] |= _outside(of_pods[version], [n for n in networks if n.version == version])
-    return frozenset(networks).union(_host(version, number) for version in VERSIONS for number in hosts[version])
-
-
-def _hosts(snapshot: Snapshot) -> Iterator[IPAddress]:
-    for node in (snapshot.nodes or {}).values():
-        yield from node.addresses
-    for service in (snapshot.services or {}).values():
-        yield from _addresses_of(service)
-    for allocation in snapshot.allocations.services if snapshot.allocations else ():
-        yield from allocation.addresses
-
-
-def _numbers(addresses: Iterable[IPAddress]) -> dict[int, set[int]]:
-    """By version, as numbers: hashing an address object is dear."""
-    found: dict[int, set[int]] = {version: set() for version in VERSIONS}
-    for address in addresses:
-        found[address.version].add(int(address))
-    return found
-
-
-def _outside(hosts: set[int], networks: Iterable[IPNetwork]) -> set[int]:
-    """Those that lie in none of the networks, such as pods of a pool that is no node's pod CIDR. All of one family."""
-    heads: dict[int, set[int]] = {}
-    for network in networks:
-        shift = network.max_prefixlen - network.prefixlen
-        heads.setdefault(shift, set()).add(int(network.network_address) >> shift)
-    return {host for host in hosts if not any(host >> shift in known for shift, known in heads.items())}
-
-
-@lru_cache(maxsize=CACHED)
-def _host(version: int, number: int) -> IPNetwork:
-    return IPv4Network((number, 32)) if version == 4 else IPv6Network((number, 128))

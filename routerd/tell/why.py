@@ -13,7 +13,8 @@ from egress.policy import UNSUPPORTED_FAMILY, egress_versions, unsupported
 from routerd.errors import RouterdError
 from routerd.model import NAMESPACE_NAME_LABEL, Allocations, EgressPolicy, IPAddress, IPNetwork, Pod, Snapshot
 from routerd.node.announce import SERVICE_CHECKS, Announcements, Scene, scene_of, service_paths
-from routerd.node.desired import NodeState, Settings, group_of, is_steered, selects
+from routerd.node.desired import NodeState, Settings, group_of, selects
+from routerd.node.inside import endpoints, external_ips, is_steered, outside
 from routerd.node.sessions import peers_here
 from routerd.refs import PEER, POD, SERVICE, Ref
 from routerd.tell.render import path_text
@@ -22,6 +23,11 @@ from routerd.tell.views import PeerView
 SERVICE_WORDS = (SERVICE, "service")  # as people write them
 SERVICE_NEEDS = ("nodes", "services", "endpoint_slices", "bgp", "pools", "allocations")
 POD_NEEDS = ("nodes", "namespaces", "pods", "services", "policies", "allocations")
+SHOWN = 3  # addresses in one line
+EXTERNAL = "do its policies take it to externalIPs of services?"
+IN_CLUSTER = "any user may write them, so they are not in the cluster unless egress.in-cluster holds their network"
+BEHIND = "do its policies take it to endpoints of services outside the cluster?"
+ADD = "by the ClusterIP that is dropped; cluster-cidrs says which networks are in the cluster"
 
 
 class NoSuchObject(RouterdError):
@@ -198,6 +204,19 @@ def _leaving(snapshot: Snapshot, state: NodeState, pod: Pod) -> Iterator[Step]:
         if lacking:
             rest = [each for each in policy.destinations if each not in translated]
             yield Step(_question(policy, rest), False, UNSUPPORTED_FAMILY, lacking, note=bool(translated))
+    inside = state.egress.cluster if state.egress else frozenset()
+    for names, question, advice in ((external_ips(snapshot), EXTERNAL, IN_CLUSTER), (endpoints(snapshot), BEHIND, ADD)):
+        covered = [address for address in outside(names, inside) if any(_covers(each, address) for each in policies)]
+        if covered:
+            shown = ", ".join(f"{address} ({names[address]})" for address in sorted(covered, key=str)[:SHOWN])
+            yield Step(question, True, detail=f"{shown}{', …' if covered[SHOWN:] else ''}: {advice}")
+
+
+def _covers(policy: EgressPolicy, address: IPAddress) -> bool:
+    def holds(networks: Sequence[IPNetwork]) -> bool:
+        return any(network.version == address.version and address in network for network in networks)
+
+    return holds(policy.destinations) and not holds(policy.excluded)
 
 
 def _question(policy: EgressPolicy, destinations: Sequence[IPNetwork]) -> str:

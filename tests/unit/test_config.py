@@ -33,7 +33,7 @@ log: {format: json, level: debug}
 service-cidrs: [10.96.0.0/12]
 cluster-cidrs: ["fd00::/8"]
 egress: {enabled: false, uplinks: [eth0], host-devices: [ve-web], tunnel-port: 9999, attach: tcx, loader: bcc,
-  nat-entries: 2048, allowed-addresses: [198.51.100.0/24]}
+  nat-entries: 2048, in-cluster: [203.0.113.0/24], allowed-addresses: [198.51.100.0/24]}
 bgp: {enabled: false, router-id: 192.0.2.1, announce: {loadbalancer: false, pod-cidrs: true, egress: false}}
 operator: {ledger: /l, retention: 1d, egress-retention: "0", cooldown: 5m, metrics-listen: "0.0.0.0:9001"}
 """
@@ -50,6 +50,7 @@ operator: {ledger: /l, retention: 1d, egress-retention: "0", cooldown: 5m, metri
         attach="tcx",
         loader="bcc",
         nat_entries=2048,
+        in_cluster=(ip_network("203.0.113.0/24"),),
         allowed_addresses=(ip_network("198.51.100.0/24"),),
     )
     assert not config.bgp.enabled

@@ -1,4 +1,4 @@
-"""An egress IP that is somebody's: the policy is refused by name, and nothing else is touched."""
+"""What users write moves nobody else's traffic: egress IPs that are somebody's, external IPs of services."""
 
 from __future__ import annotations
 
@@ -119,3 +119,44 @@ def test_a_gateway_does_not_do_what_an_older_operator_published(running: Running
 def running_pool_ip(running: Running) -> str:
     """The egress IP that came from the pool."""
     return next(prefix for prefix in running.before if prefix.startswith("10.168.61.")).removesuffix("/32")
+
+
+SERVICE = """\
+apiVersion: v1
+kind: Service
+metadata: {name: innocent, namespace: team-b}
+spec: {clusterIP: 10.96.0.77, externalIPs: [203.0.113.10], ports: [{port: 80}]}
+"""
+
+
+def test_a_service_with_external_ips_takes_nothing_out_of_a_policy(running: Running) -> None:
+    lab, pod = running.lab, running.lab.pod("snat-pod")
+    refused = lab.fw.refused()
+    (lab.manifests / "service.yaml").write_text(SERVICE)
+
+    def said() -> str:
+        return running.daemons.routerd("worker", "why", "pod/default/snat-pod", check=False)
+
+    lab.wait(lambda: "svc/team-b/innocent" in said(), "the agent knows the service")
+    assert "egress.in-cluster" in said()
+    assert pod.get(lab.fw.address).source == EGRESS_IP
+    assert lab.fw.refused() == refused
+    (lab.manifests / "service.yaml").unlink()
+    lab.wait(lambda: "svc/team-b/innocent" not in said(), "it is gone")
+
+
+def test_another_address_of_a_node_is_in_the_cluster(running: Running) -> None:
+    """For pods of every node: what only one node can see, it reports."""
+    lab, storage = running.lab, "10.50.0.21"
+    worker = lab.node("worker")
+    worker.ip("link add stor0 type bridge", f"addr add {storage}/32 dev stor0", "link set stor0 up")
+    lab.tor.ip(f"route add {storage}/32 via {worker.address}")
+    worker.start_server(http=9100)
+    pods = [lab.pod(name) for name in ("snat-pod", "snat-gw")]
+
+    def reached() -> bool:
+        return all(pod.get(storage, 9100, timeout=1).source == pod.address for pod in pods)
+
+    lab.wait(reached, "selected pods of both nodes reach it as they are", timeout=60)
+    lab.tor.ip(f"route del {storage}/32")
+    worker.ip("link del stor0")

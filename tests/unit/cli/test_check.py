@@ -204,3 +204,14 @@ def test_an_egress_ip_that_a_service_asks_for() -> None:
         'error: 1.yaml:1: EgressPolicy/e: can\'t change sharing key for "192.0.2.1", address also in use by '
         "svc/default/web",
     ]
+
+
+def test_pods_in_no_known_network() -> None:
+    pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {nodeName: w}\nstatus: {podIP: 172.21.0.5}\n"
+    gateway = "---\napiVersion: v1\nkind: Node\nmetadata: {name: g, labels: {routerd.io/egress-gateway: ''}}\n"
+    policy = POLICY % "egressIP: 198.51.100.7"
+    assert found(policy, WORKER + gateway, pod) == [
+        "warning: 2.yaml:1: 1 addresses of pods, 172.21.0.5 among them, lie in no pod CIDR of a node: "
+        "add their network to cluster-cidrs in the configuration of every node"
+    ]
+    assert found(policy, WORKER + gateway, pod, CONFIG % "cluster-cidrs: [172.21.0.0/16]") == []

@@ -112,3 +112,25 @@ def test_outside_of_what_the_configuration_allows_an_egress_ip_is_refused(world:
         f"! EgressPolicy/named AddressNotAllowed: 203.0.113.10 {rule}: give the policy another egress IP",
         f"! EgressPolicy/pooled AddressNotAllowed: 192.0.2.0 {rule}: take it out of the pool",
     ]
+
+
+def test_what_nodes_have_beside_their_node_objects_addresses_is_published() -> None:
+    world = World()
+    for name, last in (("b", 12), ("a", 11)):
+        held = tuple(map(ip_address, (f"10.0.0.{last}", f"10.50.0.{last}", "172.17.0.1", f"fd05::{last}")))
+        world.node(name, addresses=held[:1])
+        world.reports[name] = NodeReport(name, held)
+    world.node("c", reports=None, addresses=(ip_address("10.0.0.13"),))
+    world.reports["gone"] = NodeReport("gone", (ip_address("10.50.0.99"),))
+    world.decide()
+    assert [(each.node, list(map(str, each.addresses))) for each in world.allocations.nodes] == [
+        ("a", ["10.50.0.11", "fd05::11"]),
+        ("b", ["10.50.0.12", "fd05::12"]),
+    ]
+    generation = world.allocations.generation
+    world.decide()
+    assert world.allocations.generation == generation
+    world.reports["a"] = NodeReport("a", (ip_address("10.0.0.11"),))
+    world.decide()
+    assert [each.node for each in world.allocations.nodes] == ["b"]
+    assert world.allocations.generation == generation + 1

@@ -15,7 +15,16 @@ from routerd.formats.allocations import (
     write_node_report,
 )
 from routerd.formats.published import parse_allocations
-from routerd.model import Allocations, EgressGroup, GatewaySlot, NodeReport, Refusal, ServiceAllocation, Writer
+from routerd.model import (
+    Allocations,
+    EgressGroup,
+    GatewaySlot,
+    NodeAddresses,
+    NodeReport,
+    Refusal,
+    ServiceAllocation,
+    Writer,
+)
 from routerd.refs import Ref
 
 text = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -42,6 +51,7 @@ allocations = st.builds(
     services=st.lists(services, max_size=3).map(tuple),
     groups=st.lists(groups, max_size=3).map(tuple),
     refusals=st.lists(st.builds(Refusal, text.map(Ref.parse), text, text), max_size=3).map(tuple),
+    nodes=st.lists(st.builds(NodeAddresses, names, st.lists(addresses).map(tuple)), max_size=2).map(tuple),
 )
 
 
