@@ -364,6 +364,14 @@ class Peering:
 
 
 @dataclass(frozen=True, slots=True)
+class Unread:
+    """Allocations that were published, and cannot be read now."""
+
+    message: str
+    head: Allocations | None = None  # generation and writer, without records; None = not even those are known
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """A frozen view of the store. `None` = not synced yet. Parts bear the words in which people are told of them."""
 
@@ -379,6 +387,7 @@ class Snapshot:
     # by key, "Kind/name"
     policies: Mapping[str, EgressPolicy] | None = field(default=None, metadata={"words": "egress policies"})
     allocations: Allocations | None = field(default=None, metadata={"words": "allocations (the operator's)"})
+    unread: Unread | None = None  # what is published; `allocations` is then what it said before, None = never
     refusals: tuple[Refusal, ...] = ()  # objects that the store could not take, with why
     service_cidrs: tuple[IPNetwork, ...] = ()  # from configuration
 
@@ -420,5 +429,5 @@ __all__ = [
     "AddressPool", "Advertisement", "Allocations", "EgressGroup", "EgressPolicy", "Endpoint",
     "EndpointSlice", "GatewaySlot", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node",
     "NodeAddresses", "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodSelection", "PortRange", "Refusal",
-    "Service", "ServiceAllocation", "ServicePort", "Snapshot", "Writer", "selection_matches",
+    "Service", "ServiceAllocation", "ServicePort", "Snapshot", "Unread", "Writer", "selection_matches",
 ]  # fmt: skip

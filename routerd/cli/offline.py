@@ -32,6 +32,8 @@ def snapshot_of(manifests: Path, config: Config) -> Snapshot:
     snapshot = store.load()
     if not snapshot.is_synced:
         raise InputError("; ".join(refusal.message for refusal in snapshot.refusals), file=str(manifests))
+    if snapshot.unread:
+        raise InputError(f"{snapshot.unread.message}: bring it whole, or delete it", file=str(manifests))
     settings = AssignSettings(allowed_egress_ips=config.egress.allowed_addresses)
     decision = assign(snapshot, Ledger(), _reports(store, snapshot), time.time(), settings)
     return replace(snapshot, allocations=decision.allocations)

@@ -14,7 +14,7 @@ from ipam.pool import key_of
 from ipam.round import Record
 from routerd.cluster.groups import LAST_GROUP
 from routerd.cluster.ledger import GroupRecord, Ledger
-from routerd.model import Allocations, EgressGroup, IPAddress, Writer
+from routerd.model import Allocations, EgressGroup, IPAddress, Unread, Writer
 from routerd.refs import service_ref
 
 Key = tuple[IPAddress, str]  # address and owner
@@ -62,6 +62,13 @@ def adopt(ledger: Ledger, published: Allocations, own: Writer | None, now: float
         groups,
     )
     return Adopted(merged, True, (*conflicts, *group_conflicts))
+
+
+def may_know_more(unread: Unread, is_first: bool, ledger: Ledger, own: Writer | None) -> bool:
+    """Whether what cannot be read may say what the ledger does not know. `is_first`: nothing was read before either."""
+    if unread.head is None:
+        return is_first
+    return _is_newer(unread.head, ledger, own)
 
 
 def _is_newer(published: Allocations, ledger: Ledger, own: Writer | None) -> bool:

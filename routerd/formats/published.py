@@ -13,7 +13,15 @@ from routerd.formats import parts
 from routerd.formats.allocations import parse_index, write_allocations, write_index
 from routerd.formats.parts import Assembly, Incomplete, Part, Shards
 from routerd.formats.records import Row, Table
-from routerd.model import Allocations, EgressGroup, GatewaySlot, NodeAddresses, Refusal, ServiceAllocation
+from routerd.model import (
+    Allocations,
+    EgressGroup,
+    GatewaySlot,
+    NodeAddresses,
+    Refusal,
+    ServiceAllocation,
+    Unread,
+)
 from routerd.refs import Ref
 
 Fetch = Callable[[str], str | None]  # the text of a part, by name; None = it is not there
@@ -79,6 +87,21 @@ class AllocationsWriter:
         return Published(write_index(allocations, [part.name for part in found]), found)
 
 
+class WithoutParts(Incomplete):
+    """`head` is what the index itself says."""
+
+    def __init__(self, message: str, file: str, head: Allocations) -> None:
+        super().__init__(message, file=file)
+        self.head = head
+
+
+def unread(error: InputError | None) -> Unread | None:
+    """What a store says of published allocations that `AllocationsReader` could not read."""
+    if error is None:
+        return None
+    return Unread(str(error), error.head if isinstance(error, WithoutParts) else None)
+
+
 class AllocationsReader:
     """Text to allocations. It remembers the parts of what it read last."""
 
@@ -86,7 +109,7 @@ class AllocationsReader:
         self._assembly = Assembly(TABLES)
 
     def read(self, text: str, file: str, fetch: Fetch) -> Allocations:
-        """Raises InputError unless the file holds exactly one whole `Allocations`; `Incomplete` if parts lack."""
+        """Raises InputError unless the file holds exactly one whole `Allocations`; `WithoutParts` if parts lack."""
         allocations, names = parse_index(text, file)
         if names is None:
             return allocations
@@ -94,7 +117,7 @@ class AllocationsReader:
             records: dict[str, Any] = {**self._assembly.records(names, fetch)}
             return replace(allocations, **records)
         except Incomplete as error:
-            raise Incomplete(error.message, file=file) from error
+            raise WithoutParts(error.message, file, allocations) from error
         except InputError as error:
             raise InputError(error.message, file=file) from error
 

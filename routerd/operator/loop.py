@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
 from ipam.round import Record
-from routerd.cluster.adopt import is_foreign
+from routerd.cluster.adopt import is_foreign, may_know_more
 from routerd.cluster.assign import AssignSettings, Decision, assign, release
 from routerd.cluster.ledger import Changes, Ledger, difference
 from routerd.errors import EnvironmentFault, StoreError
@@ -153,6 +153,7 @@ class Operator:
         began, now = time.perf_counter(), self.clock()
         state = self._read()
         snapshot = self.store.snapshot()
+        self._check_read(snapshot, state)
         decision = assign(snapshot, state, self.store.node_reports(), now, self.settings)
         if not decision.synced:
             return LONGEST_WAIT
@@ -205,6 +206,18 @@ class Operator:
         for record in released:
             event(logger, logging.INFO, "released", owner=record.owner, address=str(record.address))
         return released
+
+    def _check_read(self, snapshot: Snapshot, state: Ledger) -> None:
+        """Raises StoreError while something is published that may be in use, and neither it nor the ledger tells what.
+
+        Whoever decided all the same would give every address anew.
+        """
+        unread = snapshot.unread
+        if unread and may_know_more(unread, snapshot.allocations is None, state, self.settings.writer):
+            raise StoreError(
+                f"what is published cannot be read, and may be newer than the ledger: {unread.message}: bring it "
+                "whole, with its parts, or delete it to begin anew from the ledger alone; nothing is given meanwhile"
+            )
 
     def _check_rival(self, published: Allocations | None, decision: Decision, generation: int) -> None:
         """Raises StoreError if another operator publishes what this one would not. `generation` is our ledger's.

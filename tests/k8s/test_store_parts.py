@@ -14,12 +14,13 @@ import pytest
 from routerd.cluster.ledger import Ledger, difference
 from routerd.errors import StoreError
 from routerd.formats.published import AllocationsReader
-from routerd.model import Allocations
+from routerd.model import Allocations, ServiceAllocation
+from routerd.operator.leader import Candidate
 from routerd.store.kubernetes import parts as parts_module
 from routerd.store.kubernetes.client import UNREACHABLE, ApiError, Client
 from routerd.store.kubernetes.documents import LedgerText
 from routerd.store.kubernetes.ledger import KubernetesLedger, take
-from tests.k8s.store_lab import Cluster, Json, agent_store, cluster
+from tests.k8s.store_lab import Cluster, Json, agent_store, bgp_config, cluster, node, operator, service
 from tests.models.many import allocations_of, ledger_of, small_parts
 from tests.waiting import eventually
 
@@ -230,8 +231,50 @@ def test_a_ledger_whose_part_is_gone_is_refused_with_what_to_do() -> None:
             )  # fmt: skip
             await api.delete({**part, "apiVersion": "v1", "kind": "ConfigMap"})
             with pytest.raises(
-                StoreError, match=r"routerd-ledger is damaged \(part .* is missing or cut\): restore it"
+                StoreError, match=r"routerd-ledger is damaged \(part .* is missing or cut\): restore it, .* all parts "
             ):
                 await lead(client, 2, 2)
+
+    asyncio.run(story())
+
+
+async def parts_of(api: Cluster, document: str = "routerd-allocations") -> list[Json]:
+    found = (await api.get(MAPS))["items"]
+    return [{**each, "apiVersion": "v1", "kind": "ConfigMap"} for each in found
+            if each["metadata"]["name"].startswith(f"{document}-")]  # fmt: skip
+
+
+SERVICES = [service(f"web{number}", 80 + number) for number in range(6)]
+
+
+async def given(one: Candidate) -> tuple[ServiceAllocation, ...]:
+    """What is published and read, when it has all services."""
+
+    def found() -> tuple[ServiceAllocation, ...]:
+        allocations = one.store.snapshot().allocations
+        return allocations.services if allocations and one.operator and one.operator.last else ()
+
+    await eventually(lambda: len(found()) == len(SERVICES), "each service has an address")
+    return found()
+
+
+def test_a_lost_ledger_gives_nothing_while_the_parts_of_what_is_published_are_gone() -> None:
+    async def story() -> None:
+        async with cluster(node("node1"), bgp_config(), *SERVICES) as api:
+            async with operator(api) as one:
+                in_force = await given(one)
+            parts = await parts_of(api)
+            for each in (*parts, *await parts_of(api, "routerd-ledger")):
+                await api.delete(each)
+            await api.client.delete(f"{MAPS}/routerd-ledger")
+            before = await api.get(f"{MAPS}/routerd-allocations")
+            async with operator(api, "operator-b") as one:
+                await eventually(lambda: one.operator and one.operator.rounds.last_error, "a round fails")
+                assert "bring it whole, with its parts, or delete it" in one.status().rounds.last_error
+                assert (await api.get(f"{MAPS}/routerd-allocations"))["data"] == before["data"]
+                for each in parts:
+                    del each["metadata"]["resourceVersion"], each["metadata"]["uid"]
+                    await api.apply(each)
+                assert await given(one) == in_force
 
     asyncio.run(story())

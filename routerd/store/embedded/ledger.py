@@ -281,6 +281,6 @@ def _fault(path: Path, error: sqlite3.Error) -> StoreError | EnvironmentFault:
 
 def _damaged(path: Path, detail: str) -> str:
     return (
-        f"{path}: the ledger is damaged ({detail}): restore a backup, or move the file away and start the operator: "
-        "it takes over what the last published allocations say"
+        f"{path}: the ledger is damaged ({detail}): restore a backup, or, if the published allocations are "
+        "there with all parts that they name, move the file away and start the operator: it takes over what they say"
     )

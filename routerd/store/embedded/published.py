@@ -16,8 +16,8 @@ from pathlib import Path
 
 from routerd.errors import InputError, StoreError
 from routerd.formats.parts import Incomplete, Part
-from routerd.formats.published import AllocationsReader, AllocationsWriter
-from routerd.model import Allocations
+from routerd.formats.published import AllocationsReader, AllocationsWriter, unread
+from routerd.model import Allocations, Unread
 from routerd.store.embedded.disk import FileState, claim, is_hidden, read_text, refresh, stamp, write_atomically
 
 SUFFIX = ".part"  # no manifest's
@@ -36,6 +36,10 @@ class PublishedFile:
         self._written: frozenset[str] = frozenset()  # names of parts that this process wrote, or found whole
         self._unused: dict[Path, float] = {}  # files of the directory that are not in force, since when
         self._lock: int | None = None  # descriptor
+
+    @property
+    def unread(self) -> Unread | None:
+        return unread(self.state.error)
 
     def look(self, touched: frozenset[Path]) -> None:
         """Reads if something changed. None before the first ones are published; once known they stay, whatever

@@ -210,7 +210,7 @@ class FileStore:
     def _publish(self, snapshot: Snapshot) -> bool:
         """Whether it is another one. The allocations may have been written since it was merged."""
         if self._manifests.is_synced:
-            snapshot = replace(snapshot, allocations=self._published.state.good)
+            snapshot = replace(snapshot, allocations=self._published.state.good, unread=self._published.unread)
         if snapshot is self._snapshot or snapshot == self._snapshot:
             return False
         self._snapshot = snapshot
@@ -241,15 +241,15 @@ class FileStore:
         refusals = tuple(self._faults())
         if not self._manifests.is_synced:
             return Snapshot(refusals=refusals, service_cidrs=self._service_cidrs)
-        snapshot = merge(
+        merged = merge(
             self._manifests.loaded(),
             allocations=self._published.state.good,
             refusals=refusals,
             service_cidrs=self._service_cidrs,
             seen=self._seen,
         )
-        self._seen |= (snapshot.policies or {}).keys()
-        return snapshot
+        self._seen |= (merged.policies or {}).keys()
+        return replace(merged, unread=self._published.unread)
 
     def _faults(self) -> list[Refusal]:
         """Files that are wrong, and what follows from it."""

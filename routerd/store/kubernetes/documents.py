@@ -112,8 +112,8 @@ class LedgerText:
         except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
             detail = error.message if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
             raise StoreError(
-                f"ConfigMap {LEDGER} is damaged ({detail}): restore it, or delete it and the "
-                "operator takes over what the last published allocations say"
+                f"ConfigMap {LEDGER} is damaged ({detail}): restore it, or, if ConfigMap {ALLOCATIONS} "
+                "and all parts that it names are there, delete it and the operator takes over what they say"
             ) from error
 
     def _records(self, data: Data, names: Collection[str], fetch: Fetch) -> dict[str, Any]:

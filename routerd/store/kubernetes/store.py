@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from routerd.errors import InputError, StoreError
 from routerd.formats.kinds import KINDS
 from routerd.formats.parts import Incomplete
-from routerd.formats.published import AllocationsReader
+from routerd.formats.published import AllocationsReader, unread
 from routerd.model import (
     Allocations,
     EndpointSlice,
@@ -230,7 +230,7 @@ class KubernetesStore:
         merged = merge([one for _, one in sorted(loaded, key=lambda one: one[0])], allocations=allocations)
         self._merge_refusals = merged.refusals
         if self._is_read("bgp"):
-            snapshot = replace(snapshot, bgp=merged.bgp, allocations=allocations)
+            snapshot = replace(snapshot, bgp=merged.bgp, allocations=allocations, unread=unread(self._allocations[2]))
         if self._is_read("pools"):
             snapshot = replace(snapshot, pools=merged.pools)
         if self._is_read("policies"):

@@ -51,7 +51,7 @@ def test_no_ledger_is_an_empty_one() -> None:
 
 def test_a_damaged_ledger_is_refused_with_what_to_do() -> None:
     data = ledger_data(Ledger(), ())
-    with pytest.raises(StoreError, match=r"routerd-ledger is damaged.*restore it"):
+    with pytest.raises(StoreError, match=r"routerd-ledger is damaged.*restore it, .* all parts .* delete it"):
         read_ledger({**data, "addresses": '["10.0.0.1"]\n'})
 
 
@@ -96,7 +96,7 @@ def test_many_records_lie_in_parts_and_read_back() -> None:
     assert LedgerText().written(changed, ()) == (after, more), "what was written before makes no difference"
     texts.popitem()
     with pytest.raises(
-        StoreError, match=r"routerd-ledger is damaged \(part [0-9a-f]{64} is missing or cut\): restore it"
+        StoreError, match=r"routerd-ledger is damaged \(part [0-9a-f]{64} is missing or cut\): restore it, .* all parts"
     ):
         LedgerText().read(data, texts.get)
 
