@@ -96,6 +96,11 @@ class Assembly:
         self._tables = {table.name: table for table in tables}
         self._read: dict[str, Records] = {}
 
+    def forget(self, names: Iterable[str]) -> None:
+        """These are fetched again."""
+        for name in names:
+            self._read.pop(name, None)
+
     def has(self, names: Iterable[str]) -> bool:
         """Whether all of these were read last."""
         return all(name in self._read for name in names)

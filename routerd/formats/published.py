@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from operator import attrgetter
@@ -103,14 +103,19 @@ def unread(error: InputError | None) -> Unread | None:
 
 
 class AllocationsReader:
-    """Text to allocations. It remembers the parts of what it read last."""
+    """Text to allocations. It remembers the parts of what it read last.
 
-    def __init__(self) -> None:
-        self._assembly = Assembly(TABLES)
+    `stamp` tells a part that is there from another one under its name; None = it is not there.
+    """
+
+    def __init__(self, stamp: Callable[[str], object] = lambda name: None) -> None:
+        self._assembly, self._stamp = Assembly(TABLES), stamp
+        self._in_force: dict[str, object] = {}  # parts that the index names: stamps; None = not seen yet
 
     def read(self, text: str, file: str, fetch: Fetch) -> Allocations:
         """Raises InputError unless the file holds exactly one whole `Allocations`; `WithoutParts` if parts lack."""
         allocations, names = parse_index(text, file)
+        self.is_in_force(names or ())
         if names is None:
             return allocations
         try:
@@ -120,6 +125,18 @@ class AllocationsReader:
             raise WithoutParts(error.message, file, allocations) from error
         except InputError as error:
             raise InputError(error.message, file=file) from error
+
+    def is_in_force(self, names: Iterable[str]) -> None:
+        """An index with these parts was read, or written by ourselves."""
+        self._in_force = {name: self._stamp(name) for name in names}
+
+    def changed(self) -> frozenset[str]:
+        """The parts in force that are gone or were made anew since they were seen; they are read again then."""
+        stamps = {name: self._stamp(name) for name in self._in_force}
+        found = frozenset(name for name, seen in self._in_force.items() if seen is not None and seen != stamps[name])
+        self._assembly.forget(found)
+        self._in_force = stamps
+        return found
 
 
 def parse_allocations(text: str, file: str) -> Allocations:

@@ -160,7 +160,7 @@ class Operator:
         self._check_rival(snapshot.allocations, decision, state.generation)
         changes = difference(state, decision.ledger, now)
         self._record(changes)
-        self._publish(decision.allocations, snapshot.allocations)
+        self._publish(decision.allocations, snapshot)
         self._log(decision, changes, time.perf_counter() - began)
         self.last = decision
         due = LONGEST_WAIT if decision.next_due is None else decision.next_due - now
@@ -250,9 +250,10 @@ class Operator:
         self.ledger.record(changes)
         self._state = self._last_ledger = changes.after
 
-    def _publish(self, allocations: Allocations, published: Allocations | None) -> None:
-        """Writes unless the store has it, or has not caught up with what was written a moment ago."""
-        if allocations == published or self._last_write == (allocations, published):
+    def _publish(self, allocations: Allocations, snapshot: Snapshot) -> None:
+        """Writes unless the store has it whole, or has not caught up with what was written a moment ago."""
+        published, is_whole = snapshot.allocations, snapshot.unread is None
+        if is_whole and (allocations == published or self._last_write == (allocations, published)):
             return
         self.store.write_allocations(allocations)
         self._last_write = (allocations, published)

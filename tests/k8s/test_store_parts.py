@@ -278,3 +278,37 @@ def test_a_lost_ledger_gives_nothing_while_the_parts_of_what_is_published_are_go
                 assert await given(one) == in_force
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("lost", ["a part", "every part", "the document", "all"])
+def test_what_somebody_deletes_is_published_again_at_once(lost: str) -> None:
+    """Also the ledger's parts with it, which the operator does not watch: the next one must be able to read them."""
+
+    async def story() -> None:
+        async with cluster(node("node1"), bgp_config(), *SERVICES) as api:
+            async with operator(api) as one, agent_store(api) as agent:
+                in_force = await given(one)
+                await agent.until(lambda store: store.snapshot().allocations, "the agent has read it")
+                before = {each["metadata"]["name"] for each in (await api.get(MAPS))["items"]}
+                parts = await parts_of(api, "routerd-ledger") + await parts_of(api)
+                document = {"apiVersion": "v1", "kind": "ConfigMap", **await api.get(f"{MAPS}/routerd-allocations")}
+                gone = {
+                    "a part": parts[-1:],
+                    "every part": parts,
+                    "the document": [document],
+                    "all": [*parts, document],
+                }
+                for each in gone[lost]:
+                    await api.delete(each)
+
+                async def is_whole() -> bool:
+                    return before <= {each["metadata"]["name"] for each in (await api.get(MAPS))["items"]}
+
+                await eventually(is_whole, "all is there again")
+                await eventually(lambda: not one.store.snapshot().unread, "the operator has read it again")
+                await agent.until(lambda store: not store.snapshot().refusals, "the agent has read it again")
+                assert agent.store.snapshot().allocations == one.store.snapshot().allocations
+            async with operator(api, "operator-b") as two:
+                assert await given(two) == in_force
+
+    asyncio.run(story())

@@ -32,7 +32,9 @@ class PublishedFile:
         self.directory = path.with_suffix(".d")
         self.state: FileState[Allocations] = FileState()
         self._clock = clock
-        self._reader, self._writer = AllocationsReader(), AllocationsWriter()
+        directory = self.directory  # and not `self`: the lock goes with the last reference
+        self._reader = AllocationsReader(lambda name: stamp(_part_file(directory, name)))
+        self._writer = AllocationsWriter()
         self._written: frozenset[str] = frozenset()  # names of parts that this process wrote, or found whole
         self._unused: dict[Path, float] = {}  # files of the directory that are not in force, since when
         self._lock: int | None = None  # descriptor
@@ -42,15 +44,17 @@ class PublishedFile:
         return unread(self.state.error)
 
     def look(self, touched: frozenset[Path]) -> None:
-        """Reads if something changed. None before the first ones are published; once known they stay, whatever
-        becomes of the file.
+        """Reads if the file or a part of it changed. None before the first ones are published; once known they stay,
+        whatever becomes of the file.
         """
         path, state = self.path, self.state
         if state.good is None and stamp(path) is None and not is_hidden(path):
             self.state = FileState()
             return
         is_gone = stamp(path) is None and state.error is None
-        again = path in touched or is_gone or isinstance(state.error, Incomplete)
+        changed = self._reader.changed()
+        self._written -= changed
+        again = path in touched or is_gone or bool(changed) or isinstance(state.error, Incomplete)
         self.state = refresh(state, path, lambda text, file: self._reader.read(text, file, self._part), again=again)
 
     def _part(self, name: str) -> str | None:
@@ -59,7 +63,7 @@ class PublishedFile:
         return None
 
     def _file(self, name: str) -> Path:
-        return self.directory / f"{name}{SUFFIX}"
+        return _part_file(self.directory, name)
 
     def write(self, allocations: Allocations) -> bool:
         """Durable; False if it was published already. Raises StoreError."""
@@ -71,6 +75,7 @@ class PublishedFile:
         self._put(published.parts)
         write_atomically(self.path, published.text)
         self.state = FileState(stamp(self.path), allocations)
+        self._reader.is_in_force(part.name for part in published.parts)
         self._prune({self._file(part.name) for part in published.parts})
         return True
 
@@ -113,3 +118,7 @@ class PublishedFile:
             for path, since in self._unused.items():
                 if now - since >= GRACE:
                     path.unlink()
+
+
+def _part_file(directory: Path, name: str) -> Path:
+    return directory / f"{name}{SUFFIX}"

@@ -63,6 +63,7 @@ class FileStore:
         self._own = threading.Lock()  # our own files: written in the loop, read in the thread
         self._looking = asyncio.Lock()
         self._snapshot = Snapshot(service_cidrs=service_cidrs)
+        self._merged_from: tuple[FileState[Allocations], dict[Path, FileState[NodeReport]]] = (FileState(), {})
 
     # --- what others call ---
 
@@ -224,20 +225,20 @@ class FileStore:
         return self._merged() if self._look(touched) else self._snapshot
 
     def _look(self, touched: frozenset[Path]) -> bool:
-        """Reads what changed; True if anything is another than before."""
+        """Reads what changed; True if anything is another than what was merged last, also by our own writing."""
         with self._own:
-            before = self._published.state, self._reports
             report_files = self._report_files()
             self._published.look(touched)
             self._reports = {
                 path: refresh(self._reports.get(path, FileState()), path, parse_node_report, again=path in touched)
                 for path in report_files
             }
-            is_changed = before != (self._published.state, self._reports)
+            is_changed = self._merged_from != (self._published.state, self._reports)
         own = frozenset({self._published.path, *report_files})
         return self._manifests.look(time.monotonic(), without=own, touched=touched) or is_changed
 
     def _merged(self) -> Snapshot:
+        self._merged_from = self._published.state, self._reports
         refusals = tuple(self._faults())
         if not self._manifests.is_synced:
             return Snapshot(refusals=refusals, service_cidrs=self._service_cidrs)

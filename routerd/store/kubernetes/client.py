@@ -26,6 +26,7 @@ CONNECT_TIMEOUT = 5.0  # seconds
 REQUEST_TIMEOUT = 15.0  # seconds for a whole answer; of a watch, for its headers
 LONGEST_RETRY_AFTER = 60.0  # seconds; a server that asks for more is asked again nevertheless
 MERGE_PATCH = "application/merge-patch+json"  # RFC 7396; with metadata.resourceVersion it is refused on a conflict
+METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"  # of a GET
 CONNECTIONS = 64  # one per watch, and those of requests beside them
 UNREACHABLE = "Unreachable"  # reasons of an ApiError
 CREDENTIALS = "Credentials"
@@ -120,6 +121,10 @@ class Client:
     async def get(self, path: str, **query: str) -> Json:
         return await self._request("GET", path, query)
 
+    async def get_metadata(self, path: str, **query: str) -> Json:
+        """A list whose items bear their metadata alone, if the API server can leave the rest out."""
+        return await self._request("GET", path, query, None, METADATA)
+
     async def create(self, path: str, body: Mapping[str, Any]) -> Json:
         return await self._request("POST", path, {}, body)
 
@@ -164,7 +169,8 @@ class Client:
             raise ApiError(0, "Closed", "no connection is open")
         configuration, authorization = self._configuration, await self._authorization()
         began, is_answered = self.contact.clock(), False
-        headers = {"Accept": "application/json", "User-Agent": "routerd", **authorization}
+        accepted = media if media and body is None else "application/json"
+        headers = {"Accept": accepted, "User-Agent": "routerd", **authorization}
         headers |= {"Content-Type": media or "application/json"} if body is not None else {}
         try:
             options: dict[str, Any] = {"proxy": configuration.proxy} if configuration.proxy else {}

@@ -37,6 +37,8 @@ from routerd.store.kubernetes.resources import ALLOCATIONS, CONFIG_MAPS, LEDGER,
 LOGGER = logging.getLogger("routerd.store")
 TRIES = 8  # writes in conflict with others, after which the whole round is made again
 T = TypeVar("T")
+# Called in the loop with the ConfigMap as the API server has it, what it says, and the names of its parts.
+OnPublished = Callable[[Mapping[str, Any], Allocations, Sequence[str]], None]
 
 
 class FencedConfigMap:
@@ -140,13 +142,14 @@ class KubernetesLedger:
         ledger: Document,
         allocations: Document,
         loop: asyncio.AbstractEventLoop,
-        on_published: Callable[[Mapping[str, Any], Allocations], None],
+        on_published: OnPublished,
     ) -> None:
-        """`on_published` is called in the loop with the ConfigMap as the API server has it."""
         self._ledger, self._allocations, self._loop = ledger, allocations, loop
         self._on_published = on_published
         self._text, self._writer = LedgerText(), AllocationsWriter()
         self._audit: tuple[AuditEntry, ...] = ()
+        self._recorded = Ledger()
+        self._last_published: Allocations | None = None
 
     @property
     def lease(self) -> int:
@@ -162,7 +165,7 @@ class KubernetesLedger:
         audit = (*self._audit, *changes.audit)[-AUDIT_ENTRIES:]
         data, parts = self._text.written(changes.after, audit)
         self._wait(self._ledger.write(data, parts, lambda: self._check(changes)))
-        self._audit = audit
+        self._recorded, self._audit = changes.after, audit
         for entry in changes.audit:
             about = {"what": entry.what, "owner": entry.owner, "address": entry.address}
             event(LOGGER, logging.INFO, "audit", lease=self.lease, **about)
@@ -183,8 +186,8 @@ class KubernetesLedger:
     async def _read(self) -> Ledger:
         data = await self._ledger.index.read()
         texts = {} if self._text.knows(data) else await self._ledger.parts.texts()
-        ledger, self._audit = await asyncio.to_thread(self._text.read, data, texts.get)
-        return ledger
+        self._recorded, self._audit = await asyncio.to_thread(self._text.read, data, texts.get)
+        return self._recorded
 
     async def _check(self, changes: Changes) -> None:
         if await self._read() != changes.before:
@@ -194,8 +197,12 @@ class KubernetesLedger:
         async def again() -> None:
             await self._allocations.index.read()
 
+        if allocations == self._last_published:  # something of it is lost: perhaps more than the store has seen
+            await again()
+            await self._ledger.parts.put(self._text.written(self._recorded, self._audit)[1])
         await self._allocations.write(data, parts, again)
-        self._on_published(self._allocations.index.raw, allocations)
+        self._last_published = allocations
+        self._on_published(self._allocations.index.raw, allocations, [part.name for part in parts])
 
 
 async def take(
@@ -203,7 +210,7 @@ async def take(
     namespace: str,
     generation: int,
     may_write: Callable[[], bool] = lambda: True,
-    on_published: Callable[[Mapping[str, Any], Allocations], None] = lambda raw, allocations: None,
+    on_published: OnPublished = lambda raw, allocations, parts: None,
 ) -> KubernetesLedger:
     """Takes both documents over, under a fence later than every one before. Raises StoreError."""
     ledger = FencedConfigMap(client, namespace, LEDGER, generation, may_write)

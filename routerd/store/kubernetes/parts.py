@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from routerd.errors import StoreError
@@ -21,6 +21,7 @@ from routerd.store.kubernetes.resources import CONFIG_MAPS, PART_KEY, PART_LABEL
 GRACE = 600.0  # seconds that a part is kept which is in force no more: an agent may have missed the document since
 AT_ONCE = 16  # requests in flight
 PAGE = 50  # parts in one answer: some MiB
+NAMES_PAGE = 500  # parts in one answer, without their text
 
 
 class Outdated(StoreError):
@@ -47,8 +48,7 @@ class Parts:
     async def adopt(self, named: Collection[str]) -> None:
         """Takes over: `named` are those that the document names. Raises ApiError."""
         now = self._clock()
-        for raw in await self._listed(limit=str(PAGE)):
-            name, uid = self._part_of(raw), str(raw["metadata"]["uid"])
+        for name, uid in (await self._uids()).items():
             if name in named:
                 self._trusted[name] = uid
             else:
@@ -56,14 +56,21 @@ class Parts:
 
     async def texts(self) -> dict[str, str]:
         """Of all parts that are there. Raises ApiError."""
-        items = await self._listed(limit=str(PAGE))
+        items = await self._listed(self._client.get, limit=str(PAGE))
         return {self._part_of(raw): str((raw.get("data") or {}).get(PART_KEY)) for raw in items}
 
     async def put(self, parts: Iterable[Part]) -> None:
-        """Makes those that are not there. Raises ApiError, and Outdated."""
+        """Makes those that are not there, or not any more. Raises ApiError, and Outdated."""
+        there = await self._uids() if self._trusted else {}
+        self._trusted = {name: uid for name, uid in self._trusted.items() if there.get(name) == uid}
         missing = [part for part in parts if part.name not in self._trusted]
         for start in range(0, len(missing), AT_ONCE):
             await _all(self._make(part) for part in missing[start : start + AT_ONCE])
+
+    async def _uids(self) -> dict[str, str]:
+        """Of all parts that are there, by name."""
+        found = await self._listed(self._client.get_metadata, limit=str(NAMES_PAGE))
+        return {self._part_of(raw): str(raw["metadata"]["uid"]) for raw in found}
 
     async def prune(self, in_force: Collection[str]) -> None:
         """After the document was written: deletes what has not been in force for `GRACE`. Raises ApiError."""
@@ -80,7 +87,7 @@ class Parts:
         except ApiError as error:
             if error.reason != "AlreadyExists":
                 raise
-            for raw in await self._listed(fieldSelector=f"metadata.name={self._name(part.name)}"):
+            for raw in await self._listed(self._client.get, fieldSelector=f"metadata.name={self._name(part.name)}"):
                 await self._remove(part.name, str(raw["metadata"]["uid"]))
             raw = await self._create(part)
         self._unused.pop(part.name, None)
@@ -118,11 +125,13 @@ class Parts:
     def _part_of(self, raw: Mapping[str, Any]) -> str:
         return str(raw["metadata"]["name"]).removeprefix(f"{self._document}-")
 
-    async def _listed(self, **query: str) -> Sequence[Mapping[str, Any]]:
+    async def _listed(
+        self, get: Callable[..., Awaitable[Mapping[str, Any]]], **query: str
+    ) -> Sequence[Mapping[str, Any]]:
         items: list[Mapping[str, Any]] = []
         query["labelSelector"] = f"{PART_LABEL}={self._document}"
         while True:
-            page = await self._client.get(self._collection, **query)
+            page = await get(self._collection, **query)
             items += page.get("items") or ()
             more = (page.get("metadata") or {}).get("continue")
             if not more:

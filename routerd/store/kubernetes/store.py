@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -90,7 +90,8 @@ class KubernetesStore:
         self._reporter = Reporter(client, scope.node, timings, self._changed_in("")) if scope.node else None
         self._dirty = {each.collection.resource.kind.name for each in self.reflectors}
         self._changed = asyncio.Event()
-        self._reader = AllocationsReader()
+        self._reader = AllocationsReader(self._part_stamp)
+        self._is_there = False  # the ConfigMap, seen since it was written
         self._allocations: tuple[str, Allocations | None, InputError | None] = ("", None, None)
         self._reports: dict[str, NodeReport] | None = None
         self._merge_refusals: tuple[Refusal, ...] = ()
@@ -150,10 +151,13 @@ class KubernetesStore:
             if is_here and each.collection.listed and each.collection.put_answer(raw):
                 each.on_change()
 
-    def published(self, raw: Raw, allocations: Allocations) -> None:
+    def published(self, raw: Raw, allocations: Allocations, parts: Sequence[str]) -> None:
         """What this process itself has just published need not be read again."""
         self._allocations = (str((raw.get("metadata") or {}).get("resourceVersion")), allocations, None)
+        self._reader.is_in_force(parts)
+        self._is_there = False
         self.take("ConfigMap", raw)
+        self._changed_in("ConfigMap")()
 
     # --- changes
 
@@ -241,7 +245,14 @@ class KubernetesStore:
         """None before the first ones are published; once known they stay, whatever becomes of the ConfigMap."""
         document = self._published(ALLOCATIONS)
         version, good, before = self._allocations
-        if document is None or (document.version == version and not isinstance(before, Incomplete)):
+        changed = self._reader.changed()
+        if document is None:
+            if good is None or self._is_there:
+                error = InputError("is gone", file=str(Ref("ConfigMap", self.namespace, ALLOCATIONS))) if good else None
+                self._allocations = ("", good, error)
+            return good
+        self._is_there = True
+        if document.version == version and not changed and not isinstance(before, Incomplete):
             return good
         place = f"ConfigMap/{document.namespace}/{document.name}"
         try:
@@ -257,6 +268,10 @@ class KubernetesStore:
         """A ConfigMap of our namespace."""
         documents = (each.objects.get((self.namespace, name)) for each in self._of("ConfigMap"))
         return next((document for document in documents if document is not None), None)
+
+    def _part_stamp(self, name: str) -> object:
+        document = self._published(f"{ALLOCATIONS}-{name}")
+        return (document.uid, document.version) if document is not None else None
 
     def _part(self, name: str) -> str | None:
         document = self._published(f"{ALLOCATIONS}-{name}")

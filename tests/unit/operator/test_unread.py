@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import copytree
@@ -18,6 +19,7 @@ from routerd.operator.loop import Operator
 from routerd.store.embedded.ledger import SqliteLedger
 from routerd.store.embedded.store import FileStore
 from tests.models.many import small_parts
+from tests.waiting import eventually
 
 POOL = (
     "apiVersion: routerd.io/v1alpha1\nkind: AddressPool\nmetadata: {name: p}\nspec: {blocks: [{cidr: 192.0.2.0/24}]}\n"
@@ -43,14 +45,17 @@ class Host:
     @contextmanager
     def operator(self) -> Iterator[tuple[Operator, FileStore]]:
         """As it is just after its start."""
-        store, ledger = FileStore(self.manifests, self.index), SqliteLedger(self.ledger)
-        store.load()
+        wakes: list[Callable[[], None]] = []
+        store = FileStore(self.manifests, self.index, on_change=lambda: [wake() for wake in wakes] and None)
+        ledger = SqliteLedger(self.ledger)
         writer = Writer(str(self.ledger), ledger.id, ledger.lease)
-        view = Seen(store)
+        store.load()
+        view = Seen(store, wakes)
         try:
             yield Operator(view, ledger, AssignSettings(writer=writer)), store
         finally:
             ledger.close()
+            wakes.clear()  # nothing holds the store, whose lock goes with it
 
     def decided(self) -> Allocations:
         with self.operator() as (operator, store):
@@ -61,14 +66,12 @@ class Host:
 
 
 class Seen:
-    """The store as an operator sees it, who is not told of changes."""
+    """The store as an operator sees it."""
 
-    def __init__(self, store: FileStore) -> None:
+    def __init__(self, store: FileStore, wakes: list[Callable[[], None]]) -> None:
+        self.on_change = wakes.append
         self.snapshot, self.node_reports = store.snapshot, store.node_reports
         self.write_allocations = store.write_allocations
-
-    def on_change(self, callback: object) -> None:
-        raise NotImplementedError
 
 
 @pytest.fixture
@@ -96,10 +99,15 @@ def contents(host: Host) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in found}
 
 
+def in_force(host: Host) -> list[Path]:
+    """The parts that the index names."""
+    lines = host.index.read_text().splitlines()
+    return [host.parts / f"{line.strip('- ').strip(chr(34))}.part" for line in lines if line.startswith('- "')]
+
+
 def damage_parts(host: Host) -> None:
     """One is gone that is in force."""
-    name = next(line.strip('- "') for line in host.index.read_text().splitlines() if line.startswith('- "'))
-    (host.parts / f"{name}.part").unlink()
+    in_force(host)[0].unlink()
 
 
 def lose_parts(host: Host) -> None:
@@ -113,17 +121,19 @@ def edit(host: Host) -> None:
 
 
 @pytest.mark.parametrize("damage", [damage_parts, lose_parts, edit])
-def test_an_empty_ledger_gives_nothing_over_what_is_published_and_cannot_be_read(first: Host, damage: object) -> None:
-    in_force = first.decided()
+def test_an_empty_ledger_gives_nothing_over_what_is_published_and_cannot_be_read(
+    first: Host, damage: Callable[[Host], None]
+) -> None:
+    given = first.decided()
     second = other(first)
-    damage(second)  # type: ignore[operator]
+    damage(second)
     before = contents(second)
     with second.operator() as (operator, _), pytest.raises(StoreError, match=UNREAD):
         operator.round()
     assert contents(second) == before
     copytree(first.manifests, second.manifests, dirs_exist_ok=True)
-    assert second.decided().services == in_force.services
-    assert second.decided().generation >= in_force.generation
+    assert second.decided().services == given.services
+    assert second.decided().generation >= given.generation
 
 
 def test_an_older_ledger_gives_nothing_either(first: Host) -> None:
@@ -146,16 +156,49 @@ def test_a_document_that_is_deleted_lets_the_operator_begin_anew(first: Host) ->
 
 
 @pytest.mark.parametrize("damage", [damage_parts, lose_parts])
-def test_an_operator_whose_ledger_knows_all_publishes_it_again(first: Host, damage: object) -> None:
-    in_force = first.decided()
-    damage(first)  # type: ignore[operator]
+def test_an_operator_whose_ledger_knows_all_publishes_it_again(first: Host, damage: Callable[[Host], None]) -> None:
+    given = first.decided()
+    damage(first)
     found = first.decided()
-    assert (found.services, found.generation) == (in_force.services, in_force.generation)
+    assert (found.services, found.generation) == (given.services, given.generation)
     assert FileStore(first.manifests, first.index).load().allocations == found
 
 
 @pytest.mark.parametrize("damage", [damage_parts, edit])
-def test_files_whose_allocations_cannot_be_read_tell_nothing_of_a_node(first: Host, damage: object) -> None:
-    damage(first)  # type: ignore[operator]
+def test_files_whose_allocations_cannot_be_read_tell_nothing(first: Host, damage: Callable[[Host], None]) -> None:
+    damage(first)
     with pytest.raises(InputError, match="bring it whole, or delete it"):
         snapshot_of(first.manifests, Config(store=StoreConfig(manifests=first.manifests, allocations=first.index)))
+
+
+def damage_a_part(host: Host) -> None:
+    """It stays as large as it was."""
+    path = in_force(host)[0]
+    path.write_bytes(b"x" * path.stat().st_size)
+
+
+def lose_document(host: Host) -> None:
+    host.index.unlink()
+
+
+def cut_document(host: Host) -> None:
+    host.index.write_text(host.index.read_text()[:-1])
+
+
+@pytest.mark.parametrize("damage", [damage_parts, lose_parts, damage_a_part, edit, lose_document, cut_document])
+def test_what_somebody_removes_or_edits_is_written_again_at_once(first: Host, damage: Callable[[Host], None]) -> None:
+    before = {path: path.read_bytes() for path in (first.index, *in_force(first))}
+
+    async def story() -> None:
+        with first.operator() as (operator, store):
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(store.run()), group.create_task(operator.run())]
+                await eventually(lambda: operator.last, "it has decided")
+                damage(first)
+                await eventually(lambda: before.items() <= contents(first).items(), "all is written again")
+                await eventually(lambda: not store.snapshot().refusals, "nothing is refused any more")
+                for task in tasks:
+                    task.cancel()
+
+    asyncio.run(story())
+    assert FileStore(first.manifests, first.index).load().allocations is not None
