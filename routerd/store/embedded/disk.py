@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -112,16 +112,25 @@ class FileState(Generic[T]):
 
 
 def refresh(state: FileState[T], path: Path, parse: Callable[[str, str], T], *, again: bool = False) -> FileState[T]:
-    """Reads the file if it has another stamp, or `again`. A file that is wrong keeps what it last said."""
+    """Reads the file if it has another stamp, or `again`. A file that is wrong keeps what it last said.
+
+    The same state if nothing of it is different.
+    """
     now = stamp(path)
     if now == state.stamp and not again:
         return state
+    found = FileState(now, *_read(state.good, path, parse))
+    # Errors are equal only to themselves; told in the same words they are the same.
+    return state if replace(found, error=state.error) == state and str(found.error) == str(state.error) else found
+
+
+def _read(good: T | None, path: Path, parse: Callable[[str, str], T]) -> tuple[T | None, InputError | None]:
     try:
-        return FileState(now, parse(read_text(path), str(path)))
+        return parse(read_text(path), str(path)), None
     except InputError as error:
-        return FileState(now, state.good, error)
+        return good, error
     except ValueError as error:  # a mistake of ours: it costs the file, not the daemon
-        return FileState(now, state.good, InputError(f"not understood: {error}", file=str(path)))
+        return good, InputError(f"not understood: {error}", file=str(path))
 
 
 def claim(path: Path, owner: str) -> int | None:

@@ -250,3 +250,13 @@ def test_the_watch_sees_the_last_part_come(
                 await task
 
     asyncio.run(story())
+
+
+def test_while_parts_are_missing_nothing_is_merged_anew(site: Path) -> None:
+    next(iter(index(site).with_suffix(".d").iterdir())).unlink()
+    store = FileStore(site, index(site))
+    store.load()
+    snapshot = store.snapshot()
+    assert snapshot.refusals
+    assert store._look_and_merge(NOTHING) is snapshot
+    assert store._look_and_merge(frozenset({index(site)})) is snapshot
