@@ -14,6 +14,8 @@ from ipam.pool import key_of
 from ipam.round import Record
 from routerd.cluster.groups import LAST_GROUP
 from routerd.cluster.ledger import GroupRecord, Ledger
+from routerd.formats.records import lines
+from routerd.formats.tables import TABLES
 from routerd.model import Allocations, EgressGroup, IPAddress, Unread, Writer
 from routerd.refs import service_ref
 
@@ -39,11 +41,11 @@ def is_foreign(other: Writer | None, own: Writer | None) -> bool:
 
 
 def digest_of(allocations: Allocations) -> str:
-    """Of the content, without generation and writer."""
-    lines = [f"{each.service} {each.pool} {' '.join(map(str, each.addresses))}" for each in allocations.services]
-    lines += [repr(group) for group in allocations.groups]
-    lines += [repr(each) for each in (*allocations.refusals, *allocations.nodes)]
-    return sha256("\n".join(lines).encode()).hexdigest()
+    """Of the content as it is written in parts, without generation and writer: a release that names a class or a field
+    otherwise comes to the same.
+    """
+    rows = ((table.name, lines(table, getattr(allocations, table.name))) for table in TABLES)
+    return sha256("".join(f"{name}\n{text}" for name, text in rows).encode()).hexdigest()
 
 
 def adopt(ledger: Ledger, published: Allocations, own: Writer | None, now: float) -> Adopted:

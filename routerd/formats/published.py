@@ -4,65 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
-from operator import attrgetter
 from typing import Any
 
 from routerd.errors import InputError
 from routerd.formats import parts
 from routerd.formats.allocations import parse_index, write_allocations, write_index
 from routerd.formats.parts import Assembly, Incomplete, Part, Shards
-from routerd.formats.records import Row, Table
-from routerd.model import (
-    Allocations,
-    EgressGroup,
-    GatewaySlot,
-    NodeAddresses,
-    Refusal,
-    ServiceAllocation,
-    Unread,
-)
-from routerd.refs import Ref
+from routerd.formats.tables import TABLES
+from routerd.model import Allocations, Unread
 
 Fetch = Callable[[str], str | None]  # the text of a part, by name; None = it is not there
-
-
-def _service_row(each: ServiceAllocation) -> Row:
-    return [each.service, each.pool, [str(address) for address in each.addresses]]
-
-
-def _service(service: str, pool: str, addresses: list[str]) -> ServiceAllocation:
-    return ServiceAllocation(service, pool, tuple(map(ip_address, addresses)))
-
-
-def _group_row(each: EgressGroup) -> Row:
-    gateways = [[gateway.node, gateway.slot] for gateway in each.gateways]
-    return [each.id, str(each.egress_ip), each.pool, list(each.policies), gateways, each.slots, each.epoch,
-            each.node_address]  # fmt: skip
-
-
-def _group(
-    number: int, egress_ip: str, pool: str, policies: list[str], gateways: list[list[Any]], slots: int, epoch: int,
-    node_address: bool,
-) -> EgressGroup:  # fmt: skip
-    taken = tuple(GatewaySlot(node, slot) for node, slot in gateways)
-    return EgressGroup(number, ip_address(egress_ip), tuple(policies), taken, slots, epoch, node_address, pool)
-
-
-SERVICES: Table[ServiceAllocation] = Table(
-    "services", attrgetter("service"), attrgetter("service"), _service_row, _service
-)
-GROUPS: Table[EgressGroup] = Table("groups", attrgetter("id"), lambda each: str(each.id), _group_row, _group)
-REFUSALS: Table[Refusal] = Table(
-    "refusals", attrgetter("order"), lambda each: str(each.object),
-    lambda each: list(each.order), lambda about, reason, message: Refusal(Ref.parse(about), reason, message),
-)  # fmt: skip
-NODES: Table[NodeAddresses] = Table(
-    "nodes", attrgetter("node"), attrgetter("node"),
-    lambda each: [each.node, [str(address) for address in each.addresses]],
-    lambda node, addresses: NodeAddresses(node, tuple(map(ip_address, addresses))),
-)  # fmt: skip
-TABLES: tuple[Table[Any], ...] = (SERVICES, GROUPS, REFUSALS, NODES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipam.round import Record
-from routerd.cluster.adopt import adopt, is_foreign
+from routerd.cluster.adopt import adopt, digest_of, is_foreign
 from routerd.cluster.assign import AssignSettings
 from routerd.cluster.ledger import GroupRecord, Ledger, difference
-from routerd.model import Allocations, EgressGroup, GatewaySlot, ServiceAllocation, Writer
+from routerd.model import Allocations, EgressGroup, GatewaySlot, Refusal, ServiceAllocation, Writer
+from routerd.refs import Ref
 from routerd.store.embedded.ledger import SqliteLedger
+from tests.models.many import allocations_of
 from tests.models.operator_world import World
 
 A, B, C = map(ip_address, ("192.0.2.0", "192.0.2.1", "192.0.2.2"))
@@ -146,3 +148,20 @@ def test_the_same_generation_of_another_operator_is_taken_over_if_it_says_otherw
 )
 def test_who_is_foreign(other: Writer | None, expected: bool) -> None:
     assert is_foreign(other, Writer("n", "l", 3)) is expected
+
+
+def test_a_digest_is_of_what_is_written_and_not_of_how_python_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = Refusal(Ref.parse("svc/d/a"), "PoolExhausted", "no address is left")
+    allocations = replace(allocations_of(3, 2), refusals=(refusal,))
+    before = digest_of(allocations)
+    for shown in (Ref, Refusal, EgressGroup, GatewaySlot):
+        monkeypatch.setattr(shown, "__repr__", lambda each: "another release")
+    assert digest_of(allocations) == before
+    assert digest_of(replace(allocations, generation=9, writer=Writer("n", "l", 1))) == before
+    for changed in (
+        replace(allocations, refusals=(replace(refusal, message="é"),)),
+        replace(allocations, groups=allocations.groups[1:]),
+        replace(allocations, groups=(replace(allocations.groups[0], epoch=9), allocations.groups[1])),
+        replace(allocations, services=allocations.services[1:]),
+    ):
+        assert digest_of(changed) != before
