@@ -253,7 +253,10 @@ class Operator:
     def _publish(self, allocations: Allocations, snapshot: Snapshot) -> None:
         """Writes unless the store has it whole, or has not caught up with what was written a moment ago."""
         published, is_whole = snapshot.allocations, snapshot.unread is None
-        if is_whole and (allocations == published or self._last_write == (allocations, published)):
+        if is_whole and allocations == published:
+            self._last_write = None  # caught up: the same change by somebody else is another one
+            return
+        if is_whole and self._last_write == (allocations, published):
             return
         self.store.write_allocations(allocations)
         self._last_write = (allocations, published)
