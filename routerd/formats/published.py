@@ -88,8 +88,3 @@ class AllocationsReader:
         self._assembly.forget(found)
         self._in_force = stamps
         return found
-
-
-def parse_allocations(text: str, file: str) -> Allocations:
-    """Of a document that is whole by itself. Raises InputError."""
-    return AllocationsReader().read(text, file, lambda name: None)

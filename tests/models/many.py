@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ipam.round import Record
 from routerd.cluster.ledger import GroupRecord, Ledger
 from routerd.formats import parts
+from routerd.formats.published import AllocationsReader
 from routerd.model import Allocations, EgressGroup, GatewaySlot, Refusal, ServiceAllocation
 from routerd.refs import Ref
 
@@ -53,6 +54,11 @@ def _vip(number: int) -> IPv4Address:
 
 def _egress_ip(number: int) -> IPv4Address:
     return IPv4Address(0x0B000000 + number)
+
+
+def parse_allocations(text: str, file: str) -> Allocations:
+    """Of a document that is whole by itself. Raises InputError."""
+    return AllocationsReader().read(text, file, lambda name: None)
 
 
 @contextmanager

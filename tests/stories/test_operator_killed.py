@@ -16,8 +16,8 @@ from pathlib import Path
 
 import yaml
 
-from routerd.formats.published import parse_allocations
 from routerd.model import Allocations
+from tests.models.many import parse_allocations
 from tests.waiting import wait
 
 REPOSITORY = Path(__file__).parents[2]

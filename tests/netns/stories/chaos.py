@@ -22,8 +22,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from routerd.errors import RouterdError
-from routerd.formats.published import parse_allocations
 from routerd.model import Allocations
+from tests.models.many import parse_allocations
 from tests.netns.lab import cluster
 from tests.netns.lab.churn import Churn
 from tests.netns.lab.daemons import Daemon, Daemons

@@ -14,7 +14,6 @@ from routerd.formats.allocations import (
     write_allocations,
     write_node_report,
 )
-from routerd.formats.published import parse_allocations
 from routerd.model import (
     Allocations,
     EgressGroup,
@@ -26,6 +25,7 @@ from routerd.model import (
     Writer,
 )
 from routerd.refs import Ref
+from tests.models.many import parse_allocations
 
 text = st.text(st.characters(codec="utf-8"), max_size=20)
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
