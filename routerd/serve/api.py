@@ -10,7 +10,6 @@ the caller. The socket is for the daemon's own user (mode 0600), and for root.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import json
 import logging
@@ -23,11 +22,13 @@ from typing import Any
 
 from routerd.errors import EnvironmentFault, RouterdError
 from routerd.log import event
+from routerd.serve.connections import Connections, Limits, read_until
 
 LOGGER = logging.getLogger("routerd.api")
 MAX_REQUEST = 65536  # bytes
 REQUEST_TIMEOUT = 5.0  # seconds, for a client to send its line
 WRITE_TIMEOUT = 60.0  # seconds; a change is made or refused in less: a request to the API server ends after 15 s
+LIMITS = Limits(64, REQUEST_TIMEOUT + WRITE_TIMEOUT, MAX_REQUEST)
 Answer = Callable[[dict[str, Any]], Any]  # may return an awaitable
 
 
@@ -84,7 +85,7 @@ class ApiServer:
     def __init__(self, path: Path, answer: Answer) -> None:
         self._path = path
         self._answer = answer
-        self._server: asyncio.Server | None = None
+        self._connections: Connections | None = None
 
     async def start(self) -> None:
         """EnvironmentFault if another process answers on the socket, or it cannot be made."""
@@ -92,46 +93,62 @@ class ApiServer:
             raise EnvironmentFault(f"another process answers on {self._path}: stop it first, or set run-dir")
         try:
             self._path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-            self._server = await asyncio.start_unix_server(self._serve, self._path, limit=MAX_REQUEST)
-            self._path.chmod(0o600)
+            self._connections = Connections(_listener(self._path), self._serve, LIMITS)
         except OSError as error:
             raise EnvironmentFault(f"cannot listen on {self._path}: {error.strerror}") from error
 
     async def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        if self._connections is not None:
+            await self._connections.close()
             self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT):
-                line = await reader.readline()
+                line = await read_until(reader, b"\n")
+        except TimeoutError:
+            return
+        if line:
             writer.write(await self._reply(line))
-            await writer.drain()
-        except (TimeoutError, ValueError, ConnectionError):
-            pass  # a client that sends no line, too long a line, or is gone: its own loss
-        finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
 
     async def _reply(self, line: bytes) -> bytes:
         try:
-            request = json.loads(line)
-            if not isinstance(request, dict):
-                raise RequestRefused("a request is a JSON object", 2)
-            found = self._answer(request)
+            found = self._answer(_request(line))
             found = await found if inspect.isawaitable(found) else found
             noted = found if isinstance(found, Noted) else Noted(found)
             answer: dict[str, Any] = {"ok": True, "result": noted.result}
             answer |= {"note": noted.note} if noted.note else {}
         except RequestRefused as refused:
             answer = {"ok": False, "error": str(refused), "code": refused.code}
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            answer = {"ok": False, "error": f"not JSON: {error}", "code": 2}
         except RouterdError as error:
             answer = {"ok": False, "error": str(error), "code": 1}
         return json.dumps(answer, separators=(",", ":")).encode() + b"\n"
+
+
+def _listener(path: Path) -> socket.socket:
+    """In place of what a dead process left. Raises OSError."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _request(line: bytes) -> dict[str, Any]:
+    """Raises RequestRefused."""
+    try:
+        request = json.loads(line)
+        json.dumps(request, ensure_ascii=False).encode()  # half a surrogate pair is no text: no file, no log takes it
+    except (ValueError, RecursionError) as error:
+        raise RequestRefused(f"not JSON: {error}", 2) from error
+    if not isinstance(request, dict):
+        raise RequestRefused("a request is a JSON object", 2)
+    return request
 
 
 # --- the command line's side

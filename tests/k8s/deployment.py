@@ -15,7 +15,8 @@ from tests.k8s.client import Client, Json
 from tests.k8s.target import DEFINITIONS, remove_definitions, until
 
 DEPLOY = Path(__file__).parents[2] / "configs" / "deploy"
-NAMESPACED = {"ServiceAccount", "Role", "RoleBinding", "ConfigMap", "DaemonSet", "Deployment", "PodDisruptionBudget"}
+NAMESPACED = {"ServiceAccount", "Role", "RoleBinding", "ConfigMap", "DaemonSet", "Deployment"}
+NAMESPACED |= {"NetworkPolicy", "PodDisruptionBudget"}
 
 
 def install(*names: str) -> list[Json]:

@@ -172,6 +172,15 @@ def test_our_definitions_are_our_kinds() -> None:
     }  # fmt: skip
 
 
+def test_the_operator_s_metrics_are_for_the_monitoring_namespace_alone() -> None:
+    spec, deployment = the("NetworkPolicy")["spec"], the("Deployment")["spec"]
+    assert spec["podSelector"] == deployment["selector"] and spec["policyTypes"] == ["Ingress"]
+    ((rule,), (port,)) = spec["ingress"], containers()["operator"]["ports"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": port["name"]}]
+    monitoring = {"kubernetes.io/metadata.name": "monitoring"}
+    assert rule["from"] == [{"namespaceSelector": {"matchLabels": monitoring}}]
+
+
 def test_the_configuration_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "routerd.yaml"
     path.write_text(the("ConfigMap")["data"]["routerd.yaml"])
@@ -179,9 +188,11 @@ def test_the_configuration_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     config = load_config(path)
     assert (config.node_name, config.store.kind) == ("node7", "kubernetes")
     assert config.store.namespace == KUSTOMIZATION["namespace"] == the("Namespace")["metadata"]["name"]
-    assert config.metrics_listen is not None
-    probe = containers()["agent"]["livenessProbe"]["httpGet"]
-    assert (probe["host"], probe["port"]) == (str(config.metrics_listen[0]), config.metrics_listen[1])
+    (port,) = containers()["agent"]["ports"]
+    assert config.metrics_listen == (ip_address("0.0.0.0"), port["containerPort"])
+    for kind, path in (("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
+        probe = containers()["agent"][kind]["httpGet"]
+        assert probe == {"host": "127.0.0.1", "port": port["containerPort"], "path": path}
     (port,) = containers()["operator"]["ports"]
     assert config.operator.metrics_listen == (ip_address("0.0.0.0"), port["containerPort"])
     for kind, path in (("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
