@@ -31,6 +31,7 @@ from routerd.refs import Ref
 
 MAX_GROUP = 2**24 - 1  # a VNI (RFC 7348)
 MAX_SLOTS = 4096
+MAX_EPOCH = 2**63 - 1  # what SQLite holds
 _SEAL = re.compile(r"# Written by routerd; edits are lost\. sha256:([0-9a-f]{64})\n")
 
 
@@ -170,7 +171,7 @@ def _read_group(section: Section) -> EgressGroup:
         policies=tuple(item.name() for item in section.items("policies")),
         gateways=tuple(_read_slot(item.section) for item in section.items("gateways")),
         slots=section.require("slots").integer(1, MAX_SLOTS),
-        epoch=section.require("epoch").integer(1, 2**63 - 1),
+        epoch=section.require("epoch").integer(1, MAX_EPOCH),
         node_address=section.require("nodeAddress").boolean(),
         pool=section.require("pool").string(),
     )

@@ -53,6 +53,16 @@ class _Open:
     anchor: str | None
     children: list[Any]
     weight: int = 1  # values in it, with aliases written out
+    height: int = 1  # levels of lists and mappings, with aliases written out
+
+
+@dataclass(frozen=True, slots=True)
+class _Anchored:
+    """What an alias stands for."""
+
+    node: Any
+    weight: int
+    height: int
 
 
 class _Builder:
@@ -60,14 +70,14 @@ class _Builder:
 
     def __init__(self) -> None:
         self._open: list[_Open] = []
-        self._anchors: dict[str, tuple[Any, int]] = {}  # node and its weight
+        self._anchors: dict[str, _Anchored] = {}
 
     def take(self, event: Any) -> Any | None:
         """The root node, when it is complete."""
         if isinstance(event, yaml.ScalarEvent):
             mark: Any = event.start_mark
             node = yaml.ScalarNode(event.tag or IMPLICIT, event.value, mark, None, event.style)
-            return self._add(node, 1, event.anchor)
+            return self._add(_Anchored(node, 1, 0), event.anchor)
         if isinstance(event, yaml.MappingStartEvent):
             self._begin(yaml.MappingNode, event)
         elif isinstance(event, yaml.SequenceStartEvent):
@@ -75,7 +85,7 @@ class _Builder:
         elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
             return self._end()
         elif isinstance(event, yaml.AliasEvent):
-            return self._add(*self._resolve(event), None)
+            return self._add(self._resolve(event), None)
         return None
 
     def _begin(self, kind: Any, event: Any) -> None:
@@ -88,26 +98,30 @@ class _Builder:
         done = self._open.pop()
         if isinstance(done.node, yaml.MappingNode):
             done.node.value = list(zip(done.children[::2], done.children[1::2], strict=True))
-        return self._add(done.node, done.weight, done.anchor)
+        return self._add(_Anchored(done.node, done.weight, done.height), done.anchor)
 
-    def _add(self, node: Any, weight: int, anchor: str | None) -> Any | None:
+    def _add(self, value: _Anchored, anchor: str | None) -> Any | None:
         if anchor:
-            self._anchors[anchor] = (node, weight)
+            self._anchors[anchor] = value
         if not self._open:
-            return node
-        self._open[-1].children.append(node)
-        self._open[-1].weight += weight
+            return value.node
+        around = self._open[-1]
+        around.children.append(value.node)
+        around.weight += value.weight
+        around.height = max(around.height, value.height + 1)
         return None
 
-    def _resolve(self, event: Any) -> tuple[Any, int]:
+    def _resolve(self, event: Any) -> _Anchored:
         if any(one.anchor == event.anchor for one in self._open):
             _fail("an alias refers to a value that holds it", event)
         if event.anchor not in self._anchors:
             _fail(f"unknown anchor '{event.anchor}' referenced", event)
-        node, weight = self._anchors[event.anchor]
-        if sum(one.weight for one in self._open) + weight > MAX_NODES:
+        found = self._anchors[event.anchor]
+        if sum(one.weight for one in self._open) + found.weight > MAX_NODES:
             _fail(f"aliases make this document larger than {MAX_NODES} values", event)
-        return node, weight
+        if len(self._open) + found.height > MAX_DEPTH:  # readers recurse, where a merge key has a merge key
+            _fail(f"aliases nest this document more than {MAX_DEPTH} levels deep", event)
+        return found
 
 
 def _fail(problem: str, event: Any) -> NoReturn:
@@ -138,15 +152,18 @@ def inner_source(value: Value, lines: list[str]) -> Source:
 
 def value_of(data: object, source: Source = NOWHERE) -> Value:
     """Data as a client of the Kubernetes API gives it (dict, list, str, int, bool, None) as a `Value`."""
-    return Value(_node_of(data), source)
+    return Value(_node_of(data, source), source)
 
 
-def _node_of(data: object) -> yaml.Node:
+def _node_of(data: object, source: Source, depth: int = 0) -> yaml.Node:
     mark = yaml.Mark("", 0, 0, 0, None, 0)
+    if depth > MAX_DEPTH:
+        raise InputError(f"nested more than {MAX_DEPTH} levels deep", file=source.file)
     if isinstance(data, dict):
-        return yaml.MappingNode(IMPLICIT, [(_node_of(key), _node_of(item)) for key, item in data.items()], mark, mark)
+        pairs = [(_node_of(key, source), _node_of(item, source, depth + 1)) for key, item in data.items()]
+        return yaml.MappingNode(IMPLICIT, pairs, mark, mark)
     if isinstance(data, list):
-        return yaml.SequenceNode(IMPLICIT, [_node_of(item) for item in data], mark, mark)
+        return yaml.SequenceNode(IMPLICIT, [_node_of(item, source, depth + 1) for item in data], mark, mark)
     if isinstance(data, str):
         return yaml.ScalarNode(IMPLICIT, data, mark, mark, style='"')
     shown = "null" if data is None else str(data).lower()

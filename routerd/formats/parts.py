@@ -16,6 +16,7 @@ from typing import Any
 from zlib import crc32
 
 from routerd.errors import InputError
+from routerd.formats.jsontext import parse_json
 from routerd.formats.records import Table
 
 INLINE_SIZE = 64 << 10  # bytes of all rows, up to which a document holds them itself
@@ -126,7 +127,7 @@ class Assembly:
             return False
         found: dict[str, list[Any]] = {}
         try:
-            for kind, *row in map(json.loads, text.splitlines()):
+            for kind, *row in map(parse_json, text.splitlines()):
                 found.setdefault(kind, []).append(self._tables[kind].from_row(*row))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"part {name} is not understood: {error!r}: was it written by a newer routerd?") from error

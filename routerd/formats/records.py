@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from routerd.formats.jsontext import parse_json
+
 R = TypeVar("R")
 Row = list[Any]  # cells that JSON knows: text, numbers, booleans, lists
 
@@ -29,4 +31,4 @@ def lines(table: Table[R], records: Iterable[R]) -> str:
 
 def read_lines(table: Table[R], text: str) -> Iterator[R]:
     """Raises ValueError or TypeError if a line is none of the table's."""
-    return (table.from_row(*json.loads(line)) for line in text.splitlines() if line)
+    return (table.from_row(*parse_json(line)) for line in text.splitlines() if line)

@@ -6,6 +6,7 @@ from ipaddress import ip_address
 from operator import attrgetter
 from typing import Any
 
+from routerd.formats.allocations import MAX_EPOCH, MAX_GROUP, MAX_SLOTS
 from routerd.formats.records import Row, Table
 from routerd.model import EgressGroup, GatewaySlot, NodeAddresses, Refusal, ServiceAllocation
 from routerd.refs import Ref
@@ -30,6 +31,9 @@ def _group(
     node_address: bool,
 ) -> EgressGroup:  # fmt: skip
     taken = tuple(GatewaySlot(node, slot) for node, slot in gateways)
+    limits = [(number, MAX_GROUP), (slots, MAX_SLOTS), (epoch, MAX_EPOCH), *((each.slot + 1, slots) for each in taken)]
+    if not all(1 <= value <= limit for value, limit in limits):
+        raise ValueError(f"group {number}: a number is out of its range")
     return EgressGroup(number, ip_address(egress_ip), tuple(policies), taken, slots, epoch, node_address, pool)
 
 

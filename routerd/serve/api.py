@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from routerd.errors import EnvironmentFault, RouterdError
+from routerd.formats.jsontext import parse_json
 from routerd.log import event
 from routerd.serve.connections import Connections, Limits, read_until
 
@@ -142,9 +143,8 @@ def _listener(path: Path) -> socket.socket:
 def _request(line: bytes) -> dict[str, Any]:
     """Raises RequestRefused."""
     try:
-        request = json.loads(line)
-        json.dumps(request, ensure_ascii=False).encode()  # half a surrogate pair is no text: no file, no log takes it
-    except (ValueError, RecursionError) as error:
+        request = parse_json(line)
+    except ValueError as error:
         raise RequestRefused(f"not JSON: {error}", 2) from error
     if not isinstance(request, dict):
         raise RequestRefused("a request is a JSON object", 2)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from routerd.cluster.ledger import TABLES, Changes, Ledger, LedgerTable, TableChanges
 from routerd.errors import EnvironmentFault, StoreError
+from routerd.formats.jsontext import parse_json
 
 BUSY_TIMEOUT = 1.0  # seconds to wait for another process that has the file open, such as a backup
 
@@ -114,8 +115,11 @@ class SqliteLedger:
 
     def read(self) -> Ledger:
         """The whole content."""
-        with _faults(self.path):
-            return _read(self._db)
+        try:
+            with _faults(self.path):
+                return _read(self._db)
+        except (ValueError, TypeError) as error:  # a cell that is none of ours
+            raise StoreError(_damaged(self.path, str(error))) from error
 
     def record(self, changes: Changes) -> None:
         """Writes one decision in one transaction; after a fault nothing of it is there. Empty changes cost nothing."""
@@ -220,7 +224,7 @@ def _cells(table: LedgerTable[R], record: R) -> Cells:
 
 def _record(table: LedgerTable[R], row: tuple[Any, ...]) -> R:
     kinds = table.columns.values()
-    cells = (json.loads(cell) if kind is list else cell for kind, cell in zip(kinds, row, strict=True))
+    cells = (parse_json(cell) if kind is list else cell for kind, cell in zip(kinds, row, strict=True))
     return table.from_row(*cells)
 
 
@@ -231,6 +235,8 @@ def _faults(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _fault(path, error) from error
+    except OverflowError as error:
+        raise StoreError(f"{path} does not hold such a number: {error}") from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from routerd.errors import EnvironmentFault, StoreError
+from routerd.formats.jsontext import parse_json
 from routerd.store.kubernetes.contact import Contact, Pace
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ async def _lines(response: ClientResponse) -> AsyncIterator[Json]:
 
 def _parsed(text: bytes) -> Json:
     try:
-        answer = json.loads(text)
+        answer = parse_json(text)
     except ValueError as error:
         raise ApiError(0, "InvalidAnswer", f"not JSON: {text[:60]!r}") from error
     if not isinstance(answer, dict):

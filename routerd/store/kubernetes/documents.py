@@ -18,6 +18,7 @@ from routerd.errors import InputError, StoreError
 from routerd.formats import parts
 from routerd.formats.allocations import parse_index
 from routerd.formats.document import parse_address, parse_network
+from routerd.formats.jsontext import parse_json
 from routerd.formats.parts import Assembly, Part, Shards
 from routerd.formats.published import AllocationsReader, Fetch, Published
 from routerd.formats.records import Table, lines, read_lines
@@ -103,7 +104,7 @@ class LedgerText:
         if not data:
             return Ledger(), ()
         try:
-            meta = json.loads(data["meta"])
+            meta = parse_json(data["meta"])
             names = meta.get("tables", FIRST_TABLES)
             _check_known(names)
             records = self._records(data, names, fetch)
