@@ -111,21 +111,22 @@ class Candidate:
             await asyncio.shield(self.lease.release())
 
     async def _lead(self) -> None:
-        """Until the lease is lost."""
+        """Until the lease is lost. Raises a fault of either task, which is no API error: both try again after one."""
         renewal = asyncio.create_task(self.lease.keep(), name="lease")
         work = asyncio.create_task(self._work(), name="leader")
         try:
             await asyncio.wait({renewal, work}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
         finally:
             renewal.cancel()
             work.cancel()
-            await asyncio.gather(renewal, work, return_exceptions=True)
+            results = await asyncio.gather(renewal, work, return_exceptions=True)
             self._wakes.clear()
             self._past, self._rounds = self._tenure(), self._all_rounds()
             self.operator = self.publisher = None
             self._obstacle = ""
+        for fault in results:
+            if isinstance(fault, Exception):  # and no cancellation
+                raise fault
 
     async def _work(self) -> None:
         pause = self.timings.first_pause

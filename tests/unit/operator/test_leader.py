@@ -16,7 +16,7 @@ from routerd.store.kubernetes.client import UNREACHABLE, ApiError, Client
 from routerd.store.kubernetes.lease import Lease, LeaseTimes
 from routerd.store.kubernetes.resources import LEDGER
 from routerd.store.kubernetes.watch import Timings
-from tests.waiting import eventually
+from tests.waiting import eventually, turns
 
 # A pause that no test outlasts: whoever goes on was woken.
 TIMINGS = Timings(first_pause=3600.0, last_pause=3600.0, spread=0.01)
@@ -135,5 +135,80 @@ def test_in_an_outage_the_take_over_is_tried_again_as_soon_as_the_api_server_ans
             client.faults.clear()
             client.contact.answered()
             await eventually(lambda: one.operator)  # and not after TIMINGS.first_pause
+
+    asyncio.run(story())
+
+
+class Fault(Exception):
+    """A mistake of ours."""
+
+
+@dataclass
+class Broken(Objects):
+    """A request to a path that contains `part` meets a mistake of ours, once it is `armed`."""
+
+    part: str = ""
+    armed: bool = False
+
+    def _ask(self, path: str) -> None:
+        if self.armed and self.part in path:
+            raise Fault(path)
+        super()._ask(path)
+
+
+async def at_once(seconds: float) -> None:
+    await turns(1)
+
+
+@pytest.mark.parametrize("part", ["leases", LEDGER])
+def test_a_mistake_of_ours_ends_the_process(part: str) -> None:
+    """Whichever task makes it: the next process begins anew, and the log has the traceback."""
+
+    async def story() -> None:
+        client = Broken(part=part)
+        one = candidate(client, sleep=at_once)
+        await one.lease.acquire()
+        client.armed = True
+        await one._lead()
+
+    with pytest.raises(Fault):
+        asyncio.run(story())
+
+
+def test_a_mistake_while_it_gives_up_ends_the_process() -> None:
+    @dataclass(slots=True)
+    class Working(Candidate):
+        async def _work(self) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise Fault
+
+    async def story() -> None:
+        client = Objects()
+        lease = Lease(client, "routerd", "pod-a_1", sleep=at_once)
+        one = Working(client, "routerd", lease, timings=TIMINGS)
+        await lease.acquire()
+        for found in client.objects.values():
+            found["spec"]["holderIdentity"] = "pod-b_2"  # which has taken it
+            found["metadata"]["resourceVersion"] = "77"
+        lease._record = None
+        await one._lead()
+
+    with pytest.raises(Fault):
+        asyncio.run(story())
+
+
+def test_an_api_error_of_the_lease_is_tried_again() -> None:
+    async def story() -> None:
+        client = Objects()
+        one = candidate(client, sleep=at_once)
+        async with leading(one):
+            client.faults["leases"] = ApiError(500, "InternalError", "no disk")
+            before = len(client.asked)
+            await eventually(lambda: len([path for path in client.asked[before:] if "leases" in path]) > 3)
+            client.faults.clear()
+            await eventually(lambda: one.operator)
+            assert one.status().active
 
     asyncio.run(story())
