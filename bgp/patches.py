@@ -19,6 +19,7 @@ import hashlib
 import inspect
 import json
 import os
+import random
 import re
 import sys
 import time
@@ -32,6 +33,8 @@ from typing import Any
 FLUSH_TIMEOUT = 5.0  # seconds
 STEPS, TURN = 1000, 0.05  # of queued commands, and seconds, in one turn of ExaBGP's loop; a step announces one prefix
 CONNECT_RETRY = 5  # seconds; a ToR that comes back must not wait for us, who do not listen
+REFUSED_RETRY = 30.0  # seconds, the longest pause after a ToR ended a session, and for how long one must be up to count
+CEASE = 6  # RFC 4271, section 4.5
 _PEER = re.compile(r"^# peer (\S+) ([0-9a-f]+)$", re.MULTILINE)
 
 
@@ -81,6 +84,7 @@ def patches() -> list[Patch]:
         Patch(Delay, "increase", "9e348b6f1e113f0e", _wait_longer),
         Patch(Daemon, "drop_privileges", "a6091f186864fb54", _keep_privileges),
         Patch(Peer, "_main", "e5ea2fecea84afed", end_of_rib_of_this_session(Peer._main)),
+        Patch(Peer, "_reset", "4f709dbfce076cda", back_off(Peer._reset)),
     ]
 
 
@@ -180,9 +184,39 @@ def end_of_rib_of_this_session(stock: Callable[..., Any]) -> Callable[..., Any]:
 
     def main(peer: Any) -> Iterator[Any]:
         peer.neighbor.eor.clear()
+        peer.routerd_up = time.monotonic()
         yield from stock(peer)
 
     return main
+
+
+def back_off(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """After a session that the peer ended, or that was wrong, the pause doubles, up to REFUSED_RETRY.
+
+    Stock ExaBGP begins again with no pause whenever a session came up, so a ToR that ends each with a NOTIFICATION is
+    connected to dozens of times a second. A session that was up for REFUSED_RETRY ends the row; our own Cease is none.
+    """
+    from exabgp.bgp.message import Notification, Notify
+
+    def reset(peer: Any, message: str = "", error: Any = "") -> None:
+        up, peer.routerd_up = getattr(peer, "routerd_up", None), None
+        stock(peer, message, error)
+        if isinstance(error, Notify) and error.code == CEASE:
+            return
+        if up is not None and time.monotonic() - up >= REFUSED_RETRY:
+            peer.routerd_refused = 0
+        elif up is not None or isinstance(error, Notification):
+            peer.routerd_refused = getattr(peer, "routerd_refused", 0) + 1
+        else:
+            return  # it could not connect, which has a pause of its own
+        peer._delay._time = time.time() + pause(peer.routerd_refused)
+
+    return reset
+
+
+def pause(refused: int) -> float:
+    """Seconds after so many sessions in a row that the peer ended; random, so that nodes do not come at once."""
+    return min(2.0 ** (refused - 1), REFUSED_RETRY) * random.uniform(0.5, 1.0) if refused else 0.0
 
 
 def _never_broken(processes: Any, neighbor: Any) -> bool:

@@ -58,7 +58,7 @@ class Sessions:
         elif event.kind == "down":
             if status.state == "up":
                 self._down(event.peer, status, event.time, event.reason)
-            else:
+            elif _says_why(event.reason) or not _says_why(status.last_reason):
                 self._status[event.peer] = replace(status, last_reason=event.reason)
 
     def _up(self, event: SessionEvent, status: PeerStatus) -> None:
@@ -97,3 +97,8 @@ class Sessions:
     def status(self, peer: IPAddress, connected: bool, *, announced: int, pending: int) -> PeerStatus:
         status = self._status.get(peer, PeerStatus())
         return replace(status, state=status.state if connected else "unknown", announced=announced, pending=pending)
+
+
+def _says_why(reason: str) -> bool:
+    """A NOTIFICATION does; that the next attempt failed, too, does not."""
+    return reason.startswith("notification ")

@@ -6,8 +6,12 @@ import asyncio
 import os
 import re
 import signal
+import socket
+import struct
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -16,7 +20,7 @@ import pytest
 
 from bgp.service import running_speaker
 from tests.netns.lab.lab import TOR_MAKES
-from tests.netns.lab.stage import T1, T2, T3, Stage, agent, desired, paths, states
+from tests.netns.lab.stage import T1, T2, T3, TOR_AS, Stage, agent, desired, paths, states
 from tests.waiting import PATIENCE
 
 
@@ -236,3 +240,36 @@ async def test_the_tor_changes_its_policy(stage: Stage) -> None:
         assert stage.routes("t2")
         assert {status.flaps for status in speaker.peers.values()} == {0}
     assert (stage.bgp.established("t1"), stage.bgp.established("t2")) == (1, 1)
+
+
+@story
+async def test_a_tor_that_ends_every_session_is_asked_less_and_less(stage: Stage) -> None:
+    """It takes the session, and says at once that it is administratively reset: the reason stays to be seen."""
+    attempts: list[float] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        attempts.append(time.monotonic())
+        capability = b"\x02\x06\x41\x04" + struct.pack("!I", TOR_AS)
+        body = struct.pack("!BHH4sB", 4, TOR_AS, 90, b"\x0a\x09\x00\x02", len(capability)) + capability
+        with closing(writer.transport), suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readexactly(19)
+            writer.write(message(1, body) + message(4))
+            await reader.readuntil(message(4))
+            writer.write(message(3, b"\x06\x04"))
+            await writer.drain()
+
+    stage.bgp.kill()
+    listener = stage.tor.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("10.9.0.2", 179))
+    server = await asyncio.start_server(refuse, sock=listener)
+    async with server, agent(stage) as speaker:
+        speaker.set(desired((T1, [])))
+        await stage.until(lambda: len(attempts) >= 4, "four attempts")
+        assert attempts[3] - attempts[0] > 3.0  # 0.5, 1 and 2 s at least
+        assert speaker.peers[T1.address].last_reason == "notification received (6,4): cease: administrative reset"
+
+
+def message(kind: int, body: bytes = b"") -> bytes:
+    """RFC 4271, section 4.1."""
+    return b"\xff" * 16 + struct.pack("!HB", 19 + len(body), kind) + body

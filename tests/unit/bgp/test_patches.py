@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
@@ -10,10 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from exabgp.bgp.message import Action
+from exabgp.bgp.message import Action, Notification, Notify
 from exabgp.bgp.neighbor import Neighbor
 from exabgp.reactor.api import API
 from exabgp.reactor.asynchronous import ASYNC
+from exabgp.reactor.delay import Delay
+from exabgp.reactor.network.error import NetworkError
 from exabgp.rib.outgoing import OutgoingRIB
 
 from bgp import conf, patches, rib, text
@@ -49,6 +52,39 @@ def test_a_function_that_differs_is_left_alone() -> None:
     left = patches.apply([patches.Patch(Other, "method", "0" * 16, lambda self: 2)])
     assert left == ["Other.method"]
     assert Other().method() == 1
+
+
+def pauses(*ends: tuple[float | None, Any]) -> list[float]:
+    """Seconds until the next attempt after each end of a session: how long it was up, None = not, and why it ended."""
+    peer, found = SimpleNamespace(_delay=Delay()), []
+    reset = patches.back_off(lambda peer, message, error: patches._wait_longer(peer._delay))
+    for seconds, error in ends:
+        peer.routerd_up = None if seconds is None else time.monotonic() - seconds
+        reset(peer, "", error)
+        found.append(peer._delay._time - time.time())
+        peer._delay.reset()
+    return found
+
+
+REFUSED, TEARDOWN, BROKEN = Notification(6, 4), Notify(6, 3), NetworkError("reset by peer")
+
+
+@pytest.mark.parametrize("end", [(None, REFUSED), (None, Notify(2, 2)), (0.1, REFUSED), (0.1, BROKEN), (29.0, REFUSED)])
+def test_a_peer_that_ends_every_session_is_asked_less_and_less(end: tuple[float | None, Any]) -> None:
+    most = [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+    found = pauses(*[end] * len(most))
+    assert all(longest / 2 - 0.1 <= each <= longest for each, longest in zip(found, most, strict=True))
+
+
+def test_a_session_that_was_up_for_long_ends_the_row() -> None:
+    found = pauses(*[(None, REFUSED)] * 6, (31.0, REFUSED), (None, REFUSED))
+    assert found[5] > 14 and found[6] <= 0 and found[7] <= 1.0
+
+
+def test_neither_our_own_end_nor_an_attempt_to_connect_counts() -> None:
+    found = pauses((0.1, TEARDOWN), (None, BROKEN), (None, ""), (0.1, REFUSED), (None, BROKEN), (None, REFUSED))
+    assert [each <= 0 for each in found] == [True, True, True, False, True, False]
+    assert found[3] <= 1.0 < 2.0 >= found[5]
 
 
 def last_word(update: Callable[..., Any]) -> str:

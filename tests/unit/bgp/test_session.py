@@ -71,3 +71,15 @@ def test_a_removed_peer_is_forgotten() -> None:
     sessions.forget([PEER])
     assert status(sessions) == PeerStatus(announced=3, pending=1)
     assert list(sessions.take_due({PEER})) == []
+
+
+def test_the_reason_of_a_notification_stays_while_the_session_retries() -> None:
+    refused, lost = "notification received (6,2)", "closing connection"
+    sessions = told(NEGOTIATED, UP, SessionEvent(PEER, "down", 20.0, reason=refused))
+    sessions.take(SessionEvent(PEER, "down", 21.0, reason=lost))
+    assert status(sessions).last_reason == refused
+    sessions.take(SessionEvent(PEER, "down", 22.0, reason="notification received (2,2)"))
+    assert status(sessions).last_reason == "notification received (2,2)"
+    sessions.take(UP)
+    sessions.take(SessionEvent(PEER, "down", 30.0, reason=lost))
+    assert status(sessions).last_reason == lost
