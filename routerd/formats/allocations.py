@@ -15,6 +15,7 @@ from routerd.formats.compose import documents, quoted
 from routerd.formats.document import Section, Source, Value
 from routerd.formats.meta import ROUTERD
 from routerd.formats.parts import NAME
+from routerd.formats.tables import MAX_EPOCH, MAX_GROUP, MAX_SLOTS
 from routerd.model import (
     Allocations,
     EgressGroup,
@@ -29,9 +30,6 @@ from routerd.model import (
 )
 from routerd.refs import Ref
 
-MAX_GROUP = 2**24 - 1  # a VNI (RFC 7348)
-MAX_SLOTS = 4096
-MAX_EPOCH = 2**63 - 1  # what SQLite holds
 _SEAL = re.compile(r"# Written by routerd; edits are lost\. sha256:([0-9a-f]{64})\n")
 
 

@@ -6,10 +6,13 @@ from ipaddress import ip_address
 from operator import attrgetter
 from typing import Any
 
-from routerd.formats.allocations import MAX_EPOCH, MAX_GROUP, MAX_SLOTS
 from routerd.formats.records import Row, Table
 from routerd.model import EgressGroup, GatewaySlot, NodeAddresses, Refusal, ServiceAllocation
 from routerd.refs import Ref
+
+MAX_GROUP = 2**24 - 1  # a VNI (RFC 7348)
+MAX_SLOTS = 4096
+MAX_EPOCH = 2**63 - 1  # what SQLite holds
 
 
 def _service_row(each: ServiceAllocation) -> Row:
