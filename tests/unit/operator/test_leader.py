@@ -42,6 +42,9 @@ class Objects(Client):
                 raise error
         self.contact.answered()
 
+    async def get_metadata(self, path: str, **query: str) -> dict[str, Any]:
+        return await self.get(path, **query)
+
     async def get(self, path: str, **query: str) -> dict[str, Any]:
         self._ask(path)
         if path.endswith("/configmaps"):
