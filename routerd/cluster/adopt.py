@@ -14,8 +14,8 @@ from ipam.pool import key_of
 from ipam.round import Record
 from routerd.cluster.groups import LAST_GROUP
 from routerd.cluster.ledger import GroupRecord, Ledger
-from routerd.formats.records import lines
-from routerd.formats.tables import TABLES
+from routerd.formats.published.records import lines
+from routerd.formats.published.tables import TABLES
 from routerd.model import Allocations, EgressGroup, IPAddress, Unread, Writer
 from routerd.refs import service_ref
 

@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from ipam.pool import key_of
 from ipam.round import Record
-from routerd.formats.records import Row, Table
+from routerd.formats.published.records import Row, Table
 from routerd.model import GatewaySlot, IPAddress
 
 R = TypeVar("R")

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from routerd.formats import cilium, core, metallb, native
-from routerd.formats.allocations import read_allocations, read_node_report
 from routerd.formats.closed import fail_closed
 from routerd.formats.document import Value
 from routerd.formats.legacy_bgp import LegacyConfig
+from routerd.formats.published.allocations import read_allocations, read_node_report
 from routerd.model import (
     AddressPool,
     Allocations,

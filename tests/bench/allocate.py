@@ -18,8 +18,8 @@ from ipam.plan import plan
 from ipam.pool import Pool, PoolSpec, Use
 from ipam.round import Request
 from routerd.cluster.ledger import Ledger
-from routerd.formats.parts import Part
-from routerd.formats.published import AllocationsReader, AllocationsWriter
+from routerd.formats.published.parts import Part
+from routerd.formats.published.whole import AllocationsReader, AllocationsWriter
 from routerd.model import Allocations, NodeReport, Snapshot
 from routerd.operator.loop import Operator
 from routerd.store.embedded.ledger import SqliteLedger

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from routerd.formats import parts as formats_parts
+from routerd.formats.published import parts as formats_parts
 from routerd.model import NodeReport
 from routerd.store.kubernetes import parts
 from routerd.store.kubernetes.store import KubernetesStore

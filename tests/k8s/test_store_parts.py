@@ -13,7 +13,7 @@ import pytest
 
 from routerd.cluster.ledger import Ledger, difference
 from routerd.errors import StoreError
-from routerd.formats.published import AllocationsReader
+from routerd.formats.published.whole import AllocationsReader
 from routerd.model import Allocations, ServiceAllocation
 from routerd.operator.leader import Candidate
 from routerd.store.kubernetes import parts as parts_module

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from ipam.round import Record
 from routerd.cluster.ledger import GroupRecord, Ledger
-from routerd.formats import parts
-from routerd.formats.published import AllocationsReader
+from routerd.formats.published import parts
+from routerd.formats.published.whole import AllocationsReader
 from routerd.model import Allocations, EgressGroup, GatewaySlot, Refusal, ServiceAllocation
 from routerd.refs import Ref
 

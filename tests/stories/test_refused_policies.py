@@ -16,7 +16,7 @@ import yaml
 from routerd.cluster.assign import assign
 from routerd.cluster.ledger import Ledger
 from routerd.formats.kinds import POLICY_KINDS
-from routerd.formats.published import AllocationsWriter
+from routerd.formats.published.whole import AllocationsWriter
 from routerd.model import Allocations, NodeReport, Snapshot
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
 from routerd.store.embedded import manifests

@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from routerd.errors import InputError, StoreError
-from routerd.formats.parts import Incomplete, Part
-from routerd.formats.published import AllocationsReader, AllocationsWriter, unread
+from routerd.formats.published.parts import Incomplete, Part
+from routerd.formats.published.whole import AllocationsReader, AllocationsWriter, unread
 from routerd.model import Allocations, Unread
 from routerd.store.embedded.disk import FileState, claim, is_hidden, read_text, refresh, stamp, write_atomically
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from watchfiles import awatch
 from watchfiles._rust_notify import WatchfilesRustInternalError
 
-from routerd.formats.allocations import parse_node_report, write_node_report
+from routerd.formats.published.allocations import parse_node_report, write_node_report
 from routerd.log import event
 from routerd.model import Allocations, IPNetwork, NodeReport, Refusal, Snapshot
 from routerd.refs import FILE, Ref

@@ -15,13 +15,13 @@ from typing import Any
 
 from routerd.cluster.ledger import TABLES, AuditEntry, Ledger
 from routerd.errors import InputError, StoreError
-from routerd.formats import parts
-from routerd.formats.allocations import parse_index
 from routerd.formats.document import parse_address, parse_network
 from routerd.formats.jsontext import parse_json
-from routerd.formats.parts import Assembly, Part, Shards
-from routerd.formats.published import AllocationsReader, Fetch, Published
-from routerd.formats.records import Table, lines, read_lines
+from routerd.formats.published import parts
+from routerd.formats.published.allocations import parse_index
+from routerd.formats.published.parts import Assembly, Part, Shards
+from routerd.formats.published.records import Table, lines, read_lines
+from routerd.formats.published.whole import AllocationsReader, Fetch, Published
 from routerd.model import Allocations, NodeReport
 from routerd.store.kubernetes.resources import ALLOCATIONS, LEDGER
 

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 from routerd.cluster.ledger import AuditEntry, Changes, Ledger
 from routerd.errors import StoreError
 from routerd.formats.document import MAX_DIGITS
-from routerd.formats.parts import Part
-from routerd.formats.published import AllocationsWriter
+from routerd.formats.published.parts import Part
+from routerd.formats.published.whole import AllocationsWriter
 from routerd.log import event
 from routerd.model import Allocations
 from routerd.store.kubernetes.client import ApiError, Client

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from typing import Any
 
 from routerd.errors import StoreError
-from routerd.formats.parts import Part
+from routerd.formats.published.parts import Part
 from routerd.store.kubernetes.client import ApiError, Client
 from routerd.store.kubernetes.resources import CONFIG_MAPS, PART_KEY, PART_LABEL, collection_path
 

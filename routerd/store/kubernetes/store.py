@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 from routerd.errors import InputError, StoreError
 from routerd.formats.kinds import KINDS
-from routerd.formats.parts import Incomplete
-from routerd.formats.published import AllocationsReader, unread
+from routerd.formats.published.parts import Incomplete
+from routerd.formats.published.whole import AllocationsReader, unread
 from routerd.model import (
     Allocations,
     EndpointSlice,

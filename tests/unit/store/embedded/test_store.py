@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from routerd.errors import StoreError
-from routerd.formats.allocations import write_allocations, write_node_report
+from routerd.formats.published.allocations import write_allocations, write_node_report
 from routerd.model import Allocations, NodeReport, ServiceAllocation, Writer
 from routerd.store.embedded import manifests as manifests_module
 from routerd.store.embedded.disk import is_manifest, manifest_files, write_atomically

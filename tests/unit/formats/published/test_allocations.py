@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routerd.errors import InputError
-from routerd.formats.allocations import (
+from routerd.formats.published.allocations import (
     MAX_GROUP,
     parse_node_report,
     sealed,

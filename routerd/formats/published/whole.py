@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from routerd.errors import InputError
-from routerd.formats import parts
-from routerd.formats.allocations import parse_index, write_allocations, write_index
-from routerd.formats.parts import Assembly, Incomplete, Part, Shards
-from routerd.formats.tables import TABLES
+from routerd.formats.published import parts
+from routerd.formats.published.allocations import parse_index, write_allocations, write_index
+from routerd.formats.published.parts import Assembly, Incomplete, Part, Shards
+from routerd.formats.published.tables import TABLES
 from routerd.model import Allocations, Unread
 
 Fetch = Callable[[str], str | None]  # the text of a part, by name; None = it is not there

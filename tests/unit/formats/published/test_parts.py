@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routerd.errors import InputError
-from routerd.formats import parts
-from routerd.formats.parts import PART_SIZE, Assembly, Incomplete, Part, spans
-from routerd.formats.published import AllocationsReader, AllocationsWriter, Published
-from routerd.formats.tables import TABLES
+from routerd.formats.published import parts
+from routerd.formats.published.parts import PART_SIZE, Assembly, Incomplete, Part, spans
+from routerd.formats.published.tables import TABLES
+from routerd.formats.published.whole import AllocationsReader, AllocationsWriter, Published
 from routerd.model import Allocations
 from routerd.store.kubernetes.documents import LedgerText
 from tests.models.many import DECISIONS, allocations_of, ledger_of, small_parts

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from operator import attrgetter
 from typing import Any
 
-from routerd.formats.records import Row, Table
+from routerd.formats.published.records import Row, Table
 from routerd.model import EgressGroup, GatewaySlot, NodeAddresses, Refusal, ServiceAllocation
 from routerd.refs import Ref
 

@@ -17,7 +17,7 @@ from zlib import crc32
 
 from routerd.errors import InputError
 from routerd.formats.jsontext import parse_json
-from routerd.formats.records import Table
+from routerd.formats.published.records import Table
 
 INLINE_SIZE = 64 << 10  # bytes of all rows, up to which a document holds them itself
 PART_SIZE = 64 << 10  # bytes; a part with a single bucket may be larger

@@ -14,8 +14,8 @@ from routerd.errors import InputError
 from routerd.formats.compose import documents, quoted
 from routerd.formats.document import Section, Source, Value
 from routerd.formats.meta import ROUTERD
-from routerd.formats.parts import NAME
-from routerd.formats.tables import MAX_EPOCH, MAX_GROUP, MAX_SLOTS
+from routerd.formats.published.parts import NAME
+from routerd.formats.published.tables import MAX_EPOCH, MAX_GROUP, MAX_SLOTS
 from routerd.model import (
     Allocations,
     EgressGroup,
