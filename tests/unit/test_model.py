@@ -9,7 +9,8 @@ from tests.models import cluster
 
 
 def test_every_part_that_can_be_unread_has_words_of_its_own() -> None:
-    assert set(PARTS) == {each.name for each in fields(Snapshot) if each.default is None}
+    unreadable = {"unread"}  # says why there are no allocations
+    assert set(PARTS) == {each.name for each in fields(Snapshot) if each.default is None} - unreadable
     assert len(set(PARTS.values())) == len(PARTS)
 
 
