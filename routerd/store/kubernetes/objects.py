@@ -62,6 +62,7 @@ class Collection:
         self.listed = False
         self.synced = False
         self.objects: dict[Key, StoredObject] = {}
+        self.deleted = ""  # uid of the published allocations that were deleted last
 
     def read(self, raw: Raw) -> StoredObject:
         """What was read already is not parsed again."""
@@ -77,6 +78,8 @@ class Collection:
         is_same = len(objects) == len(self.objects) and all(
             self.objects.get(key) is each for key, each in objects.items()
         )
+        for key in self.objects.keys() - objects:
+            self._note_deleted(self.objects[key])
         is_first, self.objects, self.listed = not self.listed, objects, True
         self._settle()
         return is_first or not is_same
@@ -106,8 +109,13 @@ class Collection:
         if stored is None or (uid and stored.uid and uid != stored.uid):
             return False
         del self.objects[key_of(raw)]
+        self._note_deleted(stored)
         self._settle()
         return True
+
+    def _note_deleted(self, stored: StoredObject) -> None:
+        if stored.name == ALLOCATIONS:
+            self.deleted = stored.uid
 
     def _settle(self) -> None:
         if self.listed and not self.synced:

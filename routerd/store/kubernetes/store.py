@@ -91,7 +91,7 @@ class KubernetesStore:
         self._dirty = {each.collection.resource.kind.name for each in self.reflectors}
         self._changed = asyncio.Event()
         self._reader = AllocationsReader(self._part_stamp)
-        self._is_there = False  # the ConfigMap, seen since it was written
+        self._is_there, self._uid = False, ""  # the ConfigMap: seen since it was written; which one was written
         self._allocations: tuple[str, Allocations | None, InputError | None] = ("", None, None)
         self._reports: dict[str, NodeReport] | None = None
         self._merge_refusals: tuple[Refusal, ...] = ()
@@ -155,7 +155,7 @@ class KubernetesStore:
         """What this process itself has just published need not be read again."""
         self._allocations = (str((raw.get("metadata") or {}).get("resourceVersion")), allocations, None)
         self._reader.is_in_force(parts)
-        self._is_there = False
+        self._is_there, self._uid = False, str((raw.get("metadata") or {}).get("uid") or "")
         self.take("ConfigMap", raw)
         self._changed_in("ConfigMap")()
 
@@ -247,7 +247,8 @@ class KubernetesStore:
         version, good, before = self._allocations
         changed = self._reader.changed()
         if document is None:
-            if good is None or self._is_there:
+            was_deleted = any(each.deleted and each.deleted == self._uid for each in self._of("ConfigMap"))
+            if good is None or self._is_there or was_deleted:  # else the watch has not shown yet what was published
                 error = InputError("is gone", file=str(Ref("ConfigMap", self.namespace, ALLOCATIONS))) if good else None
                 self._allocations = ("", good, error)
             return good

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from routerd.store.kubernetes.objects import Collection, Raw
-from routerd.store.kubernetes.resources import SERVICES, Resource
+from routerd.store.kubernetes.resources import ALLOCATIONS, CONFIG_MAPS, SERVICES, Resource
 
 
 def service(version: str, uid: str = "1") -> Raw:
@@ -44,3 +44,17 @@ def test_an_answer_does_not_bring_back_what_is_gone(services: Collection) -> Non
 def test_an_answer_about_an_object_that_was_made_anew_is_not_for_the_new_one(services: Collection) -> None:
     assert not services.put_answer(service("12", uid="2"))
     assert known(services) == ["9"]
+
+
+@pytest.mark.parametrize("how", ["watch", "list"])
+def test_deleted_allocations_are_known_to_be_deleted(how: str) -> None:
+    """Whoever wrote them a moment ago must not wait for a watch that has told of it already."""
+    meta = {"name": ALLOCATIONS, "namespace": "routerd", "uid": "7", "resourceVersion": "1"}
+    maps = Collection(Resource(CONFIG_MAPS, "routerd"))
+    maps.replace([maps.read({"metadata": meta, "data": {}})])
+    assert maps.deleted == ""
+    if how == "watch":
+        maps.remove({"metadata": meta})
+    else:
+        maps.replace([])
+    assert maps.deleted == "7"
