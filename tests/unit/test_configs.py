@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
 from routerd.cli.check import check_paths
 from routerd.config import Config, load_config
+from routerd.errors import InputError
+from routerd.formats.compose import documents
+from routerd.formats.document import Value
 from routerd.store.embedded.disk import is_manifest
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -18,8 +20,27 @@ def test_every_file_parses(path: Path) -> None:
     if path.is_dir():
         return
     if is_manifest(path.name):
-        assert list(yaml.safe_load_all(path.read_text()))
+        values = documents(path.read_text())
+        assert values
+        for value in values:
+            refuse_repeated_keys(value)
     assert path.read_text().isprintable() or "\n" in path.read_text()
+
+
+def refuse_repeated_keys(value: Value) -> None:
+    """Most YAML libraries take the last of them; an API server that decodes strictly takes none."""
+    if value.is_mapping:
+        for inner in value.section.entries.values():
+            refuse_repeated_keys(inner)
+    elif value.is_list:
+        for inner in value.items():
+            refuse_repeated_keys(inner)
+
+
+def test_a_repeated_key_would_be_found_in_any_depth() -> None:
+    (value,) = documents("a: [{b: 1, c: {d: 1, d: 2}}]")
+    with pytest.raises(InputError, match='repeated key "d"'):
+        refuse_repeated_keys(value)
 
 
 def test_commented_configuration_shows_the_defaults() -> None:
