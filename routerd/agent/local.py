@@ -72,7 +72,7 @@ def global_ipv6(table: str) -> tuple[IPv6Address, ...]:
 
 def interface_addresses() -> tuple[IPAddress, ...]:
     """Addresses on this node's interfaces by which others can reach it, sorted."""
-    from egress.devices import read_addresses  # 0.1 s of import, and not needed for the first round
+    from egress.devices import read_addresses  # 0.1 s of import, which `routerd why` need not wait for
     from egress.netlink import NetlinkSocket
 
     with NetlinkSocket() as route:

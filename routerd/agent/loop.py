@@ -16,11 +16,11 @@ When a round is made, and how much it reads (`Agent._rounds`)
 Between two rounds the agent waits for a change of the store, for a change of the node's devices, or for a pause to run
 out. What it remembers between rounds is this, and no more:
 
-full      The next round reads every room back from the kernel, which takes the longer the more pods there are. So a
-          round for a change of the store trusts a room that was found as it should be, unless the desired value of
-          that room changed: a new endpoint is a new path at once. All others are full: the first, those that a device
-          asked for, and those after a pause, because anybody with root may have changed the kernel meanwhile, and
-          nothing tells.
+full      The next round reads every room back from the kernel, and the node's own addresses and networks, which takes
+          the longer the more pods there are. So a round for a change of the store trusts a room that was found as it
+          should be, unless the desired value of that room changed: a new endpoint is a new path at once. All others
+          are full: the first, those that a device asked for, and those after a pause, because anybody with root may
+          have changed the kernel meanwhile, and nothing tells.
 
 recheck   A device came, went or changed, so what was read is no longer true, whatever the store says. Only a full round
           answers that: it takes the mark when it begins, as what comes during the round may have come after the look.
@@ -91,7 +91,11 @@ class Host(Protocol):
     def store_status(self) -> StoreStatus | None:
         """How the store's reading goes; None where there is nothing to say."""
 
-    def facts(self, peers: tuple[Peer, ...], before: LocalFacts) -> LocalFacts: ...
+    def surroundings(self, before: LocalFacts) -> LocalFacts:
+        """`before` with the node's addresses and networks, read from the kernel, which blocks: asked in a thread."""
+
+    def facts(self, peers: tuple[Peer, ...], before: LocalFacts) -> LocalFacts:
+        """`before` with what the look-up of the way to each peer says now."""
 
     def peers(self) -> Mapping[IPAddress, PeerView]: ...
 
@@ -274,6 +278,8 @@ class Agent:
 
     async def _round(self, full: bool) -> Round:
         started = time.monotonic()
+        if full:
+            self._facts = await in_thread(self._host.surroundings, self._facts)
         await self._compose()
         done = await self._reconciler.round(self._state, full=full)
         seconds = time.monotonic() - started

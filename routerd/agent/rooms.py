@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,13 +48,16 @@ class Rooms:
     def store_status(self) -> StoreStatus | None:
         return self._store.status()
 
+    def surroundings(self, before: LocalFacts) -> LocalFacts:
+        if self._egress is None:
+            return before
+        try:
+            return replace(before, addresses=interface_addresses(), networks=own_networks())
+        except OSError:  # the tables change while they are read: those of before will do
+            return before
+
     def facts(self, peers: tuple[Peer, ...], before: LocalFacts) -> LocalFacts:
-        addresses, networks = before.addresses, before.networks
-        if self._egress is not None:
-            with contextlib.suppress(OSError):  # the kernel's tables change: those of before will do
-                addresses, networks = interface_addresses(), own_networks()
-        sessions = session_addresses(peers, before.sessions)
-        return LocalFacts(sessions, self._uplinks, addresses=addresses, networks=networks)
+        return replace(before, sessions=session_addresses(peers, before.sessions), uplinks=self._uplinks)
 
     async def carried(self) -> Mapping[IPAddress, AdjRibOut]:
         """What the speaker announces now; nothing if none is connected within a second."""

@@ -182,10 +182,14 @@ async def _report(store: Store, node: str) -> None:
     """Tells the operator which addresses and networks this node has."""
     while True:
         try:
-            store.write_node_report(NodeReport(node, local.interface_addresses(), local.own_networks()))
+            store.write_node_report(await in_thread(_node_report, node))
         except (StoreError, OSError) as error:
             event(LOGGER, logging.ERROR, "report-failed", reason=str(error), retry=REPORT_PERIOD)
         await asyncio.sleep(REPORT_PERIOD)
+
+
+def _node_report(node: str) -> NodeReport:
+    return NodeReport(node, local.interface_addresses(), local.own_networks())
 
 
 async def _collect(egress: EgressRoom) -> None:

@@ -35,6 +35,7 @@ class Here:
     def __init__(self) -> None:
         self.store = Snapshot()
         self.settled = True
+        self.looked = 0  # how often somebody read what is around the node
 
     def snapshot(self) -> Snapshot:
         return self.store
@@ -42,8 +43,13 @@ class Here:
     def store_status(self) -> None:
         return None
 
+    def surroundings(self, before: LocalFacts) -> LocalFacts:
+        assert threading.current_thread() is not threading.main_thread()
+        self.looked += 1
+        return before
+
     def facts(self, peers: tuple[Peer, ...], before: LocalFacts) -> LocalFacts:
-        return LocalFacts(sessions={peer.address: LOCAL.get(peer.address) for peer in peers}, uplinks=("eth0",))
+        return replace(before, sessions={peer.address: LOCAL.get(peer.address) for peer in peers}, uplinks=("eth0",))
 
     def peers(self) -> Mapping[IPAddress, PeerView]:
         return {TOR: PeerView(TOR, Session("up", announced=2))}
@@ -137,6 +143,19 @@ def test_nothing_is_decided_again_while_nothing_changes(monkeypatch: pytest.Monk
         assert len(composed) <= 2  # before and after the first snapshot
 
     with_agent(test, period=0.001)
+
+
+def test_what_is_around_the_node_is_read_in_full_rounds_alone() -> None:
+    async def test(running: Running) -> None:
+        await eventually(lambda: running.agent.status.rounds.done == 1)
+        running.feed(cluster.snapshot())
+        await eventually(lambda: running.agent.status.rounds.done == 2)
+        assert running.here.looked == 1  # by the first
+        running.agent.recheck()
+        await eventually(lambda: running.agent.status.rounds.done == 3)
+        assert running.here.looked == 2
+
+    with_agent(test)
 
 
 def test_an_unsynced_store_touches_nothing_and_is_not_ready() -> None:
