@@ -9,7 +9,6 @@ from pathlib import Path
 
 from routerd import codes
 from routerd.cli.command import Command
-from routerd.errors import InputError
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -35,10 +34,7 @@ def _check_dialect(arguments: argparse.Namespace) -> int:
     if len(arguments.files) != 1:
         print("routerd: check --dialect takes one file", file=sys.stderr)
         return codes.USAGE
-    try:
-        result = check_dialect(read_text(arguments.files[0]), arguments.dialect)
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", file=str(arguments.files[0])) from None
+    result = check_dialect(read_text(arguments.files[0]), arguments.dialect)
     if arguments.output == "json":
         print(json.dumps(result))
     else:
