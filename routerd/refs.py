@@ -29,7 +29,7 @@ class Ref:
     name: str = ""  # "" where there is only one
 
     def __str__(self) -> str:
-        return "/".join(part for part in (self.kind, self.namespace, self.name) if part)
+        return "/".join(filter(None, (self.kind, self.namespace, self.name)))
 
     @property
     def key(self) -> str:

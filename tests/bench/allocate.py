@@ -83,7 +83,7 @@ def nearly_full() -> tuple[float, float]:
 def reactions() -> list[float]:
     """From a change to the published document, with 1,000 services and 100 policies, the ledger on disk included."""
     world = World()
-    world.pool("p", "10.0.0.0/16")
+    world.pool("p", "198.18.0.0/16")
     for name in ("g1", "g2", "g3", "g4"):
         world.node(name)
     for n in range(1000):
