@@ -53,15 +53,19 @@ class Call:
         return self.query.get(name, "").lower() in ("true", "1", "t")
 
 
-def parse_path(catalogue: Catalogue, path: str) -> tuple[Resource, str, str, str] | None:
-    """Resource, namespace, name and subresource of a path; None if nothing is served there."""
+def _below_api(path: str) -> tuple[str, str, list[str]]:
+    """Group and version of a path, and what comes after them: nothing of a path that is not of the API."""
     parts = [part for part in path.split("/") if part]
     if parts[:2] == ["api", "v1"]:
-        group, version, rest = "", "v1", parts[2:]
-    elif parts[:1] == ["apis"] and len(parts) > 3:
-        group, version, rest = parts[1], parts[2], parts[3:]
-    else:
-        return None
+        return "", "v1", parts[2:]
+    if parts[:1] == ["apis"] and len(parts) > 3:
+        return parts[1], parts[2], parts[3:]
+    return "", "", []
+
+
+def parse_path(catalogue: Catalogue, path: str) -> tuple[Resource, str, str, str] | None:
+    """Resource, namespace, name and subresource of a path; None if nothing is served there."""
+    group, version, rest = _below_api(path)
     namespace = ""
     if rest[:1] == ["namespaces"] and len(rest) > 2 and not (not group and rest[2] in ("status", "finalize")):
         namespace, rest = rest[1], rest[2:]
@@ -78,13 +82,7 @@ def parse_path(catalogue: Catalogue, path: str) -> tuple[Resource, str, str, str
 
 def guess_path(path: str) -> tuple[Resource, str, str, str] | None:
     """What a path would mean if its resource were served: access is checked before that is looked at."""
-    parts = [part for part in path.split("/") if part]
-    if parts[:2] == ["api", "v1"]:
-        group, version, rest = "", "v1", parts[2:]
-    elif parts[:1] == ["apis"] and len(parts) > 3:
-        group, version, rest = parts[1], parts[2], parts[3:]
-    else:
-        return None
+    group, version, rest = _below_api(path)
     namespace = ""
     if rest[:1] == ["namespaces"] and len(rest) > 2:
         namespace, rest = rest[1], rest[2:]

@@ -6,8 +6,6 @@ import asyncio
 import json
 import socket
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
@@ -21,6 +19,7 @@ from routerd.serve import api
 from routerd.serve.api import MAX_REQUEST, ApiServer, DaemonUnreachable, Noted, RequestRefused, ask
 from routerd.serve.web import HttpServer, pages
 from routerd.tell.status import AgentStatus, Rounds
+from tests.models.web import get
 from tests.waiting import PATIENCE, turns
 
 BIG = ["é" * 1000] * 1000
@@ -154,15 +153,6 @@ def test_a_second_agent_is_refused(tmp_path: Path) -> None:
 # --- HTTP
 
 READY = AgentStatus("a", "0.1.0", rounds=Rounds().after(0.1))
-
-
-def get(port: int, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as answered:
-            return answered.status, answered.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
 
 
 def with_pages(status: AgentStatus, alive: bool, path: str) -> tuple[int, str]:
