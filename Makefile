@@ -5,6 +5,7 @@
 #                TOR=frr: FRR instead of BIRD as the ToR; STORE=kubernetes: an API server instead of files
 #   make kernel  Debian 12's kernel and its headers, unpacked into .lab/cache for the tests
 #   make setup   what all of them need                                make bpf        what the demo needs, and the eBPF object
+#   make wheel   dist/routerd-VERSION-py3-none-any.whl, the eBPF object inside: what hosts install
 #   make chaos   kills at random moments under churn (KILLS=50, SEED=…)
 #   make bench   benchmarks                                           make lock        renews requirements/*.txt
 #   make image   the container image, by docker or buildah (IMAGE=name:tag, IMAGE_FLAGS= more options for either)
@@ -13,7 +14,7 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: setup kernel check test chaos demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations lock image bpf clean
+.PHONY: setup kernel check test chaos demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations lock image bpf wheel clean
 
 setup:
 	@tools/setup
@@ -28,6 +29,11 @@ check: setup
 	@$(VENV)/bin/lint-imports --no-cache
 	@clang-format --dry-run -Werror bpf/*.h bpf/*.c bpf/bcc/*.h bpf/bcc/bpf/*.h
 	@$(PY) -m pytest -q tests/unit/test_configs.py tests/unit/test_house.py
+
+wheel: bpf
+	@rm -f dist/routerd-*.whl
+	@$(VENV)/bin/pip -q wheel --no-deps -w dist .
+	@echo dist/routerd-*.whl
 
 kernel:
 	@tools/kernel
