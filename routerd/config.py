@@ -21,6 +21,7 @@ from routerd.formats.meta import ROUTERD
 from routerd.model import IPAddress, IPNetwork
 
 DAY = 86400
+_RUN_DIR = re.compile(r"^run-dir:\s+[\"']?(/[^\s\"',#]+)", re.MULTILINE)
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123
 
 
@@ -180,6 +181,12 @@ def load_config(path: Path) -> Config:
     except UnicodeDecodeError as error:
         raise InputError("not UTF-8", file=str(path)) from error
     return parse_config(text, str(path))
+
+
+def run_dir_of(text: str) -> Path | None:
+    """What a file says of `run-dir`, whatever else is wrong with it: its text need not even be YAML."""
+    match = _RUN_DIR.search(text)
+    return Path(match[1]) if match else None
 
 
 def parse_config(text: str, file: str = "") -> Config:

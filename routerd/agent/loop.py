@@ -49,6 +49,7 @@ a hundred changes are one, and none is lost.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections import Counter
@@ -190,19 +191,24 @@ class Agent:
             self._release_brake()  # a person had it read again: what the store says is meant
 
     def answer(self, request: dict[str, Any]) -> Any:
-        """The API: one request, one answer (or an awaitable of it). RequestRefused for what it does not know."""
-        answers: dict[str, Callable[[dict[str, Any]], Any]] = {
+        """The API: one request, one answer (or an awaitable of it). RequestRefused for what it does not know.
+
+        What changes something is a "do", what only tells a "get".
+        """
+        gets: dict[str, Callable[[dict[str, Any]], Any]] = {
             "status": lambda _: self._status_json(),
             "show": self._show,
             "why": self._why,
             "desired": lambda request: state_lines(self._state, str(request.get("key") or "").encode()),
             "plan": lambda _: self._plan(),
+        }
+        does: dict[str, Callable[[dict[str, Any]], Any]] = {
             "release-brake": lambda _: self._release_brake(),
         }
-        answer = answers.get(str(request.get("get")))
+        answer = does.get(str(request["do"])) if "do" in request else gets.get(str(request.get("get")))
         if answer is None:
             raise RequestRefused(
-                f"unknown request {request.get('get')!r}: the agent is routerd {routerd.__version__}", 2
+                f"unknown request {json.dumps(request)}: the agent is routerd {routerd.__version__}", 2
             )
         return answer(request)
 

@@ -69,17 +69,44 @@ def configuration(arguments: argparse.Namespace) -> Config:
 # --- questions
 
 
-def ask_agent(config: Config, request: Mapping[str, Any]) -> Any:
+def socket(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--socket",
+        type=Path,
+        metavar="PATH",
+        help="ask the daemon there, whatever the configuration (default: in run-dir)",
+    )
+
+
+def _run_dir(arguments: argparse.Namespace) -> Path:
+    """Of the daemons to ask. A configuration that is wrong is told on stderr and keeps nobody from asking."""
+    from routerd.config import DEFAULT, run_dir_of
+    from routerd.errors import InputError
+
+    named = path(arguments)
+    try:
+        return configuration(arguments).run_dir
+    except InputError as error:
+        if named is None or not named.is_file():
+            raise
+        tell(f"{error}; what is asked for comes from the running daemon all the same")
+        return run_dir_of(named.read_text(encoding="utf-8", errors="replace")) or DEFAULT.run_dir
+
+
+def tell(note: str) -> None:
+    """A line beside the result."""
+    print(f"routerd: {' '.join(note.split())}", file=sys.stderr)
+
+
+def ask_agent(arguments: argparse.Namespace, request: Mapping[str, Any]) -> Any:
+    """Of `--socket`, else of the run-dir of the configuration, as far as that can be read."""
     from routerd.serve.api import agent_socket, ask
 
-    return ask(agent_socket(config.run_dir), dict(request))
+    return ask(arguments.socket or agent_socket(_run_dir(arguments)), dict(request))
 
 
-def ask_operator(config: Config, request: Mapping[str, Any], timeout: float = 10.0) -> Any:
-    """`timeout` in seconds. A note beside the answer goes to stderr."""
+def ask_operator(arguments: argparse.Namespace, request: Mapping[str, Any], timeout: float = 10.0) -> Any:
+    """As `ask_agent`. `timeout` in seconds. A note beside the answer goes to stderr."""
     from routerd.serve.api import ask, operator_socket
 
-    def tell(note: str) -> None:
-        print(f"routerd: {note}", file=sys.stderr)
-
-    return ask(operator_socket(config.run_dir), dict(request), timeout, "operator", tell)
+    return ask(arguments.socket or operator_socket(_run_dir(arguments)), dict(request), timeout, "operator", tell)

@@ -6,14 +6,14 @@ import argparse
 import sys
 
 from routerd import codes
-from routerd.cli.command import Command, ask_operator, configuration, output
+from routerd.cli.command import Command, ask_operator, output, socket
 from routerd.cli.table import render
 
 LEDGER_COLUMNS = ("address", "owner", "pool", "state", "since")
 
 
 def ledger(arguments: argparse.Namespace) -> int:
-    found = ask_operator(configuration(arguments), {"get": "ledger"})
+    found = ask_operator(arguments, {"get": "ledger"})
     wanted = [each for each in found if arguments.state in (None, each["state"])]
     sys.stdout.write(render(arguments.output, LEDGER_COLUMNS, wanted))
     return codes.OK
@@ -22,7 +22,7 @@ def ledger(arguments: argparse.Namespace) -> int:
 def release(arguments: argparse.Namespace) -> int:
     from routerd.serve.api import WRITE_TIMEOUT
 
-    released = ask_operator(configuration(arguments), {"do": "release", "name": arguments.name}, WRITE_TIMEOUT)
+    released = ask_operator(arguments, {"do": "release", "name": arguments.name}, WRITE_TIMEOUT)
     print("\n".join(f"released {each['address']} {each['owner']}" for each in released))
     return codes.OK
 
@@ -30,10 +30,12 @@ def release(arguments: argparse.Namespace) -> int:
 def _ledger_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", choices=("used", "reserved", "cooling"), help="only addresses in this state")
     output(parser)
+    socket(parser)
 
 
 def _release_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="an address, or its owner, such as EgressPolicy/web")
+    socket(parser)
 
 
 LEDGER = Command(

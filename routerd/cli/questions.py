@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from routerd import codes
-from routerd.cli.command import Command, ask_agent, configuration, manifests, output
+from routerd.cli.command import Command, ask_agent, configuration, manifests, output, socket, tell
 from routerd.cli.table import render, table
 from routerd.tell.columns import COLUMNS, STEPS
 
@@ -33,24 +33,23 @@ def _offline(arguments: argparse.Namespace, config: Config) -> tuple[Snapshot, N
 def show(arguments: argparse.Namespace) -> int:
     from routerd.tell.views import View, rows
 
-    config, kind = configuration(arguments), arguments.kind
+    kind = arguments.kind
     if arguments.manifests is None:
-        found = ask_agent(config, {"get": "show", "kind": kind})
+        found = ask_agent(arguments, {"get": "show", "kind": kind})
     else:
-        snapshot, state, _ = _offline(arguments, config)
+        snapshot, state, _ = _offline(arguments, configuration(arguments))
         found = rows(kind, View(snapshot, state, {}))
     sys.stdout.write(render(arguments.output, COLUMNS[kind], found))
     return codes.OK
 
 
 def why(arguments: argparse.Namespace) -> int:
-    config = configuration(arguments)
     if arguments.manifests is None:
-        steps = ask_agent(config, {"get": "why", "object": arguments.object})
+        steps = ask_agent(arguments, {"get": "why", "object": arguments.object})
     else:
         from routerd.tell.why import explain
 
-        snapshot, state, settings = _offline(arguments, config)
+        snapshot, state, settings = _offline(arguments, configuration(arguments))
         steps = [asdict(step) for step in explain(snapshot, state, settings, arguments.object)]
     sys.stdout.write(render(arguments.output, STEPS, steps))
     return codes.OK if all(step["yes"] or step.get("note") for step in steps) else codes.REFUSED
@@ -61,26 +60,26 @@ def plan(arguments: argparse.Namespace) -> int:
     from routerd.serve.api import DaemonUnreachable
     from routerd.tell.render import changes, refusal_lines, state_lines
 
-    config = configuration(arguments)
     if arguments.manifests is None:
-        found = ask_agent(config, {"get": "plan"})
+        found = ask_agent(arguments, {"get": "plan"})
         lines, refusals = found["changes"], found["refusals"]
     else:
+        config = configuration(arguments)
         _, state, settings = _offline(arguments, config)
         before: list[str] = []
         key = secrets.token_hex(16)  # of this comparison: nobody can tell a password from its mark
         if settings.node == config.node_name:
             try:
-                before = ask_agent(config, {"get": "desired", "key": key})
+                before = ask_agent(arguments, {"get": "desired", "key": key})
             except DaemonUnreachable as error:
-                print(f"routerd: compared with nothing: {error}", file=sys.stderr)
+                tell(f"compared with nothing: {error}")
         lines, refusals = changes(before, state_lines(state, key.encode())), refusal_lines(state.refusals)
     print("\n".join([*(lines or ["nothing would change"]), *refusals]))
     return codes.OK
 
 
 def status(arguments: argparse.Namespace) -> int:
-    found = ask_agent(configuration(arguments), {"get": "status"})
+    found = ask_agent(arguments, {"get": "status"})
     if arguments.output == "json":
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
@@ -107,25 +106,31 @@ def _status_text(found: Mapping[str, Any]) -> str:
 
 
 def release_brake(arguments: argparse.Namespace) -> int:
-    paths = ask_agent(configuration(arguments), {"get": "release-brake"})
+    paths = ask_agent(arguments, {"do": "release-brake"})
     print(f"released {paths} paths" if paths else "nothing is held")
     return codes.OK
+
+
+def _asked_or_computed(parser: argparse.ArgumentParser) -> None:
+    manifests(parser)
+    socket(parser)
 
 
 def _show_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", choices=tuple(COLUMNS), help="what to show")
     output(parser)
-    manifests(parser)
+    _asked_or_computed(parser)
 
 
 def _why_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("object", metavar="OBJECT", help="svc/NAMESPACE/NAME or pod/NAMESPACE/NAME")
     output(parser, ("table", "json"))
-    manifests(parser)
+    _asked_or_computed(parser)
 
 
 def _status_arguments(parser: argparse.ArgumentParser) -> None:
     output(parser, ("table", "json"))
+    socket(parser)
 
 
 PLAN = Command(
@@ -137,7 +142,7 @@ PLAN = Command(
         "Asks the running agent. With --manifests it compares those files with what the agent has now, or with nothing "
         "if no agent runs, and touches nothing."
     ),
-    arguments=manifests,
+    arguments=_asked_or_computed,
 )
 SHOW = Command(
     "show",
@@ -161,7 +166,7 @@ STATUS = Command(
     "whether the agent is ready, and what it refuses and why",
     ("routerd status", "routerd status -o json"),
     status,
-    detail="Exit code 1 if the agent is not ready.",
+    detail="Exit code 1 if the agent is not ready. A configuration that is wrong is told beside what the agent says.",
     arguments=_status_arguments,
 )
 RELEASE_BRAKE = Command(
@@ -170,4 +175,5 @@ RELEASE_BRAKE = Command(
     ("routerd release-brake",),
     release_brake,
     detail="`routerd status` shows what is held: many withdrawals at once that no change explains (bgp.brake).",
+    arguments=socket,
 )

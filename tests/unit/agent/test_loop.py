@@ -384,7 +384,7 @@ def test_the_brake_holds_is_shown_and_is_released() -> None:
         assert "192.0.2.1/32" in prefixes(running.world)
         assert "WithdrawalHeld" in running.agent.status.refusals_by_reason()
         assert any("WithdrawalHeld" in line for line in (await running.agent.answer({"get": "plan"}))["refusals"])
-        assert running.agent.answer({"get": "release-brake"}) == 1
+        assert running.agent.answer({"do": "release-brake"}) == 1
         await eventually(lambda: "192.0.2.1/32" not in prefixes(running.world))
         await eventually(lambda: running.agent.status.braked == 0)  # status follows at the end of the round
 

@@ -8,6 +8,7 @@ import csv
 import errno
 import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -197,9 +198,42 @@ def test_errors_are_one_line_with_their_exit_code(
     assert words in error
 
 
-def test_a_wrong_configuration_names_file_line_and_key(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+BROKEN = ("colour: red\n", "egress: {enabled: maybe}\n", "log: [}\n")
+
+
+@pytest.mark.parametrize("mistake", BROKEN)
+def test_a_wrong_configuration_is_told_and_the_agent_is_asked_all_the_same(
+    mistake: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = config.read_text()
+    config.write_text(given + mistake)
+    code, output, error = told(config, agent_socket(config.parent / "run"), capsys, "release-brake")
+    place = rf"routerd: {re.escape(str(config))}:{len(given.splitlines()) + 1}"
+    assert re.match(place, error), error
+    assert error.count("\n") == 1
+    assert (code, output) == (codes.OK, "released 3 paths\n")
+
+
+def test_a_socket_that_is_named_is_asked(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config.write_text("no configuration\n")
+    named = config.parent / "elsewhere.sock"
+    assert told(config, named, capsys, "release-brake", "--socket", named) == (codes.OK, "released 3 paths\n", "")
+
+
+def told(config: Path, socket: Path, capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """Exit code and both outputs of a command, while on `socket` an agent releases 3 paths."""
+
+    async def play() -> int:
+        async with answering(socket, lambda request: 3 if request == {"do": "release-brake"} else 0):
+            return await asyncio.to_thread(run, "--config", str(config), *words)
+
+    code = asyncio.run(play())
+    return code, *capsys.readouterr()
+
+
+def test_a_wrong_configuration_stops_a_daemon(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config.write_text(config.read_text() + "colour: red\n")
-    assert run("--config", config, "status") == codes.REFUSED
+    assert run("--config", config, "operator") == codes.REFUSED
     error = capsys.readouterr().err
     assert f"{config}:" in error and "colour" in error
 
