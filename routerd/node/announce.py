@@ -28,6 +28,7 @@ from routerd.model import (
     ServiceAllocation,
     Snapshot,
 )
+from routerd.node.pools import PoolIndex
 from routerd.node.sessions import sessions_of
 from routerd.refs import PATH, Ref
 
@@ -65,7 +66,7 @@ class Scene:
     rules: Rules
     services: Mapping[str, Service]
     ready: Mapping[str, frozenset[str]]  # service -> nodes with a ready endpoint ("" = outside any node)
-    pools: Mapping[str, AddressPool]
+    pools: PoolIndex
     allocated: Mapping[str, ServiceAllocation]  # by service
     refused: Mapping[Ref, Refusal]  # the operator's, by object
     groups: tuple[EgressGroup, ...]
@@ -90,7 +91,7 @@ def scene_of(snapshot: Snapshot, node_name: str, rules: Rules) -> Scene | None:
         rules=rules,
         services=snapshot.services,
         ready=_ready_nodes(snapshot),
-        pools=snapshot.pools,
+        pools=PoolIndex(snapshot.pools),
         allocated={allocation.service: allocation for allocation in allocations.services},
         refused=_operator_refusals(allocations),
         groups=allocations.groups,
@@ -140,18 +141,19 @@ def _no_address(scene: Scene, service: Service) -> str:
     return "the operator has not given the service an address: see that `routerd operator` runs and a pool has room"
 
 
-def _unknown_pool(scene: Scene, service: Service) -> str:
-    pool = scene.allocated[service.key].pool
-    return (
-        "" if pool in scene.pools else f"pool {pool!r} of the address does not exist: restore it or release the address"
-    )
-
-
 def _pool_not_bgp(scene: Scene, service: Service) -> str:
-    pool = scene.pools[scene.allocated[service.key].pool]
-    return (
-        "" if pool.protocol == "bgp" else f"pool {pool.name!r} has protocol {pool.protocol}: BGP does not announce it"
-    )
+    pools = [scene.pools.announcing(address, pool) for address, pool in _allocated(scene, service)]
+    return "" if any(pool.protocol == "bgp" for pool in pools) else _not_bgp(pools[0])
+
+
+def _not_bgp(pool: AddressPool) -> str:
+    return f"pool {pool.name!r} has protocol {pool.protocol}: BGP does not announce it"
+
+
+def _allocated(scene: Scene, service: Service) -> list[tuple[IPAddress, str]]:
+    """Its addresses, each with the name of the pool that they were given from."""
+    allocation = scene.allocated[service.key]
+    return [(address, allocation.pool) for address in allocation.addresses]
 
 
 def _node_excluded(scene: Scene, _: Service) -> str:
@@ -181,7 +183,6 @@ SERVICE_CHECKS = (  # in this order: a check may rely on those before it
     Check("is it of type LoadBalancer?", "NotLoadBalancer", _not_load_balancer),
     Check("does this node announce services?", "NotConfigured", _not_configured),
     Check("has it an address?", "NoAddress", _no_address),
-    Check("does the pool of the address exist?", "UnknownPool", _unknown_pool),
     Check("is the pool announced by BGP?", "PoolNotBgp", _pool_not_bgp),
     Check("may this node announce services?", "NodeExcluded", _node_excluded),
     Check("is this node's network available?", "NetworkUnavailable", _network_unavailable),
@@ -223,9 +224,8 @@ def _vip_path(address: IPAddress, advertisement: Advertisement) -> Path:
 
 def service_paths(scene: Scene, service: Service) -> list[Path]:
     """One path for each address and advertisement of its pool. The service must have passed the checks."""
-    allocation = scene.allocated[service.key]
-    advertisements = scene.pools[allocation.pool].advertisements
-    return [_vip_path(address, how) for how in advertisements for address in allocation.addresses]
+    ways = [(address, scene.pools.announcing(address, pool)) for address, pool in _allocated(scene, service)]
+    return [_vip_path(address, how) for address, pool in ways if pool.protocol == "bgp" for how in pool.advertisements]
 
 
 def _vips(scene: Scene) -> Iterator[Wanted | Refusal]:
@@ -264,18 +264,19 @@ def egress_refusal(scene: Scene, group: EgressGroup) -> Refusal | None:
     if scene.node.tunnel_endpoint is None:
         message = f"{scene.node.name} has no IPv4 address to be a tunnel endpoint: it can be no gateway"
         return Refusal(group.address_ref, "NoTunnelEndpoint", message)
-    pool = scene.pools.get(group.pool)
+    pool = _pool_of(scene, group)
     if pool is not None and pool.protocol != "bgp":
-        return Refusal(
-            group.address_ref,
-            "PoolNotBgp",
-            f"pool {pool.name!r} has protocol {pool.protocol}: BGP does not announce it",
-        )
+        return Refusal(group.address_ref, "PoolNotBgp", _not_bgp(pool))
     return None
 
 
+def _pool_of(scene: Scene, group: EgressGroup) -> AddressPool | None:
+    """None: the address is its policy's own, whatever pool it may lie in."""
+    return scene.pools.announcing(group.egress_ip, group.pool) if group.pool else None
+
+
 def egress_path(scene: Scene, group: EgressGroup, rank: int) -> Path:
-    pool = scene.pools.get(group.pool)
+    pool = _pool_of(scene, group)
     communities = [c for advertisement in (pool.advertisements if pool else ()) for c in advertisement.communities]
     local_pref, med = egress_preference(group.epoch, rank)
     prefix = prefix_of(group.egress_ip, group.egress_ip.max_prefixlen)

@@ -104,7 +104,7 @@ class _Causes:
             return any(each.object == owner for each in refusals)
         if refusal.reason in ("NoEndpoints", "NoLocalEndpoints"):
             return self._endpoints(key)
-        return refusal.reason != "UnknownPool" or self._pool(key)
+        return True
 
     def _endpoints(self, key: str) -> bool:
         def slices(snapshot: Snapshot) -> list[Origin]:
@@ -112,12 +112,6 @@ class _Causes:
             return [each.origin for each in every_slice if f"{each.namespace}/{each.service}" == key]
 
         return bool(slices(self.now)) or all(map(self.was_deleted, slices(self.before)))
-
-    def _pool(self, key: str) -> bool:
-        allocated = self.now.allocations.services if self.now.allocations else ()
-        name = next((each.pool for each in allocated if each.service == key), "")
-        former = (self.before.pools or {}).get(name)
-        return former is not None and self.was_deleted(former.origin)
 
     def _group(self, owner: Ref) -> bool:
         if any(each.ref == owner for each in (self.now.allocations.groups if self.now.allocations else ())):

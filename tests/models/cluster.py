@@ -118,7 +118,6 @@ def node_a(**fields: object) -> dict[str, object]:
 # Reason for which node a does not announce default/web -> what in the snapshot makes it so.
 NOES: dict[str, dict[str, object]] = {
     "NoAddress": {"allocations": Allocations(1)},
-    "UnknownPool": {"pools": {}},
     "PoolNotBgp": {"pools": {"default": pool(protocol="layer2")}},
     "NodeExcluded": node_a(labels={EXCLUDE_LABEL: ""}),
     "NetworkUnavailable": node_a(network_unavailable=True),

@@ -173,7 +173,6 @@ def told_by_the_operator(snapshot: Snapshot) -> Snapshot:
         pytest.param(
             lambda s: replace(s, allocations=Allocations(2)), COUNT, id="allocations are empty without a word"
         ),
-        pytest.param(lambda s: replace(s, pools={}), COUNT, id="the pools' file is gone"),
         pytest.param(lambda s: without(s, "s1", "s2", "s3"), COUNT - 3, id="few"),
         pytest.param(lambda s: replace(s, services={}), 0, id="deleted from files that keep their endpoints"),
     ],
@@ -186,6 +185,14 @@ def test_what_explains_a_withdrawal(change: Callable[[Snapshot], Snapshot], left
     story.see(before)
     assert story.see(change(before)) == left
     assert story.is_alarmed() is (left == COUNT)
+
+
+def test_pools_that_are_gone_withdraw_nothing() -> None:
+    story = Story()
+    before = everything()
+    story.see(before)
+    assert story.see(replace(before, pools={})) == COUNT
+    assert not story.is_alarmed()
 
 
 def test_an_api_server_says_itself_what_was_deleted() -> None:
