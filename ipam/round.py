@@ -82,14 +82,18 @@ class Round:
         denied = pool.hold(key, request.owner, Use() if kept else request.use)
         if denied is None:
             self.moved = True
-            # A stranded address keeps the name of its pool: it comes back when the blocks do.
-            stranded = before is not None and pool is self.outside and not request.given
-            name = before.pool if before is not None and stranded else pool.name
+            name = before.pool if before is not None and self._keeps_name(pool, request, before) else pool.name
             bound = before.bound if before is not None and kept else request.bound
             record = Record(address_of(key), request.owner, name, "used", since, bound)
             self.held.setdefault(request.owner, {})[key] = before if before == record else record
             self.idle.pop((key, request.owner), None)
         return denied
+
+    def _keeps_name(self, pool: Pool, request: Request, before: Record) -> bool:
+        """A stranded address keeps the name of its pool: it comes back when the blocks do. One that was asked from a
+        pool keeps that name too: that it lies in another pool now is an edit of pools, which moves nobody.
+        """
+        return request.pool == before.pool != "" or (pool is self.outside and not request.given)
 
     def drop(self, owner: str, key: int) -> None:
         """The owner moves off the address. A bound one stays reserved for its name."""

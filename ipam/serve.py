@@ -5,8 +5,10 @@ The wording of denials is MetalLB's where it has one. An owner that is denied a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ipam.pool import Denial, Pool, Version, address_of, key_of
-from ipam.round import Request, Round
+from ipam.round import Record, Request, Round
 
 
 def serve_requested(work: Round, request: Request) -> None:
@@ -38,6 +40,7 @@ def serve_any(work: Round, request: Request) -> None:
         current = next(iter(mine.values())).pool
         missing = _missing_families(request, [record.address.version for record in mine.values()])
         if request.pool in ("", current):
+            _say_where(work, request, mine)
             if not missing:
                 return
             if request.families != "one":
@@ -104,6 +107,21 @@ def _drop_unwanted_families(work: Round, request: Request) -> None:
     if wanted:
         for key in [key for key, record in mine.items() if record.address.version not in wanted]:
             work.drop(request.owner, key)
+
+
+def _say_where(work: Round, request: Request, mine: Mapping[int, Record]) -> None:
+    """An owner that asks for a pool, and whose address is no longer there, keeps it and is told."""
+    if request.pool and request.pool not in work.by_name:
+        work.denials.append(_unknown(request))
+        return
+    for key in mine if request.pool else ():
+        home = work.home(key)
+        if home is not None and home.name != request.pool:
+            message = (
+                f'"{address_of(key)}" lies in pool "{home.name}" now, not in "{request.pool}" as requested: '
+                f'it is kept; request pool "{home.name}"'
+            )
+            work.denials.append(Denial(request.owner, "NotInPool", message))
 
 
 def _missing_families(request: Request, present: list[int]) -> list[Version]:

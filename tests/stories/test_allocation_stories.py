@@ -47,6 +47,42 @@ def test_pool_edited() -> None:
     """)
 
 
+def test_a_pool_that_services_ask_for_is_split_renamed_and_deleted() -> None:
+    """It is the pools that were edited, and no service: all keep what they have, and are told what they should ask."""
+    world = World()
+    world.pool("a", "192.0.2.0/28")
+    world.service("one", requested_pool="a", ips="192.0.2.1")
+    world.service("two", requested_pool="a", ips="192.0.2.9")
+    world.decide()
+    world.service("one", requested_pool="a")
+    world.service("two", requested_pool="a")
+    kept = lines("""
+        d/one a 192.0.2.1
+        d/two a 192.0.2.9
+    """)
+    assert world.decide() == kept
+    world.edit_pool("a", "192.0.2.0/29")
+    world.pool("b", "192.0.2.8/29")
+    assert world.decide() == kept + "\n" + lines("""
+        ! svc/d/two NotInPool: "192.0.2.9" lies in pool "b" now, not in "a" as requested: it is kept; request pool "b"
+    """)
+    world.service("two", requested_pool="b")
+    assert world.decide() == kept.replace("two a", "two b")
+
+    world.pools.clear()
+    world.pool("z", "192.0.2.0/24")
+    unknown = lines("""
+        ! svc/d/one UnknownPool: unknown pool "a"
+        ! svc/d/two UnknownPool: unknown pool "b"
+    """)
+    assert world.decide() == kept.replace("two a", "two b") + "\n" + unknown
+    world.pools.clear()
+    assert world.decide().startswith(kept.replace("two a", "two b"))
+    world.pool("c", "203.0.113.0/24")
+    world.service("two", requested_pool="c")
+    assert "d/two c 203.0.113.0" in world.decide()
+
+
 def test_switching_on_avoid_buggy_ips_moves_nobody() -> None:
     world = World()
     world.pool("a", "192.0.2.0/24")
