@@ -351,6 +351,7 @@ class NodeReport:
     node: str
     addresses: tuple[IPAddress, ...] = ()  # global addresses on the node's own interfaces
     networks: tuple[IPNetwork, ...] = ()  # that those interfaces are in; its default next hops as /32 and /128
+    draining: bool = False  # it is being taken out of service, or is out: a gateway only where no other node can be
 
 
 # --- the view ------------------------------------------------------------------------------------------------------

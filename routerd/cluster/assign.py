@@ -88,6 +88,7 @@ def assign(
     groups = form_groups(
         policies, granted, ledger, nodes, holders, now, settings.group_retention, settings.max_gateways,
         unreported=[name for name, node in nodes.items() if node.ready and name not in reports],
+        draining=frozenset(name for name, report in reports.items() if report.draining),
     )  # fmt: skip
     draft = Allocations(
         services=_services(planned, snapshot),

@@ -2,13 +2,13 @@
 
 An address that a policy gives and a node reports on an interface belongs to that node alone. Otherwise the gateways are
 chosen among the ready nodes that the policy selects, or that bear the gateway label; they have an IPv4 address to be
-a tunnel endpoint. No gateway is a group without gateways: its traffic is dropped, and the refusal says which label is
-missing.
+a tunnel endpoint. Nodes that drain are gateways only where no other node can be. No gateway is a group without
+gateways: its traffic is dropped, and the refusal says which label is missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from egress.gateways import MAX_GATEWAYS, Choice, choose
@@ -93,11 +93,15 @@ def form_groups(
     retention: float,
     limit: int = MAX_GATEWAYS,
     unreported: Sequence[str] = (),
+    draining: Collection[str] = (),
 ) -> Groups:
     """One group for each egress IP that was granted. `holders`: which nodes have an address on an interface.
 
     `unreported`: nodes that have not said so yet. Until they have, or the patience is over, a new group whose gateway
     may be the holder of its address has no gateway: else the address would be announced from elsewhere for a moment.
+
+    `draining`: nodes that leave: their groups move to others while they still serve. A group that no other node can
+    take stays, as draining is a wish and an outage is not; `routerd drain --wait` on the node then says so.
 
     `retention`: for how many seconds a number without policies is not given to another egress IP.
     """
@@ -116,7 +120,8 @@ def form_groups(
         if unreported and not pinned and _may_be_held(record, accepted[0]) and now < record.since + REPORT_PATIENCE:
             draft.wait(record, accepted, unreported)
             continue
-        choice = _gateways(record, accepted[0], nodes, pinned, limit)
+        candidates = [] if pinned else _candidates(record, accepted[0].gateways, nodes, draining)
+        choice = _gateways(record, candidates, pinned, limit)
         gateways = tuple(GatewaySlot(node, slot) for node, slot in choice.gateways)
         chosen = replace(record, gateways=gateways, slots=choice.slots, epoch=choice.epoch)
         draft.records.append(record if chosen == record else chosen)
@@ -170,20 +175,23 @@ def _same_gateways(members: Sequence[EgressPolicy]) -> tuple[list[EgressPolicy],
     return accepted, refused
 
 
-def _gateways(
-    record: GroupRecord, policy: EgressPolicy, nodes: Mapping[str, Node], pinned: tuple[str, ...], limit: int
-) -> Choice:
+def _gateways(record: GroupRecord, candidates: Sequence[str], pinned: tuple[str, ...], limit: int) -> Choice:
     previous = Choice(tuple((gateway.node, gateway.slot) for gateway in record.gateways), record.slots, record.epoch)
     if not pinned:
-        return choose(str(record.egress_ip), _candidates(policy.gateways, nodes), previous, limit)
+        return choose(str(record.egress_ip), candidates, previous, limit)
     # Nobody can stand in for a node's own address, so that node stays even while it is not ready.
     active = next((node for node, _ in previous.gateways if node in pinned), pinned[0])
     alone = Choice(((active, 0),), 1, previous.epoch)
     return alone if previous == alone and previous.epoch else replace(alone, epoch=previous.epoch + 1)
 
 
-def _candidates(selector: LabelSelector | None, nodes: Mapping[str, Node]) -> list[str]:
-    return [name for name, node in nodes.items() if is_selected(selector, node) and not _unfit(node)]
+def _candidates(
+    record: GroupRecord, selector: LabelSelector | None, nodes: Mapping[str, Node], draining: Collection[str]
+) -> list[str]:
+    """If all drain, those that are gateways now: who has left already may be off at any moment."""
+    fit = [name for name, node in nodes.items() if is_selected(selector, node) and not _unfit(node)]
+    present = {gateway.node for gateway in record.gateways}
+    return [name for name in fit if name not in draining] or [name for name in fit if name in present] or fit
 
 
 def is_selected(selector: LabelSelector | None, node: Node) -> bool:

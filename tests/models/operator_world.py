@@ -57,13 +57,15 @@ class World:
         fields["uses"] = frozenset(fields.pop("uses", "loadbalancer egress").split())
         self.pools[name] = AddressPool(name, tuple(map(ip_network, blocks)), **fields)
 
-    def node(self, name: str, label: str | None = "", reports: str | None = "", **fields: Any) -> None:
+    def node(
+        self, name: str, label: str | None = "", reports: str | None = "", *, draining: bool = False, **fields: Any
+    ) -> None:
         """`label`: the value of the gateway label, None = without. `reports`: its own addresses, None = no report."""
         labels = {} if label is None else {GATEWAY_LABEL: label}
         self.nodes[name] = Node(name, **({"labels": labels, "addresses": (TUNNEL_ENDPOINT,)} | fields))
         self.reports.pop(name, None)
         if reports is not None:
-            self.reports[name] = NodeReport(name, tuple(map(ip_address, reports.split())))
+            self.reports[name] = NodeReport(name, tuple(map(ip_address, reports.split())), draining=draining)
 
     def snapshot(self) -> Snapshot:
         return Snapshot(

@@ -223,6 +223,25 @@ def test_gateway_node_not_ready() -> None:
     assert world.decide() == "group 1 198.51.100.7 EgressPolicy/out via g1:0 /4 epoch 4"
 
 
+def test_a_gateway_that_drains_gives_its_groups_to_others() -> None:
+    """Unless there is none: the last one keeps them. Undrained, it has its place and its ports back."""
+    world = World()
+    world.node("g1")
+    world.node("g2")
+    world.policy("out", "198.51.100.7")
+    assert world.decide() == "group 1 198.51.100.7 EgressPolicy/out via g1:0 g2:1 /2 epoch 1"
+    world.node("g1", draining=True)
+    only = "group 1 198.51.100.7 EgressPolicy/out via g2:1 /2 epoch 2"
+    assert world.decide() == only
+    world.node("g2", draining=True)
+    assert world.decide() == only, "g1 has left, and may be off at any moment"
+    world.node("g2", ready=False, draining=True)
+    assert world.decide() == "group 1 198.51.100.7 EgressPolicy/out via g1:0 /2 epoch 3", "better than none"
+    world.node("g1")
+    world.node("g2")
+    assert world.decide() == "group 1 198.51.100.7 EgressPolicy/out via g1:0 g2:1 /2 epoch 4"
+
+
 def test_the_node_that_holds_the_address_is_the_gateway() -> None:
     """A legacy egressSourceIP on a node's interface: that node alone, ready or not, whatever the labels say."""
     world = World()

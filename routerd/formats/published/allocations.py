@@ -189,17 +189,18 @@ def _read_refusal(section: Section) -> Refusal:
 def write_node_report(report: NodeReport) -> str:
     return sealed(
         f"apiVersion: {ROUTERD}\nkind: NodeReport\nnode: {quoted(report.node)}\naddresses: {_list(report.addresses)}\n"
-        f"networks: {_list(report.networks)}\n"
+        f"networks: {_list(report.networks)}\n" + ("draining: true\n" if report.draining else "")
     )
 
 
 def read_node_report(value: Value) -> NodeReport:
     """Raises InputError."""
-    section = value.section.only("apiVersion", "kind", "node", "addresses", "networks")
+    section = value.section.only("apiVersion", "kind", "node", "addresses", "networks", "draining")
     return NodeReport(
         section.require("node").name(),
         tuple(item.address() for item in section.items("addresses")),
         tuple(item.network() for item in section.items("networks")),
+        section.boolean("draining", False),
     )
 
 

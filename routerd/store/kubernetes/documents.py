@@ -145,6 +145,7 @@ def report_status(report: NodeReport) -> dict[str, Any]:
     return {
         "addresses": [str(address) for address in report.addresses],
         "networks": [str(network) for network in report.networks],
+        "draining": report.draining,
     }
 
 
@@ -164,8 +165,9 @@ def _without(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def is_urgent(status: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    """Whether an address, a condition or a session is another, and not merely a number or a message."""
-    return any(_states(before.get(key)) != _states(value) for key, value in status.items() if isinstance(value, list))
+    """Whether an address, a condition, a session or that it drains is another, not only a number or a message."""
+    urgent = {key: value for key, value in status.items() if isinstance(value, list | bool)}
+    return any(_states(before.get(key)) != _states(value) for key, value in urgent.items())
 
 
 def _states(value: Any) -> Any:
@@ -190,4 +192,5 @@ def read_report(name: str, status: Mapping[str, Any]) -> NodeReport | None:
         return None
     addresses = (parse_address(str(text)) for text in status["addresses"] or ())
     networks = (parse_network(str(text)) for text in status.get("networks") or ())
-    return NodeReport(name, tuple(filter(None, addresses)), tuple(each for each in networks if each is not None))
+    known = tuple(each for each in networks if each is not None)
+    return NodeReport(name, tuple(filter(None, addresses)), known, status.get("draining") is True)

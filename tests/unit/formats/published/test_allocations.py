@@ -61,10 +61,10 @@ def test_allocations_read_back(value: Allocations) -> None:
     assert parse_allocations(write_allocations(value), "f") == value
 
 
-@given(names, st.lists(addresses, max_size=3))
+@given(names, st.lists(addresses, max_size=3), st.booleans())
 @settings(max_examples=30)
-def test_node_reports_read_back(node: str, found: list[IPv4Address | IPv6Address]) -> None:
-    report = NodeReport(node, tuple(found), tuple(ip_network(address) for address in found))
+def test_node_reports_read_back(node: str, found: list[IPv4Address | IPv6Address], draining: bool) -> None:
+    report = NodeReport(node, tuple(found), tuple(ip_network(address) for address in found), draining)
     assert parse_node_report(write_node_report(report), "f") == report
 
 

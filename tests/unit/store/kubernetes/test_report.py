@@ -14,7 +14,7 @@ WAS = "2026-01-01T00:00:00Z"
 READY = {"type": "Ready", "status": "True", "reason": "Ready", "message": ""}
 PEER = {"address": "10.0.0.1", "state": "up", "paths": 2}
 SAID: dict[str, Any] = {
-    "addresses": ["10.0.0.11"], "generation": 3, "peers": [PEER], "lastSeen": WAS,
+    "addresses": ["10.0.0.11"], "draining": False, "generation": 3, "peers": [PEER], "lastSeen": WAS,
     "conditions": [{**READY, "lastTransitionTime": WAS}],
 }  # fmt: skip
 SAME: dict[str, Any] = {"addresses": ["10.0.0.11"], "generation": 3, "peers": [PEER], "conditions": [READY]}
@@ -33,6 +33,7 @@ def test_what_is_there_is_said_whenever_it_began() -> None:
         ({"peers": [{**PEER, "paths": 9}]}, False),
         ({"conditions": [{**READY, "message": "more"}]}, False),
         ({"addresses": []}, True),
+        ({"draining": True}, True),
         ({"peers": []}, True),
         ({"peers": [{**PEER, "state": "down"}]}, True),
         ({"conditions": [{**READY, "status": "False"}]}, True),
