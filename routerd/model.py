@@ -145,6 +145,7 @@ class Endpoint:
     addresses: tuple[IPAddress, ...]
     node: str = ""
     ready: bool = True  # conditions.ready; absent counts as true (EndpointSlice API)
+    draining: bool = False  # not ready, but serving and terminating: used where none is ready (KEP-1669)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,7 @@ from routerd.log import event
 from routerd.model import IPAddress, Peer, Refusal, Snapshot
 from routerd.node.brake import Brake
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
+from routerd.node.sessions import entries_here
 from routerd.serve.api import RequestRefused
 from routerd.store.interface import StoreStatus
 from routerd.tell.columns import COLUMNS
@@ -96,7 +97,7 @@ class Host(Protocol):
         """`before` with the node's addresses and networks, read from the kernel, which blocks: asked in a thread."""
 
     def facts(self, peers: tuple[Peer, ...], before: LocalFacts) -> LocalFacts:
-        """`before` with what the look-up of the way to each peer says now."""
+        """`before` with what the look-up of the way to each of this node's peers says now."""
 
     def peers(self) -> Mapping[IPAddress, PeerView]: ...
 
@@ -306,8 +307,7 @@ class Agent:
     async def _compose(self) -> None:
         """Decides anew, unless nothing that a decision rests on has changed."""
         self._snapshot = self._host.snapshot()
-        peers = self._snapshot.bgp.peers if self._snapshot.bgp else ()
-        self._facts = self._host.facts(peers, self._facts)
+        self._facts = self._host.facts(self._peers(), self._facts)
         is_same = self._composed is not None and self._composed[0] is self._snapshot
         if is_same and self._composed is not None and self._composed[1] == self._facts and not self._brake.is_due:
             return
@@ -319,6 +319,12 @@ class Agent:
         self._state = self._brake.apply(state, self._snapshot)
         self._composed = (self._snapshot, self._facts)
         _log_refusals(before, self._state.refusals)
+
+    def _peers(self) -> tuple[Peer, ...]:
+        """The entries of peers that this node uses."""
+        snapshot = self._snapshot
+        here = (snapshot.nodes or {}).get(self._settings.node)
+        return tuple(entries_here(snapshot.bgp.peers, here).values()) if snapshot.bgp and here else ()
 
     async def _counted(self) -> AgentStatus:
         """The status with counters as they are now: reads the datapath."""

@@ -17,6 +17,7 @@ from routerd.config import Config
 from routerd.errors import InputError
 from routerd.model import IPAddress, Node, NodeReport, Peer, Snapshot
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
+from routerd.node.sessions import entries_here
 from routerd.store.embedded.store import FileStore
 
 
@@ -47,8 +48,8 @@ def _reports(store: FileStore, snapshot: Snapshot) -> Mapping[str, NodeReport]:
 
 def state_of(snapshot: Snapshot, settings: Settings, config: Config) -> NodeState:
     """The desired state of a node. Sources of sessions are the kernel's on this node, else the Node's addresses."""
-    peers = snapshot.bgp.peers if snapshot.bgp else ()
     node = (snapshot.nodes or {}).get(settings.node)
+    peers = tuple(entries_here(snapshot.bgp.peers, node).values()) if snapshot.bgp and node else ()
     if settings.node == config.node_name or node is None:
         sessions = local.session_addresses(peers, {})
     else:

@@ -210,11 +210,14 @@ def read_endpoint_slice(value: Value) -> EndpointSlice:
 
 
 def _endpoint(section: Section) -> Endpoint:
-    conditions = section.section("conditions")
+    conditions = section.section("conditions") or Section.empty(section.value)
+    ready = conditions.boolean("ready", True)
+    serving = conditions.boolean("serving", ready)
     return Endpoint(
         addresses=tuple(item.address() for item in section.items("addresses")),
         node=section.string("nodeName"),
-        ready=conditions.boolean("ready", True) if conditions else True,
+        ready=ready,
+        draining=not ready and serving and conditions.boolean("terminating", False),
     )
 
 

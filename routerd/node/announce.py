@@ -7,7 +7,7 @@ needs has not been synced: touch nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
@@ -58,6 +58,9 @@ class Announcements:
     refusals: tuple[Refusal, ...] = ()
 
 
+Backends = tuple[str, int]  # "namespace/name" of a service, and IP version of endpoints
+
+
 @dataclass(frozen=True, slots=True)
 class Scene:
     """The synced parts of a snapshot, indexed for one node."""
@@ -65,7 +68,7 @@ class Scene:
     node: Node
     rules: Rules
     services: Mapping[str, Service]
-    ready: Mapping[str, frozenset[str]]  # service -> nodes with a ready endpoint ("" = outside any node)
+    usable: Mapping[Backends, frozenset[str]]  # nodes with an endpoint that kube-proxy may send to ("" = no node's)
     pools: PoolIndex
     allocated: Mapping[str, ServiceAllocation]  # by service
     refused: Mapping[Ref, Refusal]  # the operator's, by object
@@ -90,7 +93,7 @@ def scene_of(snapshot: Snapshot, node_name: str, rules: Rules) -> Scene | None:
         node=snapshot.nodes[node_name],
         rules=rules,
         services=snapshot.services,
-        ready=_ready_nodes(snapshot),
+        usable=_usable_nodes(snapshot),
         pools=PoolIndex(snapshot.pools),
         allocated={allocation.service: allocation for allocation in allocations.services},
         refused=_operator_refusals(allocations),
@@ -99,13 +102,19 @@ def scene_of(snapshot: Snapshot, node_name: str, rules: Rules) -> Scene | None:
     )
 
 
-def _ready_nodes(snapshot: Snapshot) -> dict[str, frozenset[str]]:
-    nodes: dict[str, set[str]] = {}
+def _usable_nodes(snapshot: Snapshot) -> dict[Backends, frozenset[str]]:
+    """Where kube-proxy sends what it takes for an address of a service: to endpoints of the address' own family.
+
+    It takes ready ones; where there are none, those that serve and terminate (KEP-1669): with externalTrafficPolicy
+    Local on each node, else in the cluster. Either way a node, or a service, has one to send to if it has one of both.
+    """
+    nodes: dict[Backends, set[str]] = {}
     for endpoint_slice in snapshot.endpoint_slices or ():
-        key = f"{endpoint_slice.namespace}/{endpoint_slice.service}"
-        ready = nodes.setdefault(key, set())
-        ready.update(endpoint.node for endpoint in endpoint_slice.endpoints if endpoint.ready)
-    return {key: frozenset(ready) for key, ready in nodes.items() if ready}
+        key = endpoint_slice.service_key
+        for endpoint in endpoint_slice.endpoints:
+            if endpoint.addresses and (endpoint.ready or endpoint.draining):
+                nodes.setdefault((key, endpoint.addresses[0].version), set()).add(endpoint.node)
+    return {backends: frozenset(usable) for backends, usable in nodes.items()}
 
 
 def _operator_refusals(allocations: Allocations) -> dict[Ref, Refusal]:
@@ -168,15 +177,30 @@ def _network_unavailable(scene: Scene, _: Service) -> str:
     return f"node {scene.node.name} has condition NetworkUnavailable: its CNI or cloud provider must clear it"
 
 
+def _versions(scene: Scene, service: Service) -> Sequence[int]:
+    """IP versions of its addresses. Asked in every round for every service, most of which have one address."""
+    addresses = scene.allocated[service.key].addresses
+    return (addresses[0].version,) if len(addresses) == 1 else sorted({address.version for address in addresses})
+
+
 def _no_endpoints(scene: Scene, service: Service) -> str:
-    return "" if service.key in scene.ready else "the service has no ready endpoint on any node"
+    if any((service.key, version) in scene.usable for version in _versions(scene, service)):
+        return ""
+    return "the service has no ready endpoint on any node"
 
 
 def _no_local_endpoints(scene: Scene, service: Service) -> str:
-    if service.external_traffic_policy == "Cluster" or scene.node.name in scene.ready[service.key]:
+    if any(_is_carried(scene, service, version) for version in _versions(scene, service)):
         return ""
-    nodes = ", ".join(sorted(scene.ready[service.key])[:3])
+    usable = (scene.usable.get((service.key, version), frozenset()) for version in _versions(scene, service))
+    nodes = ", ".join(sorted(frozenset().union(*usable))[:3])
     return f"externalTrafficPolicy is Local and no ready endpoint is on {scene.node.name} (there are some on {nodes})"
+
+
+def _is_carried(scene: Scene, service: Service, version: int) -> bool:
+    """Whether traffic for its addresses of that IP version finds an endpoint from this node."""
+    nodes = scene.usable.get((service.key, version), frozenset())
+    return scene.node.name in nodes if service.external_traffic_policy == "Local" else bool(nodes)
 
 
 SERVICE_CHECKS = (  # in this order: a check may rely on those before it
@@ -198,6 +222,21 @@ def service_refusal(scene: Scene, service: Service) -> Refusal | None:
         if message:
             return Refusal(service.ref, check.reason, message)
     return None
+
+
+def family_refusals(scene: Scene, service: Service) -> Iterator[Refusal]:
+    """Of a service that this node announces, the addresses for whose family it has no endpoint."""
+    for version in _left_out(scene, service):
+        is_anywhere = (service.key, version) in scene.usable
+        where = f"{scene.node.name} (externalTrafficPolicy is Local)" if is_anywhere else "any node"
+        message = f"no ready IPv{version} endpoint is on {where}: its IPv{version} addresses are not announced"
+        yield Refusal(service.ref, "NoLocalEndpoints" if is_anywhere else "NoEndpoints", message)
+
+
+def _left_out(scene: Scene, service: Service) -> Sequence[int]:
+    """IP versions of its addresses that find no endpoint, while the other does: the service has passed the checks."""
+    versions = _versions(scene, service)
+    return [v for v in versions if not _is_carried(scene, service, v)] if len(versions) > 1 else ()
 
 
 # --- paths ---------------------------------------------------------------------------------------------------------
@@ -223,8 +262,16 @@ def _vip_path(address: IPAddress, advertisement: Advertisement) -> Path:
 
 
 def service_paths(scene: Scene, service: Service) -> list[Path]:
-    """One path for each address and advertisement of its pool. The service must have passed the checks."""
-    ways = [(address, scene.pools.announcing(address, pool)) for address, pool in _allocated(scene, service)]
+    """One path for each address, if its family has an endpoint, and advertisement of its pool.
+
+    The service must have passed the checks.
+    """
+    left_out = _left_out(scene, service)
+    ways = [
+        (address, scene.pools.announcing(address, pool))
+        for address, pool in _allocated(scene, service)
+        if address.version not in left_out
+    ]
     return [_vip_path(address, how) for address, pool in ways if pool.protocol == "bgp" for how in pool.advertisements]
 
 
@@ -237,6 +284,7 @@ def _vips(scene: Scene) -> Iterator[Wanted | Refusal]:
         if refusal is not None:
             yield refusal
             continue
+        yield from family_refusals(scene, service)
         for path in service_paths(scene, service):
             yield path, service.ref
 

@@ -7,7 +7,7 @@ no address: that takes the kernel's routes (`routerd/agent/local.py`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from bgp.path import SpeakerPeer
 from routerd.model import IPAddress, Node, Peer, Refusal
@@ -27,6 +27,8 @@ def session(
 
     `router_id` is the node's own setting, which wins over the peer's; without any it is an address of the node.
     """
+    if unusable := _unusable(peer, node):
+        return Refusal(peer.ref, *unusable)
     if local is None and peer.source_address is not None:
         return Refusal(
             peer.ref, "NoLocalAddress", f"source address {peer.source_address} is not on any interface of {node.name}"
@@ -56,9 +58,34 @@ def session(
     )
 
 
+def _unusable(peer: Peer, node: Node) -> tuple[str, str] | None:
+    """Reason and message of an address that no session can have, whatever the routes."""
+    if peer.address in node.addresses:
+        return "PeerIsNode", f"{peer.address} is {node.name} itself: give the router's address, or exclude the node"
+    for address in (peer.address, peer.source_address):
+        if isinstance(address, IPv6Address) and address.is_link_local:
+            message = (
+                f"{address} is link-local: it is reached by an interface, which cannot be named here; "
+                "use a global (or unique local) address of the router and of the node"
+            )
+            return "LinkLocalPeer", message
+        if address is not None and (address.is_unspecified or address.is_multicast):
+            kind = "multicast" if address.is_multicast else "the unspecified address"
+            return "InvalidPeerAddress", f"{address} is {kind}: no session can have it"
+    return None
+
+
 def peers_here(peers: Iterable[Peer], node: Node) -> tuple[Peer, ...]:
     """The peers whose node selectors take `node`."""
     return tuple(peer for peer in peers if matches_any(peer.node_selectors, node.labels))
+
+
+def entries_here(peers: Iterable[Peer], node: Node) -> dict[IPAddress, Peer]:
+    """The peers of `node` by address, of several entries the first: only for these is the kernel asked anything."""
+    entries: dict[IPAddress, Peer] = {}
+    for peer in peers_here(peers, node):
+        entries.setdefault(peer.address, peer)
+    return entries
 
 
 def sessions_of(
@@ -67,11 +94,13 @@ def sessions_of(
     local_addresses: Mapping[IPAddress, IPAddress | None],
     router_id: IPv4Address | None = None,
 ) -> tuple[dict[IPAddress, SpeakerPeer], list[Refusal]]:
-    """Sessions by peer address. `local_addresses`: peer address -> local address, None = no route."""
+    """Sessions by peer address. `local_addresses`: of `entries_here` -> local address, None = no route."""
     sessions: dict[IPAddress, SpeakerPeer] = {}
     refusals = []
-    for peer in peers_here(peers, node):
-        if peer.address in sessions:
+    here = peers_here(peers, node)
+    used = entries_here(here, node)
+    for peer in here:
+        if peer is not used[peer.address]:
             message = f"{peer.address} is a peer of {node.name} twice and the first is used: remove one of them"
             refusals.append(Refusal(peer.ref, "DuplicatePeer", message))
             continue

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from egress.policy import UNSUPPORTED_FAMILY, egress_versions, unsupported
 from routerd.errors import RouterdError
 from routerd.model import NAMESPACE_NAME_LABEL, Allocations, EgressPolicy, IPAddress, IPNetwork, Pod, Snapshot
-from routerd.node.announce import SERVICE_CHECKS, Announcements, Scene, scene_of, service_paths
+from routerd.node.announce import SERVICE_CHECKS, Announcements, Scene, family_refusals, scene_of, service_paths
 from routerd.node.desired import NodeState, Settings, group_of, selects
 from routerd.node.inside import endpoints, external_ips, is_steered, outside
 from routerd.node.sessions import peers_here
@@ -102,6 +102,8 @@ def _service(snapshot: Snapshot, state: NodeState, settings: Settings, key: str)
         if message:
             return
     yield _peers_step(scene, state.announcements)
+    for refusal in family_refusals(scene, service):
+        yield Step("has every family of its addresses an endpoint?", False, refusal.reason, refusal.message, note=True)
     for path in service_paths(scene, service):
         yield _path_step(str(path.prefix), path_text(path), state.announcements)
 

@@ -45,9 +45,10 @@ def service(name: str, **fields: object) -> Service:
     return Service("default", name, **{**values, **fields})  # type: ignore[arg-type]
 
 
-def endpoints(name: str, *nodes: str, ready: bool = True) -> EndpointSlice:
-    addresses = [Endpoint((ip_address(f"10.1.11.{i + 2}"),), node, ready) for i, node in enumerate(nodes)]
-    return EndpointSlice("default", f"{name}-1", name, tuple(addresses))
+def endpoints(name: str, *nodes: str, ready: bool = True, draining: bool = False, version: int = 4) -> EndpointSlice:
+    network = "10.1.11." if version == 4 else "fd00:1::"
+    found = [Endpoint((ip_address(f"{network}{i + 2}"),), node, ready, draining) for i, node in enumerate(nodes)]
+    return EndpointSlice("default", f"{name}-{version}", name, tuple(found))
 
 
 def allocation(name: str, *addresses: str, pool: str = "default") -> ServiceAllocation:

@@ -19,6 +19,7 @@ from routerd.agent.reconcile import Reconciler
 from routerd.model import Allocations, IPAddress, Origin, Peer, Peering, Refusal, Snapshot
 from routerd.node.brake import Brake, Limits
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
+from routerd.selectors import LabelSelector
 from routerd.serve.api import RequestRefused
 from routerd.tell.status import ConfigStatus
 from routerd.tell.views import PeerView, Row
@@ -49,7 +50,8 @@ class Here:
         return before
 
     def facts(self, peers: tuple[Peer, ...], before: LocalFacts) -> LocalFacts:
-        return replace(before, sessions={peer.address: LOCAL.get(peer.address) for peer in peers}, uplinks=("eth0",))
+        sessions = {peer.address: peer.source_address or LOCAL.get(peer.address) for peer in peers}
+        return replace(before, sessions=sessions, uplinks=("eth0",))
 
     def peers(self) -> Mapping[IPAddress, PeerView]:
         return {TOR: PeerView(TOR, Session("up", announced=2))}
@@ -297,6 +299,22 @@ def test_two_peers_of_one_name_are_told_apart_by_address() -> None:
     peers = (Peer(TOR, 1, 2, name="tor"), Peer(other, 1, 2, name="tor"))
     state = compose(cluster.snapshot(bgp=Peering(peers)), Settings("a"), LocalFacts(sessions=local))
     assert [peer.label for peer in peer_statuses(state, {})] == ["10.0.0.1", "10.0.0.2"]
+
+
+def test_of_two_entries_of_one_peer_the_node_asks_for_its_own() -> None:
+    def entry(node: str, source: str) -> Peer:
+        selector = LabelSelector((("kubernetes.io/hostname", node),))
+        return Peer(TOR, 1, 2, source_address=ip_address(source), node_selectors=(selector,))
+
+    async def test(running: Running) -> None:
+        running.feed(cluster.snapshot(bgp=Peering((entry("a", "10.0.0.11"), entry("b", "10.0.0.12")))))
+        await eventually(lambda: running.agent.status.rounds.whole == 1)
+        desired = running.agent.answer({"get": "desired"})
+        assert [line for line in desired if line.startswith("peer ")] == [
+            "peer 10.0.0.1 AS2 10.0.0.11 -> AS1 10.0.0.1 router-id 10.0.0.11 hold 90 graceful-restart 120"
+        ]
+
+    with_agent(test)
 
 
 def test_a_refused_configuration_shows_as_stale() -> None:

@@ -144,6 +144,28 @@ endpoints:
     assert one(text) == EndpointSlice("shop", "web-1", "web", (down, *ready), ORIGIN)
 
 
+@pytest.mark.parametrize(
+    ("conditions", "ready", "draining"),
+    [
+        ("", True, False),
+        ("ready: true, serving: true, terminating: false", True, False),
+        ("ready: false, serving: true, terminating: true", False, True),
+        ("ready: false, serving: true, terminating: false", False, False),
+        ("ready: false, serving: false, terminating: true", False, False),
+        ("ready: false, terminating: true", False, False),  # serving is what ready is, where it is not given
+        ("ready: true, serving: false, terminating: true", True, False),  # publishNotReadyAddresses
+    ],
+)
+def test_an_endpoint_that_serves_and_terminates_is_draining(conditions: str, ready: bool, draining: bool) -> None:
+    text = (
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: w}\naddressType: IPv4\n"
+        f"endpoints: [{{addresses: [10.1.0.5], conditions: {{{conditions}}}}}]\n"
+    )
+    found = one(text)
+    assert isinstance(found, EndpointSlice)
+    assert (found.endpoints[0].ready, found.endpoints[0].draining) == (ready, draining)
+
+
 @pytest.mark.parametrize(("kind", "inner"), [("List", "apiVersion: v1, kind: Pod, "), ("PodList", "")])
 def test_lists(kind: str, inner: str) -> None:
     items = "".join(f"- {{{inner}metadata: {{name: {name}}}}}\n" for name in "ab")

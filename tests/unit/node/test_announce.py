@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bgp.path import Path
-from routerd.model import EXCLUDE_LABEL, Allocations, Peer, Peering, Refusal, Snapshot
+from routerd.model import EXCLUDE_LABEL, Allocations, EndpointSlice, Peer, Peering, Refusal, Snapshot
 from routerd.node.announce import SERVICE_CHECKS, Announcements, Rules, announcements, egress_preference
 from routerd.refs import Ref
 from routerd.selectors import LabelSelector
@@ -149,8 +149,15 @@ def test_two_advertisements_of_one_prefix_merge() -> None:
         ]
 
 
+def dual_stack(*slices: EndpointSlice, **fields: object) -> Snapshot:
+    """The service has an address of each family, and an endpoint of each on node a if nothing else is said."""
+    both = cluster.endpoints("web", "a"), cluster.endpoints("web", "a", version=6)
+    allocations = Allocations(1, (cluster.allocation("web", "192.0.2.1", "2001:db8::1"),))
+    return cluster.snapshot(endpoint_slices=slices or both, allocations=allocations, **fields)
+
+
 def test_ipv6_in_an_ipv4_session_gets_the_nodes_ipv6_next_hop() -> None:
-    snapshot = cluster.snapshot(allocations=Allocations(1, (cluster.allocation("web", "192.0.2.1", "2001:db8::1"),)))
+    snapshot = dual_stack()
     paths = announced(snapshot).desired.ribs[TOR]
     assert {str(prefix): str(path.next_hop) for prefix, path in paths.items()} == {
         "192.0.2.1/32": "None",
@@ -160,10 +167,54 @@ def test_ipv6_in_an_ipv4_session_gets_the_nodes_ipv6_next_hop() -> None:
 
 def test_ipv6_without_a_next_hop_is_refused() -> None:
     fields = node_a(addresses=(ip_address("10.0.0.11"),))
-    allocations = Allocations(1, (cluster.allocation("web", "192.0.2.1", "2001:db8::1"),))
-    result = announced(cluster.snapshot(**fields, allocations=allocations))
+    result = announced(dual_stack(**fields))
     assert prefixes(result) == ["192.0.2.1/32"]
     assert reasons(result) == {"path/2001:db8::1/128": "NoNextHop"}
+
+
+@pytest.mark.parametrize("policy", ["Cluster", "Local"])
+@pytest.mark.parametrize(("version", "prefix"), [(4, "192.0.2.1/32"), (6, "2001:db8::1/128")])
+def test_each_family_is_announced_while_it_has_endpoints_of_its_own(policy: str, version: int, prefix: str) -> None:
+    web = cluster.service("web", external_traffic_policy=policy)
+    snapshot = dual_stack(cluster.endpoints("web", "a", version=version), services={web.key: web})
+    result = announced(snapshot)
+    other = 10 - version
+    assert prefixes(result) == [prefix]
+    assert [(str(refusal.object), refusal.reason, refusal.message) for refusal in result.refusals] == [
+        (
+            "svc/default/web",
+            "NoEndpoints",
+            f"no ready IPv{other} endpoint is on any node: its IPv{other} addresses are not announced",
+        )
+    ]
+
+
+def test_with_local_policy_each_family_asks_for_endpoints_on_the_node() -> None:
+    slices = cluster.endpoints("web", "a"), cluster.endpoints("web", "b", version=6)
+    result = announced(dual_stack(*slices, **local_service()))
+    assert (prefixes(result), reasons(result)) == (["192.0.2.1/32"], {"svc/default/web": "NoLocalEndpoints"})
+
+
+def test_a_service_with_no_endpoint_of_either_family_has_one_refusal() -> None:
+    result = announced(dual_stack(cluster.endpoints("web", "a", ready=False)))
+    assert [refusal.message for refusal in result.refusals] == ["the service has no ready endpoint on any node"]
+
+
+DRAINING = cluster.endpoints("web", "a", ready=False, draining=True)
+NOWHERE_READY = cluster.endpoints("web", "b", ready=False)
+
+
+@pytest.mark.parametrize("node", ["a", "b"])
+def test_endpoints_that_serve_and_terminate_hold_the_path(node: str) -> None:
+    result = announced(cluster.snapshot(endpoint_slices=(DRAINING, NOWHERE_READY)), node)
+    assert (prefixes(result), result.refusals) == (["192.0.2.1/32"], ())
+
+
+@pytest.mark.parametrize("elsewhere", [NOWHERE_READY, cluster.endpoints("web", "b")])
+def test_with_local_policy_they_hold_it_on_their_node(elsewhere: EndpointSlice) -> None:
+    snapshot = cluster.snapshot(**local_service(), endpoint_slices=(DRAINING, elsewhere))
+    assert prefixes(announced(snapshot, "a")) == ["192.0.2.1/32"]
+    assert bool(prefixes(announced(snapshot, "b"))) == elsewhere.endpoints[0].ready
 
 
 def test_pod_cidrs_are_announced_when_asked_even_from_an_excluded_node() -> None:
@@ -282,6 +333,23 @@ def test_the_second_peer_of_one_address_is_refused() -> None:
     result = sessions(Peer(TOR, 64512, 64512, name="one"), Peer(TOR, 65000, 64512, name="two"))
     assert result.desired.peers[TOR].remote_as == 64512
     assert reasons(result) == {"peer/two": "DuplicatePeer"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"address": "fe80::1"}, "LinkLocalPeer"),
+        ({"address": "fd00::1", "source_address": "fe80::11"}, "LinkLocalPeer"),
+        ({"address": "10.0.0.11"}, "PeerIsNode"),
+        ({"address": "224.0.0.5"}, "InvalidPeerAddress"),
+        ({"address": "::"}, "InvalidPeerAddress"),
+        ({"address": "169.254.169.254"}, "NoRoute"),  # clouds do peer with such addresses
+    ],
+)
+def test_an_address_that_can_have_no_session_is_refused_for_what_it_is(fields: dict[str, str], reason: str) -> None:
+    addresses = {name: ip_address(text) for name, text in fields.items()}
+    peer = Peer(remote_as=64512, local_as=64512, name="odd", **addresses)  # type: ignore[arg-type]
+    assert reasons(sessions(Peer(TOR, 64512, 64512), peer)) == {"peer/odd": reason}
 
 
 def test_an_ipv6_only_node_needs_a_router_id() -> None:

@@ -68,6 +68,15 @@ def test_peers_that_leave_the_node_out_are_told() -> None:
     assert no.detail == "the node selectors of every peer leave this node out"
 
 
+def test_a_family_without_endpoints_is_told_beside_the_one_that_is_announced() -> None:
+    allocations = Allocations(1, (cluster.allocation("web", "192.0.2.1", "2001:db8::1"),))
+    steps = why("svc/default/web", allocations=allocations)
+    (no,) = (step for step in steps if not step.yes)
+    assert (no.reason, no.note) == ("NoEndpoints", True)
+    assert "IPv6" in no.detail
+    assert steps[-1].detail == "192.0.2.1/32 next-hop self local-pref 0 to 10.0.0.1"
+
+
 def test_a_session_that_is_down_is_told() -> None:
     state = compose(cluster.snapshot(), SETTINGS, LocalFacts(sessions=LOCAL))
     (step,) = session_steps(state.announcements, {TOR: PeerView(TOR, Session("down", last_reason="hold timer"))})
