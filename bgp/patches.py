@@ -30,11 +30,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bgp.leaving import CEASE, farewell
+
 FLUSH_TIMEOUT = 5.0  # seconds
 STEPS, TURN = 1000, 0.05  # of queued commands, and seconds, in one turn of ExaBGP's loop; a step announces one prefix
 CONNECT_RETRY = 5  # seconds; a ToR that comes back must not wait for us, who do not listen
 REFUSED_RETRY = 30.0  # seconds, the longest pause after a ToR ended a session, and for how long one must be up to count
-CEASE = 6  # RFC 4271, section 4.5
 _PEER = re.compile(r"^# peer (\S+) ([0-9a-f]+)$", re.MULTILINE)
 
 
@@ -64,8 +65,8 @@ def apply(patches: list[Patch]) -> list[str]:
     return left
 
 
-def patches() -> list[Patch]:
-    """Every change, in one table."""
+def patches(run_dir: Path) -> list[Patch]:
+    """Every change, in one table. `run_dir` is the speaker's."""
     from exabgp.bgp.neighbor import Neighbor
     from exabgp.reactor.api.processes import Processes
     from exabgp.reactor.asynchronous import ASYNC
@@ -85,6 +86,7 @@ def patches() -> list[Patch]:
         Patch(Daemon, "drop_privileges", "a6091f186864fb54", _keep_privileges),
         Patch(Peer, "_main", "e5ea2fecea84afed", end_of_rib_of_this_session(Peer._main)),
         Patch(Peer, "_reset", "4f709dbfce076cda", back_off(Peer._reset)),
+        Patch(Reactor, "shutdown", "b6636731b873b730", farewell(Reactor.shutdown, run_dir)),
     ]
 
 
@@ -339,7 +341,7 @@ def _is_sending(peer: Any) -> bool:
 
 def install(configuration: Path, version: str) -> None:
     """All of the above; one warning for what could not be mended."""
-    left = apply(patches())
+    left = apply(patches(configuration.parent))
     if left:
         print(
             f"speaker: warning: this ExaBGP {version} is not the released one; not mended: {', '.join(left)}",

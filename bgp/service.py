@@ -108,7 +108,7 @@ def _reap() -> None:
 
 
 def stop_speaker(run_dir: Path, timeout: float = 10.0) -> bool:
-    """Ends the speaker (peers with graceful restart keep its paths); whether there was one.
+    """Ends the speaker; whether there was one. Peers with graceful restart keep its paths, unless the host goes down.
 
     It is killed after `timeout` seconds. SpeakerStopError if it is in another PID namespace, or the first process of
     ours: a container's, which only its runtime can end for good.

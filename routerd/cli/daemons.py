@@ -143,7 +143,8 @@ SPEAKER = Command(
     "ExaBGP and its relay; outlives the agent",
     ("routerd --config /etc/routerd/routerd.yaml speaker",),
     speaker,
-    detail="SIGTERM closes the sessions without a NOTIFICATION: peers with graceful restart keep the paths.",
+    detail="SIGTERM closes the sessions without a NOTIFICATION: peers with graceful restart keep the paths. While the "
+    "host goes down it sends one, and they withdraw them.",
     stays=True,
 )
 OPERATOR = Command(

@@ -1,7 +1,8 @@
 """`routerd run`: starts the speaker, the agent and, where asked, the operator, each in a session of its own.
 
 It starts again what dies, after a pause that doubles, and stops all of them at a signal, the speaker last. Peers with
-graceful restart keep the paths, and the datapath keeps forwarding. It knows nothing of what they do.
+graceful restart keep the paths (unless the host goes down), and the datapath keeps forwarding. It knows nothing of what
+they do.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from bgp.service import running_speaker
+from bgp.service import running_speaker, stop_speaker
 from tests.netns.lab.lab import TOR_MAKES
 from tests.netns.lab.stage import T1, T2, T3, TOR_AS, Stage, agent, desired, paths, states
 from tests.waiting import PATIENCE
@@ -273,3 +273,28 @@ async def test_a_tor_that_ends_every_session_is_asked_less_and_less(stage: Stage
 def message(kind: int, body: bytes = b"") -> bytes:
     """RFC 4271, section 4.1."""
     return b"\xff" * 16 + struct.pack("!HB", 19 + len(body), kind) + body
+
+
+@story
+async def test_a_restart_keeps_the_paths_and_a_shutdown_of_the_host_ends_them(stage: Stage) -> None:
+    """SIGTERM both times. In the second case the ToR hears why, and has neither to wait nor to guess."""
+    async with agent(stage) as speaker:
+        speaker.set(desired((T1, paths("192.0.2.1/32", "192.0.2.2/32")), (T2, paths("2001:db8::1/128"))))
+        await stage.until(lambda: len(stage.routes("t1")) == 2 and stage.routes("t2"), "paths at the ToR")
+        await stage.until(lambda: stage.bgp.ends_of_rib("t1") >= 2, "End-of-RIB")
+
+        await asyncio.to_thread(stop_speaker, stage.run_dir)
+        await stage.until(lambda: "t1" not in up(stage), "the ToR sees the session's end")
+        assert len(stage.routes("t1")) == 2 and stage.routes("t2")
+        stage.start_speaker()
+        await stage.until(lambda: states(speaker) == {"up"}, "both sessions up again")
+        await stage.until(lambda: len(stage.routes("t1")) == 2 and stage.routes("t2"), "paths at the ToR")
+
+        (stage.run_dir / "shutdown").touch()
+        await asyncio.to_thread(stop_speaker, stage.run_dir)
+        assert not stage.routes("t1") and not stage.routes("t2")
+    assert "ending graceful restart" in (stage.run_dir / "speaker.out").read_text()
+
+
+def up(stage: Stage) -> set[str]:
+    return {name for name, state in stage.bgp.sessions().items() if state == "Established"}

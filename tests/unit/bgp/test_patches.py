@@ -29,7 +29,7 @@ PEER = SpeakerPeer(ip_address("10.9.0.2"), ip_address("10.9.0.1"), 64512, 65000,
 
 @pytest.fixture
 def restored() -> Iterator[None]:
-    table = patches.patches()
+    table = patches.patches(Path("/nowhere"))
     stock = [getattr(patch.owner, patch.name) for patch in table]
     yield
     for patch, function in zip(table, stock, strict=True):
@@ -38,7 +38,7 @@ def restored() -> Iterator[None]:
 
 @pytest.mark.usefixtures("restored")
 def test_the_installed_release_is_the_one_that_is_mended() -> None:
-    table = patches.patches()
+    table = patches.patches(Path("/nowhere"))
     assert patches.apply(table) == []
     assert all(getattr(patch.owner, patch.name) is patch.replacement for patch in table)
     assert len(patches.apply(table)) == len(table)  # what is not stock is left alone, and named
