@@ -402,6 +402,12 @@ def _pod_address(key: bytes) -> IPv4Address:
     return address
 
 
+_FORWARDING_OFF = (
+    "net.ipv4.ip_forward is 0: what this gateway translates passes, but it forwards nothing else, neither for "
+    "other pods nor for services: sysctl -w net.ipv4.ip_forward=1"
+)
+
+
 def problems(desired: Desired, observed: Observed) -> tuple[Problem, ...]:
     """What is wanted and cannot be done on this machine as it is."""
     found = []
@@ -410,7 +416,7 @@ def problems(desired: Desired, observed: Observed) -> tuple[Problem, ...]:
         message = f"no device has the node's address {desired.node_address}: set the Node's InternalIP or the device"
         found.append(Problem(node, "TunnelAddressMissing", message))
     if not observed.ip_forward and _groups_here(desired):
-        found.append(Problem(node, "ForwardingOff", "this gateway does not forward: sysctl net.ipv4.ip_forward=1"))
+        found.append(Problem(node, "ForwardingOff", _FORWARDING_OFF))
     for name in desired.uplinks:
         if name not in observed.facts.uplinks:
             message = f"uplink {name} does not exist on {desired.node}: correct egress.uplinks, or create the device"

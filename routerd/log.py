@@ -18,6 +18,7 @@ _SECRET = re.compile(r"password|passwd|secret|token|private_key|access_key|crede
 _PLAIN = re.compile(r'[^\s"=\\\x00-\x1f\x7f]+')
 _FIELDS = "routerd_fields"
 Field = str | int | float | bool | None
+LEVELS: Mapping[str, int] = {"error": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO}  # by severity
 
 
 def event(logger: logging.Logger, level: int, name: str, **fields: Field) -> None:

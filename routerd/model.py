@@ -37,6 +37,23 @@ class Origin:
         return f"{self.file}:{self.line}" if self.file else "<store>"
 
 
+Severity = Literal["error", "warning", "info"]
+ORDINARY = frozenset({"NoLocalEndpoints", "NodeExcluded", "NotConfigured", "PoolNotBgp"})  # somebody asked for it
+HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
+    {
+        "AwaitingNodeReports", "BFDNotSupported", "ForwardingOff", "GatewayNotUsed", "HoldTimeTooLong",
+        "InvalidRouterID", "NetworkUnavailable", "NoEndpoints", "PodOutsideCluster", "StatusOfOther", "UnknownGateway",
+    }
+)  # fmt: skip
+
+
+def severity_of(reason: str) -> Severity:
+    """How grave a refusal is. error: what was wanted is not done until somebody acts; warning: it is done in part, or
+    waits for something that may come by itself; info: nobody need act.
+    """
+    return "info" if reason in ORDINARY else "warning" if reason in HALFWAY else "error"
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """Why something that was wanted is not done. `reason` is shared by status, metrics, events and `why`."""
@@ -49,6 +66,15 @@ class Refusal:
     def order(self) -> tuple[str, str, str]:
         """The key by which documents and lists are sorted."""
         return str(self.object), self.reason, self.message
+
+    @property
+    def severity(self) -> Severity:
+        return severity_of(self.reason)
+
+    @property
+    def gravity(self) -> int:
+        """The gravest have the least: the key by which lists for people are sorted."""
+        return ("error", "warning", "info").index(self.severity)
 
 
 # --- Kubernetes core -------------------------------------------------------------------------------------------

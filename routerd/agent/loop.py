@@ -62,7 +62,7 @@ from bgp.path import AdjRibOut
 from egress.status import EgressStatus
 from routerd.agent.reconcile import Reconciler, Round
 from routerd.blocking import in_thread
-from routerd.log import event
+from routerd.log import LEVELS, event
 from routerd.model import IPAddress, Peer, Refusal, Snapshot
 from routerd.node.brake import Brake
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
@@ -387,7 +387,7 @@ def _log_refusals(before: tuple[Refusal, ...], after: tuple[Refusal, ...]) -> No
     for refusal in after:
         if refusal not in old:
             fields = {"object": str(refusal.object), "reason": refusal.reason, "message": refusal.message}
-            event(LOGGER, logging.WARNING, "refused", **fields)
+            event(LOGGER, LEVELS[refusal.severity], "refused", **fields)
     ended = {str(refusal.object) for refusal in old - new} - {str(refusal.object) for refusal in new}
     for name in sorted(ended):
         event(LOGGER, logging.INFO, "refusal-gone", object=name)

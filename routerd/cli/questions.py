@@ -101,7 +101,7 @@ def _status_text(found: Mapping[str, Any]) -> str:
     if rounds["held"]:
         head.append(f"held      {rounds['held']}")
     peers = table(("peer", "state", "announced", "desired", "flaps", "last_error"), found["peers"])
-    refusals = table(("object", "reason", "message"), found["refusals"])
+    refusals = table(("severity", "object", "reason", "message"), found["refusals"])
     return "\n".join([*head, "", peers, *([refusals] if found["refusals"] else [])])
 
 

@@ -20,7 +20,7 @@ from routerd.cluster.adopt import is_foreign, may_know_more
 from routerd.cluster.assign import AssignSettings, Decision, assign, release
 from routerd.cluster.ledger import Changes, Ledger, difference
 from routerd.errors import EnvironmentFault, StoreError
-from routerd.log import event
+from routerd.log import LEVELS, event
 from routerd.model import Allocations, NodeReport, Refusal, Snapshot
 from routerd.serve.api import Noted, RequestRefused
 from routerd.tell.status import Rounds
@@ -282,5 +282,5 @@ class Operator:
             )
         for refusal in sorted(set(allocations.refusals) - set(self._refusals), key=lambda each: each.order):
             about = {"object": str(refusal.object), "reason": refusal.reason, "message": refusal.message}
-            event(logger, logging.WARNING, "refused", **about)
+            event(logger, LEVELS[refusal.severity], "refused", **about)
         self._refusals = allocations.refusals

@@ -54,10 +54,11 @@ def node_health(status: AgentStatus, snapshot: Snapshot, enabled: Enabled, age: 
     `snapshot` is what `status` was made from, `age` is in seconds since the agent started.
     """
     own = _own_refusals(status, snapshot)
-    peers = _peers(status, snapshot, own)
-    parts = [_store(status, own)]
+    errors = tuple(each for each in own if each.severity == "error")
+    peers = _peers(status, snapshot, errors)
+    parts = [_store(status, errors)]
     parts += [_datapath(status)] if enabled.egress else []
-    parts += [_bgp(status, peers, own)] if enabled.bgp else []
+    parts += [_bgp(status, peers, errors)] if enabled.bgp else []
     ready = _ready(status, parts, own)
     if not ready.holds and age < GRACE:
         return {}
@@ -130,7 +131,11 @@ def _objects_of(peer: dict[str, Any]) -> tuple[Ref, ...]:
 
 
 def _ready(status: AgentStatus, parts: list[Condition], own: tuple[Refusal, ...]) -> Condition:
-    """What keeps the node from being ready, the gravest first: what the rest follows from."""
+    """What keeps the node from being ready, the gravest first: what the rest follows from. A warning does not: it is
+    the message of a node that is ready.
+    """
+    warning = next((each for each in own if each.severity == "warning"), None)
+    own = tuple(each for each in own if each.severity == "error")
     by_type = {each.type: each for each in parts}
     store, datapath, bgp = (by_type.get(name) for name in ("StoreSynced", "DatapathAttached", "BGPEstablished"))
     node, other = _of(own, NODE, "uplink"), _of(own, *OF_THE_NODE)
@@ -147,7 +152,7 @@ def _ready(status: AgentStatus, parts: list[Condition], own: tuple[Refusal, ...]
         return Condition("Ready", False, worst.reason, worst.message)
     if not status.ready:
         return Condition("Ready", False, "NotReady", status.not_ready_because())
-    return Condition("Ready", True, "Ready")
+    return Condition("Ready", True, "Ready", f"{warning.object}: {warning.message}" if warning is not None else "")
 
 
 # --- peers

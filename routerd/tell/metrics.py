@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from routerd.model import severity_of
 from routerd.store.interface import ResourceStatus, StoreStatus
 from routerd.tell.status import BUCKETS, AgentStatus, PeerStatus, Rounds
 
@@ -46,8 +47,8 @@ def _build(version: str) -> Iterator[Metric]:
 
 
 def _refusals(by_reason: Mapping[str, int]) -> Iterator[Metric]:
-    samples = [((reason,), float(count)) for reason, count in by_reason.items()]
-    yield _gauge("routerd_refusals", "Things wanted that are not done now, by reason.", ("reason",), samples)
+    samples = [((reason, severity_of(reason)), float(count)) for reason, count in by_reason.items()]
+    yield _gauge("routerd_refusals", "Things wanted that are not done now, by reason.", ("reason", "severity"), samples)
 
 
 def _agent(status: AgentStatus) -> Iterator[Metric]:

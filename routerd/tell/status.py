@@ -122,12 +122,17 @@ def as_json(status: AgentStatus) -> dict[str, object]:
             "held": status.rounds.held,
         },
         "peers": [_peer(peer) for peer in status.peers],
-        "refusals": [{"object": str(r.object), "reason": r.reason, "message": r.message} for r in status.refusals],
+        "refusals": [_refusal(each) for each in sorted(status.refusals, key=lambda each: each.gravity)],
         "egress": asdict(status.egress),
         "pools": list(status.pools),
         "store": asdict(status.store) if status.store else None,
         "braked": status.braked,
     }
+
+
+def _refusal(refusal: Refusal) -> dict[str, object]:
+    told = {"object": str(refusal.object), "reason": refusal.reason, "message": refusal.message}
+    return {"severity": refusal.severity, **told}
 
 
 def _peer(peer: PeerStatus) -> dict[str, object]:

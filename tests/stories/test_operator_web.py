@@ -72,7 +72,7 @@ def test_probes_and_metrics_of_an_operator_with_files(tmp_path: Path) -> None:
             await answer(port, "/readyz", lambda code, text: (code, text) == (200, "ready\n"))
             for name in ("b", "c", "d", "e"):  # one more than the pool has
                 (manifests / f"{name}.yaml").write_text(SERVICE.format(name=name))
-            full = 'routerd_refusals{reason="PoolExhausted"} 1.0'
+            full = 'routerd_refusals{reason="PoolExhausted",severity="error"} 1.0'
             lines = (await answer(port, "/metrics", lambda code, text: full in text)).splitlines()
             assert {
                 "routerd_operator_active 1.0",

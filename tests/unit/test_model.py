@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
-from routerd.model import PARTS, Allocations, Snapshot
+from routerd.model import HALFWAY, ORDINARY, PARTS, Allocations, Refusal, Snapshot
+from routerd.refs import Ref
 from tests.models import cluster
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_part_that_can_be_unread_has_words_of_its_own() -> None:
@@ -23,3 +27,16 @@ def test_what_is_missing_is_said_in_words() -> None:
 def test_all_can_be_read_before_the_operator_has_published() -> None:
     assert cluster.snapshot(allocations=None).is_synced
     assert not cluster.snapshot(allocations=Allocations(), policies=None).is_synced
+
+
+def test_reasons_that_are_less_than_errors_are_those_of_refusals() -> None:
+    sources = [each for room in ("routerd", "egress", "bgp", "ipam") for each in (ROOT / room).rglob("*.py")]
+    code = "".join(each.read_text() for each in sources if each.name != "model.py")
+    assert {reason for reason in ORDINARY | HALFWAY if f'"{reason}"' not in code} == set()
+    assert not ORDINARY & HALFWAY
+
+
+def test_refusals_of_the_same_object_are_told_the_gravest_first() -> None:
+    refusals = [Refusal(Ref("node"), reason, "") for reason in ("NodeExcluded", "ForwardingOff", "UplinkMissing")]
+    assert [each.severity for each in refusals] == ["info", "warning", "error"]
+    assert sorted(refusals, key=lambda each: each.gravity) == refusals[::-1]

@@ -60,7 +60,7 @@ def event_body(refusal: Refusal, to: About, uid: str, identity: str, now: str) -
         "involvedObject": {key: value for key, value in involved.items() if value},
         "reason": refusal.reason,
         "message": refusal.message.encode()[:LONGEST_MESSAGE].decode("utf-8", "ignore"),
-        "type": "Warning",
+        "type": "Normal" if refusal.severity == "info" else "Warning",
         "count": 1,
         "firstTimestamp": now,
         "lastTimestamp": now,

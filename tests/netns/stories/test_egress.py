@@ -18,7 +18,9 @@ from bpf import bcc_loader, loader
 from egress import devices
 from egress.netdev import Datapath
 from egress.netlink import NetlinkSocket
+from egress.plan import problems
 from egress.policy import Policy, Ports
+from routerd.model import severity_of
 from tests.netns.lab import netns
 from tests.netns.lab.datapath import EGRESS_IP, WORLD, Cluster
 from tests.netns.lab.hosts import PodHost
@@ -122,6 +124,21 @@ def test_selected_pods_leave_with_the_egress_ip(cluster: Cluster, pod: str) -> N
         verdict = watch.settle()
     assert not verdict.leaks
     assert verdict.outside[str(EGRESS_IP), FW_ADDRESS] > 3
+
+
+def test_a_gateway_that_forwards_nothing_for_others_translates(cluster: Cluster) -> None:
+    gateway, pod = cluster.lab.node("gw1"), cluster.lab.pod("sel")
+    gateway.sysctl({"net.ipv4.ip_forward": 0})  # the tunnel's own switch goes off with it
+    try:
+        assert cluster.apply()["gw1"] == ["set tunnel device up, forwarding, MTU 1450"]
+        with netns.entered(gateway.name):
+            observed = cluster.datapaths["gw1"].observe(cluster.desired("gw1"))
+        (problem,) = problems(cluster.desired("gw1"), observed)
+        assert (problem.reason, severity_of(problem.reason)) == ("ForwardingOff", "warning")
+        assert pod.get(FW_ADDRESS).source == str(EGRESS_IP)
+    finally:
+        gateway.sysctl({"net.ipv4.ip_forward": 1})
+    assert problem.message.endswith("sysctl -w net.ipv4.ip_forward=1")
 
 
 def test_an_unselected_pod_keeps_its_source_and_is_refused(cluster: Cluster) -> None:

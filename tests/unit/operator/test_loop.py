@@ -179,7 +179,7 @@ def test_one_line_per_decision(operator: Operator, store: FakeStore, logged: io.
     assert lines[0].startswith("level=info logger=routerd.operator event=decided generation=1 services=1 groups=0 ")
     assert lines[1].startswith("level=info logger=routerd.operator event=decided generation=2 ")
     assert lines[2].startswith(
-        "level=warning logger=routerd.operator event=refused object=svc/d/bad reason=NotInPool message="
+        "level=error logger=routerd.operator event=refused object=svc/d/bad reason=NotInPool message="
     )
     assert len(lines) == 3
 

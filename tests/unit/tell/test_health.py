@@ -85,7 +85,7 @@ def test_what_is_wrong_shows_in_its_condition_and_in_ready_alone(status: AgentSt
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("node/a", "ForwardingOff"), ("uplink/eth9", "UplinkMissing"), ("path/2001:db8::1/128", "NoNextHop"),
+        ("node/a", "NoTunnelEndpoint"), ("uplink/eth9", "UplinkMissing"), ("path/2001:db8::1/128", "NoNextHop"),
         ("bgp", "WithdrawalHeld"), ("peer/tor", "DuplicatePeer"),
     ],
 )  # fmt: skip
@@ -106,6 +106,12 @@ def test_a_refusal_of_the_node_itself_makes_it_unready(name: str, reason: str) -
 )  # fmt: skip
 def test_what_is_wrong_with_one_object_is_told_there(name: str, reason: str) -> None:
     assert health(refused(name, reason)) == health()
+
+
+def test_a_warning_of_the_node_itself_is_told_and_leaves_it_ready() -> None:
+    warned = refused("node/a", "ForwardingOff")
+    assert conditions(warned) == conditions()
+    assert message("Ready", warned) == "node/a: why ForwardingOff"
 
 
 def test_what_a_configuration_says_of_a_peer_that_works_makes_no_node_unready() -> None:

@@ -77,7 +77,7 @@ def test_the_numbers() -> None:
         "routerd_config_stale 0.0",
         "routerd_store_synced 1.0",
         "routerd_ready 0.0",
-        'routerd_refusals{reason="NoEndpoints"} 2.0',
+        'routerd_refusals{reason="NoEndpoints",severity="warning"} 2.0',
         'routerd_bgp_session_up{peer="tor"} 1.0',
         'routerd_bgp_announced_prefixes{peer="tor"} 3.0',
         'routerd_bgp_desired_prefixes{peer="tor"} 4.0',
@@ -110,7 +110,7 @@ def test_the_operator_s_numbers() -> None:
         'routerd_build_info{version="0.1.0"} 1.0',
         "routerd_store_synced 1.0",
         "routerd_ready 1.0",
-        'routerd_refusals{reason="NoEndpoints"} 2.0',
+        'routerd_refusals{reason="NoEndpoints",severity="warning"} 2.0',
         "routerd_operator_active 1.0",
         "routerd_operator_generation 7.0",
         'routerd_operator_decision_duration_seconds_bucket{le="0.025"} 1.0',
@@ -159,8 +159,8 @@ def test_readiness_tells_why_not() -> None:
 def test_status_as_json_names_the_refusals() -> None:
     document = as_json(FULL)
     assert document["refusals"] == [
-        {"object": "svc/default/web", "reason": "NoEndpoints", "message": "…"},
-        {"object": "svc/default/api", "reason": "NoEndpoints", "message": "…"},
+        {"severity": "warning", "object": "svc/default/web", "reason": "NoEndpoints", "message": "…"},
+        {"severity": "warning", "object": "svc/default/api", "reason": "NoEndpoints", "message": "…"},
     ]
 
 
