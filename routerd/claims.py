@@ -8,6 +8,8 @@ team could take an egress IP from another.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from ipaddress import ip_network
 
 from routerd.model import IPAddress, IPNetwork, Snapshot
@@ -51,18 +53,44 @@ def claims(
     for address, words in _hosts(wanted, snapshot):
         found.setdefault(address, words)
     of_nodes = dict(_of_nodes(wanted - {*held}, snapshot, networks))
-    within = ((address, _within(address, _ranges(snapshot))) for address in wanted)
-    return {**of_nodes, **{address: words for address, words in within if words}, **found, **_reserved(wanted)}
+    return {**of_nodes, **Ranges.of(_ranges(snapshot)).found(wanted), **found, **_reserved().found(wanted)}
 
 
-def _reserved(wanted: Iterable[IPAddress]) -> dict[IPAddress, str]:
-    found = ((address, _within(address, RESERVED)) for address in wanted)
-    return {address: words for address, words in found if words}
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """Networks with words, indexed: there are as many as nodes, and an address is asked of all."""
+
+    heads: Mapping[tuple[int, int], Mapping[int, tuple[int, str]]] = field(default_factory=dict)
+    """By version and length of the host part; by the rest of the address, the place in the order and the words."""
+
+    @classmethod
+    def of(cls, ranges: Iterable[tuple[IPNetwork, str]]) -> Ranges:
+        """Of several that hold an address the first one counts."""
+        heads: dict[tuple[int, int], dict[int, tuple[int, str]]] = {}
+        for place, (network, words) in enumerate(ranges):
+            shift = network.max_prefixlen - network.prefixlen
+            by_head = heads.setdefault((network.version, shift), {})
+            by_head.setdefault(int(network.network_address) >> shift, (place, words))
+        return cls(heads)
+
+    def words(self, address: IPAddress) -> str:
+        """ "" = none holds it."""
+        number, version = int(address), address.version
+        found = [
+            by_head[number >> shift]
+            for (family, shift), by_head in self.heads.items()
+            if family == version and number >> shift in by_head
+        ]
+        return min(found)[1] if found else ""
+
+    def found(self, wanted: Iterable[IPAddress]) -> dict[IPAddress, str]:
+        """Those of `wanted` that lie in one."""
+        return {address: words for address in wanted if (words := self.words(address))}
 
 
-def _within(address: IPAddress, ranges: Iterable[tuple[IPNetwork, str]]) -> str:
-    """The words of the first range that holds the address, "" = none does."""
-    return next((words for net, words in ranges if net.version == address.version and address in net), "")
+@cache
+def _reserved() -> Ranges:
+    return Ranges.of(RESERVED)
 
 
 def _hosts(wanted: set[IPAddress], snapshot: Snapshot) -> Iterator[tuple[IPAddress, str]]:
@@ -88,16 +116,19 @@ def _ranges(snapshot: Snapshot) -> Iterator[tuple[IPNetwork, str]]:
             yield cidr, f"in the pod CIDR {cidr} of {node.ref}"
 
 
+def _own_networks(networks: Mapping[str, Iterable[IPNetwork]]) -> Iterator[tuple[IPNetwork, str]]:
+    """A next hop is more than the network that it is in, and stands behind it in what a node says."""
+    for name, each in sorted(networks.items()):
+        for network in reversed([*each]):
+            what = "a next hop" if network.prefixlen == network.max_prefixlen else f"in the network {network}"
+            yield network, f"{what} of node/{name}"
+
+
 def _of_nodes(
     wanted: set[IPAddress], snapshot: Snapshot, networks: Mapping[str, Iterable[IPNetwork]]
 ) -> Iterator[tuple[IPAddress, str]]:
     """The last word counts: an address is more than the network that it is in. Of several nodes the first by name."""
-    for name, each in sorted(networks.items(), reverse=True):
-        for network in each:
-            for address in wanted:
-                if address.version == network.version and address in network:
-                    what = "a next hop" if network.prefixlen == network.max_prefixlen else f"in the network {network}"
-                    yield address, f"{what} of node/{name}"
+    yield from Ranges.of(_own_networks(networks)).found(wanted).items()
     for node in (snapshot.nodes or {}).values():
         for address in wanted.intersection(node.addresses):
             yield address, f"an address of {node.ref}"
