@@ -36,8 +36,10 @@ int from_tunnel(struct __sk_buff *skb)
 		return drop(skb, FRAGMENT);
 	if (!may_begin(parsed, &packet))
 		return drop(skb, UNSUPPORTED_PROTOCOL);
-	if (in_cluster(&packet.destination)) /* a reply whose pod has gone */
+	if (is_inside(&packet.destination)) /* a reply whose pod has gone */
 		return drop(skb, UNKNOWN_POD);
+	if (is_nowhere(&packet.destination))
+		return drop(skb, BOGUS_DESTINATION);
 	return translate(skb, &packet, config, key.tunnel_id, &node);
 }
 
@@ -102,14 +104,14 @@ int from_pod(struct __sk_buff *skb)
 	if (!config || parsed == PARSED_NOT_IPV4)
 		return NEXT;
 	if (parsed == PARSED_MALFORMED)
-		return drop_if_strict(skb, SPOOFED_SOURCE);
+		return drop_if_strict(skb, MALFORMED);
 	if (parsed == PARSED_FLOW && forges_tunnel(&packet, config))
 		return drop(skb, TUNNEL_PORT);
 	pod_key.address = packet.source;
 	pod = bpf_map_lookup_elem(&pods, &pod_key);
 	if (!pod)
 		return drop_if_strict(skb, SPOOFED_SOURCE);
-	if (in_cluster(&packet.destination))
+	if (is_inside(&packet.destination))
 		return NEXT;
 	key = flow_from_pod(&packet);
 	flow = parsed == PARSED_FLOW ? bpf_map_lookup_elem(&flows, &key) : NULL;
@@ -139,7 +141,7 @@ int to_pod(struct __sk_buff *skb)
 		return NEXT;
 	pod_key.address = packet.destination;
 	pod = bpf_map_lookup_elem(&pods, &pod_key);
-	if (!pod || in_cluster(&packet.source))
+	if (!pod || is_inside(&packet.source))
 		return NEXT;
 	key = flow_to_pod(&packet);
 	flow = bpf_map_lookup_elem(&flows, &key);

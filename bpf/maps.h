@@ -40,7 +40,8 @@ PINNED_MAP(local_pods, BPF_MAP_TYPE_HASH, struct ip, struct local_pod, 4096, BPF
 PINNED_MAP(policies, BPF_MAP_TYPE_LPM_TRIE, struct policy_key, struct policy_value, 262144,
 	   BPF_F_NO_PREALLOC);
 
-/* Prefixes that are never sent out: pods, nodes, services, VIPs. */
+/* Prefix -> PLACE_…; none of them is ever sent out: pods, nodes, services, VIPs, the link's own, nobody's.
+ */
 PINNED_MAP(cluster, BPF_MAP_TYPE_LPM_TRIE, struct cidr_key, __u32, 262144, BPF_F_NO_PREALLOC);
 
 /* Group -> its gateways in order: failover is one write here. */

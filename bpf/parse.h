@@ -20,6 +20,7 @@
 #define IP_OFFSET      ((__u32)sizeof(struct ethhdr))
 #define IP_DF	       0x4000
 #define IP_MF_OR_LATER 0x3fff /* more fragments, or an offset */
+#define IP_HEADER_MAX  15     /* words of 4 bytes */
 
 enum parsed {
 	PARSED_FLOW,	    /* TCP, UDP or ICMP echo: ports are set */
@@ -36,7 +37,7 @@ struct packet {
 	__be16 source_port; /* echo request and reply: the identifier, on the side of the one who asks */
 	__be16 destination_port;
 	__u32 l4_offset;
-	__u16 total_length;
+	__u32 total_length; /* of the IP packet, bytes */
 	__u8 protocol;
 	__u8 ttl;
 	__u8 tcp_flags; /* byte 13 of the TCP header */
@@ -67,13 +68,56 @@ static __always_inline bool ip_equal(const struct ip *a, const struct ip *b)
 	return a->w[0] == b->w[0] && a->w[1] == b->w[1] && a->w[2] == b->w[2] && a->w[3] == b->w[3];
 }
 
-/* Ports (or echo identifier) at `offset`; the sides are as seen from the sender of this header. */
-static __always_inline enum parsed parse_l4(struct __sk_buff *skb, __u32 offset, struct packet *packet)
+/* The Internet checksum (RFC 1071) of what `sum` adds up; 0 over data that carries a right one. */
+static __always_inline __u16 fold(__s64 sum)
+{
+	__u32 folded = sum & 0xffff;
+
+	folded += (sum >> 16) & 0xffff;
+	folded = (folded & 0xffff) + (folded >> 16);
+	return ~folded;
+}
+
+/* Whether the IPv4 header at `offset` bears its own checksum. No device computes that one, so it is right in
+ * whatever a stack has sent. */
+static __always_inline bool has_own_checksum(struct __sk_buff *skb, __u32 offset, const struct iphdr *ip)
+{
+	const __be16 *words = (const __be16 *)ip;
+	__be16 option[2];
+	__u32 sum = 0;
+
+	for (__u32 i = 0; i < sizeof(*ip) / 2; i++)
+		sum += words[i];
+	for (__u32 i = 5; i < IP_HEADER_MAX && i < ip->ihl; i++) {
+		if (bpf_skb_load_bytes(skb, offset + i * sizeof(option), option, sizeof(option)))
+			return false;
+		sum += option[0] + option[1];
+	}
+	return !fold(sum);
+}
+
+/* Length of the packet by its header; 0 if the frame does not hold it, or the header does not fit into it.
+ * Bytes behind it are Ethernet's padding. A packet that is to be cut into segments has none; one of more than
+ * 64 KiB says 0. */
+static __always_inline __u32 length_of(const struct __sk_buff *skb, __u32 offset, const struct iphdr *ip)
+{
+	__u32 length = bpf_ntohs(ip->tot_len), present = skb->len - offset;
+
+	if (skb->gso_size)
+		return !length || length == present ? present : 0;
+	return length < ip->ihl * 4 || length > present ? 0 : length;
+}
+
+/* Ports (or echo identifier) at `offset`, in `room` bytes; the sides are as seen from the sender of this
+ * header. The transport's checksum is left to its receiver, as any router does: what a device is still to
+ * compute is not to be told from what is wrong, and what is wrong stays so through every rewrite. */
+static __always_inline enum parsed parse_l4(struct __sk_buff *skb, __u32 offset, __u32 room,
+					    struct packet *packet)
 {
 	if (packet->protocol == IPPROTO_TCP) {
 		struct tcphdr tcp;
 
-		if (bpf_skb_load_bytes(skb, offset, &tcp, 14))
+		if (bpf_skb_load_bytes(skb, offset, &tcp, sizeof(tcp)) || tcp.doff < 5 || tcp.doff * 4 > room)
 			return PARSED_MALFORMED;
 		packet->source_port = tcp.source;
 		packet->destination_port = tcp.dest;
@@ -83,7 +127,8 @@ static __always_inline enum parsed parse_l4(struct __sk_buff *skb, __u32 offset,
 	if (packet->protocol == IPPROTO_UDP) {
 		struct udphdr udp;
 
-		if (bpf_skb_load_bytes(skb, offset, &udp, sizeof(udp)))
+		if (bpf_skb_load_bytes(skb, offset, &udp, sizeof(udp)) || bpf_ntohs(udp.len) < sizeof(udp) ||
+		    bpf_ntohs(udp.len) > room)
 			return PARSED_MALFORMED;
 		packet->source_port = udp.source;
 		packet->destination_port = udp.dest;
@@ -92,7 +137,7 @@ static __always_inline enum parsed parse_l4(struct __sk_buff *skb, __u32 offset,
 	if (packet->protocol == IPPROTO_ICMP) {
 		struct icmphdr icmp;
 
-		if (bpf_skb_load_bytes(skb, offset, &icmp, sizeof(icmp)))
+		if (room < sizeof(icmp) || bpf_skb_load_bytes(skb, offset, &icmp, sizeof(icmp)))
 			return PARSED_MALFORMED;
 		packet->icmp_type = icmp.type;
 		if (icmp.type == ICMP_ECHO) {
@@ -121,13 +166,15 @@ static __always_inline enum parsed parse_ipv4(struct __sk_buff *skb, __u32 offse
 	packet->destination = ip_from_v4(ip.daddr);
 	packet->protocol = ip.protocol;
 	packet->ttl = ip.ttl;
-	packet->total_length = bpf_ntohs(ip.tot_len);
+	packet->total_length = length_of(skb, offset, &ip);
 	packet->dont_fragment = ip.frag_off & bpf_htons(IP_DF);
 	packet->plain_header = ip.ihl == 5;
 	packet->l4_offset = offset + ip.ihl * 4;
+	if (!packet->total_length || !has_own_checksum(skb, offset, &ip))
+		return PARSED_MALFORMED;
 	if (ip.frag_off & bpf_htons(IP_MF_OR_LATER))
 		return PARSED_FRAGMENT;
-	return parse_l4(skb, packet->l4_offset, packet);
+	return parse_l4(skb, packet->l4_offset, packet->total_length - ip.ihl * 4, packet);
 }
 
 /* With a tag, also a second one behind a tag that the kernel has taken off already. A redirect would carry

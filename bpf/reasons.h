@@ -16,7 +16,7 @@
 	R(33, NO_GATEWAY, "no gateway of the egress group is up")                                            \
 	R(34, UNSUPPORTED_PROTOCOL, "neither TCP, UDP nor ICMP echo")                                        \
 	R(35, FRAGMENT, "IP fragment of a selected flow")                                                    \
-	R(36, MALFORMED, "header cut short")                                                                 \
+	R(36, MALFORMED, "header cut short, or with a length or checksum that is wrong")                     \
 	R(37, SPOOFED_SOURCE, "source address does not belong to the pod's device")                          \
 	R(38, TUNNEL_PORT, "pod sent to a node's tunnel port")                                               \
 	R(39, FLOW_TABLE_FULL, "no room for a new flow at the source node")                                  \
@@ -33,7 +33,8 @@
 	R(50, REWRITE_ERROR, "the kernel refused to rewrite the packet")                                     \
 	R(51, UNKNOWN_POD, "reply for a pod that is not on this node")                                       \
 	R(52, VLAN_TAGGED, "frame with a VLAN tag from a selected pod's device")                             \
-	R(53, UNKNOWN_FLOW, "reply that answers no flow of the pod through a gateway of its group")
+	R(53, UNKNOWN_FLOW, "reply that answers no flow of the pod through a gateway of its group")          \
+	R(54, BOGUS_DESTINATION, "destination that no host can have: 0/8, 127/8, 240/4")
 
 enum reason {
 	REASON_UNSPECIFIED = 0,

@@ -126,13 +126,12 @@ static __always_inline long clamp_mss(struct __sk_buff *skb, const struct packet
 	return 0;
 }
 
-static __always_inline __u16 fold(__s64 sum)
+/* Takes off what a frame has behind its IP packet, as any stack does that gets it. */
+static __always_inline long cut_padding(struct __sk_buff *skb, const struct packet *packet)
 {
-	__u32 folded = sum & 0xffff;
+	__u32 length = IP_OFFSET + packet->total_length;
 
-	folded += (sum >> 16) & 0xffff;
-	folded = (folded & 0xffff) + (folded >> 16);
-	return ~folded;
+	return skb->len > length ? bpf_skb_change_tail(skb, length, 0) : 0;
 }
 
 /* Turns the packet into "fragmentation needed" (RFC 1191, section 4) for its sender, with Ethernet addresses

@@ -67,6 +67,8 @@ static __always_inline int leave(struct __sk_buff *skb, const struct packet *pac
 	struct ip endpoint = gateway->address;
 	struct ip local = LOCAL_NODE;
 
+	if (cut_padding(skb, packet))
+		return drop(skb, REWRITE_ERROR);
 	if (gateway->local)
 		return translate(skb, packet, config, group, &local);
 	if (exceeds_tunnel(skb, packet, config))
@@ -87,6 +89,8 @@ static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet
 	rule = policy_set ? decide(policy_set, packet, parsed) : NULL;
 	if (!rule)
 		return NEXT;
+	if (is_nowhere(&packet->destination))
+		return drop(skb, BOGUS_DESTINATION);
 	if (parsed == PARSED_FRAGMENT)
 		return drop(skb, FRAGMENT);
 	if (!may_begin(parsed, packet))

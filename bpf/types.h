@@ -14,6 +14,10 @@
 #define MAX_RULES    8	/* rules of one (policy set, prefix) */
 #define MAX_GATEWAYS 16 /* gateways of one group */
 
+/* What becomes of destinations in a prefix of `cluster`, whatever policies say. */
+#define PLACE_INSIDE  1 /* of the cluster or the link: left alone */
+#define PLACE_NOWHERE 2 /* no host has such an address: what policies cover of it is dropped */
+
 #define NO_NODE 0 /* a mapping whose pod is on the gateway itself */
 
 struct ip {

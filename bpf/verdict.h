@@ -44,11 +44,23 @@ static __always_inline struct settings *read_settings(void)
 	return bpf_map_lookup_elem(&settings, &zero);
 }
 
-static __always_inline bool in_cluster(const struct ip *address)
+/* 0 = in none of the prefixes. */
+static __always_inline __u32 place_of(const struct ip *address)
 {
 	struct cidr_key key = {.prefixlen = HOST_PREFIX, .address = *address};
+	__u32 *place = bpf_map_lookup_elem(&cluster, &key);
 
-	return bpf_map_lookup_elem(&cluster, &key);
+	return place ? *place : 0;
+}
+
+static __always_inline bool is_inside(const struct ip *address)
+{
+	return place_of(address) == PLACE_INSIDE;
+}
+
+static __always_inline bool is_nowhere(const struct ip *address)
+{
+	return place_of(address) == PLACE_NOWHERE;
 }
 
 static __always_inline bool is_node(const struct ip *address)

@@ -25,13 +25,15 @@ FIRST_PORT, LAST_PORT = 1024, 65535
 # 60999) nor node ports (30000-32767) take.
 FIRST_NODE_PORT, LAST_NODE_PORT = 61000, 65535
 
-# Destinations that no router forwards, or that mean "this host" or "this link".
-NEVER_LEAVES = frozenset(
-    map(
-        ip_network,
-        ["0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4", "::/127", "fe80::/10", "ff00::/8"],
-    )
+# Of the link or the node: left to the node's own stack, whatever policies cover. A node's DNS cache (169.254.20.10), a
+# cloud's metadata (169.254.169.254), DHCP and neighbour discovery live there (RFC 3927, section 7; RFC 4291, section
+# 2.5.6; RFC 1812, section 5.3.5.1).
+OF_THE_LINK = frozenset(
+    map(ip_network, ["169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32", "fe80::/10", "ff00::/8"])
 )
+# No host has such an address where another one can reach it: dropped where policies cover it, unless an operator says
+# that it is in the cluster, as some clouds use 240.0.0.0/4 (RFC 6890; RFC 1112, section 4).
+NOBODYS = frozenset(map(ip_network, ["0.0.0.0/8", "127.0.0.0/8", "240.0.0.0/4", "::/127", "::ffff:0:0/96"]))
 
 # Time-outs in seconds. Established TCP: RFC 5382, REQ-5 asks for 2 h 4 min at least. UDP: RFC 4787, REQ-5 recommends 5
 # min. ICMP: RFC 5508, REQ-2 asks for 60 s.
@@ -243,6 +245,13 @@ def _mac(address: bytes) -> object:
     return layout.Bytes6.from_buffer_copy(address)
 
 
+def _places(desired: Desired) -> MapEntries:
+    """What the operator says of a prefix comes last: it holds also for one that is nobody's elsewhere."""
+    inside = dict.fromkeys((*OF_THE_LINK, *desired.cluster), layout.PLACE_INSIDE)
+    places = {**dict.fromkeys(NOBODYS, layout.PLACE_NOWHERE), **inside}
+    return {layout.cidr_key(network): layout.u32(place) for network, place in places.items() if is_taken(network)}
+
+
 def _settings(desired: Desired, facts: Facts) -> MapEntries:
     assert desired.node_address is not None  # a node without one has no maps
     value = layout.Settings(
@@ -311,7 +320,7 @@ def map_entries(desired: Desired, facts: Facts, observed_policies: Mapping[bytes
     return {
         "settings": _settings(desired, facts),
         "nodes": {layout.ip16(address): one for address in desired.nodes},
-        "cluster": {layout.cidr_key(n): one for n in (*NEVER_LEAVES, *desired.cluster) if is_taken(n)},
+        "cluster": _places(desired),
         "uplinks": {layout.u32(ifindex): one for ifindex in facts.uplinks.values()},
         "paths": {layout.u32(g.id): _path(g, desired.node_address) for g in translated(desired.groups).values()},
         "groups": groups,
@@ -367,9 +376,10 @@ def _settings_text(_key: bytes, value: bytes) -> str:
     return f"node {layout.ip_of(v.node_address)}, {tunnel}, object {v.object_digest:016x}"
 
 
-def _cidr_text(key: bytes, _value: bytes) -> str:
+def _cidr_text(key: bytes, value: bytes) -> str:
     k = layout.decode(layout.CidrKey, key)
-    return str(layout.network_of(k.prefixlen, k.address))
+    nobodys = ": nobody's" if layout.number(value) == layout.PLACE_NOWHERE else ""
+    return f"{layout.network_of(k.prefixlen, k.address)}{nobodys}"
 
 
 def describe(map_name: str, key: bytes, value: bytes) -> str:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from ipaddress import collapse_addresses, ip_network
 
-from egress.entries import NEVER_LEAVES, Facts, PodDevice
+from egress.entries import OF_THE_LINK, Facts, PodDevice
 from egress.policy import TAKEN, Desired, IPAddress, IPNetwork, Policy, Ports, Version
 
 TABLE = "routerd"
@@ -239,7 +239,7 @@ def _family_sets(desired: Desired, pods: Mapping[IPAddress, PodDevice], family: 
     covered = (network for policy in desired.policies.values() for network in policy.destinations)
     hosts = (ip_network(address) for address in desired.pods)  # also those outside the node's pod CIDRs
     return {
-        f"cluster{family.suffix}": _networks((*NEVER_LEAVES, *desired.cluster), family),
+        f"cluster{family.suffix}": _networks((*OF_THE_LINK, *desired.cluster), family),
         f"covered{family.suffix}": _networks(covered, family),
         f"pod_sources{family.suffix}": _networks((*desired.pod_cidrs, *hosts), family),
         f"decided{family.suffix}": frozenset(_key(address, device) for address, device in pods.items()),

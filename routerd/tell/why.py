@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from egress.entries import NOBODYS, OF_THE_LINK
 from egress.policy import UNSUPPORTED_FAMILY, egress_versions, unsupported
 from routerd.errors import RouterdError
 from routerd.model import NAMESPACE_NAME_LABEL, Allocations, EgressPolicy, IPAddress, IPNetwork, Pod, Snapshot
@@ -28,6 +29,11 @@ EXTERNAL = "do its policies take it to externalIPs of services?"
 IN_CLUSTER = "any user may write them, so they are not in the cluster unless egress.in-cluster holds their network"
 BEHIND = "do its policies take it to endpoints of services outside the cluster?"
 ADD = "by the ClusterIP that is dropped; cluster-cidrs says which networks are in the cluster"
+
+LEFT_ALONE = (
+    "no gateway sends these: they are the node's and its links', and pass as the CNI and NetworkPolicies let them"
+)
+DROPPED = "no host has such an address: dropped, unless cluster-cidrs says that it is in the cluster"
 
 
 class NoSuchObject(RouterdError):
@@ -207,11 +213,26 @@ def _leaving(snapshot: Snapshot, state: NodeState, pod: Pod) -> Iterator[Step]:
             rest = [each for each in policy.destinations if each not in translated]
             yield Step(_question(policy, rest), False, UNSUPPORTED_FAMILY, lacking, note=bool(translated))
     inside = state.egress.cluster if state.egress else frozenset()
+    yield from _never_leaving(policies, inside)
     for names, question, advice in ((external_ips(snapshot), EXTERNAL, IN_CLUSTER), (endpoints(snapshot), BEHIND, ADD)):
         covered = [address for address in outside(names, inside) if any(_covers(each, address) for each in policies)]
         if covered:
             shown = ", ".join(f"{address} ({names[address]})" for address in sorted(covered, key=str)[:SHOWN])
             yield Step(question, True, detail=f"{shown}{', …' if covered[SHOWN:] else ''}: {advice}")
+
+
+def _never_leaving(policies: Sequence[EgressPolicy], inside: frozenset[IPNetwork]) -> Iterator[Step]:
+    """What policies cover and no gateway sends, whatever they say."""
+    covered = [network for policy in policies for network in policy.destinations]
+    for networks, what in ((OF_THE_LINK, LEFT_ALONE), (NOBODYS, DROPPED)):
+        named = [each for each in networks - inside if any(_overlap(each, other) for other in covered)]
+        if named:
+            shown = ", ".join(str(each) for each in sorted(named, key=lambda each: (each.version, each)))
+            yield Step(f"do its policies take it to {shown}?", False, "NeverLeaves", what, note=True)
+
+
+def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
+    return one.version == other.version and one.overlaps(other)
 
 
 def _covers(policy: EgressPolicy, address: IPAddress) -> bool:

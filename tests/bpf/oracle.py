@@ -20,7 +20,18 @@ Item = TypeVar("Item")
 SCTP, NO_ROUTE, NOT_UPLINK = 132, "198.51.100.200", "203.0.113.5"
 REMOTES = tuple(
     map(
-        IPv4Address, ("198.51.100.7", "198.51.100.8", "198.51.100.7", "192.0.2.77", NO_ROUTE, NOT_UPLINK, "10.244.2.20")
+        IPv4Address,
+        (
+            "198.51.100.7",
+            "198.51.100.8",
+            "198.51.100.7",
+            "192.0.2.77",
+            NO_ROUTE,
+            NOT_UPLINK,
+            "10.244.2.20",
+            "240.1.2.3",
+            "169.254.169.254",
+        ),
     )
 )
 SOURCES = (POD, POD, POD, POD, POD2, POD2, IPv4Address("10.244.1.99"))

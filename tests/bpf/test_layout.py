@@ -129,6 +129,6 @@ def test_the_table_of_reasons_is_what_the_compiler_sees() -> None:
 
 def test_the_numbers_of_the_headers_are_the_mirrors() -> None:
     text = files("bpf").joinpath("types.h").read_text()
-    for name in ("LAYOUT_VERSION", "MAX_RULES", "MAX_GATEWAYS"):
+    for name in ("LAYOUT_VERSION", "MAX_RULES", "MAX_GATEWAYS", "PLACE_INSIDE", "PLACE_NOWHERE"):
         defined = next(line.split()[2] for line in text.splitlines() if line.startswith(f"#define {name} "))
         assert int(defined) == getattr(layout, name)

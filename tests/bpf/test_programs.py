@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from egress.policy import Desired, Policy, Ports
 from tests.bpf.oracle import is_paired
-from tests.bpf.packets import BadPacket, Shape, build, parse, told_mtu
+from tests.bpf.packets import BadPacket, Shape, build, checksum, parse, told_mtu
 from tests.bpf.wishes import HERE, NO_GATEWAY, THERE, UNPUBLISHED, desired, to_world
 from tests.bpf.world import EGRESS_IP, POD, POD2, REMOTE, SELF, TUNNEL_MTU, TUNNEL_PORT, WORKER, WORLD, World
 from tests.models.tables import ICMP, TCP, UDP, Echo, Flow, FlowKey, Packet, State
@@ -29,6 +29,7 @@ THROUGH_GATEWAY, ONLY_HTTPS = (
     to_world(THERE),
     desired(Policy("https", THERE, (WORLD,), ports=(Ports("TCP", 443, 443),))),
 )
+CLASS_E = replace(THROUGH_GATEWAY, cluster=THROUGH_GATEWAY.cluster | {IPv4Network("240.0.0.0/4")})
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,14 @@ FROM_POD = [
     Fixture("the address of another device's pod", replace(UDP_OUT, source=POD2), "drop", "spoofed_source"),
     Fixture("an unknown address on a device without a selected pod", UDP_OUT, "next", device="pod1"),
     Fixture("a node is in the cluster", replace(UDP_OUT, destination=WORKER), "next"),
-    Fixture("this host itself", replace(UDP_OUT, destination=IPv4Address("169.254.1.1")), "next"),
+    *(Fixture(f"{address} is of the link", replace(UDP_OUT, destination=IPv4Address(address)), "next")
+      for address in ("169.254.20.10", "169.254.169.254", "224.0.0.251", "239.1.1.1", "255.255.255.255")),
+    *(Fixture(f"{address} is nobody's", replace(UDP_OUT, destination=IPv4Address(address)), "drop", "bogus_destination")
+      for address in ("0.0.0.0", "0.1.2.3", "127.0.0.1", "127.255.255.255", "240.0.0.1", "255.255.255.254")),
+    Fixture("nobody's, and no policy covers it", replace(UDP_OUT, destination=IPv4Address("240.0.0.1")), "next",
+            wish=desired(Policy("other", THERE, (IPv4Network("198.51.100.0/24"),)))),
+    Fixture("nobody's, but the operator says that it is in the cluster",
+            replace(UDP_OUT, destination=IPv4Address("240.0.0.1")), "next", wish=CLASS_E),
     Fixture("a forged tunnel packet", replace(UDP_OUT, destination=WORKER, destination_port=TUNNEL_PORT),
             "drop", "tunnel_port"),
     Fixture("a policy without a group", UDP_OUT, "drop", "no_group", wish=to_world(UNPUBLISHED)),
@@ -70,7 +78,7 @@ FROM_POD = [
             wish=ONLY_HTTPS, shape=Shape(later_fragment=True)),
     Fixture("a fragment of a protocol that is not covered", replace(UDP_OUT, kind="fragment"), "next", wish=ONLY_HTTPS),
     Fixture("a port that is not covered", replace(SYN, destination_port=80), "next", wish=ONLY_HTTPS),
-    Fixture("a header cut short", replace(UDP_OUT, kind="malformed"), "drop", "spoofed_source", shape=Shape(cut=5)),
+    Fixture("a header cut short", replace(UDP_OUT, kind="malformed"), "drop", "malformed", shape=Shape(cut=5)),
     Fixture("IPv6", replace(UDP_OUT, kind="not-ipv4"), "next"),
     Fixture("a flow begun from outside is left alone", SYN, "next", state=State({FLOW: Flow(0, 0, 1, 1)})),
     Fixture("a new connection on the ports of one that has ended", SYN, "redirect", "encapsulated",
@@ -97,6 +105,63 @@ def test_from_pod(world: World, given: Fixture) -> None:
     assert verdict == given.verdict
     assert world.counted() == ({given.counted: 1} if given.counted else {})
     assert (parse(out) == given.out) if given.out else (out == frame)
+
+
+def _set(frame: bytes, offset: int, data: bytes) -> bytes:
+    return frame[:offset] + data + frame[offset + len(data) :]
+
+
+def _summed(frame: bytes) -> bytes:
+    """The frame, with the checksum of its IPv4 header made right again."""
+    header = frame[14 : 14 + (frame[14] & 15) * 4]
+    return _set(frame, 24, checksum(_set(header, 10, b"\0\0")).to_bytes(2))
+
+
+OPTIONS = replace(UDP_OUT, options=True)
+WRONG = {
+    **{f"IPv4 length {n}": _summed(_set(build(UDP_OUT), 16, n.to_bytes(2))) for n in (0, 1, 19, 20, 27, 61, 65535)},
+    "IPv4 checksum": _set(build(UDP_OUT), 24, b"\x12\x34"),
+    "IPv4 checksum, in the options": _set(build(OPTIONS), 35, b"\x02"),
+    **{f"IPv4 header of {n} words": _summed(_set(build(UDP_OUT), 14, bytes([0x40 + n]))) for n in (0, 4)},
+    "IPv4 header of 15 words, longer than the packet": _summed(_set(build(UDP_OUT)[:70], 14, b"\x4f\0\0\x38")),
+    **{f"IP version {n}": _summed(_set(build(UDP_OUT), 14, bytes([n * 16 + 5]))) for n in (0, 5, 6)},
+    **{f"UDP length {n}": _set(build(UDP_OUT), 38, n.to_bytes(2)) for n in (0, 7, 41, 65535)},
+    **{f"TCP header of {n} words": _set(build(SYN), 46, bytes([n << 4])) for n in (0, 4, 11, 15)},
+    **{f"cut at {n}": build(UDP_OUT)[:n] for n in (34, 41, 60)},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("group", [HERE, THERE])
+def test_a_wrong_length_or_header_checksum_is_not_sent_on(world: World, wrong: str, group: int) -> None:
+    world.fill(to_world(group))
+    assert world.run("from_pod", "pod0", WRONG[wrong])[0] == "drop"
+    assert world.counted() == {"malformed": 1}
+    assert world.run("from_pod", "pod1", WRONG[wrong])[0] == "next"  # no selected pod's: the host's stack judges
+    assert world.state() == State()
+
+
+@pytest.mark.parametrize("sent", [UDP_OUT, SYN, PING, OPTIONS], ids=["UDP", "TCP", "ICMP", "IP options"])
+@pytest.mark.parametrize("group", [HERE, THERE])
+def test_padding_is_not_sent_on(world: World, sent: Packet, group: int) -> None:
+    world.fill(to_world(group))
+    _, wanted = world.run("from_pod", "pod0", build(sent))
+    world.fill(to_world(group))
+    assert world.run("from_pod", "pod0", build(sent) + b"secret") == ("redirect", wanted)
+
+
+@pytest.mark.parametrize("sent", [UDP_OUT, SYN, PING], ids=["UDP", "TCP", "ICMP"])
+@pytest.mark.parametrize("off", [1, 0x80FF])
+def test_a_wrong_transport_checksum_stays_wrong(world: World, sent: Packet, off: int) -> None:
+    """What its receiver drops, it drops also behind a gateway: no rewrite makes a right one of it."""
+    at = 34 + {UDP: 6, TCP: 16, ICMP: 2}[sent.protocol]
+    frame = build(sent)
+    wrong = (int.from_bytes(frame[at : at + 2]) ^ off).to_bytes(2)
+    world.fill(to_world(HERE))
+    verdict, out = world.run("from_pod", "pod0", _set(frame, at, wrong))
+    assert verdict == "redirect"
+    with pytest.raises(BadPacket, match="checksum"):
+        parse(out)
 
 
 TO_POD = [

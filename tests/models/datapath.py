@@ -87,12 +87,16 @@ def _seen(before: int, packet: Packet) -> int:
 # --- source node
 
 
-def _in_cluster(tables: Tables, address: IPv4Address) -> bool:
-    return any(address in network for network in tables.cluster)
+def _is_inside(tables: Tables, address: IPv4Address) -> bool:
+    return longest(tables.cluster, address) == layout.PLACE_INSIDE
 
 
-def _unknown_source(tables: Tables, device: int) -> Outcome:
-    return _drop("spoofed_source") if device in tables.strict_devices else NEXT
+def _is_nowhere(tables: Tables, address: IPv4Address) -> bool:
+    return longest(tables.cluster, address) == layout.PLACE_NOWHERE
+
+
+def _drop_if_strict(tables: Tables, device: int, reason: str) -> Outcome:
+    return _drop(reason) if device in tables.strict_devices else NEXT
 
 
 def _forges_tunnel(tables: Tables, packet: Packet) -> bool:
@@ -111,13 +115,13 @@ def from_pod(tables: Tables, state: State, device: int, packet: Packet, drawn: i
     if packet.kind == "not-ipv4":
         return NEXT
     if packet.kind == "malformed":
-        return _unknown_source(tables, device)
+        return _drop_if_strict(tables, device, "malformed")
     if _forges_tunnel(tables, packet):
         return _drop("tunnel_port")
     policy_set = tables.pods.get((device, packet.source))
     if policy_set is None:
-        return _unknown_source(tables, device)
-    if _in_cluster(tables, packet.destination):
+        return _drop_if_strict(tables, device, "spoofed_source")
+    if _is_inside(tables, packet.destination):
         return NEXT
     flow = state.flows.get(packet.key_outbound) if packet.kind == "flow" else None
     if flow is None:
@@ -132,6 +136,8 @@ def _begin_flow(tables: Tables, state: State, packet: Packet, policy_set: int, d
     rule = next((rule for rule in rules if _matches(rule, packet)), None)
     if rule is None:
         return NEXT
+    if _is_nowhere(tables, packet.destination):
+        return _drop("bogus_destination")
     if not _translatable(packet):
         return _drop("fragment" if packet.kind == "fragment" else "unsupported_protocol")
     if not rule.group:
@@ -182,7 +188,7 @@ def _encapsulate(tables: Tables, packet: Packet, endpoint: IPv4Address, group: i
 def to_pod(tables: Tables, state: State, device: int, packet: Packet) -> Outcome:
     """Egress of a pod's host-side device: what begins outside is remembered, so that its answers are left alone."""
     policy_set = tables.pods.get((device, packet.destination))
-    if packet.kind != "flow" or policy_set is None or _in_cluster(tables, packet.source):
+    if packet.kind != "flow" or policy_set is None or _is_inside(tables, packet.source):
         return NEXT
     key = packet.key_inbound
     flow = state.flows.get(key)
@@ -210,8 +216,10 @@ def from_tunnel(tables: Tables, state: State, node: IPv4Address, vni: int, packe
         return _drop(packet.kind)
     if not _translatable(packet):
         return _drop("unsupported_protocol")
-    if _in_cluster(tables, packet.destination):
+    if _is_inside(tables, packet.destination):
         return _drop("unknown_pod")
+    if _is_nowhere(tables, packet.destination):
+        return _drop("bogus_destination")
     return _translate(tables, state, packet, vni, node, drawn)
 
 

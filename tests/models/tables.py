@@ -138,7 +138,7 @@ class Tables:
     tunnel_port: int = 0
     tunnel_mtu: int = 0
     nodes: frozenset[IPv4Address] = frozenset()
-    cluster: frozenset[IPv4Network] = frozenset()
+    cluster: Mapping[IPv4Network, int] = field(default_factory=dict)  # -> layout.PLACE_…
     uplinks: frozenset[int] = frozenset()
     pods: Mapping[tuple[int, IPv4Address], int] = field(default_factory=dict)  # (ifindex, address) -> policy set
     strict_devices: frozenset[int] = frozenset()
@@ -230,7 +230,7 @@ def tables(entries: Mapping[str, MapEntries], routes: Mapping[IPv4Network, int])
         tunnel_port=settings.tunnel_port,
         tunnel_mtu=settings.tunnel_mtu,
         nodes=frozenset(map(ip4, entries["nodes"])),
-        cluster=frozenset(map(_cidr, entries["cluster"])),
+        cluster={_cidr(key): layout.number(value) for key, value in entries["cluster"].items()},
         uplinks=frozenset(map(layout.number, entries["uplinks"])),
         pods={_pod(key): layout.number(value) for key, value in entries["pods"].items()},
         strict_devices=frozenset(map(layout.number, entries["strict_devices"])),

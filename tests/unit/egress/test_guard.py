@@ -58,9 +58,9 @@ flush chain inet routerd sent
 add chain inet routerd SET
 flush chain inet routerd SET
 flush set inet routerd cluster
-add element inet routerd cluster { 0.0.0.0/8, 10.1.0.0/16, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3 }
+add element inet routerd cluster { 10.1.0.0/16, 169.254.0.0/16, 224.0.0.0/4, 255.255.255.255 }
 flush set inet routerd cluster6
-add element inet routerd cluster6 { ::/127, fe80::/10, ff00::/8 }
+add element inet routerd cluster6 { fe80::/10, ff00::/8 }
 flush set inet routerd covered
 add element inet routerd covered { 0.0.0.0/0 }
 flush set inet routerd covered6
@@ -247,7 +247,7 @@ def test_ipv6_of_a_selected_pod_is_dropped_where_its_policies_cover_it_whatever_
     assert rules[0] == "ip6 daddr { ::/0 } ip6 daddr != { 2001:db8:9::/48 } tcp dport 80-443 counter name selected drop"
     assert rules[-1].endswith("meta l4proto icmpv6 counter name selected drop")
     assert all("ip6" not in rule for rules in verdicts(guard, "selected").values() for rule in rules)
-    assert guard.sets["cluster6"] == {"2001:db8:1::/48", "::/127", "fe80::/10", "ff00::/8"}
+    assert guard.sets["cluster6"] == {"2001:db8:1::/48", "fe80::/10", "ff00::/8"}
 
 
 def test_the_device_of_a_pods_ipv4_address_is_that_of_its_ipv6_addresses() -> None:

@@ -133,6 +133,18 @@ def test_what_is_not_translated_is_a_no_of_its_own() -> None:
     assert [(step.reason, step.note) for step in noes] == [("UnsupportedFamily", False)]
 
 
+def test_what_no_gateway_sends_is_told_where_a_policy_covers_it() -> None:
+    """A node's DNS cache and a cloud's metadata are reached as by any pod; it does not make the answer a no."""
+    world = {"EgressPolicy/web": cluster.policy(destinations=(ip_network("0.0.0.0/0"),))}
+    taken, link, nobodys = why("pod/default/web-1", policies=world)[-3:]
+    assert taken.yes
+    assert link.question == "do its policies take it to 169.254.0.0/16, 224.0.0.0/4, 255.255.255.255/32?"
+    assert nobodys.question == "do its policies take it to 0.0.0.0/8, 127.0.0.0/8, 240.0.0.0/4?"
+    assert [(step.yes, step.reason, step.note) for step in (link, nobodys)] == [(False, "NeverLeaves", True)] * 2
+    metadata = {"EgressPolicy/web": cluster.policy(destinations=(ip_network("169.254.169.254/32"),))}
+    assert why("pod/default/web-1", policies=metadata)[-1].question == "do its policies take it to 169.254.0.0/16?"
+
+
 def test_an_unknown_node_is_told() -> None:
     assert why("pod/default/web-1", Settings("elsewhere"))[-1].reason == "UnknownNode"
 
