@@ -23,6 +23,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from bpf import syscall
 from egress import host_settings
+from egress.entries import is_sayable
 from egress.plan import Attachment
 
 Mode = Literal["auto", "tcx", "clsact"]
@@ -122,7 +123,7 @@ class Attacher:
     def _observe_filters(self, identities: dict[int, str], devices: dict[int, str]) -> Iterator[Attachment]:
         for ifindex, device in devices.items():
             for hook in ("ingress", "egress"):
-                for program, program_id in _own_filters(device, hook):
+                for program, program_id in _own_filters(device if is_sayable(device) else f"if{ifindex}", hook):
                     yield Attachment(program, ifindex, identities.get(program_id) == program)
 
     # -- changing

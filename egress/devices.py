@@ -96,7 +96,7 @@ def _number(values: Attributes, kind: int) -> int:
 
 
 def _text(values: Attributes, kind: int) -> str:
-    return values.get(kind, b"").rstrip(b"\0").decode(errors="replace")
+    return values.get(kind, b"").rstrip(b"\0").decode(errors="backslashreplace")
 
 
 def _link(body: bytes) -> Link:

@@ -42,6 +42,13 @@ TCP_ESTABLISHED, TCP_OPENING, TCP_CLOSING, UDP, ICMP, ORPHAN = 7440, 240, 10, 30
 MapEntries = dict[bytes, bytes]
 
 
+def is_sayable(device: str) -> bool:
+    """Whether nft's language can say a device's name. The kernel takes any bytes but blanks, "/" and ":"; between the
+    quotation marks of a string nft knows no escape, and a * at its end stands for any name that begins so.
+    """
+    return device.isascii() and device.isprintable() and not {'"', "\\"} & {*device} and not device.endswith("*")
+
+
 @dataclass(frozen=True, slots=True)
 class PodDevice:
     """Where a local pod is attached to its node. MAC addresses are 6 bytes."""

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from ipaddress import collapse_addresses, ip_network
 
-from egress.entries import OF_THE_LINK, Facts, PodDevice
+from egress.entries import OF_THE_LINK, Facts, PodDevice, is_sayable
 from egress.policy import TAKEN, Desired, IPAddress, IPNetwork, Policy, Ports, Version
 
 TABLE = "routerd"
@@ -205,8 +205,9 @@ def _tunnel_rules(port: int) -> dict[str, Rules]:
 
 def render(desired: Desired, facts: Facts) -> Guard:
     """The guard for a node. A pod is decided once its device is known, as its map entries are written before the
-    guard.
+    guard. A device whose name cannot be said in nft stays unknown to it, and so a suspect.
     """
+    facts = _sayable(facts)
     attached = {address: facts.devices[address] for address in desired.pods if address in facts.devices}
     chains = _tunnel_rules(desired.tunnel_port)
     leaving = (rule for family in FAMILIES for rule in _forward_rules(family))
@@ -228,6 +229,11 @@ def render(desired: Desired, facts: Facts) -> Guard:
             chains |= {chain: rules for rules, chain in names.items()}
             sets[name] = frozenset(f"{key} : jump {names[rules]}" for key, rules in rules_by_key.items() if rules)
     return Guard(sets, chains)
+
+
+def _sayable(facts: Facts) -> Facts:
+    devices = {a: device for a, device in facts.devices.items() if is_sayable(device.forward_name)}
+    return replace(facts, devices=devices, host_devices=frozenset(filter(is_sayable, facts.host_devices)))
 
 
 def _key(address: IPAddress, device: PodDevice) -> str:

@@ -24,6 +24,7 @@ from egress.entries import (
     PodDevice,
     attached,
     describe,
+    is_sayable,
     map_entries,
     overloaded,
     translated,
@@ -432,7 +433,7 @@ def problems(desired: Desired, observed: Observed) -> tuple[Problem, ...]:
         kept = observed.facts.devices.get(address)
         message = f"more than one pod has {address}; {f'it is that of {kept.name}' if kept else 'it is nobody'}'s"
         found.append(Problem(f"pod-address/{address}", "PodAddressTwice", message))
-    return (*found, *_unguarded(desired, observed.facts), *_overloads(desired))
+    return (*found, *_unguarded(desired, observed.facts), *_unsayable(desired, observed.facts), *_overloads(desired))
 
 
 def _concerned(desired: Desired) -> frozenset[IPAddress]:
@@ -450,6 +451,21 @@ def _unguarded(desired: Desired, facts: Facts) -> Iterator[Problem]:
         which = f"{len(outside)} pods, {_sorted(outside)[0]} among them, have addresses outside the node's pod CIDRs"
         message = f"{which}: the first pod on a new bridge is not guarded before it is in the store; set spec.podCIDRs"
         yield Problem(f"node/{desired.node}", "PodOutsidePodCidrs", message)
+
+
+def _unsayable(desired: Desired, facts: Facts) -> Iterator[Problem]:
+    """Devices that the guard cannot know, as nft cannot say their names."""
+    advice = 'rename it, without ", \\ and a * at its end'
+    for address in _sorted(_concerned(desired)):
+        device = facts.devices.get(address)
+        if device is not None and not is_sayable(device.forward_name):
+            message = f"nft cannot say the name of device {device.forward_name!a}: what {address} sends to covered"
+            message += f" destinations is dropped unless its policies take it; {advice}"
+            yield Problem(f"pod-address/{address}", "DeviceName", message)
+    for name in sorted({facts.underlay, *facts.uplinks}):
+        if desired.policies and not is_sayable(name):
+            message = f"nft cannot say the name of device {name!a}: tunnel packets by it are dropped; {advice}"
+            yield Problem(f"node/{desired.node}", "DeviceName", message)
 
 
 def _overloads(desired: Desired) -> Iterator[Problem]:

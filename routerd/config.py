@@ -14,6 +14,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Literal, cast
 
+from egress.entries import is_sayable
 from routerd.errors import InputError
 from routerd.formats.compose import documents
 from routerd.formats.document import Section, Source, Value, parse_address
@@ -316,6 +317,8 @@ def _device(value: Value) -> str:
     name = value.name("the name of a network device")
     if len(name) > 15 or "/" in name or any(char.isspace() for char in name):
         value.expected("the name of a network device")
+    if not is_sayable(name):
+        value.expected("the name of a network device that nft can say: no quotation mark, no \\, no * at its end")
     return name
 
 

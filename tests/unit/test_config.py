@@ -72,6 +72,9 @@ operator: {ledger: /l, retention: 1d, egress-retention: "0", cooldown: 5m, metri
          'f:3:23: egress.tunnel-port: found "99999", expected an integer from 1 to 65535'),
         (HEAD + "egress: {uplinks: [averyveryverylongname]}\n",
          'f:3:20: egress.uplinks[0]: found "averyveryverylongname", expected the name of a network device'),
+        (HEAD + "egress: {host-devices: [br*]}\n",
+         'f:3:25: egress.host-devices[0]: found "br*", expected the name of a network device that nft can say: '
+         "no quotation mark, no \\, no * at its end"),
         (HEAD + "operator: {metrics-listen: 0.0.0.0}\n",
          'f:3:28: operator.metrics-listen: found "0.0.0.0", expected ADDRESS:PORT such as 127.0.0.1:9794 or '
          '[::1]:9794, or "" for none'),

@@ -32,7 +32,27 @@ def read_back(namespace: Namespace) -> Guard | None:
     return parse(json.loads(namespace.run(["nft", "-j", "list", "table", "inet", "routerd"])))
 
 
-NAMES = ["eth0", "veth1.2", "cali-1_a", "0net", "bridge", "vlan", "ip", "_x", "drop", "c+d", "7"]
+NAMES = [
+    "eth0",
+    "veth1.2",
+    "cali-1_a",
+    "0net",
+    "bridge",
+    "vlan",
+    "ip",
+    "_x",
+    "drop",
+    "c+d",
+    "7",
+    "@x",
+    "$x",
+    "lo;x",
+    "{",
+    "#",
+]
+UNSAYABLE = ['a"b', "*", "a*", "a\\*"]
+not_in_names = "\0/: \t\n\v\f\r\xa0"
+kernel_names = st.text(st.characters(codec="utf-8", exclude_characters=not_in_names), min_size=1, max_size=15)
 networks = st.one_of(
     st.builds(
         lambda address, bits: IPv4Network((address, bits), strict=False),
@@ -61,7 +81,7 @@ def wishes(draw: st.DrawFn) -> tuple[Desired, Facts]:
     known = draw(policies)
     chosen = st.lists(st.sampled_from(sorted(known)), unique=True).map(tuple) if known else st.just(())
     pods = {pod: draw(chosen) for pod in draw(st.lists(st.sampled_from(PODS), unique=True))}
-    name = draw(st.sampled_from(NAMES))
+    name = draw(st.one_of(st.sampled_from(NAMES + UNSAYABLE), kernel_names))
     devices = {pod: PodDevice(n, name, name, bytes(6), bytes(6)) for n, pod in enumerate(pods)}
     devices |= {PODS[0]: PodDevice(9, "late", "late", bytes(6), bytes(6))} if PODS[0] not in pods else {}
     nodes = frozenset(draw(st.lists(st.builds(IPv4Address, st.integers(1, 2**32 - 1)), max_size=2)))
@@ -69,7 +89,7 @@ def wishes(draw: st.DrawFn) -> tuple[Desired, Facts]:
         "n", IPv4Address("10.0.0.1"), pods=pods, policies=known, nodes=nodes, cluster=frozenset(draw(some_networks)),
         pod_cidrs=frozenset(draw(some_networks)),
     )  # fmt: skip
-    return desired, Facts(devices)
+    return desired, Facts(devices, host_devices=frozenset({"eth0", draw(kernel_names)}))
 
 
 @settings(max_examples=60, derandomize=True, database=None, suppress_health_check=list(HealthCheck))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bpf import layout
 from egress.entries import Facts, PodDevice
+from egress.guard import render
 from egress.plan import (
     Attachment,
     Observed,
@@ -228,6 +229,23 @@ def test_what_pods_lack_is_told_in_families_that_a_policy_covers(
     found = problems(desired, replace(nowhere, facts=Facts(bridged, {"eth0": 2})))
     outside = [each.message.partition(",")[0] for each in found if each.reason == "PodOutsidePodCidrs"]
     assert outside == ([f"{len(told)} pods"] if told else [])
+
+
+@pytest.mark.parametrize("name", ['a"b', "*", "br*", "\\", "\x1b[2J", "veth-é"])
+def test_a_device_that_nft_cannot_name_is_told_and_left_out_of_the_guard(name: str) -> None:
+    devices = {POD: PodDevice(7, "veth7", name, bytes(6), bytes(6)), PLAIN: DEVICES[PLAIN]}
+    facts = Facts(devices, {"eth0": 2, name: 3}, host_devices=frozenset({"eth0", name}))
+    desired = on_worker()
+    found = problems(desired, replace(settled(desired).observe(), facts=facts))
+    assert [(each.object, each.reason) for each in found if each.reason == "DeviceName"] == [
+        (f"pod-address/{POD}", "DeviceName"), (f"node/{desired.node}", "DeviceName"),
+    ]  # fmt: skip
+    assert all(each.message.isascii() and each.message.isprintable() for each in found)
+    sets = render(desired, facts).sets
+    assert sets["host_devices"] == {"eth0"}
+    assert sets["pod_devices"] == {DEVICES[PLAIN].forward_name}
+    assert sets["selected"] == frozenset()
+    assert sets["decided"] == {f"{DEVICES[PLAIN].forward_name} . {PLAIN}"}
 
 
 # --- every prefix of a plan
