@@ -81,6 +81,16 @@ def stranded(work: Round) -> list[Denial]:
     ]
 
 
+def overtaken(work: Round) -> list[Denial]:
+    """One denial for each owner with an address of a pool that has become somebody's; it keeps it."""
+    return [
+        Denial(owner, "AddressTaken", f'"{address_of(key)}" is {work.taken.whose(key)}: give one of the two another')
+        for owner, mine in work.held.items()
+        for key in mine
+        if key in work.taken and not work.requests[owner].given
+    ]
+
+
 def adopt_known(work: Round) -> None:
     for request in work.requests.values():
         if work.held.get(request.owner):

@@ -13,10 +13,11 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from ipam.adopt import adopt_known, stranded, take_records
+from ipam.adopt import adopt_known, overtaken, stranded, take_records
 from ipam.pool import Counts, Denial, IPAddress, Pool, PoolSpec, key_of
 from ipam.round import Record, Request, Round, Timers
 from ipam.serve import serve_any, serve_requested
+from ipam.taken import NOTHING, Taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +43,29 @@ def plan(
     requests: Iterable[Request],
     now: float,
     timers: Timers | None = None,
+    taken: Taken = NOTHING,
 ) -> Plan:
-    """Serves `requests` from `pools`, given what is recorded. `now` is in seconds of the Unix epoch."""
+    """Serves `requests` from `pools`, given what is recorded. `now` is in seconds of the Unix epoch.
+
+    What is `taken` is not given from a pool; who has it keeps it.
+    """
     timers = timers or Timers()
     specs = sorted(pools, key=lambda spec: (-spec.priority, spec.name))
     conflicts = _conflicts(specs)
     # Of the same age, who takes from the pools comes before who gives itself an address.
     ordered = sorted(requests, key=lambda request: (request.created, request.given, request.owner))
     work = Round(
-        tuple(Pool(spec, timers.cooldown) for spec in specs),
+        tuple(Pool(spec, timers.cooldown, taken) for spec in specs),
         frozenset(denial.owner for denial in conflicts),
         {request.owner: request for request in ordered},
         now,
         timers,
+        taken,
     )
     take_records(work, records)
     _serve(work)
     work.denials += [replace(denial, owner=f"AddressPool/{denial.owner}") for denial in conflicts]
-    work.denials += stranded(work)
+    work.denials += [*stranded(work), *overtaken(work)]
     return _result(work)
 
 

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
 from ipam.bitmap import Bitmap
+from ipam.taken import NOTHING, Taken
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
@@ -61,7 +62,7 @@ class Counts:
     free: int
     used: int
     cooling: int
-    reserved: int  # bound to the name of an owner that is gone, or left out as buggy
+    reserved: int  # bound to the name of an owner that is gone, or left out: buggy, or somebody's already
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,7 @@ class Pool:
 
     spec: PoolSpec
     cooldown: float = COOLDOWN
+    taken: Taken = NOTHING
     holders: dict[int, dict[str, Use]] = field(default_factory=dict)
     reserved: dict[int, set[str]] = field(default_factory=dict)
     cooling: dict[int, Cooling] = field(default_factory=dict)
@@ -120,7 +122,8 @@ class Pool:
     _sorted: list[_Block] = field(init=False)
     _starts: list[int] = field(init=False)
     _shared: dict[str, set[int]] = field(default_factory=dict)
-    _buggy_taken: int = 0
+    _left_out_taken: int = 0
+    _less: dict[Version, tuple[int, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._blocks = [_block(network) for network in _outermost(self.spec.blocks)]
@@ -137,10 +140,20 @@ class Pool:
 
     def leaves_out(self, key: int) -> bool:
         """Whether the pool never gives out the address although it lies in a block."""
-        return self.spec.avoid_buggy_ips and is_buggy(key)
+        return key in self.taken or (self.spec.avoid_buggy_ips and is_buggy(key))
 
     def has_version(self, version: Version) -> bool:
         return any(block.version == version for block in self._blocks)
+
+    def why_less(self, version: Version) -> tuple[int, str]:
+        """How many addresses of its blocks are somebody's already, and the first with words for whose; (0, "")."""
+        if version not in self._less:
+            blocks = [(each.start, each.start + each.size - 1) for each in self._blocks if each.version == version]
+            ranges = [found for first, last in blocks for found in self.taken.within(first, last)]
+            key = ranges[0][0] if ranges else 0
+            words = f"{address_of(key)} is {self.taken.whose(key)}" if ranges else ""
+            self._less[version] = sum(last - first + 1 for first, last in ranges), words
+        return self._less[version]
 
     def denial(self, key: int, owner: str, use: Use) -> Denial | None:
         """Why `owner` cannot hold the address now; None if it can."""
@@ -201,12 +214,18 @@ class Pool:
         held = [key for key in self.holders if self.contains(key)]
         bound = [key for key in self.reserved if key not in self.holders and self.contains(key)]
         total, taken = sum(block.size for block in self._blocks), sum(block.bitmap.taken for block in self._blocks)
-        left_out = idle = 0
-        if self.spec.avoid_buggy_ips:
-            left_out = sum(count_buggy(block.start, block.size) for block in self._blocks)
-            idle = left_out - sum(map(is_buggy, (*held, *bound, *self.cooling)))
-        free = total - taken - (left_out - self._buggy_taken)
+        left_out = sum(map(self._left_out, self._blocks))
+        idle = left_out - sum(map(self.leaves_out, (*held, *bound, *self.cooling))) if left_out else 0
+        free = total - taken - (left_out - self._left_out_taken)
         return Counts(total, free, len(held), len(self.cooling), len(bound) + idle)
+
+    def _left_out(self, block: _Block) -> int:
+        """How many addresses of the block it never gives out."""
+        count = count_buggy(block.start, block.size) if self.spec.avoid_buggy_ips else 0
+        for first, last in self.taken.within(block.start, block.start + block.size - 1):
+            size = last - first + 1
+            count += size - (count_buggy(first, size) if self.spec.avoid_buggy_ips else 0)
+        return count
 
     def _hold(self, key: int, owner: str, use: Use) -> None:
         holders = self.holders.setdefault(key, {})
@@ -239,13 +258,21 @@ class Pool:
             if block.version != version:
                 continue
             offset = block.bitmap.lowest_free()
-            # A buggy address is marked when a search first meets it: a /8 has 131,072 of them.
             while offset is not None and self.leaves_out(block.start + offset):
-                self._take(block.start + offset)
-                offset = block.bitmap.lowest_free(offset)
+                offset = block.bitmap.lowest_free(self._past(block.start + offset) - block.start)
             if offset is not None:
                 return block.start + offset
         return None
+
+    def _past(self, key: int) -> int:
+        """Where a search goes on behind an address that is left out. A single one is marked when a search first meets
+        it: a /8 has 131,072 that are buggy. A row of them is passed over as a whole.
+        """
+        end = self.taken.end(key)
+        if end is not None and end > key:
+            return end + 1
+        self._take(key)
+        return key
 
     def _locate(self, key: int) -> _Block | None:
         index = bisect_right(self._starts, key) - 1
@@ -257,7 +284,7 @@ class Pool:
     def _take(self, key: int) -> None:
         block = self._locate(key)
         if block and block.bitmap.occupy(key - block.start) and self.leaves_out(key):
-            self._buggy_taken += 1
+            self._left_out_taken += 1
 
 
 def _block(network: IPNetwork) -> _Block:

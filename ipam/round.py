@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ipam.pool import COOLDOWN, Denial, IPAddress, Pool, PoolSpec, Use, Version, address_of
+from ipam.taken import NOTHING, Taken
 
 State = Literal["used", "reserved", "cooling"]
 
@@ -57,6 +58,7 @@ class Round:
     requests: dict[str, Request]  # in the order of service
     now: float
     timers: Timers
+    taken: Taken = NOTHING
     by_name: dict[str, Pool] = field(init=False)
     outside: Pool = field(init=False)  # addresses that lie in no pool
     held: dict[str, dict[int, Record]] = field(default_factory=dict)  # owner -> key -> record

@@ -5,7 +5,7 @@ The wording of denials is MetalLB's where it has one. An owner that is denied a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ipam.pool import Denial, Pool, Version, address_of, key_of
 from ipam.round import Record, Request, Round
@@ -84,6 +84,10 @@ def _not_allowed(work: Round, request: Request, keys: list[int]) -> Denial | Non
         return Denial(request.owner, "NotInPool", message)
     if request.given and not request.pool:
         return None  # the address is the owner's own word
+    whose = next(((key, work.taken.whose(key)) for key in keys if key in work.taken), None)
+    if whose is not None:
+        message = f'"{address_of(whose[0])}" is {whose[1]}: request another address'
+        return Denial(request.owner, "AddressTaken", message)
     pool = next(iter(pools.values()))
     if len(pools) != 1 or pool is None or request.purpose not in pool.spec.uses or any(map(pool.leaves_out, keys)):
         return Denial(request.owner, "NotInPool", f"{_quoted(request)} is not allowed in config")
@@ -139,7 +143,7 @@ def _add_families(work: Round, request: Request, pool_name: str, missing: list[V
         if pool is not None and key is not None:
             work.hold(pool, key, request, work.now)
         elif request.families == "all":
-            work.denials.append(_exhausted(request, pool_name, version))
+            work.denials.append(_exhausted(request, pool_name, version, [pool] if pool else []))
 
 
 def _choose(work: Round, request: Request) -> tuple[Pool, list[int]] | None:
@@ -158,7 +162,7 @@ def _choose(work: Round, request: Request) -> tuple[Pool, list[int]] | None:
         for version in attempts[0]
         if all(_find(work, request, pool, version) is None for pool in candidates)
     ]  # fmt: skip
-    work.denials.append(_exhausted(request, request.pool, (lacking or attempts[0])[0]))
+    work.denials.append(_exhausted(request, request.pool, (lacking or attempts[0])[0], candidates))
     return None
 
 
@@ -178,7 +182,7 @@ def _find(work: Round, request: Request, pool: Pool, version: Version) -> int | 
     """An address that the owner had before and nobody else has, else what the pool finds."""
     for key in work.returning.get(request.owner, ()):
         usable = address_of(key).version == version and work.home(key) is pool
-        if usable and pool.denial(key, request.owner, request.use) is None:
+        if usable and key not in work.taken and pool.denial(key, request.owner, request.use) is None:
             return key
     return pool.find(request.owner, version, request.use)
 
@@ -213,7 +217,10 @@ def _unknown(request: Request) -> Denial:
     return Denial(request.owner, "UnknownPool", f'unknown pool "{request.pool}"')
 
 
-def _exhausted(request: Request, pool: str, version: Version) -> Denial:
+def _exhausted(request: Request, pool: str, version: Version, among: Iterable[Pool] = ()) -> Denial:
     where = f' in pool "{pool}"' if pool else ""
     message = f"no available IPs{where} for IPv{version} IPFamily: add a block, or release addresses"
+    less = [found for each in among if (found := each.why_less(version))[0]]
+    if less:
+        message += f"; {sum(count for count, _ in less)} of its addresses are not given, as {less[0][1]}"
     return Denial(request.owner, "PoolExhausted", message)

@@ -7,12 +7,12 @@ team could take an egress IP from another.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import ip_network
 
-from routerd.model import IPAddress, IPNetwork, Snapshot
+from routerd.model import IPAddress, IPNetwork, Service, Snapshot
 from routerd.refs import POD, Ref
 
 TAKEN = "AddressTaken"  # reason of a refusal
@@ -50,10 +50,10 @@ def claims(
     found: dict[IPAddress, str] = {}
     if not wanted:
         return found
-    for address, words in _hosts(wanted, snapshot):
+    for address, words in hosts(wanted, snapshot):
         found.setdefault(address, words)
     of_nodes = dict(_of_nodes(wanted - {*held}, snapshot, networks))
-    return {**of_nodes, **Ranges.of(_ranges(snapshot)).found(wanted), **found, **_reserved().found(wanted)}
+    return {**of_nodes, **Ranges.of(ranges(snapshot)).found(wanted), **found, **_reserved().found(wanted)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +93,33 @@ def _reserved() -> Ranges:
     return Ranges.of(RESERVED)
 
 
-def _hosts(wanted: set[IPAddress], snapshot: Snapshot) -> Iterator[tuple[IPAddress, str]]:
+def _balanced(service: Service) -> bool:
+    return service.type == "LoadBalancer"
+
+
+def hosts(
+    wanted: Container[IPAddress], snapshot: Snapshot, balanced: Callable[[Service], bool] = _balanced
+) -> Iterator[tuple[IPAddress, str]]:
+    """Addresses of peers, services and pods that are `wanted`. `balanced`: whose load balancer's addresses count."""
     for peer in snapshot.bgp.peers if snapshot.bgp else ():
         if peer.address in wanted:
             yield peer.address, f"the address of {peer.ref}"
     for service in (snapshot.services or {}).values():
-        for address in wanted.intersection(snapshot.cluster_ips(service)):
-            yield address, f"the ClusterIP of {service.ref}"
-        for address in wanted.intersection(service.status_ips if service.type == "LoadBalancer" else ()):
-            yield address, f"the load balancer's address of {service.ref}"
+        for address in snapshot.cluster_ips(service):
+            if address in wanted:
+                yield address, f"the ClusterIP of {service.ref}"
+        for address in service.status_ips if balanced(service) else ():
+            if address in wanted:
+                yield address, f"the load balancer's address of {service.ref}"
     for pod in (snapshot.pods or {}).values():
         if not pod.host_network and not pod.finished:
-            for address in wanted.intersection(pod.addresses):
-                yield address, f"the address of {Ref(POD, pod.namespace, pod.name)}"
+            for address in pod.addresses:
+                if address in wanted:
+                    yield address, f"the address of {Ref(POD, pod.namespace, pod.name)}"
 
 
-def _ranges(snapshot: Snapshot) -> Iterator[tuple[IPNetwork, str]]:
+def ranges(snapshot: Snapshot) -> Iterator[tuple[IPNetwork, str]]:
+    """Networks of which the cluster gives addresses itself."""
     for cidr in snapshot.service_cidrs:
         yield cidr, f"in the service CIDR {cidr}"
     for node in (snapshot.nodes or {}).values():

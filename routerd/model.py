@@ -42,7 +42,8 @@ ORDINARY = frozenset({"NoLocalEndpoints", "NodeExcluded", "NotConfigured", "Pool
 HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
     {
         "AwaitingNodeReports", "BFDNotSupported", "ForwardingOff", "GatewayNotUsed", "HoldTimeTooLong",
-        "InvalidRouterID", "NetworkUnavailable", "NoEndpoints", "PodOutsideCluster", "StatusOfOther", "UnknownGateway",
+        "InvalidRouterID", "NetworkUnavailable", "NoEndpoints", "PodOutsideCluster", "PoolOverCluster", "StatusOfOther",
+        "UnknownGateway",
     }
 )  # fmt: skip
 

@@ -13,12 +13,13 @@ from egress.gateways import MAX_GATEWAYS
 from egress.policy import UNSUPPORTED_FAMILY, unsupported
 from ipam.plan import Plan, plan
 from ipam.pool import Counts, key_of
-from ipam.round import Record, Timers
+from ipam.round import Record, Request, Timers
 from routerd.cluster.adopt import adopt, digest_of
 from routerd.cluster.conflicts import Limits
 from routerd.cluster.groups import Groups, addresses_on_nodes, form_groups
 from routerd.cluster.ledger import Ledger
 from routerd.cluster.requests import is_ours, policy_request, pool_spec, service_request
+from routerd.cluster.taken import taken_of
 from routerd.model import (
     Allocations,
     EgressPolicy,
@@ -81,7 +82,8 @@ def assign(
     refused = limits.refused({key: each.egress_ip for key, each in policies.items() if each.egress_ip is not None})
     policy_requests = (policy_request(each, on_nodes) for key, each in policies.items() if key not in refused)
     requests += [request for request in policy_requests if request is not None]
-    planned = plan(map(pool_spec, pools.values()), ledger.addresses, requests, now, settings.timers)
+    taken, pools_over = taken_of(snapshot, reports, _ours(ledger, requests))
+    planned = plan(map(pool_spec, pools.values()), ledger.addresses, requests, now, settings.timers, taken)
     granted = {key: grant for key, grant in planned.grants.items() if key in policies}
     refused |= limits.refused({key: grant.addresses[0] for key, grant in granted.items()})
     granted = {key: grant for key, grant in granted.items() if key not in refused}
@@ -93,7 +95,7 @@ def assign(
     draft = Allocations(
         services=_services(planned, snapshot),
         groups=groups.groups,
-        refusals=_refusals(planned, groups, policies.values(), refused.values()),
+        refusals=_refusals(planned, groups, policies.values(), (*refused.values(), *pools_over)),
         nodes=_further_addresses(nodes, holders),
         writer=settings.writer,
     )
@@ -119,6 +121,12 @@ def release(ledger: Ledger, name: str, now: float) -> tuple[Ledger, tuple[Record
     freed = {id(each): replace(each, state="cooling", since=now, bound=False) for each in hits}
     addresses = tuple(freed.get(id(each), each) for each in ledger.addresses)
     return replace(ledger, addresses=addresses), tuple(freed.values())
+
+
+def _ours(ledger: Ledger, requests: Iterable[Request]) -> frozenset[IPAddress]:
+    """Addresses that were given, as far as it is known: a node may have them on an interface because of that."""
+    known = (address for request in requests for address in request.known)
+    return frozenset((*(record.address for record in ledger.addresses), *known))
 
 
 def _services(planned: Plan, snapshot: Snapshot) -> tuple[ServiceAllocation, ...]:

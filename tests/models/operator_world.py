@@ -16,8 +16,10 @@ from routerd.model import (
     AddressPool,
     Allocations,
     EgressPolicy,
+    IPNetwork,
     Node,
     NodeReport,
+    Peer,
     Peering,
     Service,
     ServicePort,
@@ -35,6 +37,8 @@ class World:
     pools: dict[str, AddressPool] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
     reports: dict[str, NodeReport] = field(default_factory=dict)
+    peers: tuple[Peer, ...] = ()
+    service_cidrs: tuple[IPNetwork, ...] = ()
     ledger: Ledger = field(default_factory=Ledger)
     allocations: Allocations = field(default_factory=Allocations)
     now: float = 1000.0
@@ -67,10 +71,16 @@ class World:
         if reports is not None:
             self.reports[name] = NodeReport(name, tuple(map(ip_address, reports.split())), draining=draining)
 
+    def report(self, name: str, *addresses: str, networks: str = "") -> None:
+        """What the node says that is on its interfaces, and which networks these are in."""
+        found = tuple(map(ip_network, networks.split()))
+        self.reports[name] = NodeReport(name, tuple(map(ip_address, addresses)), found)
+
     def snapshot(self) -> Snapshot:
         return Snapshot(
-            nodes=self.nodes, namespaces={}, pods={}, services=self.services, endpoint_slices=(), bgp=Peering(),
-            pools=self.pools, policies=self.policies, allocations=self.allocations,
+            nodes=self.nodes, namespaces={}, pods={}, services=self.services, endpoint_slices=(),
+            bgp=Peering(self.peers), pools=self.pools, policies=self.policies, allocations=self.allocations,
+            service_cidrs=self.service_cidrs,
         )  # fmt: skip
 
     def decide(self, seconds: float = 0) -> str:
@@ -116,6 +126,11 @@ class FakeStore:
     callbacks: list[Callable[[], None]] = field(default_factory=list)
     fault: StoreError | None = None
     synced: bool = True
+
+    def report(self, name: str, *addresses: str, networks: str = "") -> None:
+        """What the node says that is on its interfaces, and which networks these are in."""
+        found = tuple(map(ip_network, networks.split()))
+        self.reports[name] = NodeReport(name, tuple(map(ip_address, addresses)), found)
 
     def snapshot(self) -> Snapshot:
         return self.world.snapshot() if self.synced else Snapshot()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
+from ipam.pool import Counts
+from routerd.model import Allocations, Peer
 from tests.models.operator_world import World
 
 
@@ -81,6 +83,97 @@ def test_a_pool_that_services_ask_for_is_split_renamed_and_deleted() -> None:
     world.pool("c", "203.0.113.0/24")
     world.service("two", requested_pool="c")
     assert "d/two c 203.0.113.0" in world.decide()
+
+
+def test_a_pool_over_the_nodes_own_network_gives_what_is_nobodys() -> None:
+    """Nodes, the ToR, the network's own addresses and a next hop are left out; asked for, they are refused by name."""
+    world = World()
+    world.pool("lan", "10.0.0.0/28")
+    world.peers = (Peer(ip_address("10.0.0.1"), 64512, 64513),)
+    world.node("n1", addresses=(ip_address("10.0.0.3"),))
+    world.node("n2", addresses=(ip_address("10.0.0.4"),))
+    world.report("n1", "10.0.0.3", "10.0.0.5", networks="10.0.0.0/29 10.0.0.9/32")
+    for number in range(8):
+        world.service(f"s{number}")
+    assert world.decide() == lines("""
+        d/s0 lan 10.0.0.2
+        d/s1 lan 10.0.0.6
+        d/s2 lan 10.0.0.8
+        d/s3 lan 10.0.0.10
+        d/s4 lan 10.0.0.11
+        d/s5 lan 10.0.0.12
+        d/s6 lan 10.0.0.13
+        d/s7 lan 10.0.0.14
+    """)
+    assert world.last is not None
+    assert world.last.counts["lan"] == Counts(total=16, free=1, used=8, cooling=0, reserved=7)
+    for name, address in {"a": "10.0.0.1", "b": "10.0.0.4", "c": "10.0.0.5", "d": "10.0.0.7", "e": "10.0.0.9"}.items():
+        world.service(name, ips=address)
+    assert [line for line in world.decide().splitlines() if line.startswith("!")] == [
+        f'! svc/d/{name} AddressTaken: "{address}" is {whose}: request another address'
+        for name, address, whose in (
+            ("a", "10.0.0.1", "the address of peer/10.0.0.1"),
+            ("b", "10.0.0.4", "an address of node/n2"),
+            ("c", "10.0.0.5", "on an interface of node/n1"),
+            ("d", "10.0.0.7", "the broadcast address of the network 10.0.0.0/29 of node/n1"),
+            ("e", "10.0.0.9", "a next hop of node/n1"),
+        )
+    ]
+
+
+def test_an_address_that_becomes_a_nodes_stays_with_its_service_and_both_are_told() -> None:
+    world = World()
+    world.pool("lan", "10.0.0.0/28")
+    world.service("web")
+    assert world.decide() == "d/web lan 10.0.0.0"
+    world.node("n1", addresses=(ip_address("10.0.0.0"),))
+    assert world.decide() == lines("""
+        d/web lan 10.0.0.0
+        ! svc/d/web AddressTaken: "10.0.0.0" is an address of node/n1: give one of the two another
+    """)
+
+
+def test_an_address_that_a_node_has_on_an_interface_because_it_was_given_is_no_nodes() -> None:
+    """kube-proxy in IPVS mode puts VIPs on an interface of every node."""
+    world = World()
+    world.pool("a", "192.0.2.0/28")
+    world.service("web")
+    assert world.decide() == "d/web a 192.0.2.0"
+    world.node("n1", reports="192.0.2.0")
+    assert world.decide() == "d/web a 192.0.2.0"
+    world.lose_file()
+    world.allocations = Allocations()
+    world.service("web", status="192.0.2.0")
+    world.service("a")
+    assert world.decide() == "d/a a 192.0.2.1\nd/web a 192.0.2.0"
+
+
+def test_a_pool_in_what_the_cluster_gives_itself() -> None:
+    world = World(service_cidrs=(ip_network("10.96.0.0/28"),))
+    world.pool("p", "10.96.0.0/27")
+    world.pool("q", "10.244.0.0/30")
+    world.node("n1", pod_cidrs=(ip_network("10.244.0.0/16"),))
+    world.service("web")
+    world.service("asks", ips="10.244.0.1")
+    world.service("wants", requested_pool="q")
+    assert world.decide() == lines("""
+        d/web p 10.96.0.16
+        ! AddressPool/p PoolOverCluster: 10.96.0.0/28 is in the service CIDR 10.96.0.0/28: it is not given; \
+take it out of the pool
+        ! AddressPool/q PoolOverCluster: 10.244.0.0/30 is in the pod CIDR 10.244.0.0/16 of node/n1: it is not given; \
+take it out of the pool
+        ! svc/d/asks AddressTaken: "10.244.0.1" is in the pod CIDR 10.244.0.0/16 of node/n1: request another address
+        ! svc/d/wants PoolExhausted: no available IPs in pool "q" for IPv4 IPFamily: add a block, or release \
+addresses; 4 of its addresses are not given, as 10.244.0.0 is in the pod CIDR 10.244.0.0/16 of node/n1
+    """)
+
+
+def test_cluster_ips_pods_and_what_other_controllers_gave_are_not_given_again() -> None:
+    world = World()
+    world.pool("p", "10.0.0.0/29")
+    world.service("a", cluster_ips=(ip_address("10.0.0.0"),))
+    world.service("b", load_balancer_class="example.com/other", status="10.0.0.1")
+    assert world.decide() == "d/a p 10.0.0.2"
 
 
 def test_switching_on_avoid_buggy_ips_moves_nobody() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ipam.pool import Pool, PoolSpec, Use, Version, address_of, is_buggy, key_of
+from ipam.taken import Taken
 
 PLAIN = Use()
 OWNERS = st.sampled_from(["a", "b", "c"])
@@ -24,15 +25,22 @@ def allocate(pool: Pool, owner: str, version: Version = 4, use: Use = PLAIN) -> 
 class PoolMachine(RuleBasedStateMachine):
     """Occupy, allocate, release, reserve: after every step, each address is in exactly one state."""
 
-    @initialize(buggy=st.booleans(), first=st.sampled_from(["10.0.0.0/29", "10.0.0.248/29", "10.0.0.4/30"]))
-    def start(self, buggy: bool, first: str) -> None:
+    @initialize(
+        buggy=st.booleans(),
+        taken=st.lists(st.tuples(st.integers(0, 15), st.integers(1, 5)), max_size=3),
+        first=st.sampled_from(["10.0.0.0/29", "10.0.0.248/29", "10.0.0.4/30"]),
+    )
+    def start(self, buggy: bool, taken: list[tuple[int, int]], first: str) -> None:
         blocks = (ip_network(first), ip_network("10.0.1.0/30"))
-        self.pool = Pool(PoolSpec("p", blocks, avoid_buggy_ips=buggy), cooldown=10)
+        low = key_of(blocks[0].network_address) - 4
+        claims = tuple((low + start, low + start + size - 1, "somebody's") for start, size in taken)
+        self.pool = Pool(PoolSpec("p", blocks, avoid_buggy_ips=buggy), cooldown=10, taken=Taken(claims))
         self.every = [key_of(address) for block in blocks for address in block]
         self.held: dict[int, str] = {}
         self.reserved: dict[int, str] = {}
         self.cooling: dict[int, tuple[str, float]] = {}
         self.buggy = {key for key in self.every if buggy and is_buggy(key)}
+        self.buggy |= {key for key in self.every for first, last, _ in claims if first <= key <= last}
         self.now = 0.0
 
     def taken(self) -> set[int]:

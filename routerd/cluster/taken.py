@@ -1,0 +1,98 @@
+"""What of the pools is somebody's already: a node's, a peer's, a network's own, the cluster's. Pure.
+
+Other addresses of a network that nodes are in may be given: who makes a pool of them means it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from ipam.pool import IPAddress, IPNetwork, key_of
+from ipam.taken import Range, Taken
+from routerd.claims import RESERVED, hosts, ranges
+from routerd.cluster.requests import is_ours
+from routerd.model import AddressPool, Node, NodeReport, Refusal, Service, Snapshot
+from routerd.refs import Ref
+
+OVER_CLUSTER = "PoolOverCluster"  # reason of a refusal
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpace:
+    """Every block of every pool: nearly all addresses lie in none, and must cost little."""
+
+    blocks: Taken
+
+    @classmethod
+    def of(cls, pools: Iterable[AddressPool]) -> PoolSpace:
+        return cls(Taken(tuple((*_range(block), "") for pool in pools for block in pool.blocks)))
+
+    def __contains__(self, address: object) -> bool:
+        return isinstance(address, IPv4Address | IPv6Address) and key_of(address) in self.blocks
+
+    def overlaps(self, network: IPNetwork) -> bool:
+        return any(True for _ in self.blocks.within(*_range(network)))
+
+
+def taken_of(
+    snapshot: Snapshot, reports: Mapping[str, NodeReport], recorded: Collection[IPAddress]
+) -> tuple[Taken, tuple[Refusal, ...]]:
+    """What no pool gives, and pools of which a part is the cluster's. `recorded`: addresses in the ledger, which a node
+    may have on an interface because they were given.
+    """
+    pools = (snapshot.pools or {}).values()
+    space = PoolSpace.of(pools)
+    networks = [pair for pair in (*RESERVED, *ranges(snapshot)) if space.overlaps(pair[0])]
+    claims = [(*_range(network), words) for network, words in networks]
+    single = [*hosts(space, snapshot, _of_others), *_of_nodes(space, snapshot.nodes or {}, reports, recorded)]
+    claims += [(key_of(address), key_of(address), words) for address, words in single]
+    return Taken(tuple(claims)), tuple(_pools_over(pools, networks))
+
+
+def _pools_over(pools: Iterable[AddressPool], networks: Iterable[tuple[IPNetwork, str]]) -> Iterator[Refusal]:
+    for pool in pools:
+        over = [(block, network, words) for network, words in networks for block in pool.blocks
+                if block.version == network.version and block.overlaps(network)]  # fmt: skip
+        for block, network, words in over[:1]:
+            part = max(block, network, key=lambda each: each.prefixlen)
+            message = f"{part} is {words}: it is not given; take it out of the pool"
+            yield Refusal(Ref("AddressPool", name=pool.name), OVER_CLUSTER, message)
+
+
+def _of_others(service: Service) -> bool:
+    return service.type == "LoadBalancer" and not is_ours(service)
+
+
+def _of_nodes(
+    space: PoolSpace, nodes: Mapping[str, Node], reports: Mapping[str, NodeReport], recorded: Collection[IPAddress]
+) -> Iterator[tuple[IPAddress, str]]:
+    for name, node in nodes.items():
+        report = reports.get(name, NodeReport(name))
+        for address in node.addresses:
+            if address in space:
+                yield address, f"an address of {node.ref}"
+        for address in report.addresses:
+            if address in space and address not in recorded:
+                yield address, f"on an interface of {node.ref}"
+        for network in report.networks:
+            for address, words in _own(network):
+                if address in space:
+                    yield address, f"{words} of {node.ref}"
+
+
+def _own(network: IPNetwork) -> tuple[tuple[IPAddress, str], ...]:
+    """Addresses of a network that are no host's (RFC 1122, section 3.2.1.3; RFC 4291, section 2.6.1)."""
+    first = network.network_address
+    if network.prefixlen == network.max_prefixlen:
+        return ((first, "a next hop"),)
+    if network.prefixlen == network.max_prefixlen - 1:
+        return ()  # both are hosts' (RFC 3021, RFC 6164)
+    own = (first, f"the first address of the network {network}")
+    last = (network.broadcast_address, f"the broadcast address of the network {network}")
+    return (own, last) if network.version == 4 else (own,)
+
+
+def _range(network: IPNetwork) -> Range:
+    return key_of(network.network_address), key_of(network.broadcast_address)
