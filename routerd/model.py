@@ -21,6 +21,8 @@ Labels = Mapping[str, str]
 
 EXCLUDE_LABEL = "node.kubernetes.io/exclude-from-external-load-balancers"
 GATEWAY_LABEL = "routerd.io/egress-gateway"
+GATEWAY_HEARTBEAT = 10  # seconds between heartbeats of a node that may be a gateway
+NODE_HEARTBEAT = 300  # of any other: 10 s of 1,000 nodes would be 100 writes a second to an API server
 NAMESPACE_LABEL = "io.kubernetes.pod.namespace"  # Cilium's pseudo label for a pod's namespace
 NAMESPACE_NAME_LABEL = "kubernetes.io/metadata.name"  # set on every namespace by Kubernetes 1.21+
 
@@ -299,6 +301,13 @@ class EgressPolicy:
         return Ref(self.kind, name=self.name)
 
 
+def is_gateway(selector: LabelSelector | None, node: Node) -> bool:
+    """Whether a policy with this selector may have `node` as gateway; None = the nodes labelled as such."""
+    if selector is not None:
+        return selector.matches(node.labels)
+    return node.labels.get(GATEWAY_LABEL, "false") != "false"
+
+
 # --- what the operator publishes ---------------------------------------------------------------------------------
 
 
@@ -345,10 +354,11 @@ class EgressGroup:
 
 @dataclass(frozen=True, slots=True)
 class NodeAddresses:
-    """What a node has on its interfaces beside the addresses of its Node object, and no other node has."""
+    """What the operator knows of a node beside its Node object."""
 
     node: str
-    addresses: tuple[IPAddress, ...]  # sorted, IPv4 first
+    addresses: tuple[IPAddress, ...] = ()  # on its interfaces, and on no other node's; sorted, IPv4 first
+    silent_since: str = ""  # RFC 3339: when its agent was heard last, if it is absent; "" = it is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,6 +383,17 @@ class Allocations:
 
 
 @dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """How often an agent says that its node serves, and its latest word: every beat is another text.
+
+    Whoever reads it measures by its own clock how long it has seen the same; no two clocks are compared.
+    """
+
+    seconds: int = NODE_HEARTBEAT  # between two beats; `GATEWAY_HEARTBEAT` if the node may be a gateway
+    beat: str = field(default="", compare=False)  # "" = none yet: the agent has not served since it reports
+
+
+@dataclass(frozen=True, slots=True)
 class NodeReport:
     """What only a node knows; its agent writes it, the operator reads it."""
 
@@ -380,6 +401,7 @@ class NodeReport:
     addresses: tuple[IPAddress, ...] = ()  # global addresses on the node's own interfaces
     networks: tuple[IPNetwork, ...] = ()  # that those interfaces are in; its default next hops as /32 and /128
     draining: bool = False  # it is being taken out of service, or is out: a gateway only where no other node can be
+    heartbeat: Heartbeat | None = None  # None = of a release that has none: its agent counts as there
 
 
 # --- the view ------------------------------------------------------------------------------------------------------
@@ -454,9 +476,9 @@ def selection_matches(selection: PodSelection, pod: Pod, namespace_labels: Label
 
 
 __all__ = [
-    "EVERYTHING", "EXCLUDE_LABEL", "GATEWAY_LABEL", "NAMESPACE_LABEL", "NAMESPACE_NAME_LABEL", "PARTS",
-    "AddressPool", "Advertisement", "Allocations", "EgressGroup", "EgressPolicy", "Endpoint",
-    "EndpointSlice", "GatewaySlot", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node",
-    "NodeAddresses", "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodSelection", "PortRange", "Refusal",
-    "Service", "ServiceAllocation", "ServicePort", "Snapshot", "Unread", "Writer", "selection_matches",
+    "EVERYTHING", "EXCLUDE_LABEL", "GATEWAY_HEARTBEAT", "GATEWAY_LABEL", "NAMESPACE_LABEL", "NAMESPACE_NAME_LABEL",
+    "NODE_HEARTBEAT", "PARTS", "AddressPool", "Advertisement", "Allocations", "EgressGroup", "EgressPolicy", "Endpoint",
+    "EndpointSlice", "GatewaySlot", "Heartbeat", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace",
+    "Node", "NodeAddresses", "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodSelection", "PortRange", "Refusal",
+    "Service", "ServiceAllocation", "ServicePort", "Snapshot", "Unread", "Writer", "is_gateway", "selection_matches",
 ]  # fmt: skip

@@ -15,8 +15,9 @@ from ipam.plan import Plan, plan
 from ipam.pool import Counts, key_of
 from ipam.round import Record, Request, Timers
 from routerd.cluster.adopt import adopt, digest_of
+from routerd.cluster.agents import Agents
 from routerd.cluster.conflicts import Limits
-from routerd.cluster.groups import Groups, addresses_on_nodes, form_groups
+from routerd.cluster.groups import HEARD_OF_ALL, Groups, absent_gateways, addresses_on_nodes, form_groups
 from routerd.cluster.ledger import Ledger
 from routerd.cluster.requests import is_ours, policy_request, pool_spec, service_request
 from routerd.cluster.taken import taken_of
@@ -64,8 +65,9 @@ def assign(
     reports: Mapping[str, NodeReport] | None,
     now: float,
     settings: AssignSettings | None = None,
+    agents: Agents = HEARD_OF_ALL,
 ) -> Decision:
-    """`now` is in seconds of the Unix epoch. `reports` are by node name."""
+    """`now` is in seconds of the Unix epoch. `reports` are by node name; `agents` is what was heard by them."""
     settings = settings or AssignSettings()
     previous = snapshot.allocations or Allocations()
     services, policies, pools, nodes = snapshot.services, snapshot.policies, snapshot.pools, snapshot.nodes
@@ -91,12 +93,15 @@ def assign(
         policies, granted, ledger, nodes, holders, now, settings.group_retention, settings.max_gateways,
         unreported=[name for name, node in nodes.items() if node.ready and name not in reports],
         draining=frozenset(name for name, report in reports.items() if report.draining),
+        agents=agents,
     )  # fmt: skip
+    draining = {name for name, report in reports.items() if report.draining}
+    silent = (each for each in absent_gateways(policies, nodes, agents) if each.object.name not in draining)
     draft = Allocations(
         services=_services(planned, snapshot),
         groups=groups.groups,
-        refusals=_refusals(planned, groups, policies.values(), (*refused.values(), *pools_over)),
-        nodes=_further_addresses(nodes, holders),
+        refusals=_refusals(planned, groups, policies.values(), (*refused.values(), *pools_over, *silent)),
+        nodes=_beside_nodes(nodes, holders, agents),
         writer=settings.writer,
     )
     allocations, digest = _numbered(draft, previous, ledger)
@@ -135,15 +140,19 @@ def _services(planned: Plan, snapshot: Snapshot) -> tuple[ServiceAllocation, ...
     return tuple(ServiceAllocation(key, grant.pool, grant.addresses) for key, grant in grants)
 
 
-def _further_addresses(
-    nodes: Mapping[str, Node], holders: Mapping[IPAddress, tuple[str, ...]]
+def _beside_nodes(
+    nodes: Mapping[str, Node], holders: Mapping[IPAddress, tuple[str, ...]], agents: Agents
 ) -> tuple[NodeAddresses, ...]:
     """Agents know their own interfaces only. What several nodes have, such as Docker's bridge, leads to none."""
     found: dict[str, list[IPAddress]] = {}
     for address, names in holders.items():
         if len(names) == 1 and address not in nodes[names[0]].addresses:
             found.setdefault(names[0], []).append(address)
-    return tuple(NodeAddresses(name, tuple(sorted(found[name], key=key_of))) for name in sorted(found))
+    each = (
+        NodeAddresses(name, tuple(sorted(found.get(name, ()), key=key_of)), agents.silent_since(name))
+        for name in sorted(nodes)
+    )
+    return tuple(one for one in each if one.addresses or one.silent_since)
 
 
 def _refusals(

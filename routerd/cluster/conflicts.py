@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from routerd.claims import TAKEN, claims
-from routerd.cluster.groups import is_selected
-from routerd.model import EgressPolicy, IPAddress, IPNetwork, Node, NodeReport, Refusal, Snapshot
+from routerd.model import EgressPolicy, IPAddress, IPNetwork, Node, NodeReport, Refusal, Snapshot, is_gateway
 
 NOT_ALLOWED = "AddressNotAllowed"
 
@@ -60,7 +59,7 @@ class Limits:
 
 def _may_leave_with(policy: EgressPolicy, holder: Node) -> bool:
     """A policy without a selector takes the holder; with a node's main address only if it is labelled a gateway."""
-    if is_selected(policy.gateways, holder):
+    if is_gateway(policy.gateways, holder):
         return True
     return policy.gateways is None and policy.egress_ip not in _main_addresses(holder)
 

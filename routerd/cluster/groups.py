@@ -2,8 +2,8 @@
 
 An address that a policy gives and a node reports on an interface belongs to that node alone. Otherwise the gateways are
 chosen among the ready nodes that the policy selects, or that bear the gateway label; they have an IPv4 address to be
-a tunnel endpoint. Nodes that drain are gateways only where no other node can be. No gateway is a group without
-gateways: its traffic is dropped, and the refusal says which label is missing.
+a tunnel endpoint, and an agent that serves (`agents.py`). Nodes that drain are gateways only where no other node can
+be. No gateway is a group without gateways: its traffic is dropped, and the refusal says which label or agent it lacks.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from egress.gateways import MAX_GATEWAYS, Choice, choose
 from ipam.plan import Grant
+from routerd.cluster.agents import Agents
 from routerd.cluster.ledger import GroupRecord, Ledger
 from routerd.model import (
     GATEWAY_LABEL,
@@ -24,10 +25,13 @@ from routerd.model import (
     Node,
     NodeReport,
     Refusal,
+    is_gateway,
 )
 
 REPORT_PATIENCE = 15.0  # seconds that a new group waits for nodes to say which addresses they hold
 LAST_GROUP = (1 << 24) - 1  # the VNI has 24 bits (RFC 7348, section 5)
+AGENT_ABSENT = "AgentAbsent"  # reason of a refusal
+HEARD_OF_ALL = Agents()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,7 @@ def form_groups(
     limit: int = MAX_GATEWAYS,
     unreported: Sequence[str] = (),
     draining: Collection[str] = (),
+    agents: Agents = HEARD_OF_ALL,
 ) -> Groups:
     """One group for each egress IP that was granted. `holders`: which nodes have an address on an interface.
 
@@ -102,6 +107,9 @@ def form_groups(
 
     `draining`: nodes that leave: their groups move to others while they still serve. A group that no other node can
     take stays, as draining is a wish and an outage is not; `routerd drain --wait` on the node then says so.
+
+    `agents`: which nodes have an agent. One that has none becomes no gateway, and is one no more as soon as another
+    can be. Where none can, its gateways stay: an agent that is gone leaves its datapath, and may have left it whole.
 
     `retention`: for how many seconds a number without policies is not given to another egress IP.
     """
@@ -120,14 +128,16 @@ def form_groups(
         if unreported and not pinned and _may_be_held(record, accepted[0]) and now < record.since + REPORT_PATIENCE:
             draft.wait(record, accepted, unreported)
             continue
-        candidates = [] if pinned else _candidates(record, accepted[0].gateways, nodes, draining)
-        choice = _gateways(record, candidates, pinned, limit)
+        if pinned:
+            choice = _holder(record, pinned, agents)
+        else:
+            candidates = _candidates(record, accepted[0].gateways, nodes, draining, agents)
+            choice = choose(str(address), candidates, _previous(record), limit)
         gateways = tuple(GatewaySlot(node, slot) for node, slot in choice.gateways)
         chosen = replace(record, gateways=gateways, slots=choice.slots, epoch=choice.epoch)
         draft.records.append(record if chosen == record else chosen)
         draft.groups.append(_group(chosen, accepted, grants, node_address=bool(pinned)))
-        if not gateways:
-            draft.refusals += [Refusal(each.ref, "NoGateway", _no_gateway(each, nodes)) for each in accepted]
+        draft.refusals += _without_agent(draft.groups[-1], accepted, nodes, agents)
     idle = _retired(ledger, {record.id for record in draft.records}, now, retention)
     return Groups(
         tuple(sorted(draft.groups, key=lambda group: group.id)),
@@ -175,30 +185,74 @@ def _same_gateways(members: Sequence[EgressPolicy]) -> tuple[list[EgressPolicy],
     return accepted, refused
 
 
-def _gateways(record: GroupRecord, candidates: Sequence[str], pinned: tuple[str, ...], limit: int) -> Choice:
-    previous = Choice(tuple((gateway.node, gateway.slot) for gateway in record.gateways), record.slots, record.epoch)
-    if not pinned:
-        return choose(str(record.egress_ip), candidates, previous, limit)
-    # Nobody can stand in for a node's own address, so that node stays even while it is not ready.
-    active = next((node for node, _ in previous.gateways if node in pinned), pinned[0])
+def _previous(record: GroupRecord) -> Choice:
+    return Choice(tuple((gateway.node, gateway.slot) for gateway in record.gateways), record.slots, record.epoch)
+
+
+def _holder(record: GroupRecord, pinned: tuple[str, ...], agents: Agents) -> Choice:
+    """Nobody can stand in for a node's own address, so that node stays even while it is not ready, or has no agent.
+
+    Of several that hold it, the one that is active and has an agent.
+    """
+    previous = _previous(record)
+    holders = [name for name in pinned if agents.state(name) != "absent"] or pinned
+    active = next((node for node, _ in previous.gateways if node in holders), holders[0])
     alone = Choice(((active, 0),), 1, previous.epoch)
     return alone if previous == alone and previous.epoch else replace(alone, epoch=previous.epoch + 1)
 
 
 def _candidates(
-    record: GroupRecord, selector: LabelSelector | None, nodes: Mapping[str, Node], draining: Collection[str]
+    record: GroupRecord,
+    selector: LabelSelector | None,
+    nodes: Mapping[str, Node],
+    draining: Collection[str],
+    agents: Agents,
 ) -> list[str]:
     """If all drain, those that are gateways now: who has left already may be off at any moment."""
-    fit = [name for name, node in nodes.items() if is_selected(selector, node) and not _unfit(node)]
+    fit = [name for name, node in nodes.items() if is_gateway(selector, node) and not _unfit(node)]
     present = {gateway.node for gateway in record.gateways}
-    return [name for name in fit if name not in draining] or [name for name in fit if name in present] or fit
+    served = _served(fit, present, agents)
+    return [name for name in served if name not in draining] or [name for name in served if name in present] or served
 
 
-def is_selected(selector: LabelSelector | None, node: Node) -> bool:
-    """Whether a policy with this selector may have `node` as gateway; None = the nodes labelled as such."""
-    if selector is not None:
-        return selector.matches(node.labels)
-    return node.labels.get(GATEWAY_LABEL, "false") != "false"
+def _served(fit: Sequence[str], present: Collection[str], agents: Agents) -> list[str]:
+    """Those with an agent; else those that may have one; else those that are gateways now. See `agents.State`.
+
+    One that is silent may be it because nobody is heard: it stays, and becomes none.
+    """
+    spoken = [name for name in fit if agents.may_serve(name) and (name in present or not agents.is_silent(name))]
+    sure = [
+        name
+        for name in spoken
+        if (state := agents.state(name)) == "serving" or (state == "unheard" and name in present)
+    ]
+    perhaps = [name for name in spoken if agents.state(name) != "absent"]
+    return sure or perhaps or [name for name in fit if name in present]
+
+
+def _without_agent(
+    group: EgressGroup, members: Sequence[EgressPolicy], nodes: Mapping[str, Node], agents: Agents
+) -> list[Refusal]:
+    """For each policy of the group, if none of its gateways has an agent."""
+    names = [gateway.node for gateway in group.gateways]
+    if any(not agents.is_silent(name) for name in names):
+        return []
+    if group.node_address:
+        message = f"{names[0]}: {agents.why_not(names[0])}; it has the address and stays the gateway: start its agent"
+        return [Refusal(each.ref, AGENT_ABSENT, message) for each in members]
+    return [Refusal(each.ref, "NoGateway", _no_gateway(each, nodes, agents, names)) for each in members]
+
+
+def absent_gateways(
+    policies: Mapping[str, EgressPolicy], nodes: Mapping[str, Node], agents: Agents
+) -> tuple[Refusal, ...]:
+    """Ready nodes that would be gateways, and have no agent: also where others have taken their groups."""
+    selectors = {policy.gateways for policy in policies.values()}
+    return tuple(
+        Refusal(node.ref, AGENT_ABSENT, f"{agents.why_not(name)}: start it; others take its groups, if any can")
+        for name, node in nodes.items()
+        if agents.is_lacking(name) and not _unfit(node) and any(is_gateway(selector, node) for selector in selectors)
+    )
 
 
 def _unfit(node: Node) -> str:
@@ -208,13 +262,18 @@ def _unfit(node: Node) -> str:
     return "" if node.ready and not node.network_unavailable else node.name
 
 
-def _no_gateway(policy: EgressPolicy, nodes: Mapping[str, Node]) -> str:
+def _no_gateway(policy: EgressPolicy, nodes: Mapping[str, Node], agents: Agents, kept: Sequence[str]) -> str:
     rule = f"label {GATEWAY_LABEL}" if policy.gateways is None else f"node selector {_text(policy.gateways)}"
-    unfit = sorted(_unfit(node) for node in nodes.values() if is_selected(policy.gateways, node))
-    if unfit:
-        return f"no node with {rule} is ready ({', '.join(unfit)}): traffic of the policy is dropped until one is"
-    holder = "" if policy.egress_ip is None else f", and no node reports {policy.egress_ip} on an interface"
-    return f"no node matches {rule}{holder}: label a gateway node; traffic of the policy is dropped until then"
+    matching = sorted((name for name, node in nodes.items() if is_gateway(policy.gateways, node)))
+    if not matching:
+        holder = "" if policy.egress_ip is None else f", and no node reports {policy.egress_ip} on an interface"
+        return f"no node matches {rule}{holder}: label a gateway node; traffic of the policy is dropped until then"
+    problems = ", ".join(_unfit(nodes[name]) or f"{name}: {agents.why_not(name)}" for name in matching)
+    if kept:
+        stay = f"{', '.join(kept)} stay{'' if kept[1:] else 's'}"
+        return f"no node with {rule} has an agent that serves ({problems}): start it; until then {stay}"
+    what = "has an agent that serves" if any(not _unfit(nodes[name]) for name in matching) else "is ready"
+    return f"no node with {rule} {what} ({problems}): traffic of the policy is dropped until one {what.split()[0]}"
 
 
 def _text(selector: LabelSelector) -> str:

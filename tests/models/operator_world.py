@@ -8,14 +8,18 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from ipam.round import Timers
+from routerd.cluster.agents import Agents, hear
 from routerd.cluster.assign import AssignSettings, Decision, assign, release
 from routerd.cluster.ledger import Changes, Ledger
 from routerd.errors import StoreError
 from routerd.model import (
+    GATEWAY_HEARTBEAT,
     GATEWAY_LABEL,
+    NODE_HEARTBEAT,
     AddressPool,
     Allocations,
     EgressPolicy,
+    Heartbeat,
     IPNetwork,
     Node,
     NodeReport,
@@ -26,6 +30,7 @@ from routerd.model import (
     Snapshot,
 )
 
+LOOK = 2  # seconds between two looks at the reports
 TUNNEL_ENDPOINT = ip_address("10.0.0.11")  # a node without one is no gateway
 
 
@@ -43,6 +48,8 @@ class World:
     allocations: Allocations = field(default_factory=Allocations)
     now: float = 1000.0
     last: Decision | None = None
+    agents: Agents = field(default_factory=lambda: Agents(assumed=False))
+    living: set[str] = field(default_factory=set)  # nodes whose agent beats
 
     def service(self, name: str, port: int = 80, **fields: Any) -> None:
         """A LoadBalancer service of namespace "d". `ips` and `status` are requested and known addresses, as text."""
@@ -76,6 +83,36 @@ class World:
         found = tuple(map(ip_network, networks.split()))
         self.reports[name] = NodeReport(name, tuple(map(ip_address, addresses)), found)
 
+    def agent(self, *names: str, gateway: bool = True) -> None:
+        """Their agents begin to beat, and go on until `silence`."""
+        for name in names:
+            seconds = GATEWAY_HEARTBEAT if gateway else NODE_HEARTBEAT
+            self.reports[name] = replace(self.reports[name], heartbeat=Heartbeat(seconds))
+        self.living |= {*names}
+
+    def silence(self, *names: str) -> None:
+        """Their agents are gone, and what they reported stays."""
+        self.living -= {*names}
+
+    def restart_operator(self) -> None:
+        """Another one reads the same ledger; it has heard nobody."""
+        self.agents = Agents(assumed=False)
+        self._hear(0)
+
+    def live(self, seconds: int) -> None:
+        """Lets time pass in which agents beat and the operator listens."""
+        for _ in range(0, seconds, LOOK):
+            self._hear(LOOK)
+
+    def _hear(self, seconds: float) -> None:
+        self.now += seconds
+        for name in self.living & self.reports.keys():
+            report = self.reports[name]
+            assert report.heartbeat is not None
+            beat = Heartbeat(report.heartbeat.seconds, str(int(self.now // report.heartbeat.seconds)))
+            self.reports[name] = replace(report, heartbeat=beat)
+        self.agents = hear(self.agents, self.reports, self.now, self.now, self.nodes)
+
     def snapshot(self) -> Snapshot:
         return Snapshot(
             nodes=self.nodes, namespaces={}, pods={}, services=self.services, endpoint_slices=(),
@@ -86,7 +123,8 @@ class World:
     def decide(self, seconds: float = 0) -> str:
         """Lets `seconds` pass, decides, records and publishes; the result as text."""
         self.now += seconds
-        self.last = assign(self.snapshot(), self.ledger, self.reports, self.now, self.settings)
+        self._hear(0)
+        self.last = assign(self.snapshot(), self.ledger, self.reports, self.now, self.settings, self.agents)
         self.ledger, self.allocations = self.last.ledger, self.last.allocations
         return text(self.allocations)
 

@@ -20,6 +20,7 @@ from routerd.model import (
     Allocations,
     EgressGroup,
     GatewaySlot,
+    Heartbeat,
     IPAddress,
     IPNetwork,
     NodeAddresses,
@@ -97,7 +98,8 @@ def _group(one: EgressGroup) -> str:
 
 
 def _node(one: NodeAddresses) -> str:
-    return f"{{node: {quoted(one.node)}, addresses: {_list(one.addresses)}}}"
+    silent = f", silentSince: {quoted(one.silent_since)}" if one.silent_since else ""
+    return f"{{node: {quoted(one.node)}, addresses: {_list(one.addresses)}{silent}}}"
 
 
 def _refusal(one: Refusal) -> str:
@@ -157,8 +159,9 @@ def _read_service(section: Section) -> ServiceAllocation:
 
 
 def _read_node(section: Section) -> NodeAddresses:
-    section.only("node", "addresses")
-    return NodeAddresses(section.require("node").name(), tuple(item.address() for item in section.items("addresses")))
+    section.only("node", "addresses", "silentSince")
+    addresses = tuple(item.address() for item in section.items("addresses"))
+    return NodeAddresses(section.require("node").name(), addresses, section.string("silentSince"))
 
 
 def _read_group(section: Section) -> EgressGroup:
@@ -189,19 +192,32 @@ def _read_refusal(section: Section) -> Refusal:
 def write_node_report(report: NodeReport) -> str:
     return sealed(
         f"apiVersion: {ROUTERD}\nkind: NodeReport\nnode: {quoted(report.node)}\naddresses: {_list(report.addresses)}\n"
-        f"networks: {_list(report.networks)}\n" + ("draining: true\n" if report.draining else "")
+        f"networks: {_list(report.networks)}\n"
+        + ("draining: true\n" if report.draining else "")
+        + _heartbeat(report.heartbeat)
     )
+
+
+def _heartbeat(one: Heartbeat | None) -> str:
+    return f"heartbeat: {{seconds: {one.seconds}, beat: {quoted(one.beat)}}}\n" if one is not None else ""
 
 
 def read_node_report(value: Value) -> NodeReport:
     """Raises InputError."""
-    section = value.section.only("apiVersion", "kind", "node", "addresses", "networks", "draining")
+    section = value.section.only("apiVersion", "kind", "node", "addresses", "networks", "draining", "heartbeat")
+    heartbeat = section.get("heartbeat")
     return NodeReport(
         section.require("node").name(),
         tuple(item.address() for item in section.items("addresses")),
         tuple(item.network() for item in section.items("networks")),
         section.boolean("draining", False),
+        _read_heartbeat(heartbeat.section) if heartbeat is not None else None,
     )
+
+
+def _read_heartbeat(section: Section) -> Heartbeat:
+    section.only("seconds", "beat")
+    return Heartbeat(section.require("seconds").integer(1, 86400), section.string("beat"))
 
 
 def parse_index(text: str, file: str) -> tuple[Allocations, tuple[str, ...] | None]:

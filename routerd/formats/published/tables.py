@@ -40,6 +40,16 @@ def _group(
     return EgressGroup(number, ip_address(egress_ip), tuple(policies), taken, slots, epoch, node_address, pool)
 
 
+def _node_row(each: NodeAddresses) -> Row:
+    """Without what only releases since heartbeats know, where there is nothing of it to say."""
+    row: Row = [each.node, [str(address) for address in each.addresses]]
+    return [*row, each.silent_since] if each.silent_since else row
+
+
+def _node(node: str, addresses: list[str], silent_since: str = "") -> NodeAddresses:
+    return NodeAddresses(node, tuple(map(ip_address, addresses)), silent_since)
+
+
 SERVICES: Table[ServiceAllocation] = Table(
     "services", attrgetter("service"), attrgetter("service"), _service_row, _service
 )
@@ -50,7 +60,6 @@ REFUSALS: Table[Refusal] = Table(
 )  # fmt: skip
 NODES: Table[NodeAddresses] = Table(
     "nodes", attrgetter("node"), attrgetter("node"),
-    lambda each: [each.node, [str(address) for address in each.addresses]],
-    lambda node, addresses: NodeAddresses(node, tuple(map(ip_address, addresses))),
+    _node_row, _node,
 )  # fmt: skip
 TABLES: tuple[Table[Any], ...] = (SERVICES, GROUPS, REFUSALS, NODES)
