@@ -119,6 +119,16 @@ class BgpConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainConfig:
+    """How this node is taken out of service."""
+
+    notice: int = 5
+    """Seconds in which peers are asked to prefer other nodes (GRACEFUL_SHUTDOWN) before the paths are withdrawn."""
+    cordoned: bool = False
+    """Whether a cordoned node counts as drained; off, because a cluster of one node may be cordoned, too."""
+
+
+@dataclass(frozen=True, slots=True)
 class OperatorConfig:
     """The one writer of allocations."""
 
@@ -167,6 +177,7 @@ class Config:
     """More in-cluster prefixes besides node addresses, pod and service CIDRs."""
     egress: EgressConfig = field(default_factory=EgressConfig)
     bgp: BgpConfig = field(default_factory=BgpConfig)
+    drain: DrainConfig = field(default_factory=DrainConfig)
     operator: OperatorConfig = field(default_factory=OperatorConfig)
 
 
@@ -200,7 +211,7 @@ def parse_config(text: str, file: str = "") -> Config:
     section.require("kind").choice("Config")
     section.only(
         "apiVersion", "kind", "node-name", "store", "state-dir", "run-dir", "pin-dir", "metrics-listen", "log",
-        "service-cidrs", "cluster-cidrs", "egress", "bgp", "operator",
+        "service-cidrs", "cluster-cidrs", "egress", "bgp", "drain", "operator",
     )  # fmt: skip
     state_dir = _path(section, "state-dir", DEFAULT.state_dir)
     return Config(
@@ -215,6 +226,7 @@ def parse_config(text: str, file: str = "") -> Config:
         cluster_cidrs=tuple(item.network() for item in section.items("cluster-cidrs")),
         egress=_egress(section),
         bgp=_bgp(section),
+        drain=_drain(section),
         operator=_operator(section, state_dir),
     )
 
@@ -346,6 +358,11 @@ def _brake(bgp: Section) -> BrakeConfig:
         paths=brake.integer("paths", 1, 2**31 - 1, default.paths),
         hold=_seconds(brake, "hold", default.hold),
     )
+
+
+def _drain(section: Section) -> DrainConfig:
+    drain = _sub(section, "drain", "notice", "cordoned")
+    return DrainConfig(_seconds(drain, "notice", DEFAULT.drain.notice), drain.boolean("cordoned", False))
 
 
 def _operator(section: Section, state_dir: Path) -> OperatorConfig:

@@ -93,6 +93,7 @@ class Node:
     ready: bool = True  # condition Ready is not False/Unknown; a node without conditions counts as ready
     network_unavailable: bool = False
     unschedulable: bool = False
+    leaving: Literal["", "down", "to-be-deleted"] = ""  # it is shutting down or is down; an autoscaler wants it away
     origin: Origin = Origin()
 
     @property

@@ -17,6 +17,7 @@ from routerd.config import Config
 from routerd.errors import InputError
 from routerd.model import IPAddress, Node, NodeReport, Peer, Snapshot
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
+from routerd.node.drain import Orders, drain_of
 from routerd.node.sessions import entries_here
 from routerd.store.embedded.store import FileStore
 
@@ -54,7 +55,9 @@ def state_of(snapshot: Snapshot, settings: Settings, config: Config) -> NodeStat
         sessions = local.session_addresses(peers, {})
     else:
         sessions = {peer.address: _likely_source(peer, node) for peer in peers}
-    return compose(snapshot, settings, LocalFacts(sessions, config.egress.uplinks))
+    leaving = drain_of(node, Orders(), cordoned=config.drain.cordoned) if node is not None else None
+    drain = replace(leaving, withdraws=True) if leaving is not None else None
+    return compose(snapshot, settings, LocalFacts(sessions, config.egress.uplinks, drain=drain))
 
 
 def _likely_source(peer: Peer, node: Node) -> IPAddress | None:

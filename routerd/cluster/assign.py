@@ -89,13 +89,13 @@ def assign(
     granted = {key: grant for key, grant in planned.grants.items() if key in policies}
     refused |= limits.refused({key: grant.addresses[0] for key, grant in granted.items()})
     granted = {key: grant for key, grant in granted.items() if key not in refused}
+    draining = _leaving(nodes, reports)
     groups = form_groups(
         policies, granted, ledger, nodes, holders, now, settings.group_retention, settings.max_gateways,
         unreported=[name for name, node in nodes.items() if node.ready and name not in reports],
-        draining=frozenset(name for name, report in reports.items() if report.draining),
+        draining=draining,
         agents=agents,
     )  # fmt: skip
-    draining = {name for name, report in reports.items() if report.draining}
     silent = (each for each in absent_gateways(policies, nodes, agents) if each.object.name not in draining)
     draft = Allocations(
         services=_services(planned, snapshot),
@@ -132,6 +132,12 @@ def _ours(ledger: Ledger, requests: Iterable[Request]) -> frozenset[IPAddress]:
     """Addresses that were given, as far as it is known: a node may have them on an interface because of that."""
     known = (address for request in requests for address in request.known)
     return frozenset((*(record.address for record in ledger.addresses), *known))
+
+
+def _leaving(nodes: Mapping[str, Node], reports: Mapping[str, NodeReport]) -> frozenset[str]:
+    """Nodes that are being taken out of service, by their own words or by what the cluster says of them."""
+    said = {name for name, node in nodes.items() if node.leaving}
+    return frozenset(said | {name for name, report in reports.items() if report.draining})
 
 
 def _services(planned: Plan, snapshot: Snapshot) -> tuple[ServiceAllocation, ...]:

@@ -34,6 +34,9 @@ SHARING_ANNOTATIONS = (
     "io.cilium/lb-ipam-sharing-key",
 )
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+SHUTDOWN = "node is shutting down"  # kubelet, pkg/kubelet/nodeshutdown
+DOWN_TAINTS = {"node.kubernetes.io/out-of-service", "node.cloudprovider.kubernetes.io/shutdown"}
+DELETION_TAINT = "ToBeDeletedByClusterAutoscaler"
 
 ServiceType = Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]
 Family = Literal["IPv4", "IPv6"]
@@ -43,7 +46,7 @@ def read_node(value: Value) -> Node:
     meta = read_meta(value)
     section = value.section
     spec, status = section.section("spec"), section.section("status")
-    conditions = _conditions(status)
+    conditions = {kind: condition.string("status") for kind, condition in _conditions(status).items()}
     return Node(
         name=meta.name,
         labels=meta.labels,
@@ -53,14 +56,25 @@ def read_node(value: Value) -> Node:
         ready=conditions.get("Ready", "True") == "True",
         network_unavailable=conditions.get("NetworkUnavailable") == "True",
         unschedulable=spec.boolean("unschedulable", False) if spec else False,
+        leaving=_leaving(spec, status),
         origin=meta.origin,
     )
 
 
-def _conditions(status: Section | None) -> dict[str, str]:
-    """Status by type of condition."""
+def _conditions(status: Section | None) -> dict[str, Section]:
+    """By type."""
     sections = [item.section for item in status.items("conditions")] if status else []
-    return {section.string("type"): section.string("status") for section in sections}
+    return {section.string("type"): section for section in sections}
+
+
+def _leaving(spec: Section | None, status: Section | None) -> Literal["", "down", "to-be-deleted"]:
+    """A kubelet that sees systemd's shutdown has its node unready at once, and says why in words alone (1.36)."""
+    taints = {item.section.string("key") for item in spec.items("taints")} if spec else set()
+    ready = _conditions(status).get("Ready")
+    is_shutting_down = ready is not None and ready.string("status") != "True" and SHUTDOWN in ready.string("message")
+    if is_shutting_down or taints & DOWN_TAINTS:
+        return "down"
+    return "to-be-deleted" if DELETION_TAINT in taints else ""
 
 
 def _node_addresses(status: Section | None) -> tuple[IPAddress, ...]:

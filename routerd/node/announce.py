@@ -28,6 +28,7 @@ from routerd.model import (
     ServiceAllocation,
     Snapshot,
 )
+from routerd.node.drain import Drain, has_pods, noticed
 from routerd.node.pools import PoolIndex
 from routerd.node.sessions import sessions_of
 from routerd.refs import PATH, Ref
@@ -56,6 +57,7 @@ class Announcements:
     desired: Desired
     owners: Mapping[IPNetwork, tuple[Ref, ...]] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
+    drain: Drain | None = None  # why the node leaves
 
 
 Backends = tuple[str, int]  # "namespace/name" of a service, and IP version of endpoints
@@ -74,9 +76,15 @@ class Scene:
     refused: Mapping[Ref, Refusal]  # the operator's, by object
     groups: tuple[EgressGroup, ...]
     peers: tuple[Peer, ...]
+    drain: Drain | None = None
+    has_pods: bool = True  # with addresses of their own; asked of a node that leaves
+
+    @property
+    def withdraws(self) -> bool:
+        return self.drain is not None and self.drain.withdraws
 
 
-def scene_of(snapshot: Snapshot, node_name: str, rules: Rules) -> Scene | None:
+def scene_of(snapshot: Snapshot, node_name: str, rules: Rules, drain: Drain | None = None) -> Scene | None:
     """None when something that announcements need is not synced, or the store does not know this node."""
     allocations = snapshot.allocations
     if (
@@ -99,6 +107,8 @@ def scene_of(snapshot: Snapshot, node_name: str, rules: Rules) -> Scene | None:
         refused=_operator_refusals(allocations),
         groups=allocations.groups,
         peers=snapshot.bgp.peers,
+        drain=drain,
+        has_pods=drain is None or snapshot.pods is None or has_pods(node_name, snapshot.pods.values()),
     )
 
 
@@ -177,6 +187,10 @@ def _network_unavailable(scene: Scene, _: Service) -> str:
     return f"node {scene.node.name} has condition NetworkUnavailable: its CNI or cloud provider must clear it"
 
 
+def _node_drained(scene: Scene, _: Service) -> str:
+    return scene.drain.message if scene.drain is not None and scene.drain.withdraws else ""
+
+
 def _versions(scene: Scene, service: Service) -> Sequence[int]:
     """IP versions of its addresses. Asked in every round for every service, most of which have one address."""
     addresses = scene.allocated[service.key].addresses
@@ -210,6 +224,7 @@ SERVICE_CHECKS = (  # in this order: a check may rely on those before it
     Check("is the pool announced by BGP?", "PoolNotBgp", _pool_not_bgp),
     Check("may this node announce services?", "NodeExcluded", _node_excluded),
     Check("is this node's network available?", "NetworkUnavailable", _network_unavailable),
+    Check("is this node in service?", "NodeDrained", _node_drained),
     Check("has it a ready endpoint?", "NoEndpoints", _no_endpoints),
     Check("has it a ready endpoint where its traffic policy wants one?", "NoLocalEndpoints", _no_local_endpoints),
 )
@@ -290,7 +305,12 @@ def _vips(scene: Scene) -> Iterator[Wanted | Refusal]:
 
 
 def _pod_cidrs(scene: Scene) -> Iterator[Wanted]:
-    """Announced even with NetworkUnavailable: on many clusters that condition waits for exactly these routes."""
+    """Announced even with NetworkUnavailable: on many clusters that condition waits for exactly these routes.
+
+    And by a node that leaves while pods run there, which nobody else can reach.
+    """
+    if scene.withdraws and not scene.has_pods:
+        return
     for cidr in scene.node.pod_cidrs:
         yield Path(cidr), scene.node.ref
 
@@ -308,7 +328,9 @@ def egress_preference(epoch: int, rank: int) -> tuple[int, int]:
 
 
 def egress_refusal(scene: Scene, group: EgressGroup) -> Refusal | None:
-    """Why this gateway does not announce the address of `group`."""
+    """Why this gateway does not announce the address of `group`. One that leaves does until others have it."""
+    if scene.drain is not None and scene.drain.goes_down:
+        return Refusal(group.address_ref, "NodeDrained", scene.drain.message)
     if scene.node.tunnel_endpoint is None:
         message = f"{scene.node.name} has no IPv4 address to be a tunnel endpoint: it can be no gateway"
         return Refusal(group.address_ref, "NoTunnelEndpoint", message)
@@ -390,10 +412,17 @@ def _rib(paths: Mapping[IPNetwork, Path], session_version: int, node: Node) -> t
 
 
 def announcements(
-    snapshot: Snapshot, node_name: str, rules: Rules, local_addresses: Mapping[IPAddress, IPAddress | None]
+    snapshot: Snapshot,
+    node_name: str,
+    rules: Rules,
+    local_addresses: Mapping[IPAddress, IPAddress | None],
+    drain: Drain | None = None,
 ) -> Announcements | None:
-    """Everything that `node_name` announces. `local_addresses`: peer address -> local address, None = no route."""
-    scene = scene_of(snapshot, node_name, rules)
+    """Everything that `node_name` announces. `local_addresses`: peer address -> local address, None = no route.
+
+    `drain`: why the node leaves, None = it stays.
+    """
+    scene = scene_of(snapshot, node_name, rules, drain)
     if scene is None:
         return None
     paths: dict[IPNetwork, Path] = {}
@@ -411,6 +440,8 @@ def announcements(
         else:
             paths[path.prefix] = _merged(known, path)
             owners[path.prefix] = tuple(sorted({*owners[path.prefix], owner}))
+    if drain is not None:
+        paths = {prefix: noticed(path) for prefix, path in paths.items()}
     sessions, session_refusals = sessions_of(scene.peers, scene.node, local_addresses, rules.router_id)
     versions = {s.local_address.version for s in sessions.values()}
     ribs = {version: _rib(paths, version, scene.node) for version in versions}
@@ -420,4 +451,4 @@ def announcements(
         peers=sessions,
         ribs={address: ribs[s.local_address.version][0] for address, s in sessions.items()},
     )
-    return Announcements(desired, owners, tuple(refusals + session_refusals))
+    return Announcements(desired, owners, tuple(refusals + session_refusals), drain)

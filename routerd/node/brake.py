@@ -150,7 +150,8 @@ def withdrawn(before: Before, announced: Announcements) -> dict[IPAddress, AdjRi
 def unexplained(before: Before, announced: Announcements, now: Snapshot) -> dict[IPAddress, AdjRibOut]:
     """By peer, the paths that would be withdrawn without a cause that shows."""
     withdrawals = withdrawn(before, announced)
-    if any(each.reason in OF_THE_NODE for each in announced.refusals):
+    is_leaving = announced.drain is not None and announced.drain.withdraws
+    if is_leaving or any(each.reason in OF_THE_NODE for each in announced.refusals):
         return {}
     refused = {each.object: each for each in announced.refusals}
     causes = _Causes(before.snapshot, now, refused, _files(now))
@@ -197,7 +198,7 @@ def with_lost_paths(state: NodeState, lost: Ribs, before: Before, limits: Limits
         f"{limits.hold:g} s; look at the store, then let it come back or run `routerd release-brake`"
     )
     refusal = Refusal(Ref(BGP), "WithdrawalHeld", message)
-    announcements = Announcements(Desired(peers, ribs), owners, announced.refusals)
+    announcements = replace(announced, desired=Desired(peers, ribs), owners=owners)
     refusals = tuple(sorted({*state.refusals, refusal}, key=lambda each: each.order))
     egress = _kept_egress(state, before, now, prefixes)
     rooms = {**state.rooms, EGRESS_ROOM: egress}

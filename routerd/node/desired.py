@@ -38,6 +38,7 @@ from routerd.model import (
 )
 from routerd.node.announce import Announcements, Rules, announcements
 from routerd.node.conflicts import without_conflicts
+from routerd.node.drain import Drain
 from routerd.node.inside import Inside, in_cluster, is_steered, strays
 from routerd.refs import NODE, POD, Ref
 
@@ -66,6 +67,7 @@ class LocalFacts:
     uplinks: tuple[str, ...] = ()  # devices by which egress traffic leaves
     gateways_down: frozenset[str] = frozenset()  # nodes that our own probe holds down
     addresses: tuple[IPAddress, ...] = ()  # on our interfaces
+    drain: Drain | None = None  # why this node leaves
     networks: tuple[IPNetwork, ...] = ()  # that our interfaces are in; our default next hops as /32 and /128
 
 
@@ -86,7 +88,7 @@ class NodeState:
 def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts) -> NodeState:
     """The desired state of `settings.node`, with every refusal that concerns it, sorted by object."""
     snapshot, conflicts = without_conflicts(snapshot, settings.node, facts.networks)
-    announced = announcements(snapshot, settings.node, settings.rules, facts.sessions)
+    announced = announcements(snapshot, settings.node, settings.rules, facts.sessions, facts.drain)
     egress, egress_refusals = egress_state(snapshot, settings, facts)
     refusals = [*_unknown_node(snapshot, settings.node), *conflicts, *egress_refusals, *snapshot.refusals]
     if announced is not None:

@@ -248,7 +248,7 @@ def _state(key: bytes) -> Sentence[NodeState]:
         Announcements,
         (
             Part("desired", lambda it: bgp.of(it.desired)),
-            Part("owners refusals", lambda it: ()),  # why, not what
+            Part("owners refusals drain", lambda it: ()),  # why, not what
         ),
     )
     return Sentence(

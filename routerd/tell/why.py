@@ -96,7 +96,8 @@ def _common(snapshot: Snapshot, settings: Settings, needs: tuple[str, ...]) -> l
 def _service(snapshot: Snapshot, state: NodeState, settings: Settings, key: str) -> Iterator[Step]:
     steps = _common(snapshot, settings, SERVICE_NEEDS)
     yield from steps
-    scene = scene_of(snapshot, settings.node, settings.rules)
+    drain = state.announcements.drain if state.announcements is not None else None
+    scene = scene_of(snapshot, settings.node, settings.rules, drain)
     if scene is None or not steps[-1].yes:
         return
     if key not in scene.services:

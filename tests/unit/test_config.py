@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from routerd.config import BrakeConfig, Config, load_config, parse_config
+from routerd.config import BrakeConfig, Config, DrainConfig, load_config, parse_config
 from routerd.errors import InputError
 
 HEAD = "apiVersion: routerd.io/v1alpha1\nkind: Config\n"
@@ -35,6 +35,7 @@ cluster-cidrs: ["fd00::/8"]
 egress: {enabled: false, uplinks: [eth0], host-devices: [ve-web], tunnel-port: 9999, attach: tcx, loader: bcc,
   nat-entries: 2048, in-cluster: [203.0.113.0/24], allowed-addresses: [198.51.100.0/24]}
 bgp: {enabled: false, router-id: 192.0.2.1, announce: {loadbalancer: false, pod-cidrs: true, egress: false}}
+drain: {notice: 1m, cordoned: true}
 operator: {ledger: /l, retention: 1d, egress-retention: "0", cooldown: 5m, metrics-listen: "0.0.0.0:9001"}
 """
     )
@@ -55,6 +56,7 @@ operator: {ledger: /l, retention: 1d, egress-retention: "0", cooldown: 5m, metri
     )
     assert not config.bgp.enabled
     assert config.bgp.announce.pod_cidrs
+    assert config.drain == DrainConfig(60, cordoned=True)
     assert (config.operator.retention, config.operator.egress_retention, config.operator.cooldown) == (86400, 0, 300)
     assert config.operator.metrics_listen == (IPv4Address("0.0.0.0"), 9001)
     assert parse_config(HEAD + 'metrics-listen: ""\n').metrics_listen is None

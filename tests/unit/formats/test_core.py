@@ -44,6 +44,33 @@ status:
     )
 
 
+SHUTTING_DOWN = "{type: Ready, status: 'False', reason: KubeletNotReady, message: '[x, node is shutting down]'}"
+
+
+@pytest.mark.parametrize(
+    ("taint", "condition", "leaving"),
+    [
+        ("node-role.kubernetes.io/control-plane", "{type: Ready, status: 'True'}", ""),
+        ("node.kubernetes.io/unreachable", "{type: Ready, status: Unknown, message: Kubelet stopped}", ""),
+        ("node.kubernetes.io/not-ready", SHUTTING_DOWN, "down"),
+        ("node.kubernetes.io/out-of-service", "{type: Ready, status: Unknown}", "down"),
+        ("node.cloudprovider.kubernetes.io/shutdown", "{type: Ready, status: Unknown}", "down"),
+        ("ToBeDeletedByClusterAutoscaler", "{type: Ready, status: 'True'}", "to-be-deleted"),
+    ],
+)
+def test_a_node_that_leaves(taint: str, condition: str, leaving: str) -> None:
+    text = f"""\
+apiVersion: v1
+kind: Node
+metadata: {{name: n}}
+spec: {{taints: [{{key: {taint}, effect: NoExecute}}]}}
+status: {{conditions: [{condition}]}}
+"""
+    found = one(text)
+    assert isinstance(found, Node)
+    assert found.leaving == leaving
+
+
 def test_bare_node_and_namespace() -> None:
     assert one("apiVersion: v1\nkind: Node\nmetadata: {name: n}\n") == Node("n", origin=ORIGIN)
     expected = Namespace("n", {"a": "b", "kubernetes.io/metadata.name": "n"}, origin=ORIGIN)

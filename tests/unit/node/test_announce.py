@@ -66,7 +66,7 @@ def test_every_no_has_its_reason(reason: str) -> None:
 
 
 def test_every_check_is_tested_above() -> None:
-    assert {check.reason for check in SERVICE_CHECKS} == {*NOES, "NotLoadBalancer", "NotConfigured"}
+    assert {check.reason for check in SERVICE_CHECKS} == {*NOES, "NotLoadBalancer", "NotConfigured", "NodeDrained"}
 
 
 def test_services_are_left_alone_when_the_configuration_says_so() -> None:
