@@ -206,7 +206,12 @@ def parse_config(text: str, file: str = "") -> Config:
     found = documents(text, Source(file))
     if len(found) != 1:
         raise InputError(f"found {len(found)} documents, expected one of kind Config", file=file)
-    section = found[0].section
+    return read_config(found[0])
+
+
+def read_config(value: Value) -> Config:
+    """One document. Raises InputError."""
+    section = value.section
     section.require("apiVersion").choice(ROUTERD)
     section.require("kind").choice("Config")
     section.only(

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from egress.policy import egress_versions, unsupported
 from routerd.claims import TAKEN
+from routerd.cli.mistakes import mistakes
 from routerd.cluster.assign import AssignSettings, assign
 from routerd.cluster.conflicts import NOT_ALLOWED
 from routerd.cluster.ledger import Ledger
-from routerd.config import DEFAULT, Config, parse_config
+from routerd.config import DEFAULT, Config, parse_config, read_config
 from routerd.errors import InputError
+from routerd.formats.closed import FailClosed
 from routerd.formats.compose import documents, first_document, inner_source
 from routerd.formats.core import expand_lists
 from routerd.formats.document import Source, Value
-from routerd.formats.legacy_bgp import Dialect, as_json
-from routerd.formats.objects import Loaded, read_object
+from routerd.formats.kinds import BY_NAME, OURS
+from routerd.formats.legacy_bgp import Dialect, as_json, parse_document
+from routerd.formats.objects import Loaded, bgp_text, read_object
 from routerd.model import (
     GATEWAY_LABEL,
     AddressPool,
@@ -101,6 +104,8 @@ def check_paths(paths: Sequence[Path]) -> list[Finding]:
     for path in paths:
         try:
             files = _manifests(path) if path.is_dir() else [path]
+            if not files:
+                findings.append(Finding("warning", "no manifest (*.yaml, *.yml, *.json) is in it", str(path)))
             texts |= {str(file): read_text(file) for file in files}
         except OSError as error:
             findings.append(Finding("error", f"cannot be read: {error.strerror}", str(path)))
@@ -115,7 +120,7 @@ def _manifests(directory: Path) -> list[Path]:
 
 
 def check_texts(texts: Mapping[str, str]) -> list[Finding]:
-    """Texts by file name. Every object's first mistake, then what does not fit together."""
+    """Texts by file name. Every object's mistakes, then what does not fit together."""
     findings: list[Finding] = []
     loaded: list[Loaded] = []
     config = DEFAULT
@@ -134,22 +139,49 @@ def check_texts(texts: Mapping[str, str]) -> list[Finding]:
 
 
 def _parts(text: str, file: str) -> list[Loaded | Config | InputError]:
-    """Each object, or routerd's own configuration, or its first mistake."""
+    """Each object, or routerd's own configuration, and every mistake of it."""
     lines = text.split("\n")
     try:
         values = [value for document in documents(text, Source(file)) for value in expand_lists(document)]
     except InputError as error:
         return [error]
-    return [_part(value, lines, text, file) for value in values]
+    return [part for value in values for part in _parts_of(value, lines, text, file)]
 
 
-def _part(value: Value, lines: list[str], text: str, file: str) -> Loaded | Config | InputError:
+def _parts_of(value: Value, lines: list[str], text: str, file: str) -> Sequence[Loaded | Config | InputError]:
     try:
         if value.section.string("kind") == "Config" and value.section.string("apiVersion").startswith("routerd.io/"):
-            return parse_config(text, file)
-        return read_object(value, lines)
+            return [parse_config(text, file)]
+        loaded = read_object(value, lines)
     except InputError as error:
-        return error
+        return _all_mistakes(value, lines) or [error]
+    if not loaded.refusals:
+        return [loaded]
+    errors = _all_mistakes(value, lines)
+    same = {str(error) for error in errors}
+    return [replace(loaded, refusals=tuple(each for each in loaded.refusals if each.message not in same)), *errors]
+
+
+def _all_mistakes(value: Value, lines: list[str]) -> list[InputError]:
+    try:
+        group, kind = value.section.string("apiVersion").rpartition("/")[0], value.section.string("kind")
+        if (group, kind) == ("", "ConfigMap") and (found := bgp_text(value)) is not None:
+            return _of_bgp(*found, lines)
+    except InputError as error:
+        return [error]
+    if (group, kind) == (OURS, "Config"):
+        return mistakes(value, read_config)
+    reader = row.reader if (row := BY_NAME.get((group, kind))) is not None else None
+    if not isinstance(reader, FailClosed):
+        return mistakes(value, lambda changed: read_object(changed, lines))
+    errors = mistakes(value, reader.read) + mistakes(value, reader.covered)
+    return sorted({str(error): error for error in errors}.values(), key=lambda each: (each.line, each.column))
+
+
+def _of_bgp(text: Value, dialect: Dialect, lines: list[str]) -> list[InputError]:
+    """Of the BGP document in a ConfigMap."""
+    document = first_document(text.text, inner_source(text, lines))
+    return mistakes(document, lambda changed: parse_document(changed, dialect)) if document is not None else []
 
 
 def _of_error(error: InputError) -> Finding:
@@ -185,6 +217,7 @@ def cross_check(snapshot: Snapshot) -> list[Finding]:
         found += _check_pool(policy, pools)
         found += _check_gateways(policy, nodes)
         found += _check_excluded(policy)
+        found += _check_namespaces(policy)
         found += _check_families(policy)
     for service in (snapshot.services or {}).values():
         found += _check_service(service, pools)
@@ -265,6 +298,14 @@ def _check_excluded(policy: EgressPolicy) -> list[Finding]:
         for network in policy.excluded
         if not any(network.version == other.version and network.overlaps(other) for other in policy.destinations)
     ]
+
+
+def _check_namespaces(policy: EgressPolicy) -> list[Finding]:
+    """A policy is of the whole cluster: what is left out takes the pods of every team."""
+    if policy.kind != "EgressPolicy" or all(each.namespaces is not None for each in policy.selections):
+        return []
+    message = "takes pods of every namespace: name them in a namespaceSelector; {} says that all are meant"
+    return [_at("warning", policy, f"{policy.key}: {message}")]
 
 
 def _check_families(policy: EgressPolicy) -> list[Finding]:

@@ -51,7 +51,7 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("cilium-1.10", "metallb-0.12"),
         help="read one bare BGP document, or a ConfigMap with one, exactly as that program does",
     )
-    parser.add_argument("--output", choices=("text", "json"), default="text", help="how to print (default: text)")
+    parser.add_argument("-o", "--output", choices=("text", "json"), default="text", help="how to print (default: text)")
 
 
 CHECK = Command(
@@ -60,9 +60,11 @@ CHECK = Command(
     (
         "routerd check configs/",
         "routerd check bgp-config.yaml policies.yaml",
+        "routerd check -o json /etc/routerd",
         "routerd check --dialect cilium-1.10 --output json config.yaml",
     ),
     check,
-    detail="Exit code 0: every object is taken. 1: something is refused; each line names file, line, key and reason.",
+    detail="Every mistake of every object, a line each with file, line, key and reason; warnings are of what would be "
+    "taken and perhaps is not meant. Exit code 0: no error. 1: something would be refused.",
     arguments=_check_arguments,
 )

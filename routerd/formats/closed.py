@@ -6,7 +6,7 @@ A policy that vanished for a mistake in it would let its pods out with their own
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from routerd.errors import InputError
 from routerd.formats.document import Value
@@ -26,21 +26,23 @@ class Refused(InputError):
         self.reason = reason
 
 
-def fail_closed(read: Callable[[Value], Read], covered: Callable[[Value], EgressPolicy]) -> Callable[[Value], Read]:
+@dataclass(frozen=True, slots=True)
+class FailClosed:
     """`read`, but a mistake costs the policy and not its file: what `covered` reads of it, without its exit, is taken.
 
     None if not even that can be read. Raises InputError where there is no name.
     """
 
-    def reader(value: Value) -> Read:
+    read: Callable[[Value], Read]  # raises InputError
+    covered: Callable[[Value], EgressPolicy]
+
+    def __call__(self, value: Value) -> Read:
         meta = read_meta(value)
         try:
-            return read(value)
+            return self.read(value)
         except InputError as error:
             reason = error.reason if isinstance(error, Refused) else "InvalidObject"
-            return _covered(value, covered), (Refusal(Ref(meta.kind, name=meta.name), reason, str(error)),)
-
-    return reader
+            return _covered(value, self.covered), (Refusal(Ref(meta.kind, name=meta.name), reason, str(error)),)
 
 
 def _covered(value: Value, covered: Callable[[Value], EgressPolicy]) -> EgressPolicy | None:

@@ -42,6 +42,14 @@ class Source:
 NOWHERE = Source()
 
 
+class MissingKey(InputError):
+    """A mapping lacks the key `name`; the place is the mapping's."""
+
+    def __init__(self, place: Value, name: str, message: str) -> None:
+        super().__init__(message, file=place.source.file, line=place.line, column=place.column, key=place.path)
+        self.name = name
+
+
 class Value:
     """One node of a document and the key path to it."""
 
@@ -232,7 +240,7 @@ class Section:
     def require(self, key: str) -> Value:
         entry = self.get(key)
         if entry is None:
-            raise self.value.error(f'the key "{key}" is missing')
+            raise MissingKey(self.value, key, f'the key "{key}" is missing')
         return entry
 
     def only(self, *known: str) -> Section:

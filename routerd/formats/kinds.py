@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from routerd.formats import cilium, core, metallb, native
-from routerd.formats.closed import fail_closed
+from routerd.formats.closed import FailClosed
 from routerd.formats.document import Value
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.published.allocations import read_allocations, read_node_report
@@ -117,7 +117,7 @@ _OWN = (
     ),
     Kind(
         OURS, "v1alpha1", "EgressPolicy", "egresspolicies",
-        reader=fail_closed(_plain(native.read_egress_policy), native.covered_by_egress_policy),
+        reader=FailClosed(_plain(native.read_egress_policy), native.covered_by_egress_policy),
         parts=("policies",), read_by=BOTH, status_by="operator",
     ),
     Kind(
@@ -132,12 +132,12 @@ _OWN = (
 _FOREIGN = (
     Kind(
         "cilium.io", "v2", "CiliumEgressGatewayPolicy", "ciliumegressgatewaypolicies",
-        reader=fail_closed(cilium.read_egress_gateway_policy, cilium.covered_by_gateway_policy),
+        reader=FailClosed(cilium.read_egress_gateway_policy, cilium.covered_by_gateway_policy),
         parts=("policies",), read_by=BOTH,
     ),
     Kind(
         "cilium.io", "v2alpha1", "CiliumEgressNATPolicy", "ciliumegressnatpolicies",
-        reader=fail_closed(cilium.read_egress_nat_policy, cilium.covered_by_nat_policy),
+        reader=FailClosed(cilium.read_egress_nat_policy, cilium.covered_by_nat_policy),
         parts=("policies",), read_by=BOTH,
     ),
     Kind(

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, summarize_address_range
 from typing import Literal, cast
 
 from bgp.path import WELL_KNOWN_COMMUNITIES, normal_communities
-from routerd.formats.document import MAX_DIGITS, Section, Value, parse_address, parse_network
+from routerd.formats.document import MAX_DIGITS, MissingKey, Section, Value, parse_address, parse_network
 from routerd.formats.meta import check_name, read_meta, selector_at
 from routerd.model import (
     AddressPool,
@@ -216,11 +216,16 @@ def covered_by_egress_policy(value: Value) -> EgressPolicy:
     )
 
 
+_EITHER = 'expected either "egressIP" or "pool"'
+
+
 def _exit(spec: Section) -> tuple[IPAddress | None, str]:
     """The egress IP, or the pool that it comes from."""
     egress_ip, pool = spec.get("egressIP"), spec.get("pool")
-    if (egress_ip is None) == (pool is None):
-        raise (pool or spec.value).error('expected either "egressIP" or "pool"')
+    if egress_ip is None and pool is None:
+        raise MissingKey(spec.value, "egressIP", _EITHER)
+    if egress_ip is not None and pool is not None:
+        raise pool.error(_EITHER)
     if pool is not None:
         return None, pool.name("the name of an AddressPool")
     address = egress_ip.address() if egress_ip else None

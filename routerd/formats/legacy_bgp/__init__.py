@@ -8,7 +8,7 @@ peers.py, pools.py, bfd.py, labels.py   the checks of each section, and of node 
 parse.py      the order of it all; the entry points
 """
 
-from routerd.formats.legacy_bgp.parse import LegacyConfig, as_json, parse
+from routerd.formats.legacy_bgp.parse import LegacyConfig, as_json, parse, parse_document
 from routerd.formats.legacy_bgp.structure import Dialect
 
-__all__ = ["Dialect", "LegacyConfig", "as_json", "parse"]
+__all__ = ["Dialect", "LegacyConfig", "as_json", "parse", "parse_document"]

@@ -32,7 +32,15 @@ class _Parsed:
 
 def parse(text: str, dialect: Dialect, source: Source = NOWHERE) -> LegacyConfig:
     """Raises InputError: the original's sentence, at the line and column of the culprit."""
-    parsed = _parse(text, dialect, source)
+    return _models(_parse(text, dialect, source))
+
+
+def parse_document(document: Value, dialect: Dialect) -> LegacyConfig:
+    """`parse` of a text that is composed already."""
+    return _models(_parse_document(document, dialect))
+
+
+def _models(parsed: _Parsed) -> LegacyConfig:
     models = [peers.to_model(peer) for peer in parsed.peers]
     return LegacyConfig(
         tuple(model for model, _ in models), parsed.pools, tuple(refusal for _, found in models for refusal in found)
@@ -51,8 +59,10 @@ def as_json(text: str, dialect: Dialect, source: Source = NOWHERE) -> dict[str, 
 
 def _parse(text: str, dialect: Dialect, source: Source) -> _Parsed:
     document = _first_document(text, dialect, source)
-    if document is None:
-        return _Parsed()
+    return _parse_document(document, dialect) if document is not None else _Parsed()
+
+
+def _parse_document(document: Value, dialect: Dialect) -> _Parsed:
     decoder = Decoder(our_words=dialect == "native")
     top = decoder.struct(document, structure(dialect))
     decoder.check()

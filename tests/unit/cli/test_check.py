@@ -16,7 +16,7 @@ POLICY = """\
 apiVersion: routerd.io/v1alpha1
 kind: EgressPolicy
 metadata: {name: e}
-spec: {selectors: [{podSelector: {}}], destinationCIDRs: [198.51.100.0/24], %s}
+spec: {selectors: [{podSelector: {}, namespaceSelector: {}}], destinationCIDRs: [198.51.100.0/24], %s}
 """
 NODE = "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n"
 SERVICE = """\
@@ -35,7 +35,18 @@ def test_nothing_wrong() -> None:
     assert found(POOL, SERVICE % ("public", "192.0.2.1"), NODE) == []
 
 
-def test_every_object_says_its_first_mistake() -> None:
+def test_a_policy_that_takes_pods_of_every_team_is_warned_of() -> None:
+    policy = POLICY % "pool: public"
+    everybody = policy.replace(", namespaceSelector: {}", "")
+    pool = POOL.replace("spec: {", "spec: {uses: [egress], ")
+    assert found(pool, policy) == []
+    assert found(pool, everybody) == [
+        "warning: 1.yaml:1: EgressPolicy/e: takes pods of every namespace: name them in a namespaceSelector; {} says "
+        "that all are meant"
+    ]
+
+
+def test_every_object_says_what_is_wrong_with_it() -> None:
     bad_pool = POOL.replace("blocks", "block")
     bad_pod = "---\napiVersion: v1\nkind: Pod\nmetadata: {}\n"
     assert found(bad_pool + bad_pod) == [
