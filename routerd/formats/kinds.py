@@ -69,9 +69,17 @@ class Kind:
 
     @property
     def placed(self) -> bool:
-        """Written by people: messages point into the object (the others are too many to keep a place for each), and
-        none of them may be mute when the kind counts as read."""
+        """Written by people: messages point into the object (the others are too many to keep a place for each)."""
         return not CONFIGURATION.isdisjoint(self.parts)
+
+    @property
+    def rests_on_each(self) -> frozenset[str]:
+        """Parts that are not known, after a start, before each object of the kind has said something.
+
+        A BGP ConfigMap that is wrong may name any peer: without it every session would be ended. Of all other kinds a
+        wrong object costs itself.
+        """
+        return frozenset({"bgp", "pools"}) if (self.group, self.name) == ("", "ConfigMap") else frozenset()
 
 
 def _plain(read: Callable[[Value], T]) -> Callable[[Value], tuple[T, tuple[Refusal, ...]]]:
@@ -170,6 +178,7 @@ _REFUSED = (
 
 KINDS: tuple[Kind, ...] = (*_CORE, *_OWN, *_FOREIGN, *_REFUSED)
 BY_NAME: Mapping[tuple[str, str], Kind] = {(each.group, each.name): each for each in KINDS}
+NAMES = frozenset(each.name for each in KINDS)
 
 
 POLICY_KINDS: Mapping[str, Kind] = {each.name: each for each in KINDS if "policies" in each.parts}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from routerd.errors import InputError
 from routerd.formats import core
 from routerd.formats.compose import documents, inner_source
 from routerd.formats.document import Source, Value, suggestion
-from routerd.formats.kinds import BY_NAME, KINDS, OURS, Kind, Object, policy_meant
+from routerd.formats.kinds import BY_NAME, KINDS, NAMES, OURS, Kind, Object, policy_meant
 from routerd.formats.legacy_bgp import Dialect, parse
 from routerd.formats.meta import ROUTERD, read_meta
 from routerd.model import Origin, Refusal
@@ -26,6 +26,21 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Mistake:
+    """A document of which no object could be made."""
+
+    ref: Ref  # of which object, as far as it says so: a kind or name of "" is not told
+    error: InputError = field(compare=False)
+    text: str = ""  # of the error
+    is_kept: bool = False  # what the object last said stays in force
+
+    def may_be(self, ref: Ref) -> bool:
+        """Whether it may be the document of that object. A kind that nobody knows may be a misspelling of any."""
+        is_named = self.ref.name in ("", ref.name) and self.ref.namespace in ("", ref.namespace)
+        return is_named and (self.ref.kind == ref.kind or self.ref.kind not in NAMES)
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """What one file says."""
 
@@ -34,17 +49,56 @@ class Loaded:
     ignored: tuple[str, ...] = ()  # "FILE:LINE: Kind/name" of kinds that are no business of ours
     unread: tuple[Ref, ...] = ()  # documents of which no object was made, by the kind that must have been meant
     is_silent: bool = False  # a file without any document
+    mistakes: tuple[Mistake, ...] = ()
 
 
-def read_text(text: str, file: str = "") -> Loaded:
-    """Every object of a file. Raises InputError at the first mistake that makes the file wrong."""
+def read_file(text: str, file: str = "") -> Loaded:
+    """Each object of a file; one that is wrong is a mistake; the rest goes on. Raises InputError if it is no YAML."""
     lines = text.split("\n")
     try:
         found = documents(text, Source(file))
-        values = [item for document in found for item in core.expand_lists(document)]
     except ValueError as error:  # as in `read_object`
         raise InputError(f"not understood: {error}", file=file) from error
-    return replace(_joined([read_object(value, lines) for value in values]), is_silent=not found)
+    return replace(_joined([part for document in found for part in _parts(document, lines)]), is_silent=not found)
+
+
+def _parts(document: Value, lines: list[str]) -> list[Loaded]:
+    """What each object of a document says, or what is wrong with it."""
+    try:
+        values = core.expand_lists(document)
+    except (InputError, ValueError) as error:
+        return [_mistaken(document, error)]
+    return [_spared(value, lines) for value in values]
+
+
+def _spared(value: Value, lines: list[str]) -> Loaded:
+    try:
+        return read_object(value, lines)
+    except InputError as error:
+        return _mistaken(value, error)
+
+
+def _mistaken(value: Value, error: Exception) -> Loaded:
+    wrong = error if isinstance(error, InputError) else value.error(f"not understood: {error}")
+    return Loaded(mistakes=(Mistake(identity(value), wrong, str(wrong)),))
+
+
+def identity(value: Value) -> Ref:
+    """Which object a document is about, though it may be wrong: what it does not say is ""."""
+
+    def said(*path: str) -> str:
+        try:
+            found = value.section.at(*path)
+        except InputError:
+            return ""
+        return found.text if found is not None and found.is_scalar else ""
+
+    kind = BY_NAME.get((said("apiVersion").rpartition("/")[0], said("kind")))
+    if kind is None:
+        return Ref(said("kind"), "", said("metadata", "name"))
+    name = said("metadata", "name")
+    namespace = said("metadata", "namespace") or ("default" if name else "")
+    return Ref(kind.name, namespace if kind.namespaced else "", name)
 
 
 def _joined(parts: list[Loaded]) -> Loaded:
@@ -53,6 +107,7 @@ def _joined(parts: list[Loaded]) -> Loaded:
         tuple(refusal for part in parts for refusal in part.refusals),
         tuple(line for part in parts for line in part.ignored),
         tuple(ref for part in parts for ref in part.unread),
+        mistakes=tuple(mistake for part in parts for mistake in part.mistakes),
     )
 
 
@@ -147,4 +202,6 @@ def bgp_text(value: Value) -> tuple[Value, Dialect] | None:
     return None
 
 
-__all__ = ["Entry", "InputError", "Loaded", "Object", "bgp_text", "read_object", "read_text"]
+__all__ = [
+    "Entry", "InputError", "Loaded", "Mistake", "Object", "bgp_text", "identity", "read_file", "read_object",
+]  # fmt: skip

@@ -17,7 +17,7 @@ from routerd.node.announce import SERVICE_CHECKS, Announcements, Scene, family_r
 from routerd.node.desired import NodeState, Settings, group_of, selects
 from routerd.node.inside import endpoints, external_ips, is_steered, outside
 from routerd.node.sessions import peers_here
-from routerd.refs import PEER, POD, SERVICE, Ref
+from routerd.refs import PEER, POD, SERVICE, Ref, service_ref
 from routerd.tell.render import path_text
 from routerd.tell.views import PeerView
 
@@ -101,7 +101,8 @@ def _service(snapshot: Snapshot, state: NodeState, settings: Settings, key: str)
     if scene is None or not steps[-1].yes:
         return
     if key not in scene.services:
-        raise NoSuchObject(f"service {key} is not in the store")
+        yield _unread(snapshot, key)
+        return
     service = scene.services[key]
     for check in SERVICE_CHECKS:
         message = check.failure(scene, service)
@@ -113,6 +114,14 @@ def _service(snapshot: Snapshot, state: NodeState, settings: Settings, key: str)
         yield Step("has every family of its addresses an endpoint?", False, refusal.reason, refusal.message, note=True)
     for path in service_paths(scene, service):
         yield _path_step(str(path.prefix), path_text(path), state.announcements)
+
+
+def _unread(snapshot: Snapshot, key: str) -> Step:
+    """A service that is not in the store: what is wrong with its document. Raises NoSuchObject if there is none."""
+    refusal = next((each for each in snapshot.refusals if each.object == service_ref(key)), None)
+    if refusal is None:
+        raise NoSuchObject(f"service {key} is not in the store")
+    return Step("could the service be read?", False, refusal.reason, refusal.message)
 
 
 def _peers_step(scene: Scene, announced: Announcements | None) -> Step:

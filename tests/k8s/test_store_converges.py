@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from routerd.formats.objects import read_text
 from routerd.model import Snapshot
 from routerd.store.kubernetes.store import KubernetesStore
 from routerd.store.merge import merge
@@ -30,6 +29,7 @@ from tests.k8s.store_lab import (
     pool,
     service,
 )
+from tests.models.manifests import read_text
 from tests.waiting import eventually
 
 TIMINGS = replace(QUICK, silence=0.4)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+from routerd.formats.objects import Loaded, read_file
 from routerd.model import Snapshot
 from routerd.store.embedded.store import FileStore
 from tests.waiting import PATIENCE
@@ -17,6 +18,14 @@ NOTHING: frozenset[Path] = frozenset()
 
 def pool(name: str, block: str = "192.0.2.0/24") -> str:
     return POOL.format(name, block)
+
+
+def read_text(text: str, file: str = "") -> Loaded:
+    """What a file says. Raises InputError at its first mistake."""
+    loaded = read_file(text, file)
+    for mistake in loaded.mistakes:
+        raise mistake.error
+    return loaded
 
 
 def store_of(directory: Path, on_change: Callable[[], None] = lambda: None) -> FileStore:

@@ -1,10 +1,10 @@
 """What the files of a directory say, and when a loss is believed. Reads files; no clock and no waiting of its own.
 
-A file that is wrong, or says nothing any more, keeps what it last said; a policy that is refused does so by itself, and
-the rest of its file goes on. An object that vanishes is believed gone only when a second look, `GRACE`
-later, finds the file in the same state: editors and `cp` make a file empty or absent for a moment while they write it,
-and a withdrawal for that would be an outage. For the same reason a directory that cannot be read, or that is another
-one and empty, keeps what it last said.
+A file that is no YAML, or says nothing any more, keeps what it last said; an object that is wrong does so by itself,
+and the rest of its file goes on. An object that vanishes is believed gone only when a second look, `GRACE` later, finds
+the file in the same state: editors and `cp` make a file empty or absent for a moment while they write it, and a
+withdrawal for that would be an outage. For the same reason a directory that cannot be read, or that is another one and
+empty, keeps what it last said.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from routerd.errors import InputError
-from routerd.formats.objects import Loaded, read_text
+from routerd.formats.objects import Loaded, read_file
+from routerd.model import PARTS
 from routerd.refs import Ref
 from routerd.store.closed import settled
 from routerd.store.embedded.disk import FileState, NotAFile, Stamp, manifest_files, refresh
+from routerd.store.mistakes import spared, unknown_parts
 
 GRACE = 0.05  # seconds
 EMPTIED = "empty, and it was not: delete it if nothing of it is wanted any more"
@@ -30,6 +32,9 @@ class Manifests:
         self.files: dict[Path, FileState[Loaded]] = {}
         self.fault = ""  # why the directory cannot be read
         self.is_synced = False  # whether every file has once said something
+        self.unsynced: frozenset[str] = frozenset(
+            PARTS
+        )  # parts not known yet: an object that never was right may say it
         self._identity: tuple[int, int] | None = None  # device and inode of the directory that said something last
         self._empty_since: float | None = None
         self._losing: dict[Path, tuple[float, Stamp | None]] = {}  # since when, in which state
@@ -48,12 +53,14 @@ class Manifests:
 
         `now` in seconds on any clock that does not jump; `without` are files that are no manifests.
         """
-        before = dict(self.files), self.fault, self.is_synced
+        before = dict(self.files), self.fault, self.is_synced, self.unsynced
         paths = self._paths(now, without)
         for path in sorted(paths | set(self.files)):
             self._look_at(path, now, is_there=path in paths, is_touched=path in touched)
-        self.is_synced = self.is_synced or self._is_complete()
-        return before != (self.files, self.fault, self.is_synced)
+        if self._is_complete():
+            self.unsynced &= unknown_parts(self.loaded())
+        self.is_synced = self.is_synced or (self._is_complete() and not self.unsynced.issuperset(PARTS))
+        return before != (self.files, self.fault, self.is_synced, self.unsynced)
 
     def _paths(self, now: float, without: frozenset[Path]) -> set[Path]:
         """The files that are there; if the directory cannot be read or believed, those that were."""
@@ -98,7 +105,7 @@ class Manifests:
         before = self.files.get(path, FileState())
 
         def read(text: str, file: str) -> Loaded:
-            return settled(before.good, read_text(text, file))
+            return settled(before.good, spared(before.good, read_file(text, file)))
 
         state = refresh(before, path, read, again=is_touched) if is_there else FileState(None, Loaded())
         is_loss = state != before and bool(_keys(before) - _keys(state))

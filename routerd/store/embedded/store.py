@@ -24,6 +24,7 @@ from routerd.store.embedded.disk import FileState, refresh, stamp, write_atomica
 from routerd.store.embedded.manifests import GRACE, Manifests
 from routerd.store.embedded.published import PublishedFile
 from routerd.store.merge import merge
+from routerd.store.mistakes import refusal_of
 
 DEBOUNCE = 20  # milliseconds that changes are gathered at most
 STEP = 5  # milliseconds without a change after which they are passed on
@@ -250,12 +251,18 @@ class FileStore:
             seen=self._seen,
         )
         self._seen |= (merged.policies or {}).keys()
-        return replace(merged, unread=self._published.unread)
+        unsynced: dict[str, Any] = dict.fromkeys(self._manifests.unsynced)
+        return replace(merged, unread=self._published.unread, **unsynced)
 
     def _faults(self) -> list[Refusal]:
         """Files that are wrong, and what follows from it."""
         manifests = self._manifests
         refusals = [_fault(path, state, manifests.is_synced) for path, state in sorted(manifests.files.items())]
+        refusals += [
+            refusal_of(mistake, path.name, manifests.unsynced)
+            for path, state in sorted(manifests.files.items())
+            for mistake in (state.good.mistakes if state.good else ())
+        ]
         refusals.append(_fault(self._published.path, self._published.state, True))
         refusals += [_fault(path, state, True) for path, state in sorted(self._reports.items())]
         if manifests.fault:

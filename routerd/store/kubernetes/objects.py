@@ -19,6 +19,7 @@ from routerd.model import Refusal
 from routerd.refs import Ref
 from routerd.store.closed import settled
 from routerd.store.kubernetes.resources import ALLOCATIONS, CONFIG_MAPS, PART_LABEL, REPORTS, Resource
+from routerd.store.mistakes import reason_of
 
 Raw = Mapping[str, Any]
 
@@ -53,7 +54,7 @@ class Collection:
     """The objects of one resource.
 
     `synced` once a list was complete; it never ends being so. A start must not take a configuration that cannot be read
-    for an empty one: for kinds that administrators write, every object must also have said something.
+    for an empty one: of kinds on each of which parts rest, every object must also have said something.
     """
 
     def __init__(self, resource: Resource, *, keep_status: bool = False) -> None:
@@ -119,7 +120,7 @@ class Collection:
 
     def _settle(self) -> None:
         if self.listed and not self.synced:
-            is_strict = self.resource.kind.placed
+            is_strict = bool(self.resource.kind.rests_on_each)
             self.synced = not is_strict or not any(each.is_mute for each in self.objects.values())
 
     def loaded(self) -> list[tuple[tuple[str, str, str, str], Loaded]]:
@@ -139,8 +140,8 @@ class Collection:
             consequence = "nothing of it is in force"
         else:
             consequence = "nothing that depends on its kind is done until it is mended"
-        reason = "ConfigRefused" if kind == "ConfigMap" else "InvalidObject"
-        return Refusal(Ref(kind, stored.namespace, stored.name), reason, f"{stored.error} ({consequence})")
+        about = Ref(self.resource.kind.word or kind, stored.namespace, stored.name)
+        return Refusal(about, reason_of(kind), f"{stored.error} ({consequence})")
 
 
 def key_of(raw: Raw) -> Key:

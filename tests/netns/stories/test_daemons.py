@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from routerd.config import parse_config
-from routerd.formats.objects import read_text
+from tests.models.manifests import read_text
 from tests.netns.lab import cluster
 from tests.netns.lab.daemons import attached, config, descendants, in_node, resident
 from tests.netns.lab.lab import Lab

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from routerd.formats.objects import read_text
 from routerd.model import EgressPolicy, Pod, PodSelection, selection_matches
 from routerd.selectors import LabelSelector, Requirement
+from tests.models.manifests import read_text
 
 EXAMPLES = Path(__file__).parents[1] / "data" / "examples"
 NAT = "apiVersion: cilium.io/v2alpha1\nkind: CiliumEgressNATPolicy\nmetadata: {name: e}\nspec:\n"

@@ -5,8 +5,8 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from routerd.errors import InputError
-from routerd.formats.objects import read_text
 from routerd.model import Endpoint, EndpointSlice, Namespace, Node, Origin, Pod, Service, ServicePort
+from tests.models.manifests import read_text
 
 ORIGIN = Origin("f.yaml", 1)
 

@@ -15,7 +15,6 @@ from routerd.errors import InputError, StoreError
 from routerd.formats.compose import documents
 from routerd.formats.jsontext import parse_json
 from routerd.formats.legacy_bgp import Dialect, as_json
-from routerd.formats.objects import read_text
 from routerd.formats.published.allocations import parse_node_report, write_index
 from routerd.formats.published.whole import AllocationsReader
 from routerd.model import Allocations
@@ -24,7 +23,7 @@ from routerd.store.kubernetes.client import ApiError, _parsed
 from routerd.store.kubernetes.documents import LedgerText
 from routerd.store.kubernetes.objects import Collection
 from routerd.store.kubernetes.resources import POOLS, Resource
-from tests.models.manifests import pool, reasons, store_of
+from tests.models.manifests import pool, read_text, reasons, store_of
 from tests.models.many import parse_allocations
 
 HEAD = "apiVersion: routerd.io/v1alpha1\nkind: {kind}\nmetadata: {{name: a, annotations: {{x: y}}}}\n"

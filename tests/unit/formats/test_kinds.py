@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from routerd.formats.kinds import BY_NAME, KINDS, OURS, Kind, read_by
-from routerd.formats.objects import read_text
 from routerd.model import PARTS, Refusal
 from routerd.refs import Ref
 from routerd.store.kubernetes.events import about
 from routerd.store.kubernetes.objects import slim
 from routerd.store.kubernetes.resources import collection_path, for_agent, for_operator
+from tests.models.manifests import read_text
 
 READ = [each for each in KINDS if each.read_by]
 REFUSED = [each for each in KINDS if each.instead]

@@ -13,10 +13,9 @@ from routerd.errors import InputError
 from routerd.formats import objects
 from routerd.formats.legacy_bgp import Dialect, as_json
 from routerd.formats.legacy_bgp.golang import parse_duration, parse_uint
-from routerd.formats.objects import read_text
 from routerd.store.kubernetes.objects import Collection
 from routerd.store.kubernetes.resources import CONFIG_MAPS, POOLS, Resource
-from tests.models.manifests import pool, reasons, store_of
+from tests.models.manifests import pool, read_text, reasons, store_of
 
 LONG = "9" * 5000
 LEGACY = "address-pools:\n- {{name: a, protocol: bgp, addresses: [192.0.2.0/24], bgp-advertisements: [{{{0}}}]}}\n"
@@ -58,7 +57,7 @@ def test_a_file_with_it_keeps_what_it_said(tmp_path: Path) -> None:
     store.load()
     (directory / "a.yaml").write_text(pool("a").replace("]}", f"], advertisements: [{{localPref: {LONG}}}]}}"))
     assert set(store.load().pools or {}) == {"a"}
-    assert reasons(store.snapshot()) == ["file/a.yaml InvalidFile"]
+    assert reasons(store.snapshot()) == ["AddressPool/a InvalidObject"]
 
 
 def broken(*_: object) -> Any:

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routerd.errors import InputError
-from routerd.formats.objects import read_text
 from routerd.model import AddressPool, Advertisement
+from tests.models.manifests import read_text
 
 POOL = "apiVersion: metallb.io/v1beta1\nkind: IPAddressPool\nmetadata: {name: p, namespace: metallb-system}\nspec:\n"
 ADDRESSES = "  addresses: [192.0.2.0/24]\n"

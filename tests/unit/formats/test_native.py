@@ -5,9 +5,9 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from routerd.errors import InputError
-from routerd.formats.objects import read_text
 from routerd.model import AddressPool, Advertisement, EgressPolicy, PodSelection, PortRange
 from routerd.selectors import EVERYTHING, LabelSelector, Requirement
+from tests.models.manifests import read_text
 
 POOL = "apiVersion: routerd.io/v1alpha1\nkind: AddressPool\nmetadata: {name: p}\nspec:\n"
 POLICY = "apiVersion: routerd.io/v1alpha1\nkind: EgressPolicy\nmetadata: {name: e}\nspec:\n"

@@ -2,9 +2,9 @@
 
 from ipaddress import ip_network
 
-from routerd.formats.objects import read_text
 from routerd.model import Snapshot
 from routerd.store.merge import merge
+from tests.models.manifests import read_text
 
 POOL = "apiVersion: routerd.io/v1alpha1\nkind: AddressPool\nmetadata: {{name: {0}}}\nspec: {{blocks: [{1}]}}\n"
 

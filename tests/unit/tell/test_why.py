@@ -7,9 +7,10 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from bgp.session import PeerStatus as Session
-from routerd.model import Allocations, Peer, Peering
+from routerd.model import Allocations, Peer, Peering, Refusal
 from routerd.node.announce import Rules
 from routerd.node.desired import LocalFacts, Settings, compose
+from routerd.refs import Ref
 from routerd.selectors import LabelSelector
 from routerd.tell.views import PeerView
 from routerd.tell.why import NoSuchObject, Step, explain, session_steps
@@ -66,6 +67,12 @@ def test_peers_that_leave_the_node_out_are_told() -> None:
     peer = Peer(TOR, 1, 2, node_selectors=(LabelSelector((("x", "y"),)),))
     no = next(step for step in why("svc/default/web", bgp=Peering((peer,))) if not step.yes)
     assert no.detail == "the node selectors of every peer leave this node out"
+
+
+def test_a_service_that_could_not_be_read_is_told_what_is_wrong_with_it() -> None:
+    wrong = Refusal(Ref.parse("svc/default/odd"), "InvalidObject", "a.yaml:3:7: spec: found a list (…)")
+    *_, last = why("svc/default/odd", refusals=(wrong,))
+    assert (last.yes, last.reason, last.detail) == (False, "InvalidObject", wrong.message)
 
 
 def test_a_family_without_endpoints_is_told_beside_the_one_that_is_announced() -> None:

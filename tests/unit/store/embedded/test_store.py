@@ -79,7 +79,7 @@ def test_a_file_that_breaks_later_keeps_what_it_last_said(directory: Path) -> No
     (refusal,) = snapshot.refusals
     assert refusal.message == (
         f'{directory}/a.yaml:4:8: spec.bloks: unknown key "bloks"; did you mean "blocks"? '
-        "(what the file last said stays in force)"
+        "(what it last said stays in force)"
     )
 
 
@@ -152,8 +152,8 @@ def test_a_file_is_read_again_only_when_it_changed(directory: Path, monkeypatch:
     manifests = Manifests(directory)
     manifests.look(0.0, without=NOTHING, touched=NOTHING)
     seen: list[str] = []
-    read = manifests_module.read_text
-    monkeypatch.setattr(manifests_module, "read_text", lambda text, file: seen.append(file) or read(text, file))
+    read = manifests_module.read_file
+    monkeypatch.setattr(manifests_module, "read_file", lambda text, file: seen.append(file) or read(text, file))
     assert not manifests.look(1.0, without=NOTHING, touched=NOTHING)
     assert seen == []
     assert not manifests.look(2.0, without=NOTHING, touched=frozenset({directory / "a.yaml"}))
