@@ -38,11 +38,23 @@ class PoolSpec:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How an owner uses an address. Two may share it: same key, not empty; disjoint ports; same backend key."""
+    """How an owner uses an address. Two may share it: same key, not empty; disjoint ports; same backend key; and if
+    their scopes differ, each is among the partners of the other.
+    """
 
     sharing_key: str = ""
     ports: frozenset[str] = frozenset()  # "tcp/80"
     backend: str = ""
+    scope: str = ""
+    partners: frozenset[str] = frozenset()  # "*" = all
+
+    def agrees(self, other: Use) -> bool:
+        """Whether both may share an address, whatever their ports."""
+        both = self.scope == other.scope or (self._names(other.scope) and other._names(self.scope))
+        return bool(self.sharing_key) and both and self.sharing_key == other.sharing_key
+
+    def _names(self, scope: str) -> bool:
+        return not self.partners.isdisjoint((scope, "*"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +109,7 @@ def clash(holders: Mapping[str, Use], owner: str, use: Use, key: int) -> Denial 
     others = {name: held for name, held in holders.items() if name != owner}
     if not others:
         return None
-    if any(not use.sharing_key or (held.sharing_key, held.backend) != (use.sharing_key, use.backend)
-           for held in others.values()):  # fmt: skip
+    if not all(use.agrees(held) and use.backend == held.backend for held in others.values()):
         names = ",".join(sorted(others))
         message = f'can\'t change sharing key for "{address_of(key)}", address also in use by {names}'
         return Denial(owner, "AddressInUse", message)

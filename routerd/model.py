@@ -43,9 +43,9 @@ Severity = Literal["error", "warning", "info"]
 ORDINARY = frozenset({"NoLocalEndpoints", "NodeExcluded", "NotConfigured", "PoolNotBgp"})  # somebody asked for it
 HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
     {
-        "AwaitingNodeReports", "BFDNotSupported", "ForwardingOff", "GatewayNotUsed", "HoldTimeTooLong",
-        "InvalidRouterID", "NetworkUnavailable", "NoEndpoints", "PodOutsideCluster", "PoolOverCluster", "StatusOfOther",
-        "UnknownGateway",
+        "AwaitingNodeReports", "BFDNotSupported", "ConflictingAnnotations", "ForwardingOff", "GatewayNotUsed",
+        "HoldTimeTooLong", "InvalidRouterID", "NetworkUnavailable", "NoEndpoints", "PodOutsideCluster",
+        "PoolOverCluster", "StatusOfOther", "UnknownAnnotation", "UnknownGateway",
     }
 )  # fmt: skip
 
@@ -156,6 +156,7 @@ class Service:
     ip_families: tuple[Literal["IPv4", "IPv6"], ...] = ()  # () = IPv4 first, by what pools offer
     ip_family_policy: Literal["SingleStack", "PreferDualStack", "RequireDualStack"] = "SingleStack"
     sharing_key: str = ""
+    sharing_namespaces: frozenset[str] | None = None  # beside its own, "*" = all; None = whoever has the key
     labels: Labels = field(default_factory=dict)
     annotations: Labels = field(default_factory=dict)
     created: str = ""  # metadata.creationTimestamp (RFC 3339) or ""

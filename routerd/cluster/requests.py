@@ -11,8 +11,6 @@ from ipam.round import Request
 from routerd.model import AddressPool, EgressPolicy, IPAddress, Service
 
 OWN_CLASS = "routerd.io/bgp"  # spec.loadBalancerClass; a service without a class is ours too
-CILIUM_SHARING_KEY = "lbipam.cilium.io/sharing-key"
-CILIUM_SHARING_NAMESPACES = "lbipam.cilium.io/sharing-cross-namespace"
 
 _FAMILIES: Mapping[str, Literal["one", "prefer-all", "all"]] = {
     "SingleStack": "one",
@@ -95,15 +93,7 @@ def _use(service: Service) -> Use:
     local = service.external_traffic_policy == "Local"
     backend = ",".join(f"{key}={value}" for key, value in sorted(service.selector.items())) if local else ""
     ports = frozenset(f"{port.protocol.lower()}/{port.port}" for port in service.ports)
-    return Use(_sharing_key(service), ports, backend)
-
-
-def _sharing_key(service: Service) -> str:
-    """MetalLB's key is cluster-wide; Cilium's holds within a namespace unless both sides name each other."""
-    if not service.sharing_key:
-        return ""
-    if service.annotations.get(CILIUM_SHARING_KEY) != service.sharing_key:
-        return f"service:{service.sharing_key}"
-    consent = {each.strip() for each in service.annotations.get(CILIUM_SHARING_NAMESPACES, "").split(",")} - {""}
-    scope = "*" if "*" in consent else ",".join(sorted(consent | {service.namespace}))
-    return f"service:{scope}:{service.sharing_key}"
+    if service.sharing_namespaces is None:
+        return Use(f"service:{service.sharing_key}" if service.sharing_key else "", ports, backend)
+    # A key of Cilium's holds within a namespace, and between those that name each other.
+    return Use(f"scoped:{service.sharing_key}", ports, backend, service.namespace, service.sharing_namespaces)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
-from routerd.formats.document import Section, Value, parse_address
-from routerd.formats.meta import Meta, read_meta
+from routerd.formats.document import Section, Value
+from routerd.formats.meta import read_meta
+from routerd.formats.wishes import read_wishes
 from routerd.model import (
     NAMESPACE_NAME_LABEL,
     Endpoint,
@@ -15,24 +16,11 @@ from routerd.model import (
     Namespace,
     Node,
     Pod,
+    Refusal,
     Service,
     ServicePort,
 )
 
-# What asks for addresses, a pool or a shared address, the strongest first.
-ADDRESS_ANNOTATIONS = (
-    "metallb.io/loadBalancerIPs",
-    "metallb.universe.tf/loadBalancerIPs",
-    "lbipam.cilium.io/ips",
-    "io.cilium/lb-ipam-ips",
-)
-POOL_ANNOTATIONS = ("metallb.io/address-pool", "metallb.universe.tf/address-pool")
-SHARING_ANNOTATIONS = (
-    "metallb.io/allow-shared-ip",
-    "metallb.universe.tf/allow-shared-ip",
-    "lbipam.cilium.io/sharing-key",
-    "io.cilium/lb-ipam-sharing-key",
-)
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 SHUTDOWN = "node is shutting down"  # kubelet, pkg/kubelet/nodeshutdown
 DOWN_TAINTS = {"node.kubernetes.io/out-of-service", "node.cloudprovider.kubernetes.io/shutdown"}
@@ -129,14 +117,16 @@ def _pod_addresses(status: Section | None) -> tuple[IPAddress, ...]:
     return tuple(item.address() for item in values if item.text)
 
 
-def read_service(value: Value) -> Service:
+def read_service(value: Value) -> tuple[Service, tuple[Refusal, ...]]:
+    """With what of its annotations is not done."""
     meta = read_meta(value)
     section = value.section
     spec = section.section("spec") or Section(value)
+    wishes = read_wishes(value, spec, meta)
     kind = spec.get("type")
     local = spec.string("externalTrafficPolicy") == "Local"
     policy = spec.get("ipFamilyPolicy")
-    return Service(
+    service = Service(
         namespace=meta.namespace_or_default,
         name=meta.name,
         type=cast(ServiceType, kind.choice("ClusterIP", "NodePort", "LoadBalancer", "ExternalName"))
@@ -144,8 +134,8 @@ def read_service(value: Value) -> Service:
         else "ClusterIP",
         cluster_ips=_cluster_ips(spec),
         external_ips=tuple(item.address() for item in spec.items("externalIPs")),
-        requested_ips=_requested_ips(value, spec, meta),
-        requested_pool=_first(meta.annotations, POOL_ANNOTATIONS),
+        requested_ips=wishes.addresses,
+        requested_pool=wishes.pool,
         status_ips=_status_ips(section.section("status")),
         ports=tuple(_port(item) for item in spec.items("ports")),
         selector=spec.texts("selector"),
@@ -156,40 +146,20 @@ def read_service(value: Value) -> Service:
             Literal["SingleStack", "PreferDualStack", "RequireDualStack"],
             policy.choice("SingleStack", "PreferDualStack", "RequireDualStack") if policy else "SingleStack",
         ),
-        sharing_key=_first(meta.annotations, SHARING_ANNOTATIONS),
+        sharing_key=wishes.sharing_key,
+        sharing_namespaces=wishes.sharing_namespaces,
         labels=meta.labels,
         annotations=meta.annotations,
         created=meta.created,
         origin=meta.origin,
     )
-
-
-def _first(annotations: dict[str, str], keys: tuple[str, ...]) -> str:
-    return next((annotations[key].strip() for key in keys if annotations.get(key, "").strip()), "")
+    return service, wishes.refusals
 
 
 def _cluster_ips(spec: Section) -> tuple[IPAddress, ...]:
     single = spec.get("clusterIP")
     values = spec.items("clusterIPs") or ([single] if single else [])
     return tuple(item.address() for item in values if item.text not in ("", "None"))
-
-
-def _requested_ips(value: Value, spec: Section, meta: Meta) -> tuple[IPAddress, ...]:
-    """The annotations win over `spec.loadBalancerIP`, which they replaced."""
-    given = next((key for key in ADDRESS_ANNOTATIONS if meta.annotations.get(key, "").strip()), "")
-    if given:
-        texts = [text.strip() for text in meta.annotations[given].split(",")]
-        return tuple(dict.fromkeys(_annotated_address(value, given, text) for text in texts))
-    single = spec.get("loadBalancerIP")
-    return (single.address(),) if single and single.text else ()
-
-
-def _annotated_address(value: Value, annotation: str, text: str) -> IPAddress:
-    address = parse_address(text)
-    if address is None:
-        place = value.section.require("metadata").section.require("annotations").section.require(annotation)
-        raise place.error(f'found "{text}", expected IP addresses with commas between them')
-    return address
 
 
 def _status_ips(status: Section | None) -> tuple[IPAddress, ...]:

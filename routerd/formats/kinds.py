@@ -102,7 +102,7 @@ _CORE = (
         kept=("spec.nodeName", "spec.hostNetwork", "status.phase", "status.podIP", "status.podIPs"),
     ),
     Kind(
-        "", "v1", "Service", "services", namespaced=True, custom=False, reader=_plain(core.read_service),
+        "", "v1", "Service", "services", namespaced=True, custom=False, reader=core.read_service,
         parts=("services",), read_by=BOTH, kept=("spec", "status.loadBalancer"), status_by="operator", word=SERVICE,
     ),
     Kind(

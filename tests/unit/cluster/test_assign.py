@@ -182,20 +182,22 @@ def test_a_port_that_begins_to_clash_moves_the_younger_holder(world: World) -> N
     assert world.decide() == "d/a default 192.0.2.0\nd/b default 192.0.2.1"
 
 
-def test_ciliums_sharing_key_needs_the_consent_of_both_namespaces(world: World) -> None:
-    def share(namespace: str, port: int, consent: str) -> None:
-        annotations = {"lbipam.cilium.io/sharing-key": "k", "lbipam.cilium.io/sharing-cross-namespace": consent}
-        world.service("x", port, sharing_key="k", annotations=annotations)
-        world.services[f"{namespace}/x"] = replace(world.services.pop("d/x"), namespace=namespace)
+def test_a_sharing_key_of_namespaces_needs_the_consent_of_both(world: World) -> None:
+    def share(namespace: str, port: int, consent: str, name: str = "x") -> None:
+        world.service(name, port, sharing_key="k", sharing_namespaces=frozenset(consent.split()))
+        world.services[f"{namespace}/{name}"] = replace(world.services.pop(f"d/{name}"), namespace=namespace)
 
     share("a", 1, "b")
     share("b", 2, "")
     assert world.decide() == "a/x default 192.0.2.0\nb/x default 192.0.2.1"
-    del world.services["b/x"]
-    world.decide()
-    world.decide(31)
-    share("b", 2, "a")
-    assert world.decide() == "a/x default 192.0.2.0\nb/x default 192.0.2.0"
+    for consent, other in (("a", "b"), ("a c", "b"), ("*", "b"), ("a", "*"), ("*", "*")):
+        world.services.clear()
+        world.decide()
+        world.decide(31)
+        share("a", 1, other)
+        share("b", 2, consent)
+        share("b", 3, "", name="y")  # of its own namespace alone
+        assert world.decide() == "a/x default 192.0.2.0\nb/x default 192.0.2.0\nb/y default 192.0.2.1", consent
 
 
 def test_overlapping_pools(world: World) -> None:
