@@ -1,0 +1,386 @@
+"""Which node gets which ports of an egress IP: a pure function of tables, wishes, what nodes report, and the time.
+
+A set that a living node has is never taken or moved; at most it is asked back, and the node returns it when it likes.
+Nodes without a set come first, in the order of their numbers, then those that want more, the poorest first: the order
+in which wishes arrive makes no difference. Where no room is left, blocks are asked back from those that have most.
+
+It must not know policies or stores; which nodes need ports, and which are fenced, is the caller's to say.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, field, replace
+from zlib import crc32
+
+from ipam.pool import IPAddress
+from ipam.port_sets import (
+    COOLDOWN,
+    FAIR_SIZE,
+    MAX_BLOCKS,
+    MIN_SIZE,
+    RANGE,
+    Mask,
+    PortSet,
+    PortTable,
+    State,
+    Told,
+    find,
+    first_size,
+    in_order,
+    ports_in,
+    power_at_least,
+)
+
+Block = tuple[int, int, int]  # first port, ports, number of the node that has it
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What can be given of an egress IP."""
+
+    egress_ip: IPAddress
+    room: Mask = RANGE
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """Of one egress group. A node that is not named needs no ports, and keeps what it has until it says otherwise."""
+
+    spaces: tuple[Space, ...]
+    ports: Mapping[int, int]  # number of a node -> ports that it wants in all, 0 = a first set
+    gateways: Set[int] = frozenset()  # numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What is known of nodes."""
+
+    alive: Set[int]  # numbers; the others are deleted or out of service: fenced
+    # By egress IP: sets in which a node has no flow and makes no mapping since that version of the table.
+    unused: Mapping[IPAddress, Mapping[Block, int]] = field(default_factory=dict)
+    # By egress IP: the number of a gateway, and the version that is in force there.
+    applied: Mapping[IPAddress, Mapping[int, int]] = field(default_factory=dict)
+
+    def is_unused(self, each: PortSet) -> bool:
+        """Whether its node has said so of this set, and not of an earlier one."""
+        return self.unused.get(each.egress_ip, {}).get((each.first, each.size, each.node), -1) >= each.version
+
+    def has_applied(self, gateway: int, egress_ip: IPAddress, version: int) -> bool:
+        """Whether the gateway has no binding any more that is not in this version. One that is fenced carries none."""
+        return gateway not in self.alive or self.applied.get(egress_ip, {}).get(gateway, 0) >= version
+
+
+@dataclass(frozen=True, slots=True)
+class PortPlan:
+    """Tables as they should be, in the order of the spaces; those that did not change are the same objects."""
+
+    tables: tuple[PortTable, ...]
+    lacking: tuple[int, ...] = ()  # nodes that need ports and have none
+    short: Mapping[int, int] = field(default_factory=dict)  # nodes that want more -> ports that they do not get
+    next_due: float | None = None  # when the plan changes with no other input, seconds of the Unix epoch
+
+
+def plan_ports(wishes: Wishes, tables: Mapping[IPAddress, PortTable], word: Word, now: float) -> PortPlan:
+    """`now` is in seconds of the Unix epoch."""
+    works = [_Work(space, tables.get(space.egress_ip, PortTable(space.egress_ip)), now) for space in wishes.spaces]
+    held = _Held(wishes, works)
+    for work in works:
+        work.settle(word)
+        work.tell(wishes.gateways & word.alive, word)
+    held.count()
+    for work in works:
+        held.give_back(work, word)
+        work.ask_back_outside()
+    held.count()
+    short = _serve(held, word)
+    tables_after = tuple(work.result() for work in works)
+    lacking = tuple(node for node in sorted(wishes.ports) if not held.granted.get(node) and node in word.alive)
+    due = (when for table in tables_after for when in _dues(table, word))
+    return PortPlan(tables_after, lacking, short, min(due, default=None))
+
+
+def retire(table: PortTable, word: Word, now: float, deadline: float) -> PortTable | None:
+    """The table of an address that no group has any more; None once nobody may have a binding of it.
+
+    Its sets are asked back, and taken after `deadline` seconds: an address that is not announced carries no answer.
+    """
+    work = _Work(Space(table.egress_ip), table, now)
+    work.settle(word)
+    work.tell(frozenset(), word)
+    for each in list(work.sets.values()):
+        if each.state == "granted":
+            work.put(each, "returning")
+        elif each.state == "returning" and (now >= each.since + deadline or word.is_unused(each)):
+            work.put(each, "cooling")
+    after = work.result()
+    return after if after.sets or after.told else None
+
+
+def retire_due(table: PortTable, word: Word, deadline: float) -> float | None:
+    """When `retire` changes the table with no other input."""
+    waits = [each.since + deadline for each in table.sets if each.state == "returning"]
+    return min([*waits, *_dues(table, word)], default=None)
+
+
+def _dues(table: PortTable, word: Word) -> Iterator[float]:
+    return (each.since + COOLDOWN for each in table.sets if not each.is_bound and not _pending(table, each, word))
+
+
+def _pending(table: PortTable, each: PortSet, word: Word) -> bool:
+    """Whether a gateway may still carry packets of a set that was taken out."""
+    return any(
+        one.joined < each.version and not word.has_applied(one.gateway, table.egress_ip, each.version)
+        for one in table.told
+    )
+
+
+@dataclass(slots=True)
+class _Work:
+    """One address while it is planned."""
+
+    space: Space
+    table: PortTable
+    now: float
+    sets: dict[int, PortSet] = field(init=False)  # by first port
+    told: dict[int, Told] = field(init=False)
+    firsts: dict[int, set[int]] = field(init=False, default_factory=dict)  # by node, where its sets begin
+    taken: Mask = field(init=False, default=0)
+    version: int = field(init=False)  # of what changes now
+
+    def __post_init__(self) -> None:
+        self.sets = {}
+        self.told = {each.gateway: each for each in self.table.told}
+        self.version = max(self.table.version + 1, int(self.now))
+        for each in self.table.sets:
+            self._note(each)
+
+    def _note(self, each: PortSet) -> None:
+        self.sets[each.first] = each
+        self.firsts.setdefault(each.node, set()).add(each.first)
+        self.taken |= each.mask
+
+    @property
+    def free(self) -> Mask:
+        return self.space.room & ~self.taken
+
+    def result(self) -> PortTable:
+        sets, told = in_order(self.sets.values()), tuple(self.told[gateway] for gateway in sorted(self.told))
+        if sets == self.table.sets and told == self.table.told:
+            return self.table
+        return PortTable(self.table.egress_ip, self.version, sets, told)
+
+    def put(self, each: PortSet, state: State) -> None:
+        """Another state, which begins now."""
+        self.sets[each.first] = replace(each, state=state, since=self.now, version=self.version)
+
+    def grant(self, node: int, size: int) -> bool:
+        first = find(self.free, size)
+        if first is None:
+            return False
+        granted = PortSet(self.space.egress_ip, first, size, node, "granted", self.now, self.version)
+        self._note(granted)
+        return True
+
+    def settle(self, word: Word) -> None:
+        """What fenced nodes have is nobody's; what has cooled down is free. A clock that was set back begins anew."""
+        for each in self.table.sets:
+            if each.is_bound and each.node not in word.alive:
+                self.put(each, "cooling")
+            elif each.state != "granted" and each.since > self.now:
+                self.sets[each.first] = replace(each, since=self.now)
+            elif not each.is_bound and self.now >= each.since + COOLDOWN and not _pending(self.table, each, word):
+                del self.sets[each.first]
+                self.firsts[each.node].discard(each.first)
+                self.taken &= ~each.mask
+
+    def tell(self, gateways: Set[int], word: Word) -> None:
+        """Notes who is told. One that left stays until it has confirmed, or is fenced."""
+        for gateway in sorted(gateways):
+            known = self.told.get(gateway)
+            if known is None:
+                self.told[gateway] = Told(gateway, self.version)
+            elif known.left:
+                self.told[gateway] = replace(known, left=0)
+        for gateway, known in list(self.told.items()):
+            if gateway in gateways:
+                continue
+            known = self.told[gateway] = known if known.left else replace(known, left=self.version)
+            if word.has_applied(gateway, self.space.egress_ip, known.left):
+                del self.told[gateway]
+
+    def ask_back_outside(self) -> None:
+        """Sets with ports that somebody else uses on the address by now."""
+        for each in list(self.sets.values()):
+            if each.state == "granted" and each.mask & ~self.space.room:
+                self.put(each, "returning")
+
+    def of(self, node: int, *states: State) -> list[PortSet]:
+        own = (self.sets[first] for first in sorted(self.firsts.get(node, ())))
+        return [each for each in own if each.state in states]
+
+    def split(self, each: PortSet) -> None:
+        """Asks the upper half of a set back."""
+        half = each.size // 2
+        self.sets[each.first] = replace(each, size=half)
+        upper = replace(each, first=each.first + half, size=half)
+        self._note(upper)
+        self.put(upper, "returning")
+
+
+@dataclass(slots=True)
+class _Held:
+    """A group's addresses, and how many ports of them each node may use."""
+
+    wishes: Wishes
+    works: list[_Work]
+    granted: dict[int, int] = field(default_factory=dict)
+
+    def count(self) -> None:
+        self.granted = {}
+        for work in self.works:
+            for each in work.sets.values():
+                if each.state == "granted":
+                    self.granted[each.node] = self.granted.get(each.node, 0) + each.size
+
+    def first_size(self, work: _Work) -> int:
+        """Nodes are spread over all addresses."""
+        return first_size(ports_in(work.space.room), -(-len(self.wishes.ports) // len(self.works)))
+
+    def order(self, node: int) -> list[_Work]:
+        """In which a node takes from several addresses: where it has some, then by rendezvous."""
+        if len(self.works) == 1:
+            return self.works
+        key = lambda work: (not work.of(node, "granted"), crc32(f"{work.space.egress_ip} {node}".encode()))  # noqa: E731
+        return sorted(self.works, key=key)
+
+    def grant(self, work: _Work, node: int, size: int) -> bool:
+        if not work.grant(node, size):
+            return False
+        self.granted[node] = self.granted.get(node, 0) + size
+        return True
+
+    def give_back(self, work: _Work, word: Word) -> None:
+        """Sets that a node does not use and was asked for, or can do without."""
+        unused = [] if work.space.egress_ip not in word.unused else [*work.sets.values()]
+        for each in unused:
+            if not each.is_bound or not word.is_unused(each):
+                continue
+            rest = self.granted.get(each.node, 0) - each.size
+            if each.state == "granted":
+                wanted = self.wishes.ports.get(each.node)
+                if wanted is not None and (rest <= 0 or rest < wanted):
+                    continue
+                self.granted[each.node] = rest
+            work.put(each, "cooling")
+
+
+# --- serving
+
+
+def _serve(held: _Held, word: Word) -> dict[int, int]:
+    """Newcomers, then growth, then what is asked back for those who got too little. Returns who is short of what."""
+    ports = held.wishes.ports
+    if not held.works:
+        return {}
+    newcomers = [node for node in sorted(ports) if node in word.alive and not held.granted.get(node)]
+    missing = sum(_serve_newcomer(held, node) for node in newcomers)
+    poor = {node for node in ports if node in word.alive and held.granted.get(node, 0) < FAIR_SIZE}
+    short = {}
+    for node in sorted(held.granted, key=lambda node: (held.granted[node], node)):
+        if node in word.alive and held.granted[node] < ports.get(node, 0):
+            lack = _grow(held, node, ports[node], is_fair=not poor - {node})
+            if lack:
+                short[node] = lack
+    _ask_back(held, missing, sum(short.values()))
+    return short
+
+
+def _serve_newcomer(held: _Held, node: int) -> int:
+    """A first set, of what size there is. Returns how many ports it lacks then."""
+    for work in held.order(node):
+        resumed = [each for each in work.of(node, "returning") if not each.mask & ~work.space.room]
+        if resumed:  # asked back, and not returned: it may still have flows there
+            each = max(resumed, key=lambda each: (each.size, -each.first))
+            work.put(each, "granted")
+            held.granted[node] = each.size
+            return 0
+    wanted = 0
+    for work in held.order(node):
+        size = held.first_size(work)
+        wanted = wanted or size
+        while size >= MIN_SIZE:
+            if held.grant(work, node, size):
+                return max(0, wanted - size)
+            size //= 2
+    return wanted
+
+
+def _grow(held: _Held, node: int, wanted: int, *, is_fair: bool) -> int:
+    """Further blocks, large ones first. Returns how many ports it lacks then."""
+    for work in held.order(node):
+        own = work.of(node, "granted", "returning")
+        blocks, here = len(own), sum(each.size for each in own)
+        limit = ports_in(work.space.room) // (1 if is_fair else 4)
+        size = power_at_least(wanted - held.granted[node])
+        while held.granted[node] < wanted and blocks < MAX_BLOCKS and size >= MIN_SIZE:
+            if here + size <= limit and held.grant(work, node, size):
+                blocks, here = blocks + 1, here + size
+                size = min(size, power_at_least(wanted - held.granted[node]))
+            else:
+                size //= 2
+    return max(0, wanted - held.granted[node])
+
+
+def _ask_back(held: _Held, missing: int, short: int) -> None:
+    """`missing` ports for newcomers: from those with more than a first set; `short` ones: from those with no use."""
+    coming = sum(each.size for work in held.works for each in work.sets.values() if each.state != "granted")
+    ports = held.wishes.ports
+    if missing > coming:
+        _collect(held, missing - coming, {})
+    coming += max(0, missing - coming)
+    if short > coming - missing:
+        _collect(held, short - (coming - missing), ports)
+
+
+def _collect(held: _Held, ports: int, wanted: Mapping[int, int]) -> None:
+    """Asks so many ports back, from the richest first. Nobody falls below a first set, or what it wants."""
+    heap: list[tuple[int, int, int]] = []
+    for index, work in enumerate(held.works):
+        here: dict[int, int] = {}
+        for each in work.sets.values():
+            if each.state == "granted":
+                here[each.node] = here.get(each.node, 0) + each.size
+        heap += [(-size, node, index) for node, size in here.items()]
+    heapq.heapify(heap)
+    while heap and ports > 0:
+        size, node, index = heapq.heappop(heap)
+        work = held.works[index]
+        spare = held.granted[node] - max(held.first_size(work), wanted.get(node, 0))
+        taken = _take(work, node, min(spare, -size - MIN_SIZE), power_at_least(ports))
+        if taken:
+            ports -= taken
+            held.granted[node] -= taken
+            heapq.heappush(heap, (size + taken, node, index))
+
+
+def _take(work: _Work, node: int, spare: int, ports: int) -> int:
+    """Asks one block back, or the half of one: the smallest that has so many `ports`, else the largest, of at most
+    `spare` ports. Returns how many ports that is.
+    """
+    own = work.of(node, "granted")
+    offers = [(each.size, True, each.first) for each in own]
+    if len(work.of(node, "granted", "returning")) < MAX_BLOCKS:
+        offers += [(each.size // 2, False, each.first) for each in own if each.size > MIN_SIZE]
+    offers = [offer for offer in offers if offer[0] <= spare]
+    if not offers:
+        return 0
+    enough = [offer for offer in offers if offer[0] >= ports]
+    size = min(enough)[0] if enough else max(offers)[0]
+    _, is_whole, first = max(offer for offer in offers if offer[0] == size)
+    if is_whole:
+        work.put(work.sets[first], "returning")
+    else:
+        work.split(work.sets[first])
+    return size
