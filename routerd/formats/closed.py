@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from routerd.errors import InputError
-from routerd.formats.document import Value
+from routerd.formats.document import MOST, Value
 from routerd.formats.meta import read_meta
-from routerd.model import EgressPolicy, Refusal
+from routerd.model import EgressPolicy, IPNetwork, PodSelection, Refusal
 from routerd.refs import Ref
+from routerd.selectors import EVERYTHING, LabelSelector
 
 Read = tuple[EgressPolicy | None, tuple[Refusal, ...]]
 
@@ -37,7 +38,7 @@ class FailClosed:
     covered: Callable[[Value], EgressPolicy]
 
     def __call__(self, value: Value) -> Read:
-        meta = read_meta(value)
+        meta = read_meta(value.uncapped())
         try:
             return self.read(value)
         except InputError as error:
@@ -47,6 +48,41 @@ class FailClosed:
 
 def _covered(value: Value, covered: Callable[[Value], EgressPolicy]) -> EgressPolicy | None:
     try:
-        return replace(covered(value), refused=True)
+        return replace(bounded(covered(value.uncapped())), refused=True)
     except InputError:
         return None
+
+
+# --- one that is too large covers more than it says, never less
+
+
+def bounded(policy: EgressPolicy) -> EgressPolicy:
+    """`policy`, with at most `MOST` of everything: wider networks and selectors stand for those that are too many."""
+    excluded = policy.excluded if len(policy.excluded) <= MOST else ()
+    destinations, selections = _wider_networks(policy.destinations), _wider_selections(policy.selections)
+    return replace(policy, destinations=destinations, excluded=excluded, selections=selections)
+
+
+def _wider_networks(networks: tuple[IPNetwork, ...]) -> tuple[IPNetwork, ...]:
+    length = 128
+    while len(networks) > MOST:
+        length -= 1
+        wider = (net.supernet(new_prefix=length) if net.prefixlen > length else net for net in networks)
+        networks = tuple(dict.fromkeys(wider))
+    return networks
+
+
+def _wider_selections(selections: tuple[PodSelection, ...]) -> tuple[PodSelection, ...]:
+    found = tuple(
+        PodSelection(_bounded(each.pods), _bounded(each.namespaces), _bounded(each.nodes)) for each in selections
+    )
+    if len(found) > MOST:  # all pods of the same namespaces
+        found = tuple(dict.fromkeys(PodSelection(EVERYTHING, each.namespaces) for each in found))
+    return found if len(found) <= MOST else (PodSelection(EVERYTHING),)
+
+
+def _bounded(selector: LabelSelector | None) -> LabelSelector | None:
+    if selector is None:
+        return None
+    parts = len(selector.match_labels) + sum(1 + len(each.values) for each in selector.match_expressions)
+    return selector if parts <= MOST else EVERYTHING

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
-from routerd.formats.document import Section, Value
+from routerd.formats.document import MOST_ADDRESSES, UNLIMITED, Section, Value
 from routerd.formats.meta import read_meta
 from routerd.formats.wishes import read_wishes
 from routerd.model import (
@@ -67,7 +67,7 @@ def _leaving(spec: Section | None, status: Section | None) -> Literal["", "down"
 
 def _node_addresses(status: Section | None) -> tuple[IPAddress, ...]:
     """Internal addresses first, then external ones; host names are left out."""
-    sections = [item.section for item in status.items("addresses")] if status else []
+    sections = [item.section for item in status.items("addresses", MOST_ADDRESSES)] if status else []
     found = [
         section.require("address").address()
         for kind in ("InternalIP", "ExternalIP")
@@ -81,7 +81,7 @@ def _pod_cidrs(spec: Section | None) -> tuple[IPNetwork, ...]:
     if spec is None:
         return ()
     single = spec.get("podCIDR")
-    values = spec.items("podCIDRs") or ([single] if single else [])
+    values = spec.items("podCIDRs", MOST_ADDRESSES) or ([single] if single else [])
     return tuple(item.network(host_bits=True) for item in values)
 
 
@@ -113,7 +113,9 @@ def _pod_addresses(status: Section | None) -> tuple[IPAddress, ...]:
     if status is None:
         return ()
     single = status.get("podIP")
-    values = [item.section.require("ip") for item in status.items("podIPs")] or ([single] if single else [])
+    values = [item.section.require("ip") for item in status.items("podIPs", MOST_ADDRESSES)] or (
+        [single] if single else []
+    )
     return tuple(item.address() for item in values if item.text)
 
 
@@ -133,7 +135,7 @@ def read_service(value: Value) -> tuple[Service, tuple[Refusal, ...]]:
         if kind
         else "ClusterIP",
         cluster_ips=_cluster_ips(spec),
-        external_ips=tuple(item.address() for item in spec.items("externalIPs")),
+        external_ips=tuple(item.address() for item in spec.items("externalIPs", MOST_ADDRESSES)),
         requested_ips=wishes.addresses,
         requested_pool=wishes.pool,
         status_ips=_status_ips(section.section("status")),
@@ -158,14 +160,14 @@ def read_service(value: Value) -> tuple[Service, tuple[Refusal, ...]]:
 
 def _cluster_ips(spec: Section) -> tuple[IPAddress, ...]:
     single = spec.get("clusterIP")
-    values = spec.items("clusterIPs") or ([single] if single else [])
+    values = spec.items("clusterIPs", MOST_ADDRESSES) or ([single] if single else [])
     return tuple(item.address() for item in values if item.text not in ("", "None"))
 
 
 def _status_ips(status: Section | None) -> tuple[IPAddress, ...]:
     """Entries with a host name only are left out."""
     balancer = status.section("loadBalancer") if status else None
-    entries = [item.section.get("ip") for item in balancer.items("ingress")] if balancer else []
+    entries = [item.section.get("ip") for item in balancer.items("ingress", MOST_ADDRESSES)] if balancer else []
     return tuple(entry.address() for entry in entries if entry is not None and entry.text)
 
 
@@ -198,7 +200,7 @@ def _endpoint(section: Section) -> Endpoint:
     ready = conditions.boolean("ready", True)
     serving = conditions.boolean("serving", ready)
     return Endpoint(
-        addresses=tuple(item.address() for item in section.items("addresses")),
+        addresses=tuple(item.address() for item in section.items("addresses", MOST_ADDRESSES)),
         node=section.string("nodeName"),
         ready=ready,
         draining=not ready and serving and conditions.boolean("terminating", False),
@@ -214,7 +216,7 @@ def expand_lists(value: Value) -> list[Value]:
     is_list = kind.string() == "List" or (kind.text.endswith("List") and "items" in section.entries)
     if not is_list:
         return [value]
-    return [_typed(item, kind.text.removesuffix("List"), section) for item in section.items("items")]
+    return [_typed(item, kind.text.removesuffix("List"), section) for item in section.items("items", UNLIMITED)]
 
 
 def _typed(item: Value, kind: str, around: Section) -> Value:

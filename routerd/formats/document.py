@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Any, NoReturn
@@ -24,6 +24,10 @@ NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 IMPLICIT = "implicit"  # tag of a scalar without an explicit one
 MAX_DIGITS = 100  # of a number, leading zeros included: Python refuses to read thousands of them
+MOST = 1000  # entries of a list or a mapping of texts that does not say otherwise; Kubernetes' own of an EndpointSlice
+MOST_ADDRESSES = 100  # of one object, in one list; Kubernetes' own of an endpoint
+UNLIMITED = 1 << 62  # entries of what is a container of objects, or written by routerd itself
+TEXTS_SIZE = 256 << 10  # bytes of a mapping of texts, keys included: Kubernetes' own of annotations
 _DECIMAL = re.compile(r"[-+]?[0-9]+")
 _NETWORK = re.compile(r"[^/%]+/[0-9]{1,3}")
 
@@ -37,6 +41,7 @@ class Source:
     column: int = 0  # added to every column
     fixed: bool = False  # the text is not the file's own (escaped, folded): every place is the start of the text
     is_api: bool = False  # an API server gave the object; `file` is its kind and name then
+    is_capped: bool = True  # a list or mapping with more than there may be is a mistake
 
 
 NOWHERE = Source()
@@ -59,6 +64,13 @@ class Value:
         self.node = node
         self.source = source
         self.path = path
+
+    def uncapped(self) -> Value:
+        """The same, with lists as long as they are."""
+        same = Value(self.node, replace(self.source, is_capped=False), self.path)
+        if self.is_mapping:  # an item of a list may have been given its kind
+            same.section.entries = {**self.section.entries, **same.section.entries}
+        return same
 
     @property
     def line(self) -> int:
@@ -182,13 +194,18 @@ class Value:
             self.expected(f"a CIDR without host bits: {network}")
         return network
 
-    def items(self) -> list[Value]:
+    def items(self, most: int = MOST) -> list[Value]:
         if not self.is_list:
             self.expected("a list")
+        self._cap(len(self.node.value), most, "entries")
         return [Value(node, self.source, f"{self.path}[{index}]") for index, node in enumerate(self.node.value)]
 
-    def nonempty(self, what: str) -> list[Value]:
-        items = self.items()
+    def _cap(self, found: int, most: int, unit: str) -> None:
+        if found > most and self.source.is_capped:
+            raise self.error(f"found {found} {unit}, at most {most} are taken")
+
+    def nonempty(self, what: str, most: int = MOST) -> list[Value]:
+        items = self.items(most)
         if not items:
             raise self.error(f"found an empty list, expected at least one {what}")
         return items
@@ -202,7 +219,10 @@ class Value:
 
     def texts(self) -> dict[str, str]:
         """A mapping of strings (labels, annotations); null is the empty string, as for the API server."""
-        return {key: "" if value.is_null else value.string() for key, value in self.section.entries.items()}
+        texts = {key: "" if value.is_null else value.string() for key, value in self.section.entries.items()}
+        self._cap(len(texts), MOST, "entries")
+        self._cap(sum(map(len, texts)) + sum(map(len, texts.values())), TEXTS_SIZE, "bytes")
+        return texts
 
 
 class Section:
@@ -266,9 +286,9 @@ class Section:
         entry = self.get(key)
         return {} if entry is None else entry.texts()
 
-    def items(self, key: str) -> list[Value]:
+    def items(self, key: str, most: int = MOST) -> list[Value]:
         entry = self.get(key)
-        return [] if entry is None else entry.items()
+        return [] if entry is None else entry.items(most)
 
     def section(self, key: str) -> Section | None:
         entry = self.get(key)

@@ -150,7 +150,7 @@ def _ref(value: Value, kind: Kind) -> Ref:
     """A document of ours has no name: there is one of its kind."""
     if not kind.plural:
         return Ref(kind.name)
-    meta = read_meta(value)
+    meta = read_meta(value.uncapped())
     return Ref(kind.name, meta.namespace_or_default if kind.namespaced else "", meta.name)
 
 

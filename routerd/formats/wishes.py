@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from routerd.formats.document import Section, Value, parse_address
+from routerd.formats.document import MOST_ADDRESSES, Section, Value, parse_address
 from routerd.formats.meta import Meta
 from routerd.model import IPAddress, Refusal
 from routerd.refs import service_ref
@@ -79,6 +79,8 @@ def _place(value: Value, annotation: str) -> Value:
 def _addresses(place: Value, text: str) -> tuple[IPAddress, ...]:
     """IP addresses with commas between them, or a list of them in JSON, as Calico has it."""
     texts = _list(place, text) if text.startswith("[") else text.split(",")
+    if len(texts) > MOST_ADDRESSES:
+        raise place.error(f"found {len(texts)} addresses, at most {MOST_ADDRESSES} are taken")
     return tuple(dict.fromkeys(_address(place, each.strip()) for each in texts))
 
 

@@ -12,7 +12,7 @@ from hashlib import sha256
 
 from routerd.errors import InputError
 from routerd.formats.compose import documents, quoted
-from routerd.formats.document import Section, Source, Value
+from routerd.formats.document import UNLIMITED, Section, Source, Value
 from routerd.formats.meta import ROUTERD
 from routerd.formats.published.parts import NAME
 from routerd.formats.published.tables import MAX_EPOCH, MAX_GROUP, MAX_SLOTS
@@ -31,6 +31,7 @@ from routerd.model import (
 )
 from routerd.refs import Ref
 
+MOST_REPORTED = 50_000  # addresses of a node: with IPVS every ClusterIP is on an interface
 _SEAL = re.compile(r"# Written by routerd; edits are lost\. sha256:([0-9a-f]{64})\n")
 
 
@@ -123,7 +124,7 @@ def read_index(value: Value) -> tuple[Allocations, tuple[str, ...] | None]:
     inline = next((key for key in records if section.get(key) is not None), None)
     if inline is not None:
         raise section.require(inline).error("found records beside parts, expected one of the two")
-    names = tuple(_read_name(item) for item in section.items("parts"))
+    names = tuple(_read_name(item) for item in section.items("parts", UNLIMITED))
     return _read_whole(section), names
 
 
@@ -139,10 +140,10 @@ def _read_whole(section: Section) -> Allocations:
     return Allocations(
         writer=_read_writer(writer.section) if writer is not None else None,
         generation=section.require("generation").integer(0, 2**63 - 1),
-        services=tuple(_read_service(item.section) for item in section.items("services")),
-        groups=tuple(_read_group(item.section) for item in section.items("groups")),
-        refusals=tuple(_read_refusal(item.section) for item in section.items("refusals")),
-        nodes=tuple(_read_node(item.section) for item in section.items("nodes")),
+        services=tuple(_read_service(item.section) for item in section.items("services", UNLIMITED)),
+        groups=tuple(_read_group(item.section) for item in section.items("groups", UNLIMITED)),
+        refusals=tuple(_read_refusal(item.section) for item in section.items("refusals", UNLIMITED)),
+        nodes=tuple(_read_node(item.section) for item in section.items("nodes", UNLIMITED)),
     )
 
 
@@ -154,13 +155,13 @@ def _read_writer(section: Section) -> Writer:
 
 def _read_service(section: Section) -> ServiceAllocation:
     section.only("service", "pool", "addresses")
-    addresses = tuple(item.address() for item in section.items("addresses"))
+    addresses = tuple(item.address() for item in section.items("addresses", UNLIMITED))
     return ServiceAllocation(section.require("service").name(), section.require("pool").string(), addresses)
 
 
 def _read_node(section: Section) -> NodeAddresses:
     section.only("node", "addresses", "silentSince")
-    addresses = tuple(item.address() for item in section.items("addresses"))
+    addresses = tuple(item.address() for item in section.items("addresses", UNLIMITED))
     return NodeAddresses(section.require("node").name(), addresses, section.string("silentSince"))
 
 
@@ -169,8 +170,8 @@ def _read_group(section: Section) -> EgressGroup:
     return EgressGroup(
         id=section.require("id").integer(1, MAX_GROUP),
         egress_ip=section.require("egressIP").address(),
-        policies=tuple(item.name() for item in section.items("policies")),
-        gateways=tuple(_read_slot(item.section) for item in section.items("gateways")),
+        policies=tuple(item.name() for item in section.items("policies", UNLIMITED)),
+        gateways=tuple(_read_slot(item.section) for item in section.items("gateways", UNLIMITED)),
         slots=section.require("slots").integer(1, MAX_SLOTS),
         epoch=section.require("epoch").integer(1, MAX_EPOCH),
         node_address=section.require("nodeAddress").boolean(),
@@ -208,8 +209,8 @@ def read_node_report(value: Value) -> NodeReport:
     heartbeat = section.get("heartbeat")
     return NodeReport(
         section.require("node").name(),
-        tuple(item.address() for item in section.items("addresses")),
-        tuple(item.network() for item in section.items("networks")),
+        tuple(item.address() for item in section.items("addresses", MOST_REPORTED)),
+        tuple(item.network() for item in section.items("networks", MOST_REPORTED)),
         section.boolean("draining", False),
         _read_heartbeat(heartbeat.section) if heartbeat is not None else None,
     )
