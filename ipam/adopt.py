@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from ipam.pool import Denial, Pool, address_of, key_of
+from ipam.pool import Denial, IPAddress, Pool, address_of, key_of
 from ipam.round import Record, Request, Round
 
 
@@ -102,6 +102,12 @@ def adopt_known(work: Round) -> None:
                 work.hold(pool, key, request, work.now)
 
 
+def _has_enough(request: Request, mine: Iterable[Record], address: IPAddress) -> bool:
+    """Whether one more address, which was not requested as such, would be too much."""
+    versions = {record.address.version for record in mine}
+    return address.version in versions or (bool(versions) and request.families == "one")
+
+
 def _adoptable(work: Round, request: Request, pool: Pool, key: int) -> bool:
     mine = work.held.get(request.owner, {})
     address = address_of(key)
@@ -110,8 +116,7 @@ def _adoptable(work: Round, request: Request, pool: Pool, key: int) -> bool:
         and request.pool in ("", pool.name)
         and request.purpose in pool.spec.uses
         and address.version in request.versions
-        and all(record.pool == pool.name and record.address.version != address.version for record in mine.values())
-        and (not mine or request.families != "one")
+        and (address in request.addresses or not _has_enough(request, mine.values(), address))
         and not pool.leaves_out(key)
         and not (pool.spec.disabled and key in pool.cooling)  # released: a drained pool does not give it again
     )

@@ -23,7 +23,7 @@ from ipam.taken import NOTHING, Taken
 @dataclass(frozen=True, slots=True)
 class Grant:
     pool: str
-    addresses: tuple[IPAddress, ...]  # in the order of the request's families
+    addresses: tuple[IPAddress, ...]  # in the order of the request's families, the lowest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,8 @@ def _result(work: Round) -> Plan:
         mine = work.held.get(owner)
         if mine:
             order: Mapping[int, int] = {version: index for index, version in enumerate(request.versions)}
-            records = sorted(mine.values(), key=lambda each: order.get(each.address.version, 9))
+            held = sorted(mine.items(), key=lambda item: (order.get(item[1].address.version, 9), item[0]))
+            records = [record for _, record in held]
             grants[owner] = Grant(records[0].pool, tuple(record.address for record in records))
     records = [record for mine in work.held.values() for record in mine.values()] + list(work.idle.values())
     records.sort(key=lambda record: (key_of(record.address), record.owner))

@@ -60,16 +60,12 @@ def serve_any(work: Round, request: Request) -> None:
 
 
 def _malformed(request: Request) -> Denial | None:
-    versions = [address.version for address in request.addresses]
-    if len(versions) > 2:
-        return Denial(request.owner, "InvalidRequest", f"More than two addresses: {_quoted(request)}")
-    if len(set(versions)) < len(versions):
-        return Denial(request.owner, "InvalidRequest", f"{_quoted(request)} has the same family")
-    wrong_count = (
-        len(versions) != {"one": 1, "prefer-all": len(versions), "all": len(request.versions)}[request.families]
-    )
-    if wrong_count or not set(versions) <= set(request.versions):
-        message = f"{_quoted(request)} does not match the IP families of the service: request addresses of its families"
+    """Several addresses of one family are as good as one; which families there must be is the request's."""
+    versions = {address.version for address in request.addresses}
+    is_wrong = {"one": len(versions) > 1, "prefer-all": False, "all": len(versions) < len(request.versions)}
+    if is_wrong[request.families] or not versions <= set(request.versions):
+        families = (" and " if request.families == "all" else " or ").join(f"IPv{each}" for each in request.versions)
+        message = f"{_quoted(request)} does not match the IP families of the service: request addresses of {families}"
         return Denial(request.owner, "FamilyMismatch", message)
     return None
 
@@ -88,6 +84,10 @@ def _not_allowed(work: Round, request: Request, keys: list[int]) -> Denial | Non
     if whose is not None:
         message = f'"{address_of(whose[0])}" is {whose[1]}: request another address'
         return Denial(request.owner, "AddressTaken", message)
+    if len(pools) > 1 and None not in pools:
+        names = " and ".join(f'"{name}"' for name in sorted(filter(None, pools)))
+        message = f"{_quoted(request)} lies in pools {names}: request addresses of one pool"
+        return Denial(request.owner, "NotInPool", message)
     pool = next(iter(pools.values()))
     if len(pools) != 1 or pool is None or request.purpose not in pool.spec.uses or any(map(pool.leaves_out, keys)):
         return Denial(request.owner, "NotInPool", f"{_quoted(request)} is not allowed in config")
@@ -102,15 +102,17 @@ def _quoted(request: Request) -> str:
 
 
 def _drop_unwanted_families(work: Round, request: Request) -> None:
-    """After an edit of the families: one that is no longer wanted goes, unless nothing would be left."""
+    """After an edit: a family that is no longer wanted goes, unless nothing would be left, and all but one address of
+    each, which only requests by address have.
+    """
     mine = work.held.get(request.owner, {})
     present = {record.address.version for record in mine.values()}
     wanted = [version for version in request.versions if version in present]
     if request.families == "one":
         wanted = wanted[:1]
-    if wanted:
-        for key in [key for key, record in mine.items() if record.address.version not in wanted]:
-            work.drop(request.owner, key)
+    kept = {version: min(key for key in mine if address_of(key).version == version) for version in wanted}
+    for key in [key for key in mine if wanted and key not in kept.values()]:
+        work.drop(request.owner, key)
 
 
 def _say_where(work: Round, request: Request, mine: Mapping[int, Record]) -> None:
@@ -143,7 +145,7 @@ def _add_families(work: Round, request: Request, pool_name: str, missing: list[V
         if pool is not None and key is not None:
             work.hold(pool, key, request, work.now)
         elif request.families == "all":
-            work.denials.append(_exhausted(request, pool_name, version, [pool] if pool else []))
+            work.denials.append(_no_second(request, pool_name, pool, version))
 
 
 def _choose(work: Round, request: Request) -> tuple[Pool, list[int]] | None:
@@ -162,6 +164,9 @@ def _choose(work: Round, request: Request) -> tuple[Pool, list[int]] | None:
         for version in attempts[0]
         if all(_find(work, request, pool, version) is None for pool in candidates)
     ]  # fmt: skip
+    if not lacking and request.families == "all":
+        work.denials.append(_apart(request, candidates))
+        return None
     work.denials.append(_exhausted(request, request.pool, (lacking or attempts[0])[0], candidates))
     return None
 
@@ -215,6 +220,33 @@ def _closed(work: Round, request: Request, pool: Pool) -> Denial | None:
 
 def _unknown(request: Request) -> Denial:
     return Denial(request.owner, "UnknownPool", f'unknown pool "{request.pool}"')
+
+
+def _apart(request: Request, candidates: list[Pool]) -> Denial:
+    """Each family could be had, but from no pool both."""
+    families = {
+        pool.name: [version for version in request.versions if pool.has_version(version)] for pool in candidates
+    }
+    shown = ", ".join(f'"{name}" has {_families(versions)}' for name, versions in families.items() if versions)
+    message = (
+        f"no pool has free addresses of both families, and both must come from one pool: {shown}; "
+        "put a block of each family into one pool"
+    )
+    return Denial(request.owner, "FamiliesApart", message)
+
+
+def _no_second(request: Request, name: str, pool: Pool | None, version: Version) -> Denial:
+    if pool is None or pool.has_version(version):
+        return _exhausted(request, name, version, [pool] if pool else [])
+    message = (
+        f'pool "{name}", of which the service has an address, has no IPv{version}, and both families must come from '
+        "one pool: add a block to it"
+    )
+    return Denial(request.owner, "FamiliesApart", message)
+
+
+def _families(versions: list[Version]) -> str:
+    return " and ".join(f"IPv{version}" for version in sorted(versions))
 
 
 def _exhausted(request: Request, pool: str, version: Version, among: Iterable[Pool] = ()) -> Denial:

@@ -23,6 +23,7 @@ EXCLUDE_LABEL = "node.kubernetes.io/exclude-from-external-load-balancers"
 GATEWAY_LABEL = "routerd.io/egress-gateway"
 GATEWAY_HEARTBEAT = 10  # seconds between heartbeats of a node that may be a gateway
 NODE_HEARTBEAT = 300  # of any other: 10 s of 1,000 nodes would be 100 writes a second to an API server
+OWN_CLASS = "routerd.io/bgp"  # spec.loadBalancerClass; a service without a class is ours too
 NAMESPACE_LABEL = "io.kubernetes.pod.namespace"  # Cilium's pseudo label for a pod's namespace
 NAMESPACE_NAME_LABEL = "kubernetes.io/metadata.name"  # set on every namespace by Kubernetes 1.21+
 
@@ -40,7 +41,9 @@ class Origin:
 
 
 Severity = Literal["error", "warning", "info"]
-ORDINARY = frozenset({"NoLocalEndpoints", "NodeExcluded", "NotConfigured", "PoolNotBgp"})  # somebody asked for it
+ORDINARY = frozenset(
+    {"NoLocalEndpoints", "NodeExcluded", "NotConfigured", "OtherClass", "PoolNotBgp"}
+)  # somebody asked for it
 HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
     {
         "AwaitingNodeReports", "BFDNotSupported", "ConflictingAnnotations", "ForwardingOff", "GatewayNotUsed",
@@ -169,6 +172,11 @@ class Service:
     @property
     def ref(self) -> Ref:
         return service_ref(self.key)
+
+    @property
+    def is_left_to_us(self) -> bool:
+        """Whether its class names no other load balancer."""
+        return self.load_balancer_class in ("", OWN_CLASS)
 
 
 @dataclass(frozen=True, slots=True)

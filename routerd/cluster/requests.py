@@ -10,8 +10,6 @@ from ipam.pool import PoolSpec, Use, Version
 from ipam.round import Request
 from routerd.model import AddressPool, EgressPolicy, IPAddress, Service
 
-OWN_CLASS = "routerd.io/bgp"  # spec.loadBalancerClass; a service without a class is ours too
-
 _FAMILIES: Mapping[str, Literal["one", "prefer-all", "all"]] = {
     "SingleStack": "one",
     "PreferDualStack": "prefer-all",
@@ -32,7 +30,7 @@ def pool_spec(pool: AddressPool) -> PoolSpec:
 
 
 def is_ours(service: Service) -> bool:
-    return service.type == "LoadBalancer" and service.load_balancer_class in ("", OWN_CLASS)
+    return service.type == "LoadBalancer" and service.is_left_to_us
 
 
 def service_request(service: Service) -> Request:

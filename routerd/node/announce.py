@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from bgp.path import AdjRibOut, Desired, Path, normal_communities
 from routerd.model import (
     EXCLUDE_LABEL,
+    OWN_CLASS,
     AddressPool,
     Advertisement,
     Allocations,
@@ -147,6 +148,15 @@ def _not_load_balancer(_: Scene, service: Service) -> str:
     return "" if service.type == "LoadBalancer" else f"the service's type is {service.type}: only LoadBalancer has VIPs"
 
 
+def _other_class(_: Scene, service: Service) -> str:
+    if service.is_left_to_us:
+        return ""
+    return (
+        f"spec.loadBalancerClass is {service.load_balancer_class}, so the service is another load balancer's: "
+        f"make it anew without a class, or with {OWN_CLASS}"
+    )
+
+
 def _not_configured(scene: Scene, _: Service) -> str:
     return "" if scene.rules.services else "bgp.announce.loadbalancer is off in this node's configuration"
 
@@ -219,6 +229,7 @@ def _is_carried(scene: Scene, service: Service, version: int) -> bool:
 
 SERVICE_CHECKS = (  # in this order: a check may rely on those before it
     Check("is it of type LoadBalancer?", "NotLoadBalancer", _not_load_balancer),
+    Check("does its loadBalancerClass leave it to routerd?", "OtherClass", _other_class),
     Check("does this node announce services?", "NotConfigured", _not_configured),
     Check("has it an address?", "NoAddress", _no_address),
     Check("is the pool announced by BGP?", "PoolNotBgp", _pool_not_bgp),

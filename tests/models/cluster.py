@@ -118,6 +118,7 @@ def node_a(**fields: object) -> dict[str, object]:
 
 # Reason for which node a does not announce default/web -> what in the snapshot makes it so.
 NOES: dict[str, dict[str, object]] = {
+    "OtherClass": {"services": {"default/web": service("web", load_balancer_class="service.k8s.aws/nlb")}},
     "NoAddress": {"allocations": Allocations(1)},
     "PoolNotBgp": {"pools": {"default": pool(protocol="layer2")}},
     "NodeExcluded": node_a(labels={EXCLUDE_LABEL: ""}),

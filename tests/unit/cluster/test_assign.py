@@ -78,9 +78,8 @@ def test_requested_addresses_are_served_before_any(world: World) -> None:
         ({"requested_pool": "small", "ip_families": ("IPv6",)}, "PoolExhausted", 'no available IPs in pool "small"'),
         ({"requested_pool": "drained"}, "PoolDisabled", 'pool "drained" is disabled'),
         ({"requested_pool": "egress"}, "PoolNotForUse", 'pool "egress" does not serve loadbalancer'),
-        ({"ips": "192.0.2.1 192.0.2.2 192.0.2.3"}, "InvalidRequest", "More than two addresses"),
-        ({"ips": "192.0.2.1 192.0.2.2"}, "InvalidRequest", "has the same family"),
-        ({"ips": "192.0.2.1", "ip_families": ("IPv6",)}, "FamilyMismatch", "does not match the IP families"),
+        ({"ips": "192.0.2.1 198.51.100.128"}, "NotInPool", 'lies in pools "default" and "small": request addresses of'),
+        ({"ips": "192.0.2.1", "ip_families": ("IPv6",)}, "FamilyMismatch", "service: request addresses of IPv6"),
         ({"ips": "192.0.2.1", "ip_family_policy": "RequireDualStack"}, "FamilyMismatch", "does not match"),
         ({"ips": "192.0.2.77"}, "AddressInUse", 'sharing key for "192.0.2.77", address also in use by svc/d/a'),
         ({"ip_family_policy": "RequireDualStack"}, "PoolExhausted", "no available IPs for IPv6 IPFamily"),
@@ -153,6 +152,44 @@ def test_families(world: World, fields: dict[str, object], expected: str) -> Non
     world.edit_pool("default", "192.0.2.0/24", "2001:db8::/64")
     world.service("web", **fields)
     assert world.decide() == f"d/web default {expected}"
+
+
+def test_several_addresses_of_one_family(world: World) -> None:
+    world.service("web", ips="192.0.2.200 192.0.2.100")
+    assert world.decide() == "d/web default 192.0.2.100 192.0.2.200"
+    assert world.decide() == "d/web default 192.0.2.100 192.0.2.200"
+    world.service("other", ips="192.0.2.100 192.0.2.101")
+    assert world.decide().endswith('! svc/d/other AddressInUse: can\'t change sharing key for "192.0.2.100", address '
+                                   "also in use by svc/d/web")  # fmt: skip
+    del world.services["d/other"]
+    world.lose_file()
+    world.allocations = replace(world.allocations, generation=0, services=())
+    world.service("web", ips="192.0.2.100 192.0.2.200", status="192.0.2.100 192.0.2.200")
+    world.service("a", ips="192.0.2.100")
+    assert world.decide().startswith("d/web default 192.0.2.100 192.0.2.200")
+    world.service("web")
+    assert world.decide().startswith("d/web default 192.0.2.100\n")
+
+
+def test_both_families_come_from_one_pool() -> None:
+    world = World()
+    world.pool("four", "192.0.2.0/28")
+    world.pool("six", "2001:db8::/120")
+    world.service("web", ip_family_policy="RequireDualStack")
+    world.service("prefers", ip_family_policy="PreferDualStack")
+    apart = (
+        "! svc/d/web FamiliesApart: no pool has free addresses of both families, and both must come from one pool: "
+        '"four" has IPv4, "six" has IPv6; put a block of each family into one pool'
+    )
+    assert world.decide() == f"d/prefers four 192.0.2.0\n{apart}"
+    world.service("web")
+    world.decide()
+    world.service("web", ip_family_policy="RequireDualStack")
+    assert world.decide().splitlines()[1:] == [
+        "d/web four 192.0.2.1",
+        '! svc/d/web FamiliesApart: pool "four", of which the service has an address, has no IPv6, and both families '
+        "must come from one pool: add a block to it",
+    ]
 
 
 def test_prefer_dual_stack_takes_what_there_is_and_the_rest_later(world: World) -> None:
