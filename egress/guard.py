@@ -3,8 +3,9 @@
 It stands behind the eBPF programs. A packet of a selected pod that would be *forwarded* to a destination that its
 policies cover has slipped past the hook (a Service that is translated to an address outside, a device without a
 program); a packet of an undecided pod may do so, as its policies are not programmed yet. Both are dropped and counted.
-Replies pass. What comes by a device that is not known for one of the host's is a pod's: so it holds also for a device
-that appears while nobody is there to look.
+Replies pass. A source route would lead past the destination that is seen here, so a pod's packet has none. What comes
+by a device that is not known for one of the host's is a pod's: so it holds also for a device that appears while nobody
+is there to look.
 
 In a family that the programs do not take it stands alone. So a pod is known there by its device, too: nothing in front
 of the guard has seen to it that the source is the pod's own.
@@ -26,7 +27,7 @@ from egress.policy import TAKEN, Desired, IPAddress, IPNetwork, Policy, Ports, V
 
 TABLE = "routerd"
 FAMILY = "inet"
-COUNTERS = ("forged", "selected", "undecided")
+COUNTERS = ("forged", "selected", "source_routed", "undecided")
 HOOKS = {  # chain -> type, hook, priority and policy; -300 is raw, -10 just before the filters of others
     "prerouting": ("filter", "prerouting", -300, "accept"),
     "output": ("filter", "output", -300, "accept"),
@@ -64,10 +65,13 @@ def _set_types(family: Family) -> dict[str, str]:
     }
 
 
+# Known pods' devices, without an address of the family that is known.
+UNLISTED = tuple(f"unlisted{family.suffix}" for family in ALONE)
 SET_TYPES = {
     **{name: kind for family in FAMILIES for name, kind in _set_types(family).items()},
     "nodes": "type ipv4_addr;",
     "pod_devices": "type ifname;",
+    **dict.fromkeys(UNLISTED, "type ifname;"),
     "host_devices": "type ifname;",
 }
 MAP_TYPES = {
@@ -163,8 +167,8 @@ def _forward_rules(family: Family) -> Rules:
     unknown = f"iifname . {source} != @decided{s}"
     undecided = f"{destination} @covered{s} {unknown} counter name undecided drop"
     of_no_host = "iifname != @host_devices"
-    if family in ALONE:  # a known pod's packets are known by its device, whatever their source
-        of_no_host += " iifname != @pod_devices"
+    if family in ALONE:
+        of_no_host += f" iifname != @unlisted{s}"
     return (
         f"{destination} @cluster{s} return",
         f"iifname . {source} vmap @selected{s}",
@@ -172,6 +176,12 @@ def _forward_rules(family: Family) -> Rules:
         *([f"{unknown} iifname vmap @devices{s}"] if family in ALONE else []),
         f"{of_no_host} {undecided}",
     )
+
+
+# What a node that takes source routes forwards elsewhere than to the destination that the packet bears in this hook.
+SOURCE_ROUTED = tuple(
+    f"iifname != @host_devices ip option {kind} exists counter name source_routed drop" for kind in ("lsrr", "ssrr")
+)
 
 
 def _tunnel_rules(port: int) -> dict[str, Rules]:
@@ -211,7 +221,7 @@ def render(desired: Desired, facts: Facts) -> Guard:
     attached = {address: facts.devices[address] for address in desired.pods if address in facts.devices}
     chains = _tunnel_rules(desired.tunnel_port)
     leaving = (rule for family in FAMILIES for rule in _forward_rules(family))
-    chains["forward"] += ("ct direction reply return", *leaving)
+    chains["forward"] += (*SOURCE_ROUTED, "ct direction reply return", *leaving)
     sets = {
         "nodes": frozenset(str(address) for address in desired.nodes if address.version == 4),
         "pod_devices": frozenset(d.forward_name for d in attached.values()) - {facts.underlay},
@@ -223,6 +233,7 @@ def render(desired: Desired, facts: Facts) -> Guard:
         rules_of = cache(partial(_rules_of, policies=desired.policies, family=family))  # many pods have the same
         verdicts = {f"selected{family.suffix}": {_key(a, d): rules_of(desired.pods[a]) for a, d in pods.items()}}
         if family in ALONE:
+            sets[f"unlisted{family.suffix}"] = sets["pod_devices"] - {device.forward_name for device in pods.values()}
             verdicts[f"devices{family.suffix}"] = _by_device(desired, facts, family, rules_of)
         for name, rules_by_key in verdicts.items():
             names = {rules: chain_name(rules) for rules in set(rules_by_key.values()) if rules}

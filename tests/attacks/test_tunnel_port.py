@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from egress.policy import Policy
 from tests.bpf.packets import build, vxlan
 from tests.models.tables import UDP, Packet
 from tests.netns.lab.datapath import EGRESS_IP, WORLD, Cluster
+from tests.netns.lab.frames import inject, mac_of
 from tests.netns.lab.hosts import Host
 from tests.netns.lab.lab import FW_ADDRESS, Lab, remove_orphans
 from tests.netns.lab.netns import entered
@@ -133,33 +133,22 @@ def test_a_pod_that_nobody_knows_yet_cannot_take_a_nodes_address(cluster: Cluste
     outer = Packet(IPv4Address("10.0.0.12"), IPv4Address("10.0.0.11"))
     frame = vxlan(build(INNER), GROUP, PORT, outer)
     try:
-        with pod.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
-            with entered(pod.name):
-                sender.bind(("eth0", 0))
-            before = judged(cluster)
+        before = judged(cluster)
 
-            def is_dropped() -> bool:  # a new port of a bridge takes a moment before it passes anything
-                sender.send(mac_of(home, on) + frame[6:])
-                return judged(cluster) > before
+        def is_dropped() -> bool:  # a new port of a bridge takes a moment before it passes anything
+            inject(pod, "eth0", mac_of(home, on) + frame[6:])
+            return judged(cluster) > before
 
-            gets_nothing_through(cluster, lambda: cluster.lab.wait(is_dropped, "the guard sees the packet"))
+        gets_nothing_through(cluster, lambda: cluster.lab.wait(is_dropped, "the guard sees the packet"))
     finally:
         cluster.lab.remove_pod("fresh")
-
-
-def mac_of(node: Host, device: str) -> bytes:
-    [link] = json.loads(node.run(["ip", "-j", "link", "show", device]))
-    return bytes.fromhex(link["address"].replace(":", ""))
 
 
 def on_the_underlay(cluster: Cluster, target: str, source: str, inner: Packet, group: int) -> None:
     """A neighbour on the nodes' L2 sends a tunnel packet from `source` to node `target`."""
     node = cluster.lab.node(target)
     frame = vxlan(build(inner), group, PORT, Packet(IPv4Address(source), IPv4Address(node.address)))
-    with cluster.lab.tor.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
-        with entered(cluster.lab.tor.name):
-            sender.bind((target, 0))
-        sender.send(mac_of(node, "eth0") + frame[6:])
+    inject(cluster.lab.tor, target, mac_of(node, "eth0") + frame[6:])
 
 
 @pytest.mark.parametrize("group", [GROUP, GROUP + 1])

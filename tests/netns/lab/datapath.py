@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 
 from egress.netdev import Datapath
 from egress.plan import plan
@@ -11,6 +11,7 @@ from egress.policy import Desired, Gateway, Group, Policy
 from tests.netns.lab import netns
 from tests.netns.lab.hosts import Node
 from tests.netns.lab.lab import NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK, Lab
+from tests.netns.lab.wiring import six
 
 EGRESS_IP = IPv4Address("10.168.60.100")
 WORLD = IPv4Network("0.0.0.0/0")
@@ -50,17 +51,21 @@ class Cluster:
         slots = {"gw1": 0, "gw2": 1}
         gateways = tuple(Gateway(n, nodes[n], slots[n]) for n in self.gateways)
         group = Group(7, EGRESS_IP, gateways, slots=1 if self.node_address else 2, node_address=self.node_address)
-        pods = {p.address: p.label for p in self.lab.pods.values() if p.node is node}
+        pods = {a: p.label for p in self.lab.pods.values() if p.node is node for a in self._both(p.address)}
         return Desired(
             node=name,
             node_address=nodes[name],
-            pods={IPv4Address(a): self.selected.get(label, ()) for a, label in pods.items()},
+            pods={ip_address(a): self.selected.get(label, ()) for a, label in pods.items()},
             policies=self.policies,
             groups={7: group},
             nodes=frozenset(nodes.values()),
-            cluster=frozenset(IPv4Network(n) for n in (NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK)),
-            pod_cidrs=frozenset({IPv4Network(node.spec.pod_cidr)}),
+            cluster=frozenset(ip_network(n) for n in self._both(NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK)),
+            pod_cidrs=frozenset(ip_network(n) for n in self._both(node.spec.pod_cidr)),
         )
+
+    def _both(self, *texts: str) -> tuple[str, ...]:
+        """Addresses or networks of IPv4, and those of IPv6 in their place where the lab has some."""
+        return (*texts, *(map(six, texts) if self.lab.ipv6 else ()))
 
     def apply(self) -> dict[str, list[str]]:
         done = {}

@@ -30,6 +30,7 @@ GOLDEN = """\
 add table inet routerd
 add counter inet routerd forged
 add counter inet routerd selected
+add counter inet routerd source_routed
 add counter inet routerd undecided
 add set inet routerd cluster { type ipv4_addr; flags interval; }
 add set inet routerd covered { type ipv4_addr; flags interval; }
@@ -41,6 +42,7 @@ add set inet routerd pod_sources6 { type ipv6_addr; flags interval; }
 add set inet routerd decided6 { type ifname . ipv6_addr; }
 add set inet routerd nodes { type ipv4_addr; }
 add set inet routerd pod_devices { type ifname; }
+add set inet routerd unlisted6 { type ifname; }
 add set inet routerd host_devices { type ifname; }
 add map inet routerd selected { type ifname . ipv4_addr : verdict; }
 add map inet routerd selected6 { type ifname . ipv6_addr : verdict; }
@@ -80,12 +82,16 @@ flush set inet routerd pod_sources6
 flush map inet routerd selected
 add element inet routerd selected { "veth3" . 10.1.0.5 : jump SET }
 flush map inet routerd selected6
+flush set inet routerd unlisted6
+add element inet routerd unlisted6 { "bridge", "veth3" }
 add rule inet routerd prerouting udp dport 8473 iifname @pod_devices counter name forged drop
 add rule inet routerd prerouting udp dport 8473 ip daddr @nodes ip saddr != @nodes counter name forged drop
 add rule inet routerd prerouting udp dport 8473 notrack
 add rule inet routerd output udp dport 8473 notrack
 add rule inet routerd forward udp dport 8473 ip daddr @nodes ct original proto-dst != 8473 counter name forged drop
 add rule inet routerd forward udp dport 8473 ip daddr @nodes iifname != @host_devices counter name forged drop
+add rule inet routerd forward iifname != @host_devices ip option lsrr exists counter name source_routed drop
+add rule inet routerd forward iifname != @host_devices ip option ssrr exists counter name source_routed drop
 add rule inet routerd forward ct direction reply return
 add rule inet routerd forward ip daddr @cluster return
 add rule inet routerd forward iifname . ip saddr vmap @selected
@@ -95,7 +101,7 @@ add rule inet routerd forward ip6 daddr @cluster6 return
 add rule inet routerd forward iifname . ip6 saddr vmap @selected6
 add rule inet routerd forward ip6 saddr @pod_sources6 ip6 daddr @covered6 iifname . ip6 saddr != @decided6 counter name undecided drop
 add rule inet routerd forward iifname . ip6 saddr != @decided6 iifname vmap @devices6
-add rule inet routerd forward iifname != @host_devices iifname != @pod_devices ip6 daddr @covered6 iifname . ip6 saddr != @decided6 counter name undecided drop
+add rule inet routerd forward iifname != @host_devices iifname != @unlisted6 ip6 daddr @covered6 iifname . ip6 saddr != @decided6 counter name undecided drop
 add rule inet routerd input udp dport 8473 ct original proto-dst != 8473 counter name forged drop
 add rule inet routerd input udp dport 8473 iifname != @host_devices counter name forged drop
 add rule inet routerd input udp dport 8473 ip daddr != @nodes counter name forged drop

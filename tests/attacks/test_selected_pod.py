@@ -1,0 +1,278 @@
+"""Whatever a pod makes of its frames, nothing of it leaves the node but what its policy sends through a gateway.
+
+The node is as lax as can be: no filter of sources, source routes taken, the loopback network routed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
+
+import pytest
+
+from egress.policy import Policy
+from tests.bpf.packets import BadPacket, Shape, build, checksum, inside_vxlan, parse
+from tests.models.tables import ICMP, TCP, UDP, Packet
+from tests.netns.lab.datapath import EGRESS_IP, WORLD, Cluster
+from tests.netns.lab.frames import Arrivals, inject, mac_of
+from tests.netns.lab.lab import FW_ADDRESS, Lab, remove_orphans
+from tests.netns.lab.netns import entered
+from tests.netns.lab.wiring import six
+
+NODE, GATEWAY, OTHER_GATEWAY = "10.0.0.21", "10.0.0.11", "10.0.0.12"
+SELECTED, PLAIN = IPv4Address("10.244.3.2"), IPv4Address("10.244.3.3")
+FW = IPv4Address(FW_ADDRESS)
+OUT = Packet(SELECTED, FW, UDP, 4000, 53)
+SYN = Packet(SELECTED, FW, TCP, 4001, 80, flags="S")
+PING = Packet(SELECTED, FW, ICMP, 4002, 0, echo="request")
+ARP, MPLS, PPPOE, VLAN, PROVIDER = b"\x08\x06", b"\x88\x47", b"\x88\x64", b"\x81\x00", b"\x88\xa8"
+
+
+def to(destination: str, packet: Packet = OUT) -> bytes:
+    return build(replace(packet, destination=IPv4Address(destination)))
+
+
+def by(source: str, packet: Packet = OUT) -> bytes:
+    return build(replace(packet, source=IPv4Address(source)))
+
+
+def put(frame: bytes, offset: int, data: bytes) -> bytes:
+    return frame[:offset] + data + frame[offset + len(data) :]
+
+
+def summed(frame: bytes) -> bytes:
+    """The frame, with the checksum of its IPv4 header made right again."""
+    header = frame[14 : 14 + (frame[14] & 15) * 4]
+    return put(frame, 24, checksum(put(header, 10, b"\0\0")).to_bytes(2))
+
+
+def tagged(tag: bytes, frame: bytes) -> bytes:
+    return frame[:12] + tag + frame[12:]
+
+
+def with_options(frame: bytes, options: bytes) -> bytes:
+    """Options of whole words are put into the header."""
+    size = int.from_bytes(frame[16:18]) + len(options)
+    longer = frame[:14] + bytes([0x45 + len(options) // 4]) + frame[15:34] + options + frame[34:]
+    return summed(put(longer, 16, size.to_bytes(2)))
+
+
+def routed_by(via: str, kind: int) -> bytes:
+    """To `via`, with a source route to fw (RFC 791: 131 loose, 137 strict)."""
+    return with_options(to(via), bytes([kind, 7, 4]) + FW.packed + b"\0")
+
+
+def of_protocol(number: int) -> bytes:
+    return build(replace(OUT, kind="unsupported", protocol=number))
+
+
+def icmp(kind: int) -> bytes:
+    frame = build(PING)
+    body = put(put(frame[34:], 0, bytes([kind])), 2, b"\0\0")
+    return frame[:34] + put(body, 2, checksum(body).to_bytes(2))
+
+
+def ipv6(source: str, destination: str) -> bytes:
+    header = b"\x60\0\0\0\0\x10\x11\x40" + IPv6Address(source).packed + IPv6Address(destination).packed
+    return build(OUT)[:12] + b"\x86\xdd" + header + b"\x0f\xa0\0\x35\0\x10\0\0" + b"leaktest"
+
+
+def encapsulated(number: int, inner: bytes) -> bytes:
+    """Another IP packet inside IP."""
+    frame = build(replace(OUT, kind="unsupported", protocol=number, length=20 + len(inner)))
+    return frame[:34] + inner
+
+
+NOTHING = {
+    **{f"source {a}": by(a) for a in (str(PLAIN), NODE, GATEWAY, str(EGRESS_IP), "0.0.0.0", "224.0.0.1",
+                                      "255.255.255.255", "127.0.0.1", FW_ADDRESS, "198.51.100.77")},
+    **{f"SYN by {a}": by(a, SYN) for a in (str(PLAIN), NODE, str(EGRESS_IP), "0.0.0.0")},
+    **{f"VLAN {n}": tagged(VLAN + n.to_bytes(2), build(OUT)) for n in (0, 1, 100, 4095)},
+    **{f"VLAN {n}, source {PLAIN}": tagged(VLAN + n.to_bytes(2), by(str(PLAIN))) for n in (0, 100)},
+    "two tags": tagged(PROVIDER + b"\0\0" + VLAN + b"\0\0", build(OUT)),
+    "two priority tags": tagged(VLAN + b"\0\0" + VLAN + b"\0\0", build(OUT)),
+    "a provider's tag": tagged(PROVIDER + b"\0\0", build(OUT)),
+    "MPLS": build(OUT)[:12] + MPLS + b"\0\0\x01\x40" + build(OUT)[14:],
+    "PPPoE": build(OUT)[:12] + PPPOE + b"\x11\0\0\x01\0\x3e\0\x21" + build(OUT)[14:],
+    "SNAP": build(OUT)[:12] + b"\0\x44\xaa\xaa\x03\0\0\0\x08\0" + build(OUT)[14:],
+    **{f"{name} source route by {via}": routed_by(via, kind)
+       for via in (NODE, GATEWAY) for name, kind in (("loose", 131), ("strict", 137))},
+    **{f"header of {n} words": summed(put(build(OUT), 14, bytes([0x40 + n]))) for n in (0, 1, 4, 15)},
+    **{f"IP version {n}": summed(put(build(OUT), 14, bytes([n * 16 + 5]))) for n in (0, 5, 6)},
+    **{f"IPv4 length {n}": summed(put(build(OUT), 16, n.to_bytes(2))) for n in (0, 1, 19, 20, 27, 28, 1000, 65535)},
+    **{f"cut at {n}": build(OUT)[:n] for n in (14, 15, 20, 24, 33, 34, 35, 41)},
+    **{f"TCP cut at {n}": build(SYN)[:n] for n in (35, 40, 47, 48, 53)},
+    "IPv4 checksum": put(build(OUT), 24, b"\x12\x34"),
+    **{f"UDP length {n}": put(build(OUT), 38, n.to_bytes(2)) for n in (0, 7, 1000)},
+    **{f"TCP header of {n} words": put(build(SYN), 46, bytes([n << 4])) for n in (0, 15)},
+    "first fragment": build(replace(OUT, kind="fragment")),
+    "later fragment": build(replace(OUT, kind="fragment"), Shape(later_fragment=True)),
+    "fragment that overlaps the ports": summed(put(build(replace(OUT, kind="fragment")), 20, b"\0\x01")),
+    **{f"protocol {n}": of_protocol(n) for n in (0, 2, 4, 33, 41, 47, 50, 51, 89, 103, 132, 136, 255)},
+    f"IP in IP, source {PLAIN}": encapsulated(4, by(str(PLAIN))[14:]),
+    "6in4": encapsulated(41, ipv6("fd00::1", six(FW_ADDRESS))[14:]),
+    **{f"ICMP type {n}": icmp(n) for n in (0, 3, 4, 5, 9, 10, 11, 12, 13, 14, 15, 17, 30, 42)},
+    **{f"to {a}": to(a) for a in ("0.0.0.0", "0.1.2.3", "127.0.0.1", "127.0.0.53", "240.0.0.1", "255.255.255.254",
+                                  "255.255.255.255", "224.0.0.5", "239.1.1.1", "10.244.3.255")},
+    **{f"ping {a}": to(a, PING) for a in ("127.0.0.1", "240.0.0.1", "255.255.255.255", "224.0.0.1")},
+    **{f"tunnel port of {a}": to(a, replace(OUT, destination_port=8473)) for a in (NODE, GATEWAY)},
+    **{f"IPv6 {source} to {target}": ipv6(source, target)
+       for source in (six(str(SELECTED)), "fd00::5", "::ffff:10.244.3.2", six(NODE), "fe80::1234")
+       for target in (six(FW_ADDRESS), "64:ff9b::cb00:710a", "::ffff:203.0.113.10", "2001:db8::1")},
+}  # fmt: skip
+THROUGH_A_GATEWAY = {
+    "UDP": build(OUT),
+    "TCP": build(SYN),
+    "echo": build(PING),
+    "to all on the link": b"\xff" * 6 + build(OUT)[6:],
+    "to a group on the link": b"\x01\0\x5e\0\0\x01" + build(OUT)[6:],
+    "to a foreign device": b"\x02\xde\xad\xbe\xef\0" + build(OUT)[6:],
+    "options": with_options(build(OUT), b"\x01\x01\x01\0"),
+    "40 bytes of options": with_options(build(OUT), b"\x01" * 39 + b"\0"),
+    "a record of the route": with_options(build(OUT), b"\x07\x0b\x04" + bytes(9)),
+    "padding": build(OUT) + b"secret",
+    "no UDP checksum": build(OUT, Shape(udp_checksum=False)),
+    "port 0": build(replace(OUT, destination_port=0)),
+    **{f"TCP flags {flags or 'none'}": build(replace(SYN, flags=flags)) for flags in ("", "F", "R", "SF", "SAFR")},
+    "a broadcast of fw's network": to("203.0.113.255"),
+    "the egress IP": to(str(EGRESS_IP)),
+}
+BY_THE_NODE = {f"to {address}": to(address) for address in ("169.254.169.254", "169.254.1.2")}
+OF_AN_UNSELECTED_POD = {
+    **{f"source {a}": by(a) for a in (str(EGRESS_IP), str(SELECTED), NODE, OTHER_GATEWAY, "198.51.100.77", "0.0.0.0")},
+    **{f"SYN by {a}": by(a, SYN) for a in (str(EGRESS_IP), str(SELECTED), OTHER_GATEWAY)},
+    "tunnel port": to(GATEWAY, replace(OUT, source=PLAIN, destination_port=8473)),
+    "tunnel port, VLAN 0": tagged(VLAN + b"\0\0", to(GATEWAY, replace(OUT, source=PLAIN, destination_port=8473))),
+    "tunnel port, by a node": to(GATEWAY, replace(OUT, source=IPv4Address(OTHER_GATEWAY), destination_port=8473)),
+    f"IPv6 {SELECTED}": ipv6(six(str(SELECTED)), six(FW_ADDRESS)),
+    "IPv6 of nobody": ipv6("2001:db8:5::5", six(FW_ADDRESS)),
+}  # fmt: skip
+
+
+@dataclass
+class Scene:
+    cluster: Cluster
+    arrivals: Arrivals  # at the ToR, from the worker
+    hop: bytes  # the MAC address that pods send to
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def leaves(self, pod: str, frame: bytes) -> set[str]:
+        """How anything of the frame left the node: "through a gateway", "by the node", or not at all."""
+        if frame[:6] == Shape().destination_mac:
+            frame = self.hop + frame[6:]
+        inject(self.cluster.lab.pod(pod), "eth0", frame)
+        return self.seen()
+
+    def seen(self) -> set[str]:
+        """What has left the node until a packet that may leave has done so."""
+        marker = f"marker {next(self.numbers)} of {os.getpid()}".encode()
+        found: set[str] = set()
+        question = build(replace(OUT, source_port=65000, length=28 + len(marker)), Shape(payload=marker))
+        inject(self.cluster.lab.pod("sel"), "eth0", self.hop + question[6:])
+
+        def is_through() -> bool:
+            for frame in self.arrivals.read():
+                if marker in frame:
+                    return True
+                found.add(how(frame))
+            return False
+
+        self.cluster.lab.wait(is_through, "a packet leaves through the gateway")
+        return found - {""}
+
+
+def how(frame: bytes) -> str:
+    """ "" = the node's own business."""
+    kind, source6 = frame[12:14], frame[22:38]
+    if kind == ARP or (kind == b"\x86\xdd" and (source6[:2] == b"\xfe\x80" or not any(source6))):
+        return ""
+    if kind == b"\x08\0" and IPv4Address(frame[26:30]) == IPv4Address(NODE):
+        try:
+            _, _, inner = inside_vxlan(frame)
+            packet = parse(inner)  # no wrong length, no wrong checksum
+        except BadPacket as bad:
+            return f"broken: {bad}"
+        return "through a gateway" if packet.source == SELECTED else f"as {packet.source}"
+    return "by the node"
+
+
+@pytest.fixture(scope="module", params=["routed", "bridge"])
+def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
+    remove_orphans()
+    with Lab(f"s{os.getpid()}{request.param[0]}", cni=request.param, ipv6=True, rp_filter=0) as lab:
+        pods = {name: lab.add_pod(name, "worker") for name in ("sel", "plain")}
+        assert [IPv4Address(pod.address) for pod in pods.values()] == [SELECTED, PLAIN]
+        worker = lab.node("worker")
+        lax = {"rp_filter": 0, "accept_source_route": 1, "route_localnet": 1, "log_martians": 0}
+        hop = "cni0" if lab.cni == "bridge" else pods["sel"].device
+        devices = {"all", "eth0", hop, *(pod.device for pod in pods.values())}
+        worker.sysctl({f"net.ipv4.conf.{device}.{name}": value for device in devices for name, value in lax.items()})
+        lab.tor.ip(f"route add {EGRESS_IP}/32 via {GATEWAY}")
+        lab.fw.allow(str(EGRESS_IP))
+        policy = Policy("world", 7, (WORLD, IPv6Network("::/0")))
+        cluster = Cluster(lab, policies={"world": policy}, selected={"sel": ("world",)})
+        cluster.apply()
+        assert pods["sel"].ask(FW_ADDRESS).source == str(EGRESS_IP)
+        with Arrivals(lab.tor, "worker") as arrivals:
+            yield Scene(cluster, arrivals, mac_of(worker, hop))
+        for name, datapath in cluster.datapaths.items():
+            with entered(lab.node(name).name):
+                datapath.remove()
+            datapath.close()
+
+
+@pytest.mark.parametrize("attack", NOTHING)
+def test_it_does_not_leave(scene: Scene, attack: str) -> None:
+    assert scene.leaves("sel", NOTHING[attack]) == set()
+
+
+@pytest.mark.parametrize("scene", ["routed"], indirect=True)  # on a bridge it is taken for the other pod's
+def test_ipv6_with_another_pods_address_does_not_leave(scene: Scene) -> None:
+    assert scene.leaves("sel", ipv6(six(str(PLAIN)), six(FW_ADDRESS))) == set()
+
+
+@pytest.mark.parametrize("way", THROUGH_A_GATEWAY)
+def test_it_leaves_through_a_gateway_and_whole(scene: Scene, way: str) -> None:
+    assert scene.leaves("sel", THROUGH_A_GATEWAY[way]) == {"through a gateway"}
+
+
+@pytest.mark.parametrize("way", BY_THE_NODE)
+def test_what_is_of_the_link_is_left_to_the_node(scene: Scene, way: str) -> None:
+    assert scene.leaves("sel", BY_THE_NODE[way]) == {"by the node"}
+
+
+@pytest.mark.parametrize("attack", OF_AN_UNSELECTED_POD)
+def test_an_unselected_pod_sends_with_no_source_but_its_own(scene: Scene, attack: str) -> None:
+    assert scene.leaves("plain", OF_AN_UNSELECTED_POD[attack]) == set()
+
+
+def test_an_unselected_pod_leaves_as_it_is(scene: Scene) -> None:
+    """Else none of the others would prove anything."""
+    assert scene.leaves("plain", by(str(PLAIN))) == {"by the node"}
+
+
+def test_a_pod_that_claims_an_address_takes_nothing(scene: Scene) -> None:
+    lab = scene.cluster.lab
+    for address in (str(EGRESS_IP), GATEWAY, NODE):
+        claim = b"\0\x01\x08\0\x06\x04\0\x02" + b"\x02\0\0\0\0\xaa" + IPv4Address(address).packed
+        frame = b"\xff" * 6 + b"\x02\0\0\0\0\xaa" + ARP + claim + b"\xff" * 6 + IPv4Address(NODE).packed + bytes(18)
+        inject(lab.pod("plain"), "eth0", frame)
+    assert lab.pod("sel").ask(FW_ADDRESS).source == str(EGRESS_IP)
+    assert lab.pod("plain").get(FW_ADDRESS).refusal == "refused"
+
+
+def test_the_loopback_of_the_node_is_not_reached(scene: Scene) -> None:
+    """Though the node routes it, as kube-proxy asks it to."""
+    worker = scene.cluster.lab.node("worker")
+    worker.ip("link set lo up")
+    worker.start_server(udp=5353, address="127.0.0.1")
+    scene.leaves("sel", to("127.0.0.1", replace(OUT, destination_port=5353)))
+    assert worker.log_lines() == ["ready"]
+
+
+def test_at_the_end_nothing_is_left_over(scene: Scene) -> None:
+    """What left late, behind the packet that each test waits for, is seen by the next one, or here."""
+    assert scene.seen() == set()
