@@ -92,8 +92,8 @@ def _status_text(found: Mapping[str, Any]) -> str:
     head = [
         f"node      {found['node']}, routerd {found['version']}",
         f"ready     {'yes' if found['ready'] else 'no: ' + found['not_ready_because']}",
-        f"datapath  {'attached' if egress['datapath'] else 'not attached'}, {egress['pods']} pods selected, "
-        f"{egress['nat_entries']} of {egress['nat_room']} flows",
+        f"datapath  {'attached' if egress['datapath'] else 'not attached'}, {egress['pods']} selected "
+        f"pod{'' if egress['pods'] == 1 else 's'} here, {egress['nat_entries']} of at most {egress['nat_room']} flows",
         f"rounds    {rounds['done']}, of which {rounds['errors']} failed",
     ]
     if found["config"]["stale"]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from routerd.config import Config
 from tests.netns.lab.mounts import BPFFS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,6 +63,37 @@ def test_units_start_subcommands_that_exist(unit: Path) -> None:
         [sys.executable, "-m", "routerd.cli.main", command[1], "--help"], cwd=ROOT, capture_output=True, check=False
     )
     assert done.returncode == 0
+
+
+def paths(unit: str, *keys: str) -> set[Path]:
+    """What a unit has of these settings, as whole paths."""
+    roots = {"StateDirectory": "/var/lib", "RuntimeDirectory": "/run", "ConfigurationDirectory": "/etc"}
+    text = (ROOT / "configs" / "systemd" / f"{unit}.service").read_text()
+    return {Path(roots.get(key, "/")) / word for key in keys for word in setting(text, key).split()}
+
+
+def setting(text: str, key: str) -> str:
+    return " ".join(re.findall(rf"^{key}=(.*)$", text, re.MULTILINE))
+
+
+def test_units_may_write_where_the_configuration_says_and_make_what_may_be_absent() -> None:
+    config = Config(node_name="a")
+    made = ("StateDirectory", "RuntimeDirectory")
+    of_operator = paths("routerd-operator", *made, "ReadWritePaths")
+    assert of_operator == {config.state_dir, config.run_dir, config.store.manifests}
+    assert config.store.allocations.parent in of_operator and config.operator.ledger.parent in of_operator
+    assert paths("routerd-agent", *made, "ReadWritePaths") == {config.state_dir, config.run_dir, config.pin_dir.parent}
+    assert paths("routerd-speaker", *made, "ReadWritePaths") == {config.run_dir}
+    for unit in ("routerd-agent", "routerd-operator"):
+        assert paths(unit, "ConfigurationDirectory") == {config.store.manifests}
+
+
+def test_the_documents_name_the_directories_of_the_units() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    section = text[text.index("## With systemd") :].split("\n## ")[0]
+    config = Config(node_name="a")
+    for path in (config.store.manifests, config.state_dir, config.run_dir, config.pin_dir):
+        assert f"`{path}`" in section
 
 
 def capabilities(name: str) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from routerd.cli.check import check_texts
+from routerd.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,6 +29,37 @@ status: {addresses: [{type: InternalIP, address: 10.0.0.254}]}
 def test_every_example_passes_the_check(block: str) -> None:
     found = check_texts({"example.yaml": block, "gateway.yaml": GATEWAY})
     assert [str(finding) for finding in found] == []
+
+
+def first_steps() -> str:
+    text = (ROOT / "README.md").read_text()
+    found = re.search(r"## First steps.*?```yaml\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (
+            ("show", "paths"),
+            [
+                "10.0.0.1,10.168.60.100/32,self,1016,2147483632,,egress/1",
+                "10.0.0.1,192.0.2.10/32,self,0,,,svc/default/web",
+            ],
+        ),
+        (("show", "egress-ips"), ["10.168.60.100,EgressPolicy/billing,,1,gw1,gw1,1,false"]),
+        (("show", "policies"), ["EgressPolicy/billing,0.0.0.0/0,10.168.60.100,1,gw1,1,"]),
+    ],
+)
+def test_the_first_steps_of_the_readme_work_as_they_are(
+    words: tuple[str, ...], lines: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A whole configuration: nothing is wrong with it, both addresses are announced, and the pod is selected."""
+    (tmp_path / "cluster.yaml").write_text(first_steps())
+    assert check_texts({"cluster.yaml": first_steps()}) == []
+    assert main([*words, "-o", "csv", "--manifests", str(tmp_path), "--node", "gw1"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == lines
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
