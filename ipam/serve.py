@@ -89,9 +89,17 @@ def _not_allowed(work: Round, request: Request, keys: list[int]) -> Denial | Non
         message = f"{_quoted(request)} lies in pools {names}: request addresses of one pool"
         return Denial(request.owner, "NotInPool", message)
     pool = next(iter(pools.values()))
-    if len(pools) != 1 or pool is None or request.purpose not in pool.spec.uses or any(map(pool.leaves_out, keys)):
-        return Denial(request.owner, "NotInPool", f"{_quoted(request)} is not allowed in config")
+    if len(pools) != 1 or pool is None:
+        return _outside(request, "it lies in no pool" if len(keys) == 1 else "they do not all lie in a pool")
+    if request.purpose not in pool.spec.uses:
+        return _outside(request, f'pool "{pool.name}" does not serve {request.purpose}')
+    if any(map(pool.leaves_out, keys)):
+        return _outside(request, f'pool "{pool.name}" leaves out addresses that end with .0 and .255')
     return _closed(work, request, pool)
+
+
+def _outside(request: Request, why: str) -> Denial:
+    return Denial(request.owner, "NotInPool", f"{_quoted(request)} is not allowed in config: {why}")
 
 
 def _quoted(request: Request) -> str:

@@ -12,11 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from egress.policy import egress_versions, unsupported
-from routerd.claims import TAKEN
+from routerd.cli.decided import decided
 from routerd.cli.mistakes import mistakes
-from routerd.cluster.assign import AssignSettings, assign
-from routerd.cluster.conflicts import NOT_ALLOWED
-from routerd.cluster.ledger import Ledger
 from routerd.config import DEFAULT, Config, parse_config, read_config
 from routerd.errors import InputError
 from routerd.formats.closed import FailClosed
@@ -47,7 +44,6 @@ from routerd.store.embedded.disk import manifest_files, read_text
 from routerd.store.merge import merge
 
 Severity = Literal["error", "warning"]
-OTHERS = (TAKEN, NOT_ALLOWED, "AddressInUse", "PortInUse")  # reasons for which an address is refused as another's
 _PLACE = re.compile(r"(?P<file>[^\n:]+):(?P<line>\d+)(?::(?P<column>\d+))?: (?P<rest>.*)", re.DOTALL)
 
 
@@ -214,13 +210,11 @@ def cross_check(snapshot: Snapshot) -> list[Finding]:
     for policy in (snapshot.policies or {}).values():
         if policy.refused:
             continue
-        found += _check_pool(policy, pools)
+        found += _check_fixed(policy, pools)
         found += _check_gateways(policy, nodes)
         found += _check_excluded(policy)
         found += _check_namespaces(policy)
         found += _check_families(policy)
-    for service in (snapshot.services or {}).values():
-        found += _check_service(service, pools)
     for peer in snapshot.bgp.peers if snapshot.bgp else ():
         found += _check_peer(peer, nodes)
     return found
@@ -240,15 +234,9 @@ def _check_pods(snapshot: Snapshot, config: Config) -> list[Finding]:
 
 
 def _decided(snapshot: Snapshot, config: Config) -> list[Finding]:
-    """Addresses that the operator, with nothing given out yet, would refuse because they are another's."""
-    settings = AssignSettings(allowed_egress_ips=config.egress.allowed_addresses)
-    allocations = assign(snapshot, Ledger(), {}, 0.0, settings).allocations
-    things: dict[Ref, EgressPolicy | Service] = {each.ref: each for each in (snapshot.policies or {}).values()}
-    things |= {each.ref: each for each in (snapshot.services or {}).values()}
     return [
-        _at("error", things[refusal.object], f"{refusal.object}: {refusal.message}")
-        for refusal in allocations.refusals
-        if refusal.reason in OTHERS and refusal.object in things
+        Finding(each.severity, f"{each.refusal.object}: {each.refusal.message}", each.origin.file, each.origin.line)
+        for each in decided(snapshot, config)
     ]
 
 
@@ -256,22 +244,9 @@ def _at(severity: Severity, thing: EgressPolicy | Service | Peer | Pod, message:
     return Finding(severity, message, thing.origin.file, thing.origin.line)
 
 
-def _check_pool(policy: EgressPolicy, pools: Mapping[str, AddressPool]) -> list[Finding]:
-    if not policy.pool:
-        return _check_fixed(policy, pools)
-    pool = pools.get(policy.pool)
-    if pool is None:
-        return [_at("error", policy, f"{policy.key}: there is no pool {policy.pool}")]
-    if "egress" not in pool.uses:
-        return [_at("error", policy, f"{policy.key}: pool {pool.name} is not for egress (uses)")]
-    if pool.disabled:
-        return [_at("warning", policy, f"{policy.key}: pool {pool.name} is disabled and gives no new address")]
-    return []
-
-
 def _check_fixed(policy: EgressPolicy, pools: Mapping[str, AddressPool]) -> list[Finding]:
     """A given address must not be handed out to a service as well."""
-    holder = _pool_of(policy.egress_ip, pools.values()) if policy.egress_ip else None
+    holder = _pool_of(policy.egress_ip, pools.values()) if policy.egress_ip and not policy.pool else None
     if holder is None or "egress" in holder.uses:
         return []
     message = f"{policy.key}: {policy.egress_ip} lies in pool {holder.name}, which may give it to a service"
@@ -313,15 +288,6 @@ def _check_families(policy: EgressPolicy) -> list[Finding]:
     lacking = unsupported(policy.destinations, policy.egress_ip)
     severity: Severity = "warning" if egress_versions(policy.destinations, policy.egress_ip) else "error"
     return [_at(severity, policy, f"{policy.key}: {lacking}")] if lacking else []
-
-
-def _check_service(service: Service, pools: Mapping[str, AddressPool]) -> list[Finding]:
-    if service.type != "LoadBalancer":
-        return []
-    if service.requested_pool and service.requested_pool not in pools:
-        return [_at("error", service, f"{service.ref}: there is no pool {service.requested_pool}")]
-    missing = [address for address in service.requested_ips if _pool_of(address, pools.values()) is None]
-    return [_at("error", service, f"{service.ref}: {address} lies in no pool") for address in missing]
 
 
 def _pool_of(address: IPAddress, pools: Iterable[AddressPool]) -> AddressPool | None:

@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from routerd.agent import local
+from routerd.cli.decided import likely_source
 from routerd.cluster.assign import AssignSettings, assign
 from routerd.cluster.ledger import Ledger
 from routerd.config import Config
 from routerd.errors import InputError
-from routerd.model import IPAddress, Node, NodeReport, Peer, Snapshot
+from routerd.model import NodeReport, Snapshot
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
 from routerd.node.drain import Orders, drain_of
 from routerd.node.sessions import entries_here
@@ -54,12 +55,7 @@ def state_of(snapshot: Snapshot, settings: Settings, config: Config) -> NodeStat
     if settings.node == config.node_name or node is None:
         sessions = local.session_addresses(peers, {})
     else:
-        sessions = {peer.address: _likely_source(peer, node) for peer in peers}
+        sessions = {peer.address: likely_source(peer, node) for peer in peers}
     leaving = drain_of(node, Orders(), cordoned=config.drain.cordoned) if node is not None else None
     drain = replace(leaving, withdraws=True) if leaving is not None else None
     return compose(snapshot, settings, LocalFacts(sessions, config.egress.uplinks, drain=drain))
-
-
-def _likely_source(peer: Peer, node: Node) -> IPAddress | None:
-    same_family = (address for address in node.addresses if address.version == peer.address.version)
-    return peer.source_address or next(same_family, None)

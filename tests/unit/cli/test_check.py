@@ -82,9 +82,9 @@ def test_overlapping_pools_and_duplicates_are_errors() -> None:
 
 
 def test_a_policy_whose_pool_or_gateway_is_not_there() -> None:
-    assert found(POLICY % "pool: none") == ["error: 0.yaml:1: EgressPolicy/e: there is no pool none"]
+    assert found(POLICY % "pool: none") == ['error: 0.yaml:1: EgressPolicy/e: unknown pool "none"']
     assert found(POOL, POLICY % "pool: public") == [
-        "error: 1.yaml:1: EgressPolicy/e: pool public is not for egress (uses)"
+        'error: 1.yaml:1: EgressPolicy/e: pool "public" does not serve egress: add the use to the pool'
     ]
     selector = "egressIP: 203.0.113.1, gateways: {nodeSelector: {matchLabels: {gateway: ''}}}"
     assert found(POLICY % selector, NODE) == [
@@ -106,11 +106,9 @@ def test_a_policy_that_takes_an_address_of_services_or_excludes_in_vain() -> Non
 
 
 def test_services_that_ask_for_what_is_not_there() -> None:
-    assert found(POOL, SERVICE % ("publik", "192.0.2.1")) == [
-        "error: 1.yaml:1: svc/default/web: there is no pool publik"
-    ]
+    assert found(POOL, SERVICE % ("publik", "192.0.2.1")) == ['error: 1.yaml:1: svc/default/web: unknown pool "publik"']
     assert found(POOL, SERVICE % ("", "203.0.113.1")) == [
-        "error: 1.yaml:1: svc/default/web: 203.0.113.1 lies in no pool"
+        'error: 1.yaml:1: svc/default/web: ["203.0.113.1"] is not allowed in config: it lies in no pool'
     ]
 
 

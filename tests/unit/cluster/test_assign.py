@@ -36,7 +36,10 @@ def test_buggy_addresses_are_left_out(world: World) -> None:
     world.service("web")
     assert world.decide() == "d/web default 192.0.2.1"
     world.service("asks", ips="192.0.2.255")
-    assert world.decide().endswith('! svc/d/asks NotInPool: ["192.0.2.255"] is not allowed in config')
+    assert world.decide().endswith(
+        '! svc/d/asks NotInPool: ["192.0.2.255"] is not allowed in config: '
+        'pool "default" leaves out addresses that end with .0 and .255'
+    )
 
 
 @pytest.mark.parametrize("part", ["services", "policies", "pools", "nodes"])

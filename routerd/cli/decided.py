@@ -1,0 +1,99 @@
+"""What operator and agents would refuse of files: their own decisions, with nothing given out yet. Pure.
+
+Left out is what is a state and no mistake (a node that is drained, no endpoint on it), and what only a running cluster
+knows (reports, agents that are not heard).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from egress.policy import UNSUPPORTED_FAMILY
+from routerd.agent.settings import settings_of
+from routerd.cluster.assign import AssignSettings, assign
+from routerd.cluster.ledger import Ledger
+from routerd.config import Config
+from routerd.model import Allocations, IPAddress, Node, Origin, Peer, Refusal, Snapshot
+from routerd.node.announce import announcements
+from routerd.node.sessions import entries_here
+from routerd.refs import Ref, service_ref
+
+Severity = Literal["error", "warning"]
+BETTER = frozenset({"NoGateway", "AwaitingNodeReports", "PolicyRefused", UNSUPPORTED_FAMILY})  # told by `check`
+STATES = frozenset({"NoAddress", "NodeDrained", "NetworkUnavailable"})  # no mistake of a file, or the operator's word
+GUESSED = frozenset({"NoRoute", "NoNextHop"})  # the node's interfaces may have what its Node object lacks
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A refusal and where its object is written."""
+
+    severity: Severity
+    refusal: Refusal
+    origin: Origin
+
+
+def decided(snapshot: Snapshot, config: Config) -> list[Decided]:
+    """In the order of the decisions. Nothing while a part is unknown."""
+    settings = AssignSettings(allowed_egress_ips=config.egress.allowed_addresses)
+    decision = assign(snapshot, Ledger(), {}, 0.0, settings)
+    if not decision.synced:
+        return []
+    whole = replace(snapshot, allocations=decision.allocations)
+    found = [*_of_operator(whole, decision.allocations), *_of_agents(whole, config)]
+    places = _places(snapshot)
+    return [Decided(severity, refusal, places.get(refusal.object, Origin())) for severity, refusal in found]
+
+
+def _of_operator(snapshot: Snapshot, allocations: Allocations) -> Iterator[tuple[Severity, Refusal]]:
+    """An error is what leaves its object without what it asks for."""
+    served = {str(service_ref(each.service)) for each in allocations.services}
+    served |= {policy for group in allocations.groups for policy in group.policies}
+    for refusal in allocations.refusals:
+        is_elsewhere = refusal.reason == "NoPool" and not snapshot.pools  # pools are other files' matter
+        if refusal.reason not in BETTER and not is_elsewhere:
+            is_served = str(refusal.object) in served or refusal.severity == "warning"
+            yield "warning" if is_served else "error", refusal
+
+
+def _of_agents(snapshot: Snapshot, config: Config) -> Iterator[tuple[Severity, Refusal]]:
+    """What is refused on several nodes is told of the first."""
+    rules = settings_of(config).rules
+    sliced = {each.service_key for each in snapshot.endpoint_slices or ()}
+    told: set[tuple[Ref, str]] = set()
+    for name, node in sorted((snapshot.nodes or {}).items()):
+        announced = announcements(snapshot, name, rules, likely_sources(snapshot, node))
+        for refusal in announced.refusals if announced else ():
+            if refusal.severity == "info" or refusal.reason in STATES or (refusal.object, refusal.reason) in told:
+                continue
+            if refusal.reason == "NoEndpoints" and refusal.object.key not in sliced:
+                continue  # nobody writes slices beside the manifests of a cluster
+            if refusal.reason in GUESSED and not node.addresses:
+                continue
+            told.add((refusal.object, refusal.reason))
+            is_sure = refusal.severity == "error" and refusal.reason not in GUESSED
+            yield "error" if is_sure else "warning", refusal
+
+
+def likely_sources(snapshot: Snapshot, node: Node) -> dict[IPAddress, IPAddress | None]:
+    """The local address of each session of a node that is not this machine, from its Node object."""
+    peers = entries_here(snapshot.bgp.peers, node).values() if snapshot.bgp else ()
+    return {peer.address: likely_source(peer, node) for peer in peers}
+
+
+def likely_source(peer: Peer, node: Node) -> IPAddress | None:
+    same_family = (address for address in node.addresses if address.version == peer.address.version)
+    return peer.source_address or next(same_family, None)
+
+
+def _places(snapshot: Snapshot) -> Mapping[Ref, Origin]:
+    """Of two entries of one peer the later one, which is refused."""
+    pools: Iterable[tuple[Ref, Origin]] = (
+        (Ref("AddressPool", name=name), pool.origin) for name, pool in (snapshot.pools or {}).items()
+    )
+    things = (snapshot.policies or {}, snapshot.services or {}, snapshot.nodes or {})
+    named = ((each.ref, each.origin) for mapping in things for each in mapping.values())
+    peers = ((peer.ref, peer.origin) for peer in (snapshot.bgp.peers if snapshot.bgp else ()))
+    return {**dict(pools), **dict(named), **dict(peers)}

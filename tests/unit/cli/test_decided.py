@@ -1,0 +1,130 @@
+"""`routerd check` says whatever operator and agents would refuse, as they say it."""
+
+from __future__ import annotations
+
+import pytest
+
+from routerd.cli.check import check_texts
+from routerd.cli.decided import decided
+from routerd.config import DEFAULT
+from routerd.model import Snapshot
+
+NODE = """\
+apiVersion: v1
+kind: Node
+metadata: {name: %s}
+spec: {podCIDR: 10.244.%d.0/24}
+status: {addresses: [{type: InternalIP, address: 10.0.0.%d}]}
+---
+"""
+NODES = NODE % ("n1", 1, 11) + NODE % ("n2", 2, 12)
+BGP = """\
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: bgp-config, namespace: kube-system}
+data:
+  config.yaml: |
+    peers:
+    - {peer-address: 10.0.0.1, peer-asn: 64512, my-asn: 64513}
+%s    address-pools:
+%s---
+"""
+
+
+def service(name: str, spec: str = "", annotations: str = "") -> str:
+    return f"""\
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}, annotations: {{{annotations}}}}}
+spec: {{type: LoadBalancer, ports: [{{port: 80}}], {spec}}}
+---
+"""
+
+
+def found(
+    *services: str, pools: str = "{name: p, protocol: bgp, addresses: [192.0.2.0/28]}", peer: str = ""
+) -> list[str]:
+    listed = "".join(f"    - {pool}\n" for pool in pools.split("; "))
+    more = f"    - {peer}\n" if peer else ""
+    files = {"a.yaml": NODES + BGP % (more, listed), "b.yaml": "".join(services)}
+    return [str(each) for each in check_texts(files)]
+
+
+def test_nothing_to_refuse() -> None:
+    assert found(service("web"), service("blue", annotations='lbipam.cilium.io/ips: "192.0.2.1,192.0.2.9"')) == []
+
+
+def test_an_address_that_is_a_nodes() -> None:
+    lan = "{name: lan, protocol: bgp, addresses: [10.0.0.8/29]}"
+    assert found(service("a", "loadBalancerIP: 10.0.0.12"), pools=lan) == [
+        'error: b.yaml:1: svc/default/a: "10.0.0.12" is an address of node/n2: request another address'
+    ]
+
+
+def test_a_pool_in_the_pod_cidr_of_a_node() -> None:
+    assert found(service("a"), pools="{name: p, protocol: bgp, addresses: [10.244.2.0/28]}") == [
+        "warning: a.yaml:21: AddressPool/p: 10.244.2.0/28 is in the pod CIDR 10.244.2.0/24 of node/n2: it is not "
+        "given; take it out of the pool",
+        "error: b.yaml:1: svc/default/a: no available IPs for IPv4 IPFamily: add a block, or release addresses; 16 of "
+        "its addresses are not given, as 10.244.2.0 is in the pod CIDR 10.244.2.0/24 of node/n2",
+    ]
+
+
+def test_the_same_peer_with_two_as_numbers() -> None:
+    assert found(peer="{peer-address: 10.0.0.1, peer-asn: 64999, my-asn: 64513}") == [
+        "error: a.yaml:20: peer/10.0.0.1: 10.0.0.1 is a peer of n1 twice and the first is used: remove one of them"
+    ]
+
+
+def test_both_families_from_two_pools() -> None:
+    four, six = "{name: four, protocol: bgp, addresses: [%s]}", "{name: six, protocol: bgp, addresses: ['%s']}"
+    two = f"{four % '192.0.2.0/28'}; {six % '2001:db8::/120'}"
+    (told,) = found(service("web", "ipFamilyPolicy: RequireDualStack"), pools=two)
+    assert told.startswith(
+        "error: b.yaml:1: svc/default/web: no pool has free addresses of both families, and both must"
+    )
+
+
+def test_an_address_of_another_family_than_the_service() -> None:
+    both = "{name: p, protocol: bgp, addresses: [192.0.2.0/28, '2001:db8:f::/120']}"
+    asks = service("web", "ipFamilies: [IPv4]", "metallb.universe.tf/loadBalancerIPs: '2001:db8:f::5'")
+    assert found(asks, pools=both) == [
+        'error: b.yaml:1: svc/default/web: ["2001:db8:f::5"] does not match the IP families of the service: request '
+        "addresses of IPv4"
+    ]
+
+
+def test_the_same_address_twice() -> None:
+    wish = "loadBalancerIP: 192.0.2.5"
+    assert found(service("a", wish), service("b", wish)) == [
+        'error: b.yaml:6: svc/default/b: can\'t change sharing key for "192.0.2.5", address also in use by '
+        "svc/default/a"
+    ]
+
+
+def test_a_pool_that_is_too_small() -> None:
+    one = "{name: p, protocol: bgp, addresses: [192.0.2.5/32]}"
+    (told,) = found(service("a"), service("b"), pools=one)
+    assert told.startswith("error: b.yaml:6: svc/default/b: no available IPs for IPv4 IPFamily")
+
+
+def test_a_peer_of_a_family_that_nodes_do_not_have() -> None:
+    (told,) = found(peer="{peer-address: '2001:db8::1', peer-asn: 64999, my-asn: 64513}")
+    assert told.startswith("warning: a.yaml:20: peer/2001:db8::1: n1 has no route to 2001:db8::1")
+
+
+@pytest.mark.parametrize("ready", ["true", "false"])
+def test_endpoints_are_asked_for_where_files_have_them(ready: str) -> None:
+    endpoints = f"""\
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: web-x, labels: {{kubernetes.io/service-name: web}}}}
+addressType: IPv4
+endpoints: [{{addresses: [10.244.1.5], nodeName: n1, conditions: {{ready: {ready}}}}}]
+"""
+    no = ["warning: b.yaml:1: svc/default/web: the service has no ready endpoint on any node"]
+    assert found(service("web"), endpoints) == ([] if ready == "true" else no)
+
+
+def test_what_is_not_known_is_not_decided() -> None:
+    assert decided(Snapshot(), DEFAULT) == []
