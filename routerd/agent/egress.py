@@ -95,7 +95,7 @@ def _nat_row(entry: NatEntry) -> Row:
         "egress_ip": str(entry.egress_ip),
         "port": entry.egress_port,
         "group": entry.group,
-        "idle": round(entry.idle, 1),
+        "idle_seconds": round(entry.idle, 1),
     }
 
 

@@ -100,7 +100,8 @@ def _status_text(found: Mapping[str, Any]) -> str:
         head.append(f"stale     the configuration is refused, the last good one works on: {found['config']['error']}")
     if rounds["held"]:
         head.append(f"held      {rounds['held']}")
-    peers = table(("peer", "state", "announced", "desired", "flaps", "last_error"), found["peers"])
+    counted = [{**peer, "paths_there": peer["announced"], "paths_wanted": peer["desired"]} for peer in found["peers"]]
+    peers = table(("peer", "state", "paths_there", "paths_wanted", "flaps", "last_error"), counted)
     refusals = table(("severity", "object", "reason", "message"), found["refusals"])
     return "\n".join([*head, "", peers, *([refusals] if found["refusals"] else [])])
 

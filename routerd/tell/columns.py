@@ -11,7 +11,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "local_as",
         "local_address",
         "state",
-        "since",
+        "since_seconds",
         "paths",
         "flaps",
         "reason",
@@ -19,7 +19,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "paths": ("peer", "prefix", "next_hop", "local_pref", "med", "communities", "owners"),
     "policies": ("policy", "destinations", "egress_ip", "group", "gateway", "pods_here", "reason"),
     "pools": ("pool", "protocol", "uses", "addresses", "used", "free", "disabled"),
-    "nat": ("protocol", "pod", "remote", "egress_ip", "port", "group", "idle"),
+    "nat": ("protocol", "pod", "remote", "egress_ip", "port", "group", "idle_seconds"),
     "egress-ips": ("egress_ip", "policies", "pool", "group", "active_gateway", "gateways", "epoch", "node_address"),
 }
 STEPS = ("yes", "question", "reason", "detail")  # of `why`

@@ -142,7 +142,7 @@ def _peer(peer: PeerStatus) -> dict[str, object]:
         "address": str(peer.view.address),
         "up": peer.view.up,
         "state": "" if session is UNTOLD else session.state,
-        "since": peer.view.since,
+        "since_seconds": peer.view.since,
         "flaps": session.flaps,
         "announced": session.announced,
         "desired": peer.desired,

@@ -104,7 +104,7 @@ def _peers(view: View) -> list[Row]:
                 "local_as": session.local_as,
                 "local_address": str(session.local_address),
                 "state": peer_view.session.state,
-                "since": None if peer_view.since is None else round(peer_view.since, 1),
+                "since_seconds": None if peer_view.since is None else round(peer_view.since, 1),
                 "paths": len(desired.ribs.get(address, {})) if desired else 0,
                 "flaps": peer_view.session.flaps,
                 "reason": peer_view.session.last_reason,

@@ -135,7 +135,7 @@ def test_a_service_with_external_ips_takes_nothing_out_of_a_policy(running: Runn
     (lab.manifests / "service.yaml").write_text(SERVICE)
 
     def said() -> str:
-        return running.daemons.routerd("worker", "why", "pod/default/snat-pod", check=False)
+        return running.daemons.routerd("worker", "why", "pod/default/snat-pod", "-o", "json", check=False)
 
     lab.wait(lambda: "svc/team-b/innocent" in said(), "the agent knows the service")
     assert "egress.in-cluster" in said()

@@ -165,7 +165,7 @@ def test_what_began_outside_is_answered(stage: Stage) -> None:
 
 def test_it_is_said(stage: Stage) -> None:
     assert "UnsupportedFamily" in stage.daemons.refusals("worker")
-    why = stage.daemons.routerd("worker", "why", "pod/default/sel", check=False)
+    why = stage.daemons.routerd("worker", "why", "pod/default/sel", "-o", "json", check=False)
     assert "IPv6 is not translated yet: what the selected pods send to ::/0 is dropped" in why
     published = (stage.lab.manifests / "allocations.yaml").read_text()
     assert "UnsupportedFamily" in published
@@ -225,6 +225,6 @@ def test_a_policy_of_which_nothing_is_translated_drops_all_that_it_covers(
         watch.forbid(sel.address)
         assert sel.ask(FW_ADDRESS, timeout=0.3).refusal == ("timeout" if is_six else "No route to host")
         assert (not watch.settle().leaks) == is_six
-    status = stage.daemons.routerd("worker", "why", "pod/default/sel", check=False)
+    status = stage.daemons.routerd("worker", "why", "pod/default/sel", "-o", "json", check=False)
     assert f"does {kind}/six take it" in status
     assert "UnsupportedFamily" in status

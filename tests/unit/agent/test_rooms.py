@@ -93,7 +93,7 @@ def test_a_datapath_that_cannot_be_read_is_not_attached() -> None:
 
 def test_mappings_are_rows() -> None:
     (row,) = rooms(datapath=Datapath()).nat()
-    assert (row["protocol"], row["pod"], row["remote"], row["egress_ip"], row["port"], row["idle"]) == (
+    assert (row["protocol"], row["pod"], row["remote"], row["egress_ip"], row["port"], row["idle_seconds"]) == (
         "TCP",
         "192.0.2.1:1000",
         "192.0.2.3:443",

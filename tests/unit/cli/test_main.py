@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from routerd import codes
 from routerd.agent.settings import settings_of
@@ -393,6 +395,39 @@ def test_check_says_what_is_wrong(config: Path, manifests: Path, capsys: pytest.
 def test_tables_are_aligned_and_say_when_a_value_is_missing() -> None:
     rows = [{"name": "a", "ready": True, "local_as": None}, {"name": "longer", "ready": False, "local_as": 1}]
     assert table(("name", "ready", "local_as"), rows) == "NAME    READY  LOCAL-AS\na       yes    -\nlonger  no     1\n"
+
+
+MESSAGE = "pool default has no free address: add a block, or release what is reserved (routerd ledger)"
+
+
+def test_a_line_of_a_table_has_at_most_100_characters_where_words_allow_it() -> None:
+    rows = [
+        {"severity": "error", "object": "svc/a-namespace/a-service", "reason": "PoolExhausted", "message": MESSAGE},
+        {"severity": "info", "object": "svc/d/b", "reason": "NodeExcluded", "message": ""},
+    ]
+    assert (
+        table(("severity", "object", "reason", "message"), rows)
+        == """\
+SEVERITY  OBJECT                     REASON         MESSAGE
+error     svc/a-namespace/a-service  PoolExhausted  pool default has no free address: add a block,
+                                                    or release what is reserved (routerd ledger)
+info      svc/d/b                    NodeExcluded   -
+"""
+    )
+
+
+@given(st.lists(st.tuples(*[st.text(st.sampled_from("ab ,"), max_size=90)] * 3), max_size=4), st.integers(10, 120))
+def test_folding_loses_nothing(cells: list[tuple[str, str, str]], width: int) -> None:
+    columns = ("one", "two", "three")
+    rows = [dict(zip(columns, line, strict=True)) for line in cells]
+    text = table(columns, rows, width)
+    for letter in "ab,":
+        assert text.count(letter) == sum(cell.count(letter) for line in cells for cell in line)
+    longest = [
+        max([len(name), *(len(p) for c in column for p in re.findall("[^ ,]*,?", c))])
+        for name, column in zip(columns, zip(*cells, strict=True) if cells else [()] * 3, strict=True)
+    ]
+    assert max(map(len, text.splitlines())) <= max(width, sum(longest) + 4)
 
 
 def test_csv_quotes_what_needs_it() -> None:

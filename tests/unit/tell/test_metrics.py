@@ -173,12 +173,14 @@ def test_status_as_json_has_the_parts_of_the_rooms() -> None:
         "passed": {"translated": 8}, "drops": {"no_gateway": 5},
     }  # fmt: skip
     assert document["peers"] == [
-        {"peer": "tor", "address": "10.0.0.1", "up": True, "state": "up", "since": None, "flaps": 2, "announced": 3,
+        {"peer": "tor", "address": "10.0.0.1", "up": True, "state": "up", "since_seconds": None, "flaps": 2,
+         "announced": 3,
          "desired": 4, "last_error": ""}
     ]  # fmt: skip
     untold = replace(FULL, peers=(PeerStatus("tor", PeerView(ip_address("10.0.0.1"))),))
     assert as_json(untold)["peers"] == [
-        {"peer": "tor", "address": "10.0.0.1", "up": False, "state": "", "since": None, "flaps": 0, "announced": 0,
+        {"peer": "tor", "address": "10.0.0.1", "up": False, "state": "", "since_seconds": None, "flaps": 0,
+         "announced": 0,
          "desired": 0, "last_error": ""}
     ]  # fmt: skip
 

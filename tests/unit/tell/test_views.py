@@ -38,7 +38,7 @@ def test_every_row_has_every_column_in_order(kind: str) -> None:
 def test_peers_that_are_refused_are_shown_with_the_reason() -> None:
     peers = (Peer(TOR, 64512, 64512, name="tor"), Peer(FAR, 64512, 64512))
     up, refused = rows("peers", view(bgp=Peering(peers)))
-    assert (up["peer"], up["state"], up["since"], up["paths"], up["flaps"]) == ("tor", "up", 12.3, 2, 1)
+    assert (up["peer"], up["state"], up["since_seconds"], up["paths"], up["flaps"]) == ("tor", "up", 12.3, 2, 1)
     assert (refused["peer"], refused["state"]) == ("172.31.0.1", "refused")
     assert str(refused["reason"]).startswith("NoRoute: ")
 
