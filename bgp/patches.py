@@ -7,21 +7,25 @@ Commands added through ExaBGP's own registry (`Command.register`):
 
     routerd hello NONCE       prints who we are and the loaded peers, and the state of every session as events again
     routerd reload            loads the configuration file now, and says whether it could
-    [neighbor A] routerd flush [SECONDS]   done when all that was queued for these peers was given to TCP; an error when
-                              that has not happened after so long (5 s). A peer that is down has nothing to wait for
+    [neighbor A] routerd flush [SECONDS]   done when the TCP of these peers has acknowledged all that was queued for
+                              them; an error when that has not happened after so long (5 s). A peer that is down has
+                              nothing to wait for
 
 SIGUSR1 is not used: 5.0.15 drops the signal, unheard, while any peer, even one that is down, has routes queued.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import inspect
 import json
 import os
 import random
 import re
+import struct
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from copy import copy, deepcopy
@@ -333,10 +337,22 @@ def _seconds(line: str) -> float:
 
 
 def _is_sending(peer: Any) -> bool:
-    """Whether an established session has UPDATEs queued or half way out."""
+    """Whether an established session has UPDATEs queued, half way out, or not acknowledged by the peer's TCP."""
     if peer is None or not peer.established():
         return False
-    return bool(peer.neighbor.rib.outgoing.pending() or getattr(peer, "routerd_sending", False))
+    if peer.neighbor.rib.outgoing.pending() or getattr(peer, "routerd_sending", False):
+        return True
+    return _unacknowledged(peer.socket()) > 0
+
+
+def _unacknowledged(fd: int) -> int:
+    """Bytes in a socket's send queue (tcp(7), SIOCOUTQ); none of one that is closed."""
+    if fd < 0:
+        return 0
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0" * 4))[0])  # the same number
+    except OSError:
+        return 0
 
 
 def install(configuration: Path, version: str) -> None:

@@ -105,7 +105,7 @@ class Speaker:
         return self._settled.is_set()
 
     async def sent(self, timeout: float) -> bool:
-        """Whether, moreover, all of it was given to TCP: `settled` things may still be queued in ExaBGP.
+        """Whether, moreover, the peers' TCP has acknowledged it: `settled` things may still be queued in ExaBGP.
 
         A peer that is down is not waited for. May take twice FLUSH longer than `timeout`.
         """

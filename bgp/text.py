@@ -36,7 +36,7 @@ def end_of_rib(peer: IPAddress, family: Family) -> str:
 
 
 def flush(peers: Iterable[IPAddress], seconds: float) -> str:
-    """Answered when all that is queued for `peers` was given to TCP, an error after `seconds` (an older speaker: 5).
+    """Answered when the TCP of `peers` has all that is queued, an error after `seconds` (an older speaker: 5).
     One of the launcher's commands.
     """
     return f"{_peers(peers)} routerd flush {seconds:g}"

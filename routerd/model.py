@@ -41,9 +41,9 @@ class Origin:
 
 
 Severity = Literal["error", "warning", "info"]
-ORDINARY = frozenset(
-    {"NoLocalEndpoints", "NodeExcluded", "NotConfigured", "OtherClass", "PoolNotBgp"}
-)  # somebody asked for it
+ORDINARY = frozenset(  # somebody asked for it
+    {"NoLocalEndpoints", "NodeDrained", "NodeExcluded", "NotConfigured", "OtherClass", "PoolNotBgp"}
+)
 HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
     {
         "AwaitingNodeReports", "BFDNotSupported", "ConflictingAnnotations", "ForwardingOff", "GatewayNotUsed",

@@ -6,6 +6,7 @@
     report    what only this node knows, for the operator
     collect   idle flows out of the datapath
     links     devices that come, go or change: they wake `rounds`, too
+    drain     looks whether the node is to leave, and how far it is
     heart     beats, so that a probe sees the loop alive
 
 It decides nothing itself (`node/desired.py` does) and writes nothing itself (`reconcile.py` and the rooms do). Stopping
@@ -60,16 +61,19 @@ from typing import Any, Protocol
 import routerd
 from bgp.path import AdjRibOut
 from egress.status import EgressStatus
+from routerd.agent.drain import Drains
 from routerd.agent.reconcile import Reconciler, Round
 from routerd.blocking import in_thread
 from routerd.log import LEVELS, event
 from routerd.model import IPAddress, Peer, Refusal, Snapshot
 from routerd.node.brake import Brake
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
+from routerd.node.drain import Drain
 from routerd.node.sessions import entries_here
 from routerd.serve.api import RequestRefused
 from routerd.store.interface import StoreStatus
 from routerd.tell.columns import COLUMNS
+from routerd.tell.drain import NODE_UNKNOWN, Departure, Progress, departure
 from routerd.tell.render import refusal_lines, state_lines
 from routerd.tell.status import AgentStatus, ConfigStatus, PeerStatus, as_json
 from routerd.tell.views import PeerView, Row, View, pool_rows, rows
@@ -77,6 +81,7 @@ from routerd.tell.why import explain, is_service, session_steps
 
 LOGGER = logging.getLogger("routerd.agent")
 RECHECK_REST = 0.2  # seconds between rounds that read everything back because devices changed, which come in storms
+DRAIN_LOOK = 0.5  # seconds
 FIRST_RETRY, LAST_RETRY = 0.2, 30.0  # seconds; doubles while rounds leave something undone
 
 
@@ -104,6 +109,9 @@ class Host(Protocol):
     def is_settled(self) -> bool:
         """Whether the speaker has acknowledged all that it was told."""
 
+    async def is_sent(self) -> bool:
+        """Whether the peers have all that the speaker was told; False at once while it has not acknowledged it."""
+
     def refusals(self) -> tuple[Refusal, ...]:
         """The speaker's."""
 
@@ -128,6 +136,7 @@ class Parts:
     on_ready: Callable[[], None] = lambda: None
     """Called once, after the first round with everything read that went well."""
     period: float = 5.0  # seconds
+    drains: Drains = field(default_factory=Drains)
 
 
 class Agent:
@@ -142,6 +151,8 @@ class Agent:
         self._tasks = parts.tasks
         self._on_ready = parts.on_ready
         self._period = parts.period
+        self._drains = parts.drains
+        self._told = NodeState(None)  # the state of the last round that went to its end
         self._changed = asyncio.Event()
         self._recheck = False
         self._rest_until = 0.0  # of the loop's clock
@@ -202,9 +213,12 @@ class Agent:
             "why": self._why,
             "desired": lambda request: state_lines(self._state, str(request.get("key") or "").encode()),
             "plan": lambda _: self._plan(),
+            "drain": lambda _: asdict(self._status.drain),
         }
         does: dict[str, Callable[[dict[str, Any]], Any]] = {
             "release-brake": lambda _: self._release_brake(),
+            "drain": lambda _: self._order(self._drains.order),
+            "undrain": lambda _: self._order(self._drains.cancel),
         }
         answer = does.get(str(request["do"])) if "do" in request else gets.get(str(request.get("get")))
         if answer is None:
@@ -221,7 +235,11 @@ class Agent:
         if kind not in COLUMNS:
             raise RequestRefused(f"unknown kind {kind!r}: one of {', '.join(COLUMNS)}", 2)
         nat = await in_thread(self._host.nat) if kind == "nat" else ()
-        return rows(kind, View(self._snapshot, self._state, self._host.peers(), nat))
+        return rows(kind, View(self._snapshot, self._state, self._host.peers(), nat, self._states()))
+
+    def _states(self) -> dict[str, str]:
+        state = self._drains.departure.state
+        return {} if state == "serving" else {self._settings.node: state}
 
     def _why(self, request: dict[str, Any]) -> list[dict[str, object]]:
         name = str(request.get("object"))
@@ -238,6 +256,12 @@ class Agent:
         self.wake()
         return paths
 
+    async def _order(self, order: Callable[[], None]) -> dict[str, Any]:
+        """Has the node leave or come back; the next round does it, at once."""
+        order()
+        await self._look_at_drain()
+        return asdict(self._status.drain)
+
     async def _plan(self) -> dict[str, list[str]]:
         lines = await self._reconciler.preview(self._state)
         return {"changes": lines, "refusals": refusal_lines(self._refreshed().refusals)}
@@ -247,7 +271,7 @@ class Agent:
     async def run(self) -> None:
         """Runs until cancelled; the first fault ends it, and leaves the node as it is."""
         async with asyncio.TaskGroup() as group:
-            for name, task in {"rounds": self._rounds, **self._tasks}.items():
+            for name, task in {"rounds": self._rounds, "drain": self._follow_drain, **self._tasks}.items():
                 group.create_task(_guarded(name, task()), name=name)
 
     async def _rounds(self) -> None:
@@ -265,6 +289,39 @@ class Agent:
             woken = await self._is_woken(min(retry, self._period) if unfinished else self._period)
             full = not woken or self._is_recheck_due()
             retry = min(retry * 2, LAST_RETRY) if unfinished and full else FIRST_RETRY
+
+    async def _follow_drain(self) -> None:
+        while True:
+            await asyncio.sleep(DRAIN_LOOK)
+            await self._look_at_drain()
+
+    async def _look_at_drain(self) -> None:
+        """Wakes the rounds when the node is to leave, to withdraw or to come back; then says how far that is."""
+        drain = self._drains.look((self._snapshot.nodes or {}).get(self._settings.node))
+        if drain != self._facts.drain:
+            self.wake()
+        if drain is not None:
+            found = departure(await self._progress(drain))
+        elif self._drains.is_ordered:
+            found = NODE_UNKNOWN
+        elif self._drains.departure.state == "serving":
+            return
+        else:
+            found = Departure()
+        self._status = replace(self._status, drain=self._drains.judge(found))
+
+    async def _progress(self, drain: Drain) -> Progress:
+        told = self._told if self._told is self._state and self._facts.drain == drain else NodeState(None)
+        return Progress(
+            self._settings.node,
+            drain,
+            self._drains.left,
+            told.announcements,
+            self._snapshot.allocations,
+            self._host.peers() if self._reconciler.announces else None,
+            drain.withdraws and await self._host.is_sent(),
+            time.time() - self._status.started,
+        )
 
     def _is_recheck_due(self) -> bool:
         """If it is too early for one that is asked for, it wakes the rounds when it is not."""
@@ -291,7 +348,7 @@ class Agent:
         done = await self._reconciler.round(self._state, full=full)
         seconds = time.monotonic() - started
         self._log(done, seconds)
-        self._last_round = done
+        self._last_round, self._told = done, self._state
         if self._is_finished(done) and self._snapshot.allocations is not None:
             self._applied = self._snapshot.allocations.generation
         rounds = self._status.rounds.after(seconds, done.error, done.held, whole=not self._snapshot.missing())
@@ -307,7 +364,8 @@ class Agent:
     async def _compose(self) -> None:
         """Decides anew, unless nothing that a decision rests on has changed."""
         self._snapshot = self._host.snapshot()
-        self._facts = self._host.facts(self._peers(), self._facts)
+        drain = self._drains.look((self._snapshot.nodes or {}).get(self._settings.node))
+        self._facts = replace(self._host.facts(self._peers(), self._facts), drain=drain)
         is_same = self._composed is not None and self._composed[0] is self._snapshot
         if is_same and self._composed is not None and self._composed[1] == self._facts and not self._brake.is_due:
             return
@@ -341,6 +399,7 @@ class Agent:
             generation=self._applied if self._host.is_settled() else self._status.generation,
             store=self._host.store_status(),
             braked=self._brake.paths,
+            drain=self._drains.departure,
             egress=self._egress.beside(self._state.egress),
         )
 

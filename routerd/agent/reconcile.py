@@ -106,6 +106,11 @@ class Reconciler:
         problems = tuple(refusal for turn in turns for refusal in turn.problems)
         return Round(tuple(done), problems, reason, "; ".join(turn.error for turn in turns if turn.error))
 
+    @property
+    def announces(self) -> bool:
+        """Whether there is a speaker."""
+        return self._speaker is not None
+
     def takes(self, state: NodeState) -> bool:
         """Whether `state` says what every room that is there should have."""
         has_announcements = self._speaker is None or state.announcements is not None

@@ -76,6 +76,9 @@ class Rooms:
     def is_settled(self) -> bool:
         return self._speaker is None or self._speaker.is_settled
 
+    async def is_sent(self) -> bool:
+        return self._speaker is None or await self._speaker.sent(0.0)
+
     def refusals(self) -> tuple[Refusal, ...]:
         """What the speaker cannot do, sessions that are not up included: nobody else would tell (TCP MD5 is silent)."""
         if self._speaker is None:

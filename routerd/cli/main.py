@@ -15,7 +15,7 @@ from pathlib import Path
 
 import routerd
 from routerd import codes
-from routerd.cli import daemons, files, ledger, machine, questions
+from routerd.cli import daemons, drain, files, ledger, machine, questions
 from routerd.cli.command import DEFAULT_CONFIG, Command
 from routerd.cli.completion import SHELLS, script
 from routerd.errors import EnvironmentFault, RouterdError, StoreError
@@ -47,6 +47,8 @@ COMMANDS = (  # in the order of the help
     ledger.LEDGER,
     ledger.RELEASE,
     questions.RELEASE_BRAKE,
+    drain.DRAIN,
+    drain.UNDRAIN,
     machine.CLEANUP,
     machine.VERSION,
     COMPLETION,

@@ -98,6 +98,9 @@ def _status_text(found: Mapping[str, Any]) -> str:
     ]
     if found["config"]["stale"]:
         head.append(f"stale     the configuration is refused, the last good one works on: {found['config']['error']}")
+    if found["drain"]["state"] != "serving":
+        head.append(f"state     {found['drain']['state']}: {found['drain']['message']}")
+        head += [f"waits     {wait}" for wait in found["drain"]["waits"]]
     if rounds["held"]:
         head.append(f"held      {rounds['held']}")
     counted = [{**peer, "paths_there": peer["announced"], "paths_wanted": peer["desired"]} for peer in found["peers"]]

@@ -10,12 +10,14 @@ import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import routerd
+from bgp.leaving import MARKER
 from routerd.agent import local
+from routerd.agent.drain import Drains, Places
 from routerd.agent.loop import Agent, Parts
 from routerd.agent.reconcile import Reconciler
 from routerd.agent.settings import settings_of
@@ -128,7 +130,8 @@ def _assembled(config: Config, source: ConfigSource, heart: Heart, store: Store)
     speaker = Speaker(relay_socket(config.run_dir), on_change=on_speaker) if config.bgp.enabled else None
     egress = _egress_room(config) if config.egress.enabled else None
     tasks: dict[str, Task] = {"store": store.run, "heart": heart.beat}
-    tasks["report"] = lambda: _report(store, config.node_name)
+    drains = _drains(config)
+    tasks["report"] = lambda: _report(store, config.node_name, drains)
     if speaker is not None:
         tasks["speaker"] = speaker.run
     if egress is not None:
@@ -145,6 +148,7 @@ def _assembled(config: Config, source: ConfigSource, heart: Heart, store: Store)
             None if source.reloaded else rooms.carried,  # another configuration explains what it withdraws
             tasks,
             _ready,
+            drains=drains,
         )
     )
     on_speaker.to, on_links.to, source.on_status = body.refresh, body.recheck, body.config_is
@@ -178,14 +182,23 @@ def _web(config: Config, body: Agent, heart: Heart) -> Callable[[], None]:
     return HttpServer(address, port, pages(lambda: body.status, heart.is_beating)).close
 
 
-async def _report(store: Store, node: str) -> None:
-    """Tells the operator which addresses and networks this node has."""
+def _drains(config: Config) -> Drains:
+    run_dir = config.run_dir
+    places = Places(config.state_dir / "drain.json", run_dir / MARKER, run_dir / "drained")
+    return Drains(places, notice=config.drain.notice, cordoned=config.drain.cordoned)
+
+
+async def _report(store: Store, node: str, drains: Drains) -> None:
+    """Tells the operator which addresses and networks this node has; at once when it leaves or comes back."""
     while True:
         try:
-            store.write_node_report(await in_thread(_node_report, node))
+            drains.changed.clear()
+            report = await in_thread(_node_report, node)
+            store.write_node_report(replace(report, draining=drains.is_leaving))
         except (StoreError, OSError) as error:
             event(LOGGER, logging.ERROR, "report-failed", reason=str(error), retry=REPORT_PERIOD)
-        await asyncio.sleep(REPORT_PERIOD)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(drains.changed.wait(), REPORT_PERIOD)
 
 
 def _node_report(node: str) -> NodeReport:

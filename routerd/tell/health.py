@@ -3,7 +3,8 @@
     StoreSynced        everything was read, is read on, and nothing that drives the whole node was refused
     DatapathAttached   the eBPF programs are where they should be; absent where egress is switched off
     BGPEstablished     every session that this node should have is up; absent where BGP is switched off
-    Ready              all of these, and nothing of the node's own is refused
+    Drained            the node leaves, or has left (then it may be stopped); absent while it serves
+    Ready              all but that, and nothing of the node's own is refused
 
 What is wrong with one service, policy, pool or pod is told there, and makes no node unready: a service without an
 endpoint on this node is ordinary. Conditions bear no times, which the writer adds.
@@ -59,6 +60,7 @@ def node_health(status: AgentStatus, snapshot: Snapshot, enabled: Enabled, age: 
     parts = [_store(status, errors)]
     parts += [_datapath(status)] if enabled.egress else []
     parts += [_bgp(status, peers, errors)] if enabled.bgp else []
+    parts += _drained(status)
     ready = _ready(status, parts, own)
     if not ready.holds and age < GRACE:
         return {}
@@ -99,6 +101,14 @@ def _store(status: AgentStatus, own: tuple[Refusal, ...]) -> Condition:
     if status.missing:
         return Condition("StoreSynced", False, "NotSynced", f"not read yet: {', '.join(status.missing)}")
     return Condition("StoreSynced", True, "Synced")
+
+
+def _drained(status: AgentStatus) -> list[Condition]:
+    drain = status.drain
+    if drain.state == "serving":
+        return []
+    waits = f"{drain.message}; waits for: {'; '.join(drain.waits)}" if drain.waits else drain.message
+    return [Condition("Drained", drain.state == "drained", drain.reason, waits)]
 
 
 def _datapath(status: AgentStatus) -> Condition:

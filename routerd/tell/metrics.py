@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from routerd.model import severity_of
 from routerd.store.interface import ResourceStatus, StoreStatus
+from routerd.tell.drain import State
 from routerd.tell.status import BUCKETS, AgentStatus, PeerStatus, Rounds
 
 if TYPE_CHECKING:
@@ -66,6 +67,12 @@ def _agent(status: AgentStatus) -> Iterator[Metric]:
 def _brake(status: AgentStatus) -> Iterator[Metric]:
     text = "Paths whose withdrawal is held, because they are many and no change explains it."
     yield _gauge("routerd_bgp_brake_held_paths", text, (), _one(status.braked))
+
+
+def _drain(status: AgentStatus) -> Iterator[Metric]:
+    states: tuple[State, ...] = ("serving", "draining", "drained")
+    samples = [((state,), float(status.drain.state == state)) for state in states]
+    yield _gauge("routerd_drain_state", "1 for the state that the node is in.", ("state",), samples)
 
 
 def _durations(name: str, help_text: str, rounds: Rounds) -> Metric:
@@ -203,6 +210,7 @@ def families(status: AgentStatus) -> Iterator[Metric]:
     yield from _rounds(status.rounds)
     yield from _bgp(status.peers)
     yield from _brake(status)
+    yield from _drain(status)
     yield from _egress(status.egress)
     yield from _pools(status)
     if status.store is not None:

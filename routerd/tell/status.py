@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from egress.status import EgressStatus
 from routerd.model import Refusal
 from routerd.store.interface import StoreStatus
+from routerd.tell.drain import Departure
 from routerd.tell.views import UNTOLD, PeerView, Row
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds, upper bounds
@@ -78,6 +79,7 @@ class AgentStatus:
     store: StoreStatus | None = None  # None: not one that an API server is behind
     generation: int | None = None  # of the allocations that this node has applied
     braked: int = 0  # paths whose withdrawal the brake holds
+    drain: Departure = field(default_factory=Departure)
     egress: EgressStatus = field(default_factory=EgressStatus)
 
     @property
@@ -127,6 +129,7 @@ def as_json(status: AgentStatus) -> dict[str, object]:
         "pools": list(status.pools),
         "store": asdict(status.store) if status.store else None,
         "braked": status.braked,
+        "drain": asdict(status.drain),
     }
 
 

@@ -7,7 +7,7 @@ agent serves them, and `--manifests` computes the same ones from files.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bgp.session import PeerStatus as Session
 from egress.policy import selected_pods
@@ -54,6 +54,7 @@ class View:
     state: NodeState
     peers: Mapping[IPAddress, PeerView]
     nat: tuple[Row, ...] = ()
+    states: Mapping[str, str] = field(default_factory=dict)  # of nodes that say more of it than their Node
 
 
 def rows(kind: str, view: View) -> list[Row]:
@@ -76,17 +77,24 @@ def _joined(values: Iterable[object]) -> str:
 
 def _nodes(view: View) -> list[Row]:
     groups = view.snapshot.allocations.groups if view.snapshot.allocations else ()
-    return [_node(node, groups) for _, node in sorted((view.snapshot.nodes or {}).items())]
+    nodes = sorted((view.snapshot.nodes or {}).items())
+    return [_node(node, view.states.get(name) or _node_state(node), groups) for name, node in nodes]
 
 
-def _node(node: Node, groups: Iterable[EgressGroup]) -> Row:
+def _node_state(node: Node) -> str:
+    return "leaving" if node.leaving else "cordoned" if node.unschedulable else "serving"
+
+
+def _node(node: Node, state: str, groups: Iterable[EgressGroup]) -> Row:
+    is_out = state in ("leaving", "draining", "drained")
     return {
         "name": node.name,
         "ready": node.ready,
+        "state": state,
         "addresses": _joined(node.addresses),
         "pod_cidrs": _joined(node.pod_cidrs),
         "gateway": GATEWAY_LABEL in node.labels,
-        "announces_services": EXCLUDE_LABEL not in node.labels and not node.network_unavailable,
+        "announces_services": not (is_out or EXCLUDE_LABEL in node.labels or node.network_unavailable),
         "groups": _joined(group.id for group in groups if any(slot.node == node.name for slot in group.gateways)),
     }
 

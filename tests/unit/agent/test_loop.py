@@ -14,9 +14,10 @@ import pytest
 
 from bgp.session import PeerStatus as Session
 from egress.status import EgressStatus
+from routerd.agent.drain import Drains
 from routerd.agent.loop import RECHECK_REST, Agent, Parts, TaskReturned, peer_statuses
 from routerd.agent.reconcile import Reconciler
-from routerd.model import Allocations, IPAddress, Origin, Peer, Peering, Refusal, Snapshot
+from routerd.model import Allocations, GatewaySlot, IPAddress, Origin, Peer, Peering, Refusal, Snapshot
 from routerd.node.brake import Brake, Limits
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
 from routerd.selectors import LabelSelector
@@ -36,6 +37,7 @@ class Here:
     def __init__(self) -> None:
         self.store = Snapshot()
         self.settled = True
+        self.sent = True
         self.looked = 0  # how often somebody read what is around the node
 
     def snapshot(self) -> Snapshot:
@@ -58,6 +60,9 @@ class Here:
 
     def is_settled(self) -> bool:
         return self.settled
+
+    async def is_sent(self) -> bool:
+        return self.sent
 
     def refusals(self) -> tuple[Refusal, ...]:
         return ()
@@ -473,3 +478,58 @@ def test_a_datapath_that_a_round_attached_shows_at_once() -> None:
 
     world = World()
     in_virtual_time(run())
+
+
+def test_a_node_that_is_drained_says_when_it_may_be_stopped() -> None:
+    """The VIP first for others, then for nobody here; the egress IP as soon as the operator has moved it."""
+    moved = Allocations(2, cluster.snapshot().allocations.services, (cluster.group(gateways=(GatewaySlot("b", 0),)),))  # type: ignore[union-attr]
+
+    async def test(running: Running) -> None:
+        def waits() -> str:
+            return "; ".join(running.agent.status.drain.waits)
+
+        running.feed(cluster.snapshot())
+        await eventually(lambda: running.agent.status.ready)
+        assert (await running.agent.answer({"do": "drain"}))["state"] == "draining"
+        await elapse(1)
+        assert "withdrawn in 4 s" in waits()
+        assert prefixes(running.world) == {"192.0.2.1/32", "198.51.100.7/32"}
+        await elapse(5)
+        assert prefixes(running.world) == {"198.51.100.7/32"}
+        assert "egress IP 198.51.100.7 has no other gateway" in waits()
+        running.here.sent = False
+        running.feed(cluster.snapshot(allocations=moved))
+        await elapse(10)
+        assert (prefixes(running.world), waits()) == (set(), "the peers have not taken all withdrawals yet")
+        running.here.sent = True
+        await elapse(1)
+        assert waits() == "the routers, for 2 s"
+        await elapse(3)
+        assert running.agent.answer({"get": "drain"}) == {
+            "state": "drained", "reason": "Drained", "waits": (), "notes": (),
+            "message": "node a is drained: run `routerd undrain` there to put it back",
+        }  # fmt: skip
+        rows = await running.agent.answer({"get": "show", "kind": "nodes"})
+        assert [(row["name"], row["state"]) for row in rows] == [("a", "drained"), ("b", "serving")]
+        assert [step["reason"] for step in running.agent.answer({"get": "why", "object": "svc/default/web"})][-1] == (
+            "NodeDrained"
+        )
+        assert (await running.agent.answer({"do": "undrain"}))["state"] == "serving"
+        await eventually(lambda: prefixes(running.world) == {"192.0.2.1/32"})
+
+    with_agent(test, drains=Drains(notice=5.0, clock=now))
+
+
+def test_a_node_that_the_store_does_not_know_is_not_safe_to_stop() -> None:
+    """What the speaker carries from before stays."""
+
+    async def test(running: Running) -> None:
+        await running.agent.answer({"do": "drain"})
+        await elapse(60)
+        drain = running.agent.status.drain
+        assert (drain.state, drain.waits) == ("draining", ("the store, which has not told of this node yet",))
+        running.feed(cluster.snapshot(allocations=Allocations(2)))
+        await elapse(60)
+        assert running.agent.status.drain.state == "drained"
+
+    with_agent(test, drains=Drains(notice=5.0, clock=now))

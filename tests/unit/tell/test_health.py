@@ -12,6 +12,7 @@ from bgp.session import PeerStatus as Session
 from egress.status import EgressStatus
 from routerd.model import Peer, Peering, Refusal, Snapshot
 from routerd.refs import Ref
+from routerd.tell.drain import Departure
 from routerd.tell.health import GRACE, Enabled, node_health
 from routerd.tell.status import AgentStatus, ConfigStatus, PeerStatus, Rounds
 from routerd.tell.views import PeerView
@@ -50,6 +51,15 @@ def message(kind: str, status: AgentStatus, **more: Any) -> str:
 
 def refused(name: str, reason: str) -> AgentStatus:
     return replace(WELL, refusals=(Refusal(Ref.parse(name), reason, f"why {reason}"),))
+
+
+def test_a_node_that_leaves_is_well_and_says_so() -> None:
+    assert "Drained" not in conditions()
+    draining = replace(WELL, drain=Departure("draining", "Drained", "it is drained", ("the routers", "a peer")))
+    found = conditions(draining)
+    assert (found["Drained"], found["Ready"]) == (("False", "Drained"), ("True", "Ready"))
+    assert message("Drained", draining) == "it is drained; waits for: the routers; a peer"
+    assert conditions(replace(WELL, drain=Departure("drained", "Cordoned")))["Drained"] == ("True", "Cordoned")
 
 
 def test_a_node_that_is_well() -> None:
