@@ -150,6 +150,7 @@ class Relay:
         self._nonce = f"{os.getpid()}-{time.time_ns()}"
         self._hello: dict[str, object] | None = None  # None until ExaBGP answered this relay's own first command
         self._events: dict[str, dict[str, str]] = {}  # peer -> kind -> line
+        self._notified: dict[str, str] = {}  # peer -> line of the last end by a NOTIFICATION: the end's real reason
         self._queue: deque[Command] = deque()
         self._in_flight: deque[Command] = deque()
         self._checks: deque[tuple[int, int, str]] = deque()
@@ -246,6 +247,8 @@ class Relay:
         kind = event.get("type", "")
         if kind == "state" and event["neighbor"].get("state") != "up":
             self._events.pop(peer, None)
+            if str(event["neighbor"].get("reason", "")).startswith("notification "):
+                self._notified[peer] = line
         if kind in ("state", "negotiated"):
             kinds = self._events.setdefault(peer, {})
             kinds.pop(kind, None)  # the latest last: "negotiated" comes before "up"
@@ -332,7 +335,9 @@ class Relay:
         self._agent = agent
         self._serial += 1
         self._from_agent, self._to_agent = Lines(), bytearray()
-        events = [json.loads(line) for kinds in self._events.values() for line in kinds.values()]
+        latest = [line for kinds in self._events.values() for line in kinds.values()]
+        reasons = [line for line in self._notified.values() if line not in latest]
+        events = [json.loads(line) for line in (*reasons, *latest)]
         self._tell(self._serial, {"hello": {**(self._hello or {}), "events": events}})
 
     def _disconnect(self) -> None:

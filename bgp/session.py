@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bgp.path import Family, IPAddress
+from bgp.path import Family, IPAddress, SpeakerPeer
 from bgp.text import SessionEvent
 
 State = Literal["up", "connecting", "down", "unknown"]
@@ -16,7 +16,8 @@ State = Literal["up", "connecting", "down", "unknown"]
 class PeerStatus:
     """One session. "connecting": not up yet; "down": was up; "unknown": no speaker is connected.
 
-    `since`: unix time of the last change, 0 = none yet. `flaps`: times it went down. `announced`, `pending`: paths.
+    `since`: unix time of the last change, 0 = none yet. `flaps`: times it went down. `announced`: paths that the peer
+    takes, 0 while the session is not up; `pending`: paths to announce or withdraw.
     """
 
     state: State = "connecting"
@@ -94,9 +95,18 @@ class Sessions:
                 self._due.discard(peer)
                 yield peer, self._status[peer].families
 
+    def untaken(self, peer: SpeakerPeer) -> tuple[Family, ...]:
+        """Families that the session is up without, though we offered them: no path of them reaches the peer."""
+        agreed = self._negotiated.get(peer.address)
+        if agreed is None or self._status.get(peer.address, PeerStatus()).state != "up":
+            return ()
+        return tuple(family for family in peer.families if family not in agreed.families)
+
     def status(self, peer: IPAddress, connected: bool, *, announced: int, pending: int) -> PeerStatus:
+        """`announced`: what the peer has while the session is up."""
         status = self._status.get(peer, PeerStatus())
-        return replace(status, state=status.state if connected else "unknown", announced=announced, pending=pending)
+        state: State = status.state if connected else "unknown"
+        return replace(status, state=state, announced=announced if state == "up" else 0, pending=pending)
 
 
 def _says_why(reason: str) -> bool:

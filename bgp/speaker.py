@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
@@ -150,18 +151,38 @@ class Speaker:
     @property
     def refusals(self) -> tuple[PathRefusal, ...]:
         """What of the desired state is not done, and why."""
-        return self._refusals
+        return (*self._refusals, *self._not_negotiated())
+
+    def _not_negotiated(self) -> Iterator[PathRefusal]:
+        """Families that a peer does not take, and in which there are paths for it."""
+        for address, peer in self._desired.peers.items() if self._desired is not None else ():
+            untaken = self._sessions.untaken(peer) if self.connected else ()
+            for family, count in Counter(map(rib.family_of, self._table(address) if untaken else ())).items():
+                if family in untaken:
+                    message = (
+                        f"the router has not negotiated {family} in this session: its paths ({count}) are not "
+                        "announced there; activate that address family for the session"
+                    )
+                    yield PathRefusal(address, None, "FamilyNotNegotiated", message)
+
+    def _table(self, peer: IPAddress) -> Mapping[IPNetwork, BgpPath]:
+        return (self._held or {}).get(peer, {})
+
+    def _announced(self, peer: SpeakerPeer) -> int:
+        """Paths of the families that the session carries."""
+        untaken = self._sessions.untaken(peer)
+        table = self._table(peer.address)
+        return sum(rib.family_of(prefix) not in untaken for prefix in table) if untaken else len(table)
 
     @property
     def peers(self) -> Mapping[IPAddress, PeerStatus]:
         """One entry per desired peer."""
         desired = self._desired.peers if self._desired is not None else {}
-        held = self._held or {}
         return {
             address: self._sessions.status(
-                address, self.connected, announced=len(held.get(address, {})), pending=self._pending.get(address, 0)
+                address, self.connected, announced=self._announced(peer), pending=self._pending.get(address, 0)
             )
-            for address in desired
+            for address, peer in desired.items()
         }
 
     # --- the relay ---

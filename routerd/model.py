@@ -46,9 +46,9 @@ ORDINARY = frozenset(  # somebody asked for it
 )
 HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
     {
-        "AwaitingNodeReports", "BFDNotSupported", "ConflictingAnnotations", "ForwardingOff", "GatewayNotUsed",
-        "HoldTimeTooLong", "InvalidRouterID", "NetworkUnavailable", "NoEndpoints", "PodOutsideCluster",
-        "PoolOverCluster", "StatusOfOther", "UnknownAnnotation", "UnknownGateway",
+        "AwaitingNodeReports", "BFDNotSupported", "ConflictingAnnotations", "FamilyNotNegotiated", "ForwardingOff",
+        "GatewayNotUsed", "HoldTimeTooLong", "InvalidRouterID", "NetworkUnavailable", "NoEndpoints",
+        "PodOutsideCluster", "PoolOverCluster", "StatusOfOther", "UnknownAnnotation", "UnknownGateway",
     }
 )  # fmt: skip
 

@@ -61,10 +61,11 @@ from typing import Any, Protocol
 import routerd
 from bgp.path import AdjRibOut
 from egress.status import EgressStatus
+from routerd.agent.changes import SessionLog, log_refusals
 from routerd.agent.drain import Drains
 from routerd.agent.reconcile import Reconciler, Round
 from routerd.blocking import in_thread
-from routerd.log import LEVELS, event
+from routerd.log import event
 from routerd.model import IPAddress, Peer, Refusal, Snapshot
 from routerd.node.brake import Brake
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
@@ -162,6 +163,7 @@ class Agent:
         self._state = NodeState(None)
         self._composed: tuple[Snapshot, LocalFacts] | None = None
         self._last_round = Round()
+        self._sessions = SessionLog()
         self._applied: int | None = None  # generation of the allocations of which a round left nothing undone
         self._status = AgentStatus(
             parts.settings.node,
@@ -195,6 +197,7 @@ class Agent:
     def refresh(self) -> None:
         """Tells the status anew: a session has changed."""
         self._status, self._status_snapshot = self._refreshed(), self._snapshot
+        self._sessions.note(self._status.peers)
 
     def config_is(self, config: ConfigStatus) -> None:
         """Tells how the configuration on disk stands."""
@@ -243,9 +246,10 @@ class Agent:
 
     def _why(self, request: dict[str, Any]) -> list[dict[str, object]]:
         name = str(request.get("object"))
-        steps = explain(self._snapshot, self._state, self._settings, name)
-        if is_service(name) and steps[-1].yes:
-            steps += session_steps(self._state.announcements, self._host.peers())
+        views = self._host.peers()
+        steps = explain(self._snapshot, self._state, self._settings, name, views)
+        if is_service(name) and (steps[-1].yes or steps[-1].note):
+            steps += session_steps(self._state.announcements, views)
         return [asdict(step) for step in steps]
 
     def _release_brake(self) -> int:
@@ -355,6 +359,7 @@ class Agent:
         is_new = bool(done.actions) and not self._egress.datapath  # it may have been attached just now
         self._status = (await self._counted() if full or is_new else self._refreshed()).with_rounds(rounds)
         self._status_snapshot = self._snapshot
+        self._sessions.note(self._status.peers)
         return done
 
     def _is_finished(self, done: Round) -> bool:
@@ -376,7 +381,7 @@ class Agent:
             self._brake.begin(await carried())
         self._state = self._brake.apply(state, self._snapshot)
         self._composed = (self._snapshot, self._facts)
-        _log_refusals(before, self._state.refusals)
+        log_refusals(before, self._state.refusals)
 
     def _peers(self) -> tuple[Peer, ...]:
         """The entries of peers that this node uses."""
@@ -415,7 +420,7 @@ class Agent:
             event(LOGGER, logging.WARNING, "round-held", reason=done.held)
         if self._last_round.error and not done.error:
             event(LOGGER, logging.INFO, "round-recovered")
-        _log_refusals(self._last_round.refusals, done.refusals)
+        log_refusals(self._last_round.refusals, done.refusals)
 
 
 async def _guarded(name: str, task: Awaitable[None]) -> None:
@@ -438,15 +443,3 @@ def peer_statuses(state: NodeState, views: Mapping[IPAddress, PeerView]) -> tupl
         )
         for address, session in desired.peers.items()
     )
-
-
-def _log_refusals(before: tuple[Refusal, ...], after: tuple[Refusal, ...]) -> None:
-    """A line when a refusal comes or goes, not in every round."""
-    old, new = set(before), set(after)
-    for refusal in after:
-        if refusal not in old:
-            fields = {"object": str(refusal.object), "reason": refusal.reason, "message": refusal.message}
-            event(LOGGER, LEVELS[refusal.severity], "refused", **fields)
-    ended = {str(refusal.object) for refusal in old - new} - {str(refusal.object) for refusal in new}
-    for name in sorted(ended):
-        event(LOGGER, logging.INFO, "refusal-gone", object=name)

@@ -96,7 +96,7 @@ def _bgp(peers: tuple[PeerStatus, ...]) -> Iterator[Metric]:
     label = ("peer",)
     yield _gauge("routerd_bgp_session_up", "1 if the session is Established.", label, samples(lambda p: p.view.up))
     yield _gauge(
-        "routerd_bgp_announced_prefixes", "Paths that the speaker holds for the peer.", label,
+        "routerd_bgp_announced_prefixes", "Paths that the peer has: of negotiated families, while it is up.", label,
         samples(lambda p: p.view.session.announced),
     )  # fmt: skip
     yield _gauge(

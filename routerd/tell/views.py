@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from bgp.path import Path
+from bgp.rib import family_of
 from bgp.session import PeerStatus as Session
 from egress.policy import selected_pods
 from ipam.pool import count_buggy, key_of
@@ -44,6 +46,12 @@ class PeerView:
     @property
     def up(self) -> bool:
         return self.session.state == "up"
+
+    def takes(self, prefix: IPNetwork) -> bool | None:
+        """Whether the session carries paths of that family now; None = nobody asked the speaker."""
+        if self.session is UNTOLD:
+            return None
+        return self.up and family_of(prefix) in self.session.families
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +121,17 @@ def _peers(view: View) -> list[Row]:
                 "local_address": str(session.local_address),
                 "state": peer_view.session.state,
                 "since_seconds": None if peer_view.since is None else round(peer_view.since, 1),
-                "paths": len(desired.ribs.get(address, {})) if desired else 0,
+                "paths": _count(peer_view, desired.ribs.get(address, {}) if desired else {}),
                 "flaps": peer_view.session.flaps,
                 "reason": peer_view.session.last_reason,
             }
         )
     return peer_rows + [_refused_peer(refusal) for refusal in view.state.refusals if refusal.object.kind == PEER]
+
+
+def _count(view: PeerView, rib: Mapping[IPNetwork, Path]) -> int:
+    """Paths that the peer has; where nobody asked the speaker, those that it should have."""
+    return len(rib) if view.session is UNTOLD else view.session.announced
 
 
 def _refused_peer(refusal: Refusal) -> Row:
@@ -152,10 +165,18 @@ def _paths(view: View) -> list[Row]:
                     "local_pref": path.local_pref,
                     "med": path.med,
                     "communities": _joined(path.communities),
+                    "session": _session_word(view.peers.get(address) or PeerView(address), prefix),
                     "owners": _joined(announced.owners.get(prefix, ())),
                 }
             )
     return path_rows
+
+
+def _session_word(peer: PeerView, prefix: IPNetwork) -> str:
+    """What becomes of a path in its session; "" where nobody asked the speaker."""
+    if peer.session is UNTOLD:
+        return ""
+    return peer.session.state if peer.takes(prefix) or not peer.up else "not negotiated"
 
 
 def _policies(view: View) -> list[Row]:

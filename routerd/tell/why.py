@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from bgp.path import Path
+from bgp.rib import family_of
 from egress.entries import NOBODYS, OF_THE_LINK
 from egress.policy import UNSUPPORTED_FAMILY, egress_versions, unsupported
 from routerd.errors import RouterdError
@@ -21,6 +24,8 @@ from routerd.refs import PEER, POD, SERVICE, Ref, service_ref
 from routerd.tell.render import path_text
 from routerd.tell.views import PeerView
 
+Views = Mapping[IPAddress, PeerView]
+NOBODY_ASKED: Views = {}
 SERVICE_WORDS = (SERVICE, "service")  # as people write them
 SERVICE_NEEDS = ("nodes", "services", "endpoint_slices", "bgp", "pools", "allocations")
 POD_NEEDS = ("nodes", "namespaces", "pods", "services", "policies", "allocations")
@@ -54,11 +59,16 @@ class Step:
     note: bool = False
 
 
-def explain(snapshot: Snapshot, state: NodeState, settings: Settings, name: str) -> tuple[Step, ...]:
-    """Steps for `svc/NAMESPACE/NAME` or `pod/NAMESPACE/NAME` as seen from `settings.node`."""
+def explain(
+    snapshot: Snapshot, state: NodeState, settings: Settings, name: str, views: Views = NOBODY_ASKED
+) -> tuple[Step, ...]:
+    """Steps for `svc/NAMESPACE/NAME` or `pod/NAMESPACE/NAME` as seen from `settings.node`.
+
+    `views`: what the speaker says of sessions, which only a running agent can tell.
+    """
     ref = Ref.parse(name)
     explainers: dict[str, Callable[[Snapshot, NodeState, Settings, str], Iterator[Step]]] = {
-        **dict.fromkeys(SERVICE_WORDS, _service),
+        **dict.fromkeys(SERVICE_WORDS, partial(_service, views)),
         POD: _pod,
     }
     if ref.kind not in explainers or ref.key.count("/") != 1:
@@ -93,7 +103,7 @@ def _common(snapshot: Snapshot, settings: Settings, needs: tuple[str, ...]) -> l
 # --- services
 
 
-def _service(snapshot: Snapshot, state: NodeState, settings: Settings, key: str) -> Iterator[Step]:
+def _service(views: Views, snapshot: Snapshot, state: NodeState, settings: Settings, key: str) -> Iterator[Step]:
     steps = _common(snapshot, settings, SERVICE_NEEDS)
     yield from steps
     drain = state.announcements.drain if state.announcements is not None else None
@@ -113,7 +123,7 @@ def _service(snapshot: Snapshot, state: NodeState, settings: Settings, key: str)
     for refusal in family_refusals(scene, service):
         yield Step("has every family of its addresses an endpoint?", False, refusal.reason, refusal.message, note=True)
     for path in service_paths(scene, service):
-        yield _path_step(str(path.prefix), path_text(path), state.announcements)
+        yield from _path_steps(path, state.announcements, views)
 
 
 def _unread(snapshot: Snapshot, key: str) -> Step:
@@ -138,15 +148,23 @@ def _peers_step(scene: Scene, announced: Announcements | None) -> Step:
     return Step(question, False, "NoPeers", detail or "no session can be opened")
 
 
-def _path_step(prefix: str, text: str, announced: Announcements | None) -> Step:
+def _path_steps(path: Path, announced: Announcements | None, views: Views) -> Iterator[Step]:
+    """To whom it is announced; a no for routers that have not negotiated its family, a note where others take it."""
+    question = f"is {path.prefix} announced?"
     ribs = announced.desired.ribs if announced else {}
-    peers = [str(address) for address, rib in ribs.items() if any(str(p) == prefix for p in rib)]
-    if peers:
-        return Step(f"is {prefix} announced?", True, detail=f"{text} to {', '.join(peers)}")
-    return Step(f"is {prefix} announced?", False, "NoNextHop" if ribs else "NoPeers", "no session carries this prefix")
+    peers = [address for address, rib in ribs.items() if path.prefix in rib]
+    lacking = [address for address in peers if (view := views.get(address)) and view.up and not view.takes(path.prefix)]
+    taking = [str(address) for address in peers if address not in lacking]
+    if taking:
+        yield Step(question, True, detail=f"{path_text(path)} to {', '.join(taking)}")
+    elif not lacking:
+        yield Step(question, False, "NoNextHop" if ribs else "NoPeers", "no session carries this prefix")
+    for address in lacking:
+        detail = f"the router has not negotiated {family_of(path.prefix)}: activate that family for the session there"
+        yield Step(f"is {path.prefix} announced to {address}?", False, "FamilyNotNegotiated", detail, note=bool(taking))
 
 
-def session_steps(announced: Announcements | None, views: Mapping[IPAddress, PeerView]) -> tuple[Step, ...]:
+def session_steps(announced: Announcements | None, views: Views) -> tuple[Step, ...]:
     """Whether each session is up: what the speaker says, so only a running agent can tell."""
     sessions = announced.desired.peers if announced else {}
     return tuple(_session_step(views.get(address) or PeerView(address)) for address in sessions)

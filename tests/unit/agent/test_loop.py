@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ class Here:
         self.store = Snapshot()
         self.settled = True
         self.sent = True
+        self.session = Session("up", families=("ipv4 unicast",), announced=2)
         self.looked = 0  # how often somebody read what is around the node
 
     def snapshot(self) -> Snapshot:
@@ -56,7 +58,7 @@ class Here:
         return replace(before, sessions=sessions, uplinks=("eth0",))
 
     def peers(self) -> Mapping[IPAddress, PeerView]:
-        return {TOR: PeerView(TOR, Session("up", announced=2))}
+        return {TOR: PeerView(TOR, self.session)}
 
     def is_settled(self) -> bool:
         return self.settled
@@ -320,6 +322,36 @@ def test_of_two_entries_of_one_peer_the_node_asks_for_its_own() -> None:
         ]
 
     with_agent(test)
+
+
+def test_sessions_that_go_up_and_down_are_logged_with_the_cause(caplog: pytest.LogCaptureFixture) -> None:
+    up, lost = Session("up", 5.0, families=("ipv4 unicast",), hold_time=90), "hold timer expired"
+    refused = "notification received (2,2): OPEN: bad peer AS"
+    lives = [
+        up,
+        Session("unknown", 5.0),  # the speaker is away: nothing is known to have happened
+        up,
+        Session("down", 7.0, lost, flaps=1),
+        Session("down", 7.0, refused, flaps=1),
+        Session("down", 7.0, refused, flaps=1),
+        replace(up, since=9.0, last_reason=refused, flaps=1),
+        replace(up, since=12.0, last_reason=lost, flaps=2),  # down and up between two looks
+    ]
+
+    async def test(running: Running) -> None:
+        running.here.session = lives[0]
+        running.feed(cluster.snapshot())
+        await eventually(lambda: running.agent.status.rounds.whole == 1)
+        for running.here.session in lives[1:]:
+            running.agent.refresh()
+
+    caplog.set_level(logging.INFO, "routerd.agent")
+    with_agent(test)
+    lines = [record.getMessage() for record in caplog.records if "event=session-" in record.getMessage()]
+    raised = 'event=session-up peer=10.0.0.1 address=10.0.0.1 families="ipv4 unicast" hold=90'
+    fell = f'event=session-down peer=10.0.0.1 address=10.0.0.1 reason="{lost}"'
+    failed = f'event=session-failed peer=10.0.0.1 address=10.0.0.1 reason="{refused}"'
+    assert lines == [raised, fell, failed, raised, fell, raised]
 
 
 def test_a_refused_configuration_shows_as_stale() -> None:

@@ -216,6 +216,20 @@ def test_the_next_agent_is_told_the_latest_events(bench: Bench) -> None:
     third.close()
 
 
+def test_the_next_agent_is_told_why_a_session_ended_that_retries_in_vain(bench: Bench) -> None:
+    bench.greet()
+    first = bench.agent()
+    first.take()
+    refused = DOWN.replace('"down"', '"down", "reason": "notification received (6,2)"')
+    for line in (NEGOTIATED, UP, refused, DOWN.replace('"down"', '"down", "reason": "closing connection"'), DOWN):
+        bench.exabgp.send(line)
+        first.take()
+    first.close()
+    second = bench.agent()
+    assert second.take()["hello"]["events"] == [json.loads(refused), json.loads(DOWN)]
+    second.close()
+
+
 def test_answers_to_an_earlier_relay_are_dropped(bench: Bench) -> None:
     nonce = bench.exabgp.take().removeprefix("routerd hello ")
     for line in ("done", "error", json.dumps({"routerd": {"nonce": "another", "peers": {}}}), "done"):

@@ -189,6 +189,27 @@ async def test_a_running_speaker_is_adopted(socket: Path) -> None:
 
 
 @story
+async def test_paths_of_a_family_that_is_not_negotiated_are_not_said_to_be_announced(socket: Path) -> None:
+    relay = FakeRelay()
+    relay.peers = {str(peer): digest for peer, digest in conf.digests({A.address: A}).items()}
+    relay.tables = {"10.0.0.2": {}}
+    relay.events = up(A)  # without IPv6
+    paths = [path("192.0.2.1/32"), path("2001:db8::1/128", next_hop=ip_address("fd00::1"))]
+    async with running(socket, relay) as speaker:
+        speaker.set(desired((A, paths)))
+        assert await speaker.settled(5)
+        assert speaker.peers[A.address].announced == 1
+        (refusal,) = speaker.refusals
+        assert str(refusal) == (
+            "peer 10.0.0.2: FamilyNotNegotiated: the router has not negotiated ipv6 unicast in this session: its paths "
+            "(1) are not announced there; activate that address family for the session"
+        )
+        speaker.set(desired((A, paths[:1])))
+        assert await speaker.settled(5)
+        assert (speaker.peers[A.address].announced, speaker.refusals) == (1, ())
+
+
+@story
 async def test_which_sessions_a_desired_state_would_load_anew(socket: Path) -> None:
     relay = FakeRelay()
     relay.peers = {str(peer): digest for peer, digest in conf.digests({A.address: A, B.address: B}).items()}

@@ -12,12 +12,18 @@ from exabgp.configuration.configuration import Configuration
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgp import conf, rib, text
-from bgp.path import Path, SpeakerPeer, normal_communities
+from bgp import conf, plan, rib, text
+from bgp.path import WELL_KNOWN_COMMUNITIES, Desired, Path, SpeakerPeer, normal_communities
+from routerd.formats.compose import value_of
+from routerd.formats.meta import ROUTERD
+from routerd.formats.native import read_address_pool
+from routerd.node.announce import Rules, announcements
+from tests.models import cluster
 from tests.models.real_exabgp import loaded, told
 
 EBGP = SpeakerPeer(ip_address("10.9.0.2"), ip_address("10.9.0.1"), 64512, 4200000000, IPv4Address("10.9.0.1"))
 IBGP = SpeakerPeer(ip_address("fd09::2"), ip_address("fd09::1"), 64512, 64512, IPv4Address("10.9.0.1"))
+IBGP4 = SpeakerPeer(ip_address("10.9.0.3"), ip_address("10.9.0.1"), 64512, 64512, IPv4Address("10.9.0.1"))
 PEERS = {peer.address: peer for peer in (EBGP, IBGP)}
 
 u16, u32 = st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1)
@@ -46,7 +52,7 @@ any_path = st.one_of(path_of(networks4, hops4), path_of(networks6, hops6))
 
 @pytest.fixture(scope="module")
 def exabgp() -> Configuration:
-    return loaded(conf.peers_text(PEERS.values()))
+    return loaded(conf.peers_text([*PEERS.values(), IBGP4]))
 
 
 @settings(max_examples=150)
@@ -117,6 +123,43 @@ def test_what_was_announced_with_communities_is_the_same_when_it_is_read_back(
     assert wanted.communities == communities
     told_of = text.announce([EBGP.address], rib.attributes_of(wanted, EBGP), [wanted.prefix])
     assert text.parse_table(told(exabgp, told_of), PEERS)[EBGP.address] == {wanted.prefix: wanted}
+
+
+spellings = st.lists(
+    st.one_of(
+        st.tuples(u16, u16).map(lambda parts: f"{parts[0]}:{parts[1]:05}"),  # leading zeros
+        st.tuples(u32, u32, u32).map(lambda parts: ":".join(map(str, parts))),
+        st.sampled_from([*WELL_KNOWN_COMMUNITIES, *WELL_KNOWN_COMMUNITIES.values()]),
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=150)
+@given(texts=spellings, data=st.data())
+def test_an_agent_that_returns_finds_what_it_wants_however_communities_are_written(
+    exabgp: Configuration, texts: list[str], data: st.DataObject
+) -> None:
+    """From the pool as written to ExaBGP's table and back: nothing is left to do, in whatever order they stand."""
+
+    def wanted(communities: list[str]) -> Desired:
+        advertisement = {"localPref": 100, "communities": communities}
+        spec = {"blocks": ["192.0.2.0/24"], "advertisements": [advertisement]}
+        meta = {"name": "default"}
+        value = value_of({"apiVersion": ROUTERD, "kind": "AddressPool", "metadata": meta, "spec": spec})
+        pools = {"default": read_address_pool(value)}
+        found = announcements(cluster.snapshot(pools=pools), "a", Rules(egress_ips=False), cluster.LOCAL)
+        assert found is not None
+        paths = found.desired.ribs[cluster.TOR]
+        return Desired({IBGP4.address: IBGP4}, {IBGP4.address: paths})
+
+    before = wanted(texts)
+    rows = []
+    for prefix, path in before.ribs[IBGP4.address].items():
+        rows += told(exabgp, text.announce([IBGP4.address], rib.attributes_of(path, IBGP4), [prefix]))
+    held = text.parse_table(rows, {IBGP4.address: IBGP4})
+    after = wanted(data.draw(st.permutations(texts)))
+    assert plan.plan(after, plan.Observed(conf.digests(after.peers), held)).actions == ()
 
 
 EVENTS = {

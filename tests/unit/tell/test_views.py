@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
 from bgp.session import PeerStatus as Session
-from routerd.model import Peer, Peering
+from bgp.session import State
+from routerd.model import Allocations, Peer, Peering
 from routerd.node.desired import LocalFacts, Settings, compose
 from routerd.tell.views import COLUMNS, PeerView, Row, View, pool_size, rows
 from tests.models import cluster
@@ -16,11 +18,18 @@ from tests.models.cluster import LOCAL, TOR
 FAR = ip_address("172.31.0.1")
 
 
-def view(**fields: object) -> View:
+UP = Session("up", flaps=1, families=("ipv4 unicast",), announced=2)
+
+
+def view(session: Session = UP, **fields: object) -> View:
     snapshot = cluster.snapshot(**fields)
     state = compose(snapshot, Settings("a"), LocalFacts(sessions={**LOCAL, FAR: None}))
-    seen = {TOR: PeerView(TOR, Session("up", flaps=1), since=12.34)}
-    return View(snapshot, state, seen, ({"protocol": "TCP", **dict.fromkeys(COLUMNS["nat"][1:])},))
+    return View(
+        snapshot,
+        state,
+        {TOR: PeerView(TOR, session, since=12.34)},
+        ({"protocol": "TCP", **dict.fromkeys(COLUMNS["nat"][1:])},),
+    )
 
 
 def one(kind: str, **fields: object) -> Row:
@@ -41,6 +50,30 @@ def test_peers_that_are_refused_are_shown_with_the_reason() -> None:
     assert (up["peer"], up["state"], up["since_seconds"], up["paths"], up["flaps"]) == ("tor", "up", 12.3, 2, 1)
     assert (refused["peer"], refused["state"]) == ("172.31.0.1", "refused")
     assert str(refused["reason"]).startswith("NoRoute: ")
+
+
+@pytest.mark.parametrize("state", ["down", "connecting", "unknown"])
+def test_while_a_session_is_not_up_nothing_is_counted(state: State) -> None:
+    session = Session(state, families=UP.families, last_reason="hold timer expired")
+    (peer,) = rows("peers", view(session))
+    assert (peer["state"], peer["paths"], peer["reason"]) == (state, 0, "hold timer expired")
+    assert {row["session"] for row in rows("paths", view(session))} == {state}
+
+
+def test_what_files_would_announce_is_counted_although_nobody_asks_a_speaker() -> None:
+    offline = replace(view(), peers={})
+    assert [row["paths"] for row in rows("peers", offline)] == [2]
+    assert {row["session"] for row in rows("paths", offline)} == {""}
+
+
+def test_paths_of_a_family_that_is_not_negotiated_are_not_shown_as_announced() -> None:
+    both = cluster.endpoints("web", "a"), cluster.endpoints("web", "a", version=6)
+    allocations = Allocations(1, (cluster.allocation("web", "192.0.2.1", "2001:db8::1"),))
+    shown = rows("paths", view(endpoint_slices=both, allocations=allocations))
+    assert {row["prefix"]: row["session"] for row in shown} == {
+        "192.0.2.1/32": "up",
+        "2001:db8::1/128": "not negotiated",
+    }
 
 
 def test_a_policy_shows_its_way_out() -> None:

@@ -90,6 +90,36 @@ def test_a_session_that_is_down_is_told() -> None:
     assert (step.yes, step.reason, step.detail) == (False, "SessionDown", "down: hold timer")
 
 
+def dual_stack(*sessions: PeerView) -> list[tuple[str, bool, str, bool]]:
+    """Steps about paths of a service with an address of each family, where these are the sessions."""
+    snapshot = cluster.snapshot(
+        endpoint_slices=(cluster.endpoints("web", "a"), cluster.endpoints("web", "a", version=6)),
+        allocations=Allocations(1, (cluster.allocation("web", "192.0.2.1", "2001:db8::1"),)),
+        bgp=Peering(tuple(Peer(session.address, 64512, 64512) for session in sessions)),
+    )
+    local = {session.address: ip_address("10.0.0.11") for session in sessions}
+    state = compose(snapshot, SETTINGS, LocalFacts(sessions=local))  # type: ignore[arg-type]
+    steps = explain(snapshot, state, SETTINGS, "svc/default/web", {session.address: session for session in sessions})
+    return [(step.question, step.yes, step.detail, step.note) for step in steps if "announced" in step.question]
+
+
+def test_a_router_that_has_not_negotiated_a_family_is_not_said_to_have_its_paths() -> None:
+    only4 = PeerView(TOR, Session("up", families=("ipv4 unicast",)))
+    both = PeerView(ip_address("10.0.0.2"), Session("up", families=("ipv4 unicast", "ipv6 unicast")))
+    lacking = "the router has not negotiated ipv6 unicast: activate that family for the session there"
+    ipv6 = "2001:db8::1/128 next-hop self local-pref 0"
+    told = "is the pool announced by BGP?", True, "", False
+    assert dual_stack(only4) == [
+        told,
+        ("is 192.0.2.1/32 announced?", True, "192.0.2.1/32 next-hop self local-pref 0 to 10.0.0.1", False),
+        ("is 2001:db8::1/128 announced to 10.0.0.1?", False, lacking, False),
+    ]
+    assert dual_stack(only4, both)[2:] == [
+        ("is 2001:db8::1/128 announced?", True, f"{ipv6} to 10.0.0.2", False),
+        ("is 2001:db8::1/128 announced to 10.0.0.1?", False, lacking, True),
+    ]
+
+
 def test_a_steered_pod_is_told_its_gateway_and_address() -> None:
     steps = why("pod/default/web-1")
     assert all(step.yes for step in steps)
