@@ -148,6 +148,8 @@ def _parts_of(value: Value, lines: list[str], text: str, file: str) -> Sequence[
     try:
         if value.section.string("kind") == "Config" and value.section.string("apiVersion").startswith("routerd.io/"):
             return [parse_config(text, file)]
+        if (inner := _inner_config(value, lines)) is not None:
+            return mistakes(inner, read_config) or [read_config(inner)]
         loaded = read_object(value, lines)
     except InputError as error:
         return _all_mistakes(value, lines) or [error]
@@ -156,6 +158,14 @@ def _parts_of(value: Value, lines: list[str], text: str, file: str) -> Sequence[
     errors = _all_mistakes(value, lines)
     same = {str(error) for error in errors}
     return [replace(loaded, refusals=tuple(each for each in loaded.refusals if each.message not in same)), *errors]
+
+
+def _inner_config(value: Value, lines: list[str]) -> Value | None:
+    """routerd's configuration in a ConfigMap, as the install manifests have it. Raises InputError."""
+    if value.section.string("kind") != "ConfigMap" or (data := value.section.section("data")) is None:
+        return None
+    text = data.get("routerd.yaml")
+    return first_document(text.text, inner_source(text, lines)) if text is not None and text.is_scalar else None
 
 
 def _all_mistakes(value: Value, lines: list[str]) -> list[InputError]:

@@ -11,11 +11,13 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from routerd.config import load_config
+from routerd.cli.check import check_paths
+from routerd.config import load_config, parse_config
 from routerd.formats.kinds import KINDS, OURS, Role
 
 ROOT = Path(__file__).parents[2]
 DEPLOY, CLEANUP = ROOT / "configs" / "deploy", ROOT / "configs" / "cleanup"
+OVERLAY = ROOT / "configs" / "overlay"
 KUSTOMIZATION = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text())
 OBJECTS: list[dict[str, Any]] = [
     each for name in KUSTOMIZATION["resources"] for each in yaml.safe_load_all((DEPLOY / name).read_text())
@@ -54,6 +56,31 @@ def test_no_image_names_a_registry() -> None:
 def test_the_image_bears_the_project_s_version() -> None:
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert version and KUSTOMIZATION["images"][0]["newTag"] == version[1]
+
+
+def test_the_overlay_is_for_what_is_there() -> None:
+    """Resources and what it patches exist, its images are the base's, and what it says of routerd has no mistake."""
+    for directory, base in ((OVERLAY, DEPLOY), (OVERLAY / "cleanup", CLEANUP)):
+        overlay = yaml.safe_load((directory / "kustomization.yaml").read_text())
+        assert (directory / overlay["resources"][0]).resolve() == base
+        below = yaml.safe_load((base / "kustomization.yaml").read_text())
+        (image,), (its,) = below["images"], overlay["images"]
+        assert (overlay["namespace"], its["name"], its["newTag"]) == (
+            below["namespace"],
+            image["name"],
+            image["newTag"],
+        )
+        assert all((directory / name).is_file() for name in overlay["resources"][1:])
+        for patch in overlay.get("patches", ()):
+            changed = yaml.safe_load((directory / patch["path"]).read_text())
+            assert the(changed["kind"], changed["metadata"]["name"])["data"].keys() == changed["data"].keys()
+    assert check_paths([OVERLAY]) == []
+
+
+def test_the_overlay_s_configuration_is_the_base_s_but_for_what_is_yours() -> None:
+    (of_overlay,) = yaml.safe_load_all((OVERLAY / "config.yaml").read_text())
+    texts = the("ConfigMap")["data"]["routerd.yaml"], of_overlay["data"]["routerd.yaml"]
+    assert parse_config(texts[0]) == parse_config(texts[1])
 
 
 @pytest.mark.parametrize("name", ["agent", "speaker"])

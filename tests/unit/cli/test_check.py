@@ -35,6 +35,21 @@ def test_nothing_wrong() -> None:
     assert found(POOL, SERVICE % ("public", "192.0.2.1"), NODE) == []
 
 
+def test_routerd_s_own_configuration_in_a_config_map_is_read_as_one() -> None:
+    config = (
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: routerd-config}\ndata:\n  routerd.yaml: |\n"
+        "    apiVersion: routerd.io/v1alpha1\n    kind: Config\n    service-cidrs: [%s]\n"
+    )
+    assert found(config % "192.0.2.0/24", POLICY % "egressIP: 192.0.2.1") == [
+        "error: 1.yaml:1: EgressPolicy/e: 192.0.2.1 is in the service CIDR 192.0.2.0/24: give the policy "
+        "another egress IP"
+    ]
+    assert found(config % "192.0.2.1/24]\n    metrics-listen: [x") == [
+        'error: 0.yaml:8:21: service-cidrs[0]: found "192.0.2.1/24", expected a CIDR without host bits: 192.0.2.0/24',
+        "error: 0.yaml:9:21: metrics-listen: found a list, expected a string",
+    ]
+
+
 def test_a_policy_that_takes_pods_of_every_team_is_warned_of() -> None:
     policy = POLICY % "pool: public"
     everybody = policy.replace(", namespaceSelector: {}", "")
