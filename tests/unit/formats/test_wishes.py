@@ -7,8 +7,8 @@ import json
 import pytest
 
 from routerd.errors import InputError
-from routerd.formats.objects import read_text
 from routerd.model import Service
+from tests.models.manifests import read_text
 
 
 def read_named(spec: str, annotations: dict[str, str]) -> tuple[Service, list[str]]:
