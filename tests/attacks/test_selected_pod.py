@@ -18,8 +18,7 @@ from tests.bpf.packets import BadPacket, Shape, build, checksum, inside_vxlan, p
 from tests.models.tables import ICMP, TCP, UDP, Packet
 from tests.netns.lab.datapath import EGRESS_IP, WORLD, Cluster
 from tests.netns.lab.frames import Arrivals, inject, mac_of
-from tests.netns.lab.lab import FW_ADDRESS, Lab, remove_orphans
-from tests.netns.lab.netns import entered
+from tests.netns.lab.lab import FW_ADDRESS, Lab
 from tests.netns.lab.wiring import six
 
 NODE, GATEWAY, OTHER_GATEWAY = "10.0.0.21", "10.0.0.11", "10.0.0.12"
@@ -200,8 +199,7 @@ def how(frame: bytes) -> str:
 
 
 @pytest.fixture(scope="module", params=["routed", "bridge"])
-def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
-    remove_orphans()
+def scene(request: pytest.FixtureRequest, clean_labs: list[str]) -> Iterator[Scene]:
     with Lab(f"s{os.getpid()}{request.param[0]}", cni=request.param, ipv6=True, rp_filter=0) as lab:
         pods = {name: lab.add_pod(name, "worker") for name in ("sel", "plain")}
         assert [IPv4Address(pod.address) for pod in pods.values()] == [SELECTED, PLAIN]
@@ -218,10 +216,7 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
         assert pods["sel"].ask(FW_ADDRESS).source == str(EGRESS_IP)
         with Arrivals(lab.tor, "worker") as arrivals:
             yield Scene(cluster, arrivals, mac_of(worker, hop))
-        for name, datapath in cluster.datapaths.items():
-            with entered(lab.node(name).name):
-                datapath.remove()
-            datapath.close()
+        cluster.close()
 
 
 @pytest.mark.parametrize("attack", NOTHING)

@@ -17,8 +17,7 @@ from tests.models.tables import UDP, Packet
 from tests.netns.lab.datapath import EGRESS_IP, WORLD, Cluster
 from tests.netns.lab.frames import inject, mac_of
 from tests.netns.lab.hosts import Host
-from tests.netns.lab.lab import FW_ADDRESS, Lab, remove_orphans
-from tests.netns.lab.netns import entered
+from tests.netns.lab.lab import FW_ADDRESS, Lab
 from tests.netns.lab.wiring import six
 
 PORT, GROUP = 8473, 7
@@ -53,8 +52,7 @@ table ip services {{
 
 
 @pytest.fixture(scope="module", params=["routed", "bridge"])
-def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    remove_orphans()
+def cluster(request: pytest.FixtureRequest, clean_labs: list[str]) -> Iterator[Cluster]:
     with Lab(f"f{os.getpid()}{request.param[0]}", cni=request.param, ipv6=True) as lab:
         for name, node in (("sel", "worker"), ("evil", "worker"), ("evilgw", "gw1")):
             lab.add_pod(name, node)
@@ -67,10 +65,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
         for node in lab.nodes.values():
             node.nft(rules(gateway.address))
         yield built
-        for name, datapath in built.datapaths.items():
-            with entered(lab.node(name).name):
-                datapath.remove()
-            datapath.close()
+        built.close()
 
 
 def send(host: Host, address: str, port: int, data: bytes) -> None:

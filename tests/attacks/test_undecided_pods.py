@@ -13,8 +13,8 @@ import pytest
 from egress.policy import Policy
 from tests.netns.lab.datapath import EGRESS_IP, WORLD, Cluster
 from tests.netns.lab.hosts import Host
-from tests.netns.lab.lab import FW_ADDRESS, Lab, remove_orphans
-from tests.netns.lab.netns import Namespace, entered, run
+from tests.netns.lab.lab import FW_ADDRESS, Lab
+from tests.netns.lab.netns import Namespace, run
 from tests.netns.lab.wiring import six
 
 OUTSIDE = "10.250.0.5"  # of the node's pod CIDRs
@@ -23,8 +23,7 @@ FW6 = six(FW_ADDRESS)
 
 
 @pytest.fixture(scope="module", params=["routed", "bridge"])
-def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    remove_orphans()
+def cluster(request: pytest.FixtureRequest, clean_labs: list[str]) -> Iterator[Cluster]:
     with Lab(f"u{os.getpid()}{request.param[0]}", cni=request.param, ipv6=True) as lab:
         lab.add_pod("sel", "worker")
         lab.tor.ip(f"route add {EGRESS_IP}/32 via {lab.node('gw1').address}")
@@ -33,10 +32,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
         built = Cluster(lab, policies={"world": policy}, selected={"sel": ("world",)})
         built.apply()
         yield built
-        for name, datapath in built.datapaths.items():
-            with entered(lab.node(name).name):
-                datapath.remove()
-            datapath.close()
+        built.close()
 
 
 def send(host: Host, address: str, source: str) -> None:

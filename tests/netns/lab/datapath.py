@@ -77,6 +77,13 @@ class Cluster:
             done[name] = reconcile(node, self.datapaths[name], self.desired(name))
         return done
 
+    def close(self) -> None:
+        """Takes the datapath from every node."""
+        for name, datapath in self.datapaths.items():
+            with netns.entered(self.lab.node(name).name):
+                datapath.remove()
+            datapath.close()
+
     def counters(self, name: str) -> dict[str, int]:
         with netns.entered(self.lab.node(name).name):
             return {reason: packets for reason, (packets, _) in self.datapaths[name].counters().items()}

@@ -55,10 +55,7 @@ def cluster(request: pytest.FixtureRequest, clean_labs: list[str], kernel_header
         built = Cluster(lab, attach, backend, {"world": policy}, dict.fromkeys(("sel", "selgw", "selgw2"), ("world",)))
         built.apply()
         yield built
-        for name, datapath in built.datapaths.items():
-            with netns.entered(lab.node(name).name):
-                datapath.remove()
-            datapath.close()
+        built.close()
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 
@@ -15,8 +12,7 @@ from routerd.agent.local import own_networks
 from tests.netns.lab import netns
 from tests.netns.lab.daemons import Daemons
 from tests.netns.lab.lab import TOR_ADDRESS, Lab
-from tests.netns.lab.stores import Files
-from tests.netns.stories.story import EGRESS_IP, Story, build, sessions_up, tor_table, write_manifests
+from tests.netns.stories.story import EGRESS_IP, Story
 
 POLICY = """\
 apiVersion: routerd.io/v1alpha1
@@ -57,12 +53,8 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def running(clean_labs: list[str]) -> Iterator[Running]:
-    with Lab(f"c{os.getpid()}") as lab:
-        story = Story(lab, Daemons(lab), time.monotonic(), Files(lab))
-        for scene in (build, write_manifests, sessions_up, tor_table):
-            scene(story)
-        yield Running(lab, story.daemons, lab.tor.kernel_routes())
+def running(story: Story) -> Running:
+    return Running(story.lab, story.daemons, story.lab.tor.kernel_routes())
 
 
 def test_a_node_knows_its_networks_and_next_hops(running: Running) -> None:
@@ -157,6 +149,8 @@ def test_another_address_of_a_node_is_in_the_cluster(running: Running) -> None:
     def reached() -> bool:
         return all(pod.get(storage, 9100, timeout=1).source == pod.address for pod in pods)
 
-    lab.wait(reached, "selected pods of both nodes reach it as they are", timeout=60)
+    running.daemons.agents["worker"].kill()  # a running one looks at its own addresses now and then
+    running.daemons.start_agent("worker")
+    lab.wait(reached, "selected pods of both nodes reach it as they are")
     lab.tor.ip(f"route del {storage}/32")
     worker.ip("link del stor0")

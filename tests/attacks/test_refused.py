@@ -5,18 +5,13 @@ What becomes of each mistake is in `tests/stories/test_refused_policies.py`; her
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
 
 from routerd.errors import RouterdError
-from tests.netns.lab.daemons import Daemons
-from tests.netns.lab.lab import FW_ADDRESS, Lab
-from tests.netns.lab.stores import Files
-from tests.netns.stories.story import EGRESS_IP, Story, build, fetch_vip, sessions_up, tor_table, write_manifests
+from tests.netns.lab.lab import FW_ADDRESS
+from tests.netns.stories.story import EGRESS_IP, Story
 
 POLICY = "egress-gateway-policy-cilium-v2.yaml"
 EXIT = f"    egressIP: {EGRESS_IP}"
@@ -35,15 +30,6 @@ EDITS = {
     "a comment": ("", "# "),
     "0 bytes": ("", ""),
 }
-
-
-@pytest.fixture(scope="module")
-def story(clean_labs: list[str]) -> Iterator[Story]:
-    with Lab(f"c{os.getpid()}") as lab:
-        story = Story(lab, Daemons(lab), time.monotonic(), Files(lab))
-        for scene in (build, write_manifests, sessions_up, tor_table, fetch_vip):
-            scene(story)
-        yield story
 
 
 def edited(text: str, what: str) -> str:
