@@ -7,12 +7,13 @@ needs has not been synced: touch nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from bgp.path import AdjRibOut, Desired, Path, normal_communities
+from routerd.memo import differing
 from routerd.model import (
     EXCLUDE_LABEL,
     OWN_CLASS,
@@ -32,7 +33,8 @@ from routerd.model import (
 from routerd.node.drain import Drain, has_pods, noticed
 from routerd.node.pools import PoolIndex
 from routerd.node.sessions import sessions_of
-from routerd.refs import PATH, Ref
+from routerd.node.table import Backends, Endpoints, Table, Wanted
+from routerd.refs import NODE, PATH, SERVICE, Ref
 
 EGRESS_LOCAL_PREF = 1000
 EGRESS_MED = 2**31
@@ -61,9 +63,6 @@ class Announcements:
     drain: Drain | None = None  # why the node leaves
 
 
-Backends = tuple[str, int]  # "namespace/name" of a service, and IP version of endpoints
-
-
 @dataclass(frozen=True, slots=True)
 class Scene:
     """The synced parts of a snapshot, indexed for one node."""
@@ -85,8 +84,13 @@ class Scene:
         return self.drain is not None and self.drain.withdraws
 
 
-def scene_of(snapshot: Snapshot, node_name: str, rules: Rules, drain: Drain | None = None) -> Scene | None:
-    """None when something that announcements need is not synced, or the store does not know this node."""
+def scene_of(
+    snapshot: Snapshot, node_name: str, rules: Rules, drain: Drain | None = None, kept: Kept | None = None
+) -> Scene | None:
+    """None when something that announcements need is not synced, or the store does not know this node.
+
+    `kept` is not touched beyond what it indexes.
+    """
     allocations = snapshot.allocations
     if (
         snapshot.nodes is None
@@ -98,34 +102,24 @@ def scene_of(snapshot: Snapshot, node_name: str, rules: Rules, drain: Drain | No
         or node_name not in snapshot.nodes
     ):
         return None
+    kept = kept or Kept()
+    kept.touched |= kept.endpoints.take(snapshot.endpoint_slices)
+    if kept.allocations.services is not allocations.services:
+        kept.allocated = {allocation.service: allocation for allocation in allocations.services}
+    kept.allocations = allocations
     return Scene(
         node=snapshot.nodes[node_name],
         rules=rules,
         services=snapshot.services,
-        usable=_usable_nodes(snapshot),
+        usable=kept.endpoints.usable,
         pools=PoolIndex(snapshot.pools),
-        allocated={allocation.service: allocation for allocation in allocations.services},
+        allocated=kept.allocated,
         refused=_operator_refusals(allocations),
         groups=allocations.groups,
         peers=snapshot.bgp.peers,
         drain=drain,
         has_pods=drain is None or snapshot.pods is None or has_pods(node_name, snapshot.pods.values()),
     )
-
-
-def _usable_nodes(snapshot: Snapshot) -> dict[Backends, frozenset[str]]:
-    """Where kube-proxy sends what it takes for an address of a service: to endpoints of the address' own family.
-
-    It takes ready ones; where there are none, those that serve and terminate (KEP-1669): with externalTrafficPolicy
-    Local on each node, else in the cluster. Either way a node, or a service, has one to send to if it has one of both.
-    """
-    nodes: dict[Backends, set[str]] = {}
-    for endpoint_slice in snapshot.endpoint_slices or ():
-        key = endpoint_slice.service_key
-        for endpoint in endpoint_slice.endpoints:
-            if endpoint.addresses and (endpoint.ready or endpoint.draining):
-                nodes.setdefault((key, endpoint.addresses[0].version), set()).add(endpoint.node)
-    return {backends: frozenset(usable) for backends, usable in nodes.items()}
 
 
 def _operator_refusals(allocations: Allocations) -> dict[Ref, Refusal]:
@@ -267,8 +261,6 @@ def _left_out(scene: Scene, service: Service) -> Sequence[int]:
 
 # --- paths ---------------------------------------------------------------------------------------------------------
 
-Wanted = tuple[Path, Ref]  # a path and its owner
-
 
 @lru_cache(maxsize=CACHED)  # building a network costs ten times more than the look-up, and addresses stay
 def prefix_of(address: IPAddress, length: int) -> IPNetwork:
@@ -301,18 +293,16 @@ def service_paths(scene: Scene, service: Service) -> list[Path]:
     return [_vip_path(address, how) for address, pool in ways if pool.protocol == "bgp" for how in pool.advertisements]
 
 
-def _vips(scene: Scene) -> Iterator[Wanted | Refusal]:
-    for key in sorted(scene.services):
-        service = scene.services[key]
-        if service.type != "LoadBalancer":
-            continue
-        refusal = service_refusal(scene, service)
-        if refusal is not None:
-            yield refusal
-            continue
-        yield from family_refusals(scene, service)
-        for path in service_paths(scene, service):
-            yield path, service.ref
+def _vip(scene: Scene, service: Service) -> Iterator[Wanted | Refusal]:
+    if service.type != "LoadBalancer":
+        return
+    refusal = service_refusal(scene, service)
+    if refusal is not None:
+        yield refusal
+        return
+    yield from family_refusals(scene, service)
+    for path in service_paths(scene, service):
+        yield path, service.ref
 
 
 def _pod_cidrs(scene: Scene) -> Iterator[Wanted]:
@@ -364,62 +354,114 @@ def egress_path(scene: Scene, group: EgressGroup, rank: int) -> Path:
     return Path(prefix, local_pref=local_pref, med=med, communities=normal_communities(communities))
 
 
-def _egress_ips(scene: Scene) -> Iterator[Wanted | Refusal]:
-    for group in scene.groups:
-        nodes = [gateway.node for gateway in group.gateways]
-        if scene.node.name not in nodes or group.node_address:
-            continue  # an address on an interface is routed by the network that the interface is in
-        refusal = egress_refusal(scene, group)
-        if refusal is not None:
-            yield refusal
-            continue
-        yield egress_path(scene, group, nodes.index(scene.node.name)), group.ref
+def _egress_ip(scene: Scene, group: EgressGroup) -> Iterator[Wanted | Refusal]:
+    nodes = [gateway.node for gateway in group.gateways]
+    if scene.node.name not in nodes or group.node_address:
+        return  # an address on an interface is routed by the network that the interface is in
+    refusal = egress_refusal(scene, group)
+    if refusal is not None:
+        yield refusal
+        return
+    yield egress_path(scene, group, nodes.index(scene.node.name)), group.ref
 
 
-def _merged(one: Path, other: Path) -> Path:
-    """One prefix wanted twice is one path, whatever the order: the better preference, all communities."""
-    if one == other:
-        return one
-    local_prefs = [p.local_pref for p in (one, other) if p.local_pref is not None]
-    meds = [p.med for p in (one, other) if p.med is not None]
-    return replace(
-        one,
-        local_pref=max(local_prefs, default=None),
-        med=min(meds, default=None),
-        communities=normal_communities(one.communities + other.communities),
-    )
+# --- who says it
 
 
-def wanted_paths(scene: Scene) -> Iterator[Wanted | Refusal]:
-    if scene.rules.services:
-        yield from _vips(scene)
-    if scene.rules.pod_cidrs:
-        yield from _pod_cidrs(scene)
+@dataclass(slots=True)
+class Kept:
+    """What the last announcements rested on and came to (see `routerd.memo`)."""
+
+    endpoints: Endpoints = field(default_factory=Endpoints)
+    table: Table = field(default_factory=Table)
+    touched: set[str] = field(default_factory=set)  # services whose endpoints changed since
+    refusals: dict[str, tuple[Refusal, ...]] = field(default_factory=dict)  # by who says it, as in the table
+    scene: Scene | None = None
+    allocations: Allocations = field(default_factory=Allocations)
+    allocated: Mapping[str, ServiceAllocation] = field(default_factory=dict)
+    ribs: dict[int, Rib] = field(default_factory=dict)  # by IP version of the session
+
+    def say(self, said: Mapping[str, Sequence[Wanted | Refusal]]) -> None:
+        self.table.put(
+            {sayer: [each for each in items if not isinstance(each, Refusal)] for sayer, items in said.items()}
+        )
+        for sayer, items in said.items():
+            self.refusals[sayer] = tuple(each for each in items if isinstance(each, Refusal))
+            if not self.refusals[sayer]:
+                del self.refusals[sayer]
+
+
+def _context(scene: Scene) -> Scene:
+    """What may change what every service says."""
+    return replace(scene, services={}, usable={}, allocated={}, refused={}, groups=(), peers=())
+
+
+def _stale(before: Scene | None, scene: Scene, touched: Collection[str]) -> set[str]:
+    """Keys of services that may say something else now, those that are gone among them."""
+    if before is None or _context(before) != _context(scene):
+        return {*(before.services if before is not None else ()), *scene.services}
+    refs = (ref for refs in differing(before.refused, scene.refused) for ref in refs)
+    parts = (differing(before.services, scene.services), differing(before.allocated, scene.allocated))
+    return {*touched, *(key for put, gone in parts for key in (*put, *gone)), *(ref.key for ref in refs)}
+
+
+def _said_by_services(scene: Scene, keys: Iterable[str]) -> Iterator[tuple[str, Sequence[Wanted | Refusal]]]:
+    for key in sorted(keys):
+        service = scene.services.get(key)
+        yield f"{SERVICE}/{key}", [*_vip(scene, service)] if service is not None and scene.rules.services else ()
+
+
+def _said_by_others(scene: Scene) -> Iterator[tuple[str, Sequence[Wanted | Refusal]]]:
+    yield NODE, [*_pod_cidrs(scene)] if scene.rules.pod_cidrs else ()
     if scene.rules.egress_ips:
-        yield from _egress_ips(scene)
+        for group in scene.groups:
+            yield str(group.ref), [*_egress_ip(scene, group)]
+
+
+def _refold(kept: Kept, scene: Scene) -> None:
+    """Has those say it anew who may say something else."""
+    stale = _stale(kept.scene, scene, kept.touched)
+    gone = [str(group.ref) for group in kept.scene.groups] if kept.scene is not None else []
+    kept.say({**dict(_said_by_services(scene, stale)), **dict.fromkeys(gone, ()), **dict(_said_by_others(scene))})
+    kept.scene, kept.touched = scene, set()
 
 
 # --- all of it -----------------------------------------------------------------------------------------------------
 
 
-def _rib(paths: Mapping[IPNetwork, Path], session_version: int, node: Node) -> tuple[AdjRibOut, list[Refusal]]:
-    """`paths` as a session of that IP version carries them: the other family needs a next hop of its own."""
+@dataclass(frozen=True, slots=True)
+class Rib:
+    """What sessions of one IP version carry of `source`. `hops`: the node's addresses of the other one."""
+
+    source: Mapping[IPNetwork, Path]
+    hops: tuple[IPAddress, ...]
+    paths: AdjRibOut
+    refusals: tuple[Refusal, ...] = ()
+
+
+def _rib(paths: Mapping[IPNetwork, Path], session_version: int, node: Node, last: Rib | None) -> Rib:
+    """`paths` as a session of that IP version carries them: the other family needs a next hop of its own.
+
+    `last`: what was made for that version before.
+    """
+    hops = tuple(address for address in node.addresses if address.version != session_version)
+    if last is not None and last.source is paths and last.hops == hops:
+        return last
     if all(prefix.version == session_version for prefix in paths):
-        return paths, []
-    other = [address for address in node.addresses if address.version != session_version]
+        return Rib(paths, hops, paths)
     rib: dict[IPNetwork, Path] = {}
     refusals = []
     for prefix, path in paths.items():
         if prefix.version == session_version:
             rib[prefix] = path
-        elif other:
-            rib[prefix] = replace(path, next_hop=other[0])
+        elif hops:
+            rib[prefix] = replace(path, next_hop=hops[0])
         else:
             message = (
                 f"{node.name} has no IPv{prefix.version} address to be the next hop in an IPv{session_version} session"
             )
             refusals.append(Refusal(Ref(PATH, name=str(prefix)), "NoNextHop", message))
-    return rib, refusals
+    return Rib(paths, hops, rib, tuple(refusals))
 
 
 def announcements(
@@ -428,38 +470,24 @@ def announcements(
     rules: Rules,
     local_addresses: Mapping[IPAddress, IPAddress | None],
     drain: Drain | None = None,
+    kept: Kept | None = None,
 ) -> Announcements | None:
     """Everything that `node_name` announces. `local_addresses`: peer address -> local address, None = no route.
 
-    `drain`: why the node leaves, None = it stays.
+    `drain`: why the node leaves, None = it stays. `kept`: of the same node's last announcements; it is renewed.
     """
-    scene = scene_of(snapshot, node_name, rules, drain)
+    kept = kept or Kept()
+    scene = scene_of(snapshot, node_name, rules, drain, kept)
     if scene is None:
         return None
-    paths: dict[IPNetwork, Path] = {}
-    owners: dict[IPNetwork, tuple[Ref, ...]] = {}
-    refusals: list[Refusal] = []
-    for item in wanted_paths(scene):
-        if isinstance(item, Refusal):
-            refusals.append(item)
-            continue
-        path, owner = item
-        count = len(paths)
-        known = paths.setdefault(path.prefix, path)  # hashing a network is dear: once where it is new
-        if len(paths) > count:
-            owners[path.prefix] = (owner,)
-        else:
-            paths[path.prefix] = _merged(known, path)
-            owners[path.prefix] = tuple(sorted({*owners[path.prefix], owner}))
+    _refold(kept, scene)
+    paths = kept.table.paths
+    refusals = [refusal for sayer in sorted(kept.refusals) for refusal in kept.refusals[sayer]]
     if drain is not None:
         paths = {prefix: noticed(path) for prefix, path in paths.items()}
     sessions, session_refusals = sessions_of(scene.peers, scene.node, local_addresses, rules.router_id)
     versions = {s.local_address.version for s in sessions.values()}
-    ribs = {version: _rib(paths, version, scene.node) for version in versions}
-    for _, rib_refusals in ribs.values():
-        refusals.extend(rib_refusals)
-    desired = Desired(
-        peers=sessions,
-        ribs={address: ribs[s.local_address.version][0] for address, s in sessions.items()},
-    )
-    return Announcements(desired, owners, tuple(refusals + session_refusals), drain)
+    kept.ribs = {version: _rib(paths, version, scene.node, kept.ribs.get(version)) for version in versions}
+    refusals += (refusal for rib in kept.ribs.values() for refusal in rib.refusals)
+    ribs = {address: kept.ribs[s.local_address.version].paths for address, s in sessions.items()}
+    return Announcements(Desired(sessions, ribs), kept.table.owners, tuple(refusals + session_refusals), drain)

@@ -1,0 +1,39 @@
+"""What is kept between rounds says the same as what is computed anew."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routerd.memo import Tally, by_identity, differing
+
+OBJECTS = [tuple(range(first, last)) for first in range(4) for last in range(first, 5)]
+MAPPINGS = st.lists(st.dictionaries(st.sampled_from("abcd"), st.sampled_from(OBJECTS)), max_size=6)
+
+
+@given(MAPPINGS)
+def test_a_tally_says_what_came_and_what_went(mappings: list[dict[str, tuple[int, ...]]]) -> None:
+    tally: Tally[tuple[int, ...], int] = Tally(lambda each: each)
+    known: set[int] = set()
+    for mapping in mappings:
+        added, removed = tally.update(mapping)
+        known = (known | added) - removed
+        whole = Counter(number for each in mapping.values() for number in each)
+        assert tally.values == whole and known == set(whole)
+        assert not added & removed
+
+
+@given(MAPPINGS)
+def test_differing_objects(mappings: list[dict[str, tuple[int, ...]]]) -> None:
+    before: dict[str, tuple[int, ...]] = {}
+    for now in mappings:
+        put, gone = differing(before, now)
+        assert put == [key for key in now if before.get(key) is not now[key]]
+        assert sorted(gone) == sorted(before.keys() - now.keys())
+        before = now
+
+
+def test_objects_without_a_key() -> None:
+    assert list(by_identity([(1,), (2,)]).values()) == [(1,), (2,)]
