@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import ip_network
 
-from routerd.model import IPAddress, IPNetwork, Service, Snapshot
+from ipam.pool import key_of
+from routerd.memo import Tally
+from routerd.model import IPAddress, IPNetwork, Pod, Service, Snapshot
 from routerd.refs import POD, Ref
 
 TAKEN = "AddressTaken"  # reason of a refusal
@@ -40,20 +42,56 @@ def claims(
     snapshot: Snapshot,
     networks: Mapping[str, Iterable[IPNetwork]],
     held: Collection[IPAddress] = (),
+    known: Hosts | None = None,
 ) -> dict[IPAddress, str]:
     """Those of `addresses` that are somebody's, with words for whose: "the address of peer/tor".
 
     `networks`: by node, what its interfaces are in and its next hops. `held`: addresses on a node's interface with
-    which that node may leave; no node has a claim on them.
+    which that node may leave; no node has a claim on them. `known` has taken the snapshot, and spares a walk over it.
     """
     wanted = set(addresses)
     found: dict[IPAddress, str] = {}
     if not wanted:
         return found
-    for address, words in hosts(wanted, snapshot):
+    asked = wanted if known is None else set(filter(known.may_have, wanted))
+    for address, words in hosts(asked, snapshot) if asked else ():
         found.setdefault(address, words)
     of_nodes = dict(_of_nodes(wanted - {*held}, snapshot, networks))
     return {**of_nodes, **Ranges.of(ranges(snapshot)).found(wanted), **found, **_reserved().found(wanted)}
+
+
+Came = tuple[set[int], set[int]]  # numbers (`ipam.pool.key_of`) that nobody had before, and that nobody has any more
+
+
+class Hosts:
+    """Addresses of peers, services and pods that count, kept from snapshot to snapshot (see `routerd.memo`)."""
+
+    def __init__(self, service_cidrs: tuple[IPNetwork, ...] = ()) -> None:
+        """`service_cidrs`: those of the snapshots, which are configuration."""
+        self._judge = Snapshot(service_cidrs=service_cidrs)
+        self.services: Tally[Service, int] = Tally(self._of_service)
+        self.pods: Tally[Pod, int] = Tally(_of_pod)
+        self._peers: frozenset[int] = frozenset()
+
+    def take(self, snapshot: Snapshot) -> tuple[Came, Came]:
+        """What changed of services and of pods."""
+        self._peers = frozenset(key_of(peer.address) for peer in (snapshot.bgp.peers if snapshot.bgp else ()))
+        return self.services.update(snapshot.services or {}), self.pods.update(snapshot.pods or {})
+
+    def may_have(self, address: IPAddress) -> bool:
+        """Whether it is one of them."""
+        number = key_of(address)
+        return number in self.services.values or number in self.pods.values or number in self._peers
+
+    def _of_service(self, service: Service) -> Iterator[int]:
+        yield from map(key_of, self._judge.cluster_ips(service))
+        if _balanced(service):
+            yield from map(key_of, service.status_ips)  # a controller's word: users may not write a status
+
+
+def _of_pod(pod: Pod) -> Iterator[int]:
+    """A finished pod's address may already be another pod's."""
+    return iter(()) if pod.host_network or pod.finished else map(key_of, pod.addresses)
 
 
 @dataclass(frozen=True, slots=True)

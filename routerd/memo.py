@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from itertools import compress
 from operator import is_not
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -37,7 +37,7 @@ class Tally(Generic[V, H]):
 
     def __init__(self, contributed: Callable[[V], Iterable[H]]) -> None:
         self._contributed = contributed
-        self._objects: Mapping[object, V] = {}
+        self._objects: Mapping[Any, V] = {}
         self._counts: Counter[H] = Counter()
 
     @property
@@ -45,7 +45,7 @@ class Tally(Generic[V, H]):
         """Values, with how many contribute them."""
         return self._counts
 
-    def update(self, objects: Mapping[object, V]) -> tuple[set[H], set[H]]:
+    def update(self, objects: Mapping[Any, V]) -> tuple[set[H], set[H]]:
         """Values that were not there before, and those that are gone."""
         put, gone = differing(self._objects, objects)
         more: Counter[H] = Counter()
@@ -58,7 +58,8 @@ class Tally(Generic[V, H]):
         return self._take(more)
 
     def _take(self, more: Mapping[H, int]) -> tuple[set[H], set[H]]:
-        added, removed = set(), set()
+        added: set[H] = set()
+        removed: set[H] = set()
         for value, count in more.items():
             before = self._counts[value]
             if before + count:

@@ -68,7 +68,7 @@ from routerd.blocking import in_thread
 from routerd.log import event
 from routerd.model import IPAddress, Peer, Refusal, Snapshot
 from routerd.node.brake import Brake
-from routerd.node.desired import LocalFacts, NodeState, Settings, compose
+from routerd.node.desired import Kept, LocalFacts, NodeState, Settings, compose
 from routerd.node.drain import Drain
 from routerd.node.sessions import entries_here
 from routerd.serve.api import RequestRefused
@@ -161,6 +161,7 @@ class Agent:
         self._egress = EgressStatus()  # as read last
         self._facts = LocalFacts()
         self._state = NodeState(None)
+        self._kept = Kept()
         self._composed: tuple[Snapshot, LocalFacts] | None = None
         self._last_round = Round()
         self._sessions = SessionLog()
@@ -375,7 +376,7 @@ class Agent:
         if is_same and self._composed is not None and self._composed[1] == self._facts and not self._brake.is_due:
             return
         before = self._state.refusals
-        state = compose(self._snapshot, self._settings, self._facts)
+        state = compose(self._snapshot, self._settings, self._facts, self._kept)
         if state.announcements is not None and self._carried is not None:
             carried, self._carried = self._carried, None
             self._brake.begin(await carried())

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from routerd.claims import TAKEN, claims
+from routerd.claims import TAKEN, Hosts, claims
 from routerd.model import EgressGroup, IPNetwork, Refusal, Snapshot
 
 
 def without_conflicts(
-    snapshot: Snapshot, node: str, networks: Iterable[IPNetwork]
+    snapshot: Snapshot, node: str, networks: Iterable[IPNetwork], known: Hosts | None = None
 ) -> tuple[Snapshot, tuple[Refusal, ...]]:
     """The snapshot without `node` as gateway of such groups. An address that it has on an interface is its own."""
     allocations = snapshot.allocations
     here = [group for group in allocations.groups if _is_led_to(group, node)] if allocations else []
-    whose = claims((group.egress_ip for group in here), snapshot, {node: tuple(networks)})
+    whose = claims((group.egress_ip for group in here), snapshot, {node: tuple(networks)}, known=known)
     if not whose or allocations is None:
         return snapshot, ()
     groups = (_without(group, node) if group.egress_ip in whose else group for group in allocations.groups)

@@ -6,7 +6,7 @@ values of `bgp` and `egress` out. A part that needs something not yet synced is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from routerd.model import (
     IPAddress,
     IPNetwork,
     Labels,
+    Namespace,
     Node,
     Pod,
     PodSelection,
@@ -36,10 +37,11 @@ from routerd.model import (
     Snapshot,
     selection_matches,
 )
+from routerd.node import announce
 from routerd.node.announce import Announcements, Rules, announcements
 from routerd.node.conflicts import without_conflicts
 from routerd.node.drain import Drain
-from routerd.node.inside import Inside, in_cluster, is_steered, strays
+from routerd.node.inside import Inside, Known, in_cluster, is_steered, strays
 from routerd.refs import NODE, POD, Ref
 
 DEFAULT_TUNNEL_PORT = 8473  # UDP
@@ -85,11 +87,69 @@ class NodeState:
         return self.rooms.get(EGRESS_ROOM)
 
 
-def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts) -> NodeState:
-    """The desired state of `settings.node`, with every refusal that concerns it, sorted by object."""
-    snapshot, conflicts = without_conflicts(snapshot, settings.node, facts.networks)
-    announced = announcements(snapshot, settings.node, settings.rules, facts.sessions, facts.drain)
-    egress, egress_refusals = egress_state(snapshot, settings, facts)
+@dataclass(slots=True)
+class Steering:
+    """Which policies take which pod, kept for pods and policies that are the same ones (see `routerd.memo`)."""
+
+    _context: tuple[Labels, Mapping[str, Namespace]] = field(default_factory=lambda: ({}, {}))
+    _taken: dict[tuple[int, int], tuple[Pod, EgressPolicy, bool]] = field(default_factory=dict)  # by their identities
+
+    def steer(
+        self,
+        pods: Sequence[Pod],
+        policies: Mapping[str, EgressPolicy],
+        here: Node,
+        namespaces: Mapping[str, Namespace],
+    ) -> tuple[dict[IPAddress, tuple[str, ...]], tuple[Refusal, ...]]:
+        """Policies of each address; a pod whose policies cannot be told is left out, and so is undecided."""
+        if self._context != (here.labels, namespaces):
+            self._context, self._taken = (here.labels, namespaces), {}
+        before, self._taken = self._taken, {}
+        steered: dict[IPAddress, tuple[str, ...]] = {}
+        refusals = []
+        relevant = [policy for _, policy in sorted(policies.items()) if policy.destinations]
+        for pod in pods:
+            if pod.namespace not in namespaces and (
+                unsure := [p.key for p in relevant if _may_select(p, pod, here.labels)]
+            ):
+                refusals.append(_unknown_namespace(pod, unsure))
+                continue
+            found = [before.get((id(pod), id(policy))) or self._ask(pod, policy) for policy in relevant]
+            self._taken.update(((id(pod), id(policy)), one) for policy, one in zip(relevant, found, strict=True))
+            names = [policy.key for _, policy, is_taken in found if is_taken]
+            for address in pod.addresses:
+                steered[address] = tuple(sorted({*steered.get(address, ()), *names}))
+        return steered, tuple(refusals)
+
+    def _ask(self, pod: Pod, policy: EgressPolicy) -> tuple[Pod, EgressPolicy, bool]:
+        node_labels, namespaces = self._context
+        namespace = namespaces.get(pod.namespace)
+        labels = namespace.labels if namespace is not None else {NAMESPACE_NAME_LABEL: pod.namespace}
+        return pod, policy, selects(policy, pod, labels, node_labels)
+
+
+@dataclass(slots=True)
+class Kept:
+    """What the last state of one node rested on (see `routerd.memo`)."""
+
+    known: Known = field(default_factory=Known)
+    announced: announce.Kept = field(default_factory=announce.Kept)
+    steering: Steering = field(default_factory=Steering)
+
+
+def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts, kept: Kept | None = None) -> NodeState:
+    """The desired state of `settings.node`, with every refusal that concerns it, sorted by object.
+
+    `kept`: of the last state of the same node and settings; it is renewed.
+    """
+    kept = kept or Kept()
+    if kept.known.service_cidrs != snapshot.service_cidrs:
+        kept.known = Known(snapshot.service_cidrs)
+    inside = Inside(settings.cluster_cidrs, settings.external_cidrs, facts.addresses)
+    cluster = in_cluster(snapshot, inside, kept.known)
+    snapshot, conflicts = without_conflicts(snapshot, settings.node, facts.networks, kept.known.hosts)
+    announced = announcements(snapshot, settings.node, settings.rules, facts.sessions, facts.drain, kept.announced)
+    egress, egress_refusals = egress_state(snapshot, settings, facts, cluster, kept.steering)
     refusals = [*_unknown_node(snapshot, settings.node), *conflicts, *egress_refusals, *snapshot.refusals]
     if announced is not None:
         refusals.extend(announced.refusals)
@@ -108,9 +168,9 @@ def _unknown_node(snapshot: Snapshot, node: str) -> Iterator[Refusal]:
 
 
 def egress_state(
-    snapshot: Snapshot, settings: Settings, facts: LocalFacts
+    snapshot: Snapshot, settings: Settings, facts: LocalFacts, cluster: frozenset[IPNetwork], steering: Steering
 ) -> tuple[EgressDesired | None, tuple[Refusal, ...]]:
-    """The egress state of this node. None = not synced."""
+    """The egress state of this node. None = not synced. `cluster`: see `inside.in_cluster`."""
     nodes, namespaces, pods = snapshot.nodes, snapshot.namespaces, snapshot.pods
     services, policies, allocations = snapshot.services, snapshot.policies, snapshot.allocations
     if None in (nodes, namespaces, pods, services, policies, allocations):
@@ -120,7 +180,8 @@ def egress_state(
     here = nodes.get(settings.node)
     if here is None:
         return None, ()
-    steered, pod_refusals = _pods(pods.values(), policies, here, {n.name: n.labels for n in namespaces.values()})
+    pods_here = [pod for pod in pods.values() if pod.node == here.name and is_steered(pod)]
+    steered, pod_refusals = steering.steer(pods_here, policies, here, namespaces)
     inside = Inside(settings.cluster_cidrs, settings.external_cidrs, facts.addresses)
     group_ids, policy_refusals = _policy_groups(policies, allocations)
     groups, group_refusals = _groups(allocations, nodes, facts.gateways_down)
@@ -131,13 +192,13 @@ def egress_state(
         policies={key: _policy(policies[key], group_ids[key]) for key in sorted(group_ids)},
         groups=groups,
         nodes=frozenset(node.tunnel_endpoint for node in nodes.values() if node.tunnel_endpoint),
-        cluster=in_cluster(snapshot, inside),
+        cluster=cluster,
         pod_cidrs=frozenset(here.pod_cidrs),
         uplinks=facts.uplinks,
         tunnel_port=settings.tunnel_port,
     )
     told = (*_no_tunnel_endpoint(here), *policy_refusals, *group_refusals, *pod_refusals)
-    return desired, (*told, *_stray_pods(snapshot, inside, here))
+    return desired, (*told, *_stray_pods(pods_here, snapshot, inside, here))
 
 
 def _no_tunnel_endpoint(here: Node) -> Iterator[Refusal]:
@@ -152,28 +213,6 @@ def _no_tunnel_endpoint(here: Node) -> Iterator[Refusal]:
 def selects(policy: EgressPolicy, pod: Pod, namespace_labels: Labels, node_labels: Labels) -> bool:
     """Whether any selection of `policy` takes `pod`."""
     return any(selection_matches(s, pod, namespace_labels, node_labels) for s in policy.selections)
-
-
-def _pods(
-    pods: Iterable[Pod], policies: Mapping[str, EgressPolicy], here: Node, namespaces: Mapping[str, Labels]
-) -> tuple[dict[IPAddress, tuple[str, ...]], tuple[Refusal, ...]]:
-    """Policies of each address of a pod here; one whose policies cannot be told is left out, and so is undecided."""
-    steered: dict[IPAddress, tuple[str, ...]] = {}
-    refusals = []
-    relevant = [policy for _, policy in sorted(policies.items()) if policy.destinations]
-    for pod in pods:
-        if pod.node != here.name or not is_steered(pod):
-            continue
-        if pod.namespace not in namespaces and (
-            unsure := [p.key for p in relevant if _may_select(p, pod, here.labels)]
-        ):
-            refusals.append(_unknown_namespace(pod, unsure))
-            continue
-        namespace = namespaces.get(pod.namespace, {NAMESPACE_NAME_LABEL: pod.namespace})
-        names = tuple(policy.key for policy in relevant if selects(policy, pod, namespace, here.labels))
-        for address in pod.addresses:
-            steered[address] = tuple(sorted({*steered.get(address, ()), *names}))
-    return steered, tuple(refusals)
 
 
 def _may_select(policy: EgressPolicy, pod: Pod, node_labels: Labels) -> bool:
@@ -244,9 +283,9 @@ def _no_group(policy: EgressPolicy, allocations: Allocations) -> Refusal:
     return Refusal(policy.ref, "NoGroup", message)
 
 
-def _stray_pods(snapshot: Snapshot, inside: Inside, here: Node) -> Iterator[Refusal]:
+def _stray_pods(pods: Iterable[Pod], snapshot: Snapshot, inside: Inside, here: Node) -> Iterator[Refusal]:
     """Other nodes may see no pods but their own: such a pod is outside the cluster for them."""
-    outside = strays((pod for pod in (snapshot.pods or {}).values() if pod.node == here.name), snapshot, inside)
+    outside = strays(pods, snapshot, inside)
     if outside and any(policy.destinations for policy in (snapshot.policies or {}).values()):
         message = (
             f"{len(outside)} addresses of pods here, {outside[0]} among them, lie in no network of the cluster: "

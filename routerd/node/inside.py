@@ -7,13 +7,16 @@ would take a destination out of another team's policy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import ip_network
 
-from egress.policy import VERSIONS
-from routerd.model import Allocations, EndpointSlice, IPAddress, IPNetwork, Pod, Snapshot
+from ipam.pool import address_of, key_of
+from routerd.claims import Came, Hosts
+from routerd.memo import Tally, by_identity
+from routerd.model import EndpointSlice, IPAddress, IPNetwork, Pod, Service, ServiceAllocation, Snapshot
 from routerd.node.announce import CACHED
 from routerd.refs import Ref
 
@@ -34,20 +37,85 @@ def is_steered(pod: Pod) -> bool:
     return bool(pod.addresses) and not pod.host_network and not pod.finished
 
 
-def in_cluster(snapshot: Snapshot, inside: Inside) -> frozenset[IPNetwork]:
+class Known:
+    """The networks and hosts of the cluster, kept from snapshot to snapshot (see `routerd.memo`)."""
+
+    def __init__(self, service_cidrs: tuple[IPNetwork, ...] = ()) -> None:
+        self.service_cidrs = service_cidrs
+        self.hosts = Hosts(service_cidrs)
+        self._allocated: Tally[ServiceAllocation, int] = Tally(lambda each: map(key_of, each.addresses))
+        self._external: Tally[Service, int] = Tally(lambda each: map(key_of, each.external_ips))
+        self._allocations: Sequence[ServiceAllocation] = ()
+        self._sets: dict[str, frozenset[int]] = {}  # what is small, by what it is
+        self._kinds: Counter[int] = Counter()  # hosts, with of how many kinds each is
+        self._networks: frozenset[IPNetwork] = frozenset()
+        self._hosts: frozenset[IPNetwork] = frozenset()
+        self._whole: frozenset[IPNetwork] = frozenset()
+
+    def update(self, snapshot: Snapshot, inside: Inside) -> frozenset[IPNetwork]:
+        """The same value again where nothing changed."""
+        services, pods = self.hosts.take(snapshot)
+        networks = frozenset(_networks(snapshot, inside))
+        strays = self._strays(pods, networks)
+        came = [services, self._of_allocations(snapshot), strays, self._of_externals(snapshot, inside.external)]
+        came.append(self._changed("others", frozenset(map(key_of, (*_hosts(snapshot), *inside.own)))))
+        if self._count(came) or networks != self._networks:
+            self._whole = networks | self._hosts
+        self._networks = networks
+        return self._whole
+
+    def _count(self, came: Iterable[Came]) -> bool:
+        """Whether the hosts are others."""
+        kinds, touched = self._kinds, set[int]()
+        for added, removed in came:
+            kinds.update(added)
+            kinds.subtract(removed)
+            touched |= added | removed
+        if not touched:
+            return False
+        gone = {number for number in touched if not kinds[number]}
+        for number in gone:
+            del kinds[number]
+        hosts = (self._hosts - set(map(_host, gone))) | set(map(_host, touched - gone))
+        is_same, self._hosts = hosts == self._hosts, hosts
+        return not is_same
+
+    def _changed(self, kind: str, now: frozenset[int]) -> Came:
+        before, self._sets[kind] = self._sets.get(kind, frozenset()), now
+        return set(now - before), set(before - now)
+
+    def _of_allocations(self, snapshot: Snapshot) -> Came:
+        allocated = snapshot.allocations.services if snapshot.allocations else ()
+        if allocated is self._allocations:
+            return set(), set()
+        self._allocations = allocated
+        return self._allocated.update(by_identity(allocated))
+
+    def _strays(self, came: Came, networks: frozenset[IPNetwork]) -> Came:
+        """Pods that lie in none of the networks."""
+        before = self._sets.get("strays", frozenset())
+        if networks != self._networks:
+            return self._changed("strays", _outside(self.hosts.pods.values, networks))
+        return self._changed("strays", (before - came[1]) | _outside(came[0], networks))
+
+    def _of_externals(self, snapshot: Snapshot, allowed: tuple[IPNetwork, ...]) -> Came:
+        if not allowed:
+            return set(), set()
+        self._external.update(snapshot.services or {})
+        named = frozenset(self._external.values)
+        return self._changed("external", named - _outside(named, allowed))
+
+
+def in_cluster(snapshot: Snapshot, inside: Inside, known: Known | None = None) -> frozenset[IPNetwork]:
     """Networks and hosts of the cluster."""
-    networks, pods = _networks(snapshot, inside), (snapshot.pods or {}).values()
-    hosts = _numbers((*_hosts(snapshot), *inside.own, *_external(snapshot, inside.external)))
-    for version, numbers in _outside(_pod_addresses(pods), networks).items():
-        hosts[version] |= numbers
-    return frozenset(networks).union(_host(version, number) for version in VERSIONS for number in hosts[version])
+    return (known or Known(snapshot.service_cidrs)).update(snapshot, inside)
 
 
 def outside(addresses: Iterable[IPAddress], networks: Iterable[IPNetwork]) -> tuple[IPAddress, ...]:
     """Those of `addresses` that lie in none of the networks."""
     wanted = tuple(addresses)
-    numbers = _outside(wanted, networks)
-    return tuple(address for address in wanted if int(address) in numbers[address.version])
+    numbers = _outside(map(key_of, wanted), networks)
+    return tuple(address for address in wanted if key_of(address) in numbers)
 
 
 def strays(pods: Iterable[Pod], snapshot: Snapshot, inside: Inside) -> tuple[IPAddress, ...]:
@@ -83,16 +151,10 @@ def _pod_addresses(pods: Iterable[Pod]) -> Iterator[IPAddress]:
 
 
 def _hosts(snapshot: Snapshot) -> Iterator[IPAddress]:
+    """Those that are few."""
     for node in (snapshot.nodes or {}).values():
         yield from node.addresses
-    for service in (snapshot.services or {}).values():
-        yield from snapshot.cluster_ips(service)
-        if service.type == "LoadBalancer":
-            yield from service.status_ips  # a controller's word: users may not write a status
-    allocations = snapshot.allocations or Allocations()
-    for allocation in allocations.services:
-        yield from allocation.addresses
-    for further in allocations.nodes:
+    for further in snapshot.allocations.nodes if snapshot.allocations else ():
         yield from further.addresses
     for endpoint_slice in filter(_is_api_servers, snapshot.endpoint_slices or ()):
         yield from (address for endpoint in endpoint_slice.endpoints for address in endpoint.addresses)
@@ -100,37 +162,23 @@ def _hosts(snapshot: Snapshot) -> Iterator[IPAddress]:
 
 def _is_api_servers(each: EndpointSlice) -> bool:
     """The API server writes one slice, of the service's name; another one with its label is somebody else's."""
-    is_theirs = each.name == each.service or not each.origin.is_api
-    return is_theirs and (each.namespace, each.service) == API_SERVER
+    if each.service != API_SERVER[1] or each.namespace != API_SERVER[0]:
+        return False
+    return each.name == each.service or not each.origin.is_api
 
 
-def _external(snapshot: Snapshot, allowed: tuple[IPNetwork, ...]) -> tuple[IPAddress, ...]:
-    if not allowed:
-        return ()
-    named = external_ips(snapshot)
-    return tuple(named.keys() - {*outside(named, allowed)})
-
-
-def _numbers(addresses: Iterable[IPAddress]) -> dict[int, set[int]]:
-    """By version, as numbers: hashing an address object is dear."""
-    found: dict[int, set[int]] = {version: set() for version in VERSIONS}
-    for address in addresses:
-        found[address.version].add(int(address))
-    return found
-
-
-def _outside(addresses: Iterable[IPAddress], networks: Iterable[IPNetwork]) -> dict[int, set[int]]:
-    """Numbers by version of those that lie in none of the networks."""
-    heads: dict[int, dict[int, set[int]]] = {version: {} for version in VERSIONS}
+def _outside(numbers: Iterable[int], networks: Iterable[IPNetwork]) -> frozenset[int]:
+    """Those numbers (`key_of`) that lie in none of the networks."""
+    wanted = tuple(numbers)
+    if not wanted:
+        return frozenset()
+    heads: dict[int, set[int]] = {}
     for network in networks:
         shift = network.max_prefixlen - network.prefixlen
-        heads[network.version].setdefault(shift, set()).add(int(network.network_address) >> shift)
-    return {
-        version: {n for n in numbers if not any(n >> shift in each for shift, each in heads[version].items())}
-        for version, numbers in _numbers(addresses).items()
-    }
+        heads.setdefault(shift, set()).add(key_of(network.network_address) >> shift)
+    return frozenset(n for n in wanted if not any(n >> shift in each for shift, each in heads.items()))
 
 
 @lru_cache(maxsize=CACHED)
-def _host(version: int, number: int) -> IPNetwork:
-    return IPv4Network((number, 32)) if version == 4 else IPv6Network((number, 128))
+def _host(number: int) -> IPNetwork:
+    return ip_network(address_of(number))

@@ -20,7 +20,7 @@ from routerd.agent.loop import RECHECK_REST, Agent, Parts, TaskReturned, peer_st
 from routerd.agent.reconcile import Reconciler
 from routerd.model import Allocations, GatewaySlot, IPAddress, Origin, Peer, Peering, Refusal, Snapshot
 from routerd.node.brake import Brake, Limits
-from routerd.node.desired import LocalFacts, NodeState, Settings, compose
+from routerd.node.desired import Kept, LocalFacts, NodeState, Settings, compose
 from routerd.selectors import LabelSelector
 from routerd.serve.api import RequestRefused
 from routerd.tell.status import ConfigStatus
@@ -140,9 +140,9 @@ def test_a_burst_of_changes_is_few_rounds() -> None:
 def test_nothing_is_decided_again_while_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     composed: list[Snapshot] = []
 
-    def counting(snapshot: Snapshot, settings: Settings, facts: LocalFacts) -> NodeState:
+    def counting(snapshot: Snapshot, settings: Settings, facts: LocalFacts, kept: Kept) -> NodeState:
         composed.append(snapshot)
-        return compose(snapshot, settings, facts)
+        return compose(snapshot, settings, facts, kept)
 
     monkeypatch.setattr("routerd.agent.loop.compose", counting)
 

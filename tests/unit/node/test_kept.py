@@ -21,7 +21,9 @@ from routerd.model import (
     ServiceAllocation,
     Snapshot,
 )
+from routerd.node import desired
 from routerd.node.announce import Announcements, Kept, Rules, announcements
+from routerd.node.desired import LocalFacts, Settings
 from routerd.node.drain import Drain
 from routerd.refs import service_ref
 from routerd.selectors import LabelSelector
@@ -171,6 +173,19 @@ def test_announcements(changes: list[Change]) -> None:
         world.change(what, value)
         found = announcements(world.snapshot, "a", RULES, LOCAL, world.drain, kept)
         assert comparable(found) == comparable(announcements(world.snapshot, "a", RULES, LOCAL, world.drain))
+
+
+@given(st.lists(CHANGES, max_size=8))
+def test_whole_states(changes: list[Change]) -> None:
+    world, kept = World(cluster.snapshot()), desired.Kept()
+    settings = Settings("a", RULES, (ip_network("10.1.0.0/16"),), (ip_network("192.0.2.0/25"),))
+    for what, value in (("", None), *changes):
+        world.change(what, value)
+        facts = LocalFacts(LOCAL, addresses=(ip_address("10.9.9.9"),), drain=world.drain)
+        found = desired.compose(world.snapshot, settings, facts, kept)
+        anew = desired.compose(world.snapshot, settings, facts)
+        assert comparable(found.announcements) == comparable(anew.announcements)
+        assert (found.rooms, found.refusals) == (anew.rooms, anew.refusals)
 
 
 def test_what_was_given_out_stays_as_it_was() -> None:
