@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -39,27 +40,22 @@ def first_steps() -> str:
 
 
 @pytest.mark.parametrize(
-    ("words", "lines"),
+    ("kind", "columns", "lines"),
     [
-        (
-            ("show", "paths"),
-            [
-                "10.0.0.1,10.168.60.100/32,self,1016,2147483632,,egress/1",
-                "10.0.0.1,192.0.2.10/32,self,0,,,svc/default/web",
-            ],
-        ),
-        (("show", "egress-ips"), ["10.168.60.100,EgressPolicy/billing,,1,gw1,gw1,1,false"]),
-        (("show", "policies"), ["EgressPolicy/billing,0.0.0.0/0,10.168.60.100,1,gw1,1,"]),
+        ("paths", "prefix owners", ["10.168.60.100/32 egress/1", "192.0.2.10/32 svc/default/web"]),
+        ("egress-ips", "egress_ip policies active_gateway", ["10.168.60.100 EgressPolicy/billing gw1"]),
+        ("policies", "policy gateway pods_here reason", ["EgressPolicy/billing gw1 1 "]),
     ],
 )
 def test_the_first_steps_of_the_readme_work_as_they_are(
-    words: tuple[str, ...], lines: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, columns: str, lines: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A whole configuration: nothing is wrong with it, both addresses are announced, and the pod is selected."""
     (tmp_path / "cluster.yaml").write_text(first_steps())
     assert check_texts({"cluster.yaml": first_steps()}) == []
-    assert main([*words, "-o", "csv", "--manifests", str(tmp_path), "--node", "gw1"]) == 0
-    assert capsys.readouterr().out.splitlines()[1:] == lines
+    assert main(["show", kind, "-o", "json", "--manifests", str(tmp_path), "--node", "gw1"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [" ".join(str(row[column]) for column in columns.split()) for row in rows] == lines
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -67,3 +63,11 @@ def test_links_lead_somewhere(path: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text())
     missing = [t for t in targets if "://" not in t and not (path.parent / t).exists()]
     assert missing == []
+
+
+def test_the_glossary_is_in_order_and_of_words_that_are_used() -> None:
+    words = re.findall(r"^\| ([^|]+) \|", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)[2:]
+    assert words == sorted(words, key=str.lower)
+    others = " ".join(path.read_text() for path in DOCUMENTS if path.name != "glossary.md").lower()
+    unused = [word for entry in words for word in entry.split(", ") if word.lower() not in others]
+    assert unused == []
