@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from ipam.pool import Denial, IPAddress, Pool, address_of, key_of
+from ipam.pool import Denial, IPAddress, Pool, Use, address_of, clash, key_of
 from ipam.round import Record, Request, Round
 
 
@@ -22,9 +22,55 @@ def take_records(work: Round, records: Iterable[Record]) -> None:
         if request is None or record.state != "used" or (pool is None and _moves_off(work, record, request)):
             idle.append(record)
             continue
-        work.hold(pool or work.outside, key, request, record.since, record)
+        work.hold(pool or work.outside, key, request, record.since, record, record.use)
     for record in idle:
         _take_idle(work, record)
+    _take_edits(work)
+
+
+def _take_edits(work: Round) -> None:
+    """Of owners that share an address, one that was edited is denied what the others do not agree with, and they keep
+    it as it was. A clash of ports or backends would take their traffic, so who makes it leaves the address.
+    """
+    edited: dict[tuple[str, int], dict[str, Use]] = {}
+    for owner, mine in work.held.items():
+        for key, record in mine.items():
+            wanted = work.wanted(work.requests[owner], key)
+            if record.use is not None and record.use != wanted:
+                edited.setdefault(((work.home(key, record.pool) or work.outside).name, key), {})[owner] = wanted
+    for (name, key), uses in edited.items():
+        pool = work.by_name.get(name, work.outside)
+        together = {**pool.holders[key], **uses}
+        if all(clash(together, owner, use, key) is None for owner, use in together.items()):
+            pool.change(key, uses)
+        for owner, use in uses.items():
+            _take_edit(work, pool, key, owner, use)
+
+
+def _take_edit(work: Round, pool: Pool, key: int, owner: str, wanted: Use) -> None:
+    request, record = work.requests[owner], work.held[owner][key]
+    others = [use for name, use in pool.holders[key].items() if name != owner]
+    if clash(pool.holders[key], owner, wanted, key) is None:
+        work.hold(pool, key, request, record.since, record)
+    elif any(wanted.backend != use.backend or wanted.ports & use.ports for use in others):
+        work.drop(owner, key)
+    elif record.use is not None:
+        work.hold(pool, key, request, record.since, record, replace(record.use, ports=wanted.ports))
+
+
+def outvoted(work: Round) -> list[Denial]:
+    """One denial for each owner that shares an address otherwise than it wants now. Asked after serving."""
+    found = []
+    for owner, mine in work.held.items():
+        request = work.requests[owner]
+        for key, record in mine.items():
+            if record.use is None or work.is_kept(request, key) or record.use == request.use:
+                continue
+            pool = work.home(key, record.pool) or work.outside
+            denied = clash(pool.holders[key], owner, request.use, key)
+            if denied is not None:
+                found.append(replace(denied, message=f"{denied.message}; it is kept as it was"))
+    return found
 
 
 def _moves_off(work: Round, record: Record, request: Request) -> bool:
@@ -44,7 +90,7 @@ def _take_idle(work: Round, record: Record) -> None:
     if record.state != "cooling" and record.bound:
         if retention is None or since + retention > now:
             pool.reserve(key, record.owner)
-            _keep_idle(work, replace(record, state="reserved", since=since, pool=pool.name), record)
+            _keep_idle(work, replace(record, state="reserved", since=since, pool=pool.name, use=None), record)
             return
         since = now
     free = key not in pool.holders and key not in pool.reserved
@@ -53,7 +99,7 @@ def _take_idle(work: Round, record: Record) -> None:
     if key in pool.cooling:  # of two owners that left a shared address, the later one is remembered
         work.idle.pop((key, pool.cooling[key].owner), None)
     pool.cool(key, record.owner, since)
-    _keep_idle(work, replace(record, state="cooling", since=since, pool=pool.name), record)
+    _keep_idle(work, replace(record, state="cooling", since=since, pool=pool.name, use=None), record)
 
 
 def _keep_idle(work: Round, kept: Record, before: Record) -> None:

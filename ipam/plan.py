@@ -13,7 +13,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from ipam.adopt import adopt_known, overtaken, stranded, take_records
+from ipam.adopt import adopt_known, outvoted, overtaken, stranded, take_records
 from ipam.pool import Counts, Denial, IPAddress, Pool, PoolSpec, key_of
 from ipam.round import Record, Request, Round, Timers
 from ipam.serve import serve_any, serve_requested
@@ -65,7 +65,7 @@ def plan(
     take_records(work, records)
     _serve(work)
     work.denials += [replace(denial, owner=f"AddressPool/{denial.owner}") for denial in conflicts]
-    work.denials += [*stranded(work), *overtaken(work)]
+    work.denials += [*stranded(work), *overtaken(work), *outvoted(work)]
     return _result(work)
 
 

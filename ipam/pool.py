@@ -189,6 +189,11 @@ class Pool:
             self._hold(key, owner, use)
         return denied
 
+    def change(self, key: int, uses: Mapping[str, Use]) -> None:
+        """How holders use the address from now on; whether they may together is the caller's question."""
+        for owner, use in uses.items():
+            self._hold(key, owner, use)
+
     def find(self, owner: str, version: Version, use: Use) -> int | None:
         """The lowest address that `owner` can share, else the lowest free one of the first block that has one."""
         key = self._shareable(owner, version, use) if use.sharing_key else None

@@ -24,6 +24,7 @@ class Record:
     state: State
     since: float  # when the state began
     bound: bool = False  # stays reserved for the owner's name when the owner goes
+    use: Use | None = None  # as it was granted to an owner that may share; None = it may not, or was never said
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +79,25 @@ class Round:
             return pool
         return next((pool for pool in self.pools if pool.contains(key)), None)
 
-    def hold(self, pool: Pool, key: int, request: Request, since: float, before: Record | None = None) -> Denial | None:
-        # What an owner gave by name it may share; what it kept from before the edit it may not.
-        kept = request.given and address_of(key) not in request.addresses
-        denied = pool.hold(key, request.owner, Use() if kept else request.use)
+    def wanted(self, request: Request, key: int) -> Use:
+        """What an owner gave by name it may share; what it kept from before the edit it may not."""
+        return Use() if self.is_kept(request, key) else request.use
+
+    def is_kept(self, request: Request, key: int) -> bool:
+        return request.given and address_of(key) not in request.addresses
+
+    def hold(
+        self, pool: Pool, key: int, request: Request, since: float, before: Record | None = None, use: Use | None = None
+    ) -> Denial | None:
+        """`before`: the record of it, if there is one. `use`: how, if not as it is wanted now."""
+        use = use or self.wanted(request, key)
+        denied = pool.hold(key, request.owner, use)
         if denied is None:
             self.moved = True
             name = before.pool if before is not None and self._keeps_name(pool, request, before) else pool.name
-            bound = before.bound if before is not None and kept else request.bound
-            record = Record(address_of(key), request.owner, name, "used", since, bound)
+            bound = before.bound if before is not None and self.is_kept(request, key) else request.bound
+            shared = use if use.sharing_key else None
+            record = Record(address_of(key), request.owner, name, "used", since, bound, shared)
             self.held.setdefault(request.owner, {})[key] = before if before == record else record
             self.idle.pop((key, request.owner), None)
         return denied
@@ -106,4 +117,6 @@ class Round:
             pool.reserve(key, owner)
         pool.release(key, owner, self.now)
         if record.bound or key in pool.cooling:
-            self.idle[key, owner] = replace(record, state="reserved" if record.bound else "cooling", since=self.now)
+            self.idle[key, owner] = replace(
+                record, state="reserved" if record.bound else "cooling", since=self.now, use=None
+            )

@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from operator import attrgetter
 from typing import Any, Generic, Literal, TypeVar
 
-from ipam.pool import key_of
+from ipam.pool import Use, key_of
 from ipam.round import Record
 from routerd.formats.published.records import Row, Table
 from routerd.model import GatewaySlot, IPAddress
@@ -115,11 +115,24 @@ AUDIT_OF_STATE: Mapping[str, str] = {"used": "assigned", "reserved": "reserved",
 
 
 def _address_row(each: Record) -> Row:
-    return [str(each.address), each.owner, each.pool, each.state, each.since, each.bound]
+    return [str(each.address), each.owner, each.pool, each.state, each.since, each.bound, _use_row(each.use)]
 
 
-def _address(address: str, owner: str, pool: str, state: Any, since: float, bound: bool) -> Record:
-    return Record(ip_address(address), owner, pool, state, since, bool(bound))
+def _use_row(use: Use | None) -> Row:
+    if use is None:
+        return []
+    return [use.sharing_key, sorted(use.ports), use.backend, use.scope, sorted(use.partners)]
+
+
+def _address(
+    address: str, owner: str, pool: str, state: Any, since: float, bound: bool, sharing: Row | None = None
+) -> Record:
+    """Rows of an earlier release end before `sharing`."""
+    return Record(ip_address(address), owner, pool, state, since, bool(bound), _use(*sharing) if sharing else None)
+
+
+def _use(key: str, ports: list[str], backend: str, scope: str, partners: list[str]) -> Use:
+    return Use(key, frozenset(ports), backend, scope, frozenset(partners))
 
 
 def _address_put(old: Record | None, new: Record) -> AuditFields:
@@ -135,7 +148,7 @@ def _address_deletion(old: Record) -> AuditFields:
 
 ADDRESSES: LedgerTable[Record] = LedgerTable(
     name="addresses",
-    columns={"address": str, "owner": str, "pool": str, "state": str, "since": float, "bound": bool},
+    columns={"address": str, "owner": str, "pool": str, "state": str, "since": float, "bound": bool, "sharing": list},
     keys=2,
     key=lambda each: (key_of(each.address), each.owner),
     shard=attrgetter("owner"),

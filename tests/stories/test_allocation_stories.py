@@ -218,6 +218,85 @@ def test_restart_does_not_move_vips() -> None:
     """)
 
 
+SHARED = lines("""
+    d/new p 192.0.2.5
+    d/old p 192.0.2.5
+""")
+
+
+def sharing() -> World:
+    world = World()
+    world.pool("p", "192.0.2.0/28")
+    world.service("old", 80, sharing_key="k", ips="192.0.2.5")
+    world.decide()
+    world.service("new", 443, sharing_key="k", ips="192.0.2.5")
+    assert world.decide(5) == SHARED
+    for name, port in (("old", 80), ("new", 443)):
+        world.service(name, port, sharing_key="k")
+    assert world.decide(5) == SHARED
+    return world
+
+
+def test_of_two_services_that_share_the_one_that_was_edited_is_denied() -> None:
+    """It keeps the address as it was granted, also while the operator restarts; the other one notices nothing."""
+    world = sharing()
+    world.service("old", 80, sharing_key="other")
+    told = lines("""
+        ! svc/d/old AddressInUse: can't change sharing key for "192.0.2.5", address also in use by d/new; \
+it is kept as it was
+    """).replace("by d/new", "by svc/d/new")
+    assert world.decide() == f"{SHARED}\n{told}"
+    assert world.decide(100) == f"{SHARED}\n{told}"
+    world.service("third", 25, sharing_key="k", ips="192.0.2.5")
+    assert world.decide() == f"{SHARED}\nd/third p 192.0.2.5\n{told.replace('svc/d/new', 'svc/d/new,svc/d/third')}"
+    del world.services["d/third"], world.services["d/new"]
+    assert world.decide() == "d/old p 192.0.2.5"
+    world.service("new", 443, sharing_key="k")
+    assert world.decide() == "d/new p 192.0.2.0\nd/old p 192.0.2.5"
+
+
+def test_who_takes_the_port_of_another_leaves_the_address() -> None:
+    """Else it would get the other's traffic. It is served anew, or refused where it asks for that very address."""
+    world = sharing()
+    world.service("old", 443, sharing_key="k")
+    assert world.decide() == "d/new p 192.0.2.5\nd/old p 192.0.2.0"
+
+    world = sharing()
+    world.service("old", 443, sharing_key="k", ips="192.0.2.5")
+    assert world.decide() == lines("""
+        d/new p 192.0.2.5
+        ! svc/d/old PortInUse: port tcp/443 is already in use on "192.0.2.5"
+    """)
+
+
+def test_who_changes_its_pods_under_local_leaves_the_address() -> None:
+    world = sharing()
+    world.service("old", 80, sharing_key="k", external_traffic_policy="Local", selector={"app": "old"})
+    assert world.decide() == "d/new p 192.0.2.5\nd/old p 192.0.2.0"
+
+
+def test_services_that_exchange_their_ports_in_one_edit_stay() -> None:
+    world = sharing()
+    world.service("old", 443, sharing_key="k")
+    world.service("new", 80, sharing_key="k")
+    assert world.decide() == SHARED
+    world.service("old", 443, sharing_key="z")
+    world.service("new", 80, sharing_key="z")
+    assert world.decide() == SHARED
+
+
+def test_a_policy_whose_edit_is_refused_goes_on_sharing_what_it_had() -> None:
+    world = World()
+    world.node("g")
+    world.service("web", ips="198.51.100.9")
+    world.pool("p", "198.51.100.0/24", uses="loadbalancer")
+    world.policy("a", "203.0.113.9")
+    world.policy("b", "203.0.113.9")
+    before = world.decide()
+    world.policy("a", "198.51.100.9")
+    assert before.splitlines()[1] in world.decide(5).splitlines()
+
+
 def test_status_is_not_believed_against_the_ledger() -> None:
     world = World()
     world.pool("a", "192.0.2.0/24")

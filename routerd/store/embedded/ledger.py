@@ -73,6 +73,9 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "INSERT INTO addresses SELECT address, owner, pool, state, since, bound, lease FROM old_addresses",
         "DROP TABLE old_addresses",
     ),
+    (
+        "ALTER TABLE addresses ADD COLUMN sharing TEXT NOT NULL DEFAULT '[]'",
+    ),  # how who shares an address was granted it
     *((create(table),) for table in TABLES[2:]),
 )
 PRUNE_PERIOD = 86400.0  # seconds between looks for audit entries that are too old

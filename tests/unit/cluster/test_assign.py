@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from routerd.cluster.assign import assign
-from routerd.cluster.ledger import Ledger
+from routerd.cluster.ledger import ADDRESSES, Ledger
 from routerd.model import LabelSelector
 from tests.models.operator_world import World
 
@@ -214,12 +214,17 @@ def test_sharing_by_key_and_disjoint_ports(world: World) -> None:
     ]  # fmt: skip
 
 
-def test_a_port_that_begins_to_clash_moves_the_younger_holder(world: World) -> None:
+def test_a_port_that_begins_to_clash_moves_who_was_edited(world: World) -> None:
     world.service("a", 80, sharing_key="k")
     world.service("b", 443, sharing_key="k")
     world.decide()
     world.service("b", 80, sharing_key="k")
     assert world.decide() == "d/a default 192.0.2.0\nd/b default 192.0.2.1"
+
+
+def test_a_ledgers_row_of_before_may_end_early() -> None:
+    record = ADDRESSES.from_row("192.0.2.1", "svc/d/a", "p", "used", 1.5, 0)
+    assert (record.use, ADDRESSES.from_row(*ADDRESSES.to_row(record))) == (None, record)
 
 
 def test_a_sharing_key_of_namespaces_needs_the_consent_of_both(world: World) -> None:
