@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import routerd
-from bgp.leaving import MARKER
+from bgp.leaving import MARKER, host_goes_down
 from routerd.agent import local
 from routerd.agent.drain import Drains, Places
 from routerd.agent.loop import Agent, Parts
@@ -114,9 +114,24 @@ async def agent(config: Config, source: ConfigSource) -> None:
         event(LOGGER, logging.INFO, "agent-started", node=config.node_name)
         try:
             await body.run()
+        except asyncio.CancelledError:
+            await _say_goodbye(config, store)
+            raise
         finally:
             await api.close()
             web()
+
+
+async def _say_goodbye(config: Config, store: Store) -> None:
+    """Of a host that goes down the operator hears at once, so that its egress groups move while it still forwards.
+
+    Behind an API server the Node says so (its kubelet, a taint): a report there is not written any more.
+    """
+    reason = await in_thread(host_goes_down, config.run_dir)
+    if reason:
+        event(LOGGER, logging.INFO, "host-goes-down", reason=reason)
+        with suppress(StoreError, OSError):
+            store.write_node_report(replace(await in_thread(_node_report, config.node_name), draining=True))
 
 
 def _assembled(config: Config, source: ConfigSource, heart: Heart, store: Store) -> Agent:

@@ -1,0 +1,135 @@
+"""A node leaves under traffic: drained and switched off, or rebooted. No new connection is lost, in or out.
+
+When the number of next hops changes, a ToR spreads running connections anew; one that runs at that very moment may meet
+a node that does not know it, and is reset. Each flow here has one connection at a time, so one for each change.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.netns.lab.daemons import Daemons
+from tests.netns.lab.lab import Lab
+from tests.netns.lab.netns import is_alive
+from tests.netns.lab.stores import Files
+from tests.netns.lab.traffic import NewConnections
+from tests.netns.stories.story import Story, build, fetch_vip, sessions_up, tor_table, write_manifests
+
+MORE = 60  # connections that show that all is well
+
+
+@pytest.fixture(scope="module")
+def story(clean_labs: list[str]) -> Iterator[Story]:
+    with Lab(f"l{os.getpid()}") as lab:
+        story = Story(lab, Daemons(lab), time.monotonic(), Files(lab))
+        for scene in (build, write_manifests, sessions_up, tor_table, fetch_vip):
+            scene(story)
+        yield story
+
+
+def announcing(story: Story) -> list[str]:
+    """Nodes whose path of the VIP the ToR uses."""
+    hops = story.lab.tor.kernel_routes().get(f"{story.vip}/32", [])
+    return [name for name, node in story.lab.nodes.items() if node.address in hops]
+
+
+@contextmanager
+def traffic(story: Story, *, changes: int) -> Iterator[list[NewConnections]]:
+    """From the world to the VIP, and from a pod with an egress IP of two gateways to the world, until the block ends.
+
+    `changes`: how often the ToR's next hops change meanwhile.
+    """
+    lab = story.lab
+    nodes = {node.address for node in lab.nodes.values()}
+    with (
+        NewConnections(lab.client, nodes, story.vip) as inbound,
+        NewConnections(lab.pod("batch"), {story.pool_ip}) as outbound,
+    ):
+        flows = [inbound, outbound]
+        goes_on(story, flows)
+        yield flows
+        goes_on(story, flows)
+    assert [flow.fault for flow in flows] == ["", ""]
+    for flow in flows:
+        assert len(flow.lost) <= changes, flow.lost
+        assert all("reset" in lost for lost in flow.lost), flow.lost
+
+
+def goes_on(story: Story, flows: list[NewConnections]) -> None:
+    wanted = [flow.made + MORE for flow in flows]
+    story.lab.wait(
+        lambda: all(flow.fault or flow.made >= least for flow, least in zip(flows, wanted, strict=True)),
+        "new connections are made",
+    )
+
+
+def switch_off(story: Story, node: str) -> None:
+    """Its processes are gone and its cable is out."""
+    story.lab.tor.ip(f"link set {node} nomaster")
+    for daemon in (story.daemons.agents[node], story.daemons.speakers[node]):
+        if is_alive(daemon.process.pid):
+            daemon.kill()
+
+
+def switch_on(story: Story, node: str) -> None:
+    story.lab.tor.ip(f"link set {node} master br0")
+    story.daemons.start_speaker(node)
+    story.daemons.start_agent(node)
+    story.lab.wait(lambda: story.daemons.is_ready(node), f"the agent of {node} is ready")
+
+
+def test_a_drained_node_is_switched_off(story: Story) -> None:
+    """Back, it is drained still; undrained, it serves."""
+    assert announcing(story) == ["gw1", "gw2", "worker"]
+    with traffic(story, changes=1):
+        assert story.daemons.routerd("gw2", "drain", "--wait") == "safe to stop: the node is drained\n"
+    assert announcing(story) == ["gw1", "worker"]
+    with traffic(story, changes=0) as flows:
+        switch_off(story, "gw2")
+        goes_on(story, flows)
+        switch_on(story, "gw2")
+        story.lab.wait(lambda: "gw2,true,drained" in shown_nodes(story, "gw2"), "it is drained still")
+        assert announcing(story) == ["gw1", "worker"]
+    with traffic(story, changes=1):
+        assert story.daemons.routerd("gw2", "undrain") == "the node serves\n"
+        serves(story)
+
+
+def shown_nodes(story: Story, node: str) -> str:
+    return story.daemons.routerd(node, "show", "nodes", "-o", "csv")
+
+
+def is_gateway(story: Story, node: str) -> bool:
+    """Whether the worker sends pods to it that leave with the pool's egress IP."""
+    shown = story.daemons.routerd("worker", "show", "egress-ips", "-o", "csv").splitlines()
+    return any(line.startswith(story.pool_ip) and node in line for line in shown)
+
+
+def serves(story: Story) -> None:
+    """All is as at the beginning."""
+    tor = story.lab.tor
+    story.lab.wait(lambda: announcing(story) == ["gw1", "gw2", "worker"], "gw2 announces again")
+    story.lab.wait(lambda: len(tor.routes().get(f"{story.pool_ip}/32", ())) == 2, "both gateways announce")
+
+
+def test_a_node_is_rebooted(story: Story) -> None:
+    """SIGTERM to agent and speaker at once, as at every shutdown, and no drain before it."""
+    run_dir = story.lab.node("gw2").directory / "run"
+    with traffic(story, changes=2) as flows:
+        (run_dir / "shutdown").touch()
+        for daemon in (story.daemons.agents["gw2"], story.daemons.speakers["gw2"]):
+            os.kill(daemon.process.pid, signal.SIGTERM)
+        story.lab.wait(lambda: not is_alive(story.daemons.speakers["gw2"].process.pid), "the speaker's end")
+        assert announcing(story) == ["gw1", "worker"]
+        story.lab.wait(lambda: not is_gateway(story, "gw2"), "the operator has moved its egress IP")
+        switch_off(story, "gw2")
+        goes_on(story, flows)
+        (run_dir / "shutdown").unlink()  # as a boot does, which finds /run empty
+        switch_on(story, "gw2")
+        serves(story)
