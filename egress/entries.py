@@ -252,11 +252,11 @@ def _mac(address: bytes) -> object:
     return layout.Bytes6.from_buffer_copy(address)
 
 
-def _places(desired: Desired) -> MapEntries:
+def places(desired: Desired) -> MapEntries:
     """What the operator says of a prefix comes last: it holds also for one that is nobody's elsewhere."""
     inside = dict.fromkeys((*OF_THE_LINK, *desired.cluster), layout.PLACE_INSIDE)
-    places = {**dict.fromkeys(NOBODYS, layout.PLACE_NOWHERE), **inside}
-    return {layout.cidr_key(network): layout.u32(place) for network, place in places.items() if is_taken(network)}
+    found = {**dict.fromkeys(NOBODYS, layout.PLACE_NOWHERE), **inside}
+    return {layout.cidr_key(network): layout.u32(place) for network, place in found.items() if is_taken(network)}
 
 
 def _settings(desired: Desired, facts: Facts) -> MapEntries:
@@ -313,8 +313,10 @@ def _pod_entries(desired: Desired, facts: Facts, numbers: Mapping[tuple[str, ...
     return {"pods": pods, "local_pods": local, "strict_devices": strict}
 
 
-def map_entries(desired: Desired, facts: Facts, observed_policies: Mapping[bytes, bytes]) -> dict[str, MapEntries]:
-    """Contents of every map that user space owns."""
+def map_entries(
+    desired: Desired, facts: Facts, observed_policies: Mapping[bytes, bytes], cluster: MapEntries | None = None
+) -> dict[str, MapEntries]:
+    """Contents of every map that user space owns. `cluster`: its `places`, if they are known."""
     combinations = {desired.pods[address] for address in attached(desired, facts) if desired.pods[address]}
     numbered = number_sets(combinations, desired.policies, observed_policies)
     policies = {
@@ -327,7 +329,7 @@ def map_entries(desired: Desired, facts: Facts, observed_policies: Mapping[bytes
     return {
         "settings": _settings(desired, facts),
         "nodes": {layout.ip16(address): one for address in desired.nodes},
-        "cluster": _places(desired),
+        "cluster": places(desired) if cluster is None else cluster,
         "uplinks": {layout.u32(ifindex): one for ifindex in facts.uplinks.values()},
         "paths": {layout.u32(g.id): _path(g, desired.node_address) for g in translated(desired.groups).values()},
         "groups": groups,

@@ -20,9 +20,10 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from ipaddress import collapse_addresses, ip_network
+from ipaddress import ip_network
 
 from egress.entries import OF_THE_LINK, Facts, PodDevice, is_sayable
+from egress.kept import Kept, merged
 from egress.policy import TAKEN, Desired, IPAddress, IPNetwork, Policy, Ports, Version
 
 TABLE = "routerd"
@@ -123,9 +124,7 @@ def digest(rule: str) -> str:
 
 
 def _networks(networks: Iterable[IPNetwork], family: Family) -> frozenset[str]:
-    """Those of one family, merged, as an interval set may not overlap; a host without its length, as nft prints it."""
-    merged: Iterable[IPNetwork] = collapse_addresses(n for n in networks if n.version == family.version)  # type: ignore[type-var]
-    return frozenset(str(n.network_address) if n.prefixlen == n.max_prefixlen else str(n) for n in merged)
+    return merged(networks, family.version)
 
 
 def _port_match(ports: Ports, family: Family) -> str:
@@ -213,11 +212,13 @@ def _tunnel_rules(port: int) -> dict[str, Rules]:
     }
 
 
-def render(desired: Desired, facts: Facts) -> Guard:
+def render(desired: Desired, facts: Facts, kept: Kept | None = None) -> Guard:
     """The guard for a node. A pod is decided once its device is known, as its map entries are written before the
     guard. A device whose name cannot be said in nft stays unknown to it, and so a suspect.
+    `kept`: of the last plan; it is renewed.
     """
     facts = _sayable(facts)
+    inside = (kept or Kept()).inside.update(desired.cluster | OF_THE_LINK)
     attached = {address: facts.devices[address] for address in desired.pods if address in facts.devices}
     chains = _tunnel_rules(desired.tunnel_port)
     leaving = (rule for family in FAMILIES for rule in _forward_rules(family))
@@ -229,7 +230,7 @@ def render(desired: Desired, facts: Facts) -> Guard:
     }
     for family in FAMILIES:
         pods = {address: device for address, device in attached.items() if address.version == family.version}
-        sets |= _family_sets(desired, pods, family)
+        sets |= {**_family_sets(desired, pods, family), f"cluster{family.suffix}": inside[family.version]}
         rules_of = cache(partial(_rules_of, policies=desired.policies, family=family))  # many pods have the same
         verdicts = {f"selected{family.suffix}": {_key(a, d): rules_of(desired.pods[a]) for a, d in pods.items()}}
         if family in ALONE:
@@ -256,7 +257,6 @@ def _family_sets(desired: Desired, pods: Mapping[IPAddress, PodDevice], family: 
     covered = (network for policy in desired.policies.values() for network in policy.destinations)
     hosts = (ip_network(address) for address in desired.pods)  # also those outside the node's pod CIDRs
     return {
-        f"cluster{family.suffix}": _networks((*OF_THE_LINK, *desired.cluster), family),
         f"covered{family.suffix}": _networks(covered, family),
         f"pod_sources{family.suffix}": _networks((*desired.pod_cidrs, *hosts), family),
         f"decided{family.suffix}": frozenset(_key(address, device) for address, device in pods.items()),

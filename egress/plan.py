@@ -30,6 +30,7 @@ from egress.entries import (
     translated,
 )
 from egress.guard import Guard
+from egress.kept import Kept
 from egress.policy import Desired, Group, IPAddress
 
 Phase = Literal["prepare", "retire"]
@@ -288,33 +289,37 @@ def wanted_attachments(desired: Desired, observed: Observed) -> dict[tuple[str, 
     return wanted
 
 
-def wanted_entries(desired: Desired, observed: Observed) -> dict[str, MapEntries]:
-    return map_entries(desired, observed.facts, observed.maps.get("policies", {}))
+def wanted_entries(desired: Desired, observed: Observed, kept: Kept | None = None) -> dict[str, MapEntries]:
+    places = (kept or Kept()).places.update(desired.cluster)
+    return map_entries(desired, observed.facts, observed.maps.get("policies", {}), places)
 
 
 # --- the plan
 
 
-def plan(desired: Desired | None, observed: Observed) -> tuple[Action, ...]:
-    """What to do now. None is unknown: nothing. Without a tunnel endpoint nothing is translated, but nothing leaks."""
+def plan(desired: Desired | None, observed: Observed, kept: Kept | None = None) -> tuple[Action, ...]:
+    """What to do now. None is unknown: nothing. Without a tunnel endpoint nothing is translated, but nothing leaks.
+
+    `kept`: of the last plan; it is renewed.
+    """
     if desired is None:
         return ()
+    kept = kept or Kept()
+    target = guards.render(desired, observed.facts, kept)
     if desired.node_address is None:
-        return tuple(_guard_alone(desired, observed))
-    wanted = wanted_entries(desired, observed)
-    actions = (*_additions(desired, observed, wanted), *_removals(desired, observed, wanted))
+        return tuple(_guard_alone(target, observed))
+    wanted = wanted_entries(desired, observed, kept)
+    actions = (*_additions(desired, observed, wanted, target), *_removals(desired, observed, wanted))
     return tuple(sorted(actions, key=lambda action: action.phase == "retire"))
 
 
-def _guard_alone(desired: Desired, observed: Observed) -> Iterator[Action]:
+def _guard_alone(target: Guard, observed: Observed) -> Iterator[Action]:
     """The guard waits for no maps: what its pods' policies cover is dropped. What else is there stays as it is."""
-    target = guards.render(desired, observed.facts)
     if observed.guard != target.digests():
         yield LoadGuard(target, observed.guard)
 
 
-def _additions(desired: Desired, observed: Observed, wanted: dict[str, MapEntries]) -> Iterator[Action]:
-    target = guards.render(desired, observed.facts)
+def _additions(desired: Desired, observed: Observed, wanted: dict[str, MapEntries], target: Guard) -> Iterator[Action]:
     present = observed.guard
     early = guards.early(target, present)
     if present != early.digests():
@@ -346,9 +351,8 @@ def _put_entries(name: str, wanted: MapEntries, present: MapEntries) -> Iterator
         selected = _newly_selected(wanted, present)
         if selected:
             yield SeedFlows(selected)
-    for key, value in sorted(wanted.items()):
-        if present.get(key) != value:
-            yield PutEntry(name, key, value)
+    for key, value in sorted((key, value) for key, value in wanted.items() if present.get(key) != value):
+        yield PutEntry(name, key, value)
 
 
 def _moved(wanted: MapEntries, present: MapEntries) -> list[bytes]:

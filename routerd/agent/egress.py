@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 
 from egress import plan as plans
+from egress.kept import Kept
 from egress.netdev import Datapath, NatEntry
 from egress.plan import Action, CreateTunnel, LoadPrograms, Observed, Problem
 from egress.policy import Desired
@@ -41,6 +42,7 @@ class EgressRoom:
     def __init__(self, datapath: Datapath) -> None:
         self._datapath = datapath
         self._lock = threading.Lock()
+        self._kept = Kept()  # asked by one thread at a time
 
     # --- its turn in a round
 
@@ -49,7 +51,7 @@ class EgressRoom:
             return self._datapath.observe(desired)
 
     def plan(self, desired: Desired, observed: Observed) -> tuple[Action, ...]:
-        return plans.plan(desired, observed)
+        return plans.plan(desired, observed, self._kept)
 
     def apply(self, action: Action) -> None:
         with self._lock:

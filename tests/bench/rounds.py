@@ -38,6 +38,7 @@ from bgp.path import Desired as BgpDesired
 from bgp.speaker import Loading
 from egress import plan as egress_plan
 from egress.entries import PodDevice
+from egress.kept import Kept
 from egress.policy import Desired as EgressDesired
 from egress.status import EgressStatus
 from egress.undone import Undone
@@ -165,13 +166,13 @@ class ModelRoom:
         """Devices of the pods here are there, and of those that will come."""
         pods = range(0, size.pods + more * size.nodes, size.nodes)
         devices = {IPv4Address(size.address(number)): _device(number) for number in pods}
-        self.kernel = FakeNode(devices, {"eth0": 2})
+        self.kernel, self.kept = FakeNode(devices, {"eth0": 2}), Kept()
 
     def observe(self, desired: EgressDesired) -> egress_plan.Observed:
         return self.kernel.observe()
 
     def plan(self, desired: EgressDesired, observed: egress_plan.Observed) -> tuple[egress_plan.Action, ...]:
-        return egress_plan.plan(desired, observed)
+        return egress_plan.plan(desired, observed, self.kept)
 
     def apply(self, action: egress_plan.Action) -> None:
         self.kernel.apply(action)

@@ -1,0 +1,119 @@
+"""What is in the cluster as map entries and as elements of nft sets, kept from plan to plan. Pure.
+
+There are as many hosts as services, and a network's key and text are dear. So both are made for what changed, and a
+value that was given out stays as it was. A new one gives the same at the price of a first time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import collapse_addresses
+
+from bpf import layout
+from egress.entries import NOBODYS, OF_THE_LINK, MapEntries
+from egress.policy import VERSIONS, IPNetwork, is_taken
+
+Head = tuple[int, int]  # IP version, and an address without its last 8 bits
+HOST_BITS = 8  # networks of more are few; the others are merged with their neighbours only
+
+
+@dataclass(slots=True)
+class Places:
+    """The `cluster` map (`entries.places`)."""
+
+    entries: MapEntries = field(default_factory=dict)
+    _networks: frozenset[IPNetwork] | None = None
+
+    def update(self, networks: frozenset[IPNetwork]) -> MapEntries:
+        if networks is self._networks:
+            return self.entries
+        before = self._networks
+        gone = before - networks if before is not None else frozenset(NOBODYS)
+        added = networks - before if before is not None else networks | frozenset(OF_THE_LINK)
+        entries = dict(self.entries)
+        for network in filter(is_taken, gone - frozenset(OF_THE_LINK)):
+            entries.pop(layout.cidr_key(network), None)
+            if network in NOBODYS:
+                entries[layout.cidr_key(network)] = layout.u32(layout.PLACE_NOWHERE)
+        inside = layout.u32(layout.PLACE_INSIDE)
+        entries.update((layout.cidr_key(network), inside) for network in filter(is_taken, added))
+        self.entries, self._networks = entries, networks
+        return entries
+
+
+@dataclass(slots=True)
+class Elements:
+    """Networks as elements of interval sets, which may not overlap; by IP version."""
+
+    texts: Mapping[int, frozenset[str]] = field(default_factory=lambda: dict.fromkeys(VERSIONS, frozenset()))
+    _networks: frozenset[IPNetwork] = frozenset()
+    _wide: frozenset[IPNetwork] = frozenset()
+    _buckets: dict[Head, set[IPNetwork]] = field(default_factory=dict)
+    _parts: dict[Head | None, dict[int, frozenset[str]]] = field(default_factory=dict)  # None: of those that are wide
+
+    def update(self, networks: frozenset[IPNetwork]) -> Mapping[int, frozenset[str]]:
+        if networks is self._networks:
+            return self.texts
+        added, gone = networks - self._networks, self._networks - networks
+        wide = (self._wide - gone) | {network for network in added if _is_wide(network)}
+        touched: set[Head | None] = {None, *self._buckets} if wide != self._wide else set()
+        for network in (*added, *gone):
+            if not _is_wide(network):
+                bucket = self._buckets.setdefault(_head(network), set())
+                bucket.add(network) if network in networks else bucket.discard(network)
+                touched.add(_head(network))
+        self._wide, self._networks = wide, networks
+        self._renew(touched)
+        return self.texts
+
+    def _renew(self, touched: Iterable[Head | None]) -> None:
+        heads = _heads(self._wide)
+        before: dict[int, set[str]] = {version: set() for version in VERSIONS}
+        after: dict[int, set[str]] = {version: set() for version in VERSIONS}
+        for head in touched:
+            for version, texts in self._parts.pop(head, {}).items():
+                before[version] |= texts
+            members = self._wide if head is None else self._buckets[head]
+            if head is not None and not members:
+                del self._buckets[head]
+            if not members or (head is not None and _is_held(head, heads)):
+                continue
+            self._parts[head] = {version: merged(members, version) for version in VERSIONS}
+            for version, texts in self._parts[head].items():
+                after[version] |= texts
+        self.texts = {version: (self.texts[version] - before[version]) | after[version] for version in VERSIONS}
+
+
+def merged(networks: Iterable[IPNetwork], version: int) -> frozenset[str]:
+    """Those of one family, merged, as an interval set may not overlap; a host without its length, as nft prints it."""
+    found: Iterable[IPNetwork] = collapse_addresses(n for n in networks if n.version == version)  # type: ignore[type-var]
+    return frozenset(str(n.network_address) if n.prefixlen == n.max_prefixlen else str(n) for n in found)
+
+
+def _is_wide(network: IPNetwork) -> bool:
+    return network.max_prefixlen - network.prefixlen > HOST_BITS
+
+
+def _head(network: IPNetwork) -> Head:
+    return network.version, int(network.network_address) >> HOST_BITS
+
+
+def _heads(wide: Iterable[IPNetwork]) -> Mapping[tuple[int, int], set[int]]:
+    """Heads that are held by wide networks, by version and by how many bits they are shortened."""
+    heads: dict[tuple[int, int], set[int]] = {}
+    for network in wide:
+        shift = network.max_prefixlen - network.prefixlen - HOST_BITS
+        heads.setdefault((network.version, shift), set()).add(int(network.network_address) >> shift + HOST_BITS)
+    return heads
+
+
+def _is_held(head: Head, heads: Mapping[tuple[int, int], set[int]]) -> bool:
+    version, number = head
+    return any(family == version and number >> shift in found for (family, shift), found in heads.items())
+
+
+@dataclass(slots=True)
+class Kept:
+    places: Places = field(default_factory=Places)
+    inside: Elements = field(default_factory=Elements)

@@ -1,0 +1,62 @@
+"""What is kept of the cluster's networks from plan to plan is what is made of them anew."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import collapse_addresses, ip_address, ip_network
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from egress import plan
+from egress.entries import NOBODYS, OF_THE_LINK, places
+from egress.kept import Elements, Kept, Places
+from egress.policy import Desired, IPNetwork
+from tests.models.node import FakeNode
+
+BASES = ["10.0.0.0", "10.0.1.0", "10.0.255.0", "169.254.0.0", "240.0.0.0", "192.0.2.0", "fd00::", "fd00::100", "fe80::"]
+
+
+def network(base: str, last: int, length: int) -> IPNetwork:
+    address = ip_address(base) + last
+    return ip_network(f"{address}/{length if address.version == 4 else length + 96}", strict=False)
+
+
+NETWORKS = st.builds(network, st.sampled_from(BASES), st.integers(0, 7), st.sampled_from([8, 16, 23, 24, 25, 31, 32]))
+KNOWN = st.sampled_from(sorted({*NOBODYS, *OF_THE_LINK}, key=str))
+CLUSTERS = st.lists(st.frozensets(st.one_of(NETWORKS, KNOWN), max_size=12), max_size=5)
+
+
+def whole(networks: Any) -> list[IPNetwork]:
+    return [each for version in (4, 6) for each in collapse_addresses(n for n in networks if n.version == version)]
+
+
+@given(CLUSTERS)
+def test_places(clusters: list[frozenset[IPNetwork]]) -> None:
+    kept = Places()
+    for cluster in clusters:
+        assert kept.update(cluster) == places(Desired("n", None, cluster=cluster))
+
+
+@given(CLUSTERS)
+def test_elements_cover_the_same_and_do_not_overlap(clusters: list[frozenset[IPNetwork]]) -> None:
+    kept = Elements()
+    for cluster in clusters:
+        texts = kept.update(cluster)
+        found = [ip_network(text) for version in (4, 6) for text in texts[version]]
+        assert whole(found) == whole(cluster)
+        assert sum(each.num_addresses for each in found) == sum(each.num_addresses for each in whole(cluster))
+        assert texts == Elements().update(cluster)
+
+
+@given(CLUSTERS)
+def test_plans_are_the_same(clusters: list[frozenset[IPNetwork]]) -> None:
+    kept, node = Kept(), FakeNode()
+    desired = Desired("n", ip_address("10.0.0.11"))
+    for cluster in clusters:
+        desired = replace(desired, cluster=cluster)
+        actions = plan.plan(desired, node.observe(), kept)
+        assert actions == plan.plan(desired, node.observe())
+        for action in actions:
+            node.apply(action)
