@@ -46,6 +46,17 @@ def test_every_object_is_there_once() -> None:
     assert len(set(keys)) == len(keys)
 
 
+def test_a_node_that_goes_down_has_a_moment_to_withdraw() -> None:
+    """First the agent sees it in the Node, then the speaker sends it, then they are killed; an order to drain stays."""
+    pod = the("DaemonSet")["spec"]["template"]["spec"]
+    commands = {name: containers()[name]["lifecycle"]["preStop"]["exec"]["command"] for name in ("agent", "speaker")}
+    seconds = {name: int(command[1]) for name, command in commands.items()}
+    assert {command[0] for command in commands.values()} == {"sleep"}
+    assert 0 < seconds["agent"] < seconds["speaker"] < pod["terminationGracePeriodSeconds"] / 2
+    (state,) = [each for each in pod["volumes"] if each["name"] == "state"]
+    assert state["hostPath"]["path"] == "/var/lib/routerd"
+
+
 def test_no_image_names_a_registry() -> None:
     images = {each["image"] for pod in pods() for each in [*pod["containers"], *pod.get("initContainers", [])]}
     assert images == {KUSTOMIZATION["images"][0]["name"]}
