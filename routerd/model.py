@@ -48,7 +48,7 @@ HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
     {
         "AwaitingNodeReports", "BFDNotSupported", "ConflictingAnnotations", "FamilyNotNegotiated", "ForwardingOff",
         "GatewayNotUsed", "HoldTimeTooLong", "InvalidRouterID", "NetworkUnavailable", "NoEndpoints",
-        "PodOutsideCluster", "PoolOverCluster", "StatusOfOther", "UnknownAnnotation", "UnknownGateway",
+        "NumberMisread", "PodOutsideCluster", "PoolOverCluster", "StatusOfOther", "UnknownAnnotation", "UnknownGateway",
     }
 )  # fmt: skip
 

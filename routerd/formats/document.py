@@ -28,7 +28,7 @@ MOST = 1000  # entries of a list or a mapping of texts that does not say otherwi
 MOST_ADDRESSES = 100  # of one object, in one list; Kubernetes' own of an endpoint
 UNLIMITED = 1 << 62  # entries of what is a container of objects, or written by routerd itself
 TEXTS_SIZE = 256 << 10  # bytes of a mapping of texts, keys included: Kubernetes' own of annotations
-_DECIMAL = re.compile(r"[-+]?[0-9]+")
+DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)")  # without leading zeros: YAML 1.1 reads octal there, YAML 1.2 not
 _NETWORK = re.compile(r"[^/%]+/[0-9]{1,3}")
 
 
@@ -151,7 +151,7 @@ class Value:
     def integer(self, low: int, high: int) -> int:
         """A plain decimal integer, both ends included."""
         what = f"an integer from {low} to {high}"
-        if not self.is_scalar or self.is_quoted or not _DECIMAL.fullmatch(self.text):
+        if not self.is_scalar or self.is_quoted or not DECIMAL.fullmatch(self.text):
             self.expected(what)
         number = int(self.text) if len(self.text) <= MAX_DIGITS else high + 1
         if not low <= number <= high:

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from routerd.errors import InputError
-from routerd.formats.document import Value, is_merge, merge_sources, pairs, unknown_key
+from routerd.formats.document import DECIMAL, Value, is_merge, merge_sources, pairs, unknown_key
 from routerd.formats.legacy_bgp.golang import quote
 from routerd.formats.legacy_bgp.scalars import as_integer, resolve
+
+MAX_AS = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,7 @@ class GoInteger:
     name: str
     low: int
     high: int
+    is_as_number: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +96,12 @@ Decoded = Struct | Text
 
 
 class Decoder:
-    """Decodes one document; `our_words` gives unknown keys our wording in place of yaml.v2's."""
+    """Decodes one document; `strict` as ours are: in our words, and a number is nothing but what it looks like."""
 
-    def __init__(self, *, our_words: bool = False) -> None:
+    def __init__(self, *, strict: bool = False) -> None:
         self.notes: list[tuple[str, Value]] = []
-        self._our_words = our_words
+        self.misread: list[tuple[Value, int]] = []  # numbers that yaml.v2 takes for another than one would think
+        self._strict = strict
 
     def struct(self, value: Value, kind: GoStruct) -> Struct:
         result = Struct(value)
@@ -173,9 +177,12 @@ class Decoder:
             _, resolved = resolve(value)
             if resolved is None:
                 return None
+            if self._strict and (isinstance(kind, GoInteger) or kind.name == "bool"):
+                return self._exactly(value, kind)
             if isinstance(kind, GoInteger):
                 number = as_integer(resolved, kind.low, kind.high)
                 if number is not None:
+                    self.misread += [(value, number)] if value.text.lstrip("+") != str(number) else []
                     return number
             elif kind.name == "string":
                 return value.text
@@ -183,6 +190,16 @@ class Decoder:
                 return resolved
         self._mismatch(value, kind.name)
         return None
+
+    def _exactly(self, value: Value, kind: GoInteger | GoScalar) -> Plain | None:
+        """A decimal number, true or false; whatever else YAML 1.1 takes for one is noted."""
+        try:
+            if isinstance(kind, GoScalar):
+                return value.boolean()
+            return as_number(value) if kind.is_as_number else value.integer(kind.low, kind.high)
+        except InputError as error:
+            self._note(value, error.message, error.message)
+            return None
 
     def _mismatch(self, value: Value, wanted: str) -> None:
         if value.is_scalar:
@@ -195,17 +212,32 @@ class Decoder:
         self._note(key, f"field {key.text} not found in type {kind.name}", unknown_key(key.text, kind.fields))
 
     def _note(self, place: Value, message: str, ours: str = "") -> None:
-        self.notes.append((ours if ours and self._our_words else message, place))
+        self.notes.append((ours if ours and self._strict else message, place))
 
     def check(self) -> None:
         """Raises InputError at the first note, with all of them in the wording of yaml.v2."""
         if not self.notes:
             return
         message, place = self.notes[0]
-        if self._our_words:
+        if self._strict:
             raise place.error(message)
         lines = "".join(f"\n  line {inner_line(note_place)}: {note}" for note, note_place in self.notes)
         raise place.error(f"could not parse config: yaml: unmarshal errors:{lines}")
+
+
+def as_number(value: Value) -> int:
+    """An AS number, also as two of 16 bits with a dot (asdot, RFC 5396): the text counts, and 1.10 is not 1.1."""
+    what = f"an AS number: an integer from 1 to {MAX_AS}, or two with a dot, as 1.10 for 65546"
+    halves = value.text.split(".") if value.is_scalar else []
+    limit = MAX_AS if len(halves) == 1 else 2**16 - 1
+    if not 1 <= len(halves) <= 2 or not all(_is_number(half, limit) for half in halves):
+        value.expected(what)
+    number = sum(int(half) << 16 * place for place, half in enumerate(reversed(halves)))
+    return number or value.expected(what)
+
+
+def _is_number(text: str, limit: int) -> bool:
+    return text.isdigit() and bool(DECIMAL.fullmatch(text)) and len(text) <= len(str(limit)) and int(text) <= limit
 
 
 def inner_line(place: Value) -> int:

@@ -13,6 +13,7 @@ from routerd.formats.legacy_bgp import bfd, peers, pools
 from routerd.formats.legacy_bgp.decode import Decoder, syntax_error
 from routerd.formats.legacy_bgp.structure import Dialect, structure
 from routerd.model import AddressPool, Peer, Refusal
+from routerd.refs import BGP, Ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class LegacyConfig:
 class _Parsed:
     peers: tuple[peers.ParsedPeer, ...] = ()
     pools: tuple[AddressPool, ...] = ()
+    misread: tuple[Refusal, ...] = ()
 
 
 def parse(text: str, dialect: Dialect, source: Source = NOWHERE) -> LegacyConfig:
@@ -42,9 +44,13 @@ def parse_document(document: Value, dialect: Dialect) -> LegacyConfig:
 
 def _models(parsed: _Parsed) -> LegacyConfig:
     models = [peers.to_model(peer) for peer in parsed.peers]
-    return LegacyConfig(
-        tuple(model for model, _ in models), parsed.pools, tuple(refusal for _, found in models for refusal in found)
-    )
+    not_done = tuple(refusal for _, found in models for refusal in found)
+    return LegacyConfig(tuple(model for model, _ in models), parsed.pools, (*not_done, *parsed.misread))
+
+
+def _misread(place: Value, number: int) -> Refusal:
+    message = f'{place.origin}: {place.path}: "{place.text}" is read as {number}, as the original program reads it'
+    return Refusal(Ref(BGP), "NumberMisread", f"{message}: write it in decimal, or the number that was meant")
 
 
 def as_json(text: str, dialect: Dialect, source: Source = NOWHERE) -> dict[str, object]:
@@ -63,14 +69,15 @@ def _parse(text: str, dialect: Dialect, source: Source) -> _Parsed:
 
 
 def _parse_document(document: Value, dialect: Dialect) -> _Parsed:
-    decoder = Decoder(our_words=dialect == "native")
+    decoder = Decoder(strict=dialect == "native")
     top = decoder.struct(document, structure(dialect))
     decoder.check()
     profiles = bfd.profile_names(top.structs("bfd-profiles"))
     parsed_peers = peers.parse_peers(top.structs("peers"), profiles, dialect)
     communities = pools.parse_communities(top.maps.get("bgp-communities", {}))
     parsed_pools = pools.parse_pools(top.structs("address-pools"), communities, dialect)
-    return _Parsed(parsed_peers, tuple(parsed_pools.values()))
+    misread = tuple(_misread(place, number) for place, number in decoder.misread)
+    return _Parsed(parsed_peers, tuple(parsed_pools.values()), misread)
 
 
 def _first_document(text: str, dialect: Dialect, source: Source) -> Value | None:

@@ -12,6 +12,7 @@ STRING = GoScalar("string")
 BOOL = GoScalar("bool")
 UINT16 = GoInteger("uint16", 0, 2**16 - 1)
 UINT32 = GoInteger("uint32", 0, 2**32 - 1)
+AS_NUMBER = GoInteger("uint32", 0, 2**32 - 1, is_as_number=True)
 INT = GoInteger("int", -(2**63), 2**63 - 1)
 STRINGS = GoList(STRING)
 
@@ -19,8 +20,8 @@ _REQUIREMENT = GoStruct("config.selectorRequirements", {"key": STRING, "operator
 _SELECTOR = GoStruct("config.nodeSelector", {"match-labels": GoMap(), "match-expressions": GoList(_REQUIREMENT)})
 
 _PEER: dict[str, GoType] = {
-    "my-asn": UINT32,
-    "peer-asn": UINT32,
+    "my-asn": AS_NUMBER,
+    "peer-asn": AS_NUMBER,
     "peer-address": STRING,
     "peer-port": UINT16,
     "hold-time": STRING,
