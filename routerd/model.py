@@ -372,6 +372,15 @@ class NodeAddresses:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolWays:
+    """How the addresses of a pool are announced, for the time when the pool is gone and they are still in use."""
+
+    pool: str
+    protocol: Literal["bgp", "layer2"] = "bgp"
+    advertisements: tuple[Advertisement, ...] = (Advertisement(),)
+
+
+@dataclass(frozen=True, slots=True)
 class Writer:
     """Which operator wrote a document."""
 
@@ -389,6 +398,7 @@ class Allocations:
     groups: tuple[EgressGroup, ...] = ()  # sorted by id
     refusals: tuple[Refusal, ...] = ()  # sorted by object
     nodes: tuple[NodeAddresses, ...] = ()  # sorted by node
+    pools: tuple[PoolWays, ...] = ()  # in use, and announced otherwise than by default; sorted by pool
     writer: Writer | None = field(default=None, compare=False)  # the same content of another writer is the same
 
 
@@ -489,6 +499,7 @@ __all__ = [
     "EVERYTHING", "EXCLUDE_LABEL", "GATEWAY_HEARTBEAT", "GATEWAY_LABEL", "NAMESPACE_LABEL", "NAMESPACE_NAME_LABEL",
     "NODE_HEARTBEAT", "PARTS", "AddressPool", "Advertisement", "Allocations", "EgressGroup", "EgressPolicy", "Endpoint",
     "EndpointSlice", "GatewaySlot", "Heartbeat", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace",
-    "Node", "NodeAddresses", "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodSelection", "PortRange", "Refusal",
-    "Service", "ServiceAllocation", "ServicePort", "Snapshot", "Unread", "Writer", "is_gateway", "selection_matches",
+    "Node", "NodeAddresses", "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodSelection", "PoolWays", "PortRange",
+    "Refusal", "Service", "ServiceAllocation", "ServicePort", "Snapshot", "Unread", "Writer", "is_gateway",
+    "selection_matches",
 ]  # fmt: skip

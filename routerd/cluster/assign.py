@@ -22,6 +22,7 @@ from routerd.cluster.ledger import Ledger
 from routerd.cluster.requests import is_ours, policy_request, pool_spec, service_request
 from routerd.cluster.taken import taken_of
 from routerd.model import (
+    AddressPool,
     Allocations,
     EgressPolicy,
     IPAddress,
@@ -29,6 +30,7 @@ from routerd.model import (
     Node,
     NodeAddresses,
     NodeReport,
+    PoolWays,
     Refusal,
     ServiceAllocation,
     Snapshot,
@@ -97,11 +99,13 @@ def assign(
         agents=agents,
     )  # fmt: skip
     silent = (each for each in absent_gateways(policies, nodes, agents) if each.object.name not in draining)
+    given = _services(planned, snapshot)
     draft = Allocations(
-        services=_services(planned, snapshot),
+        services=given,
         groups=groups.groups,
         refusals=_refusals(planned, groups, policies.values(), (*refused.values(), *pools_over, *silent)),
         nodes=_beside_nodes(nodes, holders, agents),
+        pools=_ways({*(each.pool for each in given), *(each.pool for each in groups.groups)}, pools, previous.pools),
         writer=settings.writer,
     )
     allocations, digest = _numbered(draft, previous, ledger)
@@ -144,6 +148,13 @@ def _services(planned: Plan, snapshot: Snapshot) -> tuple[ServiceAllocation, ...
     keys = sorted(key for key in snapshot.services or {} if str(service_ref(key)) in planned.grants)
     grants = ((key, planned.grants[str(service_ref(key))]) for key in keys)
     return tuple(ServiceAllocation(key, grant.pool, grant.addresses) for key, grant in grants)
+
+
+def _ways(used: Collection[str], pools: Mapping[str, AddressPool], before: Iterable[PoolWays]) -> tuple[PoolWays, ...]:
+    """How addresses of each pool in use are announced, or were when it was there last; the default goes unsaid."""
+    ways = {each.pool: each for each in before}
+    ways |= {name: PoolWays(name, pool.protocol, pool.advertisements) for name, pool in pools.items()}
+    return tuple(ways[name] for name in sorted(ways.keys() & set(used)) if ways[name] != PoolWays(name))
 
 
 def _beside_nodes(

@@ -112,7 +112,7 @@ def scene_of(
         rules=rules,
         services=snapshot.services,
         usable=kept.endpoints.usable,
-        pools=PoolIndex(snapshot.pools),
+        pools=PoolIndex(snapshot.pools, allocations.pools),
         allocated=kept.allocated,
         refused=_operator_refusals(allocations),
         groups=allocations.groups,

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from routerd.model import AddressPool, IPAddress
+from routerd.model import AddressPool, IPAddress, PoolWays
 
 Point = tuple[int, int]  # version and number of an address
 
@@ -20,8 +20,9 @@ class PoolIndex:
     """The pools of a snapshot, which do not overlap, by address."""
 
     by_name: Mapping[str, AddressPool]
-    _firsts: tuple[Point, ...] = field(init=False)
-    _ranges: tuple[tuple[Point, AddressPool], ...] = field(init=False)  # last address and pool, as `_firsts`
+    former: tuple[PoolWays, ...] = ()  # what is published of pools that may be gone
+    _firsts: tuple[Point, ...] = field(init=False, compare=False)
+    _ranges: tuple[tuple[Point, AddressPool], ...] = field(init=False, compare=False)  # last address, as `_firsts`
 
     def __post_init__(self) -> None:
         blocks = [(_point(net.network_address), _point(net.broadcast_address), pool)
@@ -42,9 +43,13 @@ class PoolIndex:
     def announcing(self, address: IPAddress, name: str) -> AddressPool:
         """The pool that says how an allocated address is announced. `name` is the pool's that it was given from.
 
-        The pool that it lies in, else that of its name, else one that says nothing in particular.
+        The pool that it lies in, else that of its name, else what that said when it was there last.
         """
-        return self.holding(address) or self.by_name.get(name) or AddressPool(name, ())
+        return self.holding(address) or self.by_name.get(name) or self._former(name)
+
+    def _former(self, name: str) -> AddressPool:
+        ways = next((each for each in self.former if each.pool == name), PoolWays(name))
+        return AddressPool(name, (), ways.protocol, advertisements=ways.advertisements)
 
 
 def _point(address: IPAddress) -> Point:

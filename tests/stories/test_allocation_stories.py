@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 
 from ipam.pool import Counts
-from routerd.model import Allocations, Peer
+from routerd.model import Advertisement, Allocations, Peer, PoolWays
 from tests.models.operator_world import World
 
 
@@ -174,6 +174,25 @@ def test_cluster_ips_pods_and_what_other_controllers_gave_are_not_given_again() 
     world.service("a", cluster_ips=(ip_address("10.0.0.0"),))
     world.service("b", load_balancer_class="example.com/other", status="10.0.0.1")
     assert world.decide() == "d/a p 10.0.0.2"
+
+
+def test_how_a_pool_is_announced_is_published_until_nobody_has_an_address_of_it() -> None:
+    world = World()
+    ways = (Advertisement(24, communities=("64512:1",)),)
+    world.pool("a", "192.0.2.0/24", advertisements=ways)
+    world.pool("lan", "198.51.100.0/24", protocol="layer2", advertisements=())
+    world.pool("plain", "203.0.113.0/24")
+    for pool in world.pools:
+        world.service(f"of-{pool}", requested_pool=pool)
+    world.decide()
+    published = (PoolWays("a", advertisements=ways), PoolWays("lan", "layer2", ()))
+    assert world.allocations.pools == published
+    world.pools.clear()
+    world.decide()
+    assert world.allocations.pools == published
+    del world.services["d/of-a"]
+    world.decide()
+    assert world.allocations.pools == published[1:]
 
 
 def test_switching_on_avoid_buggy_ips_moves_nobody() -> None:

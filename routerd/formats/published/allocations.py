@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
+from typing import Literal, cast
 
 from routerd.errors import InputError
 from routerd.formats.compose import documents, quoted
@@ -17,6 +18,7 @@ from routerd.formats.meta import ROUTERD
 from routerd.formats.published.parts import NAME
 from routerd.formats.published.tables import MAX_EPOCH, MAX_GROUP, MAX_SLOTS
 from routerd.model import (
+    Advertisement,
     Allocations,
     EgressGroup,
     GatewaySlot,
@@ -25,6 +27,7 @@ from routerd.model import (
     IPNetwork,
     NodeAddresses,
     NodeReport,
+    PoolWays,
     Refusal,
     ServiceAllocation,
     Writer,
@@ -43,6 +46,7 @@ def write_allocations(allocations: Allocations) -> str:
         + _records("groups", (_group(one) for one in allocations.groups))
         + _records("refusals", (_refusal(one) for one in allocations.refusals))
         + (_records("nodes", (_node(one) for one in allocations.nodes)) if allocations.nodes else "")
+        + (_records("pools", (_pool(one) for one in allocations.pools)) if allocations.pools else "")
     )
 
 
@@ -103,6 +107,15 @@ def _node(one: NodeAddresses) -> str:
     return f"{{node: {quoted(one.node)}, addresses: {_list(one.addresses)}{silent}}}"
 
 
+def _pool(one: PoolWays) -> str:
+    ways = ", ".join(
+        f"{{aggregationLength: {each.aggregation_length}, aggregationLengthV6: {each.aggregation_length_v6}, "
+        f"localPref: {each.local_pref}, communities: [{', '.join(map(quoted, each.communities))}]}}"
+        for each in one.advertisements
+    )
+    return f"{{pool: {quoted(one.pool)}, protocol: {one.protocol}, advertisements: [{ways}]}}"
+
+
 def _refusal(one: Refusal) -> str:
     return f"{{object: {quoted(str(one.object))}, reason: {quoted(one.reason)}, message: {quoted(one.message)}}}"
 
@@ -117,7 +130,7 @@ def read_index(value: Value) -> tuple[Allocations, tuple[str, ...] | None]:
 
     Raises InputError.
     """
-    records = ("services", "groups", "refusals", "nodes")
+    records = ("services", "groups", "refusals", "nodes", "pools")
     section = value.section.only("apiVersion", "kind", "generation", "writer", "parts", *records)
     if section.get("parts") is None:
         return _read_whole(section), None
@@ -144,6 +157,7 @@ def _read_whole(section: Section) -> Allocations:
         groups=tuple(_read_group(item.section) for item in section.items("groups", UNLIMITED)),
         refusals=tuple(_read_refusal(item.section) for item in section.items("refusals", UNLIMITED)),
         nodes=tuple(_read_node(item.section) for item in section.items("nodes", UNLIMITED)),
+        pools=tuple(_read_pool(item.section) for item in section.items("pools", UNLIMITED)),
     )
 
 
@@ -163,6 +177,23 @@ def _read_node(section: Section) -> NodeAddresses:
     section.only("node", "addresses", "silentSince")
     addresses = tuple(item.address() for item in section.items("addresses", UNLIMITED))
     return NodeAddresses(section.require("node").name(), addresses, section.string("silentSince"))
+
+
+def _read_pool(section: Section) -> PoolWays:
+    section.only("pool", "protocol", "advertisements")
+    protocol = cast(Literal["bgp", "layer2"], section.require("protocol").choice("bgp", "layer2"))
+    ways = tuple(_read_way(item.section) for item in section.items("advertisements", UNLIMITED))
+    return PoolWays(section.require("pool").name(), protocol, ways)
+
+
+def _read_way(section: Section) -> Advertisement:
+    section.only("aggregationLength", "aggregationLengthV6", "localPref", "communities")
+    return Advertisement(
+        section.require("aggregationLength").integer(0, 32),
+        section.require("aggregationLengthV6").integer(0, 128),
+        section.require("localPref").integer(0, 2**32 - 1),
+        tuple(item.string() for item in section.items("communities", UNLIMITED)),
+    )
 
 
 def _read_group(section: Section) -> EgressGroup:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 from routerd.formats.published.records import Row, Table
-from routerd.model import EgressGroup, GatewaySlot, NodeAddresses, Refusal, ServiceAllocation
+from routerd.model import (
+    Advertisement,
+    EgressGroup,
+    GatewaySlot,
+    NodeAddresses,
+    PoolWays,
+    Refusal,
+    ServiceAllocation,
+)
 from routerd.refs import Ref
 
 MAX_GROUP = 2**24 - 1  # a VNI (RFC 7348)
@@ -50,6 +58,24 @@ def _node(node: str, addresses: list[str], silent_since: str = "") -> NodeAddres
     return NodeAddresses(node, tuple(map(ip_address, addresses)), silent_since)
 
 
+def _pool_row(each: PoolWays) -> Row:
+    ways = [[way.aggregation_length, way.aggregation_length_v6, way.local_pref, list(way.communities)]
+            for way in each.advertisements]  # fmt: skip
+    return [each.pool, each.protocol, ways]
+
+
+def _pool(pool: str, protocol: Literal["bgp", "layer2"], ways: list[list[Any]]) -> PoolWays:
+    if protocol not in ("bgp", "layer2"):
+        raise ValueError(f"pool {pool}: protocol {protocol!r}")
+    return PoolWays(pool, protocol, tuple(_way(*way) for way in ways))
+
+
+def _way(length: int, length_v6: int, local_pref: int, communities: list[str]) -> Advertisement:
+    if not (0 <= length <= 32 and 0 <= length_v6 <= 128 and 0 <= local_pref < 2**32):
+        raise ValueError("an advertisement: a number is out of its range")
+    return Advertisement(length, length_v6, local_pref, tuple(communities))
+
+
 SERVICES: Table[ServiceAllocation] = Table(
     "services", attrgetter("service"), attrgetter("service"), _service_row, _service
 )
@@ -62,4 +88,5 @@ NODES: Table[NodeAddresses] = Table(
     "nodes", attrgetter("node"), attrgetter("node"),
     _node_row, _node,
 )  # fmt: skip
-TABLES: tuple[Table[Any], ...] = (SERVICES, GROUPS, REFUSALS, NODES)
+POOLS: Table[PoolWays] = Table("pools", attrgetter("pool"), attrgetter("pool"), _pool_row, _pool)
+TABLES: tuple[Table[Any], ...] = (SERVICES, GROUPS, REFUSALS, NODES, POOLS)

@@ -15,11 +15,13 @@ from routerd.formats.published.allocations import (
     write_node_report,
 )
 from routerd.model import (
+    Advertisement,
     Allocations,
     EgressGroup,
     GatewaySlot,
     NodeAddresses,
     NodeReport,
+    PoolWays,
     Refusal,
     ServiceAllocation,
     Writer,
@@ -45,6 +47,9 @@ groups = st.builds(
     pool=text,
 )
 services = st.builds(ServiceAllocation, names, text, st.lists(addresses, max_size=2).map(tuple))
+numbers = st.integers(0, 2**32 - 1)
+ways = st.builds(Advertisement, st.integers(0, 32), st.integers(0, 128), numbers, st.lists(text, max_size=2).map(tuple))
+pools = st.builds(PoolWays, names, st.sampled_from(["bgp", "layer2"]), st.lists(ways, max_size=2).map(tuple))
 allocations = st.builds(
     Allocations,
     generation=st.integers(0, 2**62),
@@ -52,6 +57,7 @@ allocations = st.builds(
     groups=st.lists(groups, max_size=3).map(tuple),
     refusals=st.lists(st.builds(Refusal, text.map(Ref.parse), text, text), max_size=3).map(tuple),
     nodes=st.lists(st.builds(NodeAddresses, names, st.lists(addresses).map(tuple)), max_size=2).map(tuple),
+    pools=st.lists(pools, max_size=2).map(tuple),
 )
 
 
