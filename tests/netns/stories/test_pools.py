@@ -1,0 +1,143 @@
+"""Pools are renamed, split, moved and deleted under thirty VIPs, and a real ToR sees no withdrawal."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from routerd.serve.api import agent_socket, ask
+from tests.netns.lab import cluster
+from tests.netns.lab.daemons import Daemons
+from tests.netns.lab.lab import NODES, TOR_ADDRESS, TOR_AS, Lab
+from tests.netns.lab.netns import run
+from tests.netns.lab.pathwatch import PathWatch
+from tests.netns.lab.stores import Files
+
+COUNT = 30
+VIPS = frozenset(f"192.0.2.{number}/32" for number in range(COUNT))
+_WITHDRAWALS = re.compile(r"Import withdraws:\s+(\d+)")
+
+
+def service(number: int) -> dict[str, object]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": f"s{number:02}", "namespace": "default"},
+        "spec": {"type": "LoadBalancer", "clusterIP": f"10.96.1.{number}", "ports": [{"port": 80}]},
+    }
+
+
+def bgp(*pools: str) -> str:
+    """The ConfigMap with these pools, each "name block community"."""
+    listed = [
+        {"name": name, "protocol": "bgp", "addresses": [block], "bgp-advertisements": [{"communities": [community]}]}
+        for name, block, community in map(str.split, pools)
+    ]
+    peer = {"peer-address": TOR_ADDRESS, "peer-asn": TOR_AS, "my-asn": TOR_AS}
+    text = yaml.safe_dump({"peers": [peer], **({"address-pools": listed} if listed else {})})
+    metadata = {"name": "bgp-config", "namespace": "kube-system"}
+    return yaml.safe_dump(
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"config.yaml": text}}
+    )
+
+
+def address_pool(name: str, block: str, community: str) -> str:
+    spec = {"blocks": [block], "advertisements": [{"communities": [community]}]}
+    head = {"apiVersion": "routerd.io/v1alpha1", "kind": "AddressPool", "metadata": {"name": name}}
+    return yaml.safe_dump({**head, "spec": spec})
+
+
+class Site:
+    """The lab with thirty services, and how the ToR sees them."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab, self.files, self.daemons = lab, Files(lab), Daemons(lab)
+
+    def start(self) -> None:
+        self.files.put("bgp.yaml", bgp("blue 192.0.2.0/24 64512:1"))
+        web = self.lab.add_pod("web", "gw1", {"app": "web"})
+        slices = [cluster.endpoint_slice(f"s{number:02}", "default", 8080, [web]) for number in range(COUNT)]
+        cluster.write_cluster(self.lab, slices)
+        self.files.put("services.yaml", yaml.safe_dump_all(map(service, range(COUNT))))
+        self.daemons.start()
+
+    def communities(self) -> dict[tuple[str, str], str]:
+        """(VIP, node) -> communities in the ToR's table."""
+        return {
+            (prefix, path.protocol): path.attributes.get("community", "")
+            for prefix, paths in self.lab.tor.routes().items()
+            for path in paths
+            if prefix in VIPS
+        }
+
+    def until(self, *wanted: str) -> None:
+        """Waits for these communities, and nothing else, on all paths: the ToR has seen the edit."""
+
+        def seen() -> bool:
+            found = self.communities()
+            return len(found) == COUNT * len(self.lab.nodes) and set(found.values()) == set(wanted)
+
+        self.lab.wait(seen, f"every VIP from every node with {' or '.join(wanted)}")
+
+    def pools(self) -> list[str]:
+        """Those that agents know."""
+        sockets = (agent_socket(self.lab.node(name).directory / "run") for name in self.lab.nodes)
+        return [str(row["pool"]) for each in sockets for row in ask(each, {"get": "show", "kind": "pools"})]
+
+    def is_published(self) -> bool:
+        return "64512:7" in (self.lab.manifests / "allocations.yaml").read_text()
+
+    def withdrawals(self) -> int:
+        """How many the ToR has ever received, by its own count."""
+        said = run(["birdc", "-s", str(self.lab.tor.bgp.socket), "show", "protocols", "all"])  # type: ignore[attr-defined]
+        return sum(map(int, _WITHDRAWALS.findall(said)))
+
+
+@pytest.fixture(scope="module")
+def site(clean_labs: list[str]) -> Iterator[Site]:
+    with Lab(f"p{os.getpid()}", nodes=NODES[:2]) as lab:
+        site = Site(lab)
+        site.start()
+        site.until("64512:1")
+        yield site
+
+
+def test_no_edit_of_pools_withdraws_a_vip(site: Site) -> None:
+    before = site.withdrawals()
+    with PathWatch(site.lab.tor.bgp.socket) as watch:  # type: ignore[attr-defined]
+        watch.wanted = frozenset(site.communities())
+        edits(site, deleted="64512:6")
+        site.lab.wait(site.is_published, "the operator publishes the last of them")
+        assert site.daemons.operator is not None
+        site.daemons.operator.kill()
+        edits(site, deleted="64512:7")  # what is published is older than the pools
+        site.daemons.start_operator()
+        site.files.put("bgp.yaml", bgp("last 192.0.2.0/24 64512:9"))
+        site.until("64512:9")
+    assert watch.missed == []
+    assert watch.looks > 10
+    assert site.withdrawals() == before
+    site.files.put("services.yaml", yaml.safe_dump_all(map(service, range(1, COUNT))))
+    site.lab.wait(lambda: site.withdrawals() > before, "a service that is deleted is withdrawn, and counted")
+
+
+def edits(site: Site, *, deleted: str) -> None:
+    """`deleted`: the communities of addresses without a pool, as they were published last."""
+    site.files.put("bgp.yaml", bgp("green 192.0.2.0/24 64512:2"))  # renamed
+    site.until("64512:2")
+    site.files.put("bgp.yaml", bgp("green 192.0.2.0/28 64512:3", "teal 192.0.2.16/28 64512:4"))  # split
+    site.until("64512:3", "64512:4")
+    site.files.put("bgp.yaml", bgp("teal 192.0.2.0/24 64512:5"))  # merged
+    site.until("64512:5")
+    site.files.put("pool.yaml", address_pool("moved", "192.0.2.0/27", "64512:6"))
+    site.files.put("bgp.yaml", bgp())
+    site.until("64512:6")
+    site.lab.manifests.joinpath("pool.yaml").unlink()
+    site.lab.wait(lambda: not site.pools(), "every agent has seen that there is no pool")
+    site.until(deleted)
+    site.files.put("bgp.yaml", bgp("blue 192.0.2.0/24 64512:7"))
+    site.until("64512:7")
