@@ -10,7 +10,7 @@ It must not know what nodes are called, nor who asks: nodes are numbers, and `ip
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,6 +65,7 @@ class PortSet:
     state: State = "granted"
     since: float = 0.0  # when the state began, seconds of the Unix epoch
     version: int = 0  # of the address's table, in which the state began
+    granted: float = 0.0  # when the node got it; the same as `since` at first
 
     @property
     def last(self) -> int:
@@ -105,10 +106,11 @@ class PortTable:
         """The set that holds the port, in whatever state."""
         return next((each for each in self.sets if each.first <= port <= each.last), None)
 
-    def unconfirmed(self, each: Told) -> int:
-        """The last version in which this gateway lost a binding; 0 = none."""
-        lost = [one.version for one in self.sets if not one.is_bound and one.version > each.joined]
-        return max(each.left, max(lost, default=0))
+    @property
+    def awaited(self) -> int:
+        """The version in which a binding was lost last; gateways confirm that they have it, or a later one. 0 = none"""
+        lost = (each.version for each in self.sets if not each.is_bound)
+        return max((*lost, *(each.left for each in self.told)), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,3 +176,11 @@ _ALIGNED = tuple(sum(1 << start for start in range(0, GRANULES, 2 << order)) for
 
 def in_order(sets: Iterable[PortSet]) -> tuple[PortSet, ...]:
     return tuple(sorted(sets, key=lambda each: (key_of(each.egress_ip), each.first)))
+
+
+def blocks_of(first: int, ports: int) -> Iterator[tuple[int, int]]:
+    """A range of whole granules as the fewest blocks: their first ports and sizes."""
+    while ports:
+        size = min(first & -first or MAX_SIZE, 1 << ports.bit_length() - 1, MAX_SIZE)
+        yield first, size
+        first, ports = first + size, ports - size

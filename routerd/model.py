@@ -7,6 +7,7 @@ byte order is nobody's business before `bpf/layout.py` and the wire.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -48,7 +49,8 @@ HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
     {
         "AwaitingNodeReports", "BFDNotSupported", "ConflictingAnnotations", "FamilyNotNegotiated", "ForwardingOff",
         "GatewayNotUsed", "HoldTimeTooLong", "InvalidRouterID", "NetworkUnavailable", "NoEndpoints",
-        "NumberMisread", "PodOutsideCluster", "PoolOverCluster", "StatusOfOther", "UnknownAnnotation", "UnknownGateway",
+        "NumberMisread", "PodOutsideCluster", "PoolOverCluster", "PortsShort", "StatusOfOther", "UnknownAnnotation",
+        "UnknownGateway",
     }
 )  # fmt: skip
 
@@ -97,6 +99,7 @@ class Node:
     network_unavailable: bool = False
     unschedulable: bool = False
     leaving: Literal["", "down", "to-be-deleted"] = ""  # it is shutting down or is down; an autoscaler wants it away
+    fenced: bool = False  # out of service by a taint: somebody vouches that it is off, and sends no packet
     origin: Origin = Origin()
 
     @property
@@ -381,6 +384,75 @@ class PoolWays:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeNumber:
+    """By which tables of ports name a node: 1 … 65535. It rests before another node gets it."""
+
+    node: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class PortBlock:
+    """An aligned power of two of ports of an egress IP that a node has."""
+
+    first: int  # port
+    size: int  # ports, 64 at least
+    node: int  # its number
+    returning: bool = False  # asked back: no new mapping is made there, and it is given back after the last flow
+
+    @property
+    def last(self) -> int:
+        return self.first + self.size - 1
+
+
+@dataclass(frozen=True, slots=True)
+class CoolingPorts:
+    """Ports that somebody had, and nobody has before they have rested. Only the operator reads it."""
+
+    since: int  # seconds of the Unix epoch
+    version: int  # of the table, in which they were taken out
+    ranges: tuple[tuple[int, int], ...]  # first port, ports
+
+
+@dataclass(frozen=True, slots=True)
+class BindingTable:
+    """Whose the ports of an egress IP are, as gateways and nodes read it (as the binding table of RFC 7596).
+
+    A granule is the 64 ports with `port >> 6` in common; tables have an entry for each of the 1,024.
+    """
+
+    egress_ip: IPAddress
+    version: int  # grows with every change of this table
+    owners: bytes  # of each granule: the node's number, an unsigned 16-bit integer in network byte order; 0 = nobody
+    starts: bytes  # of each granule: a bit, 1 where a block begins; the lowest bit of the first byte is granule 0
+    returning: tuple[int, ...] = ()  # first ports of the blocks that were asked back
+    told: tuple[int, ...] = ()  # numbers of the gateways that may have bindings of it, also of those that are none now
+    awaited: int = (
+        0  # these confirm that they have applied this version, or a later one; 0 = there is nothing to confirm
+    )
+    cooling: tuple[CoolingPorts, ...] = ()
+
+    def numbers(self) -> tuple[int, ...]:
+        """Of each granule the node's number, 0 = nobody."""
+        return struct.unpack("!1024H", self.owners)
+
+    def blocks(self, number: int | None = None) -> tuple[PortBlock, ...]:
+        """All blocks in the order of their ports, or those of the node with this number."""
+        owners, starts = self.numbers(), int.from_bytes(self.starts, "little")
+        firsts = [granule for granule, owner in enumerate(owners) if starts >> granule & 1 and owner]
+        found = []
+        for granule in firsts:
+            owner, end = owners[granule], granule + 1
+            if number not in (None, owner):
+                continue
+            while end < len(owners) and owners[end] == owner and not starts >> end & 1:
+                end += 1
+            first = granule << 6
+            found.append(PortBlock(first, end - granule << 6, owner, first in self.returning))
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
 class Writer:
     """Which operator wrote a document."""
 
@@ -399,6 +471,8 @@ class Allocations:
     refusals: tuple[Refusal, ...] = ()  # sorted by object
     nodes: tuple[NodeAddresses, ...] = ()  # sorted by node
     pools: tuple[PoolWays, ...] = ()  # in use, and announced otherwise than by default; sorted by pool
+    numbers: tuple[NodeNumber, ...] = ()  # sorted by node
+    bindings: tuple[BindingTable, ...] = ()  # sorted by egress IP, IPv4 first; also of those that no group has any more
     writer: Writer | None = field(default=None, compare=False)  # the same content of another writer is the same
 
 
@@ -497,9 +571,9 @@ def selection_matches(selection: PodSelection, pod: Pod, namespace_labels: Label
 
 __all__ = [
     "EVERYTHING", "EXCLUDE_LABEL", "GATEWAY_HEARTBEAT", "GATEWAY_LABEL", "NAMESPACE_LABEL", "NAMESPACE_NAME_LABEL",
-    "NODE_HEARTBEAT", "PARTS", "AddressPool", "Advertisement", "Allocations", "EgressGroup", "EgressPolicy", "Endpoint",
-    "EndpointSlice", "GatewaySlot", "Heartbeat", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace",
-    "Node", "NodeAddresses", "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodSelection", "PoolWays", "PortRange",
-    "Refusal", "Service", "ServiceAllocation", "ServicePort", "Snapshot", "Unread", "Writer", "is_gateway",
-    "selection_matches",
+    "NODE_HEARTBEAT", "PARTS", "AddressPool", "Advertisement", "Allocations", "BindingTable", "CoolingPorts",
+    "EgressGroup", "EgressPolicy", "Endpoint", "EndpointSlice", "GatewaySlot", "Heartbeat", "IPAddress",
+    "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node", "NodeAddresses", "NodeNumber", "NodeReport",
+    "Origin", "Peer", "Peering", "Pod", "PodSelection", "PoolWays", "PortBlock", "PortRange", "Refusal", "Service",
+    "ServiceAllocation", "ServicePort", "Snapshot", "Unread", "Writer", "is_gateway", "selection_matches",
 ]  # fmt: skip

@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from ipam.pool import key_of
+from ipam.port_sets import PortSet, PortTable, State, Told, blocks_of, in_order
 from ipam.round import Record
 from routerd.cluster.groups import LAST_GROUP
-from routerd.cluster.ledger import GroupRecord, Ledger
+from routerd.cluster.ledger import GroupRecord, Ledger, NumberRecord
+from routerd.cluster.port_sets import binding_of
+from routerd.formats.published.bindings import OWNERS, STARTS
 from routerd.formats.published.records import lines
 from routerd.formats.published.tables import TABLES
-from routerd.model import Allocations, EgressGroup, IPAddress, Unread, Writer
+from routerd.model import Allocations, BindingTable, EgressGroup, IPAddress, NodeNumber, PortBlock, Unread, Writer
 from routerd.refs import service_ref
 
 Key = tuple[IPAddress, str]  # address and owner
@@ -56,14 +59,18 @@ def adopt(ledger: Ledger, published: Allocations, own: Writer | None, now: float
     addresses, conflicts = _merged(ledger.addresses, theirs, now)
     groups, group_conflicts = _merged_groups(ledger.groups, published.groups, now)
     last = max((group.id for group in published.groups), default=0)
+    numbers, number_conflicts = _merged_numbers(ledger.node_numbers, published.numbers, now)
     merged = Ledger(
         published.generation,
         digest_of(published),
         max(ledger.next_group, last % LAST_GROUP + 1),
         addresses,
         groups,
+        numbers,
+        _merged_tables(ledger.port_tables, published, now),
+        ledger.past_port_sets,
     )
-    return Adopted(merged, True, (*conflicts, *group_conflicts))
+    return Adopted(merged, True, (*conflicts, *group_conflicts, *number_conflicts))
 
 
 def may_know_more(unread: Unread, is_first: bool, ledger: Ledger, own: Writer | None) -> bool:
@@ -130,3 +137,72 @@ def _merged_groups(
                 f"group {record.id} was {record.egress_ip}: published as group {other.id}, {other.egress_ip}"
             )
     return tuple(records[number] for number in sorted(records)), conflicts
+
+
+def _merged_numbers(
+    ours: tuple[NumberRecord, ...], theirs: tuple[NodeNumber, ...], now: float
+) -> tuple[tuple[NumberRecord, ...], list[str]]:
+    """Tables that are in force name nodes by the published numbers."""
+    records = {each.number: NumberRecord(each.number, each.node, since=now) for each in theirs}
+    numbers = {each.node: each.number for each in theirs}
+    conflicts = []
+    for record in ours:
+        number = numbers.get(record.node, record.number)
+        other = records.get(number)
+        if other is None or (other.number, other.node) == (record.number, record.node):
+            records[number] = record
+        else:
+            conflicts.append(
+                f"{record.node} was node number {record.number}: published as {other.number}, {other.node}"
+            )
+    return tuple(records[number] for number in sorted(records)), conflicts
+
+
+def _merged_tables(ours: tuple[PortTable, ...], published: Allocations, now: float) -> tuple[PortTable, ...]:
+    """What is published is in use on the nodes. What only the ledger has was taken out since, and rests from now on."""
+    known = {table.egress_ip: table for table in ours}
+    gateways = {group.egress_ip: {each.node for each in group.gateways} for group in published.groups}
+    numbers = {each.node: each.number for each in published.numbers}
+    tables = {}
+    for theirs in published.bindings:
+        serving = {numbers[name] for name in gateways.get(theirs.egress_ip, ()) if name in numbers}
+        tables[theirs.egress_ip] = _merged_table(known.get(theirs.egress_ip), theirs, serving, now)
+    for table in ours:
+        if table.egress_ip not in tables:
+            nothing = BindingTable(table.egress_ip, table.version, bytes(OWNERS), bytes(STARTS))
+            tables[table.egress_ip] = _merged_table(table, nothing, set(), now)
+    return tuple(tables[address] for address in sorted(tables, key=key_of))
+
+
+def _merged_table(ours: PortTable | None, theirs: BindingTable, serving: set[int], now: float) -> PortTable:
+    """A later version than both, unless there is nothing to merge."""
+    if ours is not None and binding_of(ours) == theirs:
+        return ours
+    address = theirs.egress_ip
+    version = theirs.version if ours is None else max(theirs.version, ours.version) + 1
+    sets = {
+        each.first: PortSet(address, each.first, each.size, each.node, _state(each), now, theirs.version, now)
+        for each in theirs.blocks()
+    }
+    resting = [
+        PortSet(address, first, size, 0, "cooling", float(each.since), each.version, float(each.since))
+        for each in theirs.cooling
+        for ports in each.ranges
+        for first, size in blocks_of(*ports)
+    ]
+    if ours is not None:
+        resting += [each for each in ours.sets if not each.is_bound]
+        resting += [replace(each, state="cooling", since=now, version=version) for each in ours.sets if each.is_bound]
+    taken = 0
+    for each in (*sets.values(), *resting):
+        if not taken & each.mask:
+            sets[each.first] = each
+            taken |= each.mask
+    left = version if ours is not None or not theirs.awaited else theirs.awaited
+    gateways = {*theirs.told, *(one.gateway for one in ours.told)} if ours is not None else theirs.told
+    told = {number: Told(number, 0, 0 if number in serving else left) for number in gateways}
+    return PortTable(address, version, in_order(sets.values()), tuple(told[number] for number in sorted(told)))
+
+
+def _state(each: PortBlock) -> State:
+    return "returning" if each.returning else "granted"

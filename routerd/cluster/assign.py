@@ -13,12 +13,14 @@ from egress.gateways import MAX_GATEWAYS
 from egress.policy import UNSUPPORTED_FAMILY, unsupported
 from ipam.plan import Plan, plan
 from ipam.pool import Counts, key_of
+from ipam.port_sets import PortCounts
 from ipam.round import Record, Request, Timers
 from routerd.cluster.adopt import adopt, digest_of
 from routerd.cluster.agents import Agents
 from routerd.cluster.conflicts import Limits
 from routerd.cluster.groups import HEARD_OF_ALL, Groups, absent_gateways, addresses_on_nodes, form_groups
 from routerd.cluster.ledger import Ledger
+from routerd.cluster.port_sets import PortTimes, give_ports
 from routerd.cluster.requests import is_ours, policy_request, pool_spec, service_request
 from routerd.cluster.taken import taken_of
 from routerd.model import (
@@ -47,6 +49,7 @@ class AssignSettings:
     group_retention: float = 3600.0  # a group number without policies: every node has long seen it go by then
     max_gateways: int = MAX_GATEWAYS
     allowed_egress_ips: tuple[IPNetwork, ...] = ()  # () = every address that is nobody's
+    port_times: PortTimes = field(default_factory=PortTimes)
     writer: Writer | None = None  # who we are, for the document
 
 
@@ -59,6 +62,7 @@ class Decision:
     synced: bool = True  # False: something is unknown yet, nothing was decided
     adopted: bool = False  # what was published was newer than the ledger, and is taken over
     conflicts: tuple[str, ...] = ()  # what the ledger had otherwise then, one line each
+    ports: Mapping[IPAddress, PortCounts] = field(default_factory=dict)  # by egress IP
 
 
 def assign(
@@ -100,17 +104,25 @@ def assign(
     )  # fmt: skip
     silent = (each for each in absent_gateways(policies, nodes, agents) if each.object.name not in draining)
     given = _services(planned, snapshot)
+    ports = give_ports(groups.groups, ledger, snapshot, now, settings.port_times)
     draft = Allocations(
         services=given,
         groups=groups.groups,
-        refusals=_refusals(planned, groups, policies.values(), (*refused.values(), *pools_over, *silent)),
+        refusals=_refusals(
+            planned, groups, policies.values(), (*refused.values(), *pools_over, *silent, *ports.refusals)
+        ),
         nodes=_beside_nodes(nodes, holders, agents),
         pools=_ways({*(each.pool for each in given), *(each.pool for each in groups.groups)}, pools, previous.pools),
+        numbers=ports.published_numbers,
+        bindings=ports.bindings,
         writer=settings.writer,
     )
     allocations, digest = _numbered(draft, previous, ledger)
-    recorded = Ledger(allocations.generation, digest, groups.next_group, planned.records, groups.records)
-    due = [when for when in (planned.next_due, groups.next_due) if when is not None]
+    recorded = Ledger(
+        allocations.generation, digest, groups.next_group, planned.records, groups.records, ports.numbers, ports.tables,
+        ports.past,
+    )  # fmt: skip
+    due = [when for when in (planned.next_due, groups.next_due, ports.next_due) if when is not None]
     return Decision(
         allocations,
         recorded,
@@ -118,6 +130,7 @@ def assign(
         min(due, default=None),
         adopted=adopted.is_taken,
         conflicts=adopted.conflicts,
+        ports=ports.counts,
     )
 
 

@@ -14,6 +14,7 @@ from operator import attrgetter
 from typing import Any, Generic, Literal, TypeVar
 
 from ipam.pool import Use, key_of
+from ipam.port_sets import PortSet, PortTable, State, Told, in_order
 from ipam.round import Record
 from routerd.formats.published.records import Row, Table
 from routerd.model import GatewaySlot, IPAddress
@@ -35,6 +36,32 @@ class GroupRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class NumberRecord:
+    """By which number tables of ports name a node. It rests when the node is gone, and is its own if it comes back."""
+
+    number: int  # 1 … 65535
+    node: str
+    state: Literal["used", "resting"] = "used"
+    since: float = 0.0  # when the state began, seconds of the Unix epoch
+
+
+@dataclass(frozen=True, slots=True)
+class PastSet:
+    """Who had ports that are free again: for those who ask later."""
+
+    egress_ip: IPAddress
+    first: int  # port
+    size: int  # ports
+    granted: float  # seconds of the Unix epoch, as is the next
+    returned: float
+    node: str
+
+    @property
+    def key(self) -> tuple[int, int, float]:
+        return key_of(self.egress_ip), self.first, self.granted
+
+
+@dataclass(frozen=True, slots=True)
 class Ledger:
     """The whole content. `generation` and `digest` are those of the last decision, published or about to be."""
 
@@ -43,6 +70,9 @@ class Ledger:
     next_group: int = 1  # where the search for a free group number goes on
     addresses: tuple[Record, ...] = ()  # sorted by address, then owner
     groups: tuple[GroupRecord, ...] = ()  # sorted by id
+    node_numbers: tuple[NumberRecord, ...] = ()  # sorted by number
+    port_tables: tuple[PortTable, ...] = ()  # sorted by egress IP
+    past_port_sets: tuple[PastSet, ...] = ()  # sorted by their keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +94,9 @@ class LedgerTable(Table[R]):
 
     columns: Mapping[str, type]
     keys: int  # so many columns, the first ones, are the key
-    audit_put: Callable[[R | None, R], AuditFields]  # what was there before, if anything, and what is there now
-    audit_deletion: Callable[[R], AuditFields]
+    # What was there before, if anything, and what is there now. None = the audit log says nothing of it.
+    audit_put: Callable[[R | None, R], AuditFields | None]
+    audit_deletion: Callable[[R], AuditFields | None]
 
     def of(self, ledger: Ledger) -> tuple[R, ...]:
         records: tuple[R, ...] = getattr(ledger, self.name)
@@ -104,7 +135,7 @@ def difference(before: Ledger, after: Ledger, now: float) -> Changes:
             *map(table.audit_deletion, deleted),
             *(table.audit_put(old.get(key), record) for key, record in put.items()),
         ]
-        audit += (AuditEntry(now, *each) for each in fields)
+        audit += (AuditEntry(now, *each) for each in fields if each is not None)
     return Changes(before, after, tables, tuple(audit))
 
 
@@ -197,5 +228,74 @@ GROUPS: LedgerTable[GroupRecord] = LedgerTable(
     audit_deletion=_group_deletion,
 )  # fmt: skip
 
+# --- ports of egress IPs
+
+
+def _silent(*records: Any) -> None:
+    """Nodes and sets come by thousands: tables and past sets are themselves what is kept for audits."""
+
+
+NODE_NUMBERS: LedgerTable[NumberRecord] = LedgerTable(
+    name="node_numbers",
+    columns={"number": int, "node": str, "state": str, "since": float},
+    keys=1,
+    key=attrgetter("number"),
+    shard=lambda each: f"number {each.number >> 8}",
+    to_row=lambda each: [each.number, each.node, each.state, each.since],
+    from_row=NumberRecord,
+    audit_put=_silent,
+    audit_deletion=_silent,
+)
+
+
+def _ports_row(each: PortTable) -> Row:
+    """Sets in batches: those that came to their state at once share what is said of it."""
+    batches: dict[tuple[State, float, int, float], Row] = {}
+    for one in each.sets:
+        batch = batches.setdefault((one.state, one.since, one.version, one.granted), [])
+        batch.append([one.first, one.size, one.node])
+    told = [[one.gateway, one.joined, one.left] for one in each.told]
+    return [str(each.egress_ip), each.version, told, [[*head, batch] for head, batch in batches.items()]]
+
+
+def _ports(egress_ip: str, version: int, told: list[list[int]], batches: list[list[Any]]) -> PortTable:
+    address = ip_address(egress_ip)
+    sets = (
+        PortSet(address, int(first), int(size), int(node), state, since, int(number), granted)
+        for state, since, number, granted, batch in batches
+        for first, size, node in batch
+    )
+    return PortTable(address, version, in_order(sets), tuple(Told(*map(int, one)) for one in told))
+
+
+PORT_TABLES: LedgerTable[PortTable] = LedgerTable(
+    name="port_tables",
+    columns={"egress_ip": str, "version": int, "told": list, "sets": list},
+    keys=1,
+    key=lambda each: key_of(each.egress_ip),
+    shard=lambda each: f"ports {each.egress_ip}",
+    to_row=_ports_row,
+    from_row=_ports,
+    audit_put=_silent,
+    audit_deletion=_silent,
+)
+
+
+def _past(egress_ip: str, first: int, granted: float, size: int, returned: float, node: str) -> PastSet:
+    return PastSet(ip_address(egress_ip), first, size, granted, returned, node)
+
+
+PAST_PORT_SETS: LedgerTable[PastSet] = LedgerTable(
+    name="past_port_sets",
+    columns={"egress_ip": str, "first": int, "granted": float, "size": int, "returned": float, "node": str},
+    keys=3,
+    key=attrgetter("key"),
+    shard=lambda each: f"past {each.egress_ip} {each.first >> 12}",
+    to_row=lambda each: [str(each.egress_ip), each.first, each.granted, each.size, each.returned, each.node],
+    from_row=_past,
+    audit_put=_silent,
+    audit_deletion=_silent,
+)
+
 # In the order in which they came: each further one is a version of the SQLite schema.
-TABLES: tuple[LedgerTable[Any], ...] = (ADDRESSES, GROUPS)
+TABLES: tuple[LedgerTable[Any], ...] = (ADDRESSES, GROUPS, NODE_NUMBERS, PORT_TABLES, PAST_PORT_SETS)

@@ -45,6 +45,7 @@ def read_node(value: Value) -> Node:
         network_unavailable=conditions.get("NetworkUnavailable") == "True",
         unschedulable=spec.boolean("unschedulable", False) if spec else False,
         leaving=_leaving(spec, status),
+        fenced=bool(_taints(spec) & DOWN_TAINTS),
         origin=meta.origin,
     )
 
@@ -55,9 +56,13 @@ def _conditions(status: Section | None) -> dict[str, Section]:
     return {section.string("type"): section for section in sections}
 
 
+def _taints(spec: Section | None) -> set[str]:
+    return {item.section.string("key") for item in spec.items("taints")} if spec else set()
+
+
 def _leaving(spec: Section | None, status: Section | None) -> Literal["", "down", "to-be-deleted"]:
     """A kubelet that sees systemd's shutdown has its node unready at once, and says why in words alone (1.36)."""
-    taints = {item.section.string("key") for item in spec.items("taints")} if spec else set()
+    taints = _taints(spec)
     ready = _conditions(status).get("Ready")
     is_shutting_down = ready is not None and ready.string("status") != "True" and SHUTDOWN in ready.string("message")
     if is_shutting_down or taints & DOWN_TAINTS:

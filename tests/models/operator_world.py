@@ -141,6 +141,23 @@ class World:
         self.pools[name] = replace(self.pools[name], blocks=networks, **fields)
 
 
+def without_versions(allocations: Allocations) -> Allocations:
+    """Versions of tables follow the clock: what is decided anew at another time has others."""
+    bindings = tuple(replace(each, version=0) for each in allocations.bindings)
+    return replace(allocations, bindings=bindings)
+
+
+def ports_text(allocations: Allocations) -> str:
+    """A line for each egress IP: who has which ports; "~" is asked back, "x" cools down."""
+    names = {each.number: each.node for each in allocations.numbers}
+    lines = []
+    for table in allocations.bindings:
+        blocks = [f"{'~' * each.returning}{names[each.node]}:{each.first}+{each.size}" for each in table.blocks()]
+        blocks += [f"x:{first}+{size}" for each in table.cooling for first, size in each.ranges]
+        lines.append(f"{table.egress_ip} {' '.join(blocks)} told {','.join(names[each] for each in table.told)}")
+    return "\n".join(lines)
+
+
 def text(allocations: Allocations) -> str:
     """Services, groups and refusals, a line each."""
     lines = [f"{each.service} {each.pool} {' '.join(map(str, each.addresses))}" for each in allocations.services]

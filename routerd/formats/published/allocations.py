@@ -15,6 +15,7 @@ from routerd.errors import InputError
 from routerd.formats.compose import documents, quoted
 from routerd.formats.document import UNLIMITED, Section, Source, Value
 from routerd.formats.meta import ROUTERD
+from routerd.formats.published.binding_lines import binding_line, number_line, read_binding, read_number
 from routerd.formats.published.parts import NAME
 from routerd.formats.published.tables import MAX_EPOCH, MAX_GROUP, MAX_SLOTS
 from routerd.model import (
@@ -47,6 +48,8 @@ def write_allocations(allocations: Allocations) -> str:
         + _records("refusals", (_refusal(one) for one in allocations.refusals))
         + (_records("nodes", (_node(one) for one in allocations.nodes)) if allocations.nodes else "")
         + (_records("pools", (_pool(one) for one in allocations.pools)) if allocations.pools else "")
+        + (_records("numbers", map(number_line, allocations.numbers)) if allocations.numbers else "")
+        + (_records("bindings", map(binding_line, allocations.bindings)) if allocations.bindings else "")
     )
 
 
@@ -130,7 +133,7 @@ def read_index(value: Value) -> tuple[Allocations, tuple[str, ...] | None]:
 
     Raises InputError.
     """
-    records = ("services", "groups", "refusals", "nodes", "pools")
+    records = ("services", "groups", "refusals", "nodes", "pools", "numbers", "bindings")
     section = value.section.only("apiVersion", "kind", "generation", "writer", "parts", *records)
     if section.get("parts") is None:
         return _read_whole(section), None
@@ -158,6 +161,8 @@ def _read_whole(section: Section) -> Allocations:
         refusals=tuple(_read_refusal(item.section) for item in section.items("refusals", UNLIMITED)),
         nodes=tuple(_read_node(item.section) for item in section.items("nodes", UNLIMITED)),
         pools=tuple(_read_pool(item.section) for item in section.items("pools", UNLIMITED)),
+        numbers=tuple(read_number(item.section) for item in section.items("numbers", UNLIMITED)),
+        bindings=tuple(read_binding(item.section) for item in section.items("bindings", UNLIMITED)),
     )
 
 

@@ -6,6 +6,7 @@ from ipaddress import ip_address
 from operator import attrgetter
 from typing import Any, Literal
 
+from routerd.formats.published.bindings import BINDINGS, NUMBERS
 from routerd.formats.published.records import Row, Table
 from routerd.model import (
     Advertisement,
@@ -89,4 +90,4 @@ NODES: Table[NodeAddresses] = Table(
     _node_row, _node,
 )  # fmt: skip
 POOLS: Table[PoolWays] = Table("pools", attrgetter("pool"), attrgetter("pool"), _pool_row, _pool)
-TABLES: tuple[Table[Any], ...] = (SERVICES, GROUPS, REFUSALS, NODES, POOLS)
+TABLES: tuple[Table[Any], ...] = (SERVICES, GROUPS, REFUSALS, NODES, POOLS, NUMBERS, BINDINGS)

@@ -14,14 +14,19 @@ from routerd.formats.published.allocations import (
     write_allocations,
     write_node_report,
 )
+from routerd.formats.published.bindings import binding_table
 from routerd.model import (
     Advertisement,
     Allocations,
+    BindingTable,
+    CoolingPorts,
     EgressGroup,
     GatewaySlot,
     NodeAddresses,
+    NodeNumber,
     NodeReport,
     PoolWays,
+    PortBlock,
     Refusal,
     ServiceAllocation,
     Writer,
@@ -50,6 +55,22 @@ services = st.builds(ServiceAllocation, names, text, st.lists(addresses, max_siz
 numbers = st.integers(0, 2**32 - 1)
 ways = st.builds(Advertisement, st.integers(0, 32), st.integers(0, 128), numbers, st.lists(text, max_size=2).map(tuple))
 pools = st.builds(PoolWays, names, st.sampled_from(["bgp", "layer2"]), st.lists(ways, max_size=2).map(tuple))
+
+
+def _table(
+    address: IPv4Address | IPv6Address, version: int, owners: dict[int, tuple[int, bool]], ranges: list[int], told: int
+) -> BindingTable:
+    blocks = (PortBlock(first * 64, 64, number, asked) for first, (number, asked) in sorted(owners.items()))
+    cooling = (CoolingPorts(version, version, tuple((first * 64, 64) for first in ranges)),) if ranges else ()
+    return binding_table(address, version, blocks, told=(told,), awaited=version, cooling=cooling)
+
+
+node_numbers = st.integers(1, 65535)
+granules = st.integers(0, 1023)
+tables = st.builds(
+    _table, addresses, st.integers(0, 2**63 - 1), st.dictionaries(granules, st.tuples(node_numbers, st.booleans())),
+    st.lists(granules, max_size=3), node_numbers,
+)  # fmt: skip
 allocations = st.builds(
     Allocations,
     generation=st.integers(0, 2**62),
@@ -58,6 +79,8 @@ allocations = st.builds(
     refusals=st.lists(st.builds(Refusal, text.map(Ref.parse), text, text), max_size=3).map(tuple),
     nodes=st.lists(st.builds(NodeAddresses, names, st.lists(addresses).map(tuple)), max_size=2).map(tuple),
     pools=st.lists(pools, max_size=2).map(tuple),
+    numbers=st.lists(st.builds(NodeNumber, names, node_numbers), max_size=3).map(tuple),
+    bindings=st.lists(tables, max_size=2).map(tuple),
 )
 
 

@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ipam.port_sets import PortSet, PortTable, Told
 from ipam.round import Record
-from routerd.cluster.ledger import AuditEntry, GroupRecord, Ledger
+from routerd.cluster.ledger import AuditEntry, GroupRecord, Ledger, NumberRecord, PastSet
 from routerd.errors import StoreError
 from routerd.model import GatewaySlot
 from routerd.store.kubernetes.documents import LIMIT, Data, LedgerText
@@ -24,9 +26,23 @@ GROUPS = st.builds(
     GroupRecord, st.integers(1, 2**24 - 1), ADDRESSES, st.sampled_from(["active", "retired"]), TIMES, SLOTS,
     st.integers(1, 4096), st.integers(0, 2**63 - 1),
 )  # fmt: skip
+NUMBERS = st.builds(NumberRecord, st.integers(1, 65535), TEXTS, st.sampled_from(["used", "resting"]), TIMES)
+VERSIONS = st.integers(0, 2**63 - 1)
+STATES = st.tuples(st.sampled_from(["granted", "returning", "cooling"]), TIMES, VERSIONS, TIMES)
+PAST = st.builds(PastSet, ADDRESSES, st.integers(0, 65535), st.integers(64, 16384), TIMES, TIMES, TEXTS)
+
+
+def port_table(address: IPv4Address | IPv6Address, version: int, states: dict[int, Any]) -> PortTable:
+    sets = (PortSet(address, first * 64, 64, first, *state) for first, state in sorted(states.items()))
+    return PortTable(address, version, tuple(sets), (Told(1, 2), Told(3, version, version)))
+
+
+PORTS = st.builds(port_table, ADDRESSES, VERSIONS, st.dictionaries(st.integers(16, 1023), STATES, max_size=5))
 LEDGERS = st.builds(
     Ledger, st.integers(0, 2**63 - 1), TEXTS, st.integers(1, 2**24 - 1),
     st.lists(RECORDS, max_size=5).map(tuple), st.lists(GROUPS, max_size=3).map(tuple),
+    st.lists(NUMBERS, max_size=3).map(tuple), st.lists(PORTS, max_size=3).map(tuple),
+    st.lists(PAST, max_size=3).map(tuple),
 )  # fmt: skip
 
 

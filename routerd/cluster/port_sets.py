@@ -1,0 +1,285 @@
+"""Which node has which ports of which egress IP: groups, nodes and reports in, tables and numbers out. Pure.
+
+Who gets what is `ipam.port_plan`'s; here stand the nodes that need ports, the gateways that are told, what an address
+has room for, what is remembered and what is published of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from ipam.pool import key_of
+from ipam.port_plan import PortPlan, Space, Wishes, Word, plan_ports, retire, retire_due
+from ipam.port_sets import LAST_NUMBER, RANGE, RESERVED, PortCounts, PortSet, PortTable, counts, ports_in, without_ports
+from routerd.cluster.ledger import Ledger, NumberRecord, PastSet
+from routerd.formats.published.bindings import binding_table
+from routerd.model import (
+    BindingTable,
+    CoolingPorts,
+    EgressGroup,
+    IPAddress,
+    Node,
+    NodeNumber,
+    PortBlock,
+    Refusal,
+    Service,
+    Snapshot,
+)
+from routerd.refs import Ref
+
+NUMBER_REST = 3600.0  # seconds that the number of a node that is gone rests
+MAX_PAST = 20_000  # sets that are remembered after they were free again, the latest
+EXHAUSTED, SHORT = "PortsExhausted", "PortsShort"  # reasons of refusals
+
+
+@dataclass(frozen=True, slots=True)
+class PortTimes:
+    """Seconds."""
+
+    deadline: float = 3600.0  # that sets of an address which no group has any more stay with their nodes
+    history: float = 400 * 86400.0  # that it is remembered who had ports
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The ledger's records as they should be, and what is published of them."""
+
+    numbers: tuple[NumberRecord, ...]
+    tables: tuple[PortTable, ...]
+    past: tuple[PastSet, ...]
+    bindings: tuple[BindingTable, ...]
+    refusals: tuple[Refusal, ...] = ()
+    counts: Mapping[IPAddress, PortCounts] = field(default_factory=dict)
+    next_due: float | None = None
+
+    @property
+    def published_numbers(self) -> tuple[NodeNumber, ...]:
+        found = (NodeNumber(each.node, each.number) for each in self.numbers)
+        return tuple(sorted(found, key=lambda each: each.node))
+
+
+def give_ports(
+    groups: Sequence[EgressGroup],
+    ledger: Ledger,
+    snapshot: Snapshot,
+    now: float,
+    times: PortTimes | None = None,
+) -> Ports:
+    """Every node gets a set of every group at once. `now` is in seconds of the Unix epoch."""
+    times = times or PortTimes()
+    nodes = snapshot.nodes or {}
+    living = sorted(name for name, node in nodes.items() if not node.fenced)
+    tables = {table.egress_ip: table for table in ledger.port_tables}
+    numbers = _numbered(ledger, nodes, nodes.keys() if groups else (), now)
+    number = {each.node: each.number for each in numbers}
+    word = Word(frozenset(number[name] for name in living if name in number))
+    rooms = _rooms(groups, (snapshot.services or {}).values())
+    plans = {group.id: _plan(group, rooms, tables, number, living, word, now) for group in groups}
+    after = {table.egress_ip: table for plan in plans.values() for table in plan.tables}
+    dues = [plan.next_due for plan in plans.values()]
+    for address in tables.keys() - after.keys():
+        table = retire(tables[address], word, now, times.deadline)
+        if table is not None:
+            after[address] = table
+            dues.append(retire_due(table, word, times.deadline))
+    ordered = tuple(after[address] for address in sorted(after, key=key_of))
+    dues += [each.since + NUMBER_REST for each in numbers if each.state == "resting" and now < each.since + NUMBER_REST]
+    return Ports(
+        numbers,
+        ordered,
+        _past(ledger, after, numbers, now, times.history),
+        _bindings(ordered, tables, snapshot),
+        tuple(refusal for group in groups for refusal in _refusals(group, plans[group.id], numbers)),
+        {table.egress_ip: counts(rooms.get(table.egress_ip, RANGE), table) for table in ordered},
+        min((due for due in dues if due is not None), default=None),
+    )
+
+
+def _plan(
+    group: EgressGroup,
+    rooms: Mapping[IPAddress, int],
+    tables: Mapping[IPAddress, PortTable],
+    number: Mapping[str, int],
+    living: Iterable[str],
+    word: Word,
+    now: float,
+) -> PortPlan:
+    spaces = (Space(group.egress_ip, rooms[group.egress_ip]),)
+    wanted = dict.fromkeys((number[name] for name in living if name in number), 0)
+    gateways = frozenset(number[each.node] for each in group.gateways if each.node in number)
+    return plan_ports(Wishes(spaces, wanted, gateways), tables, word, now)
+
+
+def _rooms(groups: Iterable[EgressGroup], services: Iterable[Service]) -> dict[IPAddress, int]:
+    """What can be given of each address: without the ports that a Service takes on it."""
+    rooms = {group.egress_ip: RESERVED if group.node_address else RANGE for group in groups}
+    for service in services:
+        for address in service.external_ips:
+            if address in rooms:
+                rooms[address] = without_ports(rooms[address], (each.port for each in service.ports))
+    return rooms
+
+
+# --- numbers of nodes
+
+
+def _numbered(
+    ledger: Ledger, nodes: Mapping[str, Node], needed: Collection[str], now: float
+) -> tuple[NumberRecord, ...]:
+    """One number for each node that needs one. A node beyond the last number has none, and so no ports."""
+    in_use = _mentioned(ledger.port_tables) if any(each.state == "resting" for each in ledger.node_numbers) else set()
+    records = {}
+    for each in ledger.node_numbers:
+        if each.node in nodes:
+            record = each if each.state == "used" else replace(each, state="used", since=now)
+        elif each.state == "used":
+            record = replace(each, state="resting", since=now)
+        else:
+            record = each if each.since <= now else replace(each, since=now)
+        if record.state == "used" or record.number in in_use or now < record.since + NUMBER_REST:
+            records[record.number] = record
+    known = {each.node for each in records.values()}
+    cursor = max(records, default=0)
+    for name in sorted(set(needed) - known)[: LAST_NUMBER - len(records)]:
+        cursor = cursor % LAST_NUMBER + 1
+        while cursor in records:
+            cursor = cursor % LAST_NUMBER + 1
+        records[cursor] = NumberRecord(cursor, name, since=now)
+    if tuple(records.values()) == ledger.node_numbers:
+        return ledger.node_numbers
+    return tuple(records[number] for number in sorted(records))
+
+
+def _mentioned(tables: Iterable[PortTable]) -> set[int]:
+    """Numbers by which a table names somebody."""
+    found: set[int] = set()
+    for table in tables:
+        found.update(each.node for each in table.sets)
+        found.update(each.gateway for each in table.told)
+    return found
+
+
+# --- who had what
+
+
+def _past(
+    ledger: Ledger, after: Mapping[IPAddress, PortTable], numbers: Iterable[NumberRecord], now: float, history: float
+) -> tuple[PastSet, ...]:
+    """With the sets that are free again, without those that are too old, or too many."""
+    freed = [each for table in ledger.port_tables for each in _freed(table, after.get(table.egress_ip))]
+    past = ledger.past_port_sets
+    if not freed and len(past) <= MAX_PAST and all(now < each.returned + history for each in past):
+        return past
+    names = {each.number: each.node for each in (*numbers, *ledger.node_numbers)}
+    found = {each.key: each for each in past if now < each.returned + history}
+    for each in freed:
+        record = PastSet(each.egress_ip, each.first, each.size, each.granted, each.since, names.get(each.node, ""))
+        found[record.key] = record
+    latest = sorted(found.values(), key=lambda each: each.returned)[-MAX_PAST:]
+    return tuple(sorted(latest, key=lambda each: each.key))
+
+
+def _freed(before: PortTable, after: PortTable | None) -> list[PortSet]:
+    """Sets that had cooled down, and are none any more."""
+    if after is before:
+        return []
+    there = {(each.first, each.granted) for each in after.sets} if after else set()
+    return [each for each in before.sets if not each.is_bound and (each.first, each.granted) not in there]
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Whose a port was. `until` None = it still is."""
+
+    egress_ip: IPAddress
+    first: int
+    size: int
+    node: str
+    since: float  # seconds of the Unix epoch
+    until: float | None = None
+
+
+def holders(ledger: Ledger, address: IPAddress, port: int, at: float | None = None) -> tuple[Holder, ...]:
+    """Who had the port at that moment, or has it; the latest first. Two in one moment are a fault of ours."""
+    found = [each for each in _holders(ledger, address, port) if at is None or each.since <= at]
+    found = [each for each in found if each.until is None or (at is not None and at < each.until)]
+    return tuple(sorted(found, key=lambda each: -each.since))
+
+
+def _holders(ledger: Ledger, address: IPAddress, port: int) -> Iterator[Holder]:
+    names = {each.number: each.node for each in ledger.node_numbers}
+    for table in ledger.port_tables:
+        if table.egress_ip == address:
+            for each in table.sets:
+                if each.first <= port <= each.last:
+                    until = None if each.is_bound else each.since
+                    yield Holder(address, each.first, each.size, names.get(each.node, ""), each.granted, until)
+    for past in ledger.past_port_sets:
+        if past.egress_ip == address and past.first <= port < past.first + past.size:
+            yield Holder(address, past.first, past.size, past.node, past.granted, past.returned)
+
+
+# --- what is published
+
+
+def _bindings(
+    tables: Iterable[PortTable], before: Mapping[IPAddress, PortTable], snapshot: Snapshot
+) -> tuple[BindingTable, ...]:
+    """Tables that did not change are the published objects."""
+    published = {each.egress_ip: each for each in snapshot.allocations.bindings} if snapshot.allocations else {}
+    found = []
+    for table in tables:
+        old = published.get(table.egress_ip)
+        is_same = old is not None and old.version == table.version and before.get(table.egress_ip) is table
+        found.append(old if is_same and old is not None else binding_of(table))
+    return tuple(found)
+
+
+def binding_of(table: PortTable) -> BindingTable:
+    bound = [each for each in table.sets if each.is_bound]
+    blocks = (PortBlock(each.first, each.size, each.node, each.state == "returning") for each in bound)
+    told = tuple(each.gateway for each in table.told)
+    more = {"told": told, "awaited": table.awaited, "cooling": _cooling(table)}
+    return binding_table(table.egress_ip, table.version, blocks, **more)
+
+
+def _cooling(table: PortTable) -> tuple[CoolingPorts, ...]:
+    """Ranges that came to rest at once; neighbours are one range."""
+    batches: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for each in table.sets:
+        if each.is_bound:
+            continue
+        ranges = batches.setdefault((-int(-each.since // 1), each.version), [])
+        if ranges and sum(ranges[-1]) == each.first:
+            ranges[-1] = (ranges[-1][0], ranges[-1][1] + each.size)
+        else:
+            ranges.append((each.first, each.size))
+    return tuple(CoolingPorts(since, version, tuple(batches[since, version])) for since, version in sorted(batches))
+
+
+def _refusals(group: EgressGroup, plan: PortPlan, numbers: Iterable[NumberRecord]) -> Iterator[Refusal]:
+    """How many addresses are missing."""
+    messages = {}
+    if plan.lacking:
+        names = {each.number: each.node for each in numbers}
+        missing = _give(-(-len(plan.lacking) // RANGE.bit_count()))
+        nodes = _some([names[number] for number in plan.lacking])
+        messages[EXHAUSTED] = f"no ports of {group.egress_ip} are left for {nodes}: what pods there send is dropped; "
+        messages[EXHAUSTED] += missing
+    if plan.short:
+        ports = sum(plan.short.values())
+        nodes = f"{len(plan.short)} node{'s' * (len(plan.short) > 1)}"
+        missing = _give(-(-ports // ports_in(RANGE)))
+        messages[SHORT] = f"{nodes} would use {ports} ports more than {group.egress_ip} has: {missing}"
+    for reason, message in messages.items():
+        yield from (Refusal(Ref.parse(policy), reason, message) for policy in group.policies)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
+
+
+def _give(addresses: int) -> str:
+    return f"give the policy {addresses} more egress address{'es' * (addresses > 1)}"

@@ -1,0 +1,79 @@
+"""Whose the ports of egress IPs are, in the document itself: a line for each record. Pure."""
+
+from __future__ import annotations
+
+from routerd.formats.compose import quoted
+from routerd.formats.document import UNLIMITED, Section, Value
+from routerd.formats.published.bindings import LAST_NUMBER, LAST_VERSION, OWNERS, STARTS, base64_of, bytes_of
+from routerd.model import BindingTable, CoolingPorts, NodeNumber
+
+
+def number_line(one: NodeNumber) -> str:
+    return f"{{node: {quoted(one.node)}, number: {one.number}}}"
+
+
+def binding_line(one: BindingTable) -> str:
+    cooling = ", ".join(
+        f"{{since: {each.since}, version: {each.version}, ranges: [{', '.join(map(_range_text, each.ranges))}]}}"
+        for each in one.cooling
+    )
+    return (
+        f'{{egressIP: "{one.egress_ip}", version: {one.version}, owners: "{base64_of(one.owners)}", '
+        f'starts: "{base64_of(one.starts)}", returning: {list(one.returning)}, told: {list(one.told)}, '
+        f"awaited: {one.awaited}, cooling: [{cooling}]}}"
+    )
+
+
+def _range_text(ports: tuple[int, int]) -> str:
+    first, size = ports
+    return f'"{first}-{first + size - 1}"'
+
+
+def read_number(section: Section) -> NodeNumber:
+    section.only("node", "number")
+    return NodeNumber(section.require("node").name(), section.require("number").integer(1, LAST_NUMBER))
+
+
+def read_binding(section: Section) -> BindingTable:
+    """Raises InputError."""
+    section.only("egressIP", "version", "owners", "starts", "returning", "told", "awaited", "cooling")
+    return BindingTable(
+        section.require("egressIP").address(),
+        section.require("version").integer(0, LAST_VERSION),
+        _read_bytes(section.require("owners"), OWNERS),
+        _read_bytes(section.require("starts"), STARTS),
+        tuple(_read_port(item) for item in section.items("returning", UNLIMITED)),
+        tuple(item.integer(1, LAST_NUMBER) for item in section.items("told", UNLIMITED)),
+        section.require("awaited").integer(0, LAST_VERSION),
+        tuple(_read_cooling(item.section) for item in section.items("cooling", UNLIMITED)),
+    )
+
+
+def _read_bytes(value: Value, size: int) -> bytes:
+    try:
+        return bytes_of(value.string(), size)
+    except ValueError:
+        value.expected(f"base64 of {size} bytes at most")
+
+
+def _read_port(value: Value) -> int:
+    port = value.integer(0, 65535)
+    if port % 64:
+        value.expected("the first port of a granule, a multiple of 64")
+    return port
+
+
+def _read_cooling(section: Section) -> CoolingPorts:
+    section.only("since", "version", "ranges")
+    since, version = (section.require(key).integer(0, LAST_VERSION) for key in ("since", "version"))
+    return CoolingPorts(since, version, tuple(_read_range(item) for item in section.items("ranges", UNLIMITED)))
+
+
+def _read_range(value: Value) -> tuple[int, int]:
+    first, _, last = value.string().partition("-")
+    if not (first.isascii() and first.isdecimal() and last.isascii() and last.isdecimal()) or len(first + last) > 10:
+        value.expected("a range of ports such as 1024-2047")
+    low, size = int(first), int(last) + 1 - int(first)
+    if low % 64 or size % 64 or not 64 <= size <= 65536 - low:
+        value.expected("a range of whole granules of 64 ports")
+    return low, size
