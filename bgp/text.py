@@ -132,6 +132,8 @@ _NOTIFICATIONS = {
 
 def readable_reason(reason: str) -> str:
     """ExaBGP's reason with the NOTIFICATION's code and subcode spelt out: "notification received (6,2): cease: …"."""
+    if reason == "closing connection":
+        return f"{reason}: no TCP connection could be opened, or the peer closed it without a NOTIFICATION"
     head, bracket, rest = reason.partition("(")
     if not head.startswith("notification ") or not bracket:
         return reason

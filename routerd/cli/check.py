@@ -131,7 +131,8 @@ def check_texts(texts: Mapping[str, str]) -> list[Finding]:
     snapshot = merge(loaded, allocations=None, service_cidrs=config.service_cidrs)
     taken = {entry.ref for part in loaded for entry in part.entries if not is_policy(entry, refused=True)}
     findings += [_of_refusal(refusal, taken) for refusal in snapshot.refusals]
-    return findings + cross_check(snapshot) + _check_pods(snapshot, config) + _decided(snapshot, config)
+    findings += cross_check(snapshot) + _check_pods(snapshot, config) + _decided(snapshot, config)
+    return sorted(findings, key=lambda each: (each.file, each.line))
 
 
 def _parts(text: str, file: str) -> list[Loaded | Config | InputError]:

@@ -9,6 +9,7 @@ import argparse
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,6 +20,8 @@ from routerd.cli import daemons, drain, files, ledger, machine, questions
 from routerd.cli.command import DEFAULT_CONFIG, Command
 from routerd.cli.completion import SHELLS, script
 from routerd.errors import EnvironmentFault, RouterdError, StoreError
+
+WIDTH = 100  # characters of a line of help
 
 
 def _completion(arguments: argparse.Namespace) -> int:
@@ -72,8 +75,11 @@ def parser(commands: Sequence[Command] = COMMANDS) -> argparse.ArgumentParser:
     """The whole command line; `command` of what it parses is the `Command`."""
     top = argparse.ArgumentParser(
         prog="routerd",
-        description="BGP and egress gateway daemon: announces services, pods and egress addresses to routers, and "
-        "lets selected pods leave with addresses of their own.",
+        description=textwrap.fill(
+            "BGP and egress gateway daemon: announces services, pods and egress addresses to routers, and lets "
+            "selected pods leave with addresses of their own.",
+            WIDTH,
+        ),
         epilog=_epilog(("routerd run --standalone", "routerd show peers", "routerd why svc/default/web")),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -86,7 +92,7 @@ def parser(commands: Sequence[Command] = COMMANDS) -> argparse.ArgumentParser:
         sub = words.add_parser(
             command.name,
             help=command.summary,
-            description=f"{command.summary[0].upper()}{command.summary[1:]}. {command.detail}".strip(),
+            description=textwrap.fill(f"{command.summary[0].upper()}{command.summary[1:]}. {command.detail}", WIDTH),
             epilog=_epilog(command.examples),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

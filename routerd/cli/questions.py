@@ -91,7 +91,7 @@ def _status_text(found: Mapping[str, Any]) -> str:
     egress, rounds = found["egress"], found["rounds"]
     head = [
         f"node      {found['node']}, routerd {found['version']}",
-        f"ready     {'yes' if found['ready'] else 'no: ' + found['not_ready_because']}",
+        f"ready     {_readiness(found)}",
         f"datapath  {'attached' if egress['datapath'] else 'not attached'}, {egress['pods']} selected "
         f"pod{'' if egress['pods'] == 1 else 's'} here, {egress['nat_entries']} of at most {egress['nat_room']} flows",
         f"rounds    {rounds['done']}, of which {rounds['errors']} failed",
@@ -107,6 +107,16 @@ def _status_text(found: Mapping[str, Any]) -> str:
     peers = table(("peer", "state", "paths_there", "paths_wanted", "flaps", "last_error"), counted)
     refusals = table(("severity", "object", "reason", "message"), found["refusals"])
     return "\n".join([*head, "", peers, *([refusals] if found["refusals"] else [])])
+
+
+def _readiness(found: Mapping[str, Any]) -> str:
+    """Everything was read and done as far as it can be: what cannot is counted, for who looks at this line alone."""
+    if not found["ready"]:
+        return f"no: {found['not_ready_because']}"
+    severities = [each["severity"] for each in found["refusals"]]
+    counts = [(severities.count(severity), severity) for severity in ("error", "warning")]
+    told = [f"{count} {severity}{'' if count == 1 else 's'}" for count, severity in counts if count]
+    return f"yes, with {' and '.join(told)}, see below" if told else "yes"
 
 
 def release_brake(arguments: argparse.Namespace) -> int:

@@ -198,7 +198,10 @@ def ask(
             "(the API server), or was stopped: see its log"
         ) from error
     except (OSError, json.JSONDecodeError) as error:
-        raise DaemonUnreachable(f"no {who} answers on {path} ({error}): is `routerd {who}` running?") from error
+        what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise DaemonUnreachable(
+            f"no {who} answers on {path} ({what}): is `routerd {who}` running? (--socket names another socket)"
+        ) from error
     if not isinstance(answer, dict):
         raise DaemonUnreachable(f"the {who} closed {path} without an answer: see its log")
     if not answer["ok"]:

@@ -68,7 +68,9 @@ class Manifests:
             paths = set(manifest_files(self.directory)) - without
             status = self.directory.stat()
         except OSError as error:
-            self.fault = f"{self.directory} cannot be read: {error.strerror} (what it last said stays in force)"
+            consequence = "what it last said stays in force" if self.is_synced else "nothing is changed until it can"
+            remedy = ": make it, or set store.manifests" if isinstance(error, FileNotFoundError) else ""
+            self.fault = f"{self.directory} cannot be read: {error.strerror}{remedy} ({consequence})"
             return set(self.files)
         identity = status.st_dev, status.st_ino
         self.fault = self._disbelief(identity, not paths, now)

@@ -189,7 +189,8 @@ def test_events_as_exabgp_writes_them() -> None:
 @pytest.mark.parametrize(
     ("reason", "readable"),
     [
-        ("closing connection", "closing connection"),
+        ("closing connection",
+         "closing connection: no TCP connection could be opened, or the peer closed it without a NOTIFICATION"),
         ("notification sent (4,0)", "notification sent (4,0): hold timer expired"),
         ("notification received (2,2)", "notification received (2,2): OPEN: bad peer AS (one side expects another AS number)"),
         ("notification received (3,99)", "notification received (3,99): UPDATE error"),

@@ -25,9 +25,12 @@ from routerd.cli.main import COMMANDS, main
 from routerd.cli.offline import snapshot_of, state_of
 from routerd.cli.table import as_csv, table
 from routerd.config import load_config
+from routerd.model import Refusal
+from routerd.refs import Ref
 from routerd.serve.api import Noted, agent_socket, answering, operator_socket
 from routerd.tell.columns import COLUMNS
 from routerd.tell.render import state_lines
+from routerd.tell.status import AgentStatus, Rounds, as_json
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -432,3 +435,27 @@ def test_folding_loses_nothing(cells: list[tuple[str, str, str]], width: int) ->
 
 def test_csv_quotes_what_needs_it() -> None:
     assert as_csv(("a", "b"), [{"a": "x,y", "b": True}]) == 'a,b\n"x,y",true\n'
+
+
+@pytest.mark.parametrize(
+    ("severities", "line"),
+    [
+        ((), "ready     yes"),
+        (("info",), "ready     yes"),
+        (("error", "warning", "warning"), "ready     yes, with 1 error and 2 warnings, see below"),
+    ],
+)
+def test_status_counts_what_is_refused_where_people_look_first(
+    severities: tuple[str, ...], line: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A node that is ready has done what it can: what it cannot is easily overlooked."""
+    names = {"error": "UplinkMissing", "warning": "ForwardingOff", "info": "NodeExcluded"}
+    refusals = tuple(Refusal(Ref("node", name=str(n)), names[each], "") for n, each in enumerate(severities))
+    found = as_json(replace(AgentStatus("a", "0", refusals=refusals), rounds=Rounds(whole=1)))
+
+    async def play() -> int:
+        async with answering(agent_socket(config.parent / "run"), lambda request: found):
+            return await asyncio.to_thread(run, "--config", str(config), "status")
+
+    assert asyncio.run(play()) == 0
+    assert line in capsys.readouterr().out.splitlines()

@@ -182,3 +182,11 @@ def test_allocations_that_cannot_be_looked_at_are_a_refusal(directory: Path, mon
     monkeypatch.setattr(Path, "stat", fail)
     for _ in range(2):
         assert reasons(store.load()) == ["file/allocations.yaml InvalidFile"]
+
+
+def test_a_directory_that_was_never_there_is_told_with_what_to_do(tmp_path: Path) -> None:
+    (refusal,) = store_of(tmp_path / "manifests").load().refusals
+    assert refusal.message == (
+        f"{tmp_path}/manifests cannot be read: No such file or directory: make it, or set store.manifests "
+        "(nothing is changed until it can)"
+    )
