@@ -31,7 +31,7 @@ check: setup
 	@$(PY) -m pytest -q tests/unit/test_configs.py tests/unit/test_house.py
 
 wheel: bpf
-	@rm -f dist/routerd-*.whl
+	@rm -rf build dist/routerd-*.whl
 	@$(VENV)/bin/pip -q wheel --no-deps -w dist .
 	@echo dist/routerd-*.whl
 

@@ -58,9 +58,9 @@ CHECK = Command(
     "check",
     "say what is wrong with files before they are applied",
     (
-        "routerd check configs/",
+        "routerd check /etc/routerd",
         "routerd check bgp-config.yaml policies.yaml",
-        "routerd check -o json /etc/routerd",
+        "routerd check -o json configs/examples",
         "routerd check --dialect cilium-1.10 --output json config.yaml",
     ),
     check,

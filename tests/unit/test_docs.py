@@ -71,3 +71,8 @@ def test_the_glossary_is_in_order_and_of_words_that_are_used() -> None:
     others = " ".join(path.read_text() for path in DOCUMENTS if path.name != "glossary.md").lower()
     unused = [word for entry in words for word in entry.split(", ") if word.lower() not in others]
     assert unused == []
+
+
+def test_the_readme_leads_to_every_document() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert [path.name for path in DOCUMENTS[2:] if f"](docs/{path.name}" not in text] == []
