@@ -123,12 +123,16 @@ def difference(desired: AdjRibOut, held: AdjRibOut, peer: SpeakerPeer) -> Differ
     refusals: list[PathRefusal] = []
     refused: set[IPNetwork] = set()
     found, is_ibgp = 0, peer.is_ibgp
+    known = set(map(id, held.values()))  # what is held is in normal form, so the very same path is
     plain_version = peer.local_address.version if family_of(peer.local_address) in peer.families else 0
     for prefix, path in desired.items():
+        if id(path) in known:
+            found += 1
+            continue
         have = held.get(prefix)
         if have is not None:
             found += 1
-            if have is path or (_is_plain(path, plain_version) and _is_same(have, path, is_ibgp)):
+            if _is_plain(path, plain_version) and _is_same(have, path, is_ibgp):
                 continue
         match normal(path, peer):
             case PathRefusal() as refusal:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-from bgp.path import AdjRibOut, IPAddress, Path
+from bgp.path import AdjRibOut, IPAddress, IPNetwork, Path
 from bgp.path import Desired as BgpDesired
 from bgp.rib import normal
 from bgp.speaker import Loading, SpeakerUnavailable
@@ -224,10 +224,15 @@ def partly(
 
     Returns `announced.desired` itself where nothing differs.
     """
-    waiting = [prefix for prefix, owners in announced.owners.items() if not any(map(carried, owners))]
+
+    def waits(prefix: IPNetwork) -> bool:
+        owners = announced.owners.get(prefix, ())
+        return bool(owners) and not any(map(carried, owners))
 
     def safe(rib: AdjRibOut, old: AdjRibOut) -> AdjRibOut:
-        changed = {prefix for prefix in waiting if prefix in rib and old.get(prefix) != rib[prefix]}
+        same = set(map(id, old.values()))  # most paths are the same objects, and hashing a network is dear
+        others = [prefix for prefix, path in rib.items() if id(path) not in same]
+        changed = {prefix for prefix in others if old.get(prefix) != rib[prefix] and waits(prefix)}
         if not changed:
             return rib
         old_paths = {prefix: old[prefix] for prefix in changed if prefix in old}

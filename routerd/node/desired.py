@@ -21,6 +21,7 @@ from egress.policy import (
     unsupported,
 )
 from egress.policy import Desired as EgressDesired
+from routerd.memo import by_identity, differing
 from routerd.model import (
     NAMESPACE_NAME_LABEL,
     Allocations,
@@ -88,11 +89,20 @@ class NodeState:
 
 
 @dataclass(slots=True)
+class Taken:
+    """The pods that were asked of one policy, by identity, and those of them that it takes."""
+
+    policy: EgressPolicy
+    asked: Mapping[int, Pod] = field(default_factory=dict)
+    pods: list[Pod] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Steering:
     """Which policies take which pod, kept for pods and policies that are the same ones (see `routerd.memo`)."""
 
     _context: tuple[Labels, Mapping[str, Namespace]] = field(default_factory=lambda: ({}, {}))
-    _taken: dict[tuple[int, int], tuple[Pod, EgressPolicy, bool]] = field(default_factory=dict)  # by their identities
+    _taken: dict[int, Taken] = field(default_factory=dict)  # by identity of the policy
 
     def steer(
         self,
@@ -104,28 +114,39 @@ class Steering:
         """Policies of each address; a pod whose policies cannot be told is left out, and so is undecided."""
         if self._context != (here.labels, namespaces):
             self._context, self._taken = (here.labels, namespaces), {}
-        before, self._taken = self._taken, {}
-        steered: dict[IPAddress, tuple[str, ...]] = {}
-        refusals = []
         relevant = [policy for _, policy in sorted(policies.items()) if policy.destinations]
-        for pod in pods:
-            if pod.namespace not in namespaces and (
-                unsure := [p.key for p in relevant if _may_select(p, pod, here.labels)]
-            ):
-                refusals.append(_unknown_namespace(pod, unsure))
-                continue
-            found = [before.get((id(pod), id(policy))) or self._ask(pod, policy) for policy in relevant]
-            self._taken.update(((id(pod), id(policy)), one) for policy, one in zip(relevant, found, strict=True))
-            names = [policy.key for _, policy, is_taken in found if is_taken]
+        unsure = {
+            id(pod): [p.key for p in relevant if _may_select(p, pod, here.labels)]
+            for pod in pods
+            if pod.namespace not in namespaces
+        }
+        decided = by_identity(pod for pod in pods if not unsure.get(id(pod)))
+        self._taken = {id(policy): self._taken.get(id(policy), Taken(policy)) for policy in relevant}
+        names: dict[int, list[str]] = {number: [] for number in decided}
+        for policy in relevant:
+            for pod in self._ask(self._taken[id(policy)], decided):
+                names[id(pod)].append(policy.key)
+        steered: dict[IPAddress, tuple[str, ...]] = {}
+        for number, pod in decided.items():
             for address in pod.addresses:
-                steered[address] = tuple(sorted({*steered.get(address, ()), *names}))
-        return steered, tuple(refusals)
+                steered[address] = tuple(sorted({*steered.get(address, ()), *names[number]}))
+        refused = (_unknown_namespace(pod, unsure[id(pod)]) for pod in pods if unsure.get(id(pod)))
+        return steered, tuple(refused)
 
-    def _ask(self, pod: Pod, policy: EgressPolicy) -> tuple[Pod, EgressPolicy, bool]:
+    def _ask(self, taken: Taken, pods: Mapping[int, Pod]) -> Iterable[Pod]:
+        """The pods that its policy takes."""
+        put, gone = differing(taken.asked, pods)
+        if gone:
+            taken.pods = [pod for pod in taken.pods if id(pod) in pods]
+        taken.pods += [pods[number] for number in put if self._takes(taken.policy, pods[number])]
+        taken.asked = pods
+        return taken.pods
+
+    def _takes(self, policy: EgressPolicy, pod: Pod) -> bool:
         node_labels, namespaces = self._context
         namespace = namespaces.get(pod.namespace)
         labels = namespace.labels if namespace is not None else {NAMESPACE_NAME_LABEL: pod.namespace}
-        return pod, policy, selects(policy, pod, labels, node_labels)
+        return selects(policy, pod, labels, node_labels)
 
 
 @dataclass(slots=True)

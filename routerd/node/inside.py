@@ -156,15 +156,15 @@ def _hosts(snapshot: Snapshot) -> Iterator[IPAddress]:
         yield from node.addresses
     for further in snapshot.allocations.nodes if snapshot.allocations else ():
         yield from further.addresses
-    for endpoint_slice in filter(_is_api_servers, snapshot.endpoint_slices or ()):
+    named = [each for each in snapshot.endpoint_slices or () if each.service == API_SERVER[1]]  # there are many slices
+    for endpoint_slice in filter(_is_api_servers, named):
         yield from (address for endpoint in endpoint_slice.endpoints for address in endpoint.addresses)
 
 
 def _is_api_servers(each: EndpointSlice) -> bool:
     """The API server writes one slice, of the service's name; another one with its label is somebody else's."""
-    if each.service != API_SERVER[1] or each.namespace != API_SERVER[0]:
-        return False
-    return each.name == each.service or not each.origin.is_api
+    is_theirs = each.name == each.service or not each.origin.is_api
+    return is_theirs and (each.namespace, each.service) == API_SERVER
 
 
 def _outside(numbers: Iterable[int], networks: Iterable[IPNetwork]) -> frozenset[int]:

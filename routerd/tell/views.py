@@ -203,12 +203,14 @@ def _policy(key: str, view: View) -> Row:
 # --- rows that the operator's document and the pools tell alone
 
 
-def used_addresses(pool: str, allocations: Allocations | None) -> set[IPAddress]:
-    """Addresses of `pool` that services or egress groups hold."""
-    if allocations is None:
-        return set()
-    of_services = {address for a in allocations.services if a.pool == pool for address in a.addresses}
-    return of_services | {group.egress_ip for group in allocations.groups if group.pool == pool}
+def used_addresses(allocations: Allocations) -> dict[str, int]:
+    """How many addresses of each pool services or egress groups hold."""
+    used: dict[str, set[int]] = {}
+    for each in allocations.services:
+        used.setdefault(each.pool, set()).update(map(key_of, each.addresses))
+    for group in allocations.groups:
+        used.setdefault(group.pool, set()).add(key_of(group.egress_ip))
+    return {pool: len(numbers) for pool, numbers in used.items()}
 
 
 def pool_size(pool: AddressPool) -> int:
@@ -221,8 +223,9 @@ def pool_size(pool: AddressPool) -> int:
 
 def pool_rows(snapshot: Snapshot) -> list[Row]:
     table: list[Row] = []
+    all_used = used_addresses(snapshot.allocations or Allocations())
     for name, pool in sorted((snapshot.pools or {}).items()):
-        total, used = pool_size(pool), len(used_addresses(name, snapshot.allocations))
+        total, used = pool_size(pool), all_used.get(name, 0)
         table.append(
             {
                 "pool": name,
