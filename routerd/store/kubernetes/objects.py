@@ -6,15 +6,17 @@ only what it really lacks is gone. It makes no request.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from routerd.errors import InputError
 from routerd.formats.compose import value_of
 from routerd.formats.document import Source
 from routerd.formats.kinds import Kind
 from routerd.formats.objects import Loaded, read_object
+from routerd.memo import differing
 from routerd.model import Refusal
 from routerd.refs import Ref
 from routerd.store.closed import settled
@@ -22,6 +24,7 @@ from routerd.store.kubernetes.resources import ALLOCATIONS, CONFIG_MAPS, PART_LA
 from routerd.store.mistakes import reason_of
 
 Raw = Mapping[str, Any]
+T = TypeVar("T")
 
 NOTHING = Loaded()
 
@@ -142,6 +145,44 @@ class Collection:
             consequence = "nothing that depends on its kind is done until it is mended"
         about = Ref(self.resource.kind.word or kind, stored.namespace, stored.name)
         return Refusal(about, reason_of(kind), f"{stored.error} ({consequence})")
+
+
+class Models(Generic[T]):
+    """What the objects of a collection say, sorted by namespace and name, kept from look to look (`routerd.memo`)."""
+
+    def __init__(self, model: type[T], name_of: Callable[[T], str]) -> None:
+        """`name_of`: by which a snapshot holds it."""
+        self._model, self._name_of = model, name_of
+        self._objects: dict[Key, StoredObject] = {}
+        self._keys: list[Key] = []  # sorted, of those that say something
+        self._said: dict[Key, tuple[str, T]] = {}
+        self.by_name: Mapping[str, T] = {}
+
+    def look(self, collection: Collection) -> Mapping[str, T]:
+        """The same value again if nothing changed."""
+        put, gone = differing(self._objects, collection.objects)
+        if put or gone or not self._objects:
+            self._objects = dict(collection.objects)
+            said = {key: self._read(self._objects[key]) for key in put}
+            for key in (*gone, *(key for key, model in said.items() if model is None)):
+                self._forget(key)
+            for key, model in said.items():
+                if model is not None:
+                    self._remember(key, model)
+            self.by_name = dict(map(self._said.__getitem__, self._keys))
+        return self.by_name
+
+    def _read(self, stored: StoredObject) -> T | None:
+        return next((one.object for one in stored.loaded.entries if isinstance(one.object, self._model)), None)
+
+    def _forget(self, key: Key) -> None:
+        if self._said.pop(key, None) is not None:
+            del self._keys[bisect_left(self._keys, key)]
+
+    def _remember(self, key: Key, model: T) -> None:
+        if key not in self._said:
+            insort(self._keys, key)
+        self._said[key] = self._name_of(model), model
 
 
 def key_of(raw: Raw) -> Key:

@@ -12,7 +12,8 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from operator import attrgetter
+from typing import Any
 
 from routerd.errors import InputError, StoreError
 from routerd.formats.kinds import KINDS
@@ -34,13 +35,12 @@ from routerd.refs import Ref
 from routerd.store.interface import Responses, StoreStatus
 from routerd.store.kubernetes.client import Client
 from routerd.store.kubernetes.documents import read_allocations, read_report
-from routerd.store.kubernetes.objects import Collection, Raw, StoredObject, key_of
+from routerd.store.kubernetes.objects import Collection, Models, Raw, StoredObject, key_of
 from routerd.store.kubernetes.report import Reporter
 from routerd.store.kubernetes.resources import ALLOCATIONS, PART_KEY, Resource, for_agent, for_operator
 from routerd.store.kubernetes.watch import Reflector, Timings
 from routerd.store.merge import merge
 
-T = TypeVar("T")
 LOGGER = logging.getLogger("routerd.store")
 CONFIGURING = frozenset(each.name for each in KINDS if each.placed)  # kinds that people write
 TIMINGS = Timings()
@@ -88,6 +88,13 @@ class KubernetesStore:
         self._on_change = on_change
         self._timings = timings
         self._reporter = Reporter(client, scope.node, timings, self._changed_in("")) if scope.node else None
+        self._models: dict[str, tuple[str, Models[Any]]] = {  # by kind: the part that is made of them
+            "Node": ("nodes", Models(Node, attrgetter("name"))),
+            "Namespace": ("namespaces", Models(Namespace, attrgetter("name"))),
+            "Pod": ("pods", Models(Pod, attrgetter("key"))),
+            "Service": ("services", Models(Service, attrgetter("key"))),
+            "EndpointSlice": ("endpoint_slices", Models(EndpointSlice, lambda each: f"{each.namespace}/{each.name}")),
+        }
         self._dirty = {each.collection.resource.kind.name for each in self.reflectors}
         self._changed = asyncio.Event()
         self._reader = AllocationsReader(self._part_stamp)
@@ -209,23 +216,14 @@ class KubernetesStore:
         return bool(read) and all(read)
 
     def _cluster_parts(self, snapshot: Snapshot, dirty: set[str]) -> Snapshot:
-        if "Node" in dirty and self._is_read("nodes"):
-            snapshot = replace(snapshot, nodes={each.name: each for each in self._models("Node", Node)})
-        if "Namespace" in dirty and self._is_read("namespaces"):
-            snapshot = replace(snapshot, namespaces={each.name: each for each in self._models("Namespace", Namespace)})
-        if "Pod" in dirty and self._is_read("pods"):
-            snapshot = replace(snapshot, pods={each.key: each for each in self._models("Pod", Pod)})
-        if "Service" in dirty and self._is_read("services"):
-            snapshot = replace(snapshot, services={each.key: each for each in self._models("Service", Service)})
-        if "EndpointSlice" in dirty and self._is_read("endpoint_slices"):
-            snapshot = replace(snapshot, endpoint_slices=tuple(self._models("EndpointSlice", EndpointSlice)))
-        return snapshot
-
-    def _models(self, kind: str, model: type[T]) -> list[T]:
-        """Sorted by namespace and name."""
-        (collection,) = self._of(kind)
-        entries = (entry for _, stored in sorted(collection.objects.items()) for entry in stored.loaded.entries)
-        return [entry.object for entry in entries if isinstance(entry.object, model)]
+        parts: dict[str, Any] = {}
+        for kind, (part, models) in self._models.items():
+            if kind in dirty and self._is_read(part):
+                (collection,) = self._of(kind)
+                parts[part] = models.look(collection)
+        if "endpoint_slices" in parts:
+            parts["endpoint_slices"] = tuple(parts["endpoint_slices"].values())
+        return replace(snapshot, **parts) if parts else snapshot
 
     def _config_parts(self, snapshot: Snapshot) -> Snapshot:
         """Pools, peers and policies, which may lie in several kinds; and what was published."""
