@@ -61,6 +61,7 @@ from typing import Any, Protocol
 import routerd
 from bgp.path import AdjRibOut
 from egress.status import EgressStatus
+from routerd.agent.arrivals import Expected
 from routerd.agent.changes import SessionLog, log_refusals
 from routerd.agent.drain import Drains
 from routerd.agent.reconcile import Reconciler, Round
@@ -112,6 +113,9 @@ class Host(Protocol):
 
     async def is_sent(self) -> bool:
         """Whether the peers have all that the speaker was told; False at once while it has not acknowledged it."""
+
+    def arrivals(self, expected: Expected | None) -> frozenset[IPAddress]:
+        """Addresses that new connections have come to since the last call; None = nobody looks any more."""
 
     def refusals(self) -> tuple[Refusal, ...]:
         """The speaker's."""
@@ -312,6 +316,7 @@ class Agent:
         elif self._drains.departure.state == "serving":
             return
         else:
+            self._host.arrivals(None)
             found = Departure()
         self._status = replace(self._status, drain=self._drains.judge(found))
 
@@ -326,7 +331,17 @@ class Agent:
             self._host.peers() if self._reconciler.announces else None,
             drain.withdraws and await self._host.is_sent(),
             time.time() - self._status.started,
+            self._host.arrivals(self._expected() if drain.withdraws else None),
         )
+
+    def _expected(self) -> Expected:
+        """Connections to VIPs that do not begin on this node."""
+        allocated = self._snapshot.allocations.services if self._snapshot.allocations else ()
+        here = (self._snapshot.nodes or {})[self._settings.node]
+        pods = [pod for pod in (self._snapshot.pods or {}).values() if pod.node == here.name]
+        own = {*here.addresses, *self._facts.addresses, *(address for pod in pods for address in pod.addresses)}
+        vips = frozenset(address for each in allocated for address in each.addresses)
+        return Expected(vips, frozenset(own), here.pod_cidrs)
 
     def _is_recheck_due(self) -> bool:
         """If it is too early for one that is asked for, it wakes the rounds when it is not."""
