@@ -173,7 +173,11 @@ def test_cluster_ips_pods_and_what_other_controllers_gave_are_not_given_again() 
     world.pool("p", "10.0.0.0/29")
     world.service("a", cluster_ips=(ip_address("10.0.0.0"),))
     world.service("b", load_balancer_class="example.com/other", status="10.0.0.1")
-    assert world.decide() == "d/a p 10.0.0.2"
+    assert world.decide() == lines("""
+        d/a p 10.0.0.2
+        ! AddressPool/p PoolOverCluster: 10.0.0.0, the ClusterIP of svc/d/a, lies in the pool, and any of its other \
+addresses may become one: take the service CIDR out of the pool, and name it in service-cidrs
+    """)
 
 
 def test_how_a_pool_is_announced_is_published_until_nobody_has_an_address_of_it() -> None:
