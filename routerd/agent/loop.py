@@ -166,6 +166,7 @@ class Agent:
         self._facts = LocalFacts()
         self._state = NodeState(None)
         self._kept = Kept()
+        self._pools: tuple[tuple[object, ...], tuple[Row, ...]] | None = None  # what was told, of what
         self._composed: tuple[Snapshot, LocalFacts] | None = None
         self._last_round = Round()
         self._sessions = SessionLog()
@@ -410,13 +411,20 @@ class Agent:
         self._egress = await in_thread(self._host.egress)
         return self._refreshed()
 
+    def _pool_rows(self) -> tuple[Row, ...]:
+        """As told last while they are the same: it asks every allocation."""
+        of = (self._snapshot.pools, self._snapshot.allocations)
+        if self._pools is None or any(one is not other for one, other in zip(self._pools[0], of, strict=True)):
+            self._pools = of, tuple(pool_rows(self._snapshot))
+        return self._pools[1]
+
     def _refreshed(self) -> AgentStatus:
         return replace(
             self._status,
             missing=self._snapshot.missing(),
             peers=peer_statuses(self._state, self._host.peers()),
             refusals=tuple(dict.fromkeys((*self._state.refusals, *self._last_round.refusals, *self._host.refusals()))),
-            pools=tuple(pool_rows(self._snapshot)),
+            pools=self._pool_rows(),
             generation=self._applied if self._host.is_settled() else self._status.generation,
             store=self._host.store_status(),
             braked=self._brake.paths,
