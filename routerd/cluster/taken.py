@@ -48,21 +48,22 @@ def taken_of(
     claims = [(*_range(network), words) for network, words in networks]
     single = [*hosts(space, snapshot, _of_others), *_of_nodes(space, snapshot.nodes or {}, reports, recorded)]
     claims += [(key_of(address), key_of(address), words) for address, words in single]
-    refusals = (*_pools_over(pools, networks), *_over_cluster_ips(pools, snapshot))
+    refusals = (*_pools_over(pools, networks), *_over_cluster_ips(pools, space, snapshot))
     return Taken(tuple(claims)), refusals
 
 
-def _over_cluster_ips(pools: Iterable[AddressPool], snapshot: Snapshot) -> Iterator[Refusal]:
+def _over_cluster_ips(pools: Collection[AddressPool], space: PoolSpace, snapshot: Snapshot) -> Iterator[Refusal]:
     """Pools with a ClusterIP in them, of a family whose service CIDRs nobody has told."""
     told = {cidr.version for cidr in snapshot.service_cidrs}
-    untold = [(address, service) for service in (snapshot.services or {}).values() for address in service.cluster_ips
-              if address.version not in told]  # fmt: skip
-    for pool in pools if untold else ():
-        space = PoolSpace.of([pool])
-        found = next(((address, service) for address, service in untold if address in space), None)
-        if found is not None:
+    services = (snapshot.services or {}).values() if told != {4, 6} else ()
+    found = [(address, service) for service in services for address in service.cluster_ips
+             if address in space and address.version not in told]  # fmt: skip
+    for pool in pools if found else ():
+        own = PoolSpace.of([pool])
+        address, service = next((pair for pair in found if pair[0] in own), (None, None))
+        if service is not None:
             message = (
-                f"{found[0]}, the ClusterIP of {found[1].ref}, lies in the pool, and any of its other addresses may "
+                f"{address}, the ClusterIP of {service.ref}, lies in the pool, and any of its other addresses may "
                 "become one: take the service CIDR out of the pool, and name it in service-cidrs"
             )
             yield Refusal(Ref("AddressPool", name=pool.name), OVER_CLUSTER, message)
