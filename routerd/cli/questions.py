@@ -75,6 +75,8 @@ def plan(arguments: argparse.Namespace) -> int:
         if settings.node == config.node_name:
             try:
                 before = ask_agent(arguments, {"get": "desired", "key": key})
+                if ask_agent(arguments, {"get": "drain"})["state"] != "serving":
+                    tell("this node is out of service: the files are compared as if it were not")
             except DaemonUnreachable as error:
                 tell(f"compared with nothing: {error}")
         lines, refusals = changes(before, state_lines(state, key.encode())), refusal_lines(state.refusals)

@@ -560,6 +560,22 @@ def test_a_node_that_is_drained_says_when_it_may_be_stopped() -> None:
     with_agent(test, drains=Drains(notice=5.0, clock=now))
 
 
+def test_a_node_that_shuts_down_withdraws_at_once_and_comes_back_when_that_is_called_off() -> None:
+    async def test(running: Running) -> None:
+        running.feed(cluster.snapshot())
+        await eventually(lambda: len(prefixes(running.world)) == 2)
+        began = now()
+        running.feed(cluster.snapshot(nodes={"a": cluster.node("a", 11, leaving="down", ready=False)}))
+        await eventually(lambda: prefixes(running.world) == set())
+        assert now() - began < 0.1
+        await eventually(lambda: running.agent.status.drain.state == "drained")
+        running.feed(cluster.snapshot())
+        await eventually(lambda: len(prefixes(running.world)) == 2)
+        await eventually(lambda: running.agent.status.drain.state == "serving")
+
+    with_agent(test, drains=Drains(notice=60.0, clock=now))
+
+
 def test_a_node_that_the_store_does_not_know_is_not_safe_to_stop() -> None:
     """What the speaker carries from before stays."""
 
