@@ -19,7 +19,7 @@ from routerd.errors import InputError
 from routerd.formats.compose import documents
 from routerd.formats.document import Section, Source, Value, parse_address
 from routerd.formats.meta import ROUTERD
-from routerd.model import IPAddress, IPNetwork
+from routerd.model import GATEWAY_HEARTBEAT, NODE_HEARTBEAT, IPAddress, IPNetwork
 
 DAY = 86400
 _RUN_DIR = re.compile(r"^run-dir:\s+[\"']?(/[^\s\"',#]+)", re.MULTILINE)
@@ -146,6 +146,10 @@ class OperatorConfig:
     """Kubernetes: seconds after which an operator that cannot renew its lease stops; less than `lease_duration`."""
     lease_retry: int = 2
     """Kubernetes: seconds between attempts to get or to renew the lease."""
+    gateway_patience: int = 4 * GATEWAY_HEARTBEAT
+    """Seconds without a word of its agent after which a gateway is replaced: four beats, as one may be late."""
+    node_patience: int = 4 * NODE_HEARTBEAT
+    """The same for any other node, whose agent is then shown as absent; those beat every 5 minutes."""
     metrics_listen: tuple[IPAddress, int] | None = (IPv4Address("127.0.0.1"), 9794)
     """Address and TCP port of the operator's /metrics and probes; an agent on the same host has another. None = off."""
 
@@ -373,7 +377,7 @@ def _drain(section: Section) -> DrainConfig:
 def _operator(section: Section, state_dir: Path) -> OperatorConfig:
     operator = _sub(
         section, "operator", "ledger", "retention", "egress-retention", "cooldown",
-        "lease-duration", "lease-renew-deadline", "lease-retry", "metrics-listen",
+        "lease-duration", "lease-renew-deadline", "lease-retry", "gateway-patience", "node-patience", "metrics-listen",
     )  # fmt: skip
     times = [
         _seconds(operator, key, default)
@@ -394,8 +398,17 @@ def _operator(section: Section, state_dir: Path) -> OperatorConfig:
         lease_duration=times[0],
         lease_renew_deadline=times[1],
         lease_retry=times[2],
+        gateway_patience=_patience(operator, "gateway-patience", DEFAULT.operator.gateway_patience, GATEWAY_HEARTBEAT),
+        node_patience=_patience(operator, "node-patience", DEFAULT.operator.node_patience, NODE_HEARTBEAT),
         metrics_listen=_listen(operator, DEFAULT.operator.metrics_listen),
     )
+
+
+def _patience(section: Section, key: str, default: int, beat: int) -> int:
+    seconds, value = _seconds(section, key, default), section.get(key)
+    if value is not None and seconds < 2 * beat:
+        value.expected(f"at least {2 * beat}s, two heartbeats")
+    return seconds
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": DAY}

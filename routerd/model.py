@@ -47,8 +47,8 @@ ORDINARY = frozenset(  # somebody asked for it
 )
 HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
     {
-        "AwaitingNodeReports", "BFDNotSupported", "ConflictingAnnotations", "FamilyNotNegotiated", "ForwardingOff",
-        "GatewayNotUsed", "HoldTimeTooLong", "InvalidRouterID", "NetworkUnavailable", "NoEndpoints",
+        "AgentAbsent", "AwaitingNodeReports", "BFDNotSupported", "ConflictingAnnotations", "FamilyNotNegotiated",
+        "ForwardingOff", "GatewayNotUsed", "HoldTimeTooLong", "InvalidRouterID", "NetworkUnavailable", "NoEndpoints",
         "NumberMisread", "PodOutsideCluster", "PoolOverCluster", "PortsShort", "StatusOfOther", "UnknownAnnotation",
         "UnknownGateway",
     }
@@ -219,7 +219,7 @@ class Peer:
     hold_time: int = 90  # 0 = timers off
     keepalive_time: int | None = None
     password: str = field(default="", repr=False)
-    ebgp_multihop: bool = False  # as written; the TTL that we send with is large enough anyway
+    ebgp_multihop: bool = False
     graceful_restart_time: int = 120  # 0 = capability not offered
     node_selectors: tuple[LabelSelector, ...] = ()
     name: str = ""  # for messages; "" = the address

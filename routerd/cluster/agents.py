@@ -138,6 +138,10 @@ class Agents:
         pulse = self.pulses.get(node)
         return rfc3339(pulse.since) if pulse is not None and pulse.is_silent else ""
 
+    def silent(self) -> dict[str, str]:
+        """Since when, by node: also of nodes that are gone, whose reports stay."""
+        return {name: rfc3339(pulse.since) for name, pulse in self.pulses.items() if pulse.is_silent}
+
     def verdict(self) -> tuple[Mapping[str, tuple[State, int, bool]], frozenset[str]]:
         """What decisions rest on."""
         lacking = frozenset(name for name in self.missing if self.is_lacking(name))

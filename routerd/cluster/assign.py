@@ -63,6 +63,7 @@ class Decision:
     adopted: bool = False  # what was published was newer than the ledger, and is taken over
     conflicts: tuple[str, ...] = ()  # what the ledger had otherwise then, one line each
     ports: Mapping[IPAddress, PortCounts] = field(default_factory=dict)  # by egress IP
+    silent: Mapping[str, str] = field(default_factory=dict)  # by node: since when nothing was heard of its agent
 
 
 def assign(
@@ -131,6 +132,7 @@ def assign(
         adopted=adopted.is_taken,
         conflicts=adopted.conflicts,
         ports=ports.counts,
+        silent=agents.silent(),
     )
 
 

@@ -19,6 +19,7 @@ from bgp.leaving import MARKER, host_goes_down
 from routerd.agent import local
 from routerd.agent.drain import Drains, Places
 from routerd.agent.loop import Agent, Parts
+from routerd.agent.presence import Presence
 from routerd.agent.reconcile import Reconciler
 from routerd.agent.settings import settings_of
 from routerd.blocking import in_thread
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from routerd.operator.loop import Operator
 
 LOGGER = logging.getLogger("routerd.process")
-REPORT_PERIOD = 30.0  # seconds
 COLLECT_PERIOD = 10.0  # seconds; the shortest timeout of an idle flow is longer
 
 Task = Callable[[], Awaitable[None]]
@@ -146,7 +146,6 @@ def _assembled(config: Config, source: ConfigSource, heart: Heart, store: Store)
     egress = _egress_room(config) if config.egress.enabled else None
     tasks: dict[str, Task] = {"store": store.run, "heart": heart.beat}
     drains = _drains(config)
-    tasks["report"] = lambda: _report(store, config.node_name, drains)
     if speaker is not None:
         tasks["speaker"] = speaker.run
     if egress is not None:
@@ -166,6 +165,11 @@ def _assembled(config: Config, source: ConfigSource, heart: Heart, store: Store)
             drains=drains,
         )
     )
+    presence = Presence(
+        store, lambda: _node_report(config.node_name), lambda: body.status, lambda: body.snapshot, drains,
+        egress=config.egress.enabled,
+    )  # fmt: skip
+    tasks["report"] = presence.run
     on_speaker.to, on_links.to, source.on_status = body.refresh, body.recheck, body.config_is
     enabled = Enabled(bgp=config.bgp.enabled, egress=config.egress.enabled)
     began = time.monotonic()
@@ -201,19 +205,6 @@ def _drains(config: Config) -> Drains:
     run_dir = config.run_dir
     places = Places(config.state_dir / "drain.json", run_dir / MARKER, run_dir / "drained")
     return Drains(places, notice=config.drain.notice, cordoned=config.drain.cordoned)
-
-
-async def _report(store: Store, node: str, drains: Drains) -> None:
-    """Tells the operator which addresses and networks this node has; at once when it leaves or comes back."""
-    while True:
-        try:
-            drains.changed.clear()
-            report = await in_thread(_node_report, node)
-            store.write_node_report(replace(report, draining=drains.is_leaving))
-        except (StoreError, OSError) as error:
-            event(LOGGER, logging.ERROR, "report-failed", reason=str(error), retry=REPORT_PERIOD)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(drains.changed.wait(), REPORT_PERIOD)
 
 
 def _node_report(node: str) -> NodeReport:
@@ -268,6 +259,7 @@ async def operator(config: Config, source: ConfigSource) -> None:
         await candidate(config)
         return
     from ipam.round import Timers
+    from routerd.cluster.agents import Agents, Patience
     from routerd.cluster.assign import AssignSettings
     from routerd.operator.loop import Operator
     from routerd.store.embedded.ledger import SqliteLedger
@@ -280,7 +272,10 @@ async def operator(config: Config, source: ConfigSource) -> None:
     ledger = SqliteLedger(config.operator.ledger, config.operator.retention)
     writer = Writer(config.node_name, ledger.id, ledger.lease)
     settings = AssignSettings(timers, writer=writer, allowed_egress_ips=config.egress.allowed_addresses)
-    body = Operator(store, ledger, settings)
+    # Who reads only its own report cannot tell whether others have an agent.
+    is_whole = config.store.node_reports != (str(config.store.node_report),)
+    patience = Patience(config.operator.gateway_patience, config.operator.node_patience)
+    body = Operator(store, ledger, settings, agents=Agents(assumed=not is_whole, patience=patience))
     tasks: list[asyncio.Task[None]] = []
     vitals = Vitals(lambda: store.status_of(body), lambda: tasks)
     event(LOGGER, logging.INFO, "operator-started", ledger=str(config.operator.ledger))
@@ -291,6 +286,7 @@ async def operator(config: Config, source: ConfigSource) -> None:
                 async with asyncio.TaskGroup() as group:
                     tasks.append(group.create_task(store.store.run(), name="store"))
                     tasks.append(group.create_task(body.run(), name="operator"))
+                    tasks.append(group.create_task(body.listen(), name="listener"))
                     group.create_task(vitals.beat(), name="heart")
     finally:
         ledger.close()

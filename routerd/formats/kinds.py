@@ -59,7 +59,7 @@ class Kind:
     parts: tuple[str, ...] = ()  # of the snapshot (or "node_reports") that are not known before it was read
     kept: tuple[str, ...] = ("spec",)  # what its reader looks at beside metadata: the rest of a pod is most of it
     read_by: frozenset[Role] = frozenset()
-    status_by: Role | None = None  # who writes its status
+    status_by: frozenset[Role] = frozenset()  # who writes its status
     word: str = ""  # the kind in a `Ref`, if it is not the name
     instead: str = ""  # of a kind that means something to a daemon like this and is not taken: what to do
 
@@ -103,7 +103,7 @@ _CORE = (
     ),
     Kind(
         "", "v1", "Service", "services", namespaced=True, custom=False, reader=core.read_service,
-        parts=("services",), read_by=BOTH, kept=("spec", "status.loadBalancer"), status_by="operator", word=SERVICE,
+        parts=("services",), read_by=BOTH, kept=("spec", "status.loadBalancer"), status_by=OPERATOR, word=SERVICE,
     ),
     Kind(
         "discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", namespaced=True, custom=False,
@@ -115,22 +115,25 @@ _CORE = (
         read_by=BOTH, kept=("data",),
     ),
     Kind("", "v1", "Event", "events", namespaced=True, custom=False),
-    Kind("coordination.k8s.io", "v1", "Lease", "leases", namespaced=True, custom=False),
+    Kind(
+        "coordination.k8s.io", "v1", "Lease", "leases", namespaced=True, custom=False, parts=("node_reports",),
+        read_by=OPERATOR,
+    ),
 )  # fmt: skip
 
 _OWN = (
     Kind(
         OURS, "v1alpha1", "AddressPool", "addresspools", reader=_plain(native.read_address_pool), parts=("pools",),
-        read_by=BOTH, status_by="operator",
+        read_by=BOTH, status_by=OPERATOR,
     ),
     Kind(
         OURS, "v1alpha1", "EgressPolicy", "egresspolicies",
         reader=FailClosed(_plain(native.read_egress_policy), native.covered_by_egress_policy),
-        parts=("policies",), read_by=BOTH, status_by="operator",
+        parts=("policies",), read_by=BOTH, status_by=OPERATOR,
     ),
     Kind(
         OURS, "v1alpha1", "RouterdNode", "routerdnodes", parts=("node_reports",), read_by=OPERATOR,
-        status_by="agent",
+        status_by=BOTH,  # the operator when there is no agent any more
     ),
     # what the same things are called in files
     Kind(OURS, "v1alpha1", "Allocations", reader=_plain(read_allocations)),

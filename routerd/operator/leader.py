@@ -14,6 +14,7 @@ from typing import Any
 
 import routerd
 from ipam.round import Timers
+from routerd.cluster.agents import Agents, Patience
 from routerd.cluster.assign import AssignSettings, Decision
 from routerd.config import Config
 from routerd.errors import StoreError
@@ -77,6 +78,7 @@ class Candidate:
     settings: AssignSettings = field(default_factory=AssignSettings)
     timings: Timings = field(default_factory=Timings)
     service_cidrs: tuple[IPNetwork, ...] = ()
+    patience: Patience = field(default_factory=Patience)
     operator: Operator | None = field(init=False, default=None)
     publisher: Publisher | None = field(init=False, default=None)
     tasks: tuple[asyncio.Task[None], ...] = field(init=False, default=())  # of `run`, which end with it
@@ -149,11 +151,13 @@ class Candidate:
         self.operator = Operator(
             view, ledger, replace(self.settings, writer=writer), in_thread=True, rounds=self._rounds,
             on_decision=self.publisher.wake, rest=self._rest,
+            agents=Agents(assumed=False, patience=self.patience),
         )  # fmt: skip
         self._wakes.append(self.publisher.wake)
         event(LOGGER, logging.INFO, "operator-active", generation=ledger.lease)
         async with asyncio.TaskGroup() as group:
             group.create_task(self.operator.run(), name="operator")
+            group.create_task(self.operator.listen(), name="listener")
             group.create_task(self.publisher.run(), name="publisher")
 
     async def answer(self, request: dict[str, Any]) -> Noted:
@@ -217,7 +221,8 @@ async def candidate(config: Config) -> None:
     try:
         lease = Lease(client, namespace, own_identity(), times)
         event(LOGGER, logging.INFO, "operator-started", namespace=namespace, identity=lease.identity)
-        contender = Candidate(client, namespace, lease, settings, service_cidrs=config.service_cidrs)
+        patience = Patience(options.gateway_patience, options.node_patience)
+        contender = Candidate(client, namespace, lease, settings, service_cidrs=config.service_cidrs, patience=patience)
         vitals = Vitals(contender.status, lambda: contender.tasks)
         async with answering(operator_socket(config.run_dir), contender.answer):
             with served(options.metrics_listen, vitals):

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from ipam.round import Record
 from routerd.cluster.adopt import is_foreign, may_know_more
+from routerd.cluster.agents import Agents, hear
 from routerd.cluster.assign import AssignSettings, Decision, assign, release
 from routerd.cluster.ledger import Changes, Ledger, difference
 from routerd.errors import EnvironmentFault, StoreError
@@ -32,6 +33,7 @@ OLD = "the last change of the ledger is not known to be stored yet: this is what
 
 FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0  # seconds between rounds that fail, doubled each time
 PATIENCE = 2.0  # seconds that a question waits for a round to end
+LOOK = 2.0  # seconds between looks at who is heard
 LONGEST_WAIT = 3600.0  # seconds; a clock that jumped cannot put a timer off for longer
 
 
@@ -81,6 +83,8 @@ class Operator:
     on_decision: Callable[[], None] = lambda: None  # called in the event loop after each round
     rounds: Rounds = field(default_factory=Rounds)  # those that decided, or failed
     rest: Callable[[Exception, float], Awaitable[None]] = rest  # a store may know of a better moment
+    agents: Agents = field(default_factory=Agents)  # what was heard of them
+    ticks: Callable[[], float] = time.monotonic  # seconds of a clock that nobody sets
     last: Decision | None = field(init=False, default=None)  # for status and metrics
     _state: Ledger | None = field(init=False, default=None)  # the ledger's content; None = must be read
     _last_ledger: Ledger | None = field(init=False, default=None)  # as read or recorded last, whatever became of it
@@ -102,6 +106,7 @@ class Operator:
         pause = FIRST_PAUSE
         while True:
             self._wake.clear()
+            self.hear()
             try:
                 wait = await self._alone(self._timed)
                 pause = FIRST_PAUSE
@@ -117,6 +122,21 @@ class Operator:
                     await self._wake.wait()
             except TimeoutError:
                 continue  # a timer is due
+
+    async def listen(self) -> None:
+        """Until it is cancelled, beside `run`. A beat that changes no decision costs no round."""
+        while True:
+            if self.hear():
+                self.wake()
+            await asyncio.sleep(LOOK)
+
+    def hear(self) -> bool:
+        """Looks at the reports; whether a decision may now be another. Called in the event loop."""
+        nodes, reports = self.store.snapshot().nodes, self.store.node_reports()
+        if nodes is None or reports is None:
+            return False
+        before, self.agents = self.agents, hear(self.agents, reports, self.ticks(), self.clock(), nodes)
+        return before.verdict() != self.agents.verdict()
 
     async def _alone(self, work: Callable[[], T], patience: float | None = None) -> T:
         """Nobody else reads or writes the ledger meanwhile.
@@ -154,7 +174,7 @@ class Operator:
         state = self._read()
         snapshot = self.store.snapshot()
         self._check_read(snapshot, state)
-        decision = assign(snapshot, state, self.store.node_reports(), now, self.settings)
+        decision = assign(snapshot, state, self.store.node_reports(), now, self.settings, self.agents)
         if not decision.synced:
             return LONGEST_WAIT
         self._check_rival(snapshot.allocations, decision, state.generation)

@@ -55,7 +55,13 @@ class Store(Protocol):
         """Publishes, durably, if it differs from what is published. Raises StoreError."""
 
     def write_node_report(self, report: NodeReport) -> None:
-        """Publishes this node's report if it differs. Raises StoreError."""
+        """Publishes this node's report if it differs. Raises StoreError.
+
+        Of its heartbeat `seconds` counts; without one, what was said before stays.
+        """
+
+    def beat(self) -> None:
+        """Publishes another beat: this node serves. Raises StoreError."""
 
     def report_health(self, health: Callable[[], Mapping[str, Any]]) -> None:
         """`health` gives what else a report tells people, where the store has a place for it."""

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from ipam.round import Timers
+from routerd.cluster.agents import Patience
 from routerd.cluster.assign import AssignSettings
 from routerd.operator.leader import Candidate
 from routerd.store.kubernetes.client import ApiError, Client
@@ -81,6 +82,14 @@ def bgp_config(peer: str = "10.0.0.1") -> Json:
     text = f"peers:\n- peer-address: {peer}\n  peer-asn: 64512\n  my-asn: 64512\naddress-pools:\n"
     text += "- name: default\n  protocol: bgp\n  addresses:\n  - 192.0.2.0/24\n"
     return config_map("kube-system", "bgp-config", {"config.yaml": text})
+
+
+def node_report(name: str, seconds: int = 10, ready: str = "True") -> Json:
+    """What an agent has said of its node."""
+    when = "2026-01-01T00:00:00Z"
+    condition = {"type": "Ready", "status": ready, "reason": "Ready", "message": "", "lastTransitionTime": when}
+    status = {"addresses": [], "heartbeatSeconds": seconds, "lastSeen": when, "conditions": [condition]}
+    return {"apiVersion": "routerd.io/v1alpha1", "kind": "RouterdNode", "metadata": {"name": name}, "status": status}
 
 
 def config_map(place: str, name: str, data: dict[str, str]) -> Json:
@@ -303,12 +312,15 @@ async def operator(
     timings: Timings = QUICK,
     token: str = "",
     cooldown: float = 0.5,
+    patience: Patience | None = None,
     **more: Any,
 ) -> AsyncIterator[Candidate]:
     client = Client(Path(found.server.kubeconfig_for(token) if token else found.server.kubeconfig))
     await client.open()
     lease = Lease(client, "routerd", identity, times, **more)
-    one = Candidate(client, "routerd", lease, AssignSettings(Timers(cooldown=cooldown)), timings)
+    one = Candidate(
+        client, "routerd", lease, AssignSettings(Timers(cooldown=cooldown)), timings, patience=patience or Patience()
+    )
     try:
         async with running(one.run()):
             yield one

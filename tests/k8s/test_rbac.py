@@ -9,15 +9,28 @@ from ipaddress import ip_address
 
 import pytest
 
+from routerd.cluster.agents import Patience
 from routerd.formats.published import parts as formats_parts
-from routerd.model import NodeReport
+from routerd.model import GATEWAY_HEARTBEAT, Heartbeat, NodeReport
+from routerd.operator import loop
 from routerd.store.kubernetes import parts
 from routerd.store.kubernetes.store import KubernetesStore
 from tests.k8s import target
 from tests.k8s.client import APPLY, Client, Json, good
 from tests.k8s.deployment import foreign, install, token
 from tests.k8s.proxy import Asked, Audit
-from tests.k8s.store_lab import Cluster, agent_store, bgp_config, cluster, ips, node, operator, policy, pool
+from tests.k8s.store_lab import (
+    Cluster,
+    agent_store,
+    bgp_config,
+    cluster,
+    ips,
+    node,
+    node_report,
+    operator,
+    policy,
+    pool,
+)
 from tests.k8s.store_lab import service as a_service
 from tests.waiting import eventually
 
@@ -76,14 +89,22 @@ async def work(found: Cluster) -> None:
     found.server.fault(conflict_every=1, only=first_status_of_each())
     async with agent_store(found, token=tokens[0]) as store:
         await store.synced()
-        store.store.write_node_report(NodeReport("node1", (ip_address("10.0.0.11"),)))
+        heartbeat = Heartbeat(GATEWAY_HEARTBEAT)
+        store.store.write_node_report(NodeReport("node1", (ip_address("10.0.0.11"),), heartbeat=heartbeat))
+        store.store.beat()
         await shown(found, "/apis/routerd.io/v1alpha1/routerdnodes/node1")
-        async with operator(found, "a", token=tokens[1]):
+        async with operator(found, "a", token=tokens[1], patience=Patience(gateway=0.1)):
             await settled(found, count=1)
+            await eventually(lambda: is_called_absent(found), "no word comes of an agent")
         async with operator(found, "b", token=tokens[1]):
             await settled(found, count=2)
             await found.apply(a_service("more", 81))
             await store.until(lambda one: "default/more" in given(one), "agents read the parts")
+
+
+async def is_called_absent(found: Cluster) -> bool:
+    status = (await found.get("/apis/routerd.io/v1alpha1/routerdnodes/ghost"))["status"]
+    return bool(status["conditions"][0]["status"] == "Unknown")
 
 
 def given(store: KubernetesStore) -> list[str]:
@@ -133,6 +154,7 @@ def first_status_of_each() -> Callable[[Asked], bool]:
 def test_roles_grant_exactly_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats_parts, "INLINE_SIZE", 0)
     monkeypatch.setattr(parts, "GRACE", 0.0)
+    monkeypatch.setattr(loop, "LOOK", 0.05)
 
     async def run() -> list[Audit]:
         objects = install()
@@ -141,7 +163,7 @@ def test_roles_grant_exactly_what_is_used(monkeypatch: pytest.MonkeyPatch) -> No
             await found.apply(*foreign())
             await found.serves(*foreign())
             await found.apply(
-                node("node1"), bgp_config(), pool("public", "192.0.3.0/24"), a_service("web"),
+                node("node1"), node_report("ghost"), bgp_config(), pool("public", "192.0.3.0/24"), a_service("web"),
                 policy("bank", egressIP="192.0.3.9"), policy("lost", "203.0.113.0/24", pool="absent"),
             )  # fmt: skip
             await work(found)

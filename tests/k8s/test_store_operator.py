@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from routerd.model import NodeReport
+from routerd.model import GATEWAY_HEARTBEAT, Heartbeat, NodeReport
 from routerd.serve.api import RequestRefused
 from routerd.store.kubernetes.client import Client
 from routerd.store.kubernetes.lease import LeaseTimes
@@ -110,7 +110,8 @@ def test_policies_and_pools_show_their_conditions() -> None:
             policy("team", pool="egress"), policy("lost", pool="nowhere"), pool("late", "10.168.61.8/29"),
         )  # fmt: skip
         async with cluster(*objects) as api, agent_store(api) as agent, operator(api):
-            agent.store.write_node_report(NodeReport("node1", (ip_address("10.0.0.11"),)))
+            report = NodeReport("node1", (ip_address("10.0.0.11"),), heartbeat=Heartbeat(GATEWAY_HEARTBEAT))
+            agent.store.write_node_report(report)
             path = "/apis/routerd.io/v1alpha1/egresspolicies/team"
             team = await until(api, path, lambda found: is_true(found, "Ready"), "the policy is ready")
             assert team["status"]["egressIP"].startswith("10.168.61.")

@@ -105,13 +105,17 @@ class World:
             self._hear(LOOK)
 
     def _hear(self, seconds: float) -> None:
+        self.beat(seconds)
+        self.agents = hear(self.agents, self.reports, self.now, self.now, self.nodes)
+
+    def beat(self, seconds: float) -> None:
+        """Lets time pass in which agents beat."""
         self.now += seconds
         for name in self.living & self.reports.keys():
             report = self.reports[name]
             assert report.heartbeat is not None
             beat = Heartbeat(report.heartbeat.seconds, str(int(self.now // report.heartbeat.seconds)))
             self.reports[name] = replace(report, heartbeat=beat)
-        self.agents = hear(self.agents, self.reports, self.now, self.now, self.nodes)
 
     def snapshot(self) -> Snapshot:
         return Snapshot(

@@ -179,7 +179,7 @@ def needed(role: Role) -> Verbs:
     """By group and resource, what a role asks of the kinds that it reads, and of those whose status it writes."""
     verbs: Verbs = {}
     for kind in (each for each in KINDS if each.plural and each.name not in NOT_BY_KIND):
-        reads, writes = role in kind.read_by, role == kind.status_by
+        reads, writes = role in kind.read_by, role in kind.status_by
         own = {"list", "watch"} if reads else {"create"} if writes else set()  # what it does not read it makes
         verbs[kind.group, kind.plural] = own | ({"get"} if writes else set())
         verbs[kind.group, f"{kind.plural}/status"] = {"patch"} if writes else set()
@@ -205,7 +205,7 @@ def test_our_definitions_are_our_kinds() -> None:
         for spec in definitions for version in spec["versions"]
     }  # fmt: skip
     assert served == {
-        (each.group, each.version, each.name, each.plural, each.namespaced, each.status_by is not None)
+        (each.group, each.version, each.name, each.plural, each.namespaced, bool(each.status_by))
         for each in KINDS if each.group == OURS and each.plural
     }  # fmt: skip
 

@@ -18,7 +18,7 @@ from watchfiles._rust_notify import WatchfilesRustInternalError
 
 from routerd.formats.published.allocations import parse_node_report, write_node_report
 from routerd.log import event
-from routerd.model import Allocations, IPNetwork, NodeReport, Refusal, Snapshot
+from routerd.model import Allocations, Heartbeat, IPNetwork, NodeReport, Refusal, Snapshot
 from routerd.refs import FILE, Ref
 from routerd.store.embedded.disk import FileState, refresh, stamp, write_atomically
 from routerd.store.embedded.manifests import GRACE, Manifests
@@ -60,11 +60,12 @@ class FileStore:
         self._service_cidrs = service_cidrs
         self._on_change = on_change
         self._reports: dict[Path, FileState[NodeReport]] = {}
+        self._told: FileState[NodeReport] | None = None  # what we have written; None = to be read
         self._seen: frozenset[str] = frozenset()  # keys of policies
         self._own = threading.Lock()  # our own files: written in the loop, read in the thread
         self._looking = asyncio.Lock()
         self._snapshot = Snapshot(service_cidrs=service_cidrs)
-        self._merged_from: tuple[FileState[Allocations], dict[Path, FileState[NodeReport]]] = (FileState(), {})
+        self._merged_from: tuple[FileState[Allocations], Mapping[Path, object]] = (FileState(), {})
 
     # --- what others call ---
 
@@ -86,16 +87,40 @@ class FileStore:
 
     def write_node_report(self, report: NodeReport) -> None:
         """Atomic and durable. Raises StoreError."""
+        if self._report_file is not None and self._write_report(self._report_file, report):
+            self._on_change()
+
+    def beat(self) -> None:
+        """Atomic and durable. Raises StoreError. Nothing before the first report."""
         path = self._report_file
-        if path is None:
-            return
+        report = self._own_report(path).good if path else None
+        if path and report is not None and report.heartbeat is not None:
+            with self._own:
+                count = int(report.heartbeat.beat) if report.heartbeat.beat.isdecimal() else 0
+                self._put(path, replace(report, heartbeat=replace(report.heartbeat, beat=str(count + 1))))
+
+    def _write_report(self, path: Path, report: NodeReport) -> bool:
+        """Whether it says something else. The file is the node's alone, so its beats go on where they were."""
         with self._own:
-            state = self._reports.get(path, FileState())
+            state = self._own_report(path)
+            said = state.good.heartbeat if state.good else None
+            seconds = (report.heartbeat or said or Heartbeat()).seconds
+            report = replace(report, heartbeat=Heartbeat(seconds, said.beat if said else ""))
             if state.good == report and state.error is None and state.stamp == stamp(path):
-                return
-            write_atomically(path, write_node_report(report))
-            self._reports = {**self._reports, path: FileState(stamp(path), report)}
-        self._on_change()
+                return False
+            self._put(path, report)
+        return True
+
+    def _own_report(self, path: Path) -> FileState[NodeReport]:
+        if self._told is None:
+            self._told = refresh(FileState(), path, parse_node_report)
+        return self._told
+
+    def _put(self, path: Path, report: NodeReport) -> None:
+        write_atomically(path, write_node_report(report))
+        self._told = FileState(stamp(path), report)
+        if path in self._reports:
+            self._reports = {**self._reports, path: self._told}
 
     def report_health(self, health: Callable[[], Mapping[str, Any]]) -> None:
         """A file has no place for it: `routerd status` tells."""
@@ -234,12 +259,16 @@ class FileStore:
                 path: refresh(self._reports.get(path, FileState()), path, parse_node_report, again=path in touched)
                 for path in report_files
             }
-            is_changed = self._merged_from != (self._published.state, self._reports)
+            is_changed = self._merged_from != (self._published.state, self._report_errors())
         own = frozenset({self._published.path, *report_files})
         return self._manifests.look(time.monotonic(), without=own, touched=touched) or is_changed
 
+    def _report_errors(self) -> Mapping[Path, object]:
+        """What of the reports a snapshot shows: beats come all the time, and a large store takes long to merge."""
+        return {path: state.error for path, state in self._reports.items()}
+
     def _merged(self) -> Snapshot:
-        self._merged_from = self._published.state, self._reports
+        self._merged_from = self._published.state, self._report_errors()
         refusals = tuple(self._faults())
         if not self._manifests.is_synced:
             return Snapshot(refusals=refusals, service_cidrs=self._service_cidrs)

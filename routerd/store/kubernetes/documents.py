@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from operator import attrgetter
 from typing import Any
@@ -22,10 +23,11 @@ from routerd.formats.published.allocations import parse_index
 from routerd.formats.published.parts import Assembly, Part, Shards
 from routerd.formats.published.records import Table, lines, read_lines
 from routerd.formats.published.whole import AllocationsReader, Fetch, Published
-from routerd.model import Allocations, NodeReport
+from routerd.model import GATEWAY_HEARTBEAT, Allocations, Heartbeat, NodeReport
 from routerd.store.kubernetes.resources import ALLOCATIONS, LEDGER
 
 LIMIT = 1 << 20  # bytes of all values of a ConfigMap (Kubernetes: MaxSecretSize)
+HEARTBEAT = "heartbeatSeconds"
 FENCE = "routerd.io/lease-generation"  # annotation: the lease under which a document was written
 ALLOCATIONS_KEY = "allocations.yaml"
 AUDIT_ENTRIES = 200  # the newest; the log has all
@@ -146,6 +148,7 @@ def report_status(report: NodeReport) -> dict[str, Any]:
         "addresses": [str(address) for address in report.addresses],
         "networks": [str(network) for network in report.networks],
         "draining": report.draining,
+        **({HEARTBEAT: report.heartbeat.seconds} if report.heartbeat is not None else {}),
     }
 
 
@@ -165,8 +168,11 @@ def _without(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def is_urgent(status: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    """Whether an address, a condition, a session or that it drains is another, not only a number or a message."""
-    urgent = {key: value for key, value in status.items() if isinstance(value, list | bool)}
+    """Whether an address, a condition, a session, that it drains, or how often it beats is another.
+
+    Other numbers and messages are not urgent.
+    """
+    urgent = {key: value for key, value in status.items() if isinstance(value, list | bool) or key == HEARTBEAT}
     return any(_states(before.get(key)) != _states(value) for key, value in urgent.items())
 
 
@@ -193,4 +199,16 @@ def read_report(name: str, status: Mapping[str, Any]) -> NodeReport | None:
     addresses = (parse_address(str(text)) for text in status["addresses"] or ())
     networks = (parse_network(str(text)) for text in status.get("networks") or ())
     known = tuple(each for each in networks if each is not None)
-    return NodeReport(name, tuple(filter(None, addresses)), known, status.get("draining") is True)
+    return NodeReport(name, tuple(filter(None, addresses)), known, status.get("draining") is True, _heartbeat(status))
+
+
+def _heartbeat(status: Mapping[str, Any]) -> Heartbeat | None:
+    seconds = status.get(HEARTBEAT)
+    return Heartbeat(seconds, str(status.get("lastSeen") or "")) if isinstance(seconds, int) else None
+
+
+def with_lease(report: NodeReport, renewed: str) -> NodeReport:
+    """The report of a node that may be a gateway with the latest word of its Lease, which alone counts; "" = none."""
+    if report.heartbeat is None or report.heartbeat.seconds > GATEWAY_HEARTBEAT:
+        return report
+    return replace(report, heartbeat=Heartbeat(report.heartbeat.seconds, renewed))

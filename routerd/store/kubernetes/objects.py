@@ -20,13 +20,14 @@ from routerd.memo import differing
 from routerd.model import Refusal
 from routerd.refs import Ref
 from routerd.store.closed import settled
-from routerd.store.kubernetes.resources import ALLOCATIONS, CONFIG_MAPS, PART_LABEL, REPORTS, Resource
+from routerd.store.kubernetes.resources import ALLOCATIONS, CONFIG_MAPS, LEASES, PART_LABEL, REPORTS, Resource
 from routerd.store.mistakes import reason_of
 
 Raw = Mapping[str, Any]
 T = TypeVar("T")
 
 NOTHING = Loaded()
+RENEWED = "renewTime"  # of a Lease's spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,6 @@ class Collection:
         self.listed = False
         self.synced = False
         self.objects: dict[Key, StoredObject] = {}
-        self.touched: set[Key] = set()  # that changed since somebody looked
         self.deleted = ""  # uid of the published allocations that were deleted last
 
     def read(self, raw: Raw) -> StoredObject:
@@ -85,8 +85,6 @@ class Collection:
         )
         for key in self.objects.keys() - objects:
             self._note_deleted(self.objects[key])
-        put, gone = differing(self.objects, objects)
-        self.touched.update(put, gone)
         is_first, self.objects, self.listed = not self.listed, objects, True
         self._settle()
         return is_first or not is_same
@@ -97,7 +95,6 @@ class Collection:
         if self.objects.get(key) is stored:
             return False
         self.objects[key] = stored
-        self.touched.add(key)
         self._settle()
         return True
 
@@ -117,7 +114,6 @@ class Collection:
         if stored is None or (uid and stored.uid and uid != stored.uid):
             return False
         del self.objects[key_of(raw)]
-        self.touched.add(key_of(raw))
         self._note_deleted(stored)
         self._settle()
         return True
@@ -158,26 +154,26 @@ class Models(Generic[T]):
     def __init__(self, model: type[T], name_of: Callable[[T], str]) -> None:
         """`name_of`: by which a snapshot holds it."""
         self._model, self._name_of = model, name_of
+        self._objects: dict[Key, StoredObject] = {}
         self._keys: list[Key] = []  # sorted, of those that say something
         self._said: dict[Key, tuple[str, T]] = {}
         self.by_name: Mapping[str, T] = {}
 
-    def look(self, objects: Mapping[Key, StoredObject], touched: Iterable[Key]) -> Mapping[str, T]:
-        """`touched`: those that may be others since the last look. The same value again if there are none."""
-        keys = tuple(touched)
-        for key in keys:
-            model = self._read(objects.get(key))
-            if model is None:
+    def look(self, collection: Collection) -> Mapping[str, T]:
+        """The same value again if nothing changed."""
+        put, gone = differing(self._objects, collection.objects)
+        if put or gone or not self._objects:
+            self._objects = dict(collection.objects)
+            said = {key: self._read(self._objects[key]) for key in put}
+            for key in (*gone, *(key for key, model in said.items() if model is None)):
                 self._forget(key)
-            else:
-                self._remember(key, model)
-        if keys:
+            for key, model in said.items():
+                if model is not None:
+                    self._remember(key, model)
             self.by_name = dict(map(self._said.__getitem__, self._keys))
         return self.by_name
 
-    def _read(self, stored: StoredObject | None) -> T | None:
-        if stored is None:
-            return None
+    def _read(self, stored: StoredObject) -> T | None:
         return next((one.object for one in stored.loaded.entries if isinstance(one.object, self._model)), None)
 
     def _forget(self, key: Key) -> None:
@@ -200,7 +196,7 @@ def stored_object(kind: Kind, raw: Raw, before: StoredObject | None, *, keep_sta
     meta = raw.get("metadata") or {}
     namespace, name = key_of(raw)
     uid = str(meta.get("uid") or "")
-    is_document = kind is REPORTS or (kind is CONFIG_MAPS and _is_published(name, meta))
+    is_document = kind in (REPORTS, LEASES) or (kind is CONFIG_MAPS and _is_published(name, meta))
     loaded, error = (NOTHING, None) if is_document else _load(kind, raw, namespace, name)
     earlier = before.loaded if before is not None and before.uid == uid else NOTHING
     loaded = settled(earlier, loaded) if error is None else earlier
@@ -214,8 +210,15 @@ def stored_object(kind: Kind, raw: Raw, before: StoredObject | None, *, keep_sta
         loaded=loaded,
         error=error,
         status=(raw.get("status") or {}) if keep_status and kind.status_by else {},
-        data=(raw.get("data") or {}) if is_document else {},
+        data=_data(kind, raw) if is_document else {},
     )
+
+
+def _data(kind: Kind, raw: Raw) -> Mapping[str, str]:
+    """Of a Lease all that counts is its latest word, whatever that says."""
+    if kind is LEASES:
+        return {RENEWED: str((raw.get("spec") or {}).get(RENEWED) or "")}
+    return raw.get("data") or {}
 
 
 def _is_published(name: str, meta: Raw) -> bool:

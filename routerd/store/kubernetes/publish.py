@@ -23,13 +23,13 @@ from routerd.model import IPAddress, Refusal
 from routerd.store.kubernetes.client import ApiError, Client
 from routerd.store.kubernetes.events import Events, LeaseHolder
 from routerd.store.kubernetes.resources import object_path
-from routerd.store.kubernetes.status import StatusPatch, policy_patches, pool_patches, service_patches
+from routerd.store.kubernetes.status import StatusPatch, node_patches, policy_patches, pool_patches, service_patches
 from routerd.store.kubernetes.store import KubernetesStore
 from routerd.store.kubernetes.watch import Timings
 
 LOGGER = logging.getLogger("routerd.store")
 AT_ONCE = 16  # requests in flight
-WRITTEN = tuple(each for each in KINDS if each.status_by == "operator")
+WRITTEN = tuple(each for each in KINDS if "operator" in each.status_by)
 TRIES = 5  # conflicts in a row over one object before a pause
 
 
@@ -115,7 +115,8 @@ class Publisher:
         services, refusals = service_patches(objects("Service"), snapshot, self._addresses(decision.ledger))
         self._refusals = tuple(refusals)
         policies = policy_patches(objects("EgressPolicy"), snapshot, now)
-        return services + policies + pool_patches(objects("AddressPool"), snapshot, decision.counts, now)
+        nodes = node_patches(objects("RouterdNode"), decision.silent, now)
+        return services + policies + pool_patches(objects("AddressPool"), snapshot, decision.counts, now) + nodes
 
     def _addresses(self, ledger: Ledger) -> frozenset[IPAddress]:
         if ledger is not self._recorded[0]:

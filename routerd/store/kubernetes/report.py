@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from routerd.model import NodeReport, Refusal
+from routerd.model import NODE_HEARTBEAT, NodeReport, Refusal
 from routerd.refs import Ref
 from routerd.store.kubernetes.client import ApiError, Client
-from routerd.store.kubernetes.documents import is_said, is_urgent, report_status, seconds_since
+from routerd.store.kubernetes.documents import HEARTBEAT, is_said, is_urgent, report_status, seconds_since
 from routerd.store.kubernetes.resources import REPORTS, collection_path, object_path
 from routerd.store.kubernetes.status import dated
 from routerd.store.kubernetes.watch import Timings
@@ -61,6 +61,7 @@ class Reporter:
         self._has_report = asyncio.Event()
         self._fault: ApiError | None = None
         self._last: WrittenReport | None = None  # None = to be read
+        self._was_away = False  # the API server: the operator may have called this node absent since
         self._written = -math.inf  # of the loop's clock, as is the next
         self._heartbeat = math.inf
         self.health: Callable[[], Mapping[str, Any]] = dict  # more of the status; does not fail
@@ -76,7 +77,10 @@ class Reporter:
         health = dict(self.health())
         if not is_synced(health) and self._client.contact.is_recovering(RECOVERY):
             health.pop("conditions", None)
-        return {**(report_status(self._node_report) if self._node_report else {}), **health}
+        report = report_status(self._node_report) if self._node_report else {}
+        if self._last is None or HEARTBEAT not in self._last.status:
+            report = {HEARTBEAT: NODE_HEARTBEAT, **report}
+        return {**report, **health}
 
     def refusal(self) -> Refusal | None:
         if self._fault is None:
@@ -114,8 +118,15 @@ class Reporter:
             self._on_change()
 
     async def _report(self) -> None:
-        """Reads first: after a start, the report is most often there already."""
+        """Reads first: after a start, the report is most often there already.
+
+        It bears no heartbeat before there is something to tell: an agent that crashes over and over is not alive.
+        """
         loop = asyncio.get_running_loop()
+        if self._client.contact.is_lost:
+            self._was_away = True
+        elif self._was_away:
+            self._was_away, self._last = False, None
         if self._last is None:
             raw = await self._object()
             self._last = WrittenReport(version_of(raw), raw.get("status") or {})
@@ -123,7 +134,7 @@ class Reporter:
         last, status, now = self._last, self._status(), loop.time()
         is_news = not is_said(status, last.status)
         is_time = is_urgent(status, last.status) or now >= self._written + NUMBERS
-        if (is_news and is_time) or now >= self._heartbeat:
+        if (is_news and is_time) or (now >= self._heartbeat and self.health()):
             self._last = await self._write(status, last)
             self._written, self._heartbeat = now, now + self._next_heartbeat()
             self.writes += 1

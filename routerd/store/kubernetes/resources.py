@@ -13,6 +13,7 @@ LEDGER = "routerd-ledger"  # ConfigMap: what the operator must remember, read by
 PART_LABEL = "routerd.io/part-of"  # on ConfigMaps with parts of one of these two documents: its name
 PART_KEY = "part"  # of their data
 LEASE = "routerd-operator"  # Lease: which operator is active
+HEARTBEAT_LABEL = "routerd.io/heartbeat"  # on Leases by which nodes say that they serve
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,11 @@ def collection_path(kind: Kind, namespace: str = "") -> str:
     return f"{root}{place}/{kind.plural}"
 
 
+def heartbeat_lease(node: str) -> str:
+    """The name of a node's Lease."""
+    return f"node-{node}"
+
+
 SERVICES = BY_NAME["", "Service"]
 EVENTS = BY_NAME["", "Event"]
 CONFIG_MAPS = BY_NAME["", "ConfigMap"]
@@ -79,6 +85,8 @@ def _watched(role: Role, namespace: str, selectors: Mapping[str, str]) -> tuple[
     for kind in read_by(role):
         if kind is CONFIG_MAPS:
             resources += _config_maps(namespace)
+        elif kind is LEASES:
+            resources.append(Resource(kind, namespace, label_selector=HEARTBEAT_LABEL))
         else:
             resources.append(Resource(kind, field_selector=selectors.get(kind.name, "")))
     return tuple(resources)

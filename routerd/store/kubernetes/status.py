@@ -16,7 +16,7 @@ from routerd.formats.kinds import Kind
 from routerd.model import Allocations, EgressGroup, IPAddress, Refusal, Service, Snapshot
 from routerd.refs import Ref
 from routerd.store.kubernetes.objects import StoredObject
-from routerd.store.kubernetes.resources import POLICIES, POOLS, SERVICES, object_path
+from routerd.store.kubernetes.resources import POLICIES, POOLS, REPORTS, SERVICES, object_path
 
 CONFLICTS = frozenset({"Conflicting", "PoolConflicting", "Duplicate", "AddressInUse", "PortInUse", "GatewaysDiffer"})
 
@@ -238,3 +238,25 @@ def _pool_conditions(stored: StoredObject, refused: list[Refusal]) -> list[dict[
     else:
         ready = condition("Ready", True, "Ready", "", at)
     return [ready, _conflicting(refused, at)]
+
+
+# --- nodes
+
+
+def node_patches(reports: Iterable[StoredObject], silent: Mapping[str, str], now: str) -> list[StatusPatch]:
+    """Nobody else says that what an agent said of its node is old. `silent`: since when, by node, in RFC 3339.
+
+    An agent that is back says everything anew.
+    """
+    patches = []
+    for stored in reports:
+        before = [each for each in stored.status.get("conditions") or () if isinstance(each, Mapping)]
+        if stored.name in silent and any(each.get("status") != "Unknown" for each in before):
+            message = (
+                f"no word of the agent since {silent[stored.name]}: it does not run, or cannot reach the API server"
+            )
+            said = {"status": "Unknown", "reason": "AgentAbsent", "message": message}
+            patches.append(
+                _patch(REPORTS, stored, {"conditions": dated([{**each, **said} for each in before], before, now)})
+            )
+    return patches

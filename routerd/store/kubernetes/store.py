@@ -20,6 +20,7 @@ from routerd.formats.kinds import KINDS
 from routerd.formats.published.parts import Incomplete
 from routerd.formats.published.whole import AllocationsReader, unread
 from routerd.model import (
+    GATEWAY_HEARTBEAT,
     Allocations,
     EndpointSlice,
     IPNetwork,
@@ -34,10 +35,11 @@ from routerd.model import (
 from routerd.refs import Ref
 from routerd.store.interface import Responses, StoreStatus
 from routerd.store.kubernetes.client import Client
-from routerd.store.kubernetes.documents import read_allocations, read_report
-from routerd.store.kubernetes.objects import Collection, Models, Raw, StoredObject, key_of
+from routerd.store.kubernetes.documents import read_allocations, read_report, with_lease
+from routerd.store.kubernetes.heartbeat import Heartbeats
+from routerd.store.kubernetes.objects import RENEWED, Collection, Models, Raw, StoredObject, key_of
 from routerd.store.kubernetes.report import Reporter
-from routerd.store.kubernetes.resources import ALLOCATIONS, PART_KEY, Resource, for_agent, for_operator
+from routerd.store.kubernetes.resources import ALLOCATIONS, PART_KEY, Resource, for_agent, for_operator, heartbeat_lease
 from routerd.store.kubernetes.watch import Reflector, Timings
 from routerd.store.merge import merge
 
@@ -78,6 +80,7 @@ class KubernetesStore:
         timings: Timings = TIMINGS,
     ) -> None:
         self.namespace = scope.namespace
+        self._scope = scope
         self._client = client
         self.reflectors = [
             Reflector(
@@ -95,12 +98,16 @@ class KubernetesStore:
             "Service": ("services", Models(Service, attrgetter("key"))),
             "EndpointSlice": ("endpoint_slices", Models(EndpointSlice, lambda each: f"{each.namespace}/{each.name}")),
         }
+        self._heartbeats = Heartbeats(client, scope.namespace, scope.node, self._uid_of_node, timings)
+        self._is_gateway = False  # this node may be one
         self._dirty = {each.collection.resource.kind.name for each in self.reflectors}
         self._changed = asyncio.Event()
         self._reader = AllocationsReader(self._part_stamp)
         self._is_there, self._uid = False, ""  # the ConfigMap: seen since it was written; which one was written
         self._allocations: tuple[str, Allocations | None, InputError | None] = ("", None, None)
         self._reports: dict[str, NodeReport] | None = None
+        self._read: dict[str, tuple[StoredObject, NodeReport | None]] = {}  # what they were read from
+        self._beats: dict[str, str] = {}  # by name of the Lease
         self._merge_refusals: tuple[Refusal, ...] = ()
         self._snapshot = Snapshot(service_cidrs=scope.service_cidrs)
 
@@ -111,7 +118,12 @@ class KubernetesStore:
 
     def node_reports(self) -> Mapping[str, NodeReport] | None:
         """None = not read yet, or not read by this role."""
-        return self._reports
+        if self._reports is None:
+            return None
+        return {name: with_lease(report, self._beat_of(name)) for name, report in self._reports.items()}
+
+    def _beat_of(self, node: str) -> str:
+        return self._beats.get(heartbeat_lease(node), "")
 
     def write_allocations(self, allocations: Allocations) -> None:
         """Raises StoreError: the operator that is active publishes with its ledger."""
@@ -120,7 +132,18 @@ class KubernetesStore:
     def write_node_report(self, report: NodeReport) -> None:
         """Returns at once; the report is written beside, again and again until it is accepted."""
         if self._reporter is not None:
+            if report.heartbeat is not None:
+                self._is_gateway = report.heartbeat.seconds <= GATEWAY_HEARTBEAT
             self._reporter.want(report)
+
+    def beat(self) -> None:
+        """Returns at once. A node that is no gateway is seen by its report, which is written now and then."""
+        if self._is_gateway:
+            self._heartbeats.beat()
+
+    def _uid_of_node(self) -> str:
+        name = self._scope.node
+        return next((each.uid for each in self.objects("Node") if each.name == name), "")
 
     def report_health(self, health: Callable[[], Mapping[str, Any]]) -> None:
         """`health` gives more of the status of this node's RouterdNode whenever a report is written."""
@@ -144,6 +167,7 @@ class KubernetesStore:
                 group.create_task(each.run(), name=f"watch-{each.collection.resource.label}")
             if self._reporter is not None:
                 group.create_task(self._reporter.run(), name="report")
+                group.create_task(self._heartbeats.run(), name="heartbeats")
             group.create_task(self._merge_changes(), name="merge")
 
     def objects(self, kind: str) -> Iterable[StoredObject]:
@@ -191,7 +215,9 @@ class KubernetesStore:
         snapshot = self._cluster_parts(before, dirty)
         if dirty & CONFIGURING:
             snapshot = self._config_parts(snapshot)
-        if "RouterdNode" in dirty and self._is_read("node_reports"):
+        if "Lease" in dirty:
+            self._beats = {each.name: each.data[RENEWED] for each in self.objects("Lease")}
+        if self._is_read("node_reports") and ("RouterdNode" in dirty or self._reports is None):
             self._reports = self._read_reports()
         refusals = self._refusals()
         if refusals != before.refusals:
@@ -220,8 +246,7 @@ class KubernetesStore:
         for kind, (part, models) in self._models.items():
             if kind in dirty and self._is_read(part):
                 (collection,) = self._of(kind)
-                touched, collection.touched = collection.touched, set()
-                parts[part] = models.look(collection.objects, touched)
+                parts[part] = models.look(collection)
         if "endpoint_slices" in parts:
             parts["endpoint_slices"] = tuple(parts["endpoint_slices"].values())
         return replace(snapshot, **parts) if parts else snapshot
@@ -278,8 +303,15 @@ class KubernetesStore:
         return document.data.get(PART_KEY) if document is not None else None
 
     def _read_reports(self) -> dict[str, NodeReport]:
-        reports = (read_report(stored.name, stored.status) for stored in self.objects("RouterdNode"))
-        return {report.node: report for report in reports if report is not None}
+        """A report is read again if it was written again: of a thousand nodes some are at any moment."""
+        before = self._read
+        self._read = {
+            stored.name: (stored, before[stored.name][1])
+            if stored.name in before and before[stored.name][0] is stored
+            else (stored, read_report(stored.name, stored.status))
+            for stored in self.objects("RouterdNode")
+        }
+        return {report.node: report for _, report in self._read.values() if report is not None}
 
     def _refusals(self) -> tuple[Refusal, ...]:
         refusals = [*self._merge_refusals]

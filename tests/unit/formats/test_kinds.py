@@ -55,7 +55,7 @@ def test_what_the_roles_watch() -> None:
     ]  # fmt: skip
     agent = ["nodes", "namespaces", "pods", "services", "endpointslices.discovery.k8s.io"]
     assert sorted(each.label for each in for_agent("n", "routerd")) == sorted([*agent, *common, *written])
-    operator = ["nodes", "services", "routerdnodes.routerd.io"]
+    operator = ["nodes", "services", "routerdnodes.routerd.io", "leases.coordination.k8s.io in routerd"]
     assert sorted(each.label for each in for_operator("routerd")) == sorted([*operator, *common, *written])
 
 

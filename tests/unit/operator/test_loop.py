@@ -26,7 +26,7 @@ from routerd.operator.loop import Operator
 from routerd.serve.api import Noted, RequestRefused
 from routerd.store.embedded.ledger import SqliteLedger
 from tests.models.operator_world import FakeLedger, FakeStore, World
-from tests.models.virtual_time import in_virtual_time, settle
+from tests.models.virtual_time import elapse, in_virtual_time, now, settle
 from tests.waiting import PATIENCE, eventually, turns
 
 
@@ -406,5 +406,40 @@ def test_a_release_makes_a_round_at_once(store: FakeStore, ledger: FakeLedger) -
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    in_virtual_time(story())
+
+
+def test_a_gateway_whose_agent_falls_silent_is_replaced_without_a_round_for_each_beat() -> None:
+    """Files and API server alike: the reports say the same but for their beats, which wake nobody."""
+
+    async def story() -> None:
+        world = World()
+        for name in ("g1", "g2"):
+            world.node(name)
+        world.agent("g1", "g2")
+        world.policy("out", "198.51.100.7")
+        store = FakeStore(world)
+        body = Operator(store, FakeLedger(), world.settings, clock=lambda: 1000 + now(), ticks=now)
+        tasks = [asyncio.create_task(each) for each in (body.run(), body.listen())]
+
+        async def beats(seconds: int) -> None:
+            for _ in range(seconds):
+                await elapse(1)
+                world.beat(1)
+
+        await beats(60)
+        assert [slot.node for slot in world.allocations.groups[0].gateways] == ["g1", "g2"]
+        rounds = body.rounds.done
+        await beats(3600)
+        assert body.rounds.done <= rounds + 1
+        world.silence("g1")
+        await beats(38)
+        assert [slot.node for slot in world.allocations.groups[0].gateways] == ["g1", "g2"]
+        await beats(8)
+        assert [slot.node for slot in world.allocations.groups[0].gateways] == ["g2"]
+        assert [str(each.object) for each in world.allocations.refusals] == ["node/g1"]
+        for task in tasks:
+            task.cancel()
 
     in_virtual_time(story())

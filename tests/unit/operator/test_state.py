@@ -106,7 +106,7 @@ class OperatorMachine(RuleBasedStateMachine):
     def decide(self, seconds: float = 0) -> None:
         world, before = self.world, self.world.ledger
         world.decide(seconds)
-        again = assign(world.snapshot(), world.ledger, world.reports, world.now, world.settings)
+        again = assign(world.snapshot(), world.ledger, world.reports, world.now, world.settings, world.agents)
         assert again.allocations is world.allocations, "a second decision on the same view changes nothing"
         assert again.ledger == world.ledger
         assert apply(before, world.ledger, world.now) == world.ledger

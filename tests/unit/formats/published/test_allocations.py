@@ -22,6 +22,7 @@ from routerd.model import (
     CoolingPorts,
     EgressGroup,
     GatewaySlot,
+    Heartbeat,
     NodeAddresses,
     NodeNumber,
     NodeReport,
@@ -90,11 +91,15 @@ def test_allocations_read_back(value: Allocations) -> None:
     assert parse_allocations(write_allocations(value), "f") == value
 
 
-@given(names, st.lists(addresses, max_size=3), st.booleans())
+@given(names, st.lists(addresses, max_size=3), st.booleans(), st.none() | st.integers(1, 86400))
 @settings(max_examples=30)
-def test_node_reports_read_back(node: str, found: list[IPv4Address | IPv6Address], draining: bool) -> None:
-    report = NodeReport(node, tuple(found), tuple(ip_network(address) for address in found), draining)
-    assert parse_node_report(write_node_report(report), "f") == report
+def test_node_reports_read_back(
+    node: str, found: list[IPv4Address | IPv6Address], draining: bool, seconds: int | None
+) -> None:
+    heartbeat = None if seconds is None else Heartbeat(seconds, str(seconds))
+    report = NodeReport(node, tuple(found), tuple(ip_network(address) for address in found), draining, heartbeat)
+    back = parse_node_report(write_node_report(report), "f")
+    assert (back, back.heartbeat and back.heartbeat.beat) == (report, heartbeat and heartbeat.beat)
 
 
 def test_the_text_is_one_line_per_record() -> None:

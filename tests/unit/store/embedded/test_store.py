@@ -11,10 +11,11 @@ import pytest
 
 from routerd.errors import StoreError
 from routerd.formats.published.allocations import write_allocations, write_node_report
-from routerd.model import Allocations, NodeReport, ServiceAllocation, Writer
+from routerd.model import GATEWAY_HEARTBEAT, Allocations, Heartbeat, NodeReport, ServiceAllocation, Writer
 from routerd.store.embedded import manifests as manifests_module
 from routerd.store.embedded.disk import is_manifest, manifest_files, write_atomically
 from routerd.store.embedded.manifests import EMPTIED, GRACE, Manifests
+from routerd.store.embedded.store import FileStore
 from routerd.store.interface import Store
 from tests.models.manifests import NOTHING, pool, reasons, running, store_of
 from tests.waiting import PATIENCE, eventually
@@ -217,6 +218,37 @@ def test_node_reports_are_read_by_pattern_and_a_broken_one_stays_good(directory:
     other.write_text("broken: [")
     assert reasons(store.load()) == ["file/other.yaml InvalidFile"]
     assert sorted(store.node_reports()) == ["n1", "n2"]
+
+
+def test_beats_are_counted_in_the_report_and_go_on_over_a_restart(directory: Path) -> None:
+    """Neither a reader's nor the writer's agent or operator is woken by them, and no snapshot is made anew."""
+    changes: list[int] = []
+    report = NodeReport("n1", (ip_address("192.0.2.1"),), heartbeat=Heartbeat(GATEWAY_HEARTBEAT))
+    store = FileStore(
+        directory, directory / "allocations.yaml", node_report=directory.parent / "node.yaml",
+        node_reports=[str(directory.parent / "*.yaml")], on_change=lambda: changes.append(1),
+    )  # fmt: skip
+    reader = store_of(directory)
+    store.beat()
+    assert reader.node_reports() == {}
+    store.write_node_report(report)
+    snapshot = store.load()
+    changes.clear()
+    for count in range(1, 4):
+        store.beat()
+        assert store.load() == snapshot
+        reader.load()
+        (found,) = reader.node_reports().values()
+        assert found.heartbeat is not None
+        assert (found, found.heartbeat.beat) == (report, str(count))
+    assert changes == []
+    again = store_of(directory)
+    again.write_node_report(NodeReport("n1", (ip_address("192.0.2.2"),)))
+    again.beat()
+    reader.load()
+    (found,) = reader.node_reports().values()
+    assert found.heartbeat is not None
+    assert (found.heartbeat.seconds, found.heartbeat.beat) == (GATEWAY_HEARTBEAT, "4"), "it is not known yet: it stays"
 
 
 # --- with the watch ---

@@ -1,0 +1,203 @@
+"""Heartbeats at the API server: how many writes they are, and what a node does whose beat fails. In virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from routerd.model import GATEWAY_HEARTBEAT, NODE_HEARTBEAT, Heartbeat, NodeReport
+from routerd.store.kubernetes import report as k8s_report
+from routerd.store.kubernetes.client import UNREACHABLE, ApiError
+from routerd.store.kubernetes.contact import Contact
+from routerd.store.kubernetes.documents import read_report, with_lease
+from routerd.store.kubernetes.heartbeat import Heartbeats
+from routerd.store.kubernetes.report import Reporter
+from routerd.store.kubernetes.watch import Timings
+from tests.models.virtual_time import elapse, in_virtual_time, now
+
+LEASE = "/apis/coordination.k8s.io/v1/namespaces/routerd/leases/node-g0"
+CONDITION = {"type": "Ready", "status": "True", "reason": "Ready", "message": ""}
+
+
+@dataclass
+class Api:
+    """Objects by path, and how many writes there were of each kind. As a `Client`, of one node or of all."""
+
+    objects: dict[str, dict[str, Any]] = field(default_factory=dict)
+    writes: Counter[str] = field(default_factory=Counter)
+    fault: ApiError | None = None
+    contact: Contact = field(default_factory=lambda: Contact(now))
+
+    async def get(self, path: str) -> dict[str, Any]:
+        self._may()
+        if path not in self.objects:
+            raise ApiError(404, "NotFound", "")
+        return self.objects[path]
+
+    async def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        self._may()
+        name = body["metadata"]["name"]
+        self.objects[f"{path}/{name}"] = dict(body)
+        self.writes[body["kind"]] += 1
+        return self.objects[f"{path}/{name}"]
+
+    async def patch(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        self._may()
+        path = path.removesuffix("/status")
+        if path not in self.objects:
+            raise ApiError(404, "NotFound", "")
+        self.objects[path] = {**self.objects[path], **body}
+        self.writes["Lease" if "/leases/" in path else "RouterdNode"] += 1
+        return self.objects[path]
+
+    async def rest(self, error: ApiError, seconds: float, pace: Any) -> None:
+        await asyncio.sleep(seconds)
+
+    def _may(self) -> None:
+        if self.fault is not None:
+            raise self.fault
+        self.contact.answered()
+
+
+def heartbeats(api: Api, node: str) -> Heartbeats:
+    return Heartbeats(api, "routerd", node, lambda: "uid-1", Timings())  # type: ignore[arg-type]
+
+
+def reporter(api: Api, node: str, seconds: int, health: Callable[[], Mapping[str, Any]]) -> Reporter:
+    one = Reporter(api, node, Timings(), lambda: None)  # type: ignore[arg-type]
+    one.health = health
+    one.want(NodeReport(node, heartbeat=Heartbeat(seconds)))
+    return one
+
+
+def healthy() -> Mapping[str, Any]:
+    return {"conditions": [CONDITION]}
+
+
+def test_a_thousand_nodes_of_which_four_are_gateways_write_less_than_five_times_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(k8s_report, "PERIOD", 20.0)  # how often they look at what there is to say, and not less
+
+    async def story() -> None:
+        api, gateways = Api(), [f"g{number}" for number in range(4)]
+        beating = [heartbeats(api, name) for name in gateways]
+        nodes = [(name, GATEWAY_HEARTBEAT) for name in gateways] + [(f"n{i}", NODE_HEARTBEAT) for i in range(996)]
+        tasks = [asyncio.create_task(each.run()) for each in beating]
+        tasks += [asyncio.create_task(reporter(api, name, seconds, healthy).run()) for name, seconds in nodes]
+        await elapse(NODE_HEARTBEAT)
+        api.writes.clear()
+        for _ in range(60):
+            await elapse(GATEWAY_HEARTBEAT)
+            for each in beating:
+                each.beat()
+        await elapse(1)
+        assert api.writes["Lease"] == 4 * 60
+        assert api.writes["RouterdNode"] <= 4.4 * 600
+        assert api.writes.total() < 5 * 600
+        for task in tasks:
+            task.cancel()
+
+    in_virtual_time(story())
+
+
+def test_the_lease_goes_with_its_node_and_is_found_by_its_label() -> None:
+    async def story() -> None:
+        api = Api()
+        one = heartbeats(api, "g0")
+        task = asyncio.create_task(one.run())
+        one.beat()
+        await elapse(1)
+        lease = api.objects[LEASE]
+        assert lease["metadata"]["labels"] == {"routerd.io/heartbeat": "node"}
+        assert [each["uid"] for each in lease["metadata"]["ownerReferences"]] == ["uid-1"]
+        first = lease["spec"]["renewTime"]
+        one.beat()
+        await elapse(1)
+        assert api.objects[LEASE]["spec"]["renewTime"] != first
+        assert api.objects[LEASE]["metadata"] == lease["metadata"]
+        task.cancel()
+
+    in_virtual_time(story())
+
+
+def test_a_beat_that_fails_is_lost_and_one_that_was_due_in_an_outage_comes_when_it_ends() -> None:
+    async def story() -> None:
+        api = Api()
+        one = heartbeats(api, "g0")
+        task = asyncio.create_task(one.run())
+        api.fault = ApiError(500, "InternalError", "")
+        one.beat()
+        await elapse(100)
+        assert api.writes.total() == 0
+        api.fault = ApiError(0, UNREACHABLE, "")
+        api.contact.failed(now())
+        for _ in range(10):
+            one.beat()
+            await elapse(10)
+        assert api.writes.total() == 0
+        api.fault = None
+        api.contact.answered()
+        await elapse(3)
+        assert api.writes == {"Lease": 1}
+        task.cancel()
+
+    in_virtual_time(story())
+
+
+def test_an_agent_that_crashes_before_it_has_anything_to_say_does_not_say_that_it_lives() -> None:
+    """Its object was written before; each new process reads it, and ends before ten seconds."""
+
+    async def story() -> None:
+        api = Api()
+        path = "/apis/routerd.io/v1alpha1/routerdnodes/g0"
+        task = asyncio.create_task(reporter(api, "g0", GATEWAY_HEARTBEAT, healthy).run())
+        await elapse(5)
+        task.cancel()
+        seen, writes = api.objects[path]["status"], api.writes.total()
+        for _ in range(100):
+            task = asyncio.create_task(reporter(api, "g0", GATEWAY_HEARTBEAT, dict).run())
+            await elapse(9)
+            task.cancel()
+            await elapse(60)
+        assert (api.objects[path]["status"], api.writes.total()) == (seen, writes)
+
+    in_virtual_time(story())
+
+
+def test_after_an_outage_a_node_that_was_called_absent_says_how_it_is() -> None:
+    async def story() -> None:
+        api = Api()
+        path = "/apis/routerd.io/v1alpha1/routerdnodes/g0"
+        task = asyncio.create_task(reporter(api, "g0", GATEWAY_HEARTBEAT, healthy).run())
+        await elapse(5)
+        api.contact.failed(now())
+        await elapse(60)
+        absent = [{**CONDITION, "status": "Unknown", "reason": "AgentAbsent"}]
+        api.objects[path] = {**api.objects[path], "status": {**api.objects[path]["status"], "conditions": absent}}
+        api.contact.answered()
+        await elapse(15)
+        assert api.objects[path]["status"]["conditions"][0]["status"] == "True"
+        task.cancel()
+
+    in_virtual_time(story())
+
+
+def test_of_a_gateway_its_lease_counts_and_of_others_their_report() -> None:
+    seen = {"addresses": [], "lastSeen": "2026-01-01T00:00:00Z"}
+    old, node, gateway = (
+        with_lease(report, "renewed")
+        for report in (
+            read_report("n", seen),
+            read_report("n", {**seen, "heartbeatSeconds": NODE_HEARTBEAT}),
+            read_report("n", {**seen, "heartbeatSeconds": GATEWAY_HEARTBEAT}),
+        )
+        if report is not None
+    )
+    beats = [each.heartbeat.beat if each.heartbeat else None for each in (old, node, gateway)]
+    assert beats == [None, "2026-01-01T00:00:00Z", "renewed"]
