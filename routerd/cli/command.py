@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,13 +90,19 @@ def _run_dir(arguments: argparse.Namespace) -> Path:
     except InputError as error:
         if named is None or not named.is_file():
             raise
-        tell(f"{error}; what is asked for comes from the running daemon all the same")
+        _tell_once(f"{error}; what is asked for comes from the running daemon all the same")
         return run_dir_of(named.read_text(encoding="utf-8", errors="replace")) or DEFAULT.run_dir
 
 
 def tell(note: str) -> None:
     """A line beside the result."""
     print(f"routerd: {' '.join(note.split())}", file=sys.stderr)
+
+
+@cache
+def _tell_once(note: str) -> None:
+    """One command may ask many times."""
+    tell(note)
 
 
 def ask_agent(arguments: argparse.Namespace, request: Mapping[str, Any]) -> Any:
