@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.k8s.client import MERGE, Client
+from tests.netns.lab import netns
 from tests.netns.lab.api_restart import on_api_server, restarted
 from tests.netns.lab.kubernetes import Story, on_kubernetes
 from tests.netns.lab.lab import Lab
@@ -61,6 +64,38 @@ def test_without_the_api_server_forwarding_and_routes_stay(story: Story) -> None
         assert pod.ping(story.lab.fw.address)
     finally:
         story.server.accept()
+
+
+def says(story: Story, node: str, *, ready: bool, message: str = "") -> None:
+    """A kubelet's word on its node."""
+    condition = {"type": "Ready", "status": str(ready), "reason": "KubeletReady", "message": message}
+    with netns.entered(story.lab.tor.name):
+        api = Client(Path(story.server.kubeconfig))
+        answer = api.patch(f"/api/v1/nodes/{node}/status", {"status": {"conditions": [condition]}}, MERGE)
+    assert answer.code == 200, answer
+
+
+def test_a_node_whose_kubelet_sees_its_shutdown_leads_nowhere_any_more(story: Story) -> None:
+    """And its RouterdNode says when it may go; called off, all comes back."""
+    vip, gw1 = f"{story.vip('web')}/32", story.lab.node("gw1").address
+
+    def hops(prefix: str) -> list[str]:
+        return story.lab.tor.kernel_routes().get(prefix, [])
+
+    def told() -> tuple[bool, str]:
+        row = story.server.storage.get("routerd.io/routerdnodes", "gw1")
+        status = row.object["status"] if row else {}
+        drained = [each["status"] for each in status["conditions"] if each["type"] == "Drained"]
+        return status["draining"], "".join(drained)
+
+    assert gw1 in hops(vip)
+    says(story, "gw1", ready=False, message="node is shutting down")
+    story.lab.wait(lambda: hops(vip) and gw1 not in hops(vip), "the VIP by other nodes alone")
+    story.lab.wait(lambda: hops(f"{EGRESS_IP}/32") == [story.lab.node("gw2").address], "the egress IP by gw2 alone")
+    story.lab.wait(lambda: told() == (True, "True"), "its RouterdNode says that it is drained")
+    says(story, "gw1", ready=True)
+    story.lab.wait(lambda: gw1 in hops(vip), "the VIP by gw1, too")
+    story.lab.wait(lambda: told() == (False, ""), "its RouterdNode says that it serves")
 
 
 def test_a_restart_of_the_api_server_changes_nothing(clean_labs: list[str]) -> None:
