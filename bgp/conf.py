@@ -16,6 +16,7 @@ from bgp.path import IPAddress, SpeakerPeer
 from bgp.rib import PathRefusal
 
 MAX_PASSWORD = 80  # bytes: TCP_MD5SIG_MAXKEYLEN of Linux
+TTL = 255  # what a router asks for that has TTL security (GTSM, RFC 5082, section 3), and nobody minds
 MAX_RESTART_TIME = 4095  # seconds: 12 bits, RFC 4724, section 3
 
 
@@ -33,8 +34,6 @@ def peer_refusal(peer: SpeakerPeer) -> PathRefusal | None:
         return refuse("Port", "the port must be 1 to 65535")
     if not (1 <= peer.local_as <= 2**32 - 1 and 1 <= peer.remote_as <= 2**32 - 1):
         return refuse("AsNumber", "AS numbers must be 1 to 4294967295")
-    if peer.multihop_ttl is not None and not 1 <= peer.multihop_ttl <= 255:
-        return refuse("Ttl", "the multihop TTL must be 1 to 255")
     if not 0 <= peer.graceful_restart_time <= MAX_RESTART_TIME:
         return refuse("RestartTime", f"the graceful restart time must be 0 to {MAX_RESTART_TIME} seconds")
     if not peer.families:
@@ -61,7 +60,7 @@ def peer_section(peer: SpeakerPeer) -> str:
         f"peer-as {peer.remote_as}",
         f"hold-time {peer.hold_time}",
         *([f"connect {peer.port}"] if peer.port != 179 else []),
-        *([f"outgoing-ttl {peer.multihop_ttl}"] if peer.multihop_ttl is not None else []),
+        f"outgoing-ttl {TTL}",
         *_password_options(peer.password),
         "manual-eor true",  # End-of-RIB is ours to send, when all is announced
         "adj-rib-in false",

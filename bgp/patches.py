@@ -90,6 +90,7 @@ def patches(run_dir: Path) -> list[Patch]:
         Patch(Daemon, "drop_privileges", "a6091f186864fb54", _keep_privileges),
         Patch(Peer, "_main", "e5ea2fecea84afed", end_of_rib_of_this_session(Peer._main)),
         Patch(Peer, "_reset", "4f709dbfce076cda", back_off(Peer._reset)),
+        Patch(Peer, "reestablish", "dfb1ac36c5615d53", begin_anew(Peer.reestablish)),
         Patch(Reactor, "shutdown", "b6636731b873b730", farewell(Reactor.shutdown, run_dir)),
     ]
 
@@ -218,6 +219,23 @@ def back_off(stock: Callable[..., Any]) -> Callable[..., Any]:
         peer._delay._time = time.time() + pause(peer.routerd_refused)
 
     return reset
+
+
+def begin_anew(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """A peer that is configured anew while its session is being opened begins at once, without a pause of before.
+
+    Stock ExaBGP first sees the attempt through: for a minute where a router says nothing, or for the hold time where it
+    takes nothing, as with TTL security.
+    """
+
+    def reestablish(peer: Any, restart_neighbor: Any = None) -> None:
+        stock(peer, restart_neighbor)
+        peer.routerd_refused = 0
+        if not peer.established() and peer.generator:
+            peer._reset("the peer was configured anew")
+            peer._delay.reset()
+
+    return reestablish
 
 
 def pause(refused: int) -> float:

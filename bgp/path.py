@@ -62,7 +62,6 @@ class SpeakerPeer:
     port: int = 179
     hold_time: int = 90
     password: str = field(default="", repr=False)  # TCP MD5 (RFC 2385)
-    multihop_ttl: int | None = None
     graceful_restart_time: int = 120  # 0 = not offered (RFC 4724)
     families: tuple[Family, ...] = ("ipv4 unicast", "ipv6 unicast")
     description: str = ""

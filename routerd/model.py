@@ -219,7 +219,7 @@ class Peer:
     hold_time: int = 90  # 0 = timers off
     keepalive_time: int | None = None
     password: str = field(default="", repr=False)
-    ebgp_multihop: bool = False
+    ebgp_multihop: bool = False  # as written; the TTL that we send with is large enough anyway
     graceful_restart_time: int = 120  # 0 = capability not offered
     node_selectors: tuple[LabelSelector, ...] = ()
     name: str = ""  # for messages; "" = the address

@@ -55,6 +55,9 @@ class Drains:
         self._has_looked = False
         self._quiet_since: float | None = None
         self.departure = Departure()
+        if self._places.done is not None:
+            with suppress(OSError):
+                self._places.done.unlink(missing_ok=True)  # of an agent that was killed: it says nothing of now
         self.changed = asyncio.Event()  # whether the node leaves is another; whoever waits clears it
 
     @property

@@ -61,6 +61,7 @@ from typing import Any, Protocol
 import routerd
 from bgp.path import AdjRibOut
 from egress.status import EgressStatus
+from routerd.agent.arrivals import Expected
 from routerd.agent.changes import SessionLog, log_refusals
 from routerd.agent.drain import Drains
 from routerd.agent.reconcile import Reconciler, Round
@@ -113,6 +114,9 @@ class Host(Protocol):
     async def is_sent(self) -> bool:
         """Whether the peers have all that the speaker was told; False at once while it has not acknowledged it."""
 
+    def arrivals(self, expected: Expected | None) -> frozenset[IPAddress]:
+        """Addresses that new connections have come to since the last call; None = nobody looks any more."""
+
     def refusals(self) -> tuple[Refusal, ...]:
         """The speaker's."""
 
@@ -162,6 +166,7 @@ class Agent:
         self._facts = LocalFacts()
         self._state = NodeState(None)
         self._kept = Kept()
+        self._pools: tuple[tuple[object, ...], tuple[Row, ...]] | None = None  # what was told, of what
         self._composed: tuple[Snapshot, LocalFacts] | None = None
         self._last_round = Round()
         self._sessions = SessionLog()
@@ -312,6 +317,7 @@ class Agent:
         elif self._drains.departure.state == "serving":
             return
         else:
+            self._host.arrivals(None)
             found = Departure()
         self._status = replace(self._status, drain=self._drains.judge(found))
 
@@ -326,7 +332,17 @@ class Agent:
             self._host.peers() if self._reconciler.announces else None,
             drain.withdraws and await self._host.is_sent(),
             time.time() - self._status.started,
+            self._host.arrivals(self._expected() if drain.withdraws else None),
         )
+
+    def _expected(self) -> Expected:
+        """Connections to VIPs that do not begin on this node."""
+        allocated = self._snapshot.allocations.services if self._snapshot.allocations else ()
+        here = (self._snapshot.nodes or {})[self._settings.node]
+        pods = [pod for pod in (self._snapshot.pods or {}).values() if pod.node == here.name]
+        own = {*here.addresses, *self._facts.addresses, *(address for pod in pods for address in pod.addresses)}
+        vips = frozenset(address for each in allocated for address in each.addresses)
+        return Expected(vips, frozenset(own), here.pod_cidrs)
 
     def _is_recheck_due(self) -> bool:
         """If it is too early for one that is asked for, it wakes the rounds when it is not."""
@@ -395,13 +411,20 @@ class Agent:
         self._egress = await in_thread(self._host.egress)
         return self._refreshed()
 
+    def _pool_rows(self) -> tuple[Row, ...]:
+        """As told last while they are the same: it asks every allocation."""
+        of = (self._snapshot.pools, self._snapshot.allocations)
+        if self._pools is None or any(one is not other for one, other in zip(self._pools[0], of, strict=True)):
+            self._pools = of, tuple(pool_rows(self._snapshot))
+        return self._pools[1]
+
     def _refreshed(self) -> AgentStatus:
         return replace(
             self._status,
             missing=self._snapshot.missing(),
             peers=peer_statuses(self._state, self._host.peers()),
             refusals=tuple(dict.fromkeys((*self._state.refusals, *self._last_round.refusals, *self._host.refusals()))),
-            pools=tuple(pool_rows(self._snapshot)),
+            pools=self._pool_rows(),
             generation=self._applied if self._host.is_settled() else self._status.generation,
             store=self._host.store_status(),
             braked=self._brake.paths,

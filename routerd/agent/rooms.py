@@ -14,6 +14,7 @@ from bgp import relay
 from bgp.path import AdjRibOut
 from bgp.speaker import PeerStatus, Speaker, SpeakerUnavailable
 from egress.status import EgressStatus
+from routerd.agent.arrivals import Arrivals, Expected
 from routerd.agent.local import interface_addresses, own_networks, session_addresses
 from routerd.model import IPAddress, Peer, Refusal, Snapshot
 from routerd.node.desired import LocalFacts
@@ -41,6 +42,7 @@ class Rooms:
         self._speaker = speaker
         self._egress = egress
         self._uplinks = uplinks
+        self._arrivals = Arrivals()
 
     def snapshot(self) -> Snapshot:
         return self._store.snapshot()
@@ -78,6 +80,12 @@ class Rooms:
 
     async def is_sent(self) -> bool:
         return self._speaker is None or await self._speaker.sent(0.0)
+
+    def arrivals(self, expected: Expected | None) -> frozenset[IPAddress]:
+        if expected is not None:
+            return self._arrivals.take(expected)
+        self._arrivals.stop()
+        return frozenset()
 
     def refusals(self) -> tuple[Refusal, ...]:
         """What the speaker cannot do, sessions that are not up included: nobody else would tell (TCP MD5 is silent)."""

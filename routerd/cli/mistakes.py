@@ -149,8 +149,8 @@ def _spots(value: Value, steps: Steps = ()) -> Iterator[_Spot]:
             yield _Spot((*steps, number), Value(key, value.source, join(value.path, key.value)), is_key=True)
             yield from _spots(Value(item, value.source, join(value.path, key.value)), (*steps, number))
     elif value.is_list:
-        for number, item in enumerate(value.items()):
-            yield from _spots(item, (*steps, number))
+        for number, item in enumerate(value.node.value):
+            yield from _spots(Value(item, value.source, f"{value.path}[{number}]"), (*steps, number))
 
 
 def _fitting(place: Value, error: InputError) -> Iterator[Any]:

@@ -27,6 +27,9 @@ def _offline(arguments: argparse.Namespace, config: Config) -> tuple[Snapshot, N
 
     settings = replace(settings_of(config), node=arguments.node or config.node_name)
     snapshot = snapshot_of(arguments.manifests, config)
+    if settings.node not in (snapshot.nodes or {}):
+        known = ", ".join(sorted(snapshot.nodes or {})) or "none"
+        tell(f"no Node {settings.node} in {arguments.manifests}, so nothing is its: --node names another ({known})")
     return snapshot, state_of(snapshot, settings, config), settings
 
 
@@ -51,7 +54,8 @@ def why(arguments: argparse.Namespace) -> int:
 
         snapshot, state, settings = _offline(arguments, configuration(arguments))
         steps = [asdict(step) for step in explain(snapshot, state, settings, arguments.object)]
-    sys.stdout.write(render(arguments.output, STEPS, steps))
+    noted = [{**step, "yes": "note"} if step.get("note") and not step["yes"] else step for step in steps]
+    sys.stdout.write(render(arguments.output, STEPS, steps if arguments.output == "json" else noted))
     return codes.OK if all(step["yes"] or step.get("note") for step in steps) else codes.REFUSED
 
 
@@ -71,6 +75,8 @@ def plan(arguments: argparse.Namespace) -> int:
         if settings.node == config.node_name:
             try:
                 before = ask_agent(arguments, {"get": "desired", "key": key})
+                if ask_agent(arguments, {"get": "drain"})["state"] != "serving":
+                    tell("this node is out of service: the files are compared as if it were not")
             except DaemonUnreachable as error:
                 tell(f"compared with nothing: {error}")
         lines, refusals = changes(before, state_lines(state, key.encode())), refusal_lines(state.refusals)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from routerd.tell.views import Row, Value
 
 WIDTH = 100  # characters of a line of a table
+SENTENCE = 40  # characters in which sentences still read well
 GAP = 2  # blanks between columns
 _BREAK = re.compile(r"(?<=[ ,])")
 
@@ -42,9 +43,12 @@ def _lines(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _narrowed(columns: Sequence[Sequence[str]], room: int) -> list[int]:
-    """Widths that add up to `room` at most: the widest columns give way, down to what cannot be folded."""
+    """Widths that add up to `room` at most. The last column gives way first, as that is where sentences are, then the
+    widest, down to what cannot be folded.
+    """
     widths = [max(map(len, column)) for column in columns]
     least = [max(len(part) for cell in column for part in _parts(cell)) for column in columns]
+    widths[-1] = max(least[-1], min(widths[-1], max(SENTENCE, room - sum(widths[:-1]))))
     while (excess := sum(widths) - room) > 0:
         wide = max(range(len(widths)), key=lambda n: widths[n] if widths[n] > least[n] else -1)
         if widths[wide] <= least[wide]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 from ipam.pool import IPAddress, IPNetwork, key_of
 from ipam.taken import Range, Taken
@@ -48,7 +48,25 @@ def taken_of(
     claims = [(*_range(network), words) for network, words in networks]
     single = [*hosts(space, snapshot, _of_others), *_of_nodes(space, snapshot.nodes or {}, reports, recorded)]
     claims += [(key_of(address), key_of(address), words) for address, words in single]
-    return Taken(tuple(claims)), tuple(_pools_over(pools, networks))
+    refusals = (*_pools_over(pools, networks), *_over_cluster_ips(pools, space, snapshot))
+    return Taken(tuple(claims)), refusals
+
+
+def _over_cluster_ips(pools: Collection[AddressPool], space: PoolSpace, snapshot: Snapshot) -> Iterator[Refusal]:
+    """Pools with a ClusterIP in them, of a family whose service CIDRs nobody has told."""
+    told = {cidr.version for cidr in snapshot.service_cidrs}
+    services = (snapshot.services or {}).values() if told != {4, 6} else ()
+    found = [(address, service) for service in services for address in service.cluster_ips
+             if address in space and address.version not in told]  # fmt: skip
+    for pool in pools if found else ():
+        own = PoolSpace.of([pool])
+        address, service = next((pair for pair in found if pair[0] in own), (None, None))
+        if service is not None:
+            message = (
+                f"{address}, the ClusterIP of {service.ref}, lies in the pool, and any of its other addresses may "
+                "become one: take the service CIDR out of the pool, and name it in service-cidrs"
+            )
+            yield Refusal(Ref("AddressPool", name=pool.name), OVER_CLUSTER, message)
 
 
 def _pools_over(pools: Iterable[AddressPool], networks: Iterable[tuple[IPNetwork, str]]) -> Iterator[Refusal]:
@@ -76,10 +94,12 @@ def _of_nodes(
         for address in report.addresses:
             if address in space and address not in recorded:
                 yield address, f"on an interface of {node.ref}"
-        for network in report.networks:
-            for address, words in _own(network):
-                if address in space:
-                    yield address, f"{words} of {node.ref}"
+        for address, words in (pair for network in report.networks for pair in _own(network)):
+            if address in space:
+                yield address, f"{words} of {node.ref}"
+        for address, words in () if report.networks else _likely_own(node):
+            if address in space and address not in recorded:
+                yield address, f"{words} of {node.ref}"
 
 
 def _own(network: IPNetwork) -> tuple[tuple[IPAddress, str], ...]:
@@ -92,6 +112,15 @@ def _own(network: IPNetwork) -> tuple[tuple[IPAddress, str], ...]:
     own = (first, f"the first address of the network {network}")
     last = (network.broadcast_address, f"the broadcast address of the network {network}")
     return (own, last) if network.version == 4 else (own,)
+
+
+def _likely_own(node: Node) -> Iterator[tuple[IPAddress, str]]:
+    """Of a node that has not said which networks it is in: of the /24 of its IPv4 address, the smallest usual one."""
+    for address in node.addresses:
+        if isinstance(address, IPv4Address):
+            network = IPv4Network((int(address) & ~0xFF, 24))
+            yield network.network_address, f"perhaps the first address of the network {network}"
+            yield network.broadcast_address, f"perhaps the broadcast address of the network {network}"
 
 
 def _range(network: IPNetwork) -> Range:

@@ -13,8 +13,6 @@ from bgp.path import SpeakerPeer
 from routerd.model import IPAddress, Node, Peer, Refusal
 from routerd.selectors import matches_any
 
-EBGP_MULTIHOP_TTL = 255
-
 
 def _first_ipv4(addresses: Iterable[IPAddress]) -> IPv4Address | None:
     return next((address for address in addresses if isinstance(address, IPv4Address)), None)
@@ -42,7 +40,6 @@ def session(
             "NoRouterId",
             f"{node.name} has no IPv4 address to use as router id: set bgp.router-id, or router-id of the peer",
         )
-    is_ebgp = peer.local_as != peer.remote_as
     return SpeakerPeer(
         address=peer.address,
         local_address=local,
@@ -52,7 +49,6 @@ def session(
         port=peer.port,
         hold_time=peer.hold_time,
         password=peer.password,
-        multihop_ttl=EBGP_MULTIHOP_TTL if is_ebgp and peer.ebgp_multihop else None,
         graceful_restart_time=peer.graceful_restart_time,
         description=peer.name,
     )

@@ -46,6 +46,7 @@ class Progress:
     peers: Mapping[IPAddress, PeerView] | None = None  # None = there is no BGP here
     is_sent: bool = False  # the peers have all of it
     known: float = 0.0  # for how long the sessions are known: no longer than the agent runs
+    arrivals: frozenset[IPAddress] = frozenset()  # VIPs that new connections have come to just now
 
 
 def departure(progress: Progress) -> Departure:
@@ -63,6 +64,8 @@ def _waits(progress: Progress) -> Iterator[str]:
         yield "the agent has not withdrawn the paths yet"
         return
     yield from _gateway_waits(progress, progress.allocations)
+    for address in sorted(progress.arrivals, key=str):
+        yield f"new connections to {address} still come here: a router has not moved them, or leads here without BGP"
     if progress.peers is None:
         return
     if not progress.is_sent:

@@ -83,10 +83,6 @@ def path_text(path: Path) -> str:
     return PATH.line(path)
 
 
-def _multihop(peer: SpeakerPeer) -> tuple[str, ...]:
-    return () if peer.multihop_ttl is None else (f"multihop {peer.multihop_ttl}",)
-
-
 def _families(peer: SpeakerPeer) -> tuple[str, ...]:
     return _if(f"families {_joined(peer.families) or 'none'}", peer.families != DEFAULT_FAMILIES)
 
@@ -102,7 +98,6 @@ SESSION: Sentence[SpeakerPeer] = Sentence(
             "graceful_restart_time",
             lambda peer: _if(f"graceful-restart {peer.graceful_restart_time}", peer.graceful_restart_time),
         ),
-        Part("multihop_ttl", _multihop),
         Part("families", _families),
         Part("description", lambda peer: _if(f"name {peer.description!r}", peer.description)),
         Part("password", lambda peer: _if("md5", peer.password)),

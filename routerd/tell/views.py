@@ -6,6 +6,7 @@ agent serves them, and `--manifests` computes the same ones from files.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -27,6 +28,7 @@ from routerd.model import (
     Snapshot,
 )
 from routerd.node.desired import NodeState, group_of
+from routerd.node.pools import PoolIndex
 from routerd.refs import PEER
 from routerd.tell.columns import COLUMNS
 
@@ -203,14 +205,12 @@ def _policy(key: str, view: View) -> Row:
 # --- rows that the operator's document and the pools tell alone
 
 
-def used_addresses(allocations: Allocations) -> dict[str, int]:
-    """How many addresses of each pool services or egress groups hold."""
-    used: dict[str, set[int]] = {}
-    for each in allocations.services:
-        used.setdefault(each.pool, set()).update(map(key_of, each.addresses))
-    for group in allocations.groups:
-        used.setdefault(group.pool, set()).add(key_of(group.egress_ip))
-    return {pool: len(numbers) for pool, numbers in used.items()}
+def used_addresses(pools: Mapping[str, AddressPool], allocations: Allocations) -> Counter[str]:
+    """By pool, how many of its addresses services or egress groups hold, whichever pool they were given from."""
+    held = {key_of(address): address for each in allocations.services for address in each.addresses}
+    held |= {key_of(group.egress_ip): group.egress_ip for group in allocations.groups}
+    found = map(PoolIndex(pools).holding, held.values())
+    return Counter(pool.name for pool in found if pool is not None)
 
 
 def pool_size(pool: AddressPool) -> int:
@@ -223,9 +223,9 @@ def pool_size(pool: AddressPool) -> int:
 
 def pool_rows(snapshot: Snapshot) -> list[Row]:
     table: list[Row] = []
-    all_used = used_addresses(snapshot.allocations or Allocations())
+    counts = used_addresses(snapshot.pools or {}, snapshot.allocations or Allocations())
     for name, pool in sorted((snapshot.pools or {}).items()):
-        total, used = pool_size(pool), all_used.get(name, 0)
+        total, used = pool_size(pool), counts[name]
         table.append(
             {
                 "pool": name,

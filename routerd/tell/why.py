@@ -15,7 +15,7 @@ from bgp.rib import family_of
 from egress.entries import NOBODYS, OF_THE_LINK
 from egress.policy import UNSUPPORTED_FAMILY, egress_versions, unsupported
 from routerd.errors import RouterdError
-from routerd.model import NAMESPACE_NAME_LABEL, Allocations, EgressPolicy, IPAddress, IPNetwork, Pod, Snapshot
+from routerd.model import NAMESPACE_NAME_LABEL, Allocations, EgressPolicy, IPAddress, IPNetwork, Pod, Service, Snapshot
 from routerd.node.announce import SERVICE_CHECKS, Announcements, Scene, family_refusals, scene_of, service_paths
 from routerd.node.desired import NodeState, Settings, group_of, selects
 from routerd.node.inside import endpoints, external_ips, is_steered, outside
@@ -119,11 +119,26 @@ def _service(views: Views, snapshot: Snapshot, state: NodeState, settings: Setti
         yield Step(check.question, not message, check.reason if message else "", message)
         if message:
             return
+    yield from _half_served(scene, service)
     yield _peers_step(scene, state.announcements)
     for refusal in family_refusals(scene, service):
         yield Step("has every family of its addresses an endpoint?", False, refusal.reason, refusal.message, note=True)
     for path in service_paths(scene, service):
         yield from _path_steps(path, state.announcements, views)
+
+
+def _half_served(scene: Scene, service: Service) -> Iterator[Step]:
+    """What is announced although something of it is refused, or its pool is gone."""
+    refusal = scene.refused.get(service.ref)
+    if refusal is not None:
+        yield Step("has it all that it asks for?", False, refusal.reason, refusal.message, note=True)
+    for address in scene.allocated[service.key].addresses:
+        if scene.pools.holding(address) is None:
+            message = (
+                "no: its pool was renamed, narrowed or deleted; it stays announced as the pool said last, until "
+                "the service is deleted or asks for another address"
+            )
+            yield Step(f"does {address} lie in a pool?", False, "AddressStranded", message, note=True)
 
 
 def _unread(snapshot: Snapshot, key: str) -> Step:

@@ -375,6 +375,7 @@ class Result:
     changes: dict[str, list[float]] = field(default_factory=dict)  # milliseconds of CPU
     memory: float = 0.0  # MiB, at most
     profile: str = ""  # file
+    only: str = ""  # words of the changes to measure
 
     def rows(self) -> list[dict[str, Any]]:
         common = {"bench": "rounds", "role": self.role, "store": self.store}
@@ -398,7 +399,7 @@ class Bench:
     async def measure(self, changes: Iterable[Change]) -> None:
         settled_memory()
         profile = cProfile.Profile() if self.result.profile else None
-        for change in changes:
+        for change in (each for each in changes if self.result.only in each.name):
             found = self.result.changes.setdefault(change.name, [])
             for number in range(self.times):
                 objects, before = change.objects(number), self.count()
@@ -615,7 +616,7 @@ class InLoop(ThreadPoolExecutor):
 
 
 async def measured(size: Size, asked: argparse.Namespace) -> Result:
-    result = Result(*asked.role.split("-"), profile=asked.profile)
+    result = Result(*asked.role.split("-"), profile=asked.profile, only=asked.only)
     if asked.profile:
         asyncio.get_running_loop().set_default_executor(InLoop())
     await ROLES[asked.role](result, size, asked.times)
@@ -643,6 +644,7 @@ def main() -> None:
     parser.add_argument("--roles", default=",".join(ROLES))
     parser.add_argument("--role", default="", help="one, in this process")
     parser.add_argument("--times", type=int, default=9)
+    parser.add_argument("--only", default="", help="words of the changes to measure")
     parser.add_argument("--profile", default="", help="the file that a profile of the changes is written to")
     for name, value in asdict(Size()).items():
         parser.add_argument(f"--{name}", type=int, default=value)

@@ -18,7 +18,7 @@ from tests.models.virtual_time import now
 from tests.waiting import eventually
 
 PATH = "/apis/routerd.io/v1alpha1/routerdnodes/node1"
-REPORT = NodeReport("node1", (ip_address("10.0.0.11"),))
+REPORT = NodeReport("node1", (ip_address("10.0.0.11"),), draining=True)
 PERIOD = 0.05
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 from ipam.pool import Counts
@@ -173,7 +174,35 @@ def test_cluster_ips_pods_and_what_other_controllers_gave_are_not_given_again() 
     world.pool("p", "10.0.0.0/29")
     world.service("a", cluster_ips=(ip_address("10.0.0.0"),))
     world.service("b", load_balancer_class="example.com/other", status="10.0.0.1")
-    assert world.decide() == "d/a p 10.0.0.2"
+    assert world.decide() == lines("""
+        d/a p 10.0.0.2
+        ! AddressPool/p PoolOverCluster: 10.0.0.0, the ClusterIP of svc/d/a, lies in the pool, and any of its other \
+addresses may become one: take the service CIDR out of the pool, and name it in service-cidrs
+    """)
+
+
+def test_the_pool_of_an_egress_policy_is_renamed_split_and_deleted() -> None:
+    world = World()
+    world.node("g")
+    world.pool("a", "198.51.100.0/29")
+    world.policy("one", pool="a")
+    world.policy("two", pool="a")
+    group = lines("""
+        group 1 198.51.100.0 EgressPolicy/one via g:0 /1 epoch 1
+        group 2 198.51.100.1 EgressPolicy/two via g:0 /1 epoch 1
+    """)
+    assert world.decide() == group
+    world.edit_pool("a", "198.51.100.0/32")
+    world.pool("b", "198.51.100.1/32")
+    assert world.decide().startswith(group)
+    assert [each.pool for each in world.allocations.groups] == ["a", "a"]
+    world.pools = {"z": replace(world.pools["a"], name="z", blocks=(ip_network("198.51.100.0/28"),))}
+    assert world.decide().startswith(group)
+    world.pools.clear()
+    assert world.decide().startswith(group)
+    world.policy("two", pool="z")
+    world.pool("z", "203.0.113.8/32")
+    assert "group 3 203.0.113.8 EgressPolicy/two via g:0" in world.decide()
 
 
 def test_how_a_pool_is_announced_is_published_until_nobody_has_an_address_of_it() -> None:

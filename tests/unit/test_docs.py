@@ -65,6 +65,19 @@ def test_links_lead_somewhere(path: Path) -> None:
     assert missing == []
 
 
+def headings(path: Path) -> set[str]:
+    """As links name them on GitHub: lower case, blanks as hyphens, no punctuation."""
+    found = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_into_documents_name_headings_that_are_there(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", path.read_text())
+    inner = [(path.parent / file if file else path, name) for file, name in links if "://" not in file]
+    assert [(file.name, name) for file, name in inner if name not in headings(file)] == []
+
+
 def test_the_glossary_is_in_order_and_of_words_that_are_used() -> None:
     words = re.findall(r"^\| ([^|]+) \|", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)[2:]
     assert words == sorted(words, key=str.lower)

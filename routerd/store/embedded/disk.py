@@ -35,12 +35,22 @@ def is_manifest(name: str) -> bool:
 def manifest_files(directory: Path) -> list[Path]:
     """All manifests below `directory`, sorted by path; hidden directories are left out. Raises OSError.
 
-    Links to directories are followed, as Kubernetes mounts a ConfigMap with paths in it; each directory counts once.
+    A directory below that goes while it is looked at is gone, as a file is. Links to directories are followed, as
+    Kubernetes mounts a ConfigMap with paths in it; each directory counts once.
     """
     files: list[Path] = []
     visited: set[tuple[int, int]] = set()
-    for root, directories, names in os.walk(directory, onerror=_raise, followlinks=True):
-        status = Path(root).stat()
+
+    def on_error(error: OSError) -> None:
+        if error.errno != errno.ENOENT or error.filename == str(directory):
+            raise error
+
+    for root, directories, names in os.walk(str(directory), onerror=on_error, followlinks=True):
+        try:
+            status = Path(root).stat()
+        except OSError as error:
+            on_error(error)
+            continue
         if (status.st_dev, status.st_ino) in visited:
             directories.clear()
             continue
@@ -48,10 +58,6 @@ def manifest_files(directory: Path) -> list[Path]:
         directories[:] = [name for name in directories if not name.startswith(".")]
         files.extend(Path(root, name) for name in names if is_manifest(name))
     return sorted(files)
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def stamp(path: Path) -> Stamp | None:

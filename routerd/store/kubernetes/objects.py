@@ -67,6 +67,7 @@ class Collection:
         self.listed = False
         self.synced = False
         self.objects: dict[Key, StoredObject] = {}
+        self.touched: set[Key] = set()  # that changed since somebody looked
         self.deleted = ""  # uid of the published allocations that were deleted last
 
     def read(self, raw: Raw) -> StoredObject:
@@ -85,6 +86,8 @@ class Collection:
         )
         for key in self.objects.keys() - objects:
             self._note_deleted(self.objects[key])
+        put, gone = differing(self.objects, objects)
+        self.touched.update(put, gone)
         is_first, self.objects, self.listed = not self.listed, objects, True
         self._settle()
         return is_first or not is_same
@@ -95,6 +98,7 @@ class Collection:
         if self.objects.get(key) is stored:
             return False
         self.objects[key] = stored
+        self.touched.add(key)
         self._settle()
         return True
 
@@ -114,6 +118,7 @@ class Collection:
         if stored is None or (uid and stored.uid and uid != stored.uid):
             return False
         del self.objects[key_of(raw)]
+        self.touched.add(key_of(raw))
         self._note_deleted(stored)
         self._settle()
         return True
@@ -154,26 +159,26 @@ class Models(Generic[T]):
     def __init__(self, model: type[T], name_of: Callable[[T], str]) -> None:
         """`name_of`: by which a snapshot holds it."""
         self._model, self._name_of = model, name_of
-        self._objects: dict[Key, StoredObject] = {}
         self._keys: list[Key] = []  # sorted, of those that say something
         self._said: dict[Key, tuple[str, T]] = {}
         self.by_name: Mapping[str, T] = {}
 
-    def look(self, collection: Collection) -> Mapping[str, T]:
-        """The same value again if nothing changed."""
-        put, gone = differing(self._objects, collection.objects)
-        if put or gone or not self._objects:
-            self._objects = dict(collection.objects)
-            said = {key: self._read(self._objects[key]) for key in put}
-            for key in (*gone, *(key for key, model in said.items() if model is None)):
+    def look(self, objects: Mapping[Key, StoredObject], touched: Iterable[Key]) -> Mapping[str, T]:
+        """`touched`: those that may be others since the last look. The same value again if there are none."""
+        keys = tuple(touched)
+        for key in keys:
+            model = self._read(objects.get(key))
+            if model is None:
                 self._forget(key)
-            for key, model in said.items():
-                if model is not None:
-                    self._remember(key, model)
+            else:
+                self._remember(key, model)
+        if keys:
             self.by_name = dict(map(self._said.__getitem__, self._keys))
         return self.by_name
 
-    def _read(self, stored: StoredObject) -> T | None:
+    def _read(self, stored: StoredObject | None) -> T | None:
+        if stored is None:
+            return None
         return next((one.object for one in stored.loaded.entries if isinstance(one.object, self._model)), None)
 
     def _forget(self, key: Key) -> None:

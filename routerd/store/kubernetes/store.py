@@ -246,7 +246,8 @@ class KubernetesStore:
         for kind, (part, models) in self._models.items():
             if kind in dirty and self._is_read(part):
                 (collection,) = self._of(kind)
-                parts[part] = models.look(collection)
+                touched, collection.touched = collection.touched, set()
+                parts[part] = models.look(collection.objects, touched)
         if "endpoint_slices" in parts:
             parts["endpoint_slices"] = tuple(parts["endpoint_slices"].values())
         return replace(snapshot, **parts) if parts else snapshot

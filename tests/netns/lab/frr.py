@@ -60,13 +60,14 @@ def _peer_text(peer: TorPeer, address: str, hold_time: int) -> str:
         "passive",
         f"timers {hold_time // 3} {hold_time}",
         *([f"password {peer.password}"] if peer.password else []),
+        *(["ttl-security hops 1"] if peer.guarded else []),
     ]
     return "".join(f" neighbor {peer.address} {statement}\n" for statement in statements)
 
 
 def _family_text(family: str, peers: Sequence[TorPeer]) -> str:
     lines = [f" address-family {family}", "  maximum-paths 8", "  maximum-paths ibgp 8"]
-    for peer in peers:
+    for peer in (each for each in peers if each.ipv6 or "ipv6" not in family):
         lines += [
             f"  neighbor {peer.address} route-map {'ACCEPT' if peer.accepts else 'REJECT'} in",
             f"  neighbor {peer.address} route-map REJECT out",

@@ -78,14 +78,18 @@ class Stage:
             )
         self.bgp.start(self.config())
 
-    def config(self, *, refused: str = "") -> str:
-        """The ToR's configuration; all paths of the peer named `refused` are refused."""
+    def config(self, *, refused: str = "", guarded: bool = False, ipv6: bool = True) -> str:
+        """The ToR's configuration; all paths of the peer named `refused` are refused.
+
+        `guarded`: TTL security (GTSM) for eBGP. Without `ipv6`, t1 carries IPv4 unicast only.
+        """
         peers = [
             TorPeer("t1", "10.9.0.1", NODE_AS, local="10.9.0.2"),
             TorPeer("t2", "fd09::1", TOR_AS, local="fd09::2"),
             TorPeer("t3", "10.8.0.1", NODE_AS, local="10.8.0.2", password=self.password),
         ]
-        peers = [replace(peer, accepts=peer.name != refused) for peer in peers]
+        peers = [replace(peer, accepts=peer.name != refused, guarded=guarded and peer.asn != TOR_AS) for peer in peers]
+        peers[0] = replace(peers[0], ipv6=ipv6)
         return self.bgp.config_text(peers, address="10.9.0.2", local_as=TOR_AS, trace=True)
 
     def start_speaker(self) -> SpeakerProcess:

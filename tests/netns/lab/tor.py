@@ -36,6 +36,8 @@ class TorPeer:
     asn: int
     password: str = field(default="", repr=False)
     local: str = ""
+    ipv6: bool = True  # False: IPv6 unicast is not negotiated
+    guarded: bool = False  # True: only what was sent with a TTL of 255 is taken (RFC 5082)
     accepts: bool = True  # False: the session stays up, all of the peer's paths are refused
 
 

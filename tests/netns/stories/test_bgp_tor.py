@@ -188,7 +188,7 @@ async def test_md5(stage: Stage) -> None:
         assert await speaker.settled(5)
         await stage.until(lambda: stage.routes("t1"), "the session without a password")
         assert speaker.peers[T3.address].state == "connecting"
-        assert speaker.peers[T3.address].announced == 1
+        assert speaker.peers[T3.address].announced == 0
         speaker.set(desired((right, table), (T1, table)))
         await stage.until(lambda: stage.routes("t3"), "the session with the right password")
         assert speaker.peers[T1.address].flaps == 0
@@ -205,8 +205,7 @@ async def test_the_speaker_has_no_capability(stage: Stage) -> None:
     status = Path(f"/proc/{stage.speaker_pid()}/status").read_text()
     assert set(re.findall(r"^Cap(?:Prm|Eff|Bnd|Inh|Amb):\s+([0-9a-f]+)$", status, re.MULTILINE)) == {"0" * 16}
     async with agent(stage) as speaker:
-        multihop = replace(stage.t3, multihop_ttl=2)
-        speaker.set(desired((T1, paths("192.0.2.1/32")), (T2, paths("2001:db8::1/128")), (multihop, [])))
+        speaker.set(desired((T1, paths("192.0.2.1/32")), (T2, paths("2001:db8::1/128")), (stage.t3, [])))
         await stage.until(lambda: states(speaker) == {"up"}, "sessions of both families, with MD5 and without")
     sockets = stage.node.run(["ss", "-Htanp"]).splitlines()
     assert [line for line in sockets if line.startswith("LISTEN") or ":179 " in line.split()[3]] == []
@@ -268,6 +267,55 @@ async def test_a_tor_that_ends_every_session_is_asked_less_and_less(stage: Stage
         await stage.until(lambda: len(attempts) >= 4, "four attempts")
         assert attempts[3] - attempts[0] > 3.0  # 0.5, 1 and 2 s at least
         assert speaker.peers[T1.address].last_reason == "notification received (6,4): cease: administrative reset"
+
+
+@story
+async def test_a_tor_that_takes_nothing_from_afar_has_the_paths(stage: Stage) -> None:
+    """TTL security (RFC 5082): it drops what was not sent with a TTL of 255, without a word."""
+    stage.bgp.kill()
+    stage.bgp.start(stage.config(guarded=True))
+    async with agent(stage) as speaker:
+        speaker.set(desired((T1, paths("192.0.2.1/32")), (stage.t3, paths("192.0.2.3/32"))))
+        await stage.until(lambda: stage.routes("t1") and stage.routes("t3"), "paths at the ToR")
+
+
+@story
+async def test_a_family_that_the_tor_does_not_negotiate_is_told_and_not_counted(stage: Stage) -> None:
+    stage.bgp.kill()
+    stage.bgp.start(stage.config(ipv6=False))
+    table = paths("192.0.2.1/32") + paths("2001:db8::1/128", "2001:db8::2/128", next_hop=ip_address("fd09::1"))
+    async with agent(stage) as speaker:
+        speaker.set(desired((T1, table), (T2, paths("2001:db8::1/128"))))
+        await stage.until(lambda: stage.routes("t1") and stage.routes("t2"), "paths at the ToR")
+        await stage.until(lambda: states(speaker) == {"up"}, "both sessions up")
+        assert await speaker.settled(5)
+        t1, t2 = speaker.peers[T1.address], speaker.peers[T2.address]
+        assert (t1.families, t1.announced, t2.announced) == (("ipv4 unicast",), 1, 1)
+        assert [(refusal.peer, refusal.reason) for refusal in speaker.refusals] == [(T1.address, "FamilyNotNegotiated")]
+        assert stage.routes("t1").keys() == {"192.0.2.1/32"}
+
+
+@story
+async def test_an_edit_does_not_wait_for_a_session_that_a_silent_router_keeps_opening(stage: Stage) -> None:
+    """It takes connections and says nothing: ExaBGP alone waits a minute for its OPEN before it looks at the edit."""
+    holds: list[int] = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer.transport), suppress(ConnectionError, asyncio.IncompleteReadError):
+            opened = await reader.readexactly(29)
+            holds.append(struct.unpack("!H", opened[22:24])[0])
+            await reader.read()
+
+    stage.bgp.kill()
+    listener = stage.tor.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("10.9.0.2", 179))
+    server = await asyncio.start_server(listen, sock=listener)
+    async with server, agent(stage) as speaker:
+        for hold in (90, 30, 9, 12):
+            speaker.set(desired((replace(T1, hold_time=hold), [])))
+            await stage.until(lambda hold=hold: holds[-1:] == [hold], f"an OPEN with a hold time of {hold} s")
+    assert holds == [90, 30, 9, 12]
 
 
 def message(kind: int, body: bytes = b"") -> bytes:

@@ -120,6 +120,12 @@ def test_it_is_safe_when_nothing_was_to_wait_for_during_a_moment(host: Host, tmp
     assert not done.exists()
 
 
+def test_what_a_killed_agent_said_is_not_believed(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "drained").touch()
+    host.start()
+    assert not (tmp_path / "drained").exists()
+
+
 def test_whoever_reports_is_told_when_the_node_leaves_and_comes_back(host: Host) -> None:
     host.look()
     assert not host.drains.changed.is_set()

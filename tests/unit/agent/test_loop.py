@@ -15,6 +15,7 @@ import pytest
 
 from bgp.session import PeerStatus as Session
 from egress.status import EgressStatus
+from routerd.agent.arrivals import Expected
 from routerd.agent.drain import Drains
 from routerd.agent.loop import RECHECK_REST, Agent, Parts, TaskReturned, peer_statuses
 from routerd.agent.reconcile import Reconciler
@@ -39,6 +40,7 @@ class Here:
         self.store = Snapshot()
         self.settled = True
         self.sent = True
+        self.coming: frozenset[IPAddress] = frozenset()  # VIPs that new connections come to
         self.session = Session("up", families=("ipv4 unicast",), announced=2)
         self.looked = 0  # how often somebody read what is around the node
 
@@ -65,6 +67,9 @@ class Here:
 
     async def is_sent(self) -> bool:
         return self.sent
+
+    def arrivals(self, expected: Expected | None) -> frozenset[IPAddress]:
+        return self.coming & expected.addresses if expected is not None else frozenset()
 
     def refusals(self) -> tuple[Refusal, ...]:
         return ()
@@ -533,7 +538,10 @@ def test_a_node_that_is_drained_says_when_it_may_be_stopped() -> None:
         running.feed(cluster.snapshot(allocations=moved))
         await elapse(10)
         assert (prefixes(running.world), waits()) == (set(), "the peers have not taken all withdrawals yet")
-        running.here.sent = True
+        running.here.sent, running.here.coming = True, frozenset({ip_address("192.0.2.1")})
+        await elapse(10)
+        assert waits().startswith("new connections to 192.0.2.1 still come here")
+        running.here.coming = frozenset()
         await elapse(1)
         assert waits() == "the routers, for 2 s"
         await elapse(3)
@@ -550,6 +558,22 @@ def test_a_node_that_is_drained_says_when_it_may_be_stopped() -> None:
         await eventually(lambda: prefixes(running.world) == {"192.0.2.1/32"})
 
     with_agent(test, drains=Drains(notice=5.0, clock=now))
+
+
+def test_a_node_that_shuts_down_withdraws_at_once_and_comes_back_when_that_is_called_off() -> None:
+    async def test(running: Running) -> None:
+        running.feed(cluster.snapshot())
+        await eventually(lambda: len(prefixes(running.world)) == 2)
+        began = now()
+        running.feed(cluster.snapshot(nodes={"a": cluster.node("a", 11, leaving="down", ready=False)}))
+        await eventually(lambda: prefixes(running.world) == set())
+        assert now() - began < 0.1
+        await eventually(lambda: running.agent.status.drain.state == "drained")
+        running.feed(cluster.snapshot())
+        await eventually(lambda: len(prefixes(running.world)) == 2)
+        await eventually(lambda: running.agent.status.drain.state == "serving")
+
+    with_agent(test, drains=Drains(notice=60.0, clock=now))
 
 
 def test_a_node_that_the_store_does_not_know_is_not_safe_to_stop() -> None:

@@ -17,7 +17,7 @@ from tests.models.real_exabgp import loaded
 PEER = SpeakerPeer(ip_address("10.9.0.2"), ip_address("10.9.0.1"), 64512, 65000, IPv4Address("10.9.0.1"))
 OTHER = SpeakerPeer(
     ip_address("fd09::2"), ip_address("fd09::1"), 64512, 64512, IPv4Address("10.9.0.1"), port=1790, hold_time=9,
-    password='p"w', multihop_ttl=3, graceful_restart_time=0, families=("ipv6 unicast",), description="ToR; } 'x'",
+    password='p"w', graceful_restart_time=0, families=("ipv6 unicast",), description="ToR; } 'x'",
 )  # fmt: skip
 
 GOLDEN = """\
@@ -28,6 +28,7 @@ neighbor 10.9.0.2 {
     local-as 64512;
     peer-as 65000;
     hold-time 90;
+    outgoing-ttl 255;
     manual-eor true;
     adj-rib-in false;
     adj-rib-out true;
@@ -55,7 +56,7 @@ neighbor fd09::2 {
     peer-as 64512;
     hold-time 9;
     connect 1790;
-    outgoing-ttl 3;
+    outgoing-ttl 255;
     md5-base64 true;
     md5-password "cCJ3";
     manual-eor true;
@@ -90,7 +91,7 @@ def test_exabgp_reads_it() -> None:
     assert (first["connect"], first["hold-time"], first["capability"]["graceful-restart"]) == (0, 90, 120)
     assert (first["manual-eor"], first["adj-rib-out"], first["md5-password"]) == (True, True, None)
     assert (second["connect"], second["hold-time"], second["capability"]["graceful-restart"]) == (1790, 9, False)
-    assert (second["outgoing-ttl"], base64.b64decode(second["md5-password"])) == (3, b'p"w')
+    assert (second["outgoing-ttl"], base64.b64decode(second["md5-password"])) == (255, b'p"w')
     assert len(second.families()) == 1
 
 
@@ -115,7 +116,6 @@ def test_a_password_is_carried_and_ends_nothing(password: str) -> None:
         ({"hold_time": 2}, "HoldTime"),
         ({"port": 0}, "Port"),
         ({"remote_as": 0}, "AsNumber"),
-        ({"multihop_ttl": 256}, "Ttl"),
         ({"graceful_restart_time": 4096}, "RestartTime"),
         ({"families": ()}, "NoFamily"),
         ({"local_address": ip_address("fd09::1")}, "AddressFamily"),

@@ -87,6 +87,22 @@ def test_neither_our_own_end_nor_an_attempt_to_connect_counts() -> None:
     assert found[3] <= 1.0 < 2.0 >= found[5]
 
 
+@pytest.mark.parametrize(
+    ("established", "generator", "resets"),
+    [(False, "an attempt", 1), (False, None, 0), (True, "a session", 0)],  # a session ends itself, and is told so
+)
+def test_a_peer_that_is_configured_anew_does_not_wait_for_an_attempt(
+    established: bool, generator: str | None, resets: int
+) -> None:
+    ended: list[str] = []
+    peer = SimpleNamespace(
+        established=lambda: established, generator=generator, _reset=ended.append, _delay=Delay(), routerd_refused=5
+    )
+    patches._wait_longer(peer._delay)
+    patches.begin_anew(lambda peer, neighbor: None)(peer, object())
+    assert (len(ended), peer.routerd_refused) == (resets, 0)
+
+
 def last_word(update: Callable[..., Any]) -> str:
     """What the peer is left with after withdraw Q, announce P (med 1), withdraw P, all before anything is sent."""
     configuration = loaded(conf.peers_text([PEER]))

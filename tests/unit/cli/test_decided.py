@@ -70,6 +70,24 @@ def test_a_pool_in_the_pod_cidr_of_a_node() -> None:
     ]
 
 
+def test_a_pool_in_the_nodes_network_gives_no_address_of_the_network_itself() -> None:
+    lan = "{name: lan, protocol: bgp, addresses: [10.0.0.0/28]}"
+    assert found(service("a", "loadBalancerIP: 10.0.0.0"), pools=lan) == [
+        'error: b.yaml:1: svc/default/a: "10.0.0.0" is perhaps the first address of the network 10.0.0.0/24 of '
+        "node/n1: request another address"
+    ]
+    assert found(*(service(f"s{number}") for number in range(12)), pools=lan) == []
+    (told,) = found(*(service(f"s{number}") for number in range(13)), pools=lan)
+    assert "no available IPs" in told
+
+
+def test_a_pool_that_holds_a_cluster_ip() -> None:
+    assert found(service("a", "clusterIP: 10.96.0.1"), pools="{name: p, protocol: bgp, addresses: [10.96.0.0/28]}") == [
+        "warning: a.yaml:21: AddressPool/p: 10.96.0.1, the ClusterIP of svc/default/a, lies in the pool, and any of "
+        "its other addresses may become one: take the service CIDR out of the pool, and name it in service-cidrs"
+    ]
+
+
 def test_the_same_peer_with_two_as_numbers() -> None:
     assert found(peer="{peer-address: 10.0.0.1, peer-asn: 64999, my-asn: 64513}") == [
         "error: a.yaml:20: peer/10.0.0.1: 10.0.0.1 is a peer of n1 twice and the first is used: remove one of them"

@@ -400,6 +400,23 @@ def test_tables_are_aligned_and_say_when_a_value_is_missing() -> None:
     assert table(("name", "ready", "local_as"), rows) == "NAME    READY  LOCAL-AS\na       yes    -\nlonger  no     1\n"
 
 
+def test_a_node_that_the_files_do_not_have_is_told(
+    config: Path, manifests: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("show", "paths", "-o", "csv", "--manifests", manifests, "--node", "nope", "--config", config) == 0
+    output, error = capsys.readouterr()
+    assert len(output.splitlines()) == 1
+    assert error == f"routerd: no Node nope in {manifests}, so nothing is its: --node names another (a)\n"
+
+
+def test_what_is_only_noted_is_no_no(config: Path, manifests: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    everywhere = CLUSTER.replace("destinationCIDRs: [203.0.113.0/24]", "destinationCIDRs: [0.0.0.0/0]")
+    (manifests / "cluster.yaml").write_text(everywhere)
+    assert run("why", "pod/default/web-0", "--manifests", manifests, "--config", config) == 0
+    firsts = {line.split()[0] for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")}
+    assert firsts == {"YES", "yes", "note"}
+
+
 MESSAGE = "pool default has no free address: add a block, or release what is reserved (routerd ledger)"
 
 

@@ -65,3 +65,15 @@ def test_a_hundred_mistakes_are_not_all_told() -> None:
         "apiVersion: routerd.io/v1alpha1\nkind: Config\n" + "".join(f"key{n}: x\n" for n in range(100))
     )
     assert len(mistakes(config, read_config)) == MOST
+
+
+def test_a_list_that_is_too_long_is_one_mistake_among_others() -> None:
+    cidrs = ", ".join(["192.0.2.0/24"] * 2000)
+    (policy,) = documents(f"""\
+apiVersion: routerd.io/v1alpha1
+kind: EgressPolicy
+metadata: {{name: a}}
+spec: {{pool: p, selectors: [{{podSelektor: {{}}}}], destinationCIDRs: [{cidrs}]}}
+""")
+    found = mistakes(policy, read_egress_policy)
+    assert [error.key for error in found] == ["spec.selectors[0].podSelektor", "spec.destinationCIDRs"]

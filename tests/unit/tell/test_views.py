@@ -106,3 +106,8 @@ def test_the_size_of_a_pool(block: str, avoid: bool, size: int) -> None:
 def test_pools_count_what_has_an_owner() -> None:
     row = one("pools")
     assert (row["addresses"], row["used"], row["free"]) == (256, 1, 255)
+
+
+def test_a_pool_counts_what_lies_in_it_under_whatever_name_it_was_given() -> None:
+    row = one("pools", pools={"new": cluster.pool("new")})
+    assert (row["pool"], row["used"]) == ("new", 1)

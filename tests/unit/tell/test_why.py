@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -10,7 +11,7 @@ from bgp.session import PeerStatus as Session
 from routerd.model import Allocations, Peer, Peering, Refusal
 from routerd.node.announce import Rules
 from routerd.node.desired import LocalFacts, Settings, compose
-from routerd.refs import Ref
+from routerd.refs import Ref, service_ref
 from routerd.selectors import LabelSelector
 from routerd.tell.views import PeerView
 from routerd.tell.why import NoSuchObject, Step, explain, session_steps
@@ -37,6 +38,22 @@ def test_the_last_step_is_the_first_no(reason: str) -> None:
     steps = why("svc/default/web", **NOES[reason])
     assert [step.reason for step in steps if not step.yes] == [reason]
     assert not steps[-1].yes
+
+
+def test_what_is_announced_although_its_pool_is_gone_is_told() -> None:
+    steps = why("svc/default/web", pools={})
+    assert [(step.question, step.reason, step.note) for step in steps if not step.yes] == [
+        ("does 192.0.2.1 lie in a pool?", "AddressStranded", True)
+    ]
+
+
+def test_a_service_that_keeps_what_it_has_is_told_what_it_does_not_get() -> None:
+    refusal = Refusal(service_ref("default/web"), "NotInPool", "it lies in pool b now")
+    steps = why("svc/default/web", allocations=replace(cluster.snapshot().allocations, refusals=(refusal,)))
+    assert [(step.reason, step.detail, step.note) for step in steps if not step.yes] == [
+        ("NotInPool", "it lies in pool b now", True)
+    ]
+    assert steps[-1].yes
 
 
 def test_a_cluster_ip_service_is_told_what_it_lacks() -> None:
@@ -77,7 +94,8 @@ def test_a_service_that_could_not_be_read_is_told_what_is_wrong_with_it() -> Non
 
 def test_a_family_without_endpoints_is_told_beside_the_one_that_is_announced() -> None:
     allocations = Allocations(1, (cluster.allocation("web", "192.0.2.1", "2001:db8::1"),))
-    steps = why("svc/default/web", allocations=allocations)
+    both = replace(cluster.pool(), blocks=(ip_network("192.0.2.0/24"), ip_network("2001:db8::/64")))
+    steps = why("svc/default/web", allocations=allocations, pools={"default": both})
     (no,) = (step for step in steps if not step.yes)
     assert (no.reason, no.note) == ("NoEndpoints", True)
     assert "IPv6" in no.detail

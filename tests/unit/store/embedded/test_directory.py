@@ -171,6 +171,27 @@ def test_a_directory_that_cannot_be_looked_at_is_a_refusal_and_what_it_said_stay
     asyncio.run(story())
 
 
+def test_a_directory_below_that_goes_while_it_is_looked_at_keeps_nothing_else_from_being_read(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = Path.stat
+
+    def go(path: Path, **how: bool) -> os.stat_result:
+        if path.parent == directory:  # the first that is walked ends the others
+            for other in {"a", "b", "c"} - {path.name}:
+                shutil.rmtree(directory / other, ignore_errors=True)
+        return look(path, **how)
+
+    for name in "abc":
+        (directory / name).mkdir()
+        (directory / name / f"{name}.yaml").write_text(pool(name))
+    monkeypatch.setattr(Path, "stat", go)
+    found = Manifests(directory)
+    found.look(0.0, without=NOTHING, touched=NOTHING)
+    assert found.fault == ""
+    assert len(found.files) == 1
+
+
 def test_allocations_that_cannot_be_looked_at_are_a_refusal(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, look = store_of(directory), Path.stat
 

@@ -15,7 +15,9 @@ from routerd.store.kubernetes.resources import Resource
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["put", "remove", "break"]), st.sampled_from(["a", "b"]), st.sampled_from(["x", "y", "z"])
+        st.sampled_from(["put", "remove", "break", "list"]),
+        st.sampled_from(["a", "b"]),
+        st.sampled_from(["x", "y", "z"]),
     ),
     max_size=10,
 )
@@ -35,8 +37,12 @@ def test_models(events: list[tuple[str, str, str]]) -> None:
     collection, kept = Collection(Resource(BY_NAME["", "Service"])), models()
     for version, (what, namespace, name) in enumerate(events):
         found = raw(namespace, name, version, what)
-        collection.remove(found) if what == "remove" else collection.put(found)
-        now = kept.look(collection)
-        assert list(now.items()) == list(models().look(collection).items())
+        if what == "list":
+            collection.replace(each for each in collection.objects.values() if each.name != name)
+        else:
+            collection.remove(found) if what == "remove" else collection.put(found)
+        touched, collection.touched = collection.touched, set()
+        now = kept.look(collection.objects, touched)
+        assert list(now.items()) == list(models().look(collection.objects, collection.objects).items())
         assert list(now) == sorted(now)
-        assert kept.look(collection) is now or not now
+        assert kept.look(collection.objects, ()) is now
