@@ -22,6 +22,7 @@ Labels = Mapping[str, str]
 
 EXCLUDE_LABEL = "node.kubernetes.io/exclude-from-external-load-balancers"
 GATEWAY_LABEL = "routerd.io/egress-gateway"
+SERVICE_NAME_LABEL = "kubernetes.io/service-name"  # whose an EndpointSlice is
 GATEWAY_HEARTBEAT = 10  # seconds between heartbeats of a node that may be a gateway
 NODE_HEARTBEAT = 300  # of any other: 10 s of 1,000 nodes would be 100 writes a second to an API server
 OWN_CLASS = "routerd.io/bgp"  # spec.loadBalancerClass; a service without a class is ours too
@@ -50,7 +51,7 @@ HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
         "AgentAbsent", "AwaitingNodeReports", "BFDNotSupported", "ConflictingAnnotations", "FamilyNotNegotiated",
         "ForwardingOff", "GatewayNotUsed", "HoldTimeTooLong", "InvalidRouterID", "NetworkUnavailable", "NoEndpoints",
         "NumberMisread", "PodOutsideCluster", "PoolOverCluster", "PortsShort", "StatusOfOther", "UnknownAnnotation",
-        "UnknownGateway",
+        "UnknownGateway", "UnknownLabel", "UnreadConfiguration",
     }
 )  # fmt: skip
 
@@ -571,7 +572,8 @@ def selection_matches(selection: PodSelection, pod: Pod, namespace_labels: Label
 
 __all__ = [
     "EVERYTHING", "EXCLUDE_LABEL", "GATEWAY_HEARTBEAT", "GATEWAY_LABEL", "NAMESPACE_LABEL", "NAMESPACE_NAME_LABEL",
-    "NODE_HEARTBEAT", "PARTS", "AddressPool", "Advertisement", "Allocations", "BindingTable", "CoolingPorts",
+    "NODE_HEARTBEAT", "PARTS", "SERVICE_NAME_LABEL", "AddressPool", "Advertisement", "Allocations", "BindingTable",
+    "CoolingPorts",
     "EgressGroup", "EgressPolicy", "Endpoint", "EndpointSlice", "GatewaySlot", "Heartbeat", "IPAddress",
     "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node", "NodeAddresses", "NodeNumber", "NodeReport",
     "Origin", "Peer", "Peering", "Pod", "PodSelection", "PoolWays", "PortBlock", "PortRange", "Refusal", "Service",

@@ -37,7 +37,7 @@ from routerd.model import (
     Snapshot,
 )
 from routerd.node.inside import Inside, strays
-from routerd.refs import BGP, PEER, Ref
+from routerd.refs import PEER, Ref
 from routerd.selectors import matches_any
 from routerd.store.closed import is_policy
 from routerd.store.embedded.disk import manifest_files, read_text
@@ -197,7 +197,7 @@ def _of_error(error: InputError) -> Finding:
 
 def _of_refusal(refusal: Refusal, taken: set[Ref]) -> Finding:
     """What is in force in spite of it is worth a warning only."""
-    is_applied = refusal.object in taken or refusal.object.kind in (BGP, PEER)
+    is_applied = refusal.object in taken or refusal.object.kind == PEER or refusal.severity != "error"
     is_second = refusal.reason in ("Duplicate", "Conflicting")
     severity: Severity = "warning" if is_applied and not is_second else "error"
     return _placed(severity, refusal.message)

@@ -9,6 +9,7 @@ from routerd.formats.meta import read_meta
 from routerd.formats.wishes import read_wishes
 from routerd.model import (
     NAMESPACE_NAME_LABEL,
+    SERVICE_NAME_LABEL,
     Endpoint,
     EndpointSlice,
     IPAddress,
@@ -21,7 +22,6 @@ from routerd.model import (
     ServicePort,
 )
 
-SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 SHUTDOWN = "node is shutting down"  # kubelet, pkg/kubelet/nodeshutdown
 DOWN_TAINTS = {"node.kubernetes.io/out-of-service", "node.cloudprovider.kubernetes.io/shutdown"}
 DELETION_TAINT = "ToBeDeletedByClusterAutoscaler"

@@ -7,7 +7,7 @@ somebody else's takes a reader, a row here, and its line in configs/deploy/rbac.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -16,6 +16,7 @@ from routerd.formats.closed import FailClosed
 from routerd.formats.document import Value
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.published.allocations import read_allocations, read_node_report
+from routerd.formats.resembling import node_labels, slice_labels
 from routerd.model import (
     AddressPool,
     Allocations,
@@ -86,11 +87,23 @@ def _plain(read: Callable[[Value], T]) -> Callable[[Value], tuple[T, tuple[Refus
     return lambda value: (read(value), ())
 
 
+def _told(
+    read: Callable[[Value], T], look: Callable[[T, Value], Iterable[Refusal]]
+) -> Callable[[Value], tuple[T, tuple[Refusal, ...]]]:
+    """`read`, and what `look` finds beside it."""
+
+    def reader(value: Value) -> tuple[T, tuple[Refusal, ...]]:
+        found = read(value)
+        return found, tuple(look(found, value))
+
+    return reader
+
+
 _CORE = (
     Kind(
-        "", "v1", "Node", "nodes", custom=False, reader=_plain(core.read_node), parts=("nodes",), read_by=BOTH,
+        "", "v1", "Node", "nodes", custom=False, reader=_told(core.read_node, node_labels), parts=("nodes",),
         kept=("spec.podCIDR", "spec.podCIDRs", "spec.unschedulable", "status.addresses", "status.conditions"),
-        word=NODE,
+        read_by=BOTH, word=NODE,
     ),
     Kind(
         "", "v1", "Namespace", "namespaces", custom=False, reader=_plain(core.read_namespace),
@@ -107,7 +120,7 @@ _CORE = (
     ),
     Kind(
         "discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", namespaced=True, custom=False,
-        reader=_plain(core.read_endpoint_slice), parts=("endpoint_slices",), read_by=AGENT,
+        reader=_told(core.read_endpoint_slice, slice_labels), parts=("endpoint_slices",), read_by=AGENT,
         kept=("addressType", "endpoints"),
     ),
     Kind(

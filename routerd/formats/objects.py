@@ -12,6 +12,7 @@ from routerd.formats.document import Source, Value, suggestion
 from routerd.formats.kinds import BY_NAME, KINDS, NAMES, OURS, Kind, Object, policy_meant
 from routerd.formats.legacy_bgp import Dialect, parse
 from routerd.formats.meta import ROUTERD, read_meta
+from routerd.formats.resembling import kind_meant, unread_configuration
 from routerd.model import Origin, Refusal
 from routerd.refs import Ref
 
@@ -154,6 +155,9 @@ def _ref(value: Value, kind: Kind) -> Ref:
     return Ref(kind.name, meta.namespace_or_default if kind.namespaced else "", meta.name)
 
 
+_READ = tuple(key for key, kind in BY_NAME.items() if kind.reader is not None or kind.name == "ConfigMap")
+
+
 def _not_read(value: Value, kind: Kind | None, group: str, name: str) -> Loaded:
     given = value.section.at("metadata", "name")
     shown = Ref(name, name=given.text if given is not None and given.is_scalar else "?")
@@ -161,6 +165,11 @@ def _not_read(value: Value, kind: Kind | None, group: str, name: str) -> Loaded:
         ref = Ref(meant.name, name=shown.name)
         message = f'{value.origin}: unknown kind "{group}/{name}"; did you mean "{meant.api_version}", "{meant.name}"?'
         return Loaded(refusals=(Refusal(ref, "UnknownKind", message),), unread=(ref,))
+    if kind is None and (near := kind_meant(group, name, _READ)) is not None:
+        meant = BY_NAME[near]
+        said = f"{group}/{name}".lstrip("/")
+        message = f'{value.origin}: unknown kind "{said}"; did you mean "{meant.api_version}", "{meant.name}"?'
+        return Loaded(refusals=(Refusal(shown, "UnknownKind", message),), unread=(shown,))
     if kind is None or not kind.instead:
         return Loaded(ignored=(f"{value.origin}: {shown}",), unread=(shown,))
     message = f"{value.origin}: {name} ({kind.group}) is not supported: {kind.instead}"
@@ -178,7 +187,7 @@ def _config_map(value: Value, lines: list[str]) -> Loaded:
     shown = Ref("ConfigMap", meta.namespace_or_default, meta.name)
     found = bgp_text(value)
     if found is None:
-        return Loaded(ignored=(f"{value.origin}: {shown}",))
+        return Loaded(refusals=unread_configuration(value, meta), ignored=(f"{value.origin}: {shown}",))
     text, dialect = found
     source = inner_source(text, lines) if lines else value.source
     config = parse(text.text, dialect, source)

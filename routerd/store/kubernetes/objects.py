@@ -138,8 +138,11 @@ class Collection:
         return [((each.created, kind, each.namespace, each.name), each.loaded) for each in self.objects.values()]
 
     def refusals(self) -> list[Refusal]:
-        """Objects that are wrong."""
-        return [self._refusal(each) for each in self.objects.values() if each.error is not None]
+        """Objects that are wrong, and what is told beside those that nobody merges."""
+        found = [self._refusal(each) for each in self.objects.values() if each.error is not None]
+        if not self.resource.kind.placed:
+            found += [one for each in self.objects.values() for one in each.loaded.refusals]
+        return found
 
     def _refusal(self, stored: StoredObject) -> Refusal:
         kind = self.resource.kind.name
