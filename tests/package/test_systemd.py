@@ -96,6 +96,19 @@ def test_the_documents_name_the_directories_of_the_units() -> None:
         assert f"`{path}`" in section
 
 
+def after(name: str) -> set[str]:
+    text = (ROOT / "configs" / "systemd" / f"{name}.service").read_text()
+    return {word for line in re.findall(r"^After=(.*)$", text, re.MULTILINE) for word in line.split()}
+
+
+def test_units_stop_before_what_they_lead_to() -> None:
+    """Units stop in reverse: the agent, the speaker, then the network and whatever serves behind it."""
+    assert "routerd-speaker.service" in after("routerd-agent")
+    assert {"network.target", "containerd.service", "kubelet.service"} <= after("routerd-speaker")
+    unordered = [unit.name for unit in UNITS if "DefaultDependencies=no" in unit.read_text()]
+    assert unordered == [], "they would not stop before shutdown.target"
+
+
 def capabilities(name: str) -> list[str]:
     text = (ROOT / "configs" / "systemd" / f"{name}.service").read_text()
     (value,) = re.findall(r"^CapabilityBoundingSet=(.*)$", text, re.MULTILINE)
