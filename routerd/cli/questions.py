@@ -143,7 +143,7 @@ def _show_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _why_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("object", metavar="OBJECT", help="svc/NAMESPACE/NAME or pod/NAMESPACE/NAME")
+    parser.add_argument("object", metavar="OBJECT", help="svc/NAMESPACE/NAME, pod/NAMESPACE/NAME or egress/ADDRESS")
     output(parser, ("table", "json"))
     _asked_or_computed(parser)
 
@@ -174,8 +174,8 @@ SHOW = Command(
 )
 WHY = Command(
     "why",
-    "why a service is (not) announced from here, or how a pod leaves",
-    ("routerd why svc/default/web", "routerd why pod/default/web-0", "routerd why svc/default/web -o json"),
+    "why a service is (not) announced from here, how a pod leaves, or what the gateways of an egress IP are",
+    ("routerd why svc/default/web", "routerd why pod/default/web-0", "routerd why egress/192.0.2.7 -o json"),
     why,
     detail="Prints each condition and stops at the first no. Exit code 1 if there is a no, save what is only "
     "noted: the family that a policy does not translate beside one that it does.",

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "nodes": ("name", "ready", "state", "addresses", "pod_cidrs", "gateway", "announces_services", "groups"),
+    "nodes": (
+        "name",
+        "ready",
+        "state",
+        "agent_silent_seconds",
+        "addresses",
+        "pod_cidrs",
+        "gateway",
+        "announces_services",
+        "groups",
+    ),
     "peers": (
         "peer",
         "address",

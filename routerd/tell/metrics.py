@@ -6,6 +6,7 @@ It must not touch the kernel, the speaker or a daemon's loop: a scrape reads one
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -170,6 +171,9 @@ def _operator(status: OperatorStatus) -> Iterator[Metric]:
     yield _counter("routerd_operator_decision_errors", text, (), _one(status.rounds.errors))
     generation = [] if status.generation is None else _one(status.generation)
     yield _gauge("routerd_operator_generation", "Of the allocations that were decided last.", (), generation)
+    silent = [((node,), datetime.fromisoformat(since).timestamp()) for node, since in sorted(status.silent.items())]
+    text = "When an agent was heard last of which nothing was heard for too long, in seconds of the Unix epoch."
+    yield _gauge("routerd_operator_agent_silent_since_seconds", text, ("node",), silent)
 
 
 def _counts(counts: Mapping[str, Counts]) -> Iterator[Metric]:

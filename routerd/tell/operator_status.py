@@ -40,6 +40,7 @@ class OperatorStatus:
     missing: tuple[str, ...] = ()  # what a decision needs and has not been read
     active: bool = False  # it decides: always with files, while it has the lease on Kubernetes
     rounds: Rounds = field(default_factory=Rounds)  # that decided, or failed
+    silent: Mapping[str, str] = field(default_factory=dict)  # by node: since when nothing was heard of its agent
     generation: int | None = None  # of the last decision; None = there was none, or another operator is active
     counts: Mapping[str, Counts] = field(default_factory=dict)  # addresses by pool, likewise
     refusals: tuple[Refusal, ...] = ()
@@ -86,6 +87,7 @@ def operator_status(
         rounds=rounds,
         generation=decision.allocations.generation if decision else None,
         counts=decision.counts if decision else {},
+        silent=decision.silent if decision else {},
         refusals=(*snapshot.refusals, *decided, *refusals),
         store=store,
         tenure=tenure,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from bgp.path import Path
 from bgp.rib import family_of
@@ -65,6 +66,7 @@ class View:
     peers: Mapping[IPAddress, PeerView]
     nat: tuple[Row, ...] = ()
     states: Mapping[str, str] = field(default_factory=dict)  # of nodes that say more of it than their Node
+    now: float | None = None  # seconds of the Unix epoch; None = what is shown is not of now
 
 
 def rows(kind: str, view: View) -> list[Row]:
@@ -88,19 +90,29 @@ def _joined(values: Iterable[object]) -> str:
 def _nodes(view: View) -> list[Row]:
     groups = view.snapshot.allocations.groups if view.snapshot.allocations else ()
     nodes = sorted((view.snapshot.nodes or {}).items())
-    return [_node(node, view.states.get(name) or _node_state(node), groups) for name, node in nodes]
+    return [_node(node, view.states.get(name) or _node_state(node), groups, silent(view, name)) for name, node in nodes]
+
+
+def silent(view: View, node: str) -> int | None:
+    """For how many seconds the operator has heard nothing of the node's agent; None = it is there, or not known."""
+    told = view.snapshot.allocations.nodes if view.snapshot.allocations else ()
+    since = next((each.silent_since for each in told if each.node == node), "")
+    if not since or view.now is None:
+        return None
+    return max(round(view.now - datetime.fromisoformat(since).timestamp()), 0)
 
 
 def _node_state(node: Node) -> str:
     return "leaving" if node.leaving else "cordoned" if node.unschedulable else "serving"
 
 
-def _node(node: Node, state: str, groups: Iterable[EgressGroup]) -> Row:
+def _node(node: Node, state: str, groups: Iterable[EgressGroup], silent_seconds: int | None) -> Row:
     is_out = state in ("leaving", "draining", "drained")
     return {
         "name": node.name,
         "ready": node.ready,
         "state": state,
+        "agent_silent_seconds": silent_seconds,
         "addresses": _joined(node.addresses),
         "pod_cidrs": _joined(node.pod_cidrs),
         "gateway": GATEWAY_LABEL in node.labels,

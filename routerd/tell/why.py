@@ -15,12 +15,23 @@ from bgp.rib import family_of
 from egress.entries import NOBODYS, OF_THE_LINK
 from egress.policy import UNSUPPORTED_FAMILY, egress_versions, unsupported
 from routerd.errors import RouterdError
-from routerd.model import NAMESPACE_NAME_LABEL, Allocations, EgressPolicy, IPAddress, IPNetwork, Pod, Service, Snapshot
+from routerd.model import (
+    NAMESPACE_NAME_LABEL,
+    Allocations,
+    EgressPolicy,
+    IPAddress,
+    IPNetwork,
+    Pod,
+    Refusal,
+    Service,
+    Snapshot,
+    is_gateway,
+)
 from routerd.node.announce import SERVICE_CHECKS, Announcements, Scene, family_refusals, scene_of, service_paths
 from routerd.node.desired import NodeState, Settings, group_of, selects
 from routerd.node.inside import endpoints, external_ips, is_steered, outside
 from routerd.node.sessions import peers_here
-from routerd.refs import PEER, POD, SERVICE, Ref, service_ref
+from routerd.refs import EGRESS, NODE, PEER, POD, SERVICE, Ref, service_ref
 from routerd.tell.render import path_text
 from routerd.tell.views import PeerView
 
@@ -29,6 +40,8 @@ NOBODY_ASKED: Views = {}
 SERVICE_WORDS = (SERVICE, "service")  # as people write them
 SERVICE_NEEDS = ("nodes", "services", "endpoint_slices", "bgp", "pools", "allocations")
 POD_NEEDS = ("nodes", "namespaces", "pods", "services", "policies", "allocations")
+EGRESS_NEEDS = ("nodes", "policies", "allocations")
+OF_AGENTS = ("NoGateway", "AgentAbsent")  # reasons
 SHOWN = 3  # addresses in one line
 EXTERNAL = "do its policies take it to externalIPs of services?"
 IN_CLUSTER = "any user may write them, so they are not in the cluster unless egress.in-cluster holds their network"
@@ -62,7 +75,7 @@ class Step:
 def explain(
     snapshot: Snapshot, state: NodeState, settings: Settings, name: str, views: Views = NOBODY_ASKED
 ) -> tuple[Step, ...]:
-    """Steps for `svc/NAMESPACE/NAME` or `pod/NAMESPACE/NAME` as seen from `settings.node`.
+    """Steps for `svc/NAMESPACE/NAME`, `pod/NAMESPACE/NAME` or `egress/ADDRESS` as seen from `settings.node`.
 
     `views`: what the speaker says of sessions, which only a running agent can tell.
     """
@@ -71,8 +84,10 @@ def explain(
         **dict.fromkeys(SERVICE_WORDS, partial(_service, views)),
         POD: _pod,
     }
+    if ref.kind == EGRESS and ref.name:
+        return tuple(_egress(snapshot, ref.name))
     if ref.kind not in explainers or ref.key.count("/") != 1:
-        raise NoSuchObject(f"{name!r} is neither svc/NAMESPACE/NAME nor pod/NAMESPACE/NAME")
+        raise NoSuchObject(f"{name!r} is none of svc/NAMESPACE/NAME, pod/NAMESPACE/NAME and egress/ADDRESS")
     return tuple(explainers[ref.kind](snapshot, state, settings, ref.key))
 
 
@@ -307,4 +322,53 @@ def _policy_step(
         messages = [r.message for r in state.refusals if r.object == group.address_ref]
         detail = messages[0] if messages else f"group {group.id} has no gateway that is up: the traffic is dropped"
         return Step(question, False, "NoGateway", detail)
-    return Step(question, True, detail=f"as {group.egress_ip} by gateway {gateway.node} (group {group.id})")
+    refusal = gateways_refused(group.policies, allocations)
+    doubt = f"; {refusal.message}" if refusal is not None else ""
+    return Step(question, True, detail=f"as {group.egress_ip} by gateway {gateway.node} (group {group.id}){doubt}")
+
+
+# --- egress IPs
+
+
+def _egress(snapshot: Snapshot, name: str) -> Iterator[Step]:
+    """`name` is the address of a group, or its number."""
+    first = _sync_step(snapshot, EGRESS_NEEDS)
+    yield first
+    allocations = snapshot.allocations
+    if not first.yes or allocations is None:
+        return
+    group = next((each for each in allocations.groups if name in (str(each.egress_ip), str(each.id))), None)
+    if group is None:
+        told = next((each for each in allocations.refusals if name in each.message), None)
+        detail = f"{told.object}: {told.message}" if told else "the operator has published no egress group for it"
+        yield Step(f"has {name} an egress group?", False, told.reason if told else "NoGroup", detail)
+        return
+    policies = ", ".join(group.policies)
+    yield Step(f"has {name} an egress group?", True, detail=f"{group.egress_ip}, group {group.id}: {policies}")
+    nodes = [gateway.node for gateway in group.gateways]
+    refusal = gateways_refused(group.policies, allocations)
+    if refusal is None:
+        yield Step("has it a gateway whose agent serves?", True, detail=", ".join(nodes))
+    else:
+        yield Step("has it a gateway whose agent serves?", False, refusal.reason, refusal.message)
+    yield from _silent_agents(snapshot, group.policies, nodes)
+
+
+def gateways_refused(policies: Sequence[str], allocations: Allocations) -> Refusal | None:
+    """What the operator says of the gateways of a group with these policies."""
+    told = (each for each in allocations.refusals if each.reason in OF_AGENTS and str(each.object) in policies)
+    return next(told, None)
+
+
+def _silent_agents(snapshot: Snapshot, policies: Sequence[str], gateways: Sequence[str]) -> Iterator[Step]:
+    """Of nodes that would be gateways: one that is silent is none, or is one for want of another."""
+    known, nodes = snapshot.policies or {}, snapshot.nodes or {}
+    selectors = {known[key].gateways for key in policies if key in known}
+    for refusal in snapshot.allocations.refusals if snapshot.allocations else ():
+        node = nodes.get(refusal.object.name) if refusal.object.kind == NODE else None
+        if refusal.reason == "AgentAbsent" and node and any(is_gateway(each, node) for each in selectors):
+            yield Step(f"is the agent of {node.name} heard?", False, refusal.reason, refusal.message, note=True)
+    for name in gateways:
+        silent = snapshot.allocations.nodes if snapshot.allocations else ()
+        if not any(each.node == name and each.silent_since for each in silent):
+            yield Step(f"is the agent of {name} heard?", True)

@@ -268,6 +268,7 @@ class Running:
     store: KubernetesStore
     client: Client
     changes: list[int] = field(default_factory=list)
+    node: str = ""
 
     async def until(self, holds: Callable[[KubernetesStore], object], what: str) -> None:
         await eventually(lambda: holds(self.store), what)
@@ -286,7 +287,7 @@ async def agent_store(
     store = KubernetesStore(client, Scope.of_agent(node_name, "routerd"), lambda: changes.append(1), timings)
     try:
         async with running(store.run()):
-            yield Running(store, client, changes)
+            yield Running(store, client, changes, node_name)
     finally:
         await client.close()
 

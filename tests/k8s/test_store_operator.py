@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from routerd.cluster.agents import Patience
 from routerd.model import GATEWAY_HEARTBEAT, Heartbeat, NodeReport
+from routerd.operator import loop
 from routerd.serve.api import RequestRefused
 from routerd.store.kubernetes.client import Client
 from routerd.store.kubernetes.lease import LeaseTimes
@@ -16,11 +18,13 @@ from routerd.store.kubernetes.ledger import take
 from tests.k8s.store_lab import (
     Cluster,
     Json,
+    Running,
     agent_store,
     bgp_config,
     cluster,
     ips,
     node,
+    node_report,
     operator,
     policy,
     pool,
@@ -29,6 +33,7 @@ from tests.k8s.store_lab import (
 from tests.waiting import eventually
 
 WEB = "/api/v1/namespaces/default/services/web"
+TEAM = "/apis/routerd.io/v1alpha1/egresspolicies/team"
 POLICY = "/apis/routerd.io/v1alpha1/egresspolicies/bank"
 
 
@@ -125,6 +130,43 @@ def test_policies_and_pools_show_their_conditions() -> None:
             first = await until(api, f"{pools}egress", lambda found: is_true(found, "Ready"), "the earlier pool")
             assert (first["status"]["total"], first["status"]["used"]) == (16, 1)
             await events_with(api, reason(lost, "Ready"))
+
+    asyncio.run(story())
+
+
+def test_a_gateway_whose_lease_is_not_renewed_is_replaced_and_its_report_does_not_say_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its Node is ready all the time. The agent of the other one beats."""
+    monkeypatch.setattr(loop, "LOOK", 0.1)
+    label = {"routerd.io/egress-gateway": ""}
+    nodes = [node("gw1", labels=label), node("gw2", "10.0.0.12", labels=label)]
+    reports = [node_report("gw1"), node_report("gw2")]
+
+    async def story() -> None:
+        objects = (*nodes, *reports, pool("egress", "10.168.61.0/28"), policy("team", pool="egress"))
+        async with cluster(*objects) as api, agent_store(api, "gw1") as one, agent_store(api, "gw2") as two:
+            for agent in (one, two):
+                agent.store.write_node_report(NodeReport(agent.node, heartbeat=Heartbeat(GATEWAY_HEARTBEAT)))
+
+            async def beats(*agents: Running, gateways: int) -> Json | None:
+                for agent in agents:
+                    agent.store.beat()
+                found = await api.find(TEAM)
+                names = [each["node"] for each in found.get("status", {}).get("gateways", [])]
+                return found if len(names) == gateways else None
+
+            async with operator(api, patience=Patience(gateway=3.0)):
+                await eventually(lambda: beats(one, two, gateways=2), "both are gateways")
+                await eventually(lambda: beats(two, gateways=1), "one is left")
+                assert (await api.get(TEAM))["status"]["gateways"][0]["node"] == "gw2"
+                (event,) = await events_with(api, "AgentAbsent")
+                involved = event["involvedObject"]
+                assert (involved["kind"], involved["name"]) == ("Node", "gw1")
+                path = "/apis/routerd.io/v1alpha1/routerdnodes/gw1"
+                found = await until(api, path, lambda it: of(it, "Ready").get("status") == "Unknown", "it is called so")
+                assert of(found, "Ready")["message"].startswith("no word of the agent since ")
+                await eventually(lambda: beats(one, two, gateways=2), "it is a gateway again")
 
     asyncio.run(story())
 

@@ -103,6 +103,7 @@ class Daemons:
     operator: Daemon | None = None
     speakers: dict[str, Daemon] = field(default_factory=dict)
     agents: dict[str, Daemon] = field(default_factory=dict)
+    options: dict[str, object] = field(default_factory=dict)  # further sections of every configuration
 
     def start_operator(self) -> Daemon:
         """Starts `routerd operator`, the only one that may write into the manifests."""
@@ -165,7 +166,11 @@ class Daemons:
         for name in ("state", "run"):
             (host.directory / name).mkdir(exist_ok=True)
         path = host.directory / "routerd.yaml"
-        value = config(self.lab, host.label, host.directory) | ({"store": self.store(role)} if self.store else {})
+        value = (
+            config(self.lab, host.label, host.directory)
+            | ({"store": self.store(role)} if self.store else {})
+            | self.options
+        )
         path.write_text(yaml.safe_dump(value, sort_keys=False))
         bpffs = host.pin_dir if isinstance(host, Node) else self.lab.bpffs
         command = in_node([*ROUTERD, role, "--config", str(path)], bpffs, self.lab.manifests, read_only=read_only)

@@ -49,6 +49,7 @@ OPERATOR = OperatorStatus(
     generation=7,
     counts={"default": Counts(total=256, free=250, used=3, cooling=2, reserved=1)},
     refusals=FULL.refusals,
+    silent={"gw1": "2026-01-01T00:00:00Z"},
     store=FULL.store,
     tenure=Tenure(acquired=2, lost=1, writes=12, conflicts=4),
 )
@@ -113,6 +114,7 @@ def test_the_operator_s_numbers() -> None:
         'routerd_refusals{reason="NoEndpoints",severity="warning"} 2.0',
         "routerd_operator_active 1.0",
         "routerd_operator_generation 7.0",
+        'routerd_operator_agent_silent_since_seconds{node="gw1"} 1.7672256e+09',
         'routerd_operator_decision_duration_seconds_bucket{le="0.025"} 1.0',
         "routerd_operator_decision_duration_seconds_count 2.0",
         "routerd_operator_decision_errors_total 1.0",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from ipaddress import ip_address
 
 import pytest
 
 from bgp.session import PeerStatus as Session
 from bgp.session import State
-from routerd.model import Allocations, Peer, Peering
+from routerd.model import Allocations, NodeAddresses, Peer, Peering
 from routerd.node.desired import LocalFacts, Settings, compose
 from routerd.tell.views import COLUMNS, PeerView, Row, View, pool_size, rows
 from tests.models import cluster
@@ -84,6 +85,16 @@ def test_a_policy_shows_its_way_out() -> None:
 def test_a_node_shows_whether_it_announces() -> None:
     first, second = rows("nodes", view(nodes={"a": cluster.node("a", 11), "b": cluster.node("b", 12, ready=False)}))
     assert (first["announces_services"], first["groups"], second["ready"]) == (True, "7", False)
+
+
+def test_a_node_shows_for_how_long_nothing_was_heard_of_its_agent() -> None:
+    told = (NodeAddresses("a", silent_since="2026-01-01T00:00:00Z"),)
+    shown = view(allocations=Allocations(1, nodes=told))
+    new_year = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    first, second = rows("nodes", replace(shown, now=new_year + 75))
+    assert (first["agent_silent_seconds"], second["agent_silent_seconds"]) == (75, None)
+    assert rows("nodes", replace(shown, now=new_year - 10))[0]["agent_silent_seconds"] == 0, "its clock is behind"
+    assert rows("nodes", shown)[0]["agent_silent_seconds"] is None, "files are of no moment"
 
 
 @pytest.mark.parametrize(

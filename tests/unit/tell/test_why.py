@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from bgp.session import PeerStatus as Session
-from routerd.model import Allocations, Peer, Peering, Refusal
+from routerd.model import GATEWAY_LABEL, Allocations, GatewaySlot, NodeAddresses, Peer, Peering, Refusal
 from routerd.node.announce import Rules
 from routerd.node.desired import LocalFacts, Settings, compose
 from routerd.refs import Ref, service_ref
@@ -208,3 +208,46 @@ def test_an_unknown_node_is_told() -> None:
 def test_what_is_not_there_is_an_error_that_names_it(name: str) -> None:
     with pytest.raises(NoSuchObject, match=name.partition("/")[2] or name):
         why(name)
+
+
+GATEWAYS = {
+    "a": cluster.node("a", 11, labels={GATEWAY_LABEL: ""}),
+    "b": cluster.node("b", 12, labels={GATEWAY_LABEL: ""}),
+}
+SILENT = NodeAddresses("b", silent_since="2026-01-01T00:00:00Z")
+ABSENT = Refusal(Ref("node", name="b"), "AgentAbsent", "no word of its agent since 2026-01-01T00:00:00Z: start it")
+NO_GATEWAY = Refusal(Ref("EgressPolicy", name="web"), "NoGateway", "nobody has an agent that serves")
+
+
+def told(*steps: Step) -> list[str]:
+    return [f"{'yes' if step.yes else 'note' if step.note else 'no'} {step.reason} {step.question}" for step in steps]
+
+
+def test_the_gateways_of_an_egress_ip_and_whose_agent_is_silent() -> None:
+    moved = cluster.group(gateways=(GatewaySlot("a", 1),))
+    published = Allocations(1, groups=(moved,), refusals=(ABSENT,), nodes=(SILENT,))
+    for name in ("egress/198.51.100.7", "egress/7"):
+        steps = why(name, nodes=GATEWAYS, allocations=published)
+        assert told(*steps[1:]) == [
+            f"yes  has {name.partition('/')[2]} an egress group?",
+            "yes  has it a gateway whose agent serves?",
+            "note AgentAbsent is the agent of b heard?",
+            "yes  is the agent of a heard?",
+        ]
+
+
+def test_an_egress_ip_whose_gateways_are_all_silent_says_so_and_so_does_its_pod() -> None:
+    published = Allocations(1, groups=(cluster.group(),), refusals=(NO_GATEWAY, ABSENT), nodes=(SILENT,))
+    steps = why("egress/198.51.100.7", nodes=GATEWAYS, allocations=published)
+    assert "no NoGateway has it a gateway whose agent serves?" in told(*steps)
+    (last,) = [
+        each for each in why("pod/default/web-1", nodes=GATEWAYS, allocations=published) if "group 7" in each.detail
+    ]
+    assert last.detail.endswith("; nobody has an agent that serves")
+
+
+def test_an_address_that_is_no_egress_ip_is_told() -> None:
+    steps = why("egress/198.51.100.99")
+    assert told(*steps)[-1] == "no NoGroup has 198.51.100.99 an egress group?"
+    with pytest.raises(NoSuchObject, match="none of svc/NAMESPACE/NAME"):
+        why("egress")
