@@ -56,7 +56,7 @@ class Api:
         return self.objects[path]
 
     async def rest(self, error: ApiError, seconds: float, pace: Any) -> None:
-        await asyncio.sleep(seconds)
+        await elapse(seconds)
 
     def _may(self) -> None:
         if self.fault is not None:
