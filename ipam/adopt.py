@@ -137,8 +137,8 @@ def overtaken(work: Round) -> list[Denial]:
     ]
 
 
-def adopt_known(work: Round) -> None:
-    for request in work.requests.values():
+def adopt_known(work: Round, requests: Iterable[Request]) -> None:
+    for request in requests:
         if work.held.get(request.owner):
             continue
         for address in (*request.known, *map(address_of, work.returning.get(request.owner, ()))):

@@ -10,7 +10,7 @@ It must not know what the owners are (services, policies), nor where records are
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from ipam.adopt import adopt_known, outvoted, overtaken, stranded, take_records
@@ -49,61 +49,88 @@ def plan(
 
     What is `taken` is not given from a pool; who has it keeps it.
     """
-    timers = timers or Timers()
+    work, conflicts = begin(pools, records, requests, now, timers or Timers(), taken)
+    serve(work, work.requests.values())
+    return finish(work, conflicts)
+
+
+def sorted_by(request: Request) -> tuple[str, bool, str]:
+    """Of the same age, who takes from the pools comes before who gives itself an address."""
+    return request.created, request.given, request.owner
+
+
+def begin(
+    pools: Iterable[PoolSpec],
+    records: Iterable[Record],
+    requests: Iterable[Request],
+    now: float,
+    timers: Timers,
+    taken: Taken,
+) -> tuple[Round, list[Denial]]:
+    """The round before anybody is served, and pools that overlap with others."""
     specs = sorted(pools, key=lambda spec: (-spec.priority, spec.name))
     conflicts = _conflicts(specs)
-    # Of the same age, who takes from the pools comes before who gives itself an address.
-    ordered = sorted(requests, key=lambda request: (request.created, request.given, request.owner))
     work = Round(
         tuple(Pool(spec, timers.cooldown, taken) for spec in specs),
         frozenset(denial.owner for denial in conflicts),
-        {request.owner: request for request in ordered},
+        {request.owner: request for request in sorted(requests, key=sorted_by)},
         now,
         timers,
         taken,
     )
     take_records(work, records)
-    _serve(work)
-    work.denials += [replace(denial, owner=f"AddressPool/{denial.owner}") for denial in conflicts]
-    work.denials += [*stranded(work), *overtaken(work), *outvoted(work)]
-    return _result(work)
+    return work, conflicts
 
 
-def _serve(work: Round) -> None:
-    """Serves until nothing moves: what one owner takes or leaves changes what an owner served before it can have.
+def serve(work: Round, requests: Collection[Request]) -> bool:
+    """Serves `requests` until nothing moves: what one owner takes or leaves changes what an owner served before it can
+    have. Whether anything moved.
 
     It ends, as an owner that has what it wants does not move again.
     """
-    moved = True
-    while moved:
+    moved, again = False, True
+    while again:
         work.denials.clear()
         work.moved = False
-        adopt_known(work)
-        for request in work.requests.values():
+        adopt_known(work, requests)
+        for request in requests:
             if request.addresses:
                 serve_requested(work, request)
-        for request in work.requests.values():
+        for request in requests:
             if not request.addresses:
                 serve_any(work, request)
-        moved = work.moved and bool(work.denials)
+        moved = moved or work.moved
+        again = work.moved and bool(work.denials)
+    return moved
 
 
-def _result(work: Round) -> Plan:
-    grants = {}
-    for owner, request in work.requests.items():
-        mine = work.held.get(owner)
-        if mine:
-            order: Mapping[int, int] = {version: index for index, version in enumerate(request.versions)}
-            held = sorted(mine.items(), key=lambda item: (order.get(item[1].address.version, 9), item[0]))
-            records = [record for _, record in held]
-            grants[owner] = Grant(records[0].pool, tuple(record.address for record in records))
+def finish(work: Round, conflicts: Iterable[Denial]) -> Plan:
+    """What came of a round in which all were served."""
+    work.denials += [replace(denial, owner=f"AddressPool/{denial.owner}") for denial in conflicts]
+    work.denials += [*stranded(work), *overtaken(work), *outvoted(work)]
+    grants = {
+        owner: grant_of(request, mine) for owner, request in work.requests.items() if (mine := work.held.get(owner))
+    }
     records = [record for mine in work.held.values() for record in mine.values()] + list(work.idle.values())
-    records.sort(key=lambda record: (key_of(record.address), record.owner))
+    records.sort(key=record_order)
     counts = {pool.name: pool.counts() for pool in work.pools}
-    return Plan(tuple(records), grants, tuple(work.denials), counts, _next_due(work))
+    return Plan(tuple(records), grants, tuple(work.denials), counts, next_due(work))
 
 
-def _next_due(work: Round) -> float | None:
+def grant_of(request: Request, mine: Mapping[int, Record]) -> Grant:
+    """`mine`: what its owner holds, by key; there is some."""
+    order: Mapping[int, int] = {version: index for index, version in enumerate(request.versions)}
+    held = sorted(mine.items(), key=lambda item: (order.get(item[1].address.version, 9), item[0]))
+    records = [record for _, record in held]
+    return Grant(records[0].pool, tuple(record.address for record in records))
+
+
+def record_order(record: Record) -> tuple[int, str]:
+    return key_of(record.address), record.owner
+
+
+def next_due(work: Round) -> float | None:
+    """When something is due that no other input changes."""
     wait = {"cooling": work.timers.cooldown, "reserved": work.timers.retention, "used": None}
     waits = ((record.since, wait[record.state]) for record in work.idle.values())
     return min((since + seconds for since, seconds in waits if seconds is not None), default=None)

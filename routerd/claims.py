@@ -143,17 +143,24 @@ def hosts(
         if peer.address in wanted:
             yield peer.address, f"the address of {peer.ref}"
     for service in (snapshot.services or {}).values():
-        for address in snapshot.cluster_ips(service):
-            if address in wanted:
-                yield address, f"the ClusterIP of {service.ref}"
-        for address in service.status_ips if balanced(service) else ():
-            if address in wanted:
-                yield address, f"the load balancer's address of {service.ref}"
+        yield from of_service(wanted, snapshot, service, balanced)
     for pod in (snapshot.pods or {}).values():
         if not pod.host_network and not pod.finished:
             for address in pod.addresses:
                 if address in wanted:
                     yield address, f"the address of {Ref(POD, pod.namespace, pod.name)}"
+
+
+def of_service(
+    wanted: Container[IPAddress], snapshot: Snapshot, service: Service, balanced: Callable[[Service], bool]
+) -> Iterator[tuple[IPAddress, str]]:
+    """Addresses of a service that are `wanted`."""
+    for address in snapshot.cluster_ips(service):
+        if address in wanted:
+            yield address, f"the ClusterIP of {service.ref}"
+    for address in service.status_ips if balanced(service) else ():
+        if address in wanted:
+            yield address, f"the load balancer's address of {service.ref}"
 
 
 def ranges(snapshot: Snapshot) -> Iterator[tuple[IPNetwork, str]]:

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
+R = TypeVar("R")
 H = TypeVar("H", bound=Hashable)
 
 
@@ -69,3 +70,36 @@ class Tally(Generic[V, H]):
             if bool(before) != bool(before + count):
                 (removed if before else added).add(value)
         return added, removed
+
+
+class PerObject(Generic[V, R]):
+    """What a function makes of each of many objects, kept for those that are the same ones as in the last call."""
+
+    def __init__(self, function: Callable[[V], R]) -> None:
+        self._function = function
+        self._objects: dict[int, V] = {}  # by identity
+        self._results: dict[int, R] = {}
+
+    def __call__(self, objects: Iterable[V]) -> list[R]:
+        """In the order of the objects."""
+        kept = tuple(objects)
+        numbers = list(map(id, kept))
+        now = dict(zip(numbers, kept, strict=True))
+        for number in now.keys() - self._objects.keys():
+            self._results[number] = self._function(now[number])
+        for number in self._objects.keys() - now.keys():
+            del self._results[number]
+        self._objects = now
+        return list(map(self._results.__getitem__, numbers))
+
+
+class Last(Generic[R]):
+    """What a function made of its inputs, kept while they are equal; the same objects are compared at once."""
+
+    def __init__(self) -> None:
+        self._last: tuple[tuple[Any, ...], R] | None = None
+
+    def __call__(self, function: Callable[..., R], *inputs: Any) -> R:
+        if self._last is None or self._last[0] != inputs:
+            self._last = inputs, function(*inputs)
+        return self._last[1]

@@ -6,8 +6,9 @@ the operator once. What is published is in use on the nodes, so it wins over wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 
 from ipam.pool import key_of
@@ -17,8 +18,9 @@ from routerd.cluster.groups import LAST_GROUP
 from routerd.cluster.ledger import GroupRecord, Ledger, NumberRecord
 from routerd.cluster.port_sets import binding_of
 from routerd.formats.published.bindings import OWNERS, STARTS
-from routerd.formats.published.records import lines
+from routerd.formats.published.records import line, lines
 from routerd.formats.published.tables import TABLES
+from routerd.memo import PerObject
 from routerd.model import Allocations, BindingTable, EgressGroup, IPAddress, NodeNumber, PortBlock, Unread, Writer
 from routerd.refs import service_ref
 
@@ -43,11 +45,25 @@ def is_foreign(other: Writer | None, own: Writer | None) -> bool:
     return other.lease > own.lease or (other.lease == own.lease and other.node != own.node)
 
 
+class Digests:
+    """Digests of allocations; the text of a record is kept (see `routerd.memo`)."""
+
+    def __init__(self) -> None:
+        self._lines = {table.name: PerObject(partial(line, table)) for table in TABLES}
+
+    def of(self, allocations: Allocations) -> str:
+        """See `digest_of`."""
+        return _digest((name, "".join(texts(getattr(allocations, name)))) for name, texts in self._lines.items())
+
+
 def digest_of(allocations: Allocations) -> str:
     """Of the content as it is written in parts, without generation and writer: a release that names a class or a field
     otherwise comes to the same.
     """
-    rows = ((table.name, lines(table, getattr(allocations, table.name))) for table in TABLES)
+    return _digest((table.name, lines(table, getattr(allocations, table.name))) for table in TABLES)
+
+
+def _digest(rows: Iterable[tuple[str, str]]) -> str:
     return sha256("".join(f"{name}\n{text}" for name, text in rows).encode()).hexdigest()
 
 

@@ -6,26 +6,31 @@ it come out. While any part that it needs is unknown (`None`) it changes nothing
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv6Address
 
 from egress.gateways import MAX_GATEWAYS
 from egress.policy import UNSUPPORTED_FAMILY, unsupported
-from ipam.plan import Plan, plan
+from ipam.again import Planner
+from ipam.plan import Plan
 from ipam.pool import Counts, key_of
 from ipam.port_sets import PortCounts
 from ipam.round import Record, Request, Timers
-from routerd.cluster.adopt import adopt, digest_of
+from routerd.claims import Hosts
+from routerd.cluster import taken
+from routerd.cluster.adopt import Digests, adopt
 from routerd.cluster.agents import Agents
 from routerd.cluster.conflicts import Limits
 from routerd.cluster.groups import HEARD_OF_ALL, Groups, absent_gateways, addresses_on_nodes, form_groups
 from routerd.cluster.ledger import Ledger
-from routerd.cluster.port_sets import PortTimes, give_ports
+from routerd.cluster.port_sets import Ports, PortTimes, give_ports
 from routerd.cluster.requests import is_ours, policy_request, pool_spec, service_request
-from routerd.cluster.taken import taken_of
+from routerd.memo import PerObject, Tally, by_identity
 from routerd.model import (
     AddressPool,
     Allocations,
+    EgressGroup,
     EgressPolicy,
     IPAddress,
     IPNetwork,
@@ -34,11 +39,12 @@ from routerd.model import (
     NodeReport,
     PoolWays,
     Refusal,
+    Service,
     ServiceAllocation,
     Snapshot,
     Writer,
 )
-from routerd.refs import Ref, service_ref
+from routerd.refs import Ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,62 @@ class Decision:
     silent: Mapping[str, str] = field(default_factory=dict)  # by node: since when nothing was heard of its agent
 
 
+class Kept:
+    """What the last decision of one ledger rested on (see `routerd.memo`). Not to be used by two at a time."""
+
+    def __init__(self, service_cidrs: tuple[IPNetwork, ...] = ()) -> None:
+        """`service_cidrs`: those of the snapshots, which are configuration."""
+        self.service_cidrs = service_cidrs
+        self.requests: PerObject[Service, Request | None] = PerObject(_service_request)
+        self.hosts = Hosts(service_cidrs)
+        self.taken = taken.Kept()
+        self.recorded = Recorded()
+        self.planner = Planner()
+        self.given: Mapping[str, ServiceAllocation] = {}
+        self.ports = KeptPorts()
+        self.digests = Digests()
+
+
+class Recorded:
+    """Addresses that were given, as far as it is known: a node may have them on an interface because of that."""
+
+    def __init__(self) -> None:
+        self._records: Tally[Record, int] = Tally(lambda record: (key_of(record.address),))
+        self._known: Tally[Request, int] = Tally(lambda request: map(key_of, request.known))
+
+    def take(self, ledger: Ledger, requests: Iterable[Request]) -> Recorded:
+        self._records.update(by_identity(ledger.addresses))
+        self._known.update(by_identity(requests))
+        return self
+
+    def __contains__(self, address: object) -> bool:
+        assert isinstance(address, IPv4Address | IPv6Address)
+        return key_of(address) in self._records.values or key_of(address) in self._known.values
+
+
+class KeptPorts:
+    """What came of ports last, while nothing that they rest on is another and nothing is due."""
+
+    def __init__(self) -> None:
+        self._last: tuple[tuple[object, ...], Ports] | None = None
+
+    def give(
+        self, groups: Sequence[EgressGroup], ledger: Ledger, snapshot: Snapshot, now: float, times: PortTimes
+    ) -> Ports:
+        published = snapshot.allocations.bindings if snapshot.allocations else ()
+        external = [(each.external_ips, each.ports) for each in (snapshot.services or {}).values() if each.external_ips]
+        kept = (ledger.node_numbers, ledger.port_tables, ledger.past_port_sets)
+        of = (groups, *kept, snapshot.nodes, published, external, times)
+        due = self._last[1].next_due if self._last is not None else None
+        if self._last is None or self._last[0] != of or (due is not None and now >= due):
+            self._last = of, give_ports(groups, ledger, snapshot, now, times)
+        return self._last[1]
+
+
+def _service_request(service: Service) -> Request | None:
+    return service_request(service) if is_ours(service) else None
+
+
 def assign(
     snapshot: Snapshot,
     ledger: Ledger,
@@ -73,8 +135,12 @@ def assign(
     now: float,
     settings: AssignSettings | None = None,
     agents: Agents = HEARD_OF_ALL,
+    kept: Kept | None = None,
 ) -> Decision:
-    """`now` is in seconds of the Unix epoch. `reports` are by node name; `agents` is what was heard by them."""
+    """`now` is in seconds of the Unix epoch. `reports` are by node name; `agents` is what was heard by them.
+
+    `kept`: of the last decision with the same settings; it is renewed.
+    """
     settings = settings or AssignSettings()
     previous = snapshot.allocations or Allocations()
     services, policies, pools, nodes = snapshot.services, snapshot.policies, snapshot.pools, snapshot.nodes
@@ -86,13 +152,17 @@ def assign(
     ledger = adopted.ledger
     holders = addresses_on_nodes(nodes, reports)
     on_nodes = frozenset(holders)
-    requests = [service_request(service) for service in services.values() if is_ours(service)]
-    limits = Limits(snapshot, reports, holders, settings.allowed_egress_ips)
+    kept = kept or Kept(snapshot.service_cidrs)
+    of_services = kept.requests(services.values())
+    requests = [request for request in of_services if request is not None]
+    kept.hosts.take(snapshot)
+    limits = Limits(snapshot, reports, holders, settings.allowed_egress_ips, kept.hosts)
     refused = limits.refused({key: each.egress_ip for key, each in policies.items() if each.egress_ip is not None})
     policy_requests = (policy_request(each, on_nodes) for key, each in policies.items() if key not in refused)
     requests += [request for request in policy_requests if request is not None]
-    taken, pools_over = taken_of(snapshot, reports, _ours(ledger, requests))
-    planned = plan(map(pool_spec, pools.values()), ledger.addresses, requests, now, settings.timers, taken)
+    claimed, pools_over = taken.taken_of(snapshot, reports, kept.recorded.take(ledger, requests), kept.taken)
+    specs = map(pool_spec, pools.values())
+    planned = kept.planner.plan(specs, ledger.addresses, requests, now, settings.timers, claimed)
     granted = {key: grant for key, grant in planned.grants.items() if key in policies}
     refused |= limits.refused({key: grant.addresses[0] for key, grant in granted.items()})
     granted = {key: grant for key, grant in granted.items() if key not in refused}
@@ -104,8 +174,8 @@ def assign(
         agents=agents,
     )  # fmt: skip
     silent = (each for each in absent_gateways(policies, nodes, agents) if each.object.name not in draining)
-    given = _services(planned, snapshot)
-    ports = give_ports(groups.groups, ledger, snapshot, now, settings.port_times)
+    given = _services(planned, dict(zip(services, of_services, strict=True)), kept)
+    ports = kept.ports.give(groups.groups, ledger, snapshot, now, settings.port_times)
     draft = Allocations(
         services=given,
         groups=groups.groups,
@@ -118,7 +188,7 @@ def assign(
         bindings=ports.bindings,
         writer=settings.writer,
     )
-    allocations, digest = _numbered(draft, previous, ledger)
+    allocations, digest = _numbered(draft, previous, ledger, kept.digests)
     recorded = Ledger(
         allocations.generation, digest, groups.next_group, planned.records, groups.records, ports.numbers, ports.tables,
         ports.past,
@@ -147,22 +217,23 @@ def release(ledger: Ledger, name: str, now: float) -> tuple[Ledger, tuple[Record
     return replace(ledger, addresses=addresses), tuple(freed.values())
 
 
-def _ours(ledger: Ledger, requests: Iterable[Request]) -> frozenset[IPAddress]:
-    """Addresses that were given, as far as it is known: a node may have them on an interface because of that."""
-    known = (address for request in requests for address in request.known)
-    return frozenset((*(record.address for record in ledger.addresses), *known))
-
-
 def _leaving(nodes: Mapping[str, Node], reports: Mapping[str, NodeReport]) -> frozenset[str]:
     """Nodes that are being taken out of service, by their own words or by what the cluster says of them."""
     said = {name for name, node in nodes.items() if node.leaving}
     return frozenset(said | {name for name, report in reports.items() if report.draining})
 
 
-def _services(planned: Plan, snapshot: Snapshot) -> tuple[ServiceAllocation, ...]:
-    keys = sorted(key for key in snapshot.services or {} if str(service_ref(key)) in planned.grants)
-    grants = ((key, planned.grants[str(service_ref(key))]) for key in keys)
-    return tuple(ServiceAllocation(key, grant.pool, grant.addresses) for key, grant in grants)
+def _services(planned: Plan, requests: Mapping[str, Request | None], kept: Kept) -> tuple[ServiceAllocation, ...]:
+    """`requests`: by service, None = it asks us for nothing. What did not change is the same object."""
+    given: dict[str, ServiceAllocation] = {}
+    for key, request in requests.items():
+        grant = planned.grants.get(request.owner) if request is not None else None
+        if grant is not None:
+            last = kept.given.get(key)
+            is_same = last is not None and (last.pool, last.addresses) == (grant.pool, grant.addresses)
+            given[key] = last if is_same and last is not None else ServiceAllocation(key, grant.pool, grant.addresses)
+    kept.given = given
+    return tuple(map(given.__getitem__, sorted(given)))
 
 
 def _ways(used: Collection[str], pools: Mapping[str, AddressPool], before: Iterable[PoolWays]) -> tuple[PoolWays, ...]:
@@ -199,7 +270,7 @@ def _refusals(
     return tuple(sorted({*denied, *families, *refused, *conflicts, *groups.refusals}, key=lambda each: each.order))
 
 
-def _numbered(draft: Allocations, previous: Allocations, ledger: Ledger) -> tuple[Allocations, str]:
+def _numbered(draft: Allocations, previous: Allocations, ledger: Ledger, digests: Digests) -> tuple[Allocations, str]:
     """`draft` with its generation, which grows iff the content changes; and the digest of the content.
 
     The ledger's digest covers the moment between recording and publishing: a decision that was recorded and not
@@ -209,7 +280,7 @@ def _numbered(draft: Allocations, previous: Allocations, ledger: Ledger) -> tupl
     same = replace(draft, generation=generation)
     if ledger.digest and generation == ledger.generation and same == previous:
         return previous, ledger.digest
-    digest = digest_of(draft)
+    digest = digests.of(draft)
     if digest == ledger.digest and ledger.generation >= generation:
         return replace(draft, generation=ledger.generation), digest
     return replace(draft, generation=max(generation, ledger.generation) + 1), digest

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from routerd.claims import TAKEN, claims
+from routerd.claims import TAKEN, Hosts, claims
 from routerd.model import EgressPolicy, IPAddress, IPNetwork, Node, NodeReport, Refusal, Snapshot, is_gateway
 
 NOT_ALLOWED = "AddressNotAllowed"
@@ -22,12 +22,13 @@ class Limits:
     reports: Mapping[str, NodeReport]
     holders: Mapping[IPAddress, tuple[str, ...]] = field(default_factory=dict)  # nodes with the address on an interface
     allowed: tuple[IPNetwork, ...] = ()
+    known: Hosts | None = None  # that has taken the snapshot
 
     def refused(self, wanted: Mapping[str, IPAddress]) -> dict[str, Refusal]:
         """`wanted`: egress IP by key of its policy."""
         policies = self.snapshot.policies or {}
         named = [policies[key] for key in wanted]
-        whose = claims(wanted.values(), self.snapshot, self._networks(), self._held(named))
+        whose = claims(wanted.values(), self.snapshot, self._networks(), self._held(named), self.known)
         found = (
             (key, self._refusal(policies[key], address, whose.get(address, ""))) for key, address in wanted.items()
         )

@@ -17,6 +17,7 @@ from ipam.pool import Use, key_of
 from ipam.port_sets import PortSet, PortTable, State, Told, in_order
 from ipam.round import Record
 from routerd.formats.published.records import Row, Table
+from routerd.memo import by_identity, differing
 from routerd.model import GatewaySlot, IPAddress
 
 R = TypeVar("R")
@@ -126,10 +127,12 @@ def difference(before: Ledger, after: Ledger, now: float) -> Changes:
     tables: dict[str, TableChanges[Any]] = {}
     audit: list[AuditEntry] = []
     for table in TABLES:
-        old = {table.key(record): record for record in table.of(before)}
-        new = {table.key(record): record for record in table.of(after)}
+        left, come = by_identity(table.of(before)), by_identity(table.of(after))
+        changed, gone = differing(left, come)  # what is the same object is not looked at
+        old = {table.key(left[number]): left[number] for number in gone}
+        new = {table.key(come[number]): come[number] for number in changed}
         put = {key: record for key, record in new.items() if old.get(key) != record}
-        deleted = tuple(record for key, record in old.items() if key not in new)
+        deleted = tuple(record for key, record in sorted(old.items()) if key not in new)
         tables[table.name] = TableChanges(tuple(put.values()), deleted)
         fields = [
             *map(table.audit_deletion, deleted),

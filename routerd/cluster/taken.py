@@ -5,17 +5,20 @@ Other addresses of a network that nodes are in may be given: who makes a pool of
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from itertools import chain
 
 from ipam.pool import IPAddress, IPNetwork, key_of
 from ipam.taken import Range, Taken
-from routerd.claims import RESERVED, hosts, ranges
+from routerd.claims import RESERVED, hosts, of_service, ranges
 from routerd.cluster.requests import is_ours
+from routerd.memo import PerObject
 from routerd.model import AddressPool, Node, NodeReport, Refusal, Service, Snapshot
 from routerd.refs import Ref
 
+Single = tuple[IPAddress, str]  # an address, and words for whose it is
 OVER_CLUSTER = "PoolOverCluster"  # reason of a refusal
 
 
@@ -36,17 +39,35 @@ class PoolSpace:
         return any(True for _ in self.blocks.within(*_range(network)))
 
 
+class Kept:
+    """What services have of the pools, kept from snapshot to snapshot (see `routerd.memo`)."""
+
+    def __init__(self) -> None:
+        self._of: tuple[object, ...] = ()
+        self._services: PerObject[Service, Sequence[Single]] = PerObject(lambda service: ())
+
+    def singles(self, space: PoolSpace, snapshot: Snapshot) -> Iterator[Single]:
+        of = space, snapshot.service_cidrs
+        if of != self._of:
+            judge = Snapshot(service_cidrs=snapshot.service_cidrs)
+            self._of = of
+            self._services = PerObject(lambda service: tuple(of_service(space, judge, service, _of_others)))
+        found = self._services((snapshot.services or {}).values())
+        yield from hosts(space, replace(snapshot, services={}), _of_others)
+        yield from chain.from_iterable(filter(None, found))
+
+
 def taken_of(
-    snapshot: Snapshot, reports: Mapping[str, NodeReport], recorded: Collection[IPAddress]
+    snapshot: Snapshot, reports: Mapping[str, NodeReport], recorded: Container[IPAddress], kept: Kept | None = None
 ) -> tuple[Taken, tuple[Refusal, ...]]:
     """What no pool gives, and pools of which a part is the cluster's. `recorded`: addresses in the ledger, which a node
-    may have on an interface because they were given.
+    may have on an interface because they were given. `kept`: of the last time; it is renewed.
     """
     pools = (snapshot.pools or {}).values()
     space = PoolSpace.of(pools)
     networks = [pair for pair in (*RESERVED, *ranges(snapshot)) if space.overlaps(pair[0])]
     claims = [(*_range(network), words) for network, words in networks]
-    single = [*hosts(space, snapshot, _of_others), *_of_nodes(space, snapshot.nodes or {}, reports, recorded)]
+    single = [*(kept or Kept()).singles(space, snapshot), *_of_nodes(space, snapshot.nodes or {}, reports, recorded)]
     claims += [(key_of(address), key_of(address), words) for address, words in single]
     refusals = (*_pools_over(pools, networks), *_over_cluster_ips(pools, space, snapshot))
     return Taken(tuple(claims)), refusals
@@ -84,7 +105,7 @@ def _of_others(service: Service) -> bool:
 
 
 def _of_nodes(
-    space: PoolSpace, nodes: Mapping[str, Node], reports: Mapping[str, NodeReport], recorded: Collection[IPAddress]
+    space: PoolSpace, nodes: Mapping[str, Node], reports: Mapping[str, NodeReport], recorded: Container[IPAddress]
 ) -> Iterator[tuple[IPAddress, str]]:
     for name, node in nodes.items():
         report = reports.get(name, NodeReport(name))

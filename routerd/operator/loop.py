@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from ipam.round import Record
 from routerd.cluster.adopt import is_foreign, may_know_more
 from routerd.cluster.agents import Agents, hear
-from routerd.cluster.assign import AssignSettings, Decision, assign, release
+from routerd.cluster.assign import AssignSettings, Decision, Kept, assign, release
 from routerd.cluster.ledger import Changes, Ledger, difference
 from routerd.errors import EnvironmentFault, StoreError
 from routerd.log import LEVELS, event
@@ -91,6 +91,7 @@ class Operator:
     # What was published, over what.
     _last_write: tuple[Allocations, Allocations | None] | None = field(init=False, default=None)
     _refusals: tuple[Refusal, ...] = field(init=False, default=())
+    _kept: Kept | None = field(init=False, default=None)
     _began: bool = field(init=False, default=False)
     _initial: Allocations | None = field(init=False, default=None)  # what was published when it began
     _wake: asyncio.Event = field(init=False, default_factory=asyncio.Event)
@@ -174,7 +175,9 @@ class Operator:
         state = self._read()
         snapshot = self.store.snapshot()
         self._check_read(snapshot, state)
-        decision = assign(snapshot, state, self.store.node_reports(), now, self.settings, self.agents)
+        if self._kept is None or self._kept.service_cidrs != snapshot.service_cidrs:
+            self._kept = Kept(snapshot.service_cidrs)
+        decision = assign(snapshot, state, self.store.node_reports(), now, self.settings, self.agents, self._kept)
         if not decision.synced:
             return LONGEST_WAIT
         self._check_rival(snapshot.allocations, decision, state.generation)

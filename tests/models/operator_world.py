@@ -119,8 +119,8 @@ class World:
 
     def snapshot(self) -> Snapshot:
         return Snapshot(
-            nodes=self.nodes, namespaces={}, pods={}, services=self.services, endpoint_slices=(),
-            bgp=Peering(self.peers), pools=self.pools, policies=self.policies, allocations=self.allocations,
+            nodes=dict(self.nodes), namespaces={}, pods={}, services=dict(self.services), endpoint_slices=(),
+            bgp=Peering(self.peers), pools=dict(self.pools), policies=dict(self.policies), allocations=self.allocations,
             service_cidrs=self.service_cidrs,
         )  # fmt: skip
 

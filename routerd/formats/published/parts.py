@@ -18,6 +18,7 @@ from zlib import crc32
 from routerd.errors import InputError
 from routerd.formats.jsontext import parse_json
 from routerd.formats.published.records import Table
+from routerd.memo import by_identity, differing
 
 INLINE_SIZE = 64 << 10  # bytes of all rows, up to which a document holds them itself
 PART_SIZE = 64 << 10  # bytes; a part with a single bucket may be larger
@@ -41,7 +42,8 @@ class Shards:
 
     def __init__(self, tables: Iterable[Table[Any]]) -> None:
         self._tables = {table.name: table for table in tables}
-        self._buckets: list[list[tuple[str, Any]]] = [[] for _ in range(BUCKETS)]
+        self._known: dict[str, dict[int, Any]] = {name: {} for name in self._tables}  # records by identity
+        self._buckets: list[dict[tuple[str, int], Any]] = [{} for _ in range(BUCKETS)]
         self._texts = [""] * BUCKETS
         self._parts: dict[range, Part] = {}
 
@@ -58,18 +60,41 @@ class Shards:
 
     def _take(self, records: Records) -> set[int]:
         """The numbers of the buckets that changed."""
-        buckets: list[list[tuple[str, Any]]] = [[] for _ in range(BUCKETS)]
+        touched: set[int] = set()
         for name, table in self._tables.items():
-            for record in records[name]:
-                buckets[crc32(table.shard(record).encode()) % BUCKETS].append((name, record))
-        changed = {number for number, bucket in enumerate(buckets) if bucket != self._buckets[number]}
-        for number in changed:
-            self._texts[number] = "".join(self._line(name, record) for name, record in buckets[number])
-        self._buckets = buckets
-        return changed
+            before, now = self._known[name], by_identity(records[name])
+            put, gone = differing(before, now)
+            for number in gone:
+                bucket = _bucket(table, before[number])
+                del self._buckets[bucket][name, number]
+                touched.add(bucket)
+            for number in put:
+                bucket = _bucket(table, now[number])
+                self._buckets[bucket][name, number] = now[number]
+                touched.add(bucket)
+            self._known[name] = now
+        return {number for number in touched if self._renew(number)}
+
+    def _renew(self, number: int) -> bool:
+        """Whether the text of the bucket is another one."""
+        before, bucket = self._texts[number], self._buckets[number]
+        by_table: dict[str, list[Any]] = {name: [] for name in self._tables}
+        for (name, _), record in bucket.items():
+            by_table[name].append(record)
+        lines = (
+            self._line(name, record)
+            for name, table in self._tables.items()
+            for record in sorted(by_table[name], key=table.key)
+        )
+        self._texts[number] = "".join(lines)
+        return self._texts[number] != before
 
     def _line(self, name: str, record: Any) -> str:
         return json.dumps([name, *self._tables[name].to_row(record)], separators=(",", ":")) + "\n"
+
+
+def _bucket(table: Table[Any], record: Any) -> int:
+    return crc32(table.shard(record).encode()) % BUCKETS
 
 
 def _part(text: str) -> Part:

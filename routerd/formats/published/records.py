@@ -26,7 +26,11 @@ class Table(Generic[R]):
 
 def lines(table: Table[R], records: Iterable[R]) -> str:
     """A line of JSON for each record, so that people can read and compare them."""
-    return "".join(f"{json.dumps(table.to_row(record))}\n" for record in records)
+    return "".join(line(table, record) for record in records)
+
+
+def line(table: Table[R], record: R) -> str:
+    return f"{json.dumps(table.to_row(record))}\n"
 
 
 def read_lines(table: Table[R], text: str) -> Iterator[R]:
