@@ -52,6 +52,11 @@ class Presence:
                 async with asyncio.timeout(LOOK):
                     await self.drains.changed.wait()
 
+    def say_goodbye(self) -> None:
+        """The last word of a node that goes down: its groups move while it still forwards. Raises StoreError."""
+        if self._report is not None:
+            self.store.write_node_report(replace(self._told or self._report, draining=True))
+
     async def _look(self, now: float) -> None:
         try:
             if now - self._measured >= REPORT_PERIOD:

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import routerd
@@ -106,7 +106,7 @@ async def agent(config: Config, source: ConfigSource) -> None:
     check_agent(config)
     heart, on_store = Heart(), Callback()
     async with opened_store(config, on_store) as store:
-        body = _assembled(config, source, heart, store)
+        body, presence = _assembled(config, source, heart, store)
         on_store.to = body.wake
         api = ApiServer(agent_socket(config.run_dir), body.answer)
         await api.start()
@@ -115,14 +115,14 @@ async def agent(config: Config, source: ConfigSource) -> None:
         try:
             await body.run()
         except asyncio.CancelledError:
-            await _say_goodbye(config, store)
+            await _say_goodbye(config, presence)
             raise
         finally:
             await api.close()
             web()
 
 
-async def _say_goodbye(config: Config, store: Store) -> None:
+async def _say_goodbye(config: Config, presence: Presence) -> None:
     """Of a host that goes down the operator hears at once, so that its egress groups move while it still forwards.
 
     Behind an API server the Node says so (its kubelet, a taint): a report there is not written any more.
@@ -131,10 +131,10 @@ async def _say_goodbye(config: Config, store: Store) -> None:
     if reason:
         event(LOGGER, logging.INFO, "host-goes-down", reason=reason)
         with suppress(StoreError, OSError):
-            store.write_node_report(replace(await in_thread(_node_report, config.node_name), draining=True))
+            presence.say_goodbye()
 
 
-def _assembled(config: Config, source: ConfigSource, heart: Heart, store: Store) -> Agent:
+def _assembled(config: Config, source: ConfigSource, heart: Heart, store: Store) -> tuple[Agent, Presence]:
     from bgp.speaker import Speaker
     from egress.devices import watch
     from routerd.agent.rooms import Rooms, relay_socket
@@ -174,7 +174,7 @@ def _assembled(config: Config, source: ConfigSource, heart: Heart, store: Store)
     enabled = Enabled(bgp=config.bgp.enabled, egress=config.egress.enabled)
     began = time.monotonic()
     store.report_health(lambda: node_health(body.status, body.snapshot, enabled, time.monotonic() - began))
-    return body
+    return body, presence
 
 
 def _egress_room(config: Config) -> EgressRoom:

@@ -66,6 +66,7 @@ class Scene:
     stuck_at: int | None = None
     addresses: tuple[str, ...] = ()
     egress: bool = True
+    presence: Presence = field(init=False)
 
     def status(self) -> AgentStatus:
         done = int(now() // EVERY_ROUND) + 1
@@ -84,8 +85,8 @@ class Scene:
         """Lets time pass, and does something after each stretch of it."""
 
         async def story() -> None:
-            presence = Presence(self.store, self.measure, self.status, lambda: self.snapshot, egress=self.egress)  # type: ignore[arg-type]
-            task = asyncio.create_task(presence.run())
+            self.presence = Presence(self.store, self.measure, self.status, lambda: self.snapshot, egress=self.egress)  # type: ignore[arg-type]
+            task = asyncio.create_task(self.presence.run())
             for seconds, then in steps:
                 await elapse(seconds)
                 then()
@@ -106,6 +107,13 @@ def test_a_gateway_beats_every_ten_seconds_and_any_other_node_every_five_minutes
     other = Scene(snapshot=Snapshot(nodes={"g": Node("g")}, policies={}))
     other.run((1300, nothing))
     assert (other.seconds(), len(other.store.beats)) == ([NODE_HEARTBEAT], 5)
+
+
+def test_the_last_word_of_a_node_that_goes_down_is_its_last_report_and_that_it_leaves() -> None:
+    scene = Scene(addresses=("10.0.0.11",))
+    scene.run((20, lambda: scene.presence.say_goodbye()))
+    before, last = scene.store.reports[-2:]
+    assert last == replace(before, draining=True) != before
 
 
 def test_it_beats_as_a_gateway_as_soon_as_it_may_be_one() -> None:
