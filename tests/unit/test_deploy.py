@@ -84,6 +84,7 @@ def test_the_overlay_is_for_what_is_there() -> None:
         assert all((directory / name).is_file() for name in overlay["resources"][1:])
         for patch in overlay.get("patches", ()):
             changed = yaml.safe_load((directory / patch["path"]).read_text())
+            assert patch["target"] == {"kind": changed["kind"], "name": changed["metadata"]["name"]}
             assert the(changed["kind"], changed["metadata"]["name"])["data"].keys() == changed["data"].keys()
     assert check_paths([OVERLAY]) == []
 
