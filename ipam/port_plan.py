@@ -10,7 +10,7 @@ It must not know policies or stores; which nodes need ports, and which are fence
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Container, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from zlib import crc32
 
@@ -46,7 +46,7 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """Of one egress group. A node that is not named needs no ports, and keeps what it has until it says otherwise."""
+    """Of one egress group. A node that is not named needs no ports: what it has is asked back."""
 
     spaces: tuple[Space, ...]
     ports: Mapping[int, int]  # number of a node -> ports that it wants in all, 0 = a first set
@@ -58,13 +58,13 @@ class Word:
     """What is known of nodes."""
 
     alive: Set[int]  # numbers; the others are deleted or out of service: fenced
-    # By egress IP: sets in which a node has no flow and makes no mapping since that version of the table.
+    # By egress IP: sets that were asked back, and of which their nodes had no flow left in that version of the table.
     unused: Mapping[IPAddress, Mapping[Block, int]] = field(default_factory=dict)
     # By egress IP: the number of a gateway, and the version that is in force there.
     applied: Mapping[IPAddress, Mapping[int, int]] = field(default_factory=dict)
 
     def is_unused(self, each: PortSet) -> bool:
-        """Whether its node has said so of this set, and not of an earlier one."""
+        """Whether its node has said so since it was asked, and not of an earlier set."""
         return self.unused.get(each.egress_ip, {}).get((each.first, each.size, each.node), -1) >= each.version
 
     def has_applied(self, gateway: int, egress_ip: IPAddress, version: int) -> bool:
@@ -92,10 +92,7 @@ def plan_ports(wishes: Wishes, tables: Mapping[IPAddress, PortTable], word: Word
     for work in works:
         work.settle(word)
         work.tell(wishes.gateways & word.alive, word)
-    held.count()
-    for work in works:
-        held.give_back(work, word)
-        work.ask_back_outside()
+        work.ask_back(wishes.ports)
     held.count()
     short = _serve(held, word)
     tables_after = tuple(work.result() for work in works)
@@ -111,10 +108,10 @@ def _quiet(wishes: Wishes, tables: Mapping[IPAddress, PortTable], word: Word) ->
     quiet = []
     for space in wishes.spaces:
         table = tables.get(space.egress_ip)
-        if table is None or space.egress_ip in word.unused or {each.gateway for each in table.told} != told:
+        if table is None or {each.gateway for each in table.told} != told:
             return None
         for each in table.sets:
-            if each.state != "granted" or each.node not in word.alive:
+            if each.state != "granted" or each.node not in word.alive or each.node not in wishes.ports:
                 return None
             granted[each.node] = granted.get(each.node, 0) + each.size
         if space.room != RANGE and any(each.mask & ~space.room for each in table.sets):
@@ -135,7 +132,7 @@ def retire(table: PortTable, word: Word, now: float, deadline: float) -> PortTab
     for each in list(work.sets.values()):
         if each.state == "granted":
             work.put(each, "returning")
-        elif each.state == "returning" and (now >= each.since + deadline or word.is_unused(each)):
+        elif each.state == "returning" and now >= each.since + deadline:
             work.put(each, "cooling")
     after = work.result()
     return after if after.sets or after.told else None
@@ -207,9 +204,13 @@ class _Work:
         return True
 
     def settle(self, word: Word) -> None:
-        """What fenced nodes have is nobody's; what has cooled down is free. A clock that was set back begins anew."""
+        """What fenced nodes have is nobody's, nor what was returned; what has cooled down is free.
+
+        A clock that was set back begins anew.
+        """
         for each in self.table.sets:
-            if each.is_bound and each.node not in word.alive:
+            is_returned = each.state == "returning" and word.is_unused(each)
+            if each.is_bound and (each.node not in word.alive or is_returned):
                 self.put(each, "cooling")
             elif each.state != "granted" and each.since > self.now:
                 self.sets[each.first] = replace(each, since=self.now)
@@ -233,10 +234,10 @@ class _Work:
             if word.has_applied(gateway, self.space.egress_ip, known.left):
                 del self.told[gateway]
 
-    def ask_back_outside(self) -> None:
-        """Sets with ports that somebody else uses on the address by now."""
+    def ask_back(self, needed: Container[int]) -> None:
+        """Sets of nodes that need none, and those with ports that somebody else uses on the address by now."""
         for each in list(self.sets.values()):
-            if each.state == "granted" and each.mask & ~self.space.room:
+            if each.state == "granted" and (each.node not in needed or each.mask & ~self.space.room):
                 self.put(each, "returning")
 
     def of(self, node: int, *states: State) -> list[PortSet]:
@@ -283,20 +284,6 @@ class _Held:
             return False
         self.granted[node] = self.granted.get(node, 0) + size
         return True
-
-    def give_back(self, work: _Work, word: Word) -> None:
-        """Sets that a node does not use and was asked for, or can do without."""
-        unused = [] if work.space.egress_ip not in word.unused else [*work.sets.values()]
-        for each in unused:
-            if not each.is_bound or not word.is_unused(each):
-                continue
-            rest = self.granted.get(each.node, 0) - each.size
-            if each.state == "granted":
-                wanted = self.wishes.ports.get(each.node)
-                if wanted is not None and (rest <= 0 or rest < wanted):
-                    continue
-                self.granted[each.node] = rest
-            work.put(each, "cooling")
 
 
 # --- serving

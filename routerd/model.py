@@ -489,6 +489,42 @@ class Heartbeat:
 
 
 @dataclass(frozen=True, slots=True)
+class PortAsk:
+    """A node has selected pods of a group, and so needs ports."""
+
+    group: int  # number
+    ports: int = 0  # that it wants in all; 0 = a first set
+    used: int = 0  # of those that it has, when it looked last: minutes old
+
+
+@dataclass(frozen=True, slots=True)
+class UnusedBlock:
+    """A block that was asked back, and in which the node has no flow left, and makes no mapping any more."""
+
+    egress_ip: IPAddress
+    first: int  # port
+    size: int  # ports
+    version: int  # of the table in force on the node when it said so
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedTable:
+    """A gateway has no binding of this egress IP any more that is not in the table of this version."""
+
+    egress_ip: IPAddress
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class PortReport:
+    """What an agent says of ports; each part is sorted."""
+
+    asks: tuple[PortAsk, ...] = ()
+    unused: tuple[UnusedBlock, ...] = ()
+    applied: tuple[AppliedTable, ...] = ()  # of tables that wait for this gateway's word
+
+
+@dataclass(frozen=True, slots=True)
 class NodeReport:
     """What only a node knows; its agent writes it, the operator reads it."""
 
@@ -497,6 +533,7 @@ class NodeReport:
     networks: tuple[IPNetwork, ...] = ()  # that those interfaces are in; its default next hops as /32 and /128
     draining: bool = False  # it is being taken out of service, or is out: a gateway only where no other node can be
     heartbeat: Heartbeat | None = None  # None = of a release that has none: its agent counts as there
+    ports: PortReport | None = None  # None = it has not read all that it asks by, or is of a release that asks for none
 
 
 # --- the view ------------------------------------------------------------------------------------------------------
@@ -572,10 +609,10 @@ def selection_matches(selection: PodSelection, pod: Pod, namespace_labels: Label
 
 __all__ = [
     "EVERYTHING", "EXCLUDE_LABEL", "GATEWAY_HEARTBEAT", "GATEWAY_LABEL", "NAMESPACE_LABEL", "NAMESPACE_NAME_LABEL",
-    "NODE_HEARTBEAT", "PARTS", "SERVICE_NAME_LABEL", "AddressPool", "Advertisement", "Allocations", "BindingTable",
-    "CoolingPorts",
-    "EgressGroup", "EgressPolicy", "Endpoint", "EndpointSlice", "GatewaySlot", "Heartbeat", "IPAddress",
-    "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node", "NodeAddresses", "NodeNumber", "NodeReport",
-    "Origin", "Peer", "Peering", "Pod", "PodSelection", "PoolWays", "PortBlock", "PortRange", "Refusal", "Service",
-    "ServiceAllocation", "ServicePort", "Snapshot", "Unread", "Writer", "is_gateway", "selection_matches",
+    "NODE_HEARTBEAT", "PARTS", "SERVICE_NAME_LABEL", "AddressPool", "Advertisement", "Allocations", "AppliedTable",
+    "BindingTable", "CoolingPorts", "EgressGroup", "EgressPolicy", "Endpoint", "EndpointSlice", "GatewaySlot",
+    "Heartbeat", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node", "NodeAddresses",
+    "NodeNumber", "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodSelection", "PoolWays", "PortAsk",
+    "PortBlock", "PortRange", "PortReport", "Refusal", "Service", "ServiceAllocation", "ServicePort", "Snapshot",
+    "Unread", "UnusedBlock", "Writer", "is_gateway", "selection_matches",
 ]  # fmt: skip

@@ -64,6 +64,7 @@ from egress.status import EgressStatus
 from routerd.agent.arrivals import Expected
 from routerd.agent.changes import SessionLog, log_refusals
 from routerd.agent.drain import Drains
+from routerd.agent.ports import PortDesk
 from routerd.agent.reconcile import Reconciler, Round
 from routerd.blocking import in_thread
 from routerd.log import event
@@ -140,6 +141,8 @@ class Parts:
     """Further long-lived tasks by name, such as the speaker's connection."""
     on_ready: Callable[[], None] = lambda: None
     """Called once, after the first round with everything read that went well."""
+    ports: PortDesk | None = None
+    """Told of each round; None = nobody reads what it says."""
     period: float = 5.0  # seconds
     drains: Drains = field(default_factory=Drains)
 
@@ -157,6 +160,7 @@ class Agent:
         self._on_ready = parts.on_ready
         self._period = parts.period
         self._drains = parts.drains
+        self._ports = parts.ports or PortDesk(parts.settings.node)
         self._told = NodeState(None)  # the state of the last round that went to its end
         self._changed = asyncio.Event()
         self._recheck = False
@@ -366,12 +370,14 @@ class Agent:
         if full:
             self._facts = await in_thread(self._host.surroundings, self._facts)
         await self._compose()
+        self._ports.consider(self._snapshot.allocations, self._state)  # who asks need not wait for the datapath
         done = await self._reconciler.round(self._state, full=full)
         seconds = time.monotonic() - started
         self._log(done, seconds)
         self._last_round, self._told = done, self._state
         if self._is_finished(done) and self._snapshot.allocations is not None:
             self._applied = self._snapshot.allocations.generation
+            self._ports.is_applied(self._snapshot.allocations, self._state)
         rounds = self._status.rounds.after(seconds, done.error, done.held, whole=not self._snapshot.missing())
         is_new = bool(done.actions) and not self._egress.datapath  # it may have been attached just now
         self._status = (await self._counted() if full or is_new else self._refreshed()).with_rounds(rounds)

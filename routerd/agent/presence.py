@@ -16,7 +16,7 @@ from routerd.agent.drain import Drains
 from routerd.blocking import in_thread
 from routerd.errors import StoreError
 from routerd.log import event
-from routerd.model import GATEWAY_HEARTBEAT, NODE_HEARTBEAT, Heartbeat, IPAddress, NodeReport, Snapshot
+from routerd.model import GATEWAY_HEARTBEAT, NODE_HEARTBEAT, Heartbeat, IPAddress, NodeReport, PortReport, Snapshot
 from routerd.node.gateway import may_be_gateway
 from routerd.store.interface import Store
 from routerd.tell.status import AgentStatus
@@ -37,6 +37,7 @@ class Presence:
     snapshot: Callable[[], Snapshot]
     drains: Drains = field(default_factory=Drains)
     egress: bool = True  # whether this node has a datapath at all
+    ports: Callable[[], PortReport | None] = lambda: None
     _report: NodeReport | None = None  # as measured last
     _measured: float = float("-inf")
     _told: NodeReport | None = None  # None = to be told, also if it is the same
@@ -69,7 +70,7 @@ class Presence:
 
     def _tell(self, measured: NodeReport, now: float) -> None:
         heartbeat = self._heartbeat(measured.addresses)
-        report = replace(measured, draining=self.drains.is_leaving, heartbeat=heartbeat)
+        report = replace(measured, draining=self.drains.is_leaving, heartbeat=heartbeat, ports=self.ports())
         if report != self._told:
             self._told = report
             self.store.write_node_report(report)

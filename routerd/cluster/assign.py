@@ -24,7 +24,7 @@ from routerd.cluster.agents import Agents
 from routerd.cluster.conflicts import Limits
 from routerd.cluster.groups import HEARD_OF_ALL, Groups, absent_gateways, addresses_on_nodes, form_groups
 from routerd.cluster.ledger import Ledger
-from routerd.cluster.port_sets import Ports, PortTimes, give_ports
+from routerd.cluster.port_sets import PortRules, Ports, give_ports
 from routerd.cluster.requests import is_ours, policy_request, pool_spec, service_request
 from routerd.memo import PerObject, Tally, by_identity
 from routerd.model import (
@@ -55,7 +55,7 @@ class AssignSettings:
     group_retention: float = 3600.0  # a group number without policies: every node has long seen it go by then
     max_gateways: int = MAX_GATEWAYS
     allowed_egress_ips: tuple[IPNetwork, ...] = ()  # () = every address that is nobody's
-    port_times: PortTimes = field(default_factory=PortTimes)
+    port_rules: PortRules = field(default_factory=PortRules)
     writer: Writer | None = None  # who we are, for the document
 
 
@@ -112,15 +112,22 @@ class KeptPorts:
         self._last: tuple[tuple[object, ...], Ports] | None = None
 
     def give(
-        self, groups: Sequence[EgressGroup], ledger: Ledger, snapshot: Snapshot, now: float, times: PortTimes
+        self,
+        groups: Sequence[EgressGroup],
+        ledger: Ledger,
+        snapshot: Snapshot,
+        reports: Mapping[str, NodeReport],
+        now: float,
+        rules: PortRules,
     ) -> Ports:
         published = snapshot.allocations.bindings if snapshot.allocations else ()
         external = [(each.external_ips, each.ports) for each in (snapshot.services or {}).values() if each.external_ips]
         kept = (ledger.node_numbers, ledger.port_tables, ledger.past_port_sets)
-        of = (groups, *kept, snapshot.nodes, published, external, times)
+        said = {name: report.ports for name, report in reports.items() if report.ports is not None}
+        of = (groups, *kept, snapshot.nodes, published, external, said, rules)
         due = self._last[1].next_due if self._last is not None else None
         if self._last is None or self._last[0] != of or (due is not None and now >= due):
-            self._last = of, give_ports(groups, ledger, snapshot, now, times)
+            self._last = of, give_ports(groups, ledger, snapshot, reports, now, rules)
         return self._last[1]
 
 
@@ -175,7 +182,7 @@ def assign(
     )  # fmt: skip
     silent = (each for each in absent_gateways(policies, nodes, agents) if each.object.name not in draining)
     given = _services(planned, dict(zip(services, of_services, strict=True)), kept)
-    ports = kept.ports.give(groups.groups, ledger, snapshot, now, settings.port_times)
+    ports = kept.ports.give(groups.groups, ledger, snapshot, reports, now, settings.port_rules)
     draft = Allocations(
         services=given,
         groups=groups.groups,

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ipam.pool import key_of
-from ipam.port_plan import PortPlan, Space, Wishes, Word, plan_ports, retire, retire_due
+from ipam.port_plan import Block, PortPlan, Space, Wishes, Word, plan_ports, retire, retire_due
 from ipam.port_sets import LAST_NUMBER, RANGE, RESERVED, PortCounts, PortSet, PortTable, counts, ports_in, without_ports
 from routerd.cluster.ledger import Ledger, NumberRecord, PastSet
 from routerd.formats.published.bindings import binding_table
@@ -21,7 +21,9 @@ from routerd.model import (
     IPAddress,
     Node,
     NodeNumber,
+    NodeReport,
     PortBlock,
+    PortReport,
     Refusal,
     Service,
     Snapshot,
@@ -34,9 +36,10 @@ EXHAUSTED, SHORT = "PortsExhausted", "PortsShort"  # reasons of refusals
 
 
 @dataclass(frozen=True, slots=True)
-class PortTimes:
-    """Seconds."""
+class PortRules:
+    """When nodes get ports, and for how many seconds what stays."""
 
+    on_ask: bool = False  # only nodes that ask get any: every node's report is read within a second
     deadline: float = 3600.0  # that sets of an address which no group has any more stay with their nodes
     history: float = 400 * 86400.0  # that it is remembered who had ports
 
@@ -63,19 +66,26 @@ def give_ports(
     groups: Sequence[EgressGroup],
     ledger: Ledger,
     snapshot: Snapshot,
+    reports: Mapping[str, NodeReport],
     now: float,
-    times: PortTimes | None = None,
+    times: PortRules | None = None,
 ) -> Ports:
-    """Every node gets a set of every group at once. `now` is in seconds of the Unix epoch."""
-    times = times or PortTimes()
+    """`now` is in seconds of the Unix epoch.
+
+    Every node gets a set of every group at once, and more if it asks for more; or, `on_ask`, those that ask.
+    """
+    times = times or PortRules()
     nodes = snapshot.nodes or {}
     living = sorted(name for name, node in nodes.items() if not node.fenced)
     tables = {table.egress_ip: table for table in ledger.port_tables}
     numbers = _numbered(ledger, nodes, nodes.keys() if groups else (), now)
     number = {each.node: each.number for each in numbers}
-    word = Word(frozenset(number[name] for name in living if name in number))
+    alive = {name: number[name] for name in living if name in number}
+    said = {name: report.ports for name, report in reports.items() if name in alive and report.ports is not None}
+    word = _word(alive, said)
+    wanted = _wanted(groups, alive, said, on_ask=times.on_ask)
     rooms = _rooms(groups, (snapshot.services or {}).values())
-    plans = {group.id: _plan(group, rooms, tables, number, living, word, now) for group in groups}
+    plans = {group.id: _plan(group, wanted[group.id], rooms, tables, number, word, now) for group in groups}
     after = {table.egress_ip: table for plan in plans.values() for table in plan.tables}
     dues = [plan.next_due for plan in plans.values()]
     for address in tables.keys() - after.keys():
@@ -98,17 +108,40 @@ def give_ports(
 
 def _plan(
     group: EgressGroup,
+    wanted: Mapping[int, int],
     rooms: Mapping[IPAddress, int],
     tables: Mapping[IPAddress, PortTable],
     number: Mapping[str, int],
-    living: Iterable[str],
     word: Word,
     now: float,
 ) -> PortPlan:
     spaces = (Space(group.egress_ip, rooms[group.egress_ip]),)
-    wanted = dict.fromkeys((number[name] for name in living if name in number), 0)
     gateways = frozenset(number[each.node] for each in group.gateways if each.node in number)
     return plan_ports(Wishes(spaces, wanted, gateways), tables, word, now)
+
+
+def _wanted(
+    groups: Iterable[EgressGroup], alive: Mapping[str, int], said: Mapping[str, PortReport], *, on_ask: bool
+) -> dict[int, dict[int, int]]:
+    """By group: the numbers of the nodes that need ports, and how many they want."""
+    everybody = {} if on_ask else dict.fromkeys(alive.values(), 0)
+    wanted = {group.id: dict(everybody) for group in groups}
+    for name, report in said.items():
+        for ask in report.asks:
+            if ask.group in wanted:
+                wanted[ask.group][alive[name]] = ask.ports
+    return wanted
+
+
+def _word(alive: Mapping[str, int], said: Mapping[str, PortReport]) -> Word:
+    unused: dict[IPAddress, dict[Block, int]] = {}
+    applied: dict[IPAddress, dict[int, int]] = {}
+    for name, report in said.items():
+        for block in report.unused:
+            unused.setdefault(block.egress_ip, {})[block.first, block.size, alive[name]] = block.version
+        for table in report.applied:
+            applied.setdefault(table.egress_ip, {})[alive[name]] = table.version
+    return Word(frozenset(alive.values()), unused, applied)
 
 
 def _rooms(groups: Iterable[EgressGroup], services: Iterable[Service]) -> dict[IPAddress, int]:

@@ -19,6 +19,7 @@ from bgp.leaving import MARKER, host_goes_down
 from routerd.agent import local
 from routerd.agent.drain import Drains, Places
 from routerd.agent.loop import Agent, Parts
+from routerd.agent.ports import PortDesk
 from routerd.agent.presence import Presence
 from routerd.agent.reconcile import Reconciler
 from routerd.agent.settings import settings_of
@@ -146,6 +147,7 @@ def _assembled(config: Config, source: ConfigSource, heart: Heart, store: Store)
     egress = _egress_room(config) if config.egress.enabled else None
     tasks: dict[str, Task] = {"store": store.run, "heart": heart.beat}
     drains = _drains(config)
+    ports = PortDesk(config.node_name, drains.changed.set)
     if speaker is not None:
         tasks["speaker"] = speaker.run
     if egress is not None:
@@ -163,11 +165,12 @@ def _assembled(config: Config, source: ConfigSource, heart: Heart, store: Store)
             tasks,
             _ready,
             drains=drains,
+            ports=ports,
         )
     )
     presence = Presence(
         store, lambda: _node_report(config.node_name), lambda: body.status, lambda: body.snapshot, drains,
-        egress=config.egress.enabled,
+        egress=config.egress.enabled, ports=lambda: ports.report,
     )  # fmt: skip
     tasks["report"] = presence.run
     on_speaker.to, on_links.to, source.on_status = body.refresh, body.recheck, body.config_is
@@ -261,6 +264,7 @@ async def operator(config: Config, source: ConfigSource) -> None:
     from ipam.round import Timers
     from routerd.cluster.agents import Agents, Patience
     from routerd.cluster.assign import AssignSettings
+    from routerd.cluster.port_sets import PortRules
     from routerd.operator.loop import Operator
     from routerd.store.embedded.ledger import SqliteLedger
 
@@ -271,7 +275,12 @@ async def operator(config: Config, source: ConfigSource) -> None:
     made(config.operator.ledger.parent, source.path, "operator.ledger", "state-dir")
     ledger = SqliteLedger(config.operator.ledger, config.operator.retention)
     writer = Writer(config.node_name, ledger.id, ledger.lease)
-    settings = AssignSettings(timers, writer=writer, allowed_egress_ips=config.egress.allowed_addresses)
+    settings = AssignSettings(
+        timers,
+        allowed_egress_ips=config.egress.allowed_addresses,
+        port_rules=PortRules(history=config.operator.retention),
+        writer=writer,
+    )
     # Who reads only its own report cannot tell whether others have an agent.
     is_whole = config.store.node_reports != (str(config.store.node_report),)
     patience = Patience(config.operator.gateway_patience, config.operator.node_patience)

@@ -202,7 +202,8 @@ def with_lost_paths(state: NodeState, lost: Ribs, before: Before, limits: Limits
     refusals = tuple(sorted({*state.refusals, refusal}, key=lambda each: each.order))
     egress = _kept_egress(state, before, now, prefixes)
     rooms = {**state.rooms, EGRESS_ROOM: egress}
-    return NodeState(announcements, rooms, refusals, may_retire=_may_retire(prefixes, before, now))
+    may_retire = _may_retire(prefixes, before, now)
+    return NodeState(announcements, rooms, refusals, may_retire=may_retire, selecting=state.selecting)
 
 
 # --- egress: what is added passes always, and what held paths lead to stays

@@ -42,7 +42,7 @@ from routerd.node import announce
 from routerd.node.announce import Announcements, Rules, announcements
 from routerd.node.conflicts import without_conflicts
 from routerd.node.drain import Drain
-from routerd.node.inside import Inside, Known, in_cluster, is_steered, strays
+from routerd.node.inside import Inside, Known, in_cluster, is_steered, may_be_steered, strays
 from routerd.refs import NODE, POD, Ref
 
 DEFAULT_TUNNEL_PORT = 8473  # UDP
@@ -82,6 +82,7 @@ class NodeState:
     rooms: Mapping[str, Any] = field(default_factory=dict)  # desired value by name of the room
     refusals: tuple[Refusal, ...] = ()
     may_retire: bool = True  # whether what paths led to in the rooms may be taken away
+    selecting: frozenset[str] | None = None  # keys of policies that select a pod scheduled here, with an address or not
 
     @property
     def egress(self) -> EgressDesired | None:
@@ -103,6 +104,7 @@ class Steering:
 
     _context: tuple[Labels, Mapping[str, Namespace]] = field(default_factory=lambda: ({}, {}))
     _taken: dict[int, Taken] = field(default_factory=dict)  # by identity of the policy
+    selecting: frozenset[str] = frozenset()  # policies that take any of the pods of the last time
 
     def steer(
         self,
@@ -111,7 +113,10 @@ class Steering:
         here: Node,
         namespaces: Mapping[str, Namespace],
     ) -> tuple[dict[IPAddress, tuple[str, ...]], tuple[Refusal, ...]]:
-        """Policies of each address; a pod whose policies cannot be told is left out, and so is undecided."""
+        """Policies of each address; a pod whose policies cannot be told is left out, and so is undecided.
+
+        A pod without an address has policies all the same: they are `selecting`.
+        """
         if self._context != (here.labels, namespaces):
             self._context, self._taken = (here.labels, namespaces), {}
         relevant = [policy for _, policy in sorted(policies.items()) if policy.destinations]
@@ -130,7 +135,8 @@ class Steering:
         for number, pod in decided.items():
             for address in pod.addresses:
                 steered[address] = tuple(sorted({*steered.get(address, ()), *names[number]}))
-        refused = (_unknown_namespace(pod, unsure[id(pod)]) for pod in pods if unsure.get(id(pod)))
+        self.selecting = frozenset(name for found in names.values() for name in found)
+        refused = (_unknown_namespace(pod, unsure[id(pod)]) for pod in pods if pod.addresses and unsure.get(id(pod)))
         return steered, tuple(refused)
 
     def _ask(self, taken: Taken, pods: Mapping[int, Pod]) -> Iterable[Pod]:
@@ -174,7 +180,12 @@ def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts, kept: Kep
     refusals = [*_unknown_node(snapshot, settings.node), *conflicts, *egress_refusals, *snapshot.refusals]
     if announced is not None:
         refusals.extend(announced.refusals)
-    return NodeState(announced, {EGRESS_ROOM: egress}, tuple(sorted(set(refusals), key=lambda refusal: refusal.order)))
+    return NodeState(
+        announced,
+        {EGRESS_ROOM: egress},
+        tuple(sorted(set(refusals), key=lambda refusal: refusal.order)),
+        selecting=kept.steering.selecting if egress is not None else None,
+    )
 
 
 def _unknown_node(snapshot: Snapshot, node: str) -> Iterator[Refusal]:
@@ -201,8 +212,9 @@ def egress_state(
     here = nodes.get(settings.node)
     if here is None:
         return None, ()
-    pods_here = [pod for pod in pods.values() if pod.node == here.name and is_steered(pod)]
-    steered, pod_refusals = steering.steer(pods_here, policies, here, namespaces)
+    scheduled = [pod for pod in pods.values() if pod.node == here.name and may_be_steered(pod)]
+    pods_here = [pod for pod in scheduled if is_steered(pod)]
+    steered, pod_refusals = steering.steer(scheduled, policies, here, namespaces)
     inside = Inside(settings.cluster_cidrs, settings.external_cidrs, facts.addresses)
     group_ids, policy_refusals = _policy_groups(policies, allocations)
     groups, group_refusals = _groups(allocations, nodes, facts.gateways_down)

@@ -34,7 +34,12 @@ class Inside:
 
 def is_steered(pod: Pod) -> bool:
     """Pods with an address of their own. A finished pod's address may already be another pod's."""
-    return bool(pod.addresses) and not pod.host_network and not pod.finished
+    return bool(pod.addresses) and may_be_steered(pod)
+
+
+def may_be_steered(pod: Pod) -> bool:
+    """Also before it has an address."""
+    return not pod.host_network and not pod.finished
 
 
 class Known:

@@ -16,6 +16,7 @@ import routerd
 from ipam.round import Timers
 from routerd.cluster.agents import Agents, Patience
 from routerd.cluster.assign import AssignSettings, Decision
+from routerd.cluster.port_sets import PortRules
 from routerd.config import Config
 from routerd.errors import StoreError
 from routerd.log import event
@@ -148,8 +149,9 @@ class Candidate:
         view = LeaderStore(self.store, ledger.publish, self._wakes)
         writer = Writer(self.lease.identity, f"ConfigMap {self.namespace}/{LEDGER}", ledger.lease)
         self.publisher = Publisher(self.client, self.store, self.lease, self._last, self.timings)
+        rules = replace(self.settings.port_rules, on_ask=True)
         self.operator = Operator(
-            view, ledger, replace(self.settings, writer=writer), in_thread=True, rounds=self._rounds,
+            view, ledger, replace(self.settings, writer=writer, port_rules=rules), in_thread=True, rounds=self._rounds,
             on_decision=self.publisher.wake, rest=self._rest,
             agents=Agents(assumed=False, patience=self.patience),
         )  # fmt: skip
@@ -215,6 +217,7 @@ async def candidate(config: Config) -> None:
     settings = AssignSettings(
         Timers(cooldown=options.cooldown, retention=options.egress_retention),
         allowed_egress_ips=config.egress.allowed_addresses,
+        port_rules=PortRules(history=options.retention),
     )
     client = Client(config.store.kubeconfig)
     await client.open()

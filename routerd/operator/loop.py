@@ -31,6 +31,7 @@ T = TypeVar("T")
 BUSY = "the operator is busy: it waits for its store (the API server, or a disk); nothing was done, try again"
 OLD = "the last change of the ledger is not known to be stored yet: this is what it said before"
 
+JOIN, LONGEST_JOIN = 0.1, 1.0  # seconds in which changes are joined to one round, where a write is a request
 FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0  # seconds between rounds that fail, doubled each time
 PATIENCE = 2.0  # seconds that a question waits for a round to end
 LOOK = 2.0  # seconds between looks at who is heard
@@ -93,6 +94,7 @@ class Operator:
     _refusals: tuple[Refusal, ...] = field(init=False, default=())
     _kept: Kept | None = field(init=False, default=None)
     _began: bool = field(init=False, default=False)
+    _lasted: float = field(init=False, default=0.0)  # seconds of the last round
     _initial: Allocations | None = field(init=False, default=None)  # what was published when it began
     _wake: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     _turn: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)  # one at a time reads and writes the ledger
@@ -123,6 +125,12 @@ class Operator:
                     await self._wake.wait()
             except TimeoutError:
                 continue  # a timer is due
+            await self._join()
+
+    async def _join(self) -> None:
+        """Waits for what comes with the change; longer in a storm, when rounds are long."""
+        if self.in_thread:
+            await asyncio.sleep(min(max(JOIN, 2 * self._lasted), LONGEST_JOIN))
 
     async def listen(self) -> None:
         """Until it is cancelled, beside `run`. A beat that changes no decision costs no round."""
@@ -162,8 +170,9 @@ class Operator:
         except (StoreError, EnvironmentFault) as error:
             self.rounds = self.rounds.after(time.perf_counter() - began, str(error))
             raise
+        self._lasted = time.perf_counter() - began
         if self.last is not before:
-            self.rounds = self.rounds.after(time.perf_counter() - began)
+            self.rounds = self.rounds.after(self._lasted)
         return wait
 
     def round(self) -> float:

@@ -252,6 +252,7 @@ def _state(key: bytes) -> Sentence[NodeState]:
             Part("announcements", lambda it: announced.of(it.announcements) if it.announcements else ()),
             Part("rooms", lambda it: _rooms(it.rooms)),
             Part("refusals", lambda it: ()),  # `refusal_lines`
+            Part("selecting", lambda it: ()),  # what pods here leave by stands in the room
             Part("may_retire", lambda it: _if("gateway state stays: withdrawals are held", not it.may_retire)),
         ),
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any
 
 from routerd.cluster.adopt import adopt
 from routerd.cluster.ledger import Ledger
 from routerd.cluster.port_sets import holders
-from routerd.model import Service, ServicePort
+from routerd.model import AppliedTable, NodeReport, PortAsk, PortReport, Service, ServicePort, UnusedBlock
 from tests.models.operator_world import World, ports_text, text
 
 IP = ip_address("198.51.100.7")
@@ -171,7 +172,7 @@ def test_who_had_a_port_can_be_told_later() -> None:
     world.node("later", None)
     decide(world, 10**5)
     assert (who(), who(started + 99), who(started - 1)) == ([], ["worker"], [])
-    world.settings = replace(world.settings, port_times=replace(world.settings.port_times, history=100.0))
+    world.settings = replace(world.settings, port_rules=replace(world.settings.port_rules, history=100.0))
     decide(world)
     assert who(started + 99) == []
 
@@ -203,3 +204,90 @@ def test_tables_of_the_ledger_alone_rest() -> None:
     found = adopt(ledger, published, None, 5000.0).ledger.port_tables
     assert [each.state for table in found for each in table.sets] == ["cooling"] * 3
     assert all(each.since == 5000.0 for table in found for each in table.sets)
+
+
+# --- nodes that ask
+
+
+def says(world: World, node: str, ports: int | None = 0, **more: Any) -> None:
+    """The node's agent asks for so many ports of group 1, None = for none; `more` of its report."""
+    asks = () if ports is None else (PortAsk(1, ports),)
+    world.reports[node] = replace(world.reports[node], ports=PortReport(asks, **more))
+
+
+def gives_back(world: World, node: str) -> None:
+    """Its agent needs none, and has no flow left in what it was asked for."""
+    (table,) = world.allocations.bindings
+    number = {each.node: each.number for each in world.allocations.numbers}[node]
+    blocks = (block for block in table.blocks(number) if block.returning)
+    unused = tuple(UnusedBlock(table.egress_ip, block.first, block.size, table.version) for block in blocks)
+    says(world, node, None, unused=unused)
+
+
+def confirms(world: World, *gateways: str) -> None:
+    for name in gateways:
+        (table,) = world.allocations.bindings
+        said = world.reports[name].ports or PortReport()
+        applied = (AppliedTable(table.egress_ip, table.version),)
+        world.reports[name] = replace(world.reports[name], ports=replace(said, applied=applied))
+
+
+def on_ask() -> World:
+    world = shared()
+    world.settings = replace(world.settings, port_rules=replace(world.settings.port_rules, on_ask=True))
+    return world
+
+
+def test_behind_an_api_server_who_asks_is_given_ports_and_gives_them_back() -> None:
+    world = on_ask()
+    assert decide(world) == "198.51.100.7  told g1,g2"
+    says(world, "worker")
+    assert decide(world) == "198.51.100.7 worker:1024+1024 told g1,g2"
+    says(world, "g1")
+    given = "198.51.100.7 worker:1024+1024 g1:2048+1024 told g1,g2"
+    assert decide(world) == given
+    says(world, "worker", None)
+    asked = given.replace("worker", "~worker")
+    assert decide(world) == asked
+    assert decide(world, 10**6) == asked, "a flow lives on"
+    gives_back(world, "worker")
+    word = world.reports["worker"].ports
+    assert word is not None
+    says(world, "worker")
+    assert decide(world) == given, "a pod came meanwhile: it asks again"
+    world.reports["worker"] = replace(world.reports["worker"], ports=word)
+    assert decide(world) == asked, "what it said was of the time before"
+    gives_back(world, "worker")
+    assert decide(world) == "198.51.100.7 g1:2048+1024 x:1024+1024 told g1,g2"
+    confirms(world, "g1")
+    assert "x:1024" in decide(world, 10**6)
+    confirms(world, "g2")
+    assert decide(world) == "198.51.100.7 g1:2048+1024 told g1,g2"
+
+
+def test_who_wants_more_gets_more_with_files_too() -> None:
+    world = shared()
+    decide(world)
+    says(world, "worker", 4096)
+    assert decide(world) == ("198.51.100.7 g1:1024+1024 g2:2048+1024 worker:3072+1024 worker:4096+4096 told g1,g2")
+    says(world, "worker", 1 << 16)
+    says(world, "g1", 1 << 16)
+    world.decide()
+    assert [each.reason for each in world.allocations.refusals] == ["PortsShort"]
+    assert "would use" in world.allocations.refusals[0].message
+
+
+def test_asks_of_groups_and_nodes_that_are_unknown_count_for_nothing() -> None:
+    world = on_ask()
+    world.reports["stranger"] = NodeReport("stranger", ports=PortReport((PortAsk(1),)))
+    world.reports["worker"] = NodeReport("worker", ports=PortReport((PortAsk(77),)))
+    assert decide(world) == "198.51.100.7  told g1,g2"
+
+
+def test_a_gateway_that_left_the_group_is_waited_for() -> None:
+    world = shared()
+    decide(world)
+    world.node("g2", "false")
+    assert decide(world).endswith("told g1,g2")
+    confirms(world, "g2")
+    assert decide(world).endswith("told g1")

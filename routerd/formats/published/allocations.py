@@ -15,7 +15,14 @@ from routerd.errors import InputError
 from routerd.formats.compose import documents, quoted
 from routerd.formats.document import UNLIMITED, Section, Source, Value
 from routerd.formats.meta import ROUTERD
-from routerd.formats.published.binding_lines import binding_line, number_line, read_binding, read_number
+from routerd.formats.published.binding_lines import (
+    binding_line,
+    number_line,
+    port_report_lines,
+    read_binding,
+    read_number,
+    read_port_report,
+)
 from routerd.formats.published.parts import NAME
 from routerd.formats.published.tables import MAX_EPOCH, MAX_GROUP, MAX_SLOTS
 from routerd.model import (
@@ -232,6 +239,7 @@ def write_node_report(report: NodeReport) -> str:
         f"networks: {_list(report.networks)}\n"
         + ("draining: true\n" if report.draining else "")
         + _heartbeat(report.heartbeat)
+        + (port_report_lines(report.ports) if report.ports is not None else "")
     )
 
 
@@ -241,14 +249,17 @@ def _heartbeat(one: Heartbeat | None) -> str:
 
 def read_node_report(value: Value) -> NodeReport:
     """Raises InputError."""
-    section = value.section.only("apiVersion", "kind", "node", "addresses", "networks", "draining", "heartbeat")
-    heartbeat = section.get("heartbeat")
+    section = value.section.only(
+        "apiVersion", "kind", "node", "addresses", "networks", "draining", "heartbeat", "ports"
+    )
+    heartbeat, ports = section.get("heartbeat"), section.section("ports")
     return NodeReport(
         section.require("node").name(),
         tuple(item.address() for item in section.items("addresses", MOST_REPORTED)),
         tuple(item.network() for item in section.items("networks", MOST_REPORTED)),
         section.boolean("draining", False),
         _read_heartbeat(heartbeat.section) if heartbeat is not None else None,
+        read_port_report(ports) if ports is not None else None,
     )
 
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from routerd.formats.compose import quoted
 from routerd.formats.document import UNLIMITED, Section, Value
 from routerd.formats.published.bindings import LAST_NUMBER, LAST_VERSION, OWNERS, STARTS, base64_of, bytes_of
-from routerd.model import BindingTable, CoolingPorts, NodeNumber
+from routerd.model import (
+    AppliedTable,
+    BindingTable,
+    CoolingPorts,
+    NodeNumber,
+    PortAsk,
+    PortReport,
+    UnusedBlock,
+)
+
+MAX_PORTS = 1 << 20  # that a node can want of one group
 
 
 def number_line(one: NodeNumber) -> str:
@@ -77,3 +87,47 @@ def _read_range(value: Value) -> tuple[int, int]:
     if low % 64 or size % 64 or not 64 <= size <= 65536 - low:
         value.expected("a range of whole granules of 64 ports")
     return low, size
+
+
+# --- what nodes report
+
+
+def port_report_lines(one: PortReport) -> str:
+    asks = ", ".join(f"{{group: {each.group}, ports: {each.ports}, used: {each.used}}}" for each in one.asks)
+    unused = ", ".join(
+        f'{{egressIP: "{each.egress_ip}", first: {each.first}, ports: {each.size}, version: {each.version}}}'
+        for each in one.unused
+    )
+    applied = ", ".join(f'{{egressIP: "{each.egress_ip}", version: {each.version}}}' for each in one.applied)
+    return f"ports:\n  asks: [{asks}]\n  unused: [{unused}]\n  applied: [{applied}]\n"
+
+
+def read_port_report(section: Section) -> PortReport:
+    """Raises InputError."""
+    section.only("asks", "unused", "applied")
+    return PortReport(
+        tuple(_read_ask(item.section) for item in section.items("asks", UNLIMITED)),
+        tuple(_read_unused(item.section) for item in section.items("unused", UNLIMITED)),
+        tuple(_read_applied(item.section) for item in section.items("applied", UNLIMITED)),
+    )
+
+
+def _read_ask(section: Section) -> PortAsk:
+    section.only("group", "ports", "used")
+    ports, used = (section.integer(key, 0, MAX_PORTS, 0) for key in ("ports", "used"))
+    return PortAsk(section.require("group").integer(1, 2**24 - 1), ports, used)
+
+
+def _read_unused(section: Section) -> UnusedBlock:
+    section.only("egressIP", "first", "ports", "version")
+    return UnusedBlock(
+        section.require("egressIP").address(),
+        _read_port(section.require("first")),
+        section.require("ports").integer(64, 65536),
+        section.require("version").integer(0, LAST_VERSION),
+    )
+
+
+def _read_applied(section: Section) -> AppliedTable:
+    section.only("egressIP", "version")
+    return AppliedTable(section.require("egressIP").address(), section.require("version").integer(0, LAST_VERSION))

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from ipaddress import ip_address
 from operator import attrgetter
 from typing import Any
 
@@ -23,7 +24,16 @@ from routerd.formats.published.allocations import parse_index
 from routerd.formats.published.parts import Assembly, Part, Shards
 from routerd.formats.published.records import Table, lines, read_lines
 from routerd.formats.published.whole import AllocationsReader, Fetch, Published
-from routerd.model import GATEWAY_HEARTBEAT, Allocations, Heartbeat, NodeReport
+from routerd.model import (
+    GATEWAY_HEARTBEAT,
+    Allocations,
+    AppliedTable,
+    Heartbeat,
+    NodeReport,
+    PortAsk,
+    PortReport,
+    UnusedBlock,
+)
 from routerd.store.kubernetes.resources import ALLOCATIONS, LEDGER
 
 LIMIT = 1 << 20  # bytes of all values of a ConfigMap (Kubernetes: MaxSecretSize)
@@ -143,13 +153,42 @@ def _check_known(names: Iterable[str]) -> None:
 
 
 def report_status(report: NodeReport) -> dict[str, Any]:
-    """The status of a RouterdNode."""
+    """The status of a RouterdNode. What is not said leaves what was said before."""
     return {
+        **(_ports_status(report.ports) if report.ports is not None else {}),
         "addresses": [str(address) for address in report.addresses],
         "networks": [str(network) for network in report.networks],
         "draining": report.draining,
         **({HEARTBEAT: report.heartbeat.seconds} if report.heartbeat is not None else {}),
     }
+
+
+def _ports_status(one: PortReport) -> dict[str, Any]:
+    return {
+        "portAsks": [{"group": each.group, "ports": each.ports, "used": each.used} for each in one.asks],
+        "portsUnused": [
+            {"egressIP": str(each.egress_ip), "first": each.first, "ports": each.size, "version": each.version}
+            for each in one.unused
+        ],
+        "portsApplied": [{"egressIP": str(each.egress_ip), "version": each.version} for each in one.applied],
+    }
+
+
+def _read_ports(status: Mapping[str, Any]) -> PortReport | None:
+    """The schema lets nothing else through; what is none of ours all the same says nothing."""
+    if "portAsks" not in status:
+        return None
+    try:
+        return PortReport(
+            tuple(PortAsk(int(e["group"]), int(e["ports"]), int(e.get("used", 0))) for e in status["portAsks"]),
+            tuple(
+                UnusedBlock(ip_address(e["egressIP"]), int(e["first"]), int(e["ports"]), int(e["version"]))
+                for e in status.get("portsUnused") or ()
+            ),
+            tuple(AppliedTable(ip_address(e["egressIP"]), int(e["version"])) for e in status.get("portsApplied") or ()),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def is_said(status: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
@@ -179,7 +218,7 @@ def is_urgent(status: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
 def _states(value: Any) -> Any:
     if not isinstance(value, list):
         return value
-    names = ("address", "state", "type", "status", "reason")
+    names = ("address", "state", "type", "status", "reason", "group", "ports", "egressIP", "first", "version")
     return [{name: each.get(name) for name in names} if isinstance(each, dict) else each for each in value]
 
 
@@ -199,7 +238,10 @@ def read_report(name: str, status: Mapping[str, Any]) -> NodeReport | None:
     addresses = (parse_address(str(text)) for text in status["addresses"] or ())
     networks = (parse_network(str(text)) for text in status.get("networks") or ())
     known = tuple(each for each in networks if each is not None)
-    return NodeReport(name, tuple(filter(None, addresses)), known, status.get("draining") is True, _heartbeat(status))
+    return NodeReport(
+        name, tuple(filter(None, addresses)), known, status.get("draining") is True, _heartbeat(status),
+        _read_ports(status),
+    )  # fmt: skip
 
 
 def _heartbeat(status: Mapping[str, Any]) -> Heartbeat | None:

@@ -9,11 +9,12 @@ import asyncio
 import math
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from routerd.model import NODE_HEARTBEAT, NodeReport, Refusal
+from routerd.model import NODE_HEARTBEAT, NodeReport, PortReport, Refusal
 from routerd.refs import Ref
 from routerd.store.kubernetes.client import ApiError, Client
 from routerd.store.kubernetes.documents import HEARTBEAT, is_said, is_urgent, report_status, seconds_since
@@ -52,6 +53,10 @@ def is_synced(health: Mapping[str, Any]) -> bool:
     return conditions.get("StoreSynced") != "False"
 
 
+def _without_use(ports: PortReport | None) -> PortReport | None:
+    return replace(ports, asks=tuple(replace(each, used=0) for each in ports.asks)) if ports is not None else None
+
+
 class Reporter:
     """`run` beside the store; `want` and `health` say what to report."""
 
@@ -59,6 +64,7 @@ class Reporter:
         self._client, self._node, self._timings, self._on_change = client, node, timings, on_change
         self._node_report: NodeReport | None = None
         self._has_report = asyncio.Event()
+        self._has_ask = asyncio.Event()
         self._fault: ApiError | None = None
         self._last: WrittenReport | None = None  # None = to be read
         self._was_away = False  # the API server: the operator may have called this node absent since
@@ -68,9 +74,11 @@ class Reporter:
         self.writes = 0
 
     def want(self, report: NodeReport) -> None:
-        """May be called again and again."""
-        self._node_report = report
+        """May be called again and again. What is asked for, or given back, is written at once."""
+        before, self._node_report = self._node_report, report
         self._has_report.set()
+        if before is not None and _without_use(before.ports) != _without_use(report.ports):
+            self._has_ask.set()
 
     def _status(self) -> dict[str, Any]:
         """After an outage, that not everything has been read again yet is nothing to tell: it is in seconds."""
@@ -102,7 +110,13 @@ class Reporter:
                 continue
             failures = 0
             self._is(None)
-            await asyncio.sleep(PERIOD)
+            await self._rest()
+
+    async def _rest(self) -> None:
+        """Until it is time to look again, or there is something to ask for."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._has_ask.wait(), PERIOD)
+        self._has_ask.clear()
 
     def _after(self, error: ApiError, failures: int) -> float:
         """Takes note of a failure; seconds until the next attempt."""

@@ -117,14 +117,13 @@ class Cluster:
         return said >= each.version
 
     def give_back(self, node: int) -> None:
-        """As an agent does: what it was asked for, or all when nothing is selected there; never what has flows."""
+        """As an agent does: what it was asked for, never what has flows."""
         if node in self.deleted:
             return
         for address, table in self.nodes[node].tables.items():
             for each in table.sets:
                 in_use = any((address, port) in self.nodes[node].flows for port in range(each.first, each.last + 1))
-                may = each.state == "returning" or (each.state == "granted" and node not in self.wants)
-                if each.node == node and may and not in_use:
+                if each.node == node and each.state == "returning" and not in_use:
                     self.unused.setdefault(address, {})[each.first, each.size, node] = table.version
 
     def confirm(self, gateway: int) -> None:

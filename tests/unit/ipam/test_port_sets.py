@@ -138,9 +138,18 @@ def test_every_node_gets_a_set_at_once_and_keeps_it() -> None:
     before = site.tables[IP]
     site.decide(10**6)
     assert site.tables[IP] is before, "nothing changed"
-    site.wants = {1: 0}
+
+
+def test_who_needs_no_ports_any_more_is_asked_for_them_and_may_change_its_mind() -> None:
+    site = Site()
+    site.wants = {1: 0, 2: 0}
     site.decide()
-    assert site.tables[IP] is before, "who asks no more keeps what it has until it gives it back"
+    del site.wants[1]
+    assert site.decide() == "192.0.2.1 ~1:1024+1024 2:2048+1024"
+    site.wants[1] = 0
+    assert site.decide() == "192.0.2.1 1:1024+1024 2:2048+1024"
+    site.returns(1024)
+    assert site.decide() == "192.0.2.1 1:1024+1024 2:2048+1024", "nobody asked"
 
 
 def test_a_node_that_wants_more_gets_further_blocks() -> None:
@@ -172,6 +181,7 @@ def test_a_set_that_is_given_back_rests_until_time_and_gateways_let_it_go() -> N
     site.wants = {1: 0, 2: 0}
     site.decide()
     del site.wants[1]
+    site.decide()
     site.returns(1024)
     assert site.decide() == "192.0.2.1 x1:1024+1024 2:2048+1024"
     assert site.last.next_due is None, "the gateways have it"
@@ -190,6 +200,7 @@ def test_it_rests_for_ten_minutes_though_all_have_confirmed() -> None:
     site.wants = {1: 0}
     site.decide()
     site.wants = {}
+    site.decide()
     site.returns(1024)
     site.decide()
     site.confirm(1, 2)
@@ -228,15 +239,17 @@ def test_an_old_word_does_not_count_for_a_later_set() -> None:
     site = Site()
     site.wants = {1: 0}
     site.decide()
-    site.returns(1024)
     site.wants = {}
+    site.decide()
+    site.returns(1024)
     site.decide()
     site.confirm(1, 2)
     site.decide(600)
     site.wants = {1: 0}
     assert site.decide() == "192.0.2.1 1:1024+1024"
     site.wants = {}
-    assert site.decide() == "192.0.2.1 1:1024+1024", "what it said was of the set before"
+    assert site.decide() == "192.0.2.1 ~1:1024+1024"
+    assert site.decide() == "192.0.2.1 ~1:1024+1024", "what it said was of the set before"
 
 
 def test_when_space_runs_short_newcomers_get_smaller_sets_and_blocks_are_asked_back() -> None:
@@ -320,6 +333,7 @@ def test_the_clock_is_set_back() -> None:
     site.wants = {1: 0}
     site.decide()
     site.wants = {}
+    site.decide()
     site.returns(1024)
     site.decide()
     site.confirm(1, 2)

@@ -106,7 +106,7 @@ KINDS = {
         STATE, lambda state: state, {"announcements": None, "rooms": {EGRESS_ROOM: None}, "may_retire": False}
     ),
 }  # fmt: skip
-SAID_ELSEWHERE = {"node": {"refusals"}}
+SAID_ELSEWHERE = {"node": {"refusals", "selecting"}}
 
 
 @pytest.mark.parametrize("kind", KINDS)

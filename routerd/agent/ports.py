@@ -1,0 +1,45 @@
+"""An agent's word about ports: renewed after each round, and handed to whoever writes this node's report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from routerd.model import Allocations, PortReport
+from routerd.node.desired import NodeState
+from routerd.node.port_sets import PortMemory, PortUse, report_ports
+
+
+@dataclass(slots=True)
+class PortDesk:
+    """`use` reads what the datapath counts, None while it counts nothing."""
+
+    node: str
+    on_change: Callable[[], None] = lambda: None
+    use: Callable[[], PortUse | None] = lambda: None
+    clock: Callable[[], float] = time.monotonic
+    _memory: PortMemory = field(init=False, default_factory=PortMemory)
+    _applied: Allocations | None = field(init=False, default=None)
+
+    @property
+    def report(self) -> PortReport | None:
+        """None until all that it rests on has been read."""
+        return self._memory.report
+
+    def consider(self, allocations: Allocations | None, state: NodeState) -> None:
+        """A state was composed from these allocations."""
+        if allocations is None or state.selecting is None:
+            return
+        before = self._memory.report
+        self._memory = report_ports(
+            self.node, allocations, state.selecting, self._applied, self.use(), self._memory, self.clock()
+        )
+        if self._memory.report != before:
+            self.on_change()
+
+    def is_applied(self, allocations: Allocations, state: NodeState) -> None:
+        """A round left nothing of it undone."""
+        if allocations is not self._applied:
+            self._applied = allocations
+            self.consider(allocations, state)

@@ -1,0 +1,153 @@
+"""What this node says of ports of egress IPs: what it needs, what it gives back, what it has dropped. Pure.
+
+A node asks for ports of a group when a pod that a policy of the group selects is *scheduled* to it, before the pod has
+an address; and for more when those that it has are nearly used up. It uses a block only while the table that it has
+applied last says that the block is its own and is not asked back: so what it has said of a block that was asked back
+stays true until it is granted anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from routerd.model import (
+    Allocations,
+    AppliedTable,
+    BindingTable,
+    EgressGroup,
+    IPAddress,
+    PortAsk,
+    PortBlock,
+    PortReport,
+    UnusedBlock,
+)
+
+LINGER = 300.0  # seconds that a node goes on asking after the last selected pod has gone: most are replaced
+LOOK = 300.0  # seconds between two values of what is in use, if nothing else is to be said
+FULL, IDLE = 3 / 4, 1 / 8  # shares in use, from which on a node wants twice, or half
+MOST = 1 << 16  # ports of a group that a node wants, about as many as an address has
+
+BlockKey = tuple[IPAddress, int]  # egress IP and first port
+
+
+@dataclass(frozen=True, slots=True)
+class PortUse:
+    """What the datapath counts, as it was read last."""
+
+    used: Mapping[BlockKey, int] = field(default_factory=dict)  # ports of live and resting flows; a block without has 0
+    pressed: frozenset[int] = frozenset()  # groups in which searches for a port grow long, or fail
+
+
+@dataclass(frozen=True, slots=True)
+class PortMemory:
+    """What the next report rests on besides what is read. Times are of a clock that nobody sets, in seconds."""
+
+    needed: Mapping[int, float] = field(default_factory=dict)  # by group: when a pod was selected last
+    looked: float = float("-inf")  # when what is in use was told last
+    report: PortReport | None = None
+
+
+def own_blocks(allocations: Allocations, node: str) -> dict[int, tuple[tuple[IPAddress, PortBlock], ...]]:
+    """By group: all blocks of the node, in the order of the group's addresses and of their ports."""
+    number = number_of(allocations, node)
+    tables = {table.egress_ip: table for table in allocations.bindings}
+    return {
+        group.id: tuple((address, block) for address in addresses_of(group) if address in tables
+                        for block in tables[address].blocks(number))
+        for group in allocations.groups
+    } if number else {}  # fmt: skip
+
+
+def number_of(allocations: Allocations, node: str) -> int:
+    """By which tables name the node; 0 = by none yet."""
+    return next((each.number for each in allocations.numbers if each.node == node), 0)
+
+
+def addresses_of(group: EgressGroup) -> tuple[IPAddress, ...]:
+    return (group.egress_ip,)
+
+
+def report_ports(
+    node: str,
+    allocations: Allocations,
+    selecting: frozenset[str],
+    applied: Allocations | None,
+    use: PortUse | None,
+    memory: PortMemory,
+    now: float,
+) -> PortMemory:
+    """The next report, in a new memory. `now` is of a clock that nobody sets, in seconds.
+
+    `selecting`: keys of policies that select a pod scheduled here. `applied`: the allocations in force in the datapath;
+    None = none yet. `use`: None = it is not known, and nothing is given back nor more asked for.
+    """
+    here = {group.id for group in allocations.groups if not selecting.isdisjoint(group.policies)}
+    known = {group.id for group in allocations.groups}
+    needed = {group: now if group in here else since for group, since in _since(memory, here, now).items()}
+    needed = {group: since for group, since in needed.items() if group in known and now - since < LINGER}
+    looks = now - memory.looked >= LOOK
+    before = memory.report or PortReport()
+    blocks = own_blocks(allocations, node) if use is not None else {}
+    asks = tuple(_ask(group, blocks.get(group, ()), before, use, looks=looks) for group in sorted(needed))
+    report = PortReport(asks, _unused(applied, node, use), _confirmed(applied, node, before))
+    return PortMemory(needed, now if looks else memory.looked, report)
+
+
+def _since(memory: PortMemory, here: Iterable[int], now: float) -> dict[int, float]:
+    return {**memory.needed, **dict.fromkeys(here, now)}
+
+
+def _ask(
+    group: int,
+    blocks: Iterable[tuple[IPAddress, PortBlock]],
+    before: PortReport,
+    use: PortUse | None,
+    *,
+    looks: bool,
+) -> PortAsk:
+    said = next((each for each in before.asks if each.group == group), PortAsk(group))
+    if use is None:
+        return said
+    usable = [(address, block) for address, block in blocks if not block.returning]
+    held = sum(block.size for _, block in usable)
+    used = sum(use.used.get((address, block.first), 0) for address, block in usable)
+    wanted = said.ports
+    if held and (used >= FULL * held or group in use.pressed):
+        wanted = max(wanted, min(2 * held, MOST))
+    elif looks and used < IDLE * wanted:
+        wanted //= 2
+    return PortAsk(group, wanted, used if looks or wanted != said.ports else said.used)
+
+
+def _unused(applied: Allocations | None, node: str, use: PortUse | None) -> tuple[UnusedBlock, ...]:
+    """Blocks that were asked back, in tables that are in force here, and without a flow."""
+    if applied is None or use is None:
+        return ()
+    number = number_of(applied, node)
+    return tuple(
+        UnusedBlock(table.egress_ip, block.first, block.size, table.version)
+        for table in applied.bindings
+        if number and table.returning
+        for block in table.blocks(number)
+        if block.returning and not use.used.get((table.egress_ip, block.first), 0)
+    )
+
+
+def _confirmed(applied: Allocations | None, node: str, before: PortReport) -> tuple[AppliedTable, ...]:
+    """Tables that wait for this node's word, as they are in force; what was said stays while it is enough."""
+    if applied is None:
+        return before.applied
+    number = number_of(applied, node)
+    said = {each.egress_ip: each for each in before.applied}
+    return tuple(
+        _enough(table, said.get(table.egress_ip))
+        for table in applied.bindings
+        if number in table.told and table.awaited
+    )
+
+
+def _enough(table: BindingTable, said: AppliedTable | None) -> AppliedTable:
+    if said is not None and table.awaited <= said.version <= table.version:
+        return said
+    return AppliedTable(table.egress_ip, table.version)

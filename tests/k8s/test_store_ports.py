@@ -1,0 +1,81 @@
+"""Ports of egress IPs behind an API server: asked for in a node's report, given in the allocations, given back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from routerd.model import (
+    GATEWAY_HEARTBEAT,
+    Allocations,
+    AppliedTable,
+    BindingTable,
+    Heartbeat,
+    NodeReport,
+    PortAsk,
+    PortBlock,
+    PortReport,
+    UnusedBlock,
+)
+from routerd.store.kubernetes import report as k8s_report
+from tests.k8s.store_lab import agent_store, cluster, node, operator, policy
+from tests.waiting import eventually
+
+IP = ip_address("192.0.2.7")
+ADDRESSES = (ip_address("10.0.0.11"),)
+
+
+def objects() -> tuple[Any, ...]:
+    return node("node1", labels={"routerd.io/egress-gateway": ""}), policy("out", egressIP=str(IP))
+
+
+async def until(agent: Any, holds: Callable[[Allocations], object], what: str) -> BindingTable:
+    """The table that the agent sees, once `holds` is true of its allocations."""
+
+    def wanted() -> BindingTable | None:
+        allocations = agent.store.snapshot().allocations
+        return allocations.bindings[0] if allocations and allocations.bindings and holds(allocations) else None
+
+    return await eventually(wanted, what)
+
+
+def says(agent: Any, *asks: PortAsk, **more: Any) -> None:
+    heartbeat = Heartbeat(GATEWAY_HEARTBEAT)
+    agent.store.write_node_report(NodeReport("node1", ADDRESSES, heartbeat=heartbeat, ports=PortReport(asks, **more)))
+    agent.store.beat()
+
+
+def test_ports_are_given_on_ask_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ask waits for no period."""
+
+    async def story() -> None:
+        async with cluster(*objects()) as api, operator(api), agent_store(api) as agent:
+            says(agent)
+            await until(agent, lambda found: found.groups[0].gateways, "a group")
+            monkeypatch.setattr(k8s_report, "PERIOD", 3600.0)
+            await eventually(lambda: agent.store._reporter.writes, "the first report")
+            says(agent, PortAsk(1))
+            table = await until(agent, lambda found: found.bindings[0].blocks(), "the first set")
+            assert table.blocks() == (PortBlock(1024, 1024, 1),)
+            says(agent, PortAsk(1, 3000))
+            await until(agent, lambda found: len(found.bindings[0].blocks(1)) == 2, "more")
+            says(agent)
+            table = await until(agent, lambda found: found.bindings[0].returning, "it is asked back")
+            unused = [UnusedBlock(IP, each.first, each.size, table.version) for each in table.blocks(1)]
+            says(agent, unused=tuple(unused))
+            table = await until(agent, lambda found: not found.bindings[0].blocks(), "it is nobody's")
+            assert (table.awaited, table.told) == (table.version, (1,))
+            says(agent, applied=(AppliedTable(IP, table.version),))
+            raw = "/apis/routerd.io/v1alpha1/routerdnodes/node1"
+
+            async def is_confirmed() -> bool:
+                status = (await api.get(raw))["status"]
+                return bool(status["portsApplied"] == [{"egressIP": str(IP), "version": table.version}])
+
+            await eventually(is_confirmed, "the confirmation is in the API server, schema and all")
+
+    asyncio.run(story())

@@ -1,0 +1,149 @@
+"""What a node asks for, gives back and confirms."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+from routerd.formats.published.bindings import binding_table
+from routerd.model import (
+    Allocations,
+    AppliedTable,
+    EgressGroup,
+    GatewaySlot,
+    NodeNumber,
+    PortAsk,
+    PortBlock,
+    UnusedBlock,
+)
+from routerd.node.port_sets import LINGER, LOOK, PortMemory, PortUse, own_blocks, report_ports
+
+IP, OTHER = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+A, B = PortBlock(1024, 1024, 1), PortBlock(2048, 1024, 2)
+
+
+def published(*blocks: PortBlock, version: int = 1, awaited: int = 0, told: tuple[int, ...] = (2,)) -> Allocations:
+    groups = (
+        EgressGroup(5, IP, ("EgressPolicy/a", "EgressPolicy/b"), (GatewaySlot("g", 0),)),
+        EgressGroup(6, OTHER, ("EgressPolicy/c",)),
+    )
+    table = binding_table(IP, version, blocks or (A, B), told=told, awaited=awaited)
+    return Allocations(version, groups=groups, numbers=(NodeNumber("g", 2), NodeNumber("n", 1)), bindings=(table,))
+
+
+class Desk:
+    """One node that reports again and again."""
+
+    def __init__(self, node: str = "n") -> None:
+        self.node, self.memory, self.now = node, PortMemory(), 0.0
+        self.applied: Allocations | None = None
+        self.use: PortUse | None = None
+
+    def asks(self, *selecting: str, allocations: Allocations | None = None, seconds: float = 1.0) -> list[PortAsk]:
+        self.now += seconds
+        self.memory = report_ports(
+            self.node, allocations or published(), frozenset(selecting), self.applied, self.use, self.memory, self.now
+        )
+        assert self.memory.report is not None
+        return list(self.memory.report.asks)
+
+    @property
+    def unused(self) -> tuple[UnusedBlock, ...]:
+        return self.memory.report.unused if self.memory.report else ()
+
+    @property
+    def confirmed(self) -> tuple[AppliedTable, ...]:
+        return self.memory.report.applied if self.memory.report else ()
+
+
+def test_a_node_asks_for_the_groups_of_the_policies_that_select_a_pod_here() -> None:
+    assert Desk().asks() == []
+    assert Desk().asks("EgressPolicy/a", "EgressPolicy/b") == [PortAsk(5)]
+    assert Desk().asks("EgressPolicy/b", "EgressPolicy/c", "EgressPolicy/unknown") == [PortAsk(5), PortAsk(6)]
+
+
+def test_it_goes_on_asking_for_a_while_when_the_last_pod_has_gone() -> None:
+    desk = Desk()
+    desk.asks("EgressPolicy/a")
+    assert desk.asks(seconds=LINGER - 1) == [PortAsk(5)]
+    assert desk.asks("EgressPolicy/a", seconds=LINGER) == [PortAsk(5)]
+    assert desk.asks(seconds=LINGER) == []
+    desk.asks("EgressPolicy/a")
+    assert desk.asks(allocations=replace(published(), groups=())) == [], "the group is gone"
+
+
+def test_it_wants_twice_when_three_quarters_are_used_and_half_when_little_is() -> None:
+    desk = Desk()
+    desk.use = PortUse({(IP, 1024): 767})
+    assert desk.asks("EgressPolicy/a") == [PortAsk(5, 0, 767)]
+    desk.use = PortUse({(IP, 1024): 768})
+    assert desk.asks("EgressPolicy/a") == [PortAsk(5, 2048, 768)]
+    desk.use = PortUse({(IP, 1024): 900})
+    assert desk.asks("EgressPolicy/a") == [PortAsk(5, 2048, 768)], "what is in use alone is no news"
+    grown = published(A, B, PortBlock(4096, 2048, 1))
+    assert desk.asks("EgressPolicy/a", allocations=grown, seconds=LOOK) == [PortAsk(5, 2048, 900)]
+    desk.use = PortUse({(IP, 1024): 100})
+    assert desk.asks("EgressPolicy/a", allocations=grown) == [PortAsk(5, 2048, 900)]
+    assert desk.asks("EgressPolicy/a", allocations=grown, seconds=LOOK) == [PortAsk(5, 1024, 100)]
+
+
+def test_long_searches_count_before_the_set_is_full() -> None:
+    desk = Desk()
+    desk.use = PortUse({(IP, 1024): 300}, pressed=frozenset({5}))
+    assert desk.asks("EgressPolicy/a") == [PortAsk(5, 2048, 300)]
+
+
+def test_a_block_that_was_asked_back_is_unused_when_the_table_is_in_force_and_no_flow_is_left() -> None:
+    desk, asked = Desk(), published(replace(A, returning=True), B, version=7)
+    desk.applied = published()
+    desk.use = PortUse({})
+    desk.asks(allocations=asked)
+    assert desk.unused == (), "the datapath may still make mappings there"
+    desk.applied, desk.use = asked, PortUse({(IP, 1024): 1})
+    desk.asks(allocations=asked)
+    assert desk.unused == ()
+    desk.use = None
+    desk.asks(allocations=asked)
+    assert desk.unused == (), "nobody knows"
+    desk.use = PortUse({(IP, 2048): 1})
+    desk.asks(allocations=asked)
+    assert desk.unused == (UnusedBlock(IP, 1024, 1024, 7),)
+    desk.applied = published(version=8)
+    desk.asks()
+    assert desk.unused == (), "granted anew"
+
+
+def test_a_gateway_confirms_what_waits_for_it_and_nothing_else() -> None:
+    desk = Desk("g")
+    desk.asks()
+    assert desk.confirmed == (), "nothing was applied"
+    desk.applied = published(version=7)
+    desk.asks()
+    assert desk.confirmed == (), "nothing waits"
+    desk.applied = published(version=8, awaited=8)
+    desk.asks()
+    assert desk.confirmed == (AppliedTable(IP, 8),)
+    desk.applied = published(version=9, awaited=8)
+    desk.asks()
+    assert desk.confirmed == (AppliedTable(IP, 8),), "that was enough"
+    desk.applied = published(version=10, awaited=10)
+    desk.asks()
+    assert desk.confirmed == (AppliedTable(IP, 10),)
+    desk.applied = published(version=11, awaited=10, told=(1,))
+    desk.asks()
+    assert desk.confirmed == (), "others are waited for"
+
+
+def test_a_table_that_begins_anew_is_confirmed_as_it_is() -> None:
+    desk = Desk("g")
+    desk.applied = published(version=80, awaited=80)
+    desk.asks()
+    desk.applied = published(version=5, awaited=5)
+    desk.asks()
+    assert desk.confirmed == (AppliedTable(IP, 5),)
+
+
+def test_own_blocks_by_group() -> None:
+    allocations = published(A, replace(B, node=1, returning=True), PortBlock(4096, 64, 2))
+    assert own_blocks(allocations, "n") == {5: ((IP, A), (IP, replace(B, node=1, returning=True))), 6: ()}
+    assert own_blocks(allocations, "stranger") == {}
