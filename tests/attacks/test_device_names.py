@@ -15,8 +15,8 @@ from tests.netns.lab.hosts import PodHost
 from tests.netns.lab.lab import FW_ADDRESS, Lab
 from tests.netns.lab.netns import entered
 
-SAID = ["lo;x", "accept", "@x", "$x", "{", "10", "#"]
-UNSAYABLE = ['a"b', "*", "pod-*", "\\*"]
+SAID = ["lo;x", "@x", "{", "10", "#"]
+UNSAYABLE = ['a"b', "*", "pod-*"]
 
 
 @pytest.fixture(scope="module")

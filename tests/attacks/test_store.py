@@ -185,7 +185,6 @@ def test_with_the_operator_away_agents_do_not_follow_an_edit(story: Story, befor
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
-    "truncated": lambda path: os.truncate(path, 0),
     "garbage": lambda path: path.write_bytes(b"garbage" * 2000),
     "removed": lambda path: path.unlink(),
 }
