@@ -7,7 +7,7 @@ agent serves them, and `--manifests` computes the same ones from files.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -89,21 +89,26 @@ def _joined(values: Iterable[object]) -> str:
 
 def _nodes(view: View) -> list[Row]:
     groups = view.snapshot.allocations.groups if view.snapshot.allocations else ()
-    nodes = sorted((view.snapshot.nodes or {}).items())
-    return [_node(node, view.states.get(name) or _node_state(node), groups, silent(view, name)) for name, node in nodes]
-
-
-def silent(view: View, node: str) -> int | None:
-    """For how many seconds the operator has heard nothing of the node's agent; None = it is there, or not known."""
     told = view.snapshot.allocations.nodes if view.snapshot.allocations else ()
-    since = next((each.silent_since for each in told if each.node == node), "")
-    if not since or view.now is None:
+    silent = {each.node: each.silent_since for each in told if each.silent_since}
+    return [
+        _node(node, view.states.get(name) or _node_state(node, silent), groups, _age(silent.get(name, ""), view.now))
+        for name, node in sorted((view.snapshot.nodes or {}).items())
+    ]
+
+
+def _age(since: str, now: float | None) -> int | None:
+    """Seconds; None of nothing, and where it is not of now."""
+    if not since or now is None:
         return None
-    return max(round(view.now - datetime.fromisoformat(since).timestamp()), 0)
+    return max(round(now - datetime.fromisoformat(since).timestamp()), 0)
 
 
-def _node_state(node: Node) -> str:
-    return "leaving" if node.leaving else "cordoned" if node.unschedulable else "serving"
+def _node_state(node: Node, silent: Container[str]) -> str:
+    """In the words of the operator; a node that is silent says nothing of itself."""
+    if node.leaving:
+        return "leaving"
+    return "silent" if node.name in silent else "cordoned" if node.unschedulable else "serving"
 
 
 def _node(node: Node, state: str, groups: Iterable[EgressGroup], silent_seconds: int | None) -> Row:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.models.operator_world import World
+from egress.gateways import MAX_GATEWAYS
+from tests.models.operator_world import LOOK, World
 
 G1 = "group 1 198.51.100.7 EgressPolicy/out via g1:0 g2:1 /2 epoch 1"
 WITHOUT_G1 = """group 1 198.51.100.7 EgressPolicy/out via g2:1 /2 epoch 2
@@ -185,7 +188,7 @@ def test_reports_of_an_older_release_are_believed() -> None:
     world.policy("out", "198.51.100.7")
     world.live(10)
     assert world.decide() == G1
-    world.live(10**5)
+    world.live(10**4)
     assert world.decide() == G1
 
 
@@ -207,3 +210,39 @@ def test_nobody_becomes_a_gateway_while_nobody_is_heard(world: World) -> None:
     world.agent("g1", "g2")
     world.live(20)
     assert world.decide() == f"{G1}\ngroup 2 198.51.100.8 EgressPolicy/more via g1:0 g2:1 /2 epoch 2"
+
+
+NAMES = ("g1", "g2", "g3", "g4", "g5")
+
+
+@given(st.lists(st.tuples(st.sets(st.sampled_from(NAMES[1:])), st.integers(1, 60), st.booleans()), max_size=12))
+@settings(max_examples=20, deadline=None)
+def test_whatever_falls_silent_the_gateways_are_nodes_that_were_heard(
+    steps: list[tuple[set[str], int, bool]],
+) -> None:
+    """g1 is heard all the time, and stays. `steps`: who is heard for how long, and if the operator starts anew then."""
+    world = World()
+    for name in NAMES:
+        world.node(name)
+    world.agent(*NAMES)
+    world.policy("out", "198.51.100.7")
+    world.live(10)
+    world.decide()
+    last = dict.fromkeys(NAMES, world.now)
+    for living, seconds, restarts in steps:
+        world.silence(*NAMES)
+        world.agent("g1", *living)
+        for _ in range(0, seconds, LOOK):
+            world.live(LOOK)
+            last |= dict.fromkeys(("g1", *living), world.now)
+            before = {slot.node for slot in world.allocations.groups[0].gateways}
+            world.decide()
+            gateways = {slot.node for slot in world.allocations.groups[0].gateways}
+            assert "g1" in gateways or len(gateways) == MAX_GATEWAYS
+            assert all(world.now - last[name] <= 12 for name in gateways - before), "it is heard when it becomes one"
+        if restarts:
+            world.restart_operator()
+    world.silence(*NAMES[1:])
+    world.live(64)
+    world.decide()
+    assert [slot.node for slot in world.allocations.groups[0].gateways] == ["g1"]

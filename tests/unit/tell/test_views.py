@@ -93,6 +93,7 @@ def test_a_node_shows_for_how_long_nothing_was_heard_of_its_agent() -> None:
     new_year = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
     first, second = rows("nodes", replace(shown, now=new_year + 75))
     assert (first["agent_silent_seconds"], second["agent_silent_seconds"]) == (75, None)
+    assert (first["state"], second["state"]) == ("silent", "serving")
     assert rows("nodes", replace(shown, now=new_year - 10))[0]["agent_silent_seconds"] == 0, "its clock is behind"
     assert rows("nodes", shown)[0]["agent_silent_seconds"] is None, "files are of no moment"
 
