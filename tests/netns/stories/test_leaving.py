@@ -22,7 +22,7 @@ from tests.netns.lab.stores import Files
 from tests.netns.lab.traffic import NewConnections
 from tests.netns.stories.story import Story, build, fetch_vip, sessions_up, tor_table, write_manifests
 
-MORE = 60  # connections that show that all is well
+MORE = 25  # connections that show that all is well: one in three would take a path that is dead
 
 
 @pytest.fixture(scope="module")
