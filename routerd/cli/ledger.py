@@ -1,4 +1,4 @@
-"""What the operator knows and does of its ledger: ledger, release."""
+"""What the operator knows and does of its ledger: ledger, who, release."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from routerd.cli.command import Command, ask_operator, output, socket
 from routerd.cli.table import render
 
 LEDGER_COLUMNS = ("address", "owner", "pool", "state", "since")
+WHO_COLUMNS = ("egress_ip", "ports", "node", "since", "until")
 
 
 def ledger(arguments: argparse.Namespace) -> int:
@@ -17,6 +18,46 @@ def ledger(arguments: argparse.Namespace) -> int:
     wanted = [each for each in found if arguments.state in (None, each["state"])]
     sys.stdout.write(render(arguments.output, LEDGER_COLUMNS, wanted))
     return codes.OK
+
+
+def who(arguments: argparse.Namespace) -> int:
+    address, port = arguments.source
+    request = {"get": "who", "address": address, "port": port, "at": arguments.at}
+    found = ask_operator(arguments, request)
+    if not found:
+        when = "now" if arguments.at is None else "then"
+        print(f"routerd: port {port} of {address} is no node's {when}", file=sys.stderr)
+        return codes.REFUSED
+    sys.stdout.write(render(arguments.output, WHO_COLUMNS, found))
+    return codes.OK
+
+
+def _source(text: str) -> tuple[str, int]:
+    """ADDRESS:PORT; an IPv6 address in brackets, as in a URL (RFC 3986, section 3.2.2)."""
+    from ipaddress import ip_address
+
+    host, _, port = text.rpartition(":")
+    try:
+        address = ip_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+        number = int(port)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected ADDRESS:PORT or [ADDRESS]:PORT") from None
+    if not 0 <= number <= 65535 or (address.version == 6 and not host.startswith("[")):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected ADDRESS:PORT or [ADDRESS]:PORT")
+    return str(address), number
+
+
+def _moment(text: str) -> float:
+    """Seconds of the Unix epoch of a time in RFC 3339."""
+    from datetime import datetime
+
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a time such as 2026-11-29T21:00:00Z")
+    return moment.timestamp()
 
 
 def release(arguments: argparse.Namespace) -> int:
@@ -29,6 +70,13 @@ def release(arguments: argparse.Namespace) -> int:
 
 def _ledger_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", choices=("used", "reserved", "cooling"), help="only addresses in this state")
+    output(parser)
+    socket(parser)
+
+
+def _who_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="ADDRESS:PORT", type=_source, help="an egress IP and a source port")
+    parser.add_argument("--at", metavar="TIME", type=_moment, help="when, such as 2026-11-29T21:00:00Z; default: now")
     output(parser)
     socket(parser)
 
@@ -49,6 +97,17 @@ LEDGER = Command(
         "jsonpath='{.spec.holderIdentity}' | cut -d_ -f1)\" -- routerd ledger"
     ),
     arguments=_ledger_arguments,
+)
+WHO = Command(
+    "who",
+    "print the node that uses, or used, a port of an egress IP",
+    ("routerd who 192.0.2.7:50123", "routerd who 192.0.2.7:50123 --at 2026-11-29T21:00:00Z"),
+    who,
+    detail=(
+        "Asks the operator, so run it on the operator's host; on Kubernetes in the pod that holds the Lease. For "
+        "complaints that name an address, a port and a time."
+    ),
+    arguments=_who_arguments,
 )
 RELEASE = Command(
     "release",

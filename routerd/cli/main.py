@@ -48,6 +48,7 @@ COMMANDS = (  # in the order of the help
     questions.WHY,
     questions.STATUS,
     ledger.LEDGER,
+    ledger.WHO,
     ledger.RELEASE,
     questions.RELEASE_BRAKE,
     drain.DRAIN,

@@ -69,6 +69,7 @@ class Decision:
     adopted: bool = False  # what was published was newer than the ledger, and is taken over
     conflicts: tuple[str, ...] = ()  # what the ledger had otherwise then, one line each
     ports: Mapping[IPAddress, PortCounts] = field(default_factory=dict)  # by egress IP
+    asks_pending: Mapping[int, int] = field(default_factory=dict)  # by group: nodes that do not get the ports they want
     silent: Mapping[str, str] = field(default_factory=dict)  # by node: since when nothing was heard of its agent
 
 
@@ -209,6 +210,7 @@ def assign(
         adopted=adopted.is_taken,
         conflicts=adopted.conflicts,
         ports=ports.counts,
+        asks_pending=ports.pending,
         silent=agents.silent(),
     )
 

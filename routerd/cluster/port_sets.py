@@ -54,6 +54,7 @@ class Ports:
     bindings: tuple[BindingTable, ...]
     refusals: tuple[Refusal, ...] = ()
     counts: Mapping[IPAddress, PortCounts] = field(default_factory=dict)
+    pending: Mapping[int, int] = field(default_factory=dict)  # by group: nodes that want ports and do not get them all
     next_due: float | None = None
 
     @property
@@ -102,6 +103,7 @@ def give_ports(
         _bindings(ordered, tables, snapshot),
         tuple(refusal for group in groups for refusal in _refusals(group, plans[group.id], numbers)),
         {table.egress_ip: counts(rooms.get(table.egress_ip, RANGE), table) for table in ordered},
+        {group: len({*plan.lacking, *plan.short}) for group, plan in plans.items()},
         min((due for due in dues if due is not None), default=None),
     )
 

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from typing import Any, Protocol, TypeVar
 
 from ipam.round import Record
@@ -20,6 +21,7 @@ from routerd.cluster.adopt import is_foreign, may_know_more
 from routerd.cluster.agents import Agents, hear
 from routerd.cluster.assign import AssignSettings, Decision, Kept, assign, release
 from routerd.cluster.ledger import Changes, Ledger, difference
+from routerd.cluster.port_sets import Holder, holders
 from routerd.errors import EnvironmentFault, StoreError
 from routerd.log import LEVELS, event
 from routerd.model import Allocations, NodeReport, Refusal, Snapshot
@@ -60,9 +62,22 @@ class LedgerFile(Protocol):
     def record(self, changes: Changes) -> None: ...
 
 
+def _rfc3339(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def holder_row(holder: Holder) -> dict[str, str]:
+    """A row of `routerd who`; times in RFC 3339, `until` "" = it still is."""
+    ports = f"{holder.first}-{holder.first + holder.size - 1}"
+    row = {"egress_ip": str(holder.egress_ip), "ports": ports, "node": holder.node}
+    return {**row, "since": _rfc3339(holder.since), "until": _rfc3339(holder.until)}
+
+
 def ledger_row(record: Record) -> dict[str, str]:
     """A row of `routerd ledger`; `since` in RFC 3339."""
-    since = datetime.fromtimestamp(record.since, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    since = _rfc3339(record.since)
     row = {"address": str(record.address), "owner": record.owner, "pool": record.pool}
     return {**row, "state": record.state, "since": since}
 
@@ -199,13 +214,17 @@ class Operator:
         return min(max(due, 0.05), LONGEST_WAIT)
 
     async def answer(self, request: dict[str, Any]) -> Noted:
-        """The operator's socket: {"get": "ledger"}, or {"do": "release", "name": …}; answers with the records.
+        """The operator's socket: {"get": "ledger"}, {"get": "who", "address": …, "port": …, "at": seconds or null}, or
+        {"do": "release", "name": …}; answers with the records.
 
         A release that cannot begin at once is refused and not made later. Errors: `RequestRefused`, `StoreError`.
         """
         name = request.get("name")
         if request == {"get": "ledger"}:
-            return await self._look()
+            state, note = await self._look()
+            return Noted([ledger_row(each) for each in state.addresses], note)
+        if request.get("get") == "who":
+            return await self._who(request)
         if request.get("do") != "release" or not isinstance(name, str):
             raise RequestRefused(f"unknown request {request!r}", 2)
         try:
@@ -217,7 +236,16 @@ class Operator:
         self.wake()
         return Noted([ledger_row(each) for each in released])
 
-    async def _look(self) -> Noted:
+    async def _who(self, request: Mapping[str, Any]) -> Noted:
+        try:
+            address, port, at = ip_address(request["address"]), int(request["port"]), request.get("at")
+            moment = None if at is None else float(at)
+        except (KeyError, ValueError, TypeError) as error:
+            raise RequestRefused(f"unknown request {request!r}", 2) from error
+        state, note = await self._look()
+        return Noted([holder_row(each) for each in holders(state, address, port, moment)], note)
+
+    async def _look(self) -> tuple[Ledger, str]:
         """What the ledger says, without waiting for a store that does not answer."""
         if self._state is None:  # it is being written, or that failed, or it was never read
             with suppress(RequestRefused):
@@ -228,7 +256,7 @@ class Operator:
         elif state is None:
             state, note = self._last_ledger, OLD
         assert state is not None
-        return Noted([ledger_row(each) for each in state.addresses], note)
+        return state, note
 
     def release(self, name: str) -> tuple[Record, ...]:
         """Ends the reservations of an address or owner and says which."""

@@ -30,6 +30,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "policies": ("policy", "destinations", "egress_ip", "group", "gateway", "pods_here", "reason"),
     "pools": ("pool", "protocol", "uses", "addresses", "used", "free", "disabled"),
     "nat": ("protocol", "pod", "remote", "egress_ip", "port", "group", "idle_seconds"),
+    "port-sets": ("egress_ip", "ports", "size", "node", "state", "group"),
     "egress-ips": ("egress_ip", "policies", "pool", "group", "active_gateway", "gateways", "epoch", "node_address"),
 }
 STEPS = ("yes", "question", "reason", "detail")  # of `why`

@@ -21,6 +21,8 @@ from routerd.tell.status import BUCKETS, AgentStatus, PeerStatus, Rounds
 if TYPE_CHECKING:
     from egress.status import EgressStatus
     from ipam.pool import Counts
+    from ipam.port_sets import PortCounts
+    from routerd.model import IPAddress
     from routerd.tell.operator_status import OperatorStatus, Tenure
 
 Sample = tuple[tuple[str, ...], float]
@@ -188,6 +190,19 @@ def _counts(counts: Mapping[str, Counts]) -> Iterator[Metric]:
     yield _gauge("routerd_operator_pool_addresses", text, ("pool", "state"), states)
 
 
+def _ports(counts: Mapping[IPAddress, PortCounts], pending: Mapping[int, int]) -> Iterator[Metric]:
+    states = [
+        ((str(address), state), float(getattr(each, state)))
+        for address, each in counts.items()
+        for state in ("free", "granted", "returning", "cooling")
+    ]
+    text = "Granules of 64 ports of the egress IP by state; the states add up to all that can be given."
+    yield _gauge("routerd_operator_port_granules", text, ("egress_ip", "state"), states)
+    text = "Nodes that do not get all the ports that they want."
+    nodes = [((str(group),), float(count)) for group, count in sorted(pending.items())]
+    yield _gauge("routerd_operator_port_asks_pending", text, ("group",), nodes)
+
+
 def _tenure(tenure: Tenure) -> Iterator[Metric]:
     changes = [(("acquired",), float(tenure.acquired)), (("lost",), float(tenure.lost))]
     text = "How often this operator got or lost the lease."
@@ -202,6 +217,7 @@ def operator_families(status: OperatorStatus) -> Iterator[Metric]:
     """Every metric family of an operator, in the order of the documentation."""
     yield from _operator(status)
     yield from _counts(status.counts)
+    yield from _ports(status.ports, status.asks_pending)
     if status.tenure is not None:
         yield from _tenure(status.tenure)
     if status.store is not None:

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from routerd.model import NodeReport, Refusal, Snapshot
+from routerd.model import IPAddress, NodeReport, Refusal, Snapshot
 from routerd.store.interface import StoreStatus
 from routerd.tell.status import Rounds
 
 if TYPE_CHECKING:  # metrics of an agent need no part of the operator
     from ipam.pool import Counts
+    from ipam.port_sets import PortCounts
     from routerd.cluster.assign import Decision
 
 NEEDS = {
@@ -43,6 +44,8 @@ class OperatorStatus:
     silent: Mapping[str, str] = field(default_factory=dict)  # by node: since when nothing was heard of its agent
     generation: int | None = None  # of the last decision; None = there was none, or another operator is active
     counts: Mapping[str, Counts] = field(default_factory=dict)  # addresses by pool, likewise
+    ports: Mapping[IPAddress, PortCounts] = field(default_factory=dict)  # granules by egress IP, likewise
+    asks_pending: Mapping[int, int] = field(default_factory=dict)  # nodes by group, likewise
     refusals: tuple[Refusal, ...] = ()
     store: StoreStatus | None = None  # None: not one that an API server is behind
     tenure: Tenure | None = None
@@ -87,6 +90,8 @@ def operator_status(
         rounds=rounds,
         generation=decision.allocations.generation if decision else None,
         counts=decision.counts if decision else {},
+        ports=decision.ports if decision else {},
+        asks_pending=decision.asks_pending if decision else {},
         silent=decision.silent if decision else {},
         refusals=(*snapshot.refusals, *decided, *refusals),
         store=store,

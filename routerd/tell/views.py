@@ -30,6 +30,7 @@ from routerd.model import (
 )
 from routerd.node.desired import NodeState, group_of
 from routerd.node.pools import PoolIndex
+from routerd.node.port_sets import addresses_of
 from routerd.refs import PEER
 from routerd.tell.columns import COLUMNS
 
@@ -78,6 +79,7 @@ def rows(kind: str, view: View) -> list[Row]:
         "policies": _policies,
         "pools": lambda view: pool_rows(view.snapshot),
         "egress-ips": lambda view: egress_ip_rows(view.snapshot.allocations),
+        "port-sets": lambda view: port_set_rows(view.snapshot.allocations),
         "nat": lambda view: list(view.nat),
     }
     return makers[kind](view)
@@ -273,3 +275,21 @@ def egress_ip_rows(allocations: Allocations | None) -> list[Row]:
         }
         for group in groups
     ]
+
+
+def port_set_rows(allocations: Allocations | None) -> list[Row]:
+    """Which node may use which ports of an egress IP; those that rest are nobody's."""
+    if allocations is None:
+        return []
+    names = {each.number: each.node for each in allocations.numbers}
+    groups = {address: group.id for group in allocations.groups for address in addresses_of(group)}
+    table: list[Row] = []
+    for each in allocations.bindings:
+        states = {False: "granted", True: "returning"}
+        found = [(one.first, one.size, names.get(one.node, ""), states[one.returning]) for one in each.blocks()]
+        found += [(first, size, "", "cooling") for one in each.cooling for first, size in one.ranges]
+        for first, size, node, state in sorted(found):
+            ports = f"{first}-{first + size - 1}"
+            row: Row = {"egress_ip": str(each.egress_ip), "ports": ports, "size": size, "node": node, "state": state}
+            table.append({**row, "group": groups.get(each.egress_ip)})
+    return table

@@ -30,6 +30,7 @@ from routerd.model import (
 from routerd.node.announce import SERVICE_CHECKS, Announcements, Scene, family_refusals, scene_of, service_paths
 from routerd.node.desired import NodeState, Settings, group_of, selects
 from routerd.node.inside import endpoints, external_ips, is_steered, outside
+from routerd.node.port_sets import addresses_of, own_blocks
 from routerd.node.sessions import peers_here
 from routerd.refs import EGRESS, NODE, PEER, POD, SERVICE, Ref, service_ref
 from routerd.tell.render import path_text
@@ -43,6 +44,7 @@ POD_NEEDS = ("nodes", "namespaces", "pods", "services", "policies", "allocations
 EGRESS_NEEDS = ("nodes", "policies", "allocations")
 OF_AGENTS = ("NoGateway", "AgentAbsent")  # reasons
 SHOWN = 3  # addresses in one line
+FEW_PORTS = 256  # below, the ports of a node's questions to one resolver are soon guessed (RFC 6056, section 2.1)
 EXTERNAL = "do its policies take it to externalIPs of services?"
 IN_CLUSTER = "any user may write them, so they are not in the cluster unless egress.in-cluster holds their network"
 BEHIND = "do its policies take it to endpoints of services outside the cluster?"
@@ -266,7 +268,9 @@ def _leaving(snapshot: Snapshot, state: NodeState, pod: Pod) -> Iterator[Step]:
         translated = [each for each in policy.destinations if egress_versions((each,), policy.egress_ip)]
         lacking = unsupported(policy.destinations, policy.egress_ip)
         if translated or not lacking:
-            yield _policy_step(policy, translated, state, snapshot.allocations or Allocations())
+            allocations = snapshot.allocations or Allocations()
+            yield _policy_step(policy, translated, state, allocations)
+            yield from _ports_step(policy, pod.node, allocations)
         if lacking:
             rest = [each for each in policy.destinations if each not in translated]
             yield Step(_question(policy, rest), False, UNSUPPORTED_FAMILY, lacking, note=bool(translated))
@@ -325,6 +329,26 @@ def _policy_step(
     refusal = gateways_refused(group.policies, allocations)
     doubt = f"; {refusal.message}" if refusal is not None else ""
     return Step(question, True, detail=f"as {group.egress_ip} by gateway {gateway.node} (group {group.id}){doubt}")
+
+
+def _ports_step(policy: EgressPolicy, node: str, allocations: Allocations) -> Iterator[Step]:
+    """Which ports the node has; said of groups of which ports are given at all."""
+    group = group_of(policy, allocations)
+    tables = {table.egress_ip for table in allocations.bindings}
+    if group is None or tables.isdisjoint(addresses_of(group)):
+        return
+    blocks = own_blocks(allocations, node).get(group.id, ())
+    usable = [(address, block) for address, block in blocks if not block.returning]
+    question = f"has node {node} ports to leave with?"
+    if not usable:
+        told = (r.message for r in allocations.refusals if r.object == policy.ref and r.reason == "PortsExhausted")
+        detail = next(told, "the operator gives it some when its agent asks")
+        yield Step(question, False, "NoPorts", detail, note=True)
+        return
+    shown = ", ".join(f"{address}:{block.first}-{block.last}" for address, block in usable[:SHOWN])
+    ports = sum(block.size for _, block in usable)
+    few = f"; {ports.bit_length() - 1} bits of chance towards a resolver (RFC 6056)" if ports < FEW_PORTS else ""
+    yield Step(question, True, detail=f"{ports}: {shown}{', …' if usable[SHOWN:] else ''}{few}")
 
 
 # --- egress IPs

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
+from routerd.formats.published.bindings import binding_table
 from routerd.model import (
     EXCLUDE_LABEL,
     AddressPool,
     Advertisement,
     Allocations,
+    CoolingPorts,
     EgressGroup,
     EgressPolicy,
     Endpoint,
@@ -17,10 +19,12 @@ from routerd.model import (
     GatewaySlot,
     Namespace,
     Node,
+    NodeNumber,
     Peer,
     Peering,
     Pod,
     PodSelection,
+    PortBlock,
     Service,
     ServiceAllocation,
     Snapshot,
@@ -105,6 +109,17 @@ def snapshot(**fields: object) -> Snapshot:
         service_cidrs=(ip_network("10.96.0.0/12"),),
     )
     return replace(whole, **fields)  # type: ignore[arg-type]
+
+
+def with_ports() -> Allocations:
+    """Its allocations, with ports: node a has some, and others that were asked back; node b some, and some rest."""
+    allocations = snapshot().allocations
+    assert allocations is not None
+    (the_group,) = allocations.groups
+    blocks = (PortBlock(1024, 1024, 1), PortBlock(2048, 64, 1, returning=True), PortBlock(4096, 128, 2))
+    cooling = (CoolingPorts(1000, 3, ((8192, 128),)),)
+    table = binding_table(the_group.egress_ip, 4, blocks, told=(2,), awaited=3, cooling=cooling)
+    return replace(allocations, numbers=(NodeNumber("a", 1), NodeNumber("b", 2)), bindings=(table,))
 
 
 def local_service() -> dict[str, object]:

@@ -181,6 +181,48 @@ def test_a_note_about_the_ledger_is_told_beside_it(config: Path, capsys: pytest.
     assert err == "routerd: may be old\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "request_"),
+    [
+        (["192.0.2.7:50123"], {"address": "192.0.2.7", "port": 50123, "at": None}),
+        (["[2001:db8::7]:1", "--at", "1970-01-01T01:00:00+01:00"], {"address": "2001:db8::7", "port": 1, "at": 0.0}),
+    ],
+)
+def test_who_had_a_port(
+    config: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], request_: dict[str, Any]
+) -> None:
+    row = {"egress_ip": "192.0.2.7", "ports": "1-2", "node": "a", "since": "1970-01-01T00:00:01Z", "until": ""}
+    asked: list[object] = []
+
+    async def story() -> int:
+        def answer(request: dict[str, Any]) -> Noted:
+            asked.append(request)
+            return Noted([row] if len(asked) == 1 else [])
+
+        async with answering(operator_socket(config.parent / "run"), answer):
+            command = ["--config", str(config), "who", *arguments]
+            first = await asyncio.to_thread(run, *command, "-o", "json")
+            return first + 10 * await asyncio.to_thread(run, *command)
+
+    assert asyncio.run(story()) == codes.OK + 10 * codes.REFUSED
+    assert asked == [{"get": "who", **request_}] * 2
+    out, err = capsys.readouterr()
+    assert json.loads(out) == [row]
+    assert "is no node's" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["192.0.2.7"], ["web:80"], ["192.0.2.7:70000"], ["2001:db8::7:1"], ["192.0.2.7:1", "--at", "now"],
+     ["192.0.2.7:1", "--at", "2026-11-29T21:00:00"]],
+)  # fmt: skip
+def test_what_is_no_port_or_no_time_is_said(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        run("who", *arguments)
+    assert done.value.code == codes.USAGE
+    assert "expected" in capsys.readouterr().err
+
+
 # --- errors are one line
 
 

@@ -274,6 +274,30 @@ def test_the_release_of_an_address_by_its_socket(store: FakeStore, ledger: FakeL
         ask({"do": "away", "name": owner})
 
 
+def test_whose_a_port_is_or_was_by_its_socket(store: FakeStore, ledger: FakeLedger) -> None:
+    now = 1000.0
+    operator = Operator(store, ledger, clock=lambda: now)
+    store.world.node("g")
+    store.world.policy("e", "198.51.100.7")
+    operator.round()
+
+    def who(port: object, at: object = None, address: str = "198.51.100.7") -> list[dict[str, str]]:
+        request = {"get": "who", "address": address, "port": port, "at": at}
+        found: list[dict[str, str]] = asyncio.run(operator.answer(request)).result
+        return found
+
+    row = {"egress_ip": "198.51.100.7", "ports": "1024-2047", "node": "g", "since": "1970-01-01T00:16:40Z", "until": ""}
+    assert (who(1500), who(1500, 1001), who(1500, 999), who(80)) == ([row], [row], [], [])
+    now = 2000.0
+    store.world.nodes.clear()
+    operator.round()
+    assert who(1500, 1500.0) == [{**row, "until": "1970-01-01T00:33:20Z"}]
+    assert who(1500) == who(1500, None, "2001:db8::1") == []
+    for port, at in (("x", None), (1, "yesterday"), (None, None)):
+        with pytest.raises(RequestRefused, match="unknown request"):
+            who(port, at)
+
+
 # --- questions while the store does not answer
 
 

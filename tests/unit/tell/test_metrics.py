@@ -14,6 +14,7 @@ from prometheus_client.exposition import generate_latest
 from bgp.session import PeerStatus as Session
 from egress.status import EgressStatus
 from ipam.pool import Counts
+from ipam.port_sets import PortCounts
 from routerd.model import Refusal
 from routerd.refs import Ref
 from routerd.store.interface import ResourceStatus, Responses, StoreStatus
@@ -48,6 +49,8 @@ OPERATOR = OperatorStatus(
     rounds=Rounds().after(0.02).after(0.2, error="API server: no answer"),
     generation=7,
     counts={"default": Counts(total=256, free=250, used=3, cooling=2, reserved=1)},
+    ports={ip_address("192.0.2.7"): PortCounts(total=1008, free=900, granted=92, returning=0, cooling=16)},
+    asks_pending={1: 2},
     refusals=FULL.refusals,
     silent={"gw1": "2026-01-01T00:00:00Z"},
     store=FULL.store,
@@ -124,6 +127,11 @@ def test_the_operator_s_numbers() -> None:
         'routerd_operator_pool_addresses{pool="default",state="used"} 3.0',
         'routerd_operator_pool_addresses{pool="default",state="cooling"} 2.0',
         'routerd_operator_pool_addresses{pool="default",state="reserved"} 1.0',
+        'routerd_operator_port_granules{egress_ip="192.0.2.7",state="free"} 900.0',
+        'routerd_operator_port_granules{egress_ip="192.0.2.7",state="granted"} 92.0',
+        'routerd_operator_port_granules{egress_ip="192.0.2.7",state="returning"} 0.0',
+        'routerd_operator_port_granules{egress_ip="192.0.2.7",state="cooling"} 16.0',
+        'routerd_operator_port_asks_pending{group="1"} 2.0',
         'routerd_operator_lease_transitions_total{change="acquired"} 2.0',
         'routerd_operator_lease_transitions_total{change="lost"} 1.0',
         "routerd_operator_status_writes_total 12.0",

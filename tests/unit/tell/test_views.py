@@ -23,7 +23,7 @@ UP = Session("up", flaps=1, families=("ipv4 unicast",), announced=2)
 
 
 def view(session: Session = UP, **fields: object) -> View:
-    snapshot = cluster.snapshot(**fields)
+    snapshot = cluster.snapshot(**{"allocations": cluster.with_ports(), **fields})
     state = compose(snapshot, Settings("a"), LocalFacts(sessions={**LOCAL, FAR: None}))
     return View(
         snapshot,
@@ -123,3 +123,15 @@ def test_pools_count_what_has_an_owner() -> None:
 def test_a_pool_counts_what_lies_in_it_under_whatever_name_it_was_given() -> None:
     row = one("pools", pools={"new": cluster.pool("new")})
     assert (row["pool"], row["used"]) == ("new", 1)
+
+
+def test_port_sets_say_whose_they_are_and_in_which_state() -> None:
+    found = rows("port-sets", view())
+    assert [(row["ports"], row["size"], row["node"], row["state"]) for row in found] == [
+        ("1024-2047", 1024, "a", "granted"),
+        ("2048-2111", 64, "a", "returning"),
+        ("4096-4223", 128, "b", "granted"),
+        ("8192-8319", 128, "", "cooling"),
+    ]
+    assert {row["group"] for row in found} == {7}
+    assert rows("port-sets", view(allocations=None)) == []

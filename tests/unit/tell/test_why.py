@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from bgp.session import PeerStatus as Session
-from routerd.model import GATEWAY_LABEL, Allocations, GatewaySlot, NodeAddresses, Peer, Peering, Refusal
+from routerd.model import GATEWAY_LABEL, Allocations, GatewaySlot, NodeAddresses, NodeNumber, Peer, Peering, Refusal
 from routerd.node.announce import Rules
 from routerd.node.desired import LocalFacts, Settings, compose
 from routerd.refs import Ref, service_ref
@@ -143,6 +143,28 @@ def test_a_steered_pod_is_told_its_gateway_and_address() -> None:
     assert all(step.yes for step in steps)
     assert steps[-1].question == "does EgressPolicy/web take it to 203.0.113.0/24?"
     assert steps[-1].detail == "as 198.51.100.7 by gateway b (group 7)"
+
+
+def ports_step(**fields: object) -> Step:
+    allocations = replace(cluster.with_ports(), **fields)  # type: ignore[arg-type]
+    (step,) = [each for each in why("pod/default/web-1", allocations=allocations) if "ports" in each.question]
+    return step
+
+
+def test_a_steered_pod_is_told_the_ports_of_its_node() -> None:
+    step = ports_step()
+    assert (step.yes, step.question) == (True, "has node a ports to leave with?")
+    assert step.detail == f"1024: {cluster.group().egress_ip}:1024-2047", "what was asked back does not count"
+    few = ports_step(numbers=(NodeNumber("a", 2),))
+    assert few.detail.endswith("4096-4223; 7 bits of chance towards a resolver (RFC 6056)")
+
+
+def test_a_steered_pod_whose_node_has_no_ports_is_told_why() -> None:
+    step = ports_step(numbers=())
+    assert (step.yes, step.reason, step.note) == (False, "NoPorts", True)
+    assert step.detail == "the operator gives it some when its agent asks"
+    full = Refusal(Ref.parse("EgressPolicy/web"), "PortsExhausted", "give the policy 1 more egress address")
+    assert ports_step(numbers=(), refusals=(full,)).detail == "give the policy 1 more egress address"
 
 
 POD_NOES: dict[str, dict[str, object]] = {
