@@ -3,7 +3,7 @@
     rounds    decide, read back, plan, apply; at once after a change, else every few seconds; retries back off
     store     watches the store and wakes `rounds`
     speaker   the connection to the speaker's process, which the agent does not own
-    report    what only this node knows, for the operator
+    report    what only this node knows, and that it serves, for the operator (`presence.py`)
     collect   idle flows out of the datapath
     links     devices that come, go or change: they wake `rounds`, too
     drain     looks whether the node is to leave, and how far it is
