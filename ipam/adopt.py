@@ -133,7 +133,7 @@ def overtaken(work: Round) -> list[Denial]:
         Denial(owner, "AddressTaken", f'"{address_of(key)}" is {work.taken.whose(key)}: give one of the two another')
         for owner, mine in work.held.items()
         for key in mine
-        if key in work.taken and not work.requests[owner].given
+        if work.taken.is_firm(key) and not work.requests[owner].given
     ]
 
 
@@ -163,6 +163,7 @@ def _adoptable(work: Round, request: Request, pool: Pool, key: int) -> bool:
         and request.purpose in pool.spec.uses
         and address.version in request.versions
         and (address in request.addresses or not _has_enough(request, mine.values(), address))
-        and not pool.leaves_out(key)
+        and not pool.avoids(key)
+        and not work.taken.is_firm(key)
         and not (pool.spec.disabled and key in pool.cooling)  # released: a drained pool does not give it again
     )

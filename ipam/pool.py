@@ -151,7 +151,15 @@ class Pool:
 
     def leaves_out(self, key: int) -> bool:
         """Whether the pool never gives out the address although it lies in a block."""
-        return key in self.taken or (self.spec.avoid_buggy_ips and is_buggy(key))
+        return key in self.taken or self.avoids(key)
+
+    def avoids(self, key: int) -> bool:
+        """Whether clients may take the address for one that is no host's, and the pool is told to leave those out."""
+        return self.spec.avoid_buggy_ips and is_buggy(key)
+
+    def is_given(self, key: int) -> bool:
+        """Whether the address is somebody's by this pool: held, bound to a name, or cooling down."""
+        return key in self.holders or key in self.reserved or key in self.cooling
 
     def has_version(self, version: Version) -> bool:
         return any(block.version == version for block in self._blocks)

@@ -79,6 +79,10 @@ class Round:
             return pool
         return next((pool for pool in self.pools if pool.contains(key)), None)
 
+    def is_taken(self, pool: Pool, key: int) -> bool:
+        """Whether the address is somebody's for another reason than that a pool gave it."""
+        return key in self.taken and (self.taken.is_firm(key) or not pool.is_given(key))
+
     def wanted(self, request: Request, key: int) -> Use:
         """What an owner gave by name it may share; what it kept from before the edit it may not."""
         return Use() if self.is_kept(request, key) else request.use
@@ -117,6 +121,5 @@ class Round:
             pool.reserve(key, owner)
         pool.release(key, owner, self.now)
         if record.bound or key in pool.cooling:
-            self.idle[key, owner] = replace(
-                record, state="reserved" if record.bound else "cooling", since=self.now, use=None
-            )
+            state: State = "reserved" if record.bound else "cooling"
+            self.idle[key, owner] = replace(record, state=state, since=self.now, pool=pool.name, use=None)

@@ -80,9 +80,9 @@ def _not_allowed(work: Round, request: Request, keys: list[int]) -> Denial | Non
         return Denial(request.owner, "NotInPool", message)
     if request.given and not request.pool:
         return None  # the address is the owner's own word
-    whose = next(((key, work.taken.whose(key)) for key in keys if key in work.taken), None)
-    if whose is not None:
-        message = f'"{address_of(whose[0])}" is {whose[1]}: request another address'
+    taken = next((key for key in keys if work.is_taken(work.home(key) or work.outside, key)), None)
+    if taken is not None and not request.given:
+        message = f'"{address_of(taken)}" is {work.taken.whose(taken)}: request another address'
         return Denial(request.owner, "AddressTaken", message)
     if len(pools) > 1 and None not in pools:
         names = " and ".join(f'"{name}"' for name in sorted(filter(None, pools)))
@@ -93,7 +93,7 @@ def _not_allowed(work: Round, request: Request, keys: list[int]) -> Denial | Non
         return _outside(request, "it lies in no pool" if len(keys) == 1 else "they do not all lie in a pool")
     if request.purpose not in pool.spec.uses:
         return _outside(request, f'pool "{pool.name}" does not serve {request.purpose}')
-    if any(map(pool.leaves_out, keys)):
+    if any(map(pool.avoids, keys)):
         return _outside(request, f'pool "{pool.name}" leaves out addresses that end with .0 and .255')
     return _closed(work, request, pool)
 
@@ -195,7 +195,7 @@ def _find(work: Round, request: Request, pool: Pool, version: Version) -> int | 
     """An address that the owner had before and nobody else has, else what the pool finds."""
     for key in work.returning.get(request.owner, ()):
         usable = address_of(key).version == version and work.home(key) is pool
-        if usable and key not in work.taken and pool.denial(key, request.owner, request.use) is None:
+        if usable and not work.taken.is_firm(key) and pool.denial(key, request.owner, request.use) is None:
             return key
     return pool.find(request.owner, version, request.use)
 

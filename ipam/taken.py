@@ -11,9 +11,13 @@ Range = tuple[int, int]  # first and last key
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """`claims`: ranges of keys, each with words for whose it is. They may overlap; the smallest one is told."""
+    """`claims`: ranges of keys, each with words for whose it is. They may overlap; the smallest one is told.
+
+    `soft`: keys that nobody may have anew, but that may be taken because a pool gave them.
+    """
 
     claims: tuple[tuple[int, int, str], ...] = ()
+    soft: frozenset[int] = frozenset()
     _ranges: tuple[Range, ...] = field(init=False)  # disjoint, sorted, none next to another
 
     def __post_init__(self) -> None:
@@ -27,6 +31,10 @@ class Taken:
 
     def __contains__(self, key: int) -> bool:
         return self.end(key) is not None
+
+    def is_firm(self, key: int) -> bool:
+        """Whether it is somebody's, whoever got it from a pool."""
+        return key in self and key not in self.soft
 
     def end(self, key: int) -> int | None:
         """The last key of the row of taken addresses that `key` is in; None if it is free."""

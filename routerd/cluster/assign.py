@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv6Address
 
 from egress.gateways import MAX_GATEWAYS
 from egress.policy import UNSUPPORTED_FAMILY, unsupported
@@ -26,7 +25,7 @@ from routerd.cluster.groups import HEARD_OF_ALL, Groups, absent_gateways, addres
 from routerd.cluster.ledger import Ledger
 from routerd.cluster.port_sets import PortRules, Ports, give_ports
 from routerd.cluster.requests import is_ours, policy_request, pool_spec, service_request
-from routerd.memo import PerObject, Tally, by_identity
+from routerd.memo import PerObject
 from routerd.model import (
     AddressPool,
     Allocations,
@@ -82,28 +81,10 @@ class Kept:
         self.requests: PerObject[Service, Request | None] = PerObject(_service_request)
         self.hosts = Hosts(service_cidrs)
         self.taken = taken.Kept()
-        self.recorded = Recorded()
         self.planner = Planner()
         self.given: Mapping[str, ServiceAllocation] = {}
         self.ports = KeptPorts()
         self.digests = Digests()
-
-
-class Recorded:
-    """Addresses that were given, as far as it is known: a node may have them on an interface because of that."""
-
-    def __init__(self) -> None:
-        self._records: Tally[Record, int] = Tally(lambda record: (key_of(record.address),))
-        self._known: Tally[Request, int] = Tally(lambda request: map(key_of, request.known))
-
-    def take(self, ledger: Ledger, requests: Iterable[Request]) -> Recorded:
-        self._records.update(by_identity(ledger.addresses))
-        self._known.update(by_identity(requests))
-        return self
-
-    def __contains__(self, address: object) -> bool:
-        assert isinstance(address, IPv4Address | IPv6Address)
-        return key_of(address) in self._records.values or key_of(address) in self._known.values
 
 
 class KeptPorts:
@@ -168,7 +149,7 @@ def assign(
     refused = limits.refused({key: each.egress_ip for key, each in policies.items() if each.egress_ip is not None})
     policy_requests = (policy_request(each, on_nodes) for key, each in policies.items() if key not in refused)
     requests += [request for request in policy_requests if request is not None]
-    claimed, pools_over = taken.taken_of(snapshot, reports, kept.recorded.take(ledger, requests), kept.taken)
+    claimed, pools_over = taken.taken_of(snapshot, reports, kept.taken)
     specs = map(pool_spec, pools.values())
     planned = kept.planner.plan(specs, ledger.addresses, requests, now, settings.timers, claimed)
     granted = {key: grant for key, grant in planned.grants.items() if key in policies}

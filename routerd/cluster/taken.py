@@ -5,7 +5,7 @@ Other addresses of a network that nodes are in may be given: who makes a pool of
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from itertools import chain
@@ -58,19 +58,26 @@ class Kept:
 
 
 def taken_of(
-    snapshot: Snapshot, reports: Mapping[str, NodeReport], recorded: Container[IPAddress], kept: Kept | None = None
+    snapshot: Snapshot, reports: Mapping[str, NodeReport], kept: Kept | None = None
 ) -> tuple[Taken, tuple[Refusal, ...]]:
-    """What no pool gives, and pools of which a part is the cluster's. `recorded`: addresses in the ledger, which a node
-    may have on an interface because they were given. `kept`: of the last time; it is renewed.
-    """
+    """What no pool gives, and pools of which a part is the cluster's. `kept`: of the last time; it is renewed."""
     pools = (snapshot.pools or {}).values()
+    nodes = snapshot.nodes or {}
     space = PoolSpace.of(pools)
     networks = [pair for pair in (*RESERVED, *ranges(snapshot)) if space.overlaps(pair[0])]
     claims = [(*_range(network), words) for network, words in networks]
-    single = [*(kept or Kept()).singles(space, snapshot), *_of_nodes(space, snapshot.nodes or {}, reports, recorded)]
-    claims += [(key_of(address), key_of(address), words) for address, words in single]
+    claims += [
+        (key_of(address), key_of(address), words)
+        for address, words in (*(kept or Kept()).singles(space, snapshot), *_of_nodes(space, nodes, reports))
+    ]
+    firm = Taken(tuple(claims))
+    soft: dict[int, str] = {}
+    for address, words in _seen_on(space, nodes, reports):
+        if (key := key_of(address)) not in firm:
+            soft.setdefault(key, words)
+    claims += [(key, key, words) for key, words in soft.items()]
     refusals = (*_pools_over(pools, networks), *_over_cluster_ips(pools, space, snapshot))
-    return Taken(tuple(claims)), refusals
+    return Taken(tuple(claims), frozenset(soft)), refusals
 
 
 def _over_cluster_ips(pools: Collection[AddressPool], space: PoolSpace, snapshot: Snapshot) -> Iterator[Refusal]:
@@ -105,21 +112,30 @@ def _of_others(service: Service) -> bool:
 
 
 def _of_nodes(
-    space: PoolSpace, nodes: Mapping[str, Node], reports: Mapping[str, NodeReport], recorded: Container[IPAddress]
+    space: PoolSpace, nodes: Mapping[str, Node], reports: Mapping[str, NodeReport]
 ) -> Iterator[tuple[IPAddress, str]]:
+    """What Node objects say, and the networks that their agents report."""
     for name, node in nodes.items():
-        report = reports.get(name, NodeReport(name))
         for address in node.addresses:
             if address in space:
                 yield address, f"an address of {node.ref}"
+        for network in reports[name].networks if name in reports else ():
+            for address, words in _own(network):
+                if address in space:
+                    yield address, f"{words} of {node.ref}"
+
+
+def _seen_on(
+    space: PoolSpace, nodes: Mapping[str, Node], reports: Mapping[str, NodeReport]
+) -> Iterator[tuple[IPAddress, str]]:
+    """What may be there because a pool gave it: kube-proxy in IPVS mode has VIPs on interfaces. And guesses."""
+    for name, node in nodes.items():
+        report = reports.get(name, NodeReport(name))
         for address in report.addresses:
-            if address in space and address not in recorded:
-                yield address, f"on an interface of {node.ref}"
-        for address, words in (pair for network in report.networks for pair in _own(network)):
             if address in space:
-                yield address, f"{words} of {node.ref}"
+                yield address, f"on an interface of {node.ref}"
         for address, words in () if report.networks else _likely_own(node):
-            if address in space and address not in recorded:
+            if address in space:
                 yield address, f"{words} of {node.ref}"
 
 

@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from ipam.pool import Use
 from routerd.cluster.assign import assign
 from routerd.cluster.ledger import TABLES, Ledger, difference
 from routerd.model import Allocations, IPAddress
@@ -35,7 +36,9 @@ class OperatorMachine(RuleBasedStateMachine):
           policy=st.sampled_from(["SingleStack", "PreferDualStack", "RequireDualStack"]))  # fmt: skip
     def service(self, name: str, ips: str, pool: str, key: str, port: int, policy: str) -> None:
         self.world.service(name, port, ips=ips, requested_pool=pool, sharing_key=key, ip_family_policy=policy)
+        before = self.world.allocations
         self.decide()
+        self.nobody_moved(before, edited=f"d/{name}")
 
     @rule(name=NAMES)
     def remove_service(self, name: str) -> None:
@@ -114,15 +117,14 @@ class OperatorMachine(RuleBasedStateMachine):
         if world.last.next_due is not None:
             assert world.last.next_due > world.now
 
-    def nobody_moved(self, before: Allocations) -> None:
+    def nobody_moved(self, before: Allocations, edited: str = "") -> None:
         now = {each.service: each.addresses for each in self.world.allocations.services}
         waiting = {
             str(refusal.object) for refusal in before.refusals
         }  # these asked for another address before the edit
         for each in before.services:
-            assert f"svc/{each.service}" in waiting or set(each.addresses) <= set(now.get(each.service, ())), (
-                "an edit of a pool moved an address"
-            )
+            is_free = each.service == edited or f"svc/{each.service}" in waiting
+            assert is_free or set(each.addresses) <= set(now.get(each.service, ())), "somebody else's edit moved it"
 
     @invariant()
     def no_address_has_two_owners(self) -> None:
@@ -136,10 +138,21 @@ class OperatorMachine(RuleBasedStateMachine):
         for names in owners.values():
             services = [self.world.services[name.removeprefix("svc/")] for name in names if name.startswith("svc/")]
             if len(services) > 1:
-                assert {service.sharing_key for service in services} == {"k"}
                 assert len({service.ports for service in services}) == len(services)
+        self.sharing_was_granted()
         self.no_early_reuse(owners)
         self.owners = owners
+
+    def sharing_was_granted(self) -> None:
+        """Who shares was let to by the others, and its ports are those that it has now."""
+        uses: dict[IPAddress, list[Use | None]] = {}
+        for record in self.world.ledger.addresses:
+            if record.state == "used" and record.owner.startswith("svc/"):
+                uses.setdefault(record.address, []).append(record.use)
+                ports = self.world.services[record.owner.removeprefix("svc/")].ports
+                assert record.use is None or record.use.ports == {f"tcp/{port.port}" for port in ports}
+        for shared in uses.values():
+            assert len(shared) == 1 or {use and use.sharing_key for use in shared} == {"service:k"}
 
     def no_early_reuse(self, owners: dict[IPAddress, set[str]]) -> None:
         """Another owner waits until an address has cooled down."""
