@@ -45,6 +45,7 @@ def serve_any(work: Round, request: Request) -> None:
                 return
             if request.families != "one":
                 _add_families(work, request, current, missing)
+                _drop_unwanted_families(work, request)  # one that was left alone, as nothing else was there
                 return
     chosen = _choose(work, request)
     if chosen is None:
