@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 
 from routerd.errors import InputError
 from routerd.formats import core
@@ -54,13 +55,46 @@ class Loaded:
 
 
 def read_file(text: str, file: str = "") -> Loaded:
-    """Each object of a file; one that is wrong is a mistake; the rest goes on. Raises InputError if it is no YAML."""
-    lines = text.split("\n")
+    """Each object of a file; one that is wrong is a mistake; the rest goes on. Raises InputError if all is no YAML."""
+    source = Source(file)
     try:
-        found = documents(text, Source(file))
+        return _read_text(text, source)
     except ValueError as error:  # as in `read_object`
         raise InputError(f"not understood: {error}", file=file) from error
+    except InputError:
+        pieces = _pieces(text)
+        if len(pieces) == 1:
+            raise
+    return _joined([_read_piece(piece, replace(source, line=line)) for line, piece in pieces])
+
+
+def _read_text(text: str, source: Source) -> Loaded:
+    lines = text.split("\n")
+    found = documents(text, source)
     return replace(_joined([part for document in found for part in _parts(document, lines)]), is_silent=not found)
+
+
+def _pieces(text: str) -> list[tuple[int, str]]:
+    """The documents of a text that is no YAML as a whole, each with the lines before it. None holds a line of `---`."""
+    starts = [0, *(match.start() for match in _MARKER.finditer(text) if match.start()), len(text)]
+    pieces = [text[start:end] for start, end in pairwise(starts)]
+    lines = accumulate((piece.count("\n") for piece in pieces), initial=0)
+    return [(line, piece) for line, piece in zip(lines, pieces, strict=False) if piece.strip()]
+
+
+_MARKER = re.compile(r"^---(?=\s)", re.MULTILINE)
+_KIND = re.compile(r"^kind:[ \t]*[\"']?(\w+)", re.MULTILINE)
+
+
+def _read_piece(text: str, source: Source) -> Loaded:
+    """A document that is no YAML may be of any object of its kind, of any object where not even that can be seen."""
+    try:
+        return _read_text(text, source)
+    except (InputError, ValueError) as error:
+        kind = _KIND.search(text)
+        ref = Ref(kind[1] if kind and kind[1] in NAMES else "")
+        wrong = error if isinstance(error, InputError) else InputError(f"not understood: {error}", file=source.file)
+        return Loaded(mistakes=(Mistake(ref, wrong, str(wrong)),))
 
 
 def _parts(document: Value, lines: list[str]) -> list[Loaded]:

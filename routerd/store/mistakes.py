@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from routerd.formats.kinds import BY_NAME, NAMES
+from routerd.formats.kinds import BY_NAME, NAMES, POLICY_KINDS
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.objects import Entry, Loaded, Mistake
 from routerd.model import PARTS, Refusal
@@ -52,6 +52,8 @@ def unknown_parts(files: Iterable[Loaded]) -> frozenset[str]:
 def _unknown(mistake: Mistake) -> frozenset[str]:
     if not mistake.ref.kind:
         return frozenset(PARTS)  # it may be anything
+    if mistake.ref.kind in POLICY_KINDS:
+        return frozenset({"policies"})  # whom it covers is not known, and must not leave as if nothing did
     return _RESTS.get(mistake.ref.kind, frozenset())
 
 

@@ -151,6 +151,56 @@ def test_a_document_of_no_kind_keeps_everything_unsynced_at_a_start(tmp_path: Pa
     assert (snapshot.pools, reasons(snapshot)) == (None, ["file/a.yaml InvalidFile"])
 
 
+TAB = "\tstatus: {}\n"
+
+
+def test_a_document_that_is_no_yaml_costs_itself(tmp_path: Path) -> None:
+    path, neighbour = tmp_path / "a.yaml", pool("neighbour", "198.51.100.0/24")
+    text = f"{document('Service')}{TAB}---\n{neighbour}---\n{BGP.format(asn='x')}"
+    path.write_text(text)
+    store = store_of(tmp_path)
+    snapshot = store.load()
+    assert (snapshot.services, reasons(snapshot)[1:]) == ({}, ["file/a.yaml InvalidFile"])
+    (refusal,) = (each for each in snapshot.refusals if each.reason == "InvalidFile")
+    assert refusal.message.startswith(f"{path}:5:1: not YAML: ")
+    assert refusal.message.endswith(" (nothing of it is in force)")
+    (bgp,) = (each for each in snapshot.refusals if each.reason == "ConfigRefused")
+    assert bgp.message.startswith(f"{path}:{text[: text.index('peers:')].count(chr(10)) + 1}:")
+    path.write_text(f"{document('Service')}---\n{neighbour}")
+    assert set(store.load().pools or {}) == {"neighbour"}
+    path.write_text(f"{document('Service')}{TAB}---\n{neighbour.replace('198.51.100', '203.0.113')}")
+    snapshot = store.load()
+    assert names(snapshot, "Service") == {"x"}
+    assert str((snapshot.pools or {})["neighbour"].blocks[0]) == "203.0.113.0/24"
+
+
+@pytest.mark.parametrize("wrong", [f"metadata: {{name: p}}\n{TAB}", "spec: {}\n"], ids=["no YAML", "no name"])
+def test_a_policy_of_which_nothing_is_known_at_a_start_is_not_taken_for_none(tmp_path: Path, wrong: str) -> None:
+    """Its pods must not leave with their own address: nothing of egress is done until it is mended."""
+    policy = f"apiVersion: routerd.io/v1alpha1\nkind: EgressPolicy\n{wrong}"
+    (tmp_path / "a.yaml").write_text(f"{policy}---\n{pool('p')}")
+    snapshot = store_of(tmp_path).load()
+    assert (snapshot.policies, set(snapshot.pools or {})) == (None, {"p"})
+    (refusal,) = snapshot.refusals
+    assert refusal.message.endswith(" (nothing that depends on its kind is done until it is mended)")
+
+
+def test_of_a_document_that_is_no_yaml_the_kind_alone_is_believed(tmp_path: Path) -> None:
+    before = f"{pool('p')}---\n{document('Service')}---\n{document('Pod')}"
+    loaded = _twice(tmp_path, [before, f"{document('Service').replace('name: x', 'name: y')}{TAB}---\n{pool('q')}"])
+    assert sorted(str(entry.ref) for entry in loaded.entries) == ["AddressPool/q", "Service/default/x"]
+    loaded = _twice(tmp_path, [before, f"kind: [\n---\n{pool('q')}"])
+    assert sorted(str(entry.ref) for entry in loaded.entries) == [
+        "AddressPool/p", "AddressPool/q", "Pod/default/x", "Service/default/x",
+    ]  # fmt: skip
+
+
+def test_a_marker_inside_a_text_is_none() -> None:
+    config = BGP.format(asn="64512").replace("    peers", "    # a\n    ---\n    peers")
+    loaded = read_file(f"{config}---\n{document('Service')}{TAB}", "f")
+    assert [str(entry.ref) for entry in loaded.entries] == ["ConfigMap/kube-system/bgp-config"]
+
+
 kinds = st.sampled_from(sorted(DOCUMENTS))
 files = st.lists(st.tuples(kinds, st.booleans()), unique_by=lambda each: PART_OF[each[0]])
 
