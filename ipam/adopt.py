@@ -25,37 +25,39 @@ def take_records(work: Round, records: Iterable[Record]) -> None:
         work.hold(pool or work.outside, key, request, record.since, record, record.use)
     for record in idle:
         _take_idle(work, record)
-    _take_edits(work)
+    take_edits(work)
 
 
-def _take_edits(work: Round) -> None:
+def take_edits(work: Round) -> None:
     """Of owners that share an address, one that was edited is denied what the others do not agree with, and they keep
     it as it was. A clash of ports or backends would take their traffic, so who makes it leaves the address.
     """
     edited: dict[tuple[str, int], dict[str, Use]] = {}
     for owner, mine in work.held.items():
         for key, record in mine.items():
-            wanted = work.wanted(work.requests[owner], key)
-            if record.use is not None and record.use != wanted:
+            if record.use is not None and record.use != (wanted := work.wanted(work.requests[owner], key)):
                 edited.setdefault(((work.home(key, record.pool) or work.outside).name, key), {})[owner] = wanted
     for (name, key), uses in edited.items():
         pool = work.by_name.get(name, work.outside)
         together = {**pool.holders[key], **uses}
         if all(clash(together, owner, use, key) is None for owner, use in together.items()):
             pool.change(key, uses)
-        for owner, use in uses.items():
-            _take_edit(work, pool, key, owner, use)
+        while left := [owner for owner, use in uses.items() if _leaves(work, pool, key, owner, use)]:
+            uses = {owner: use for owner, use in uses.items() if owner not in left}
 
 
-def _take_edit(work: Round, pool: Pool, key: int, owner: str, wanted: Use) -> None:
+def _leaves(work: Round, pool: Pool, key: int, owner: str, wanted: Use) -> bool:
+    """Takes an edit as far as it can be taken. Whether the owner has to leave the address for it."""
     request, record = work.requests[owner], work.held[owner][key]
     others = [use for name, use in pool.holders[key].items() if name != owner]
-    if clash(pool.holders[key], owner, wanted, key) is None:
+    if record.use is None or clash(pool.holders[key], owner, wanted, key) is None:
         work.hold(pool, key, request, record.since, record)
     elif any(wanted.backend != use.backend or wanted.ports & use.ports for use in others):
         work.drop(owner, key)
-    elif record.use is not None:
+        return True
+    elif record.use.ports != wanted.ports:
         work.hold(pool, key, request, record.since, record, replace(record.use, ports=wanted.ports))
+    return False
 
 
 def outvoted(work: Round) -> list[Denial]:

@@ -13,7 +13,7 @@ from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from ipam.adopt import adopt_known, outvoted, overtaken, stranded, take_records
+from ipam.adopt import adopt_known, outvoted, overtaken, stranded, take_edits, take_records
 from ipam.pool import Counts, Denial, IPAddress, Pool, PoolSpec, key_of
 from ipam.round import Record, Request, Round, Timers
 from ipam.serve import serve_any, serve_requested
@@ -99,6 +99,8 @@ def serve(work: Round, requests: Collection[Request]) -> bool:
         for request in requests:
             if not request.addresses:
                 serve_any(work, request)
+        if work.moved:
+            take_edits(work)  # nobody may be left to object
         moved = moved or work.moved
         again = work.moved and bool(work.denials)
     return moved

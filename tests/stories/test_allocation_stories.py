@@ -323,6 +323,19 @@ def test_who_changes_its_pods_under_local_leaves_the_address() -> None:
     assert world.decide() == "d/new p 192.0.2.5\nd/old p 192.0.2.0"
 
 
+def test_who_is_left_alone_with_an_address_has_its_edit_at_once() -> None:
+    """One is denied another key as the other is there, and the other leaves for its own edit."""
+    world = sharing()
+    world.service("new", 443)
+    assert "svc/d/new AddressInUse" in world.decide()
+    world.service("old", 443)
+    assert world.decide() == "d/new p 192.0.2.5\nd/old p 192.0.2.0"
+    assert [record.use for record in world.ledger.addresses] == [None, None]
+    ledger = world.ledger
+    world.decide()
+    assert world.ledger == ledger
+
+
 def test_services_that_exchange_their_ports_in_one_edit_stay() -> None:
     world = sharing()
     world.service("old", 443, sharing_key="k")
