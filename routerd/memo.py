@@ -8,7 +8,7 @@ the interpreter's own. Whoever keeps such a value gets the same results with a n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import compress
 from operator import is_not
 from typing import Any, Generic, TypeVar
@@ -79,10 +79,13 @@ class PerObject(Generic[V, R]):
         self._function = function
         self._objects: dict[int, V] = {}  # by identity
         self._results: dict[int, R] = {}
+        self._last: tuple[tuple[V, ...], Sequence[R]] = ((), ())
 
-    def __call__(self, objects: Iterable[V]) -> list[R]:
+    def __call__(self, objects: Iterable[V]) -> Sequence[R]:
         """In the order of the objects."""
         kept = tuple(objects)
+        if kept is self._last[0]:
+            return self._last[1]
         numbers = list(map(id, kept))
         now = dict(zip(numbers, kept, strict=True))
         for number in now.keys() - self._objects.keys():
@@ -90,7 +93,8 @@ class PerObject(Generic[V, R]):
         for number in self._objects.keys() - now.keys():
             del self._results[number]
         self._objects = now
-        return list(map(self._results.__getitem__, numbers))
+        self._last = kept, list(map(self._results.__getitem__, numbers))
+        return self._last[1]
 
 
 class Last(Generic[R]):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from egress.gateways import MAX_GATEWAYS
 from egress.policy import UNSUPPORTED_FAMILY, unsupported
 from ipam.again import Planner
-from ipam.plan import Plan
+from ipam.plan import Grant, Plan
 from ipam.pool import Counts, key_of
 from ipam.port_sets import PortCounts
 from ipam.round import Record, Request, Timers
@@ -82,7 +82,7 @@ class Kept:
         self.hosts = Hosts(service_cidrs)
         self.taken = taken.Kept()
         self.planner = Planner()
-        self.given: Mapping[str, ServiceAllocation] = {}
+        self.given: Mapping[str, tuple[Grant, ServiceAllocation]] = {}
         self.ports = KeptPorts()
         self.digests = Digests()
 
@@ -215,15 +215,16 @@ def _leaving(nodes: Mapping[str, Node], reports: Mapping[str, NodeReport]) -> fr
 
 def _services(planned: Plan, requests: Mapping[str, Request | None], kept: Kept) -> tuple[ServiceAllocation, ...]:
     """`requests`: by service, None = it asks us for nothing. What did not change is the same object."""
-    given: dict[str, ServiceAllocation] = {}
+    given: dict[str, tuple[Grant, ServiceAllocation]] = {}
     for key, request in requests.items():
         grant = planned.grants.get(request.owner) if request is not None else None
         if grant is not None:
             last = kept.given.get(key)
-            is_same = last is not None and (last.pool, last.addresses) == (grant.pool, grant.addresses)
-            given[key] = last if is_same and last is not None else ServiceAllocation(key, grant.pool, grant.addresses)
+            if last is None or last[0] is not grant:
+                last = grant, ServiceAllocation(key, grant.pool, grant.addresses)
+            given[key] = last
     kept.given = given
-    return tuple(map(given.__getitem__, sorted(given)))
+    return tuple(given[key][1] for key in sorted(given))
 
 
 def _ways(used: Collection[str], pools: Mapping[str, AddressPool], before: Iterable[PoolWays]) -> tuple[PoolWays, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 
 from egress.gateways import MAX_GATEWAYS, Choice, choose
 from ipam.plan import Grant
@@ -120,6 +121,7 @@ def form_groups(
         now,
     )
     draft = _Draft()
+    fit = cache(partial(_fit, nodes))  # many policies have one selector
     for address, members in sorted(_by_address(policies, grants).items(), key=lambda item: (item[0].version, item[0])):
         record = numbers.record_of(address)
         pinned = holders.get(address, ()) if members[0].egress_ip is not None else ()
@@ -131,7 +133,7 @@ def form_groups(
         if pinned:
             choice = _holder(record, pinned, agents)
         else:
-            candidates = _candidates(record, accepted[0].gateways, nodes, draining, agents)
+            candidates = _candidates(record, fit(accepted[0].gateways), draining, agents)
             choice = choose(str(address), candidates, _previous(record), limit)
         gateways = tuple(GatewaySlot(node, slot) for node, slot in choice.gateways)
         chosen = replace(record, gateways=gateways, slots=choice.slots, epoch=choice.epoch)
@@ -201,15 +203,13 @@ def _holder(record: GroupRecord, pinned: tuple[str, ...], agents: Agents) -> Cho
     return alone if previous == alone and previous.epoch else replace(alone, epoch=previous.epoch + 1)
 
 
-def _candidates(
-    record: GroupRecord,
-    selector: LabelSelector | None,
-    nodes: Mapping[str, Node],
-    draining: Collection[str],
-    agents: Agents,
-) -> list[str]:
+def _fit(nodes: Mapping[str, Node], selector: LabelSelector | None) -> list[str]:
+    """Nodes that can be gateways of policies with that selector."""
+    return [name for name, node in nodes.items() if is_gateway(selector, node) and not _unfit(node)]
+
+
+def _candidates(record: GroupRecord, fit: Sequence[str], draining: Collection[str], agents: Agents) -> list[str]:
     """If all drain, those that are gateways now: who has left already may be off at any moment."""
-    fit = [name for name, node in nodes.items() if is_gateway(selector, node) and not _unfit(node)]
     present = {gateway.node for gateway in record.gateways}
     served = _served(fit, present, agents)
     return [name for name in served if name not in draining] or [name for name in served if name in present] or served

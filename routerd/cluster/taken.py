@@ -14,7 +14,7 @@ from ipam.pool import IPAddress, IPNetwork, key_of
 from ipam.taken import Range, Taken
 from routerd.claims import RESERVED, hosts, of_service, ranges
 from routerd.cluster.requests import is_ours
-from routerd.memo import PerObject
+from routerd.memo import Last, PerObject
 from routerd.model import AddressPool, Node, NodeReport, Refusal, Service, Snapshot
 from routerd.refs import Ref
 
@@ -45,6 +45,8 @@ class Kept:
     def __init__(self) -> None:
         self._of: tuple[object, ...] = ()
         self._services: PerObject[Service, Sequence[Single]] = PerObject(lambda service: ())
+        self.networks: Last[list[tuple[IPNetwork, str]]] = Last()
+        self.nodes: Last[tuple[list[Single], list[Single]]] = Last()
 
     def singles(self, space: PoolSpace, snapshot: Snapshot) -> Iterator[Single]:
         of = space, snapshot.service_cidrs
@@ -62,17 +64,15 @@ def taken_of(
 ) -> tuple[Taken, tuple[Refusal, ...]]:
     """What no pool gives, and pools of which a part is the cluster's. `kept`: of the last time; it is renewed."""
     pools = (snapshot.pools or {}).values()
-    nodes = snapshot.nodes or {}
+    kept, nodes = kept or Kept(), snapshot.nodes or {}
     space = PoolSpace.of(pools)
-    networks = [pair for pair in (*RESERVED, *ranges(snapshot)) if space.overlaps(pair[0])]
+    networks = kept.networks(_networks, space, snapshot.service_cidrs, nodes)
     claims = [(*_range(network), words) for network, words in networks]
-    claims += [
-        (key_of(address), key_of(address), words)
-        for address, words in (*(kept or Kept()).singles(space, snapshot), *_of_nodes(space, nodes, reports))
-    ]
+    said, seen = kept.nodes(_by_nodes, space, nodes, {**reports})
+    claims += [(key_of(address), key_of(address), words) for address, words in (*kept.singles(space, snapshot), *said)]
     firm = Taken(tuple(claims))
     soft: dict[int, str] = {}
-    for address, words in _seen_on(space, nodes, reports):
+    for address, words in seen:
         if (key := key_of(address)) not in firm:
             soft.setdefault(key, words)
     claims += [(key, key, words) for key, words in soft.items()]
@@ -85,7 +85,7 @@ def _over_cluster_ips(pools: Collection[AddressPool], space: PoolSpace, snapshot
     told = {cidr.version for cidr in snapshot.service_cidrs}
     services = (snapshot.services or {}).values() if told != {4, 6} else ()
     found = [(address, service) for service in services for address in service.cluster_ips
-             if address in space and address.version not in told]  # fmt: skip
+             if address.version not in told and address in space]  # fmt: skip
     for pool in pools if found else ():
         own = PoolSpace.of([pool])
         address, service = next((pair for pair in found if pair[0] in own), (None, None))
@@ -109,6 +109,19 @@ def _pools_over(pools: Iterable[AddressPool], networks: Iterable[tuple[IPNetwork
 
 def _of_others(service: Service) -> bool:
     return service.type == "LoadBalancer" and not is_ours(service)
+
+
+def _networks(
+    space: PoolSpace, service_cidrs: tuple[IPNetwork, ...], nodes: Mapping[str, Node]
+) -> list[tuple[IPNetwork, str]]:
+    of_cluster = ranges(Snapshot(nodes=nodes, service_cidrs=service_cidrs))
+    return [pair for pair in (*RESERVED, *of_cluster) if space.overlaps(pair[0])]
+
+
+def _by_nodes(
+    space: PoolSpace, nodes: Mapping[str, Node], reports: Mapping[str, NodeReport]
+) -> tuple[list[Single], list[Single]]:
+    return [*_of_nodes(space, nodes, reports)], [*_seen_on(space, nodes, reports)]
 
 
 def _of_nodes(

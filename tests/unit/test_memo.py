@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routerd.memo import Tally, by_identity, differing
+from routerd.memo import Last, PerObject, Tally, by_identity, differing
 
 OBJECTS = [tuple(range(first, last)) for first in range(4) for last in range(first, 5)]
 MAPPINGS = st.lists(st.dictionaries(st.sampled_from("abcd"), st.sampled_from(OBJECTS)), max_size=6)
@@ -37,3 +37,23 @@ def test_differing_objects(mappings: list[dict[str, tuple[int, ...]]]) -> None:
 
 def test_objects_without_a_key() -> None:
     assert list(by_identity([(1,), (2,)]).values()) == [(1,), (2,)]
+
+
+@given(st.lists(st.lists(st.sampled_from(OBJECTS)), max_size=5))
+def test_what_is_made_per_object(lists: list[list[tuple[int, ...]]]) -> None:
+    made: list[tuple[int, ...]] = []
+    total = PerObject[tuple[int, ...], int](lambda each: made.append(each) or sum(each))  # type: ignore[func-returns-value]
+    before: list[tuple[int, ...]] = []
+    for objects in lists:
+        made.clear()
+        assert list(total(objects)) == [sum(each) for each in objects]
+        assert sorted(map(id, made)) == sorted(set(map(id, objects)) - set(map(id, before)))
+        before = objects
+
+
+def test_what_was_made_last() -> None:
+    made: list[int] = []
+    last: Last[int] = Last()
+    for number in (1, 1, 2, 1):
+        assert last(lambda one: made.append(one) or one, number) == number  # type: ignore[func-returns-value]
+    assert made == [1, 2, 1]

@@ -42,6 +42,7 @@ class Shards:
 
     def __init__(self, tables: Iterable[Table[Any]]) -> None:
         self._tables = {table.name: table for table in tables}
+        self._last: dict[str, Sequence[Any]] = {}
         self._known: dict[str, dict[int, Any]] = {name: {} for name in self._tables}  # records by identity
         self._buckets: list[dict[tuple[str, int], Any]] = [{} for _ in range(BUCKETS)]
         self._texts = [""] * BUCKETS
@@ -62,6 +63,9 @@ class Shards:
         """The numbers of the buckets that changed."""
         touched: set[int] = set()
         for name, table in self._tables.items():
+            if records[name] is self._last.get(name):
+                continue
+            self._last[name] = records[name]
             before, now = self._known[name], by_identity(records[name])
             put, gone = differing(before, now)
             for number in gone:
