@@ -292,7 +292,7 @@ def _policy_groups(
 ) -> tuple[dict[str, int], tuple[Refusal, ...]]:
     """Group by key of each policy; 0 = it is refused or none is published, so its traffic is dropped."""
     usable = [group for group in allocations.groups if may_leave_as(group.egress_ip)]
-    published = {key: group.id for group in reversed(usable) for key in group.policies}
+    published = {key: group for group in reversed(usable) for key in group.policies}
     groups: dict[str, int] = {}
     refusals = []
     for key, policy in sorted(policies.items()):
@@ -302,14 +302,24 @@ def _policy_groups(
         if lacking := unsupported(policy.destinations, policy.egress_ip):
             refusals.append(Refusal(policy.ref, UNSUPPORTED_FAMILY, lacking))
         is_translated = bool(egress_versions(policy.destinations, policy.egress_ip))
-        groups[key] = published.get(key, 0) if is_translated else 0
-        if is_translated and key not in published:
+        group = published.get(key) if is_translated else None
+        groups[key] = group.id if group else 0
+        if is_translated and group is None:
             refusals.append(_no_group(policy, allocations))
+        elif group and group.gateways and (told := _told(policy, allocations)):  # without any, the group says it
+            message = f"{told.message}; it keeps its egress IP {group.egress_ip}"
+            refusals.append(Refusal(policy.ref, told.reason, message))
     return groups, tuple(refusals)
 
 
+def _told(policy: EgressPolicy, allocations: Allocations) -> Refusal | None:
+    """What the operator refuses of the policy; what is not translated, the agent says itself."""
+    found = (each for each in allocations.refusals if each.object == policy.ref)
+    return next((each for each in found if each.reason != UNSUPPORTED_FAMILY), None)
+
+
 def _no_group(policy: EgressPolicy, allocations: Allocations) -> Refusal:
-    told = next((r for r in allocations.refusals if r.object == policy.ref and r.reason != UNSUPPORTED_FAMILY), None)
+    told = _told(policy, allocations)
     if told is not None:
         return Refusal(policy.ref, told.reason, f"{told.message}; traffic that the policy covers is dropped")
     message = "the operator has published no egress group for it: traffic that it covers is dropped until then"

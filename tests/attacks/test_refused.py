@@ -11,7 +11,7 @@ import pytest
 
 from routerd.errors import RouterdError
 from tests.netns.lab.lab import FW_ADDRESS
-from tests.netns.stories.story import EGRESS_IP, Story
+from tests.netns.stories.story import EGRESS_IP, TWO_GATEWAYS, Story, tor_table
 
 POLICY = "egress-gateway-policy-cilium-v2.yaml"
 EXIT = f"    egressIP: {EGRESS_IP}"
@@ -64,6 +64,39 @@ def test_a_refused_policy_lets_no_packet_out(story: Story, what: str) -> None:
     finally:
         story.manifests.put(POLICY, good)
     lab.wait(lambda: pod.ask(FW_ADDRESS, timeout=0.3).source == EGRESS_IP, "the policy is in force again")
+
+
+OURS = {
+    "an address that nobody can have": ("pool: egress", "egressIP: 224.0.0.1"),
+    "an egress IP of the other family": ("pool: egress", "egressIP: 2001:db8::1"),
+    "a VIP in use": ("pool: egress", "egressIP: VIP"),
+    "an unknown pool": ("pool: egress", "pool: nope"),
+    "a pool that is not for egress": ("pool: egress", "pool: default"),
+    "an unknown key": ("pool: egress", "pool: egress\n  egresIP: x"),
+}
+
+
+@pytest.mark.parametrize("what", OURS)
+def test_a_refused_policy_of_ours_lets_no_packet_out(story: Story, what: str) -> None:
+    lab, pod = story.lab, story.lab.pod("batch")
+    good, before = story.manifests.read(TWO_GATEWAYS), told(story)
+    assert pod.ask(FW_ADDRESS).source == story.pool_ip
+    old, new = OURS[what]
+    try:
+        story.manifests.put(TWO_GATEWAYS, good.replace(old, new.replace("VIP", story.vip)))
+        lab.wait(lambda: told(story) - before, "it is told")
+        assert pod.ask(FW_ADDRESS, timeout=0.3).source in (story.pool_ip, "")
+        assert pod.get(FW_ADDRESS, timeout=0.3).source in (story.pool_ip, "")
+        assert story.watch is not None
+        assert dict(story.watch.settle().leaks) == {}
+    finally:
+        story.manifests.put(TWO_GATEWAYS, good)
+
+    def is_back() -> bool:
+        tor_table(story)  # an address that was given back rests: the pool gives another one
+        return pod.ask(FW_ADDRESS, timeout=0.3).source == story.pool_ip
+
+    lab.wait(is_back, "the policy is in force again")
 
 
 def held(story: Story) -> None:

@@ -9,6 +9,7 @@ from ipaddress import ip_network
 import pytest
 
 from routerd.agent.local import own_networks
+from routerd.serve.api import agent_socket, ask
 from tests.netns.lab import netns
 from tests.netns.lab.daemons import Daemons
 from tests.netns.lab.lab import TOR_ADDRESS, Lab
@@ -135,6 +136,53 @@ def test_a_service_with_external_ips_takes_nothing_out_of_a_policy(running: Runn
     assert lab.fw.refused() == refused
     (lab.manifests / "service.yaml").unlink()
     lab.wait(lambda: "svc/team-b/innocent" not in said(), "it is gone")
+
+
+STEALING = """\
+apiVersion: v1
+kind: Service
+metadata:
+  name: steal
+  namespace: team-b
+  creationTimestamp: "2020-01-01T00:00:00Z"
+  annotations: {{{annotation}}}
+spec:
+  type: LoadBalancer
+  clusterIP: 10.96.0.77
+  clusterIPs: [10.96.0.77]
+  selector: {{app: evil}}
+  ports: [{{port: {port}}}]
+  {more}
+"""
+WISHES = {  # annotation, port, more of the spec; VIP and POOLED stand for what is in use
+    "the VIP of another team": ("", 80, "loadBalancerIP: VIP"),
+    "the VIP of another team, another port of it": ("", 22, "loadBalancerIP: VIP"),
+    "the VIP of another team, by a key": ("metallb.universe.tf/allow-shared-ip: x", 22, "loadBalancerIP: VIP"),
+    "an egress IP that a policy names": ("", 80, f"loadBalancerIP: {EGRESS_IP}"),
+    "an egress IP of a pool": ("", 80, "loadBalancerIP: POOLED"),
+    "a pool for egress": ("metallb.universe.tf/address-pool: egress", 80, ""),
+    "the peer's address": ("", 80, f"loadBalancerIP: {TOR_ADDRESS}"),
+}
+
+
+@pytest.mark.parametrize("wish", WISHES)
+def test_a_service_gets_nothing_that_is_anothers(running: Running, wish: str) -> None:
+    lab, path = running.lab, running.lab.manifests / "steal.yaml"
+    annotation, port, more = WISHES[wish]
+    vip = next(prefix for prefix in running.before if prefix.startswith("192.0.2.")).removesuffix("/32")
+    more = more.replace("VIP", vip).replace("POOLED", running_pool_ip(running))
+    path.write_text(STEALING.format(annotation=annotation, port=port, more=more))
+
+    def refused() -> bool:
+        run_dir = lab.node("worker").directory / "run"
+        found = ask(agent_socket(run_dir), {"get": "status"})["refusals"]
+        return any(each["object"] == "svc/team-b/steal" for each in found)
+
+    lab.wait(refused, "it is refused by name")
+    assert "team-b/steal" not in re.findall(r"service: \"([^\"]+)", (lab.manifests / "allocations.yaml").read_text())
+    running.whole()
+    path.unlink()
+    lab.wait(lambda: not refused(), "all is as before")
 
 
 def test_another_address_of_a_node_is_in_the_cluster(running: Running) -> None:

@@ -155,6 +155,16 @@ def test_the_operators_reason_for_a_missing_group_is_told() -> None:
     assert reasons(state(allocations=Allocations(1, refusals=(told,))))["EgressPolicy/web"] == "PoolExhausted"
 
 
+def test_what_the_operator_refuses_of_a_policy_that_keeps_its_group_is_told() -> None:
+    told = Refusal(Ref.parse("EgressPolicy/web"), "AddressInUse", "192.0.2.1 is in use by svc/default/web")
+    found = state(allocations=Allocations(1, groups=(cluster.group(),), refusals=(told,)))
+    assert found.egress is not None
+    assert found.egress.policies["EgressPolicy/web"].group == 7
+    assert ("AddressInUse", "192.0.2.1 is in use by svc/default/web; it keeps its egress IP 198.51.100.7") in [
+        (each.reason, each.message) for each in found.refusals
+    ]
+
+
 SIX, FOUR = ip_network("2001:db8::/32"), ip_network("203.0.113.0/24")
 NOT_YET = "IPv6 is not translated yet: what the selected pods send to 2001:db8::/32 is"
 
