@@ -177,7 +177,7 @@ def assign(
         bindings=ports.bindings,
         writer=settings.writer,
     )
-    allocations, digest = _numbered(draft, previous, ledger, kept.digests)
+    allocations, digest = _numbered(_with_same(draft, previous), previous, ledger, kept.digests)
     recorded = Ledger(
         allocations.generation, digest, groups.next_group, planned.records, groups.records, ports.numbers, ports.tables,
         ports.past,
@@ -259,6 +259,13 @@ def _refusals(
     message = "refused where it was read: it has no egress IP, and what it covers is dropped"
     refused = (Refusal(policy.ref, "PolicyRefused", message) for policy in policies if policy.refused)
     return tuple(sorted({*denied, *families, *refused, *conflicts, *groups.refusals}, key=lambda each: each.order))
+
+
+def _with_same(draft: Allocations, previous: Allocations) -> Allocations:
+    """`draft` with those parts of `previous` that are equal: the same objects need not be written anew."""
+    parts = ("groups", "refusals", "nodes", "pools", "numbers", "bindings")
+    pairs = ((name, getattr(previous, name)) for name in parts)
+    return replace(draft, **{name: before for name, before in pairs if before == getattr(draft, name)})
 
 
 def _numbered(draft: Allocations, previous: Allocations, ledger: Ledger, digests: Digests) -> tuple[Allocations, str]:
