@@ -5,7 +5,7 @@ The daemon resolves selectors and allocations; this room sees pods by address, p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
@@ -98,23 +98,25 @@ def may_leave_as(egress_ip: IPAddress) -> bool:
     return egress_ip.version in LEFT_AS
 
 
-def egress_versions(destinations: Iterable[IPNetwork], given: IPAddress | None = None) -> tuple[Version, ...]:
-    """Families of an egress IP with which some of the destinations are translated, () = none is. `given` is the egress
-    IP that the policy names.
+def egress_versions(destinations: Iterable[IPNetwork], given: Collection[IPAddress] = ()) -> tuple[Version, ...]:
+    """Families of an egress IP with which some of the destinations are translated, () = none is. `given`: the egress
+    IPs that the policy names, () = any will do.
     """
     packets = {network.version for network in destinations}
-    versions = VERSIONS if given is None else (given.version,)
+    of_given = {address.version for address in given}
+    versions = [version for version in VERSIONS if not given or version in of_given]
     return tuple(egress for egress in versions if any((packet, egress) in TRANSLATED for packet in packets))
 
 
-def unsupported(destinations: Iterable[IPNetwork], given: IPAddress | None) -> str:
-    """Why not all of a policy is translated, "" = all is. `given` is the egress IP that the policy names."""
+def unsupported(destinations: Iterable[IPNetwork], given: Collection[IPAddress]) -> str:
+    """Why not all of a policy is translated, "" = all is. `given`: the egress IPs that the policy names."""
     dropped = [network for network in destinations if not egress_versions((network,), given)]
     if not dropped:
         return ""
     shown = ", ".join(map(str, dropped))
-    if given is not None and not may_leave_as(given):
-        return f"nothing is translated to the IPv{given.version} address {given}: what pods send to {shown} is dropped"
+    if given and not any(map(may_leave_as, given)):
+        addresses = ", ".join(f"IPv{address.version} address {address}" for address in given)
+        return f"nothing is translated to the {addresses}: what pods send to {shown} is dropped"
     families = " and ".join(f"IPv{version}" for version in sorted({network.version for network in dropped}))
     return f"{families} is not translated yet: what the selected pods send to {shown} is dropped"
 

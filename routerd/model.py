@@ -287,8 +287,9 @@ class PortRange:
 class EgressPolicy:
     """Selected pods leave for `destinations` (less `excluded`) with an egress IP.
 
-    The address is given (`egress_ip`) or taken from a pool (`pool`). `gateways` selects gateway nodes; None means the
-    node that holds `egress_ip` on an interface, else the nodes labelled `routerd.io/egress-gateway`.
+    The addresses are given (`egress_ips`), or so many (`count`) of each family are taken from a pool (`pool`).
+    `gateways` selects gateway nodes; None means the node that holds the addresses on an interface, else the nodes
+    labelled `routerd.io/egress-gateway`.
     """
 
     name: str
@@ -304,6 +305,13 @@ class EgressPolicy:
     created: str = ""
     origin: Origin = Origin()
     refused: bool = False  # only who and what it covers was taken: that is dropped, and a refusal says why
+    further_ips: tuple[IPAddress, ...] = ()  # that are given beside `egress_ip`
+    count: int = 1
+
+    @property
+    def egress_ips(self) -> tuple[IPAddress, ...]:
+        """Those that are given, in the order of the file; () = they come from the pool."""
+        return (self.egress_ip, *self.further_ips) if self.egress_ip is not None else ()
 
     @property
     def key(self) -> str:
@@ -354,6 +362,11 @@ class EgressGroup:
         False  # the address sits on an interface of its only gateway: not announced, reserved port range
     )
     pool: str = ""  # the pool the address came from, "" = given by the policy
+    further_ips: tuple[IPAddress, ...] = ()  # for nodes and connections that one has no ports for; of either family
+
+    @property
+    def egress_ips(self) -> tuple[IPAddress, ...]:
+        return (self.egress_ip, *self.further_ips)
 
     @property
     def ref(self) -> Ref:

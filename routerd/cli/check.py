@@ -257,11 +257,13 @@ def _at(severity: Severity, thing: EgressPolicy | Service | Peer | Pod, message:
 
 def _check_fixed(policy: EgressPolicy, pools: Mapping[str, AddressPool]) -> list[Finding]:
     """A given address must not be handed out to a service as well."""
-    holder = _pool_of(policy.egress_ip, pools.values()) if policy.egress_ip and not policy.pool else None
-    if holder is None or "egress" in holder.uses:
-        return []
-    message = f"{policy.key}: {policy.egress_ip} lies in pool {holder.name}, which may give it to a service"
-    return [_at("warning", policy, message)]
+    found = []
+    for address in policy.egress_ips if not policy.pool else ():
+        holder = _pool_of(address, pools.values())
+        if holder is not None and "egress" not in holder.uses:
+            message = f"{policy.key}: {address} lies in pool {holder.name}, which may give it to a service"
+            found.append(_at("warning", policy, message))
+    return found
 
 
 def _check_gateways(policy: EgressPolicy, nodes: list[Node]) -> list[Finding]:
@@ -271,7 +273,7 @@ def _check_gateways(policy: EgressPolicy, nodes: list[Node]) -> list[Finding]:
         if any(policy.gateways.matches(node.labels) for node in nodes):
             return []
         return [_at("error", policy, f"{policy.key}: no node matches its gateways' nodeSelector")]
-    is_held = any(policy.egress_ip in node.addresses for node in nodes if policy.egress_ip)
+    is_held = any(address in node.addresses for node in nodes for address in policy.egress_ips)
     if is_held or any(GATEWAY_LABEL in node.labels for node in nodes):
         return []
     message = f"{policy.key}: no node is labelled {GATEWAY_LABEL}; only a node that holds the egress IP can be gateway"
@@ -296,8 +298,8 @@ def _check_namespaces(policy: EgressPolicy) -> list[Finding]:
 
 def _check_families(policy: EgressPolicy) -> list[Finding]:
     """What no datapath translates is dropped: not wrong, but hardly what was meant."""
-    lacking = unsupported(policy.destinations, policy.egress_ip)
-    severity: Severity = "warning" if egress_versions(policy.destinations, policy.egress_ip) else "error"
+    lacking = unsupported(policy.destinations, policy.egress_ips)
+    severity: Severity = "warning" if egress_versions(policy.destinations, policy.egress_ips) else "error"
     return [_at(severity, policy, f"{policy.key}: {lacking}")] if lacking else []
 
 

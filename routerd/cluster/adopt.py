@@ -6,6 +6,7 @@ the operator once. What is published is in use on the nodes, so it wins over wha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +18,7 @@ from ipam.round import Record
 from routerd.cluster.groups import LAST_GROUP
 from routerd.cluster.ledger import GroupRecord, Ledger, NumberRecord
 from routerd.cluster.port_sets import binding_of
+from routerd.cluster.requests import owner_of
 from routerd.formats.published.bindings import OWNERS, STARTS
 from routerd.formats.published.records import line, lines
 from routerd.formats.published.tables import TABLES
@@ -109,7 +111,16 @@ def _records(published: Allocations, now: float) -> Iterator[Record]:
             yield Record(address, str(service_ref(each.service)), each.pool, "used", now)
     for group in published.groups:
         for policy in group.policies:
-            yield Record(group.egress_ip, policy, group.pool, "used", now, bound=not group.node_address)
+            for address, owner in _held(group, policy):
+                yield Record(address, owner, group.pool, "used", now, bound=not group.node_address)
+
+
+def _held(group: EgressGroup, policy: str) -> Iterator[tuple[IPAddress, str]]:
+    """The addresses of a group and whose they are: what a pool gave is one of each family for each number."""
+    numbers: Counter[int] = Counter()
+    for address in group.egress_ips:
+        yield address, owner_of(policy, numbers[address.version]) if group.pool else policy
+        numbers[address.version] += 1
 
 
 def _merged(ours: tuple[Record, ...], theirs: Mapping[Key, Record], now: float) -> tuple[tuple[Record, ...], list[str]]:
@@ -177,7 +188,9 @@ def _merged_numbers(
 def _merged_tables(ours: tuple[PortTable, ...], published: Allocations, now: float) -> tuple[PortTable, ...]:
     """What is published is in use on the nodes. What only the ledger has was taken out since, and rests from now on."""
     known = {table.egress_ip: table for table in ours}
-    gateways = {group.egress_ip: {each.node for each in group.gateways} for group in published.groups}
+    gateways = {
+        address: {each.node for each in group.gateways} for group in published.groups for address in group.egress_ips
+    }
     numbers = {each.node: each.number for each in published.numbers}
     tables = {}
     for theirs in published.bindings:

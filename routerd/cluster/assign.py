@@ -24,7 +24,7 @@ from routerd.cluster.conflicts import Limits
 from routerd.cluster.groups import HEARD_OF_ALL, Groups, absent_gateways, addresses_on_nodes, form_groups
 from routerd.cluster.ledger import Ledger
 from routerd.cluster.port_sets import PortRules, Ports, give_ports
-from routerd.cluster.requests import is_ours, policy_request, pool_spec, service_request
+from routerd.cluster.requests import granted_to, is_ours, policy_of, policy_requests, pool_spec, service_request
 from routerd.memo import PerObject
 from routerd.model import (
     AddressPool,
@@ -146,14 +146,15 @@ def assign(
     requests = [request for request in of_services if request is not None]
     kept.hosts.take(snapshot)
     limits = Limits(snapshot, reports, holders, settings.allowed_egress_ips, kept.hosts)
-    refused = limits.refused({key: each.egress_ip for key, each in policies.items() if each.egress_ip is not None})
-    policy_requests = (policy_request(each, on_nodes) for key, each in policies.items() if key not in refused)
-    requests += [request for request in policy_requests if request is not None]
+    refused = limits.refused({key: each.egress_ips for key, each in policies.items() if each.egress_ips})
+    taking = (policy for key, policy in policies.items() if key not in refused)
+    requests += [request for policy in taking for request in policy_requests(policy, on_nodes)]
     claimed, pools_over = taken.taken_of(snapshot, reports, kept.taken)
     specs = map(pool_spec, pools.values())
     planned = kept.planner.plan(specs, ledger.addresses, requests, now, settings.timers, claimed)
-    granted = {key: grant for key, grant in planned.grants.items() if key in policies}
-    refused |= limits.refused({key: grant.addresses[0] for key, grant in granted.items()})
+    found = {key: granted_to(policy, planned.grants) for key, policy in policies.items()}
+    granted = {key: grant for key, grant in found.items() if grant is not None}
+    refused |= limits.refused({key: grant.addresses for key, grant in granted.items()})
     granted = {key: grant for key, grant in granted.items() if key not in refused}
     draining = _leaving(nodes, reports)
     groups = form_groups(
@@ -201,10 +202,15 @@ def release(ledger: Ledger, name: str, now: float) -> tuple[Ledger, tuple[Record
 
     Also says which records it changed; none means that nothing of that name is reserved. Addresses in use stay.
     """
-    hits = [each for each in ledger.addresses if each.state == "reserved" and name in (str(each.address), each.owner)]
+    hits = [each for each in ledger.addresses if each.state == "reserved" and name in _names(each)]
     freed = {id(each): replace(each, state="cooling", since=now, bound=False) for each in hits}
     addresses = tuple(freed.get(id(each), each) for each in ledger.addresses)
     return replace(ledger, addresses=addresses), tuple(freed.values())
+
+
+def _names(record: Record) -> tuple[str, ...]:
+    """By which a record is released: a policy's further addresses with it."""
+    return str(record.address), record.owner, policy_of(record.owner)
 
 
 def _leaving(nodes: Mapping[str, Node], reports: Mapping[str, NodeReport]) -> frozenset[str]:
@@ -253,8 +259,8 @@ def _refusals(
     planned: Plan, groups: Groups, policies: Collection[EgressPolicy], conflicts: Iterable[Refusal]
 ) -> tuple[Refusal, ...]:
     """Every policy without a group is among them: the document tells which policies are known, see `store.closed`."""
-    denied = (Refusal(Ref.parse(each.owner), each.reason, each.message) for each in planned.denials)
-    lacking = ((policy.ref, unsupported(policy.destinations, policy.egress_ip)) for policy in policies)
+    denied = (Refusal(Ref.parse(policy_of(each.owner)), each.reason, each.message) for each in planned.denials)
+    lacking = ((policy.ref, unsupported(policy.destinations, policy.egress_ips)) for policy in policies)
     families = (Refusal(ref, UNSUPPORTED_FAMILY, message) for ref, message in lacking if message)
     message = "refused where it was read: it has no egress IP, and what it covers is dropped"
     refused = (Refusal(policy.ref, "PolicyRefused", message) for policy in policies if policy.refused)

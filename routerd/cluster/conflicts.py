@@ -5,7 +5,7 @@ A policy that is refused stays a policy without a group: its pods stay selected,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from routerd.claims import TAKEN, Hosts, claims
@@ -24,15 +24,19 @@ class Limits:
     allowed: tuple[IPNetwork, ...] = ()
     known: Hosts | None = None  # that has taken the snapshot
 
-    def refused(self, wanted: Mapping[str, IPAddress]) -> dict[str, Refusal]:
-        """`wanted`: egress IP by key of its policy."""
+    def refused(self, wanted: Mapping[str, Sequence[IPAddress]]) -> dict[str, Refusal]:
+        """`wanted`: egress IPs by key of their policy, which is refused for any of them."""
         policies = self.snapshot.policies or {}
         named = [policies[key] for key in wanted]
-        whose = claims(wanted.values(), self.snapshot, self._networks(), self._held(named), self.known)
-        found = (
-            (key, self._refusal(policies[key], address, whose.get(address, ""))) for key, address in wanted.items()
-        )
-        return {key: refusal for key, refusal in found if refusal is not None}
+        addresses = (address for each in wanted.values() for address in each)
+        whose = claims(addresses, self.snapshot, self._networks(), self._held(named), self.known)
+        found = {
+            key: self._refusal(policies[key], address, whose.get(address, ""))
+            for key, addresses in wanted.items()
+            for address in reversed(addresses)
+            if self._refusal(policies[key], address, whose.get(address, ""))
+        }
+        return {key: refusal for key, refusal in found.items() if refusal is not None}
 
     def _refusal(self, policy: EgressPolicy, address: IPAddress, whose: str) -> Refusal | None:
         remedy = "give the policy another egress IP" if policy.egress_ip else "take it out of the pool"
@@ -51,18 +55,18 @@ class Limits:
         """Addresses that policies give, and that a node which they may leave by has on an interface."""
         nodes = self.snapshot.nodes or {}
         return frozenset(
-            policy.egress_ip
+            address
             for policy in policies
-            if policy.egress_ip is not None
-            and any(_may_leave_with(policy, nodes[name]) for name in self.holders.get(policy.egress_ip, ()))
+            for address in policy.egress_ips
+            if any(_may_leave_with(policy, address, nodes[name]) for name in self.holders.get(address, ()))
         )
 
 
-def _may_leave_with(policy: EgressPolicy, holder: Node) -> bool:
+def _may_leave_with(policy: EgressPolicy, address: IPAddress, holder: Node) -> bool:
     """A policy without a selector takes the holder; with a node's main address only if it is labelled a gateway."""
     if is_gateway(policy.gateways, holder):
         return True
-    return policy.gateways is None and policy.egress_ip not in _main_addresses(holder)
+    return policy.gateways is None and address not in _main_addresses(holder)
 
 
 def _main_addresses(node: Node) -> tuple[IPAddress, ...]:

@@ -8,12 +8,13 @@ be. No gateway is a group without gateways: its traffic is dropped, and the refu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
 from egress.gateways import MAX_GATEWAYS, Choice, choose
 from ipam.plan import Grant
+from ipam.pool import key_of
 from routerd.cluster.agents import Agents
 from routerd.cluster.ledger import GroupRecord, Ledger
 from routerd.model import (
@@ -55,14 +56,16 @@ class _Numbers:
     cursor: int
     now: float
 
-    def record_of(self, address: IPAddress) -> GroupRecord:
-        recorded = self.by_address.get(address)
-        if recorded is not None:
+    def record_of(self, addresses: Sequence[IPAddress]) -> GroupRecord:
+        """A group keeps its number while it keeps the address by which it is recorded."""
+        found = [self.by_address[address] for address in addresses if address in self.by_address]
+        if found:
+            recorded = min(found, key=lambda each: each.state != "active")
             return recorded if recorded.state == "active" else replace(recorded, state="active", since=self.now)
         while self.cursor in self.taken:
             self.cursor = self.cursor % LAST_GROUP + 1
         self.taken.add(self.cursor)
-        record = GroupRecord(self.cursor, address, since=self.now)
+        record = GroupRecord(self.cursor, addresses[0], since=self.now)
         self.cursor = self.cursor % LAST_GROUP + 1
         return record
 
@@ -74,10 +77,17 @@ class _Draft:
     refusals: list[Refusal] = field(default_factory=list)
     due: list[float] = field(default_factory=list)
 
-    def wait(self, record: GroupRecord, members: Sequence[EgressPolicy], unreported: Sequence[str]) -> None:
-        """The group is published without gateways: nothing announces its address, its traffic is dropped."""
+    def wait(
+        self,
+        record: GroupRecord,
+        addresses: Sequence[IPAddress],
+        members: Sequence[EgressPolicy],
+        unreported: Sequence[str],
+    ) -> None:
+        """The group is published without gateways: nothing announces its addresses, its traffic is dropped."""
         self.records.append(record)
-        self.groups.append(EgressGroup(record.id, record.egress_ip, tuple(sorted(policy.key for policy in members))))
+        keys, further = tuple(sorted(policy.key for policy in members)), _further(record, addresses)
+        self.groups.append(EgressGroup(record.id, record.egress_ip, keys, further_ips=further))
         self.due.append(record.since + REPORT_PATIENCE)
         message = f"waiting for the agents of {', '.join(sorted(unreported))} to report which addresses they hold"
         self.refusals += [Refusal(policy.ref, "AwaitingNodeReports", message) for policy in members]
@@ -101,7 +111,8 @@ def form_groups(
     draining: Collection[str] = (),
     agents: Agents = HEARD_OF_ALL,
 ) -> Groups:
-    """One group for each egress IP that was granted. `holders`: which nodes have an address on an interface.
+    """One group for the egress IPs of each policy, or of several that have the same. `holders`: which nodes have an
+    address on an interface.
 
     `unreported`: nodes that have not said so yet. Until they have, or the patience is over, a new group whose gateway
     may be the holder of its address has no gateway: else the address would be announced from elsewhere for a moment.
@@ -122,23 +133,28 @@ def form_groups(
     )
     draft = _Draft()
     fit = cache(partial(_fit, nodes))  # many policies have one selector
-    for address, members in sorted(_by_address(policies, grants).items(), key=lambda item: (item[0].version, item[0])):
-        record = numbers.record_of(address)
-        pinned = holders.get(address, ()) if members[0].egress_ip is not None else ()
+    found, apart = _by_addresses(policies, grants)
+    draft.refusals += apart
+    for addresses, members in sorted(found, key=lambda each: key_of(each[0][0])):
+        pinned, mixed = _on_nodes(addresses, members, holders)
+        if mixed:
+            draft.refusals += [Refusal(policy.ref, "AddressesApart", mixed) for policy in members]
+            continue
+        record = numbers.record_of(addresses)
         accepted, refused = _same_gateways(members) if not pinned else (list(members), [])
         draft.refusals += refused
         if unreported and not pinned and _may_be_held(record, accepted[0]) and now < record.since + REPORT_PATIENCE:
-            draft.wait(record, accepted, unreported)
+            draft.wait(record, addresses, accepted, unreported)
             continue
         if pinned:
             choice = _holder(record, pinned, agents)
         else:
             candidates = _candidates(record, fit(accepted[0].gateways), draining, agents)
-            choice = choose(str(address), candidates, _previous(record), limit)
+            choice = choose(str(record.egress_ip), candidates, _previous(record), limit)
         gateways = tuple(GatewaySlot(node, slot) for node, slot in choice.gateways)
         chosen = replace(record, gateways=gateways, slots=choice.slots, epoch=choice.epoch)
         draft.records.append(record if chosen == record else chosen)
-        draft.groups.append(_group(chosen, accepted, grants, node_address=bool(pinned)))
+        draft.groups.append(_group(chosen, addresses, accepted, grants, node_address=bool(pinned)))
         draft.refusals += _without_agent(draft.groups[-1], accepted, nodes, agents)
     idle = _retired(ledger, {record.id for record in draft.records}, now, retention)
     return Groups(
@@ -166,15 +182,48 @@ def addresses_on_nodes(
     return {address: tuple(sorted(names)) for address, names in holders.items()}
 
 
-def _by_address(
+def _by_addresses(
     policies: Mapping[str, EgressPolicy], grants: Mapping[str, Grant]
-) -> dict[IPAddress, list[EgressPolicy]]:
-    """Policies of each egress IP, the oldest first, then by name."""
-    members: dict[IPAddress, list[EgressPolicy]] = {}
+) -> tuple[list[tuple[tuple[IPAddress, ...], list[EgressPolicy]]], list[Refusal]]:
+    """Policies that have the same egress IPs, the oldest first, then by name; others that share some are refused."""
+    groups: list[tuple[tuple[IPAddress, ...], list[EgressPolicy]]] = []
+    group_of: dict[IPAddress, int] = {}
+    refusals = []
     for policy in sorted(policies.values(), key=lambda each: (each.created, each.key)):
-        if policy.key in grants:
-            members.setdefault(grants[policy.key].addresses[0], []).append(policy)
-    return members
+        if policy.key not in grants:
+            continue
+        addresses = grants[policy.key].addresses
+        shared = {group_of[address] for address in addresses if address in group_of}
+        if not shared:
+            group_of |= dict.fromkeys(addresses, len(groups))
+            groups.append((addresses, [policy]))
+            continue
+        there, members = groups[min(shared)]
+        if shared == {min(shared)} and set(there) == set(addresses):
+            members.append(policy)
+            continue
+        shown = ", ".join(map(str, there))
+        message = f"{members[0].key} shares some of its egress IPs ({shown}), and not all: give both the same"
+        refusals.append(Refusal(policy.ref, "AddressesDiffer", message))
+    return groups, refusals
+
+
+def _on_nodes(
+    addresses: Sequence[IPAddress], members: Sequence[EgressPolicy], holders: Mapping[IPAddress, tuple[str, ...]]
+) -> tuple[tuple[str, ...], str]:
+    """The nodes that have all of these addresses on an interface; or why they do not go together."""
+    held = {address: holders[address] for address in addresses if holders.get(address)}
+    if members[0].egress_ip is None or not held:
+        return (), ""
+    together = set.intersection(*map(set, held.values())) if len(held) == len(addresses) else set()
+    if together:
+        return tuple(sorted(together)), ""
+    shown = ", ".join(f"{address} of {' and '.join(names)}" for address, names in held.items())
+    return (), f"addresses on interfaces of nodes ({shown}) and others are no one group: give each a policy of its own"
+
+
+def _further(record: GroupRecord, addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
+    return tuple(address for address in addresses if address != record.egress_ip)
 
 
 def _same_gateways(members: Sequence[EgressPolicy]) -> tuple[list[EgressPolicy], list[Refusal]]:
@@ -266,7 +315,8 @@ def _no_gateway(policy: EgressPolicy, nodes: Mapping[str, Node], agents: Agents,
     rule = f"label {GATEWAY_LABEL}" if policy.gateways is None else f"node selector {_text(policy.gateways)}"
     matching = sorted((name for name, node in nodes.items() if is_gateway(policy.gateways, node)))
     if not matching:
-        holder = "" if policy.egress_ip is None else f", and no node reports {policy.egress_ip} on an interface"
+        given = ", ".join(map(str, policy.egress_ips))
+        holder = f", and no node reports {given} on an interface" if given else ""
         return f"no node matches {rule}{holder}: label a gateway node; traffic of the policy is dropped until then"
     problems = ", ".join(_unfit(nodes[name]) or f"{name}: {agents.why_not(name)}" for name in matching)
     if kept:
@@ -283,7 +333,12 @@ def _text(selector: LabelSelector) -> str:
 
 
 def _group(
-    record: GroupRecord, members: Sequence[EgressPolicy], grants: Mapping[str, Grant], *, node_address: bool
+    record: GroupRecord,
+    addresses: Sequence[IPAddress],
+    members: Sequence[EgressPolicy],
+    grants: Mapping[str, Grant],
+    *,
+    node_address: bool,
 ) -> EgressGroup:
     from_pool = members[0].egress_ip is None or members[0].pool
     return EgressGroup(
@@ -295,6 +350,7 @@ def _group(
         record.epoch,
         node_address=node_address,
         pool=grants[members[0].key].pool if from_pool else "",
+        further_ips=_further(record, addresses),
     )
 
 

@@ -86,9 +86,10 @@ def give_ports(
     word = _word(alive, said)
     wanted = _wanted(groups, alive, said, on_ask=times.on_ask)
     rooms = _rooms(groups, (snapshot.services or {}).values())
-    plans = {group.id: _plan(group, wanted[group.id], rooms, tables, number, word, now) for group in groups}
-    after = {table.egress_ip: table for plan in plans.values() for table in plan.tables}
-    dues = [plan.next_due for plan in plans.values()]
+    plans = {group.id: _plans(group, wanted[group.id], rooms, tables, number, word, now) for group in groups}
+    made = [plan for of_group in plans.values() for plan in of_group]
+    after = {table.egress_ip: table for plan in made for table in plan.tables}
+    dues = [plan.next_due for plan in made]
     for address in tables.keys() - after.keys():
         table = retire(tables[address], word, now, times.deadline)
         if table is not None:
@@ -101,14 +102,17 @@ def give_ports(
         ordered,
         _past(ledger, after, numbers, now, times.history),
         _bindings(ordered, tables, snapshot),
-        tuple(refusal for group in groups for refusal in _refusals(group, plans[group.id], numbers)),
+        tuple(refusal for group in groups for plan in plans[group.id] for refusal in _refusals(group, plan, numbers)),
         {table.egress_ip: counts(rooms.get(table.egress_ip, RANGE), table) for table in ordered},
-        {group: len({*plan.lacking, *plan.short}) for group, plan in plans.items()},
+        {
+            group: len({node for plan in found for node in (*plan.lacking, *plan.short)})
+            for group, found in plans.items()
+        },
         min((due for due in dues if due is not None), default=None),
     )
 
 
-def _plan(
+def _plans(
     group: EgressGroup,
     wanted: Mapping[int, int],
     rooms: Mapping[IPAddress, int],
@@ -116,10 +120,14 @@ def _plan(
     number: Mapping[str, int],
     word: Word,
     now: float,
-) -> PortPlan:
-    spaces = (Space(group.egress_ip, rooms[group.egress_ip]),)
+) -> list[PortPlan]:
+    """A plan for each family: a pod's packets leave in their own, so a node needs ports of both."""
     gateways = frozenset(number[each.node] for each in group.gateways if each.node in number)
-    return plan_ports(Wishes(spaces, wanted, gateways), tables, word, now)
+    plans = []
+    for version in sorted({address.version for address in group.egress_ips}):
+        spaces = (Space(address, rooms[address]) for address in group.egress_ips if address.version == version)
+        plans.append(plan_ports(Wishes(tuple(spaces), wanted, gateways), tables, word, now))
+    return plans
 
 
 def _wanted(
@@ -148,7 +156,7 @@ def _word(alive: Mapping[str, int], said: Mapping[str, PortReport]) -> Word:
 
 def _rooms(groups: Iterable[EgressGroup], services: Iterable[Service]) -> dict[IPAddress, int]:
     """What can be given of each address: without the ports that a Service takes on it."""
-    rooms = {group.egress_ip: RESERVED if group.node_address else RANGE for group in groups}
+    rooms = {address: RESERVED if group.node_address else RANGE for group in groups for address in group.egress_ips}
     for service in services:
         for address in service.external_ips:
             if address in rooms:
@@ -296,17 +304,18 @@ def _cooling(table: PortTable) -> tuple[CoolingPorts, ...]:
 def _refusals(group: EgressGroup, plan: PortPlan, numbers: Iterable[NumberRecord]) -> Iterator[Refusal]:
     """How many addresses are missing."""
     messages = {}
+    addresses = ", ".join(str(table.egress_ip) for table in plan.tables)
     if plan.lacking:
         names = {each.number: each.node for each in numbers}
         missing = _give(-(-len(plan.lacking) // RANGE.bit_count()))
         nodes = _some([names[number] for number in plan.lacking])
-        messages[EXHAUSTED] = f"no ports of {group.egress_ip} are left for {nodes}: what pods there send is dropped; "
+        messages[EXHAUSTED] = f"no ports of {addresses} are left for {nodes}: what pods there send is dropped; "
         messages[EXHAUSTED] += missing
     if plan.short:
         ports = sum(plan.short.values())
         nodes = f"{len(plan.short)} node{'s' * (len(plan.short) > 1)}"
         missing = _give(-(-ports // ports_in(RANGE)))
-        messages[SHORT] = f"{nodes} would use {ports} ports more than {group.egress_ip} has: {missing}"
+        messages[SHORT] = f"{nodes} would use {ports} ports more than {addresses} has: {missing}"
     for reason, message in messages.items():
         yield from (Refusal(Ref.parse(policy), reason, message) for policy in group.policies)
 

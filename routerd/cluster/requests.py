@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Literal
 
 from egress.policy import egress_versions
+from ipam.plan import Grant
 from ipam.pool import PoolSpec, Use, Version
 from ipam.round import Request
 from routerd.model import AddressPool, EgressPolicy, IPAddress, Service
@@ -47,26 +49,42 @@ def service_request(service: Service) -> Request:
     )
 
 
-def policy_request(policy: EgressPolicy, node_addresses: frozenset[IPAddress]) -> Request | None:
+def policy_requests(policy: EgressPolicy, node_addresses: frozenset[IPAddress]) -> tuple[Request, ...]:
     """An address that policies give may be shared by them; one on a node's interface is the node's, so not bound.
 
-    None if no egress IP would be of use: the policy is refused, or nothing of it is translated.
+    What a pool gives is one request for each of `count`, so that each keeps its own. () if no egress IP would be of
+    use: the policy is refused, or nothing of it is translated.
     """
-    versions = egress_versions(policy.destinations, policy.egress_ip)
+    versions = egress_versions(policy.destinations, policy.egress_ips)
     if policy.refused or not versions:
+        return ()
+    families: Literal["one", "prefer-all"] = "prefer-all" if len(versions) > 1 else "one"
+    request = Request(policy.key, "egress", versions, families, pool=policy.pool, bound=True, created=policy.created)
+    if policy.egress_ips:
+        given = tuple(address for address in policy.egress_ips if address.version in versions)
+        is_bound = node_addresses.isdisjoint(given)
+        return (replace(request, addresses=given, use=Use("egress:given"), bound=is_bound, given=True),)
+    return tuple(replace(request, owner=owner_of(policy.key, number)) for number in range(policy.count))
+
+
+def owner_of(policy: str, number: int) -> str:
+    """Who holds the address of a policy with this number, from 0 on: the others are told from the first."""
+    return f"{policy}#{number + 1}" if number else policy
+
+
+def policy_of(owner: str) -> str:
+    return owner.partition("#")[0]
+
+
+def granted_to(policy: EgressPolicy, grants: Mapping[str, Grant]) -> Grant | None:
+    """All that a policy has: as it gives them, else in the order of their numbers."""
+    owners = [owner_of(policy.key, number) for number in range(1 if policy.egress_ips else policy.count)]
+    found = [grants[owner] for owner in owners if owner in grants]
+    if not found:
         return None
-    is_given = policy.egress_ip is not None
-    return Request(
-        policy.key,
-        "egress",
-        versions,
-        addresses=(policy.egress_ip,) if policy.egress_ip is not None else (),
-        pool=policy.pool,
-        use=Use("egress:given") if is_given else Use(),
-        bound=policy.egress_ip not in node_addresses,
-        given=is_given,
-        created=policy.created,
-    )
+    addresses = [address for grant in found for address in grant.addresses]
+    given = {address: number for number, address in enumerate(policy.egress_ips)}
+    return Grant(found[0].pool, tuple(sorted(addresses, key=lambda each: given.get(each, len(given)))))
 
 
 def _versions(service: Service) -> tuple[Version, ...]:

@@ -190,14 +190,17 @@ def _is_below(text: str, limit: int) -> bool:
 def read_egress_policy(value: Value) -> EgressPolicy:
     """Raises InputError. IPv6 parses; what the datapath does with it is not decided here."""
     spec = open_object(value).only(
-        "selectors", "destinationCIDRs", "excludedCIDRs", "ports", "egressIP", "pool", "gateways", "priority"
-    )
-    address, pool = _exit(spec)
+        "selectors", "destinationCIDRs", "excludedCIDRs", "ports", "egressIP", "egressIPs", "pool", "count", "gateways",
+        "priority",
+    )  # fmt: skip
+    addresses, pool, count = _exit(spec)
     return replace(
         covered_by_egress_policy(value),
         ports=tuple(_ports(item) for item in spec.items("ports")),
-        egress_ip=address,
+        egress_ip=addresses[0] if addresses else None,
+        further_ips=addresses[1:],
         pool=pool,
+        count=count,
         gateways=_gateways(spec),
         priority=spec.integer("priority", -PRIORITY, PRIORITY, 0),
     )
@@ -216,22 +219,35 @@ def covered_by_egress_policy(value: Value) -> EgressPolicy:
     )
 
 
-_EITHER = 'expected either "egressIP" or "pool"'
+_EITHER = 'expected one of "egressIP", "egressIPs" and "pool"'
+MOST_EGRESS_IPS = 16  # of one policy
 
 
-def _exit(spec: Section) -> tuple[IPAddress | None, str]:
-    """The egress IP, or the pool that it comes from."""
-    egress_ip, pool = spec.get("egressIP"), spec.get("pool")
-    if egress_ip is None and pool is None:
+def _exit(spec: Section) -> tuple[tuple[IPAddress, ...], str, int]:
+    """The egress IPs, or the pool that they come from and how many."""
+    said = [value for key in ("egressIP", "egressIPs", "pool") if (value := spec.get(key)) is not None]
+    if not said:
         raise MissingKey(spec.value, "egressIP", _EITHER)
-    if egress_ip is not None and pool is not None:
-        raise pool.error(_EITHER)
+    if len(said) > 1:
+        raise said[1].error(_EITHER)
+    pool, count = spec.get("pool"), spec.get("count")
     if pool is not None:
-        return None, pool.name("the name of an AddressPool")
-    address = egress_ip.address() if egress_ip else None
-    if egress_ip is not None and address is not None and (fault := unusable(address)):
-        raise egress_ip.error(f"{address} cannot be an egress IP: {fault}")
-    return address, ""
+        return (), pool.name("the name of an AddressPool"), count.integer(1, MOST_EGRESS_IPS) if count else 1
+    if count is not None:
+        raise count.error('"count" goes with "pool"')
+    values = [said[0]] if spec.get("egressIP") is not None else said[0].nonempty("egress IP", MOST_EGRESS_IPS)
+    addresses = tuple(map(_egress_ip, values))
+    for number, address in enumerate(addresses):
+        if address in addresses[:number]:
+            raise values[number].error(f"{address} stands there twice")
+    return addresses, "", 1
+
+
+def _egress_ip(value: Value) -> IPAddress:
+    address = value.address()
+    if fault := unusable(address):
+        raise value.error(f"{address} cannot be an egress IP: {fault}")
+    return address
 
 
 def _selection(value: Value) -> PodSelection:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from routerd.claims import TAKEN, Hosts, claims
 from routerd.model import EgressGroup, IPNetwork, Refusal, Snapshot
+from routerd.refs import EGRESS, Ref
 
 
 def without_conflicts(
@@ -19,14 +20,17 @@ def without_conflicts(
     """The snapshot without `node` as gateway of such groups. An address that it has on an interface is its own."""
     allocations = snapshot.allocations
     here = [group for group in allocations.groups if _is_led_to(group, node)] if allocations else []
-    whose = claims((group.egress_ip for group in here), snapshot, {node: tuple(networks)}, known=known)
+    addresses = (address for group in here for address in group.egress_ips)
+    whose = claims(addresses, snapshot, {node: tuple(networks)}, known=known)
     if not whose or allocations is None:
         return snapshot, ()
-    groups = (_without(group, node) if group.egress_ip in whose else group for group in allocations.groups)
+    groups = (group if whose.keys().isdisjoint(group.egress_ips) else _without(group, node)
+              for group in allocations.groups)  # fmt: skip
     refusals = [
-        Refusal(group.address_ref, TAKEN, f"it is {whose[group.egress_ip]}: {node} is no gateway of it")
+        Refusal(Ref(EGRESS, name=str(address)), TAKEN, f"it is {whose[address]}: {node} is no gateway of it")
         for group in here
-        if group.egress_ip in whose
+        for address in group.egress_ips
+        if address in whose
     ]
     return replace(snapshot, allocations=replace(allocations, groups=tuple(groups))), tuple(refusals)
 

@@ -299,9 +299,9 @@ def _policy_groups(
         if policy.refused:
             groups[key] = 0
             continue
-        if lacking := unsupported(policy.destinations, policy.egress_ip):
+        if lacking := unsupported(policy.destinations, policy.egress_ips):
             refusals.append(Refusal(policy.ref, UNSUPPORTED_FAMILY, lacking))
-        is_translated = bool(egress_versions(policy.destinations, policy.egress_ip))
+        is_translated = bool(egress_versions(policy.destinations, policy.egress_ips))
         group = published.get(key) if is_translated else None
         groups[key] = group.id if group else 0
         if is_translated and group is None:

@@ -20,7 +20,7 @@ def may_be_gateway(snapshot: Snapshot, name: str, addresses: Iterable[IPAddress]
     node, policies = snapshot.nodes.get(name), snapshot.policies.values()
     if node is None:
         return False
-    wanted = {policy.egress_ip for policy in policies}
+    wanted = {address for policy in policies for address in policy.egress_ips}
     groups = snapshot.allocations.groups if snapshot.allocations is not None else ()
     return (
         any(is_gateway(selector, node) for selector in {None, *(policy.gateways for policy in policies)})

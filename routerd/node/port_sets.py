@@ -65,7 +65,7 @@ def number_of(allocations: Allocations, node: str) -> int:
 
 
 def addresses_of(group: EgressGroup) -> tuple[IPAddress, ...]:
-    return (group.egress_ip,)
+    return group.egress_ips
 
 
 def report_ports(

@@ -213,7 +213,7 @@ def _policy(key: str, view: View) -> Row:
     return {
         "policy": key,
         "destinations": _joined(policy.destinations),
-        "egress_ip": str(group.egress_ip) if group else "",
+        "egress_ip": _joined(group.egress_ips) if group else "",
         "group": group.id if group else None,
         "gateway": gateway,
         "pods_here": sum(key in names for names in pods),
@@ -227,7 +227,7 @@ def _policy(key: str, view: View) -> Row:
 def used_addresses(pools: Mapping[str, AddressPool], allocations: Allocations) -> Counter[str]:
     """By pool, how many of its addresses services or egress groups hold, whichever pool they were given from."""
     held = {key_of(address): address for each in allocations.services for address in each.addresses}
-    held |= {key_of(group.egress_ip): group.egress_ip for group in allocations.groups}
+    held |= {key_of(address): address for group in allocations.groups for address in group.egress_ips}
     found = map(PoolIndex(pools).holding, held.values())
     return Counter(pool.name for pool in found if pool is not None)
 
@@ -261,10 +261,11 @@ def pool_rows(snapshot: Snapshot) -> list[Row]:
 
 def egress_ip_rows(allocations: Allocations | None) -> list[Row]:
     """The firewall administrator's list: which source address is which policy's, and where it may come from."""
-    groups = sorted(allocations.groups if allocations else (), key=lambda group: (_order(group.egress_ip), group.id))
+    groups = allocations.groups if allocations else ()
+    found = ((address, group) for group in groups for address in group.egress_ips)
     return [
         {
-            "egress_ip": str(group.egress_ip),
+            "egress_ip": str(address),
             "policies": _joined(group.policies),
             "pool": group.pool,
             "group": group.id,
@@ -273,7 +274,7 @@ def egress_ip_rows(allocations: Allocations | None) -> list[Row]:
             "epoch": group.epoch,
             "node_address": group.node_address,
         }
-        for group in groups
+        for address, group in sorted(found, key=lambda each: (_order(each[0]), each[1].id))
     ]
 
 

@@ -265,8 +265,8 @@ def _leaving(snapshot: Snapshot, state: NodeState, pod: Pod) -> Iterator[Step]:
         return
     yield Step(question, True, detail=", ".join(policy.key for policy in policies))
     for policy in policies:
-        translated = [each for each in policy.destinations if egress_versions((each,), policy.egress_ip)]
-        lacking = unsupported(policy.destinations, policy.egress_ip)
+        translated = [each for each in policy.destinations if egress_versions((each,), policy.egress_ips)]
+        lacking = unsupported(policy.destinations, policy.egress_ips)
         if translated or not lacking:
             allocations = snapshot.allocations or Allocations()
             yield _policy_step(policy, translated, state, allocations)
@@ -328,7 +328,8 @@ def _policy_step(
         return Step(question, False, "NoGateway", detail)
     refusal = gateways_refused(group.policies, allocations)
     doubt = f"; {refusal.message}" if refusal is not None else ""
-    return Step(question, True, detail=f"as {group.egress_ip} by gateway {gateway.node} (group {group.id}){doubt}")
+    addresses = " or ".join(map(str, group.egress_ips))
+    return Step(question, True, detail=f"as {addresses} by gateway {gateway.node} (group {group.id}){doubt}")
 
 
 def _ports_step(policy: EgressPolicy, node: str, allocations: Allocations) -> Iterator[Step]:
@@ -361,14 +362,15 @@ def _egress(snapshot: Snapshot, name: str) -> Iterator[Step]:
     allocations = snapshot.allocations
     if not first.yes or allocations is None:
         return
-    group = next((each for each in allocations.groups if name in (str(each.egress_ip), str(each.id))), None)
+    groups = allocations.groups
+    group = next((each for each in groups if name in (*map(str, each.egress_ips), str(each.id))), None)
     if group is None:
         told = next((each for each in allocations.refusals if name in each.message), None)
         detail = f"{told.object}: {told.message}" if told else "the operator has published no egress group for it"
         yield Step(f"has {name} an egress group?", False, told.reason if told else "NoGroup", detail)
         return
-    policies = ", ".join(group.policies)
-    yield Step(f"has {name} an egress group?", True, detail=f"{group.egress_ip}, group {group.id}: {policies}")
+    policies, addresses = ", ".join(group.policies), ", ".join(map(str, group.egress_ips))
+    yield Step(f"has {name} an egress group?", True, detail=f"{addresses}, group {group.id}: {policies}")
     nodes = [gateway.node for gateway in group.gateways]
     refusal = gateways_refused(group.policies, allocations)
     if refusal is None:

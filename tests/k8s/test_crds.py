@@ -35,7 +35,8 @@ READERS: dict[str, Callable[[Any], object]] = {"AddressPool": read_address_pool,
 BEYOND_SCHEMAS = (
     "without host bits", "cannot be in a pool", "overlaps with", "cannot be an egress IP", "found the label key",
     "would announce more", "behind its end", "from one address family to the other", "the same advertisement",
-    "expected a community", "expected a CIDR", "expected an IP address", "expected a CIDR, an address",
+    "stands there twice", "expected a community",
+    "expected a CIDR", "expected an IP address", "expected a CIDR, an address",
 )  # fmt: skip
 
 
@@ -113,6 +114,8 @@ _policy: dict[str, st.SearchStrategy[Any]] = {
     "excludedCIDRs": st.lists(_cidr, max_size=2),
     "ports": st.lists(_port, max_size=2),
     "egressIP": st.sampled_from(["192.0.2.1", "2001:db8::1", "224.0.0.1", "x", "192.0.2.0/24", "fe80::1%eth0"]),
+    "egressIPs": st.lists(st.sampled_from(["192.0.2.1", "2001:db8::1", "x", "127.0.0.1"]), max_size=3),
+    "count": st.sampled_from([0, 1, 16, 17, "2"]),
     "pool": st.sampled_from(["a", ""]),
     "gateways": st.one_of(st.just({}), st.fixed_dictionaries({"nodeSelector": _selector})),
     "priority": _number,

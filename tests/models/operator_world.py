@@ -61,7 +61,8 @@ class World:
 
     def policy(self, name: str, ip: str = "", **fields: Any) -> None:
         fields = {"destinations": (ip_network("203.0.113.0/24"),)} | fields
-        policy = EgressPolicy(name, egress_ip=ip_address(ip) if ip else None, **fields)
+        given = tuple(map(ip_address, ip.split()))
+        policy = EgressPolicy(name, egress_ip=given[0] if given else None, further_ips=given[1:], **fields)
         self.policies[policy.key] = policy
 
     def pool(self, name: str, *blocks: str, **fields: Any) -> None:
@@ -169,7 +170,7 @@ def text(allocations: Allocations) -> str:
         gateways = " ".join(f"{gateway.node}:{gateway.slot}" for gateway in group.gateways) or "none"
         flags = " node-address" if group.node_address else ""
         lines.append(
-            f"group {group.id} {group.egress_ip} {','.join(group.policies)} via {gateways} "
+            f"group {group.id} {' '.join(map(str, group.egress_ips))} {','.join(group.policies)} via {gateways} "
             f"/{group.slots} epoch {group.epoch}{flags}"
         )
     lines += [f"! {refusal.object} {refusal.reason}: {refusal.message}" for refusal in allocations.refusals]

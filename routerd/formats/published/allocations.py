@@ -105,10 +105,11 @@ def _service(one: ServiceAllocation) -> str:
 
 def _group(one: EgressGroup) -> str:
     gateways = ", ".join(f"{{node: {quoted(slot.node)}, slot: {slot.slot}}}" for slot in one.gateways)
+    further = f", furtherIPs: {_list(one.further_ips)}" if one.further_ips else ""
     return (
         f'{{id: {one.id}, egressIP: "{one.egress_ip}", pool: {quoted(one.pool)}, '
         f"policies: [{', '.join(quoted(policy) for policy in one.policies)}], gateways: [{gateways}], "
-        f"slots: {one.slots}, epoch: {one.epoch}, nodeAddress: {str(one.node_address).lower()}}}"
+        f"slots: {one.slots}, epoch: {one.epoch}, nodeAddress: {str(one.node_address).lower()}{further}}}"
     )
 
 
@@ -209,7 +210,7 @@ def _read_way(section: Section) -> Advertisement:
 
 
 def _read_group(section: Section) -> EgressGroup:
-    section.only("id", "egressIP", "pool", "policies", "gateways", "slots", "epoch", "nodeAddress")
+    section.only("id", "egressIP", "pool", "policies", "gateways", "slots", "epoch", "nodeAddress", "furtherIPs")
     return EgressGroup(
         id=section.require("id").integer(1, MAX_GROUP),
         egress_ip=section.require("egressIP").address(),
@@ -219,6 +220,7 @@ def _read_group(section: Section) -> EgressGroup:
         epoch=section.require("epoch").integer(1, MAX_EPOCH),
         node_address=section.require("nodeAddress").boolean(),
         pool=section.require("pool").string(),
+        further_ips=tuple(item.address() for item in section.items("furtherIPs", UNLIMITED)),
     )
 
 

@@ -34,19 +34,22 @@ def _service(service: str, pool: str, addresses: list[str]) -> ServiceAllocation
 
 def _group_row(each: EgressGroup) -> Row:
     gateways = [[gateway.node, gateway.slot] for gateway in each.gateways]
-    return [each.id, str(each.egress_ip), each.pool, list(each.policies), gateways, each.slots, each.epoch,
-            each.node_address]  # fmt: skip
+    row = [each.id, str(each.egress_ip), each.pool, list(each.policies), gateways, each.slots, each.epoch,
+           each.node_address]  # fmt: skip
+    return [*row, [str(address) for address in each.further_ips]] if each.further_ips else row
 
 
 def _group(
     number: int, egress_ip: str, pool: str, policies: list[str], gateways: list[list[Any]], slots: int, epoch: int,
-    node_address: bool,
+    node_address: bool, further_ips: list[str] | None = None,
 ) -> EgressGroup:  # fmt: skip
     taken = tuple(GatewaySlot(node, slot) for node, slot in gateways)
     limits = [(number, MAX_GROUP), (slots, MAX_SLOTS), (epoch, MAX_EPOCH), *((each.slot + 1, slots) for each in taken)]
     if not all(1 <= value <= limit for value, limit in limits):
         raise ValueError(f"group {number}: a number is out of its range")
-    return EgressGroup(number, ip_address(egress_ip), tuple(policies), taken, slots, epoch, node_address, pool)
+    further = tuple(map(ip_address, further_ips or ()))
+    address = ip_address(egress_ip)
+    return EgressGroup(number, address, tuple(policies), taken, slots, epoch, node_address, pool, further)
 
 
 def _node_row(each: NodeAddresses) -> Row:

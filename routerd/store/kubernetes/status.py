@@ -177,6 +177,7 @@ def _group_status(group: EgressGroup | None) -> dict[str, Any]:
         return {}
     return {
         "egressIP": str(group.egress_ip),
+        "egressIPs": [str(address) for address in group.egress_ips],
         "id": group.id,
         "epoch": group.epoch,
         "nodeAddress": group.node_address,
@@ -187,14 +188,15 @@ def _group_status(group: EgressGroup | None) -> dict[str, Any]:
 def _policy_conditions(stored: StoredObject, group: EgressGroup | None, refused: list[Refusal]) -> list[dict[str, Any]]:
     at = stored.generation
     first = refused[0] if refused else Refusal(Ref(""), "Pending", "nothing is decided yet")
+    addresses = ", ".join(map(str, group.egress_ips)) if group is not None else ""
     allocated = (
-        condition("Allocated", True, "Allocated", f"egress IP {group.egress_ip}", at)
+        condition("Allocated", True, "Allocated", f"egress IP {addresses}", at)
         if group is not None
         else condition("Allocated", False, first.reason, first.message, at)
     )
     if group is not None and group.gateways and not refused:
         nodes = ", ".join(each.node for each in group.gateways)
-        ready = condition("Ready", True, "Ready", f"leaves by {nodes} as {group.egress_ip}", at)
+        ready = condition("Ready", True, "Ready", f"leaves by {nodes} as {addresses}", at)
     else:
         ready = condition("Ready", False, first.reason, first.message, at)
     return [ready, allocated, _conflicting(refused, at)]

@@ -14,7 +14,10 @@ RULES: dict[str, Callable[[Any], bool]] = {
         "endPort" not in value or "port" not in value or value["endPort"] >= value["port"]
     ),
     "!has(self.port) || self.protocol != 'ICMP'": lambda value: "port" not in value or value["protocol"] != "ICMP",
-    "has(self.egressIP) != has(self.pool)": lambda value: ("egressIP" in value) != ("pool" in value),
+    "[has(self.egressIP), has(self.egressIPs), has(self.pool)].filter(said, said).size() == 1": lambda value: (
+        sum(key in value for key in ("egressIP", "egressIPs", "pool")) == 1
+    ),
+    "!has(self.count) || has(self.pool)": lambda value: "count" not in value or "pool" in value,
     "has(self.podSelector) || has(self.namespaceSelector)": lambda value: (
         "podSelector" in value or "namespaceSelector" in value
     ),

@@ -135,3 +135,15 @@ def test_port_sets_say_whose_they_are_and_in_which_state() -> None:
     ]
     assert {row["group"] for row in found} == {7}
     assert rows("port-sets", view(allocations=None)) == []
+
+
+def test_every_address_of_a_group_has_its_row() -> None:
+    allocations = cluster.with_ports()
+    (group,) = allocations.groups
+    further = (ip_address("2001:db8::7"), ip_address("192.0.2.200"))
+    several = replace(allocations, groups=(replace(group, further_ips=further),))
+    found = rows("egress-ips", view(allocations=several))
+    assert {row["egress_ip"] for row in found} == {"192.0.2.200", str(group.egress_ip), "2001:db8::7"}
+    assert {row["group"] for row in found} == {group.id}
+    (policy,) = rows("policies", view(allocations=several))
+    assert policy["egress_ip"] == f"{group.egress_ip},2001:db8::7,192.0.2.200"

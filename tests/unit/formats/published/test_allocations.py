@@ -51,6 +51,7 @@ groups = st.builds(
     epoch=st.integers(1, 2**40),
     node_address=st.booleans(),
     pool=text,
+    further_ips=st.lists(addresses, max_size=2).map(tuple),
 )
 services = st.builds(ServiceAllocation, names, text, st.lists(addresses, max_size=2).map(tuple))
 numbers = st.integers(0, 2**32 - 1)
