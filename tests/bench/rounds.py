@@ -437,7 +437,8 @@ def changes_of(size: Size, role: str, store: str) -> list[Change]:
     found = [
         Change("a service is added", added),
         Change("a policy is added", lambda n: [policy(f"s{size.policies + n}", pool="egress")]),
-        Change("an endpoint flips", lambda n: [size.endpoint_slice(1, ready=n % 2 == 1)]),
+        # of the first service that was added, as files hold it by itself
+        Change("an endpoint flips", lambda n: [size.endpoint_slice(size.services, ready=n % 2 == 1)]),
         Change("a pod is added", lambda n: [size.pod(size.pods + size.nodes * n)]),
     ]
     return found[:2] if (role, store) == ("operator", "kubernetes") else found
