@@ -94,6 +94,7 @@ def plan_ports(wishes: Wishes, tables: Mapping[IPAddress, PortTable], word: Word
         work.tell(wishes.gateways & word.alive, word)
         work.ask_back(wishes.ports)
     held.count()
+    held.waiting = len(word.alive - held.granted.keys())
     short = _serve(held, word)
     tables_after = tuple(work.result() for work in works)
     lacking = tuple(node for node in sorted(wishes.ports) if not held.granted.get(node) and node in word.alive)
@@ -182,6 +183,10 @@ class _Work:
         self.taken |= each.mask
 
     @property
+    def room(self) -> Mask:
+        return self.space.room
+
+    @property
     def free(self) -> Mask:
         return self.space.room & ~self.taken
 
@@ -260,6 +265,7 @@ class _Held:
     wishes: Wishes
     works: list[_Work]
     granted: dict[int, int] = field(default_factory=dict)
+    waiting: int = 0  # living nodes without any
 
     def count(self) -> None:
         self.granted = {}
@@ -282,8 +288,22 @@ class _Held:
     def grant(self, work: _Work, node: int, size: int) -> bool:
         if not work.grant(node, size):
             return False
+        self.waiting -= node not in self.granted
         self.granted[node] = self.granted.get(node, 0) + size
         return True
+
+    def leaves_room(self, size: int, node: int) -> bool:
+        """Whether nodes that have nothing yet could still have something, if this one gets so much.
+
+        As long as the addresses have room for a first set of every living node, it is kept from larger first sets; from
+        nodes that want more, no more than half of the addresses.
+        """
+        total, free = (sum(ports_in(getattr(work, name)) for work in self.works) for name in ("room", "free"))
+        is_first = node not in self.granted
+        kept = MIN_SIZE * (self.waiting - is_first)
+        if not is_first or MIN_SIZE * (self.waiting + len(self.granted)) > total:
+            kept = min(kept, total // 2)
+        return (is_first and size == MIN_SIZE) or free - size >= kept
 
 
 # --- serving
@@ -319,6 +339,8 @@ def _serve_newcomer(held: _Held, node: int) -> int:
     wanted = 0
     for work in held.order(node):
         size = held.first_size(work)
+        while not held.leaves_room(size, node):
+            size //= 2
         wanted = wanted or size
         while size >= MIN_SIZE:
             if held.grant(work, node, size):
@@ -335,7 +357,7 @@ def _grow(held: _Held, node: int, wanted: int, *, is_fair: bool) -> int:
         limit = ports_in(work.space.room) // (1 if is_fair else 4)
         size = power_at_least(wanted - held.granted[node])
         while held.granted[node] < wanted and blocks < MAX_BLOCKS and size >= MIN_SIZE:
-            if here + size <= limit and held.grant(work, node, size):
+            if here + size <= limit and held.leaves_room(size, node) and held.grant(work, node, size):
                 blocks, here = blocks + 1, here + size
                 size = min(size, power_at_least(wanted - held.granted[node]))
             else:

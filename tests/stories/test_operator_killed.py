@@ -53,6 +53,12 @@ kind: Service
 metadata: {{name: {name}, namespace: default}}
 spec: {{type: LoadBalancer, ports: [{{port: 80, protocol: TCP}}]}}
 """
+NODE = """\
+apiVersion: v1
+kind: Node
+metadata: {{name: {name}}}
+status: {{addresses: [{{type: InternalIP, address: 10.0.1.{last}}}]}}
+"""
 POLICY = """\
 apiVersion: routerd.io/v1alpha1
 kind: EgressPolicy
@@ -75,6 +81,7 @@ class Site:
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
         (self.manifests / "cluster.yaml").write_text(CLUSTER)
+        (self.manifests / "always.yaml").write_text(POLICY.format(name="always", last=255))  # so that ports are needed
         (directory / "routerd.yaml").write_text(yaml.safe_dump({
             "apiVersion": "routerd.io/v1alpha1", "kind": "Config", "node-name": "operator",
             "state-dir": str(directory / "state"), "run-dir": str(directory / "run"),
@@ -119,7 +126,30 @@ def owners(allocations: Allocations) -> dict[str, str]:
         for group in allocations.groups
         for policy in group.policies
     }
-    return services | groups
+    return services | groups | ports(allocations)
+
+
+def ports(allocations: Allocations) -> dict[str, str]:
+    """Which ports of a group's egress IP each node has."""
+    names = {each.number: each.node for each in allocations.numbers}
+    groups = {group.egress_ip for group in allocations.groups}
+    return {
+        f"{names[block.node]} of {table.egress_ip}": f"{table.egress_ip}:{block.first}+{block.size} as {block.node}"
+        for table in allocations.bindings
+        if table.egress_ip in groups
+        for block in table.blocks()
+    }
+
+
+def served(allocations: Allocations) -> set[str]:
+    """Services, policies, and nodes that have ports of every group."""
+    groups = [group.egress_ip for group in allocations.groups]
+    names = {each.number: each.node for each in allocations.numbers}
+    having = [
+        {names[block.node] for block in each.blocks()} for each in allocations.bindings if each.egress_ip in groups
+    ]
+    nodes = set.intersection(*having) if having else set()
+    return {name for name in (*owners(allocations), *nodes) if name[1:2] == "-" and " " not in name}
 
 
 def test_a_killed_operator_decides_as_an_undisturbed_one(tmp_path: Path) -> None:
@@ -142,12 +172,14 @@ def test_a_killed_operator_decides_as_an_undisturbed_one(tmp_path: Path) -> None
             now = owners(harried.allocations())
             addresses = [value.split(" ")[0] for value in now.values()]
             assert len(addresses) == len(set(addresses)), f"seed {seed}: an address has two owners: {now}"
+            nodes_now = {name.split(" ")[0] for name in now if " of " in name}
+            assert len({now[name].split(" as ")[1] for name in now if " of " in name}) == len(nodes_now), f"seed {seed}"
             moved = {name for name in now.keys() & held.keys() if now[name] != held[name]}
             assert not moved, f"seed {seed}: moved: {moved}"
             held = now
         wanted = {path.stem for path in calm.manifests.glob("?-*.yaml")}
         for site in (calm, harried):
-            wait(lambda s=site: owners(s.allocations()).keys() == wanted, f"seed {seed}: {site.log()[-2000:]}")  # type: ignore[misc]
+            wait(lambda s=site: served(s.allocations()) == wanted, f"seed {seed}: {site.log()[-2000:]}")  # type: ignore[misc]
         assert owners(harried.allocations()) == owners(calm.allocations()), f"seed {seed}"
     finally:
         for site in (calm, harried):
@@ -162,11 +194,13 @@ def _change(rng: random.Random, number: int, sites: tuple[Site, ...]) -> None:
     """Adds in the order of names, as those seen together are served in it; removes only what has been served."""
     there = sorted(path.stem for path in sites[0].manifests.glob("?-*.yaml"))
     if there and rng.random() < 0.3:
-        name = rng.choice(there)
+        name = rng.choice([name for name in there if name[0] != "n"] or ["none"])
+        if name == "none":
+            return
         for site in sites:
-            wait(lambda s=site: name in owners(s.allocations()), f"{name} is served: {site.log()[-2000:]}")  # type: ignore[misc]
+            wait(lambda s=site: name in served(s.allocations()), f"{name} is served: {site.log()[-2000:]}")  # type: ignore[misc]
             (site.manifests / f"{name}.yaml").unlink()
         return
-    kind, text = rng.choice((("s", SERVICE), ("p", POLICY)))
+    kind, text = rng.choice((("s", SERVICE), ("p", POLICY), ("n", NODE)))
     for site in sites:
         site.put(f"{kind}-{number:03}", text.format(name=f"{kind}-{number:03}", last=number))

@@ -46,7 +46,7 @@ class Site:
         self.tables: dict[object, PortTable] = {}
         self.wants: dict[int, int] = {}
         self.gateways = frozenset(gateways)
-        self.alive = set(range(1, 2000))
+        self.alive = set(range(1, 8))
         self.unused: dict[object, dict[tuple[int, int, int], int]] = {}
         self.applied: dict[object, dict[int, int]] = {}
 
@@ -166,6 +166,28 @@ def test_a_node_that_wants_more_gets_further_blocks() -> None:
     assert site.last.short == {2: 64000 - sum(s.size for s in site.tables[IP].sets if s.node == 2)}
 
 
+def test_every_node_of_a_large_cluster_finds_a_first_set_in_whatever_order_they_come() -> None:
+    site = Site()
+    site.alive = set(range(1, 1001))
+    for last in range(1, 1001, 37):
+        site.wants |= dict.fromkeys(range(last, min(last + 37, 1001)), 0)
+        assert "lacking" not in site.decide()
+    assert len({each.node for each in site.tables[IP].sets}) == 1000
+    assert {each.state for each in site.tables[IP].sets} == {"granted"}
+
+
+def test_a_few_nodes_of_a_large_cluster_get_more_when_they_want_more() -> None:
+    site = Site()
+    site.alive = set(range(1, 1001))
+    site.wants = {1: 0, 2: 0, 3: 0}
+    assert site.decide() == "192.0.2.1 1:1024+512 2:1536+128 3:1664+64"
+    site.wants = {1: 4096, 2: 4096, 3: 4096}
+    assert "short" not in site.decide()
+    site.wants = {1: 1 << 16}
+    site.decide()
+    assert sum(each.size for each in site.tables[IP].sets) <= 64512 // 2, "half is kept for others"
+
+
 def test_nobody_gets_more_than_a_quarter_while_another_is_poor() -> None:
     site = Site()
     site.wants = dict.fromkeys(range(1, 200), 0)  # 128 ports each
@@ -254,10 +276,12 @@ def test_an_old_word_does_not_count_for_a_later_set() -> None:
 
 def test_when_space_runs_short_newcomers_get_smaller_sets_and_blocks_are_asked_back() -> None:
     site = Site(room=granule_mask(1024, 4095))
+    site.alive = {1}
     site.wants = {1: 0}
     assert site.decide() == "192.0.2.1 1:1024+1024"
     site.wants = {1: 3000}
     assert site.decide() == "192.0.2.1 1:1024+1024 1:2048+2048"
+    site.alive = {1, 2}
     site.wants = {1: 3000, 2: 0}
     asked = "192.0.2.1 1:1024+512 ~1:1536+512 1:2048+2048"
     assert site.decide() == f"{asked}\nlacking 2"
@@ -270,12 +294,14 @@ def test_when_space_runs_short_newcomers_get_smaller_sets_and_blocks_are_asked_b
 
 def test_a_whole_set_is_split_rather_than_taken() -> None:
     site = Site(room=granule_mask(1024, 2047))
+    site.alive = {1, 2, 3, 4}
     site.wants = {1: 0}
     assert site.decide() == "192.0.2.1 1:1024+512"
     site.wants |= {2: 0}
     assert site.decide() == "192.0.2.1 1:1024+512 2:1536+256"
     site.wants |= {3: 0, 4: 0}
     assert site.decide() == "192.0.2.1 1:1024+512 2:1536+256 3:1792+128 4:1920+128"
+    site.alive.add(5)
     site.wants |= {5: 0}
     assert site.decide() == "192.0.2.1 1:1024+256 ~1:1280+256 2:1536+256 3:1792+128 4:1920+128\nlacking 5"
 
@@ -291,6 +317,7 @@ def test_then_comes_the_next_address_then_a_refusal() -> None:
 
 def test_nodes_are_spread_over_the_addresses() -> None:
     site = Site(IP, SECOND)
+    site.alive = set(range(1, 101))
     site.wants = dict.fromkeys(range(1, 101), 0)
     site.decide()
     first, second = (len(table.sets) for table in site.last.tables)

@@ -12,7 +12,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from ipam.pool import Use
 from routerd.cluster.assign import assign
 from routerd.cluster.ledger import TABLES, Ledger, difference
-from routerd.model import Allocations, IPAddress
+from routerd.model import (
+    Allocations,
+    AppliedTable,
+    BindingTable,
+    IPAddress,
+    NodeReport,
+    PortAsk,
+    PortReport,
+    UnusedBlock,
+)
 from tests.models.operator_world import World
 
 NAMES = st.sampled_from(["a", "b", "c", "d", "e"])
@@ -78,7 +87,32 @@ class OperatorMachine(RuleBasedStateMachine):
             if old and (old.gateways, old.slots) != (group.gateways, group.slots):
                 assert group.epoch == old.epoch + 1
 
-    @rule(seconds=st.sampled_from([1, 29, 30, 101]))
+    @rule(name=st.sampled_from(["h", "i", "j"]))
+    def remove_node(self, name: str) -> None:
+        self.world.nodes.pop(name, None)
+        self.world.reports.pop(name, None)
+        self.decide()
+
+    @rule(name=st.sampled_from(["g", "h", "i"]), group=st.integers(1, 3), ports=st.sampled_from([None, 0, 2000, 30000]))
+    def ask(self, name: str, group: int, ports: int | None) -> None:
+        """What it was asked for it gives back, and what waits for its word it confirms."""
+        if name not in self.world.reports or name not in self.world.nodes:
+            return
+        allocations = self.world.allocations
+        number = {each.node: each.number for each in allocations.numbers}.get(name, 0)
+        unused = tuple(
+            UnusedBlock(table.egress_ip, block.first, block.size, table.version)
+            for table in allocations.bindings
+            for block in table.blocks(number)
+            if block.returning
+        )
+        applied = tuple(AppliedTable(table.egress_ip, table.version) for table in allocations.bindings)
+        asks = () if ports is None else (PortAsk(group, ports),)
+        report = replace(self.world.reports[name], ports=PortReport(asks, unused, applied))
+        self.world.reports[name] = report
+        self.decide()
+
+    @rule(seconds=st.sampled_from([1, 29, 30, 101, 600]))
     def wait(self, seconds: int) -> None:
         self.decide(seconds)
 
@@ -108,7 +142,9 @@ class OperatorMachine(RuleBasedStateMachine):
 
     def decide(self, seconds: float = 0) -> None:
         world, before = self.world, self.world.ledger
+        tables, said = world.allocations.bindings, dict(world.reports)
         world.decide(seconds)
+        self.ports_stay(tables, said)
         again = assign(world.snapshot(), world.ledger, world.reports, world.now, world.settings, world.agents)
         assert again.allocations is world.allocations, "a second decision on the same view changes nothing"
         assert again.ledger == world.ledger
@@ -116,6 +152,38 @@ class OperatorMachine(RuleBasedStateMachine):
         assert world.last is not None
         if world.last.next_due is not None:
             assert world.last.next_due > world.now
+
+    def ports_stay(self, before: tuple[BindingTable, ...], reports: dict[str, NodeReport]) -> None:
+        """A node that lives has the ports that it had, unless it was asked for them and gave them back."""
+        world = self.world
+        names = {each.number: each.node for each in world.allocations.numbers}
+        now = {table.egress_ip: table.numbers() for table in world.allocations.bindings}
+        groups = {group.egress_ip for group in world.allocations.groups}
+        for table in before:
+            for block in table.blocks():
+                name = names.get(block.node, "")
+                if name not in world.nodes or table.egress_ip not in groups:
+                    continue
+                report = reports[name].ports if name in reports else None
+                said = report is not None and any(
+                    (each.egress_ip, each.first) == (table.egress_ip, block.first) for each in report.unused
+                )
+                owners = now[table.egress_ip][block.first >> 6 : (block.last >> 6) + 1]
+                assert set(owners) == {block.node} or (block.returning and said)
+
+    @invariant()
+    def no_port_has_two_nodes(self) -> None:
+        numbers = [each.number for each in self.world.allocations.numbers]
+        assert len(numbers) == len(set(numbers)) == len({each.node for each in self.world.allocations.numbers})
+        for table in self.world.allocations.bindings:
+            taken: set[int] = set()
+            for block in table.blocks():
+                ports = set(range(block.first, block.last + 1, 64))
+                assert not ports & taken and block.node in numbers and block.first >= 1024
+                taken |= ports
+            for one in table.cooling:
+                for first, size in one.ranges:
+                    assert taken.isdisjoint(range(first, first + size, 64)), "it rests"
 
     def nobody_moved(self, before: Allocations, edited: str = "") -> None:
         now = {each.service: each.addresses for each in self.world.allocations.services}
