@@ -18,6 +18,7 @@ from routerd.formats.published.bindings import binding_table
 from routerd.model import (
     Advertisement,
     Allocations,
+    AppliedTable,
     BindingTable,
     CoolingPorts,
     EgressGroup,
@@ -27,9 +28,12 @@ from routerd.model import (
     NodeNumber,
     NodeReport,
     PoolWays,
+    PortAsk,
     PortBlock,
+    PortReport,
     Refusal,
     ServiceAllocation,
+    UnusedBlock,
     Writer,
 )
 from routerd.refs import Ref
@@ -92,13 +96,27 @@ def test_allocations_read_back(value: Allocations) -> None:
     assert parse_allocations(write_allocations(value), "f") == value
 
 
-@given(names, st.lists(addresses, max_size=3), st.booleans(), st.none() | st.integers(1, 86400))
-@settings(max_examples=30)
+versions = st.integers(0, 2**63 - 1)
+asks = st.builds(PortAsk, st.integers(1, MAX_GROUP), st.integers(0, 1 << 20), st.integers(0, 1 << 20))
+unused = st.builds(UnusedBlock, addresses, granules.map(lambda each: each * 64), st.sampled_from([64, 1024]), versions)
+port_reports = st.builds(
+    PortReport,
+    st.lists(asks, max_size=3).map(tuple),
+    st.lists(unused, max_size=3).map(tuple),
+    st.lists(st.builds(AppliedTable, addresses, versions), max_size=3).map(tuple),
+)
+
+
+@given(
+    names, st.lists(addresses, max_size=3), st.booleans(), st.none() | st.integers(1, 86400), st.none() | port_reports
+)
+@settings(max_examples=60)
 def test_node_reports_read_back(
-    node: str, found: list[IPv4Address | IPv6Address], draining: bool, seconds: int | None
+    node: str, found: list[IPv4Address | IPv6Address], draining: bool, seconds: int | None, ports: PortReport | None
 ) -> None:
     heartbeat = None if seconds is None else Heartbeat(seconds, str(seconds))
-    report = NodeReport(node, tuple(found), tuple(ip_network(address) for address in found), draining, heartbeat)
+    networks = tuple(ip_network(address) for address in found)
+    report = NodeReport(node, tuple(found), networks, draining, heartbeat, ports)
     back = parse_node_report(write_node_report(report), "f")
     assert (back, back.heartbeat and back.heartbeat.beat) == (report, heartbeat and heartbeat.beat)
 
