@@ -14,7 +14,7 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: setup kernel check test chaos demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-rounds lock image bpf wheel clean
+.PHONY: setup kernel check test chaos demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-ports bench-rounds lock image bpf wheel clean
 
 setup:
 	@tools/setup
@@ -63,6 +63,9 @@ bench-k8s: setup
 
 bench-allocations: setup
 	@$(PY) -m tests.bench.allocate
+
+bench-ports: setup
+	@$(PY) -m tests.bench.ports
 
 bench-rounds: setup
 	@$(PY) -m tests.bench.rounds

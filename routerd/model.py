@@ -46,11 +46,12 @@ Severity = Literal["error", "warning", "info"]
 ORDINARY = frozenset(  # somebody asked for it
     {"NoLocalEndpoints", "NodeDrained", "NodeExcluded", "NotConfigured", "OtherClass", "PoolNotBgp"}
 )
+OF_PORTS = ("PortsExhausted", "PortsShort")  # some nodes have none of an egress IP, or fewer than they want
 HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
     {
         "AgentAbsent", "AwaitingNodeReports", "BFDNotSupported", "ConflictingAnnotations", "FamilyNotNegotiated",
         "ForwardingOff", "GatewayNotUsed", "HoldTimeTooLong", "InvalidRouterID", "NetworkUnavailable", "NoEndpoints",
-        "NumberMisread", "PodOutsideCluster", "PoolOverCluster", "PortsShort", "StatusOfOther", "UnknownAnnotation",
+        "NumberMisread", "PodOutsideCluster", "PoolOverCluster", *OF_PORTS, "StatusOfOther", "UnknownAnnotation",
         "UnknownGateway", "UnknownLabel", "UnreadConfiguration",
     }
 )  # fmt: skip
@@ -622,7 +623,8 @@ def selection_matches(selection: PodSelection, pod: Pod, namespace_labels: Label
 
 __all__ = [
     "EVERYTHING", "EXCLUDE_LABEL", "GATEWAY_HEARTBEAT", "GATEWAY_LABEL", "NAMESPACE_LABEL", "NAMESPACE_NAME_LABEL",
-    "NODE_HEARTBEAT", "PARTS", "SERVICE_NAME_LABEL", "AddressPool", "Advertisement", "Allocations", "AppliedTable",
+    "NODE_HEARTBEAT", "OF_PORTS", "PARTS", "SERVICE_NAME_LABEL", "AddressPool", "Advertisement", "Allocations",
+    "AppliedTable",
     "BindingTable", "CoolingPorts", "EgressGroup", "EgressPolicy", "Endpoint", "EndpointSlice", "GatewaySlot",
     "Heartbeat", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node", "NodeAddresses",
     "NodeNumber", "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodSelection", "PoolWays", "PortAsk",

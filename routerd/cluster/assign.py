@@ -91,7 +91,7 @@ class KeptPorts:
     """What came of ports last, while nothing that they rest on is another and nothing is due."""
 
     def __init__(self) -> None:
-        self._last: tuple[tuple[object, ...], Ports] | None = None
+        self._last: tuple[tuple[object, ...], Ports, float] | None = None
 
     def give(
         self,
@@ -107,10 +107,13 @@ class KeptPorts:
         kept = (ledger.node_numbers, ledger.port_tables, ledger.past_port_sets)
         said = {name: report.ports for name, report in reports.items() if report.ports is not None}
         of = (groups, *kept, snapshot.nodes, published, external, said, rules)
-        due = self._last[1].next_due if self._last is not None else None
-        if self._last is None or self._last[0] != of or (due is not None and now >= due):
-            self._last = of, give_ports(groups, ledger, snapshot, reports, now, rules)
+        if self._last is None or self._last[0] != of or self._is_due(*self._last[1:], now):
+            self._last = of, give_ports(groups, ledger, snapshot, reports, now, rules), now
         return self._last[1]
+
+    def _is_due(self, last: Ports, at: float, now: float) -> bool:
+        """Also when the clock was set back: what rests begins anew."""
+        return now < at or (last.next_due is not None and now >= last.next_due)
 
 
 def _service_request(service: Service) -> Request | None:

@@ -15,6 +15,7 @@ from ipam.port_sets import LAST_NUMBER, RANGE, RESERVED, PortCounts, PortSet, Po
 from routerd.cluster.ledger import Ledger, NumberRecord, PastSet
 from routerd.formats.published.bindings import binding_table
 from routerd.model import (
+    OF_PORTS,
     BindingTable,
     CoolingPorts,
     EgressGroup,
@@ -32,7 +33,7 @@ from routerd.refs import Ref
 
 NUMBER_REST = 3600.0  # seconds that the number of a node that is gone rests
 MAX_PAST = 20_000  # sets that are remembered after they were free again, the latest
-EXHAUSTED, SHORT = "PortsExhausted", "PortsShort"  # reasons of refusals
+EXHAUSTED, SHORT = OF_PORTS  # reasons of refusals
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,8 +310,7 @@ def _refusals(group: EgressGroup, plan: PortPlan, numbers: Iterable[NumberRecord
         names = {each.number: each.node for each in numbers}
         missing = _give(-(-len(plan.lacking) // RANGE.bit_count()))
         nodes = _some([names[number] for number in plan.lacking])
-        messages[EXHAUSTED] = f"no ports of {addresses} are left for {nodes}: what pods there send is dropped; "
-        messages[EXHAUSTED] += missing
+        messages[EXHAUSTED] = f"no ports of {addresses} are left for {nodes}: {missing}"
     if plan.short:
         ports = sum(plan.short.values())
         nodes = f"{len(plan.short)} node{'s' * (len(plan.short) > 1)}"

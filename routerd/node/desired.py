@@ -24,6 +24,7 @@ from egress.policy import Desired as EgressDesired
 from routerd.memo import by_identity, differing
 from routerd.model import (
     NAMESPACE_NAME_LABEL,
+    OF_PORTS,
     Allocations,
     EgressGroup,
     EgressPolicy,
@@ -307,8 +308,8 @@ def _policy_groups(
         if is_translated and group is None:
             refusals.append(_no_group(policy, allocations))
         elif group and group.gateways and (told := _told(policy, allocations)):  # without any, the group says it
-            message = f"{told.message}; it keeps its egress IP {group.egress_ip}"
-            refusals.append(Refusal(policy.ref, told.reason, message))
+            kept = "" if told.reason in OF_PORTS else f"; it keeps its egress IP {group.egress_ip}"
+            refusals.append(Refusal(policy.ref, told.reason, f"{told.message}{kept}"))
     return groups, tuple(refusals)
 
 

@@ -17,6 +17,7 @@ from egress.policy import UNSUPPORTED_FAMILY, egress_versions, unsupported
 from routerd.errors import RouterdError
 from routerd.model import (
     NAMESPACE_NAME_LABEL,
+    OF_PORTS,
     Allocations,
     EgressPolicy,
     IPAddress,
@@ -342,7 +343,7 @@ def _ports_step(policy: EgressPolicy, node: str, allocations: Allocations) -> It
     usable = [(address, block) for address, block in blocks if not block.returning]
     question = f"has node {node} ports to leave with?"
     if not usable:
-        told = (r.message for r in allocations.refusals if r.object == policy.ref and r.reason == "PortsExhausted")
+        told = (r.message for r in allocations.refusals if r.object == policy.ref and r.reason in OF_PORTS)
         detail = next(told, "the operator gives it some when its agent asks")
         yield Step(question, False, "NoPorts", detail, note=True)
         return

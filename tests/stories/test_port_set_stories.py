@@ -140,8 +140,8 @@ def test_an_address_on_a_nodes_interface_gives_reserved_ports_alone() -> None:
         world.node(f"n{number:02}", None)
     world.decide()
     assert text(world.allocations).splitlines()[-1] == (
-        "! EgressPolicy/sample PortsExhausted: no ports of 192.168.33.100 are left for n32, n33, n34 and 45 more: what "
-        "pods there send is dropped; give the policy 1 more egress address"
+        "! EgressPolicy/sample PortsExhausted: no ports of 192.168.33.100 are left for n32, n33, n34 and 45 more: give "
+        "the policy 1 more egress address"
     )
 
 

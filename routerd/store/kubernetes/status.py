@@ -13,7 +13,7 @@ from typing import Any
 from ipam.pool import Counts
 from routerd.cluster.requests import is_ours
 from routerd.formats.kinds import Kind
-from routerd.model import Allocations, EgressGroup, IPAddress, Refusal, Service, Snapshot
+from routerd.model import OF_PORTS, Allocations, EgressGroup, IPAddress, Refusal, Service, Snapshot
 from routerd.refs import Ref
 from routerd.store.kubernetes.objects import StoredObject
 from routerd.store.kubernetes.resources import POLICIES, POOLS, REPORTS, SERVICES, object_path
@@ -194,7 +194,7 @@ def _policy_conditions(stored: StoredObject, group: EgressGroup | None, refused:
         if group is not None
         else condition("Allocated", False, first.reason, first.message, at)
     )
-    if group is not None and group.gateways and not refused:
+    if group is not None and group.gateways and all(each.reason in OF_PORTS for each in refused):
         nodes = ", ".join(each.node for each in group.gateways)
         ready = condition("Ready", True, "Ready", f"leaves by {nodes} as {addresses}", at)
     else:
