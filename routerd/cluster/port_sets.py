@@ -15,7 +15,6 @@ from ipam.port_sets import LAST_NUMBER, RANGE, RESERVED, PortCounts, PortSet, Po
 from routerd.cluster.ledger import Ledger, NumberRecord, PastSet
 from routerd.formats.published.bindings import binding_table
 from routerd.model import (
-    OF_PORTS,
     BindingTable,
     CoolingPorts,
     EgressGroup,
@@ -33,7 +32,7 @@ from routerd.refs import Ref
 
 NUMBER_REST = 3600.0  # seconds that the number of a node that is gone rests
 MAX_PAST = 20_000  # sets that are remembered after they were free again, the latest
-EXHAUSTED, SHORT = OF_PORTS  # reasons of refusals
+EXHAUSTED, SHORT = "PortsExhausted", "PortsShort"  # reasons of refusals, see `model.OF_PORTS`
 
 
 @dataclass(frozen=True, slots=True)
