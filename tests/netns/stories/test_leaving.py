@@ -34,6 +34,23 @@ def story(clean_labs: list[str]) -> Iterator[Story]:
         yield story
 
 
+def test_every_node_has_ports_of_every_egress_ip_and_says_which_it_needs(story: Story) -> None:
+    """With files: at once, as the operator reads the Nodes; an agent says what it needs in its report."""
+    shown = story.daemons.routerd("worker", "show", "port-sets", "-o", "csv").splitlines()
+    found = sorted(line for line in shown if line.startswith(f"{story.pool_ip},"))
+    ports = ("1024-2047", "2048-3071", "3072-4095")
+    assert [line.split(",")[1:5] for line in found] == [
+        [each, "1024", node, "granted"] for each, node in zip(ports, ("gw1", "gw2", "worker"), strict=True)
+    ]
+    socket = str(story.lab.tor.directory / "run" / "operator.sock")
+    told = story.daemons.routerd("gw1", "who", f"{story.pool_ip}:3072", "--socket", socket, "-o", "csv").splitlines()
+    assert told[1].startswith(f"{story.pool_ip},3072-4095,worker,")
+    assert "ports to leave with?" in story.daemons.routerd("worker", "why", "pod/default/batch", check=False)
+    group = found[0].split(",")[5]
+    report = story.lab.node("worker").directory / "state" / "node.yaml"
+    story.lab.wait(lambda: f"{{group: {group}, ports: 0, used: 0}}" in report.read_text(), "the worker asks")
+
+
 def announcing(story: Story) -> list[str]:
     """Nodes whose path of the VIP the ToR uses."""
     hops = story.lab.tor.kernel_routes().get(f"{story.vip}/32", [])
