@@ -138,6 +138,8 @@ class OperatorConfig:
     """Seconds that the history of released addresses is kept: a year and a month, for audits."""
     egress_retention: int = 30 * DAY
     """Seconds that an egress IP stays bound to a policy that is gone: firewalls elsewhere still trust it."""
+    flow_deadline: int = 3600
+    """Seconds that nodes keep the ports of an egress IP which no policy has any more: what runs may end meanwhile."""
     cooldown: int = 30
     """Seconds before a freed address may be used again: caches of neighbours and routers run out."""
     lease_duration: int = 15
@@ -376,7 +378,7 @@ def _drain(section: Section) -> DrainConfig:
 
 def _operator(section: Section, state_dir: Path) -> OperatorConfig:
     operator = _sub(
-        section, "operator", "ledger", "retention", "egress-retention", "cooldown",
+        section, "operator", "ledger", "retention", "egress-retention", "flow-deadline", "cooldown",
         "lease-duration", "lease-renew-deadline", "lease-retry", "gateway-patience", "node-patience", "metrics-listen",
     )  # fmt: skip
     times = [
@@ -394,6 +396,7 @@ def _operator(section: Section, state_dir: Path) -> OperatorConfig:
         ledger=_path(operator, "ledger", state_dir / "ledger.sqlite"),
         retention=_seconds(operator, "retention", DEFAULT.operator.retention),
         egress_retention=_seconds(operator, "egress-retention", DEFAULT.operator.egress_retention),
+        flow_deadline=_seconds(operator, "flow-deadline", DEFAULT.operator.flow_deadline),
         cooldown=_seconds(operator, "cooldown", DEFAULT.operator.cooldown),
         lease_duration=times[0],
         lease_renew_deadline=times[1],

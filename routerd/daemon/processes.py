@@ -278,7 +278,7 @@ async def operator(config: Config, source: ConfigSource) -> None:
     settings = AssignSettings(
         timers,
         allowed_egress_ips=config.egress.allowed_addresses,
-        port_rules=PortRules(history=config.operator.retention),
+        port_rules=PortRules(deadline=config.operator.flow_deadline, history=config.operator.retention),
         writer=writer,
     )
     # Who reads only its own report cannot tell whether others have an agent.

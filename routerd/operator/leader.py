@@ -217,7 +217,7 @@ async def candidate(config: Config) -> None:
     settings = AssignSettings(
         Timers(cooldown=options.cooldown, retention=options.egress_retention),
         allowed_egress_ips=config.egress.allowed_addresses,
-        port_rules=PortRules(history=options.retention),
+        port_rules=PortRules(deadline=options.flow_deadline, history=options.retention),
     )
     client = Client(config.store.kubeconfig)
     await client.open()
