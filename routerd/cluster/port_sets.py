@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ipam.pool import key_of
-from ipam.port_plan import Block, PortPlan, Space, Wishes, Word, plan_ports, retire, retire_due
+from ipam.port_plan import PortPlan, Wishes, plan_ports, retire, retire_due
 from ipam.port_sets import LAST_NUMBER, RANGE, RESERVED, PortCounts, PortSet, PortTable, counts, ports_in, without_ports
+from ipam.port_work import Block, Space, Word
 from routerd.cluster.ledger import Ledger, NumberRecord, PastSet
 from routerd.formats.published.bindings import binding_table
 from routerd.model import (

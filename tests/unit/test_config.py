@@ -36,7 +36,8 @@ egress: {enabled: false, uplinks: [eth0], host-devices: [ve-web], tunnel-port: 9
   nat-entries: 2048, in-cluster: [203.0.113.0/24], allowed-addresses: [198.51.100.0/24]}
 bgp: {enabled: false, router-id: 192.0.2.1, announce: {loadbalancer: false, pod-cidrs: true, egress: false}}
 drain: {notice: 1m, cordoned: true}
-operator: {ledger: /l, retention: 1d, flow-deadline: 2h, egress-retention: "0", cooldown: 5m, metrics-listen: "0.0.0.0:9001"}
+operator: {ledger: /l, retention: 1d, flow-deadline: 2h, egress-retention: "0", cooldown: 5m,
+           metrics-listen: "0.0.0.0:9001"}
 """
     )
     assert config.node_name == "n1"

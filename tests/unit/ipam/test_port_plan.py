@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipam.pool import IPAddress
-from ipam.port_plan import Space, Wishes, Word, plan_ports
+from ipam.port_plan import Wishes, plan_ports
 from ipam.port_sets import COOLDOWN, MAX_BLOCKS, PortSet, PortTable, counts, granule_mask, in_order
+from ipam.port_work import Space, Word
 
 ADDRESSES: tuple[IPAddress, ...] = (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
 ROOM = granule_mask(1024, 4095)  # small, so that it runs short: 48 granules an address

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipam.port_plan import PortPlan, Space, Wishes, Word, plan_ports, retire
+from ipam.port_plan import PortPlan, Wishes, plan_ports, retire
 from ipam.port_sets import (
     GRANULE,
     RANGE,
@@ -22,6 +22,7 @@ from ipam.port_sets import (
     power_at_least,
     without_ports,
 )
+from ipam.port_work import Space, Word
 
 IP, SECOND = ip_address("192.0.2.1"), ip_address("2001:db8::1")
 
