@@ -12,6 +12,7 @@ TESTS = Path(__file__).parents[1]
 SLEEPS = {"time.sleep", "asyncio.sleep"}
 REASONS = {
     "waiting.py": "polls: the one place where others wait",
+    "k8s/test_store_ports.py": "operators end at random moments",
     "models/virtual_time.py": "its sleeps take no time, and it sees to that",
     "bench": "measures: what it waits for is part of the figure",
     "netns/lab/api_restart.py": "an API server that is away for so long",
