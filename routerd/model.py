@@ -508,7 +508,9 @@ class PortAsk:
 
     group: int  # number
     ports: int = 0  # that it wants in all; 0 = a first set
-    used: int = 0  # of those that it has, when it looked last: minutes old
+    used: int = field(
+        default=0, compare=False
+    )  # of those that it has: minutes old, for people; no reason to decide anew
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ import math
 import random
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from routerd.model import NODE_HEARTBEAT, NodeReport, PortReport, Refusal
+from routerd.model import NODE_HEARTBEAT, NodeReport, Refusal
 from routerd.refs import Ref
 from routerd.store.kubernetes.client import ApiError, Client
 from routerd.store.kubernetes.documents import HEARTBEAT, is_said, is_urgent, report_status, seconds_since
@@ -53,10 +53,6 @@ def is_synced(health: Mapping[str, Any]) -> bool:
     return conditions.get("StoreSynced") != "False"
 
 
-def _without_use(ports: PortReport | None) -> PortReport | None:
-    return replace(ports, asks=tuple(replace(each, used=0) for each in ports.asks)) if ports is not None else None
-
-
 class Reporter:
     """`run` beside the store; `want` and `health` say what to report."""
 
@@ -77,7 +73,7 @@ class Reporter:
         """May be called again and again. What is asked for, or given back, is written at once."""
         before, self._node_report = self._node_report, report
         self._has_report.set()
-        if before is not None and _without_use(before.ports) != _without_use(report.ports):
+        if before is not None and before.ports != report.ports:
             self._has_ask.set()
 
     def _status(self) -> dict[str, Any]:

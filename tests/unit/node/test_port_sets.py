@@ -48,6 +48,10 @@ class Desk:
         return list(self.memory.report.asks)
 
     @property
+    def used(self) -> list[int]:
+        return [each.used for each in self.memory.report.asks] if self.memory.report else []
+
+    @property
     def unused(self) -> tuple[UnusedBlock, ...]:
         return self.memory.report.unused if self.memory.report else ()
 
@@ -75,22 +79,29 @@ def test_it_goes_on_asking_for_a_while_when_the_last_pod_has_gone() -> None:
 def test_it_wants_twice_when_three_quarters_are_used_and_half_when_little_is() -> None:
     desk = Desk()
     desk.use = PortUse({(IP, 1024): 767})
-    assert desk.asks("EgressPolicy/a") == [PortAsk(5, 0, 767)]
+    assert desk.asks("EgressPolicy/a") == [PortAsk(5, 0)]
+    assert desk.used == [767]
     desk.use = PortUse({(IP, 1024): 768})
-    assert desk.asks("EgressPolicy/a") == [PortAsk(5, 2048, 768)]
+    assert desk.asks("EgressPolicy/a") == [PortAsk(5, 2048)]
+    assert desk.used == [768]
     desk.use = PortUse({(IP, 1024): 900})
-    assert desk.asks("EgressPolicy/a") == [PortAsk(5, 2048, 768)], "what is in use alone is no news"
+    assert desk.asks("EgressPolicy/a") == [PortAsk(5, 2048)], "what is in use alone is no news"
+    assert desk.used == [768]
     grown = published(A, B, PortBlock(4096, 2048, 1))
-    assert desk.asks("EgressPolicy/a", allocations=grown, seconds=LOOK) == [PortAsk(5, 2048, 900)]
+    assert desk.asks("EgressPolicy/a", allocations=grown, seconds=LOOK) == [PortAsk(5, 2048)]
+    assert desk.used == [900]
     desk.use = PortUse({(IP, 1024): 100})
-    assert desk.asks("EgressPolicy/a", allocations=grown) == [PortAsk(5, 2048, 900)]
-    assert desk.asks("EgressPolicy/a", allocations=grown, seconds=LOOK) == [PortAsk(5, 1024, 100)]
+    assert desk.asks("EgressPolicy/a", allocations=grown) == [PortAsk(5, 2048)]
+    assert desk.used == [900]
+    assert desk.asks("EgressPolicy/a", allocations=grown, seconds=LOOK) == [PortAsk(5, 1024)]
+    assert desk.used == [100]
 
 
 def test_long_searches_count_before_the_set_is_full() -> None:
     desk = Desk()
     desk.use = PortUse({(IP, 1024): 300}, pressed=frozenset({5}))
-    assert desk.asks("EgressPolicy/a") == [PortAsk(5, 2048, 300)]
+    assert desk.asks("EgressPolicy/a") == [PortAsk(5, 2048)]
+    assert desk.used == [300]
 
 
 def test_a_block_that_was_asked_back_is_unused_when_the_table_is_in_force_and_no_flow_is_left() -> None:

@@ -119,6 +119,9 @@ def test_node_reports_read_back(
     report = NodeReport(node, tuple(found), networks, draining, heartbeat, ports)
     back = parse_node_report(write_node_report(report), "f")
     assert (back, back.heartbeat and back.heartbeat.beat) == (report, heartbeat and heartbeat.beat)
+    assert [each.used for each in (back.ports or PortReport()).asks] == [
+        each.used for each in (ports or PortReport()).asks
+    ]
 
 
 def test_the_text_is_one_line_per_record() -> None:
