@@ -26,6 +26,7 @@ RUN sed -n '/^setuptools==/,/[^\\]$/p' dev.txt >backend.txt \
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY tools/compile_bpf.py tools/
 COPY bpf bpf
+COPY bfd bfd
 COPY ipam ipam
 COPY egress egress
 COPY bgp bgp

@@ -10,6 +10,9 @@ Commands added through ExaBGP's own registry (`Command.register`):
     [neighbor A] routerd flush [SECONDS]   done when the TCP of these peers has acknowledged all that was queued for
                               them; an error when that has not happened after so long (5 s). A peer that is down has
                               nothing to wait for
+    [neighbor A] routerd end SUBCODE   ends the established sessions of these peers with Cease/SUBCODE, and connects
+                              again. ExaBGP's own `teardown` says nothing to a peer with graceful restart, who then
+                              keeps the paths
 
 SIGUSR1 is not used: 5.0.15 drops the signal, unheard, while any peer, even one that is down, has routes queued.
 """
@@ -296,6 +299,7 @@ class Commands:
         Command.register("routerd hello", False)(partial(self.hello))
         Command.register("routerd reload", False)(partial(self.reload))
         Command.register("routerd flush", True)(partial(self.flush))
+        Command.register("routerd end", True)(partial(self.end))
 
     def hello(self, api: Any, reactor: Any, service: str, line: str, use_json: bool) -> bool:
         who = {
@@ -345,6 +349,21 @@ class Commands:
             reactor.processes.answer_done(service)
 
         reactor.asynchronous.schedule(service, line, answer())
+        return True
+
+    def end(self, api: Any, reactor: Any, service: str, line: str, use_json: bool) -> bool:
+        from exabgp.bgp.message.open.capability.capability import Capability
+        from exabgp.reactor.api.command.limit import extract_neighbors, match_neighbors
+
+        descriptions, _ = extract_neighbors(line)
+        subcode = int(line.split()[-1])
+        for name in match_neighbors(reactor.peers(service), descriptions):
+            peer = reactor._peers.get(name)
+            if peer is not None and peer.established():
+                # What this session's OPEN said; that of the next one is made anew.
+                peer.proto.negotiated.sent_open.capabilities.pop(Capability.CODE.GRACEFUL_RESTART, None)
+                peer.teardown(subcode)
+        reactor.processes.answer_done(service)
         return True
 
 

@@ -121,6 +121,16 @@ class Speaker:
                 return True
         return False
 
+    async def end(self, peer: IPAddress, subcode: int) -> bool:
+        """Ends the session with a Cease, and connects again; whether the speaker did so, or there was none to end."""
+        if self._link is None:
+            return False
+        try:
+            command = self._link.command(text.end_session(peer, subcode), alone=True)
+            return (await self._link.heard_out(command, SILENCE)).ok
+        except (LinkLost, NoAnswer):
+            return False
+
     async def observe(self) -> dict[IPAddress, dict[IPNetwork, BgpPath]]:
         """Adj-RIB-Out as ExaBGP holds it, read now: peer -> prefix -> path. Raises SpeakerUnavailable."""
         if self._link is None:

@@ -18,6 +18,7 @@ from bgp.rib import Attributes
 NLRI_PER_COMMAND = 1000  # about 20 kB; ExaBGP takes lines up to 1 MiB
 
 SHOW_TABLE = "show adj-rib out json"
+BFD_DOWN = 10  # subcode of Cease, RFC 9384
 
 
 def announce(peers: Iterable[IPAddress], attributes: Attributes, prefixes: Iterable[IPNetwork]) -> str:
@@ -40,6 +41,13 @@ def flush(peers: Iterable[IPAddress], seconds: float) -> str:
     One of the launcher's commands.
     """
     return f"{_peers(peers)} routerd flush {seconds:g}"
+
+
+def end_session(peer: IPAddress, subcode: int) -> str:
+    """Ends an established session with Cease and `subcode` (RFC 4271, 6.7), graceful restart or not; ExaBGP connects
+    again. One of the launcher's commands.
+    """
+    return f"{_peers([peer])} routerd end {subcode}"
 
 
 def _peers(peers: Iterable[IPAddress]) -> str:

@@ -49,10 +49,10 @@ ORDINARY = frozenset(  # somebody asked for it
 OF_PORTS = ("PortsExhausted", "PortsShort")  # some nodes have none of an egress IP, or fewer than they want
 HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
     {
-        "AgentAbsent", "AwaitingNodeReports", "BFDNotSupported", "ConflictingAnnotations", "FamilyNotNegotiated",
-        "ForwardingOff", "GatewayNotUsed", "HoldTimeTooLong", "InvalidRouterID", "NetworkUnavailable", "NoEndpoints",
-        "NumberMisread", "PodOutsideCluster", "PoolOverCluster", *OF_PORTS, "StatusOfOther", "UnknownAnnotation",
-        "UnknownGateway", "UnknownLabel", "UnreadConfiguration",
+        "AgentAbsent", "AwaitingNodeReports", "BFDDown", "BFDNotSupported", "ConflictingAnnotations",
+        "FamilyNotNegotiated", "ForwardingOff", "GatewayNotUsed", "HoldTimeTooLong", "InvalidRouterID",
+        "NetworkUnavailable", "NoBFD", "NoEndpoints", "NumberMisread", "PodOutsideCluster", "PoolOverCluster",
+        *OF_PORTS, "StatusOfOther", "UnknownAnnotation", "UnknownGateway", "UnknownLabel", "UnreadConfiguration",
     }
 )  # fmt: skip
 
@@ -209,6 +209,16 @@ class EndpointSlice:
 
 
 @dataclass(frozen=True, slots=True)
+class Bfd:
+    """How a peer is watched by BFD (RFC 5880). Intervals in microseconds; `multiplier` lost packets are a fault."""
+
+    interval: int = 50_000  # between packets of ours, if the peer takes as many
+    min_rx: int = 50_000  # between packets of the peer, at least
+    multiplier: int = 3
+    passive: bool = False  # says nothing before the peer does
+
+
+@dataclass(frozen=True, slots=True)
 class Peer:
     """A BGP peer as configured; times in seconds. Which nodes open the session is `node_selectors` (OR; none = all)."""
 
@@ -223,6 +233,7 @@ class Peer:
     password: str = field(default="", repr=False)
     ebgp_multihop: bool = False  # as written; the TTL that we send with is large enough anyway
     graceful_restart_time: int = 120  # 0 = capability not offered
+    bfd: Bfd | None = None  # None = without
     node_selectors: tuple[LabelSelector, ...] = ()
     name: str = ""  # for messages; "" = the address
     origin: Origin = Origin()

@@ -23,6 +23,8 @@ from routerd.store.interface import Store, StoreStatus
 from routerd.tell.views import PeerView, Row
 
 if TYPE_CHECKING:
+    from bfd.control import View
+    from routerd.agent.bfd import BfdRoom
     from routerd.agent.egress import EgressRoom  # a node without egress needs neither eBPF nor its memory
 
 NOT_UP = "check its address, AS numbers, password, and that no firewall is between"
@@ -36,11 +38,17 @@ class Rooms:
     """What the agent asks its node. `speaker` and `egress` are None where the configuration switches them off."""
 
     def __init__(
-        self, store: Store, speaker: Speaker | None, egress: EgressRoom | None, uplinks: tuple[str, ...]
+        self,
+        store: Store,
+        speaker: Speaker | None,
+        egress: EgressRoom | None,
+        uplinks: tuple[str, ...],
+        bfd: BfdRoom | None = None,
     ) -> None:
         self._store = store
         self._speaker = speaker
         self._egress = egress
+        self._bfd = bfd
         self._uplinks = uplinks
         self._arrivals = Arrivals()
 
@@ -73,7 +81,8 @@ class Rooms:
     def peers(self) -> Mapping[IPAddress, PeerView]:
         now = time.time()
         statuses = self._speaker.peers if self._speaker is not None else {}
-        return {address: _peer_view(address, status, now) for address, status in statuses.items()}
+        watched = self._bfd.views() if self._bfd is not None else {}
+        return {address: _peer_view(address, status, now, watched.get(address)) for address, status in statuses.items()}
 
     def is_settled(self) -> bool:
         return self._speaker is None or self._speaker.is_settled
@@ -102,7 +111,8 @@ class Rooms:
             )
             for refusal in self._speaker.refusals
         )
-        return (*(refusal for refusal in down if refusal is not None), *paths)
+        watched = self._bfd.refusals() if self._bfd is not None else ()
+        return (*(refusal for refusal in down if refusal is not None), *watched, *paths)
 
     def egress(self) -> EgressStatus:
         return self._egress.status() if self._egress is not None else EgressStatus()
@@ -111,8 +121,8 @@ class Rooms:
         return self._egress.nat() if self._egress is not None else ()
 
 
-def _peer_view(address: IPAddress, status: PeerStatus, now: float) -> PeerView:
-    return PeerView(address, status, max(now - status.since, 0.0) if status.since else None)
+def _peer_view(address: IPAddress, status: PeerStatus, now: float, watched: View | None) -> PeerView:
+    return PeerView(address, status, max(now - status.since, 0.0) if status.since else None, watched)
 
 
 def _session_refusal(address: IPAddress, status: PeerStatus) -> Refusal | None:

@@ -1,4 +1,4 @@
-"""Commands that stay: run, agent, speaker, operator."""
+"""Commands that stay: run, agent, speaker, bfd, operator."""
 
 from __future__ import annotations
 
@@ -69,6 +69,12 @@ def operator(arguments: argparse.Namespace) -> int:
     return until_stopped(arguments, operator)
 
 
+def bfd(arguments: argparse.Namespace) -> int:
+    from routerd.daemon.processes import bfd
+
+    return until_stopped(arguments, bfd)
+
+
 def speaker(arguments: argparse.Namespace) -> int:
     """Becomes ExaBGP's launcher: this process would only keep memory."""
     import signal
@@ -100,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         preflight.exabgp()
     if is_answering(agent_socket(config.run_dir)):
         raise EnvironmentFault(f"an agent answers on {agent_socket(config.run_dir)}: stop it first, or set run-dir")
-    roles = ["agent", *(["operator"] if arguments.standalone else [])]
+    roles = [*(["bfd"] if config.bgp.enabled else []), "agent", *(["operator"] if arguments.standalone else [])]
     options = {"agent": ["--bpf-loader", arguments.bpf_loader] if arguments.bpf_loader else []}
     commands = {role: [*supervise.routerd_command(role, path(arguments)), *options.get(role, [])] for role in roles}
     children = [supervise.Child(role, command) for role, command in commands.items()]
@@ -119,7 +125,7 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
 
 RUN = Command(
     "run",
-    "start speaker and agent (and operator), and keep them running",
+    "start speaker, bfd and agent (and operator), and keep them running",
     ("routerd run --standalone", "routerd --config /etc/routerd/node-a.yaml run"),
     run,
     detail=(
@@ -147,6 +153,15 @@ SPEAKER = Command(
     "host goes down it sends one, and they withdraw them.",
     stays=True,
 )
+BFD = Command(
+    "bfd",
+    "the process that watches BGP peers by BFD; a busy agent does not delay it",
+    ("routerd --config /etc/routerd/routerd.yaml bfd",),
+    bfd,
+    detail="SIGTERM stops it after asking the peers for patience: the next one goes on within 30 seconds, and no "
+    "session flaps. It runs with real-time priority where it may.",
+    stays=True,
+)
 OPERATOR = Command(
     "operator",
     "the process that gives addresses and gateways; one per cluster",
@@ -154,4 +169,4 @@ OPERATOR = Command(
     operator,
     stays=True,
 )
-COMMANDS = (RUN, AGENT, SPEAKER, OPERATOR)
+COMMANDS = (RUN, AGENT, SPEAKER, BFD, OPERATOR)

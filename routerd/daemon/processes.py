@@ -1,4 +1,4 @@
-"""The agent and the operator as processes: built from a configuration, run until they are cancelled.
+"""The agent, bfd and the operator as processes: built from a configuration, run until they are cancelled.
 
 It wires parts together and decides nothing. What an agent made stays in place when it ends.
 """
@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import routerd
@@ -28,12 +29,12 @@ from routerd.config import Config
 from routerd.daemon import preflight
 from routerd.daemon.directories import made
 from routerd.daemon.lifetime import ConfigSource
-from routerd.errors import StoreError
+from routerd.errors import EnvironmentFault, StoreError
 from routerd.log import event
 from routerd.model import Allocations, NodeReport, Snapshot, Writer
 from routerd.node.brake import Brake, Limits
 from routerd.notify import notify
-from routerd.serve.api import ApiServer, agent_socket, answering, operator_socket
+from routerd.serve.api import ApiServer, agent_socket, answering, is_answering, operator_socket
 from routerd.serve.vitals import Heart, Vitals, served
 from routerd.store.embedded.store import FileStore
 from routerd.store.interface import Store
@@ -137,7 +138,9 @@ async def _say_goodbye(config: Config, presence: Presence) -> None:
 
 def _assembled(config: Config, source: ConfigSource, heart: Heart, store: Store) -> tuple[Agent, Presence]:
     from bgp.speaker import Speaker
+    from bgp.text import BFD_DOWN
     from egress.devices import watch
+    from routerd.agent.bfd import BfdRoom
     from routerd.agent.rooms import Rooms, relay_socket
 
     made(config.run_dir, source.path, "run-dir")
@@ -148,18 +151,21 @@ def _assembled(config: Config, source: ConfigSource, heart: Heart, store: Store)
     tasks: dict[str, Task] = {"store": store.run, "heart": heart.beat}
     drains = _drains(config)
     ports = PortDesk(config.node_name, drains.changed.set)
+    bfd_room: BfdRoom | None = None
     if speaker is not None:
         tasks["speaker"] = speaker.run
+        bfd_room = BfdRoom(config.run_dir, lambda: speaker.peers)
+        tasks["bfd"] = partial(bfd_room.run, lambda peer: speaker.end(peer, BFD_DOWN))
     if egress is not None:
         tasks["collect"] = lambda: _collect(egress)
         tasks["links"] = lambda: watch(on_links)
-    rooms = Rooms(store, speaker, egress, config.egress.uplinks)
+    rooms = Rooms(store, speaker, egress, config.egress.uplinks, bfd_room)
     limits = config.bgp.brake
     body = Agent(
         Parts(
             settings_of(config),
             rooms,
-            Reconciler(speaker, [egress] if egress is not None else []),
+            Reconciler(speaker, [room for room in (bfd_room, egress) if room is not None]),
             Brake(Limits(limits.enabled, limits.percent, limits.paths, limits.hold)),
             None if source.reloaded else rooms.carried,  # another configuration explains what it withdraws
             tasks,
@@ -173,6 +179,8 @@ def _assembled(config: Config, source: ConfigSource, heart: Heart, store: Store)
         egress=config.egress.enabled, ports=lambda: ports.report,
     )  # fmt: skip
     tasks["report"] = presence.run
+    if bfd_room is not None:
+        bfd_room.on_change, bfd_room.on_connect = body.refresh, body.recheck
     on_speaker.to, on_links.to, source.on_status = body.refresh, body.recheck, body.config_is
     enabled = Enabled(bgp=config.bgp.enabled, egress=config.egress.enabled)
     began = time.monotonic()
@@ -221,6 +229,33 @@ async def _collect(egress: EgressRoom) -> None:
             await in_thread(egress.collect)
         except OSError as error:
             event(LOGGER, logging.ERROR, "collect-failed", reason=str(error), retry=COLLECT_PERIOD)
+
+
+# --- bfd
+
+
+async def bfd(config: Config, source: ConfigSource) -> None:
+    """`routerd bfd`, until cancelled; then peers are asked to wait for the next one. EnvironmentFault: no run-dir."""
+    from bfd.engine import SOCKET, Engine, be_realtime
+
+    made(config.run_dir, source.path, "run-dir")
+    if await in_thread(is_answering, config.run_dir / SOCKET):
+        raise EnvironmentFault(
+            f"another bfd process answers on {config.run_dir / SOCKET}: stop it first, or set run-dir"
+        )
+    realtime = be_realtime()
+    if not realtime:
+        reason = "no CAP_SYS_NICE: a busy host may delay packets, and peers may take it for dead"
+        event(LOGGER, logging.WARNING, "bfd-not-realtime", reason=reason)
+    engine = Engine(config.run_dir, partial(event, logging.getLogger("routerd.bfd")), realtime=realtime)
+    event(LOGGER, logging.INFO, "bfd-started")
+    gc.collect()
+    gc.freeze()
+    notify("READY=1")
+    try:
+        await engine.run()
+    except OSError as error:
+        raise EnvironmentFault(f"cannot listen on {config.run_dir / SOCKET}: {error.strerror}") from error
 
 
 # --- the operator

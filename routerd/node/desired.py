@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bfd.table import Order
 from egress.policy import (
     UNSUPPORTED_FAMILY,
     Gateway,
@@ -41,13 +42,15 @@ from routerd.model import (
 )
 from routerd.node import announce
 from routerd.node.announce import Announcements, Rules, announcements
+from routerd.node.bfd import orders
 from routerd.node.conflicts import without_conflicts
 from routerd.node.drain import Drain
 from routerd.node.inside import Inside, Known, in_cluster, is_steered, may_be_steered, strays
+from routerd.node.sessions import entries_here
 from routerd.refs import NODE, POD, Ref
 
 DEFAULT_TUNNEL_PORT = 8473  # UDP
-EGRESS_ROOM = "egress"  # the room's name
+EGRESS_ROOM, BFD_ROOM = "egress", "bfd"  # the rooms' names
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,11 @@ class NodeState:
     @property
     def egress(self) -> EgressDesired | None:
         return self.rooms.get(EGRESS_ROOM)
+
+    @property
+    def watched(self) -> Mapping[IPAddress, Order]:
+        """Peers that BFD watches."""
+        return self.rooms.get(BFD_ROOM) or {}
 
 
 @dataclass(slots=True)
@@ -183,10 +191,18 @@ def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts, kept: Kep
         refusals.extend(announced.refusals)
     return NodeState(
         announced,
-        {EGRESS_ROOM: egress},
+        {EGRESS_ROOM: egress, BFD_ROOM: _watched(snapshot, settings.node, announced)},
         tuple(sorted(set(refusals), key=lambda refusal: refusal.order)),
         selecting=kept.steering.selecting if egress is not None else None,
     )
+
+
+def _watched(snapshot: Snapshot, node: str, announced: Announcements | None) -> Mapping[IPAddress, Order] | None:
+    """By BFD; None = not synced."""
+    here = (snapshot.nodes or {}).get(node)
+    if announced is None or snapshot.bgp is None or here is None:
+        return None
+    return orders(entries_here(snapshot.bgp.peers, here).values(), announced.desired.peers)
 
 
 def _unknown_node(snapshot: Snapshot, node: str) -> Iterator[Refusal]:

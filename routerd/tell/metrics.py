@@ -113,6 +113,18 @@ def _bgp(peers: tuple[PeerStatus, ...]) -> Iterator[Metric]:
     )
 
 
+def _bfd(peers: tuple[PeerStatus, ...]) -> Iterator[Metric]:
+    watched = [(peer.label, peer.view.bfd) for peer in peers if peer.view.bfd is not None]
+    label = ("peer",)
+    up = [((name,), float(bfd.state == "up")) for name, bfd in watched]
+    yield _gauge("routerd_bfd_session_up", "1 if the BFD session of the peer is up.", label, up)
+    flaps = [((name,), float(bfd.falls)) for name, bfd in watched]
+    yield _counter("routerd_bfd_session_flaps", "How often the BFD session went from up to down.", label, flaps)
+    detection = [((name,), bfd.detection / 1e6) for name, bfd in watched]
+    text = "Time without a packet after which the peer is taken for dead, as agreed; 0 while it is unknown."
+    yield _gauge("routerd_bfd_detection_seconds", text, label, detection)
+
+
 def _egress(status: EgressStatus) -> Iterator[Metric]:
     yield _gauge("routerd_egress_datapath_up", "1 if the datapath is attached and was read.", (), _one(status.datapath))
     yield _counter(
@@ -229,6 +241,7 @@ def families(status: AgentStatus) -> Iterator[Metric]:
     yield from _agent(status)
     yield from _rounds(status.rounds)
     yield from _bgp(status.peers)
+    yield from _bfd(status.peers)
     yield from _brake(status)
     yield from _drain(status)
     yield from _egress(status.egress)

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
+from bfd.table import Order
 from bgp.path import AdjRibOut, IPAddress, Path, SpeakerPeer
 from bgp.path import Desired as BgpDesired
 from egress.policy import Desired as EgressDesired
 from egress.policy import Gateway, Group, Policy, Ports
 from routerd.model import Refusal
 from routerd.node.announce import Announcements
-from routerd.node.desired import EGRESS_ROOM, NodeState
+from routerd.node.desired import BFD_ROOM, EGRESS_ROOM, NodeState
 
 T = TypeVar("T")
 DEFAULT_FAMILIES = ("ipv4 unicast", "ipv6 unicast")
@@ -228,9 +229,26 @@ def egress_lines(desired: EgressDesired) -> list[str]:
     return EGRESS.of(desired)
 
 
+# --- bfd
+
+
+def bfd_lines(desired: Mapping[IPAddress, Order]) -> list[str]:
+    """`bfd PEER from LOCAL send MS take MS times COUNT`, IPv4 first."""
+    return [_bfd_line(desired[peer]) for peer in _by_family(desired)]
+
+
+def _bfd_line(order: Order) -> str:
+    timers = order.timers
+    intervals = f"send {timers.min_tx / 1000:g}ms take {timers.min_rx / 1000:g}ms times {timers.multiplier}"
+    return f"bfd {order.peer} from {order.local} {intervals}{' passive' if timers.passive else ''}"
+
+
 # --- all of it
 
-ROOMS: Mapping[str, Callable[[Any], list[str]]] = {EGRESS_ROOM: egress_lines}  # KeyError for one without words
+ROOMS: Mapping[str, Callable[[Any], list[str]]] = {
+    EGRESS_ROOM: egress_lines,
+    BFD_ROOM: bfd_lines,
+}  # KeyError for one without words
 
 
 def _rooms(rooms: Mapping[str, Any]) -> Iterator[str]:

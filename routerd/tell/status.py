@@ -150,4 +150,5 @@ def _peer(peer: PeerStatus) -> dict[str, object]:
         "announced": session.announced,
         "desired": peer.desired,
         "last_error": session.last_reason,
+        "bfd": peer.view.bfd.state if peer.view.bfd is not None else "",
     }

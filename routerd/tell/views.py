@@ -11,6 +11,8 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from bfd.control import View as Watched
+from bfd.table import Order
 from bgp.path import Path
 from bgp.rib import family_of
 from bgp.session import PeerStatus as Session
@@ -46,6 +48,7 @@ class PeerView:
     address: IPAddress
     session: Session = UNTOLD
     since: float | None = None
+    bfd: Watched | None = None  # None = not watched, or nobody says
 
     @property
     def up(self) -> bool:
@@ -75,6 +78,7 @@ def rows(kind: str, view: View) -> list[Row]:
     makers: dict[str, Callable[[View], list[Row]]] = {
         "nodes": _nodes,
         "peers": _peers,
+        "bfd": _bfd,
         "paths": _paths,
         "policies": _policies,
         "pools": lambda view: pool_rows(view.snapshot),
@@ -141,6 +145,7 @@ def _peers(view: View) -> list[Row]:
                 "local_as": session.local_as,
                 "local_address": str(session.local_address),
                 "state": peer_view.session.state,
+                "bfd": _bfd_word(view, address),
                 "since_seconds": None if peer_view.since is None else round(peer_view.since, 1),
                 "paths": _count(peer_view, desired.ribs.get(address, {}) if desired else {}),
                 "flaps": peer_view.session.flaps,
@@ -148,6 +153,39 @@ def _peers(view: View) -> list[Row]:
             }
         )
     return peer_rows + [_refused_peer(refusal) for refusal in view.state.refusals if refusal.object.kind == PEER]
+
+
+def _bfd_word(view: View, peer: IPAddress) -> str:
+    """State of the BFD session; "" of a peer that is not watched, "unknown" where nobody says."""
+    found = view.peers.get(peer)
+    if found is not None and found.bfd is not None:
+        return found.bfd.state
+    return "unknown" if peer in view.state.watched else ""
+
+
+def _bfd(view: View) -> list[Row]:
+    table: list[Row] = []
+    for peer, order in sorted(view.state.watched.items(), key=lambda item: _order(item[0])):
+        found = view.peers.get(peer) or PeerView(peer)
+        table.append(_bfd_row(peer, order, found.bfd, view.now))
+    return table
+
+
+def _bfd_row(peer: IPAddress, order: Order, found: Watched | None, now: float | None) -> Row:
+    """Intervals as agreed; where nobody says, as wanted."""
+    row: Row = {**dict.fromkeys(COLUMNS["bfd"]), "peer": str(peer), "local_address": str(order.local)}
+    if found is None:
+        return {**row, "state": "unknown", "interval_ms": order.timers.min_tx / 1000}
+    return {
+        **row,
+        "state": found.state,
+        "peer_state": found.peer_state,
+        "since_seconds": None if now is None else round(max(now - found.since, 0.0), 1),
+        "interval_ms": found.interval / 1000,
+        "detection_ms": found.detection / 1000,
+        "flaps": found.falls,
+        "reason": found.reason,
+    }
 
 
 def _count(view: PeerView, rib: Mapping[IPNetwork, Path]) -> int:

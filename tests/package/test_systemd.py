@@ -22,7 +22,7 @@ ip link set up1 up
 ip link set up0 up
 ip route add default via 192.0.2.254
 echo 1 >/proc/sys/net/ipv4/ip_forward"""
-EXPOSURE = {"routerd-agent": 3.0, "routerd-speaker": 2.0, "routerd-operator": 2.0}  # at most, of 10
+EXPOSURE = {"routerd-agent": 3.0, "routerd-speaker": 2.0, "routerd-bfd": 2.0, "routerd-operator": 2.0}  # at most, of 10
 
 
 @pytest.fixture
@@ -83,7 +83,8 @@ def test_units_may_write_where_the_configuration_says_and_make_what_may_be_absen
     assert of_operator == {config.state_dir, config.run_dir, config.store.manifests}
     assert config.store.allocations.parent in of_operator and config.operator.ledger.parent in of_operator
     assert paths("routerd-agent", *made, "ReadWritePaths") == {config.state_dir, config.run_dir, config.pin_dir.parent}
-    assert paths("routerd-speaker", *made, "ReadWritePaths") == {config.run_dir}
+    for unit in ("routerd-speaker", "routerd-bfd"):
+        assert paths(unit, *made, "ReadWritePaths") == {config.run_dir}
     for unit in ("routerd-agent", "routerd-operator"):
         assert paths(unit, "ConfigurationDirectory") == {config.store.manifests}
 
@@ -103,7 +104,7 @@ def after(name: str) -> set[str]:
 
 def test_units_stop_before_what_they_lead_to() -> None:
     """Units stop in reverse: the agent, the speaker, then the network and whatever serves behind it."""
-    assert "routerd-speaker.service" in after("routerd-agent")
+    assert {"routerd-speaker.service", "routerd-bfd.service"} <= after("routerd-agent")
     assert {"network.target", "containerd.service", "kubelet.service"} <= after("routerd-speaker")
     unordered = [unit.name for unit in UNITS if "DefaultDependencies=no" in unit.read_text()]
     assert unordered == [], "they would not stop before shutdown.target"

@@ -95,7 +95,7 @@ def test_the_overlay_s_configuration_is_the_base_s_but_for_what_is_yours() -> No
     assert parse_config(texts[0]) == parse_config(texts[1])
 
 
-@pytest.mark.parametrize("name", ["agent", "speaker"])
+@pytest.mark.parametrize("name", ["agent", "speaker", "bfd"])
 def test_capabilities_are_those_of_the_systemd_unit(name: str) -> None:
     unit = (ROOT / "configs" / "systemd" / f"routerd-{name}.service").read_text()
     bounds = re.search(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)
@@ -155,9 +155,10 @@ def test_cleanup_runs_wherever_an_agent_ran_and_sees_what_it_saw() -> None:
     assert once["image"] == left["image"] == kustomization["images"][0]["name"]
 
 
-def test_the_speaker_has_no_token() -> None:
+@pytest.mark.parametrize("name", ["speaker", "bfd"])
+def test_who_asks_no_api_server_has_no_token(name: str) -> None:
     assert the("DaemonSet")["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
-    assert "token" not in {mount["name"] for mount in containers()["speaker"]["volumeMounts"]}
+    assert "token" not in {mount["name"] for mount in containers()[name]["volumeMounts"]}
 
 
 def test_bindings_name_roles_and_accounts_that_are_there() -> None:

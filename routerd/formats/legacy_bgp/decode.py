@@ -79,6 +79,7 @@ class Struct:
         return [(item.text, item.place) for item in self.lists.get(key, []) if isinstance(item, Text)]
 
     def structs(self, key: str) -> list[Struct]:
+        """Of a list of structures, or of the one structure that stands there."""
         return [item for item in self.lists.get(key, []) if isinstance(item, Struct)]
 
     def at(self, key: str) -> Value:
@@ -139,7 +140,9 @@ class Decoder:
             result.lists[key] = self._list(entry, kind)
         elif isinstance(kind, GoMap):
             result.maps[key] = self._map(entry)
-        elif not isinstance(kind, GoStruct):
+        elif isinstance(kind, GoStruct):
+            result.lists[key] = [self.struct(entry, kind)]
+        else:
             plain = self._plain(entry, kind)
             if plain is not None:
                 result.plain[key] = plain

@@ -72,7 +72,7 @@ def _parse_document(document: Value, dialect: Dialect) -> _Parsed:
     decoder = Decoder(strict=dialect == "native")
     top = decoder.struct(document, structure(dialect))
     decoder.check()
-    profiles = bfd.profile_names(top.structs("bfd-profiles"))
+    profiles = bfd.read_profiles(top.structs("bfd-profiles"))
     parsed_peers = peers.parse_peers(top.structs("peers"), profiles, dialect)
     communities = pools.parse_communities(top.maps.get("bgp-communities", {}))
     parsed_pools = pools.parse_pools(top.structs("address-pools"), communities, dialect)

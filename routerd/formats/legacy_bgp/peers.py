@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
 from routerd.errors import InputError
 from routerd.formats.document import Value
+from routerd.formats.legacy_bgp.bfd import Profile, read_bfd
 from routerd.formats.legacy_bgp.decode import Struct
 from routerd.formats.legacy_bgp.golang import parse_duration, parse_ip, quote, whole_seconds
 from routerd.formats.legacy_bgp.labels import selector
 from routerd.formats.legacy_bgp.structure import Dialect
-from routerd.model import IPAddress, Origin, Peer, Refusal
+from routerd.model import Bfd, IPAddress, Origin, Peer, Refusal
 from routerd.refs import PEER, Ref
 from routerd.selectors import LabelSelector
 
@@ -38,11 +40,13 @@ class ParsedPeer:
     ebgp_multihop: bool
     name: str = ""
     graceful_restart_time: int = 120  # seconds
+    bfd: Bfd | None = None
     keepalive_given: bool = field(default=False, compare=False)
+    profile: Profile | None = field(default=None, compare=False)  # the one of `bfd_profile`
     origin: Origin = field(default=Origin(), compare=False)
 
 
-def parse_peers(structs: list[Struct], profiles: frozenset[str], dialect: Dialect) -> tuple[ParsedPeer, ...]:
+def parse_peers(structs: list[Struct], profiles: Mapping[str, Profile], dialect: Dialect) -> tuple[ParsedPeer, ...]:
     """Raises InputError with the original's message."""
     peers: list[ParsedPeer] = []
     for index, struct in enumerate(structs, 1):
@@ -50,9 +54,11 @@ def parse_peers(structs: list[Struct], profiles: frozenset[str], dialect: Dialec
             peer = _parse_peer(struct, dialect)
         except InputError as error:
             raise prefixed(f"parsing peer #{index}: ", error) from error
-        if peer.bfd_profile and peer.bfd_profile not in profiles:
-            message = f"peer #{index} referencing non existing bfd profile {peer.bfd_profile}"
-            raise struct.at("bfd-profile").error(message)
+        if peer.bfd_profile:
+            if peer.bfd_profile not in profiles:
+                message = f"peer #{index} referencing non existing bfd profile {peer.bfd_profile}"
+                raise struct.at("bfd-profile").error(message)
+            peer = replace(peer, profile=profiles[peer.bfd_profile])
         if peer in peers:
             raise struct.place.error(f"peer #{index} already exists")
         peers.append(peer)
@@ -91,6 +97,7 @@ def _parse_peer(struct: Struct, dialect: Dialect) -> ParsedPeer:
         ebgp_multihop=struct.flag("ebgp-multihop"),
         name=struct.text("name"),
         graceful_restart_time=_restart_time(struct),
+        bfd=read_bfd(struct),
         keepalive_given=bool(struct.text("keepalive-time")),
         origin=struct.place.origin,
     )
@@ -167,6 +174,7 @@ def to_model(peer: ParsedPeer) -> tuple[Peer, tuple[Refusal, ...]]:
         password=peer.password,
         ebgp_multihop=peer.ebgp_multihop,
         graceful_restart_time=peer.graceful_restart_time,
+        bfd=None if peer.ebgp_multihop else _bfd(peer),
         node_selectors=peer.selectors,
         name=peer.name,
         origin=peer.origin,
@@ -174,11 +182,18 @@ def to_model(peer: ParsedPeer) -> tuple[Peer, tuple[Refusal, ...]]:
     return model, tuple(_not_done(peer))
 
 
+def _bfd(peer: ParsedPeer) -> Bfd | None:
+    return peer.profile.bfd if peer.profile is not None else peer.bfd
+
+
 def _not_done(peer: ParsedPeer) -> list[Refusal]:
     name, place = Ref(PEER, name=peer.name or str(peer.address)), peer.origin
     found = []
-    if peer.bfd_profile:
-        message = f'{place}: bfd-profile "{peer.bfd_profile}" is not used: the session runs without BFD'
+    if _bfd(peer) is not None and peer.ebgp_multihop:
+        message = f"{place}: BFD over several hops is not done: without ebgp-multihop, or the session runs without BFD"
+        found.append(Refusal(name, "BFDNotSupported", message))
+    elif peer.profile is not None and peer.profile.not_done:
+        message = f'{place}: bfd-profile "{peer.bfd_profile}": {peer.profile.not_done}'
         found.append(Refusal(name, "BFDNotSupported", message))
     if peer.router_id is not None and not isinstance(peer.router_id, IPv4Address):
         message = f"{place}: router-id {peer.router_id} is not an IPv4 address: the session's default is used"

@@ -35,7 +35,12 @@ _PEER_0_12: dict[str, GoType] = {
     "bfd-profile": STRING,
     "ebgp-multihop": BOOL,
 }
-_PEER_NATIVE: dict[str, GoType] = {"name": STRING, "graceful-restart-time": STRING}
+_BFD: dict[str, GoType] = {"interval": STRING, "multiplier": INT, "min-rx": STRING}
+_PEER_NATIVE: dict[str, GoType] = {
+    "name": STRING,
+    "graceful-restart-time": STRING,
+    "bfd": GoStruct("config.bfd", _BFD),
+}
 
 _ADVERTISEMENT: dict[str, GoType] = {"aggregation-length": INT, "localpref": UINT32, "communities": STRINGS}
 _ADVERTISEMENT_0_12: dict[str, GoType] = {"aggregation-length-v6": INT}

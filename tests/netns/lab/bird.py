@@ -44,7 +44,17 @@ template bgp node {{
     long lived graceful restart off;
     error wait time 1, 2;
 }}
-{extra}{"".join(_peer_text(peer, address, local_as) for peer in peers)}"""
+{_bfd_text(peers)}{extra}{"".join(_peer_text(peer, address, local_as) for peer in peers)}"""
+
+
+BFD = """protocol bfd {
+    interface "*" { min rx interval 50 ms; min tx interval 50 ms; multiplier 3; };
+}
+"""
+
+
+def _bfd_text(peers: Sequence[TorPeer]) -> str:
+    return BFD if any(peer.bfd for peer in peers) else ""
 
 
 def _peer_text(peer: TorPeer, address: str, local_as: int) -> str:
@@ -52,6 +62,7 @@ def _peer_text(peer: TorPeer, address: str, local_as: int) -> str:
     password = f' password "{peer.password}";' if peer.password else ""
     ipv6 = f" ipv6 {channel}" if peer.ipv6 else ""
     guard = " ttl security on;" if peer.guarded else ""
+    guard += " bfd on;" if peer.bfd else ""
     return (
         f"protocol bgp {peer.name} from node {{ local {peer.local or address} as {local_as}; "
         f"neighbor {peer.address} as {peer.asn};{password}{guard} ipv4 {channel}{ipv6} }}\n"
@@ -97,6 +108,12 @@ def parse_sessions(text: str) -> dict[str, str]:
     """`show protocols` as BGP peer -> what BIRD says of it: "Established", "Passive", "Active", …"""
     rows = (line.split() for line in text.splitlines())
     return {row[0]: row[5] if len(row) > 5 else "Down" for row in rows if len(row) > 1 and row[1] == "BGP"}
+
+
+def parse_bfd(text: str) -> dict[str, str]:
+    """`show bfd sessions`: address, interface, state, and more."""
+    rows = (line.split() for line in text.splitlines())
+    return {row[0]: row[2].lower() for row in rows if len(row) > 5 and row[0][0].isdigit() | (":" in row[0])}
 
 
 class Bird:
@@ -154,6 +171,10 @@ class Bird:
     def sessions(self) -> dict[str, str]:
         """Node -> state of its session."""
         return parse_sessions(self.birdc("show protocols"))
+
+    def bfd(self) -> dict[str, str]:
+        """Address -> state of its BFD session."""
+        return parse_bfd(self.birdc("show bfd sessions"))
 
     def established(self, peer: str) -> int:
         """How often the session has come up."""

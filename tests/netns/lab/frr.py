@@ -61,6 +61,7 @@ def _peer_text(peer: TorPeer, address: str, hold_time: int) -> str:
         f"timers {hold_time // 3} {hold_time}",
         *([f"password {peer.password}"] if peer.password else []),
         *(["ttl-security hops 1"] if peer.guarded else []),
+        *(["bfd 3 50 50"] if peer.bfd else []),
     ]
     return "".join(f" neighbor {peer.address} {statement}\n" for statement in statements)
 
@@ -174,7 +175,9 @@ class Frr:
         shutil.chown(self._directory, "frr", "frr")
         self._names = peer_names(config)
         self._processes = []
-        for program, text in (("zebra", "log stdout informational\n"), ("bgpd", config)):
+        plain = "log stdout informational\n"
+        watched = [("bfdd", plain)] if " bfd 3 " in config else []
+        for program, text in (("zebra", plain), *watched, ("bgpd", config)):
             self._start(program, text)
 
     def _start(self, program: str, config: str) -> None:
@@ -185,6 +188,7 @@ class Frr:
         command = [
             str(PROGRAMS / program), "-f", str(INSIDE / path.name), "-i", str(INSIDE / f"{program}.pid"),
             "-z", str(INSIDE / "zserv.api"), "--vty_socket", str(INSIDE), "-P", "0", "--log", "stdout",
+            *(["--bfdctl", str(INSIDE / "bfdd.sock")] if program == "bfdd" else []),
         ]  # fmt: skip
         mounts = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", _MOUNT, "sh", str(self._directory)]
         self._processes.append(self._namespace.popen([*mounts, *command], self._directory / f"{program}.log"))
@@ -231,6 +235,11 @@ class Frr:
     def sessions(self) -> dict[str, str]:
         """Peer -> state of its session."""
         return parse_sessions(self.vty("show bgp summary json"), self._names)
+
+    def bfd(self) -> dict[str, str]:
+        """Address -> state of its BFD session."""
+        found = json.loads(ask(self._directory / "bfdd.vty", "show bfd peers json"))
+        return {each["peer"]: each["status"] for each in found}
 
     def established(self, peer: str) -> int:
         """How often the session has come up."""

@@ -64,7 +64,7 @@ class Stage:
         self.password = PASSWORDS[make]
         self.t3 = replace(T3, password=self.password)
 
-    def build(self) -> None:
+    def build(self, *, bfd: bool = False) -> None:
         self.node.create()
         self.tor.create()
         run(["ip", "link", "add", "eth0", "netns", self.node.name, "type", "veth", "peer", "eth0",
@@ -76,12 +76,13 @@ class Stage:
                 f"addr add fd09::{last}/64 dev eth0 nodad",
                 "link set eth0 up",
             )
-        self.bgp.start(self.config())
+        self.bgp.start(self.config(bfd=bfd))
 
-    def config(self, *, refused: str = "", guarded: bool = False, ipv6: bool = True) -> str:
+    def config(self, *, refused: str = "", guarded: bool = False, ipv6: bool = True, bfd: bool = False) -> str:
         """The ToR's configuration; all paths of the peer named `refused` are refused.
 
-        `guarded`: TTL security (GTSM) for eBGP. Without `ipv6`, t1 carries IPv4 unicast only.
+        `guarded`: TTL security (GTSM) for eBGP; `bfd`: t1 and t2 are watched. Without `ipv6`, t1 has
+        IPv4 unicast only.
         """
         peers = [
             TorPeer("t1", "10.9.0.1", NODE_AS, local="10.9.0.2"),
@@ -89,7 +90,8 @@ class Stage:
             TorPeer("t3", "10.8.0.1", NODE_AS, local="10.8.0.2", password=self.password),
         ]
         peers = [replace(peer, accepts=peer.name != refused, guarded=guarded and peer.asn != TOR_AS) for peer in peers]
-        peers[0] = replace(peers[0], ipv6=ipv6)
+        peers[0] = replace(peers[0], ipv6=ipv6, bfd=bfd)
+        peers[1] = replace(peers[1], bfd=bfd)
         return self.bgp.config_text(peers, address="10.9.0.2", local_as=TOR_AS, trace=True)
 
     def start_speaker(self) -> SpeakerProcess:

@@ -38,6 +38,7 @@ class TorPeer:
     local: str = ""
     ipv6: bool = True  # False: IPv6 unicast is not negotiated
     guarded: bool = False  # True: only what was sent with a TTL of 255 is taken (RFC 5082)
+    bfd: bool = False  # True: watched by BFD, 50 ms x 3; paths go when it is down
     accepts: bool = True  # False: the session stays up, all of the peer's paths are refused
 
 
@@ -75,6 +76,9 @@ class TorDaemon(Protocol):
 
     def sessions(self) -> dict[str, str]:
         """Peer -> state of its session; "Established" is up."""
+
+    def bfd(self) -> dict[str, str]:
+        """Address of each peer that is watched -> "up" or what else its session is."""
 
     def established(self, peer: str) -> int:
         """How often the session has come up, of all starts of the daemon."""

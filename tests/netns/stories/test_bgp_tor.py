@@ -23,6 +23,7 @@ from bgp.path import normal_communities
 from bgp.plan import Observed, plan
 from bgp.rib import normal
 from bgp.service import running_speaker, stop_speaker
+from bgp.text import BFD_DOWN
 from tests.netns.lab.lab import TOR_MAKES
 from tests.netns.lab.stage import T1, T2, T3, TOR_AS, Stage, agent, desired, paths, states
 from tests.waiting import PATIENCE
@@ -93,6 +94,25 @@ async def test_paths_follow_the_desired_state(stage: Stage) -> None:
         assert status.keys() == {T1.address, T3.address}
         assert (status[T1.address].since, status[T1.address].flaps) == (up_since, 0)
         assert stage.bgp.established("t1") == 1
+
+
+@story
+async def test_a_session_is_ended_with_a_word_though_graceful_restart_is_on(stage: Stage) -> None:
+    """So the ToR keeps no path of it (RFC 9384); it comes up again with graceful restart, and the other one stays."""
+    async with agent(stage) as speaker:
+        speaker.set(desired((T1, paths("192.0.2.1/32")), (T2, paths("2001:db8::1/128"))))
+        await stage.until(lambda: stage.routes("t1") and stage.routes("t2"), "paths at the ToR")
+        for _ in range(2):
+            flaps, times = speaker.peers[T1.address].flaps, stage.bgp.established("t1")
+            assert await speaker.end(T1.address, BFD_DOWN)
+            await stage.until(lambda flaps=flaps: speaker.peers[T1.address].flaps > flaps, "it ended")
+            assert speaker.peers[T1.address].last_reason == "notification sent (6,10): cease: BFD down"
+            await stage.until(lambda times=times: stage.bgp.established("t1") > times, "it came up again")
+            await stage.until(lambda: stage.routes("t1"), "its paths again")
+        assert (speaker.peers[T2.address].flaps, stage.bgp.established("t2")) == (0, 1)
+        os.kill(stage.speaker_pid(), signal.SIGKILL)
+        await stage.until(lambda: stage.bgp.sessions()["t1"] != "Established", "BGP is gone")
+        assert stage.routes("t1"), "graceful restart was agreed anew"
 
 
 @story

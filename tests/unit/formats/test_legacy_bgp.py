@@ -13,6 +13,7 @@ from routerd.formats.compose import documents
 from routerd.formats.legacy_bgp import Dialect, as_json, parse
 from routerd.formats.legacy_bgp.golang import MAX_INT64, parse_duration
 from routerd.formats.legacy_bgp.scalars import resolve
+from routerd.model import Bfd
 
 VECTORS = json.loads((Path(__file__).parents[1] / "data" / "legacy-bgp-config.json").read_text())
 RECORDED: dict[Dialect, str] = {"metallb-0.12": "metallb_0_12_1", "cilium-1.10": "cilium_1_10__metallb_0_9_6"}
@@ -119,7 +120,9 @@ def test_the_model_of_a_peer() -> None:
 
 
 def test_what_of_a_peer_is_not_done_is_said() -> None:
-    text = "bfd-profiles: [{name: fast}]\n" + peer("  bfd-profile: fast\n  router-id: '::1'\n  hold-time: 20h\n")
+    text = "bfd-profiles: [{name: fast, echo-mode: true}]\n" + peer(
+        "  bfd-profile: fast\n  router-id: '::1'\n  hold-time: 20h\n"
+    )
     config = parse(text, "metallb-0.12")
     assert [refusal.reason for refusal in config.refusals] == ["BFDNotSupported", "InvalidRouterID", "HoldTimeTooLong"]
     assert (config.peers[0].router_id, config.peers[0].hold_time) == (None, 65535)
@@ -158,3 +161,50 @@ def test_integers_of_every_base(number: int, base: str) -> None:
 def test_any_text_has_a_verdict(text: str, dialect: Dialect) -> None:
     verdict = as_json(text, dialect)
     assert set(verdict) in ({"ok"}, {"error"})
+
+
+def bfd_of(text: str, dialect: Dialect = "native", before: str = "") -> Bfd | None:
+    (found,) = parse(before + peer(text), dialect).peers
+    return found.bfd
+
+
+def test_bfd_of_a_peer_has_defaults_and_is_off_where_it_is_not_given() -> None:
+    assert bfd_of("") is None
+    assert bfd_of("  bfd: {}\n") == Bfd(50_000, 50_000, 3)
+    assert bfd_of("  bfd: {interval: 20ms}\n") == Bfd(20_000, 20_000, 3)
+    assert bfd_of("  bfd: {interval: 0.1s, min-rx: 300ms, multiplier: 5}\n") == Bfd(100_000, 300_000, 5)
+
+
+def test_a_bfd_profile_is_used_with_the_defaults_of_the_original() -> None:
+    profiles = "bfd-profiles:\n- {name: slow}\n- {name: own, transmit-interval: 50, receive-interval: 60, "
+    profiles += "detect-multiplier: 4, passive-mode: true}\n"
+    for dialect in ("metallb-0.12", "native"):
+        assert bfd_of("  bfd-profile: slow\n", dialect, profiles) == Bfd(300_000, 300_000, 3)
+        assert bfd_of("  bfd-profile: own\n", dialect, profiles) == Bfd(50_000, 60_000, 4, passive=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("{interval: 5ms}", 'parsing peer #1: invalid bfd interval "5ms": must be from 10ms to 1m (line 5, column 19)'),
+        ("{min-rx: 2m}", 'parsing peer #1: invalid bfd min-rx "2m": must be from 10ms to 1m (line 5, column 17)'),
+        ("{interval: 50}",
+         'parsing peer #1: invalid bfd interval "50": time: missing unit in duration "50" (line 5, column 19)'),
+        ("{multiplier: 1}", "parsing peer #1: invalid bfd multiplier 1: must be in 2-255 range (line 5, column 21)"),
+        ("{}\n  bfd-profile: x",
+         "parsing peer #1: expected either bfd or bfd-profile, found both (line 5, column 8)"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_bfd_are_named(text: str, error: str) -> None:
+    assert as_json(peer(f"  bfd: {text}\n"), "native") == {"error": error}
+
+
+def test_bfd_has_no_keys_but_its_own_and_is_no_key_of_the_old_dialects() -> None:
+    assert "multiplyer" in str(as_json(peer("  bfd: {multiplyer: 3}\n"), "native")["error"])
+    assert "field bfd not found" in str(as_json(peer("  bfd: {}\n"), "metallb-0.12")["error"])
+
+
+def test_bfd_over_several_hops_is_refused() -> None:
+    for text in ("  bfd: {}\n  ebgp-multihop: true\n",):
+        config = parse(peer(text), "native")
+        assert (config.peers[0].bfd, [each.reason for each in config.refusals]) == (None, ["BFDNotSupported"])

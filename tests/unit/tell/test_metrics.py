@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.exposition import generate_latest
 
+from bfd.control import View as Watched
 from bgp.session import PeerStatus as Session
 from egress.status import EgressStatus
 from ipam.pool import Counts
@@ -26,11 +27,25 @@ from tests.models import cluster
 
 ROOT = Path(__file__).resolve().parents[3]
 
+BFD = Watched(
+    ip_address("10.0.0.1"),
+    ip_address("10.0.0.9"),
+    "up",
+    5.0,
+    3,
+    False,
+    "up",
+    interval=50_000,
+    detection=150_000,
+    reason="",
+)
 FULL = AgentStatus(
     node="a",
     version="0.1.0",
     rounds=Rounds().after(0.02).after(0.2, error="egress: map is full"),
-    peers=(PeerStatus("tor", PeerView(ip_address("10.0.0.1"), Session("up", flaps=2, announced=3)), desired=4),),
+    peers=(
+        PeerStatus("tor", PeerView(ip_address("10.0.0.1"), Session("up", flaps=2, announced=3), bfd=BFD), desired=4),
+    ),
     refusals=(
         Refusal(Ref.parse("svc/default/web"), "NoEndpoints", "…"),
         Refusal(Ref.parse("svc/default/api"), "NoEndpoints", "…"),
@@ -185,13 +200,13 @@ def test_status_as_json_has_the_parts_of_the_rooms() -> None:
     assert document["peers"] == [
         {"peer": "tor", "address": "10.0.0.1", "up": True, "state": "up", "since_seconds": None, "flaps": 2,
          "announced": 3,
-         "desired": 4, "last_error": ""}
+         "desired": 4, "last_error": "", "bfd": "up"}
     ]  # fmt: skip
     untold = replace(FULL, peers=(PeerStatus("tor", PeerView(ip_address("10.0.0.1"))),))
     assert as_json(untold)["peers"] == [
         {"peer": "tor", "address": "10.0.0.1", "up": False, "state": "", "since_seconds": None, "flaps": 0,
          "announced": 0,
-         "desired": 0, "last_error": ""}
+         "desired": 0, "last_error": "", "bfd": ""}
     ]  # fmt: skip
 
 

@@ -8,9 +8,10 @@ from ipaddress import ip_address
 
 import pytest
 
+from bfd.control import View as Watched
 from bgp.session import PeerStatus as Session
 from bgp.session import State
-from routerd.model import Allocations, NodeAddresses, Peer, Peering
+from routerd.model import Allocations, Bfd, NodeAddresses, Peer, Peering
 from routerd.node.desired import LocalFacts, Settings, compose
 from routerd.tell.views import COLUMNS, PeerView, Row, View, pool_size, rows
 from tests.models import cluster
@@ -23,7 +24,8 @@ UP = Session("up", flaps=1, families=("ipv4 unicast",), announced=2)
 
 
 def view(session: Session = UP, **fields: object) -> View:
-    snapshot = cluster.snapshot(**{"allocations": cluster.with_ports(), **fields})
+    watched = tuple(replace(peer, bfd=Bfd()) for peer in cluster.snapshot().bgp.peers)  # type: ignore[union-attr]
+    snapshot = cluster.snapshot(**{"allocations": cluster.with_ports(), "bgp": Peering(watched), **fields})
     state = compose(snapshot, Settings("a"), LocalFacts(sessions={**LOCAL, FAR: None}))
     return View(
         snapshot,
@@ -43,6 +45,20 @@ def test_every_row_has_every_column_in_order(kind: str) -> None:
     found = rows(kind, view())
     assert found
     assert all(tuple(row) == COLUMNS[kind] for row in found)
+
+
+def test_a_peer_that_is_watched_is_shown_with_what_bfd_says() -> None:
+    assert (one("peers")["bfd"], one("bfd")["state"], one("bfd")["interval_ms"]) == ("unknown", "unknown", 50.0)
+    said = Watched(TOR, LOCAL[TOR], "down", 90.0, 2, True, "init", 60_000, 180_000, "it was silent")
+    shown = replace(view(), peers={TOR: PeerView(TOR, UP, bfd=said)}, now=100.0)
+    (row,) = rows("bfd", shown)
+    assert row == {
+        "peer": str(TOR), "local_address": str(LOCAL[TOR]), "state": "down", "peer_state": "init",
+        "since_seconds": 10.0, "interval_ms": 60.0, "detection_ms": 180.0, "flaps": 2, "reason": "it was silent",
+    }  # fmt: skip
+    assert rows("peers", shown)[0]["bfd"] == "down"
+    bare = Peering((Peer(TOR, 64512, 64512),))
+    assert (one("peers", bgp=bare)["bfd"], rows("bfd", view(bgp=bare))) == ("", [])
 
 
 def test_peers_that_are_refused_are_shown_with_the_reason() -> None:

@@ -1,0 +1,71 @@
+"""Whoever wants sessions: one connection to the bfd process, made again for ever. It remembers what is wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from bfd.control import ControlError, Report, order_line, parse_report
+from bfd.table import IPAddress, Order
+
+RETRY = 0.2  # seconds between attempts to connect
+LINE_LIMIT = 1 << 20  # bytes
+
+
+class Client:
+    """`run` in a task; `set` whenever what is wanted changes. Not thread-safe: one event loop."""
+
+    def __init__(self, path: Path, *, on_report: Callable[[Report | None, Report | None], None] | None = None) -> None:
+        """`on_report` is called with the report before and the new one; None = no process is connected."""
+        self._path = path
+        self._on_report = on_report
+        self._orders: Mapping[IPAddress, Order] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._report: Report | None = None
+        self.refused = ""  # why what answered is no bfd process of ours, "" = it is, or nobody answers
+
+    @property
+    def report(self) -> Report | None:
+        """What the process said last; None while none is connected."""
+        return self._report
+
+    def set(self, orders: Mapping[IPAddress, Order]) -> None:
+        """The whole of what is wanted. Before it is called the process is left as it is."""
+        if orders == self._orders:
+            return
+        self._orders = dict(orders)
+        self._send()
+
+    def _send(self) -> None:
+        if self._writer is not None and self._orders is not None:
+            self._writer.write(order_line(self._orders.values()))
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            with contextlib.suppress(OSError):
+                await self._follow(*await asyncio.open_unix_connection(self._path, limit=LINE_LIMIT))
+            await asyncio.sleep(RETRY)
+
+    async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while line := await reader.readline():
+                self._take(parse_report(line))
+                if self._writer is None:
+                    self._writer = writer
+                    self._send()
+        except (ControlError, ValueError) as error:
+            self.refused = str(error)
+        finally:
+            self._writer = None
+            writer.close()
+            self._take(None)
+
+    def _take(self, report: Report | None) -> None:
+        before, self._report = self._report, report
+        if report is not None:
+            self.refused = ""
+        if self._on_report is not None and (before is not None or report is not None):
+            self._on_report(before, report)

@@ -1,0 +1,284 @@
+"""The process: its sockets, its clock, and the socket of control. It decides nothing (`table.py` and `session.py` do).
+
+One loop and one timer, which is set to the next thing that is due. Files in the run directory: `bfd.sock` (mode 0600)
+and `bfd.json`, what is wanted, so that sessions begin before an agent comes.
+
+A pause, as for an upgrade, does not flap a session: before the process ends it asks peers for patience (a poll with an
+interval of 10 s), leaves the sessions' discriminators and states in `bfd.json`, and says nothing. The next process goes
+on where this one stopped, and a poll brings the intervals back. AdminDown would be the standard's word for a stop, but
+peers end BGP for it (BIRD 2.0 does, whatever RFC 5882, 3.2 says), and at SIGTERM nobody knows which it is. A session
+that is no longer wanted is ended by AdminDown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import secrets
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from bfd import control
+from bfd.control import ControlError, Kept, Report
+from bfd.packet import State
+from bfd.session import NEVER
+from bfd.sockets import PORT, listener, received, sender
+from bfd.table import STAY, Clock, IPAddress, Order, Send, Table
+
+LOGGER = logging.getLogger("routerd.bfd")
+SOCKET, FILE = "bfd.sock", "bfd.json"
+PRIORITY = 20  # of SCHED_FIFO: above everything that is ordinary, below what kernels run at 50
+PAUSE_TIMEOUT = 0.5  # seconds that peers have for their answer before a pause
+RETRY = 1.0  # seconds until a socket that could not be opened is tried again
+LINE_LIMIT = 1 << 20  # bytes
+Log = Callable[..., None]
+"""Called with level, name of the event, and fields."""
+
+
+def be_realtime() -> bool:
+    """SCHED_FIFO for this process alone; whether that is allowed (CAP_SYS_NICE)."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY))
+    except OSError:
+        return False
+    return True
+
+
+class Engine:
+    """`run` until cancelled."""
+
+    def __init__(self, run_dir: Path, log: Log, *, realtime: bool) -> None:
+        self._socket_path, self._file = run_dir / SOCKET, run_dir / FILE
+        self._log = log
+        self._realtime = realtime
+        self._process = secrets.token_hex(8)
+        self._table = Table(Clock(random.random, lambda: secrets.randbits(32)))
+        self._listeners: dict[int, socket.socket] = {}  # by IP version
+        self._senders: dict[int, tuple[IPAddress, socket.socket]] = {}  # by discriminator, with the local address
+        self._silent: dict[int, float] = {}  # by discriminator: until when no sender is tried
+        self._clients: set[asyncio.StreamWriter] = set()
+        self._told = Report()
+        self._timer: asyncio.TimerHandle | None = None
+        self._retry_at = 0.0
+        self._problem = ""
+
+    async def run(self) -> None:
+        """Serves until cancelled. Raises OSError if the socket of control cannot be made."""
+        self._loop = asyncio.get_running_loop()
+        self._begin()
+        self._socket_path.unlink(missing_ok=True)
+        server = await asyncio.start_unix_server(self._accept, self._socket_path, limit=LINE_LIMIT)
+        self._socket_path.chmod(0o600)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            server.close()
+            await self._pause()
+            self._close()
+
+    # --- the file
+
+    def _begin(self) -> None:
+        """With what the process before this one left."""
+        try:
+            kept = control.parse_kept(self._file.read_bytes())
+        except FileNotFoundError:
+            return
+        except (ControlError, OSError) as error:
+            self._log(logging.WARNING, "bfd-file-refused", file=str(self._file), reason=str(error))
+            return
+        now = time.monotonic()
+        if now < kept.good_until:
+            for peer, session in kept.paused.items():
+                if peer in kept.orders and session.state == State.UP:
+                    self._table.resume(kept.orders[peer], session, now)
+        self._keep(Kept(kept.orders))  # what is paused is good for one start
+        self._order(kept.orders)
+
+    def _keep(self, kept: Kept) -> None:
+        beside = self._file.with_suffix(".tmp")
+        try:
+            beside.write_text(control.kept_text(kept))
+            beside.replace(self._file)
+        except OSError as error:
+            self._log(logging.ERROR, "bfd-file-failed", file=str(self._file), reason=str(error))
+
+    async def _pause(self) -> None:
+        """Peers wait for the next process: see the module's text."""
+        self._table.prepare_pause(time.monotonic())
+        self._turn()
+        give_up = time.monotonic() + PAUSE_TIMEOUT
+        while not self._table.is_patience_granted and time.monotonic() < give_up:
+            await asyncio.sleep(0.005)
+        now = time.monotonic()
+        up = {
+            peer: each for peer, each in self._table.sessions().items() if each.state == State.UP and not each.polling
+        }
+        good = min((each.timers.multiplier * max(each.timers.min_tx, STAY) for each in up.values()), default=0)
+        self._keep(Kept(self._table.orders, up, now + good / 1e6))
+
+    # --- the socket of control
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients.add(writer)
+        try:
+            writer.write(control.report_line(self._report()))
+            while line := await reader.readline():
+                orders = control.parse_orders(line)
+                if orders != self._table.orders:
+                    self._keep(Kept(orders))
+                    self._order(orders)
+        except (ControlError, ValueError, OSError) as error:
+            self._log(logging.WARNING, "bfd-client-refused", reason=str(error))
+        finally:
+            self._clients.discard(writer)
+            writer.close()
+
+    def _order(self, orders: Mapping[IPAddress, Order]) -> None:
+        self._table.order(orders, time.monotonic())
+        self._turn()
+
+    def _report(self) -> Report:
+        """As it is now."""
+        moved = time.time() - time.monotonic()
+        orders = self._table.orders
+        views = {peer: control.view(orders[peer], each, moved) for peer, each in self._table.sessions().items()}
+        return Report(self._process, self._realtime, self._problem, dict(self._table.refused), views)
+
+    def _tell(self) -> None:
+        """Everybody, if a session has changed."""
+        report = self._report()
+        if _stripped(report) == _stripped(self._told):
+            return
+        self._log_changes(self._told, report)
+        self._told = report
+        line = control.report_line(report)
+        for client in self._clients:
+            if client.transport.get_write_buffer_size() > LINE_LIMIT:
+                client.transport.abort()  # it does not read
+            else:
+                client.write(line)
+
+    def _log_changes(self, before: Report, now: Report) -> None:
+        """What is between down and up is not told: with a peer that is half reached it comes each second."""
+        for peer, each in now.sessions.items():
+            old = before.sessions.get(peer)
+            if old is None:
+                self._log(logging.INFO, "bfd-added", peer=str(peer), local=str(each.local), state=each.state)
+            elif (old.state == "up") != (each.state == "up"):
+                level = logging.WARNING if each.failed else logging.INFO
+                name = "bfd-up" if each.state == "up" else "bfd-down"
+                self._log(level, name, peer=str(peer), reason=each.reason or None, falls=each.falls)
+        for peer in before.sessions.keys() - now.sessions.keys():
+            self._log(logging.INFO, "bfd-removed", peer=str(peer))
+
+    # --- packets
+
+    def _turn(self) -> None:
+        """Sends what is due, tells what has changed, and sets the timer."""
+        self._send(self._table.advance(time.monotonic()))
+        self._tidy()
+        self._tell()
+        if self._timer is not None:
+            self._timer.cancel()
+        due = min(self._table.next_due, self._retry_at or NEVER)
+        self._timer = self._loop.call_at(due, self._turn) if due != NEVER else None
+
+    def _take(self, sock: socket.socket) -> None:
+        try:
+            found = received(sock)
+        except OSError as error:
+            self._log(logging.ERROR, "bfd-receive-failed", reason=str(error))
+            return
+        for each in found:
+            self._send(self._table.receive(each.data, each.source, each.ttl, each.device, time.monotonic()))
+        self._turn()
+
+    def _send(self, packets: list[Send]) -> None:
+        for each in packets:
+            sock = self._sender(each)
+            if sock is None:
+                continue
+            with contextlib.suppress(OSError):  # as a packet that was lost: the peer's detection time tells
+                sock.sendto(each.data, (str(each.peer), PORT))
+
+    def _sender(self, packet: Send) -> socket.socket | None:
+        """The socket of a session. Where none can be had (its address is gone), it is tried again in a while."""
+        known = self._senders.get(packet.discriminator)
+        if known is not None and known[0] == packet.local:
+            return known[1]
+        now = time.monotonic()
+        if self._silent.get(packet.discriminator, 0.0) > now:
+            return None
+        try:
+            sock = sender(packet.local)
+        except OSError as error:
+            if packet.discriminator not in self._silent:
+                self._log(
+                    logging.ERROR, "bfd-no-source", peer=str(packet.peer), local=str(packet.local), reason=str(error)
+                )
+            self._silent[packet.discriminator] = now + RETRY
+            return None
+        self._silent.pop(packet.discriminator, None)
+        self._senders[packet.discriminator] = (packet.local, sock)
+        return sock
+
+    def _tidy(self) -> None:
+        """Sockets for the sessions that there are, and no others: a host without BFD has its port 3784 free."""
+        numbers = self._table.numbers()
+        for number in self._senders.keys() - numbers:
+            self._senders.pop(number)[1].close()
+        for number in self._silent.keys() - numbers:
+            del self._silent[number]
+        versions: set[int] = {order.peer.version for order in self._table.orders.values()}
+        if numbers:
+            versions |= self._listeners.keys()
+        for version in self._listeners.keys() - versions:
+            gone = self._listeners.pop(version)
+            self._loop.remove_reader(gone)
+            gone.close()
+        self._listen(versions - self._listeners.keys())
+
+    def _listen(self, versions: set[int]) -> None:
+        now = time.monotonic()
+        if not versions:
+            self._problem, self._retry_at = "", 0.0
+            return
+        if now < self._retry_at:
+            return
+        self._problem, self._retry_at = "", 0.0
+        for version in sorted(versions):
+            try:
+                sock = listener(version)
+            except OSError as error:
+                self._problem = (
+                    f"UDP port {PORT} of IPv{version} cannot be had ({error.strerror}): does another BFD run here?"
+                )
+                self._retry_at = now + RETRY
+                continue
+            self._listeners[version] = sock
+            self._loop.add_reader(sock, self._take, sock)
+
+    def _close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for sock in self._listeners.values():
+            self._loop.remove_reader(sock)
+            sock.close()
+        for _, sock in self._senders.values():
+            sock.close()
+        for client in self._clients:
+            client.close()
+        self._socket_path.unlink(missing_ok=True)
+
+
+def _stripped(report: Report) -> Report:
+    """Without what changes by itself: the wall clock's steps, and counts of what is not ours."""
+    views = {peer: replace(each, since=0.0) for peer, each in report.sessions.items()}
+    return replace(report, refused={}, sessions=views)

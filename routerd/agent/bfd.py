@@ -1,0 +1,142 @@
+"""The seat of BFD: tells the bfd process whom to watch, and ends the BGP session of a peer that is gone.
+
+The process is not ours: it lives on when the agent ends, and watches the same peers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bfd.client import Client
+from bfd.control import Report, View
+from bfd.engine import SOCKET
+from bgp.session import PeerStatus
+from routerd.agent.room import Problem
+from routerd.log import event
+from routerd.model import IPAddress, Refusal
+from routerd.node.bfd import Orders, fallen, refusals
+from routerd.node.desired import BFD_ROOM
+from routerd.refs import Ref
+
+LOGGER = logging.getLogger("routerd.bfd")
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """The whole of what is to be watched."""
+
+    orders: Orders = field(repr=False)
+    phase: Literal["prepare"] = "prepare"
+
+    def __str__(self) -> str:
+        return f"bfd: watch {', '.join(map(str, self.orders)) or 'nobody'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the process was told by us, None = nothing yet, and whom it watches."""
+
+    told: Orders | None
+    watched: frozenset[IPAddress]
+
+
+class NothingUndone:
+    """The one action relies on nothing."""
+
+    def add(self, action: Any) -> None:
+        pass
+
+    def after(self, action: Any) -> Any | None:
+        return action
+
+
+class BfdRoom:
+    """`run` in a task. What the round calls comes from a thread."""
+
+    name = BFD_ROOM
+
+    def __init__(self, run_dir: Path, sessions: Callable[[], Mapping[IPAddress, PeerStatus]]) -> None:
+        """`sessions`: the BGP sessions as the speaker has them now."""
+        self._client = Client(run_dir / SOCKET, on_report=self._take)
+        self._sessions = sessions
+        self._told: Orders | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._gone: asyncio.Queue[IPAddress] = asyncio.Queue()
+        self.on_change: Callable[[], None] = lambda: None
+        self.on_connect: Callable[[], None] = lambda: None
+
+    async def run(self, end_session: Callable[[IPAddress], Awaitable[bool]]) -> None:
+        """Until cancelled. `end_session` ends the BGP session of a peer that is gone; whether it could."""
+        self._loop = asyncio.get_running_loop()
+        if self._told is not None:
+            self._client.set(self._told)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._client.run())
+            group.create_task(self._end_sessions(end_session))
+
+    async def _end_sessions(self, end_session: Callable[[IPAddress], Awaitable[bool]]) -> None:
+        while True:
+            peer = await self._gone.get()
+            view = self.views().get(peer)
+            ended = await end_session(peer)
+            event(LOGGER, logging.WARNING, "bfd-session-ended", peer=str(peer), ended=ended,
+                  reason=view.reason if view is not None else None)  # fmt: skip
+
+    def _take(self, before: Report | None, now: Report | None) -> None:
+        if now is None:
+            event(LOGGER, logging.WARNING, "bfd-lost", reason=self._client.refused or "the bfd process is gone")
+        else:
+            for peer in fallen(before, now, self._sessions()):
+                self._gone.put_nowait(peer)
+        if before is None:
+            self.on_connect()
+        self.on_change()
+
+    # --- what is told
+
+    @property
+    def report(self) -> Report | None:
+        """What the process said last; None while none is connected."""
+        return self._client.report
+
+    def views(self) -> Mapping[IPAddress, View]:
+        report = self._client.report
+        return report.sessions if report is not None else {}
+
+    def refusals(self) -> tuple[Refusal, ...]:
+        return tuple(refusals(self._told or {}, self._client.report, self._client.refused))
+
+    # --- the seat
+
+    def observe(self, desired: Orders) -> Observed:
+        return Observed(self._told, frozenset(self.views()))
+
+    def plan(self, desired: Orders, observed: Observed) -> Sequence[Watch]:
+        is_known = desired == (observed.told or {})
+        if is_known and (observed.told is not None or not observed.watched):
+            return ()
+        return (Watch(desired),)
+
+    def apply(self, action: Watch) -> None:
+        self._told = action.orders
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._client.set, action.orders)
+
+    def problems(self, desired: Orders, observed: Observed) -> Sequence[Problem]:
+        """None of a round's: they come and go between rounds, see `refusals`."""
+        return ()
+
+    def undone(self, desired: Orders, observed: Observed) -> NothingUndone:
+        return NothingUndone()
+
+    def carries(self, owner: Ref, undone: Any | None) -> bool:
+        """No path leads into BFD."""
+        return True
+
+    def makes_new(self, action: Watch) -> bool:
+        return False

@@ -1,0 +1,69 @@
+"""What is said on the socket of control says the same when it is read, and anything else is refused."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bfd.control import (
+    ControlError,
+    Kept,
+    Report,
+    kept_text,
+    order_line,
+    parse_kept,
+    parse_orders,
+    parse_report,
+    report_line,
+    view,
+)
+from bfd.session import Session, Timers
+from bfd.table import Order
+from tests.models.bfd_wire import A, B, Wire
+
+ORDER = Order(B, A, Timers(50_000, 60_000, 4, passive=True))
+SIX = Order(ip_address("fd00::2"), ip_address("fd00::1"))
+
+
+def a_session() -> Session:
+    wire = Wire()
+    wire.order(A, Timers())
+    wire.order(B, Timers())
+    wire.run(5)
+    return wire.session(A)
+
+
+def test_reports_orders_and_what_is_kept_say_the_same_when_they_are_read() -> None:
+    told = Report("ab", True, "no port", {"ttl": 3}, {B: view(ORDER, a_session(), 1e9)})
+    assert parse_report(report_line(told)) == told
+    assert told.sessions[B].state == "up"
+    assert parse_orders(order_line([ORDER, SIX])) == {B: ORDER, SIX.peer: SIX}
+    read = parse_kept(kept_text(Kept({B: ORDER}, {B: a_session()}, 77.5)).encode())
+    assert (read.orders, read.good_until) == ({B: ORDER}, 77.5)
+    for name in ("discriminator", "state", "remote", "since", "falls", "was_up"):
+        assert getattr(read.paused[B], name) == getattr(a_session(), name), name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"peer": "tor"}, {"peer": None}, {"local": "fd00::1"}, {"min_tx": 0}, {"min_tx": 2**32}, {"min_tx": "50"},
+        {"min_tx": True}, {"min_rx": -1}, {"multiplier": 0}, {"multiplier": 256}, {"passive": 1},
+    ],
+)  # fmt: skip
+def test_what_no_session_can_be_is_refused(change: dict[str, object]) -> None:
+    value = json.loads(order_line([ORDER]))
+    value["sessions"][0].update(change)
+    with pytest.raises(ControlError):
+        parse_orders(json.dumps(value).encode())
+
+
+@given(st.one_of(st.binary(max_size=60), st.text(max_size=60).map(json.dumps).map(str.encode)))
+def test_rubbish_is_refused(line: bytes) -> None:
+    for parse in (parse_orders, parse_report, parse_kept):
+        with pytest.raises(ControlError):
+            parse(line)

@@ -1,0 +1,75 @@
+"""Which peers are watched, whose BGP session must end, and what is told of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_address
+
+from bfd.control import Report, View
+from bfd.session import Timers
+from bfd.table import Order
+from bgp.path import SpeakerPeer
+from bgp.session import PeerStatus
+from routerd.model import Bfd, Peer
+from routerd.node.bfd import fallen, orders, refusals
+
+TOR, OTHER, HERE = ip_address("10.0.0.1"), ip_address("10.0.0.2"), ip_address("10.0.0.9")
+UP = View(TOR, HERE, "up", 100.0, 0, False, "up", 50_000, 150_000, "")
+GONE = replace(UP, state="down", since=200.0, falls=1, failed=True, reason="nothing was heard")
+SESSIONS = {TOR: PeerStatus("up", since=50.0)}
+
+
+def report(view: View, process: str = "a", problem: str = "") -> Report:
+    return Report(process, True, problem, {}, {TOR: view})
+
+
+def session(peer: object) -> SpeakerPeer:
+    return SpeakerPeer(peer, HERE, 64512, 64512, IPv4Address("10.0.0.9"))  # type: ignore[arg-type]
+
+
+def test_peers_with_bfd_and_a_session_are_watched_from_the_address_of_the_session() -> None:
+    peers = (Peer(TOR, 1, 2, bfd=Bfd(20_000, 30_000, 5, passive=True)), Peer(OTHER, 1, 2))
+    assert orders(peers, {TOR: session(TOR), OTHER: session(OTHER)}) == {
+        TOR: Order(TOR, HERE, Timers(20_000, 30_000, 5, passive=True))
+    }
+    assert orders(peers, {OTHER: session(OTHER)}) == {}
+
+
+def test_a_peer_that_fell_ends_its_session_once() -> None:
+    assert fallen(report(UP), report(GONE), SESSIONS) == (TOR,)
+    assert fallen(report(GONE), report(replace(GONE, state="init")), SESSIONS) == ()
+    assert fallen(report(GONE), report(replace(GONE, falls=2)), SESSIONS) == (TOR,)
+
+
+def test_what_is_no_failure_ends_nothing() -> None:
+    for view in (replace(GONE, failed=False), UP, replace(UP, state="down", reason="nothing was heard yet")):
+        assert fallen(report(UP), report(view), SESSIONS) == ()
+
+
+def test_an_agent_that_comes_later_ends_what_was_up_before_the_fall_and_nothing_newer() -> None:
+    for before in (None, report(UP, process="another"), Report("a")):
+        assert fallen(before, report(GONE), SESSIONS) == (TOR,)
+        assert fallen(before, report(GONE), {TOR: PeerStatus("up", since=250.0)}) == ()
+        assert fallen(before, report(GONE), {TOR: PeerStatus("down", since=50.0)}) == ()
+        assert fallen(before, report(GONE), {}) == ()
+
+
+def told(found: Report | None, trouble: str = "") -> list[str]:
+    return [
+        f"{each.object} {each.reason}: {each.message}" for each in refusals({TOR: Order(TOR, HERE)}, found, trouble)
+    ]
+
+
+def test_what_is_not_watched_is_told_with_what_to_do() -> None:
+    assert told(report(UP)) == []
+    assert told(None) == [
+        "peer/10.0.0.1 NoBFD: no bfd process is connected: start `routerd bfd`; the session runs without BFD"
+    ]
+    assert told(None, "restart it") == ["peer/10.0.0.1 NoBFD: restart it; the session runs without BFD"]
+    assert "another BFD" in told(report(UP, problem="does another BFD run here?"))[0]
+    assert told(report(GONE)) == [
+        "peer/10.0.0.1 BFDDown: BFD is down: nothing was heard: the BGP session was ended, and comes back as soon as "
+        "BGP reaches the peer"
+    ]
+    assert "switch BFD on" in told(report(replace(GONE, failed=False)))[0]
+    assert list(refusals({}, None, "")) == []
