@@ -2,7 +2,8 @@
 
 Objects of a snapshot are frozen, and one that did not change is the same object in the next snapshot. So what follows
 from an object is kept by its identity, and a round looks only at those that are others. All loops over everything are
-the interpreter's own. Whoever keeps such a value gets the same results with a new one, at the price of a first round.
+the interpreter's own; a mapping that knows what was changed in it (`Renewed`) needs none. Whoever keeps such a value
+gets the same results with a new one, at the price of a first round.
 """
 
 from __future__ import annotations
@@ -19,10 +20,45 @@ R = TypeVar("R")
 H = TypeVar("H", bound=Hashable)
 
 
+STEPS = 8  # renewals that a mapping remembers: whoever asks less often compares everything
+
+
+class Renewed(dict[K, V]):
+    """A mapping that knows in which keys it may differ from those that it was made of. Nobody changes it."""
+
+    __slots__ = ("_mark", "_steps")
+
+    def __init__(
+        self, now: Mapping[K, V] | Iterable[tuple[K, V]] = (), before: Mapping[K, V] | None = None,
+        touched: Iterable[K] = (),
+    ) -> None:  # fmt: skip
+        """`touched`: every key whose object is another one than `before`, that is new, or that is gone."""
+        super().__init__(now)
+        self._mark = object()
+        self._steps: tuple[tuple[object, frozenset[K]], ...] = ()
+        if isinstance(before, Renewed):
+            self._steps = ((before._mark, frozenset(touched)), *before._steps)[:STEPS]
+
+    def touched_since(self, before: Mapping[K, V]) -> set[K] | None:
+        """None = it does not know."""
+        touched: set[K] = set()
+        for mark, keys in self._steps if isinstance(before, Renewed) else ():
+            touched |= keys
+            if mark is before._mark:  # type: ignore[attr-defined]
+                return touched
+        return None
+
+
 def differing(before: Mapping[K, V], now: Mapping[K, V]) -> tuple[list[K], list[K]]:
     """Keys of `now` with another object than before, or that are new; and those that are gone."""
     if before is now:
         return [], []
+    touched = now.touched_since(before) if isinstance(now, Renewed) else None
+    if touched is not None:
+        there = [key for key in touched if key in now]
+        return [key for key in there if before.get(key) is not now[key]], [
+            key for key in touched if key not in now and key in before
+        ]
     put = list(compress(now, map(is_not, map(before.get, now), now.values())))
     return put, list(before.keys() - now.keys())
 
@@ -70,6 +106,38 @@ class Tally(Generic[V, H]):
             if bool(before) != bool(before + count):
                 (removed if before else added).add(value)
         return added, removed
+
+
+class Derived(Generic[V, K, R]):
+    """What a function makes of each object of a mapping, under a key of its own; None = nothing.
+
+    What it makes anew and is equal stays the same object.
+    """
+
+    def __init__(self, function: Callable[[V], tuple[K, R] | None]) -> None:
+        self._function = function
+        self._objects: Mapping[Any, V] = {}
+        self._keys: dict[Any, K] = {}
+        self._results: Renewed[K, R] = Renewed()
+
+    def __call__(self, objects: Mapping[Any, V]) -> Renewed[K, R]:
+        """The same value again where nothing changed."""
+        put, gone = differing(self._objects, objects)
+        self._objects, before = objects, self._results
+        left = {self._keys.pop(key) for key in (*put, *gone) if key in self._keys}
+        made: dict[K, R] = {}
+        for key in put:
+            if (found := self._function(objects[key])) is not None:
+                self._keys[key], (name, result) = found[0], found
+                made[name] = before[name] if name in before and before[name] == result else result
+        touched = {name for name in {*left, *made} if name not in made or before.get(name) is not made[name]}
+        if touched:
+            results = dict(before)
+            for name in touched - made.keys():
+                del results[name]
+            results.update(made)
+            self._results = Renewed(results, before, touched)
+        return self._results
 
 
 class PerObject(Generic[V, R]):

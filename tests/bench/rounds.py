@@ -266,8 +266,9 @@ class Watched:
         for each in self.store.reflectors:
             each.collection.replace(())
 
-    def say(self, *objects: Json) -> None:
-        """An event of a watch for each object, read from its JSON."""
+    def say(self, *objects: Json) -> Json:
+        """An event of a watch for each object, read from its JSON. Returns the last one."""
+        raw: Json = {}
         for each in objects:
             meta = {"uid": each["metadata"]["name"], **each["metadata"], "resourceVersion": str(next(self._versions))}
             raw = json.loads(json.dumps({**each, "metadata": meta}))
@@ -275,6 +276,7 @@ class Watched:
                 if self._is_for(reflector.collection.resource, raw):
                     reflector.collection.put(raw)
                     reflector.on_change()
+        return raw
 
     def _is_for(self, resource: Resource, raw: Json) -> bool:
         meta = raw["metadata"]
@@ -339,8 +341,10 @@ class Records:
         return self.watched.store.node_reports()
 
     def write_allocations(self, allocations: Allocations) -> None:
-        *_, document = published_objects(allocations, self.writer)
-        self.watched.say(document)
+        """The store is told what was published, as by the ledger: it reads no part of its own again."""
+        published = self.writer.written(allocations)
+        raw = self.watched.say(config_map(NAMESPACE, ALLOCATIONS, dict(allocations_data(published))))
+        self.watched.store.published(raw, allocations, [part.name for part in published.parts])
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """The store has its own."""

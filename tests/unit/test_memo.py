@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routerd.memo import Last, PerObject, Tally, by_identity, differing
+from routerd.memo import STEPS, Derived, Last, PerObject, Renewed, Tally, by_identity, differing
 
 OBJECTS = [tuple(range(first, last)) for first in range(4) for last in range(first, 5)]
 MAPPINGS = st.lists(st.dictionaries(st.sampled_from("abcd"), st.sampled_from(OBJECTS)), max_size=6)
@@ -33,6 +33,36 @@ def test_differing_objects(mappings: list[dict[str, tuple[int, ...]]]) -> None:
         assert put == [key for key in now if before.get(key) is not now[key]]
         assert sorted(gone) == sorted(before.keys() - now.keys())
         before = now
+
+
+@given(MAPPINGS, st.integers(1, STEPS + 2))
+def test_a_mapping_knows_what_was_changed_in_it(mappings: list[dict[str, tuple[int, ...]]], back: int) -> None:
+    made: list[Renewed[str, tuple[int, ...]]] = [Renewed()]
+    for now in mappings * 3:
+        put, gone = differing(dict(made[-1]), now)
+        made.append(Renewed(now, made[-1], (*put, *gone, "a")))  # one that was touched need not be another
+        assert made[-1] == now
+        before = made[max(len(made) - 1 - back, 0)]
+        known = made[-1].touched_since(before)
+        assert (known is None) == (len(made) - 1 - made.index(before, max(len(made) - 1 - back, 0)) > STEPS)
+        for found, expected in zip(differing(before, made[-1]), differing(dict(before), now), strict=True):
+            assert sorted(found) == sorted(expected)
+
+
+@given(MAPPINGS)
+def test_what_is_derived(mappings: list[dict[str, tuple[int, ...]]]) -> None:
+    def named(each: tuple[int, ...]) -> tuple[tuple[int, ...], int] | None:
+        return (each, sum(each)) if each else None
+
+    derived = Derived(named)
+    before, copied = derived({}), dict[tuple[int, ...], int]()
+    for mapping in mappings:
+        unique = {key: each for key, each in mapping.items() if list(mapping.values()).index(each) == [*mapping].index(key)}
+        now = derived(unique)
+        assert now == {each: sum(each) for each in unique.values() if each}
+        assert before == copied and (now is before) == (now == before)
+        assert derived(unique) is now
+        before, copied = now, dict(now)
 
 
 def test_objects_without_a_key() -> None:

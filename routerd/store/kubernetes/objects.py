@@ -6,9 +6,10 @@ only what it really lacks is gone. It makes no request.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Generic, TypeVar
 
 from routerd.errors import InputError
@@ -16,7 +17,7 @@ from routerd.formats.compose import value_of
 from routerd.formats.document import Source
 from routerd.formats.kinds import Kind
 from routerd.formats.objects import Loaded, read_object
-from routerd.memo import differing
+from routerd.memo import Derived, Renewed, differing
 from routerd.model import Refusal
 from routerd.refs import Ref
 from routerd.store.closed import settled
@@ -67,7 +68,10 @@ class Collection:
         self.listed = False
         self.synced = False
         self.objects: dict[Key, StoredObject] = {}
-        self.touched: set[Key] = set()  # that changed since somebody looked
+        self._touched: set[Key] = set()  # that changed since somebody looked
+        self._view: Renewed[Key, StoredObject] = Renewed()
+        self._told: Derived[StoredObject, Key, tuple[Refusal, ...]] = Derived(self._tell)
+        self._told_synced = False
         self.deleted = ""  # uid of the published allocations that were deleted last
 
     def read(self, raw: Raw) -> StoredObject:
@@ -87,7 +91,7 @@ class Collection:
         for key in self.objects.keys() - objects:
             self._note_deleted(self.objects[key])
         put, gone = differing(self.objects, objects)
-        self.touched.update(put, gone)
+        self._touched.update(put, gone)
         is_first, self.objects, self.listed = not self.listed, objects, True
         self._settle()
         return is_first or not is_same
@@ -98,7 +102,7 @@ class Collection:
         if self.objects.get(key) is stored:
             return False
         self.objects[key] = stored
-        self.touched.add(key)
+        self._touched.add(key)
         self._settle()
         return True
 
@@ -118,7 +122,7 @@ class Collection:
         if stored is None or (uid and stored.uid and uid != stored.uid):
             return False
         del self.objects[key_of(raw)]
-        self.touched.add(key_of(raw))
+        self._touched.add(key_of(raw))
         self._note_deleted(stored)
         self._settle()
         return True
@@ -132,6 +136,12 @@ class Collection:
             is_strict = bool(self.resource.kind.rests_on_each)
             self.synced = not is_strict or not any(each.is_mute for each in self.objects.values())
 
+    def view(self) -> Renewed[Key, StoredObject]:
+        """The objects as they are now: a value of its own, and the same one again while nothing changes."""
+        if self._touched:
+            self._view, self._touched = Renewed(self.objects, self._view, self._touched), set()
+        return self._view
+
     def loaded(self) -> list[tuple[tuple[str, str, str, str], Loaded]]:
         """What the objects say with an order: the older first, then by kind, namespace and name."""
         kind = self.resource.kind.name
@@ -139,10 +149,14 @@ class Collection:
 
     def refusals(self) -> list[Refusal]:
         """Objects that are wrong, and what is told beside those that nobody merges."""
-        found = [self._refusal(each) for each in self.objects.values() if each.error is not None]
-        if not self.resource.kind.placed:
-            found += [one for each in self.objects.values() for one in each.loaded.refusals]
-        return found
+        if self._told_synced != self.synced:  # what is told of those that are wrong is another thing then
+            self._told, self._told_synced = Derived(self._tell), self.synced
+        return [*chain.from_iterable(self._told(self.view()).values())]
+
+    def _tell(self, stored: StoredObject) -> tuple[Key, tuple[Refusal, ...]] | None:
+        found = (self._refusal(stored),) if stored.error is not None else ()
+        found += () if self.resource.kind.placed else tuple(stored.loaded.refusals)
+        return ((stored.namespace, stored.name), found) if found else None
 
     def _refusal(self, stored: StoredObject) -> Refusal:
         kind = self.resource.kind.name
@@ -162,36 +176,45 @@ class Models(Generic[T]):
     def __init__(self, model: type[T], name_of: Callable[[T], str]) -> None:
         """`name_of`: by which a snapshot holds it."""
         self._model, self._name_of = model, name_of
+        self._view: Mapping[Key, StoredObject] = {}
         self._keys: list[Key] = []  # sorted, of those that say something
-        self._said: dict[Key, tuple[str, T]] = {}
-        self.by_name: Mapping[str, T] = {}
+        self._names: list[str] = []  # in that order
+        self.by_name: Renewed[str, T] = Renewed()
 
-    def look(self, objects: Mapping[Key, StoredObject], touched: Iterable[Key]) -> Mapping[str, T]:
-        """`touched`: those that may be others since the last look. The same value again if there are none."""
-        keys = tuple(touched)
-        for key in keys:
-            model = self._read(objects.get(key))
-            if model is None:
-                self._forget(key)
-            else:
-                self._remember(key, model)
-        if keys:
-            self.by_name = dict(map(self._said.__getitem__, self._keys))
+    def look(self, view: Mapping[Key, StoredObject]) -> Mapping[str, T]:
+        """`view`: of the collection. The same value again while nothing that is said changes."""
+        put, gone = differing(self._view, view)
+        self._view = view
+        said, moved = {}, False
+        for key in (*gone, *put):
+            model = self._read(view.get(key))
+            place = bisect_left(self._keys, key)
+            is_known = place < len(self._keys) and self._keys[place] == key
+            if model is not None and not is_known:
+                self._keys.insert(place, key)
+                self._names.insert(place, self._name_of(model))
+            elif model is None and is_known:
+                del self._keys[place]
+                said[self._names.pop(place)] = None
+            moved = moved or is_known != (model is not None)
+            if model is not None:
+                said[self._names[place]] = model
+        self._take({name: model for name, model in said.items() if self.by_name.get(name) != model}, moved)
         return self.by_name
+
+    def _take(self, said: Mapping[str, T | None], moved: bool) -> None:
+        """`said`: what is another now; None = nothing any more. `moved`: whether any came or went."""
+        if not said:
+            return
+        now = {**self.by_name, **{name: model for name, model in said.items() if model is not None}}
+        if moved:
+            now = dict(zip(self._names, map(now.__getitem__, self._names), strict=True))
+        self.by_name = Renewed(now, self.by_name, said)
 
     def _read(self, stored: StoredObject | None) -> T | None:
         if stored is None:
             return None
         return next((one.object for one in stored.loaded.entries if isinstance(one.object, self._model)), None)
-
-    def _forget(self, key: Key) -> None:
-        if self._said.pop(key, None) is not None:
-            del self._keys[bisect_left(self._keys, key)]
-
-    def _remember(self, key: Key, model: T) -> None:
-        if key not in self._said:
-            insort(self._keys, key)
-        self._said[key] = self._name_of(model), model
 
 
 def key_of(raw: Raw) -> Key:

@@ -246,8 +246,7 @@ class KubernetesStore:
         for kind, (part, models) in self._models.items():
             if kind in dirty and self._is_read(part):
                 (collection,) = self._of(kind)
-                touched, collection.touched = collection.touched, set()
-                parts[part] = models.look(collection.objects, touched)
+                parts[part] = models.look(collection.view())
         if "endpoint_slices" in parts:
             parts["endpoint_slices"] = tuple(parts["endpoint_slices"].values())
         return replace(snapshot, **parts) if parts else snapshot

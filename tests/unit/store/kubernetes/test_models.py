@@ -35,14 +35,21 @@ def models() -> Models[Service]:
 @given(EVENTS)
 def test_models(events: list[tuple[str, str, str]]) -> None:
     collection, kept = Collection(Resource(BY_NAME["", "Service"])), models()
+    last: tuple[Any, Any] = {}, {}
     for version, (what, namespace, name) in enumerate(events):
         found = raw(namespace, name, version, what)
         if what == "list":
             collection.replace(each for each in collection.objects.values() if each.name != name)
         else:
             collection.remove(found) if what == "remove" else collection.put(found)
-        touched, collection.touched = collection.touched, set()
-        now = kept.look(collection.objects, touched)
-        assert list(now.items()) == list(models().look(collection.objects, collection.objects).items())
+        before, snapshot = last
+        view = collection.view()
+        assert view == collection.objects and collection.view() is view
+        assert before == snapshot  # what was given out stays as it was
+        last = view, dict(view)
+        now = kept.look(view)
+        assert list(now.items()) == list(models().look(dict(view)).items())
         assert list(now) == sorted(now)
-        assert kept.look(collection.objects, ()) is now
+        assert kept.look(view) is now
+        told = [each for each in collection.objects.values() if each.error is not None]
+        assert {each.object.name for each in collection.refusals()} == {each.name for each in told}
