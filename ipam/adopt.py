@@ -33,8 +33,8 @@ def take_edits(work: Round) -> None:
     it as it was. A clash of ports or backends would take their traffic, so who makes it leaves the address.
     """
     edited: dict[tuple[str, int], dict[str, Use]] = {}
-    for owner, mine in work.held.items():
-        for key, record in mine.items():
+    for owner in [owner for owner in work.held if owner in work.sharing] if work.sharing else ():
+        for key, record in work.held[owner].items():
             if record.use is not None and record.use != (wanted := work.wanted(work.requests[owner], key)):
                 edited.setdefault(((work.home(key, record.pool) or work.outside).name, key), {})[owner] = wanted
     for (name, key), uses in edited.items():

@@ -8,7 +8,7 @@ beginning. The result is that of `plan`, and a property holds one against the ot
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
@@ -42,16 +42,19 @@ class Planner:
         self,
         pools: Iterable[PoolSpec],
         records: tuple[Record, ...],
-        requests: Iterable[Request],
+        wanted: Mapping[str, Request],
         now: float,
         timers: Timers | None = None,
         taken: Taken = NOTHING,
+        touched: Collection[str] | None = None,
     ) -> Plan:
-        """As `ipam.plan.plan`."""
+        """As `ipam.plan.plan`. `wanted`: requests by owner, which nobody changes afterwards.
+
+        `touched`: all owners whose request may be another than in the last plan, or is gone; None = it is not known.
+        """
         rules = tuple(pools), timers or Timers(), taken
-        wanted = {request.owner: request for request in requests}
         last, self._last = self._last, None
-        todo = _todo(last, rules, records, wanted, now) if last is not None else None
+        todo = _todo(last, rules, records, wanted, now, touched) if last is not None else None
         if last is None or todo is None:
             self.whole += 1
             work, conflicts = begin(rules[0], records, wanted.values(), now, rules[1], taken)
@@ -65,16 +68,24 @@ class Planner:
 
 
 def _todo(
-    last: _Made, rules: Rules, records: tuple[Record, ...], wanted: Mapping[str, Request], now: float
+    last: _Made,
+    rules: Rules,
+    records: tuple[Record, ...],
+    wanted: Mapping[str, Request],
+    now: float,
+    touched: Collection[str] | None,
 ) -> set[str] | None:
     """The owners to be served; None = all."""
     due = last.plan.next_due
     if rules != last.rules or records is not last.plan.records or now < last.now or (due is not None and now >= due):
         return None
-    others = [owner for owner, request in wanted.items() if last.requests.get(owner) is not request]
+    if touched is None:
+        touched = wanted.keys() | last.requests.keys()
+    others = [owner for owner in touched if last.requests.get(owner) is not wanted.get(owner)]
     added = {owner for owner in others if owner not in last.requests}
-    if len(wanted) - len(added) != len(last.requests) or not all(
-        owner in added or _is_as_good(last, last.requests[owner], wanted[owner]) for owner in others
+    if not all(
+        owner in added or (owner in wanted and _is_as_good(last, last.requests[owner], wanted[owner]))
+        for owner in others
     ):
         return None
     denied = {denial.owner for denial in last.plan.denials}
@@ -88,10 +99,11 @@ def _is_as_good(last: _Made, before: Request, now: Request) -> bool:
 
 def _again(last: _Made, wanted: Mapping[str, Request], todo: Collection[str], now: float) -> Plan:
     work = last.work
-    work.now, work.requests = now, dict(wanted)
+    work.now, work.requests = now, wanted
     if not todo:
         return last.plan
     work.moved = False
+    before = _records_of(work, todo)
     moved = serve(work, sorted((wanted[owner] for owner in todo), key=sorted_by))
     some = copy(work)
     some.held = {owner: work.held[owner] for owner in todo if owner in work.held}
@@ -99,18 +111,22 @@ def _again(last: _Made, wanted: Mapping[str, Request], todo: Collection[str], no
     if not moved:
         return replace(last.plan, denials=denials)
     grants: dict[str, Grant] = dict(last.plan.grants)
-    records = [record for record in last.plan.records if record.owner not in todo]
+    records = list(last.plan.records)
+    for record in before:
+        del records[bisect_left(records, record_order(record), key=record_order)]
     for owner in todo:
         grants.pop(owner, None)
         if mine := work.held.get(owner):
             grants[owner] = grant_of(wanted[owner], mine)
-            for record in mine.values():
-                insort(records, record, key=record_order)
-    for (_, owner), record in work.idle.items():
-        if owner in todo:
-            insort(records, record, key=record_order)
+    for record in _records_of(work, todo):
+        insort(records, record, key=record_order)
     counts = {pool.name: pool.counts() for pool in work.pools}
     return Plan(tuple(records), grants, denials, counts, next_due(work))
+
+
+def _records_of(work: Round, owners: Collection[str]) -> list[Record]:
+    held = [record for owner in owners for record in work.held.get(owner, {}).values()]
+    return held + [record for (_, owner), record in work.idle.items() if owner in owners]
 
 
 def _is_rebuilt_from_records(work: Round) -> bool:

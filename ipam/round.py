@@ -5,6 +5,7 @@ A `Round` lives for one call of `ipam.plan.plan`; it must not outlive it, nor de
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -56,7 +57,7 @@ class Round:
 
     pools: tuple[Pool, ...]  # by priority, then name
     conflicting: frozenset[str]
-    requests: dict[str, Request]  # in the order of service
+    requests: Mapping[str, Request]  # in the order of service, or only some are served
     now: float
     timers: Timers
     taken: Taken = NOTHING
@@ -65,6 +66,7 @@ class Round:
     held: dict[str, dict[int, Record]] = field(default_factory=dict)  # owner -> key -> record
     idle: dict[tuple[int, str], Record] = field(default_factory=dict)  # reserved and cooling
     returning: dict[str, list[int]] = field(default_factory=dict)  # owner -> what it left: reserved or cooling
+    sharing: set[str] = field(default_factory=set)  # owners of which a record has a use, now or earlier
     denials: list[Denial] = field(default_factory=list)
     moved: bool = False  # whether an owner took or left an address since this was cleared
 
@@ -103,6 +105,8 @@ class Round:
             shared = use if use.sharing_key else None
             record = Record(address_of(key), request.owner, name, "used", since, bound, shared)
             self.held.setdefault(request.owner, {})[key] = before if before == record else record
+            if shared is not None:
+                self.sharing.add(request.owner)
             self.idle.pop((key, request.owner), None)
         return denied
 

@@ -142,6 +142,10 @@ class Agents:
         """Since when, by node: also of nodes that are gone, whose reports stay."""
         return {name: rfc3339(pulse.since) for name, pulse in self.pulses.items() if pulse.is_silent}
 
+    def heard(self) -> tuple[object, ...]:
+        """All that is known of them but when somebody looked last."""
+        return self.pulses, self.reported, self.assumed
+
     def verdict(self) -> tuple[Mapping[str, tuple[State, int, bool]], frozenset[str]]:
         """What decisions rest on."""
         lacking = frozenset(name for name in self.missing if self.is_lacking(name))

@@ -6,8 +6,11 @@ it come out. While any part that it needs is unknown (`None`) it changes nothing
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from egress.gateways import MAX_GATEWAYS
 from egress.policy import UNSUPPORTED_FAMILY, unsupported
@@ -23,9 +26,9 @@ from routerd.cluster.agents import Agents
 from routerd.cluster.conflicts import Limits
 from routerd.cluster.groups import HEARD_OF_ALL, Groups, absent_gateways, addresses_on_nodes, form_groups
 from routerd.cluster.ledger import Ledger
-from routerd.cluster.port_sets import PortRules, Ports, give_ports
+from routerd.cluster.port_sets import PlanKept, PortRules, Ports, give_ports
 from routerd.cluster.requests import granted_to, is_ours, policy_of, policy_requests, pool_spec, service_request
-from routerd.memo import PerObject
+from routerd.memo import Derived, Last, Renewed, differing
 from routerd.model import (
     AddressPool,
     Allocations,
@@ -78,13 +81,89 @@ class Kept:
     def __init__(self, service_cidrs: tuple[IPNetwork, ...] = ()) -> None:
         """`service_cidrs`: those of the snapshots, which are configuration."""
         self.service_cidrs = service_cidrs
-        self.requests: PerObject[Service, Request | None] = PerObject(_service_request)
+        self.requests: Derived[Service, str, Request] = Derived(_service_request)  # by owner
+        self.wanted: Renewed[str, Request] = Renewed()  # of services and policies together
+        self._wanted_of: tuple[Mapping[str, Request], Mapping[str, Request]] = ({}, {})
         self.hosts = Hosts(service_cidrs)
         self.taken = taken.Kept()
         self.planner = Planner()
-        self.given: Mapping[str, tuple[Grant, ServiceAllocation]] = {}
+        self.given = Given()
+        self.holders: Last[dict[IPAddress, tuple[str, ...]]] = Last()
+        self.beside: Last[tuple[NodeAddresses, ...]] = Last()
+        self.groups = KeptGroups()
         self.ports = KeptPorts()
         self.digests = Digests()
+
+    def want(self, services: Renewed[str, Request], policies: Mapping[str, Request]) -> set[str]:
+        """Puts them together; returns the owners whose request is another, or gone."""
+        before_services, before_policies = self._wanted_of
+        parts = differing(before_services, services), differing(before_policies, policies)
+        touched = {owner for put, gone in parts for owner in (*put, *gone)}
+        self._wanted_of = services, policies
+        if touched:
+            self.wanted = Renewed({**services, **policies}, self.wanted, touched)
+        return touched
+
+
+class Given:
+    """What services were given, sorted by their names: what did not change is the same object."""
+
+    def __init__(self) -> None:
+        self.all: tuple[ServiceAllocation, ...] = ()
+        self.pools: Counter[str] = Counter()  # that they were given from, with how often
+        self._names: list[str] = []
+        self._of: tuple[Mapping[str, Request], Mapping[str, Grant]] = ({}, {})
+        self._by_name: dict[str, ServiceAllocation] = {}
+
+    def take(self, requests: Mapping[str, Request], grants: Mapping[str, Grant]) -> tuple[ServiceAllocation, ...]:
+        """`requests` of services, by owner."""
+        before, self._of = self._of, (requests, grants)
+        parts = differing(before[0], requests), differing(before[1], grants)
+        now: dict[str, ServiceAllocation | None] = {}
+        for owner in {owner for put, gone in parts for owner in (*put, *gone)}:
+            if owner in requests or owner in before[0]:  # else it is a policy
+                grant, name = grants.get(owner) if owner in requests else None, Ref.parse(owner).key
+                made = ServiceAllocation(name, grant.pool, grant.addresses) if grant is not None else None
+                if self._by_name.get(name) != made:
+                    now[name] = made
+        if now:
+            self._put(now)
+        return self.all
+
+    def _put(self, now: Mapping[str, ServiceAllocation | None]) -> None:
+        for name, made in now.items():
+            if (old := self._by_name.get(name)) is not None:
+                self.pools[old.pool] -= 1
+            if made is not None:
+                self.pools[made.pool] += 1
+            place = bisect_left(self._names, name)
+            if made is None:
+                del self._names[place], self._by_name[name]
+                continue
+            if name not in self._by_name:
+                self._names.insert(place, name)
+            self._by_name[name] = made
+        self.pools = +self.pools
+        self.all = tuple(map(self._by_name.__getitem__, self._names))
+
+
+class KeptGroups:
+    """The groups that were formed last, while nothing that they rest on is another and nothing is due."""
+
+    def __init__(self) -> None:
+        self._last: tuple[tuple[object, ...], float, Groups] | None = None
+
+    def form(self, ledger: Ledger, now: float, of: tuple[Any, ...], form: Callable[[], Groups]) -> Groups:
+        """`form` makes them of the ledger's groups, of `of`, and of `now`, which counts for records that are new."""
+        of = (ledger.groups, ledger.next_group, *of)
+        if self._last is not None and self._last[0] == of:
+            _, began, groups = self._last
+            is_settled = groups.records == ledger.groups and groups.next_group == ledger.next_group
+            if is_settled and began <= now and (groups.next_due is None or now < groups.next_due):
+                return groups
+        groups = form()
+        self._last = of, now, groups
+        return groups
 
 
 class KeptPorts:
@@ -92,6 +171,8 @@ class KeptPorts:
 
     def __init__(self) -> None:
         self._last: tuple[tuple[object, ...], Ports, float] | None = None
+        self._external: Derived[Service, str, Service] = Derived(_with_external_ips)
+        self._plans = PlanKept()
 
     def give(
         self,
@@ -103,12 +184,13 @@ class KeptPorts:
         rules: PortRules,
     ) -> Ports:
         published = snapshot.allocations.bindings if snapshot.allocations else ()
-        external = [(each.external_ips, each.ports) for each in (snapshot.services or {}).values() if each.external_ips]
+        external = self._external(snapshot.services or {})
         kept = (ledger.node_numbers, ledger.port_tables, ledger.past_port_sets)
         said = {name: report.ports for name, report in reports.items() if report.ports is not None}
         of = (groups, *kept, snapshot.nodes, published, external, said, rules)
         if self._last is None or self._last[0] != of or self._is_due(*self._last[1:], now):
-            self._last = of, give_ports(groups, ledger, snapshot, reports, now, rules), now
+            ports = give_ports(groups, ledger, snapshot, reports, now, rules, self._plans, external)
+            self._last = of, ports, now
         return self._last[1]
 
     def _is_due(self, last: Ports, at: float, now: float) -> bool:
@@ -116,8 +198,13 @@ class KeptPorts:
         return now < at or (last.next_due is not None and now >= last.next_due)
 
 
-def _service_request(service: Service) -> Request | None:
-    return service_request(service) if is_ours(service) else None
+def _service_request(service: Service) -> tuple[str, Request] | None:
+    request = service_request(service) if is_ours(service) else None
+    return (request.owner, request) if request is not None else None
+
+
+def _with_external_ips(service: Service) -> tuple[str, Service] | None:
+    return (service.key, service) if service.external_ips else None
 
 
 def assign(
@@ -142,32 +229,35 @@ def assign(
     assert nodes is not None and reports is not None
     adopted = adopt(ledger, previous, settings.writer, now)
     ledger = adopted.ledger
-    holders = addresses_on_nodes(nodes, reports)
-    on_nodes = frozenset(holders)
     kept = kept or Kept(snapshot.service_cidrs)
-    of_services = kept.requests(services.values())
-    requests = [request for request in of_services if request is not None]
+    holders = kept.holders(addresses_on_nodes, nodes, {**reports})
+    on_nodes = frozenset(holders)
+    of_services = kept.requests(services)
     kept.hosts.take(snapshot)
     limits = Limits(snapshot, reports, holders, settings.allowed_egress_ips, kept.hosts)
     refused = limits.refused({key: each.egress_ips for key, each in policies.items() if each.egress_ips})
     taking = (policy for key, policy in policies.items() if key not in refused)
-    requests += [request for policy in taking for request in policy_requests(policy, on_nodes)]
+    of_policies = {each.owner: each for policy in taking for each in policy_requests(policy, on_nodes)}
     claimed, pools_over = taken.taken_of(snapshot, reports, kept.taken)
     specs = map(pool_spec, pools.values())
-    planned = kept.planner.plan(specs, ledger.addresses, requests, now, settings.timers, claimed)
+    touched = kept.want(of_services, of_policies)
+    planned = kept.planner.plan(specs, ledger.addresses, kept.wanted, now, settings.timers, claimed, touched)
     found = {key: granted_to(policy, planned.grants) for key, policy in policies.items()}
     granted = {key: grant for key, grant in found.items() if grant is not None}
     refused |= limits.refused({key: grant.addresses for key, grant in granted.items()})
     granted = {key: grant for key, grant in granted.items() if key not in refused}
     draining = _leaving(nodes, reports)
-    groups = form_groups(
-        policies, granted, ledger, nodes, holders, now, settings.group_retention, settings.max_gateways,
-        unreported=[name for name, node in nodes.items() if node.ready and name not in reports],
-        draining=draining,
-        agents=agents,
+    unreported = [name for name, node in nodes.items() if node.ready and name not in reports]
+    retention, limit = settings.group_retention, settings.max_gateways
+    groups = kept.groups.form(
+        ledger, now, (policies, granted, nodes, holders, retention, limit, unreported, draining, agents.heard()),
+        lambda: form_groups(
+            policies, granted, ledger, nodes, holders, now, retention, limit, unreported, draining, agents
+        ),
     )  # fmt: skip
+    silent_since = agents.silent()
     silent = (each for each in absent_gateways(policies, nodes, agents) if each.object.name not in draining)
-    given = _services(planned, dict(zip(services, of_services, strict=True)), kept)
+    given = kept.given.take(of_services, planned.grants)
     ports = kept.ports.give(groups.groups, ledger, snapshot, reports, now, settings.port_rules)
     draft = Allocations(
         services=given,
@@ -175,8 +265,8 @@ def assign(
         refusals=_refusals(
             planned, groups, policies.values(), (*refused.values(), *pools_over, *silent, *ports.refusals)
         ),
-        nodes=_beside_nodes(nodes, holders, agents),
-        pools=_ways({*(each.pool for each in given), *(each.pool for each in groups.groups)}, pools, previous.pools),
+        nodes=kept.beside(_beside_nodes, nodes, holders, silent_since),
+        pools=_ways({*kept.given.pools, *(each.pool for each in groups.groups)}, pools, previous.pools),
         numbers=ports.published_numbers,
         bindings=ports.bindings,
         writer=settings.writer,
@@ -196,7 +286,7 @@ def assign(
         conflicts=adopted.conflicts,
         ports=ports.counts,
         asks_pending=ports.pending,
-        silent=agents.silent(),
+        silent=silent_since,
     )
 
 
@@ -222,20 +312,6 @@ def _leaving(nodes: Mapping[str, Node], reports: Mapping[str, NodeReport]) -> fr
     return frozenset(said | {name for name, report in reports.items() if report.draining})
 
 
-def _services(planned: Plan, requests: Mapping[str, Request | None], kept: Kept) -> tuple[ServiceAllocation, ...]:
-    """`requests`: by service, None = it asks us for nothing. What did not change is the same object."""
-    given: dict[str, tuple[Grant, ServiceAllocation]] = {}
-    for key, request in requests.items():
-        grant = planned.grants.get(request.owner) if request is not None else None
-        if grant is not None:
-            last = kept.given.get(key)
-            if last is None or last[0] is not grant:
-                last = grant, ServiceAllocation(key, grant.pool, grant.addresses)
-            given[key] = last
-    kept.given = given
-    return tuple(given[key][1] for key in sorted(given))
-
-
 def _ways(used: Collection[str], pools: Mapping[str, AddressPool], before: Iterable[PoolWays]) -> tuple[PoolWays, ...]:
     """How addresses of each pool in use are announced, or were when it was there last; the default goes unsaid."""
     ways = {each.pool: each for each in before}
@@ -244,7 +320,7 @@ def _ways(used: Collection[str], pools: Mapping[str, AddressPool], before: Itera
 
 
 def _beside_nodes(
-    nodes: Mapping[str, Node], holders: Mapping[IPAddress, tuple[str, ...]], agents: Agents
+    nodes: Mapping[str, Node], holders: Mapping[IPAddress, tuple[str, ...]], silent: Mapping[str, str]
 ) -> tuple[NodeAddresses, ...]:
     """Agents know their own interfaces only. What several nodes have, such as Docker's bridge, leads to none."""
     found: dict[str, list[IPAddress]] = {}
@@ -252,7 +328,7 @@ def _beside_nodes(
         if len(names) == 1 and address not in nodes[names[0]].addresses:
             found.setdefault(names[0], []).append(address)
     each = (
-        NodeAddresses(name, tuple(sorted(found.get(name, ()), key=key_of)), agents.silent_since(name))
+        NodeAddresses(name, tuple(sorted(found.get(name, ()), key=key_of)), silent.get(name, ""))
         for name in sorted(nodes)
     )
     return tuple(one for one in each if one.addresses or one.silent_since)

@@ -6,8 +6,9 @@ has room for, what is remembered and what is published of it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import is_
 
 from ipam.pool import key_of
 from ipam.port_plan import PortPlan, Wishes, plan_ports, retire, retire_due
@@ -64,6 +65,79 @@ class Ports:
         return tuple(sorted(found, key=lambda each: each.node))
 
 
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """What was planned of a group, and of what, at which time."""
+
+    group: EgressGroup
+    wanted: Mapping[int, int]
+    rooms: tuple[int, ...]
+    tables: tuple[PortTable | None, ...]
+    plans: list[PortPlan]
+    now: float
+
+    def holds(self, wanted: Mapping[int, int], tables: tuple[PortTable | None, ...], now: float) -> bool:
+        """Whether the plans of the same group, rooms, nodes and word are the same still.
+
+        One that changed a table bears its time, so it is made again until the table is the ledger's.
+        """
+        dues = (plan.next_due for plan in self.plans)
+        after = {table.egress_ip: table for plan in self.plans for table in plan.tables}
+        return (
+            self.wanted == wanted
+            and all(map(is_, self.tables, tables))
+            and all(table is not None and after.get(table.egress_ip) is table for table in tables)
+            and self.now <= now
+            and all(due is None or now < due for due in dues)
+        )
+
+
+class PlanKept:
+    """Plans of groups, and what is told of tables, while what they rest on is the same (see `routerd.memo`)."""
+
+    def __init__(self) -> None:
+        self._of: tuple[object, ...] = ()
+        self._word = Word(frozenset())
+        self._plans: dict[int, _Planned] = {}  # by number of the group
+        self._counts: dict[IPAddress, tuple[int, PortTable, PortCounts]] = {}
+
+    def word(self, numbers: object, alive: Mapping[str, int], said: Mapping[str, PortReport]) -> Word:
+        """What is known of nodes: the same value again where it is. Plans of another one are forgotten."""
+        if self._of != (numbers, alive, said):
+            self._of, self._word, self._plans = (numbers, alive, said), _word(alive, said), {}
+        return self._word
+
+    def plan(
+        self,
+        group: EgressGroup,
+        wanted: Mapping[int, int],
+        rooms: Mapping[IPAddress, int],
+        tables: Mapping[IPAddress, PortTable],
+        number: Mapping[str, int],
+        now: float,
+    ) -> list[PortPlan]:
+        last = self._plans.get(group.id)
+        of, at = tuple(rooms[each] for each in group.egress_ips), tuple(map(tables.get, group.egress_ips))
+        if last is None or (last.group, last.rooms) != (group, of) or not last.holds(wanted, at, now):
+            plans = _plans(group, wanted, rooms, tables, number, self._word, now)
+            last = self._plans[group.id] = _Planned(group, wanted, of, at, plans, now)
+        return last.plans
+
+    def counts(self, rooms: Mapping[IPAddress, int], tables: Iterable[PortTable]) -> dict[IPAddress, PortCounts]:
+        """Also forgets addresses without a table."""
+        before, self._counts = self._counts, {}
+        for table in tables:
+            room, last = rooms.get(table.egress_ip, RANGE), before.get(table.egress_ip)
+            if last is None or last[1] is not table or last[0] != room:
+                last = room, table, counts(room, table)
+            self._counts[table.egress_ip] = last
+        return {address: found for address, (_, _, found) in self._counts.items()}
+
+    def forget(self, groups: Container[int]) -> None:
+        """Groups that are none of these."""
+        self._plans = {number: plan for number, plan in self._plans.items() if number in groups}
+
+
 def give_ports(
     groups: Sequence[EgressGroup],
     ledger: Ledger,
@@ -71,12 +145,17 @@ def give_ports(
     reports: Mapping[str, NodeReport],
     now: float,
     times: PortRules | None = None,
+    kept: PlanKept | None = None,
+    external: Mapping[str, Service] | None = None,
 ) -> Ports:
-    """`now` is in seconds of the Unix epoch.
+    """`now` is in seconds of the Unix epoch. `external`: the services with `externalIPs`, None = not known.
 
     Every node gets a set of every group at once, and more if it asks for more; or, `on_ask`, those that ask.
+
+    `kept`: of the last time; it is renewed.
     """
-    times = times or PortRules()
+    times, kept = times or PortRules(), kept or PlanKept()
+    external = (snapshot.services or {}) if external is None else external
     nodes = snapshot.nodes or {}
     living = sorted(name for name, node in nodes.items() if not node.fenced)
     tables = {table.egress_ip: table for table in ledger.port_tables}
@@ -84,10 +163,11 @@ def give_ports(
     number = {each.node: each.number for each in numbers}
     alive = {name: number[name] for name in living if name in number}
     said = {name: report.ports for name, report in reports.items() if name in alive and report.ports is not None}
-    word = _word(alive, said)
+    word = kept.word(numbers, alive, said)
     wanted = _wanted(groups, alive, said, on_ask=times.on_ask)
-    rooms = _rooms(groups, (snapshot.services or {}).values())
-    plans = {group.id: _plans(group, wanted[group.id], rooms, tables, number, word, now) for group in groups}
+    rooms = _rooms(groups, external.values())
+    plans = {group.id: kept.plan(group, wanted[group.id], rooms, tables, number, now) for group in groups}
+    kept.forget(plans)
     made = [plan for of_group in plans.values() for plan in of_group]
     after = {table.egress_ip: table for plan in made for table in plan.tables}
     dues = [plan.next_due for plan in made]
@@ -104,7 +184,7 @@ def give_ports(
         _past(ledger, after, numbers, now, times.history),
         _bindings(ordered, tables, snapshot),
         tuple(refusal for group in groups for plan in plans[group.id] for refusal in _refusals(group, plan, numbers)),
-        {table.egress_ip: counts(rooms.get(table.egress_ip, RANGE), table) for table in ordered},
+        kept.counts(rooms, ordered),
         {
             group: len({node for plan in found for node in (*plan.lacking, *plan.short)})
             for group, found in plans.items()
@@ -136,12 +216,12 @@ def _wanted(
 ) -> dict[int, dict[int, int]]:
     """By group: the numbers of the nodes that need ports, and how many they want."""
     everybody = {} if on_ask else dict.fromkeys(alive.values(), 0)
-    wanted = {group.id: dict(everybody) for group in groups}
+    asked: dict[int, dict[int, int]] = {group.id: {} for group in groups}
     for name, report in said.items():
         for ask in report.asks:
-            if ask.group in wanted:
-                wanted[ask.group][alive[name]] = ask.ports
-    return wanted
+            if ask.group in asked:
+                asked[ask.group][alive[name]] = ask.ports
+    return {group: {**everybody, **asks} if asks else everybody for group, asks in asked.items()}
 
 
 def _word(alive: Mapping[str, int], said: Mapping[str, PortReport]) -> Word:
@@ -304,7 +384,9 @@ def _cooling(table: PortTable) -> tuple[CoolingPorts, ...]:
 
 def _refusals(group: EgressGroup, plan: PortPlan, numbers: Iterable[NumberRecord]) -> Iterator[Refusal]:
     """How many addresses are missing."""
-    messages = {}
+    messages: dict[str, str] = {}
+    if not plan.lacking and not plan.short:
+        return
     addresses = ", ".join(str(table.egress_ip) for table in plan.tables)
     if plan.lacking:
         names = {each.number: each.node for each in numbers}

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
-from itertools import chain
+from functools import partial
 
 from ipam.pool import IPAddress, IPNetwork, key_of
 from ipam.taken import Range, Taken
 from routerd.claims import RESERVED, hosts, of_service, ranges
 from routerd.cluster.requests import is_ours
-from routerd.memo import Last, PerObject
+from routerd.memo import Derived, Last
 from routerd.model import AddressPool, Node, NodeReport, Refusal, Service, Snapshot
 from routerd.refs import Ref
 
@@ -44,7 +44,8 @@ class Kept:
 
     def __init__(self) -> None:
         self._of: tuple[object, ...] = ()
-        self._services: PerObject[Service, Sequence[Single]] = PerObject(lambda service: ())
+        self._services: Derived[Service, str, Sequence[Single]] = Derived(lambda service: None)
+        self._inside: Derived[Service, str, Service] = Derived(lambda service: None)
         self.networks: Last[list[tuple[IPNetwork, str]]] = Last()
         self.nodes: Last[tuple[list[Single], list[Single]]] = Last()
 
@@ -53,10 +54,26 @@ class Kept:
         if of != self._of:
             judge = Snapshot(service_cidrs=snapshot.service_cidrs)
             self._of = of
-            self._services = PerObject(lambda service: tuple(of_service(space, judge, service, _of_others)))
-        found = self._services((snapshot.services or {}).values())
+            self._services = Derived(partial(_taken_by, space, judge))
+            self._inside = Derived(partial(_with_cluster_ip_in, space))
+        found = self._services(snapshot.services or {})
         yield from hosts(space, replace(snapshot, services={}), _of_others)
-        yield from chain.from_iterable(filter(None, found))
+        for key in sorted(found):
+            yield from found[key]
+
+    def inside(self, snapshot: Snapshot) -> list[Service]:
+        """Services with a ClusterIP in the space of the last `singles`."""
+        found = self._inside(snapshot.services or {})
+        return [found[key] for key in sorted(found)]
+
+
+def _taken_by(space: PoolSpace, judge: Snapshot, service: Service) -> tuple[str, Sequence[Single]] | None:
+    found = tuple(of_service(space, judge, service, _of_others))
+    return (service.key, found) if found else None
+
+
+def _with_cluster_ip_in(space: PoolSpace, service: Service) -> tuple[str, Service] | None:
+    return (service.key, service) if any(address in space for address in service.cluster_ips) else None
 
 
 def taken_of(
@@ -76,15 +93,16 @@ def taken_of(
         if (key := key_of(address)) not in firm:
             soft.setdefault(key, words)
     claims += [(key, key, words) for key, words in soft.items()]
-    refusals = (*_pools_over(pools, networks), *_over_cluster_ips(pools, space, snapshot))
+    refusals = (*_pools_over(pools, networks), *_over_cluster_ips(pools, space, snapshot, kept.inside(snapshot)))
     return Taken(tuple(claims), frozenset(soft)), refusals
 
 
-def _over_cluster_ips(pools: Collection[AddressPool], space: PoolSpace, snapshot: Snapshot) -> Iterator[Refusal]:
-    """Pools with a ClusterIP in them, of a family whose service CIDRs nobody has told."""
+def _over_cluster_ips(
+    pools: Collection[AddressPool], space: PoolSpace, snapshot: Snapshot, inside: Iterable[Service]
+) -> Iterator[Refusal]:
+    """Pools with a ClusterIP in them, of a family whose service CIDRs nobody has told. `inside`: who has one."""
     told = {cidr.version for cidr in snapshot.service_cidrs}
-    services = (snapshot.services or {}).values() if told != {4, 6} else ()
-    found = [(address, service) for service in services for address in service.cluster_ips
+    found = [(address, service) for service in inside for address in service.cluster_ips
              if address.version not in told and address in space]  # fmt: skip
     for pool in pools if found else ():
         own = PoolSpace.of([pool])

@@ -59,7 +59,7 @@ from routerd.store.embedded.store import FileStore
 from routerd.store.kubernetes.client import Client
 from routerd.store.kubernetes.documents import AUDIT_ENTRIES, LedgerText, allocations_data
 from routerd.store.kubernetes.resources import ALLOCATIONS, PART_KEY, PART_LABEL, Resource
-from routerd.store.kubernetes.status import policy_patches, pool_patches, service_patches
+from routerd.store.kubernetes.status import ServicePatches, policy_patches, pool_patches
 from routerd.store.kubernetes.store import KubernetesStore, Scope
 from routerd.tell.views import PeerView, Row
 from tests.k8s.store_lab import config_map, namespace, node, pod, policy, pool, service
@@ -517,7 +517,7 @@ async def operator_on_kubernetes(result: Result, size: Size, times: int) -> None
     changed = asyncio.Event()
     watched = Watched(Scope.of_operator(NAMESPACE, (SERVICE_CIDR,)), changed.set)
     records = Records(watched)
-    body = Operator(records, records)
+    body, kept = Operator(records, records), ServicePatches()
     began = time.process_time()
     watched.say(*(each for each in size.objects() if each["kind"] not in ("Pod", "EndpointSlice", "Namespace")))
 
@@ -527,7 +527,7 @@ async def operator_on_kubernetes(result: Result, size: Size, times: int) -> None
         while changed.is_set():
             changed.clear()
             body.round()
-            watched.say(*patched(size, watched.store, body))
+            watched.say(*patched(size, watched.store, body, kept))
             watched.store.merge()
 
     result.reading = time.process_time() - began
@@ -536,13 +536,14 @@ async def operator_on_kubernetes(result: Result, size: Size, times: int) -> None
     await Bench(result, say, times).measure(changes_of(size, "operator", "kubernetes"))
 
 
-def patched(size: Size, store: KubernetesStore, body: Operator) -> list[Json]:
+def patched(size: Size, store: KubernetesStore, body: Operator, kept: ServicePatches) -> list[Json]:
     """Objects with the status that the operator writes."""
     if body.last is None:
         return []
-    snapshot, objects, moment = store.snapshot(), store.objects, "2026-01-01T00:00:00Z"
-    recorded = frozenset(each.address for each in body.last.ledger.addresses)
-    services, _ = service_patches(objects("Service"), snapshot, recorded)
+    snapshot, objects, moment, ledger = store.snapshot(), store.objects, "2026-01-01T00:00:00Z", body.last.ledger
+    services, _ = kept.of(
+        store.view("Service"), snapshot, lambda address: any(each.address == address for each in ledger.addresses)
+    )
     policies = policy_patches(objects("EgressPolicy"), snapshot, moment)
     pools = pool_patches(objects("AddressPool"), snapshot, body.last.counts, moment)
     return [{**size.again(each.kind.name, each.name), "status": each.status} for each in (*services, *policies, *pools)]

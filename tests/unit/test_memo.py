@@ -57,7 +57,9 @@ def test_what_is_derived(mappings: list[dict[str, tuple[int, ...]]]) -> None:
     derived = Derived(named)
     before, copied = derived({}), dict[tuple[int, ...], int]()
     for mapping in mappings:
-        unique = {key: each for key, each in mapping.items() if list(mapping.values()).index(each) == [*mapping].index(key)}
+        unique = {
+            key: each for key, each in mapping.items() if list(mapping.values()).index(each) == [*mapping].index(key)
+        }
         now = derived(unique)
         assert now == {each: sum(each) for each in unique.values() if each}
         assert before == copied and (now is before) == (now == before)

@@ -154,9 +154,9 @@ class Collection:
         return [*chain.from_iterable(self._told(self.view()).values())]
 
     def _tell(self, stored: StoredObject) -> tuple[Key, tuple[Refusal, ...]] | None:
-        found = (self._refusal(stored),) if stored.error is not None else ()
-        found += () if self.resource.kind.placed else tuple(stored.loaded.refusals)
-        return ((stored.namespace, stored.name), found) if found else None
+        found = [self._refusal(stored)] if stored.error is not None else []
+        found += () if self.resource.kind.placed else stored.loaded.refusals
+        return ((stored.namespace, stored.name), tuple(found)) if found else None
 
     def _refusal(self, stored: StoredObject) -> Refusal:
         kind = self.resource.kind.name
@@ -185,7 +185,8 @@ class Models(Generic[T]):
         """`view`: of the collection. The same value again while nothing that is said changes."""
         put, gone = differing(self._view, view)
         self._view = view
-        said, moved = {}, False
+        said: dict[str, T | None] = {}
+        moved = False
         for key in (*gone, *put):
             model = self._read(view.get(key))
             place = bisect_left(self._keys, key)

@@ -23,7 +23,7 @@ from routerd.model import IPAddress, Refusal
 from routerd.store.kubernetes.client import ApiError, Client
 from routerd.store.kubernetes.events import Events, LeaseHolder
 from routerd.store.kubernetes.resources import object_path
-from routerd.store.kubernetes.status import StatusPatch, node_patches, policy_patches, pool_patches, service_patches
+from routerd.store.kubernetes.status import ServicePatches, StatusPatch, node_patches, policy_patches, pool_patches
 from routerd.store.kubernetes.store import KubernetesStore
 from routerd.store.kubernetes.watch import Timings
 
@@ -53,6 +53,7 @@ class Publisher:
         self._failed: dict[str, tuple[int, float]] = {}  # by object: how often in a row, and when to try again
         self._undone = False  # the last pass: for want of contact or of the lease, which is no failure of an object's
         self._refusals: tuple[Refusal, ...] = ()
+        self._services = ServicePatches()
         self._recorded: tuple[Ledger | None, frozenset[IPAddress]] = (None, frozenset())
         # By object, what was written and the version that came of it: a schema of another release drops what it does
         # not know, and the same write again would not change that.
@@ -112,7 +113,8 @@ class Publisher:
             return []
         snapshot, objects = self._store.snapshot(), self._store.objects
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        services, refusals = service_patches(objects("Service"), snapshot, self._addresses(decision.ledger))
+        recorded = lambda address: address in self._addresses(decision.ledger)  # noqa: E731
+        services, refusals = self._services.of(self._store.view("Service"), snapshot, recorded)
         self._refusals = tuple(refusals)
         policies = policy_patches(objects("EgressPolicy"), snapshot, now)
         nodes = node_patches(objects("RouterdNode"), decision.silent, now)
@@ -143,8 +145,8 @@ class Publisher:
 
     def _forget(self) -> None:
         """Drops what was written to objects that are gone: they come and go for as long as the operator runs."""
-        objects = [(each, one) for each in WRITTEN for one in self._store.objects(each.name)]
-        if len(self._written) > len(objects):
+        if len(self._written) > sum(self._store.count(each.name) for each in WRITTEN):
+            objects = [(each, one) for each in WRITTEN for one in self._store.objects(each.name)]
             paths = {object_path(each, one.name, one.namespace, "status") for each, one in objects}
             self._written = {path: written for path, written in self._written.items() if path in paths}
 

@@ -6,14 +6,24 @@ Every patch bears the resourceVersion and the uid of the object that it was deci
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ipam.pool import Counts
 from routerd.cluster.requests import is_ours
 from routerd.formats.kinds import Kind
-from routerd.model import OF_PORTS, Allocations, EgressGroup, IPAddress, Refusal, Service, Snapshot
+from routerd.memo import Derived, differing
+from routerd.model import (
+    OF_PORTS,
+    Allocations,
+    EgressGroup,
+    IPAddress,
+    Refusal,
+    Service,
+    ServiceAllocation,
+    Snapshot,
+)
 from routerd.refs import Ref
 from routerd.store.kubernetes.objects import StoredObject
 from routerd.store.kubernetes.resources import POLICIES, POOLS, REPORTS, SERVICES, object_path
@@ -50,32 +60,67 @@ def _patch(kind: Kind, stored: StoredObject, status: Mapping[str, Any]) -> Statu
 # --- services
 
 
-def service_patches(
-    services: Iterable[StoredObject], snapshot: Snapshot, recorded: Collection[IPAddress]
-) -> tuple[list[StatusPatch], list[Refusal]]:
-    """`recorded`: every address in the ledger."""
-    allocations = snapshot.allocations
-    if allocations is None:
-        return [], []
-    granted = {each.service: each.addresses for each in allocations.services}
-    denied = {refusal.object for refusal in allocations.refusals}
-    patches, refusals = [], []
-    for stored in services:
-        service = _service(stored)
-        if service is None or not is_ours(service):
-            continue
-        addresses = granted.get(service.key)
-        if addresses is None and service.ref not in denied:
-            continue  # not decided yet
-        if service.status_ips == (addresses or ()) and (addresses or not ingress_of(stored)):
-            continue
-        if stranger := _stranger(stored, service, snapshot, recorded):
-            message = f'its status bears "{stranger}", which is neither ours nor in our pools: it is left alone'
-            refusals.append(Refusal(service.ref, "StatusOfOther", message))
-        else:
-            ingress = [{"ip": str(address)} for address in addresses or ()]
-            patches.append(_patch(SERVICES, stored, {"loadBalancer": {"ingress": ingress}}))
-    return patches, refusals
+Said = tuple[StoredObject, Service]
+
+
+class ServicePatches:
+    """Those of services, kept from time to time (`routerd.memo`): only services whose status may be another one than it
+    should be are looked at.
+    """
+
+    def __init__(self) -> None:
+        self._ours: Derived[StoredObject, str, Said] = Derived(_ours)
+        self._said: Mapping[str, Said] = {}
+        self._services: Sequence[ServiceAllocation] = ()
+        self._granted: Mapping[str, ServiceAllocation] = {}
+        self._open: set[str] = set()  # whose status is not what was granted
+
+    def of(
+        self, services: Mapping[Any, StoredObject], snapshot: Snapshot, recorded: Callable[[IPAddress], bool]
+    ) -> tuple[list[StatusPatch], list[Refusal]]:
+        """`recorded`: whether the address is in the ledger."""
+        allocations = snapshot.allocations
+        if allocations is None:
+            return [], []
+        said, granted = self._ours(services), self._granted
+        if allocations.services is not self._services:
+            granted = {each.service: each for each in allocations.services}
+        parts = differing(self._said, said), differing(self._granted, granted)
+        touched = {key for put, gone in parts for key in (*put, *gone)}
+        self._said, self._granted, self._services = said, granted, allocations.services
+        self._open = {key for key in self._open | touched if key in said and not _is_told(*said[key], granted.get(key))}
+        denied = {refusal.object for refusal in allocations.refusals}
+        found = [
+            _service_patch(*said[key], granted.get(key), snapshot, recorded)
+            for key in sorted(self._open)
+            if key in granted or said[key][1].ref in denied  # else it is not decided yet
+        ]
+        patches = [each for each in found if isinstance(each, StatusPatch)]
+        return patches, [each for each in found if isinstance(each, Refusal)]
+
+
+def _ours(stored: StoredObject) -> tuple[str, Said] | None:
+    service = _service(stored)
+    return (service.key, (stored, service)) if service is not None and is_ours(service) else None
+
+
+def _is_told(stored: StoredObject, service: Service, granted: ServiceAllocation | None) -> bool:
+    addresses = granted.addresses if granted is not None else ()
+    return service.status_ips == addresses and bool(addresses or not ingress_of(stored))
+
+
+def _service_patch(
+    stored: StoredObject,
+    service: Service,
+    granted: ServiceAllocation | None,
+    snapshot: Snapshot,
+    recorded: Callable[[IPAddress], bool],
+) -> StatusPatch | Refusal:
+    if stranger := _stranger(stored, service, snapshot, recorded):
+        message = f'its status bears "{stranger}", which is neither ours nor in our pools: it is left alone'
+        return Refusal(service.ref, "StatusOfOther", message)
+    ingress = [{"ip": str(address)} for address in (granted.addresses if granted is not None else ())]
+    return _patch(SERVICES, stored, {"loadBalancer": {"ingress": ingress}})
 
 
 def _service(stored: StoredObject) -> Service | None:
@@ -89,14 +134,14 @@ def ingress_of(stored: StoredObject) -> list[Mapping[str, Any]]:
     return list((stored.status.get("loadBalancer") or {}).get("ingress") or ())
 
 
-def _stranger(stored: StoredObject, service: Service, snapshot: Snapshot, recorded: Collection[IPAddress]) -> str:
+def _stranger(stored: StoredObject, service: Service, snapshot: Snapshot, recorded: Callable[[IPAddress], bool]) -> str:
     """The first entry of the status that someone else must have written, "" = none."""
     hostname = next((str(each["hostname"]) for each in ingress_of(stored) if each.get("hostname")), "")
     blocks = [block for pool in (snapshot.pools or {}).values() for block in pool.blocks]
     strange = (
         str(address)
         for address in service.status_ips
-        if address not in recorded and not any(address in block for block in blocks)
+        if not recorded(address) and not any(address in block for block in blocks)
     )
     return hostname or next(strange, "")
 

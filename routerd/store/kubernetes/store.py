@@ -37,7 +37,7 @@ from routerd.store.interface import Responses, StoreStatus
 from routerd.store.kubernetes.client import Client
 from routerd.store.kubernetes.documents import read_allocations, read_report, with_lease
 from routerd.store.kubernetes.heartbeat import Heartbeats
-from routerd.store.kubernetes.objects import RENEWED, Collection, Models, Raw, StoredObject, key_of
+from routerd.store.kubernetes.objects import RENEWED, Collection, Key, Models, Raw, StoredObject, key_of
 from routerd.store.kubernetes.report import Reporter
 from routerd.store.kubernetes.resources import ALLOCATIONS, PART_KEY, Resource, for_agent, for_operator, heartbeat_lease
 from routerd.store.kubernetes.watch import Reflector, Timings
@@ -173,6 +173,13 @@ class KubernetesStore:
     def objects(self, kind: str) -> Iterable[StoredObject]:
         """Objects as read, with uid and resourceVersion: for those who write their status."""
         return [stored for each in self._of(kind) for stored in each.objects.values()]
+
+    def view(self, kind: str) -> Mapping[Key, StoredObject]:
+        """Objects of a kind that is one resource: the same value again while nothing changes (`routerd.memo`)."""
+        return next((each.view() for each in self._of(kind)), {})
+
+    def count(self, kind: str) -> int:
+        return sum(len(each.objects) for each in self._of(kind))
 
     def take(self, kind: str, raw: Raw) -> None:
         """An object as the API server answered it to a request: the watch says the same a moment later, or has."""

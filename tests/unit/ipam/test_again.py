@@ -67,6 +67,7 @@ def test_a_plan_after_a_plan(pools: tuple[PoolSpec, ...], steps: list[tuple[str,
     planner, requests, now = Planner(), dict[str, Request](), 1000.0
     records: tuple[Record, ...] = ()
     grants: dict[str, Any] = {}
+    asked: dict[str, Request] = {}
     for what, value in steps:
         if what == "ask":
             requests[value.owner] = value
@@ -80,23 +81,26 @@ def test_a_plan_after_a_plan(pools: tuple[PoolSpec, ...], steps: list[tuple[str,
             pools = value
         elif what == "reread":
             records = tuple(replace(each) for each in records)
-        found = planner.plan(pools, records, requests.values(), now, TIMERS)
+        touched = {owner for owner in asked.keys() | requests.keys() if asked.get(owner) is not requests.get(owner)}
+        known = None if what == "wait" else touched
+        found = planner.plan(pools, records, asked := dict(requests), now, TIMERS, touched=known)
         assert comparable(found) == comparable(plan(pools, records, requests.values(), now, TIMERS))
         records, grants = found.records, dict(found.grants)
 
 
 def test_what_is_settled_is_not_planned_again() -> None:
     planner, pools = Planner(), (PoolSpec("p", (ip_network("192.0.2.0/24"),)),)
-    requests = [Request(f"o{number}", "loadbalancer") for number in range(3)]
+    requests = {f"o{number}": Request(f"o{number}", "loadbalancer") for number in range(3)}
     records: tuple[Record, ...] = ()
     for count in (1, 1, 2, 3, 3):
-        records = planner.plan(pools, records, requests[:count], 1000.0, TIMERS).records
+        records = planner.plan(pools, records, dict(list(requests.items())[:count]), 1000.0, TIMERS).records
     assert planner.whole == 1 and len(records) == 3
 
 
 def test_one_that_is_denied_makes_nobody_else_be_served_again() -> None:
     planner, pools = Planner(), (PoolSpec("p", (ip_network("192.0.2.0/24"),)),)
     wrong = Request("wrong", "loadbalancer", pool="nowhere")
-    first = planner.plan(pools, (), [wrong], 1000.0, TIMERS)
-    second = planner.plan(pools, first.records, [wrong, Request("o", "loadbalancer")], 1000.0, TIMERS)
+    first = planner.plan(pools, (), {"wrong": wrong}, 1000.0, TIMERS)
+    asked = {"wrong": wrong, "o": Request("o", "loadbalancer")}
+    second = planner.plan(pools, first.records, asked, 1000.0, TIMERS)
     assert planner.whole == 1 and [each.owner for each in second.denials] == ["wrong"] and second.grants.keys() == {"o"}

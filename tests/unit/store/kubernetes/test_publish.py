@@ -49,6 +49,12 @@ class Store:
     def objects(self, kind: str) -> list[Any]:
         return list(self.services.objects.values()) if kind == "Service" else []
 
+    def view(self, kind: str) -> Any:
+        return self.services.view() if kind == "Service" else {}
+
+    def count(self, kind: str) -> int:
+        return len(self.objects(kind))
+
     def snapshot(self) -> Snapshot:
         given = [
             ServiceAllocation(f"default/{each.name}", "default", (ip_address("192.0.2.1"),))

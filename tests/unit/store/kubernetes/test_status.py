@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from routerd.store.kubernetes.objects import StoredObject
-from routerd.store.kubernetes.status import node_patches, policy_patches
+from routerd.formats.kinds import BY_NAME
+from routerd.model import Allocations, Refusal, ServiceAllocation, Snapshot
+from routerd.refs import service_ref
+from routerd.store.kubernetes.objects import Collection, StoredObject
+from routerd.store.kubernetes.resources import Resource
+from routerd.store.kubernetes.status import ServicePatches, node_patches, policy_patches
 from tests.models.operator_world import World
 
 KNOWN = StoredObject("web", "", "1", "9", "2026-01-01T00:00:00Z", generation=3)
@@ -52,3 +59,50 @@ def test_conditions_of_a_silent_agent_are_unknown_once_and_bear_their_time() -> 
     ]  # fmt: skip
     written = replace(silent, status={**silent.status, **patch.status})
     assert node_patches([written], {"silent": since}, "2026-01-03T00:00:00Z") == []
+
+
+OURS = ("192.0.2.1", "192.0.2.2")
+STRANGE = "203.0.113.9"
+HOSTED = {"hostname": "a.example"}
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("service"), st.sampled_from("abc"), st.sampled_from(["LoadBalancer", "ClusterIP", "nonsense"]),
+            st.sampled_from([[], [{"ip": OURS[0]}], [{"ip": OURS[1]}], [{"ip": STRANGE}], [HOSTED]]),
+        ),
+        st.tuples(st.just("gone"), st.sampled_from("abc")),
+        st.tuples(st.just("granted"), st.sampled_from("abc"), st.sampled_from([None, *OURS])),
+        st.tuples(st.just("denied"), st.sampled_from("abc")),
+    ),
+    max_size=8,
+)  # fmt: skip
+
+
+@given(EVENTS)
+def test_patches_of_services_from_what_was_kept_are_those_that_are_made_anew(events: list[tuple[Any, ...]]) -> None:
+    collection, kept = Collection(Resource(BY_NAME["", "Service"]), keep_status=True), ServicePatches()
+    granted: dict[str, ServiceAllocation] = {}
+    denied: set[str] = set()
+    for version, (what, name, *rest) in enumerate(events):
+        if what == "service":
+            meta = {"namespace": "d", "name": name, "uid": name, "resourceVersion": str(version)}
+            status = {"loadBalancer": {"ingress": rest[1]}}
+            collection.put({"metadata": meta, "spec": {"type": rest[0]}, "status": status})
+        elif what == "gone":
+            collection.remove({"metadata": {"namespace": "d", "name": name}})
+        elif what == "denied":
+            denied ^= {name}
+        elif rest[0] is None:
+            granted.pop(name, None)
+        else:
+            granted[name] = ServiceAllocation(f"d/{name}", "p", (ip_address(rest[0]),))
+        refusals = tuple(Refusal(service_ref(f"d/{each}"), "PoolExhausted", "none") for each in sorted(denied))
+        allocations = Allocations(1, tuple(granted[each] for each in sorted(granted)), refusals=refusals)
+        snapshot = Snapshot(pools={}, allocations=allocations)
+        recorded = frozenset(map(ip_address, OURS)).__contains__
+        patches, refused = kept.of(collection.view(), snapshot, recorded)
+        assert (patches, refused) == ServicePatches().of(dict(collection.view()), snapshot, recorded)
+        told = {each.name: each.status["loadBalancer"]["ingress"] for each in patches}
+        for each, ingress in told.items():
+            assert ingress == ([{"ip": str(granted[each].addresses[0])}] if each in granted else [])
+        assert not {each.object.name for each in refused} & told.keys()
