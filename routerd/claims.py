@@ -13,8 +13,8 @@ from functools import cache
 from ipaddress import ip_network
 
 from ipam.pool import key_of
-from routerd.memo import Tally
-from routerd.model import IPAddress, IPNetwork, Pod, Service, Snapshot
+from routerd.memo import Last, Tally
+from routerd.model import IPAddress, IPNetwork, Node, Pod, Service, Snapshot
 from routerd.refs import POD, Ref
 
 TAKEN = "AddressTaken"  # reason of a refusal
@@ -57,7 +57,8 @@ def claims(
     for address, words in hosts(asked, snapshot) if asked else ():
         found.setdefault(address, words)
     of_nodes = dict(_of_nodes(wanted - {*held}, snapshot, networks))
-    return {**of_nodes, **Ranges.of(ranges(snapshot)).found(wanted), **found, **_reserved().found(wanted)}
+    of_cluster = known.ranges(snapshot) if known is not None else Ranges.of(ranges(snapshot))
+    return {**of_nodes, **of_cluster.found(wanted), **found, **_reserved().found(wanted)}
 
 
 Came = tuple[set[int], set[int]]  # numbers (`ipam.pool.key_of`) that nobody had before, and that nobody has any more
@@ -72,6 +73,14 @@ class Hosts:
         self.services: Tally[Service, int] = Tally(self._of_service)
         self.pods: Tally[Pod, int] = Tally(_of_pod)
         self._peers: frozenset[int] = frozenset()
+        self._ranges: Last[Ranges] = Last()
+
+    def ranges(self, snapshot: Snapshot) -> Ranges:
+        """Networks of which the cluster gives addresses itself."""
+        cidrs, nodes = snapshot.service_cidrs, snapshot.nodes
+        return self._ranges(
+            lambda cidrs, nodes: Ranges.of(ranges(Snapshot(service_cidrs=cidrs, nodes=nodes))), cidrs, nodes
+        )
 
     def take(self, snapshot: Snapshot) -> tuple[Came, Came]:
         """What changed of services and of pods."""
@@ -170,6 +179,10 @@ def ranges(snapshot: Snapshot) -> Iterator[tuple[IPNetwork, str]]:
     for node in (snapshot.nodes or {}).values():
         for cidr in node.pod_cidrs:
             yield cidr, f"in the pod CIDR {cidr} of {node.ref}"
+
+
+def _ranges(service_cidrs: tuple[IPNetwork, ...], nodes: Mapping[str, Node] | None) -> Ranges:
+    return Ranges.of(ranges(Snapshot(service_cidrs=service_cidrs, nodes=nodes)))
 
 
 def _own_networks(networks: Mapping[str, Iterable[IPNetwork]]) -> Iterator[tuple[IPNetwork, str]]:

@@ -79,7 +79,7 @@ from routerd.tell.columns import COLUMNS
 from routerd.tell.drain import NODE_UNKNOWN, Departure, Progress, departure
 from routerd.tell.render import refusal_lines, state_lines
 from routerd.tell.status import AgentStatus, ConfigStatus, PeerStatus, as_json
-from routerd.tell.views import PeerView, Row, View, pool_rows, rows
+from routerd.tell.views import PeerView, Row, UsedAddresses, View, pool_rows, rows
 from routerd.tell.why import explain, is_service, session_steps
 
 LOGGER = logging.getLogger("routerd.agent")
@@ -171,6 +171,7 @@ class Agent:
         self._state = NodeState(None)
         self._kept = Kept()
         self._pools: tuple[tuple[object, ...], tuple[Row, ...]] | None = None  # what was told, of what
+        self._used = UsedAddresses()
         self._composed: tuple[Snapshot, LocalFacts] | None = None
         self._last_round = Round()
         self._sessions = SessionLog()
@@ -421,7 +422,7 @@ class Agent:
         """As told last while they are the same: it asks every allocation."""
         of = (self._snapshot.pools, self._snapshot.allocations)
         if self._pools is None or any(one is not other for one, other in zip(self._pools[0], of, strict=True)):
-            self._pools = of, tuple(pool_rows(self._snapshot))
+            self._pools = of, tuple(pool_rows(self._snapshot, self._used))
         return self._pools[1]
 
     def _refreshed(self) -> AgentStatus:

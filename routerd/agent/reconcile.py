@@ -22,6 +22,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
+from operator import not_
 from typing import Any, Protocol, TypeVar
 
 from bgp.path import AdjRibOut, IPAddress, IPNetwork, Path
@@ -40,6 +42,7 @@ from routerd.tell.render import changes, path_lines, session_changes
 
 SETTLE_TIMEOUT = 0.5  # seconds that a round waits for the speaker before it takes something away; then it is held
 EARLY_TIMEOUT = 0.05  # seconds that the rooms' turn waits for the speaker; ExaBGP acknowledges in a few ms
+NO_PATHS: AdjRibOut = {}
 RETIRE_AFTER = 30.0  # seconds: a speaker that is gone for longer cannot hold up what policies took back
 Result = TypeVar("Result")
 
@@ -231,13 +234,19 @@ def partly(
 
     def safe(rib: AdjRibOut, old: AdjRibOut) -> AdjRibOut:
         same = set(map(id, old.values()))  # most paths are the same objects, and hashing a network is dear
-        others = [prefix for prefix, path in rib.items() if id(path) not in same]
+        others = [*compress(rib, map(not_, map(same.__contains__, map(id, rib.values()))))]
         changed = {prefix for prefix in others if old.get(prefix) != rib[prefix] and waits(prefix)}
         if not changed:
             return rib
         old_paths = {prefix: old[prefix] for prefix in changed if prefix in old}
         return {prefix: path for prefix, path in rib.items() if prefix not in changed} | old_paths
 
-    ribs = {peer: safe(rib, before.get(peer, {})) for peer, rib in announced.desired.ribs.items()}
+    found: dict[tuple[int, int], AdjRibOut] = {}  # sessions of one family share a table
+    ribs: dict[IPAddress, AdjRibOut] = {}
+    for peer, rib in announced.desired.ribs.items():
+        old = before.get(peer, NO_PATHS)
+        if (id(rib), id(old)) not in found:
+            found[id(rib), id(old)] = safe(rib, old)
+        ribs[peer] = found[id(rib), id(old)]
     unchanged = all(ribs[peer] is rib for peer, rib in announced.desired.ribs.items())
     return announced.desired if unchanged else replace(announced.desired, ribs=ribs)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from functools import partial
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 from ipam.pool import IPAddress, IPNetwork, key_of
 from ipam.taken import Range, Taken

@@ -103,7 +103,7 @@ def scene_of(
     ):
         return None
     kept = kept or Kept()
-    kept.touched |= kept.endpoints.take(snapshot.endpoint_slices)
+    kept.take(snapshot)
     if kept.allocations.services is not allocations.services:
         kept.allocated = {allocation.service: allocation for allocation in allocations.services}
     kept.allocations = allocations
@@ -380,6 +380,11 @@ class Kept:
     allocations: Allocations = field(default_factory=Allocations)
     allocated: Mapping[str, ServiceAllocation] = field(default_factory=dict)
     ribs: dict[int, Rib] = field(default_factory=dict)  # by IP version of the session
+
+    def take(self, snapshot: Snapshot) -> None:
+        """The endpoints of the next announcements."""
+        if snapshot.endpoint_slices is not None:
+            self.touched |= self.endpoints.take(snapshot.endpoint_slices)
 
     def say(self, said: Mapping[str, Sequence[Wanted | Refusal]]) -> None:
         self.table.put(

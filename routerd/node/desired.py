@@ -45,7 +45,7 @@ from routerd.node.announce import Announcements, Rules, announcements
 from routerd.node.bfd import orders
 from routerd.node.conflicts import without_conflicts
 from routerd.node.drain import Drain
-from routerd.node.inside import Inside, Known, in_cluster, is_steered, may_be_steered, strays
+from routerd.node.inside import API_SERVER, Inside, Known, in_cluster, is_steered, may_be_steered, strays
 from routerd.node.sessions import entries_here
 from routerd.refs import NODE, POD, Ref
 
@@ -182,7 +182,10 @@ def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts, kept: Kep
     if kept.known.service_cidrs != snapshot.service_cidrs:
         kept.known = Known(snapshot.service_cidrs)
     inside = Inside(settings.cluster_cidrs, settings.external_cidrs, facts.addresses)
-    cluster = in_cluster(snapshot, inside, kept.known)
+    kept.announced.take(snapshot)
+    is_known = snapshot.endpoint_slices is not None
+    of_api_server = kept.announced.endpoints.slices_of("/".join(API_SERVER)) if is_known else ()
+    cluster = in_cluster(snapshot, inside, kept.known, of_api_server)
     snapshot, conflicts = without_conflicts(snapshot, settings.node, facts.networks, kept.known.hosts)
     announced = announcements(snapshot, settings.node, settings.rules, facts.sessions, facts.drain, kept.announced)
     egress, egress_refusals = egress_state(snapshot, settings, facts, cluster, kept.steering)

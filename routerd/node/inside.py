@@ -57,13 +57,15 @@ class Known:
         self._hosts: frozenset[IPNetwork] = frozenset()
         self._whole: frozenset[IPNetwork] = frozenset()
 
-    def update(self, snapshot: Snapshot, inside: Inside) -> frozenset[IPNetwork]:
-        """The same value again where nothing changed."""
+    def update(
+        self, snapshot: Snapshot, inside: Inside, of_api_server: Iterable[EndpointSlice] | None = None
+    ) -> frozenset[IPNetwork]:
+        """The same value again where nothing changed. `of_api_server`: see `in_cluster`."""
         services, pods = self.hosts.take(snapshot)
         networks = frozenset(_networks(snapshot, inside))
         strays = self._strays(pods, networks)
         came = [services, self._of_allocations(snapshot), strays, self._of_externals(snapshot, inside.external)]
-        came.append(self._changed("others", frozenset(map(key_of, (*_hosts(snapshot), *inside.own)))))
+        came.append(self._changed("others", frozenset(map(key_of, (*_hosts(snapshot, of_api_server), *inside.own)))))
         if self._count(came) or networks != self._networks:
             self._whole = networks | self._hosts
         self._networks = networks
@@ -111,9 +113,14 @@ class Known:
         return self._changed("external", named - _outside(named, allowed))
 
 
-def in_cluster(snapshot: Snapshot, inside: Inside, known: Known | None = None) -> frozenset[IPNetwork]:
-    """Networks and hosts of the cluster."""
-    return (known or Known(snapshot.service_cidrs)).update(snapshot, inside)
+def in_cluster(
+    snapshot: Snapshot,
+    inside: Inside,
+    known: Known | None = None,
+    of_api_server: Iterable[EndpointSlice] | None = None,
+) -> frozenset[IPNetwork]:
+    """Networks and hosts of the cluster. `of_api_server`: the slices of its service, None = they are looked for."""
+    return (known or Known(snapshot.service_cidrs)).update(snapshot, inside, of_api_server)
 
 
 def outside(addresses: Iterable[IPAddress], networks: Iterable[IPNetwork]) -> tuple[IPAddress, ...]:
@@ -155,14 +162,14 @@ def _pod_addresses(pods: Iterable[Pod]) -> Iterator[IPAddress]:
     return (address for pod in pods if is_steered(pod) for address in pod.addresses)
 
 
-def _hosts(snapshot: Snapshot) -> Iterator[IPAddress]:
+def _hosts(snapshot: Snapshot, of_api_server: Iterable[EndpointSlice] | None) -> Iterator[IPAddress]:
     """Those that are few."""
     for node in (snapshot.nodes or {}).values():
         yield from node.addresses
     for further in snapshot.allocations.nodes if snapshot.allocations else ():
         yield from further.addresses
-    named = [each for each in snapshot.endpoint_slices or () if each.service == API_SERVER[1]]  # there are many slices
-    for endpoint_slice in filter(_is_api_servers, named):
+    slices = snapshot.endpoint_slices or () if of_api_server is None else of_api_server
+    for endpoint_slice in filter(_is_api_servers, slices):
         yield from (address for endpoint in endpoint_slice.endpoints for address in endpoint.addresses)
 
 

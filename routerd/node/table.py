@@ -83,6 +83,10 @@ class Endpoints:
     _by_service: dict[str, dict[int, EndpointSlice]] = field(default_factory=dict)
     _last: Sequence[EndpointSlice] = ()
 
+    def slices_of(self, service: str) -> list[EndpointSlice]:
+        """Those of the service "namespace/name"."""
+        return [*self._by_service.get(service, {}).values()]
+
     def take(self, slices: Sequence[EndpointSlice]) -> set[str]:
         """The services of which something may be another."""
         if slices is self._last:

@@ -7,7 +7,7 @@ agent serves them, and `--manifests` computes the same ones from files.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -18,6 +18,7 @@ from bgp.rib import family_of
 from bgp.session import PeerStatus as Session
 from egress.policy import selected_pods
 from ipam.pool import count_buggy, key_of
+from routerd.memo import Tally, by_identity
 from routerd.model import (
     EXCLUDE_LABEL,
     GATEWAY_LABEL,
@@ -28,6 +29,7 @@ from routerd.model import (
     IPNetwork,
     Node,
     Refusal,
+    ServiceAllocation,
     Snapshot,
 )
 from routerd.node.desired import NodeState, group_of
@@ -264,10 +266,35 @@ def _policy(key: str, view: View) -> Row:
 
 def used_addresses(pools: Mapping[str, AddressPool], allocations: Allocations) -> Counter[str]:
     """By pool, how many of its addresses services or egress groups hold, whichever pool they were given from."""
-    held = {key_of(address): address for each in allocations.services for address in each.addresses}
-    held |= {key_of(address): address for group in allocations.groups for address in group.egress_ips}
-    found = map(PoolIndex(pools).holding, held.values())
-    return Counter(pool.name for pool in found if pool is not None)
+    return UsedAddresses().of(pools, allocations)
+
+
+class UsedAddresses:
+    """See `used_addresses`; kept from time to time (`routerd.memo`)."""
+
+    def __init__(self) -> None:
+        self._pools: Mapping[str, AddressPool] = {}
+        self._held: Tally[ServiceAllocation | EgressGroup, IPAddress] = Tally(_held_by)
+        self._services: Sequence[ServiceAllocation] = ()
+        self._objects: Mapping[int, ServiceAllocation] = {}
+        self._counts: Counter[str] = Counter()
+
+    def of(self, pools: Mapping[str, AddressPool], allocations: Allocations) -> Counter[str]:
+        if allocations.services is not self._services:
+            self._services, self._objects = allocations.services, by_identity(allocations.services)
+        added, removed = self._held.update({**self._objects, **by_identity(allocations.groups)})
+        if pools != self._pools:
+            self._pools, self._counts, added, removed = pools, Counter(), set(self._held.values), set()
+        index = PoolIndex(pools)
+        self._counts = Counter(self._counts)
+        for sign, addresses in ((1, added), (-1, removed)):
+            for pool in filter(None, map(index.holding, addresses)):
+                self._counts[pool.name] += sign
+        return self._counts
+
+
+def _held_by(each: ServiceAllocation | EgressGroup) -> tuple[IPAddress, ...]:
+    return each.addresses if isinstance(each, ServiceAllocation) else each.egress_ips
 
 
 def pool_size(pool: AddressPool) -> int:
@@ -278,9 +305,10 @@ def pool_size(pool: AddressPool) -> int:
     return total - sum(count_buggy(key_of(block.network_address), block.num_addresses) for block in pool.blocks)
 
 
-def pool_rows(snapshot: Snapshot) -> list[Row]:
+def pool_rows(snapshot: Snapshot, kept: UsedAddresses | None = None) -> list[Row]:
+    """`kept`: of the last rows; it is renewed."""
     table: list[Row] = []
-    counts = used_addresses(snapshot.pools or {}, snapshot.allocations or Allocations())
+    counts = (kept or UsedAddresses()).of(snapshot.pools or {}, snapshot.allocations or Allocations())
     for name, pool in sorted((snapshot.pools or {}).items()):
         total, used = pool_size(pool), counts[name]
         table.append(

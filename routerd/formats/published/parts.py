@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -23,6 +24,7 @@ from routerd.memo import by_identity, differing
 INLINE_SIZE = 64 << 10  # bytes of all rows, up to which a document holds them itself
 PART_SIZE = 64 << 10  # bytes; a part with a single bucket may be larger
 BUCKETS = 1 << 12  # a power of two: parts are split by halves, down to one bucket
+FEW = 64  # records that are put in their places one by one
 NAME = re.compile(r"[0-9a-f]{64}")
 Records = Mapping[str, Sequence[Any]]  # by the name of their table
 
@@ -119,12 +121,16 @@ def spans(sizes: Sequence[int]) -> Iterator[range]:
         todo += [span[half:], span[:half]]
 
 
+Line = tuple[str, Any]  # a record, with the name of its table
+
+
 class Assembly:
-    """Parts to records. A part that was read once is not parsed again."""
+    """Parts to records. A part that was read once is not parsed again, nor a line of one that was read before it."""
 
     def __init__(self, tables: Iterable[Table[Any]]) -> None:
         self._tables = {table.name: table for table in tables}
-        self._read: dict[str, Records] = {}
+        self._read: dict[str, Mapping[str, Line]] = {}  # by name of the part; records by their text
+        self._joined = {name: Joined(table) for name, table in self._tables.items()}
 
     def forget(self, names: Iterable[str]) -> None:
         """These are fetched again."""
@@ -138,27 +144,57 @@ class Assembly:
     def records(self, names: Collection[str], fetch: Callable[[str], str | None]) -> dict[str, tuple[Any, ...]]:
         """All records of these parts, sorted by their keys; `fetch` gives a part's text, None if it is not there.
 
-        Raises `Incomplete`, and InputError for what is not understood.
+        Records that are the same as before are the same objects. Raises `Incomplete`, and InputError for what is not
+        understood.
         """
-        missing = [name for name in names if name not in self._read and not self._take(name, fetch(name))]
+        left = [part for name, part in self._read.items() if name not in names]
+        known = {text: line for part in left for text, line in part.items()}
+        missing = [name for name in names if name not in self._read and not self._take(name, fetch(name), known)]
         if missing:
             more = f" (and {len(missing) - 1} more of {len(names)})" if len(missing) > 1 else ""
             raise Incomplete(f"part {missing[0]} is missing or cut{more}")
         self._read = {name: self._read[name] for name in names}
-        return {name: self._joined(table) for name, table in self._tables.items()}
+        found: dict[str, list[Any]] = {name: [] for name in self._tables}
+        for part in self._read.values():
+            for kind, record in part.values():
+                found[kind].append(record)
+        return {name: self._joined[name].take(found[name]) for name in self._tables}
 
-    def _joined(self, table: Table[Any]) -> tuple[Any, ...]:
-        found = [record for part in self._read.values() for record in part.get(table.name, ())]
-        return tuple(sorted(found, key=table.key))
-
-    def _take(self, name: str, text: str | None) -> bool:
+    def _take(self, name: str, text: str | None, known: Mapping[str, Line]) -> bool:
         if text is None or sha256(text.encode("utf-8", "surrogatepass")).hexdigest() != name:
             return False
-        found: dict[str, list[Any]] = {}
         try:
-            for kind, *row in map(parse_json, text.splitlines()):
-                found.setdefault(kind, []).append(self._tables[kind].from_row(*row))
+            self._read[name] = {line: known.get(line) or self._line(line) for line in text.splitlines()}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"part {name} is not understood: {error!r}: was it written by a newer routerd?") from error
-        self._read[name] = found
         return True
+
+    def _line(self, text: str) -> Line:
+        kind, *row = parse_json(text)
+        return kind, self._tables[kind].from_row(*row)
+
+
+class Joined:
+    """Records of one table, sorted by their keys: the same value again while they are the same objects."""
+
+    def __init__(self, table: Table[Any]) -> None:
+        self._table = table
+        self._known: Mapping[int, Any] = {}  # by identity
+        self._sorted: tuple[Any, ...] = ()
+
+    def take(self, records: Iterable[Any]) -> tuple[Any, ...]:
+        before, self._known = self._known, by_identity(records)
+        put, gone = differing(before, self._known)
+        if len(put) + len(gone) > FEW:
+            self._sorted = tuple(sorted(self._known.values(), key=self._table.key))
+        elif put or gone:
+            found, key = list(self._sorted), self._table.key
+            for record in (before[number] for number in gone):
+                place = bisect_left(found, key(record), key=key)
+                while found[place] is not record:  # damaged parts may have two of one key
+                    place += 1
+                del found[place]
+            for number in put:
+                insort(found, self._known[number], key=key)
+            self._sorted = tuple(found)
+        return self._sorted

@@ -58,9 +58,26 @@ def change(world: World, what: str, name: Any, *rest: Any) -> None:
         world.pool("p", name)
     elif what == "wait":
         world.now += name
-    elif what == "no node":
-        world.nodes.pop(name, None)
-    elif what == "asks" and name in world.reports:
+    elif what == "told" and f"d/{name}" in world.services:
+        given = {each.service: each.addresses for each in world.allocations.services}
+        before = world.services[f"d/{name}"]
+        world.services = {**world.services, before.key: replace(before, status_ips=given.get(before.key, ()))}
+    elif what == "lost":
+        world.lose_file()
+    elif what.startswith("no "):
+        kinds: dict[str, dict[str, Any]] = {"service": world.services, "policy": world.policies, "node": world.nodes}
+        kinds[what.removeprefix("no ")].pop(name if what == "no node" else next_key(what, name), None)
+    else:
+        say(world, what, name, *rest)
+
+
+def next_key(what: str, name: str) -> str:
+    return f"d/{name}" if what == "no service" else f"EgressPolicy/{name}"
+
+
+def say(world: World, what: str, name: str, *rest: Any) -> None:
+    """What is heard of nodes and their agents."""
+    if what == "asks" and name in world.reports:
         world.reports[name] = replace(world.reports[name], ports=PortReport((PortAsk(rest[0], rest[1]),)))
     elif what == "returns" and name in world.reports:
         number = next((each.number for each in world.ledger.node_numbers if each.node == name), 0)
@@ -71,16 +88,6 @@ def change(world: World, what: str, name: Any, *rest: Any) -> None:
     elif what == "silent":
         pulses = {name: Pulse("", 10, 0.0, 1.0, 1.0, state="serving", is_silent=world.now > 1100)} if rest[0] else {}
         world.agents = Agents(pulses=pulses, assumed=not rest[0])
-    elif what == "told" and f"d/{name}" in world.services:
-        given = {each.service: each.addresses for each in world.allocations.services}
-        before = world.services[f"d/{name}"]
-        world.services = {**world.services, before.key: replace(before, status_ips=given.get(before.key, ()))}
-    elif what == "lost":
-        world.lose_file()
-    elif what == "no service":
-        world.services = {key: each for key, each in world.services.items() if each.name != name}
-    elif what == "no policy":
-        world.policies = {key: each for key, each in world.policies.items() if each.name != name}
 
 
 def decided(world: World, kept: Kept | None, services: Mapping[str, Service] | None = None) -> Decision:
