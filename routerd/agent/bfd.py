@@ -19,7 +19,7 @@ from bgp.session import PeerStatus
 from routerd.agent.room import Problem
 from routerd.log import event
 from routerd.model import IPAddress, Refusal
-from routerd.node.bfd import Orders, fallen, refusals
+from routerd.node.bfd import Judged, Orders, judge, refusals
 from routerd.node.desired import BFD_ROOM
 from routerd.refs import Ref
 
@@ -65,6 +65,7 @@ class BfdRoom:
         self._client = Client(run_dir / SOCKET, on_report=self._take)
         self._sessions = sessions
         self._told: Orders | None = None
+        self._judged = Judged()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._gone: asyncio.Queue[IPAddress] = asyncio.Queue()
         self.on_change: Callable[[], None] = lambda: None
@@ -90,12 +91,19 @@ class BfdRoom:
     def _take(self, before: Report | None, now: Report | None) -> None:
         if now is None:
             event(LOGGER, logging.WARNING, "bfd-lost", reason=self._client.refused or "the bfd process is gone")
-        else:
-            for peer in fallen(before, now, self._sessions()):
-                self._gone.put_nowait(peer)
+        self.look()
         if before is None:
             self.on_connect()
         self.on_change()
+
+    def look(self) -> None:
+        """To be called when a BGP session has changed, too: whoever is gone and still has one loses it."""
+        report = self._client.report
+        if report is None:
+            return
+        self._judged, gone = judge(self._judged, report, self._sessions())
+        for peer in gone:
+            self._gone.put_nowait(peer)
 
     # --- what is told
 

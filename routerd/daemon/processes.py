@@ -42,6 +42,7 @@ from routerd.tell.health import Enabled, node_health
 from routerd.tell.operator_status import OperatorStatus, operator_status
 
 if TYPE_CHECKING:
+    from routerd.agent.bfd import BfdRoom
     from routerd.agent.egress import EgressRoom
     from routerd.operator.loop import Operator
 
@@ -179,13 +180,20 @@ def _assembled(config: Config, source: ConfigSource, heart: Heart, store: Store)
         egress=config.egress.enabled, ports=lambda: ports.report,
     )  # fmt: skip
     tasks["report"] = presence.run
+    on_speaker.to = body.refresh
     if bfd_room is not None:
         bfd_room.on_change, bfd_room.on_connect = body.refresh, body.recheck
-    on_speaker.to, on_links.to, source.on_status = body.refresh, body.recheck, body.config_is
+        on_speaker.to = partial(_speaker_changed, bfd_room, body)
+    on_links.to, source.on_status = body.recheck, body.config_is
     enabled = Enabled(bgp=config.bgp.enabled, egress=config.egress.enabled)
     began = time.monotonic()
     store.report_health(lambda: node_health(body.status, body.snapshot, enabled, time.monotonic() - began))
     return body, presence
+
+
+def _speaker_changed(bfd_room: BfdRoom, body: Agent) -> None:
+    bfd_room.look()
+    body.refresh()
 
 
 def _egress_room(config: Config) -> EgressRoom:

@@ -7,6 +7,7 @@ seen, and what its owner has switched off, is no failure (RFC 5882, section 3.2)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from bfd.control import Report, View
 from bfd.session import Timers
@@ -33,24 +34,35 @@ def orders(peers: Iterable[Peer], sessions: Mapping[IPAddress, SpeakerPeer]) -> 
     }
 
 
-def fallen(before: Report | None, now: Report, sessions: Mapping[IPAddress, PeerStatus]) -> tuple[IPAddress, ...]:
-    """Peers that are gone since `before`, whose BGP sessions must end.
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Of which falls it was decided whether they end a session: how many of each peer, of one run of the process."""
 
-    Without a report before (this agent has just come), a session that was up when its peer went must end: who was there
-    before us may not have lived to see it. Both times are of the wall clock.
+    process: str = ""
+    falls: Mapping[IPAddress, int] = field(default_factory=dict)
+
+
+def judge(
+    judged: Judged, report: Report, sessions: Mapping[IPAddress, PeerStatus]
+) -> tuple[Judged, tuple[IPAddress, ...]]:
+    """What is judged now, and the peers that are gone, whose BGP sessions must end. `sessions`: as the speaker says.
+
+    A fall waits for its judgement until the speaker says how the session is. One that nobody saw (this agent has just
+    come, or so has the process) ends what was up before it: who was there before us may not have lived to do it.
     """
-    known = before.sessions if before is not None and before.process == now.process else {}
-    return tuple(
-        peer
-        for peer, view in now.sessions.items()
-        if view.failed and _is_news(known.get(peer), view, sessions.get(peer))
-    )
-
-
-def _is_news(old: View | None, view: View, session: PeerStatus | None) -> bool:
-    if old is not None:
-        return old.falls != view.falls
-    return session is not None and session.state == "up" and session.since < view.since
+    known = judged.falls if judged.process == report.process else {}
+    falls: dict[IPAddress, int] = {}
+    gone = []
+    for peer, view in report.sessions.items():
+        session = sessions.get(peer)
+        if view.failed and known.get(peer) != view.falls:
+            if session is None or session.state == "unknown":
+                falls |= {peer: known[peer]} if peer in known else {}
+                continue
+            if session.state == "up" and (peer in known or session.since < view.since):
+                gone.append(peer)
+        falls[peer] = view.falls
+    return Judged(report.process, falls), tuple(gone)
 
 
 def refusals(wanted: Orders, report: Report | None, trouble: str) -> Iterable[Refusal]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address
+from typing import Any
 
 from bfd.control import Report, View
 from bfd.session import Timers
@@ -11,12 +12,12 @@ from bfd.table import Order
 from bgp.path import SpeakerPeer
 from bgp.session import PeerStatus
 from routerd.model import Bfd, Peer
-from routerd.node.bfd import fallen, orders, refusals
+from routerd.node.bfd import Judged, judge, orders, refusals
 
 TOR, OTHER, HERE = ip_address("10.0.0.1"), ip_address("10.0.0.2"), ip_address("10.0.0.9")
 UP = View(TOR, HERE, "up", 100.0, 0, False, "up", 50_000, 150_000, "")
 GONE = replace(UP, state="down", since=200.0, falls=1, failed=True, reason="nothing was heard")
-SESSIONS = {TOR: PeerStatus("up", since=50.0)}
+SESSIONS: dict[Any, PeerStatus] = {TOR: PeerStatus("up", since=50.0)}
 
 
 def report(view: View, process: str = "a", problem: str = "") -> Report:
@@ -35,23 +36,41 @@ def test_peers_with_bfd_and_a_session_are_watched_from_the_address_of_the_sessio
     assert orders(peers, {OTHER: session(OTHER)}) == {}
 
 
+def gone(before: Report | None, now: Report, sessions: dict[Any, PeerStatus] = SESSIONS) -> tuple[object, ...]:
+    """Who is gone, for whom judged `before` with the sessions as they were, None = nobody yet."""
+    judged = judge(Judged(), before, sessions)[0] if before is not None else Judged()
+    return judge(judged, now, sessions)[1]
+
+
 def test_a_peer_that_fell_ends_its_session_once() -> None:
-    assert fallen(report(UP), report(GONE), SESSIONS) == (TOR,)
-    assert fallen(report(GONE), report(replace(GONE, state="init")), SESSIONS) == ()
-    assert fallen(report(GONE), report(replace(GONE, falls=2)), SESSIONS) == (TOR,)
+    assert gone(report(UP), report(GONE)) == (TOR,)
+    assert gone(report(GONE), report(replace(GONE, state="init"))) == ()
+    assert gone(report(GONE), report(replace(GONE, falls=2))) == (TOR,)
+    late = {TOR: PeerStatus("up", since=250.0)}
+    assert gone(report(UP), report(GONE), late) == (TOR,), "seen by ourselves: no clock is asked"
 
 
-def test_what_is_no_failure_ends_nothing() -> None:
+def test_what_is_no_failure_ends_nothing_and_neither_does_a_session_that_is_down() -> None:
     for view in (replace(GONE, failed=False), UP, replace(UP, state="down", reason="nothing was heard yet")):
-        assert fallen(report(UP), report(view), SESSIONS) == ()
+        assert gone(report(UP), report(view)) == ()
+    assert gone(report(UP), report(GONE), {TOR: PeerStatus("down")}) == ()
 
 
 def test_an_agent_that_comes_later_ends_what_was_up_before_the_fall_and_nothing_newer() -> None:
     for before in (None, report(UP, process="another"), Report("a")):
-        assert fallen(before, report(GONE), SESSIONS) == (TOR,)
-        assert fallen(before, report(GONE), {TOR: PeerStatus("up", since=250.0)}) == ()
-        assert fallen(before, report(GONE), {TOR: PeerStatus("down", since=50.0)}) == ()
-        assert fallen(before, report(GONE), {}) == ()
+        assert gone(before, report(GONE)) == (TOR,)
+        assert gone(before, report(GONE), {TOR: PeerStatus("up", since=250.0)}) == ()
+        assert gone(before, report(GONE), {TOR: PeerStatus("down", since=50.0)}) == ()
+
+
+def test_a_fall_waits_for_the_speaker_to_say_how_the_session_is() -> None:
+    for silent in ({}, {TOR: PeerStatus("unknown", since=50.0)}):
+        for first in (Judged(), judge(Judged(), report(UP), SESSIONS)[0]):
+            judged, nobody = judge(first, report(GONE), silent)
+            assert nobody == ()
+            judged, found = judge(judged, report(GONE), SESSIONS)
+            assert found == (TOR,)
+            assert judge(judged, report(GONE), SESSIONS)[1] == ()
 
 
 def told(found: Report | None, trouble: str = "") -> list[str]:
