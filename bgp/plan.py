@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from bgp import conf, rib
 from bgp.path import AdjRibOut, Desired, IPAddress, IPNetwork, Path, SpeakerPeer
-from bgp.rib import Attributes, PathRefusal
+from bgp.rib import Attributes, PathRefusal, Settled
 
 _SHOWN = 3  # prefixes named in a line
 
@@ -86,8 +86,17 @@ class Plan:
 Rejected = Mapping[tuple[IPAddress, IPNetwork], Path]
 
 
-def plan(desired: Desired, observed: Observed, rejected: Rejected | None = None, *, reload: bool = True) -> Plan:
-    """`reload` False leaves the configuration as it is (it was refused); then only loaded sessions get paths."""
+def plan(
+    desired: Desired,
+    observed: Observed,
+    rejected: Rejected | None = None,
+    *,
+    reload: bool = True,
+    settled: dict[IPAddress, Settled] | None = None,
+) -> Plan:
+    """`settled`: of the last plan, by peer; it is renewed.
+
+    `reload` False leaves the configuration as it is (it was refused); then only loaded sessions get paths."""
     refusals = [refusal for peer in desired.peers.values() if (refusal := conf.peer_refusal(peer)) is not None]
     refused = {refusal.peer for refusal in refusals}
     peers = {address: peer for address, peer in desired.peers.items() if address not in refused}
@@ -96,8 +105,12 @@ def plan(desired: Desired, observed: Observed, rejected: Rejected | None = None,
     removed = tuple(address for address in observed.digests if address not in wanted)
 
     now, later = _Changes(), _Changes()
+    before = {} if settled is None else settled
+    for address in before.keys() - peers.keys():
+        del before[address]
     for address, peer in peers.items():
-        found = rib.difference(desired.ribs.get(address, {}), observed.ribs.get(address, {}), peer)
+        held = observed.ribs.get(address, {})
+        found = rib.difference(desired.ribs.get(address, {}), held, peer, before.setdefault(address, Settled()))
         refusals += found.refusals
         announced = _without_rejected(found.announced, address, rejected or {})
         (later if address in changed else now).add(peer, announced, found.withdrawn)

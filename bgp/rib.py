@@ -6,13 +6,17 @@ Paths pair by prefix and compare by value: next hop and every attribute. A path 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
+from operator import not_
 from typing import NamedTuple
 
 from bgp.path import AdjRibOut, Family, IPAddress, IPNetwork, Path, SpeakerPeer
 
 MAX_U32 = 2**32 - 1
+FEW = 1000  # pairs that are kept at least
 MAX_PREPEND = 32  # more than any policy uses, and far below one AS_PATH segment (255, RFC 4271, section 4.3)
 
 
@@ -117,22 +121,47 @@ class Difference:
     refusals: list[PathRefusal]
 
 
-def difference(desired: AdjRibOut, held: AdjRibOut, peer: SpeakerPeer) -> Difference:
-    """`held` is in normal form. Each prefix is looked up once: hashing a network is what costs most here."""
+class Settled:
+    """Paths of one session that were found to be held in another form, so that they need not be compared again while
+    both are the same objects. Whoever begins with a new one gets the same differences.
+    """
+
+    def __init__(self) -> None:
+        self._peer: SpeakerPeer | None = None
+        self._pairs: dict[int, tuple[Path, Path]] = {}  # by identity of what is wanted: with what is held
+        self._forms: dict[int, int] = {}  # identities of both
+
+    def forms(self, peer: SpeakerPeer, wanted: AdjRibOut) -> Mapping[int, int]:
+        """Identity of what is held by that of what is wanted."""
+        if peer != self._peer or len(self._pairs) > 2 * len(wanted) + FEW:
+            self._peer, self._pairs, self._forms = peer, {}, {}
+        return self._forms
+
+    def note(self, wanted: Path, held: Path) -> None:
+        self._pairs[id(wanted)] = wanted, held
+        self._forms[id(wanted)] = id(held)
+
+
+def difference(desired: AdjRibOut, held: AdjRibOut, peer: SpeakerPeer, settled: Settled | None = None) -> Difference:
+    """`held` is in normal form. Each prefix is looked up once: hashing a network is what costs most here.
+
+    `settled`: of the same session; it is renewed.
+    """
     announced: list[Path] = []
     refusals: list[PathRefusal] = []
     refused: set[IPNetwork] = set()
-    found, is_ibgp = 0, peer.is_ibgp
-    known = set(map(id, held.values()))  # what is held is in normal form, so the very same path is
+    settled = settled or Settled()
+    form_of, known = settled.forms(peer, desired).get, set(map(id, held.values()))
+    forms = map(form_of, map(id, desired.values()), map(id, desired.values()))
+    others = [*compress(desired.items(), map(not_, map(known.__contains__, forms)))]
+    found, is_ibgp = len(desired) - len(others), peer.is_ibgp
     plain_version = peer.local_address.version if family_of(peer.local_address) in peer.families else 0
-    for prefix, path in desired.items():
-        if id(path) in known:
-            found += 1
-            continue
+    for prefix, path in others:
         have = held.get(prefix)
         if have is not None:
             found += 1
             if _is_plain(path, plain_version) and _is_same(have, path, is_ibgp):
+                settled.note(path, have)
                 continue
         match normal(path, peer):
             case PathRefusal() as refusal:

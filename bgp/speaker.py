@@ -22,7 +22,7 @@ from bgp.link import LINE_LIMIT, Hello, Link, LinkLost, NoAnswer
 from bgp.path import AdjRibOut, Desired, IPAddress, IPNetwork, SpeakerPeer
 from bgp.path import Path as BgpPath
 from bgp.pieces import Answers, Part, command, halves, parts
-from bgp.rib import PathRefusal
+from bgp.rib import PathRefusal, Settled
 from bgp.session import PeerStatus, Sessions
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class Speaker:
         self._digests: dict[IPAddress, str] = {}  # loaded by ExaBGP
         self._held: dict[IPAddress, dict[IPNetwork, BgpPath]] | None = None  # None = to be read back
         self._sessions = Sessions()
+        self._forms: dict[IPAddress, Settled] = {}  # of what each peer is to have, as far as it is held
         self._rejected: dict[tuple[IPAddress, IPNetwork], BgpPath] = {}
         self._refused_configuration: dict[IPAddress, str] | None = None
         self._configuration_error = ""
@@ -279,7 +280,11 @@ class Speaker:
                 self._held = await self._read_table(link)
             self._forget_rejected(desired)
             planned = plan.plan(
-                desired, plan.Observed(self._digests, self._held), self._rejected, reload=self._may_reload(desired)
+                desired,
+                plan.Observed(self._digests, self._held),
+                self._rejected,
+                reload=self._may_reload(desired),
+                settled=self._forms,
             )
             self._pending = planned.pending
             self._refusals = (*planned.refusals, *self._own_refusals(desired))

@@ -39,6 +39,15 @@ class Renewed(dict[K, V]):
         if isinstance(before, Renewed):
             self._steps = ((before._mark, frozenset(touched)), *before._steps)[:STEPS]
 
+    def but(self, put: Mapping[K, V], gone: Iterable[K] = ()) -> Renewed[K, V]:
+        """With these, and without those."""
+        left = tuple(gone)
+        made = Renewed(self, self, (*put, *left))
+        made.update(put)
+        for key in left:
+            made.pop(key, None)
+        return made
+
     def touched_since(self, before: Mapping[K, V]) -> set[K] | None:
         """None = it does not know."""
         touched: set[K] = set()
@@ -132,11 +141,7 @@ class Derived(Generic[V, K, R]):
                 made[name] = before[name] if name in before and before[name] == result else result
         touched = {name for name in {*left, *made} if name not in made or before.get(name) is not made[name]}
         if touched:
-            results = dict(before)
-            for name in touched - made.keys():
-                del results[name]
-            results.update(made)
-            self._results = Renewed(results, before, touched)
+            self._results = before.but({name: made[name] for name in touched & made.keys()}, touched - made.keys())
         return self._results
 
 

@@ -422,7 +422,9 @@ class Agent:
         """As told last while they are the same: it asks every allocation."""
         of = (self._snapshot.pools, self._snapshot.allocations)
         if self._pools is None or any(one is not other for one, other in zip(self._pools[0], of, strict=True)):
-            self._pools = of, tuple(pool_rows(self._snapshot, self._used))
+            is_composed = self._composed is not None and self._composed[0] is self._snapshot
+            allocated = self._kept.announced.allocated if is_composed else None
+            self._pools = of, tuple(pool_rows(self._snapshot, self._used, allocated))
         return self._pools[1]
 
     def _refreshed(self) -> AgentStatus:

@@ -127,6 +127,9 @@ def difference(before: Ledger, after: Ledger, now: float) -> Changes:
     tables: dict[str, TableChanges[Any]] = {}
     audit: list[AuditEntry] = []
     for table in TABLES:
+        if table.of(before) is table.of(after):
+            tables[table.name] = TableChanges()
+            continue
         left, come = by_identity(table.of(before)), by_identity(table.of(after))
         changed, gone = differing(left, come)  # what is the same object is not looked at
         old = {table.key(left[number]): left[number] for number in gone}

@@ -13,7 +13,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from bgp.path import AdjRibOut, Desired, Path, normal_communities
-from routerd.memo import differing
+from routerd.memo import Renewed, differing
 from routerd.model import (
     EXCLUDE_LABEL,
     OWN_CLASS,
@@ -104,9 +104,6 @@ def scene_of(
         return None
     kept = kept or Kept()
     kept.take(snapshot)
-    if kept.allocations.services is not allocations.services:
-        kept.allocated = {allocation.service: allocation for allocation in allocations.services}
-    kept.allocations = allocations
     return Scene(
         node=snapshot.nodes[node_name],
         rules=rules,
@@ -377,23 +374,31 @@ class Kept:
     touched: set[str] = field(default_factory=set)  # services whose endpoints changed since
     refusals: dict[str, tuple[Refusal, ...]] = field(default_factory=dict)  # by who says it, as in the table
     scene: Scene | None = None
-    allocations: Allocations = field(default_factory=Allocations)
-    allocated: Mapping[str, ServiceAllocation] = field(default_factory=dict)
+    allocated: Renewed[str, ServiceAllocation] = field(default_factory=Renewed)  # by service
+    _allocations: Sequence[ServiceAllocation] = ()
     ribs: dict[int, Rib] = field(default_factory=dict)  # by IP version of the session
 
     def take(self, snapshot: Snapshot) -> None:
-        """The endpoints of the next announcements."""
+        """What the next announcements rest on, as an index."""
         if snapshot.endpoint_slices is not None:
             self.touched |= self.endpoints.take(snapshot.endpoint_slices)
+        services = snapshot.allocations.services if snapshot.allocations else ()
+        if services is not self._allocations:
+            now = {each.service: each for each in services}
+            put, gone = differing(self.allocated, now)
+            self.allocated, self._allocations = Renewed(now, self.allocated, (*put, *gone)), services
 
     def say(self, said: Mapping[str, Sequence[Wanted | Refusal]]) -> None:
-        self.table.put(
-            {sayer: [each for each in items if not isinstance(each, Refusal)] for sayer, items in said.items()}
-        )
+        wanted: dict[str, Sequence[Wanted]] = dict.fromkeys(said, ())
         for sayer, items in said.items():
-            self.refusals[sayer] = tuple(each for each in items if isinstance(each, Refusal))
-            if not self.refusals[sayer]:
-                del self.refusals[sayer]
+            if items:
+                wanted[sayer] = [each for each in items if not isinstance(each, Refusal)]
+            refused = tuple(each for each in items if isinstance(each, Refusal)) if items else ()
+            if refused:
+                self.refusals[sayer] = refused
+            else:
+                self.refusals.pop(sayer, None)
+        self.table.put(wanted)
 
 
 def _context(scene: Scene) -> Scene:

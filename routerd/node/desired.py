@@ -22,7 +22,7 @@ from egress.policy import (
     unsupported,
 )
 from egress.policy import Desired as EgressDesired
-from routerd.memo import by_identity, differing
+from routerd.memo import Last, by_identity, differing
 from routerd.model import (
     NAMESPACE_NAME_LABEL,
     OF_PORTS,
@@ -45,7 +45,7 @@ from routerd.node.announce import Announcements, Rules, announcements
 from routerd.node.bfd import orders
 from routerd.node.conflicts import without_conflicts
 from routerd.node.drain import Drain
-from routerd.node.inside import API_SERVER, Inside, Known, in_cluster, is_steered, may_be_steered, strays
+from routerd.node.inside import API_SERVER, Index, Inside, Known, in_cluster, is_steered, may_be_steered
 from routerd.node.sessions import entries_here
 from routerd.refs import NODE, POD, Ref
 
@@ -171,6 +171,9 @@ class Kept:
     known: Known = field(default_factory=Known)
     announced: announce.Kept = field(default_factory=announce.Kept)
     steering: Steering = field(default_factory=Steering)
+    policy_groups: Last[tuple[dict[str, int], tuple[Refusal, ...]]] = field(default_factory=Last)
+    groups: Last[tuple[dict[int, Group], tuple[Refusal, ...]]] = field(default_factory=Last)
+    tunnel_endpoints: Last[frozenset[IPAddress]] = field(default_factory=Last)
 
 
 def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts, kept: Kept | None = None) -> NodeState:
@@ -185,10 +188,10 @@ def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts, kept: Kep
     kept.announced.take(snapshot)
     is_known = snapshot.endpoint_slices is not None
     of_api_server = kept.announced.endpoints.slices_of("/".join(API_SERVER)) if is_known else ()
-    cluster = in_cluster(snapshot, inside, kept.known, of_api_server)
+    cluster = in_cluster(snapshot, inside, kept.known, Index(of_api_server, kept.announced.allocated))
     snapshot, conflicts = without_conflicts(snapshot, settings.node, facts.networks, kept.known.hosts)
     announced = announcements(snapshot, settings.node, settings.rules, facts.sessions, facts.drain, kept.announced)
-    egress, egress_refusals = egress_state(snapshot, settings, facts, cluster, kept.steering)
+    egress, egress_refusals = egress_state(snapshot, settings, facts, cluster, kept)
     refusals = [*_unknown_node(snapshot, settings.node), *conflicts, *egress_refusals, *snapshot.refusals]
     if announced is not None:
         refusals.extend(announced.refusals)
@@ -220,9 +223,12 @@ def _unknown_node(snapshot: Snapshot, node: str) -> Iterator[Refusal]:
 
 
 def egress_state(
-    snapshot: Snapshot, settings: Settings, facts: LocalFacts, cluster: frozenset[IPNetwork], steering: Steering
+    snapshot: Snapshot, settings: Settings, facts: LocalFacts, cluster: frozenset[IPNetwork], kept: Kept
 ) -> tuple[EgressDesired | None, tuple[Refusal, ...]]:
-    """The egress state of this node. None = not synced. `cluster`: see `inside.in_cluster`."""
+    """The egress state of this node. None = not synced. `cluster`: see `inside.in_cluster`.
+
+    `kept`: has known the snapshot's networks; it is renewed.
+    """
     nodes, namespaces, pods = snapshot.nodes, snapshot.namespaces, snapshot.pods
     services, policies, allocations = snapshot.services, snapshot.policies, snapshot.allocations
     if None in (nodes, namespaces, pods, services, policies, allocations):
@@ -234,30 +240,35 @@ def egress_state(
         return None, ()
     scheduled = [pod for pod in pods.values() if pod.node == here.name and may_be_steered(pod)]
     pods_here = [pod for pod in scheduled if is_steered(pod)]
-    steered, pod_refusals = steering.steer(scheduled, policies, here, namespaces)
-    inside = Inside(settings.cluster_cidrs, settings.external_cidrs, facts.addresses)
-    group_ids, policy_refusals = _policy_groups(policies, allocations)
-    groups, group_refusals = _groups(allocations, nodes, facts.gateways_down)
+    steered, pod_refusals = kept.steering.steer(scheduled, policies, here, namespaces)
+    of_groups = Allocations(groups=allocations.groups, refusals=allocations.refusals)
+    group_ids, policy_refusals = kept.policy_groups(_policy_groups, policies, of_groups)
+    groups, group_refusals = kept.groups(_groups, of_groups, nodes, facts.gateways_down)
     desired = EgressDesired(
         node=here.name,
         node_address=here.tunnel_endpoint,
         pods=steered,
         policies={key: _policy(policies[key], group_ids[key]) for key in sorted(group_ids)},
         groups=groups,
-        nodes=frozenset(node.tunnel_endpoint for node in nodes.values() if node.tunnel_endpoint),
+        nodes=kept.tunnel_endpoints(_tunnel_endpoints, nodes),
         cluster=cluster,
         pod_cidrs=frozenset(here.pod_cidrs),
         uplinks=facts.uplinks,
         tunnel_port=settings.tunnel_port,
     )
     told = (*_no_tunnel_endpoint(here), *policy_refusals, *group_refusals, *pod_refusals)
-    return desired, (*told, *_stray_pods(pods_here, snapshot, inside, here))
+    return desired, (*told, *_stray_pods(kept.known.strays(pods_here), snapshot, here))
 
 
 def _no_tunnel_endpoint(here: Node) -> Iterator[Refusal]:
     if here.tunnel_endpoint is None:
         message = "the node has no IPv4 address to be its tunnel endpoint: what policies cover is dropped here"
         yield Refusal(here.ref, "NoTunnelEndpoint", message)
+
+
+def _tunnel_endpoints(nodes: Mapping[str, Node]) -> frozenset[IPAddress]:
+    found = (node.tunnel_endpoint for node in nodes.values())
+    return frozenset(address for address in found if address is not None)
 
 
 # --- pods and policies
@@ -346,9 +357,8 @@ def _no_group(policy: EgressPolicy, allocations: Allocations) -> Refusal:
     return Refusal(policy.ref, "NoGroup", message)
 
 
-def _stray_pods(pods: Iterable[Pod], snapshot: Snapshot, inside: Inside, here: Node) -> Iterator[Refusal]:
+def _stray_pods(outside: Sequence[IPAddress], snapshot: Snapshot, here: Node) -> Iterator[Refusal]:
     """Other nodes may see no pods but their own: such a pod is outside the cluster for them."""
-    outside = strays(pods, snapshot, inside)
     if outside and any(policy.destinations for policy in (snapshot.policies or {}).values()):
         message = (
             f"{len(outside)} addresses of pods here, {outside[0]} among them, lie in no network of the cluster: "

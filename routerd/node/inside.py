@@ -8,15 +8,15 @@ would take a destination out of another team's policy.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_network
 
 from ipam.pool import address_of, key_of
 from routerd.claims import Came, Hosts
-from routerd.memo import Tally, by_identity
-from routerd.model import EndpointSlice, IPAddress, IPNetwork, Pod, Service, ServiceAllocation, Snapshot
+from routerd.memo import Last, Tally
+from routerd.model import EndpointSlice, IPAddress, IPNetwork, Node, Pod, Service, ServiceAllocation, Snapshot
 from routerd.node.announce import CACHED
 from routerd.refs import Ref
 
@@ -42,6 +42,14 @@ def may_be_steered(pod: Pod) -> bool:
     return not pod.host_network and not pod.finished
 
 
+@dataclass(frozen=True, slots=True)
+class Index:
+    """What is found in a snapshot without looking at everything."""
+
+    of_api_server: Sequence[EndpointSlice]
+    allocated: Mapping[str, ServiceAllocation]  # by service
+
+
 class Known:
     """The networks and hosts of the cluster, kept from snapshot to snapshot (see `routerd.memo`)."""
 
@@ -50,22 +58,30 @@ class Known:
         self.hosts = Hosts(service_cidrs)
         self._allocated: Tally[ServiceAllocation, int] = Tally(lambda each: map(key_of, each.addresses))
         self._external: Tally[Service, int] = Tally(lambda each: map(key_of, each.external_ips))
-        self._allocations: Sequence[ServiceAllocation] = ()
         self._sets: dict[str, frozenset[int]] = {}  # what is small, by what it is
         self._kinds: Counter[int] = Counter()  # hosts, with of how many kinds each is
+        self._read_networks: Last[frozenset[IPNetwork]] = Last()
         self._networks: frozenset[IPNetwork] = frozenset()
         self._hosts: frozenset[IPNetwork] = frozenset()
         self._whole: frozenset[IPNetwork] = frozenset()
 
-    def update(
-        self, snapshot: Snapshot, inside: Inside, of_api_server: Iterable[EndpointSlice] | None = None
-    ) -> frozenset[IPNetwork]:
-        """The same value again where nothing changed. `of_api_server`: see `in_cluster`."""
+    def update(self, snapshot: Snapshot, inside: Inside, index: Index | None = None) -> frozenset[IPNetwork]:
+        """The same value again where nothing changed. `index`: of the snapshot, None = there is none."""
         services, pods = self.hosts.take(snapshot)
-        networks = frozenset(_networks(snapshot, inside))
+        networks = self._read_networks(_networks, snapshot.service_cidrs, snapshot.nodes, inside.cidrs)
         strays = self._strays(pods, networks)
-        came = [services, self._of_allocations(snapshot), strays, self._of_externals(snapshot, inside.external)]
-        came.append(self._changed("others", frozenset(map(key_of, (*_hosts(snapshot, of_api_server), *inside.own)))))
+        came = [
+            services,
+            self._of_allocations(snapshot, index.allocated if index else None),
+            strays,
+            self._of_externals(snapshot, inside.external),
+        ]
+        came.append(
+            self._changed(
+                "others",
+                frozenset(map(key_of, (*_hosts(snapshot, index.of_api_server if index else None), *inside.own))),
+            )
+        )
         if self._count(came) or networks != self._networks:
             self._whole = networks | self._hosts
         self._networks = networks
@@ -91,12 +107,13 @@ class Known:
         before, self._sets[kind] = self._sets.get(kind, frozenset()), now
         return set(now - before), set(before - now)
 
-    def _of_allocations(self, snapshot: Snapshot) -> Came:
-        allocated = snapshot.allocations.services if snapshot.allocations else ()
-        if allocated is self._allocations:
-            return set(), set()
-        self._allocations = allocated
-        return self._allocated.update(by_identity(allocated))
+    def strays(self, pods: Iterable[Pod]) -> tuple[IPAddress, ...]:
+        """See `strays`: in the networks of the last snapshot."""
+        return _strays(pods, self._networks)
+
+    def _of_allocations(self, snapshot: Snapshot, allocated: Mapping[str, ServiceAllocation] | None) -> Came:
+        services = snapshot.allocations.services if snapshot.allocations else ()
+        return self._allocated.update({each.service: each for each in services} if allocated is None else allocated)
 
     def _strays(self, came: Came, networks: frozenset[IPNetwork]) -> Came:
         """Pods that lie in none of the networks."""
@@ -117,10 +134,10 @@ def in_cluster(
     snapshot: Snapshot,
     inside: Inside,
     known: Known | None = None,
-    of_api_server: Iterable[EndpointSlice] | None = None,
+    index: Index | None = None,
 ) -> frozenset[IPNetwork]:
-    """Networks and hosts of the cluster. `of_api_server`: the slices of its service, None = they are looked for."""
-    return (known or Known(snapshot.service_cidrs)).update(snapshot, inside, of_api_server)
+    """Networks and hosts of the cluster. `index`: of the snapshot."""
+    return (known or Known(snapshot.service_cidrs)).update(snapshot, inside, index)
 
 
 def outside(addresses: Iterable[IPAddress], networks: Iterable[IPNetwork]) -> tuple[IPAddress, ...]:
@@ -132,7 +149,11 @@ def outside(addresses: Iterable[IPAddress], networks: Iterable[IPNetwork]) -> tu
 
 def strays(pods: Iterable[Pod], snapshot: Snapshot, inside: Inside) -> tuple[IPAddress, ...]:
     """Addresses of pods in no network that every node knows, sorted: with CNIs whose pools are no nodes' pod CIDRs."""
-    found = outside(_pod_addresses(pods), _networks(snapshot, inside))
+    return _strays(pods, _networks(snapshot.service_cidrs, snapshot.nodes, inside.cidrs))
+
+
+def _strays(pods: Iterable[Pod], networks: Iterable[IPNetwork]) -> tuple[IPAddress, ...]:
+    found = outside(_pod_addresses(pods), networks)
     return tuple(sorted(found, key=lambda address: (address.version, int(address))))
 
 
@@ -153,9 +174,12 @@ def endpoints(snapshot: Snapshot) -> dict[IPAddress, Ref]:
     }
 
 
-def _networks(snapshot: Snapshot, inside: Inside) -> set[IPNetwork]:
-    nodes = (snapshot.nodes or {}).values()
-    return {*inside.cidrs, *snapshot.service_cidrs, *(network for node in nodes for network in node.pod_cidrs)}
+def _networks(
+    service_cidrs: Iterable[IPNetwork], nodes: Mapping[str, Node] | None, cidrs: Iterable[IPNetwork]
+) -> frozenset[IPNetwork]:
+    return frozenset(
+        (*cidrs, *service_cidrs, *(network for node in (nodes or {}).values() for network in node.pod_cidrs))
+    )
 
 
 def _pod_addresses(pods: Iterable[Pod]) -> Iterator[IPAddress]:

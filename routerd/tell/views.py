@@ -7,7 +7,7 @@ agent serves them, and `--manifests` computes the same ones from files.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -274,27 +274,32 @@ class UsedAddresses:
 
     def __init__(self) -> None:
         self._pools: Mapping[str, AddressPool] = {}
-        self._held: Tally[ServiceAllocation | EgressGroup, IPAddress] = Tally(_held_by)
-        self._services: Sequence[ServiceAllocation] = ()
-        self._objects: Mapping[int, ServiceAllocation] = {}
+        self._services: Tally[ServiceAllocation, IPAddress] = Tally(lambda each: each.addresses)
+        self._groups: Tally[EgressGroup, IPAddress] = Tally(lambda each: each.egress_ips)
+        self._held: set[IPAddress] = set()
         self._counts: Counter[str] = Counter()
 
-    def of(self, pools: Mapping[str, AddressPool], allocations: Allocations) -> Counter[str]:
-        if allocations.services is not self._services:
-            self._services, self._objects = allocations.services, by_identity(allocations.services)
-        added, removed = self._held.update({**self._objects, **by_identity(allocations.groups)})
+    def of(
+        self,
+        pools: Mapping[str, AddressPool],
+        allocations: Allocations,
+        allocated: Mapping[str, ServiceAllocation] | None = None,
+    ) -> Counter[str]:
+        """`allocated`: those of services by their names, None = not known."""
+        services = {each.service: each for each in allocations.services} if allocated is None else allocated
+        came = (*self._services.update(services), *self._groups.update(by_identity(allocations.groups)))
+        touched = set[IPAddress]().union(*came)
         if pools != self._pools:
-            self._pools, self._counts, added, removed = pools, Counter(), set(self._held.values), set()
+            self._pools, self._counts, touched = pools, Counter(), touched | self._held
+            self._held = set()
         index = PoolIndex(pools)
-        self._counts = Counter(self._counts)
-        for sign, addresses in ((1, added), (-1, removed)):
-            for pool in filter(None, map(index.holding, addresses)):
-                self._counts[pool.name] += sign
+        for address in touched:
+            is_held = address in self._services.values or address in self._groups.values
+            if is_held != (address in self._held):
+                self._held ^= {address}
+                if (pool := index.holding(address)) is not None:
+                    self._counts[pool.name] += 1 if is_held else -1
         return self._counts
-
-
-def _held_by(each: ServiceAllocation | EgressGroup) -> tuple[IPAddress, ...]:
-    return each.addresses if isinstance(each, ServiceAllocation) else each.egress_ips
 
 
 def pool_size(pool: AddressPool) -> int:
@@ -305,10 +310,14 @@ def pool_size(pool: AddressPool) -> int:
     return total - sum(count_buggy(key_of(block.network_address), block.num_addresses) for block in pool.blocks)
 
 
-def pool_rows(snapshot: Snapshot, kept: UsedAddresses | None = None) -> list[Row]:
-    """`kept`: of the last rows; it is renewed."""
+def pool_rows(
+    snapshot: Snapshot,
+    kept: UsedAddresses | None = None,
+    allocated: Mapping[str, ServiceAllocation] | None = None,
+) -> list[Row]:
+    """`kept`: of the last rows; it is renewed. `allocated`: see `UsedAddresses.of`."""
     table: list[Row] = []
-    counts = (kept or UsedAddresses()).of(snapshot.pools or {}, snapshot.allocations or Allocations())
+    counts = (kept or UsedAddresses()).of(snapshot.pools or {}, snapshot.allocations or Allocations(), allocated)
     for name, pool in sorted((snapshot.pools or {}).items()):
         total, used = pool_size(pool), counts[name]
         table.append(

@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import contextlib
 import cProfile
-import gc
 import itertools
 import json
 import resource
@@ -35,6 +34,7 @@ from bgp import conf
 from bgp import plan as bgp_plan
 from bgp.path import AdjRibOut
 from bgp.path import Desired as BgpDesired
+from bgp.rib import Settled
 from bgp.speaker import Loading
 from egress import plan as egress_plan
 from egress.entries import PodDevice
@@ -46,7 +46,7 @@ from routerd.agent.loop import Agent, Parts
 from routerd.agent.reconcile import Reconciler
 from routerd.cluster.assign import assign
 from routerd.cluster.ledger import Changes, Ledger
-from routerd.daemon.processes import Callback, OperatorStore
+from routerd.daemon.processes import Callback, OperatorStore, settle_memory
 from routerd.formats.published.whole import AllocationsWriter
 from routerd.model import Allocations, IPAddress, NodeReport, Peer, Refusal, ServiceAllocation, Snapshot
 from routerd.node.brake import Brake, Limits
@@ -199,11 +199,14 @@ class ModelSpeaker:
 
     def __init__(self) -> None:
         self.model = SpeakerModel()
+        self.forms: dict[IPAddress, Settled] = {}
 
     def set(self, desired: BgpDesired | None, *, complete: bool = True) -> None:
         if desired is not None:
             held = conf.digests(self.model.peers)
-            for action in bgp_plan.plan(desired, bgp_plan.Observed(held, self.model.tables)).actions:
+            for action in bgp_plan.plan(
+                desired, bgp_plan.Observed(held, self.model.tables), settled=self.forms
+            ).actions:
                 self.model.carry_out(action)
 
     async def settled(self, timeout: float) -> bool:
@@ -401,7 +404,7 @@ class Bench:
     done: Callable[[], int] | None = None
 
     async def measure(self, changes: Iterable[Change]) -> None:
-        settled_memory()
+        settle_memory()
         profile = cProfile.Profile() if self.result.profile else None
         for change in (each for each in changes if self.result.only in each.name):
             found = self.result.changes.setdefault(change.name, [])
@@ -446,12 +449,6 @@ def changes_of(size: Size, role: str, store: str) -> list[Change]:
         Change("a pod is added", lambda n: [size.pod(size.pods + size.nodes * n)]),
     ]
     return found[:2] if (role, store) == ("operator", "kubernetes") else found
-
-
-def settled_memory() -> None:
-    """As the daemons do once they are ready."""
-    gc.collect()
-    gc.freeze()
 
 
 def decided(size: Size) -> Allocations:

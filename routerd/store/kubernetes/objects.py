@@ -207,10 +207,14 @@ class Models(Generic[T]):
         """`said`: what is another now; None = nothing any more. `moved`: whether any came or went."""
         if not said:
             return
-        now = {**self.by_name, **{name: model for name, model in said.items() if model is not None}}
+        models = {name: model for name, model in said.items() if model is not None}
         if moved:
-            now = dict(zip(self._names, map(now.__getitem__, self._names), strict=True))
-        self.by_name = Renewed(now, self.by_name, said)
+            known = {**self.by_name, **models}
+            self.by_name = Renewed(
+                zip(self._names, map(known.__getitem__, self._names), strict=True), self.by_name, said
+            )
+        else:
+            self.by_name = self.by_name.but(models)
 
     def _read(self, stored: StoredObject | None) -> T | None:
         if stored is None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bgp import conf, plan, rib
-from bgp.path import Desired, Path, SpeakerPeer
+from bgp.path import Desired, IPAddress, Path, SpeakerPeer
 from tests.models.speaker import SpeakerModel
 
 A = SpeakerPeer(ip_address("10.0.0.2"), ip_address("10.0.0.1"), 64512, 65000, IPv4Address("10.0.0.1"))
@@ -181,6 +181,23 @@ def test_the_difference_is_the_plain_one(wanted: Desired, before: Desired) -> No
         assert found.announced == [taken for prefix, taken in table.items() if held.get(prefix) != taken]
         assert found.withdrawn == [prefix for prefix in held if prefix not in table]
         assert len(found.refusals) == len(rib_in) - len(table)
+
+
+@settings(max_examples=200)
+@given(st.lists(states(), min_size=1, max_size=4), st.data())
+def test_a_difference_after_others_is_the_one_that_is_made_anew(wanted: list[Desired], data: st.DataObject) -> None:
+    settled: dict[IPAddress, rib.Settled] = {}
+    model = SpeakerModel()
+    for state in (each for one in wanted for each in (one, one)):
+        held = model.observed()
+        planned = plan.plan(state, held, settled=settled)
+        assert planned == plan.plan(state, held)
+        for action in planned.actions[: data.draw(st.integers(0, len(planned.actions)))]:
+            model.carry_out(action)
+    again = model.observed()
+    copies = {peer: {prefix: replace(path) for prefix, path in table.items()} for peer, table in again.ribs.items()}
+    read_back = plan.Observed(again.digests, copies)
+    assert plan.plan(wanted[-1], read_back, settled=settled) == plan.plan(wanted[-1], read_back)
 
 
 def _until_reload(actions: tuple[plan.Action, ...]) -> list[plan.Action]:
