@@ -109,8 +109,9 @@ def _orders(orders: Iterable[Order]) -> list[dict[str, Any]]:
 
 def parse_orders(line: bytes) -> dict[IPAddress, Order]:
     """Raises ControlError."""
+    value = _object(line)
     try:
-        found = [_order(each) for each in _object(line)["sessions"]]
+        found = [_order(each) for each in value["sessions"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ControlError(f"these are no sessions: {error!r}") from error
     return {order.peer: order for order in found}

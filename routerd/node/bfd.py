@@ -75,7 +75,7 @@ def refusals(wanted: Orders, report: Report | None, trouble: str) -> Iterable[Re
         elif report.problem:
             yield Refusal(ref, "NoBFD", f"{report.problem} The session runs without BFD")
         elif (view := report.sessions.get(peer)) is not None and view.state != "up":
-            yield Refusal(ref, "BFDDown", f"BFD is {view.state}: {view.reason}: {_what_to_do(view)}")
+            yield Refusal(ref, "BFDDown", f"BFD is down: {view.reason}: {_what_to_do(view)}")
 
 
 def _what_to_do(view: View) -> str:

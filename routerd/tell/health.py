@@ -181,6 +181,8 @@ def _session(status: PeerStatus, messages: dict[str, str]) -> dict[str, Any]:
     view = status.view
     entry: dict[str, Any] = {"address": str(view.address), "state": view.session.state}
     entry |= {"name": status.name} if status.name else {}
+    if view.bfd is not None:  # what is between down and up comes and goes each second with a peer that is half reached
+        entry["bfd"] = "up" if view.bfd.state == "up" else "down"
     if view.up:
         return {**entry, "paths": view.session.announced}
     message = messages.get(entry["address"]) or view.session.last_reason or "no speaker is connected"

@@ -190,6 +190,8 @@ class Frr:
             "-z", str(INSIDE / "zserv.api"), "--vty_socket", str(INSIDE), "-P", "0", "--log", "stdout",
             *(["--bfdctl", str(INSIDE / "bfdd.sock")] if program == "bfdd" else []),
         ]  # fmt: skip
+        if program == "bfdd":
+            command = ["chrt", "-f", "10", *command]  # a router's BFD does not wait for a busy test machine
         mounts = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", _MOUNT, "sh", str(self._directory)]
         self._processes.append(self._namespace.popen([*mounts, *command], self._directory / f"{program}.log"))
         wait(lambda: self._answers(program), f"{program} answers")

@@ -187,6 +187,7 @@ async def test_a_killed_process_is_a_dead_node_and_the_next_one_comes_up(pair: P
 async def test_a_restart_of_the_process_flaps_nothing(pair: Pair) -> None:
     """Also where nobody is there to say again what is wanted."""
     async with with_paths(pair):
+        await pair.until(lambda: (v := pair.view()) and v.detection == 150_000, "fast")
         falls = pair.falls()
     established = [pair.stage.bgp.established(peer) for peer in ("t1", "t2")]
     pair.process.stop()

@@ -196,3 +196,20 @@ def test_a_bfd_process_that_is_killed_is_told_and_comes_back(node: WholeNode) ->
     os.kill(bfd, signal.SIGKILL)
     node.until(lambda: node.pid("bfd") != bfd and node.is_whole(), "the next process has everything up")
     assert any("the bfd process is gone" in line for line in node.events("bfd-lost"))
+
+
+def test_bfd_is_switched_on_and_off_and_made_slower_while_all_runs(node: WholeNode) -> None:
+    """Other intervals flap nothing; without `bfd` the ToR is told AdminDown, and the session goes on or comes back."""
+    manifest = node.config.parent / "manifests" / "cluster.yaml"
+    text, times = manifest.read_text(), node.stage.bgp.established("t2")
+    manifest.write_text(text.replace("interval: 50ms, multiplier: 3", "interval: 300ms, min-rx: 100ms, multiplier: 4"))
+    node.until(lambda: node.show("bfd")["fd09::2"]["interval_ms"] == 300, "slower")
+    node.until(lambda: node.show("bfd")["fd09::2"]["detection_ms"] == 300, "what comes is slower, too")
+    assert (node.states()[1], node.stage.bgp.established("t2")) == ("up", times)
+    manifest.write_text(text.replace(", bfd: {}", ""))
+    node.until(lambda: node.show("bfd").keys() == {"fd09::2"}, "one peer is watched")
+    node.until(lambda: node.stage.bgp.bfd().get("10.9.0.1") != "up", "the ToR knows")
+    node.until(
+        lambda: node.has_paths() and node.states("state") == ["up", "up"] and not node.reasons(), "paths all the same"
+    )
+    manifest.write_text(text)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bfd.control import View as Watched
 from bgp.session import PeerStatus as Session
 from egress.status import EgressStatus
 from routerd.model import Peer, Peering, Refusal, Snapshot
@@ -160,6 +161,15 @@ def test_a_session_that_is_down_says_why_and_announces_nothing() -> None:
     assert message("BGPEstablished", replace(WELL, peers=(down, session()))) == (
         "1 of 2 sessions are up; spine: hold timer expired"
     )
+
+
+def test_bfd_of_a_peer_is_told_as_up_or_down() -> None:
+    """Whoever goes between down and init each second writes nothing to the API server."""
+    for state, told in (("up", "up"), ("init", "down"), ("down", "down")):
+        watched = Watched(TOR, TOR, state, 5.0, 0, False, "up", 50_000, 150_000, "")
+        up = session()
+        found = health(replace(WELL, peers=(replace(up, view=replace(up.view, bfd=watched)),)))
+        assert found["peers"] == [{"address": "10.0.0.1", "name": "tor", "state": "up", "bfd": told, "paths": 2}]
 
 
 def test_an_error_of_the_past_is_not_told_of_a_session_that_is_up() -> None:
