@@ -36,6 +36,8 @@ SOCKET, FILE = "bfd.sock", "bfd.json"
 PRIORITY = 20  # of SCHED_FIFO: above everything that is ordinary, below what kernels run at 50
 PAUSE_TIMEOUT = 0.5  # seconds that peers have for their answer before a pause
 RETRY = 1.0  # seconds until a socket that could not be opened is tried again
+BATCHES = 16  # of datagrams in one turn: a flood must not keep us from sending
+REFUSED_PERIOD = 1.0  # seconds between reports for packets that were refused: whoever sends rubbish sends much
 LINE_LIMIT = 1 << 20  # bytes
 Log = Callable[..., None]
 """Called with level, name of the event, and fields."""
@@ -63,7 +65,7 @@ class Engine:
         self._senders: dict[int, tuple[IPAddress, socket.socket]] = {}  # by discriminator, with the local address
         self._silent: dict[int, float] = {}  # by discriminator: until when no sender is tried
         self._clients: set[asyncio.StreamWriter] = set()
-        self._told = Report()
+        self._told, self._told_at = Report(), 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._retry_at = 0.0
         self._problem = ""
@@ -152,12 +154,13 @@ class Engine:
         return Report(self._process, self._realtime, self._problem, dict(self._table.refused), views)
 
     def _tell(self) -> None:
-        """Everybody, if a session has changed."""
-        report = self._report()
-        if _stripped(report) == _stripped(self._told):
+        """Everybody, if a session has changed; and each second at most what was refused."""
+        report, now = self._report(), time.monotonic()
+        is_news = _stripped(report) != _stripped(self._told)
+        if not is_news and (report.refused == self._told.refused or now < self._told_at + REFUSED_PERIOD):
             return
         self._log_changes(self._told, report)
-        self._told = report
+        self._told, self._told_at = report, now
         line = control.report_line(report)
         for client in self._clients:
             if client.transport.get_write_buffer_size() > LINE_LIMIT:
@@ -181,7 +184,12 @@ class Engine:
     # --- packets
 
     def _turn(self) -> None:
-        """Sends what is due, tells what has changed, and sets the timer."""
+        """Takes what came, sends what is due, tells what has changed, and sets the timer.
+
+        What came goes first: a process that stood still must not take for silence what waits to be read.
+        """
+        for sock in self._listeners.values():
+            self._take(sock)
         self._send(self._table.advance(time.monotonic()))
         self._tidy()
         self._tell()
@@ -192,13 +200,14 @@ class Engine:
 
     def _take(self, sock: socket.socket) -> None:
         try:
-            found = received(sock)
+            for _ in range(BATCHES):
+                found = received(sock)
+                if not found:
+                    break
+                for each in found:
+                    self._send(self._table.receive(each.data, each.source, each.ttl, each.device, time.monotonic()))
         except OSError as error:
             self._log(logging.ERROR, "bfd-receive-failed", reason=str(error))
-            return
-        for each in found:
-            self._send(self._table.receive(each.data, each.source, each.ttl, each.device, time.monotonic()))
-        self._turn()
 
     def _send(self, packets: list[Send]) -> None:
         for each in packets:
@@ -263,7 +272,7 @@ class Engine:
                 self._retry_at = now + RETRY
                 continue
             self._listeners[version] = sock
-            self._loop.add_reader(sock, self._take, sock)
+            self._loop.add_reader(sock, self._turn)
 
     def _close(self) -> None:
         if self._timer is not None:

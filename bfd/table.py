@@ -132,7 +132,7 @@ class Table:
     # --- packets and time
 
     def receive(self, data: bytes, source: IPAddress, ttl: int, device: int, now: float) -> list[Send]:
-        """What is to be said at once to a datagram of port 3784."""
+        """The answer to a datagram of port 3784. Nobody's time runs out here: more datagrams may wait to be read."""
         packet = decode(data)
         if isinstance(packet, Malformed):
             return self._refuse(packet.reason)
@@ -143,8 +143,7 @@ class Table:
             return self._refuse(entry)
         session, wants_final = machine.receive(entry.session, packet, now, self._clock.chance(), device)
         self._keep(replace(entry, session=session))
-        final = [self._send(entry.order, session, machine.packet_of(session, final=True))] if wants_final else []
-        return [*final, *self.advance(now)]
+        return [self._send(entry.order, session, machine.packet_of(session, final=True))] if wants_final else []
 
     def _refuse(self, reason: str) -> list[Send]:
         self.refused[reason] += 1

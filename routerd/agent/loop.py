@@ -119,7 +119,10 @@ class Host(Protocol):
         """Addresses that new connections have come to since the last call; None = nobody looks any more."""
 
     def refusals(self) -> tuple[Refusal, ...]:
-        """The speaker's."""
+        """The speaker's, and those of BFD."""
+
+    def bfd_refused(self) -> Mapping[str, int]:
+        """Packets that BFD did not take, by reason."""
 
     def egress(self) -> EgressStatus:
         """Reads the datapath, which blocks: asked in a thread, as is `nat`."""
@@ -438,6 +441,7 @@ class Agent:
             store=self._host.store_status(),
             braked=self._brake.paths,
             drain=self._drains.departure,
+            bfd_refused=self._host.bfd_refused(),
             egress=self._egress.beside(self._state.egress),
         )
 

@@ -114,6 +114,10 @@ class Rooms:
         watched = self._bfd.refusals() if self._bfd is not None else ()
         return (*(refusal for refusal in down if refusal is not None), *watched, *paths)
 
+    def bfd_refused(self) -> Mapping[str, int]:
+        report = self._bfd.report if self._bfd is not None else None
+        return report.refused if report is not None else {}
+
     def egress(self) -> EgressStatus:
         return self._egress.status() if self._egress is not None else EgressStatus()
 

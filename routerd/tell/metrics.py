@@ -113,8 +113,8 @@ def _bgp(peers: tuple[PeerStatus, ...]) -> Iterator[Metric]:
     )
 
 
-def _bfd(peers: tuple[PeerStatus, ...]) -> Iterator[Metric]:
-    watched = [(peer.label, peer.view.bfd) for peer in peers if peer.view.bfd is not None]
+def _bfd(status: AgentStatus) -> Iterator[Metric]:
+    watched = [(peer.label, peer.view.bfd) for peer in status.peers if peer.view.bfd is not None]
     label = ("peer",)
     up = [((name,), float(bfd.state == "up")) for name, bfd in watched]
     yield _gauge("routerd_bfd_session_up", "1 if the BFD session of the peer is up.", label, up)
@@ -123,6 +123,9 @@ def _bfd(peers: tuple[PeerStatus, ...]) -> Iterator[Metric]:
     detection = [((name,), bfd.detection / 1e6) for name, bfd in watched]
     text = "Time without a packet after which the peer is taken for dead, as agreed; 0 while it is unknown."
     yield _gauge("routerd_bfd_detection_seconds", text, label, detection)
+    refused = [((reason,), float(count)) for reason, count in sorted(status.bfd_refused.items())]
+    text = "Packets to the port of BFD that were no session's, by reason."
+    yield _counter("routerd_bfd_refused_packets", text, ("reason",), refused)
 
 
 def _egress(status: EgressStatus) -> Iterator[Metric]:
@@ -241,7 +244,7 @@ def families(status: AgentStatus) -> Iterator[Metric]:
     yield from _agent(status)
     yield from _rounds(status.rounds)
     yield from _bgp(status.peers)
-    yield from _bfd(status.peers)
+    yield from _bfd(status)
     yield from _brake(status)
     yield from _drain(status)
     yield from _egress(status.egress)

@@ -6,6 +6,7 @@ Pure. It bears no password, key or other secret; what is not known yet is None o
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 from egress.status import EgressStatus
@@ -80,6 +81,7 @@ class AgentStatus:
     generation: int | None = None  # of the allocations that this node has applied
     braked: int = 0  # paths whose withdrawal the brake holds
     drain: Departure = field(default_factory=Departure)
+    bfd_refused: Mapping[str, int] = field(default_factory=dict)  # packets that BFD did not take, by reason
     egress: EgressStatus = field(default_factory=EgressStatus)
 
     @property
@@ -130,6 +132,7 @@ def as_json(status: AgentStatus) -> dict[str, object]:
         "store": asdict(status.store) if status.store else None,
         "braked": status.braked,
         "drain": asdict(status.drain),
+        "bfd_refused": dict(status.bfd_refused),
     }
 
 

@@ -229,6 +229,31 @@ async def test_what_is_not_wanted_any_more_is_told_as_such(pair: Pair) -> None:
         await pair.until(pair.is_up, "BFD up again")
 
 
+FLOOD = """
+import os, random, socket
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, {ttl})
+sock.bind(("10.9.0.2", 0))
+for _ in range({count}):
+    sock.sendto({data}, ("10.9.0.1", 3784))
+"""
+
+
+@story
+async def test_rubbish_and_forged_packets_end_nothing_and_are_counted(pair: Pair) -> None:
+    """From the peer's own address: a flood of noise, a guess at the session, and packets from further away."""
+    async with with_paths(pair):
+        falls = pair.falls()
+        guessed = 'bytes.fromhex("20400318") + os.urandom(8) + bytes.fromhex("000f424000000000000f4240")[:12]'
+        far = 'bytes.fromhex("20400318000000010000000000 0f42400000c35000000000".replace(" ", ""))'
+        for data, ttl in (("os.urandom(random.randrange(60))", 255), (guessed, 255), (far, 254)):
+            text = FLOOD.format(ttl=ttl, count=5000, data=data)
+            await asyncio.to_thread(pair.stage.tor.run, [sys.executable, "-c", text])
+        wanted = {"truncated", "version", "unknown-session", "ttl"}
+        await pair.until(lambda: (r := pair.client.report) and wanted <= r.refused.keys(), "counted")
+        assert pair.falls() == falls
+
+
 def test_a_port_that_another_program_has_is_told(pair: Pair) -> None:
     async def told() -> None:
         other = pair.stage.node.popen(

@@ -74,6 +74,9 @@ class Here:
     def refusals(self) -> tuple[Refusal, ...]:
         return ()
 
+    def bfd_refused(self) -> Mapping[str, int]:
+        return {"ttl": 3}
+
     def egress(self) -> EgressStatus:
         return EgressStatus(True, 0, 1, 100, {"translated": 9}, {"no gateway": 3})
 

@@ -248,6 +248,21 @@ def test_packets_that_are_not_the_session_s_are_counted_and_change_nothing() -> 
     assert refusals(wire, replace(named, multiplier=0)) == {"multiplier-zero": 1}
 
 
+def test_a_process_that_stood_still_hears_what_waits_before_it_takes_anybody_for_dead() -> None:
+    """Packets of one peer let nobody else's time run out, and its own only if nothing came."""
+    wire = up()
+    wire.tables[B].order({}, wire.now)
+    number = wire.session(A).discriminator
+    stale = Packet(State.UP, 3, wire.session(A).remote.discriminator, number, 50_000, 50_000)
+    wire.now += 1.0
+    other = Packet(State.DOWN, 3, 5, 77)
+    assert wire.tables[A].receive(encode(other), B, 255, 1, wire.now) == []
+    assert wire.session(A).state == State.UP
+    wire.tables[A].receive(encode(stale), B, 255, 1, wire.now)
+    wire.tables[A].advance(wire.now)
+    assert wire.session(A).state == State.UP
+
+
 def test_an_address_that_moves_makes_another_session() -> None:
     wire = up()
     number = wire.session(A).discriminator

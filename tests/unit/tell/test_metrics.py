@@ -42,6 +42,7 @@ BFD = Watched(
 FULL = AgentStatus(
     node="a",
     version="0.1.0",
+    bfd_refused={"ttl": 3},
     rounds=Rounds().after(0.02).after(0.2, error="egress: map is full"),
     peers=(
         PeerStatus("tor", PeerView(ip_address("10.0.0.1"), Session("up", flaps=2, announced=3), bfd=BFD), desired=4),
