@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from bfd.table import Order
@@ -22,7 +23,7 @@ from egress.policy import (
     unsupported,
 )
 from egress.policy import Desired as EgressDesired
-from routerd.memo import Last, by_identity, differing
+from routerd.memo import Derived, Last, by_identity, differing
 from routerd.model import (
     NAMESPACE_NAME_LABEL,
     OF_PORTS,
@@ -171,9 +172,19 @@ class Kept:
     known: Known = field(default_factory=Known)
     announced: announce.Kept = field(default_factory=announce.Kept)
     steering: Steering = field(default_factory=Steering)
+    scheduled: tuple[str, Derived[Pod, str, Pod]] = field(
+        default_factory=lambda: ("", Derived(lambda pod: None))
+    )  # of which node
     policy_groups: Last[tuple[dict[str, int], tuple[Refusal, ...]]] = field(default_factory=Last)
     groups: Last[tuple[dict[int, Group], tuple[Refusal, ...]]] = field(default_factory=Last)
     tunnel_endpoints: Last[frozenset[IPAddress]] = field(default_factory=Last)
+
+    def scheduled_on(self, node: str, pods: Mapping[str, Pod]) -> list[Pod]:
+        """Pods of the node that may be steered, sorted by their names."""
+        if self.scheduled[0] != node:
+            self.scheduled = node, Derived(partial(_scheduled_on, node))
+        found = self.scheduled[1](pods)
+        return [found[key] for key in sorted(found)]
 
 
 def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts, kept: Kept | None = None) -> NodeState:
@@ -238,7 +249,7 @@ def egress_state(
     here = nodes.get(settings.node)
     if here is None:
         return None, ()
-    scheduled = [pod for pod in pods.values() if pod.node == here.name and may_be_steered(pod)]
+    scheduled = kept.scheduled_on(here.name, pods)
     pods_here = [pod for pod in scheduled if is_steered(pod)]
     steered, pod_refusals = kept.steering.steer(scheduled, policies, here, namespaces)
     of_groups = Allocations(groups=allocations.groups, refusals=allocations.refusals)
@@ -264,6 +275,10 @@ def _no_tunnel_endpoint(here: Node) -> Iterator[Refusal]:
     if here.tunnel_endpoint is None:
         message = "the node has no IPv4 address to be its tunnel endpoint: what policies cover is dropped here"
         yield Refusal(here.ref, "NoTunnelEndpoint", message)
+
+
+def _scheduled_on(node: str, pod: Pod) -> tuple[str, Pod] | None:
+    return (pod.key, pod) if pod.node == node and may_be_steered(pod) else None
 
 
 def _tunnel_endpoints(nodes: Mapping[str, Node]) -> frozenset[IPAddress]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
+from typing import Any, TypeVar
 
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.legacy_bgp.peers import without_place
 from routerd.formats.objects import Entry, Loaded
+from routerd.memo import PerObject, Renewed, by_identity, differing
 from routerd.model import (
     AddressPool,
     Allocations,
@@ -100,6 +102,102 @@ def merge(
         refusals=tuple(sorted(all_refusals, key=lambda one: one.order)),
         service_cidrs=service_cidrs,
     )
+
+
+MANY: Mapping[type[Any], tuple[str, Callable[[Any], str]]] = {
+    Node: ("nodes", attrgetter("name")),
+    Namespace: ("namespaces", attrgetter("name")),
+    Pod: ("pods", attrgetter("key")),
+    Service: ("services", attrgetter("key")),
+    EndpointSlice: ("endpoint_slices", lambda each: f"{each.namespace}/{each.name}"),
+}
+"""Kinds of which there are many: their part of the snapshot, and an object's name there."""
+Objects = Mapping[str, Mapping[str, Any]]  # by part, then by name
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """What one file says, apart. `many` None = it says something twice."""
+
+    few: Loaded
+    many: Objects | None
+
+
+class Merger:
+    """Merges again and again, while only a few files change. Kept from time to time (`routerd.memo`).
+
+    Parts of which there are many are those of the last time, with what files say that are others. While an object is
+    there twice, everything is merged anew. The order of objects within a part is nobody's.
+    """
+
+    def __init__(self) -> None:
+        self._split: PerObject[Loaded, _Split] = PerObject(_split)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._files: Mapping[int, _Split] = {}  # by identity
+        self._parts: dict[str, Renewed[str, Any]] = {part: Renewed() for part, _ in MANY.values()}
+        self._slices: tuple[Mapping[str, EndpointSlice], tuple[EndpointSlice, ...]] = ({}, ())
+
+    def merge(
+        self,
+        files: Iterable[Loaded],
+        *,
+        allocations: Allocations | None,
+        refusals: tuple[Refusal, ...] = (),
+        service_cidrs: tuple[IPNetwork, ...] = (),
+        seen: Collection[str] = (),
+    ) -> Snapshot:
+        """As `merge`."""
+        files = tuple(files)
+        splits = self._split(files)
+        if not self._take(splits):
+            self._begin()
+            return merge(files, allocations=allocations, refusals=refusals, service_cidrs=service_cidrs, seen=seen)
+        few = [each.few for each in splits]
+        merged = merge(few, allocations=allocations, refusals=refusals, service_cidrs=service_cidrs, seen=seen)
+        slices = self._parts["endpoint_slices"]
+        if self._slices[0] is not slices:
+            self._slices = slices, tuple(slices.values())
+        parts: dict[str, Any] = {**self._parts, "endpoint_slices": self._slices[1]}
+        return replace(merged, **parts)
+
+    def _take(self, splits: Iterable[_Split]) -> bool:
+        """Whether every object is there once."""
+        before, self._files = self._files, by_identity(splits)
+        put, gone = differing(before, self._files)
+        left: dict[str, set[str]] = {part: set() for part in self._parts}
+        come: dict[str, dict[str, Any]] = {part: {} for part in self._parts}
+        for part, names in (pair for number in gone for pair in (before[number].many or {}).items()):
+            left[part].update(names)
+        for many in (self._files[number].many for number in put):
+            if many is None:
+                return False
+            for part, objects in many.items():
+                there = self._parts[part].keys() & objects.keys()
+                if there - left[part] or come[part].keys() & objects.keys():
+                    return False
+                come[part].update(objects)
+        for part, kept in self._parts.items():
+            changed = {name: each for name, each in come[part].items() if kept.get(name) != each}
+            lost = left[part] - come[part].keys()
+            if changed or lost:
+                self._parts[part] = kept.but(changed, lost)
+        return True
+
+
+def _split(file: Loaded) -> _Split:
+    found: dict[str, dict[str, Any]] = {}
+    few, count = [], 0
+    for entry in file.entries:
+        if type(entry.object) not in MANY:
+            few.append(entry)
+            continue
+        part, name_of = MANY[type(entry.object)]
+        found.setdefault(part, {})[name_of(entry.object)] = entry.object
+        count += 1
+    is_unique = sum(map(len, found.values())) == count
+    return _Split(replace(file, entries=tuple(few)), found if is_unique else None)
 
 
 def _unique(entries: Iterable[Entry]) -> tuple[list[Entry], list[Refusal]]:

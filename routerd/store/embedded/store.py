@@ -23,7 +23,7 @@ from routerd.refs import FILE, Ref
 from routerd.store.embedded.disk import FileState, refresh, stamp, write_atomically
 from routerd.store.embedded.manifests import GRACE, Manifests
 from routerd.store.embedded.published import PublishedFile
-from routerd.store.merge import merge
+from routerd.store.merge import Merger
 from routerd.store.mistakes import refusal_of
 
 DEBOUNCE = 20  # milliseconds that changes are gathered at most
@@ -61,6 +61,7 @@ class FileStore:
         self._on_change = on_change
         self._reports: dict[Path, FileState[NodeReport]] = {}
         self._told: FileState[NodeReport] | None = None  # what we have written; None = to be read
+        self._merger = Merger()
         self._seen: frozenset[str] = frozenset()  # keys of policies
         self._own = threading.Lock()  # our own files: written in the loop, read in the thread
         self._looking = asyncio.Lock()
@@ -272,7 +273,7 @@ class FileStore:
         refusals = tuple(self._faults())
         if not self._manifests.is_synced:
             return Snapshot(refusals=refusals, service_cidrs=self._service_cidrs)
-        merged = merge(
+        merged = self._merger.merge(
             self._manifests.loaded(),
             allocations=self._published.state.good,
             refusals=refusals,

@@ -1,9 +1,14 @@
 """Objects of many files: what is there twice or overlaps is refused, the rest goes on."""
 
+from dataclasses import replace
 from ipaddress import ip_network
 
-from routerd.model import Snapshot
-from routerd.store.merge import merge
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routerd.formats.objects import Loaded
+from routerd.model import EndpointSlice, Snapshot
+from routerd.store.merge import Merger, merge
 from tests.models.manifests import read_text
 
 POOL = "apiVersion: routerd.io/v1alpha1\nkind: AddressPool\nmetadata: {{name: {0}}}\nspec: {{blocks: [{1}]}}\n"
@@ -95,3 +100,49 @@ def test_pools_of_metallb_and_of_ours_are_one_set_and_refused_by_their_own_names
         "IPAddressPool/m/b Conflicting: 2.yaml:1: 192.0.2.7/32 overlaps with 192.0.2.0/24 of pool a (0.yaml:1); pool b "
         "is not used",
     ]
+
+
+KINDS = {
+    "Pod": "apiVersion: v1\nkind: Pod\nmetadata: {{name: {0}, labels: {{l: {1}}}}}\n",
+    "Service": "apiVersion: v1\nkind: Service\nmetadata: {{name: {0}, labels: {{l: {1}}}}}\nspec: {{type: {1}}}\n",
+    "Node": "apiVersion: v1\nkind: Node\nmetadata: {{name: {0}, labels: {{l: {1}}}}}\n",
+    "Namespace": "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {0}, labels: {{l: {1}}}}}\n",
+    "EndpointSlice": "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n"
+    "metadata: {{name: {0}, labels: {{kubernetes.io/service-name: {1}}}}}\nendpoints: []\n",
+    "AddressPool": POOL.replace("{1}", "192.0.2.0/24"),
+}
+DOCUMENTS = st.builds(
+    lambda kind, name, word: KINDS[kind].format(name, word),
+    st.sampled_from(sorted(KINDS)), st.sampled_from("abc"), st.sampled_from(["LoadBalancer", "ClusterIP"]),
+)  # fmt: skip
+WRITES = st.lists(
+    st.tuples(st.sampled_from("xyz"), st.one_of(st.none(), st.lists(DOCUMENTS, max_size=3))), min_size=1, max_size=8
+)
+
+
+def in_any_order(snapshot: Snapshot) -> tuple[Snapshot, list[EndpointSlice]]:
+    slices = sorted(snapshot.endpoint_slices or (), key=lambda each: (each.namespace, each.name))
+    return replace(snapshot, endpoint_slices=()), slices
+
+
+@given(WRITES)
+def test_files_that_are_merged_again_come_to_what_they_are_merged_to_anew(
+    writes: list[tuple[str, list[str] | None]],
+) -> None:
+    merger, files = Merger(), dict[str, Loaded]()
+    for name, documents in writes:
+        if documents is None:
+            files.pop(name, None)
+        else:
+            files[name] = read_text("---\n".join(documents), f"{name}.yaml")
+        loaded = [files[each] for each in sorted(files)]
+        found = merger.merge(loaded, allocations=None)
+        before = {part: dict(each) for part, each in vars_of(found).items()}
+        assert in_any_order(found) == in_any_order(merge(loaded, allocations=None))
+        again = merger.merge(loaded, allocations=None)
+        assert found.services is again.services or len(found.refusals) > 0
+        assert vars_of(found) == before  # what was given out stays as it was
+
+
+def vars_of(snapshot: Snapshot) -> dict[str, dict[str, object]]:
+    return {"pods": {**(snapshot.pods or {})}, "services": {**(snapshot.services or {})}}
