@@ -8,13 +8,14 @@
 #   make wheel   dist/routerd-VERSION-py3-none-any.whl, the eBPF object inside: what hosts install
 #   make chaos   kills at random moments under churn (KILLS=50, SEED=…)
 #   make bench   benchmarks                                           make lock        renews requirements/*.txt
+#   make bench-packets, bench-egress   the egress datapath: ns per packet; throughput beside nftables (FAMILY=6, ROUNDS=…)
 #   make image   the container image, by docker or buildah (IMAGE=name:tag, IMAGE_FLAGS= more options for either)
 
 SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: setup kernel check test chaos demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-ports bench-rounds lock image bpf wheel clean
+.PHONY: setup kernel check test chaos demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-ports bench-rounds bench-packets bench-egress lock image bpf wheel clean
 
 setup:
 	@tools/setup
@@ -69,6 +70,12 @@ bench-ports: setup
 
 bench-rounds: setup
 	@$(PY) -m tests.bench.rounds
+
+bench-packets: setup
+	@$(PY) -m tests.bench.packets $(if $(FAMILY),--family $(FAMILY)) $(if $(ROUNDS),--rounds $(ROUNDS))
+
+bench-egress: setup
+	@$(PY) -m tests.bench.egress $(if $(FAMILY),--family $(FAMILY)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(POLICIES),--policies $(POLICIES))
 
 lock: setup
 	@$(VENV)/bin/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate -q -o requirements/runtime.txt

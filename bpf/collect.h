@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Collection of idle state, in the kernel: user space only starts a round. Forward mappings go by their
- * time-outs; reverse ones go when their forward half has been missing for the grace period, looked up again
- * at that moment.
+/* Collection of idle state, in the kernel: user space only starts a round. Flows go by their time-outs, and
+ * take their port to its rest; ports go a round after they have rested, so that nobody still writes them.
  */
 #ifndef ROUTERD_COLLECT_H
 #define ROUTERD_COLLECT_H
 
-#include "nat.h"
+#include "flows.h"
 
 struct bpf_map; /* the callbacks get it and do not look at it */
 
@@ -16,20 +15,25 @@ struct round {
 	__u64 time;
 };
 
+static __always_inline bool is_of_icmp(__u8 protocol)
+{
+	return protocol == IPPROTO_ICMP || protocol == PROTOCOL_ICMP6;
+}
+
 static __always_inline __u64 idle_limit(const struct settings *settings, __u8 protocol, __u8 seen_out,
 					__u8 seen_in)
 {
 	__u8 either = seen_out | seen_in;
 	__u32 seconds = settings->udp_seconds;
 
-	if (protocol == IPPROTO_ICMP)
+	if (is_of_icmp(protocol))
 		seconds = settings->icmp_seconds;
 	if (protocol == IPPROTO_TCP) {
 		seconds = settings->tcp_established_seconds;
 		if (!seen_in || !seen_out ||
 		    (either & SEEN_RST)) /* RFC 7857, section 2.2: 4 minutes after RST */
 			seconds = settings->tcp_opening_seconds;
-		if (seen_out & seen_in & SEEN_FIN)
+		if ((seen_out & seen_in & SEEN_FIN) || (seen_out & SEEN_END))
 			seconds = settings->tcp_closing_seconds;
 	}
 	return seconds * NS_PER_SECOND;
@@ -40,86 +44,83 @@ static __always_inline bool is_idle(const struct round *round, __u64 last_seen, 
 	return round->time > last_seen && round->time - last_seen > limit;
 }
 
+/* A mapping that timed out leaves nothing at the remote but with TCP. */
+static __always_inline __u64 rest_of_idle(__u8 protocol, __u8 seen_out, __u8 seen_in)
+{
+	return protocol == IPPROTO_TCP ? rest_after(seen_out, seen_in) : 0;
+}
+
 static long collect_flow(struct bpf_map *map, const void *raw_key, void *raw_value, void *context)
 {
-	const struct flow_key *key = raw_key;
+	struct flow_key key = *(const struct flow_key *)raw_key;
 	struct flow_value *value = raw_value;
 	struct round *round = context;
-
-	if (is_idle(round, value->last_seen,
-		    idle_limit(round->settings, key->protocol, value->seen_out, value->seen_in))) {
-		struct flow_key copy = *key;
-
-		bpf_map_delete_elem(&flows, &copy);
-		round->result->flows++;
-	} else {
-		round->result->flows_live++;
-	}
-	return 0;
-}
-
-static long collect_mapping(struct bpf_map *map, const void *raw_key, void *raw_value, void *context)
-{
-	const struct nat_key *key = raw_key;
-	struct nat_value *value = raw_value;
-	struct round *round = context;
-	struct reverse_value *back = reverse_of(key, value);
+	struct reverse_value *port = value->group ? own_port(&key, value) : NULL;
 	__u64 last_seen = value->last_seen;
-	__u8 seen_in = 0;
+	__u8 seen_in = value->seen_in;
+	bool lost = value->group && !port;
 
-	if (back) {
-		seen_in = back->seen_in;
-		if (back->last_seen > last_seen)
-			last_seen = back->last_seen;
+	if (port) {
+		seen_in = port->seen_in;
+		if (port->last_seen > last_seen)
+			last_seen = port->last_seen;
 	}
-	if (!back ||
-	    is_idle(round, last_seen, idle_limit(round->settings, key->protocol, value->seen_out, seen_in))) {
-		struct nat_key copy = *key;
-
-		bpf_map_delete_elem(&nat, &copy);
-		round->result->mappings++;
-	} else {
-		round->result->mappings_live++;
+	if (!lost &&
+	    !is_idle(round, last_seen, idle_limit(round->settings, key.protocol, value->seen_out, seen_in))) {
+		round->result->flows_live++;
+		return 0;
 	}
+	if (port)
+		rest(port, value->id, rest_of_idle(key.protocol, value->seen_out, seen_in));
+	bpf_map_delete_elem(&flows, &key);
+	round->result->flows++;
 	return 0;
 }
 
-static __always_inline bool has_forward(const struct reverse_key *key, const struct reverse_value *value)
+static __always_inline bool has_flow(const struct reverse_key *key, const struct reverse_value *value)
 {
-	struct nat_key forward_key = {
-	    .pod = value->pod,
-	    .remote = key->remote,
-	    .group = value->group,
-	    .pod_port = value->pod_port,
-	    .remote_port = key->remote_port,
-	    .protocol = key->protocol,
-	};
-	struct nat_value *forward = bpf_map_lookup_elem(&nat, &forward_key);
+	struct flow_key flow_key = flow_of(key, value);
+	struct flow_value *flow = bpf_map_lookup_elem(&flows, &flow_key);
 
-	return forward && forward->egress_port == key->egress_port &&
-	       ip_equal(&forward->egress_ip, &key->egress_ip);
+	return flow && is_owned_by(value, flow->id);
 }
 
-static long collect_reverse(struct bpf_map *map, const void *raw_key, void *raw_value, void *context)
+static __always_inline void count_port(const struct round *round, const struct reverse_key *key)
 {
-	const struct reverse_key *key = raw_key;
+	struct granule_key granule = {.egress_ip = key->egress_ip,
+				      .granule = bpf_ntohs(key->egress_port) >> GRANULE_SHIFT};
+	struct granule_use first = {.round = round->time, .ports = 1};
+	struct granule_use *use = bpf_map_lookup_elem(&granules, &granule);
+
+	if (use && use->round == round->time)
+		use->ports++;
+	else
+		bpf_map_update_elem(&granules, &granule, &first, BPF_ANY);
+}
+
+static long collect_port(struct bpf_map *map, const void *raw_key, void *raw_value, void *context)
+{
+	struct reverse_key key = *(const struct reverse_key *)raw_key;
 	struct reverse_value *value = raw_value;
 	struct round *round = context;
+	__u64 owner = value->owner, id = owner & OWNER_ID;
 
-	if (has_forward(key, value)) {
-		value->orphaned = 0;
-		round->result->reverses_live++;
-	} else if (!value->orphaned) {
-		value->orphaned = round->time;
-		round->result->reverses_live++;
-	} else if (round->time - value->orphaned >= round->settings->orphan_seconds * NS_PER_SECOND) {
-		struct reverse_key copy = *key;
-
-		bpf_map_delete_elem(&reverse, &copy);
-		round->result->reverses++;
-	} else {
-		round->result->reverses_live++;
+	if (owner_state(owner) == OWNER_DYING) {
+		bpf_map_delete_elem(&reverse, &key);
+		round->result->ports++;
+		return 0;
 	}
+	count_port(round, &key);
+	if (owner_state(owner) == OWNER_RESTING) {
+		if (value->rests_until <= now()) /* flows of this very round have set it */
+			swap_owner(value, owner, OWNER_DYING | id);
+		round->result->ports_resting++;
+		return 0;
+	}
+	/* A flow is recorded after its port: one without is on its way, or was purged with its pod. */
+	if (!has_flow(&key, value) && is_idle(round, value->last_seen, NS_PER_SECOND))
+		rest(value, id, key.protocol == IPPROTO_TCP ? REST_REMOTE_FIRST : 0);
+	round->result->ports_live++;
 	return 0;
 }
 

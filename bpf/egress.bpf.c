@@ -1,46 +1,47 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* The egress datapath.
  *
- *   pod -- from_pod -- VXLAN, VNI = group -- from_tunnel (SNAT) -- uplink -- world
- *   pod -- to_pod   -- VXLAN              -- from_uplink (reverse NAT) ------'
+ *   pod -- from_pod (SNAT, the node's ports) -- VXLAN, VNI = group -- from_tunnel (its sender's port?)
+ *    |                                                                     |
+ *    |                                                                  uplink -- world
+ *    |                                                                     |
+ *    '---- from_tunnel (reverse NAT) ------------ VXLAN, back ------ from_uplink (port -> node)
+ *
+ * All state of a flow is on the pod's own node; gateways keep none, so any gateway of a group carries any
+ * packet of it, out and back.
  *
  * What is not ours goes on to the next program and the host's stack; what is ours leaves by a redirect or is
  * dropped with a counted reason. A selected pod's packet never falls back to the host's stack with a source
  * of its own.
  */
 #include "collect.h"
-#include "source.h"
+#include "gateway.h"
 
 SEC("tc")
 int from_tunnel(struct __sk_buff *skb)
 {
 	struct settings *config = read_settings();
-	struct bpf_tunnel_key key = {};
-	struct local_pod *pod;
 	struct packet packet;
 	enum parsed parsed;
-	struct ip node;
+	struct ip endpoint;
+	__u16 sender;
+	__u32 vni;
 
-	if (!config || bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
+	if (!config)
 		return drop(skb, TUNNEL_ERROR);
-	node = ip_from_v4(bpf_htonl(key.remote_ipv4));
-	if (!is_node(&node))
+	sender = tunnel_sender(skb, &vni, &endpoint);
+	if (sender == NO_NODE)
 		return drop(skb, UNKNOWN_NODE);
 	parsed = parse(skb, &packet);
-	pod = bpf_map_lookup_elem(&local_pods, &packet.destination);
-	if (pod && (parsed == PARSED_FLOW || parsed == PARSED_ICMP_ERROR))
-		return deliver_answer(skb, &packet, parsed, pod, key.tunnel_id, &node);
 	if (parsed == PARSED_MALFORMED)
 		return drop(skb, MALFORMED);
 	if (parsed == PARSED_FRAGMENT)
 		return drop(skb, FRAGMENT);
-	if (!may_begin(parsed, &packet))
+	if (parsed != PARSED_FLOW && parsed != PARSED_ICMP_ERROR)
 		return drop(skb, UNSUPPORTED_PROTOCOL);
-	if (is_inside(&packet.destination)) /* a reply whose pod has gone */
-		return drop(skb, UNKNOWN_POD);
-	if (is_nowhere(&packet.destination))
-		return drop(skb, BOGUS_DESTINATION);
-	return translate(skb, &packet, config, key.tunnel_id, &node);
+	if (vni & VNI_BACK)
+		return return_to_pod(skb, &packet, parsed, config, sender);
+	return forward(skb, &packet, parsed, config, sender, &endpoint);
 }
 
 SEC("tc")
@@ -48,42 +49,16 @@ int from_uplink(struct __sk_buff *skb)
 {
 	struct settings *config = read_settings();
 	struct egress_ip_value *address;
-	struct reverse_value *mapping;
 	struct packet packet;
-	struct flow_key flow;
 	enum parsed parsed;
-	struct ip pod, node;
 
 	parsed = parse(skb, &packet);
-	if (!config || is_tagged(skb) || parsed == PARSED_NOT_IPV4 || parsed == PARSED_MALFORMED)
+	if (!config || is_tagged(skb) || parsed == PARSED_NOT_IP || parsed == PARSED_MALFORMED)
 		return NEXT; /* a tagged frame is for a device on top of this one */
 	address = bpf_map_lookup_elem(&egress_ips, &packet.destination);
 	if (!address)
 		return NEXT;
-	if (parsed == PARSED_FRAGMENT)
-		return not_ours(skb, address, FRAGMENT);
-	if (parsed == PARSED_ICMP_ERROR)
-		return reverse_icmp_error(skb, &packet, config, address);
-	if (parsed != PARSED_FLOW)
-		return not_ours(skb, address, UNSUPPORTED_PROTOCOL);
-	mapping = find_reverse(&packet.destination, &packet.source, packet.destination_port,
-			       packet.source_port, packet.protocol);
-	if (!mapping)
-		return not_ours(skb, address, NO_MAPPING);
-	if (packet.ttl <= 1)
-		return drop(skb, TTL_EXPIRED);
-	refresh(&mapping->last_seen, &mapping->seen_in, seen_of(&packet));
-	node = mapping->node;
-	if (!ip_is_none(&node) && exceeds_tunnel(skb, &packet, config))
-		return refuse_too_big(skb, &packet, config);
-	pod = mapping->pod;
-	if (rewrite_side(skb, &packet, SIDE_DESTINATION, &pod, mapping->pod_port) ||
-	    decrement_ttl(skb, &packet))
-		return drop(skb, REWRITE_ERROR);
-	packet.destination = pod;
-	packet.destination_port = mapping->pod_port;
-	flow = flow_to_pod(&packet);
-	return return_to_pod(skb, &packet, config, mapping, &flow);
+	return hand_back(skb, &packet, parsed, config, address);
 }
 
 SEC("tc")
@@ -101,28 +76,36 @@ int from_pod(struct __sk_buff *skb)
 	if (is_tagged(skb))
 		return drop_if_strict(skb, VLAN_TAGGED);
 	parsed = parse(skb, &packet);
-	if (!config || parsed == PARSED_NOT_IPV4)
+	if (!config || parsed == PARSED_NOT_IP)
 		return NEXT;
 	if (parsed == PARSED_MALFORMED)
 		return drop_if_strict(skb, MALFORMED);
+	if (stays_on_link(&packet))
+		return NEXT;
 	if (parsed == PARSED_FLOW && forges_tunnel(&packet, config))
 		return drop(skb, TUNNEL_PORT);
+	key = flow_from_pod(&packet, skb->ifindex);
+	flow = parsed == PARSED_FLOW ? bpf_map_lookup_elem(&flows, &key) : NULL;
+	if (flow) {
+		verdict = reopens(&key, flow, &packet) ? BEGIN_ANEW : continue_flow(skb, &packet, &key, flow);
+		if (verdict == SEND_OUT)
+			goto send;
+		if (verdict != BEGIN_ANEW)
+			return verdict;
+		end_flow(&key, flow);
+	}
 	pod_key.address = packet.source;
 	pod = bpf_map_lookup_elem(&pods, &pod_key);
 	if (!pod)
 		return drop_if_strict(skb, SPOOFED_SOURCE);
 	if (is_inside(&packet.destination))
 		return NEXT;
-	key = flow_from_pod(&packet);
-	flow = parsed == PARSED_FLOW ? bpf_map_lookup_elem(&flows, &key) : NULL;
-	if (flow && !has_ended(flow, &packet)) {
-		verdict = continue_flow(skb, &packet, config, flow);
-		if (verdict != GROUP_GONE)
-			return verdict;
-	}
-	if (flow)
-		bpf_map_delete_elem(&flows, &key);
-	return begin_flow(skb, &packet, parsed, config, pod->policy_set);
+	verdict = parsed == PARSED_ICMP_ERROR ? report_error(skb, &packet, pod->policy_set, &flow)
+					      : begin_flow(skb, &packet, parsed, &key, pod, &flow);
+	if (verdict != SEND_OUT)
+		return verdict;
+send:
+	return send_out(skb, &packet, parsed, config, flow);
 }
 
 /* Flows begun from outside the cluster are recorded, so that the selected pod's answers go back the way they
@@ -139,21 +122,20 @@ int to_pod(struct __sk_buff *skb)
 
 	if (parse(skb, &packet) != PARSED_FLOW)
 		return NEXT;
-	pod_key.address = packet.destination;
-	pod = bpf_map_lookup_elem(&pods, &pod_key);
-	if (!pod || is_inside(&packet.source))
-		return NEXT;
-	key = flow_to_pod(&packet);
+	key = flow_to_pod(&packet, skb->ifindex);
 	flow = bpf_map_lookup_elem(&flows, &key);
-	if (flow && has_ended(flow, &packet)) {
-		bpf_map_delete_elem(&flows, &key);
-		flow = NULL;
-	}
-	if (flow) {
+	if (flow && flow->group)
+		return NEXT; /* an answer that was translated here */
+	if (flow && !(opens_connection(&packet) && (((flow->seen_out | flow->seen_in) & SEEN_RST) ||
+						    (flow->seen_out & flow->seen_in & SEEN_FIN)))) {
 		refresh(&flow->last_seen, &flow->seen_in, seen_of(&packet));
 		return NEXT;
 	}
-	if (!pod->policy_set || !begins_from_outside(&packet))
+	if (flow)
+		bpf_map_delete_elem(&flows, &key);
+	pod_key.address = packet.destination;
+	pod = bpf_map_lookup_elem(&pods, &pod_key);
+	if (!pod || !pod->policy_set || is_inside(&packet.source) || !begins_from_outside(&packet))
 		return NEXT;
 	begun.seen_in = seen_of(&packet);
 	if (!record_flow(&key, &begun))
@@ -172,9 +154,9 @@ int collect(struct __sk_buff *skb)
 	if (!round.settings || !round.result)
 		return NEXT;
 	__builtin_memset(round.result, 0, sizeof(*round.result));
+	round.result->round = round.time;
 	bpf_for_each_map_elem(&flows, collect_flow, &round, 0);
-	bpf_for_each_map_elem(&nat, collect_mapping, &round, 0);
-	bpf_for_each_map_elem(&reverse, collect_reverse, &round, 0);
+	bpf_for_each_map_elem(&reverse, collect_port, &round, 0);
 	return NEXT;
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The ICMP header (RFC 792). <linux/icmp.h> would do, but it draws in <sys/socket.h>, and with it the C
- * library's headers of an architecture that BPF is not.
+/* The headers of ICMP (RFC 792) and ICMPv6 (RFC 4443), which are laid out alike. <linux/icmp.h> would do, but
+ * it draws in <sys/socket.h>, and with it the C library's headers of an architecture that BPF is not.
  */
 #ifndef ROUTERD_ICMP_H
 #define ROUTERD_ICMP_H
@@ -13,6 +13,15 @@ enum icmp_type {
 	ICMP_ECHO = 8,
 	ICMP_TIME_EXCEEDED = 11,
 	ICMP_PARAMETERPROB = 12,
+};
+
+enum icmp6_type {
+	ICMP6_DEST_UNREACH = 1,
+	ICMP6_PACKET_TOO_BIG = 2,
+	ICMP6_TIME_EXCEEDED = 3,
+	ICMP6_PARAMETERPROB = 4,
+	ICMP6_ECHO = 128,
+	ICMP6_ECHOREPLY = 129,
 };
 
 #define ICMP_FRAG_NEEDED 4 /* code of ICMP_DEST_UNREACH */
@@ -30,6 +39,7 @@ struct icmphdr {
 			__be16 unused;
 			__be16 mtu;
 		} frag;
+		__be32 mtu6;
 	} un;
 };
 

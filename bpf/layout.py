@@ -13,13 +13,25 @@ from importlib.resources import files
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeVar
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 MAX_RULES = 8
 MAX_GATEWAYS = 16
-POLICY_SET_BITS = 32
+MAX_BLOCKS = 16
+GRANULE_SHIFT = 6
+GRANULE = 1 << GRANULE_SHIFT  # ports
+GRANULES = 1024  # of one address
+NODE_NUMBERS = 65536
+NO_NODE = 0
+FAMILY_BITS = 32  # in front of the address in keys of longest-prefix matches
+PREFIX_IPV6 = 1 << 31
 PLACE_INSIDE, PLACE_NOWHERE = 1, 2
+VNI_BACK = 1 << 23  # of tunnel packets to the node of a port set; all others bear the number of their group
 
-SEEN_PACKET, SEEN_FIN, SEEN_RST = 1, 2, 4
+SEEN_PACKET, SEEN_FIN, SEEN_RST, SEEN_FIN_FIRST, SEEN_END = 1, 2, 4, 8, 16
+
+# The state in the two highest bits of `reverse_value.owner`; the flow's id is below.
+OWNER_ID = (1 << 62) - 1
+OWNER_CLAIMED, OWNER_LIVE, OWNER_RESTING, OWNER_DYING = 0, 1 << 62, 2 << 62, 3 << 62
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -32,18 +44,20 @@ BigEndianPort = c_uint16.__ctype_be__
 class Settings(Structure):
     _fields_ = [
         ("node_address", Bytes16),
+        ("icmp_source4", Bytes16),
+        ("icmp_source6", Bytes16),
         ("object_digest", c_uint64),
         ("layout_version", c_uint32),
         ("tunnel_ifindex", c_uint32),
         ("tunnel_mtu", c_uint32),
         ("tunnel_port", c_uint16),
-        ("reserved", c_uint16),
+        ("node_number", c_uint16),
         ("tcp_established_seconds", c_uint32),
         ("tcp_opening_seconds", c_uint32),
         ("tcp_closing_seconds", c_uint32),
         ("udp_seconds", c_uint32),
         ("icmp_seconds", c_uint32),
-        ("orphan_seconds", c_uint32),
+        ("reserved", c_uint32),
     ]
 
 
@@ -52,11 +66,7 @@ class PodKey(Structure):
 
 
 class PodValue(Structure):
-    _fields_ = [("policy_set", c_uint32)]
-
-
-class LocalPod(Structure):
-    _fields_ = [("ifindex", c_uint32), ("pod_mac", Bytes6), ("device_mac", Bytes6)]
+    _fields_ = [("policy_set", c_uint32), ("pod_mac", Bytes6), ("device_mac", Bytes6)]
 
 
 class PolicyKey(Structure):
@@ -78,29 +88,39 @@ class PolicyValue(Structure):
 
 
 class CidrKey(Structure):
-    _fields_ = [("prefixlen", c_uint32), ("address", Bytes16)]
+    _fields_ = [("prefixlen", c_uint32), ("family", c_uint32), ("address", Bytes16)]
+
+
+class NodeValue(Structure):
+    _fields_ = [("address", Bytes16), ("local", c_uint32)]
 
 
 class Gateway(Structure):
-    _fields_ = [("address", Bytes16), ("slot", c_uint16), ("up", c_uint8), ("local", c_uint8)]
+    _fields_ = [("node", c_uint16), ("up", c_uint8), ("reserved", c_uint8)]
 
 
-class PathValue(Structure):
-    _fields_ = [("count", c_uint32), ("gateways", Gateway * MAX_GATEWAYS)]
+class Block(Structure):
+    _fields_ = [("egress_ip", Bytes16), ("first", c_uint16), ("shift", c_uint8), ("closed", c_uint8)]
 
 
 class GroupValue(Structure):
-    _fields_ = [("egress_ip", Bytes16), ("first_port", c_uint16), ("last_port", c_uint16)]
+    _fields_ = [
+        ("gateway_count", c_uint32),
+        ("block_count", c_uint32),
+        ("gateways", Gateway * MAX_GATEWAYS),
+        ("blocks", Block * MAX_BLOCKS),
+    ]
 
 
 class EgressIpValue(Structure):
-    _fields_ = [("node_address", c_uint32)]
+    _fields_ = [("node_address", c_uint32), ("nodes", c_uint16 * GRANULES)]
 
 
 class FlowKey(Structure):
     _fields_ = [
         ("pod", Bytes16),
         ("remote", Bytes16),
+        ("ifindex", c_uint32),
         ("pod_port", BigEndianPort),
         ("remote_port", BigEndianPort),
         ("protocol", c_uint8),
@@ -111,33 +131,15 @@ class FlowKey(Structure):
 class FlowValue(Structure):
     _fields_ = [
         ("last_seen", c_uint64),
+        ("id", c_uint64),
+        ("egress_ip", Bytes16),
         ("group", c_uint32),
-        ("slot", c_uint16),
+        ("epoch", c_uint32),
+        ("egress_port", BigEndianPort),
+        ("gateway", c_uint16),
         ("seen_out", c_uint8),
         ("seen_in", c_uint8),
-    ]
-
-
-class NatKey(Structure):
-    _fields_ = [
-        ("pod", Bytes16),
-        ("remote", Bytes16),
-        ("group", c_uint32),
-        ("pod_port", BigEndianPort),
-        ("remote_port", BigEndianPort),
-        ("protocol", c_uint8),
-        ("reserved", c_uint8 * 3),
-    ]
-
-
-class NatValue(Structure):
-    _fields_ = [
-        ("last_seen", c_uint64),
-        ("egress_ip", Bytes16),
-        ("node", Bytes16),
-        ("egress_port", BigEndianPort),
-        ("seen_out", c_uint8),
-        ("reserved", c_uint8 * 5),
+        ("reserved", c_uint8 * 2),
     ]
 
 
@@ -154,15 +156,31 @@ class ReverseKey(Structure):
 
 class ReverseValue(Structure):
     _fields_ = [
+        ("owner", c_uint64),
         ("last_seen", c_uint64),
-        ("orphaned", c_uint64),
+        ("rests_until", c_uint64),
         ("pod", Bytes16),
-        ("node", Bytes16),
+        ("ifindex", c_uint32),
         ("group", c_uint32),
         ("pod_port", BigEndianPort),
+        ("gateway", c_uint16),
+        ("pod_mac", Bytes6),
+        ("device_mac", Bytes6),
         ("seen_in", c_uint8),
-        ("reserved", c_uint8),
+        ("reserved", c_uint8 * 7),
     ]
+
+
+class GranuleKey(Structure):
+    _fields_ = [("egress_ip", Bytes16), ("granule", c_uint32)]
+
+
+class GranuleUse(Structure):
+    _fields_ = [("round", c_uint64), ("ports", c_uint64)]
+
+
+class Pressure(Structure):
+    _fields_ = [("last_seen", c_uint64), ("searches", c_uint64)]
 
 
 class Counter(Structure):
@@ -173,29 +191,31 @@ class Collected(Structure):
     _fields_ = [
         ("flows", c_uint64),
         ("flows_live", c_uint64),
-        ("mappings", c_uint64),
-        ("mappings_live", c_uint64),
-        ("reverses", c_uint64),
-        ("reverses_live", c_uint64),
+        ("ports", c_uint64),
+        ("ports_live", c_uint64),
+        ("ports_resting", c_uint64),
+        ("round", c_uint64),
     ]
 
 
 # C name -> mirror, for the test against BTF.
 MIRRORS: dict[str, type[Structure]] = {
-    "settings": Settings, "pod_key": PodKey, "pod_value": PodValue, "local_pod": LocalPod, "policy_key": PolicyKey,
-    "rule": Rule, "policy_value": PolicyValue, "cidr_key": CidrKey, "gateway": Gateway, "path_value": PathValue,
+    "settings": Settings, "pod_key": PodKey, "pod_value": PodValue, "policy_key": PolicyKey, "rule": Rule,
+    "policy_value": PolicyValue, "cidr_key": CidrKey, "node_value": NodeValue, "gateway": Gateway, "block": Block,
     "group_value": GroupValue, "egress_ip_value": EgressIpValue, "flow_key": FlowKey, "flow_value": FlowValue,
-    "nat_key": NatKey, "nat_value": NatValue, "reverse_key": ReverseKey, "reverse_value": ReverseValue,
+    "reverse_key": ReverseKey, "reverse_value": ReverseValue,
+    "granule_key": GranuleKey, "granule_use": GranuleUse, "pressure": Pressure,
     "counter": Counter, "collected": Collected,
 }  # fmt: skip
 
 # Map -> (key, value); plain numbers and addresses are encoded by the functions below.
 MAPS: dict[str, tuple[type[Structure] | None, type[Structure] | None]] = {
     "settings": (None, Settings), "pods": (PodKey, PodValue), "strict_devices": (None, None),
-    "local_pods": (None, LocalPod), "policies": (PolicyKey, PolicyValue), "cluster": (CidrKey, None),
-    "paths": (None, PathValue), "groups": (None, GroupValue), "egress_ips": (None, EgressIpValue),
-    "nodes": (None, None), "uplinks": (None, None), "flows": (FlowKey, FlowValue), "nat": (NatKey, NatValue),
-    "reverse": (ReverseKey, ReverseValue), "counters": (None, Counter), "collected": (None, Collected),
+    "policies": (PolicyKey, PolicyValue), "cluster": (CidrKey, None), "groups": (None, GroupValue),
+    "epoch": (None, None), "egress_ips": (None, EgressIpValue), "nodes": (None, None),
+    "node_numbers": (None, NodeValue), "uplinks": (None, None), "flows": (FlowKey, FlowValue),
+    "reverse": (ReverseKey, ReverseValue), "granules": (GranuleKey, GranuleUse), "pressures": (None, Pressure),
+    "counters": (None, Counter), "collected": (None, Collected),
 }  # fmt: skip
 
 PROGRAMS = ("from_pod", "to_pod", "from_tunnel", "from_uplink", "collect")
@@ -230,25 +250,34 @@ def ip_of(data: object) -> Address:
 
 
 def prefix_bits(network: Network) -> int:
-    """Length of the prefix within a mapped 128-bit address."""
-    return network.prefixlen + (96 if network.version == 4 else 0)
+    """Length of the prefix in a key of a longest-prefix match: the family, then a mapped 128-bit address."""
+    return FAMILY_BITS + network.prefixlen + (96 if network.version == 4 else 0)
+
+
+def _family(network: Network) -> int:
+    return PREFIX_IPV6 if network.version == 6 else 0
 
 
 def cidr_key(network: Network) -> bytes:
-    return bytes(CidrKey(prefix_bits(network), ip_field(network.network_address)))
+    return bytes(CidrKey(prefix_bits(network), _family(network), ip_field(network.network_address)))
 
 
 def policy_key(policy_set: int, network: Network) -> bytes:
-    bits = POLICY_SET_BITS + prefix_bits(network)
-    return bytes(PolicyKey(bits, policy_set, ip_field(network.network_address)))
+    destination = ip_field(network.network_address)
+    return bytes(PolicyKey(prefix_bits(network), policy_set | _family(network), destination))
 
 
-def network_of(bits: int, address: object) -> Network:
-    """The network of an LPM key whose address part counts `bits`."""
+def policy_set_of(key: PolicyKey) -> int:
+    return int(key.policy_set & ~PREFIX_IPV6)
+
+
+def network_of(bits: int, family: int, address: object) -> Network:
+    """The network of such a key: `bits` with the family's, `family` with anything in its other bits."""
     ip = IPv6Address(bytes(address))  # type: ignore[call-overload]
-    if ip.ipv4_mapped is not None and bits >= 96:
-        return IPv4Network((ip.ipv4_mapped, bits - 96))
-    return IPv6Network((ip, bits))
+    if family & PREFIX_IPV6:
+        return IPv6Network((ip, bits - FAMILY_BITS))
+    assert ip.ipv4_mapped is not None
+    return IPv4Network((ip.ipv4_mapped, bits - FAMILY_BITS - 96))
 
 
 def decode(structure: type[AnyStructure], data: bytes) -> AnyStructure:

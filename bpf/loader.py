@@ -17,7 +17,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from bpf import bpffs, syscall
-from bpf.layout import PROGRAMS, Settings, decode, u32
+from bpf.layout import LAYOUT_VERSION, PROGRAMS, Settings, decode, u32
 
 OBJECT = "egress.bpf.o"
 
@@ -144,6 +144,22 @@ def pinned_digest(pin_directory: Path) -> int:
     finally:
         settings.close()
     return int(decode(Settings, value).object_digest) if value and len(value) == ctypes.sizeof(Settings) else 0
+
+
+def has_other_layout(pin_directory: Path) -> bool:
+    """Whether what is pinned came from a release whose maps have other keys or values: it cannot be adopted."""
+    try:
+        settings = syscall.BpfMap(syscall.open_pinned(pin_directory / "maps" / "settings"))
+    except FileNotFoundError:
+        return False
+    try:
+        if settings.value_size != ctypes.sizeof(Settings):
+            return True
+        value = settings.get(u32(0))
+    finally:
+        settings.close()
+    version = decode(Settings, value).layout_version if value else 0
+    return version not in (0, LAYOUT_VERSION)
 
 
 def _load_object(path: Path, pin_directory: Path, sizes: Mapping[str, int]) -> None:

@@ -33,9 +33,6 @@ PINNED_MAP(pods, BPF_MAP_TYPE_HASH, struct pod_key, struct pod_value, 4096, BPF_
 /* Devices with a selected pod: a source address that `pods` does not know is dropped there. */
 PINNED_MAP(strict_devices, BPF_MAP_TYPE_HASH, __u32, __u32, 4096, BPF_F_NO_PREALLOC);
 
-/* Pod address -> its device, for replies. */
-PINNED_MAP(local_pods, BPF_MAP_TYPE_HASH, struct ip, struct local_pod, 4096, BPF_F_NO_PREALLOC);
-
 /* (policy set, destination) -> rules, longest prefix. */
 PINNED_MAP(policies, BPF_MAP_TYPE_LPM_TRIE, struct policy_key, struct policy_value, 262144,
 	   BPF_F_NO_PREALLOC);
@@ -44,30 +41,37 @@ PINNED_MAP(policies, BPF_MAP_TYPE_LPM_TRIE, struct policy_key, struct policy_val
  */
 PINNED_MAP(cluster, BPF_MAP_TYPE_LPM_TRIE, struct cidr_key, __u32, 262144, BPF_F_NO_PREALLOC);
 
-/* Group -> its gateways in order: failover is one write here. */
-PINNED_MAP(paths, BPF_MAP_TYPE_HASH, __u32, struct path_value, 65536, BPF_F_NO_PREALLOC);
-
-/* Groups that this node is a gateway of. */
+/* Group -> its gateways, and this node's ports of its egress IPs. */
 PINNED_MAP(groups, BPF_MAP_TYPE_HASH, __u32, struct group_value, 65536, BPF_F_NO_PREALLOC);
 
-/* Egress IPs that this node may receive replies for. */
+/* Changes whenever `groups` has changed: each flow then asks once more whether its gateway is good. One
+ * element. */
+PINNED_MAP(epoch, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);
+
+/* Egress IPs that this node is a gateway of. */
 PINNED_MAP(egress_ips, BPF_MAP_TYPE_HASH, struct ip, struct egress_ip_value, 65536, BPF_F_NO_PREALLOC);
 
-/* Tunnel endpoints of the cluster's nodes: tunnel packets of others are dropped. */
-PINNED_MAP(nodes, BPF_MAP_TYPE_HASH, struct ip, __u32, 16384, BPF_F_NO_PREALLOC);
+/* Tunnel endpoint -> node number: tunnel packets of others are dropped. */
+PINNED_MAP(nodes, BPF_MAP_TYPE_HASH, struct ip, __u32, 65536, BPF_F_NO_PREALLOC);
+
+/* Node number -> tunnel endpoint. */
+PINNED_MAP(node_numbers, BPF_MAP_TYPE_ARRAY, __u32, struct node_value, NODE_NUMBERS, 0);
 
 /* Devices by which translated traffic may leave. */
 PINNED_MAP(uplinks, BPF_MAP_TYPE_HASH, __u32, __u32, 64, BPF_F_NO_PREALLOC);
 
-/* Live flows of local pods, with the verdict that their first packet got. */
+/* Live flows of local pods, with the verdict and the port that their first packet got. */
 PINNED_MAP(flows, BPF_MAP_TYPE_HASH, struct flow_key, struct flow_value, 262144, BPF_F_NO_PREALLOC);
 
-/* Forward half of the NAT state. */
-PINNED_MAP(nat, BPF_MAP_TYPE_HASH, struct nat_key, struct nat_value, 262144, BPF_F_NO_PREALLOC);
+/* Ports in use and at rest, towards each remote. Claimed before the flow is recorded, so a port has one
+ * owner. Larger than `flows`, as ports at rest live here. */
+PINNED_MAP(reverse, BPF_MAP_TYPE_HASH, struct reverse_key, struct reverse_value, 524288, BPF_F_NO_PREALLOC);
 
-/* Reverse half; claimed first, so a port has one owner. Larger than `nat`, as halves in their grace period
- * live here. */
-PINNED_MAP(reverse, BPF_MAP_TYPE_HASH, struct reverse_key, struct reverse_value, 327680, BPF_F_NO_PREALLOC);
+/* Flows that bear ports of a granule of an egress IP: what tells which blocks are unused. */
+PINNED_MAP(granules, BPF_MAP_TYPE_HASH, struct granule_key, struct granule_use, 65536, BPF_F_NO_PREALLOC);
+
+/* Groups in which searches for a port grow long: this node needs more of them. */
+PINNED_MAP(pressures, BPF_MAP_TYPE_HASH, __u32, struct pressure, 65536, BPF_F_NO_PREALLOC);
 
 /* Packets and bytes by outcome (enum reason). */
 PINNED_MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, REASON_LIMIT, 0);

@@ -7,6 +7,7 @@
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
 #include <stdbool.h>
@@ -17,17 +18,26 @@
 #include "icmp.h"
 #include "types.h"
 
-#define IP_OFFSET      ((__u32)sizeof(struct ethhdr))
-#define IP_DF	       0x4000
-#define IP_MF_OR_LATER 0x3fff /* more fragments, or an offset */
-#define IP_HEADER_MAX  15     /* words of 4 bytes */
+#define IP_OFFSET	 ((__u32)sizeof(struct ethhdr))
+#define IP_DF		 0x4000
+#define IP_HEADER_MAX	 15	/* words of 4 bytes */
+#define IP_MF_OR_LATER	 0x3fff /* more fragments, or an offset */
+#define IPV6_MF_OR_LATER 0xfff9 /* of the fragment header's second word */
+#define IPV6_HEADERS_MAX 6	/* extension headers that are walked; a packet with more is not understood */
+#define NEXTHDR_HOP	 0
+#define NEXTHDR_ROUTING	 43
+#define NEXTHDR_FRAGMENT 44
+#define NEXTHDR_AUTH	 51
+#define NEXTHDR_DEST	 60
+#define PROTOCOL_ICMP6	 58
+#define FRAGMENT_HEADER	 8
 
 enum parsed {
 	PARSED_FLOW,	    /* TCP, UDP or ICMP echo: ports are set */
 	PARSED_ICMP_ERROR,  /* ICMP that quotes a packet */
 	PARSED_FRAGMENT,    /* addresses only */
 	PARSED_UNSUPPORTED, /* addresses only */
-	PARSED_NOT_IPV4,
+	PARSED_NOT_IP,
 	PARSED_MALFORMED,
 };
 
@@ -38,12 +48,15 @@ struct packet {
 	__be16 destination_port;
 	__u32 l4_offset;
 	__u32 total_length; /* of the IP packet, bytes */
-	__u8 protocol;
-	__u8 ttl;
-	__u8 tcp_flags; /* byte 13 of the TCP header */
+	__u8 protocol;	    /* of the transport */
+	__u8 ttl;	    /* IPv6: hop limit */
+	__u8 tcp_flags;	    /* byte 13 of the TCP header */
 	__u8 icmp_type;
-	bool dont_fragment;
-	bool plain_header; /* no IP options */
+	bool ipv6;
+	bool dont_fragment; /* always of IPv6 */
+	bool plain_header;  /* no IP options; nothing between an IPv6 header and its transport */
+	bool asks;	    /* an echo request */
+	bool reports;	    /* an ICMP error */
 };
 
 #define TCP_FIN 0x01
@@ -58,14 +71,32 @@ static __always_inline struct ip ip_from_v4(__be32 address)
 	return mapped;
 }
 
+static __always_inline struct ip ip_from_v6(const struct in6_addr *address)
+{
+	struct ip ip;
+
+	__builtin_memcpy(&ip, address, sizeof(ip));
+	return ip;
+}
+
 static __always_inline bool ip_is_none(const struct ip *address)
 {
 	return !(address->w[0] | address->w[1] | address->w[2] | address->w[3]);
 }
 
+static __always_inline bool ip_is_v4(const struct ip *address)
+{
+	return !(address->w[0] | address->w[1]) && address->w[2] == bpf_htonl(0xffff);
+}
+
 static __always_inline bool ip_equal(const struct ip *a, const struct ip *b)
 {
 	return a->w[0] == b->w[0] && a->w[1] == b->w[1] && a->w[2] == b->w[2] && a->w[3] == b->w[3];
+}
+
+static __always_inline bool is_icmp(const struct packet *packet)
+{
+	return packet->protocol == (packet->ipv6 ? PROTOCOL_ICMP6 : IPPROTO_ICMP);
 }
 
 /* The Internet checksum (RFC 1071) of what `sum` adds up; 0 over data that carries a right one. */
@@ -96,16 +127,46 @@ static __always_inline bool has_own_checksum(struct __sk_buff *skb, __u32 offset
 	return !fold(sum);
 }
 
-/* Length of the packet by its header; 0 if the frame does not hold it, or the header does not fit into it.
- * Bytes behind it are Ethernet's padding. A packet that is to be cut into segments has none; one of more than
- * 64 KiB says 0. */
-static __always_inline __u32 length_of(const struct __sk_buff *skb, __u32 offset, const struct iphdr *ip)
+/* Length of the packet by its header, which says `length`; 0 if the frame does not hold it, or it does not
+ * hold its header. Bytes behind it are Ethernet's padding. A packet that is to be cut into segments has none;
+ * one of more than 64 KiB says `unsaid`. */
+static __always_inline __u32 length_of(const struct __sk_buff *skb, __u32 offset, __u32 length, __u32 unsaid,
+				       __u32 header)
 {
-	__u32 length = bpf_ntohs(ip->tot_len), present = skb->len - offset;
+	__u32 present = skb->len - offset;
 
 	if (skb->gso_size)
-		return !length || length == present ? present : 0;
-	return length < ip->ihl * 4 || length > present ? 0 : length;
+		return length == unsaid || length == present ? present : 0;
+	return length < header || length > present ? 0 : length;
+}
+
+static __always_inline enum parsed parse_icmp(struct __sk_buff *skb, __u32 offset, __u32 room,
+					      struct packet *packet)
+{
+	struct icmphdr icmp;
+	bool asks, answers;
+
+	if (room < sizeof(icmp) || bpf_skb_load_bytes(skb, offset, &icmp, sizeof(icmp)))
+		return PARSED_MALFORMED;
+	packet->icmp_type = icmp.type;
+	if (packet->ipv6) {
+		asks = icmp.type == ICMP6_ECHO;
+		answers = icmp.type == ICMP6_ECHOREPLY;
+		packet->reports = icmp.type >= ICMP6_DEST_UNREACH && icmp.type <= ICMP6_PARAMETERPROB;
+	} else {
+		asks = icmp.type == ICMP_ECHO;
+		answers = icmp.type == ICMP_ECHOREPLY;
+		packet->reports = icmp.type == ICMP_DEST_UNREACH || icmp.type == ICMP_TIME_EXCEEDED ||
+				  icmp.type == ICMP_PARAMETERPROB;
+	}
+	packet->asks = asks;
+	if (asks)
+		packet->source_port = icmp.un.echo.id;
+	if (answers)
+		packet->destination_port = icmp.un.echo.id;
+	if (asks || answers)
+		return PARSED_FLOW;
+	return packet->reports ? PARSED_ICMP_ERROR : PARSED_UNSUPPORTED;
 }
 
 /* Ports (or echo identifier) at `offset`, in `room` bytes; the sides are as seen from the sender of this
@@ -134,29 +195,13 @@ static __always_inline enum parsed parse_l4(struct __sk_buff *skb, __u32 offset,
 		packet->destination_port = udp.dest;
 		return PARSED_FLOW;
 	}
-	if (packet->protocol == IPPROTO_ICMP) {
-		struct icmphdr icmp;
-
-		if (room < sizeof(icmp) || bpf_skb_load_bytes(skb, offset, &icmp, sizeof(icmp)))
-			return PARSED_MALFORMED;
-		packet->icmp_type = icmp.type;
-		if (icmp.type == ICMP_ECHO) {
-			packet->source_port = icmp.un.echo.id;
-			return PARSED_FLOW;
-		}
-		if (icmp.type == ICMP_ECHOREPLY) {
-			packet->destination_port = icmp.un.echo.id;
-			return PARSED_FLOW;
-		}
-		if (icmp.type == ICMP_DEST_UNREACH || icmp.type == ICMP_TIME_EXCEEDED ||
-		    icmp.type == ICMP_PARAMETERPROB)
-			return PARSED_ICMP_ERROR;
-	}
-	return PARSED_UNSUPPORTED;
+	return is_icmp(packet) ? parse_icmp(skb, offset, room, packet) : PARSED_UNSUPPORTED;
 }
 
-/* The IPv4 header at `offset`, and what follows it. */
-static __always_inline enum parsed parse_ipv4(struct __sk_buff *skb, __u32 offset, struct packet *packet)
+/* The IPv4 header at `offset`; PARSED_FLOW = what follows it is to be read. Of one that is quoted, and so
+ * cut, neither length nor checksum is looked at. */
+static __always_inline enum parsed parse_ipv4(struct __sk_buff *skb, __u32 offset, bool is_quoted,
+					      struct packet *packet)
 {
 	struct iphdr ip;
 
@@ -166,15 +211,64 @@ static __always_inline enum parsed parse_ipv4(struct __sk_buff *skb, __u32 offse
 	packet->destination = ip_from_v4(ip.daddr);
 	packet->protocol = ip.protocol;
 	packet->ttl = ip.ttl;
-	packet->total_length = length_of(skb, offset, &ip);
+	packet->total_length = length_of(skb, offset, bpf_ntohs(ip.tot_len), 0, ip.ihl * 4);
 	packet->dont_fragment = ip.frag_off & bpf_htons(IP_DF);
 	packet->plain_header = ip.ihl == 5;
 	packet->l4_offset = offset + ip.ihl * 4;
-	if (!packet->total_length || !has_own_checksum(skb, offset, &ip))
+	if (!is_quoted && (!packet->total_length || !has_own_checksum(skb, offset, &ip)))
 		return PARSED_MALFORMED;
-	if (ip.frag_off & bpf_htons(IP_MF_OR_LATER))
-		return PARSED_FRAGMENT;
-	return parse_l4(skb, packet->l4_offset, packet->total_length - ip.ihl * 4, packet);
+	return ip.frag_off & bpf_htons(IP_MF_OR_LATER) ? PARSED_FRAGMENT : PARSED_FLOW;
+}
+
+/* Walks over extension headers to the transport (RFC 8200, section 4). */
+static __always_inline enum parsed skip_headers(struct __sk_buff *skb, struct packet *packet)
+{
+	for (int i = 0; i < IPV6_HEADERS_MAX; i++) {
+		__u8 next = packet->protocol;
+		__be16 words[2];
+		__u8 *header = (__u8 *)words;
+
+		if (next != NEXTHDR_HOP && next != NEXTHDR_ROUTING && next != NEXTHDR_FRAGMENT &&
+		    next != NEXTHDR_AUTH && next != NEXTHDR_DEST)
+			return PARSED_FLOW;
+		if (bpf_skb_load_bytes(skb, packet->l4_offset, words, sizeof(words)))
+			return PARSED_MALFORMED;
+		packet->plain_header = false;
+		packet->protocol = header[0];
+		if (next == NEXTHDR_FRAGMENT) {
+			if (words[1] & bpf_htons(IPV6_MF_OR_LATER))
+				return PARSED_FRAGMENT;
+			packet->l4_offset += FRAGMENT_HEADER;
+		} else {
+			packet->l4_offset += next == NEXTHDR_AUTH ? (header[1] + 2) * 4 : (header[1] + 1) * 8;
+		}
+	}
+	return PARSED_UNSUPPORTED;
+}
+
+static __always_inline enum parsed parse_ipv6(struct __sk_buff *skb, __u32 offset, bool is_quoted,
+					      struct packet *packet)
+{
+	struct ipv6hdr ip;
+
+	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) || ip.version != 6)
+		return PARSED_MALFORMED;
+	packet->source = ip_from_v6(&ip.saddr);
+	packet->destination = ip_from_v6(&ip.daddr);
+	packet->protocol = ip.nexthdr;
+	packet->ttl = ip.hop_limit;
+	packet->total_length =
+	    length_of(skb, offset, bpf_ntohs(ip.payload_len) + sizeof(ip), sizeof(ip), sizeof(ip));
+	packet->ipv6 = true;
+	packet->dont_fragment = true;
+	packet->plain_header = true;
+	packet->l4_offset = offset + sizeof(ip);
+	/* Mapped IPv4 addresses are on no wire (RFC 4291, section 2.5.5.2): in our keys they stand for IPv4.
+	 */
+	if ((!is_quoted && !packet->total_length) || ip_is_v4(&packet->source) ||
+	    ip_is_v4(&packet->destination))
+		return PARSED_MALFORMED;
+	return skip_headers(skb, packet);
 }
 
 /* With a tag, also a second one behind a tag that the kernel has taken off already. A redirect would carry
@@ -185,12 +279,59 @@ static __always_inline bool is_tagged(const struct __sk_buff *skb)
 	       skb->protocol == bpf_htons(ETH_P_8021AD);
 }
 
+/* The header at `offset` and its transport. */
+static __always_inline enum parsed parse_at(struct __sk_buff *skb, __u32 offset, bool ipv6,
+					    struct packet *packet)
+{
+	enum parsed parsed;
+	__u32 end;
+
+	__builtin_memset(packet, 0, sizeof(*packet));
+	parsed = ipv6 ? parse_ipv6(skb, offset, false, packet) : parse_ipv4(skb, offset, false, packet);
+	if (parsed != PARSED_FLOW)
+		return parsed;
+	end = offset + packet->total_length;
+	if (packet->l4_offset > end)
+		return PARSED_MALFORMED;
+	return parse_l4(skb, packet->l4_offset, end - packet->l4_offset, packet);
+}
+
 static __always_inline enum parsed parse(struct __sk_buff *skb, struct packet *packet)
 {
-	__builtin_memset(packet, 0, sizeof(*packet));
-	if (skb->protocol != bpf_htons(ETH_P_IP))
-		return PARSED_NOT_IPV4;
-	return parse_ipv4(skb, IP_OFFSET, packet);
+	bool ipv6 = skb->protocol == bpf_htons(ETH_P_IPV6);
+
+	if (!ipv6 && skb->protocol != bpf_htons(ETH_P_IP)) {
+		__builtin_memset(packet, 0, sizeof(*packet));
+		return PARSED_NOT_IP;
+	}
+	return parse_at(skb, IP_OFFSET, ipv6, packet);
+}
+
+/* The packet that an ICMP error quotes, as far as its addresses and ports; false if it is cut short. */
+static __always_inline bool parse_quote(struct __sk_buff *skb, const struct packet *error,
+					struct packet *quoted)
+{
+	__u32 inner = error->l4_offset + sizeof(struct icmphdr);
+	__be16 words[4]; /* no more of a transport header is sure to be there than 64 bits (RFC 792) */
+	enum parsed parsed;
+	__u8 type;
+
+	__builtin_memset(quoted, 0, sizeof(*quoted));
+	parsed = error->ipv6 ? parse_ipv6(skb, inner, true, quoted) : parse_ipv4(skb, inner, true, quoted);
+	if (parsed != PARSED_FLOW || bpf_skb_load_bytes(skb, quoted->l4_offset, words, sizeof(words)))
+		return false;
+	if (!is_icmp(quoted)) {
+		quoted->source_port = words[0];
+		quoted->destination_port = words[1];
+		return true;
+	}
+	type = *(__u8 *)words;
+	quoted->asks = type == (quoted->ipv6 ? ICMP6_ECHO : ICMP_ECHO);
+	if (quoted->asks)
+		quoted->source_port = words[2];
+	else
+		quoted->destination_port = words[2];
+	return quoted->asks || type == (quoted->ipv6 ? ICMP6_ECHOREPLY : ICMP_ECHOREPLY);
 }
 
 #endif

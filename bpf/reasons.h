@@ -9,9 +9,10 @@
 #define REASONS(R)                                                                                           \
 	R(1, ENCAPSULATED, "sent through the tunnel to a gateway")                                           \
 	R(2, TRANSLATED, "left this gateway with an egress IP")                                              \
-	R(3, REVERSED, "reply to an egress IP, translated back")                                             \
-	R(4, DELIVERED, "reply from a gateway, handed to the pod")                                           \
-	R(5, TOO_BIG_ANSWERED, "larger than the tunnel carries: answered with ICMP fragmentation needed")    \
+	R(3, REVERSED, "reply to an egress IP, sent to the node of its port set")                            \
+	R(4, DELIVERED, "reply, translated back and handed to the pod")                                      \
+	R(5, TOO_BIG_ANSWERED, "larger than the way carries: answered with an ICMP error")                   \
+	R(6, TTL_ANSWERED, "time to live ran out: answered with an ICMP error")                              \
 	R(32, NO_GROUP, "no egress group has been published for the policy")                                 \
 	R(33, NO_GATEWAY, "no gateway of the egress group is up")                                            \
 	R(34, UNSUPPORTED_PROTOCOL, "neither TCP, UDP nor ICMP echo")                                        \
@@ -20,21 +21,22 @@
 	R(37, SPOOFED_SOURCE, "source address does not belong to the pod's device")                          \
 	R(38, TUNNEL_PORT, "pod sent to a node's tunnel port")                                               \
 	R(39, FLOW_TABLE_FULL, "no room for a new flow at the source node")                                  \
-	R(40, NAT_TABLE_FULL, "no room for a new mapping at the gateway")                                    \
-	R(41, NO_FREE_PORT, "no free source port of the egress IP towards this destination")                 \
+	R(41, NO_FREE_PORT, "no free port in this node's port sets towards this destination")                \
 	R(42, UNKNOWN_NODE, "tunnel packet from an address that is no known node")                           \
-	R(43, UNKNOWN_GROUP, "tunnel packet with a VNI that names no egress group of this gateway")          \
-	R(44, NO_MAPPING, "packet to an egress IP that belongs to no flow")                                  \
+	R(44, NO_MAPPING, "packet to a port of an egress IP that no node has")                               \
 	R(45, NO_ROUTE, "the gateway has no route to the destination")                                       \
 	R(46, NOT_UPLINK, "the gateway's route leads to a device that is no uplink")                         \
-	R(47, TTL_EXPIRED, "time to live ran out")                                                           \
-	R(48, TOO_BIG, "larger than the tunnel carries and not answerable")                                  \
+	R(47, TTL_EXPIRED, "time to live ran out, and not answerable")                                       \
+	R(48, TOO_BIG, "larger than the way carries, and not answerable")                                    \
 	R(49, TUNNEL_ERROR, "the kernel refused to encapsulate or redirect")                                 \
 	R(50, REWRITE_ERROR, "the kernel refused to rewrite the packet")                                     \
-	R(51, UNKNOWN_POD, "reply for a pod that is not on this node")                                       \
 	R(52, VLAN_TAGGED, "frame with a VLAN tag from a selected pod's device")                             \
-	R(53, UNKNOWN_FLOW, "reply that answers no flow of the pod through a gateway of its group")          \
-	R(54, BOGUS_DESTINATION, "destination that no host can have: 0/8, 127/8, 240/4")
+	R(53, UNKNOWN_FLOW, "reply that answers no flow of a pod here, or comes from no gateway of it")      \
+	R(54, BOGUS_DESTINATION, "destination that no host can have, or that is not behind a gateway")       \
+	R(55, NO_PORT_SET, "this node has no port set of the group's egress IPs")                            \
+	R(56, UNKNOWN_EGRESS_IP, "tunnel packet from an egress IP that this node is no gateway of")          \
+	R(57, FOREIGN_PORT, "tunnel packet from a port that is in no port set of its sender")                \
+	R(58, REVERSE_TABLE_FULL, "no room for a new port in use at the source node")
 
 enum reason {
 	REASON_UNSPECIFIED = 0,

@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Changes to a packet: addresses, ports, TTL, MSS, and the ICMP error that answers one too big. Every
- * function returns 0, or non-zero when the kernel refused. No map is read or written here.
+/* Changes to a packet of either family: addresses, ports, TTL, MSS, and the ICMP errors that answer one.
+ * Every function returns 0, or non-zero when the kernel refused. No map is read or written here.
+ *
+ * Checksums are corrected by the helpers alone, the address with BPF_F_PSEUDO_HDR and the port without: the
+ * checksum of a packet that its sender's NIC would compute (CHECKSUM_PARTIAL) covers only the pseudo header,
+ * and which kind a packet is cannot be seen here.
  */
 #ifndef ROUTERD_REWRITE_H
 #define ROUTERD_REWRITE_H
@@ -13,71 +17,146 @@
 #define CHECKSUM_OFFSET_ICMP offsetof(struct icmphdr, checksum)
 #define ECHO_ID_OFFSET	     offsetof(struct icmphdr, un.echo.id)
 
-#define TCP_OPTION_END	0
-#define TCP_OPTION_NOP	1
-#define TCP_OPTION_MSS	2
-#define TCP_OPTIONS_MAX 20 /* steps of the walk; more options than that in one SYN have not been seen */
-#define IP_TCP_OVERHEAD 40
-#define ICMP_QUOTED	(sizeof(struct iphdr) + 8) /* RFC 792: the header and 64 bits */
-#define ICMP_ERROR_ROOM (sizeof(struct iphdr) + sizeof(struct icmphdr))
+#define TCP_OPTION_END	 0
+#define TCP_OPTION_NOP	 1
+#define TCP_OPTION_MSS	 2
+#define TCP_OPTIONS_MAX	 20 /* steps of the walk; more options than that in one SYN have not been seen */
+#define IP_TCP_OVERHEAD	 40
+#define IP6_TCP_OVERHEAD 60
+#define IP6_MTU_MIN	 1280
 
 enum side {
 	SIDE_SOURCE,
 	SIDE_DESTINATION,
 };
 
-/* The transport checksum covers the address through the pseudo header, and the port (or echo identifier)
- * itself. */
-static __always_inline long fix_l4_checksum(struct __sk_buff *skb, const struct packet *packet,
-					    __be32 old_address, __be32 new_address, __be16 old_port,
-					    __be16 new_port)
+static __always_inline const struct ip *address_of(const struct packet *packet, enum side side)
+{
+	return side == SIDE_SOURCE ? &packet->source : &packet->destination;
+}
+
+/* Where the header at `ip_offset` has the address of a side. */
+static __always_inline __u32 address_offset(__u32 ip_offset, bool ipv6, enum side side)
+{
+	if (ipv6)
+		return ip_offset + (side == SIDE_SOURCE ? offsetof(struct ipv6hdr, saddr)
+							: offsetof(struct ipv6hdr, daddr));
+	return ip_offset +
+	       (side == SIDE_SOURCE ? offsetof(struct iphdr, saddr) : offsetof(struct iphdr, daddr));
+}
+
+/* Where the port of a side is: the echo identifier is on the side of the one who asks. */
+static __always_inline __u32 port_offset(const struct packet *packet, enum side side)
+{
+	if (is_icmp(packet))
+		return packet->l4_offset + ECHO_ID_OFFSET;
+	return packet->l4_offset + (side == SIDE_SOURCE ? 0 : 2);
+}
+
+/* What the sum over 16 bytes changes by. */
+static __always_inline __s64 sum_change(const struct ip *before, const struct ip *after)
+{
+	return bpf_csum_diff((__be32 *)before, sizeof(*before), (__be32 *)after, sizeof(*after), 0);
+}
+
+/* Corrects a transport checksum at `offset` for an address, which it covers by the pseudo header. */
+static __always_inline long fix_for_address(struct __sk_buff *skb, __u32 offset, bool ipv6,
+					    const struct ip *before, const struct ip *after, __u64 flags)
+{
+	if (ipv6)
+		return bpf_l4_csum_replace(skb, offset, 0, sum_change(before, after),
+					   flags | BPF_F_PSEUDO_HDR);
+	return bpf_l4_csum_replace(skb, offset, before->w[3], after->w[3], flags | BPF_F_PSEUDO_HDR | 4);
+}
+
+static __always_inline long fix_transport(struct __sk_buff *skb, const struct packet *packet,
+					  const struct ip *before, const struct ip *after, __be16 old_port,
+					  __be16 new_port)
 {
 	__u32 offset = packet->l4_offset;
+	bool covers_address = true;
 	__u64 flags = 0;
 
-	if (packet->protocol == IPPROTO_ICMP)
-		return bpf_l4_csum_replace(skb, offset + CHECKSUM_OFFSET_ICMP, old_port, new_port, 2);
-	if (packet->protocol == IPPROTO_UDP) {
+	if (packet->protocol == IPPROTO_TCP) {
+		offset += CHECKSUM_OFFSET_TCP;
+	} else if (packet->protocol == IPPROTO_UDP) {
 		offset += CHECKSUM_OFFSET_UDP;
 		flags = BPF_F_MARK_MANGLED_0; /* a checksum of zero means none (RFC 768): stays zero */
 	} else {
-		offset += CHECKSUM_OFFSET_TCP;
+		offset += CHECKSUM_OFFSET_ICMP;
+		/* ICMP has no pseudo header, ICMPv6 has (RFC 4443, section 2.3). */
+		covers_address = packet->ipv6;
 	}
-	return bpf_l4_csum_replace(skb, offset, old_address, new_address, flags | BPF_F_PSEUDO_HDR | 4) ||
+	return (covers_address && fix_for_address(skb, offset, packet->ipv6, before, after, flags)) ||
 	       bpf_l4_csum_replace(skb, offset, old_port, new_port, flags | 2);
 }
 
-static __always_inline __u32 port_offset(const struct packet *packet, enum side side)
+/* The address itself, and the sum of an IPv4 header. The stack's own sum over an IPv6 packet
+ * (CHECKSUM_COMPLETE) is corrected with it: nothing else in the header makes up for the change. */
+static __always_inline long write_address(struct __sk_buff *skb, __u32 ip_offset, bool ipv6, enum side side,
+					  const struct ip *before, const struct ip *after)
 {
-	if (packet->protocol == IPPROTO_ICMP)
-		return packet->l4_offset + ECHO_ID_OFFSET;
-	return packet->l4_offset + (side == SIDE_SOURCE ? 0 : 2);
+	__u32 at = address_offset(ip_offset, ipv6, side);
+
+	if (ipv6)
+		return bpf_skb_store_bytes(skb, at, after, sizeof(*after), BPF_F_RECOMPUTE_CSUM);
+	return bpf_l3_csum_replace(skb, ip_offset + CHECKSUM_OFFSET_IP, before->w[3], after->w[3], 4) ||
+	       bpf_skb_store_bytes(skb, at, &after->w[3], sizeof(after->w[3]), 0);
 }
 
 /* One side's address and port of a TCP, UDP or ICMP echo packet. */
 static __always_inline long rewrite_side(struct __sk_buff *skb, const struct packet *packet, enum side side,
 					 const struct ip *address, __be16 port)
 {
-	__be32 old_address = side == SIDE_SOURCE ? packet->source.w[3] : packet->destination.w[3];
 	__be16 old_port = side == SIDE_SOURCE ? packet->source_port : packet->destination_port;
-	__be32 new_address = address->w[3];
-	__u32 address_offset =
-	    IP_OFFSET + (side == SIDE_SOURCE ? offsetof(struct iphdr, saddr) : offsetof(struct iphdr, daddr));
+	const struct ip *old_address = address_of(packet, side);
 
-	return fix_l4_checksum(skb, packet, old_address, new_address, old_port, port) ||
+	return fix_transport(skb, packet, old_address, address, old_port, port) ||
 	       bpf_skb_store_bytes(skb, port_offset(packet, side), &port, sizeof(port), 0) ||
-	       bpf_l3_csum_replace(skb, IP_OFFSET + CHECKSUM_OFFSET_IP, old_address, new_address, 4) ||
-	       bpf_skb_store_bytes(skb, address_offset, &new_address, sizeof(new_address), 0);
+	       write_address(skb, IP_OFFSET, packet->ipv6, side, old_address, address);
 }
 
-/* A gateway is a hop: the TTL goes down by one, as in any router. The caller has dropped packets whose TTL is
- * spent. */
+/* An ICMP error: one side of its own header, and the other side of the packet that it quotes, which is of the
+ * same host. The quoted transport checksum stays as it is: receivers do not verify it, as the quote may be
+ * cut (RFC 5508, section 4.2). The sum of a quoted IPv4 header changes by as much as its address does, so the
+ * ICMP checksum sees only the port there. */
+static __always_inline long rewrite_error(struct __sk_buff *skb, const struct packet *error,
+					  const struct packet *quoted, enum side side,
+					  const struct ip *address, __be16 port)
+{
+	enum side inner_side = side == SIDE_SOURCE ? SIDE_DESTINATION : SIDE_SOURCE;
+	__be16 old_port = inner_side == SIDE_SOURCE ? quoted->source_port : quoted->destination_port;
+	__u32 inner = error->l4_offset + sizeof(struct icmphdr);
+	__u32 checksum = error->l4_offset + CHECKSUM_OFFSET_ICMP;
+	const struct ip *old_inner = address_of(quoted, inner_side);
+	const struct ip *old_outer = address_of(error, side);
+
+	if (error->ipv6) {
+		if (fix_for_address(skb, checksum, true, old_outer, address, 0) ||
+		    bpf_l4_csum_replace(skb, checksum, 0, sum_change(old_inner, address), 0) ||
+		    bpf_skb_store_bytes(skb, address_offset(inner, true, inner_side), address,
+					sizeof(*address), 0))
+			return -1;
+	} else if (write_address(skb, inner, false, inner_side, old_inner, address)) {
+		return -1;
+	}
+	return bpf_l4_csum_replace(skb, checksum, old_port, port, 2) ||
+	       bpf_skb_store_bytes(skb, port_offset(quoted, inner_side), &port, sizeof(port), 0) ||
+	       write_address(skb, IP_OFFSET, error->ipv6, side, old_outer, address);
+}
+
+/* A hop: the TTL goes down by one, as in any router. The caller has dealt with packets whose TTL is spent. */
 static __always_inline long decrement_ttl(struct __sk_buff *skb, const struct packet *packet)
 {
-	__be16 old_word = bpf_htons(packet->ttl << 8 | packet->protocol);
 	__u8 ttl = packet->ttl - 1;
-	__be16 new_word = bpf_htons(ttl << 8 | packet->protocol);
+	__be16 old_word, new_word;
 
+	if (packet->ipv6)
+		return bpf_skb_store_bytes(skb, IP_OFFSET + offsetof(struct ipv6hdr, hop_limit), &ttl,
+					   sizeof(ttl), BPF_F_RECOMPUTE_CSUM);
+	/* The header's protocol field shares the word; of an IPv4 packet it is the transport's. */
+	old_word = bpf_htons(packet->ttl << 8 | packet->protocol);
+	new_word = bpf_htons(ttl << 8 | packet->protocol);
 	return bpf_l3_csum_replace(skb, IP_OFFSET + CHECKSUM_OFFSET_IP, old_word, new_word, 2) ||
 	       bpf_skb_store_bytes(skb, IP_OFFSET + offsetof(struct iphdr, ttl), &ttl, sizeof(ttl), 0);
 }
@@ -86,6 +165,7 @@ static __always_inline long decrement_ttl(struct __sk_buff *skb, const struct pa
  * left. */
 static __always_inline long clamp_mss(struct __sk_buff *skb, const struct packet *packet, __u32 mtu)
 {
+	__u32 limit = mtu - (packet->ipv6 ? IP6_TCP_OVERHEAD : IP_TCP_OVERHEAD);
 	__u32 offset = packet->l4_offset + sizeof(struct tcphdr);
 	__u8 data_offset;
 	__u32 end;
@@ -96,8 +176,8 @@ static __always_inline long clamp_mss(struct __sk_buff *skb, const struct packet
 		return 0;
 	end = packet->l4_offset + (data_offset >> 4) * 4;
 	for (int step = 0; step < TCP_OPTIONS_MAX; step++) {
+		__be16 old_mss, new_mss = bpf_htons(limit);
 		__u8 option[4] = {};
-		__be16 old_mss, new_mss = bpf_htons(mtu - IP_TCP_OVERHEAD);
 
 		if (offset + 4 > end || bpf_skb_load_bytes(skb, offset, option, 4) ||
 		    option[0] == TCP_OPTION_END)
@@ -113,7 +193,7 @@ static __always_inline long clamp_mss(struct __sk_buff *skb, const struct packet
 			continue;
 		}
 		__builtin_memcpy(&old_mss, &option[2], 2);
-		if (option[1] != 4 || bpf_ntohs(old_mss) <= mtu - IP_TCP_OVERHEAD)
+		if (option[1] != 4 || bpf_ntohs(old_mss) <= limit)
 			return 0;
 		if (bpf_skb_store_bytes(skb, offset + 2, &new_mss, 2, 0))
 			return -1;
@@ -134,41 +214,103 @@ static __always_inline long cut_padding(struct __sk_buff *skb, const struct pack
 	return skb->len > length ? bpf_skb_change_tail(skb, length, 0) : 0;
 }
 
-/* Turns the packet into "fragmentation needed" (RFC 1191, section 4) for its sender, with Ethernet addresses
- * swapped; the caller redirects it back. Only for headers without options, as their quote has a fixed size.
- */
-static __always_inline long answer_too_big(struct __sk_buff *skb, const struct packet *packet, __u32 mtu,
-					   const struct ip *from)
+/* --- ICMP errors of our own ------------------------------------------------------------------- */
+
+enum error_kind {
+	ERROR_TOO_BIG,	   /* RFC 1191, section 4; RFC 4443, section 3.2 */
+	ERROR_TTL_EXPIRED, /* RFC 792; RFC 4443, section 3.3 */
+};
+
+struct error4 {
+	struct iphdr ip;
+	struct icmphdr icmp;
+	__u8 quoted[sizeof(struct iphdr) + 8]; /* RFC 792: the header and 64 bits */
+};
+
+struct error6 {
+	struct ipv6hdr ip;
+	struct icmphdr icmp;
+	__u8 quoted[sizeof(struct ipv6hdr) + 8];
+};
+
+struct pseudo6 {
+	struct in6_addr source;
+	struct in6_addr destination;
+	__be32 length;
+	__be32 next;
+};
+
+/* The packet becomes what `error` holds, `quoted` bytes of it kept at the end; Ethernet addresses swap. */
+static __always_inline long put_error(struct __sk_buff *skb, const void *error, __u32 size, __u32 quoted)
 {
-	struct {
-		struct iphdr ip;
-		struct icmphdr icmp;
-		__u8 quoted[ICMP_QUOTED];
-	} error = {};
 	__u8 destination_mac[ETH_ALEN], source_mac[ETH_ALEN];
 
-	if (!packet->plain_header || bpf_skb_load_bytes(skb, IP_OFFSET, error.quoted, sizeof(error.quoted)) ||
-	    bpf_skb_load_bytes(skb, 0, destination_mac, ETH_ALEN) ||
+	if (bpf_skb_load_bytes(skb, 0, destination_mac, ETH_ALEN) ||
 	    bpf_skb_load_bytes(skb, ETH_ALEN, source_mac, ETH_ALEN))
 		return -1;
-	error.ip.version = 4;
-	error.ip.ihl = 5;
-	error.ip.ttl = 64;
-	error.ip.protocol = IPPROTO_ICMP;
-	error.ip.tot_len = bpf_htons(sizeof(error));
-	error.ip.saddr = from->w[3];
-	error.ip.daddr = packet->source.w[3];
-	error.ip.check = fold(bpf_csum_diff(NULL, 0, (__be32 *)&error.ip, sizeof(error.ip), 0));
-	error.icmp.type = ICMP_DEST_UNREACH;
-	error.icmp.code = ICMP_FRAG_NEEDED;
-	error.icmp.un.frag.mtu = bpf_htons(mtu);
-	error.icmp.checksum =
-	    fold(bpf_csum_diff(NULL, 0, (__be32 *)&error.icmp, sizeof(error.icmp) + sizeof(error.quoted), 0));
-	return bpf_skb_change_tail(skb, IP_OFFSET + ICMP_QUOTED, 0) ||
-	       bpf_skb_adjust_room(skb, ICMP_ERROR_ROOM, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_NO_CSUM_RESET) ||
-	       bpf_skb_store_bytes(skb, IP_OFFSET, &error, sizeof(error), BPF_F_RECOMPUTE_CSUM) ||
+	return bpf_skb_change_tail(skb, IP_OFFSET + quoted, 0) ||
+	       bpf_skb_adjust_room(skb, size - quoted, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_NO_CSUM_RESET) ||
+	       bpf_skb_store_bytes(skb, IP_OFFSET, error, size, BPF_F_RECOMPUTE_CSUM) ||
 	       bpf_skb_store_bytes(skb, 0, source_mac, ETH_ALEN, 0) ||
 	       bpf_skb_store_bytes(skb, ETH_ALEN, destination_mac, ETH_ALEN, 0);
+}
+
+static __always_inline long answer_error4(struct __sk_buff *skb, struct error4 *error, enum error_kind kind,
+					  __u32 mtu, const struct ip *from, const struct ip *to)
+{
+	__builtin_memset(error, 0, sizeof(*error));
+	if (bpf_skb_load_bytes(skb, IP_OFFSET, error->quoted, sizeof(error->quoted)))
+		return -1;
+	error->ip.version = 4;
+	error->ip.ihl = 5;
+	error->ip.ttl = 64;
+	error->ip.protocol = IPPROTO_ICMP;
+	error->ip.tot_len = bpf_htons(sizeof(*error));
+	error->ip.saddr = from->w[3];
+	error->ip.daddr = to->w[3];
+	error->ip.check = fold(bpf_csum_diff(NULL, 0, (__be32 *)&error->ip, sizeof(error->ip), 0));
+	if (kind == ERROR_TOO_BIG) {
+		error->icmp.type = ICMP_DEST_UNREACH;
+		error->icmp.code = ICMP_FRAG_NEEDED;
+		error->icmp.un.frag.mtu = bpf_htons(mtu);
+	} else {
+		error->icmp.type = ICMP_TIME_EXCEEDED;
+	}
+	error->icmp.checksum = fold(
+	    bpf_csum_diff(NULL, 0, (__be32 *)&error->icmp, sizeof(error->icmp) + sizeof(error->quoted), 0));
+	return put_error(skb, error, sizeof(*error), sizeof(error->quoted));
+}
+
+static __always_inline long answer_error6(struct __sk_buff *skb, struct error6 *error, struct pseudo6 *pseudo,
+					  enum error_kind kind, __u32 mtu, const struct ip *from,
+					  const struct ip *to)
+{
+	__s64 sum;
+
+	__builtin_memset(error, 0, sizeof(*error));
+	if (bpf_skb_load_bytes(skb, IP_OFFSET, error->quoted, sizeof(error->quoted)))
+		return -1;
+	error->ip.version = 6;
+	error->ip.hop_limit = 64;
+	error->ip.nexthdr = PROTOCOL_ICMP6;
+	error->ip.payload_len = bpf_htons(sizeof(error->icmp) + sizeof(error->quoted));
+	__builtin_memcpy(&error->ip.saddr, from, sizeof(*from));
+	__builtin_memcpy(&error->ip.daddr, to, sizeof(*to));
+	if (kind == ERROR_TOO_BIG) {
+		error->icmp.type = ICMP6_PACKET_TOO_BIG;
+		error->icmp.un.mtu6 = bpf_htonl(mtu);
+	} else {
+		error->icmp.type = ICMP6_TIME_EXCEEDED;
+	}
+	pseudo->length = bpf_htonl(sizeof(error->icmp) + sizeof(error->quoted));
+	pseudo->next = bpf_htonl(PROTOCOL_ICMP6);
+	pseudo->source = error->ip.saddr;
+	pseudo->destination = error->ip.daddr;
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)pseudo, sizeof(*pseudo), 0);
+	sum =
+	    bpf_csum_diff(NULL, 0, (__be32 *)&error->icmp, sizeof(error->icmp) + sizeof(error->quoted), sum);
+	error->icmp.checksum = fold(sum);
+	return put_error(skb, error, sizeof(*error), sizeof(error->quoted));
 }
 
 #endif

@@ -1,20 +1,22 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The work of a pod's own node: which rule and which gateway a flow has, and when one begins or ends. */
+/* The work of a pod's own node: which rule, port and gateway a flow has, and the way back to the pod. */
 #ifndef ROUTERD_SOURCE_H
 #define ROUTERD_SOURCE_H
 
-#include "gateway.h"
+#include "tunnel.h"
 
-#define GROUP_GONE -100 /* no verdict: kept within from_pod */
-#define LOCAL_NODE ((struct ip){})
+/* No verdicts: kept within from_pod. */
+#define BEGIN_ANEW -100
+#define SEND_OUT   -101
 
-/* The ports of a fragment are not known, so it may belong to any of its protocol. */
+/* The ports of a fragment are not known, so it may belong to any of its protocol. ICMP is both families'. */
 static __always_inline bool rule_matches(const struct rule *rule, const struct packet *packet,
 					 enum parsed parsed)
 {
+	__u8 protocol = packet->protocol == PROTOCOL_ICMP6 ? IPPROTO_ICMP : packet->protocol;
 	__u16 port = bpf_ntohs(packet->destination_port);
 
-	if (rule->protocol && rule->protocol != packet->protocol)
+	if (rule->protocol && rule->protocol != protocol)
 		return false;
 	return !rule->first_port || parsed == PARSED_FRAGMENT ||
 	       (port >= rule->first_port && port <= rule->last_port);
@@ -23,8 +25,9 @@ static __always_inline bool rule_matches(const struct rule *rule, const struct p
 /* The rule that decides about the packet, or NULL. */
 static __always_inline struct rule *decide(__u32 policy_set, const struct packet *packet, enum parsed parsed)
 {
-	struct policy_key key = {
-	    .prefixlen = 32 + HOST_PREFIX, .policy_set = policy_set, .destination = packet->destination};
+	struct policy_key key = {.prefixlen = HOST_PREFIX,
+				 .policy_set = policy_set | (packet->ipv6 ? PREFIX_IPV6 : 0),
+				 .destination = packet->destination};
 	struct policy_value *value = bpf_map_lookup_elem(&policies, &key);
 
 	if (!value)
@@ -38,55 +41,156 @@ static __always_inline struct rule *decide(__u32 policy_set, const struct packet
 	return NULL;
 }
 
-/* The gateway of the flow's slot while it is up, else the first that is. */
-static __always_inline struct gateway *pick_gateway(__u32 group, const struct flow_value *flow)
+static __always_inline __u16 pick_gateway(const struct group_value *group, __u16 preferred)
 {
-	struct path_value *path = bpf_map_lookup_elem(&paths, &group);
-	struct gateway *first = NULL;
+	__u16 first = NO_NODE;
 
-	if (!path)
-		return NULL;
 	for (__u32 i = 0; i < MAX_GATEWAYS; i++) {
-		struct gateway *gateway = &path->gateways[i];
+		const struct gateway *gateway = &group->gateways[i];
 
-		if (i >= path->count)
+		if (i >= group->gateway_count)
 			break;
 		if (!gateway->up)
 			continue;
-		if (!first)
-			first = gateway;
-		if (!flow || flow->slot == gateway->slot)
-			return gateway;
+		if (gateway->node == preferred)
+			return preferred;
+		if (first == NO_NODE)
+			first = gateway->node;
 	}
 	return first;
 }
 
-static __always_inline int leave(struct __sk_buff *skb, const struct packet *packet,
-				 const struct settings *config, __u32 group, const struct gateway *gateway)
+static __always_inline __u32 read_epoch(void)
 {
-	struct ip endpoint = gateway->address;
-	struct ip local = LOCAL_NODE;
+	__u32 zero = 0, *value = bpf_map_lookup_elem(&epoch, &zero);
 
+	return value ? *value : 0;
+}
+
+static __always_inline struct node_value *node_of(__u16 number)
+{
+	__u32 key = number;
+
+	return bpf_map_lookup_elem(&node_numbers, &key);
+}
+
+/* Whether a packet may begin a flow of its own: an echo reply answers a question, and has no port to map. */
+static __always_inline bool may_begin(enum parsed parsed, const struct packet *packet)
+{
+	return parsed == PARSED_FLOW && (!is_icmp(packet) || packet->asks);
+}
+
+/* Out with the flow's egress IP and port: by a gateway, or by this node where it is one. One hop, like any
+ * router. */
+static __always_inline int send_out(struct __sk_buff *skb, const struct packet *packet, enum parsed parsed,
+				    const struct settings *config, const struct flow_value *flow)
+{
+	struct node_value *gateway = node_of(flow->gateway);
+	struct ip egress_ip = flow->egress_ip, endpoint;
+	struct scratch *room = read_scratch();
+	__be16 port = flow->egress_port;
+	__u32 group = flow->group, device = config->tunnel_ifindex, mtu;
+	enum reason refusal;
+	bool local;
+
+	if (!gateway || !room)
+		return drop(skb, NO_GATEWAY);
+	local = gateway->local;
+	endpoint = gateway->address;
 	if (cut_padding(skb, packet))
 		return drop(skb, REWRITE_ERROR);
-	if (gateway->local)
-		return translate(skb, packet, config, group, &local);
-	if (exceeds_tunnel(skb, packet, config))
-		return refuse_too_big(skb, packet, config);
-	return encapsulate(skb, packet, config, group, &endpoint, ENCAPSULATED);
+	if (packet->ttl <= 1)
+		return answer_back(skb, packet, config, ERROR_TTL_EXPIRED, 0);
+	if (local) {
+		refusal = find_route(skb, packet, config, &egress_ip, &room->route);
+		if (refusal)
+			return drop(skb, refusal);
+		device = room->route.ifindex;
+	}
+	if (exceeds(skb, packet, device, &mtu))
+		return answer_back(skb, packet, config, ERROR_TOO_BIG, mtu);
+	if (parsed == PARSED_ICMP_ERROR
+		? rewrite_error(skb, packet, &room->quoted, SIDE_SOURCE, &egress_ip, port)
+		: rewrite_side(skb, packet, SIDE_SOURCE, &egress_ip, port))
+		return drop(skb, REWRITE_ERROR);
+	if (decrement_ttl(skb, packet))
+		return drop(skb, REWRITE_ERROR);
+	if (local)
+		return send_by(skb, &room->route);
+	if (clamp_mss(skb, packet, config->tunnel_mtu))
+		return drop(skb, REWRITE_ERROR);
+	return encapsulate(skb, config, group, &endpoint, ENCAPSULATED);
+}
+
+/* Finds a port for the flow and records both; fills in `flow`. REASON_UNSPECIFIED = done. */
+static __always_inline enum reason open_flow(const struct packet *packet, const struct flow_key *key,
+					     struct scratch *room, const struct group_value *group,
+					     const struct pod_value *pod)
+{
+	struct flow_value *flow = &room->flow;
+	struct reverse_value *claimed = &room->port;
+	struct search search = {
+	    .room = room,
+	    .group = group,
+	    .wanted = bpf_ntohs(key->pod_port),
+	    .start = bpf_get_prandom_u32(),
+	    .stride = bpf_get_prandom_u32() | 1,
+	    .family = packet->ipv6,
+	    .error = -EEXIST,
+	};
+	struct reverse_value *port;
+	long error, tries;
+
+	__builtin_memset(&room->port_key, 0, sizeof(room->port_key));
+	__builtin_memset(claimed, 0, sizeof(*claimed));
+	room->port_key.remote = key->remote;
+	room->port_key.remote_port = key->remote_port;
+	room->port_key.protocol = key->protocol;
+	flow->id = ((__u64)bpf_get_prandom_u32() << 30 ^ bpf_get_prandom_u32()) & OWNER_ID;
+	claimed->owner = OWNER_LIVE | flow->id;
+	claimed->last_seen = flow->last_seen;
+	claimed->pod = key->pod;
+	claimed->ifindex = key->ifindex;
+	claimed->group = flow->group;
+	claimed->pod_port = key->pod_port;
+	claimed->gateway = flow->gateway;
+	__builtin_memcpy(claimed->pod_mac, pod->pod_mac, sizeof(pod->pod_mac));
+	__builtin_memcpy(claimed->device_mac, pod->device_mac, sizeof(pod->device_mac));
+	tries = bpf_loop(PORT_ATTEMPTS, try_port, &search, 0);
+	if (!search.open)
+		return NO_PORT_SET;
+	if (tries > LONG_SEARCH * group->block_count)
+		note_pressure(flow->group);
+	if (search.error == -EEXIST)
+		take_oldest(&search);
+	if (search.error)
+		return search.error == -EEXIST ? NO_FREE_PORT : REVERSE_TABLE_FULL;
+	flow->egress_ip = room->port_key.egress_ip;
+	flow->egress_port = room->port_key.egress_port;
+	error = bpf_map_update_elem(&flows, key, flow, BPF_NOEXIST);
+	if (!error)
+		return REASON_UNSPECIFIED;
+	port = bpf_map_lookup_elem(&reverse, &room->port_key);
+	if (port && is_owned_by(port, flow->id))
+		rest(port, flow->id, 0);
+	if (error != -EEXIST)
+		return FLOW_TABLE_FULL;
+	return NO_FREE_PORT; /* replaced by the winner's below */
 }
 
 /* The first packet of a flow decides, and its verdict is kept: later changes of policy do not cut what runs.
- */
+ * SEND_OUT: as *begun says. */
 static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet *packet, enum parsed parsed,
-				      const struct settings *config, __u32 policy_set)
+				      const struct flow_key *key, const struct pod_value *pod,
+				      struct flow_value **begun)
 {
-	struct flow_value flow = {.last_seen = now(), .seen_out = seen_of(packet)};
-	struct flow_key key = flow_from_pod(packet);
-	struct gateway *gateway;
+	struct scratch *room = read_scratch();
+	struct group_value *group;
+	struct flow_value *winner, *flow;
+	enum reason refusal;
 	struct rule *rule;
 
-	rule = policy_set ? decide(policy_set, packet, parsed) : NULL;
+	rule = pod->policy_set ? decide(pod->policy_set, packet, parsed) : NULL;
 	if (!rule)
 		return NEXT;
 	if (is_nowhere(&packet->destination))
@@ -95,52 +199,131 @@ static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet
 		return drop(skb, FRAGMENT);
 	if (!may_begin(parsed, packet))
 		return drop(skb, UNSUPPORTED_PROTOCOL);
-	flow.group = rule->group;
-	if (!flow.group)
+	if (!room)
 		return drop(skb, NO_GROUP);
-	gateway = pick_gateway(flow.group, NULL);
-	if (!gateway)
+	flow = &room->flow;
+	__builtin_memset(flow, 0, sizeof(*flow));
+	flow->last_seen = now();
+	flow->seen_out = seen_of(packet);
+	flow->epoch = read_epoch();
+	flow->group = rule->group;
+	group = flow->group ? bpf_map_lookup_elem(&groups, &flow->group) : NULL;
+	if (!group)
+		return drop(skb, NO_GROUP);
+	flow->gateway = pick_gateway(group, NO_NODE);
+	if (flow->gateway == NO_NODE)
 		return drop(skb, NO_GATEWAY);
-	flow.slot = gateway->slot;
-	if (!record_flow(&key, &flow))
-		return drop(skb, FLOW_TABLE_FULL);
-	return leave(skb, packet, config, flow.group, gateway);
+	refusal = open_flow(packet, key, room, group, pod);
+	if (refusal) {
+		winner = bpf_map_lookup_elem(&flows, key);
+		if (!winner || !winner->group)
+			return drop(skb, refusal);
+		flow = winner;
+	}
+	*begun = flow;
+	return SEND_OUT;
 }
 
-/* GROUP_GONE when the flow's group is there no more: the caller decides anew. */
-static __always_inline int continue_flow(struct __sk_buff *skb, const struct packet *packet,
-					 const struct settings *config, struct flow_value *flow)
+/* The flow's gateway while it is up and of the group, else another one of these; asked again only when groups
+ * have changed since. */
+static __always_inline enum reason keep_gateway(struct flow_value *flow)
 {
-	__u32 group = flow->group;
-	struct gateway *gateway;
+	__u32 latest = read_epoch(), number = flow->group;
+	struct group_value *group;
+	__u16 gateway;
 
-	if (!group) {
-		refresh(&flow->last_seen, &flow->seen_out, seen_of(packet));
+	if (flow->epoch == latest)
+		return REASON_UNSPECIFIED;
+	group = bpf_map_lookup_elem(&groups, &number);
+	if (!group)
+		return NO_GROUP;
+	gateway = pick_gateway(group, flow->gateway);
+	if (gateway == NO_NODE)
+		return NO_GATEWAY;
+	flow->gateway = gateway;
+	flow->epoch = latest;
+	return REASON_UNSPECIFIED;
+}
+
+/* BEGIN_ANEW when the flow's group, or its port, is its own no more; else SEND_OUT, or a verdict. */
+static __always_inline int continue_flow(struct __sk_buff *skb, const struct packet *packet,
+					 const struct flow_key *key, struct flow_value *flow)
+{
+	enum reason refusal;
+	__u8 seen = seen_of(packet);
+
+	if (!flow->group) {
+		refresh(&flow->last_seen, &flow->seen_out, seen);
 		return NEXT;
 	}
-	gateway = pick_gateway(group, flow);
-	if (!gateway)
-		return bpf_map_lookup_elem(&paths, &group) ? drop(skb, NO_GATEWAY) : GROUP_GONE;
-	if (flow->slot != gateway->slot)
-		flow->slot = gateway->slot;
-	refresh(&flow->last_seen, &flow->seen_out, seen_of(packet));
-	return leave(skb, packet, config, group, gateway);
+	if ((flow->seen_out & SEEN_END) && !own_port(key, flow))
+		return BEGIN_ANEW;
+	refusal = keep_gateway(flow);
+	if (refusal)
+		return refusal == NO_GROUP ? BEGIN_ANEW : drop(skb, refusal);
+	refresh(&flow->last_seen, &flow->seen_out, seen);
+	if (seen & (SEEN_FIN | SEEN_RST))
+		note_end_out(key, flow);
+	return SEND_OUT;
 }
 
 /* A connection that opens again on the ports of one that has ended is a new flow, and decided anew. */
-static __always_inline bool has_ended(const struct flow_value *flow, const struct packet *packet)
+static __always_inline bool reopens(const struct flow_key *key, const struct flow_value *flow,
+				    const struct packet *packet)
 {
-	__u8 either = flow->seen_out | flow->seen_in;
+	__u8 seen_in = flow->seen_in;
+	struct reverse_value *port;
 
-	return opens_connection(packet) &&
-	       ((either & SEEN_RST) || (flow->seen_out & flow->seen_in & SEEN_FIN));
+	if (!opens_connection(packet))
+		return false;
+	if (flow->group) {
+		port = own_port(key, flow);
+		if (!port)
+			return true;
+		seen_in = port->seen_in;
+	}
+	return ((flow->seen_out | seen_in) & SEEN_RST) || (flow->seen_out & seen_in & SEEN_FIN);
+}
+
+/* The flow is over; its port is free at once for whoever begins here next from the same pod's port. */
+static __always_inline void end_flow(const struct flow_key *key, const struct flow_value *flow)
+{
+	struct reverse_value *port = flow->group ? own_port(key, flow) : NULL;
+
+	if (port)
+		rest(port, flow->id, rest_after(flow->seen_out, port->seen_in));
+	bpf_map_delete_elem(&flows, key);
+}
+
+/* An ICMP error that a pod sends about an answer that it got (its own "port unreachable"): SEND_OUT, as
+ * *about says. */
+static __always_inline int report_error(struct __sk_buff *skb, const struct packet *packet, __u32 policy_set,
+					struct flow_value **about)
+{
+	struct rule *rule = policy_set ? decide(policy_set, packet, PARSED_UNSUPPORTED) : NULL;
+	struct scratch *room = read_scratch();
+	struct flow_value *flow;
+	struct flow_key key;
+
+	if (!room || !parse_quote(skb, packet, &room->quoted) ||
+	    !ip_equal(&room->quoted.destination, &packet->source))
+		return rule ? drop(skb, UNSUPPORTED_PROTOCOL) : NEXT;
+	key = flow_to_pod(&room->quoted, skb->ifindex);
+	flow = bpf_map_lookup_elem(&flows, &key);
+	if (flow && !flow->group)
+		return NEXT;
+	if (!flow)
+		return rule ? drop(skb, UNSUPPORTED_PROTOCOL) : NEXT;
+	*about = flow;
+	return SEND_OUT;
 }
 
 /* A pod may not forge tunnel packets: a masquerading CNI would lend it the node's address. */
 static __always_inline bool forges_tunnel(const struct packet *packet, const struct settings *config)
 {
 	return packet->protocol == IPPROTO_UDP &&
-	       packet->destination_port == bpf_htons(config->tunnel_port) && is_node(&packet->destination);
+	       packet->destination_port == bpf_htons(config->tunnel_port) &&
+	       node_number(&packet->destination) != NO_NODE;
 }
 
 /* Where no pod is selected, what is not understood is none of our business. */
@@ -151,15 +334,101 @@ static __always_inline int drop_if_strict(struct __sk_buff *skb, enum reason rea
 	return bpf_map_lookup_elem(&strict_devices, &device) ? drop(skb, reason) : NEXT;
 }
 
+/* What routers do not forward (RFC 4291, section 2.5.6, and link-local multicast): neighbour discovery lives
+ * by it. */
+static __always_inline bool stays_on_link(const struct packet *packet)
+{
+	__u32 head = bpf_ntohl(packet->destination.w[0]);
+
+	return packet->ipv6 && ((head & 0xffc00000) == 0xfe800000 || (head & 0xff0f0000) == 0xff020000);
+}
+
 /* Whether a packet to the pod begins a flow (an answer to one of the pod's own finds its flow before this is
  * asked). */
 static __always_inline bool begins_from_outside(const struct packet *packet)
 {
 	if (packet->protocol == IPPROTO_TCP)
 		return opens_connection(packet);
-	if (packet->protocol == IPPROTO_ICMP)
-		return packet->icmp_type == ICMP_ECHO;
-	return true;
+	return !is_icmp(packet) || packet->asks;
+}
+
+/* --- back to the pod -------------------------------------------------------------------------- */
+
+/* Whether the node is a gateway of the port's group. */
+static __always_inline bool brings_answers(struct reverse_value *port, __u16 node)
+{
+	__u32 number = port->group;
+	struct group_value *group;
+
+	if (port->gateway == node)
+		return true;
+	group = bpf_map_lookup_elem(&groups, &number);
+	for (__u32 i = 0; group && i < MAX_GATEWAYS; i++) {
+		if (i >= group->gateway_count)
+			break;
+		if (group->gateways[i].node == node) {
+			port->gateway = node;
+			return true;
+		}
+	}
+	return false;
+}
+
+/* To an egress IP and a port of this node, brought by the gateway `node`: an answer, or an error about what a
+ * pod has sent (path MTU discovery and traceroute live by these). */
+static __always_inline int return_to_pod(struct __sk_buff *skb, const struct packet *packet,
+					 enum parsed parsed, const struct settings *config, __u16 node)
+{
+	struct reverse_key key = {.protocol = packet->protocol};
+	struct scratch *room = read_scratch();
+	struct reverse_value *port;
+	__u8 pod_mac[ETH_ALEN], device_mac[ETH_ALEN];
+	__be16 pod_port;
+	__u32 ifindex;
+	struct ip pod;
+
+	if (!room)
+		return drop(skb, UNKNOWN_FLOW);
+	if (parsed == PARSED_ICMP_ERROR) {
+		if (!parse_quote(skb, packet, &room->quoted) ||
+		    !ip_equal(&room->quoted.source, &packet->destination))
+			return drop(skb, UNKNOWN_FLOW);
+		key.egress_ip = room->quoted.source;
+		key.remote = room->quoted.destination;
+		key.egress_port = room->quoted.source_port;
+		key.remote_port = room->quoted.destination_port;
+		key.protocol = room->quoted.protocol;
+	} else {
+		key.egress_ip = packet->destination;
+		key.remote = packet->source;
+		key.egress_port = packet->destination_port;
+		key.remote_port = packet->source_port;
+	}
+	port = bpf_map_lookup_elem(&reverse, &key);
+	if (!port || (owner_state(port->owner) != OWNER_LIVE && owner_state(port->owner) != OWNER_RESTING) ||
+	    !brings_answers(port, node))
+		return drop(skb, UNKNOWN_FLOW);
+	if (packet->ttl <= 1)
+		return drop(skb, TTL_EXPIRED);
+	pod = port->pod;
+	pod_port = port->pod_port;
+	ifindex = port->ifindex;
+	__builtin_memcpy(pod_mac, port->pod_mac, sizeof(pod_mac));
+	__builtin_memcpy(device_mac, port->device_mac, sizeof(device_mac));
+	if (parsed != PARSED_ICMP_ERROR) {
+		__u8 seen = seen_of(packet);
+
+		refresh(&port->last_seen, &port->seen_in, seen);
+		if (seen & SEEN_FIN)
+			note_end_in(&key, port);
+	}
+	if (parsed == PARSED_ICMP_ERROR
+		? rewrite_error(skb, packet, &room->quoted, SIDE_DESTINATION, &pod, pod_port)
+		: rewrite_side(skb, packet, SIDE_DESTINATION, &pod, pod_port))
+		return drop(skb, REWRITE_ERROR);
+	if (decrement_ttl(skb, packet))
+		return drop(skb, REWRITE_ERROR);
+	return deliver(skb, ifindex, pod_mac, device_mac);
 }
 
 #endif

@@ -1,158 +1,145 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Through the tunnel to another node, and out of it to a pod on this one. */
+/* Ways out of a program: through the tunnel to another node, by an uplink to the world, to a pod here, and
+ * back to the sender with an ICMP error.
+ */
 #ifndef ROUTERD_TUNNEL_H
 #define ROUTERD_TUNNEL_H
 
-#include "nat.h"
-#include "rewrite.h"
+#include "flows.h"
 #include "verdict.h"
 
-/* Too big for the tunnel, as it is or as the segments it will be cut into, and not to be fragmented. */
-static __always_inline bool exceeds_tunnel(struct __sk_buff *skb, const struct packet *packet,
-					   const struct settings *config)
-{
-	__u32 mtu = 0;
+#define FAMILY_IPV4 2
+#define FAMILY_IPV6 10
 
-	return packet->dont_fragment &&
-	       bpf_check_mtu(skb, config->tunnel_ifindex, &mtu, 0, BPF_MTU_CHK_SEGS) != 0;
+/* The VNI says which way a packet goes: to the world with the number of its group, or back to the node of its
+ * port set. */
+#define VNI_BACK (1U << 23)
+
+/* Too big for the device, as it is or as the segments it will be cut into, and not to be fragmented. */
+static __always_inline bool exceeds(struct __sk_buff *skb, const struct packet *packet, __u32 device,
+				    __u32 *mtu)
+{
+	*mtu = 0;
+	return packet->dont_fragment && bpf_check_mtu(skb, device, mtu, 0, BPF_MTU_CHK_SEGS) != 0;
 }
 
-/* A packet that is too big and may not be fragmented is answered to its sender, by the device that it came
- * from and before anything in it is rewritten: the sender must know its own packet in the quote. */
-static __always_inline int refuse_too_big(struct __sk_buff *skb, const struct packet *packet,
-					  const struct settings *config)
+static __always_inline const struct ip *icmp_source(const struct settings *config,
+						    const struct packet *packet)
 {
-	if (answer_too_big(skb, packet, config->tunnel_mtu, &config->node_address))
-		return drop(skb, TOO_BIG);
-	return sent(skb, bpf_redirect(skb->ifindex, 0), TOO_BIG_ANSWERED);
+	return packet->ipv6 ? &config->icmp_source6 : &config->icmp_source4;
 }
 
-/* To the node at `endpoint`. One that is too big is left to the outer header's fragmentation. */
-static __always_inline int encapsulate(struct __sk_buff *skb, const struct packet *packet,
-				       const struct settings *config, __u32 group, const struct ip *endpoint,
-				       enum reason done)
+/* Turns the packet into an error about itself, for its sender. Only for headers without options, as their
+ * quote has a fixed size; never about an error (RFC 1122, section 3.2.2; RFC 4443, section 2.4). */
+static __always_inline long answer_error(struct __sk_buff *skb, const struct packet *packet,
+					 const struct settings *config, enum error_kind kind, __u32 mtu)
+{
+	const struct ip *from = icmp_source(config, packet);
+	struct scratch *room = read_scratch();
+
+	if (!room || !packet->plain_header || packet->reports || ip_is_none(from))
+		return -1;
+	if (packet->ipv6)
+		return answer_error6(skb, &room->error6, &room->pseudo6, kind, mtu, from, &packet->source);
+	return answer_error4(skb, &room->error4, kind, mtu, from, &packet->source);
+}
+
+/* The sender gets an error about its packet, by the device that it came from and before anything in it is
+ * rewritten: it must know its own packet in the quote. */
+static __always_inline int answer_back(struct __sk_buff *skb, const struct packet *packet,
+				       const struct settings *config, enum error_kind kind, __u32 mtu)
+{
+	if (answer_error(skb, packet, config, kind, mtu))
+		return drop(skb, kind == ERROR_TOO_BIG ? TOO_BIG : TTL_EXPIRED);
+	return sent(skb, bpf_redirect(skb->ifindex, 0),
+		    kind == ERROR_TOO_BIG ? TOO_BIG_ANSWERED : TTL_ANSWERED);
+}
+
+/* To the node with this tunnel endpoint. The checksum of the outer UDP header is left out where IPv4 allows
+ * it; over IPv6 a receiver drops what has none (RFC 6935 asks it to be configured otherwise). */
+static __always_inline int encapsulate(struct __sk_buff *skb, const struct settings *config, __u32 vni,
+				       const struct ip *endpoint, enum reason done)
 {
 	/* Others know this node by one address, whichever the route would prefer. */
-	struct bpf_tunnel_key key = {.tunnel_id = group,
-				     .remote_ipv4 = bpf_ntohl(endpoint->w[3]),
-				     .local_ipv4 = bpf_ntohl(config->node_address.w[3]),
-				     .tunnel_ttl = 64};
+	struct bpf_tunnel_key key = {.tunnel_id = vni, .tunnel_ttl = 64};
+	__u64 flags = BPF_F_ZERO_CSUM_TX;
 
-	if (clamp_mss(skb, packet, config->tunnel_mtu))
-		return drop(skb, REWRITE_ERROR);
-	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX))
+	if (ip_is_v4(endpoint)) {
+		key.remote_ipv4 = bpf_ntohl(endpoint->w[3]);
+		key.local_ipv4 = bpf_ntohl(config->node_address.w[3]);
+	} else {
+		__builtin_memcpy(key.remote_ipv6, endpoint, sizeof(key.remote_ipv6));
+		__builtin_memcpy(key.local_ipv6, &config->node_address, sizeof(key.local_ipv6));
+		flags = BPF_F_TUNINFO_IPV6;
+	}
+	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags))
 		return drop(skb, TUNNEL_ERROR);
 	return sent(skb, bpf_redirect(config->tunnel_ifindex, 0), done);
 }
 
-/* The key of a flow, from a packet that its pod sent. */
-static __always_inline struct flow_key flow_from_pod(const struct packet *packet)
+/* Which node a packet came out of the tunnel from, NO_NODE if none that is known. */
+static __always_inline __u16 tunnel_sender(struct __sk_buff *skb, __u32 *vni, struct ip *endpoint)
 {
-	struct flow_key key = {
-	    .pod = packet->source,
-	    .remote = packet->destination,
-	    .pod_port = packet->source_port,
-	    .remote_port = packet->destination_port,
-	    .protocol = packet->protocol,
-	};
+	struct bpf_tunnel_key key = {};
 
-	return key;
-}
-
-static __always_inline struct flow_key flow_to_pod(const struct packet *packet)
-{
-	struct flow_key key = {
-	    .pod = packet->destination,
-	    .remote = packet->source,
-	    .pod_port = packet->destination_port,
-	    .remote_port = packet->source_port,
-	    .protocol = packet->protocol,
-	};
-
-	return key;
-}
-
-/* False when the table took nothing: full, out of memory, or busy. That another CPU was faster is as good. */
-static __always_inline bool record_flow(const struct flow_key *key, const struct flow_value *flow)
-{
-	long error = bpf_map_update_elem(&flows, key, flow, BPF_NOEXIST);
-
-	return !error || error == -EEXIST;
-}
-
-/* Whether the node at `endpoint`, or this node itself if that is none, is a gateway of the group. */
-static __always_inline bool is_gateway(__u32 group, const struct ip *endpoint)
-{
-	struct path_value *path = bpf_map_lookup_elem(&paths, &group);
-
-	for (__u32 i = 0; path && i < MAX_GATEWAYS; i++) {
-		struct gateway *gateway = &path->gateways[i];
-
-		if (i >= path->count)
-			break;
-		if (ip_is_none(endpoint) ? gateway->local : ip_equal(&gateway->address, endpoint))
-			return true;
+	if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0)) {
+		*endpoint = ip_from_v4(bpf_htonl(key.remote_ipv4));
+	} else {
+		if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6))
+			return NO_NODE;
+		__builtin_memcpy(endpoint, key.remote_ipv6, sizeof(*endpoint));
 	}
-	return false;
+	*vni = key.tunnel_id;
+	return node_number(endpoint);
 }
 
-/* A pod takes answers to what it has sent through the group, by one of the group's gateways. All else would
- * be somebody's who can make a tunnel packet: a way into the pod, and into another group for its flows. So
- * what comes for a flow that has been collected here is dropped, too, though the gateway may know it still.
- */
-static __always_inline bool is_answer(const struct flow_key *key, __u32 group, const struct ip *gateway)
+/* The route to the world that the kernel has for a translated packet. */
+static __always_inline enum reason find_route(struct __sk_buff *skb, const struct packet *packet,
+					      const struct settings *config, const struct ip *egress_ip,
+					      struct bpf_fib_lookup *route)
 {
-	struct flow_value *flow = bpf_map_lookup_elem(&flows, key);
+	__u32 device;
+	long found;
 
-	return flow && flow->group == group && is_gateway(group, gateway);
+	__builtin_memset(route, 0, sizeof(*route));
+	route->l4_protocol = packet->protocol;
+	route->ifindex = config->tunnel_ifindex;
+	if (packet->ipv6) {
+		route->family = FAMILY_IPV6;
+		__builtin_memcpy(route->ipv6_src, egress_ip, sizeof(route->ipv6_src));
+		__builtin_memcpy(route->ipv6_dst, &packet->destination, sizeof(route->ipv6_dst));
+	} else {
+		route->family = FAMILY_IPV4;
+		route->ipv4_src = egress_ip->w[3];
+		route->ipv4_dst = packet->destination.w[3];
+	}
+	found = bpf_fib_lookup(skb, route, sizeof(*route), 0);
+	device = route->ifindex;
+	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return NO_ROUTE;
+	return bpf_map_lookup_elem(&uplinks, &device) ? REASON_UNSPECIFIED : NOT_UPLINK;
 }
 
-/* The packet that an ICMP error quotes, as far as its addresses and ports; false if it is cut short. */
-static __always_inline bool parse_quote(struct __sk_buff *skb, const struct packet *error,
-					struct packet *quoted)
+/* Out by that route; the neighbour is resolved on the way. */
+static __always_inline int send_by(struct __sk_buff *skb, const struct bpf_fib_lookup *route)
 {
-	__u32 inner = error->l4_offset + sizeof(struct icmphdr);
-	struct iphdr header;
-	__be16 ports[2];
+	struct bpf_redir_neigh next_hop = {.nh_family = route->family};
 
-	if (bpf_skb_load_bytes(skb, inner, &header, sizeof(header)) || header.ihl < 5)
-		return false;
-	quoted->protocol = header.protocol;
-	quoted->source = ip_from_v4(header.saddr);
-	quoted->destination = ip_from_v4(header.daddr);
-	quoted->l4_offset = inner + header.ihl * 4;
-	if (bpf_skb_load_bytes(skb, port_offset(quoted, SIDE_SOURCE), ports, sizeof(ports)))
-		return false;
-	quoted->source_port = ports[0];
-	quoted->destination_port = header.protocol == IPPROTO_ICMP ? 0 : ports[1];
-	return true;
+	if (route->family == FAMILY_IPV6)
+		__builtin_memcpy(next_hop.ipv6_nh, route->ipv6_dst, sizeof(next_hop.ipv6_nh));
+	else
+		next_hop.ipv4_nh = route->ipv4_dst;
+	return sent(skb, bpf_redirect_neigh(route->ifindex, &next_hop, sizeof(next_hop), 0), TRANSLATED);
 }
 
 /* To a pod on this node, by its host-side device, with the Ethernet header that the host would write. */
-static __always_inline int deliver(struct __sk_buff *skb, const struct local_pod *pod, enum reason done)
+static __always_inline int deliver(struct __sk_buff *skb, __u32 ifindex, const __u8 *pod_mac,
+				   const __u8 *device_mac)
 {
-	if (bpf_skb_store_bytes(skb, 0, pod->pod_mac, ETH_ALEN, 0) ||
-	    bpf_skb_store_bytes(skb, ETH_ALEN, pod->device_mac, ETH_ALEN, 0))
+	if (bpf_skb_store_bytes(skb, 0, pod_mac, ETH_ALEN, 0) ||
+	    bpf_skb_store_bytes(skb, ETH_ALEN, device_mac, ETH_ALEN, 0))
 		return drop(skb, REWRITE_ERROR);
-	return sent(skb, bpf_redirect(pod->ifindex, 0), done);
-}
-
-/* Out of the tunnel from the node at `endpoint`: an answer, or an error about what the pod has sent. */
-static __always_inline int deliver_answer(struct __sk_buff *skb, const struct packet *packet,
-					  enum parsed parsed, const struct local_pod *pod, __u32 group,
-					  const struct ip *endpoint)
-{
-	struct flow_key flow = flow_to_pod(packet);
-	struct packet quoted = {};
-
-	if (parsed == PARSED_ICMP_ERROR) {
-		if (!parse_quote(skb, packet, &quoted) || !ip_equal(&quoted.source, &packet->destination))
-			return drop(skb, UNKNOWN_FLOW);
-		flow = flow_from_pod(&quoted);
-	}
-	if (!is_answer(&flow, group, endpoint))
-		return drop(skb, UNKNOWN_FLOW);
-	return deliver(skb, pod, DELIVERED);
+	return sent(skb, bpf_redirect(ifindex, 0), DELIVERED);
 }
 
 #endif

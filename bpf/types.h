@@ -3,22 +3,29 @@
  * and a test holds the mirror against the object's BTF). Addresses are 128 bits, IPv4 as ::ffff:a.b.c.d, so
  * that both families share one layout. Types named __be* are in network byte order, all others in the host's.
  * No implicit padding: every key is compared byte by byte.
+ *
+ * An egress IP's ports are given to nodes in granules of 64: a node translates within the blocks that are its
+ * own, and a gateway needs no more than "granule -> node number" to know who may send and who gets an answer.
+ * ICMP echo identifiers count as ports.
  */
 #ifndef ROUTERD_TYPES_H
 #define ROUTERD_TYPES_H
 
 #include <linux/types.h>
 
-#define LAYOUT_VERSION 1
+#define LAYOUT_VERSION 2
 
-#define MAX_RULES    8	/* rules of one (policy set, prefix) */
-#define MAX_GATEWAYS 16 /* gateways of one group */
+#define MAX_RULES     8	   /* rules of one (policy set, prefix) */
+#define MAX_GATEWAYS  16   /* gateways of one group */
+#define MAX_BLOCKS    16   /* port blocks of one group on one node */
+#define GRANULE_SHIFT 6	   /* a granule has 64 ports */
+#define GRANULES      1024 /* of one address */
+#define NODE_NUMBERS  65536
+#define NO_NODE	      0 /* no node has this number */
 
 /* What becomes of destinations in a prefix of `cluster`, whatever policies say. */
 #define PLACE_INSIDE  1 /* of the cluster or the link: left alone */
 #define PLACE_NOWHERE 2 /* no host has such an address: what policies cover of it is dropped */
-
-#define NO_NODE 0 /* a mapping whose pod is on the gateway itself */
 
 struct ip {
 	__be32 w[4];
@@ -26,19 +33,21 @@ struct ip {
 
 /* One element: what the agent tells the programs. */
 struct settings {
-	struct ip node_address; /* source of the ICMP errors that we send */
-	__u64 object_digest;	/* of the object that the pinned programs came from */
+	struct ip node_address; /* this node's end of every tunnel */
+	struct ip icmp_source4; /* sources of the ICMP errors that we send; none in all words = send none */
+	struct ip icmp_source6;
+	__u64 object_digest; /* of the object that the pinned programs came from */
 	__u32 layout_version;
 	__u32 tunnel_ifindex;
 	__u32 tunnel_mtu; /* largest inner IP packet, bytes */
 	__u16 tunnel_port;
-	__u16 reserved;
+	__u16 node_number;
 	__u32 tcp_established_seconds;
 	__u32 tcp_opening_seconds;
 	__u32 tcp_closing_seconds;
 	__u32 udp_seconds;
 	__u32 icmp_seconds;
-	__u32 orphan_seconds; /* how long a reverse mapping outlives its forward one */
+	__u32 reserved;
 };
 
 struct pod_key {
@@ -48,27 +57,26 @@ struct pod_key {
 
 struct pod_value {
 	__u32 policy_set; /* 0 = decided: no policy */
-};
-
-/* Where replies for a local pod go. */
-struct local_pod {
-	__u32 ifindex;
 	__u8 pod_mac[6];
 	__u8 device_mac[6];
 };
 
+/* Keys of longest-prefix matches begin with the family: a short IPv6 prefix holds the mapped IPv4 addresses
+ * too. */
+#define PREFIX_IPV6 0x80000000U
+
 /* LPM over the destinations of one policy set; prefixlen counts from policy_set on: 32 + 128 at most. */
 struct policy_key {
 	__u32 prefixlen;
-	__u32 policy_set;
+	__u32 policy_set; /* | PREFIX_IPV6 */
 	struct ip destination;
 };
 
 struct rule {
-	__u32 group;	  /* VNI; 0 = none published: drop */
+	__u32 group;	  /* 0 = none published: drop */
 	__u16 first_port; /* 0 = any */
 	__u16 last_port;
-	__u8 protocol; /* IPPROTO_*; 0 = any */
+	__u8 protocol; /* IPPROTO_*, ICMP for both families' echo; 0 = any */
 	__u8 reserved[3];
 };
 
@@ -78,37 +86,51 @@ struct policy_value {
 };
 
 struct cidr_key {
-	__u32 prefixlen;
+	__u32 prefixlen; /* from family on */
+	__u32 family;	 /* 0 or PREFIX_IPV6 */
 	struct ip address;
 };
 
+struct node_value {
+	struct ip address; /* tunnel endpoint; none in all words = no node has this number */
+	__u32 local;	   /* 1 = this node itself */
+};
+
 struct gateway {
-	struct ip address; /* tunnel endpoint */
-	__u16 slot;
+	__u16 node; /* number */
 	__u8 up;
-	__u8 local; /* this node itself */
+	__u8 reserved;
 };
 
-struct path_value {
-	__u32 count;
-	struct gateway gateways[MAX_GATEWAYS]; /* in order of preference */
-};
-
-/* A group that this node is a gateway of. */
-struct group_value {
+/* A power of two of ports, aligned. */
+struct block {
 	struct ip egress_ip;
-	__u16 first_port; /* this gateway's part of the range */
-	__u16 last_port;
+	__u16 first; /* port */
+	__u8 shift;  /* 2^shift ports */
+	__u8 closed; /* 1 = asked back: nothing new begins here */
 };
 
+/* What a source node knows of a group: by whom its packets leave, and as which ports. */
+struct group_value {
+	__u32 gateway_count;
+	__u32 block_count;
+	struct gateway gateways[MAX_GATEWAYS]; /* in order of preference */
+	struct block blocks[MAX_BLOCKS];
+};
+
+/* What a gateway knows of an egress IP: the node of each granule. */
 struct egress_ip_value {
-	__u32 node_address; /* 1 = the address is the node's own: what is not ours goes on to the host */
+	__u32 node_address;    /* 1 = the address is the node's own: what is not ours goes on to the host */
+	__u16 nodes[GRANULES]; /* numbers */
 };
 
-/* A live flow as its source node sees it. For ICMP echo pod_port is the identifier and remote_port 0. */
+/* A live flow as its pod's node sees it. For ICMP echo pod_port is the identifier and remote_port 0. The
+ * device belongs to the key: what another device sends with the pod's address finds nothing.
+ */
 struct flow_key {
 	struct ip pod;
 	struct ip remote;
+	__u32 ifindex;
 	__be16 pod_port;
 	__be16 remote_port;
 	__u8 protocol;
@@ -117,35 +139,23 @@ struct flow_key {
 
 struct flow_value {
 	__u64 last_seen; /* CLOCK_MONOTONIC, ns, coarse */
-	__u32 group;	 /* 0 = begun from outside: leave it alone */
-	__u16 slot;
+	__u64 id;	 /* of its half in `reverse`; 0 = it has none */
+	struct ip egress_ip;
+	__u32 group; /* 0 = begun from outside: leave it alone */
+	__u32 epoch; /* of `epoch`, when its gateway was chosen or found good */
+	__be16 egress_port;
+	__u16 gateway; /* node number */
 	__u8 seen_out; /* enum seen, pod to remote */
-	__u8 seen_in;
+	__u8 seen_in;  /* only of flows begun from outside; the others' is in `reverse` */
+	__u8 reserved[2];
 };
 
 enum seen {
 	SEEN_PACKET = 1,
 	SEEN_FIN = 2,
 	SEEN_RST = 4,
-};
-
-struct nat_key {
-	struct ip pod;
-	struct ip remote;
-	__u32 group;
-	__be16 pod_port;
-	__be16 remote_port;
-	__u8 protocol;
-	__u8 reserved[3];
-};
-
-struct nat_value {
-	__u64 last_seen;
-	struct ip egress_ip;
-	struct ip node; /* tunnel endpoint that the flow comes from; NO_NODE in all words = a local pod */
-	__be16 egress_port;
-	__u8 seen_out;
-	__u8 reserved[5];
+	SEEN_FIN_FIRST = 8, /* the FIN of this side came before the other's */
+	SEEN_END = 16,	    /* in seen_out: the connection has ended, its port rests */
 };
 
 struct reverse_key {
@@ -157,15 +167,45 @@ struct reverse_key {
 	__u8 reserved[3];
 };
 
+/* Whose a port is, towards one remote. `owner` is a state in its two highest bits and the flow's id below: a
+ * port passes from one flow to the next by one compare-and-swap of that word.
+ */
 struct reverse_value {
-	__u64 last_seen;
-	__u64 orphaned; /* when its forward mapping was found missing; 0 = it was there */
+	__u64 owner;
+	__u64 last_seen; /* of an answer; when it began before there was one */
+	__u64 rests_until;
 	struct ip pod;
-	struct ip node;
+	__u32 ifindex;
 	__u32 group;
 	__be16 pod_port;
+	__u16 gateway; /* node number of the one that brought the last answer */
+	__u8 pod_mac[6];
+	__u8 device_mac[6];
 	__u8 seen_in;
-	__u8 reserved;
+	__u8 reserved[7];
+};
+
+#define OWNER_ID      0x3fffffffffffffffULL
+#define OWNER_CLAIMED 0x0000000000000000ULL /* its fields are being written */
+#define OWNER_LIVE    0x4000000000000000ULL
+#define OWNER_RESTING 0x8000000000000000ULL
+#define OWNER_DYING   0xc000000000000000ULL /* collected in the next round */
+
+/* How many flows bear ports of a granule, counted by collection. */
+struct granule_key {
+	struct ip egress_ip;
+	__u32 granule; /* port >> GRANULE_SHIFT */
+};
+
+struct granule_use {
+	__u64 round; /* in which it was counted: the time of its beginning */
+	__u64 ports; /* live and resting, towards whichever remote */
+};
+
+/* Searches for a port of a group that took long, or found none. */
+struct pressure {
+	__u64 last_seen; /* CLOCK_MONOTONIC, ns, coarse */
+	__u64 searches;
 };
 
 struct counter {
@@ -177,10 +217,10 @@ struct counter {
 struct collected {
 	__u64 flows;
 	__u64 flows_live;
-	__u64 mappings;
-	__u64 mappings_live;
-	__u64 reverses;
-	__u64 reverses_live;
+	__u64 ports;
+	__u64 ports_live;
+	__u64 ports_resting;
+	__u64 round; /* of `granule_use` */
 };
 
 #endif

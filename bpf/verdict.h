@@ -6,11 +6,38 @@
 
 #include "maps.h"
 #include "parse.h"
+#include "rewrite.h"
 
 #include <linux/pkt_cls.h>
 
 #define NEXT	    TC_ACT_UNSPEC /* the same number as TCX_NEXT */
-#define HOST_PREFIX 128
+#define HOST_PREFIX (32 + 128)	  /* of a key that begins with the family */
+
+/* What is too large for the 512 bytes of a program's stack; one of each for a packet, which stays on its CPU
+ * with soft interrupts off until its program has ended. */
+struct scratch {
+	struct packet quoted; /* by an ICMP error */
+	struct flow_value flow;
+	struct reverse_key port_key; /* of the port that is claimed */
+	struct reverse_value port;
+	struct bpf_fib_lookup route;
+	union {
+		struct error4 error4;
+		struct {
+			struct error6 error6;
+			struct pseudo6 pseudo6;
+		};
+	};
+};
+
+PINNED_MAP(scratch, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct scratch, 1, 0);
+
+static __always_inline struct scratch *read_scratch(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&scratch, &zero);
+}
 
 static __always_inline void count(struct __sk_buff *skb, __u32 reason)
 {
@@ -47,7 +74,8 @@ static __always_inline struct settings *read_settings(void)
 /* 0 = in none of the prefixes. */
 static __always_inline __u32 place_of(const struct ip *address)
 {
-	struct cidr_key key = {.prefixlen = HOST_PREFIX, .address = *address};
+	struct cidr_key key = {
+	    .prefixlen = HOST_PREFIX, .family = ip_is_v4(address) ? 0 : PREFIX_IPV6, .address = *address};
 	__u32 *place = bpf_map_lookup_elem(&cluster, &key);
 
 	return place ? *place : 0;
@@ -63,9 +91,12 @@ static __always_inline bool is_nowhere(const struct ip *address)
 	return place_of(address) == PLACE_NOWHERE;
 }
 
-static __always_inline bool is_node(const struct ip *address)
+/* The number of the node with this tunnel endpoint, or NO_NODE. */
+static __always_inline __u16 node_number(const struct ip *address)
 {
-	return bpf_map_lookup_elem(&nodes, address);
+	__u32 *number = bpf_map_lookup_elem(&nodes, address);
+
+	return number ? *number : NO_NODE;
 }
 
 #endif

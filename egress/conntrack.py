@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 
 from egress.netlink import NetlinkSocket, attributes
+from egress.policy import IPAddress
 
 # <linux/netfilter/nfnetlink_conntrack.h>
 NETLINK_NETFILTER = 12
@@ -17,7 +18,7 @@ CT_GET = 1 << 8 | 1
 NFGEN = struct.Struct("=BBH")
 CTA_TUPLE_REPLY = 2
 CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
-CTA_IP_V4_SRC, CTA_IP_V4_DST = 1, 2
+CTA_IP_V4_SRC, CTA_IP_V4_DST, CTA_IP_V6_SRC, CTA_IP_V6_DST = 1, 2, 3, 4
 CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
 NO_TRACKING = (errno.EINVAL, errno.ENOENT, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP)
 
@@ -26,18 +27,22 @@ NO_TRACKING = (errno.EINVAL, errno.ENOENT, errno.EPROTONOSUPPORT, errno.EOPNOTSU
 class Inbound:
     """A connection begun by `remote`, as the pod's answers bear it (after the kernel's own translation)."""
 
-    pod: IPv4Address
-    remote: IPv4Address
+    pod: IPAddress
+    remote: IPAddress
     pod_port: int
     remote_port: int
     protocol: int
 
 
-def inbound(pods: Iterable[IPv4Address]) -> tuple[Inbound, ...]:
+def inbound(pods: Iterable[IPAddress]) -> tuple[Inbound, ...]:
     """TCP and UDP connections to `pods`; () where the kernel tracks none."""
     try:
         with NetlinkSocket(NETLINK_NETFILTER) as tracking:
-            entries = tracking.dump(CT_GET, NFGEN.pack(socket.AF_INET, 0, 0))
+            entries = [
+                entry
+                for family in (socket.AF_INET, socket.AF_INET6)
+                for entry in tracking.dump(CT_GET, NFGEN.pack(family, 0, 0))
+            ]
     except OSError as error:
         if error.errno in NO_TRACKING:
             return ()
@@ -49,7 +54,10 @@ def _of_pods(entries: Iterable[bytes], pods: frozenset[bytes]) -> Iterator[Inbou
     for entry in entries:
         reply = attributes(attributes(entry, NFGEN.size).get(CTA_TUPLE_REPLY, b""))
         ip = attributes(reply.get(CTA_TUPLE_IP, b""))
-        if ip.get(CTA_IP_V4_SRC) not in pods:
+        source, remote = (
+            _either(ip, *kinds) for kinds in ((CTA_IP_V4_SRC, CTA_IP_V6_SRC), (CTA_IP_V4_DST, CTA_IP_V6_DST))
+        )
+        if source not in pods:
             continue
         proto = attributes(reply.get(CTA_TUPLE_PROTO, b""))
         number = proto[CTA_PROTO_NUM][0]
@@ -57,5 +65,9 @@ def _of_pods(entries: Iterable[bytes], pods: frozenset[bytes]) -> Iterator[Inbou
             pod_port, remote_port = (
                 int.from_bytes(proto[kind], "big") for kind in (CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT)
             )
-            pod, remote = IPv4Address(ip[CTA_IP_V4_SRC]), IPv4Address(ip[CTA_IP_V4_DST])
-            yield Inbound(pod, remote, pod_port, remote_port, number)
+            yield Inbound(ip_address(source), ip_address(remote), pod_port, remote_port, number)
+
+
+def _either(attributes_of_ip: Mapping[int, bytes], *kinds: int) -> bytes:
+    """The address that is there, of whichever family."""
+    return next((attributes_of_ip[kind] for kind in kinds if kind in attributes_of_ip), b"")

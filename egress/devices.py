@@ -41,7 +41,8 @@ TUNNEL = "routerd.vxlan"
 ROUTE_PROTOCOL = 203  # rtm_protocol of what is ours; free in iproute2's rt_protos
 NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
 IFF_UP = 1
-RTMGRP_LINK, RTMGRP_IPV4_IFADDR = 1, 0x10
+RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 1, 0x10, 0x100
+ADDRESSES = RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR
 NETLINK_NETFILTER, NFNLGRP_NFTABLES = 12, 1 << 6
 NFT_TABLE = b"routerd\0"
 SETTLE = 0.05  # seconds: a pod's device comes with several events
@@ -323,9 +324,9 @@ def delete_link(route: NetlinkSocket, ifindex: int) -> None:
 
 
 async def watch(on_change: Callable[[], None]) -> None:
-    """Calls `on_change` soon after a change of a device, an IPv4 address or our nft table here, until cancelled."""
+    """Calls `on_change` soon after a change of a device, an address or our nft table here, until cancelled."""
     async with asyncio.TaskGroup() as group:
-        group.create_task(_watch(socket.NETLINK_ROUTE, RTMGRP_LINK | RTMGRP_IPV4_IFADDR, b"", on_change))
+        group.create_task(_watch(socket.NETLINK_ROUTE, RTMGRP_LINK | ADDRESSES, b"", on_change))
         group.create_task(_watch(NETLINK_NETFILTER, NFNLGRP_NFTABLES, NFT_TABLE, on_change))
 
 

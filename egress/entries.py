@@ -10,20 +10,21 @@ another set in one write, after that set is complete.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
+from itertools import groupby
+from zlib import crc32
 
 from bpf import layout
-from egress.policy import Desired, Gateway, Group, IPAddress, IPNetwork, Policy, is_taken, may_leave_as
+from egress.policy import Desired, Group, IPAddress, IPNetwork, Policy, Served
 
 PROTOCOLS = {"TCP": 6, "UDP": 17, "ICMP": 1}
 PROTOCOL_NAMES = {0: "any", **{number: name.lower() for name, number in PROTOCOLS.items()}}
 
-FIRST_PORT, LAST_PORT = 1024, 65535
 # On an address that the node itself uses, only ports that neither its own connections (ip_local_port_range ends at
 # 60999) nor node ports (30000-32767) take.
-FIRST_NODE_PORT, LAST_NODE_PORT = 61000, 65535
+FIRST_NODE_PORT, LAST_NODE_PORT = 61440, 65535
 
 # Of the link or the node: left to the node's own stack, whatever policies cover. A node's DNS cache (169.254.20.10), a
 # cloud's metadata (169.254.169.254), DHCP and neighbour discovery live there (RFC 3927, section 7; RFC 4291, section
@@ -37,7 +38,7 @@ NOBODYS = frozenset(map(ip_network, ["0.0.0.0/8", "127.0.0.0/8", "240.0.0.0/4", 
 
 # Time-outs in seconds. Established TCP: RFC 5382, REQ-5 asks for 2 h 4 min at least. UDP: RFC 4787, REQ-5 recommends 5
 # min. ICMP: RFC 5508, REQ-2 asks for 60 s.
-TCP_ESTABLISHED, TCP_OPENING, TCP_CLOSING, UDP, ICMP, ORPHAN = 7440, 240, 10, 300, 60, 5
+TCP_ESTABLISHED, TCP_OPENING, TCP_CLOSING, UDP, ICMP = 7440, 240, 10, 300, 60
 
 MapEntries = dict[bytes, bytes]
 
@@ -166,7 +167,7 @@ def _fitting(rules: Rules) -> Rules:
 
 def _prefixes(policies: Sequence[Policy]) -> set[IPNetwork]:
     networks = (network for policy in policies for network in (*policy.destinations, *policy.excluded))
-    return {network for network in networks if is_taken(network)}
+    return set(networks)
 
 
 def policy_set(policies: Sequence[Policy]) -> PolicySet:
@@ -201,8 +202,8 @@ def observed_sets(entries: Mapping[bytes, bytes]) -> dict[int, frozenset[tuple[b
     sets: dict[int, set[tuple[bytes, bytes]]] = defaultdict(set)
     for raw, value in entries.items():
         key = layout.decode(layout.PolicyKey, raw)
-        cidr = layout.CidrKey(key.prefixlen - layout.POLICY_SET_BITS, key.destination)
-        sets[key.policy_set].add((bytes(cidr), value))
+        network = layout.network_of(key.prefixlen, key.policy_set, key.destination)
+        sets[layout.policy_set_of(key)].add((layout.cidr_key(network), value))
     return {number: frozenset(content) for number, content in sets.items()}
 
 
@@ -231,21 +232,9 @@ def number_sets(
 # --- the other maps
 
 
-def translated(groups: Mapping[int, Group]) -> Mapping[int, Group]:
-    """Those whose egress IP the programs can translate to; a rule that names another one drops, as it has no path."""
-    return {number: group for number, group in groups.items() if may_leave_as(group.egress_ip)}
-
-
 def attached(desired: Desired, facts: Facts) -> dict[IPAddress, PodDevice]:
-    """Pods here that the programs take, with their devices."""
-    return {a: facts.devices[a] for a in desired.pods if is_taken(a) and a in facts.devices}
-
-
-def port_range(group: Group, slot: int) -> tuple[int, int]:
-    """The part of the port range that the gateway in `slot` may use, both ends included."""
-    first, last = (FIRST_NODE_PORT, LAST_NODE_PORT) if group.node_address else (FIRST_PORT, LAST_PORT)
-    size = (last - first + 1) // group.slots
-    return first + slot * size, first + (slot + 1) * size - 1
+    """Pods here whose devices are known."""
+    return {a: facts.devices[a] for a in desired.pods if a in facts.devices}
 
 
 def _mac(address: bytes) -> object:
@@ -256,61 +245,75 @@ def places(desired: Desired) -> MapEntries:
     """What the operator says of a prefix comes last: it holds also for one that is nobody's elsewhere."""
     inside = dict.fromkeys((*OF_THE_LINK, *desired.cluster), layout.PLACE_INSIDE)
     found = {**dict.fromkeys(NOBODYS, layout.PLACE_NOWHERE), **inside}
-    return {layout.cidr_key(network): layout.u32(place) for network, place in found.items() if is_taken(network)}
+    return {layout.cidr_key(network): layout.u32(place) for network, place in found.items()}
+
+
+def _icmp_source(desired: Desired, version: int) -> object:
+    found = next((address for address in desired.icmp_sources if address.version == version), None)
+    return layout.ip_field(found) if found else layout.Bytes16()
+
+
+def _own_number(desired: Desired) -> int:
+    return next((number for number, address in desired.nodes.items() if address == desired.node_address), 0)
 
 
 def _settings(desired: Desired, facts: Facts) -> MapEntries:
     assert desired.node_address is not None  # a node without one has no maps
     value = layout.Settings(
-        node_address=layout.ip_field(desired.node_address), object_digest=facts.object_digest,
+        node_address=layout.ip_field(desired.node_address), icmp_source4=_icmp_source(desired, 4),
+        icmp_source6=_icmp_source(desired, 6), object_digest=facts.object_digest,
         layout_version=layout.LAYOUT_VERSION, tunnel_ifindex=facts.tunnel_ifindex, tunnel_mtu=facts.tunnel_mtu,
-        tunnel_port=desired.tunnel_port, tcp_established_seconds=TCP_ESTABLISHED, tcp_opening_seconds=TCP_OPENING,
-        tcp_closing_seconds=TCP_CLOSING, udp_seconds=UDP, icmp_seconds=ICMP, orphan_seconds=ORPHAN,
+        tunnel_port=desired.tunnel_port, node_number=_own_number(desired), tcp_established_seconds=TCP_ESTABLISHED,
+        tcp_opening_seconds=TCP_OPENING, tcp_closing_seconds=TCP_CLOSING, udp_seconds=UDP, icmp_seconds=ICMP,
     )  # fmt: skip
     return {layout.u32(0): bytes(value)}
 
 
-def _gateway(gateway: Gateway, node_address: IPAddress | None) -> layout.Gateway:
-    local = gateway.address == node_address
-    return layout.Gateway(layout.ip_field(gateway.address), gateway.slot, int(gateway.up), int(local))
+def _node_entries(desired: Desired) -> dict[str, MapEntries]:
+    """Both ways between tunnel endpoints and numbers."""
+    nodes: MapEntries = {}
+    numbers: MapEntries = {}
+    for number, address in sorted(desired.nodes.items()):
+        nodes[layout.ip16(address)] = layout.u32(number)
+        local = int(address == desired.node_address)
+        numbers[layout.u32(number)] = bytes(layout.NodeValue(layout.ip_field(address), local))
+    return {"nodes": nodes, "node_numbers": numbers}
 
 
-def _path(group: Group, node_address: IPAddress | None) -> bytes:
-    gateways = group.gateways[: layout.MAX_GATEWAYS]
-    value = layout.PathValue(len(gateways))
+def _group(group: Group) -> bytes:
+    gateways, blocks = group.gateways[: layout.MAX_GATEWAYS], group.blocks[: layout.MAX_BLOCKS]
+    value = layout.GroupValue(len(gateways), len(blocks))
     for position, gateway in enumerate(gateways):
-        value.gateways[position] = _gateway(gateway, node_address)
+        value.gateways[position] = layout.Gateway(gateway.number, int(gateway.up))
+    for position, block in enumerate(blocks):
+        shift = block.size.bit_length() - 1
+        value.blocks[position] = layout.Block(layout.ip_field(block.egress_ip), block.first, shift, int(block.closed))
     return bytes(value)
 
 
-def _gateway_entries(desired: Desired) -> tuple[MapEntries, MapEntries]:
-    """`groups` and `egress_ips` of a node that is a gateway."""
-    groups: MapEntries = {}
-    egress_ips: MapEntries = {}
-    for group in translated(desired.groups).values():
-        slot = next((g.slot for g in group.gateways if g.address == desired.node_address), None)
-        if slot is None:
-            continue
-        first, last = port_range(group, slot)
-        groups[layout.u32(group.id)] = bytes(layout.GroupValue(layout.ip_field(group.egress_ip), first, last))
-        egress_ips[layout.ip16(group.egress_ip)] = bytes(layout.EgressIpValue(int(group.node_address)))
-    return groups, egress_ips
+def _egress_ip(served: Served) -> bytes:
+    value = layout.EgressIpValue(int(served.node_address))
+    value.nodes[:] = served.numbers
+    return bytes(value)
+
+
+def _epoch(groups: MapEntries) -> MapEntries:
+    """One number that changes with the content of `groups`."""
+    digest = crc32(b"".join(key + value for key, value in sorted(groups.items())))
+    return {layout.u32(0): layout.u32(digest or 1)}
 
 
 def _pod_entries(desired: Desired, facts: Facts, numbers: Mapping[tuple[str, ...], int]) -> dict[str, MapEntries]:
     pods: MapEntries = {}
-    local: MapEntries = {}
     strict: MapEntries = {}
     for address, device in attached(desired, facts).items():
         names = desired.pods[address]
         key = layout.PodKey(device.ifindex, layout.ip_field(address))
         number = numbers[names] if names else 0
-        pods[bytes(key)] = layout.u32(number)
-        value = layout.LocalPod(device.ifindex, _mac(device.pod_mac), _mac(device.device_mac))
-        local[layout.ip16(address)] = bytes(value)
+        pods[bytes(key)] = bytes(layout.PodValue(number, _mac(device.pod_mac), _mac(device.device_mac)))
         if number:
             strict[layout.u32(device.ifindex)] = layout.u32(1)
-    return {"pods": pods, "local_pods": local, "strict_devices": strict}
+    return {"pods": pods, "strict_devices": strict}
 
 
 def map_entries(
@@ -324,16 +327,16 @@ def map_entries(
         for number, contents in numbered.values()
         for prefix, rules in contents.items()
     }
-    groups, egress_ips = _gateway_entries(desired)
+    groups = {layout.u32(group.id): _group(group) for group in desired.groups.values()}
     one = layout.u32(1)
     return {
         "settings": _settings(desired, facts),
-        "nodes": {layout.ip16(address): one for address in desired.nodes},
+        **_node_entries(desired),
         "cluster": places(desired) if cluster is None else cluster,
         "uplinks": {layout.u32(ifindex): one for ifindex in facts.uplinks.values()},
-        "paths": {layout.u32(g.id): _path(g, desired.node_address) for g in translated(desired.groups).values()},
         "groups": groups,
-        "egress_ips": egress_ips,
+        "epoch": _epoch(groups),
+        "egress_ips": {layout.ip16(address): _egress_ip(served) for address, served in desired.served.items()},
         "policies": policies,
         **_pod_entries(desired, facts, {names: number for names, (number, _) in numbered.items()}),
     }
@@ -350,33 +353,53 @@ def _rule_text(rule: layout.Rule) -> str:
 
 def _policy_text(key: bytes, value: bytes) -> str:
     k, v = layout.decode(layout.PolicyKey, key), layout.decode(layout.PolicyValue, value)
-    network = layout.network_of(k.prefixlen - layout.POLICY_SET_BITS, k.destination)
+    network = layout.network_of(k.prefixlen, k.policy_set, k.destination)
     rules = ", ".join(_rule_text(rule) for rule in v.rules[: v.count])
-    return f"set {k.policy_set} {network}: {rules or 'leave alone'}"
-
-
-def _path_text(key: bytes, value: bytes) -> str:
-    v = layout.decode(layout.PathValue, value)
-    gateways = (
-        f"{layout.ip_of(g.address)} slot {g.slot}{' here' if g.local else ''}{'' if g.up else ' down'}"
-        for g in v.gateways[: v.count]
-    )
-    return f"group {layout.number(key)}: {', '.join(gateways) or 'no gateway'}"
+    return f"set {layout.policy_set_of(k)} {network}: {rules or 'leave alone'}"
 
 
 def _pod_text(key: bytes, value: bytes) -> str:
-    k, number = layout.decode(layout.PodKey, key), layout.number(value)
+    k, number = layout.decode(layout.PodKey, key), layout.decode(layout.PodValue, value).policy_set
     return f"device {k.ifindex} {layout.ip_of(k.address)}: {f'set {number}' if number else 'no policy'}"
-
-
-def _local_pod_text(key: bytes, value: bytes) -> str:
-    v = layout.decode(layout.LocalPod, value)
-    return f"{layout.ip_of(key)}: device {v.ifindex} mac {bytes(v.pod_mac).hex(':')}"
 
 
 def _group_text(key: bytes, value: bytes) -> str:
     v = layout.decode(layout.GroupValue, value)
-    return f"group {layout.number(key)}: {layout.ip_of(v.egress_ip)} ports {v.first_port}-{v.last_port}"
+    gateways = (f"node {g.node}{'' if g.up else ' down'}" for g in v.gateways[: v.gateway_count])
+    blocks = (
+        f"{layout.ip_of(b.egress_ip)} ports {b.first}-{b.first + (1 << b.shift) - 1}{' closed' if b.closed else ''}"
+        for b in v.blocks[: v.block_count]
+    )
+    return f"group {layout.number(key)}: {', '.join(blocks) or 'no port set'} by {', '.join(gateways) or 'no gateway'}"
+
+
+def port_ranges(nodes: Iterable[int]) -> Iterator[tuple[int, int, int]]:
+    """(first port, last port, node number) of what an egress IP's granules give to nodes, in order."""
+    first = 0
+    for number, run in groupby(nodes):
+        size = len(list(run)) * layout.GRANULE
+        if number:
+            yield first, first + size - 1, number
+        first += size
+
+
+def _egress_ip_text(key: bytes, value: bytes) -> str:
+    v = layout.decode(layout.EgressIpValue, value)
+    ranges = ", ".join(f"{first}-{last} node {number}" for first, last, number in port_ranges(v.nodes))
+    return f"{layout.ip_of(key)}: {ranges or 'no port set'}{' (node address)' if v.node_address else ''}"
+
+
+def _node_text(key: bytes, value: bytes) -> str:
+    return f"{layout.ip_of(key)}: node {layout.number(value)}"
+
+
+def _node_number_text(key: bytes, value: bytes) -> str:
+    v = layout.decode(layout.NodeValue, value)
+    return f"node {layout.number(key)}: {layout.ip_of(v.address)}{' here' if v.local else ''}"
+
+
+def _epoch_text(_key: bytes, value: bytes) -> str:
+    return f"groups {layout.number(value):08x}"
 
 
 def _settings_text(_key: bytes, value: bytes) -> str:
@@ -388,17 +411,16 @@ def _settings_text(_key: bytes, value: bytes) -> str:
 def _cidr_text(key: bytes, value: bytes) -> str:
     k = layout.decode(layout.CidrKey, key)
     nobodys = ": nobody's" if layout.number(value) == layout.PLACE_NOWHERE else ""
-    return f"{layout.network_of(k.prefixlen, k.address)}{nobodys}"
+    return f"{layout.network_of(k.prefixlen, k.family, k.address)}{nobodys}"
 
 
 def describe(map_name: str, key: bytes, value: bytes) -> str:
     """One entry as a line, for plans and `show`."""
     texts = {
-        "policies": _policy_text, "paths": _path_text, "pods": _pod_text, "local_pods": _local_pod_text,
-        "groups": _group_text, "settings": _settings_text, "cluster": _cidr_text,
+        "policies": _policy_text, "pods": _pod_text, "groups": _group_text, "settings": _settings_text,
+        "cluster": _cidr_text, "egress_ips": _egress_ip_text, "nodes": _node_text, "node_numbers": _node_number_text,
+        "epoch": _epoch_text,
     }  # fmt: skip
     if map_name in texts:
         return texts[map_name](key, value)
-    if len(key) == 16:
-        return str(layout.ip_of(key))
     return f"device {layout.number(key)}"

@@ -7,9 +7,6 @@ Replies pass. A source route would lead past the destination that is seen here, 
 by a device that is not known for one of the host's is a pod's: so it holds also for a device that appears while nobody
 is there to look.
 
-In a family that the programs do not take it stands alone. So a pod is known there by its device, too: nothing in front
-of the guard has seen to it that the source is the pod's own.
-
 It also keeps everybody but nodes from the tunnel's port, also by a Service that is translated to it, and connection
 tracking away from the tunnel.
 """
@@ -17,14 +14,14 @@ tracking away from the tunnel.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from ipaddress import ip_network
 
 from egress.entries import OF_THE_LINK, Facts, PodDevice, is_sayable
 from egress.kept import Kept, merged
-from egress.policy import TAKEN, Desired, IPAddress, IPNetwork, Policy, Ports, Version
+from egress.policy import Desired, IPAddress, IPNetwork, Policy, Ports, Version
 
 TABLE = "routerd"
 FAMILY = "inet"
@@ -48,13 +45,8 @@ class Family:
     address: str  # the type of its addresses
     icmp: str
 
-    @property
-    def is_taken(self) -> bool:
-        return self.version in TAKEN
-
 
 FAMILIES = (Family(4, "", "ip", "ipv4_addr", "icmp"), Family(6, "6", "ip6", "ipv6_addr", "icmpv6"))
-ALONE = tuple(family for family in FAMILIES if not family.is_taken)  # which the guard has to itself
 
 
 def _set_types(family: Family) -> dict[str, str]:
@@ -66,23 +58,15 @@ def _set_types(family: Family) -> dict[str, str]:
     }
 
 
-# Known pods' devices, without an address of the family that is known.
-UNLISTED = tuple(f"unlisted{family.suffix}" for family in ALONE)
 SET_TYPES = {
     **{name: kind for family in FAMILIES for name, kind in _set_types(family).items()},
-    "nodes": "type ipv4_addr;",
+    **{f"nodes{family.suffix}": f"type {family.address};" for family in FAMILIES},
     "pod_devices": "type ifname;",
-    **dict.fromkeys(UNLISTED, "type ifname;"),
     "host_devices": "type ifname;",
 }
-MAP_TYPES = {
-    **{f"selected{family.suffix}": f"type ifname . {family.address} : verdict;" for family in FAMILIES},
-    **{f"devices{family.suffix}": "type ifname : verdict;" for family in ALONE},
-}
+MAP_TYPES = {f"selected{family.suffix}": f"type ifname . {family.address} : verdict;" for family in FAMILIES}
 # What the maps of the programs must hold before it may say so, by what `early` leaves out.
-DECIDED, SELECTED = (
-    tuple(f"{name}{family.suffix}" for family in FAMILIES if family.is_taken) for name in ("decided", "selected")
-)
+DECIDED, SELECTED = (tuple(f"{name}{family.suffix}" for family in FAMILIES) for name in ("decided", "selected"))
 
 
 def key_type(declaration: str) -> str:
@@ -165,15 +149,11 @@ def _forward_rules(family: Family) -> Rules:
     source, destination, s = f"{family.header} saddr", f"{family.header} daddr", family.suffix
     unknown = f"iifname . {source} != @decided{s}"
     undecided = f"{destination} @covered{s} {unknown} counter name undecided drop"
-    of_no_host = "iifname != @host_devices"
-    if family in ALONE:
-        of_no_host += f" iifname != @unlisted{s}"
     return (
         f"{destination} @cluster{s} return",
         f"iifname . {source} vmap @selected{s}",
         f"{source} @pod_sources{s} {undecided}",
-        *([f"{unknown} iifname vmap @devices{s}"] if family in ALONE else []),
-        f"{of_no_host} {undecided}",
+        f"iifname != @host_devices {undecided}",
     )
 
 
@@ -191,23 +171,27 @@ def _tunnel_rules(port: int) -> dict[str, Rules]:
     """
     tunnel, drop = f"udp dport {port}", "counter name forged drop"
     translated, of_no_host = f"ct original proto-dst != {port}", "iifname != @host_devices"
+    to = [(f"{f.header} daddr", f"{f.header} saddr", f"@nodes{f.suffix}") for f in FAMILIES]
     return {
         "prerouting": (
             f"{tunnel} iifname @pod_devices {drop}",
-            f"{tunnel} ip daddr @nodes ip saddr != @nodes {drop}",
+            *(f"{tunnel} {daddr} {nodes} {saddr} != {nodes} {drop}" for daddr, saddr, nodes in to),
             f"{tunnel} notrack",
         ),
         "output": (f"{tunnel} notrack",),
-        "forward": (f"{tunnel} ip daddr @nodes {translated} {drop}", f"{tunnel} ip daddr @nodes {of_no_host} {drop}"),
+        "forward": tuple(
+            f"{tunnel} {daddr} {nodes} {why} {drop}" for daddr, _, nodes in to for why in (translated, of_no_host)
+        ),
         "input": (
             f"{tunnel} {translated} {drop}",
             f"{tunnel} {of_no_host} {drop}",
-            f"{tunnel} ip daddr != @nodes {drop}",  # the tunnel listens on every address; nodes send to one
-            f"{tunnel} meta nfproto ipv6 {drop}",
+            # The tunnel listens on every address; nodes send to one.
+            *(f"{tunnel} {daddr} != {nodes} {drop}" for daddr, _, nodes in to),
         ),
-        "sent": (
-            f"{tunnel} ip daddr @nodes {translated} {drop}",
-            f"{tunnel} ip daddr @nodes meta skuid 0-4294967295 {drop}",
+        "sent": tuple(
+            f"{tunnel} {daddr} {nodes} {why} {drop}"
+            for daddr, _, nodes in to
+            for why in (translated, "meta skuid 0-4294967295")
         ),
     }
 
@@ -224,7 +208,6 @@ def render(desired: Desired, facts: Facts, kept: Kept | None = None) -> Guard:
     leaving = (rule for family in FAMILIES for rule in _forward_rules(family))
     chains["forward"] += (*SOURCE_ROUTED, "ct direction reply return", *leaving)
     sets = {
-        "nodes": frozenset(str(address) for address in desired.nodes if address.version == 4),
         "pod_devices": frozenset(d.forward_name for d in attached.values()) - {facts.underlay},
         "host_devices": facts.host_devices,
     }
@@ -232,14 +215,11 @@ def render(desired: Desired, facts: Facts, kept: Kept | None = None) -> Guard:
         pods = {address: device for address, device in attached.items() if address.version == family.version}
         sets |= {**_family_sets(desired, pods, family), f"cluster{family.suffix}": inside[family.version]}
         rules_of = cache(partial(_rules_of, policies=desired.policies, family=family))  # many pods have the same
-        verdicts = {f"selected{family.suffix}": {_key(a, d): rules_of(desired.pods[a]) for a, d in pods.items()}}
-        if family in ALONE:
-            sets[f"unlisted{family.suffix}"] = sets["pod_devices"] - {device.forward_name for device in pods.values()}
-            verdicts[f"devices{family.suffix}"] = _by_device(desired, facts, family, rules_of)
-        for name, rules_by_key in verdicts.items():
-            names = {rules: chain_name(rules) for rules in set(rules_by_key.values()) if rules}
-            chains |= {chain: rules for rules, chain in names.items()}
-            sets[name] = frozenset(f"{key} : jump {names[rules]}" for key, rules in rules_by_key.items() if rules)
+        verdicts = {_key(address, device): rules_of(desired.pods[address]) for address, device in pods.items()}
+        names = {rules: chain_name(rules) for rules in set(verdicts.values()) if rules}
+        chains |= {chain: rules for rules, chain in names.items()}
+        elements = (f"{key} : jump {names[rules]}" for key, rules in verdicts.items() if rules)
+        sets[f"selected{family.suffix}"] = frozenset(elements)
     return Guard(sets, chains)
 
 
@@ -257,25 +237,11 @@ def _family_sets(desired: Desired, pods: Mapping[IPAddress, PodDevice], family: 
     covered = (network for policy in desired.policies.values() for network in policy.destinations)
     hosts = (ip_network(address) for address in desired.pods)  # also those outside the node's pod CIDRs
     return {
+        f"nodes{family.suffix}": frozenset(str(a) for a in desired.nodes.values() if a.version == family.version),
         f"covered{family.suffix}": _networks(covered, family),
         f"pod_sources{family.suffix}": _networks((*desired.pod_cidrs, *hosts), family),
         f"decided{family.suffix}": frozenset(_key(address, device) for address, device in pods.items()),
     }
-
-
-def _by_device(
-    desired: Desired, facts: Facts, family: Family, rules_of: Callable[[tuple[str, ...]], Rules]
-) -> dict[str, Rules]:
-    """What is dropped of a device's packets whatever their source: all that the policies of a pod behind it cover.
-
-    A pod is behind it with an address of any family, so one address that was found is enough. On a bridge it holds for
-    unknown sources of all its pods. The way to the world is no pod's device.
-    """
-    names: dict[str, set[str]] = {}
-    for address in facts.devices.keys() & desired.pods.keys():
-        names.setdefault(facts.devices[address].forward_name, set()).update(desired.pods[address])
-    rules = {device: rules_of(tuple(sorted(policies))) for device, policies in names.items()}
-    return {device: found for device, found in rules.items() if device not in {facts.underlay, *facts.uplinks}}
 
 
 def pod_bridges(

@@ -12,7 +12,7 @@ from ipaddress import collapse_addresses
 
 from bpf import layout
 from egress.entries import NOBODYS, OF_THE_LINK, MapEntries
-from egress.policy import VERSIONS, IPNetwork, is_taken
+from egress.policy import VERSIONS, IPNetwork
 
 Head = tuple[int, int]  # IP version, and an address without its last 8 bits
 HOST_BITS = 8  # networks of more are few; the others are merged with their neighbours only
@@ -32,12 +32,12 @@ class Places:
         gone = before - networks if before is not None else frozenset(NOBODYS)
         added = networks - before if before is not None else networks | frozenset(OF_THE_LINK)
         entries = dict(self.entries)
-        for network in filter(is_taken, gone - frozenset(OF_THE_LINK)):
+        for network in gone - frozenset(OF_THE_LINK):
             entries.pop(layout.cidr_key(network), None)
             if network in NOBODYS:
                 entries[layout.cidr_key(network)] = layout.u32(layout.PLACE_NOWHERE)
         inside = layout.u32(layout.PLACE_INSIDE)
-        entries.update((layout.cidr_key(network), inside) for network in filter(is_taken, added))
+        entries.update((layout.cidr_key(network), inside) for network in added)
         self.entries, self._networks = entries, networks
         return entries
 

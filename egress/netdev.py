@@ -24,12 +24,13 @@ from egress.attach import Attacher, Mode
 from egress.devices import TUNNEL, Link
 from egress.entries import Facts
 from egress.netlink import NetlinkSocket
-from egress.policy import Desired
-from egress.status import GUARD, EgressStatus, told_apart
+from egress.policy import Desired, IPAddress
+from egress.status import GUARD, EgressStatus, PortUse, told_apart
 
-# Map sizes when they are made; memory is taken as they fill (no preallocation), about 200 bytes for each mapping.
+# Map sizes when they are made; memory is taken as they fill (no preallocation), about 250 bytes for each flow.
 DEFAULT_NAT_ENTRIES = 262_144
 EMPTY_FRAME = bytes(64)
+PRESSURE_LASTS = 10.0  # seconds that a long search for a port is remembered
 LOADERS = {"libbpf": loader, "bcc": bcc_loader}
 LoaderName = Literal["libbpf", "bcc"]
 
@@ -40,7 +41,7 @@ class DatapathError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class NatEntry:
-    """One mapping. Times in seconds; `node` is None for a pod of the gateway itself."""
+    """One translated flow of a pod here. Times in seconds; `gateway` is the number of the node it leaves by."""
 
     group: int
     protocol: int
@@ -50,7 +51,7 @@ class NatEntry:
     egress_port: int
     remote: layout.Address
     remote_port: int
-    node: layout.Address | None
+    gateway: int
     idle: float
 
 
@@ -68,7 +69,7 @@ class Datapath:
         self._host_devices = frozenset(host_devices)  # those that only the operator of the node can know
         self._pins = pin_directory
         self._attacher = Attacher(pin_directory, attach)
-        self._sizes = {"nat": nat_entries, "flows": nat_entries, "reverse": nat_entries + nat_entries // 4}
+        self._sizes = {"flows": nat_entries, "reverse": 2 * nat_entries}  # ports at rest have no flow
         self._maps = loader.PinnedMaps(pin_directory)
         self._loader = LOADERS[loader_name]
         self._digest = self._loader.digest()
@@ -86,7 +87,8 @@ class Datapath:
             addresses = {address: index for index, address in devices.read_addresses(route)}
             routes = devices.read_routes(route)
             candidates = devices.pod_devices(route, links)
-        maps = self._read_maps()
+        other_layout = loader.has_other_layout(self._pins)
+        maps = {} if other_layout else self._read_maps()
         pods = plan.choose_devices(candidates, routes.hosts, maps.get("pods", {}))
         by_name = {link.name: link.ifindex for link in links.values()}
         names = desired.uplinks or tuple(links[i].name for i in sorted(routes.defaults) if i in links)
@@ -106,11 +108,12 @@ class Datapath:
                 devices=pods,
                 uplinks=uplinks,
                 tunnel_ifindex=tunnel.ifindex if tunnel else 0,
-                tunnel_mtu=underlay_mtu - plan.TUNNEL_OVERHEAD if underlay_mtu else 0,
+                tunnel_mtu=underlay_mtu - _overhead(desired) if underlay_mtu else 0,
                 object_digest=self._digest,
                 underlay=underlay.name if underlay else "",
                 host_devices=devices.host_devices(links, bridges) | ways_out | self._host_devices,
             ),
+            other_layout=other_layout,
             pinned_digest=0 if pins.missing(self._pins) else loader.pinned_digest(self._pins),
             underlay_mtu=underlay_mtu,
             ip_forward=devices.ip_forward(),
@@ -130,8 +133,8 @@ class Datapath:
                 entries = self._maps[name].items()
             except FileNotFoundError:
                 continue
-            # An array's element is there from the start: all zero means that nobody has written it.
-            found[name] = {k: v for k, v in entries.items() if name != "settings" or any(v)}
+            # An array's elements are there from the start: all zero means that nobody has written it.
+            found[name] = {k: v for k, v in entries.items() if name not in plan.ARRAYS or any(v)}
         return found
 
     def counters(self) -> dict[str, tuple[int, int]]:
@@ -151,13 +154,36 @@ class Datapath:
         return {**totals, **{f"{GUARD}{name}": (packets, 0) for name, packets in dropped.items()}}
 
     def nat(self) -> Sequence[NatEntry]:
-        """Live mappings of this gateway."""
+        """Live flows of pods here that are translated."""
         try:
-            entries = self._maps["nat"].items()
+            entries = self._maps["flows"].items()
         except FileNotFoundError:
             return ()
         moment = time.monotonic_ns()
-        return [_nat_entry(key, value, moment) for key, value in entries.items()]
+        return [_nat_entry(key, value, moment) for key, value in entries.items() if _is_translated(value)]
+
+    def port_use(self) -> PortUse | None:
+        """As the last round of collection counted it; None before there was one."""
+        try:
+            value = self._maps["collected"].get(layout.u32(0))
+            granules, pressures = self._maps["granules"].items(), self._maps["pressures"].items()
+        except FileNotFoundError:
+            return None
+        last = layout.decode(layout.Collected, value).round if value else 0
+        if not last:
+            return None
+        used: dict[tuple[IPAddress, int], int] = {}
+        for key, raw in granules.items():
+            granule, use = layout.decode(layout.GranuleKey, key), layout.decode(layout.GranuleUse, raw)
+            if use.round == last:
+                used[layout.ip_of(granule.egress_ip), granule.granule * layout.GRANULE] = use.ports
+        moment = time.monotonic_ns()
+        pressed = (
+            layout.number(key)
+            for key, raw in pressures.items()
+            if moment - layout.decode(layout.Pressure, raw).last_seen < PRESSURE_LASTS * 1e9
+        )
+        return PortUse(last / 1e9, used, frozenset(pressed))
 
     def status(self) -> EgressStatus:
         """Not attached where nothing is pinned yet."""
@@ -167,16 +193,16 @@ class Datapath:
         return EgressStatus(bool(packets), nat_entries=entries, nat_room=room, passed=passed, drops=drops)
 
     def _nat_size(self) -> tuple[int, int]:
-        """(live mappings after the last collection, room)."""
+        """(live flows after the last collection, room)."""
         try:
             value = self._maps["collected"].get(layout.u32(0))
-            room = self._maps["nat"].max_entries
+            room = self._maps["flows"].max_entries
         except FileNotFoundError:
             return 0, 0
-        return (int(layout.decode(layout.Collected, value).mappings_live) if value else 0), room
+        return (int(layout.decode(layout.Collected, value).flows_live) if value else 0), room
 
     def collect(self) -> layout.Collected | None:
-        """One round of collection of idle flows and mappings, in the kernel. None while nothing is loaded."""
+        """One round of collection of idle flows and ports, in the kernel. None while nothing is loaded."""
         try:
             program = syscall.open_pinned(self._pins / "programs" / "collect")
         except FileNotFoundError:
@@ -197,6 +223,11 @@ class Datapath:
     @singledispatchmethod
     def _do(self, action: Any) -> None:
         raise TypeError(f"not an action: {action!r}")
+
+    @_do.register
+    def _(self, _action: plan.ForgetPrograms) -> None:
+        self._maps.close()
+        loader.remove_pins(self._pins)
 
     @_do.register
     def _(self, _action: plan.LoadPrograms) -> None:
@@ -255,7 +286,11 @@ class Datapath:
 
     @_do.register
     def _(self, action: plan.DeleteEntry) -> None:
-        self._maps[action.map].delete(action.key)
+        entries = self._maps[action.map]
+        if action.map in plan.ARRAYS:  # their elements cannot go
+            entries.put(action.key, bytes(len(action.value)))
+        else:
+            entries.delete(action.key)
 
     @_do.register
     def _(self, action: plan.PurgeFlows) -> None:
@@ -268,11 +303,13 @@ class Datapath:
     @_do.register
     def _(self, action: plan.SeedFlows) -> None:
         seen = layout.SEEN_PACKET
-        value = bytes(layout.FlowValue(time.monotonic_ns(), 0, 0, seen, seen))
-        for flow in conntrack.inbound(action.pods):
+        value = bytes(layout.FlowValue(time.monotonic_ns(), seen_out=seen, seen_in=seen))
+        pods = dict(action.pods)
+        for flow in conntrack.inbound(pods):
             key = layout.FlowKey(
-                layout.ip_field(flow.pod), layout.ip_field(flow.remote), flow.pod_port, flow.remote_port, flow.protocol
-            )
+                layout.ip_field(flow.pod), layout.ip_field(flow.remote), pods[flow.pod], flow.pod_port,
+                flow.remote_port, flow.protocol,
+            )  # fmt: skip
             with suppress(FileExistsError):
                 self._maps["flows"].put(bytes(key), value, syscall.UPDATE_NOEXIST)
 
@@ -336,6 +373,10 @@ class Datapath:
             raise DatapathError(error.errno, f"{message}, give it a writable /proc/sys") from error
 
 
+def _overhead(desired: Desired) -> int:
+    return plan.TUNNEL_OVERHEAD[desired.node_address.version if desired.node_address else 4]
+
+
 def _underlay_mtu(underlay: Link | None, uplinks: Sequence[Link]) -> int:
     """MTU of the way to other nodes: of the device with the node's address, or of the uplinks where that is no way
     out.
@@ -356,12 +397,15 @@ def _tunnel(by_name: Mapping[str, int], links: Mapping[int, Link]) -> plan.Tunne
     return plan.Tunnel(link.ifindex, link.mtu, port, link.up, devices.is_forwarding(TUNNEL))
 
 
+def _is_translated(value: bytes) -> bool:
+    return bool(layout.decode(layout.FlowValue, value).group)
+
+
 def _nat_entry(key: bytes, value: bytes, moment: int) -> NatEntry:
-    k, v = layout.decode(layout.NatKey, key), layout.decode(layout.NatValue, value)
-    node = layout.ip_of(v.node) if any(v.node) else None
+    k, v = layout.decode(layout.FlowKey, key), layout.decode(layout.FlowValue, value)
     return NatEntry(
-        k.group, k.protocol, layout.ip_of(k.pod), k.pod_port, layout.ip_of(v.egress_ip), v.egress_port,
-        layout.ip_of(k.remote), k.remote_port, node, max(0, moment - v.last_seen) / 1e9,
+        v.group, k.protocol, layout.ip_of(k.pod), k.pod_port, layout.ip_of(v.egress_ip), v.egress_port,
+        layout.ip_of(k.remote), k.remote_port, v.gateway, max(0, moment - v.last_seen) / 1e9,
     )  # fmt: skip
 
 

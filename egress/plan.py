@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, ip_network
+from ipaddress import ip_network
 from typing import ClassVar, Literal
 
 from bpf import layout
@@ -27,27 +27,28 @@ from egress.entries import (
     is_sayable,
     map_entries,
     overloaded,
-    translated,
 )
 from egress.guard import Guard
 from egress.kept import Kept
-from egress.policy import Desired, Group, IPAddress
+from egress.policy import Desired, IPAddress
 
 Phase = Literal["prepare", "retire"]
 
-TUNNEL_OVERHEAD = 50  # outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348)
+# UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348), and the outer header.
+TUNNEL_OVERHEAD: Mapping[int, int] = {4: 50, 6: 70}
 RESERVED = range(FIRST_NODE_PORT, LAST_NODE_PORT + 1)
 RESERVED_PORTS = f"{FIRST_NODE_PORT}-{LAST_NODE_PORT}"
 
 # A pod's entry is written last but one, so that all it refers to is there; a device turns strict after its pods are
 # known.
 WRITE_ORDER = (
-    "settings", "nodes", "cluster", "uplinks", "local_pods", "paths", "groups", "egress_ips", "policies", "pods",
+    "settings", "nodes", "node_numbers", "cluster", "uplinks", "egress_ips", "groups", "epoch", "policies", "pods",
     "strict_devices",
 )  # fmt: skip
+ARRAYS = frozenset({"settings", "node_numbers", "epoch"})  # their elements are there from the start, all zero
 DELETE_ORDER = tuple(reversed(WRITE_ORDER))
 # What others may still be led to by what this node announces.
-LED_TO_MAPS = frozenset({"egress_ips", "groups", "nodes", "settings", "uplinks"})
+LED_TO_MAPS = frozenset({"egress_ips", "node_numbers", "nodes", "settings", "uplinks"})
 LED_TO_PROGRAMS = frozenset({"from_tunnel", "from_uplink"})
 
 
@@ -77,6 +78,7 @@ class Observed:
 
     facts: Facts = field(default_factory=Facts)
     pinned_digest: int = 0  # of the object that the programs came from; 0 = a program or map is not pinned
+    other_layout: bool = False  # what is pinned is of a release with other maps
     underlay_mtu: int = 0  # of the device that holds the node's tunnel address; 0 = no device does
     ip_forward: bool = True
     tunnel: Tunnel | None = None
@@ -108,6 +110,16 @@ class Prepare:
 @dataclass(frozen=True, slots=True)
 class Retire:
     phase: ClassVar[Phase] = "retire"
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetPrograms(Prepare):
+    """Unpins what a release with other maps left: its programs go from their hooks, and the guard drops meanwhile what
+    policies cover.
+    """
+
+    def __str__(self) -> str:
+        return "remove eBPF programs and maps of another layout: connections through them end"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +174,10 @@ class PutEntry(Prepare):
 class SeedFlows(Prepare):
     """Connections that others have to pods which are selected from now on: their answers go on as before."""
 
-    pods: tuple[IPv4Address, ...]
+    pods: tuple[tuple[IPAddress, int], ...]  # with the device of each
 
     def __str__(self) -> str:
-        return f"keep connections begun from outside: {', '.join(map(str, self.pods))}"
+        return f"keep connections begun from outside: {', '.join(str(address) for address, _ in self.pods)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +231,7 @@ class DeleteEntry:
 class PurgeFlows(Prepare):
     """Flows of addresses whose pods have gone: the next owner's packets are decided anew."""
 
-    pods: tuple[IPv4Address, ...]
+    pods: tuple[IPAddress, ...]
 
     def __str__(self) -> str:
         return f"purge flows of {', '.join(map(str, self.pods))}"
@@ -234,8 +246,8 @@ class DeleteBlackhole(Retire):
 
 
 Action = (
-    LoadPrograms | CreateTunnel | ConfigureTunnel | AddBlackhole | ReservePorts | PutEntry | SeedFlows | Attach
-    | LoadGuard | Detach | DeleteEntry | PurgeFlows | DeleteBlackhole
+    ForgetPrograms | LoadPrograms | CreateTunnel | ConfigureTunnel | AddBlackhole | ReservePorts | PutEntry | SeedFlows
+    | Attach | LoadGuard | Detach | DeleteEntry | PurgeFlows | DeleteBlackhole
 )  # fmt: skip
 
 
@@ -265,13 +277,6 @@ def choose_devices(
         if len(matching) == 1:
             chosen[address] = matching[0]
     return chosen
-
-
-def _groups_here(desired: Desired) -> list[Group]:
-    """Groups that this node is a gateway of."""
-    return [
-        g for g in translated(desired.groups).values() if any(w.address == desired.node_address for w in g.gateways)
-    ]
 
 
 def wanted_attachments(desired: Desired, observed: Observed) -> dict[tuple[str, int], str]:
@@ -324,13 +329,14 @@ def _additions(desired: Desired, observed: Observed, wanted: dict[str, MapEntrie
     early = guards.early(target, present)
     if present != early.digests():
         yield LoadGuard(early, present)
+    if observed.other_layout:
+        yield ForgetPrograms()
     if observed.pinned_digest != observed.facts.object_digest:
         yield LoadPrograms()
     yield from _prepare_tunnel(desired, observed)
-    here = _groups_here(desired)
-    if any(group.node_address for group in here) and not observed.ports_reserved:
+    if any(served.node_address for served in desired.served.values()) and not observed.ports_reserved:
         yield ReservePorts()
-    for address in _sorted({g.egress_ip for g in here if not g.node_address} - observed.blackholes):
+    for address in _sorted(_blackholes(desired) - observed.blackholes):
         yield AddBlackhole(address)
     for name in WRITE_ORDER:
         yield from _put_entries(name, wanted[name], observed.maps.get(name, {}))
@@ -346,7 +352,7 @@ def _put_entries(name: str, wanted: MapEntries, present: MapEntries) -> Iterator
     if name == "pods":
         moved = _moved(wanted, present)
         if moved:  # before its new device is known by this address: the flows there are another pod's
-            yield PurgeFlows(tuple(sorted({_pod_address(key) for key in moved})))
+            yield PurgeFlows(tuple(_sorted({_pod_address(key) for key in moved})))
             yield from (DeleteEntry(name, key, present[key]) for key in moved)
         selected = _newly_selected(wanted, present)
         if selected:
@@ -361,16 +367,22 @@ def _moved(wanted: MapEntries, present: MapEntries) -> list[bytes]:
     return sorted(key for key in present if key not in wanted and _pod_address(key) in addresses)
 
 
-def _newly_selected(wanted: MapEntries, present: MapEntries) -> tuple[IPv4Address, ...]:
-    none = layout.u32(0)
-    keys = (key for key, value in wanted.items() if value != none and present.get(key, none) == none)
-    return tuple(sorted(_pod_address(key) for key in keys))
+def _newly_selected(wanted: MapEntries, present: MapEntries) -> tuple[tuple[IPAddress, int], ...]:
+    """Address and device of pods that had no policy and have one now."""
+    keys = (key for key, value in wanted.items() if _policy_set(value) and not _policy_set(present.get(key)))
+    pods = {_pod_address(key): layout.decode(layout.PodKey, key).ifindex for key in keys}
+    return tuple((address, pods[address]) for address in _sorted(pods))
+
+
+def _policy_set(value: bytes | None) -> int:
+    return layout.decode(layout.PodValue, value).policy_set if value else 0
 
 
 def _prepare_tunnel(desired: Desired, observed: Observed) -> Iterator[Action]:
     if not observed.underlay_mtu:
         return  # `problems` says why
-    mtu = observed.underlay_mtu - TUNNEL_OVERHEAD
+    assert desired.node_address is not None
+    mtu = observed.underlay_mtu - TUNNEL_OVERHEAD[desired.node_address.version]
     tunnel = observed.tunnel
     if tunnel is None or tunnel.port != desired.tunnel_port:
         yield CreateTunnel(desired.tunnel_port, mtu, replace=tunnel is not None)
@@ -390,21 +402,23 @@ def _removals(desired: Desired, observed: Observed, wanted: dict[str, MapEntries
             moved = _moved(wanted[name], present)
             gone = [key for key in gone if key not in moved]
             if gone:  # first, as only the entries say that there is something to purge
-                yield PurgeFlows(tuple(sorted(_pod_address(key) for key in gone)))
+                yield PurgeFlows(tuple(_sorted(_pod_address(key) for key in gone)))
         yield from (DeleteEntry(name, key, present[key]) for key in gone)
-    kept = {group.egress_ip for group in _groups_here(desired) if not group.node_address}
-    for address in _sorted(observed.blackholes - kept):
+    for address in _sorted(observed.blackholes - _blackholes(desired)):
         yield DeleteBlackhole(address)
+
+
+def _blackholes(desired: Desired) -> frozenset[IPAddress]:
+    """Egress IPs that no host has: what reaches this gateway for one and is not taken by a program must not go on."""
+    return frozenset(address for address, served in desired.served.items() if not served.node_address)
 
 
 def _sorted(addresses: Iterable[IPAddress]) -> list[IPAddress]:
     return sorted(addresses, key=lambda address: (address.version, address))
 
 
-def _pod_address(key: bytes) -> IPv4Address:
-    address = layout.ip_of(layout.decode(layout.PodKey, key).address)
-    assert isinstance(address, IPv4Address)
-    return address
+def _pod_address(key: bytes) -> IPAddress:
+    return layout.ip_of(layout.decode(layout.PodKey, key).address)
 
 
 _FORWARDING_OFF = (
@@ -420,13 +434,13 @@ def problems(desired: Desired, observed: Observed) -> tuple[Problem, ...]:
     if desired.node_address is not None and not observed.underlay_mtu:
         message = f"no device has the node's address {desired.node_address}: set the Node's InternalIP or the device"
         found.append(Problem(node, "TunnelAddressMissing", message))
-    if not observed.ip_forward and _groups_here(desired):
+    if not observed.ip_forward and desired.served:
         found.append(Problem(node, "ForwardingOff", _FORWARDING_OFF))
     for name in desired.uplinks:
         if name not in observed.facts.uplinks:
             message = f"uplink {name} does not exist on {desired.node}: correct egress.uplinks, or create the device"
             found.append(Problem(f"uplink/{name}", "UplinkMissing", message))
-    if not desired.uplinks and not observed.facts.uplinks and _groups_here(desired):
+    if not desired.uplinks and not observed.facts.uplinks and desired.served:
         message = "no default route, so no uplink was found: name the devices in egress.uplinks"
         found.append(Problem(node, "UplinkMissing", message))
     pods = _concerned(desired)

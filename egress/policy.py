@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from struct import unpack
 from typing import Literal
 
 IPAddress = IPv4Address | IPv6Address
@@ -16,11 +17,6 @@ Version = Literal[4, 6]
 Protocol = Literal["TCP", "UDP", "ICMP"]
 
 VERSIONS: tuple[Version, ...] = (4, 6)
-# What the programs can do: (version of the pod's packet, version of the egress IP that it leaves with). All else that a
-# policy covers is dropped: by the programs in a version that they take, by the guard alone in one that they do not.
-TRANSLATED: frozenset[tuple[Version, Version]] = frozenset({(4, 4)})
-TAKEN = frozenset(packet for packet, _ in TRANSLATED)
-LEFT_AS = frozenset(egress for _, egress in TRANSLATED)
 UNSUPPORTED_FAMILY = "UnsupportedFamily"  # reason of a policy that is not translated, or not all of it
 
 
@@ -48,12 +44,23 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """A gateway of a group, as source nodes see it. `address` is its tunnel endpoint."""
+    """A gateway of a group, as source nodes see it."""
 
     node: str
-    address: IPAddress
-    slot: int
+    number: int  # of the node, 1 … 65535
     up: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Ports of an egress IP that this node translates within: a power of two of them, aligned. ICMP echo identifiers
+    count as ports.
+    """
+
+    egress_ip: IPAddress
+    first: int
+    size: int
+    closed: bool = False  # asked back: nothing new begins here
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +68,24 @@ class Group:
     """What policies leave through. `gateways` is in order of preference."""
 
     id: int
-    egress_ip: IPAddress
+    egress_ips: tuple[IPAddress, ...]
     gateways: tuple[Gateway, ...]
-    slots: int = 1
-    node_address: bool = False  # the address is on an interface of its gateway: reserved port range
+    blocks: tuple[Block, ...] = ()  # of this node
+    node_address: bool = False  # the address is on an interface of its only gateway: reserved ports
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An egress IP that this node is a gateway of. `granules`: the node of each 64 ports, 1,024 numbers of 16 bits in
+    network byte order, 0 = nobody's.
+    """
+
+    granules: bytes
+    node_address: bool = False
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        return unpack(f">{len(self.granules) // 2}H", self.granules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +99,9 @@ class Desired:
     )  # pods here -> policies (() = decided: none)
     policies: Mapping[str, Policy] = field(default_factory=dict)
     groups: Mapping[int, Group] = field(default_factory=dict)
-    nodes: frozenset[IPAddress] = frozenset()  # tunnel endpoints of all known nodes
+    served: Mapping[IPAddress, Served] = field(default_factory=dict)  # egress IPs that this node is a gateway of
+    nodes: Mapping[int, IPAddress] = field(default_factory=dict)  # number -> tunnel endpoint, of all known nodes
+    icmp_sources: tuple[IPAddress, ...] = ()  # this node's own addresses that ICMP errors come from, one a family
     cluster: frozenset[IPNetwork] = frozenset()  # in-cluster: never sent out
     pod_cidrs: frozenset[IPNetwork] = frozenset()  # of this node
     uplinks: tuple[str, ...] = ()  # devices by which egress traffic leaves this node
@@ -88,24 +111,13 @@ class Desired:
 # --- families
 
 
-def is_taken(of: IPAddress | IPNetwork) -> bool:
-    """Whether the programs take packets of this family at all; of another one they see nothing, the guard does."""
-    return of.version in TAKEN
-
-
-def may_leave_as(egress_ip: IPAddress) -> bool:
-    """Whether anything is translated to an address of this family."""
-    return egress_ip.version in LEFT_AS
-
-
 def egress_versions(destinations: Iterable[IPNetwork], given: Collection[IPAddress] = ()) -> tuple[Version, ...]:
-    """Families of an egress IP with which some of the destinations are translated, () = none is. `given`: the egress
-    IPs that the policy names, () = any will do.
+    """Families of an egress IP with which some of the destinations are translated, () = none is: a packet leaves with
+    an address of its own family. `given`: the egress IPs that the policy names, () = any will do.
     """
     packets = {network.version for network in destinations}
     of_given = {address.version for address in given}
-    versions = [version for version in VERSIONS if not given or version in of_given]
-    return tuple(egress for egress in versions if any((packet, egress) in TRANSLATED for packet in packets))
+    return tuple(version for version in VERSIONS if version in packets and (not given or version in of_given))
 
 
 def unsupported(destinations: Iterable[IPNetwork], given: Collection[IPAddress]) -> str:
@@ -114,15 +126,10 @@ def unsupported(destinations: Iterable[IPNetwork], given: Collection[IPAddress])
     if not dropped:
         return ""
     shown = ", ".join(map(str, dropped))
-    if given and not any(map(may_leave_as, given)):
-        addresses = ", ".join(f"IPv{address.version} address {address}" for address in given)
-        return f"nothing is translated to the {addresses}: what pods send to {shown} is dropped"
-    families = " and ".join(f"IPv{version}" for version in sorted({network.version for network in dropped}))
-    return f"{families} is not translated yet: what the selected pods send to {shown} is dropped"
+    addresses = ", ".join(map(str, given))
+    return f"no egress IP of its family, but {addresses}: what the selected pods send to {shown} is dropped"
 
 
 def selected_pods(desired: Desired) -> list[tuple[str, ...]]:
-    """Policies of each address of a pod here that has some and is of a family that the programs take: a pod of both
-    families counts once, one that has only the other family not at all.
-    """
-    return [names for address, names in desired.pods.items() if names and is_taken(address)]
+    """Policies of each address of a pod here that has some: a pod of both families counts twice."""
+    return [names for names in desired.pods.values() if names]

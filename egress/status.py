@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from egress.policy import Desired, selected_pods
+from egress.policy import Desired, IPAddress, selected_pods
+
+
+@dataclass(frozen=True, slots=True)
+class PortUse:
+    """Ports of egress IPs that flows of this node bear, live or resting ones."""
+
+    counted: float = 0.0  # when counting began, of the clock that nobody sets (CLOCK_MONOTONIC), seconds
+    used: Mapping[tuple[IPAddress, int], int] = field(default_factory=dict)  # (egress IP, first port of 64) -> flows
+    pressed: frozenset[int] = frozenset()  # groups in which searches for a port have grown long of late
+
 
 GUARD = "guard_"  # counters of the nft table: drops, all of them
 

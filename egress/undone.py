@@ -5,14 +5,15 @@ A plan's order is safe when it is cut anywhere; this says what else is safe when
     what failed                               what must not follow
     the first guard, the programs, what       anything
       says which traffic is ours
-      (settings, nodes, cluster, uplinks),
+      (settings, nodes and their numbers,
+      cluster, uplinks),
       the programs on tunnel and uplinks
-    a policy set, or a path that it uses      moving pods to that set
+    a policy set, or a group that it uses     moving pods to that set
     anything of one pod or its device         what comes later for this pod; the guard counts it as it did before
-    a blackhole, the reserved ports           NAT state of that address, of node addresses
+    a blackhole, the reserved ports           the ports of that address, of node addresses
     the last guard                            taking anything away
-    moving a pod, deleting its entry          taking away policy sets and paths: the pod may still use them
-    deleting NAT state                        taking away its blackhole
+    moving a pod, deleting its entry          taking away policy sets and groups: the pod may still use them
+    deleting the ports of an address          taking away its blackhole
 
 The tunnel device holds up nothing: without it a plan goes on too, and what would need it is dropped.
 """
@@ -27,15 +28,15 @@ from egress import guard, plan
 from egress.guard import KEPT
 from egress.policy import Desired
 
-FOUNDATIONS = frozenset({"settings", "nodes", "cluster", "uplinks"})
+FOUNDATIONS = frozenset({"settings", "nodes", "node_numbers", "cluster", "uplinks"})
 POD_PROGRAMS = frozenset({"to_pod", "from_pod"})
-NAT_MAPS = frozenset({"groups", "egress_ips"})
-POD_MAPS = frozenset({"local_pods", "paths", "policies", "pods", "strict_devices"})
+SERVED_MAPS = frozenset({"egress_ips"})
+POD_MAPS = frozenset({"groups", "epoch", "policies", "pods", "strict_devices"})
 TAKES_AWAY = (plan.Detach, plan.DeleteEntry, plan.PurgeFlows, plan.DeleteBlackhole)
 DELETE_AFTER = {  # entries of a map -> maps whose entries lead to them
     "policies": frozenset({"pods"}),
-    "paths": frozenset({"pods", "policies"}),
-    **dict.fromkeys(FOUNDATIONS, POD_MAPS | NAT_MAPS),
+    "groups": frozenset({"pods", "policies"}),
+    **dict.fromkeys(FOUNDATIONS, POD_MAPS | SERVED_MAPS),
 }
 
 
@@ -49,27 +50,27 @@ class Undone:
         self._keeps = False  # nothing may be taken away
         self._maps: set[str] = set()  # that an entry was not put into, or taken from
         self._sets: set[int] = set()  # of policies, incomplete
-        self._groups: set[int] = set()  # whose path is not in place
+        self._groups: set[int] = set()  # that are not in place
         self._pods: set[layout.Address] = set()
         self._devices: set[int] = set()
         self._addresses: set[layout.Address] = set()  # whose blackhole is not in place
-        self._nat = True  # what this node's NAT of any group needs is in place
-        self._unserved: set[layout.Address] = set()  # egress addresses whose own NAT state is not
+        self._serves = True  # what this node needs to be a gateway of any address is in place
+        self._unserved: set[layout.Address] = set()  # egress addresses whose own ports are not
 
     def carries(self, group: int) -> bool:
-        """Whether all that leads packets to and from this node's NAT of `group` is in place."""
+        """Whether all that this node needs to be a gateway of `group` is in place."""
         if self._desired.node_address is None:
             return False
         wanted = self._desired.groups.get(group)
-        return self._nat and (wanted is None or wanted.egress_ip not in self._unserved)
+        return self._serves and (wanted is None or self._unserved.isdisjoint(wanted.egress_ips))
 
     def add(self, action: plan.Action) -> None:
-        self._lack_nat(action)
+        self._lack_service(action)
         match action:
             case plan.LoadGuard():
                 self._stops |= action.guard == self._first_guard(action)
                 self._keeps = True
-            case plan.LoadPrograms():
+            case plan.ForgetPrograms() | plan.LoadPrograms():
                 self._stops = True
             case plan.Attach():
                 self._stops |= action.program not in POD_PROGRAMS
@@ -80,7 +81,9 @@ class Undone:
                 self._addresses.add(action.address)
             case plan.ReservePorts():
                 self._addresses |= self._node_addresses()
-            case plan.SeedFlows() | plan.PurgeFlows():
+            case plan.SeedFlows():
+                self._pods.update(address for address, _ in action.pods)
+            case plan.PurgeFlows():
                 self._pods.update(action.pods)
             case plan.PutEntry():
                 self._stops |= action.map in FOUNDATIONS
@@ -101,7 +104,7 @@ class Undone:
                 return None
             case plan.DeleteEntry() if self._is_blocked_delete(action):
                 return None
-            case plan.DeleteBlackhole() if self._maps & NAT_MAPS:
+            case plan.DeleteBlackhole() if self._maps & SERVED_MAPS:
                 return None
         return action
 
@@ -110,19 +113,19 @@ class Undone:
         """What the guard of a plan's beginning would be: it decides and selects no pod that is not so already."""
         return guard.early(action.guard, action.present)
 
-    def _lack_nat(self, action: plan.Action) -> None:
+    def _lack_service(self, action: plan.Action) -> None:
         match action:
             case plan.AddBlackhole():
                 self._unserved.add(action.address)
             case plan.ReservePorts():
                 self._unserved |= self._node_addresses()
-            case plan.PutEntry() if action.map in NAT_MAPS:
-                self._unserved.add(_egress_ip(action))
+            case plan.PutEntry() if action.map in SERVED_MAPS:
+                self._unserved.add(layout.ip_of(action.key))
             case _:
-                self._nat &= _is_of_pods(action)
+                self._serves &= _is_of_pods(action)
 
     def _node_addresses(self) -> set[layout.Address]:
-        return {group.egress_ip for group in self._desired.groups.values() if group.node_address}
+        return {address for address, served in self._desired.served.items() if served.node_address}
 
     def _lack_device(self, ifindex: int) -> None:
         self._devices.add(ifindex)
@@ -132,11 +135,9 @@ class Undone:
         self._maps.add(action.map)
         match action.map:
             case "policies":
-                self._sets.add(layout.decode(layout.PolicyKey, action.key).policy_set)
-            case "paths":
+                self._sets.add(layout.policy_set_of(layout.decode(layout.PolicyKey, action.key)))
+            case "groups":
                 self._groups.add(layout.number(action.key))
-            case "local_pods":
-                self._pods.add(layout.ip_of(action.key))
             case "pods":
                 key = layout.decode(layout.PodKey, action.key)
                 self._pods.add(layout.ip_of(key.address))
@@ -146,13 +147,14 @@ class Undone:
 
     def _is_blocked_put(self, action: plan.PutEntry) -> bool:
         match action.map:
-            case "groups" | "egress_ips":
-                return _egress_ip(action) in self._addresses
+            case "egress_ips":
+                return layout.ip_of(action.key) in self._addresses
             case "policies":
                 return not self._groups.isdisjoint(_groups_of(action.value))
             case "pods":
                 pod = layout.ip_of(layout.decode(layout.PodKey, action.key).address)
-                return pod in self._pods or self._is_incomplete(layout.number(action.value))
+                policy_set = layout.decode(layout.PodValue, action.value).policy_set
+                return pod in self._pods or self._is_incomplete(policy_set)
             case "strict_devices":
                 return layout.number(action.key) in self._devices
         return False
@@ -163,7 +165,7 @@ class Undone:
         if not self._groups:
             return False
         entries = self._observed.maps.get("policies", {}).items()
-        values = (v for k, v in entries if layout.decode(layout.PolicyKey, k).policy_set == policy_set)
+        values = (v for k, v in entries if layout.policy_set_of(layout.decode(layout.PolicyKey, k)) == policy_set)
         return any(not self._groups.isdisjoint(_groups_of(value)) for value in values)
 
     def _is_blocked_delete(self, action: plan.DeleteEntry) -> bool:
@@ -173,8 +175,6 @@ class Undone:
             case "pods":
                 key = layout.decode(layout.PodKey, action.key)
                 return layout.ip_of(key.address) in self._pods or key.ifindex in self._devices
-            case "local_pods":
-                return layout.ip_of(action.key) in self._pods
             case "strict_devices":
                 return layout.number(action.key) in self._devices
         return False
@@ -213,13 +213,6 @@ def _is_of_pods(action: plan.Action) -> bool:
         case plan.DeleteEntry():
             return True
     return False
-
-
-def _egress_ip(action: plan.PutEntry) -> layout.Address:
-    """Of an entry of NAT_MAPS."""
-    if action.map == "egress_ips":
-        return layout.ip_of(action.key)
-    return layout.ip_of(layout.decode(layout.GroupValue, action.value).egress_ip)
 
 
 def _address(element: str) -> str:

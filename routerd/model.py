@@ -109,9 +109,11 @@ class Node:
         return Ref(NODE, name=self.name)
 
     @property
-    def tunnel_endpoint(self) -> IPv4Address | None:
-        """The first IPv4 address: tunnels are IPv4. None = it can neither send to gateways nor be one."""
-        return next((address for address in self.addresses if isinstance(address, IPv4Address)), None)
+    def tunnel_endpoint(self) -> IPAddress | None:
+        """The first IPv4 address, else the first IPv6 one; packets of both families pass by it. None = the node can
+        neither send to gateways nor be one.
+        """
+        return min(self.addresses, key=lambda address: address.version, default=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from egress.kept import Kept
 from egress.netdev import Datapath, NatEntry
 from egress.plan import Action, CreateTunnel, LoadPrograms, Observed, Problem
 from egress.policy import Desired
-from egress.status import EgressStatus
+from egress.status import EgressStatus, PortUse
 from egress.undone import Undone
 from routerd.config import Config
 from routerd.node.desired import EGRESS_ROOM
@@ -43,6 +43,7 @@ class EgressRoom:
         self._datapath = datapath
         self._lock = threading.Lock()
         self._kept = Kept()  # asked by one thread at a time
+        self._port_use: PortUse | None = None
 
     # --- its turn in a round
 
@@ -76,6 +77,11 @@ class EgressRoom:
         """Takes idle flows out of the datapath."""
         with self._lock:
             self._datapath.collect()
+            self._port_use = self._datapath.port_use()
+
+    def port_use(self) -> PortUse | None:
+        """As it was counted at the last collection."""
+        return self._port_use
 
     def status(self) -> EgressStatus:
         """Not attached where reading is refused (the round says why)."""
@@ -97,6 +103,7 @@ def _nat_row(entry: NatEntry) -> Row:
         "egress_ip": str(entry.egress_ip),
         "port": entry.egress_port,
         "group": entry.group,
+        "gateway": entry.gateway,
         "idle_seconds": round(entry.idle, 1),
     }
 

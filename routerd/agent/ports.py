@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from egress.status import PortUse
 from routerd.model import Allocations, PortReport
 from routerd.node.desired import NodeState
-from routerd.node.port_sets import PortMemory, PortUse, report_ports
+from routerd.node.port_sets import PortMemory, report_ports
 
 
 @dataclass(slots=True)
@@ -21,6 +22,7 @@ class PortDesk:
     clock: Callable[[], float] = time.monotonic
     _memory: PortMemory = field(init=False, default_factory=PortMemory)
     _applied: Allocations | None = field(init=False, default=None)
+    _since: float = field(init=False, default=float("-inf"))  # when it was first in force
 
     @property
     def report(self) -> PortReport | None:
@@ -33,7 +35,7 @@ class PortDesk:
             return
         before = self._memory.report
         self._memory = report_ports(
-            self.node, allocations, state.selecting, self._applied, self.use(), self._memory, self.clock()
+            self.node, allocations, state.selecting, self._applied, self.use(), self._memory, self.clock(), self._since
         )
         if self._memory.report != before:
             self.on_change()
@@ -41,5 +43,5 @@ class PortDesk:
     def is_applied(self, allocations: Allocations, state: NodeState) -> None:
         """A round left nothing of it undone."""
         if allocations is not self._applied:
-            self._applied = allocations
+            self._applied, self._since = allocations, self.clock()
             self.consider(allocations, state)

@@ -339,7 +339,9 @@ def _refusals(
 ) -> tuple[Refusal, ...]:
     """Every policy without a group is among them: the document tells which policies are known, see `store.closed`."""
     denied = (Refusal(Ref.parse(policy_of(each.owner)), each.reason, each.message) for each in planned.denials)
-    lacking = ((policy.ref, unsupported(policy.destinations, policy.egress_ips)) for policy in policies)
+    has = {key: group.egress_ips for group in groups.groups for key in group.policies}
+    given = ((policy, has.get(policy.key, policy.egress_ips)) for policy in policies)
+    lacking = ((policy.ref, unsupported(policy.destinations, addresses)) for policy, addresses in given)
     families = (Refusal(ref, UNSUPPORTED_FAMILY, message) for ref, message in lacking if message)
     message = "refused where it was read: it has no egress IP, and what it covers is dropped"
     refused = (Refusal(policy.ref, "PolicyRefused", message) for policy in policies if policy.refused)

@@ -307,7 +307,7 @@ def absent_gateways(
 def _unfit(node: Node) -> str:
     """A node that can be no gateway, in words; "" = it can. One that is only unschedulable still forwards."""
     if node.tunnel_endpoint is None:
-        return f"{node.name} has no IPv4 address"
+        return f"{node.name} has no address"
     return "" if node.ready and not node.network_unavailable else node.name
 
 

@@ -153,6 +153,8 @@ def _assembled(config: Config, source: ConfigSource, heart: Heart, store: Store)
     tasks: dict[str, Task] = {"store": store.run, "heart": heart.beat}
     drains = _drains(config)
     ports = PortDesk(config.node_name, drains.changed.set)
+    if egress is not None:
+        ports.use = egress.port_use
     bfd_room: BfdRoom | None = None
     if speaker is not None:
         tasks["speaker"] = speaker.run

@@ -330,7 +330,7 @@ def egress_refusal(scene: Scene, group: EgressGroup) -> Refusal | None:
     if scene.drain is not None and scene.drain.goes_down:
         return Refusal(group.address_ref, "NodeDrained", scene.drain.message)
     if scene.node.tunnel_endpoint is None:
-        message = f"{scene.node.name} has no IPv4 address to be a tunnel endpoint: it can be no gateway"
+        message = f"{scene.node.name} has no address to be a tunnel endpoint: it can be no gateway"
         return Refusal(group.address_ref, "NoTunnelEndpoint", message)
     pool = _pool_of(scene, group)
     if pool is not None and pool.protocol != "bgp":
@@ -343,12 +343,14 @@ def _pool_of(scene: Scene, group: EgressGroup) -> AddressPool | None:
     return scene.pools.announcing(group.egress_ip, group.pool) if group.pool else None
 
 
-def egress_path(scene: Scene, group: EgressGroup, rank: int) -> Path:
+def egress_paths(scene: Scene, group: EgressGroup, rank: int) -> tuple[Path, ...]:
+    """One for each address of the group."""
     pool = _pool_of(scene, group)
     communities = [c for advertisement in (pool.advertisements if pool else ()) for c in advertisement.communities]
     local_pref, med = egress_preference(group.epoch, rank)
-    prefix = prefix_of(group.egress_ip, group.egress_ip.max_prefixlen)
-    return Path(prefix, local_pref=local_pref, med=med, communities=normal_communities(communities))
+    normal = normal_communities(communities)
+    prefixes = (prefix_of(address, address.max_prefixlen) for address in group.egress_ips)
+    return tuple(Path(prefix, local_pref=local_pref, med=med, communities=normal) for prefix in prefixes)
 
 
 def _egress_ip(scene: Scene, group: EgressGroup) -> Iterator[Wanted | Refusal]:
@@ -359,7 +361,8 @@ def _egress_ip(scene: Scene, group: EgressGroup) -> Iterator[Wanted | Refusal]:
     if refusal is not None:
         yield refusal
         return
-    yield egress_path(scene, group, nodes.index(scene.node.name)), group.ref
+    for path in egress_paths(scene, group, nodes.index(scene.node.name)):
+        yield path, group.ref
 
 
 # --- who says it

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, replace
 
 from bgp.path import AdjRibOut, Desired
 from egress.policy import Desired as EgressDesired
-from egress.policy import Group, Policy
+from egress.policy import Group, Policy, Served
 from routerd.model import IPAddress, IPNetwork, Origin, Refusal, Snapshot
 from routerd.node.announce import Announcements
 from routerd.node.desired import EGRESS_ROOM, NodeState
@@ -230,7 +230,10 @@ def _kept_egress(
         number: group
         for number, group in old.groups.items()
         if number not in new.groups
-        and (any(group.egress_ip in each for each in prefixes) or not causes.explain(Ref(EGRESS, name=str(number))))
+        and (
+            any(address in each for each in prefixes for address in group.egress_ips)
+            or not causes.explain(Ref(EGRESS, name=str(number)))
+        )
     }
     policies = {
         name: policy
@@ -256,8 +259,14 @@ def _with(
         groups={**groups, **new.groups},
         policies={**policies, **new.policies, **back},
         pods=_steered(new.pods, old.pods, policies),
-        nodes=new.nodes | old.nodes,
+        served={**_of(old.served, groups), **new.served},
+        nodes={**old.nodes, **new.nodes},
     )
+
+
+def _of(served: Mapping[IPAddress, Served], groups: Mapping[int, Group]) -> dict[IPAddress, Served]:
+    addresses = {address for group in groups.values() for address in group.egress_ips}
+    return {address: each for address, each in served.items() if address in addresses}
 
 
 def _steered(

@@ -14,12 +14,13 @@ from typing import Any
 from bfd.table import Order
 from egress.policy import (
     UNSUPPORTED_FAMILY,
+    Block,
     Gateway,
     Group,
     Policy,
     Ports,
+    Served,
     egress_versions,
-    may_leave_as,
     unsupported,
 )
 from egress.policy import Desired as EgressDesired
@@ -28,6 +29,7 @@ from routerd.model import (
     NAMESPACE_NAME_LABEL,
     OF_PORTS,
     Allocations,
+    BindingTable,
     EgressGroup,
     EgressPolicy,
     IPAddress,
@@ -35,6 +37,7 @@ from routerd.model import (
     Labels,
     Namespace,
     Node,
+    NodeNumber,
     Pod,
     PodSelection,
     Refusal,
@@ -47,11 +50,13 @@ from routerd.node.bfd import orders
 from routerd.node.conflicts import without_conflicts
 from routerd.node.drain import Drain
 from routerd.node.inside import API_SERVER, Index, Inside, Known, in_cluster, is_steered, may_be_steered
+from routerd.node.port_sets import number_of
 from routerd.node.sessions import entries_here
 from routerd.refs import NODE, POD, Ref
 
 DEFAULT_TUNNEL_PORT = 8473  # UDP
 EGRESS_ROOM, BFD_ROOM = "egress", "bfd"  # the rooms' names
+NOBODYS_PORTS = bytes(2048)  # of an egress IP: no granule is any node's
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +182,8 @@ class Kept:
     )  # of which node
     policy_groups: Last[tuple[dict[str, int], tuple[Refusal, ...]]] = field(default_factory=Last)
     groups: Last[tuple[dict[int, Group], tuple[Refusal, ...]]] = field(default_factory=Last)
-    tunnel_endpoints: Last[frozenset[IPAddress]] = field(default_factory=Last)
+    served: Last[dict[IPAddress, Served]] = field(default_factory=Last)
+    tunnel_endpoints: Last[dict[int, IPAddress]] = field(default_factory=Last)
 
     def scheduled_on(self, node: str, pods: Mapping[str, Pod]) -> list[Pod]:
         """Pods of the node that may be steered, sorted by their names."""
@@ -254,14 +260,17 @@ def egress_state(
     steered, pod_refusals = kept.steering.steer(scheduled, policies, here, namespaces)
     of_groups = Allocations(groups=allocations.groups, refusals=allocations.refusals)
     group_ids, policy_refusals = kept.policy_groups(_policy_groups, policies, of_groups)
-    groups, group_refusals = kept.groups(_groups, of_groups, nodes, facts.gateways_down)
+    with_ports = replace(of_groups, numbers=allocations.numbers, bindings=allocations.bindings)
+    groups, group_refusals = kept.groups(_groups, with_ports, nodes, here.name, facts.gateways_down)
     desired = EgressDesired(
         node=here.name,
         node_address=here.tunnel_endpoint,
         pods=steered,
         policies={key: _policy(policies[key], group_ids[key]) for key in sorted(group_ids)},
         groups=groups,
-        nodes=kept.tunnel_endpoints(_tunnel_endpoints, nodes),
+        served=kept.served(_served, with_ports, here.name),
+        nodes=kept.tunnel_endpoints(_endpoints, nodes, allocations.numbers),
+        icmp_sources=_one_of_each_family(here.addresses),
         cluster=cluster,
         pod_cidrs=frozenset(here.pod_cidrs),
         uplinks=facts.uplinks,
@@ -273,17 +282,12 @@ def egress_state(
 
 def _no_tunnel_endpoint(here: Node) -> Iterator[Refusal]:
     if here.tunnel_endpoint is None:
-        message = "the node has no IPv4 address to be its tunnel endpoint: what policies cover is dropped here"
+        message = "the node has no address to be its tunnel endpoint: what policies cover is dropped here"
         yield Refusal(here.ref, "NoTunnelEndpoint", message)
 
 
 def _scheduled_on(node: str, pod: Pod) -> tuple[str, Pod] | None:
     return (pod.key, pod) if pod.node == node and may_be_steered(pod) else None
-
-
-def _tunnel_endpoints(nodes: Mapping[str, Node]) -> frozenset[IPAddress]:
-    found = (node.tunnel_endpoint for node in nodes.values())
-    return frozenset(address for address in found if address is not None)
 
 
 # --- pods and policies
@@ -329,27 +333,32 @@ def _policy(policy: EgressPolicy, group: int) -> Policy:
 
 def group_of(policy: EgressPolicy, allocations: Allocations) -> EgressGroup | None:
     """The published group that it leaves through."""
-    groups = (g for g in allocations.groups if policy.key in g.policies and may_leave_as(g.egress_ip))
+    groups = (g for g in allocations.groups if policy.key in g.policies)
     return None if policy.refused else next(groups, None)
+
+
+def leaves_as(policy: EgressPolicy, group: EgressGroup | None) -> tuple[IPAddress, ...]:
+    """The egress IPs that it has, or those that it names; () = a pool has given it none yet."""
+    return group.egress_ips if group is not None else policy.egress_ips
 
 
 def _policy_groups(
     policies: Mapping[str, EgressPolicy], allocations: Allocations
 ) -> tuple[dict[str, int], tuple[Refusal, ...]]:
     """Group by key of each policy; 0 = it is refused or none is published, so its traffic is dropped."""
-    usable = [group for group in allocations.groups if may_leave_as(group.egress_ip)]
-    published = {key: group for group in reversed(usable) for key in group.policies}
+    published = {key: group for group in reversed(allocations.groups) for key in group.policies}
     groups: dict[str, int] = {}
     refusals = []
     for key, policy in sorted(policies.items()):
         if policy.refused:
             groups[key] = 0
             continue
-        if lacking := unsupported(policy.destinations, policy.egress_ips):
+        given = leaves_as(policy, published.get(key))
+        if lacking := unsupported(policy.destinations, given):
             refusals.append(Refusal(policy.ref, UNSUPPORTED_FAMILY, lacking))
-        is_translated = bool(egress_versions(policy.destinations, policy.egress_ips))
+        is_translated = bool(egress_versions(policy.destinations, given))
         group = published.get(key) if is_translated else None
-        groups[key] = group.id if group else 0
+        groups[key] = group.id if group is not None else 0
         if is_translated and group is None:
             refusals.append(_no_group(policy, allocations))
         elif group and group.gateways and (told := _told(policy, allocations)):  # without any, the group says it
@@ -386,18 +395,60 @@ def _stray_pods(outside: Sequence[IPAddress], snapshot: Snapshot, here: Node) ->
 
 
 def _groups(
-    allocations: Allocations, nodes: Mapping[str, Node], down: frozenset[str]
+    allocations: Allocations, nodes: Mapping[str, Node], here: str, down: frozenset[str]
 ) -> tuple[dict[int, Group], tuple[Refusal, ...]]:
+    numbers = {each.node: each.number for each in allocations.numbers}
+    tables = {table.egress_ip: table for table in allocations.bindings}
+    number = numbers.get(here, 0)
     groups: dict[int, Group] = {}
     refusals: list[Refusal] = []
     for group in allocations.groups:
-        gateways = [_gateway(group, slot.node, slot.slot, nodes, down) for slot in group.gateways]
+        gateways = [_gateway(group, each.node, nodes, numbers, down) for each in group.gateways]
         refusals.extend(g for g in gateways if isinstance(g, Refusal))
         usable = tuple(g for g in gateways if isinstance(g, Gateway))
         if not group.gateways:
             refusals.append(_no_gateway(group, allocations))
-        groups[group.id] = Group(group.id, group.egress_ip, usable, group.slots, group.node_address)
+        blocks = tuple(block for ip in group.egress_ips for block in _blocks(tables.get(ip), number))
+        groups[group.id] = Group(group.id, group.egress_ips, usable, blocks, group.node_address)
     return groups, tuple(refusals)
+
+
+def _blocks(table: BindingTable | None, number: int) -> tuple[Block, ...]:
+    """What the node with this number has of the egress IP."""
+    if table is None or not number:
+        return ()
+    return tuple(Block(table.egress_ip, each.first, each.size, each.returning) for each in table.blocks(number))
+
+
+def _served(allocations: Allocations, here: str) -> dict[IPAddress, Served]:
+    """Egress IPs of groups that this node is a gateway of, also if no node has ports of one yet, as it is announced;
+    and those that it was told of and no group has any more: connections still live there.
+    """
+    tables = {table.egress_ip: table for table in allocations.bindings}
+    number = number_of(allocations, here)
+    groups = {address: group for group in allocations.groups for address in group.egress_ips}
+    mine = {address for address, group in groups.items() if any(each.node == here for each in group.gateways)}
+    former = {address for address, table in tables.items() if address not in groups and number in table.told}
+    return {
+        address: Served(
+            tables[address].owners if address in tables else NOBODYS_PORTS,
+            node_address=address in groups and groups[address].node_address,
+        )
+        for address in sorted(mine | former, key=lambda each: (each.version, each))
+    }
+
+
+def _endpoints(nodes: Mapping[str, Node], given: Iterable[NodeNumber]) -> dict[int, IPAddress]:
+    """Tunnel endpoints by the numbers of their nodes."""
+    numbers = {each.node: each.number for each in given}
+    endpoints = {name: node.tunnel_endpoint for name, node in nodes.items() if name in numbers}
+    return {numbers[name]: endpoint for name, endpoint in sorted(endpoints.items()) if endpoint is not None}
+
+
+def _one_of_each_family(addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
+    """The first of each."""
+    first = {address.version: address for address in reversed(tuple(addresses))}
+    return tuple(first[version] for version in sorted(first))
 
 
 def _no_gateway(group: EgressGroup, allocations: Allocations) -> Refusal:
@@ -409,10 +460,12 @@ def _no_gateway(group: EgressGroup, allocations: Allocations) -> Refusal:
 
 
 def _gateway(
-    group: EgressGroup, name: str, slot: int, nodes: Mapping[str, Node], down: frozenset[str]
+    group: EgressGroup, name: str, nodes: Mapping[str, Node], numbers: Mapping[str, int], down: frozenset[str]
 ) -> Gateway | Refusal:
     address = nodes[name].tunnel_endpoint if name in nodes else None
     if address is None:
-        problem = "has no IPv4 address" if name in nodes else "is not in the store"
+        problem = "has no address" if name in nodes else "is not in the store"
         return Refusal(group.address_ref, "UnknownGateway", f"gateway node {name} {problem}: it is left out")
-    return Gateway(name, address, slot, up=name not in down)
+    if name not in numbers:
+        return Refusal(group.address_ref, "UnknownGateway", f"gateway node {name} has no number yet: it is left out")
+    return Gateway(name, numbers[name], up=name not in down)

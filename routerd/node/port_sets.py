@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from egress.status import PortUse
 from routerd.model import (
     Allocations,
     AppliedTable,
@@ -25,18 +26,11 @@ from routerd.model import (
 
 LINGER = 300.0  # seconds that a node goes on asking after the last selected pod has gone: most are replaced
 LOOK = 300.0  # seconds between two values of what is in use, if nothing else is to be said
-FULL, IDLE = 3 / 4, 1 / 8  # shares in use, from which on a node wants twice, or half
+IDLE = 1 / 8  # share in use, below which a node wants half
+GRANULE = 64  # ports
 MOST = 1 << 16  # ports of a group that a node wants, about as many as an address has
 
 BlockKey = tuple[IPAddress, int]  # egress IP and first port
-
-
-@dataclass(frozen=True, slots=True)
-class PortUse:
-    """What the datapath counts, as it was read last."""
-
-    used: Mapping[BlockKey, int] = field(default_factory=dict)  # ports of live and resting flows; a block without has 0
-    pressed: frozenset[int] = frozenset()  # groups in which searches for a port grow long, or fail
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +70,10 @@ def report_ports(
     use: PortUse | None,
     memory: PortMemory,
     now: float,
+    applied_since: float = float("-inf"),
 ) -> PortMemory:
-    """The next report, in a new memory. `now` is of a clock that nobody sets, in seconds.
+    """The next report, in a new memory. `now` is of a clock that nobody sets, in seconds, as is `applied_since`: from
+    when on `applied` has been in force, without a break.
 
     `selecting`: keys of policies that select a pod scheduled here. `applied`: the allocations in force in the datapath;
     None = none yet. `use`: None = it is not known, and nothing is given back nor more asked for.
@@ -90,7 +86,7 @@ def report_ports(
     before = memory.report or PortReport()
     blocks = own_blocks(allocations, node) if use is not None else {}
     asks = tuple(_ask(group, blocks.get(group, ()), before, use, looks=looks) for group in sorted(needed))
-    report = PortReport(asks, _unused(applied, node, use), _confirmed(applied, node, before))
+    report = PortReport(asks, _unused(applied, node, use, applied_since, before), _confirmed(applied, node, before))
     return PortMemory(needed, now if looks else memory.looked, report)
 
 
@@ -111,26 +107,41 @@ def _ask(
         return said
     usable = [(address, block) for address, block in blocks if not block.returning]
     held = sum(block.size for _, block in usable)
-    used = sum(use.used.get((address, block.first), 0) for address, block in usable)
+    used = sum(_flows(use, address, block) for address, block in usable)
     wanted = said.ports
-    if held and (used >= FULL * held or group in use.pressed):
+    if held and group in use.pressed:
         wanted = max(wanted, min(2 * held, MOST))
     elif looks and used < IDLE * wanted:
         wanted //= 2
     return PortAsk(group, wanted, used if looks or wanted != said.ports else said.used)
 
 
-def _unused(applied: Allocations | None, node: str, use: PortUse | None) -> tuple[UnusedBlock, ...]:
-    """Blocks that were asked back, in tables that are in force here, and without a flow."""
+def _flows(use: PortUse, address: IPAddress, block: PortBlock) -> int:
+    return sum(use.used.get((address, first), 0) for first in range(block.first, block.first + block.size, GRANULE))
+
+
+def _unused(
+    applied: Allocations | None, node: str, use: PortUse | None, since: float, before: PortReport
+) -> tuple[UnusedBlock, ...]:
+    """Blocks that were asked back, in tables that are in force here, and without a flow.
+
+    A flow may have begun before the block was closed, so only what was counted later says that there is none; what was
+    said before stays.
+    """
     if applied is None or use is None:
         return ()
     number = number_of(applied, node)
+    said = {(each.egress_ip, each.first, each.size) for each in before.unused}
     return tuple(
         UnusedBlock(table.egress_ip, block.first, block.size, table.version)
         for table in applied.bindings
         if number and table.returning
         for block in table.blocks(number)
-        if block.returning and not use.used.get((table.egress_ip, block.first), 0)
+        if block.returning
+        and (
+            (table.egress_ip, block.first, block.size) in said
+            or (use.counted > since and not _flows(use, table.egress_ip, block))
+        )
     )
 
 

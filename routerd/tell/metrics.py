@@ -138,10 +138,8 @@ def _egress(status: EgressStatus) -> Iterator[Metric]:
         "routerd_egress_packets", "Packets that the datapath took and passed on, by outcome.", ("outcome",),
         [((outcome,), float(count)) for outcome, count in sorted(status.passed.items())],
     )  # fmt: skip
-    yield _gauge("routerd_egress_nat_entries", "Live flows translated at this gateway.", (), _one(status.nat_entries))
-    yield _gauge(
-        "routerd_egress_nat_limit", "Flows that this gateway can translate at once.", (), _one(status.nat_room)
-    )
+    yield _gauge("routerd_egress_nat_entries", "Flows that the datapath knows.", (), _one(status.nat_entries))
+    yield _gauge("routerd_egress_nat_limit", "Flows that the datapath has room for.", (), _one(status.nat_room))
     yield _gauge("routerd_egress_pods", "Pods of this node that a policy selects.", (), _one(status.pods))
 
 

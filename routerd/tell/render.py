@@ -16,8 +16,9 @@ from typing import Any, Generic, TypeVar
 from bfd.table import Order
 from bgp.path import AdjRibOut, IPAddress, Path, SpeakerPeer
 from bgp.path import Desired as BgpDesired
+from egress.entries import port_ranges
+from egress.policy import Block, Gateway, Group, Policy, Ports, Served
 from egress.policy import Desired as EgressDesired
-from egress.policy import Gateway, Group, Policy, Ports
 from routerd.model import Refusal
 from routerd.node.announce import Announcements
 from routerd.node.desired import BFD_ROOM, EGRESS_ROOM, NodeState
@@ -165,8 +166,7 @@ PORTS: Sentence[Ports] = Sentence(
 GATEWAY: Sentence[Gateway] = Sentence(
     Gateway,
     (
-        Part("node address", lambda it: (f"{it.node}@{it.address}",)),
-        Part("slot", lambda it: (f"#{it.slot}",)),
+        Part("node number", lambda it: (f"{it.node}#{it.number}",)),
         Part("up", lambda it: _if("(down)", not it.up)),
     ),
 )
@@ -182,13 +182,20 @@ POLICY: Sentence[Policy] = Sentence(
         Part("created", lambda it: _if(f"since {it.created}", it.created)),
     ),
 )
+BLOCK: Sentence[Block] = Sentence(
+    Block,
+    (
+        Part("egress_ip first size", lambda it: (f"{it.egress_ip}:{it.first}-{it.first + it.size - 1}",)),
+        Part("closed", lambda it: _if("(closed)", it.closed)),
+    ),
+)
 GROUP: Sentence[Group] = Sentence(
     Group,
     (
-        Part("id egress_ip", lambda it: (f"group {it.id} {it.egress_ip}",)),
+        Part("id egress_ips", lambda it: (f"group {it.id} {_joined(it.egress_ips)}",)),
         Part("node_address", lambda it: _if("node-address", it.node_address)),
-        Part("slots", lambda it: (f"slots {it.slots}",)),
         Part("gateways", lambda it: (f"via {' '.join(''.join(GATEWAY.of(g)) for g in it.gateways) or 'nothing'}",)),
+        Part("blocks", lambda it: (f"ports {_joined(''.join(BLOCK.of(b)) for b in it.blocks) or 'none'}",)),
     ),
 )
 
@@ -206,6 +213,11 @@ def _pods(pods: Mapping[IPAddress, tuple[str, ...]]) -> Iterator[str]:
     return (f"pod {address} {' '.join(pods[address]) or '-'}" for address in _by_family(pods))
 
 
+def _served_line(address: IPAddress, served: Served) -> str:
+    ranges = " ".join(f"{first}-{last}#{number}" for first, last, number in port_ranges(served.numbers))
+    return f"serve {address}{' node-address' if served.node_address else ''} {ranges or 'nobody'}"
+
+
 EGRESS: Sentence[EgressDesired] = Sentence(
     EgressDesired,
     (
@@ -218,14 +230,18 @@ EGRESS: Sentence[EgressDesired] = Sentence(
         Part("groups", lambda it: (GROUP.line(group) for _, group in sorted(it.groups.items()))),
         Part("cluster", lambda it: _networks("cluster", it.cluster)),
         Part("pod_cidrs", lambda it: _networks("pod-cidr", it.pod_cidrs)),
-        Part("nodes", lambda it: _networks("tunnel-node", it.nodes)),
+        Part("served", lambda it: (_served_line(address, it.served[address]) for address in _by_family(it.served))),
+        Part("nodes", lambda it: (f"tunnel-node {number} {address}" for number, address in sorted(it.nodes.items()))),
+        Part("icmp_sources", lambda it: _networks("icmp-source", it.icmp_sources)),
         Part("uplinks", lambda it: (f"uplink {name}" for name in it.uplinks)),
     ),
 )
 
 
 def egress_lines(desired: EgressDesired) -> list[str]:
-    """`node`, `pod`, `policy`, `group`, `cluster`, `pod-cidr`, `tunnel-node`, `uplink` lines, sorted inside."""
+    """`node`, `pod`, `policy`, `group`, `cluster`, `pod-cidr`, `serve`, `tunnel-node`, `icmp-source`, `uplink` lines,
+    sorted inside.
+    """
     return EGRESS.of(desired)
 
 

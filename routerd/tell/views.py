@@ -86,7 +86,7 @@ def rows(kind: str, view: View) -> list[Row]:
         "pools": lambda view: pool_rows(view.snapshot),
         "egress-ips": lambda view: egress_ip_rows(view.snapshot.allocations),
         "port-sets": lambda view: port_set_rows(view.snapshot.allocations),
-        "nat": lambda view: list(view.nat),
+        "nat": _nat,
     }
     return makers[kind](view)
 
@@ -259,6 +259,17 @@ def _policy(key: str, view: View) -> Row:
         "pods_here": sum(key in names for names in pods),
         "reason": _joined(refusal.reason for refusal in view.state.refusals if refusal.object == policy.ref),
     }
+
+
+def _nat(view: View) -> list[Row]:
+    """What the datapath knows by number has its node's name; the number stays where nobody has it any more."""
+    numbers = view.snapshot.allocations.numbers if view.snapshot.allocations else ()
+    names = {each.number: each.node for each in numbers}
+    return [{**row, "gateway": _name(row["gateway"], names)} for row in view.nat]
+
+
+def _name(number: Value, names: Mapping[int, str]) -> Value:
+    return names.get(number, number) if isinstance(number, int) else number
 
 
 # --- rows that the operator's document and the pools tell alone

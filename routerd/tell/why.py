@@ -29,9 +29,9 @@ from routerd.model import (
     is_gateway,
 )
 from routerd.node.announce import SERVICE_CHECKS, Announcements, Scene, family_refusals, scene_of, service_paths
-from routerd.node.desired import NodeState, Settings, group_of, selects
+from routerd.node.desired import NodeState, Settings, group_of, leaves_as, selects
 from routerd.node.inside import endpoints, external_ips, is_steered, outside
-from routerd.node.port_sets import addresses_of, own_blocks
+from routerd.node.port_sets import own_blocks
 from routerd.node.sessions import peers_here
 from routerd.refs import EGRESS, NODE, PEER, POD, SERVICE, Ref, service_ref
 from routerd.tell.render import path_text
@@ -265,13 +265,15 @@ def _leaving(snapshot: Snapshot, state: NodeState, pod: Pod) -> Iterator[Step]:
         yield Step(question, False, "NotSelected", "it leaves as its CNI does, with no egress IP")
         return
     yield Step(question, True, detail=", ".join(policy.key for policy in policies))
+    allocations = snapshot.allocations or Allocations()
     for policy in policies:
-        translated = [each for each in policy.destinations if egress_versions((each,), policy.egress_ips)]
-        lacking = unsupported(policy.destinations, policy.egress_ips)
+        given = leaves_as(policy, group_of(policy, allocations))
+        translated = [each for each in policy.destinations if egress_versions((each,), given)]
+        lacking = unsupported(policy.destinations, given)
         if translated or not lacking:
-            allocations = snapshot.allocations or Allocations()
-            yield _policy_step(policy, translated, state, allocations)
-            yield from _ports_step(policy, pod.node, allocations)
+            step = _policy_step(policy, translated, state, allocations)
+            yield step
+            yield from _ports_step(policy, pod.node, allocations) if step.yes else ()
         if lacking:
             rest = [each for each in policy.destinations if each not in translated]
             yield Step(_question(policy, rest), False, UNSUPPORTED_FAMILY, lacking, note=bool(translated))
@@ -319,7 +321,7 @@ def _policy_step(
         reason = reasons[0].reason if reasons else "NoGroup"
         return Step(question, False, reason, reasons[0].message if reasons else "the operator has published no group")
     if state.egress and state.egress.node_address is None:
-        message = "the node has no IPv4 address to be its tunnel endpoint: the traffic is dropped"
+        message = "the node has no address to be its tunnel endpoint: the traffic is dropped"
         return Step(question, False, "NoTunnelEndpoint", message)
     desired_group = state.egress.groups.get(group.id) if state.egress else None
     gateway = next((g for g in desired_group.gateways if g.up), None) if desired_group else None
@@ -334,10 +336,9 @@ def _policy_step(
 
 
 def _ports_step(policy: EgressPolicy, node: str, allocations: Allocations) -> Iterator[Step]:
-    """Which ports the node has; said of groups of which ports are given at all."""
+    """Which ports the node has: without any, nothing leaves."""
     group = group_of(policy, allocations)
-    tables = {table.egress_ip for table in allocations.bindings}
-    if group is None or tables.isdisjoint(addresses_of(group)):
+    if group is None:
         return
     blocks = own_blocks(allocations, node).get(group.id, ())
     usable = [(address, block) for address, block in blocks if not block.returning]
@@ -345,7 +346,7 @@ def _ports_step(policy: EgressPolicy, node: str, allocations: Allocations) -> It
     if not usable:
         told = (r.message for r in allocations.refusals if r.object == policy.ref and r.reason in OF_PORTS)
         detail = next(told, "the operator gives it some when its agent asks")
-        yield Step(question, False, "NoPorts", detail, note=True)
+        yield Step(question, False, "NoPorts", detail)
         return
     shown = ", ".join(f"{address}:{block.first}-{block.last}" for address, block in usable[:SHOWN])
     ports = sum(block.size for _, block in usable)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 from random import Random
 
 from hypothesis import strategies as st
 
-from egress.policy import Policy, Ports
-from tests.bpf.wishes import HERE, NO_GATEWAY, NODE_OWN, THERE, UNPUBLISHED
+from egress.policy import IPNetwork, Policy, Ports
+from tests.bpf.wishes import HERE, NO_GATEWAY, NO_PORTS, NODE_OWN, THERE, UNPUBLISHED
 
 PACKETS = 50
-EVERYWHERE = IPv4Network("0.0.0.0/0")
-SOME = [IPv4Network(t) for t in ("198.51.100.0/24", "198.51.100.7/32", "192.0.0.0/8", "203.0.113.0/24")]
+EVERYWHERE = [ip_network("0.0.0.0/0"), ip_network("::/0")]
+SOME = [
+    ip_network(t)
+    for t in (
+        "198.51.100.0/24", "198.51.100.7/32", "192.0.0.0/8", "203.0.113.0/24", "2001:db8:51::/48", "2001:db8:51::7/128",
+    )
+]  # fmt: skip
 SOME_PORTS = [
     Ports("TCP"),
     Ports("TCP", 80, 80),
@@ -21,15 +26,15 @@ SOME_PORTS = [
     Ports("UDP"),
     Ports("ICMP"),
 ]
-destinations = st.lists(st.sampled_from([EVERYWHERE, EVERYWHERE, *SOME]), min_size=1, max_size=3)
+destinations = st.lists(st.sampled_from([*EVERYWHERE, *EVERYWHERE, *SOME]), min_size=1, max_size=3)
 excluded = st.lists(st.sampled_from(SOME), max_size=1)
 no_ports: list[Ports] = []
 ports = st.one_of(st.just(no_ports), st.just(no_ports), st.lists(st.sampled_from(SOME_PORTS), max_size=2))
-groups = st.sampled_from([HERE, HERE, HERE, THERE, THERE, NODE_OWN, NO_GATEWAY, UNPUBLISHED])
+groups = st.sampled_from([HERE, HERE, HERE, THERE, THERE, NODE_OWN, NO_GATEWAY, NO_PORTS, UNPUBLISHED])
 bodies = st.tuples(groups, destinations, excluded, ports, st.integers(0, 2))
 
 
-def policies_of(found: list[tuple[int, list[IPv4Network], list[IPv4Network], list[Ports], int]]) -> list[Policy]:
+def policies_of(found: list[tuple[int, list[IPNetwork], list[IPNetwork], list[Ports], int]]) -> list[Policy]:
     return [
         Policy(f"p{n}", group, tuple(inside), tuple(outside), tuple(several), priority)
         for n, (group, inside, outside, several, priority) in enumerate(found)
@@ -42,4 +47,4 @@ seeds = st.integers(0, 2**32 - 1)
 
 def packets(seed: int) -> list[int]:
     random = Random(seed)
-    return [random.getrandbits(64) for _ in range(PACKETS)]
+    return [random.getrandbits(96) for _ in range(PACKETS)]

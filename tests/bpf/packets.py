@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 
-from tests.models.tables import ICMP, TCP, UDP, Packet
+from egress.policy import IPAddress
+from tests.models.tables import ICMP, ICMP6, TCP, UDP, About, Packet
 
 ETHERNET = 14
-IPV4, IPV6 = 0x0800, 0x86DD
+ETHERTYPES = {4: 0x0800, 6: 0x86DD}
+ARP = 0x0806
 MORE_FRAGMENTS, DONT_FRAGMENT = 0x2000, 0x4000
 FLAGS = {"F": 0x01, "S": 0x02, "R": 0x04, "A": 0x10}
-ECHO_REPLY, UNREACHABLE, ECHO_REQUEST, TIMESTAMP = 0, 3, 8, 13
-ECHO_TYPES = {"request": ECHO_REQUEST, "reply": ECHO_REPLY}
-FRAGMENTATION_NEEDED = 4
+TIMESTAMP, NODE_QUERY = 13, 139  # of ICMP and ICMPv6: neither echo nor error
+ECHO_TYPES = {ICMP: {"request": 8, "reply": 0}, ICMP6: {"request": 128, "reply": 129}}
+# (type, code) of ICMP errors; of an "unreachable" the code is the shape's.
+ERRORS: dict[int, dict[About, tuple[int, int]]] = {
+    ICMP: {"unreachable": (3, 1), "too-big": (3, 4), "ttl": (11, 0)},
+    ICMP6: {"unreachable": (1, 0), "too-big": (2, 0), "ttl": (3, 0)},
+}
+FRAGMENT_HEADER, DESTINATION_OPTIONS = 44, 60
 
 
 class BadPacket(Exception):
@@ -33,8 +40,7 @@ class Shape:
     mss_at: int = 0  # NOP options before the MSS option of a SYN
     later_fragment: bool = False  # without the transport header
     cut: int = 0  # bytes of transport header that a malformed packet has
-    icmp_code: int = 1
-    mtu: int = 0  # that "fragmentation needed" tells
+    mtu: int = 0  # that "too big" tells
 
 
 def checksum(data: bytes) -> int:
@@ -47,8 +53,12 @@ def checksum(data: bytes) -> int:
     return int(~total & 0xFFFF)
 
 
-def _pseudo(source: IPv4Address, destination: IPv4Address, protocol: int, length: int) -> bytes:
-    return source.packed + destination.packed + struct.pack("!BBH", 0, protocol, length)
+def _pseudo(source: IPAddress, destination: IPAddress, protocol: int, length: int) -> bytes:
+    """The pseudo header (RFC 793, section 3.1; RFC 8200, section 8.1)."""
+    addresses = source.packed + destination.packed
+    if source.version == 6:
+        return addresses + struct.pack("!II", length, protocol)
+    return addresses + struct.pack("!BBH", 0, protocol, length)
 
 
 # --- build ------------------------------------------------------------------------------------------------------------
@@ -57,14 +67,17 @@ def _pseudo(source: IPv4Address, destination: IPv4Address, protocol: int, length
 def build(packet: Packet, shape: Shape | None = None) -> bytes:
     """The frame of `packet`, `packet.length` bytes of IP."""
     shape = shape or Shape()
-    ethertype = IPV6 if packet.kind == "not-ipv4" else IPV4
+    ethertype = ARP if packet.kind == "not-ip" else ETHERTYPES[packet.version]
     return shape.destination_mac + shape.source_mac + struct.pack("!H", ethertype) + build_ip(packet, shape)
 
 
 def build_ip(packet: Packet, shape: Shape) -> bytes:
+    return _build4(packet, shape) if packet.version == 4 else _build6(packet, shape)
+
+
+def _build4(packet: Packet, shape: Shape) -> bytes:
     options = b"\x01\x01\x01\0" if packet.options else b""
-    room = packet.length - 20 - len(options)
-    body = _transport(packet, shape, room)
+    body = _transport(packet, shape, packet.length - 20 - len(options))
     fragment = DONT_FRAGMENT if packet.dont_fragment else 0
     if packet.kind == "fragment":
         fragment |= MORE_FRAGMENTS | (185 if shape.later_fragment else 0)
@@ -74,6 +87,20 @@ def build_ip(packet: Packet, shape: Shape) -> bytes:
     )  # fmt: skip
     header += options
     return header[:10] + struct.pack("!H", checksum(header)) + header[12:] + body
+
+
+def _build6(packet: Packet, shape: Shape) -> bytes:
+    following, extensions = packet.protocol, b""
+    if packet.kind == "fragment":
+        offset = (185 << 3 if shape.later_fragment else 0) | 1
+        extensions = struct.pack("!BBHI", following, 0, offset, 7)
+        following = FRAGMENT_HEADER
+    if packet.options:
+        extensions = struct.pack("!BBBB4x", following, 0, 1, 4) + extensions
+        following = DESTINATION_OPTIONS
+    body = _transport(packet, shape, packet.length - 40 - len(extensions))
+    head = struct.pack("!IHBB", 6 << 28, len(extensions) + len(body), following, packet.ttl)
+    return head + packet.source.packed + packet.destination.packed + extensions + body
 
 
 def _fill(shape: Shape, room: int) -> bytes:
@@ -90,7 +117,7 @@ def _transport(packet: Packet, shape: Shape, room: int) -> bytes:
         return _tcp(packet, shape, room)
     if packet.protocol == UDP:
         return _udp(packet, shape, room)
-    return _icmp(packet, shape, room) if packet.protocol == ICMP else _fill(shape, room)
+    return _icmp(packet, shape, room) if packet.is_icmp else _fill(shape, room)
 
 
 def _tcp_options(packet: Packet, shape: Shape) -> bytes:
@@ -122,20 +149,28 @@ def _udp(packet: Packet, shape: Shape, room: int) -> bytes:
 
 def _icmp(packet: Packet, shape: Shape, room: int) -> bytes:
     if packet.kind == "icmp-error":
-        message = struct.pack("!BBHHH", UNREACHABLE, shape.icmp_code, 0, 0, shape.mtu) + _quote(packet, shape)
+        kind, code = ERRORS[packet.protocol][packet.about]
+        wide = packet.version == 6 and packet.about == "too-big"  # 32 bits (RFC 4443, section 3.2)
+        rest = struct.pack("!I" if wide else "!xxH", shape.mtu)
+        message = struct.pack("!BBH", kind, code, 0) + rest + _quote(packet, shape)
     elif packet.kind == "flow":
         identifier = packet.source_port if packet.echo == "request" else packet.destination_port
-        message = struct.pack("!BBHHH", ECHO_TYPES[packet.echo], 0, 0, identifier, 9) + _fill(shape, room - 8)
+        kind = ECHO_TYPES[packet.protocol][packet.echo]
+        message = struct.pack("!BBHHH", kind, 0, 0, identifier, 9) + _fill(shape, room - 8)
     else:
-        message = struct.pack("!BBHHH", TIMESTAMP, 0, 0, 1, 2) + _fill(shape, room - 8)
-    return message[:2] + struct.pack("!H", checksum(message)) + message[4:]
+        other = TIMESTAMP if packet.version == 4 else NODE_QUERY
+        message = struct.pack("!BBHHH", other, 0, 0, 1, 2) + _fill(shape, room - 8)
+    pseudo = _pseudo(packet.source, packet.destination, ICMP6, len(message)) if packet.version == 6 else b""
+    return message[:2] + struct.pack("!H", checksum(pseudo + message)) + message[4:]
 
 
 def _quote(packet: Packet, shape: Shape) -> bytes:
     """The header and 64 bits (RFC 792), or less than that."""
     if packet.quoted is None:
-        return b"\x45\0\0"
+        return b"\x45\0\0" if packet.version == 4 else b"\x60\0\0"
     inner = build_ip(packet.quoted, shape)
+    if packet.version == 6:
+        return inner[: 40 + (8 if packet.quoted.options else 0) + 8]
     return inner[: (inner[0] & 15) * 4 + 8]
 
 
@@ -145,13 +180,17 @@ def _quote(packet: Packet, shape: Shape) -> bytes:
 def parse(frame: bytes) -> Packet:
     """What a frame says. BadPacket if a checksum in it is wrong, or a length."""
     (ethertype,) = struct.unpack_from("!H", frame, 12)
-    if ethertype != IPV4:
+    if ethertype not in ETHERTYPES.values():
         raise BadPacket(f"Ethernet type {ethertype:#06x}")
     return parse_ip(frame[ETHERNET:])
 
 
 def parse_ip(data: bytes, quoted: bool = False) -> Packet:
-    """An IPv4 packet. A quoted one is cut short: only its own header's checksum is looked at."""
+    """An IP packet. A quoted one is cut short: only its own header's checksum is looked at."""
+    return _parse4(data, quoted) if data[0] >> 4 == 4 else _parse6(data, quoted)
+
+
+def _parse4(data: bytes, quoted: bool) -> Packet:
     size = (data[0] & 15) * 4
     if checksum(data[:size]):
         raise BadPacket("IPv4 header checksum")
@@ -159,19 +198,39 @@ def parse_ip(data: bytes, quoted: bool = False) -> Packet:
     if length != len(data) and not quoted:
         raise BadPacket(f"IPv4 length {length}, the packet has {len(data)}")
     fields: dict[str, Any] = {
-        "source": IPv4Address(data[12:16]), "destination": IPv4Address(data[16:20]), "protocol": data[9],
+        "source": ip_address(data[12:16]), "destination": ip_address(data[16:20]), "protocol": data[9],
         "ttl": data[8], "length": length, "options": size > 20, "dont_fragment": bool(fragment & DONT_FRAGMENT),
     }  # fmt: skip
     if fragment & 0x3FFF:
         return Packet(**fields, kind="fragment")
+    return _with_transport(fields, data[size:], quoted)
+
+
+def _parse6(data: bytes, quoted: bool) -> Packet:
+    payload, following, ttl = struct.unpack_from("!HBB", data, 4)
+    if payload + 40 != len(data) and not quoted:
+        raise BadPacket(f"IPv6 payload length {payload}, the packet has {len(data) - 40}")
+    fields: dict[str, Any] = {
+        "source": ip_address(data[8:24]), "destination": ip_address(data[24:40]), "ttl": ttl, "length": payload + 40,
+    }  # fmt: skip
+    rest = data[40:]
+    if following == DESTINATION_OPTIONS:
+        fields["options"], following, rest = True, rest[0], rest[(rest[1] + 1) * 8 :]
+    if following == FRAGMENT_HEADER:
+        return Packet(**fields, protocol=rest[0], kind="fragment")
+    return _with_transport({**fields, "protocol": following}, rest, quoted)
+
+
+def _with_transport(fields: dict[str, Any], body: bytes, quoted: bool) -> Packet:
     if not quoted:
-        _check_transport(Packet(**fields), data[size:])
-    return Packet(**fields, **_transport_fields(data[9], data[size:]))
+        _check_transport(Packet(**fields), body)
+    return Packet(**fields, **_transport_fields(fields["protocol"], body))
 
 
 def _check_transport(packet: Packet, body: bytes) -> None:
-    name = {TCP: "TCP", UDP: "UDP", ICMP: "ICMP"}.get(packet.protocol)
-    if name is None or (packet.protocol == UDP and body[6:8] == b"\0\0"):  # no checksum (RFC 768)
+    name = {TCP: "TCP", UDP: "UDP", ICMP: "ICMP", ICMP6: "ICMPv6"}.get(packet.protocol)
+    no_sum = packet.version == 4 and packet.protocol == UDP and body[6:8] == b"\0\0"  # RFC 768
+    if name is None or no_sum:
         return
     pseudo = b"" if packet.protocol == ICMP else _pseudo(packet.source, packet.destination, packet.protocol, len(body))
     if checksum(pseudo + body):
@@ -183,18 +242,18 @@ def _transport_fields(protocol: int, body: bytes) -> dict[str, Any]:
         source, destination = struct.unpack_from("!HH", body)
         fields: dict[str, Any] = {"source_port": source, "destination_port": destination}
         return fields | _tcp_fields(body) if protocol == TCP and len(body) >= 20 else fields
-    if protocol != ICMP:
+    if protocol not in (ICMP, ICMP6):
         return {"kind": "unsupported"}
     (identifier,) = struct.unpack_from("!H", body, 4)
-    match body[0]:
-        case 8:
-            return {"echo": "request", "source_port": identifier}
-        case 0:
-            return {"echo": "reply", "destination_port": identifier}
-        case 3:
-            whole = len(body) >= 8 + 28
-            return {"kind": "icmp-error", "quoted": parse_ip(body[8:], quoted=True) if whole else None}
-    return {"kind": "unsupported"}
+    echo = next((echo for echo, kind in ECHO_TYPES[protocol].items() if kind == body[0]), "")
+    if echo:
+        return {"echo": echo, ("source_port" if echo == "request" else "destination_port"): identifier}
+    kinds = {told: about for about, told in ERRORS[protocol].items()}
+    about = kinds.get((body[0], body[1])) or next((kinds[told] for told in kinds if told[0] == body[0]), None)
+    if about is None:
+        return {"kind": "unsupported"}
+    whole = len(body) >= 8 + (28 if protocol == ICMP else 48)
+    return {"kind": "icmp-error", "about": about, "quoted": parse_ip(body[8:], quoted=True) if whole else None}
 
 
 def _tcp_fields(body: bytes) -> dict[str, Any]:
@@ -211,22 +270,26 @@ def _tcp_fields(body: bytes) -> dict[str, Any]:
 
 
 def vxlan(frame: bytes, vni: int, port: int, outer: Packet) -> bytes:
-    """The outer frame of `frame` (RFC 7348), between the endpoints of `outer`; UDP without a checksum."""
+    """The outer frame of `frame` (RFC 7348), between the endpoints of `outer`; over IPv4 UDP without a checksum."""
     payload = struct.pack("!BBHI", 0x08, 0, 0, vni << 8) + frame
-    tunnel = Packet(outer.source, outer.destination, UDP, 49152, port, length=28 + len(payload))
-    return build(tunnel, Shape(payload=payload, udp_checksum=False))
+    overhead = 28 if outer.version == 4 else 48
+    tunnel = Packet(outer.source, outer.destination, UDP, 49152, port, length=overhead + len(payload))
+    return build(tunnel, Shape(payload=payload, udp_checksum=outer.version == 6))
 
 
-def inside_vxlan(frame: bytes) -> tuple[IPv4Address, int, bytes]:
+def inside_vxlan(frame: bytes) -> tuple[IPAddress, int, bytes]:
     """(outer destination, VNI, inner frame) of a frame on the underlay."""
     outer = parse(frame)
-    (word,) = struct.unpack_from("!I", frame, ETHERNET + 28 + 4)
-    return outer.destination, word >> 8, frame[ETHERNET + 36 :]
+    start = ETHERNET + (28 if outer.version == 4 else 48)
+    (word,) = struct.unpack_from("!I", frame, start + 4)
+    return outer.destination, word >> 8, frame[start + 8 :]
 
 
 def told_mtu(frame: bytes) -> int:
-    """The MTU in an ICMP "fragmentation needed" (RFC 1191, section 4)."""
-    kind, code, mtu = struct.unpack_from("!BB4xH", frame, ETHERNET + 20)
-    if (kind, code) != (UNREACHABLE, FRAGMENTATION_NEEDED):
-        raise BadPacket(f"ICMP type {kind} code {code}")
-    return int(mtu)
+    """The MTU in an ICMP "fragmentation needed" (RFC 1191, section 4) or ICMPv6 "packet too big"."""
+    packet = parse(frame)
+    if packet.about != "too-big":
+        raise BadPacket(f"an ICMP error about {packet.about}")
+    if isinstance(packet.source, IPv6Address):
+        return int(struct.unpack_from("!I", frame, ETHERNET + 40 + 4)[0])
+    return int(struct.unpack_from("!H", frame, ETHERNET + 20 + 6)[0])

@@ -1,35 +1,63 @@
 """Fixtures: a packet in, the verdict, the packet out. What random packets (test_oracle.py) meet too rarely or say too
-little about stands here.
+little about stands here; each holds for both families unless it says otherwise.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from egress.policy import Desired, Policy, Ports
+from bpf import layout
+from egress.policy import Block, Desired, Gateway, Policy, Ports
+from tests.bpf.families import six
 from tests.bpf.oracle import is_paired
 from tests.bpf.packets import BadPacket, Shape, build, checksum, parse, told_mtu
-from tests.bpf.wishes import HERE, NO_GATEWAY, THERE, UNPUBLISHED, desired, to_world
-from tests.bpf.world import EGRESS_IP, POD, POD2, REMOTE, SELF, TUNNEL_MTU, TUNNEL_PORT, WORKER, WORLD, World
-from tests.models.tables import ICMP, TCP, UDP, Echo, Flow, FlowKey, Packet, State
+from tests.bpf.wishes import (
+    GROUPS,
+    HERE,
+    NO_GATEWAY,
+    NO_PORTS,
+    OWN,
+    THERE,
+    UNPUBLISHED,
+    WORKER2_NUMBER,
+    desired,
+    to_world,
+)
+from tests.bpf.world import (
+    EGRESS_IP,
+    POD,
+    POD2,
+    REMOTE,
+    SELF,
+    SELF6,
+    TUNNEL_MTU,
+    TUNNEL_PORT,
+    UNDERLAY_MTU,
+    WORKER,
+    WORLD,
+    WORLD6,
+    World,
+)
+from tests.models.tables import ICMP, ICMP6, TCP, UDP, Echo, Flow, FlowKey, Packet, Port, PortKey, State
 
 SCTP = 132
 UDP_OUT = Packet(POD, REMOTE, UDP, 40000, 53)
 SYN = Packet(POD, REMOTE, TCP, 40000, 443, flags="S", mss=1460)
 PING = Packet(POD, REMOTE, ICMP, 4000, 0, echo="request")
-FLOW = FlowKey(POD, REMOTE, 40000, 443, TCP)
-ENDED = State({FLOW: Flow(0, 0, 3, 3)})
-THROUGH_GATEWAY, ONLY_HTTPS = (
-    to_world(THERE),
-    desired(Policy("https", THERE, (WORLD,), ports=(Ports("TCP", 443, 443),))),
-)
-CLASS_E = replace(THROUGH_GATEWAY, cluster=THROUGH_GATEWAY.cluster | {IPv4Network("240.0.0.0/4")})
+FOLDED = 40960 + 40000 % 4096  # the pod's port within the node's block
+FOLDED_ID = 40960 + 4000 % 4096
+ENDED, RUNNING = Flow(0, 3, 3), Flow(0, 1, 1)
+THROUGH_GATEWAY = to_world(THERE)
+ONLY_HTTPS = desired(Policy("https", THERE, (WORLD, WORLD6), ports=(Ports("TCP", 443, 443),)))
+ONLY_V6 = desired(Policy("six", THERE, (WORLD6,)))
+CLASS_E = replace(THROUGH_GATEWAY, cluster=THROUGH_GATEWAY.cluster | {ip_network("240.0.0.0/4")})
+V4 = "IPv4 alone"
 
 
 @dataclass(frozen=True)
@@ -42,31 +70,40 @@ class Fixture:
     counted: str = ""
     out: Packet | None = None
     wish: Desired = THROUGH_GATEWAY
-    state: State = field(default_factory=State)
+    flow: Flow | None = None  # one that is there already, of the packet's key
     shape: Shape = field(default_factory=Shape)
     device: str = "pod0"
+    family: str = ""
 
 
+def _out(packet: Packet, port: int = FOLDED) -> Packet:
+    """Translated: one hop, and the node's own port."""
+    return replace(packet, source=EGRESS_IP, source_port=port, ttl=packet.ttl - 1)
+
+
+CLAMPED = replace(_out(SYN), mss=TUNNEL_MTU - 40)
 FROM_POD = [
-    Fixture("a selected pod's packet goes to the gateway", UDP_OUT, "redirect", "encapsulated"),
-    Fixture("a SYN's MSS is made to fit", SYN, "redirect", "encapsulated", replace(SYN, mss=TUNNEL_MTU - 40)),
-    Fixture("an MSS that fits is left", replace(SYN, mss=900), "redirect", "encapsulated"),
+    Fixture("a selected pod's packet goes to the gateway", UDP_OUT, "redirect", "encapsulated", _out(UDP_OUT)),
+    Fixture("a SYN's MSS is made to fit", SYN, "redirect", "encapsulated", CLAMPED),
+    Fixture("an MSS that fits is left", replace(SYN, mss=900), "redirect", "encapsulated", _out(replace(SYN, mss=900))),
     Fixture("an unselected pod's packet is left alone", replace(UDP_OUT, source=POD2), "next", device="pod1"),
     Fixture("the address of another device's pod", replace(UDP_OUT, source=POD2), "drop", "spoofed_source"),
     Fixture("an unknown address on a device without a selected pod", UDP_OUT, "next", device="pod1"),
-    Fixture("a node is in the cluster", replace(UDP_OUT, destination=WORKER), "next"),
-    *(Fixture(f"{address} is of the link", replace(UDP_OUT, destination=IPv4Address(address)), "next")
+    Fixture("a node is in the cluster", replace(UDP_OUT, destination=WORKER), "next", family=V4),
+    *(Fixture(f"{address} is of the link", replace(UDP_OUT, destination=IPv4Address(address)), "next", family=V4)
       for address in ("169.254.20.10", "169.254.169.254", "224.0.0.251", "239.1.1.1", "255.255.255.255")),
-    *(Fixture(f"{address} is nobody's", replace(UDP_OUT, destination=IPv4Address(address)), "drop", "bogus_destination")
+    *(Fixture(f"{address} is nobody's", replace(UDP_OUT, destination=IPv4Address(address)), "drop",
+              "bogus_destination", family=V4)
       for address in ("0.0.0.0", "0.1.2.3", "127.0.0.1", "127.255.255.255", "240.0.0.1", "255.255.255.254")),
     Fixture("nobody's, and no policy covers it", replace(UDP_OUT, destination=IPv4Address("240.0.0.1")), "next",
-            wish=desired(Policy("other", THERE, (IPv4Network("198.51.100.0/24"),)))),
+            wish=desired(Policy("other", THERE, (ip_network("198.51.100.0/24"),))), family=V4),
     Fixture("nobody's, but the operator says that it is in the cluster",
-            replace(UDP_OUT, destination=IPv4Address("240.0.0.1")), "next", wish=CLASS_E),
+            replace(UDP_OUT, destination=IPv4Address("240.0.0.1")), "next", wish=CLASS_E, family=V4),
     Fixture("a forged tunnel packet", replace(UDP_OUT, destination=WORKER, destination_port=TUNNEL_PORT),
-            "drop", "tunnel_port"),
+            "drop", "tunnel_port", family=V4),
     Fixture("a policy without a group", UDP_OUT, "drop", "no_group", wish=to_world(UNPUBLISHED)),
     Fixture("a group without a gateway that is up", UDP_OUT, "drop", "no_gateway", wish=to_world(NO_GATEWAY)),
+    Fixture("a group without a port set for this node", UDP_OUT, "drop", "no_port_set", wish=to_world(NO_PORTS)),
     Fixture("a protocol that is not translated", replace(UDP_OUT, kind="unsupported", protocol=SCTP), "drop",
             "unsupported_protocol"),
     Fixture("an echo reply nobody asked for", replace(PING, source_port=0, destination_port=9, echo="reply"), "drop",
@@ -78,33 +115,49 @@ FROM_POD = [
             wish=ONLY_HTTPS, shape=Shape(later_fragment=True)),
     Fixture("a fragment of a protocol that is not covered", replace(UDP_OUT, kind="fragment"), "next", wish=ONLY_HTTPS),
     Fixture("a port that is not covered", replace(SYN, destination_port=80), "next", wish=ONLY_HTTPS),
+    Fixture("a policy of the other family alone", SYN, "next", wish=ONLY_V6, family=V4),
     Fixture("a header cut short", replace(UDP_OUT, kind="malformed"), "drop", "malformed", shape=Shape(cut=5)),
-    Fixture("IPv6", replace(UDP_OUT, kind="not-ipv4"), "next"),
-    Fixture("a flow begun from outside is left alone", SYN, "next", state=State({FLOW: Flow(0, 0, 1, 1)})),
-    Fixture("a new connection on the ports of one that has ended", SYN, "redirect", "encapsulated",
-            replace(SYN, mss=TUNNEL_MTU - 40), state=ENDED),
-    Fixture("an answer on the ports of one that has ended", replace(SYN, flags="A", mss=0), "next", state=ENDED),
-    Fixture("a gateway that is here translates at once", UDP_OUT, "redirect", "translated",
-            replace(UDP_OUT, source=EGRESS_IP, ttl=63), wish=to_world(HERE)),
-    Fixture("an echo keeps its identifier", PING, "redirect", "translated", replace(PING, source=EGRESS_IP, ttl=63),
+    Fixture("neither IPv4 nor IPv6", replace(UDP_OUT, kind="not-ip"), "next"),
+    Fixture("a flow begun from outside is left alone", SYN, "next", flow=RUNNING),
+    Fixture("a new connection on ports of one that has ended", SYN, "redirect", "encapsulated", CLAMPED, flow=ENDED),
+    Fixture("an answer on the ports of one that has ended", replace(SYN, flags="A", mss=0), "next", flow=ENDED),
+    Fixture("a gateway that is here sends at once", UDP_OUT, "redirect", "translated", _out(UDP_OUT),
+            wish=to_world(HERE)),
+    Fixture("an echo's identifier is a port", PING, "redirect", "translated", _out(PING, FOLDED_ID),
             wish=to_world(HERE)),
     Fixture("IP options stay", replace(UDP_OUT, options=True), "redirect", "translated",
-            replace(UDP_OUT, source=EGRESS_IP, ttl=63, options=True), wish=to_world(HERE)),
-    Fixture("a spent TTL", replace(UDP_OUT, ttl=1), "drop", "ttl_expired", wish=to_world(HERE)),
+            _out(replace(UDP_OUT, options=True)), wish=to_world(HERE)),
+    Fixture("a spent TTL that cannot be quoted", replace(UDP_OUT, ttl=1, options=True), "drop", "ttl_expired"),
     Fixture("too large with options is not answerable",
             replace(UDP_OUT, length=1500, dont_fragment=True, options=True), "drop", "too_big"),
-    Fixture("too large and free to be cut", replace(UDP_OUT, length=1500), "redirect", "encapsulated"),
+    Fixture("too large and free to be cut", replace(UDP_OUT, length=1500), "redirect", "encapsulated",
+            _out(replace(UDP_OUT, length=1500)), family=V4),
 ]  # fmt: skip
+BOTH = [(version, row) for row in FROM_POD for version in (4, 6) if version == 4 or not row.family]
 
 
-@pytest.mark.parametrize("given", FROM_POD, ids=lambda fixture: fixture.title)
-def test_from_pod(world: World, given: Fixture) -> None:
-    world.fill(given.wish, given.state)
-    frame = build(given.packet, given.shape)
+@pytest.mark.parametrize(("version", "given"), BOTH, ids=[f"{row.title}, IPv{version}" for version, row in BOTH])
+def test_from_pod(world: World, version: int, given: Fixture) -> None:
+    packet, expected = given.packet, given.out
+    if version == 6:
+        packet, expected = six(packet), expected and six(expected)
+    flows = {packet.sent_by(world.ifindex["pod0"]): given.flow} if given.flow else {}
+    world.fill(given.wish, State(flows))
+    frame = build(packet, given.shape)
     verdict, out = world.run("from_pod", given.device, frame)
     assert verdict == given.verdict
     assert world.counted() == ({given.counted: 1} if given.counted else {})
-    assert (parse(out) == given.out) if given.out else (out == frame)
+    assert (parse(out) == expected) if expected else (out == frame)
+
+
+@pytest.mark.parametrize("destination", ["fe80::1", "ff02::1:ff00:1", "ff12::5"])
+@pytest.mark.parametrize("source", ["fe80::2", "::", "2001:db8:244:1::10"])
+def test_what_stays_on_the_link_is_the_hosts(world: World, source: str, destination: str) -> None:
+    """Neighbour discovery and router solicitations, from addresses that no pod is known by."""
+    world.fill(THROUGH_GATEWAY)
+    packet = Packet(IPv6Address(source), IPv6Address(destination), ICMP6, kind="unsupported", length=80)
+    assert world.run("from_pod", "pod0", build(packet))[0] == "next"
+    assert world.counted() == {}
 
 
 def _set(frame: bytes, offset: int, data: bytes) -> bytes:
@@ -118,6 +171,8 @@ def _summed(frame: bytes) -> bytes:
 
 
 OPTIONS = replace(UDP_OUT, options=True)
+UDP6, SYN6 = build(six(UDP_OUT)), build(six(SYN))
+MAPPED = IPv6Address("::ffff:198.51.100.7")
 WRONG = {
     **{f"IPv4 length {n}": _summed(_set(build(UDP_OUT), 16, n.to_bytes(2))) for n in (0, 1, 19, 20, 27, 61, 65535)},
     "IPv4 checksum": _set(build(UDP_OUT), 24, b"\x12\x34"),
@@ -128,6 +183,13 @@ WRONG = {
     **{f"UDP length {n}": _set(build(UDP_OUT), 38, n.to_bytes(2)) for n in (0, 7, 41, 65535)},
     **{f"TCP header of {n} words": _set(build(SYN), 46, bytes([n << 4])) for n in (0, 4, 11, 15)},
     **{f"cut at {n}": build(UDP_OUT)[:n] for n in (34, 41, 60)},
+    **{f"IPv6 length {n}": _set(UDP6, 18, n.to_bytes(2)) for n in (0, 7, 41, 65535)},
+    **{f"IPv6, version {n}": _set(UDP6, 14, bytes([n * 16])) for n in (0, 4, 5)},
+    **{f"IPv6, UDP length {n}": _set(UDP6, 58, n.to_bytes(2)) for n in (0, 7, 41, 65535)},
+    **{f"IPv6, TCP header of {n} words": _set(SYN6, 66, bytes([n << 4])) for n in (0, 4, 11, 15)},
+    **{f"IPv6, cut at {n}": UDP6[:n] for n in (54, 61, 90)},
+    "IPv6, to a mapped IPv4 address": build(replace(six(UDP_OUT), destination=MAPPED)),
+    "IPv6, from a mapped IPv4 address": build(replace(six(UDP_OUT), source=MAPPED)),
 }
 
 
@@ -141,21 +203,24 @@ def test_a_wrong_length_or_header_checksum_is_not_sent_on(world: World, wrong: s
     assert world.state() == State()
 
 
+@pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("sent", [UDP_OUT, SYN, PING, OPTIONS], ids=["UDP", "TCP", "ICMP", "IP options"])
 @pytest.mark.parametrize("group", [HERE, THERE])
-def test_padding_is_not_sent_on(world: World, sent: Packet, group: int) -> None:
+def test_padding_is_not_sent_on(world: World, sent: Packet, group: int, version: int) -> None:
+    frame = build(sent if version == 4 else six(sent))
     world.fill(to_world(group))
-    _, wanted = world.run("from_pod", "pod0", build(sent))
+    _, wanted = world.run("from_pod", "pod0", frame)
     world.fill(to_world(group))
-    assert world.run("from_pod", "pod0", build(sent) + b"secret") == ("redirect", wanted)
+    assert world.run("from_pod", "pod0", frame + b"secret") == ("redirect", wanted)
 
 
+@pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("sent", [UDP_OUT, SYN, PING], ids=["UDP", "TCP", "ICMP"])
 @pytest.mark.parametrize("off", [1, 0x80FF])
-def test_a_wrong_transport_checksum_stays_wrong(world: World, sent: Packet, off: int) -> None:
+def test_a_wrong_transport_checksum_stays_wrong(world: World, sent: Packet, off: int, version: int) -> None:
     """What its receiver drops, it drops also behind a gateway: no rewrite makes a right one of it."""
-    at = 34 + {UDP: 6, TCP: 16, ICMP: 2}[sent.protocol]
-    frame = build(sent)
+    at = {4: 34, 6: 54}[version] + {UDP: 6, TCP: 16, ICMP: 2}[sent.protocol]
+    frame = build(sent if version == 4 else six(sent))
     wrong = (int.from_bytes(frame[at : at + 2]) ^ off).to_bytes(2)
     world.fill(to_world(HERE))
     verdict, out = world.run("from_pod", "pod0", _set(frame, at, wrong))
@@ -170,19 +235,19 @@ TO_POD = [
     ("a ping from outside is recorded", Packet(REMOTE, POD, ICMP, 7, 0, echo="request"), 1),
     ("an answer is not", replace(SYN, source=REMOTE, destination=POD, flags="SA"), 0),
     ("an echo reply is not", Packet(REMOTE, POD, ICMP, 0, 7, echo="reply"), 0),
-    ("what comes from the cluster is not", Packet(WORKER, POD, UDP, 53, 5353), 0),
+    ("what comes from the cluster is not", Packet(IPv4Address("10.244.2.20"), POD, UDP, 53, 5353), 0),
     ("what goes to an unselected pod is not", Packet(REMOTE, POD2, UDP, 53, 5353), 0),
 ]
 
 
+@pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize(("packet", "recorded"), [row[1:] for row in TO_POD], ids=[row[0] for row in TO_POD])
-def test_to_pod(world: World, packet: Packet, recorded: int) -> None:
+def test_to_pod(world: World, version: int, packet: Packet, recorded: int) -> None:
     world.fill(THROUGH_GATEWAY)
-    assert world.run("to_pod", "pod1" if packet.destination == POD2 else "pod0", build(packet)) == (
-        "next",
-        build(packet),
-    )
-    assert list(world.state().flows.values()) == [Flow(0, 0, 0, 1)] * recorded
+    device = "pod1" if packet.destination == POD2 else "pod0"
+    frame = build(packet if version == 4 else six(packet))
+    assert world.run("to_pod", device, frame) == ("next", frame)
+    assert list(world.state().flows.values()) == [Flow(0, 0, 1)] * recorded
 
 
 @pytest.mark.parametrize(("device", "verdict"), [("pod0", "drop"), ("pod1", "next")])
@@ -195,19 +260,40 @@ def test_a_tagged_frame_is_never_redirected(world: World, tag: bytes, device: st
     assert world.counted() == ({"vlan_tagged": 1} if verdict == "drop" else {})
 
 
+def _key(world: World, packet: Packet) -> FlowKey:
+    return packet.sent_by(world.ifindex["pod0"])
+
+
+def _running(world: World, packet: Packet, **more: object) -> State:
+    """A flow of POD through the worker, with the port that it would get."""
+    key = _key(world, packet)
+    flow = Flow(THERE, 1, 0, EGRESS_IP, FOLDED, gateway=2, id=77)
+    port = Port(POD, key.ifindex, packet.source_port, THERE, 77, gateway=2)
+    port_key = PortKey(EGRESS_IP, key.remote, FOLDED, key.remote_port, key.protocol)
+    return State({key: replace(flow, **more)}, {port_key: port})  # type: ignore[arg-type]
+
+
 def test_a_flow_whose_group_has_gone_is_decided_anew(world: World) -> None:
-    gone = State({FLOW: Flow(99, 0, 1, 1)})
-    world.fill(THROUGH_GATEWAY, gone)
-    assert world.run("from_pod", "pod0", build(SYN))[0] == "redirect"
-    assert 99 not in [flow.group for flow in world.state().flows.values()]
+    world.fill(THROUGH_GATEWAY, _running(world, SYN, group=99, settled=False))
+    assert world.run("from_pod", "pod0", build(replace(SYN, flags="A", mss=0)))[0] == "redirect"
+    assert [flow.group for flow in world.state().flows.values()] == [THERE]
 
 
-def test_a_rst_is_forgotten_when_the_connection_goes_on(world: World) -> None:
-    world.fill(THROUGH_GATEWAY, State({FLOW: Flow(7, 0, 1, 1)}))
-    world.run("from_pod", "pod0", build(replace(SYN, flags="R", mss=0)))
-    assert [flow.seen_out for flow in world.state().flows.values()] == [5]
-    world.run("from_pod", "pod0", build(replace(SYN, flags="A", mss=0)))
-    assert [flow.seen_out for flow in world.state().flows.values()] == [1]
+def test_a_policy_that_goes_does_not_cut_what_runs(world: World) -> None:
+    world.fill(desired(), _running(world, SYN))
+    verdict, out = world.run("from_pod", "pod0", build(replace(SYN, flags="A", mss=0)))
+    assert (verdict, parse(out).source) == ("redirect", EGRESS_IP)
+
+
+def test_a_flow_leaves_a_gateway_that_is_down_and_no_other_flow_moves(world: World) -> None:
+    """The one that was chosen stays, also where it is not the first of the group."""
+    wish = to_world(THERE)
+    for up, expected in ((True, WORKER2_NUMBER), (False, 2)):
+        gateways = (Gateway("w", 2), Gateway("w2", WORKER2_NUMBER, up=up))
+        groups = {**GROUPS, THERE: replace(GROUPS[THERE], gateways=gateways)}
+        world.fill(replace(wish, groups=groups), _running(world, SYN, gateway=WORKER2_NUMBER, settled=False))
+        world.run("from_pod", "pod0", build(replace(SYN, flags="A", mss=0)))
+        assert [(flow.gateway, flow.settled) for flow in world.state().flows.values()] == [(expected, True)]
 
 
 def test_an_answer_to_an_outside_ping_goes_back_directly(world: World) -> None:
@@ -217,87 +303,137 @@ def test_an_answer_to_an_outside_ping_goes_back_directly(world: World) -> None:
     assert verdict == "next"
 
 
+@pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("before", [0, 1, 2, 3])
-def test_the_mss_is_clamped_wherever_it_stands(world: World, before: int) -> None:
+def test_the_mss_is_clamped_wherever_it_stands(world: World, before: int, version: int) -> None:
     """An odd number of NOPs puts it astride two words of the checksum."""
     world.fill(THROUGH_GATEWAY)
-    _, out = world.run("from_pod", "pod0", build(SYN, Shape(mss_at=before)))
-    assert parse(out).mss == TUNNEL_MTU - 40
+    _, out = world.run("from_pod", "pod0", build(SYN if version == 4 else six(SYN), Shape(mss_at=before)))
+    assert parse(out).mss == TUNNEL_MTU - (40 if version == 4 else 60)
 
 
-@pytest.mark.parametrize("device", ["pod0", "uplink"])
-def test_a_packet_too_big_is_answered_to_who_sent_it(world: World, device: str) -> None:
-    """The quote is what the sender sent, also where the gateway would have translated it."""
-    if device == "pod0":
-        world.fill(THROUGH_GATEWAY)
-        sent = replace(UDP_OUT, length=1500, dont_fragment=True)
-    else:
-        sent = replace(_to_egress_ip(world, WORKER), length=1500, dont_fragment=True)
+# --- ICMP errors ------------------------------------------------------------------------------------------------------
+
+BIG = replace(UDP_OUT, length=1500, dont_fragment=True)
+ANSWER = Packet(REMOTE, EGRESS_IP, UDP, 53, FOLDED)
+TO_WORKER = replace(ANSWER, destination_port=33000)
+FROM_ME, SPENT = replace(BIG, length=UNDERLAY_MTU + 1), replace(UDP_OUT, ttl=1)
+ERRORS = {
+    "too big for the tunnel": ("from_pod", "pod0", BIG, THERE, "too-big", TUNNEL_MTU),
+    "an answer too big for the tunnel": (
+        "from_uplink", "uplink", replace(TO_WORKER, length=1500, dont_fragment=True), HERE, "too-big", TUNNEL_MTU),
+    "too big for the uplink of a gateway that is here": ("from_pod", "pod0", FROM_ME, HERE, "too-big", UNDERLAY_MTU),
+    "TTL spent at the pod's node": ("from_pod", "pod0", SPENT, THERE, "ttl", 0),
+    "TTL spent at a gateway, on the way in": ("from_uplink", "uplink", replace(TO_WORKER, ttl=1), HERE, "ttl", 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("case", ERRORS)
+def test_a_packet_that_cannot_go_on_is_answered_to_who_sent_it(world: World, case: str, version: int) -> None:
+    """The quote is what the sender sent, before anything in it is rewritten."""
+    program, device, sent, group, about, mtu = ERRORS[case]
+    sent, source = (sent, SELF) if version == 4 else (six(sent), SELF6)
+    world.fill(to_world(group))
     shape = Shape()
-    verdict, out = world.run("from_pod" if device == "pod0" else "from_uplink", device, build(sent, shape))
+    verdict, out = world.run(program, device, build(sent, shape))
     answer = parse(out)
-    assert (verdict, world.counted().get("too_big_answered")) == ("redirect", 1)
-    assert (answer.source, answer.destination) == (SELF, sent.source)
-    assert told_mtu(out) == TUNNEL_MTU
-    assert answer.quoted == replace(sent, length=1500)
+    counted = {"too-big": "too_big_answered", "ttl": "ttl_answered"}[about]
+    assert (verdict, world.counted()) == ("redirect", {counted: 1})
+    assert (answer.source, answer.destination, answer.about) == (source, sent.source, about)
+    assert answer.quoted == replace(sent)
     assert (out[:6], out[6:12]) == (shape.source_mac, shape.destination_mac)
+    if mtu:
+        assert told_mtu(out) == mtu
 
 
-def _to_egress_ip(world: World, node: IPv4Address | None) -> Packet:
-    """A reply to a mapping of POD, whose packets come from `node`."""
+@pytest.mark.parametrize("version", [4, 6])
+def test_no_error_is_sent_about_an_error(world: World, version: int) -> None:
+    error = Packet(REMOTE, EGRESS_IP, ICMP, kind="icmp-error", quoted=_out(UDP_OUT), ttl=1)
+    error = replace(error, quoted=replace(_out(UDP_OUT), source_port=33000))
+    world.fill(to_world(HERE))
+    assert world.run("from_uplink", "uplink", build(error if version == 4 else six(error)))[0] == "drop"
+    assert world.counted() == {"ttl_expired": 1}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("about", ["unreachable", "too-big", "ttl"])
+def test_an_error_about_a_translated_packet_reaches_the_pod(world: World, about: str, version: int) -> None:
+    world.fill(to_world(HERE))
+    sent = UDP_OUT if version == 4 else six(UDP_OUT)
+    _, out = world.run("from_pod", "pod0", build(sent))
+    router = IPv4Address("192.0.2.254")
+    told = parse(out)
+    error = Packet(router, EGRESS_IP, ICMP, kind="icmp-error", about=about)  # type: ignore[arg-type]
+    error = replace(error if version == 4 else six(error), quoted=told)
+    _, back = world.run("from_uplink", "uplink", build(error, Shape(mtu=1300 if about == "too-big" else 0)))
+    seen = parse(back)
+    assert (seen.destination, seen.about, seen.ttl) == (sent.source, about, 63)
+    assert seen.quoted == replace(told, source=sent.source, source_port=sent.source_port)
+    assert world.counted() == {"translated": 1, "delivered": 1}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_pods_own_error_about_an_answer_goes_out_translated(world: World, version: int) -> None:
+    """Its "port unreachable": the quoted answer gets the egress IP back, as the remote sent it."""
+    world.fill(to_world(HERE))
+    sent = UDP_OUT if version == 4 else six(UDP_OUT)
+    _, out = world.run("from_pod", "pod0", build(sent))
+    translated = parse(out)
+    answered = Packet(sent.destination, sent.source, UDP, 53, 40000)
+    error = Packet(sent.source, sent.destination, ICMP if version == 4 else ICMP6, kind="icmp-error", quoted=answered)
+    verdict, out = world.run("from_pod", "pod0", build(error))
+    seen = parse(out)
+    assert (verdict, seen.source, seen.destination) == ("redirect", translated.source, sent.destination)
+    assert seen.quoted and seen.quoted.answers == translated.bears
+
+
+# --- ports ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_port_that_is_taken_is_changed_and_one_that_is_free_kept(world: World, version: int) -> None:
+    first, second = UDP_OUT, replace(UDP_OUT, source=POD2)
+    if version == 6:
+        first, second = six(first), six(second)
+    world.fill(desired(Policy("world", HERE, (WORLD, WORLD6)), both=True))
+    _, one = world.run("from_pod", "pod0", build(first))
+    _, other = world.run("from_pod", "pod1", build(second))
+    assert parse(one).source_port == FOLDED
+    assert parse(other).source_port in set(range(40960, 45056)) - {FOLDED}
+    _, again = world.run("from_pod", "pod1", build(second))
+    assert again == other
+
+
+def test_every_block_is_used_to_the_last_port(world: World) -> None:
+    """A full cycle in each, whatever the stride; then no port is free, and other remotes are still reached."""
+    blocks = (Block(EGRESS_IP, 40960, 64), Block(EGRESS_IP, 41984, 128))
+    wish = to_world(HERE)
+    world.fill(replace(wish, groups={**GROUPS, HERE: replace(GROUPS[HERE], blocks=blocks)}))
+    frames = [build(replace(UDP_OUT, source_port=20000 + n)) for n in range(193)]
+    sent = [world.run("from_pod", "pod0", frame) for frame in frames]
+    ports = {parse(out).source_port for verdict, out in sent if verdict == "redirect"}
+    assert ports == {*range(40960, 41024), *range(41984, 42112)}
+    assert world.counted() == {"translated": 192, "no_free_port": 1}
+    assert (
+        world.run("from_pod", "pod0", build(replace(UDP_OUT, destination=IPv4Address("198.51.100.9"))))[0] == "redirect"
+    )
+
+
+def test_a_closed_block_begins_nothing_and_ends_nothing(world: World) -> None:
     world.fill(to_world(HERE))
     world.run("from_pod", "pod0", build(UDP_OUT))
-    state = world.state()
-    ((key, back),) = state.reverse.items()
-    state.reverse[key] = replace(back, node=node)
-    world.fill(to_world(HERE), state)
-    return Packet(REMOTE, EGRESS_IP, UDP, 53, 40000)
-
-
-def test_a_reply_to_a_pod_on_another_node_goes_into_the_tunnel(world: World) -> None:
-    reply = _to_egress_ip(world, WORKER)
-    verdict, out = world.run("from_uplink", "uplink", build(reply))
-    assert (verdict, world.counted()) == ("redirect", {"reversed": 1})
-    assert parse(out) == replace(reply, destination=POD, ttl=63)
-
-
-def test_a_syn_from_outside_to_a_mapping_has_its_mss_clamped(world: World) -> None:
-    world.fill(to_world(HERE))
-    world.run("from_pod", "pod0", build(SYN))
-    state = world.state()
-    ((key, back),) = state.reverse.items()
-    world.fill(to_world(HERE), replace(state, reverse={key: replace(back, node=WORKER)}))
-    answer = Packet(REMOTE, EGRESS_IP, TCP, 443, 40000, flags="SA", mss=1460)
-    _, out = world.run("from_uplink", "uplink", build(answer))
-    assert parse(out).mss == TUNNEL_MTU - 40
-
-
-def test_a_late_reply_does_not_turn_the_flow_into_one_from_outside(world: World) -> None:
-    """The gateway still knows the flow, the source node has collected it: the pod's next packet must not leave bare."""
-    reply = _to_egress_ip(world, None)
-    world.fill(to_world(HERE), replace(world.state(), flows={}))
-    assert world.run("from_uplink", "uplink", build(reply))[0] == "drop"
-    assert world.counted() == {"unknown_flow": 1}
-    verdict, out = world.run("from_pod", "pod0", build(UDP_OUT))
-    assert (verdict, parse(out).source) == ("redirect", EGRESS_IP)
-    assert world.run("from_uplink", "uplink", build(reply))[0] == "redirect"
-
-
-def test_a_port_that_is_taken_is_changed_and_one_that_is_free_kept(world: World) -> None:
-    world.fill(desired(Policy("world", HERE, (WORLD,)), both=True))
-    _, first = world.run("from_pod", "pod0", build(UDP_OUT))
-    _, second = world.run("from_pod", "pod1", build(replace(UDP_OUT, source=POD2)))
-    assert parse(first).source_port == 40000
-    assert parse(second).source_port not in (40000, *range(1024))
-    _, again = world.run("from_pod", "pod1", build(replace(UDP_OUT, source=POD2)))
-    assert again == second
-    _, low = world.run("from_pod", "pod0", build(replace(UDP_OUT, source_port=99)))
-    assert parse(low).source_port >= 1024
+    blocks = (replace(OWN, closed=True), Block(EGRESS_IP, 16384, 64))
+    wish = to_world(HERE)
+    world.fill(replace(wish, groups={**GROUPS, HERE: replace(GROUPS[HERE], blocks=blocks)}), world.state())
+    _, running = world.run("from_pod", "pod0", build(UDP_OUT))
+    _, new = world.run("from_pod", "pod0", build(replace(UDP_OUT, source_port=5)))
+    assert (parse(running).source_port, parse(new).source_port) == (FOLDED, 16384 + 5)
 
 
 def test_rivals_leave_no_half_behind(world: World) -> None:
-    """Two CPUs make the same mappings at once, and mappings that want the same port."""
-    world.fill(desired(Policy("world", HERE, (WORLD,)), both=True))
+    """Several CPUs begin the same flows at once, and flows that want the same port."""
+    world.fill(desired(Policy("world", HERE, (WORLD, WORLD6)), both=True))
     frames = [
         (device, build(replace(UDP_OUT, source=pod, source_port=port)))
         for port in range(30000, 30400)
@@ -306,44 +442,104 @@ def test_rivals_leave_no_half_behind(world: World) -> None:
 
     def send_all(_: int) -> None:
         for device, frame in frames:
-            assert world.run("from_pod", device, frame)[0] == "redirect"
+            assert world.run("from_pod", device, frame)[0] == "redirect", world.counted()
 
     with ThreadPoolExecutor(4) as threads:  # they are in this thread's namespace
         list(threads.map(send_all, range(4)))
     state = world.state()
-    assert len(state.nat) == len(frames)
+    assert len(state.flows) == len(frames)
     assert is_paired(state)
 
 
-def test_a_mapping_of_an_address_that_the_group_gave_up_is_made_anew(world: World) -> None:
-    wish, moved = to_world(HERE), IPv4Address("192.0.2.101")
-    world.fill(wish)
-    world.run("from_pod", "pod0", build(UDP_OUT))
-    groups = {**wish.groups, HERE: replace(wish.groups[HERE], egress_ip=moved)}
-    world.fill(replace(wish, groups=groups), world.state())
-    _, out = world.run("from_pod", "pod0", build(UDP_OUT))
-    assert parse(out).source == moved
-    assert [mapped.egress_ip for mapped in world.state().nat.values()] == [moved]
-    assert {key.egress_ip for key in world.state().reverse} == {EGRESS_IP, moved}  # the old one until it is collected
+# --- the end of a connection ------------------------------------------------------------------------------------------
+
+PACKET, FIN, RST = layout.SEEN_PACKET, layout.SEEN_FIN, layout.SEEN_RST
+FIRST, END = layout.SEEN_FIN_FIRST, layout.SEEN_END
+ENDS = {  # who sends what, in order -> for how many seconds its port rests
+    "pod first": (["pod F", "remote F"], 10),
+    "remote first": (["remote F", "pod F"], 60),
+    "reset by the pod": (["pod R"], 4),
+    "reset by the remote": (["remote R"], None),  # it may be anybody's: the time-out decides
+    "half closed": (["pod F"], None),
+    "half closed by the remote": (["remote F"], None),
+}
 
 
-def test_a_forward_half_without_its_reverse_is_made_anew_at_the_next_connection(world: World) -> None:
+def _connection(world: World, version: int, packets: list[str]) -> None:
+    syn = SYN if version == 4 else six(SYN)
+    _, out = world.run("from_pod", "pod0", build(syn))
+    there = parse(out)
+    back = replace(there, source=there.destination, destination=there.source, source_port=443, mss=0)
+    back = replace(back, destination_port=there.source_port, flags="SA", ttl=64)
+    world.run("from_uplink", "uplink", build(back))
+    for who, flag in (packet.split() for packet in packets):
+        program, device, packet = ("from_pod", "pod0", syn) if who == "pod" else ("from_uplink", "uplink", back)
+        assert world.run(program, device, build(replace(packet, flags=f"A{flag}", mss=0)))[0] == "redirect"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("case", ENDS)
+def test_a_port_rests_by_how_its_connection_ended(world: World, case: str, version: int) -> None:
+    packets, seconds = ENDS[case]
     world.fill(to_world(HERE))
-    world.run("from_pod", "pod0", build(SYN))
-    world.fill(to_world(HERE), replace(world.state(), reverse={}))
-    world.run("from_pod", "pod0", build(SYN))
+    _connection(world, version, packets)
+    (port,) = world.state().ports.values()
+    assert port.state == ("live" if seconds is None else "resting")
+    if seconds is not None:
+        assert seconds - 2 <= port.rests <= seconds
+
+
+def test_what_comes_after_the_end_still_passes(world: World) -> None:
+    """The last ACKs, and a FIN that was lost and comes again."""
+    world.fill(to_world(HERE))
+    _connection(world, 4, ["pod F", "remote F", "pod A", "remote F", "pod A"])
+
+
+def test_a_port_at_rest_is_its_own_pods_at_once(world: World) -> None:
+    world.fill(to_world(HERE))
+    _connection(world, 4, ["remote F", "pod F"])
+    _, out = world.run("from_pod", "pod0", build(SYN))
+    assert parse(out).source_port == FOLDED
     state = world.state()
-    assert len(state.nat) == len(state.reverse) == 1
+    assert [port.state for port in state.ports.values()] == ["live"]
+    assert [(flow.seen_out, flow.seen_in) for flow in state.flows.values()] == [(PACKET, 0)]
+    assert is_paired(state)
 
 
-def test_a_port_that_is_used_again_forgets_the_old_connections_end(world: World) -> None:
+def test_the_port_that_has_rested_longest_is_taken_before_anything_is_refused(world: World) -> None:
+    wish = to_world(HERE)
+    world.fill(replace(wish, groups={**GROUPS, HERE: replace(GROUPS[HERE], blocks=(Block(EGRESS_IP, 40960, 64),))}))
+    resting = {
+        PortKey(EGRESS_IP, REMOTE, 40960 + n, 443, TCP): Port(POD2, 99, n, HERE, n + 1, "resting", rests=10 + n)
+        for n in range(64)
+    }
+    world.fill(replace(wish, groups={**GROUPS, HERE: replace(GROUPS[HERE], blocks=(Block(EGRESS_IP, 40960, 64),))}),
+               State({}, resting))  # fmt: skip
+    _, out = world.run("from_pod", "pod0", build(SYN))
+    assert parse(out).source_port == 40960
+    assert world.state().ports[PortKey(EGRESS_IP, REMOTE, 40960, 443, TCP)].pod == POD
+
+
+def test_a_late_packet_of_a_connection_whose_port_is_anothers_gets_a_port_of_its_own(world: World) -> None:
     world.fill(to_world(HERE))
-    for flags in ("S", "AF", "R"):
-        world.run("from_pod", "pod0", build(replace(SYN, flags=flags, mss=0)))
-    assert [mapped.seen_out for mapped in world.state().nat.values()] == [7]
-    world.run("from_pod", "pod0", build(replace(SYN, mss=0)))
-    assert [mapped.seen_out for mapped in world.state().nat.values()] == [1]
-    assert [(flow.seen_out, flow.seen_in) for flow in world.state().flows.values()] == [(1, 0)]
+    _connection(world, 4, ["pod F", "remote F"])
+    state = world.state()
+    ((key, port),) = state.ports.items()
+    state.ports[key] = replace(port, state="live", id=port.id ^ 1, pod=POD2, pod_port=9)
+    world.fill(to_world(HERE), state)
+    _, out = world.run("from_pod", "pod0", build(replace(SYN, flags="A", mss=0)))
+    assert parse(out).source_port != FOLDED
+    assert world.state().ports[key].pod == POD2
+
+
+def test_an_answer_to_a_port_that_has_changed_hands_reaches_its_new_owner_alone(world: World) -> None:
+    world.fill(to_world(HERE))
+    _connection(world, 4, ["pod R"])
+    state = world.state()
+    ((key, port),) = state.ports.items()
+    world.fill(to_world(HERE), replace(state, ports={key: replace(port, state="dying")}))
+    answer = Packet(REMOTE, EGRESS_IP, TCP, 443, FOLDED, flags="A")
+    assert world.run("from_uplink", "uplink", build(answer))[0] == "drop"
 
 
 # --- properties -------------------------------------------------------------------------------------------------------
@@ -351,37 +547,45 @@ def test_a_port_that_is_used_again_forgets_the_old_connections_end(world: World)
 ports = st.integers(1024, 65535)
 packets_out = st.builds(
     Packet, st.just(POD), st.just(REMOTE), st.sampled_from([TCP, UDP]), st.integers(1, 65535), ports,
-    ttl=st.integers(2, 255), length=st.integers(60, 1400), options=st.booleans(),
+    ttl=st.integers(2, 255), length=st.integers(80, 1400), options=st.booleans(),
 )  # fmt: skip
 pings_out = st.builds(lambda n: Packet(POD, REMOTE, ICMP, n, 0, echo="request"), st.integers(0, 65535))
 
 
 @settings(max_examples=300, derandomize=True, database=None)
-@given(st.one_of(packets_out, pings_out), st.binary(min_size=1, max_size=40), st.booleans(), st.integers(2, 255))
-def test_a_reply_gets_the_pods_address_back(world: World, sent: Packet, payload: bytes, summed: bool, ttl: int) -> None:
+@given(
+    st.sampled_from([4, 6]), st.one_of(packets_out, pings_out), st.binary(min_size=1, max_size=40), st.booleans(),
+    st.integers(2, 255),
+)  # fmt: skip
+def test_a_reply_gets_the_pods_address_back(
+    world: World, version: int, sent: Packet, payload: bytes, summed: bool, ttl: int
+) -> None:
     """NAT round trip, bytes and checksums included: only the TTL differs, by one each way."""
-    shape = Shape(payload=payload, udp_checksum=summed)
+    if version == 6:
+        sent = six(sent)
+    shape = Shape(payload=payload, udp_checksum=summed or version == 6)
     world.fill(to_world(HERE))
     verdict, out = world.run("from_pod", "pod0", build(sent, shape))
     there = parse(out)
     assert verdict == "redirect"
-    assert out == build(replace(sent, source=EGRESS_IP, source_port=there.source_port, ttl=sent.ttl - 1), shape)
+    egress_ip = there.source
+    assert out == build(replace(sent, source=egress_ip, source_port=there.source_port, ttl=sent.ttl - 1), shape)
     echo: Echo = "reply" if sent.echo else ""
     answer = replace(
-        there, source=REMOTE, destination=EGRESS_IP, source_port=there.destination_port,
+        there, source=sent.destination, destination=egress_ip, source_port=there.destination_port,
         destination_port=there.source_port, ttl=ttl, echo=echo,
     )  # fmt: skip
     _, back = world.run("from_uplink", "uplink", build(answer, shape))
-    restored = replace(answer, destination=POD, destination_port=sent.source_port, ttl=ttl - 1)
+    restored = replace(answer, destination=sent.source, destination_port=sent.source_port, ttl=ttl - 1)
     assert back[14:] == build(restored, shape)[14:]
 
 
 def _udp_that_sums_to_zero() -> Packet:
     """Translated, its checksum is computed as 0, which goes on the wire as 0xffff (RFC 768)."""
     for port in range(1024, 65536):
-        packet = replace(UDP_OUT, source=EGRESS_IP, destination_port=port, ttl=63)
+        packet = replace(_out(UDP_OUT), destination_port=port)
         if build(packet)[40:42] == b"\xff\xff":
-            return replace(packet, source=POD, ttl=64)
+            return replace(UDP_OUT, destination_port=port)
     raise AssertionError("no port does")
 
 
@@ -391,30 +595,33 @@ def test_a_checksum_of_zero_is_sent_as_all_ones(world: World) -> None:
     assert out[40:42] == b"\xff\xff"
 
 
-COVERED = IPv4Network("198.51.100.0/24")
+COVERED = (ip_network("198.51.100.0/24"), ip_network("2001:db8:51::/48"))
 wild = st.builds(
     Packet, st.just(POD), st.just(REMOTE), st.sampled_from([TCP, UDP, ICMP, SCTP, 47]), ports, ports,
     kind=st.sampled_from(["flow", "fragment", "unsupported"]), ttl=st.integers(1, 255),
-    length=st.integers(60, 1500), options=st.booleans(), dont_fragment=st.booleans(), echo=st.just("request"),
+    length=st.integers(80, 1500), options=st.booleans(), dont_fragment=st.booleans(), echo=st.just("request"),
 )  # fmt: skip
 
 
 @settings(max_examples=300, derandomize=True, database=None)
-@given(st.one_of(wild, packets_out), st.sampled_from([HERE, THERE, NO_GATEWAY, UNPUBLISHED]), st.booleans())
+@given(
+    st.sampled_from([4, 6]), st.one_of(wild, packets_out),
+    st.sampled_from([HERE, THERE, NO_GATEWAY, NO_PORTS, UNPUBLISHED]), st.booleans(),
+)  # fmt: skip
 def test_a_selected_pods_packet_to_a_covered_destination_never_goes_on(
-    world: World, sent: Packet, group: int, later: bool
+    world: World, version: int, sent: Packet, group: int, later: bool
 ) -> None:
-    world.fill(desired(Policy("covered", group, (COVERED,))))
-    verdict, _ = world.run("from_pod", "pod0", build(sent, Shape(later_fragment=later)))
-    assert verdict != "next"
+    world.fill(desired(Policy("covered", group, COVERED)))
+    frame = build(sent if version == 4 else six(sent), Shape(later_fragment=later))
+    assert world.run("from_pod", "pod0", frame)[0] != "next"
 
 
 def test_the_parser_refuses_what_a_host_would() -> None:
     """The tests above would pass anything if their own parser did."""
     for packet in (UDP_OUT, SYN, PING):
-        frame = build(packet)
-        for position in (22, 24, len(frame) - 1):  # TTL, IPv4 checksum, payload
-            broken = bytearray(frame)
-            broken[position] ^= 1
+        frame, frame6 = bytearray(build(packet)), bytearray(build(six(packet)))
+        for broken, position in ((frame, 22), (frame, 24), (frame, len(frame) - 1), (frame6, 30), (frame6, 77)):
+            broken[position] ^= 1  # TTL, checksum, payload; a source address, payload
             with pytest.raises(BadPacket, match="checksum"):
                 parse(bytes(broken))
+            broken[position] ^= 1

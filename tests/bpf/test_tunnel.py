@@ -8,35 +8,45 @@ from ipaddress import IPv4Address
 
 import pytest
 
+from bpf import layout
+from egress.policy import IPAddress
+from tests.bpf.families import six
 from tests.bpf.packets import Shape, build, inside_vxlan, parse, vxlan
-from tests.bpf.wishes import HERE, THERE, to_world
+from tests.bpf.wishes import HERE, THERE, UNDERLAY, to_world
 from tests.bpf.world import (
+    DEVICE_MAC,
     EGRESS_IP,
+    EGRESS_IP6,
     MACS,
+    NUMBERS,
     POD,
     POD2,
+    POD_CIDRS,
+    POD_MAC,
     REMOTE,
-    REMOTE_POD,
     SELF,
+    SELF6,
     STRANGER,
     TUNNEL_MTU,
     TUNNEL_PORT,
+    UNDERLAY_MTU,
     WORKER,
     WORKER2,
     Wire,
     World,
 )
 from tests.models import datapath
-from tests.models.tables import ICMP, TCP, UDP, Flow, FlowKey, Packet, State
+from tests.models.tables import ICMP, TCP, UDP, Flow, Packet, Port, PortKey, State
 from tests.waiting import wait
 
-OUT = Packet(REMOTE_POD, REMOTE, UDP, 40000, 53)
-MOVED = IPv4Address("192.0.2.101")
+BACK = layout.VNI_BACK
+THEIRS, OURS = 33000, 41000  # ports of the worker's block, and of this node's
+OUT = Packet(EGRESS_IP, REMOTE, UDP, THEIRS, 53)
 INNER = Shape(destination_mac=MACS["tunnel"])
 
 
 class Gateway:
-    """The node as a gateway, with the programs attached: packets come from other nodes, and leave by the uplink."""
+    """The node with the programs attached: packets come from other nodes, from the world and from its pod."""
 
     def __init__(self, world: World, underlay: Wire, uplink: Wire, pod: Wire) -> None:
         self.world = world
@@ -49,19 +59,20 @@ class Gateway:
         self.underlay.put(MACS["underlay"] + outer[6:])
         wait(lambda: sum(self.world.counted().values()) > before, "the packet is counted", interval=0.001)
 
-    def out(self, packet: Packet, **how: object) -> Packet:
+    def out(self, packet: Packet, node: IPv4Address = WORKER) -> Packet:
         """What left by the uplink for a packet that came through the tunnel."""
-        self.tunnelled(packet, **how)  # type: ignore[arg-type]
+        self.tunnelled(packet, node)
         return parse(self.uplink.get())
 
-    def reply(self, packet: Packet) -> tuple[IPv4Address, int, Packet]:
-        """(node, VNI, packet) that leaves by the underlay for a packet that came by the uplink."""
-        self.uplink.put(build(packet, Shape(destination_mac=MACS["uplink"])))
+    def answered(self) -> tuple[IPAddress, int, Packet]:
+        """(node, VNI, packet) that left by the underlay."""
         node, vni, inner = inside_vxlan(self.underlay.get())
         return node, vni, parse(inner)
 
-    def dropped(self) -> dict[str, int]:
-        return {name: n for name, n in self.world.counted().items() if name not in ("translated", "reversed")}
+    def reply(self, packet: Packet) -> tuple[IPAddress, int, Packet]:
+        """(node, VNI, packet) that leaves by the underlay for a packet that came by the uplink."""
+        self.uplink.put(build(packet, Shape(destination_mac=MACS["uplink"])))
+        return self.answered()
 
 
 @pytest.fixture(scope="module")
@@ -77,190 +88,218 @@ def gateway(attached: Gateway) -> Gateway:
     return attached
 
 
-@pytest.mark.parametrize(
-    "packet",
-    [
-        OUT,
-        replace(OUT, options=True),
-        replace(OUT, protocol=TCP, flags="S", mss=1400),
-        Packet(REMOTE_POD, REMOTE, ICMP, 4000, 0, echo="request"),
-    ],
-    ids=["udp", "options", "tcp", "echo"],
-)
-def test_a_packet_leaves_with_the_egress_ip_and_its_reply_returns(gateway: Gateway, packet: Packet) -> None:
+def in_family(packet: Packet, version: int) -> Packet:
+    return packet if version == 4 else six(packet)
+
+
+# --- as a gateway -----------------------------------------------------------------------------------------------------
+
+PASSING = {
+    "udp": OUT,
+    "options": replace(OUT, options=True),
+    "tcp": replace(OUT, protocol=TCP, flags="S", mss=1300),
+    "echo": replace(OUT, protocol=ICMP, destination_port=0, echo="request"),
+}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("name", PASSING)
+def test_a_packet_of_a_nodes_ports_goes_out_and_its_answer_back_to_that_node(
+    gateway: Gateway, name: str, version: int
+) -> None:
+    """Nothing of it is rewritten but the TTL, and nothing is kept."""
+    packet = in_family(PASSING[name], version)
     out = gateway.out(packet)
-    assert out == replace(packet, source=EGRESS_IP, ttl=63)
+    assert out == replace(packet, ttl=63)
     answer = replace(
-        out, source=REMOTE, destination=EGRESS_IP, source_port=out.destination_port, destination_port=out.source_port,
-        echo="reply" if out.echo else "", flags="SA" if out.flags else "", ttl=64,
+        out, source=out.destination, destination=out.source, source_port=out.destination_port,
+        destination_port=out.source_port, echo="reply" if out.echo else "", flags="SA" if out.flags else "", ttl=64,
     )  # fmt: skip
-    restored = replace(answer, destination=REMOTE_POD, ttl=63)
-    assert gateway.reply(answer) == (WORKER, HERE, restored)
+    assert gateway.reply(answer) == (WORKER, BACK, replace(answer, ttl=63))
     assert gateway.world.counted() == {"translated": 1, "reversed": 1}
+    assert gateway.world.state() == State()
 
 
 DROPPED = {
     "unknown_node": (OUT, STRANGER, HERE),
-    "unknown_group": (OUT, WORKER, 4242),
-    "ttl_expired": (replace(OUT, ttl=1), WORKER, HERE),
+    "unknown_egress_ip": (replace(OUT, source=IPv4Address("192.0.2.55")), WORKER, HERE),
+    "foreign_port": (OUT, WORKER2, HERE),
     "fragment": (replace(OUT, kind="fragment"), WORKER, HERE),
     "malformed": (replace(OUT, kind="malformed"), WORKER, HERE),
     "unsupported_protocol": (replace(OUT, kind="unsupported", protocol=132), WORKER, HERE),
-    "unknown_pod": (replace(OUT, source=REMOTE, destination=IPv4Address("10.244.1.77")), WORKER, HERE),
     "no_route": (replace(OUT, destination=IPv4Address("198.51.100.200")), WORKER, HERE),
     "not_uplink": (replace(OUT, destination=IPv4Address("203.0.113.9")), WORKER, HERE),
+    "ttl_expired": (replace(OUT, ttl=1, options=True), WORKER, HERE),
+    "unknown_flow": (Packet(REMOTE, EGRESS_IP, UDP, 53, OURS), WORKER, BACK),
 }
 
 
+@pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("reason", DROPPED)
-def test_what_is_dropped_is_counted_with_its_reason(gateway: Gateway, reason: str) -> None:
+def test_what_is_dropped_is_counted_with_its_reason(gateway: Gateway, reason: str, version: int) -> None:
     packet, node, vni = DROPPED[reason]
+    packet = in_family(packet, version)
     tables = gateway.world.fill(to_world(HERE))
     gateway.tunnelled(packet, node=node, vni=vni)
     expected = datapath.from_tunnel(tables, State(), node, vni, packet)
-    assert gateway.dropped() == {reason: 1}
+    assert gateway.world.counted() == {reason: 1}
     assert (expected.verdict, expected.reason) == ("drop", reason)
 
 
-def test_an_echo_reply_from_the_tunnel_begins_nothing(gateway: Gateway) -> None:
-    gateway.tunnelled(Packet(REMOTE_POD, REMOTE, ICMP, 0, 9, echo="reply"))
-    assert gateway.dropped() == {"unsupported_protocol": 1}
+@pytest.mark.parametrize("packet", [replace(OUT, source_port=port) for port in (OURS, 20000, 1, 65535)])
+def test_a_node_sends_from_no_port_but_its_own(gateway: Gateway, packet: Packet) -> None:
+    gateway.tunnelled(packet)
+    assert gateway.world.counted() == {"foreign_port": 1}
 
 
-def test_an_icmp_error_about_a_translated_packet_reaches_the_pods_node(gateway: Gateway) -> None:
-    out = gateway.out(OUT)
-    router = IPv4Address("192.0.2.254")
-    error = Packet(router, EGRESS_IP, ICMP, kind="icmp-error", quoted=out)
+@pytest.mark.parametrize("destination", ["10.244.1.77", "10.200.0.3"])
+def test_nothing_in_the_cluster_is_reached_by_way_of_a_gateway(gateway: Gateway, destination: str) -> None:
+    gateway.tunnelled(replace(OUT, destination=IPv4Address(destination)))
+    assert gateway.world.counted() == {"bogus_destination": 1}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_pods_error_goes_out_by_the_port_that_it_quotes(gateway: Gateway, version: int) -> None:
+    answered = Packet(REMOTE, EGRESS_IP, UDP, 53, THEIRS)
+    error = in_family(Packet(EGRESS_IP, REMOTE, ICMP, kind="icmp-error", quoted=answered), version)
+    out = gateway.out(error)
+    assert (out.source, out.destination, out.quoted) == (error.source, error.destination, error.quoted)
+    gateway.tunnelled(error, node=WORKER2)
+    assert gateway.world.counted() == {"translated": 1, "foreign_port": 1}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("about", ["ttl", "too-big"])
+def test_a_gateway_answers_what_cannot_go_on_through_the_tunnel(gateway: Gateway, about: str, version: int) -> None:
+    """The pod's own node hands it on: so a traceroute shows the gateway, and path MTU discovery works."""
+    sent = replace(OUT, ttl=1) if about == "ttl" else replace(OUT, length=UNDERLAY_MTU + 1, dont_fragment=True)
+    sent = in_family(sent, version)
+    outer = vxlan(build(sent, INNER), HERE, TUNNEL_PORT, Packet(WORKER, SELF))
+    if about == "too-big":
+        gateway.world.jumbo("underlay", "tunnel")
+    gateway.underlay.put(MACS["underlay"] + outer[6:])
+    node, vni, answer = gateway.answered()
+    assert (node, vni, answer.about) == (WORKER, BACK, about)
+    assert (answer.source, answer.destination) == (SELF if version == 4 else SELF6, sent.source)
+    assert answer.quoted and answer.quoted.bears == sent.bears
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_an_icmp_error_about_a_translated_packet_reaches_the_node_of_the_port(gateway: Gateway, version: int) -> None:
+    error = Packet(IPv4Address("192.0.2.254"), EGRESS_IP, ICMP, kind="icmp-error", quoted=OUT)
+    error = in_family(error, version)
     node, vni, seen = gateway.reply(error)
-    assert (node, vni) == (WORKER, HERE)
-    assert (seen.source, seen.destination, seen.ttl) == (router, REMOTE_POD, 63)
-    assert seen.quoted == replace(out, source=REMOTE_POD, length=out.length)
-
-
-def test_the_states_halves_are_the_models(gateway: Gateway) -> None:
-    tables, state = gateway.world.fill(to_world(HERE)), State()
-    for port, node in ((40000, WORKER), (40001, WORKER2), (40000, WORKER)):
-        packet = replace(OUT, source_port=port)
-        gateway.out(packet, node=node)
-        state.apply(datapath.from_tunnel(tables, state, node, HERE, packet).changes)
-    assert gateway.world.state() == state
-    assert len(state.nat) == len(state.reverse) == 2
-
-
-def test_a_taken_port_is_changed(gateway: Gateway) -> None:
-    other = replace(OUT, source=IPv4Address("10.244.2.21"))
-    assert gateway.out(OUT).source_port == 40000
-    changed = gateway.out(other).source_port
-    assert changed != 40000
-    assert gateway.out(other).source_port == changed
-
-
-def test_a_pod_that_moved_takes_its_mapping_along(gateway: Gateway) -> None:
-    first = gateway.out(OUT)
-    second = gateway.out(OUT, node=WORKER2)
-    assert second == first
-    node, _, _ = gateway.reply(Packet(REMOTE, EGRESS_IP, UDP, 53, 40000))
-    assert node == WORKER2
-    assert len(gateway.world.state().nat) == 1
-
-
-def test_a_group_that_changed_its_address_translates_anew(gateway: Gateway) -> None:
-    gateway.out(OUT)
-    wish = to_world(HERE)
-    groups = {**wish.groups, HERE: replace(wish.groups[HERE], egress_ip=MOVED)}
-    gateway.world.fill(replace(wish, groups=groups), gateway.world.state())
-    assert gateway.out(OUT).source == MOVED
+    assert (node, vni, seen.quoted) == (WORKER, BACK, error.quoted)
 
 
 def test_the_mss_of_an_answer_is_clamped_on_its_way_into_the_tunnel(gateway: Gateway) -> None:
-    gateway.out(replace(OUT, protocol=TCP, flags="S", mss=1400))
-    answer = Packet(REMOTE, EGRESS_IP, TCP, 53, 40000, flags="SA", mss=1460)
+    answer = Packet(REMOTE, EGRESS_IP, TCP, 53, THEIRS, flags="SA", mss=1460)
     assert gateway.reply(answer)[2].mss == TUNNEL_MTU - 40
 
 
-ANSWER = Packet(REMOTE, POD, UDP, 53, 40000)
+# --- as the pod's node ------------------------------------------------------------------------------------------------
+
+ANSWER = Packet(REMOTE, EGRESS_IP, UDP, 53, OURS)
 ASKED = Packet(POD, REMOTE, UDP, 40000, 53)
-ERROR = Packet(IPv4Address("192.0.2.254"), POD, ICMP, kind="icmp-error", quoted=ASKED)
-PING = Packet(POD, REMOTE, ICMP, 4000, 0, echo="request")
+BORE = replace(ASKED, source=EGRESS_IP, source_port=OURS)
+ERROR = Packet(IPv4Address("192.0.2.254"), EGRESS_IP, ICMP, kind="icmp-error", quoted=BORE)
+PING = Packet(POD, REMOTE, ICMP, 40000, 0, echo="request")
+PING_BORE = replace(PING, source=EGRESS_IP, source_port=OURS)
 
 
+def flow_of(world: World, asked: Packet) -> State:
+    """A flow of POD through the workers, with the port OURS."""
+    key = asked.sent_by(world.ifindex["pod0"])
+    egress_ip = EGRESS_IP if asked.version == 4 else EGRESS_IP6
+    flow = Flow(THERE, 1, 0, egress_ip, OURS, gateway=2, id=5)
+    port = Port(asked.source, key.ifindex, asked.source_port, THERE, 5)
+    return State({key: flow}, {PortKey(egress_ip, key.remote, OURS, key.remote_port, key.protocol): port})
+
+
+@pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("node", [WORKER, WORKER2])
 @pytest.mark.parametrize(
     ("asked", "answer"),
     [
         (ASKED, ANSWER),
-        (PING, Packet(REMOTE, POD, ICMP, 0, 4000, echo="reply")),
+        (PING, Packet(REMOTE, EGRESS_IP, ICMP, 0, OURS, echo="reply")),
         (ASKED, ERROR),
-        (PING, replace(ERROR, quoted=PING)),
+        (PING, replace(ERROR, quoted=PING_BORE)),
     ],
     ids=["udp", "echo", "error", "error about an echo"],
 )
-def test_an_answer_from_a_gateway_is_handed_to_its_pod(
-    gateway: Gateway, asked: Packet, answer: Packet, node: IPv4Address
+def test_an_answer_from_any_gateway_of_the_group_is_handed_to_its_pod(
+    gateway: Gateway, asked: Packet, answer: Packet, node: IPv4Address, version: int
 ) -> None:
-    state = State({asked.key_outbound: Flow(THERE, 0, 1, 0)})
+    asked, answer = in_family(asked, version), in_family(answer, version)
+    state = flow_of(gateway.world, asked)
     tables = gateway.world.fill(to_world(THERE), state)
-    gateway.tunnelled(answer, node=node, vni=THERE)
+    gateway.tunnelled(answer, node=node, vni=BACK)
     frame = gateway.pod.get()
-    seen = parse(frame)
-    assert replace(seen, length=0, quoted=None) == replace(answer, length=0, quoted=None)
-    assert (frame[:6], frame[6:12]) == (b"\x02\0\0\0\x10\0", b"\x02\0\0\0\x20\0")
+    expected = datapath.from_tunnel(tables, state, node, BACK, answer)
+    assert expected.packet is not None
+    seen, wanted = parse(frame), expected.packet
+    assert replace(seen, length=0, quoted=None) == replace(wanted, length=0, quoted=None)
+    if wanted.quoted:
+        assert seen.quoted and seen.quoted.bears == asked.bears
+    assert (frame[:6], frame[6:12]) == (POD_MAC, DEVICE_MAC)
     assert gateway.world.counted() == {"delivered": 1}
-    assert datapath.from_tunnel(tables, state, node, THERE, answer).reason == "delivered"
 
 
-OTHERS = replace(ASKED, source=POD2)
 FORGED = {  # what a pod with one flow through the group THERE must not get: (packet, node, VNI)
-    "of no flow": (replace(ANSWER, destination_port=40001), WORKER, THERE),
-    "to a pod without any": (replace(ANSWER, destination=POD2), WORKER, THERE),
-    "another protocol": (replace(ANSWER, protocol=TCP, flags="SA"), WORKER, THERE),
-    "a new connection": (replace(ANSWER, protocol=TCP, destination_port=80, flags="S", mss=1400), WORKER, THERE),
-    "another group": (ANSWER, WORKER, HERE),
-    "a group that does not exist": (ANSWER, WORKER, 77777),
-    "a node that is no gateway": (ANSWER, STRANGER, THERE),
-    "an error of no flow": (replace(ERROR, quoted=replace(ASKED, source_port=40001)), WORKER, THERE),
-    "an error of another pod's flow": (replace(ERROR, quoted=OTHERS), WORKER, THERE),
-    "an error that quotes too little": (replace(ERROR, quoted=None), WORKER, THERE),
-    "an error of another group": (ERROR, WORKER, HERE),
+    "of no flow": (replace(ANSWER, destination_port=OURS + 1), WORKER, BACK),
+    "from another remote": (replace(ANSWER, source=IPv4Address("198.51.100.8")), WORKER, BACK),
+    "from another port of the remote": (replace(ANSWER, source_port=54), WORKER, BACK),
+    "to the pod's own address": (replace(ANSWER, destination=POD, destination_port=40000), WORKER, BACK),
+    "to a pod without any": (replace(ANSWER, destination=POD2), WORKER, BACK),
+    "another protocol": (replace(ANSWER, protocol=TCP, flags="SA"), WORKER, BACK),
+    "a node that is no gateway of the group": (ANSWER, STRANGER, BACK),
+    "an error of no flow": (replace(ERROR, quoted=replace(BORE, source_port=OURS + 1)), WORKER, BACK),
+    "an error that quotes another address": (replace(ERROR, quoted=ASKED), WORKER, BACK),
+    "an error that quotes too little": (replace(ERROR, quoted=None), WORKER, BACK),
 }
 
 
+@pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("forged", FORGED)
-def test_a_pod_gets_nothing_from_the_tunnel_but_answers(gateway: Gateway, forged: str) -> None:
+def test_a_pod_gets_nothing_from_the_tunnel_but_answers(gateway: Gateway, forged: str, version: int) -> None:
     packet, node, vni = FORGED[forged]
-    wish = to_world(THERE)
-    wish = replace(wish, nodes=wish.nodes | {STRANGER})
-    flows = {ASKED.key_outbound: Flow(THERE, 0, 1, 0), OTHERS.key_outbound: Flow(0, 0, 1, 0)}
-    tables, state = gateway.world.fill(wish, State(dict(flows))), State(dict(flows))
+    packet = in_family(packet, version)
+    wish = replace(to_world(THERE), nodes={**NUMBERS, 9: STRANGER})
+    state = flow_of(gateway.world, in_family(ASKED, version))
+    tables = gateway.world.fill(wish, state)
     gateway.tunnelled(packet, node=node, vni=vni)
     assert gateway.world.counted() == {"unknown_flow": 1}
-    assert gateway.world.state().flows == flows
+    assert gateway.world.state().flows == state.flows
     assert datapath.from_tunnel(tables, state, node, vni, packet).reason == "unknown_flow"
 
 
-def test_a_flow_begun_from_outside_has_no_answers_from_the_tunnel(gateway: Gateway) -> None:
-    gateway.world.fill(to_world(THERE), State({ASKED.key_outbound: Flow(0, 0, 1, 1)}))
-    gateway.tunnelled(ANSWER, vni=0)
-    assert gateway.world.counted() == {"unknown_flow": 1}
+def test_an_answer_that_is_no_answer_does_not_go_out_instead(gateway: Gateway) -> None:
+    """Without the mark of the way back it is a packet to the world from no egress IP of this gateway."""
+    gateway.world.fill(to_world(THERE), flow_of(gateway.world, ASKED))
+    gateway.tunnelled(ANSWER, vni=THERE)
+    assert gateway.world.counted() == {"unknown_egress_ip": 1}
 
 
-def test_a_pods_packet_leaves_by_the_tunnel_to_the_first_gateway(gateway: Gateway) -> None:
-    gateway.world.fill(to_world(8))
-    gateway.pod.put(build(replace(OUT, source=POD), Shape(destination_mac=MACS["pod0"])))
-    node, vni, inner = inside_vxlan(gateway.underlay.get())
-    assert (node, vni, parse(inner)) == (WORKER, 8, replace(OUT, source=POD))
+def test_a_late_answer_does_not_turn_the_flow_into_one_from_outside(gateway: Gateway) -> None:
+    """The remote still knows the flow, this node has collected it: the pod's next packet must not leave bare."""
+    gateway.world.fill(to_world(THERE))
+    gateway.tunnelled(ANSWER, vni=BACK)
+    assert gateway.world.state() == State()
+    gateway.pod.put(build(ASKED, Shape(destination_mac=MACS["pod0"])))
+    node, vni, seen = gateway.answered()
+    assert (node, vni, seen.source) == (WORKER, THERE, EGRESS_IP)
 
 
-@pytest.mark.parametrize(("up", "expected", "slot"), [(True, WORKER2, 1), (False, WORKER, 0)])
-def test_a_flow_stays_with_its_gateway_while_that_is_up(
-    gateway: Gateway, up: bool, expected: IPv4Address, slot: int
-) -> None:
-    wish = to_world(8)
-    first, second = wish.groups[8].gateways
-    groups = {8: replace(wish.groups[8], gateways=(first, replace(second, up=up)))}
-    flow = FlowKey(POD, REMOTE, 40000, 53, UDP)
-    gateway.world.fill(replace(wish, groups=groups), State({flow: Flow(8, 1, 1, 0)}))
-    gateway.pod.put(build(replace(OUT, source=POD), Shape(destination_mac=MACS["pod0"])))
-    node, vni, _ = inside_vxlan(gateway.underlay.get())
-    assert (node, vni) == (expected, 8)
-    assert gateway.world.state().flows == {flow: Flow(8, slot, 1, 0)}
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_pods_packet_leaves_translated_by_the_tunnel(gateway: Gateway, version: int) -> None:
+    gateway.world.fill(to_world(THERE))
+    gateway.pod.put(build(in_family(ASKED, version), Shape(destination_mac=MACS["pod0"])))
+    node, vni, seen = gateway.answered()
+    wanted = in_family(replace(ASKED, source=EGRESS_IP, source_port=40960 + 40000 % 4096, ttl=63), version)
+    assert (node, vni, seen) == (WORKER, THERE, wanted)
+
+
+def test_the_cluster_of_these_tests_holds_its_nodes_and_pods() -> None:
+    assert WORKER in UNDERLAY
+    assert any(POD in network for network in POD_CIDRS if network.version == 4)

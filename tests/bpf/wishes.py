@@ -5,17 +5,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ipaddress import IPv4Network
 
-from egress.policy import Desired, Gateway, Group, Policy
-from tests.bpf.world import EGRESS_IP, NODE_EGRESS_IP, POD, POD2, POD_CIDRS, SELF, WORKER, WORKER2, WORLD
+from egress.policy import Block, Desired, Gateway, Group, IPAddress, Policy, Served
+from tests.bpf.world import (
+    EGRESS_IP,
+    EGRESS_IP6,
+    NODE_EGRESS_IP,
+    NUMBERS,
+    POD,
+    POD2,
+    POD6,
+    POD26,
+    POD_CIDRS,
+    SELF,
+    SELF6,
+    WORLD,
+    WORLD6,
+)
+from tests.models.tables import granules
 
-HERE, THERE, NO_GATEWAY, NODE_OWN, UNPUBLISHED = 7, 8, 9, 10, 0
+HERE, THERE, NO_GATEWAY, NODE_OWN, NO_PORTS, UNPUBLISHED = 7, 8, 9, 10, 11, 0
+SELF_NUMBER, WORKER_NUMBER, WORKER2_NUMBER = 1, 2, 3
+OWN = Block(EGRESS_IP, 40960, 4096)  # this node's ports; the worker has 32768-36863
+OWN6 = Block(EGRESS_IP6, 40960, 4096)
+NODE_OWN_BLOCK = Block(NODE_EGRESS_IP, 61440, 1024)
+BOTH = (EGRESS_IP, EGRESS_IP6)
+THROUGH_SELF = (Gateway("self", SELF_NUMBER),)
+THROUGH_WORKERS = (Gateway("w", WORKER_NUMBER), Gateway("w2", WORKER2_NUMBER))
 GROUPS = {
-    HERE: Group(HERE, EGRESS_IP, (Gateway("self", SELF, 0),)),
-    THERE: Group(THERE, EGRESS_IP, (Gateway("w", WORKER, 0), Gateway("w2", WORKER2, 1)), slots=2),
-    NO_GATEWAY: Group(NO_GATEWAY, EGRESS_IP, (Gateway("w", WORKER, 0, up=False),)),
-    NODE_OWN: Group(NODE_OWN, NODE_EGRESS_IP, (Gateway("self", SELF, 0),), node_address=True),
+    HERE: Group(HERE, BOTH, THROUGH_SELF, (OWN, OWN6)),
+    THERE: Group(THERE, BOTH, THROUGH_WORKERS, (OWN, OWN6)),
+    NO_GATEWAY: Group(NO_GATEWAY, BOTH, (Gateway("w", WORKER_NUMBER, up=False),), (OWN, OWN6)),
+    NODE_OWN: Group(NODE_OWN, (NODE_EGRESS_IP,), THROUGH_SELF, (NODE_OWN_BLOCK,), node_address=True),
+    NO_PORTS: Group(NO_PORTS, BOTH, THROUGH_SELF, (Block(EGRESS_IP, 8192, 64, closed=True),)),
 }
 UNDERLAY = IPv4Network("10.200.0.0/24")
+
+
+SHARED = Served(granules({SELF_NUMBER: [(40960, 4096)], WORKER_NUMBER: [(32768, 4096)]}))
+SERVED: dict[IPAddress, Served] = {
+    EGRESS_IP: SHARED,
+    EGRESS_IP6: SHARED,
+    NODE_EGRESS_IP: Served(granules({SELF_NUMBER: [(61440, 1024)]}), node_address=True),
+}
 
 
 def desired(*policies: Policy, of: Sequence[str] | None = None, both: bool = False) -> Desired:
@@ -23,13 +54,16 @@ def desired(*policies: Policy, of: Sequence[str] | None = None, both: bool = Fal
     kind of group.
     """
     names = tuple(policy.name for policy in policies) if of is None else tuple(of)
+    second = names if both else ()
     return Desired(
         node="self",
         node_address=SELF,
-        pods={POD: names, POD2: names if both else ()},
+        pods={POD: names, POD6: names, POD2: second, POD26: second},
         policies={policy.name: policy for policy in policies},
         groups=GROUPS,
-        nodes=frozenset({SELF, WORKER, WORKER2}),
+        served=SERVED,
+        nodes=NUMBERS,
+        icmp_sources=(SELF, SELF6),
         cluster=frozenset({UNDERLAY, *POD_CIDRS}),
         pod_cidrs=POD_CIDRS,
     )
@@ -37,4 +71,4 @@ def desired(*policies: Policy, of: Sequence[str] | None = None, both: bool = Fal
 
 def to_world(group: int) -> Desired:
     """POD sends everything through `group`."""
-    return desired(Policy("world", group, (WORLD,)))
+    return desired(Policy("world", group, (WORLD, WORLD6)))

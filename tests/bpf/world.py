@@ -6,7 +6,6 @@ One namespace: `pod0`, `pod1` are pods' host-side devices, `uplink` leads to the
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import struct
@@ -15,31 +14,41 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 from typing import Any
 
 from bpf import layout, loader, syscall
 from egress.attach import Attacher
 from egress.entries import Facts, MapEntries, PodDevice, map_entries
-from egress.policy import Desired
-from tests.models.tables import Back, Flow, FlowKey, Mapped, NatKey, ReverseKey, State, Tables, ip4, tables
+from egress.plan import ARRAYS
+from egress.policy import Desired, IPAddress
+from tests.models.tables import Flow, FlowKey, Port, PortKey, PortState, State, Tables, tables
 from tests.netns.lab import netns
 from tests.netns.lab.mounts import own_mounts
 from tests.waiting import PATIENCE
 
 SELF, WORKER, WORKER2, STRANGER = (IPv4Address(f"10.200.0.{n}") for n in (1, 2, 3, 99))
-EGRESS_IP, NODE_EGRESS_IP = IPv4Address("192.0.2.100"), IPv4Address("192.0.2.200")
+SELF6 = IPv6Address("2001:db8:200::1")
+NUMBERS = {1: SELF, 2: WORKER, 3: WORKER2}
+EGRESS_IP, NODE_EGRESS_IP, EGRESS_IP6 = (
+    IPv4Address("192.0.2.100"),
+    IPv4Address("192.0.2.200"),
+    IPv6Address("2001:db8:2::100"),
+)
 POD, POD2, REMOTE_POD = IPv4Address("10.244.1.10"), IPv4Address("10.244.1.11"), IPv4Address("10.244.2.20")
-POD_CIDRS = frozenset({IPv4Network("10.244.0.0/16")})
-WORLD, BEHIND_OTHER, NOWHERE = (IPv4Network(t) for t in ("0.0.0.0/0", "203.0.113.0/24", "198.51.100.128/25"))
-REMOTE = IPv4Address("198.51.100.7")
+POD6, POD26 = IPv6Address("2001:db8:244:1::10"), IPv6Address("2001:db8:244:1::11")
+POD_CIDRS = frozenset({ip_network("10.244.0.0/16"), ip_network("2001:db8:244::/48")})
+WORLD, BEHIND_OTHER, NOWHERE = (ip_network(t) for t in ("0.0.0.0/0", "203.0.113.0/24", "198.51.100.128/25"))
+WORLD6, BEHIND_OTHER6, NOWHERE6 = (ip_network(t) for t in ("::/0", "2001:db8:113::/48", "2001:db8:51:ff::/64"))
+REMOTE, REMOTE6 = IPv4Address("198.51.100.7"), IPv6Address("2001:db8:51::7")
 TUNNEL_PORT, UNDERLAY_MTU = 8473, 1500
 TUNNEL_MTU = UNDERLAY_MTU - 50
 DEVICES = ("pod0", "pod1", "uplink", "underlay", "other")
 MACS = {name: bytes((2, 0, 0, 0, 1, n)) for n, name in enumerate((*DEVICES, "tunnel"))}
+POD_MAC, DEVICE_MAC = b"\x02\0\0\0\x10\0", b"\x02\0\0\0\x20\0"  # of POD's device
 VERDICTS = {0xFFFFFFFF: "next", -1: "next", 2: "drop", 7: "redirect"}
-ROOMS = {"flows": "flow_room", "nat": "nat_room", "reverse": "reverse_room"}
+ROOMS = {"flows": "flow_room", "reverse": "port_room"}
 PACKET_OUTGOING = 4
 
 _SETUP = f"""
@@ -47,16 +56,22 @@ _SETUP = f"""
 {chr(10).join(f"link set {name}{end} up" for name in DEVICES for end in ("", "_peer"))}
 address add 192.0.2.1/24 dev uplink
 address add {SELF}/24 dev underlay
+address add 2001:db8:2::1/64 dev uplink nodad
+address add {SELF6}/64 dev underlay nodad
 route add default via 192.0.2.254 dev uplink
+route add default via 2001:db8:2::fe dev uplink
 route add {BEHIND_OTHER} dev other
+route add {BEHIND_OTHER6} dev other
 route add unreachable {NOWHERE}
+route add unreachable {NOWHERE6}
 neighbour add 192.0.2.254 lladdr 02:00:00:00:02:54 dev uplink nud permanent
+neighbour add 2001:db8:2::fe lladdr 02:00:00:00:02:54 dev uplink nud permanent
 neighbour add {WORKER} lladdr 02:00:00:00:00:02 dev underlay nud permanent
 neighbour add {WORKER2} lladdr 02:00:00:00:00:03 dev underlay nud permanent
 link add tunnel address {MACS["tunnel"].hex(":")} mtu {TUNNEL_MTU} type vxlan external dstport {TUNNEL_PORT} nolearning
 link set tunnel up
 """
-SMALL = {"flows": 8, "nat": 4, "reverse": 6}  # room of tables that fill soon
+SMALL = {"flows": 8, "reverse": 12}  # room of tables that fill soon
 
 
 def put_all(bpf_map: syscall.BpfMap, entries: MapEntries) -> None:
@@ -82,9 +97,18 @@ class World:
 
     def _make(self) -> None:
         self._namespace.create()
-        self._namespace.sysctl({"net.ipv6.conf.default.disable_ipv6": 1, "net.ipv4.ip_forward": 1})
+        quiet = {
+            f"net.ipv6.conf.default.{name}": value for name, value in {"addr_gen_mode": 1, "accept_dad": 0}.items()
+        }
+        self._namespace.sysctl({"net.ipv4.ip_forward": 1, **quiet})
         self._namespace.ip(*_SETUP.strip().splitlines())
-        self._namespace.sysctl({"net.ipv4.conf.tunnel.forwarding": 1, "net.ipv4.conf.all.rp_filter": 0})
+        self._namespace.sysctl(
+            {
+                "net.ipv4.conf.tunnel.forwarding": 1,
+                "net.ipv6.conf.tunnel.forwarding": 1,
+                "net.ipv4.conf.all.rp_filter": 0,
+            }
+        )
         self._inside.enter_context(own_mounts())
         self._inside.enter_context(netns.entered(self._namespace.name))
         netns.run(["mount", "-t", "bpf", "bpf", str(self._directory)])
@@ -109,30 +133,34 @@ class World:
     # -- what user space wrote
 
     def facts(self) -> Facts:
-        devices = {
-            POD: PodDevice(self.ifindex["pod0"], "pod0", "pod0", b"\x02\0\0\0\x10\0", b"\x02\0\0\0\x20\0"),
-            POD2: PodDevice(self.ifindex["pod1"], "pod1", "pod1", b"\x02\0\0\0\x10\x01", b"\x02\0\0\0\x20\x01"),
-        }
+        first = PodDevice(self.ifindex["pod0"], "pod0", "pod0", POD_MAC, DEVICE_MAC)
+        second = PodDevice(self.ifindex["pod1"], "pod1", "pod1", b"\x02\0\0\0\x10\x01", b"\x02\0\0\0\x20\x01")
+        devices: dict[IPAddress, PodDevice] = {POD: first, POD6: first, POD2: second, POD26: second}
         uplinks = {"uplink": self.ifindex["uplink"]}
         return Facts(devices, uplinks, tunnel_ifindex=self.ifindex["tunnel"], tunnel_mtu=TUNNEL_MTU)
 
     def fill(self, desired: Desired, state: State | None = None, age: float = 0) -> Tables:
         """Makes the maps say `desired`, and the programs' own hold `state`, last seen `age` seconds ago."""
         entries = map_entries(desired, self.facts(), {})
-        for name, wanted in {**entries, **encode(state or State(), age)}.items():
+        epoch = layout.number(entries["epoch"][layout.u32(0)])
+        for name, wanted in {**entries, **encode(state or State(), age, epoch)}.items():
             self._set(name, wanted)
         counters = self.maps["counters"]
         put_all(counters, {layout.u32(number): self._zero for number in self._reasons})
-        routes = {WORLD: self.ifindex["uplink"], BEHIND_OTHER: self.ifindex["other"], NOWHERE: 0}
-        decoded = tables(entries, routes)
+        uplink, other = self.ifindex["uplink"], self.ifindex["other"]
+        routes = {WORLD: uplink, WORLD6: uplink, BEHIND_OTHER: other, BEHIND_OTHER6: other, NOWHERE: 0, NOWHERE6: 0}
+        decoded = tables(entries, routes, {uplink: UNDERLAY_MTU})
         rooms: dict[str, Any] = {room: self.sizes[name] for name, room in ROOMS.items() if name in self.sizes}
         return replace(decoded, **rooms)
 
     def _set(self, name: str, wanted: MapEntries) -> None:
-        bpf_map, volatile = self.maps[name], name in ("flows", "nat", "reverse")
+        bpf_map, volatile = self.maps[name], name in ("flows", "reverse")
         present = bpf_map.items() if volatile else self._written.get(name, {})
         for key in present.keys() - wanted.keys():
-            bpf_map.delete(key)
+            if name in ARRAYS:
+                bpf_map.put(key, bytes(bpf_map.value_size))
+            else:
+                bpf_map.delete(key)
         changed = {key: value for key, value in wanted.items() if present.get(key) != value}
         put_all(bpf_map, changed)
         if not volatile:
@@ -142,20 +170,14 @@ class World:
 
     def run(self, program: str, device: str, frame: bytes) -> tuple[str, bytes]:
         """(verdict, frame afterwards) of one run of a program on one frame that came by `device`."""
-        verdict, out = syscall.run_program(self._programs[program], frame, self._context(device))
+        verdict, out = syscall.run_program(self._programs[program], frame, self.context(device))
         return VERDICTS[verdict], out
 
-    def time(self, program: str, device: str, frame: bytes, repeat: int) -> int:
-        """Mean ns of `repeat` runs on the same packet, which a program that rewrites it changes further each time."""
-        data, context = (ctypes.create_string_buffer(each) for each in (frame, self._context(device)))
-        run = syscall.TestRun(
-            self._programs[program], data_size_in=len(frame), data_in=ctypes.addressof(data), repeat=repeat,
-            context_size_in=len(context) - 1, context_in=ctypes.addressof(context),
-        )  # fmt: skip
-        syscall.bpf(syscall.PROG_TEST_RUN, run)
-        return int(run.duration)
+    def program(self, name: str) -> int:
+        """Its file descriptor."""
+        return self._programs[name]
 
-    def _context(self, device: str) -> bytes:
+    def context(self, device: str) -> bytes:
         """`struct __sk_buff` of <linux/bpf.h>: only its ingress_ifindex and ifindex are set."""
         return bytes(36) + struct.pack("=II", self.ifindex[device], self.ifindex[device]) + bytes(192 - 44)
 
@@ -170,11 +192,11 @@ class World:
 
     def state(self) -> State:
         """What the programs keep now."""
-        flows, nat, reverse = (self.maps[name].items() for name in ("flows", "nat", "reverse"))
+        flows, ports = (self.maps[name].items() for name in ("flows", "reverse"))
+        epoch = self.maps["epoch"].get(layout.u32(0)) or layout.u32(0)
         return State(
-            dict(_flow(k, v) for k, v in flows.items()),
-            dict(_mapped(k, v) for k, v in nat.items()),
-            dict(_back(k, v) for k, v in reverse.items()),
+            dict(_flow(k, v, layout.number(epoch)) for k, v in flows.items()),
+            dict(_port(k, v) for k, v in ports.items()),
         )
 
     def collect(self) -> layout.Collected:
@@ -189,6 +211,12 @@ class World:
         for program, device in (("from_tunnel", "tunnel"), ("from_uplink", "uplink"), ("from_pod", "pod0")):
             self._attacher.attach(program, self.ifindex[device])
         self._attacher.attach("to_pod", self.ifindex["pod0"])
+
+    def jumbo(self, *devices: str) -> None:
+        """Devices that carry larger packets than the uplink."""
+        for device in devices:
+            for name in (device, f"{device}_peer") if device in DEVICES else (device,):
+                netns.run(["ip", "link", "set", name, "mtu", str(2 * UNDERLAY_MTU)])
 
     def wire(self, device: str) -> Wire:
         return Wire(f"{device}_peer")
@@ -215,73 +243,82 @@ class Wire:
         """The next frame that came out of the device; TimeoutError if none comes."""
         while True:
             frame, address = self._socket.recvfrom(1 << 16)
-            if address[2] != PACKET_OUTGOING:
+            if address[2] != PACKET_OUTGOING and frame[:2] != b"\x33\x33":  # the kernel's own IPv6 multicast
                 return frame
 
 
 # --- the programs' own maps, as bytes and back ------------------------------------------------------------------------
 
+STATES: dict[PortState, int] = {
+    "claimed": layout.OWNER_CLAIMED, "live": layout.OWNER_LIVE, "resting": layout.OWNER_RESTING,
+    "dying": layout.OWNER_DYING,
+}  # fmt: skip
+NAMES = {word: name for name, word in STATES.items()}
+
+
+def mac(address: bytes) -> object:
+    return layout.Bytes6.from_buffer_copy(address)
+
 
 def flow_key_bytes(key: FlowKey) -> bytes:
     pod, remote = layout.ip_field(key.pod), layout.ip_field(key.remote)
-    return bytes(layout.FlowKey(pod, remote, key.pod_port, key.remote_port, key.protocol))
+    return bytes(layout.FlowKey(pod, remote, key.ifindex, key.pod_port, key.remote_port, key.protocol))
 
 
-def nat_key_bytes(key: NatKey) -> bytes:
-    pod, remote, pod_port, remote_port, protocol = key.flow
-    return bytes(
-        layout.NatKey(layout.ip_field(pod), layout.ip_field(remote), key.group, pod_port, remote_port, protocol)
-    )
-
-
-def reverse_key_bytes(key: ReverseKey) -> bytes:
+def port_key_bytes(key: PortKey) -> bytes:
     egress_ip, remote = layout.ip_field(key.egress_ip), layout.ip_field(key.remote)
     return bytes(layout.ReverseKey(egress_ip, remote, key.egress_port, key.remote_port, key.protocol))
 
 
-def _node_field(node: IPv4Address | None) -> object:
-    return layout.ip_field(node) if node else layout.Bytes16()
+def _flow_value(flow: Flow, seen: int, epoch: int) -> bytes:
+    egress_ip = layout.ip_field(flow.egress_ip) if flow.egress_ip else layout.Bytes16()
+    return bytes(
+        layout.FlowValue(
+            seen, flow.id, egress_ip, flow.group, epoch if flow.settled else 0, flow.egress_port, flow.gateway,
+            flow.seen_out, flow.seen_in,
+        )
+    )  # fmt: skip
 
 
-def encode(state: State, age: float) -> dict[str, MapEntries]:
-    """Contents of the three maps, last seen `age` seconds ago."""
+def _port_value(port: Port, seen: int) -> bytes:
+    rests = time.monotonic_ns() + int(port.rests * 1e9) if port.state == "resting" else 0
+    return bytes(
+        layout.ReverseValue(
+            STATES[port.state] | port.id, seen, max(rests, 0), layout.ip_field(port.pod), port.ifindex, port.group,
+            port.pod_port, port.gateway, mac(POD_MAC), mac(DEVICE_MAC), port.seen_in,
+        )
+    )  # fmt: skip
+
+
+def encode(state: State, age: float, epoch: int) -> dict[str, MapEntries]:
+    """Contents of the two maps, last seen `age` seconds ago."""
     seen = time.monotonic_ns() - int(age * 1e9)
-    flows = {
-        flow_key_bytes(k): bytes(layout.FlowValue(seen, v.group, v.slot, v.seen_out, v.seen_in))
-        for k, v in state.flows.items()
-    }
-    nat = {
-        nat_key_bytes(k): bytes(
-            layout.NatValue(seen, layout.ip_field(v.egress_ip), _node_field(v.node), v.egress_port, v.seen_out)
-        )
-        for k, v in state.nat.items()
-    }
-    reverse = {
-        reverse_key_bytes(k): bytes(
-            layout.ReverseValue(seen, 0, layout.ip_field(v.pod), _node_field(v.node), v.group, v.pod_port, v.seen_in)
-        )
-        for k, v in state.reverse.items()
-    }
-    return {"flows": flows, "nat": nat, "reverse": reverse}
+    flows = {flow_key_bytes(key): _flow_value(flow, seen, epoch) for key, flow in state.flows.items()}
+    ports = {port_key_bytes(key): _port_value(port, seen) for key, port in state.ports.items()}
+    return {"flows": flows, "reverse": ports}
 
 
-def _node_of(data: object) -> IPv4Address | None:
-    return ip4(data) if any(bytes(data)) else None  # type: ignore[call-overload]
-
-
-def _flow(key: bytes, value: bytes) -> tuple[FlowKey, Flow]:
+def _flow(key: bytes, value: bytes, epoch: int) -> tuple[FlowKey, Flow]:
     k, v = layout.decode(layout.FlowKey, key), layout.decode(layout.FlowValue, value)
-    flow = FlowKey(ip4(k.pod), ip4(k.remote), k.pod_port, k.remote_port, k.protocol)
-    return flow, Flow(v.group, v.slot, v.seen_out, v.seen_in)
+    flow = FlowKey(layout.ip_of(k.pod), layout.ip_of(k.remote), k.ifindex, k.pod_port, k.remote_port, k.protocol)
+    egress_ip = layout.ip_of(v.egress_ip) if any(v.egress_ip) else None
+    settled = not v.group or v.epoch == epoch
+    return flow, Flow(v.group, v.seen_out, v.seen_in, egress_ip, v.egress_port, v.gateway, v.id, settled)
 
 
-def _mapped(key: bytes, value: bytes) -> tuple[NatKey, Mapped]:
-    k, v = layout.decode(layout.NatKey, key), layout.decode(layout.NatValue, value)
-    flow = FlowKey(ip4(k.pod), ip4(k.remote), k.pod_port, k.remote_port, k.protocol)
-    return NatKey(flow, k.group), Mapped(ip4(v.egress_ip), _node_of(v.node), v.egress_port, v.seen_out)
-
-
-def _back(key: bytes, value: bytes) -> tuple[ReverseKey, Back]:
+def _port(key: bytes, value: bytes) -> tuple[PortKey, Port]:
     k, v = layout.decode(layout.ReverseKey, key), layout.decode(layout.ReverseValue, value)
-    reverse = ReverseKey(ip4(k.egress_ip), ip4(k.remote), k.egress_port, k.remote_port, k.protocol)
-    return reverse, Back(ip4(v.pod), _node_of(v.node), v.group, v.pod_port, v.seen_in)
+    port = PortKey(layout.ip_of(k.egress_ip), layout.ip_of(k.remote), k.egress_port, k.remote_port, k.protocol)
+    state = NAMES[v.owner & ~layout.OWNER_ID]
+    rests = round((v.rests_until - time.monotonic_ns()) / 1e9, 1) if state == "resting" else 0.0
+    return port, Port(
+        layout.ip_of(v.pod),
+        v.ifindex,
+        v.pod_port,
+        v.group,
+        v.owner & layout.OWNER_ID,
+        state,
+        v.seen_in,
+        v.gateway,
+        rests,
+    )

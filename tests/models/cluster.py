@@ -11,6 +11,7 @@ from routerd.model import (
     AddressPool,
     Advertisement,
     Allocations,
+    BindingTable,
     CoolingPorts,
     EgressGroup,
     EgressPolicy,
@@ -33,6 +34,7 @@ from routerd.selectors import LabelSelector
 
 TOR = ip_address("10.0.0.1")
 LOCAL = {TOR: ip_address("10.0.0.11")}
+NUMBERS = (NodeNumber("a", 1), NodeNumber("b", 2))
 
 
 def node(name: str, last: int, **fields: object) -> Node:
@@ -79,6 +81,25 @@ def group(**fields: object) -> EgressGroup:
     return EgressGroup(**{**values, **fields})  # type: ignore[arg-type]
 
 
+def table(egress_ip: str = "198.51.100.7") -> BindingTable:
+    """Node a has some ports, and others that were asked back; node b some, and some rest."""
+    blocks = (PortBlock(1024, 1024, 1), PortBlock(2048, 64, 1, returning=True), PortBlock(4096, 128, 2))
+    cooling = (CoolingPorts(1000, 3, ((8192, 128),)),)
+    return binding_table(ip_address(egress_ip), 4, blocks, told=(2,), awaited=3, cooling=cooling)
+
+
+def allocations(*groups: EgressGroup, **fields: object) -> Allocations:
+    """What is published for the cluster of `snapshot`, with ports of all egress IPs."""
+    given = groups or (group(),)
+    values: dict[str, object] = {
+        "services": (allocation("web", "192.0.2.1"),),
+        "groups": given,
+        "numbers": NUMBERS,
+        "bindings": tuple(table(str(address)) for each in given for address in each.egress_ips),
+    }
+    return Allocations(1, **{**values, **fields})  # type: ignore[arg-type]
+
+
 def policy(name: str = "web", **fields: object) -> EgressPolicy:
     values: dict[str, object] = {
         "selections": (PodSelection(pods=LabelSelector((("app", "web"),))),),
@@ -105,21 +126,10 @@ def snapshot(**fields: object) -> Snapshot:
         bgp=Peering((Peer(TOR, 64512, 64512),)),
         pools={"default": pool()},
         policies={"EgressPolicy/web": policy()},
-        allocations=Allocations(1, (allocation("web", "192.0.2.1"),), (group(),)),
+        allocations=allocations(),
         service_cidrs=(ip_network("10.96.0.0/12"),),
     )
     return replace(whole, **fields)  # type: ignore[arg-type]
-
-
-def with_ports() -> Allocations:
-    """Its allocations, with ports: node a has some, and others that were asked back; node b some, and some rest."""
-    allocations = snapshot().allocations
-    assert allocations is not None
-    (the_group,) = allocations.groups
-    blocks = (PortBlock(1024, 1024, 1), PortBlock(2048, 64, 1, returning=True), PortBlock(4096, 128, 2))
-    cooling = (CoolingPorts(1000, 3, ((8192, 128),)),)
-    table = binding_table(the_group.egress_ip, 4, blocks, told=(2,), awaited=3, cooling=cooling)
-    return replace(allocations, numbers=(NodeNumber("a", 1), NodeNumber("b", 2)), bindings=(table,))
 
 
 def local_service() -> dict[str, object]:

@@ -2,13 +2,13 @@
 and reads no clock.
 
 Each program is a function of `Tables`, `State` and a packet that returns an `Outcome`; `State.apply` makes its changes.
-The packet tests hold the compiled programs against this model.
+The packet tests hold the compiled programs against this model. What the programs draw at random (`Draw`: a port that is
+free, an id) is read back from them, and the model says whether they were allowed to.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
 from typing import Literal
 
 from bpf import layout
@@ -16,24 +16,26 @@ from egress.entries import RuleSpec
 from egress.policy import IPAddress, Policy, Protocol
 from tests.models.tables import (
     ICMP,
+    ICMP6,
     TCP,
     UDP,
-    Back,
+    About,
     Change,
     Flow,
     FlowKey,
     GroupHere,
-    Hop,
-    Mapped,
-    NatKey,
     Packet,
-    ReverseKey,
+    Port,
+    PortBlock,
+    PortKey,
     State,
     Tables,
+    icmp_of,
     longest,
 )
 
-IP_TCP_OVERHEAD = 40
+OVERHEAD = {4: 40, 6: 60}  # of the IP and TCP headers
+REST_REMOTE_FIRST, REST_POD_FIRST, REST_RESET = 60, 10, 4  # seconds
 Verdict = Literal["next", "drop", "redirect"]
 
 
@@ -51,6 +53,15 @@ class Outcome:
         return replace(self, changes=(*changes, *self.changes))
 
 
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What the programs drew for a new flow: the address and the port that it bears."""
+
+    egress_ip: IPAddress
+    port: int
+    id: int = 0
+
+
 NEXT = Outcome("next")
 
 
@@ -66,15 +77,9 @@ def _translatable(packet: Packet) -> bool:
     return packet.kind == "flow" and packet.echo != "reply"
 
 
-def _ended(flow: Flow, packet: Packet) -> bool:
-    """Whether `packet` opens a connection on the ports of one that has ended."""
-    both, either = flow.seen_out & flow.seen_in, flow.seen_out | flow.seen_in
-    return packet.opens and bool(either & layout.SEEN_RST or both & layout.SEEN_FIN)
-
-
 def _matches(rule: RuleSpec, packet: Packet) -> bool:
     """Ports of a fragment are not known: it may belong to any of its protocol."""
-    if rule.protocol not in (0, packet.protocol):
+    if rule.protocol not in (0, ICMP if packet.protocol == ICMP6 else packet.protocol):
         return False
     return not rule.first or packet.kind == "fragment" or rule.first <= packet.destination_port <= rule.last
 
@@ -84,14 +89,36 @@ def _seen(before: int, packet: Packet) -> int:
     return before & ~layout.SEEN_RST | packet.seen
 
 
+def _over(seen_out: int, seen_in: int) -> bool:
+    return bool((seen_out | seen_in) & layout.SEEN_RST or seen_out & seen_in & layout.SEEN_FIN)
+
+
+def _stays_on_link(packet: Packet) -> bool:
+    link_multicast = (
+        packet.version == 6 and packet.destination.packed[0] == 0xFF and packet.destination.packed[1] & 15 == 2
+    )
+    return packet.version == 6 and (packet.destination.is_link_local or link_multicast)
+
+
+def _error(tables: Tables, packet: Packet, about: About, to: str) -> Outcome:
+    """The sender gets an ICMP error about its packet, where that can be quoted and this node has an address for it."""
+    source = tables.icmp_sources.get(packet.version)
+    if packet.options or packet.kind == "icmp-error" or source is None:
+        return _drop("too_big" if about == "too-big" else "ttl_expired")
+    answer = Packet(
+        source, packet.source, icmp_of(packet.version), kind="icmp-error", quoted=packet, about=about, length=0
+    )
+    return Outcome("redirect", "too_big_answered" if about == "too-big" else "ttl_answered", answer, to)
+
+
 # --- source node
 
 
-def _is_inside(tables: Tables, address: IPv4Address) -> bool:
+def _is_inside(tables: Tables, address: IPAddress) -> bool:
     return longest(tables.cluster, address) == layout.PLACE_INSIDE
 
 
-def _is_nowhere(tables: Tables, address: IPv4Address) -> bool:
+def _is_nowhere(tables: Tables, address: IPAddress) -> bool:
     return longest(tables.cluster, address) == layout.PLACE_NOWHERE
 
 
@@ -104,264 +131,358 @@ def _forges_tunnel(tables: Tables, packet: Packet) -> bool:
     return to_port and packet.destination in tables.nodes
 
 
-def _pick(tables: Tables, group: int, slot: int | None) -> Hop | None:
-    """The gateway in `slot` while it is up, else the first that is."""
-    up = [hop for hop in tables.paths.get(group, ()) if hop.up]
-    return next((hop for hop in up if hop.slot == slot), up[0] if up else None)
+def _pick(group: GroupHere, preferred: int) -> int:
+    """The flow's gateway while it is up, else the first that is; 0 = none."""
+    up = [hop.node for hop in group.gateways if hop.up]
+    return preferred if preferred in up else (up[0] if up else 0)
 
 
-def from_pod(tables: Tables, state: State, device: int, packet: Packet, drawn: int = 0) -> Outcome:
-    """Ingress of a pod's host-side device. `drawn`: the port that chance gives if the pod's own is not free."""
-    if packet.kind == "not-ipv4":
+def _own_port(state: State, key: FlowKey, flow: Flow) -> tuple[PortKey, Port] | None:
+    if flow.egress_ip is None:
+        return None
+    port_key = PortKey(flow.egress_ip, key.remote, flow.egress_port, key.remote_port, key.protocol)
+    port = state.ports.get(port_key)
+    return (port_key, port) if port and port.id == flow.id else None
+
+
+def from_pod(tables: Tables, state: State, device: int, packet: Packet, draw: Draw | None = None) -> Outcome:
+    """Ingress of a pod's host-side device."""
+    if packet.kind == "not-ip":
         return NEXT
     if packet.kind == "malformed":
         return _drop_if_strict(tables, device, "malformed")
+    if _stays_on_link(packet):
+        return NEXT
     if _forges_tunnel(tables, packet):
         return _drop("tunnel_port")
+    key = packet.sent_by(device)
+    flow = state.flows.get(key) if packet.kind == "flow" else None
+    ended: tuple[Change, ...] = ()
+    if flow is not None:
+        outcome = None if _reopens(state, key, flow, packet) else _continue_flow(tables, state, packet, key, flow)
+        if outcome is not None:
+            return outcome
+        ended = _end_flow(state, key, flow)
+        state = _applied(state, ended)
     policy_set = tables.pods.get((device, packet.source))
     if policy_set is None:
-        return _drop_if_strict(tables, device, "spoofed_source")
+        return _drop_if_strict(tables, device, "spoofed_source").after(*ended)
     if _is_inside(tables, packet.destination):
-        return NEXT
-    flow = state.flows.get(packet.key_outbound) if packet.kind == "flow" else None
-    if flow is None:
-        return _begin_flow(tables, state, packet, policy_set, drawn)
-    if _ended(flow, packet) or (flow.group and flow.group not in tables.paths):
-        return _begin_flow(tables, state, packet, policy_set, drawn).after(Change("flows", packet.key_outbound, None))
-    return _continue_flow(tables, state, packet, flow, drawn)
+        return NEXT.after(*ended)
+    if packet.kind == "icmp-error":
+        return _report_error(tables, state, packet, device, policy_set).after(*ended)
+    return _begin_flow(tables, state, packet, key, policy_set, draw).after(*ended)
 
 
-def _begin_flow(tables: Tables, state: State, packet: Packet, policy_set: int, drawn: int) -> Outcome:
+def _applied(state: State, changes: tuple[Change, ...]) -> State:
+    after = State(dict(state.flows), dict(state.ports))
+    after.apply(changes)
+    return after
+
+
+def _reopens(state: State, key: FlowKey, flow: Flow, packet: Packet) -> bool:
+    """Whether `packet` opens a connection on the ports of one that has ended."""
+    if not packet.opens:
+        return False
+    if not flow.group:
+        return _over(flow.seen_out, flow.seen_in)
+    own = _own_port(state, key, flow)
+    return own is None or _over(flow.seen_out, own[1].seen_in)
+
+
+def _end_flow(state: State, key: FlowKey, flow: Flow) -> tuple[Change, ...]:
+    own = _own_port(state, key, flow) if flow.group else None
+    changes = _rest(own, _rest_after(flow.seen_out)) if own else ()
+    return (*changes, Change("flows", key, None))
+
+
+def _rest(own: tuple[PortKey, Port], seconds: float) -> tuple[Change, ...]:
+    key, port = own
+    return (Change("ports", key, replace(port, state="resting", rests=seconds)),) if port.state == "live" else ()
+
+
+def _rest_after(seen_out: int) -> int:
+    if seen_out & layout.SEEN_RST:
+        return REST_RESET
+    return REST_POD_FIRST if seen_out & layout.SEEN_FIN_FIRST else REST_REMOTE_FIRST
+
+
+def _rule(tables: Tables, packet: Packet, policy_set: int) -> RuleSpec | None:
     rules = longest(tables.policies.get(policy_set, {}), packet.destination) or ()
-    rule = next((rule for rule in rules if _matches(rule, packet)), None)
+    return next((rule for rule in rules if _matches(rule, packet)), None)
+
+
+def _begin_flow(
+    tables: Tables, state: State, packet: Packet, key: FlowKey, policy_set: int, draw: Draw | None
+) -> Outcome:
+    rule = _rule(tables, packet, policy_set)
     if rule is None:
         return NEXT
     if _is_nowhere(tables, packet.destination):
         return _drop("bogus_destination")
     if not _translatable(packet):
         return _drop("fragment" if packet.kind == "fragment" else "unsupported_protocol")
-    if not rule.group:
+    group = tables.groups.get(rule.group) if rule.group else None
+    if group is None:
         return _drop("no_group")
-    hop = _pick(tables, rule.group, None)
-    if hop is None:
+    gateway = _pick(group, 0)
+    if not gateway:
         return _drop("no_gateway")
-    key = packet.key_outbound
-    if key not in state.flows and len(state.flows) >= tables.flow_room:
-        return _drop("flow_table_full")
-    flow = Flow(rule.group, hop.slot, packet.seen, 0)
-    return _leave(tables, state, packet, rule.group, hop, drawn).after(Change("flows", key, flow))
+    if not any(_is_open(block, packet) for block in group.blocks):
+        return _drop("no_port_set")
+    return _open_flow(tables, state, packet, key, Flow(rule.group, packet.seen, gateway=gateway), group, draw)
 
 
-def _continue_flow(tables: Tables, state: State, packet: Packet, flow: Flow, drawn: int) -> Outcome:
-    flow = replace(flow, seen_out=_seen(flow.seen_out, packet))
-    key = packet.key_outbound
+def _is_open(block: PortBlock, packet: Packet) -> bool:
+    return not block.closed and block.egress_ip.version == packet.version
+
+
+def _open_flow(
+    tables: Tables, state: State, packet: Packet, key: FlowKey, flow: Flow, group: GroupHere, draw: Draw | None
+) -> Outcome:
+    candidates = _candidates(state, group, packet, key)
+    if not candidates:
+        return _drop("no_free_port")
+    chosen = draw and PortKey(draw.egress_ip, key.remote, draw.port, key.remote_port, key.protocol)
+    if chosen not in candidates:
+        chosen = candidates[0]  # the comparison says that the programs chose another one
+    assert chosen is not None
+    if chosen not in state.ports and len(state.ports) >= tables.port_room:
+        return _drop("reverse_table_full")
+    flow = replace(flow, egress_ip=chosen.egress_ip, egress_port=chosen.egress_port, id=draw.id if draw else 0)
+    port = Port(key.pod, key.ifindex, key.pod_port, flow.group, flow.id, gateway=flow.gateway)
+    if len(state.flows) >= tables.flow_room:
+        rested = replace(port, state="resting", rests=0)
+        return _drop("flow_table_full").after(Change("ports", chosen, rested))
+    return _send_out(tables, packet, flow).after(Change("ports", chosen, port), Change("flows", key, flow))
+
+
+def _candidates(state: State, group: GroupHere, packet: Packet, key: FlowKey) -> list[PortKey]:
+    """Which ports the programs may take: those that are free or have rested, the pod's own among them first where it is
+    free; where there is none, the one that has rested longest.
+    """
+    keys = [
+        PortKey(block.egress_ip, key.remote, port, key.remote_port, key.protocol)
+        for block in group.blocks
+        if _is_open(block, packet)
+        for port in range(block.first, block.first + block.size)
+    ]
+    free = [port_key for port_key in keys if _is_free(state.ports.get(port_key), key)]
+    resting = [(state.ports[k].rests, k) for k in keys if k in state.ports and state.ports[k].state == "resting"]
+    return free or [k for _, k in sorted(resting)[:1]]
+
+
+def _is_free(port: Port | None, key: FlowKey) -> bool:
+    """A port at rest is its own pod's at once."""
+    if port is None:
+        return True
+    if port.state != "resting":
+        return False
+    return port.rests <= 0 or (port.pod, port.ifindex, port.pod_port) == (key.pod, key.ifindex, key.pod_port)
+
+
+def _continue_flow(tables: Tables, state: State, packet: Packet, key: FlowKey, flow: Flow) -> Outcome | None:
+    """None = it is its own no more, and begins anew."""
     if not flow.group:
-        return NEXT.after(Change("flows", key, flow))
-    hop = _pick(tables, flow.group, flow.slot)
-    if hop is None:
-        return _drop("no_gateway")
-    change = Change("flows", key, replace(flow, slot=hop.slot))
-    return _leave(tables, state, packet, flow.group, hop, drawn).after(change)
-
-
-def _leave(tables: Tables, state: State, packet: Packet, group: int, hop: Hop, drawn: int) -> Outcome:
-    if hop.local:
-        return _translate(tables, state, packet, group, None, drawn)
-    return _too_big(tables, packet) or _encapsulate(tables, packet, hop.address, group, "encapsulated")
-
-
-def _too_big(tables: Tables, packet: Packet) -> Outcome | None:
-    """What becomes of a packet that the tunnel does not carry; None if it fits, or may be cut."""
-    if packet.length <= tables.tunnel_mtu or not packet.dont_fragment:
+        return NEXT.after(Change("flows", key, replace(flow, seen_out=_seen(flow.seen_out, packet))))
+    own = _own_port(state, key, flow)
+    if flow.seen_out & layout.SEEN_END and own is None:
         return None
-    if packet.options:
-        return _drop("too_big")
-    return Outcome("redirect", "too_big_answered", None, "back")
+    if not flow.settled:
+        group = tables.groups.get(flow.group)
+        if group is None:
+            return None
+        gateway = _pick(group, flow.gateway)
+        if not gateway:
+            return _drop("no_gateway")
+        flow = replace(flow, gateway=gateway, settled=True)
+    flow = replace(flow, seen_out=_seen(flow.seen_out, packet))
+    flow, changes = _note_end_out(own, flow, packet)
+    return _send_out(tables, packet, flow).after(Change("flows", key, flow), *changes)
 
 
-def _encapsulate(tables: Tables, packet: Packet, endpoint: IPv4Address, group: int, reason: str) -> Outcome:
-    if "S" in packet.flags:
-        packet = replace(packet, mss=min(packet.mss, tables.tunnel_mtu - IP_TCP_OVERHEAD))
-    return Outcome("redirect", reason, packet, f"{endpoint} vni {group}")
+def _note_end_out(own: tuple[PortKey, Port] | None, flow: Flow, packet: Packet) -> tuple[Flow, tuple[Change, ...]]:
+    if own is None or not packet.seen & (layout.SEEN_FIN | layout.SEEN_RST):
+        return flow, ()
+    seen_out, seen_in = flow.seen_out, own[1].seen_in
+    if seen_out & layout.SEEN_FIN and not seen_in & layout.SEEN_FIN:
+        seen_out |= layout.SEEN_FIN_FIRST
+    if not (seen_out & layout.SEEN_RST or seen_out & seen_in & layout.SEEN_FIN):
+        return replace(flow, seen_out=seen_out), ()
+    return replace(flow, seen_out=seen_out | layout.SEEN_END), _rest(own, _rest_after(seen_out))
+
+
+def _report_error(tables: Tables, state: State, packet: Packet, device: int, policy_set: int) -> Outcome:
+    """A pod's own ICMP error about an answer that it got."""
+    quoted = packet.quoted
+    flow = None
+    if quoted is not None and quoted.destination == packet.source:
+        flow = state.flows.get(quoted.sent_to(device))
+    if flow is None:
+        rule = _rule(tables, replace(packet, destination_port=0), policy_set)
+        return _drop("unsupported_protocol") if rule else NEXT
+    return _send_out(tables, packet, flow) if flow.group else NEXT
+
+
+def _send_out(tables: Tables, packet: Packet, flow: Flow) -> Outcome:
+    endpoint, local = tables.node_numbers.get(flow.gateway, (None, False))
+    if packet.ttl <= 1:
+        return _error(tables, packet, "ttl", "back")
+    mtu = tables.tunnel_mtu
+    if local:
+        routed = _route(tables, packet)
+        if isinstance(routed, Outcome):
+            return routed
+        mtu = tables.mtus.get(routed, 1 << 16)
+    if packet.length > mtu and not packet.may_be_cut:
+        return _error(tables, packet, "too-big", "back")
+    assert flow.egress_ip is not None
+    if packet.quoted:
+        quoted = replace(packet.quoted, destination=flow.egress_ip, destination_port=flow.egress_port)
+        packet = replace(packet, source=flow.egress_ip, quoted=quoted)
+    else:
+        packet = replace(packet, source=flow.egress_ip, source_port=flow.egress_port)
+    packet = replace(packet, ttl=packet.ttl - 1)
+    if local:
+        return Outcome("redirect", "translated", packet, "uplink")
+    return Outcome("redirect", "encapsulated", _clamped(tables, packet), f"{endpoint} vni {flow.group}")
+
+
+def _clamped(tables: Tables, packet: Packet) -> Packet:
+    if "S" not in packet.flags:
+        return packet
+    return replace(packet, mss=min(packet.mss, tables.tunnel_mtu - OVERHEAD[packet.version]))
 
 
 def to_pod(tables: Tables, state: State, device: int, packet: Packet) -> Outcome:
     """Egress of a pod's host-side device: what begins outside is remembered, so that its answers are left alone."""
-    policy_set = tables.pods.get((device, packet.destination))
-    if packet.kind != "flow" or policy_set is None or _is_inside(tables, packet.source):
+    if packet.kind != "flow":
         return NEXT
-    key = packet.key_inbound
+    key = packet.sent_to(device)
     flow = state.flows.get(key)
-    if flow and not _ended(flow, packet):
+    if flow and flow.group:
+        return NEXT
+    if flow and not (packet.opens and _over(flow.seen_out, flow.seen_in)):
         return NEXT.after(Change("flows", key, replace(flow, seen_in=_seen(flow.seen_in, packet))))
     gone = [Change("flows", key, None)] if flow else []
-    begins = {TCP: packet.opens, ICMP: packet.echo == "request"}.get(packet.protocol, True)
-    if not policy_set or not begins:
+    policy_set = tables.pods.get((device, packet.destination))
+    begins = packet.opens if packet.protocol == TCP else not packet.is_icmp or packet.echo == "request"
+    if not policy_set or _is_inside(tables, packet.source) or not begins:
         return NEXT.after(*gone)
     if not flow and len(state.flows) >= tables.flow_room:
         return _drop("flow_table_full")
-    return NEXT.after(*gone, Change("flows", key, Flow(0, 0, 0, packet.seen)))
+    return NEXT.after(*gone, Change("flows", key, Flow(seen_in=packet.seen)))
+
+
+def _return_to_pod(tables: Tables, state: State, node: int, packet: Packet) -> Outcome:
+    """To an egress IP, brought by the gateway `node`."""
+    key = packet.answers if packet.kind == "flow" else packet.quoted and packet.quoted.bears
+    port = state.ports.get(key) if key else None
+    if key is None or port is None or key.egress_ip != packet.destination:
+        return _drop("unknown_flow")
+    group = tables.groups.get(port.group)
+    known = port.gateway == node or (group is not None and any(hop.node == node for hop in group.gateways))
+    if port.state not in ("live", "resting") or not known:
+        return _drop("unknown_flow")
+    port = replace(port, gateway=node)
+    if packet.ttl <= 1:
+        return _drop("ttl_expired").after(Change("ports", key, port))
+    restored = replace(packet, destination=port.pod, ttl=packet.ttl - 1)
+    to = f"device {port.ifindex}"
+    if packet.quoted:
+        restored = replace(restored, quoted=replace(packet.quoted, source=port.pod, source_port=port.pod_port))
+        return Outcome("redirect", "delivered", restored, to).after(Change("ports", key, port))
+    port = replace(port, seen_in=_seen(port.seen_in, packet))
+    changes = _note_end_in(state, key, port, packet)
+    restored = replace(restored, destination_port=port.pod_port)
+    return Outcome("redirect", "delivered", restored, to).after(Change("ports", key, port), *changes)
+
+
+def _note_end_in(state: State, key: PortKey, port: Port, packet: Packet) -> tuple[Change, ...]:
+    flow_key = FlowKey(port.pod, key.remote, port.ifindex, port.pod_port, key.remote_port, key.protocol)
+    flow = state.flows.get(flow_key)
+    is_end = packet.seen & layout.SEEN_FIN and flow and flow.id == port.id and flow.seen_out & layout.SEEN_FIN
+    if not is_end or flow is None:
+        return ()
+    ended = replace(flow, seen_out=flow.seen_out | layout.SEEN_END)
+    return (*_rest((key, port), _rest_after(flow.seen_out)), Change("flows", flow_key, ended))
 
 
 # --- gateway
 
 
-def from_tunnel(tables: Tables, state: State, node: IPv4Address, vni: int, packet: Packet, drawn: int = 0) -> Outcome:
-    """Ingress of the tunnel device, from the tunnel endpoint `node`."""
-    if node not in tables.nodes:
+def from_tunnel(tables: Tables, state: State, endpoint: IPAddress, vni: int, packet: Packet) -> Outcome:
+    """Ingress of the tunnel device, from the tunnel endpoint `endpoint`."""
+    sender = tables.nodes.get(endpoint)
+    if sender is None:
         return _drop("unknown_node")
-    if packet.destination in tables.local_pods and packet.kind in ("flow", "icmp-error"):
-        return _deliver(tables, state, packet, vni, node, "delivered")
     if packet.kind in ("malformed", "fragment"):
         return _drop(packet.kind)
-    if not _translatable(packet):
+    if packet.kind not in ("flow", "icmp-error"):
         return _drop("unsupported_protocol")
-    if _is_inside(tables, packet.destination):
-        return _drop("unknown_pod")
-    if _is_nowhere(tables, packet.destination):
+    if vni & layout.VNI_BACK:
+        return _return_to_pod(tables, state, sender, packet)
+    return _forward(tables, packet, sender, endpoint)
+
+
+def _forward(tables: Tables, packet: Packet, sender: int, endpoint: IPAddress) -> Outcome:
+    address = tables.egress_ips.get(packet.source)
+    if address is None:
+        return _drop("unknown_egress_ip")
+    port = packet.source_port
+    if packet.kind == "icmp-error":
+        if packet.quoted is None or packet.quoted.destination != packet.source:
+            return _drop("unsupported_protocol")
+        port = packet.quoted.destination_port
+    if address.node_of(port) != sender:
+        return _drop("foreign_port")
+    if longest(tables.cluster, packet.destination):
         return _drop("bogus_destination")
-    return _translate(tables, state, packet, vni, node, drawn)
-
-
-def _deliver(
-    tables: Tables, state: State, packet: Packet, group: int, gateway: IPv4Address | None, reason: str
-) -> Outcome:
-    """To a pod here that waits for it. `gateway`: whom it comes from; None = this node."""
-    if not _is_answer(tables, state, packet, group, gateway):
-        return _drop("unknown_flow")
-    return Outcome("redirect", reason, packet, f"device {tables.local_pods[packet.destination]}")
-
-
-def _is_answer(tables: Tables, state: State, packet: Packet, group: int, gateway: IPv4Address | None) -> bool:
-    """Whether it answers a flow through `group`, or tells of an error of one, and comes by a gateway of the group."""
-    key = _answered(packet)
-    flow = state.flows.get(key) if key else None
-    by_gateway = any(hop.local if gateway is None else hop.address == gateway for hop in tables.paths.get(group, ()))
-    return flow is not None and flow.group == group and by_gateway
-
-
-def _answered(packet: Packet) -> FlowKey | None:
-    if packet.kind == "flow":
-        return packet.key_inbound
-    quoted = packet.quoted
-    return quoted.key_outbound if quoted and quoted.source == packet.destination else None
-
-
-def _translate(tables: Tables, state: State, packet: Packet, vni: int, node: IPv4Address | None, drawn: int) -> Outcome:
-    group = tables.groups.get(vni)
-    if group is None:
-        return _drop("unknown_group")
+    back = f"{endpoint} vni {layout.VNI_BACK}"
     if packet.ttl <= 1:
-        return _drop("ttl_expired")
-    mapped, changes = _use_mapping(state, packet, vni, group, node)
-    if mapped is None:
-        made = _make_mapping(tables, state, NatKey(packet.key_outbound, vni), group, node, packet.seen, drawn)
-        if isinstance(made, str):
-            return _drop(made).after(*changes)
-        mapped, changes = made[0], (*changes, *made[1])
-    packet = replace(packet, source=mapped.egress_ip, source_port=mapped.egress_port, ttl=packet.ttl - 1)
-    return _route(tables, packet).after(*changes)
+        return _error(tables, packet, "ttl", back)
+    routed = _route(tables, packet)
+    if isinstance(routed, Outcome):
+        return routed
+    if packet.length > tables.mtus.get(routed, 1 << 16) and not packet.may_be_cut:
+        return _error(tables, packet, "too-big", back)
+    return Outcome("redirect", "translated", replace(packet, ttl=packet.ttl - 1), "uplink")
 
 
-def _route(tables: Tables, packet: Packet) -> Outcome:
+def _route(tables: Tables, packet: Packet) -> int | Outcome:
     device = longest(tables.routes, packet.destination)
     if not device:
         return _drop("no_route")
-    return Outcome("redirect", "translated", packet, "uplink") if device in tables.uplinks else _drop("not_uplink")
-
-
-def _reverse_key(key: FlowKey, egress_ip: IPv4Address, port: int) -> ReverseKey:
-    return ReverseKey(egress_ip, key.remote, port, key.remote_port, key.protocol)
-
-
-def _use_mapping(
-    state: State, packet: Packet, vni: int, group: GroupHere, node: IPv4Address | None
-) -> tuple[Mapped | None, tuple[Change, ...]]:
-    """The flow's mapping if it is of use: its address is still the group's, its reverse half is there."""
-    key = NatKey(packet.key_outbound, vni)
-    mapped = state.nat.get(key)
-    if mapped is None:
-        return None, ()
-    back_key = _reverse_key(key.flow, mapped.egress_ip, mapped.egress_port)
-    back = state.reverse.get(back_key)
-    settled = not packet.opens and mapped.node == node
-    if mapped.egress_ip != group.egress_ip or (back is None and not settled):
-        return None, (Change("nat", key, None),)
-    seen = 0 if packet.opens else mapped.seen_out  # a port that is used again forgets the old connection's end
-    mapped = replace(mapped, node=node, seen_out=_seen(seen, packet))
-    if back is None:
-        return mapped, (Change("nat", key, mapped),)
-    back = replace(back, node=node, seen_in=0 if packet.opens else back.seen_in)
-    return mapped, (Change("nat", key, mapped), Change("reverse", back_key, back))
-
-
-def _make_mapping(
-    tables: Tables, state: State, key: NatKey, group: GroupHere, node: IPv4Address | None, seen: int, drawn: int
-) -> tuple[Mapped, tuple[Change, ...]] | str:
-    """A new mapping, both halves or none; or the reason why not."""
-    port = _free_port(state, key.flow, group, drawn)
-    if port is None:
-        return "no_free_port"
-    stale = key in state.nat  # deleted in the same step
-    if len(state.reverse) >= tables.reverse_room or len(state.nat) - stale >= tables.nat_room:
-        return "nat_table_full"
-    mapped = Mapped(group.egress_ip, node, port, seen)
-    back = Back(key.flow.pod, node, key.group, key.flow.pod_port, 0)
-    back_key = _reverse_key(key.flow, group.egress_ip, port)
-    return mapped, (Change("reverse", back_key, back), Change("nat", key, mapped))
-
-
-def _free_port(state: State, flow: FlowKey, group: GroupHere, drawn: int) -> int | None:
-    """The pod's own port if the range holds it and it is free, else the one that was drawn, else any that is free."""
-    wanted = (flow.pod_port, *((drawn,) if not _is_free(state, flow, group, flow.pod_port) else ()))
-    ports = (*wanted, *range(group.first, group.last + 1))
-    return next((port for port in ports if _is_free(state, flow, group, port)), None)
-
-
-def _is_free(state: State, flow: FlowKey, group: GroupHere, port: int) -> bool:
-    return group.first <= port <= group.last and _reverse_key(flow, group.egress_ip, port) not in state.reverse
+    return device if device in tables.uplinks else _drop("not_uplink")
 
 
 def from_uplink(tables: Tables, state: State, packet: Packet) -> Outcome:
-    """Ingress of a gateway's uplink: what belongs to a mapping goes back to its pod."""
-    if packet.kind in ("not-ipv4", "malformed") or packet.destination not in tables.egress_ips:
+    """Ingress of a gateway's uplink: what is sent to a port of an egress IP goes to the node that has the port."""
+    if packet.kind in ("not-ip", "malformed") or packet.destination not in tables.egress_ips:
         return NEXT
-    key, reason = _reverse_lookup(packet)
-    back = state.reverse.get(key) if key else None
-    if key is None or back is None:
-        return NEXT if tables.egress_ips[packet.destination] else _drop(reason)
-    if packet.ttl <= 1:
-        return _drop("ttl_expired")
-    restored = replace(packet, destination=back.pod, ttl=packet.ttl - 1)
-    if packet.quoted:
-        restored = replace(restored, quoted=replace(packet.quoted, source=back.pod, source_port=back.pod_port))
-        return _return_to_pod(tables, state, restored, back)
-    restored = replace(restored, destination_port=back.pod_port)
-    change = Change("reverse", key, replace(back, seen_in=_seen(back.seen_in, packet)))
-    too_big = _too_big(tables, packet) if back.node else None
-    return (too_big or _return_to_pod(tables, state, restored, back)).after(change)
+    address = tables.egress_ips[packet.destination]
 
+    def not_ours(reason: str) -> Outcome:
+        return NEXT if address.node_address else _drop(reason)
 
-def _reverse_lookup(packet: Packet) -> tuple[ReverseKey | None, str]:
-    """Under which key the mapping is, and why the packet is dropped if there is none."""
     if packet.kind == "flow":
-        ports = packet.destination_port, packet.source_port
-        return ReverseKey(packet.destination, packet.source, *ports, packet.protocol), "no_mapping"
-    if packet.kind != "icmp-error":
-        return None, "fragment" if packet.kind == "fragment" else "unsupported_protocol"
-    quoted = packet.quoted
-    if quoted is None:
-        return None, "malformed"
-    ports = quoted.source_port, quoted.destination_port
-    return ReverseKey(quoted.source, quoted.destination, *ports, quoted.protocol), "no_mapping"
-
-
-def _return_to_pod(tables: Tables, state: State, packet: Packet, back: Back) -> Outcome:
-    if back.node:
-        return _encapsulate(tables, packet, back.node, back.group, "reversed")
-    if back.pod not in tables.local_pods:
-        return _drop("unknown_pod")
-    return _deliver(tables, state, packet, back.group, None, "reversed")
+        port = packet.destination_port
+    elif packet.kind == "icmp-error" and packet.quoted and packet.quoted.source == packet.destination:
+        port = packet.quoted.source_port
+    else:
+        return not_ours("fragment" if packet.kind == "fragment" else "unsupported_protocol")
+    number = address.node_of(port)
+    if number not in tables.node_numbers:
+        return not_ours("no_mapping")
+    if packet.ttl <= 1:
+        return _error(tables, packet, "ttl", "back")
+    endpoint, local = tables.node_numbers[number]
+    if local:
+        return _return_to_pod(tables, state, number, packet)
+    if packet.length > tables.tunnel_mtu and not packet.may_be_cut:
+        return _error(tables, packet, "too-big", "back")
+    packet = _clamped(tables, replace(packet, ttl=packet.ttl - 1))
+    return Outcome("redirect", "reversed", packet, f"{endpoint} vni {layout.VNI_BACK}")
 
 
 # --- "which egress IP would this pod use?"

@@ -9,15 +9,18 @@ from ipaddress import IPv4Address, IPv4Network
 from egress import guard
 from egress.entries import PodDevice, map_entries, observed_sets
 from egress.plan import Action, plan, wanted_attachments
-from egress.policy import Desired, Gateway, Group, Policy, Ports
+from egress.policy import Block, Desired, Gateway, Group, IPAddress, Policy, Ports, Served
 from tests.models.node import FakeNode
-from tests.models.tables import Tables, tables
+from tests.models.tables import Tables, granules, tables
 
 WORKER, GATEWAY = IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")
 POD, PLAIN = IPv4Address("10.1.0.5"), IPv4Address("10.1.0.6")
 EGRESS_IP = IPv4Address("192.0.2.100")
 WORLD = IPv4Network("0.0.0.0/0")
-GROUP = Group(7, EGRESS_IP, (Gateway("gw", GATEWAY, 0),))
+NODES = {1: WORKER, 2: GATEWAY}
+GROUP = Group(7, (EGRESS_IP,), (Gateway("gw", 2),), (Block(EGRESS_IP, 1024, 1024),))
+TABLE = Served(granules({1: [(1024, 1024)], 2: [(2048, 1024)]}))
+SERVED: dict[IPAddress, Served] = {EGRESS_IP: TABLE}
 POLICY = Policy("world", 7, (WORLD,))
 DEVICES = {
     POD: PodDevice(5, "veth5", "veth5", bytes.fromhex("020000000005"), bytes(6)),
@@ -28,14 +31,15 @@ DEVICES = {
 def on_worker(**changes: object) -> Desired:
     desired = Desired(
         "worker", WORKER, pods={POD: ("world",), PLAIN: ()}, policies={"world": POLICY}, groups={7: GROUP},
-        nodes=frozenset({WORKER, GATEWAY}), cluster=frozenset({IPv4Network("10.0.0.0/8")}),
+        nodes=NODES, cluster=frozenset({IPv4Network("10.0.0.0/8")}),
         pod_cidrs=frozenset({IPv4Network("10.1.0.0/24")}),
     )  # fmt: skip
     return replace(desired, **changes)  # type: ignore[arg-type]
 
 
 def on_gateway(**changes: object) -> Desired:
-    return on_worker(node="gw", node_address=GATEWAY, pods={}, pod_cidrs=frozenset(), **changes)
+    wish = {"served": SERVED, **changes}
+    return on_worker(node="gw", node_address=GATEWAY, pods={}, pod_cidrs=frozenset(), **wish)
 
 
 def carry_out(node: FakeNode, actions: Sequence[Action]) -> list[str]:
@@ -61,17 +65,20 @@ EXCLUDING = replace(POLICY, excluded=(IPv4Network("198.51.100.0/24"), IPv4Networ
 OFFICE = Policy(
     "office", 8, (IPv4Network("198.51.100.0/24"), IPv4Network("203.0.113.0/24")), ports=(Ports("TCP", 1, 9),)
 )
-OTHER = Group(8, IPv4Address("192.0.2.101"), (Gateway("worker", WORKER, 0), Gateway("gw", GATEWAY, 1)), slots=2)
+OTHER_IP = IPv4Address("192.0.2.101")
+OTHER = Group(8, (OTHER_IP,), (Gateway("worker", 1), Gateway("gw", 2)), (Block(OTHER_IP, 4096, 64),))
+BOTH_SERVED: dict[IPAddress, Served] = {OTHER_IP: TABLE}
 WISHES = [
     on_worker(),
     on_worker(pods={POD: (), PLAIN: ("world",)}),
     on_worker(pods={PLAIN: ("world",)}),
     on_worker(policies={"world": EXCLUDING}),
     on_worker(pods={POD: ("office", "world"), PLAIN: ("office",)}, policies={"world": EXCLUDING, "office": OFFICE},
-              groups={7: GROUP, 8: OTHER}),
-    on_worker(pods={POD: ("gone",)}, policies={}, groups={8: OTHER}),
+              groups={7: GROUP, 8: OTHER}, served=BOTH_SERVED),
+    on_worker(pods={POD: ("gone",)}, policies={}, groups={8: OTHER}, served=BOTH_SERVED),
     on_worker(pods={}, policies={}, groups={}),
-    on_worker(groups={8: replace(OTHER, node_address=True)}, policies={"world": replace(POLICY, group=0)}),
+    on_worker(groups={8: replace(OTHER, node_address=True)}, served={OTHER_IP: replace(TABLE, node_address=True)},
+              policies={"world": replace(POLICY, group=0)}),
 ]  # fmt: skip
 
 
@@ -88,7 +95,7 @@ def check_safe(node: FakeNode, wishes: Sequence[Desired], complete: set[frozense
     """What must hold between any two actions."""
     if not node.maps.get("settings"):
         return
-    decoded = tables(node.maps, {})
+    decoded = tables(node.maps, {}, {})
     present = observed_sets(node.maps["policies"])
     for pod, number in decoded.pods.items():
         assert not number or present.get(number) in complete, f"{pod} points to an incomplete set {number}"
@@ -102,7 +109,7 @@ def _check_groups(decoded: Tables, wishes: Sequence[Desired]) -> None:
     """No rule in use leads to a group whose gateways have been taken away while somebody wants it."""
     used = {rule.group for n in decoded.pods.values() if n for rules in decoded.policies[n].values() for rule in rules}
     wanted = set.intersection(*(set(wish.groups) for wish in wishes))
-    assert used & wanted <= set(decoded.paths)
+    assert used & wanted <= set(decoded.groups)
 
 
 def _check_guard(node: FakeNode, decoded: Tables) -> None:

@@ -6,20 +6,20 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import singledispatchmethod
-from ipaddress import IPv4Address
 
 from bpf import layout
 from egress import plan
 from egress.entries import Facts, MapEntries, PodDevice
 from egress.guard import Guard
 from egress.plan import Attachment, Observed, Tunnel
+from egress.policy import IPAddress
 
 DIGEST = 0xABCD
 
 
 @dataclass
 class FakeNode:
-    devices: Mapping[IPv4Address, PodDevice] = field(default_factory=dict)
+    devices: Mapping[IPAddress, PodDevice] = field(default_factory=dict)
     uplinks: Mapping[str, int] = field(default_factory=lambda: {"eth0": 2})
     underlay_mtu: int = 1500
     digest: int = DIGEST  # of the object that this release ships
@@ -27,10 +27,11 @@ class FakeNode:
     maps: dict[str, MapEntries] = field(default_factory=dict)
     attachments: set[Attachment] = field(default_factory=set)
     guard: Guard | None = None
-    blackholes: set[IPv4Address] = field(default_factory=set)
+    blackholes: set[IPAddress] = field(default_factory=set)
     ports_reserved: bool = False
-    flows_of: set[IPv4Address] = field(default_factory=set)  # pods that have live flows
-    seeded: list[IPv4Address] = field(default_factory=list)
+    other_layout: bool = False  # of what is pinned
+    flows_of: set[IPAddress] = field(default_factory=set)  # pods that have live flows
+    seeded: list[IPAddress] = field(default_factory=list)
     next_ifindex: int = 100
 
     def copy(self) -> FakeNode:
@@ -43,10 +44,11 @@ class FakeNode:
 
     def observe(self) -> Observed:
         tunnel = self.tunnel.ifindex if self.tunnel else 0
-        mtu = self.underlay_mtu - plan.TUNNEL_OVERHEAD if self.underlay_mtu else 0
+        mtu = self.underlay_mtu - plan.TUNNEL_OVERHEAD[4] if self.underlay_mtu else 0
         return Observed(
             facts=Facts(self.devices, self.uplinks, tunnel, mtu, self.digest),
-            pinned_digest=self.pinned_digest(),
+            pinned_digest=0 if self.other_layout else self.pinned_digest(),
+            other_layout=self.other_layout,
             underlay_mtu=self.underlay_mtu,
             tunnel=self.tunnel,
             maps={name: dict(entries) for name, entries in self.maps.items()},
@@ -59,6 +61,10 @@ class FakeNode:
     @singledispatchmethod
     def apply(self, action: object) -> None:
         raise TypeError(f"not an action: {action!r}")
+
+    @apply.register
+    def _(self, _action: plan.ForgetPrograms) -> None:
+        self.maps, self.attachments, self.other_layout = {}, set(), False
 
     @apply.register
     def _(self, _action: plan.LoadPrograms) -> None:
@@ -105,7 +111,7 @@ class FakeNode:
     @apply.register
     def _(self, action: plan.SeedFlows) -> None:
         assert "flows" not in self.maps
-        self.seeded += action.pods
+        self.seeded += [address for address, _ in action.pods]
 
     @apply.register
     def _(self, action: plan.Attach) -> None:

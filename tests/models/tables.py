@@ -6,37 +6,42 @@ of one packet. Ports are in host order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from struct import pack
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from bpf import layout
 from egress.entries import PROTOCOLS, MapEntries, Rules, RuleSpec
+from egress.policy import IPAddress, IPNetwork
 
 Echo = Literal["", "request", "reply"]
-Kind = Literal["flow", "icmp-error", "fragment", "unsupported", "malformed", "not-ipv4"]
+Kind = Literal["flow", "icmp-error", "fragment", "unsupported", "malformed", "not-ip"]
+About = Literal["unreachable", "too-big", "ttl"]
 Value = TypeVar("Value")
 
-TCP, UDP, ICMP = PROTOCOLS["TCP"], PROTOCOLS["UDP"], PROTOCOLS["ICMP"]
+TCP, UDP, ICMP, ICMP6 = PROTOCOLS["TCP"], PROTOCOLS["UDP"], PROTOCOLS["ICMP"], 58
+ICMPS = (ICMP, ICMP6)
+
+
+def icmp_of(version: int) -> int:
+    return ICMP if version == 4 else ICMP6
 
 
 class FlowKey(NamedTuple):
-    pod: IPv4Address
-    remote: IPv4Address
+    pod: IPAddress
+    remote: IPAddress
+    ifindex: int
     pod_port: int
     remote_port: int
     protocol: int
 
 
-class NatKey(NamedTuple):
-    flow: FlowKey
-    group: int
+class PortKey(NamedTuple):
+    """A port of an egress IP towards one remote: the key of `reverse`."""
 
-
-class ReverseKey(NamedTuple):
-    egress_ip: IPv4Address
-    remote: IPv4Address
+    egress_ip: IPAddress
+    remote: IPAddress
     egress_port: int
     remote_port: int
     protocol: int
@@ -46,20 +51,33 @@ class ReverseKey(NamedTuple):
 class Packet:
     """What the programs read of a packet. Ports of an ICMP echo: the identifier on the side of the one who asks."""
 
-    source: IPv4Address
-    destination: IPv4Address
+    source: IPAddress
+    destination: IPAddress
     protocol: int = UDP
     source_port: int = 0
     destination_port: int = 0
     kind: Kind = "flow"
     flags: str = ""  # of TCP, from "SAFR"
     echo: Echo = ""
-    ttl: int = 64
+    ttl: int = 64  # IPv6: hop limit
     mss: int = 0  # option of a SYN; 0 = it has none
     length: int = 60  # of the IP packet, bytes
-    dont_fragment: bool = False
-    options: bool = False  # of the IP header
+    dont_fragment: bool = False  # of an IPv6 packet False: it has no such flag, and is never cut on its way
+    options: bool = False  # of the IP header; in IPv6 an extension header
     quoted: Packet | None = None  # what an ICMP error quotes; None = too short to tell
+    about: About = "unreachable"  # of an ICMP error
+
+    @property
+    def version(self) -> int:
+        return self.source.version
+
+    @property
+    def may_be_cut(self) -> bool:
+        return self.version == 4 and not self.dont_fragment
+
+    @property
+    def is_icmp(self) -> bool:
+        return self.protocol == icmp_of(self.version)
 
     @property
     def seen(self) -> int:
@@ -72,63 +90,87 @@ class Packet:
         """Whether it asks for a new TCP connection."""
         return self.protocol == TCP and "S" in self.flags and "A" not in self.flags
 
-    @property
-    def key_outbound(self) -> FlowKey:
-        """The flow's key, if a pod sent it."""
-        return FlowKey(self.source, self.destination, self.source_port, self.destination_port, self.protocol)
+    def sent_by(self, ifindex: int) -> FlowKey:
+        """The flow's key, if a pod sent it by this device."""
+        return FlowKey(self.source, self.destination, ifindex, self.source_port, self.destination_port, self.protocol)
+
+    def sent_to(self, ifindex: int) -> FlowKey:
+        """The flow's key, if it is for a pod behind this device."""
+        return FlowKey(self.destination, self.source, ifindex, self.destination_port, self.source_port, self.protocol)
 
     @property
-    def key_inbound(self) -> FlowKey:
-        """The flow's key, if it is for a pod."""
-        return FlowKey(self.destination, self.source, self.destination_port, self.source_port, self.protocol)
+    def answers(self) -> PortKey:
+        """Which port of an egress IP it is an answer to."""
+        ports = self.destination_port, self.source_port
+        return PortKey(self.destination, self.source, *ports, self.protocol)
+
+    @property
+    def bears(self) -> PortKey:
+        """Which port of an egress IP it bears, once translated."""
+        return PortKey(self.source, self.destination, self.source_port, self.destination_port, self.protocol)
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
     """A live flow at its source node. group 0 = begun from outside, left alone."""
 
-    group: int
-    slot: int
-    seen_out: int
-    seen_in: int
+    group: int = 0
+    seen_out: int = 0
+    seen_in: int = 0  # of one begun from outside
+    egress_ip: IPAddress | None = None
+    egress_port: int = 0
+    gateway: int = 0
+    id: int = 0
+    settled: bool = True  # its gateway was found good since groups changed last
+
+
+PortState = Literal["claimed", "live", "resting", "dying"]
 
 
 @dataclass(frozen=True, slots=True)
-class Mapped:
-    """Forward half of a mapping. node None = the pod is on the gateway itself."""
+class Port:
+    """Whose a port is. `rests` in seconds from now on; below 0 it has rested."""
 
-    egress_ip: IPv4Address
-    node: IPv4Address | None
-    egress_port: int
-    seen_out: int
-
-
-@dataclass(frozen=True, slots=True)
-class Back:
-    """Reverse half of a mapping."""
-
-    pod: IPv4Address
-    node: IPv4Address | None
-    group: int
+    pod: IPAddress
+    ifindex: int
     pod_port: int
-    seen_in: int
+    group: int
+    id: int
+    state: PortState = "live"
+    seen_in: int = 0
+    gateway: int = 0
+    rests: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    address: IPv4Address
-    slot: int
+    node: int
     up: bool
-    local: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PortBlock:
+    egress_ip: IPAddress
+    first: int
+    size: int
+    closed: bool
 
 
 @dataclass(frozen=True, slots=True)
 class GroupHere:
-    """A group that this node is a gateway of; ports in host order, both ends included."""
+    gateways: tuple[Hop, ...]
+    blocks: tuple[PortBlock, ...]
 
-    egress_ip: IPv4Address
-    first: int
-    last: int
+
+@dataclass(frozen=True, slots=True)
+class EgressIp:
+    """An egress IP that this node is a gateway of; `nodes` by granule."""
+
+    nodes: tuple[int, ...]
+    node_address: bool
+
+    def node_of(self, port: int) -> int:
+        return self.nodes[port >> layout.GRANULE_SHIFT]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,28 +179,28 @@ class Tables:
 
     tunnel_port: int = 0
     tunnel_mtu: int = 0
-    nodes: frozenset[IPv4Address] = frozenset()
-    cluster: Mapping[IPv4Network, int] = field(default_factory=dict)  # -> layout.PLACE_…
+    icmp_sources: Mapping[int, IPAddress] = field(default_factory=dict)  # by version
+    nodes: Mapping[IPAddress, int] = field(default_factory=dict)  # tunnel endpoint -> number
+    node_numbers: Mapping[int, tuple[IPAddress, bool]] = field(default_factory=dict)  # -> (endpoint, is this node)
+    cluster: Mapping[IPNetwork, int] = field(default_factory=dict)  # -> layout.PLACE_…
     uplinks: frozenset[int] = frozenset()
-    pods: Mapping[tuple[int, IPv4Address], int] = field(default_factory=dict)  # (ifindex, address) -> policy set
+    pods: Mapping[tuple[int, IPAddress], int] = field(default_factory=dict)  # (ifindex, address) -> policy set
     strict_devices: frozenset[int] = frozenset()
-    local_pods: Mapping[IPv4Address, int] = field(default_factory=dict)  # -> ifindex
-    policies: Mapping[int, Mapping[IPv4Network, Rules]] = field(default_factory=dict)
-    paths: Mapping[int, tuple[Hop, ...]] = field(default_factory=dict)
+    policies: Mapping[int, Mapping[IPNetwork, Rules]] = field(default_factory=dict)
     groups: Mapping[int, GroupHere] = field(default_factory=dict)
-    egress_ips: Mapping[IPv4Address, bool] = field(default_factory=dict)  # -> is the node's own address
-    routes: Mapping[IPv4Network, int] = field(default_factory=dict)  # -> ifindex, 0 = unreachable
+    egress_ips: Mapping[IPAddress, EgressIp] = field(default_factory=dict)
+    routes: Mapping[IPNetwork, int] = field(default_factory=dict)  # -> ifindex, 0 = unreachable
+    mtus: Mapping[int, int] = field(default_factory=dict)  # of devices; others carry everything
     flow_room: int = 1 << 20
-    nat_room: int = 1 << 20
-    reverse_room: int = 1 << 20
+    port_room: int = 1 << 20
 
 
 class Change(NamedTuple):
     """One write to the programs' own maps; value None deletes."""
 
-    map: Literal["flows", "nat", "reverse"]
+    map: Literal["flows", "ports"]
     key: tuple[Any, ...]
-    value: Flow | Mapped | Back | None
+    value: Flow | Port | None
 
 
 @dataclass(slots=True)
@@ -166,8 +208,7 @@ class State:
     """What the programs keep between packets."""
 
     flows: dict[FlowKey, Flow] = field(default_factory=dict)
-    nat: dict[NatKey, Mapped] = field(default_factory=dict)
-    reverse: dict[ReverseKey, Back] = field(default_factory=dict)
+    ports: dict[PortKey, Port] = field(default_factory=dict)
 
     def apply(self, changes: Iterable[Change]) -> None:
         for change in changes:
@@ -181,69 +222,83 @@ class State:
 # --- contents of the maps, decoded
 
 
-def ip4(data: object) -> IPv4Address:
-    address = layout.ip_of(data)
-    assert isinstance(address, IPv4Address)
-    return address
-
-
-def _network(bits: int, address: object) -> IPv4Network:
-    network = layout.network_of(bits, address)
-    assert isinstance(network, IPv4Network)
-    return network
-
-
-def _policies(entries: MapEntries) -> dict[int, dict[IPv4Network, Rules]]:
-    sets: dict[int, dict[IPv4Network, Rules]] = {}
+def _policies(entries: MapEntries) -> dict[int, dict[IPNetwork, Rules]]:
+    sets: dict[int, dict[IPNetwork, Rules]] = {}
     for raw_key, raw_value in entries.items():
         key, value = layout.decode(layout.PolicyKey, raw_key), layout.decode(layout.PolicyValue, raw_value)
         rules = (RuleSpec(r.group, r.protocol, r.first_port, r.last_port) for r in value.rules[: value.count])
-        prefix = _network(key.prefixlen - layout.POLICY_SET_BITS, key.destination)
-        sets.setdefault(key.policy_set, {})[prefix] = tuple(rules)
+        prefix = layout.network_of(key.prefixlen, key.policy_set, key.destination)
+        sets.setdefault(layout.policy_set_of(key), {})[prefix] = tuple(rules)
     return sets
-
-
-def _hops(raw: bytes) -> tuple[Hop, ...]:
-    value = layout.decode(layout.PathValue, raw)
-    return tuple(Hop(ip4(g.address), g.slot, bool(g.up), bool(g.local)) for g in value.gateways[: value.count])
-
-
-def _pod(raw_key: bytes) -> tuple[int, IPv4Address]:
-    key = layout.decode(layout.PodKey, raw_key)
-    return key.ifindex, ip4(key.address)
 
 
 def _group(raw: bytes) -> GroupHere:
     value = layout.decode(layout.GroupValue, raw)
-    return GroupHere(ip4(value.egress_ip), value.first_port, value.last_port)
+    gateways = tuple(Hop(g.node, bool(g.up)) for g in value.gateways[: value.gateway_count])
+    blocks = (
+        PortBlock(layout.ip_of(b.egress_ip), b.first, 1 << b.shift, bool(b.closed))
+        for b in value.blocks[: value.block_count]
+    )
+    return GroupHere(gateways, tuple(blocks))
 
 
-def _cidr(raw_key: bytes) -> IPv4Network:
+def _pod(raw_key: bytes) -> tuple[int, IPAddress]:
+    key = layout.decode(layout.PodKey, raw_key)
+    return key.ifindex, layout.ip_of(key.address)
+
+
+def _egress_ip(raw: bytes) -> EgressIp:
+    value = layout.decode(layout.EgressIpValue, raw)
+    return EgressIp(tuple(value.nodes), bool(value.node_address))
+
+
+def _cidr(raw_key: bytes) -> IPNetwork:
     key = layout.decode(layout.CidrKey, raw_key)
-    return _network(key.prefixlen, key.address)
+    return layout.network_of(key.prefixlen, key.family, key.address)
 
 
-def tables(entries: Mapping[str, MapEntries], routes: Mapping[IPv4Network, int]) -> Tables:
+def _node(raw: bytes) -> tuple[IPAddress, bool]:
+    value = layout.decode(layout.NodeValue, raw)
+    return layout.ip_of(value.address), bool(value.local)
+
+
+def _icmp_sources(settings: layout.Settings) -> dict[int, IPAddress]:
+    given = {4: settings.icmp_source4, 6: settings.icmp_source6}
+    return {version: layout.ip_of(address) for version, address in given.items() if any(address)}
+
+
+def tables(entries: Mapping[str, MapEntries], routes: Mapping[IPNetwork, int], mtus: Mapping[int, int]) -> Tables:
     """The contents that `egress.entries.map_entries` made, decoded."""
     settings = layout.decode(layout.Settings, next(iter(entries["settings"].values())))
     return Tables(
         tunnel_port=settings.tunnel_port,
         tunnel_mtu=settings.tunnel_mtu,
-        nodes=frozenset(map(ip4, entries["nodes"])),
+        icmp_sources=_icmp_sources(settings),
+        nodes={layout.ip_of(key): layout.number(value) for key, value in entries["nodes"].items()},
+        node_numbers={layout.number(key): _node(value) for key, value in entries["node_numbers"].items()},
         cluster={_cidr(key): layout.number(value) for key, value in entries["cluster"].items()},
         uplinks=frozenset(map(layout.number, entries["uplinks"])),
-        pods={_pod(key): layout.number(value) for key, value in entries["pods"].items()},
+        pods={_pod(key): layout.decode(layout.PodValue, value).policy_set for key, value in entries["pods"].items()},
         strict_devices=frozenset(map(layout.number, entries["strict_devices"])),
-        local_pods={ip4(k): layout.decode(layout.LocalPod, v).ifindex for k, v in entries["local_pods"].items()},
         policies=_policies(entries["policies"]),
-        paths={layout.number(key): _hops(value) for key, value in entries["paths"].items()},
         groups={layout.number(key): _group(value) for key, value in entries["groups"].items()},
-        egress_ips={ip4(key): bool(layout.number(value)) for key, value in entries["egress_ips"].items()},
+        egress_ips={layout.ip_of(key): _egress_ip(value) for key, value in entries["egress_ips"].items()},
         routes=routes,
+        mtus=mtus,
     )
 
 
-def longest(networks: Mapping[IPv4Network, Value], address: IPv4Address) -> Value | None:
+def granules(given: Mapping[int, Sequence[tuple[int, int]]]) -> bytes:
+    """The table of an egress IP: node number -> (first port, number of ports)."""
+    numbers = [0] * layout.GRANULES
+    for node, blocks in given.items():
+        for first, size in blocks:
+            start, count = first // layout.GRANULE, size // layout.GRANULE
+            numbers[start : start + count] = [node] * count
+    return pack(f"!{layout.GRANULES}H", *numbers)
+
+
+def longest(networks: Mapping[IPNetwork, Value], address: IPAddress) -> Value | None:
     """The value of the longest prefix that holds `address`."""
-    holding = [network for network in networks if address in network]
+    holding = [network for network in networks if address.version == network.version and address in network]
     return networks[max(holding, key=lambda network: network.prefixlen)] if holding else None

@@ -12,17 +12,20 @@ from pathlib import Path
 
 from egress.netdev import Datapath
 from egress.plan import plan
-from egress.policy import Desired, Gateway, Group, Policy
+from egress.policy import Block, Desired, Gateway, Group, Policy, Served
 
 NODE, EGRESS_IP = IPv4Address("192.0.2.1"), IPv4Address("198.51.100.7")
+OWNERS = bytes(2 * 960) + b"\0\1" * 16 + bytes(2 * 48)  # ports 61440 to 62463 are node 1's
 
 DESIRED = Desired(
     node="a",
     node_address=NODE,
     pods={},
     policies={"world": Policy("world", 7, (IPv4Network("0.0.0.0/0"),))},
-    groups={7: Group(7, EGRESS_IP, (Gateway("a", NODE, 0),), slots=1, node_address=True)},
-    nodes=frozenset({NODE}),
+    groups={7: Group(7, (EGRESS_IP,), (Gateway("a", 1),), (Block(EGRESS_IP, 61440, 1024),), node_address=True)},
+    served={EGRESS_IP: Served(OWNERS, node_address=True)},
+    nodes={1: NODE},
+    icmp_sources=(NODE,),
     cluster=frozenset({IPv4Network("192.0.2.0/24")}),
     pod_cidrs=frozenset({IPv4Network("10.244.0.0/16")}),
 )

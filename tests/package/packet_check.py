@@ -14,7 +14,7 @@ import socket
 import struct
 import sys
 from ctypes import c_uint32
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from types import ModuleType
 
@@ -23,11 +23,14 @@ from bpf.features import describe_kernel
 
 POD, REMOTE = IPv4Address("10.244.1.5"), IPv4Address("203.0.113.9")
 NODE, GATEWAY = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")
-EGRESS_IP = IPv4Address("198.51.100.7")
+POD6, REMOTE6 = IPv6Address("fd01::5"), IPv6Address("2001:db8:f::9")
+EGRESS_IP, EGRESS_IP6 = IPv4Address("198.51.100.7"), IPv6Address("2001:db8:e::7")
+HERE, ELSEWHERE = 1, 2  # numbers of the nodes
 CLUSTER = IPv4Network("10.244.0.0/16")
 REMOTE_GROUP, LOCAL_GROUP = 7, 8
 REMOTE_PORT, LOCAL_PORT = 53, 54  # the policy sends each to a group of its own
 SOURCE_PORT = 40000
+FIRST_PORT = 2048  # of the 1,024 that the node has
 LOOPBACK_IFINDEX = 1
 TUNNEL_IFINDEX = 1  # a test run stops before the redirect
 NEXT, SHOT, REDIRECT = -1, 2, 7  # <linux/pkt_cls.h>
@@ -50,26 +53,45 @@ def udp_packet(source: IPv4Address, destination: IPv4Address, port: int) -> byte
     return b"\x02" + bytes(5) + b"\x02" + bytes(4) + b"\x01" + b"\x08\x00" + header + udp
 
 
+def udp6_packet(source: IPv6Address, destination: IPv6Address, port: int) -> bytes:
+    """The same in IPv6, where UDP has a checksum (RFC 8200, section 8.1)."""
+    udp = struct.pack("!4H", SOURCE_PORT, port, 26, 0) + bytes(18)
+    addresses = source.packed + destination.packed
+    udp = udp[:6] + checksum(addresses + pseudo_header(udp) + udp).to_bytes(2, "big") + udp[8:]
+    header = struct.pack("!IHBB", 0x60000000, len(udp), socket.IPPROTO_UDP, 64) + addresses
+    return b"\x02" + bytes(5) + b"\x02" + bytes(4) + b"\x01" + b"\x86\xdd" + header + udp
+
+
+def pseudo_header(udp: bytes) -> bytes:
+    return struct.pack("!2I", len(udp), socket.IPPROTO_UDP)
+
+
 def fill(maps: loader.PinnedMaps, digest: int) -> None:
     """One selected pod; port 53 leaves by a gateway elsewhere, port 54 by this node."""
     settings = layout.Settings(
         object_digest=digest,
         node_address=layout.ip_field(NODE), layout_version=layout.LAYOUT_VERSION, tunnel_ifindex=TUNNEL_IFINDEX,
-        tunnel_mtu=1450, tunnel_port=8473, udp_seconds=60, orphan_seconds=60,
+        tunnel_mtu=1450, tunnel_port=8473, node_number=HERE, udp_seconds=60,
     )  # fmt: skip
     maps["settings"].put(layout.u32(0), bytes(settings))
-    maps["pods"].put(bytes(layout.PodKey(LOOPBACK_IFINDEX, layout.ip_field(POD))), bytes(layout.PodValue(1)))
+    for pod in (POD, POD6):
+        maps["pods"].put(bytes(layout.PodKey(LOOPBACK_IFINDEX, layout.ip_field(pod))), bytes(layout.PodValue(1)))
     maps["cluster"].put(layout.cidr_key(CLUSTER), layout.u32(1))
     value = layout.PolicyValue(count=2)
     value.rules[0] = layout.Rule(REMOTE_GROUP, REMOTE_PORT, REMOTE_PORT, socket.IPPROTO_UDP)
     value.rules[1] = layout.Rule(LOCAL_GROUP, LOCAL_PORT, LOCAL_PORT, socket.IPPROTO_UDP)
-    maps["policies"].put(layout.policy_key(1, IPv4Network("0.0.0.0/0")), bytes(value))
-    for group, address, local in ((REMOTE_GROUP, GATEWAY, 0), (LOCAL_GROUP, NODE, 1)):
-        path = layout.PathValue(count=1)
-        path.gateways[0] = layout.Gateway(layout.ip_field(address), 0, 1, local)
-        maps["paths"].put(layout.u32(group), bytes(path))
-    group_value = layout.GroupValue(egress_ip=layout.ip_field(EGRESS_IP), first_port=1024, last_port=65535)
-    maps["groups"].put(layout.u32(LOCAL_GROUP), bytes(group_value))
+    for everywhere in (IPv4Network("0.0.0.0/0"), IPv6Network("::/0")):
+        maps["policies"].put(layout.policy_key(1, everywhere), bytes(value))
+    for number, address in ((HERE, NODE), (ELSEWHERE, GATEWAY)):
+        maps["nodes"].put(layout.ip16(address), layout.u32(number))
+        node = layout.NodeValue(layout.ip_field(address), int(number == HERE))
+        maps["node_numbers"].put(layout.u32(number), bytes(node))
+    for group, gateway in ((REMOTE_GROUP, ELSEWHERE), (LOCAL_GROUP, HERE)):
+        group_value = layout.GroupValue(gateway_count=1, block_count=2)
+        group_value.gateways[0] = layout.Gateway(gateway, 1)
+        group_value.blocks[0] = layout.Block(layout.ip_field(EGRESS_IP), FIRST_PORT, 10)
+        group_value.blocks[1] = layout.Block(layout.ip_field(EGRESS_IP6), FIRST_PORT, 10)
+        maps["groups"].put(layout.u32(group), bytes(group_value))
 
 
 def send(program: int, packet: bytes) -> tuple[int, bytes]:
@@ -89,24 +111,26 @@ def counted(maps: loader.PinnedMaps) -> dict[str, int]:
 
 
 def check(directory: Path, backend: ModuleType) -> dict[str, object]:
-    """What three packets of the pod met, and one round of collection."""
-    loaded = backend.load(directory, {"nat": 1024, "flows": 1024, "reverse": 1024})
+    """What four packets of the pod met, and one round of collection."""
+    loaded = backend.load(directory, {"flows": 1024, "reverse": 2048})
     maps = loader.PinnedMaps(directory)
     fill(maps, backend.digest())
     from_pod = syscall.open_pinned(directory / "programs" / "from_pod")
     inside, _ = send(from_pod, udp_packet(POD, IPv4Address("10.244.2.6"), REMOTE_PORT))
-    tunnelled, _ = send(from_pod, udp_packet(POD, REMOTE, REMOTE_PORT))
-    translated, packet = send(from_pod, udp_packet(POD, REMOTE, LOCAL_PORT))
+    tunnelled, packet = send(from_pod, udp_packet(POD, REMOTE, REMOTE_PORT))
+    tunnelled6, packet6 = send(from_pod, udp6_packet(POD6, REMOTE6, REMOTE_PORT))
+    local, _ = send(from_pod, udp_packet(POD, REMOTE, LOCAL_PORT))
     collect = syscall.open_pinned(directory / "programs" / "collect")
     syscall.run_program(collect, bytes(64))
     collected = maps["collected"].get(layout.u32(0))
     result = {
         "loaded": loaded,
         "adopted": not backend.load(directory),
-        "verdicts": [inside, tunnelled, translated],
-        "source": str(IPv4Address(packet[26:30])),
-        "checksum": checksum(packet[14:34]),
-        "mappings_live": layout.decode(layout.Collected, collected or b"").mappings_live,
+        "verdicts": [inside, tunnelled, tunnelled6, local],
+        "sources": [str(IPv4Address(packet[26:30])), str(IPv6Address(packet6[22:38]))],
+        "ports": [int.from_bytes(port, "big") - FIRST_PORT for port in (packet[34:36], packet6[54:56])],
+        "checksums": [checksum(packet[14:34]), checksum(packet6[22:54] + pseudo_header(packet6[54:]) + packet6[54:])],
+        "flows_live": layout.decode(layout.Collected, collected or b"").flows_live,
         "counters": counted(maps),
     }
     maps.close()

@@ -30,9 +30,11 @@ def test_the_kernel_is_the_floor(found: dict[str, object]) -> None:
 
 def test_the_object_carries_packets(found: dict[str, object]) -> None:
     assert (found["loaded"], found["adopted"]) == (True, True)
-    assert found["verdicts"] == [-1, 7, 2]
-    assert (found["source"], found["checksum"], found["mappings_live"]) == ("198.51.100.7", 0, 1)
-    assert found["counters"] == {"encapsulated": 1, "no_route": 1}
+    assert found["verdicts"] == [-1, 7, 7, 2]
+    assert (found["sources"], found["checksums"]) == (["198.51.100.7", "2001:db8:e::7"], [0, 0])
+    assert found["ports"] == [40000 % 1024] * 2  # the pod's own, in the node's block
+    assert found["flows_live"] == 3
+    assert found["counters"] == {"encapsulated": 2, "no_route": 1}
 
 
 def test_what_the_kernel_lacks_is_said(found: dict[str, object]) -> None:

@@ -104,9 +104,9 @@ def test_the_installed_datapath_carries_packets(installed: Path, tmp_path: Path,
     found = json.loads(text)
     assert Path(found["room"]).is_relative_to(installed.parent)
     assert (found["loaded"], found["adopted"]) == (True, True)
-    assert found["verdicts"] == [-1, 7, 2]  # left alone, redirected, translated but without a route here
-    assert (found["source"], found["checksum"]) == ("198.51.100.7", 0)
-    assert found["counters"] == {"encapsulated": 1, "no_route": 1}
+    assert found["verdicts"] == [-1, 7, 7, 2]  # left alone, redirected in both families, without a route here
+    assert (found["sources"], found["checksums"]) == (["198.51.100.7", "2001:db8:e::7"], [0, 0])
+    assert found["counters"] == {"encapsulated": 2, "no_route": 1}
     assert not pins.exists()
 
 

@@ -221,7 +221,8 @@ def _fate(state: NodeState) -> str:
     if not covering:
         return f"as {POD}"
     group = egress.groups.get(covering[0].group)
-    return f"as {group.egress_ip}" if group is not None and group.gateways else DROPPED
+    own = [address for address in group.egress_ips if address.version == POD.version] if group else []
+    return f"as {own[0]}" if own and group is not None and group.gateways else DROPPED
 
 
 @pytest.fixture(params=[Files, Server], ids=["files", "server"])

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from bpf.layout import read_reasons
+from egress.guard import COUNTERS
+from egress.status import GUARD
 from routerd.cli.check import check_texts
 from routerd.cli.main import main
 
@@ -63,6 +66,16 @@ def test_links_lead_somewhere(path: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text())
     missing = [t for t in targets if "://" not in t and not (path.parent / t).exists()]
     assert missing == []
+
+
+def test_every_reason_of_the_datapath_is_told_with_its_meaning() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    section = text.split("## Reasons of the datapath\n")[1].split("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", section, re.MULTILINE))
+    guard = {f"{GUARD}{name}" for name in COUNTERS}
+    assert {name for name in rows if name.startswith(GUARD)} == guard
+    programs = {name: meaning for name, meaning in rows.items() if name not in guard}
+    assert programs == {reason.name: reason.text for reason in read_reasons().values()}
 
 
 def headings(path: Path) -> set[str]:

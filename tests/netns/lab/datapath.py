@@ -7,18 +7,20 @@ from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 
 from egress.netdev import Datapath
 from egress.plan import plan
-from egress.policy import Desired, Gateway, Group, Policy
+from egress.policy import Block, Desired, Gateway, Group, Policy, Served
+from tests.models.tables import granules
 from tests.netns.lab import netns
-from tests.netns.lab.hosts import Node
 from tests.netns.lab.lab import NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK, Lab
 from tests.netns.lab.wiring import six
 
 EGRESS_IP = IPv4Address("10.168.60.100")
+EGRESS_IP6 = ip_address(six(str(EGRESS_IP)))
 WORLD = IPv4Network("0.0.0.0/0")
+PORTS = 1024  # of each node; on a node's own address it has 64 granules for all of them
 ROUNDS = 4  # the first makes the devices, the second fills in what they are
 
 
-def reconcile(node: Node, datapath: Datapath, desired: Desired) -> list[str]:
+def reconcile(node: netns.Namespace, datapath: Datapath, desired: Desired) -> list[str]:
     """Rounds until nothing is left to do; what was done, as text."""
     done: list[str] = []
     with netns.entered(node.name):
@@ -48,9 +50,14 @@ class Cluster:
     def desired(self, name: str) -> Desired:
         node = self.lab.node(name)
         nodes = {n: IPv4Address(self.lab.node(n).address) for n in self.lab.nodes}
-        slots = {"gw1": 0, "gw2": 1}
-        gateways = tuple(Gateway(n, nodes[n], slots[n]) for n in self.gateways)
-        group = Group(7, EGRESS_IP, gateways, slots=1 if self.node_address else 2, node_address=self.node_address)
+        numbers = {n: number for number, n in enumerate(sorted(nodes), start=1)}
+        gateways = tuple(Gateway(n, numbers[n]) for n in self.gateways)
+        egress_ips = (EGRESS_IP, EGRESS_IP6) if self.lab.ipv6 else (EGRESS_IP,)
+        firsts = {n: self._first(number) for n, number in numbers.items()}
+        blocks = tuple(Block(address, firsts[name], self._size) for address in egress_ips)
+        group = Group(7, egress_ips, gateways, blocks, node_address=self.node_address)
+        table = granules({numbers[n]: [(first, self._size)] for n, first in firsts.items()})
+        served = {address: Served(table, self.node_address) for address in egress_ips} if name in self.gateways else {}
         pods = {a: p.label for p in self.lab.pods.values() if p.node is node for a in self._both(p.address)}
         return Desired(
             node=name,
@@ -58,10 +65,24 @@ class Cluster:
             pods={ip_address(a): self.selected.get(label, ()) for a, label in pods.items()},
             policies=self.policies,
             groups={7: group},
-            nodes=frozenset(nodes.values()),
+            served=served,
+            nodes={numbers[n]: address for n, address in nodes.items()},
+            icmp_sources=tuple(map(ip_address, self._both(node.address))),
             cluster=frozenset(ip_network(n) for n in self._both(NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK)),
             pod_cidrs=frozenset(ip_network(n) for n in self._both(node.spec.pod_cidr)),
         )
+
+    @property
+    def _size(self) -> int:
+        return 256 if self.node_address else PORTS
+
+    def _first(self, number: int) -> int:
+        return (61440 if self.node_address else 32768) + number * self._size
+
+    def ports(self, name: str) -> range:
+        """Those of a node."""
+        first = self.desired(name).groups[7].blocks[0].first
+        return range(first, first + self._size)
 
     def _both(self, *texts: str) -> tuple[str, ...]:
         """Addresses or networks of IPv4, and those of IPv6 in their place where the lab has some."""
@@ -90,5 +111,5 @@ class Cluster:
 
     def dropped(self, name: str) -> dict[str, int]:
         """Reasons that are drops and have counted something."""
-        went_on = {"encapsulated", "translated", "reversed", "delivered", "too_big_answered"}
+        went_on = {"encapsulated", "translated", "reversed", "delivered", "too_big_answered", "ttl_answered"}
         return {reason: n for reason, n in self.counters(name).items() if n and reason not in went_on}

@@ -67,11 +67,11 @@ def host() -> Iterator[Host]:
 
 def test_cleanup_takes_back_what_the_start_of_a_pod_reserved(host: Host) -> None:
     host.prepare()
-    assert host.reserved() == "30000-30010,60990-65535"
+    assert host.reserved() == "30000-30010,60990-61099,61440-65535"
     assert host.namespace.run(["sysctl", "-n", "net.ipv4.ip_forward", "net.ipv4.conf.default.forwarding"]) == "1\n1\n"
     host.prepare()  # of the next pod
     removed = host.routerd("cleanup").splitlines()
-    assert removed == ["removed reserved ports 61000-65535", f"removed pins under {host.pins}"]
+    assert removed == ["removed reserved ports 61440-65535", f"removed pins under {host.pins}"]
     assert host.reserved() == OTHERS
     assert not host.pins.exists()
     assert host.routerd("cleanup") == "nothing to remove\n"
@@ -90,9 +90,9 @@ def test_where_sysctls_cannot_be_written_all_else_goes_and_the_rest_is_told(host
     host.namespace.ip("route add blackhole 192.0.2.1/32 proto 203", "link add routerd.vxlan type bridge")
     read_only = "mount -o bind,ro /proc/sys /proc/sys; exec"
     said = host.routerd("cleanup", wrapped=read_only, check=False)
-    assert "ports 61000-65535 stay in net.ipv4.ip_local_reserved_ports: Read-only file system" in said
+    assert "ports 61440-65535 stay in net.ipv4.ip_local_reserved_ports: Read-only file system" in said
     assert host.namespace.run(["ip", "route"]) == host.namespace.run(["ip", "link", "show", "type", "bridge"]) == ""
-    assert host.routerd("cleanup").splitlines()[0] == "removed reserved ports 61000-65535"
+    assert host.routerd("cleanup").splitlines()[0] == "removed reserved ports 61440-65535"
     assert host.reserved() == OTHERS
     assert not host.pins.exists()
 

@@ -76,7 +76,10 @@ def test_pod_devices_are_found_also_after_pyroute2_was_used_elsewhere(cluster: C
     assert IPv4Address(cluster.lab.pod("sel").address) in observed.facts.devices
 
 
-@pytest.mark.parametrize("what", ["a new device", "the guard deleted"])
+ADDRESSES = {"an IPv4 address": "192.0.2.250/32", "an IPv6 address": "2001:db8:99::1/128"}
+
+
+@pytest.mark.parametrize("what", ["a new device", "the guard deleted", *ADDRESSES])
 def test_a_change_beneath_is_told(cluster: Cluster, what: str) -> None:
     told = threading.Event()
     worker = cluster.lab.node("worker")
@@ -85,6 +88,9 @@ def test_a_change_beneath_is_told(cluster: Cluster, what: str) -> None:
         if what == "a new device":
             cluster.lab.add_pod("fresh", "worker")
             cluster.lab.remove_pod("fresh")
+        elif what in ADDRESSES:
+            for change in ("add", "del"):
+                worker.run(["ip", "address", change, ADDRESSES[what], "dev", "lo"])
         else:
             worker.run(["nft", "delete", "table", "inet", "routerd"])
 
@@ -313,20 +319,29 @@ def test_a_node_address_as_egress_ip_leaves_the_host_its_own_ports(cluster: Clus
         cluster.apply()
         assert cluster.lab.pod("sel").get(FW_ADDRESS).source == str(EGRESS_IP)
         assert gw1.run(["ping", "-n", "-c", "1", "-W", "1", "-I", str(EGRESS_IP), FW_ADDRESS]).count("1 received")
-        assert "61000-65535" in gw1.run(["sysctl", "-n", "net.ipv4.ip_local_reserved_ports"])
+        assert "61440-65535" in gw1.run(["sysctl", "-n", "net.ipv4.ip_local_reserved_ports"])
     finally:
         gw1.ip(f"addr del {EGRESS_IP}/32 dev lo")
 
 
 def test_collection_leaves_live_mappings_alone(cluster: Cluster) -> None:
+    worker = cluster.datapaths["worker"]
+
+    def ports() -> set[tuple[int, int]]:
+        return {(entry.egress_port, entry.remote_port) for entry in worker.nat()}
+
+    with netns.entered(cluster.lab.node("worker").name):
+        worker.collect()  # what has ended before
+        others = ports()
     cluster.lab.pod("sel").get(FW_ADDRESS)
-    with netns.entered(cluster.lab.node("gw1").name):
-        gateway = cluster.datapaths["gw1"]
-        assert gateway.nat()
-        result = gateway.collect()
-        live = len(gateway.nat())
+    with netns.entered(cluster.lab.node("worker").name):
+        before = ports()
+        result = worker.collect()
+        after = ports()
     assert result is not None
-    assert result.mappings_live == live > 0
+    assert before == after
+    assert result.flows_live >= len(after) > len(others)
+    assert {port for port, _ in after - others} <= set(cluster.ports("worker"))
 
 
 def test_removal_leaves_nothing(cluster: Cluster) -> None:

@@ -84,7 +84,10 @@ def wishes(draw: st.DrawFn) -> tuple[Desired, Facts]:
     name = draw(st.one_of(st.sampled_from(NAMES + UNSAYABLE), kernel_names))
     devices = {pod: PodDevice(n, name, name, bytes(6), bytes(6)) for n, pod in enumerate(pods)}
     devices |= {PODS[0]: PodDevice(9, "late", "late", bytes(6), bytes(6))} if PODS[0] not in pods else {}
-    nodes = frozenset(draw(st.lists(st.builds(IPv4Address, st.integers(1, 2**32 - 1)), max_size=2)))
+    endpoints = st.one_of(
+        st.builds(IPv4Address, st.integers(1, 2**32 - 1)), st.builds(IPv6Address, st.integers(2**96, 2**127))
+    )
+    nodes = dict(enumerate(draw(st.lists(endpoints, max_size=3, unique=True)), start=1))
     desired = Desired(
         "n", IPv4Address("10.0.0.1"), pods=pods, policies=known, nodes=nodes, cluster=frozenset(draw(some_networks)),
         pod_cidrs=frozenset(draw(some_networks)),
@@ -114,7 +117,7 @@ def test_a_pod_becomes_decided_and_is_forgotten_again(namespace: Namespace) -> N
 
 
 def test_counters_keep_their_values(namespace: Namespace) -> None:
-    desired = Desired("n", IPv4Address("10.0.0.1"), nodes=frozenset({IPv4Address("127.0.0.1")}))
+    desired = Desired("n", IPv4Address("10.0.0.1"), nodes={1: IPv4Address("127.0.0.1")})
     namespace.nft(transaction(render(desired, Facts()), read_back(namespace)))
     with namespace.socket(2, 2) as sender, pytest.raises(PermissionError):
         sender.sendto(b"forged", ("127.0.0.1", desired.tunnel_port))  # a process, not the tunnel

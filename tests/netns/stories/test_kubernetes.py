@@ -85,8 +85,8 @@ def test_a_node_whose_kubelet_sees_its_shutdown_leads_nowhere_any_more(story: St
     def told() -> tuple[bool, str]:
         row = story.server.storage.get("routerd.io/routerdnodes", "gw1")
         status = row.object["status"] if row else {}
-        drained = [each["status"] for each in status["conditions"] if each["type"] == "Drained"]
-        return status["draining"], "".join(drained)
+        drained = [each["status"] for each in status.get("conditions", ()) if each["type"] == "Drained"]
+        return status.get("draining", False), "".join(drained)
 
     assert gw1 in hops(vip)
     says(story, "gw1", ready=False, message="node is shutting down")

@@ -291,12 +291,12 @@ def test_cleanup_leaves_nothing_of_ours_and_all_of_others(running: Running) -> N
     assert {"removed device routerd.vxlan", "removed nft table inet routerd"} <= set(removed)
     assert daemons.routerd("gw2", "cleanup") == "nothing to remove\n"
 
-    ports = len(range(30000, 30011)) + len(range(60990, 61000))
+    ports = len(range(30000, 30011)) + len(range(60990, 61440))
     assert footprint(node) == {"reserved ports": ports}
     assert not (node.pin_dir / "routerd").exists()
     assert attached(node) == {}
     assert _foreign(node) == foreign
-    assert node.run(["sysctl", "-n", "net.ipv4.ip_local_reserved_ports"]) == "30000-30010,60990-60999\n"
+    assert node.run(["sysctl", "-n", "net.ipv4.ip_local_reserved_ports"]) == "30000-30010,60990-61439\n"
     node.ip("route del blackhole 192.0.2.200", "link del foreign0")
     node.nft("delete table inet foreign")
     node.run(["tc", "qdisc", "del", "dev", "eth0", "clsact"])
@@ -362,8 +362,10 @@ def empty_map(name: str) -> Damage:
 def wrong_value(running: Running, node: Node) -> None:
     """Every pod without policies: as an agent would leave it that was told so."""
     pods = opened(node.pin_dir / "routerd" / "maps" / "pods")
-    for key in pods.items():
-        pods.put(key, layout.u32(0))
+    for key, raw in pods.items().items():
+        value = layout.decode(layout.PodValue, raw)
+        value.policy_set = 0
+        pods.put(key, bytes(value))
     pods.close()
 
 
@@ -378,7 +380,7 @@ def detach_links(running: Running, node: Node) -> None:
 
 MENDED: dict[str, tuple[str, Damage]] = {
     "map-entries-deleted-at-the-source": ("worker", empty_map("pods")),
-    "map-entries-deleted-at-the-gateway": ("gw1", empty_map("groups")),
+    "map-entries-deleted-at-the-gateway": ("gw1", empty_map("egress_ips")),
     "map-value-changed": ("worker", wrong_value),
     "links-detached": ("worker", detach_links),
     "blackhole-route-deleted": ("gw1", command("ip", "route", "del", "blackhole", EGRESS_IP)),
@@ -411,7 +413,7 @@ MENDED: dict[str, tuple[str, Damage]] = {
         command("sh", "-c", "ip link del routerd.vxlan; ip link add routerd.vxlan type bridge"),
     ),
     "map-pin-removed": ("worker", unpin("maps/pods")),
-    "state-pins-removed": ("gw1", unpin("maps/nat", "maps/reverse", "maps/counters")),
+    "state-pins-removed": ("gw1", unpin("maps/flows", "maps/reverse", "maps/counters")),
     "settings-pin-removed": ("gw1", unpin("maps/settings")),
     "program-pin-removed": ("gw1", unpin("programs/from_tunnel")),
     "unused-program-pin-removed": ("gw1", unpin("programs/collect")),

@@ -28,7 +28,7 @@ class Desk:
 
 def asks(*pods: Pod, node: str = "a", allocations: Allocations | None = None) -> tuple[PortAsk, ...]:
     there = {each.key: each for each in pods}
-    report = Desk(node).round(cluster.snapshot(pods=there, allocations=allocations or cluster.with_ports()))
+    report = Desk(node).round(cluster.snapshot(pods=there, allocations=allocations or cluster.allocations()))
     assert report is not None
     return report.asks
 
@@ -60,7 +60,7 @@ def test_nothing_is_said_before_everything_is_read() -> None:
 
 def test_news_is_told_once() -> None:
     desk = Desk()
-    allocations = cluster.with_ports()
+    allocations = cluster.allocations()
     desk.round(cluster.snapshot(allocations=allocations))
     desk.round(cluster.snapshot(allocations=allocations))
     assert desk.told == 1
@@ -71,7 +71,7 @@ def test_news_is_told_once() -> None:
 
 def test_a_gateway_confirms_what_is_in_force_and_not_what_it_has_read() -> None:
     desk = Desk("b")
-    allocations = cluster.with_ports()
+    allocations = cluster.allocations()
     (table,) = allocations.bindings
     report = desk.round(cluster.snapshot(allocations=allocations), done=False)
     assert report is not None and report.applied == ()

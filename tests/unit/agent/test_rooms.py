@@ -14,13 +14,14 @@ from bgp.rib import PathRefusal
 from bgp.session import PeerStatus
 from egress.netdev import NatEntry
 from egress.plan import AddBlackhole, Observed
-from egress.policy import Group
+from egress.policy import Group, Served
 from egress.status import EgressStatus
 from routerd.agent.egress import EgressRoom
 from routerd.agent.rooms import Rooms
 from routerd.refs import Ref
 from tests.models.cluster import TOR
-from tests.models.egress_wishes import GROUP, on_gateway
+from tests.models.egress_wishes import EGRESS_IP, GROUP, SERVED, on_gateway
+from tests.models.tables import granules
 
 READ = EgressStatus(True, 0, 3, 100, {"translated": 5}, {"no_gateway": 2})
 
@@ -45,9 +46,12 @@ class Datapath:
             raise OSError("nft is missing")
         return READ
 
+    def port_use(self) -> None:
+        return None
+
     def nat(self) -> list[NatEntry]:
         a, b, c = (IPv4Address(f"192.0.2.{last}") for last in (1, 2, 3))
-        return [NatEntry(7, 6, a, 1000, b, 2000, c, 443, None, 1.25)]
+        return [NatEntry(7, 6, a, 1000, b, 2000, c, 443, 9, 1.25)]
 
 
 def rooms(speaker: Any = None, datapath: Any = None) -> Rooms:
@@ -93,6 +97,7 @@ def test_a_datapath_that_cannot_be_read_is_not_attached() -> None:
 
 def test_mappings_are_rows() -> None:
     (row,) = rooms(datapath=Datapath()).nat()
+    assert row["gateway"] == 9
     assert (row["protocol"], row["pod"], row["remote"], row["egress_ip"], row["port"], row["idle_seconds"]) == (
         "TCP",
         "192.0.2.1:1000",
@@ -137,8 +142,10 @@ def test_calls_of_several_threads_never_overlap() -> None:
 
 def test_the_egress_room_carries_the_groups_whose_state_is_in_place() -> None:
     """And it has nothing to say of a VIP, not even before it has been read."""
-    other = Group(8, IPv4Address("192.0.2.101"), GROUP.gateways)
-    desired, lacking = on_gateway(groups={7: GROUP, 8: other}), AddBlackhole(GROUP.egress_ip)
+    other_ip = IPv4Address("192.0.2.101")
+    served = {**SERVED, other_ip: Served(granules({}))}
+    desired = on_gateway(groups={7: GROUP, 8: Group(8, (other_ip,), GROUP.gateways)}, served=served)
+    lacking = AddBlackhole(EGRESS_IP)
     nothing: Any = None
     here = EgressRoom(nothing)
     undone = here.undone(desired, Observed())

@@ -130,11 +130,13 @@ def test_services_that_ask_for_what_is_not_there() -> None:
 def test_what_is_refused_is_an_error_unless_the_rest_is_served() -> None:
     both = (POLICY % "egressIP: 203.0.113.1").replace("[198.51.100.0/24]", "[198.51.100.0/24, '::/0']")
     assert found(both) == [
-        "warning: 0.yaml:1: EgressPolicy/e: IPv6 is not translated yet: what the selected pods send to ::/0 is dropped"
+        "warning: 0.yaml:1: EgressPolicy/e: no egress IP of its family, but 203.0.113.1: what the selected pods send "
+        "to ::/0 is dropped"
     ]
     six = (POLICY % "egressIP: 203.0.113.1").replace("198.51.100.0/24", "'::/0'")
     assert found(six) == [
-        "error: 0.yaml:1: EgressPolicy/e: IPv6 is not translated yet: what the selected pods send to ::/0 is dropped"
+        "error: 0.yaml:1: EgressPolicy/e: no egress IP of its family, but 203.0.113.1: what the selected pods send "
+        "to ::/0 is dropped"
     ]
     assert found("apiVersion: metallb.io/v1beta1\nkind: BGPPeer\nmetadata: {name: t}\n") == [
         "error: 0.yaml:1: BGPPeer (metallb.io) is not supported: write it in the BGP ConfigMap"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -320,12 +320,12 @@ def test_no_gateway(world: World, label: str | None, gateways: LabelSelector | N
 
 
 def test_a_node_without_a_tunnel_endpoint_is_no_gateway(world: World) -> None:
-    world.node("g1", addresses=(ip_address("fd00::1"),))
+    world.node("g1", addresses=())
     world.node("g2", ready=False)
     world.policy("a", "198.51.100.7")
     group, refusal = world.decide().splitlines()
     assert group == "group 1 198.51.100.7 EgressPolicy/a via none /1 epoch 1"
-    assert "is ready (g1 has no IPv4 address, g2): traffic" in refusal
+    assert "is ready (g1 has no address, g2): traffic" in refusal
     world.node("g2")
     assert world.decide() == "group 1 198.51.100.7 EgressPolicy/a via g2:0 /1 epoch 2"
 
@@ -338,21 +338,37 @@ def test_a_policy_of_both_families_has_its_group_and_says_what_is_not_translated
     world.policy("web", "198.51.100.7", destinations=(FOUR, SIX))
     group, refused = world.decide().splitlines()
     assert group == "group 1 198.51.100.7 EgressPolicy/web via g:0 /1 epoch 1"
-    told = "IPv6 is not translated yet: what the selected pods send to 2001:db8::/32 is dropped"
+    told = "no egress IP of its family, but 198.51.100.7: what the selected pods send to 2001:db8::/32 is dropped"
     assert refused == f"! EgressPolicy/web UnsupportedFamily: {told}"
 
 
 @pytest.mark.parametrize(
     ("ip", "fields"),
-    [("", {"pool": "default", "destinations": (SIX,)}), ("198.51.100.7", {"destinations": (SIX,)}),
-     ("2001:db8::7", {"destinations": (FOUR,)}), ("2001:db8::7", {"destinations": (FOUR, SIX)})],
-)  # fmt: skip
+    [("198.51.100.7", {"destinations": (SIX,)}), ("2001:db8::7", {"destinations": (FOUR,)})],
+)
 def test_a_policy_of_which_nothing_is_translated_gets_no_egress_ip(world: World, ip: str, fields: Any) -> None:
     world.node("g")
     world.policy("web", ip, **fields)
     assert refusals(world) == [("EgressPolicy/web", "UnsupportedFamily")]
     assert world.allocations.groups == ()
     assert world.ledger.addresses == ()
+
+
+def test_a_policy_whose_pool_has_one_family_only_says_what_is_not_translated(world: World) -> None:
+    world.node("g")
+    world.policy("web", pool="default", destinations=(FOUR, SIX))
+    group, refused = world.decide().splitlines()
+    assert group.startswith("group 1 192.0.2.")
+    assert refused.startswith("! EgressPolicy/web UnsupportedFamily: no egress IP of its family, but 192.0.2.")
+
+
+@pytest.mark.parametrize("destination", [FOUR, SIX])
+def test_a_node_with_ipv6_addresses_only_is_a_gateway_of_both_families(
+    world: World, destination: IPv4Network | IPv6Network
+) -> None:
+    world.node("g", addresses=(ip_address("fd00::1"),))
+    world.policy("a", "198.51.100.7" if destination.version == 4 else "2001:db8:1::7", destinations=(destination,))
+    assert "via g:0 " in world.decide()
 
 
 def test_a_pool_gives_an_egress_ip_that_something_is_translated_to(world: World) -> None:

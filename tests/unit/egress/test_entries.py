@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, collapse_addresses, ip_address, ip_network
-from itertools import pairwise
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_network
 
 import pytest
 from hypothesis import given, settings
@@ -21,13 +20,12 @@ from egress.entries import (
     map_entries,
     number_sets,
     overloaded,
-    port_range,
 )
 from egress.entries import policy_set as flatten
 from egress.guard import render
-from egress.policy import Desired, Gateway, Group, IPNetwork, Policy, Ports
+from egress.policy import Block, Desired, Gateway, Group, IPNetwork, Policy, Ports, Served
 from tests.models.datapath import deciding_policy
-from tests.models.tables import longest
+from tests.models.tables import granules, longest
 
 NET = IPv4Network
 WORLD = NET("0.0.0.0/0")
@@ -157,37 +155,31 @@ def test_a_number_never_changes_its_content(rounds: list[list[tuple[str, ...]]])
 # --- other maps -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("slots", [1, 2, 3, 4, 16])
-@pytest.mark.parametrize("own", [False, True])
-def test_gateways_of_a_group_share_no_port(slots: int, own: bool) -> None:
-    group = Group(1, IPv4Address("192.0.2.9"), (), slots=slots, node_address=own)
-    ranges = [port_range(group, slot) for slot in range(slots)]
-    assert ranges[0][0] == (61000 if own else 1024)
-    assert ranges[-1][1] <= 65535
-    assert all(before[1] + 1 == after[0] for before, after in pairwise(ranges))
-
-
 def test_the_maps_of_a_node_as_text() -> None:
     pod = IPv4Address("10.1.0.5")
-    group = Group(7, IPv4Address("192.0.2.9"), (Gateway("n", NODE, 0), Gateway("o", OTHER, 1, up=False)), slots=2)
+    egress_ip = IPv4Address("192.0.2.9")
+    blocks = (Block(egress_ip, 1024, 1024), Block(egress_ip, 4096, 64, closed=True))
+    group = Group(7, (egress_ip,), (Gateway("n", 1), Gateway("o", 2, up=False)), blocks)
     desired = Desired(
         "n", NODE, pods={pod: ("a",), IPv4Address("10.1.0.6"): ()}, policies={"a": replace(A, group=7)},
-        groups={7: group}, nodes=frozenset({NODE, OTHER}), cluster=frozenset({NET("10.1.0.0/16")}),
+        groups={7: group}, served={egress_ip: Served(granules({1: [(1024, 1024), (4096, 64)], 2: [(2048, 1024)]}))},
+        nodes={1: NODE, 2: OTHER}, cluster=frozenset({NET("10.1.0.0/16")}),
     )  # fmt: skip
     device = PodDevice(4, "veth4", "veth4", bytes.fromhex("020000000001"), bytes(6))
     maps = map_entries(desired, Facts({pod: device}, {"eth0": 2}, 9, 1450), {})
     text = [describe(name, k, v) for name in maps for k, v in sorted(maps[name].items()) if name != "cluster"]
     assert text == [
         "node 10.0.0.1, tunnel device 9 port 8473 mtu 1450, object 0000000000000000",
-        "10.0.0.1",
-        "10.0.0.2",
+        "10.0.0.1: node 1",
+        "10.0.0.2: node 2",
+        "node 1: 10.0.0.1 here",
+        "node 2: 10.0.0.2",
         "device 2",
-        "group 7: 10.0.0.1 slot 0 here, 10.0.0.2 slot 1 down",
-        "group 7: 192.0.2.9 ports 1024-33279",
-        "192.0.2.9",
+        "group 7: 192.0.2.9 ports 1024-2047, 192.0.2.9 ports 4096-4159 closed by node 1, node 2 down",
+        "groups e750ee0c",
+        "192.0.2.9: 1024-2047 node 1, 2048-3071 node 2, 4096-4159 node 1",
         "set 1 0.0.0.0/0: any -> group 7",
         "device 4 10.1.0.5: set 1",
-        "10.1.0.5: device 4 mac 02:00:00:00:00:01",
         "device 4",
     ]
 
@@ -245,32 +237,15 @@ def only(version: int, networks: Iterable[IPNetwork]) -> tuple[IPNetwork, ...]:
 
 @settings(max_examples=100, deadline=None)
 @given(of_both)
-def test_what_is_ipv6_of_a_policy_is_in_no_map_and_always_in_the_guard(policy: Policy) -> None:
-    desired = Desired(
-        "n", NODE, dict.fromkeys(PODS, (policy.name,)), {policy.name: policy},
-        cluster=frozenset({NET("10.0.0.0/8"), ip_network("fd01::/48")}), nodes=frozenset({NODE}),
-    )  # fmt: skip
-    part = replace(policy, destinations=only(4, policy.destinations), excluded=only(4, policy.excluded))
-    alone = replace(
-        desired, pods={PODS[0]: (policy.name,)}, policies={policy.name: part}, cluster=frozenset({NET("10.0.0.0/8")})
-    )
-    facts = Facts(dict.fromkeys(PODS, DEVICE))
-    assert map_entries(desired, facts, {}) == map_entries(alone, facts, {})
-    guard = render(desired, facts)
-    covered = {str(network) for network in collapse_addresses(only(6, policy.destinations))}
-    for name, key in (("selected6", "veth5 . fd01::5"), ("devices6", "veth5")):
-        chains = [element.partition(" : jump ")[2] for element in guard.sets[name] if element.startswith(f"{key} :")]
+def test_each_family_of_a_policy_is_what_it_would_be_alone(policy: Policy) -> None:
+    whole = flatten([policy])
+    for version in (4, 6):
+        part = replace(policy, destinations=only(version, policy.destinations), excluded=only(version, policy.excluded))
+        assert {prefix: rules for prefix, rules in whole.items() if prefix.version == version} == flatten([part])
+    desired = Desired("n", NODE, dict.fromkeys(PODS, (policy.name,)), {policy.name: policy})
+    guard = render(desired, Facts(dict.fromkeys(PODS, DEVICE)))
+    for pod, suffix in zip(PODS, ("", "6"), strict=True):
+        chains = [element.partition(" : jump ")[2] for element in guard.sets[f"selected{suffix}"]]
         rules = [rule for chain in chains for rule in guard.chains[chain]]
+        covered = only(pod.version, policy.destinations)
         assert len(rules) == (len(policy.ports) or 1) * bool(covered)
-        assert all(f"ip6 daddr {{ {', '.join(sorted(covered))} }}" in rule for rule in rules)
-
-
-@pytest.mark.parametrize("address", ["192.0.2.9", "2001:db8::9"])
-def test_a_group_that_nothing_is_translated_to_has_no_path_and_no_address(address: str) -> None:
-    """So a rule that names it drops."""
-    group = Group(7, ip_address(address), (Gateway("n", NODE, 0),))
-    policy = Policy("web", 7, (WORLD,))
-    desired = Desired("n", NODE, {PODS[0]: ("web",)}, {"web": policy}, {7: group}, frozenset({NODE}))
-    maps = map_entries(desired, Facts({PODS[0]: DEVICE}), {})
-    assert len(maps["policies"]) == 1
-    assert [len(maps[name]) for name in ("paths", "groups", "egress_ips")] == [int(group.egress_ip.version == 4)] * 3

@@ -21,7 +21,7 @@ DEVICES = {
 }
 DESIRED = Desired(
     "n", IPv4Address("10.0.0.1"), pods={POD: ("web",), PLAIN: (), UNKNOWN: ("web",)}, policies={"web": WEB},
-    nodes=frozenset({IPv4Address("10.0.0.1")}), cluster=frozenset({IPv4Network("10.1.0.0/16")}),
+    nodes={1: IPv4Address("10.0.0.1"), 2: IPv6Address("2001:db8::2")}, cluster=frozenset({IPv4Network("10.1.0.0/16")}),
     pod_cidrs=frozenset({IPv4Network("10.1.0.0/24")}),
 )  # fmt: skip
 SIX, PLAIN6 = (IPv6Address(f"2001:db8:1::{n}") for n in (5, 6))
@@ -41,12 +41,11 @@ add set inet routerd covered6 { type ipv6_addr; flags interval; }
 add set inet routerd pod_sources6 { type ipv6_addr; flags interval; }
 add set inet routerd decided6 { type ifname . ipv6_addr; }
 add set inet routerd nodes { type ipv4_addr; }
+add set inet routerd nodes6 { type ipv6_addr; }
 add set inet routerd pod_devices { type ifname; }
-add set inet routerd unlisted6 { type ifname; }
 add set inet routerd host_devices { type ifname; }
 add map inet routerd selected { type ifname . ipv4_addr : verdict; }
 add map inet routerd selected6 { type ifname . ipv6_addr : verdict; }
-add map inet routerd devices6 { type ifname : verdict; }
 add chain inet routerd prerouting { type filter hook prerouting priority -300; policy accept; }
 flush chain inet routerd prerouting
 add chain inet routerd output { type filter hook output priority -300; policy accept; }
@@ -69,11 +68,12 @@ flush set inet routerd covered6
 flush set inet routerd decided
 add element inet routerd decided { "bridge" . 10.1.0.6, "veth3" . 10.1.0.5 }
 flush set inet routerd decided6
-flush map inet routerd devices6
 flush set inet routerd host_devices
 add element inet routerd host_devices { "eth0", "lo" }
 flush set inet routerd nodes
 add element inet routerd nodes { 10.0.0.1 }
+flush set inet routerd nodes6
+add element inet routerd nodes6 { 2001:db8::2 }
 flush set inet routerd pod_devices
 add element inet routerd pod_devices { "bridge", "veth3" }
 flush set inet routerd pod_sources
@@ -82,14 +82,15 @@ flush set inet routerd pod_sources6
 flush map inet routerd selected
 add element inet routerd selected { "veth3" . 10.1.0.5 : jump SET }
 flush map inet routerd selected6
-flush set inet routerd unlisted6
-add element inet routerd unlisted6 { "bridge", "veth3" }
 add rule inet routerd prerouting udp dport 8473 iifname @pod_devices counter name forged drop
 add rule inet routerd prerouting udp dport 8473 ip daddr @nodes ip saddr != @nodes counter name forged drop
+add rule inet routerd prerouting udp dport 8473 ip6 daddr @nodes6 ip6 saddr != @nodes6 counter name forged drop
 add rule inet routerd prerouting udp dport 8473 notrack
 add rule inet routerd output udp dport 8473 notrack
 add rule inet routerd forward udp dport 8473 ip daddr @nodes ct original proto-dst != 8473 counter name forged drop
 add rule inet routerd forward udp dport 8473 ip daddr @nodes iifname != @host_devices counter name forged drop
+add rule inet routerd forward udp dport 8473 ip6 daddr @nodes6 ct original proto-dst != 8473 counter name forged drop
+add rule inet routerd forward udp dport 8473 ip6 daddr @nodes6 iifname != @host_devices counter name forged drop
 add rule inet routerd forward iifname != @host_devices ip option lsrr exists counter name source_routed drop
 add rule inet routerd forward iifname != @host_devices ip option ssrr exists counter name source_routed drop
 add rule inet routerd forward ct direction reply return
@@ -100,14 +101,15 @@ add rule inet routerd forward iifname != @host_devices ip daddr @covered iifname
 add rule inet routerd forward ip6 daddr @cluster6 return
 add rule inet routerd forward iifname . ip6 saddr vmap @selected6
 add rule inet routerd forward ip6 saddr @pod_sources6 ip6 daddr @covered6 iifname . ip6 saddr != @decided6 counter name undecided drop
-add rule inet routerd forward iifname . ip6 saddr != @decided6 iifname vmap @devices6
-add rule inet routerd forward iifname != @host_devices iifname != @unlisted6 ip6 daddr @covered6 iifname . ip6 saddr != @decided6 counter name undecided drop
+add rule inet routerd forward iifname != @host_devices ip6 daddr @covered6 iifname . ip6 saddr != @decided6 counter name undecided drop
 add rule inet routerd input udp dport 8473 ct original proto-dst != 8473 counter name forged drop
 add rule inet routerd input udp dport 8473 iifname != @host_devices counter name forged drop
 add rule inet routerd input udp dport 8473 ip daddr != @nodes counter name forged drop
-add rule inet routerd input udp dport 8473 meta nfproto ipv6 counter name forged drop
+add rule inet routerd input udp dport 8473 ip6 daddr != @nodes6 counter name forged drop
 add rule inet routerd sent udp dport 8473 ip daddr @nodes ct original proto-dst != 8473 counter name forged drop
 add rule inet routerd sent udp dport 8473 ip daddr @nodes meta skuid 0-4294967295 counter name forged drop
+add rule inet routerd sent udp dport 8473 ip6 daddr @nodes6 ct original proto-dst != 8473 counter name forged drop
+add rule inet routerd sent udp dport 8473 ip6 daddr @nodes6 meta skuid 0-4294967295 counter name forged drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } tcp dport 80-443 counter name selected drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } meta l4proto udp counter name selected drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } meta l4proto icmp counter name selected drop
@@ -245,21 +247,14 @@ def verdicts(guard: Guard, name: str) -> dict[str, tuple[str, ...]]:
     return {key: guard.chains[chain] for key, chain in pairs}
 
 
-def test_ipv6_of_a_selected_pod_is_dropped_where_its_policies_cover_it_whatever_its_source() -> None:
+def test_what_is_forwarded_of_a_selected_pods_ipv6_is_dropped_where_its_policies_cover_it() -> None:
     guard = render(DUAL, Facts({POD: DEVICES[POD], SIX: DEVICES[POD]}))
-    [rules] = {*verdicts(guard, "selected6").values(), *verdicts(guard, "devices6").values()}
+    [rules] = verdicts(guard, "selected6").values()
     assert verdicts(guard, "selected6").keys() == {f"veth3 . {SIX}"}
-    assert verdicts(guard, "devices6").keys() == {"veth3"}
     assert rules[0] == "ip6 daddr { ::/0 } ip6 daddr != { 2001:db8:9::/48 } tcp dport 80-443 counter name selected drop"
     assert rules[-1].endswith("meta l4proto icmpv6 counter name selected drop")
     assert all("ip6" not in rule for rules in verdicts(guard, "selected").values() for rule in rules)
     assert guard.sets["cluster6"] == {"2001:db8:1::/48", "fe80::/10", "ff00::/8"}
-
-
-def test_the_device_of_a_pods_ipv4_address_is_that_of_its_ipv6_addresses() -> None:
-    guard = render(DUAL, Facts({POD: DEVICES[POD]}))
-    assert guard.sets["decided6"] == guard.sets["selected6"] == frozenset()
-    assert verdicts(guard, "devices6").keys() == {"veth3"}
 
 
 def test_on_a_bridge_a_known_address_is_its_pods_and_an_unknown_one_is_anybodys() -> None:
@@ -267,14 +262,6 @@ def test_on_a_bridge_a_known_address_is_its_pods_and_an_unknown_one_is_anybodys(
     guard = render(DUAL, Facts({POD: port, SIX: port, PLAIN: DEVICES[PLAIN], PLAIN6: DEVICES[PLAIN]}))
     assert guard.sets["decided6"] == {f"bridge . {SIX}", f"bridge . {PLAIN6}"}
     assert verdicts(guard, "selected6").keys() == {f"bridge . {SIX}"}
-    assert verdicts(guard, "devices6") == {"bridge": verdicts(guard, "selected6")[f"bridge . {SIX}"]}
-
-
-@pytest.mark.parametrize("facts", [Facts(uplinks={"veth3": 3}), Facts(underlay="veth3")])
-def test_what_comes_from_the_world_is_no_pods_though_pods_are_on_the_same_device(facts: Facts) -> None:
-    guard = render(DUAL, replace(facts, devices={POD: DEVICES[POD], SIX: DEVICES[POD]}))
-    assert guard.sets["devices6"] == frozenset()
-    assert verdicts(guard, "selected6").keys() == {f"veth3 . {SIX}"}
 
 
 def test_ipv6_of_a_pod_that_is_not_known_yet_is_dropped_where_any_policy_covers_it() -> None:
@@ -305,12 +292,6 @@ def test_a_bridge_is_one_of_pods_by_the_addresses_on_it(
     behind: dict[IPv4Address, list[PodDevice]], own: dict[IPv4Address, str], found: set[str]
 ) -> None:
     assert pod_bridges(DESIRED, dict(behind), dict(own)) == found
-
-
-def test_what_the_guard_has_to_itself_waits_for_no_map() -> None:
-    guard = render(DUAL, Facts({POD: DEVICES[POD], SIX: DEVICES[POD]}))
-    for name, elements in early(guard, None).sets.items():
-        assert elements == (frozenset() if name in ("decided", "selected") else guard.sets[name])
 
 
 def test_tunnel_packets_may_come_by_the_underlay_even_where_pods_are_on_it() -> None:

@@ -24,11 +24,12 @@ from egress.policy import Desired, Gateway, IPAddress, IPNetwork, Ports
 from tests.models.datapath import deciding_policy
 from tests.models.egress_wishes import (
     DEVICES,
-    GATEWAY,
+    EGRESS_IP,
     GROUP,
     PLAIN,
     POD,
     POLICY,
+    TABLE,
     WISHES,
     WORLD,
     carry_out,
@@ -43,6 +44,9 @@ from tests.models.egress_wishes import (
 from tests.models.node import FakeNode
 from tests.models.tables import tables
 
+EPOCH = "map epoch: put groups 5c752a0c"
+TABLE_TEXT = "192.0.2.100: 1024-2047 node 1, 2048-3071 node 2"
+
 
 def test_unknown_is_nothing_to_do() -> None:
     assert plan(None, Observed()) == ()
@@ -55,12 +59,13 @@ def test_the_first_plan_of_a_worker() -> None:
         "load eBPF programs and maps",
         "create tunnel device, UDP port 8473, MTU 1450",
         "map settings: put node 10.0.0.1, tunnel device 0 port 8473 mtu 1450, object 000000000000abcd",
-        "map nodes: put 10.0.0.1",
-        "map nodes: put 10.0.0.2",
+        "map nodes: put 10.0.0.1: node 1",
+        "map nodes: put 10.0.0.2: node 2",
+        "map node_numbers: put node 1: 10.0.0.1 here",
+        "map node_numbers: put node 2: 10.0.0.2",
         "map uplinks: put device 2",
-        "map local_pods: put 10.1.0.5: device 5 mac 02:00:00:00:00:05",
-        "map local_pods: put 10.1.0.6: device 6 mac 02:00:00:00:00:06",
-        "map paths: put group 7: 10.0.0.2 slot 0",
+        "map groups: put group 7: 192.0.2.100 ports 1024-2047 by node 2",
+        EPOCH,
         "map policies: put set 1 0.0.0.0/0: any -> group 7",
         "keep connections begun from outside: 10.1.0.5",
         "map pods: put device 5 10.1.0.5: set 1",
@@ -88,12 +93,14 @@ def test_the_first_plan_of_a_gateway() -> None:
         "create tunnel device, UDP port 8473, MTU 1450",
         "add route blackhole 192.0.2.100/32",
         "map settings: put node 10.0.0.2, tunnel device 0 port 8473 mtu 1450, object 000000000000abcd",
-        "map nodes: put 10.0.0.1",
-        "map nodes: put 10.0.0.2",
+        "map nodes: put 10.0.0.1: node 1",
+        "map nodes: put 10.0.0.2: node 2",
+        "map node_numbers: put node 1: 10.0.0.1",
+        "map node_numbers: put node 2: 10.0.0.2 here",
         "map uplinks: put device 2",
-        "map paths: put group 7: 10.0.0.2 slot 0 here",
-        "map groups: put group 7: 192.0.2.100 ports 1024-65535",
-        "map egress_ips: put 192.0.2.100",
+        f"map egress_ips: put {TABLE_TEXT}",
+        "map groups: put group 7: 192.0.2.100 ports 1024-2047 by node 2",
+        EPOCH,
         "attach from_uplink to eth0",
     ]
     assert [str(action) for action in plan(on_gateway(), node.observe())][1:] == ["attach from_tunnel to the tunnel"]
@@ -118,13 +125,14 @@ def changes(before: Desired, after: Desired) -> list[str]:
     return carry_out(node, plan(after, node.observe()))
 
 
-def test_failover_is_one_write() -> None:
-    first, second = Gateway("gw", GATEWAY, 0), Gateway("g2", IPv4Address("10.0.0.3"), 1)
-    both = replace(GROUP, gateways=(first, second), slots=2)
+def test_failover_is_one_write_and_the_word_that_it_happened() -> None:
+    """The flows of that gateway look for another one when the word has changed."""
+    first, second = Gateway("gw", 2), Gateway("g2", 3)
+    both = replace(GROUP, gateways=(first, second))
     failed = replace(both, gateways=(replace(first, up=False), second))
-    assert changes(on_worker(groups={7: both}), on_worker(groups={7: failed})) == [
-        "map paths: put group 7: 10.0.0.2 slot 0 down, 10.0.0.3 slot 1"
-    ]
+    write, word = changes(on_worker(groups={7: both}), on_worker(groups={7: failed}))
+    assert write == "map groups: put group 7: 192.0.2.100 ports 1024-2047 by node 2 down, node 3"
+    assert word.startswith("map epoch: put groups ")
 
 
 def test_a_pod_moves_to_a_set_that_is_complete_and_the_old_one_goes_last() -> None:
@@ -149,25 +157,22 @@ def test_a_pod_that_goes_is_forgotten_with_its_flows() -> None:
         "purge flows of 10.1.0.5",
         "map pods: delete device 5 10.1.0.5: set 1",
         "map policies: delete set 1 0.0.0.0/0: any -> group 7",
-        "map local_pods: delete 10.1.0.5: device 5 mac 02:00:00:00:00:05",
     ]
 
 
 def test_a_gateway_that_steps_down_keeps_the_blackhole_until_last() -> None:
-    done = changes(on_gateway(), on_gateway(groups={}))
+    done = changes(on_gateway(), on_gateway(served={}))
     assert done == [
-        "map paths: delete group 7: 10.0.0.2 slot 0 here",
-        "map egress_ips: delete 192.0.2.100",
-        "map groups: delete group 7: 192.0.2.100 ports 1024-65535",
+        f"map egress_ips: delete {TABLE_TEXT}",
         "delete route blackhole 192.0.2.100/32",
     ]
 
 
 def test_a_node_address_reserves_its_ports_and_has_no_blackhole() -> None:
-    done = changes(on_gateway(groups={}), on_gateway(groups={7: replace(GROUP, node_address=True)}))
-    assert "reserve local ports 61000-65535" in done
+    done = changes(on_gateway(served={}), on_gateway(served={EGRESS_IP: replace(TABLE, node_address=True)}))
+    assert "reserve local ports 61440-65535" in done
     assert not [line for line in done if "blackhole" in line]
-    assert "map groups: put group 7: 192.0.2.100 ports 61000-65535" in done
+    assert f"map egress_ips: put {TABLE_TEXT} (node address)" in done
 
 
 def test_a_new_release_swaps_the_programs_under_the_live_maps() -> None:
@@ -182,6 +187,17 @@ def test_a_new_release_swaps_the_programs_under_the_live_maps() -> None:
     swapped = carry_out(node, plan(on_worker(), node.observe()))
     assert [line.split()[0] for line in swapped] == ["attach"] * 6
     assert plan(on_worker(), node.observe()) == ()
+
+
+def test_what_a_release_with_other_maps_left_goes_before_anything_is_loaded() -> None:
+    """The guard is there all the time; nothing of the old maps is read or written."""
+    node = settled(on_worker())
+    node.other_layout, node.maps = True, {name: {} for name in node.maps}
+    done = carry_out(node, plan(on_worker(), node.observe()))
+    forgotten = "remove eBPF programs and maps of another layout: connections through them end"
+    assert done.index(forgotten) + 1 == done.index("load eBPF programs and maps")
+    settle(node, on_worker())
+    assert is_at_rest(node, on_worker())
 
 
 def test_a_tunnel_on_another_port_is_replaced() -> None:
@@ -286,12 +302,12 @@ def test_every_cut_of_every_change_converges() -> None:
 def test_the_model_and_the_plan_speak_of_the_same_policies() -> None:
     """`deciding_policy` reads no map; what the worker's maps say is the same."""
     node = settled(on_worker())
-    decoded = tables(node.maps, {})
+    decoded = tables(node.maps, {}, {})
     policy = deciding_policy([POLICY], IPv4Address("198.51.100.7"), "TCP", 443)
     assert policy is POLICY
     assert decoded.policies[decoded.pods[5, POD]][WORLD][0].group == POLICY.group
     assert Attachment("from_pod", 5) in node.attachments
-    assert layout.u32(7) in node.maps["paths"]
+    assert layout.u32(7) in node.maps["groups"]
 
 
 def test_an_address_on_a_new_device_loses_the_flows_of_the_old_one_first() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from zlib import crc32
 
 from hypothesis import given, settings
@@ -15,9 +15,12 @@ from egress.undone import Undone
 from tests.models.egress_wishes import (
     DEVICES,
     GROUP,
+    OTHER_IP,
     PLAIN,
     POD,
     POLICY,
+    SERVED,
+    TABLE,
     WISHES,
     check_safe,
     contents_of,
@@ -109,26 +112,30 @@ def test_a_tunnel_that_cannot_be_made_holds_up_nothing() -> None:
 
 
 def test_one_blackhole_that_fails_holds_up_its_own_nat_state_only() -> None:
-    other = Group(8, IPv4Address("192.0.2.101"), GROUP.gateways)
+    other = Group(8, (OTHER_IP,), GROUP.gateways)
     node = FakeNode()
-    done, undone = rounds(node, on_gateway(groups={7: GROUP, 8: other}), "blackhole 192.0.2.100")
-    assert [line for line in done if "egress_ips" in line] == ["map egress_ips: put 192.0.2.101"]
+    done, undone = rounds(node, on_gateway(groups={7: GROUP, 8: other}, served={**SERVED, OTHER_IP: TABLE}),
+                          "blackhole 192.0.2.100")  # fmt: skip
+    assert [line.partition(":  ")[0][:33] for line in done if "egress_ips" in line] == [
+        "map egress_ips: put 192.0.2.101: "
+    ]
     assert (undone.carries(7), undone.carries(8)) == (False, True)
 
 
 def test_each_group_is_carried_once_its_own_nat_state_is_in_place() -> None:
     """What all groups need is lacking to all of them; what a pod of this node lacks is nothing to what comes in."""
-    other = Group(8, IPv4Address("192.0.2.101"), GROUP.gateways, node_address=True)
+    other = Group(8, (OTHER_IP,), GROUP.gateways, node_address=True)
     carried = {
-        "map groups: put group 7": (False, True),
+        "map egress_ips: put 192.0.2.100": (False, True),
         "map egress_ips: put 192.0.2.101": (True, False),
         "reserve local ports": (True, False),
         "map nodes: put 10.0.0.1": (False, False),
         "attach from_tunnel": (False, False),
         "attach from_pod": (True, True),
-        "map paths": (True, True),
+        "map groups": (True, True),
     }
-    desired = replace(on_gateway(groups={7: GROUP, 8: other}), pods={POD: ("world",)})
+    served = {**SERVED, OTHER_IP: replace(TABLE, node_address=True)}
+    desired = replace(on_gateway(groups={7: GROUP, 8: other}, served=served), pods={POD: ("world",)})
     for failing, expected in carried.items():
         done, undone = rounds(FakeNode(DEVICES), desired, failing)
         assert not any(failing in line for line in done)
@@ -146,9 +153,9 @@ def test_pods_that_go_are_forgotten_though_another_one_cannot_be_moved() -> None
 
 def test_nat_state_that_stays_keeps_its_blackhole() -> None:
     node = settled(on_gateway())
-    done, _ = carry_out(node, on_gateway(groups={}), "map egress_ips: delete")
+    done, _ = carry_out(node, on_gateway(served={}), "map egress_ips: delete")
     assert not any("blackhole" in line for line in done)
-    assert carry_out(node, on_gateway(groups={}))[0][-1] == "delete route blackhole 192.0.2.100/32"
+    assert carry_out(node, on_gateway(served={}))[0][-1] == "delete route blackhole 192.0.2.100/32"
 
 
 def fails(action: Action, odds: int, seed: int) -> bool:

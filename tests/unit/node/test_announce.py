@@ -244,7 +244,7 @@ def test_a_node_that_is_no_gateway_does_not_announce_the_egress_ip() -> None:
 
 def test_a_gateway_without_a_tunnel_endpoint_does_not_announce_the_egress_ip() -> None:
     """It has no NAT: what is sent to the address would find neither that nor a blackhole."""
-    snapshot = cluster.snapshot(**node_a(addresses=(ip_address("fd00::11"),)))
+    snapshot = cluster.snapshot(**node_a(addresses=()))
     result = announced(snapshot, "a", Rules())
     assert (prefixes(result), reasons(result)["egress/198.51.100.7"]) == (["192.0.2.1/32"], "NoTunnelEndpoint")
 

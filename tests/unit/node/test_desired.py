@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
 
-from egress.policy import Desired
-from routerd.model import Allocations, Namespace, PodSelection, PortRange, Refusal, Snapshot
+from egress.policy import Block, Desired
+from routerd.model import (
+    Allocations,
+    GatewaySlot,
+    Namespace,
+    NodeNumber,
+    PodSelection,
+    PortRange,
+    Refusal,
+    Snapshot,
+)
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
 from routerd.refs import Ref
 from routerd.selectors import LabelSelector, Requirement
@@ -25,7 +35,7 @@ path 10.0.0.1 198.51.100.7/32 next-hop self local-pref 1047 med 2147483601
 node a 10.0.0.11 udp 8473
 pod 10.1.11.2 EgressPolicy/web
 policy EgressPolicy/web -> group 7 to 203.0.113.0/24
-group 7 198.51.100.7 slots 2 via b@10.0.0.12#0 a@10.0.0.11#1
+group 7 198.51.100.7 via b#2 a#1 ports 198.51.100.7:1024-2047,198.51.100.7:2048-2111(closed)
 cluster 10.0.0.11/32
 cluster 10.0.0.12/32
 cluster 10.1.11.0/24
@@ -37,8 +47,11 @@ cluster 192.0.2.1/32
 cluster fd00::11/128
 cluster fd00::12/128
 pod-cidr 10.1.11.0/24
-tunnel-node 10.0.0.11
-tunnel-node 10.0.0.12
+serve 198.51.100.7 1024-2111#1 4096-4223#2
+tunnel-node 1 10.0.0.11
+tunnel-node 2 10.0.0.12
+icmp-source 10.0.0.11
+icmp-source fd00::11
 uplink eth0
 """
 
@@ -157,7 +170,7 @@ def test_the_operators_reason_for_a_missing_group_is_told() -> None:
 
 def test_what_the_operator_refuses_of_a_policy_that_keeps_its_group_is_told() -> None:
     told = Refusal(Ref.parse("EgressPolicy/web"), "AddressInUse", "192.0.2.1 is in use by svc/default/web")
-    found = state(allocations=Allocations(1, groups=(cluster.group(),), refusals=(told,)))
+    found = state(allocations=cluster.allocations(refusals=(told,)))
     assert found.egress is not None
     assert found.egress.policies["EgressPolicy/web"].group == 7
     assert ("AddressInUse", "192.0.2.1 is in use by svc/default/web; it keeps its egress IP 198.51.100.7") in [
@@ -166,37 +179,36 @@ def test_what_the_operator_refuses_of_a_policy_that_keeps_its_group_is_told() ->
 
 
 SIX, FOUR = ip_network("2001:db8::/32"), ip_network("203.0.113.0/24")
-NOT_YET = "IPv6 is not translated yet: what the selected pods send to 2001:db8::/32 is"
+LACKING = "no egress IP of its family, but {}: what the selected pods send to {} is dropped"
+SIX_DROPPED = LACKING.format("198.51.100.7", SIX)
+EGRESS_SIX = ip_address("2001:db8:1::7")
 
 
 @pytest.mark.parametrize(
-    ("fields", "group", "told"),
+    ("fields", "has", "group", "told"),
     [
-        ({"destinations": (FOUR,)}, 7, ""),
-        ({"destinations": (SIX, FOUR)}, 7, NOT_YET),
-        ({"destinations": (SIX,)}, 0, NOT_YET),
-        ({"destinations": (SIX, FOUR), "egress_ip": ip_address("2001:db8::1")}, 0,
-         "nothing is translated to the IPv6 address 2001:db8::1: what pods send to 2001:db8::/32, 203.0.113.0/24 is"),
+        ({"destinations": (FOUR,)}, {}, 7, ""),
+        ({"destinations": (SIX, FOUR)}, {}, 7, SIX_DROPPED),
+        ({"destinations": (SIX,)}, {}, 0, SIX_DROPPED),
+        ({"destinations": (SIX,)}, {"egress_ip": EGRESS_SIX}, 7, ""),
+        ({"destinations": (SIX, FOUR)}, {"egress_ip": EGRESS_SIX}, 7, LACKING.format(EGRESS_SIX, FOUR)),
+        ({"destinations": (FOUR,)}, {"egress_ip": EGRESS_SIX}, 0, LACKING.format(EGRESS_SIX, FOUR)),
+        ({"destinations": (SIX, FOUR)}, {"further_ips": (EGRESS_SIX,)}, 7, ""),
+        # The group of before stays in force until the operator forms another one.
+        ({"destinations": (SIX, FOUR), "egress_ip": EGRESS_SIX}, {}, 7, SIX_DROPPED),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_translated_stays_covered_and_the_policy_says_so(
-    fields: dict[str, object], group: int, told: str
+    fields: dict[str, object], has: dict[str, object], group: int, told: str
 ) -> None:
-    found = state(policies={"EgressPolicy/web": cluster.policy(**fields)})
+    allocations = cluster.allocations(cluster.group(**has))
+    found = state(policies={"EgressPolicy/web": cluster.policy(**fields)}, allocations=allocations)
     assert found.egress is not None
     policy = found.egress.policies["EgressPolicy/web"]
     assert (policy.destinations, policy.group) == (fields["destinations"], group)
     assert found.egress.pods[ip_address("10.1.11.2")] == ("EgressPolicy/web",)
     said = [(r.reason, r.message) for r in found.refusals if str(r.object) == "EgressPolicy/web"]
-    assert said == ([("UnsupportedFamily", f"{told} dropped")] if told else [])
-
-
-def test_a_group_that_nothing_is_translated_to_is_none() -> None:
-    old = cluster.group(egress_ip=ip_address("2001:db8::1"))  # of a pool, as an operator once gave it
-    found = state(allocations=Allocations(1, groups=(old,)))
-    assert found.egress is not None
-    assert found.egress.policies["EgressPolicy/web"].group == 0
-    assert reasons(found)["EgressPolicy/web"] == "NoGroup"
+    assert said == ([("UnsupportedFamily", told)] if told else [])
 
 
 def test_pods_of_both_families_are_inside_the_cluster() -> None:
@@ -227,7 +239,7 @@ def test_a_gateway_that_the_store_does_not_know_is_left_out() -> None:
 
 
 def test_a_group_without_gateways_is_kept_and_told() -> None:
-    found = state(allocations=Allocations(1, (cluster.allocation("web", "192.0.2.1"),), (cluster.group(gateways=()),)))
+    found = state(allocations=cluster.allocations(cluster.group(gateways=())))
     assert found.egress is not None
     assert found.egress.groups[7].gateways == ()
     assert reasons(found) == {"egress/198.51.100.7": "NoGateway"}
@@ -235,11 +247,73 @@ def test_a_group_without_gateways_is_kept_and_told() -> None:
 
 def test_a_gateway_that_our_probe_holds_down_is_marked() -> None:
     desired = egress(LocalFacts(sessions=LOCAL, uplinks=("eth0",), gateways_down=frozenset({"b"})))
-    assert "group 7 198.51.100.7 slots 2 via b@10.0.0.12#0(down) a@10.0.0.11#1" in egress_lines(desired)
+    assert [(gateway.node, gateway.up) for gateway in desired.groups[7].gateways] == [("b", False), ("a", True)]
 
 
-def test_a_node_without_ipv4_is_guarded_although_it_cannot_be_a_tunnel_endpoint() -> None:
-    found = state(nodes={"a": cluster.node("a", 11, addresses=(ip_address("fd00::11"),))})
+def test_a_gateway_without_a_number_is_left_out_until_the_operator_gives_it_one() -> None:
+    found = state(allocations=cluster.allocations(numbers=(NodeNumber("a", 1),)))
+    assert found.egress is not None
+    assert [gateway.node for gateway in found.egress.groups[7].gateways] == ["a"]
+    assert found.egress.nodes == {1: ip_address("10.0.0.11")}
+    assert reasons(found) == {"egress/198.51.100.7": "UnknownGateway"}
+
+
+def test_ports_are_those_of_the_number_that_the_node_has() -> None:
+    numbers = (NodeNumber("a", 2), NodeNumber("b", 1))
+    egress_ip = ip_address("198.51.100.7")
+    assert egress(allocations=cluster.allocations(numbers=numbers)).groups[7].blocks == (Block(egress_ip, 4096, 128),)
+    assert egress(allocations=cluster.allocations(numbers=numbers[1:])).groups[7].blocks == ()
+    assert egress(allocations=cluster.allocations(bindings=())).groups[7].blocks == ()
+
+
+def test_a_gateway_serves_all_addresses_of_its_group_also_those_without_ports_and_no_other_node_does() -> None:
+    """What it announces and no program takes must meet a blackhole."""
+    given = cluster.allocations(cluster.group(further_ips=(EGRESS_SIX,)), bindings=(cluster.table(),))
+    served = egress(allocations=given).served
+    assert {str(address): set(each.numbers) for address, each in served.items()} == {
+        "198.51.100.7": {0, 1, 2},
+        str(EGRESS_SIX): {0},
+    }
+    elsewhere = cluster.allocations(cluster.group(gateways=(GatewaySlot("b", 0),)))
+    assert egress(allocations=elsewhere).served == {}
+
+
+def test_an_egress_ip_of_no_group_is_served_by_those_that_were_told_of_its_ports() -> None:
+    """Connections live there; whoever may have bindings keeps them until the operator takes the ports back."""
+    given = cluster.allocations(bindings=(cluster.table(), cluster.table("198.51.100.8")))
+    assert [str(address) for address in egress(allocations=given).served] == ["198.51.100.7"]
+    swapped = replace(given, numbers=(NodeNumber("a", 2), NodeNumber("b", 1)))
+    assert [str(address) for address in egress(allocations=swapped).served] == ["198.51.100.7", "198.51.100.8"]
+
+
+def test_an_address_of_the_gateways_own_has_reserved_ports() -> None:
+    found = egress(allocations=cluster.allocations(cluster.group(node_address=True)))
+    assert [each.node_address for each in found.served.values()] == [True]
+    assert found.groups[7].node_address
+
+
+@pytest.mark.parametrize(
+    ("addresses", "endpoint", "sources"),
+    [
+        ("fd00::11", "fd00::11", "fd00::11"),
+        ("fd00::11 10.0.0.11", "10.0.0.11", "10.0.0.11 fd00::11"),
+        ("fd00::11 fd00::12 10.0.0.12 10.0.0.11", "10.0.0.12", "10.0.0.12 fd00::11"),
+    ],
+)
+def test_tunnels_end_at_the_first_ipv4_address_else_at_the_first_ipv6_one(
+    addresses: str, endpoint: str, sources: str
+) -> None:
+    nodes = {
+        "a": cluster.node("a", 11, addresses=tuple(map(ip_address, addresses.split()))),
+        "b": cluster.node("b", 12),
+    }
+    found = egress(nodes=nodes)
+    assert (str(found.node_address), str(found.nodes[1])) == (endpoint, endpoint)
+    assert [str(address) for address in found.icmp_sources] == sources.split()
+
+
+def test_a_node_without_an_address_is_guarded_although_it_cannot_be_a_tunnel_endpoint() -> None:
+    found = state(nodes={"a": cluster.node("a", 11, addresses=())})
     assert found.egress is not None and found.egress.node_address is None
     assert found.egress.pods == {ip_address("10.1.11.2"): ("EgressPolicy/web",)}
     assert reasons(found)["node/a"] == "NoTunnelEndpoint"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address
 
+from egress.status import PortUse
 from routerd.formats.published.bindings import binding_table
 from routerd.model import (
     Allocations,
@@ -16,7 +17,7 @@ from routerd.model import (
     PortBlock,
     UnusedBlock,
 )
-from routerd.node.port_sets import LINGER, LOOK, PortMemory, PortUse, own_blocks, report_ports
+from routerd.node.port_sets import LINGER, LOOK, PortMemory, own_blocks, report_ports
 
 IP, OTHER = ip_address("192.0.2.1"), ip_address("192.0.2.2")
 A, B = PortBlock(1024, 1024, 1), PortBlock(2048, 1024, 2)
@@ -37,13 +38,15 @@ class Desk:
     def __init__(self, node: str = "n") -> None:
         self.node, self.memory, self.now = node, PortMemory(), 0.0
         self.applied: Allocations | None = None
+        self.applied_since = float("-inf")
         self.use: PortUse | None = None
 
     def asks(self, *selecting: str, allocations: Allocations | None = None, seconds: float = 1.0) -> list[PortAsk]:
         self.now += seconds
         self.memory = report_ports(
-            self.node, allocations or published(), frozenset(selecting), self.applied, self.use, self.memory, self.now
-        )
+            self.node, allocations or published(), frozenset(selecting), self.applied, self.use, self.memory, self.now,
+            self.applied_since,
+        )  # fmt: skip
         assert self.memory.report is not None
         return list(self.memory.report.asks)
 
@@ -76,47 +79,48 @@ def test_it_goes_on_asking_for_a_while_when_the_last_pod_has_gone() -> None:
     assert desk.asks(allocations=replace(published(), groups=())) == [], "the group is gone"
 
 
-def test_it_wants_twice_when_three_quarters_are_used_and_half_when_little_is() -> None:
+def use(flows: int, *pressed: int, counted: float = 0.0, first: int = 1024) -> PortUse:
+    return PortUse(counted, {(IP, first): flows}, frozenset(pressed))
+
+
+def test_it_wants_twice_when_searches_grow_long_and_half_when_little_is_used() -> None:
+    """Flows to many remotes share ports: how many there are says little of how many are free towards one of them."""
     desk = Desk()
-    desk.use = PortUse({(IP, 1024): 767})
+    desk.use = use(5000)
     assert desk.asks("EgressPolicy/a") == [PortAsk(5, 0)]
-    assert desk.used == [767]
-    desk.use = PortUse({(IP, 1024): 768})
+    assert desk.used == [5000]
+    desk.use = use(768, 5)
     assert desk.asks("EgressPolicy/a") == [PortAsk(5, 2048)]
     assert desk.used == [768]
-    desk.use = PortUse({(IP, 1024): 900})
+    desk.use = use(900)
     assert desk.asks("EgressPolicy/a") == [PortAsk(5, 2048)], "what is in use alone is no news"
     assert desk.used == [768]
     grown = published(A, B, PortBlock(4096, 2048, 1))
     assert desk.asks("EgressPolicy/a", allocations=grown, seconds=LOOK) == [PortAsk(5, 2048)]
     assert desk.used == [900]
-    desk.use = PortUse({(IP, 1024): 100})
+    desk.use = use(100)
     assert desk.asks("EgressPolicy/a", allocations=grown) == [PortAsk(5, 2048)]
     assert desk.used == [900]
     assert desk.asks("EgressPolicy/a", allocations=grown, seconds=LOOK) == [PortAsk(5, 1024)]
     assert desk.used == [100]
 
 
-def test_long_searches_count_before_the_set_is_full() -> None:
-    desk = Desk()
-    desk.use = PortUse({(IP, 1024): 300}, pressed=frozenset({5}))
-    assert desk.asks("EgressPolicy/a") == [PortAsk(5, 2048)]
-    assert desk.used == [300]
-
-
 def test_a_block_that_was_asked_back_is_unused_when_the_table_is_in_force_and_no_flow_is_left() -> None:
     desk, asked = Desk(), published(replace(A, returning=True), B, version=7)
     desk.applied = published()
-    desk.use = PortUse({})
+    desk.use = PortUse()
     desk.asks(allocations=asked)
     assert desk.unused == (), "the datapath may still make mappings there"
-    desk.applied, desk.use = asked, PortUse({(IP, 1024): 1})
+    desk.applied, desk.applied_since, desk.use = asked, 10.0, use(1, counted=11.0, first=1984)
     desk.asks(allocations=asked)
     assert desk.unused == ()
     desk.use = None
     desk.asks(allocations=asked)
     assert desk.unused == (), "nobody knows"
-    desk.use = PortUse({(IP, 2048): 1})
+    desk.use = use(1, counted=9.0, first=2048)
+    desk.asks(allocations=asked)
+    assert desk.unused == (), "a flow may have begun after that was counted"
+    desk.use = use(1, counted=11.0, first=2048)
     desk.asks(allocations=asked)
     assert desk.unused == (UnusedBlock(IP, 1024, 1024, 7),)
     desk.applied = published(version=8)

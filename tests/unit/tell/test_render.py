@@ -11,13 +11,14 @@ import pytest
 
 from bgp.path import Desired as BgpDesired
 from bgp.path import Path, SpeakerPeer
+from egress.policy import Block, Gateway, Group, Policy, Ports, Served
 from egress.policy import Desired as EgressDesired
-from egress.policy import Gateway, Group, Policy, Ports
 from routerd.model import Refusal
 from routerd.node.announce import Announcements
 from routerd.node.desired import EGRESS_ROOM, NodeState
 from routerd.refs import Ref
 from routerd.tell.render import Part, Sentence, changes, refusal_lines, session_changes, session_text, state_lines
+from tests.models.tables import granules
 
 TOR, OTHER = ip_address("10.0.0.1"), ip_address("10.0.0.2")
 VIP, POD, SIX = ip_network("192.0.2.1/32"), ip_address("10.1.0.5"), ip_address("fd00::5")
@@ -25,9 +26,11 @@ KEY = b"of this call"
 PATH = Path(VIP)
 PEER = SpeakerPeer(TOR, ip_address("10.0.0.11"), 64512, 64513, ip_address("10.0.0.11"))  # type: ignore[arg-type]
 PORTS = Ports("TCP", 80, 80)
-GATEWAY = Gateway("gw", OTHER, 0)  # type: ignore[arg-type]
+GATEWAY = Gateway("gw", 1)
 POLICY = Policy("EgressPolicy/web", 1, (ip_network("0.0.0.0/0"),))  # type: ignore[arg-type]
-GROUP = Group(1, ip_address("192.0.2.9"), (GATEWAY,))  # type: ignore[arg-type]
+BLOCK = Block(ip_address("192.0.2.9"), 1024, 64)
+GROUP = Group(1, (BLOCK.egress_ip,), (GATEWAY,))
+SERVED = Served(granules({1: [(1024, 64)]}))
 BGP = BgpDesired({TOR: PEER}, {TOR: {VIP: PATH}})
 EGRESS = EgressDesired("a", OTHER, policies={POLICY.name: POLICY}, groups={1: GROUP})  # type: ignore[arg-type]
 STATE = NodeState(Announcements(BGP), {EGRESS_ROOM: EGRESS})
@@ -77,7 +80,7 @@ KINDS = {
     "gateway": Kind(
         GATEWAY,
         lambda gateway: of_egress(replace(EGRESS, groups={1: replace(GROUP, gateways=(gateway,))})),
-        {"node": "x", "address": TOR, "slot": 1, "up": False},
+        {"node": "x", "number": 2, "up": False},
     ),
     "policy": Kind(
         POLICY,
@@ -90,14 +93,25 @@ KINDS = {
     "group": Kind(
         GROUP,
         lambda group: of_egress(replace(EGRESS, groups={1: group})),
-        {"id": 2, "egress_ip": TOR, "gateways": (), "slots": 2, "node_address": True},
+        {"id": 2, "egress_ips": (BLOCK.egress_ip, SIX), "gateways": (), "blocks": (BLOCK,), "node_address": True},
+    ),
+    "block": Kind(
+        BLOCK,
+        lambda block: of_egress(replace(EGRESS, groups={1: replace(GROUP, blocks=(block,))})),
+        {"egress_ip": SIX, "first": 1088, "size": 128, "closed": True},
+    ),
+    "served": Kind(
+        SERVED,
+        lambda served: of_egress(replace(EGRESS, served={BLOCK.egress_ip: served})),
+        {"granules": granules({2: [(1024, 64)]}), "node_address": True},
     ),
     "egress": Kind(
         EGRESS,
         of_egress,
         {
             "node": "b", "node_address": TOR, "tunnel_port": 1, "pods": {POD: (), SIX: ()}, "policies": {},
-            "groups": {}, "nodes": {TOR}, "cluster": {ip_network("fd00::/8"), ip_network("10.0.0.0/8")},
+            "groups": {}, "served": {SIX: SERVED}, "nodes": {1: TOR}, "icmp_sources": (TOR, SIX),
+            "cluster": {ip_network("fd00::/8"), ip_network("10.0.0.0/8")},
             "pod_cidrs": {ip_network("10.1.0.0/24")},
             "uplinks": ("eth0",),
         },

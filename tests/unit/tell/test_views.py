@@ -25,7 +25,7 @@ UP = Session("up", flaps=1, families=("ipv4 unicast",), announced=2)
 
 def view(session: Session = UP, **fields: object) -> View:
     watched = tuple(replace(peer, bfd=Bfd()) for peer in cluster.snapshot().bgp.peers)  # type: ignore[union-attr]
-    snapshot = cluster.snapshot(**{"allocations": cluster.with_ports(), "bgp": Peering(watched), **fields})
+    snapshot = cluster.snapshot(**{"allocations": cluster.allocations(), "bgp": Peering(watched), **fields})
     state = compose(snapshot, Settings("a"), LocalFacts(sessions={**LOCAL, FAR: None}))
     return View(
         snapshot,
@@ -59,6 +59,12 @@ def test_a_peer_that_is_watched_is_shown_with_what_bfd_says() -> None:
     assert rows("peers", shown)[0]["bfd"] == "down"
     bare = Peering((Peer(TOR, 64512, 64512),))
     assert (one("peers", bgp=bare)["bfd"], rows("bfd", view(bgp=bare))) == ("", [])
+
+
+def test_a_flow_names_the_node_by_which_it_leaves() -> None:
+    flows = tuple({"protocol": "TCP", "gateway": number} for number in (1, 2, 9))
+    shown = rows("nat", replace(view(), nat=flows))
+    assert [row["gateway"] for row in shown] == ["a", "b", 9]
 
 
 def test_peers_that_are_refused_are_shown_with_the_reason() -> None:
@@ -154,7 +160,7 @@ def test_port_sets_say_whose_they_are_and_in_which_state() -> None:
 
 
 def test_every_address_of_a_group_has_its_row() -> None:
-    allocations = cluster.with_ports()
+    allocations = cluster.allocations()
     (group,) = allocations.groups
     further = (ip_address("2001:db8::7"), ip_address("192.0.2.200"))
     several = replace(allocations, groups=(replace(group, further_ips=further),))

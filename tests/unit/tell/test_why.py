@@ -19,6 +19,7 @@ from tests.models import cluster
 from tests.models.cluster import LOCAL, NOES, TOR
 
 SETTINGS = Settings("a")
+SIX, FOUR = ip_network("2001:db8::/32"), ip_network("203.0.113.0/24")
 
 
 def why(name: str, settings: Settings = SETTINGS, local: object = LOCAL, **fields: object) -> tuple[Step, ...]:
@@ -141,13 +142,13 @@ def test_a_router_that_has_not_negotiated_a_family_is_not_said_to_have_its_paths
 def test_a_steered_pod_is_told_its_gateway_and_address() -> None:
     steps = why("pod/default/web-1")
     assert all(step.yes for step in steps)
-    assert steps[-1].question == "does EgressPolicy/web take it to 203.0.113.0/24?"
-    assert steps[-1].detail == "as 198.51.100.7 by gateway b (group 7)"
+    assert steps[-2].question == "does EgressPolicy/web take it to 203.0.113.0/24?"
+    assert steps[-2].detail == "as 198.51.100.7 by gateway b (group 7)"
 
 
 def ports_step(**fields: object) -> Step:
-    allocations = replace(cluster.with_ports(), **fields)  # type: ignore[arg-type]
-    (step,) = [each for each in why("pod/default/web-1", allocations=allocations) if "ports" in each.question]
+    found = why("pod/default/web-1", allocations=cluster.allocations(**fields))
+    (step,) = [each for each in found if "ports" in each.question]
     return step
 
 
@@ -155,16 +156,18 @@ def test_a_steered_pod_is_told_the_ports_of_its_node() -> None:
     step = ports_step()
     assert (step.yes, step.question) == (True, "has node a ports to leave with?")
     assert step.detail == f"1024: {cluster.group().egress_ip}:1024-2047", "what was asked back does not count"
-    few = ports_step(numbers=(NodeNumber("a", 2),))
+    few = ports_step(numbers=(NodeNumber("a", 2), NodeNumber("b", 1)))
     assert few.detail.endswith("4096-4223; 7 bits of chance towards a resolver (RFC 6056)")
 
 
 def test_a_steered_pod_whose_node_has_no_ports_is_told_why() -> None:
-    step = ports_step(numbers=())
-    assert (step.yes, step.reason, step.note) == (False, "NoPorts", True)
-    assert step.detail == "the operator gives it some when its agent asks"
+    number = NodeNumber("b", 2)  # it is the gateway; node a has none
+    for lacking in ({"numbers": (number,)}, {"bindings": ()}):
+        step = ports_step(**lacking)
+        assert (step.yes, step.reason, step.note) == (False, "NoPorts", False)
+        assert step.detail == "the operator gives it some when its agent asks"
     full = Refusal(Ref.parse("EgressPolicy/web"), "PortsExhausted", "give the policy 1 more egress address")
-    assert ports_step(numbers=(), refusals=(full,)).detail == "give the policy 1 more egress address"
+    assert ports_step(numbers=(number,), refusals=(full,)).detail == "give the policy 1 more egress address"
 
 
 POD_NOES: dict[str, dict[str, object]] = {
@@ -192,22 +195,30 @@ def test_a_policy_without_a_group_and_a_group_without_a_gateway() -> None:
 
 
 def test_a_pod_on_a_node_without_a_tunnel_endpoint_is_dropped() -> None:
-    nodes = {"a": cluster.node("a", 11, addresses=(ip_address("fd00::11"),)), "b": cluster.node("b", 12)}
+    nodes = {"a": cluster.node("a", 11, addresses=()), "b": cluster.node("b", 12)}
     last = why("pod/default/web-1", nodes=nodes)[-1]
     assert (last.yes, last.reason) == (False, "NoTunnelEndpoint")
 
 
 def test_what_is_not_translated_is_a_no_of_its_own() -> None:
-    both = (ip_network("2001:db8::/32"), ip_network("203.0.113.0/24"))
+    both = (SIX, FOUR)
     policies = {"EgressPolicy/web": cluster.policy(destinations=both)}
-    taken, dropped = why("pod/default/web-1", policies=policies)[-2:]
+    taken, _, dropped = why("pod/default/web-1", policies=policies)[-3:]
     assert (taken.question, taken.yes) == ("does EgressPolicy/web take it to 203.0.113.0/24?", True)
     question = "does EgressPolicy/web take it to 2001:db8::/32?"
     assert (dropped.question, dropped.yes, dropped.reason) == (question, False, "UnsupportedFamily")
     assert (taken.note, dropped.note) == (False, True)
-    alone = {"EgressPolicy/web": cluster.policy(destinations=both, egress_ip=ip_address("2001:db8::1"))}
+    alone = {"EgressPolicy/web": cluster.policy(destinations=both[:1])}
     noes = [step for step in why("pod/default/web-1", policies=alone) if not step.yes]
     assert [(step.reason, step.note) for step in noes] == [("UnsupportedFamily", False)]
+
+
+def test_both_families_leave_where_the_group_has_an_address_of_each() -> None:
+    policies = {"EgressPolicy/web": cluster.policy(destinations=(SIX, FOUR))}
+    given = cluster.allocations(cluster.group(further_ips=(ip_address("2001:db8:1::7"),)))
+    steps = why("pod/default/web-1", policies=policies, allocations=given)
+    assert all(step.yes for step in steps)
+    assert steps[-2].detail == "as 198.51.100.7 or 2001:db8:1::7 by gateway b (group 7)"
 
 
 def test_what_no_gateway_sends_is_told_where_a_policy_covers_it() -> None:
@@ -247,7 +258,7 @@ def told(*steps: Step) -> list[str]:
 
 def test_the_gateways_of_an_egress_ip_and_whose_agent_is_silent() -> None:
     moved = cluster.group(gateways=(GatewaySlot("a", 1),))
-    published = Allocations(1, groups=(moved,), refusals=(ABSENT,), nodes=(SILENT,))
+    published = cluster.allocations(moved, refusals=(ABSENT,), nodes=(SILENT,))
     for name in ("egress/198.51.100.7", "egress/7"):
         steps = why(name, nodes=GATEWAYS, allocations=published)
         assert told(*steps[1:]) == [
@@ -259,7 +270,7 @@ def test_the_gateways_of_an_egress_ip_and_whose_agent_is_silent() -> None:
 
 
 def test_an_egress_ip_whose_gateways_are_all_silent_says_so_and_so_does_its_pod() -> None:
-    published = Allocations(1, groups=(cluster.group(),), refusals=(NO_GATEWAY, ABSENT), nodes=(SILENT,))
+    published = cluster.allocations(refusals=(NO_GATEWAY, ABSENT), nodes=(SILENT,))
     steps = why("egress/198.51.100.7", nodes=GATEWAYS, allocations=published)
     assert "no NoGateway has it a gateway whose agent serves?" in told(*steps)
     (last,) = [

@@ -1,0 +1,109 @@
+"""Both families through the datapath, from a pod to a server beyond the ToR and back."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from ipaddress import IPv6Network
+
+import pytest
+
+from egress.policy import Policy
+from tests.netns.lab.datapath import EGRESS_IP, EGRESS_IP6, WORLD, Cluster
+from tests.netns.lab.hosts import PodHost
+from tests.netns.lab.lab import FW_ADDRESS, TOR_ADDRESS, Lab
+from tests.netns.lab.wiring import six
+
+SERVER = {4: FW_ADDRESS, 6: six(FW_ADDRESS)}
+EGRESS = {4: str(EGRESS_IP), 6: str(EGRESS_IP6)}
+TUNNEL_MTU = 1450
+
+
+@pytest.fixture(scope="module", params=["routed", "bridge"])
+def cluster(request: pytest.FixtureRequest, clean_labs: list[str]) -> Iterator[Cluster]:
+    with Lab(f"fam{os.getpid()}{request.param[0]}", cni=request.param, pod_mtu=1500, ipv6=True) as lab:
+        for name, node in (("sel", "worker"), ("plain", "worker"), ("selgw", "gw1"), ("selgw2", "gw2")):
+            lab.add_pod(name, node)
+        lab.fw.start_server(http=80, udp=53, address=SERVER[6])
+        gateway = lab.node("gw1").address
+        lab.tor.ip(f"route add {EGRESS[4]}/32 via {gateway}", f"route add {EGRESS[6]}/128 via {six(gateway)}")
+        lab.fw.allow(EGRESS[4])
+        policy = Policy("world", 7, (WORLD, IPv6Network("::/0")))
+        selected = dict.fromkeys(("sel", "selgw", "selgw2"), ("world",))
+        built = Cluster(lab, policies={"world": policy}, selected=selected)
+        built.apply()
+        yield built
+        built.close()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("pod", ["sel", "selgw", "selgw2"])
+def test_selected_pods_leave_with_the_egress_ip_of_their_family(cluster: Cluster, pod: str, version: int) -> None:
+    """On a worker, on the gateway itself, and on a standby."""
+    host, server = cluster.lab.pod(pod), SERVER[version]
+    assert (host.get(server).source, host.ask(server).source) == (EGRESS[version],) * 2
+    assert host.ping(server)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_answers_come_by_whichever_gateway(cluster: Cluster, version: int) -> None:
+    """The ToR sends them to the other one, which has no state of any flow."""
+    lab, other = cluster.lab, cluster.lab.node("gw2").address
+    length, via = (32, other) if version == 4 else (128, six(other))
+    before = cluster.counters("gw2")["reversed"]
+    lab.tor.ip(f"route replace {EGRESS[version]}/{length} via {via}")
+    try:
+        assert lab.pod("sel").get(SERVER[version]).source == EGRESS[version]
+        assert cluster.counters("gw2")["reversed"] > before
+    finally:
+        first = lab.node("gw1").address if version == 4 else six(lab.node("gw1").address)
+        lab.tor.ip(f"route replace {EGRESS[version]}/{length} via {first}")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_an_unselected_pod_keeps_its_own(cluster: Cluster, version: int) -> None:
+    plain = cluster.lab.pod("plain")
+    if version == 6:
+        assert plain.get(SERVER[6]).source == six(plain.address)
+    else:
+        assert plain.get(SERVER[4]).refusal == "refused"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_packet_too_big_for_the_tunnel_is_answered(cluster: Cluster, version: int) -> None:
+    said = cluster.lab.pod("sel").run(
+        ["ping", "-n", "-c", "1", "-W", "1", "-M", "do", "-s", "1440", SERVER[version]], check=False
+    )
+    assert re.search(rf"mtu ?[=:]? ?{TUNNEL_MTU}", said), said
+
+
+def hop(pod: PodHost, server: str, ttl: int) -> str:
+    """Who answers a packet that may make `ttl` hops; "" = nobody."""
+    said = pod.run(["ping", "-n", "-c", "1", "-W", "1", "-t", str(ttl), server], check=False)
+    found = re.search(r"From (\S+) icmp_seq=\d+ Time (?:to live )?exceeded", said)
+    return found[1].rstrip(":") if found else ""
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_each_hop_of_the_way_answers_for_itself(cluster: Cluster, version: int) -> None:
+    """The pod's node, the gateway, the ToR; then the server is reached."""
+    lab, pod = cluster.lab, cluster.lab.pod("sel")
+    hops = [lab.node("worker").address, lab.node("gw1").address, TOR_ADDRESS]
+    assert [hop(pod, SERVER[version], ttl) for ttl in (1, 2, 3)] == [
+        address if version == 4 else six(address) for address in hops
+    ]
+    assert pod.ping(SERVER[version])
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_port_that_is_closed_is_told(cluster: Cluster, version: int) -> None:
+    """The server's "port unreachable" comes back to the pod."""
+    assert cluster.lab.pod("sel").ask(SERVER[version], port=9).refusal
+
+
+def test_no_checksum_was_wrong(cluster: Cluster) -> None:
+    for host in (cluster.lab.fw, cluster.lab.pod("sel"), cluster.lab.pod("selgw")):
+        said = host.run(["cat", "/proc/net/snmp", "/proc/net/snmp6"])
+        wrong = {name: int(count) for name, count in re.findall(r"(\w*InCsumErrors)\s+(\d+)", said) if int(count)}
+        assert not wrong, host.label
