@@ -74,6 +74,7 @@ PATIENCE = 600.0  # seconds
 REST = 0.05  # seconds without a round, after which none follows
 HERE = "node0"
 NAMESPACE = "routerd"
+GONE = "gone"  # key of an object that is deleted
 SERVICE_CIDR = ip_network("10.96.0.0/12")
 Json = dict[str, Any]
 
@@ -111,16 +112,6 @@ class Size:
         meta = {"name": f"s{number}-x", "labels": {"kubernetes.io/service-name": f"s{number}"}}
         return _placed({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": meta,
                         "addressType": "IPv4", "endpoints": items}, number)  # fmt: skip
-
-    def again(self, kind: str, name: str) -> Json:
-        """The object of that name, without status."""
-        if kind == "Service":
-            return self.service(int(name.removeprefix("s")))
-        return (
-            policy(name, pool="egress")
-            if kind == "EgressPolicy"
-            else next(each for each in pools() if each["metadata"]["name"] == name)
-        )
 
     def objects(self) -> Iterator[Json]:
         for number in range(TEAMS):
@@ -266,6 +257,7 @@ class Watched:
         self.store = KubernetesStore(Client(), scope, on_change)
         self._versions = itertools.count(1)
         self._node = scope.node
+        self.said: dict[tuple[str, str], Json] = {}  # the latest of those whose status is written
         for each in self.store.reflectors:
             each.collection.replace(())
 
@@ -273,11 +265,14 @@ class Watched:
         """An event of a watch for each object, read from its JSON. Returns the last one."""
         raw: Json = {}
         for each in objects:
+            if each["kind"] in ("Service", "EgressPolicy", "AddressPool"):
+                self.said[each["kind"], each["metadata"]["name"]] = each
             meta = {"uid": each["metadata"]["name"], **each["metadata"], "resourceVersion": str(next(self._versions))}
             raw = json.loads(json.dumps({**each, "metadata": meta}))
             for reflector in self.store.reflectors:
                 if self._is_for(reflector.collection.resource, raw):
-                    reflector.collection.put(raw)
+                    collection = reflector.collection
+                    collection.remove(raw) if raw.get(GONE) else collection.put(raw)
                     reflector.on_change()
         return raw
 
@@ -302,6 +297,9 @@ class Directory:
         """Writes a file for each object; one of that name is another version of it."""
         for each in objects:
             target = self.path / "changes" / f"{each['kind']}-{each['metadata']['name']}.json"
+            if each.get(GONE):
+                target.unlink()
+                continue
             temporary = target.with_suffix(".tmp")
             temporary.write_text(json.dumps(each))
             temporary.replace(target)
@@ -448,7 +446,23 @@ def changes_of(size: Size, role: str, store: str) -> list[Change]:
         Change("an endpoint flips", lambda n: [size.endpoint_slice(size.services, ready=n % 2 == 1)]),
         Change("a pod is added", lambda n: [size.pod(size.pods + size.nodes * n)]),
     ]
-    return found[:2] if (role, store) == ("operator", "kubernetes") else found
+    if role == "agent":
+        return found
+
+    def other(number: int) -> Json:
+        """Of those that were added: it asks for an address, and has its port changed."""
+        made = size.service(size.services + number)
+        ports = [{"port": 8000 + number, "protocol": "TCP"}]
+        asks = {"lbipam.cilium.io/ips": f"10.200.200.{number + 1}"}
+        meta = {**made["metadata"], "annotations": asks}
+        return {**made, "metadata": meta, "spec": {**made["spec"], "ports": ports}}
+
+    changed = [
+        Change("a service asks for another", lambda n: [other(n)]),
+        Change("a service is deleted", lambda n: [{**other(n), GONE: True}]),
+    ]
+    edited = Change("a pool is edited", lambda n: [pool("more", f"10.201.{n}.0/24", uses=("loadbalancer",))])
+    return [*(found[:2] if store == "kubernetes" else found), *changed, edited]
 
 
 def decided(size: Size) -> Allocations:
@@ -524,7 +538,7 @@ async def operator_on_kubernetes(result: Result, size: Size, times: int) -> None
         while changed.is_set():
             changed.clear()
             body.round()
-            watched.say(*patched(size, watched.store, body, kept))
+            watched.say(*patched(watched, body, kept))
             watched.store.merge()
 
     result.reading = time.process_time() - began
@@ -533,17 +547,19 @@ async def operator_on_kubernetes(result: Result, size: Size, times: int) -> None
     await Bench(result, say, times).measure(changes_of(size, "operator", "kubernetes"))
 
 
-def patched(size: Size, store: KubernetesStore, body: Operator, kept: ServicePatches) -> list[Json]:
+def patched(watched: Watched, body: Operator, kept: ServicePatches) -> list[Json]:
     """Objects with the status that the operator writes."""
     if body.last is None:
         return []
-    snapshot, objects, moment, ledger = store.snapshot(), store.objects, "2026-01-01T00:00:00Z", body.last.ledger
+    store, moment, ledger = watched.store, "2026-01-01T00:00:00Z", body.last.ledger
+    snapshot, objects = store.snapshot(), store.objects
     services, _ = kept.of(
         store.view("Service"), snapshot, lambda address: any(each.address == address for each in ledger.addresses)
     )
     policies = policy_patches(objects("EgressPolicy"), snapshot, moment)
     pools = pool_patches(objects("AddressPool"), snapshot, body.last.counts, moment)
-    return [{**size.again(each.kind.name, each.name), "status": each.status} for each in (*services, *policies, *pools)]
+    found = [*services, *policies, *pools]
+    return [{**watched.said[each.kind.name, each.name], "status": each.status} for each in found]
 
 
 async def agent_on_files(result: Result, size: Size, times: int) -> None:

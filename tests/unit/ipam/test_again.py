@@ -104,3 +104,15 @@ def test_one_that_is_denied_makes_nobody_else_be_served_again() -> None:
     asked = {"wrong": wrong, "o": Request("o", "loadbalancer")}
     second = planner.plan(pools, first.records, asked, 1000.0, TIMERS)
     assert planner.whole == 1 and [each.owner for each in second.denials] == ["wrong"] and second.grants.keys() == {"o"}
+
+
+def test_who_goes_and_who_wants_another_address_moves_nobody_else() -> None:
+    planner, pools = Planner(), (PoolSpec("p", (ip_network("192.0.2.0/24"),)),)
+    asked = {f"o{number}": Request(f"o{number}", "loadbalancer") for number in range(4)}
+    records = planner.plan(pools, (), asked, 1000.0, TIMERS).records
+    moved = replace(asked["o1"], addresses=(ip_address("192.0.2.77"),))
+    for wanted in ({**asked, "o1": moved}, {"o0": asked["o0"], "o1": moved}):
+        found = planner.plan(pools, records, wanted, 1000.0, TIMERS)
+        assert comparable(found) == comparable(plan(pools, records, wanted.values(), 1000.0, TIMERS))
+        records = found.records
+    assert planner.whole == 1
