@@ -18,7 +18,7 @@
 
 #define EEXIST 17
 
-#define PORT_ATTEMPTS 256
+#define PORT_ATTEMPTS 512
 #define NS_PER_SECOND 1000000000ULL
 #define REFRESH_AFTER                                                                                        \
 	(NS_PER_SECOND / 2) /* last_seen is written at most this often: its cache line is shared */
@@ -212,7 +212,7 @@ struct search {
 	__be16 oldest_port;
 	__u16 wanted; /* the pod's own, host order */
 	__u16 start;  /* block that is tried first */
-	__u16 stride; /* odd: a full cycle of any power of two */
+	__u16 offset; /* random: where the cycle through a block begins */
 	__u8 open;    /* whether any block was open */
 	__u8 family;  /* 1 = IPv6 */
 	long error;
@@ -281,7 +281,17 @@ static __always_inline long claim(struct search *search)
 	return 0;
 }
 
-/* One attempt; blocks take turns, within each the pod's own port is folded into the block and tried first. */
+/* The n-th port that is tried of a block with `mask` + 1 ports. The first is the pod's own, folded into the
+ * block; then a full cycle with an odd stride of about 0.618 of the block, from a random place. A small
+ * stride would walk through a run of ports that one pod has taken in a row. */
+static __always_inline __u32 nth_port(const struct search *search, __u32 n, __u32 mask)
+{
+	__u32 stride = ((mask + 1) * 40503 >> 16) | 1;
+
+	return (n ? search->offset + n * stride : search->wanted) & mask;
+}
+
+/* One attempt; blocks take turns. */
 static long try_port(__u32 attempt, void *context)
 {
 	struct search *search = context;
@@ -296,12 +306,11 @@ static long try_port(__u32 attempt, void *context)
 	asm volatile("" : "+r"(index)); /* the compiler knows its limit and the verifier does not */
 	block = &group->blocks[index & (MAX_BLOCKS - 1)];
 	mask = (1U << (block->shift & 15)) - 1;
-	if (block->closed || ip_is_v4(&block->egress_ip) == search->family || turn > mask)
+	if (block->closed || ip_is_v4(&block->egress_ip) == search->family || turn > mask + 1)
 		return 0;
 	search->open = 1;
 	search->room->port_key.egress_ip = block->egress_ip;
-	search->room->port_key.egress_port =
-	    bpf_htons(block->first + ((search->wanted + turn * search->stride) & mask));
+	search->room->port_key.egress_port = bpf_htons(block->first + nth_port(search, turn, mask));
 	return claim(search);
 }
 

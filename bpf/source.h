@@ -134,7 +134,7 @@ static __always_inline enum reason open_flow(const struct packet *packet, const 
 	    .group = group,
 	    .wanted = bpf_ntohs(key->pod_port),
 	    .start = bpf_get_prandom_u32(),
-	    .stride = bpf_get_prandom_u32() | 1,
+	    .offset = bpf_get_prandom_u32(),
 	    .family = packet->ipv6,
 	    .error = -EEXIST,
 	};

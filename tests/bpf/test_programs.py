@@ -406,7 +406,7 @@ def test_a_port_that_is_taken_is_changed_and_one_that_is_free_kept(world: World,
 
 
 def test_every_block_is_used_to_the_last_port(world: World) -> None:
-    """A full cycle in each, whatever the stride; then no port is free, and other remotes are still reached."""
+    """A full cycle in each, wherever it begins; then no port is free, and other remotes are still reached."""
     blocks = (Block(EGRESS_IP, 40960, 64), Block(EGRESS_IP, 41984, 128))
     wish = to_world(HERE)
     world.fill(replace(wish, groups={**GROUPS, HERE: replace(GROUPS[HERE], blocks=blocks)}))
@@ -418,6 +418,16 @@ def test_every_block_is_used_to_the_last_port(world: World) -> None:
     assert (
         world.run("from_pod", "pod0", build(replace(UDP_OUT, destination=IPv4Address("198.51.100.9"))))[0] == "redirect"
     )
+
+
+def test_a_run_of_ports_that_is_taken_does_not_hide_the_free_ones(world: World) -> None:
+    """Ephemeral ports of a busy pod lie side by side."""
+    world.fill(to_world(HERE))
+    taken = {PortKey(EGRESS_IP, REMOTE, 40960 + n, 443, TCP): Port(POD2, 99, n, HERE, n + 1) for n in range(3000)}
+    for n in range(400):
+        world.fill(to_world(HERE), State({}, taken)) if n % 100 == 0 else None
+        verdict, _ = world.run("from_pod", "pod0", build(replace(SYN, source_port=20480 + n)))
+        assert verdict == "redirect", (n, world.counted())
 
 
 def test_a_closed_block_begins_nothing_and_ends_nothing(world: World) -> None:
