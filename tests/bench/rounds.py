@@ -240,6 +240,9 @@ class Host:
     def refusals(self) -> tuple[Refusal, ...]:
         return ()
 
+    def bfd_refused(self) -> Mapping[str, int]:
+        return {}
+
     def egress(self) -> EgressStatus:
         return EgressStatus()
 
@@ -605,13 +608,12 @@ async def until(holds: Callable[[], bool]) -> None:
 
 @contextlib.asynccontextmanager
 async def running(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    tasks = [asyncio.ensure_future(each) for each in work]
-    try:
+    """A fault of any of it ends the benchmark."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(each) for each in work]
         yield
-    finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 ROLES = {
