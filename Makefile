@@ -39,8 +39,11 @@ wheel: bpf
 kernel:
 	@tools/kernel
 
+# Most tests wait for a lab more than they compute, so files take turns on two workers.
+WORKERS ?= 2
+
 test: setup kernel
-	@$(PY) -m pytest
+	@$(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 chaos: setup
 	@$(PY) -m tests.netns.stories.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
