@@ -39,11 +39,10 @@ wheel: bpf
 kernel:
 	@tools/kernel
 
-# Most tests wait for a lab more than they compute, so files take turns on two workers.
-WORKERS ?= 2
-
+# WORKERS=2: two files at a time, as most tests wait for a lab more than they compute; labs beside each other may miss
+# the times in which BGP and BFD must answer.
 test: setup kernel
-	@$(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile
+	@$(PY) -m pytest $(if $(WORKERS),--numprocesses $(WORKERS) --dist loadfile)
 
 chaos: setup
 	@$(PY) -m tests.netns.stories.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
