@@ -216,7 +216,8 @@ def descendants(pid: int) -> list[int]:
     found = [pid]
     for parent in found:
         for children in Path(f"/proc/{parent}/task").glob("*/children"):
-            found += [int(word) for word in children.read_text().split()]
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                found += [int(word) for word in children.read_text().split()]
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,15 +115,21 @@ class WholeNode:
 
 @pytest.fixture(scope="module", params=TOR_MAKES)
 def node(request: pytest.FixtureRequest) -> Iterator[WholeNode]:
-    with tempfile.TemporaryDirectory(prefix="routerd-bfd-") as directory:
-        stage = Stage(Path(directory), request.param)
-        try:
-            stage.build(bfd=True)
-            found = WholeNode(stage, Path(directory))
-            found.start()
-            yield found
-        finally:
-            stage.remove()
+    directory = Path(tempfile.mkdtemp(prefix="routerd-bfd-"))
+    stage = Stage(directory, request.param)
+    try:
+        stage.build(bfd=True)
+        found = WholeNode(stage, directory)
+        found.start()
+        yield found
+    finally:
+        stage.remove()
+        wait(lambda: _is_removed(directory), "what processes write at their end is removed, too")
+
+
+def _is_removed(directory: Path) -> bool:
+    shutil.rmtree(directory, ignore_errors=True)
+    return not directory.exists()
 
 
 @pytest.fixture(autouse=True)
