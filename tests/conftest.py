@@ -1,4 +1,4 @@
-"""What all tests share: a BPF file system for those that ask for one, no skips, no deadlines for properties."""
+"""What all tests share: a BPF file system, no old labs, no skips, no deadlines for properties."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.netns.lab.lab import remove_orphans
 from tests.netns.lab.mounts import own_bpffs
 
 # Properties are about values: on a busy machine an example may take its time, and so may drawing it.
@@ -19,6 +20,12 @@ def bpffs() -> Iterator[None]:
     """A BPF file system at /sys/fs/bpf, for this test and its processes alone."""
     with own_bpffs():
         yield
+
+
+@pytest.fixture(scope="session")
+def clean_labs() -> list[str]:
+    """Names of the labs that killed runs had left."""
+    return remove_orphans()
 
 
 def _skipped(config: pytest.Config) -> int:

@@ -1,4 +1,4 @@
-"""Labs for tests: one per module; leftovers of a run that was killed are removed before the first."""
+"""A lab for each module."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.netns.lab.lab import Lab, remove_orphans
-
-
-@pytest.fixture(scope="session")
-def clean_labs() -> list[str]:
-    """Names of the labs that killed runs had left."""
-    return remove_orphans()
+from tests.netns.lab.lab import Lab
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from tests.netns.lab.lab import Lab
 from tests.netns.lab.pathwatch import BirdControl, PathWatch, paths
 from tests.netns.lab.stores import ApiObjects
 from tests.netns.lab.traffic import Echo, NewConnections
-from tests.netns.stories.story import EGRESS_IP, Story, build, sessions_up, tor_table, write_manifests
+from tests.netns.stories.story import EGRESS_IP, Story, started
 
 Lists = Counter[tuple[str, str]]  # by (account, resource)
 ACCOUNTS = "system:serviceaccount:routerd:"
@@ -63,14 +63,13 @@ def on_api_server(lab: Lab) -> Iterator[tuple[Story, ApiServer]]:
     """The demo's cluster on an API server of this process, running and settled."""
     with LabApiServer(lab.tor.name) as server:
         manifests = ApiObjects(lab, Path(server.kubeconfig))
-        story = Story(lab, Daemons(lab, manifests.store), time.monotonic(), manifests)
+        daemons = Daemons(lab, manifests.store)
         try:
-            for scene in (build, write_manifests, sessions_up, tor_table):
-                scene(story)
-            lab.wait(lambda: not any(story.daemons.plan(node) for node in lab.nodes), "nobody has anything to do")
+            story = started(lab, daemons, manifests)
+            lab.wait(lambda: not any(daemons.plan(node) for node in lab.nodes), "nobody has anything to do")
             yield story, server
         finally:
-            story.daemons.stop()
+            daemons.stop()
 
 
 def restarted(story: Story, server: ApiServer, *pauses: float) -> Outcome:

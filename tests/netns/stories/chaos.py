@@ -26,23 +26,18 @@ from routerd.model import Allocations
 from tests.models.many import parse_allocations
 from tests.netns.lab import cluster
 from tests.netns.lab.churn import Churn
-from tests.netns.lab.daemons import Daemon, Daemons
+from tests.netns.lab.daemons import Daemon
 from tests.netns.lab.footprint import footprint
 from tests.netns.lab.lab import Lab
 from tests.netns.lab.netns import run
 from tests.netns.lab.pathwatch import Paths, PathWatch
-from tests.netns.lab.stores import Files
 from tests.netns.lab.traffic import Echo, NewConnections, Worker
 from tests.netns.lab.transcript import Row, Transcript
 from tests.netns.stories.story import (
     EGRESS_IP,
     EGRESS_POOL,
     Story,
-    build,
-    fetch_vip,
-    sessions_up,
-    tor_table,
-    write_manifests,
+    started,
 )
 from tests.waiting import WaitTimeout, wait
 
@@ -317,9 +312,7 @@ def chaos(prefix: str, kills: int, seed: int, told: Transcript, limit: float = 7
     """Builds the lab, starts everything and runs. `limit`: seconds after which no kill is begun."""
     begin = time.monotonic()
     with Lab(prefix) as lab:
-        story = Story(lab, Daemons(lab), begin, Files(lab))
-        for scene in (build, write_manifests, sessions_up, tor_table, fetch_vip):
-            scene(story)
+        story = started(lab)
         outcome = Chaos(story, seed, told).run(kills, begin + limit)
         if complaints(outcome):
             told.logs(story.daemons, lines=12)

@@ -14,7 +14,7 @@ from tests.netns.lab.daemons import Daemons, attached, resident
 from tests.netns.lab.hosts import Answer, Host
 from tests.netns.lab.kubeproxy import Backend, ServiceEntry, ruleset
 from tests.netns.lab.lab import FW_ADDRESS, POD_NETWORK, TOR_ADDRESS, TOR_AS, Lab
-from tests.netns.lab.stores import Manifests
+from tests.netns.lab.stores import Files, Manifests
 from tests.netns.lab.transcript import Row, StoryFailed
 from tests.waiting import WaitTimeout
 
@@ -58,6 +58,17 @@ class Story:
             leaks = f"{verdict.leaks.total()} packets"
             rows.append(Row("of selected pods, with another source", leaks, "= 0 packets", "claim"))
         return rows
+
+
+def started(lab: Lab, daemons: Daemons | None = None, manifests: Manifests | None = None) -> Story:
+    """The demo's cluster: operator, speakers and agents, the ToR's sessions up, VIP and egress IPs announced.
+
+    `manifests`: by files unless said.
+    """
+    story = Story(lab, daemons or Daemons(lab), time.monotonic(), manifests or Files(lab))
+    for scene in (build, write_manifests, sessions_up, tor_table, fetch_vip):
+        scene(story)
+    return story
 
 
 def memory(daemons: Daemons) -> list[Row]:

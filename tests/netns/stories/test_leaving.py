@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from tests.netns.lab.daemons import Daemons
 from tests.netns.lab.lab import Lab
 from tests.netns.lab.netns import is_alive
-from tests.netns.lab.stores import Files
 from tests.netns.lab.traffic import NewConnections
-from tests.netns.stories.story import Story, build, fetch_vip, sessions_up, tor_table, write_manifests
+from tests.netns.stories.story import Story, started
 
 MORE = 25  # connections that show that all is well: one in three would take a path that is dead
 
@@ -28,10 +25,7 @@ MORE = 25  # connections that show that all is well: one in three would take a p
 @pytest.fixture(scope="module")
 def story(clean_labs: list[str]) -> Iterator[Story]:
     with Lab(f"l{os.getpid()}") as lab:
-        story = Story(lab, Daemons(lab), time.monotonic(), Files(lab))
-        for scene in (build, write_manifests, sessions_up, tor_table, fetch_vip):
-            scene(story)
-        yield story
+        yield started(lab)
 
 
 def test_every_node_has_ports_of_every_egress_ip_and_says_which_it_needs(story: Story) -> None:

@@ -20,9 +20,8 @@ from tests.netns.lab.hosts import Node
 from tests.netns.lab.lab import Lab
 from tests.netns.lab.netns import run
 from tests.netns.lab.pathwatch import PathWatch
-from tests.netns.lab.stores import Files
 from tests.netns.lab.traffic import Download, Echo, NewConnections
-from tests.netns.stories.story import EGRESS_IP, Story, build, fetch_vip, sessions_up, tor_table, write_manifests
+from tests.netns.stories.story import EGRESS_IP, Story, started
 
 
 @dataclass
@@ -68,9 +67,7 @@ class Running:
 @pytest.fixture(scope="module")
 def running(clean_labs: list[str]) -> Iterator[Running]:
     with Lab(f"r{os.getpid()}") as lab:
-        story = Story(lab, Daemons(lab), time.monotonic(), Files(lab))
-        for scene in (build, write_manifests, sessions_up, tor_table, fetch_vip):
-            scene(story)
+        story = started(lab)
         built = Running(story, lab, story.daemons)
         built.settled()
         yield built

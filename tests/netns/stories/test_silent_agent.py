@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import time
 
 from routerd.model import EgressGroup
 from tests.models.many import parse_allocations
 from tests.netns.lab.daemons import Daemons
 from tests.netns.lab.lab import Lab
-from tests.netns.lab.stores import Files
-from tests.netns.stories.story import Story, build, sessions_up, tor_table, write_manifests
+from tests.netns.stories.story import started
 
 PATIENCE = 20  # seconds; the shortest that can be set
 
@@ -20,9 +18,7 @@ def test_the_group_of_a_gateway_whose_agent_is_killed_moves_and_its_pods_leave(c
     """The agent ends by SIGKILL and is not started again; the speaker of the node lives, and its Node is ready."""
     with Lab(f"q{os.getpid()}") as lab:
         daemons = Daemons(lab, options={"operator": {"gateway-patience": f"{PATIENCE}s"}})
-        story = Story(lab, daemons, time.monotonic(), Files(lab))
-        for scene in (build, write_manifests, sessions_up, tor_table):
-            scene(story)
+        story = started(lab, daemons)
 
         def group() -> EgressGroup:
             path = lab.manifests / "allocations.yaml"
