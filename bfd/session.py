@@ -82,11 +82,6 @@ class Session:
         return self.remote.multiplier * max(self.rx_in_use, self.remote.min_tx)
 
     @property
-    def peer_is_off(self) -> bool:
-        """The peer says that its end is administratively down, which is no failure of the path (RFC 5882, 3.2)."""
-        return self.remote.state == State.ADMIN_DOWN
-
-    @property
     def has_failed(self) -> bool:
         """It was up and is not, and nobody wanted that."""
         return self.was_up and self.state in (State.DOWN, State.INIT)

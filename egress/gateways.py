@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-MAX_GATEWAYS = 4  # each slot has its part of the port range: more standbys leave fewer ports to the active gateway
+MAX_GATEWAYS = 4  # announced for one egress IP, in order of preference
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Choice:
     """The gateways of one egress IP. `gateways` are (node, slot) in order of preference."""
 
     gateways: tuple[tuple[str, int], ...] = ()
-    slots: int = 1  # into how many parts the port range is divided: a power of two, never fewer than before
+    slots: int = 1  # more than any slot: a power of two, never fewer than before
     epoch: int = 0  # grows with every change of `gateways` or `slots`; 0 = none has been published
 
 
@@ -29,7 +29,7 @@ def choose(egress_ip: str, candidates: Iterable[str], previous: Choice, limit: i
     """The gateways of `egress_ip` among `candidates` (node names). `previous` is the choice that is in force.
 
     A node that stays keeps its slot. A node that comes takes the lowest free slot, if possible not one that was given
-    up in this very step: flows of the node that left may live on in its part of the port range.
+    up in this very step. Ports do not hang on slots: nodes have those of their port sets.
     """
     nodes = sorted(set(candidates), key=lambda node: (-score(egress_ip, node), node))[:limit]
     slots, kept = _slots(nodes, previous)

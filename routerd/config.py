@@ -73,7 +73,7 @@ class EgressConfig:
     loader: Literal["libbpf", "bcc"] = "libbpf"
     """Where programs come from: libbpf = the compiled object in the package, bcc = compiled on the node at start."""
     nat_entries: int = 262144
-    """Connections that a gateway can translate at once; as many as nf_conntrack has on most hosts."""
+    """Connections of its own pods that a node can translate at once; as many as nf_conntrack has on most hosts."""
     in_cluster: tuple[IPNetwork, ...] = ()
     """Networks in which `externalIPs` of services are in-cluster; none, because any user may write a Service."""
     allowed_addresses: tuple[IPNetwork, ...] = ()

@@ -356,7 +356,7 @@ class ServiceAllocation:
 
 @dataclass(frozen=True, slots=True)
 class GatewaySlot:
-    """A gateway node of a group. `slot` (0-based, stable while the node stays) picks its part of the port range."""
+    """A gateway node of a group. `slot` (0-based, stable while the node stays) says nothing to the datapath."""
 
     node: str
     slot: int
@@ -370,7 +370,7 @@ class EgressGroup:
     egress_ip: IPAddress
     policies: tuple[str, ...]  # keys of EgressPolicy, sorted
     gateways: tuple[GatewaySlot, ...] = ()
-    slots: int = 1  # into how many parts the port range is divided: a power of two
+    slots: int = 1  # more than any `slot`: a power of two; it says nothing to the datapath
     epoch: int = 1  # grows with every change of `gateways`
     node_address: bool = (
         False  # the address sits on an interface of its only gateway: not announced, reserved port range

@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from egress.policy import egress_versions, unsupported
-from routerd.cli.decided import decided
+from routerd.cli.decided import Severity, decided
 from routerd.cli.mistakes import mistakes
 from routerd.config import DEFAULT, Config, parse_config, read_config
 from routerd.errors import InputError
@@ -25,10 +24,7 @@ from routerd.formats.legacy_bgp import Dialect, as_json, parse_document
 from routerd.formats.objects import Loaded, bgp_text, read_object
 from routerd.model import (
     GATEWAY_LABEL,
-    AddressPool,
     EgressPolicy,
-    IPAddress,
-    IPNetwork,
     Node,
     Peer,
     Pod,
@@ -37,13 +33,13 @@ from routerd.model import (
     Snapshot,
 )
 from routerd.node.inside import Inside, strays
+from routerd.node.pools import PoolIndex
 from routerd.refs import PEER, Ref
 from routerd.selectors import matches_any
 from routerd.store.closed import is_policy
 from routerd.store.embedded.disk import manifest_files, read_text
 from routerd.store.merge import merge
 
-Severity = Literal["error", "warning"]
 _PLACE = re.compile(r"(?P<file>[^\n:]+):(?P<line>\d+)(?::(?P<column>\d+))?: (?P<rest>.*)", re.DOTALL)
 
 
@@ -216,7 +212,7 @@ def _placed(severity: Severity, message: str) -> Finding:
 
 def cross_check(snapshot: Snapshot) -> list[Finding]:
     """Objects that name what is not there, or that can have no effect."""
-    pools, nodes = snapshot.pools or {}, list((snapshot.nodes or {}).values())
+    pools, nodes = PoolIndex(snapshot.pools or {}), list((snapshot.nodes or {}).values())
     found: list[Finding] = []
     for policy in (snapshot.policies or {}).values():
         if policy.refused:
@@ -255,11 +251,11 @@ def _at(severity: Severity, thing: EgressPolicy | Service | Peer | Pod, message:
     return Finding(severity, message, thing.origin.file, thing.origin.line)
 
 
-def _check_fixed(policy: EgressPolicy, pools: Mapping[str, AddressPool]) -> list[Finding]:
+def _check_fixed(policy: EgressPolicy, pools: PoolIndex) -> list[Finding]:
     """A given address must not be handed out to a service as well."""
     found = []
     for address in policy.egress_ips if not policy.pool else ():
-        holder = _pool_of(address, pools.values())
+        holder = pools.holding(address)
         if holder is not None and "egress" not in holder.uses:
             message = f"{policy.key}: {address} lies in pool {holder.name}, which may give it to a service"
             found.append(_at("warning", policy, message))
@@ -301,14 +297,6 @@ def _check_families(policy: EgressPolicy) -> list[Finding]:
     lacking = unsupported(policy.destinations, policy.egress_ips)
     severity: Severity = "warning" if egress_versions(policy.destinations, policy.egress_ips) else "error"
     return [_at(severity, policy, f"{policy.key}: {lacking}")] if lacking else []
-
-
-def _pool_of(address: IPAddress, pools: Iterable[AddressPool]) -> AddressPool | None:
-    return next((pool for pool in pools if any(_contains(block, address) for block in pool.blocks)), None)
-
-
-def _contains(block: IPNetwork, address: IPAddress) -> bool:
-    return block.version == address.version and address in block
 
 
 def _check_peer(peer: Peer, nodes: list[Node]) -> list[Finding]:

@@ -80,10 +80,10 @@ def _of_agents(snapshot: Snapshot, config: Config) -> Iterator[tuple[Severity, R
 def likely_sources(snapshot: Snapshot, node: Node) -> dict[IPAddress, IPAddress | None]:
     """The local address of each session of a node that is not this machine, from its Node object."""
     peers = entries_here(snapshot.bgp.peers, node).values() if snapshot.bgp else ()
-    return {peer.address: likely_source(peer, node) for peer in peers}
+    return {peer.address: _likely_source(peer, node) for peer in peers}
 
 
-def likely_source(peer: Peer, node: Node) -> IPAddress | None:
+def _likely_source(peer: Peer, node: Node) -> IPAddress | None:
     same_family = (address for address in node.addresses if address.version == peer.address.version)
     return peer.source_address or next(same_family, None)
 

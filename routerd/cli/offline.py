@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from routerd.agent import local
-from routerd.cli.decided import likely_source
+from routerd.cli.decided import likely_sources
 from routerd.cluster.assign import AssignSettings, assign
 from routerd.cluster.ledger import Ledger
 from routerd.config import Config
@@ -55,7 +55,7 @@ def state_of(snapshot: Snapshot, settings: Settings, config: Config) -> NodeStat
     if settings.node == config.node_name or node is None:
         sessions = local.session_addresses(peers, {})
     else:
-        sessions = {peer.address: likely_source(peer, node) for peer in peers}
+        sessions = likely_sources(snapshot, node)
     leaving = drain_of(node, Orders(), cordoned=config.drain.cordoned) if node is not None else None
     drain = replace(leaving, withdraws=True) if leaving is not None else None
     return compose(snapshot, settings, LocalFacts(sessions, config.egress.uplinks, drain=drain))

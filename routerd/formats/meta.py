@@ -100,9 +100,7 @@ def _requirement(value: Value, strict: bool, rename: Callable[[str], str]) -> Re
     return Requirement(_label_key(key, key.name(), rename), cast(Operator, operator), values)
 
 
-def selector_at(
-    section: Section, key: str, *, strict: bool, rename: Callable[[str], str] = str
-) -> LabelSelector | None:
+def selector_at(section: Section, key: str, *, strict: bool) -> LabelSelector | None:
     """The selector at `key`; None if it is not given (an empty one selects everything)."""
     value = section.get(key)
     if value is None and key in section.entries and strict:

@@ -30,8 +30,6 @@ IDLE = 1 / 8  # share in use, below which a node wants half
 GRANULE = 64  # ports
 MOST = 1 << 16  # ports of a group that a node wants, about as many as an address has
 
-BlockKey = tuple[IPAddress, int]  # egress IP and first port
-
 
 @dataclass(frozen=True, slots=True)
 class PortMemory:

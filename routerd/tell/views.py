@@ -275,13 +275,11 @@ def _name(number: Value, names: Mapping[int, str]) -> Value:
 # --- rows that the operator's document and the pools tell alone
 
 
-def used_addresses(pools: Mapping[str, AddressPool], allocations: Allocations) -> Counter[str]:
-    """By pool, how many of its addresses services or egress groups hold, whichever pool they were given from."""
-    return UsedAddresses().of(pools, allocations)
-
-
 class UsedAddresses:
-    """See `used_addresses`; kept from time to time (`routerd.memo`)."""
+    """By pool, how many of its addresses services or egress groups hold, whichever pool they were given from.
+
+    Kept from time to time (`routerd.memo`).
+    """
 
     def __init__(self) -> None:
         self._pools: Mapping[str, AddressPool] = {}

@@ -6,7 +6,8 @@ apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +20,7 @@ from routerd.model import (
     NAMESPACE_NAME_LABEL,
     OF_PORTS,
     Allocations,
+    EgressGroup,
     EgressPolicy,
     IPAddress,
     IPNetwork,
@@ -267,13 +269,14 @@ def _leaving(snapshot: Snapshot, state: NodeState, pod: Pod) -> Iterator[Step]:
     yield Step(question, True, detail=", ".join(policy.key for policy in policies))
     allocations = snapshot.allocations or Allocations()
     for policy in policies:
-        given = leaves_as(policy, group_of(policy, allocations))
+        group = group_of(policy, allocations)
+        given = leaves_as(policy, group)
         translated = [each for each in policy.destinations if egress_versions((each,), given)]
         lacking = unsupported(policy.destinations, given)
         if translated or not lacking:
-            step = _policy_step(policy, translated, state, allocations)
+            step = _policy_step(policy, translated, state, allocations, group)
             yield step
-            yield from _ports_step(policy, pod.node, allocations) if step.yes else ()
+            yield from _ports_step(policy, pod.node, allocations, group) if step.yes and group else ()
         if lacking:
             rest = [each for each in policy.destinations if each not in translated]
             yield Step(_question(policy, rest), False, UNSUPPORTED_FAMILY, lacking, note=bool(translated))
@@ -312,10 +315,13 @@ def _question(policy: EgressPolicy, destinations: Sequence[IPNetwork]) -> str:
 
 
 def _policy_step(
-    policy: EgressPolicy, destinations: Sequence[IPNetwork], state: NodeState, allocations: Allocations
+    policy: EgressPolicy,
+    destinations: Sequence[IPNetwork],
+    state: NodeState,
+    allocations: Allocations,
+    group: EgressGroup | None,
 ) -> Step:
     question = _question(policy, destinations)
-    group = group_of(policy, allocations)
     if group is None:
         reasons = [r for r in state.refusals if r.object == policy.ref and r.reason != UNSUPPORTED_FAMILY]
         reason = reasons[0].reason if reasons else "NoGroup"
@@ -335,11 +341,8 @@ def _policy_step(
     return Step(question, True, detail=f"as {addresses} by gateway {gateway.node} (group {group.id}){doubt}")
 
 
-def _ports_step(policy: EgressPolicy, node: str, allocations: Allocations) -> Iterator[Step]:
+def _ports_step(policy: EgressPolicy, node: str, allocations: Allocations, group: EgressGroup) -> Iterator[Step]:
     """Which ports the node has: without any, nothing leaves."""
-    group = group_of(policy, allocations)
-    if group is None:
-        return
     blocks = own_blocks(allocations, node).get(group.id, ())
     usable = [(address, block) for address, block in blocks if not block.returning]
     question = f"has node {node} ports to leave with?"
@@ -367,7 +370,7 @@ def _egress(snapshot: Snapshot, name: str) -> Iterator[Step]:
     groups = allocations.groups
     group = next((each for each in groups if name in (*map(str, each.egress_ips), str(each.id))), None)
     if group is None:
-        told = next((each for each in allocations.refusals if name in each.message), None)
+        told = _refusal_of(name, allocations.refusals)
         detail = f"{told.object}: {told.message}" if told else "the operator has published no egress group for it"
         yield Step(f"has {name} an egress group?", False, told.reason if told else "NoGroup", detail)
         return
@@ -380,6 +383,14 @@ def _egress(snapshot: Snapshot, name: str) -> Iterator[Step]:
     else:
         yield Step("has it a gateway whose agent serves?", False, refusal.reason, refusal.message)
     yield from _silent_agents(snapshot, group.policies, nodes)
+
+
+def _refusal_of(address: str, refusals: Iterable[Refusal]) -> Refusal | None:
+    """The first that speaks of the address: not of one that begins or ends with it, and of no number of a group."""
+    if address.isdecimal():
+        return None
+    word = re.compile(rf"(?<![\w.:]){re.escape(address)}(?![\w:]|\.\w)")
+    return next((each for each in refusals if word.search(each.message)), None)
 
 
 def gateways_refused(policies: Sequence[str], allocations: Allocations) -> Refusal | None:
@@ -396,7 +407,7 @@ def _silent_agents(snapshot: Snapshot, policies: Sequence[str], gateways: Sequen
         node = nodes.get(refusal.object.name) if refusal.object.kind == NODE else None
         if refusal.reason == "AgentAbsent" and node and any(is_gateway(each, node) for each in selectors):
             yield Step(f"is the agent of {node.name} heard?", False, refusal.reason, refusal.message, note=True)
+    silent = {each.node for each in (snapshot.allocations or Allocations()).nodes if each.silent_since}
     for name in gateways:
-        silent = snapshot.allocations.nodes if snapshot.allocations else ()
-        if not any(each.node == name and each.silent_since for each in silent):
+        if name not in silent:
             yield Step(f"is the agent of {name} heard?", True)

@@ -5,20 +5,18 @@ Rows go to `build/bench/ports.json`: `step, nodes, policies, cpu_ms, parts_writt
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from routerd.cluster.assign import Kept, assign
 from routerd.cluster.ledger import Ledger
 from routerd.formats.published.whole import AllocationsWriter
 from routerd.model import PortAsk, PortReport
 from routerd.store.kubernetes.documents import LedgerText
+from tests.bench.report import forget, write
 from tests.models.operator_world import World
 
-ROWS = Path(__file__).parents[2] / "build" / "bench" / "ports.json"
 NODES, POLICIES, GATEWAYS, AT_ONCE = 1000, 100, 10, 50
 
 
@@ -88,10 +86,8 @@ def on_ask() -> list[dict[str, object]]:
 
 
 def main() -> None:
-    ROWS.unlink(missing_ok=True)
-    rows = [*with_files(), *on_ask()]
-    ROWS.parent.mkdir(parents=True, exist_ok=True)
-    ROWS.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    forget("ports")
+    write("ports", [*with_files(), *on_ask()])
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ from routerd.formats.published.binding_lines import (
     read_number,
     read_port_report,
 )
+from routerd.formats.published.bindings import MAX_GROUP
 from routerd.formats.published.parts import NAME
-from routerd.formats.published.tables import MAX_EPOCH, MAX_GROUP, MAX_SLOTS
+from routerd.formats.published.tables import MAX_EPOCH, MAX_SLOTS
 from routerd.model import (
     Advertisement,
     Allocations,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from routerd.formats.compose import quoted
 from routerd.formats.document import UNLIMITED, Section, Value
-from routerd.formats.published.bindings import LAST_NUMBER, LAST_VERSION, OWNERS, STARTS, base64_of, bytes_of
+from routerd.formats.published.bindings import LAST_NUMBER, LAST_VERSION, MAX_GROUP, OWNERS, STARTS, base64_of, bytes_of
 from routerd.model import (
     AppliedTable,
     BindingTable,
@@ -115,7 +115,7 @@ def read_port_report(section: Section) -> PortReport:
 def _read_ask(section: Section) -> PortAsk:
     section.only("group", "ports", "used")
     ports, used = (section.integer(key, 0, MAX_PORTS, 0) for key in ("ports", "used"))
-    return PortAsk(section.require("group").integer(1, 2**24 - 1), ports, used)
+    return PortAsk(section.require("group").integer(1, MAX_GROUP), ports, used)
 
 
 def _read_unused(section: Section) -> UnusedBlock:

@@ -17,6 +17,7 @@ from routerd.model import BindingTable, CoolingPorts, IPAddress, NodeNumber, Por
 
 GRANULES = 1024  # of 64 ports
 LAST_NUMBER = 65535
+MAX_GROUP = 2**24 - 1  # a VNI (RFC 7348)
 LAST_VERSION = 2**63 - 1  # what SQLite holds
 OWNERS, STARTS = 2 * GRANULES, GRANULES // 8  # bytes
 

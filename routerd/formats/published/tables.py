@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from operator import attrgetter
 from typing import Any, Literal
 
-from routerd.formats.published.bindings import BINDINGS, NUMBERS
+from routerd.formats.published.bindings import BINDINGS, MAX_GROUP, NUMBERS
 from routerd.formats.published.records import Row, Table
 from routerd.model import (
     Advertisement,
@@ -19,7 +19,6 @@ from routerd.model import (
 )
 from routerd.refs import Ref
 
-MAX_GROUP = 2**24 - 1  # a VNI (RFC 7348)
 MAX_SLOTS = 4096
 MAX_EPOCH = 2**63 - 1  # what SQLite holds
 

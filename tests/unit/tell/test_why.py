@@ -279,6 +279,26 @@ def test_an_egress_ip_whose_gateways_are_all_silent_says_so_and_so_does_its_pod(
     assert last.detail.endswith("; nobody has an agent that serves")
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("198.51.100.9", "AddressTaken"),
+        ("198.51.100.99", "NoGroup"),
+        ("98.51.100.9", "NoGroup"),
+        ("198.51.100", "NoGroup"),
+        ("9", "NoGroup"),
+        ("2001:db8::1", "AddressTaken"),
+        ("2001:db8::", "NoGroup"),
+        ("db8::1", "NoGroup"),
+    ],
+)
+def test_a_refusal_is_told_of_the_address_that_it_names_and_of_no_other(name: str, reason: str) -> None:
+    words = "198.51.100.9 is the address of node a, and 2001:db8::1 is, too."
+    refused = Refusal(Ref("EgressPolicy", name="other"), "AddressTaken", words)
+    steps = why(f"egress/{name}", allocations=cluster.allocations(refusals=(refused,)))
+    assert steps[-1].reason == reason
+
+
 def test_an_address_that_is_no_egress_ip_is_told() -> None:
     steps = why("egress/198.51.100.99")
     assert told(*steps)[-1] == "no NoGroup has 198.51.100.99 an egress group?"
