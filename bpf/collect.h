@@ -45,9 +45,9 @@ static __always_inline bool is_idle(const struct round *round, __u64 last_seen, 
 }
 
 /* A mapping that timed out leaves nothing at the remote but with TCP. */
-static __always_inline __u64 rest_of_idle(__u8 protocol, __u8 seen_out, __u8 seen_in)
+static __always_inline __u64 rest_of_idle(__u8 protocol, __u8 seen_out)
 {
-	return protocol == IPPROTO_TCP ? rest_after(seen_out, seen_in) : 0;
+	return protocol == IPPROTO_TCP ? rest_after(seen_out) : 0;
 }
 
 static long collect_flow(struct bpf_map *map, const void *raw_key, void *raw_value, void *context)
@@ -71,7 +71,7 @@ static long collect_flow(struct bpf_map *map, const void *raw_key, void *raw_val
 		return 0;
 	}
 	if (port)
-		rest(port, value->id, rest_of_idle(key.protocol, value->seen_out, seen_in));
+		rest(port, value->id, rest_of_idle(key.protocol, value->seen_out));
 	bpf_map_delete_elem(&flows, &key);
 	round->result->flows++;
 	return 0;
@@ -94,8 +94,20 @@ static __always_inline void count_port(const struct round *round, const struct r
 
 	if (use && use->round == round->time)
 		use->ports++;
-	else
-		bpf_map_update_elem(&granules, &granule, &first, BPF_ANY);
+	else if (bpf_map_update_elem(&granules, &granule, &first, BPF_ANY))
+		round->result->ports_uncounted++;
+}
+
+/* What no port of this round was counted for makes room. */
+static long collect_granule(struct bpf_map *map, const void *key, void *raw_value, void *context)
+{
+	const struct granule_use *use = raw_value;
+	const struct round *round = context;
+	struct granule_key granule = *(const struct granule_key *)key;
+
+	if (use->round != round->time)
+		bpf_map_delete_elem(&granules, &granule);
+	return 0;
 }
 
 static long collect_port(struct bpf_map *map, const void *raw_key, void *raw_value, void *context)

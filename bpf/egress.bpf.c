@@ -126,8 +126,7 @@ int to_pod(struct __sk_buff *skb)
 	flow = bpf_map_lookup_elem(&flows, &key);
 	if (flow && flow->group)
 		return NEXT; /* an answer that was translated here */
-	if (flow && !(opens_connection(&packet) && (((flow->seen_out | flow->seen_in) & SEEN_RST) ||
-						    (flow->seen_out & flow->seen_in & SEEN_FIN)))) {
+	if (flow && !(opens_connection(&packet) && is_over(flow->seen_out, flow->seen_in))) {
 		refresh(&flow->last_seen, &flow->seen_in, seen_of(&packet));
 		return NEXT;
 	}
@@ -153,10 +152,14 @@ int collect(struct __sk_buff *skb)
 	round.result = bpf_map_lookup_elem(&collected, &zero);
 	if (!round.settings || !round.result)
 		return NEXT;
+	/* The clock is a coarse one, and each round has a time of its own. */
+	if (round.time <= round.result->round)
+		round.time = round.result->round + 1;
 	__builtin_memset(round.result, 0, sizeof(*round.result));
 	round.result->round = round.time;
 	bpf_for_each_map_elem(&flows, collect_flow, &round, 0);
 	bpf_for_each_map_elem(&reverse, collect_port, &round, 0);
+	bpf_for_each_map_elem(&granules, collect_granule, &round, 0);
 	return NEXT;
 }
 

@@ -7,7 +7,9 @@
  * after its connection has ended, as the remote may still remember it; one that has rested enough passes to
  * the next flow by one compare-and-swap of its owner. The hot path deletes no port: a freed element is used
  * again at once, and would be written through a pointer that another CPU still holds. Collection marks it as
- * dying, and deletes it a round later.
+ * dying, and deletes it a round later. A flow that is over is deleted there: what another CPU then writes is
+ * a time or flags of the flow that begins in its place, which lives a little longer for it, or ends too soon
+ * and is begun anew by its next packet.
  */
 #ifndef ROUTERD_FLOWS_H
 #define ROUTERD_FLOWS_H
@@ -158,7 +160,13 @@ static __always_inline void rest(struct reverse_value *port, __u64 id, __u64 dur
 	swap_owner(port, OWNER_LIVE | id, OWNER_RESTING | id);
 }
 
-static __always_inline __u64 rest_after(__u8 seen_out, __u8 seen_in)
+/* Both ends have ended the connection, or one has reset it. */
+static __always_inline bool is_over(__u8 seen_out, __u8 seen_in)
+{
+	return ((seen_out | seen_in) & SEEN_RST) || (seen_out & seen_in & SEEN_FIN);
+}
+
+static __always_inline __u64 rest_after(__u8 seen_out)
 {
 	if (seen_out & SEEN_RST)
 		return REST_RESET;
@@ -177,7 +185,7 @@ static __always_inline void note_end_out(const struct flow_key *key, struct flow
 		flow->seen_out |= SEEN_FIN_FIRST;
 	if (!(flow->seen_out & SEEN_RST) && !(flow->seen_out & port->seen_in & SEEN_FIN))
 		return;
-	rest(port, flow->id, rest_after(flow->seen_out, port->seen_in));
+	rest(port, flow->id, rest_after(flow->seen_out));
 	flow->seen_out |= SEEN_END;
 }
 
@@ -189,7 +197,7 @@ static __always_inline void note_end_in(const struct reverse_key *port_key, stru
 
 	if (!flow || !is_owned_by(port, flow->id) || !(flow->seen_out & SEEN_FIN))
 		return;
-	rest(port, flow->id, rest_after(flow->seen_out, port->seen_in));
+	rest(port, flow->id, rest_after(flow->seen_out));
 	flow->seen_out |= SEEN_END;
 }
 
@@ -249,7 +257,7 @@ static __always_inline bool is_same_pod(const struct search *search, const struc
 	       ip_equal(&port->pod, &search->room->port.pod);
 }
 
-/* Claims search->key's port. 1 = it is ours, or there is no use in trying others. */
+/* Claims the port of search->room->port_key. 1 = it is ours, or there is no use in trying others. */
 static __always_inline long claim(struct search *search)
 {
 	struct reverse_value *port;

@@ -56,7 +56,7 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	if (!address || !room)
 		return drop(skb, UNKNOWN_EGRESS_IP);
 	if (!egress_port(skb, packet, parsed, SIDE_SOURCE, &port))
-		return drop(skb, parsed == PARSED_MALFORMED ? MALFORMED : UNSUPPORTED_PROTOCOL);
+		return drop(skb, UNSUPPORTED_PROTOCOL);
 	if (node_of_port(address, port) != sender)
 		return drop(skb, FOREIGN_PORT);
 	if (place_of(&packet->destination))

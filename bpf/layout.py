@@ -13,10 +13,10 @@ from importlib.resources import files
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeVar
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 MAX_RULES = 8
 MAX_GATEWAYS = 16
-MAX_BLOCKS = 16
+MAX_BLOCKS = 128
 GRANULE_SHIFT = 6
 GRANULE = 1 << GRANULE_SHIFT  # ports
 GRANULES = 1024  # of one address
@@ -50,14 +50,13 @@ class Settings(Structure):
         ("layout_version", c_uint32),
         ("tunnel_ifindex", c_uint32),
         ("tunnel_mtu", c_uint32),
-        ("tunnel_port", c_uint16),
-        ("node_number", c_uint16),
         ("tcp_established_seconds", c_uint32),
         ("tcp_opening_seconds", c_uint32),
         ("tcp_closing_seconds", c_uint32),
         ("udp_seconds", c_uint32),
         ("icmp_seconds", c_uint32),
-        ("reserved", c_uint32),
+        ("tunnel_port", c_uint16),
+        ("reserved", c_uint16 * 3),
     ]
 
 
@@ -195,6 +194,7 @@ class Collected(Structure):
         ("ports_live", c_uint64),
         ("ports_resting", c_uint64),
         ("round", c_uint64),
+        ("ports_uncounted", c_uint64),
     ]
 
 

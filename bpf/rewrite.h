@@ -23,7 +23,6 @@
 #define TCP_OPTIONS_MAX	 20 /* steps of the walk; more options than that in one SYN have not been seen */
 #define IP_TCP_OVERHEAD	 40
 #define IP6_TCP_OVERHEAD 60
-#define IP6_MTU_MIN	 1280
 
 enum side {
 	SIDE_SOURCE,
@@ -221,16 +220,25 @@ enum error_kind {
 	ERROR_TTL_EXPIRED, /* RFC 792; RFC 4443, section 3.3 */
 };
 
+/* The header and 64 bits (RFC 792), and all of a TCP header: the kernel cuts no packet before a checksum that
+ * the NIC is to fill in, and such are all that a pod sends through a veth. */
+#define QUOTED_MAX sizeof(struct tcphdr)
+
+static __always_inline __u32 quoted_transport(const struct packet *packet)
+{
+	return packet->protocol == IPPROTO_TCP ? QUOTED_MAX : 8;
+}
+
 struct error4 {
 	struct iphdr ip;
 	struct icmphdr icmp;
-	__u8 quoted[sizeof(struct iphdr) + 8]; /* RFC 792: the header and 64 bits */
+	__u8 quoted[sizeof(struct iphdr) + QUOTED_MAX];
 };
 
 struct error6 {
 	struct ipv6hdr ip;
 	struct icmphdr icmp;
-	__u8 quoted[sizeof(struct ipv6hdr) + 8];
+	__u8 quoted[sizeof(struct ipv6hdr) + QUOTED_MAX];
 };
 
 struct pseudo6 {
@@ -240,7 +248,8 @@ struct pseudo6 {
 	__be32 next;
 };
 
-/* The packet becomes what `error` holds, `quoted` bytes of it kept at the end; Ethernet addresses swap. */
+/* The packet becomes the `size` bytes that `error` holds, the last `quoted` of which are its own; Ethernet
+ * addresses swap. */
 static __always_inline long put_error(struct __sk_buff *skb, const void *error, __u32 size, __u32 quoted)
 {
 	__u8 destination_mac[ETH_ALEN], source_mac[ETH_ALEN];
@@ -255,19 +264,22 @@ static __always_inline long put_error(struct __sk_buff *skb, const void *error, 
 	       bpf_skb_store_bytes(skb, ETH_ALEN, destination_mac, ETH_ALEN, 0);
 }
 
-static __always_inline long answer_error4(struct __sk_buff *skb, struct error4 *error, enum error_kind kind,
-					  __u32 mtu, const struct ip *from, const struct ip *to)
+static __always_inline long answer_error4(struct __sk_buff *skb, const struct packet *packet,
+					  struct error4 *error, enum error_kind kind, __u32 mtu,
+					  const struct ip *from)
 {
+	__u32 quoted = sizeof(struct iphdr) + quoted_transport(packet);
+
 	__builtin_memset(error, 0, sizeof(*error));
-	if (bpf_skb_load_bytes(skb, IP_OFFSET, error->quoted, sizeof(error->quoted)))
+	if (bpf_skb_load_bytes(skb, IP_OFFSET, error->quoted, quoted))
 		return -1;
 	error->ip.version = 4;
 	error->ip.ihl = 5;
 	error->ip.ttl = 64;
 	error->ip.protocol = IPPROTO_ICMP;
-	error->ip.tot_len = bpf_htons(sizeof(*error));
+	error->ip.tot_len = bpf_htons(sizeof(error->ip) + sizeof(error->icmp) + quoted);
 	error->ip.saddr = from->w[3];
-	error->ip.daddr = to->w[3];
+	error->ip.daddr = packet->source.w[3];
 	error->ip.check = fold(bpf_csum_diff(NULL, 0, (__be32 *)&error->ip, sizeof(error->ip), 0));
 	if (kind == ERROR_TOO_BIG) {
 		error->icmp.type = ICMP_DEST_UNREACH;
@@ -276,41 +288,41 @@ static __always_inline long answer_error4(struct __sk_buff *skb, struct error4 *
 	} else {
 		error->icmp.type = ICMP_TIME_EXCEEDED;
 	}
-	error->icmp.checksum = fold(
-	    bpf_csum_diff(NULL, 0, (__be32 *)&error->icmp, sizeof(error->icmp) + sizeof(error->quoted), 0));
-	return put_error(skb, error, sizeof(*error), sizeof(error->quoted));
+	error->icmp.checksum =
+	    fold(bpf_csum_diff(NULL, 0, (__be32 *)&error->icmp, sizeof(error->icmp) + quoted, 0));
+	return put_error(skb, error, sizeof(error->ip) + sizeof(error->icmp) + quoted, quoted);
 }
 
-static __always_inline long answer_error6(struct __sk_buff *skb, struct error6 *error, struct pseudo6 *pseudo,
-					  enum error_kind kind, __u32 mtu, const struct ip *from,
-					  const struct ip *to)
+static __always_inline long answer_error6(struct __sk_buff *skb, const struct packet *packet,
+					  struct error6 *error, struct pseudo6 *pseudo, enum error_kind kind,
+					  __u32 mtu, const struct ip *from)
 {
+	__u32 quoted = sizeof(struct ipv6hdr) + quoted_transport(packet);
 	__s64 sum;
 
 	__builtin_memset(error, 0, sizeof(*error));
-	if (bpf_skb_load_bytes(skb, IP_OFFSET, error->quoted, sizeof(error->quoted)))
+	if (bpf_skb_load_bytes(skb, IP_OFFSET, error->quoted, quoted))
 		return -1;
 	error->ip.version = 6;
 	error->ip.hop_limit = 64;
 	error->ip.nexthdr = PROTOCOL_ICMP6;
-	error->ip.payload_len = bpf_htons(sizeof(error->icmp) + sizeof(error->quoted));
+	error->ip.payload_len = bpf_htons(sizeof(error->icmp) + quoted);
 	__builtin_memcpy(&error->ip.saddr, from, sizeof(*from));
-	__builtin_memcpy(&error->ip.daddr, to, sizeof(*to));
+	__builtin_memcpy(&error->ip.daddr, &packet->source, sizeof(packet->source));
 	if (kind == ERROR_TOO_BIG) {
 		error->icmp.type = ICMP6_PACKET_TOO_BIG;
 		error->icmp.un.mtu6 = bpf_htonl(mtu);
 	} else {
 		error->icmp.type = ICMP6_TIME_EXCEEDED;
 	}
-	pseudo->length = bpf_htonl(sizeof(error->icmp) + sizeof(error->quoted));
+	pseudo->length = bpf_htonl(sizeof(error->icmp) + quoted);
 	pseudo->next = bpf_htonl(PROTOCOL_ICMP6);
 	pseudo->source = error->ip.saddr;
 	pseudo->destination = error->ip.daddr;
 	sum = bpf_csum_diff(NULL, 0, (__be32 *)pseudo, sizeof(*pseudo), 0);
-	sum =
-	    bpf_csum_diff(NULL, 0, (__be32 *)&error->icmp, sizeof(error->icmp) + sizeof(error->quoted), sum);
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)&error->icmp, sizeof(error->icmp) + quoted, sum);
 	error->icmp.checksum = fold(sum);
-	return put_error(skb, error, sizeof(*error), sizeof(error->quoted));
+	return put_error(skb, error, sizeof(error->ip) + sizeof(error->icmp) + quoted, quoted);
 }
 
 #endif

@@ -93,7 +93,7 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
 	enum reason refusal;
 	bool local;
 
-	if (!gateway || !room)
+	if (!gateway || !room || ip_is_none(&gateway->address))
 		return drop(skb, NO_GATEWAY);
 	local = gateway->local;
 	endpoint = gateway->address;
@@ -159,7 +159,7 @@ static __always_inline enum reason open_flow(const struct packet *packet, const 
 	tries = bpf_loop(PORT_ATTEMPTS, try_port, &search, 0);
 	if (!search.open)
 		return NO_PORT_SET;
-	if (tries > LONG_SEARCH * group->block_count)
+	if (tries > LONG_SEARCH * group->block_count || tries == PORT_ATTEMPTS)
 		note_pressure(flow->group);
 	if (search.error == -EEXIST)
 		take_oldest(&search);
@@ -282,7 +282,7 @@ static __always_inline bool reopens(const struct flow_key *key, const struct flo
 			return true;
 		seen_in = port->seen_in;
 	}
-	return ((flow->seen_out | seen_in) & SEEN_RST) || (flow->seen_out & seen_in & SEEN_FIN);
+	return is_over(flow->seen_out, seen_in);
 }
 
 /* The flow is over; its port is free at once for whoever begins here next from the same pod's port. */
@@ -291,12 +291,12 @@ static __always_inline void end_flow(const struct flow_key *key, const struct fl
 	struct reverse_value *port = flow->group ? own_port(key, flow) : NULL;
 
 	if (port)
-		rest(port, flow->id, rest_after(flow->seen_out, port->seen_in));
+		rest(port, flow->id, rest_after(flow->seen_out));
 	bpf_map_delete_elem(&flows, key);
 }
 
-/* An ICMP error that a pod sends about an answer that it got (its own "port unreachable"): SEND_OUT, as
- * *about says. */
+/* An ICMP error that a pod sends about an answer that it got (its own "port unreachable"), to who sent that:
+ * SEND_OUT, as *about says. To anybody else it is what any packet is that no flow is known of. */
 static __always_inline int report_error(struct __sk_buff *skb, const struct packet *packet, __u32 policy_set,
 					struct flow_value **about)
 {
@@ -306,7 +306,8 @@ static __always_inline int report_error(struct __sk_buff *skb, const struct pack
 	struct flow_key key;
 
 	if (!room || !parse_quote(skb, packet, &room->quoted) ||
-	    !ip_equal(&room->quoted.destination, &packet->source))
+	    !ip_equal(&room->quoted.destination, &packet->source) ||
+	    !ip_equal(&room->quoted.source, &packet->destination))
 		return rule ? drop(skb, UNSUPPORTED_PROTOCOL) : NEXT;
 	key = flow_to_pod(&room->quoted, skb->ifindex);
 	flow = bpf_map_lookup_elem(&flows, &key);

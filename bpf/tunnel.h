@@ -30,7 +30,7 @@ static __always_inline const struct ip *icmp_source(const struct settings *confi
 }
 
 /* Turns the packet into an error about itself, for its sender. Only for headers without options, as their
- * quote has a fixed size; never about an error (RFC 1122, section 3.2.2; RFC 4443, section 2.4). */
+ * quote has one of two sizes; never about an error (RFC 1122, section 3.2.2; RFC 4443, section 2.4). */
 static __always_inline long answer_error(struct __sk_buff *skb, const struct packet *packet,
 					 const struct settings *config, enum error_kind kind, __u32 mtu)
 {
@@ -40,8 +40,8 @@ static __always_inline long answer_error(struct __sk_buff *skb, const struct pac
 	if (!room || !packet->plain_header || packet->reports || ip_is_none(from))
 		return -1;
 	if (packet->ipv6)
-		return answer_error6(skb, &room->error6, &room->pseudo6, kind, mtu, from, &packet->source);
-	return answer_error4(skb, &room->error4, kind, mtu, from, &packet->source);
+		return answer_error6(skb, packet, &room->error6, &room->pseudo6, kind, mtu, from);
+	return answer_error4(skb, packet, &room->error4, kind, mtu, from);
 }
 
 /* The sender gets an error about its packet, by the device that it came from and before anything in it is

@@ -13,11 +13,11 @@
 
 #include <linux/types.h>
 
-#define LAYOUT_VERSION 2
+#define LAYOUT_VERSION 3
 
 #define MAX_RULES     8	   /* rules of one (policy set, prefix) */
 #define MAX_GATEWAYS  16   /* gateways of one group */
-#define MAX_BLOCKS    16   /* port blocks of one group on one node */
+#define MAX_BLOCKS    128  /* port blocks of one group on one node: 8 of each of 16 egress IPs */
 #define GRANULE_SHIFT 6	   /* a granule has 64 ports */
 #define GRANULES      1024 /* of one address */
 #define NODE_NUMBERS  65536
@@ -40,14 +40,13 @@ struct settings {
 	__u32 layout_version;
 	__u32 tunnel_ifindex;
 	__u32 tunnel_mtu; /* largest inner IP packet, bytes */
-	__u16 tunnel_port;
-	__u16 node_number;
 	__u32 tcp_established_seconds;
 	__u32 tcp_opening_seconds;
 	__u32 tcp_closing_seconds;
 	__u32 udp_seconds;
 	__u32 icmp_seconds;
-	__u32 reserved;
+	__u16 tunnel_port;
+	__u16 reserved[3];
 };
 
 struct pod_key {
@@ -220,7 +219,8 @@ struct collected {
 	__u64 ports;
 	__u64 ports_live;
 	__u64 ports_resting;
-	__u64 round; /* of `granule_use` */
+	__u64 round;	       /* of `granule_use` */
+	__u64 ports_uncounted; /* for which `granules` had no room */
 };
 
 #endif

@@ -253,17 +253,13 @@ def _icmp_source(desired: Desired, version: int) -> object:
     return layout.ip_field(found) if found else layout.Bytes16()
 
 
-def _own_number(desired: Desired) -> int:
-    return next((number for number, address in desired.nodes.items() if address == desired.node_address), 0)
-
-
 def _settings(desired: Desired, facts: Facts) -> MapEntries:
     assert desired.node_address is not None  # a node without one has no maps
     value = layout.Settings(
         node_address=layout.ip_field(desired.node_address), icmp_source4=_icmp_source(desired, 4),
         icmp_source6=_icmp_source(desired, 6), object_digest=facts.object_digest,
         layout_version=layout.LAYOUT_VERSION, tunnel_ifindex=facts.tunnel_ifindex, tunnel_mtu=facts.tunnel_mtu,
-        tunnel_port=desired.tunnel_port, node_number=_own_number(desired), tcp_established_seconds=TCP_ESTABLISHED,
+        tunnel_port=desired.tunnel_port, tcp_established_seconds=TCP_ESTABLISHED,
         tcp_opening_seconds=TCP_OPENING, tcp_closing_seconds=TCP_CLOSING, udp_seconds=UDP, icmp_seconds=ICMP,
     )  # fmt: skip
     return {layout.u32(0): bytes(value)}

@@ -21,7 +21,7 @@ from ipaddress import ip_network
 
 from egress.entries import OF_THE_LINK, Facts, PodDevice, is_sayable
 from egress.kept import Kept, merged
-from egress.policy import Desired, IPAddress, IPNetwork, Policy, Ports, Version
+from egress.policy import Desired, IPAddress, Policy, Ports, Version
 
 TABLE = "routerd"
 FAMILY = "inet"
@@ -107,10 +107,6 @@ def digest(rule: str) -> str:
     return hashlib.sha256(rule.encode()).hexdigest()[:16]
 
 
-def _networks(networks: Iterable[IPNetwork], family: Family) -> frozenset[str]:
-    return merged(networks, family.version)
-
-
 def _port_match(ports: Ports, family: Family) -> str:
     if ports.protocol == "ICMP":
         return f"meta l4proto {family.icmp}"
@@ -127,7 +123,7 @@ def _policy_rules(policy: Policy, family: Family) -> Rules:
     match. A policy without destinations covers nothing.
     """
     both = (policy.destinations, policy.excluded)
-    destinations, excluded = (", ".join(sorted(_networks(networks, family))) for networks in both)
+    destinations, excluded = (", ".join(sorted(merged(networks, family.version))) for networks in both)
     if not destinations:
         return ()
     daddr = f"{family.header} daddr"
@@ -238,8 +234,8 @@ def _family_sets(desired: Desired, pods: Mapping[IPAddress, PodDevice], family: 
     hosts = (ip_network(address) for address in desired.pods)  # also those outside the node's pod CIDRs
     return {
         f"nodes{family.suffix}": frozenset(str(a) for a in desired.nodes.values() if a.version == family.version),
-        f"covered{family.suffix}": _networks(covered, family),
-        f"pod_sources{family.suffix}": _networks((*desired.pod_cidrs, *hosts), family),
+        f"covered{family.suffix}": merged(covered, family.version),
+        f"pod_sources{family.suffix}": merged((*desired.pod_cidrs, *hosts), family.version),
         f"decided{family.suffix}": frozenset(_key(address, device) for address, device in pods.items()),
     }
 

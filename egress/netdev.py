@@ -163,14 +163,15 @@ class Datapath:
         return [_nat_entry(key, value, moment) for key, value in entries.items() if _is_translated(value)]
 
     def port_use(self) -> PortUse | None:
-        """As the last round of collection counted it; None before there was one."""
+        """As the last round of collection counted it; None before there was one, or if it could not count all ports."""
         try:
             value = self._maps["collected"].get(layout.u32(0))
             granules, pressures = self._maps["granules"].items(), self._maps["pressures"].items()
         except FileNotFoundError:
             return None
-        last = layout.decode(layout.Collected, value).round if value else 0
-        if not last:
+        collected = layout.decode(layout.Collected, value) if value else layout.Collected()
+        last = collected.round
+        if not last or collected.ports_uncounted:
             return None
         used: dict[tuple[IPAddress, int], int] = {}
         for key, raw in granules.items():

@@ -65,7 +65,7 @@ class EgressRoom:
         return Undone(desired, observed)
 
     def carries(self, owner: Ref, undone: Undone | None) -> bool:
-        """The path of an egress address leads to the NAT state of its group."""
+        """The path of an egress address leads to a node that is in service as a gateway of its group."""
         return owner.kind != EGRESS or (undone is not None and undone.carries(int(owner.name)))
 
     def makes_new(self, action: Action) -> bool:

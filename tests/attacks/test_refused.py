@@ -47,11 +47,31 @@ def told(story: Story) -> set[str]:
     return set()
 
 
+@pytest.fixture(scope="module")
+def at_first(story: Story) -> set[str]:
+    """Reasons that are given while every policy is good."""
+    return story.daemons.refusals("worker")
+
+
+@pytest.fixture
+def before(story: Story, at_first: set[str]) -> set[str]:
+    """The same, once the mistake of the test before is told no more: the next one may have the same reason, and that
+    its pods leave with their egress IP tells nothing, as they did so all the time."""
+
+    def is_forgotten() -> bool:
+        with suppress(RouterdError):
+            return story.daemons.refusals("worker") == at_first
+        return False
+
+    story.lab.wait(is_forgotten, "no mistake is told")
+    return at_first
+
+
 @pytest.mark.parametrize("what", EDITS)
-def test_a_refused_policy_lets_no_packet_out(story: Story, what: str) -> None:
+def test_a_refused_policy_lets_no_packet_out(story: Story, before: set[str], what: str) -> None:
     lab, daemons, pod = story.lab, story.daemons, story.lab.pod("snat-pod")
     lab.wait(lambda: pod.ask(FW_ADDRESS, timeout=0.3).source == EGRESS_IP, "the policy is in force")
-    good, before = story.manifests.read(POLICY), told(story)
+    good = story.manifests.read(POLICY)
     try:
         story.manifests.put(POLICY, edited(good, what))
         lab.wait(lambda: told(story) - before, "it is told")
@@ -77,9 +97,9 @@ OURS = {
 
 
 @pytest.mark.parametrize("what", OURS)
-def test_a_refused_policy_of_ours_lets_no_packet_out(story: Story, what: str) -> None:
+def test_a_refused_policy_of_ours_lets_no_packet_out(story: Story, before: set[str], what: str) -> None:
     lab, pod = story.lab, story.lab.pod("batch")
-    good, before = story.manifests.read(TWO_GATEWAYS), told(story)
+    good = story.manifests.read(TWO_GATEWAYS)
     assert pod.ask(FW_ADDRESS).source == story.pool_ip
     old, new = OURS[what]
     try:

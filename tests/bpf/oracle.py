@@ -283,10 +283,15 @@ def _parse(frame: bytes) -> Packet | None:
 
 
 def _lengths(expected: Packet, after: Packet | None) -> Packet:
-    """The length of an ICMP error is what its quote makes it; the quote of a SYN is too short for its flags."""
+    """The length of an ICMP error is what its quote makes it; that of a SYN is too short for its MSS, and may be for
+    its flags.
+    """
     if expected.kind != "icmp-error" or after is None:
         return expected
-    quoted = expected.quoted and after.quoted and replace(expected.quoted, length=after.quoted.length, flags="", mss=0)
+    quoted = expected.quoted
+    if quoted and after.quoted:
+        flags = after.quoted.flags and quoted.flags
+        quoted = replace(quoted, length=after.quoted.length, flags=flags, mss=0)
     return replace(expected, length=after.length, quoted=quoted)
 
 

@@ -9,7 +9,7 @@ import pytest
 from bpf import layout
 from tests.bpf.oracle import assert_same
 from tests.bpf.wishes import HERE, to_world
-from tests.bpf.world import EGRESS_IP, EGRESS_IP6, POD, POD6, REMOTE, REMOTE6, World
+from tests.bpf.world import EGRESS_IP, EGRESS_IP6, POD, POD6, REMOTE, REMOTE6, SMALL, World
 from tests.models.tables import ICMP, ICMP6, TCP, UDP, Flow, FlowKey, Port, PortKey, State
 
 # Short ones: a machine may not have been up for as long as an established connection may idle.
@@ -122,3 +122,42 @@ def test_many_are_collected_in_one_round(world: World) -> None:
     assert (result.flows, result.flows_live) == (5000, 0)
     assert world.collect().ports == 5000
     assert world.state() == State()
+
+
+def _used(world: World) -> dict[tuple[object, int], int]:
+    """By egress IP and number of 64 ports."""
+    decoded = (
+        (layout.decode(layout.GranuleKey, key), layout.decode(layout.GranuleUse, value))
+        for key, value in world.maps["granules"].items().items()
+    )
+    return {(layout.ip_of(key.egress_ip), key.granule): use.ports for key, use in decoded}
+
+
+def _together(*pairs: State) -> State:
+    return State(
+        {key: flow for each in pairs for key, flow in each.flows.items()},
+        {key: port for each in pairs for key, port in each.ports.items()},
+    )
+
+
+def test_ports_are_counted_by_granule_and_a_granule_without_any_makes_room(world: World) -> None:
+    _fill(world, _together(*(_pair(UDP, port=port) for port in (41000, 41001, 42000)), _pair(ICMP6, port=41000)), 0)
+    assert world.collect().ports_uncounted == 0
+    assert _used(world) == {
+        (EGRESS_IP, 41000 // 64): 2, (EGRESS_IP, 42000 // 64): 1, (EGRESS_IP6, 41000 // 64): 1,
+    }  # fmt: skip
+    _fill(world, _pair(UDP, port=42000), 0)
+    world.collect()
+    assert _used(world) == {(EGRESS_IP, 42000 // 64): 1}
+
+
+def test_ports_for_which_there_was_no_room_are_told(small_world: World) -> None:
+    """What is not counted would be taken for unused, and given to another node."""
+    ports = (41000, 42000, 43000)
+    _fill(small_world, _together(*(_pair(UDP, port=port) for port in ports)), 0)
+    counted = small_world.collect()
+    assert (counted.ports_live, counted.ports_uncounted, len(_used(small_world))) == (3, 1, SMALL["granules"])
+    _fill(small_world, _pair(UDP, port=43000), 0)
+    small_world.collect()
+    assert small_world.collect().ports_uncounted == 0
+    assert _used(small_world) == {(EGRESS_IP, 43000 // 64): 1}

@@ -388,6 +388,20 @@ def test_a_pods_own_error_about_an_answer_goes_out_translated(world: World, vers
     assert seen.quoted and seen.quoted.answers == translated.bears
 
 
+SOME = desired(Policy("some", HERE, (ip_network("198.51.100.0/24"), ip_network("2001:db8:51::/64"))))
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(("other", "verdict"), [("198.51.100.8", "drop"), ("203.0.113.9", "next")])
+def test_a_pods_error_about_an_answer_goes_to_nobody_else(world: World, other: str, verdict: str, version: int) -> None:
+    """One flow lends the egress IP to no packet to others, whether policies cover these or not."""
+    world.fill(SOME)
+    world.run("from_pod", "pod0", build(UDP_OUT if version == 4 else six(UDP_OUT)))
+    quoted = Packet(REMOTE, POD, UDP, 53, 40000)
+    error = Packet(POD, IPv4Address(other), ICMP, kind="icmp-error", quoted=quoted)
+    assert world.run("from_pod", "pod0", build(error if version == 4 else six(error)))[0] == verdict
+
+
 # --- ports ------------------------------------------------------------------------------------------------------------
 
 

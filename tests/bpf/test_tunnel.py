@@ -175,10 +175,9 @@ def test_a_gateway_answers_what_cannot_go_on_through_the_tunnel(gateway: Gateway
     sent = replace(OUT, ttl=1) if about == "ttl" else replace(OUT, length=UNDERLAY_MTU + 1, dont_fragment=True)
     sent = in_family(sent, version)
     outer = vxlan(build(sent, INNER), HERE, TUNNEL_PORT, Packet(WORKER, SELF))
-    if about == "too-big":
-        gateway.world.jumbo("underlay", "tunnel")
-    gateway.underlay.put(MACS["underlay"] + outer[6:])
-    node, vni, answer = gateway.answered()
+    with gateway.world.jumbo():
+        gateway.underlay.put(MACS["underlay"] + outer[6:])
+        node, vni, answer = gateway.answered()
     assert (node, vni, answer.about) == (WORKER, BACK, about)
     assert (answer.source, answer.destination) == (SELF if version == 4 else SELF6, sent.source)
     assert answer.quoted and answer.quoted.bears == sent.bears
@@ -303,3 +302,27 @@ def test_a_pods_packet_leaves_translated_by_the_tunnel(gateway: Gateway, version
 def test_the_cluster_of_these_tests_holds_its_nodes_and_pods() -> None:
     assert WORKER in UNDERLAY
     assert any(POD in network for network in POD_CIDRS if network.version == 4)
+
+
+UNSUMMED = {  # what a pod sends -> where its checksum is, in the transport header
+    "udp": (Packet(POD, REMOTE, UDP, 40000, 53, dont_fragment=True), 6),
+    "tcp": (Packet(POD, REMOTE, TCP, 40000, 443, flags="S", dont_fragment=True), 16),
+}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("about", ["ttl", "too-big"])
+@pytest.mark.parametrize("protocol", UNSUMMED)
+def test_an_error_answers_a_packet_whose_checksum_the_nic_would_fill_in(
+    gateway: Gateway, protocol: str, about: str, version: int
+) -> None:
+    """So are all that a pod sends by a veth; the kernel cuts none of them before the checksum."""
+    packet, offset = UNSUMMED[protocol]
+    sent = in_family(replace(packet, ttl=1) if about == "ttl" else replace(packet, length=UNDERLAY_MTU), version)
+    gateway.world.fill(to_world(THERE))
+    frame = build(sent, Shape(destination_mac=MACS["pod0"]))
+    gateway.pod.put_unsummed(frame, 14 + (20 if version == 4 else 40), offset)
+    told = parse(gateway.pod.get())
+    assert (told.destination, told.about) == (sent.source, about)
+    assert told.quoted and told.quoted.bears == sent.bears
+    assert gateway.world.counted() == {"ttl_answered" if about == "ttl" else "too_big_answered": 1}

@@ -316,7 +316,7 @@ def _report_error(tables: Tables, state: State, packet: Packet, device: int, pol
     """A pod's own ICMP error about an answer that it got."""
     quoted = packet.quoted
     flow = None
-    if quoted is not None and quoted.destination == packet.source:
+    if quoted is not None and (quoted.source, quoted.destination) == (packet.destination, packet.source):
         flow = state.flows.get(quoted.sent_to(device))
     if flow is None:
         rule = _rule(tables, replace(packet, destination_port=0), policy_set)

@@ -71,7 +71,7 @@ def fill(maps: loader.PinnedMaps, digest: int) -> None:
     settings = layout.Settings(
         object_digest=digest,
         node_address=layout.ip_field(NODE), layout_version=layout.LAYOUT_VERSION, tunnel_ifindex=TUNNEL_IFINDEX,
-        tunnel_mtu=1450, tunnel_port=8473, node_number=HERE, udp_seconds=60,
+        tunnel_mtu=1450, tunnel_port=8473, udp_seconds=60,
     )  # fmt: skip
     maps["settings"].put(layout.u32(0), bytes(settings))
     for pod in (POD, POD6):

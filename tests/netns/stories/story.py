@@ -61,12 +61,12 @@ class Story:
 
 
 def started(lab: Lab, daemons: Daemons | None = None, manifests: Manifests | None = None) -> Story:
-    """The demo's cluster: operator, speakers and agents, the ToR's sessions up, VIP and egress IPs announced.
+    """The demo's cluster: operator, speakers and agents, sessions up, VIP and egress IPs announced and in use.
 
     `manifests`: by files unless said.
     """
     story = Story(lab, daemons or Daemons(lab), time.monotonic(), manifests or Files(lab))
-    for scene in (build, write_manifests, sessions_up, tor_table, fetch_vip):
+    for scene in (build, write_manifests, sessions_up, tor_table, fetch_vip, egress_in_use):
         scene(story)
     return story
 
@@ -224,6 +224,19 @@ def fetch_vip(story: Story) -> list[str]:
     claim(all(answer.text.startswith("web saw") for answer in answers), f"{story.vip}: {answers[-1]}")
     by = ", ".join(sorted({answer.source for answer in answers}))
     return [f"client$ GET http://{story.vip}/ six times: six pages of the web pod, by nodes {by}"]
+
+
+def egress_in_use(story: Story) -> list[str]:
+    """Waits until every selected pod leaves with its egress IP: what comes before that is dropped, as it must be."""
+    lab = story.lab
+    addresses = {"snat-pod": EGRESS_IP, "snat-gw": EGRESS_IP, "batch": story.pool_ip}
+    for name, address in addresses.items():
+        pod = lab.pod(name)
+        lab.wait(
+            lambda pod=pod, address=address: pod.ask(FW_ADDRESS, timeout=0.3).source == address,
+            f"{name} leaves with {address}",
+        )
+    return [f"{name} leaves with {address}" for name, address in addresses.items()]
 
 
 def leaves_as(pod: Host, address: str, story: Story) -> str:

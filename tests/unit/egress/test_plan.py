@@ -44,7 +44,7 @@ from tests.models.egress_wishes import (
 from tests.models.node import FakeNode
 from tests.models.tables import tables
 
-EPOCH = "map epoch: put groups 5c752a0c"
+EPOCH = "map epoch: put groups f809b503"
 TABLE_TEXT = "192.0.2.100: 1024-2047 node 1, 2048-3071 node 2"
 
 
