@@ -186,6 +186,7 @@ def _serve_newcomer(held: _Held, node: int) -> int:
         if resumed:  # asked back, and not returned: it may still have flows there
             each = max(resumed, key=lambda each: (each.size, -each.first))
             work.put(each, "granted")
+            held.waiting -= node not in held.granted
             held.granted[node] = each.size
             return 0
     wanted = 0

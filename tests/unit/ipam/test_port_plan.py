@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ipam.pool import IPAddress
 from ipam.port_plan import Wishes, plan_ports
-from ipam.port_sets import COOLDOWN, MAX_BLOCKS, PortSet, PortTable, counts, granule_mask, in_order
+from ipam.port_sets import COOLDOWN, MAX_BLOCKS, RESERVED, PortSet, PortTable, counts, granule_mask, in_order
 from ipam.port_work import Space, Word
 
 ADDRESSES: tuple[IPAddress, ...] = (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
@@ -189,3 +189,13 @@ def test_half_of_an_address_stays_free_for_those_that_come(nodes: set[int]) -> N
     assert not plan.lacking
     assert len({each.size for each in plan.tables[0].sets}) == 1, "all alike"
     assert sum(each.size for each in plan.tables[0].sets) <= 64512 // 2
+
+
+def test_no_room_is_kept_for_nodes_that_have_their_sets_again() -> None:
+    """30 nodes resume what was asked back of them; 2 come, and want more."""
+    egress_ip, nodes = ADDRESSES[0], range(1, 33)
+    sets = tuple(PortSet(egress_ip, 61440 + 64 * node, 64, node, "returning", version=1) for node in nodes[:-2])
+    wishes = Wishes((Space(egress_ip, RESERVED),), dict.fromkeys(nodes, 0) | {31: 512, 32: 512})
+    planned = plan_ports(wishes, {egress_ip: PortTable(egress_ip, 1, sets)}, Word(frozenset(nodes)), 10_000.0)
+    ports = {node: sum(each.size for each in planned.tables[0].sets if each.node == node) for node in nodes}
+    assert (ports, planned.short) == (dict.fromkeys(nodes, 64) | {31: 576, 32: 576}, {})
