@@ -34,6 +34,7 @@ from routerd.refs import Ref
 
 NUMBER_REST = 3600.0  # seconds that the number of a node that is gone rests
 MAX_PAST = 20_000  # sets that are remembered after they were free again, the latest
+TRANSLATED = ("TCP", "UDP")  # protocols with ports
 EXHAUSTED, SHORT = "PortsExhausted", "PortsShort"  # reasons of refusals, see `model.OF_PORTS`
 
 
@@ -236,12 +237,13 @@ def _word(alive: Mapping[str, int], said: Mapping[str, PortReport]) -> Word:
 
 
 def _rooms(groups: Iterable[EgressGroup], services: Iterable[Service]) -> dict[IPAddress, int]:
-    """What can be given of each address: without the ports that a Service takes on it."""
+    """What can be given of each address: without the ports that a Service takes on it of what egress translates."""
     rooms = {address: RESERVED if group.node_address else RANGE for group in groups for address in group.egress_ips}
     for service in services:
+        taken = [each.port for each in service.ports if each.protocol in TRANSLATED]
         for address in service.external_ips:
             if address in rooms:
-                rooms[address] = without_ports(rooms[address], (each.port for each in service.ports))
+                rooms[address] = without_ports(rooms[address], taken)
     return rooms
 
 

@@ -153,6 +153,13 @@ def test_ports_that_a_service_takes_on_the_address_are_left_out() -> None:
     assert ports_text(world.allocations) == "198.51.100.7 g1:2048+1024 g2:3072+1024 worker:4096+1024 told g1,g2"
 
 
+def test_ports_of_a_protocol_that_is_not_translated_are_nobodys_loss() -> None:
+    world = shared()
+    service = Service("d", "s", external_ips=(IP,), ports=(ServicePort("SCTP", 1030),))
+    world.services[service.key] = service
+    assert decide(world) == "198.51.100.7 g1:1024+1024 g2:2048+1024 worker:3072+1024 told g1,g2"
+
+
 def test_who_had_a_port_can_be_told_later() -> None:
     world = shared()
     decide(world)
