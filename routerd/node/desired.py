@@ -347,6 +347,7 @@ def _policy_groups(
 ) -> tuple[dict[str, int], tuple[Refusal, ...]]:
     """Group by key of each policy; 0 = it is refused or none is published, so its traffic is dropped."""
     published = {key: group for group in reversed(allocations.groups) for key in group.policies}
+    told = _told(allocations.refusals)
     groups: dict[str, int] = {}
     refusals = []
     for key, policy in sorted(policies.items()):
@@ -360,23 +361,27 @@ def _policy_groups(
         group = published.get(key) if is_translated else None
         groups[key] = group.id if group is not None else 0
         if is_translated and group is None:
-            refusals.append(_no_group(policy, allocations))
-        elif group and group.gateways and (told := _told(policy, allocations)):  # without any, the group says it
-            kept = "" if told.reason in OF_PORTS else f"; it keeps its egress IP {group.egress_ip}"
-            refusals.append(Refusal(policy.ref, told.reason, f"{told.message}{kept}"))
+            refusals.append(_no_group(policy, told))
+        elif group and group.gateways and key in told:  # without any, the group says it
+            _, refused = told[key]
+            kept = "" if refused.reason in OF_PORTS else f"; it keeps its egress IP {group.egress_ip}"
+            refusals.append(Refusal(policy.ref, refused.reason, f"{refused.message}{kept}"))
     return groups, tuple(refusals)
 
 
-def _told(policy: EgressPolicy, allocations: Allocations) -> Refusal | None:
-    """What the operator refuses of the policy; what is not translated, the agent says itself."""
-    found = (each for each in allocations.refusals if each.object == policy.ref)
-    return next((each for each in found if each.reason != UNSUPPORTED_FAMILY), None)
+def _told(refusals: Iterable[Refusal]) -> dict[str, tuple[int, Refusal]]:
+    """What the operator refuses first of each object, with its place; what is not translated, the agent says itself."""
+    told: dict[str, tuple[int, Refusal]] = {}
+    for place, each in enumerate(refusals):
+        if each.reason != UNSUPPORTED_FAMILY:
+            told.setdefault(str(each.object), (place, each))
+    return told
 
 
-def _no_group(policy: EgressPolicy, allocations: Allocations) -> Refusal:
-    told = _told(policy, allocations)
-    if told is not None:
-        return Refusal(policy.ref, told.reason, f"{told.message}; traffic that the policy covers is dropped")
+def _no_group(policy: EgressPolicy, told: Mapping[str, tuple[int, Refusal]]) -> Refusal:
+    if policy.key in told:
+        _, refused = told[policy.key]
+        return Refusal(policy.ref, refused.reason, f"{refused.message}; traffic that the policy covers is dropped")
     message = "the operator has published no egress group for it: traffic that it covers is dropped until then"
     return Refusal(policy.ref, "NoGroup", message)
 
@@ -399,6 +404,7 @@ def _groups(
 ) -> tuple[dict[int, Group], tuple[Refusal, ...]]:
     numbers = {each.node: each.number for each in allocations.numbers}
     tables = {table.egress_ip: table for table in allocations.bindings}
+    told = _told(allocations.refusals)
     number = numbers.get(here, 0)
     groups: dict[int, Group] = {}
     refusals: list[Refusal] = []
@@ -407,7 +413,7 @@ def _groups(
         refusals.extend(g for g in gateways if isinstance(g, Refusal))
         usable = tuple(g for g in gateways if isinstance(g, Gateway))
         if not group.gateways:
-            refusals.append(_no_gateway(group, allocations))
+            refusals.append(_no_gateway(group, told))
         blocks = tuple(block for ip in group.egress_ips for block in _blocks(tables.get(ip), number))
         groups[group.id] = Group(group.id, group.egress_ips, usable, blocks, group.node_address)
     return groups, tuple(refusals)
@@ -451,12 +457,10 @@ def _one_of_each_family(addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]
     return tuple(first[version] for version in sorted(first))
 
 
-def _no_gateway(group: EgressGroup, allocations: Allocations) -> Refusal:
-    told = (
-        r.message for r in allocations.refusals if str(r.object) in group.policies and r.reason != UNSUPPORTED_FAMILY
-    )
+def _no_gateway(group: EgressGroup, told: Mapping[str, tuple[int, Refusal]]) -> Refusal:
+    found = [told[key] for key in group.policies if key in told]
     plain = f"no node is its gateway: traffic of {', '.join(group.policies)} is dropped"
-    return Refusal(group.address_ref, "NoGateway", next(told, plain))
+    return Refusal(group.address_ref, "NoGateway", min(found)[1].message if found else plain)
 
 
 def _gateway(

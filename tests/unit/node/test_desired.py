@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
@@ -176,6 +177,38 @@ def test_what_the_operator_refuses_of_a_policy_that_keeps_its_group_is_told() ->
     assert ("AddressInUse", "192.0.2.1 is in use by svc/default/web; it keeps its egress IP 198.51.100.7") in [
         (each.reason, each.message) for each in found.refusals
     ]
+
+
+def test_a_group_without_gateways_tells_what_the_operator_refuses_of_its_policies_first() -> None:
+    names = ("EgressPolicy/web", "EgressPolicy/zoo")
+    said = (("api", "Other", "1"), ("zoo", "UnsupportedFamily", "2"), ("zoo", "X", "3"), ("web", "Y", "4"))
+    told = tuple(Refusal(Ref("EgressPolicy", name=name), reason, message) for name, reason, message in said)
+    allocations = cluster.allocations(cluster.group(policies=names, gateways=()), refusals=told)
+    assert [r.message for r in state(allocations=allocations).refusals if r.reason == "NoGateway"] == ["3"]
+
+
+class Walked(tuple[Refusal, ...]):
+    """Counts how often all of them are looked at."""
+
+    walks = 0
+
+    def __iter__(self) -> Iterator[Refusal]:
+        self.walks += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("gateways", [(), (GatewaySlot("b", 0),)])
+def test_the_operators_refusals_are_not_walked_for_each_policy(gateways: tuple[GatewaySlot, ...]) -> None:
+    def walks(count: int) -> int:
+        policies = {each.key: each for each in (cluster.policy(f"p{number}") for number in range(count))}
+        refusals = Walked(Refusal(each.ref, "AddressInUse", "it is in use") for each in policies.values())
+        groups = (
+            cluster.group(id=number, policies=(key,), gateways=gateways) for number, key in enumerate([*policies][1:])
+        )
+        state(policies=policies, allocations=cluster.allocations(*groups, refusals=refusals))
+        return refusals.walks
+
+    assert walks(20) == walks(3)
 
 
 SIX, FOUR = ip_network("2001:db8::/32"), ip_network("203.0.113.0/24")
