@@ -8,7 +8,7 @@ stays true until it is granted anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from egress.status import PortUse
@@ -16,7 +16,6 @@ from routerd.model import (
     Allocations,
     AppliedTable,
     BindingTable,
-    EgressGroup,
     IPAddress,
     PortAsk,
     PortBlock,
@@ -40,24 +39,23 @@ class PortMemory:
     report: PortReport | None = None
 
 
-def own_blocks(allocations: Allocations, node: str) -> dict[int, tuple[tuple[IPAddress, PortBlock], ...]]:
-    """By group: all blocks of the node, in the order of the group's addresses and of their ports."""
+def own_blocks(
+    allocations: Allocations, node: str, groups: Container[int]
+) -> dict[int, tuple[tuple[IPAddress, PortBlock], ...]]:
+    """By group, of these: all blocks of the node, in the order of the group's addresses and of their ports."""
     number = number_of(allocations, node)
     tables = {table.egress_ip: table for table in allocations.bindings}
     return {
-        group.id: tuple((address, block) for address in addresses_of(group) if address in tables
+        group.id: tuple((address, block) for address in group.egress_ips if address in tables
                         for block in tables[address].blocks(number))
         for group in allocations.groups
+        if group.id in groups
     } if number else {}  # fmt: skip
 
 
 def number_of(allocations: Allocations, node: str) -> int:
     """By which tables name the node; 0 = by none yet."""
     return next((each.number for each in allocations.numbers if each.node == node), 0)
-
-
-def addresses_of(group: EgressGroup) -> tuple[IPAddress, ...]:
-    return group.egress_ips
 
 
 def report_ports(
@@ -82,7 +80,7 @@ def report_ports(
     needed = {group: since for group, since in needed.items() if group in known and now - since < LINGER}
     looks = now - memory.looked >= LOOK
     before = memory.report or PortReport()
-    blocks = own_blocks(allocations, node) if use is not None else {}
+    blocks = own_blocks(allocations, node, needed) if use is not None else {}
     asks = tuple(_ask(group, blocks.get(group, ()), before, use, looks=looks) for group in sorted(needed))
     report = PortReport(asks, _unused(applied, node, use, applied_since, before), _confirmed(applied, node, before))
     return PortMemory(needed, now if looks else memory.looked, report)

@@ -34,7 +34,6 @@ from routerd.model import (
 )
 from routerd.node.desired import NodeState, group_of
 from routerd.node.pools import PoolIndex
-from routerd.node.port_sets import addresses_of
 from routerd.refs import PEER
 from routerd.tell.columns import COLUMNS
 
@@ -367,7 +366,7 @@ def port_set_rows(allocations: Allocations | None) -> list[Row]:
     if allocations is None:
         return []
     names = {each.number: each.node for each in allocations.numbers}
-    groups = {address: group.id for group in allocations.groups for address in addresses_of(group)}
+    groups = {address: group.id for group in allocations.groups for address in group.egress_ips}
     table: list[Row] = []
     for each in allocations.bindings:
         states = {False: "granted", True: "returning"}

@@ -343,7 +343,7 @@ def _policy_step(
 
 def _ports_step(policy: EgressPolicy, node: str, allocations: Allocations, group: EgressGroup) -> Iterator[Step]:
     """Which ports the node has: without any, nothing leaves."""
-    blocks = own_blocks(allocations, node).get(group.id, ())
+    blocks = own_blocks(allocations, node, {group.id}).get(group.id, ())
     usable = [(address, block) for address, block in blocks if not block.returning]
     question = f"has node {node} ports to leave with?"
     if not usable:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address
 
+import pytest
+
 from egress.status import PortUse
 from routerd.formats.published.bindings import binding_table
 from routerd.model import (
     Allocations,
     AppliedTable,
+    BindingTable,
     EgressGroup,
     GatewaySlot,
+    IPAddress,
     NodeNumber,
     PortAsk,
     PortBlock,
@@ -160,5 +164,21 @@ def test_a_table_that_begins_anew_is_confirmed_as_it_is() -> None:
 
 def test_own_blocks_by_group() -> None:
     allocations = published(A, replace(B, node=1, returning=True), PortBlock(4096, 64, 2))
-    assert own_blocks(allocations, "n") == {5: ((IP, A), (IP, replace(B, node=1, returning=True))), 6: ()}
-    assert own_blocks(allocations, "stranger") == {}
+    both = {5: ((IP, A), (IP, replace(B, node=1, returning=True))), 6: ()}
+    assert own_blocks(allocations, "n", {5, 6}) == both
+    assert own_blocks(allocations, "n", {6, 7}) == {6: ()}
+    assert own_blocks(allocations, "stranger", {5, 6}) == {}
+
+
+def test_tables_of_groups_without_a_pod_here_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[IPAddress] = []
+    blocks = BindingTable.blocks
+    monkeypatch.setattr(
+        BindingTable, "blocks", lambda table, number: read.append(table.egress_ip) or blocks(table, number)
+    )
+    one = published()
+    allocations = replace(one, bindings=(*one.bindings, binding_table(OTHER, 1, (A,))))
+    desk = Desk()
+    desk.use = PortUse()
+    desk.asks("EgressPolicy/a", allocations=allocations)
+    assert read == [IP]
