@@ -143,8 +143,9 @@ class Agents:
         return {name: rfc3339(pulse.since) for name, pulse in self.pulses.items() if pulse.is_silent}
 
     def heard(self) -> tuple[object, ...]:
-        """All that is known of them but when somebody looked last."""
-        return self.pulses, self.reported, self.assumed
+        """What groups rest on: while it is the same, so are `state`, `is_silent`, `may_serve` and `why_not` of all."""
+        known, _ = self.verdict()
+        return known, self.silent(), self.reported, self.assumed
 
     def verdict(self) -> tuple[Mapping[str, tuple[State, int, bool]], frozenset[str]]:
         """What decisions rest on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
@@ -139,3 +139,34 @@ def test_silence_of_all_is_nobodys(pauses: list[float]) -> None:
     for pause in pauses:
         one.look(pause)
         assert one.states() == "a:serving b:serving"
+
+
+def told(agents: Agents) -> list[tuple[object, ...]]:
+    """All that groups are formed by."""
+    return [
+        (agents.state(name), agents.is_silent(name), agents.may_serve(name), agents.why_not(name)) for name in "abc"
+    ]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["", "a", "b", "ab"]), st.sampled_from([2, 20, 50, 120])), max_size=20))
+def test_what_groups_rest_on_is_the_same_while_what_is_heard_is(steps: list[tuple[str, int]]) -> None:
+    one, before = Listener({"a": "1", "b": "1"}), list[Agents]()
+    for beating, seconds in steps:
+        before.append(one.agents)
+        one.run(seconds, *beating)
+        assert all(each.heard() != one.agents.heard() or told(each) == told(one.agents) for each in before)
+
+
+def test_a_beat_changes_nothing_of_what_groups_rest_on() -> None:
+    one = Listener({"a": "1", "b": "1"})
+    one.run(60, "a", "b")
+    before = one.agents.heard()
+    one.run(60, "a", "b")
+    assert one.agents.heard() == before
+    one.run(60, "a")
+    silent = one.agents.heard()
+    assert silent != before
+    one.run(60, "a")
+    assert one.agents.heard() == silent
+    unread = Agents(assumed=False)
+    assert unread.heard() != replace(unread, reported=frozenset({"c"})).heard(), "a release without heartbeats"

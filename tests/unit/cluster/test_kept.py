@@ -7,9 +7,11 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from routerd.cluster import assign as deciding
 from routerd.cluster.agents import Agents, Pulse
 from routerd.cluster.assign import Decision, Kept, assign
 from routerd.cluster.ledger import difference
@@ -120,3 +122,30 @@ def test_decisions(changes: list[tuple[Any, ...]]) -> None:
         changes_made = difference(world.ledger, found.ledger, world.now)
         assert changes_made.tables == difference(world.ledger, decided(world, None).ledger, world.now).tables
         world.ledger, world.allocations = found.ledger, found.allocations
+
+
+def test_a_beat_forms_no_groups_and_a_silence_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    formed: list[float] = []
+    form_groups = deciding.form_groups
+    monkeypatch.setattr(deciding, "form_groups", lambda *args: formed.append(1.0) or form_groups(*args))
+    world, kept = World(), Kept()
+    world.node("g1")
+    world.node("g2")
+    world.agent("g1", "g2")
+    world.policy("out", "198.51.100.7")
+
+    def gateways(seconds: int) -> list[str]:
+        world.live(seconds)
+        found = assign(world.snapshot(), world.ledger, world.reports, world.now, world.settings, world.agents, kept)
+        world.ledger, world.allocations = found.ledger, found.allocations
+        return [each.node for each in found.allocations.groups[0].gateways]
+
+    for _ in range(3):
+        assert gateways(20) == ["g1", "g2"]
+    formed.clear()
+    for _ in range(10):
+        gateways(20)
+    assert not formed, "nothing but beats came"
+    world.silence("g1")
+    assert gateways(100) == ["g2"]
+    assert formed
