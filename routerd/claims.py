@@ -40,7 +40,7 @@ RESERVED: tuple[tuple[IPNetwork, str], ...] = tuple(
 def claims(
     addresses: Iterable[IPAddress],
     snapshot: Snapshot,
-    networks: Mapping[str, Iterable[IPNetwork]],
+    networks: Mapping[str, tuple[IPNetwork, ...]],
     held: Collection[IPAddress] = (),
     known: Hosts | None = None,
 ) -> dict[IPAddress, str]:
@@ -56,7 +56,8 @@ def claims(
     asked = wanted if known is None else set(filter(known.may_have, wanted))
     for address, words in hosts(asked, snapshot) if asked else ():
         found.setdefault(address, words)
-    of_nodes = dict(_of_nodes(wanted - {*held}, snapshot, networks))
+    own = known.own_networks(networks) if known is not None else _own_ranges(networks)
+    of_nodes = dict(_of_nodes(wanted - {*held}, snapshot, own))
     of_cluster = known.ranges(snapshot) if known is not None else Ranges.of(ranges(snapshot))
     return {**of_nodes, **of_cluster.found(wanted), **found, **_reserved().found(wanted)}
 
@@ -74,13 +75,15 @@ class Hosts:
         self.pods: Tally[Pod, int] = Tally(_of_pod)
         self._peers: frozenset[int] = frozenset()
         self._ranges: Last[Ranges] = Last()
+        self._own: Last[Ranges] = Last()
 
     def ranges(self, snapshot: Snapshot) -> Ranges:
         """Networks of which the cluster gives addresses itself."""
-        cidrs, nodes = snapshot.service_cidrs, snapshot.nodes
-        return self._ranges(
-            lambda cidrs, nodes: Ranges.of(ranges(Snapshot(service_cidrs=cidrs, nodes=nodes))), cidrs, nodes
-        )
+        return self._ranges(_ranges, snapshot.service_cidrs, snapshot.nodes)
+
+    def own_networks(self, networks: Mapping[str, tuple[IPNetwork, ...]]) -> Ranges:
+        """What nodes say of their networks."""
+        return self._own(_own_ranges, networks)
 
     def take(self, snapshot: Snapshot) -> tuple[Came, Came]:
         """What changed of services and of pods."""
@@ -185,19 +188,21 @@ def _ranges(service_cidrs: tuple[IPNetwork, ...], nodes: Mapping[str, Node] | No
     return Ranges.of(ranges(Snapshot(service_cidrs=service_cidrs, nodes=nodes)))
 
 
-def _own_networks(networks: Mapping[str, Iterable[IPNetwork]]) -> Iterator[tuple[IPNetwork, str]]:
+def _own_ranges(networks: Mapping[str, tuple[IPNetwork, ...]]) -> Ranges:
+    return Ranges.of(_own_networks(networks))
+
+
+def _own_networks(networks: Mapping[str, tuple[IPNetwork, ...]]) -> Iterator[tuple[IPNetwork, str]]:
     """A next hop is more than the network that it is in, and stands behind it in what a node says."""
     for name, each in sorted(networks.items()):
-        for network in reversed([*each]):
+        for network in reversed(each):
             what = "a next hop" if network.prefixlen == network.max_prefixlen else f"in the network {network}"
             yield network, f"{what} of node/{name}"
 
 
-def _of_nodes(
-    wanted: set[IPAddress], snapshot: Snapshot, networks: Mapping[str, Iterable[IPNetwork]]
-) -> Iterator[tuple[IPAddress, str]]:
+def _of_nodes(wanted: set[IPAddress], snapshot: Snapshot, own: Ranges) -> Iterator[tuple[IPAddress, str]]:
     """The last word counts: an address is more than the network that it is in. Of several nodes the first by name."""
-    yield from Ranges.of(_own_networks(networks)).found(wanted).items()
+    yield from own.found(wanted).items()
     for node in (snapshot.nodes or {}).values():
         for address in wanted.intersection(node.addresses):
             yield address, f"an address of {node.ref}"

@@ -7,6 +7,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
+from routerd import claims as module
 from routerd.claims import claims
 from tests.models import cluster
 
@@ -68,3 +69,15 @@ def test_an_address_on_a_gateways_interface_is_its_own_unless_it_is_more_than_a_
     assert whose("10.0.0.1", held=("10.0.0.1",)) == "the address of peer/10.0.0.1"
     assert whose("10.96.0.10", held=("10.96.0.10",)) == "the ClusterIP of svc/default/web"  # kube-proxy's IPVS mode
     assert whose("10.1.11.1", held=("10.1.11.1",)) == "in the pod CIDR 10.1.11.0/24 of node/a"  # a CNI's bridge
+
+
+def test_networks_of_nodes_are_indexed_once_while_they_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[object] = []
+    own_networks = module._own_networks
+    monkeypatch.setattr(module, "_own_networks", lambda networks: read.append(networks) or own_networks(networks))
+    snapshot, wanted = cluster.snapshot(), [ip_address("10.0.0.50"), ip_address("10.9.0.50")]
+    known = module.Hosts(snapshot.service_cidrs)
+    known.take(snapshot)
+    for networks in (NETWORKS, dict(NETWORKS), {"a": (ip_network("10.9.0.0/24"),)}, NETWORKS):
+        assert claims(wanted, snapshot, networks, known=known) == claims(wanted, snapshot, networks)
+    assert len(read) == 4 + 3
