@@ -102,10 +102,6 @@ class PortTable:
     sets: tuple[PortSet, ...] = ()  # sorted by port
     told: tuple[Told, ...] = ()  # sorted by gateway
 
-    def owner(self, port: int) -> PortSet | None:
-        """The set that holds the port, in whatever state."""
-        return next((each for each in self.sets if each.first <= port <= each.last), None)
-
     @property
     def awaited(self) -> int:
         """The version in which a binding was lost last; gateways confirm that they have it, or a later one. 0 = none"""

@@ -1,6 +1,6 @@
 """What goes into a plan (records, requests) and its working state while it is made. Pure.
 
-A `Round` lives for one call of `ipam.plan.plan`; it must not outlive it, nor decide anything.
+A `Round` is one plan's: only `ipam.again` keeps it, and the next plan may take it up. It decides nothing.
 """
 
 from __future__ import annotations

@@ -133,13 +133,8 @@ class Agents:
             return "its agent is back, and not for long enough"
         return "" if self.may_serve(node) else "its agent does not say that it can be a gateway"
 
-    def silent_since(self, node: str) -> str:
-        """RFC 3339; "" = it is heard, or never reported."""
-        pulse = self.pulses.get(node)
-        return rfc3339(pulse.since) if pulse is not None and pulse.is_silent else ""
-
     def silent(self) -> dict[str, str]:
-        """Since when, by node: also of nodes that are gone, whose reports stay."""
+        """Since when, in RFC 3339, by node: also of nodes that are gone, whose reports stay."""
         return {name: rfc3339(pulse.since) for name, pulse in self.pulses.items() if pulse.is_silent}
 
     def heard(self) -> tuple[object, ...]:

@@ -17,6 +17,7 @@ from ipam.port_work import Block, Space, Word
 from routerd.cluster.ledger import Ledger, NumberRecord, PastSet
 from routerd.formats.published.bindings import binding_table
 from routerd.model import (
+    OF_PORTS,
     BindingTable,
     CoolingPorts,
     EgressGroup,
@@ -35,7 +36,7 @@ from routerd.refs import Ref
 NUMBER_REST = 3600.0  # seconds that the number of a node that is gone rests
 MAX_PAST = 20_000  # sets that are remembered after they were free again, the latest
 TRANSLATED = ("TCP", "UDP")  # protocols with ports
-EXHAUSTED, SHORT = "PortsExhausted", "PortsShort"  # reasons of refusals, see `model.OF_PORTS`
+EXHAUSTED, SHORT = OF_PORTS  # reasons of refusals
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from egress.policy import (
     unsupported,
 )
 from egress.policy import Desired as EgressDesired
+from routerd.formats.published.bindings import OWNERS
 from routerd.memo import Derived, Last, by_identity, differing
 from routerd.model import (
     NAMESPACE_NAME_LABEL,
@@ -56,7 +57,7 @@ from routerd.refs import NODE, POD, Ref
 
 DEFAULT_TUNNEL_PORT = 8473  # UDP
 EGRESS_ROOM, BFD_ROOM = "egress", "bfd"  # the rooms' names
-NOBODYS_PORTS = bytes(2048)  # of an egress IP: no granule is any node's
+NOBODYS_PORTS = bytes(OWNERS)  # of an egress IP: no granule is any node's
 
 
 @dataclass(frozen=True, slots=True)

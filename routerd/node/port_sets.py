@@ -12,6 +12,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from egress.status import PortUse
+from ipam.port_sets import GRANULE
 from routerd.model import (
     Allocations,
     AppliedTable,
@@ -26,7 +27,6 @@ from routerd.model import (
 LINGER = 300.0  # seconds that a node goes on asking after the last selected pod has gone: most are replaced
 LOOK = 300.0  # seconds between two values of what is in use, if nothing else is to be said
 IDLE = 1 / 8  # share in use, below which a node wants half
-GRANULE = 64  # ports
 MOST = 1 << 16  # ports of a group that a node wants, about as many as an address has
 
 

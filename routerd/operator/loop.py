@@ -12,13 +12,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any, Protocol, TypeVar
 
 from ipam.round import Record
 from routerd.cluster.adopt import is_foreign, may_know_more
-from routerd.cluster.agents import Agents, hear
+from routerd.cluster.agents import Agents, hear, rfc3339
 from routerd.cluster.assign import AssignSettings, Decision, Kept, assign, release
 from routerd.cluster.ledger import Changes, Ledger, difference
 from routerd.cluster.port_sets import Holder, holders
@@ -62,22 +61,17 @@ class LedgerFile(Protocol):
     def record(self, changes: Changes) -> None: ...
 
 
-def _rfc3339(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
 def holder_row(holder: Holder) -> dict[str, str]:
     """A row of `routerd who`; times in RFC 3339, `until` "" = it still is."""
     ports = f"{holder.first}-{holder.first + holder.size - 1}"
     row = {"egress_ip": str(holder.egress_ip), "ports": ports, "node": holder.node}
-    return {**row, "since": _rfc3339(holder.since), "until": _rfc3339(holder.until)}
+    until = "" if holder.until is None else rfc3339(holder.until)
+    return {**row, "since": rfc3339(holder.since), "until": until}
 
 
 def ledger_row(record: Record) -> dict[str, str]:
     """A row of `routerd ledger`; `since` in RFC 3339."""
-    since = _rfc3339(record.since)
+    since = rfc3339(record.since)
     row = {"address": str(record.address), "owner": record.owner, "pool": record.pool}
     return {**row, "state": record.state, "since": since}
 

@@ -84,9 +84,9 @@ def test_whether_the_only_one_is_gone_or_the_reader_deaf_cannot_be_told_but_that
     one = Listener({"a": "1"})
     one.run(20, "a")
     one.run(42)
-    assert (one.states(), one.agents.silent_since("a")) == ("a:serving", "2001-09-09T01:47:00Z")
+    assert (one.states(), one.agents.silent()) == ("a:serving", {"a": "2001-09-09T01:47:00Z"})
     one.run(2, "a")
-    assert (one.states(), one.agents.silent_since("a")) == ("a:serving", "")
+    assert (one.states(), one.agents.silent()) == ("a:serving", {})
 
 
 @pytest.mark.parametrize("brought", [60, 300])

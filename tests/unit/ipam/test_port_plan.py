@@ -13,6 +13,7 @@ from ipam.pool import IPAddress
 from ipam.port_plan import Wishes, plan_ports
 from ipam.port_sets import COOLDOWN, MAX_BLOCKS, RESERVED, PortSet, PortTable, counts, granule_mask, in_order
 from ipam.port_work import Space, Word
+from tests.models.ports import owner
 
 ADDRESSES: tuple[IPAddress, ...] = (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
 ROOM = granule_mask(1024, 4095)  # small, so that it runs short: 48 granules an address
@@ -91,9 +92,9 @@ class Cluster:
                 continue
             said = self.unused.get(each.egress_ip, {}).get((each.first, each.size, each.node), -1) >= each.version
             for port in range(each.first, each.last, 64):
-                owner = new.owner(port)
-                assert owner is not None and owner.node == each.node
-                assert owner.is_bound or said
+                now = owner(new, port)
+                assert now is not None and now.node == each.node
+                assert now.is_bound or said
 
     def ask(self, node: int, ports: int) -> None:
         if node not in self.deleted:
@@ -167,7 +168,7 @@ class Cluster:
                 table = self.nodes[gateway].bindings.get(address, PortTable(address))
                 for each in (each for each in self.tables[address].sets if each.is_bound):
                     for port in range(each.first, each.last, 64):
-                        binding = table.owner(port)
+                        binding = owner(table, port)
                         is_same = binding is None or not binding.is_bound or binding.node == each.node
                         assert is_same, f"{gateway} has {binding}, {each} is another's"
 

@@ -23,6 +23,7 @@ from ipam.port_sets import (
     without_ports,
 )
 from ipam.port_work import Space, Word
+from tests.models.ports import owner
 
 IP, SECOND = ip_address("192.0.2.1"), ip_address("2001:db8::1")
 
@@ -64,7 +65,7 @@ class Site:
     def returns(self, port: int, address: object = IP) -> None:
         """The node of that port says that it does not use its set."""
         table = self.tables[address]
-        each = table.owner(port)
+        each = owner(table, port)
         assert each is not None
         self.unused.setdefault(address, {})[each.first, each.size, each.node] = table.version
 
