@@ -30,13 +30,12 @@ class Limits:
         named = [policies[key] for key in wanted]
         addresses = (address for each in wanted.values() for address in each)
         whose = claims(addresses, self.snapshot, self._networks(), self._held(named), self.known)
-        found = {
-            key: self._refusal(policies[key], address, whose.get(address, ""))
-            for key, addresses in wanted.items()
-            for address in reversed(addresses)
-            if self._refusal(policies[key], address, whose.get(address, ""))
-        }
-        return {key: refusal for key, refusal in found.items() if refusal is not None}
+        found: dict[str, Refusal] = {}
+        for key, own in wanted.items():
+            refusals = (self._refusal(policies[key], each, whose.get(each, "")) for each in own)
+            if (refusal := next(filter(None, refusals), None)) is not None:
+                found[key] = refusal
+        return found
 
     def _refusal(self, policy: EgressPolicy, address: IPAddress, whose: str) -> Refusal | None:
         remedy = "give the policy another egress IP" if policy.egress_ip else "take it out of the pool"

@@ -8,6 +8,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from routerd.cluster.assign import AssignSettings, assign
+from routerd.cluster.conflicts import Limits
 from routerd.cluster.ledger import Ledger
 from routerd.model import LabelSelector, Node, NodeReport, Peer, Peering
 from tests.models.operator_world import World, text
@@ -134,3 +135,18 @@ def test_what_nodes_have_beside_their_node_objects_addresses_is_published() -> N
     world.decide()
     assert [each.node for each in world.allocations.nodes] == ["b"]
     assert world.allocations.generation == generation + 1
+
+
+def test_a_policy_is_refused_for_the_first_of_its_addresses_that_is_somebodys(world: World) -> None:
+    world.policy("p", "198.51.100.7 10.0.0.50 10.0.0.1")
+    assert "! EgressPolicy/p AddressTaken: 10.0.0.50 is in the network 10.0.0.0/24 of node/g: " in decided(world)
+
+
+def test_a_refusal_is_made_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    refusal = Limits._refusal
+    monkeypatch.setattr(Limits, "_refusal", lambda *args: made.append(str(args[2])) or refusal(*args))
+    for name, last in (("a", 50), ("b", 51)):
+        world.policy(name, f"10.0.0.{last} 10.0.0.1")
+    decided(world)
+    assert made == ["10.0.0.50", "10.0.0.51"]
