@@ -315,11 +315,12 @@ class Agent:
 
     async def _look_at_drain(self) -> None:
         """Wakes the rounds when the node is to leave, to withdraw or to come back; then says how far that is."""
-        drain = self._drains.look((self._snapshot.nodes or {}).get(self._settings.node))
+        snapshot = self._snapshot  # one for all: a round may come in between
+        drain = self._drains.look((snapshot.nodes or {}).get(self._settings.node))
         if drain != self._facts.drain:
             self.wake()
         if drain is not None:
-            found = departure(await self._progress(drain))
+            found = departure(await self._progress(drain, snapshot))
         elif self._drains.is_ordered:
             found = NODE_UNKNOWN
         elif self._drains.departure.state == "serving":
@@ -329,25 +330,25 @@ class Agent:
             found = Departure()
         self._status = replace(self._status, drain=self._drains.judge(found))
 
-    async def _progress(self, drain: Drain) -> Progress:
+    async def _progress(self, drain: Drain, snapshot: Snapshot) -> Progress:
         told = self._told if self._told is self._state and self._facts.drain == drain else NodeState(None)
         return Progress(
             self._settings.node,
             drain,
             self._drains.left,
             told.announcements,
-            self._snapshot.allocations,
+            snapshot.allocations,
             self._host.peers() if self._reconciler.announces else None,
             drain.withdraws and await self._host.is_sent(),
             time.time() - self._status.started,
-            self._host.arrivals(self._expected() if drain.withdraws else None),
+            self._host.arrivals(self._expected(snapshot) if drain.withdraws else None),
         )
 
-    def _expected(self) -> Expected:
+    def _expected(self, snapshot: Snapshot) -> Expected:
         """Connections to VIPs that do not begin on this node."""
-        allocated = self._snapshot.allocations.services if self._snapshot.allocations else ()
-        here = (self._snapshot.nodes or {})[self._settings.node]
-        pods = [pod for pod in (self._snapshot.pods or {}).values() if pod.node == here.name]
+        allocated = snapshot.allocations.services if snapshot.allocations else ()
+        here = (snapshot.nodes or {})[self._settings.node]
+        pods = [pod for pod in (snapshot.pods or {}).values() if pod.node == here.name]
         own = {*here.addresses, *self._facts.addresses, *(address for pod in pods for address in pod.addresses)}
         vips = frozenset(address for each in allocated for address in each.addresses)
         return Expected(vips, frozenset(own), here.pod_cidrs)

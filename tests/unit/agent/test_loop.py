@@ -24,6 +24,7 @@ from routerd.node.brake import Brake, Limits
 from routerd.node.desired import Kept, LocalFacts, NodeState, Settings, compose
 from routerd.selectors import LabelSelector
 from routerd.serve.api import RequestRefused
+from routerd.tell.drain import NODE_UNKNOWN
 from routerd.tell.status import ConfigStatus
 from routerd.tell.views import PeerView, Row
 from tests.models import cluster
@@ -592,3 +593,24 @@ def test_a_node_that_the_store_does_not_know_is_not_safe_to_stop() -> None:
         assert running.agent.status.drain.state == "drained"
 
     with_agent(test, drains=Drains(notice=5.0, clock=now))
+
+
+def test_a_node_that_goes_from_the_store_while_it_leaves_ends_nothing() -> None:
+    """It is deleted while the peers are asked whether they have taken its withdrawals: a round comes in between."""
+
+    async def test(running: Running) -> None:
+        async def is_sent() -> bool:
+            running.feed(cluster.snapshot(nodes={}))
+            await eventually(lambda: running.agent.snapshot.nodes == {})
+            return True
+
+        running.feed(cluster.snapshot())
+        await eventually(lambda: running.agent.status.ready)
+        running.here.is_sent = is_sent  # type: ignore[method-assign]
+        await running.agent.answer({"do": "drain"})
+        await eventually(lambda: running.agent.status.drain.waits == NODE_UNKNOWN.waits)
+        done = running.agent.status.rounds.done
+        running.agent.wake()
+        await eventually(lambda: running.agent.status.rounds.done > done)
+
+    with_agent(test, drains=Drains(notice=0.0, clock=now))
