@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bgp import conf, plan, rib, text
-from bgp.link import LINE_LIMIT, Hello, Link, LinkLost, NoAnswer
+from bgp.link import LINE_LIMIT, Answer, Hello, Link, LinkLost, NoAnswer
 from bgp.path import AdjRibOut, Desired, IPAddress, IPNetwork, SpeakerPeer
 from bgp.path import Path as BgpPath
 from bgp.pieces import Answers, Part, command, halves, parts
@@ -63,6 +63,7 @@ class Speaker:
         self._unsent: set[IPAddress] = set()  # peers that may have something queued
         self._leaving: tuple[IPAddress, ...] = ()  # to be removed, and their withdrawals are still queued
         self._leaving_since: float | None = None  # of the loop's clock
+        self._ending: dict[IPAddress, asyncio.Future[Answer]] = {}  # the last word to each peer that was to end
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._stopping = False
@@ -123,13 +124,20 @@ class Speaker:
         return False
 
     async def end(self, peer: IPAddress, subcode: int) -> bool:
-        """Ends the session with a Cease, and connects again; whether the speaker did so, or there was none to end."""
+        """Ends the session with a Cease, and connects again; whether the speaker did so, or there was none to end.
+
+        It is said even while the speaker is silent, and then not again before that is answered.
+        """
         if self._link is None:
             return False
         try:
-            command = self._link.command(text.end_session(peer, subcode), alone=True)
-            return (await self._link.heard_out(command, SILENCE)).ok
-        except (LinkLost, NoAnswer):
+            async with asyncio.timeout(SILENCE):
+                asked = self._ending.get(peer)
+                if asked is None or asked.done():
+                    command = text.end_session(peer, subcode)
+                    asked = self._ending[peer] = await self._link.submit(command, alone=True)
+                return (await asyncio.shield(asked)).ok
+        except (LinkLost, TimeoutError):
             return False
 
     async def observe(self) -> dict[IPAddress, dict[IPNetwork, BgpPath]]:

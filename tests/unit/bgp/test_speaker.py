@@ -18,6 +18,7 @@ from bgp import conf
 from bgp.path import Desired, SpeakerPeer
 from bgp.path import Path as BgpPath
 from bgp.speaker import Speaker, SpeakerUnavailable
+from bgp.text import BFD_DOWN
 from routerd.agent.reconcile import Reconciler
 from routerd.agent.rooms import Rooms
 from tests.models.rooms import EgressModel, World, state
@@ -50,6 +51,7 @@ class FakeRelay:
         self.refuses_configuration = False
         self.events: list[dict[str, Any]] = []
         self.is_silent = False  # takes everything and answers nothing
+        self.unanswered: list[str] = []  # commands that came meanwhile
         self.pid = 7
 
     async def serve(self, socket: Path) -> None:
@@ -60,7 +62,9 @@ class FakeRelay:
                 "events": self.events,
             })  # fmt: skip
             while line := await reader.readline():
-                if not self.is_silent:
+                if self.is_silent:
+                    self.unanswered.append(json.loads(line).get("command", "reload"))
+                else:
                     self._answer(writer, json.loads(line))
         finally:
             writer.close()
@@ -405,6 +409,39 @@ async def test_a_silent_relay_stops_nobody(socket: Path) -> None:
         speaker.set(desired((A, [path("192.0.2.1/32"), path("192.0.2.2/32")])))
         assert await speaker.sent(5)
         assert len((await speaker.observe())[A.address]) == 2
+
+
+@story
+async def test_a_session_is_ended_although_others_waited_in_vain(socket: Path) -> None:
+    """No answer within a while is no reason to say nothing; what was said once is not said again before its answer."""
+    relay = FakeRelay()
+    async with running(socket, relay) as speaker:
+        speaker.set(desired((A, [path("192.0.2.1/32")])))
+        assert await speaker.settled(5)
+        relay.is_silent = True
+        assert not await speaker.sent(0.05)
+        for _ in range(2):
+            assert not await speaker.end(A.address, BFD_DOWN)
+        assert relay.unanswered == ["neighbor 10.0.0.2 routerd flush 0.3", "neighbor 10.0.0.2 routerd end 10"]
+        assert not await speaker.end(B.address, BFD_DOWN)
+        assert relay.unanswered[2:] == ["neighbor 10.0.1.2 routerd end 10"]
+
+
+@story
+async def test_a_session_is_ended_as_soon_as_the_speaker_answers_again(socket: Path) -> None:
+    relay = FakeRelay()
+    async with running(socket, relay) as speaker:
+        speaker.set(desired((A, [path("192.0.2.1/32")])))
+        assert await speaker.settled(5)
+        relay.is_silent = True
+        assert not await speaker.sent(0.05)
+        relay.is_silent = False
+        for _ in range(2):
+            assert await speaker.end(A.address, BFD_DOWN)
+        assert relay.commands[-2:] == ["neighbor 10.0.0.2 routerd end 10"] * 2
+        relay.rejects = "end"
+        assert not await speaker.end(A.address, BFD_DOWN)
+    assert not await speaker.end(A.address, BFD_DOWN)
 
 
 @story
