@@ -19,11 +19,12 @@ from bgp.session import PeerStatus
 from routerd.agent.room import Problem
 from routerd.log import event
 from routerd.model import IPAddress, Refusal
-from routerd.node.bfd import Judged, Orders, judge, refusals
+from routerd.node.bfd import Judged, Orders, judge, refusals, unjudged
 from routerd.node.desired import BFD_ROOM
 from routerd.refs import Ref
 
 LOGGER = logging.getLogger("routerd.bfd")
+AGAIN = 0.5  # seconds until a session that could not be ended is looked at again
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class BfdRoom:
         self._sessions = sessions
         self._told: Orders | None = None
         self._judged = Judged()
+        self._said: dict[IPAddress, tuple[int | None, bool]] = {}  # falls, and whether the session was ended
         self._loop: asyncio.AbstractEventLoop | None = None
         self._gone: asyncio.Queue[IPAddress] = asyncio.Queue()
         self.on_change: Callable[[], None] = lambda: None
@@ -81,12 +83,32 @@ class BfdRoom:
             group.create_task(self._end_sessions(end_session))
 
     async def _end_sessions(self, end_session: Callable[[IPAddress], Awaitable[bool]]) -> None:
-        while True:
-            peer = await self._gone.get()
-            view = self.views().get(peer)
-            ended = await end_session(peer)
+        """Each in a task of its own, so that none waits for another."""
+        ends: dict[IPAddress, asyncio.Task[None]] = {}
+        async with asyncio.TaskGroup() as group:
+            while True:
+                peer = await self._gone.get()
+                if peer in ends:
+                    ends[peer].cancel()  # of an earlier fall
+                ends[peer] = group.create_task(self._end_session(peer, end_session))
+
+    async def _end_session(self, peer: IPAddress, end_session: Callable[[IPAddress], Awaitable[bool]]) -> None:
+        """What could not be ended is judged again in a while, by what is so then."""
+        ended = await end_session(peer)
+        self._tell_end(peer, ended)
+        if not ended:
+            await asyncio.sleep(AGAIN)
+            self._judged = unjudged(self._judged, peer)
+            self.look()
+
+    def _tell_end(self, peer: IPAddress, ended: bool) -> None:
+        """Once for all vain tries of one fall."""
+        view = self.views().get(peer)
+        said = (view.falls if view is not None else None, ended)
+        if self._said.get(peer) != said:
             event(LOGGER, logging.WARNING, "bfd-session-ended", peer=str(peer), ended=ended,
                   reason=view.reason if view is not None else None)  # fmt: skip
+        self._said[peer] = said
 
     def _take(self, before: Report | None, now: Report | None) -> None:
         if now is None:

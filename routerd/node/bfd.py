@@ -7,7 +7,7 @@ seen, and what its owner has switched off, is no failure (RFC 5882, section 3.2)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bfd.control import Report, View
 from bfd.session import Timers
@@ -63,6 +63,11 @@ def judge(
                 gone.append(peer)
         falls[peer] = view.falls
     return Judged(report.process, falls), tuple(gone)
+
+
+def unjudged(judged: Judged, peer: IPAddress) -> Judged:
+    """As if nobody had seen the last fall of `peer`: what it asked for could not be done."""
+    return replace(judged, falls={each: falls for each, falls in judged.falls.items() if each != peer})
 
 
 def refusals(wanted: Orders, report: Report | None, trouble: str) -> Iterable[Refusal]:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
+
+import pytest
 
 from bfd.control import Report, View, parse_orders, report_line
 from bfd.engine import SOCKET
 from bfd.session import Timers
 from bfd.table import Order
 from bgp.session import PeerStatus
-from routerd.agent.bfd import BfdRoom
+from routerd.agent.bfd import AGAIN, BfdRoom
 from routerd.agent.turn import Seat
 from routerd.model import IPAddress
+from tests.models.virtual_time import elapse, in_virtual_time, now, settle
 from tests.waiting import eventually
 
-TOR, HERE = ip_address("10.0.0.1"), ip_address("10.0.0.9")
+TOR, OTHER, HERE = ip_address("10.0.0.1"), ip_address("10.0.0.2"), ip_address("10.0.0.9")
 WANTED = {TOR: Order(TOR, HERE, Timers())}
 UP = View(TOR, HERE, "up", 100.0, 0, False, "up", 50_000, 150_000, "")
 GONE = replace(UP, state="down", since=200.0, falls=1, failed=True, reason="nothing was heard")
@@ -58,9 +62,9 @@ class Process:
         while line := await reader.readline():
             self.orders.append(parse_orders(line))
 
-    def say(self, view: View) -> None:
+    def say(self, *views: View) -> None:
         assert self.writer is not None
-        self.writer.write(report_line(Report("a", True, "", {}, {TOR: view})))
+        self.writer.write(report_line(Report("a", True, "", {}, {each.peer: each for each in views})))
 
 
 def test_a_peer_that_is_gone_loses_its_session_once_the_speaker_knows_it(tmp_path: Path) -> None:
@@ -102,3 +106,110 @@ def test_a_peer_that_is_gone_loses_its_session_once_the_speaker_knows_it(tmp_pat
             await task
 
     asyncio.run(story())
+
+
+@asynccontextmanager
+async def watching(
+    directory: Path, sessions: dict[IPAddress, PeerStatus], end: Callable[[IPAddress], Awaitable[bool]]
+) -> AsyncIterator[tuple[BfdRoom, Process]]:
+    room, process = BfdRoom(directory, lambda: sessions), Process(directory)
+    connected = asyncio.Event()
+    room.on_connect = connected.set
+    server = await process.serve()
+    task = asyncio.create_task(room.run(end))
+    try:
+        await connected.wait()
+        yield room, process
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        server.close()
+        if process.writer is not None:
+            process.writer.close()
+            await settle()
+
+
+def test_a_session_that_could_not_be_ended_is_ended_later_and_nobody_waits_for_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        sessions = {TOR: PeerStatus("up", since=50.0), OTHER: PeerStatus("up", since=50.0)}
+        asked: list[tuple[IPAddress, float]] = []
+        speaks = asyncio.Event()
+
+        async def end(peer: IPAddress) -> bool:
+            asked.append((peer, now()))
+            if peer == OTHER:
+                await speaks.wait()
+            return peer == OTHER or len(asked) > 3
+
+        async with watching(tmp_path, sessions, end) as (_, process):
+            process.say(replace(GONE, peer=OTHER), GONE)
+            await eventually(lambda: len(asked) == 4)
+            await elapse(10)
+            assert [peer for peer, _ in asked] == [OTHER, TOR, TOR, TOR]
+            first, *later = [when for peer, when in asked if peer == TOR]
+            assert later == pytest.approx([first + AGAIN, first + 2 * AGAIN], abs=0.01)
+            speaks.set()
+            await elapse(10)
+            assert len(asked) == 4
+            process.say(replace(GONE, peer=OTHER), replace(GONE, falls=2))
+            await eventually(lambda: len(asked) == 5)
+
+    in_virtual_time(story())
+    ends = [record.getMessage() for record in caplog.records if "bfd-session-ended" in record.getMessage()]
+    assert [line.partition("bfd-session-ended ")[2].partition(" reason")[0] for line in ends] == [
+        "peer=10.0.0.1 ended=false", "peer=10.0.0.1 ended=true", "peer=10.0.0.2 ended=true", "peer=10.0.0.1 ended=true",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["BFD is up again", "the session is down", "another session is up", "not watched"])
+def test_what_has_changed_since_a_fall_is_judged_anew(tmp_path: Path, what: str) -> None:
+    async def story() -> None:
+        sessions = {TOR: PeerStatus("up", since=50.0)}
+        asked: list[IPAddress] = []
+
+        async def end(peer: IPAddress) -> bool:
+            asked.append(peer)
+            return False
+
+        async with watching(tmp_path, sessions, end) as (_, process):
+            process.say(GONE)
+            await eventually(lambda: asked)
+            match what:
+                case "BFD is up again":
+                    process.say(replace(UP, falls=1))
+                case "the session is down":
+                    sessions[TOR] = PeerStatus("down", since=201.0)
+                case "another session is up":
+                    sessions[TOR] = PeerStatus("up", since=201.0)
+                case _:
+                    process.say()
+            await elapse(10)
+            assert asked == [TOR]
+
+    in_virtual_time(story())
+
+
+def test_a_session_that_the_speaker_did_not_know_of_is_ended_when_it_does(tmp_path: Path) -> None:
+    async def story() -> None:
+        sessions = {TOR: PeerStatus("up", since=50.0)}
+        asked: list[IPAddress] = []
+
+        async def end(peer: IPAddress) -> bool:
+            asked.append(peer)
+            return len(asked) > 1
+
+        async with watching(tmp_path, sessions, end) as (room, process):
+            process.say(GONE)
+            await eventually(lambda: asked)
+            sessions[TOR] = PeerStatus("unknown", since=50.0)
+            await elapse(10)
+            assert asked == [TOR]
+            sessions[TOR] = PeerStatus("up", since=50.0)
+            room.look()
+            await elapse(10)
+            assert asked == [TOR, TOR]
+
+    in_virtual_time(story())

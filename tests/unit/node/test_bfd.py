@@ -12,7 +12,7 @@ from bfd.table import Order
 from bgp.path import SpeakerPeer
 from bgp.session import PeerStatus
 from routerd.model import Bfd, Peer
-from routerd.node.bfd import Judged, judge, orders, refusals
+from routerd.node.bfd import Judged, judge, orders, refusals, unjudged
 
 TOR, OTHER, HERE = ip_address("10.0.0.1"), ip_address("10.0.0.2"), ip_address("10.0.0.9")
 UP = View(TOR, HERE, "up", 100.0, 0, False, "up", 50_000, 150_000, "")
@@ -71,6 +71,13 @@ def test_a_fall_waits_for_the_speaker_to_say_how_the_session_is() -> None:
             judged, found = judge(judged, report(GONE), SESSIONS)
             assert found == (TOR,)
             assert judge(judged, report(GONE), SESSIONS)[1] == ()
+
+
+def test_a_fall_that_is_unjudged_ends_what_is_still_up_and_nothing_newer() -> None:
+    seen = judge(judge(Judged(), report(UP), SESSIONS)[0], report(GONE), SESSIONS)[0]
+    assert judge(unjudged(seen, OTHER), report(GONE), SESSIONS)[1] == ()
+    assert judge(unjudged(seen, TOR), report(GONE), SESSIONS)[1] == (TOR,)
+    assert judge(unjudged(seen, TOR), report(GONE), {TOR: PeerStatus("up", since=250.0)})[1] == ()
 
 
 def told(found: Report | None, trouble: str = "") -> list[str]:
