@@ -61,15 +61,18 @@ class Arrivals:
 
 
 def _listener() -> socket.socket | None:
-    listener = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+    """None = there is none to be had here."""
+    listener = None
     try:
+        listener = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
         listener.bind((0, 0))
         listener.setblocking(False)
         with contextlib.suppress(OSError):
             listener.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_RCVBUFFORCE", 33), BUFFER)
         listener.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_CONNTRACK_NEW)
     except OSError:
-        listener.close()
+        if listener is not None:
+            listener.close()
         return None
     return listener
 

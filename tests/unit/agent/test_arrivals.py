@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from ipaddress import ip_address, ip_network
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from egress.conntrack import NFGEN
 from egress.netlink import HEADER, attribute
-from routerd.agent.arrivals import CT_NEW, Expected, begun_in
+from routerd.agent.arrivals import CT_NEW, Arrivals, Expected, begun_in
 
 VIP, SIX = ip_address("192.0.2.1"), ip_address("2001:db8::1")
 CLIENT = ip_address("198.51.100.10")
@@ -50,3 +53,15 @@ def test_what_begins_on_this_node_does_not_count() -> None:
     assert not EXPECTED.counts(ip_address("10.0.0.11"), VIP)
     assert not EXPECTED.counts(CLIENT, ip_address("192.0.2.2"))
     assert EXPECTED.counts(ip_address("2001:db8::9"), SIX)
+
+
+@pytest.mark.parametrize("number", [errno.EPROTONOSUPPORT, errno.EMFILE])
+def test_where_no_socket_can_be_had_nothing_is_seen(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("routerd.agent.arrivals.socket.socket", refuses)
+    arrivals = Arrivals()
+    for _ in range(2):
+        assert arrivals.take(EXPECTED) == frozenset()
+    arrivals.stop()
