@@ -177,9 +177,10 @@ def _moved(session: Session, packet: Packet, now: float) -> Session:
     if heard == State.ADMIN_DOWN:
         reason = "the peer is administratively down"
         off = replace(session, was_up=False)  # nobody is to be blamed for it (RFC 5882, 3.2)
-        return off if state == State.DOWN else _down(off, Diagnostic.NEIGHBOR_DOWN, reason, now)
+        return replace(off, reason=reason) if state == State.DOWN else _down(off, Diagnostic.NEIGHBOR_DOWN, reason, now)
     if state == State.DOWN and heard == State.DOWN:
-        return _in(session, State.INIT, now)
+        reason = session.reason if session.was_up else "the peer answers, and has not heard this end yet"
+        return replace(_in(session, State.INIT, now), reason=reason)
     if (state, heard) in ((State.DOWN, State.INIT), (State.INIT, State.INIT), (State.INIT, State.UP)):
         return _up(session, now)
     if state == State.UP and heard == State.DOWN:

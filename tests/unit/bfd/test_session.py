@@ -129,6 +129,35 @@ def test_what_never_came_up_is_no_failure() -> None:
     assert 29 <= len(wire.said) <= 41  # once a second at most
 
 
+def test_what_never_came_up_says_what_the_peer_does_instead() -> None:
+    """A cut in one direction and a peer that is switched off, from the start: neither is silence."""
+    wire = Wire()
+    wire.cut = lambda sender, packet: sender == A
+    wire.order(A, FAST)
+    wire.order(B, FAST)
+    wire.run(3)
+    assert wire.states() == "INIT DOWN"
+    assert wire.session(A).reason == "the peer answers, and has not heard this end yet"
+    assert wire.session(B).reason == "nothing was heard from the peer yet"
+    off = Packet(State.ADMIN_DOWN, 3, 9, wire.session(B).discriminator)
+    wire.tables[B].receive(encode(off), A, 255, 1, wire.now)
+    assert (wire.session(B).state, wire.session(B).reason) == (State.DOWN, "the peer is administratively down")
+    assert not (wire.session(A).has_failed or wire.session(B).has_failed)
+    wire.cut = lambda sender, packet: False
+    wire.until(lambda: wire.states() == "UP UP", 5)
+    assert wire.session(A).reason == wire.session(B).reason == ""
+
+
+def test_a_peer_that_is_switched_off_after_it_fell_has_failed_no_more_and_says_why() -> None:
+    wire = up()
+    wire.cut = lambda sender, packet: True
+    wire.until(lambda: wire.states() == "DOWN DOWN", 1)
+    off = Packet(State.ADMIN_DOWN, 3, 9, wire.session(A).discriminator)
+    wire.tables[A].receive(encode(off), B, 255, 1, wire.now)
+    session = wire.session(A)
+    assert (session.has_failed, session.falls, session.reason) == (False, 1, "the peer is administratively down")
+
+
 def test_a_passive_end_says_nothing_before_it_is_spoken_to() -> None:
     wire = Wire()
     wire.order(A, replace(FAST, passive=True))
