@@ -18,7 +18,9 @@ class Client:
     """`run` in a task; `set` whenever what is wanted changes. Not thread-safe: one event loop."""
 
     def __init__(self, path: Path, *, on_report: Callable[[Report | None, Report | None], None] | None = None) -> None:
-        """`on_report` is called with the report before and the new one; None = no process is connected."""
+        """`on_report` is called with the report before and the new one, None = no process is connected; with None twice
+        when only `refused` has changed.
+        """
         self._path = path
         self._on_report = on_report
         self._orders: Mapping[IPAddress, Order] | None = None
@@ -45,11 +47,17 @@ class Client:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            with contextlib.suppress(OSError):
-                await self._follow(*await asyncio.open_unix_connection(self._path, limit=LINE_LIMIT))
+            try:
+                ends = await asyncio.open_unix_connection(self._path, limit=LINE_LIMIT)
+            except OSError:
+                self._take(None)
+            else:
+                with contextlib.suppress(OSError):
+                    await self._follow(*ends)
             await asyncio.sleep(RETRY)
 
     async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        refused = ""
         try:
             while line := await reader.readline():
                 self._take(parse_report(line))
@@ -57,15 +65,15 @@ class Client:
                     self._writer = writer
                     self._send()
         except (ControlError, ValueError) as error:
-            self.refused = str(error)
+            refused = str(error)
         finally:
             self._writer = None
             writer.close()
-            self._take(None)
+            self._take(None, refused)
 
-    def _take(self, report: Report | None) -> None:
+    def _take(self, report: Report | None, refused: str = "") -> None:
         before, self._report = self._report, report
-        if report is not None:
-            self.refused = ""
-        if self._on_report is not None and (before is not None or report is not None):
+        is_news = before is not None or report is not None or refused != self.refused
+        self.refused = refused
+        if self._on_report is not None and is_news:
             self._on_report(before, report)

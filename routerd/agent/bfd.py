@@ -114,7 +114,7 @@ class BfdRoom:
         if now is None:
             event(LOGGER, logging.WARNING, "bfd-lost", reason=self._client.refused or "the bfd process is gone")
         self.look()
-        if before is None:
+        if before is None and now is not None:
             self.on_connect()
         self.on_change()
 

@@ -213,3 +213,31 @@ def test_a_session_that_the_speaker_did_not_know_of_is_ended_when_it_does(tmp_pa
             assert asked == [TOR, TOR]
 
     in_virtual_time(story())
+
+
+def test_what_is_no_bfd_process_of_ours_is_told_at_once_and_no_connection(tmp_path: Path) -> None:
+    async def story() -> None:
+        async def other(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b'{"bfd": 2}\n')
+            writer.close()
+
+        async def end(peer: IPAddress) -> bool:
+            return True
+
+        room, told, connects = BfdRoom(tmp_path, dict), list[str](), list[None]()
+        turn(room, WANTED)
+        room.on_change = lambda: told.extend(each.message for each in room.refusals())
+        room.on_connect = lambda: connects.append(None)
+        server = await asyncio.start_unix_server(other, tmp_path / SOCKET)
+        task = asyncio.create_task(room.run(end))
+        await eventually(lambda: told)
+        assert "does not speak its protocol 2" in told[0]
+        server.close()
+        (tmp_path / SOCKET).unlink()
+        await eventually(lambda: len(told) == 2)
+        assert (told[1].partition(":")[0], connects) == ("no bfd process is connected", [])
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    in_virtual_time(story())

@@ -32,6 +32,7 @@ class Scene:
         self.directory = directory
         self.events: list[str] = []
         self.reports: list[Report | None] = []
+        self.connections = 0  # to what is no bfd process
         self.client = Client(directory / SOCKET, on_report=lambda before, now: self.reports.append(now))
 
     def log(self, level: int, name: str, **fields: Any) -> None:
@@ -98,14 +99,23 @@ async def test_who_speaks_another_protocol_is_told_so_and_nobody_is_hurt(scene: 
     await ended(process)
 
     async def other(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        scene.connections += 1
         writer.write(b'{"bfd": 2}\n')
         writer.close()
 
     server = await asyncio.start_unix_server(other, scene.directory / SOCKET)
     client = asyncio.create_task(scene.client.run())
     await eventually(lambda: "does not speak its protocol 2" in scene.client.refused)
-    await ended(client)
+    await eventually(lambda: scene.connections > 2)
+    assert scene.reports == [None], "told at once, and not again while it stays so"
     server.close()
+    (scene.directory / SOCKET).unlink()
+    await eventually(lambda: not scene.client.refused, "nobody answers any more")
+    assert scene.reports == [None, None]
+    process = scene.process()
+    await scene.is_told(set())
+    await ended(client)
+    await ended(process)
 
 
 @scene
