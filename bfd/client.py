@@ -7,11 +7,10 @@ import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bfd.control import ControlError, Report, order_line, parse_report
+from bfd.control import LINE_LIMIT, ControlError, Report, order_line, parse_report
 from bfd.table import IPAddress, Order
 
 RETRY = 0.2  # seconds between attempts to connect
-LINE_LIMIT = 1 << 20  # bytes
 
 
 class Client:

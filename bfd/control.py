@@ -16,11 +16,13 @@ from dataclasses import asdict, dataclass, field, fields
 from ipaddress import ip_address
 from typing import Any
 
-from bfd.packet import Diagnostic, State
+from bfd.packet import MAX_INTERVAL, Diagnostic, State
 from bfd.session import Remote, Session, Timers
 from bfd.table import IPAddress, Order
 
+SOCKET = "bfd.sock"  # in the run directory
 PROTOCOL = 1
+LINE_LIMIT = 1 << 20  # bytes, of either end
 WORDS = {State.ADMIN_DOWN: "admin-down", State.DOWN: "down", State.INIT: "init", State.UP: "up"}
 
 
@@ -122,7 +124,8 @@ def _order(value: Mapping[str, Any]) -> Order:
     if order.peer.version != order.local.version:
         raise ValueError(f"{order.peer} and {order.local} are of two families")
     timers = order.timers
-    if not (1 <= timers.multiplier <= 255 and 0 < timers.min_tx < 2**32 and 0 < timers.min_rx < 2**32):
+    intervals = (timers.min_tx, timers.min_rx)
+    if not (1 <= timers.multiplier <= 255 and all(0 < each <= MAX_INTERVAL for each in intervals)):
         raise ValueError(f"timers out of range: {timers}")
     return order
 

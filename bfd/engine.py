@@ -25,20 +25,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from bfd import control
-from bfd.control import ControlError, Kept, Report
+from bfd.control import LINE_LIMIT, SOCKET, ControlError, Kept, Report
 from bfd.packet import State
-from bfd.session import NEVER
 from bfd.sockets import PORT, listener, received, sender
 from bfd.table import STAY, Clock, IPAddress, Order, Send, Table
+from bfd.wheel import NEVER
 
 LOGGER = logging.getLogger("routerd.bfd")
-SOCKET, FILE = "bfd.sock", "bfd.json"
+FILE = "bfd.json"
 PRIORITY = 20  # of SCHED_FIFO: above everything that is ordinary, below what kernels run at 50
 PAUSE_TIMEOUT = 0.5  # seconds that peers have for their answer before a pause
 RETRY = 1.0  # seconds until a socket that could not be opened is tried again
 BATCHES = 16  # of datagrams in one turn: a flood must not keep us from sending
 REFUSED_PERIOD = 1.0  # seconds between reports for packets that were refused: whoever sends rubbish sends much
-LINE_LIMIT = 1 << 20  # bytes
 Log = Callable[..., None]
 """Called with level, name of the event, and fields."""
 

@@ -17,9 +17,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from bfd.packet import Diagnostic, Packet, State
+from bfd.wheel import NEVER
 
 SLOW = 1_000_000  # microseconds: the least interval while the session is not up (6.8.3)
-NEVER = float("inf")
 ENDED_BY_US = "it is switched off here"
 
 

@@ -8,12 +8,12 @@ import random
 import socket
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 
-IPAddress = IPv4Address | IPv6Address
+from bfd.table import TTL, IPAddress
+
 PORT = 3784  # UDP; section 4
 FIRST_PORT, LAST_PORT = 49152, 65535  # of sources; section 4
-TTL = 255
 TRAFFIC_CLASS = 0xC0  # CS6, network control
 TRIES = 32  # source ports
 _ROOM = 512  # bytes of a datagram that are read; a packet has 24

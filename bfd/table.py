@@ -12,8 +12,8 @@ from ipaddress import IPv4Address, IPv6Address
 
 from bfd import session as machine
 from bfd.packet import Malformed, Packet, State, decode, encode
-from bfd.session import NEVER, Session, Timers
-from bfd.wheel import Wheel
+from bfd.session import Session, Timers
+from bfd.wheel import NEVER, Wheel
 
 IPAddress = IPv4Address | IPv6Address
 TTL = 255  # of every packet, sent or taken (GTSM; RFC 5881, section 5)

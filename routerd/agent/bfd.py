@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bfd.client import Client
-from bfd.control import Report, View
-from bfd.engine import SOCKET
+from bfd.control import SOCKET, Report, View
 from bgp.session import PeerStatus
 from routerd.agent.room import Problem
 from routerd.log import event

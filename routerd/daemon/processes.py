@@ -255,7 +255,8 @@ async def _collect(egress: EgressRoom) -> None:
 
 async def bfd(config: Config, source: ConfigSource) -> None:
     """`routerd bfd`, until cancelled; then peers are asked to wait for the next one. EnvironmentFault: no run-dir."""
-    from bfd.engine import SOCKET, Engine, be_realtime
+    from bfd.control import SOCKET
+    from bfd.engine import Engine, be_realtime
 
     made(config.run_dir, source.path, "run-dir")
     if await in_thread(is_answering, config.run_dir / SOCKET):

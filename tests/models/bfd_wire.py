@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from bfd.packet import Packet, decode
-from bfd.session import NEVER, Session, Timers
+from bfd.session import Session, Timers
 from bfd.table import Clock, Order, Send, Table
 
 A, B = ip_address("10.0.0.1"), ip_address("10.0.0.2")
@@ -88,4 +88,4 @@ class Wire:
         return self.now - began
 
 
-__all__ = ["NEVER", "A", "B", "Wire"]
+__all__ = ["A", "B", "Wire"]

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from bfd.client import Client
-from bfd.control import View
-from bfd.engine import FILE, SOCKET
+from bfd.control import SOCKET, View
+from bfd.engine import FILE
 from bfd.session import Timers
 from bfd.table import Order
 from tests.netns.lab.lab import TOR_MAKES

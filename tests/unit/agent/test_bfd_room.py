@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bfd.control import Report, View, parse_orders, report_line
-from bfd.engine import SOCKET
+from bfd.control import SOCKET, Report, View, parse_orders, report_line
 from bfd.session import Timers
 from bfd.table import Order
 from bgp.session import PeerStatus

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bfd.client import Client
-from bfd.control import Kept, Report, kept_text, parse_kept
-from bfd.engine import FILE, SOCKET, Engine
+from bfd.control import SOCKET, Kept, Report, kept_text, parse_kept
+from bfd.engine import FILE, Engine
 from bfd.session import Timers
 from bfd.table import Order
 from tests.waiting import eventually

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from bfd import session as machine
 from bfd.packet import Diagnostic, Packet, State, encode
-from bfd.session import NEVER, Timers
+from bfd.session import Timers
 from bfd.table import Order
+from bfd.wheel import NEVER
 from tests.models.bfd_wire import A, B, Wire
 
 FAST = Timers()  # 50 ms x 3
