@@ -12,9 +12,10 @@ from operator import is_
 
 from ipam.pool import key_of
 from ipam.port_plan import PortPlan, Wishes, plan_ports, retire, retire_due
-from ipam.port_sets import LAST_NUMBER, RANGE, RESERVED, PortCounts, PortSet, PortTable, counts, ports_in, without_ports
+from ipam.port_sets import LAST_NUMBER, RANGE, PortCounts, PortSet, PortTable, counts, ports_in
 from ipam.port_work import Block, Space, Word
 from routerd.cluster.ledger import Ledger, NumberRecord, PastSet
+from routerd.cluster.port_rooms import rooms_of
 from routerd.formats.published.bindings import binding_table
 from routerd.model import (
     OF_PORTS,
@@ -35,7 +36,6 @@ from routerd.refs import Ref
 
 NUMBER_REST = 3600.0  # seconds that the number of a node that is gone rests
 MAX_PAST = 20_000  # sets that are remembered after they were free again, the latest
-TRANSLATED = ("TCP", "UDP")  # protocols with ports
 EXHAUSTED, SHORT = OF_PORTS  # reasons of refusals
 
 
@@ -167,8 +167,8 @@ def give_ports(
     said = {name: report.ports for name, report in reports.items() if name in alive and report.ports is not None}
     word = kept.word(numbers, alive, said)
     wanted = _wanted(groups, alive, said, on_ask=times.on_ask)
-    rooms = _rooms(groups, external.values())
-    plans = {group.id: kept.plan(group, wanted[group.id], rooms, tables, number, now) for group in groups}
+    rooms = rooms_of(groups, external.values())
+    plans = {group.id: kept.plan(group, wanted[group.id], rooms.masks, tables, number, now) for group in groups}
     kept.forget(plans)
     made = [plan for of_group in plans.values() for plan in of_group]
     after = {table.egress_ip: table for plan in made for table in plan.tables}
@@ -185,8 +185,11 @@ def give_ports(
         ordered,
         _past(ledger, after, numbers, now, times.history),
         _bindings(ordered, tables, snapshot),
-        tuple(refusal for group in groups for plan in plans[group.id] for refusal in _refusals(group, plan, numbers)),
-        kept.counts(rooms, ordered),
+        (
+            *rooms.refusals,
+            *(refusal for group in groups for plan in plans[group.id] for refusal in _refusals(group, plan, numbers)),
+        ),
+        kept.counts(rooms.masks, ordered),
         {
             group: len({node for plan in found for node in (*plan.lacking, *plan.short)})
             for group, found in plans.items()
@@ -235,17 +238,6 @@ def _word(alive: Mapping[str, int], said: Mapping[str, PortReport]) -> Word:
         for table in report.applied:
             applied.setdefault(table.egress_ip, {})[alive[name]] = table.version
     return Word(frozenset(alive.values()), unused, applied)
-
-
-def _rooms(groups: Iterable[EgressGroup], services: Iterable[Service]) -> dict[IPAddress, int]:
-    """What can be given of each address: without the ports that a Service takes on it of what egress translates."""
-    rooms = {address: RESERVED if group.node_address else RANGE for group in groups for address in group.egress_ips}
-    for service in services:
-        taken = [each.port for each in service.ports if each.protocol in TRANSLATED]
-        for address in service.external_ips:
-            if address in rooms:
-                rooms[address] = without_ports(rooms[address], taken)
-    return rooms
 
 
 # --- numbers of nodes

@@ -153,6 +153,18 @@ def test_ports_that_a_service_takes_on_the_address_are_left_out() -> None:
     assert ports_text(world.allocations) == "198.51.100.7 g1:2048+1024 g2:3072+1024 worker:4096+1024 told g1,g2"
 
 
+def test_a_service_takes_few_ports_of_an_egress_ip_and_costs_no_other_its_own() -> None:
+    """Any user may write a Service with somebody's egress IP, and with a port in each granule of it."""
+    world = shared()
+    for name, ports in {"a": range(1024, 65536, 64), "b": (1030,), "c": (2048, 2049)}.items():
+        of = tuple(ServicePort("TCP", port) for port in ports)
+        world.services[f"d/{name}"] = Service("d", name, external_ips=(IP,), ports=of)
+    world.decide()
+    table, refused = ports_text(world.allocations), text(world.allocations).splitlines()[-1]
+    assert table == "198.51.100.7 g1:3072+1024 g2:4096+1024 worker:5120+1024 told g1,g2"
+    assert refused.startswith("! svc/d/a PortsNotLeftOut: its ports on 198.51.100.7, which is an egress IP, are given ")
+
+
 def test_ports_of_a_protocol_that_is_not_translated_are_nobodys_loss() -> None:
     world = shared()
     service = Service("d", "s", external_ips=(IP,), ports=(ServicePort("SCTP", 1030),))
