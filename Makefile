@@ -39,10 +39,9 @@ wheel: bpf
 kernel:
 	@tools/kernel
 
-# WORKERS=2: two files at a time, as most tests wait for a lab more than they compute; labs beside each other may miss
-# the times in which BGP and BFD must answer.
+# The labs one after the other, and beside them all that needs none. WORKERS=0: everything in one process.
 test: setup kernel
-	@$(PY) -m pytest $(if $(WORKERS),--numprocesses $(WORKERS) --dist loadfile)
+	@$(PY) -m pytest --numprocesses $(or $(WORKERS),2) --dist loadscope
 
 chaos: setup
 	@$(PY) -m tests.netns.stories.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))

@@ -6,9 +6,13 @@ from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.netns.lab.lab import remove_orphans
 from tests.netns.lab.mounts import own_bpffs
+
+WITH_LABS = ("tests/attacks/", "tests/netns/")
 
 # Properties are about values: on a busy machine an example may take its time, and so may drawing it.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -26,6 +30,18 @@ def bpffs() -> Iterator[None]:
 def clean_labs() -> list[str]:
     """Names of the labs that killed runs had left."""
     return remove_orphans()
+
+
+class OneForLabs(LoadScopeScheduling):
+    """Workers share the files; all labs are one worker's, one after the other, as BGP and BFD must answer in time."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return "labs" if path.startswith(WITH_LABS) else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneForLabs:
+    return OneForLabs(config, log)
 
 
 def _skipped(config: pytest.Config) -> int:
