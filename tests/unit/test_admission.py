@@ -1,0 +1,90 @@
+"""The admission policy of `configs/deploy` holds each agent to its own node; its expressions are evaluated by CEL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import celpy
+import pytest
+import yaml
+
+from routerd.store.kubernetes.resources import LEASES, REPORTS, heartbeat_lease
+
+DEPLOY = Path(__file__).parents[2] / "configs" / "deploy"
+AGENT = "system:serviceaccount:routerd:routerd-agent"
+NODE_CLAIM = "authentication.kubernetes.io/node-name"
+
+
+def policy() -> dict[str, Any]:
+    found, binding = yaml.safe_load_all((DEPLOY / "admission.yaml").read_text())
+    assert binding["spec"] == {"policyName": found["metadata"]["name"], "validationActions": ["Deny"]}
+    spec: dict[str, Any] = found["spec"]
+    return spec
+
+
+def evaluated(expression: str, **known: Any) -> Any:
+    environment = celpy.Environment()
+    program = environment.program(environment.compile(expression))
+    return program.evaluate({name: celpy.json_to_cel(value) for name, value in known.items()})
+
+
+def admitted(user: str, claimed: str | None, resource: str, name: str) -> list[str]:
+    """Messages of the validations that say no."""
+    spec = policy()
+    extra = {NODE_CLAIM: [claimed]} if claimed is not None else {}
+    request = {"userInfo": {"username": user, "extra": extra}, "resource": {"resource": resource}}
+    if not all(evaluated(each["expression"], request=request) for each in spec["matchConditions"]):
+        return []
+    variables = {each["name"]: str(evaluated(each["expression"], request=request)) for each in spec["variables"]}
+    known = {"request": request, "object": {"metadata": {"name": name}}, "variables": variables}
+    return [
+        str(each.get("message") or evaluated(each["messageExpression"], **known))
+        for each in spec["validations"]
+        if not evaluated(each["expression"], **known)
+    ]
+
+
+def test_an_agent_writes_what_is_its_own() -> None:
+    assert admitted(AGENT, "n1", REPORTS.plural, "n1") == []
+    assert admitted(AGENT, "n1", LEASES.plural, heartbeat_lease("n1")) == []
+
+
+@pytest.mark.parametrize(
+    ("resource", "name"),
+    [
+        (REPORTS.plural, "n2"),
+        (LEASES.plural, heartbeat_lease("n2")),
+        (LEASES.plural, "routerd-operator"),
+        (LEASES.plural, "n1"),
+    ],
+)
+def test_an_agent_writes_nothing_of_others(resource: str, name: str) -> None:
+    assert admitted(AGENT, "n1", resource, name) == [f"an agent on node n1 may not write that of {name}"]
+
+
+def test_a_token_that_names_no_node_writes_nothing() -> None:
+    assert admitted(AGENT, None, REPORTS.plural, "n1")[0].startswith("the token of this agent names no node")
+
+
+def test_others_are_not_asked() -> None:
+    assert admitted("system:serviceaccount:routerd:routerd-operator", None, REPORTS.plural, "n1") == []
+
+
+def test_all_that_the_account_may_write_is_asked_about() -> None:
+    """What RBAC grants and this policy does not look at any agent may write as any other."""
+    documents = list(yaml.safe_load_all((DEPLOY / "rbac.yaml").read_text()))
+    roles = [
+        each for each in documents if each["kind"].endswith("Role") and each["metadata"]["name"] == "routerd-agent"
+    ]
+    granted = {
+        (group, resource)
+        for role in roles
+        for rule in role["rules"]
+        if {"create", "update", "patch"} & {*rule["verbs"]}
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    rules = policy()["matchConstraints"]["resourceRules"]
+    asked = {(group, each) for rule in rules for group in rule["apiGroups"] for each in rule["resources"]}
+    assert granted and granted <= asked
