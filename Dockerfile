@@ -24,8 +24,9 @@ RUN sed -n '/^setuptools==/,/[^\\]$/p' dev.txt >backend.txt \
     && pip install --require-hashes -r backend.txt \
     && python -m venv --without-pip /opt/routerd
 COPY pyproject.toml setup.py README.md LICENSE ./
-COPY tools/compile_bpf.py tools/
+COPY tools/compile_c.py tools/
 COPY bpf bpf
+COPY cni cni
 COPY bfd bfd
 COPY ipam ipam
 COPY egress egress

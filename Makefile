@@ -5,7 +5,7 @@
 #                TOR=frr: FRR instead of BIRD as the ToR; STORE=kubernetes: an API server instead of files
 #   make kernel  Debian 12's kernel and its headers, unpacked into .lab/cache for the tests
 #   make setup   what all of them need                                make bpf        what the demo needs, and the eBPF object
-#   make wheel   dist/routerd-VERSION-py3-none-any.whl, the eBPF object inside: what hosts install
+#   make wheel   dist/routerd-VERSION-py3-none-linux_MACHINE.whl, what is C compiled: what hosts install
 #   make chaos   kills at random moments under churn (KILLS=50, SEED=…)
 #   make bench   benchmarks                                           make lock        renews requirements/*.txt
 #   make bench-packets, bench-egress   the egress datapath: ns per packet; throughput beside nftables (FAMILY=6, ROUNDS=…)
@@ -28,7 +28,7 @@ check: setup
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports --no-cache
-	@clang-format --dry-run -Werror bpf/*.h bpf/*.c bpf/bcc/*.h bpf/bcc/bpf/*.h
+	@clang-format --dry-run -Werror bpf/*.h bpf/*.c bpf/bcc/*.h bpf/bcc/bpf/*.h cni/*.c
 	@$(PY) -m pytest -q tests/unit/test_configs.py tests/unit/test_house.py
 
 wheel: bpf
@@ -91,4 +91,4 @@ image:
 	set -x; $$build $(IMAGE_FLAGS) --tag $(IMAGE) --build-arg REVISION="$$(git describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null)" .
 
 clean:
-	rm -rf $(VENV) .lab/cache bpf/*.o .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .lab/cache bpf/*.o cni/routerd-cni .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.compile_bpf import PACKAGES
+from tools.compile_c import PACKAGES
 
 ROOT = Path(__file__).parents[2]
 DEMO, TESTS = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from tests.netns.lab.mounts import BPFFS
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("routerd", "bfd", "bgp", "egress", "ipam", "bpf")
+ROOMS = ("routerd", "bfd", "bgp", "cni", "egress", "ipam", "bpf")
 CHECK = Path(__file__).with_name("packet_check.py")
 
 
@@ -79,8 +80,10 @@ def test_the_sdist_carries_sources_and_no_object(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     names = run("tar", "-tzf", sdist)
     assert "/bpf/egress.bpf.c" in names
-    assert "/tools/compile_bpf.py" in names
+    assert "/cni/routerd-cni.c\n" in names
+    assert "/tools/compile_c.py" in names
     assert ".bpf.o" not in names
+    assert "/cni/routerd-cni\n" not in names
 
 
 def test_the_wheel_carries_every_module(built: Path) -> None:
@@ -92,6 +95,13 @@ def test_the_wheel_carries_every_module(built: Path) -> None:
 
 def test_the_installed_command_runs(installed: Path, tmp_path: Path) -> None:
     assert "0.1.0" in run(installed / "routerd", "version", cwd=tmp_path)
+
+
+def test_the_wheel_is_of_this_machine_and_its_plugin_runs(built: Path, installed: Path, tmp_path: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    assert wheel.stem.endswith(f"-py3-none-linux_{platform.machine()}")
+    (program,) = (installed.parent / "lib").glob("python3*/site-packages/cni/routerd-cni")
+    assert '"supportedVersions"' in run(program, cwd=tmp_path, CNI_COMMAND="VERSION")
 
 
 @pytest.mark.usefixtures("bpffs")
@@ -121,7 +131,7 @@ def test_the_installed_datapath_carries_packets(installed: Path, tmp_path: Path,
 def test_a_build_without_its_tools_says_which(
     tmp_path: Path, programs: tuple[str, ...], headers: bool, message: str
 ) -> None:
-    for name in ("bpf", "tools"):
+    for name in ("bpf", "cni", "tools"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.o", "__pycache__"))
     if not headers:
         (tmp_path / "bpf" / "parse.h").write_text("#include <bpf/not_installed.h>\n")
@@ -129,7 +139,7 @@ def test_a_build_without_its_tools_says_which(
     tools.mkdir()
     for program in programs:
         (tools / program).symlink_to(shutil.which(program) or "/nonexistent")
-    command = [sys.executable, str(tmp_path / "tools" / "compile_bpf.py")]
+    command = [sys.executable, str(tmp_path / "tools" / "compile_c.py")]
     done = subprocess.run(command, env={"PATH": str(tools)}, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert message in done.stderr

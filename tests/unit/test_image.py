@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from routerd.cli.main import COMMANDS
-from tools.compile_bpf import PACKAGES
+from tools.compile_c import PACKAGES
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -1,6 +1,7 @@
-"""Compiles bpf/*.bpf.c with clang, for the Makefile and for the build of the wheel. Standard library only.
+"""Compiles what is written in C, for the Makefile and for the build of the wheel. Standard library only.
 
-The object is BPF byte code with BTF: the same for every little-endian machine and every kernel.
+bpf/*.bpf.c      BPF byte code with BTF: the same for every little-endian machine and every kernel
+cni/routerd-cni  a static program, for machines like this one: it runs whatever libraries a host has
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "bpf" / "egress.bpf.c"
 FLAGS = ("-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3")
+PLUGIN = ROOT / "cni" / "routerd-cni.c"
+PLUGIN_FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s")
 PACKAGES = "Debian: apt-get install clang llvm libbpf-dev linux-libc-dev"
 
 
@@ -35,15 +38,32 @@ def compile_object(source: Path = SOURCE) -> Path:
         print(f"bpf: {source.name} -> {target.name}", flush=True)
         partial = target.with_suffix(".tmp")
         includes = (f"-I/usr/include/{platform.machine()}-linux-gnu", f"-I{source.parent}")
-        _run("clang", *FLAGS, *includes, "-c", str(source), "-o", str(partial))
-        _run("llvm-strip", "-g", str(partial))  # DWARF goes, BTF stays
+        _run(target, "clang", *FLAGS, *includes, "-c", str(source), "-o", str(partial))
+        _run(target, "llvm-strip", "-g", str(partial))  # DWARF goes, BTF stays
         partial.replace(target)
     return target
 
 
-def _run(program: str, *arguments: str) -> None:
+def compile_plugin() -> Path:
+    """The program beside its source, as `compile_object`. Raises CompileError."""
+    target = PLUGIN.with_suffix("")
+    if is_stale(PLUGIN, target):
+        print(f"cni: {PLUGIN.name} -> {target.name}", flush=True)
+        partial = target.with_suffix(".tmp")
+        _run(target, "clang", *PLUGIN_FLAGS, str(PLUGIN), "-o", str(partial))
+        partial.replace(target)
+    return target
+
+
+def compile_all() -> None:
+    """Raises CompileError."""
+    compile_object()
+    compile_plugin()
+
+
+def _run(target: Path, program: str, *arguments: str) -> None:
     if shutil.which(program) is None:
-        raise CompileError(f"{program} is missing and bpf/egress.bpf.o must be compiled ({PACKAGES})")
+        raise CompileError(f"{program} is missing and {target.relative_to(ROOT)} must be compiled ({PACKAGES})")
     done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return
@@ -55,6 +75,6 @@ def _run(program: str, *arguments: str) -> None:
 
 if __name__ == "__main__":
     try:
-        compile_object()
+        compile_all()
     except CompileError as error:
-        sys.exit(f"bpf: error: {error}")
+        sys.exit(f"routerd: error: {error}")
