@@ -9,10 +9,17 @@
 
 struct bpf_map; /* the callbacks get it and do not look at it */
 
+/* Where a pod, or all of them, come near their share, what nobody has answered goes after so long. A
+ * handshake is through by then; who asks again begins anew. What began outside goes first. */
+#define OUTSIDE_GIVES_WAY (2 * NS_PER_SECOND)
+#define POD_GIVES_WAY	  (5 * NS_PER_SECOND)
+
 struct round {
 	struct settings *settings;
 	struct collected *result;
 	__u64 time;
+	bool pressed; /* some pod is */
+	struct use sum;
 };
 
 static __always_inline bool is_of_icmp(__u8 protocol)
@@ -50,24 +57,46 @@ static __always_inline __u64 rest_of_idle(__u8 protocol, __u8 seen_out)
 	return protocol == IPPROTO_TCP ? rest_after(seen_out) : 0;
 }
 
+/* The device's use in this round. */
+static __always_inline struct use *count_anew(const struct round *round, __u32 device)
+{
+	struct use *use = use_of(device);
+
+	if (use && use->round != round->time) {
+		use->round = round->time;
+		use->counted_flows = use->counted_outside = use->counted_ports = 0;
+	}
+	return use;
+}
+
 static long collect_flow(struct bpf_map *map, const void *raw_key, void *raw_value, void *context)
 {
 	struct flow_key key = *(const struct flow_key *)raw_key;
 	struct flow_value *value = raw_value;
 	struct round *round = context;
 	struct reverse_value *port = value->group ? own_port(&key, value) : NULL;
-	__u64 last_seen = value->last_seen;
-	__u8 seen_in = value->seen_in;
-	bool lost = value->group && !port;
+	struct use *use = count_anew(round, key.ifindex);
+	__u64 last_seen = value->last_seen, limit, gives_way = OUTSIDE_GIVES_WAY;
+	/* An answer of the pod's tells nothing: it answers forged sources, too. */
+	__u8 seen_in = value->seen_in & SEEN_AGAIN ? value->seen_in : 0;
+	bool lost = value->group && !port, pressed = round->pressed;
 
 	if (port) {
 		seen_in = port->seen_in;
 		if (port->last_seen > last_seen)
 			last_seen = port->last_seen;
+		pressed = use && use->pressed;
+		gives_way = POD_GIVES_WAY;
 	}
-	if (!lost &&
-	    !is_idle(round, last_seen, idle_limit(round->settings, key.protocol, value->seen_out, seen_in))) {
+	limit = idle_limit(round->settings, key.protocol, value->seen_out, seen_in);
+	if (pressed && !seen_in && limit > gives_way)
+		limit = gives_way;
+	if (!lost && !is_idle(round, last_seen, limit)) {
 		round->result->flows_live++;
+		if (use && value->group)
+			use->counted_flows++;
+		else if (use)
+			use->counted_outside++;
 		return 0;
 	}
 	if (port)
@@ -85,7 +114,7 @@ static __always_inline bool has_flow(const struct reverse_key *key, const struct
 	return flow && is_owned_by(value, flow->id);
 }
 
-static __always_inline void count_port(const struct round *round, const struct reverse_key *key)
+static __always_inline void count_in_granule(const struct round *round, const struct reverse_key *key)
 {
 	struct granule_key granule = {.egress_ip = key->egress_ip,
 				      .granule = bpf_ntohs(key->egress_port) >> GRANULE_SHIFT};
@@ -116,13 +145,17 @@ static long collect_port(struct bpf_map *map, const void *raw_key, void *raw_val
 	struct reverse_value *value = raw_value;
 	struct round *round = context;
 	__u64 owner = value->owner, id = owner & OWNER_ID;
+	struct use *use;
 
 	if (owner_state(owner) == OWNER_DYING) {
 		bpf_map_delete_elem(&reverse, &key);
 		round->result->ports++;
 		return 0;
 	}
-	count_port(round, &key);
+	count_in_granule(round, &key);
+	use = count_anew(round, value->ifindex);
+	if (use)
+		use->counted_ports++;
 	if (owner_state(owner) == OWNER_RESTING) {
 		if (value->rests_until <= now()) /* flows of this very round have set it */
 			swap_owner(value, owner, OWNER_DYING | id);
@@ -134,6 +167,43 @@ static long collect_port(struct bpf_map *map, const void *raw_key, void *raw_val
 		rest(value, id, key.protocol == IPPROTO_TCP ? REST_REMOTE_FIRST : 0);
 	round->result->ports_live++;
 	return 0;
+}
+
+/* What was counted is what there is. A flow that another CPU began meanwhile may be missing until the next
+ * round. */
+static __always_inline void put_use(struct use *use, __s32 flows, __s32 outside, __s32 ports)
+{
+	use->flows = flows;
+	use->outside = outside;
+	use->ports = ports;
+	use->pressed = 0;
+}
+
+static long collect_use(struct bpf_map *map, const void *key, void *value, void *context)
+{
+	__u32 device = *(const __u32 *)key;
+	struct round *round = context;
+	struct use *use = value;
+
+	if (device == ALL_PODS)
+		return 0;
+	if (use->round != round->time) { /* nothing is its own */
+		bpf_map_delete_elem(&uses, &device);
+		return 0;
+	}
+	put_use(use, use->counted_flows, use->counted_outside, use->counted_ports);
+	round->sum.flows += use->flows;
+	round->sum.outside += use->outside;
+	round->sum.ports += use->ports;
+	return 0;
+}
+
+static __always_inline void put_sum(const struct round *round)
+{
+	struct use *all = use_of(ALL_PODS);
+
+	if (all)
+		put_use(all, round->sum.flows, round->sum.outside, round->sum.ports);
 }
 
 #endif

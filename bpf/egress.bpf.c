@@ -101,7 +101,7 @@ int from_pod(struct __sk_buff *skb)
 	if (is_inside(&packet.destination))
 		return NEXT;
 	verdict = parsed == PARSED_ICMP_ERROR ? report_error(skb, &packet, pod->policy_set, &flow)
-					      : begin_flow(skb, &packet, parsed, &key, pod, &flow);
+					      : begin_flow(skb, &packet, parsed, config, &key, pod, &flow);
 	if (verdict != SEND_OUT)
 		return verdict;
 send:
@@ -113,33 +113,39 @@ send:
 SEC("tc")
 int to_pod(struct __sk_buff *skb)
 {
+	struct settings *config = read_settings();
 	struct pod_key pod_key = {.ifindex = skb->ifindex};
 	struct flow_value begun = {.last_seen = now()};
 	struct flow_value *flow;
 	struct pod_value *pod;
 	struct packet packet;
 	struct flow_key key;
+	__u8 again;
+	long error;
 
-	if (parse(skb, &packet) != PARSED_FLOW)
+	if (!config || parse(skb, &packet) != PARSED_FLOW)
 		return NEXT;
 	key = flow_to_pod(&packet, skb->ifindex);
 	flow = bpf_map_lookup_elem(&flows, &key);
 	if (flow && flow->group)
 		return NEXT; /* an answer that was translated here */
 	if (flow && !(opens_connection(&packet) && is_over(flow->seen_out, flow->seen_in))) {
-		refresh(&flow->last_seen, &flow->seen_in, seen_of(&packet));
+		again = flow->seen_out && !opens_connection(&packet) ? SEEN_AGAIN : 0;
+		refresh(&flow->last_seen, &flow->seen_in, seen_of(&packet) | again);
 		return NEXT;
 	}
 	if (flow)
-		bpf_map_delete_elem(&flows, &key);
+		forget_flow(&key, flow);
 	pod_key.address = packet.destination;
 	pod = bpf_map_lookup_elem(&pods, &pod_key);
 	if (!pod || !pod->policy_set || is_inside(&packet.source) || !begins_from_outside(&packet))
 		return NEXT;
+	/* What is not recorded is dropped: its answer would be sent through the gateway. */
+	if (refuses_outside(config, key.ifindex))
+		return drop(skb, OUTSIDE_QUOTA);
 	begun.seen_in = seen_of(&packet);
-	if (!record_flow(&key, &begun))
-		return drop(skb, FLOW_TABLE_FULL); /* its answer would be sent through the gateway */
-	return NEXT;
+	error = record_flow(&key, &begun);
+	return !error || error == -EEXIST ? NEXT : drop(skb, FLOW_TABLE_FULL);
 }
 
 /* One round; the agent runs it with BPF_PROG_TEST_RUN and reads `collected`. Never attached. */
@@ -148,6 +154,7 @@ int collect(struct __sk_buff *skb)
 {
 	__u32 zero = 0;
 	struct round round = {.settings = read_settings(), .time = now()};
+	struct use *all = use_of(ALL_PODS);
 
 	round.result = bpf_map_lookup_elem(&collected, &zero);
 	if (!round.settings || !round.result)
@@ -157,9 +164,12 @@ int collect(struct __sk_buff *skb)
 		round.time = round.result->round + 1;
 	__builtin_memset(round.result, 0, sizeof(*round.result));
 	round.result->round = round.time;
+	round.pressed = all && all->pressed;
 	bpf_for_each_map_elem(&flows, collect_flow, &round, 0);
 	bpf_for_each_map_elem(&reverse, collect_port, &round, 0);
 	bpf_for_each_map_elem(&granules, collect_granule, &round, 0);
+	bpf_for_each_map_elem(&uses, collect_use, &round, 0);
+	put_sum(&round);
 	return NEXT;
 }
 

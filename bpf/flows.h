@@ -16,6 +16,7 @@
 
 #include "maps.h"
 #include "parse.h"
+#include "quota.h"
 #include "verdict.h"
 
 #define EEXIST 17
@@ -201,12 +202,22 @@ static __always_inline void note_end_in(const struct reverse_key *port_key, stru
 	flow->seen_out |= SEEN_END;
 }
 
-/* False when the table took nothing: full, out of memory, or busy. That another CPU was faster is as good. */
-static __always_inline bool record_flow(const struct flow_key *key, const struct flow_value *flow)
+/* 0, or what the table said: -EEXIST when another CPU was faster, else it is full, out of memory or busy. */
+static __always_inline long record_flow(const struct flow_key *key, const struct flow_value *flow)
 {
 	long error = bpf_map_update_elem(&flows, key, flow, BPF_NOEXIST);
 
-	return !error || error == -EEXIST;
+	if (!error)
+		count_flow(key->ifindex, !flow->group, 1);
+	return error;
+}
+
+static __always_inline void forget_flow(const struct flow_key *key, const struct flow_value *flow)
+{
+	bool from_outside = !flow->group;
+
+	if (!bpf_map_delete_elem(&flows, key))
+		count_flow(key->ifindex, from_outside, -1);
 }
 
 /* --- a free port ------------------------------------------------------------------------------ */
@@ -217,6 +228,7 @@ struct search {
 	__u64 oldest; /* of the resting ports that were tried, when the first of them will have rested */
 	__u64 oldest_owner; /* 0 = none */
 	struct ip oldest_ip;
+	__u32 before; /* the device that had the port; 0 = it was free */
 	__be16 oldest_port;
 	__u16 wanted; /* the pod's own, host order */
 	__u16 start;  /* block that is tried first */
@@ -237,6 +249,7 @@ static __always_inline bool take_over(struct search *search, struct reverse_valu
 	again = bpf_map_lookup_elem(&reverse, &search->room->port_key);
 	if (!again || again->owner != (OWNER_CLAIMED | id)) /* it was deleted meanwhile */
 		return false;
+	search->before = again->ifindex;
 	again->last_seen = search->room->port.last_seen;
 	again->rests_until = 0;
 	again->pod = search->room->port.pod;

@@ -7,7 +7,7 @@ too (`BigEndianPort`), everything else is in the host's order. A test holds ever
 from __future__ import annotations
 
 import re
-from ctypes import Structure, c_uint8, c_uint16, c_uint32, c_uint64
+from ctypes import Structure, c_int32, c_uint8, c_uint16, c_uint32, c_uint64
 from dataclasses import dataclass
 from importlib.resources import files
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -27,7 +27,8 @@ PREFIX_IPV6 = 1 << 31
 PLACE_INSIDE, PLACE_NOWHERE = 1, 2
 VNI_BACK = 1 << 23  # of tunnel packets to the node of a port set; all others bear the number of their group
 
-SEEN_PACKET, SEEN_FIN, SEEN_RST, SEEN_FIN_FIRST, SEEN_END = 1, 2, 4, 8, 16
+SEEN_PACKET, SEEN_FIN, SEEN_RST, SEEN_FIN_FIRST, SEEN_END, SEEN_AGAIN = 1, 2, 4, 8, 16, 32
+ALL_PODS = 0  # the key of their sum in `uses`
 
 # The state in the two highest bits of `reverse_value.owner`; the flow's id is below.
 OWNER_ID = (1 << 62) - 1
@@ -55,8 +56,13 @@ class Settings(Structure):
         ("tcp_closing_seconds", c_uint32),
         ("udp_seconds", c_uint32),
         ("icmp_seconds", c_uint32),
+        ("flow_room", c_uint32),
+        ("port_room", c_uint32),
+        ("flows_per_pod", c_uint32),
+        ("ports_per_pod", c_uint32),
+        ("outside_flows", c_uint32),
         ("tunnel_port", c_uint16),
-        ("reserved", c_uint16 * 3),
+        ("reserved", c_uint16),
     ]
 
 
@@ -178,6 +184,20 @@ class GranuleUse(Structure):
     _fields_ = [("round", c_uint64), ("ports", c_uint64)]
 
 
+class Use(Structure):
+    _fields_ = [
+        ("round", c_uint64),
+        ("flows", c_int32),
+        ("outside", c_int32),
+        ("ports", c_int32),
+        ("counted_flows", c_int32),
+        ("counted_outside", c_int32),
+        ("counted_ports", c_int32),
+        ("pressed", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
 class Pressure(Structure):
     _fields_ = [("last_seen", c_uint64), ("searches", c_uint64)]
 
@@ -204,7 +224,7 @@ MIRRORS: dict[str, type[Structure]] = {
     "policy_value": PolicyValue, "cidr_key": CidrKey, "node_value": NodeValue, "gateway": Gateway, "block": Block,
     "group_value": GroupValue, "egress_ip_value": EgressIpValue, "flow_key": FlowKey, "flow_value": FlowValue,
     "reverse_key": ReverseKey, "reverse_value": ReverseValue,
-    "granule_key": GranuleKey, "granule_use": GranuleUse, "pressure": Pressure,
+    "granule_key": GranuleKey, "granule_use": GranuleUse, "use": Use, "pressure": Pressure,
     "counter": Counter, "collected": Collected,
 }  # fmt: skip
 
@@ -214,8 +234,8 @@ MAPS: dict[str, tuple[type[Structure] | None, type[Structure] | None]] = {
     "policies": (PolicyKey, PolicyValue), "cluster": (CidrKey, None), "groups": (None, GroupValue),
     "epoch": (None, None), "egress_ips": (None, EgressIpValue), "nodes": (None, None),
     "node_numbers": (None, NodeValue), "uplinks": (None, None), "flows": (FlowKey, FlowValue),
-    "reverse": (ReverseKey, ReverseValue), "granules": (GranuleKey, GranuleUse), "pressures": (None, Pressure),
-    "counters": (None, Counter), "collected": (None, Collected),
+    "reverse": (ReverseKey, ReverseValue), "granules": (GranuleKey, GranuleUse), "uses": (None, Use),
+    "pressures": (None, Pressure), "counters": (None, Counter), "collected": (None, Collected),
 }  # fmt: skip
 
 PROGRAMS = ("from_pod", "to_pod", "from_tunnel", "from_uplink", "collect")

@@ -70,6 +70,9 @@ PINNED_MAP(reverse, BPF_MAP_TYPE_HASH, struct reverse_key, struct reverse_value,
 /* Flows that bear ports of a granule of an egress IP: what tells which blocks are unused. */
 PINNED_MAP(granules, BPF_MAP_TYPE_HASH, struct granule_key, struct granule_use, 65536, BPF_F_NO_PREALLOC);
 
+/* Device -> what its pod has of `flows` and `reverse`; ALL_PODS -> the sum. */
+PINNED_MAP(uses, BPF_MAP_TYPE_HASH, __u32, struct use, 16384, BPF_F_NO_PREALLOC);
+
 /* Groups in which searches for a port grow long: this node needs more of them. */
 PINNED_MAP(pressures, BPF_MAP_TYPE_HASH, __u32, struct pressure, 65536, BPF_F_NO_PREALLOC);
 

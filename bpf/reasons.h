@@ -36,7 +36,10 @@
 	R(55, NO_PORT_SET, "this node has no port set of the group's egress IPs")                            \
 	R(56, UNKNOWN_EGRESS_IP, "tunnel packet from an egress IP that this node is no gateway of")          \
 	R(57, FOREIGN_PORT, "tunnel packet from a port that is in no port set of its sender")                \
-	R(58, REVERSE_TABLE_FULL, "no room for a new port in use at the source node")
+	R(58, REVERSE_TABLE_FULL, "no room for a new port in use at the source node")                        \
+	R(61, FLOW_QUOTA, "the pod has its share of the source node's flows")                                \
+	R(62, PORT_QUOTA, "the pod has its share of the source node's ports in use and at rest")             \
+	R(63, OUTSIDE_QUOTA, "the pod has its share of the flows that began outside")
 
 enum reason {
 	REASON_UNSPECIFIED = 0,

@@ -167,7 +167,8 @@ static __always_inline enum reason open_flow(const struct packet *packet, const 
 		return search.error == -EEXIST ? NO_FREE_PORT : REVERSE_TABLE_FULL;
 	flow->egress_ip = room->port_key.egress_ip;
 	flow->egress_port = room->port_key.egress_port;
-	error = bpf_map_update_elem(&flows, key, flow, BPF_NOEXIST);
+	count_claim(key->ifindex, search.before);
+	error = record_flow(key, flow);
 	if (!error)
 		return REASON_UNSPECIFIED;
 	port = bpf_map_lookup_elem(&reverse, &room->port_key);
@@ -181,8 +182,8 @@ static __always_inline enum reason open_flow(const struct packet *packet, const 
 /* The first packet of a flow decides, and its verdict is kept: later changes of policy do not cut what runs.
  * SEND_OUT: as *begun says. */
 static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet *packet, enum parsed parsed,
-				      const struct flow_key *key, const struct pod_value *pod,
-				      struct flow_value **begun)
+				      const struct settings *config, const struct flow_key *key,
+				      const struct pod_value *pod, struct flow_value **begun)
 {
 	struct scratch *room = read_scratch();
 	struct group_value *group;
@@ -213,6 +214,9 @@ static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet
 	flow->gateway = pick_gateway(group, NO_NODE);
 	if (flow->gateway == NO_NODE)
 		return drop(skb, NO_GATEWAY);
+	refusal = refuse_flow(config, key->ifindex);
+	if (refusal)
+		return drop(skb, refusal);
 	refusal = open_flow(packet, key, room, group, pod);
 	if (refusal) {
 		winner = bpf_map_lookup_elem(&flows, key);
@@ -292,7 +296,7 @@ static __always_inline void end_flow(const struct flow_key *key, const struct fl
 
 	if (port)
 		rest(port, flow->id, rest_after(flow->seen_out));
-	bpf_map_delete_elem(&flows, key);
+	forget_flow(key, flow);
 }
 
 /* An ICMP error that a pod sends about an answer that it got (its own "port unreachable"), to who sent that:

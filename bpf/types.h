@@ -45,8 +45,13 @@ struct settings {
 	__u32 tcp_closing_seconds;
 	__u32 udp_seconds;
 	__u32 icmp_seconds;
+	__u32 flow_room;     /* elements of `flows` */
+	__u32 port_room;     /* of `reverse` */
+	__u32 flows_per_pod; /* most that the pod behind one device may begin; 0 = there are no quotas */
+	__u32 ports_per_pod;
+	__u32 outside_flows; /* most flows that began outside, of all pods */
 	__u16 tunnel_port;
-	__u16 reserved[3];
+	__u16 reserved;
 };
 
 struct pod_key {
@@ -155,6 +160,7 @@ enum seen {
 	SEEN_RST = 4,
 	SEEN_FIN_FIRST = 8, /* the FIN of this side came before the other's */
 	SEEN_END = 16,	    /* in seen_out: the connection has ended, its port rests */
+	SEEN_AGAIN = 32,    /* in seen_in, begun from outside: who began it spoke again after the pod had */
 };
 
 struct reverse_key {
@@ -200,6 +206,22 @@ struct granule_use {
 	__u64 round; /* in which it was counted: the time of its beginning */
 	__u64 ports; /* live and resting, towards whichever remote */
 };
+
+/* What of the tables the pod behind a device has. Programs count as they add and take away; collection counts
+ * anew, as user space takes away, too. */
+struct use {
+	__u64 round;   /* that counts, or counted last: the time of its beginning */
+	__s32 flows;   /* begun by the pod */
+	__s32 outside; /* flows begun from outside */
+	__s32 ports;   /* in use and at rest */
+	__s32 counted_flows;
+	__s32 counted_outside;
+	__s32 counted_ports;
+	__u32 pressed; /* since the last round: it wanted more than seven eighths of what it may have */
+	__u32 reserved;
+};
+
+#define ALL_PODS 0 /* the key of their sum; no device has this index */
 
 /* Searches for a port of a group that took long, or found none. */
 struct pressure {

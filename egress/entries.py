@@ -17,7 +17,7 @@ from itertools import groupby
 from zlib import crc32
 
 from bpf import layout
-from egress.policy import Desired, Group, IPAddress, IPNetwork, Policy, Served
+from egress.policy import NO_LIMITS, Desired, Group, IPAddress, IPNetwork, Limits, Policy, Served
 
 PROTOCOLS = {"TCP": 6, "UDP": 17, "ICMP": 1}
 PROTOCOL_NAMES = {0: "any", **{number: name.lower() for name, number in PROTOCOLS.items()}}
@@ -73,6 +73,7 @@ class Facts:
     tunnel_mtu: int = 0
     object_digest: int = 0
     underlay: str = ""  # the device that holds the node's tunnel address
+    limits: Limits = NO_LIMITS
     host_devices: frozenset[str] = frozenset()  # by which no pod's packets come in, in the forward hook's eyes
 
 
@@ -255,12 +256,15 @@ def _icmp_source(desired: Desired, version: int) -> object:
 
 def _settings(desired: Desired, facts: Facts) -> MapEntries:
     assert desired.node_address is not None  # a node without one has no maps
+    most = facts.limits
     value = layout.Settings(
         node_address=layout.ip_field(desired.node_address), icmp_source4=_icmp_source(desired, 4),
         icmp_source6=_icmp_source(desired, 6), object_digest=facts.object_digest,
         layout_version=layout.LAYOUT_VERSION, tunnel_ifindex=facts.tunnel_ifindex, tunnel_mtu=facts.tunnel_mtu,
         tunnel_port=desired.tunnel_port, tcp_established_seconds=TCP_ESTABLISHED,
         tcp_opening_seconds=TCP_OPENING, tcp_closing_seconds=TCP_CLOSING, udp_seconds=UDP, icmp_seconds=ICMP,
+        flow_room=most.flow_room, port_room=most.port_room, flows_per_pod=most.flows_per_pod,
+        ports_per_pod=most.ports_per_pod, outside_flows=most.outside_flows,
     )  # fmt: skip
     return {layout.u32(0): bytes(value)}
 

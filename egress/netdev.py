@@ -24,7 +24,7 @@ from egress.attach import Attacher, Mode
 from egress.devices import TUNNEL, Link
 from egress.entries import Facts
 from egress.netlink import NetlinkSocket
-from egress.policy import Desired, IPAddress
+from egress.policy import QUARTERS, Desired, IPAddress, Limits, Quotas, limits
 from egress.status import GUARD, EgressStatus, PortUse, told_apart
 
 # Map sizes when they are made; memory is taken as they fill (no preallocation), about 250 bytes for each flow.
@@ -65,11 +65,13 @@ class Datapath:
         nat_entries: int = DEFAULT_NAT_ENTRIES,
         loader_name: LoaderName = "libbpf",
         host_devices: tuple[str, ...] = (),
+        quotas: Quotas = QUARTERS,
     ) -> None:
         self._host_devices = frozenset(host_devices)  # those that only the operator of the node can know
         self._pins = pin_directory
         self._attacher = Attacher(pin_directory, attach)
         self._sizes = {"flows": nat_entries, "reverse": 2 * nat_entries}  # ports at rest have no flow
+        self._quotas = quotas
         self._maps = loader.PinnedMaps(pin_directory)
         self._loader = LOADERS[loader_name]
         self._digest = self._loader.digest()
@@ -111,6 +113,7 @@ class Datapath:
                 tunnel_mtu=underlay_mtu - _overhead(desired) if underlay_mtu else 0,
                 object_digest=self._digest,
                 underlay=underlay.name if underlay else "",
+                limits=self._limits(),
                 host_devices=devices.host_devices(links, bridges) | ways_out | self._host_devices,
             ),
             other_layout=other_layout,
@@ -125,6 +128,16 @@ class Datapath:
             ambiguous=frozenset(address for address, found in candidates.items() if len(found) > 1),
             ports_reserved=devices.are_reserved(plan.RESERVED),
         )
+
+    def _limits(self) -> Limits:
+        """Of the tables that are there, which keep the size that they were made with."""
+        return limits(self._room("flows"), self._room("reverse"), self._quotas)
+
+    def _room(self, name: str) -> int:
+        try:
+            return self._maps[name].max_entries
+        except FileNotFoundError:
+            return self._sizes[name]
 
     def _read_maps(self) -> dict[str, dict[bytes, bytes]]:
         found = {}
@@ -201,6 +214,14 @@ class Datapath:
         except FileNotFoundError:
             return 0, 0
         return (int(layout.decode(layout.Collected, value).flows_live) if value else 0), room
+
+    def is_pressed(self) -> bool:
+        """Whether a pod has come near its share of the tables since the last collection, which is due then."""
+        try:
+            value = self._maps["uses"].get(layout.u32(layout.ALL_PODS))
+        except FileNotFoundError:
+            return False
+        return bool(value and layout.decode(layout.Use, value).pressed)
 
     def collect(self) -> layout.Collected | None:
         """One round of collection of idle flows and ports, in the kernel. None while nothing is loaded."""
@@ -304,7 +325,7 @@ class Datapath:
     @_do.register
     def _(self, action: plan.SeedFlows) -> None:
         seen = layout.SEEN_PACKET
-        value = bytes(layout.FlowValue(time.monotonic_ns(), seen_out=seen, seen_in=seen))
+        value = bytes(layout.FlowValue(time.monotonic_ns(), seen_out=seen, seen_in=seen | layout.SEEN_AGAIN))
         pods = dict(action.pods)
         for flow in conntrack.inbound(pods):
             key = layout.FlowKey(

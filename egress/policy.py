@@ -1,4 +1,4 @@
-"""What this node's egress datapath should do, as values, and which families it translates. Pure.
+"""What this node's egress datapath should do, as values; which families it translates, and how much for one pod. Pure.
 
 The daemon resolves selectors and allocations; this room sees pods by address, policies by name and groups by VNI.
 """
@@ -17,6 +17,7 @@ Version = Literal[4, 6]
 Protocol = Literal["TCP", "UDP", "ICMP"]
 
 VERSIONS: tuple[Version, ...] = (4, 6)
+PART = 4  # of a table: what one pod may have of it unless said otherwise
 UNSUPPORTED_FAMILY = "UnsupportedFamily"  # reason of a policy that is not translated, or not all of it
 
 
@@ -133,3 +134,34 @@ def unsupported(destinations: Iterable[IPNetwork], given: Collection[IPAddress])
 def selected_pods(desired: Desired) -> list[tuple[str, ...]]:
     """Policies of each address of a pod here that has some: a pod of both families counts twice."""
     return [names for names in desired.pods.values() if names]
+
+
+# --- what one pod may have of the node's tables
+
+
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """Most of each that the pod behind one device may have; 0 = a quarter of its table."""
+
+    flows: int = 0
+    ports: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """As the programs hold them; all 0 = nothing but the tables' own size."""
+
+    flow_room: int = 0
+    port_room: int = 0
+    flows_per_pod: int = 0
+    ports_per_pod: int = 0
+    outside_flows: int = 0  # that began outside, of all pods: half of the table, of which one pod gets half at most
+
+
+QUARTERS, NO_LIMITS = Quotas(), Limits()
+
+
+def limits(flow_room: int, port_room: int, quotas: Quotas) -> Limits:
+    """For tables of these sizes."""
+    flows, ports = quotas.flows or flow_room // PART, quotas.ports or port_room // PART
+    return Limits(flow_room, port_room, flows, ports, flow_room // 2)

@@ -74,6 +74,10 @@ class EgressConfig:
     """Where programs come from: libbpf = the compiled object in the package, bcc = compiled on the node at start."""
     nat_entries: int = 262144
     """Connections of its own pods that a node can translate at once; as many as nf_conntrack has on most hosts."""
+    flows_per_pod: int = 0
+    """Most connections of one pod, so that none takes the room of the others; 0 = a quarter of nat_entries."""
+    ports_per_pod: int = 0
+    """Most ports that one pod has in use and at rest, towards whichever remote; 0 = half of nat_entries."""
     in_cluster: tuple[IPNetwork, ...] = ()
     """Networks in which `externalIPs` of services are in-cluster; none, because any user may write a Service."""
     allowed_addresses: tuple[IPNetwork, ...] = ()
@@ -320,7 +324,7 @@ def _listen(section: Section, default: tuple[IPAddress, int] | None) -> tuple[IP
 def _egress(section: Section) -> EgressConfig:
     egress = _sub(
         section, "egress", "enabled", "uplinks", "host-devices", "tunnel-port", "attach", "loader", "nat-entries",
-        "in-cluster", "allowed-addresses",
+        "flows-per-pod", "ports-per-pod", "in-cluster", "allowed-addresses",
     )  # fmt: skip
     return EgressConfig(
         enabled=egress.boolean("enabled", True),
@@ -330,6 +334,8 @@ def _egress(section: Section) -> EgressConfig:
         attach=cast(Literal["auto", "tcx", "clsact"], _choice(egress, "attach", "auto", "tcx", "clsact")),
         loader=cast(Literal["libbpf", "bcc"], _choice(egress, "loader", "libbpf", "bcc")),
         nat_entries=egress.integer("nat-entries", 1024, 2**24, DEFAULT.egress.nat_entries),
+        flows_per_pod=egress.integer("flows-per-pod", 0, 2**24, 0),
+        ports_per_pod=egress.integer("ports-per-pod", 0, 2**25, 0),
         in_cluster=tuple(item.network() for item in egress.items("in-cluster")),
         allowed_addresses=tuple(item.network() for item in egress.items("allowed-addresses")),
     )

@@ -15,7 +15,7 @@ from egress import plan as plans
 from egress.kept import Kept
 from egress.netdev import Datapath, NatEntry
 from egress.plan import Action, CreateTunnel, LoadPrograms, Observed, Problem
-from egress.policy import Desired
+from egress.policy import Desired, Quotas
 from egress.status import EgressStatus, PortUse
 from egress.undone import Undone
 from routerd.config import Config
@@ -33,6 +33,7 @@ def open_datapath(config: Config) -> Datapath:
         config.egress.nat_entries,
         config.egress.loader,
         config.egress.host_devices,
+        Quotas(config.egress.flows_per_pod, config.egress.ports_per_pod),
     )
 
 
@@ -78,6 +79,11 @@ class EgressRoom:
         with self._lock:
             self._datapath.collect()
             self._port_use = self._datapath.port_use()
+
+    def is_pressed(self) -> bool:
+        """Whether a pod has come near its share of the tables since the last collection."""
+        with self._lock:
+            return self._datapath.is_pressed()
 
     def port_use(self) -> PortUse | None:
         """As it was counted at the last collection."""

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger("routerd.process")
 COLLECT_PERIOD = 10.0  # seconds; the shortest timeout of an idle flow is longer
+PRESSED_PERIOD = 1.0  # seconds between rounds of collection while a pod comes near its share of the tables
 YOUNG = 20_000  # objects after which the collector looks at those that are new
 
 Task = Callable[[], Awaitable[None]]
@@ -161,7 +162,7 @@ def _assembled(config: Config, source: ConfigSource, heart: Heart, store: Store)
         bfd_room = BfdRoom(config.run_dir, lambda: speaker.peers)
         tasks["bfd"] = partial(bfd_room.run, lambda peer: speaker.end(peer, BFD_DOWN))
     if egress is not None:
-        tasks["collect"] = lambda: _collect(egress)
+        tasks["collect"] = lambda: collect_idle(egress)
         tasks["links"] = lambda: watch(on_links)
     rooms = Rooms(store, speaker, egress, config.egress.uplinks, bfd_room)
     limits = config.bgp.brake
@@ -241,11 +242,16 @@ def _node_report(node: str) -> NodeReport:
     return NodeReport(node, local.interface_addresses(), local.own_networks())
 
 
-async def _collect(egress: EgressRoom) -> None:
+async def collect_idle(egress: EgressRoom) -> None:
+    """Takes idle flows out of the datapath again and again, and the sooner while a pod comes near its share."""
+    pause = 0.0
     while True:
-        await asyncio.sleep(COLLECT_PERIOD)
+        await asyncio.sleep(PRESSED_PERIOD)
+        pause += PRESSED_PERIOD
         try:
-            await in_thread(egress.collect)
+            if pause >= COLLECT_PERIOD or await in_thread(egress.is_pressed):
+                pause = 0.0
+                await in_thread(egress.collect)
         except OSError as error:
             event(LOGGER, logging.ERROR, "collect-failed", reason=str(error), retry=COLLECT_PERIOD)
 

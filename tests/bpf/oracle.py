@@ -38,6 +38,7 @@ from tests.models.tables import (
     PortKey,
     State,
     Tables,
+    Use,
     icmp_of,
 )
 
@@ -304,6 +305,13 @@ def check(world: World, desired: Desired, numbers: Sequence[int]) -> None:
     del counted[""]
     assert world.counted() == counted
     assert_same(world.state(), state)
+    assert world.uses() == uses(state)
+
+
+def uses(state: State) -> dict[int, Use]:
+    """By device, without those that have nothing."""
+    devices = {0, *(key.ifindex for key in state.flows), *(port.ifindex for port in state.ports.values())}
+    return {device: state.use(device) for device in devices if any(state.use(device))}
 
 
 def assert_same(actual: State, expected: State) -> None:

@@ -22,8 +22,8 @@ from bpf import layout, loader, syscall
 from egress.attach import Attacher
 from egress.entries import Facts, MapEntries, PodDevice, map_entries
 from egress.plan import ARRAYS
-from egress.policy import Desired, IPAddress
-from tests.models.tables import Flow, FlowKey, Port, PortKey, PortState, State, Tables, tables
+from egress.policy import NO_LIMITS, Desired, IPAddress
+from tests.models.tables import Flow, FlowKey, Port, PortKey, PortState, State, Tables, Use, tables
 from tests.netns.lab import netns
 from tests.netns.lab.mounts import own_mounts
 from tests.waiting import PATIENCE
@@ -84,6 +84,7 @@ class World:
     """The namespace, with the datapath loaded into a bpffs of its own. The creating thread is inside until `close`."""
 
     def __init__(self, name: str, sizes: Mapping[str, int] | None = None) -> None:
+        self.limits = NO_LIMITS  # that `fill` writes
         self._namespace = netns.Namespace(name, name)
         self._directory = Path(tempfile.mkdtemp(prefix=f"{name}-"))
         self._written: dict[str, MapEntries] = {}
@@ -138,7 +139,8 @@ class World:
         second = PodDevice(self.ifindex["pod1"], "pod1", "pod1", b"\x02\0\0\0\x10\x01", b"\x02\0\0\0\x20\x01")
         devices: dict[IPAddress, PodDevice] = {POD: first, POD6: first, POD2: second, POD26: second}
         uplinks = {"uplink": self.ifindex["uplink"]}
-        return Facts(devices, uplinks, tunnel_ifindex=self.ifindex["tunnel"], tunnel_mtu=TUNNEL_MTU)
+        tunnel = self.ifindex["tunnel"]
+        return Facts(devices, uplinks, tunnel_ifindex=tunnel, tunnel_mtu=TUNNEL_MTU, limits=self.limits)
 
     def fill(self, desired: Desired, state: State | None = None, age: float = 0) -> Tables:
         """Makes the maps say `desired`, and the programs' own hold `state`, last seen `age` seconds ago."""
@@ -155,7 +157,7 @@ class World:
         return replace(decoded, **rooms)
 
     def _set(self, name: str, wanted: MapEntries) -> None:
-        bpf_map, volatile = self.maps[name], name in ("flows", "reverse")
+        bpf_map, volatile = self.maps[name], name in ("flows", "reverse", "uses")
         present = bpf_map.items() if volatile else self._written.get(name, {})
         for key in present.keys() - wanted.keys():
             if name in ARRAYS:
@@ -199,6 +201,12 @@ class World:
             dict(_flow(k, v, layout.number(epoch)) for k, v in flows.items()),
             dict(_port(k, v) for k, v in ports.items()),
         )
+
+    def uses(self) -> dict[int, Use]:
+        """What the programs have counted, by device; without those that have nothing."""
+        decoded = ((layout.number(k), layout.decode(layout.Use, v)) for k, v in self.maps["uses"].items().items())
+        found = {device: Use(use.flows, use.outside, use.ports) for device, use in decoded}
+        return {device: use for device, use in found.items() if any(use)}
 
     def collect(self) -> layout.Collected:
         syscall.run_program(self._programs["collect"], bytes(64))
@@ -308,7 +316,9 @@ def encode(state: State, age: float, epoch: int) -> dict[str, MapEntries]:
     seen = time.monotonic_ns() - int(age * 1e9)
     flows = {flow_key_bytes(key): _flow_value(flow, seen, epoch) for key, flow in state.flows.items()}
     ports = {port_key_bytes(key): _port_value(port, seen) for key, port in state.ports.items()}
-    return {"flows": flows, "reverse": ports}
+    devices = {0, *(key.ifindex for key in state.flows), *(port.ifindex for port in state.ports.values())}
+    uses = {layout.u32(device): bytes(layout.Use(0, *state.use(device))) for device in devices}
+    return {"flows": flows, "reverse": ports, "uses": uses}
 
 
 def _flow(key: bytes, value: bytes, epoch: int) -> tuple[FlowKey, Flow]:

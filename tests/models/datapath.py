@@ -228,9 +228,22 @@ def _begin_flow(
     gateway = _pick(group, 0)
     if not gateway:
         return _drop("no_gateway")
+    refusal = _refuse_flow(tables, state, key.ifindex)
+    if refusal:
+        return _drop(refusal)
     if not any(_is_open(block, packet) for block in group.blocks):
         return _drop("no_port_set")
     return _open_flow(tables, state, packet, key, Flow(rule.group, packet.seen, gateway=gateway), group, draw)
+
+
+def _refuse_flow(tables: Tables, state: State, device: int) -> str:
+    """A pod has at most its quota, and at most as much as is still free."""
+    most, own, every = tables.limits, state.use(device), state.use()
+    if not most.flows_per_pod:
+        return ""
+    if own.flows >= min(most.flows_per_pod, most.flow_room - every.flows - every.outside):
+        return "flow_quota"
+    return "port_quota" if own.ports >= min(most.ports_per_pod, most.port_room - every.ports) else ""
 
 
 def _is_open(block: PortBlock, packet: Packet) -> bool:
@@ -363,14 +376,18 @@ def to_pod(tables: Tables, state: State, device: int, packet: Packet) -> Outcome
     if flow and flow.group:
         return NEXT
     if flow and not (packet.opens and _over(flow.seen_out, flow.seen_in)):
-        return NEXT.after(Change("flows", key, replace(flow, seen_in=_seen(flow.seen_in, packet))))
+        again = layout.SEEN_AGAIN if flow.seen_out and not packet.opens else 0
+        return NEXT.after(Change("flows", key, replace(flow, seen_in=_seen(flow.seen_in, packet) | again)))
     gone = [Change("flows", key, None)] if flow else []
     policy_set = tables.pods.get((device, packet.destination))
     begins = packet.opens if packet.protocol == TCP else not packet.is_icmp or packet.echo == "request"
     if not policy_set or _is_inside(tables, packet.source) or not begins:
         return NEXT.after(*gone)
-    if not flow and len(state.flows) >= tables.flow_room:
-        return _drop("flow_table_full")
+    state, most = _applied(state, tuple(gone)), tables.limits.outside_flows
+    if most and state.use(device).outside >= most - state.use().outside:
+        return _drop("outside_quota").after(*gone)
+    if len(state.flows) >= tables.flow_room:
+        return _drop("flow_table_full").after(*gone)
     return NEXT.after(*gone, Change("flows", key, Flow(seen_in=packet.seen)))
 
 

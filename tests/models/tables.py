@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from bpf import layout
 from egress.entries import PROTOCOLS, MapEntries, Rules, RuleSpec
-from egress.policy import IPAddress, IPNetwork
+from egress.policy import NO_LIMITS, IPAddress, IPNetwork, Limits
 
 Echo = Literal["", "request", "reply"]
 Kind = Literal["flow", "icmp-error", "fragment", "unsupported", "malformed", "not-ip"]
@@ -193,6 +193,7 @@ class Tables:
     mtus: Mapping[int, int] = field(default_factory=dict)  # of devices; others carry everything
     flow_room: int = 1 << 20
     port_room: int = 1 << 20
+    limits: Limits = NO_LIMITS
 
 
 class Change(NamedTuple):
@@ -203,12 +204,26 @@ class Change(NamedTuple):
     value: Flow | Port | None
 
 
+class Use(NamedTuple):
+    """What of the tables a pod has."""
+
+    flows: int
+    outside: int
+    ports: int
+
+
 @dataclass(slots=True)
 class State:
     """What the programs keep between packets."""
 
     flows: dict[FlowKey, Flow] = field(default_factory=dict)
     ports: dict[PortKey, Port] = field(default_factory=dict)
+
+    def use(self, device: int = 0) -> Use:
+        """Of the pod behind a device; 0 = of all."""
+        groups = [flow.group for key, flow in self.flows.items() if device in (0, key.ifindex)]
+        ports = [port for port in self.ports.values() if device in (0, port.ifindex)]
+        return Use(sum(map(bool, groups)), groups.count(0), len(ports))
 
     def apply(self, changes: Iterable[Change]) -> None:
         for change in changes:
@@ -267,6 +282,12 @@ def _icmp_sources(settings: layout.Settings) -> dict[int, IPAddress]:
     return {version: layout.ip_of(address) for version, address in given.items() if any(address)}
 
 
+def _limits(settings: layout.Settings) -> Limits:
+    return Limits(
+        settings.flow_room, settings.port_room, settings.flows_per_pod, settings.ports_per_pod, settings.outside_flows
+    )
+
+
 def tables(entries: Mapping[str, MapEntries], routes: Mapping[IPNetwork, int], mtus: Mapping[int, int]) -> Tables:
     """The contents that `egress.entries.map_entries` made, decoded."""
     settings = layout.decode(layout.Settings, next(iter(entries["settings"].values())))
@@ -285,6 +306,7 @@ def tables(entries: Mapping[str, MapEntries], routes: Mapping[IPNetwork, int], m
         egress_ips={layout.ip_of(key): _egress_ip(value) for key, value in entries["egress_ips"].items()},
         routes=routes,
         mtus=mtus,
+        limits=_limits(settings),
     )
 
 

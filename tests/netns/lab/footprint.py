@@ -14,7 +14,7 @@ from tests.netns.lab import netns
 from tests.netns.lab.hosts import Node
 
 T = TypeVar("T")
-OF_PACKETS = frozenset({"flows", "reverse", "counters", "collected", "scratch", "granules", "pressures"})
+OF_PACKETS = frozenset({"flows", "reverse", "counters", "collected", "scratch", "granules", "pressures", "uses"})
 
 
 def footprint(node: Node) -> dict[str, object]:

@@ -1,0 +1,36 @@
+"""When the datapath is collected: every ten seconds, and each second while a pod comes near its share."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from routerd.daemon.processes import collect_idle
+from tests.models.virtual_time import elapse, in_virtual_time
+
+
+class Egress:
+    """Pressed from 21 to 24 s on; refuses once before."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.rounds: list[int] = []
+
+    def is_pressed(self) -> bool:
+        if round(self._loop.time()) == 15:
+            raise OSError("no")
+        return 21 <= round(self._loop.time()) <= 24
+
+    def collect(self) -> None:
+        self.rounds.append(round(self._loop.time()))
+
+
+def test_rounds_come_sooner_under_pressure() -> None:
+    async def rounds() -> list[int]:
+        egress: Any = Egress()
+        task = asyncio.create_task(collect_idle(egress))
+        await elapse(40.5)
+        task.cancel()
+        return list(egress.rounds)
+
+    assert in_virtual_time(rounds()) == [10, 20, 21, 22, 23, 24, 34]
