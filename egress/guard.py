@@ -155,41 +155,44 @@ def _forward_rules(family: Family) -> Rules:
 
 # What a node that takes source routes forwards elsewhere than to the destination that the packet bears in this hook.
 SOURCE_ROUTED = tuple(
-    f"iifname != @host_devices ip option {kind} exists counter name source_routed drop" for kind in ("lsrr", "ssrr")
+    f"ip option {kind} exists iifname != @host_devices counter name source_routed drop" for kind in ("lsrr", "ssrr")
 )
 
 
-def _tunnel_rules(port: int) -> dict[str, Rules]:
+def _tunnel_rules(port: int, own: IPAddress | None, underlay: str) -> dict[str, Rules]:
     """Nodes' own tunnel packets alone reach a node's tunnel port.
 
-    Those are never tracked. What is tracked there and was sent to another port has been translated on its way, by a
-    Service of somebody's; what has a socket of this host comes from a process, not from the tunnel.
+    They are told apart before anything can translate them, and they alone are never tracked. So what is tracked behind
+    that is somebody else's, or was translated to the port. What has a socket of this host comes from a process, not
+    from the tunnel. `own`: the node's end of its tunnels; `underlay`: the device that has it.
     """
-    tunnel, drop = f"udp dport {port}", "counter name forged drop"
-    translated, of_no_host = f"ct original proto-dst != {port}", "iifname != @host_devices"
-    to = [(f"{f.header} daddr", f"{f.header} saddr", f"@nodes{f.suffix}") for f in FAMILIES]
+    tunnel, tracked, drop = f"udp dport {port}", "ct state != untracked", "counter name forged drop"
+    ends = [(f"{f.header} saddr @nodes{f.suffix}", f"{f.header} daddr @nodes{f.suffix}") for f in FAMILIES]
     return {
-        "prerouting": (
-            f"{tunnel} iifname @pod_devices {drop}",
-            *(f"{tunnel} {daddr} {nodes} {saddr} != {nodes} {drop}" for daddr, saddr, nodes in to),
-            f"{tunnel} notrack",
+        "prerouting": (*(f"{tunnel} {usual}" for usual in _usual(own, underlay)), f"{tunnel} goto came"),
+        "came": (
+            f"iifname @pod_devices {drop}",
+            "iifname != @host_devices goto foreign",
+            *(f"{from_node} {to_node} notrack accept" for from_node, to_node in ends),
+            "goto foreign",
         ),
-        "output": (f"{tunnel} notrack",),
-        "forward": tuple(
-            f"{tunnel} {daddr} {nodes} {why} {drop}" for daddr, _, nodes in to for why in (translated, of_no_host)
-        ),
-        "input": (
-            f"{tunnel} {translated} {drop}",
-            f"{tunnel} {of_no_host} {drop}",
-            # The tunnel listens on every address; nodes send to one.
-            *(f"{tunnel} {daddr} != {nodes} {drop}" for daddr, _, nodes in to),
-        ),
-        "sent": tuple(
-            f"{tunnel} {daddr} {nodes} {why} {drop}"
-            for daddr, _, nodes in to
-            for why in (translated, "meta skuid 0-4294967295")
-        ),
+        "output": (f"{tunnel} meta skuid 0-4294967295 goto foreign", f"{tunnel} notrack"),
+        "forward": (f"{tunnel} {tracked} jump foreign",),
+        "input": (f"{tunnel} {tracked} {drop}",),
+        "sent": (f"{tunnel} {tracked} goto foreign",),
+        "foreign": tuple(f"{to_node} {drop}" for _, to_node in ends),
     }
+
+
+def _usual(own: IPAddress | None, underlay: str) -> Rules:
+    """How nearly all tunnel packets come. The chain "came" would say the same of them and ask four times as much: the
+    underlay is one of the host's devices, and no pod's.
+    """
+    return tuple(
+        f'iifname "{underlay}" {f.header} daddr {own} {f.header} saddr @nodes{f.suffix} notrack accept'
+        for f in FAMILIES
+        if own and own.version == f.version and underlay and is_sayable(underlay)
+    )
 
 
 def render(desired: Desired, facts: Facts, kept: Kept | None = None) -> Guard:
@@ -200,7 +203,7 @@ def render(desired: Desired, facts: Facts, kept: Kept | None = None) -> Guard:
     facts = _sayable(facts)
     inside = (kept or Kept()).inside.update(desired.cluster | OF_THE_LINK)
     attached = {address: facts.devices[address] for address in desired.pods if address in facts.devices}
-    chains = _tunnel_rules(desired.tunnel_port)
+    chains = _tunnel_rules(desired.tunnel_port, desired.node_address, facts.underlay)
     leaving = (rule for family in FAMILIES for rule in _forward_rules(family))
     chains["forward"] += (*SOURCE_ROUTED, "ct direction reply return", *leaving)
     sets = {

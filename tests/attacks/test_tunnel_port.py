@@ -38,6 +38,7 @@ table ip services {{
     chain to {{
         ip daddr {SERVICE} udp dport 53 dnat to {gateway}:{PORT}
         ip daddr {SERVICE} udp dport 54 dnat to {SECOND}:{PORT}
+        ip daddr {SERVICE} udp dport {PORT} dnat to {gateway}:{PORT}
         fib daddr type local udp dport {NODE_PORT} dnat to {gateway}:{PORT}
     }}
     chain prerouting {{ type nat hook prerouting priority dstnat; jump to; }}
@@ -103,6 +104,7 @@ WAYS = {  # (who, address, port); "sel" is a pod that may send by the group, but
     "a NodePort of another node, from a pod": ("evil", "10.0.0.12", NODE_PORT),
     "a process of the host": ("worker", "10.0.0.11", PORT),
     "a process of the host, by a Service": ("worker", SERVICE, 53),
+    "a process of the host, by a Service on the tunnel's own port": ("worker", SERVICE, PORT),
     "IPv6": ("evil", six("10.0.0.11"), PORT),
     "IPv6, by a process of the host": ("worker", six("10.0.0.11"), PORT),
 }

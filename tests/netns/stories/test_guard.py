@@ -89,10 +89,11 @@ def wishes(draw: st.DrawFn) -> tuple[Desired, Facts]:
     )
     nodes = dict(enumerate(draw(st.lists(endpoints, max_size=3, unique=True)), start=1))
     desired = Desired(
-        "n", IPv4Address("10.0.0.1"), pods=pods, policies=known, nodes=nodes, cluster=frozenset(draw(some_networks)),
+        "n", draw(endpoints), pods=pods, policies=known, nodes=nodes, cluster=frozenset(draw(some_networks)),
         pod_cidrs=frozenset(draw(some_networks)),
     )  # fmt: skip
-    return desired, Facts(devices, host_devices=frozenset({"eth0", draw(kernel_names)}))
+    underlay = draw(st.one_of(st.sampled_from(NAMES + UNSAYABLE), kernel_names))
+    return desired, Facts(devices, underlay=underlay, host_devices=frozenset({"eth0", draw(kernel_names)}))
 
 
 @settings(max_examples=60, derandomize=True, database=None, suppress_health_check=list(HealthCheck))

@@ -48,6 +48,8 @@ add map inet routerd selected { type ifname . ipv4_addr : verdict; }
 add map inet routerd selected6 { type ifname . ipv6_addr : verdict; }
 add chain inet routerd prerouting { type filter hook prerouting priority -300; policy accept; }
 flush chain inet routerd prerouting
+add chain inet routerd came
+flush chain inet routerd came
 add chain inet routerd output { type filter hook output priority -300; policy accept; }
 flush chain inet routerd output
 add chain inet routerd forward { type filter hook forward priority -10; policy accept; }
@@ -56,6 +58,8 @@ add chain inet routerd input { type filter hook input priority -10; policy accep
 flush chain inet routerd input
 add chain inet routerd sent { type filter hook output priority -10; policy accept; }
 flush chain inet routerd sent
+add chain inet routerd foreign
+flush chain inet routerd foreign
 add chain inet routerd SET
 flush chain inet routerd SET
 flush set inet routerd cluster
@@ -82,17 +86,18 @@ flush set inet routerd pod_sources6
 flush map inet routerd selected
 add element inet routerd selected { "veth3" . 10.1.0.5 : jump SET }
 flush map inet routerd selected6
-add rule inet routerd prerouting udp dport 8473 iifname @pod_devices counter name forged drop
-add rule inet routerd prerouting udp dport 8473 ip daddr @nodes ip saddr != @nodes counter name forged drop
-add rule inet routerd prerouting udp dport 8473 ip6 daddr @nodes6 ip6 saddr != @nodes6 counter name forged drop
-add rule inet routerd prerouting udp dport 8473 notrack
+add rule inet routerd prerouting udp dport 8473 iifname "eth0" ip daddr 10.0.0.1 ip saddr @nodes notrack accept
+add rule inet routerd prerouting udp dport 8473 goto came
+add rule inet routerd came iifname @pod_devices counter name forged drop
+add rule inet routerd came iifname != @host_devices goto foreign
+add rule inet routerd came ip saddr @nodes ip daddr @nodes notrack accept
+add rule inet routerd came ip6 saddr @nodes6 ip6 daddr @nodes6 notrack accept
+add rule inet routerd came goto foreign
+add rule inet routerd output udp dport 8473 meta skuid 0-4294967295 goto foreign
 add rule inet routerd output udp dport 8473 notrack
-add rule inet routerd forward udp dport 8473 ip daddr @nodes ct original proto-dst != 8473 counter name forged drop
-add rule inet routerd forward udp dport 8473 ip daddr @nodes iifname != @host_devices counter name forged drop
-add rule inet routerd forward udp dport 8473 ip6 daddr @nodes6 ct original proto-dst != 8473 counter name forged drop
-add rule inet routerd forward udp dport 8473 ip6 daddr @nodes6 iifname != @host_devices counter name forged drop
-add rule inet routerd forward iifname != @host_devices ip option lsrr exists counter name source_routed drop
-add rule inet routerd forward iifname != @host_devices ip option ssrr exists counter name source_routed drop
+add rule inet routerd forward udp dport 8473 ct state != untracked jump foreign
+add rule inet routerd forward ip option lsrr exists iifname != @host_devices counter name source_routed drop
+add rule inet routerd forward ip option ssrr exists iifname != @host_devices counter name source_routed drop
 add rule inet routerd forward ct direction reply return
 add rule inet routerd forward ip daddr @cluster return
 add rule inet routerd forward iifname . ip saddr vmap @selected
@@ -102,14 +107,10 @@ add rule inet routerd forward ip6 daddr @cluster6 return
 add rule inet routerd forward iifname . ip6 saddr vmap @selected6
 add rule inet routerd forward ip6 saddr @pod_sources6 ip6 daddr @covered6 iifname . ip6 saddr != @decided6 counter name undecided drop
 add rule inet routerd forward iifname != @host_devices ip6 daddr @covered6 iifname . ip6 saddr != @decided6 counter name undecided drop
-add rule inet routerd input udp dport 8473 ct original proto-dst != 8473 counter name forged drop
-add rule inet routerd input udp dport 8473 iifname != @host_devices counter name forged drop
-add rule inet routerd input udp dport 8473 ip daddr != @nodes counter name forged drop
-add rule inet routerd input udp dport 8473 ip6 daddr != @nodes6 counter name forged drop
-add rule inet routerd sent udp dport 8473 ip daddr @nodes ct original proto-dst != 8473 counter name forged drop
-add rule inet routerd sent udp dport 8473 ip daddr @nodes meta skuid 0-4294967295 counter name forged drop
-add rule inet routerd sent udp dport 8473 ip6 daddr @nodes6 ct original proto-dst != 8473 counter name forged drop
-add rule inet routerd sent udp dport 8473 ip6 daddr @nodes6 meta skuid 0-4294967295 counter name forged drop
+add rule inet routerd input udp dport 8473 ct state != untracked counter name forged drop
+add rule inet routerd sent udp dport 8473 ct state != untracked goto foreign
+add rule inet routerd foreign ip daddr @nodes counter name forged drop
+add rule inet routerd foreign ip6 daddr @nodes6 counter name forged drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } tcp dport 80-443 counter name selected drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } meta l4proto udp counter name selected drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } meta l4proto icmp counter name selected drop
@@ -124,7 +125,7 @@ def plain(text: str) -> str:
 
 
 def test_the_whole_table() -> None:
-    facts = Facts(DEVICES, host_devices=frozenset({"eth0", "lo"}))
+    facts = Facts(DEVICES, underlay="eth0", host_devices=frozenset({"eth0", "lo"}))
     assert plain(transaction(render(DESIRED, facts), None)) == GOLDEN
 
 
