@@ -39,6 +39,8 @@ int from_tunnel(struct __sk_buff *skb)
 		return drop(skb, FRAGMENT);
 	if (parsed != PARSED_FLOW && parsed != PARSED_ICMP_ERROR)
 		return drop(skb, UNSUPPORTED_PROTOCOL);
+	if (vni == VNI_RELAYED)
+		return take_relayed(skb, &packet, parsed, config, sender);
 	if (vni & VNI_BACK)
 		return return_to_pod(skb, &packet, parsed, config, sender);
 	return forward(skb, &packet, parsed, config, sender, &endpoint);
@@ -58,7 +60,7 @@ int from_uplink(struct __sk_buff *skb)
 	address = bpf_map_lookup_elem(&egress_ips, &packet.destination);
 	if (!address)
 		return NEXT;
-	return hand_back(skb, &packet, parsed, config, address);
+	return hand_back(skb, &packet, parsed, config, address, BY_UPLINK);
 }
 
 SEC("tc")

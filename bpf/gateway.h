@@ -4,6 +4,7 @@
 #ifndef ROUTERD_GATEWAY_H
 #define ROUTERD_GATEWAY_H
 
+#include "relay.h"
 #include "source.h"
 
 /* The node that has the port. */
@@ -73,39 +74,91 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	return send_by(skb, &room->route);
 }
 
+/* By which way a packet to an egress IP came: from the world, or from another gateway that does not know
+ * whose the port is. */
+enum way { BY_UPLINK, BY_GATEWAY };
+
 /* What is addressed to an egress IP and to no flow of ours: the host's, if the address is its own. */
 static __always_inline int not_ours(struct __sk_buff *skb, const struct egress_ip_value *address,
-				    enum reason reason)
+				    enum way way, enum reason reason)
 {
-	return address->node_address ? NEXT : drop(skb, reason);
+	return address->node_address && way == BY_UPLINK ? NEXT : drop(skb, reason);
 }
 
-/* From the world to an egress IP. */
+/* The world is told why a packet does not go on; what another gateway handed on has passed these tests there.
+ */
+static __always_inline int answer_world(struct __sk_buff *skb, const struct packet *packet,
+					const struct settings *config, enum way way, enum error_kind kind,
+					__u32 mtu)
+{
+	if (way == BY_GATEWAY)
+		return drop(skb, kind == ERROR_TOO_BIG ? TOO_BIG : TTL_EXPIRED);
+	return answer_back(skb, packet, config, kind, mtu);
+}
+
+/* The node that the port's packets go to: the one that has it, or another gateway (*relays) where none is
+ * known. NULL = nobody. */
+static __always_inline struct node_value *next_node(const struct packet *packet, enum parsed parsed,
+						    const struct settings *config,
+						    const struct egress_ip_value *address, __be16 port,
+						    enum way way, bool *relays)
+{
+	__u16 number = node_of_port(address, port);
+	struct node_value *node = node_of(number);
+
+	*relays = number == NO_NODE || !node || ip_is_none(&node->address);
+	if (!*relays)
+		return node;
+	if (way == BY_GATEWAY || !may_be_answer(packet, parsed, port))
+		return NULL;
+	number = other_gateway(address->group, packet, config);
+	node = number == NO_NODE ? NULL : node_of(number);
+	return node && !ip_is_none(&node->address) ? node : NULL;
+}
+
+/* To an egress IP. */
 static __always_inline int hand_back(struct __sk_buff *skb, const struct packet *packet, enum parsed parsed,
-				     const struct settings *config, const struct egress_ip_value *address)
+				     const struct settings *config, const struct egress_ip_value *address,
+				     enum way way)
 {
 	struct node_value *node;
 	struct ip endpoint;
-	__u16 number;
+	bool relays;
 	__be16 port;
 	__u32 mtu;
 
 	if (!egress_port(skb, packet, parsed, SIDE_DESTINATION, &port))
-		return not_ours(skb, address, parsed == PARSED_FRAGMENT ? FRAGMENT : UNSUPPORTED_PROTOCOL);
-	number = node_of_port(address, port);
-	node = node_of(number);
-	if (number == NO_NODE || !node || ip_is_none(&node->address))
-		return not_ours(skb, address, NO_MAPPING);
+		return not_ours(skb, address, way,
+				parsed == PARSED_FRAGMENT ? FRAGMENT : UNSUPPORTED_PROTOCOL);
+	node = next_node(packet, parsed, config, address, port, way, &relays);
+	if (!node)
+		return not_ours(skb, address, way, NO_MAPPING);
 	if (packet->ttl <= 1)
-		return answer_back(skb, packet, config, ERROR_TTL_EXPIRED, 0);
+		return answer_world(skb, packet, config, way, ERROR_TTL_EXPIRED, 0);
 	if (node->local)
-		return return_to_pod(skb, packet, parsed, config, number);
+		return return_to_pod(skb, packet, parsed, config, node_of_port(address, port));
 	endpoint = node->address;
 	if (exceeds(skb, packet, config->tunnel_ifindex, &mtu))
-		return answer_back(skb, packet, config, ERROR_TOO_BIG, mtu);
+		return answer_world(skb, packet, config, way, ERROR_TOO_BIG, mtu);
+	if (relays)
+		return relay(skb, config, &endpoint);
 	if (clamp_mss(skb, packet, config->tunnel_mtu) || decrement_ttl(skb, packet))
 		return drop(skb, REWRITE_ERROR);
 	return encapsulate(skb, config, VNI_BACK, &endpoint, REVERSED);
+}
+
+/* An answer that another gateway of the egress IP has relayed: as if it had come by this node's own uplink,
+ * but that it is relayed no further. */
+static __always_inline int take_relayed(struct __sk_buff *skb, const struct packet *packet,
+					enum parsed parsed, const struct settings *config, __u16 sender)
+{
+	struct egress_ip_value *address = bpf_map_lookup_elem(&egress_ips, &packet->destination);
+
+	if (!address)
+		return drop(skb, UNKNOWN_EGRESS_IP);
+	if (!is_gateway_of(address->group, sender))
+		return drop(skb, FOREIGN_RELAY);
+	return hand_back(skb, packet, parsed, config, address, BY_GATEWAY);
 }
 
 #endif

@@ -26,6 +26,7 @@ FAMILY_BITS = 32  # in front of the address in keys of longest-prefix matches
 PREFIX_IPV6 = 1 << 31
 PLACE_INSIDE, PLACE_NOWHERE = 1, 2
 VNI_BACK = 1 << 23  # of tunnel packets to the node of a port set; all others bear the number of their group
+VNI_RELAYED = VNI_BACK | 1 << 22  # of answers that one gateway hands to another
 
 SEEN_PACKET, SEEN_FIN, SEEN_RST, SEEN_FIN_FIRST, SEEN_END, SEEN_AGAIN = 1, 2, 4, 8, 16, 32
 ALL_PODS = 0  # the key of their sum in `uses`
@@ -118,7 +119,7 @@ class GroupValue(Structure):
 
 
 class EgressIpValue(Structure):
-    _fields_ = [("node_address", c_uint32), ("nodes", c_uint16 * GRANULES)]
+    _fields_ = [("node_address", c_uint32), ("group", c_uint32), ("nodes", c_uint16 * GRANULES)]
 
 
 class FlowKey(Structure):
@@ -202,6 +203,10 @@ class Pressure(Structure):
     _fields_ = [("last_seen", c_uint64), ("searches", c_uint64)]
 
 
+class Relays(Structure):
+    _fields_ = [("since", c_uint64), ("packets", c_uint64)]
+
+
 class Counter(Structure):
     _fields_ = [("packets", c_uint64), ("bytes", c_uint64)]
 
@@ -225,7 +230,7 @@ MIRRORS: dict[str, type[Structure]] = {
     "group_value": GroupValue, "egress_ip_value": EgressIpValue, "flow_key": FlowKey, "flow_value": FlowValue,
     "reverse_key": ReverseKey, "reverse_value": ReverseValue,
     "granule_key": GranuleKey, "granule_use": GranuleUse, "use": Use, "pressure": Pressure,
-    "counter": Counter, "collected": Collected,
+    "relays": Relays, "counter": Counter, "collected": Collected,
 }  # fmt: skip
 
 # Map -> (key, value); plain numbers and addresses are encoded by the functions below.
@@ -235,7 +240,8 @@ MAPS: dict[str, tuple[type[Structure] | None, type[Structure] | None]] = {
     "epoch": (None, None), "egress_ips": (None, EgressIpValue), "nodes": (None, None),
     "node_numbers": (None, NodeValue), "uplinks": (None, None), "flows": (FlowKey, FlowValue),
     "reverse": (ReverseKey, ReverseValue), "granules": (GranuleKey, GranuleUse), "uses": (None, Use),
-    "pressures": (None, Pressure), "counters": (None, Counter), "collected": (None, Collected),
+    "pressures": (None, Pressure), "relays": (None, Relays), "counters": (None, Counter),
+    "collected": (None, Collected),
 }  # fmt: skip
 
 PROGRAMS = ("from_pod", "to_pod", "from_tunnel", "from_uplink", "collect")

@@ -76,6 +76,9 @@ PINNED_MAP(uses, BPF_MAP_TYPE_HASH, __u32, struct use, 16384, BPF_F_NO_PREALLOC)
 /* Groups in which searches for a port grow long: this node needs more of them. */
 PINNED_MAP(pressures, BPF_MAP_TYPE_HASH, __u32, struct pressure, 65536, BPF_F_NO_PREALLOC);
 
+/* What this gateway has relayed lately, by CPU; one element. */
+PINNED_MAP(relays, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct relays, 1, 0);
+
 /* Packets and bytes by outcome (enum reason). */
 PINNED_MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, REASON_LIMIT, 0);
 

@@ -13,6 +13,7 @@
 	R(4, DELIVERED, "reply, translated back and handed to the pod")                                      \
 	R(5, TOO_BIG_ANSWERED, "larger than the way carries: answered with an ICMP error")                   \
 	R(6, TTL_ANSWERED, "time to live ran out: answered with an ICMP error")                              \
+	R(11, RELAYED, "answer to a port whose node is not known here, handed to another gateway")           \
 	R(32, NO_GROUP, "no egress group has been published for the policy")                                 \
 	R(33, NO_GATEWAY, "no gateway of the egress group is up")                                            \
 	R(34, UNSUPPORTED_PROTOCOL, "neither TCP, UDP nor ICMP echo")                                        \
@@ -34,19 +35,21 @@
 	R(53, UNKNOWN_FLOW, "reply that answers no flow of a pod here, or comes from no gateway of it")      \
 	R(54, BOGUS_DESTINATION, "destination that no host can have, or that is not behind a gateway")       \
 	R(55, NO_PORT_SET, "this node has no port set of the group's egress IPs")                            \
-	R(56, UNKNOWN_EGRESS_IP, "tunnel packet from an egress IP that this node is no gateway of")          \
+	R(56, UNKNOWN_EGRESS_IP, "tunnel packet with an egress IP that this node is no gateway of")          \
 	R(57, FOREIGN_PORT, "tunnel packet from a port that is in no port set of its sender")                \
 	R(58, REVERSE_TABLE_FULL, "no room for a new port in use at the source node")                        \
+	R(60, RELAY_LIMIT, "answer to a port whose node is not known here, and too many were handed on")     \
 	R(61, FLOW_QUOTA, "the pod has its share of the source node's flows")                                \
 	R(62, PORT_QUOTA, "the pod has its share of the source node's ports in use and at rest")             \
-	R(63, OUTSIDE_QUOTA, "the pod has its share of the flows that began outside")
+	R(63, OUTSIDE_QUOTA, "the pod has its share of the flows that began outside")                        \
+	R(64, FOREIGN_RELAY, "answer handed on by a node that is no gateway of the egress IP")
 
 enum reason {
 	REASON_UNSPECIFIED = 0,
 #define R(number, name, text) name = number,
 	REASONS(R)
 #undef R
-	    REASON_LIMIT = 64,
+	    REASON_LIMIT = 96,
 };
 
 #endif

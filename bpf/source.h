@@ -362,21 +362,12 @@ static __always_inline bool begins_from_outside(const struct packet *packet)
 /* Whether the node is a gateway of the port's group. */
 static __always_inline bool brings_answers(struct reverse_value *port, __u16 node)
 {
-	__u32 number = port->group;
-	struct group_value *group;
-
 	if (port->gateway == node)
 		return true;
-	group = bpf_map_lookup_elem(&groups, &number);
-	for (__u32 i = 0; group && i < MAX_GATEWAYS; i++) {
-		if (i >= group->gateway_count)
-			break;
-		if (group->gateways[i].node == node) {
-			port->gateway = node;
-			return true;
-		}
-	}
-	return false;
+	if (!is_gateway_of(port->group, node))
+		return false;
+	port->gateway = node;
+	return true;
 }
 
 /* To an egress IP and a port of this node, brought by the gateway `node`: an answer, or an error about what a

@@ -13,7 +13,8 @@
 
 /* The VNI says which way a packet goes: to the world with the number of its group, or back to the node of its
  * port set. */
-#define VNI_BACK (1U << 23)
+#define VNI_BACK    (1U << 23)
+#define VNI_RELAYED (VNI_BACK | 1U << 22) /* from gateway to gateway, see relay.h */
 
 /* Too big for the device, as it is or as the segments it will be cut into, and not to be fragmented. */
 static __always_inline bool exceeds(struct __sk_buff *skb, const struct packet *packet, __u32 device,

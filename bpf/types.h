@@ -125,6 +125,7 @@ struct group_value {
 /* What a gateway knows of an egress IP: the node of each granule. */
 struct egress_ip_value {
 	__u32 node_address;    /* 1 = the address is the node's own: what is not ours goes on to the host */
+	__u32 group;	       /* whose gateways serve it; 0 = of none any more */
 	__u16 nodes[GRANULES]; /* numbers */
 };
 
@@ -227,6 +228,12 @@ struct use {
 struct pressure {
 	__u64 last_seen; /* CLOCK_MONOTONIC, ns, coarse */
 	__u64 searches;
+};
+
+/* Answers that a CPU has relayed since then; only so many within RELAY_WINDOW. */
+struct relays {
+	__u64 since; /* CLOCK_MONOTONIC, ns, coarse */
+	__u64 packets;
 };
 
 struct counter {

@@ -99,4 +99,17 @@ static __always_inline __u16 node_number(const struct ip *address)
 	return number ? *number : NO_NODE;
 }
 
+static __always_inline bool is_gateway_of(__u32 number, __u16 node)
+{
+	struct group_value *group = bpf_map_lookup_elem(&groups, &number);
+
+	for (__u32 i = 0; group && i < MAX_GATEWAYS; i++) {
+		if (i >= group->gateway_count)
+			break;
+		if (group->gateways[i].node == node)
+			return true;
+	}
+	return false;
+}
+
 #endif

@@ -292,7 +292,7 @@ def _group(group: Group) -> bytes:
 
 
 def _egress_ip(served: Served) -> bytes:
-    value = layout.EgressIpValue(int(served.node_address))
+    value = layout.EgressIpValue(int(served.node_address), served.group)
     value.nodes[:] = served.numbers
     return bytes(value)
 
@@ -386,7 +386,8 @@ def port_ranges(nodes: Iterable[int]) -> Iterator[tuple[int, int, int]]:
 def _egress_ip_text(key: bytes, value: bytes) -> str:
     v = layout.decode(layout.EgressIpValue, value)
     ranges = ", ".join(f"{first}-{last} node {number}" for first, last, number in port_ranges(v.nodes))
-    return f"{layout.ip_of(key)}: {ranges or 'no port set'}{' (node address)' if v.node_address else ''}"
+    group = f" of group {v.group}" if v.group else ""
+    return f"{layout.ip_of(key)}{group}: {ranges or 'no port set'}{' (node address)' if v.node_address else ''}"
 
 
 def _node_text(key: bytes, value: bytes) -> str:

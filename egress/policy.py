@@ -83,6 +83,7 @@ class Served:
 
     granules: bytes
     node_address: bool = False
+    group: int = 0  # whose gateways serve it; 0 = it is in none any more
 
     @property
     def numbers(self) -> tuple[int, ...]:

@@ -440,6 +440,7 @@ def _served(allocations: Allocations, here: str) -> dict[IPAddress, Served]:
         address: Served(
             tables[address].owners if address in tables else NOBODYS_PORTS,
             node_address=address in groups and groups[address].node_address,
+            group=groups[address].id if address in groups else 0,
         )
         for address in sorted(mine | former, key=lambda each: (each.version, each))
     }

@@ -215,7 +215,8 @@ def _pods(pods: Mapping[IPAddress, tuple[str, ...]]) -> Iterator[str]:
 
 def _served_line(address: IPAddress, served: Served) -> str:
     ranges = " ".join(f"{first}-{last}#{number}" for first, last, number in port_ranges(served.numbers))
-    return f"serve {address}{' node-address' if served.node_address else ''} {ranges or 'nobody'}"
+    group = f" group {served.group}" if served.group else ""
+    return f"serve {address}{group}{' node-address' if served.node_address else ''} {ranges or 'nobody'}"
 
 
 EGRESS: Sentence[EgressDesired] = Sentence(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
 
 from bpf import layout
-from egress.policy import IPAddress
-from tests.bpf.families import six
-from tests.bpf.packets import Shape, build, inside_vxlan, parse, vxlan
+from tests.bpf.gateway import INNER, Gateway, in_family
+from tests.bpf.packets import Shape, build, parse, vxlan
 from tests.bpf.wishes import HERE, THERE, UNDERLAY, to_world
 from tests.bpf.world import (
     DEVICE_MAC,
@@ -32,64 +30,14 @@ from tests.bpf.world import (
     UNDERLAY_MTU,
     WORKER,
     WORKER2,
-    Wire,
     World,
 )
 from tests.models import datapath
 from tests.models.tables import ICMP, TCP, UDP, Flow, Packet, Port, PortKey, State
-from tests.waiting import wait
 
 BACK = layout.VNI_BACK
 THEIRS, OURS = 33000, 41000  # ports of the worker's block, and of this node's
 OUT = Packet(EGRESS_IP, REMOTE, UDP, THEIRS, 53)
-INNER = Shape(destination_mac=MACS["tunnel"])
-
-
-class Gateway:
-    """The node with the programs attached: packets come from other nodes, from the world and from its pod."""
-
-    def __init__(self, world: World, underlay: Wire, uplink: Wire, pod: Wire) -> None:
-        self.world = world
-        self.underlay, self.uplink, self.pod = underlay, uplink, pod
-
-    def tunnelled(self, packet: Packet, node: IPv4Address = WORKER, vni: int = HERE, shape: Shape = INNER) -> None:
-        """A packet comes through the tunnel; returns when it has been judged."""
-        before = sum(self.world.counted().values())
-        outer = vxlan(build(packet, shape), vni, TUNNEL_PORT, Packet(node, SELF))
-        self.underlay.put(MACS["underlay"] + outer[6:])
-        wait(lambda: sum(self.world.counted().values()) > before, "the packet is counted", interval=0.001)
-
-    def out(self, packet: Packet, node: IPv4Address = WORKER) -> Packet:
-        """What left by the uplink for a packet that came through the tunnel."""
-        self.tunnelled(packet, node)
-        return parse(self.uplink.get())
-
-    def answered(self) -> tuple[IPAddress, int, Packet]:
-        """(node, VNI, packet) that left by the underlay."""
-        node, vni, inner = inside_vxlan(self.underlay.get())
-        return node, vni, parse(inner)
-
-    def reply(self, packet: Packet) -> tuple[IPAddress, int, Packet]:
-        """(node, VNI, packet) that leaves by the underlay for a packet that came by the uplink."""
-        self.uplink.put(build(packet, Shape(destination_mac=MACS["uplink"])))
-        return self.answered()
-
-
-@pytest.fixture(scope="module")
-def attached(world: World) -> Iterator[Gateway]:
-    world.attach()
-    with world.wire("underlay") as underlay, world.wire("uplink") as uplink, world.wire("pod0") as pod:
-        yield Gateway(world, underlay, uplink, pod)
-
-
-@pytest.fixture
-def gateway(attached: Gateway) -> Gateway:
-    attached.world.fill(to_world(HERE))
-    return attached
-
-
-def in_family(packet: Packet, version: int) -> Packet:
-    return packet if version == 4 else six(packet)
 
 
 # --- as a gateway -----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from tests.bpf.world import (
 )
 from tests.models.tables import granules
 
-HERE, THERE, NO_GATEWAY, NODE_OWN, NO_PORTS, UNPUBLISHED = 7, 8, 9, 10, 11, 0
+HERE, THERE, NO_GATEWAY, NODE_OWN, NO_PORTS, SERVED_BY_ALL, UNPUBLISHED = 7, 8, 9, 10, 11, 12, 0
 SELF_NUMBER, WORKER_NUMBER, WORKER2_NUMBER = 1, 2, 3
 OWN = Block(EGRESS_IP, 40960, 4096)  # this node's ports; the worker has 32768-36863
 OWN6 = Block(EGRESS_IP6, 40960, 4096)
@@ -37,15 +37,16 @@ GROUPS = {
     NO_GATEWAY: Group(NO_GATEWAY, BOTH, (Gateway("w", WORKER_NUMBER, up=False),), (OWN, OWN6)),
     NODE_OWN: Group(NODE_OWN, (NODE_EGRESS_IP,), THROUGH_SELF, (NODE_OWN_BLOCK,), node_address=True),
     NO_PORTS: Group(NO_PORTS, BOTH, THROUGH_SELF, (Block(EGRESS_IP, 8192, 64, closed=True),)),
+    SERVED_BY_ALL: Group(SERVED_BY_ALL, BOTH, (*THROUGH_SELF, *THROUGH_WORKERS), (OWN, OWN6)),
 }
 UNDERLAY = IPv4Network("10.200.0.0/24")
 
 
-SHARED = Served(granules({SELF_NUMBER: [(40960, 4096)], WORKER_NUMBER: [(32768, 4096)]}))
+SHARED = Served(granules({SELF_NUMBER: [(40960, 4096)], WORKER_NUMBER: [(32768, 4096)]}), group=SERVED_BY_ALL)
 SERVED: dict[IPAddress, Served] = {
     EGRESS_IP: SHARED,
     EGRESS_IP6: SHARED,
-    NODE_EGRESS_IP: Served(granules({SELF_NUMBER: [(61440, 1024)]}), node_address=True),
+    NODE_EGRESS_IP: Served(granules({SELF_NUMBER: [(61440, 1024)]}), node_address=True, group=NODE_OWN),
 }
 
 

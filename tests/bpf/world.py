@@ -222,12 +222,12 @@ class World:
         self._attacher.attach("to_pod", self.ifindex["pod0"])
 
     @contextmanager
-    def jumbo(self) -> Iterator[None]:
-        """The nodes' own network carries larger packets than the uplink, and so does the tunnel."""
+    def jumbo(self, tunnel: int = 2 * UNDERLAY_MTU) -> Iterator[None]:
+        """The nodes' own network carries larger packets than the uplink, and so does the tunnel, up to its MTU."""
         usual = {"underlay": UNDERLAY_MTU, "underlay_peer": UNDERLAY_MTU, "tunnel": TUNNEL_MTU}
         try:
             for name in usual:
-                netns.run(["ip", "link", "set", name, "mtu", str(2 * UNDERLAY_MTU)])
+                netns.run(["ip", "link", "set", name, "mtu", str(tunnel if name == "tunnel" else 2 * UNDERLAY_MTU)])
             yield
         finally:
             for name, mtu in reversed(usual.items()):

@@ -9,6 +9,7 @@ free, an id) is read back from them, and the model says whether they were allowe
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from struct import pack, unpack
 from typing import Literal
 
 from bpf import layout
@@ -21,6 +22,7 @@ from tests.models.tables import (
     UDP,
     About,
     Change,
+    EgressIp,
     Flow,
     FlowKey,
     GroupHere,
@@ -35,6 +37,7 @@ from tests.models.tables import (
 )
 
 OVERHEAD = {4: 40, 6: 60}  # of the IP and TCP headers
+FIRST_PORT = 1024  # those below are given to no node
 REST_REMOTE_FIRST, REST_POD_FIRST, REST_RESET = 60, 10, 4  # seconds
 Verdict = Literal["next", "drop", "redirect"]
 
@@ -437,6 +440,8 @@ def from_tunnel(tables: Tables, state: State, endpoint: IPAddress, vni: int, pac
         return _drop(packet.kind)
     if packet.kind not in ("flow", "icmp-error"):
         return _drop("unsupported_protocol")
+    if vni == layout.VNI_RELAYED:
+        return _take_relayed(tables, state, packet, sender)
     if vni & layout.VNI_BACK:
         return _return_to_pod(tables, state, sender, packet)
     return _forward(tables, packet, sender, endpoint)
@@ -474,13 +479,38 @@ def _route(tables: Tables, packet: Packet) -> int | Outcome:
 
 
 def from_uplink(tables: Tables, state: State, packet: Packet) -> Outcome:
-    """Ingress of a gateway's uplink: what is sent to a port of an egress IP goes to the node that has the port."""
+    """Ingress of a gateway's uplink: what is sent to a port of an egress IP goes to the node that has the port; to
+    another gateway, if this one does not know the node.
+    """
     if packet.kind in ("not-ip", "malformed") or packet.destination not in tables.egress_ips:
         return NEXT
-    address = tables.egress_ips[packet.destination]
+    return _hand_back(tables, state, packet, tables.egress_ips[packet.destination])
 
+
+def _take_relayed(tables: Tables, state: State, packet: Packet, sender: int) -> Outcome:
+    """From another gateway: as if it had come by this node's uplink, but never relayed again, answered or left to the
+    host.
+    """
+    address = tables.egress_ips.get(packet.destination)
+    if address is None:
+        return _drop("unknown_egress_ip")
+    if sender not in _gateways(tables, address.group):
+        return _drop("foreign_relay")
+    return _hand_back(tables, state, packet, address, relayed=True)
+
+
+def _gateways(tables: Tables, group: int) -> list[int]:
+    return [hop.node for hop in tables.groups[group].gateways] if group in tables.groups else []
+
+
+def _hand_back(tables: Tables, state: State, packet: Packet, address: EgressIp, *, relayed: bool = False) -> Outcome:
     def not_ours(reason: str) -> Outcome:
-        return NEXT if address.node_address else _drop(reason)
+        return NEXT if address.node_address and not relayed else _drop(reason)
+
+    def answered(about: About) -> Outcome:
+        if relayed:
+            return _drop("too_big" if about == "too-big" else "ttl_expired")
+        return _error(tables, packet, about, "back")
 
     if packet.kind == "flow":
         port = packet.destination_port
@@ -489,17 +519,48 @@ def from_uplink(tables: Tables, state: State, packet: Packet) -> Outcome:
     else:
         return not_ours("fragment" if packet.kind == "fragment" else "unsupported_protocol")
     number = address.node_of(port)
-    if number not in tables.node_numbers:
-        return not_ours("no_mapping")
+    relays = number not in tables.node_numbers
+    if relays:
+        may_be_answer = port >= FIRST_PORT and not packet.opens
+        number = _other_gateway(tables, address.group, packet) if may_be_answer and not relayed else 0
+        if number not in tables.node_numbers:
+            return not_ours("no_mapping")
     if packet.ttl <= 1:
-        return _error(tables, packet, "ttl", "back")
+        return answered("ttl")
     endpoint, local = tables.node_numbers[number]
     if local:
         return _return_to_pod(tables, state, number, packet)
     if packet.length > tables.tunnel_mtu and not packet.may_be_cut:
-        return _error(tables, packet, "too-big", "back")
+        return answered("too-big")
+    if relays:
+        return Outcome("redirect", "relayed", packet, f"{endpoint} vni {layout.VNI_RELAYED}")
     packet = _clamped(tables, replace(packet, ttl=packet.ttl - 1))
     return Outcome("redirect", "reversed", packet, f"{endpoint} vni {layout.VNI_BACK}")
+
+
+def _other_gateway(tables: Tables, group: int, packet: Packet) -> int:
+    """Which of the group's gateways but this node the packet's flow prefers, of those that are up; 0 = none."""
+    here = {number for number, (_, local) in tables.node_numbers.items() if local}
+    hops = tables.groups[group].gateways if group in tables.groups else ()
+    others = [hop.node for hop in hops if hop.up and hop.node not in here]
+    return max(others, key=lambda node: _mix(_hash_of(packet) ^ node), default=0)
+
+
+def _mix(value: int) -> int:
+    """MurmurHash3's last step."""
+    value = (value ^ value >> 16) * 0x85EBCA6B & 0xFFFFFFFF
+    value = (value ^ value >> 13) * 0xC2B2AE35 & 0xFFFFFFFF
+    return value ^ value >> 16
+
+
+def _hash_of(packet: Packet) -> int:
+    """Of the words as this machine reads them: what is hashed is in network byte order."""
+    value = packet.protocol
+    for address in (packet.source, packet.destination):
+        for word in unpack("=4I", layout.ip16(address)):
+            value = _mix(value ^ word)
+    ports = unpack("=2H", pack("!2H", packet.source_port, packet.destination_port))
+    return _mix(value ^ (ports[0] << 16 | ports[1]))
 
 
 # --- "which egress IP would this pod use?"

@@ -19,7 +19,7 @@ EGRESS_IP = IPv4Address("192.0.2.100")
 WORLD = IPv4Network("0.0.0.0/0")
 NODES = {1: WORKER, 2: GATEWAY}
 GROUP = Group(7, (EGRESS_IP,), (Gateway("gw", 2),), (Block(EGRESS_IP, 1024, 1024),))
-TABLE = Served(granules({1: [(1024, 1024)], 2: [(2048, 1024)]}))
+TABLE = Served(granules({1: [(1024, 1024)], 2: [(2048, 1024)]}), group=7)
 SERVED: dict[IPAddress, Served] = {EGRESS_IP: TABLE}
 POLICY = Policy("world", 7, (WORLD,))
 DEVICES = {

@@ -164,10 +164,11 @@ class GroupHere:
 
 @dataclass(frozen=True, slots=True)
 class EgressIp:
-    """An egress IP that this node is a gateway of; `nodes` by granule."""
+    """An egress IP that this node is a gateway of; `nodes` by granule. group 0 = it is in none any more."""
 
     nodes: tuple[int, ...]
     node_address: bool
+    group: int
 
     def node_of(self, port: int) -> int:
         return self.nodes[port >> layout.GRANULE_SHIFT]
@@ -264,7 +265,7 @@ def _pod(raw_key: bytes) -> tuple[int, IPAddress]:
 
 def _egress_ip(raw: bytes) -> EgressIp:
     value = layout.decode(layout.EgressIpValue, raw)
-    return EgressIp(tuple(value.nodes), bool(value.node_address))
+    return EgressIp(tuple(value.nodes), bool(value.node_address), value.group)
 
 
 def _cidr(raw_key: bytes) -> IPNetwork:

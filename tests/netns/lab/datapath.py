@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 
+from bpf import layout
 from egress.netdev import Datapath
 from egress.plan import plan
 from egress.policy import Block, Desired, Gateway, Group, Policy, Served
+from egress.status import told_apart
 from tests.models.tables import granules
 from tests.netns.lab import netns
 from tests.netns.lab.lab import NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK, Lab
@@ -46,6 +48,7 @@ class Cluster:
     gateways: tuple[str, ...] = ("gw1", "gw2")
     datapaths: dict[str, Datapath] = field(default_factory=dict)
     node_address: bool = False
+    late: frozenset[str] = frozenset()  # gateways that know no ports of the workers
 
     def desired(self, name: str) -> Desired:
         node = self.lab.node(name)
@@ -56,8 +59,9 @@ class Cluster:
         firsts = {n: self._first(number) for n, number in numbers.items()}
         blocks = tuple(Block(address, firsts[name], self._size) for address in egress_ips)
         group = Group(7, egress_ips, gateways, blocks, node_address=self.node_address)
-        table = granules({numbers[n]: [(first, self._size)] for n, first in firsts.items()})
-        served = {address: Served(table, self.node_address) for address in egress_ips} if name in self.gateways else {}
+        known = [n for n in nodes if name not in self.late or n in self.gateways]
+        table = granules({numbers[n]: [(firsts[n], self._size)] for n in known})
+        served = {each: Served(table, self.node_address, group.id) for each in egress_ips if name in self.gateways}
         pods = {a: p.label for p in self.lab.pods.values() if p.node is node for a in self._both(p.address)}
         return Desired(
             node=name,
@@ -111,5 +115,6 @@ class Cluster:
 
     def dropped(self, name: str) -> dict[str, int]:
         """Reasons that are drops and have counted something."""
-        went_on = {"encapsulated", "translated", "reversed", "delivered", "too_big_answered", "ttl_answered"}
-        return {reason: n for reason, n in self.counters(name).items() if n and reason not in went_on}
+        drops = {reason.name for reason in layout.read_reasons().values() if reason.is_drop}
+        _, dropped = told_apart(self.counters(name), drops)
+        return {reason: n for reason, n in dropped.items() if n}

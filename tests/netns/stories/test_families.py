@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import IPv6Network
 
 import pytest
@@ -49,16 +50,50 @@ def test_selected_pods_leave_with_the_egress_ip_of_their_family(cluster: Cluster
 @pytest.mark.parametrize("version", [4, 6])
 def test_answers_come_by_whichever_gateway(cluster: Cluster, version: int) -> None:
     """The ToR sends them to the other one, which has no state of any flow."""
-    lab, other = cluster.lab, cluster.lab.node("gw2").address
-    length, via = (32, other) if version == 4 else (128, six(other))
     before = cluster.counters("gw2")["reversed"]
-    lab.tor.ip(f"route replace {EGRESS[version]}/{length} via {via}")
+    with answers_by(cluster, "gw2", version):
+        assert cluster.lab.pod("sel").get(SERVER[version]).source == EGRESS[version]
+    assert cluster.counters("gw2")["reversed"] > before
+
+
+@pytest.fixture
+def late(cluster: Cluster) -> Iterator[None]:
+    """gw2 knows no ports of the worker."""
+    cluster.late = frozenset({"gw2"})
+    cluster.apply()
+    yield
+    cluster.late = frozenset()
+    cluster.apply()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.usefixtures("late")
+def test_answers_come_by_a_gateway_that_does_not_know_whose_the_port_is(cluster: Cluster, version: int) -> None:
+    """It is cut off from the store, and the set is new: the other gateway knows."""
+    before = cluster.counters("gw2")
+    pod, server = cluster.lab.pod("sel"), SERVER[version]
+    with answers_by(cluster, "gw2", version):
+        assert (pod.get(server).source, pod.ask(server).source) == (EGRESS[version],) * 2
+        assert pod.ping(server)
+        assert hop(pod, server, 3) == (TOR_ADDRESS if version == 4 else six(TOR_ADDRESS))
+    after = cluster.counters("gw2")
+    assert after["relayed"] - before["relayed"] >= 6
+    assert after["reversed"] == before["reversed"]
+
+
+@contextmanager
+def answers_by(cluster: Cluster, gateway: str, version: int) -> Iterator[None]:
+    """The ToR's route leads there, and not to gw1."""
+
+    def route(name: str) -> str:
+        address = cluster.lab.node(name).address
+        return f"{EGRESS[4]}/32 via {address}" if version == 4 else f"{EGRESS[6]}/128 via {six(address)}"
+
+    cluster.lab.tor.ip(f"route replace {route(gateway)}")
     try:
-        assert lab.pod("sel").get(SERVER[version]).source == EGRESS[version]
-        assert cluster.counters("gw2")["reversed"] > before
+        yield
     finally:
-        first = lab.node("gw1").address if version == 4 else six(lab.node("gw1").address)
-        lab.tor.ip(f"route replace {EGRESS[version]}/{length} via {first}")
+        cluster.lab.tor.ip(f"route replace {route('gw1')}")
 
 
 @pytest.mark.parametrize("version", [4, 6])

@@ -162,7 +162,9 @@ def test_the_maps_of_a_node_as_text() -> None:
     group = Group(7, (egress_ip,), (Gateway("n", 1), Gateway("o", 2, up=False)), blocks)
     desired = Desired(
         "n", NODE, pods={pod: ("a",), IPv4Address("10.1.0.6"): ()}, policies={"a": replace(A, group=7)},
-        groups={7: group}, served={egress_ip: Served(granules({1: [(1024, 1024), (4096, 64)], 2: [(2048, 1024)]}))},
+        groups={7: group}, served={
+            egress_ip: Served(granules({1: [(1024, 1024), (4096, 64)], 2: [(2048, 1024)]}), group=7),
+        },
         nodes={1: NODE, 2: OTHER}, cluster=frozenset({NET("10.1.0.0/16")}),
     )  # fmt: skip
     device = PodDevice(4, "veth4", "veth4", bytes.fromhex("020000000001"), bytes(6))
@@ -177,7 +179,7 @@ def test_the_maps_of_a_node_as_text() -> None:
         "device 2",
         "group 7: 192.0.2.9 ports 1024-2047, 192.0.2.9 ports 4096-4159 closed by node 1, node 2 down",
         "groups 4d410163",
-        "192.0.2.9: 1024-2047 node 1, 2048-3071 node 2, 4096-4159 node 1",
+        "192.0.2.9 of group 7: 1024-2047 node 1, 2048-3071 node 2, 4096-4159 node 1",
         "set 1 0.0.0.0/0: any -> group 7",
         "device 4 10.1.0.5: set 1",
         "device 4",

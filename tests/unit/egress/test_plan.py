@@ -45,7 +45,7 @@ from tests.models.node import FakeNode
 from tests.models.tables import tables
 
 EPOCH = "map epoch: put groups f809b503"
-TABLE_TEXT = "192.0.2.100: 1024-2047 node 1, 2048-3071 node 2"
+TABLE_TEXT = "192.0.2.100 of group 7: 1024-2047 node 1, 2048-3071 node 2"
 
 
 def test_unknown_is_nothing_to_do() -> None:

@@ -48,7 +48,7 @@ cluster 192.0.2.1/32
 cluster fd00::11/128
 cluster fd00::12/128
 pod-cidr 10.1.11.0/24
-serve 198.51.100.7 1024-2111#1 4096-4223#2
+serve 198.51.100.7 group 7 1024-2111#1 4096-4223#2
 tunnel-node 1 10.0.0.11
 tunnel-node 2 10.0.0.12
 icmp-source 10.0.0.11
@@ -316,7 +316,8 @@ def test_an_egress_ip_of_no_group_is_served_by_those_that_were_told_of_its_ports
     given = cluster.allocations(bindings=(cluster.table(), cluster.table("198.51.100.8")))
     assert [str(address) for address in egress(allocations=given).served] == ["198.51.100.7"]
     swapped = replace(given, numbers=(NodeNumber("a", 2), NodeNumber("b", 1)))
-    assert [str(address) for address in egress(allocations=swapped).served] == ["198.51.100.7", "198.51.100.8"]
+    served = egress(allocations=swapped).served
+    assert {str(address): each.group for address, each in served.items()} == {"198.51.100.7": 7, "198.51.100.8": 0}
 
 
 def test_an_address_of_the_gateways_own_has_reserved_ports() -> None:

@@ -103,7 +103,7 @@ KINDS = {
     "served": Kind(
         SERVED,
         lambda served: of_egress(replace(EGRESS, served={BLOCK.egress_ip: served})),
-        {"granules": granules({2: [(1024, 64)]}), "node_address": True},
+        {"granules": granules({2: [(1024, 64)]}), "node_address": True, "group": 3},
     ),
     "egress": Kind(
         EGRESS,

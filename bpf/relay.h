@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* A gateway's table may be late: it is starting, or cut off from the store. An answer to a port whose node it
+ * does not know goes once to another gateway of the egress IP, with a bit of the VNI that says so; that one
+ * knows the node, or drops the packet. Nothing of it is rewritten: the second gateway is the hop that counts.
+ *
+ * Whether a port is given to nobody or to somebody unknown here cannot be told, so a stranger who sends to
+ * many ports is relayed too: never more than RELAYS_MAX in a RELAY_WINDOW on a CPU.
+ */
+#ifndef ROUTERD_RELAY_H
+#define ROUTERD_RELAY_H
+
+#include "tunnel.h"
+
+#define RELAY_WINDOW (NS_PER_SECOND / 10)
+#define RELAYS_MAX   2000
+#define FIRST_PORT   1024 /* those below are given to no node */
+
+/* Whether a packet to a port without a node may be for one that another gateway knows. What opens a
+ * connection answers nothing, and an echo request has no port here. */
+static __always_inline bool may_be_answer(const struct packet *packet, enum parsed parsed, __be16 port)
+{
+	return bpf_ntohs(port) >= FIRST_PORT && (parsed != PARSED_FLOW || !opens_connection(packet));
+}
+
+/* MurmurHash3's last step: each bit of the result depends on all. */
+static __always_inline __u32 mix(__u32 hash)
+{
+	hash = (hash ^ hash >> 16) * 0x85ebca6b;
+	hash = (hash ^ hash >> 13) * 0xc2b2ae35;
+	return hash ^ hash >> 16;
+}
+
+static __always_inline __u32 mix_address(__u32 hash, const struct ip *address)
+{
+	for (__u32 i = 0; i < 4; i++)
+		hash = mix(hash ^ address->w[i]);
+	return hash;
+}
+
+static __always_inline __u32 hash_of(const struct packet *packet)
+{
+	__u32 ports = (__u32)packet->source_port << 16 | packet->destination_port;
+
+	return mix(mix_address(mix_address(packet->protocol, &packet->source), &packet->destination) ^ ports);
+}
+
+/* Of a group's gateways that are up and not this node, the one that this packet's flow prefers: rendezvous
+ * hashing, so that a gateway that comes or goes moves no flow between the others. NO_NODE = there is none. */
+static __always_inline __u16 other_gateway(__u32 number, const struct packet *packet,
+					   const struct settings *config)
+{
+	struct group_value *group = bpf_map_lookup_elem(&groups, &number);
+	__u32 hash = hash_of(packet), score, best = 0;
+	__u16 here = node_number(&config->node_address), chosen = NO_NODE;
+
+	for (__u32 i = 0; group && i < MAX_GATEWAYS; i++) {
+		const struct gateway *gateway = &group->gateways[i];
+
+		if (i >= group->gateway_count)
+			break;
+		score = mix(hash ^ gateway->node);
+		if (gateway->up && gateway->node != here && (chosen == NO_NODE || score > best)) {
+			chosen = gateway->node;
+			best = score;
+		}
+	}
+	return chosen;
+}
+
+static __always_inline bool is_within_limit(void)
+{
+	__u32 zero = 0;
+	struct relays *lately = bpf_map_lookup_elem(&relays, &zero);
+	__u64 time = now();
+
+	if (!lately)
+		return false;
+	if ((__s64)(time - lately->since) > (__s64)RELAY_WINDOW) {
+		lately->since = time;
+		lately->packets = 0;
+	}
+	return lately->packets++ < RELAYS_MAX;
+}
+
+static __always_inline int relay(struct __sk_buff *skb, const struct settings *config,
+				 const struct ip *endpoint)
+{
+	if (!is_within_limit())
+		return drop(skb, RELAY_LIMIT);
+	return encapsulate(skb, config, VNI_RELAYED, endpoint, RELAYED);
+}
+
+#endif
