@@ -85,7 +85,8 @@ class Rule(Structure):
         ("first_port", c_uint16),
         ("last_port", c_uint16),
         ("protocol", c_uint8),
-        ("reserved", c_uint8 * 3),
+        ("exit_local", c_uint8),
+        ("reserved", c_uint8 * 2),
     ]
 
 
@@ -145,7 +146,8 @@ class FlowValue(Structure):
         ("gateway", c_uint16),
         ("seen_out", c_uint8),
         ("seen_in", c_uint8),
-        ("reserved", c_uint8 * 2),
+        ("exit_local", c_uint8),
+        ("reserved", c_uint8),
     ]
 
 

@@ -80,8 +80,8 @@ static __always_inline bool may_begin(enum parsed parsed, const struct packet *p
 	return parsed == PARSED_FLOW && (!is_icmp(packet) || packet->asks);
 }
 
-/* Out with the flow's egress IP and port: by a gateway, or by this node where it is one. One hop, like any
- * router. */
+/* Out with the flow's egress IP and port: by a gateway, or by this node where it is one, or the policy says
+ * so. Answers may come by any gateway, through the tunnel. One hop, like any router. */
 static __always_inline int send_out(struct __sk_buff *skb, const struct packet *packet, enum parsed parsed,
 				    const struct settings *config, const struct flow_value *flow)
 {
@@ -95,7 +95,7 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
 
 	if (!gateway || !room || ip_is_none(&gateway->address))
 		return drop(skb, NO_GATEWAY);
-	local = gateway->local;
+	local = gateway->local || flow->exit_local;
 	endpoint = gateway->address;
 	if (cut_padding(skb, packet))
 		return drop(skb, REWRITE_ERROR);
@@ -113,12 +113,10 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
 		? rewrite_error(skb, packet, &room->quoted, SIDE_SOURCE, &egress_ip, port)
 		: rewrite_side(skb, packet, SIDE_SOURCE, &egress_ip, port))
 		return drop(skb, REWRITE_ERROR);
-	if (decrement_ttl(skb, packet))
+	if (decrement_ttl(skb, packet) || clamp_mss(skb, packet, config->tunnel_mtu))
 		return drop(skb, REWRITE_ERROR);
 	if (local)
 		return send_by(skb, &room->route);
-	if (clamp_mss(skb, packet, config->tunnel_mtu))
-		return drop(skb, REWRITE_ERROR);
 	return encapsulate(skb, config, group, &endpoint, ENCAPSULATED);
 }
 
@@ -208,6 +206,7 @@ static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet
 	flow->seen_out = seen_of(packet);
 	flow->epoch = read_epoch();
 	flow->group = rule->group;
+	flow->exit_local = rule->exit_local;
 	group = flow->group ? bpf_map_lookup_elem(&groups, &flow->group) : NULL;
 	if (!group)
 		return drop(skb, NO_GROUP);

@@ -80,8 +80,9 @@ struct rule {
 	__u32 group;	  /* 0 = none published: drop */
 	__u16 first_port; /* 0 = any */
 	__u16 last_port;
-	__u8 protocol; /* IPPROTO_*, ICMP for both families' echo; 0 = any */
-	__u8 reserved[3];
+	__u8 protocol;	 /* IPPROTO_*, ICMP for both families' echo; 0 = any */
+	__u8 exit_local; /* 1 = out by this node itself; answers come by the group's gateways */
+	__u8 reserved[2];
 };
 
 struct policy_value {
@@ -149,10 +150,11 @@ struct flow_value {
 	__u32 group; /* 0 = begun from outside: leave it alone */
 	__u32 epoch; /* of `epoch`, when its gateway was chosen or found good */
 	__be16 egress_port;
-	__u16 gateway; /* node number */
-	__u8 seen_out; /* enum seen, pod to remote */
-	__u8 seen_in;  /* only of flows begun from outside; the others' is in `reverse` */
-	__u8 reserved[2];
+	__u16 gateway;	 /* node number */
+	__u8 seen_out;	 /* enum seen, pod to remote */
+	__u8 seen_in;	 /* only of flows begun from outside; the others' is in `reverse` */
+	__u8 exit_local; /* of its rule, when it began */
+	__u8 reserved;
 };
 
 enum seen {

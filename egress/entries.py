@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from itertools import groupby
 from zlib import crc32
@@ -85,6 +85,7 @@ class RuleSpec:
     protocol: int = 0
     first: int = 0
     last: int = 0
+    exit_local: bool = False
 
 
 Rules = tuple[RuleSpec, ...]
@@ -146,9 +147,10 @@ def _order(covering: tuple[int, Policy]) -> tuple[int, int, str, str]:
 
 
 def _rules_of(policy: Policy) -> Rules:
+    every = RuleSpec(policy.group, exit_local=policy.exit_local)
     if not policy.ports:
-        return (RuleSpec(policy.group),)
-    return tuple(RuleSpec(policy.group, PROTOCOLS[p.protocol], p.first, p.last) for p in policy.ports)
+        return (every,)
+    return tuple(replace(every, protocol=PROTOCOLS[p.protocol], first=p.first, last=p.last) for p in policy.ports)
 
 
 def _all_rules(reaches: Sequence[_Reach], prefix: IPNetwork) -> Rules:
@@ -190,6 +192,7 @@ def _policy_value(rules: Rules) -> bytes:
     value = layout.PolicyValue(len(rules))
     for slot, rule in zip(value.rules, rules, strict=False):
         slot.group, slot.protocol, slot.first_port, slot.last_port = rule.group, rule.protocol, rule.first, rule.last
+        slot.exit_local = rule.exit_local
     return bytes(value)
 
 
@@ -348,7 +351,8 @@ def map_entries(
 def _rule_text(rule: layout.Rule) -> str:
     protocol = PROTOCOL_NAMES.get(rule.protocol, str(rule.protocol))
     ports = f" {rule.first_port}-{rule.last_port}" if rule.first_port else ""
-    return f"{protocol}{ports} -> {f'group {rule.group}' if rule.group else 'drop'}"
+    exit_ = ", out here" if rule.exit_local else ""
+    return f"{protocol}{ports} -> {f'group {rule.group}{exit_}' if rule.group else 'drop'}"
 
 
 def _policy_text(key: bytes, value: bytes) -> str:

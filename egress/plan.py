@@ -427,6 +427,12 @@ _FORWARDING_OFF = (
 )
 
 
+def _sends_out(desired: Desired) -> bool:
+    """Whether packets leave by an uplink of this node."""
+    used = {name for names in desired.pods.values() for name in names}
+    return bool(desired.served) or any(desired.policies[name].exit_local for name in used & desired.policies.keys())
+
+
 def problems(desired: Desired, observed: Observed) -> tuple[Problem, ...]:
     """What is wanted and cannot be done on this machine as it is."""
     found = []
@@ -440,7 +446,7 @@ def problems(desired: Desired, observed: Observed) -> tuple[Problem, ...]:
         if name not in observed.facts.uplinks:
             message = f"uplink {name} does not exist on {desired.node}: correct egress.uplinks, or create the device"
             found.append(Problem(f"uplink/{name}", "UplinkMissing", message))
-    if not desired.uplinks and not observed.facts.uplinks and desired.served:
+    if not desired.uplinks and not observed.facts.uplinks and _sends_out(desired):
         message = "no default route, so no uplink was found: name the devices in egress.uplinks"
         found.append(Problem(node, "UplinkMissing", message))
     pods = _concerned(desired)

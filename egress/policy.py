@@ -41,6 +41,7 @@ class Policy:
     ports: tuple[Ports, ...] = ()  # () = every protocol that the datapath translates
     priority: int = 0
     created: str = ""
+    exit_local: bool = False  # out by the pod's own node; answers come by gateways
 
 
 @dataclass(frozen=True, slots=True)

@@ -321,6 +321,7 @@ class EgressPolicy:
     refused: bool = False  # only who and what it covers was taken: that is dropped, and a refusal says why
     further_ips: tuple[IPAddress, ...] = ()  # that are given beside `egress_ip`
     count: int = 1
+    exit_local: bool = False  # packets leave by the pod's own node; gateways bring the answers
 
     @property
     def egress_ips(self) -> tuple[IPAddress, ...]:

@@ -191,9 +191,10 @@ def read_egress_policy(value: Value) -> EgressPolicy:
     """Raises InputError. IPv6 parses; what the datapath does with it is not decided here."""
     spec = open_object(value).only(
         "selectors", "destinationCIDRs", "excludedCIDRs", "ports", "egressIP", "egressIPs", "pool", "count", "gateways",
-        "priority",
+        "priority", "exit",
     )  # fmt: skip
-    addresses, pool, count = _exit(spec)
+    addresses, pool, count = _addresses(spec)
+    exit_ = spec.get("exit")
     return replace(
         covered_by_egress_policy(value),
         ports=tuple(_ports(item) for item in spec.items("ports")),
@@ -203,6 +204,7 @@ def read_egress_policy(value: Value) -> EgressPolicy:
         count=count,
         gateways=_gateways(spec),
         priority=spec.integer("priority", -PRIORITY, PRIORITY, 0),
+        exit_local=exit_ is not None and exit_.choice("gateway", "local") == "local",
     )
 
 
@@ -223,7 +225,7 @@ _EITHER = 'expected one of "egressIP", "egressIPs" and "pool"'
 MOST_EGRESS_IPS = 16  # of one policy
 
 
-def _exit(spec: Section) -> tuple[tuple[IPAddress, ...], str, int]:
+def _addresses(spec: Section) -> tuple[tuple[IPAddress, ...], str, int]:
     """The egress IPs, or the pool that they come from and how many."""
     said = [value for key in ("egressIP", "egressIPs", "pool") if (value := spec.get(key)) is not None]
     if not said:

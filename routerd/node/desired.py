@@ -329,6 +329,7 @@ def _policy(policy: EgressPolicy, group: int) -> Policy:
         ports=tuple(Ports(p.protocol, p.first, p.last) for p in policy.ports),
         priority=policy.priority,
         created=policy.created,
+        exit_local=policy.exit_local,
     )
 
 

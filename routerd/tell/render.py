@@ -180,6 +180,7 @@ POLICY: Sentence[Policy] = Sentence(
         Part("ports", lambda it: _if(f"ports {_joined('/'.join(PORTS.of(ports)) for ports in it.ports)}", it.ports)),
         Part("priority", lambda it: _if(f"priority {it.priority}", it.priority)),
         Part("created", lambda it: _if(f"since {it.created}", it.created)),
+        Part("exit_local", lambda it: _if("out here", it.exit_local)),
     ),
 )
 BLOCK: Sentence[Block] = Sentence(

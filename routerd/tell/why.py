@@ -338,7 +338,8 @@ def _policy_step(
     refusal = gateways_refused(group.policies, allocations)
     doubt = f"; {refusal.message}" if refusal is not None else ""
     addresses = " or ".join(map(str, group.egress_ips))
-    return Step(question, True, detail=f"as {addresses} by gateway {gateway.node} (group {group.id}){doubt}")
+    way = f"{'out by its own node, answers ' if policy.exit_local else ''}by gateway {gateway.node}"
+    return Step(question, True, detail=f"as {addresses} {way} (group {group.id}){doubt}")
 
 
 def _ports_step(policy: EgressPolicy, node: str, allocations: Allocations, group: EgressGroup) -> Iterator[Step]:

@@ -31,13 +31,13 @@ excluded = st.lists(st.sampled_from(SOME), max_size=1)
 no_ports: list[Ports] = []
 ports = st.one_of(st.just(no_ports), st.just(no_ports), st.lists(st.sampled_from(SOME_PORTS), max_size=2))
 groups = st.sampled_from([HERE, HERE, HERE, THERE, THERE, NODE_OWN, NO_GATEWAY, NO_PORTS, UNPUBLISHED])
-bodies = st.tuples(groups, destinations, excluded, ports, st.integers(0, 2))
+bodies = st.tuples(groups, destinations, excluded, ports, st.integers(0, 2), st.booleans())
 
 
-def policies_of(found: list[tuple[int, list[IPNetwork], list[IPNetwork], list[Ports], int]]) -> list[Policy]:
+def policies_of(found: list[tuple[int, list[IPNetwork], list[IPNetwork], list[Ports], int, bool]]) -> list[Policy]:
     return [
-        Policy(f"p{n}", group, tuple(inside), tuple(outside), tuple(several), priority)
-        for n, (group, inside, outside, several, priority) in enumerate(found)
+        Policy(f"p{n}", group, tuple(inside), tuple(outside), tuple(several), priority, exit_local=here)
+        for n, (group, inside, outside, several, priority, here) in enumerate(found)
     ]
 
 

@@ -70,6 +70,6 @@ def desired(*policies: Policy, of: Sequence[str] | None = None, both: bool = Fal
     )
 
 
-def to_world(group: int) -> Desired:
+def to_world(group: int, *, exit_local: bool = False) -> Desired:
     """POD sends everything through `group`."""
-    return desired(Policy("world", group, (WORLD, WORLD6)))
+    return desired(Policy("world", group, (WORLD, WORLD6), exit_local=exit_local))

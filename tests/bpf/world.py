@@ -296,7 +296,7 @@ def _flow_value(flow: Flow, seen: int, epoch: int) -> bytes:
     return bytes(
         layout.FlowValue(
             seen, flow.id, egress_ip, flow.group, epoch if flow.settled else 0, flow.egress_port, flow.gateway,
-            flow.seen_out, flow.seen_in,
+            flow.seen_out, flow.seen_in, flow.exit_local,
         )
     )  # fmt: skip
 
@@ -326,7 +326,8 @@ def _flow(key: bytes, value: bytes, epoch: int) -> tuple[FlowKey, Flow]:
     flow = FlowKey(layout.ip_of(k.pod), layout.ip_of(k.remote), k.ifindex, k.pod_port, k.remote_port, k.protocol)
     egress_ip = layout.ip_of(v.egress_ip) if any(v.egress_ip) else None
     settled = not v.group or v.epoch == epoch
-    return flow, Flow(v.group, v.seen_out, v.seen_in, egress_ip, v.egress_port, v.gateway, v.id, settled)
+    here = bool(v.exit_local)
+    return flow, Flow(v.group, v.seen_out, v.seen_in, egress_ip, v.egress_port, v.gateway, v.id, settled, here)
 
 
 def _port(key: bytes, value: bytes) -> tuple[PortKey, Port]:

@@ -236,7 +236,8 @@ def _begin_flow(
         return _drop(refusal)
     if not any(_is_open(block, packet) for block in group.blocks):
         return _drop("no_port_set")
-    return _open_flow(tables, state, packet, key, Flow(rule.group, packet.seen, gateway=gateway), group, draw)
+    flow = Flow(rule.group, packet.seen, gateway=gateway, exit_local=rule.exit_local)
+    return _open_flow(tables, state, packet, key, flow, group, draw)
 
 
 def _refuse_flow(tables: Tables, state: State, device: int) -> str:
@@ -341,7 +342,8 @@ def _report_error(tables: Tables, state: State, packet: Packet, device: int, pol
 
 
 def _send_out(tables: Tables, packet: Packet, flow: Flow) -> Outcome:
-    endpoint, local = tables.node_numbers.get(flow.gateway, (None, False))
+    endpoint, is_here = tables.node_numbers.get(flow.gateway, (None, False))
+    local = is_here or flow.exit_local
     if packet.ttl <= 1:
         return _error(tables, packet, "ttl", "back")
     mtu = tables.tunnel_mtu
@@ -358,10 +360,10 @@ def _send_out(tables: Tables, packet: Packet, flow: Flow) -> Outcome:
         packet = replace(packet, source=flow.egress_ip, quoted=quoted)
     else:
         packet = replace(packet, source=flow.egress_ip, source_port=flow.egress_port)
-    packet = replace(packet, ttl=packet.ttl - 1)
+    packet = _clamped(tables, replace(packet, ttl=packet.ttl - 1))
     if local:
         return Outcome("redirect", "translated", packet, "uplink")
-    return Outcome("redirect", "encapsulated", _clamped(tables, packet), f"{endpoint} vni {flow.group}")
+    return Outcome("redirect", "encapsulated", packet, f"{endpoint} vni {flow.group}")
 
 
 def _clamped(tables: Tables, packet: Packet) -> Packet:

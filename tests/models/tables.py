@@ -122,6 +122,7 @@ class Flow:
     gateway: int = 0
     id: int = 0
     settled: bool = True  # its gateway was found good since groups changed last
+    exit_local: bool = False
 
 
 PortState = Literal["claimed", "live", "resting", "dying"]
@@ -242,7 +243,10 @@ def _policies(entries: MapEntries) -> dict[int, dict[IPNetwork, Rules]]:
     sets: dict[int, dict[IPNetwork, Rules]] = {}
     for raw_key, raw_value in entries.items():
         key, value = layout.decode(layout.PolicyKey, raw_key), layout.decode(layout.PolicyValue, raw_value)
-        rules = (RuleSpec(r.group, r.protocol, r.first_port, r.last_port) for r in value.rules[: value.count])
+        rules = (
+            RuleSpec(r.group, r.protocol, r.first_port, r.last_port, bool(r.exit_local))
+            for r in value.rules[: value.count]
+        )
         prefix = layout.network_of(key.prefixlen, key.policy_set, key.destination)
         sets.setdefault(layout.policy_set_of(key), {})[prefix] = tuple(rules)
     return sets

@@ -129,6 +129,23 @@ def test_selected_pods_leave_with_the_egress_ip(cluster: Cluster, pod: str) -> N
     assert verdict.outside[str(EGRESS_IP), FW_ADDRESS] > 3
 
 
+def test_a_policy_lets_packets_out_by_the_pods_own_node(cluster: Cluster) -> None:
+    """Only answers come by the gateway, through the tunnel."""
+    cluster.policies["world"] = Policy("world", 7, (WORLD,), exit_local=True)
+    cluster.apply()
+    pod, before = cluster.lab.pod("sel"), cluster.counters("gw1")
+    with cluster.lab.watch() as watch:
+        watch.forbid(pod.address)
+        watch.allow(str(EGRESS_IP))
+        assert pod.ask(FW_ADDRESS).source == str(EGRESS_IP)
+        assert _download(pod, 1 << 20, cluster) == 1 << 20
+        assert pod.ping(FW_ADDRESS)
+        assert not watch.settle().leaks
+    after = cluster.counters("gw1")
+    assert after.get("translated", 0) == before.get("translated", 0)
+    assert after["reversed"] > before["reversed"]
+
+
 def test_a_gateway_that_forwards_nothing_for_others_translates(cluster: Cluster) -> None:
     gateway, pod = cluster.lab.node("gw1"), cluster.lab.pod("sel")
     gateway.sysctl({"net.ipv4.ip_forward": 0})  # the tunnel's own switch goes off with it

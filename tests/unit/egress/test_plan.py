@@ -218,6 +218,9 @@ def test_problems_say_who_must_do_what() -> None:
     assert [problem.reason for problem in problems(on_gateway(), off)] == ["ForwardingOff"]
     lost = problems(on_worker(), FakeNode({PLAIN: DEVICES[PLAIN]}).observe())
     assert [problem.object for problem in lost] == ["pod-address/10.1.0.5"]
+    out_here = on_worker(policies={"world": replace(POLICY, exit_local=True)})
+    no_uplink = replace(settled(out_here).observe(), facts=replace(settled(out_here).observe().facts, uplinks={}))
+    assert [problem.reason for problem in problems(out_here, no_uplink)] == ["UplinkMissing"]
     many = replace(POLICY, ports=tuple(Ports("TCP", n, n) for n in range(1, 12)))
     said = problems(on_worker(policies={"world": many}), settled(on_worker()).observe())
     assert [(problem.object, problem.reason) for problem in said] == [("world", "TooManyRules")]

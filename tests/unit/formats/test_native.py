@@ -69,6 +69,7 @@ def test_policy_with_everything() -> None:
   egressIP: 192.0.2.1
   gateways: {nodeSelector: {}}
   priority: 5
+  exit: local
 """
     )
     assert isinstance(policy, EgressPolicy)
@@ -82,6 +83,7 @@ def test_policy_with_everything() -> None:
         egress_ip=ip_address("192.0.2.1"),
         gateways=EVERYTHING,
         priority=5,
+        exit_local=True,
         origin=policy.origin,
     )
 

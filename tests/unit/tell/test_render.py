@@ -87,7 +87,7 @@ KINDS = {
         lambda policy: of_egress(replace(EGRESS, policies={POLICY.name: policy})),
         {
             "name": "EgressPolicy/x", "group": 0, "destinations": (), "excluded": (ip_network("10.0.0.0/8"),),
-            "ports": (PORTS,), "priority": 1, "created": "2026-01-01T00:00:00Z",
+            "ports": (PORTS,), "priority": 1, "created": "2026-01-01T00:00:00Z", "exit_local": True,
         },
     ),
     "group": Kind(

@@ -170,6 +170,12 @@ def test_a_steered_pod_whose_node_has_no_ports_is_told_why() -> None:
     assert ports_step(numbers=(number,), refusals=(full,)).detail == "give the policy 1 more egress address"
 
 
+def test_a_pod_whose_packets_leave_by_its_own_node_is_told_who_brings_the_answers() -> None:
+    policy = replace(cluster.snapshot().policies["EgressPolicy/web"], exit_local=True)
+    steps = why("pod/default/web-1", policies={policy.key: policy})
+    assert steps[-2].detail == "as 198.51.100.7 out by its own node, answers by gateway b (group 7)"
+
+
 POD_NOES: dict[str, dict[str, object]] = {
     "OtherNode": {"node": "b"},
     "HostNetwork": {"host_network": True},
