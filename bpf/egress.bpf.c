@@ -122,6 +122,7 @@ int to_pod(struct __sk_buff *skb)
 	struct pod_value *pod;
 	struct packet packet;
 	struct flow_key key;
+	struct shares shares;
 	__u8 again;
 	long error;
 
@@ -143,10 +144,14 @@ int to_pod(struct __sk_buff *skb)
 	if (!pod || !pod->policy_set || is_inside(&packet.source) || !begins_from_outside(&packet))
 		return NEXT;
 	/* What is not recorded is dropped: its answer would be sent through the gateway. */
-	if (refuses_outside(config, key.ifindex))
+	if (!find_uses(&shares, key.ifindex))
+		return drop(skb, OUTSIDE_QUOTA);
+	if (refuses_outside(config, &shares))
 		return drop(skb, OUTSIDE_QUOTA);
 	begun.seen_in = seen_of(&packet);
-	error = record_flow(&key, &begun);
+	error = bpf_map_update_elem(&flows, &key, &begun, BPF_NOEXIST);
+	if (!error)
+		count_outside(&shares, 1);
 	return !error || error == -EEXIST ? NEXT : drop(skb, FLOW_TABLE_FULL);
 }
 

@@ -202,22 +202,12 @@ static __always_inline void note_end_in(const struct reverse_key *port_key, stru
 	flow->seen_out |= SEEN_END;
 }
 
-/* 0, or what the table said: -EEXIST when another CPU was faster, else it is full, out of memory or busy. */
-static __always_inline long record_flow(const struct flow_key *key, const struct flow_value *flow)
-{
-	long error = bpf_map_update_elem(&flows, key, flow, BPF_NOEXIST);
-
-	if (!error)
-		count_flow(key->ifindex, !flow->group, 1);
-	return error;
-}
-
 static __always_inline void forget_flow(const struct flow_key *key, const struct flow_value *flow)
 {
 	bool from_outside = !flow->group;
 
 	if (!bpf_map_delete_elem(&flows, key))
-		count_flow(key->ifindex, from_outside, -1);
+		count_flow_away(key->ifindex, from_outside);
 }
 
 /* --- a free port ------------------------------------------------------------------------------ */

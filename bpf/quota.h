@@ -37,17 +37,27 @@ static __always_inline __s32 share_of(__u32 quota, __u32 room, __s32 taken)
 	return free < (__s32)quota ? free : (__s32)quota;
 }
 
-/* Why the pod may begin no further flow; REASON_UNSPECIFIED = it may. */
-static __always_inline enum reason refuse_flow(const struct settings *config, __u32 device)
+/* What a pod has, and what all have. It is looked up once for a flow that begins: `collect` may have taken an
+ * entry of nobody's away meanwhile, and counts anew. */
+struct shares {
+	struct use *own;
+	struct use *all;
+};
+
+static __always_inline bool find_uses(struct shares *shares, __u32 device)
 {
-	struct use *own, *all;
+	shares->own = use_of(device);
+	shares->all = use_of(ALL_PODS);
+	return shares->own && shares->all;
+}
+
+/* Why the pod may begin no further flow; REASON_UNSPECIFIED = it may. */
+static __always_inline enum reason refuse_flow(const struct settings *config, const struct shares *shares)
+{
+	struct use *own = shares->own, *all = shares->all;
 
 	if (!config->flows_per_pod)
 		return REASON_UNSPECIFIED;
-	own = use_of(device);
-	all = use_of(ALL_PODS);
-	if (!own || !all)
-		return FLOW_QUOTA;
 	if (has_share(own, all, own->flows,
 		      share_of(config->flows_per_pod, config->flow_room, all->flows + all->outside)))
 		return FLOW_QUOTA;
@@ -57,45 +67,51 @@ static __always_inline enum reason refuse_flow(const struct settings *config, __
 }
 
 /* Whether no further flow may begin outside towards the pod. */
-static __always_inline bool refuses_outside(const struct settings *config, __u32 device)
+static __always_inline bool refuses_outside(const struct settings *config, const struct shares *shares)
 {
-	struct use *own, *all;
-
-	if (!config->outside_flows)
-		return false;
-	own = use_of(device);
-	all = use_of(ALL_PODS);
-	return !own || !all || has_share(own, all, own->outside, (__s32)config->outside_flows - all->outside);
+	return config->outside_flows && has_share(shares->own, shares->all, shares->own->outside,
+						  (__s32)config->outside_flows - shares->all->outside);
 }
 
-static __always_inline void count_flow(__u32 device, bool from_outside, __s32 difference)
+static __always_inline void count_flow(const struct shares *shares, __s32 difference)
 {
-	struct use *own = use_of(device), *all = use_of(ALL_PODS);
-
-	if (!own || !all)
-		return;
-	__sync_fetch_and_add(from_outside ? &own->outside : &own->flows, difference);
-	__sync_fetch_and_add(from_outside ? &all->outside : &all->flows, difference);
+	__sync_fetch_and_add(&shares->own->flows, difference);
+	__sync_fetch_and_add(&shares->all->flows, difference);
 }
 
-static __always_inline void count_port(__u32 device, __s32 difference)
+static __always_inline void count_outside(const struct shares *shares, __s32 difference)
 {
-	struct use *own = use_of(device);
-
-	if (own)
-		__sync_fetch_and_add(&own->ports, difference);
+	__sync_fetch_and_add(&shares->own->outside, difference);
+	__sync_fetch_and_add(&shares->all->outside, difference);
 }
 
-/* `device` has one port more, `before` one less (ALL_PODS: it was nobody's). */
-static __always_inline void count_claim(__u32 device, __u32 before)
+static __always_inline void count_flow_away(__u32 device, bool from_outside)
 {
+	__u32 devices[] = {device, ALL_PODS};
+
+	for (__u32 i = 0; i < 2; i++) {
+		struct use *use = bpf_map_lookup_elem(&uses, &devices[i]);
+
+		if (use)
+			__sync_fetch_and_add(from_outside ? &use->outside : &use->flows, -1);
+	}
+}
+
+/* The pod of `device` has one port more, that of `before` one less (ALL_PODS: it was nobody's). */
+static __always_inline void count_port(const struct shares *shares, __u32 device, __u32 before)
+{
+	struct use *loser;
+
 	if (device == before)
 		return;
-	count_port(device, 1);
-	if (before == ALL_PODS)
-		count_port(ALL_PODS, 1);
-	else
-		count_port(before, -1);
+	__sync_fetch_and_add(&shares->own->ports, 1);
+	if (before == ALL_PODS) {
+		__sync_fetch_and_add(&shares->all->ports, 1);
+		return;
+	}
+	loser = bpf_map_lookup_elem(&uses, &before);
+	if (loser)
+		__sync_fetch_and_add(&loser->ports, -1);
 }
 
 #endif

@@ -123,7 +123,7 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
 /* Finds a port for the flow and records both; fills in `flow`. REASON_UNSPECIFIED = done. */
 static __always_inline enum reason open_flow(const struct packet *packet, const struct flow_key *key,
 					     struct scratch *room, const struct group_value *group,
-					     const struct pod_value *pod)
+					     const struct pod_value *pod, const struct shares *shares)
 {
 	struct flow_value *flow = &room->flow;
 	struct reverse_value *claimed = &room->port;
@@ -165,10 +165,12 @@ static __always_inline enum reason open_flow(const struct packet *packet, const 
 		return search.error == -EEXIST ? NO_FREE_PORT : REVERSE_TABLE_FULL;
 	flow->egress_ip = room->port_key.egress_ip;
 	flow->egress_port = room->port_key.egress_port;
-	count_claim(key->ifindex, search.before);
-	error = record_flow(key, flow);
-	if (!error)
+	count_port(shares, key->ifindex, search.before);
+	error = bpf_map_update_elem(&flows, key, flow, BPF_NOEXIST);
+	if (!error) {
+		count_flow(shares, 1);
 		return REASON_UNSPECIFIED;
+	}
 	port = bpf_map_lookup_elem(&reverse, &room->port_key);
 	if (port && is_owned_by(port, flow->id))
 		rest(port, flow->id, 0);
@@ -188,6 +190,7 @@ static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet
 	struct flow_value *winner, *flow;
 	enum reason refusal;
 	struct rule *rule;
+	struct shares shares;
 
 	rule = pod->policy_set ? decide(pod->policy_set, packet, parsed) : NULL;
 	if (!rule)
@@ -213,10 +216,12 @@ static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet
 	flow->gateway = pick_gateway(group, NO_NODE);
 	if (flow->gateway == NO_NODE)
 		return drop(skb, NO_GATEWAY);
-	refusal = refuse_flow(config, key->ifindex);
+	if (!find_uses(&shares, key->ifindex))
+		return drop(skb, FLOW_QUOTA);
+	refusal = refuse_flow(config, &shares);
 	if (refusal)
 		return drop(skb, refusal);
-	refusal = open_flow(packet, key, room, group, pod);
+	refusal = open_flow(packet, key, room, group, pod, &shares);
 	if (refusal) {
 		winner = bpf_map_lookup_elem(&flows, key);
 		if (!winner || !winner->group)
