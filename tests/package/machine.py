@@ -11,11 +11,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tests.netns.lab.mounts import own_bpffs
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNEL = ROOT / ".lab" / "cache" / "kernel"
+CHECK = Path(__file__).with_name("packet_check.py")
+SECONDS = 120  # that it may take: 8 on a quiet machine
 TRACE = """
 import atexit, ctypes, json, os, runpy, sys, traceback
 def note():
@@ -112,3 +115,12 @@ def run(script: Path, argument: str, directory: Path, seconds: float) -> str:
         check=False,
     )
     return done.stdout + done.stderr
+
+
+def check_packets(directory: Path) -> dict[str, Any]:
+    """What `packet_check.py` found inside. `directory`: an empty one."""
+    console = run(CHECK, "/sys/fs/bpf/floor", directory, SECONDS)
+    lines = [line for line in console.splitlines() if line.startswith("{")]
+    assert len(lines) == 1, console[-3000:]
+    found: dict[str, Any] = json.loads(lines[0])
+    return found

@@ -110,6 +110,22 @@ def counted(maps: loader.PinnedMaps) -> dict[str, int]:
     return found
 
 
+def verified(program: int) -> int:
+    """Instructions that the verifier went through when it was loaded (Linux 5.16)."""
+    text = Path(f"/proc/self/fdinfo/{program}").read_text(encoding="ascii")
+    fields = dict(line.split(":", 1) for line in text.splitlines())
+    return int(fields["verified_insns"])
+
+
+def all_verified(directory: Path) -> dict[str, int]:
+    found = {}
+    for name in layout.PROGRAMS:
+        program = syscall.open_pinned(directory / "programs" / name)
+        found[name] = verified(program)
+        os.close(program)
+    return found
+
+
 def check(directory: Path, backend: ModuleType) -> dict[str, object]:
     """What four packets of the pod met, and one round of collection."""
     loaded = backend.load(directory, {"flows": 1024, "reverse": 2048})
@@ -132,6 +148,7 @@ def check(directory: Path, backend: ModuleType) -> dict[str, object]:
         "checksums": [checksum(packet[14:34]), checksum(packet6[22:54] + pseudo_header(packet6[54:]) + packet6[54:])],
         "flows_live": layout.decode(layout.Collected, collected or b"").flows_live,
         "counters": counted(maps),
+        "verified": all_verified(directory),
     }
     maps.close()
     os.close(from_pod)
