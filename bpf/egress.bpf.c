@@ -29,21 +29,23 @@ int from_tunnel(struct __sk_buff *skb)
 
 	if (!config)
 		return drop(skb, TUNNEL_ERROR);
-	sender = tunnel_sender(skb, &vni, &endpoint);
-	if (sender == NO_NODE)
+	if (!read_tunnel(skb, &vni, &endpoint))
 		return drop(skb, UNKNOWN_NODE);
 	parsed = parse(skb, &packet);
 	if (parsed == PARSED_MALFORMED)
-		return drop(skb, MALFORMED);
+		return drop_from(skb, &endpoint, MALFORMED);
 	if (parsed == PARSED_FRAGMENT)
-		return drop(skb, FRAGMENT);
+		return drop_from(skb, &endpoint, FRAGMENT);
 	if (parsed != PARSED_FLOW && parsed != PARSED_ICMP_ERROR)
-		return drop(skb, UNSUPPORTED_PROTOCOL);
+		return drop_from(skb, &endpoint, UNSUPPORTED_PROTOCOL);
+	if (!(vni & VNI_BACK))
+		return forward(skb, &packet, parsed, config, &endpoint);
+	sender = node_number(&endpoint);
+	if (sender == NO_NODE)
+		return drop(skb, UNKNOWN_NODE);
 	if (vni == VNI_RELAYED)
 		return take_relayed(skb, &packet, parsed, config, sender);
-	if (vni & VNI_BACK)
-		return return_to_pod(skb, &packet, parsed, config, sender);
-	return forward(skb, &packet, parsed, config, sender, &endpoint);
+	return return_to_pod(skb, &packet, parsed, config, sender);
 }
 
 SEC("tc")

@@ -78,8 +78,8 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct setti
 	return sent(skb, bpf_redirect(config->tunnel_ifindex, 0), done);
 }
 
-/* Which node a packet came out of the tunnel from, NO_NODE if none that is known. */
-static __always_inline __u16 tunnel_sender(struct __sk_buff *skb, __u32 *vni, struct ip *endpoint)
+/* What a packet bore in the tunnel, and the end that it came from. False = it came by no tunnel. */
+static __always_inline bool read_tunnel(struct __sk_buff *skb, __u32 *vni, struct ip *endpoint)
 {
 	struct bpf_tunnel_key key = {};
 
@@ -87,11 +87,17 @@ static __always_inline __u16 tunnel_sender(struct __sk_buff *skb, __u32 *vni, st
 		*endpoint = ip_from_v4(bpf_htonl(key.remote_ipv4));
 	} else {
 		if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6))
-			return NO_NODE;
+			return false;
 		__builtin_memcpy(endpoint, key.remote_ipv6, sizeof(*endpoint));
 	}
 	*vni = key.tunnel_id;
-	return node_number(endpoint);
+	return true;
+}
+
+/* Of a packet that came out of the tunnel from `endpoint`: that no node is there counts before `reason`. */
+static __always_inline int drop_from(struct __sk_buff *skb, const struct ip *endpoint, enum reason reason)
+{
+	return drop(skb, node_number(endpoint) == NO_NODE ? UNKNOWN_NODE : reason);
 }
 
 /* The route to the world that the kernel has for a translated packet. */

@@ -94,6 +94,15 @@ def test_what_is_dropped_is_counted_with_its_reason(gateway: Gateway, reason: st
     assert (expected.verdict, expected.reason) == ("drop", reason)
 
 
+@pytest.mark.parametrize("reason", DROPPED)
+def test_whatever_a_stranger_sends_is_counted_as_a_strangers(gateway: Gateway, reason: str) -> None:
+    packet, _, vni = DROPPED[reason]
+    tables = gateway.world.fill(to_world(HERE))
+    gateway.tunnelled(packet, node=STRANGER, vni=vni)
+    assert gateway.world.counted() == {"unknown_node": 1}
+    assert datapath.from_tunnel(tables, State(), STRANGER, vni, packet).reason == "unknown_node"
+
+
 @pytest.mark.parametrize("packet", [replace(OUT, source_port=port) for port in (OURS, 20000, 1, 65535)])
 def test_a_node_sends_from_no_port_but_its_own(gateway: Gateway, packet: Packet) -> None:
     gateway.tunnelled(packet)
