@@ -136,6 +136,8 @@ static long collect_granule(struct bpf_map *map, const void *key, void *raw_valu
 
 	if (use->round != round->time)
 		bpf_map_delete_elem(&granules, &granule);
+	else
+		round->result->granules++;
 	return 0;
 }
 

@@ -222,6 +222,7 @@ class Collected(Structure):
         ("ports_resting", c_uint64),
         ("round", c_uint64),
         ("ports_uncounted", c_uint64),
+        ("granules", c_uint64),
     ]
 
 

@@ -252,6 +252,7 @@ struct collected {
 	__u64 ports_resting;
 	__u64 round;	       /* of `granule_use` */
 	__u64 ports_uncounted; /* for which `granules` had no room */
+	__u64 granules;	       /* in use */
 };
 
 #endif

@@ -30,6 +30,7 @@ from egress.status import GUARD, EgressStatus, PortUse, told_apart
 # Map sizes when they are made; memory is taken as they fill (no preallocation), about 250 bytes for each flow.
 DEFAULT_NAT_ENTRIES = 262_144
 EMPTY_FRAME = bytes(64)
+TABLES = {"flows": "flows", "ports": "reverse", "granules": "granules"}  # that fill -> their maps
 PRESSURE_LASTS = 10.0  # seconds that a long search for a port is remembered
 LOADERS = {"libbpf": loader, "bcc": bcc_loader}
 LoaderName = Literal["libbpf", "bcc"]
@@ -72,6 +73,7 @@ class Datapath:
         self._attacher = Attacher(pin_directory, attach)
         self._sizes = {"flows": nat_entries, "reverse": 2 * nat_entries}  # ports at rest have no flow
         self._quotas = quotas
+        self._near_share: tuple[IPAddress, ...] = ()  # pods that came near their share before the last collection
         self._maps = loader.PinnedMaps(pin_directory)
         self._loader = LOADERS[loader_name]
         self._digest = self._loader.digest()
@@ -179,7 +181,7 @@ class Datapath:
         """As the last round of collection counted it; None before there was one, or if it could not count all ports."""
         try:
             value = self._maps["collected"].get(layout.u32(0))
-            granules, pressures = self._maps["granules"].items(), self._maps["pressures"].items()
+            granules, searches = self._maps["granules"].items(), self._searches()
         except FileNotFoundError:
             return None
         collected = layout.decode(layout.Collected, value) if value else layout.Collected()
@@ -191,29 +193,42 @@ class Datapath:
             granule, use = layout.decode(layout.GranuleKey, key), layout.decode(layout.GranuleUse, raw)
             if use.round == last:
                 used[layout.ip_of(granule.egress_ip), granule.granule * layout.GRANULE] = use.ports
-        moment = time.monotonic_ns()
-        pressed = (
-            layout.number(key)
-            for key, raw in pressures.items()
-            if moment - layout.decode(layout.Pressure, raw).last_seen < PRESSURE_LASTS * 1e9
-        )
-        return PortUse(last / 1e9, used, frozenset(pressed))
+        return PortUse(last / 1e9, used, frozenset(group for group, (_, is_pressed) in searches.items() if is_pressed))
 
     def status(self) -> EgressStatus:
         """Not attached where nothing is pinned yet."""
         packets = {name: count for name, (count, _) in self.counters().items()}
         passed, drops = told_apart(packets, {reason.name for reason in self._reasons.values() if reason.is_drop})
-        entries, room = self._nat_size()
-        return EgressStatus(bool(packets), nat_entries=entries, nat_room=room, passed=passed, drops=drops)
+        if not packets:
+            return EgressStatus()
+        searches = self._searches()
+        pressed = {f"egress/{group}": 1 for group, (_, is_pressed) in searches.items() if is_pressed}
+        return EgressStatus(
+            True,
+            entries=self._entries(),
+            room={table: self._maps[name].max_entries for table, name in TABLES.items()},
+            long_searches={str(group): count for group, (count, _) in searches.items()},
+            pressed={**pressed, **{f"pod-address/{address}": 1 for address in self._near_share}},
+            passed=passed,
+            drops=drops,
+        )
 
-    def _nat_size(self) -> tuple[int, int]:
-        """(live flows after the last collection, room)."""
-        try:
-            value = self._maps["collected"].get(layout.u32(0))
-            room = self._maps["flows"].max_entries
-        except FileNotFoundError:
-            return 0, 0
-        return (int(layout.decode(layout.Collected, value).flows_live) if value else 0), room
+    def _entries(self) -> dict[str, int]:
+        """Flows and ports as the programs count them, granules as they were at the last collection."""
+        value, counted = self._maps["uses"].get(layout.u32(layout.ALL_PODS)), self._maps["collected"].get(layout.u32(0))
+        use = layout.decode(layout.Use, value) if value else layout.Use()
+        granules = layout.decode(layout.Collected, counted).granules if counted else 0
+        return {"flows": use.flows + use.outside, "ports": use.ports, "granules": granules}
+
+    def _searches(self) -> dict[int, tuple[int, bool]]:
+        """Group -> (long searches for a port, whether there was one of late)."""
+        moment = time.monotonic_ns()
+        found = {}
+        for key, value in sorted(self._maps["pressures"].items().items()):
+            pressure = layout.decode(layout.Pressure, value)
+            is_pressed = moment - pressure.last_seen < PRESSURE_LASTS * 1e9
+            found[layout.number(key)] = int(pressure.searches), is_pressed
+        return found
 
     def is_pressed(self) -> bool:
         """Whether a pod has come near its share of the tables since the last collection, which is due then."""
@@ -229,12 +244,21 @@ class Datapath:
             program = syscall.open_pinned(self._pins / "programs" / "collect")
         except FileNotFoundError:
             return None
+        self._near_share = self._pods_near_share()
         try:
             syscall.run_program(program, EMPTY_FRAME)
         finally:
             os.close(program)
         value = self._maps["collected"].get(layout.u32(0))
         return layout.decode(layout.Collected, value) if value else None
+
+    def _pods_near_share(self) -> tuple[IPAddress, ...]:
+        uses = self._maps["uses"].items().items()
+        devices = {layout.number(key) for key, value in uses if layout.decode(layout.Use, value).pressed}
+        if devices <= {layout.ALL_PODS}:
+            return ()
+        keys = (layout.decode(layout.PodKey, key) for key in self._maps["pods"].items())
+        return tuple(sorted((layout.ip_of(key.address) for key in keys if key.ifindex in devices), key=layout.ip16))
 
     # -- changing
 

@@ -30,8 +30,15 @@ class EgressStatus:
 
     datapath: bool = False  # attached and read
     pods: int = 0  # addresses of pods here that a policy selects
-    nat_entries: int = 0  # live mappings after the last collection
-    nat_room: int = 0
+    entries: Mapping[str, int] = field(default_factory=dict)  # of the tables that fill: flows, ports, granules
+    room: Mapping[str, int] = field(default_factory=dict)  # for entries, by table
+    long_searches: Mapping[str, int] = field(
+        default_factory=dict
+    )  # for a free port, by group, since the maps were made
+    pressed: Mapping[str, int] = field(
+        default_factory=dict
+    )  # "egress/GROUP" that searches long of late, "pod-address/…"
+    # near its share of the tables
     passed: Mapping[str, int] = field(default_factory=dict)  # packets that went on, by outcome
     drops: Mapping[str, int] = field(default_factory=dict)  # packets by reason
 

@@ -51,8 +51,9 @@ HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
     {
         "AgentAbsent", "AwaitingNodeReports", "BFDDown", "BFDNotSupported", "ConflictingAnnotations",
         "FamilyNotNegotiated", "ForwardingOff", "GatewayNotUsed", "HoldTimeTooLong", "InvalidRouterID",
-        "NetworkUnavailable", "NoBFD", "NoEndpoints", "NumberMisread", "PodOutsideCluster", "PoolOverCluster",
-        *OF_PORTS, "StatusOfOther", "UnknownAnnotation", "UnknownGateway", "UnknownLabel", "UnreadConfiguration",
+        "NetworkUnavailable", "NoBFD", "NoEndpoints", "NumberMisread", "PodNearShare", "PodOutsideCluster",
+        "PoolOverCluster", *OF_PORTS, "PortsScarce", "StatusOfOther", "TableNearlyFull", "UnknownAnnotation",
+        "UnknownGateway", "UnknownLabel", "UnreadConfiguration",
     }
 )  # fmt: skip
 

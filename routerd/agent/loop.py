@@ -54,7 +54,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -72,6 +72,7 @@ from routerd.model import IPAddress, Peer, Refusal, Snapshot
 from routerd.node.brake import Brake
 from routerd.node.desired import Kept, LocalFacts, NodeState, Settings, compose
 from routerd.node.drain import Drain
+from routerd.node.fill import fill_refusals
 from routerd.node.sessions import entries_here
 from routerd.serve.api import RequestRefused
 from routerd.store.interface import StoreStatus
@@ -431,12 +432,16 @@ class Agent:
             self._pools = of, tuple(pool_rows(self._snapshot, self._used, allocated))
         return self._pools[1]
 
+    def _refusals(self) -> Iterator[Refusal]:
+        yield from (*self._state.refusals, *self._last_round.refusals, *self._host.refusals())
+        yield from fill_refusals(self._settings.node, self._egress)
+
     def _refreshed(self) -> AgentStatus:
         return replace(
             self._status,
             missing=self._snapshot.missing(),
             peers=peer_statuses(self._state, self._host.peers()),
-            refusals=tuple(dict.fromkeys((*self._state.refusals, *self._last_round.refusals, *self._host.refusals()))),
+            refusals=tuple(dict.fromkeys(self._refusals())),
             pools=self._pool_rows(),
             generation=self._applied if self._host.is_settled() else self._status.generation,
             store=self._host.store_status(),

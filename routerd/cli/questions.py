@@ -93,13 +93,17 @@ def status(arguments: argparse.Namespace) -> int:
     return codes.OK if found["ready"] else codes.REFUSED
 
 
+def _fill(egress: Mapping[str, Any], table: str) -> str:
+    return f"{egress['entries'].get(table, 0)} of at most {egress['room'].get(table, 0)} {table}"
+
+
 def _status_text(found: Mapping[str, Any]) -> str:
     egress, rounds = found["egress"], found["rounds"]
     head = [
         f"node      {found['node']}, routerd {found['version']}",
         f"ready     {_readiness(found)}",
         f"datapath  {'attached' if egress['datapath'] else 'not attached'}, {egress['pods']} selected "
-        f"pod{'' if egress['pods'] == 1 else 's'} here, {egress['nat_entries']} of at most {egress['nat_room']} flows",
+        f"pod{'' if egress['pods'] == 1 else 's'} here, {_fill(egress, 'flows')}, {_fill(egress, 'ports')}",
         f"rounds    {rounds['done']}, of which {rounds['errors']} failed",
     ]
     if found["config"]["stale"]:

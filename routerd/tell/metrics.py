@@ -128,18 +128,26 @@ def _bfd(status: AgentStatus) -> Iterator[Metric]:
     yield _counter("routerd_bfd_refused_packets", text, ("reason",), refused)
 
 
+def _by(numbers: Mapping[str, int]) -> list[Sample]:
+    return [((name,), float(number)) for name, number in sorted(numbers.items())]
+
+
 def _egress(status: EgressStatus) -> Iterator[Metric]:
     yield _gauge("routerd_egress_datapath_up", "1 if the datapath is attached and was read.", (), _one(status.datapath))
     yield _counter(
         "routerd_egress_dropped_packets", "Packets that the datapath dropped, by reason.", ("reason",),
-        [((reason,), float(count)) for reason, count in sorted(status.drops.items())],
+        _by(status.drops),
     )  # fmt: skip
     yield _counter(
         "routerd_egress_packets", "Packets that the datapath took and passed on, by outcome.", ("outcome",),
-        [((outcome,), float(count)) for outcome, count in sorted(status.passed.items())],
+        _by(status.passed),
     )  # fmt: skip
-    yield _gauge("routerd_egress_nat_entries", "Flows that the datapath knows.", (), _one(status.nat_entries))
-    yield _gauge("routerd_egress_nat_limit", "Flows that the datapath has room for.", (), _one(status.nat_room))
+    yield _gauge("routerd_egress_table_entries", "Entries of the tables that fill.", ("table",), _by(status.entries))
+    yield _gauge("routerd_egress_table_limit", "Entries that there is room for.", ("table",), _by(status.room))
+    text = "Searches for a free port that took long, by egress group."
+    yield _counter("routerd_egress_long_port_searches", text, ("group",), _by(status.long_searches))
+    text = "1 for an egress group that is short of ports, and for a pod that is near its share of the tables."
+    yield _gauge("routerd_egress_pressed", text, ("object",), _by(status.pressed))
     yield _gauge("routerd_egress_pods", "Pods of this node that a policy selects.", (), _one(status.pods))
 
 

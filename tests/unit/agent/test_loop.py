@@ -79,7 +79,7 @@ class Here:
         return {"ttl": 3}
 
     def egress(self) -> EgressStatus:
-        return EgressStatus(True, 0, 1, 100, {"translated": 9}, {"no gateway": 3})
+        return EgressStatus(True, 0, {"flows": 1}, {"flows": 100}, passed={"translated": 9}, drops={"no gateway": 3})
 
     def nat(self) -> tuple[Row, ...]:
         return ()

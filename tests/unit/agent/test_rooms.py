@@ -23,7 +23,7 @@ from tests.models.cluster import TOR
 from tests.models.egress_wishes import EGRESS_IP, GROUP, SERVED, on_gateway
 from tests.models.tables import granules
 
-READ = EgressStatus(True, 0, 3, 100, {"translated": 5}, {"no_gateway": 2})
+READ = EgressStatus(True, 0, {"flows": 3}, {"flows": 100}, passed={"translated": 5}, drops={"no_gateway": 2})
 
 
 class Speaker:

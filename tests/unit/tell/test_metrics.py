@@ -52,7 +52,9 @@ FULL = AgentStatus(
         Refusal(Ref.parse("svc/default/api"), "NoEndpoints", "…"),
     ),
     pools=tuple(pool_rows(cluster.snapshot())),
-    egress=EgressStatus(True, 1, 9, 1000, {"translated": 8}, {"no_gateway": 5}),
+    egress=EgressStatus(
+        True, 1, {"flows": 9}, {"flows": 1000}, {"7": 3}, {"egress/7": 1}, {"translated": 8}, {"no_gateway": 5}
+    ),
     store=StoreStatus(
         (ResourceStatus("pods", synced=True, stale=12.5, lists=2, watches=3), ResourceStatus("nodes", synced=False)),
         {"GET": 9, "PATCH": 1},
@@ -104,8 +106,10 @@ def test_the_numbers() -> None:
         'routerd_bgp_session_flaps_total{peer="tor"} 2.0',
         'routerd_egress_dropped_packets_total{reason="no_gateway"} 5.0',
         'routerd_egress_packets_total{outcome="translated"} 8.0',
-        "routerd_egress_nat_limit 1000.0",
-        "routerd_egress_nat_entries 9.0",
+        'routerd_egress_table_limit{table="flows"} 1000.0',
+        'routerd_egress_table_entries{table="flows"} 9.0',
+        'routerd_egress_long_port_searches_total{group="7"} 3.0',
+        'routerd_egress_pressed{object="egress/7"} 1.0',
         "routerd_egress_pods 1.0",
         'routerd_pool_addresses{pool="default"} 256.0',
         'routerd_pool_addresses_in_use{pool="default"} 1.0',
@@ -195,7 +199,8 @@ def test_status_as_json_has_the_parts_of_the_rooms() -> None:
     document = as_json(FULL)
     assert document["config"] == {"loaded": True, "stale": False, "error": ""}
     assert document["egress"] == {
-        "datapath": True, "pods": 1, "nat_entries": 9, "nat_room": 1000,
+        "datapath": True, "pods": 1, "entries": {"flows": 9}, "room": {"flows": 1000}, "long_searches": {"7": 3},
+        "pressed": {"egress/7": 1},
         "passed": {"translated": 8}, "drops": {"no_gateway": 5},
     }  # fmt: skip
     assert document["peers"] == [
