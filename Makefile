@@ -10,13 +10,14 @@
 #   make chaos   kills at random moments under churn (KILLS=50, SEED=…)
 #   make bench   benchmarks                                           make lock        renews requirements/*.txt
 #   make bench-packets, bench-egress   the egress datapath: ns per packet; throughput beside nftables (FAMILY=6, ROUNDS=…)
+#   make bench-way   what a packet's whole way through it takes, beside VXLAN alone and nftables (FAMILY=6)
 #   make image   the container image, by docker or buildah (IMAGE=name:tag, IMAGE_FLAGS= more options for either)
 
 SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: setup kernel check test verified chaos demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-ports bench-rounds bench-packets bench-egress lock image bpf wheel clean
+.PHONY: setup kernel check test verified chaos demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-ports bench-rounds bench-packets bench-egress bench-way lock image bpf wheel clean
 
 setup:
 	@tools/setup
@@ -80,7 +81,10 @@ bench-packets: setup
 	@$(PY) -m tests.bench.packets $(if $(FAMILY),--family $(FAMILY)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 bench-egress: setup
-	@$(PY) -m tests.bench.egress $(if $(FAMILY),--family $(FAMILY)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(POLICIES),--policies $(POLICIES))
+	@$(PY) -m tests.bench.egress $(if $(FAMILY),--family $(FAMILY)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(POLICIES),--policies $(POLICIES)) $(if $(NETFILTER),--netfilter)
+
+bench-way: setup
+	@$(PY) -m tests.bench.way $(if $(FAMILY),--family $(FAMILY))
 
 lock: setup
 	@$(VENV)/bin/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate -q -o requirements/runtime.txt

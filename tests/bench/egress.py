@@ -10,7 +10,8 @@ One such line for each mode, all at once, and modes take turns within each round
     routerd_vxlan  our datapath
 
 Packets take the same hops in all of them. Pods have an MTU of 1500, behind VXLAN 1450. The worker of the nft modes
-chooses nothing: all that it forwards goes to the gateway. Rows go to `build/bench/egress.json`. It judges nothing.
+chooses nothing: all that it forwards goes to the gateway. With `--netfilter` worker and gateway have rules as
+kube-proxy makes them, in all modes. Rows go to `build/bench/egress.json`. It judges nothing.
 """
 
 from __future__ import annotations
@@ -60,6 +61,24 @@ BARS = {
     ("routerd_vxlan", "plain_vxlan"): {"tcp_gbps": 0.97, "rr_per_s": 0.98, "conn_per_s": 0.98, "udp64_kpps": 0.98},
 }  # fmt: skip
 SENT = frozenset(reason.name for reason in layout.read_reasons().values() if not reason.is_drop)
+NETFILTER = """
+table inet filter {
+    chain input { type filter hook input priority filter; ct state established,related accept; }
+    chain forward { type filter hook forward priority filter; ct state invalid drop; ct state established accept; }
+}
+table inet services {
+    chain prerouting { type nat hook prerouting priority dstnat; ip daddr 10.96.0.0/16 jump service; }
+    chain output { type nat hook output priority -100; ip daddr 10.96.0.0/16 jump service; }
+    chain postrouting { type nat hook postrouting priority srcnat; meta mark 0x4000 masquerade; }
+    chain service { tcp dport 443 dnat ip to 10.0.0.1:6443; }
+}
+"""
+UNTRACKED = """
+table inet tunnel {
+    chain came { type filter hook prerouting priority raw; udp dport 4789 notrack; }
+    chain goes { type filter hook output priority raw; udp dport 4789 notrack; }
+}
+"""
 COMPARED = (*BARS, ("routerd_vxlan", "plain"), ("nft_vxlan", "plain_vxlan"), ("nft", "plain"))
 
 
@@ -71,6 +90,7 @@ class Site:
     policies: int  # 0 = the mode knows none
     version: Version
     prefix: str
+    netfilter: bool = False
     parts: dict[str, Namespace] = field(default_factory=dict)
     datapaths: dict[str, Datapath] = field(default_factory=dict)
 
@@ -124,6 +144,7 @@ class Site:
             self._route("gateway", POD, OVER_WORKER if self.tunnelled else WORKER)
         if self.mode.startswith("nft"):
             self._nft()
+        self._filter()
 
     def _link(self, one: str, device: str, address: str, other: str, far: str, far_address: str) -> None:
         self.parts[one].ip(f"link add {device} type veth peer name {far} netns {self.parts[other].name}")
@@ -173,13 +194,17 @@ class Site:
                     oifname "up0" snat to {family} saddr map @addresses
                 }}
             }}
-            table inet tunnel {{
-                chain came {{ type filter hook prerouting priority raw; udp dport 4789 notrack; }}
-                chain goes {{ type filter hook output priority raw; udp dport 4789 notrack; }}
-            }}
             """,
         )  # fmt: skip
         gateway.sysctl({"net.netfilter.nf_conntrack_tcp_timeout_time_wait": TIME_WAIT})
+
+    def _filter(self) -> None:
+        """What else netfilter has to do. Where something is tracked the tunnel is not; ours has its own rule."""
+        for part in ("worker", "gateway"):
+            tracks = self.netfilter or (part == "gateway" and self.mode == "nft_vxlan")
+            rules = NETFILTER * self.netfilter + UNTRACKED * (tracks and self.mode in ("plain_vxlan", "nft_vxlan"))
+            if rules:
+                self.parts[part].nft(rules)
 
     def _desired(self, part: str) -> Desired:
         numbers = {"gateway": 1, "worker": 2}
@@ -245,10 +270,13 @@ class Site:
 
 
 @contextmanager
-def sites(policies: Sequence[int], version: Version, modes: Sequence[str], load: Path) -> Iterator[list[Site]]:
+def sites(
+    policies: Sequence[int], version: Version, modes: Sequence[str], load: Path, netfilter: Sequence[bool]
+) -> Iterator[list[Site]]:
     """All sites, with their servers. What does not know policies is there once."""
     wanted = [(mode, n) for mode in modes for n in ([0] if mode.startswith("plain") else policies)]
-    made = [Site(mode, n, version, f"rbe{os.getpid()}-{place}") for place, (mode, n) in enumerate(wanted)]
+    both = ((mode, n, filtered) for filtered in netfilter for mode, n in wanted)
+    made = [Site(mode, n, version, f"rbe{os.getpid()}-{place}", each) for place, (mode, n, each) in enumerate(both)]
     with ExitStack() as stack:
         pins, logs = (Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="routerd-bench-"))) for _ in range(2))
         for site in made:
@@ -265,7 +293,9 @@ def sites(policies: Sequence[int], version: Version, modes: Sequence[str], load:
 def one_round(made: Sequence[Site], number: int, load: Path, seconds: float) -> list[Row]:
     """Every load on every site; the sites take turns within a load, and another one begins each time."""
     rows: list[Row] = [
-        {"mode": site.mode, "policies": site.policies, "round": number, "family": f"IPv{site.version}"} for site in made
+        {"mode": site.mode, "policies": site.policies, "round": number, "family": f"IPv{site.version}"}
+        | {"netfilter": site.netfilter}
+        for site in made
     ]
     for turn, metric in enumerate(LOADS):
         first = (number + turn) % len(made)
@@ -305,11 +335,16 @@ def main() -> None:
     parser.add_argument("--policies", default="1,100000", help="numbers of policies, with commas")
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--family", type=int, choices=(4, 6), default=4)
+    parser.add_argument("--netfilter", action="store_true", help="rules as kube-proxy's on worker and gateway")
     given = parser.parse_args()
     forget("egress")
     print(f"make bench-egress: {machine()}, IPv{given.family}, {given.rounds} rounds of {given.seconds:g} s a load")
+    print(
+        "worker and gateway have rules of netfilter" if given.netfilter else "netfilter has no rules but the modes' own"
+    )
     policies, rows = [int(word) for word in given.policies.split(",")], list[Row]()
-    with compiled("load.c") as load, sites(policies, given.family, given.modes.split(","), load) as made:
+    modes, netfilter = given.modes.split(","), (given.netfilter,)
+    with compiled("load.c") as load, sites(policies, given.family, modes, load, netfilter) as made:
         for number in range(given.rounds + 1):
             found = one_round(made, number, load, given.seconds)
             rows += found if number else []  # the first is to warm up
