@@ -1,19 +1,28 @@
-"""What users write moves nobody else's traffic: egress IPs that are somebody's, external IPs of services."""
+"""What users write moves nobody else's traffic: egress IPs that are somebody's, external IPs of services. Nor does what
+their pods send, or what is sent to them, take the room for it: the node's tables are small here.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from ipaddress import ip_network
+from ipaddress import IPv4Address, ip_network
 
 import pytest
 
 from routerd.agent.local import own_networks
 from routerd.serve.api import agent_socket, ask
+from tests.bpf.packets import Shape, build
+from tests.models.tables import TCP, UDP, Packet
 from tests.netns.lab import netns
 from tests.netns.lab.daemons import Daemons
-from tests.netns.lab.lab import TOR_ADDRESS, Lab
-from tests.netns.stories.story import EGRESS_IP, Story
+from tests.netns.lab.frames import mac_of
+from tests.netns.lab.hosts import Host, PodHost
+from tests.netns.lab.lab import FW_ADDRESS, TOR_ADDRESS, Lab
+from tests.netns.stories.story import EGRESS_IP, Story, started, write_manifests
 
 POLICY = """\
 apiVersion: routerd.io/v1alpha1
@@ -26,6 +35,7 @@ spec:
   gateways: {{nodeSelector: {{matchLabels: {{routerd.io/egress-gateway: ""}}}}}}
 """
 HOST = "10.0.0.50"  # on the nodes' network, and no node's
+ROOM = 2048  # for flows; a pod has a quarter of it
 
 
 @dataclass
@@ -51,6 +61,12 @@ class Running:
             assert set(blackholes) <= {prefix.removesuffix("/32") for prefix in self.before}
             assert self.lab.node(name).ping(TOR_ADDRESS)
         assert self.lab.pod("snat-pod").get(self.lab.fw.address).source == EGRESS_IP
+
+
+@pytest.fixture(scope="module")
+def story(clean_labs: list[str]) -> Iterator[Story]:
+    with Lab(f"a{os.getpid()}") as lab:
+        yield started(lab, Daemons(lab, options={"egress": {"nat-entries": ROOM}}))
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +218,91 @@ def test_another_address_of_a_node_is_in_the_cluster(running: Running) -> None:
     lab.wait(reached, "selected pods of both nodes reach it as they are")
     lab.tor.ip(f"route del {storage}/32")
     worker.ip("link del stor0")
+
+
+def blast(host: Host, device: str, frames: Iterable[bytes]) -> None:
+    with host.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+        with netns.entered(host.name):
+            sender.bind((device, 0))
+        for frame in frames:
+            sender.send(frame)
+
+
+def drops(running: Running) -> dict[str, int]:
+    """By reason, at the worker."""
+    found = ask(agent_socket(running.lab.node("worker").directory / "run"), {"get": "status"})["egress"]["drops"]
+    return {str(reason): int(count) for reason, count in found.items() if count}
+
+
+def lead_to(running: Running, vip: str, ports: dict[int, str]) -> None:
+    """The worker leads these ports of the VIP to pods of its own, and keeps the sources, as with the policy Local."""
+    rules = "".join(f"ip daddr {vip} tcp dport {port} dnat to {pod}:8080;" for port, pod in ports.items())
+    chain = f"chain pre {{ type nat hook prerouting priority -110; {rules} }};"
+    running.lab.node("worker").nft(f"table ip local {{ {chain} }}\n")
+    running.lab.tor.ip(f"route replace {vip}/32 via {running.lab.node('worker').address}")
+
+
+@pytest.fixture(scope="module")
+def greedy(story: Story, running: Running) -> PodHost:
+    """A pod of the policy, in effect, with a server."""
+    pod = running.lab.add_pod("greedy", "worker", {"app": "snat-pod"})
+    pod.start_server(http=8080)
+    write_manifests(story)
+    running.lab.wait(lambda: pod.ask(FW_ADDRESS, timeout=0.3).source == EGRESS_IP, "the greedy pod leaves")
+    return pod
+
+
+def echoes(connection: socket.socket) -> bool:
+    connection.sendall(b"still")
+    return connection.recv(100) == b"still"
+
+
+def connected(pod: Host) -> socket.socket:
+    """To a server that says first whom it sees, and then echoes."""
+    connection = pod.connect(FW_ADDRESS, 7)
+    assert connection.recv(100)
+    assert echoes(connection)
+    return connection
+
+
+def begin(running: Running) -> None:
+    """Other pods of the node begin connections: every one is served."""
+    pods = {"snat-pod": EGRESS_IP, "batch": running_pool_ip(running)}
+    for name, address in pods.items():
+        pod = running.lab.pod(name)
+        assert {ask_fw(FW_ADDRESS).source for _ in range(15) for ask_fw in (pod.ask, pod.get)} == {address}
+
+
+def test_a_pod_that_takes_all_flows_and_ports_takes_none_of_anothers(running: Running, greedy: PodHost) -> None:
+    lives = [connected(pod) for pod in (greedy, running.lab.pod("batch"))]
+    source, nobody = IPv4Address(greedy.address), IPv4Address("198.51.100.77")
+    ports = range(1024, 1024 + ROOM // 2)
+    questions = (Packet(source, nobody, UDP, port, 9) for port in ports)
+    syns = (Packet(source, nobody, TCP, port, 9, flags="S") for port in ports)
+    blast(greedy, "eth0", (build(packet) for both in zip(questions, syns, strict=True) for packet in both))
+    assert drops(running)["flow_quota"] >= ROOM // 2
+    assert greedy.ask(FW_ADDRESS, timeout=0.3).refusal == "timeout"
+    begin(running)
+    assert all(map(echoes, lives))
+    running.lab.wait(lambda: greedy.ask(FW_ADDRESS, timeout=0.3).source == EGRESS_IP, "what nobody answered gives way")
+    assert all(map(echoes, lives))
+    for live in lives:
+        live.close()
+
+
+def test_forged_syns_to_a_vip_keep_nobody_from_another_pod(story: Story, running: Running, greedy: PodHost) -> None:
+    lab, decent = running.lab, running.lab.pod("snat-pod")
+    decent.start_server(http=8080)
+    lead_to(running, story.vip, {8088: greedy.address, 8089: decent.address})
+    live = connected(greedy)
+    shape, vip = Shape(destination_mac=mac_of(lab.node("worker"), "eth0")), IPv4Address(story.vip)
+    sources = (IPv4Address("46.0.0.1") + n * 7919 for n in range(ROOM))
+    blast(lab.tor, "worker", (build(Packet(each, vip, TCP, 1024, 8088, flags="S"), shape) for each in sources))
+    assert drops(running)["outside_quota"] >= ROOM // 2
+    assert {lab.client.get(story.vip, 8089).text.split()[0] for _ in range(15)} == {"snat-pod"}
+    assert greedy.get(FW_ADDRESS).source == EGRESS_IP
+    begin(running)
+    assert echoes(live)
+    live.close()
+    lab.wait(lambda: lab.client.get(story.vip, 8088, timeout=1).text.startswith("greedy"), "the forged ones give way")
+    assert "flow_table_full" not in drops(running)
