@@ -21,17 +21,19 @@ SEC("tc")
 int from_tunnel(struct __sk_buff *skb)
 {
 	struct settings *config = read_settings();
-	struct packet packet;
+	struct scratch *room = read_scratch();
+	struct packet *packet;
 	enum parsed parsed;
 	struct ip endpoint;
 	__u16 sender;
 	__u32 vni;
 
-	if (!config)
+	if (!config || !room)
 		return drop(skb, TUNNEL_ERROR);
+	packet = &room->packet;
 	if (!read_tunnel(skb, &vni, &endpoint))
 		return drop(skb, UNKNOWN_NODE);
-	parsed = parse(skb, &packet);
+	parsed = parse(skb, packet);
 	if (parsed == PARSED_MALFORMED)
 		return drop_from(skb, &endpoint, MALFORMED);
 	if (parsed == PARSED_FRAGMENT)
@@ -39,77 +41,85 @@ int from_tunnel(struct __sk_buff *skb)
 	if (parsed != PARSED_FLOW && parsed != PARSED_ICMP_ERROR)
 		return drop_from(skb, &endpoint, UNSUPPORTED_PROTOCOL);
 	if (!(vni & VNI_BACK))
-		return forward(skb, &packet, parsed, config, &endpoint);
+		return forward(skb, packet, parsed, config, &endpoint);
 	sender = node_number(&endpoint);
 	if (sender == NO_NODE)
 		return drop(skb, UNKNOWN_NODE);
 	if (vni == VNI_RELAYED)
-		return take_relayed(skb, &packet, parsed, config, sender);
-	return return_to_pod(skb, &packet, parsed, config, sender);
+		return take_relayed(skb, packet, parsed, config, sender);
+	return return_to_pod(skb, packet, parsed, config, sender);
 }
 
 SEC("tc")
 int from_uplink(struct __sk_buff *skb)
 {
 	struct settings *config = read_settings();
+	struct scratch *room = read_scratch();
 	struct egress_ip_value *address;
-	struct packet packet;
+	struct packet *packet;
 	enum parsed parsed;
 
-	parsed = parse(skb, &packet);
-	if (!config || is_tagged(skb) || parsed == PARSED_NOT_IP || parsed == PARSED_MALFORMED)
+	if (!config || !room)
+		return NEXT;
+	packet = &room->packet;
+	parsed = parse(skb, packet);
+	if (is_tagged(skb) || parsed == PARSED_NOT_IP || parsed == PARSED_MALFORMED)
 		return NEXT; /* a tagged frame is for a device on top of this one */
-	address = bpf_map_lookup_elem(&egress_ips, &packet.destination);
+	address = bpf_map_lookup_elem(&egress_ips, &packet->destination);
 	if (!address)
 		return NEXT;
-	return hand_back(skb, &packet, parsed, config, address, BY_UPLINK);
+	return hand_back(skb, packet, parsed, config, address, BY_UPLINK);
 }
 
 SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
 	struct settings *config = read_settings();
+	struct scratch *room = read_scratch();
+	struct packet *packet;
 	struct pod_key pod_key = {.ifindex = skb->ifindex};
 	struct flow_value *flow;
 	struct pod_value *pod;
-	struct packet packet;
 	struct flow_key key;
 	enum parsed parsed;
 	int verdict;
 
+	if (!room)
+		return drop(skb, MALFORMED);
+	packet = &room->packet;
 	if (is_tagged(skb))
 		return drop_if_strict(skb, VLAN_TAGGED);
-	parsed = parse(skb, &packet);
+	parsed = parse(skb, packet);
 	if (!config || parsed == PARSED_NOT_IP)
 		return NEXT;
 	if (parsed == PARSED_MALFORMED)
 		return drop_if_strict(skb, MALFORMED);
-	if (stays_on_link(&packet))
+	if (stays_on_link(packet))
 		return NEXT;
-	if (parsed == PARSED_FLOW && forges_tunnel(&packet, config))
+	if (parsed == PARSED_FLOW && forges_tunnel(packet, config))
 		return drop(skb, TUNNEL_PORT);
-	key = flow_from_pod(&packet, skb->ifindex);
+	key = flow_from_pod(packet, skb->ifindex);
 	flow = parsed == PARSED_FLOW ? bpf_map_lookup_elem(&flows, &key) : NULL;
 	if (flow) {
-		verdict = reopens(&key, flow, &packet) ? BEGIN_ANEW : continue_flow(skb, &packet, &key, flow);
+		verdict = reopens(&key, flow, packet) ? BEGIN_ANEW : continue_flow(skb, packet, &key, flow);
 		if (verdict == SEND_OUT)
 			goto send;
 		if (verdict != BEGIN_ANEW)
 			return verdict;
 		end_flow(&key, flow);
 	}
-	pod_key.address = packet.source;
+	pod_key.address = packet->source;
 	pod = bpf_map_lookup_elem(&pods, &pod_key);
 	if (!pod)
 		return drop_if_strict(skb, SPOOFED_SOURCE);
-	if (is_inside(&packet.destination))
+	if (is_inside(&packet->destination))
 		return NEXT;
-	verdict = parsed == PARSED_ICMP_ERROR ? report_error(skb, &packet, pod->policy_set, &flow)
-					      : begin_flow(skb, &packet, parsed, config, &key, pod, &flow);
+	verdict = parsed == PARSED_ICMP_ERROR ? report_error(skb, packet, pod->policy_set, &flow)
+					      : begin_flow(skb, packet, parsed, config, &key, pod, &flow);
 	if (verdict != SEND_OUT)
 		return verdict;
 send:
-	return send_out(skb, &packet, parsed, config, flow);
+	return send_out(skb, packet, parsed, config, flow);
 }
 
 /* Flows begun from outside the cluster are recorded, so that the selected pod's answers go back the way they
@@ -118,39 +128,43 @@ SEC("tc")
 int to_pod(struct __sk_buff *skb)
 {
 	struct settings *config = read_settings();
+	struct scratch *room = read_scratch();
 	struct pod_key pod_key = {.ifindex = skb->ifindex};
 	struct flow_value begun = {.last_seen = now()};
 	struct flow_value *flow;
 	struct pod_value *pod;
-	struct packet packet;
+	struct packet *packet;
 	struct flow_key key;
 	struct shares shares;
 	__u8 again;
 	long error;
 
-	if (!config || parse(skb, &packet) != PARSED_FLOW)
+	if (!config || !room)
 		return NEXT;
-	key = flow_to_pod(&packet, skb->ifindex);
+	packet = &room->packet;
+	if (parse(skb, packet) != PARSED_FLOW)
+		return NEXT;
+	key = flow_to_pod(packet, skb->ifindex);
 	flow = bpf_map_lookup_elem(&flows, &key);
 	if (flow && flow->group)
 		return NEXT; /* an answer that was translated here */
-	if (flow && !(opens_connection(&packet) && is_over(flow->seen_out, flow->seen_in))) {
-		again = flow->seen_out && !opens_connection(&packet) ? SEEN_AGAIN : 0;
-		refresh(&flow->last_seen, &flow->seen_in, seen_of(&packet) | again);
+	if (flow && !(opens_connection(packet) && is_over(flow->seen_out, flow->seen_in))) {
+		again = flow->seen_out && !opens_connection(packet) ? SEEN_AGAIN : 0;
+		refresh(&flow->last_seen, &flow->seen_in, seen_of(packet) | again);
 		return NEXT;
 	}
 	if (flow)
 		forget_flow(&key, flow);
-	pod_key.address = packet.destination;
+	pod_key.address = packet->destination;
 	pod = bpf_map_lookup_elem(&pods, &pod_key);
-	if (!pod || !pod->policy_set || is_inside(&packet.source) || !begins_from_outside(&packet))
+	if (!pod || !pod->policy_set || is_inside(&packet->source) || !begins_from_outside(packet))
 		return NEXT;
 	/* What is not recorded is dropped: its answer would be sent through the gateway. */
 	if (!find_uses(&shares, key.ifindex))
 		return drop(skb, OUTSIDE_QUOTA);
 	if (refuses_outside(config, &shares))
 		return drop(skb, OUTSIDE_QUOTA);
-	begun.seen_in = seen_of(&packet);
+	begun.seen_in = seen_of(packet);
 	error = bpf_map_update_elem(&flows, &key, &begun, BPF_NOEXIST);
 	if (!error)
 		count_outside(&shares, 1);

@@ -104,7 +104,7 @@ static __always_inline int answer_world(struct __sk_buff *skb, const struct pack
 
 /* The node that the port's packets go to: the one that has it, or another gateway (*relays) where none is
  * known. NULL = nobody. */
-static __always_inline struct node_value *next_node(const struct packet *packet, enum parsed parsed,
+static __always_inline struct node_value *next_stop(const struct packet *packet, enum parsed parsed,
 						    const struct settings *config,
 						    const struct egress_ip_value *address, __be16 port,
 						    enum way way, bool *relays)
@@ -136,7 +136,7 @@ static __always_inline int hand_back(struct __sk_buff *skb, const struct packet 
 	if (!egress_port(skb, packet, parsed, SIDE_DESTINATION, &port))
 		return not_ours(skb, address, way,
 				parsed == PARSED_FRAGMENT ? FRAGMENT : UNSUPPORTED_PROTOCOL);
-	node = next_node(packet, parsed, config, address, port, way, &relays);
+	node = next_stop(packet, parsed, config, address, port, way, &relays);
 	if (!node)
 		return not_ours(skb, address, way, NO_MAPPING);
 	if (packet->ttl <= 1)

@@ -16,6 +16,7 @@
 /* What is too large for the 512 bytes of a program's stack; one of each for a packet, which stays on its CPU
  * with soft interrupts off until its program has ended. */
 struct scratch {
+	struct packet packet; /* on the stack, the verifier would follow each of its cases to the end */
 	struct packet quoted; /* by an ICMP error */
 	struct flow_value flow;
 	struct reverse_key port_key; /* of the port that is claimed */
