@@ -36,9 +36,14 @@ int from_tunnel(struct __sk_buff *skb)
 	parsed = parse(skb, packet);
 	if (parsed == PARSED_MALFORMED)
 		return drop_from(skb, &endpoint, MALFORMED);
-	if (parsed == PARSED_FRAGMENT)
-		return drop_from(skb, &endpoint, FRAGMENT);
-	if (parsed != PARSED_FLOW && parsed != PARSED_ICMP_ERROR)
+	if (parsed == PARSED_FRAGMENT && vni & VNI_BACK) {
+		parsed = follow_first(packet, FROM_WORLD);
+		if (parsed == PARSED_FRAGMENT)
+			return drop_from(skb, &endpoint, FRAGMENT);
+	}
+	if (parsed == PARSED_BAD_FRAGMENT)
+		return drop_from(skb, &endpoint, BAD_FRAGMENT);
+	if (parsed == PARSED_UNSUPPORTED || parsed == PARSED_NOT_IP)
 		return drop_from(skb, &endpoint, UNSUPPORTED_PROTOCOL);
 	if (!(vni & VNI_BACK))
 		return forward(skb, packet, parsed, config, &endpoint);
@@ -68,6 +73,8 @@ int from_uplink(struct __sk_buff *skb)
 	address = bpf_map_lookup_elem(&egress_ips, &packet->destination);
 	if (!address)
 		return NEXT;
+	if (parsed == PARSED_FRAGMENT)
+		parsed = follow_first(packet, FROM_WORLD);
 	return hand_back(skb, packet, parsed, config, address, BY_UPLINK);
 }
 
@@ -92,8 +99,10 @@ int from_pod(struct __sk_buff *skb)
 	parsed = parse(skb, packet);
 	if (!config || parsed == PARSED_NOT_IP)
 		return NEXT;
-	if (parsed == PARSED_MALFORMED)
-		return drop_if_strict(skb, MALFORMED);
+	if (parsed == PARSED_FRAGMENT)
+		parsed = follow_first(packet, skb->ifindex);
+	if (parsed == PARSED_MALFORMED || parsed == PARSED_BAD_FRAGMENT)
+		return drop_if_strict(skb, parsed == PARSED_MALFORMED ? MALFORMED : BAD_FRAGMENT);
 	if (stays_on_link(packet))
 		return NEXT;
 	if (parsed == PARSED_FLOW && forges_tunnel(packet, config))

@@ -44,6 +44,16 @@ static __always_inline int answer_node(struct __sk_buff *skb, const struct packe
 			   kind == ERROR_TOO_BIG ? TOO_BIG_ANSWERED : TTL_ANSWERED);
 }
 
+/* Whether the port is of the node with this tunnel endpoint. */
+static __always_inline bool owns(const struct ip *endpoint, const struct egress_ip_value *address,
+				 __be16 port)
+{
+	__u16 number = node_of_port(address, port);
+	struct node_value *owner = number == NO_NODE ? NULL : node_of(number);
+
+	return owner && ip_equal(&owner->address, endpoint);
+}
+
 /* Out of the tunnel from `endpoint`, bearing an egress IP as its source. That the port's node is there says
  * who sent it: asking `nodes` for every packet costs three more lines of memory, which no cache holds where
  * there are many nodes. */
@@ -52,20 +62,20 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 {
 	struct egress_ip_value *address = bpf_map_lookup_elem(&egress_ips, &packet->source);
 	struct scratch *room = read_scratch();
-	struct node_value *owner;
 	enum reason refusal;
-	__u16 number;
 	__be16 port;
 	__u32 mtu;
 
 	if (!address || !room)
 		return drop_from(skb, endpoint, UNKNOWN_EGRESS_IP);
-	if (!egress_port(skb, packet, parsed, SIDE_SOURCE, &port))
-		return drop_from(skb, endpoint, UNSUPPORTED_PROTOCOL);
-	number = node_of_port(address, port);
-	owner = number == NO_NODE ? NULL : node_of(number);
-	if (!owner || !ip_equal(&owner->address, endpoint))
+	if (packet->piece && !owns(endpoint, address, port_of_id(packet)))
 		return drop_from(skb, endpoint, FOREIGN_PORT);
+	if (packet->piece != LATER_PIECE) {
+		if (!egress_port(skb, packet, parsed, SIDE_SOURCE, &port))
+			return drop_from(skb, endpoint, UNSUPPORTED_PROTOCOL);
+		if (!owns(endpoint, address, port))
+			return drop_from(skb, endpoint, FOREIGN_PORT);
+	}
 	if (place_of(&packet->destination))
 		return drop(skb, BOGUS_DESTINATION);
 	if (packet->ttl <= 1)
@@ -133,6 +143,8 @@ static __always_inline int hand_back(struct __sk_buff *skb, const struct packet 
 	__be16 port;
 	__u32 mtu;
 
+	if (parsed == PARSED_BAD_FRAGMENT)
+		return not_ours(skb, address, way, BAD_FRAGMENT);
 	if (!egress_port(skb, packet, parsed, SIDE_DESTINATION, &port))
 		return not_ours(skb, address, way,
 				parsed == PARSED_FRAGMENT ? FRAGMENT : UNSUPPORTED_PROTOCOL);
@@ -144,6 +156,8 @@ static __always_inline int hand_back(struct __sk_buff *skb, const struct packet 
 	if (node->local)
 		return return_to_pod(skb, packet, parsed, config, node_of_port(address, port));
 	endpoint = node->address;
+	if (packet->piece == FIRST_PIECE && !remember_first(packet, FROM_WORLD, packet->id))
+		return drop(skb, FRAGMENT);
 	if (exceeds(skb, packet, config->tunnel_ifindex, &mtu))
 		return answer_world(skb, packet, config, way, ERROR_TOO_BIG, mtu);
 	if (relays)

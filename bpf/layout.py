@@ -21,6 +21,7 @@ GRANULE_SHIFT = 6
 GRANULE = 1 << GRANULE_SHIFT  # ports
 GRANULES = 1024  # of one address
 NODE_NUMBERS = 65536
+ID_SEQUENCES = 1024
 NO_NODE = 0
 FAMILY_BITS = 32  # in front of the address in keys of longest-prefix matches
 PREFIX_IPV6 = 1 << 31
@@ -179,6 +180,33 @@ class ReverseValue(Structure):
     ]
 
 
+class FragmentKey(Structure):
+    _fields_ = [
+        ("source", Bytes16),
+        ("destination", Bytes16),
+        ("ifindex", c_uint32),
+        ("id", c_uint32),
+        ("protocol", c_uint8),
+        ("reserved", c_uint8 * 3),
+    ]
+
+
+class FragmentValue(Structure):
+    _fields_ = [
+        ("begun", c_uint64),
+        ("sent_id", c_uint32),
+        ("source_port", BigEndianPort),
+        ("destination_port", BigEndianPort),
+        ("length", c_uint16),
+        ("protocol", c_uint8),
+        ("reserved", c_uint8 * 5),
+    ]
+
+
+class Sequence(Structure):
+    _fields_ = [("turn", c_uint64)]
+
+
 class GranuleKey(Structure):
     _fields_ = [("egress_ip", Bytes16), ("granule", c_uint32)]
 
@@ -232,6 +260,7 @@ MIRRORS: dict[str, type[Structure]] = {
     "policy_value": PolicyValue, "cidr_key": CidrKey, "node_value": NodeValue, "gateway": Gateway, "block": Block,
     "group_value": GroupValue, "egress_ip_value": EgressIpValue, "flow_key": FlowKey, "flow_value": FlowValue,
     "reverse_key": ReverseKey, "reverse_value": ReverseValue,
+    "fragment_key": FragmentKey, "fragment_value": FragmentValue, "sequence": Sequence,
     "granule_key": GranuleKey, "granule_use": GranuleUse, "use": Use, "pressure": Pressure,
     "relays": Relays, "counter": Counter, "collected": Collected,
 }  # fmt: skip
@@ -242,7 +271,8 @@ MAPS: dict[str, tuple[type[Structure] | None, type[Structure] | None]] = {
     "policies": (PolicyKey, PolicyValue), "cluster": (CidrKey, None), "groups": (None, GroupValue),
     "epoch": (None, None), "egress_ips": (None, EgressIpValue), "nodes": (None, None),
     "node_numbers": (None, NodeValue), "uplinks": (None, None), "flows": (FlowKey, FlowValue),
-    "reverse": (ReverseKey, ReverseValue), "granules": (GranuleKey, GranuleUse), "uses": (None, Use),
+    "reverse": (ReverseKey, ReverseValue), "fragments": (FragmentKey, FragmentValue), "sequences": (None, Sequence),
+    "granules": (GranuleKey, GranuleUse), "uses": (None, Use),
     "pressures": (None, Pressure), "relays": (None, Relays), "counters": (None, Counter),
     "collected": (None, Collected),
 }  # fmt: skip

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* The maps, one comment each. All are pinned by name; sizes of the large ones are set by the loader. No LRU
- * anywhere: two LRU maps drift apart and black-hole live flows, so a full table refuses new flows and says
+ * for flows: two LRU maps drift apart and black-hole live flows, so a full table refuses new flows and says
  * so.
  */
 #ifndef ROUTERD_MAPS_H
@@ -78,6 +78,13 @@ PINNED_MAP(pressures, BPF_MAP_TYPE_HASH, __u32, struct pressure, 65536, BPF_F_NO
 
 /* What this gateway has relayed lately, by CPU; one element. */
 PINNED_MAP(relays, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct relays, 1, 0);
+
+/* First fragments, for as long as others may follow (30 s). LRU: who sends many of them, a pod or the world,
+ * shortens that time for all and stops nobody's; a full table would. */
+PINNED_MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment_value, 16384, 0);
+
+/* Whose turn it is among the ids of fragments, by a hash of where to. */
+PINNED_MAP(sequences, BPF_MAP_TYPE_ARRAY, __u32, struct sequence, ID_SEQUENCES, 0);
 
 /* Packets and bytes by outcome (enum reason). */
 PINNED_MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, REASON_LIMIT, 0);

@@ -22,7 +22,9 @@
 #define IP_DF		 0x4000
 #define IP_HEADER_MAX	 15	/* words of 4 bytes */
 #define IP_MF_OR_LATER	 0x3fff /* more fragments, or an offset */
-#define IPV6_MF_OR_LATER 0xfff9 /* of the fragment header's second word */
+#define IP_POSITION	 0x1fff /* of a fragment, in words of 8 bytes */
+#define IPV6_MF_OR_LATER 0xfff9 /* of the fragment header's second half word */
+#define IPV6_POSITION	 0xfff8 /* bytes */
 #define IPV6_HEADERS_MAX 6	/* extension headers that are walked; a packet with more is not understood */
 #define NEXTHDR_HOP	 0
 #define NEXTHDR_ROUTING	 43
@@ -33,13 +35,16 @@
 #define FRAGMENT_HEADER	 8
 
 enum parsed {
-	PARSED_FLOW,	    /* TCP, UDP or ICMP echo: ports are set */
-	PARSED_ICMP_ERROR,  /* ICMP that quotes a packet */
-	PARSED_FRAGMENT,    /* addresses only */
-	PARSED_UNSUPPORTED, /* addresses only */
+	PARSED_FLOW,	     /* TCP, UDP or ICMP echo, whole or the first fragment: ports are set */
+	PARSED_ICMP_ERROR,   /* ICMP that quotes a packet */
+	PARSED_FRAGMENT,     /* a later one: addresses only, see fragments.h */
+	PARSED_BAD_FRAGMENT, /* a first one without its transport header, or one that overlaps its first */
+	PARSED_UNSUPPORTED,  /* addresses only */
 	PARSED_NOT_IP,
 	PARSED_MALFORMED,
 };
+
+enum piece { WHOLE, FIRST_PIECE, LATER_PIECE };
 
 struct packet {
 	struct ip source;
@@ -48,13 +53,19 @@ struct packet {
 	__be16 destination_port;
 	__u32 l4_offset;
 	__u32 total_length; /* of the IP packet, bytes */
-	__u8 protocol;	    /* of the transport */
-	__u8 ttl;	    /* IPv6: hop limit */
-	__u8 tcp_flags;	    /* byte 13 of the TCP header */
+	__u32 id;	    /* of a fragment's datagram; 16 bits of IPv4, 32 of IPv6 */
+	__u32 sent_id;	    /* what the first fragment had it replaced by */
+	__u32 id_offset;
+	__u16 position; /* of a fragment, bytes from the beginning of its datagram */
+	__u8 piece;	/* enum piece */
+	__u8 protocol;	/* of the transport */
+	__u8 ttl;	/* IPv6: hop limit */
+	__u8 tcp_flags; /* byte 13 of the TCP header */
 	__u8 icmp_type;
 	bool ipv6;
 	bool dont_fragment; /* always of IPv6 */
-	bool plain_header;  /* no IP options; nothing between an IPv6 header and its transport */
+	bool plain_header;  /* no IP options; at most a fragment's header between an IPv6 header and its
+			       transport */
 	bool asks;	    /* an echo request */
 	bool reports;	    /* an ICMP error */
 };
@@ -188,14 +199,21 @@ static __always_inline enum parsed parse_l4(struct __sk_buff *skb, __u32 offset,
 	if (packet->protocol == IPPROTO_UDP) {
 		struct udphdr udp;
 
-		if (bpf_skb_load_bytes(skb, offset, &udp, sizeof(udp)) || bpf_ntohs(udp.len) < sizeof(udp) ||
-		    bpf_ntohs(udp.len) > room)
+		if (room < sizeof(udp) || bpf_skb_load_bytes(skb, offset, &udp, sizeof(udp)) ||
+		    bpf_ntohs(udp.len) < sizeof(udp) || (!packet->piece && bpf_ntohs(udp.len) > room))
 			return PARSED_MALFORMED;
 		packet->source_port = udp.source;
 		packet->destination_port = udp.dest;
 		return PARSED_FLOW;
 	}
 	return is_icmp(packet) ? parse_icmp(skb, offset, room, packet) : PARSED_UNSUPPORTED;
+}
+
+static __always_inline enum parsed note_piece(struct packet *packet, __u16 position)
+{
+	packet->position = position;
+	packet->piece = position ? LATER_PIECE : FIRST_PIECE;
+	return position ? PARSED_FRAGMENT : PARSED_FLOW;
 }
 
 /* The IPv4 header at `offset`; PARSED_FLOW = what follows it is to be read. Of one that is quoted, and so
@@ -217,31 +235,52 @@ static __always_inline enum parsed parse_ipv4(struct __sk_buff *skb, __u32 offse
 	packet->l4_offset = offset + ip.ihl * 4;
 	if (!is_quoted && (!packet->total_length || !has_own_checksum(skb, offset, &ip)))
 		return PARSED_MALFORMED;
-	return ip.frag_off & bpf_htons(IP_MF_OR_LATER) ? PARSED_FRAGMENT : PARSED_FLOW;
+	if (!(ip.frag_off & bpf_htons(IP_MF_OR_LATER)))
+		return PARSED_FLOW;
+	packet->id = bpf_ntohs(ip.id);
+	packet->id_offset = offset + offsetof(struct iphdr, id);
+	return note_piece(packet, (bpf_ntohs(ip.frag_off) & IP_POSITION) * 8);
 }
 
-/* Walks over extension headers to the transport (RFC 8200, section 4). */
+static __always_inline bool is_extension(__u8 next)
+{
+	return next == NEXTHDR_HOP || next == NEXTHDR_ROUTING || next == NEXTHDR_FRAGMENT ||
+	       next == NEXTHDR_AUTH || next == NEXTHDR_DEST;
+}
+
+/* Walks over extension headers to the transport (RFC 8200, section 4). A datagram that is its own only
+ * fragment is a whole one (RFC 6946). */
 static __always_inline enum parsed skip_headers(struct __sk_buff *skb, struct packet *packet)
 {
 	for (int i = 0; i < IPV6_HEADERS_MAX; i++) {
 		__u8 next = packet->protocol;
-		__be16 words[2];
+		__be32 words[2];
 		__u8 *header = (__u8 *)words;
+		__u16 piece;
 
-		if (next != NEXTHDR_HOP && next != NEXTHDR_ROUTING && next != NEXTHDR_FRAGMENT &&
-		    next != NEXTHDR_AUTH && next != NEXTHDR_DEST)
+		if (!is_extension(next))
 			return PARSED_FLOW;
 		if (bpf_skb_load_bytes(skb, packet->l4_offset, words, sizeof(words)))
 			return PARSED_MALFORMED;
-		packet->plain_header = false;
 		packet->protocol = header[0];
-		if (next == NEXTHDR_FRAGMENT) {
-			if (words[1] & bpf_htons(IPV6_MF_OR_LATER))
-				return PARSED_FRAGMENT;
-			packet->l4_offset += FRAGMENT_HEADER;
-		} else {
+		piece = next == NEXTHDR_FRAGMENT ? bpf_ntohl(words[0]) & IPV6_MF_OR_LATER : 0;
+		if (!piece)
+			packet->plain_header = false;
+		if (next != NEXTHDR_FRAGMENT) {
 			packet->l4_offset += next == NEXTHDR_AUTH ? (header[1] + 2) * 4 : (header[1] + 1) * 8;
+			continue;
 		}
+		packet->l4_offset += FRAGMENT_HEADER;
+		if (!piece)
+			continue;
+		if (packet->piece) { /* a fragment of a fragment: of which protocol, is not seen */
+			packet->protocol = NEXTHDR_FRAGMENT;
+			return PARSED_UNSUPPORTED;
+		}
+		packet->id = bpf_ntohl(words[1]);
+		packet->id_offset = packet->l4_offset - sizeof(words[1]);
+		if (note_piece(packet, piece & IPV6_POSITION) == PARSED_FRAGMENT)
+			return PARSED_FRAGMENT;
 	}
 	return PARSED_UNSUPPORTED;
 }
@@ -293,7 +332,12 @@ static __always_inline enum parsed parse_at(struct __sk_buff *skb, __u32 offset,
 	end = offset + packet->total_length;
 	if (packet->l4_offset > end)
 		return PARSED_MALFORMED;
-	return parse_l4(skb, packet->l4_offset, end - packet->l4_offset, packet);
+	parsed = parse_l4(skb, packet->l4_offset, end - packet->l4_offset, packet);
+	if (packet->piece && parsed == PARSED_MALFORMED)
+		return PARSED_BAD_FRAGMENT; /* the rest of the header in a later one: RFC 1858, RFC 3128 */
+	if (packet->piece && parsed == PARSED_ICMP_ERROR)
+		return PARSED_UNSUPPORTED; /* they are shorter than any link's MTU */
+	return parsed;
 }
 
 static __always_inline enum parsed parse(struct __sk_buff *skb, struct packet *packet)

@@ -17,7 +17,7 @@
 	R(32, NO_GROUP, "no egress group has been published for the policy")                                 \
 	R(33, NO_GATEWAY, "no gateway of the egress group is up")                                            \
 	R(34, UNSUPPORTED_PROTOCOL, "neither TCP, UDP nor ICMP echo")                                        \
-	R(35, FRAGMENT, "IP fragment of a selected flow")                                                    \
+	R(35, FRAGMENT, "IP fragment whose first has not come before it")                                    \
 	R(36, MALFORMED, "header cut short, or with a length or checksum that is wrong")                     \
 	R(37, SPOOFED_SOURCE, "source address does not belong to the pod's device")                          \
 	R(38, TUNNEL_PORT, "pod sent to a node's tunnel port")                                               \
@@ -36,13 +36,14 @@
 	R(54, BOGUS_DESTINATION, "destination that no host can have, or that is not behind a gateway")       \
 	R(55, NO_PORT_SET, "this node has no port set of the group's egress IPs")                            \
 	R(56, UNKNOWN_EGRESS_IP, "tunnel packet with an egress IP that this node is no gateway of")          \
-	R(57, FOREIGN_PORT, "tunnel packet from a port that is in no port set of its sender")                \
+	R(57, FOREIGN_PORT, "tunnel packet from a port, or a fragment's id, of no port set of its sender")   \
 	R(58, REVERSE_TABLE_FULL, "no room for a new port in use at the source node")                        \
 	R(60, RELAY_LIMIT, "answer to a port whose node is not known here, and too many were handed on")     \
 	R(61, FLOW_QUOTA, "the pod has its share of the source node's flows")                                \
 	R(62, PORT_QUOTA, "the pod has its share of the source node's ports in use and at rest")             \
 	R(63, OUTSIDE_QUOTA, "the pod has its share of the flows that began outside")                        \
-	R(64, FOREIGN_RELAY, "answer handed on by a node that is no gateway of the egress IP")
+	R(64, FOREIGN_RELAY, "answer handed on by a node that is no gateway of the egress IP")               \
+	R(65, BAD_FRAGMENT, "IP fragment that splits its transport header, or overlaps its first")
 
 enum reason {
 	REASON_UNSPECIFIED = 0,

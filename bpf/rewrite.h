@@ -103,16 +103,31 @@ static __always_inline long write_address(struct __sk_buff *skb, __u32 ip_offset
 	       bpf_skb_store_bytes(skb, at, &after->w[3], sizeof(after->w[3]), 0);
 }
 
-/* One side's address and port of a TCP, UDP or ICMP echo packet. */
+/* One side's address and port of a TCP, UDP or ICMP echo packet; a later fragment has no port, nor the
+ * checksum. */
 static __always_inline long rewrite_side(struct __sk_buff *skb, const struct packet *packet, enum side side,
 					 const struct ip *address, __be16 port)
 {
 	__be16 old_port = side == SIDE_SOURCE ? packet->source_port : packet->destination_port;
 	const struct ip *old_address = address_of(packet, side);
 
-	return fix_transport(skb, packet, old_address, address, old_port, port) ||
-	       bpf_skb_store_bytes(skb, port_offset(packet, side), &port, sizeof(port), 0) ||
-	       write_address(skb, IP_OFFSET, packet->ipv6, side, old_address, address);
+	if (packet->piece != LATER_PIECE &&
+	    (fix_transport(skb, packet, old_address, address, old_port, port) ||
+	     bpf_skb_store_bytes(skb, port_offset(packet, side), &port, sizeof(port), 0)))
+		return -1;
+	return write_address(skb, IP_OFFSET, packet->ipv6, side, old_address, address);
+}
+
+/* Which datagram a fragment is of; no transport checksum covers that. */
+static __always_inline long rewrite_id(struct __sk_buff *skb, const struct packet *packet, __u32 id)
+{
+	__be16 before = bpf_htons(packet->id), after = bpf_htons(id);
+	__be32 wide = bpf_htonl(id);
+
+	if (packet->ipv6)
+		return bpf_skb_store_bytes(skb, packet->id_offset, &wide, sizeof(wide), BPF_F_RECOMPUTE_CSUM);
+	return bpf_l3_csum_replace(skb, IP_OFFSET + CHECKSUM_OFFSET_IP, before, after, sizeof(after)) ||
+	       bpf_skb_store_bytes(skb, packet->id_offset, &after, sizeof(after), 0);
 }
 
 /* An ICMP error: one side of its own header, and the other side of the packet that it quotes, which is of the
@@ -221,11 +236,13 @@ enum error_kind {
 };
 
 /* The header and 64 bits (RFC 792), and all of a TCP header: the kernel cuts no packet before a checksum that
- * the NIC is to fill in, and such are all that a pod sends through a veth. */
+ * the NIC is to fill in, and such are all that a pod sends through a veth, but for fragments. */
 #define QUOTED_MAX sizeof(struct tcphdr)
 
 static __always_inline __u32 quoted_transport(const struct packet *packet)
 {
+	if (packet->ipv6 && packet->piece)
+		return FRAGMENT_HEADER + 8;
 	return packet->protocol == IPPROTO_TCP ? QUOTED_MAX : 8;
 }
 

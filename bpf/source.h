@@ -3,19 +3,25 @@
 #ifndef ROUTERD_SOURCE_H
 #define ROUTERD_SOURCE_H
 
+#include "fragments.h"
 #include "tunnel.h"
 
 /* No verdicts: kept within from_pod. */
 #define BEGIN_ANEW -100
 #define SEND_OUT   -101
 
-/* The ports of a fragment are not known, so it may belong to any of its protocol. ICMP is both families'. */
+/* Without its first, the ports of a fragment are not known: it may belong to any of its protocol. What IPv6
+ * says of its protocol then its receiver does not look at (RFC 8200, section 4.5), and behind more extension
+ * headers than are walked may be any. ICMP is both families'. */
 static __always_inline bool rule_matches(const struct rule *rule, const struct packet *packet,
 					 enum parsed parsed)
 {
 	__u8 protocol = packet->protocol == PROTOCOL_ICMP6 ? IPPROTO_ICMP : packet->protocol;
+	bool any = packet->ipv6 && (parsed == PARSED_FRAGMENT || is_extension(protocol));
 	__u16 port = bpf_ntohs(packet->destination_port);
 
+	if (any)
+		return true;
 	if (rule->protocol && rule->protocol != protocol)
 		return false;
 	return !rule->first_port || parsed == PARSED_FRAGMENT ||
@@ -74,6 +80,14 @@ static __always_inline struct node_value *node_of(__u16 number)
 	return bpf_map_lookup_elem(&node_numbers, &key);
 }
 
+/* None of ours; nor are the fragments that follow a first one. */
+static __always_inline int leave_alone(struct __sk_buff *skb, const struct packet *packet)
+{
+	if (packet->piece == FIRST_PIECE)
+		remember_first(packet, skb->ifindex, packet->id);
+	return NEXT;
+}
+
 /* Whether a packet may begin a flow of its own: an echo reply answers a question, and has no port to map. */
 static __always_inline bool may_begin(enum parsed parsed, const struct packet *packet)
 {
@@ -89,6 +103,7 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
 	struct ip egress_ip = flow->egress_ip, endpoint;
 	struct scratch *room = read_scratch();
 	__be16 port = flow->egress_port;
+	__u32 id = packet->sent_id;
 	__u32 group = flow->group, device = config->tunnel_ifindex, mtu;
 	enum reason refusal;
 	bool local;
@@ -109,9 +124,16 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
 	}
 	if (exceeds(skb, packet, device, &mtu))
 		return answer_back(skb, packet, config, ERROR_TOO_BIG, mtu);
+	if (packet->piece == FIRST_PIECE) {
+		id = fresh_id(packet, group, &egress_ip, port);
+		if (!remember_first(packet, skb->ifindex, id))
+			return drop(skb, FRAGMENT);
+	}
 	if (parsed == PARSED_ICMP_ERROR
 		? rewrite_error(skb, packet, &room->quoted, SIDE_SOURCE, &egress_ip, port)
 		: rewrite_side(skb, packet, SIDE_SOURCE, &egress_ip, port))
+		return drop(skb, REWRITE_ERROR);
+	if (packet->piece && rewrite_id(skb, packet, id))
 		return drop(skb, REWRITE_ERROR);
 	if (decrement_ttl(skb, packet) || clamp_mss(skb, packet, config->tunnel_mtu))
 		return drop(skb, REWRITE_ERROR);
@@ -194,10 +216,10 @@ static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet
 
 	rule = pod->policy_set ? decide(pod->policy_set, packet, parsed) : NULL;
 	if (!rule)
-		return NEXT;
+		return pod->policy_set ? leave_alone(skb, packet) : NEXT;
 	if (is_nowhere(&packet->destination))
 		return drop(skb, BOGUS_DESTINATION);
-	if (parsed == PARSED_FRAGMENT)
+	if (packet->piece == LATER_PIECE)
 		return drop(skb, FRAGMENT);
 	if (!may_begin(parsed, packet))
 		return drop(skb, UNSUPPORTED_PROTOCOL);
@@ -262,7 +284,7 @@ static __always_inline int continue_flow(struct __sk_buff *skb, const struct pac
 
 	if (!flow->group) {
 		refresh(&flow->last_seen, &flow->seen_out, seen);
-		return NEXT;
+		return leave_alone(skb, packet);
 	}
 	if ((flow->seen_out & SEEN_END) && !own_port(key, flow))
 		return BEGIN_ANEW;
@@ -410,6 +432,8 @@ static __always_inline int return_to_pod(struct __sk_buff *skb, const struct pac
 		return drop(skb, UNKNOWN_FLOW);
 	if (packet->ttl <= 1)
 		return drop(skb, TTL_EXPIRED);
+	if (packet->piece == FIRST_PIECE && !remember_first(packet, FROM_WORLD, packet->id))
+		return drop(skb, FRAGMENT);
 	pod = port->pod;
 	pod_port = port->pod_port;
 	ifindex = port->ifindex;

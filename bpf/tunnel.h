@@ -31,14 +31,16 @@ static __always_inline const struct ip *icmp_source(const struct settings *confi
 }
 
 /* Turns the packet into an error about itself, for its sender. Only for headers without options, as their
- * quote has one of two sizes; never about an error (RFC 1122, section 3.2.2; RFC 4443, section 2.4). */
+ * quote has one of few sizes; never about an error or a later fragment (RFC 1122, section 3.2.2; RFC 4443,
+ * section 2.4). */
 static __always_inline long answer_error(struct __sk_buff *skb, const struct packet *packet,
 					 const struct settings *config, enum error_kind kind, __u32 mtu)
 {
 	const struct ip *from = icmp_source(config, packet);
 	struct scratch *room = read_scratch();
 
-	if (!room || !packet->plain_header || packet->reports || ip_is_none(from))
+	if (!room || !packet->plain_header || packet->reports || packet->piece == LATER_PIECE ||
+	    ip_is_none(from))
 		return -1;
 	if (packet->ipv6)
 		return answer_error6(skb, packet, &room->error6, &room->pseudo6, kind, mtu, from);

@@ -21,6 +21,7 @@
 #define GRANULE_SHIFT 6	   /* a granule has 64 ports */
 #define GRANULES      1024 /* of one address */
 #define NODE_NUMBERS  65536
+#define ID_SEQUENCES  1024
 #define NO_NODE	      0 /* no node has this number */
 
 /* What becomes of destinations in a prefix of `cluster`, whatever policies say. */
@@ -198,6 +199,32 @@ struct reverse_value {
 #define OWNER_LIVE    0x4000000000000000ULL
 #define OWNER_RESTING 0x8000000000000000ULL
 #define OWNER_DYING   0xc000000000000000ULL /* collected in the next round */
+
+/* A datagram of which the first fragment has passed. */
+struct fragment_key {
+	struct ip source;
+	struct ip destination;
+	__u32 ifindex; /* of the pod that sends it; 0 = it comes from the world */
+	__u32 id;
+	__u8 protocol; /* of IPv4; IPv6 tells datagrams apart without it */
+	__u8 reserved[3];
+};
+
+/* What the others cannot say themselves. */
+struct fragment_value {
+	__u64 begun;   /* CLOCK_MONOTONIC, ns, coarse */
+	__u32 sent_id; /* in place of the pod's own */
+	__be16 source_port;
+	__be16 destination_port;
+	__u16 length; /* of the first, bytes of the datagram */
+	__u8 protocol;
+	__u8 reserved[5];
+};
+
+/* How many datagrams have been sent in fragments to some destination. */
+struct sequence {
+	__u64 turn;
+};
 
 /* How many flows bear ports of a granule, counted by collection. */
 struct granule_key {

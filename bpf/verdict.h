@@ -21,6 +21,8 @@ struct scratch {
 	struct flow_value flow;
 	struct reverse_key port_key; /* of the port that is claimed */
 	struct reverse_value port;
+	struct fragment_key fragment_key;
+	struct fragment_value fragment;
 	struct bpf_fib_lookup route;
 	union {
 		struct error4 error4;

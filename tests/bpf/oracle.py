@@ -23,6 +23,7 @@ from tests.bpf.world import (
     WORKER,
     World,
     flow_key_bytes,
+    fragment_key_bytes,
 )
 from tests.models import datapath
 from tests.models.datapath import Draw, Outcome
@@ -69,10 +70,11 @@ ROUTERS: dict[Version, IPAddress] = {4: IPv4Address("192.0.2.253"), 6: IPv6Addre
 POD_PORTS, REMOTE_PORTS = (40000, 40001, 61001, 5), (80, 443, 53, 8473)
 EGRESS_PORTS = (41000, 33000, 61500, 20000)  # this node's, the worker's, of a node's own address, nobody's
 TCP_FLAGS = ("S", "A", "SA", "AF", "R", "AR")
-TTLS, LENGTHS = (64, 64, 64, 2, 1), (80, 80, 576, TUNNEL_MTU, TUNNEL_MTU + 1, 1500)
+TTLS, LENGTHS = (64, 64, 64, 2, 1), (96, 96, 576, TUNNEL_MTU, TUNNEL_MTU + 1, 1500)
 KINDS: tuple[Kind, ...] = ("flow",) * 9 + (
-    "fragment", "unsupported", "unsupported", "malformed", "not-ip", "icmp-error", "icmp-error",
+    "fragment", "bad-fragment", "unsupported", "unsupported", "malformed", "not-ip", "icmp-error", "icmp-error",
 )  # fmt: skip
+IDS, POSITIONS = (7, 41000, 33000 << 16 | 5), (8, 56, 1376)
 DEVICES: dict[IPAddress, str] = {POD: "pod0", POD6: "pod0", POD2: "pod1", POD26: "pod1"}
 SLACK = 3.0  # seconds that an example may take
 
@@ -111,16 +113,16 @@ def _finish(choices: Choices, packet: Packet) -> tuple[Packet, Shape]:
     packet = replace(packet, ttl=choices.of(TTLS), options=choices.of((False,) * 4 + (True,)))
     summed = packet.version == 6 or choices.of((True, True, False))  # IPv6 knows no UDP without a checksum
     shape = Shape(udp_checksum=summed, mss_at=choices.of((0, 1, 2, 3)))
-    if packet.kind not in ("icmp-error", "malformed"):
+    if packet.kind == "flow" and choices.of((False, False, True)):
+        packet = replace(packet, first=True, id=_id(choices, packet))
+    if packet.kind not in ("icmp-error", "malformed", "bad-fragment"):
         packet = replace(packet, length=choices.of(LENGTHS))
     if packet.version == 4 and packet.kind not in ("icmp-error", "malformed"):
         packet = replace(packet, dont_fragment=choices.of((False, True)))
     if packet.protocol == TCP and packet.kind == "flow":
         flags = choices.of(TCP_FLAGS)
         packet = replace(packet, flags=flags, mss=choices.of((0, 536, 1460)) if "S" in flags else 0)
-    if packet.kind == "fragment":
-        shape = replace(shape, later_fragment=choices.of((False, True)))
-    return packet, shape
+    return packet, replace(shape, last=choices.of((False, True)) and packet.position > 0)
 
 
 def _flow(choices: Choices, source: IPAddress, destination: IPAddress, ports: tuple[int, int]) -> Packet:
@@ -141,10 +143,33 @@ def _odd(choices: Choices, packet: Packet, state: State) -> Packet:
     icmp = icmp_of(packet.version)
     if kind == "icmp-error":
         return Packet(packet.source, packet.destination, icmp, kind=kind, quoted=_quoted(choices, packet, state))
+    if kind == "bad-fragment":
+        return replace(packet, kind=kind, first=True, flags="", mss=0, echo="", id=_id(choices, packet))
+    if kind == "fragment":
+        return _later(choices, packet, state)
     if kind == "malformed":
         return Packet(packet.source, packet.destination, packet.protocol, kind=kind)
     protocol = choices.of((SCTP, icmp)) if kind == "unsupported" else packet.protocol
     return replace(packet, kind=kind, protocol=protocol, echo="request" if protocol in ICMPS else "")
+
+
+def _id(choices: Choices, packet: Packet) -> int:
+    return choices.of(IDS) & (0xFFFF if packet.version == 4 else 0xFFFFFFFF)
+
+
+def _later(choices: Choices, packet: Packet, state: State) -> Packet:
+    """A later fragment, of a datagram whose first has passed where there is one."""
+    begun = [key for key in state.fragments if key.source == packet.source or key.destination == packet.destination]
+    later = Packet(
+        packet.source, packet.destination, packet.protocol, kind="fragment", position=choices.of(POSITIONS),
+        id=_id(choices, packet),
+    )  # fmt: skip
+    if not begun or choices.of((False, False, True)):
+        return later
+    key = choices.of(begun)
+    # What IPv6 says of a later fragment's protocol nobody looks at.
+    protocol = key.protocol or choices.of((UDP, SCTP))
+    return replace(later, source=key.source, destination=key.destination, id=key.id, protocol=protocol)
 
 
 def _quoted(choices: Choices, packet: Packet, state: State) -> Packet:
@@ -234,9 +259,8 @@ def expect(world: World, tables: Tables, state: State, given: Arrival) -> Outcom
     device = world.ifindex[given.device]
     match given.program:
         case "from_pod":
-            return datapath.from_pod(
-                tables, state, device, given.packet, drawn(world, state, given.packet.sent_by(device))
-            )
+            packet = replace(given.packet, sent_id=drawn_id(world, given.packet, device))
+            return datapath.from_pod(tables, state, device, packet, drawn(world, state, packet.sent_by(device)))
         case "to_pod":
             return datapath.to_pod(tables, state, device, given.packet)
         case _:
@@ -250,6 +274,12 @@ def drawn(world: World, state: State, key: FlowKey) -> Draw | None:
         return _left_behind(world, state, key) if world.sizes else None
     value = layout.decode(layout.FlowValue, raw)
     return Draw(layout.ip_of(value.egress_ip), value.egress_port, value.id) if value.group else None
+
+
+def drawn_id(world: World, packet: Packet, device: int) -> int:
+    """The id that a first fragment got."""
+    raw = world.maps["fragments"].get(fragment_key_bytes(packet.of_datagram(device))) if packet.first else None
+    return layout.decode(layout.FragmentValue, raw).sent_id if raw else 0
 
 
 def _left_behind(world: World, state: State, key: FlowKey) -> Draw | None:
@@ -317,6 +347,7 @@ def uses(state: State) -> dict[int, Use]:
 def assert_same(actual: State, expected: State) -> None:
     """Rests have gone on meanwhile."""
     assert actual.flows == expected.flows
+    assert actual.fragments == expected.fragments
     assert {key: replace(port, rests=0) for key, port in actual.ports.items()} == {
         key: replace(port, rests=0) for key, port in expected.ports.items()
     }

@@ -38,9 +38,9 @@ class Shape:
     payload: bytes = b""  # repeated up to the packet's length
     udp_checksum: bool = True
     mss_at: int = 0  # NOP options before the MSS option of a SYN
-    later_fragment: bool = False  # without the transport header
     cut: int = 0  # bytes of transport header that a malformed packet has
     mtu: int = 0  # that "too big" tells
+    last: bool = False  # of a datagram's fragments
 
 
 def checksum(data: bytes) -> int:
@@ -79,10 +79,10 @@ def _build4(packet: Packet, shape: Shape) -> bytes:
     options = b"\x01\x01\x01\0" if packet.options else b""
     body = _transport(packet, shape, packet.length - 20 - len(options))
     fragment = DONT_FRAGMENT if packet.dont_fragment else 0
-    if packet.kind == "fragment":
-        fragment |= MORE_FRAGMENTS | (185 if shape.later_fragment else 0)
+    if _is_fragment(packet):
+        fragment |= (0 if shape.last else MORE_FRAGMENTS) | packet.position // 8
     header = struct.pack(
-        "!BBHHHBBH4s4s", 0x45 + len(options) // 4, 0, 20 + len(options) + len(body), 7, fragment, packet.ttl,
+        "!BBHHHBBH4s4s", 0x45 + len(options) // 4, 0, 20 + len(options) + len(body), packet.id, fragment, packet.ttl,
         packet.protocol, 0, packet.source.packed, packet.destination.packed,
     )  # fmt: skip
     header += options
@@ -91,9 +91,8 @@ def _build4(packet: Packet, shape: Shape) -> bytes:
 
 def _build6(packet: Packet, shape: Shape) -> bytes:
     following, extensions = packet.protocol, b""
-    if packet.kind == "fragment":
-        offset = (185 << 3 if shape.later_fragment else 0) | 1
-        extensions = struct.pack("!BBHI", following, 0, offset, 7)
+    if _is_fragment(packet):
+        extensions = struct.pack("!BBHI", following, 0, packet.position | (not shape.last), packet.id)
         following = FRAGMENT_HEADER
     if packet.options:
         extensions = struct.pack("!BBBB4x", following, 0, 1, 4) + extensions
@@ -103,15 +102,19 @@ def _build6(packet: Packet, shape: Shape) -> bytes:
     return head + packet.source.packed + packet.destination.packed + extensions + body
 
 
+def _is_fragment(packet: Packet) -> bool:
+    return packet.first or packet.position > 0
+
+
 def _fill(shape: Shape, room: int) -> bytes:
     pattern = shape.payload or bytes(range(1, 252))
     return (pattern * (max(room, 0) // len(pattern) + 1))[: max(room, 0)]
 
 
 def _transport(packet: Packet, shape: Shape, room: int) -> bytes:
-    if packet.kind == "malformed":
+    if packet.kind == "malformed" or (packet.kind == "bad-fragment" and packet.first):
         return _fill(shape, shape.cut)
-    if packet.kind == "fragment" and shape.later_fragment:
+    if packet.position:
         return _fill(shape, room)
     if packet.protocol == TCP:
         return _tcp(packet, shape, room)
@@ -170,7 +173,7 @@ def _quote(packet: Packet, shape: Shape) -> bytes:
         return b"\x45\0\0" if packet.version == 4 else b"\x60\0\0"
     inner = build_ip(packet.quoted, shape)
     if packet.version == 6:
-        return inner[: 40 + (8 if packet.quoted.options else 0) + 8]
+        return inner[: 40 + (8 if packet.quoted.options else 0) + (8 if _is_fragment(packet.quoted) else 0) + 8]
     return inner[: (inner[0] & 15) * 4 + 8]
 
 
@@ -194,7 +197,7 @@ def _parse4(data: bytes, quoted: bool) -> Packet:
     size = (data[0] & 15) * 4
     if checksum(data[:size]):
         raise BadPacket("IPv4 header checksum")
-    length, fragment = struct.unpack_from("!H2xH", data, 2)
+    length, identification, fragment = struct.unpack_from("!HHH", data, 2)
     if length != len(data) and not quoted:
         raise BadPacket(f"IPv4 length {length}, the packet has {len(data)}")
     fields: dict[str, Any] = {
@@ -202,7 +205,7 @@ def _parse4(data: bytes, quoted: bool) -> Packet:
         "ttl": data[8], "length": length, "options": size > 20, "dont_fragment": bool(fragment & DONT_FRAGMENT),
     }  # fmt: skip
     if fragment & 0x3FFF:
-        return Packet(**fields, kind="fragment")
+        return _with_piece(fields, (fragment & 0x1FFF) * 8, identification, data[size:])
     return _with_transport(fields, data[size:], quoted)
 
 
@@ -217,8 +220,18 @@ def _parse6(data: bytes, quoted: bool) -> Packet:
     if following == DESTINATION_OPTIONS:
         fields["options"], following, rest = True, rest[0], rest[(rest[1] + 1) * 8 :]
     if following == FRAGMENT_HEADER:
-        return Packet(**fields, protocol=rest[0], kind="fragment")
+        following, place, identification = struct.unpack_from("!BxHI", rest)
+        return _with_piece({**fields, "protocol": following}, place & ~7, identification, rest[8:])
     return _with_transport({**fields, "protocol": following}, rest, quoted)
+
+
+def _with_piece(fields: dict[str, Any], position: int, identification: int, body: bytes) -> Packet:
+    """The checksum of a first fragment is the whole datagram's."""
+    if position:
+        return Packet(**fields, kind="fragment", position=position, id=identification)
+    if len(body) < 8:
+        return Packet(**fields, kind="bad-fragment", first=True, id=identification)
+    return Packet(**fields, **_transport_fields(fields["protocol"], body), first=True, id=identification)
 
 
 def _with_transport(fields: dict[str, Any], body: bytes, quoted: bool) -> Packet:

@@ -50,6 +50,7 @@ SCTP = 132
 UDP_OUT = Packet(POD, REMOTE, UDP, 40000, 53)
 SYN = Packet(POD, REMOTE, TCP, 40000, 443, flags="S", mss=1460)
 PING = Packet(POD, REMOTE, ICMP, 4000, 0, echo="request")
+LATER = replace(UDP_OUT, kind="fragment", source_port=0, destination_port=0, position=1376, id=7)
 FOLDED = 40960 + 40000 % 4096  # the pod's port within the node's block
 FOLDED_ID = 40960 + 4000 % 4096
 ENDED, RUNNING = Flow(0, 3, 3), Flow(0, 1, 1)
@@ -108,12 +109,12 @@ FROM_POD = [
             "unsupported_protocol"),
     Fixture("an echo reply nobody asked for", replace(PING, source_port=0, destination_port=9, echo="reply"), "drop",
             "unsupported_protocol"),
-    Fixture("a first fragment", replace(UDP_OUT, kind="fragment"), "drop", "fragment"),
-    Fixture("a later fragment", replace(UDP_OUT, kind="fragment"), "drop", "fragment",
-            shape=Shape(later_fragment=True)),
-    Fixture("a fragment may be of the covered port", replace(SYN, kind="fragment"), "drop", "fragment",
-            wish=ONLY_HTTPS, shape=Shape(later_fragment=True)),
-    Fixture("a fragment of a protocol that is not covered", replace(UDP_OUT, kind="fragment"), "next", wish=ONLY_HTTPS),
+    Fixture("a later fragment alone", LATER, "drop", "fragment"),
+    Fixture("a fragment may be of the covered port", replace(LATER, protocol=TCP), "drop", "fragment", wish=ONLY_HTTPS),
+    Fixture("a fragment of a protocol that is not covered", LATER, "next", wish=ONLY_HTTPS, family=V4),
+    *(Fixture(f"a first fragment with {n} bytes of its TCP header",
+              replace(SYN, kind="bad-fragment", first=True, id=7), "drop", "bad_fragment", shape=Shape(cut=n))
+      for n in (0, 4, 8, 16)),
     Fixture("a port that is not covered", replace(SYN, destination_port=80), "next", wish=ONLY_HTTPS),
     Fixture("a policy of the other family alone", SYN, "next", wish=ONLY_V6, family=V4),
     Fixture("a header cut short", replace(UDP_OUT, kind="malformed"), "drop", "malformed", shape=Shape(cut=5)),
@@ -628,7 +629,7 @@ def test_a_checksum_of_zero_is_sent_as_all_ones(world: World) -> None:
 COVERED = (ip_network("198.51.100.0/24"), ip_network("2001:db8:51::/48"))
 wild = st.builds(
     Packet, st.just(POD), st.just(REMOTE), st.sampled_from([TCP, UDP, ICMP, SCTP, 47]), ports, ports,
-    kind=st.sampled_from(["flow", "fragment", "unsupported"]), ttl=st.integers(1, 255),
+    kind=st.sampled_from(["flow", "fragment", "unsupported"]), ttl=st.integers(1, 255), id=st.just(7),
     length=st.integers(80, 1500), options=st.booleans(), dont_fragment=st.booleans(), echo=st.just("request"),
 )  # fmt: skip
 
@@ -642,7 +643,9 @@ def test_a_selected_pods_packet_to_a_covered_destination_never_goes_on(
     world: World, version: int, sent: Packet, group: int, later: bool
 ) -> None:
     world.fill(desired(Policy("covered", group, COVERED)))
-    frame = build(sent if version == 4 else six(sent), Shape(later_fragment=later))
+    if sent.kind == "fragment":
+        sent = replace(sent, position=8) if later else replace(sent, kind="flow", first=True)
+    frame = build(sent if version == 4 else six(sent))
     assert world.run("from_pod", "pod0", frame)[0] != "next"
 
 

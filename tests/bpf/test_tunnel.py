@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from bpf import layout
+from tests.bpf.families import six
 from tests.bpf.gateway import INNER, Gateway, in_family
 from tests.bpf.packets import Shape, build, parse, vxlan
 from tests.bpf.wishes import HERE, THERE, UNDERLAY, to_world
@@ -38,6 +39,7 @@ from tests.models.tables import ICMP, TCP, UDP, Flow, Packet, Port, PortKey, Sta
 BACK = layout.VNI_BACK
 THEIRS, OURS = 33000, 41000  # ports of the worker's block, and of this node's
 OUT = Packet(EGRESS_IP, REMOTE, UDP, THEIRS, 53)
+ANSWER = Packet(REMOTE, EGRESS_IP, UDP, 53, OURS)
 
 
 # --- as a gateway -----------------------------------------------------------------------------------------------------
@@ -68,11 +70,54 @@ def test_a_packet_of_a_nodes_ports_goes_out_and_its_answer_back_to_that_node(
     assert gateway.world.state() == State()
 
 
+FIRST = replace(OUT, first=True, id=THEIRS + 5, length=1000)
+LATER = Packet(EGRESS_IP, REMOTE, UDP, kind="fragment", position=984, id=THEIRS + 5, length=1000)
+
+
+def fragment(packet: Packet, version: int) -> Packet:
+    """In IPv6 the upper half of the id is a port's number."""
+    return packet if version == 4 else replace(six(packet), id=packet.id << 16 | 0xABCD)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("packet", [FIRST, LATER, replace(LATER, options=True)], ids=["first", "later", "options"])
+def test_a_fragment_goes_out_if_its_id_is_of_its_senders_ports(gateway: Gateway, packet: Packet, version: int) -> None:
+    """Whether its first went by another gateway or by this one."""
+    packet = fragment(packet, version)
+    tables = gateway.world.fill(to_world(HERE))
+    assert gateway.out(packet) == replace(packet, ttl=63)
+    assert gateway.world.state() == State()
+    assert datapath.from_tunnel(tables, State(), WORKER, HERE, packet).reason == "translated"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(
+    "packet", [FIRST, LATER, replace(FIRST, id=OURS), replace(LATER, id=OURS), replace(LATER, id=5)]
+)
+def test_a_node_sends_fragments_of_no_id_but_its_own(gateway: Gateway, packet: Packet, version: int) -> None:
+    node = WORKER2 if packet.id == THEIRS + 5 else WORKER
+    packet = fragment(packet, version)
+    tables = gateway.world.fill(to_world(HERE))
+    gateway.tunnelled(packet, node)
+    assert gateway.world.counted() == {"foreign_port": 1}
+    assert datapath.from_tunnel(tables, State(), node, HERE, packet).reason == "foreign_port"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_an_answer_in_fragments_goes_to_the_node_of_its_first_ones_port(gateway: Gateway, version: int) -> None:
+    first = in_family(Packet(REMOTE, EGRESS_IP, UDP, 53, THEIRS, first=True, id=7, length=1000), version)
+    later = replace(first, kind="fragment", source_port=0, destination_port=0, first=False, position=984)
+    for packet in (first, later):
+        assert gateway.reply(packet) == (WORKER, BACK, replace(packet, ttl=63))
+    assert gateway.world.counted() == {"reversed": 2}
+
+
 DROPPED = {
     "unknown_node": (OUT, STRANGER, HERE),
     "unknown_egress_ip": (replace(OUT, source=IPv4Address("192.0.2.55")), WORKER, HERE),
     "foreign_port": (OUT, WORKER2, HERE),
-    "fragment": (replace(OUT, kind="fragment"), WORKER, HERE),
+    "fragment": (replace(ANSWER, kind="fragment", position=1376), WORKER, BACK),
+    "bad_fragment": (replace(OUT, kind="bad-fragment", first=True, id=THEIRS), WORKER, HERE),
     "malformed": (replace(OUT, kind="malformed"), WORKER, HERE),
     "unsupported_protocol": (replace(OUT, kind="unsupported", protocol=132), WORKER, HERE),
     "no_route": (replace(OUT, destination=IPv4Address("198.51.100.200")), WORKER, HERE),
@@ -155,7 +200,6 @@ def test_the_mss_of_an_answer_is_clamped_on_its_way_into_the_tunnel(gateway: Gat
 
 # --- as the pod's node ------------------------------------------------------------------------------------------------
 
-ANSWER = Packet(REMOTE, EGRESS_IP, UDP, 53, OURS)
 ASKED = Packet(POD, REMOTE, UDP, 40000, 53)
 BORE = replace(ASKED, source=EGRESS_IP, source_port=OURS)
 ERROR = Packet(IPv4Address("192.0.2.254"), EGRESS_IP, ICMP, kind="icmp-error", quoted=BORE)
@@ -214,6 +258,24 @@ FORGED = {  # what a pod with one flow through the group THERE must not get: (pa
     "an error that quotes another address": (replace(ERROR, quoted=ASKED), WORKER, BACK),
     "an error that quotes too little": (replace(ERROR, quoted=None), WORKER, BACK),
 }
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_an_answer_in_fragments_is_handed_to_its_pod(gateway: Gateway, version: int) -> None:
+    first = in_family(replace(ANSWER, first=True, id=7, length=1000), version)
+    later = replace(first, kind="fragment", source_port=0, destination_port=0, first=False, position=984)
+    asked = in_family(ASKED, version)
+    state = flow_of(gateway.world, asked)
+    tables = gateway.world.fill(to_world(THERE), state)
+    for packet, ports in ((first, (53, 40000)), (later, (0, 0))):
+        gateway.tunnelled(packet, node=WORKER2, vni=BACK)
+        expected = datapath.from_tunnel(tables, state, WORKER2, BACK, packet)
+        state.apply(expected.changes)
+        seen = parse(gateway.pod.get())
+        assert (seen, (seen.source_port, seen.destination_port)) == (expected.packet, ports)
+        assert (seen.destination, seen.id) == (asked.source, 7)
+    gateway.tunnelled(later, node=STRANGER, vni=BACK)
+    assert gateway.world.counted() == {"delivered": 2, "unknown_node": 1}
 
 
 @pytest.mark.parametrize("version", [4, 6])

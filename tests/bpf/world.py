@@ -23,7 +23,19 @@ from egress.attach import Attacher
 from egress.entries import Facts, MapEntries, PodDevice, map_entries
 from egress.plan import ARRAYS
 from egress.policy import NO_LIMITS, Desired, IPAddress
-from tests.models.tables import Flow, FlowKey, Port, PortKey, PortState, State, Tables, Use, tables
+from tests.models.tables import (
+    Flow,
+    FlowKey,
+    Fragment,
+    FragmentKey,
+    Port,
+    PortKey,
+    PortState,
+    State,
+    Tables,
+    Use,
+    tables,
+)
 from tests.netns.lab import netns
 from tests.netns.lab.mounts import own_mounts
 from tests.waiting import PATIENCE
@@ -157,7 +169,7 @@ class World:
         return replace(decoded, **rooms)
 
     def _set(self, name: str, wanted: MapEntries) -> None:
-        bpf_map, volatile = self.maps[name], name in ("flows", "reverse", "uses")
+        bpf_map, volatile = self.maps[name], name in ("flows", "reverse", "uses", "fragments")
         present = bpf_map.items() if volatile else self._written.get(name, {})
         for key in present.keys() - wanted.keys():
             if name in ARRAYS:
@@ -195,11 +207,12 @@ class World:
 
     def state(self) -> State:
         """What the programs keep now."""
-        flows, ports = (self.maps[name].items() for name in ("flows", "reverse"))
+        flows, ports, fragments = (self.maps[name].items() for name in ("flows", "reverse", "fragments"))
         epoch = self.maps["epoch"].get(layout.u32(0)) or layout.u32(0)
         return State(
             dict(_flow(k, v, layout.number(epoch)) for k, v in flows.items()),
             dict(_port(k, v) for k, v in ports.items()),
+            dict(_fragment(k, v) for k, v in fragments.items()),
         )
 
     def uses(self) -> dict[int, Use]:
@@ -291,6 +304,16 @@ def port_key_bytes(key: PortKey) -> bytes:
     return bytes(layout.ReverseKey(egress_ip, remote, key.egress_port, key.remote_port, key.protocol))
 
 
+def fragment_key_bytes(key: FragmentKey) -> bytes:
+    source, destination = layout.ip_field(key.source), layout.ip_field(key.destination)
+    return bytes(layout.FragmentKey(source, destination, key.ifindex, key.id, key.protocol))
+
+
+def _fragment_value(value: Fragment, begun: int) -> bytes:
+    ports = value.source_port, value.destination_port
+    return bytes(layout.FragmentValue(begun, value.sent_id, *ports, value.length, value.protocol))
+
+
 def _flow_value(flow: Flow, seen: int, epoch: int) -> bytes:
     egress_ip = layout.ip_field(flow.egress_ip) if flow.egress_ip else layout.Bytes16()
     return bytes(
@@ -312,13 +335,14 @@ def _port_value(port: Port, seen: int) -> bytes:
 
 
 def encode(state: State, age: float, epoch: int) -> dict[str, MapEntries]:
-    """Contents of the two maps, last seen `age` seconds ago."""
+    """Contents of the maps, last seen `age` seconds ago."""
     seen = time.monotonic_ns() - int(age * 1e9)
     flows = {flow_key_bytes(key): _flow_value(flow, seen, epoch) for key, flow in state.flows.items()}
     ports = {port_key_bytes(key): _port_value(port, seen) for key, port in state.ports.items()}
     devices = {0, *(key.ifindex for key in state.flows), *(port.ifindex for port in state.ports.values())}
     uses = {layout.u32(device): bytes(layout.Use(0, *state.use(device))) for device in devices}
-    return {"flows": flows, "reverse": ports, "uses": uses}
+    fragments = {fragment_key_bytes(key): _fragment_value(value, seen) for key, value in state.fragments.items()}
+    return {"flows": flows, "reverse": ports, "uses": uses, "fragments": fragments}
 
 
 def _flow(key: bytes, value: bytes, epoch: int) -> tuple[FlowKey, Flow]:
@@ -346,3 +370,9 @@ def _port(key: bytes, value: bytes) -> tuple[PortKey, Port]:
         v.gateway,
         rests,
     )
+
+
+def _fragment(key: bytes, value: bytes) -> tuple[FragmentKey, Fragment]:
+    k, v = layout.decode(layout.FragmentKey, key), layout.decode(layout.FragmentValue, value)
+    datagram = FragmentKey(layout.ip_of(k.source), layout.ip_of(k.destination), k.ifindex, k.id, k.protocol)
+    return datagram, Fragment(v.source_port, v.destination_port, v.protocol, v.length, v.sent_id)

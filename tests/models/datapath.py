@@ -15,6 +15,7 @@ from typing import Literal
 from bpf import layout
 from egress.entries import RuleSpec
 from egress.policy import IPAddress, Policy, Protocol
+from tests.models.fragments import followed, fresh_id, on_wire, owner_of_id, remember
 from tests.models.tables import (
     ICMP,
     ICMP6,
@@ -81,7 +82,11 @@ def _translatable(packet: Packet) -> bool:
 
 
 def _matches(rule: RuleSpec, packet: Packet) -> bool:
-    """Ports of a fragment are not known: it may belong to any of its protocol."""
+    """Ports of a later fragment are not known: it may belong to any of its protocol. In IPv6 the first alone says which
+    that is.
+    """
+    if packet.kind == "fragment" and packet.version == 6:
+        return True
     if rule.protocol not in (0, ICMP if packet.protocol == ICMP6 else packet.protocol):
         return False
     return not rule.first or packet.kind == "fragment" or rule.first <= packet.destination_port <= rule.last
@@ -96,6 +101,10 @@ def _over(seen_out: int, seen_in: int) -> bool:
     return bool((seen_out | seen_in) & layout.SEEN_RST or seen_out & seen_in & layout.SEEN_FIN)
 
 
+def _left_alone(packet: Packet, device: int) -> Outcome:
+    return NEXT.after(*remember(packet, device, packet.id))
+
+
 def _stays_on_link(packet: Packet) -> bool:
     link_multicast = (
         packet.version == 6 and packet.destination.packed[0] == 0xFF and packet.destination.packed[1] & 15 == 2
@@ -106,10 +115,11 @@ def _stays_on_link(packet: Packet) -> bool:
 def _error(tables: Tables, packet: Packet, about: About, to: str) -> Outcome:
     """The sender gets an ICMP error about its packet, where that can be quoted and this node has an address for it."""
     source = tables.icmp_sources.get(packet.version)
-    if packet.options or packet.kind == "icmp-error" or source is None:
+    if packet.options or packet.kind == "icmp-error" or packet.position or source is None:
         return _drop("too_big" if about == "too-big" else "ttl_expired")
+    quoted = on_wire(packet)
     answer = Packet(
-        source, packet.source, icmp_of(packet.version), kind="icmp-error", quoted=packet, about=about, length=0
+        source, packet.source, icmp_of(packet.version), kind="icmp-error", quoted=quoted, about=about, length=0
     )
     return Outcome("redirect", "too_big_answered" if about == "too-big" else "ttl_answered", answer, to)
 
@@ -149,11 +159,12 @@ def _own_port(state: State, key: FlowKey, flow: Flow) -> tuple[PortKey, Port] | 
 
 
 def from_pod(tables: Tables, state: State, device: int, packet: Packet, draw: Draw | None = None) -> Outcome:
-    """Ingress of a pod's host-side device."""
+    """Ingress of a pod's host-side device. `packet.sent_id`: the id that the programs drew for a first fragment."""
+    packet = followed(state, packet, device)
     if packet.kind == "not-ip":
         return NEXT
-    if packet.kind == "malformed":
-        return _drop_if_strict(tables, device, "malformed")
+    if packet.kind in ("malformed", "bad-fragment"):
+        return _drop_if_strict(tables, device, packet.kind.replace("-", "_"))
     if _stays_on_link(packet):
         return NEXT
     if _forges_tunnel(tables, packet):
@@ -220,11 +231,13 @@ def _begin_flow(
 ) -> Outcome:
     rule = _rule(tables, packet, policy_set)
     if rule is None:
-        return NEXT
+        return _left_alone(packet, key.ifindex) if policy_set else NEXT
     if _is_nowhere(tables, packet.destination):
         return _drop("bogus_destination")
+    if packet.position:
+        return _drop("fragment")
     if not _translatable(packet):
-        return _drop("fragment" if packet.kind == "fragment" else "unsupported_protocol")
+        return _drop("unsupported_protocol")
     group = tables.groups.get(rule.group) if rule.group else None
     if group is None:
         return _drop("no_group")
@@ -271,7 +284,8 @@ def _open_flow(
     if len(state.flows) >= tables.flow_room:
         rested = replace(port, state="resting", rests=0)
         return _drop("flow_table_full").after(Change("ports", chosen, rested))
-    return _send_out(tables, packet, flow).after(Change("ports", chosen, port), Change("flows", key, flow))
+    sent = _send_out(tables, packet, flow, key.ifindex)
+    return sent.after(Change("ports", chosen, port), Change("flows", key, flow))
 
 
 def _candidates(state: State, group: GroupHere, packet: Packet, key: FlowKey) -> list[PortKey]:
@@ -301,7 +315,8 @@ def _is_free(port: Port | None, key: FlowKey) -> bool:
 def _continue_flow(tables: Tables, state: State, packet: Packet, key: FlowKey, flow: Flow) -> Outcome | None:
     """None = it is its own no more, and begins anew."""
     if not flow.group:
-        return NEXT.after(Change("flows", key, replace(flow, seen_out=_seen(flow.seen_out, packet))))
+        seen = replace(flow, seen_out=_seen(flow.seen_out, packet))
+        return _left_alone(packet, key.ifindex).after(Change("flows", key, seen))
     own = _own_port(state, key, flow)
     if flow.seen_out & layout.SEEN_END and own is None:
         return None
@@ -315,7 +330,7 @@ def _continue_flow(tables: Tables, state: State, packet: Packet, key: FlowKey, f
         flow = replace(flow, gateway=gateway, settled=True)
     flow = replace(flow, seen_out=_seen(flow.seen_out, packet))
     flow, changes = _note_end_out(own, flow, packet)
-    return _send_out(tables, packet, flow).after(Change("flows", key, flow), *changes)
+    return _send_out(tables, packet, flow, key.ifindex).after(Change("flows", key, flow), *changes)
 
 
 def _note_end_out(own: tuple[PortKey, Port] | None, flow: Flow, packet: Packet) -> tuple[Flow, tuple[Change, ...]]:
@@ -338,10 +353,10 @@ def _report_error(tables: Tables, state: State, packet: Packet, device: int, pol
     if flow is None:
         rule = _rule(tables, replace(packet, destination_port=0), policy_set)
         return _drop("unsupported_protocol") if rule else NEXT
-    return _send_out(tables, packet, flow) if flow.group else NEXT
+    return _send_out(tables, packet, flow, device) if flow.group else NEXT
 
 
-def _send_out(tables: Tables, packet: Packet, flow: Flow) -> Outcome:
+def _send_out(tables: Tables, packet: Packet, flow: Flow, device: int) -> Outcome:
     endpoint, is_here = tables.node_numbers.get(flow.gateway, (None, False))
     local = is_here or flow.exit_local
     if packet.ttl <= 1:
@@ -355,15 +370,17 @@ def _send_out(tables: Tables, packet: Packet, flow: Flow) -> Outcome:
     if packet.length > mtu and not packet.may_be_cut:
         return _error(tables, packet, "too-big", "back")
     assert flow.egress_ip is not None
+    sent_id = fresh_id(tables, packet, flow) if packet.first else packet.sent_id
+    remembered = remember(packet, device, sent_id)
     if packet.quoted:
         quoted = replace(packet.quoted, destination=flow.egress_ip, destination_port=flow.egress_port)
         packet = replace(packet, source=flow.egress_ip, quoted=quoted)
     else:
         packet = replace(packet, source=flow.egress_ip, source_port=flow.egress_port)
-    packet = _clamped(tables, replace(packet, ttl=packet.ttl - 1))
+    packet = on_wire(_clamped(tables, replace(packet, ttl=packet.ttl - 1, id=sent_id)))
     if local:
-        return Outcome("redirect", "translated", packet, "uplink")
-    return Outcome("redirect", "encapsulated", packet, f"{endpoint} vni {flow.group}")
+        return Outcome("redirect", "translated", packet, "uplink").after(*remembered)
+    return Outcome("redirect", "encapsulated", packet, f"{endpoint} vni {flow.group}").after(*remembered)
 
 
 def _clamped(tables: Tables, packet: Packet) -> Packet:
@@ -409,6 +426,7 @@ def _return_to_pod(tables: Tables, state: State, node: int, packet: Packet) -> O
     port = replace(port, gateway=node)
     if packet.ttl <= 1:
         return _drop("ttl_expired").after(Change("ports", key, port))
+    remembered = remember(packet, 0, packet.id)
     restored = replace(packet, destination=port.pod, ttl=packet.ttl - 1)
     to = f"device {port.ifindex}"
     if packet.quoted:
@@ -416,8 +434,8 @@ def _return_to_pod(tables: Tables, state: State, node: int, packet: Packet) -> O
         return Outcome("redirect", "delivered", restored, to).after(Change("ports", key, port))
     port = replace(port, seen_in=_seen(port.seen_in, packet))
     changes = _note_end_in(state, key, port, packet)
-    restored = replace(restored, destination_port=port.pod_port)
-    return Outcome("redirect", "delivered", restored, to).after(Change("ports", key, port), *changes)
+    restored = on_wire(replace(restored, destination_port=port.pod_port))
+    return Outcome("redirect", "delivered", restored, to).after(*remembered, Change("ports", key, port), *changes)
 
 
 def _note_end_in(state: State, key: PortKey, port: Port, packet: Packet) -> tuple[Change, ...]:
@@ -438,9 +456,13 @@ def from_tunnel(tables: Tables, state: State, endpoint: IPAddress, vni: int, pac
     sender = tables.nodes.get(endpoint)
     if sender is None:
         return _drop("unknown_node")
-    if packet.kind in ("malformed", "fragment"):
-        return _drop(packet.kind)
-    if packet.kind not in ("flow", "icmp-error"):
+    if vni & layout.VNI_BACK:
+        packet = followed(state, packet, 0)
+    if packet.kind in ("malformed", "bad-fragment"):
+        return _drop(packet.kind.replace("-", "_"))
+    if vni & layout.VNI_BACK and packet.kind == "fragment":
+        return _drop("fragment")
+    if packet.kind in ("unsupported", "not-ip"):
         return _drop("unsupported_protocol")
     if vni == layout.VNI_RELAYED:
         return _take_relayed(tables, state, packet, sender)
@@ -453,7 +475,10 @@ def _forward(tables: Tables, packet: Packet, sender: int, endpoint: IPAddress) -
     address = tables.egress_ips.get(packet.source)
     if address is None:
         return _drop("unknown_egress_ip")
-    port = packet.source_port
+    is_fragment = packet.first or packet.position
+    if is_fragment and address.node_of(owner_of_id(packet)) != sender:
+        return _drop("foreign_port")
+    port = owner_of_id(packet) if packet.position else packet.source_port
     if packet.kind == "icmp-error":
         if packet.quoted is None or packet.quoted.destination != packet.source:
             return _drop("unsupported_protocol")
@@ -486,7 +511,7 @@ def from_uplink(tables: Tables, state: State, packet: Packet) -> Outcome:
     """
     if packet.kind in ("not-ip", "malformed") or packet.destination not in tables.egress_ips:
         return NEXT
-    return _hand_back(tables, state, packet, tables.egress_ips[packet.destination])
+    return _hand_back(tables, state, followed(state, packet, 0), tables.egress_ips[packet.destination])
 
 
 def _take_relayed(tables: Tables, state: State, packet: Packet, sender: int) -> Outcome:
@@ -519,7 +544,9 @@ def _hand_back(tables: Tables, state: State, packet: Packet, address: EgressIp, 
     elif packet.kind == "icmp-error" and packet.quoted and packet.quoted.source == packet.destination:
         port = packet.quoted.source_port
     else:
-        return not_ours("fragment" if packet.kind == "fragment" else "unsupported_protocol")
+        return not_ours(
+            {"fragment": "fragment", "bad-fragment": "bad_fragment"}.get(packet.kind, "unsupported_protocol")
+        )
     number = address.node_of(port)
     relays = number not in tables.node_numbers
     if relays:
@@ -532,12 +559,15 @@ def _hand_back(tables: Tables, state: State, packet: Packet, address: EgressIp, 
     endpoint, local = tables.node_numbers[number]
     if local:
         return _return_to_pod(tables, state, number, packet)
+    remembered = remember(packet, 0, packet.id)
     if packet.length > tables.tunnel_mtu and not packet.may_be_cut:
-        return answered("too-big")
+        return answered("too-big").after(*remembered)
     if relays:
-        return Outcome("redirect", "relayed", packet, f"{endpoint} vni {layout.VNI_RELAYED}")
-    packet = _clamped(tables, replace(packet, ttl=packet.ttl - 1))
-    return Outcome("redirect", "reversed", packet, f"{endpoint} vni {layout.VNI_BACK}")
+        return Outcome("redirect", "relayed", on_wire(packet), f"{endpoint} vni {layout.VNI_RELAYED}").after(
+            *remembered
+        )
+    packet = on_wire(_clamped(tables, replace(packet, ttl=packet.ttl - 1)))
+    return Outcome("redirect", "reversed", packet, f"{endpoint} vni {layout.VNI_BACK}").after(*remembered)
 
 
 def _other_gateway(tables: Tables, group: int, packet: Packet) -> int:

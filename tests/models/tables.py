@@ -16,7 +16,8 @@ from egress.entries import PROTOCOLS, MapEntries, Rules, RuleSpec
 from egress.policy import NO_LIMITS, IPAddress, IPNetwork, Limits
 
 Echo = Literal["", "request", "reply"]
-Kind = Literal["flow", "icmp-error", "fragment", "unsupported", "malformed", "not-ip"]
+# "fragment": a later one, whose ports are not known; a first fragment is of the kind of its datagram.
+Kind = Literal["flow", "icmp-error", "fragment", "bad-fragment", "unsupported", "malformed", "not-ip"]
 About = Literal["unreachable", "too-big", "ttl"]
 Value = TypeVar("Value")
 
@@ -47,6 +48,16 @@ class PortKey(NamedTuple):
     protocol: int
 
 
+class FragmentKey(NamedTuple):
+    """A datagram that is sent in fragments. ifindex: of the pod that sends it, 0 = it comes from the world."""
+
+    source: IPAddress
+    destination: IPAddress
+    ifindex: int
+    id: int
+    protocol: int  # of IPv4
+
+
 @dataclass(frozen=True, slots=True)
 class Packet:
     """What the programs read of a packet. Ports of an ICMP echo: the identifier on the side of the one who asks."""
@@ -66,6 +77,11 @@ class Packet:
     options: bool = False  # of the IP header; in IPv6 an extension header
     quoted: Packet | None = None  # what an ICMP error quotes; None = too short to tell
     about: About = "unreachable"  # of an ICMP error
+    first: bool = False  # whether it is a first fragment
+    position: int = 0  # of a later fragment, bytes from the beginning of its datagram
+    id: int = 0  # of a fragment
+    said_protocol: int = 0  # by a later fragment of IPv6, while `protocol` is what its first one said
+    sent_id: int = 0  # in place of a pod's own: what the programs drew, or the first fragment got
 
     @property
     def version(self) -> int:
@@ -78,6 +94,16 @@ class Packet:
     @property
     def is_icmp(self) -> bool:
         return self.protocol == icmp_of(self.version)
+
+    @property
+    def in_datagram(self) -> int:
+        """Bytes of its datagram that a fragment holds."""
+        options = {4: 4, 6: 8}[self.version] if self.options else 0
+        return self.length - {4: 20, 6: 48}[self.version] - options
+
+    def of_datagram(self, ifindex: int) -> FragmentKey:
+        protocol = self.protocol if self.version == 4 else 0
+        return FragmentKey(self.source, self.destination, ifindex, self.id, protocol)
 
     @property
     def seen(self) -> int:
@@ -144,6 +170,17 @@ class Port:
 
 
 @dataclass(frozen=True, slots=True)
+class Fragment:
+    """What a first fragment tells the later ones."""
+
+    source_port: int
+    destination_port: int
+    protocol: int
+    length: int  # bytes of the datagram
+    sent_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Hop:
     node: int
     up: bool
@@ -201,9 +238,9 @@ class Tables:
 class Change(NamedTuple):
     """One write to the programs' own maps; value None deletes."""
 
-    map: Literal["flows", "ports"]
+    map: Literal["flows", "ports", "fragments"]
     key: tuple[Any, ...]
-    value: Flow | Port | None
+    value: Flow | Port | Fragment | None
 
 
 class Use(NamedTuple):
@@ -220,6 +257,7 @@ class State:
 
     flows: dict[FlowKey, Flow] = field(default_factory=dict)
     ports: dict[PortKey, Port] = field(default_factory=dict)
+    fragments: dict[FragmentKey, Fragment] = field(default_factory=dict)
 
     def use(self, device: int = 0) -> Use:
         """Of the pod behind a device; 0 = of all."""

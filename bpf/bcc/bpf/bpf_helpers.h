@@ -18,6 +18,7 @@
 #define PSEUDO_FUNC 4 /* BPF_PSEUDO_FUNC */
 
 #define TABLE_BPF_MAP_TYPE_HASH		"hash"
+#define TABLE_BPF_MAP_TYPE_LRU_HASH	"lru_hash"
 #define TABLE_BPF_MAP_TYPE_ARRAY	"array"
 #define TABLE_BPF_MAP_TYPE_PERCPU_ARRAY "percpu_array"
 #define TABLE_BPF_MAP_TYPE_LPM_TRIE	"lpm_trie"

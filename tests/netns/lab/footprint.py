@@ -14,7 +14,12 @@ from tests.netns.lab import netns
 from tests.netns.lab.hosts import Node
 
 T = TypeVar("T")
-OF_PACKETS = frozenset({"flows", "reverse", "counters", "collected", "scratch", "granules", "pressures", "uses"})
+OF_PACKETS = frozenset(
+    {
+        "flows", "reverse", "fragments", "sequences", "counters", "collected", "scratch", "granules", "pressures",
+        "uses",
+    }
+)  # fmt: skip
 
 
 def footprint(node: Node) -> dict[str, object]:

@@ -12,7 +12,7 @@ import pytest
 
 from egress.policy import Policy
 from tests.netns.lab.datapath import EGRESS_IP, EGRESS_IP6, WORLD, Cluster
-from tests.netns.lab.hosts import PodHost
+from tests.netns.lab.hosts import Answer, PodHost
 from tests.netns.lab.lab import FW_ADDRESS, TOR_ADDRESS, Lab
 from tests.netns.lab.wiring import six
 
@@ -111,6 +111,25 @@ def test_a_packet_too_big_for_the_tunnel_is_answered(cluster: Cluster, version: 
         ["ping", "-n", "-c", "1", "-W", "1", "-M", "do", "-s", "1440", SERVER[version]], check=False
     )
     assert re.search(rf"mtu ?[=:]? ?{TUNNEL_MTU}", said), said
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("pod", ["sel", "selgw", "selgw2"])
+def test_a_datagram_in_fragments_goes_out_and_its_answer_back(cluster: Cluster, pod: str, version: int) -> None:
+    """4,000 bytes and more each way; what is too big for the tunnel is answered, and sent again smaller."""
+    lab, host, payload = cluster.lab, cluster.lab.pod(pod), bytes(range(33, 113)) * 50
+    server, own = SERVER[version], host.address if version == 4 else six(host.address)
+    with lab.watch() as watch:
+        answer = lab.wait(lambda: answered(host, server, payload), f"an answer to {pod}")
+        sources = {source for source, destination in watch.settle().outside if destination == server}
+    assert (answer.source, answer.text.endswith(payload.decode())) == (EGRESS[version], True)
+    assert EGRESS[version] in sources
+    assert own not in sources
+
+
+def answered(host: PodHost, server: str, payload: bytes) -> Answer | None:
+    answer = host.ask(server, payload=payload, timeout=0.5)
+    return answer if answer.text else None
 
 
 def hop(pod: PodHost, server: str, ttl: int) -> str:
