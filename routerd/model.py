@@ -357,23 +357,15 @@ class ServiceAllocation:
 
 
 @dataclass(frozen=True, slots=True)
-class GatewaySlot:
-    """A gateway node of a group. `slot` (0-based, stable while the node stays) says nothing to the datapath."""
-
-    node: str
-    slot: int
-
-
-@dataclass(frozen=True, slots=True)
 class EgressGroup:
-    """What one or more policies leave through. `id` is the VNI, 1 … 2^24-1. `gateways` is in order of preference."""
+    """What one or more policies leave through. `id` is the VNI, 1 … 2^24-1. `gateways` are names of nodes in order of
+    preference.
+    """
 
     id: int
     egress_ip: IPAddress
     policies: tuple[str, ...]  # keys of EgressPolicy, sorted
-    gateways: tuple[GatewaySlot, ...] = ()
-    slots: int = 1  # more than any `slot`: a power of two; it says nothing to the datapath
-    epoch: int = 1  # grows with every change of `gateways`
+    gateways: tuple[str, ...] = ()
     node_address: bool = (
         False  # the address sits on an interface of its only gateway: not announced, reserved port range
     )
@@ -642,7 +634,7 @@ __all__ = [
     "EVERYTHING", "EXCLUDE_LABEL", "GATEWAY_HEARTBEAT", "GATEWAY_LABEL", "NAMESPACE_LABEL", "NAMESPACE_NAME_LABEL",
     "NODE_HEARTBEAT", "OF_PORTS", "PARTS", "SERVICE_NAME_LABEL", "AddressPool", "Advertisement", "Allocations",
     "AppliedTable",
-    "BindingTable", "CoolingPorts", "EgressGroup", "EgressPolicy", "Endpoint", "EndpointSlice", "GatewaySlot",
+    "BindingTable", "CoolingPorts", "EgressGroup", "EgressPolicy", "Endpoint", "EndpointSlice",
     "Heartbeat", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node", "NodeAddresses",
     "NodeNumber", "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodSelection", "PoolWays", "PortAsk",
     "PortBlock", "PortRange", "PortReport", "Refusal", "Service", "ServiceAllocation", "ServicePort", "Snapshot",

@@ -146,9 +146,8 @@ def _merged(ours: tuple[Record, ...], theirs: Mapping[Key, Record], now: float) 
 def _merged_groups(
     ours: tuple[GroupRecord, ...], theirs: tuple[EgressGroup, ...], now: float
 ) -> tuple[tuple[GroupRecord, ...], list[str]]:
-    """Number and address are one pair on every node. An epoch never falls: peers prefer the later one."""
-    records = {group.id: GroupRecord(group.id, group.egress_ip, "active", now, group.gateways, group.slots, group.epoch)
-             for group in theirs}  # fmt: skip
+    """Number and address are one pair on every node."""
+    records = {group.id: GroupRecord(group.id, group.egress_ip, "active", now, group.gateways) for group in theirs}
     numbers = {group.egress_ip: group.id for group in theirs}
     conflicts = []
     for record in ours:
@@ -158,7 +157,7 @@ def _merged_groups(
             records[record.id] = record
         elif (other.id, other.egress_ip) == (record.id, record.egress_ip):
             since = record.since if record.state == "active" else now
-            records[number] = replace(other, since=since, epoch=max(record.epoch, other.epoch))
+            records[number] = replace(other, since=since)
         else:
             conflicts.append(
                 f"group {record.id} was {record.egress_ip}: published as group {other.id}, {other.egress_ip}"
@@ -188,9 +187,7 @@ def _merged_numbers(
 def _merged_tables(ours: tuple[PortTable, ...], published: Allocations, now: float) -> tuple[PortTable, ...]:
     """What is published is in use on the nodes. What only the ledger has was taken out since, and rests from now on."""
     known = {table.egress_ip: table for table in ours}
-    gateways = {
-        address: {each.node for each in group.gateways} for group in published.groups for address in group.egress_ips
-    }
+    gateways = {address: {*group.gateways} for group in published.groups for address in group.egress_ips}
     numbers = {each.node: each.number for each in published.numbers}
     tables = {}
     for theirs in published.bindings:

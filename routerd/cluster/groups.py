@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
-from egress.gateways import MAX_GATEWAYS, Choice, choose
+from egress.gateways import MAX_GATEWAYS, choose
 from ipam.plan import Grant
 from ipam.pool import key_of
 from routerd.cluster.agents import Agents
@@ -21,7 +21,6 @@ from routerd.model import (
     GATEWAY_LABEL,
     EgressGroup,
     EgressPolicy,
-    GatewaySlot,
     IPAddress,
     LabelSelector,
     Node,
@@ -147,12 +146,11 @@ def form_groups(
             draft.wait(record, addresses, accepted, unreported)
             continue
         if pinned:
-            choice = _holder(record, pinned, agents)
+            gateways: tuple[str, ...] = (_holder(record, pinned, agents),)
         else:
             candidates = _candidates(record, fit(accepted[0].gateways), draining, agents)
-            choice = choose(str(record.egress_ip), candidates, _previous(record), limit)
-        gateways = tuple(GatewaySlot(node, slot) for node, slot in choice.gateways)
-        chosen = replace(record, gateways=gateways, slots=choice.slots, epoch=choice.epoch)
+            gateways = choose(str(record.egress_ip), candidates, limit)
+        chosen = replace(record, gateways=gateways)
         draft.records.append(record if chosen == record else chosen)
         draft.groups.append(_group(chosen, addresses, accepted, grants, node_address=bool(pinned)))
         draft.refusals += _without_agent(draft.groups[-1], accepted, nodes, agents)
@@ -236,20 +234,13 @@ def _same_gateways(members: Sequence[EgressPolicy]) -> tuple[list[EgressPolicy],
     return accepted, refused
 
 
-def _previous(record: GroupRecord) -> Choice:
-    return Choice(tuple((gateway.node, gateway.slot) for gateway in record.gateways), record.slots, record.epoch)
-
-
-def _holder(record: GroupRecord, pinned: tuple[str, ...], agents: Agents) -> Choice:
+def _holder(record: GroupRecord, pinned: tuple[str, ...], agents: Agents) -> str:
     """Nobody can stand in for a node's own address, so that node stays even while it is not ready, or has no agent.
 
-    Of several that hold it, the one that is active and has an agent.
+    Of several that hold it, the one that is the gateway and has an agent.
     """
-    previous = _previous(record)
     holders = [name for name in pinned if agents.state(name) != "absent"] or pinned
-    active = next((node for node, _ in previous.gateways if node in holders), holders[0])
-    alone = Choice(((active, 0),), 1, previous.epoch)
-    return alone if previous == alone and previous.epoch else replace(alone, epoch=previous.epoch + 1)
+    return next((name for name in record.gateways if name in holders), holders[0])
 
 
 def _fit(nodes: Mapping[str, Node], selector: LabelSelector | None) -> list[str]:
@@ -259,7 +250,7 @@ def _fit(nodes: Mapping[str, Node], selector: LabelSelector | None) -> list[str]
 
 def _candidates(record: GroupRecord, fit: Sequence[str], draining: Collection[str], agents: Agents) -> list[str]:
     """If all drain, those that are gateways now: who has left already may be off at any moment."""
-    present = {gateway.node for gateway in record.gateways}
+    present = {*record.gateways}
     served = _served(fit, present, agents)
     return [name for name in served if name not in draining] or [name for name in served if name in present] or served
 
@@ -283,7 +274,7 @@ def _without_agent(
     group: EgressGroup, members: Sequence[EgressPolicy], nodes: Mapping[str, Node], agents: Agents
 ) -> list[Refusal]:
     """For each policy of the group, if none of its gateways has an agent."""
-    names = [gateway.node for gateway in group.gateways]
+    names = group.gateways
     if any(not agents.is_silent(name) for name in names):
         return []
     if group.node_address:
@@ -346,8 +337,6 @@ def _group(
         record.egress_ip,
         tuple(sorted(policy.key for policy in members)),
         record.gateways,
-        record.slots,
-        record.epoch,
         node_address=node_address,
         pool=grants[members[0].key].pool if from_pool else "",
         further_ips=_further(record, addresses),

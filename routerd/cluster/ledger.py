@@ -18,22 +18,20 @@ from ipam.port_sets import PortSet, PortTable, State, Told, in_order
 from ipam.round import Record
 from routerd.formats.published.records import Row, Table
 from routerd.memo import by_identity, differing
-from routerd.model import GatewaySlot, IPAddress
+from routerd.model import IPAddress
 
 R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
 class GroupRecord:
-    """An egress group's number. A retired one keeps number and epoch for a while, in case its address comes back."""
+    """An egress group's number. A retired one keeps its number for a while, in case its address comes back."""
 
     id: int  # VNI, 1 … 2^24-1
     egress_ip: IPAddress
     state: Literal["active", "retired"] = "active"
     since: float = 0.0  # when the state began, seconds of the Unix epoch
-    gateways: tuple[GatewaySlot, ...] = ()
-    slots: int = 1
-    epoch: int = 0
+    gateways: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ class AuditEntry:
     """One line of the append-only log."""
 
     time: float  # seconds of the Unix epoch
-    what: str  # "assigned", "reserved", "released", "freed", "gateways:g1:0:epoch:1", …
+    what: str  # "assigned", "reserved", "released", "freed", "gateways:g1,g2", …
     owner: str
     address: str
 
@@ -197,20 +195,19 @@ ADDRESSES: LedgerTable[Record] = LedgerTable(
 
 
 def _group_row(each: GroupRecord) -> Row:
-    gateways = [[gateway.node, gateway.slot] for gateway in each.gateways]
-    return [each.id, str(each.egress_ip), each.state, each.since, gateways, each.slots, each.epoch]
+    return [each.id, str(each.egress_ip), each.state, each.since, list(each.gateways)]
 
 
 def _group(
-    number: int, egress_ip: str, state: Any, since: float, gateways: list[list[Any]], slots: int, epoch: int
+    number: int, egress_ip: str, state: Any, since: float, gateways: list[Any], slots: int = 0, epoch: int = 0
 ) -> GroupRecord:
-    taken = tuple(GatewaySlot(str(node), int(slot)) for node, slot in gateways)
-    return GroupRecord(number, ip_address(egress_ip), state, since, taken, slots, epoch)
+    """In rows of an earlier release a gateway is a pair that begins with its name, and two numbers follow."""
+    names = tuple(str(each[0] if isinstance(each, list) else each) for each in gateways)
+    return GroupRecord(number, ip_address(egress_ip), state, since, names)
 
 
 def _group_put(old: GroupRecord | None, new: GroupRecord) -> AuditFields:
-    gateways = ",".join(f"{gateway.node}:{gateway.slot}" for gateway in new.gateways)
-    what = "group-retired" if new.state == "retired" else f"gateways:{gateways or 'none'}:epoch:{new.epoch}"
+    what = "group-retired" if new.state == "retired" else f"gateways:{','.join(new.gateways) or 'none'}"
     if old is None:
         what = f"group-created:{what}"
     return what, f"group/{new.id}", str(new.egress_ip)
@@ -222,9 +219,7 @@ def _group_deletion(old: GroupRecord) -> AuditFields:
 
 GROUPS: LedgerTable[GroupRecord] = LedgerTable(
     name="groups",
-    columns={
-        "id": int, "egress_ip": str, "state": str, "since": float, "gateways": list, "slots": int, "epoch": int,
-    },
+    columns={"id": int, "egress_ip": str, "state": str, "since": float, "gateways": list},
     keys=1,
     key=attrgetter("id"),
     shard=lambda each: str(each.id),
@@ -232,7 +227,7 @@ GROUPS: LedgerTable[GroupRecord] = LedgerTable(
     from_row=_group,
     audit_put=_group_put,
     audit_deletion=_group_deletion,
-)  # fmt: skip
+)
 
 # --- ports of egress IPs
 

@@ -208,7 +208,7 @@ def _plans(
     now: float,
 ) -> list[PortPlan]:
     """A plan for each family: a pod's packets leave in their own, so a node needs ports of both."""
-    gateways = frozenset(number[each.node] for each in group.gateways if each.node in number)
+    gateways = frozenset(number[name] for name in group.gateways if name in number)
     plans = []
     for version in sorted({address.version for address in group.egress_ips}):
         spaces = (Space(address, rooms[address]) for address in group.egress_ips if address.version == version)

@@ -36,10 +36,7 @@ from routerd.node.sessions import sessions_of
 from routerd.node.table import Backends, Endpoints, Table, Wanted
 from routerd.refs import NODE, PATH, SERVICE, Ref
 
-EGRESS_LOCAL_PREF = 1000
-EGRESS_MED = 2**31
-EPOCH_STEP = 16  # ranks 0 … 15 fit between two epochs
-MAX_U32 = 2**32 - 1
+EGRESS_LOCAL_PREF = 1000  # of the preferred gateway
 CACHED = 1 << 17  # addresses; 20 MB when full
 
 
@@ -313,16 +310,12 @@ def _pod_cidrs(scene: Scene) -> Iterator[Wanted]:
         yield Path(cidr), scene.node.ref
 
 
-def egress_preference(epoch: int, rank: int) -> tuple[int, int]:
-    """(LOCAL_PREF, MED) of an egress IP at its `rank`-th gateway (0 = active).
+def egress_preference(rank: int) -> tuple[int, int]:
+    """(LOCAL_PREF, MED) of an egress IP at its `rank`-th gateway (0 = preferred).
 
-    A later epoch beats every rank of the earlier ones, so that a takeover wins over the dead gateway's stale path.
     LOCAL_PREF decides inside an AS (higher wins), MED between ASes (lower wins): RFC 4271, sections 5.1.5 and 5.1.4.
     """
-    rank = min(rank, EPOCH_STEP - 1)
-    local_pref = min(EGRESS_LOCAL_PREF + EPOCH_STEP * epoch - rank, MAX_U32)
-    med = max(EGRESS_MED - EPOCH_STEP * epoch + rank, 0)
-    return local_pref, med
+    return EGRESS_LOCAL_PREF - rank, rank
 
 
 def egress_refusal(scene: Scene, group: EgressGroup) -> Refusal | None:
@@ -347,21 +340,20 @@ def egress_paths(scene: Scene, group: EgressGroup, rank: int) -> tuple[Path, ...
     """One for each address of the group."""
     pool = _pool_of(scene, group)
     communities = [c for advertisement in (pool.advertisements if pool else ()) for c in advertisement.communities]
-    local_pref, med = egress_preference(group.epoch, rank)
+    local_pref, med = egress_preference(rank)
     normal = normal_communities(communities)
     prefixes = (prefix_of(address, address.max_prefixlen) for address in group.egress_ips)
     return tuple(Path(prefix, local_pref=local_pref, med=med, communities=normal) for prefix in prefixes)
 
 
 def _egress_ip(scene: Scene, group: EgressGroup) -> Iterator[Wanted | Refusal]:
-    nodes = [gateway.node for gateway in group.gateways]
-    if scene.node.name not in nodes or group.node_address:
+    if scene.node.name not in group.gateways or group.node_address:
         return  # an address on an interface is routed by the network that the interface is in
     refusal = egress_refusal(scene, group)
     if refusal is not None:
         yield refusal
         return
-    for path in egress_paths(scene, group, nodes.index(scene.node.name)):
+    for path in egress_paths(scene, group, group.gateways.index(scene.node.name)):
         yield path, group.ref
 
 

@@ -37,8 +37,8 @@ def without_conflicts(
 
 def _is_led_to(group: EgressGroup, node: str) -> bool:
     """Whether `node` blackholes and announces the address of `group`."""
-    return not group.node_address and any(gateway.node == node for gateway in group.gateways)
+    return not group.node_address and node in group.gateways
 
 
 def _without(group: EgressGroup, node: str) -> EgressGroup:
-    return replace(group, gateways=tuple(gateway for gateway in group.gateways if gateway.node != node))
+    return replace(group, gateways=tuple(name for name in group.gateways if name != node))

@@ -411,7 +411,7 @@ def _groups(
     groups: dict[int, Group] = {}
     refusals: list[Refusal] = []
     for group in allocations.groups:
-        gateways = [_gateway(group, each.node, nodes, numbers, down) for each in group.gateways]
+        gateways = [_gateway(group, name, nodes, numbers, down) for name in group.gateways]
         refusals.extend(g for g in gateways if isinstance(g, Refusal))
         usable = tuple(g for g in gateways if isinstance(g, Gateway))
         if not group.gateways:
@@ -435,7 +435,7 @@ def _served(allocations: Allocations, here: str) -> dict[IPAddress, Served]:
     tables = {table.egress_ip: table for table in allocations.bindings}
     number = number_of(allocations, here)
     groups = {address: group for group in allocations.groups for address in group.egress_ips}
-    mine = {address for address, group in groups.items() if any(each.node == here for each in group.gateways)}
+    mine = {address for address, group in groups.items() if here in group.gateways}
     former = {address for address, table in tables.items() if address not in groups and number in table.told}
     return {
         address: Served(

@@ -25,5 +25,5 @@ def may_be_gateway(snapshot: Snapshot, name: str, addresses: Iterable[IPAddress]
     return (
         any(is_gateway(selector, node) for selector in {None, *(policy.gateways for policy in policies)})
         or not wanted.isdisjoint(addresses)
-        or any(slot.node == name for group in groups for slot in group.gateways)
+        or any(name in group.gateways for group in groups)
     )

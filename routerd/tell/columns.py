@@ -43,6 +43,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "pools": ("pool", "protocol", "uses", "addresses", "used", "free", "disabled"),
     "nat": ("protocol", "pod", "remote", "egress_ip", "port", "group", "gateway", "idle_seconds"),
     "port-sets": ("egress_ip", "ports", "size", "node", "state", "group"),
-    "egress-ips": ("egress_ip", "policies", "pool", "group", "active_gateway", "gateways", "epoch", "node_address"),
+    "egress-ips": ("egress_ip", "policies", "pool", "group", "active_gateway", "gateways", "node_address"),
 }
 STEPS = ("yes", "question", "reason", "detail")  # of `why`

@@ -82,7 +82,7 @@ def _gateway_waits(progress: Progress, allocations: Allocations) -> Iterator[str
     if progress.drain.goes_down:
         return
     for group in allocations.groups:
-        if not group.node_address and any(slot.node == progress.node for slot in group.gateways):
+        if not group.node_address and progress.node in group.gateways:
             yield (
                 f"egress IP {group.egress_ip} has no other gateway: the operator moves it when another node that may "
                 f"be its gateway is ready; its policies are {', '.join(group.policies)}"
@@ -91,7 +91,7 @@ def _gateway_waits(progress: Progress, allocations: Allocations) -> Iterator[str
 
 def _notes(progress: Progress) -> Iterator[str]:
     for group in progress.allocations.groups if progress.allocations is not None else ():
-        if group.node_address and any(slot.node == progress.node for slot in group.gateways):
+        if group.node_address and progress.node in group.gateways:
             yield f"egress IP {group.egress_ip} is an address of this node: it ends with it"
     owners = progress.announced.owners if progress.announced is not None else {}
     for prefix in (prefix for prefix, refs in owners.items() if any(ref.kind == NODE for ref in refs)):

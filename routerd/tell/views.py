@@ -129,7 +129,7 @@ def _node(node: Node, state: str, groups: Iterable[EgressGroup], silent_seconds:
         "pod_cidrs": _joined(node.pod_cidrs),
         "gateway": GATEWAY_LABEL in node.labels,
         "announces_services": not (is_out or EXCLUDE_LABEL in node.labels or node.network_unavailable),
-        "groups": _joined(group.id for group in groups if any(slot.node == node.name for slot in group.gateways)),
+        "groups": _joined(group.id for group in groups if node.name in group.gateways),
     }
 
 
@@ -352,9 +352,8 @@ def egress_ip_rows(allocations: Allocations | None) -> list[Row]:
             "policies": _joined(group.policies),
             "pool": group.pool,
             "group": group.id,
-            "active_gateway": group.gateways[0].node if group.gateways else "",
-            "gateways": _joined(slot.node for slot in group.gateways),
-            "epoch": group.epoch,
+            "active_gateway": group.gateways[0] if group.gateways else "",
+            "gateways": _joined(group.gateways),
             "node_address": group.node_address,
         }
         for address, group in sorted(found, key=lambda each: (_order(each[0]), each[1].id))

@@ -377,13 +377,12 @@ def _egress(snapshot: Snapshot, name: str) -> Iterator[Step]:
         return
     policies, addresses = ", ".join(group.policies), ", ".join(map(str, group.egress_ips))
     yield Step(f"has {name} an egress group?", True, detail=f"{addresses}, group {group.id}: {policies}")
-    nodes = [gateway.node for gateway in group.gateways]
     refusal = gateways_refused(group.policies, allocations)
     if refusal is None:
-        yield Step("has it a gateway whose agent serves?", True, detail=", ".join(nodes))
+        yield Step("has it a gateway whose agent serves?", True, detail=", ".join(group.gateways))
     else:
         yield Step("has it a gateway whose agent serves?", False, refusal.reason, refusal.message)
-    yield from _silent_agents(snapshot, group.policies, nodes)
+    yield from _silent_agents(snapshot, group.policies, group.gateways)
 
 
 def _refusal_of(address: str, refusals: Iterable[Refusal]) -> Refusal | None:

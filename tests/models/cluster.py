@@ -17,7 +17,6 @@ from routerd.model import (
     EgressPolicy,
     Endpoint,
     EndpointSlice,
-    GatewaySlot,
     Namespace,
     Node,
     NodeNumber,
@@ -74,9 +73,7 @@ def group(**fields: object) -> EgressGroup:
         "id": 7,
         "egress_ip": ip_address("198.51.100.7"),
         "policies": ("EgressPolicy/web",),
-        "gateways": (GatewaySlot("b", 0), GatewaySlot("a", 1)),
-        "slots": 2,
-        "epoch": 3,
+        "gateways": ("b", "a"),
     }
     return EgressGroup(**{**values, **fields})  # type: ignore[arg-type]
 

@@ -14,10 +14,10 @@ from ipam.round import Record
 from routerd.cluster.ledger import GroupRecord, Ledger
 from routerd.formats.published import parts
 from routerd.formats.published.whole import AllocationsReader
-from routerd.model import Allocations, EgressGroup, GatewaySlot, Refusal, ServiceAllocation
+from routerd.model import Allocations, EgressGroup, Refusal, ServiceAllocation
 from routerd.refs import Ref
 
-GATEWAYS = (GatewaySlot("node-1.example.net", 0), GatewaySlot("node-2.example.net", 1))
+GATEWAYS = ("node-1.example.net", "node-2.example.net")
 
 
 def allocations_of(services: int, groups: int, generation: int = 1) -> Allocations:
@@ -29,7 +29,7 @@ def allocations_of(services: int, groups: int, generation: int = 1) -> Allocatio
         generation,
         tuple(sorted(given, key=lambda each: each.service)),
         tuple(
-            EgressGroup(number + 1, _egress_ip(number), (f"EgressPolicy/policy-{number}",), GATEWAYS, 2, pool="egress")
+            EgressGroup(number + 1, _egress_ip(number), (f"EgressPolicy/policy-{number}",), GATEWAYS, pool="egress")
             for number in range(groups)
         ),
     )
@@ -44,7 +44,7 @@ def ledger_of(services: int, groups: int) -> Ledger:
         Record(_egress_ip(number), f"EgressPolicy/policy-{number}", "egress", "used", 1.7e9 + number / 7, bound=True)
         for number in range(groups)
     ]
-    numbers = (GroupRecord(n + 1, _egress_ip(n), "active", 1.7e9, GATEWAYS, 2, 3) for n in range(groups))
+    numbers = (GroupRecord(n + 1, _egress_ip(n), "active", 1.7e9, GATEWAYS) for n in range(groups))
     return Ledger(1, "0" * 64, groups + 1, (*vips, *held), tuple(numbers))
 
 

@@ -167,11 +167,10 @@ def text(allocations: Allocations) -> str:
     """Services, groups and refusals, a line each."""
     lines = [f"{each.service} {each.pool} {' '.join(map(str, each.addresses))}" for each in allocations.services]
     for group in allocations.groups:
-        gateways = " ".join(f"{gateway.node}:{gateway.slot}" for gateway in group.gateways) or "none"
+        gateways = " ".join(group.gateways) or "none"
         flags = " node-address" if group.node_address else ""
         lines.append(
-            f"group {group.id} {' '.join(map(str, group.egress_ips))} {','.join(group.policies)} via {gateways} "
-            f"/{group.slots} epoch {group.epoch}{flags}"
+            f"group {group.id} {' '.join(map(str, group.egress_ips))} {','.join(group.policies)} via {gateways}{flags}"
         )
     lines += [f"! {refusal.object} {refusal.reason}: {refusal.message}" for refusal in allocations.refusals]
     return "\n".join(lines)

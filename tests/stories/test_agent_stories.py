@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from egress.gateways import MAX_GATEWAYS
 from tests.models.operator_world import LOOK, World
 
-G1 = "group 1 198.51.100.7 EgressPolicy/out via g1:0 g2:1 /2 epoch 1"
-WITHOUT_G1 = """group 1 198.51.100.7 EgressPolicy/out via g2:1 /2 epoch 2
+G1 = "group 1 198.51.100.7 EgressPolicy/out via g1 g2"
+WITHOUT_G1 = """group 1 198.51.100.7 EgressPolicy/out via g2
 ! node/g1 AgentAbsent: no word of its agent since 1970-01-01T00:16:{}Z: start it; others take its groups, if any can"""
 
 
@@ -44,12 +44,12 @@ def test_a_gateway_whose_agent_is_gone_is_replaced(world: World) -> None:
 def test_an_agent_that_is_back_is_on_trial_first(world: World) -> None:
     world.silence("g1")
     world.live(50)
-    assert "via g2:1 /2" in world.decide()
+    assert world.decide() == WITHOUT_G1.format(50)
     world.agent("g1")
     world.live(10)
-    assert world.decide() == G1.replace("g1:0 g2:1 /2 epoch 1", "g2:1 /2 epoch 2"), "heard, and not for long"
+    assert world.decide() == G1.replace("g1 g2", "g2"), "heard, and not for long"
     world.live(50)
-    assert world.decide() == G1.replace("epoch 1", "epoch 3")
+    assert world.decide() == G1
 
 
 def test_an_agent_that_crashes_over_and_over_does_not_take_the_groups_back(world: World) -> None:
@@ -80,7 +80,7 @@ def test_a_node_whose_agent_never_served_becomes_no_gateway(world: World) -> Non
     assert world.decide().splitlines()[:2] == [G1, f"! node/g0 AgentAbsent: {absent}"]
     world.agent("g4")
     world.live(20)
-    assert " g4:" in world.decide().splitlines()[0]
+    assert " g4" in world.decide().splitlines()[0]
 
 
 def test_the_last_gateway_stays_though_its_agent_is_gone(world: World) -> None:
@@ -91,7 +91,7 @@ def test_the_last_gateway_stays_though_its_agent_is_gone(world: World) -> None:
     world.node("g2", "false")
     world.agent("g2", gateway=False)
     assert world.decide() == (
-        "group 1 198.51.100.7 EgressPolicy/out via none /2 epoch 3\n"
+        "group 1 198.51.100.7 EgressPolicy/out via none\n"
         "! EgressPolicy/out NoGateway: no node with label routerd.io/egress-gateway has an agent that serves "
         "(g1: no word of its agent since 1970-01-01T00:16:50Z): traffic of the policy is dropped until one has\n"
         "! node/g1 AgentAbsent: no word of its agent since 1970-01-01T00:16:50Z: start it; others take its groups, if "
@@ -99,17 +99,17 @@ def test_the_last_gateway_stays_though_its_agent_is_gone(world: World) -> None:
     )
     world.agent("g1")
     world.live(10)
-    assert world.decide() == "group 1 198.51.100.7 EgressPolicy/out via g1:0 /2 epoch 4", "better than none"
+    assert world.decide() == "group 1 198.51.100.7 EgressPolicy/out via g1", "better than none"
 
 
 def test_a_gateway_of_one_policy_is_told_while_those_of_another_are_heard(world: World) -> None:
     world.node("g2", None)
     world.agent("g2")
-    assert world.decide() == "group 1 198.51.100.7 EgressPolicy/out via g1:0 /2 epoch 2"
+    assert world.decide() == "group 1 198.51.100.7 EgressPolicy/out via g1"
     world.silence("g1")
     world.live(50)
     group, refusal, _ = world.decide().splitlines()
-    assert group == "group 1 198.51.100.7 EgressPolicy/out via g1:0 /2 epoch 2"
+    assert group == "group 1 198.51.100.7 EgressPolicy/out via g1"
     assert refusal == (
         "! EgressPolicy/out NoGateway: no node with label routerd.io/egress-gateway has an agent that serves "
         "(g1: no word of its agent since 1970-01-01T00:16:50Z): start it; until then g1 stays"
@@ -123,7 +123,7 @@ def test_the_holder_of_an_address_stays_and_is_told() -> None:
     world.agent("g1", "owner")
     world.policy("sample", "192.168.33.100")
     world.live(10)
-    alone = "group 1 192.168.33.100 EgressPolicy/sample via owner:0 /1 epoch 1 node-address"
+    alone = "group 1 192.168.33.100 EgressPolicy/sample via owner node-address"
     assert world.decide() == alone
     world.silence("owner")
     world.live(50)
@@ -134,7 +134,7 @@ def test_the_holder_of_an_address_stays_and_is_told() -> None:
     world.node("second", None, reports="192.168.33.100")
     world.agent("second")
     world.live(10)
-    assert world.decide() == alone.replace("owner", "second").replace("epoch 1", "epoch 2"), "it has the address, too"
+    assert world.decide() == alone.replace("owner", "second"), "it has the address, too"
 
 
 def test_a_restart_of_the_operator_moves_nothing(world: World) -> None:
@@ -142,7 +142,7 @@ def test_a_restart_of_the_operator_moves_nothing(world: World) -> None:
     world.silence("g1")
     world.live(50)
     before = world.decide().splitlines()[0]
-    assert "via g2:1 /2 epoch 2" in before
+    assert "via g2" in before
     world.restart_operator()
     for _ in range(30):
         assert world.decide().splitlines()[0] == before
@@ -196,20 +196,20 @@ def test_a_drained_gateway_that_is_switched_off_is_no_event(world: World) -> Non
     world.node("g1", draining=True)
     world.agent("g1")
     world.live(10)
-    assert world.decide() == G1.replace("g1:0 g2:1 /2 epoch 1", "g2:1 /2 epoch 2")
+    assert world.decide() == G1.replace("g1 g2", "g2")
     world.silence("g1")
     world.live(100)
-    assert world.decide() == G1.replace("g1:0 g2:1 /2 epoch 1", "g2:1 /2 epoch 2")
+    assert world.decide() == G1.replace("g1 g2", "g2")
 
 
 def test_nobody_becomes_a_gateway_while_nobody_is_heard(world: World) -> None:
     world.silence("g1", "g2", "worker")
     world.live(100)
     world.policy("more", "198.51.100.8")
-    assert "group 2 198.51.100.8 EgressPolicy/more via none /1 epoch 1" in world.decide()
+    assert "group 2 198.51.100.8 EgressPolicy/more via none" in world.decide()
     world.agent("g1", "g2")
     world.live(20)
-    assert world.decide() == f"{G1}\ngroup 2 198.51.100.8 EgressPolicy/more via g1:0 g2:1 /2 epoch 2"
+    assert world.decide() == f"{G1}\ngroup 2 198.51.100.8 EgressPolicy/more via g1 g2"
 
 
 NAMES = ("g1", "g2", "g3", "g4", "g5")
@@ -233,9 +233,9 @@ def test_whatever_falls_silent_the_gateways_are_nodes_that_were_heard(
         world.agent("g1", *living)
         for _ in range(0, seconds, LOOK):
             world.live(LOOK)
-            before = {slot.node for slot in world.allocations.groups[0].gateways}
+            before = {*world.allocations.groups[0].gateways}
             world.decide()
-            gateways = {slot.node for slot in world.allocations.groups[0].gateways}
+            gateways = {*world.allocations.groups[0].gateways}
             assert "g1" in gateways or len(gateways) == MAX_GATEWAYS
             assert {world.agents.state(name) for name in gateways - before} <= {"serving"}
         if restarts:
@@ -243,4 +243,4 @@ def test_whatever_falls_silent_the_gateways_are_nodes_that_were_heard(
     world.silence(*NAMES[1:])
     world.live(600)  # however late their last beats came
     world.decide()
-    assert [slot.node for slot in world.allocations.groups[0].gateways] == ["g1"]
+    assert [*world.allocations.groups[0].gateways] == ["g1"]

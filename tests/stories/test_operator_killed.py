@@ -122,7 +122,7 @@ def owners(allocations: Allocations) -> dict[str, str]:
     """What each service and each policy has."""
     services = {one.service.partition("/")[2]: ", ".join(map(str, one.addresses)) for one in allocations.services}
     groups = {
-        policy.rpartition("/")[2]: f"{group.egress_ip} as {group.id} by {group.gateways} of {group.slots}"
+        policy.rpartition("/")[2]: f"{group.egress_ip} as {group.id} by {group.gateways}"
         for group in allocations.groups
         for policy in group.policies
     }

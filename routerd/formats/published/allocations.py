@@ -25,12 +25,10 @@ from routerd.formats.published.binding_lines import (
 )
 from routerd.formats.published.bindings import MAX_GROUP
 from routerd.formats.published.parts import NAME
-from routerd.formats.published.tables import MAX_EPOCH, MAX_SLOTS
 from routerd.model import (
     Advertisement,
     Allocations,
     EgressGroup,
-    GatewaySlot,
     Heartbeat,
     IPAddress,
     IPNetwork,
@@ -105,12 +103,11 @@ def _service(one: ServiceAllocation) -> str:
 
 
 def _group(one: EgressGroup) -> str:
-    gateways = ", ".join(f"{{node: {quoted(slot.node)}, slot: {slot.slot}}}" for slot in one.gateways)
     further = f", furtherIPs: {_list(one.further_ips)}" if one.further_ips else ""
     return (
         f'{{id: {one.id}, egressIP: "{one.egress_ip}", pool: {quoted(one.pool)}, '
-        f"policies: [{', '.join(quoted(policy) for policy in one.policies)}], gateways: [{gateways}], "
-        f"slots: {one.slots}, epoch: {one.epoch}, nodeAddress: {str(one.node_address).lower()}{further}}}"
+        f"policies: [{', '.join(map(quoted, one.policies))}], gateways: [{', '.join(map(quoted, one.gateways))}], "
+        f"nodeAddress: {str(one.node_address).lower()}{further}}}"
     )
 
 
@@ -211,23 +208,16 @@ def _read_way(section: Section) -> Advertisement:
 
 
 def _read_group(section: Section) -> EgressGroup:
-    section.only("id", "egressIP", "pool", "policies", "gateways", "slots", "epoch", "nodeAddress", "furtherIPs")
+    section.only("id", "egressIP", "pool", "policies", "gateways", "nodeAddress", "furtherIPs")
     return EgressGroup(
         id=section.require("id").integer(1, MAX_GROUP),
         egress_ip=section.require("egressIP").address(),
         policies=tuple(item.name() for item in section.items("policies", UNLIMITED)),
-        gateways=tuple(_read_slot(item.section) for item in section.items("gateways", UNLIMITED)),
-        slots=section.require("slots").integer(1, MAX_SLOTS),
-        epoch=section.require("epoch").integer(1, MAX_EPOCH),
+        gateways=tuple(item.name() for item in section.items("gateways", UNLIMITED)),
         node_address=section.require("nodeAddress").boolean(),
         pool=section.require("pool").string(),
         further_ips=tuple(item.address() for item in section.items("furtherIPs", UNLIMITED)),
     )
-
-
-def _read_slot(section: Section) -> GatewaySlot:
-    section.only("node", "slot")
-    return GatewaySlot(section.require("node").name(), section.require("slot").integer(0, MAX_SLOTS - 1))
 
 
 def _read_refusal(section: Section) -> Refusal:

@@ -11,16 +11,12 @@ from routerd.formats.published.records import Row, Table
 from routerd.model import (
     Advertisement,
     EgressGroup,
-    GatewaySlot,
     NodeAddresses,
     PoolWays,
     Refusal,
     ServiceAllocation,
 )
 from routerd.refs import Ref
-
-MAX_SLOTS = 4096
-MAX_EPOCH = 2**63 - 1  # what SQLite holds
 
 
 def _service_row(each: ServiceAllocation) -> Row:
@@ -32,23 +28,21 @@ def _service(service: str, pool: str, addresses: list[str]) -> ServiceAllocation
 
 
 def _group_row(each: EgressGroup) -> Row:
-    gateways = [[gateway.node, gateway.slot] for gateway in each.gateways]
-    row = [each.id, str(each.egress_ip), each.pool, list(each.policies), gateways, each.slots, each.epoch,
-           each.node_address]  # fmt: skip
+    row: Row = [each.id, str(each.egress_ip), each.pool, [*each.policies], [*each.gateways], each.node_address]
     return [*row, [str(address) for address in each.further_ips]] if each.further_ips else row
 
 
 def _group(
-    number: int, egress_ip: str, pool: str, policies: list[str], gateways: list[list[Any]], slots: int, epoch: int,
-    node_address: bool, further_ips: list[str] | None = None,
+    number: int, egress_ip: str, pool: str, policies: list[str], gateways: list[str], node_address: bool,
+    further_ips: list[str] | None = None,
 ) -> EgressGroup:  # fmt: skip
-    taken = tuple(GatewaySlot(node, slot) for node, slot in gateways)
-    limits = [(number, MAX_GROUP), (slots, MAX_SLOTS), (epoch, MAX_EPOCH), *((each.slot + 1, slots) for each in taken)]
-    if not all(1 <= value <= limit for value, limit in limits):
-        raise ValueError(f"group {number}: a number is out of its range")
+    if not 1 <= number <= MAX_GROUP:
+        raise ValueError(f"group {number}: the number is out of its range")
+    if not all(isinstance(name, str) for name in gateways):
+        raise ValueError(f"group {number}: a gateway has no name")
     further = tuple(map(ip_address, further_ips or ()))
     address = ip_address(egress_ip)
-    return EgressGroup(number, address, tuple(policies), taken, slots, epoch, node_address, pool, further)
+    return EgressGroup(number, address, tuple(policies), tuple(gateways), node_address, pool, further)
 
 
 def _node_row(each: NodeAddresses) -> Row:

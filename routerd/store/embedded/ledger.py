@@ -36,8 +36,8 @@ def create(table: LedgerTable[Any]) -> str:
 
 
 # One tuple of statements for each schema version; PRAGMA user_version says how many have been applied. Tables that came
-# after the first two are made from their columns, a version for each. To change a table that is in use, write those
-# versions out here, so that they stay as they were, and the change below them.
+# after the first two were made from their columns, a version for each: a further table is a version at the end. To
+# change one that is in use, write its version out here, so that it stays as it was, and the change at the end.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -76,7 +76,16 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "ALTER TABLE addresses ADD COLUMN sharing TEXT NOT NULL DEFAULT '[]'",
     ),  # how who shares an address was granted it
-    *((create(table),) for table in TABLES[2:]),
+    *((create(table),) for table in TABLES[2:5]),
+    (  # without what told ports and paths apart while gateways translated; `from_row` reads the gateways as they are
+        "ALTER TABLE groups RENAME TO old_groups",
+        """CREATE TABLE groups (
+            id INTEGER PRIMARY KEY CHECK (id BETWEEN 1 AND 16777215), egress_ip TEXT NOT NULL UNIQUE,
+            state TEXT NOT NULL CHECK (state IN ('active', 'retired')), since REAL NOT NULL,
+            gateways TEXT NOT NULL, lease INTEGER NOT NULL)""",
+        "INSERT INTO groups SELECT id, egress_ip, state, since, gateways, lease FROM old_groups",
+        "DROP TABLE old_groups",
+    ),
 )
 PRUNE_PERIOD = 86400.0  # seconds between looks for audit entries that are too old
 

@@ -224,9 +224,8 @@ def _group_status(group: EgressGroup | None) -> dict[str, Any]:
         "egressIP": str(group.egress_ip),
         "egressIPs": [str(address) for address in group.egress_ips],
         "id": group.id,
-        "epoch": group.epoch,
         "nodeAddress": group.node_address,
-        "gateways": [{"node": each.node, "slot": each.slot} for each in group.gateways],
+        "gateways": [{"node": name} for name in group.gateways],
     }
 
 
@@ -240,7 +239,7 @@ def _policy_conditions(stored: StoredObject, group: EgressGroup | None, refused:
         else condition("Allocated", False, first.reason, first.message, at)
     )
     if group is not None and group.gateways and all(each.reason in OF_PORTS for each in refused):
-        nodes = ", ".join(each.node for each in group.gateways)
+        nodes = ", ".join(group.gateways)
         ready = condition("Ready", True, "Ready", f"leaves by {nodes} as {addresses}", at)
     else:
         ready = condition("Ready", False, first.reason, first.message, at)

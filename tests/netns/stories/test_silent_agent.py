@@ -26,7 +26,7 @@ def test_the_group_of_a_gateway_whose_agent_is_killed_moves_and_its_pods_leave(c
             return next(each for each in groups if str(each.egress_ip) == story.pool_ip)
 
         def gateways() -> list[str]:
-            return [slot.node for slot in group().gateways]
+            return [*group().gateways]
 
         silent, other = lab.wait(lambda: gateways() if len(gateways()) == 2 else [], "both are gateways")
         assert lab.pod("batch").get(lab.fw.address).source == story.pool_ip

@@ -19,7 +19,7 @@ from routerd.agent.arrivals import Expected
 from routerd.agent.drain import Drains
 from routerd.agent.loop import RECHECK_REST, Agent, Parts, TaskReturned, peer_statuses
 from routerd.agent.reconcile import Reconciler
-from routerd.model import Allocations, GatewaySlot, IPAddress, Origin, Peer, Peering, Refusal, Snapshot
+from routerd.model import Allocations, IPAddress, Origin, Peer, Peering, Refusal, Snapshot
 from routerd.node.brake import Brake, Limits
 from routerd.node.desired import Kept, LocalFacts, NodeState, Settings, compose
 from routerd.selectors import LabelSelector
@@ -523,7 +523,7 @@ def test_a_datapath_that_a_round_attached_shows_at_once() -> None:
 
 def test_a_node_that_is_drained_says_when_it_may_be_stopped() -> None:
     """The VIP first for others, then for nobody here; the egress IP as soon as the operator has moved it."""
-    moved = Allocations(2, cluster.snapshot().allocations.services, (cluster.group(gateways=(GatewaySlot("b", 0),)),))  # type: ignore[union-attr]
+    moved = Allocations(2, cluster.snapshot().allocations.services, (cluster.group(gateways=("b",)),))  # type: ignore[union-attr]
 
     async def test(running: Running) -> None:
         def waits() -> str:

@@ -14,7 +14,7 @@ from ipam.round import Record
 from routerd.cluster.adopt import adopt, digest_of, is_foreign
 from routerd.cluster.assign import AssignSettings
 from routerd.cluster.ledger import GroupRecord, Ledger, difference
-from routerd.model import Allocations, EgressGroup, GatewaySlot, Refusal, ServiceAllocation, Writer
+from routerd.model import Allocations, EgressGroup, Refusal, ServiceAllocation, Writer
 from routerd.refs import Ref
 from routerd.store.embedded.ledger import SqliteLedger
 from tests.models.many import allocations_of
@@ -90,20 +90,20 @@ def test_a_reservation_gives_way_to_what_is_published() -> None:
     assert found.conflicts == ("192.0.2.0 was reserved for EgressPolicy/old: published for another",)
 
 
-def test_group_numbers_slots_and_epochs_are_the_published_ones(tmp_path: Path) -> None:
-    slots = (GatewaySlot("g1", 0), GatewaySlot("g2", 1))
+def test_group_numbers_and_gateways_are_the_published_ones(tmp_path: Path) -> None:
+    both = ("g1", "g2")
     ours = (
-        GroupRecord(1, A, "active", 1.0, (GatewaySlot("g9", 0),), 1, 9),
-        GroupRecord(2, B, "active", 1.0, slots, 2, 1),
-        GroupRecord(3, C, "active", 1.0, slots, 2, 4),
+        GroupRecord(1, A, "active", 1.0, ("g9",)),
+        GroupRecord(2, B, "active", 1.0, both),
+        GroupRecord(3, C, "active", 1.0, ("g1",)),
         GroupRecord(9, ip_address("192.0.2.9"), "retired", 1.0),
     )
-    theirs = (EgressGroup(1, B, ("EgressPolicy/b",), slots, 2, 6), EgressGroup(2, A, ("EgressPolicy/a",), slots, 2, 7),
-              EgressGroup(3, C, ("EgressPolicy/c",), slots, 2, 3))  # fmt: skip
+    theirs = (EgressGroup(1, B, ("EgressPolicy/b",), both), EgressGroup(2, A, ("EgressPolicy/a",), both),
+              EgressGroup(3, C, ("EgressPolicy/c",), ("g2",)))  # fmt: skip
     before = Ledger(1, "x", 4, (), ours)
     found = adopt(before, published(8, groups=theirs), None, 9.0)
-    assert [(g.id, str(g.egress_ip), g.slots, g.epoch) for g in found.ledger.groups] == [
-        (1, "192.0.2.1", 2, 6), (2, "192.0.2.0", 2, 7), (3, "192.0.2.2", 2, 4), (9, "192.0.2.9", 1, 0),
+    assert [(g.id, str(g.egress_ip), g.gateways) for g in found.ledger.groups] == [
+        (1, "192.0.2.1", both), (2, "192.0.2.0", both), (3, "192.0.2.2", ("g2",)), (9, "192.0.2.9", ()),
     ]  # fmt: skip
     assert found.conflicts == (
         "group 1 was 192.0.2.0: published as group 2, 192.0.2.0",
@@ -154,14 +154,14 @@ def test_a_digest_is_of_what_is_written_and_not_of_how_python_shows_it(monkeypat
     refusal = Refusal(Ref.parse("svc/d/a"), "PoolExhausted", "no address is left")
     allocations = replace(allocations_of(3, 2), refusals=(refusal,))
     before = digest_of(allocations)
-    for shown in (Ref, Refusal, EgressGroup, GatewaySlot):
+    for shown in (Ref, Refusal, EgressGroup):
         monkeypatch.setattr(shown, "__repr__", lambda each: "another release")
     assert digest_of(allocations) == before
     assert digest_of(replace(allocations, generation=9, writer=Writer("n", "l", 1))) == before
     for changed in (
         replace(allocations, refusals=(replace(refusal, message="é"),)),
         replace(allocations, groups=allocations.groups[1:]),
-        replace(allocations, groups=(replace(allocations.groups[0], epoch=9), allocations.groups[1])),
+        replace(allocations, groups=(replace(allocations.groups[0], gateways=("n",)), allocations.groups[1])),
         replace(allocations, services=allocations.services[1:]),
     ):
         assert digest_of(changed) != before

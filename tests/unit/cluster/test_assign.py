@@ -272,7 +272,7 @@ def test_policies_share_a_given_egress_ip(world: World) -> None:
     world.node("g")
     world.policy("a", "198.51.100.7")
     world.policy("b", "198.51.100.7")
-    assert world.decide() == "group 1 198.51.100.7 EgressPolicy/a,EgressPolicy/b via g:0 /1 epoch 1"
+    assert world.decide() == "group 1 198.51.100.7 EgressPolicy/a,EgressPolicy/b via g"
 
 
 def test_same_egress_ip_with_other_gateways(world: World) -> None:
@@ -280,7 +280,7 @@ def test_same_egress_ip_with_other_gateways(world: World) -> None:
     world.policy("a", "198.51.100.7", created="2026-02-01T00:00:00Z", gateways=LabelSelector((("zone", "a"),)))
     world.policy("b", "198.51.100.7", created="2026-01-01T00:00:00Z")
     first, second = world.decide().splitlines()
-    assert first == "group 1 198.51.100.7 EgressPolicy/b via g:0 /1 epoch 1"
+    assert first == "group 1 198.51.100.7 EgressPolicy/b via g"
     assert second.startswith(
         "! EgressPolicy/a GatewaysDiffer: EgressPolicy/b has the same egress IP and other gateways"
     )
@@ -315,7 +315,7 @@ def test_no_gateway(world: World, label: str | None, gateways: LabelSelector | N
     world.node("g", label)
     world.policy("a", "198.51.100.7", gateways=gateways)
     group, refusal = world.decide().splitlines()
-    assert group == "group 1 198.51.100.7 EgressPolicy/a via none /1 epoch 1"
+    assert group == "group 1 198.51.100.7 EgressPolicy/a via none"
     assert refusal.startswith(f"! EgressPolicy/a NoGateway: {message}")
 
 
@@ -324,10 +324,10 @@ def test_a_node_without_a_tunnel_endpoint_is_no_gateway(world: World) -> None:
     world.node("g2", ready=False)
     world.policy("a", "198.51.100.7")
     group, refusal = world.decide().splitlines()
-    assert group == "group 1 198.51.100.7 EgressPolicy/a via none /1 epoch 1"
+    assert group == "group 1 198.51.100.7 EgressPolicy/a via none"
     assert "is ready (g1 has no address, g2): traffic" in refusal
     world.node("g2")
-    assert world.decide() == "group 1 198.51.100.7 EgressPolicy/a via g2:0 /1 epoch 2"
+    assert world.decide() == "group 1 198.51.100.7 EgressPolicy/a via g2"
 
 
 SIX, FOUR = ip_network("2001:db8::/32"), ip_network("203.0.113.0/24")
@@ -337,7 +337,7 @@ def test_a_policy_of_both_families_has_its_group_and_says_what_is_not_translated
     world.node("g")
     world.policy("web", "198.51.100.7", destinations=(FOUR, SIX))
     group, refused = world.decide().splitlines()
-    assert group == "group 1 198.51.100.7 EgressPolicy/web via g:0 /1 epoch 1"
+    assert group == "group 1 198.51.100.7 EgressPolicy/web via g"
     told = "no egress IP of its family, but 198.51.100.7: what the selected pods send to 2001:db8::/32 is dropped"
     assert refused == f"! EgressPolicy/web UnsupportedFamily: {told}"
 
@@ -368,7 +368,7 @@ def test_a_node_with_ipv6_addresses_only_is_a_gateway_of_both_families(
 ) -> None:
     world.node("g", addresses=(ip_address("fd00::1"),))
     world.policy("a", "198.51.100.7" if destination.version == 4 else "2001:db8:1::7", destinations=(destination,))
-    assert "via g:0 " in world.decide()
+    assert "via g" in world.decide()
 
 
 def test_a_pool_gives_an_egress_ip_that_something_is_translated_to(world: World) -> None:

@@ -138,7 +138,7 @@ def test_a_beat_forms_no_groups_and_a_silence_does(monkeypatch: pytest.MonkeyPat
         world.live(seconds)
         found = assign(world.snapshot(), world.ledger, world.reports, world.now, world.settings, world.agents, kept)
         world.ledger, world.allocations = found.ledger, found.allocations
-        return [each.node for each in found.allocations.groups[0].gateways]
+        return [*found.allocations.groups[0].gateways]
 
     for _ in range(3):
         assert gateways(20) == ["g1", "g2"]

@@ -123,12 +123,14 @@ def test_a_whole_pair_of_surrogates_is_a_character() -> None:
     assert parse_json(r'"\ud83d\ude00"') == parse_json(rb'"\uD83D\uDE00"') == "\U0001f600"
 
 
-GROUP = '["groups",{id},"192.0.2.9","p",["a"],[["n",{slot}]],{slots},{epoch},false]\n'
-GOOD = {"id": 1, "slot": 0, "slots": 4, "epoch": 1}
+GROUP = '["groups",{id},"192.0.2.9","p",["a"],[{gateway}],false]\n'
+GOOD = {"id": 1, "gateway": '"n"'}
 PARTS = {
     **JSON,
     **{f"{key} {value}": GROUP.format(**{**GOOD, key: value})
-       for key in GOOD for value in (-1, 1 << 70, "1e300", "null", '"1"')},
+       for key, values in {"id": (-1, 1 << 70, "1e300", "null", '"1"'), "gateway": (1, "null", "[]", '["n",0]')}.items()
+       for value in values},
+    "an earlier release": '["groups",1,"192.0.2.9","p",["a"],[["n",0]],4,1,false]\n',
 }  # fmt: skip
 
 

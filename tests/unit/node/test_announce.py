@@ -6,12 +6,10 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bgp.path import Path
 from routerd.model import EXCLUDE_LABEL, Allocations, EndpointSlice, Peer, Peering, Refusal, Snapshot
-from routerd.node.announce import SERVICE_CHECKS, Announcements, Rules, announcements, egress_preference
+from routerd.node.announce import SERVICE_CHECKS, Announcements, Rules, announcements
 from routerd.refs import Ref
 from routerd.selectors import LabelSelector
 from tests.models import cluster
@@ -231,8 +229,8 @@ def test_active_and_standby_announce_the_egress_ip_the_standby_worse() -> None:
     rules = Rules(egress_ips=True)
     active = announced(cluster.snapshot(), "b", rules).desired.ribs[TOR][prefix]
     standby = announced(cluster.snapshot(), "a", rules).desired.ribs[TOR][prefix]
-    assert (active.local_pref, active.med) == (1048, 2**31 - 48)
-    assert (standby.local_pref, standby.med) == (1047, 2**31 - 47)
+    assert (active.local_pref, active.med) == (1000, 0)
+    assert (standby.local_pref, standby.med) == (999, 1)
 
 
 def test_a_node_that_is_no_gateway_does_not_announce_the_egress_ip() -> None:
@@ -269,27 +267,6 @@ def test_an_egress_ip_bears_the_communities_of_its_pool() -> None:
     allocations = Allocations(1, groups=(cluster.group(pool="out"),))
     result = announced(cluster.snapshot(pools=pools, allocations=allocations), "a", Rules())
     assert result.desired.ribs[TOR][ip_network("198.51.100.7/32")].communities == ("1:2",)
-
-
-@given(st.integers(1, 2**40), st.integers(0, 40), st.integers(0, 40))
-def test_preferences_fit_the_wire(epoch: int, rank: int, other: int) -> None:
-    local_pref, med = egress_preference(epoch, rank)
-    assert 0 <= local_pref < 2**32 and 0 <= med < 2**32
-
-
-@given(st.integers(1, 2**27 - 2), st.integers(0, 40), st.integers(0, 40))
-def test_a_later_epoch_beats_every_rank_of_an_earlier_one(epoch: int, new_rank: int, old_rank: int) -> None:
-    old_pref, old_med = egress_preference(epoch, old_rank)
-    new_pref, new_med = egress_preference(epoch + 1, new_rank)
-    assert new_pref > old_pref
-    assert new_med < old_med
-
-
-@given(st.integers(1, 2**27 - 1), st.integers(0, 14))
-def test_inside_an_epoch_the_lower_rank_wins(epoch: int, rank: int) -> None:
-    better, worse = egress_preference(epoch, rank), egress_preference(epoch, rank + 1)
-    assert better[0] > worse[0]
-    assert better[1] < worse[1]
 
 
 # --- sessions

@@ -7,7 +7,7 @@ from ipaddress import ip_network
 import pytest
 
 from bgp.path import AdjRibOut
-from routerd.model import Allocations, GatewaySlot, Node, Snapshot
+from routerd.model import Allocations, Node, Snapshot
 from routerd.node.announce import Announcements, Rules, announcements
 from routerd.node.brake import Brake, Limits
 from routerd.node.desired import LocalFacts, Settings, compose
@@ -47,7 +47,7 @@ def test_first_peers_are_asked_to_prefer_others() -> None:
 def test_then_nothing_leads_here_that_others_can_have() -> None:
     """The session stays, with nothing in it: what it withdrew cannot be kept by graceful restart."""
     moved = {"allocations": Allocations(2, (cluster.allocation("web", "192.0.2.1"),), (
-        cluster.group(gateways=(GatewaySlot("b", 0),)),
+        cluster.group(gateways=("b",)),
     ))}  # fmt: skip
     found = announced(WITHDRAWN, **NO_PODS, **moved)
     assert list(found.desired.peers) == [TOR]

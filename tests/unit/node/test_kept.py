@@ -74,8 +74,9 @@ ALLOCATED = st.builds(
 )  # fmt: skip
 REFUSED = st.builds(lambda name: Refusal(service_ref(f"default/{name}"), "PoolExhausted", "no address"), NAMES)
 GROUPS = st.builds(
-    lambda number, address, epoch: cluster.group(id=number, egress_ip=ip_address(address), epoch=epoch),
-    st.integers(6, 8), st.sampled_from(["198.51.100.7", "192.0.2.2", "10.1.11.2"]), st.integers(1, 2),
+    lambda number, address, gateways: cluster.group(id=number, egress_ip=ip_address(address), gateways=gateways),
+    st.integers(6, 8), st.sampled_from(["198.51.100.7", "192.0.2.2", "10.1.11.2"]),
+    st.sampled_from([("b", "a"), ("a",)]),
 )  # fmt: skip
 TEAMS = st.sampled_from([{}, {"team": "red"}, {"app": "web"}])
 POD = st.builds(

@@ -14,7 +14,6 @@ from routerd.model import (
     AppliedTable,
     BindingTable,
     EgressGroup,
-    GatewaySlot,
     IPAddress,
     NodeNumber,
     PortAsk,
@@ -29,7 +28,7 @@ A, B = PortBlock(1024, 1024, 1), PortBlock(2048, 1024, 2)
 
 def published(*blocks: PortBlock, version: int = 1, awaited: int = 0, told: tuple[int, ...] = (2,)) -> Allocations:
     groups = (
-        EgressGroup(5, IP, ("EgressPolicy/a", "EgressPolicy/b"), (GatewaySlot("g", 0),)),
+        EgressGroup(5, IP, ("EgressPolicy/a", "EgressPolicy/b"), ("g",)),
         EgressGroup(6, OTHER, ("EgressPolicy/c",)),
     )
     table = binding_table(IP, version, blocks or (A, B), told=told, awaited=awaited)

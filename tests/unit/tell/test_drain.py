@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from bgp.session import PeerStatus as Session
-from routerd.model import EgressGroup, GatewaySlot
+from routerd.model import EgressGroup
 from routerd.node.announce import Rules, announcements
 from routerd.node.drain import Drain
 from routerd.tell.drain import Progress, departure
@@ -14,7 +14,7 @@ from routerd.tell.views import PeerView
 from tests.models import cluster
 from tests.models.cluster import LOCAL, TOR
 
-OTHERS = (GatewaySlot("b", 0),)
+OTHERS = ("b",)
 DRAIN = Drain("Drained", "node a is drained", withdraws=True)
 
 
@@ -69,7 +69,7 @@ def test_without_bgp_nobody_is_waited_for() -> None:
 
 
 def test_what_ends_with_the_node_is_a_note() -> None:
-    own = cluster.group(gateways=(GatewaySlot("a", 0),), node_address=True)
+    own = cluster.group(gateways=("a",), node_address=True)
     found = departure(progress([own]))
     assert found.state == "drained"
     assert found.notes == (

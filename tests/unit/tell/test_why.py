@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from bgp.session import PeerStatus as Session
-from routerd.model import GATEWAY_LABEL, Allocations, GatewaySlot, NodeAddresses, NodeNumber, Peer, Peering, Refusal
+from routerd.model import GATEWAY_LABEL, Allocations, NodeAddresses, NodeNumber, Peer, Peering, Refusal
 from routerd.node.announce import Rules
 from routerd.node.desired import LocalFacts, Settings, compose
 from routerd.refs import Ref, service_ref
@@ -263,7 +263,7 @@ def told(*steps: Step) -> list[str]:
 
 
 def test_the_gateways_of_an_egress_ip_and_whose_agent_is_silent() -> None:
-    moved = cluster.group(gateways=(GatewaySlot("a", 1),))
+    moved = cluster.group(gateways=("a",))
     published = cluster.allocations(moved, refusals=(ABSENT,), nodes=(SILENT,))
     for name in ("egress/198.51.100.7", "egress/7"):
         steps = why(name, nodes=GATEWAYS, allocations=published)

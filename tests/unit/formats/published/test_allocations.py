@@ -22,7 +22,6 @@ from routerd.model import (
     BindingTable,
     CoolingPorts,
     EgressGroup,
-    GatewaySlot,
     Heartbeat,
     NodeAddresses,
     NodeNumber,
@@ -44,15 +43,12 @@ names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
 # An IPv4-mapped IPv6 address reads back as the IPv4 address that it is.
 v6 = st.integers(2**64, 2**128 - 1).map(IPv6Address)
 addresses = st.one_of(st.integers(0, 2**32 - 1).map(IPv4Address), v6)
-slots = st.builds(GatewaySlot, names, st.integers(0, 4095))
 groups = st.builds(
     EgressGroup,
     id=st.integers(1, MAX_GROUP),
     egress_ip=addresses,
     policies=st.lists(names, max_size=3).map(tuple),
-    gateways=st.lists(slots, max_size=3).map(tuple),
-    slots=st.sampled_from([1, 2, 64]),
-    epoch=st.integers(1, 2**40),
+    gateways=st.lists(names, max_size=3).map(tuple),
     node_address=st.booleans(),
     pool=text,
     further_ips=st.lists(addresses, max_size=2).map(tuple),
@@ -128,14 +124,14 @@ def test_the_text_is_one_line_per_record() -> None:
     value = Allocations(
         7,
         (ServiceAllocation("shop/web", "public", (IPv4Address("192.0.2.1"),)),),
-        (EgressGroup(5, IPv4Address("192.0.2.9"), ("EgressPolicy/a",), (GatewaySlot("n1", 0),), pool="egress"),),
+        (EgressGroup(5, IPv4Address("192.0.2.9"), ("EgressPolicy/a",), ("n1",), pool="egress"),),
         (Refusal(Ref.parse("svc/shop/x"), "PoolExhausted", 'pool "public" is full'),),
     )
     assert write_allocations(value) == sealed(
         "apiVersion: routerd.io/v1alpha1\nkind: Allocations\ngeneration: 7\n"
         'services:\n- {service: "shop/web", pool: "public", addresses: ["192.0.2.1"]}\n'
         'groups:\n- {id: 5, egressIP: "192.0.2.9", pool: "egress", policies: ["EgressPolicy/a"], '
-        'gateways: [{node: "n1", slot: 0}], slots: 1, epoch: 1, nodeAddress: false}\n'
+        'gateways: ["n1"], nodeAddress: false}\n'
         'refusals:\n- {object: "svc/shop/x", reason: "PoolExhausted", message: "pool \\"public\\" is full"}\n'
     )
 

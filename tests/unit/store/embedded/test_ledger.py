@@ -28,7 +28,6 @@ from routerd.cluster.ledger import (
     difference,
 )
 from routerd.errors import EnvironmentFault, StoreError
-from routerd.model import GatewaySlot
 from routerd.store.embedded import ledger as store
 from routerd.store.embedded.ledger import SqliteLedger
 from tests.models.operator_world import World, busy_world, without_versions
@@ -42,7 +41,7 @@ FULL = Ledger(
     (Record(V4, "svc/d/a", "p", "used", 1.5, use=Use("k", frozenset({"tcp/80"}), "", "d", frozenset({"e", "f"}))),
      Record(V4, "svc/d/b", "p", "used", 2.0),
      Record(V6, "EgressPolicy/e", "", "reserved", 3.0, bound=True)),
-    (GroupRecord(4, V6, "active", 1.0, (GatewaySlot("g1", 0), GatewaySlot("g2", 1)), 2, 7),
+    (GroupRecord(4, V6, "active", 1.0, ("g1", "g2")),
      GroupRecord(8, V4, "retired", 2.0)),
     (NumberRecord(1, "g1", "used", 1.0), NumberRecord(7, "g2", "resting", 2.0)),
     (PortTable(V4, 9, (
@@ -111,7 +110,7 @@ def test_the_audit_log_says_who_had_what_and_cannot_be_changed(ledger: SqliteLed
     assert entries == [
         ("assigned", "EgressPolicy/out", "192.0.2.0"),
         ("assigned", "svc/d/web", "192.0.2.1"),
-        ("group-created:gateways:g:0:epoch:1", "group/1", "192.0.2.0"),
+        ("group-created:gateways:g", "group/1", "192.0.2.0"),
         ("reserved", "EgressPolicy/out", "192.0.2.0"),
         ("released", "svc/d/web", "192.0.2.1"),
         ("group-retired", "group/1", "192.0.2.0"),
@@ -241,6 +240,34 @@ def test_a_ledger_of_the_schema_before_opens_with_all_that_it_says(path: Path) -
         smaller = replace(FULL, generation=4, addresses=FULL.addresses[1:], groups=FULL.groups[:1])
         opened.record(difference(of_then, smaller, 11.0))
         assert opened.read() == smaller
+    finally:
+        opened.close()
+
+
+OF_SCHEMA_7 = """
+DROP TABLE groups;
+CREATE TABLE groups (
+    id INTEGER PRIMARY KEY CHECK (id BETWEEN 1 AND 16777215), egress_ip TEXT NOT NULL UNIQUE,
+    state TEXT NOT NULL CHECK (state IN ('active', 'retired')), since REAL NOT NULL,
+    gateways TEXT NOT NULL, slots INTEGER NOT NULL, epoch INTEGER NOT NULL, lease INTEGER NOT NULL);
+INSERT INTO groups VALUES (4, '2001:db8::1', 'active', 1.0, '[["g1", 0], ["g2", 1]]', 2, 7, 7),
+    (8, '192.0.2.1', 'retired', 2.0, '[]', 1, 0, 7);
+PRAGMA user_version = 7;
+"""
+
+
+def test_a_ledger_of_the_time_when_gateways_translated_opens_with_all_that_it_says(path: Path) -> None:
+    opened = SqliteLedger(path)
+    opened.record(difference(Ledger(), replace(FULL, groups=()), 10.0))
+    opened.close()
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(OF_SCHEMA_7)
+    opened = SqliteLedger(path)
+    try:
+        assert opened.read() == FULL
+        moved = replace(FULL, groups=(replace(FULL.groups[0], gateways=("g2",)), FULL.groups[1]))
+        opened.record(difference(FULL, moved, 11.0))
+        assert opened.read() == moved
     finally:
         opened.close()
 
