@@ -67,13 +67,19 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What policies leave through. `gateways` is in order of preference."""
+    """What policies leave through, by any of its gateways or by the first that is up."""
 
     id: int
     egress_ips: tuple[IPAddress, ...]
     gateways: tuple[Gateway, ...]
     blocks: tuple[Block, ...] = ()  # of this node
     node_address: bool = False  # the address is on an interface of its only gateway: reserved ports
+    in_order: bool = False  # a gateway is used while none before it is up
+
+    @property
+    def used_gateways(self) -> tuple[Gateway, ...]:
+        up = tuple(gateway for gateway in self.gateways if gateway.up)
+        return up[:1] if self.in_order else up
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from routerd.errors import InputError
 from routerd.formats.compose import documents
 from routerd.formats.document import Section, Source, Value, parse_address
 from routerd.formats.meta import ROUTERD
-from routerd.model import GATEWAY_HEARTBEAT, NODE_HEARTBEAT, IPAddress, IPNetwork
+from routerd.model import GATEWAY_HEARTBEAT, NODE_HEARTBEAT, GatewayMode, IPAddress, IPNetwork
 
 DAY = 86400
 _RUN_DIR = re.compile(r"^run-dir:\s+[\"']?(/[^\s\"',#]+)", re.MULTILINE)
@@ -156,6 +156,8 @@ class OperatorConfig:
     """Seconds without a word of its agent after which a gateway is replaced: four beats, as one may be late."""
     node_patience: int = 4 * NODE_HEARTBEAT
     """The same for any other node, whose agent is then shown as absent; those beat every 5 minutes."""
+    gateway_mode: GatewayMode = "ecmp"
+    """How gateways share an egress IP whose policy does not say; ecmp = all alike, as none of them keeps state."""
     metrics_listen: tuple[IPAddress, int] | None = (IPv4Address("127.0.0.1"), 9794)
     """Address and TCP port of the operator's /metrics and probes; an agent on the same host has another. None = off."""
 
@@ -385,7 +387,8 @@ def _drain(section: Section) -> DrainConfig:
 def _operator(section: Section, state_dir: Path) -> OperatorConfig:
     operator = _sub(
         section, "operator", "ledger", "retention", "egress-retention", "flow-deadline", "cooldown",
-        "lease-duration", "lease-renew-deadline", "lease-retry", "gateway-patience", "node-patience", "metrics-listen",
+        "lease-duration", "lease-renew-deadline", "lease-retry", "gateway-patience", "node-patience",
+        "gateway-mode", "metrics-listen",
     )  # fmt: skip
     times = [
         _seconds(operator, key, default)
@@ -409,6 +412,7 @@ def _operator(section: Section, state_dir: Path) -> OperatorConfig:
         lease_retry=times[2],
         gateway_patience=_patience(operator, "gateway-patience", DEFAULT.operator.gateway_patience, GATEWAY_HEARTBEAT),
         node_patience=_patience(operator, "node-patience", DEFAULT.operator.node_patience, NODE_HEARTBEAT),
+        gateway_mode=cast(GatewayMode, _choice(operator, "gateway-mode", "ecmp", "active-standby")),
         metrics_listen=_listen(operator, DEFAULT.operator.metrics_listen),
     )
 

@@ -42,6 +42,7 @@ class Origin:
         return f"{self.file}:{self.line}" if self.file else "<store>"
 
 
+GatewayMode = Literal["ecmp", "active-standby"]  # all gateways of a group alike, or one while it serves
 Severity = Literal["error", "warning", "info"]
 ORDINARY = frozenset(  # somebody asked for it
     {"NoLocalEndpoints", "NodeDrained", "NodeExcluded", "NotConfigured", "OtherClass", "PoolNotBgp"}
@@ -323,6 +324,7 @@ class EgressPolicy:
     further_ips: tuple[IPAddress, ...] = ()  # that are given beside `egress_ip`
     count: int = 1
     exit_local: bool = False  # packets leave by the pod's own node; gateways bring the answers
+    gateway_mode: GatewayMode | None = None  # None = as the operator has it
 
     @property
     def egress_ips(self) -> tuple[IPAddress, ...]:
@@ -371,6 +373,12 @@ class EgressGroup:
     )
     pool: str = ""  # the pool the address came from, "" = given by the policy
     further_ips: tuple[IPAddress, ...] = ()  # for nodes and connections that one has no ports for; of either family
+    gateway_mode: GatewayMode = "ecmp"
+
+    @property
+    def active_gateways(self) -> tuple[str, ...]:
+        """Those by which traffic goes while all of them serve."""
+        return self.gateways[:1] if self.gateway_mode == "active-standby" else self.gateways
 
     @property
     def egress_ips(self) -> tuple[IPAddress, ...]:
@@ -633,10 +641,9 @@ def selection_matches(selection: PodSelection, pod: Pod, namespace_labels: Label
 __all__ = [
     "EVERYTHING", "EXCLUDE_LABEL", "GATEWAY_HEARTBEAT", "GATEWAY_LABEL", "NAMESPACE_LABEL", "NAMESPACE_NAME_LABEL",
     "NODE_HEARTBEAT", "OF_PORTS", "PARTS", "SERVICE_NAME_LABEL", "AddressPool", "Advertisement", "Allocations",
-    "AppliedTable",
-    "BindingTable", "CoolingPorts", "EgressGroup", "EgressPolicy", "Endpoint", "EndpointSlice",
-    "Heartbeat", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node", "NodeAddresses",
-    "NodeNumber", "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodSelection", "PoolWays", "PortAsk",
-    "PortBlock", "PortRange", "PortReport", "Refusal", "Service", "ServiceAllocation", "ServicePort", "Snapshot",
-    "Unread", "UnusedBlock", "Writer", "is_gateway", "selection_matches",
+    "AppliedTable", "BindingTable", "CoolingPorts", "EgressGroup", "EgressPolicy", "Endpoint", "EndpointSlice",
+    "GatewayMode", "Heartbeat", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node",
+    "NodeAddresses", "NodeNumber", "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodSelection", "PoolWays",
+    "PortAsk", "PortBlock", "PortRange", "PortReport", "Refusal", "Service", "ServiceAllocation", "ServicePort",
+    "Snapshot", "Unread", "UnusedBlock", "Writer", "is_gateway", "selection_matches",
 ]  # fmt: skip

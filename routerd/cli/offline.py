@@ -37,7 +37,9 @@ def snapshot_of(manifests: Path, config: Config) -> Snapshot:
         raise InputError("; ".join(refusal.message for refusal in snapshot.refusals), file=str(manifests))
     if snapshot.unread:
         raise InputError(f"{snapshot.unread.message}: bring it whole, or delete it", file=str(manifests))
-    settings = AssignSettings(allowed_egress_ips=config.egress.allowed_addresses)
+    settings = AssignSettings(
+        allowed_egress_ips=config.egress.allowed_addresses, gateway_mode=config.operator.gateway_mode
+    )
     decision = assign(snapshot, Ledger(), _reports(store, snapshot), time.time(), settings)
     return replace(snapshot, allocations=decision.allocations)
 

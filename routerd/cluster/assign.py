@@ -34,6 +34,7 @@ from routerd.model import (
     Allocations,
     EgressGroup,
     EgressPolicy,
+    GatewayMode,
     IPAddress,
     IPNetwork,
     Node,
@@ -56,6 +57,7 @@ class AssignSettings:
     timers: Timers = field(default_factory=Timers)
     group_retention: float = 3600.0  # a group number without policies: every node has long seen it go by then
     max_gateways: int = MAX_GATEWAYS
+    gateway_mode: GatewayMode = "ecmp"  # of policies that do not say
     allowed_egress_ips: tuple[IPNetwork, ...] = ()  # () = every address that is nobody's
     port_rules: PortRules = field(default_factory=PortRules)
     writer: Writer | None = None  # who we are, for the document
@@ -248,11 +250,11 @@ def assign(
     granted = {key: grant for key, grant in granted.items() if key not in refused}
     draining = _leaving(nodes, reports)
     unreported = [name for name, node in nodes.items() if node.ready and name not in reports]
-    retention, limit = settings.group_retention, settings.max_gateways
+    retention, limit, mode = settings.group_retention, settings.max_gateways, settings.gateway_mode
     groups = kept.groups.form(
-        ledger, now, (policies, granted, nodes, holders, retention, limit, unreported, draining, agents.heard()),
+        ledger, now, (policies, granted, nodes, holders, retention, limit, unreported, draining, agents.heard(), mode),
         lambda: form_groups(
-            policies, granted, ledger, nodes, holders, now, retention, limit, unreported, draining, agents
+            policies, granted, ledger, nodes, holders, now, retention, limit, unreported, draining, agents, mode
         ),
     )  # fmt: skip
     silent_since = agents.silent()

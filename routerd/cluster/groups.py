@@ -21,6 +21,7 @@ from routerd.model import (
     GATEWAY_LABEL,
     EgressGroup,
     EgressPolicy,
+    GatewayMode,
     IPAddress,
     LabelSelector,
     Node,
@@ -109,6 +110,7 @@ def form_groups(
     unreported: Sequence[str] = (),
     draining: Collection[str] = (),
     agents: Agents = HEARD_OF_ALL,
+    mode: GatewayMode = "ecmp",
 ) -> Groups:
     """One group for the egress IPs of each policy, or of several that have the same. `holders`: which nodes have an
     address on an interface.
@@ -121,6 +123,8 @@ def form_groups(
 
     `agents`: which nodes have an agent. One that has none becomes no gateway, and is one no more as soon as another
     can be. Where none can, its gateways stay: an agent that is gone leaves its datapath, and may have left it whole.
+
+    `mode`: how gateways share a group whose policies do not say.
 
     `retention`: for how many seconds a number without policies is not given to another egress IP.
     """
@@ -140,7 +144,7 @@ def form_groups(
             draft.refusals += [Refusal(policy.ref, "AddressesApart", mixed) for policy in members]
             continue
         record = numbers.record_of(addresses)
-        accepted, refused = _same_gateways(members) if not pinned else (list(members), [])
+        accepted, refused = _same_gateways(members, mode) if not pinned else (list(members), [])
         draft.refusals += refused
         if unreported and not pinned and _may_be_held(record, accepted[0]) and now < record.since + REPORT_PATIENCE:
             draft.wait(record, addresses, accepted, unreported)
@@ -152,7 +156,8 @@ def form_groups(
             gateways = choose(str(record.egress_ip), candidates, limit)
         chosen = replace(record, gateways=gateways)
         draft.records.append(record if chosen == record else chosen)
-        draft.groups.append(_group(chosen, addresses, accepted, grants, node_address=bool(pinned)))
+        shared = "ecmp" if pinned else accepted[0].gateway_mode or mode
+        draft.groups.append(_group(chosen, addresses, accepted, grants, shared, node_address=bool(pinned)))
         draft.refusals += _without_agent(draft.groups[-1], accepted, nodes, agents)
     idle = _retired(ledger, {record.id for record in draft.records}, now, retention)
     return Groups(
@@ -224,13 +229,17 @@ def _further(record: GroupRecord, addresses: Iterable[IPAddress]) -> tuple[IPAdd
     return tuple(address for address in addresses if address != record.egress_ip)
 
 
-def _same_gateways(members: Sequence[EgressPolicy]) -> tuple[list[EgressPolicy], list[Refusal]]:
-    first = members[0]
-    accepted = [policy for policy in members if policy.gateways == first.gateways]
-    message = f"{first.key} has the same egress IP and other gateways: give both the same node selector"
-    refused = [
-        Refusal(policy.ref, "GatewaysDiffer", message) for policy in members if policy.gateways != first.gateways
-    ]
+def _same_gateways(members: Sequence[EgressPolicy], mode: GatewayMode) -> tuple[list[EgressPolicy], list[Refusal]]:
+    first, accepted, refused = members[0], [], []
+    for policy in members:
+        if policy.gateways != first.gateways:
+            message = f"{first.key} has the same egress IP and other gateways: give both the same node selector"
+        elif (policy.gateway_mode or mode) != (first.gateway_mode or mode):
+            message = f"{first.key} has the same egress IP and another gateway mode: give both the same"
+        else:
+            accepted.append(policy)
+            continue
+        refused.append(Refusal(policy.ref, "GatewaysDiffer", message))
     return accepted, refused
 
 
@@ -328,6 +337,7 @@ def _group(
     addresses: Sequence[IPAddress],
     members: Sequence[EgressPolicy],
     grants: Mapping[str, Grant],
+    mode: GatewayMode,
     *,
     node_address: bool,
 ) -> EgressGroup:
@@ -340,6 +350,7 @@ def _group(
         node_address=node_address,
         pool=grants[members[0].key].pool if from_pool else "",
         further_ips=_further(record, addresses),
+        gateway_mode=mode,
     )
 
 

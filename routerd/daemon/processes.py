@@ -339,6 +339,7 @@ async def operator(config: Config, source: ConfigSource) -> None:
     settings = AssignSettings(
         timers,
         allowed_egress_ips=config.egress.allowed_addresses,
+        gateway_mode=config.operator.gateway_mode,
         port_rules=PortRules(deadline=config.operator.flow_deadline, history=config.operator.retention),
         writer=writer,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import IPv4Address, summarize_address_range
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 from bgp.path import WELL_KNOWN_COMMUNITIES, normal_communities
 from routerd.formats.document import MAX_DIGITS, MissingKey, Section, Value, parse_address, parse_network
@@ -13,9 +13,9 @@ from routerd.model import (
     AddressPool,
     Advertisement,
     EgressPolicy,
+    GatewayMode,
     IPAddress,
     IPNetwork,
-    LabelSelector,
     PodSelection,
     PortRange,
 )
@@ -195,6 +195,7 @@ def read_egress_policy(value: Value) -> EgressPolicy:
     )  # fmt: skip
     addresses, pool, count = _addresses(spec)
     exit_ = spec.get("exit")
+    gateways = spec.section("gateways")
     return replace(
         covered_by_egress_policy(value),
         ports=tuple(_ports(item) for item in spec.items("ports")),
@@ -202,7 +203,8 @@ def read_egress_policy(value: Value) -> EgressPolicy:
         further_ips=addresses[1:],
         pool=pool,
         count=count,
-        gateways=_gateways(spec),
+        gateways=selector_at(gateways, "nodeSelector", strict=True) if gateways is not None else None,
+        gateway_mode=_gateway_mode(gateways) if gateways is not None else None,
         priority=spec.integer("priority", -PRIORITY, PRIORITY, 0),
         exit_local=exit_ is not None and exit_.choice("gateway", "local") == "local",
     )
@@ -275,9 +277,9 @@ def _ports(value: Value) -> PortRange:
     return PortRange(protocol, first, end.integer(first, 65535) if end else first)
 
 
-def _gateways(spec: Section) -> LabelSelector | None:
-    gateways = spec.section("gateways")
-    if gateways is None:
+def _gateway_mode(gateways: Section) -> GatewayMode | None:
+    mode = gateways.only("nodeSelector", "mode").get("mode")
+    if mode is None:
+        gateways.require("nodeSelector")
         return None
-    gateways.only("nodeSelector").require("nodeSelector")
-    return selector_at(gateways, "nodeSelector", strict=True)
+    return cast(GatewayMode, mode.choice(*get_args(GatewayMode)))

@@ -311,7 +311,7 @@ def _pod_cidrs(scene: Scene) -> Iterator[Wanted]:
 
 
 def egress_preference(rank: int) -> tuple[int, int]:
-    """(LOCAL_PREF, MED) of an egress IP at its `rank`-th gateway (0 = preferred).
+    """(LOCAL_PREF, MED) of an egress IP at its `rank`-th gateway: 0 is preferred, and all have it where they share it.
 
     LOCAL_PREF decides inside an AS (higher wins), MED between ASes (lower wins): RFC 4271, sections 5.1.5 and 5.1.4.
     """
@@ -353,7 +353,8 @@ def _egress_ip(scene: Scene, group: EgressGroup) -> Iterator[Wanted | Refusal]:
     if refusal is not None:
         yield refusal
         return
-    for path in egress_paths(scene, group, group.gateways.index(scene.node.name)):
+    rank = group.gateways.index(scene.node.name) if group.gateway_mode == "active-standby" else 0
+    for path in egress_paths(scene, group, rank):
         yield path, group.ref
 
 

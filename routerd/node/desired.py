@@ -417,7 +417,8 @@ def _groups(
         if not group.gateways:
             refusals.append(_no_gateway(group, told))
         blocks = tuple(block for ip in group.egress_ips for block in _blocks(tables.get(ip), number))
-        groups[group.id] = Group(group.id, group.egress_ips, usable, blocks, group.node_address)
+        in_order = group.gateway_mode == "active-standby"
+        groups[group.id] = Group(group.id, group.egress_ips, usable, blocks, group.node_address, in_order)
     return groups, tuple(refusals)
 
 

@@ -217,6 +217,7 @@ async def candidate(config: Config) -> None:
     settings = AssignSettings(
         Timers(cooldown=options.cooldown, retention=options.egress_retention),
         allowed_egress_ips=config.egress.allowed_addresses,
+        gateway_mode=config.operator.gateway_mode,
         port_rules=PortRules(deadline=options.flow_deadline, history=options.retention),
     )
     client = Client(config.store.kubeconfig)

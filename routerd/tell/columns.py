@@ -39,10 +39,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "reason",
     ),
     "paths": ("peer", "prefix", "next_hop", "local_pref", "med", "communities", "session", "owners"),
-    "policies": ("policy", "destinations", "egress_ip", "group", "gateway", "pods_here", "reason"),
+    "policies": ("policy", "destinations", "egress_ip", "group", "gateways", "pods_here", "reason"),
     "pools": ("pool", "protocol", "uses", "addresses", "used", "free", "disabled"),
     "nat": ("protocol", "pod", "remote", "egress_ip", "port", "group", "gateway", "idle_seconds"),
     "port-sets": ("egress_ip", "ports", "size", "node", "state", "group"),
-    "egress-ips": ("egress_ip", "policies", "pool", "group", "active_gateway", "gateways", "node_address"),
+    "egress-ips": ("egress_ip", "policies", "pool", "group", "active_gateways", "gateways", "node_address"),
 }
 STEPS = ("yes", "question", "reason", "detail")  # of `why`

@@ -196,6 +196,7 @@ GROUP: Sentence[Group] = Sentence(
         Part("id egress_ips", lambda it: (f"group {it.id} {_joined(it.egress_ips)}",)),
         Part("node_address", lambda it: _if("node-address", it.node_address)),
         Part("gateways", lambda it: (f"via {' '.join(''.join(GATEWAY.of(g)) for g in it.gateways) or 'nothing'}",)),
+        Part("in_order", lambda it: _if("in this order", it.in_order)),
         Part("blocks", lambda it: (f"ports {_joined(''.join(BLOCK.of(b)) for b in it.blocks) or 'none'}",)),
     ),
 )

@@ -247,14 +247,14 @@ def _policy(key: str, view: View) -> Row:
     policy = (view.snapshot.policies or {})[key]
     group = group_of(policy, view.snapshot.allocations or Allocations())
     desired_group = view.state.egress.groups.get(group.id) if group and view.state.egress else None
-    gateway = next((g.node for g in desired_group.gateways if g.up), "") if desired_group else ""
+    gateways = desired_group.used_gateways if desired_group else ()
     pods = selected_pods(view.state.egress) if view.state.egress else ()
     return {
         "policy": key,
         "destinations": _joined(policy.destinations),
         "egress_ip": _joined(group.egress_ips) if group else "",
         "group": group.id if group else None,
-        "gateway": gateway,
+        "gateways": _joined(gateway.node for gateway in gateways),
         "pods_here": sum(key in names for names in pods),
         "reason": _joined(refusal.reason for refusal in view.state.refusals if refusal.object == policy.ref),
     }
@@ -352,7 +352,7 @@ def egress_ip_rows(allocations: Allocations | None) -> list[Row]:
             "policies": _joined(group.policies),
             "pool": group.pool,
             "group": group.id,
-            "active_gateway": group.gateways[0] if group.gateways else "",
+            "active_gateways": _joined(group.active_gateways),
             "gateways": _joined(group.gateways),
             "node_address": group.node_address,
         }

@@ -330,15 +330,16 @@ def _policy_step(
         message = "the node has no address to be its tunnel endpoint: the traffic is dropped"
         return Step(question, False, "NoTunnelEndpoint", message)
     desired_group = state.egress.groups.get(group.id) if state.egress else None
-    gateway = next((g for g in desired_group.gateways if g.up), None) if desired_group else None
-    if gateway is None:
+    gateways = desired_group.used_gateways if desired_group else ()
+    if not gateways:
         messages = [r.message for r in state.refusals if r.object == group.address_ref]
         detail = messages[0] if messages else f"group {group.id} has no gateway that is up: the traffic is dropped"
         return Step(question, False, "NoGateway", detail)
     refusal = gateways_refused(group.policies, allocations)
     doubt = f"; {refusal.message}" if refusal is not None else ""
     addresses = " or ".join(map(str, group.egress_ips))
-    way = f"{'out by its own node, answers ' if policy.exit_local else ''}by gateway {gateway.node}"
+    by = " or ".join(gateway.node for gateway in gateways)
+    way = f"{'out by its own node, answers ' if policy.exit_local else ''}by gateway {by}"
     return Step(question, True, detail=f"as {addresses} {way} (group {group.id}){doubt}")
 
 
@@ -379,7 +380,9 @@ def _egress(snapshot: Snapshot, name: str) -> Iterator[Step]:
     yield Step(f"has {name} an egress group?", True, detail=f"{addresses}, group {group.id}: {policies}")
     refusal = gateways_refused(group.policies, allocations)
     if refusal is None:
-        yield Step("has it a gateway whose agent serves?", True, detail=", ".join(group.gateways))
+        how = "in this order" if group.gateway_mode == "active-standby" else "all alike"
+        shown = f"{', '.join(group.gateways)} ({how})" if group.gateways[1:] else ", ".join(group.gateways)
+        yield Step("has it a gateway whose agent serves?", True, detail=shown)
     else:
         yield Step("has it a gateway whose agent serves?", False, refusal.reason, refusal.message)
     yield from _silent_agents(snapshot, group.policies, group.gateways)

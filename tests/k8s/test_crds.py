@@ -117,7 +117,9 @@ _policy: dict[str, st.SearchStrategy[Any]] = {
     "egressIPs": st.lists(st.sampled_from(["192.0.2.1", "2001:db8::1", "x", "127.0.0.1"]), max_size=3),
     "count": st.sampled_from([0, 1, 16, 17, "2"]),
     "pool": st.sampled_from(["a", ""]),
-    "gateways": st.one_of(st.just({}), st.fixed_dictionaries({"nodeSelector": _selector})),
+    "gateways": st.fixed_dictionaries(
+        {}, optional={"nodeSelector": _selector, "mode": st.sampled_from(["ecmp", "active-standby", "active"])}
+    ),
     "priority": _number,
     "extra": st.just(1),
 }

@@ -169,6 +169,7 @@ def text(allocations: Allocations) -> str:
     for group in allocations.groups:
         gateways = " ".join(group.gateways) or "none"
         flags = " node-address" if group.node_address else ""
+        flags += " in this order" if group.gateway_mode == "active-standby" else ""
         lines.append(
             f"group {group.id} {' '.join(map(str, group.egress_ips))} {','.join(group.policies)} via {gateways}{flags}"
         )

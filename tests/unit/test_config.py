@@ -38,7 +38,7 @@ egress: {enabled: false, uplinks: [eth0], host-devices: [ve-web], tunnel-port: 9
 bgp: {enabled: false, router-id: 192.0.2.1, announce: {loadbalancer: false, pod-cidrs: true, egress: false}}
 drain: {notice: 1m, cordoned: true}
 operator: {ledger: /l, retention: 1d, flow-deadline: 2h, egress-retention: "0", cooldown: 5m,
-           metrics-listen: "0.0.0.0:9001"}
+           gateway-mode: active-standby, metrics-listen: "0.0.0.0:9001"}
 """
     )
     assert config.node_name == "n1"
@@ -61,7 +61,7 @@ operator: {ledger: /l, retention: 1d, flow-deadline: 2h, egress-retention: "0", 
     assert not config.bgp.enabled
     assert config.bgp.announce.pod_cidrs
     assert config.drain == DrainConfig(60, cordoned=True)
-    assert config.operator.flow_deadline == 7200
+    assert (config.operator.flow_deadline, config.operator.gateway_mode) == (7200, "active-standby")
     assert (config.operator.retention, config.operator.egress_retention, config.operator.cooldown) == (86400, 0, 300)
     assert config.operator.metrics_listen == (IPv4Address("0.0.0.0"), 9001)
     assert parse_config(HEAD + 'metrics-listen: ""\n').metrics_listen is None

@@ -46,8 +46,8 @@ def first_steps() -> str:
     ("kind", "columns", "lines"),
     [
         ("paths", "prefix owners", ["10.168.60.100/32 egress/1", "192.0.2.10/32 svc/default/web"]),
-        ("egress-ips", "egress_ip policies active_gateway", ["10.168.60.100 EgressPolicy/billing gw1"]),
-        ("policies", "policy gateway pods_here reason", ["EgressPolicy/billing gw1 1 "]),
+        ("egress-ips", "egress_ip policies active_gateways", ["10.168.60.100 EgressPolicy/billing gw1"]),
+        ("policies", "policy gateways pods_here reason", ["EgressPolicy/billing gw1 1 "]),
     ],
 )
 def test_the_first_steps_of_the_readme_work_as_they_are(

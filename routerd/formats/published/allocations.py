@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 from routerd.errors import InputError
 from routerd.formats.compose import documents, quoted
@@ -29,6 +29,7 @@ from routerd.model import (
     Advertisement,
     Allocations,
     EgressGroup,
+    GatewayMode,
     Heartbeat,
     IPAddress,
     IPNetwork,
@@ -104,10 +105,11 @@ def _service(one: ServiceAllocation) -> str:
 
 def _group(one: EgressGroup) -> str:
     further = f", furtherIPs: {_list(one.further_ips)}" if one.further_ips else ""
+    mode = f", gatewayMode: {one.gateway_mode}" if one.gateway_mode != "ecmp" else ""
     return (
         f'{{id: {one.id}, egressIP: "{one.egress_ip}", pool: {quoted(one.pool)}, '
         f"policies: [{', '.join(map(quoted, one.policies))}], gateways: [{', '.join(map(quoted, one.gateways))}], "
-        f"nodeAddress: {str(one.node_address).lower()}{further}}}"
+        f"nodeAddress: {str(one.node_address).lower()}{further}{mode}}}"
     )
 
 
@@ -208,7 +210,8 @@ def _read_way(section: Section) -> Advertisement:
 
 
 def _read_group(section: Section) -> EgressGroup:
-    section.only("id", "egressIP", "pool", "policies", "gateways", "nodeAddress", "furtherIPs")
+    section.only("id", "egressIP", "pool", "policies", "gateways", "nodeAddress", "furtherIPs", "gatewayMode")
+    mode = section.get("gatewayMode")
     return EgressGroup(
         id=section.require("id").integer(1, MAX_GROUP),
         egress_ip=section.require("egressIP").address(),
@@ -217,6 +220,7 @@ def _read_group(section: Section) -> EgressGroup:
         node_address=section.require("nodeAddress").boolean(),
         pool=section.require("pool").string(),
         further_ips=tuple(item.address() for item in section.items("furtherIPs", UNLIMITED)),
+        gateway_mode=cast(GatewayMode, mode.choice(*get_args(GatewayMode))) if mode is not None else "ecmp",
     )
 
 

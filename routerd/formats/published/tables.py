@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ipaddress import ip_address
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from routerd.formats.published.bindings import BINDINGS, MAX_GROUP, NUMBERS
 from routerd.formats.published.records import Row, Table
 from routerd.model import (
     Advertisement,
     EgressGroup,
+    GatewayMode,
     NodeAddresses,
     PoolWays,
     Refusal,
@@ -29,20 +31,25 @@ def _service(service: str, pool: str, addresses: list[str]) -> ServiceAllocation
 
 def _group_row(each: EgressGroup) -> Row:
     row: Row = [each.id, str(each.egress_ip), each.pool, [*each.policies], [*each.gateways], each.node_address]
-    return [*row, [str(address) for address in each.further_ips]] if each.further_ips else row
+    further = [str(address) for address in each.further_ips]
+    if each.gateway_mode != "ecmp":
+        return [*row, further, each.gateway_mode]
+    return [*row, further] if further else row
 
 
 def _group(
     number: int, egress_ip: str, pool: str, policies: list[str], gateways: list[str], node_address: bool,
-    further_ips: list[str] | None = None,
+    further_ips: Sequence[str] = (), mode: GatewayMode = "ecmp",
 ) -> EgressGroup:  # fmt: skip
     if not 1 <= number <= MAX_GROUP:
         raise ValueError(f"group {number}: the number is out of its range")
     if not all(isinstance(name, str) for name in gateways):
         raise ValueError(f"group {number}: a gateway has no name")
-    further = tuple(map(ip_address, further_ips or ()))
+    if mode not in get_args(GatewayMode):
+        raise ValueError(f"group {number}: gateway mode {mode!r}")
+    further = tuple(map(ip_address, further_ips))
     address = ip_address(egress_ip)
-    return EgressGroup(number, address, tuple(policies), tuple(gateways), node_address, pool, further)
+    return EgressGroup(number, address, tuple(policies), tuple(gateways), node_address, pool, further, mode)
 
 
 def _node_row(each: NodeAddresses) -> Row:

@@ -226,6 +226,7 @@ def _group_status(group: EgressGroup | None) -> dict[str, Any]:
         "id": group.id,
         "nodeAddress": group.node_address,
         "gateways": [{"node": name} for name in group.gateways],
+        "gatewayMode": group.gateway_mode,
     }
 
 

@@ -379,11 +379,13 @@ def test_a_new_pod_leaves_with_its_egress_ip_or_not_at_all_from_its_first_moment
 # --- policies and gateways change
 
 
+def hops(site: Site) -> list[str]:
+    """Gateways by which the ToR sends what is for the egress IP of policy blue."""
+    return site.lab.tor.kernel_routes().get(f"{IPS['blue']}/32", [])
+
+
 def test_a_gateway_loses_its_label_and_gets_it_again(site: Site) -> None:
     lab = site.lab
-
-    def hop() -> list[str]:
-        return lab.tor.kernel_routes().get(f"{IPS['blue']}/32", [])
 
     def label(name: str, on: bool) -> None:
         labels = dict(lab.node(name).spec.labels) | {GATEWAY: ""}
@@ -392,12 +394,12 @@ def test_a_gateway_loses_its_label_and_gets_it_again(site: Site) -> None:
         lab.node(name).spec = replace(lab.node(name).spec, labels=labels)  # as its manifest says it
         site.put()
 
-    [first] = hop()
-    name = next(node.label for node in lab.nodes.values() if node.address == first)
-    label(name, False)
-    lab.wait(lambda: hop() and hop() != [first], "the other gateway announces it")
+    lab.wait(lambda: hops(site) == [lab.node("gw1").address, lab.node("gw2").address], "both announce it alike")
+    label("gw1", False)
+    lab.wait(lambda: hops(site) == [lab.node("gw2").address], "the other gateway alone announces it")
     site.leaves_as("app", IPS["blue"])
-    label(name, True)
+    label("gw1", True)
+    lab.wait(lambda: len(hops(site)) == 2, "both announce it again")
     site.leaves_as("app", IPS["blue"])
 
 

@@ -38,7 +38,7 @@ BOTH = {"192.0.2.1/32", "198.51.100.7/32"}
 def test_nat_state_comes_before_the_announcement() -> None:
     world = World()
     assert rounds(world, state()) == [Round(("prepare group 7",))]
-    assert world.journal == ["announce", "prepare group 7", "announce 999"]
+    assert world.journal == ["announce", "prepare group 7", "announce 1000"]
     assert world.ribs == {str(TOR): BOTH}
 
 
@@ -53,9 +53,9 @@ def test_a_peer_hears_that_it_has_all_only_when_it_has() -> None:
 
 
 def test_a_new_agent_withdraws_nothing_that_the_one_before_announced() -> None:
-    world = World(adopted={TOR: {EGRESS_IP: Path(EGRESS_IP, local_pref=999, med=1)}})
+    world = World(adopted={TOR: {EGRESS_IP: Path(EGRESS_IP, local_pref=1000, med=0)}})
     rounds(world, state())
-    assert world.journal == ["announce 999", "prepare group 7"]
+    assert world.journal == ["announce 1000", "prepare group 7"]
 
 
 def test_withdrawal_comes_before_what_it_leads_to_is_removed() -> None:
@@ -113,7 +113,7 @@ def test_a_gateway_that_started_anew_announces_no_egress_address_before_egress_i
     world = World()
     rounds(world, state(**{part: None}))
     assert (world.ribs, world.groups, world.complete) == ({str(TOR): {"192.0.2.1/32"}}, set(), [False])
-    adopted = World(adopted={TOR: {EGRESS_IP: Path(EGRESS_IP, local_pref=999)}})
+    adopted = World(adopted={TOR: {EGRESS_IP: Path(EGRESS_IP, local_pref=1000)}})
     rounds(adopted, state(**{part: None}))
     assert adopted.ribs == {str(TOR): BOTH}
 
@@ -133,16 +133,16 @@ def test_an_egress_address_that_was_announced_stays_as_it_was_when_the_datapath_
         here = reconciler(world)
         await here.round(state())
         world.broken = "observe"
-        newer = (cluster.group(gateways=("a", "b")),)
+        newer = (cluster.group(gateway_mode="active-standby"),)
         return await here.round(state(allocations=Allocations(2, (cluster.allocation("web", "192.0.2.1"),), newer)))
 
     assert "no map" in asyncio.run(run()).error
     assert world.ribs == {str(TOR): BOTH}
-    assert world.journal[-1] == "announce 999"  # not the preference of the first one
+    assert world.journal[-1] == "announce 1000"  # not the preference of a standby
 
 
 def test_a_new_agent_over_a_broken_datapath_keeps_what_the_one_before_announced() -> None:
-    world = World(broken="observe", adopted={TOR: {EGRESS_IP: Path(EGRESS_IP, local_pref=999)}})
+    world = World(broken="observe", adopted={TOR: {EGRESS_IP: Path(EGRESS_IP, local_pref=1000)}})
     rounds(world, state())
     assert world.ribs == {str(TOR): BOTH}
 
@@ -163,10 +163,10 @@ def test_a_vip_does_not_wait_for_the_datapath() -> None:
         await here.round(state())
 
     asyncio.run(run())
-    assert world.journal == ["prepare group 7", "announce 999"]
+    assert world.journal == ["prepare group 7", "announce 1000"]
     more = (cluster.allocation("web", "192.0.2.1", "192.0.2.9"),)
     journal = after_first(state(**NO_GROUPS), state(allocations=Allocations(3, more, (cluster.group(),))))
-    assert journal == ["announce", "prepare group 7", "announce 999"]
+    assert journal == ["announce", "prepare group 7", "announce 1000"]
 
 
 def after_first(first: NodeState, second: NodeState) -> list[str]:

@@ -349,7 +349,7 @@ def test_show_from_files(config: Path, manifests: Path, capsys: pytest.CaptureFi
 def test_the_firewall_administrators_list(config: Path, manifests: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("show", "egress-ips", "-o", "csv", "--manifests", manifests, "--config", config) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert [(row["egress_ip"], row["policies"], row["active_gateway"]) for row in rows] == [
+    assert [(row["egress_ip"], row["policies"], row["active_gateways"]) for row in rows] == [
         ("198.51.100.7", "CiliumEgressNATPolicy/out", "a")
     ]
 

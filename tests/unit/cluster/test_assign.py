@@ -286,6 +286,34 @@ def test_same_egress_ip_with_other_gateways(world: World) -> None:
     )
 
 
+def test_gateways_take_turns_where_the_policy_or_the_operator_says_so(world: World) -> None:
+    world.node("g")
+    world.node("owner", None, reports="198.51.100.9")
+    world.policy("a", "198.51.100.7")
+    world.policy("b", "198.51.100.8", gateway_mode="active-standby")
+    world.policy("c", "198.51.100.9")
+    alike = [
+        "group 1 198.51.100.7 EgressPolicy/a via g",
+        "group 2 198.51.100.8 EgressPolicy/b via g in this order",
+        "group 3 198.51.100.9 EgressPolicy/c via owner node-address",
+    ]
+    assert world.decide().splitlines() == alike
+    world.settings = replace(world.settings, gateway_mode="active-standby")
+    assert world.decide().splitlines() == [f"{alike[0]} in this order", *alike[1:]]
+
+
+def test_same_egress_ip_in_another_gateway_mode(world: World) -> None:
+    world.node("g")
+    world.policy("a", "198.51.100.7", created="2026-02-01T00:00:00Z", gateway_mode="active-standby")
+    world.policy("b", "198.51.100.7", created="2026-01-01T00:00:00Z")
+    world.policy("c", "198.51.100.7", created="2026-03-01T00:00:00Z", gateway_mode="ecmp")
+    group, refusal = world.decide().splitlines()
+    assert group == "group 1 198.51.100.7 EgressPolicy/b,EgressPolicy/c via g"
+    assert refusal.startswith(
+        "! EgressPolicy/a GatewaysDiffer: EgressPolicy/b has the same egress IP and another gateway mode"
+    )
+
+
 def test_an_address_from_a_pool_is_not_shared(world: World) -> None:
     world.node("g")
     world.policy("a", pool="default")

@@ -67,7 +67,7 @@ def test_policy_with_everything() -> None:
   excludedCIDRs: [198.51.100.0/24]
   ports: [{protocol: TCP, port: 80, endPort: 90}, {protocol: UDP, port: 53}, {protocol: ICMP}]
   egressIP: 192.0.2.1
-  gateways: {nodeSelector: {}}
+  gateways: {nodeSelector: {}, mode: active-standby}
   priority: 5
   exit: local
 """
@@ -82,6 +82,7 @@ def test_policy_with_everything() -> None:
         ports=(PortRange("TCP", 80, 90), PortRange("UDP", 53, 53), PortRange("ICMP")),
         egress_ip=ip_address("192.0.2.1"),
         gateways=EVERYTHING,
+        gateway_mode="active-standby",
         priority=5,
         exit_local=True,
         origin=policy.origin,
@@ -179,6 +180,8 @@ def test_policy_with_everything() -> None:
          "8:34: spec.ports[0].port: ICMP has no ports"),
         (POLICY + REST + "  pool: p\n  pool: q", '8:3: spec.pool: repeated key "pool", first on line 7'),
         (POLICY + REST + "  pool: p\n  gateways: {}", '8:13: spec.gateways: the key "nodeSelector" is missing'),
+        (POLICY + REST + "  pool: p\n  gateways: {mode: standby}",
+         '8:20: spec.gateways.mode: found "standby", expected ecmp or active-standby'),
     ],
 )  # fmt: skip
 def test_every_mistake_is_named(text: str, message: str) -> None:

@@ -224,11 +224,18 @@ def test_pod_cidrs_are_announced_when_asked_even_from_an_excluded_node() -> None
 # --- egress addresses
 
 
-def test_active_and_standby_announce_the_egress_ip_the_standby_worse() -> None:
-    prefix = ip_network("198.51.100.7/32")
-    rules = Rules(egress_ips=True)
-    active = announced(cluster.snapshot(), "b", rules).desired.ribs[TOR][prefix]
-    standby = announced(cluster.snapshot(), "a", rules).desired.ribs[TOR][prefix]
+EGRESS_PREFIX = ip_network("198.51.100.7/32")
+
+
+def test_all_gateways_announce_the_egress_ip_alike() -> None:
+    one, other = (announced(cluster.snapshot(), name, Rules()).desired.ribs[TOR][EGRESS_PREFIX] for name in "ba")
+    assert one == other
+    assert (one.local_pref, one.med) == (1000, 0)
+
+
+def test_a_standby_announces_the_egress_ip_worse() -> None:
+    snapshot = cluster.snapshot(allocations=Allocations(1, groups=(cluster.group(gateway_mode="active-standby"),)))
+    active, standby = (announced(snapshot, name, Rules()).desired.ribs[TOR][EGRESS_PREFIX] for name in "ba")
     assert (active.local_pref, active.med) == (1000, 0)
     assert (standby.local_pref, standby.med) == (999, 1)
 

@@ -31,7 +31,7 @@ SETTINGS = Settings("a", cluster_cidrs=(ip_network("172.20.0.0/16"),))
 WHOLE = """\
 peer 10.0.0.1 AS64512 10.0.0.11 -> AS64512 10.0.0.1 router-id 10.0.0.11 hold 90 graceful-restart 120
 path 10.0.0.1 192.0.2.1/32 next-hop self local-pref 0
-path 10.0.0.1 198.51.100.7/32 next-hop self local-pref 999 med 1
+path 10.0.0.1 198.51.100.7/32 next-hop self local-pref 1000 med 0
 node a 10.0.0.11 udp 8473
 pod 10.1.11.2 EgressPolicy/web
 policy EgressPolicy/web -> group 7 to 203.0.113.0/24

@@ -93,7 +93,8 @@ KINDS = {
     "group": Kind(
         GROUP,
         lambda group: of_egress(replace(EGRESS, groups={1: group})),
-        {"id": 2, "egress_ips": (BLOCK.egress_ip, SIX), "gateways": (), "blocks": (BLOCK,), "node_address": True},
+        {"id": 2, "egress_ips": (BLOCK.egress_ip, SIX), "gateways": (), "blocks": (BLOCK,), "node_address": True,
+         "in_order": True},
     ),
     "block": Kind(
         BLOCK,

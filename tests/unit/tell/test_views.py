@@ -101,7 +101,7 @@ def test_paths_of_a_family_that_is_not_negotiated_are_not_shown_as_announced() -
 
 def test_a_policy_shows_its_way_out() -> None:
     row = one("policies")
-    assert (row["egress_ip"], row["group"], row["gateway"], row["pods_here"]) == ("198.51.100.7", 7, "b", 1)
+    assert (row["egress_ip"], row["group"], row["gateways"], row["pods_here"]) == ("198.51.100.7", 7, "b,a", 1)
 
 
 def test_a_node_shows_whether_it_announces() -> None:

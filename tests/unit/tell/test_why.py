@@ -143,7 +143,13 @@ def test_a_steered_pod_is_told_its_gateway_and_address() -> None:
     steps = why("pod/default/web-1")
     assert all(step.yes for step in steps)
     assert steps[-2].question == "does EgressPolicy/web take it to 203.0.113.0/24?"
-    assert steps[-2].detail == "as 198.51.100.7 by gateway b (group 7)"
+    assert steps[-2].detail == "as 198.51.100.7 by gateway b or a (group 7)"
+
+
+def test_where_gateways_take_turns_a_steered_pod_is_told_the_active_one() -> None:
+    in_order = cluster.allocations(cluster.group(gateway_mode="active-standby"))
+    assert why("pod/default/web-1", allocations=in_order)[-2].detail == "as 198.51.100.7 by gateway b (group 7)"
+    assert why("egress/198.51.100.7", allocations=in_order)[2].detail == "b, a (in this order)"
 
 
 def ports_step(**fields: object) -> Step:
@@ -173,7 +179,7 @@ def test_a_steered_pod_whose_node_has_no_ports_is_told_why() -> None:
 def test_a_pod_whose_packets_leave_by_its_own_node_is_told_who_brings_the_answers() -> None:
     policy = replace(cluster.snapshot().policies["EgressPolicy/web"], exit_local=True)
     steps = why("pod/default/web-1", policies={policy.key: policy})
-    assert steps[-2].detail == "as 198.51.100.7 out by its own node, answers by gateway b (group 7)"
+    assert steps[-2].detail == "as 198.51.100.7 out by its own node, answers by gateway b or a (group 7)"
 
 
 POD_NOES: dict[str, dict[str, object]] = {
@@ -224,7 +230,7 @@ def test_both_families_leave_where_the_group_has_an_address_of_each() -> None:
     given = cluster.allocations(cluster.group(further_ips=(ip_address("2001:db8:1::7"),)))
     steps = why("pod/default/web-1", policies=policies, allocations=given)
     assert all(step.yes for step in steps)
-    assert steps[-2].detail == "as 198.51.100.7 or 2001:db8:1::7 by gateway b (group 7)"
+    assert steps[-2].detail == "as 198.51.100.7 or 2001:db8:1::7 by gateway b or a (group 7)"
 
 
 def test_what_no_gateway_sends_is_told_where_a_policy_covers_it() -> None:
