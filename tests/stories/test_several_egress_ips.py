@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from ipam.port_sets import granule_mask
-from routerd.cluster import port_sets
+from routerd.cluster import port_rooms, port_sets
 from routerd.model import ServicePort
 from tests.models.operator_world import World, ports_text
 
@@ -53,7 +53,8 @@ def test_a_further_address_changes_neither_number_nor_ports() -> None:
 
 
 def test_nodes_take_the_next_address_where_one_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(port_sets, "RANGE", granule_mask(1024, 1151))
+    for module in (port_rooms, port_sets):
+        monkeypatch.setattr(module, "RANGE", granule_mask(1024, 1151))
     world = with_gateways()
     world.policy("out", "198.51.100.7 198.51.100.8")
     for number in range(3):
