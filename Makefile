@@ -8,6 +8,7 @@
 #   make setup   what all of them need                                make bpf        what the demo needs, and the eBPF object
 #   make wheel   dist/routerd-VERSION-py3-none-linux_MACHINE.whl, what is C compiled: what hosts install
 #   make chaos   kills at random moments under churn (KILLS=50, SEED=…)
+#   make soak    an hour of churn under traffic of both families (MINUTES=…, SEED=…)
 #   make bench   benchmarks                                           make lock        renews requirements/*.txt
 #   make bench-packets, bench-egress   the egress datapath: ns per packet; throughput beside nftables (FAMILY=6, ROUNDS=…)
 #   make bench-way   what a packet's whole way through it takes, beside VXLAN alone and nftables (FAMILY=6)
@@ -17,7 +18,7 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: setup kernel check test verified chaos demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-ports bench-rounds bench-packets bench-egress bench-way lock image bpf wheel clean
+.PHONY: setup kernel check test verified chaos soak demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-ports bench-rounds bench-packets bench-egress bench-way lock image bpf wheel clean
 
 setup:
 	@tools/setup
@@ -47,6 +48,9 @@ test: setup kernel
 
 chaos: setup
 	@$(PY) -m tests.netns.stories.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
+
+soak: setup
+	@$(PY) -m tests.netns.stories.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 demo: bpf
 	@$(PY) -m tests.netns.stories.demo

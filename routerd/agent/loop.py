@@ -166,6 +166,7 @@ class Agent:
         self._drains = parts.drains
         self._ports = parts.ports or PortDesk(parts.settings.node)
         self._told = NodeState(None)  # the state of the last round that went to its end
+        self._told_in: Drain | None = None  # how far the node had left then
         self._changed = asyncio.Event()
         self._recheck = False
         self._rest_until = 0.0  # of the loop's clock
@@ -332,7 +333,7 @@ class Agent:
         self._status = replace(self._status, drain=self._drains.judge(found))
 
     async def _progress(self, drain: Drain, snapshot: Snapshot) -> Progress:
-        told = self._told if self._told is self._state and self._facts.drain == drain else NodeState(None)
+        told = self._told if self._told_in == drain else NodeState(None)  # what changes meanwhile withdraws as well
         return Progress(
             self._settings.node,
             drain,
@@ -380,7 +381,7 @@ class Agent:
         done = await self._reconciler.round(self._state, full=full)
         seconds = time.monotonic() - started
         self._log(done, seconds)
-        self._last_round, self._told = done, self._state
+        self._last_round, self._told, self._told_in = done, self._state, self._facts.drain
         if self._is_finished(done) and self._snapshot.allocations is not None:
             self._applied = self._snapshot.allocations.generation
             self._ports.is_applied(self._snapshot.allocations, self._state)

@@ -99,15 +99,15 @@ class SourceWatch:
 
     def forbid(self, *addresses: str) -> None:
         """From now on these sources must not show outside: pods that a policy selects."""
-        self._forbidden |= {int(ipaddress.IPv4Address(address)) for address in addresses}
+        self._forbidden |= {int(ipaddress.ip_address(address)) for address in addresses}
 
     def pardon(self, *addresses: str) -> None:
         """Takes back `forbid`: no policy selects these any more."""
-        self._forbidden -= {int(ipaddress.IPv4Address(address)) for address in addresses}
+        self._forbidden -= {int(ipaddress.ip_address(address)) for address in addresses}
 
     def allow(self, *addresses: str) -> None:
         """These sources may show at a guarded destination: egress IPs, and pods that no policy selects."""
-        self._allowed |= {int(ipaddress.IPv4Address(address)) for address in addresses}
+        self._allowed |= {int(ipaddress.ip_address(address)) for address in addresses}
 
     def settle(self) -> Verdict:
         """The verdict once everything that has been captured so far has been read."""

@@ -235,7 +235,8 @@ class Chaos:
         vips = {str(address) for one in allocations.services for address in one.addresses}
         wanted = {(f"{vip}/32", node) for vip in vips for node in self._lab.nodes}
         announced = [group for group in allocations.groups if not group.node_address]
-        return wanted | {(f"{group.egress_ip}/32", name) for group in announced for name in group.gateways}
+        prefixes = ((group, f"{ip}/{ip.max_prefixlen}") for group in announced for ip in group.egress_ips)
+        return wanted | {(prefix, node) for group, prefix in prefixes for node in group.gateways}
 
     def _is_exact(self) -> bool:
         found = self._differences()

@@ -18,7 +18,7 @@ from egress.status import EgressStatus
 from routerd.agent.arrivals import Expected
 from routerd.agent.drain import Drains
 from routerd.agent.loop import RECHECK_REST, Agent, Parts, TaskReturned, peer_statuses
-from routerd.agent.reconcile import Reconciler
+from routerd.agent.reconcile import Reconciler, Round
 from routerd.model import Allocations, IPAddress, Origin, Peer, Peering, Refusal, Snapshot
 from routerd.node.brake import Brake, Limits
 from routerd.node.desired import Kept, LocalFacts, NodeState, Settings, compose
@@ -102,13 +102,14 @@ def with_agent(
     world: World | None = None,
     *,
     makes_devices: bool = True,
+    makes: type[Reconciler] = Reconciler,
     run: Callable[[Coroutine[Any, Any, None]], None] = in_virtual_time,
     **options: Any,
 ) -> None:
     async def story() -> None:
         here, there = Here(), world or World()
         egress = EgressModel(there, makes_devices)
-        reconciler = Reconciler(FakeSpeaker(there), [egress], settle_timeout=0.0)
+        reconciler = makes(FakeSpeaker(there), [egress], settle_timeout=0.0)
         agent = Agent(Parts(Settings("a"), here, reconciler, **{"period": 60.0, **options}))
         task = asyncio.create_task(agent.run())
         try:
@@ -614,3 +615,25 @@ def test_a_node_that_goes_from_the_store_while_it_leaves_ends_nothing() -> None:
         await eventually(lambda: running.agent.status.rounds.done > done)
 
     with_agent(test, drains=Drains(notice=0.0, clock=now))
+
+
+def test_a_node_that_leaves_is_safe_to_stop_although_something_changes_all_the_time() -> None:
+    """A round takes a second, and the next one has work before it ends: what was told last withdraws, too."""
+
+    class Slow(Reconciler):
+        async def round(self, state: NodeState, *, full: bool = True) -> Round:
+            await elapse(1)
+            return await super().round(state, full=full)
+
+    async def test(running: Running) -> None:
+        running.feed(cluster.snapshot())
+        await eventually(lambda: running.agent.status.ready)
+        await running.agent.answer({"do": "drain"})
+        safe = []
+        for number in range(100):
+            running.feed(cluster.snapshot(allocations=Allocations(number)))
+            await elapse(0.3)
+            safe.append(running.agent.status.drain.state == "drained")
+        assert all(safe[-50:])
+
+    with_agent(test, drains=Drains(notice=1.0, clock=now), makes=Slow)
