@@ -34,6 +34,8 @@ int from_tunnel(struct __sk_buff *skb)
 	if (!read_tunnel(skb, &vni, &endpoint))
 		return drop(skb, UNKNOWN_NODE);
 	parsed = parse(skb, packet);
+	if (vni == VNI_PROBE)
+		return take_probe(skb, packet, parsed, config, &endpoint);
 	if (parsed == PARSED_MALFORMED)
 		return drop_from(skb, &endpoint, MALFORMED);
 	if (parsed == PARSED_FRAGMENT && vni & VNI_BACK) {
@@ -53,6 +55,24 @@ int from_tunnel(struct __sk_buff *skb)
 	if (vni == VNI_RELAYED)
 		return take_relayed(skb, packet, parsed, config, sender);
 	return return_to_pod(skb, packet, parsed, config, sender);
+}
+
+/* What comes from a pod or an uplink has its tunnel key; probes of this node's own process get one here. */
+SEC("tc")
+int to_tunnel(struct __sk_buff *skb)
+{
+	struct settings *config;
+	struct {
+		__be32 mark;
+		__be16 number;
+	} gateway;
+
+	if (skb->ingress_ifindex)
+		return NEXT;
+	config = read_settings();
+	if (!config || bpf_skb_load_bytes(skb, 0, &gateway, ETH_ALEN) || gateway.mark != bpf_htonl(PROBE_MAC))
+		return NEXT;
+	return send_probe(skb, config, bpf_ntohs(gateway.number));
 }
 
 SEC("tc")
@@ -89,6 +109,7 @@ int from_pod(struct __sk_buff *skb)
 	struct pod_value *pod;
 	struct flow_key key;
 	enum parsed parsed;
+	__u32 rank = RANK_SERVES;
 	int verdict;
 
 	if (!room)
@@ -110,7 +131,8 @@ int from_pod(struct __sk_buff *skb)
 	key = flow_from_pod(packet, skb->ifindex);
 	flow = parsed == PARSED_FLOW ? bpf_map_lookup_elem(&flows, &key) : NULL;
 	if (flow) {
-		verdict = reopens(&key, flow, packet) ? BEGIN_ANEW : continue_flow(skb, packet, &key, flow);
+		verdict = reopens(&key, flow, packet) ? BEGIN_ANEW
+						      : continue_flow(skb, packet, config, &key, flow, &rank);
 		if (verdict == SEND_OUT)
 			goto send;
 		if (verdict != BEGIN_ANEW)
@@ -123,12 +145,13 @@ int from_pod(struct __sk_buff *skb)
 		return drop_if_strict(skb, SPOOFED_SOURCE);
 	if (is_inside(&packet->destination))
 		return NEXT;
-	verdict = parsed == PARSED_ICMP_ERROR ? report_error(skb, packet, pod->policy_set, &flow)
-					      : begin_flow(skb, packet, parsed, config, &key, pod, &flow);
+	verdict = parsed == PARSED_ICMP_ERROR
+		      ? report_error(skb, packet, pod->policy_set, &flow)
+		      : begin_flow(skb, packet, parsed, config, &key, pod, &flow, &rank);
 	if (verdict != SEND_OUT)
 		return verdict;
 send:
-	return send_out(skb, packet, parsed, config, flow);
+	return send_out(skb, packet, parsed, config, flow, rank);
 }
 
 /* Flows begun from outside the cluster are recorded, so that the selected pod's answers go back the way they

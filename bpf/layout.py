@@ -23,11 +23,15 @@ GRANULES = 1024  # of one address
 NODE_NUMBERS = 65536
 ID_SEQUENCES = 1024
 NO_NODE = 0
+PROBES_KEPT = 8
 FAMILY_BITS = 32  # in front of the address in keys of longest-prefix matches
 PREFIX_IPV6 = 1 << 31
 PLACE_INSIDE, PLACE_NOWHERE = 1, 2
 VNI_BACK = 1 << 23  # of tunnel packets to the node of a port set; all others bear the number of their group
 VNI_RELAYED = VNI_BACK | 1 << 22  # of answers that one gateway hands to another
+VNI_PROBE = (1 << 24) - 1
+PROBE_PORT, PROBE_TTL, PROBE_REQUEST, PROBE_REPLY, PROBE_MAC = 3785, 255, 1, 2, 0x02726400  # bpf/probe.h
+SERVICE_DRAINING, SERVICE_NO_SESSION, SERVICE_NO_UPLINK, SERVICE_NO_ROUTE = 1, 2, 4, 8
 
 SEEN_PACKET, SEEN_FIN, SEEN_RST, SEEN_FIN_FIRST, SEEN_END, SEEN_AGAIN = 1, 2, 4, 8, 16, 32
 ALL_PODS = 0  # the key of their sum in `uses`
@@ -49,7 +53,10 @@ class Settings(Structure):
         ("node_address", Bytes16),
         ("icmp_source4", Bytes16),
         ("icmp_source6", Bytes16),
+        ("way_out4", Bytes16),
+        ("way_out6", Bytes16),
         ("object_digest", c_uint64),
+        ("probe_grace", c_uint64),
         ("layout_version", c_uint32),
         ("tunnel_ifindex", c_uint32),
         ("tunnel_mtu", c_uint32),
@@ -63,6 +70,8 @@ class Settings(Structure):
         ("flows_per_pod", c_uint32),
         ("ports_per_pod", c_uint32),
         ("outside_flows", c_uint32),
+        ("probe_multiplier", c_uint32),
+        ("out_of_service", c_uint32),
         ("tunnel_port", c_uint16),
         ("reserved", c_uint16),
     ]
@@ -237,6 +246,24 @@ class Relays(Structure):
     _fields_ = [("since", c_uint64), ("packets", c_uint64)]
 
 
+class Liveness(Structure):
+    _fields_ = [("sent", c_uint32), ("heard", c_uint32), ("service", c_uint32), ("reserved", c_uint32)]
+
+
+class SentProbe(Structure):
+    _fields_ = [("token", c_uint64), ("at", c_uint64)]
+
+
+class Probes(Structure):
+    _fields_ = [("kept", SentProbe * PROBES_KEPT), ("answered", c_uint64), ("round_trip", c_uint64)]
+
+
+class Probe(Structure):
+    """What a probe's packet carries."""
+
+    _fields_ = [("kind", c_uint8), ("service", c_uint8), ("reserved", c_uint8 * 6), ("token", c_uint64)]
+
+
 class Counter(Structure):
     _fields_ = [("packets", c_uint64), ("bytes", c_uint64)]
 
@@ -262,7 +289,8 @@ MIRRORS: dict[str, type[Structure]] = {
     "reverse_key": ReverseKey, "reverse_value": ReverseValue,
     "fragment_key": FragmentKey, "fragment_value": FragmentValue, "sequence": Sequence,
     "granule_key": GranuleKey, "granule_use": GranuleUse, "use": Use, "pressure": Pressure,
-    "relays": Relays, "counter": Counter, "collected": Collected,
+    "relays": Relays, "liveness": Liveness, "sent_probe": SentProbe, "probes": Probes, "probe": Probe,
+    "counter": Counter, "collected": Collected,
 }  # fmt: skip
 
 # Map -> (key, value); plain numbers and addresses are encoded by the functions below.
@@ -270,14 +298,14 @@ MAPS: dict[str, tuple[type[Structure] | None, type[Structure] | None]] = {
     "settings": (None, Settings), "pods": (PodKey, PodValue), "strict_devices": (None, None),
     "policies": (PolicyKey, PolicyValue), "cluster": (CidrKey, None), "groups": (None, GroupValue),
     "epoch": (None, None), "egress_ips": (None, EgressIpValue), "nodes": (None, None),
-    "node_numbers": (None, NodeValue), "uplinks": (None, None), "flows": (FlowKey, FlowValue),
-    "reverse": (ReverseKey, ReverseValue), "fragments": (FragmentKey, FragmentValue), "sequences": (None, Sequence),
-    "granules": (GranuleKey, GranuleUse), "uses": (None, Use),
-    "pressures": (None, Pressure), "relays": (None, Relays), "counters": (None, Counter),
-    "collected": (None, Collected),
+    "node_numbers": (None, NodeValue), "liveness": (None, Liveness), "probes": (None, Probes),
+    "uplinks": (None, None), "flows": (FlowKey, FlowValue), "reverse": (ReverseKey, ReverseValue),
+    "fragments": (FragmentKey, FragmentValue), "sequences": (None, Sequence),
+    "granules": (GranuleKey, GranuleUse), "uses": (None, Use), "pressures": (None, Pressure),
+    "relays": (None, Relays), "counters": (None, Counter), "collected": (None, Collected),
 }  # fmt: skip
 
-PROGRAMS = ("from_pod", "to_pod", "from_tunnel", "from_uplink", "collect")
+PROGRAMS = ("from_pod", "to_pod", "from_tunnel", "to_tunnel", "from_uplink", "collect")
 
 AnyStructure = TypeVar("AnyStructure", bound=Structure)
 

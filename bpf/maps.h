@@ -57,6 +57,12 @@ PINNED_MAP(nodes, BPF_MAP_TYPE_HASH, struct ip, __u32, 65536, BPF_F_NO_PREALLOC)
 /* Node number -> tunnel endpoint. */
 PINNED_MAP(node_numbers, BPF_MAP_TYPE_ARRAY, __u32, struct node_value, NODE_NUMBERS, 0);
 
+/* Node number -> whether it answers as a gateway. Written by the programs alone. */
+PINNED_MAP(liveness, BPF_MAP_TYPE_ARRAY, __u32, struct liveness, NODE_NUMBERS, 0);
+
+/* Node number -> the last probes that were sent to it. */
+PINNED_MAP(probes, BPF_MAP_TYPE_HASH, __u32, struct probes, NODE_NUMBERS, BPF_F_NO_PREALLOC);
+
 /* Devices by which translated traffic may leave. */
 PINNED_MAP(uplinks, BPF_MAP_TYPE_HASH, __u32, __u32, 64, BPF_F_NO_PREALLOC);
 

@@ -9,7 +9,7 @@
 #ifndef ROUTERD_RELAY_H
 #define ROUTERD_RELAY_H
 
-#include "tunnel.h"
+#include "probe.h"
 
 #define RELAY_WINDOW (NS_PER_SECOND / 10)
 #define RELAYS_MAX   2000
@@ -20,14 +20,6 @@
 static __always_inline bool may_be_answer(const struct packet *packet, enum parsed parsed, __be16 port)
 {
 	return bpf_ntohs(port) >= FIRST_PORT && (parsed != PARSED_FLOW || !opens_connection(packet));
-}
-
-/* MurmurHash3's last step: each bit of the result depends on all. */
-static __always_inline __u32 mix(__u32 hash)
-{
-	hash = (hash ^ hash >> 16) * 0x85ebca6b;
-	hash = (hash ^ hash >> 13) * 0xc2b2ae35;
-	return hash ^ hash >> 16;
 }
 
 static __always_inline __u32 mix_address(__u32 hash, const struct ip *address)

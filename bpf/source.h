@@ -4,7 +4,7 @@
 #define ROUTERD_SOURCE_H
 
 #include "fragments.h"
-#include "tunnel.h"
+#include "probe.h"
 
 /* No verdicts: kept within from_pod. */
 #define BEGIN_ANEW -100
@@ -47,37 +47,11 @@ static __always_inline struct rule *decide(__u32 policy_set, const struct packet
 	return NULL;
 }
 
-static __always_inline __u16 pick_gateway(const struct group_value *group, __u16 preferred)
-{
-	__u16 first = NO_NODE;
-
-	for (__u32 i = 0; i < MAX_GATEWAYS; i++) {
-		const struct gateway *gateway = &group->gateways[i];
-
-		if (i >= group->gateway_count)
-			break;
-		if (!gateway->up)
-			continue;
-		if (gateway->node == preferred)
-			return preferred;
-		if (first == NO_NODE)
-			first = gateway->node;
-	}
-	return first;
-}
-
 static __always_inline __u32 read_epoch(void)
 {
 	__u32 zero = 0, *value = bpf_map_lookup_elem(&epoch, &zero);
 
 	return value ? *value : 0;
-}
-
-static __always_inline struct node_value *node_of(__u16 number)
-{
-	__u32 key = number;
-
-	return bpf_map_lookup_elem(&node_numbers, &key);
 }
 
 /* None of ours; nor are the fragments that follow a first one. */
@@ -95,9 +69,10 @@ static __always_inline bool may_begin(enum parsed parsed, const struct packet *p
 }
 
 /* Out with the flow's egress IP and port: by a gateway, or by this node where it is one, or the policy says
- * so. Answers may come by any gateway, through the tunnel. One hop, like any router. */
+ * so. Answers may come by any gateway, through the tunnel. One hop, like any router. `rank`: of the gateway.
+ */
 static __always_inline int send_out(struct __sk_buff *skb, const struct packet *packet, enum parsed parsed,
-				    const struct settings *config, const struct flow_value *flow)
+				    const struct settings *config, const struct flow_value *flow, __u32 rank)
 {
 	struct node_value *gateway = node_of(flow->gateway);
 	struct ip egress_ip = flow->egress_ip, endpoint;
@@ -139,7 +114,7 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
 		return drop(skb, REWRITE_ERROR);
 	if (local)
 		return send_by(skb, &room->route);
-	return encapsulate(skb, config, group, &endpoint, ENCAPSULATED);
+	return encapsulate(skb, config, group, &endpoint, rank == RANK_SILENT ? SENT_UNHEARD : ENCAPSULATED);
 }
 
 /* Finds a port for the flow and records both; fills in `flow`. REASON_UNSPECIFIED = done. */
@@ -202,10 +177,10 @@ static __always_inline enum reason open_flow(const struct packet *packet, const 
 }
 
 /* The first packet of a flow decides, and its verdict is kept: later changes of policy do not cut what runs.
- * SEND_OUT: as *begun says. */
+ * SEND_OUT: as *begun says, by a gateway of *rank. */
 static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet *packet, enum parsed parsed,
 				      const struct settings *config, const struct flow_key *key,
-				      const struct pod_value *pod, struct flow_value **begun)
+				      const struct pod_value *pod, struct flow_value **begun, __u32 *rank)
 {
 	struct scratch *room = read_scratch();
 	struct group_value *group;
@@ -235,7 +210,7 @@ static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet
 	group = flow->group ? bpf_map_lookup_elem(&groups, &flow->group) : NULL;
 	if (!group)
 		return drop(skb, NO_GROUP);
-	flow->gateway = pick_gateway(group, NO_NODE);
+	flow->gateway = pick_gateway(config, group, key, NO_NODE, rank);
 	if (flow->gateway == NO_NODE)
 		return drop(skb, NO_GATEWAY);
 	if (!find_uses(&shares, key->ifindex))
@@ -254,30 +229,34 @@ static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet
 	return SEND_OUT;
 }
 
-/* The flow's gateway while it is up and of the group, else another one of these; asked again only when groups
- * have changed since. */
-static __always_inline enum reason keep_gateway(struct flow_value *flow)
+/* The flow's gateway while it serves and is of the group, else another one of these. What is of the group is
+ * asked again only when groups have changed since. */
+static __always_inline enum reason keep_gateway(const struct settings *config, const struct flow_key *key,
+						struct flow_value *flow, __u32 *rank)
 {
 	__u32 latest = read_epoch(), number = flow->group;
 	struct group_value *group;
 	__u16 gateway;
 
-	if (flow->epoch == latest)
+	if (flow->epoch == latest && serves(config, flow->gateway))
 		return REASON_UNSPECIFIED;
 	group = bpf_map_lookup_elem(&groups, &number);
 	if (!group)
 		return NO_GROUP;
-	gateway = pick_gateway(group, flow->gateway);
+	gateway = pick_gateway(config, group, key, flow->gateway, rank);
 	if (gateway == NO_NODE)
 		return NO_GATEWAY;
-	flow->gateway = gateway;
-	flow->epoch = latest;
+	if (flow->gateway != gateway)
+		flow->gateway = gateway;
+	if (flow->epoch != latest)
+		flow->epoch = latest;
 	return REASON_UNSPECIFIED;
 }
 
 /* BEGIN_ANEW when the flow's group, or its port, is its own no more; else SEND_OUT, or a verdict. */
 static __always_inline int continue_flow(struct __sk_buff *skb, const struct packet *packet,
-					 const struct flow_key *key, struct flow_value *flow)
+					 const struct settings *config, const struct flow_key *key,
+					 struct flow_value *flow, __u32 *rank)
 {
 	enum reason refusal;
 	__u8 seen = seen_of(packet);
@@ -288,7 +267,7 @@ static __always_inline int continue_flow(struct __sk_buff *skb, const struct pac
 	}
 	if ((flow->seen_out & SEEN_END) && !own_port(key, flow))
 		return BEGIN_ANEW;
-	refusal = keep_gateway(flow);
+	refusal = keep_gateway(config, key, flow, rank);
 	if (refusal)
 		return refusal == NO_GROUP ? BEGIN_ANEW : drop(skb, refusal);
 	refresh(&flow->last_seen, &flow->seen_out, seen);

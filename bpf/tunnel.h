@@ -15,6 +15,7 @@
  * port set. */
 #define VNI_BACK    (1U << 23)
 #define VNI_RELAYED (VNI_BACK | 1U << 22) /* from gateway to gateway, see relay.h */
+#define VNI_PROBE   0xffffffU		  /* neither: see probe.h */
 
 /* Too big for the device, as it is or as the segments it will be cut into, and not to be fragmented. */
 static __always_inline bool exceeds(struct __sk_buff *skb, const struct packet *packet, __u32 device,
@@ -58,10 +59,10 @@ static __always_inline int answer_back(struct __sk_buff *skb, const struct packe
 		    kind == ERROR_TOO_BIG ? TOO_BIG_ANSWERED : TTL_ANSWERED);
 }
 
-/* To the node with this tunnel endpoint. The checksum of the outer UDP header is left out where IPv4 allows
- * it; over IPv6 a receiver drops what has none (RFC 6935 asks it to be configured otherwise). */
-static __always_inline int encapsulate(struct __sk_buff *skb, const struct settings *config, __u32 vni,
-				       const struct ip *endpoint, enum reason done)
+/* Where the tunnel device is to send the packet. The checksum of the outer UDP header is left out where IPv4
+ * allows it; over IPv6 a receiver drops what has none (RFC 6935 asks it to be configured otherwise). */
+static __always_inline long set_tunnel(struct __sk_buff *skb, const struct settings *config, __u32 vni,
+				       const struct ip *endpoint)
 {
 	/* Others know this node by one address, whichever the route would prefer. */
 	struct bpf_tunnel_key key = {.tunnel_id = vni, .tunnel_ttl = 64};
@@ -75,7 +76,14 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct setti
 		__builtin_memcpy(key.local_ipv6, &config->node_address, sizeof(key.local_ipv6));
 		flags = BPF_F_TUNINFO_IPV6;
 	}
-	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags))
+	return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags);
+}
+
+/* To the node with this tunnel endpoint. */
+static __always_inline int encapsulate(struct __sk_buff *skb, const struct settings *config, __u32 vni,
+				       const struct ip *endpoint, enum reason done)
+{
+	if (set_tunnel(skb, config, vni, endpoint))
 		return drop(skb, TUNNEL_ERROR);
 	return sent(skb, bpf_redirect(config->tunnel_ifindex, 0), done);
 }
@@ -102,31 +110,39 @@ static __always_inline int drop_from(struct __sk_buff *skb, const struct ip *end
 	return drop(skb, node_number(endpoint) == NO_NODE ? UNKNOWN_NODE : reason);
 }
 
-/* The route to the world that the kernel has for a translated packet. */
-static __always_inline enum reason find_route(struct __sk_buff *skb, const struct packet *packet,
-					      const struct settings *config, const struct ip *egress_ip,
-					      struct bpf_fib_lookup *route)
+/* The route to the world that the kernel has. */
+static __always_inline enum reason find_way(struct __sk_buff *skb, const struct settings *config, bool ipv6,
+					    const struct ip *source, const struct ip *destination,
+					    __u8 protocol, struct bpf_fib_lookup *route)
 {
 	__u32 device;
 	long found;
 
 	__builtin_memset(route, 0, sizeof(*route));
-	route->l4_protocol = packet->protocol;
+	route->l4_protocol = protocol;
 	route->ifindex = config->tunnel_ifindex;
-	if (packet->ipv6) {
+	if (ipv6) {
 		route->family = FAMILY_IPV6;
-		__builtin_memcpy(route->ipv6_src, egress_ip, sizeof(route->ipv6_src));
-		__builtin_memcpy(route->ipv6_dst, &packet->destination, sizeof(route->ipv6_dst));
+		__builtin_memcpy(route->ipv6_src, source, sizeof(route->ipv6_src));
+		__builtin_memcpy(route->ipv6_dst, destination, sizeof(route->ipv6_dst));
 	} else {
 		route->family = FAMILY_IPV4;
-		route->ipv4_src = egress_ip->w[3];
-		route->ipv4_dst = packet->destination.w[3];
+		route->ipv4_src = source->w[3];
+		route->ipv4_dst = destination->w[3];
 	}
 	found = bpf_fib_lookup(skb, route, sizeof(*route), 0);
 	device = route->ifindex;
 	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return NO_ROUTE;
 	return bpf_map_lookup_elem(&uplinks, &device) ? REASON_UNSPECIFIED : NOT_UPLINK;
+}
+
+/* The one for a translated packet. */
+static __always_inline enum reason find_route(struct __sk_buff *skb, const struct packet *packet,
+					      const struct settings *config, const struct ip *egress_ip,
+					      struct bpf_fib_lookup *route)
+{
+	return find_way(skb, config, packet->ipv6, egress_ip, &packet->destination, packet->protocol, route);
 }
 
 /* Out by that route; the neighbour is resolved on the way. */

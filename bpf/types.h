@@ -23,6 +23,7 @@
 #define NODE_NUMBERS  65536
 #define ID_SEQUENCES  1024
 #define NO_NODE	      0 /* no node has this number */
+#define PROBES_KEPT   8 /* of each gateway; more than may be on their way at once */
 
 /* What becomes of destinations in a prefix of `cluster`, whatever policies say. */
 #define PLACE_INSIDE  1 /* of the cluster or the link: left alone */
@@ -37,7 +38,11 @@ struct settings {
 	struct ip node_address; /* this node's end of every tunnel */
 	struct ip icmp_source4; /* sources of the ICMP errors that we send; none in all words = send none */
 	struct ip icmp_source6;
+	struct ip
+	    way_out4; /* a gateway in service has a route to it by an uplink; none in all words = not asked */
+	struct ip way_out6;
 	__u64 object_digest; /* of the object that the pinned programs came from */
+	__u64 probe_grace;   /* ns until an answer may be missed, unless two round trips are longer */
 	__u32 layout_version;
 	__u32 tunnel_ifindex;
 	__u32 tunnel_mtu; /* largest inner IP packet, bytes */
@@ -50,7 +55,9 @@ struct settings {
 	__u32 port_room;     /* of `reverse` */
 	__u32 flows_per_pod; /* most that the pod behind one device may begin; 0 = there are no quotas */
 	__u32 ports_per_pod;
-	__u32 outside_flows; /* most flows that began outside, of all pods */
+	__u32 outside_flows;	/* most flows that began outside, of all pods */
+	__u32 probe_multiplier; /* unanswered probes that make a gateway silent; 0 = nobody is watched */
+	__u32 out_of_service;	/* enum service: why this node is not to be used as a gateway; 0 = it is */
 	__u16 tunnel_port;
 	__u16 reserved;
 };
@@ -263,6 +270,51 @@ struct pressure {
 struct relays {
 	__u64 since; /* CLOCK_MONOTONIC, ns, coarse */
 	__u64 packets;
+};
+
+/* --- liveness of gateways: see probe.h */
+
+#define PROBE_PORT    3785 /* UDP; RFC 5881, section 4 */
+#define PROBE_TTL     255
+#define PROBE_REQUEST 1
+#define PROBE_REPLY   2
+#define PROBE_MAC     0x02726400 /* of a probe on its way into the tunnel: the gateway's number follows */
+
+/* What a probe carries. */
+struct probe {
+	__u8 kind;
+	__u8 service; /* of a reply: enum service */
+	__u8 reserved[6];
+	__u64 token; /* that nobody guesses */
+};
+
+/* Why a gateway asks sources to use others: it says so in its answers to probes. */
+enum service {
+	SERVICE_DRAINING = 1,
+	SERVICE_NO_SESSION = 2, /* no router hears of it by BGP */
+	SERVICE_NO_UPLINK = 4,
+	SERVICE_NO_ROUTE = 8, /* found by the program that answers */
+};
+
+/* What this node knows of another one as a gateway, for every packet to read. Probes are numbered from 1 on.
+ */
+struct liveness {
+	__u32 sent;
+	__u32 heard;   /* the last one that was answered */
+	__u32 service; /* as that answer said */
+	__u32 reserved;
+};
+
+struct sent_probe {
+	__u64 token; /* 0 = answered */
+	__u64 at;    /* CLOCK_MONOTONIC, ns */
+};
+
+/* The probes of one gateway: number n is at n % PROBES_KEPT. */
+struct probes {
+	struct sent_probe kept[PROBES_KEPT];
+	__u64 answered;
+	__u64 round_trip; /* ns, smoothed */
 };
 
 struct counter {

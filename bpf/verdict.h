@@ -24,6 +24,7 @@ struct scratch {
 	struct fragment_key fragment_key;
 	struct fragment_value fragment;
 	struct bpf_fib_lookup route;
+	struct probe probe;
 	union {
 		struct error4 error4;
 		struct {

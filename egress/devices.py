@@ -60,6 +60,7 @@ RTN_UNICAST, RTN_BLACKHOLE = 1, 6
 TABLE_MAIN = 254
 
 HOST_BITS = {socket.AF_INET: 32, socket.AF_INET6: 128}
+EVERYTHING = {socket.AF_INET: ip_network("0.0.0.0/0"), socket.AF_INET6: ip_network("::/0")}
 LINK_LOCAL = IPv6Network("fe80::/10")  # of every device: it tells nobody whose it is
 
 # A namespace or a device that goes while it is read.
@@ -90,6 +91,7 @@ class Routes:
     defaults: frozenset[int]  # devices of the default routes of IPv4, the tunnels' family
     hosts: Mapping[IPAddress, int]
     blackholes: frozenset[IPAddress]  # ours
+    widest: Mapping[tuple[int, int], IPNetwork]  # (IP version, device) -> of what is reached beyond it, the widest
 
 
 def _number(values: Attributes, kind: int) -> int:
@@ -223,18 +225,34 @@ def read_routes(route: NetlinkSocket) -> Routes:
     defaults: set[int] = set()
     hosts: dict[IPAddress, int] = {}
     blackholes: set[IPAddress] = set()
+    widest: dict[tuple[int, int], IPNetwork] = {}
     for answer in (*_dump_routes(route, socket.AF_INET), *_dump_routes(route, socket.AF_INET6)):
         family, length, _, _, _, protocol, _, kind, _ = ROUTE.unpack_from(answer)
         if length not in (0, HOST_BITS[family]):
+            if kind == RTN_UNICAST:
+                _note_widest(widest, length, attributes(answer, ROUTE.size))
             continue
         values = attributes(answer, ROUTE.size)
+        if length == 0 and kind == RTN_UNICAST:
+            for device in {_number(values, RTA_OIF), *(device for device, _ in _hops(values.get(RTA_MULTIPATH, b"")))}:
+                widest[4 if family == socket.AF_INET else 6, device] = EVERYTHING[family]
         if length == 0 and kind == RTN_UNICAST and family == socket.AF_INET:
             defaults |= {_number(values, RTA_OIF), *(device for device, _ in _hops(values.get(RTA_MULTIPATH, b"")))}
         elif length and kind == RTN_UNICAST and RTA_OIF in values:
             hosts[ip_address(values[RTA_DST])] = _number(values, RTA_OIF)
         elif length and kind == RTN_BLACKHOLE and protocol == ROUTE_PROTOCOL:
             blackholes.add(ip_address(values[RTA_DST]))
-    return Routes(frozenset(defaults - {0}), hosts, frozenset(blackholes))
+    return Routes(frozenset(defaults - {0}), hosts, frozenset(blackholes), widest)
+
+
+def _note_widest(widest: dict[tuple[int, int], IPNetwork], length: int, values: Attributes) -> None:
+    """Only of what lies behind a next hop: the device's own network is no way out."""
+    if RTA_OIF not in values or not {RTA_GATEWAY, RTA_VIA} & values.keys():
+        return
+    address = ip_address(values[RTA_DST])
+    key = address.version, _number(values, RTA_OIF)
+    if key not in widest or widest[key].prefixlen > length:
+        widest[key] = ip_network((address, length))
 
 
 def _dump_routes(route: NetlinkSocket, family: int) -> list[bytes]:

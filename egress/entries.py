@@ -12,14 +12,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from itertools import groupby
 from zlib import crc32
 
 from bpf import layout
-from egress.policy import NO_LIMITS, Desired, Group, IPAddress, IPNetwork, Limits, Policy, Served
+from egress.policy import NO_LIMITS, Desired, Group, Hindrance, IPAddress, IPNetwork, Limits, Policy, Served, Watch
 
 PROTOCOLS = {"TCP": 6, "UDP": 17, "ICMP": 1}
+HINDRANCES: Mapping[Hindrance, int] = {
+    "draining": layout.SERVICE_DRAINING, "no-session": layout.SERVICE_NO_SESSION,
+    "no-uplink": layout.SERVICE_NO_UPLINK, "no-route": layout.SERVICE_NO_ROUTE,
+}  # fmt: skip
 PROTOCOL_NAMES = {0: "any", **{number: name.lower() for name, number in PROTOCOLS.items()}}
 
 # On an address that the node itself uses, only ports that neither its own connections (ip_local_port_range ends at
@@ -35,6 +39,9 @@ OF_THE_LINK = frozenset(
 # No host has such an address where another one can reach it: dropped where policies cover it, unless an operator says
 # that it is in the cluster, as some clouds use 240.0.0.0/4 (RFC 6890; RFC 1112, section 4).
 NOBODYS = frozenset(map(ip_network, ["0.0.0.0/8", "127.0.0.0/8", "240.0.0.0/4", "::/127", "::ffff:0:0/96"]))
+
+# What only a default route leads to, of each family: the route that is looked up for it tells whether there is one.
+ANYWHERE: Mapping[int, IPAddress] = {4: ip_address("0.0.0.0"), 6: ip_address("2000::")}
 
 # Time-outs in seconds. Established TCP: RFC 5382, REQ-5 asks for 2 h 4 min at least. UDP: RFC 4787, REQ-5 recommends 5
 # min. ICMP: RFC 5508, REQ-2 asks for 60 s.
@@ -75,6 +82,9 @@ class Facts:
     underlay: str = ""  # the device that holds the node's tunnel address
     limits: Limits = NO_LIMITS
     host_devices: frozenset[str] = frozenset()  # by which no pod's packets come in, in the forward hook's eyes
+    ways_out: Mapping[int, IPAddress] = field(
+        default_factory=dict
+    )  # IP version -> an address to which an uplink leads, where no default route does
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,12 +267,28 @@ def _icmp_source(desired: Desired, version: int) -> object:
     return layout.ip_field(found) if found else layout.Bytes16()
 
 
+def _way_out(desired: Desired, facts: Facts, version: int) -> object:
+    """Where a gateway in service has a route to: asked with each probe, for families of which it serves addresses."""
+    if not any(address.version == version for address in desired.served):
+        return layout.Bytes16()
+    return layout.ip_field(facts.ways_out.get(version, ANYWHERE[version]))
+
+
+def hindrances(desired: Desired) -> int:
+    """Why this node is not to be used as a gateway, as `settings` has it."""
+    return sum(HINDRANCES[each] for each in desired.out_of_service)
+
+
 def _settings(desired: Desired, facts: Facts) -> MapEntries:
     assert desired.node_address is not None  # a node without one has no maps
     most = facts.limits
+    watch = desired.watch or Watch(0, 0)
     value = layout.Settings(
         node_address=layout.ip_field(desired.node_address), icmp_source4=_icmp_source(desired, 4),
-        icmp_source6=_icmp_source(desired, 6), object_digest=facts.object_digest,
+        icmp_source6=_icmp_source(desired, 6), way_out4=_way_out(desired, facts, 4),
+        way_out6=_way_out(desired, facts, 6), object_digest=facts.object_digest,
+        probe_grace=int(watch.interval * 1e9 / 2), probe_multiplier=watch.multiplier,
+        out_of_service=hindrances(desired),
         layout_version=layout.LAYOUT_VERSION, tunnel_ifindex=facts.tunnel_ifindex, tunnel_mtu=facts.tunnel_mtu,
         tunnel_port=desired.tunnel_port, tcp_established_seconds=TCP_ESTABLISHED,
         tcp_opening_seconds=TCP_OPENING, tcp_closing_seconds=TCP_CLOSING, udp_seconds=UDP, icmp_seconds=ICMP,
@@ -300,9 +326,9 @@ def _egress_ip(served: Served) -> bytes:
     return bytes(value)
 
 
-def _epoch(groups: MapEntries) -> MapEntries:
-    """One number that changes with the content of `groups`."""
-    digest = crc32(b"".join(key + value for key, value in sorted(groups.items())))
+def _epoch(groups: MapEntries, desired: Desired) -> MapEntries:
+    """One number that changes with the content of `groups`, and with whether this node is to be used as a gateway."""
+    digest = crc32(b"".join(key + value for key, value in sorted(groups.items())), hindrances(desired))
     return {layout.u32(0): layout.u32(digest or 1)}
 
 
@@ -338,7 +364,7 @@ def map_entries(
         "cluster": places(desired) if cluster is None else cluster,
         "uplinks": {layout.u32(ifindex): one for ifindex in facts.uplinks.values()},
         "groups": groups,
-        "epoch": _epoch(groups),
+        "epoch": _epoch(groups, desired),
         "egress_ips": {layout.ip16(address): _egress_ip(served) for address, served in desired.served.items()},
         "policies": policies,
         **_pod_entries(desired, facts, {names: number for names, (number, _) in numbered.items()}),
@@ -410,7 +436,11 @@ def _epoch_text(_key: bytes, value: bytes) -> str:
 def _settings_text(_key: bytes, value: bytes) -> str:
     v = layout.decode(layout.Settings, value)
     tunnel = f"tunnel device {v.tunnel_ifindex} port {v.tunnel_port} mtu {v.tunnel_mtu}"
-    return f"node {layout.ip_of(v.node_address)}, {tunnel}, object {v.object_digest:016x}"
+    out = [name for name, bit in HINDRANCES.items() if v.out_of_service & bit]
+    ways = [str(layout.ip_of(way)) for way in (v.way_out4, v.way_out6) if any(way)]
+    gateway = f", way out {' and '.join(ways)}" if ways else ""
+    service = f", out of service: {', '.join(out)}" if out else ""
+    return f"node {layout.ip_of(v.node_address)}, {tunnel}, object {v.object_digest:016x}{gateway}{service}"
 
 
 def _cidr_text(key: bytes, value: bytes) -> str:

@@ -24,7 +24,7 @@ from egress.attach import Attacher, Mode
 from egress.devices import TUNNEL, Link
 from egress.entries import Facts
 from egress.netlink import NetlinkSocket
-from egress.policy import QUARTERS, Desired, IPAddress, Limits, Quotas, limits
+from egress.policy import QUARTERS, Desired, IPAddress, IPNetwork, Limits, Quotas, limits
 from egress.status import GUARD, EgressStatus, PortUse, told_apart
 
 # Map sizes when they are made; memory is taken as they fill (no preallocation), about 250 bytes for each flow.
@@ -117,6 +117,7 @@ class Datapath:
                 underlay=underlay.name if underlay else "",
                 limits=self._limits(),
                 host_devices=devices.host_devices(links, bridges) | ways_out | self._host_devices,
+                ways_out=_ways_out(routes.widest, frozenset(uplinks.values())),
             ),
             other_layout=other_layout,
             pinned_digest=0 if pins.missing(self._pins) else loader.pinned_digest(self._pins),
@@ -432,6 +433,15 @@ def _underlay_mtu(underlay: Link | None, uplinks: Sequence[Link]) -> int:
     if underlay.name == "lo" or underlay.kind == "dummy":
         return min((link.mtu for link in uplinks), default=0)
     return underlay.mtu
+
+
+def _ways_out(widest: Mapping[tuple[int, int], IPNetwork], uplinks: frozenset[int]) -> dict[int, IPAddress]:
+    """By IP version, an address to which an uplink leads, where no default route does."""
+    found: dict[int, IPNetwork] = {}
+    for (version, device), network in sorted(widest.items()):
+        if device in uplinks and (version not in found or network.prefixlen < found[version].prefixlen):
+            found[version] = network
+    return {version: network.network_address for version, network in found.items() if network.prefixlen}
 
 
 def _tunnel(by_name: Mapping[str, int], links: Mapping[int, Link]) -> plan.Tunnel | None:

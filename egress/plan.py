@@ -285,6 +285,7 @@ def wanted_attachments(desired: Desired, observed: Observed) -> dict[tuple[str, 
     wanted: dict[tuple[str, int], str] = {}
     if observed.tunnel:
         wanted["from_tunnel", observed.tunnel.ifindex] = "the tunnel"
+        wanted["to_tunnel", observed.tunnel.ifindex] = "the tunnel"
     for name, ifindex in sorted(facts.uplinks.items()):
         wanted["from_uplink", ifindex] = name
     devices = sorted({(device.ifindex, device.name) for device in attached(desired, facts).values()})

@@ -15,6 +15,7 @@ IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 Version = Literal[4, 6]
 Protocol = Literal["TCP", "UDP", "ICMP"]
+Hindrance = Literal["draining", "no-session", "no-uplink", "no-route"]
 
 VERSIONS: tuple[Version, ...] = (4, 6)
 PART = 4  # of a table: what one pod may have of it unless said otherwise
@@ -98,6 +99,14 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
+class Watch:
+    """How gateways are watched: seconds between two probes, and how many without an answer make one dead."""
+
+    interval: float
+    multiplier: int
+
+
+@dataclass(frozen=True, slots=True)
 class Desired:
     """The whole egress state of one node."""
 
@@ -115,6 +124,8 @@ class Desired:
     pod_cidrs: frozenset[IPNetwork] = frozenset()  # of this node
     uplinks: tuple[str, ...] = ()  # devices by which egress traffic leaves this node
     tunnel_port: int = 8473  # UDP
+    watch: Watch | None = None  # None = no gateway is taken for dead
+    out_of_service: frozenset[Hindrance] = frozenset()  # why sources are asked to use other gateways than this node
 
 
 # --- families

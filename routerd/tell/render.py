@@ -17,7 +17,7 @@ from bfd.table import Order
 from bgp.path import AdjRibOut, IPAddress, Path, SpeakerPeer
 from bgp.path import Desired as BgpDesired
 from egress.entries import port_ranges
-from egress.policy import Block, Gateway, Group, Policy, Ports, Served
+from egress.policy import Block, Gateway, Group, Policy, Ports, Served, Watch
 from egress.policy import Desired as EgressDesired
 from routerd.model import Refusal
 from routerd.node.announce import Announcements
@@ -221,6 +221,10 @@ def _served_line(address: IPAddress, served: Served) -> str:
     return f"serve {address}{group}{' node-address' if served.node_address else ''} {ranges or 'nobody'}"
 
 
+def _watch_line(watch: Watch | None) -> Iterator[str]:
+    return (f"watch gateways each {each.interval * 1e3:g} ms times {each.multiplier}" for each in (watch,) if each)
+
+
 EGRESS: Sentence[EgressDesired] = Sentence(
     EgressDesired,
     (
@@ -237,13 +241,15 @@ EGRESS: Sentence[EgressDesired] = Sentence(
         Part("nodes", lambda it: (f"tunnel-node {number} {address}" for number, address in sorted(it.nodes.items()))),
         Part("icmp_sources", lambda it: _networks("icmp-source", it.icmp_sources)),
         Part("uplinks", lambda it: (f"uplink {name}" for name in it.uplinks)),
+        Part("watch", lambda it: _watch_line(it.watch)),
+        Part("out_of_service", lambda it: (f"out-of-service {each}" for each in sorted(it.out_of_service))),
     ),
 )
 
 
 def egress_lines(desired: EgressDesired) -> list[str]:
-    """`node`, `pod`, `policy`, `group`, `cluster`, `pod-cidr`, `serve`, `tunnel-node`, `icmp-source`, `uplink` lines,
-    sorted inside.
+    """`node`, `pod`, `policy`, `group`, `cluster`, `pod-cidr`, `serve`, `tunnel-node`, `icmp-source`, `uplink`, `watch`
+    and `out-of-service` lines, sorted inside.
     """
     return EGRESS.of(desired)
 

@@ -8,7 +8,17 @@ from random import Random
 from hypothesis import strategies as st
 
 from egress.policy import IPNetwork, Policy, Ports
-from tests.bpf.wishes import HERE, NO_GATEWAY, NO_PORTS, NODE_OWN, THERE, UNPUBLISHED
+from tests.bpf.wishes import (
+    HERE,
+    NO_GATEWAY,
+    NO_PORTS,
+    NODE_OWN,
+    THERE,
+    UNPUBLISHED,
+    WORKER2_NUMBER,
+    WORKER_NUMBER,
+)
+from tests.models.liveness import Rank
 
 PACKETS = 50
 EVERYWHERE = [ip_network("0.0.0.0/0"), ip_network("::/0")]
@@ -32,6 +42,10 @@ no_ports: list[Ports] = []
 ports = st.one_of(st.just(no_ports), st.just(no_ports), st.lists(st.sampled_from(SOME_PORTS), max_size=2))
 groups = st.sampled_from([HERE, HERE, HERE, THERE, THERE, NODE_OWN, NO_GATEWAY, NO_PORTS, UNPUBLISHED])
 bodies = st.tuples(groups, destinations, excluded, ports, st.integers(0, 2), st.booleans())
+
+
+# What the probes of the workers say.
+ranks = st.dictionaries(st.sampled_from([WORKER_NUMBER, WORKER2_NUMBER]), st.sampled_from([Rank.LEAVES, Rank.SILENT]))
 
 
 def policies_of(found: list[tuple[int, list[IPNetwork], list[IPNetwork], list[Ports], int, bool]]) -> list[Policy]:

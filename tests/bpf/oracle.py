@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, TypeVar
@@ -326,9 +326,9 @@ def _lengths(expected: Packet, after: Packet | None) -> Packet:
     return replace(expected, length=after.length, quoted=quoted)
 
 
-def check(world: World, desired: Desired, numbers: Sequence[int]) -> None:
-    """A sequence of packets: afterwards counters and maps are the model's too."""
-    tables, state, counted = world.fill(desired), State(), Counter[str]()
+def check(world: World, desired: Desired, numbers: Sequence[int], ranks: Mapping[int, int] | None = None) -> None:
+    """A sequence of packets: afterwards counters and maps are the model's too. `ranks`: what probes of nodes say."""
+    tables, state, counted = world.fill(desired, ranks=ranks), State(), Counter[str]()
     for number in numbers:
         _, expected = step(world, tables, state, number)
         counted[expected.reason] += 1

@@ -132,6 +132,7 @@ def test_the_table_of_reasons_is_what_the_compiler_sees() -> None:
 NUMBERS = (
     "LAYOUT_VERSION", "MAX_RULES", "MAX_GATEWAYS", "MAX_BLOCKS", "GRANULE_SHIFT", "GRANULES", "NODE_NUMBERS", "NO_NODE",
     "ID_SEQUENCES", "OWNER_ID", "OWNER_CLAIMED", "OWNER_LIVE", "OWNER_RESTING", "OWNER_DYING",
+    "PROBES_KEPT", "PROBE_PORT", "PROBE_TTL", "PROBE_REQUEST", "PROBE_REPLY", "PROBE_MAC",
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from egress.policy import Policy
 from tests.bpf import oracle
-from tests.bpf.draws import bodies, packets, policies_of, seeds
+from tests.bpf.draws import bodies, packets, policies_of, ranks, seeds
 from tests.bpf.wishes import desired
 from tests.bpf.world import World
 
@@ -16,6 +16,8 @@ policies = st.lists(bodies, min_size=1, max_size=3).map(policies_of)
 
 
 @settings(max_examples=EXAMPLES, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-@given(policies, st.booleans(), seeds)
-def test_the_programs_do_what_the_model_says(world: World, wished: list[Policy], both: bool, seed: int) -> None:
-    oracle.check(world, desired(*wished, both=both), packets(seed))
+@given(policies, st.booleans(), seeds, ranks)
+def test_the_programs_do_what_the_model_says(
+    world: World, wished: list[Policy], both: bool, seed: int, found: dict[int, int]
+) -> None:
+    oracle.check(world, desired(*wished, both=both), packets(seed), found)

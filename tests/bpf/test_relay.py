@@ -20,6 +20,8 @@ from tests.bpf.wishes import (
     SERVED_BY_ALL,
     THROUGH_SELF,
     THROUGH_WORKERS,
+    WORKER2_NUMBER,
+    WORKER_NUMBER,
     to_world,
 )
 from tests.bpf.world import (
@@ -36,6 +38,7 @@ from tests.bpf.world import (
     WORKER2,
 )
 from tests.models import datapath
+from tests.models.liveness import Rank
 from tests.models.tables import ICMP, TCP, UDP, Packet, State, granules
 
 BACK, RELAYED = layout.VNI_BACK, layout.VNI_RELAYED
@@ -100,7 +103,7 @@ def test_what_one_gateway_relays_the_other_hands_to_the_ports_node(gateway: Node
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_relayed_answer_reaches_a_pod_of_the_gateway_itself(gateway: Node, version: int) -> None:
-    gateway.world.fill(ALL)
+    gateway.world.fill(ALL, ranks=dict.fromkeys((WORKER_NUMBER, WORKER2_NUMBER), Rank.SILENT))
     asked = in_family(Packet(POD, REMOTE, UDP, OURS, 53), version)
     gateway.pod.put(build(asked, Shape(destination_mac=MACS["pod0"])))
     sent = parse(gateway.uplink.get())

@@ -315,7 +315,8 @@ def test_a_pods_packet_leaves_translated_by_the_tunnel(gateway: Gateway, version
     gateway.pod.put(build(in_family(ASKED, version), Shape(destination_mac=MACS["pod0"])))
     node, vni, seen = gateway.answered()
     wanted = in_family(replace(ASKED, source=EGRESS_IP, source_port=40960 + 40000 % 4096, ttl=63), version)
-    assert (node, vni, seen) == (WORKER, THERE, wanted)
+    assert (vni, seen) == (THERE, wanted)
+    assert node in (WORKER, WORKER2)
 
 
 def test_the_cluster_of_these_tests_holds_its_nodes_and_pods() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ipaddress import IPv4Network
 
-from egress.policy import Block, Desired, Gateway, Group, IPAddress, Policy, Served
+from egress.policy import Block, Desired, Gateway, Group, IPAddress, Policy, Served, Watch
 from tests.bpf.world import (
     EGRESS_IP,
     EGRESS_IP6,
@@ -67,6 +67,7 @@ def desired(*policies: Policy, of: Sequence[str] | None = None, both: bool = Fal
         icmp_sources=(SELF, SELF6),
         cluster=frozenset({UNDERLAY, *POD_CIDRS}),
         pod_cidrs=POD_CIDRS,
+        watch=Watch(0.05, 3),
     )
 
 

@@ -23,6 +23,7 @@ from egress.attach import Attacher
 from egress.entries import Facts, MapEntries, PodDevice, map_entries
 from egress.plan import ARRAYS
 from egress.policy import NO_LIMITS, Desired, IPAddress
+from tests.models.liveness import Rank
 from tests.models.tables import (
     Flow,
     FlowKey,
@@ -59,6 +60,11 @@ TUNNEL_MTU = UNDERLAY_MTU - 50
 DEVICES = ("pod0", "pod1", "uplink", "underlay", "other")
 MACS = {name: bytes((2, 0, 0, 0, 1, n)) for n, name in enumerate((*DEVICES, "tunnel"))}
 POD_MAC, DEVICE_MAC = b"\x02\0\0\0\x10\0", b"\x02\0\0\0\x20\0"  # of POD's device
+PROBED = {
+    Rank.SERVES: layout.Liveness(9, 8),
+    Rank.LEAVES: layout.Liveness(9, 8, layout.SERVICE_DRAINING),
+    Rank.SILENT: layout.Liveness(99, 8),
+}
 VERDICTS = {0xFFFFFFFF: "next", -1: "next", 2: "drop", 7: "redirect"}
 ROOMS = {"flows": "flow_room", "reverse": "port_room"}
 PACKET_OUTGOING = 4
@@ -154,8 +160,13 @@ class World:
         tunnel = self.ifindex["tunnel"]
         return Facts(devices, uplinks, tunnel_ifindex=tunnel, tunnel_mtu=TUNNEL_MTU, limits=self.limits)
 
-    def fill(self, desired: Desired, state: State | None = None, age: float = 0) -> Tables:
-        """Makes the maps say `desired`, and the programs' own hold `state`, last seen `age` seconds ago."""
+    def fill(
+        self, desired: Desired, state: State | None = None, age: float = 0, ranks: Mapping[int, int] | None = None
+    ) -> Tables:
+        """Makes the maps say `desired`, and the programs' own hold `state`, last seen `age` seconds ago.
+
+        `ranks`: what the probes of nodes say.
+        """
         entries = map_entries(desired, self.facts(), {})
         epoch = layout.number(entries["epoch"][layout.u32(0)])
         for name, wanted in {**entries, **encode(state or State(), age, epoch)}.items():
@@ -166,7 +177,14 @@ class World:
         routes = {WORLD: uplink, WORLD6: uplink, BEHIND_OTHER: other, BEHIND_OTHER6: other, NOWHERE: 0, NOWHERE6: 0}
         decoded = tables(entries, routes, {uplink: UNDERLAY_MTU})
         rooms: dict[str, Any] = {room: self.sizes[name] for name, room in ROOMS.items() if name in self.sizes}
-        return replace(decoded, **rooms)
+        self._set_liveness(ranks or {})
+        return replace(decoded, ranks=ranks or {}, **rooms)
+
+    def _set_liveness(self, ranks: Mapping[int, int]) -> None:
+        for number in NUMBERS:
+            self.maps["liveness"].put(layout.u32(number), bytes(PROBED[Rank(ranks.get(number, Rank.SERVES))]))
+        for key in self.maps["probes"].items():
+            self.maps["probes"].delete(key)
 
     def _set(self, name: str, wanted: MapEntries) -> None:
         bpf_map, volatile = self.maps[name], name in ("flows", "reverse", "uses", "fragments")
@@ -230,7 +248,8 @@ class World:
     # -- real packets
 
     def attach(self) -> None:
-        for program, device in (("from_tunnel", "tunnel"), ("from_uplink", "uplink"), ("from_pod", "pod0")):
+        hooks = ("from_tunnel", "tunnel"), ("to_tunnel", "tunnel"), ("from_uplink", "uplink"), ("from_pod", "pod0")
+        for program, device in hooks:
             self._attacher.attach(program, self.ifindex[device])
         self._attacher.attach("to_pod", self.ifindex["pod0"])
 

@@ -15,7 +15,9 @@ from typing import Literal
 from bpf import layout
 from egress.entries import RuleSpec
 from egress.policy import IPAddress, Policy, Protocol
+from tests.models import liveness
 from tests.models.fragments import followed, fresh_id, on_wire, owner_of_id, remember
+from tests.models.liveness import Rank, rank_of
 from tests.models.tables import (
     ICMP,
     ICMP6,
@@ -144,12 +146,6 @@ def _forges_tunnel(tables: Tables, packet: Packet) -> bool:
     return to_port and packet.destination in tables.nodes
 
 
-def _pick(group: GroupHere, preferred: int) -> int:
-    """The flow's gateway while it is up, else the first that is; 0 = none."""
-    up = [hop.node for hop in group.gateways if hop.up]
-    return preferred if preferred in up else (up[0] if up else 0)
-
-
 def _own_port(state: State, key: FlowKey, flow: Flow) -> tuple[PortKey, Port] | None:
     if flow.egress_ip is None:
         return None
@@ -241,7 +237,7 @@ def _begin_flow(
     group = tables.groups.get(rule.group) if rule.group else None
     if group is None:
         return _drop("no_group")
-    gateway = _pick(group, 0)
+    gateway = liveness.pick(tables, group, key)
     if not gateway:
         return _drop("no_gateway")
     refusal = _refuse_flow(tables, state, key.ifindex)
@@ -320,17 +316,23 @@ def _continue_flow(tables: Tables, state: State, packet: Packet, key: FlowKey, f
     own = _own_port(state, key, flow)
     if flow.seen_out & layout.SEEN_END and own is None:
         return None
-    if not flow.settled:
-        group = tables.groups.get(flow.group)
-        if group is None:
-            return None
-        gateway = _pick(group, flow.gateway)
-        if not gateway:
-            return _drop("no_gateway")
-        flow = replace(flow, gateway=gateway, settled=True)
-    flow = replace(flow, seen_out=_seen(flow.seen_out, packet))
+    kept = _keep_gateway(tables, key, flow)
+    if isinstance(kept, str):
+        return None if kept == "no_group" else _drop(kept)
+    flow = replace(kept, seen_out=_seen(flow.seen_out, packet))
     flow, changes = _note_end_out(own, flow, packet)
     return _send_out(tables, packet, flow, key.ifindex).after(Change("flows", key, flow), *changes)
+
+
+def _keep_gateway(tables: Tables, key: FlowKey, flow: Flow) -> Flow | str:
+    """The flow, with another gateway if its own is not good; or why there is none."""
+    if flow.settled and not (tables.multiplier and tables.ranks.get(flow.gateway)):
+        return flow
+    group = tables.groups.get(flow.group)
+    if group is None:
+        return "no_group"
+    gateway = liveness.pick(tables, group, key, flow.gateway)
+    return replace(flow, gateway=gateway, settled=True) if gateway else "no_gateway"
 
 
 def _note_end_out(own: tuple[PortKey, Port] | None, flow: Flow, packet: Packet) -> tuple[Flow, tuple[Change, ...]]:
@@ -380,7 +382,10 @@ def _send_out(tables: Tables, packet: Packet, flow: Flow, device: int) -> Outcom
     packet = on_wire(_clamped(tables, replace(packet, ttl=packet.ttl - 1, id=sent_id)))
     if local:
         return Outcome("redirect", "translated", packet, "uplink").after(*remembered)
-    return Outcome("redirect", "encapsulated", packet, f"{endpoint} vni {flow.group}").after(*remembered)
+    # Nobody asks for the sake of an error, or of a fragment that follows another.
+    is_unheard = packet.kind == "flow" and rank_of(tables, flow.gateway) is Rank.SILENT
+    sent = "sent_unheard" if is_unheard else "encapsulated"
+    return Outcome("redirect", sent, packet, f"{endpoint} vni {flow.group}").after(*remembered)
 
 
 def _clamped(tables: Tables, packet: Packet) -> Packet:
@@ -456,6 +461,8 @@ def from_tunnel(tables: Tables, state: State, endpoint: IPAddress, vni: int, pac
     sender = tables.nodes.get(endpoint)
     if sender is None:
         return _drop("unknown_node")
+    if vni == layout.VNI_PROBE:
+        return _take_probe(tables, state, endpoint, packet)
     if vni & layout.VNI_BACK:
         packet = followed(state, packet, 0)
     if packet.kind in ("malformed", "bad-fragment"):
@@ -469,6 +476,13 @@ def from_tunnel(tables: Tables, state: State, endpoint: IPAddress, vni: int, pac
     if vni & layout.VNI_BACK:
         return _return_to_pod(tables, state, sender, packet)
     return _forward(tables, packet, sender, endpoint)
+
+
+def _take_probe(tables: Tables, state: State, endpoint: IPAddress, packet: Packet) -> Outcome:
+    answer = liveness.judge(tables, state.tokens, endpoint, packet)
+    if answer.reply is None:
+        return _drop(answer.reason)
+    return Outcome("redirect", answer.reason, answer.reply, f"{endpoint} vni {layout.VNI_PROBE}")
 
 
 def _forward(tables: Tables, packet: Packet, sender: int, endpoint: IPAddress) -> Outcome:

@@ -58,6 +58,14 @@ class FragmentKey(NamedTuple):
     protocol: int  # of IPv4
 
 
+class Carried(NamedTuple):
+    """What a probe says."""
+
+    kind: int
+    token: int
+    service: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Packet:
     """What the programs read of a packet. Ports of an ICMP echo: the identifier on the side of the one who asks."""
@@ -82,6 +90,7 @@ class Packet:
     id: int = 0  # of a fragment
     said_protocol: int = 0  # by a later fragment of IPv6, while `protocol` is what its first one said
     sent_id: int = 0  # in place of a pod's own: what the programs drew, or the first fragment got
+    carries: Carried | None = None  # a probe
 
     @property
     def version(self) -> int:
@@ -230,6 +239,10 @@ class Tables:
     egress_ips: Mapping[IPAddress, EgressIp] = field(default_factory=dict)
     routes: Mapping[IPNetwork, int] = field(default_factory=dict)  # -> ifindex, 0 = unreachable
     mtus: Mapping[int, int] = field(default_factory=dict)  # of devices; others carry everything
+    multiplier: int = 0  # of probes; 0 = nobody is watched
+    out_of_service: int = 0  # this node as a gateway: layout.SERVICE_…
+    ways_out: tuple[IPAddress, ...] = ()
+    ranks: Mapping[int, int] = field(default_factory=dict)  # node number -> what its probes say; others serve
     flow_room: int = 1 << 20
     port_room: int = 1 << 20
     limits: Limits = NO_LIMITS
@@ -258,6 +271,7 @@ class State:
     flows: dict[FlowKey, Flow] = field(default_factory=dict)
     ports: dict[PortKey, Port] = field(default_factory=dict)
     fragments: dict[FragmentKey, Fragment] = field(default_factory=dict)
+    tokens: dict[int, frozenset[int]] = field(default_factory=dict)  # node number -> probes that wait for an answer
 
     def use(self, device: int = 0) -> Use:
         """Of the pod behind a device; 0 = of all."""
@@ -350,6 +364,9 @@ def tables(entries: Mapping[str, MapEntries], routes: Mapping[IPNetwork, int], m
         routes=routes,
         mtus=mtus,
         limits=_limits(settings),
+        multiplier=settings.probe_multiplier,
+        out_of_service=settings.out_of_service,
+        ways_out=tuple(layout.ip_of(way) for way in (settings.way_out4, settings.way_out6) if any(way)),
     )
 
 

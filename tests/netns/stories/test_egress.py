@@ -412,6 +412,6 @@ def test_a_namespace_without_any_route_is_read() -> None:
     empty.create()
     try:
         with netns.entered(empty.name), NetlinkSocket() as route:
-            assert devices.read_routes(route) == devices.Routes(frozenset(), {}, frozenset())
+            assert devices.read_routes(route) == devices.Routes(frozenset(), {}, frozenset(), {})
     finally:
         netns.run(["ip", "netns", "del", empty.name])

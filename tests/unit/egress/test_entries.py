@@ -171,7 +171,7 @@ def test_the_maps_of_a_node_as_text() -> None:
     maps = map_entries(desired, Facts({pod: device}, {"eth0": 2}, 9, 1450), {})
     text = [describe(name, k, v) for name in maps for k, v in sorted(maps[name].items()) if name != "cluster"]
     assert text == [
-        "node 10.0.0.1, tunnel device 9 port 8473 mtu 1450, object 0000000000000000",
+        "node 10.0.0.1, tunnel device 9 port 8473 mtu 1450, object 0000000000000000, way out 0.0.0.0",
         "10.0.0.1: node 1",
         "10.0.0.2: node 2",
         "node 1: 10.0.0.1 here",

@@ -81,6 +81,7 @@ def test_the_first_plan_of_a_worker() -> None:
     assert carry_out(node, plan(on_worker(), node.observe())) == [
         "map settings: put node 10.0.0.1, tunnel device 101 port 8473 mtu 1450, object 000000000000abcd",
         "attach from_tunnel to the tunnel",
+        "attach to_tunnel to the tunnel",
     ]
     assert plan(on_worker(), node.observe()) == ()
 
@@ -92,7 +93,7 @@ def test_the_first_plan_of_a_gateway() -> None:
         "load eBPF programs and maps",
         "create tunnel device, UDP port 8473, MTU 1450",
         "add route blackhole 192.0.2.100/32",
-        "map settings: put node 10.0.0.2, tunnel device 0 port 8473 mtu 1450, object 000000000000abcd",
+        "map settings: put node 10.0.0.2, tunnel device 0 port 8473 mtu 1450, object 000000000000abcd, way out 0.0.0.0",
         "map nodes: put 10.0.0.1: node 1",
         "map nodes: put 10.0.0.2: node 2",
         "map node_numbers: put node 1: 10.0.0.1",
@@ -103,7 +104,10 @@ def test_the_first_plan_of_a_gateway() -> None:
         EPOCH,
         "attach from_uplink to eth0",
     ]
-    assert [str(action) for action in plan(on_gateway(), node.observe())][1:] == ["attach from_tunnel to the tunnel"]
+    assert [str(action) for action in plan(on_gateway(), node.observe())][1:] == [
+        "attach from_tunnel to the tunnel",
+        "attach to_tunnel to the tunnel",
+    ]
 
 
 def test_a_node_without_a_tunnel_endpoint_gets_the_guard_and_keeps_the_rest_as_it_is() -> None:
@@ -163,6 +167,7 @@ def test_a_pod_that_goes_is_forgotten_with_its_flows() -> None:
 def test_a_gateway_that_steps_down_keeps_the_blackhole_until_last() -> None:
     done = changes(on_gateway(), on_gateway(served={}))
     assert done == [
+        "map settings: put node 10.0.0.2, tunnel device 101 port 8473 mtu 1450, object 000000000000abcd",
         f"map egress_ips: delete {TABLE_TEXT}",
         "delete route blackhole 192.0.2.100/32",
     ]
@@ -185,7 +190,7 @@ def test_a_new_release_swaps_the_programs_under_the_live_maps() -> None:
     ]
     assert len(done) == 2
     swapped = carry_out(node, plan(on_worker(), node.observe()))
-    assert [line.split()[0] for line in swapped] == ["attach"] * 6
+    assert [line.split()[0] for line in swapped] == ["attach"] * 7
     assert plan(on_worker(), node.observe()) == ()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from bgp.path import Desired as BgpDesired
 from bgp.path import Path, SpeakerPeer
-from egress.policy import Block, Gateway, Group, Policy, Ports, Served
+from egress.policy import Block, Gateway, Group, Policy, Ports, Served, Watch
 from egress.policy import Desired as EgressDesired
 from routerd.model import Refusal
 from routerd.node.announce import Announcements
@@ -114,7 +114,7 @@ KINDS = {
             "groups": {}, "served": {SIX: SERVED}, "nodes": {1: TOR}, "icmp_sources": (TOR, SIX),
             "cluster": {ip_network("fd00::/8"), ip_network("10.0.0.0/8")},
             "pod_cidrs": {ip_network("10.1.0.0/24")},
-            "uplinks": ("eth0",),
+            "uplinks": ("eth0",), "watch": Watch(0.05, 3), "out_of_service": frozenset({"draining"}),
         },
     ),
     "node": Kind(

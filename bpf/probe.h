@@ -1,0 +1,307 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Which gateways live: unaffiliated BFD echo (RFC 9747) by the way that packets take.
+ *
+ * `routerd bfd` puts a probe on the tunnel device for each gateway and interval. to_tunnel notes its token
+ * and gives it the gateway's tunnel key; from_tunnel of the gateway sends it back, with what the gateway says
+ * of itself; from_tunnel of the node that sent it notes the answer. from_pod asks what was noted. So no user
+ * space takes part in the switch, neither here nor at the gateway, and who sends no probes finds nobody dead.
+ *
+ * A probe is a UDP packet from a tunnel endpoint to itself, without options. It is judged by programs alone,
+ * and has no checksum in either family.
+ */
+#ifndef ROUTERD_PROBE_H
+#define ROUTERD_PROBE_H
+
+#include "tunnel.h"
+
+static __always_inline struct liveness *liveness_of(__u16 number)
+{
+	__u32 key = number;
+
+	return bpf_map_lookup_elem(&liveness, &key);
+}
+
+static __always_inline struct probes *probes_of(__u16 number)
+{
+	__u32 key = number;
+
+	return bpf_map_lookup_elem(&probes, &key);
+}
+
+static __always_inline struct node_value *node_of(__u16 number)
+{
+	__u32 key = number;
+
+	return bpf_map_lookup_elem(&node_numbers, &key);
+}
+
+/* --- who is alive ------------------------------------------------------------------------------- */
+
+/* From the best to the worst. */
+enum rank {
+	RANK_SERVES,
+	RANK_LEAVES, /* it answers, and asks to be left alone */
+	RANK_SILENT,
+};
+
+/* It answers, and says nothing against being used: what is so of nearly all packets. */
+static __always_inline bool serves(const struct settings *config, __u16 number)
+{
+	struct liveness *known = liveness_of(number);
+
+	return !config->probe_multiplier ||
+	       (known && known->sent - known->heard < config->probe_multiplier && !known->service);
+}
+
+/* As many probes as make a gateway silent have got no answer, and the last of them has had its time for one.
+ */
+static __always_inline bool is_silent(const struct settings *config, __u16 number,
+				      const struct liveness *known)
+{
+	__u32 heard = known->heard, missing = known->sent - heard;
+	struct probes *past;
+	__u64 at, grace;
+
+	if (missing < config->probe_multiplier)
+		return false;
+	past = probes_of(number);
+	if (missing >= PROBES_KEPT || !past)
+		return true;
+	at = past->kept[(heard + config->probe_multiplier) & (PROBES_KEPT - 1)].at;
+	grace = 2 * past->round_trip;
+	if (grace < config->probe_grace)
+		grace = config->probe_grace;
+	return (__s64)(now() - at) >= (__s64)grace;
+}
+
+/* This node itself is alive for its pods. */
+static __always_inline enum rank rank_of(const struct settings *config, __u16 number)
+{
+	struct liveness *known = liveness_of(number);
+	struct node_value *node = node_of(number);
+
+	if (node && node->local)
+		return config->out_of_service ? RANK_LEAVES : RANK_SERVES;
+	if (!config->probe_multiplier || !known)
+		return RANK_SERVES;
+	if (is_silent(config, number, known))
+		return RANK_SILENT;
+	return known->service ? RANK_LEAVES : RANK_SERVES;
+}
+
+static __always_inline __u32 flow_hash(const struct flow_key *key)
+{
+	const __u32 *words = (const __u32 *)key;
+	__u32 hash = 0;
+
+	for (__u32 i = 0; i < sizeof(*key) / sizeof(*words); i++) {
+		hash = (hash ^ words[i]) * 0x9e3779b1;
+		hash ^= hash >> 15;
+	}
+	return hash;
+}
+
+/* MurmurHash3's last step: each bit of the result depends on all. */
+static __always_inline __u32 mix(__u32 hash)
+{
+	hash = (hash ^ hash >> 16) * 0x85ebca6b;
+	hash = (hash ^ hash >> 13) * 0xc2b2ae35;
+	return hash ^ hash >> 16;
+}
+
+/* How much a flow prefers a gateway: rendezvous hashing, so that only flows of a gateway that goes move. No
+ * two gateways have the same, as a mixed number can be unmixed. */
+static __always_inline __u32 preference(__u32 hash, __u16 number)
+{
+	return mix(hash ^ number * 0x9e3779b1U);
+}
+
+struct choice {
+	const struct settings *config;
+	const struct group_value *group;
+	__u64 score; /* of the one that is picked */
+	__u32 hash;  /* of the flow */
+	__u32 rank;  /* enum rank */
+	__u16 kept;
+	__u16 picked;
+};
+
+static long weigh_gateway(__u32 index, void *context)
+{
+	struct choice *choice = context;
+	const struct gateway *gateway;
+	enum rank rank;
+	__u64 score;
+
+	if (index >= choice->group->gateway_count)
+		return 1;
+	gateway = &choice->group->gateways[index & (MAX_GATEWAYS - 1)];
+	if (!gateway->up)
+		return 0;
+	rank = rank_of(choice->config, gateway->node);
+	score = gateway->node == choice->kept ? 1ULL << 32 : preference(choice->hash, gateway->node);
+	if (choice->picked != NO_NODE &&
+	    (rank > choice->rank || (rank == choice->rank && score <= choice->score)))
+		return 0;
+	choice->picked = gateway->node;
+	choice->rank = rank;
+	choice->score = score;
+	return 0;
+}
+
+/* The gateway of a flow: the one that it has, unless others are better; else the one that it prefers of the
+ * best. NO_NODE = there is none. *rank says how good it is. */
+static __always_inline __u16 pick_gateway(const struct settings *config, const struct group_value *group,
+					  const struct flow_key *key, __u16 kept, __u32 *rank)
+{
+	struct choice choice = {
+	    .config = config,
+	    .group = group,
+	    .hash = flow_hash(key),
+	    .rank = RANK_SERVES,
+	    .kept = kept,
+	    .picked = NO_NODE,
+	};
+
+	bpf_loop(MAX_GATEWAYS, weigh_gateway, &choice, 0);
+	*rank = choice.rank;
+	return choice.picked;
+}
+
+/* --- probes ------------------------------------------------------------------------------------- */
+
+static __always_inline __u32 probe_offset(bool ipv6)
+{
+	return IP_OFFSET + (ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) + sizeof(struct udphdr);
+}
+
+/* Reads the probe in a packet that came out of the tunnel; false = it is none. */
+static __always_inline bool read_probe(struct __sk_buff *skb, const struct packet *packet, enum parsed parsed,
+				       struct probe *probe)
+{
+	__u32 offset = probe_offset(packet->ipv6);
+
+	return parsed == PARSED_FLOW && packet->piece == WHOLE && packet->protocol == IPPROTO_UDP &&
+	       packet->plain_header && packet->ttl == PROBE_TTL &&
+	       packet->destination_port == bpf_htons(PROBE_PORT) &&
+	       ip_equal(&packet->source, &packet->destination) && skb->len == offset + sizeof(*probe) &&
+	       !bpf_skb_load_bytes(skb, offset, probe, sizeof(*probe)) && probe->token;
+}
+
+static __always_inline bool lacks_way_out(struct __sk_buff *skb, const struct settings *config,
+					  struct bpf_fib_lookup *route)
+{
+	struct ip any = {};
+
+	return (!ip_is_none(&config->way_out4) &&
+		find_way(skb, config, false, &any, &config->way_out4, IPPROTO_UDP, route)) ||
+	       (!ip_is_none(&config->way_out6) &&
+		find_way(skb, config, true, &any, &config->way_out6, IPPROTO_UDP, route));
+}
+
+/* Back to the node that sent it, and to nobody else. */
+static __always_inline int reflect(struct __sk_buff *skb, const struct packet *packet,
+				   const struct settings *config, struct scratch *room,
+				   const struct ip *endpoint)
+{
+	if (!ip_equal(&packet->destination, endpoint))
+		return drop(skb, BAD_PROBE);
+	room->probe.kind = PROBE_REPLY;
+	room->probe.service = config->out_of_service;
+	if (lacks_way_out(skb, config, &room->route))
+		room->probe.service |= SERVICE_NO_ROUTE;
+	if (bpf_skb_store_bytes(skb, probe_offset(packet->ipv6), &room->probe, sizeof(room->probe), 0))
+		return drop(skb, REWRITE_ERROR);
+	return encapsulate(skb, config, VNI_PROBE, endpoint, PROBE_REFLECTED);
+}
+
+/* The answer of a gateway to one of the last probes. It is taken once. */
+static __always_inline int hear(struct __sk_buff *skb, const struct probe *probe, __u16 sender)
+{
+	struct liveness *known = liveness_of(sender);
+	struct probes *past = probes_of(sender);
+	__u32 sent;
+	__u64 took;
+
+	if (!known || !past)
+		return drop(skb, BAD_PROBE);
+	sent = known->sent;
+	for (__u32 back = 0; back < PROBES_KEPT; back++) {
+		struct sent_probe *kept = &past->kept[(sent - back) & (PROBES_KEPT - 1)];
+
+		if (kept->token != probe->token)
+			continue;
+		kept->token = 0;
+		took = bpf_ktime_get_ns() - kept->at;
+		past->round_trip = past->answered ? past->round_trip - past->round_trip / 8 + took / 8 : took;
+		past->answered++;
+		if ((__s32)(sent - back - known->heard) > 0) {
+			known->service = probe->service;
+			known->heard = sent - back;
+		}
+		return drop(skb, PROBE_HEARD); /* nobody else is to get it */
+	}
+	return drop(skb, BAD_PROBE);
+}
+
+/* What came out of the tunnel as a probe, from `endpoint`. */
+static __always_inline int take_probe(struct __sk_buff *skb, const struct packet *packet, enum parsed parsed,
+				      const struct settings *config, const struct ip *endpoint)
+{
+	struct scratch *room = read_scratch();
+	__u16 sender = node_number(endpoint);
+
+	if (sender == NO_NODE)
+		return drop(skb, UNKNOWN_NODE);
+	if (!room || !read_probe(skb, packet, parsed, &room->probe))
+		return drop(skb, BAD_PROBE);
+	if (room->probe.kind == PROBE_REQUEST)
+		return reflect(skb, packet, config, room, endpoint);
+	if (room->probe.kind == PROBE_REPLY)
+		return hear(skb, &room->probe, sender);
+	return drop(skb, BAD_PROBE);
+}
+
+/* Notes the probe as the next of its gateway. False = there is no room. */
+static __always_inline bool note_sent(__u16 number, __u64 token)
+{
+	struct liveness *known = liveness_of(number);
+	struct probes *past = probes_of(number);
+	struct sent_probe *kept;
+	__u32 key = number;
+
+	if (!past) {
+		struct probes none = {};
+
+		bpf_map_update_elem(&probes, &key, &none, BPF_NOEXIST);
+		past = probes_of(number);
+	}
+	if (!past || !known)
+		return false;
+	kept = &past->kept[(known->sent + 1) & (PROBES_KEPT - 1)];
+	kept->token = token;
+	kept->at = bpf_ktime_get_ns();
+	known->sent++;
+	return true;
+}
+
+/* A probe on its way into the tunnel device, from this node's own process. */
+static __always_inline int send_probe(struct __sk_buff *skb, const struct settings *config, __u16 number)
+{
+	bool ipv6 = skb->protocol == bpf_htons(ETH_P_IPV6);
+	struct node_value *node = node_of(number);
+	__u32 offset = probe_offset(ipv6);
+	struct scratch *room = read_scratch();
+	struct ip endpoint;
+
+	if (!room || !node || ip_is_none(&node->address) || skb->len != offset + sizeof(room->probe) ||
+	    bpf_skb_load_bytes(skb, offset, &room->probe, sizeof(room->probe)) || !room->probe.token)
+		return drop(skb, BAD_PROBE);
+	endpoint = node->address;
+	if (!note_sent(number, room->probe.token) || set_tunnel(skb, config, VNI_PROBE, &endpoint))
+		return drop(skb, TUNNEL_ERROR);
+	count(skb, PROBE_SENT);
+	return NEXT;
+}
+
+#endif

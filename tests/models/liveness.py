@@ -1,0 +1,88 @@
+"""A model of which gateway a flow has, and of what becomes of a probe (bpf/probe.h). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from struct import unpack
+
+from bpf import layout
+from egress.policy import IPAddress
+from tests.models.tables import UDP, Carried, FlowKey, GroupHere, Packet, Tables, longest
+
+WORD = 0xFFFFFFFF
+
+
+class Rank(IntEnum):
+    """From the best to the worst."""
+
+    SERVES = 0
+    LEAVES = 1
+    SILENT = 2
+
+
+def rank_of(tables: Tables, number: int) -> Rank:
+    if tables.node_numbers.get(number, (None, False))[1]:
+        return Rank.LEAVES if tables.out_of_service else Rank.SERVES
+    return Rank(tables.ranks.get(number, Rank.SERVES)) if tables.multiplier else Rank.SERVES
+
+
+def flow_hash(key: FlowKey) -> int:
+    ends = layout.ip_field(key.pod), layout.ip_field(key.remote)
+    words = unpack("=11I", bytes(layout.FlowKey(*ends, key.ifindex, key.pod_port, key.remote_port, key.protocol)))
+    found = 0
+    for word in words:
+        found = (found ^ word) * 0x9E3779B1 & WORD
+        found ^= found >> 15
+    return found
+
+
+def preference(found: int, number: int) -> int:
+    found ^= number * 0x9E3779B1 & WORD
+    found = (found ^ found >> 16) * 0x85EBCA6B & WORD
+    found = (found ^ found >> 13) * 0xC2B2AE35 & WORD
+    return found ^ found >> 16
+
+
+def pick(tables: Tables, group: GroupHere, key: FlowKey, kept: int = 0) -> int:
+    """The flow's gateway: `kept` while none is better, else the one that the flow prefers of the best; 0 = none."""
+    up = [hop.node for hop in group.gateways if hop.up]
+    best = min((rank_of(tables, node) for node in up), default=Rank.SERVES)
+    good = [node for node in up if rank_of(tables, node) == best]
+    if kept in good:
+        return kept
+    return max(good, key=lambda node: preference(flow_hash(key), node), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What becomes of a probe: the counter that goes up, and what is sent back."""
+
+    reason: str
+    reply: Packet | None = None
+
+
+BAD = Answer("bad_probe")
+
+
+def judge(tables: Tables, tokens: Mapping[int, Collection[int]], endpoint: IPAddress, packet: Packet) -> Answer:
+    """A packet that came out of the tunnel as a probe. `tokens`: of the probes to each node that wait for an answer."""
+    carried = packet.carries
+    if carried is None or not carried.token or not _is_whole(packet):
+        return BAD
+    if carried.kind == layout.PROBE_REPLY:
+        return Answer("probe_heard") if carried.token in tokens.get(tables.nodes[endpoint], ()) else BAD
+    if carried.kind != layout.PROBE_REQUEST or packet.destination != endpoint:
+        return BAD
+    ways = [longest(tables.routes, address) for address in tables.ways_out]
+    route = 0 if all(way in tables.uplinks for way in ways) else layout.SERVICE_NO_ROUTE
+    told = Carried(layout.PROBE_REPLY, carried.token, tables.out_of_service | route)
+    return Answer("probe_reflected", replace(packet, carries=told))
+
+
+def _is_whole(packet: Packet) -> bool:
+    length = (28 if packet.version == 4 else 48) + 16
+    is_udp = packet.kind == "flow" and packet.protocol == UDP and packet.destination_port == layout.PROBE_PORT
+    plain = not packet.options and not packet.first and packet.ttl == layout.PROBE_TTL and packet.length == length
+    return is_udp and plain and packet.source == packet.destination
