@@ -29,7 +29,8 @@ TCX_INGRESS, TCX_EGRESS = 46, 47
 MAP_TYPE_PERCPU_ARRAY = 6
 F_BEFORE = 1 << 3
 ENOTSUPP = 524  # the kernel's own, not in errno(3)
-BATCH = 4096
+BATCH = 4096  # rows
+BATCH_BYTES = 1 << 20  # of values: large ones come in fewer rows
 ATTRIBUTES_ROOM = 512  # bytes; `union bpf_attr` has 168 in Linux 6.18
 
 UPDATE_ANY, UPDATE_NOEXIST = 0, 1
@@ -300,34 +301,42 @@ class BpfMap:
             sizes = f"{len(key)}/{len(value)} bytes, the map has {self.key_size}/{self.value_size}"
             raise ValueError(f"key/value of {sizes}")
 
-    def items(self) -> dict[bytes, bytes]:
-        """Everything in the map. While others write, an entry may be seen or missed; none is seen twice."""
+    def items(self, *, zeros: bool = True) -> dict[bytes, bytes]:
+        """Everything in the map. While others write, an entry may be seen or missed; none is seen twice.
+
+        Without `zeros`, values of zeros alone are left out, fast: an array's elements are there from the start.
+        """
         try:
-            return self._items_in_batches()
+            return self._items_in_batches(zeros)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP, errno.ENOSPC):
                 raise
-        return {key: value for key in self.keys() if (value := self.get(key)) is not None}
+        found = {key: value for key in self.keys() if (value := self.get(key)) is not None}
+        return {key: value for key, value in found.items() if zeros or any(value)}
 
-    def _items_in_batches(self) -> dict[bytes, bytes]:
+    def _items_in_batches(self, zeros: bool) -> dict[bytes, bytes]:
         found: dict[bytes, bytes] = {}
         # A position is a bucket number (hash) or a key (trie): room for either.
         position = ctypes.create_string_buffer(max(self.key_size, 8))
-        keys = ctypes.create_string_buffer(self.key_size * BATCH)
-        values = ctypes.create_string_buffer(self.value_size * BATCH)
+        room = min(BATCH, max(BATCH_BYTES // self.value_size, 256))  # a bucket of a hash must fit
+        keys = ctypes.create_string_buffer(self.key_size * room)
+        values = ctypes.create_string_buffer(self.value_size * room)
         first = True
         while True:
             start = 0 if first else _address(position)
-            batch = _Batch(start, _address(position), _address(keys), _address(values), BATCH, self.fd, 0, 0)
+            batch = _Batch(start, _address(position), _address(keys), _address(values), room, self.fd, 0, 0)
             last = False
             try:
                 bpf(MAP_LOOKUP_BATCH, batch)
             except FileNotFoundError:  # the end; what was found before it is in the buffers
                 last = True
-            raw_keys, raw_values = keys.raw, values.raw
-            for row in range(batch.count):
+            raw_keys = ctypes.string_at(keys, batch.count * self.key_size)
+            raw_values = ctypes.string_at(values, batch.count * self.value_size)
+            for row in range(batch.count if zeros or raw_values.strip(b"\0") else 0):
                 key = raw_keys[row * self.key_size : (row + 1) * self.key_size]
-                found[key] = raw_values[row * self.value_size : (row + 1) * self.value_size]
+                value = raw_values[row * self.value_size : (row + 1) * self.value_size]
+                if zeros or any(value):
+                    found[key] = value
             if last:
                 return found
             first = False

@@ -146,11 +146,10 @@ class Datapath:
         found = {}
         for name in plan.WRITE_ORDER:
             try:
-                entries = self._maps[name].items()
+                # An array's elements are there from the start: all zero means that nobody has written it.
+                found[name] = self._maps[name].items(zeros=name not in plan.ARRAYS)
             except FileNotFoundError:
                 continue
-            # An array's elements are there from the start: all zero means that nobody has written it.
-            found[name] = {k: v for k, v in entries.items() if name not in plan.ARRAYS or any(v)}
         return found
 
     def counters(self) -> dict[str, tuple[int, int]]:

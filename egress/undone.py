@@ -26,7 +26,7 @@ from dataclasses import replace
 from bpf import layout
 from egress import guard, plan
 from egress.guard import KEPT
-from egress.policy import Desired
+from egress.policy import Desired, IPAddress
 
 FOUNDATIONS = frozenset({"settings", "nodes", "node_numbers", "cluster", "uplinks"})
 POD_PROGRAMS = frozenset({"to_pod", "from_pod"})
@@ -63,6 +63,17 @@ class Undone:
             return False
         wanted = self._desired.groups.get(group)
         return self._serves and (wanted is None or self._unserved.isdisjoint(wanted.egress_ips))
+
+    def decides(self, address: IPAddress) -> bool:
+        """Whether all that the pod with this address needs is in place: programs, its policies, its entry. On a node
+        that translates nothing it is the guard.
+        """
+        device = self._observed.facts.devices.get(address)
+        if device is None or self._stops:
+            return False
+        if self._desired.node_address is None:
+            return not self._keeps
+        return address not in self._pods and device.ifindex not in self._devices
 
     def add(self, action: plan.Action) -> None:
         self._lack_service(action)

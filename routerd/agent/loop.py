@@ -31,7 +31,7 @@ rest      Devices change in storms (a pod's comes with several messages, a node 
           a full round for each would leave no time for anything else. So after one that a device asked for, the next
           such round begins 0.2 s later at the earliest. The first of a storm is made at once, and the last is never
           lost: a mark that is set during the rest wakes the loop at its end. The store does not wait for the rest; its
-          rounds come in between and are not full.
+          rounds come in between and are not full. Nor does a pod that the CNI plugin holds back until it is decided.
 
 retry     A round is unfinished if something failed (`error`), waits on purpose (`held`: a withdrawal that has not left
           yet), or cannot be done on this machine as it is (`refusals`: a sysctl is off, a device is missing). Most
@@ -62,6 +62,7 @@ import routerd
 from bgp.path import AdjRibOut
 from egress.status import EgressStatus
 from routerd.agent.arrivals import Expected
+from routerd.agent.attachments import Attachments
 from routerd.agent.changes import SessionLog, log_refusals
 from routerd.agent.drain import Drains
 from routerd.agent.ports import PortDesk
@@ -145,6 +146,8 @@ class Parts:
     """Further long-lived tasks by name, such as the speaker's connection."""
     on_ready: Callable[[], None] = lambda: None
     """Called once, after the first round with everything read that went well."""
+    attachments: Attachments | None = None
+    """Told of each round; None = nobody speaks for the CNI."""
     ports: PortDesk | None = None
     """Told of each round; None = nobody reads what it says."""
     period: float = 5.0  # seconds
@@ -164,6 +167,7 @@ class Agent:
         self._on_ready = parts.on_ready
         self._period = parts.period
         self._drains = parts.drains
+        self._attachments = parts.attachments or Attachments(parts.settings.node)
         self._ports = parts.ports or PortDesk(parts.settings.node)
         self._told = NodeState(None)  # the state of the last round that went to its end
         self._told_in: Drain | None = None  # how far the node had left then
@@ -209,6 +213,11 @@ class Agent:
         if not self._recheck:
             self._recheck = True
             asyncio.get_running_loop().call_at(self._rest_until, self._changed.set)
+
+    def hurry(self) -> None:
+        """As `recheck`, and at once: a pod waits for it."""
+        self._recheck, self._rest_until = True, 0.0
+        self._changed.set()
 
     def refresh(self) -> None:
         """Tells the status anew: a session has changed."""
@@ -381,6 +390,7 @@ class Agent:
         done = await self._reconciler.round(self._state, full=full)
         seconds = time.monotonic() - started
         self._log(done, seconds)
+        self._attachments.consider(self._snapshot, self._state, done.undone)
         self._last_round, self._told, self._told_in = done, self._state, self._facts.drain
         if self._is_finished(done) and self._snapshot.allocations is not None:
             self._applied = self._snapshot.allocations.generation
@@ -400,7 +410,8 @@ class Agent:
         """Decides anew, unless nothing that a decision rests on has changed."""
         self._snapshot = self._host.snapshot()
         drain = self._drains.look((self._snapshot.nodes or {}).get(self._settings.node))
-        self._facts = replace(self._host.facts(self._peers(), self._facts), drain=drain)
+        facts = self._host.facts(self._peers(), self._facts)
+        self._facts = replace(facts, drain=drain, attached=self._attachments.take())
         is_same = self._composed is not None and self._composed[0] is self._snapshot
         if is_same and self._composed is not None and self._composed[1] == self._facts and not self._brake.is_due:
             return

@@ -21,7 +21,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from operator import not_
 from typing import Any, Protocol, TypeVar
@@ -69,6 +69,8 @@ class Round:
     refusals: tuple[Refusal, ...] = ()
     held: str = ""
     error: str = ""
+    undone: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """By name of the rooms that were read: what of their plan was not done (`room.Undone`)."""
 
 
 class Reconciler:
@@ -107,7 +109,8 @@ class Reconciler:
         if not reason and any(turn.retiring for turn in turns):
             await self._in_thread(self._retire, turns)
         problems = tuple(refusal for turn in turns for refusal in turn.problems)
-        return Round(tuple(done), problems, reason, "; ".join(turn.error for turn in turns if turn.error))
+        undone = {turn.room.name: turn.undone for turn in turns if turn.undone is not None}
+        return Round(tuple(done), problems, reason, "; ".join(turn.error for turn in turns if turn.error), undone)
 
     @property
     def announces(self) -> bool:

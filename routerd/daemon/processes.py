@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import routerd
 from bgp.leaving import MARKER, host_goes_down
 from routerd.agent import local
+from routerd.agent.attachments import Attachments
 from routerd.agent.drain import Drains, Places
 from routerd.agent.loop import Agent, Parts
 from routerd.agent.ports import PortDesk
@@ -35,6 +36,7 @@ from routerd.model import Allocations, NodeReport, Snapshot, Writer
 from routerd.node.brake import Brake, Limits
 from routerd.notify import notify
 from routerd.serve.api import ApiServer, agent_socket, answering, is_answering, operator_socket
+from routerd.serve.plugin import PluginServer, plugin_socket
 from routerd.serve.vitals import Heart, Vitals, served
 from routerd.store.embedded.store import FileStore
 from routerd.store.interface import Store
@@ -111,10 +113,13 @@ async def agent(config: Config, source: ConfigSource) -> None:
     check_agent(config)
     heart, on_store = Heart(), Callback()
     async with opened_store(config, on_store) as store:
-        body, presence = _assembled(config, source, heart, store)
+        attachments = Attachments(config.node_name, store.snapshot, guards=config.egress.enabled)
+        body, presence = _assembled(config, source, heart, store, attachments)
         on_store.to = body.wake
         api = ApiServer(agent_socket(config.run_dir), body.answer)
+        plugin = PluginServer(plugin_socket(config.run_dir), attachments.answer)
         await api.start()
+        await plugin.start()
         web = _web(config, body, heart)
         event(LOGGER, logging.INFO, "agent-started", node=config.node_name)
         try:
@@ -123,6 +128,7 @@ async def agent(config: Config, source: ConfigSource) -> None:
             await _say_goodbye(config, presence)
             raise
         finally:
+            await plugin.close()
             await api.close()
             web()
 
@@ -139,7 +145,9 @@ async def _say_goodbye(config: Config, presence: Presence) -> None:
             presence.say_goodbye()
 
 
-def _assembled(config: Config, source: ConfigSource, heart: Heart, store: Store) -> tuple[Agent, Presence]:
+def _assembled(
+    config: Config, source: ConfigSource, heart: Heart, store: Store, attachments: Attachments
+) -> tuple[Agent, Presence]:
     from bgp.speaker import Speaker
     from bgp.text import BFD_DOWN
     from egress.devices import watch
@@ -176,9 +184,11 @@ def _assembled(config: Config, source: ConfigSource, heart: Heart, store: Store)
             tasks,
             _ready,
             drains=drains,
+            attachments=attachments,
             ports=ports,
         )
     )
+    attachments.hurry, attachments.wake = body.hurry, body.wake
     presence = Presence(
         store, lambda: _node_report(config.node_name), lambda: body.status, lambda: body.snapshot, drains,
         egress=config.egress.enabled, ports=lambda: ports.report,

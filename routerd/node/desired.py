@@ -47,6 +47,7 @@ from routerd.model import (
 )
 from routerd.node import announce
 from routerd.node.announce import Announcements, Rules, announcements
+from routerd.node.attached import Attached, Overlay
 from routerd.node.bfd import orders
 from routerd.node.conflicts import without_conflicts
 from routerd.node.drain import Drain
@@ -83,6 +84,7 @@ class LocalFacts:
     addresses: tuple[IPAddress, ...] = ()  # on our interfaces
     drain: Drain | None = None  # why this node leaves
     networks: tuple[IPNetwork, ...] = ()  # that our interfaces are in; our default next hops as /32 and /128
+    attached: Mapping[str, Attached] = field(default_factory=dict)  # by pod: what the CNI's runtime told of its network
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,7 @@ class Kept:
     scheduled: tuple[str, Derived[Pod, str, Pod]] = field(
         default_factory=lambda: ("", Derived(lambda pod: None))
     )  # of which node
+    overlay: Overlay = field(default_factory=Overlay)
     policy_groups: Last[tuple[dict[str, int], tuple[Refusal, ...]]] = field(default_factory=Last)
     groups: Last[tuple[dict[int, Group], tuple[Refusal, ...]]] = field(default_factory=Last)
     served: Last[dict[IPAddress, Served]] = field(default_factory=Last)
@@ -256,7 +259,7 @@ def egress_state(
     here = nodes.get(settings.node)
     if here is None:
         return None, ()
-    scheduled = kept.scheduled_on(here.name, pods)
+    scheduled = kept.overlay(kept.scheduled_on(here.name, pods), facts.attached)
     pods_here = [pod for pod in scheduled if is_steered(pod)]
     steered, pod_refusals = kept.steering.steer(scheduled, policies, here, namespaces)
     of_groups = Allocations(groups=allocations.groups, refusals=allocations.refusals)
@@ -297,6 +300,17 @@ def _scheduled_on(node: str, pod: Pod) -> tuple[str, Pod] | None:
 def selects(policy: EgressPolicy, pod: Pod, namespace_labels: Labels, node_labels: Labels) -> bool:
     """Whether any selection of `policy` takes `pod`."""
     return any(selection_matches(s, pod, namespace_labels, node_labels) for s in policy.selections)
+
+
+def may_select(policy: EgressPolicy, pod: Pod, namespaces: Mapping[str, Namespace], node_labels: Labels) -> bool:
+    """Whether a policy that leads anywhere takes `pod`, or it cannot be told."""
+    namespace = namespaces.get(pod.namespace)
+    if not policy.destinations:
+        return False
+    if namespace is not None:
+        return selects(policy, pod, namespace.labels, node_labels)
+    named = {NAMESPACE_NAME_LABEL: pod.namespace}
+    return selects(policy, pod, named, node_labels) or _may_select(policy, pod, node_labels)
 
 
 def _may_select(policy: EgressPolicy, pod: Pod, node_labels: Labels) -> bool:

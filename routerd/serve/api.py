@@ -23,7 +23,7 @@ from typing import Any
 from routerd.errors import EnvironmentFault, RouterdError
 from routerd.formats.jsontext import parse_json
 from routerd.log import event
-from routerd.serve.connections import Connections, Limits, read_until
+from routerd.serve.connections import Connections, Limits, Serve, read_until
 
 LOGGER = logging.getLogger("routerd.api")
 MAX_REQUEST = 65536  # bytes
@@ -80,12 +80,13 @@ async def answering(path: Path, answer: Answer) -> AsyncIterator[None]:
         await server.close()
 
 
-class ApiServer:
-    """Serves one socket until it is closed. `answer` runs in the loop: what takes time is an awaitable."""
+class UnixServer:
+    """Serves one socket until it is closed, each connection by `serve`."""
 
-    def __init__(self, path: Path, answer: Answer) -> None:
+    def __init__(self, path: Path, serve: Serve, limits: Limits) -> None:
         self._path = path
-        self._answer = answer
+        self._served_by = serve
+        self._limits = limits
         self._connections: Connections | None = None
 
     async def start(self) -> None:
@@ -94,7 +95,7 @@ class ApiServer:
             raise EnvironmentFault(f"another process answers on {self._path}: stop it first, or set run-dir")
         try:
             self._path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-            self._connections = Connections(_listener(self._path), self._serve, LIMITS)
+            self._connections = Connections(_listener(self._path), self._served_by, self._limits)
         except OSError as error:
             raise EnvironmentFault(f"cannot listen on {self._path}: {error.strerror}") from error
 
@@ -102,6 +103,14 @@ class ApiServer:
         if self._connections is not None:
             await self._connections.close()
             self._path.unlink(missing_ok=True)
+
+
+class ApiServer(UnixServer):
+    """`answer` runs in the loop: what takes time is an awaitable."""
+
+    def __init__(self, path: Path, answer: Answer) -> None:
+        super().__init__(path, self._serve, LIMITS)
+        self._answer = answer
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

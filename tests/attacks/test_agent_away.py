@@ -1,7 +1,8 @@
-"""Whatever pods come while a node's agent is away, killed or on its way back: none leaves with its own address.
+"""Whatever pods come before a node's agent knows them, or while it is away: none leaves with its own address.
 
-What the guard drops then, device by device, is in `test_undecided_pods.py`; here is the whole product, and pods that
-send all the time.
+What the guard drops then, device by device, is in `test_undecided_pods.py`; here is the whole product. First come pods
+behind real CNI plugins with ours at the end of the chain: their manifests have no address, as when a sandbox is made,
+and nobody but the plugin tells the agent. Then pods without it, that send all the time.
 """
 
 from __future__ import annotations
@@ -9,15 +10,127 @@ from __future__ import annotations
 import random
 import socket
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
+import pytest
+
+from tests.netns.lab import cluster
+from tests.netns.lab.cni import PluginError, Runtime, main_plugin, own
 from tests.netns.lab.hosts import PodHost
 from tests.netns.lab.lab import FW_ADDRESS
 from tests.netns.stories.story import EGRESS_IP, TWO_GATEWAYS, Story, write_manifests
 
-LABELS = {"app": "snat-pod"}
+SUBNETS = {"bridge": "10.244.3.128/26", "ptp": "10.244.3.192/26"}
+SELECTED, PLAIN = {"app": "snat-pod"}, {"app": "plain"}
 OUTSIDE = "10.250.0.5"  # of the node's pod CIDRs
+
+
+class Pods:
+    """Of the worker, made by a runtime."""
+
+    def __init__(self, story: Story, kind: str, **ours: object) -> None:
+        node = story.lab.node("worker")
+        self.story, self.kind = story, kind
+        self.runtime = Runtime(
+            node, main_plugin(kind, SUBNETS[kind], node.directory), own(node.directory / "run", **ours)
+        )
+        self.made: list[PodHost] = []
+        self.before: dict[str, Counter[tuple[str, str]]] = {}  # what was seen when a pod began
+
+    def scheduled(self, name: str, labels: Mapping[str, str], addresses: Mapping[str, str] = {}) -> PodHost:
+        """A pod with a namespace and no network; the store says of pods that they have `addresses`."""
+        lab = self.story.lab
+        pod = PodHost(lab.directory, f"{self.kind}-{name}", "", lab.node("worker"), labels, "default")
+        pod.directory.mkdir()
+        pod.create()
+        self.made.append(pod)
+        self.write(addresses)
+        return pod
+
+    def start(self, pod: PodHost, arguments: str = "") -> None:
+        self.before[pod.label] = self.seen()
+        self.runtime.add(pod, arguments=arguments)
+
+    def write(self, addresses: Mapping[str, str]) -> None:
+        documents = []
+        for pod in self.made:
+            address = addresses.get(pod.label)
+            status = {"phase": "Running", "podIP": address} if address else {"phase": "Pending"}
+            documents.append({**cluster.pod(pod), "status": status})
+        self.story.manifests.put(f"{self.kind}.yaml", cluster.text(documents))
+
+    def seen(self) -> Counter[tuple[str, str]]:
+        """Packets at the ToR's links by source and destination."""
+        assert self.story.watch is not None
+        verdict = self.story.watch.settle()
+        assert verdict.lost == 0
+        return Counter(verdict.outside)
+
+    def leaks(self) -> int:
+        """Packets of selected pods to fw with their own addresses."""
+        seen, selected = self.seen(), [pod for pod in self.made if pod.labels == SELECTED]
+        pairs = ((pod.label, (pod.address, FW_ADDRESS)) for pod in selected)
+        return sum(seen[pair] - self.before[label][pair] for label, pair in pairs)
+
+
+@pytest.fixture(params=SUBNETS)
+def pods(request: pytest.FixtureRequest, story: Story) -> Iterator[Pods]:
+    made = Pods(story, request.param)
+    yield made
+    for pod in made.made:
+        made.runtime.delete(pod)
+    made.made.clear()
+    made.write({})
+
+
+def test_the_first_packet_of_a_selected_pod_leaves_with_the_egress_ip(pods: Pods) -> None:
+    selected, plain = pods.scheduled("selected", SELECTED), pods.scheduled("plain", PLAIN)
+    for pod in (selected, plain):
+        pods.start(pod)
+    assert selected.ask(FW_ADDRESS, timeout=2).source == EGRESS_IP  # one datagram, and no second one
+    assert plain.get(FW_ADDRESS, timeout=0.9).refusal == "refused"  # by fw, and the first SYN
+    ours = pods.runtime.ours
+    assert ours is not None
+    assert pods.runtime.call("CHECK", selected, ours, pods.runtime.results[selected.name]) == {}
+    assert pods.runtime.call("STATUS", selected, ours, {}) == {}
+    assert pods.leaks() == 0
+
+
+def test_an_address_that_goes_to_another_pod_at_once_is_no_longer_the_first_ones(pods: Pods) -> None:
+    """The store says for a while that the pod which has ended has it."""
+    ended = pods.scheduled("ended", SELECTED)
+    pods.start(ended)
+    address, said = ended.address, {ended.label: ended.address}
+    pods.write(said)
+    assert ended.ask(FW_ADDRESS, timeout=2).source == EGRESS_IP
+    pods.runtime.delete(ended)
+    assert pods.leaks() == 0
+    heir = pods.scheduled("heir", PLAIN, said)
+    pods.start(heir, f"IP={address}")
+    assert heir.address == address
+    assert heir.get(FW_ADDRESS, timeout=0.9).refusal == "refused"
+
+
+def test_no_pod_starts_while_the_agent_is_away(story: Story) -> None:
+    pods, lax = Pods(story, "bridge", timeout=1), Pods(story, "ptp", timeout=1, onAgentAbsent="allow")
+    late = pods.scheduled("late", SELECTED)
+    early = lax.scheduled("early", SELECTED)
+    story.daemons.agents["worker"].kill()
+    with pytest.raises(PluginError) as refused:
+        pods.runtime.add(late)
+    assert refused.value.code == 11
+    pods.runtime.delete(late)  # as runtimes do after a refusal; it needs no agent
+    lax.start(early)  # it may start, and the guard holds back what it sends
+    assert early.ask(FW_ADDRESS, timeout=0.3).refusal == "timeout"
+    story.daemons.start_agent("worker")
+    story.lab.wait(lambda: story.daemons.is_ready("worker"), "the agent is back")
+    pods.start(late)
+    assert late.ask(FW_ADDRESS, timeout=2).source == EGRESS_IP
+    lax.write({early.label: early.address})
+    story.lab.wait(lambda: early.ask(FW_ADDRESS, timeout=0.3).source == EGRESS_IP, "the store says its address")
+    assert pods.leaks() == lax.leaks() == 0
 
 
 @contextmanager
@@ -61,8 +174,8 @@ def test_pods_that_come_while_the_agent_is_away_leak_nothing_until_it_is_back(st
     daemons.agents["worker"].kill()
     address = lab.pod("snat-pod").address
     lab.remove_pod("snat-pod")
-    again = lab.add_pod("snat-pod", "worker", LABELS, address=address)
-    pods = (again, lab.add_pod("new", "worker", LABELS), lab.add_pod("far", "worker", LABELS, address=OUTSIDE))
+    again = lab.add_pod("snat-pod", "worker", SELECTED, address=address)
+    pods = (again, lab.add_pod("new", "worker", SELECTED), lab.add_pod("far", "worker", SELECTED, address=OUTSIDE))
     write_manifests(story)
     with sending(*pods):
         assert {pod.ask(FW_ADDRESS, timeout=0.3).refusal for pod in pods} == {"timeout"}
@@ -73,7 +186,7 @@ def test_pods_that_come_while_the_agent_is_away_leak_nothing_until_it_is_back(st
 
 def test_a_pod_whose_manifest_comes_late_leaks_nothing(story: Story) -> None:
     lab = story.lab
-    pods = (lab.add_pod("late", "worker", LABELS), lab.add_pod("late-far", "worker", LABELS, address="10.250.0.9"))
+    pods = (lab.add_pod("late", "worker", SELECTED), lab.add_pod("late-far", "worker", SELECTED, address="10.250.0.9"))
     with sending(*pods):
         assert {pod.ask(FW_ADDRESS, timeout=0.3).refusal for pod in pods} == {"timeout"}
         write_manifests(story)

@@ -164,6 +164,19 @@ def test_nothing_is_decided_again_while_nothing_changes(monkeypatch: pytest.Monk
     with_agent(test, period=0.001)
 
 
+def test_a_pod_that_waits_is_not_kept_waiting_by_the_rest_after_others() -> None:
+    async def test(running: Running) -> None:
+        await eventually(lambda: running.agent.status.rounds.done == 1)
+        for done in range(2, 6):
+            began = now()
+            running.agent.hurry()
+            await eventually(lambda done=done: running.agent.status.rounds.done == done)  # type: ignore[misc]
+            assert running.here.looked == done
+            assert now() - began < RECHECK_REST / 2
+
+    with_agent(test)
+
+
 def test_what_is_around_the_node_is_read_in_full_rounds_alone() -> None:
     async def test(running: Running) -> None:
         await eventually(lambda: running.agent.status.rounds.done == 1)

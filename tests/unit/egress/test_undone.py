@@ -97,6 +97,27 @@ def test_a_device_without_its_program_is_not_decided() -> None:
     assert not any(a.ifindex == 6 for a in node.attachments)
 
 
+def test_a_pod_is_decided_when_nothing_that_it_needs_was_left_undone() -> None:
+    failures = {
+        (): {POD, PLAIN},
+        ("attach from_pod to veth6",): {POD},
+        ("map pods: put device 5",): {PLAIN},
+        ("map policies",): {PLAIN},
+        ("map cluster",): set(),
+        ("load eBPF",): set(),
+        ("load guard",): set(),
+        ("blackhole",): {POD, PLAIN},
+    }
+    for failing, wanted in failures.items():
+        _, undone = rounds(FakeNode(DEVICES), on_worker(), *failing)
+        assert {address for address in (POD, PLAIN) if undone.decides(address)} == wanted, failing
+    _, undone = rounds(FakeNode({POD: DEVICES[POD]}), on_worker())
+    assert not undone.decides(PLAIN)  # no veth leads to it
+    for failing, is_decided in (((), True), (("load guard",), False)):
+        _, undone = rounds(FakeNode(DEVICES), replace(on_worker(), node_address=None), *failing)
+        assert undone.decides(POD) == is_decided
+
+
 def test_without_the_first_guard_or_the_programs_nothing_follows() -> None:
     for failing in ("load guard", "load eBPF", "map cluster", "attach from_uplink"):
         node = FakeNode(DEVICES)
