@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import routerd
 from routerd import codes
+from routerd.cli import chain
 from routerd.cli.command import Command, configuration
 from routerd.cli.table import table
 from routerd.errors import EnvironmentFault
 
 if TYPE_CHECKING:
+    from routerd.config import Config
     from routerd.tell.views import Row
 
 
@@ -29,17 +31,23 @@ def cleanup(arguments: argparse.Namespace) -> int:
     if speaker is not None:
         raise EnvironmentFault(f"the speaker ({speaker}) still announces paths that lead here: stop it first")
     preflight.privileges((preflight.CAP_NET_ADMIN, preflight.CAP_BPF))
+    try:
+        done = chain.uninstall(arguments)  # first: it would let no pod start
+        done += _datapath_removed(config)
+    except OSError as error:
+        raise EnvironmentFault(f"not everything could be removed: {error}; run cleanup again") from error
+    print("\n".join(done) or "nothing to remove")
+    return codes.OK
+
+
+def _datapath_removed(config: Config) -> list[str]:
     from routerd.agent.egress import open_datapath
 
     datapath = open_datapath(config)
     try:
-        removed = datapath.remove()
-    except OSError as error:
-        raise EnvironmentFault(f"not everything could be removed: {error}; run cleanup again") from error
+        return [f"removed {what}" for what in datapath.remove()]
     finally:
         datapath.close()
-    print("\n".join(f"removed {what}" for what in removed) or "nothing to remove")
-    return codes.OK
 
 
 def version(arguments: argparse.Namespace) -> int:
@@ -67,13 +75,14 @@ def _version_arguments(parser: argparse.ArgumentParser) -> None:
 
 CLEANUP = Command(
     "cleanup",
-    "remove everything that routerd has put into this node's kernel",
+    "remove everything that routerd has put into this node's kernel, and the CNI plugin",
     ("routerd cleanup", "routerd --config /etc/routerd/node-a.yaml cleanup"),
     cleanup,
     detail=(
         "Programs, maps, the tunnel device, the nft table, routes and reserved ports. Stop agent and speaker first: it "
         "refuses otherwise."
     ),
+    arguments=chain.directories,
 )
 VERSION = Command(
     "version",

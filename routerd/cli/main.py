@@ -16,7 +16,7 @@ from pathlib import Path
 
 import routerd
 from routerd import codes
-from routerd.cli import daemons, drain, files, ledger, machine, questions
+from routerd.cli import chain, daemons, drain, files, ledger, machine, questions
 from routerd.cli.command import DEFAULT_CONFIG, Command
 from routerd.cli.completion import SHELLS, script
 from routerd.errors import EnvironmentFault, RouterdError, StoreError
@@ -53,6 +53,7 @@ COMMANDS = (  # in the order of the help
     questions.RELEASE_BRAKE,
     drain.DRAIN,
     drain.UNDRAIN,
+    chain.CNI,
     machine.CLEANUP,
     machine.VERSION,
     COMPLETION,

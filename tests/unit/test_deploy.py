@@ -11,6 +11,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
+from cni.install import BIN_DIR, CONF_DIR, RESULTS
 from routerd.cli.check import check_paths
 from routerd.config import load_config, parse_config
 from routerd.formats.kinds import KINDS, OURS, Role
@@ -18,6 +19,9 @@ from routerd.formats.kinds import KINDS, OURS, Role
 ROOT = Path(__file__).parents[2]
 DEPLOY, CLEANUP = ROOT / "configs" / "deploy", ROOT / "configs" / "cleanup"
 OVERLAY = ROOT / "configs" / "overlay"
+CNI = ROOT / "configs" / "cni"
+PLUGIN = yaml.safe_load((CNI / "install.yaml").read_text())["spec"]["template"]["spec"]
+PODS_OF_RUNTIME = {"name": "cni-pods", "hostPath": {"path": str(RESULTS.parent), "type": "DirectoryOrCreate"}}
 KUSTOMIZATION = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text())
 OBJECTS: list[dict[str, Any]] = [
     each for name in KUSTOMIZATION["resources"] for each in yaml.safe_load_all((DEPLOY / name).read_text())
@@ -142,10 +146,12 @@ def test_cleanup_runs_wherever_an_agent_ran_and_sees_what_it_saw() -> None:
     agent = the("DaemonSet")["spec"]["template"]["spec"]
     for key in ("hostNetwork", "nodeSelector", "tolerations", "automountServiceAccountToken"):
         assert pod[key] == agent[key]
-    volumes = {volume["name"]: volume for volume in agent["volumes"]}
+    volumes = {volume["name"]: volume for volume in (*agent["volumes"], *PLUGIN["volumes"], PODS_OF_RUNTIME)}
     assert [volume for volume in pod["volumes"] if volume != volumes[volume["name"]]] == []
     (once,), (left,) = pod["initContainers"], pod["containers"]
-    assert [mount for mount in once["volumeMounts"] if mount not in containers()["agent"]["volumeMounts"]] == []
+    (chain,) = PLUGIN["initContainers"]
+    seen = [*containers()["agent"]["volumeMounts"], *chain["volumeMounts"]]
+    assert [mount["name"] for mount in once["volumeMounts"] if mount not in seen] == [PODS_OF_RUNTIME["name"]]
     assert {mount["name"] for mount in once["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     assert re.match(r"routerd cleanup;", once["command"][-1]) and "e" in once["command"][1]
     assert (
@@ -153,6 +159,25 @@ def test_cleanup_runs_wherever_an_agent_ran_and_sees_what_it_saw() -> None:
     )
     assert not left["securityContext"].get("privileged") and "volumeMounts" not in left
     assert once["image"] == left["image"] == kustomization["images"][0]["name"]
+
+
+def test_the_component_adds_the_plugin_to_the_agents_pods() -> None:
+    component = yaml.safe_load((CNI / "kustomization.yaml").read_text())
+    (patch,) = component["patches"]
+    agent = the(patch["target"]["kind"], patch["target"]["name"])
+    assert (CNI / patch["path"]).name == "install.yaml" and component["kind"] == "Component"
+    (chain,) = PLUGIN["initContainers"]
+    assert chain["args"] == ["cni", "install"] and chain["image"] == KUSTOMIZATION["images"][0]["name"]
+    assert not chain["securityContext"]["privileged"] and "add" not in chain["securityContext"]["capabilities"]
+    theirs = {each["name"] for each in agent["spec"]["template"]["spec"]["volumes"]}
+    ours = {each["name"] for each in PLUGIN["volumes"]}
+    assert {mount["name"] for mount in chain["volumeMounts"]} == ours | {"config"} and not ours & theirs
+    paths = {mount["name"]: mount["mountPath"] for mount in chain["volumeMounts"]}
+    assert {each["name"]: each["hostPath"]["path"] for each in PLUGIN["volumes"]} == {
+        name: paths[name] for name in ours
+    }
+    assert {paths["cni-conf"], paths["cni-bin"]} == {str(CONF_DIR), str(BIN_DIR)}
+    assert "components: [../cni]" in (OVERLAY / "kustomization.yaml").read_text()
 
 
 @pytest.mark.parametrize("name", ["speaker", "bfd"])

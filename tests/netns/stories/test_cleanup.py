@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -102,3 +103,23 @@ def test_there_is_nothing_to_write_where_somebody_took_them_back(host: Host) -> 
     host.namespace.sysctl({RESERVED: OTHERS})
     host.routerd("cleanup", wrapped="mount -o bind,ro /proc/sys /proc/sys; exec")
     assert not host.pins.exists()
+
+
+def test_cleanup_takes_the_plugin_out_of_the_chain(host: Host) -> None:
+    directories = {name: host.config.parent / name for name in ("conf", "bin")}
+    directories["conf"].mkdir()
+    chain = directories["conf"] / "10-pods.conflist"
+    before = {"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "bridge"}]}
+    chain.write_text(json.dumps(before))
+    options = [word for name, path in directories.items() for word in (f"--{name}-dir", str(path))]
+    assert f"chained routerd-cni in {chain}" in host.routerd("cni", "install", *options)
+    (main, ours) = json.loads(chain.read_text())["plugins"]
+    assert (main, ours["socket"]) == ({"type": "bridge"}, str(host.config.parent / "run" / "cni.sock"))
+    assert host.routerd("cni", "install", *options) == "nothing to do\n"
+    assert host.routerd("cleanup", *options).splitlines() == [
+        f"took routerd-cni out of {chain}",
+        f"removed {directories['bin']}/routerd-cni",
+    ]
+    assert json.loads(chain.read_text()) == before
+    chain.unlink()
+    assert "no network configuration in" in host.routerd("cni", "install", *options, check=False)

@@ -1,0 +1,114 @@
+"""Puts the plugin's program and its place in the chain onto a host, and takes both away again.
+
+Runtimes take the first configuration of their directory, by name; so do we. Every file is replaced at once, as a
+runtime may read at any moment. What is there already costs nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from cni.conflist import TYPE, NotChainable, chained, is_chained, parsed, rendered, unchained
+
+PROGRAM = Path(__file__).with_name(TYPE)
+CONF_DIR, BIN_DIR = Path("/etc/cni/net.d"), Path("/opt/cni/bin")
+RESULTS = Path("/var/lib/cni/results")  # libcni's memory of pods that live; CRI-O ends them by the list noted there
+KEPT = ".routerd"  # behind the name of a configuration of one plugin that became a list: no runtime reads it
+
+
+def install(entry: Mapping[str, Any], conf_dir: Path = CONF_DIR, bin_dir: Path = BIN_DIR) -> list[str]:
+    """What was done, a line each. Raises NotChainable, and OSError. The program comes before anybody is led to it."""
+    first = next(_configurations(conf_dir), None)
+    if first is None:
+        raise NotChainable(f"no network configuration in {conf_dir} yet: install it once the CNI is there")
+    conflist = first.with_suffix(".conflist")
+    try:
+        text = first.read_text(encoding="utf-8")
+        wanted = chained(text, entry)
+        if first != conflist and conflist.exists() and parsed(conflist.read_text(encoding="utf-8")) != parsed(wanted):
+            raise NotChainable(f"{conflist} is beside it and no runtime reads it: remove one of the two")
+    except UnicodeDecodeError as error:
+        raise NotChainable(f"{first}: it is no UTF-8") from error
+    except NotChainable as error:
+        raise NotChainable(f"{first}: {error}") from error
+    done = []
+    program, target = PROGRAM.read_bytes(), bin_dir / TYPE
+    if not target.exists() or target.read_bytes() != program:
+        bin_dir.mkdir(parents=True, exist_ok=True)
+        _replace(target, program, 0o755)
+        done.append(f"installed {target}")
+    if first != conflist or wanted != text:
+        _replace(conflist, wanted.encode(), first.stat().st_mode & 0o777)
+        done.append(f"chained {TYPE} in {conflist}")
+    if first != conflist:
+        first.rename(f"{first}{KEPT}")  # until now it came first, as its name is shorter
+        done.append(f"kept {first} as {first}{KEPT}")
+    return done
+
+
+def uninstall(conf_dir: Path = CONF_DIR, bin_dir: Path = BIN_DIR, results: Path = RESULTS) -> list[str]:
+    """What was done, a line each. Raises OSError. The program goes last, and stays while a runtime will call it."""
+    done = []
+    for path in _configurations(conf_dir):
+        with suppress(NotChainable, UnicodeDecodeError):
+            network = parsed(path.read_text(encoding="utf-8"))
+            if is_chained(network):
+                done += _unchain(path, unchained(network))
+    program = bin_dir / TYPE
+    if program.exists():
+        if _has_pods(results):
+            done.append(f"kept {program}: a runtime may end the pods that it made by it; again when they are gone")
+        else:
+            program.unlink()
+            done.append(f"removed {program}")
+    return done
+
+
+def _unchain(path: Path, without: dict[str, Any]) -> list[str]:
+    for kept in (Path(f"{path.with_suffix(suffix)}{KEPT}") for suffix in (".conf", ".json")):
+        if kept.exists() and parsed(kept.read_text(encoding="utf-8")) == without:
+            before = kept.with_suffix("")
+            kept.rename(before)  # it comes first again
+            path.unlink()
+            return [f"restored {before}"]
+    _replace(path, rendered(without).encode(), path.stat().st_mode & 0o777)
+    return [f"took {TYPE} out of {path}"]
+
+
+def _configurations(directory: Path) -> Iterator[Path]:
+    """In the order of runtimes."""
+    if directory.is_dir():
+        yield from (path for path in sorted(directory.iterdir()) if path.suffix in (".conf", ".conflist", ".json"))
+
+
+def _has_pods(results: Path) -> bool:
+    return results.is_dir() and any(map(_names_us, results.iterdir()))
+
+
+def _names_us(path: Path) -> bool:
+    with suppress(OSError, ValueError, KeyError, TypeError, NotChainable):
+        config = base64.b64decode(json.loads(path.read_text(encoding="utf-8"))["config"])
+        return is_chained(parsed(config.decode()))
+    return False
+
+
+def _replace(path: Path, content: bytes, mode: int) -> None:
+    """At once, and whole after a crash: the name of what is not finished is read by no runtime."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

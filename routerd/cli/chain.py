@@ -1,0 +1,84 @@
+"""The CNI plugin on this host: cni install, cni uninstall."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cni import install as chain
+from cni.conflist import TYPE, NotChainable
+from routerd import codes
+from routerd.cli.command import Command, configuration
+from routerd.errors import EnvironmentFault
+
+ABSENT = ("refuse", "allow")
+TIMEOUT, MOST = 5, 60  # seconds, of routerd-cni.c
+
+
+def run(arguments: argparse.Namespace) -> int:
+    try:
+        done = _install(arguments) if arguments.action == "install" else uninstall(arguments)
+    except NotChainable as error:
+        raise EnvironmentFault(str(error)) from error
+    except OSError as error:
+        raise EnvironmentFault(f"{error.filename}: {error.strerror}") from error
+    print("\n".join(done) or "nothing to do")
+    return codes.OK
+
+
+def _install(arguments: argparse.Namespace) -> list[str]:
+    from routerd.serve.plugin import plugin_socket
+
+    entry = {
+        "type": TYPE,
+        "socket": str(plugin_socket(configuration(arguments).run_dir)),
+        "timeout": arguments.timeout,
+        "onAgentAbsent": arguments.on_agent_absent,
+    }
+    return chain.install(entry, arguments.conf_dir, arguments.bin_dir)
+
+
+def uninstall(arguments: argparse.Namespace) -> list[str]:
+    """What was done. OSError."""
+    return chain.uninstall(arguments.conf_dir, arguments.bin_dir)
+
+
+def directories(parser: argparse.ArgumentParser) -> None:
+    for option, directory, what in (
+        ("--conf-dir", chain.CONF_DIR, "network configurations of the runtime"),
+        ("--bin-dir", chain.BIN_DIR, "CNI plugins"),
+    ):
+        parser.add_argument(option, type=Path, default=directory, metavar="DIR", help=f"{what} (default: {directory})")
+
+
+def _seconds(text: str) -> int:
+    seconds = int(text)
+    if not 1 <= seconds <= MOST:
+        raise argparse.ArgumentTypeError(f"seconds from 1 to {MOST}, not {text}")
+    return seconds
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("install", "uninstall"), help="put it there, or take it away")
+    directories(parser)
+    parser.add_argument(
+        "--timeout", type=_seconds, default=TIMEOUT, metavar="SECONDS",
+        help=f"how long a pod waits for the agent (default: {TIMEOUT})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--on-agent-absent", choices=ABSENT, default=ABSENT[0],
+        help="what becomes of a pod when it does not answer in time (default: refuse)",
+    )  # fmt: skip
+
+
+CNI = Command(
+    "cni",
+    "put the chained CNI plugin onto this host, so that pods' first packets are right",
+    ("routerd cni install", "routerd cni install --on-agent-absent allow", "routerd cni uninstall"),
+    run,
+    detail=(
+        "The program goes to --bin-dir, and its name to the end of the first network configuration in --conf-dir. May "
+        "be run again, and must be where another installer has written that file anew."
+    ),
+    arguments=_arguments,
+)
