@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from egress.guard import COUNTERS, FAMILY, HOOKS, MAP_TYPES, SET_TYPES, TABLE, Guard, digest, key_type
+from egress.guard import (
+    COUNTERS,
+    DECIDED,
+    FAMILY,
+    HOOKS,
+    MAP_TYPES,
+    SELECTED,
+    SET_TYPES,
+    TABLE,
+    Guard,
+    digest,
+    key_type,
+)
 
 
 def _quoted(name: str, element: str) -> str:
@@ -46,6 +59,16 @@ def transaction(wanted: Guard, present: Guard | None) -> str:
     lines += [f"flush chain {table} {name}" for name in stale]  # all first: they may refer to each other
     lines += [f"delete chain {table} {name}" for name in stale]
     return "\n".join(lines) + "\n"
+
+
+def boot_text(guard: Guard) -> str:
+    """A file for `nft -f`: the table for a host that has just started, on which no pod is known yet, and none of the
+    devices of pods.
+    """
+    unknown = dict.fromkeys((*DECIDED, *SELECTED, "pod_devices"), frozenset[str]())
+    of_pods = {element.rpartition(" : jump ")[2] for name in SELECTED for element in guard.sets[name]}
+    chains = {name: rules for name, rules in guard.chains.items() if name not in of_pods}
+    return transaction(replace(guard, sets={**guard.sets, **unknown}, chains=chains), None)
 
 
 def _hook_text(chain: str) -> str:

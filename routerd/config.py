@@ -193,6 +193,11 @@ class Config:
     operator: OperatorConfig = field(default_factory=OperatorConfig)
 
 
+def boot_guard(config: Config) -> Path:
+    """What `nft -f` loads at boot, see `routerd.agent.egress.BootGuard`."""
+    return config.state_dir / "guard.nft"
+
+
 DEFAULT = Config(node_name="localhost")
 
 

@@ -7,13 +7,19 @@ The datapath is not thread-safe, so each call waits for the one before.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from ipaddress import ip_address
+from pathlib import Path
 
 from egress import plan as plans
+from egress.entries import Facts
+from egress.guard import render
 from egress.kept import Kept
 from egress.netdev import Datapath, NatEntry
+from egress.nft import boot_text
 from egress.plan import Action, CreateTunnel, LoadPrograms, Observed, Problem
 from egress.policy import Desired, Quotas
 from egress.status import EgressStatus, PortUse
@@ -37,11 +43,40 @@ def open_datapath(config: Config) -> Datapath:
     )
 
 
+@dataclass(slots=True)
+class BootGuard:
+    """The guard for the next boot: a file that routerd-guard.service loads before there is an agent, or a pod.
+
+    After a boot no pod is known, and none may send to where policies lead until it is. The file is written some seconds
+    after what it says, never in a round: a disk may be slow, and a pod may wait for the round.
+    """
+
+    file: Path
+    _latest: tuple[Desired, Facts] | None = field(init=False, default=None)
+    _kept: tuple[Desired, Facts] | None = field(init=False, default=None)
+
+    def note(self, desired: Desired, facts: Facts) -> None:
+        """What a round goes by."""
+        self._latest = desired, facts
+
+    def keep(self) -> None:
+        """Writes the file if it says something else. OSError."""
+        latest = self._latest
+        if latest is None or latest == self._kept:
+            return
+        text = boot_text(render(*latest))
+        if not self.file.exists() or self.file.read_text(encoding="utf-8") != text:
+            _replace(self.file, text)
+        self._kept = latest
+
+
 class EgressRoom:
     name = EGRESS_ROOM
 
-    def __init__(self, datapath: Datapath) -> None:
+    def __init__(self, datapath: Datapath, boot: BootGuard | None = None) -> None:
+        """`boot`: is kept for the next boot; None = it is not."""
         self._datapath = datapath
+        self._boot = boot
         self._lock = threading.Lock()
         self._kept = Kept()  # asked by one thread at a time
         self._port_use: PortUse | None = None
@@ -53,6 +88,8 @@ class EgressRoom:
             return self._datapath.observe(desired)
 
     def plan(self, desired: Desired, observed: Observed) -> tuple[Action, ...]:
+        if self._boot is not None:
+            self._boot.note(desired, observed.facts)
         return plans.plan(desired, observed, self._kept)
 
     def apply(self, action: Action) -> None:
@@ -75,7 +112,9 @@ class EgressRoom:
     # --- beside the rounds
 
     def collect(self) -> None:
-        """Takes idle flows out of the datapath."""
+        """Takes idle flows out of the datapath, and keeps the guard for the next boot. OSError."""
+        if self._boot is not None:
+            self._boot.keep()
         with self._lock:
             self._datapath.collect()
             self._port_use = self._datapath.port_use()
@@ -116,3 +155,13 @@ def _nat_row(entry: NatEntry) -> Row:
 
 def _endpoint(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ip_address(address).version == 6 else f"{address}:{port}"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Whole also after the power has failed: half a guard is none."""
+    beside = path.with_suffix(".tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)

@@ -42,10 +42,14 @@ def cleanup(arguments: argparse.Namespace) -> int:
 
 def _datapath_removed(config: Config) -> list[str]:
     from routerd.agent.egress import open_datapath
+    from routerd.config import boot_guard
 
+    file = boot_guard(config)
+    kept = [f"removed {file}"] if file.exists() else []
+    file.unlink(missing_ok=True)
     datapath = open_datapath(config)
     try:
-        return [f"removed {what}" for what in datapath.remove()]
+        return [*kept, *(f"removed {what}" for what in datapath.remove())]
     finally:
         datapath.close()
 

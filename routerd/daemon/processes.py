@@ -26,7 +26,7 @@ from routerd.agent.presence import Presence
 from routerd.agent.reconcile import Reconciler
 from routerd.agent.settings import settings_of
 from routerd.blocking import in_thread
-from routerd.config import Config
+from routerd.config import Config, boot_guard
 from routerd.daemon import preflight
 from routerd.daemon.directories import made
 from routerd.daemon.lifetime import ConfigSource
@@ -159,6 +159,8 @@ def _assembled(
     on_speaker, on_links = Callback(), Callback()
     speaker = Speaker(relay_socket(config.run_dir), on_change=on_speaker) if config.bgp.enabled else None
     egress = _egress_room(config) if config.egress.enabled else None
+    if egress is None:
+        boot_guard(config).unlink(missing_ok=True)  # there is nobody who would tell it of pods
     tasks: dict[str, Task] = {"store": store.run, "heart": heart.beat}
     drains = _drains(config)
     ports = PortDesk(config.node_name, drains.changed.set)
@@ -212,9 +214,9 @@ def _speaker_changed(bfd_room: BfdRoom, body: Agent) -> None:
 
 def _egress_room(config: Config) -> EgressRoom:
     """Imported here: a node without egress needs neither eBPF nor its memory."""
-    from routerd.agent.egress import EgressRoom, open_datapath
+    from routerd.agent.egress import BootGuard, EgressRoom, open_datapath
 
-    return EgressRoom(open_datapath(config))
+    return EgressRoom(open_datapath(config), BootGuard(boot_guard(config)))
 
 
 def settle_memory() -> None:

@@ -20,6 +20,7 @@ from tests.netns.lab import cluster
 from tests.netns.lab.cni import PluginError, Runtime, main_plugin, own
 from tests.netns.lab.hosts import PodHost
 from tests.netns.lab.lab import FW_ADDRESS
+from tests.netns.lab.netns import run
 from tests.netns.stories.story import EGRESS_IP, TWO_GATEWAYS, Story, write_manifests
 
 SUBNETS = {"bridge": "10.244.3.128/26", "ptp": "10.244.3.192/26"}
@@ -182,6 +183,27 @@ def test_pods_that_come_while_the_agent_is_away_leak_nothing_until_it_is_back(st
         daemons.start_agent("worker")
         leave_as_the_egress_ip(story, *pods)
     assert leaked(story, *pods) == 0
+
+
+def test_after_a_reboot_nothing_leaks_before_the_agent_is_back(story: Story) -> None:
+    """What the kernel held is gone, and the pods are there first; routerd-guard.service has loaded the kept guard."""
+    lab, worker = story.lab, story.lab.node("worker")
+    kept = worker.directory / "state" / "guard.nft"
+    lab.wait(kept.exists, "the guard is kept for the next boot")
+    story.daemons.agents["worker"].kill()
+    run(["find", str(worker.pin_dir / "routerd"), "-type", "f", "-delete"])
+    worker.run(["nft", "delete", "table", "inet", "routerd"])
+    pods = (lab.add_pod("boots", "worker", SELECTED), lab.add_pod("boots-plain", "worker", PLAIN))
+    assert {pod.get(FW_ADDRESS, timeout=0.9).refusal for pod in pods} == {"refused"}  # by fw: nothing holds them
+    begun = leaked(story, pods[0])
+    worker.run(["nft", "-f", str(kept)])
+    with sending(pods[0]):
+        assert {pod.get(FW_ADDRESS, timeout=0.3).refusal for pod in pods} == {"timeout"}
+        write_manifests(story)
+        story.daemons.start_agent("worker")
+        leave_as_the_egress_ip(story, pods[0])
+    lab.wait(lambda: pods[1].get(FW_ADDRESS, timeout=0.9).refusal == "refused", "a plain pod is free")
+    assert leaked(story, pods[0]) == begun > 0
 
 
 def test_a_pod_whose_manifest_comes_late_leaks_nothing(story: Story) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from routerd.config import Config
+from routerd.config import Config, boot_guard
 from tests.netns.lab.mounts import BPFFS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +22,10 @@ ip link set up1 up
 ip link set up0 up
 ip route add default via 192.0.2.254
 echo 1 >/proc/sys/net/ipv4/ip_forward"""
-EXPOSURE = {"routerd-agent": 3.0, "routerd-speaker": 2.0, "routerd-bfd": 2.1, "routerd-operator": 2.0}  # at most, of 10
+EXPOSURE = {  # at most, of 10
+    "routerd-agent": 3.0, "routerd-speaker": 2.0, "routerd-bfd": 2.1, "routerd-operator": 2.0, "routerd-guard": 3.0,
+}  # fmt: skip
+OF_NFT = "routerd-guard"  # needs no Python
 
 
 @pytest.fixture
@@ -55,7 +58,17 @@ def test_units_are_confined(units: Path, name: str) -> None:
     assert float(level[1]) <= EXPOSURE[name]
 
 
-@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_the_guard_is_there_before_any_pod_and_comes_from_where_the_agent_keeps_it() -> None:
+    text = (ROOT / "configs" / "systemd" / f"{OF_NFT}.service").read_text()
+    assert {"containerd.service", "crio.service", "kubelet.service", "routerd-agent.service"} <= {
+        *setting(text, "Before").split()
+    }
+    file = str(boot_guard(Config(node_name="a")))
+    assert setting(text, "ConditionPathExists") == file
+    assert setting(text, "ExecStart") == f"/usr/sbin/nft -f {file}"
+
+
+@pytest.mark.parametrize("unit", [unit for unit in UNITS if unit.stem != OF_NFT], ids=lambda unit: unit.stem)
 def test_units_start_subcommands_that_exist(unit: Path) -> None:
     command = re.search(rf"^ExecStart={EXECUTABLE} (\w+)$", unit.read_text(), re.MULTILINE)
     assert command is not None

@@ -56,7 +56,8 @@ def host() -> Iterator[Host]:
     namespace, pins = Namespace(tag, "host"), BPFFS / tag
     with tempfile.TemporaryDirectory(prefix="routerd-cleanup-") as directory:
         config = Path(directory) / "routerd.yaml"
-        config.write_text(f"apiVersion: routerd.io/v1alpha1\nkind: Config\nrun-dir: {directory}/run\npin-dir: {pins}\n")
+        dirs = f"run-dir: {directory}/run\nstate-dir: {directory}/state\npin-dir: {pins}\n"
+        config.write_text(f"apiVersion: routerd.io/v1alpha1\nkind: Config\n{dirs}")
         namespace.create()
         try:
             namespace.sysctl({RESERVED: OTHERS})
@@ -105,7 +106,7 @@ def test_there_is_nothing_to_write_where_somebody_took_them_back(host: Host) -> 
     assert not host.pins.exists()
 
 
-def test_cleanup_takes_the_plugin_out_of_the_chain(host: Host) -> None:
+def test_cleanup_takes_the_plugin_out_of_the_chain_and_the_guard_from_the_next_boot(host: Host) -> None:
     directories = {name: host.config.parent / name for name in ("conf", "bin")}
     directories["conf"].mkdir()
     chain = directories["conf"] / "10-pods.conflist"
@@ -122,4 +123,9 @@ def test_cleanup_takes_the_plugin_out_of_the_chain(host: Host) -> None:
     ]
     assert json.loads(chain.read_text()) == before
     chain.unlink()
+    kept = host.config.parent / "state" / "guard.nft"
+    kept.parent.mkdir()
+    kept.touch()
+    assert host.routerd("cleanup", *options) == f"removed {kept}\n"
+    assert not kept.exists()
     assert "no network configuration in" in host.routerd("cni", "install", *options, check=False)
