@@ -3,6 +3,7 @@
 #   make demo    the main job on real parts, in network namespaces    make demo-down   removes a lab that KEEP=1 left up
 #   make test    every test                                           make check       ruff, mypy, layers, clang-format, configs
 #                TOR=frr: FRR instead of BIRD as the ToR; STORE=kubernetes: an API server instead of files
+#   make fuzz       a million random packets, model against eBPF (SEED=…, COUNT=packets)
 #   make verified   records how many instructions the verifier goes through, for the tests to compare with
 #   make kernel  Debian 12's kernel and its headers, unpacked into .lab/cache for the tests
 #   make setup   what all of them need                                make bpf        what the demo needs, and the eBPF object
@@ -18,7 +19,7 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: setup kernel check test verified chaos soak demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-ports bench-rounds bench-packets bench-egress bench-way lock image bpf wheel clean
+.PHONY: setup kernel check test fuzz verified chaos soak demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-ports bench-rounds bench-packets bench-egress bench-way lock image bpf wheel clean
 
 setup:
 	@tools/setup
@@ -57,6 +58,9 @@ demo: bpf
 
 demo-down: bpf
 	@$(PY) -m tests.netns.stories.demo --down
+
+fuzz: setup
+	@$(PY) -m tests.bpf.fuzz $(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT))
 
 verified: setup kernel
 	@$(PY) -m tests.bpf.verified

@@ -36,11 +36,13 @@ SOME_PORTS = [
     Ports("UDP"),
     Ports("ICMP"),
 ]
-destinations = st.lists(st.sampled_from([*EVERYWHERE, *EVERYWHERE, *SOME]), min_size=1, max_size=3)
-excluded = st.lists(st.sampled_from(SOME), max_size=1)
+DESTINATIONS, EXCLUDED, MOST_PORTS = [*EVERYWHERE, *EVERYWHERE, *SOME], SOME, 2
+GROUPS = [HERE, HERE, HERE, THERE, THERE, NODE_OWN, NO_GATEWAY, NO_PORTS, UNPUBLISHED]
+destinations = st.lists(st.sampled_from(DESTINATIONS), min_size=1, max_size=3)
+excluded = st.lists(st.sampled_from(EXCLUDED), max_size=1)
 no_ports: list[Ports] = []
-ports = st.one_of(st.just(no_ports), st.just(no_ports), st.lists(st.sampled_from(SOME_PORTS), max_size=2))
-groups = st.sampled_from([HERE, HERE, HERE, THERE, THERE, NODE_OWN, NO_GATEWAY, NO_PORTS, UNPUBLISHED])
+ports = st.one_of(st.just(no_ports), st.just(no_ports), st.lists(st.sampled_from(SOME_PORTS), max_size=MOST_PORTS))
+groups = st.sampled_from(GROUPS)
 bodies = st.tuples(groups, destinations, excluded, ports, st.integers(0, 2), st.booleans())
 
 

@@ -11,7 +11,7 @@ from tests.bpf.draws import bodies, packets, policies_of, ranks, seeds
 from tests.bpf.wishes import desired
 from tests.bpf.world import World
 
-EXAMPLES = 160  # 8,000 packets; test_full_tables.py has the other 2,000
+EXAMPLES = 160  # 8,000 packets; test_full_tables.py and test_quotas.py have 2,000 each, `make fuzz` a million
 policies = st.lists(bodies, min_size=1, max_size=3).map(policies_of)
 
 

@@ -15,11 +15,10 @@ from tests.bpf import oracle
 from tests.bpf.draws import bodies, packets, policies_of, seeds
 from tests.bpf.packets import build
 from tests.bpf.wishes import HERE, WORLD, WORLD6, desired
-from tests.bpf.world import EGRESS_IP, EGRESS_IP6, POD, POD2, POD6, POD26, REMOTE, REMOTE6, World
+from tests.bpf.world import EGRESS_IP, EGRESS_IP6, POD, POD2, POD6, POD26, REMOTE, REMOTE6, TIGHT, World
 from tests.models.tables import TCP, UDP, Flow, FlowKey, Packet, Port, PortKey, State, Use
 
 EXAMPLES = 40
-TIGHT = Limits(flow_room=12, port_room=16, flows_per_pod=4, ports_per_pod=6, outside_flows=6)
 PODS: dict[Version, tuple[IPAddress, IPAddress]] = {4: (POD, POD2), 6: (POD6, POD26)}
 REMOTES: dict[Version, IPAddress] = {4: REMOTE, 6: REMOTE6}
 EGRESS_IPS: dict[Version, IPAddress] = {4: EGRESS_IP, 6: EGRESS_IP6}

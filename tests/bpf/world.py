@@ -22,7 +22,7 @@ from bpf import layout, loader, syscall
 from egress.attach import Attacher
 from egress.entries import Facts, MapEntries, PodDevice, map_entries
 from egress.plan import ARRAYS
-from egress.policy import NO_LIMITS, Desired, IPAddress
+from egress.policy import NO_LIMITS, Desired, IPAddress, Limits
 from tests.models.liveness import Rank
 from tests.models.tables import (
     Flow,
@@ -91,6 +91,7 @@ link set tunnel up
 """
 SOL_PACKET, PACKET_VNET_HDR, VIRTIO_NET_HDR_F_NEEDS_CSUM = 263, 15, 1  # <linux/if_packet.h>, <linux/virtio_net.h>
 SMALL = {"flows": 8, "reverse": 12, "granules": 2}  # room of tables that fill soon
+TIGHT = Limits(flow_room=12, port_room=16, flows_per_pod=4, ports_per_pod=6, outside_flows=6)
 
 
 def put_all(bpf_map: syscall.BpfMap, entries: MapEntries) -> None:

@@ -266,13 +266,10 @@ def _is_open(block: PortBlock, packet: Packet) -> bool:
 def _open_flow(
     tables: Tables, state: State, packet: Packet, key: FlowKey, flow: Flow, group: GroupHere, draw: Draw | None
 ) -> Outcome:
-    candidates = _candidates(state, group, packet, key)
-    if not candidates:
+    drawn = draw and PortKey(draw.egress_ip, key.remote, draw.port, key.remote_port, key.protocol)
+    chosen = _choose(state, [block for block in group.blocks if _is_open(block, packet)], key, drawn)
+    if chosen is None:
         return _drop("no_free_port")
-    chosen = draw and PortKey(draw.egress_ip, key.remote, draw.port, key.remote_port, key.protocol)
-    if chosen not in candidates:
-        chosen = candidates[0]  # the comparison says that the programs chose another one
-    assert chosen is not None
     if chosen not in state.ports and len(state.ports) >= tables.port_room:
         return _drop("reverse_table_full")
     flow = replace(flow, egress_ip=chosen.egress_ip, egress_port=chosen.egress_port, id=draw.id if draw else 0)
@@ -284,19 +281,20 @@ def _open_flow(
     return sent.after(Change("ports", chosen, port), Change("flows", key, flow))
 
 
-def _candidates(state: State, group: GroupHere, packet: Packet, key: FlowKey) -> list[PortKey]:
-    """Which ports the programs may take: those that are free or have rested, the pod's own among them first where it is
-    free; where there is none, the one that has rested longest.
+def _choose(state: State, blocks: list[PortBlock], key: FlowKey, drawn: PortKey | None) -> PortKey | None:
+    """The port that the programs drew, if it is free; else one that they should have: one that is free, or where there
+    is none the one that has rested longest.
     """
+    if drawn and any(block.has(drawn) for block in blocks) and _is_free(state.ports.get(drawn), key):
+        return drawn
     keys = [
         PortKey(block.egress_ip, key.remote, port, key.remote_port, key.protocol)
-        for block in group.blocks
-        if _is_open(block, packet)
+        for block in blocks
         for port in range(block.first, block.first + block.size)
     ]
-    free = [port_key for port_key in keys if _is_free(state.ports.get(port_key), key)]
     resting = [(state.ports[k].rests, k) for k in keys if k in state.ports and state.ports[k].state == "resting"]
-    return free or [k for _, k in sorted(resting)[:1]]
+    free = (port_key for port_key in keys if _is_free(state.ports.get(port_key), key))
+    return next(free, min(resting)[1] if resting else None)
 
 
 def _is_free(port: Port | None, key: FlowKey) -> bool:

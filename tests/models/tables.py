@@ -202,6 +202,9 @@ class PortBlock:
     size: int
     closed: bool
 
+    def has(self, port: PortKey) -> bool:
+        return port.egress_ip == self.egress_ip and self.first <= port.egress_port < self.first + self.size
+
 
 @dataclass(frozen=True, slots=True)
 class GroupHere:
