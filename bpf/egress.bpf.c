@@ -38,11 +38,8 @@ int from_tunnel(struct __sk_buff *skb)
 		return take_probe(skb, packet, parsed, config, &endpoint);
 	if (parsed == PARSED_MALFORMED)
 		return drop_from(skb, &endpoint, MALFORMED);
-	if (parsed == PARSED_FRAGMENT && vni & VNI_BACK) {
+	if (parsed == PARSED_FRAGMENT && vni & VNI_BACK)
 		parsed = follow_first(packet, FROM_WORLD);
-		if (parsed == PARSED_FRAGMENT)
-			return drop_from(skb, &endpoint, FRAGMENT);
-	}
 	if (parsed == PARSED_BAD_FRAGMENT)
 		return drop_from(skb, &endpoint, BAD_FRAGMENT);
 	if (parsed == PARSED_UNSUPPORTED || parsed == PARSED_NOT_IP)
@@ -52,8 +49,10 @@ int from_tunnel(struct __sk_buff *skb)
 	sender = node_number(&endpoint);
 	if (sender == NO_NODE)
 		return drop(skb, UNKNOWN_NODE);
-	if (vni == VNI_RELAYED)
-		return take_relayed(skb, packet, parsed, config, sender);
+	if ((vni & VNI_RELAYED) == VNI_RELAYED)
+		return take_relayed(skb, packet, parsed, config, sender, vni & VNI_SEEN);
+	if (parsed == PARSED_FRAGMENT)
+		return drop(skb, FRAGMENT);
 	return return_to_pod(skb, packet, parsed, config, sender);
 }
 
@@ -95,7 +94,7 @@ int from_uplink(struct __sk_buff *skb)
 		return NEXT;
 	if (parsed == PARSED_FRAGMENT)
 		parsed = follow_first(packet, FROM_WORLD);
-	return hand_back(skb, packet, parsed, config, address, BY_UPLINK);
+	return hand_back(skb, packet, parsed, config, address, BY_UPLINK, 0);
 }
 
 SEC("tc")

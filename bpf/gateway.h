@@ -132,10 +132,34 @@ static __always_inline struct node_value *next_stop(const struct packet *packet,
 	return node && !ip_is_none(&node->address) ? node : NULL;
 }
 
-/* To an egress IP. */
+/* A later fragment whose first has come by another gateway, if by any. `seen`: by how many so far. */
+static __always_inline int ask_next(struct __sk_buff *skb, const struct packet *packet,
+				    const struct settings *config, const struct egress_ip_value *address,
+				    enum way way, __u32 seen)
+{
+	__u32 number = address->group, mtu;
+	struct group_value *group = bpf_map_lookup_elem(&groups, &number);
+	struct node_value *node = NULL;
+	struct ip endpoint;
+	__u16 next;
+
+	seen++;
+	if (group && seen < group->gateway_count) {
+		next = next_gateway(group, config);
+		node = next == NO_NODE ? NULL : node_of(next);
+	}
+	if (!node || ip_is_none(&node->address))
+		return not_ours(skb, address, way, FRAGMENT);
+	endpoint = node->address;
+	if (exceeds(skb, packet, config->tunnel_ifindex, &mtu))
+		return drop(skb, TOO_BIG);
+	return relay(skb, config, &endpoint, seen);
+}
+
+/* To an egress IP. `seen`: see ask_next. */
 static __always_inline int hand_back(struct __sk_buff *skb, const struct packet *packet, enum parsed parsed,
 				     const struct settings *config, const struct egress_ip_value *address,
-				     enum way way)
+				     enum way way, __u32 seen)
 {
 	struct node_value *node;
 	struct ip endpoint;
@@ -145,9 +169,10 @@ static __always_inline int hand_back(struct __sk_buff *skb, const struct packet 
 
 	if (parsed == PARSED_BAD_FRAGMENT)
 		return not_ours(skb, address, way, BAD_FRAGMENT);
+	if (parsed == PARSED_FRAGMENT)
+		return ask_next(skb, packet, config, address, way, seen);
 	if (!egress_port(skb, packet, parsed, SIDE_DESTINATION, &port))
-		return not_ours(skb, address, way,
-				parsed == PARSED_FRAGMENT ? FRAGMENT : UNSUPPORTED_PROTOCOL);
+		return not_ours(skb, address, way, UNSUPPORTED_PROTOCOL);
 	node = next_stop(packet, parsed, config, address, port, way, &relays);
 	if (!node)
 		return not_ours(skb, address, way, NO_MAPPING);
@@ -161,16 +186,17 @@ static __always_inline int hand_back(struct __sk_buff *skb, const struct packet 
 	if (exceeds(skb, packet, config->tunnel_ifindex, &mtu))
 		return answer_world(skb, packet, config, way, ERROR_TOO_BIG, mtu);
 	if (relays)
-		return relay(skb, config, &endpoint);
+		return relay(skb, config, &endpoint, 0);
 	if (clamp_mss(skb, packet, config->tunnel_mtu) || decrement_ttl(skb, packet))
 		return drop(skb, REWRITE_ERROR);
 	return encapsulate(skb, config, VNI_BACK, &endpoint, REVERSED);
 }
 
 /* An answer that another gateway of the egress IP has relayed: as if it had come by this node's own uplink,
- * but that it is relayed no further. */
+ * but that it is relayed no further, or as a fragment to those gateways that have not seen it. */
 static __always_inline int take_relayed(struct __sk_buff *skb, const struct packet *packet,
-					enum parsed parsed, const struct settings *config, __u16 sender)
+					enum parsed parsed, const struct settings *config, __u16 sender,
+					__u32 seen)
 {
 	struct egress_ip_value *address = bpf_map_lookup_elem(&egress_ips, &packet->destination);
 
@@ -178,7 +204,7 @@ static __always_inline int take_relayed(struct __sk_buff *skb, const struct pack
 		return drop(skb, UNKNOWN_EGRESS_IP);
 	if (!is_gateway_of(address->group, sender))
 		return drop(skb, FOREIGN_RELAY);
-	return hand_back(skb, packet, parsed, config, address, BY_GATEWAY);
+	return hand_back(skb, packet, parsed, config, address, BY_GATEWAY, seen);
 }
 
 #endif

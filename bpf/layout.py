@@ -29,6 +29,7 @@ PREFIX_IPV6 = 1 << 31
 PLACE_INSIDE, PLACE_NOWHERE = 1, 2
 VNI_BACK = 1 << 23  # of tunnel packets to the node of a port set; all others bear the number of their group
 VNI_RELAYED = VNI_BACK | 1 << 22  # of answers that one gateway hands to another
+VNI_SEEN = 0x1F  # of a fragment among these: how many gateways have seen it
 VNI_PROBE = (1 << 24) - 1
 PROBE_PORT, PROBE_TTL, PROBE_REQUEST, PROBE_REPLY, PROBE_MAC = 3785, 255, 1, 2, 0x02726400  # bpf/probe.h
 SERVICE_DRAINING, SERVICE_NO_SESSION, SERVICE_NO_UPLINK, SERVICE_NO_ROUTE = 1, 2, 4, 8

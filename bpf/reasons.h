@@ -17,7 +17,7 @@
 	R(8, PROBE_SENT, "liveness probe of this node, sent to a gateway")                                   \
 	R(9, PROBE_REFLECTED, "liveness probe of another node, answered")                                    \
 	R(10, PROBE_HEARD, "answer to a liveness probe of this node")                                        \
-	R(11, RELAYED, "answer to a port whose node is not known here, handed to another gateway")           \
+	R(11, RELAYED, "answer whose node is not known here, handed to another gateway")                     \
 	R(32, NO_GROUP, "no egress group has been published for the policy")                                 \
 	R(33, NO_GATEWAY, "no gateway of the egress group is up")                                            \
 	R(34, UNSUPPORTED_PROTOCOL, "neither TCP, UDP nor ICMP echo")                                        \
@@ -43,7 +43,7 @@
 	R(57, FOREIGN_PORT, "tunnel packet from a port, or a fragment's id, of no port set of its sender")   \
 	R(58, REVERSE_TABLE_FULL, "no room for a new port in use at the source node")                        \
 	R(59, BAD_PROBE, "liveness probe that is forged, replayed or cut short")                             \
-	R(60, RELAY_LIMIT, "answer to a port whose node is not known here, and too many were handed on")     \
+	R(60, RELAY_LIMIT, "answer whose node is not known here, and too many were handed on")               \
 	R(61, FLOW_QUOTA, "the pod has its share of the source node's flows")                                \
 	R(62, PORT_QUOTA, "the pod has its share of the source node's ports in use and at rest")             \
 	R(63, OUTSIDE_QUOTA, "the pod has its share of the flows that began outside")                        \

@@ -5,6 +5,10 @@
  *
  * Whether a port is given to nobody or to somebody unknown here cannot be told, so a stranger who sends to
  * many ports is relayed too: never more than RELAYS_MAX in a RELAY_WINDOW on a CPU.
+ *
+ * A ToR that hashes ports gives the later fragments of an answer, which have none, to another gateway than
+ * the first. One whose first has not come by here goes round the gateways until it is at the one that knows
+ * it. So it is always behind its first: that is why gateways do not meet at a third one for each datagram.
  */
 #ifndef ROUTERD_RELAY_H
 #define ROUTERD_RELAY_H
@@ -75,11 +79,32 @@ static __always_inline bool is_within_limit(void)
 }
 
 static __always_inline int relay(struct __sk_buff *skb, const struct settings *config,
-				 const struct ip *endpoint)
+				 const struct ip *endpoint, __u32 seen)
 {
 	if (!is_within_limit())
 		return drop(skb, RELAY_LIMIT);
-	return encapsulate(skb, config, VNI_RELAYED, endpoint, RELAYED);
+	return encapsulate(skb, config, VNI_RELAYED | (seen & VNI_SEEN), endpoint, RELAYED);
+}
+
+/* The gateway that is up and comes after this node in the group's list, which is a ring. NO_NODE = none. */
+static __always_inline __u16 next_gateway(const struct group_value *group, const struct settings *config)
+{
+	__u16 here = node_number(&config->node_address), first = NO_NODE;
+	bool passed = false;
+
+	for (__u32 i = 0; i < MAX_GATEWAYS; i++) {
+		const struct gateway *gateway = &group->gateways[i];
+
+		if (i >= group->gateway_count)
+			break;
+		if (gateway->node == here)
+			passed = true;
+		else if (gateway->up && passed)
+			return gateway->node;
+		else if (gateway->up && first == NO_NODE)
+			first = gateway->node;
+	}
+	return first;
 }
 
 #endif

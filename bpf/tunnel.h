@@ -15,6 +15,7 @@
  * port set. */
 #define VNI_BACK    (1U << 23)
 #define VNI_RELAYED (VNI_BACK | 1U << 22) /* from gateway to gateway, see relay.h */
+#define VNI_SEEN    0x1f		  /* of a fragment that is relayed: how many gateways have seen it */
 #define VNI_PROBE   0xffffffU		  /* neither: see probe.h */
 
 /* Too big for the device, as it is or as the segments it will be cut into, and not to be fragmented. */

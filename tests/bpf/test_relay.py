@@ -186,3 +186,73 @@ def test_so_many_are_relayed_in_a_moment_and_no_more(gateway: Node) -> None:
     bpf_map.put(layout.u32(0), pack("=QQ", monotonic_ns() - 10**9, 2000) * per_cpu)
     assert gateway.world.run("from_uplink", "uplink", build(ANSWER))[0] == "redirect"
     assert gateway.world.counted() == {"relay_limit": 1, "relayed": 1}
+
+
+# --- fragments --------------------------------------------------------------------------------------------------------
+
+FIRST = Packet(REMOTE, EGRESS_IP, UDP, 53, THEIRS, first=True, id=7, length=1000)
+LATER = Packet(REMOTE, EGRESS_IP, UDP, kind="fragment", position=984, id=7, length=1000)
+W_DOWN = wish(*THROUGH_SELF, replace(THROUGH_WORKERS[0], up=False), THROUGH_WORKERS[1])
+TWO = wish(THROUGH_WORKERS[0], *THROUGH_SELF)
+ROUND = {  # gateways, by how many a fragment has been seen -> who sees it next
+    "from the world": (ALL, 0, WORKER, RELAYED | 1),
+    "from the last of the ring": (ALL, 1, WORKER, RELAYED | 2),
+    "a gateway that is down is left out": (W_DOWN, 0, WORKER2, RELAYED | 1),
+    "the last is followed by the first": (TWO, 0, WORKER, RELAYED | 1),
+}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("case", ROUND)
+def test_a_fragment_whose_first_came_by_another_gateway_goes_round(gateway: Node, case: str, version: int) -> None:
+    wished, seen, node, vni = ROUND[case]
+    later = in_family(LATER, version)
+    tables = gateway.world.fill(wished)
+    if seen:
+        gateway.tunnelled(later, node=WORKER2, vni=RELAYED | seen)
+        expected = datapath.from_tunnel(tables, State(), WORKER2, RELAYED | seen, later)
+    else:
+        gateway.uplink.put(build(later, Shape(destination_mac=MACS["uplink"])))
+        expected = datapath.from_uplink(tables, State(), later)
+    assert gateway.answered() == (node, vni, later)
+    assert expected.to == f"{node} vni {vni}"
+    assert gateway.world.counted() == {"relayed": 1}
+
+
+NOBODY = {
+    "all have seen it": (ALL, 2, WORKER2, "fragment"),
+    "all of more than there are have seen it": (ALL, layout.VNI_SEEN, WORKER2, "fragment"),
+    "no other gateway": (wish(*THROUGH_SELF), 0, WORKER2, "fragment"),
+    "it is from no gateway": (ALL, 1, STRANGER, "foreign_relay"),
+}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("case", NOBODY)
+def test_a_fragment_whose_first_nobody_knows_is_dropped(gateway: Node, case: str, version: int) -> None:
+    wished, seen, node, reason = NOBODY[case]
+    later = in_family(LATER, version)
+    tables = gateway.world.fill(replace(wished, nodes={**NUMBERS, 9: STRANGER}))
+    if seen:
+        gateway.tunnelled(later, node=node, vni=RELAYED | seen)
+        expected = datapath.from_tunnel(tables, State(), node, RELAYED | seen, later)
+    else:
+        assert gateway.world.run("from_uplink", "uplink", build(later))[0] == "drop"
+        expected = datapath.from_uplink(tables, State(), later)
+    assert gateway.world.counted() == {reason: 1}
+    assert expected.reason == reason
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_fragment_that_comes_round_follows_its_first(gateway: Node, version: int) -> None:
+    """The first came by this gateway, the other by one that knows nothing of it."""
+    gateway.world.fill(ALL)
+    first, later = in_family(FIRST, version), in_family(LATER, version)
+    assert gateway.reply(first) == (WORKER, BACK, replace(first, ttl=63))
+    gateway.tunnelled(later, node=WORKER2, vni=RELAYED | 1)
+    assert gateway.answered() == (WORKER, BACK, replace(later, ttl=63))
+    assert gateway.world.counted() == {"reversed": 2}
+
+
+def test_a_fragment_can_be_seen_by_all_gateways_that_a_group_may_have() -> None:
+    assert layout.MAX_GATEWAYS <= layout.VNI_SEEN

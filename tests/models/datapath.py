@@ -465,12 +465,12 @@ def from_tunnel(tables: Tables, state: State, endpoint: IPAddress, vni: int, pac
         packet = followed(state, packet, 0)
     if packet.kind in ("malformed", "bad-fragment"):
         return _drop(packet.kind.replace("-", "_"))
-    if vni & layout.VNI_BACK and packet.kind == "fragment":
-        return _drop("fragment")
     if packet.kind in ("unsupported", "not-ip"):
         return _drop("unsupported_protocol")
-    if vni == layout.VNI_RELAYED:
-        return _take_relayed(tables, state, packet, sender)
+    if vni & layout.VNI_RELAYED == layout.VNI_RELAYED:
+        return _take_relayed(tables, state, packet, sender, vni & layout.VNI_SEEN)
+    if vni & layout.VNI_BACK and packet.kind == "fragment":
+        return _drop("fragment")
     if vni & layout.VNI_BACK:
         return _return_to_pod(tables, state, sender, packet)
     return _forward(tables, packet, sender, endpoint)
@@ -526,7 +526,7 @@ def from_uplink(tables: Tables, state: State, packet: Packet) -> Outcome:
     return _hand_back(tables, state, followed(state, packet, 0), tables.egress_ips[packet.destination])
 
 
-def _take_relayed(tables: Tables, state: State, packet: Packet, sender: int) -> Outcome:
+def _take_relayed(tables: Tables, state: State, packet: Packet, sender: int, seen: int) -> Outcome:
     """From another gateway: as if it had come by this node's uplink, but never relayed again, answered or left to the
     host.
     """
@@ -535,51 +535,66 @@ def _take_relayed(tables: Tables, state: State, packet: Packet, sender: int) -> 
         return _drop("unknown_egress_ip")
     if sender not in _gateways(tables, address.group):
         return _drop("foreign_relay")
-    return _hand_back(tables, state, packet, address, relayed=True)
+    return _hand_back(tables, state, packet, address, relayed=True, seen=seen)
 
 
 def _gateways(tables: Tables, group: int) -> list[int]:
     return [hop.node for hop in tables.groups[group].gateways] if group in tables.groups else []
 
 
-def _hand_back(tables: Tables, state: State, packet: Packet, address: EgressIp, *, relayed: bool = False) -> Outcome:
-    def not_ours(reason: str) -> Outcome:
-        return NEXT if address.node_address and not relayed else _drop(reason)
-
-    def answered(about: About) -> Outcome:
-        if relayed:
-            return _drop("too_big" if about == "too-big" else "ttl_expired")
-        return _error(tables, packet, about, "back")
-
-    if packet.kind == "flow":
-        port = packet.destination_port
-    elif packet.kind == "icmp-error" and packet.quoted and packet.quoted.source == packet.destination:
-        port = packet.quoted.source_port
-    else:
-        return not_ours(
-            {"fragment": "fragment", "bad-fragment": "bad_fragment"}.get(packet.kind, "unsupported_protocol")
-        )
+def _hand_back(
+    tables: Tables, state: State, packet: Packet, address: EgressIp, *, relayed: bool = False, seen: int = 0
+) -> Outcome:
+    """`seen`: how many gateways have looked for a fragment's first."""
+    port = _port_here(packet)
+    if port is None:
+        found = _ask_next(tables, packet, address.group, seen + 1)
+        return NEXT if found.verdict == "drop" and address.node_address and not relayed else found
     number = address.node_of(port)
     relays = number not in tables.node_numbers
     if relays:
         may_be_answer = port >= FIRST_PORT and not packet.opens
         number = _other_gateway(tables, address.group, packet) if may_be_answer and not relayed else 0
         if number not in tables.node_numbers:
-            return not_ours("no_mapping")
+            return NEXT if address.node_address and not relayed else _drop("no_mapping")
     if packet.ttl <= 1:
-        return answered("ttl")
+        return _drop("ttl_expired") if relayed else _error(tables, packet, "ttl", "back")
     endpoint, local = tables.node_numbers[number]
     if local:
         return _return_to_pod(tables, state, number, packet)
     remembered = remember(packet, 0, packet.id)
     if packet.length > tables.tunnel_mtu and not packet.may_be_cut:
-        return answered("too-big").after(*remembered)
+        refused = _drop("too_big") if relayed else _error(tables, packet, "too-big", "back")
+        return refused.after(*remembered)
     if relays:
-        return Outcome("redirect", "relayed", on_wire(packet), f"{endpoint} vni {layout.VNI_RELAYED}").after(
-            *remembered
-        )
+        to = f"{endpoint} vni {layout.VNI_RELAYED}"
+        return Outcome("redirect", "relayed", on_wire(packet), to).after(*remembered)
     packet = on_wire(_clamped(tables, replace(packet, ttl=packet.ttl - 1)))
     return Outcome("redirect", "reversed", packet, f"{endpoint} vni {layout.VNI_BACK}").after(*remembered)
+
+
+def _port_here(packet: Packet) -> int | None:
+    """The port of an egress IP that a packet to it bears, or quotes."""
+    if packet.kind == "icmp-error" and packet.quoted and packet.quoted.source == packet.destination:
+        return packet.quoted.source_port
+    return packet.destination_port if packet.kind == "flow" else None
+
+
+def _ask_next(tables: Tables, packet: Packet, group: int, seen: int) -> Outcome:
+    """A later fragment goes round the group's gateways until all have seen it, or one knows its first."""
+    if packet.kind != "fragment":
+        return _drop("bad_fragment" if packet.kind == "bad-fragment" else "unsupported_protocol")
+    hops = tables.groups[group].gateways if group in tables.groups else ()
+    nodes = [hop.node for hop in hops]
+    here = next((n for n in nodes if tables.node_numbers.get(n, (None, False))[1]), None)
+    after = nodes.index(here) + 1 if here else 0
+    others = [hop.node for hop in (*hops[after:], *hops[:after]) if hop.up and hop.node != here]
+    if seen >= len(hops) or not others or others[0] not in tables.node_numbers:
+        return _drop("fragment")
+    if packet.length > tables.tunnel_mtu and not packet.may_be_cut:
+        return _drop("too_big")
+    endpoint, _ = tables.node_numbers[others[0]]
+    return Outcome("redirect", "relayed", packet, f"{endpoint} vni {layout.VNI_RELAYED | seen}")
 
 
 def _other_gateway(tables: Tables, group: int, packet: Packet) -> int:

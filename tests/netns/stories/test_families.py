@@ -127,6 +127,38 @@ def test_a_datagram_in_fragments_goes_out_and_its_answer_back(cluster: Cluster, 
     assert own not in sources
 
 
+SPLIT = f"""\
+table inet split {{
+    chain arrives {{
+        type filter hook prerouting priority -300
+        ip daddr {EGRESS[4]} ip frag-off & 0x1fff != 0 meta mark set 1
+        ip6 daddr {EGRESS[6]} frag frag-off != 0 meta mark set 1
+    }}
+}}
+"""
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_an_answer_whose_fragments_come_by_two_gateways_reaches_the_pod(cluster: Cluster, version: int) -> None:
+    """As from a ToR that hashes ports: only the first fragment has them."""
+    lab, host, payload = cluster.lab, cluster.lab.pod("sel"), bytes(range(33, 113)) * 50
+    other = lab.node("gw2").address
+    via = [f"{EGRESS[4]}/32", "via", other] if version == 4 else [f"{EGRESS[6]}/128", "via", six(other)]
+    marked = (["rule", "{}", "fwmark", "1", "table", "100"], ["route", "{}", *via, "table", "100"])
+    for line in marked:
+        lab.tor.run(["ip", f"-{version}", *(word.format("add") for word in line)])
+    lab.tor.nft(SPLIT)
+    before = cluster.counters("gw2")["relayed"]
+    try:
+        answer = lab.wait(lambda: answered(host, SERVER[version], payload), "an answer")
+        assert answer.text.endswith(payload.decode())
+        assert cluster.counters("gw2")["relayed"] > before
+    finally:
+        lab.tor.nft("delete table inet split\n")
+        for line in marked:
+            lab.tor.run(["ip", f"-{version}", *(word.format("del") for word in line)])
+
+
 def answered(host: PodHost, server: str, payload: bytes) -> Answer | None:
     answer = host.ask(server, payload=payload, timeout=0.5)
     return answer if answer.text else None
