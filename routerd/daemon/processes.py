@@ -255,15 +255,20 @@ def _node_report(node: str) -> NodeReport:
 
 
 async def collect_idle(egress: EgressRoom) -> None:
-    """Takes idle flows out of the datapath again and again, and the sooner while a pod comes near its share."""
-    pause = 0.0
+    """Takes idle flows out of the datapath again and again, and sooner while a pod comes near its share: then it takes
+    a tenth of the time at most.
+    """
+    clock = asyncio.get_running_loop().time
+    last, took = clock(), 0.0
     while True:
         await asyncio.sleep(PRESSED_PERIOD)
-        pause += PRESSED_PERIOD
+        pause = clock() - last
+        if pause < COLLECT_PERIOD and (pause < 10 * took or not await in_thread(egress.is_pressed)):
+            continue
+        last = clock()
         try:
-            if pause >= COLLECT_PERIOD or await in_thread(egress.is_pressed):
-                pause = 0.0
-                await in_thread(egress.collect)
+            await in_thread(egress.collect)
+            took = clock() - last
         except OSError as error:
             event(LOGGER, logging.ERROR, "collect-failed", reason=str(error), retry=COLLECT_PERIOD)
 
