@@ -13,6 +13,7 @@
 #   make bench   benchmarks                                           make lock        renews requirements/*.txt
 #   make bench-packets, bench-egress   the egress datapath: ns per packet; throughput beside nftables (FAMILY=6, ROUNDS=…)
 #   make bench-way   what a packet's whole way through it takes, beside VXLAN alone and nftables (FAMILY=6)
+#   make bench-cni   what the CNI plugin adds to a pod's start (PODS=500, AT_ONCE=16)
 #   make image   the container image, by docker or buildah (IMAGE=name:tag, IMAGE_FLAGS= more options for either)
 
 SHELL := /bin/bash
@@ -93,6 +94,9 @@ bench-egress: setup
 
 bench-way: setup
 	@$(PY) -m tests.bench.way $(if $(FAMILY),--family $(FAMILY))
+
+bench-cni: setup
+	@$(PY) -m tests.bench.cni $(if $(PODS),--pods $(PODS)) $(if $(AT_ONCE),--at-once $(AT_ONCE))
 
 lock: setup
 	@$(VENV)/bin/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate -q -o requirements/runtime.txt
