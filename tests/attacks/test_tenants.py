@@ -35,7 +35,7 @@ spec:
   gateways: {{nodeSelector: {{matchLabels: {{routerd.io/egress-gateway: ""}}}}}}
 """
 HOST = "10.0.0.50"  # on the nodes' network, and no node's
-ROOM = 2048  # for flows; a pod has a quarter of it
+ROOM, FEW = 2048, 256  # for flows, and for those of one pod
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Running:
 @pytest.fixture(scope="module")
 def story(clean_labs: list[str]) -> Iterator[Story]:
     with Lab(f"a{os.getpid()}") as lab:
-        yield started(lab, Daemons(lab, options={"egress": {"nat-entries": ROOM}}))
+        yield started(lab, Daemons(lab, options={"egress": {"nat-entries": ROOM, "flows-per-pod": FEW}}))
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +280,7 @@ def test_a_pod_that_takes_all_flows_and_ports_takes_none_of_anothers(running: Ru
     questions = (Packet(source, nobody, UDP, port, 9) for port in ports)
     syns = (Packet(source, nobody, TCP, port, 9, flags="S") for port in ports)
     blast(greedy, "eth0", (build(packet) for both in zip(questions, syns, strict=True) for packet in both))
-    assert drops(running)["flow_quota"] >= ROOM // 2
+    assert drops(running)["flow_quota"] >= ROOM - 2 * FEW + FEW // 2  # a quarter would leave ROOM - 2 * FEW
     assert greedy.ask(FW_ADDRESS, timeout=0.3).refusal == "timeout"
     begin(running)
     assert all(map(echoes, lives))
