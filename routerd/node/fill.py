@@ -21,8 +21,8 @@ PORTS_SCARCE = (
     "searches for a free port grow long: the node asks for more of them; if this stays, give a second address"
 )
 POD_NEAR_SHARE = (
-    "the pod has nearly its share of the node's flows or ports, and what it wants beyond is dropped: if it is meant to,"
-    " raise egress.flows-per-pod and egress.ports-per-pod"
+    "the pod, or who connects to it, has nearly the pod's share of the node's tables, and what goes beyond is dropped:"
+    " if so much is meant, raise egress.flows-per-pod and egress.ports-per-pod, or egress.nat-entries for what comes in"
 )
 
 
