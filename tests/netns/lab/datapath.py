@@ -48,13 +48,13 @@ class Cluster:
     gateways: tuple[str, ...] = ("gw1", "gw2")
     datapaths: dict[str, Datapath] = field(default_factory=dict)
     node_address: bool = False
-    late: frozenset[str] = frozenset()  # gateways that know no ports of the workers
+    late: frozenset[str] = frozenset()  # gateways that know no ports of the workers, so nothing leaves by them
 
     def desired(self, name: str) -> Desired:
         node = self.lab.node(name)
         nodes = {n: IPv4Address(self.lab.node(n).address) for n in self.lab.nodes}
         numbers = {n: number for number, n in enumerate(sorted(nodes), start=1)}
-        gateways = tuple(Gateway(n, numbers[n]) for n in self.gateways)
+        gateways = tuple(Gateway(n, numbers[n], up=n not in self.late) for n in self.gateways)
         egress_ips = (EGRESS_IP, EGRESS_IP6) if self.lab.ipv6 else (EGRESS_IP,)
         firsts = {n: self._first(number) for n, number in numbers.items()}
         blocks = tuple(Block(address, firsts[name], self._size) for address in egress_ips)
