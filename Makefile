@@ -14,13 +14,14 @@
 #   make bench-packets, bench-egress   the egress datapath: ns per packet; throughput beside nftables (FAMILY=6, ROUNDS=…)
 #   make bench-way   what a packet's whole way through it takes, beside VXLAN alone and nftables (FAMILY=6)
 #   make bench-cni   what the CNI plugin adds to a pod's start (PODS=500, AT_ONCE=16)
+#   make bench-failover   a gateway dies: time without packets, connections lost (RUNS=200)
 #   make image   the container image, by docker or buildah (IMAGE=name:tag, IMAGE_FLAGS= more options for either)
 
 SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: setup kernel check test fuzz verified chaos soak demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-ports bench-rounds bench-packets bench-egress bench-way lock image bpf wheel clean
+.PHONY: setup kernel check test fuzz verified chaos soak demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-ports bench-rounds bench-packets bench-egress bench-way bench-failover lock image bpf wheel clean
 
 setup:
 	@tools/setup
@@ -85,6 +86,9 @@ bench-ports: setup
 
 bench-rounds: setup
 	@$(PY) -m tests.bench.rounds
+
+bench-failover: setup
+	@$(PY) -m tests.bench.failover $(if $(RUNS),--runs $(RUNS))
 
 bench-packets: setup
 	@$(PY) -m tests.bench.packets $(if $(FAMILY),--family $(FAMILY)) $(if $(ROUNDS),--rounds $(ROUNDS))

@@ -103,6 +103,7 @@ class Daemons:
     operator: Daemon | None = None
     speakers: dict[str, Daemon] = field(default_factory=dict)
     agents: dict[str, Daemon] = field(default_factory=dict)
+    bfds: dict[str, Daemon] = field(default_factory=dict)
     options: dict[str, object] = field(default_factory=dict)  # further sections of every configuration
 
     def start_operator(self) -> Daemon:
@@ -120,15 +121,21 @@ class Daemons:
         self.agents[node] = self._start("agent", self.lab.node(node))
         return self.agents[node]
 
+    def start_bfd(self, node: str) -> Daemon:
+        """Starts `routerd bfd` of a node."""
+        self.bfds[node] = self._start("bfd", self.lab.node(node))
+        return self.bfds[node]
+
     def start(self) -> None:
-        """Everything: the operator, then per node speaker and agent."""
+        """Everything but BFD: the operator, then per node speaker and agent."""
         self.start_operator()
         for node in self.lab.nodes:
             self.start_speaker(node)
             self.start_agent(node)
 
     def everyone(self) -> list[Daemon]:
-        return [*([self.operator] if self.operator else []), *self.speakers.values(), *self.agents.values()]
+        of_nodes = (self.speakers, self.agents, self.bfds)
+        return [*([self.operator] if self.operator else []), *(each for some in of_nodes for each in some.values())]
 
     def stop(self) -> None:
         """Ends all of them."""

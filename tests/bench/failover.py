@@ -1,0 +1,352 @@
+"""A gateway dies under traffic: for how long no packet leaves, none comes back, and which connections end.
+
+    make bench-failover        or: python -m tests.bench.failover [--runs N] [--gateways N …]
+
+Real ExaBGP, BFD and datapath in a lab; the ToR is BIRD with BFD, 50 ms x 3. Half of the runs take a gateway's link and
+processes at once, half make it silent with its carrier up. Flows are spread over all gateways; what is measured is the
+longest time without a packet of any flow, at the server (out) and back at the pod (round). Of 1,000 connections, idle,
+busy and some that were made a moment before, each must still echo.
+
+Rows go to `build/bench/failover.json`: `run, kind, gateways, out_ms, round_ms, tcp_lost`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import selectors
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from statistics import quantiles
+from typing import Any
+
+from routerd.errors import RouterdError
+from routerd.serve.api import agent_socket, ask
+from tests.bench import report
+from tests.netns.lab import cluster
+from tests.netns.lab.daemons import Daemons
+from tests.netns.lab.hosts import NodeSpec, PodHost
+from tests.netns.lab.lab import FW_ADDRESS, GATEWAY, TOR_ADDRESS, TOR_AS, Lab
+from tests.netns.lab.tor import TorPeer
+from tests.waiting import wait
+
+EGRESS_IP = "192.0.2.77"
+FLOWS, EVERY = 16, 0.004  # datagrams of each flow, seconds apart
+PORT, ECHO = 9, 7  # UDP, TCP
+CONNECTIONS, BUSY, FRESH = 1000, 50, 20  # FRESH are made just before the gateway dies
+BEFORE, AFTER = 1.0, 2.0  # seconds of traffic around it
+PATIENCE = 15.0  # seconds in which a connection must echo
+STAMP = struct.Struct("!HI")  # flow, number
+KINDS = ("gone", "silent")
+BARS = {"out_ms": 200.0, "round_ms": 300.0}  # of the 99th percentile
+MANIFESTS = f"""\
+apiVersion: v1
+kind: ConfigMap
+metadata: {{name: bgp-config, namespace: routerd}}
+data:
+  config.yaml: |
+    apiVersion: routerd.io/v1alpha1
+    peers:
+    - {{name: tor, peer-address: {TOR_ADDRESS}, my-asn: {TOR_AS}, peer-asn: {TOR_AS}, bfd: {{}}}}
+---
+apiVersion: routerd.io/v1alpha1
+kind: EgressPolicy
+metadata: {{name: all}}
+spec:
+  selectors: [{{podSelector: {{matchLabels: {{app: out}}}}}}]
+  destinationCIDRs: [0.0.0.0/0]
+  egressIP: {EGRESS_IP}
+  gateways: {{nodeSelector: {{matchExpressions: [{{key: {GATEWAY}, operator: Exists}}]}}}}
+"""
+SILENT = """table netdev silent {{
+    chain came {{ type filter hook ingress device {0} priority -500; drop; }}
+    chain went {{ type filter hook egress device {0} priority -500; drop; }}
+}}
+"""
+
+
+def nodes(gateways: int) -> list[NodeSpec]:
+    found = [NodeSpec(f"gw{n}", f"10.0.0.{10 + n}", f"10.244.{n}.0/24", {GATEWAY: ""}) for n in range(1, gateways + 1)]
+    return [*found, NodeSpec("worker", "10.0.0.99", "10.244.99.0/24")]
+
+
+# --- traffic
+
+
+@dataclass(slots=True)
+class Gaps:
+    """When packets of each flow came, by the monotonic clock."""
+
+    last: dict[int, float] = field(default_factory=dict)
+    longest: dict[int, float] = field(default_factory=dict)
+
+    def came(self, flow: int, at: float) -> None:
+        if flow in self.last:
+            self.longest[flow] = max(self.longest.get(flow, 0.0), at - self.last[flow])
+        self.last[flow] = at
+
+    def end(self, at: float) -> float:
+        """The longest time without a packet of any flow, in seconds; what never came again lasts until now."""
+        for flow in [*self.last]:
+            self.came(flow, at)
+        return max(self.longest.values(), default=float("inf"))
+
+
+class Datagrams:
+    """FLOWS flows of UDP to a server that sends each back, in threads, inside the block."""
+
+    def __init__(self, pod: PodHost, fw: Any) -> None:
+        self.out, self.back = Gaps(), Gaps()
+        self._server = fw.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._server.bind((FW_ADDRESS, PORT))
+        self._flows = [pod.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(FLOWS)]
+        for flow in self._flows:
+            flow.connect((FW_ADDRESS, PORT))
+        self._ending = threading.Event()
+        self._threads = [
+            threading.Thread(target=each, daemon=True) for each in (self._serve, self._send, self._receive)
+        ]
+
+    def __enter__(self) -> Datagrams:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        for thread in self._threads:
+            thread.join(5)
+        for each in (self._server, *self._flows):
+            each.close()
+
+    def _serve(self) -> None:
+        self._server.settimeout(0.1)
+        while not self._ending.is_set():
+            with suppress(OSError):
+                data, sender = self._server.recvfrom(64)
+                self.out.came(STAMP.unpack(data)[0], time.monotonic())
+                self._server.sendto(data, sender)
+
+    def _send(self) -> None:
+        number, due = 0, time.monotonic()
+        while not self._ending.wait(max(0.0, due - time.monotonic())):
+            for index, flow in enumerate(self._flows):
+                with suppress(OSError):
+                    flow.send(STAMP.pack(index, number))
+            number, due = number + 1, due + EVERY
+
+    def _receive(self) -> None:
+        with selectors.DefaultSelector() as ready:
+            for flow in self._flows:
+                flow.setblocking(False)
+                ready.register(flow, selectors.EVENT_READ)
+            while not self._ending.is_set():
+                for key, _ in ready.select(0.1):
+                    with suppress(OSError):
+                        self.back.came(STAMP.unpack(key.fileobj.recv(64))[0], time.monotonic())  # type: ignore[union-attr]
+
+
+class Connections:
+    """TCP connections of a pod to an echo server."""
+
+    def __init__(self, pod: PodHost) -> None:
+        self._pod = pod
+        self._open: list[socket.socket] = []
+
+    def more(self, count: int) -> list[socket.socket]:
+        made = [self._pod.connect(FW_ADDRESS, ECHO, PATIENCE) for _ in range(count)]
+        for each in made:
+            greeting = b""
+            while not greeting.endswith(b"\n"):
+                greeting += each.recv(64)
+            each.setblocking(False)
+        self._open += made
+        return made
+
+    def close(self) -> None:
+        for each in self._open:
+            each.close()
+        self._open.clear()
+
+    def lost(self) -> int:
+        """How many do not echo within PATIENCE."""
+        return echoed(self._open, PATIENCE)
+
+    @contextmanager
+    def busy(self, some: Sequence[socket.socket]) -> Iterator[None]:
+        """These exchange all the time inside the block."""
+        ending = threading.Event()
+
+        def exchange() -> None:
+            while not ending.is_set():
+                echoed(some, PATIENCE)
+
+        thread = threading.Thread(target=exchange, daemon=True)
+        thread.start()
+        yield
+        ending.set()
+        thread.join(2 * PATIENCE)
+
+
+def echoed(connections: Sequence[socket.socket], patience: float) -> int:
+    """Sends 8 bytes by each, and reads them back; how many of the connections did not."""
+    waiting = dict.fromkeys(connections, 8)
+    deadline = time.monotonic() + patience
+    with selectors.DefaultSelector() as ready:
+        for each in connections:
+            ready.register(each, selectors.EVENT_READ)
+            with suppress(OSError):
+                each.send(bytes(8))
+        while waiting and time.monotonic() < deadline:
+            for key, _ in ready.select(0.1):
+                each = key.fileobj
+                assert isinstance(each, socket.socket)
+                try:
+                    got = len(each.recv(8))
+                except OSError:
+                    got = 0
+                if not got:
+                    ready.unregister(each)  # it has ended, and stays among those that wait
+                    continue
+                waiting[each] = waiting.get(each, 0) - got
+                if waiting[each] <= 0:
+                    waiting.pop(each)
+                    ready.unregister(each)
+            if not ready.get_map():
+                break
+    return len(waiting)
+
+
+# --- the lab
+
+
+class Site:
+    """A lab with some gateways, everything running and BFD up."""
+
+    def __init__(self, lab: Lab, gateways: int) -> None:
+        self.lab, self.daemons = lab, Daemons(lab)
+        self.gateways = [f"gw{n}" for n in range(1, gateways + 1)]
+        self.pod = lab.add_pod("out", "worker", {"app": "out"})
+        lab.fw.allow(EGRESS_IP)
+        peers = [TorPeer(node.label, node.address, TOR_AS, bfd=True) for node in lab.nodes.values()]
+        lab.tor.bgp.configure(lab.tor.bgp.config_text(peers, address=TOR_ADDRESS, local_as=TOR_AS))
+        cluster.write_cluster(lab)
+        cluster.put(lab.manifests / "all.yaml", MANIFESTS)
+        self.daemons.start_operator()
+        for name in lab.nodes:
+            self.begin(name)
+        self.settle()
+
+    def begin(self, name: str) -> None:
+        self.daemons.start_speaker(name)
+        self.daemons.start_bfd(name)
+        self.daemons.start_agent(name)
+
+    def settle(self) -> None:
+        """Until all gateways carry packets and answers, as ToR and source see it."""
+        for what, condition in {
+            "sessions": lambda: set(self.lab.tor.sessions().values()) == {"Established"},
+            "BFD with the ToR": lambda: [*self.lab.tor.bgp.bfd().values()].count("up") == len(self.lab.nodes),
+            "paths of all gateways": self._has_paths,
+            "agents": lambda: all(self.daemons.is_ready(name) for name in self.lab.nodes),
+            "gateways live at the source": self._are_live,
+            "the way": lambda: self.pod.ask(FW_ADDRESS, timeout=0.3).source == EGRESS_IP,
+        }.items():
+            wait(condition, what, timeout=120.0)  # type: ignore[arg-type]
+
+    def _has_paths(self) -> bool:
+        hops = self.lab.tor.kernel_routes().get(f"{EGRESS_IP}/32", [])
+        return hops == sorted(self.lab.node(name).address for name in self.gateways)
+
+    def _are_live(self) -> bool:
+        try:
+            rows = ask(agent_socket(self.lab.node("worker").directory / "run"), {"get": "show", "kind": "gateways"})
+        except RouterdError:
+            return False
+        return [row["gateway"] for row in rows if row["state"] == "up"] == self.gateways
+
+    def take(self, kind: str, name: str) -> None:
+        """The gateway dies."""
+        if kind == "silent":
+            self.lab.tor.nft(SILENT.format(name))
+            return
+        self.lab.tor.ip(f"link set {name} down")
+        for daemon in (self.daemons.agents[name], self.daemons.speakers[name], self.daemons.bfds[name]):
+            for pid in daemon.tree():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def give_back(self, kind: str, name: str) -> None:
+        if kind == "silent":
+            self.lab.tor.run(["nft", "delete", "table", "netdev", "silent"])
+        else:
+            self.lab.tor.ip(f"link set {name} up")
+            self.begin(name)
+        self.settle()
+
+    def run(self, number: int, kind: str) -> report.Row:
+        victim = self.gateways[number // 2 % len(self.gateways)]
+        connections = Connections(self.pod)
+        busy = connections.more(CONNECTIONS - FRESH)[:BUSY]
+        try:
+            with connections.busy(busy), Datagrams(self.pod, self.lab.fw) as datagrams:
+                time.sleep(BEFORE)
+                connections.more(FRESH)
+                self.take(kind, victim)
+                time.sleep(AFTER)
+                ended = time.monotonic()
+                out, back = datagrams.out.end(ended), datagrams.back.end(ended)
+            lost = connections.lost()
+        finally:
+            connections.close()
+        self.give_back(kind, victim)
+        return {"run": number, "kind": kind, "gateways": len(self.gateways),
+                "out_ms": round(1000 * out, 1), "round_ms": round(1000 * back, 1), "tcp_lost": lost}  # fmt: skip
+
+
+# --- what it says
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    return quantiles(values, n=100, method="inclusive")[percent - 1] if len(values) > 1 else values[0]
+
+
+def summary(rows: Sequence[report.Row]) -> list[str]:
+    lines = []
+    for metric, bar in BARS.items():
+        values = [row[metric] for row in rows]
+        at = {percent: percentile(values, percent) for percent in (50, 90, 99)}
+        shown = ", ".join(f"p{percent} {value:.0f}" for percent, value in at.items())
+        lines.append(f"{metric}: {shown}, max {max(values):.0f}; p99 {report.at_most(at[99], bar)}")
+    lost = sum(row["tcp_lost"] for row in rows)
+    return [*lines, f"tcp_lost: {lost} of {CONNECTIONS * len(rows)}; {report.at_most(lost, 0)}"]
+
+
+def main(read: Callable[[], Sequence[str]] = lambda: sys.argv[1:]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=200, metavar="N", help="in all")
+    parser.add_argument("--gateways", type=int, nargs="+", default=[2, 3], metavar="N", help="of which one dies")
+    options = parser.parse_args(read())
+    report.forget("failover")
+    rows: list[report.Row] = []
+    for gateways in options.gateways:
+        with Lab(f"fo{gateways}", nodes=nodes(gateways)) as lab:
+            site = Site(lab, gateways)
+            for number in range(options.runs // len(options.gateways)):
+                row = site.run(number, KINDS[number % len(KINDS)])
+                rows.append(row)
+                print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+                report.write("failover", rows)
+    print(*summary(rows), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
