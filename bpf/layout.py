@@ -114,7 +114,7 @@ class NodeValue(Structure):
 
 
 class Gateway(Structure):
-    _fields_ = [("node", c_uint16), ("up", c_uint8), ("reserved", c_uint8)]
+    _fields_ = [("node", c_uint16), ("up", c_uint8), ("order", c_uint8)]
 
 
 class Block(Structure):

@@ -119,9 +119,11 @@ static __always_inline __u32 preference(__u32 hash, __u16 number)
 struct choice {
 	const struct settings *config;
 	const struct group_value *group;
-	__u64 score; /* of the one that is picked */
-	__u32 hash;  /* of the flow */
+	__u64 score; /* of the one that is picked, as are the next ones */
 	__u32 rank;  /* enum rank */
+	__u32 epoch;
+	__u32 hash;   /* of the flow */
+	__u32 latest; /* epoch */
 	__u16 kept;
 	__u16 picked;
 };
@@ -140,19 +142,23 @@ static long weigh_gateway(__u32 index, void *context)
 		return 0;
 	rank = rank_of(choice->config, gateway->node);
 	score = gateway->node == choice->kept ? 1ULL << 32 : preference(choice->hash, gateway->node);
+	score |= (__u64)(MAX_GATEWAYS - gateway->order) << 33;
 	if (choice->picked != NO_NODE &&
 	    (rank > choice->rank || (rank == choice->rank && score <= choice->score)))
 		return 0;
 	choice->picked = gateway->node;
+	choice->epoch = choice->latest + gateway->order;
 	choice->rank = rank;
 	choice->score = score;
 	return 0;
 }
 
-/* The gateway of a flow: the one that it has, unless others are better; else the one that it prefers of the
- * best. NO_NODE = there is none. *rank says how good it is. */
+/* The gateway of a flow: of the best the first in order; where all are first the one that it has, else the
+ * one that it prefers. NO_NODE = there is none. *rank says how good it is. *epoch is the latest one, and then
+ * what the flow is to bear: another one if its gateway stands in for the first, so that it asks with each
+ * packet and goes back as soon as that one is good. */
 static __always_inline __u16 pick_gateway(const struct settings *config, const struct group_value *group,
-					  const struct flow_key *key, __u16 kept, __u32 *rank)
+					  const struct flow_key *key, __u16 kept, __u32 *epoch, __u32 *rank)
 {
 	struct choice choice = {
 	    .config = config,
@@ -160,11 +166,13 @@ static __always_inline __u16 pick_gateway(const struct settings *config, const s
 	    .hash = flow_hash(key),
 	    .rank = RANK_SERVES,
 	    .kept = kept,
+	    .latest = *epoch,
 	    .picked = NO_NODE,
 	};
 
 	bpf_loop(MAX_GATEWAYS, weigh_gateway, &choice, 0);
 	*rank = choice.rank;
+	*epoch = choice.epoch;
 	return choice.picked;
 }
 

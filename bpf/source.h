@@ -210,7 +210,7 @@ static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet
 	group = flow->group ? bpf_map_lookup_elem(&groups, &flow->group) : NULL;
 	if (!group)
 		return drop(skb, NO_GROUP);
-	flow->gateway = pick_gateway(config, group, key, NO_NODE, rank);
+	flow->gateway = pick_gateway(config, group, key, NO_NODE, &flow->epoch, rank);
 	if (flow->gateway == NO_NODE)
 		return drop(skb, NO_GATEWAY);
 	if (!find_uses(&shares, key->ifindex))
@@ -243,7 +243,7 @@ static __always_inline enum reason keep_gateway(const struct settings *config, c
 	group = bpf_map_lookup_elem(&groups, &number);
 	if (!group)
 		return NO_GROUP;
-	gateway = pick_gateway(config, group, key, flow->gateway, rank);
+	gateway = pick_gateway(config, group, key, flow->gateway, &latest, rank);
 	if (gateway == NO_NODE)
 		return NO_GATEWAY;
 	if (flow->gateway != gateway)

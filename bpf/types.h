@@ -112,7 +112,7 @@ struct node_value {
 struct gateway {
 	__u16 node; /* number */
 	__u8 up;
-	__u8 reserved;
+	__u8 order; /* it is used while none of a lower one is good; all have 0 where they share the flows */
 };
 
 /* A power of two of ports, aligned. */
@@ -127,7 +127,7 @@ struct block {
 struct group_value {
 	__u32 gateway_count;
 	__u32 block_count;
-	struct gateway gateways[MAX_GATEWAYS]; /* in order of preference */
+	struct gateway gateways[MAX_GATEWAYS];
 	struct block blocks[MAX_BLOCKS];
 };
 
@@ -156,7 +156,7 @@ struct flow_value {
 	__u64 id;	 /* of its half in `reverse`; 0 = it has none */
 	struct ip egress_ip;
 	__u32 group; /* 0 = begun from outside: leave it alone */
-	__u32 epoch; /* of `epoch`, when its gateway was chosen or found good */
+	__u32 epoch; /* of `epoch`, when its gateway was found good; another = it stands in for one */
 	__be16 egress_port;
 	__u16 gateway;	 /* node number */
 	__u8 seen_out;	 /* enum seen, pod to remote */

@@ -313,7 +313,8 @@ def _group(group: Group) -> bytes:
     gateways, blocks = group.gateways[: layout.MAX_GATEWAYS], group.blocks[: layout.MAX_BLOCKS]
     value = layout.GroupValue(len(gateways), len(blocks))
     for position, gateway in enumerate(gateways):
-        value.gateways[position] = layout.Gateway(gateway.number, int(gateway.up))
+        order = position if group.in_order else 0
+        value.gateways[position] = layout.Gateway(gateway.number, int(gateway.up), order)
     for position, block in enumerate(blocks):
         shift = block.size.bit_length() - 1
         value.blocks[position] = layout.Block(layout.ip_field(block.egress_ip), block.first, shift, int(block.closed))
@@ -395,7 +396,9 @@ def _pod_text(key: bytes, value: bytes) -> str:
 
 def _group_text(key: bytes, value: bytes) -> str:
     v = layout.decode(layout.GroupValue, value)
-    gateways = (f"node {g.node}{'' if g.up else ' down'}" for g in v.gateways[: v.gateway_count])
+    gateways = (
+        f"{'then ' if g.order else ''}node {g.node}{'' if g.up else ' down'}" for g in v.gateways[: v.gateway_count]
+    )
     blocks = (
         f"{layout.ip_of(b.egress_ip)} ports {b.first}-{b.first + (1 << b.shift) - 1}{' closed' if b.closed else ''}"
         for b in v.blocks[: v.block_count]

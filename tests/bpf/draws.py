@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from egress.policy import IPNetwork, Policy, Ports
 from tests.bpf.wishes import (
     HERE,
+    IN_ORDER,
     NO_GATEWAY,
     NO_PORTS,
     NODE_OWN,
@@ -37,7 +38,7 @@ SOME_PORTS = [
     Ports("ICMP"),
 ]
 DESTINATIONS, EXCLUDED, MOST_PORTS = [*EVERYWHERE, *EVERYWHERE, *SOME], SOME, 2
-GROUPS = [HERE, HERE, HERE, THERE, THERE, NODE_OWN, NO_GATEWAY, NO_PORTS, UNPUBLISHED]
+GROUPS = [HERE, HERE, HERE, THERE, THERE, IN_ORDER, NODE_OWN, NO_GATEWAY, NO_PORTS, UNPUBLISHED]
 destinations = st.lists(st.sampled_from(DESTINATIONS), min_size=1, max_size=3)
 excluded = st.lists(st.sampled_from(EXCLUDED), max_size=1)
 no_ports: list[Ports] = []

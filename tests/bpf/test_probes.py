@@ -20,7 +20,7 @@ from bpf import layout
 from egress.entries import ANYWHERE
 from egress.policy import Desired, IPAddress, Watch
 from tests.bpf.packets import Shape, build, vxlan
-from tests.bpf.wishes import HERE, THERE, WORKER2_NUMBER, WORKER_NUMBER, to_world
+from tests.bpf.wishes import HERE, IN_ORDER, THERE, WORKER2_NUMBER, WORKER_NUMBER, to_world
 from tests.bpf.world import (
     MACS,
     NUMBERS,
@@ -355,6 +355,21 @@ def test_who_watches_nobody_finds_nobody_dead(world: World, rank: Rank) -> None:
     assert WORKER_NUMBER in set(gateways_of(world, PORTS).values())
 
 
+def test_where_gateways_take_turns_all_flows_are_with_the_first_that_is_good(world: World) -> None:
+    world.fill(wished(IN_ORDER))
+    assert set(gateways_of(world, PORTS).values()) == {WORKER_NUMBER}
+    for rank, expected in (
+        (Rank.SILENT, WORKER2_NUMBER),
+        (Rank.SERVES, WORKER_NUMBER),
+        (Rank.LEAVES, WORKER2_NUMBER),
+        (Rank.SERVES, WORKER_NUMBER),
+    ):
+        world.fill(wished(IN_ORDER), world.state(), ranks={WORKER_NUMBER: rank})
+        assert set(gateways_of(world, PORTS).values()) == {expected}, "the first takes its flows back"
+        assert set(gateways_of(world, PORTS).values()) == {expected}
+    assert set(world.counted()) == {"encapsulated"}
+
+
 def test_this_node_is_alive_for_its_own_pods(world: World) -> None:
     world.fill(wished(HERE, out_of_service=frozenset({"draining"})), ranks={1: Rank.SILENT})
     gateways_of(world, PORTS[:1])
@@ -364,7 +379,7 @@ def test_this_node_is_alive_for_its_own_pods(world: World) -> None:
 def test_the_model_and_the_programs_prefer_the_same_gateways() -> None:
     """By hand once, so that both are not wrong alike: a preference hangs on the flow and on the gateway alone."""
     key = FlowKey(POD, REMOTE, 5, 40000, 53, UDP)
-    group = GroupHere((Hop(2, True), Hop(3, True)), ())
+    group = GroupHere((Hop(2, True, 0), Hop(3, True, 0)), ())
     backwards = GroupHere(tuple(reversed(group.gateways)), ())
     tables = datapath.Tables()
     assert liveness.pick(tables, group, key) == liveness.pick(tables, backwards, key)

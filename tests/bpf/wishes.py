@@ -23,7 +23,7 @@ from tests.bpf.world import (
 )
 from tests.models.tables import granules
 
-HERE, THERE, NO_GATEWAY, NODE_OWN, NO_PORTS, SERVED_BY_ALL, UNPUBLISHED = 7, 8, 9, 10, 11, 12, 0
+HERE, THERE, NO_GATEWAY, NODE_OWN, NO_PORTS, SERVED_BY_ALL, IN_ORDER, UNPUBLISHED = 7, 8, 9, 10, 11, 12, 13, 0
 SELF_NUMBER, WORKER_NUMBER, WORKER2_NUMBER = 1, 2, 3
 OWN = Block(EGRESS_IP, 40960, 4096)  # this node's ports; the worker has 32768-36863
 OWN6 = Block(EGRESS_IP6, 40960, 4096)
@@ -38,6 +38,7 @@ GROUPS = {
     NODE_OWN: Group(NODE_OWN, (NODE_EGRESS_IP,), THROUGH_SELF, (NODE_OWN_BLOCK,), node_address=True),
     NO_PORTS: Group(NO_PORTS, BOTH, THROUGH_SELF, (Block(EGRESS_IP, 8192, 64, closed=True),)),
     SERVED_BY_ALL: Group(SERVED_BY_ALL, BOTH, (*THROUGH_SELF, *THROUGH_WORKERS), (OWN, OWN6)),
+    IN_ORDER: Group(IN_ORDER, BOTH, THROUGH_WORKERS, (OWN, OWN6), in_order=True),
 }
 UNDERLAY = IPv4Network("10.200.0.0/24")
 

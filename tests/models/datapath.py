@@ -237,15 +237,15 @@ def _begin_flow(
     group = tables.groups.get(rule.group) if rule.group else None
     if group is None:
         return _drop("no_group")
-    gateway = liveness.pick(tables, group, key)
-    if not gateway:
+    hop = liveness.pick(tables, group, key)
+    if hop is None:
         return _drop("no_gateway")
     refusal = _refuse_flow(tables, state, key.ifindex)
     if refusal:
         return _drop(refusal)
     if not any(_is_open(block, packet) for block in group.blocks):
         return _drop("no_port_set")
-    flow = Flow(rule.group, packet.seen, gateway=gateway, exit_local=rule.exit_local)
+    flow = Flow(rule.group, packet.seen, gateway=hop.node, settled=not hop.order, exit_local=rule.exit_local)
     return _open_flow(tables, state, packet, key, flow, group, draw)
 
 
@@ -329,8 +329,8 @@ def _keep_gateway(tables: Tables, key: FlowKey, flow: Flow) -> Flow | str:
     group = tables.groups.get(flow.group)
     if group is None:
         return "no_group"
-    gateway = liveness.pick(tables, group, key, flow.gateway)
-    return replace(flow, gateway=gateway, settled=True) if gateway else "no_gateway"
+    hop = liveness.pick(tables, group, key, flow.gateway)
+    return replace(flow, gateway=hop.node, settled=not hop.order) if hop is not None else "no_gateway"
 
 
 def _note_end_out(own: tuple[PortKey, Port] | None, flow: Flow, packet: Packet) -> tuple[Flow, tuple[Change, ...]]:

@@ -9,7 +9,7 @@ from struct import unpack
 
 from bpf import layout
 from egress.policy import IPAddress
-from tests.models.tables import UDP, Carried, FlowKey, GroupHere, Packet, Tables, longest
+from tests.models.tables import UDP, Carried, FlowKey, GroupHere, Hop, Packet, Tables, longest
 
 WORD = 0xFFFFFFFF
 
@@ -45,14 +45,13 @@ def preference(found: int, number: int) -> int:
     return found ^ found >> 16
 
 
-def pick(tables: Tables, group: GroupHere, key: FlowKey, kept: int = 0) -> int:
-    """The flow's gateway: `kept` while none is better, else the one that the flow prefers of the best; 0 = none."""
-    up = [hop.node for hop in group.gateways if hop.up]
-    best = min((rank_of(tables, node) for node in up), default=Rank.SERVES)
-    good = [node for node in up if rank_of(tables, node) == best]
-    if kept in good:
-        return kept
-    return max(good, key=lambda node: preference(flow_hash(key), node), default=0)
+def pick(tables: Tables, group: GroupHere, key: FlowKey, kept: int = 0) -> Hop | None:
+    """The flow's gateway: `kept` while none is better, else the one that the flow prefers of the best."""
+
+    def merit(hop: Hop) -> tuple[int, int, bool, int]:
+        return -rank_of(tables, hop.node), -hop.order, hop.node == kept, preference(flow_hash(key), hop.node)
+
+    return max((hop for hop in group.gateways if hop.up), key=merit, default=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,6 +193,7 @@ class Fragment:
 class Hop:
     node: int
     up: bool
+    order: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +310,7 @@ def _policies(entries: MapEntries) -> dict[int, dict[IPNetwork, Rules]]:
 
 def _group(raw: bytes) -> GroupHere:
     value = layout.decode(layout.GroupValue, raw)
-    gateways = tuple(Hop(g.node, bool(g.up)) for g in value.gateways[: value.gateway_count])
+    gateways = tuple(Hop(g.node, bool(g.up), g.order) for g in value.gateways[: value.gateway_count])
     blocks = (
         PortBlock(layout.ip_of(b.egress_ip), b.first, 1 << b.shift, bool(b.closed))
         for b in value.blocks[: value.block_count]
