@@ -48,6 +48,7 @@ class Attachments:
     _now: Mapping[str, Attached] = field(init=False, default_factory=dict)
     _waiting: list[Waiting] = field(init=False, default_factory=list)
     _ready: bool = field(init=False, default=False)
+    _covers: bool = field(init=False, default=True)  # whether any policy leads anywhere: else nothing can be wrong
 
     # --- the rounds' side
 
@@ -60,6 +61,8 @@ class Attachments:
     def consider(self, snapshot: Snapshot, state: NodeState, undone: Mapping[str, Any]) -> None:
         """The round is over. `undone`: of its rooms that were read."""
         self._ready = state.egress is not None
+        policies = state.egress.policies.values() if state.egress is not None else ()
+        self._covers = not self._ready or any(policy.destinations for policy in policies)
         found = undone.get(EGRESS_ROOM)
         for each in self._waiting:
             if each.taken and not each.done.done():
@@ -146,6 +149,9 @@ class Attachments:
     async def _wait(self, request: Request) -> None:
         """Until a round has decided the pod. Raises Refused when the plugin's time is nearly up."""
         if request.pod is None or not self.guards:
+            return
+        if not self._covers:
+            self.wake()
             return
         applicant = Applicant(_key(request), request.uid, request.addresses)
         waiting = Waiting(applicant, asyncio.get_running_loop().create_future())

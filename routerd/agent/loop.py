@@ -86,6 +86,7 @@ from routerd.tell.why import explain, is_service, session_steps
 
 LOGGER = logging.getLogger("routerd.agent")
 RECHECK_REST = 0.2  # seconds between rounds that read everything back because devices changed, which come in storms
+COUNT_REST = 1.0  # seconds between two looks at the counters, for rounds that follow each other
 DRAIN_LOOK = 0.5  # seconds
 FIRST_RETRY, LAST_RETRY = 0.2, 30.0  # seconds; doubles while rounds leave something undone
 
@@ -176,6 +177,7 @@ class Agent:
         self._rest_until = 0.0  # of the loop's clock
         self._snapshot = self._status_snapshot = Snapshot()
         self._egress = EgressStatus()  # as read last
+        self._count_at = 0.0  # of the loop's clock: earlier the rounds do not read it again
         self._facts = LocalFacts()
         self._state = NodeState(None)
         self._kept = Kept()
@@ -397,7 +399,8 @@ class Agent:
             self._ports.is_applied(self._snapshot.allocations, self._state)
         rounds = self._status.rounds.after(seconds, done.error, done.held, whole=not self._snapshot.missing())
         is_new = bool(done.actions) and not self._egress.datapath  # it may have been attached just now
-        self._status = (await self._counted() if full or is_new else self._refreshed()).with_rounds(rounds)
+        is_due = full and asyncio.get_running_loop().time() >= self._count_at  # a pod may wait for the next round
+        self._status = (await self._counted() if is_due or is_new else self._refreshed()).with_rounds(rounds)
         self._status_snapshot = self._snapshot
         self._sessions.note(self._status.peers)
         return done
@@ -432,6 +435,7 @@ class Agent:
 
     async def _counted(self) -> AgentStatus:
         """The status with counters as they are now: reads the datapath."""
+        self._count_at = asyncio.get_running_loop().time() + COUNT_REST
         self._egress = await in_thread(self._host.egress)
         return self._refreshed()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -234,6 +234,17 @@ def test_without_egress_and_for_containers_of_nobodys_pod_nothing_is_waited_for(
         assert world.asked == []
 
     story(other)
+
+
+def test_a_pod_waits_for_nothing_where_no_policy_leads_anywhere() -> None:
+    async def test(world: World) -> None:
+        nowhere = cluster.policy(destinations=())
+        world.store = replace(world.store, policies={nowhere.key: nowhere})
+        world.round()
+        assert (await world.ask("ADD"))[0] == 0
+        assert (world.asked, world.addresses()) == (["wake"], {"default/web-2": (NEW,)})
+
+    story(test)
 
 
 def test_what_is_no_request_is_refused() -> None:
