@@ -47,19 +47,19 @@ def example(seed: int, large: World, small: World) -> None:
 
 
 def run(first: int, count: int) -> None:
-    """AssertionError of the first example that fails, after its number is told."""
-    started = time.monotonic()
+    """`count` is rounded up to whole examples. AssertionError of the first one that fails, after its number is told."""
+    started, done = time.monotonic(), 0
     with closing(World(f"rfuzz{os.getpid()}")) as large, closing(World(f"rfuzs{os.getpid()}", SMALL)) as small:
-        for done in range(0, count, PACKETS):
-            seed = first + done // PACKETS
+        for seed in range(first, first + -(-count // PACKETS)):
             try:
                 example(seed, large, small)
             except AssertionError:
                 print(f"fuzz: error: SEED={seed} COUNT=1 make fuzz does it again", file=sys.stderr)
                 raise
-            if (done + PACKETS) % REPORT == 0:
-                print(f"{done + PACKETS:,} packets, {time.monotonic() - started:.0f} s", flush=True)
-    print(f"{count:,} packets: model and programs agree (SEED={first})")
+            done += PACKETS
+            if done % REPORT == 0:
+                print(f"{done:,} packets, {time.monotonic() - started:.0f} s", flush=True)
+    print(f"{done:,} packets: model and programs agree (SEED={first})")
 
 
 def main() -> None:
