@@ -284,6 +284,7 @@ def test_a_pod_that_takes_all_flows_and_ports_takes_none_of_anothers(running: Ru
     assert greedy.ask(FW_ADDRESS, timeout=0.3).refusal == "timeout"
     begin(running)
     assert all(map(echoes, lives))
+    running.lab.wait(lambda: running.says("worker", "PodNearShare"), "the agent tells of it")
     running.lab.wait(lambda: greedy.ask(FW_ADDRESS, timeout=0.3).source == EGRESS_IP, "what nobody answered gives way")
     assert all(map(echoes, lives))
     for live in lives:
