@@ -33,6 +33,7 @@ from tests.models.tables import (
     UDP,
     Echo,
     FlowKey,
+    FragmentKey,
     Kind,
     Packet,
     Port,
@@ -103,6 +104,13 @@ def arrival(number: int, state: State) -> Arrival:
     choices = Choices(number)
     program = choices.of(("from_pod", "from_pod", "from_pod", "from_uplink", "from_uplink", "to_pod"))
     version = choices.of((4, 6))
+    begun = [
+        key
+        for key in state.fragments
+        if key.source.version == version and program == ("from_pod" if key.ifindex else "from_uplink")
+    ]
+    if begun and choices.of((False, False, True)):
+        return _follower(choices, state, program, choices.of(begun))
     if program == "from_pod":
         return _from_pod(choices, state, version)
     return _from_uplink(choices, state, version) if program == "from_uplink" else _to_pod(choices, state, version)
@@ -146,7 +154,7 @@ def _odd(choices: Choices, packet: Packet, state: State) -> Packet:
     if kind == "bad-fragment":
         return replace(packet, kind=kind, first=True, flags="", mss=0, echo="", id=_id(choices, packet))
     if kind == "fragment":
-        return _later(choices, packet, state)
+        return _later(choices, packet)
     if kind == "malformed":
         return Packet(packet.source, packet.destination, packet.protocol, kind=kind)
     protocol = choices.of((SCTP, icmp)) if kind == "unsupported" else packet.protocol
@@ -157,19 +165,23 @@ def _id(choices: Choices, packet: Packet) -> int:
     return choices.of(IDS) & (0xFFFF if packet.version == 4 else 0xFFFFFFFF)
 
 
-def _later(choices: Choices, packet: Packet, state: State) -> Packet:
-    """A later fragment, of a datagram whose first has passed where there is one."""
-    begun = [key for key in state.fragments if key.source == packet.source or key.destination == packet.destination]
-    later = Packet(
+def _later(choices: Choices, packet: Packet) -> Packet:
+    """A later fragment, most likely of a datagram whose first has not passed."""
+    return Packet(
         packet.source, packet.destination, packet.protocol, kind="fragment", position=choices.of(POSITIONS),
         id=_id(choices, packet),
     )  # fmt: skip
-    if not begun or choices.of((False, False, True)):
-        return later
-    key = choices.of(begun)
+
+
+def _follower(choices: Choices, state: State, program: str, key: FragmentKey) -> Arrival:
+    """A later fragment of a datagram whose first has passed: behind it, or overlapping it."""
+    end = (state.fragments[key].length + 7) // 8 * 8
     # What IPv6 says of a later fragment's protocol nobody looks at.
-    protocol = key.protocol or choices.of((UDP, SCTP))
-    return replace(later, source=key.source, destination=key.destination, id=key.id, protocol=protocol)
+    packet = Packet(
+        key.source, key.destination, key.protocol or choices.of((UDP, SCTP)), kind="fragment",
+        position=choices.of((end, end, end + 800, 8)), id=key.id,
+    )  # fmt: skip
+    return Arrival(program, DEVICES.get(key.source, "uplink"), *_finish(choices, packet))
 
 
 def _quoted(choices: Choices, packet: Packet, state: State) -> Packet:
