@@ -78,6 +78,14 @@ class Request:
             raise Refused(WRONG_CONFIGURATION, "prevResult.ips or prevResult.interfaces is not as specified") from error
 
     @property
+    def devices(self) -> tuple[str, ...]:
+        """The node's ends of what the plugins before us made, by name. Raises Refused."""
+        try:
+            return tuple(str(each["name"]) for each in self.result.get("interfaces") or [] if not each.get("sandbox"))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise Refused(WRONG_CONFIGURATION, "prevResult.interfaces is not as specified") from error
+
+    @property
     def valid(self) -> frozenset[tuple[str, str]]:
         """GC: container and interface of every attachment that still is. Raises Refused."""
         try:

@@ -93,7 +93,7 @@ class Datapath:
             candidates = devices.pod_devices(route, links)
         other_layout = loader.has_other_layout(self._pins)
         maps = {} if other_layout else self._read_maps()
-        pods = plan.choose_devices(candidates, routes.hosts, maps.get("pods", {}))
+        pods = plan.choose_devices(candidates, routes.hosts, maps.get("pods", {}), desired.told_devices)
         by_name = {link.name: link.ifindex for link in links.values()}
         names = desired.uplinks or tuple(links[i].name for i in sorted(routes.defaults) if i in links)
         tunnel = _tunnel(by_name, links)

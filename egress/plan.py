@@ -255,12 +255,16 @@ Action = (
 
 
 def choose_devices(
-    candidates: Mapping[IPAddress, Sequence[PodDevice]], routed: Mapping[IPAddress, int], pods: MapEntries
+    candidates: Mapping[IPAddress, Sequence[PodDevice]],
+    routed: Mapping[IPAddress, int],
+    pods: MapEntries,
+    told: Mapping[IPAddress, frozenset[str]],
 ) -> dict[IPAddress, PodDevice]:
     """The device of each pod address. A pod may give itself any address, so being there is not enough to be it.
 
-    A host route is the node's own word and decides. Without one (a bridge), an address that two devices have stays with
-    the one that it was programmed for (`pods`: the map as it is); if it was for none, it belongs to nobody.
+    A host route is the node's own word and decides. Without one (a bridge), an address that two devices have is that of
+    the device which the CNI named (`told`), else of the one that it was programmed for (`pods`: the map as it is); if
+    it was for none, it belongs to nobody.
     """
     known = {device.ifindex for found in candidates.values() for device in found}
     programmed: set[tuple[IPAddress, int]] = {
@@ -273,7 +277,8 @@ def choose_devices(
         elif len(found) == 1:
             matching = list(found)
         else:
-            matching = [device for device in found if (address, device.ifindex) in programmed]
+            named = [device for device in found if device.name in told.get(address, ())]
+            matching = named or [device for device in found if (address, device.ifindex) in programmed]
         if len(matching) == 1:
             chosen[address] = matching[0]
     return chosen

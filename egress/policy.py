@@ -122,6 +122,9 @@ class Desired:
     icmp_sources: tuple[IPAddress, ...] = ()  # this node's own addresses that ICMP errors come from, one a family
     cluster: frozenset[IPNetwork] = frozenset()  # in-cluster: never sent out
     pod_cidrs: frozenset[IPNetwork] = frozenset()  # of this node
+    told_devices: Mapping[IPAddress, frozenset[str]] = field(
+        default_factory=dict
+    )  # host-side devices of whoever has the address, as the CNI said
     uplinks: tuple[str, ...] = ()  # devices by which egress traffic leaves this node
     tunnel_port: int = 8473  # UDP
     watch: Watch | None = None  # None = no gateway is taken for dead

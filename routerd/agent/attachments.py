@@ -109,7 +109,7 @@ class Attachments:
         key = _key(request)
         known = self._now.get(key)
         others = known.interfaces if known is not None and known.container == request.container else {}
-        interface = Interface(str(request.network.get("name", "")), addresses)
+        interface = Interface(str(request.network.get("name", "")), addresses, request.devices)
         interfaces = {**others, request.interface: interface}
         self._put(key, Attached(request.container, request.uid, interfaces, self._addresses_of(key)))
 

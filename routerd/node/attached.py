@@ -17,10 +17,11 @@ MIRROR = "kubernetes.io/config.mirror"  # a static pod's object has a uid of its
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """Of a pod. `network`: the name of the configuration that made it."""
+    """Of a pod. `network`: the name of the configuration that made it; `devices`: the node's ends of it, by name."""
 
     network: str
     addresses: tuple[IPAddress, ...]
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,19 @@ class Overlay:
             made = replace(pod, addresses=addresses)
         self._made[id(pod)] = pod, made
         return made
+
+
+def told_devices(pods: Sequence[Pod], attached: Mapping[str, Attached]) -> dict[IPAddress, frozenset[str]]:
+    """Of the addresses that the runtime gave these pods, and that they have."""
+    told = ((pod, attached[pod.key]) for pod in pods if pod.key in attached)
+    return {
+        address: frozenset(each.devices)
+        for pod, found in told
+        if is_of(found.uid, pod)
+        for each in found.interfaces.values()
+        for address in each.addresses
+        if address in pod.addresses and each.devices
+    }
 
 
 def _addresses(pod: Pod, news: Mapping[str, Attached], owners: Mapping[IPAddress, str]) -> tuple[IPAddress, ...]:

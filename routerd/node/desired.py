@@ -47,7 +47,7 @@ from routerd.model import (
 )
 from routerd.node import announce
 from routerd.node.announce import Announcements, Rules, announcements
-from routerd.node.attached import Attached, Overlay
+from routerd.node.attached import Attached, Overlay, told_devices
 from routerd.node.bfd import orders
 from routerd.node.conflicts import without_conflicts
 from routerd.node.drain import Drain
@@ -277,6 +277,7 @@ def egress_state(
         icmp_sources=_one_of_each_family(here.addresses),
         cluster=cluster,
         pod_cidrs=frozenset(here.pod_cidrs),
+        told_devices=told_devices(scheduled, facts.attached),
         uplinks=facts.uplinks,
         tunnel_port=settings.tunnel_port,
     )

@@ -215,6 +215,10 @@ def _pods(pods: Mapping[IPAddress, tuple[str, ...]]) -> Iterator[str]:
     return (f"pod {address} {' '.join(pods[address]) or '-'}" for address in _by_family(pods))
 
 
+def _told_devices(told: Mapping[IPAddress, frozenset[str]]) -> Iterator[str]:
+    return (f"pod-device {address} {' '.join(sorted(told[address]))}" for address in _by_family(told))
+
+
 def _served_line(address: IPAddress, served: Served) -> str:
     ranges = " ".join(f"{first}-{last}#{number}" for first, last, number in port_ranges(served.numbers))
     group = f" group {served.group}" if served.group else ""
@@ -233,6 +237,7 @@ EGRESS: Sentence[EgressDesired] = Sentence(
             lambda it: (f"node {it.node} {it.node_address or '-'} udp {it.tunnel_port}",),
         ),
         Part("pods", lambda it: _pods(it.pods)),
+        Part("told_devices", lambda it: _told_devices(it.told_devices)),
         Part("policies", lambda it: (POLICY.line(policy) for _, policy in sorted(it.policies.items()))),
         Part("groups", lambda it: (GROUP.line(group) for _, group in sorted(it.groups.items()))),
         Part("cluster", lambda it: _networks("cluster", it.cluster)),

@@ -114,6 +114,22 @@ def test_an_address_that_goes_to_another_pod_at_once_is_no_longer_the_first_ones
     assert heir.get(FW_ADDRESS, timeout=0.9).refusal == "refused"
 
 
+def test_a_pod_that_took_an_address_before_its_owner_came_keeps_nobody_from_starting(story: Story) -> None:
+    """On a bridge the kernel does not tell whose it is; the CNI does."""
+    pods = Pods(story, "bridge")
+    squatter = pods.scheduled("squatter", PLAIN)
+    pods.start(squatter)
+    taken = "10.244.3.185"
+    squatter.ip(f"addr add {taken}/32 dev eth0")
+    owner = pods.scheduled("owner", SELECTED)
+    pods.start(owner, f"IP={taken}")
+    assert owner.address == taken
+    assert owner.ask(FW_ADDRESS, timeout=2).source == EGRESS_IP
+    for pod in (owner, squatter):
+        pods.runtime.delete(pod)
+    assert pods.leaks() == 0
+
+
 def test_no_pod_starts_while_the_agent_is_away(story: Story) -> None:
     pods, lax = Pods(story, "bridge", timeout=1), Pods(story, "ptp", timeout=1, onAgentAbsent="allow")
     late = pods.scheduled("late", SELECTED)

@@ -67,20 +67,21 @@ def test_the_pods_addresses_are_those_of_interfaces_in_its_namespace() -> None:
     found = with_result(interfaces=interfaces, ips=ips).addresses
     assert found == (ip_address("10.1.0.5"), ip_address("2001:db8::5"))
     assert with_result().addresses == ()
+    assert with_result(interfaces=interfaces).devices == ("cni0",)
 
 
 WRONG: tuple[dict[str, Any], ...] = (
     {"ips": [{}]}, {"ips": [{"address": "x"}]}, {"ips": [{"address": "10.1.0.5/24", "interface": 3}]}, {"ips": 3},
     {"ips": ["a"]}, {"ips": [{"address": "10.1.0.5/24", "interface": "0"}], "interfaces": [{}]},
     {"ips": [{"address": "10.1.0.5/24", "interface": 0}], "interfaces": ["eth0"]},
-    {"ips": [{"address": []}]}, {"ips": [{"address": {}}]},
+    {"ips": [{"address": []}]}, {"ips": [{"address": {}}]}, {"interfaces": [{}]}, {"interfaces": [1]},
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("result", WRONG)
 def test_a_result_that_is_not_as_specified_is_refused(result: dict[str, Any]) -> None:
     with pytest.raises(Refused) as refused:
-        _ = with_result(**result).addresses
+        _ = with_result(**result).addresses, with_result(**result).devices
     assert refused.value.code == WRONG_CONFIGURATION
 
 

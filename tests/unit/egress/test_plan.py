@@ -342,8 +342,10 @@ def test_a_pod_cannot_take_an_address_by_having_it() -> None:
     address, other = IPv4Address("10.1.0.5"), IPv4Address("10.1.0.6")
     both = {address: [device(5), device(6)], other: [device(6)]}
     entry = {bytes(layout.PodKey(5, layout.ip_field(address))): layout.u32(1)}
-    assert choose_devices(both, {address: 6}, entry)[address] == device(6)
-    assert choose_devices(both, {}, entry)[address] == device(5)
-    assert address not in choose_devices(both, {}, {})
-    assert address not in choose_devices({address: [device(5)], other: [device(6)]}, {address: 6}, {})
-    assert choose_devices({address: [device(5)]}, {}, {})[address] == device(5)
+    assert choose_devices(both, {address: 6}, entry, {address: frozenset({"veth5"})})[address] == device(6)
+    assert choose_devices(both, {}, entry, {})[address] == device(5)
+    assert choose_devices(both, {}, entry, {address: frozenset({"cni0", "veth6"})})[address] == device(6)
+    assert choose_devices(both, {}, entry, {address: frozenset({"cni0"})})[address] == device(5)
+    assert address not in choose_devices(both, {}, {}, {})
+    assert address not in choose_devices({address: [device(5)], other: [device(6)]}, {address: 6}, {}, {})
+    assert choose_devices({address: [device(5)]}, {}, {}, {})[address] == device(5)

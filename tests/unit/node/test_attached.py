@@ -86,6 +86,17 @@ def test_a_pod_is_steered_by_what_the_runtime_said() -> None:
     assert compose(snapshot, Settings("a"), facts, kept) == first == compose(snapshot, Settings("a"), facts)
 
 
+def test_whose_an_address_is_is_known_by_the_devices_that_the_runtime_named() -> None:
+    """Also when the store has caught up; not of a pod that has another address by now."""
+    named = {"eth0": Interface("pods", (NEW,), ("cni0", "veth9"))}
+    facts = LocalFacts(LOCAL, attached={"default/web-2": Attached("c1", "", named)})
+    for addresses, told in (((), {NEW: {"cni0", "veth9"}}), ((NEW,), {NEW: {"cni0", "veth9"}}), ((OLD,), {})):
+        snapshot = cluster.snapshot(pods={"default/web-2": pod("web-2", *addresses)})
+        state = compose(snapshot, Settings("a"), facts)
+        assert state.egress is not None
+        assert state.egress.told_devices == told
+
+
 # --- admission
 
 

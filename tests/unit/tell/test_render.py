@@ -113,7 +113,7 @@ KINDS = {
             "node": "b", "node_address": TOR, "tunnel_port": 1, "pods": {POD: (), SIX: ()}, "policies": {},
             "groups": {}, "served": {SIX: SERVED}, "nodes": {1: TOR}, "icmp_sources": (TOR, SIX),
             "cluster": {ip_network("fd00::/8"), ip_network("10.0.0.0/8")},
-            "pod_cidrs": {ip_network("10.1.0.0/24")},
+            "pod_cidrs": {ip_network("10.1.0.0/24")}, "told_devices": {POD: frozenset({"cni0", "veth9"})},
             "uplinks": ("eth0",), "watch": Watch(0.05, 3), "out_of_service": frozenset({"draining"}),
         },
     ),
