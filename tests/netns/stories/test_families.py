@@ -41,7 +41,7 @@ def cluster(request: pytest.FixtureRequest, clean_labs: list[str]) -> Iterator[C
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("pod", ["sel", "selgw", "selgw2"])
 def test_selected_pods_leave_with_the_egress_ip_of_their_family(cluster: Cluster, pod: str, version: int) -> None:
-    """On a worker, on the gateway itself, and on a standby."""
+    """On a worker, and on each of the gateways."""
     host, server = cluster.lab.pod(pod), SERVER[version]
     assert (host.get(server).source, host.ask(server).source) == (EGRESS[version],) * 2
     assert host.ping(server)
