@@ -1,20 +1,22 @@
-"""Whoever wants sessions: one connection to the bfd process, made again for ever. It remembers what is wanted."""
+"""Whoever wants sessions or probes: one connection to the bfd process, made for ever. It remembers what is wanted."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from bfd.control import LINE_LIMIT, ControlError, Report, order_line, parse_report
+from bfd.control import LINE_LIMIT, ControlError, Report, Wanted, parse_report, wanted_line
+from bfd.probes import Probing
 from bfd.table import IPAddress, Order
 
 RETRY = 0.2  # seconds between attempts to connect
 
 
 class Client:
-    """`run` in a task; `set` whenever what is wanted changes. Not thread-safe: one event loop."""
+    """`run` in a task; `set` and `probe` whenever what is wanted changes. Not thread-safe: one event loop."""
 
     def __init__(self, path: Path, *, on_report: Callable[[Report | None, Report | None], None] | None = None) -> None:
         """`on_report` is called with the report before and the new one, None = no process is connected; with None twice
@@ -22,7 +24,7 @@ class Client:
         """
         self._path = path
         self._on_report = on_report
-        self._orders: Mapping[IPAddress, Order] | None = None
+        self._wanted = Wanted()
         self._writer: asyncio.StreamWriter | None = None
         self._report: Report | None = None
         self.refused = ""  # why what answered is no bfd process of ours, "" = it is, or nobody answers
@@ -33,15 +35,21 @@ class Client:
         return self._report
 
     def set(self, orders: Mapping[IPAddress, Order]) -> None:
-        """The whole of what is wanted. Before it is called the process is left as it is."""
-        if orders == self._orders:
-            return
-        self._orders = dict(orders)
-        self._send()
+        """All sessions that are wanted. Before it is called the process keeps those that it has."""
+        self._want(replace(self._wanted, sessions=dict(orders)))
+
+    def probe(self, probing: Probing) -> None:
+        """All probes that are wanted. Before it is called the process goes on as it does."""
+        self._want(replace(self._wanted, probing=probing))
+
+    def _want(self, wanted: Wanted) -> None:
+        if wanted != self._wanted:
+            self._wanted = wanted
+            self._send()
 
     def _send(self) -> None:
-        if self._writer is not None and self._orders is not None:
-            self._writer.write(order_line(self._orders.values()))
+        if self._writer is not None and self._wanted != Wanted():
+            self._writer.write(wanted_line(self._wanted))
 
     async def run(self) -> None:
         """Until cancelled."""

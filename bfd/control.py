@@ -1,11 +1,14 @@
 """What is said on the socket of control, as values and as lines of JSON. Pure. The protocol, version 1:
 
-    to the process     {"sessions": [ORDER, …]}   the whole of what is wanted; replaces what was wanted before
+    to the process     {"sessions": [ORDER, …],   the whole of what is wanted; replaces what was wanted before
+                        "probing": PROBING}       each may be left out: that part stays as it is
     from the process   {"bfd": 1, "process": TEXT, "realtime": BOOL, "problem": TEXT, "refused": {REASON: COUNT},
+                        "probes": PROBES,
                         "sessions": [VIEW, …]}    at once when somebody connects, and after every change
 
-An ORDER has peer, local, min_tx, min_rx (microseconds), multiplier, passive; a VIEW the fields of `View`. Unknown keys
-are ignored. What the process wants is kept in a file by its side, so that it needs nobody to begin again.
+An ORDER has peer, local, min_tx, min_rx (microseconds), multiplier, passive; PROBING the fields of `Probing`; a VIEW
+and PROBES those of `View` and `Probes`. Unknown keys are ignored. What the process wants is kept in a file by its side,
+so that it needs nobody to begin again.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from bfd.packet import MAX_INTERVAL, Diagnostic, State
+from bfd.probes import Probing
 from bfd.session import Remote, Session, Timers
 from bfd.table import IPAddress, Order
 
@@ -47,14 +51,36 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
+class Probes:
+    """How it goes with probes of gateways."""
+
+    gateways: int = 0  # that are probed
+    problem: str = ""  # why none is sent, "" = they are
+    stalls: int = 0  # how often the process stood still, and found nobody dead meanwhile
+    stalled: float = 0.0  # seconds in all
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """None of a part = nothing is said of it: it stays as it is."""
+
+    sessions: Mapping[IPAddress, Order] | None = None
+    probing: Probing | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """All that the process tells. `process` names this run of it: counts of another begin anew."""
+    """All that the process tells. `process` names this run of it: counts of another begin anew.
+
+    `probes` None = it is of a release that sends none.
+    """
 
     process: str = ""
     realtime: bool = False
     problem: str = ""
     refused: Mapping[str, int] = field(default_factory=dict)
     sessions: Mapping[IPAddress, View] = field(default_factory=dict)
+    probes: Probes | None = None
 
 
 def view(order: Order, session: Session, moved: float) -> View:
@@ -81,6 +107,7 @@ def report_line(report: Report) -> bytes:
         "realtime": report.realtime,
         "problem": report.problem,
         "refused": dict(sorted(report.refused.items())),
+        **({"probes": asdict(report.probes)} if report.probes is not None else {}),
         "sessions": [_plain(asdict(each)) for each in report.sessions.values()],
     }
     return json.dumps(value, separators=(",", ":")).encode() + b"\n"
@@ -95,28 +122,50 @@ def parse_report(line: bytes) -> Report:
         views = [_made(View, each) for each in value["sessions"]]
         refused = {str(reason): int(count) for reason, count in value["refused"].items()}
         told = str(value["process"]), bool(value["realtime"]), str(value["problem"])
-        return Report(*told, refused, {each.peer: each for each in views})
+        probes = _made(Probes, value["probes"]) if "probes" in value else None
+        return Report(*told, refused, {each.peer: each for each in views}, probes)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ControlError(f"what the bfd process says is not understood: {error!r}") from error
 
 
-def order_line(orders: Iterable[Order]) -> bytes:
+def wanted_line(wanted: Wanted) -> bytes:
     """One line with its end."""
-    return json.dumps({"sessions": _orders(orders)}, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(_wanted(wanted), separators=(",", ":")).encode() + b"\n"
+
+
+def _wanted(wanted: Wanted) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if wanted.sessions is not None:
+        found["sessions"] = _orders(wanted.sessions.values())
+    if wanted.probing is not None:
+        probing = wanted.probing
+        found["probing"] = {**_plain(asdict(probing)), "gateways": sorted(probing.gateways)}
+    return found
 
 
 def _orders(orders: Iterable[Order]) -> list[dict[str, Any]]:
     return [_plain({"peer": each.peer, "local": each.local, **asdict(each.timers)}) for each in orders]
 
 
-def parse_orders(line: bytes) -> dict[IPAddress, Order]:
+def parse_wanted(line: bytes) -> Wanted:
     """Raises ControlError."""
     value = _object(line)
+    if not {"sessions", "probing"} & value.keys():
+        raise ControlError("nothing is wanted: neither sessions nor probing")
     try:
-        found = [_order(each) for each in value["sessions"]]
+        orders = [_order(each) for each in value["sessions"]] if "sessions" in value else None
+        probing = _probing(value["probing"]) if "probing" in value else None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ControlError(f"these are no sessions: {error!r}") from error
-    return {order.peer: order for order in found}
+    return Wanted({order.peer: order for order in orders} if orders is not None else None, probing)
+
+
+def _probing(value: Mapping[str, Any]) -> Probing:
+    device, interval = _value(value["device"], "str"), _value(value["interval"], "int")
+    gateways = frozenset(_value(each, "int") for each in value["gateways"])
+    if not (0 < interval <= MAX_INTERVAL and 0 < len(device) < 16 and all(0 < each < 1 << 16 for each in gateways)):
+        raise ValueError(f"probing out of range: {value}")
+    return Probing(device, ip_address(value["local"]), interval, gateways)
 
 
 def _order(value: Mapping[str, Any]) -> Order:
@@ -143,13 +192,14 @@ class Kept:
     orders: Mapping[IPAddress, Order] = field(default_factory=dict)
     paused: Mapping[IPAddress, Session] = field(default_factory=dict)
     good_until: float = 0.0
+    probing: Probing | None = None
 
 
 def kept_text(kept: Kept) -> str:
     paused = {str(peer): asdict(session) for peer, session in kept.paused.items()}
     never = {"next_tx": None, "deadline": None}  # infinity is no JSON
     value = {
-        "sessions": _orders(kept.orders.values()),
+        **_wanted(Wanted(kept.orders, kept.probing)),
         "paused": {peer: {**each, **never} for peer, each in paused.items()},
         "good_until": kept.good_until,
     }
@@ -158,11 +208,11 @@ def kept_text(kept: Kept) -> str:
 
 def parse_kept(text: bytes) -> Kept:
     """Raises ControlError."""
-    orders = parse_orders(text)
+    wanted = parse_wanted(text)
     value = _object(text)
     try:
         paused = {ip_address(peer): _session(each) for peer, each in value.get("paused", {}).items()}
-        return Kept(orders, paused, float(value.get("good_until", 0.0)))
+        return Kept(wanted.sessions or {}, paused, float(value.get("good_until", 0.0)), wanted.probing)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ControlError(f"these are no sessions: {error!r}") from error
 

@@ -14,21 +14,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import random
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from bfd import control
-from bfd.control import LINE_LIMIT, SOCKET, ControlError, Kept, Report
+from bfd.control import LINE_LIMIT, SOCKET, ControlError, Kept, Probes, Report, Wanted
 from bfd.packet import State
-from bfd.sockets import PORT, listener, received, sender
-from bfd.table import STAY, Clock, IPAddress, Order, Send, Table
+from bfd.probes import Prober
+from bfd.sockets import PORT, link, listener, received, sender
+from bfd.table import STAY, Clock, IPAddress, Send, Table
 from bfd.wheel import NEVER
 
 LOGGER = logging.getLogger("routerd.bfd")
@@ -68,6 +70,10 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         self._retry_at = 0.0
         self._problem = ""
+        self._prober = Prober(random.random, lambda: secrets.randbits(64) or 1)
+        self._link: tuple[str, socket.socket] | None = None  # the tunnel device, and the way onto it
+        self._link_retry = 0.0
+        self._probe_problem = ""
 
     async def run(self) -> None:
         """Serves until cancelled. Raises OSError if the socket of control cannot be made."""
@@ -99,8 +105,14 @@ class Engine:
             for peer, session in kept.paused.items():
                 if peer in kept.orders and session.state == State.UP:
                     self._table.resume(kept.orders[peer], session, now)
-        self._keep(Kept(kept.orders))  # what is paused is good for one start
-        self._order(kept.orders)
+        wanted = Wanted(kept.orders, kept.probing)
+        self._keep(self._kept(wanted))  # what is paused is good for one start
+        self._order(wanted)
+
+    def _kept(self, wanted: Wanted) -> Kept:
+        """What is wanted from now on."""
+        orders = self._table.orders if wanted.sessions is None else wanted.sessions
+        return Kept(orders, probing=wanted.probing or self._prober.probing)
 
     def _keep(self, kept: Kept) -> None:
         beside = self._file.with_suffix(".tmp")
@@ -122,7 +134,7 @@ class Engine:
             peer: each for peer, each in self._table.sessions().items() if each.state == State.UP and not each.polling
         }
         good = min((each.timers.multiplier * max(each.timers.min_tx, STAY) for each in up.values()), default=0)
-        self._keep(Kept(self._table.orders, up, now + good / 1e6))
+        self._keep(Kept(self._table.orders, up, now + good / 1e6, self._prober.probing))
 
     # --- the socket of control
 
@@ -131,18 +143,23 @@ class Engine:
         try:
             writer.write(control.report_line(self._report()))
             while line := await reader.readline():
-                orders = control.parse_orders(line)
-                if orders != self._table.orders:
-                    self._keep(Kept(orders))
-                    self._order(orders)
+                wanted = control.parse_wanted(line)
+                kept = self._kept(wanted)
+                if kept != self._kept(Wanted()):
+                    self._keep(kept)
+                    self._order(wanted)
         except (ControlError, ValueError, OSError) as error:
             self._log(logging.WARNING, "bfd-client-refused", reason=str(error))
         finally:
             self._clients.discard(writer)
             writer.close()
 
-    def _order(self, orders: Mapping[IPAddress, Order]) -> None:
-        self._table.order(orders, time.monotonic())
+    def _order(self, wanted: Wanted) -> None:
+        now = time.monotonic()
+        if wanted.sessions is not None:
+            self._table.order(wanted.sessions, now)
+        if wanted.probing is not None:
+            self._prober.order(wanted.probing, now)
         self._turn()
 
     def _report(self) -> Report:
@@ -150,7 +167,12 @@ class Engine:
         moved = time.time() - time.monotonic()
         orders = self._table.orders
         views = {peer: control.view(orders[peer], each, moved) for peer, each in self._table.sessions().items()}
-        return Report(self._process, self._realtime, self._problem, dict(self._table.refused), views)
+        return Report(self._process, self._realtime, self._problem, dict(self._table.refused), views, self._probes())
+
+    def _probes(self) -> Probes:
+        probing, stall = self._prober.probing, self._prober.stall
+        gateways = len(probing.gateways) if probing is not None else 0
+        return Probes(gateways, self._probe_problem, stall.times, round(stall.seconds, 3))
 
     def _tell(self) -> None:
         """Everybody, if a session has changed; and each second at most what was refused."""
@@ -179,6 +201,16 @@ class Engine:
                 self._log(level, name, peer=str(peer), reason=each.reason or None, falls=each.falls)
         for peer in before.sessions.keys() - now.sessions.keys():
             self._log(logging.INFO, "bfd-removed", peer=str(peer))
+        self._log_probes(before.probes or Probes(), now.probes or Probes())
+
+    def _log_probes(self, before: Probes, now: Probes) -> None:
+        if now.gateways != before.gateways:
+            self._log(logging.INFO, "probing", gateways=now.gateways)
+        if now.problem != before.problem:
+            self._log(logging.ERROR if now.problem else logging.INFO, "probes", problem=now.problem or None)
+        if now.stalls != before.stalls:
+            seconds = round(now.stalled - before.stalled, 3)
+            self._log(logging.WARNING, "probes-stalled", seconds=seconds, reason="this process did not run")
 
     # --- packets
 
@@ -190,11 +222,12 @@ class Engine:
         for sock in self._listeners.values():
             self._take(sock)
         self._send(self._table.advance(time.monotonic()))
+        self._probe()
         self._tidy()
         self._tell()
         if self._timer is not None:
             self._timer.cancel()
-        due = min(self._table.next_due, self._retry_at or NEVER)
+        due = min(self._table.next_due, self._retry_at or NEVER, self._prober.next_due)
         self._timer = self._loop.call_at(due, self._turn) if due != NEVER else None
 
     def _take(self, sock: socket.socket) -> None:
@@ -215,6 +248,51 @@ class Engine:
                 continue
             with contextlib.suppress(OSError):  # as a packet that was lost: the peer's detection time tells
                 sock.sendto(each.data, (str(each.peer), PORT))
+
+    def _probe(self) -> None:
+        """What is due of probes. ENOBUFS says that the program on the device has taken one (bpf/probe.h), or it was
+        lost; a device that is gone, or is another of the same name, is opened anew.
+        """
+        now = time.monotonic()
+        frames = list(self._prober.advance(now))
+        sock = self._onto_link(now) if frames else None
+        if sock is None:
+            return
+        for each in frames:
+            try:
+                sock.send(each)
+            except OSError as error:
+                if error.errno not in (errno.ENOBUFS, errno.EAGAIN):
+                    self._lose_link(now, error)
+                    break
+
+    def _onto_link(self, now: float) -> socket.socket | None:
+        probing = self._prober.probing
+        assert probing is not None  # whoever asks has a frame to send
+        if self._link is not None and self._link[0] == probing.device:
+            return self._link[1]
+        if now < self._link_retry:
+            return None
+        self._close_link()
+        try:
+            self._link = probing.device, link(probing.device)
+        except OSError as error:
+            self._lose_link(now, error)
+            return None
+        self._probe_problem = ""
+        return self._link[1]
+
+    def _lose_link(self, now: float, error: OSError) -> None:
+        self._close_link()
+        self._link_retry = now + RETRY
+        device = self._prober.probing.device if self._prober.probing is not None else ""
+        what_to_do = "give the bfd process CAP_NET_RAW" if error.errno == errno.EPERM else "the agent makes it"
+        self._probe_problem = f"no probe can be put on {device} ({error.strerror}): {what_to_do}"
+
+    def _close_link(self) -> None:
+        if self._link is not None:
+            self._link[1].close()
+        self._link = None
 
     def _sender(self, packet: Send) -> socket.socket | None:
         """The socket of a session. Where none can be had (its address is gone), it is tried again in a while."""
@@ -281,6 +359,7 @@ class Engine:
             sock.close()
         for _, sock in self._senders.values():
             sock.close()
+        self._close_link()
         for client in self._clients:
             client.close()
         self._socket_path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""UDP as RFC 5881 wants it: port 3784, TTL 255, source ports from 49152. It knows no session."""
+"""UDP as RFC 5881 wants it: port 3784, TTL 255, source ports from 49152; a device for probes. It knows no session."""
 
 from __future__ import annotations
 
@@ -101,3 +101,14 @@ def _bind(sock: socket.socket, local: str) -> None:
                 raise
         else:
             return
+
+
+def link(device: str) -> socket.socket:
+    """Takes whole Ethernet frames for a device, and hears nothing (protocol 0). Raises OSError; needs CAP_NET_RAW."""
+    found = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
+    try:
+        found.bind((device, 0))
+    except OSError:
+        found.close()
+        raise
+    return found

@@ -293,23 +293,27 @@ static __always_inline bool note_sent(__u16 number, __u64 token)
 	return true;
 }
 
-/* A probe on its way into the tunnel device, from this node's own process. */
+/* A probe on its way into the tunnel device, from this node's own process. A copy is sent, which knows no
+ * socket: the guard holds what bears one for a process's forgery. So the process is told that the device had
+ * no room (ENOBUFS); what it put there is taken. */
 static __always_inline int send_probe(struct __sk_buff *skb, const struct settings *config, __u16 number)
 {
 	bool ipv6 = skb->protocol == bpf_htons(ETH_P_IPV6);
 	struct node_value *node = node_of(number);
 	__u32 offset = probe_offset(ipv6);
 	struct scratch *room = read_scratch();
+	__be32 passed = bpf_htonl(PROBE_MAC | 1); /* the copy is not taken for a probe to be sent */
 	struct ip endpoint;
 
 	if (!room || !node || ip_is_none(&node->address) || skb->len != offset + sizeof(room->probe) ||
 	    bpf_skb_load_bytes(skb, offset, &room->probe, sizeof(room->probe)) || !room->probe.token)
 		return drop(skb, BAD_PROBE);
 	endpoint = node->address;
-	if (!note_sent(number, room->probe.token) || set_tunnel(skb, config, VNI_PROBE, &endpoint))
+	if (!note_sent(number, room->probe.token) || set_tunnel(skb, config, VNI_PROBE, &endpoint) ||
+	    bpf_skb_store_bytes(skb, 0, &passed, sizeof(passed), 0) ||
+	    bpf_clone_redirect(skb, skb->ifindex, 0))
 		return drop(skb, TUNNEL_ERROR);
-	count(skb, PROBE_SENT);
-	return NEXT;
+	return drop(skb, PROBE_SENT);
 }
 
 #endif

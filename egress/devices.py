@@ -35,12 +35,11 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from egress.entries import PodDevice
 from egress.netlink import Attributes, NetlinkSocket, attribute, attributes
-from egress.policy import IPAddress, IPNetwork
+from egress.policy import TUNNEL_DEVICE, IPAddress, IPNetwork
 
-TUNNEL = "routerd.vxlan"
 ROUTE_PROTOCOL = 203  # rtm_protocol of what is ours; free in iproute2's rt_protos
 NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
-IFF_UP = 1
+IFF_UP, IFF_LOWER_UP = 1, 1 << 16
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 1, 0x10, 0x100
 ADDRESSES = RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR
 NETLINK_NETFILTER, NFNLGRP_NFTABLES = 12, 1 << 6
@@ -82,6 +81,7 @@ class Link:
     namespace: int | None
     vxlan_port: int
     vxlan_external: bool
+    carrier: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,7 @@ def _link(body: bytes) -> Link:
         namespace=_number(values, IFLA_LINK_NETNSID) if IFLA_LINK_NETNSID in values else None,
         vxlan_port=int.from_bytes(vxlan.get(IFLA_VXLAN_PORT, b""), "big"),
         vxlan_external=bool(vxlan.get(IFLA_VXLAN_COLLECT_METADATA, b"\0")[0]),
+        carrier=bool(flags & IFF_LOWER_UP),
     )
 
 
@@ -314,12 +315,12 @@ def create_tunnel(route: NetlinkSocket, port: int, mtu: int) -> None:
     message = ifinfmsg()
     message["flags"] = message["change"] = IFF_UP
     message["attrs"] = [
-        ("IFLA_IFNAME", TUNNEL),
+        ("IFLA_IFNAME", TUNNEL_DEVICE),
         ("IFLA_MTU", mtu),
         ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "vxlan"), ("IFLA_INFO_DATA", data)]}),
     ]
     _change(route, message, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL)
-    set_forwarding(TUNNEL)
+    set_forwarding(TUNNEL_DEVICE)
 
 
 def configure_tunnel(route: NetlinkSocket, ifindex: int, mtu: int) -> None:
@@ -328,7 +329,7 @@ def configure_tunnel(route: NetlinkSocket, ifindex: int, mtu: int) -> None:
     message["flags"] = message["change"] = IFF_UP
     message["attrs"] = [("IFLA_MTU", mtu)]
     _change(route, message, RTM_NEWLINK)
-    set_forwarding(TUNNEL)
+    set_forwarding(TUNNEL_DEVICE)
 
 
 def delete_link(route: NetlinkSocket, ifindex: int) -> None:

@@ -85,6 +85,7 @@ class Facts:
     ways_out: Mapping[int, IPAddress] = field(
         default_factory=dict
     )  # IP version -> an address to which an uplink leads, where no default route does
+    cut_off: bool = False  # no uplink has a carrier: routes stay, and lead nowhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,9 +275,10 @@ def _way_out(desired: Desired, facts: Facts, version: int) -> object:
     return layout.ip_field(facts.ways_out.get(version, ANYWHERE[version]))
 
 
-def hindrances(desired: Desired) -> int:
+def hindrances(desired: Desired, facts: Facts) -> int:
     """Why this node is not to be used as a gateway, as `settings` has it."""
-    return sum(HINDRANCES[each] for each in desired.out_of_service)
+    found: set[Hindrance] = {*desired.out_of_service, *(("no-uplink",) if facts.cut_off else ())}
+    return sum(HINDRANCES[each] for each in found)
 
 
 def _settings(desired: Desired, facts: Facts) -> MapEntries:
@@ -288,7 +290,7 @@ def _settings(desired: Desired, facts: Facts) -> MapEntries:
         icmp_source6=_icmp_source(desired, 6), way_out4=_way_out(desired, facts, 4),
         way_out6=_way_out(desired, facts, 6), object_digest=facts.object_digest,
         probe_grace=int(watch.interval * 1e9 / 2), probe_multiplier=watch.multiplier,
-        out_of_service=hindrances(desired),
+        out_of_service=hindrances(desired, facts),
         layout_version=layout.LAYOUT_VERSION, tunnel_ifindex=facts.tunnel_ifindex, tunnel_mtu=facts.tunnel_mtu,
         tunnel_port=desired.tunnel_port, tcp_established_seconds=TCP_ESTABLISHED,
         tcp_opening_seconds=TCP_OPENING, tcp_closing_seconds=TCP_CLOSING, udp_seconds=UDP, icmp_seconds=ICMP,
@@ -327,9 +329,9 @@ def _egress_ip(served: Served) -> bytes:
     return bytes(value)
 
 
-def _epoch(groups: MapEntries, desired: Desired) -> MapEntries:
+def _epoch(groups: MapEntries, out_of_service: int) -> MapEntries:
     """One number that changes with the content of `groups`, and with whether this node is to be used as a gateway."""
-    digest = crc32(b"".join(key + value for key, value in sorted(groups.items())), hindrances(desired))
+    digest = crc32(b"".join(key + value for key, value in sorted(groups.items())), out_of_service)
     return {layout.u32(0): layout.u32(digest or 1)}
 
 
@@ -365,7 +367,7 @@ def map_entries(
         "cluster": places(desired) if cluster is None else cluster,
         "uplinks": {layout.u32(ifindex): one for ifindex in facts.uplinks.values()},
         "groups": groups,
-        "epoch": _epoch(groups, desired),
+        "epoch": _epoch(groups, hindrances(desired, facts)),
         "egress_ips": {layout.ip16(address): _egress_ip(served) for address, served in desired.served.items()},
         "policies": policies,
         **_pod_entries(desired, facts, {names: number for names, (number, _) in numbered.items()}),

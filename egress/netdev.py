@@ -21,10 +21,10 @@ from typing import Any, Literal
 from bpf import bcc_loader, layout, loader, pins, syscall
 from egress import conntrack, devices, guard, host_settings, nft, plan
 from egress.attach import Attacher, Mode
-from egress.devices import TUNNEL, Link
+from egress.devices import Link
 from egress.entries import Facts
 from egress.netlink import NetlinkSocket
-from egress.policy import QUARTERS, Desired, IPAddress, IPNetwork, Limits, Quotas, limits
+from egress.policy import QUARTERS, TUNNEL_DEVICE, Desired, IPAddress, IPNetwork, Limits, Quotas, limits
 from egress.status import GUARD, EgressStatus, PortUse, told_apart
 
 # Map sizes when they are made; memory is taken as they fill (no preallocation), about 250 bytes for each flow.
@@ -117,6 +117,7 @@ class Datapath:
                 underlay=underlay.name if underlay else "",
                 limits=self._limits(),
                 host_devices=devices.host_devices(links, bridges) | ways_out | self._host_devices,
+                cut_off=bool(uplinks) and not any(links[ifindex].carrier for ifindex in uplinks.values()),
                 ways_out=_ways_out(routes.widest, frozenset(uplinks.values())),
             ),
             other_layout=other_layout,
@@ -289,7 +290,7 @@ class Datapath:
         with NetlinkSocket() as route:
             if action.replace:
                 for link in devices.read_links(route).values():
-                    if link.name == TUNNEL:
+                    if link.name == TUNNEL_DEVICE:
                         devices.delete_link(route, link.ifindex)
             try:
                 devices.create_tunnel(route, action.port, action.mtu)
@@ -303,7 +304,7 @@ class Datapath:
     def _(self, action: plan.ConfigureTunnel) -> None:
         with NetlinkSocket() as route:
             for link in devices.read_links(route).values():  # one that has gone meanwhile is made in the next round
-                if link.name == TUNNEL:
+                if link.name == TUNNEL_DEVICE:
                     devices.configure_tunnel(route, link.ifindex, action.mtu)
 
     @_do.register
@@ -390,9 +391,9 @@ class Datapath:
                 devices.delete_blackhole(route, address)
                 removed.append(f"route blackhole {ip_network(address)}")
             for link in links.values():
-                if link.name == TUNNEL:
+                if link.name == TUNNEL_DEVICE:
                     devices.delete_link(route, link.ifindex)
-                    removed.append(f"device {TUNNEL}")
+                    removed.append(f"device {TUNNEL_DEVICE}")
         if nft.parse(_list_guard()) is not None:
             _nft(["delete", "table", guard.FAMILY, guard.TABLE])
             removed.append(f"nft table {guard.FAMILY} {guard.TABLE}")
@@ -445,11 +446,11 @@ def _ways_out(widest: Mapping[tuple[int, int], IPNetwork], uplinks: frozenset[in
 
 def _tunnel(by_name: Mapping[str, int], links: Mapping[int, Link]) -> plan.Tunnel | None:
     """Our device; one of that name and another kind counts as there with a port of its own, so that it is replaced."""
-    link = links.get(by_name.get(TUNNEL, 0))
+    link = links.get(by_name.get(TUNNEL_DEVICE, 0))
     if link is None:
         return None
     port = link.vxlan_port if link.vxlan_external else 0
-    return plan.Tunnel(link.ifindex, link.mtu, port, link.up, devices.is_forwarding(TUNNEL))
+    return plan.Tunnel(link.ifindex, link.mtu, port, link.up, devices.is_forwarding(TUNNEL_DEVICE))
 
 
 def _is_translated(value: bytes) -> bool:

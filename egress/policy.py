@@ -19,6 +19,7 @@ Hindrance = Literal["draining", "no-session", "no-uplink", "no-route"]
 
 VERSIONS: tuple[Version, ...] = (4, 6)
 PART = 4  # of a table: what one pod may have of it unless said otherwise
+TUNNEL_DEVICE = "routerd.vxlan"
 UNSUPPORTED_FAMILY = "UnsupportedFamily"  # reason of a policy that is not translated, or not all of it
 
 

@@ -14,6 +14,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Literal, cast
 
+from bpf.layout import PROBES_KEPT
 from egress.entries import is_sayable
 from routerd.errors import InputError
 from routerd.formats.compose import documents
@@ -23,6 +24,7 @@ from routerd.model import GATEWAY_HEARTBEAT, NODE_HEARTBEAT, GatewayMode, IPAddr
 
 DAY = 86400
 _RUN_DIR = re.compile(r"^run-dir:\s+[\"']?(/[^\s\"',#]+)", re.MULTILINE)
+_INTERVAL = re.compile(r"(\d{1,5})(ms|s)")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123
 
 
@@ -57,6 +59,18 @@ class LogConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LivenessConfig:
+    """How nodes watch the gateways of their pods: by BFD echo through the tunnel."""
+
+    enabled: bool = True
+    """Off: a gateway that dies is replaced by the operator, 40 s after the last word of its agent."""
+    interval: int = 50_000
+    """Microseconds between two probes; with the multiplier a gateway is left after at most 175 ms."""
+    multiplier: int = 3
+    """Probes without an answer that make a gateway dead; fewer than three would be one burst of loss."""
+
+
+@dataclass(frozen=True, slots=True)
 class EgressConfig:
     """The egress gateway of this node."""
 
@@ -80,6 +94,7 @@ class EgressConfig:
     """Most ports that one pod has in use and at rest, towards whichever remote; 0 = half of nat_entries."""
     in_cluster: tuple[IPNetwork, ...] = ()
     """Networks in which `externalIPs` of services are in-cluster; none, because any user may write a Service."""
+    liveness: LivenessConfig = field(default_factory=LivenessConfig)
     allowed_addresses: tuple[IPNetwork, ...] = ()
     """Networks that every egress IP must lie in, for the operator; none = any address that is nobody's."""
 
@@ -331,7 +346,7 @@ def _listen(section: Section, default: tuple[IPAddress, int] | None) -> tuple[IP
 def _egress(section: Section) -> EgressConfig:
     egress = _sub(
         section, "egress", "enabled", "uplinks", "host-devices", "tunnel-port", "attach", "loader", "nat-entries",
-        "flows-per-pod", "ports-per-pod", "in-cluster", "allowed-addresses",
+        "flows-per-pod", "ports-per-pod", "in-cluster", "allowed-addresses", "liveness",
     )  # fmt: skip
     return EgressConfig(
         enabled=egress.boolean("enabled", True),
@@ -344,8 +359,28 @@ def _egress(section: Section) -> EgressConfig:
         flows_per_pod=egress.integer("flows-per-pod", 0, 2**24, 0),
         ports_per_pod=egress.integer("ports-per-pod", 0, 2**25, 0),
         in_cluster=tuple(item.network() for item in egress.items("in-cluster")),
+        liveness=_liveness(egress),
         allowed_addresses=tuple(item.network() for item in egress.items("allowed-addresses")),
     )
+
+
+def _liveness(egress: Section) -> LivenessConfig:
+    liveness, default = _sub(egress, "liveness", "enabled", "interval", "multiplier"), DEFAULT.egress.liveness
+    interval = liveness.get("interval")
+    return LivenessConfig(
+        enabled=liveness.boolean("enabled", default.enabled),
+        interval=_microseconds(interval) if interval is not None else default.interval,
+        multiplier=liveness.integer("multiplier", 1, PROBES_KEPT - 1, default.multiplier),
+    )
+
+
+def _microseconds(value: Value) -> int:
+    """An interval as `bfd` of a peer has it: a whole number of milliseconds or seconds, 10 ms to 60 s."""
+    match = _INTERVAL.fullmatch(value.string())
+    found = int(match[1]) * {"ms": 1_000, "s": 1_000_000}[match[2]] if match else 0
+    if not 10_000 <= found <= 60_000_000:
+        value.expected("an interval from 10ms to 60s")
+    return found
 
 
 def _device(value: Value) -> str:

@@ -51,10 +51,10 @@ OF_PORTS = ("PortsExhausted", "PortsShort")  # some nodes have none of an egress
 HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
     {
         "AgentAbsent", "AwaitingNodeReports", "BFDDown", "BFDNotSupported", "ConflictingAnnotations",
-        "FamilyNotNegotiated", "ForwardingOff", "GatewayNotUsed", "HoldTimeTooLong", "InvalidRouterID",
-        "NetworkUnavailable", "NoBFD", "NoEndpoints", "NumberMisread", "PodNearShare", "PodOutsideCluster",
-        "PoolOverCluster", *OF_PORTS, "PortsScarce", "StatusOfOther", "TableNearlyFull", "UnknownAnnotation",
-        "UnknownGateway", "UnknownLabel", "UnreadConfiguration",
+        "FamilyNotNegotiated", "ForwardingOff", "GatewayNotUsed", "GatewaysUnwatched", "HoldTimeTooLong",
+        "InvalidRouterID", "NetworkUnavailable", "NoBFD", "NoEndpoints", "NumberMisread", "PodNearShare",
+        "PodOutsideCluster", "PoolOverCluster", *OF_PORTS, "PortsScarce", "StatusOfOther", "TableNearlyFull",
+        "UnknownAnnotation", "UnknownGateway", "UnknownLabel", "UnreadConfiguration",
     }
 )  # fmt: skip
 

@@ -1,6 +1,7 @@
-"""The seat of BFD: tells the bfd process whom to watch, and ends the BGP session of a peer that is gone.
+"""The seats of BFD: tell the bfd process which peers to watch and which gateways to probe. The BGP session of a peer
+that is gone is ended here; a gateway that is gone is left by the datapath itself.
 
-The process is not ours: it lives on when the agent ends, and watches the same peers.
+The process is not ours: it lives on when the agent ends, and does the same.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Any, Literal
 
 from bfd.client import Client
 from bfd.control import SOCKET, Report, View
+from bfd.probes import Probing
 from bgp.session import PeerStatus
 from routerd.agent.room import Problem
 from routerd.log import event
 from routerd.model import IPAddress, Refusal
-from routerd.node.bfd import Judged, Orders, judge, refusals, unjudged
-from routerd.node.desired import BFD_ROOM
+from routerd.node.bfd import Judged, Orders, judge, refusals, unjudged, unwatched
+from routerd.node.desired import BFD_ROOM, PROBE_ROOM
 from routerd.refs import Ref
 
 LOGGER = logging.getLogger("routerd.bfd")
@@ -65,6 +67,7 @@ class BfdRoom:
         self._client = Client(run_dir / SOCKET, on_report=self._take)
         self._sessions = sessions
         self._told: Orders | None = None
+        self._probing: Probing | None = None
         self._judged = Judged()
         self._said: dict[IPAddress, tuple[int | None, bool]] = {}  # falls, and whether the session was ended
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -77,6 +80,8 @@ class BfdRoom:
         self._loop = asyncio.get_running_loop()
         if self._told is not None:
             self._client.set(self._told)
+        if self._probing is not None:
+            self._client.probe(self._probing)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._client.run())
             group.create_task(self._end_sessions(end_session))
@@ -138,7 +143,20 @@ class BfdRoom:
         return report.sessions if report is not None else {}
 
     def refusals(self) -> tuple[Refusal, ...]:
-        return tuple(refusals(self._told or {}, self._client.report, self._client.refused))
+        report, trouble = self._client.report, self._client.refused
+        return (*refusals(self._told or {}, report, trouble), *unwatched(self._probing, report, trouble))
+
+    # --- what is probed
+
+    @property
+    def probing(self) -> Probing | None:
+        """What the process was told by us, None = nothing yet."""
+        return self._probing
+
+    def probe(self, probing: Probing) -> None:
+        self._probing = probing
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._client.probe, probing)
 
     # --- the seat
 
@@ -168,4 +186,47 @@ class BfdRoom:
         return True
 
     def makes_new(self, action: Watch) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """The whole of what is to be probed."""
+
+    probing: Probing = field(repr=False)
+    phase: Literal["prepare"] = "prepare"
+
+    def __str__(self) -> str:
+        return f"probe gateways: {', '.join(f'node {number}' for number in sorted(self.probing.gateways)) or 'none'}"
+
+
+class ProbeRoom:
+    """The seat of probes, beside that of sessions: either may not be synced while the other is."""
+
+    name = PROBE_ROOM
+
+    def __init__(self, bfd: BfdRoom) -> None:
+        self._bfd = bfd
+
+    def observe(self, desired: Probing) -> Probing | None:
+        return self._bfd.probing
+
+    def plan(self, desired: Probing, observed: Probing | None) -> Sequence[Probe]:
+        return () if desired == observed else (Probe(desired),)
+
+    def apply(self, action: Probe) -> None:
+        self._bfd.probe(action.probing)
+
+    def problems(self, desired: Probing, observed: Probing | None) -> Sequence[Problem]:
+        """See `BfdRoom.refusals`."""
+        return ()
+
+    def undone(self, desired: Probing, observed: Probing | None) -> NothingUndone:
+        return NothingUndone()
+
+    def carries(self, owner: Ref, undone: Any | None) -> bool:
+        """No path leads into probes."""
+        return True
+
+    def makes_new(self, action: Probe) -> bool:
         return False

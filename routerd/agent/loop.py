@@ -54,7 +54,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -225,6 +225,8 @@ class Agent:
         """Tells the status anew: a session has changed."""
         self._status, self._status_snapshot = self._refreshed(), self._snapshot
         self._sessions.note(self._status.peers)
+        if are_lost(self._host.peers().values()) != self._facts.sessions_lost:
+            self.wake()  # sources are to know
 
     def config_is(self, config: ConfigStatus) -> None:
         """Tells how the configuration on disk stands."""
@@ -414,7 +416,8 @@ class Agent:
         self._snapshot = self._host.snapshot()
         drain = self._drains.look((self._snapshot.nodes or {}).get(self._settings.node))
         facts = self._host.facts(self._peers(), self._facts)
-        self._facts = replace(facts, drain=drain, attached=self._attachments.take())
+        lost = are_lost(self._host.peers().values())
+        self._facts = replace(facts, drain=drain, attached=self._attachments.take(), sessions_lost=lost)
         is_same = self._composed is not None and self._composed[0] is self._snapshot
         if is_same and self._composed is not None and self._composed[1] == self._facts and not self._brake.is_due:
             return
@@ -485,6 +488,12 @@ class Agent:
 async def _guarded(name: str, task: Awaitable[None]) -> None:
     await task
     raise TaskReturned(f"task {name} returned: it must run as long as the agent")
+
+
+def are_lost(views: Iterable[PeerView]) -> bool:
+    """There are BGP sessions, and none is up. Of which the speaker says nothing may be."""
+    states = {view.session.state for view in views}
+    return bool(states) and not {"up", "unknown"} & states
 
 
 def peer_statuses(state: NodeState, views: Mapping[IPAddress, PeerView]) -> tuple[PeerStatus, ...]:

@@ -98,10 +98,11 @@ class Rooms:
 
     def refusals(self) -> tuple[Refusal, ...]:
         """What the speaker cannot do, sessions that are not up included: nobody else would tell (TCP MD5 is silent)."""
+        watched = self._bfd.refusals() if self._bfd is not None else ()
         if self._speaker is None:
-            return ()
+            return watched
         if not self._speaker.connected:
-            return (Refusal(Ref(SPEAKER), "NoSpeaker", "no speaker is connected: start `routerd speaker`"),)
+            return (Refusal(Ref(SPEAKER), "NoSpeaker", "no speaker is connected: start `routerd speaker`"), *watched)
         down = (_session_refusal(address, status) for address, status in self._speaker.peers.items())
         paths = (
             Refusal(
@@ -111,7 +112,6 @@ class Rooms:
             )
             for refusal in self._speaker.refusals
         )
-        watched = self._bfd.refusals() if self._bfd is not None else ()
         return (*(refusal for refusal in down if refusal is not None), *watched, *paths)
 
     def bfd_refused(self) -> Mapping[str, int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from routerd.config import Config
+from egress.policy import Watch
+from routerd.config import Config, LivenessConfig
 from routerd.node.announce import Rules
 from routerd.node.desired import Settings
 
@@ -16,4 +17,9 @@ def settings_of(config: Config) -> Settings:
         cluster_cidrs=config.cluster_cidrs,
         external_cidrs=config.egress.in_cluster,
         tunnel_port=config.egress.tunnel_port,
+        watch=_watch(config.egress.liveness),
     )
+
+
+def _watch(liveness: LivenessConfig) -> Watch | None:
+    return Watch(liveness.interval / 1e6, liveness.multiplier) if liveness.enabled else None

@@ -106,7 +106,8 @@ def run(arguments: argparse.Namespace) -> int:
         preflight.exabgp()
     if is_answering(agent_socket(config.run_dir)):
         raise EnvironmentFault(f"an agent answers on {agent_socket(config.run_dir)}: stop it first, or set run-dir")
-    roles = [*(["bfd"] if config.bgp.enabled else []), "agent", *(["operator"] if arguments.standalone else [])]
+    watches = config.bgp.enabled or config.egress.enabled
+    roles = [*(["bfd"] if watches else []), "agent", *(["operator"] if arguments.standalone else [])]
     options = {"agent": ["--bpf-loader", arguments.bpf_loader] if arguments.bpf_loader else []}
     commands = {role: [*supervise.routerd_command(role, path(arguments)), *options.get(role, [])] for role in roles}
     children = [supervise.Child(role, command) for role, command in commands.items()]

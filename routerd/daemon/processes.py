@@ -32,7 +32,7 @@ from routerd.daemon.directories import made
 from routerd.daemon.lifetime import ConfigSource
 from routerd.errors import EnvironmentFault, StoreError
 from routerd.log import event
-from routerd.model import Allocations, NodeReport, Snapshot, Writer
+from routerd.model import Allocations, IPAddress, NodeReport, Snapshot, Writer
 from routerd.node.brake import Brake, Limits
 from routerd.notify import notify
 from routerd.serve.api import ApiServer, agent_socket, answering, is_answering, operator_socket
@@ -44,8 +44,10 @@ from routerd.tell.health import Enabled, node_health
 from routerd.tell.operator_status import OperatorStatus, operator_status
 
 if TYPE_CHECKING:
+    from bgp.speaker import Speaker
     from routerd.agent.bfd import BfdRoom
     from routerd.agent.egress import EgressRoom
+    from routerd.agent.room import Room
     from routerd.operator.loop import Operator
 
 LOGGER = logging.getLogger("routerd.process")
@@ -149,9 +151,7 @@ def _assembled(
     config: Config, source: ConfigSource, heart: Heart, store: Store, attachments: Attachments
 ) -> tuple[Agent, Presence]:
     from bgp.speaker import Speaker
-    from bgp.text import BFD_DOWN
     from egress.devices import watch
-    from routerd.agent.bfd import BfdRoom
     from routerd.agent.rooms import Rooms, relay_socket
 
     made(config.run_dir, source.path, "run-dir")
@@ -166,11 +166,11 @@ def _assembled(
     ports = PortDesk(config.node_name, drains.changed.set)
     if egress is not None:
         ports.use = egress.port_use
-    bfd_room: BfdRoom | None = None
+    bfd_room = _bfd_room(config, speaker)
+    if bfd_room is not None:
+        tasks["bfd"] = partial(bfd_room.run, partial(_end_session, speaker))
     if speaker is not None:
         tasks["speaker"] = speaker.run
-        bfd_room = BfdRoom(config.run_dir, lambda: speaker.peers)
-        tasks["bfd"] = partial(bfd_room.run, lambda peer: speaker.end(peer, BFD_DOWN))
     if egress is not None:
         tasks["collect"] = lambda: collect_idle(egress)
         tasks["links"] = lambda: watch(on_links)
@@ -180,7 +180,7 @@ def _assembled(
         Parts(
             settings_of(config),
             rooms,
-            Reconciler(speaker, [room for room in (bfd_room, egress) if room is not None]),
+            Reconciler(speaker, _seats(bfd_room, egress)),
             Brake(Limits(limits.enabled, limits.percent, limits.paths, limits.hold)),
             None if source.reloaded else rooms.carried,  # another configuration explains what it withdraws
             tasks,
@@ -210,6 +210,29 @@ def _assembled(
 def _speaker_changed(bfd_room: BfdRoom, body: Agent) -> None:
     bfd_room.look()
     body.refresh()
+
+
+def _bfd_room(config: Config, speaker: Speaker | None) -> BfdRoom | None:
+    """For peers and for gateways; None where there can be neither."""
+    from routerd.agent.bfd import BfdRoom
+
+    if speaker is None and not config.egress.enabled:
+        return None
+    return BfdRoom(config.run_dir, lambda: speaker.peers if speaker is not None else {})
+
+
+async def _end_session(speaker: Speaker | None, peer: IPAddress) -> bool:
+    from bgp.text import BFD_DOWN
+
+    return speaker is not None and await speaker.end(peer, BFD_DOWN)
+
+
+def _seats(bfd_room: BfdRoom | None, egress: EgressRoom | None) -> list[Room]:
+    """Gateways are probed once the programs are in place that give probes their way."""
+    from routerd.agent.bfd import ProbeRoom
+
+    seats: list[Room] = [room for room in (bfd_room, egress) if room is not None]
+    return [*seats, ProbeRoom(bfd_room)] if bfd_room is not None and egress is not None else seats
 
 
 def _egress_room(config: Config) -> EgressRoom:

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from bfd.control import Report, View
+from bfd.probes import Probing
 from bfd.session import Timers
 from bfd.table import Order
 from bgp.path import SpeakerPeer
 from bgp.session import PeerStatus
 from routerd.model import IPAddress, Peer, Refusal
-from routerd.refs import PEER, Ref
+from routerd.refs import BFD, PEER, Ref
 
 START = "start `routerd bfd`"
 Orders = Mapping[IPAddress, Order]
@@ -87,3 +88,17 @@ def _what_to_do(view: View) -> str:
     if view.failed:
         return "the BGP session was ended, and comes back as soon as BGP reaches the peer"
     return "switch BFD on for this session at the router, or remove `bfd` here; the session runs without BFD"
+
+
+def unwatched(probing: Probing | None, report: Report | None, trouble: str) -> Iterable[Refusal]:
+    """Why gateways are not probed: one that dies is then left only when the operator replaces it."""
+    if probing is None or not probing.gateways:
+        return
+    if report is None:
+        why = trouble or f"no bfd process is connected: {START}"
+    elif report.probes is None:
+        why = "the bfd process is of a release that sends no probes: restart it"
+    else:
+        why = report.probes.problem
+    if why:
+        yield Refusal(Ref(BFD), "GatewaysUnwatched", f"{why}; a gateway that dies is not noticed here")

@@ -11,15 +11,19 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from bfd.probes import Probing
 from bfd.table import Order
 from egress.policy import (
+    TUNNEL_DEVICE,
     UNSUPPORTED_FAMILY,
     Block,
     Gateway,
     Group,
+    Hindrance,
     Policy,
     Ports,
     Served,
+    Watch,
     egress_versions,
     unsupported,
 )
@@ -57,7 +61,7 @@ from routerd.node.sessions import entries_here
 from routerd.refs import NODE, POD, Ref
 
 DEFAULT_TUNNEL_PORT = 8473  # UDP
-EGRESS_ROOM, BFD_ROOM = "egress", "bfd"  # the rooms' names
+EGRESS_ROOM, BFD_ROOM, PROBE_ROOM = "egress", "bfd", "probes"  # the rooms' names
 NOBODYS_PORTS = bytes(OWNERS)  # of an egress IP: no granule is any node's
 
 
@@ -70,6 +74,7 @@ class Settings:
     cluster_cidrs: tuple[IPNetwork, ...] = ()  # in-cluster networks beside those that the store tells
     external_cidrs: tuple[IPNetwork, ...] = ()  # networks in which `externalIPs` of services are in-cluster
     tunnel_port: int = DEFAULT_TUNNEL_PORT
+    watch: Watch | None = None  # of gateways
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +88,19 @@ class LocalFacts:
     gateways_down: frozenset[str] = frozenset()  # nodes that our own probe holds down
     addresses: tuple[IPAddress, ...] = ()  # on our interfaces
     drain: Drain | None = None  # why this node leaves
+    sessions_lost: bool = False  # it has BGP peers, and no session with any of them
     networks: tuple[IPNetwork, ...] = ()  # that our interfaces are in; our default next hops as /32 and /128
     attached: Mapping[str, Attached] = field(default_factory=dict)  # by pod: what the CNI's runtime told of its network
+
+    @property
+    def out_of_service(self) -> frozenset[Hindrance]:
+        """Why other nodes are to leave this one as a gateway."""
+        found: set[Hindrance] = set()
+        if self.drain is not None:
+            found.add("draining")
+        if self.sessions_lost:
+            found.add("no-session")
+        return frozenset(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +234,11 @@ def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts, kept: Kep
         refusals.extend(announced.refusals)
     return NodeState(
         announced,
-        {EGRESS_ROOM: egress, BFD_ROOM: _watched(snapshot, settings.node, announced)},
+        {
+            EGRESS_ROOM: egress,
+            BFD_ROOM: _watched(snapshot, settings.node, announced),
+            PROBE_ROOM: probing(egress) if egress is not None else None,
+        },
         tuple(sorted(set(refusals), key=lambda refusal: refusal.order)),
         selecting=kept.steering.selecting if egress is not None else None,
     )
@@ -230,6 +250,17 @@ def _watched(snapshot: Snapshot, node: str, announced: Announcements | None) -> 
     if announced is None or snapshot.bgp is None or here is None:
         return None
     return orders(entries_here(snapshot.bgp.peers, here).values(), announced.desired.peers)
+
+
+def probing(egress: EgressDesired) -> Probing | None:
+    """The gateways that pods here may leave by. None = this node has no tunnel."""
+    if egress.node_address is None:
+        return None
+    groups = egress.groups.values() if egress.watch is not None else ()
+    used = {gateway for group in groups if group.blocks for gateway in group.gateways}
+    interval = egress.watch.interval if egress.watch is not None else 1.0
+    others = frozenset(gateway.number for gateway in used if gateway.node != egress.node)
+    return Probing(TUNNEL_DEVICE, egress.node_address, round(interval * 1e6), others)
 
 
 def _unknown_node(snapshot: Snapshot, node: str) -> Iterator[Refusal]:
@@ -280,6 +311,8 @@ def egress_state(
         told_devices=told_devices(scheduled, facts.attached),
         uplinks=facts.uplinks,
         tunnel_port=settings.tunnel_port,
+        watch=settings.watch,
+        out_of_service=facts.out_of_service,
     )
     told = (*_no_tunnel_endpoint(here), *policy_refusals, *group_refusals, *pod_refusals)
     return desired, (*told, *_stray_pods(kept.known.strays(pods_here), snapshot, here))

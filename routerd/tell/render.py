@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
+from bfd.probes import Probing
 from bfd.table import Order
 from bgp.path import AdjRibOut, IPAddress, Path, SpeakerPeer
 from bgp.path import Desired as BgpDesired
@@ -21,7 +22,7 @@ from egress.policy import Block, Gateway, Group, Policy, Ports, Served, Watch
 from egress.policy import Desired as EgressDesired
 from routerd.model import Refusal
 from routerd.node.announce import Announcements
-from routerd.node.desired import BFD_ROOM, EGRESS_ROOM, NodeState
+from routerd.node.desired import BFD_ROOM, EGRESS_ROOM, PROBE_ROOM, NodeState
 
 T = TypeVar("T")
 DEFAULT_FAMILIES = ("ipv4 unicast", "ipv6 unicast")
@@ -273,11 +274,18 @@ def _bfd_line(order: Order) -> str:
     return f"bfd {order.peer} from {order.local} {intervals}{' passive' if timers.passive else ''}"
 
 
+def probe_lines(probing: Probing) -> list[str]:
+    """`probe DEVICE from LOCAL each MS node NUMBER`, in the order of the numbers."""
+    head = f"probe {probing.device} from {probing.local} each {probing.interval / 1000:g}ms"
+    return [f"{head} node {number}" for number in sorted(probing.gateways)]
+
+
 # --- all of it
 
 ROOMS: Mapping[str, Callable[[Any], list[str]]] = {
     EGRESS_ROOM: egress_lines,
     BFD_ROOM: bfd_lines,
+    PROBE_ROOM: probe_lines,
 }  # KeyError for one without words
 
 

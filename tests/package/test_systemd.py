@@ -23,7 +23,7 @@ ip link set up0 up
 ip route add default via 192.0.2.254
 echo 1 >/proc/sys/net/ipv4/ip_forward"""
 EXPOSURE = {  # at most, of 10
-    "routerd-agent": 3.0, "routerd-speaker": 2.0, "routerd-bfd": 2.1, "routerd-operator": 2.0, "routerd-guard": 3.0,
+    "routerd-agent": 3.0, "routerd-speaker": 2.0, "routerd-bfd": 2.4, "routerd-operator": 2.0, "routerd-guard": 3.0,
 }  # fmt: skip
 OF_NFT = "routerd-guard"  # needs no Python
 

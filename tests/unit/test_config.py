@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from routerd.config import BrakeConfig, Config, DrainConfig, load_config, parse_config
+from routerd.config import BrakeConfig, Config, DrainConfig, LivenessConfig, load_config, parse_config
 from routerd.errors import InputError
 
 HEAD = "apiVersion: routerd.io/v1alpha1\nkind: Config\n"
@@ -34,7 +34,7 @@ service-cidrs: [10.96.0.0/12]
 cluster-cidrs: ["fd00::/8"]
 egress: {enabled: false, uplinks: [eth0], host-devices: [ve-web], tunnel-port: 9999, attach: tcx, loader: bcc,
   nat-entries: 2048, flows-per-pod: 100, ports-per-pod: 200, in-cluster: [203.0.113.0/24],
-  allowed-addresses: [198.51.100.0/24]}
+  allowed-addresses: [198.51.100.0/24], liveness: {enabled: false, interval: 1s, multiplier: 7}}
 bgp: {enabled: false, router-id: 192.0.2.1, announce: {loadbalancer: false, pod-cidrs: true, egress: false}}
 drain: {notice: 1m, cordoned: true}
 operator: {ledger: /l, retention: 1d, flow-deadline: 2h, egress-retention: "0", cooldown: 5m,
@@ -57,6 +57,7 @@ operator: {ledger: /l, retention: 1d, flow-deadline: 2h, egress-retention: "0", 
         ports_per_pod=200,
         in_cluster=(ip_network("203.0.113.0/24"),),
         allowed_addresses=(ip_network("198.51.100.0/24"),),
+        liveness=LivenessConfig(enabled=False, interval=1_000_000, multiplier=7),
     )
     assert not config.bgp.enabled
     assert config.bgp.announce.pod_cidrs
@@ -96,6 +97,12 @@ operator: {ledger: /l, retention: 1d, flow-deadline: 2h, egress-retention: "0", 
          'f:3:22: operator.cooldown: found "30", expected a duration such as 30s, 5m, 12h or 400d'),
         (HEAD + "log: {level: warn}\n",
          'f:3:14: log.level: found "warn", expected info, debug, warning or error; did you mean "warning"?'),
+        (HEAD + "egress: {liveness: {interval: 5ms}}\n",
+         'f:3:31: egress.liveness.interval: found "5ms", expected an interval from 10ms to 60s'),
+        (HEAD + "egress: {liveness: {interval: 0.1s}}\n",
+         'f:3:31: egress.liveness.interval: found "0.1s", expected an interval from 10ms to 60s'),
+        (HEAD + "egress: {liveness: {multiplier: 8}}\n",
+         'f:3:33: egress.liveness.multiplier: found "8", expected an integer from 1 to 7'),
         (HEAD + "store: {kind: etcd}\n", 'f:3:15: store.kind: found "etcd", expected files or kubernetes'),
     ],
 )  # fmt: skip

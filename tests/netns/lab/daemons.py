@@ -1,4 +1,4 @@
-"""routerd in the lab: one operator, and a speaker and an agent per node, each with directories of its own.
+"""routerd in the lab: one operator, and a speaker, bfd and an agent per node, each with directories of its own.
 
 Every process of a node sees what a real node shows it: the node's network namespace, a /sys of that namespace, a
 bpffs of its own at /sys/fs/bpf (a directory of the lab's bpffs, so pins outlive the process and end with the lab), and
@@ -117,17 +117,19 @@ class Daemons:
         return self.speakers[node]
 
     def start_agent(self, node: str) -> Daemon:
-        """Starts `routerd agent` of a node."""
+        """Starts `routerd agent` of a node, and `routerd bfd` where it does not run, as its unit does."""
+        self.start_bfd(node)
         self.agents[node] = self._start("agent", self.lab.node(node))
         return self.agents[node]
 
     def start_bfd(self, node: str) -> Daemon:
-        """Starts `routerd bfd` of a node."""
-        self.bfds[node] = self._start("bfd", self.lab.node(node))
+        """Starts `routerd bfd` of a node, if it does not run."""
+        if node not in self.bfds or not netns.is_alive(self.bfds[node].process.pid):
+            self.bfds[node] = self._start("bfd", self.lab.node(node))
         return self.bfds[node]
 
     def start(self) -> None:
-        """Everything but BFD: the operator, then per node speaker and agent."""
+        """Everything: the operator, then per node speaker, bfd and agent."""
         self.start_operator()
         for node in self.lab.nodes:
             self.start_speaker(node)

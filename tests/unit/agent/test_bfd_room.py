@@ -12,23 +12,25 @@ from pathlib import Path
 
 import pytest
 
-from bfd.control import SOCKET, Report, View, parse_orders, report_line
+from bfd.control import SOCKET, Report, View, parse_wanted, report_line
+from bfd.probes import Probing
 from bfd.session import Timers
 from bfd.table import Order
 from bgp.session import PeerStatus
-from routerd.agent.bfd import AGAIN, BfdRoom
+from routerd.agent.bfd import AGAIN, BfdRoom, ProbeRoom
 from routerd.agent.turn import Seat
 from routerd.model import IPAddress
 from tests.models.virtual_time import elapse, in_virtual_time, now, settle
 from tests.waiting import eventually
 
 TOR, OTHER, HERE = ip_address("10.0.0.1"), ip_address("10.0.0.2"), ip_address("10.0.0.9")
+PROBING = Probing("routerd.vxlan", HERE, 50_000, frozenset({3, 2}))
 WANTED = {TOR: Order(TOR, HERE, Timers())}
 UP = View(TOR, HERE, "up", 100.0, 0, False, "up", 50_000, 150_000, "")
 GONE = replace(UP, state="down", since=200.0, falls=1, failed=True, reason="nothing was heard")
 
 
-def turn(room: BfdRoom, desired: object) -> list[str]:
+def turn(room: BfdRoom | ProbeRoom, desired: object) -> list[str]:
     """The actions of a round."""
     done: list[str] = []
     Seat(room, threading.Event()).prepare(desired, True, done)
@@ -42,6 +44,16 @@ def test_a_round_tells_once_whom_to_watch(tmp_path: Path) -> None:
     assert turn(room, WANTED) == []
     assert turn(room, {}) == ["bfd: watch nobody"]
     assert turn(room, None) == [], "not synced: nothing is touched"
+
+
+def test_a_round_tells_once_whom_to_probe(tmp_path: Path) -> None:
+    sessions = BfdRoom(tmp_path, dict)
+    room = ProbeRoom(sessions)
+    assert turn(room, PROBING) == ["probe gateways: node 2, node 3"]
+    assert turn(room, PROBING) == []
+    assert turn(room, None) == [], "not synced: nothing is touched"
+    assert turn(room, replace(PROBING, gateways=frozenset())) == ["probe gateways: none"]
+    assert [each.reason for each in sessions.refusals()] == []
 
 
 class Process:
@@ -59,7 +71,7 @@ class Process:
         self.writer = writer
         self.say(UP)
         while line := await reader.readline():
-            self.orders.append(parse_orders(line))
+            self.orders.append(parse_wanted(line).sessions)
 
     def say(self, *views: View) -> None:
         assert self.writer is not None

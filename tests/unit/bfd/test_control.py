@@ -12,20 +12,24 @@ from hypothesis import strategies as st
 from bfd.control import (
     ControlError,
     Kept,
+    Probes,
     Report,
+    Wanted,
     kept_text,
-    order_line,
     parse_kept,
-    parse_orders,
     parse_report,
+    parse_wanted,
     report_line,
     view,
+    wanted_line,
 )
+from bfd.probes import Probing
 from bfd.session import Session, Timers
 from bfd.table import Order
 from tests.models.bfd_wire import A, B, Wire
 
 ORDER = Order(B, A, Timers(50_000, 60_000, 4, passive=True))
+PROBING = Probing("routerd.vxlan", A, 50_000, frozenset({2, 3}))
 SIX = Order(ip_address("fd00::2"), ip_address("fd00::1"))
 
 
@@ -38,12 +42,13 @@ def a_session() -> Session:
 
 
 def test_reports_orders_and_what_is_kept_say_the_same_when_they_are_read() -> None:
-    told = Report("ab", True, "no port", {"ttl": 3}, {B: view(ORDER, a_session(), 1e9)})
+    told = Report("ab", True, "no port", {"ttl": 3}, {B: view(ORDER, a_session(), 1e9)}, Probes(2, "no device", 1, 0.5))
     assert parse_report(report_line(told)) == told
     assert told.sessions[B].state == "up"
-    assert parse_orders(order_line([ORDER, SIX])) == {B: ORDER, SIX.peer: SIX}
-    read = parse_kept(kept_text(Kept({B: ORDER}, {B: a_session()}, 77.5)).encode())
-    assert (read.orders, read.good_until) == ({B: ORDER}, 77.5)
+    for wanted in (Wanted({B: ORDER, SIX.peer: SIX}), Wanted({}), Wanted(probing=PROBING), Wanted({B: ORDER}, PROBING)):
+        assert parse_wanted(wanted_line(wanted)) == wanted
+    read = parse_kept(kept_text(Kept({B: ORDER}, {B: a_session()}, 77.5, PROBING)).encode())
+    assert (read.orders, read.good_until, read.probing) == ({B: ORDER}, 77.5, PROBING)
     for name in ("discriminator", "state", "remote", "since", "falls", "was_up"):
         assert getattr(read.paused[B], name) == getattr(a_session(), name), name
 
@@ -56,14 +61,34 @@ def test_reports_orders_and_what_is_kept_say_the_same_when_they_are_read() -> No
     ],
 )  # fmt: skip
 def test_what_no_session_can_be_is_refused(change: dict[str, object]) -> None:
-    value = json.loads(order_line([ORDER]))
+    value = json.loads(wanted_line(Wanted({B: ORDER})))
     value["sessions"][0].update(change)
     with pytest.raises(ControlError):
-        parse_orders(json.dumps(value).encode())
+        parse_wanted(json.dumps(value).encode())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"device": ""}, {"device": "a" * 16}, {"device": 3}, {"local": "here"}, {"interval": 0}, {"interval": "50"},
+        {"interval": 2**32}, {"gateways": [0]}, {"gateways": [1 << 16]}, {"gateways": ["2"]}, {"gateways": None},
+    ],
+)  # fmt: skip
+def test_what_cannot_be_probed_is_refused(change: dict[str, object]) -> None:
+    value = json.loads(wanted_line(Wanted(probing=PROBING)))
+    value["probing"].update(change)
+    with pytest.raises(ControlError):
+        parse_wanted(json.dumps(value).encode())
+
+
+def test_a_process_of_a_release_without_probes_is_understood() -> None:
+    value = json.loads(report_line(Report("ab", probes=Probes())))
+    del value["probes"]
+    assert parse_report(json.dumps(value).encode()).probes is None
 
 
 @given(st.one_of(st.binary(max_size=60), st.text(max_size=60).map(json.dumps).map(str.encode)))
 def test_rubbish_is_refused(line: bytes) -> None:
-    for parse in (parse_orders, parse_report, parse_kept):
+    for parse in (parse_wanted, parse_report, parse_kept):
         with pytest.raises(ControlError):
             parse(line)

@@ -6,13 +6,16 @@ from dataclasses import replace
 from ipaddress import IPv4Address, ip_address
 from typing import Any
 
-from bfd.control import Report, View
+import pytest
+
+from bfd.control import Probes, Report, View
+from bfd.probes import Probing
 from bfd.session import Timers
 from bfd.table import Order
 from bgp.path import SpeakerPeer
 from bgp.session import PeerStatus
 from routerd.model import Bfd, Peer
-from routerd.node.bfd import Judged, judge, orders, refusals, unjudged
+from routerd.node.bfd import Judged, judge, orders, refusals, unjudged, unwatched
 
 TOR, OTHER, HERE = ip_address("10.0.0.1"), ip_address("10.0.0.2"), ip_address("10.0.0.9")
 UP = View(TOR, HERE, "up", 100.0, 0, False, "up", 50_000, 150_000, "")
@@ -99,3 +102,27 @@ def test_what_is_not_watched_is_told_with_what_to_do() -> None:
     ]
     assert "switch BFD on" in told(report(replace(GONE, failed=False)))[0]
     assert list(refusals({}, None, "")) == []
+
+
+PROBING = Probing("routerd.vxlan", ip_address("10.0.0.11"), 50_000, frozenset({2}))
+
+
+@pytest.mark.parametrize(
+    ("report", "trouble", "why"),
+    [
+        (None, "", "no bfd process is connected: start `routerd bfd`"),
+        (None, "restart it", "restart it"),
+        (Report("ab"), "", "the bfd process is of a release that sends no probes: restart it"),
+        (Report("ab", probes=Probes(1, "no device")), "", "no device"),
+    ],
+)
+def test_that_gateways_are_not_watched_is_told_with_its_cause(report: Report | None, trouble: str, why: str) -> None:
+    (found,) = unwatched(PROBING, report, trouble)
+    assert str(found.object) == "bfd"
+    assert (found.reason, found.message) == ("GatewaysUnwatched", f"{why}; a gateway that dies is not noticed here")
+
+
+@pytest.mark.parametrize("probing", [None, replace(PROBING, gateways=frozenset())])
+def test_where_there_is_nobody_to_watch_nothing_is_told(probing: Probing | None) -> None:
+    assert list(unwatched(probing, None, "")) == []
+    assert list(unwatched(PROBING, Report("ab", probes=Probes(1)), "")) == []

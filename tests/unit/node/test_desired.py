@@ -81,7 +81,7 @@ def test_egress_waits_for_all_that_it_needs(field: str) -> None:
 
 
 def test_an_empty_store_touches_nothing() -> None:
-    assert compose(Snapshot(), SETTINGS, FACTS) == NodeState(None, {"egress": None, "bfd": None})
+    assert compose(Snapshot(), SETTINGS, FACTS) == NodeState(None, {"egress": None, "bfd": None, "probes": None})
 
 
 def test_a_node_that_the_store_does_not_know_touches_nothing_and_says_so() -> None:

@@ -1,0 +1,114 @@
+"""Probes of gateways: unaffiliated BFD echo (RFC 9747), put on a tunnel device. What is sent when; pure, told the time.
+
+A frame says in its destination MAC which node it is for; a program on the device gives it its tunnel key, notes its
+token and takes the answer (bpf/probe.h). So this process never hears of answers: who is dead is decided in the kernel.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from bfd.wheel import Wheel
+from bpf import layout
+
+IPAddress = IPv4Address | IPv6Address
+SPREAD = 0.1  # of the interval, by which one is sent earlier: nodes that begin together do not stay so
+LATE = 2  # intervals: who sends later than that has stood still
+ETHERTYPES = {4: 0x0800, 6: 0x86DD}
+UDP = 17
+SOURCE_MAC = b"\x02rd\0\0\0"
+
+
+@dataclass(frozen=True, slots=True)
+class Probing:
+    """What is wanted: by which device, from which of our tunnel endpoints, each how many microseconds, to which nodes.
+
+    Nodes are numbers. Without any, nothing is sent and no socket is open.
+    """
+
+    device: str
+    local: IPAddress
+    interval: int
+    gateways: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """How often the process stood still, and for how long in all, in seconds: meanwhile nobody could be found dead."""
+
+    times: int = 0
+    seconds: float = 0.0
+
+
+class Prober:
+    """Not thread-safe: one loop."""
+
+    def __init__(self, chance: Callable[[], float], token: Callable[[], int]) -> None:
+        """`chance`: from 0 up to 1. `token`: 64 bits that nobody guesses, 0 aside."""
+        self._chance, self._token = chance, token
+        self._wheel: Wheel[int] = Wheel()
+        self._due: dict[int, float] = {}
+        self.probing: Probing | None = None
+        self.stall = Stall()
+
+    def order(self, probing: Probing, now: float) -> None:
+        """From now on these and no others. Who is new is probed at once, spread over an interval."""
+        before = self.probing.gateways if self.probing is not None else frozenset()
+        self.probing = probing
+        for number in before - probing.gateways:
+            self._wheel.drop(number)
+            del self._due[number]
+        for number in probing.gateways - before:
+            self._put(number, now + self._chance() * probing.interval / 1e6)
+
+    def _put(self, number: int, due: float) -> None:
+        self._due[number] = due
+        self._wheel.put(number, due)
+
+    def advance(self, now: float) -> Iterator[bytes]:
+        """The frames that are due. What was missed is not made up for: it would be answered no better."""
+        if self.probing is None:
+            return
+        interval = self.probing.interval / 1e6
+        latest = 0.0
+        for number in list(self._wheel.take(now)):
+            latest = max(latest, now - self._due[number])
+            self._put(number, now + interval * (1 - SPREAD * self._chance()))
+            yield frame(self.probing.local, number, self._token())
+        if latest > LATE * interval:
+            self.stall = Stall(self.stall.times + 1, self.stall.seconds + latest)
+
+    @property
+    def next_due(self) -> float:
+        """No later than the next frame."""
+        return self._wheel.next
+
+
+def frame(local: IPAddress, number: int, token: int) -> bytes:
+    """A probe to the node with this number, as the tunnel device gets it: Ethernet, IP from `local` to itself, UDP.
+
+    UDP has no checksum in either family, as programs alone judge it. An IPv4 header has one.
+    """
+    carried = bytes(layout.Probe(layout.PROBE_REQUEST, token=token))
+    size = 8 + len(carried)
+    udp = struct.pack("!HHHH", layout.PROBE_PORT, layout.PROBE_PORT, size, 0) + carried
+    ethernet = struct.pack("!IH6sH", layout.PROBE_MAC, number, SOURCE_MAC, ETHERTYPES[local.version])
+    return ethernet + _ip_header(local, size) + udp
+
+
+def _ip_header(local: IPAddress, size: int) -> bytes:
+    if local.version == 6:
+        return struct.pack("!IHBB", 6 << 28, size, UDP, layout.PROBE_TTL) + local.packed * 2
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + size, 0, 0, layout.PROBE_TTL, UDP, 0) + local.packed * 2
+    return header[:10] + struct.pack("!H", _checksum(header)) + header[12:]
+
+
+def _checksum(header: bytes) -> int:
+    """RFC 1071."""
+    total = sum(struct.unpack(f"!{len(header) // 2}H", header))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return int(~total & 0xFFFF)
