@@ -22,10 +22,10 @@ from bpf import bcc_loader, layout, loader, pins, syscall
 from egress import conntrack, devices, guard, host_settings, nft, plan
 from egress.attach import Attacher, Mode
 from egress.devices import Link
-from egress.entries import Facts
+from egress.entries import HINDRANCES, Facts
 from egress.netlink import NetlinkSocket
 from egress.policy import QUARTERS, TUNNEL_DEVICE, Desired, IPAddress, IPNetwork, Limits, Quotas, limits
-from egress.status import GUARD, EgressStatus, PortUse, told_apart
+from egress.status import GUARD, EgressStatus, PortUse, Probed, told_apart
 
 # Map sizes when they are made; memory is taken as they fill (no preallocation), about 250 bytes for each flow.
 DEFAULT_NAT_ENTRIES = 262_144
@@ -210,6 +210,7 @@ class Datapath:
             room={table: self._maps[name].max_entries for table, name in TABLES.items()},
             long_searches={str(group): count for group, (count, _) in searches.items()},
             pressed={**pressed, **{f"pod-address/{address}": 1 for address in self._near_share}},
+            probed=self.probed(),
             passed=passed,
             drops=drops,
         )
@@ -238,6 +239,19 @@ class Datapath:
         except FileNotFoundError:
             return False
         return bool(value and layout.decode(layout.Use, value).pressed)
+
+    def probed(self) -> tuple[Probed, ...]:
+        """Gateways to which probes were ever sent."""
+        value = self._maps["settings"].get(layout.u32(0))
+        multiplier = layout.decode(layout.Settings, value).probe_multiplier if value else 0
+        found, moment = [], time.monotonic_ns()
+        for key, raw in sorted(self._maps["probes"].items().items()):
+            past, known = layout.decode(layout.Probes, raw), self._maps["liveness"].get(key)
+            if known is not None:
+                found.append(
+                    _probed(layout.number(key), past, layout.decode(layout.Liveness, known), multiplier, moment)
+                )
+        return tuple(found)
 
     def collect(self) -> layout.Collected | None:
         """One round of collection of idle flows and ports, in the kernel. None while nothing is loaded."""
@@ -451,6 +465,17 @@ def _tunnel(by_name: Mapping[str, int], links: Mapping[int, Link]) -> plan.Tunne
         return None
     port = link.vxlan_port if link.vxlan_external else 0
     return plan.Tunnel(link.ifindex, link.mtu, port, link.up, devices.is_forwarding(TUNNEL_DEVICE))
+
+
+def _probed(number: int, past: layout.Probes, known: layout.Liveness, multiplier: int, moment: int) -> Probed:
+    """As the programs judge, but for the answer to the last probe that may still come."""
+    reasons = tuple(name for name, bit in HINDRANCES.items() if known.service & bit)
+    is_silent = multiplier and (known.sent - known.heard) % (1 << 32) > multiplier
+    last = past.kept[known.sent % layout.PROBES_KEPT].at
+    return Probed(
+        number, "silent" if is_silent else "leaves" if reasons else "serves", reasons, known.sent, past.answered,
+        past.round_trip / 1e9, max(0, moment - last) / 1e9,
+    )  # fmt: skip
 
 
 def _is_translated(value: bytes) -> bool:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
-from egress.policy import Desired, IPAddress, selected_pods
+from egress.policy import Desired, Hindrance, IPAddress, selected_pods
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,20 @@ class PortUse:
 
 
 GUARD = "guard_"  # counters of the nft table: drops, all of them
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What probes of one gateway say. Times in seconds."""
+
+    number: int  # of the node
+    state: Literal["serves", "leaves", "silent"]
+    reasons: tuple[Hindrance, ...]  # why it asks to be left alone
+    sent: int
+    answered: int
+    round_trip: float  # smoothed
+    idle: float  # since the last probe was sent
+    node: str = ""  # its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +56,14 @@ class EgressStatus:
     # near its share of the tables
     passed: Mapping[str, int] = field(default_factory=dict)  # packets that went on, by outcome
     drops: Mapping[str, int] = field(default_factory=dict)  # packets by reason
+    probed: tuple[Probed, ...] = ()  # gateways
 
     def beside(self, desired: Desired | None) -> EgressStatus:
-        """With what the desired state says; None = not synced."""
-        return replace(self, pods=len(selected_pods(desired)) if desired is not None else 0)
+        """With what the desired state says; None = not synced. Gateways that are nobody's any more are left out."""
+        groups = desired.groups.values() if desired is not None else ()
+        names = {gateway.number: gateway.node for group in groups for gateway in group.gateways}
+        probed = tuple(replace(each, node=names[each.number]) for each in self.probed if each.number in names)
+        return replace(self, pods=len(selected_pods(desired)) if desired is not None else 0, probed=probed)
 
 
 def told_apart(packets: Mapping[str, int], drops: Collection[str]) -> tuple[dict[str, int], dict[str, int]]:

@@ -267,7 +267,9 @@ class Agent:
         if kind not in COLUMNS:
             raise RequestRefused(f"unknown kind {kind!r}: one of {', '.join(COLUMNS)}", 2)
         nat = await in_thread(self._host.nat) if kind == "nat" else ()
-        return rows(kind, View(self._snapshot, self._state, self._host.peers(), nat, self._states(), time.time()))
+        probed = (await self._counted()).egress.probed if kind == "gateways" else ()
+        view = View(self._snapshot, self._state, self._host.peers(), nat, self._states(), time.time(), probed)
+        return rows(kind, view)
 
     def _states(self) -> dict[str, str]:
         state = self._drains.departure.state

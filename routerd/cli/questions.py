@@ -170,7 +170,7 @@ PLAN = Command(
 )
 SHOW = Command(
     "show",
-    "print nodes, peers, BFD sessions, paths, policies, pools, flows of pods, port sets or egress addresses",
+    "print nodes, peers, BFD sessions, paths, policies, pools, flows, gateways, port sets or egress addresses",
     ("routerd show paths", "routerd show peers -o json", "routerd show egress-ips -o csv >firewall.csv"),
     show,
     detail="`egress-ips -o csv` is the list for a firewall administrator: which source address is whose.",

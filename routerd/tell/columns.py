@@ -42,6 +42,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "policies": ("policy", "destinations", "egress_ip", "group", "gateways", "pods_here", "reason"),
     "pools": ("pool", "protocol", "uses", "addresses", "used", "free", "disabled"),
     "nat": ("protocol", "pod", "remote", "egress_ip", "port", "group", "gateway", "idle_seconds"),
+    "gateways": ("gateway", "state", "round_trip_ms", "probes", "unanswered", "idle_seconds", "reason"),
     "port-sets": ("egress_ip", "ports", "size", "node", "state", "group"),
     "egress-ips": ("egress_ip", "policies", "pool", "group", "active_gateways", "gateways", "node_address"),
 }

@@ -5,7 +5,7 @@ It must not touch the kernel, the speaker or a daemon's loop: a scrape reads one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from routerd.tell.drain import State
 from routerd.tell.status import BUCKETS, AgentStatus, PeerStatus, Rounds
 
 if TYPE_CHECKING:
-    from egress.status import EgressStatus
+    from egress.status import EgressStatus, Probed
     from ipam.pool import Counts
     from ipam.port_sets import PortCounts
     from routerd.model import IPAddress
@@ -148,7 +148,25 @@ def _egress(status: EgressStatus) -> Iterator[Metric]:
     yield _counter("routerd_egress_long_port_searches", text, ("group",), _by(status.long_searches))
     text = "1 for an egress group that is short of ports, and for a pod that is near its share of the tables."
     yield _gauge("routerd_egress_pressed", text, ("object",), _by(status.pressed))
+    yield from _gateways(status.probed)
     yield _gauge("routerd_egress_pods", "Pods of this node that a policy selects.", (), _one(status.pods))
+
+
+def _gateways(probed: Sequence[Probed]) -> Iterator[Metric]:
+    def samples(number: Callable[[Probed], float]) -> list[Sample]:
+        return [((each.node,), float(number(each))) for each in probed]
+
+    label = ("gateway",)
+    yield _gauge(
+        "routerd_gateway_up", "1 if the gateway answers probes.", label, samples(lambda g: g.state != "silent")
+    )
+    serves = "1 if the gateway answers probes and does not ask to be left alone."
+    yield _gauge("routerd_gateway_serves", serves, label, samples(lambda g: g.state == "serves"))
+    trip = "Smoothed time from a probe to its answer."
+    yield _gauge("routerd_gateway_round_trip_seconds", trip, label, samples(lambda g: g.round_trip))
+    yield _counter("routerd_gateway_probes", "Probes sent to the gateway.", label, samples(lambda g: g.sent))
+    answers = "Answers of the gateway; what it is short of the probes is loss, but for the one on its way."
+    yield _counter("routerd_gateway_probe_answers", answers, label, samples(lambda g: g.answered))
 
 
 def _pools(status: AgentStatus) -> Iterator[Metric]:

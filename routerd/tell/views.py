@@ -17,6 +17,7 @@ from bgp.path import Path
 from bgp.rib import family_of
 from bgp.session import PeerStatus as Session
 from egress.policy import selected_pods
+from egress.status import Probed
 from ipam.pool import count_buggy, key_of
 from routerd.memo import Tally, by_identity
 from routerd.model import (
@@ -72,6 +73,7 @@ class View:
     nat: tuple[Row, ...] = ()
     states: Mapping[str, str] = field(default_factory=dict)  # of nodes that say more of it than their Node
     now: float | None = None  # seconds of the Unix epoch; None = what is shown is not of now
+    probed: tuple[Probed, ...] = ()
 
 
 def rows(kind: str, view: View) -> list[Row]:
@@ -86,6 +88,7 @@ def rows(kind: str, view: View) -> list[Row]:
         "egress-ips": lambda view: egress_ip_rows(view.snapshot.allocations),
         "port-sets": lambda view: port_set_rows(view.snapshot.allocations),
         "nat": _nat,
+        "gateways": lambda view: [_gateway_row(each) for each in sorted(view.probed, key=lambda each: each.node)],
     }
     return makers[kind](view)
 
@@ -265,6 +268,19 @@ def _nat(view: View) -> list[Row]:
     numbers = view.snapshot.allocations.numbers if view.snapshot.allocations else ()
     names = {each.number: each.node for each in numbers}
     return [{**row, "gateway": _name(row["gateway"], names)} for row in view.nat]
+
+
+def _gateway_row(probed: Probed) -> Row:
+    """A gateway by which pods of this node may leave, as its probes say."""
+    return {
+        "gateway": probed.node,
+        "state": probed.state,
+        "round_trip_ms": round(probed.round_trip * 1e3, 3),
+        "probes": probed.sent,
+        "unanswered": probed.sent - probed.answered,
+        "idle_seconds": round(probed.idle, 1),
+        "reason": _joined(probed.reasons),
+    }
 
 
 def _name(number: Value, names: Mapping[int, str]) -> Value:

@@ -13,7 +13,7 @@ from prometheus_client.exposition import generate_latest
 
 from bfd.control import View as Watched
 from bgp.session import PeerStatus as Session
-from egress.status import EgressStatus
+from egress.status import EgressStatus, Probed
 from ipam.pool import Counts
 from ipam.port_sets import PortCounts
 from routerd.model import Refusal
@@ -39,6 +39,7 @@ BFD = Watched(
     detection=150_000,
     reason="",
 )
+PROBED = Probed(2, "leaves", ("draining",), 100, 97, 0.25, 0.04, "gw")
 FULL = AgentStatus(
     node="a",
     version="0.1.0",
@@ -53,7 +54,15 @@ FULL = AgentStatus(
     ),
     pools=tuple(pool_rows(cluster.snapshot())),
     egress=EgressStatus(
-        True, 1, {"flows": 9}, {"flows": 1000}, {"7": 3}, {"egress/7": 1}, {"translated": 8}, {"no_gateway": 5}
+        True,
+        1,
+        {"flows": 9},
+        {"flows": 1000},
+        {"7": 3},
+        {"egress/7": 1},
+        {"translated": 8},
+        {"no_gateway": 5},
+        (PROBED,),
     ),
     store=StoreStatus(
         (ResourceStatus("pods", synced=True, stale=12.5, lists=2, watches=3), ResourceStatus("nodes", synced=False)),
@@ -111,6 +120,11 @@ def test_the_numbers() -> None:
         'routerd_egress_long_port_searches_total{group="7"} 3.0',
         'routerd_egress_pressed{object="egress/7"} 1.0',
         "routerd_egress_pods 1.0",
+        'routerd_gateway_up{gateway="gw"} 1.0',
+        'routerd_gateway_serves{gateway="gw"} 0.0',
+        'routerd_gateway_round_trip_seconds{gateway="gw"} 0.25',
+        'routerd_gateway_probes_total{gateway="gw"} 100.0',
+        'routerd_gateway_probe_answers_total{gateway="gw"} 97.0',
         'routerd_pool_addresses{pool="default"} 256.0',
         'routerd_pool_addresses_in_use{pool="default"} 1.0',
         'routerd_store_resource_synced{resource="pods"} 1.0',
@@ -201,7 +215,7 @@ def test_status_as_json_has_the_parts_of_the_rooms() -> None:
     assert document["egress"] == {
         "datapath": True, "pods": 1, "entries": {"flows": 9}, "room": {"flows": 1000}, "long_searches": {"7": 3},
         "pressed": {"egress/7": 1},
-        "passed": {"translated": 8}, "drops": {"no_gateway": 5},
+        "passed": {"translated": 8}, "drops": {"no_gateway": 5}, "probed": (asdict(PROBED),),
     }  # fmt: skip
     assert document["peers"] == [
         {"peer": "tor", "address": "10.0.0.1", "up": True, "state": "up", "since_seconds": None, "flaps": 2,
@@ -220,7 +234,9 @@ def test_status_as_json_has_the_parts_of_the_rooms() -> None:
 def test_whatever_the_datapath_says_is_in_the_api_and_in_the_metrics(name: str) -> None:
     """So a new counter is a field, its reading, and its metric."""
     before = getattr(FULL.egress, name)
-    other = not before if isinstance(before, bool) else before + 1 if isinstance(before, int) else {"other": 1}
+    other: object = {"other": 1}
+    if isinstance(before, bool | int | tuple):
+        other = not before if isinstance(before, bool) else before + 1 if isinstance(before, int) else ()
     changed = replace(FULL, egress=replace(FULL.egress, **{name: other}))
     assert as_json(changed)["egress"] == {**asdict(FULL.egress), name: other}
     assert exposition(changed) != exposition(FULL)

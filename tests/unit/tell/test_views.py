@@ -11,6 +11,7 @@ import pytest
 from bfd.control import View as Watched
 from bgp.session import PeerStatus as Session
 from bgp.session import State
+from egress.status import Probed
 from routerd.model import Allocations, Bfd, NodeAddresses, Peer, Peering
 from routerd.node.desired import LocalFacts, Settings, compose
 from routerd.tell.views import COLUMNS, PeerView, Row, View, pool_size, rows
@@ -32,6 +33,7 @@ def view(session: Session = UP, **fields: object) -> View:
         state,
         {TOR: PeerView(TOR, session, since=12.34)},
         ({"protocol": "TCP", **dict.fromkeys(COLUMNS["nat"][1:])},),
+        probed=(Probed(2, "leaves", ("draining", "no-session"), 100, 97, 0.00123, 0.04, "b"),),
     )
 
 
@@ -65,6 +67,13 @@ def test_a_flow_names_the_node_by_which_it_leaves() -> None:
     flows = tuple({"protocol": "TCP", "gateway": number} for number in (1, 2, 9))
     shown = rows("nat", replace(view(), nat=flows))
     assert [row["gateway"] for row in shown] == ["a", "b", 9]
+
+
+def test_a_gateway_is_shown_with_what_its_probes_say() -> None:
+    assert one("gateways") == {
+        "gateway": "b", "state": "leaves", "round_trip_ms": 1.23, "probes": 100, "unanswered": 3, "idle_seconds": 0.0,
+        "reason": "draining,no-session",
+    }  # fmt: skip
 
 
 def test_peers_that_are_refused_are_shown_with_the_reason() -> None:
