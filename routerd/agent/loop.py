@@ -70,8 +70,9 @@ from routerd.agent.reconcile import Reconciler, Round
 from routerd.blocking import in_thread
 from routerd.log import event
 from routerd.model import IPAddress, Peer, Refusal, Snapshot
+from routerd.node.bfd import standing_still
 from routerd.node.brake import Brake
-from routerd.node.desired import Kept, LocalFacts, NodeState, Settings, compose
+from routerd.node.desired import PROBE_ROOM, Kept, LocalFacts, NodeState, Settings, compose
 from routerd.node.drain import Drain
 from routerd.node.fill import fill_refusals
 from routerd.node.sessions import entries_here
@@ -456,6 +457,7 @@ class Agent:
     def _refusals(self) -> Iterator[Refusal]:
         yield from (*self._state.refusals, *self._last_round.refusals, *self._host.refusals())
         yield from fill_refusals(self._settings.node, self._egress)
+        yield from standing_still(self._state.rooms.get(PROBE_ROOM), self._egress.probed)
 
     def _refreshed(self) -> AgentStatus:
         return replace(

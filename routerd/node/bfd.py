@@ -6,7 +6,7 @@ seen, and what its owner has switched off, is no failure (RFC 5882, section 3.2)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bfd.control import Report, View
@@ -15,6 +15,7 @@ from bfd.session import Timers
 from bfd.table import Order
 from bgp.path import SpeakerPeer
 from bgp.session import PeerStatus
+from egress.status import Probed
 from routerd.model import IPAddress, Peer, Refusal
 from routerd.refs import BFD, PEER, Ref
 
@@ -88,6 +89,19 @@ def _what_to_do(view: View) -> str:
     if view.failed:
         return "the BGP session was ended, and comes back as soon as BGP reaches the peer"
     return "switch BFD on for this session at the router, or remove `bfd` here; the session runs without BFD"
+
+
+STILL = 2.0  # seconds, or three intervals where these are longer: no probe for so long was sent by nobody
+
+
+def standing_still(probing: Probing | None, probed: Sequence[Probed]) -> Iterable[Refusal]:
+    """A process that is there, and sends nothing: it was stopped, or does not get the CPU. `probed`: as just read."""
+    if probing is None:
+        return
+    most = max(STILL, 3 * probing.interval / 1e6)
+    if any(each.idle > most for each in probed if each.number in probing.gateways):
+        why = "the bfd process sends no probes, though it is told to: is it stopped, or its CPU taken?"
+        yield Refusal(Ref(BFD), "GatewaysUnwatched", f"{why}; a gateway that dies is not noticed here")
 
 
 def unwatched(probing: Probing | None, report: Report | None, trouble: str) -> Iterable[Refusal]:

@@ -17,7 +17,7 @@ from bgp.session import PeerStatus as Session
 from egress.status import EgressStatus
 from routerd.agent.arrivals import Expected
 from routerd.agent.drain import Drains
-from routerd.agent.loop import RECHECK_REST, Agent, Parts, TaskReturned, peer_statuses
+from routerd.agent.loop import RECHECK_REST, Agent, Parts, TaskReturned, are_lost, peer_statuses
 from routerd.agent.reconcile import Reconciler, Round
 from routerd.model import Allocations, IPAddress, Origin, Peer, Peering, Refusal, Snapshot
 from routerd.node.brake import Brake, Limits
@@ -650,3 +650,15 @@ def test_a_node_that_leaves_is_safe_to_stop_although_something_changes_all_the_t
         assert all(safe[-50:])
 
     with_agent(test, drains=Drains(notice=1.0, clock=now), makes=Slow)
+
+
+@pytest.mark.parametrize(
+    ("states", "lost"),
+    [
+        ([], False), (["up"], False), (["down"], True), (["connecting"], True), (["unknown"], False),
+        (["down", "up"], False), (["down", "connecting"], True), (["down", "unknown"], False),
+    ],
+)  # fmt: skip
+def test_a_node_has_lost_its_sessions_when_none_of_them_is_up(states: list[Any], lost: bool) -> None:
+    """One without peers has none to lose; and of which nobody tells may be up."""
+    assert are_lost(PeerView(TOR, Session(state)) for state in states) == lost

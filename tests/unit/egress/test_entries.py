@@ -251,3 +251,34 @@ def test_each_family_of_a_policy_is_what_it_would_be_alone(policy: Policy) -> No
         rules = [rule for chain in chains for rule in guard.chains[chain]]
         covered = only(pod.version, policy.destinations)
         assert len(rules) == (len(policy.ports) or 1) * bool(covered)
+
+
+EGRESS_IP, EGRESS_IP6 = IPv4Address("192.0.2.9"), IPv6Address("fd02::9")
+NOBODYS_PORTS = Served(granules({}))
+GATEWAY = Desired("n", IPv4Address("10.0.0.1"), served={EGRESS_IP: NOBODYS_PORTS})
+
+
+def told_of_itself(desired: Desired, facts: Facts) -> tuple[list[str], int]:
+    """Where a gateway that answers probes must have a route to, and why it asks to be left alone."""
+    (raw,) = map_entries(desired, facts, {})["settings"].values()
+    settings = layout.decode(layout.Settings, raw)
+    return [
+        str(layout.ip_of(way)) for way in (settings.way_out4, settings.way_out6) if any(way)
+    ], settings.out_of_service
+
+
+def test_a_gateway_is_asked_for_a_route_of_the_families_that_it_serves() -> None:
+    both = replace(GATEWAY, served={EGRESS_IP: NOBODYS_PORTS, EGRESS_IP6: NOBODYS_PORTS})
+    assert told_of_itself(replace(GATEWAY, served={}), Facts()) == ([], 0)
+    assert told_of_itself(GATEWAY, Facts()) == (["0.0.0.0"], 0)
+    assert told_of_itself(both, Facts()) == (["0.0.0.0", "2000::"], 0)
+    narrow = Facts(ways_out={4: IPv4Address("203.0.113.0")})
+    assert told_of_itself(both, narrow) == (["203.0.113.0", "2000::"], 0)
+
+
+def test_what_speaks_against_a_gateway_is_said_and_flows_ask_anew() -> None:
+    leaves = replace(GATEWAY, out_of_service=frozenset({"draining", "no-session"}))
+    assert told_of_itself(leaves, Facts())[1] == layout.SERVICE_DRAINING | layout.SERVICE_NO_SESSION
+    assert told_of_itself(GATEWAY, Facts(cut_off=True))[1] == layout.SERVICE_NO_UPLINK
+    epochs = [map_entries(*case, {})["epoch"] for case in ((GATEWAY, Facts()), (leaves, Facts()))]
+    assert epochs[0] != epochs[1]

@@ -14,8 +14,9 @@ from bfd.session import Timers
 from bfd.table import Order
 from bgp.path import SpeakerPeer
 from bgp.session import PeerStatus
+from egress.status import Probed
 from routerd.model import Bfd, Peer
-from routerd.node.bfd import Judged, judge, orders, refusals, unjudged, unwatched
+from routerd.node.bfd import Judged, judge, orders, refusals, standing_still, unjudged, unwatched
 
 TOR, OTHER, HERE = ip_address("10.0.0.1"), ip_address("10.0.0.2"), ip_address("10.0.0.9")
 UP = View(TOR, HERE, "up", 100.0, 0, False, "up", 50_000, 150_000, "")
@@ -126,3 +127,21 @@ def test_that_gateways_are_not_watched_is_told_with_its_cause(report: Report | N
 def test_where_there_is_nobody_to_watch_nothing_is_told(probing: Probing | None) -> None:
     assert list(unwatched(probing, None, "")) == []
     assert list(unwatched(PROBING, Report("ab", probes=Probes(1)), "")) == []
+
+
+@pytest.mark.parametrize(
+    ("interval", "idle", "told"),
+    [
+        (50_000, 0.04, False),
+        (50_000, 1.9, False),
+        (50_000, 2.1, True),
+        (10_000_000, 20.0, False),
+        (10_000_000, 31.0, True),
+    ],
+)
+def test_a_process_that_stands_still_is_told(interval: int, idle: float, told: bool) -> None:
+    probing = replace(PROBING, interval=interval)
+    probed = (Probed(2, "serves", (), 9, 9, 0.001, idle), Probed(5, "silent", (), 9, 9, 0.001, 1e6))
+    assert [each.reason for each in standing_still(probing, probed)] == ["GatewaysUnwatched"] * told
+    assert list(standing_still(replace(probing, gateways=frozenset()), probed)) == [], "5 is nobody's gateway any more"
+    assert list(standing_still(None, probed)) == []

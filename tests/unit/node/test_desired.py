@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from egress.policy import Block, Desired
+from egress.policy import Block, Desired, Gateway, Group, Watch
 from routerd.model import (
     Allocations,
     Namespace,
@@ -18,7 +18,7 @@ from routerd.model import (
     Refusal,
     Snapshot,
 )
-from routerd.node.desired import LocalFacts, NodeState, Settings, compose
+from routerd.node.desired import LocalFacts, NodeState, Settings, compose, probing
 from routerd.refs import Ref
 from routerd.selectors import LabelSelector, Requirement
 from routerd.tell.render import changes, egress_lines, refusal_lines, state_lines
@@ -355,3 +355,17 @@ def test_a_node_without_an_address_is_guarded_although_it_cannot_be_a_tunnel_end
 def test_changes_are_the_lines_that_go_and_come() -> None:
     assert changes(["a", "b"], ["b", "c"]) == ["- a", "+ c"]
     assert changes(["a"], ["a"]) == []
+
+
+def test_a_node_probes_the_other_gateways_of_groups_that_it_has_ports_of() -> None:
+    block = Block(ip_address("192.0.2.9"), 1024, 64)
+    here, other, third = Gateway("a", 1), Gateway("b", 2), Gateway("c", 3)
+    used = Group(7, (block.egress_ip,), (here, other), (block,))
+    groups = {7: used, 8: Group(8, (block.egress_ip,), (third,))}
+    desired = Desired("a", ip_address("10.0.0.1"), groups=groups, watch=Watch(0.05, 3))
+    found = probing(desired)
+    assert found is not None
+    assert (found.gateways, found.interval, found.local) == (frozenset({2}), 50_000, desired.node_address)
+    off = probing(replace(desired, watch=None))
+    assert off is not None and not off.gateways
+    assert probing(replace(desired, node_address=None)) is None
