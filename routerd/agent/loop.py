@@ -76,6 +76,7 @@ from routerd.node.desired import PROBE_ROOM, Kept, LocalFacts, NodeState, Settin
 from routerd.node.drain import Drain
 from routerd.node.fill import fill_refusals
 from routerd.node.sessions import entries_here
+from routerd.refs import POD, Ref
 from routerd.serve.api import RequestRefused
 from routerd.store.interface import StoreStatus
 from routerd.tell.columns import COLUMNS
@@ -83,7 +84,7 @@ from routerd.tell.drain import NODE_UNKNOWN, Departure, Progress, departure
 from routerd.tell.render import refusal_lines, state_lines
 from routerd.tell.status import AgentStatus, ConfigStatus, PeerStatus, as_json
 from routerd.tell.views import PeerView, Row, UsedAddresses, View, pool_rows, rows
-from routerd.tell.why import explain, is_service, session_steps
+from routerd.tell.why import explain, gateway_steps, is_service, session_steps
 
 LOGGER = logging.getLogger("routerd.agent")
 RECHECK_REST = 0.2  # seconds between rounds that read everything back because devices changed, which come in storms
@@ -282,6 +283,8 @@ class Agent:
         steps = explain(self._snapshot, self._state, self._settings, name, views)
         if is_service(name) and (steps[-1].yes or steps[-1].note):
             steps += session_steps(self._state.announcements, views)
+        if Ref.parse(name).kind == POD and steps[-1].yes:
+            steps += gateway_steps(self._status.egress.probed)
         return [asdict(step) for step in steps]
 
     def _release_brake(self) -> int:

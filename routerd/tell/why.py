@@ -15,6 +15,7 @@ from bgp.path import Path
 from bgp.rib import family_of
 from egress.entries import NOBODYS, OF_THE_LINK
 from egress.policy import UNSUPPORTED_FAMILY, egress_versions, unsupported
+from egress.status import Probed
 from routerd.errors import RouterdError
 from routerd.model import (
     NAMESPACE_NAME_LABEL,
@@ -214,6 +215,21 @@ def _session_step(peer: PeerView) -> Step:
 
 
 # --- pods
+
+
+def gateway_steps(probed: Sequence[Probed]) -> tuple[Step, ...]:
+    """Gateways of groups that this node has ports of, and that it leaves: what probes say, so only a running agent can
+    tell.
+    """
+    return tuple(_gateway_step(each) for each in probed if each.state != "serves")
+
+
+def _gateway_step(probed: Probed) -> Step:
+    if probed.state == "silent":
+        detail = "flows go by the others of its groups; where all are silent, they stay with theirs"
+        return Step(f"does gateway {probed.node} answer probes?", False, "GatewaySilent", detail, note=True)
+    detail = f"{', '.join(probed.reasons)}: flows go by others of its groups that serve"
+    return Step(f"does gateway {probed.node} serve?", False, "GatewayLeaves", detail, note=True)
 
 
 def _pod(snapshot: Snapshot, state: NodeState, settings: Settings, key: str) -> Iterator[Step]:

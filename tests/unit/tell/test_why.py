@@ -8,13 +8,14 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from bgp.session import PeerStatus as Session
+from egress.status import Probed
 from routerd.model import GATEWAY_LABEL, Allocations, NodeAddresses, NodeNumber, Peer, Peering, Refusal
 from routerd.node.announce import Rules
 from routerd.node.desired import LocalFacts, Settings, compose
 from routerd.refs import Ref, service_ref
 from routerd.selectors import LabelSelector
 from routerd.tell.views import PeerView
-from routerd.tell.why import NoSuchObject, Step, explain, session_steps
+from routerd.tell.why import NoSuchObject, Step, explain, gateway_steps, session_steps
 from tests.models import cluster
 from tests.models.cluster import LOCAL, NOES, TOR
 
@@ -316,3 +317,15 @@ def test_an_address_that_is_no_egress_ip_is_told() -> None:
     assert told(*steps)[-1] == "no NoGroup has 198.51.100.99 an egress group?"
     with pytest.raises(NoSuchObject, match="none of svc/NAMESPACE/NAME"):
         why("egress")
+
+
+def test_a_gateway_that_is_left_is_named_with_its_cause() -> None:
+    """Beside which the pod leaves all the same: by the others."""
+    good = Probed(1, "serves", (), 9, 9, 0.001, 0.0, "a")
+    leaves = replace(good, state="leaves", reasons=("draining", "no-route"), node="b")
+    steps = gateway_steps([good, leaves, replace(good, state="silent", node="c")])
+    assert [(each.question, each.reason, each.yes, each.note) for each in steps] == [
+        ("does gateway b serve?", "GatewayLeaves", False, True),
+        ("does gateway c answer probes?", "GatewaySilent", False, True),
+    ]
+    assert steps[0].detail.startswith("draining, no-route: ")
