@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from egress.gateways import MAX_GATEWAYS
 from egress.policy import UNSUPPORTED_FAMILY, unsupported
 from ipam.again import Planner
 from ipam.plan import Grant, Plan
@@ -24,6 +23,7 @@ from routerd.cluster import taken
 from routerd.cluster.adopt import Digests, adopt
 from routerd.cluster.agents import Agents
 from routerd.cluster.conflicts import Limits
+from routerd.cluster.gateways import MAX_GATEWAYS
 from routerd.cluster.groups import HEARD_OF_ALL, Groups, absent_gateways, addresses_on_nodes, form_groups
 from routerd.cluster.ledger import Ledger
 from routerd.cluster.port_sets import PlanKept, PortRules, Ports, give_ports

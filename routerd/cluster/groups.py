@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
-from egress.gateways import MAX_GATEWAYS, choose
 from ipam.plan import Grant
 from ipam.pool import key_of
 from routerd.cluster.agents import Agents
+from routerd.cluster.gateways import MAX_GATEWAYS, choose
 from routerd.cluster.ledger import GroupRecord, Ledger
 from routerd.model import (
     GATEWAY_LABEL,

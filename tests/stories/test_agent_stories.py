@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from egress.gateways import MAX_GATEWAYS
+from routerd.cluster.gateways import MAX_GATEWAYS
 from tests.models.operator_world import LOOK, World
 
 G1 = "group 1 198.51.100.7 EgressPolicy/out via g1 g2"

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egress.gateways import MAX_GATEWAYS, choose
+from routerd.cluster.gateways import MAX_GATEWAYS, choose
 
 NODES = [f"node-{n}" for n in range(8)]
 node_sets = st.sets(st.sampled_from(NODES))
