@@ -53,6 +53,8 @@ int from_tunnel(struct __sk_buff *skb)
 		return take_relayed(skb, packet, parsed, config, sender, vni & VNI_SEEN);
 	if (parsed == PARSED_FRAGMENT)
 		return drop(skb, FRAGMENT);
+	if (packet->ttl == TRIAL_TTL)
+		return hear_trial(skb, packet, parsed, sender);
 	return return_to_pod(skb, packet, parsed, config, sender);
 }
 
@@ -200,6 +202,15 @@ int to_pod(struct __sk_buff *skb)
 	if (!error)
 		count_outside(&shares, 1);
 	return !error || error == -EEXIST ? NEXT : drop(skb, FLOW_TABLE_FULL);
+}
+
+/* A trial of a port set, one for each run; the agent runs it with BPF_PROG_TEST_RUN. Never attached. */
+SEC("tc")
+int send_trial(struct __sk_buff *skb)
+{
+	struct settings *config = read_settings();
+
+	return config ? put_trial(skb, config) : drop(skb, TUNNEL_ERROR);
 }
 
 /* One round; the agent runs it with BPF_PROG_TEST_RUN and reads `collected`. Never attached. */

@@ -220,11 +220,12 @@ struct search {
 	struct ip oldest_ip;
 	__u32 before; /* the device that had the port; 0 = it was free */
 	__be16 oldest_port;
-	__u16 wanted; /* the pod's own, host order */
-	__u16 start;  /* block that is tried first */
-	__u16 offset; /* random: where the cycle through a block begins */
-	__u8 open;    /* whether any block was open */
-	__u8 family;  /* 1 = IPv6 */
+	__u16 wanted;  /* the pod's own, host order */
+	__u16 start;   /* block that is tried first */
+	__u16 offset;  /* random: where the cycle through a block begins */
+	__u8 open;     /* whether any block was open */
+	__u8 family;   /* 1 = IPv6 */
+	__u64 gateway; /* its bit in the echoes of blocks */
 	long error;
 };
 
@@ -317,7 +318,8 @@ static long try_port(__u32 attempt, void *context)
 	asm volatile("" : "+r"(index)); /* the compiler knows its limit and the verifier does not */
 	block = &group->blocks[index & (MAX_BLOCKS - 1)];
 	mask = (1U << (block->shift & 15)) - 1;
-	if (block->closed || ip_is_v4(&block->egress_ip) == search->family || turn > mask + 1)
+	if (block->closed || !(block->echoed & search->gateway) ||
+	    ip_is_v4(&block->egress_ip) == search->family || turn > mask + 1)
 		return 0;
 	search->open = 1;
 	search->room->port_key.egress_ip = block->egress_ip;

@@ -76,6 +76,8 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 		if (!owns(endpoint, address, port))
 			return drop_from(skb, endpoint, FOREIGN_PORT);
 	}
+	if (packet->ttl == TRIAL_TTL)
+		return echo_trial(skb, packet, parsed, config, room, endpoint);
 	if (place_of(&packet->destination))
 		return drop(skb, BOGUS_DESTINATION);
 	if (packet->ttl <= 1)

@@ -33,6 +33,7 @@ VNI_SEEN = 0x1F  # of a fragment among these: how many gateways have seen it
 VNI_PROBE = (1 << 24) - 1
 PROBE_PORT, PROBE_TTL, PROBE_REQUEST, PROBE_REPLY, PROBE_MAC = 3785, 255, 1, 2, 0x02726400  # bpf/probe.h
 SERVICE_DRAINING, SERVICE_NO_SESSION, SERVICE_NO_UPLINK, SERVICE_NO_ROUTE = 1, 2, 4, 8
+TRIAL_PORT, TRIAL_TTL, TRIAL_REQUEST, TRIAL_REPLY = 9, 255, 1, 2  # bpf/trial.h
 
 SEEN_PACKET, SEEN_FIN, SEEN_RST, SEEN_FIN_FIRST, SEEN_END, SEEN_AGAIN = 1, 2, 4, 8, 16, 32
 ALL_PODS = 0  # the key of their sum in `uses`
@@ -118,7 +119,14 @@ class Gateway(Structure):
 
 
 class Block(Structure):
-    _fields_ = [("egress_ip", Bytes16), ("first", c_uint16), ("shift", c_uint8), ("closed", c_uint8)]
+    _fields_ = [
+        ("egress_ip", Bytes16),
+        ("first", c_uint16),
+        ("shift", c_uint8),
+        ("closed", c_uint8),
+        ("reserved", c_uint32),
+        ("echoed", c_uint64),
+    ]
 
 
 class GroupValue(Structure):
@@ -243,6 +251,22 @@ class Pressure(Structure):
     _fields_ = [("last_seen", c_uint64), ("searches", c_uint64)]
 
 
+class Trial(Structure):
+    """What the trial of a port set carries."""
+
+    _fields_ = [
+        ("kind", c_uint8),
+        ("reserved", c_uint8),
+        ("gateway", c_uint16),
+        ("group", c_uint32),
+        ("token", c_uint64),
+    ]
+
+
+class TrialToken(Structure):
+    _fields_ = [("token", c_uint64)]
+
+
 class Relays(Structure):
     _fields_ = [("since", c_uint64), ("packets", c_uint64)]
 
@@ -290,6 +314,7 @@ MIRRORS: dict[str, type[Structure]] = {
     "reverse_key": ReverseKey, "reverse_value": ReverseValue,
     "fragment_key": FragmentKey, "fragment_value": FragmentValue, "sequence": Sequence,
     "granule_key": GranuleKey, "granule_use": GranuleUse, "use": Use, "pressure": Pressure,
+    "trial": Trial, "trial_token": TrialToken,
     "relays": Relays, "liveness": Liveness, "sent_probe": SentProbe, "probes": Probes, "probe": Probe,
     "counter": Counter, "collected": Collected,
 }  # fmt: skip
@@ -303,10 +328,11 @@ MAPS: dict[str, tuple[type[Structure] | None, type[Structure] | None]] = {
     "uplinks": (None, None), "flows": (FlowKey, FlowValue), "reverse": (ReverseKey, ReverseValue),
     "fragments": (FragmentKey, FragmentValue), "sequences": (None, Sequence),
     "granules": (GranuleKey, GranuleUse), "uses": (None, Use), "pressures": (None, Pressure),
-    "relays": (None, Relays), "counters": (None, Counter), "collected": (None, Collected),
+    "trial_token": (None, TrialToken), "relays": (None, Relays), "counters": (None, Counter),
+    "collected": (None, Collected),
 }  # fmt: skip
 
-PROGRAMS = ("from_pod", "to_pod", "from_tunnel", "to_tunnel", "from_uplink", "collect")
+PROGRAMS = ("from_pod", "to_pod", "from_tunnel", "to_tunnel", "from_uplink", "send_trial", "collect")
 
 AnyStructure = TypeVar("AnyStructure", bound=Structure)
 

@@ -82,6 +82,9 @@ PINNED_MAP(uses, BPF_MAP_TYPE_HASH, __u32, struct use, 16384, BPF_F_NO_PREALLOC)
 /* Groups in which searches for a port grow long: this node needs more of them. */
 PINNED_MAP(pressures, BPF_MAP_TYPE_HASH, __u32, struct pressure, 65536, BPF_F_NO_PREALLOC);
 
+/* What trials of port sets bear, and echoes of them must; one element. */
+PINNED_MAP(trial_token, BPF_MAP_TYPE_ARRAY, __u32, struct trial_token, 1, 0);
+
 /* What this gateway has relayed lately, by CPU; one element. */
 PINNED_MAP(relays, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct relays, 1, 0);
 

@@ -12,7 +12,7 @@
 #ifndef ROUTERD_PROBE_H
 #define ROUTERD_PROBE_H
 
-#include "tunnel.h"
+#include "trial.h"
 
 static __always_inline struct liveness *liveness_of(__u16 number)
 {
@@ -28,13 +28,6 @@ static __always_inline struct probes *probes_of(__u16 number)
 	return bpf_map_lookup_elem(&probes, &key);
 }
 
-static __always_inline struct node_value *node_of(__u16 number)
-{
-	__u32 key = number;
-
-	return bpf_map_lookup_elem(&node_numbers, &key);
-}
-
 /* --- who is alive ------------------------------------------------------------------------------- */
 
 /* From the best to the worst. */
@@ -42,6 +35,7 @@ enum rank {
 	RANK_SERVES,
 	RANK_LEAVES, /* it answers, and asks to be left alone */
 	RANK_SILENT,
+	RANK_UNTRIED = 4, /* with each of these: it has not echoed the port set, see trial.h */
 };
 
 /* It answers, and says nothing against being used: what is so of nearly all packets. */
@@ -124,6 +118,8 @@ struct choice {
 	__u32 epoch;
 	__u32 hash;   /* of the flow */
 	__u32 latest; /* epoch */
+	__u64 echoed; /* by which gateways, a bit for each place in the group */
+	__u64 place;  /* of the one that is picked, its bit */
 	__u16 kept;
 	__u16 picked;
 };
@@ -140,7 +136,8 @@ static long weigh_gateway(__u32 index, void *context)
 	gateway = &choice->group->gateways[index & (MAX_GATEWAYS - 1)];
 	if (!gateway->up)
 		return 0;
-	rank = rank_of(choice->config, gateway->node);
+	index &= MAX_GATEWAYS - 1;
+	rank = rank_of(choice->config, gateway->node) | (choice->echoed >> index & 1 ? 0 : RANK_UNTRIED);
 	score = gateway->node == choice->kept ? 1ULL << 32 : preference(choice->hash, gateway->node);
 	score |= (__u64)(MAX_GATEWAYS - gateway->order) << 33;
 	if (choice->picked != NO_NODE &&
@@ -148,17 +145,19 @@ static long weigh_gateway(__u32 index, void *context)
 		return 0;
 	choice->picked = gateway->node;
 	choice->epoch = choice->latest + gateway->order;
+	choice->place = 1ULL << index;
 	choice->rank = rank;
 	choice->score = score;
 	return 0;
 }
 
-/* The gateway of a flow: of the best the first in order; where all are first the one that it has, else the
- * one that it prefers. NO_NODE = there is none. *rank says how good it is. *epoch is the latest one, and then
- * what the flow is to bear: another one if its gateway stands in for the first, so that it asks with each
- * packet and goes back as soon as that one is good. */
+/* The gateway of a flow in the blocks that `echoes` names: of the best the first in order; where all are
+ * first the one that it has, else the one that it prefers. NO_NODE = there is none. *rank says how good it
+ * is. *epoch is the latest one, and then what the flow is to bear: another one if its gateway stands in for
+ * the first, so that it asks with each packet and goes back as soon as that one is good. */
 static __always_inline __u16 pick_gateway(const struct settings *config, const struct group_value *group,
-					  const struct flow_key *key, __u16 kept, __u32 *epoch, __u32 *rank)
+					  const struct flow_key *key, __u16 kept, struct echoes *echoes,
+					  __u32 *epoch, __u32 *rank)
 {
 	struct choice choice = {
 	    .config = config,
@@ -170,7 +169,11 @@ static __always_inline __u16 pick_gateway(const struct settings *config, const s
 	    .picked = NO_NODE,
 	};
 
+	echoes->group = group;
+	bpf_loop(MAX_BLOCKS, add_echoes, echoes, 0);
+	choice.echoed = echoes->by;
 	bpf_loop(MAX_GATEWAYS, weigh_gateway, &choice, 0);
+	echoes->picked = choice.place;
 	*rank = choice.rank;
 	*epoch = choice.epoch;
 	return choice.picked;

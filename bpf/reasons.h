@@ -18,6 +18,9 @@
 	R(9, PROBE_REFLECTED, "liveness probe of another node, answered")                                    \
 	R(10, PROBE_HEARD, "answer to a liveness probe of this node")                                        \
 	R(11, RELAYED, "answer whose node is not known here, handed to another gateway")                     \
+	R(12, TRIAL_SENT, "trial of a port set of this node, sent to a gateway")                             \
+	R(13, TRIAL_ECHOED, "trial of another node's port set, sent back to it")                             \
+	R(14, TRIAL_HEARD, "trial of a port set of this node, come back from a gateway")                     \
 	R(32, NO_GROUP, "no egress group has been published for the policy")                                 \
 	R(33, NO_GATEWAY, "no gateway of the egress group is up")                                            \
 	R(34, UNSUPPORTED_PROTOCOL, "neither TCP, UDP nor ICMP echo")                                        \
@@ -48,7 +51,9 @@
 	R(62, PORT_QUOTA, "the pod has its share of the source node's ports in use and at rest")             \
 	R(63, OUTSIDE_QUOTA, "the pod has its share of the flows that began outside")                        \
 	R(64, FOREIGN_RELAY, "answer handed on by a node that is no gateway of the egress IP")               \
-	R(65, BAD_FRAGMENT, "IP fragment that splits its transport header, or overlaps its first")
+	R(65, BAD_FRAGMENT, "IP fragment that splits its transport header, or overlaps its first")           \
+	R(66, UNTRIED_PORT_SET, "no gateway of the group has echoed a port set of this node yet")            \
+	R(67, BAD_TRIAL, "trial of a port set, or its echo, that is forged or cut short")
 
 enum reason {
 	REASON_UNSPECIFIED = 0,

@@ -114,13 +114,15 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
 		return drop(skb, REWRITE_ERROR);
 	if (local)
 		return send_by(skb, &room->route);
-	return encapsulate(skb, config, group, &endpoint, rank == RANK_SILENT ? SENT_UNHEARD : ENCAPSULATED);
+	return encapsulate(skb, config, group, &endpoint,
+			   (rank & ~RANK_UNTRIED) == RANK_SILENT ? SENT_UNHEARD : ENCAPSULATED);
 }
 
 /* Finds a port for the flow and records both; fills in `flow`. REASON_UNSPECIFIED = done. */
 static __always_inline enum reason open_flow(const struct packet *packet, const struct flow_key *key,
 					     struct scratch *room, const struct group_value *group,
-					     const struct pod_value *pod, const struct shares *shares)
+					     const struct pod_value *pod, const struct shares *shares,
+					     __u64 gateway)
 {
 	struct flow_value *flow = &room->flow;
 	struct reverse_value *claimed = &room->port;
@@ -131,6 +133,7 @@ static __always_inline enum reason open_flow(const struct packet *packet, const 
 	    .start = bpf_get_prandom_u32(),
 	    .offset = bpf_get_prandom_u32(),
 	    .family = packet->ipv6,
+	    .gateway = gateway,
 	    .error = -EEXIST,
 	};
 	struct reverse_value *port;
@@ -188,6 +191,7 @@ static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet
 	enum reason refusal;
 	struct rule *rule;
 	struct shares shares;
+	struct echoes echoes = {.family = packet->ipv6};
 
 	rule = pod->policy_set ? decide(pod->policy_set, packet, parsed) : NULL;
 	if (!rule)
@@ -210,15 +214,17 @@ static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet
 	group = flow->group ? bpf_map_lookup_elem(&groups, &flow->group) : NULL;
 	if (!group)
 		return drop(skb, NO_GROUP);
-	flow->gateway = pick_gateway(config, group, key, NO_NODE, &flow->epoch, rank);
+	flow->gateway = pick_gateway(config, group, key, NO_NODE, &echoes, &flow->epoch, rank);
 	if (flow->gateway == NO_NODE)
 		return drop(skb, NO_GATEWAY);
+	if (*rank & RANK_UNTRIED)
+		return drop(skb, echoes.open ? UNTRIED_PORT_SET : NO_PORT_SET);
 	if (!find_uses(&shares, key->ifindex))
 		return drop(skb, FLOW_QUOTA);
 	refusal = refuse_flow(config, &shares);
 	if (refusal)
 		return drop(skb, refusal);
-	refusal = open_flow(packet, key, room, group, pod, &shares);
+	refusal = open_flow(packet, key, room, group, pod, &shares, echoes.picked);
 	if (refusal) {
 		winner = bpf_map_lookup_elem(&flows, key);
 		if (!winner || !winner->group)
@@ -235,6 +241,7 @@ static __always_inline enum reason keep_gateway(const struct settings *config, c
 						struct flow_value *flow, __u32 *rank)
 {
 	__u32 latest = read_epoch(), number = flow->group;
+	struct echoes echoes = {.egress_ip = flow->egress_ip, .port = bpf_ntohs(flow->egress_port)};
 	struct group_value *group;
 	__u16 gateway;
 
@@ -243,7 +250,7 @@ static __always_inline enum reason keep_gateway(const struct settings *config, c
 	group = bpf_map_lookup_elem(&groups, &number);
 	if (!group)
 		return NO_GROUP;
-	gateway = pick_gateway(config, group, key, flow->gateway, &latest, rank);
+	gateway = pick_gateway(config, group, key, flow->gateway, &echoes, &latest, rank);
 	if (gateway == NO_NODE)
 		return NO_GATEWAY;
 	if (flow->gateway != gateway)

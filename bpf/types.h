@@ -121,6 +121,10 @@ struct block {
 	__u16 first; /* port */
 	__u8 shift;  /* 2^shift ports */
 	__u8 closed; /* 1 = asked back: nothing new begins here */
+	__u32 reserved;
+	/* By which gateways, a bit for each place in `gateways`: they know that the ports are this node's. Of
+	 * this entry the programs write these words alone, see trial.h. */
+	__u64 echoed;
 };
 
 /* What a source node knows of a group: by whom its packets leave, and as which ports. */
@@ -264,6 +268,25 @@ struct use {
 struct pressure {
 	__u64 last_seen; /* CLOCK_MONOTONIC, ns, coarse */
 	__u64 searches;
+};
+
+#define TRIAL_PORT    9 /* UDP; discard (RFC 863) */
+#define TRIAL_TTL     255
+#define TRIAL_REQUEST 1
+#define TRIAL_REPLY   2
+
+/* What the trial of a port set carries, see trial.h. */
+struct trial {
+	__u8 kind;
+	__u8 reserved;
+	__u16 gateway; /* number of the node that it is sent to */
+	__u32 group;
+	__u64 token; /* that nobody guesses */
+};
+
+/* What all trials of this node bear. */
+struct trial_token {
+	__u64 token; /* 0 = none has been drawn */
 };
 
 /* Answers that a CPU has relayed since then; only so many within RELAY_WINDOW. */

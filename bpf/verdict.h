@@ -25,6 +25,7 @@ struct scratch {
 	struct fragment_value fragment;
 	struct bpf_fib_lookup route;
 	struct probe probe;
+	struct trial trial;
 	union {
 		struct error4 error4;
 		struct {
@@ -114,6 +115,13 @@ static __always_inline bool is_gateway_of(__u32 number, __u16 node)
 			return true;
 	}
 	return false;
+}
+
+static __always_inline struct node_value *node_of(__u16 number)
+{
+	__u32 key = number;
+
+	return bpf_map_lookup_elem(&node_numbers, &key);
 }
 
 #endif

@@ -311,15 +311,18 @@ def _node_entries(desired: Desired) -> dict[str, MapEntries]:
     return {"nodes": nodes, "node_numbers": numbers}
 
 
-def _group(group: Group) -> bytes:
+def _group(group: Group, here: int) -> bytes:
+    """`here`: this node's number. As a gateway it knows its own ports; others must echo them (`trials.py`)."""
     gateways, blocks = group.gateways[: layout.MAX_GATEWAYS], group.blocks[: layout.MAX_BLOCKS]
+    echoed = sum(1 << place for place, gateway in enumerate(gateways) if gateway.number == here)
     value = layout.GroupValue(len(gateways), len(blocks))
     for position, gateway in enumerate(gateways):
         order = position if group.in_order else 0
         value.gateways[position] = layout.Gateway(gateway.number, int(gateway.up), order)
     for position, block in enumerate(blocks):
         shift = block.size.bit_length() - 1
-        value.blocks[position] = layout.Block(layout.ip_field(block.egress_ip), block.first, shift, int(block.closed))
+        address = layout.ip_field(block.egress_ip)
+        value.blocks[position] = layout.Block(address, block.first, shift, int(block.closed), echoed=echoed)
     return bytes(value)
 
 
@@ -359,7 +362,8 @@ def map_entries(
         for number, contents in numbered.values()
         for prefix, rules in contents.items()
     }
-    groups = {layout.u32(group.id): _group(group) for group in desired.groups.values()}
+    here = next((number for number, address in desired.nodes.items() if address == desired.node_address), 0)
+    groups = {layout.u32(group.id): _group(group, here) for group in desired.groups.values()}
     one = layout.u32(1)
     return {
         "settings": _settings(desired, facts),

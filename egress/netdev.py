@@ -8,7 +8,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +28,7 @@ from egress.entries import HINDRANCES, Facts
 from egress.netlink import NetlinkSocket
 from egress.policy import QUARTERS, TUNNEL_DEVICE, Desired, IPAddress, IPNetwork, Limits, Quotas, limits
 from egress.status import GUARD, EgressStatus, PortUse, Probed, told_apart
+from egress.trials import frame, untried
 
 # Map sizes when they are made; memory is taken as they fill (no preallocation), about 250 bytes for each flow.
 DEFAULT_NAT_ENTRIES = 262_144
@@ -252,6 +255,35 @@ class Datapath:
                     _probed(layout.number(key), past, layout.decode(layout.Liveness, known), multiplier, moment)
                 )
         return tuple(found)
+
+    def try_port_sets(self) -> int:
+        """Sends a trial of each port set by each gateway that has not echoed it. How many that are; 0 = all are good.
+
+        What has come back, the programs have noted by the time of the next call.
+        """
+        try:
+            lacking = untried(self._maps["groups"].items())
+            program = syscall.open_pinned(self._pins / "programs" / "send_trial") if lacking else None
+        except FileNotFoundError:
+            return 0
+        if program is None:
+            return 0
+        try:
+            token = self._trial_token()
+            for trial in lacking:
+                syscall.run_program(program, frame(trial, token))
+        finally:
+            os.close(program)
+        return len(lacking)
+
+    def _trial_token(self) -> int:
+        """Drawn once for the maps' life: an agent that returns takes echoes of its predecessor's trials."""
+        bpf_map, key = self._maps["trial_token"], layout.u32(0)
+        value = bpf_map.get(key)
+        if not value or not any(value):
+            value = secrets.token_bytes(8)
+            bpf_map.put(key, value)
+        return int.from_bytes(value, sys.byteorder)
 
     def collect(self) -> layout.Collected | None:
         """One round of collection of idle flows and ports, in the kernel. None while nothing is loaded."""

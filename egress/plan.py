@@ -31,6 +31,7 @@ from egress.entries import (
 from egress.guard import Guard
 from egress.kept import Kept
 from egress.policy import Desired, IPAddress
+from egress.trials import with_echoes
 
 Phase = Literal["prepare", "retire"]
 
@@ -302,7 +303,8 @@ def wanted_attachments(desired: Desired, observed: Observed) -> dict[tuple[str, 
 
 def wanted_entries(desired: Desired, observed: Observed, kept: Kept | None = None) -> dict[str, MapEntries]:
     places = (kept or Kept()).places.update(desired.cluster)
-    return map_entries(desired, observed.facts, observed.maps.get("policies", {}), places)
+    wanted = map_entries(desired, observed.facts, observed.maps.get("policies", {}), places)
+    return {**wanted, "groups": with_echoes(wanted["groups"], observed.maps.get("groups", {}))}
 
 
 # --- the plan

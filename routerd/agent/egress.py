@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -20,7 +20,7 @@ from egress.guard import render
 from egress.kept import Kept
 from egress.netdev import Datapath, NatEntry
 from egress.nft import boot_text
-from egress.plan import Action, CreateTunnel, LoadPrograms, Observed, Problem
+from egress.plan import Action, CreateTunnel, LoadPrograms, Observed, Problem, PutEntry
 from egress.policy import Desired, Quotas
 from egress.status import EgressStatus, PortUse
 from egress.undone import Undone
@@ -80,6 +80,7 @@ class EgressRoom:
         self._lock = threading.Lock()
         self._kept = Kept()  # asked by one thread at a time
         self._port_use: PortUse | None = None
+        self.on_groups: Callable[[], None] = lambda: None  # port sets or gateways may be new; called in any thread
 
     # --- its turn in a round
 
@@ -95,6 +96,8 @@ class EgressRoom:
     def apply(self, action: Action) -> None:
         with self._lock:
             self._datapath.apply(action)
+        if isinstance(action, PutEntry) and action.map == "groups":
+            self.on_groups()
 
     def problems(self, desired: Desired, observed: Observed) -> Sequence[Problem]:
         return plans.problems(desired, observed)
@@ -118,6 +121,11 @@ class EgressRoom:
         with self._lock:
             self._datapath.collect()
             self._port_use = self._datapath.port_use()
+
+    def try_port_sets(self) -> int:
+        """Sends trials of port sets that gateways have not echoed, and says how many that are."""
+        with self._lock:
+            return self._datapath.try_port_sets()
 
     def is_pressed(self) -> bool:
         """Whether a pod has come near its share of the tables since the last collection."""

@@ -5,6 +5,7 @@
     speaker   the connection to the speaker's process, which the agent does not own
     report    what only this node knows, and that it serves, for the operator (`presence.py`)
     collect   idle flows out of the datapath
+    trials    tries port sets through gateways before they are used
     links     devices that come, go or change: they wake `rounds`, too
     drain     looks whether the node is to leave, and how far it is
     heart     beats, so that a probe sees the loop alive

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger("routerd.process")
 COLLECT_PERIOD = 10.0  # seconds; the shortest timeout of an idle flow is longer
+FIRST_TRIAL, LAST_TRIAL = 0.02, 1.0  # seconds between trials of port sets that have not been echoed; doubles
 PRESSED_PERIOD = 1.0  # seconds between rounds of collection while a pod comes near its share of the tables
 YOUNG = 20_000  # objects after which the collector looks at those that are new
 
@@ -173,6 +174,7 @@ def _assembled(
         tasks["speaker"] = speaker.run
     if egress is not None:
         tasks["collect"] = lambda: collect_idle(egress)
+        tasks["trials"] = lambda: try_port_sets(egress)
         tasks["links"] = lambda: watch(on_links)
     rooms = Rooms(store, speaker, egress, config.egress.uplinks, bfd_room)
     limits = config.bgp.brake
@@ -294,6 +296,36 @@ async def collect_idle(egress: EgressRoom) -> None:
             took = clock() - last
         except OSError as error:
             event(LOGGER, logging.ERROR, "collect-failed", reason=str(error), retry=COLLECT_PERIOD)
+
+
+def _wake(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    """From another thread."""
+    loop.call_soon_threadsafe(event.set)
+
+
+async def try_port_sets(egress: EgressRoom) -> None:
+    """Until each gateway has echoed each port set: at once when the datapath has new ones, then ever later.
+
+    Gateways may read of a set a little after its node does.
+    """
+    changed = asyncio.Event()
+    changed.set()  # an agent before us may have left some untried
+    loop = asyncio.get_running_loop()
+    egress.on_groups = partial(_wake, loop, changed)
+    pause = FIRST_TRIAL
+    while True:
+        if changed.is_set():
+            changed.clear()
+            pause = FIRST_TRIAL
+        try:
+            lacking = await in_thread(egress.try_port_sets)
+        except OSError as error:
+            event(LOGGER, logging.ERROR, "trials-failed", reason=str(error), retry=LAST_TRIAL)
+            lacking, pause = 1, LAST_TRIAL
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause if lacking else None):
+                await changed.wait()
+        pause = min(2 * pause, LAST_TRIAL)
 
 
 # --- bfd

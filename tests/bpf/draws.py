@@ -7,8 +7,9 @@ from random import Random
 
 from hypothesis import strategies as st
 
-from egress.policy import IPNetwork, Policy, Ports
+from egress.policy import IPAddress, IPNetwork, Policy, Ports
 from tests.bpf.wishes import (
+    BOTH,
     HERE,
     IN_ORDER,
     NO_GATEWAY,
@@ -57,6 +58,12 @@ def policies_of(found: list[tuple[int, list[IPNetwork], list[IPNetwork], list[Po
         for n, (group, inside, outside, several, priority, here) in enumerate(found)
     ]
 
+
+# Egress IPs whose port sets a worker has not echoed.
+untried = st.one_of(
+    st.just(set[tuple[IPAddress, int]]()),
+    st.sets(st.tuples(st.sampled_from(BOTH), st.sampled_from([WORKER_NUMBER, WORKER2_NUMBER])), max_size=3),
+)
 
 # One draw for all packets of an example: a failure is shown with its packet, which need not shrink.
 seeds = st.integers(0, 2**32 - 1)

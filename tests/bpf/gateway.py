@@ -24,8 +24,12 @@ class Gateway:
 
     def tunnelled(self, packet: Packet, node: IPv4Address = WORKER, vni: int = HERE, shape: Shape = INNER) -> None:
         """A packet comes through the tunnel; returns when it has been judged."""
+        self.take(build(packet, shape), node, vni)
+
+    def take(self, inner: bytes, node: IPv4Address, vni: int) -> None:
+        """A frame comes through the tunnel; returns when it has been judged."""
         before = sum(self.world.counted().values())
-        outer = vxlan(build(packet, shape), vni, TUNNEL_PORT, Packet(node, SELF))
+        outer = vxlan(inner, vni, TUNNEL_PORT, Packet(node, SELF))
         self.underlay.put(MACS["underlay"] + outer[6:])
         wait(lambda: sum(self.world.counted().values()) > before, "the packet is counted", interval=0.001)
 
@@ -36,8 +40,12 @@ class Gateway:
 
     def answered(self) -> tuple[IPAddress, int, Packet]:
         """(node, VNI, packet) that left by the underlay."""
-        node, vni, inner = inside_vxlan(self.underlay.get())
+        node, vni, inner = self.answered_frame()
         return node, vni, parse(inner)
+
+    def answered_frame(self) -> tuple[IPAddress, int, bytes]:
+        """(node, VNI, frame) that left by the underlay."""
+        return inside_vxlan(self.underlay.get())
 
     def reply(self, packet: Packet) -> tuple[IPAddress, int, Packet]:
         """(node, VNI, packet) that leaves by the underlay for a packet that came by the uplink."""

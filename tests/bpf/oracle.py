@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, TypeVar
@@ -338,9 +338,15 @@ def _lengths(expected: Packet, after: Packet | None) -> Packet:
     return replace(expected, length=after.length, quoted=quoted)
 
 
-def check(world: World, desired: Desired, numbers: Sequence[int], ranks: Mapping[int, int] | None = None) -> None:
-    """A sequence of packets: afterwards counters and maps are the model's too. `ranks`: what probes of nodes say."""
-    tables, state, counted = world.fill(desired, ranks=ranks), State(), Counter[str]()
+def check(
+    world: World,
+    desired: Desired,
+    numbers: Sequence[int],
+    ranks: Mapping[int, int] | None = None,
+    untried: Collection[tuple[IPAddress, int]] = (),
+) -> None:
+    """A sequence of packets: afterwards counters and maps are the model's too. `ranks`, `untried`: see `World.fill`."""
+    tables, state, counted = world.fill(desired, ranks=ranks, untried=untried), State(), Counter[str]()
     for number in numbers:
         _, expected = step(world, tables, state, number)
         counted[expected.reason] += 1

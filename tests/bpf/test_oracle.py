@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from egress.policy import Policy
+from egress.policy import IPAddress, Policy
 from tests.bpf import oracle
-from tests.bpf.draws import bodies, packets, policies_of, ranks, seeds
+from tests.bpf.draws import bodies, packets, policies_of, ranks, seeds, untried
 from tests.bpf.wishes import desired
 from tests.bpf.world import World
 
@@ -16,8 +16,13 @@ policies = st.lists(bodies, min_size=1, max_size=3).map(policies_of)
 
 
 @settings(max_examples=EXAMPLES, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-@given(policies, st.booleans(), seeds, ranks)
+@given(policies, st.booleans(), seeds, ranks, untried)
 def test_the_programs_do_what_the_model_says(
-    world: World, wished: list[Policy], both: bool, seed: int, found: dict[int, int]
+    world: World,
+    wished: list[Policy],
+    both: bool,
+    seed: int,
+    found: dict[int, int],
+    lacking: set[tuple[IPAddress, int]],
 ) -> None:
-    oracle.check(world, desired(*wished, both=both), packets(seed), found)
+    oracle.check(world, desired(*wished, both=both), packets(seed), found, lacking)

@@ -382,7 +382,7 @@ def test_the_model_and_the_programs_prefer_the_same_gateways() -> None:
     group = GroupHere((Hop(2, True, 0), Hop(3, True, 0)), ())
     backwards = GroupHere(tuple(reversed(group.gateways)), ())
     tables = datapath.Tables()
-    assert liveness.pick(tables, group, key) == liveness.pick(tables, backwards, key)
+    assert liveness.pick(tables, group, key, {2, 3}) == liveness.pick(tables, backwards, key, {2, 3})
 
 
 def missed(world: World, count: int, age: float, round_trip: float = 0.0) -> None:

@@ -11,7 +11,7 @@ import socket
 import struct
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
@@ -94,6 +94,16 @@ SMALL = {"flows": 8, "reverse": 12, "granules": 2}  # room of tables that fill s
 TIGHT = Limits(flow_room=12, port_room=16, flows_per_pod=4, ports_per_pod=6, outside_flows=6)
 
 
+def echoed(group: bytes, untried: Collection[tuple[IPAddress, int]]) -> bytes:
+    """The entry of a group, with the echoes of all its gateways but these."""
+    value = layout.decode(layout.GroupValue, group)
+    for block in value.blocks[: value.block_count]:
+        for place, gateway in enumerate(value.gateways[: value.gateway_count]):
+            if (layout.ip_of(block.egress_ip), gateway.node) not in untried:
+                block.echoed |= 1 << place
+    return bytes(value)
+
+
 def put_all(bpf_map: syscall.BpfMap, entries: MapEntries) -> None:
     for key, value in entries.items():
         bpf_map.put(key, value)
@@ -162,13 +172,20 @@ class World:
         return Facts(devices, uplinks, tunnel_ifindex=tunnel, tunnel_mtu=TUNNEL_MTU, limits=self.limits)
 
     def fill(
-        self, desired: Desired, state: State | None = None, age: float = 0, ranks: Mapping[int, int] | None = None
+        self,
+        desired: Desired,
+        state: State | None = None,
+        age: float = 0,
+        ranks: Mapping[int, int] | None = None,
+        untried: Collection[tuple[IPAddress, int]] = (),
     ) -> Tables:
         """Makes the maps say `desired`, and the programs' own hold `state`, last seen `age` seconds ago.
 
-        `ranks`: what the probes of nodes say.
+        `ranks`: what the probes of nodes say. `untried`: egress IPs of which gateways, by their numbers, have echoed no
+        port set; all others have.
         """
         entries = map_entries(desired, self.facts(), {})
+        entries["groups"] = {key: echoed(value, untried) for key, value in entries["groups"].items()}
         epoch = layout.number(entries["epoch"][layout.u32(0)])
         for name, wanted in {**entries, **encode(state or State(), age, epoch)}.items():
             self._set(name, wanted)
@@ -188,7 +205,7 @@ class World:
             self.maps["probes"].delete(key)
 
     def _set(self, name: str, wanted: MapEntries) -> None:
-        bpf_map, volatile = self.maps[name], name in ("flows", "reverse", "uses", "fragments")
+        bpf_map, volatile = self.maps[name], name in ("groups", "flows", "reverse", "uses", "fragments")
         present = bpf_map.items() if volatile else self._written.get(name, {})
         for key in present.keys() - wanted.keys():
             if name in ARRAYS:

@@ -237,16 +237,19 @@ def _begin_flow(
     group = tables.groups.get(rule.group) if rule.group else None
     if group is None:
         return _drop("no_group")
-    hop = liveness.pick(tables, group, key)
+    blocks = [block for block in group.blocks if _is_open(block, packet)]
+    echoed = liveness.echoed_by(group, blocks)
+    hop = liveness.pick(tables, group, key, echoed)
     if hop is None:
         return _drop("no_gateway")
+    if hop.node not in echoed:
+        return _drop("untried_port_set" if blocks else "no_port_set")
     refusal = _refuse_flow(tables, state, key.ifindex)
     if refusal:
         return _drop(refusal)
-    if not any(_is_open(block, packet) for block in group.blocks):
-        return _drop("no_port_set")
+    usable = replace(group, blocks=tuple(block for block in blocks if hop.node in liveness.echoed_by(group, [block])))
     flow = Flow(rule.group, packet.seen, gateway=hop.node, settled=not hop.order, exit_local=rule.exit_local)
-    return _open_flow(tables, state, packet, key, flow, group, draw)
+    return _open_flow(tables, state, packet, key, flow, usable, draw)
 
 
 def _refuse_flow(tables: Tables, state: State, device: int) -> str:
@@ -329,7 +332,8 @@ def _keep_gateway(tables: Tables, key: FlowKey, flow: Flow) -> Flow | str:
     group = tables.groups.get(flow.group)
     if group is None:
         return "no_group"
-    hop = liveness.pick(tables, group, key, flow.gateway)
+    blocks = [block for block in group.blocks if block.holds(flow.egress_ip, flow.egress_port)]
+    hop = liveness.pick(tables, group, key, liveness.echoed_by(group, blocks), flow.gateway)
     return replace(flow, gateway=hop.node, settled=not hop.order) if hop is not None else "no_gateway"
 
 

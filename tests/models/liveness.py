@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from struct import unpack
 
 from bpf import layout
 from egress.policy import IPAddress
-from tests.models.tables import UDP, Carried, FlowKey, GroupHere, Hop, Packet, Tables, longest
+from tests.models.tables import UDP, Carried, FlowKey, GroupHere, Hop, Packet, PortBlock, Tables, longest
 
 WORD = 0xFFFFFFFF
 
@@ -20,12 +20,19 @@ class Rank(IntEnum):
     SERVES = 0
     LEAVES = 1
     SILENT = 2
+    UNTRIED = 4  # with each of these: it has not echoed the port set
 
 
 def rank_of(tables: Tables, number: int) -> Rank:
     if tables.node_numbers.get(number, (None, False))[1]:
         return Rank.LEAVES if tables.out_of_service else Rank.SERVES
     return Rank(tables.ranks.get(number, Rank.SERVES)) if tables.multiplier else Rank.SERVES
+
+
+def echoed_by(group: GroupHere, blocks: Iterable[PortBlock]) -> frozenset[int]:
+    """Gateways, by their nodes' numbers, that have echoed any of the blocks."""
+    places = {place for block in blocks for place in block.echoed}
+    return frozenset(hop.node for place, hop in enumerate(group.gateways) if place in places)
 
 
 def flow_hash(key: FlowKey) -> int:
@@ -45,11 +52,12 @@ def preference(found: int, number: int) -> int:
     return found ^ found >> 16
 
 
-def pick(tables: Tables, group: GroupHere, key: FlowKey, kept: int = 0) -> Hop | None:
+def pick(tables: Tables, group: GroupHere, key: FlowKey, echoed: Collection[int], kept: int = 0) -> Hop | None:
     """The flow's gateway: `kept` while none is better, else the one that the flow prefers of the best."""
 
     def merit(hop: Hop) -> tuple[int, int, bool, int]:
-        return -rank_of(tables, hop.node), -hop.order, hop.node == kept, preference(flow_hash(key), hop.node)
+        rank = rank_of(tables, hop.node) + (0 if hop.node in echoed else Rank.UNTRIED)
+        return -rank, -hop.order, hop.node == kept, preference(flow_hash(key), hop.node)
 
     return max((hop for hop in group.gateways if hop.up), key=merit, default=None)
 

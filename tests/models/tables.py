@@ -202,6 +202,10 @@ class PortBlock:
     first: int
     size: int
     closed: bool
+    echoed: frozenset[int] = frozenset()  # by which gateways, by their place in the group
+
+    def holds(self, egress_ip: IPAddress | None, port: int) -> bool:
+        return egress_ip == self.egress_ip and self.first <= port < self.first + self.size
 
     def has(self, port: PortKey) -> bool:
         return port.egress_ip == self.egress_ip and self.first <= port.egress_port < self.first + self.size
@@ -312,10 +316,14 @@ def _group(raw: bytes) -> GroupHere:
     value = layout.decode(layout.GroupValue, raw)
     gateways = tuple(Hop(g.node, bool(g.up), g.order) for g in value.gateways[: value.gateway_count])
     blocks = (
-        PortBlock(layout.ip_of(b.egress_ip), b.first, 1 << b.shift, bool(b.closed))
+        PortBlock(layout.ip_of(b.egress_ip), b.first, 1 << b.shift, bool(b.closed), _bits(b.echoed))
         for b in value.blocks[: value.block_count]
     )
     return GroupHere(gateways, tuple(blocks))
+
+
+def _bits(word: int) -> frozenset[int]:
+    return frozenset(place for place in range(word.bit_length()) if word >> place & 1)
 
 
 def _pod(raw_key: bytes) -> tuple[int, IPAddress]:

@@ -89,8 +89,8 @@ def fill(maps: loader.PinnedMaps, digest: int) -> None:
     for group, gateway in ((REMOTE_GROUP, ELSEWHERE), (LOCAL_GROUP, HERE)):
         group_value = layout.GroupValue(gateway_count=1, block_count=2)
         group_value.gateways[0] = layout.Gateway(gateway, 1)
-        group_value.blocks[0] = layout.Block(layout.ip_field(EGRESS_IP), FIRST_PORT, 10)
-        group_value.blocks[1] = layout.Block(layout.ip_field(EGRESS_IP6), FIRST_PORT, 10)
+        group_value.blocks[0] = layout.Block(layout.ip_field(EGRESS_IP), FIRST_PORT, 10, echoed=1)
+        group_value.blocks[1] = layout.Block(layout.ip_field(EGRESS_IP6), FIRST_PORT, 10, echoed=1)
         maps["groups"].put(layout.u32(group), bytes(group_value))
 
 

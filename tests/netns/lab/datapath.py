@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 
-from bpf import layout
+from bpf import layout, loader
 from egress.netdev import Datapath
 from egress.plan import plan
 from egress.policy import Block, Desired, Gateway, Group, Policy, Served
@@ -14,11 +15,13 @@ from tests.models.tables import granules
 from tests.netns.lab import netns
 from tests.netns.lab.lab import NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK, Lab
 from tests.netns.lab.wiring import six
+from tests.waiting import WaitTimeout, wait
 
 EGRESS_IP = IPv4Address("10.168.60.100")
 EGRESS_IP6 = ip_address(six(str(EGRESS_IP)))
 WORLD = IPv4Network("0.0.0.0/0")
 PORTS = 1024  # of each node; on a node's own address it has 64 granules for all of them
+TRIALS_TAKE = 0.5  # seconds, where a gateway does not answer
 ROUNDS = 4  # the first makes the devices, the second fills in what they are
 
 
@@ -100,7 +103,24 @@ class Cluster:
                 options = {"attach": self.attach, "loader_name": self.loader}
                 self.datapaths[name] = Datapath(node.pin_dir / "routerd", **options)  # type: ignore[arg-type]
             done[name] = reconcile(node, self.datapaths[name], self.desired(name))
+        for name in self.lab.nodes:
+            self.try_port_sets(name)
         return done
+
+    def forget_echoes(self, name: str) -> None:
+        """The node's port sets are new: no gateway has echoed them."""
+        maps = loader.PinnedMaps(self.lab.node(name).pin_dir / "routerd")
+        for key, value in maps["groups"].items().items():
+            group = layout.decode(layout.GroupValue, value)
+            for block in group.blocks:
+                block.echoed = 0
+            maps["groups"].put(key, bytes(group))
+        maps.close()
+
+    def try_port_sets(self, name: str) -> None:
+        """Until each gateway that answers has echoed the node's port sets, as an agent has it beside its rounds."""
+        with netns.entered(self.lab.node(name).name), suppress(WaitTimeout):
+            wait(lambda: not self.datapaths[name].try_port_sets(), "port sets are tried", TRIALS_TAKE, 0.005)
 
     def close(self) -> None:
         """Takes the datapath from every node."""

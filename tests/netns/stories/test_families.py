@@ -58,8 +58,9 @@ def test_answers_come_by_whichever_gateway(cluster: Cluster, version: int) -> No
 
 @pytest.fixture
 def late(cluster: Cluster) -> Iterator[None]:
-    """gw2 knows no ports of the worker."""
+    """The worker's port sets are new, and gw2 has not read of them."""
     cluster.late = frozenset({"gw2"})
+    cluster.forget_echoes("worker")
     cluster.apply()
     yield
     cluster.late = frozenset()
@@ -69,7 +70,7 @@ def late(cluster: Cluster) -> Iterator[None]:
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.usefixtures("late")
 def test_answers_come_by_a_gateway_that_does_not_know_whose_the_port_is(cluster: Cluster, version: int) -> None:
-    """It is cut off from the store, and the set is new: the other gateway knows."""
+    """It is cut off from the store, and the set is new. The other one knows, so packets leave by that one alone."""
     before = cluster.counters("gw2")
     pod, server = cluster.lab.pod("sel"), SERVER[version]
     with answers_by(cluster, "gw2", version):

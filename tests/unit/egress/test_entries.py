@@ -178,7 +178,7 @@ def test_the_maps_of_a_node_as_text() -> None:
         "node 2: 10.0.0.2",
         "device 2",
         "group 7: 192.0.2.9 ports 1024-2047, 192.0.2.9 ports 4096-4159 closed by node 1, node 2 down",
-        "groups 4d410163",
+        "groups d50fcf9c",
         "192.0.2.9 of group 7: 1024-2047 node 1, 2048-3071 node 2, 4096-4159 node 1",
         "set 1 0.0.0.0/0: any -> group 7",
         "device 4 10.1.0.5: set 1",

@@ -44,7 +44,7 @@ from tests.models.egress_wishes import (
 from tests.models.node import FakeNode
 from tests.models.tables import tables
 
-EPOCH = "map epoch: put groups f809b503"
+EPOCH, GATEWAYS_EPOCH = "map epoch: put groups d9a72c8c", "map epoch: put groups fce23529"
 TABLE_TEXT = "192.0.2.100 of group 7: 1024-2047 node 1, 2048-3071 node 2"
 
 
@@ -101,7 +101,7 @@ def test_the_first_plan_of_a_gateway() -> None:
         "map uplinks: put device 2",
         f"map egress_ips: put {TABLE_TEXT}",
         "map groups: put group 7: 192.0.2.100 ports 1024-2047 by node 2",
-        EPOCH,
+        GATEWAYS_EPOCH,
         "attach from_uplink to eth0",
     ]
     assert [str(action) for action in plan(on_gateway(), node.observe())][1:] == [
