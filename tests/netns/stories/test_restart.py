@@ -443,7 +443,7 @@ def test_damage_is_mended_by_the_next_agent(running: Running, name: str) -> None
 def _is_expected(name: str, line: str) -> bool:
     """What was deleted is made anew; all else stays the same object."""
     if name in ("tunnel-deleted-at-the-source", "tunnel-deleted-at-the-gateway", "tunnel-of-another-kind"):
-        return line.startswith(("device routerd.vxlan", "link from_tunnel"))
+        return line.startswith(("device routerd.vxlan", "link from_tunnel", "link to_tunnel"))
     if name == "links-detached":
         return line.startswith("link ")
     if name == "every-pin-removed":
