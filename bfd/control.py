@@ -54,7 +54,7 @@ class View:
 class Probes:
     """How it goes with probes of gateways."""
 
-    gateways: int = 0  # that are probed
+    probing: Probing | None = None  # what it was told last, by whomever
     problem: str = ""  # why none is sent, "" = they are
     stalls: int = 0  # how often the process stood still, and found nobody dead meanwhile
     stalled: float = 0.0  # seconds in all
@@ -107,7 +107,7 @@ def report_line(report: Report) -> bytes:
         "realtime": report.realtime,
         "problem": report.problem,
         "refused": dict(sorted(report.refused.items())),
-        **({"probes": asdict(report.probes)} if report.probes is not None else {}),
+        **({"probes": _probes_told(report.probes)} if report.probes is not None else {}),
         "sessions": [_plain(asdict(each)) for each in report.sessions.values()],
     }
     return json.dumps(value, separators=(",", ":")).encode() + b"\n"
@@ -122,7 +122,7 @@ def parse_report(line: bytes) -> Report:
         views = [_made(View, each) for each in value["sessions"]]
         refused = {str(reason): int(count) for reason, count in value["refused"].items()}
         told = str(value["process"]), bool(value["realtime"]), str(value["problem"])
-        probes = _made(Probes, value["probes"]) if "probes" in value else None
+        probes = _probes(value["probes"]) if "probes" in value else None
         return Report(*told, refused, {each.peer: each for each in views}, probes)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ControlError(f"what the bfd process says is not understood: {error!r}") from error
@@ -138,9 +138,23 @@ def _wanted(wanted: Wanted) -> dict[str, Any]:
     if wanted.sessions is not None:
         found["sessions"] = _orders(wanted.sessions.values())
     if wanted.probing is not None:
-        probing = wanted.probing
-        found["probing"] = {**_plain(asdict(probing)), "gateways": sorted(probing.gateways)}
+        found["probing"] = _probing_told(wanted.probing)
     return found
+
+
+def _probing_told(probing: Probing) -> dict[str, Any]:
+    return {**_plain(asdict(probing)), "gateways": sorted(probing.gateways)}
+
+
+def _probes_told(probes: Probes) -> dict[str, Any]:
+    return {**asdict(probes), "probing": _probing_told(probes.probing) if probes.probing is not None else None}
+
+
+def _probes(value: Mapping[str, Any]) -> Probes:
+    probing = _probing(value["probing"]) if value["probing"] is not None else None
+    return Probes(
+        probing, _value(value["problem"], "str"), _value(value["stalls"], "int"), _value(value["stalled"], "float")
+    )
 
 
 def _orders(orders: Iterable[Order]) -> list[dict[str, Any]]:

@@ -170,9 +170,8 @@ class Engine:
         return Report(self._process, self._realtime, self._problem, dict(self._table.refused), views, self._probes())
 
     def _probes(self) -> Probes:
-        probing, stall = self._prober.probing, self._prober.stall
-        gateways = len(probing.gateways) if probing is not None else 0
-        return Probes(gateways, self._probe_problem, stall.times, round(stall.seconds, 3))
+        stall = self._prober.stall
+        return Probes(self._prober.probing, self._probe_problem, stall.times, round(stall.seconds, 3))
 
     def _tell(self) -> None:
         """Everybody, if a session has changed; and each second at most what was refused."""
@@ -204,8 +203,8 @@ class Engine:
         self._log_probes(before.probes or Probes(), now.probes or Probes())
 
     def _log_probes(self, before: Probes, now: Probes) -> None:
-        if now.gateways != before.gateways:
-            self._log(logging.INFO, "probing", gateways=now.gateways)
+        if now.probing != before.probing and now.probing is not None:
+            self._log(logging.INFO, "probing", gateways=len(now.probing.gateways), device=now.probing.device)
         if now.problem != before.problem:
             self._log(logging.ERROR if now.problem else logging.INFO, "probes", problem=now.problem or None)
         if now.stalls != before.stalls:

@@ -144,14 +144,15 @@ class BfdRoom:
 
     def refusals(self) -> tuple[Refusal, ...]:
         report, trouble = self._client.report, self._client.refused
-        return (*refusals(self._told or {}, report, trouble), *unwatched(self._probing, report, trouble))
+        return (*refusals(self._told or {}, report, trouble), *unwatched(self.probing, report, trouble))
 
     # --- what is probed
 
     @property
     def probing(self) -> Probing | None:
-        """What the process was told by us, None = nothing yet."""
-        return self._probing
+        """What the process says that it does; while none is connected, what it will be told by us. None = nothing."""
+        report = self._client.report
+        return self._probing if report is None or report.probes is None else report.probes.probing
 
     def probe(self, probing: Probing) -> None:
         self._probing = probing

@@ -114,7 +114,7 @@ PROBING = Probing("routerd.vxlan", ip_address("10.0.0.11"), 50_000, frozenset({2
         (None, "", "no bfd process is connected: start `routerd bfd`"),
         (None, "restart it", "restart it"),
         (Report("ab"), "", "the bfd process is of a release that sends no probes: restart it"),
-        (Report("ab", probes=Probes(1, "no device")), "", "no device"),
+        (Report("ab", probes=Probes(PROBING, "no device")), "", "no device"),
     ],
 )
 def test_that_gateways_are_not_watched_is_told_with_its_cause(report: Report | None, trouble: str, why: str) -> None:
@@ -126,7 +126,7 @@ def test_that_gateways_are_not_watched_is_told_with_its_cause(report: Report | N
 @pytest.mark.parametrize("probing", [None, replace(PROBING, gateways=frozenset())])
 def test_where_there_is_nobody_to_watch_nothing_is_told(probing: Probing | None) -> None:
     assert list(unwatched(probing, None, "")) == []
-    assert list(unwatched(PROBING, Report("ab", probes=Probes(1)), "")) == []
+    assert list(unwatched(PROBING, Report("ab", probes=Probes(PROBING)), "")) == []
 
 
 @pytest.mark.parametrize(
