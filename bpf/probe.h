@@ -121,6 +121,7 @@ struct choice {
 	__u64 echoed; /* by which gateways, a bit for each place in the group */
 	__u64 place;  /* of the one that is picked, its bit */
 	__u16 kept;
+	__u16 excluded;
 	__u16 picked;
 };
 
@@ -134,7 +135,7 @@ static long weigh_gateway(__u32 index, void *context)
 	if (index >= choice->group->gateway_count)
 		return 1;
 	gateway = &choice->group->gateways[index & (MAX_GATEWAYS - 1)];
-	if (!gateway->up)
+	if (!gateway->up || gateway->node == choice->excluded)
 		return 0;
 	index &= MAX_GATEWAYS - 1;
 	rank = rank_of(choice->config, gateway->node) | (choice->echoed >> index & 1 ? 0 : RANK_UNTRIED);

@@ -40,27 +40,24 @@ static __always_inline __u32 hash_of(const struct packet *packet)
 	return mix(mix_address(mix_address(packet->protocol, &packet->source), &packet->destination) ^ ports);
 }
 
-/* Of a group's gateways that are up and not this node, the one that this packet's flow prefers: rendezvous
- * hashing, so that a gateway that comes or goes moves no flow between the others. NO_NODE = there is none. */
+/* Of a group's gateways but this node, the one that the packet's flow prefers of the best. NO_NODE = there is
+ * none.
+ */
 static __always_inline __u16 other_gateway(__u32 number, const struct packet *packet,
 					   const struct settings *config)
 {
-	struct group_value *group = bpf_map_lookup_elem(&groups, &number);
-	__u32 hash = hash_of(packet), score, best = 0;
-	__u16 here = node_number(&config->node_address), chosen = NO_NODE;
+	struct choice choice = {
+	    .config = config,
+	    .group = bpf_map_lookup_elem(&groups, &number),
+	    .echoed = ~0ULL, /* of nobody's port set */
+	    .hash = hash_of(packet),
+	    .excluded = node_number(&config->node_address),
+	    .picked = NO_NODE,
+	};
 
-	for (__u32 i = 0; group && i < MAX_GATEWAYS; i++) {
-		const struct gateway *gateway = &group->gateways[i];
-
-		if (i >= group->gateway_count)
-			break;
-		score = mix(hash ^ gateway->node);
-		if (gateway->up && gateway->node != here && (chosen == NO_NODE || score > best)) {
-			chosen = gateway->node;
-			best = score;
-		}
-	}
-	return chosen;
+	if (choice.group)
+		bpf_loop(MAX_GATEWAYS, weigh_gateway, &choice, 0);
+	return choice.picked;
 }
 
 static __always_inline bool is_within_limit(void)

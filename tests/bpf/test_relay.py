@@ -175,6 +175,18 @@ def test_flows_spread_over_the_other_gateways_and_those_of_one_that_goes_alone_m
         assert sent == f"{node} vni {RELAYED}"
 
 
+@pytest.mark.parametrize("rank", [Rank.LEAVES, Rank.SILENT])
+def test_nothing_is_relayed_to_a_gateway_that_is_silent_or_leaves_while_there_is_a_better_one(
+    gateway: Node, rank: Rank
+) -> None:
+    answers = [replace(ANSWER, source_port=port) for port in range(2000, 2016)]
+    tables = gateway.world.fill(ALL, ranks={WORKER_NUMBER: rank})
+    assert {gateway.reply(answer)[0] for answer in answers} == {WORKER2}
+    assert {datapath.from_uplink(tables, State(), answer).to for answer in answers} == {f"{WORKER2} vni {RELAYED}"}
+    gateway.world.fill(ALL, ranks={WORKER_NUMBER: rank, WORKER2_NUMBER: rank})
+    assert {gateway.reply(answer)[0] for answer in answers} == {WORKER, WORKER2}
+
+
 def test_so_many_are_relayed_in_a_moment_and_no_more(gateway: Node) -> None:
     """A scan of an egress IP's ports does not double itself between the gateways."""
     gateway.world.fill(ALL)

@@ -29,6 +29,7 @@ from tests.models.tables import (
     Flow,
     FlowKey,
     GroupHere,
+    Hop,
     Packet,
     Port,
     PortBlock,
@@ -602,18 +603,16 @@ def _ask_next(tables: Tables, packet: Packet, group: int, seen: int) -> Outcome:
 
 
 def _other_gateway(tables: Tables, group: int, packet: Packet) -> int:
-    """Which of the group's gateways but this node the packet's flow prefers, of those that are up; 0 = none."""
+    """Which of the group's gateways but this node the packet's flow prefers, of the best that are up; 0 = none."""
     here = {number for number, (_, local) in tables.node_numbers.items() if local}
     hops = tables.groups[group].gateways if group in tables.groups else ()
-    others = [hop.node for hop in hops if hop.up and hop.node not in here]
-    return max(others, key=lambda node: _mix(_hash_of(packet) ^ node), default=0)
+    found = _hash_of(packet)
 
+    def merit(hop: Hop) -> tuple[int, int, int]:
+        return -rank_of(tables, hop.node), -hop.order, liveness.preference(found, hop.node)
 
-def _mix(value: int) -> int:
-    """MurmurHash3's last step."""
-    value = (value ^ value >> 16) * 0x85EBCA6B & 0xFFFFFFFF
-    value = (value ^ value >> 13) * 0xC2B2AE35 & 0xFFFFFFFF
-    return value ^ value >> 16
+    chosen = max((hop for hop in hops if hop.up and hop.node not in here), key=merit, default=None)
+    return chosen.node if chosen is not None else 0
 
 
 def _hash_of(packet: Packet) -> int:
@@ -621,9 +620,9 @@ def _hash_of(packet: Packet) -> int:
     value = packet.protocol
     for address in (packet.source, packet.destination):
         for word in unpack("=4I", layout.ip16(address)):
-            value = _mix(value ^ word)
+            value = liveness.mix(value ^ word)
     ports = unpack("=2H", pack("!2H", packet.source_port, packet.destination_port))
-    return _mix(value ^ (ports[0] << 16 | ports[1]))
+    return liveness.mix(value ^ (ports[0] << 16 | ports[1]))
 
 
 # --- "which egress IP would this pod use?"

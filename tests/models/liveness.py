@@ -45,11 +45,15 @@ def flow_hash(key: FlowKey) -> int:
     return found
 
 
+def mix(value: int) -> int:
+    """MurmurHash3's last step."""
+    value = (value ^ value >> 16) * 0x85EBCA6B & WORD
+    value = (value ^ value >> 13) * 0xC2B2AE35 & WORD
+    return value ^ value >> 16
+
+
 def preference(found: int, number: int) -> int:
-    found ^= number * 0x9E3779B1 & WORD
-    found = (found ^ found >> 16) * 0x85EBCA6B & WORD
-    found = (found ^ found >> 13) * 0xC2B2AE35 & WORD
-    return found ^ found >> 16
+    return mix(found ^ number * 0x9E3779B1 & WORD)
 
 
 def pick(tables: Tables, group: GroupHere, key: FlowKey, echoed: Collection[int], kept: int = 0) -> Hop | None:
