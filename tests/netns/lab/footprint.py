@@ -17,7 +17,7 @@ T = TypeVar("T")
 OF_PACKETS = frozenset(
     {
         "flows", "reverse", "fragments", "sequences", "counters", "collected", "scratch", "granules", "pressures",
-        "uses",
+        "uses", "liveness", "probes",
     }
 )  # fmt: skip
 
