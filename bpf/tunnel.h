@@ -18,12 +18,13 @@
 #define VNI_SEEN    0x1f		  /* of a fragment that is relayed: how many gateways have seen it */
 #define VNI_PROBE   0xffffffU		  /* neither: see probe.h */
 
-/* Too big for the device, as it is or as the segments it will be cut into, and not to be fragmented. */
+/* Too big for the device, as it is or as the segments it will be cut into, and not to be fragmented. For a
+ * device that has gone nothing is too big: no sender must be told of an MTU that is none. */
 static __always_inline bool exceeds(struct __sk_buff *skb, const struct packet *packet, __u32 device,
 				    __u32 *mtu)
 {
 	*mtu = 0;
-	return packet->dont_fragment && bpf_check_mtu(skb, device, mtu, 0, BPF_MTU_CHK_SEGS) != 0;
+	return packet->dont_fragment && bpf_check_mtu(skb, device, mtu, 0, BPF_MTU_CHK_SEGS) > 0;
 }
 
 static __always_inline const struct ip *icmp_source(const struct settings *config,

@@ -271,7 +271,7 @@ class Site:
             rows = ask(agent_socket(self.lab.node("worker").directory / "run"), {"get": "show", "kind": "gateways"})
         except RouterdError:
             return False
-        return [row["gateway"] for row in rows if row["state"] == "up"] == self.gateways
+        return [row["gateway"] for row in rows if row["state"] == "serves" and row["probes"]] == self.gateways
 
     def take(self, kind: str, name: str) -> None:
         """The gateway dies."""

@@ -355,6 +355,23 @@ def test_a_packet_that_cannot_go_on_is_answered_to_who_sent_it(world: World, cas
 
 
 @pytest.mark.parametrize("version", [4, 6])
+def test_nothing_is_too_big_for_a_tunnel_device_that_has_gone(world: World, version: int) -> None:
+    """Neither the pod nor the world is told of an MTU that is none; what is sent to that device is lost."""
+    out = replace(SYN, dont_fragment=True)
+    back = Packet(REMOTE, EGRESS_IP, TCP, 443, 33000, flags="A", dont_fragment=True)
+    for program, device, packet in (("from_pod", "pod0", out), ("from_uplink", "uplink", back)):
+        world.fill(to_world(THERE))
+        key = layout.u32(0)
+        found = layout.decode(layout.Settings, world.maps["settings"].get(key) or b"")
+        found.tunnel_ifindex = 1 << 20
+        world.maps["settings"].put(key, bytes(found))
+        sent = packet if version == 4 else six(packet)
+        verdict, _ = world.run(program, device, build(sent))
+        assert verdict == "redirect", program
+        assert "too_big_answered" not in world.counted()
+
+
+@pytest.mark.parametrize("version", [4, 6])
 def test_no_error_is_sent_about_an_error(world: World, version: int) -> None:
     error = Packet(REMOTE, EGRESS_IP, ICMP, kind="icmp-error", quoted=_out(UDP_OUT), ttl=1)
     error = replace(error, quoted=replace(_out(UDP_OUT), source_port=33000))

@@ -17,7 +17,7 @@ _SUFFIX = "bcdfghjklmnpqrstvwxz2456789"
 # metadata.generation exists for these built-in kinds, and for every custom one
 _GENERATION = (
     "daemonsets deployments replicasets statefulsets endpointslices networkpolicies poddisruptionbudgets pods "
-    "customresourcedefinitions"
+    "customresourcedefinitions validatingadmissionpolicies validatingadmissionpolicybindings"
 )
 _SERVER_OWNED = (
     "uid",

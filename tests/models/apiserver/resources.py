@@ -60,6 +60,7 @@ _EVENT_FIELDS = (
     "involvedObject.kind involvedObject.namespace involvedObject.name involvedObject.uid involvedObject.apiVersion "
     "involvedObject.resourceVersion involvedObject.fieldPath reason reportingComponent source type"
 )
+_ADMISSION = "admissionregistration.k8s.io"
 _RBAC = "rbac.authorization.k8s.io"
 BUILT_IN = (
     _r("", "v1", "namespaces", "Namespace", namespaced=False, short_names="ns", subresources="status finalize",
@@ -91,6 +92,9 @@ BUILT_IN = (
     _r(_RBAC, "v1", "clusterrolebindings", "ClusterRoleBinding", namespaced=False, create_on_update=True),
     _r(_RBAC, "v1", "roles", "Role", create_on_update=True),
     _r(_RBAC, "v1", "rolebindings", "RoleBinding", create_on_update=True),
+    _r(_ADMISSION, "v1", "validatingadmissionpolicies", "ValidatingAdmissionPolicy", namespaced=False,
+       subresources="status"),
+    _r(_ADMISSION, "v1", "validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding", namespaced=False),
     _r("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False,
        short_names="crd crds", subresources="status", unconditional_update=False),
     _r("authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview", namespaced=False,
