@@ -361,12 +361,8 @@ def test_nothing_is_too_big_for_a_tunnel_device_that_has_gone(world: World, vers
     back = Packet(REMOTE, EGRESS_IP, TCP, 443, 33000, flags="A", dont_fragment=True)
     for program, device, packet in (("from_pod", "pod0", out), ("from_uplink", "uplink", back)):
         world.fill(to_world(THERE))
-        key = layout.u32(0)
-        found = layout.decode(layout.Settings, world.maps["settings"].get(key) or b"")
-        found.tunnel_ifindex = 1 << 20
-        world.maps["settings"].put(key, bytes(found))
-        sent = packet if version == 4 else six(packet)
-        verdict, _ = world.run(program, device, build(sent))
+        with world.without_tunnel():
+            verdict, _ = world.run(program, device, build(packet if version == 4 else six(packet)))
         assert verdict == "redirect", program
         assert "too_big_answered" not in world.counted()
 

@@ -283,6 +283,20 @@ class World:
             for name, mtu in reversed(usual.items()):
                 netns.run(["ip", "link", "set", name, "mtu", str(mtu)])
 
+    @contextmanager
+    def without_tunnel(self) -> Iterator[None]:
+        """The tunnel device has gone, and user space has not seen it yet; after `fill`."""
+        key = layout.u32(0)
+        before = self.maps["settings"].get(key)
+        assert before is not None
+        gone = layout.decode(layout.Settings, before)
+        gone.tunnel_ifindex = 1 << 20
+        self.maps["settings"].put(key, bytes(gone))
+        try:
+            yield
+        finally:
+            self.maps["settings"].put(key, before)
+
     def wire(self, device: str) -> Wire:
         return Wire(f"{device}_peer")
 
