@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from hashlib import blake2b
 
-MAX_GATEWAYS = 4  # announced for one egress IP, in order of preference
+MAX_GATEWAYS = 16  # of one egress IP, in order of preference: what a node has room for
 
 
 def choose(egress_ip: str, candidates: Iterable[str], limit: int = MAX_GATEWAYS) -> tuple[str, ...]:

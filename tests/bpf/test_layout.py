@@ -15,6 +15,7 @@ import pytest
 
 from bpf import layout, loader
 from ipam import port_sets
+from routerd.cluster import gateways
 from routerd.formats import native
 
 Types = Mapping[int, Mapping[str, Any]]
@@ -140,6 +141,10 @@ def test_the_numbers_of_the_headers_are_the_mirrors() -> None:
     text = files("bpf").joinpath("types.h").read_text()
     defined = dict(re.findall(r"#define\s+(\w+)\s+(0x[0-9a-f]+|\d+)", text))
     assert {name: int(defined[name], 0) for name in NUMBERS} == {name: getattr(layout, name) for name in NUMBERS}
+
+
+def test_a_group_has_room_for_all_its_gateways() -> None:
+    assert layout.MAX_GATEWAYS >= gateways.MAX_GATEWAYS
 
 
 def test_a_group_has_room_for_all_blocks_that_a_node_may_have() -> None:
