@@ -64,8 +64,8 @@ class BootGuard:
         latest = self._latest
         if latest is None or latest == self._kept:
             return
-        text = boot_text(render(*latest))
-        if not self.file.exists() or self.file.read_text(encoding="utf-8") != text:
+        text = boot_text(render(*latest)).encode()
+        if not self.file.exists() or self.file.read_bytes() != text:
             _replace(self.file, text)
         self._kept = latest
 
@@ -116,11 +116,11 @@ class EgressRoom:
 
     def collect(self) -> None:
         """Takes idle flows out of the datapath, and keeps the guard for the next boot. OSError."""
-        if self._boot is not None:
-            self._boot.keep()
         with self._lock:
             self._datapath.collect()
             self._port_use = self._datapath.port_use()
+        if self._boot is not None:
+            self._boot.keep()  # last: a full disk must not fill the tables
 
     def try_port_sets(self) -> int:
         """Sends trials of port sets that gateways have not echoed, and says how many that are."""
@@ -166,10 +166,10 @@ def _endpoint(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ip_address(address).version == 6 else f"{address}:{port}"
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, text: bytes) -> None:
     """Whole also after the power has failed: half a guard is none."""
     beside = path.with_suffix(".tmp")
-    with beside.open("w", encoding="utf-8") as file:
+    with beside.open("wb") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from egress.entries import Facts
-from routerd.agent.egress import BootGuard
+from routerd.agent.egress import BootGuard, EgressRoom
 from tests.models.egress_wishes import DEVICES, POD, on_worker
 
 FACTS = Facts(DEVICES, host_devices=frozenset({"eth0"}))
@@ -60,3 +61,33 @@ def test_a_disk_that_takes_nothing_is_told_and_tried_again(tmp_path: Path) -> No
     guard.file.parent.mkdir()
     guard.keep()
     assert guard.file.exists()
+
+
+def test_a_damaged_file_is_written_anew(tmp_path: Path) -> None:
+    guard = BootGuard(tmp_path / "guard.nft")
+    guard.file.write_bytes(b"\xff\xfe\0" * 100)
+    guard.note(on_worker(), FACTS)
+    guard.keep()
+    assert "add table inet routerd" in kept(guard.file)
+
+
+class Collecting:
+    """A datapath that counts how often it is collected."""
+
+    times = 0
+
+    def collect(self) -> None:
+        self.times += 1
+
+    def port_use(self) -> None:
+        pass
+
+
+def test_a_disk_that_takes_nothing_keeps_no_flow_from_being_collected(tmp_path: Path) -> None:
+    guard, datapath = BootGuard(tmp_path / "absent" / "guard.nft"), Collecting()
+    seated: Any = datapath
+    room = EgressRoom(seated, guard)
+    guard.note(on_worker(), FACTS)
+    with pytest.raises(FileNotFoundError):
+        room.collect()
+    assert datapath.times == 1
