@@ -177,6 +177,7 @@ class Agent:
         self._told_in: Drain | None = None  # how far the node had left then
         self._changed = asyncio.Event()
         self._recheck = False
+        self._hurries = False  # whether that is for a pod that waits
         self._rest_until = 0.0  # of the loop's clock
         self._snapshot = self._status_snapshot = Snapshot()
         self._egress = EgressStatus()  # as read last
@@ -221,7 +222,7 @@ class Agent:
 
     def hurry(self) -> None:
         """As `recheck`, and at once: a pod waits for it."""
-        self._recheck, self._rest_until = True, 0.0
+        self._recheck = self._hurries = True
         self._changed.set()
 
     def refresh(self) -> None:
@@ -318,7 +319,9 @@ class Agent:
         ready, full, retry = False, True, FIRST_RETRY
         while True:
             self._changed.clear()  # changes while a round runs are one round
-            rechecks, self._recheck = full and self._recheck, self._recheck and not full
+            rechecks = full and self._recheck
+            if full:
+                self._recheck = self._hurries = False
             done = await self._round(full)
             if rechecks:
                 self._rest_until = asyncio.get_running_loop().time() + RECHECK_REST
@@ -378,7 +381,7 @@ class Agent:
     def _is_recheck_due(self) -> bool:
         """If it is too early for one that is asked for, it wakes the rounds when it is not."""
         loop = asyncio.get_running_loop()
-        if not self._recheck or loop.time() >= self._rest_until:
+        if not self._recheck or self._hurries or loop.time() >= self._rest_until:
             return self._recheck
         loop.call_at(self._rest_until, self._changed.set)
         return False

@@ -177,6 +177,26 @@ def test_a_pod_that_waits_is_not_kept_waiting_by_the_rest_after_others() -> None
     with_agent(test)
 
 
+def test_a_pod_that_comes_during_a_round_does_not_wait_for_the_rest_after_it() -> None:
+    """As most do when many start at once: the round is one that their devices asked for."""
+
+    async def test(running: Running) -> None:
+        await eventually(lambda: running.agent.status.rounds.done == 1)
+        loop, look = asyncio.get_running_loop(), running.here.surroundings
+
+        def pod_comes(before: LocalFacts) -> LocalFacts:
+            running.here.surroundings = look  # type: ignore[method-assign]
+            loop.call_soon_threadsafe(running.agent.hurry)
+            return look(before)
+
+        running.here.surroundings, began = pod_comes, now()  # type: ignore[method-assign]
+        running.agent.recheck()
+        await eventually(lambda: running.here.looked == 3)
+        assert now() - began < RECHECK_REST / 2
+
+    with_agent(test)
+
+
 def test_what_is_around_the_node_is_read_in_full_rounds_alone() -> None:
     async def test(running: Running) -> None:
         await eventually(lambda: running.agent.status.rounds.done == 1)
