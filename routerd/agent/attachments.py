@@ -16,14 +16,13 @@ from typing import Any
 from cni.wire import NOT_AVAILABLE, TRY_AGAIN, Refused, Request, answer, parse, refusal
 from routerd.log import event
 from routerd.model import IPAddress, Snapshot
-from routerd.node.admission import Applicant, hindrance
+from routerd.node.admission import Applicant, hindrance, unavailable
 from routerd.node.attached import Attached, Interface
 from routerd.node.desired import EGRESS_ROOM, NodeState
 
 LOGGER = logging.getLogger("routerd.cni")
 DEFAULT_TIMEOUT = 5  # seconds that a plugin waits, if its configuration does not say
 PATIENCE = 0.8  # of that: the plugin is told why, before it gives up
-UNREAD = "the agent has not read the store yet"
 
 
 @dataclass(slots=True, eq=False)
@@ -47,7 +46,6 @@ class Attachments:
     guards: bool = True  # whether egress is on: else every pod may start
     _now: Mapping[str, Attached] = field(init=False, default_factory=dict)
     _waiting: list[Waiting] = field(init=False, default_factory=list)
-    _ready: bool = field(init=False, default=False)
     _covers: bool = field(init=False, default=True)  # whether any policy leads anywhere: else nothing can be wrong
 
     # --- the rounds' side
@@ -60,9 +58,8 @@ class Attachments:
 
     def consider(self, snapshot: Snapshot, state: NodeState, undone: Mapping[str, Any]) -> None:
         """The round is over. `undone`: of its rooms that were read."""
-        self._ready = state.egress is not None
         policies = state.egress.policies.values() if state.egress is not None else ()
-        self._covers = not self._ready or any(policy.destinations for policy in policies)
+        self._covers = state.egress is None or any(policy.destinations for policy in policies)
         found = undone.get(EGRESS_ROOM)
         for each in self._waiting:
             if each.taken and not each.done.done():
@@ -94,8 +91,9 @@ class Attachments:
                 self._delete(request)
             case "GC":
                 self._collect(request)
-            case "STATUS" if self.guards and not self._ready and not request.allows:
-                raise Refused(NOT_AVAILABLE, f"{UNREAD}: {', '.join(self.snapshot().missing())}")
+            case "STATUS" if self.guards and not request.allows:
+                if reason := unavailable(self.snapshot(), self.node):
+                    raise Refused(NOT_AVAILABLE, reason)
         return None
 
     async def _add(self, request: Request) -> Mapping[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from routerd.model import IPAddress, Pod, Snapshot
@@ -10,6 +10,7 @@ from routerd.node.attached import is_of
 from routerd.node.desired import NodeState, may_select
 
 NEEDED = ("nodes", "namespaces", "pods", "services", "policies", "allocations")  # parts, for the egress room
+TELLING = ("nodes", "namespaces", "policies")  # of these, to tell whether any policy may select a pod
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +51,19 @@ def hindrance(
 
 
 def _before_the_store_is_read(pod: Pod, snapshot: Snapshot, node: str) -> str:
-    needed = (snapshot.nodes, snapshot.namespaces, snapshot.policies)
     here = (snapshot.nodes or {}).get(node)
-    if None not in needed and here is not None:
+    if here is not None and not snapshot.missing(TELLING):
         policies, namespaces = snapshot.policies or {}, snapshot.namespaces or {}
         if not any(may_select(policy, pod, namespaces, here.labels) for policy in policies.values()):
             return ""
-    missing = snapshot.missing(NEEDED)
+    return _unread(snapshot, node, NEEDED)
+
+
+def unavailable(snapshot: Snapshot, node: str) -> str:
+    """Why no pod may start yet, one line; "" = some may."""
+    return _unread(snapshot, node, TELLING) if snapshot.missing(TELLING) or node not in (snapshot.nodes or {}) else ""
+
+
+def _unread(snapshot: Snapshot, node: str, parts: Iterable[str]) -> str:
+    missing = snapshot.missing(parts)
     return f"the agent has not read {', '.join(missing)} yet" if missing else f"the store has no Node {node} yet"
