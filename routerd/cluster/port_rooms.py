@@ -9,9 +9,7 @@ from ipam.port_sets import RANGE, RESERVED, Mask, without_ports
 from routerd.model import EgressGroup, IPAddress, Refusal, Service
 
 TRANSLATED = ("TCP", "UDP")  # protocols with ports
-MOST = (
-    16  # granules of an address that Services take: any user may write one, also one with all the ports of the address
-)
+MOST = 16  # granules of an address that Services take: any user may write one with all the ports of the address
 NOT_LEFT_OUT = "PortsNotLeftOut"  # reason of refusals
 
 
