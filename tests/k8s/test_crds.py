@@ -22,6 +22,7 @@ from routerd.formats.document import NOWHERE
 from routerd.formats.native import read_address_pool, read_egress_policy
 from tests.k8s.client import Answer, Client, Json
 from tests.k8s.deployment import defined
+from tests.models import cel
 from tests.models.apiserver import schema
 from tests.models.apiserver.cel import RULES
 from tests.models.apiserver.definitions import with_defaults
@@ -121,6 +122,7 @@ _policy: dict[str, st.SearchStrategy[Any]] = {
         {}, optional={"nodeSelector": _selector, "mode": st.sampled_from(["ecmp", "active-standby", "active"])}
     ),
     "priority": _number,
+    "exit": st.sampled_from(["gateway", "local", "node", ""]),
     "extra": st.just(1),
 }
 _block = st.one_of(
@@ -184,6 +186,7 @@ WRONG = [
     ("EgressPolicy", {"ports": [{"protocol": "TCP", "endPort": 1}]}), ("EgressPolicy", {"gateways": {}}),
     ("EgressPolicy", {"ports": [{"protocol": "TCP", "port": 9, "endPort": 1}]}), ("EgressPolicy", {"extra": 1}),
     ("EgressPolicy", {"priority": 1_000_001}), ("EgressPolicy", {"priority": "1"}),
+    ("EgressPolicy", {"exit": "node"}), ("EgressPolicy", {"gateways": {"mode": "active"}}),
     ("EgressPolicy", {"selectors": [{"podSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}]}),
     ("EgressPolicy", {"selectors": [{"podSelector": {"matchLabels": {"a": "x y"}}}]}),
     ("AddressPool", {"blocks": []}), ("AddressPool", {"blocks": ["x"]}), ("AddressPool", {"blocks": [{}]}),
@@ -252,3 +255,20 @@ def rule_texts(value: Any) -> set[str]:
 
 def test_the_double_knows_the_rules_of_our_definitions_and_no_others() -> None:
     assert rule_texts(list(CRDS.values())) == set(RULES)
+
+
+# What rules speak of, as the rest of the schema lets it through: required is what they read without asking for it.
+_spoken_of = st.fixed_dictionaries(
+    {"operator": st.sampled_from(["In", "NotIn", "Exists"]), "protocol": st.sampled_from(["TCP", "ICMP", "layer2"])},
+    optional={
+        "port": st.integers(0, 3), "endPort": st.integers(0, 3), "values": st.lists(st.just("x"), max_size=1),
+        **dict.fromkeys(("egressIP", "pool"), st.just("x")), "egressIPs": st.just(["x"]), "count": st.just(1),
+        **dict.fromkeys(("podSelector", "namespaceSelector"), st.just({})), "advertisements": st.just([{}]),
+    },
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", RULES)
+@given(_spoken_of)
+def test_the_double_says_what_cel_does(rule: str, value: Json) -> None:
+    assert RULES[rule](value) == cel.evaluated(rule, self=value)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import celpy
 import pytest
 import yaml
 
 from routerd.store.kubernetes.resources import LEASES, REPORTS, heartbeat_lease
+from tests.models.cel import evaluated
 
 DEPLOY = Path(__file__).parents[2] / "configs" / "deploy"
 AGENT = "system:serviceaccount:routerd:routerd-agent"
@@ -21,12 +21,6 @@ def policy() -> dict[str, Any]:
     assert binding["spec"] == {"policyName": found["metadata"]["name"], "validationActions": ["Deny"]}
     spec: dict[str, Any] = found["spec"]
     return spec
-
-
-def evaluated(expression: str, **known: Any) -> Any:
-    environment = celpy.Environment()
-    program = environment.program(environment.compile(expression))
-    return program.evaluate({name: celpy.json_to_cel(value) for name, value in known.items()})
 
 
 def admitted(user: str, claimed: str | None, resource: str, name: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Equivalents, in Python, of the CEL rules that CRDs of this project use, by the rule's text.
 
-A CRD with a rule that is not here is refused: a rule must never be skipped in silence.
+`make demo` installs nothing that evaluates CEL; a test holds these against cel-python. A CRD with a rule that is not
+here is refused: a rule must never be skipped in silence.
 """
 
 from __future__ import annotations
