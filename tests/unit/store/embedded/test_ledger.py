@@ -196,8 +196,16 @@ def test_migrations_run_once_and_in_order(path: Path, monkeypatch: pytest.Monkey
         opened.close()
 
 
-# What schema 2 was, with the records of FULL, as `sqlite3 ledger.sqlite .dump` said it.
-OF_SCHEMA_2 = """
+# Groups from schema 1 to 7, and what schema 2 was, with the records of FULL, as `sqlite3 ledger.sqlite .dump` said it.
+GROUPS_TO_7 = """\
+CREATE TABLE groups (
+    id INTEGER PRIMARY KEY CHECK (id BETWEEN 1 AND 16777215), egress_ip TEXT NOT NULL UNIQUE,
+    state TEXT NOT NULL CHECK (state IN ('active', 'retired')), since REAL NOT NULL,
+    gateways TEXT NOT NULL, slots INTEGER NOT NULL, epoch INTEGER NOT NULL, lease INTEGER NOT NULL);
+INSERT INTO groups VALUES (4, '2001:db8::1', 'active', 1.0, '[["g1", 0], ["g2", 1]]', 2, 7, 7),
+    (8, '192.0.2.1', 'retired', 2.0, '[]', 1, 0, 7);
+"""
+OF_SCHEMA_2 = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 INSERT INTO meta VALUES ('lease', '7'), ('generation', '3'), ('digest', 'd'), ('next_group', '9'),
     ('id', '0123456789abcdef'), ('audit_from', '0');
@@ -208,13 +216,7 @@ CREATE TABLE addresses (
 INSERT INTO addresses VALUES ('192.0.2.1', 'svc/d/a', 'p', 4, 'used', 1.5, 0, 7),
     ('192.0.2.1', 'svc/d/b', 'p', 4, 'used', 2.0, 0, 7),
     ('2001:db8::1', 'EgressPolicy/e', '', 6, 'reserved', 3.0, 1, 6);
-CREATE TABLE groups (
-    id INTEGER PRIMARY KEY CHECK (id BETWEEN 1 AND 16777215), egress_ip TEXT NOT NULL UNIQUE,
-    state TEXT NOT NULL CHECK (state IN ('active', 'retired')), since REAL NOT NULL,
-    gateways TEXT NOT NULL, slots INTEGER NOT NULL, epoch INTEGER NOT NULL, lease INTEGER NOT NULL);
-INSERT INTO groups VALUES (4, '2001:db8::1', 'active', 1.0, '[["g1", 0], ["g2", 1]]', 2, 7, 7),
-    (8, '192.0.2.1', 'retired', 2.0, '[]', 1, 0, 7);
-CREATE TABLE audit (
+{GROUPS_TO_7}CREATE TABLE audit (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL, what TEXT NOT NULL, owner TEXT NOT NULL,
     address TEXT NOT NULL, lease INTEGER NOT NULL);
 INSERT INTO audit (time, what, owner, address, lease) VALUES (10.0, 'assigned', 'svc/d/a', '192.0.2.1', 7);
@@ -244,16 +246,7 @@ def test_a_ledger_of_the_schema_before_opens_with_all_that_it_says(path: Path) -
         opened.close()
 
 
-OF_SCHEMA_7 = """
-DROP TABLE groups;
-CREATE TABLE groups (
-    id INTEGER PRIMARY KEY CHECK (id BETWEEN 1 AND 16777215), egress_ip TEXT NOT NULL UNIQUE,
-    state TEXT NOT NULL CHECK (state IN ('active', 'retired')), since REAL NOT NULL,
-    gateways TEXT NOT NULL, slots INTEGER NOT NULL, epoch INTEGER NOT NULL, lease INTEGER NOT NULL);
-INSERT INTO groups VALUES (4, '2001:db8::1', 'active', 1.0, '[["g1", 0], ["g2", 1]]', 2, 7, 7),
-    (8, '192.0.2.1', 'retired', 2.0, '[]', 1, 0, 7);
-PRAGMA user_version = 7;
-"""
+OF_SCHEMA_7 = f"DROP TABLE groups; {GROUPS_TO_7} PRAGMA user_version = 7;"
 
 
 def test_a_ledger_of_the_time_when_gateways_translated_opens_with_all_that_it_says(path: Path) -> None:
