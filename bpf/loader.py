@@ -8,6 +8,7 @@ differs.
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 from collections.abc import Mapping
@@ -216,15 +217,17 @@ def _pin_programs(library: ctypes.CDLL, handle: int, pin_directory: Path) -> Non
 
 
 class PinnedMaps:
-    """The maps of a pin directory, opened once."""
+    """The maps of a pin directory, opened once. FileNotFoundError also for those of a release with other maps."""
 
     def __init__(self, pin_directory: Path) -> None:
-        self._directory = pin_directory / "maps"
+        self._directory = pin_directory
         self._open: dict[str, syscall.BpfMap] = {}
 
     def __getitem__(self, name: str) -> syscall.BpfMap:
         if name not in self._open:
-            self._open[name] = syscall.BpfMap(syscall.open_pinned(self._directory / name))
+            if has_other_layout(self._directory):
+                raise FileNotFoundError(errno.ENOENT, f"map {name} is that of another layout")
+            self._open[name] = syscall.BpfMap(syscall.open_pinned(self._directory / "maps" / name))
         return self._open[name]
 
     def close(self) -> None:

@@ -288,10 +288,10 @@ class Datapath:
     def collect(self) -> layout.Collected | None:
         """One round of collection of idle flows and ports, in the kernel. None while nothing is loaded."""
         try:
+            self._near_share = self._pods_near_share()
             program = syscall.open_pinned(self._pins / "programs" / "collect")
         except FileNotFoundError:
             return None
-        self._near_share = self._pods_near_share()
         try:
             syscall.run_program(program, EMPTY_FRAME)
         finally:
