@@ -26,31 +26,18 @@ static __always_inline bool may_be_answer(const struct packet *packet, enum pars
 	return bpf_ntohs(port) >= FIRST_PORT && (parsed != PARSED_FLOW || !opens_connection(packet));
 }
 
-static __always_inline __u32 mix_address(__u32 hash, const struct ip *address)
-{
-	for (__u32 i = 0; i < 4; i++)
-		hash = mix(hash ^ address->w[i]);
-	return hash;
-}
-
-static __always_inline __u32 hash_of(const struct packet *packet)
-{
-	__u32 ports = (__u32)packet->source_port << 16 | packet->destination_port;
-
-	return mix(mix_address(mix_address(packet->protocol, &packet->source), &packet->destination) ^ ports);
-}
-
 /* Of a group's gateways but this node, the one that the packet's flow prefers of the best. NO_NODE = there is
  * none.
  */
 static __always_inline __u16 other_gateway(__u32 number, const struct packet *packet,
 					   const struct settings *config)
 {
+	struct flow_key key = flow_to_pod(packet, 0); /* as far as it can be seen here */
 	struct choice choice = {
 	    .config = config,
 	    .group = bpf_map_lookup_elem(&groups, &number),
 	    .echoed = ~0ULL, /* of nobody's port set */
-	    .hash = hash_of(packet),
+	    .hash = flow_hash(&key),
 	    .excluded = node_number(&config->node_address),
 	    .picked = NO_NODE,
 	};

@@ -9,7 +9,6 @@ free, an id) is read back from them, and the model says whether they were allowe
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from struct import pack, unpack
 from typing import Literal
 
 from bpf import layout
@@ -606,23 +605,13 @@ def _other_gateway(tables: Tables, group: int, packet: Packet) -> int:
     """Which of the group's gateways but this node the packet's flow prefers, of the best that are up; 0 = none."""
     here = {number for number, (_, local) in tables.node_numbers.items() if local}
     hops = tables.groups[group].gateways if group in tables.groups else ()
-    found = _hash_of(packet)
+    found = liveness.flow_hash(packet.sent_to(0))
 
     def merit(hop: Hop) -> tuple[int, int, int]:
         return -rank_of(tables, hop.node), -hop.order, liveness.preference(found, hop.node)
 
     chosen = max((hop for hop in hops if hop.up and hop.node not in here), key=merit, default=None)
     return chosen.node if chosen is not None else 0
-
-
-def _hash_of(packet: Packet) -> int:
-    """Of the words as this machine reads them: what is hashed is in network byte order."""
-    value = packet.protocol
-    for address in (packet.source, packet.destination):
-        for word in unpack("=4I", layout.ip16(address)):
-            value = liveness.mix(value ^ word)
-    ports = unpack("=2H", pack("!2H", packet.source_port, packet.destination_port))
-    return liveness.mix(value ^ (ports[0] << 16 | ports[1]))
 
 
 # --- "which egress IP would this pod use?"
