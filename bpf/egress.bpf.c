@@ -163,7 +163,7 @@ int to_pod(struct __sk_buff *skb)
 	struct settings *config = read_settings();
 	struct scratch *room = read_scratch();
 	struct pod_key pod_key = {.ifindex = skb->ifindex};
-	struct flow_value begun = {.last_seen = now()};
+	struct flow_value begun = {};
 	struct flow_value *flow;
 	struct pod_value *pod;
 	struct packet *packet;
@@ -197,6 +197,7 @@ int to_pod(struct __sk_buff *skb)
 		return drop(skb, OUTSIDE_QUOTA);
 	if (refuses_outside(config, &shares))
 		return drop(skb, OUTSIDE_QUOTA);
+	begun.last_seen = now();
 	begun.seen_in = seen_of(packet);
 	error = bpf_map_update_elem(&flows, &key, &begun, BPF_NOEXIST);
 	if (!error)

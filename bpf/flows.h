@@ -210,6 +210,12 @@ static __always_inline void forget_flow(const struct flow_key *key, const struct
 		count_flow_away(key->ifindex, from_outside);
 }
 
+static __always_inline bool holds(const struct block *block, const struct ip *egress_ip, __u16 port)
+{
+	return port >> (block->shift & 15) == block->first >> (block->shift & 15) &&
+	       ip_equal(&block->egress_ip, egress_ip);
+}
+
 /* --- a free port ------------------------------------------------------------------------------ */
 
 struct search {

@@ -88,14 +88,13 @@ static long find_block(__u32 index, void *context)
 {
 	struct block_search *search = context;
 	const struct block *block = &search->group->blocks[index & (MAX_BLOCKS - 1)];
-	__u16 mask = (1U << (block->shift & 15)) - 1;
 
 	if (index >= search->group->block_count)
 		return 1;
-	if ((search->port & ~mask) != block->first || !ip_equal(&block->egress_ip, &search->egress_ip))
+	if (!holds(block, &search->egress_ip, search->port))
 		return 0;
 	search->first = block->first;
-	search->mask = mask;
+	search->mask = (1U << (block->shift & 15)) - 1;
 	return 1;
 }
 

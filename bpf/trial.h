@@ -28,12 +28,6 @@ struct echoes {
 	__u8 open;    /* whether flows may begin in any */
 };
 
-static __always_inline bool holds(const struct block *block, const struct ip *egress_ip, __u16 port)
-{
-	return port >> (block->shift & 15) == block->first >> (block->shift & 15) &&
-	       ip_equal(&block->egress_ip, egress_ip);
-}
-
 static long add_echoes(__u32 index, void *context)
 {
 	struct echoes *echoes = context;
@@ -46,19 +40,7 @@ static long add_echoes(__u32 index, void *context)
 		return 0;
 	echoes->open = 1;
 	echoes->by |= block->echoed;
-	return 0;
-}
-
-/* 0 = it is no gateway of the group. */
-static __always_inline __u64 place_bit(const struct group_value *group, __u16 node)
-{
-	for (__u32 i = 0; i < MAX_GATEWAYS; i++) {
-		if (i >= group->gateway_count)
-			break;
-		if (group->gateways[i].node == node)
-			return 1ULL << i;
-	}
-	return 0;
+	return echoes->port != 0; /* no other block has it */
 }
 
 /* Reads the trial in a packet that came out of the tunnel; false = it is none. */

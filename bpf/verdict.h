@@ -104,17 +104,23 @@ static __always_inline __u16 node_number(const struct ip *address)
 	return number ? *number : NO_NODE;
 }
 
+/* A bit for the node's place among the group's gateways; 0 = it is none of them. */
+static __always_inline __u64 place_bit(const struct group_value *group, __u16 node)
+{
+	for (__u32 i = 0; i < MAX_GATEWAYS; i++) {
+		if (i >= group->gateway_count)
+			break;
+		if (group->gateways[i].node == node)
+			return 1ULL << i;
+	}
+	return 0;
+}
+
 static __always_inline bool is_gateway_of(__u32 number, __u16 node)
 {
 	struct group_value *group = bpf_map_lookup_elem(&groups, &number);
 
-	for (__u32 i = 0; group && i < MAX_GATEWAYS; i++) {
-		if (i >= group->gateway_count)
-			break;
-		if (group->gateways[i].node == node)
-			return true;
-	}
-	return false;
+	return group && place_bit(group, node);
 }
 
 static __always_inline struct node_value *node_of(__u16 number)
