@@ -33,7 +33,6 @@ from bfd.sockets import PORT, link, listener, received, sender
 from bfd.table import STAY, Clock, IPAddress, Send, Table
 from bfd.wheel import NEVER
 
-LOGGER = logging.getLogger("routerd.bfd")
 FILE = "bfd.json"
 PRIORITY = 20  # of SCHED_FIFO: above everything that is ordinary, below what kernels run at 50
 PAUSE_TIMEOUT = 0.5  # seconds that peers have for their answer before a pause
@@ -315,7 +314,10 @@ class Engine:
         return sock
 
     def _tidy(self) -> None:
-        """Sockets for the sessions that there are, and no others: a host without BFD has its port 3784 free."""
+        """Sockets for what there is to send, and no others: a host without BFD has its port 3784 free."""
+        if self._prober.probing is None or not self._prober.probing.gateways:
+            self._close_link()
+            self._probe_problem = ""
         numbers = self._table.numbers()
         for number in self._senders.keys() - numbers:
             self._senders.pop(number)[1].close()

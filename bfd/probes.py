@@ -55,13 +55,13 @@ class Prober:
         self.stall = Stall()
 
     def order(self, probing: Probing, now: float) -> None:
-        """From now on these and no others. Who is new is probed at once, spread over an interval."""
-        before = self.probing.gateways if self.probing is not None else frozenset()
+        """From now on these and no others. Who is new is probed within an interval, and so are all by another one."""
+        is_same = self.probing is not None and self.probing.interval == probing.interval
         self.probing = probing
-        for number in before - probing.gateways:
+        for number in self._due.keys() - probing.gateways:
             self._wheel.drop(number)
             del self._due[number]
-        for number in probing.gateways - before:
+        for number in probing.gateways - (self._due.keys() if is_same else set()):
             self._put(number, now + self._chance() * probing.interval / 1e6)
 
     def _put(self, number: int, due: float) -> None:

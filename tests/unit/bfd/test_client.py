@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bfd.client import Client
 from bfd.control import SOCKET, Kept, Report, kept_text, parse_kept
 from bfd.engine import FILE, Engine
+from bfd.probes import Probing
 from bfd.session import Timers
 from bfd.table import Order
 from tests.waiting import eventually
@@ -141,3 +146,18 @@ async def test_an_address_that_is_not_here_is_said_once_and_nothing_falls(scene:
     assert scene.events.count(f"bfd-no-source {PEER}") == 1
     await ended(client)
     await ended(process)
+
+
+@scene
+async def test_where_no_gateway_is_probed_any_more_no_socket_is_open(scene: Scene) -> None:
+    probing = Probing("tunnel", PEER, 10_000, frozenset({2}))
+    link, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    with link, device, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bfd.engine.link", lambda name: link)
+        process, client = scene.process(), asyncio.create_task(scene.client.run())
+        scene.client.probe(probing)
+        assert await asyncio.get_running_loop().sock_recv(device, 200)
+        scene.client.probe(replace(probing, gateways=frozenset()))
+        await eventually(lambda: link.fileno() == -1)
+        await ended(client)
+        await ended(process)

@@ -108,6 +108,21 @@ def test_who_stays_keeps_its_time_and_who_goes_is_left_alone() -> None:
     assert INTERVAL * (1 - SPREAD) - 1e-9 <= gap <= INTERVAL + 1e-9
 
 
+@pytest.mark.parametrize(("before", "after"), [(60.0, INTERVAL), (INTERVAL, 60.0)])
+def test_another_interval_holds_at_once(before: float, after: float) -> None:
+    line = Line(replace(PROBING, interval=round(before * 1e6)))
+    line.run(60)
+    line.sent.clear()
+    begun = line.now
+    line.prober.order(replace(PROBING, interval=round(after * 1e6)), begun)
+    line.run(60)
+    for times in line.sent.values():
+        assert times[0] - begun <= after
+        assert len(times) <= 60 / (after * (1 - SPREAD)) + 1
+    assert line.sent.keys() == PROBING.gateways
+    assert line.prober.stall == Stall()
+
+
 def test_without_gateways_nothing_is_due() -> None:
     line = Line(replace(PROBING, gateways=frozenset()))
     assert line.prober.next_due == NEVER
