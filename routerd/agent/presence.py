@@ -17,7 +17,7 @@ from routerd.blocking import in_thread
 from routerd.errors import StoreError
 from routerd.log import event
 from routerd.model import GATEWAY_HEARTBEAT, NODE_HEARTBEAT, Heartbeat, IPAddress, NodeReport, PortReport, Snapshot
-from routerd.node.gateway import may_be_gateway
+from routerd.node.groups import may_be_gateway
 from routerd.store.interface import Store
 from routerd.tell.status import AgentStatus
 

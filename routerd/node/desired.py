@@ -13,36 +13,18 @@ from typing import Any
 
 from bfd.probes import Probing
 from bfd.table import Order
-from egress.policy import (
-    TUNNEL_DEVICE,
-    UNSUPPORTED_FAMILY,
-    Block,
-    Gateway,
-    Group,
-    Hindrance,
-    Policy,
-    Ports,
-    Served,
-    Watch,
-    egress_versions,
-    unsupported,
-)
+from egress.policy import TUNNEL_DEVICE, Group, Hindrance, Policy, Ports, Served, Watch
 from egress.policy import Desired as EgressDesired
-from routerd.formats.published.bindings import OWNERS
 from routerd.memo import Derived, Last, by_identity, differing
 from routerd.model import (
     NAMESPACE_NAME_LABEL,
-    OF_PORTS,
     Allocations,
-    BindingTable,
-    EgressGroup,
     EgressPolicy,
     IPAddress,
     IPNetwork,
     Labels,
     Namespace,
     Node,
-    NodeNumber,
     Pod,
     PodSelection,
     Refusal,
@@ -55,14 +37,13 @@ from routerd.node.attached import Attached, Overlay, told_devices
 from routerd.node.bfd import orders
 from routerd.node.conflicts import without_conflicts
 from routerd.node.drain import Drain
+from routerd.node.groups import policy_groups, published_groups, served, tunnel_endpoints
 from routerd.node.inside import API_SERVER, Index, Inside, Known, in_cluster, is_steered, may_be_steered
-from routerd.node.port_sets import number_of
 from routerd.node.sessions import entries_here
 from routerd.refs import NODE, POD, Ref
 
 DEFAULT_TUNNEL_PORT = 8473  # UDP
 EGRESS_ROOM, BFD_ROOM, PROBE_ROOM = "egress", "bfd", "probes"  # the rooms' names
-NOBODYS_PORTS = bytes(OWNERS)  # of an egress IP: no granule is any node's
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,17 +275,17 @@ def egress_state(
     pods_here = [pod for pod in scheduled if is_steered(pod)]
     steered, pod_refusals = kept.steering.steer(scheduled, policies, here, namespaces)
     of_groups = Allocations(groups=allocations.groups, refusals=allocations.refusals)
-    group_ids, policy_refusals = kept.policy_groups(_policy_groups, policies, of_groups)
+    group_ids, policy_refusals = kept.policy_groups(policy_groups, policies, of_groups)
     with_ports = replace(of_groups, numbers=allocations.numbers, bindings=allocations.bindings)
-    groups, group_refusals = kept.groups(_groups, with_ports, nodes, here.name, facts.gateways_down)
+    groups, group_refusals = kept.groups(published_groups, with_ports, nodes, here.name, facts.gateways_down)
     desired = EgressDesired(
         node=here.name,
         node_address=here.tunnel_endpoint,
         pods=steered,
         policies={key: _policy(policies[key], group_ids[key]) for key in sorted(group_ids)},
         groups=groups,
-        served=kept.served(_served, with_ports, here.name),
-        nodes=kept.tunnel_endpoints(_endpoints, nodes, allocations.numbers),
+        served=kept.served(served, with_ports, here.name),
+        nodes=kept.tunnel_endpoints(tunnel_endpoints, nodes, allocations.numbers),
         icmp_sources=_one_of_each_family(here.addresses),
         cluster=cluster,
         pod_cidrs=frozenset(here.pod_cidrs),
@@ -381,61 +362,6 @@ def _policy(policy: EgressPolicy, group: int) -> Policy:
     )
 
 
-def group_of(policy: EgressPolicy, allocations: Allocations) -> EgressGroup | None:
-    """The published group that it leaves through."""
-    groups = (g for g in allocations.groups if policy.key in g.policies)
-    return None if policy.refused else next(groups, None)
-
-
-def leaves_as(policy: EgressPolicy, group: EgressGroup | None) -> tuple[IPAddress, ...]:
-    """The egress IPs that it has, or those that it names; () = a pool has given it none yet."""
-    return group.egress_ips if group is not None else policy.egress_ips
-
-
-def _policy_groups(
-    policies: Mapping[str, EgressPolicy], allocations: Allocations
-) -> tuple[dict[str, int], tuple[Refusal, ...]]:
-    """Group by key of each policy; 0 = it is refused or none is published, so its traffic is dropped."""
-    published = {key: group for group in reversed(allocations.groups) for key in group.policies}
-    told = _told(allocations.refusals)
-    groups: dict[str, int] = {}
-    refusals = []
-    for key, policy in sorted(policies.items()):
-        if policy.refused:
-            groups[key] = 0
-            continue
-        given = leaves_as(policy, published.get(key))
-        if lacking := unsupported(policy.destinations, given):
-            refusals.append(Refusal(policy.ref, UNSUPPORTED_FAMILY, lacking))
-        is_translated = bool(egress_versions(policy.destinations, given))
-        group = published.get(key) if is_translated else None
-        groups[key] = group.id if group is not None else 0
-        if is_translated and group is None:
-            refusals.append(_no_group(policy, told))
-        elif group and group.gateways and key in told:  # without any, the group says it
-            _, refused = told[key]
-            kept = "" if refused.reason in OF_PORTS else f"; it keeps its egress IP {group.egress_ip}"
-            refusals.append(Refusal(policy.ref, refused.reason, f"{refused.message}{kept}"))
-    return groups, tuple(refusals)
-
-
-def _told(refusals: Iterable[Refusal]) -> dict[str, tuple[int, Refusal]]:
-    """What the operator refuses first of each object, with its place; what is not translated, the agent says itself."""
-    told: dict[str, tuple[int, Refusal]] = {}
-    for place, each in enumerate(refusals):
-        if each.reason != UNSUPPORTED_FAMILY:
-            told.setdefault(str(each.object), (place, each))
-    return told
-
-
-def _no_group(policy: EgressPolicy, told: Mapping[str, tuple[int, Refusal]]) -> Refusal:
-    if policy.key in told:
-        _, refused = told[policy.key]
-        return Refusal(policy.ref, refused.reason, f"{refused.message}; traffic that the policy covers is dropped")
-    message = "the operator has published no egress group for it: traffic that it covers is dropped until then"
-    return Refusal(policy.ref, "NoGroup", message)
-
-
 def _stray_pods(outside: Sequence[IPAddress], snapshot: Snapshot, here: Node) -> Iterator[Refusal]:
     """Other nodes may see no pods but their own: such a pod is outside the cluster for them."""
     if outside and any(policy.destinations for policy in (snapshot.policies or {}).values()):
@@ -446,82 +372,7 @@ def _stray_pods(outside: Sequence[IPAddress], snapshot: Snapshot, here: Node) ->
         yield Refusal(here.ref, "PodOutsideCluster", message)
 
 
-# --- groups
-
-
-def _groups(
-    allocations: Allocations, nodes: Mapping[str, Node], here: str, down: frozenset[str]
-) -> tuple[dict[int, Group], tuple[Refusal, ...]]:
-    numbers = {each.node: each.number for each in allocations.numbers}
-    tables = {table.egress_ip: table for table in allocations.bindings}
-    told = _told(allocations.refusals)
-    number = numbers.get(here, 0)
-    groups: dict[int, Group] = {}
-    refusals: list[Refusal] = []
-    for group in allocations.groups:
-        gateways = [_gateway(group, name, nodes, numbers, down) for name in group.gateways]
-        refusals.extend(g for g in gateways if isinstance(g, Refusal))
-        usable = tuple(g for g in gateways if isinstance(g, Gateway))
-        if not group.gateways:
-            refusals.append(_no_gateway(group, told))
-        blocks = tuple(block for ip in group.egress_ips for block in _blocks(tables.get(ip), number))
-        in_order = group.gateway_mode == "active-standby"
-        groups[group.id] = Group(group.id, group.egress_ips, usable, blocks, group.node_address, in_order)
-    return groups, tuple(refusals)
-
-
-def _blocks(table: BindingTable | None, number: int) -> tuple[Block, ...]:
-    """What the node with this number has of the egress IP."""
-    if table is None or not number:
-        return ()
-    return tuple(Block(table.egress_ip, each.first, each.size, each.returning) for each in table.blocks(number))
-
-
-def _served(allocations: Allocations, here: str) -> dict[IPAddress, Served]:
-    """Egress IPs of groups that this node is a gateway of, also if no node has ports of one yet, as it is announced;
-    and those that it was told of and no group has any more: connections still live there.
-    """
-    tables = {table.egress_ip: table for table in allocations.bindings}
-    number = number_of(allocations, here)
-    groups = {address: group for group in allocations.groups for address in group.egress_ips}
-    mine = {address for address, group in groups.items() if here in group.gateways}
-    former = {address for address, table in tables.items() if address not in groups and number in table.told}
-    return {
-        address: Served(
-            tables[address].owners if address in tables else NOBODYS_PORTS,
-            node_address=address in groups and groups[address].node_address,
-            group=groups[address].id if address in groups else 0,
-        )
-        for address in sorted(mine | former, key=lambda each: (each.version, each))
-    }
-
-
-def _endpoints(nodes: Mapping[str, Node], given: Iterable[NodeNumber]) -> dict[int, IPAddress]:
-    """Tunnel endpoints by the numbers of their nodes."""
-    numbers = {each.node: each.number for each in given}
-    endpoints = {name: node.tunnel_endpoint for name, node in nodes.items() if name in numbers}
-    return {numbers[name]: endpoint for name, endpoint in sorted(endpoints.items()) if endpoint is not None}
-
-
 def _one_of_each_family(addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
     """The first of each."""
     first = {address.version: address for address in reversed(tuple(addresses))}
     return tuple(first[version] for version in sorted(first))
-
-
-def _no_gateway(group: EgressGroup, told: Mapping[str, tuple[int, Refusal]]) -> Refusal:
-    found = [told[key] for key in group.policies if key in told]
-    plain = f"no node is its gateway: traffic of {', '.join(group.policies)} is dropped"
-    return Refusal(group.address_ref, "NoGateway", min(found)[1].message if found else plain)
-
-
-def _gateway(
-    group: EgressGroup, name: str, nodes: Mapping[str, Node], numbers: Mapping[str, int], down: frozenset[str]
-) -> Gateway | Refusal:
-    address = nodes[name].tunnel_endpoint if name in nodes else None
-    if address is None:
-        problem = "has no address" if name in nodes else "is not in the store"
-        return Refusal(group.address_ref, "UnknownGateway", f"gateway node {name} {problem}: it is left out")
-    if name not in numbers:
-        return Refusal(group.address_ref, "UnknownGateway", f"gateway node {name} has no number yet: it is left out")
-    return Gateway(name, numbers[name], up=name not in down)

@@ -33,7 +33,8 @@ from routerd.model import (
     ServiceAllocation,
     Snapshot,
 )
-from routerd.node.desired import NodeState, group_of
+from routerd.node.desired import NodeState
+from routerd.node.groups import group_of
 from routerd.node.pools import PoolIndex
 from routerd.refs import PEER
 from routerd.tell.columns import COLUMNS

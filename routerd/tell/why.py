@@ -32,7 +32,8 @@ from routerd.model import (
     is_gateway,
 )
 from routerd.node.announce import SERVICE_CHECKS, Announcements, Scene, family_refusals, scene_of, service_paths
-from routerd.node.desired import NodeState, Settings, group_of, leaves_as, selects
+from routerd.node.desired import NodeState, Settings, selects
+from routerd.node.groups import group_of, leaves_as
 from routerd.node.inside import endpoints, external_ips, is_steered, outside
 from routerd.node.port_sets import own_blocks
 from routerd.node.sessions import peers_here

@@ -23,7 +23,7 @@ from routerd.model import (
     NodeReport,
     Snapshot,
 )
-from routerd.node.gateway import may_be_gateway
+from routerd.node.groups import may_be_gateway
 from routerd.tell.status import AgentStatus, Rounds
 from tests.models import cluster
 from tests.models.virtual_time import elapse, in_virtual_time, now

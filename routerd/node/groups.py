@@ -1,0 +1,171 @@
+"""The published egress groups as one node has them: which a policy leaves by, and what the node serves. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from egress.policy import UNSUPPORTED_FAMILY, Block, Gateway, Group, Served, egress_versions, unsupported
+from routerd.formats.published.bindings import OWNERS
+from routerd.model import (
+    OF_PORTS,
+    Allocations,
+    BindingTable,
+    EgressGroup,
+    EgressPolicy,
+    IPAddress,
+    Node,
+    NodeNumber,
+    Refusal,
+    Snapshot,
+    is_gateway,
+)
+from routerd.node.port_sets import number_of
+
+NOBODYS_PORTS = bytes(OWNERS)  # of an egress IP: no granule is any node's
+
+
+def group_of(policy: EgressPolicy, allocations: Allocations) -> EgressGroup | None:
+    """The published group that it leaves through."""
+    groups = (g for g in allocations.groups if policy.key in g.policies)
+    return None if policy.refused else next(groups, None)
+
+
+def leaves_as(policy: EgressPolicy, group: EgressGroup | None) -> tuple[IPAddress, ...]:
+    """The egress IPs that it has, or those that it names; () = a pool has given it none yet."""
+    return group.egress_ips if group is not None else policy.egress_ips
+
+
+def policy_groups(
+    policies: Mapping[str, EgressPolicy], allocations: Allocations
+) -> tuple[dict[str, int], tuple[Refusal, ...]]:
+    """Group by key of each policy; 0 = it is refused or none is published, so its traffic is dropped."""
+    published = {key: group for group in reversed(allocations.groups) for key in group.policies}
+    told = _told(allocations.refusals)
+    groups: dict[str, int] = {}
+    refusals = []
+    for key, policy in sorted(policies.items()):
+        if policy.refused:
+            groups[key] = 0
+            continue
+        given = leaves_as(policy, published.get(key))
+        if lacking := unsupported(policy.destinations, given):
+            refusals.append(Refusal(policy.ref, UNSUPPORTED_FAMILY, lacking))
+        is_translated = bool(egress_versions(policy.destinations, given))
+        group = published.get(key) if is_translated else None
+        groups[key] = group.id if group is not None else 0
+        if is_translated and group is None:
+            refusals.append(_no_group(policy, told))
+        elif group and group.gateways and key in told:  # without any, the group says it
+            _, refused = told[key]
+            kept = "" if refused.reason in OF_PORTS else f"; it keeps its egress IP {group.egress_ip}"
+            refusals.append(Refusal(policy.ref, refused.reason, f"{refused.message}{kept}"))
+    return groups, tuple(refusals)
+
+
+def _told(refusals: Iterable[Refusal]) -> dict[str, tuple[int, Refusal]]:
+    """What the operator refuses first of each object, with its place; what is not translated, the agent says itself."""
+    told: dict[str, tuple[int, Refusal]] = {}
+    for place, each in enumerate(refusals):
+        if each.reason != UNSUPPORTED_FAMILY:
+            told.setdefault(str(each.object), (place, each))
+    return told
+
+
+def _no_group(policy: EgressPolicy, told: Mapping[str, tuple[int, Refusal]]) -> Refusal:
+    if policy.key in told:
+        _, refused = told[policy.key]
+        return Refusal(policy.ref, refused.reason, f"{refused.message}; traffic that the policy covers is dropped")
+    message = "the operator has published no egress group for it: traffic that it covers is dropped until then"
+    return Refusal(policy.ref, "NoGroup", message)
+
+
+def published_groups(
+    allocations: Allocations, nodes: Mapping[str, Node], here: str, down: frozenset[str]
+) -> tuple[dict[int, Group], tuple[Refusal, ...]]:
+    numbers = {each.node: each.number for each in allocations.numbers}
+    tables = {table.egress_ip: table for table in allocations.bindings}
+    told = _told(allocations.refusals)
+    number = numbers.get(here, 0)
+    groups: dict[int, Group] = {}
+    refusals: list[Refusal] = []
+    for group in allocations.groups:
+        gateways = [_gateway(group, name, nodes, numbers, down) for name in group.gateways]
+        refusals.extend(g for g in gateways if isinstance(g, Refusal))
+        usable = tuple(g for g in gateways if isinstance(g, Gateway))
+        if not group.gateways:
+            refusals.append(_no_gateway(group, told))
+        blocks = tuple(block for ip in group.egress_ips for block in _blocks(tables.get(ip), number))
+        in_order = group.gateway_mode == "active-standby"
+        groups[group.id] = Group(group.id, group.egress_ips, usable, blocks, group.node_address, in_order)
+    return groups, tuple(refusals)
+
+
+def _blocks(table: BindingTable | None, number: int) -> tuple[Block, ...]:
+    """What the node with this number has of the egress IP."""
+    if table is None or not number:
+        return ()
+    return tuple(Block(table.egress_ip, each.first, each.size, each.returning) for each in table.blocks(number))
+
+
+def served(allocations: Allocations, here: str) -> dict[IPAddress, Served]:
+    """Egress IPs of groups that this node is a gateway of, also if no node has ports of one yet, as it is announced;
+    and those that it was told of and no group has any more: connections still live there.
+    """
+    tables = {table.egress_ip: table for table in allocations.bindings}
+    number = number_of(allocations, here)
+    groups = {address: group for group in allocations.groups for address in group.egress_ips}
+    mine = {address for address, group in groups.items() if here in group.gateways}
+    former = {address for address, table in tables.items() if address not in groups and number in table.told}
+    return {
+        address: Served(
+            tables[address].owners if address in tables else NOBODYS_PORTS,
+            node_address=address in groups and groups[address].node_address,
+            group=groups[address].id if address in groups else 0,
+        )
+        for address in sorted(mine | former, key=lambda each: (each.version, each))
+    }
+
+
+def tunnel_endpoints(nodes: Mapping[str, Node], given: Iterable[NodeNumber]) -> dict[int, IPAddress]:
+    """Tunnel endpoints by the numbers of their nodes."""
+    numbers = {each.node: each.number for each in given}
+    endpoints = {name: node.tunnel_endpoint for name, node in nodes.items() if name in numbers}
+    return {numbers[name]: endpoint for name, endpoint in sorted(endpoints.items()) if endpoint is not None}
+
+
+def _no_gateway(group: EgressGroup, told: Mapping[str, tuple[int, Refusal]]) -> Refusal:
+    found = [told[key] for key in group.policies if key in told]
+    plain = f"no node is its gateway: traffic of {', '.join(group.policies)} is dropped"
+    return Refusal(group.address_ref, "NoGateway", min(found)[1].message if found else plain)
+
+
+def _gateway(
+    group: EgressGroup, name: str, nodes: Mapping[str, Node], numbers: Mapping[str, int], down: frozenset[str]
+) -> Gateway | Refusal:
+    address = nodes[name].tunnel_endpoint if name in nodes else None
+    if address is None:
+        problem = "has no address" if name in nodes else "is not in the store"
+        return Refusal(group.address_ref, "UnknownGateway", f"gateway node {name} {problem}: it is left out")
+    if name not in numbers:
+        return Refusal(group.address_ref, "UnknownGateway", f"gateway node {name} has no number yet: it is left out")
+    return Gateway(name, numbers[name], up=name not in down)
+
+
+def may_be_gateway(snapshot: Snapshot, name: str, addresses: Iterable[IPAddress]) -> bool | None:
+    """A policy selects it, it is labelled, it has an egress IP on an interface, or a group has it now.
+
+    Yes whenever the operator may choose the node, so that its agent beats as one: a gateway that beats too seldom would
+    be none. `addresses` are those on its interfaces. None = not known yet.
+    """
+    if snapshot.nodes is None or snapshot.policies is None:
+        return None
+    node, policies = snapshot.nodes.get(name), snapshot.policies.values()
+    if node is None:
+        return False
+    wanted = {address for policy in policies for address in policy.egress_ips}
+    groups = snapshot.allocations.groups if snapshot.allocations is not None else ()
+    return (
+        any(is_gateway(selector, node) for selector in {None, *(policy.gateways for policy in policies)})
+        or not wanted.isdisjoint(addresses)
+        or any(name in group.gateways for group in groups)
+    )
