@@ -393,14 +393,21 @@ async def test_something_else_on_the_socket(socket: Path) -> None:
         assert speaker.connected
 
 
-@story
-async def test_a_silent_relay_stops_nobody(socket: Path) -> None:
-    relay = FakeRelay()
+@contextlib.asynccontextmanager
+async def silenced(socket: Path, relay: FakeRelay) -> AsyncIterator[Speaker]:
+    """It has told a peer of one path, and has met with silence since."""
     async with running(socket, relay) as speaker:
         speaker.set(desired((A, [path("192.0.2.1/32")])))
         assert await speaker.settled(5)
         relay.is_silent = True
         assert not await speaker.sent(0.05)
+        yield speaker
+
+
+@story
+async def test_a_silent_relay_stops_nobody(socket: Path) -> None:
+    relay = FakeRelay()
+    async with silenced(socket, relay) as speaker:
         for _ in range(100):  # the window has room for 32 requests
             with pytest.raises(SpeakerUnavailable, match="does not answer"):
                 await speaker.observe()
@@ -415,11 +422,7 @@ async def test_a_silent_relay_stops_nobody(socket: Path) -> None:
 async def test_a_session_is_ended_although_others_waited_in_vain(socket: Path) -> None:
     """No answer within a while is no reason to say nothing; what was said once is not said again before its answer."""
     relay = FakeRelay()
-    async with running(socket, relay) as speaker:
-        speaker.set(desired((A, [path("192.0.2.1/32")])))
-        assert await speaker.settled(5)
-        relay.is_silent = True
-        assert not await speaker.sent(0.05)
+    async with silenced(socket, relay) as speaker:
         for _ in range(2):
             assert not await speaker.end(A.address, BFD_DOWN)
         assert relay.unanswered == ["neighbor 10.0.0.2 routerd flush 0.3", "neighbor 10.0.0.2 routerd end 10"]
@@ -430,11 +433,7 @@ async def test_a_session_is_ended_although_others_waited_in_vain(socket: Path) -
 @story
 async def test_a_session_is_ended_as_soon_as_the_speaker_answers_again(socket: Path) -> None:
     relay = FakeRelay()
-    async with running(socket, relay) as speaker:
-        speaker.set(desired((A, [path("192.0.2.1/32")])))
-        assert await speaker.settled(5)
-        relay.is_silent = True
-        assert not await speaker.sent(0.05)
+    async with silenced(socket, relay) as speaker:
         relay.is_silent = False
         for _ in range(2):
             assert await speaker.end(A.address, BFD_DOWN)
