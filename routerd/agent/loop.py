@@ -54,8 +54,7 @@ import asyncio
 import json
 import logging
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -83,7 +82,7 @@ from routerd.store.interface import StoreStatus
 from routerd.tell.columns import COLUMNS
 from routerd.tell.drain import NODE_UNKNOWN, Departure, Progress, departure
 from routerd.tell.render import refusal_lines, state_lines
-from routerd.tell.status import AgentStatus, ConfigStatus, PeerStatus, as_json
+from routerd.tell.status import AgentStatus, ConfigStatus, are_lost, as_json, peer_statuses
 from routerd.tell.views import PeerView, Row, UsedAddresses, View, pool_rows, rows
 from routerd.tell.why import explain, gateway_steps, is_service, session_steps
 
@@ -499,26 +498,3 @@ class Agent:
 async def _guarded(name: str, task: Awaitable[None]) -> None:
     await task
     raise TaskReturned(f"task {name} returned: it must run as long as the agent")
-
-
-def are_lost(views: Iterable[PeerView]) -> bool:
-    """There are BGP sessions, and none is up. Of which the speaker says nothing may be."""
-    states = {view.session.state for view in views}
-    return bool(states) and not {"up", "unknown"} & states
-
-
-def peer_statuses(state: NodeState, views: Mapping[IPAddress, PeerView]) -> tuple[PeerStatus, ...]:
-    """Sessions with the labels that metrics use: a name that two peers bear is not one."""
-    if state.announcements is None:
-        return ()
-    desired = state.announcements.desired
-    names = Counter(session.description for session in desired.peers.values())
-    return tuple(
-        PeerStatus(
-            session.description if names[session.description] == 1 and session.description else str(address),
-            views.get(address, PeerView(address)),
-            len(desired.ribs.get(address, {})),
-            session.description,
-        )
-        for address, session in desired.peers.items()
-    )

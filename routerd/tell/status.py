@@ -6,11 +6,12 @@ Pure. It bears no password, key or other secret; what is not known yet is None o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 from egress.status import EgressStatus
-from routerd.model import Refusal
+from routerd.model import IPAddress, Refusal
+from routerd.node.desired import NodeState
 from routerd.store.interface import StoreStatus
 from routerd.tell.drain import Departure
 from routerd.tell.views import UNTOLD, PeerView, Row
@@ -53,6 +54,29 @@ class PeerStatus:
     view: PeerView
     desired: int = 0  # paths
     name: str = ""  # as configured, even if another peer bears it too
+
+
+def peer_statuses(state: NodeState, views: Mapping[IPAddress, PeerView]) -> tuple[PeerStatus, ...]:
+    """Sessions with the labels that metrics use: a name that two peers bear is not one."""
+    if state.announcements is None:
+        return ()
+    desired = state.announcements.desired
+    names = Counter(session.description for session in desired.peers.values())
+    return tuple(
+        PeerStatus(
+            session.description if names[session.description] == 1 and session.description else str(address),
+            views.get(address, PeerView(address)),
+            len(desired.ribs.get(address, {})),
+            session.description,
+        )
+        for address, session in desired.peers.items()
+    )
+
+
+def are_lost(views: Iterable[PeerView]) -> bool:
+    """There are BGP sessions, and none is up. Of which the speaker says nothing may be."""
+    states = {view.session.state for view in views}
+    return bool(states) and not {"up", "unknown"} & states
 
 
 @dataclass(frozen=True, slots=True)

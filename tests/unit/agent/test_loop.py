@@ -17,7 +17,7 @@ from bgp.session import PeerStatus as Session
 from egress.status import EgressStatus
 from routerd.agent.arrivals import Expected
 from routerd.agent.drain import Drains
-from routerd.agent.loop import RECHECK_REST, Agent, Parts, TaskReturned, are_lost, peer_statuses
+from routerd.agent.loop import RECHECK_REST, Agent, Parts, TaskReturned
 from routerd.agent.reconcile import Reconciler, Round
 from routerd.model import Allocations, IPAddress, Origin, Peer, Peering, Refusal, Snapshot
 from routerd.node.brake import Brake, Limits
@@ -25,7 +25,7 @@ from routerd.node.desired import Kept, LocalFacts, NodeState, Settings, compose
 from routerd.selectors import LabelSelector
 from routerd.serve.api import RequestRefused
 from routerd.tell.drain import NODE_UNKNOWN
-from routerd.tell.status import ConfigStatus
+from routerd.tell.status import ConfigStatus, are_lost, peer_statuses
 from routerd.tell.views import PeerView, Row
 from tests.models import cluster
 from tests.models.cluster import LOCAL, TOR
