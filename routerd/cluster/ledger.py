@@ -202,8 +202,8 @@ def _group(
     number: int, egress_ip: str, state: Any, since: float, gateways: list[Any], slots: int = 0, epoch: int = 0
 ) -> GroupRecord:
     """In rows of an earlier release a gateway is a pair that begins with its name, and two numbers follow."""
-    names = tuple(str(each[0] if isinstance(each, list) else each) for each in gateways)
-    return GroupRecord(number, ip_address(egress_ip), state, since, names)
+    pairs = (each if isinstance(each, list) else (each, None) for each in gateways)
+    return GroupRecord(number, ip_address(egress_ip), state, since, tuple(str(name) for name, _ in pairs))
 
 
 def _group_put(old: GroupRecord | None, new: GroupRecord) -> AuditFields:

@@ -63,10 +63,13 @@ def test_no_ledger_is_an_empty_one() -> None:
     assert read_ledger({}) == (Ledger(), ())
 
 
-def test_a_damaged_ledger_is_refused_with_what_to_do() -> None:
+@pytest.mark.parametrize(
+    ("table", "row"), [("addresses", '["10.0.0.1"]'), ("groups", '[4, "192.0.2.9", "active", 1.0, [[]]]')]
+)
+def test_a_damaged_ledger_is_refused_with_what_to_do(table: str, row: str) -> None:
     data = ledger_data(Ledger(), ())
     with pytest.raises(StoreError, match=r"routerd-ledger is damaged.*restore it, .* all parts .* delete it"):
-        read_ledger({**data, "addresses": '["10.0.0.1"]\n'})
+        read_ledger({**data, table: f"{row}\n"})
 
 
 def test_a_ledger_of_the_version_before_reads_back() -> None:
