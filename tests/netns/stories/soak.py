@@ -10,27 +10,22 @@ part; and when the last policy has gone, every table of flows and ports must run
 
 from __future__ import annotations
 
-import argparse
-import random
-import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from bpf import syscall
 from routerd.serve.api import agent_socket, ask
-from tests.netns.lab import cluster
 from tests.netns.lab.churn import Churn
 from tests.netns.lab.daemons import Daemons
 from tests.netns.lab.hosts import Node
 from tests.netns.lab.lab import FW_ADDRESS, FW_NETWORK, Lab
-from tests.netns.lab.traffic import Echo, NewConnections, Worker
+from tests.netns.lab.traffic import Echo, NewConnections
 from tests.netns.lab.transcript import Row, Transcript
 from tests.netns.lab.wiring import six
-from tests.netns.stories.chaos import Chaos
+from tests.netns.stories.run import Counts, Run, arguments, seed_of
 from tests.netns.stories.story import EGRESS_IP, Story, started
 from tests.waiting import WaitTimeout, wait
 
@@ -56,19 +51,10 @@ MIB = 1 << 20
 
 
 @dataclass(slots=True)
-class Outcome:
+class Outcome(Counts):
     """What a run counted."""
 
-    seed: int
-    faults: list[str] = field(default_factory=list)
-    changes: int = 0
     leaves: int = 0  # of the gateway, and its returns
-    new_connections: int = 0
-    echoes: int = 0
-    lost: list[str] = field(default_factory=list)
-    packets: int = 0
-    packets_missed: int = 0
-    leaks: int = 0
     flows: int = 0  # at the end, on all nodes
     ports: int = 0
     growth: dict[str, tuple[int, int]] = field(default_factory=dict)  # bytes after the first quarter and at the end
@@ -78,70 +64,45 @@ class Outcome:
         worst = max(grown, key=lambda name: grown[name], default="")
         return [
             Row("seed", str(self.seed)),
-            Row("changes of services, policies and pods", f"{self.changes} changes"),
             Row("a gateway left and came back", f"{self.leaves} times"),
-            Row("echoes with checksum", f"{self.echoes} echoes"),
-            Row("new connections, one after the other", f"{self.new_connections} made"),
-            Row("connections lost, long and new", f"{len(self.lost)} lost", "= 0 lost"),
-            Row(f"packets leaked, of {self.packets} captured", f"{self.leaks} packets", "= 0 packets"),
-            Row("packets that the capture lost", f"{self.packets_missed} packets", "= 0 packets"),
+            *self.rows_of_traffic(),
             Row("flows when nothing is selected any more", f"{self.flows} flows", "= 0 flows"),
             Row("ports then, in use and at rest", f"{self.ports} ports", "= 0 ports"),
             Row(f"growth of memory, the most ({worst})", f"{100 * grown.get(worst, 0):.1f} %", f"< {100 * GROWTH:g} %"),
         ]
 
 
-class Soak(Chaos):
+class Soak(Run[Outcome]):
     """One run on a running lab of both families."""
 
-    def __init__(self, story: Story, seed: int, told: Transcript) -> None:
-        super().__init__(story, seed, told)
-        self.found = Outcome(seed)
-        self._six = [story.lab.pod(name) for name in ("six", "six-gw")]
-
     def soak(self, seconds: float) -> Outcome:
-        assert self._story.watch is not None
-        slices = [
-            cluster.endpoint_slice("web", "default", 8080, [self._lab.pod("web")]),
-            cluster.endpoint_slice("dns", "kube-system", 53, [self._lab.pod("dns")], "UDP"),
-        ]
-        self._permit()
-        churn = Churn(self._lab, self._story.watch, random.Random(self._rng.random()), slices)
+        churn = self._churn()
         began, early = time.monotonic(), dict[str, int]()
-        with self._traffic_of_both(), churn:
-            while time.monotonic() < began + seconds and not self.found.faults:
+        with self._traffic(*self._connections()), churn:
+            while time.monotonic() < began + seconds and not self.outcome.faults:
                 if not early and time.monotonic() > began + seconds / 4:
                     early = memory_of(self._daemons)
                 self._leave_and_return(churn)
             late = memory_of(self._daemons)
-        self.found.growth = {name: (size, late[name]) for name, size in early.items()}
-        verdict = self._story.watch.settle()
-        self.found.changes = churn.changes
-        self.found.packets, self.found.leaks, self.found.packets_missed = (
-            verdict.packets, verdict.leaks.total(), verdict.lost,
-        )  # fmt: skip
-        if churn.fault is not None:
-            self.found.faults.append(f"churn: {churn.fault!r}")
+        self.outcome.growth = {name: (size, late[name]) for name, size in early.items()}
+        self._count(churn)
         self._run_empty()
-        return self.found
+        return self.outcome
 
-    @contextmanager
-    def _traffic_of_both(self) -> Iterator[None]:
+    def _connections(self) -> tuple[list[Echo], list[NewConnections]]:
+        """Long and new ones, of both families."""
         lab, pool_ip = self._lab, self._story.pool_ip
-        long = [*(Echo(lab.pod(name)) for name in ("snat-pod", "snat-gw", "batch")), *(Echo(p, FW6) for p in self._six)]
+        of_six = [lab.pod(name) for name in ("six", "six-gw")]
+        long = [
+            *(Echo(lab.pod(name)) for name in ("snat-pod", "snat-gw", "batch")),
+            *(Echo(pod, FW6) for pod in of_six),
+        ]
         new = [
             NewConnections(lab.pod("snat-pod"), {EGRESS_IP}),
             NewConnections(lab.pod("batch"), {pool_ip}),
-            *(NewConnections(pod, {EGRESS_IP6}, FW6) for pod in self._six),
+            *(NewConnections(pod, {EGRESS_IP6}, FW6) for pod in of_six),
         ]
-        workers: list[Worker] = [*long, *new]
-        with ExitStack() as stack:
-            for worker in workers:
-                stack.enter_context(worker)
-            yield
-            self.found.lost += [fault for worker in workers if (fault := worker.end())]
-        self.found.echoes = sum(echo.rounds for echo in long)
-        self.found.new_connections = sum(each.made for each in new)
+        return long, new
 
     def _leave_and_return(self, churn: Churn) -> None:
         time.sleep(self._rng.uniform(*STAYS))
@@ -149,19 +110,15 @@ class Soak(Chaos):
         try:
             wait(self._is_safe, f"{LEAVES} is safe to stop", timeout=LEAVING, interval=0.1)
         except WaitTimeout:
-            self.found.faults.append(f"{LEAVES} is not safe to stop: {self._departure()}")
+            self.outcome.faults.append(f"{LEAVES} is not safe to stop: {self._departure()}")
         time.sleep(self._rng.uniform(*OUT_FOR))
         self._daemons.routerd(LEAVES, "undrain")
-        self.found.leaves += 1
+        self.outcome.leaves += 1
         began = time.monotonic()
-        with churn.paused():
-            try:
-                wait(self._is_exact, "exactly what is wanted", timeout=60.0, interval=0.05)
-            except WaitTimeout:
-                self.found.faults.append(f"after {LEAVES} came back: {'; '.join(self._differences()[:6])}")
+        self._converge(churn, f"{LEAVES} came back", 60.0, 0.05)
         name, size = max(memory_of(self._daemons).items(), key=lambda each: each[1])
         exact = f"all is exact after {time.monotonic() - began:.2f} s"
-        self._told.say(f"  {self.found.leaves:4} {LEAVES} came back; {exact}; {name} has {size / MIB:.0f} MiB")
+        self._told.say(f"  {self.outcome.leaves:4} {LEAVES} came back; {exact}; {name} has {size / MIB:.0f} MiB")
 
     def _departure(self) -> dict[str, Any]:
         """What the agent says of it."""
@@ -174,24 +131,20 @@ class Soak(Chaos):
     def _run_empty(self) -> None:
         """Nothing is selected any more: flows end, ports have rested, nobody has ports of an egress IP."""
         for path in self._lab.manifests.glob("*.yaml"):
-            if (
-                "EgressPolicy" in (text := path.read_text())
-                or "EgressGatewayPolicy" in text
-                or "EgressNATPolicy" in text
-            ):
+            if any(kind in path.read_text() for kind in ("EgressPolicy", "EgressGatewayPolicy", "EgressNATPolicy")):
                 path.unlink()
 
         def is_empty() -> bool:
             sizes = [sizes_of(node) for node in self._lab.nodes.values()]
-            self.found.flows = sum(each["flows"] for each in sizes)
-            self.found.ports = sum(each["reverse"] for each in sizes)
-            return not self.found.flows and not self.found.ports and not self._allocations().groups
+            self.outcome.flows = sum(each["flows"] for each in sizes)
+            self.outcome.ports = sum(each["reverse"] for each in sizes)
+            return not self.outcome.flows and not self.outcome.ports and not self._allocations().groups
 
         try:
             wait(is_empty, "no flow, no port, no group", timeout=EMPTY, interval=1.0)
         except WaitTimeout:
-            self.found.faults.append(
-                f"{self.found.flows} flows and {self.found.ports} ports are left after {EMPTY:g} s"
+            self.outcome.faults.append(
+                f"{self.outcome.flows} flows and {self.outcome.ports} ports are left after {EMPTY:g} s"
             )
 
 
@@ -219,9 +172,7 @@ def complaints(outcome: Outcome) -> list[str]:
         for name, (first, last) in outcome.growth.items()
         if last > first * (1 + GROWTH)
     ]
-    leaked = [f"{outcome.leaks} packets leaked"] if outcome.leaks else []
-    missed = [f"the capture lost {outcome.packets_missed} packets"] if outcome.packets_missed else []
-    return [*outcome.faults, *outcome.lost, *grown, *leaked, *missed]
+    return [*outcome.complaints(), *grown]
 
 
 def of_both_families(lab: Lab) -> Story:
@@ -243,18 +194,15 @@ def of_both_families(lab: Lab) -> Story:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--minutes", type=float, default=60.0, metavar="M", help="of churn")
-    parser.add_argument("--seed", type=int, default=None, metavar="S", help="repeats a run's choices (not its timing)")
     options = parser.parse_args()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda got, _: sys.exit(128 + got))
-    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
+    seed = seed_of(options)
     told = Transcript(sys.stdout)
     told.say(f"soak: seed {seed}, {options.minutes:g} minutes")
     with Lab("soak", ipv6=True) as lab:
         story = of_both_families(lab)
-        outcome = Soak(story, seed, told).soak(60 * options.minutes)
+        outcome = Soak(story, Outcome(seed), told).soak(60 * options.minutes)
         if complaints(outcome):
             told.logs(story.daemons, lines=12)
     told.failed += complaints(outcome)
