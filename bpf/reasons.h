@@ -8,7 +8,7 @@
 
 #define REASONS(R)                                                                                           \
 	R(1, ENCAPSULATED, "sent through the tunnel to a gateway")                                           \
-	R(2, TRANSLATED, "left this gateway with an egress IP")                                              \
+	R(2, TRANSLATED, "left this node with an egress IP")                                                 \
 	R(3, REVERSED, "reply to an egress IP, sent to the node of its port set")                            \
 	R(4, DELIVERED, "reply, translated back and handed to the pod")                                      \
 	R(5, TOO_BIG_ANSWERED, "larger than the way carries: answered with an ICMP error")                   \
