@@ -14,49 +14,31 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import singledispatchmethod
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
 
 from bpf import bcc_loader, layout, loader, pins, syscall
-from egress import conntrack, devices, guard, host_settings, nft, plan
+from egress import conntrack, devices, guard, host_settings, nft, plan, status
 from egress.attach import Attacher, Mode
 from egress.devices import Link
-from egress.entries import HINDRANCES, Facts
+from egress.entries import Facts
 from egress.netlink import NetlinkSocket
 from egress.policy import QUARTERS, TUNNEL_DEVICE, Desired, IPAddress, IPNetwork, Limits, Quotas, limits
-from egress.status import GUARD, EgressStatus, PortUse, Probed, told_apart
+from egress.status import GUARD, EgressStatus, NatEntry, PortUse, Probed, told_apart
 from egress.trials import frame, untried
 
 # Map sizes when they are made; memory is taken as they fill (no preallocation), about 250 bytes for each flow.
 DEFAULT_NAT_ENTRIES = 262_144
 EMPTY_FRAME = bytes(64)
 TABLES = {"flows": "flows", "ports": "reverse", "granules": "granules"}  # that fill -> their maps
-PRESSURE_LASTS = 10.0  # seconds that a long search for a port is remembered
 LOADERS = {"libbpf": loader, "bcc": bcc_loader}
 LoaderName = Literal["libbpf", "bcc"]
 
 
 class DatapathError(OSError):
     """Something that the datapath needs refused; the message says what it said."""
-
-
-@dataclass(frozen=True, slots=True)
-class NatEntry:
-    """One translated flow of a pod here. Times in seconds; `gateway` is the number of the node it leaves by."""
-
-    group: int
-    protocol: int
-    pod: layout.Address
-    pod_port: int
-    egress_ip: layout.Address
-    egress_port: int
-    remote: layout.Address
-    remote_port: int
-    gateway: int
-    idle: float
 
 
 class Datapath:
@@ -158,17 +140,10 @@ class Datapath:
 
     def counters(self) -> dict[str, tuple[int, int]]:
         """(packets, bytes) by reason since the maps were made; the guard's drops come as `guard_…` with 0 bytes."""
-        totals = {reason.name: (0, 0) for reason in self._reasons.values()}
         try:
-            rows = self._maps["counters"].items()
+            totals = status.totals(self._maps["counters"].items(), self._reasons)
         except FileNotFoundError:
             return {}
-        size = len(bytes(layout.Counter()))
-        for key, value in rows.items():
-            reason = self._reasons.get(layout.number(key))
-            if reason is not None:
-                cpus = [layout.decode(layout.Counter, value[i : i + size]) for i in range(0, len(value), size)]
-                totals[reason.name] = sum(c.packets for c in cpus), sum(c.bytes for c in cpus)
         dropped = nft.parse_counters(_list_guard())
         return {**totals, **{f"{GUARD}{name}": (packets, 0) for name, packets in dropped.items()}}
 
@@ -178,26 +153,16 @@ class Datapath:
             entries = self._maps["flows"].items()
         except FileNotFoundError:
             return ()
-        moment = time.monotonic_ns()
-        return [_nat_entry(key, value, moment) for key, value in entries.items() if _is_translated(value)]
+        return status.nat_entries(entries, time.monotonic_ns())
 
     def port_use(self) -> PortUse | None:
         """As the last round of collection counted it; None before there was one, or if it could not count all ports."""
         try:
-            value = self._maps["collected"].get(layout.u32(0))
-            granules, searches = self._maps["granules"].items(), self._searches()
+            collected, granules, searches = self._collected(), self._maps["granules"].items(), self._searches()
         except FileNotFoundError:
             return None
-        collected = layout.decode(layout.Collected, value) if value else layout.Collected()
-        last = collected.round
-        if not last or collected.ports_uncounted:
-            return None
-        used: dict[tuple[IPAddress, int], int] = {}
-        for key, raw in granules.items():
-            granule, use = layout.decode(layout.GranuleKey, key), layout.decode(layout.GranuleUse, raw)
-            if use.round == last:
-                used[layout.ip_of(granule.egress_ip), granule.granule * layout.GRANULE] = use.ports
-        return PortUse(last / 1e9, used, frozenset(group for group, (_, is_pressed) in searches.items() if is_pressed))
+        pressed = [group for group, (_, is_pressed) in searches.items() if is_pressed]
+        return status.port_use(collected, granules, pressed)
 
     def status(self) -> EgressStatus:
         """Not attached where nothing is pinned yet."""
@@ -220,41 +185,34 @@ class Datapath:
 
     def _entries(self) -> dict[str, int]:
         """Flows and ports as the programs count them, granules as they were at the last collection."""
-        value, counted = self._maps["uses"].get(layout.u32(layout.ALL_PODS)), self._maps["collected"].get(layout.u32(0))
-        use = layout.decode(layout.Use, value) if value else layout.Use()
-        granules = layout.decode(layout.Collected, counted).granules if counted else 0
-        return {"flows": use.flows + use.outside, "ports": use.ports, "granules": granules}
+        use = self._use_of_all()
+        return {"flows": use.flows + use.outside, "ports": use.ports, "granules": self._collected().granules}
+
+    def _use_of_all(self) -> layout.Use:
+        value = self._maps["uses"].get(layout.u32(layout.ALL_PODS))
+        return layout.decode(layout.Use, value) if value else layout.Use()
+
+    def _collected(self) -> layout.Collected:
+        value = self._maps["collected"].get(layout.u32(0))
+        return layout.decode(layout.Collected, value) if value else layout.Collected()
 
     def _searches(self) -> dict[int, tuple[int, bool]]:
-        """Group -> (long searches for a port, whether there was one of late)."""
-        moment = time.monotonic_ns()
-        found = {}
-        for key, value in sorted(self._maps["pressures"].items().items()):
-            pressure = layout.decode(layout.Pressure, value)
-            is_pressed = moment - pressure.last_seen < PRESSURE_LASTS * 1e9
-            found[layout.number(key)] = int(pressure.searches), is_pressed
-        return found
+        return status.searches(self._maps["pressures"].items(), time.monotonic_ns())
 
     def is_pressed(self) -> bool:
         """Whether a pod has come near its share of the tables since the last collection, which is due then."""
         try:
-            value = self._maps["uses"].get(layout.u32(layout.ALL_PODS))
+            return bool(self._use_of_all().pressed)
         except FileNotFoundError:
             return False
-        return bool(value and layout.decode(layout.Use, value).pressed)
 
     def probed(self) -> tuple[Probed, ...]:
         """Gateways to which probes were ever sent."""
         value = self._maps["settings"].get(layout.u32(0))
         multiplier = layout.decode(layout.Settings, value).probe_multiplier if value else 0
-        found, moment = [], time.monotonic_ns()
-        for key, raw in sorted(self._maps["probes"].items().items()):
-            past, known = layout.decode(layout.Probes, raw), self._maps["liveness"].get(key)
-            if known is not None:
-                found.append(
-                    _probed(layout.number(key), past, layout.decode(layout.Liveness, known), multiplier, moment)
-                )
-        return tuple(found)
+        probes, liveness = self._maps["probes"].items(), self._maps["liveness"]
+        known = {key: value for key in probes if (value := liveness.get(key)) is not None}
+        return status.probed(probes, known, multiplier, time.monotonic_ns())
 
     def try_port_sets(self) -> int:
         """Sends a trial of each port set by each gateway that has not echoed it. How many that are; 0 = all are good.
@@ -296,16 +254,11 @@ class Datapath:
             syscall.run_program(program, EMPTY_FRAME)
         finally:
             os.close(program)
-        value = self._maps["collected"].get(layout.u32(0))
-        return layout.decode(layout.Collected, value) if value else None
+        return self._collected()
 
     def _pods_near_share(self) -> tuple[IPAddress, ...]:
-        uses = self._maps["uses"].items().items()
-        devices = {layout.number(key) for key, value in uses if layout.decode(layout.Use, value).pressed}
-        if devices <= {layout.ALL_PODS}:
-            return ()
-        keys = (layout.decode(layout.PodKey, key) for key in self._maps["pods"].items())
-        return tuple(sorted((layout.ip_of(key.address) for key in keys if key.ifindex in devices), key=layout.ip16))
+        devices = status.near_share(self._maps["uses"].items())
+        return status.addresses(self._maps["pods"].items(), devices) if devices else ()
 
     # -- changing
 
@@ -497,29 +450,6 @@ def _tunnel(by_name: Mapping[str, int], links: Mapping[int, Link]) -> plan.Tunne
         return None
     port = link.vxlan_port if link.vxlan_external else 0
     return plan.Tunnel(link.ifindex, link.mtu, port, link.up, devices.is_forwarding(TUNNEL_DEVICE))
-
-
-def _probed(number: int, past: layout.Probes, known: layout.Liveness, multiplier: int, moment: int) -> Probed:
-    """As the programs judge, but for the answer to the last probe that may still come."""
-    reasons = tuple(name for name, bit in HINDRANCES.items() if known.service & bit)
-    is_silent = multiplier and (known.sent - known.heard) % (1 << 32) > multiplier
-    last = past.kept[known.sent % layout.PROBES_KEPT].at
-    return Probed(
-        number, "silent" if is_silent else "leaves" if reasons else "serves", reasons, known.sent, past.answered,
-        past.round_trip / 1e9, max(0, moment - last) / 1e9,
-    )  # fmt: skip
-
-
-def _is_translated(value: bytes) -> bool:
-    return bool(layout.decode(layout.FlowValue, value).group)
-
-
-def _nat_entry(key: bytes, value: bytes, moment: int) -> NatEntry:
-    k, v = layout.decode(layout.FlowKey, key), layout.decode(layout.FlowValue, value)
-    return NatEntry(
-        v.group, k.protocol, layout.ip_of(k.pod), k.pod_port, layout.ip_of(v.egress_ip), v.egress_port,
-        layout.ip_of(k.remote), k.remote_port, v.gateway, max(0, moment - v.last_seen) / 1e9,
-    )  # fmt: skip
 
 
 def _nft(arguments: list[str], text: str = "") -> str:

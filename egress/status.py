@@ -1,7 +1,9 @@
-"""What the datapath says of itself, as plain values. Pure.
+"""What the datapath says of itself, as plain values: what programs have counted and noted in maps. Pure.
 
-The status API shows every field under its name, so a new one needs its reading (`netdev.py`) and its metric
-(`routerd/tell/metrics.py`) and nothing in between.
+`moment` is CLOCK_MONOTONIC, ns.
+
+The status API shows every field under its name, so a new one needs its reading (`netdev.py`) and its
+metric (`routerd/tell/metrics.py`) and nothing in between.
 """
 
 from __future__ import annotations
@@ -10,7 +12,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from bpf import layout
+from egress.entries import HINDRANCES, MapEntries
 from egress.policy import Desired, Hindrance, IPAddress, selected_pods
+
+PRESSURE_LASTS = 10.0  # seconds that a long search for a port is remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +29,22 @@ class PortUse:
 
 
 GUARD = "guard_"  # counters of the nft table: drops, all of them
+
+
+@dataclass(frozen=True, slots=True)
+class NatEntry:
+    """One translated flow of a pod here. Times in seconds; `gateway` is the number of the node it leaves by."""
+
+    group: int
+    protocol: int
+    pod: layout.Address
+    pod_port: int
+    egress_ip: layout.Address
+    egress_port: int
+    remote: layout.Address
+    remote_port: int
+    gateway: int
+    idle: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +92,85 @@ def told_apart(packets: Mapping[str, int], drops: Collection[str]) -> tuple[dict
     """Packets that went on, and those that were dropped: for one of the reasons `drops`, or by the guard."""
     dropped = {name: count for name, count in packets.items() if name in drops or name.startswith(GUARD)}
     return {name: count for name, count in packets.items() if name not in dropped}, dropped
+
+
+# --- out of maps
+
+
+def totals(counters: MapEntries, reasons: Mapping[int, layout.Reason]) -> dict[str, tuple[int, int]]:
+    """(packets, bytes) by reason, of all CPUs."""
+    found = {reason.name: (0, 0) for reason in reasons.values()}
+    size = len(bytes(layout.Counter()))
+    for key, value in counters.items():
+        reason = reasons.get(layout.number(key))
+        if reason is not None:
+            cpus = [layout.decode(layout.Counter, value[i : i + size]) for i in range(0, len(value), size)]
+            found[reason.name] = sum(c.packets for c in cpus), sum(c.bytes for c in cpus)
+    return found
+
+
+def nat_entries(flows: MapEntries, moment: int) -> list[NatEntry]:
+    """Flows that are translated."""
+    found = ((key, layout.decode(layout.FlowValue, value)) for key, value in flows.items())
+    return [_nat_entry(key, value, moment) for key, value in found if value.group]
+
+
+def _nat_entry(key: bytes, v: layout.FlowValue, moment: int) -> NatEntry:
+    k = layout.decode(layout.FlowKey, key)
+    return NatEntry(
+        v.group, k.protocol, layout.ip_of(k.pod), k.pod_port, layout.ip_of(v.egress_ip), v.egress_port,
+        layout.ip_of(k.remote), k.remote_port, v.gateway, max(0, moment - v.last_seen) / 1e9,
+    )  # fmt: skip
+
+
+def searches(pressures: MapEntries, moment: int) -> dict[int, tuple[int, bool]]:
+    """Group -> (long searches for a port, whether there was one of late)."""
+    found = {}
+    for key, value in sorted(pressures.items()):
+        pressure = layout.decode(layout.Pressure, value)
+        is_pressed = moment - pressure.last_seen < PRESSURE_LASTS * 1e9
+        found[layout.number(key)] = int(pressure.searches), is_pressed
+    return found
+
+
+def port_use(collected: layout.Collected, granules: MapEntries, pressed: Collection[int]) -> PortUse | None:
+    """As the last round of collection counted it; None before there was one, or if it could not count all ports."""
+    last = collected.round
+    if not last or collected.ports_uncounted:
+        return None
+    used: dict[tuple[IPAddress, int], int] = {}
+    for key, raw in granules.items():
+        granule, use = layout.decode(layout.GranuleKey, key), layout.decode(layout.GranuleUse, raw)
+        if use.round == last:
+            used[layout.ip_of(granule.egress_ip), granule.granule * layout.GRANULE] = use.ports
+    return PortUse(last / 1e9, used, frozenset(pressed))
+
+
+def near_share(uses: MapEntries) -> frozenset[int]:
+    """Devices whose pods have come near their share of the tables."""
+    pressed = {layout.number(key) for key, value in uses.items() if layout.decode(layout.Use, value).pressed}
+    return frozenset(pressed - {layout.ALL_PODS})
+
+
+def addresses(pods: MapEntries, devices: Collection[int]) -> tuple[IPAddress, ...]:
+    """Of the pods behind these devices."""
+    keys = (layout.decode(layout.PodKey, key) for key in pods)
+    return tuple(sorted((layout.ip_of(key.address) for key in keys if key.ifindex in devices), key=layout.ip16))
+
+
+def probed(probes: MapEntries, liveness: MapEntries, multiplier: int, moment: int) -> tuple[Probed, ...]:
+    """Gateways to which probes were ever sent. `liveness`: at least of these."""
+    known = {key: layout.decode(layout.Liveness, liveness[key]) for key in sorted(probes) if key in liveness}
+    past = (layout.decode(layout.Probes, probes[key]) for key in known)
+    return tuple(_probed(*each, multiplier, moment) for each in zip(known, past, known.values(), strict=True))
+
+
+def _probed(key: bytes, past: layout.Probes, known: layout.Liveness, multiplier: int, moment: int) -> Probed:
+    """As the programs judge, but for the answer to the last probe that may still come."""
+    reasons = tuple(name for name, bit in HINDRANCES.items() if known.service & bit)
+    is_silent = multiplier and (known.sent - known.heard) % (1 << 32) > multiplier
+    last = past.kept[known.sent % layout.PROBES_KEPT].at
+    return Probed(
+        layout.number(key), "silent" if is_silent else "leaves" if reasons else "serves", reasons, known.sent,
+        past.answered, past.round_trip / 1e9, max(0, moment - last) / 1e9,
+    )  # fmt: skip

@@ -18,11 +18,11 @@ from egress import plan as plans
 from egress.entries import Facts
 from egress.guard import render
 from egress.kept import Kept
-from egress.netdev import Datapath, NatEntry
+from egress.netdev import Datapath
 from egress.nft import boot_text
 from egress.plan import Action, CreateTunnel, LoadPrograms, Observed, Problem, PutEntry
 from egress.policy import Desired, Quotas
-from egress.status import EgressStatus, PortUse
+from egress.status import EgressStatus, NatEntry, PortUse
 from egress.undone import Undone
 from routerd.config import Config
 from routerd.node.desired import EGRESS_ROOM

@@ -12,10 +12,9 @@ import pytest
 
 from bgp.rib import PathRefusal
 from bgp.session import PeerStatus
-from egress.netdev import NatEntry
 from egress.plan import AddBlackhole, Observed
 from egress.policy import Group, Served
-from egress.status import EgressStatus
+from egress.status import EgressStatus, NatEntry
 from routerd.agent.egress import EgressRoom
 from routerd.agent.rooms import Rooms
 from routerd.refs import Ref
