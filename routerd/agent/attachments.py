@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cni.wire import NOT_AVAILABLE, TRY_AGAIN, Refused, Request, answer, parse, refusal
+from cni.wire import NOT_AVAILABLE, TRY_AGAIN, WRONG_ENVIRONMENT, Refused, Request, answer, parse, refusal
 from routerd.log import event
 from routerd.model import IPAddress, Snapshot
 from routerd.node.admission import Applicant, hindrance, unavailable
@@ -91,9 +91,12 @@ class Attachments:
                 self._delete(request)
             case "GC":
                 self._collect(request)
-            case "STATUS" if self.guards and not request.allows:
-                if reason := unavailable(self.snapshot(), self.node):
+            case "STATUS":
+                reason = unavailable(self.snapshot(), self.node) if self.guards and not request.allows else ""
+                if reason:
                     raise Refused(NOT_AVAILABLE, reason)
+            case command:
+                raise Refused(WRONG_ENVIRONMENT, f"CNI_COMMAND {command!r} is not known")
         return None
 
     async def _add(self, request: Request) -> Mapping[str, Any]:

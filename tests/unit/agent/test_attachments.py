@@ -249,6 +249,14 @@ def test_a_pod_waits_for_nothing_where_no_policy_leads_anywhere() -> None:
     story(test)
 
 
+def test_a_command_that_nobody_knows_is_not_done() -> None:
+    async def test(world: World) -> None:
+        code, error = await world.ask("UPDATE")
+        assert (code, error["code"], error["msg"]) == (1, 4, "routerd-cni: CNI_COMMAND 'UPDATE' is not known")
+
+    story(test)
+
+
 def test_what_is_no_request_is_refused() -> None:
     async def test(world: World) -> None:
         answer = await world.desk.answer(b"nonsense")
