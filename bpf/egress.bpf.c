@@ -193,6 +193,8 @@ int to_pod(struct __sk_buff *skb)
 	if (!pod || !pod->policy_set || is_inside(&packet->source) || !begins_from_outside(packet))
 		return NEXT;
 	/* What is not recorded is dropped: its answer would be sent through the gateway. */
+	if (config->hands_over)
+		return drop(skb, HANDING_OVER);
 	if (!find_uses(&shares, key.ifindex))
 		return drop(skb, OUTSIDE_QUOTA);
 	if (refuses_outside(config, &shares))

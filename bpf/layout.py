@@ -52,6 +52,8 @@ BigEndianPort = c_uint16.__ctype_be__
 
 class Settings(Structure):
     _fields_ = [
+        ("layout_version", c_uint32),
+        ("hands_over", c_uint32),
         ("node_address", Bytes16),
         ("icmp_source4", Bytes16),
         ("icmp_source6", Bytes16),
@@ -59,7 +61,6 @@ class Settings(Structure):
         ("way_out6", Bytes16),
         ("object_digest", c_uint64),
         ("probe_grace", c_uint64),
-        ("layout_version", c_uint32),
         ("tunnel_ifindex", c_uint32),
         ("tunnel_mtu", c_uint32),
         ("tcp_established_seconds", c_uint32),
@@ -75,7 +76,7 @@ class Settings(Structure):
         ("probe_multiplier", c_uint32),
         ("out_of_service", c_uint32),
         ("tunnel_port", c_uint16),
-        ("reserved", c_uint16),
+        ("reserved", c_uint16 * 3),
     ]
 
 

@@ -17,8 +17,8 @@ from ctypes.util import find_library
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from bpf import bpffs, syscall
-from bpf.layout import LAYOUT_VERSION, PROGRAMS, Settings, decode, u32
+from bpf import bpffs, handover, layout, syscall
+from bpf.layout import PROGRAMS, Settings, decode, u32
 
 OBJECT = "egress.bpf.o"
 
@@ -153,14 +153,9 @@ def has_other_layout(pin_directory: Path) -> bool:
         settings = syscall.BpfMap(syscall.open_pinned(pin_directory / "maps" / "settings"))
     except FileNotFoundError:
         return False
-    try:
-        if settings.value_size != ctypes.sizeof(Settings):
-            return True
-        value = settings.get(u32(0))
-    finally:
-        settings.close()
-    version = decode(Settings, value).layout_version if value else 0
-    return version not in (0, LAYOUT_VERSION)
+    settings.close()
+    other_size = settings.value_size != ctypes.sizeof(Settings)
+    return other_size or handover.layout_version(pin_directory) not in (0, layout.LAYOUT_VERSION)
 
 
 def _load_object(path: Path, pin_directory: Path, sizes: Mapping[str, int]) -> None:
@@ -238,6 +233,7 @@ class PinnedMaps:
 
 def remove_pins(pin_directory: Path) -> None:
     """Unpins everything that `load` and the attach code pinned; what is attached by a link alone goes with it."""
+    handover.drop_before(pin_directory)
     for part in ("links", "programs", "maps"):
         directory = pin_directory / part
         if directory.is_dir():

@@ -53,7 +53,8 @@
 	R(64, FOREIGN_RELAY, "answer handed on by a node that is no gateway of the egress IP")               \
 	R(65, BAD_FRAGMENT, "IP fragment that splits its transport header, or overlaps its first")           \
 	R(66, UNTRIED_PORT_SET, "no gateway of the group has echoed a port set of this node yet")            \
-	R(67, BAD_TRIAL, "trial of a port set, or its echo, that is forged or cut short")
+	R(67, BAD_TRIAL, "trial of a port set, or its echo, that is forged or cut short")                    \
+	R(68, HANDING_OVER, "new flow while another release takes over the maps")
 
 enum reason {
 	REASON_UNSPECIFIED = 0,

@@ -202,6 +202,8 @@ static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet
 		return drop(skb, FRAGMENT);
 	if (!may_begin(parsed, packet))
 		return drop(skb, UNSUPPORTED_PROTOCOL);
+	if (config->hands_over)
+		return drop(skb, HANDING_OVER);
 	if (!room)
 		return drop(skb, NO_GROUP);
 	flow = &room->flow;

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-_NUMBER = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}.get(platform.machine(), 280)
+# Numbers of bpf(2) and of membarrier(2).
+_NUMBERS = {"x86_64": (321, 324), "ppc64le": (361, 365), "s390x": (351, 356)}
+_NUMBER, _MEMBARRIER = _NUMBERS.get(platform.machine(), (280, 283))
 
 MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY = 1, 2, 3, 4
 OBJ_PIN, OBJ_GET, PROG_TEST_RUN = 6, 7, 10
@@ -34,6 +36,7 @@ BATCH_BYTES = 1 << 20  # of values: large ones come in fewer rows
 ATTRIBUTES_ROOM = 512  # bytes; `union bpf_attr` has 168 in Linux 6.18
 
 UPDATE_ANY, UPDATE_NOEXIST = 0, 1
+MEMBARRIER_GLOBAL = 1 << 0
 
 
 @cache
@@ -55,6 +58,15 @@ def bpf(command: int, attributes: ctypes.Structure) -> int:
     if result < 0:
         raise OSError(number, os.strerror(number) if number != ENOTSUPP else "operation not supported by the kernel")
     return result
+
+
+def wait_for_programs() -> None:
+    """Until every run of a program that has begun is over: what was written to a map before, the next ones read.
+
+    Programs on packets run within a read side of RCU, which this command of membarrier(2) waits for. Where CPUs are
+    isolated (nohz_full) the kernel refuses it: a run takes microseconds, and what follows here, longer.
+    """
+    _libc().syscall(ctypes.c_long(_MEMBARRIER), ctypes.c_int(MEMBARRIER_GLOBAL), ctypes.c_uint(0), ctypes.c_int(0))
 
 
 class _Object(ctypes.Structure):

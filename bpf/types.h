@@ -35,6 +35,8 @@ struct ip {
 
 /* One element: what the agent tells the programs. */
 struct settings {
+	__u32 layout_version; /* this and the next are the first words in every release: others read them */
+	__u32 hands_over; /* 1 = nothing new begins: a release with other maps is about to go on from here */
 	struct ip node_address; /* this node's end of every tunnel */
 	struct ip icmp_source4; /* sources of the ICMP errors that we send; none in all words = send none */
 	struct ip icmp_source6;
@@ -43,7 +45,6 @@ struct settings {
 	struct ip way_out6;
 	__u64 object_digest; /* of the object that the pinned programs came from */
 	__u64 probe_grace;   /* ns until an answer may be missed, unless two round trips are longer */
-	__u32 layout_version;
 	__u32 tunnel_ifindex;
 	__u32 tunnel_mtu; /* largest inner IP packet, bytes */
 	__u32 tcp_established_seconds;
@@ -59,7 +60,7 @@ struct settings {
 	__u32 probe_multiplier; /* unanswered probes that make a gateway silent; 0 = nobody is watched */
 	__u32 out_of_service;	/* enum service: why this node is not to be used as a gateway; 0 = it is */
 	__u16 tunnel_port;
-	__u16 reserved;
+	__u16 reserved[3];
 };
 
 struct pod_key {

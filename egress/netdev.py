@@ -19,7 +19,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
 
-from bpf import bcc_loader, layout, loader, pins, syscall
+from bpf import bcc_loader, handover, layout, loader, pins, syscall
 from egress import conntrack, devices, guard, host_settings, nft, plan, status
 from egress.attach import Attacher, Mode
 from egress.devices import Link
@@ -27,7 +27,7 @@ from egress.entries import Facts
 from egress.netlink import NetlinkSocket
 from egress.policy import QUARTERS, TUNNEL_DEVICE, Desired, IPAddress, IPNetwork, Limits, Quotas, limits
 from egress.status import GUARD, EgressStatus, NatEntry, PortUse, Probed, told_apart
-from egress.trials import frame, untried
+from egress.trials import frame, untried, with_echoes
 
 # Map sizes when they are made; memory is taken as they fill (no preallocation), about 250 bytes for each flow.
 DEFAULT_NAT_ENTRIES = 262_144
@@ -106,6 +106,7 @@ class Datapath:
                 ways_out=_ways_out(routes.widest, frozenset(uplinks.values())),
             ),
             other_layout=other_layout,
+            hands_over=handover.is_set_aside(self._pins) or (other_layout and handover.can_take_over(self._pins)),
             pinned_digest=0 if pins.missing(self._pins) else loader.pinned_digest(self._pins),
             underlay_mtu=underlay_mtu,
             ip_forward=devices.ip_forward(),
@@ -276,13 +277,36 @@ class Datapath:
         loader.remove_pins(self._pins)
 
     @_do.register
-    def _(self, _action: plan.LoadPrograms) -> None:
-        pins.restore(self._pins)
-        try:
-            self._loader.load(self._pins, self._sizes)
-        except loader.LoadError as error:
-            raise DatapathError(errno.EINVAL, str(error)) from error
+    def _(self, action: plan.LoadPrograms) -> None:
         self._maps.close()
+        if action.beside:
+            handover.set_aside(self._pins)
+        elif not handover.is_set_aside(self._pins):
+            pins.restore(self._pins)
+        before = handover.rooms(self._pins)
+        try:
+            self._loader.load(self._pins, {name: max(size, before.get(name, 0)) for name, size in self._sizes.items()})
+        except loader.LoadError as error:
+            if action.beside:
+                handover.put_back(self._pins)
+            raise DatapathError(errno.EINVAL, str(error)) from error
+
+    @_do.register
+    def _(self, _action: plan.TakeOver) -> None:
+        copied = handover.carry(self._pins)
+        groups = self._maps["groups"]
+        for key, value in with_echoes(groups.items(), handover.entries(self._pins, "groups")).items():
+            groups.put(key, value)
+        handover.hold(self._pins, True)
+        try:
+            handover.carry(self._pins, copied)
+        except OSError:
+            handover.hold(self._pins, False)
+            raise
+
+    @_do.register
+    def _(self, _action: plan.DropBefore) -> None:
+        handover.drop_before(self._pins)
 
     @_do.register
     def _(self, action: plan.CreateTunnel) -> None:

@@ -80,6 +80,7 @@ class Observed:
     facts: Facts = field(default_factory=Facts)
     pinned_digest: int = 0  # of the object that the programs came from; 0 = a program or map is not pinned
     other_layout: bool = False  # what is pinned is of a release with other maps
+    hands_over: bool = False  # a release with other maps is on hooks still, and its flows can be taken over
     underlay_mtu: int = 0  # of the device that holds the node's tunnel address; 0 = no device does
     ip_forward: bool = True
     tunnel: Tunnel | None = None
@@ -125,8 +126,24 @@ class ForgetPrograms(Prepare):
 
 @dataclass(frozen=True, slots=True)
 class LoadPrograms(Prepare):
+    beside: bool = False  # those of a release with other maps, which go on
+
     def __str__(self) -> str:
-        return "load eBPF programs and maps"
+        return f"load eBPF programs and maps{' beside those of another layout' if self.beside else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOver(Prepare):
+    """Copies flows and ports from a release with other maps; none of this release's programs is on a hook yet."""
+
+    def __str__(self) -> str:
+        return "take over the flows of eBPF maps of another layout"
+
+
+@dataclass(frozen=True, slots=True)
+class DropBefore(Prepare):
+    def __str__(self) -> str:
+        return "remove eBPF maps of another layout, whose flows were taken over"
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,8 +264,8 @@ class DeleteBlackhole(Retire):
 
 
 Action = (
-    ForgetPrograms | LoadPrograms | CreateTunnel | ConfigureTunnel | AddBlackhole | ReservePorts | PutEntry | SeedFlows
-    | Attach | LoadGuard | Detach | DeleteEntry | PurgeFlows | DeleteBlackhole
+    ForgetPrograms | LoadPrograms | TakeOver | DropBefore | CreateTunnel | ConfigureTunnel | AddBlackhole | ReservePorts
+    | PutEntry | SeedFlows | Attach | LoadGuard | Detach | DeleteEntry | PurgeFlows | DeleteBlackhole
 )  # fmt: skip
 
 
@@ -337,10 +354,10 @@ def _additions(desired: Desired, observed: Observed, wanted: dict[str, MapEntrie
     early = guards.early(target, present)
     if present != early.digests():
         yield LoadGuard(early, present)
-    if observed.other_layout:
+    if observed.other_layout and not observed.hands_over:
         yield ForgetPrograms()
-    if observed.pinned_digest != observed.facts.object_digest:
-        yield LoadPrograms()
+    if observed.other_layout or observed.pinned_digest != observed.facts.object_digest:
+        yield LoadPrograms(beside=observed.other_layout and observed.hands_over)
     yield from _prepare_tunnel(desired, observed)
     if any(served.node_address for served in desired.served.values()) and not observed.ports_reserved:
         yield ReservePorts()
@@ -348,12 +365,21 @@ def _additions(desired: Desired, observed: Observed, wanted: dict[str, MapEntrie
         yield AddBlackhole(address)
     for name in WRITE_ORDER:
         yield from _put_entries(name, wanted[name], observed.maps.get(name, {}))
-    current = {(a.program, a.ifindex) for a in observed.attachments if a.current}
-    for (program, ifindex), device in wanted_attachments(desired, observed).items():
-        if (program, ifindex) not in current:
-            yield Attach(program, ifindex, device)
+    yield from _attach(desired, observed)
     if early != target:
         yield LoadGuard(target, early.digests())
+
+
+def _attach(desired: Desired, observed: Observed) -> Iterator[Action]:
+    current = {(a.program, a.ifindex) for a in observed.attachments if a.current and not observed.other_layout}
+    wanted = wanted_attachments(desired, observed)
+    lacking = {hook: device for hook, device in wanted.items() if hook not in current}
+    if observed.hands_over and lacking and not current:
+        yield TakeOver()
+    for (program, ifindex), device in lacking.items():
+        yield Attach(program, ifindex, device)
+    if observed.hands_over and not lacking:
+        yield DropBefore()
 
 
 def _put_entries(name: str, wanted: MapEntries, present: MapEntries) -> Iterator[Action]:

@@ -81,7 +81,7 @@ class Undone:
             case plan.LoadGuard():
                 self._stops |= action.guard == self._first_guard(action)
                 self._keeps = True
-            case plan.ForgetPrograms() | plan.LoadPrograms():
+            case plan.ForgetPrograms() | plan.LoadPrograms() | plan.TakeOver():
                 self._stops = True
             case plan.Attach():
                 self._stops |= action.program not in POD_PROGRAMS

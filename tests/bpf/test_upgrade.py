@@ -1,33 +1,49 @@
-"""What a release with other maps has pinned is known for that, and is not read as ours."""
+"""What a release with other maps has pinned is known for that, and is not read as ours; and how it hands over."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from bpf import layout, loader
 from egress.netdev import Datapath
+from egress.policy import Policy
 from egress.status import EgressStatus
-from tests.bpf.wishes import HERE, to_world
-from tests.bpf.world import EGRESS_IP, NUMBERS, World
+from tests.bpf import oracle
+from tests.bpf.families import six
+from tests.bpf.packets import build
+from tests.bpf.wishes import HERE, desired, to_world
+from tests.bpf.world import EGRESS_IP, NUMBERS, POD, REMOTE, WORLD, WORLD6, World
+from tests.models.tables import TCP, Packet, State
+
+PACKETS = 600
+
+
+@contextmanager
+def with_settings(world: World, **changed: Any) -> Iterator[None]:
+    settings = world.maps["settings"]
+    raw = settings.get(layout.u32(0))
+    assert raw is not None
+    value = layout.decode(layout.Settings, raw)
+    for name, wanted in changed.items():
+        setattr(value, name, wanted)
+    settings.put(layout.u32(0), bytes(value))
+    try:
+        yield
+    finally:
+        settings.put(layout.u32(0), raw)
 
 
 @contextmanager
 def pinned_by(world: World, version: int) -> Iterator[None]:
     """The maps say that a release with this layout made them. Its port sets are not tried."""
     world.fill(to_world(HERE), untried=[(EGRESS_IP, number) for number in NUMBERS])
-    settings = world.maps["settings"]
-    raw = settings.get(layout.u32(0))
-    assert raw is not None
-    value = layout.decode(layout.Settings, raw)
-    value.layout_version = version
-    settings.put(layout.u32(0), bytes(value))
-    try:
+    with with_settings(world, layout_version=version):
         yield
-    finally:
-        settings.put(layout.u32(0), raw)
 
 
 @pytest.mark.parametrize(("version", "other"), [(layout.LAYOUT_VERSION, False), (layout.LAYOUT_VERSION - 1, True)])
@@ -47,3 +63,32 @@ def test_what_is_pinned_of_another_layout_is_not_read_as_ours(world: World) -> N
 
 def test_nothing_pinned_is_no_other_layout(world: World) -> None:
     assert not loader.has_other_layout(world.pins / "nowhere")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_while_it_hands_over_what_runs_goes_on_and_nothing_begins(world: World, version: int) -> None:
+    def connection(port: int, flags: str = "S", *, inwards: bool = False) -> bytes:
+        ends = (REMOTE, POD) if inwards else (POD, REMOTE)
+        packet = Packet(*ends, TCP, port, 80, flags=flags, length=100)
+        return build(six(packet) if version == 6 else packet)
+
+    world.fill(to_world(HERE))
+    assert world.run("from_pod", "pod0", connection(40000))[0] == "redirect"
+    with with_settings(world, hands_over=1):
+        assert world.run("from_pod", "pod0", connection(40000, "A"))[0] == "redirect"
+        assert world.run("from_pod", "pod0", connection(40001))[0] == "drop"
+        assert world.run("to_pod", "pod0", connection(40002, inwards=True))[0] == "drop"
+        assert world.counted()["handing_over"] == 2
+    assert world.run("from_pod", "pod0", connection(40001))[0] == "redirect"
+    assert world.run("to_pod", "pod0", connection(40002, inwards=True))[0] == "next"
+
+
+def test_while_it_hands_over_the_programs_do_what_the_model_says(world: World) -> None:
+    tables, state = world.fill(desired(Policy("world", HERE, (WORLD, WORLD6)), both=True)), State()
+    for number in range(PACKETS // 2):
+        oracle.step(world, tables, state, number)
+    with with_settings(world, hands_over=1):
+        for number in range(PACKETS // 2, PACKETS):
+            oracle.step(world, replace(tables, hands_over=True), state, number)
+        assert world.counted()["handing_over"] > 10
+    oracle.assert_same(world.state(), state)

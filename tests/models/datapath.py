@@ -234,6 +234,8 @@ def _begin_flow(
         return _drop("fragment")
     if not _translatable(packet):
         return _drop("unsupported_protocol")
+    if tables.hands_over:
+        return _drop("handing_over")
     group = tables.groups.get(rule.group) if rule.group else None
     if group is None:
         return _drop("no_group")
@@ -412,6 +414,8 @@ def to_pod(tables: Tables, state: State, device: int, packet: Packet) -> Outcome
     begins = packet.opens if packet.protocol == TCP else not packet.is_icmp or packet.echo == "request"
     if not policy_set or _is_inside(tables, packet.source) or not begins:
         return NEXT.after(*gone)
+    if tables.hands_over:
+        return _drop("handing_over").after(*gone)
     state, most = _applied(state, tuple(gone)), tables.limits.outside_flows
     if most and state.use(device).outside >= most - state.use().outside:
         return _drop("outside_quota").after(*gone)

@@ -30,6 +30,9 @@ class FakeNode:
     blackholes: set[IPAddress] = field(default_factory=set)
     ports_reserved: bool = False
     other_layout: bool = False  # of what is pinned
+    can_hand_over: bool = False  # what is pinned
+    set_aside: bool = False  # another release's programs and maps
+    flows_taken_over: bool = False
     flows_of: set[IPAddress] = field(default_factory=set)  # pods that have live flows
     seeded: list[IPAddress] = field(default_factory=list)
     next_ifindex: int = 100
@@ -49,9 +52,10 @@ class FakeNode:
             facts=Facts(self.devices, self.uplinks, tunnel, mtu, self.digest),
             pinned_digest=0 if self.other_layout else self.pinned_digest(),
             other_layout=self.other_layout,
+            hands_over=self.set_aside or (self.other_layout and self.can_hand_over),
             underlay_mtu=self.underlay_mtu,
             tunnel=self.tunnel,
-            maps={name: dict(entries) for name, entries in self.maps.items()},
+            maps={} if self.other_layout else {name: dict(entries) for name, entries in self.maps.items()},
             attachments=frozenset(self.attachments),
             guard=self.guard,
             blackholes=frozenset(self.blackholes),
@@ -67,7 +71,22 @@ class FakeNode:
         self.maps, self.attachments, self.other_layout = {}, set(), False
 
     @apply.register
-    def _(self, _action: plan.LoadPrograms) -> None:
+    def _(self, _action: plan.TakeOver) -> None:
+        assert self.set_aside
+        assert self.maps["pods"], "what programs need is there before any is on a hook"
+        assert not any(attachment.current for attachment in self.attachments), "nobody else writes the maps"
+        self.flows_taken_over = True
+
+    @apply.register
+    def _(self, _action: plan.DropBefore) -> None:
+        assert self.flows_taken_over
+        assert all(attachment.current for attachment in self.attachments), "nothing uses the other maps"
+        self.set_aside = False
+
+    @apply.register
+    def _(self, action: plan.LoadPrograms) -> None:
+        if action.beside:
+            self.maps, self.other_layout, self.set_aside = {}, False, True
         self.maps = {name: self.maps.get(name, {}) for name in plan.WRITE_ORDER}
         self.attachments = {replace(attachment, current=False) for attachment in self.attachments}
 

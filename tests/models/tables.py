@@ -251,6 +251,7 @@ class Tables:
     out_of_service: int = 0  # this node as a gateway: layout.SERVICE_…
     ways_out: tuple[IPAddress, ...] = ()
     ranks: Mapping[int, int] = field(default_factory=dict)  # node number -> what its probes say; others serve
+    hands_over: bool = False  # another release is about to go on from here
     flow_room: int = 1 << 20
     port_room: int = 1 << 20
     limits: Limits = NO_LIMITS

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -21,11 +22,13 @@ from egress.netlink import NetlinkSocket
 from egress.plan import problems
 from egress.policy import Policy, Ports
 from routerd.model import severity_of
+from tests.models.next_release import next_release
 from tests.netns.lab import netns
 from tests.netns.lab.datapath import EGRESS_IP, WORLD, Cluster
 from tests.netns.lab.hosts import PodHost
 from tests.netns.lab.lab import FW_ADDRESS, Lab
 from tests.netns.lab.netns import Namespace
+from tests.netns.lab.traffic import Download, Echo, NewConnections
 from tests.waiting import eventually, turns
 
 CLSACT = ("bridge", "clsact", "bcc")
@@ -361,6 +364,61 @@ def test_collection_leaves_live_mappings_alone(cluster: Cluster) -> None:
     assert before == after
     assert result.flows_live >= len(after) > len(others)
     assert {port for port, _ in after - others} <= set(cluster.ports("worker"))
+
+
+LIBBPF = VARIANTS[0]
+
+
+@pytest.mark.parametrize("cluster", [LIBBPF], ids=["-".join(LIBBPF)], indirect=True)
+def test_a_release_with_another_layout_takes_over_what_runs(cluster: Cluster, tmp_path: Path) -> None:
+    """Under traffic of pods on a worker and on a gateway: no connection ends, none bears another source or port. This
+    release cannot take over from that one: it says so, and begins anew.
+    """
+    sel, selgw, sources = cluster.lab.pod("sel"), cluster.lab.pod("selgw"), {str(EGRESS_IP)}
+    with ExitStack() as stack:
+        watch = stack.enter_context(cluster.lab.watch())
+        watch.allow(str(EGRESS_IP))
+        watch.forbid(sel.address)
+        watch.forbid(selgw.address)
+        echoes = [stack.enter_context(Echo(pod)) for pod in (sel, sel, selgw)]
+        download = stack.enter_context(Download(sel))
+        new = [stack.enter_context(NewConnections(pod, sources, pause=0)) for pod in (sel, selgw)]
+        cluster.lab.wait(lambda: all(echo.rounds for echo in echoes), "the echoes run")
+        cluster.lab.wait(lambda: download.received > 1 << 20 and min(n.made for n in new) > 5, "connections are made")
+        before = {name: _flows(cluster, name) for name in ("worker", "gw1")}
+        with next_release(tmp_path):
+            done = _reopened(cluster)
+            at = [echo.rounds for echo in echoes], [each.made for each in new]
+            cluster.lab.wait(lambda: all(e.rounds > r + 20 for e, r in zip(echoes, at[0], strict=True)), "echoes go on")
+            cluster.lab.wait(lambda: all(n.made > m + 20 for n, m in zip(new, at[1], strict=True)), "new ones are made")
+            assert {name: before[name] & _flows(cluster, name) for name in before} == before
+            assert [echo.end() for echo in echoes] == [""] * 3
+            assert [each.end() for each in new] == [""] * 2
+            assert download.end() == ""
+            assert not watch.settle().leaks
+            assert cluster.apply() == {"gw1": [], "gw2": [], "worker": []}
+    for lines in done.values():
+        assert "load eBPF programs and maps beside those of another layout" in lines
+        assert lines[-1] == "remove eBPF maps of another layout, whose flows were taken over"
+    begun = "remove eBPF programs and maps of another layout: connections through them end"
+    assert all(begun in lines for lines in _reopened(cluster).values())
+    assert sel.get(FW_ADDRESS).source == str(EGRESS_IP)
+
+
+def _reopened(cluster: Cluster) -> dict[str, list[str]]:
+    """An agent of another release starts on every node."""
+    for datapath in cluster.datapaths.values():
+        datapath.close()
+    cluster.datapaths.clear()
+    return cluster.apply()
+
+
+def _flows(cluster: Cluster, name: str) -> set[tuple[str, int, int, int]]:
+    """Those that live long."""
+    with netns.entered(cluster.lab.node(name).name):
+        entries = cluster.datapaths[name].nat()
+    long = (entry for entry in entries if entry.remote_port == 7 and entry.protocol == 6)
+    return {(str(entry.pod), entry.pod_port, entry.egress_port, entry.group) for entry in long}
 
 
 def test_removal_leaves_nothing(cluster: Cluster) -> None:

@@ -205,6 +205,35 @@ def test_what_a_release_with_other_maps_left_goes_before_anything_is_loaded() ->
     assert is_at_rest(node, on_worker())
 
 
+def on_another_layout() -> FakeNode:
+    """What is there came from a release with other maps, whose flows this one can take over."""
+    node = settled(on_worker())
+    node.other_layout = node.can_hand_over = True
+    return node
+
+
+def test_flows_of_a_release_with_other_maps_are_taken_over_before_its_programs_are_replaced() -> None:
+    node = on_another_layout()
+    done = carry_out(node, plan(on_worker(), node.observe()))
+    kinds = [line.split()[0] for line in done if not line.startswith("map")]
+    assert kinds == ["load", "keep", "take", *["attach"] * 7]
+    assert done[0] == "load eBPF programs and maps beside those of another layout"
+    assert carry_out(node, plan(on_worker(), node.observe())) == [
+        "remove eBPF maps of another layout, whose flows were taken over"
+    ]
+    assert plan(on_worker(), node.observe()) == ()
+
+
+def test_a_take_over_that_is_cut_anywhere_converges_and_loses_no_flow() -> None:
+    actions = plan(on_worker(), on_another_layout().observe())
+    for cut in range(len(actions) + 1):
+        node = on_another_layout()
+        carry_out(node, actions[:cut])
+        settle(node, on_worker())
+        assert node.flows_taken_over
+        assert is_at_rest(node, on_worker())
+
+
 def test_a_tunnel_on_another_port_is_replaced() -> None:
     node = settled(on_worker())
     assert node.tunnel
