@@ -26,6 +26,7 @@ RUN sed -n '/^setuptools==/,/[^\\]$/p' dev.txt >backend.txt \
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY tools/compile_c.py tools/
 COPY bpf bpf
+COPY cloud cloud
 COPY cni cni
 COPY bfd bfd
 COPY ipam ipam

@@ -10,6 +10,7 @@
 #   make wheel   dist/routerd-VERSION-py3-none-linux_MACHINE.whl, what is C compiled: what hosts install
 #   make chaos   kills at random moments under churn (KILLS=50, SEED=…)
 #   make soak    an hour of churn under traffic of both families (MINUTES=…, SEED=…)
+#   make cloud-faults   random lives of instances on a fake cloud, with faults (STEPS=10000, SEED=…)
 #   make bench   benchmarks                                           make lock        renews requirements/*.txt
 #   make bench-packets, bench-egress   the egress datapath: ns per packet; throughput beside nftables (FAMILY=6, ROUNDS=…)
 #   make bench-way   what a packet's whole way through it takes, beside VXLAN alone and nftables (FAMILY=6)
@@ -21,7 +22,7 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: setup kernel check test fuzz verified chaos soak demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-ports bench-rounds bench-packets bench-egress bench-way bench-cni bench-failover lock image bpf wheel clean
+.PHONY: setup kernel check test fuzz verified chaos soak cloud-faults demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-ports bench-rounds bench-packets bench-egress bench-way bench-cni bench-failover lock image bpf wheel clean
 
 setup:
 	@tools/setup
@@ -54,6 +55,9 @@ chaos: setup
 
 soak: setup
 	@$(PY) -m tests.netns.stories.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+
+cloud-faults: setup
+	@$(PY) -m tests.models.cloud.faulty $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED))
 
 demo: bpf
 	@$(PY) -m tests.netns.stories.demo
@@ -102,9 +106,11 @@ bench-way: setup
 bench-cni: setup
 	@$(PY) -m tests.bench.cni $(if $(PODS),--pods $(PODS)) $(if $(AT_ONCE),--at-once $(AT_ONCE))
 
+# What is tested is what is installed: the other locks take their versions from that of the tests.
 lock: setup
-	@$(VENV)/bin/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate -q -o requirements/runtime.txt
-	@$(VENV)/bin/uv pip compile pyproject.toml --extra dev --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate -q -o requirements/dev.txt
+	@$(VENV)/bin/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate -q --extra dev -o requirements/dev.txt
+	@$(VENV)/bin/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate -q -c requirements/dev.txt -o requirements/runtime.txt
+	@$(VENV)/bin/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate -q -c requirements/dev.txt --extra aws -o requirements/aws.txt
 
 IMAGE ?= routerd:$(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 

@@ -1,0 +1,31 @@
+"""What the rest knows of a cloud: look at everything, send one call once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Protocol
+
+from cloud.calls import Call, Outcome, Problem
+from cloud.model import Inventory
+
+
+class CloudFault(Exception):
+    """A look failed, so nothing is known and nothing is changed. `code` is the cloud's own, "" = no answer."""
+
+    def __init__(self, problem: Problem, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}" if code else message)
+        self.problem = problem
+        self.code = code
+
+
+class Backend(Protocol):
+    """Called in worker threads, several at once."""
+
+    def describe(self, instances: Collection[str]) -> Inventory:
+        """These instances as far as they are there, all interfaces, subnets and groups. Raises CloudFault."""
+
+    def send(self, call: Call) -> Outcome:
+        """Once: what has no token is not repeated below us either."""
+
+    def action(self, call: Call) -> str:
+        """The cloud's name of the call: each has a rate limit of its own."""

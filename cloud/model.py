@@ -1,0 +1,96 @@
+"""What a cloud tells: instances with their interfaces, subnets, security groups, limits. Values, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
+
+Network = IPv4Network | IPv6Network
+Tags = Mapping[str, str]
+
+CLUSTER_TAG = "routerd.io/cluster"  # whose an interface is: nothing without our cluster's name is ever deleted
+INSTANCE_TAG = "routerd.io/instance"  # for which it was made
+CREATED_TAG = "routerd.io/created"  # when, seconds of the Unix epoch: EC2 does not tell
+INTENT_TAG = "routerd.io/intent"  # the token of the call that made it: found again though no answer came
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an instance type holds."""
+
+    interfaces: int
+    ipv4: int  # addresses of an interface, its primary one included
+    ipv6: int
+    prefixes: bool  # whether an interface takes prefixes in place of addresses: Nitro and bare metal do
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    id: str
+    type: str
+    zone: str
+    vpc: str
+    subnet: str  # of its primary interface, as are the groups
+    groups: tuple[str, ...] = ()
+    running: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Subnet:
+    id: str
+    vpc: str
+    zone: str
+    cidr: IPv4Network
+    free: int  # IPv4 addresses; EC2's count lags
+    cidr6: IPv6Network | None = None
+    tags: Tags = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A security group."""
+
+    id: str
+    vpc: str
+    tags: Tags = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    id: str
+    mac: str
+    subnet: str
+    primary: IPv4Address
+    status: str  # "available", "attaching", "in-use", "detaching", "pending"
+    instance: str = ""  # "" = attached to none
+    index: int = -1  # of the device; 0 = the instance's primary interface
+    attachment: str = ""
+    goes_with_instance: bool = False  # deleted with it
+    blocks: tuple[Network, ...] = ()  # secondary addresses as /32, delegated prefixes as /28 and /80; sorted
+    groups: tuple[str, ...] = ()
+    tags: Tags = field(default_factory=dict)
+
+    @property
+    def is_attached(self) -> bool:
+        return self.status == "in-use" and bool(self.instance)
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """One observation of everything that counts; by id. `limits` by instance type, those that the cloud knows."""
+
+    instances: Mapping[str, Instance] = field(default_factory=dict)
+    interfaces: Mapping[str, Interface] = field(default_factory=dict)
+    subnets: Mapping[str, Subnet] = field(default_factory=dict)
+    groups: Mapping[str, Group] = field(default_factory=dict)
+    limits: Mapping[str, Limits] = field(default_factory=dict)
+
+
+def addresses(block: Network) -> int:
+    """How many pods a block serves; of an IPv6 prefix more than anybody has."""
+    return min(block.num_addresses, 1 << 16)
+
+
+def block_order(block: Network) -> tuple[int, int, int]:
+    return block.version, int(block.network_address), block.prefixlen

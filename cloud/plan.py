@@ -1,0 +1,244 @@
+"""The next call for each instance, if any: one at a time, and none while the last one is not settled. Pure.
+
+Whatever is not known changes nothing: an instance whose type the cloud does not know, or that does not run, is left
+alone, and a reason says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from cloud.calls import Assign, AssignPrefix6, Attach, Bind, Call, Create
+from cloud.demand import Demand, Demands, Rules
+from cloud.model import (
+    CLUSTER_TAG,
+    CREATED_TAG,
+    INSTANCE_TAG,
+    INTENT_TAG,
+    Instance,
+    Interface,
+    Inventory,
+    Limits,
+    Subnet,
+    addresses,
+)
+from cloud.need import needed
+from cloud.records import Holding, Holdings
+from cloud.release import unassign
+
+PREFIX = 16  # addresses of a /28
+# What is left alone for a while, because the cloud refused it: ("prefixes", subnet), ("addresses", subnet), or
+# ("instance", instance).
+Blocked = Collection[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why an instance has less than it wants."""
+
+    instance: str
+    node: str
+    reason: str  # a word that programs can rely on
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    calls: Mapping[str, Call] = field(default_factory=dict)  # by instance; who waits longest comes first
+    reasons: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One instance, with everything that a decision about it needs."""
+
+    instance: Instance
+    limits: Limits
+    holding: Holding
+    demand: Demand
+    interfaces: tuple[Interface, ...]  # attached, or on its way to or from it; sorted by index
+    waiting: tuple[Interface, ...]  # made for it, attached to nothing
+    inventory: Inventory
+    rules: Rules
+    blocked: Blocked
+
+    @property
+    def own(self) -> list[Interface]:
+        """Those whose blocks are for pods."""
+        return [each for each in self.interfaces if each.is_attached and self.rules.counts(each)]
+
+    def takes_prefixes(self, subnet: str) -> bool:
+        return self.rules.prefixes and self.limits.prefixes and ("prefixes", subnet) not in self.blocked
+
+    def takes_addresses(self, subnet: str) -> bool:
+        there = self.inventory.subnets.get(subnet)
+        return there is not None and there.free > 0 and ("addresses", subnet) not in self.blocked
+
+    def room(self, interface: Interface) -> int:
+        """How many more addresses, or prefixes, it takes."""
+        return self.limits.ipv4 - 1 - sum(block.version == 4 for block in interface.blocks)
+
+    @property
+    def short(self) -> int:
+        """IPv4 addresses to fetch. What it has, and what is still on record as another's, need not be fetched."""
+        recorded = {block.network: block.state for _, block in self.holding.blocks()}
+        blocks = recorded.keys() | {block for each in self.own for block in each.blocks}
+        mine = (block for block in blocks if block.version == 4 and recorded.get(block, "used") == "used")
+        return needed(self.rules.marks, sum(map(addresses, mine)), self.demand.used, self.demand.pending)
+
+
+def plan(
+    holdings: Holdings, inventory: Inventory, demands: Demands, rules: Rules, blocked: Blocked, now: float,
+    token: Callable[[str], str],
+) -> Plan:  # fmt: skip
+    """`token` makes a new one for an instance's next interface."""
+    interfaces = _by_instance(inventory, rules)
+    calls: dict[str, Call] = {}
+    reasons: list[Reason] = []
+    for name in sorted(demands, key=lambda each: (_served(holdings, each), each)):
+        holding, demand = holdings.get(name) or Holding(name), demands[name]
+        found = _site(holding, demand, inventory, rules, blocked, interfaces)
+        if isinstance(found, Reason):
+            reasons.append(found)
+        elif holding.intent is not None:
+            if holding.intent.may_repeat:
+                calls[name] = holding.intent.call  # with the same token, so that there is one interface
+        elif ("instance", name) not in blocked:
+            call = next(_calls(found, now, token), None)
+            if isinstance(call, Reason):
+                reasons.append(call)
+            elif call is not None:
+                calls[name] = call
+    return Plan(calls, tuple(reasons))
+
+
+def _served(holdings: Holdings, name: str) -> float:
+    return holdings[name].served if name in holdings else 0.0
+
+
+def _by_instance(inventory: Inventory, rules: Rules) -> Mapping[str, list[Interface]]:
+    found: dict[str, list[Interface]] = {}
+    for each in inventory.interfaces.values():
+        name = each.instance or (each.tags.get(INSTANCE_TAG, "") if rules.is_ours(each) else "")
+        found.setdefault(name, []).append(each)
+    return found
+
+
+def _site(
+    holding: Holding, demand: Demand, inventory: Inventory, rules: Rules, blocked: Blocked,
+    interfaces: Mapping[str, Iterable[Interface]],
+) -> Site | Reason:  # fmt: skip
+    def why(reason: str, message: str) -> Reason:
+        return Reason(holding.instance, demand.node, reason, message)
+
+    instance = inventory.instances.get(holding.instance)
+    if instance is None:
+        return why("InstanceUnknown", f"the cloud has no instance {holding.instance}")
+    if not instance.running:
+        return why("InstanceNotRunning", f"instance {instance.id} does not run")
+    limits = inventory.limits.get(instance.type)
+    if limits is None:
+        return why("InstanceTypeUnknown", f"the cloud does not tell what an instance of type {instance.type} holds")
+    there = sorted(interfaces.get(instance.id, ()), key=lambda each: (each.index, each.id))
+    attached, waiting = [each for each in there if each.instance], [each for each in there if not each.instance]
+    return Site(instance, limits, holding, demand, tuple(attached), tuple(waiting), inventory, rules, blocked)
+
+
+def _calls(site: Site, now: float, token: Callable[[str], str]) -> Iterator[Call | Reason]:
+    """In the order of their urgency: the first one counts."""
+    yield from _attach(site)
+    for each in site.own:
+        if site.rules.is_ours(each) and not each.goes_with_instance and each.attachment:
+            yield Bind(each.id, each.attachment)
+    if site.short:
+        yield from _more(site, now, token)
+    if site.rules.ipv6 and site.own and not site.holding.available(6):
+        yield from _prefix6(site)
+    if site.rules.releases and (call := unassign(site.holding, site.demand, now)) is not None:
+        yield call
+
+
+def _attach(site: Site) -> Iterator[Call | Reason]:
+    index = _free_index(site)
+    for each in site.waiting:
+        if each.status == "available" and index is not None:
+            yield Attach(each.id, site.instance.id, index)
+
+
+def _free_index(site: Site) -> int | None:
+    taken = {each.index for each in site.interfaces}
+    first = max(site.rules.first_index, 1)
+    if len(taken) >= site.limits.interfaces:
+        return None
+    return next((index for index in range(first, site.limits.interfaces) if index not in taken), None)
+
+
+def _prefix6(site: Site) -> Iterator[Call | Reason]:
+    subnets = site.inventory.subnets
+    able = [each for each in site.own if each.subnet in subnets and subnets[each.subnet].cidr6 is not None]
+    if not site.limits.prefixes or not able:
+        yield _why(site, "NoIPv6", "no interface of it is in a subnet with IPv6, or its type takes no prefixes")
+    else:
+        yield AssignPrefix6(able[0].id)
+
+
+def _why(site: Site, reason: str, message: str) -> Reason:
+    return Reason(site.instance.id, site.demand.node, reason, f"instance {site.instance.id}: {message}")
+
+
+def _more(site: Site, now: float, token: Callable[[str], str]) -> Iterator[Call | Reason]:
+    """Prefixes on what is there, then from a sibling subnet, and only then single addresses in their place."""
+    for prefixes in (True, False):
+        for each in site.own:
+            if (count := _count(site, each.subnet, site.room(each), prefixes)) > 0:
+                yield Assign(each.id, count, prefixes)
+        yield from _create(site, prefixes, now, token)
+    yield _why_none(site)
+
+
+def _count(site: Site, subnet: str, room: int, prefixes: bool) -> int:
+    """How many to ask for; 0 = this subnet does not give them."""
+    if prefixes:
+        return min(room, -(-site.short // PREFIX)) if site.takes_prefixes(subnet) else 0
+    return min(room, site.short, site.inventory.subnets[subnet].free) if site.takes_addresses(subnet) else 0
+
+
+def _create(site: Site, prefixes: bool, now: float, token: Callable[[str], str]) -> Iterator[Call | Reason]:
+    if _free_index(site) is None or site.waiting:
+        return
+    groups = site.rules.groups_for(site.instance, site.inventory)
+    if not groups:
+        yield _why(site, "NoSecurityGroup", "no security group of its VPC has the tags of cloud.security-groups")
+        return
+    for subnet in site.rules.subnets_for(site.instance, site.inventory):
+        count = _count(site, subnet.id, site.limits.ipv4 - 1, prefixes)
+        if not prefixes:
+            count = min(count, subnet.free - 1)  # its primary address is one, too
+        if count > 0:
+            yield _creation(site, subnet, groups, count, prefixes, now, token)
+
+
+def _creation(
+    site: Site, subnet: Subnet, groups: tuple[str, ...], count: int, prefixes: bool, now: float,
+    token: Callable[[str], str],
+) -> Create:  # fmt: skip
+    text = token(site.instance.id)
+    tags = {
+        **site.rules.tags,
+        CLUSTER_TAG: site.rules.cluster,
+        INSTANCE_TAG: site.instance.id,
+        CREATED_TAG: str(int(now)),
+        INTENT_TAG: text,
+    }
+    prefix6 = site.rules.ipv6 and site.limits.prefixes and subnet.cidr6 is not None and not site.holding.available(6)
+    return Create(text, subnet.id, groups, count, prefixes, prefix6, tuple(sorted(tags.items())))
+
+
+def _why_none(site: Site) -> Reason:
+    most = (site.limits.ipv4 - 1) * (site.limits.interfaces - site.rules.first_index)
+    if _free_index(site) is None and all(site.room(each) <= 0 for each in site.own):
+        return _why(site, "InstanceFull", f"a {site.instance.type} holds {most} addresses or prefixes for pods")
+    if not site.rules.subnets_for(site.instance, site.inventory):
+        return _why(site, "NoSubnet", f"no subnet of cloud.subnets is in its VPC and zone ({site.instance.zone})")
+    return _why(site, "SubnetFull", "no subnet that it may use has free addresses")

@@ -1,0 +1,164 @@
+"""One turn: from a look at the cloud to the calls to send, and from their outcomes to what is remembered. Pure.
+
+What `decide` returns is recorded before anything is sent. Whoever dies in between leaves an intent whose outcome nobody
+knows, which is the same as an answer that did not come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from cloud.buckets import Buckets
+from cloud.calls import Assign, Call, Create, Delete, Done, Outcome, Refused, Unassign, Unknown
+from cloud.confirm import confirm
+from cloud.demand import Demands, Rules
+from cloud.leaks import leaks, suspects
+from cloud.model import Inventory
+from cloud.plan import Reason, plan
+from cloud.records import Holding, Holdings, Intent
+from cloud.release import going, mark
+
+Key = tuple[str, str]
+REST: Mapping[str, float] = {"no-prefixes": 600.0, "no-addresses": 60.0, "limit": 300.0, "denied": 60.0}  # seconds
+SHORT_REST = 30.0  # after any other refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What a refusal leaves alone for a while."""
+
+    until: float
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the one who calls remembers; lost with it, and nothing depends on it."""
+
+    buckets: Buckets = field(default_factory=Buckets)
+    rests: Mapping[Key, Rest] = field(default_factory=dict)
+    suspected: Mapping[str, float] = field(default_factory=dict)  # interfaces that look like leaks, since when
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A call to send."""
+
+    call: Call
+    instance: str = ""  # "" = for none: a leak
+    again: bool = False  # it was sent before, and nobody knows what became of it
+    subnet: str = ""  # whose addresses it takes
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    holdings: Holdings
+    memory: Memory
+    orders: tuple[Order, ...] = ()
+    reasons: tuple[Reason, ...] = ()
+    wait: float = 0.0  # seconds until a call that is due may be sent; 0 = none waits
+
+
+def decide(
+    holdings: Holdings, inventory: Inventory, demands: Demands, rules: Rules, memory: Memory, now: float,
+    action: Callable[[Call], str], token: Callable[[str], str],
+) -> Turn:  # fmt: skip
+    """`action` names the bucket of a call, `token` makes one for an instance's next interface."""
+    rests = {key: rest for key, rest in memory.rests.items() if rest.until > now}
+    holdings = confirm(holdings, inventory, demands, rules, now)
+    holdings = {
+        name: mark(each, demands[name], rules, now) if name in demands and not each.missing else each
+        for name, each in holdings.items()
+    }
+    planned = plan(holdings, inventory, demands, rules, rests.keys(), now, token)
+    suspected = suspects(inventory, holdings, demands, rules, memory.suspected, now)
+    due = [_order(name, call, holdings, inventory) for name, call in planned.calls.items()]
+    due += [Order(Delete(name)) for name in leaks(suspected, now)] if rules.releases else []
+    buckets, orders, wait = _within(memory.buckets, due, action, now)
+    for order in orders:
+        if order.instance and not order.again:
+            holding = holdings.get(order.instance) or Holding(order.instance, demands[order.instance].node)
+            if isinstance(order.call, Unassign):
+                holding = going(holding, order.call, now)
+            holdings[order.instance] = replace(holding, intent=Intent(order.call, now))
+    reasons = [*planned.reasons, *_resting(rests, demands)]
+    return Turn(holdings, Memory(buckets, rests, suspected), tuple(orders), tuple(reasons), wait)
+
+
+def _order(name: str, call: Call, holdings: Holdings, inventory: Inventory) -> Order:
+    again = name in holdings and holdings[name].intent is not None
+    subnet = ""
+    if isinstance(call, Create):
+        subnet = call.subnet
+    elif isinstance(call, Assign):
+        subnet = inventory.interfaces[call.interface].subnet
+    return Order(call, name, again, subnet)
+
+
+def _within(
+    buckets: Buckets, due: list[Order], action: Callable[[Call], str], now: float
+) -> tuple[Buckets, list[Order], float]:
+    """Those for which there are tokens, in their order, and how long the first of the others waits."""
+    orders, wait = [], 0.0
+    for order in due:
+        name = action(order.call)
+        taken = buckets.take(name, now)
+        if taken is not None:
+            buckets = taken
+            orders.append(order)
+        elif not wait or buckets.wait(name, now) < wait:
+            wait = buckets.wait(name, now)
+    return buckets, orders, wait
+
+
+def _resting(rests: Mapping[Key, Rest], demands: Demands) -> list[Reason]:
+    return [
+        Reason(name, demands[name].node, rest.reason, rest.message)
+        for (kind, name), rest in sorted(rests.items())
+        if kind == "instance" and name in demands
+    ]
+
+
+def learn(
+    holdings: Holdings, memory: Memory, outcomes: Mapping[Order, Outcome], now: float, action: Callable[[Call], str]
+) -> tuple[Holdings, Memory]:
+    """What the answers say."""
+    holdings, rests, buckets = dict(holdings), dict(memory.rests), memory.buckets
+    for order, outcome in outcomes.items():
+        is_throttled = isinstance(outcome, Refused) and outcome.problem == "throttled"
+        name = action(order.call)
+        buckets = buckets.throttled(name, now) if is_throttled else buckets.answered(name, now)
+        if isinstance(outcome, Refused) and not is_throttled:
+            rests |= _rest(order, outcome, now)
+        if order.instance in holdings:
+            holdings[order.instance] = _after(holdings[order.instance], order, outcome, now)
+    return holdings, replace(memory, rests=rests, buckets=buckets)
+
+
+def _after(holding: Holding, order: Order, outcome: Outcome, now: float) -> Holding:
+    intent = holding.intent
+    if intent is None:
+        return holding
+    if isinstance(outcome, Done):
+        gave = outcome.blocks
+        intent = replace(intent, since=now, answered=True, interface=outcome.interface, gave=gave)
+        return replace(holding, intent=intent, served=now)
+    if isinstance(outcome, Unknown):
+        return replace(holding, intent=replace(intent, since=now), served=now)
+    if outcome.problem in ("throttled", "unreachable"):  # it keeps its place in the queue
+        return holding if order.again else replace(holding, intent=None)
+    return replace(holding, intent=None, served=now)
+
+
+def _rest(order: Order, outcome: Refused, now: float) -> dict[Key, Rest]:
+    until = now + REST.get(outcome.problem, SHORT_REST)
+    if outcome.problem == "no-prefixes":
+        return {("prefixes", order.subnet): Rest(until)}
+    if outcome.problem == "no-addresses":
+        return {("prefixes", order.subnet): Rest(until), ("addresses", order.subnet): Rest(until)}
+    if not order.instance:
+        return {}
+    reason = {"denied": "CloudDenied", "limit": "CloudLimit"}.get(outcome.problem, "CloudRefused")
+    return {("instance", order.instance): Rest(until, reason, outcome.message)}

@@ -1,0 +1,190 @@
+"""A random life of instances on a fake cloud, with faults at any step; what must hold is asserted after each.
+
+It judges by what nodes use, what is on record and what the cloud really has, not by what looks show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, ip_network
+from typing import Any
+
+from cloud.model import INSTANCE_TAG
+from cloud.need import Watermarks
+from tests.models.cloud import changes
+from tests.models.cloud.calls import BY_NAME
+from tests.models.cloud.core import Fault
+from tests.models.cloud.world import World
+
+FAULTS = ("before", "after", "throttled", "internal", "internal-done")
+LATEST = 55.0  # seconds by which looks are late at most
+
+
+@dataclass
+class Life:
+    """`choose` picks one of several: `random.Random.choice`, or what hypothesis draws."""
+
+    choose: Callable[[Any], Any]
+    prefixes: bool = False
+    world: World = field(init=False)
+    count: int = 0
+    steps: Counter[str] = field(default_factory=Counter)
+    stolen: set[IPv4Address] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        world = World.of(
+            prefixes=self.prefixes, ipv6=True, marks=Watermarks(pre_allocate=2), cidr="10.0.0.0/25",
+        )  # fmt: skip
+        world.cloud.lag = lambda: self.choose((0.0, 0.0, 7.0, 30.0, LATEST))
+        world.cloud.buckets = {"CreateNetworkInterface": (3, 0.5), "AssignPrivateIpAddresses": (3, 0.5)}
+        self.world, self.count = world, 1
+
+    STEPS = (
+        *["turn"] * 24,
+        *["pods"] * 4,
+        *["fault"] * 3,
+        *["start"] * 2,
+        "wait",
+        "crash",
+        "cut",
+        "come",
+        "go",
+        "stop",
+        "steal",
+    )
+
+    def step(self) -> None:
+        name = self.choose(self.STEPS)
+        self.steps[name] += 1
+        getattr(self, f"_{name}")()
+        self.check()
+
+    def _turn(self) -> None:
+        self.world.turn()
+        self.world.cloud.advance(self.choose((1, 3, 10)))
+
+    def _wait(self) -> None:
+        self.world.cloud.advance(self.choose((5, 60, 200)))
+
+    def _pods(self) -> None:
+        if self.world.nodes:
+            self.world.want(self.choose(range(12)), self.choose(sorted(self.world.nodes)))
+
+    def _fault(self) -> None:
+        self.world.cloud.faults = [Fault(self.choose(sorted(BY_NAME)), self.choose(FAULTS), self.choose((1, 2)))]
+
+    def _crash(self) -> None:
+        """Between record and call, or between call and its answer's record."""
+        turn = self.world.decided()
+        if turn is not None and self.choose((True, False)):
+            for order in turn.orders:
+                self.world.backend.send(order.call)
+        self.world.restart()
+        self.world.cloud.advance(1)
+
+    def _cut(self) -> None:
+        """A crash in the middle of several calls."""
+        turn = self.world.decided()
+        for order in (turn.orders if turn else ())[:1]:
+            self.world.backend.send(order.call)
+        self.world.restart()
+
+    def _come(self) -> None:
+        if len(self.world.nodes) < 4:
+            self.count += 1
+            self.world.add(f"i-{self.count}", type_=self.choose(("t3.small", "m5.large", "t2.small")))
+
+    def _go(self) -> None:
+        if len(self.world.nodes) > 1:
+            name = self.choose(sorted(self.world.nodes))
+            self.world.cloud.terminate(name)
+            del self.world.nodes[name]
+
+    def _stop(self) -> None:
+        self.world.cloud.set_state(self.choose(sorted(self.world.nodes)), "stopped")
+
+    def _start(self) -> None:
+        for name in self.world.nodes:
+            self.world.cloud.set_state(name, "running")
+
+    def _steal(self) -> None:
+        """Somebody unassigns an address by hand, and takes it himself."""
+        loaded = [eni for eni in self.world.cloud.enis.values() if eni.addresses and eni.attachment]
+        if loaded:
+            eni = self.choose(sorted(loaded, key=lambda each: each.id))
+            given = {"NetworkInterfaceId": eni.id, "PrivateIpAddresses": [str(eni.addresses[0])]}
+            self.stolen.add(eni.addresses[0])
+            changes.unassign(self.world.cloud, given)
+
+    # --- what must hold
+
+    def check(self) -> None:
+        recorded = [block.network for each in self.world.holdings.values() for _, block in each.blocks()]
+        doubles = [network for network, count in Counter(recorded).items() if count > 1]
+        assert not doubles, f"on record twice: {doubles}"
+        for one in recorded:
+            assert not any(one != other and one.version == other.version and one.overlaps(other) for other in recorded)
+        pods = Counter(pod[0][pod[1]] for node in self.world.nodes.values() for pod in node.pods)
+        assert not [address for address, count in pods.items() if count > 1]
+        owners = self._owners()
+        for name, node in self.world.nodes.items():
+            wrong = {network[number] for network, number in node.pods} - owners.get(name, set()) - self.stolen
+            assert not wrong, f"{name}: pods have {wrong}, which the cloud gives to others or to nobody"
+
+    def _owners(self) -> dict[str, set[Any]]:
+        """Addresses for pods by instance, as the cloud has them."""
+        found: dict[str, set[Any]] = {}
+        for eni in self.world.cloud.enis.values():
+            if eni.attachment:
+                there = (address for prefix in eni.prefixes for address in prefix)
+                found.setdefault(eni.attachment.instance, set()).update(eni.addresses, there)
+        return found
+
+    def calm(self) -> None:
+        """Without further faults: what is on record is what is there, and nothing is left behind."""
+        world = self.world
+        world.cloud.faults, world.cloud.lag = [], lambda: 0.0
+        self._start()
+        world.run(1500, step=10)
+        self.check()
+        for name in world.nodes:
+            mine = world.cloud.of(name)[1:]
+            there = {ip_network(each) for eni in mine for each in (*eni.addresses, *eni.prefixes, *eni.prefixes6)}
+            assert {block.network for _, block in world.holdings[name].blocks()} == there, name
+            assert world.holdings[name].intent is None
+        for eni in world.cloud.enis.values():
+            assert eni.attachment is not None or eni.tags[INSTANCE_TAG] in world.nodes, f"{eni.id} is left behind"
+        assert set(world.holdings) <= set(world.nodes)
+
+
+def seeded(seed: int, steps: int, *, prefixes: bool) -> Life:
+    """A life of so many steps, then calm. Raises AssertionError, with the seed."""
+    life = Life(random.Random(seed).choice, prefixes)
+    try:
+        for number in range(steps):
+            life.step()
+            if number % 200 == 199:
+                life.calm()
+                life.world.cloud.lag = lambda: life.choose((0.0, 0.0, 7.0, 30.0, LATEST))
+        life.calm()
+    except AssertionError as error:
+        raise AssertionError(f"seed {seed}, prefixes {prefixes}: {error}") from error
+    return life
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description="random lives of instances on a fake cloud, with faults")
+    arguments.add_argument("--steps", type=int, default=10_000)
+    arguments.add_argument("--seed", type=int, default=random.randrange(10**6))
+    given = arguments.parse_args()
+    for prefixes in (False, True):
+        print(f"seed {given.seed}, {given.steps} steps, {'prefixes' if prefixes else 'addresses'}", flush=True)
+        print(dict(seeded(given.seed, given.steps, prefixes=prefixes).world.cloud.mutations()))
+
+
+if __name__ == "__main__":
+    main()

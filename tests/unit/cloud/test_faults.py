@@ -1,0 +1,24 @@
+"""Random lives of instances with faults at any step: no address with two owners, and nothing left behind."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.models.cloud.faulty import Life, seeded
+
+
+@pytest.mark.parametrize("prefixes", [False, True])
+def test_a_long_life(prefixes: bool) -> None:
+    life = seeded(1, 250, prefixes=prefixes)
+    assert min(life.steps[name] for name in Life.STEPS) > 0
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.data(), st.booleans())
+def test_short_lives(data: st.DataObject, prefixes: bool) -> None:
+    life = Life(lambda options: data.draw(st.sampled_from(options)), prefixes)
+    for _ in range(12):
+        life.step()
+    life.calm()
