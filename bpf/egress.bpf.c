@@ -16,6 +16,7 @@
  */
 #include "collect.h"
 #include "gateway.h"
+#include "handing.h"
 
 SEC("tc")
 int from_tunnel(struct __sk_buff *skb)
@@ -106,9 +107,10 @@ int from_pod(struct __sk_buff *skb)
 	struct scratch *room = read_scratch();
 	struct packet *packet;
 	struct pod_key pod_key = {.ifindex = skb->ifindex};
-	struct flow_value *flow;
+	struct flow_value *flow = NULL;
 	struct pod_value *pod;
 	struct flow_key key;
+	struct rule *rule;
 	enum parsed parsed;
 	__u32 rank = RANK_SERVES;
 	int verdict;
@@ -129,30 +131,75 @@ int from_pod(struct __sk_buff *skb)
 		return NEXT;
 	if (parsed == PARSED_FLOW && forges_tunnel(packet, config))
 		return drop(skb, TUNNEL_PORT);
+	if (packet->handed_in && config->network_policy)
+		return hand_in(skb, packet, config);
 	key = flow_from_pod(packet, skb->ifindex);
-	flow = parsed == PARSED_FLOW ? bpf_map_lookup_elem(&flows, &key) : NULL;
-	if (flow) {
-		verdict = reopens(&key, flow, packet) ? BEGIN_ANEW
-						      : continue_flow(skb, packet, config, &key, flow, &rank);
-		if (verdict == SEND_OUT)
-			goto send;
-		if (verdict != BEGIN_ANEW)
-			return verdict;
-		end_flow(&key, flow);
-	}
+	verdict = parsed == PARSED_FLOW ? resume(skb, packet, config, &key, &flow, &rank) : BEGIN_ANEW;
+	if (verdict == SEND_OUT)
+		goto send;
+	if (verdict != BEGIN_ANEW)
+		return verdict;
 	pod_key.address = packet->source;
 	pod = bpf_map_lookup_elem(&pods, &pod_key);
 	if (!pod)
 		return drop_if_strict(skb, SPOOFED_SOURCE);
 	if (is_inside(&packet->destination))
 		return NEXT;
-	verdict = parsed == PARSED_ICMP_ERROR
-		      ? report_error(skb, packet, pod->policy_set, &flow)
-		      : begin_flow(skb, packet, parsed, config, &key, pod, &flow, &rank);
+	if (parsed == PARSED_ICMP_ERROR) {
+		verdict = report_error(skb, packet, pod->policy_set, &flow);
+	} else {
+		rule = begins_by(skb, packet, parsed, pod, &verdict);
+		if (!rule)
+			return verdict;
+		if (config->network_policy)
+			return hand_in(skb, packet, config);
+		verdict = begin_flow(skb, packet, rule, config, &key, pod, &flow, &rank);
+	}
 	if (verdict != SEND_OUT)
 		return verdict;
 send:
-	return send_out(skb, packet, parsed, config, flow, rank);
+	return send_out(skb, packet, parsed, config, flow, rank, NULL);
+}
+
+/* What came by a bridge does not tell by which of its ports: from_pod has vouched for the source. */
+SEC("tc")
+int to_uplink(struct __sk_buff *skb)
+{
+	struct settings *config = read_settings();
+	struct scratch *room = read_scratch();
+	struct flow_value *flow = NULL;
+	struct packet *packet;
+	struct home home = {};
+	struct flow_key key;
+	struct rule *rule;
+	enum parsed parsed;
+	__u32 rank = RANK_SERVES;
+	int verdict;
+
+	if (!config || !was_handed_in(skb, config))
+		return NEXT;
+	skb->mark &= ~config->forward_mark;
+	count(skb, CAME_OUT);
+	if (!room)
+		return drop(skb, STRAY_MARK);
+	packet = &room->packet;
+	parsed = parse(skb, packet);
+	if (parsed == PARSED_FRAGMENT)
+		parsed = follow_first(packet, skb->ifindex);
+	if (parsed == PARSED_FRAGMENT)
+		return drop(skb, FRAGMENT);
+	if (parsed != PARSED_FLOW || is_tagged(skb) || !find_home(&packet->source, &home) ||
+	    is_inside(&packet->destination))
+		return drop(skb, STRAY_MARK);
+	key = flow_from_pod(packet, home.ifindex);
+	verdict = resume(skb, packet, config, &key, &flow, &rank);
+	if (verdict == BEGIN_ANEW) {
+		rule = begins_by(skb, packet, parsed, home.pod, &verdict);
+		if (!rule)
+			return verdict == NEXT ? drop(skb, STRAY_MARK) : verdict;
+		verdict = begin_flow(skb, packet, rule, config, &key, home.pod, &flow, &rank);
+	}
+	return verdict == SEND_OUT ? send_out(skb, packet, parsed, config, flow, rank, &home) : verdict;
 }
 
 /* Flows begun from outside the cluster are recorded, so that the selected pod's answers go back the way they

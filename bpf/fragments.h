@@ -46,6 +46,7 @@ static __always_inline bool remember_first(const struct packet *packet, __u32 if
 	room->fragment.destination_port = packet->destination_port;
 	room->fragment.length = IP_OFFSET + packet->total_length - begin;
 	room->fragment.protocol = packet->protocol;
+	room->fragment.handed_in = packet->handed_in;
 	return !bpf_map_update_elem(&fragments, &room->fragment_key, &room->fragment, BPF_ANY);
 }
 
@@ -67,6 +68,7 @@ static __always_inline enum parsed follow_first(struct packet *packet, __u32 ifi
 	packet->destination_port = first->destination_port;
 	packet->protocol = first->protocol;
 	packet->sent_id = first->sent_id;
+	packet->handed_in = first->handed_in;
 	return PARSED_FLOW;
 }
 

@@ -27,6 +27,7 @@ PROBES_KEPT = 8
 FAMILY_BITS = 32  # in front of the address in keys of longest-prefix matches
 PREFIX_IPV6 = 1 << 31
 PLACE_INSIDE, PLACE_NOWHERE = 1, 2
+POLICY_DIRECT, POLICY_FORWARD, POLICY_REFUSED = 0, 1, 2
 VNI_BACK = 1 << 23  # of tunnel packets to the node of a port set; all others bear the number of their group
 VNI_RELAYED = VNI_BACK | 1 << 22  # of answers that one gateway hands to another
 VNI_SEEN = 0x1F  # of a fragment among these: how many gateways have seen it
@@ -75,6 +76,8 @@ class Settings(Structure):
         ("outside_flows", c_uint32),
         ("probe_multiplier", c_uint32),
         ("out_of_service", c_uint32),
+        ("network_policy", c_uint32),
+        ("forward_mark", c_uint32),
         ("tunnel_port", c_uint16),
         ("reserved", c_uint16 * 3),
     ]
@@ -218,7 +221,8 @@ class FragmentValue(Structure):
         ("destination_port", BigEndianPort),
         ("length", c_uint16),
         ("protocol", c_uint8),
-        ("reserved", c_uint8 * 5),
+        ("handed_in", c_uint8),
+        ("reserved", c_uint8 * 4),
     ]
 
 
@@ -322,8 +326,9 @@ MIRRORS: dict[str, type[Structure]] = {
 
 # Map -> (key, value); plain numbers and addresses are encoded by the functions below.
 MAPS: dict[str, tuple[type[Structure] | None, type[Structure] | None]] = {
-    "settings": (None, Settings), "pods": (PodKey, PodValue), "strict_devices": (None, None),
-    "policies": (PolicyKey, PolicyValue), "cluster": (CidrKey, None), "groups": (None, GroupValue),
+    "settings": (None, Settings), "pods": (PodKey, PodValue), "pod_devices": (None, None),
+    "strict_devices": (None, None), "policies": (PolicyKey, PolicyValue), "cluster": (CidrKey, None),
+    "groups": (None, GroupValue),
     "epoch": (None, None), "egress_ips": (None, EgressIpValue), "nodes": (None, None),
     "node_numbers": (None, NodeValue), "liveness": (None, Liveness), "probes": (None, Probes),
     "uplinks": (None, None), "flows": (FlowKey, FlowValue), "reverse": (ReverseKey, ReverseValue),
@@ -333,7 +338,7 @@ MAPS: dict[str, tuple[type[Structure] | None, type[Structure] | None]] = {
     "collected": (None, Collected),
 }  # fmt: skip
 
-PROGRAMS = ("from_pod", "to_pod", "from_tunnel", "to_tunnel", "from_uplink", "send_trial", "collect")
+PROGRAMS = ("from_pod", "to_pod", "from_tunnel", "to_tunnel", "from_uplink", "to_uplink", "send_trial", "collect")
 
 AnyStructure = TypeVar("AnyStructure", bound=Structure)
 

@@ -68,6 +68,7 @@ struct packet {
 			       transport */
 	bool asks;	    /* an echo request */
 	bool reports;	    /* an ICMP error */
+	bool handed_in;	    /* of a later fragment: its first was, see handing.h */
 };
 
 #define TCP_FIN 0x01

@@ -21,6 +21,8 @@
 	R(12, TRIAL_SENT, "trial of a port set of this node, sent to a gateway")                             \
 	R(13, TRIAL_ECHOED, "trial of another node's port set, sent back to it")                             \
 	R(14, TRIAL_HEARD, "trial of a port set of this node, come back from a gateway")                     \
+	R(20, HANDED_IN, "first packet of a flow, handed to the host's forward hook")                        \
+	R(21, CAME_OUT, "what the host's forward hook let pass, taken up at an uplink")                      \
 	R(32, NO_GROUP, "no egress group has been published for the policy")                                 \
 	R(33, NO_GATEWAY, "no gateway of the egress group is up")                                            \
 	R(34, UNSUPPORTED_PROTOCOL, "neither TCP, UDP nor ICMP echo")                                        \
@@ -54,7 +56,9 @@
 	R(65, BAD_FRAGMENT, "IP fragment that splits its transport header, or overlaps its first")           \
 	R(66, UNTRIED_PORT_SET, "no gateway of the group has echoed a port set of this node yet")            \
 	R(67, BAD_TRIAL, "trial of a port set, or its echo, that is forged or cut short")                    \
-	R(68, HANDING_OVER, "new flow while another release takes over the maps")
+	R(68, HANDING_OVER, "new flow while another release takes over the maps")                            \
+	R(80, STRAY_MARK, "bears the mark of what was handed to the forward hook, and is none of it")        \
+	R(81, UNENFORCED, "NetworkPolicies of this node's CNI would be bypassed")
 
 enum reason {
 	REASON_UNSPECIFIED = 0,

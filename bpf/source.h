@@ -68,11 +68,32 @@ static __always_inline bool may_begin(enum parsed parsed, const struct packet *p
 	return parsed == PARSED_FLOW && (!is_icmp(packet) || packet->asks);
 }
 
+/* Where a pod of this node is. */
+struct home {
+	__u32 ifindex;
+	const struct pod_value *pod;
+};
+
+/* An ICMP error about a pod's packet, by the way that it came: by the pod's device, or from there through the
+ * host, which has made one hop of it. */
+static __always_inline int answer_pod(struct __sk_buff *skb, const struct packet *packet,
+				      const struct settings *config, const struct home *home,
+				      enum error_kind kind, __u32 mtu)
+{
+	if (!home)
+		return answer_back(skb, packet, config, kind, mtu);
+	if (answer_error(skb, packet, config, kind, mtu))
+		return drop(skb, TOO_BIG);
+	return deliver(skb, home->ifindex, home->pod->pod_mac, home->pod->device_mac, TOO_BIG_ANSWERED);
+}
+
 /* Out with the flow's egress IP and port: by a gateway, or by this node where it is one, or the policy says
- * so. Answers may come by any gateway, through the tunnel. One hop, like any router. `rank`: of the gateway.
+ * so. Answers may come by any gateway, through the tunnel. One hop, like any router, unless the host has made
+ * it: `home` is then where the pod is, else NULL. `rank`: of the gateway.
  */
 static __always_inline int send_out(struct __sk_buff *skb, const struct packet *packet, enum parsed parsed,
-				    const struct settings *config, const struct flow_value *flow, __u32 rank)
+				    const struct settings *config, const struct flow_value *flow, __u32 rank,
+				    const struct home *home)
 {
 	struct node_value *gateway = node_of(flow->gateway);
 	struct ip egress_ip = flow->egress_ip, endpoint;
@@ -89,7 +110,7 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
 	endpoint = gateway->address;
 	if (cut_padding(skb, packet))
 		return drop(skb, REWRITE_ERROR);
-	if (packet->ttl <= 1)
+	if (!home && packet->ttl <= 1)
 		return answer_back(skb, packet, config, ERROR_TTL_EXPIRED, 0);
 	if (local) {
 		refusal = find_route(skb, packet, config, &egress_ip, &room->route);
@@ -98,7 +119,7 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
 		device = room->route.ifindex;
 	}
 	if (exceeds(skb, packet, device, &mtu))
-		return answer_back(skb, packet, config, ERROR_TOO_BIG, mtu);
+		return answer_pod(skb, packet, config, home, ERROR_TOO_BIG, mtu);
 	if (packet->piece == FIRST_PIECE) {
 		id = fresh_id(packet, group, &egress_ip, port);
 		if (!remember_first(packet, skb->ifindex, id))
@@ -110,7 +131,7 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
 		return drop(skb, REWRITE_ERROR);
 	if (packet->piece && rewrite_id(skb, packet, id))
 		return drop(skb, REWRITE_ERROR);
-	if (decrement_ttl(skb, packet) || clamp_mss(skb, packet, config->tunnel_mtu))
+	if ((!home && decrement_ttl(skb, packet)) || clamp_mss(skb, packet, config->tunnel_mtu))
 		return drop(skb, REWRITE_ERROR);
 	if (local)
 		return send_by(skb, &room->route);
@@ -179,29 +200,39 @@ static __always_inline enum reason open_flow(const struct packet *packet, const 
 	return NO_FREE_PORT; /* replaced by the winner's below */
 }
 
+/* The rule by which the packet may begin a flow; NULL = *verdict is what becomes of it. */
+static __always_inline struct rule *begins_by(struct __sk_buff *skb, const struct packet *packet,
+					      enum parsed parsed, const struct pod_value *pod, int *verdict)
+{
+	struct rule *rule = pod->policy_set ? decide(pod->policy_set, packet, parsed) : NULL;
+
+	if (!rule)
+		*verdict = pod->policy_set ? leave_alone(skb, packet) : NEXT;
+	else if (is_nowhere(&packet->destination))
+		*verdict = drop(skb, BOGUS_DESTINATION);
+	else if (packet->piece == LATER_PIECE)
+		*verdict = drop(skb, FRAGMENT);
+	else if (!may_begin(parsed, packet))
+		*verdict = drop(skb, UNSUPPORTED_PROTOCOL);
+	else
+		return rule;
+	return NULL;
+}
+
 /* The first packet of a flow decides, and its verdict is kept: later changes of policy do not cut what runs.
  * SEND_OUT: as *begun says, by a gateway of *rank. */
-static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet *packet, enum parsed parsed,
-				      const struct settings *config, const struct flow_key *key,
-				      const struct pod_value *pod, struct flow_value **begun, __u32 *rank)
+static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet *packet,
+				      const struct rule *rule, const struct settings *config,
+				      const struct flow_key *key, const struct pod_value *pod,
+				      struct flow_value **begun, __u32 *rank)
 {
 	struct scratch *room = read_scratch();
 	struct group_value *group;
 	struct flow_value *winner, *flow;
 	enum reason refusal;
-	struct rule *rule;
 	struct shares shares;
 	struct echoes echoes = {.family = packet->ipv6};
 
-	rule = pod->policy_set ? decide(pod->policy_set, packet, parsed) : NULL;
-	if (!rule)
-		return pod->policy_set ? leave_alone(skb, packet) : NEXT;
-	if (is_nowhere(&packet->destination))
-		return drop(skb, BOGUS_DESTINATION);
-	if (packet->piece == LATER_PIECE)
-		return drop(skb, FRAGMENT);
-	if (!may_begin(parsed, packet))
-		return drop(skb, UNSUPPORTED_PROTOCOL);
 	if (config->hands_over)
 		return drop(skb, HANDING_OVER);
 	if (!room)
@@ -311,6 +342,25 @@ static __always_inline void end_flow(const struct flow_key *key, const struct fl
 	if (port)
 		rest(port, flow->id, rest_after(flow->seen_out));
 	forget_flow(key, flow);
+}
+
+/* What becomes of the packet by the flow that is known, *found; BEGIN_ANEW where there is none, or it has
+ * ended. */
+static __always_inline int resume(struct __sk_buff *skb, const struct packet *packet,
+				  const struct settings *config, const struct flow_key *key,
+				  struct flow_value **found, __u32 *rank)
+{
+	struct flow_value *flow = bpf_map_lookup_elem(&flows, key);
+	int verdict;
+
+	if (!flow)
+		return BEGIN_ANEW;
+	verdict =
+	    reopens(key, flow, packet) ? BEGIN_ANEW : continue_flow(skb, packet, config, key, flow, rank);
+	if (verdict == BEGIN_ANEW)
+		end_flow(key, flow);
+	*found = flow;
+	return verdict;
 }
 
 /* An ICMP error that a pod sends about an answer that it got (its own "port unreachable"), to who sent that:
@@ -440,7 +490,7 @@ static __always_inline int return_to_pod(struct __sk_buff *skb, const struct pac
 		return drop(skb, REWRITE_ERROR);
 	if (decrement_ttl(skb, packet))
 		return drop(skb, REWRITE_ERROR);
-	return deliver(skb, ifindex, pod_mac, device_mac);
+	return deliver(skb, ifindex, pod_mac, device_mac, DELIVERED);
 }
 
 #endif

@@ -161,12 +161,12 @@ static __always_inline int send_by(struct __sk_buff *skb, const struct bpf_fib_l
 
 /* To a pod on this node, by its host-side device, with the Ethernet header that the host would write. */
 static __always_inline int deliver(struct __sk_buff *skb, __u32 ifindex, const __u8 *pod_mac,
-				   const __u8 *device_mac)
+				   const __u8 *device_mac, enum reason done)
 {
 	if (bpf_skb_store_bytes(skb, 0, pod_mac, ETH_ALEN, 0) ||
 	    bpf_skb_store_bytes(skb, ETH_ALEN, device_mac, ETH_ALEN, 0))
 		return drop(skb, REWRITE_ERROR);
-	return sent(skb, bpf_redirect(ifindex, 0), DELIVERED);
+	return sent(skb, bpf_redirect(ifindex, 0), done);
 }
 
 #endif

@@ -59,8 +59,17 @@ struct settings {
 	__u32 outside_flows;	/* most flows that began outside, of all pods */
 	__u32 probe_multiplier; /* unanswered probes that make a gateway silent; 0 = nobody is watched */
 	__u32 out_of_service;	/* enum service: why this node is not to be used as a gateway; 0 = it is */
+	__u32 network_policy;	/* enum network_policy: the way of a flow's first packet */
+	__u32 forward_mark;	/* the bit of it while the host has it */
 	__u16 tunnel_port;
 	__u16 reserved[3];
+};
+
+/* Who may look at the first packet of a flow before it leaves. */
+enum network_policy {
+	POLICY_DIRECT = 0,  /* nobody: no CNI enforces NetworkPolicies here */
+	POLICY_FORWARD = 1, /* the host's forward hook, see handing.h */
+	POLICY_REFUSED = 2, /* who should is bypassed: no flow begins */
 };
 
 struct pod_key {
@@ -230,7 +239,8 @@ struct fragment_value {
 	__be16 destination_port;
 	__u16 length; /* of the first, bytes of the datagram */
 	__u8 protocol;
-	__u8 reserved[5];
+	__u8 handed_in; /* 1 = to the host, which may be putting them together */
+	__u8 reserved[4];
 };
 
 /* How many datagrams have been sent in fragments to some destination. */

@@ -31,7 +31,7 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 TCX_SINCE = (6, 6)
-EGRESS_PROGRAMS = frozenset({"to_pod", "to_tunnel"})
+EGRESS_PROGRAMS = frozenset({"to_pod", "to_tunnel", "to_uplink"})
 FILTER_STEM = "routerd."
 FILTER_PRIORITY = 7
 FILTER_HANDLE = 0x7264

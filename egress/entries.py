@@ -17,13 +17,26 @@ from itertools import groupby
 from zlib import crc32
 
 from bpf import layout
-from egress.policy import NO_LIMITS, Desired, Group, Hindrance, IPAddress, IPNetwork, Limits, Policy, Served, Watch
+from egress.policy import (
+    NO_LIMITS,
+    Desired,
+    Group,
+    Hindrance,
+    IPAddress,
+    IPNetwork,
+    Limits,
+    NetworkPolicy,
+    Policy,
+    Served,
+    Watch,
+)
 
 PROTOCOLS = {"TCP": 6, "UDP": 17, "ICMP": 1}
 HINDRANCES: Mapping[Hindrance, int] = {
     "draining": layout.SERVICE_DRAINING, "no-session": layout.SERVICE_NO_SESSION,
     "no-uplink": layout.SERVICE_NO_UPLINK, "no-route": layout.SERVICE_NO_ROUTE,
 }  # fmt: skip
+NETWORK_POLICIES: Mapping[NetworkPolicy, int] = {"direct": layout.POLICY_DIRECT, "forward": layout.POLICY_FORWARD}
 PROTOCOL_NAMES = {0: "any", **{number: name.lower() for name, number in PROTOCOLS.items()}}
 
 # On an address that the node itself uses, only ports that neither its own connections (ip_local_port_range ends at
@@ -296,6 +309,8 @@ def _settings(desired: Desired, facts: Facts) -> MapEntries:
         tcp_opening_seconds=TCP_OPENING, tcp_closing_seconds=TCP_CLOSING, udp_seconds=UDP, icmp_seconds=ICMP,
         flow_room=most.flow_room, port_room=most.port_room, flows_per_pod=most.flows_per_pod,
         ports_per_pod=most.ports_per_pod, outside_flows=most.outside_flows,
+        network_policy=NETWORK_POLICIES[desired.network_policy],
+        forward_mark=desired.forward_mark if desired.network_policy == "forward" else 0,
     )  # fmt: skip
     return {layout.u32(0): bytes(value)}
 
@@ -340,15 +355,18 @@ def _epoch(groups: MapEntries, out_of_service: int) -> MapEntries:
 
 def _pod_entries(desired: Desired, facts: Facts, numbers: Mapping[tuple[str, ...], int]) -> dict[str, MapEntries]:
     pods: MapEntries = {}
+    devices: MapEntries = {}
     strict: MapEntries = {}
     for address, device in attached(desired, facts).items():
         names = desired.pods[address]
         key = layout.PodKey(device.ifindex, layout.ip_field(address))
         number = numbers[names] if names else 0
         pods[bytes(key)] = bytes(layout.PodValue(number, _mac(device.pod_mac), _mac(device.device_mac)))
+        if number and desired.network_policy == "forward":
+            devices[layout.ip16(address)] = layout.u32(device.ifindex)
         if number:
             strict[layout.u32(device.ifindex)] = layout.u32(1)
-    return {"pods": pods, "strict_devices": strict}
+    return {"pods": pods, "pod_devices": devices, "strict_devices": strict}
 
 
 def map_entries(
@@ -438,6 +456,10 @@ def _node_number_text(key: bytes, value: bytes) -> str:
     return f"node {layout.number(key)}: {layout.ip_of(v.address)}{' here' if v.local else ''}"
 
 
+def _pod_device_text(key: bytes, value: bytes) -> str:
+    return f"{layout.ip_of(key)}: device {layout.number(value)}"
+
+
 def _epoch_text(_key: bytes, value: bytes) -> str:
     return f"groups {layout.number(value):08x}"
 
@@ -449,7 +471,8 @@ def _settings_text(_key: bytes, value: bytes) -> str:
     ways = [str(layout.ip_of(way)) for way in (v.way_out4, v.way_out6) if any(way)]
     gateway = f", way out {' and '.join(ways)}" if ways else ""
     service = f", out of service: {', '.join(out)}" if out else ""
-    return f"node {layout.ip_of(v.node_address)}, {tunnel}, object {v.object_digest:016x}{gateway}{service}"
+    first = f", first packets by the forward hook with mark {v.forward_mark:#x}" if v.forward_mark else ""
+    return f"node {layout.ip_of(v.node_address)}, {tunnel}, object {v.object_digest:016x}{gateway}{service}{first}"
 
 
 def _cidr_text(key: bytes, value: bytes) -> str:
@@ -463,7 +486,7 @@ def describe(map_name: str, key: bytes, value: bytes) -> str:
     texts = {
         "policies": _policy_text, "pods": _pod_text, "groups": _group_text, "settings": _settings_text,
         "cluster": _cidr_text, "egress_ips": _egress_ip_text, "nodes": _node_text, "node_numbers": _node_number_text,
-        "epoch": _epoch_text,
+        "epoch": _epoch_text, "pod_devices": _pod_device_text,
     }  # fmt: skip
     if map_name in texts:
         return texts[map_name](key, value)

@@ -25,7 +25,7 @@ from egress.policy import Desired, IPAddress, Policy, Ports, Version
 
 TABLE = "routerd"
 FAMILY = "inet"
-COUNTERS = ("forged", "selected", "source_routed", "undecided")
+COUNTERS = ("astray", "forged", "selected", "source_routed", "undecided")
 HOOKS = {  # chain -> type, hook, priority and policy; -300 is raw, -10 just before the filters of others
     "prerouting": ("filter", "prerouting", -300, "accept"),
     "output": ("filter", "output", -300, "accept"),
@@ -63,9 +63,11 @@ SET_TYPES = {
     **{f"nodes{family.suffix}": f"type {family.address};" for family in FAMILIES},
     "pod_devices": "type ifname;",
     "host_devices": "type ifname;",
+    "hooked": "type iface_index;",  # a device that comes in the place of one with a program bears its name
 }
 MAP_TYPES = {f"selected{family.suffix}": f"type ifname . {family.address} : verdict;" for family in FAMILIES}
 # What the maps of the programs must hold before it may say so, by what `early` leaves out.
+HOOKED = "hooked"  # devices by which packets leave that were handed to the host: to_uplink is there
 DECIDED, SELECTED = (tuple(f"{name}{family.suffix}" for family in FAMILIES) for name in ("decided", "selected"))
 
 
@@ -195,6 +197,23 @@ def _usual(own: IPAddress | None, underlay: str) -> Rules:
     )
 
 
+HANDED_IN = "handed_in"
+
+
+def _handed_rules(desired: Desired) -> dict[str, Rules]:
+    """First packets of flows that `from_pod` handed to the host's forward hook: no NAT sees them, and they leave where
+    `to_uplink` takes them up, or not at all.
+    """
+    if desired.network_policy != "forward":
+        return {}
+    marked = f"meta mark and {desired.forward_mark:#x} == {desired.forward_mark:#x}"
+    return {
+        "prerouting": (f"{marked} notrack",),
+        "forward": (f"{marked} goto {HANDED_IN}",),
+        HANDED_IN: (f"oif @{HOOKED} accept", "counter name astray drop"),
+    }
+
+
 def render(desired: Desired, facts: Facts, kept: Kept | None = None) -> Guard:
     """The guard for a node. A pod is decided once its device is known, as its map entries are written before the
     guard. A device whose name cannot be said in nft stays unknown to it, and so a suspect.
@@ -205,10 +224,14 @@ def render(desired: Desired, facts: Facts, kept: Kept | None = None) -> Guard:
     attached = {address: facts.devices[address] for address in desired.pods if address in facts.devices}
     chains = _tunnel_rules(desired.tunnel_port, desired.node_address, facts.underlay)
     leaving = (rule for family in FAMILIES for rule in _forward_rules(family))
-    chains["forward"] += (*SOURCE_ROUTED, "ct direction reply return", *leaving)
+    handed = _handed_rules(desired)
+    chains["prerouting"] += handed.get("prerouting", ())
+    chains |= {name: rules for name, rules in handed.items() if name == HANDED_IN}
+    chains["forward"] += (*SOURCE_ROUTED, *handed.get("forward", ()), "ct direction reply return", *leaving)
     sets = {
         "pod_devices": frozenset(d.forward_name for d in attached.values()) - {facts.underlay},
         "host_devices": facts.host_devices,
+        HOOKED: frozenset(filter(is_sayable, facts.uplinks)) if handed else frozenset(),
     }
     for family in FAMILIES:
         pods = {address: device for address, device in attached.items() if address.version == family.version}
@@ -263,12 +286,13 @@ def early(wanted: Guard, present: Guard | None) -> Guard:
 
     A pod that loses its policies must lose them here first, or its packets would be dropped between the two; a pod that
     gets some must have its map entries first, or the guard would let through what no program takes. The same holds
-    for one that gets more policies: it keeps its chain until then.
+    for one that gets more policies: it keeps its chain until then. What is handed to the host leaves by no device that
+    has no program yet.
     """
     if present is None or present.frame != wanted.frame:  # made anew: nothing of it is there to keep
-        return replace(wanted, sets={**wanted.sets, **dict.fromkeys((*DECIDED, *SELECTED), frozenset())})
+        return replace(wanted, sets={**wanted.sets, **dict.fromkeys((*DECIDED, *SELECTED, HOOKED), frozenset())})
     sets, chains = dict(wanted.sets), dict(wanted.chains)
-    for name in DECIDED:
+    for name in (*DECIDED, HOOKED):
         sets[name] &= present.sets.get(name, frozenset())
     for name in SELECTED:
         before = dict(_jump(element) for element in present.sets.get(name, ()))

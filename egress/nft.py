@@ -10,6 +10,7 @@ from egress.guard import (
     COUNTERS,
     DECIDED,
     FAMILY,
+    HOOKED,
     HOOKS,
     MAP_TYPES,
     SELECTED,
@@ -23,7 +24,7 @@ from egress.guard import (
 
 def _quoted(name: str, element: str) -> str:
     """The element with its device's name as a string: nft would read some names as keywords or numbers."""
-    if not key_type({**SET_TYPES, **MAP_TYPES}[name]).startswith("ifname"):
+    if not key_type({**SET_TYPES, **MAP_TYPES}[name]).startswith("if"):
         return element
     device, space, rest = element.partition(" ")
     return f'"{device}"{space}{rest}'
@@ -62,10 +63,10 @@ def transaction(wanted: Guard, present: Guard | None) -> str:
 
 
 def boot_text(guard: Guard) -> str:
-    """A file for `nft -f`: the table for a host that has just started, on which no pod is known yet, and none of the
-    devices of pods.
+    """A file for `nft -f`: the table for a host that has just started, on which no pod is known yet, none of the
+    devices of pods, and no program is attached.
     """
-    unknown = dict.fromkeys((*DECIDED, *SELECTED, "pod_devices"), frozenset[str]())
+    unknown = dict.fromkeys((*DECIDED, *SELECTED, HOOKED, "pod_devices"), frozenset[str]())
     of_pods = {element.rpartition(" : jump ")[2] for name in SELECTED for element in guard.sets[name]}
     chains = {name: rules for name, rules in guard.chains.items() if name not in of_pods}
     return transaction(replace(guard, sets={**guard.sets, **unknown}, chains=chains), None)

@@ -43,8 +43,8 @@ RESERVED_PORTS = f"{FIRST_NODE_PORT}-{LAST_NODE_PORT}"
 # A pod's entry is written last but one, so that all it refers to is there; a device turns strict after its pods are
 # known.
 WRITE_ORDER = (
-    "settings", "nodes", "node_numbers", "cluster", "uplinks", "egress_ips", "groups", "epoch", "policies", "pods",
-    "strict_devices",
+    "settings", "nodes", "node_numbers", "cluster", "uplinks", "egress_ips", "groups", "epoch", "policies",
+    "pod_devices", "pods", "strict_devices",
 )  # fmt: skip
 ARRAYS = frozenset({"settings", "node_numbers", "epoch"})  # their elements are there from the start, all zero
 DELETE_ORDER = tuple(reversed(WRITE_ORDER))
@@ -311,6 +311,8 @@ def wanted_attachments(desired: Desired, observed: Observed) -> dict[tuple[str, 
         wanted["to_tunnel", observed.tunnel.ifindex] = "the tunnel"
     for name, ifindex in sorted(facts.uplinks.items()):
         wanted["from_uplink", ifindex] = name
+        if desired.network_policy == "forward":
+            wanted["to_uplink", ifindex] = name
     devices = sorted({(device.ifindex, device.name) for device in attached(desired, facts).values()})
     for program in ("to_pod", "from_pod"):
         for ifindex, name in devices:

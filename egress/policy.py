@@ -16,10 +16,12 @@ IPNetwork = IPv4Network | IPv6Network
 Version = Literal[4, 6]
 Protocol = Literal["TCP", "UDP", "ICMP"]
 Hindrance = Literal["draining", "no-session", "no-uplink", "no-route"]
+NetworkPolicy = Literal["direct", "forward"]
 
 VERSIONS: tuple[Version, ...] = (4, 6)
 PART = 4  # of a table: what one pod may have of it unless said otherwise
 TUNNEL_DEVICE = "routerd.vxlan"
+FORWARD_MARK = 0x1000  # free in what CNIs and kube-proxy take of the mark
 UNSUPPORTED_FAMILY = "UnsupportedFamily"  # reason of a policy that is not translated, or not all of it
 
 
@@ -128,6 +130,8 @@ class Desired:
     )  # host-side devices of whoever has the address, as the CNI said
     uplinks: tuple[str, ...] = ()  # devices by which egress traffic leaves this node
     tunnel_port: int = 8473  # UDP
+    network_policy: NetworkPolicy = "direct"  # whether the host's forward hook sees the first packet of a flow
+    forward_mark: int = FORWARD_MARK  # the bit of the mark that such a packet bears
     watch: Watch | None = None  # None = no gateway is taken for dead
     out_of_service: frozenset[Hindrance] = frozenset()  # why sources are asked to use other gateways than this node
 

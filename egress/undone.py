@@ -31,7 +31,7 @@ from egress.policy import Desired, IPAddress
 FOUNDATIONS = frozenset({"settings", "nodes", "node_numbers", "cluster", "uplinks"})
 POD_PROGRAMS = frozenset({"to_pod", "from_pod"})
 SERVED_MAPS = frozenset({"egress_ips"})
-POD_MAPS = frozenset({"groups", "epoch", "policies", "pods", "strict_devices"})
+POD_MAPS = frozenset({"groups", "epoch", "policies", "pod_devices", "pods", "strict_devices"})
 TAKES_AWAY = (plan.Detach, plan.DeleteEntry, plan.PurgeFlows, plan.DeleteBlackhole)
 DELETE_AFTER = {  # entries of a map -> maps whose entries lead to them
     "policies": frozenset({"pods"}),
@@ -149,6 +149,8 @@ class Undone:
                 self._sets.add(layout.policy_set_of(layout.decode(layout.PolicyKey, action.key)))
             case "groups":
                 self._groups.add(layout.number(action.key))
+            case "pod_devices":
+                self._pods.add(layout.ip_of(action.key))
             case "pods":
                 key = layout.decode(layout.PodKey, action.key)
                 self._pods.add(layout.ip_of(key.address))
@@ -218,7 +220,7 @@ def _is_of_pods(action: plan.Action) -> bool:
         case plan.SeedFlows() | plan.LoadGuard() | plan.Detach() | plan.PurgeFlows() | plan.DeleteBlackhole():
             return True
         case plan.Attach():
-            return action.program in POD_PROGRAMS
+            return action.program in POD_PROGRAMS | {"to_uplink"}
         case plan.PutEntry():
             return action.map in POD_MAPS
         case plan.DeleteEntry():

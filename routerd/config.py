@@ -16,6 +16,7 @@ from typing import Literal, cast
 
 from bpf.layout import PROBES_KEPT
 from egress.entries import is_sayable
+from egress.policy import NetworkPolicy
 from routerd.errors import InputError
 from routerd.formats.compose import documents
 from routerd.formats.document import Section, Source, Value, parse_address
@@ -86,6 +87,11 @@ class EgressConfig:
     """How programs are attached; auto = tcx where the kernel has it (6.6), else clsact."""
     loader: Literal["libbpf", "bcc"] = "libbpf"
     """Where programs come from: libbpf = the compiled object in the package, bcc = compiled on the node at start."""
+    network_policy: NetworkPolicy = "direct"
+    """Whether the CNI's NetworkPolicies see what leaves: forward = the first packet of each flow takes the host's
+    forward hook, where most CNIs enforce them; direct = none does."""
+    forward_mark_bit: int = 12
+    """Bit of the mark that such first packets bear on the host, 12 = 0x1000; nobody else on the node may use it."""
     nat_entries: int = 262144
     """Connections of its own pods that a node can translate at once; as many as nf_conntrack has on most hosts."""
     flows_per_pod: int = 0
@@ -345,8 +351,9 @@ def _listen(section: Section, default: tuple[IPAddress, int] | None) -> tuple[IP
 
 def _egress(section: Section) -> EgressConfig:
     egress = _sub(
-        section, "egress", "enabled", "uplinks", "host-devices", "tunnel-port", "attach", "loader", "nat-entries",
-        "flows-per-pod", "ports-per-pod", "in-cluster", "allowed-addresses", "liveness",
+        section, "egress", "enabled", "uplinks", "host-devices", "tunnel-port", "attach", "loader",
+        "network-policy", "forward-mark-bit", "nat-entries", "flows-per-pod", "ports-per-pod", "in-cluster",
+        "allowed-addresses", "liveness",
     )  # fmt: skip
     return EgressConfig(
         enabled=egress.boolean("enabled", True),
@@ -355,6 +362,8 @@ def _egress(section: Section) -> EgressConfig:
         tunnel_port=egress.integer("tunnel-port", 1, 65535, DEFAULT.egress.tunnel_port),
         attach=cast(Literal["auto", "tcx", "clsact"], _choice(egress, "attach", "auto", "tcx", "clsact")),
         loader=cast(Literal["libbpf", "bcc"], _choice(egress, "loader", "libbpf", "bcc")),
+        network_policy=cast(NetworkPolicy, _choice(egress, "network-policy", "direct", "forward")),
+        forward_mark_bit=egress.integer("forward-mark-bit", 0, 31, DEFAULT.egress.forward_mark_bit),
         nat_entries=egress.integer("nat-entries", 1024, 2**24, DEFAULT.egress.nat_entries),
         flows_per_pod=egress.integer("flows-per-pod", 0, 2**24, 0),
         ports_per_pod=egress.integer("ports-per-pod", 0, 2**25, 0),

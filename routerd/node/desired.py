@@ -13,7 +13,7 @@ from typing import Any
 
 from bfd.probes import Probing
 from bfd.table import Order
-from egress.policy import TUNNEL_DEVICE, Group, Hindrance, Policy, Ports, Served, Watch
+from egress.policy import FORWARD_MARK, TUNNEL_DEVICE, Group, Hindrance, NetworkPolicy, Policy, Ports, Served, Watch
 from egress.policy import Desired as EgressDesired
 from routerd.memo import Derived, Last, by_identity, differing
 from routerd.model import (
@@ -56,6 +56,8 @@ class Settings:
     external_cidrs: tuple[IPNetwork, ...] = ()  # networks in which `externalIPs` of services are in-cluster
     tunnel_port: int = DEFAULT_TUNNEL_PORT
     watch: Watch | None = None  # of gateways
+    network_policy: NetworkPolicy = "direct"
+    forward_mark: int = FORWARD_MARK
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +294,8 @@ def egress_state(
         told_devices=told_devices(scheduled, facts.attached),
         uplinks=facts.uplinks,
         tunnel_port=settings.tunnel_port,
+        network_policy=settings.network_policy,
+        forward_mark=settings.forward_mark,
         watch=settings.watch,
         out_of_service=facts.out_of_service,
     )

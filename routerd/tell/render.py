@@ -226,6 +226,10 @@ def _served_line(address: IPAddress, served: Served) -> str:
     return f"serve {address}{group}{' node-address' if served.node_address else ''} {ranges or 'nobody'}"
 
 
+def _first_packets(it: EgressDesired) -> tuple[str, ...]:
+    return _if(f"first-packets {it.network_policy} mark {it.forward_mark:#x}", it.network_policy != "direct")
+
+
 def _watch_line(watch: Watch | None) -> Iterator[str]:
     return (f"watch gateways each {each.interval * 1e3:g} ms times {each.multiplier}" for each in (watch,) if each)
 
@@ -247,6 +251,7 @@ EGRESS: Sentence[EgressDesired] = Sentence(
         Part("nodes", lambda it: (f"tunnel-node {number} {address}" for number, address in sorted(it.nodes.items()))),
         Part("icmp_sources", lambda it: _networks("icmp-source", it.icmp_sources)),
         Part("uplinks", lambda it: (f"uplink {name}" for name in it.uplinks)),
+        Part("network_policy forward_mark", _first_packets),
         Part("watch", lambda it: _watch_line(it.watch)),
         Part("out_of_service", lambda it: (f"out-of-service {each}" for each in sorted(it.out_of_service))),
     ),
@@ -254,8 +259,8 @@ EGRESS: Sentence[EgressDesired] = Sentence(
 
 
 def egress_lines(desired: EgressDesired) -> list[str]:
-    """`node`, `pod`, `policy`, `group`, `cluster`, `pod-cidr`, `serve`, `tunnel-node`, `icmp-source`, `uplink`, `watch`
-    and `out-of-service` lines, sorted inside.
+    """`node`, `pod`, `policy`, `group`, `cluster`, `pod-cidr`, `serve`, `tunnel-node`, `icmp-source`, `uplink`,
+    `first-packets`, `watch` and `out-of-service` lines, sorted inside.
     """
     return EGRESS.of(desired)
 

@@ -16,7 +16,7 @@ from random import Random, SystemRandom
 from egress.policy import NO_LIMITS, Policy
 from tests.bpf import oracle
 from tests.bpf.draws import DESTINATIONS, EXCLUDED, GROUPS, MOST_PORTS, SOME_PORTS, policies_of
-from tests.bpf.wishes import desired
+from tests.bpf.wishes import by_forward_hook, desired
 from tests.bpf.world import SMALL, TIGHT, World
 
 COUNT, PACKETS, REPORT = 1_000_000, 100, 100_000
@@ -43,6 +43,7 @@ def example(seed: int, large: World, small: World) -> None:
     world = random.choice((large, large, small))
     world.limits = random.choice((NO_LIMITS, TIGHT))
     wished = desired(*policies(random), both=random.choice((False, True)))
+    wished = random.choice((wished, by_forward_hook(wished)))
     oracle.check(world, wished, [random.getrandbits(96) for _ in range(PACKETS)])
 
 

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, TypeVar
 
 from bpf import layout
-from egress.policy import Desired, IPAddress
+from egress.policy import FORWARD_MARK, Desired, IPAddress
 from tests.bpf.packets import BadPacket, Shape, build, parse
 from tests.bpf.world import (
     EGRESS_IP,
@@ -77,6 +77,7 @@ KINDS: tuple[Kind, ...] = ("flow",) * 9 + (
 )  # fmt: skip
 IDS, POSITIONS = (7, 41000, 33000 << 16 | 5), (8, 56, 1376)
 DEVICES: dict[IPAddress, str] = {POD: "pod0", POD6: "pod0", POD2: "pod1", POD26: "pod1"}
+PASSES = {True: ("from_pod", "to_uplink"), False: ("from_uplink",)}  # whose fragments they are: a pod's, the world's
 SLACK = 3.0  # seconds that an example may take
 
 
@@ -97,22 +98,20 @@ class Arrival:
     device: str
     packet: Packet
     shape: Shape = field(default_factory=Shape)
+    mark: int = 0
 
 
 def arrival(number: int, state: State) -> Arrival:
     """The packet that `number` stands for; answers are to what `state` holds."""
     choices = Choices(number)
-    program = choices.of(("from_pod", "from_pod", "from_pod", "from_uplink", "from_uplink", "to_pod"))
+    program = choices.of(("from_pod", "from_pod", "from_pod", "from_uplink", "from_uplink", "to_pod", "to_uplink"))
     version = choices.of((4, 6))
-    begun = [
-        key
-        for key in state.fragments
-        if key.source.version == version and program == ("from_pod" if key.ifindex else "from_uplink")
-    ]
+    begun = [key for key in state.fragments if key.source.version == version and program in (PASSES[bool(key.ifindex)])]
     if begun and choices.of((False, False, True)):
         return _follower(choices, state, program, choices.of(begun))
-    if program == "from_pod":
-        return _from_pod(choices, state, version)
+    if program in ("from_pod", "to_uplink"):
+        given = _from_pod(choices, state, version)
+        return given if program == "from_pod" else replace(given, program=program, device="uplink", mark=FORWARD_MARK)
     return _from_uplink(choices, state, version) if program == "from_uplink" else _to_pod(choices, state, version)
 
 
@@ -181,6 +180,8 @@ def _follower(choices: Choices, state: State, program: str, key: FragmentKey) ->
         key.source, key.destination, key.protocol or choices.of((UDP, SCTP)), kind="fragment",
         position=choices.of((end, end, end + 800, 8)), id=key.id,
     )  # fmt: skip
+    if program == "to_uplink":
+        return Arrival(program, "uplink", *_finish(choices, packet), FORWARD_MARK)
     return Arrival(program, DEVICES.get(key.source, "uplink"), *_finish(choices, packet))
 
 
@@ -273,6 +274,10 @@ def expect(world: World, tables: Tables, state: State, given: Arrival) -> Outcom
         case "from_pod":
             packet = replace(given.packet, sent_id=drawn_id(world, given.packet, device))
             return datapath.from_pod(tables, state, device, packet, drawn(world, state, packet.sent_by(device)))
+        case "to_uplink":
+            packet = replace(given.packet, sent_id=drawn_id(world, given.packet, device))
+            key = packet.sent_by(tables.pod_devices.get(packet.source, 0))
+            return datapath.to_uplink(tables, state, device, packet, drawn(world, state, key))
         case "to_pod":
             return datapath.to_pod(tables, state, device, given.packet)
         case _:
@@ -306,7 +311,7 @@ def _left_behind(world: World, state: State, key: FlowKey) -> Draw | None:
 def step(world: World, tables: Tables, state: State, number: int) -> tuple[Arrival, Outcome]:
     """One packet through the program and the model: the verdict and the packet that leaves are the same."""
     given = arrival(number, state)
-    verdict, out = world.run(given.program, given.device, build(given.packet, given.shape))
+    verdict, out = world.run(given.program, given.device, build(given.packet, given.shape), given.mark)
     after = _parse(out)
     expected = expect(world, tables, state, given)
     assert verdict == expected.verdict, (given, expected, after, world.counted())
@@ -349,7 +354,7 @@ def check(
     tables, state, counted = world.fill(desired, ranks=ranks, untried=untried), State(), Counter[str]()
     for number in numbers:
         _, expected = step(world, tables, state, number)
-        counted[expected.reason] += 1
+        counted.update((expected.before, expected.reason))
     del counted[""]
     assert world.counted() == counted
     assert_same(world.state(), state)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from egress.policy import IPAddress, Policy
 from tests.bpf import oracle
 from tests.bpf.draws import bodies, packets, policies_of, ranks, seeds, untried
-from tests.bpf.wishes import desired
+from tests.bpf.wishes import by_forward_hook, desired
 from tests.bpf.world import World
 
 EXAMPLES = 160  # 8,000 packets; test_full_tables.py and test_quotas.py have 2,000 each, `make fuzz` a million
@@ -16,13 +16,15 @@ policies = st.lists(bodies, min_size=1, max_size=3).map(policies_of)
 
 
 @settings(max_examples=EXAMPLES, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-@given(policies, st.booleans(), seeds, ranks, untried)
+@given(policies, st.booleans(), st.booleans(), seeds, ranks, untried)
 def test_the_programs_do_what_the_model_says(
     world: World,
     wished: list[Policy],
     both: bool,
+    handed: bool,
     seed: int,
     found: dict[int, int],
     lacking: set[tuple[IPAddress, int]],
 ) -> None:
-    oracle.check(world, desired(*wished, both=both), packets(seed), found, lacking)
+    wish = desired(*wished, both=both)
+    oracle.check(world, by_forward_hook(wish) if handed else wish, packets(seed), found, lacking)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import IPv4Network
 
 from egress.policy import Block, Desired, Gateway, Group, IPAddress, Policy, Served, Watch
@@ -70,6 +71,10 @@ def desired(*policies: Policy, of: Sequence[str] | None = None, both: bool = Fal
         pod_cidrs=POD_CIDRS,
         watch=Watch(0.05, 3),
     )
+
+
+def by_forward_hook(wished: Desired) -> Desired:
+    return replace(wished, network_policy="forward")
 
 
 def to_world(group: int, *, exit_local: bool = False) -> Desired:

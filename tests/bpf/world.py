@@ -137,6 +137,7 @@ class World:
             {
                 "net.ipv4.conf.tunnel.forwarding": 1,
                 "net.ipv6.conf.tunnel.forwarding": 1,
+                "net.ipv6.conf.all.forwarding": 1,
                 "net.ipv4.conf.all.rp_filter": 0,
             }
         )
@@ -219,18 +220,19 @@ class World:
 
     # -- what the programs did
 
-    def run(self, program: str, device: str, frame: bytes) -> tuple[str, bytes]:
+    def run(self, program: str, device: str, frame: bytes, mark: int = 0) -> tuple[str, bytes]:
         """(verdict, frame afterwards) of one run of a program on one frame that came by `device`."""
-        verdict, out = syscall.run_program(self._programs[program], frame, self.context(device))
+        verdict, out = syscall.run_program(self._programs[program], frame, self.context(device, mark))
         return VERDICTS[verdict], out
 
     def program(self, name: str) -> int:
         """Its file descriptor."""
         return self._programs[name]
 
-    def context(self, device: str) -> bytes:
-        """`struct __sk_buff` of <linux/bpf.h>: only its ingress_ifindex and ifindex are set."""
-        return bytes(36) + struct.pack("=II", self.ifindex[device], self.ifindex[device]) + bytes(192 - 44)
+    def context(self, device: str, mark: int = 0) -> bytes:
+        """`struct __sk_buff` of <linux/bpf.h>: only its mark, ingress_ifindex and ifindex are set."""
+        devices = struct.pack("=II", self.ifindex[device], self.ifindex[device])
+        return bytes(8) + struct.pack("=I", mark) + bytes(24) + devices + bytes(192 - 44)
 
     def counted(self) -> dict[str, int]:
         """Packets by reason since `fill`, without the zeros."""
@@ -266,7 +268,13 @@ class World:
     # -- real packets
 
     def attach(self) -> None:
-        hooks = ("from_tunnel", "tunnel"), ("to_tunnel", "tunnel"), ("from_uplink", "uplink"), ("from_pod", "pod0")
+        hooks = (
+            ("from_tunnel", "tunnel"),
+            ("to_tunnel", "tunnel"),
+            ("from_uplink", "uplink"),
+            ("from_pod", "pod0"),
+            ("to_uplink", "uplink"),
+        )
         for program, device in hooks:
             self._attacher.attach(program, self.ifindex[device])
         self._attacher.attach("to_pod", self.ifindex["pod0"])
@@ -362,7 +370,7 @@ def fragment_key_bytes(key: FragmentKey) -> bytes:
 
 def _fragment_value(value: Fragment, begun: int) -> bytes:
     ports = value.source_port, value.destination_port
-    return bytes(layout.FragmentValue(begun, value.sent_id, *ports, value.length, value.protocol))
+    return bytes(layout.FragmentValue(begun, value.sent_id, *ports, value.length, value.protocol, value.handed_in))
 
 
 def _flow_value(flow: Flow, seen: int, epoch: int) -> bytes:
@@ -426,4 +434,4 @@ def _port(key: bytes, value: bytes) -> tuple[PortKey, Port]:
 def _fragment(key: bytes, value: bytes) -> tuple[FragmentKey, Fragment]:
     k, v = layout.decode(layout.FragmentKey, key), layout.decode(layout.FragmentValue, value)
     datagram = FragmentKey(layout.ip_of(k.source), layout.ip_of(k.destination), k.ifindex, k.id, k.protocol)
-    return datagram, Fragment(v.source_port, v.destination_port, v.protocol, v.length, v.sent_id)
+    return datagram, Fragment(v.source_port, v.destination_port, v.protocol, v.length, v.sent_id, bool(v.handed_in))

@@ -47,13 +47,14 @@ Verdict = Literal["next", "drop", "redirect"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`reason` is the counter that went up, "" for none; `packet` is what leaves by a redirect to `to`."""
+    """`reason` is the counter that went up, "" for none, and `before` one more; `packet` leaves for `to`."""
 
     verdict: Verdict
     reason: str = ""
     packet: Packet | None = None
     to: str = ""
     changes: tuple[Change, ...] = ()
+    before: str = ""
 
     def after(self, *changes: Change) -> Outcome:
         return replace(self, changes=(*changes, *self.changes))
@@ -129,6 +130,22 @@ def _error(tables: Tables, packet: Packet, about: About, to: str) -> Outcome:
 # --- source node
 
 
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where a pod's packet is from, and where the program sees it."""
+
+    key: FlowKey
+    uplink: int = 0  # at which the host, which has made the hop, sends it; 0 = it comes from the pod
+
+    @property
+    def by_host(self) -> bool:
+        return self.uplink != 0
+
+    @property
+    def seen_at(self) -> int:
+        return self.uplink or self.key.ifindex
+
+
 def _is_inside(tables: Tables, address: IPAddress) -> bool:
     return longest(tables.cluster, address) == layout.PLACE_INSIDE
 
@@ -165,15 +182,13 @@ def from_pod(tables: Tables, state: State, device: int, packet: Packet, draw: Dr
         return NEXT
     if _forges_tunnel(tables, packet):
         return _drop("tunnel_port")
+    if packet.handed_in and tables.network_policy:
+        return _hand_in(tables, packet, device)
     key = packet.sent_by(device)
-    flow = state.flows.get(key) if packet.kind == "flow" else None
-    ended: tuple[Change, ...] = ()
-    if flow is not None:
-        outcome = None if _reopens(state, key, flow, packet) else _continue_flow(tables, state, packet, key, flow)
-        if outcome is not None:
-            return outcome
-        ended = _end_flow(state, key, flow)
-        state = _applied(state, ended)
+    outcome, ended = _resume(tables, state, packet, Home(key))
+    if outcome is not None:
+        return outcome
+    state = _applied(state, ended)
     policy_set = tables.pods.get((device, packet.source))
     if policy_set is None:
         return _drop_if_strict(tables, device, "spoofed_source").after(*ended)
@@ -181,7 +196,54 @@ def from_pod(tables: Tables, state: State, device: int, packet: Packet, draw: Dr
         return NEXT.after(*ended)
     if packet.kind == "icmp-error":
         return _report_error(tables, state, packet, device, policy_set).after(*ended)
-    return _begin_flow(tables, state, packet, key, policy_set, draw).after(*ended)
+    rule = _begins_by(tables, packet, device, policy_set)
+    if isinstance(rule, Outcome):
+        return rule.after(*ended)
+    if tables.network_policy:
+        return _hand_in(tables, packet, device).after(*ended)
+    return _begin_flow(tables, state, packet, Home(key), rule, draw).after(*ended)
+
+
+def _resume(tables: Tables, state: State, packet: Packet, home: Home) -> tuple[Outcome | None, tuple[Change, ...]]:
+    """What becomes of the packet by the flow that is known; None = there is none, or it has ended."""
+    flow = state.flows.get(home.key) if packet.kind == "flow" else None
+    if flow is None:
+        return None, ()
+    if not _reopens(state, home.key, flow, packet):
+        outcome = _continue_flow(tables, state, packet, home, flow)
+        if outcome is not None:
+            return outcome, ()
+    return None, _end_flow(state, home.key, flow)
+
+
+def _hand_in(tables: Tables, packet: Packet, device: int) -> Outcome:
+    """The host has it, by its natural route."""
+    if tables.network_policy != layout.POLICY_FORWARD:
+        return _drop("unenforced")
+    return Outcome("next", "handed_in").after(*remember(packet, device, packet.id, handed_in=True))
+
+
+def to_uplink(tables: Tables, state: State, device: int, packet: Packet, draw: Draw | None = None) -> Outcome:
+    """Egress of an uplink, of a packet that bears the mark and came from another device."""
+    if tables.network_policy != layout.POLICY_FORWARD:
+        return NEXT
+    return replace(_take_up(tables, state, followed(state, packet, device), device, draw), before="came_out")
+
+
+def _take_up(tables: Tables, state: State, packet: Packet, device: int, draw: Draw | None) -> Outcome:
+    if packet.kind == "fragment":
+        return _drop("fragment")
+    pod_device = tables.pod_devices.get(packet.source)
+    if packet.kind != "flow" or pod_device is None or _is_inside(tables, packet.destination):
+        return _drop("stray_mark")
+    home = Home(packet.sent_by(pod_device), device)
+    outcome, ended = _resume(tables, state, packet, home)
+    if outcome is not None:
+        return outcome
+    rule = _begins_by(tables, packet, device, tables.pods[pod_device, packet.source])
+    if isinstance(rule, Outcome):
+        return (_drop("stray_mark") if rule.verdict == "next" else rule).after(*rule.changes, *ended)
+    return _begin_flow(tables, _applied(state, ended), packet, home, rule, draw).after(*ended)
 
 
 def _applied(state: State, changes: tuple[Change, ...]) -> State:
@@ -222,18 +284,22 @@ def _rule(tables: Tables, packet: Packet, policy_set: int) -> RuleSpec | None:
     return next((rule for rule in rules if _matches(rule, packet)), None)
 
 
-def _begin_flow(
-    tables: Tables, state: State, packet: Packet, key: FlowKey, policy_set: int, draw: Draw | None
-) -> Outcome:
+def _begins_by(tables: Tables, packet: Packet, device: int, policy_set: int) -> RuleSpec | Outcome:
+    """The rule by which the packet may begin a flow, or what becomes of it."""
     rule = _rule(tables, packet, policy_set)
     if rule is None:
-        return _left_alone(packet, key.ifindex) if policy_set else NEXT
+        return _left_alone(packet, device) if policy_set else NEXT
     if _is_nowhere(tables, packet.destination):
         return _drop("bogus_destination")
     if packet.position:
         return _drop("fragment")
     if not _translatable(packet):
         return _drop("unsupported_protocol")
+    return rule
+
+
+def _begin_flow(tables: Tables, state: State, packet: Packet, home: Home, rule: RuleSpec, draw: Draw | None) -> Outcome:
+    key = home.key
     if tables.hands_over:
         return _drop("handing_over")
     group = tables.groups.get(rule.group) if rule.group else None
@@ -251,7 +317,7 @@ def _begin_flow(
         return _drop(refusal)
     usable = replace(group, blocks=tuple(block for block in blocks if hop.node in liveness.echoed_by(group, [block])))
     flow = Flow(rule.group, packet.seen, gateway=hop.node, settled=not hop.order, exit_local=rule.exit_local)
-    return _open_flow(tables, state, packet, key, flow, usable, draw)
+    return _open_flow(tables, state, packet, home, flow, usable, draw)
 
 
 def _refuse_flow(tables: Tables, state: State, device: int) -> str:
@@ -269,8 +335,9 @@ def _is_open(block: PortBlock, packet: Packet) -> bool:
 
 
 def _open_flow(
-    tables: Tables, state: State, packet: Packet, key: FlowKey, flow: Flow, group: GroupHere, draw: Draw | None
+    tables: Tables, state: State, packet: Packet, home: Home, flow: Flow, group: GroupHere, draw: Draw | None
 ) -> Outcome:
+    key = home.key
     drawn = draw and PortKey(draw.egress_ip, key.remote, draw.port, key.remote_port, key.protocol)
     chosen = _choose(state, [block for block in group.blocks if _is_open(block, packet)], key, drawn)
     if chosen is None:
@@ -282,7 +349,7 @@ def _open_flow(
     if len(state.flows) >= tables.flow_room:
         rested = replace(port, state="resting", rests=0)
         return _drop("flow_table_full").after(Change("ports", chosen, rested))
-    sent = _send_out(tables, packet, flow, key.ifindex)
+    sent = _send_out(tables, packet, flow, home)
     return sent.after(Change("ports", chosen, port), Change("flows", key, flow))
 
 
@@ -311,11 +378,12 @@ def _is_free(port: Port | None, key: FlowKey) -> bool:
     return port.rests <= 0 or (port.pod, port.ifindex, port.pod_port) == (key.pod, key.ifindex, key.pod_port)
 
 
-def _continue_flow(tables: Tables, state: State, packet: Packet, key: FlowKey, flow: Flow) -> Outcome | None:
+def _continue_flow(tables: Tables, state: State, packet: Packet, home: Home, flow: Flow) -> Outcome | None:
     """None = it is its own no more, and begins anew."""
+    key = home.key
     if not flow.group:
         seen = replace(flow, seen_out=_seen(flow.seen_out, packet))
-        return _left_alone(packet, key.ifindex).after(Change("flows", key, seen))
+        return _left_alone(packet, home.seen_at).after(Change("flows", key, seen))
     own = _own_port(state, key, flow)
     if flow.seen_out & layout.SEEN_END and own is None:
         return None
@@ -324,7 +392,7 @@ def _continue_flow(tables: Tables, state: State, packet: Packet, key: FlowKey, f
         return None if kept == "no_group" else _drop(kept)
     flow = replace(kept, seen_out=_seen(flow.seen_out, packet))
     flow, changes = _note_end_out(own, flow, packet)
-    return _send_out(tables, packet, flow, key.ifindex).after(Change("flows", key, flow), *changes)
+    return _send_out(tables, packet, flow, home).after(Change("flows", key, flow), *changes)
 
 
 def _keep_gateway(tables: Tables, key: FlowKey, flow: Flow) -> Flow | str:
@@ -359,13 +427,13 @@ def _report_error(tables: Tables, state: State, packet: Packet, device: int, pol
     if flow is None:
         rule = _rule(tables, replace(packet, destination_port=0), policy_set)
         return _drop("unsupported_protocol") if rule else NEXT
-    return _send_out(tables, packet, flow, device) if flow.group else NEXT
+    return _send_out(tables, packet, flow, Home(packet.sent_by(device))) if flow.group else NEXT
 
 
-def _send_out(tables: Tables, packet: Packet, flow: Flow, device: int) -> Outcome:
+def _send_out(tables: Tables, packet: Packet, flow: Flow, home: Home) -> Outcome:
     endpoint, is_here = tables.node_numbers.get(flow.gateway, (None, False))
     local = is_here or flow.exit_local
-    if packet.ttl <= 1:
+    if packet.ttl <= 1 and not home.by_host:
         return _error(tables, packet, "ttl", "back")
     mtu = tables.tunnel_mtu
     if local:
@@ -377,13 +445,13 @@ def _send_out(tables: Tables, packet: Packet, flow: Flow, device: int) -> Outcom
         return _error(tables, packet, "too-big", "back")
     assert flow.egress_ip is not None
     sent_id = fresh_id(tables, packet, flow) if packet.first else packet.sent_id
-    remembered = remember(packet, device, sent_id)
+    remembered = remember(packet, home.seen_at, sent_id)
     if packet.quoted:
         quoted = replace(packet.quoted, destination=flow.egress_ip, destination_port=flow.egress_port)
         packet = replace(packet, source=flow.egress_ip, quoted=quoted)
     else:
         packet = replace(packet, source=flow.egress_ip, source_port=flow.egress_port)
-    packet = on_wire(_clamped(tables, replace(packet, ttl=packet.ttl - 1, id=sent_id)))
+    packet = on_wire(_clamped(tables, replace(packet, ttl=packet.ttl - (not home.by_host), id=sent_id)))
     if local:
         return Outcome("redirect", "translated", packet, "uplink").after(*remembered)
     # Nobody asks for the sake of an error, or of a fragment that follows another.

@@ -17,13 +17,13 @@ def followed(state: State, packet: Packet, ifindex: int) -> Packet:
         return replace(packet, kind="bad-fragment")
     return replace(
         packet, kind="flow", source_port=first.source_port, destination_port=first.destination_port,
-        protocol=first.protocol, said_protocol=packet.protocol, sent_id=first.sent_id,
+        protocol=first.protocol, said_protocol=packet.protocol, sent_id=first.sent_id, handed_in=first.handed_in,
     )  # fmt: skip
 
 
-def remember(packet: Packet, ifindex: int, sent_id: int) -> tuple[Change, ...]:
+def remember(packet: Packet, ifindex: int, sent_id: int, handed_in: bool = False) -> tuple[Change, ...]:
     ports = packet.source_port, packet.destination_port
-    value = Fragment(*ports, packet.protocol, packet.in_datagram, sent_id)
+    value = Fragment(*ports, packet.protocol, packet.in_datagram, sent_id, handed_in)
     return (Change("fragments", packet.of_datagram(ifindex), value),) if packet.first else ()
 
 
@@ -32,7 +32,7 @@ def on_wire(packet: Packet) -> Packet:
     if packet.position:
         return replace(
             packet, kind="fragment", source_port=0, destination_port=0, protocol=packet.said_protocol, said_protocol=0,
-            sent_id=0,
+            sent_id=0, handed_in=False,
         )  # fmt: skip
     return replace(packet, sent_id=0)
 

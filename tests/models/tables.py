@@ -91,6 +91,7 @@ class Packet:
     said_protocol: int = 0  # by a later fragment of IPv6, while `protocol` is what its first one said
     sent_id: int = 0  # in place of a pod's own: what the programs drew, or the first fragment got
     carries: Carried | None = None  # a probe
+    handed_in: bool = False  # of a later fragment: whether its first was handed to the host
 
     @property
     def version(self) -> int:
@@ -187,6 +188,7 @@ class Fragment:
     protocol: int
     length: int  # bytes of the datagram
     sent_id: int
+    handed_in: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +243,8 @@ class Tables:
     cluster: Mapping[IPNetwork, int] = field(default_factory=dict)  # -> layout.PLACE_…
     uplinks: frozenset[int] = frozenset()
     pods: Mapping[tuple[int, IPAddress], int] = field(default_factory=dict)  # (ifindex, address) -> policy set
+    pod_devices: Mapping[IPAddress, int] = field(default_factory=dict)  # of selected pods
+    network_policy: int = layout.POLICY_DIRECT
     strict_devices: frozenset[int] = frozenset()
     policies: Mapping[int, Mapping[IPNetwork, Rules]] = field(default_factory=dict)
     groups: Mapping[int, GroupHere] = field(default_factory=dict)
@@ -370,6 +374,8 @@ def tables(entries: Mapping[str, MapEntries], routes: Mapping[IPNetwork, int], m
         cluster={_cidr(key): layout.number(value) for key, value in entries["cluster"].items()},
         uplinks=frozenset(map(layout.number, entries["uplinks"])),
         pods={_pod(key): layout.decode(layout.PodValue, value).policy_set for key, value in entries["pods"].items()},
+        pod_devices={layout.ip_of(key): layout.number(value) for key, value in entries["pod_devices"].items()},
+        network_policy=settings.network_policy,
         strict_devices=frozenset(map(layout.number, entries["strict_devices"])),
         policies=_policies(entries["policies"]),
         groups={layout.number(key): _group(value) for key, value in entries["groups"].items()},

@@ -33,7 +33,8 @@ log: {format: json, level: debug}
 service-cidrs: [10.96.0.0/12]
 cluster-cidrs: ["fd00::/8"]
 egress: {enabled: false, uplinks: [eth0], host-devices: [ve-web], tunnel-port: 9999, attach: tcx, loader: bcc,
-  nat-entries: 2048, flows-per-pod: 100, ports-per-pod: 200, in-cluster: [203.0.113.0/24],
+  network-policy: forward, forward-mark-bit: 3, nat-entries: 2048, flows-per-pod: 100, ports-per-pod: 200,
+  in-cluster: [203.0.113.0/24],
   allowed-addresses: [198.51.100.0/24], liveness: {enabled: false, interval: 1s, multiplier: 7}}
 bgp: {enabled: false, router-id: 192.0.2.1, announce: {loadbalancer: false, pod-cidrs: true, egress: false}}
 drain: {notice: 1m, cordoned: true}
@@ -52,6 +53,8 @@ operator: {ledger: /l, retention: 1d, flow-deadline: 2h, egress-retention: "0", 
         tunnel_port=9999,
         attach="tcx",
         loader="bcc",
+        network_policy="forward",
+        forward_mark_bit=3,
         nat_entries=2048,
         flows_per_pod=100,
         ports_per_pod=200,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 
 from bpf import layout, loader
 from egress.netdev import Datapath
 from egress.plan import plan
-from egress.policy import Block, Desired, Gateway, Group, Policy, Served
+from egress.policy import Block, Desired, Gateway, Group, NetworkPolicy, Policy, Served
 from egress.status import told_apart
 from tests.models.tables import granules
 from tests.netns.lab import netns
@@ -19,7 +19,7 @@ from tests.waiting import WaitTimeout, wait
 
 EGRESS_IP = IPv4Address("10.168.60.100")
 EGRESS_IP6 = ip_address(six(str(EGRESS_IP)))
-WORLD = IPv4Network("0.0.0.0/0")
+WORLD, WORLD6 = IPv4Network("0.0.0.0/0"), IPv6Network("::/0")
 PORTS = 1024  # of each node; on a node's own address it has 64 granules for all of them
 TRIALS_TAKE = 0.5  # seconds, where a gateway does not answer
 ROUNDS = 4  # the first makes the devices, the second fills in what they are
@@ -51,6 +51,7 @@ class Cluster:
     gateways: tuple[str, ...] = ("gw1", "gw2")
     datapaths: dict[str, Datapath] = field(default_factory=dict)
     node_address: bool = False
+    network_policy: NetworkPolicy = "direct"
     late: frozenset[str] = frozenset()  # gateways that know no ports of the workers, so nothing leaves by them
 
     def desired(self, name: str) -> Desired:
@@ -77,6 +78,7 @@ class Cluster:
             icmp_sources=tuple(map(ip_address, self._both(node.address))),
             cluster=frozenset(ip_network(n) for n in self._both(NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK)),
             pod_cidrs=frozenset(ip_network(n) for n in self._both(node.spec.pod_cidr)),
+            network_policy=self.network_policy,
         )
 
     @property

@@ -117,6 +117,19 @@ def test_a_pod_becomes_decided_and_is_forgotten_again(namespace: Namespace) -> N
         assert read_back(namespace) == step.digests()
 
 
+def test_a_device_that_comes_in_the_place_of_another_is_not_taken_for_it(namespace: Namespace) -> None:
+    """Though it bears its name: no program is on it yet."""
+    desired = Desired("n", IPv4Address("10.0.0.1"), network_policy="forward")
+    wanted = render(desired, Facts(uplinks={"up0": 2}))
+    namespace.ip("link add up0 type veth peer name up1")
+    namespace.nft(transaction(wanted, read_back(namespace)))
+    assert read_back(namespace) == wanted.digests()
+    namespace.ip("link del up0", "link add up0 type veth peer name up1")
+    assert read_back(namespace) != wanted.digests()
+    namespace.nft(transaction(wanted, read_back(namespace)))
+    assert read_back(namespace) == wanted.digests()
+
+
 def test_counters_keep_their_values(namespace: Namespace) -> None:
     desired = Desired("n", IPv4Address("10.0.0.1"), nodes={1: IPv4Address("127.0.0.1")})
     namespace.nft(transaction(render(desired, Facts()), read_back(namespace)))
@@ -124,5 +137,5 @@ def test_counters_keep_their_values(namespace: Namespace) -> None:
         sender.sendto(b"forged", ("127.0.0.1", desired.tunnel_port))  # a process, not the tunnel
     for _ in range(2):
         listed = json.loads(namespace.run(["nft", "-j", "list", "table", "inet", "routerd"]))
-        assert parse_counters(listed) == {"forged": 1, "selected": 0, "source_routed": 0, "undecided": 0}
+        assert parse_counters(listed) == {"astray": 0, "forged": 1, "selected": 0, "source_routed": 0, "undecided": 0}
         namespace.nft(transaction(render(desired, Facts()), parse(listed)))

@@ -9,7 +9,7 @@ import pytest
 
 from egress.entries import Facts, PodDevice
 from egress.guard import Guard, digest, early, pod_bridges, render
-from egress.nft import parse, parse_counters, transaction
+from egress.nft import boot_text, parse, parse_counters, transaction
 from egress.policy import Desired, Policy, Ports
 
 POD, PLAIN, UNKNOWN = (IPv4Address(f"10.1.0.{n}") for n in (5, 6, 7))
@@ -28,6 +28,7 @@ SIX, PLAIN6 = (IPv6Address(f"2001:db8:1::{n}") for n in (5, 6))
 
 GOLDEN = """\
 add table inet routerd
+add counter inet routerd astray
 add counter inet routerd forged
 add counter inet routerd selected
 add counter inet routerd source_routed
@@ -44,6 +45,7 @@ add set inet routerd nodes { type ipv4_addr; }
 add set inet routerd nodes6 { type ipv6_addr; }
 add set inet routerd pod_devices { type ifname; }
 add set inet routerd host_devices { type ifname; }
+add set inet routerd hooked { type iface_index; }
 add map inet routerd selected { type ifname . ipv4_addr : verdict; }
 add map inet routerd selected6 { type ifname . ipv6_addr : verdict; }
 add chain inet routerd prerouting { type filter hook prerouting priority -300; policy accept; }
@@ -72,6 +74,7 @@ flush set inet routerd covered6
 flush set inet routerd decided
 add element inet routerd decided { "bridge" . 10.1.0.6, "veth3" . 10.1.0.5 }
 flush set inet routerd decided6
+flush set inet routerd hooked
 flush set inet routerd host_devices
 add element inet routerd host_devices { "eth0", "lo" }
 flush set inet routerd nodes
@@ -115,6 +118,25 @@ add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } tc
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } meta l4proto udp counter name selected drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } meta l4proto icmp counter name selected drop
 """  # noqa: E501
+
+
+def test_what_is_handed_to_the_host_is_untracked_and_leaves_by_uplinks_with_a_program() -> None:
+    wanted = render(replace(DESIRED, network_policy="forward"), Facts(DEVICES, uplinks={"eth0": 2, 'a"b': 3}))
+    mark = "meta mark and 0x1000 == 0x1000"
+    assert wanted.chains["prerouting"][-1] == f"{mark} notrack"
+    assert wanted.chains["forward"][3] == f"{mark} goto handed_in"
+    assert wanted.chains["handed_in"] == ("oif @hooked accept", "counter name astray drop")
+    assert wanted.sets["hooked"] == {"eth0"}
+    assert "handed_in" not in render(DESIRED, Facts(DEVICES, uplinks={"eth0": 2})).chains
+
+
+def test_nothing_that_is_handed_to_the_host_leaves_before_the_programs_are_there() -> None:
+    forward, facts = replace(DESIRED, network_policy="forward"), Facts(DEVICES, uplinks={"eth0": 2})
+    wanted = render(forward, facts)
+    for present in (None, render(DESIRED, facts).digests(), render(forward, Facts(DEVICES)).digests()):
+        assert early(wanted, present).sets["hooked"] == frozenset()
+    assert early(wanted, wanted.digests()).sets["hooked"] == {"eth0"}
+    assert "eth0" not in boot_text(wanted)
 
 
 def plain(text: str) -> str:

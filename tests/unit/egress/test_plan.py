@@ -110,6 +110,21 @@ def test_the_first_plan_of_a_gateway() -> None:
     ]
 
 
+def test_where_the_forward_hook_sees_first_packets_they_are_taken_up_before_any_is_handed_there() -> None:
+    """And the way back: none is handed there any more, before the programs go."""
+    forward = on_worker(network_policy="forward")
+    begin, end = changes(on_worker(), forward), changes(forward, on_worker())
+    assert [line for line in begin if "settings" not in line] == [
+        "load guard (nft table routerd): 2 pods decided, 1 selected",
+        "map pod_devices: put 10.1.0.5: device 5",
+        "attach to_uplink to eth0",
+        "load guard (nft table routerd): 2 pods decided, 1 selected",
+    ]
+    assert [line.partition(":")[0] for line in end] == [
+        "load guard (nft table routerd)", "map settings", "detach to_uplink from device 2", "map pod_devices",
+    ]  # fmt: skip
+
+
 def test_a_node_without_a_tunnel_endpoint_gets_the_guard_and_keeps_the_rest_as_it_is() -> None:
     lost = on_worker(node_address=None, pods={POD: ("world",)})
     for node in (FakeNode(DEVICES, underlay_mtu=0), settled(on_worker()), settled(WISHES[4])):

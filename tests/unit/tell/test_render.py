@@ -107,9 +107,10 @@ KINDS = {
         {"granules": granules({2: [(1024, 64)]}), "node_address": True, "group": 3},
     ),
     "egress": Kind(
-        EGRESS,
+        replace(EGRESS, network_policy="forward"),
         of_egress,
         {
+            "network_policy": "direct", "forward_mark": 2,
             "node": "b", "node_address": TOR, "tunnel_port": 1, "pods": {POD: (), SIX: ()}, "policies": {},
             "groups": {}, "served": {SIX: SERVED}, "nodes": {1: TOR}, "icmp_sources": (TOR, SIX),
             "cluster": {ip_network("fd00::/8"), ip_network("10.0.0.0/8")},
