@@ -60,6 +60,9 @@ class Probes:
     stalled: float = 0.0  # seconds in all
 
 
+MISFITS = (KeyError, TypeError, ValueError, AttributeError, OverflowError)  # what JSON of another shape leads to
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """None of a part = nothing is said of it: it stays as it is."""
@@ -124,7 +127,7 @@ def parse_report(line: bytes) -> Report:
         told = str(value["process"]), bool(value["realtime"]), str(value["problem"])
         probes = _probes(value["probes"]) if "probes" in value else None
         return Report(*told, refused, {each.peer: each for each in views}, probes)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MISFITS as error:
         raise ControlError(f"what the bfd process says is not understood: {error!r}") from error
 
 
@@ -169,7 +172,7 @@ def parse_wanted(line: bytes) -> Wanted:
     try:
         orders = [_order(each) for each in value["sessions"]] if "sessions" in value else None
         probing = _probing(value["probing"]) if "probing" in value else None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MISFITS as error:
         raise ControlError(f"these are no sessions: {error!r}") from error
     return Wanted({order.peer: order for order in orders} if orders is not None else None, probing)
 
@@ -227,7 +230,7 @@ def parse_kept(text: bytes) -> Kept:
     try:
         paused = {ip_address(peer): _session(each) for peer, each in value.get("paused", {}).items()}
         return Kept(wanted.sessions or {}, paused, float(value.get("good_until", 0.0)), wanted.probing)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MISFITS as error:
         raise ControlError(f"these are no sessions: {error!r}") from error
 
 
@@ -252,7 +255,7 @@ def _session(value: Mapping[str, Any]) -> Session:
 def _object(line: bytes) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ControlError(f"not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ControlError("not a JSON object")

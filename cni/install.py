@@ -93,7 +93,7 @@ def _has_pods(results: Path) -> bool:
 
 
 def _names_us(path: Path) -> bool:
-    with suppress(OSError, ValueError, KeyError, TypeError, NotChainable):
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError, NotChainable):
         config = base64.b64decode(json.loads(path.read_text(encoding="utf-8"))["config"])
         return is_chained(parsed(config.decode()))
     return False

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from routerd.errors import EnvironmentFault, StoreError
+from routerd.formats.jsontext import parse_json
 from routerd.log import event
 from routerd.model import Node
 from routerd.node.drain import Drain, Orders, drain_of
@@ -151,7 +152,7 @@ def _ordered(file: Path | None) -> float | None:
     if file is None or not file.exists():
         return None
     try:
-        since = json.loads(file.read_text(encoding="utf-8"))["since"]
+        since = parse_json(file.read_text(encoding="utf-8"))["since"]
         return float(since)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return 0.0

@@ -16,11 +16,18 @@ from typing import Any, Generic, Literal, TypeVar
 from ipam.pool import Use, key_of
 from ipam.port_sets import PortSet, PortTable, State, Told, in_order
 from ipam.round import Record
-from routerd.formats.published.records import Row, Table
+from routerd.formats.published.records import SHOWN, Row, Table, no_record
 from routerd.memo import by_identity, differing
 from routerd.model import IPAddress
 
 R = TypeVar("R")
+CELLS: Mapping[type, tuple[type, ...]] = {  # by the kind of their column
+    str: (str,),
+    int: (int,),
+    float: (int, float),
+    bool: (int,),  # a truth value is a number in SQLite
+    list: (list,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,13 @@ class LedgerTable(Table[R]):
     # What was there before, if anything, and what is there now. None = the audit log says nothing of it.
     audit_put: Callable[[R | None, R], AuditFields | None]
     audit_deletion: Callable[[R], AuditFields | None]
+
+    def read(self, row: Row) -> R:
+        """Raises NoRecord, also for a cell of another kind than its column: neither SQLite nor JSON sees to that."""
+        for (column, kind), cell in zip(self.columns.items(), row, strict=False):  # an earlier release's may differ
+            if not isinstance(cell, CELLS[kind]):
+                raise no_record(self.name, row, f"{column} is {cell!r}"[:SHOWN])
+        return Table.read(self, row)
 
     def of(self, ledger: Ledger) -> tuple[R, ...]:
         records: tuple[R, ...] = getattr(ledger, self.name)
@@ -202,8 +216,10 @@ def _group(
     number: int, egress_ip: str, state: Any, since: float, gateways: list[Any], slots: int = 0, epoch: int = 0
 ) -> GroupRecord:
     """In rows of an earlier release a gateway is a pair that begins with its name, and two numbers follow."""
-    pairs = (each if isinstance(each, list) else (each, None) for each in gateways)
-    return GroupRecord(number, ip_address(egress_ip), state, since, tuple(str(name) for name, _ in pairs))
+    names = tuple(name for name, _ in (each if isinstance(each, list) else (each, None) for each in gateways))
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("a gateway has no name")
+    return GroupRecord(number, ip_address(egress_ip), state, since, names)
 
 
 def _group_put(old: GroupRecord | None, new: GroupRecord) -> AuditFields:

@@ -234,7 +234,7 @@ class Operator:
         try:
             address, port, at = ip_address(request["address"]), int(request["port"]), request.get("at")
             moment = None if at is None else float(at)
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise RequestRefused(f"unknown request {request!r}", 2) from error
         state, note = await self._look()
         return Noted([holder_row(each) for each in holders(state, address, port, moment)], note)

@@ -165,13 +165,13 @@ class Assembly:
             return False
         try:
             self._read[name] = {line: known.get(line) or self._line(line) for line in text.splitlines()}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"part {name} is not understood: {error!r}: was it written by a newer routerd?") from error
         return True
 
     def _line(self, text: str) -> Line:
         kind, *row = parse_json(text)
-        return kind, self._tables[kind].from_row(*row)
+        return kind, self._tables[kind].read(row)
 
 
 class Joined:

@@ -10,18 +10,35 @@ from typing import Any, Generic, TypeVar
 from routerd.formats.jsontext import parse_json
 
 R = TypeVar("R")
+SHOWN = 100  # characters of a row in an error
 Row = list[Any]  # cells that JSON knows: text, numbers, booleans, lists
+
+
+class NoRecord(ValueError):
+    """A row that is no record of its table. The text names the table and begins with the row, where the key is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table(Generic[R]):
-    """One kind of record. `from_row` takes the cells one by one; what does not fit is a TypeError or ValueError."""
+    """One kind of record. `from_row` takes the cells one by one, and raises what a cell that does not fit leads to."""
 
     name: str
     key: Callable[[R], Any]  # unique in the table; records are sorted by it
     shard: Callable[[R], str]  # records with the same text lie in the same part, as long as they live
     to_row: Callable[[R], Row]
     from_row: Callable[..., R]
+
+    def read(self, row: Row) -> R:
+        """Raises NoRecord."""
+        try:
+            return self.from_row(*row)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            raise no_record(self.name, row, repr(error)) from error
+
+
+def no_record(table: str, row: Row, why: str) -> NoRecord:
+    text = str(row)
+    return NoRecord(f"table {table}, row {text if len(text) <= SHOWN else f'{text[:SHOWN]}…'}: {why}")
 
 
 def lines(table: Table[R], records: Iterable[R]) -> str:
@@ -34,5 +51,5 @@ def line(table: Table[R], record: R) -> str:
 
 
 def read_lines(table: Table[R], text: str) -> Iterator[R]:
-    """Raises ValueError or TypeError if a line is none of the table's."""
-    return (table.from_row(*parse_json(line)) for line in text.splitlines() if line)
+    """Raises ValueError if a line is none of the table's."""
+    return (table.read(parse_json(line)) for line in text.splitlines() if line)

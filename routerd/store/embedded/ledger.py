@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from routerd.cluster.ledger import TABLES, Changes, Ledger, LedgerTable, TableChanges
 from routerd.errors import EnvironmentFault, StoreError
 from routerd.formats.jsontext import parse_json
+from routerd.formats.published.records import no_record
 
 BUSY_TIMEOUT = 1.0  # seconds to wait for another process that has the file open, such as a backup
 
@@ -130,7 +131,7 @@ class SqliteLedger:
         try:
             with _faults(self.path):
                 return _read(self._db)
-        except (ValueError, TypeError) as error:  # a cell that is none of ours
+        except (ValueError, KeyError) as error:  # a cell that is none of ours, or one that is missing
             raise StoreError(_damaged(self.path, str(error))) from error
 
     def record(self, changes: Changes) -> None:
@@ -236,8 +237,11 @@ def _cells(table: LedgerTable[R], record: R) -> Cells:
 
 def _record(table: LedgerTable[R], row: tuple[Any, ...]) -> R:
     kinds = table.columns.values()
-    cells = (parse_json(cell) if kind is list else cell for kind, cell in zip(kinds, row, strict=True))
-    return table.from_row(*cells)
+    try:
+        cells = [parse_json(cell) if kind is list else cell for kind, cell in zip(kinds, row, strict=True)]
+    except (ValueError, TypeError) as error:
+        raise no_record(table.name, [*row], repr(error)) from error
+    return table.read(cells)
 
 
 @contextmanager

@@ -122,7 +122,7 @@ class LedgerText:
             records = self._records(data, names, fetch)
             ledger = Ledger(int(meta["generation"]), str(meta["digest"]), int(meta["nextGroup"]), **records)
             return ledger, tuple(read_lines(AUDIT, data.get("audit", "")))
-        except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (InputError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             detail = error.message if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
             raise StoreError(
                 f"ConfigMap {LEDGER} is damaged ({detail}): restore it, or, if ConfigMap {ALLOCATIONS} "
@@ -187,7 +187,7 @@ def _read_ports(status: Mapping[str, Any]) -> PortReport | None:
             ),
             tuple(AppliedTable(ip_address(e["egressIP"]), int(e["version"])) for e in status.get("portsApplied") or ()),
         )
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
 
 

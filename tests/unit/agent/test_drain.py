@@ -64,8 +64,9 @@ def test_an_order_has_a_notice_and_lasts_until_it_is_taken_back(host: Host) -> N
     assert host.look() == "all"
 
 
-def test_a_damaged_order_is_an_order(host: Host, tmp_path: Path) -> None:
-    (tmp_path / "drain.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "7", '{"since": "x"}', '{"since": 1' + "0" * 400 + "}", "[" * 100_000])
+def test_a_damaged_order_is_an_order(host: Host, tmp_path: Path, text: str) -> None:
+    (tmp_path / "drain.json").write_text(text)
     host.start()
     assert host.look() == "nothing"
 

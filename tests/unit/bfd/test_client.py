@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bfd.client import Client
-from bfd.control import SOCKET, Kept, Report, kept_text, parse_kept
+from bfd.control import SOCKET, ControlError, Kept, Report, kept_text, parse_kept
 from bfd.engine import FILE, Engine
 from bfd.probes import Probing
 from bfd.session import Timers
@@ -121,6 +121,12 @@ async def test_who_speaks_another_protocol_is_told_so_and_nobody_is_hurt(scene: 
     await scene.is_told(set())
     await ended(client)
     await ended(process)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"sessions": [], "good_until": 1' + "0" * 400 + "}"])
+def test_a_file_that_would_end_its_reader_is_refused(text: str) -> None:
+    with pytest.raises(ControlError):
+        parse_kept(text.encode())
 
 
 @scene

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from routerd.cluster.ledger import TABLES, Ledger, LedgerTable
 from routerd.config import parse_config
 from routerd.errors import InputError, StoreError
 from routerd.formats.compose import documents
@@ -154,19 +157,70 @@ def test_a_ledger_in_a_config_map_is_damaged(text: str) -> None:
         LedgerText().read({"meta": text}, lambda _: None)
 
 
-@pytest.mark.parametrize("cell", [*JSON.values(), "1.2.3"])
-@pytest.mark.parametrize("column", ["addresses.address", "groups.egress_ip", "groups.gateways"])
-def test_a_ledger_with_a_wrong_cell_is_damaged(tmp_path: Path, column: str, cell: str) -> None:
-    table, _, column = column.partition(".")
-    SqliteLedger(tmp_path / "ledger").close()
-    with sqlite3.connect(tmp_path / "ledger") as db:
-        types = {row[1]: row[2] for row in db.execute(f"PRAGMA table_info({table})")}
-        row = {name: "[]" if kind == "TEXT" else 1 for name, kind in types.items()}
-        row |= {"state": "used" if table == "addresses" else "active", column: cell}
-        db.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", list(row.values()))
-    ledger = SqliteLedger(tmp_path / "ledger")
-    try:
-        with pytest.raises(StoreError, match="the ledger is damaged"):
+ROWS = {
+    "addresses": ["192.0.2.1", "svc/d/a", "p", "used", 1.5, 0, []],
+    "groups": [4, "192.0.2.9", "active", 1.0, ["g1"]],
+    "node_numbers": [7, "worker", "used", 1.5],
+    "port_tables": ["192.0.2.9", 3, [[7, 1, 0]], [["used", 1.5, 2, 1.5, [[1024, 64, 7]]]]],
+    "past_port_sets": ["192.0.2.9", 1024, 1.5, 64, 2.5, "worker"],
+}
+INFINITE, HUGE = json.loads("1e999"), 10**400
+
+
+def test_these_rows_are_records() -> None:
+    for table in TABLES:
+        assert table.read(ROWS[table.name]) is not None
+
+
+def wrong_cells(table: LedgerTable[Any]) -> Iterator[tuple[str, Any]]:
+    """Each column, with what it does not hold."""
+    others: dict[type, list[Any]] = {
+        str: [1, None, ["x"]], int: ["x", None, [], 1.5], float: ["x", None, []], bool: ["x", None],
+        list: ["x", None, {}, 1, [None], [[]], ["x", {}], [[INFINITE] * 3], [["x"] * 5]],
+    }  # fmt: skip
+    for column, kind in table.columns.items():
+        yield from ((column, cell) for cell in others[kind])
+        if column in ("address", "egress_ip"):
+            yield column, "1.2.3"
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_a_line_with_a_wrong_cell_is_damage_that_is_named(table: LedgerTable[Any]) -> None:
+    names = [*table.columns]
+    for column, cell in wrong_cells(table):
+        row = [*ROWS[table.name]]
+        row[names.index(column)] = cell
+        data = LedgerText().written(Ledger(), ())[0] | {table.name: json.dumps(row) + "\n"}
+        with pytest.raises(StoreError, match=rf"routerd-ledger is damaged \(NoRecord: table {table.name}, row \["):
+            LedgerText().read(data, lambda _: None)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_a_cell_that_is_none_of_ours_is_damage_that_is_named(table: LedgerTable[Any], tmp_path: Path) -> None:
+    path, names = tmp_path / "ledger", ", ".join([*table.columns, "lease"])
+    SqliteLedger(path).close()
+    kept = [json.dumps(cell) if isinstance(cell, list) else cell for cell in ROWS[table.name]]
+    for number, kind in enumerate(table.columns.values()):
+        if (table.name, number) == ("groups", 0):
+            continue  # an INTEGER PRIMARY KEY, which SQLite itself keeps from holding anything else
+        texts = [*JSON.values(), "{}", "7", "[7]", "[[7]]"] if kind is list else [] if kind is str else ["x"]
+        for cell in (b"\xff", *texts):
+            row = [*kept, 1]
+            row[number] = cell
+            with closing(sqlite3.connect(path)) as db, db:
+                db.execute("PRAGMA ignore_check_constraints = ON")
+                db.execute(f"DELETE FROM {table.name}")
+                db.execute(f"INSERT INTO {table.name} ({names}) VALUES ({', '.join('?' * len(row))})", row)
+            told = rf"{path}: the ledger is damaged \(.*\b{table.name}\b.*: restore a backup"
+            with pytest.raises(StoreError, match=told), closing(SqliteLedger(path)) as ledger:  # or SQLite sees it
+                ledger.read()
+
+
+@pytest.mark.parametrize("key", ["generation", "next_group"])
+def test_a_ledger_without_what_it_must_say_of_itself_is_damaged(key: str, tmp_path: Path) -> None:
+    for change in (f"DELETE FROM meta WHERE key = '{key}'", f"INSERT INTO meta VALUES ('{key}', 'x')"):
+        SqliteLedger(tmp_path / "ledger").close()
+        with closing(sqlite3.connect(tmp_path / "ledger")) as db, db:
+            db.execute(change)
+        with pytest.raises(StoreError, match="is damaged"), closing(SqliteLedger(tmp_path / "ledger")) as ledger:
             ledger.read()
-    finally:
-        ledger.close()
