@@ -9,7 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-TYPE = "routerd-cni"
+from cni.wire import CHAINED, IPAM
+
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")  # of routerd-cni.c; before 0.3.0 there are no chains
 Json = dict[str, Any]
 
@@ -42,24 +43,30 @@ def chained(text: str, entry: Mapping[str, Any]) -> str:
     """With `entry` behind all others, or in the place of ours. Raises NotChainable."""
     network = parsed(text)
     plugins = network["plugins"]
-    if not any(each["type"] != TYPE for each in plugins):
+    if not any(each["type"] != CHAINED for each in plugins):
         raise NotChainable("it has no main plugin")
     version = network.get("cniVersion", "0.1.0")
     if version not in VERSIONS:
-        raise NotChainable(f"it is of CNI {version}, and {TYPE} speaks {', '.join(VERSIONS)}")
+        raise NotChainable(f"it is of CNI {version}, and {CHAINED} speaks {', '.join(VERSIONS)}")
     if is_chained(network):
-        network["plugins"] = [{**entry} if each["type"] == TYPE else each for each in plugins]
+        network["plugins"] = [{**entry} if each["type"] == CHAINED else each for each in plugins]
     else:
         network["plugins"] = [*plugins, {**entry}]
     return rendered(network)
 
 
 def is_chained(network: Json) -> bool:
-    return any(each["type"] == TYPE for each in network["plugins"])
+    return any(each["type"] == CHAINED for each in network["plugins"])
+
+
+def gives_addresses(network: Json) -> bool:
+    """Whether a plugin of it asks us for addresses."""
+    sections = (each.get("ipam") for each in network["plugins"])
+    return any(isinstance(section, dict) and section.get("type") == IPAM for section in sections)
 
 
 def unchained(network: Json) -> Json:
-    return {**network, "plugins": [each for each in network["plugins"] if each["type"] != TYPE]}
+    return {**network, "plugins": [each for each in network["plugins"] if each["type"] != CHAINED]}
 
 
 def rendered(network: Json) -> str:

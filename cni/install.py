@@ -1,4 +1,4 @@
-"""Puts the plugin's program and its place in the chain onto a host, and takes both away again.
+"""Puts the plugins' program, under both its names, and its place in the chain onto a host, and takes them away again.
 
 Runtimes take the first configuration of their directory, by name; so do we. Every file is replaced at once, as a
 runtime may read at any moment. What is there already costs nothing.
@@ -10,14 +10,15 @@ import base64
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cni.conflist import TYPE, NotChainable, chained, is_chained, parsed, rendered, unchained
+from cni.conflist import NotChainable, chained, gives_addresses, is_chained, parsed, rendered, unchained
+from cni.wire import CHAINED, IPAM
 
-PROGRAM = Path(__file__).with_name(TYPE)
+PROGRAM = Path(__file__).with_name(CHAINED)
 CONF_DIR, BIN_DIR = Path("/etc/cni/net.d"), Path("/opt/cni/bin")
 RESULTS = Path("/var/lib/cni/results")  # libcni's memory of pods that live; CRI-O ends them by the list noted there
 KEPT = ".routerd"  # behind the name of a configuration of one plugin that became a list: no runtime reads it
@@ -38,19 +39,23 @@ def install(entry: Mapping[str, Any], conf_dir: Path = CONF_DIR, bin_dir: Path =
         raise NotChainable(f"{first}: it is no UTF-8") from error
     except NotChainable as error:
         raise NotChainable(f"{first}: {error}") from error
-    done = []
-    program, target = PROGRAM.read_bytes(), bin_dir / TYPE
-    if not target.exists() or target.read_bytes() != program:
-        bin_dir.mkdir(parents=True, exist_ok=True)
-        _replace(target, program, 0o755)
-        done.append(f"installed {target}")
+    done = [*_install_programs(bin_dir)]
     if first != conflist or wanted != text:
         _replace(conflist, wanted.encode(), first.stat().st_mode & 0o777)
-        done.append(f"chained {TYPE} in {conflist}")
+        done.append(f"chained {CHAINED} in {conflist}")
     if first != conflist:
         first.rename(f"{first}{KEPT}")  # until now it came first, as its name is shorter
         done.append(f"kept {first} as {first}{KEPT}")
     return done
+
+
+def _install_programs(bin_dir: Path) -> Iterator[str]:
+    program = PROGRAM.read_bytes()
+    for target in (bin_dir / CHAINED, bin_dir / IPAM):
+        if not target.exists() or target.read_bytes() != program:
+            bin_dir.mkdir(parents=True, exist_ok=True)
+            _replace(target, program, 0o755)
+            yield f"installed {target}"
 
 
 def uninstall(conf_dir: Path = CONF_DIR, bin_dir: Path = BIN_DIR, results: Path = RESULTS) -> list[str]:
@@ -61,14 +66,19 @@ def uninstall(conf_dir: Path = CONF_DIR, bin_dir: Path = BIN_DIR, results: Path 
             network = parsed(path.read_text(encoding="utf-8"))
             if is_chained(network):
                 done += _unchain(path, unchained(network))
-    program = bin_dir / TYPE
-    if program.exists():
-        if _has_pods(results):
-            done.append(f"kept {program}: a runtime may end the pods that it made by it; again when they are gone")
-        else:
-            program.unlink()
-            done.append(f"removed {program}")
-    return done
+    names_ipam = any(gives_addresses(network) for network in _readable(_configurations(conf_dir)))
+    kept = f"kept {bin_dir / IPAM}: a network configuration in {conf_dir} names it as its ipam"
+    done += [kept] if names_ipam else _remove(bin_dir / IPAM, results, gives_addresses)
+    return [*done, *_remove(bin_dir / CHAINED, results, is_chained)]
+
+
+def _remove(program: Path, results: Path, names: Callable[[dict[str, Any]], bool]) -> list[str]:
+    if not program.exists():
+        return []
+    if _has_pods(results, names):
+        return [f"kept {program}: a runtime may end the pods that it made by it; again when they are gone"]
+    program.unlink()
+    return [f"removed {program}"]
 
 
 def _unchain(path: Path, without: dict[str, Any]) -> list[str]:
@@ -79,7 +89,7 @@ def _unchain(path: Path, without: dict[str, Any]) -> list[str]:
             path.unlink()
             return [f"restored {before}"]
     _replace(path, rendered(without).encode(), path.stat().st_mode & 0o777)
-    return [f"took {TYPE} out of {path}"]
+    return [f"took {CHAINED} out of {path}"]
 
 
 def _configurations(directory: Path) -> Iterator[Path]:
@@ -88,14 +98,20 @@ def _configurations(directory: Path) -> Iterator[Path]:
         yield from (path for path in sorted(directory.iterdir()) if path.suffix in (".conf", ".conflist", ".json"))
 
 
-def _has_pods(results: Path) -> bool:
-    return results.is_dir() and any(map(_names_us, results.iterdir()))
+def _readable(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    for path in paths:
+        with suppress(NotChainable, UnicodeDecodeError):
+            yield parsed(path.read_text(encoding="utf-8"))
 
 
-def _names_us(path: Path) -> bool:
+def _has_pods(results: Path, names: Callable[[dict[str, Any]], bool]) -> bool:
+    return results.is_dir() and any(_names(path, names) for path in results.iterdir())
+
+
+def _names(path: Path, names: Callable[[dict[str, Any]], bool]) -> bool:
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError, NotChainable):
         config = base64.b64decode(json.loads(path.read_text(encoding="utf-8"))["config"])
-        return is_chained(parsed(config.decode()))
+        return names(parsed(config.decode()))
     return False
 
 

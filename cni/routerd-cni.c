@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A chained CNI plugin (CNI 0.3 to 1.1) that asks the agent of this node and prints what it answers.
+/* A CNI plugin (CNI 0.3 to 1.1) that asks the agent of this node and prints what it answers. Its name says
+ * which: routerd-cni follows a main plugin in its chain; routerd-ipam is what a main plugin asks for a pod's
+ * addresses, and has its settings in the section "ipam" of that plugin's configuration.
  *
  * Hosts need not have Python, and an interpreter takes longer to start than a pod may wait. So this program
  * frames bytes and knows no network: stdin and the CNI_* environment go to the agent's socket (cni/wire.py
  * has the form), the agent's answer goes to stdout, its exit code is ours. What it says itself is VERSION,
  * and what becomes of a request that no agent answers in time: ADD and CHECK are refused (code 11, "try again
  * later"), STATUS says 50 ("not available"); with "onAgentAbsent": "allow" the result of the plugins before
- * it stands. DEL and GC succeed, or a node whose agent is away could not even end its pods; the agent hears
- * of them by their absence.
+ * it stands (an address there cannot be without an agent: routerd-ipam has no such key). DEL and GC succeed,
+ * or a node whose agent is away could not even end its pods; the agent hears of them by their absence.
  *
  * Input is anybody's: every length is bounded, nesting too, and nothing of it is copied but what was checked.
  */
@@ -24,7 +26,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#define DEFAULT_SOCKET	"/run/routerd/cni.sock"
+#define CHAINED		"routerd-cni"
+#define IPAM		"routerd-ipam"
+#define CHAINED_SOCKET	"/run/routerd/cni.sock"
+#define IPAM_SOCKET	"/run/routerd/ipam.sock"
 #define DEFAULT_SECONDS 5
 #define MOST_SECONDS	60
 #define MOST_BYTES	(1 << 20) /* of a network configuration, and of an answer */
@@ -53,13 +58,14 @@ struct span {
 };
 
 /* What is read of a network configuration. */
-enum { VERSION, SOCKET, ABSENT, TIMEOUT, PREVIOUS };
-static const char *const KEYS[] = {"cniVersion", "socket", "onAgentAbsent", "timeout", "prevResult"};
+enum { VERSION, SOCKET, ABSENT, TIMEOUT, PREVIOUS, SECTION };
+static const char *const KEYS[] = {"cniVersion", "socket", "onAgentAbsent", "timeout", "prevResult", "ipam"};
 static struct span members[COUNT(KEYS)];
 
 static char input[MOST_BYTES + 1], answer[MOST_BYTES + 1];
 static struct span version;
-static const char *socket_path = DEFAULT_SOCKET;
+static bool is_ipam; /* by which name it was called */
+static const char *socket_path;
 static bool allow;
 static long seconds = DEFAULT_SECONDS;
 static struct span previous; /* the result of the plugins before */
@@ -75,6 +81,11 @@ static const char *known_version(void)
 		if (is(version, VERSIONS[i]))
 			return VERSIONS[i];
 	return NULL;
+}
+
+static const char *own_name(void)
+{
+	return is_ipam ? IPAM : CHAINED;
 }
 
 static void put_escaped(const char *text)
@@ -100,8 +111,8 @@ __attribute__((format(printf, 3, 4))) static _Noreturn void fail(int code, const
 	va_start(arguments, format);
 	vsnprintf(details, sizeof(details), format, arguments);
 	va_end(arguments);
-	printf("{\"cniVersion\":\"%s\",\"code\":%d,\"msg\":\"routerd-cni: ",
-	       known_version() ? known_version() : NEWEST, code);
+	printf("{\"cniVersion\":\"%s\",\"code\":%d,\"msg\":\"%s: ",
+	       known_version() ? known_version() : NEWEST, code, own_name());
 	put_escaped(what);
 	printf("\",\"details\":\"");
 	put_escaped(details);
@@ -270,12 +281,33 @@ static void note_member(struct span key, struct span value)
 			members[i] = value;
 }
 
+/* Of the section that is an IPAM plugin's own. */
+static void note_setting(struct span key, struct span value)
+{
+	if (is(key, KEYS[SOCKET]))
+		members[SOCKET] = value;
+	if (is(key, KEYS[TIMEOUT]))
+		members[TIMEOUT] = value;
+}
+
+static void read_section(void)
+{
+	struct span section = members[SECTION];
+
+	if (!section.at || *section.at != '{')
+		fail(WRONG_CONFIGURATION, "invalid network configuration", "no section %s", KEYS[SECTION]);
+	members[SOCKET] = members[ABSENT] = members[TIMEOUT] = (struct span){0};
+	after_value(section.at, 0, note_setting);
+}
+
 static void read_members(void)
 {
 	if (members[VERSION].at)
 		version = text_of(members[VERSION], KEYS[VERSION]);
 	if (!known_version())
 		fail(WRONG_VERSION, "incompatible CNI version", "0.3.0 to " NEWEST " are understood");
+	if (is_ipam)
+		read_section();
 	if (members[SOCKET].at)
 		read_socket(text_of(members[SOCKET], KEYS[SOCKET]));
 	if (members[ABSENT].at)
@@ -441,13 +473,23 @@ static void print_versions(void)
 	printf("]}\n");
 }
 
-int main(void)
+static bool is_called(const char *path, const char *name)
+{
+	const char *slash = path ? strrchr(path, '/') : NULL;
+	return path && !strcmp(slash ? slash + 1 : path, name);
+}
+
+int main(int count, char **arguments)
 {
 	const char *command = getenv("CNI_COMMAND");
-	size_t size = read_input();
 	struct span body;
 	long long deadline;
 	int descriptor, code;
+	size_t size;
+
+	is_ipam = count > 0 && is_called(arguments[0], IPAM);
+	socket_path = is_ipam ? IPAM_SOCKET : CHAINED_SOCKET;
+	size = read_input();
 
 	if (!command || !*command)
 		fail(WRONG_ENVIRONMENT, "no CNI_COMMAND",

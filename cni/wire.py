@@ -1,4 +1,4 @@
-"""What `routerd-cni` and the agent say to each other, as values. Pure.
+"""What `routerd-cni`, `routerd-ipam` and the agent say to each other, as values. Pure.
 
     request   NAME=VALUE and a zero byte for each variable CNI_…, one more zero byte, the network configuration as the
               runtime wrote it, the end of the stream
@@ -10,9 +10,9 @@ One request and one answer a connection. Form and codes of results and errors: C
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 from typing import Any
 
 IPAddress = IPv4Address | IPv6Address
@@ -20,9 +20,12 @@ Pod = tuple[str, str]  # namespace, name
 MOST_BYTES = (1 << 20) + (1 << 18)  # of a request: a configuration of 1 MiB, and variables
 NEWEST = "1.1.0"
 ATTACHED = ("ADD", "CHECK", "DEL")  # commands about one attachment
+CHAINED, IPAM = "routerd-cni", "routerd-ipam"  # the program's names
+DEFAULT_TIMEOUT = 5  # seconds that a plugin waits, if its configuration does not say
+PATIENCE = 0.8  # of that: the plugin is told why, before it gives up
 
 # Codes of errors: the specification's section "Error".
-WRONG_ENVIRONMENT, NOT_DECODED, WRONG_CONFIGURATION, TRY_AGAIN, NOT_AVAILABLE = 4, 6, 7, 11, 50
+UNKNOWN_CONTAINER, WRONG_ENVIRONMENT, NOT_DECODED, WRONG_CONFIGURATION, TRY_AGAIN, NOT_AVAILABLE = 3, 4, 6, 7, 11, 50
 
 
 class Refused(Exception):
@@ -42,6 +45,16 @@ class Request:
     interface: str = ""
     arguments: Mapping[str, str] = field(default_factory=dict)
     network: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def version(self) -> str:
+        return str(self.network.get("cniVersion", ""))
+
+    @property
+    def section(self) -> Mapping[str, Any]:
+        """Of the main plugin's configuration what is for its IPAM plugin."""
+        found = self.network.get("ipam")
+        return found if isinstance(found, dict) else {}
 
     @property
     def pod(self) -> Pod | None:
@@ -130,9 +143,33 @@ def answer(result: Mapping[str, Any] | None) -> bytes:
     return _framed(0, b"" if result is None else json.dumps(result, separators=(",", ":")).encode())
 
 
-def refusal(refused: Refused, version: object = NEWEST) -> bytes:
+def timeout_of(settings: Mapping[str, Any]) -> float:
+    """Seconds. The plugin has refused what is none."""
+    found = settings.get("timeout", DEFAULT_TIMEOUT)
+    return float(found) if isinstance(found, int) else DEFAULT_TIMEOUT
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One address of a pod. `gateway`: what the main plugin makes the host's own for it."""
+
+    interface: IPv4Interface | IPv6Interface
+    gateway: IPAddress
+
+
+def addresses_result(request: Request, given: Iterable[Given]) -> dict[str, Any]:
+    """What an IPAM plugin prints: the addresses, and the routes that its section names, else to everywhere."""
+    given = tuple(given)
+    ips = [{"address": str(each.interface), "gateway": str(each.gateway)} for each in given]
+    if request.version.startswith("0."):  # the family was told apart by name before 1.0
+        ips = [{"version": str(each.interface.version), **ip} for each, ip in zip(given, ips, strict=True)]
+    everywhere = [{"dst": "0.0.0.0/0" if each.interface.version == 4 else "::/0"} for each in given]
+    return {"cniVersion": request.version, "ips": ips, "routes": request.section.get("routes", everywhere)}
+
+
+def refusal(refused: Refused, version: object = NEWEST, program: str = CHAINED) -> bytes:
     """An error, in the request's version."""
-    error = {"cniVersion": version, "code": refused.code, "msg": f"routerd-cni: {refused}"}
+    error = {"cniVersion": version, "code": refused.code, "msg": f"{program}: {refused}"}
     return _framed(1, json.dumps(error, separators=(",", ":")).encode())
 
 

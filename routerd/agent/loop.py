@@ -61,10 +61,11 @@ from typing import Any, Protocol
 import routerd
 from bgp.path import AdjRibOut
 from egress.status import EgressStatus
+from ipam.pod_addresses import PodAddresses
 from routerd.agent.arrivals import Expected
-from routerd.agent.attachments import Attachments
 from routerd.agent.changes import SessionLog, log_refusals
 from routerd.agent.drain import Drains
+from routerd.agent.plugins.attachments import Attachments
 from routerd.agent.ports import PortDesk
 from routerd.agent.reconcile import Reconciler, Round
 from routerd.blocking import in_thread
@@ -151,6 +152,8 @@ class Parts:
     """Called once, after the first round with everything read that went well."""
     attachments: Attachments | None = None
     """Told of each round; None = nobody speaks for the CNI."""
+    pod_addresses: Callable[[], PodAddresses] = PodAddresses
+    """What this node's pods have of its blocks."""
     ports: PortDesk | None = None
     """Told of each round; None = nobody reads what it says."""
     period: float = 5.0  # seconds
@@ -171,6 +174,7 @@ class Agent:
         self._period = parts.period
         self._drains = parts.drains
         self._attachments = parts.attachments or Attachments(parts.settings.node)
+        self._pod_addresses = parts.pod_addresses
         self._ports = parts.ports or PortDesk(parts.settings.node)
         self._told = NodeState(None)  # the state of the last round that went to its end
         self._told_in: Drain | None = None  # how far the node had left then
@@ -271,7 +275,10 @@ class Agent:
             raise RequestRefused(f"unknown kind {kind!r}: one of {', '.join(COLUMNS)}", 2)
         nat = await in_thread(self._host.nat) if kind == "nat" else ()
         probed = (await self._counted()).egress.probed if kind == "gateways" else ()
-        view = View(self._snapshot, self._state, self._host.peers(), nat, self._states(), time.time(), probed)
+        view = View(
+            self._snapshot, self._state, self._host.peers(), nat, self._states(), time.time(), probed,
+            self._pod_addresses(),
+        )  # fmt: skip
         return rows(kind, view)
 
     def _states(self) -> dict[str, str]:

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from cni import install as chain
-from cni.conflist import TYPE, NotChainable
+from cni.conflist import NotChainable
+from cni.wire import CHAINED
 from routerd import codes
 from routerd.cli.command import Command, configuration
 from routerd.errors import EnvironmentFault
@@ -30,7 +31,7 @@ def _install(arguments: argparse.Namespace) -> list[str]:
     from routerd.serve.plugin import plugin_socket
 
     entry = {
-        "type": TYPE,
+        "type": CHAINED,
         "socket": str(plugin_socket(configuration(arguments).run_dir)),
         "timeout": arguments.timeout,
         "onAgentAbsent": arguments.on_agent_absent,
@@ -77,8 +78,9 @@ CNI = Command(
     ("routerd cni install", "routerd cni install --on-agent-absent allow", "routerd cni uninstall"),
     run,
     detail=(
-        "The program goes to --bin-dir, and its name to the end of the first network configuration in --conf-dir. May "
-        "be run again, and must be where another installer has written that file anew."
+        "The program goes to --bin-dir, as routerd-cni and as routerd-ipam, and the first name to the end of the first "
+        "network configuration in --conf-dir. May be run again, and must be where another installer has written that "
+        "file anew."
     ),
     arguments=_arguments,
 )

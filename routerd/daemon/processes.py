@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 import routerd
 from bgp.leaving import MARKER, host_goes_down
 from routerd.agent import local
-from routerd.agent.attachments import Attachments
 from routerd.agent.drain import Drains, Places
 from routerd.agent.loop import Agent, Parts
+from routerd.agent.plugins.attachments import Attachments
+from routerd.agent.plugins.pod_addresses import PodAddressDesk
 from routerd.agent.ports import PortDesk
 from routerd.agent.presence import Presence
 from routerd.agent.reconcile import Reconciler
@@ -36,7 +37,7 @@ from routerd.model import Allocations, IPAddress, NodeReport, Snapshot, Writer
 from routerd.node.brake import Brake, Limits
 from routerd.notify import notify
 from routerd.serve.api import ApiServer, agent_socket, answering, is_answering, operator_socket
-from routerd.serve.plugin import PluginServer, plugin_socket
+from routerd.serve.plugin import PluginServer, ipam_socket, plugin_socket
 from routerd.serve.vitals import Heart, Vitals, served
 from routerd.store.embedded.store import FileStore
 from routerd.store.interface import Store
@@ -117,12 +118,16 @@ async def agent(config: Config, source: ConfigSource) -> None:
     heart, on_store = Heart(), Callback()
     async with opened_store(config, on_store) as store:
         attachments = Attachments(config.node_name, store.snapshot, guards=config.egress.enabled)
-        body, presence = _assembled(config, source, heart, store, attachments)
-        on_store.to = body.wake
+        made(config.state_dir, source.path, "state-dir")
+        pod_addresses = PodAddressDesk(config.node_name, config.state_dir / "pod-addresses.json", store.snapshot)
+        body, presence = _assembled(config, source, heart, store, attachments, pod_addresses)
+        on_store.to = partial(_store_changed, pod_addresses, body)
         api = ApiServer(agent_socket(config.run_dir), body.answer)
         plugin = PluginServer(plugin_socket(config.run_dir), attachments.answer)
+        ipam = PluginServer(ipam_socket(config.run_dir), pod_addresses.answer)
         await api.start()
         await plugin.start()
+        await ipam.start()
         web = _web(config, body, heart)
         event(LOGGER, logging.INFO, "agent-started", node=config.node_name)
         try:
@@ -131,6 +136,7 @@ async def agent(config: Config, source: ConfigSource) -> None:
             await _say_goodbye(config, presence)
             raise
         finally:
+            await ipam.close()
             await plugin.close()
             await api.close()
             web()
@@ -149,20 +155,24 @@ async def _say_goodbye(config: Config, presence: Presence) -> None:
 
 
 def _assembled(
-    config: Config, source: ConfigSource, heart: Heart, store: Store, attachments: Attachments
+    config: Config,
+    source: ConfigSource,
+    heart: Heart,
+    store: Store,
+    attachments: Attachments,
+    pod_addresses: PodAddressDesk,
 ) -> tuple[Agent, Presence]:
     from bgp.speaker import Speaker
     from egress.devices import watch
     from routerd.agent.rooms import Rooms, relay_socket
 
     made(config.run_dir, source.path, "run-dir")
-    made(config.state_dir, source.path, "state-dir")
     on_speaker, on_links = Callback(), Callback()
     speaker = Speaker(relay_socket(config.run_dir), on_change=on_speaker) if config.bgp.enabled else None
     egress = _egress_room(config) if config.egress.enabled else None
     if egress is None:
         boot_guard(config).unlink(missing_ok=True)  # there is nobody who would tell it of pods
-    tasks: dict[str, Task] = {"store": store.run, "heart": heart.beat}
+    tasks: dict[str, Task] = {"store": store.run, "heart": heart.beat, "pod-addresses": pod_addresses.run}
     drains = _drains(config)
     ports = PortDesk(config.node_name, drains.changed.set)
     if egress is not None:
@@ -189,6 +199,7 @@ def _assembled(
             _ready,
             drains=drains,
             attachments=attachments,
+            pod_addresses=lambda: pod_addresses.held,
             ports=ports,
         )
     )
@@ -207,6 +218,11 @@ def _assembled(
     began = time.monotonic()
     store.report_health(lambda: node_health(body.status, body.snapshot, enabled, time.monotonic() - began))
     return body, presence
+
+
+def _store_changed(pod_addresses: PodAddressDesk, body: Agent) -> None:
+    pod_addresses.changed()
+    body.wake()
 
 
 def _speaker_changed(bfd_room: BfdRoom, body: Agent) -> None:

@@ -1,4 +1,4 @@
-"""How the CNI plugin asks the agent: one request and one answer a connection, as `cni.wire` has them.
+"""How the CNI plugins ask the agent: one request and one answer a connection, as `cni.wire` has them.
 
 It moves bytes. The socket is for root (mode 0600), as whose child the plugin runs.
 """
@@ -21,6 +21,10 @@ LIMITS = Limits(256, 70.0, CHUNK)
 
 def plugin_socket(run_dir: Path) -> Path:
     return run_dir / "cni.sock"
+
+
+def ipam_socket(run_dir: Path) -> Path:
+    return run_dir / "ipam.sock"
 
 
 class PluginServer(UnixServer):

@@ -18,6 +18,7 @@ from bgp.rib import family_of
 from bgp.session import PeerStatus as Session
 from egress.policy import selected_pods
 from egress.status import Probed
+from ipam.pod_addresses import PodAddresses
 from ipam.pool import count_buggy, key_of
 from routerd.memo import Tally, by_identity
 from routerd.model import (
@@ -75,6 +76,7 @@ class View:
     states: Mapping[str, str] = field(default_factory=dict)  # of nodes that say more of it than their Node
     now: float | None = None  # seconds of the Unix epoch; None = what is shown is not of now
     probed: tuple[Probed, ...] = ()
+    pod_addresses: PodAddresses = field(default_factory=PodAddresses)
 
 
 def rows(kind: str, view: View) -> list[Row]:
@@ -89,9 +91,28 @@ def rows(kind: str, view: View) -> list[Row]:
         "egress-ips": lambda view: egress_ip_rows(view.snapshot.allocations),
         "port-sets": lambda view: port_set_rows(view.snapshot.allocations),
         "nat": _nat,
+        "pod-addresses": _pod_addresses,
         "gateways": lambda view: [_gateway_row(each) for each in sorted(view.probed, key=lambda each: each.node)],
     }
     return makers[kind](view)
+
+
+def _pod_addresses(view: View) -> list[Row]:
+    held = view.pod_addresses
+    found = sorted(held.holds.values(), key=lambda each: key_of(each.address))
+    return [
+        {
+            "address": str(each.address),
+            "block": str(held.block_of(each.address) or ""),
+            "state": each.state,
+            "pod": each.owner.pod,
+            "network": each.attachment.network,
+            "interface": each.attachment.interface,
+            "container": each.attachment.container,
+            "since_seconds": None if view.now is None else max(round(view.now - each.since), 0),
+        }
+        for each in found
+    ]
 
 
 def _joined(values: Iterable[object]) -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.netns.lab import netns
-from tests.netns.lab.hosts import Node, PodHost
+from tests.netns.lab.hosts import PodHost
+from tests.netns.lab.netns import Namespace
 
 PLUGINS = Path("/usr/lib/cni")  # of Debian's containernetworking-plugins
 OURS = Path(__file__).parents[3] / "cni" / "routerd-cni"
@@ -39,17 +40,29 @@ def main_plugin(kind: str, subnet: str, directory: Path) -> Json:
         "ranges": [[{"subnet": subnet}]],
         "routes": [{"dst": "0.0.0.0/0"}],
     }
+    return _main(kind, ipam)
+
+
+def delegating_plugin(kind: str, run_dir: Path) -> Json:
+    """The same, with addresses from the agent with this run-dir."""
+    return _main(kind, {"type": "routerd-ipam", "socket": str(run_dir / "ipam.sock")})
+
+
+def _main(kind: str, ipam: Json) -> Json:
     return {"type": kind, "ipam": ipam, **({"bridge": "cni1", "isGateway": True} if kind == "bridge" else {})}
 
 
 @dataclass(slots=True)
 class Runtime:
-    """Of one node. `ours`: the configuration of routerd-cni; None = the main plugin alone."""
+    """Of one node. `ours`: the configuration of routerd-cni; None = the main plugin alone. `programs`: a directory of
+    further plugins.
+    """
 
-    node: Node
+    node: Namespace
     main: Json
     ours: Json | None
     name: str = "pods"
+    programs: Path = PLUGINS
     results: dict[str, Json] = field(default_factory=dict)  # by container
 
     def add(self, pod: PodHost, *, container: str = "", arguments: str = "") -> Json:
@@ -76,10 +89,10 @@ class Runtime:
         named = f"IgnoreUnknown=1;K8S_POD_NAMESPACE={pod.namespace};K8S_POD_NAME={pod.label};{arguments}"
         environment = {
             "CNI_COMMAND": command, "CNI_CONTAINERID": container or pod.name, "CNI_IFNAME": "eth0",
-            "CNI_NETNS": str(netns.NETNS_DIR / pod.name), "CNI_PATH": str(PLUGINS), "CNI_ARGS": named.rstrip(";"),
-            "PATH": os.environ["PATH"],
+            "CNI_NETNS": str(netns.NETNS_DIR / pod.name), "CNI_PATH": f"{PLUGINS}:{self.programs}",
+            "CNI_ARGS": named.rstrip(";"), "PATH": os.environ["PATH"],
         }  # fmt: skip
-        program = OURS if plugin["type"] == "routerd-cni" else PLUGINS / plugin["type"]
+        program = OURS if plugin["type"] == OURS.name else self._program(plugin["type"])
         with netns.entered(self.node.name):
             done = subprocess.run(
                 [program], input=json.dumps(network), env=environment, capture_output=True, text=True, timeout=60,
@@ -89,6 +102,9 @@ class Runtime:
         if done.returncode:
             raise PluginError(plugin["type"], answer)
         return answer
+
+    def _program(self, name: str) -> Path:
+        return next(path for path in (self.programs / name, PLUGINS / name) if path.exists())
 
     def _plugins(self) -> list[Json]:
         return [self.main, *([self.ours] if self.ours else [])]

@@ -119,6 +119,7 @@ def test_cleanup_takes_the_plugin_out_of_the_chain_and_the_guard_from_the_next_b
     assert host.routerd("cni", "install", *options) == "nothing to do\n"
     assert host.routerd("cleanup", *options).splitlines() == [
         f"took routerd-cni out of {chain}",
+        f"removed {directories['bin']}/routerd-ipam",
         f"removed {directories['bin']}/routerd-cni",
     ]
     assert json.loads(chain.read_text()) == before

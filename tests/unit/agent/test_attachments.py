@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from cni import wire
-from routerd.agent.attachments import DEFAULT_TIMEOUT, Attachments
+from routerd.agent.plugins.attachments import Attachments
 from routerd.model import IPAddress, Snapshot
 from routerd.node.desired import LocalFacts, Settings, compose
 from tests.models import cluster
@@ -117,7 +117,7 @@ def test_a_pod_that_cannot_be_decided_is_refused_in_time_with_the_reason() -> No
         assert (code, error["code"], now() - began) == (1, wire.TRY_AGAIN, 8.0)
         assert error["msg"].startswith("routerd-cni: what EgressPolicy/web say is not in place for 10.1.11.9 yet")
         assert (await world.ask("ADD", onAgentAbsent="allow"))[0] == 0
-        assert now() - began == 8.0 + 0.8 * DEFAULT_TIMEOUT
+        assert now() - began == 8.0 + 0.8 * wire.DEFAULT_TIMEOUT
 
     story(test)
 

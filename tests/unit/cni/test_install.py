@@ -44,6 +44,7 @@ def test_the_last_of_the_first_list_and_away_again(tmp_path: Path) -> None:
     host = Host(tmp_path, {"10-pods.conflist": LIST, "20-more.conflist": LIST, "00-notes.txt": {}})
     assert host.install() == [
         f"installed {host.bin}/routerd-cni",
+        f"installed {host.bin}/routerd-ipam",
         f"chained routerd-cni in {host.conf}/10-pods.conflist",
     ]
     assert host.files()["10-pods.conflist"] == {**LIST, "plugins": [BRIDGE, PORTMAP, ENTRY]}
@@ -54,6 +55,7 @@ def test_the_last_of_the_first_list_and_away_again(tmp_path: Path) -> None:
     assert host.install() == []
     assert host.uninstall() == [
         f"took routerd-cni out of {host.conf}/10-pods.conflist",
+        f"removed {host.bin}/routerd-ipam",
         f"removed {host.bin}/routerd-cni",
     ]
     assert host.files() == {"10-pods.conflist": LIST, "20-more.conflist": LIST, "00-notes.txt": {}}
@@ -133,7 +135,23 @@ def test_the_program_stays_while_a_runtime_may_end_pods_by_it(tmp_path: Path) ->
     config = base64.b64encode((host.conf / "10-pods.conflist").read_bytes()).decode()
     (host.results / "pods-c1-eth0").write_text(json.dumps({"kind": "cniCacheV1", "config": config}))
     (host.results / "other").write_text("no JSON")
-    assert host.uninstall()[1].startswith(f"kept {host.bin}/routerd-cni")
+    assert host.uninstall()[-1].startswith(f"kept {host.bin}/routerd-cni")
     assert (host.bin / "routerd-cni").exists()
     (host.results / "pods-c1-eth0").unlink()
     assert host.uninstall() == [f"removed {host.bin}/routerd-cni"]
+
+
+def test_the_program_stays_while_a_main_plugin_asks_it_for_addresses(tmp_path: Path) -> None:
+    routed = {"type": "ptp", "ipam": {"type": "routerd-ipam"}}
+    host = Host(tmp_path, {"10-pods.conflist": {**LIST, "plugins": [routed]}})
+    host.install()
+    config = base64.b64encode((host.conf / "10-pods.conflist").read_bytes()).decode()
+    assert host.uninstall()[1:] == [
+        f"kept {host.bin}/routerd-ipam: a network configuration in {host.conf} names it as its ipam",
+        f"removed {host.bin}/routerd-cni",
+    ]
+    (host.conf / "10-pods.conflist").write_text(json.dumps(LIST))
+    (host.results / "pods-c1-eth0").write_text(json.dumps({"kind": "cniCacheV1", "config": config}))
+    assert host.uninstall()[0].startswith(f"kept {host.bin}/routerd-ipam: a runtime may end the pods")
+    (host.results / "pods-c1-eth0").unlink()
+    assert host.uninstall() == [f"removed {host.bin}/routerd-ipam"]

@@ -25,9 +25,12 @@ VARIABLES = {
 COMMANDS = ("ADD", "DEL", "CHECK", "STATUS", "GC")
 
 
-def run(command: str, stdin: bytes) -> subprocess.CompletedProcess[bytes]:
+def run(command: str, stdin: bytes, name: str = wire.CHAINED) -> subprocess.CompletedProcess[bytes]:
     environment = {**VARIABLES, "CNI_COMMAND": command}
-    return subprocess.run([PROGRAM], input=stdin, env=environment, capture_output=True, timeout=30, check=False)
+    return subprocess.run(
+        [f"/opt/cni/bin/{name}"], executable=PROGRAM, input=stdin, env=environment, capture_output=True, timeout=30,
+        check=False,
+    )  # fmt: skip
 
 
 def network(path: Path, **more: object) -> dict[str, Any]:
@@ -65,6 +68,38 @@ def test_version_needs_no_agent_and_no_other_variable(tmp_path: Path) -> None:
         "cniVersion": "0.4.0",
         "supportedVersions": ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"],
     }
+
+
+def delegating(path: Path, **more: object) -> bytes:
+    """A main plugin's configuration; what it says itself of sockets is not for the plugin that it asks."""
+    section = {"type": "routerd-ipam", "socket": str(path), "timeout": 1, **more}
+    return text(
+        {"cniVersion": "1.0.0", "name": "pods", "type": "ptp", "socket": "/none", "timeout": 0, "ipam": section}
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_by_its_other_name_it_reads_its_own_section(tmp_path: Path, command: str) -> None:
+    stdin = delegating(tmp_path / "s")
+    with answering(tmp_path / "s", b'0 7\n{"a":1}') as agent:
+        done = run(command, stdin, wire.IPAM)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b'{"a":1}', b"")
+    assert agent.requests[0].endswith(b"\0\0" + stdin)
+
+
+def test_no_address_is_given_without_an_agent(tmp_path: Path) -> None:
+    stdin = delegating(tmp_path / "s", onAgentAbsent="allow")
+    assert [error_of(run(command, stdin, wire.IPAM)) for command in ("ADD", "CHECK", "STATUS")] == [11, 11, 50]
+    assert [run(command, stdin, wire.IPAM).returncode for command in ("DEL", "GC")] == [0, 0]
+    assert json.loads(run("ADD", stdin, wire.IPAM).stdout)["msg"].startswith("routerd-ipam: ")
+
+
+@pytest.mark.parametrize(
+    "section", [None, [], "x", {"socket": "run/ipam.sock"}, {"timeout": 61}, {"socket": ["/" * 20]}]
+)
+def test_a_section_that_is_wrong_is_refused(section: object) -> None:
+    network = {"cniVersion": "1.0.0", "name": "pods", "type": "ptp", "ipam": section}
+    assert error_of(run("ADD", text(network), wire.IPAM)) == wire.WRONG_CONFIGURATION
 
 
 @pytest.mark.parametrize("reply", [None, b"", b"0", b"0 3\n{}", b"0 1\n{}", b"2 2\n{}", b"no", b"0 -1\n"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -12,6 +12,7 @@ from bfd.control import View as Watched
 from bgp.session import PeerStatus as Session
 from bgp.session import State
 from egress.status import Probed
+from ipam.pod_addresses import Attachment, Hold, Owner, PodAddresses
 from routerd.model import Allocations, Bfd, NodeAddresses, Peer, Peering
 from routerd.node.desired import LocalFacts, Settings, compose
 from routerd.tell.views import COLUMNS, PeerView, Row, View, pool_size, rows
@@ -19,6 +20,7 @@ from tests.models import cluster
 from tests.models.cluster import LOCAL, TOR
 
 FAR = ip_address("172.31.0.1")
+HOLD = Hold(ip_address("10.1.0.2"), Attachment("pods", "c1", "eth0"), Owner("default/web-0", "u1"), since=90.0)
 
 
 UP = Session("up", flaps=1, families=("ipv4 unicast",), announced=2)
@@ -34,6 +36,7 @@ def view(session: Session = UP, **fields: object) -> View:
         {TOR: PeerView(TOR, session, since=12.34)},
         ({"protocol": "TCP", **dict.fromkeys(COLUMNS["nat"][1:])},),
         probed=(Probed(2, "leaves", ("draining", "no-session"), 100, 97, 0.00123, 0.04, "b"),),
+        pod_addresses=PodAddresses((ip_network("10.1.0.0/24"),), {HOLD.address: HOLD}),
     )
 
 
@@ -47,6 +50,11 @@ def test_every_row_has_every_column_in_order(kind: str) -> None:
     found = rows(kind, view())
     assert found
     assert all(tuple(row) == COLUMNS[kind] for row in found)
+
+
+def test_whose_an_address_of_the_node_is() -> None:
+    (row,) = rows("pod-addresses", replace(view(), now=100.0))
+    assert list(row.values()) == ["10.1.0.2", "10.1.0.0/24", "used", "default/web-0", "pods", "eth0", "c1", 10]
 
 
 def test_a_peer_that_is_watched_is_shown_with_what_bfd_says() -> None:

@@ -13,7 +13,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cni.wire import NOT_AVAILABLE, TRY_AGAIN, WRONG_ENVIRONMENT, Refused, Request, answer, parse, refusal
+from cni.wire import (
+    NOT_AVAILABLE,
+    PATIENCE,
+    TRY_AGAIN,
+    WRONG_ENVIRONMENT,
+    Refused,
+    Request,
+    answer,
+    parse,
+    refusal,
+    timeout_of,
+)
 from routerd.log import event
 from routerd.model import IPAddress, Snapshot
 from routerd.node.admission import Applicant, hindrance, unavailable
@@ -21,8 +32,6 @@ from routerd.node.attached import Attached, Interface
 from routerd.node.desired import EGRESS_ROOM, NodeState
 
 LOGGER = logging.getLogger("routerd.cni")
-DEFAULT_TIMEOUT = 5  # seconds that a plugin waits, if its configuration does not say
-PATIENCE = 0.8  # of that: the plugin is told why, before it gives up
 
 
 @dataclass(slots=True, eq=False)
@@ -159,7 +168,7 @@ class Attachments:
         self._waiting.append(waiting)
         self.hurry()
         try:
-            async with asyncio.timeout(PATIENCE * _timeout(request)):
+            async with asyncio.timeout(PATIENCE * timeout_of(request.network)):
                 await waiting.done
         except TimeoutError:
             if not request.allows:
@@ -170,9 +179,3 @@ class Attachments:
 
 def _key(request: Request) -> str:
     return "/".join(request.pod or ())
-
-
-def _timeout(request: Request) -> float:
-    """Seconds. The plugin has refused what is none."""
-    found = request.network.get("timeout", DEFAULT_TIMEOUT)
-    return float(found) if isinstance(found, int) else DEFAULT_TIMEOUT

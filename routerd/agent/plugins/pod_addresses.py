@@ -1,0 +1,297 @@
+"""The agent's answers to the IPAM plugin: it alone gives addresses within its node's blocks, and notes them first.
+
+What is given is on disk before anybody is told, so an agent that is killed in between gives the same at the next try.
+Requests that come while the disk is written to share the next write. Nobody else is asked: neither an API server nor
+a cloud. What the store says is what the agent has read of it; that of the blocks is noted, too, so that an agent that
+starts while the API server is away goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_interface
+from pathlib import Path
+from typing import Any
+
+from cni.wire import (
+    IPAM,
+    NOT_AVAILABLE,
+    PATIENCE,
+    TRY_AGAIN,
+    UNKNOWN_CONTAINER,
+    WRONG_ENVIRONMENT,
+    Given,
+    Refused,
+    Request,
+    addresses_result,
+    answer,
+    parse,
+    refusal,
+    timeout_of,
+)
+from ipam import pod_addresses as plan
+from ipam.pod_addresses import Attachment, Owner, PodAddresses
+from routerd.agent.plugins.pod_memory import parse_pod_addresses, write_pod_addresses
+from routerd.blocking import in_thread
+from routerd.errors import InputError, StoreError
+from routerd.log import event
+from routerd.model import IPAddress, IPNetwork, Pod, Snapshot
+from routerd.node.attached import is_of
+from routerd.store.embedded.disk import read_text, write_atomically
+
+LOGGER = logging.getLogger("routerd.ipam")
+LOOK = 10.0  # seconds between looks for pods that are gone
+NO_PODS = "the agent has not read pods yet"
+GONE = (
+    60.0  # seconds that a pod must be gone from the store before its addresses are freed without a word of its runtime
+)
+
+Change = Callable[[PodAddresses], tuple[PodAddresses, Any]]
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """A change that waits for its write; `outcome` is told when it is on disk."""
+
+    change: Change
+    outcome: Any = None
+    done: bool = False
+    fault: StoreError | None = None
+
+
+@dataclass(slots=True)
+class PodAddressDesk:
+    """Lives in the agent's loop. `changed` is to be called when the store says something else."""
+
+    node: str
+    path: Path
+    snapshot: Callable[[], Snapshot] = Snapshot
+    clock: Callable[[], float] = time.time
+    fault: str = ""  # why nothing is given
+    _held: PodAddresses = field(init=False, default_factory=PodAddresses)
+    _is_new: bool = field(init=False, default=True)  # nothing was noted on this node before
+    _asked: list[Asked] = field(init=False, default_factory=list)
+    _writing: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
+    _news: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+    _gone: dict[Attachment, float] = field(init=False, default_factory=dict)  # since when, by the loop's clock
+    _taken: tuple[Mapping[str, Pod] | None, Mapping[IPAddress, str]] = field(init=False, default=(None, {}))
+
+    def __post_init__(self) -> None:
+        try:
+            if self.path.exists():
+                self._held, self._is_new = parse_pod_addresses(read_text(self.path), str(self.path)), False
+        except InputError as error:
+            self.fault = str(error)
+            event(LOGGER, logging.ERROR, "pod-addresses-unread", reason=self.fault)
+
+    @property
+    def held(self) -> PodAddresses:
+        """What is on disk."""
+        return self._held
+
+    def changed(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def run(self) -> None:
+        """Frees what pods have that ended without a word: their runtime spoke while no agent listened."""
+        while True:
+            await asyncio.sleep(LOOK)
+            gone = self._overdue(asyncio.get_running_loop().time())
+            if gone:
+                try:
+                    await self._free(gone)
+                except Refused as refused:
+                    event(LOGGER, logging.ERROR, "pod-addresses-kept", reason=str(refused), retry=LOOK)
+
+    def _overdue(self, now: float) -> list[Attachment]:
+        pods = self.snapshot().pods
+        if pods is None:
+            return []
+        holds = [each for each in self._held.holds.values() if each.state == "used" and each.owner.pod]
+        gone = {each.attachment for each in holds if not self._is_there(each.owner, pods)}
+        self._gone = {each: self._gone.get(each, now) for each in gone}
+        return [each for each, since in self._gone.items() if now - since >= GONE]
+
+    def _is_there(self, owner: Owner, pods: Mapping[str, Pod]) -> bool:
+        pod = pods.get(owner.pod)
+        return pod is not None and is_of(owner.uid, pod)
+
+    # --- the plugin's side
+
+    async def answer(self, data: bytes) -> bytes:
+        """One request as the plugin sent it; the whole answer."""
+        request = Request("")
+        try:
+            request = parse(data)
+            return answer(await self._answer(request))
+        except Refused as refused:
+            pod = "/".join(request.pod or ())
+            event(LOGGER, logging.WARNING, "refused", command=request.command, pod=pod, reason=str(refused))
+            return refusal(refused, request.version, IPAM)
+
+    async def _answer(self, request: Request) -> Mapping[str, Any] | None:
+        if self.fault and request.command in ("DEL", "GC"):
+            return None  # a node that cannot give addresses must still be able to end its pods
+        if self.fault:
+            raise Refused(NOT_AVAILABLE if request.command == "STATUS" else TRY_AGAIN, self.fault)
+        match request.command:
+            case "ADD":
+                return await self._add(request)
+            case "CHECK":
+                self._check(request)
+            case "DEL":
+                await self._free([_attachment(request)])
+            case "GC":
+                await self._collect(request)
+            case "STATUS":
+                if reason := self._unavailable():
+                    raise Refused(NOT_AVAILABLE, reason)
+            case command:
+                raise Refused(WRONG_ENVIRONMENT, f"CNI_COMMAND {command!r} is not known")
+        return None
+
+    async def _add(self, request: Request) -> Mapping[str, Any]:
+        attachment, owner = _attachment(request), Owner("/".join(request.pod or ()), request.uid)
+        if not self._knows(attachment, owner):
+            await self._until(lambda: self._lacking(owner), PATIENCE * timeout_of(request.section))
+        found = await self._written(lambda held: self._give(held, attachment, owner))
+        if isinstance(found, plan.Refused):
+            raise Refused(TRY_AGAIN, found.message)
+        return addresses_result(request, self._given(found))
+
+    def _knows(self, attachment: Attachment, owner: Owner) -> bool:
+        """Whether it was here before: then nothing is asked of the store."""
+        return any(
+            each.attachment == attachment or (owner.uid and each.owner == owner)
+            for each in self._held.holds.values()
+            if each.state == "used"
+        )
+
+    def _lacking(self, owner: Owner) -> str:
+        """What must be known first, one line; "" = nothing."""
+        snapshot = self.snapshot()
+        if not self._blocks(snapshot):
+            return self._unavailable()
+        if snapshot.pods is None and (self._is_new or owner.pod):
+            return NO_PODS
+        if owner.pod and not self._is_there(owner, snapshot.pods or {}):
+            return f"the store has no Pod {owner.pod}" + (f" with uid {owner.uid}" if owner.uid else "") + " yet"
+        return ""
+
+    def _give(self, held: PodAddresses, attachment: Attachment, owner: Owner) -> tuple[PodAddresses, Any]:
+        held = replace(held, blocks=self._blocks(self.snapshot()))
+        return plan.give(held, attachment, owner, self._others(owner.pod), self.clock())
+
+    def _given(self, addresses: tuple[IPAddress, ...]) -> list[Given]:
+        blocks = [(address, self._held.block_of(address)) for address in addresses]
+        return [
+            Given(ip_interface((address, block.prefixlen)), plan.gateway_of(block))
+            for address, block in blocks
+            if block
+        ]
+
+    def _check(self, request: Request) -> None:
+        held = self._held.of(_attachment(request))
+        if not held:
+            raise Refused(UNKNOWN_CONTAINER, f"container {request.container} has no address here")
+        if request.network.get("prevResult") is not None:
+            lacking = [str(address) for address in held if address not in request.addresses]
+            if lacking:
+                raise Refused(UNKNOWN_CONTAINER, f"container {request.container} has {', '.join(lacking)} no more")
+
+    async def _collect(self, request: Request) -> None:
+        valid, network = request.valid, _network(request)
+        there = {each.attachment for each in self._held.holds.values() if each.attachment.network == network}
+        await self._free([each for each in there if (each.container, each.interface) not in valid])
+
+    async def _free(self, attachments: list[Attachment]) -> None:
+        await self._written(lambda held: (plan.free(held, attachments, self.clock()), None))
+
+    def _unavailable(self) -> str:
+        """Why no pod can get an address, one line; "" = the next one can."""
+        snapshot = self.snapshot()
+        blocks = self._blocks(snapshot)
+        if not blocks and (snapshot.nodes is None or self.node not in snapshot.nodes):
+            return (
+                "the agent has not read nodes yet"
+                if snapshot.nodes is None
+                else f"the store has no Node {self.node} yet"
+            )
+        if not blocks:
+            return f"Node {self.node} has no podCIDRs: let its controller manager give it some"
+        if self._is_new and snapshot.pods is None:
+            return NO_PODS
+        return plan.exhausted(replace(self._held, blocks=blocks), self._others(""), self.clock())
+
+    def _blocks(self, snapshot: Snapshot) -> tuple[IPNetwork, ...]:
+        """The node's, as the store has them; while it is not read, as they were."""
+        here = (snapshot.nodes or {}).get(self.node)
+        return here.pod_cidrs if here is not None else self._held.blocks
+
+    def _others(self, pod: str) -> frozenset[IPAddress]:
+        """Addresses of other pods in the store: those that were here before us have theirs from somebody else."""
+        pods = self.snapshot().pods
+        if pods is not self._taken[0]:
+            self._taken = pods, _addresses(pods or {}, self.node)
+        return frozenset(address for address, key in self._taken[1].items() if key != pod)
+
+    async def _until(self, lacking: Callable[[], str], timeout: float) -> None:
+        """Until nothing is lacking. Raises Refused with what was."""
+        reason = ""
+        try:
+            async with asyncio.timeout(timeout):
+                while reason := lacking():
+                    await self._news.wait()
+        except TimeoutError:
+            raise Refused(TRY_AGAIN, reason) from None
+
+    # --- the disk
+
+    async def _written(self, change: Change) -> Any:
+        """What a change comes to, once it is on disk. Raises Refused: it is not, and nothing has changed."""
+        mine = Asked(change)
+        self._asked.append(mine)
+        async with self._writing:
+            if not mine.done:
+                await self._write()
+        if mine.fault is not None:
+            raise Refused(TRY_AGAIN, str(mine.fault))
+        return mine.outcome
+
+    async def _write(self) -> None:
+        """All that was asked for by now, in this order, by one write."""
+        asked, self._asked = self._asked, []
+        held = self._held
+        for each in asked:
+            held, each.outcome = each.change(held)
+        try:
+            if held is not self._held:
+                await in_thread(write_atomically, self.path, write_pod_addresses(held))
+                self._held, self._is_new = held, False
+        except StoreError as error:
+            for each in asked:
+                each.fault = error
+        except asyncio.CancelledError:
+            self._asked = [*asked, *self._asked]  # whoever waits beside writes them
+            raise
+        for each in asked:
+            each.done = True
+
+
+def _attachment(request: Request) -> Attachment:
+    return Attachment(_network(request), request.container, request.interface)
+
+
+def _network(request: Request) -> str:
+    return str(request.network.get("name", ""))
+
+
+def _addresses(pods: Mapping[str, Pod], node: str) -> dict[IPAddress, str]:
+    """Of pods whose sandboxes are there, by address: the pod's key."""
+    live = (pod for pod in pods.values() if pod.node == node and not pod.host_network and not pod.finished)
+    return {address: pod.key for pod in live for address in pod.addresses}

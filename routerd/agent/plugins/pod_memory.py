@@ -1,0 +1,60 @@
+"""What an agent remembers of its pods' addresses, as text: JSON, read back by the agent of that node alone. Pure.
+
+A damaged file is an error and never an empty one: an address that was forgotten could be given twice.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import astuple
+from ipaddress import ip_address, ip_network
+
+from ipam.pod_addresses import Attachment, Hold, Owner, PodAddresses
+from routerd.errors import InputError
+from routerd.formats.jsontext import parse_json
+
+FORMAT = 1  # of a later one nothing is read
+
+
+def write_pod_addresses(held: PodAddresses) -> str:
+    holds = sorted(held.holds.values(), key=lambda each: (each.address.version, each.address))
+    whole = {
+        "format": FORMAT,
+        "blocks": [str(block) for block in held.blocks],
+        "last": [str(address) for address in held.last],
+        "holds": [
+            [str(each.address), each.state, each.since, *astuple(each.attachment), *astuple(each.owner)]
+            for each in holds
+        ],
+    }
+    return json.dumps(whole, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def parse_pod_addresses(text: str, file: str) -> PodAddresses:
+    """Raises InputError."""
+    try:
+        whole = parse_json(text)
+        if whole["format"] != FORMAT:
+            raise InputError(
+                f"it is of format {whole['format']}, this routerd knows {FORMAT}: run the newer one", file=file
+            )
+        holds = [_hold(*row) for row in whole["holds"]]
+        return PodAddresses(
+            tuple(map(ip_network, whole["blocks"])),
+            {each.address: each for each in holds},
+            tuple(map(ip_address, whole["last"])),
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        message = f"it is damaged ({error}): drain the node, remove the file and start the agent"
+        raise InputError(message, file=file) from error
+
+
+def _hold(
+    address: str, state: str, since: float, network: str, container: str, interface: str, pod: str, uid: str
+) -> Hold:
+    if state not in ("used", "cooling"):
+        raise ValueError(f"an address is {state}")
+    attachment = Attachment(network, container, interface)
+    return Hold(
+        ip_address(address), attachment, Owner(pod, uid), "used" if state == "used" else "cooling", float(since)
+    )
