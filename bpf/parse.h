@@ -35,7 +35,7 @@
 #define FRAGMENT_HEADER	 8
 
 enum parsed {
-	PARSED_FLOW,	     /* TCP, UDP or ICMP echo, whole or the first fragment: ports are set */
+	PARSED_FLOW,	     /* TCP, UDP, SCTP or ICMP echo, whole or the first fragment: ports are set */
 	PARSED_ICMP_ERROR,   /* ICMP that quotes a packet */
 	PARSED_FRAGMENT,     /* a later one: addresses only, see fragments.h */
 	PARSED_BAD_FRAGMENT, /* a first one without its transport header, or one that overlaps its first */
@@ -69,6 +69,15 @@ struct packet {
 	bool asks;	    /* an echo request */
 	bool reports;	    /* an ICMP error */
 	bool handed_in;	    /* of a later fragment: its first was, see handing.h */
+};
+
+/* SCTP's common header; RFC 9260, section 3.1. */
+struct sctp_header {
+	__be16 source;
+	__be16 destination;
+	__be32 verification_tag;
+	__u32
+	    checksum; /* CRC-32C over all of the packet, with zeros here; its least significant byte first */
 };
 
 #define TCP_FIN 0x01
@@ -206,6 +215,16 @@ static __always_inline enum parsed parse_l4(struct __sk_buff *skb, __u32 offset,
 		packet->source_port = udp.source;
 		packet->destination_port = udp.dest;
 		return PARSED_FLOW;
+	}
+	if (packet->protocol == IPPROTO_SCTP) {
+		struct sctp_header sctp;
+
+		if (room < sizeof(sctp) || bpf_skb_load_bytes(skb, offset, &sctp, sizeof(sctp)))
+			return PARSED_MALFORMED;
+		packet->source_port = sctp.source;
+		packet->destination_port = sctp.destination;
+		/* The checksum covers bytes that a first fragment does not have. */
+		return packet->piece ? PARSED_UNSUPPORTED : PARSED_FLOW;
 	}
 	return is_icmp(packet) ? parse_icmp(skb, offset, room, packet) : PARSED_UNSUPPORTED;
 }

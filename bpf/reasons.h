@@ -25,7 +25,7 @@
 	R(21, CAME_OUT, "what the host's forward hook let pass, taken up at an uplink")                      \
 	R(32, NO_GROUP, "no egress group has been published for the policy")                                 \
 	R(33, NO_GATEWAY, "no gateway of the egress group is up")                                            \
-	R(34, UNSUPPORTED_PROTOCOL, "neither TCP, UDP nor ICMP echo")                                        \
+	R(34, UNSUPPORTED_PROTOCOL, "neither TCP, UDP, SCTP nor ICMP echo")                                  \
 	R(35, FRAGMENT, "IP fragment whose first has not come before it")                                    \
 	R(36, MALFORMED, "header cut short, or with a length or checksum that is wrong")                     \
 	R(37, SPOOFED_SOURCE, "source address does not belong to the pod's device")                          \

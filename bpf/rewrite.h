@@ -68,6 +68,73 @@ static __always_inline long fix_for_address(struct __sk_buff *skb, __u32 offset,
 	return bpf_l4_csum_replace(skb, offset, before->w[3], after->w[3], flags | BPF_F_PSEUDO_HDR | 4);
 }
 
+/* --- SCTP's checksum --------------------------------------------------------------------------- */
+
+#define CRC32C	    0x82f63b78U /* its polynomial, x^0 in the highest bit (RFC 9260, appendix A) */
+#define X_TO_THE_8  0x00800000U
+#define LENGTH_BITS 16
+#define BITS_A_STEP 8 /* fewer cost calls, more cost the verifier */
+#define STEPS	    (32 / BITS_A_STEP)
+
+/* `change` times x to the power of 8 times `bytes`, in the field of that polynomial. For each bit of `bytes`
+ * there are two products with `factor`, bit by bit of the other one: of the change, and of the power itself.
+ */
+struct crc_change {
+	__u32 change;
+	__u32 bytes;
+	__u32 power; /* x to the power of 8, 16, 32, … */
+	__u32 factor;
+	__u32 shifted;
+	__u32 square;
+};
+
+static long shift_change(__u32 step, void *context)
+{
+	struct crc_change *crc = *(struct crc_change **)context;
+	__u32 take = -(crc->bytes & 1), change = crc->change, power = crc->power, factor = crc->factor;
+
+	for (int i = 0; i < BITS_A_STEP; i++) {
+		crc->shifted ^= factor & -(change >> 31);
+		crc->square ^= factor & -(power >> 31);
+		change = change << 1 | change >> 31;
+		power = power << 1 | power >> 31;
+		factor = factor >> 1 ^ (CRC32C & -(factor & 1));
+	}
+	crc->change = change;
+	crc->power = power;
+	crc->factor = factor;
+	if (step % STEPS != STEPS - 1)
+		return 0;
+	crc->change = (crc->shifted & take) | (change & ~take);
+	crc->power = crc->factor = crc->square;
+	crc->shifted = crc->square = 0;
+	crc->bytes >>= 1;
+	return !crc->bytes;
+}
+
+/* Corrects the checksum of a whole packet for a port at `offset`. A CRC is linear: it changes by the CRC of
+ * the change, which is that times x to the power of the bits from the port to the end; so the packet is not
+ * read. Zero is left to who computes it, a device or the stack behind us: one of 2^32 packets has it by
+ * itself, and is lost. Unlike the Internet checksum it does not make up for the change in a sum over the
+ * packet (CHECKSUM_COMPLETE). */
+static __always_inline long fix_sctp(struct __sk_buff *skb, const struct packet *packet, __u32 offset,
+				     __be16 old_port, __be16 new_port, struct crc_change *crc)
+{
+	__u32 at = packet->l4_offset + offsetof(struct sctp_header, checksum), checksum;
+
+	if (bpf_skb_load_bytes(skb, at, &checksum, sizeof(checksum)))
+		return -1;
+	if (!checksum)
+		return 0;
+	crc->change = old_port ^ new_port;
+	crc->bytes = IP_OFFSET + packet->total_length - offset;
+	crc->power = crc->factor = X_TO_THE_8;
+	crc->shifted = crc->square = 0;
+	bpf_loop(LENGTH_BITS * STEPS, shift_change, &crc, 0);
+	checksum ^= crc->change;
+	return bpf_skb_store_bytes(skb, at, &checksum, sizeof(checksum), BPF_F_RECOMPUTE_CSUM);
+}
+
 static __always_inline long fix_transport(struct __sk_buff *skb, const struct packet *packet,
 					  const struct ip *before, const struct ip *after, __be16 old_port,
 					  __be16 new_port)
@@ -103,19 +170,28 @@ static __always_inline long write_address(struct __sk_buff *skb, __u32 ip_offset
 	       bpf_skb_store_bytes(skb, at, &after->w[3], sizeof(after->w[3]), 0);
 }
 
-/* One side's address and port of a TCP, UDP or ICMP echo packet; a later fragment has no port, nor the
- * checksum. */
-static __always_inline long rewrite_side(struct __sk_buff *skb, const struct packet *packet, enum side side,
-					 const struct ip *address, __be16 port)
+/* One side's port, and the checksum that covers it and the address. */
+static __always_inline long rewrite_port(struct __sk_buff *skb, const struct packet *packet, enum side side,
+					 const struct ip *address, __be16 port, struct crc_change *crc)
 {
 	__be16 old_port = side == SIDE_SOURCE ? packet->source_port : packet->destination_port;
-	const struct ip *old_address = address_of(packet, side);
+	__u32 at = port_offset(packet, side);
 
-	if (packet->piece != LATER_PIECE &&
-	    (fix_transport(skb, packet, old_address, address, old_port, port) ||
-	     bpf_skb_store_bytes(skb, port_offset(packet, side), &port, sizeof(port), 0)))
+	if (packet->protocol == IPPROTO_SCTP)
+		return fix_sctp(skb, packet, at, old_port, port, crc) ||
+		       bpf_skb_store_bytes(skb, at, &port, sizeof(port), BPF_F_RECOMPUTE_CSUM);
+	return fix_transport(skb, packet, address_of(packet, side), address, old_port, port) ||
+	       bpf_skb_store_bytes(skb, at, &port, sizeof(port), 0);
+}
+
+/* One side's address and port of a TCP, UDP, SCTP or ICMP echo packet; a later fragment has no port, nor the
+ * checksum. */
+static __always_inline long rewrite_side(struct __sk_buff *skb, const struct packet *packet, enum side side,
+					 const struct ip *address, __be16 port, struct crc_change *crc)
+{
+	if (packet->piece != LATER_PIECE && rewrite_port(skb, packet, side, address, port, crc))
 		return -1;
-	return write_address(skb, IP_OFFSET, packet->ipv6, side, old_address, address);
+	return write_address(skb, IP_OFFSET, packet->ipv6, side, address_of(packet, side), address);
 }
 
 /* Which datagram a fragment is of; no transport checksum covers that. */

@@ -127,7 +127,7 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
 	}
 	if (parsed == PARSED_ICMP_ERROR
 		? rewrite_error(skb, packet, &room->quoted, SIDE_SOURCE, &egress_ip, port)
-		: rewrite_side(skb, packet, SIDE_SOURCE, &egress_ip, port))
+		: rewrite_side(skb, packet, SIDE_SOURCE, &egress_ip, port, &room->crc))
 		return drop(skb, REWRITE_ERROR);
 	if (packet->piece && rewrite_id(skb, packet, id))
 		return drop(skb, REWRITE_ERROR);
@@ -486,7 +486,7 @@ static __always_inline int return_to_pod(struct __sk_buff *skb, const struct pac
 	}
 	if (parsed == PARSED_ICMP_ERROR
 		? rewrite_error(skb, packet, &room->quoted, SIDE_DESTINATION, &pod, pod_port)
-		: rewrite_side(skb, packet, SIDE_DESTINATION, &pod, pod_port))
+		: rewrite_side(skb, packet, SIDE_DESTINATION, &pod, pod_port, &room->crc))
 		return drop(skb, REWRITE_ERROR);
 	if (decrement_ttl(skb, packet))
 		return drop(skb, REWRITE_ERROR);

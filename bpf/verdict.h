@@ -24,6 +24,7 @@ struct scratch {
 	struct fragment_key fragment_key;
 	struct fragment_value fragment;
 	struct bpf_fib_lookup route;
+	struct crc_change crc;
 	struct probe probe;
 	struct trial trial;
 	union {

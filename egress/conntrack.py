@@ -38,7 +38,7 @@ class Inbound:
 
 
 def inbound(pods: Collection[IPAddress]) -> tuple[Inbound, ...]:
-    """TCP and UDP connections to `pods`; () where the kernel tracks none."""
+    """TCP, UDP and SCTP connections to `pods`; () where the kernel tracks none."""
     try:
         with NetlinkSocket(NETLINK_NETFILTER) as tracking:
             entries = [entry for body in _questions(pods) for entry in tracking.dump(CT_GET, body)]
@@ -77,7 +77,7 @@ def _of_pods(entries: Iterable[bytes], pods: frozenset[bytes]) -> Iterator[Inbou
             continue
         proto = attributes(reply.get(CTA_TUPLE_PROTO, b""))
         number = proto[CTA_PROTO_NUM][0]
-        if number in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
+        if number in (socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_SCTP):
             pod_port, remote_port = (
                 int.from_bytes(proto[kind], "big") for kind in (CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT)
             )

@@ -31,7 +31,7 @@ from egress.policy import (
     Watch,
 )
 
-PROTOCOLS = {"TCP": 6, "UDP": 17, "ICMP": 1}
+PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1}
 HINDRANCES: Mapping[Hindrance, int] = {
     "draining": layout.SERVICE_DRAINING, "no-session": layout.SERVICE_NO_SESSION,
     "no-uplink": layout.SERVICE_NO_UPLINK, "no-route": layout.SERVICE_NO_ROUTE,

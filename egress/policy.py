@@ -14,7 +14,7 @@ from typing import Literal
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 Version = Literal[4, 6]
-Protocol = Literal["TCP", "UDP", "ICMP"]
+Protocol = Literal["TCP", "UDP", "SCTP", "ICMP"]
 Hindrance = Literal["draining", "no-session", "no-uplink", "no-route"]
 NetworkPolicy = Literal["direct", "forward"]
 

@@ -294,7 +294,7 @@ class PodSelection:
 class PortRange:
     """Destination ports, both ends included. `first` = 0 means any port of the protocol."""
 
-    protocol: Literal["TCP", "UDP", "ICMP"]
+    protocol: Literal["TCP", "UDP", "SCTP", "ICMP"]
     first: int = 0
     last: int = 0
 

@@ -265,7 +265,8 @@ def _selection(value: Value) -> PodSelection:
 
 def _ports(value: Value) -> PortRange:
     section = value.section.only("protocol", "port", "endPort")
-    protocol = cast(Literal["TCP", "UDP", "ICMP"], section.require("protocol").choice("TCP", "UDP", "ICMP"))
+    known = ("TCP", "UDP", "SCTP", "ICMP")
+    protocol = cast(Literal["TCP", "UDP", "SCTP", "ICMP"], section.require("protocol").choice(*known))
     port, end = section.get("port"), section.get("endPort")
     if port is None:
         if end is not None:

@@ -15,7 +15,7 @@ import pytest
 
 from egress.policy import Policy
 from tests.bpf.packets import BadPacket, Shape, build, checksum, inside_vxlan, parse
-from tests.models.tables import ICMP, TCP, UDP, Packet
+from tests.models.tables import ICMP, SCTP, TCP, UDP, Packet
 from tests.netns.lab.datapath import EGRESS_IP, EGRESS_IP6, PORTS, WORLD, Cluster
 from tests.netns.lab.frames import Arrivals, inject, mac_of
 from tests.netns.lab.lab import FW_ADDRESS, Lab
@@ -111,7 +111,9 @@ NOTHING = {
     "later fragment": build(replace(OUT, kind="fragment", position=1480, id=7)),
     "fragment that overlaps the ports": build(replace(SYN, kind="fragment", position=8, id=7)),
     "fragment without its transport header": build(replace(SYN, kind="bad-fragment", first=True), Shape(cut=8)),
-    **{f"protocol {n}": of_protocol(n) for n in (0, 2, 4, 33, 41, 47, 50, 51, 89, 103, 132, 136, 255)},
+    **{f"protocol {n}": of_protocol(n) for n in (0, 2, 4, 33, 41, 47, 50, 51, 89, 103, 136, 255)},
+    "SCTP in fragments": build(replace(OUT, kind="unsupported", protocol=SCTP, first=True, id=9)),
+    "SCTP cut short": build(replace(OUT, kind="malformed", protocol=SCTP), Shape(cut=11)),
     f"IP in IP, source {PLAIN}": encapsulated(4, by(str(PLAIN))[14:]),
     "6in4": encapsulated(41, ipv6("fd00::1", six(FW_ADDRESS))[14:]),
     **{f"ICMP type {n}": icmp(n) for n in (0, 3, 4, 5, 9, 10, 11, 12, 13, 14, 15, 17, 30, 42)},
@@ -128,6 +130,8 @@ THROUGH_A_GATEWAY = {
     "UDP": build(OUT),
     "TCP": build(SYN),
     "echo": build(PING),
+    "SCTP": build(replace(OUT, protocol=SCTP)),
+    "SCTP without its checksum": build(replace(OUT, protocol=SCTP), Shape(summed=False)),
     "to all on the link": b"\xff" * 6 + build(OUT)[6:],
     "to a group on the link": b"\x01\0\x5e\0\0\x01" + build(OUT)[6:],
     "to a foreign device": b"\x02\xde\xad\xbe\xef\0" + build(OUT)[6:],
@@ -136,7 +140,7 @@ THROUGH_A_GATEWAY = {
     "first fragment": build(replace(OUT, first=True, id=9)),
     "a record of the route": with_options(build(OUT), b"\x07\x0b\x04" + bytes(9)),
     "padding": build(OUT) + b"secret",
-    "no UDP checksum": build(OUT, Shape(udp_checksum=False)),
+    "no UDP checksum": build(OUT, Shape(summed=False)),
     "port 0": build(replace(OUT, destination_port=0)),
     **{f"TCP flags {flags or 'none'}": build(replace(SYN, flags=flags)) for flags in ("", "F", "R", "SF", "SAFR")},
     "a broadcast of fw's network": to("203.0.113.255"),

@@ -34,6 +34,7 @@ SOME_PORTS = [
     Ports("TCP"),
     Ports("TCP", 80, 80),
     Ports("TCP", 1, 443),
+    Ports("SCTP", 80, 80),
     Ports("UDP", 53, 53),
     Ports("UDP"),
     Ports("ICMP"),

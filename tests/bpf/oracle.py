@@ -29,6 +29,7 @@ from tests.models import datapath
 from tests.models.datapath import Draw, Outcome
 from tests.models.tables import (
     ICMPS,
+    SCTP,
     TCP,
     UDP,
     Echo,
@@ -47,7 +48,7 @@ from tests.models.tables import (
 Item = TypeVar("Item")
 Version = int
 
-SCTP = 132
+GRE = 47
 OUTSIDE: dict[Version, tuple[IPAddress, ...]] = {  # a remote twice, the uplink's network, no route, no uplink, a pod
     4: tuple(map(IPv4Address, (
         "198.51.100.7", "198.51.100.8", "198.51.100.7", "192.0.2.77", "198.51.100.200", "203.0.113.5", "10.244.2.20",
@@ -119,9 +120,9 @@ def _finish(choices: Choices, packet: Packet) -> tuple[Packet, Shape]:
     """What any packet may have."""
     packet = replace(packet, ttl=choices.of(TTLS), options=choices.of((False,) * 4 + (True,)))
     summed = packet.version == 6 or choices.of((True, True, False))  # IPv6 knows no UDP without a checksum
-    shape = Shape(udp_checksum=summed, mss_at=choices.of((0, 1, 2, 3)))
+    shape = Shape(summed=summed, mss_at=choices.of((0, 1, 2, 3)))
     if packet.kind == "flow" and choices.of((False, False, True)):
-        packet = replace(packet, first=True, id=_id(choices, packet))
+        packet = _understood(replace(packet, first=True, id=_id(choices, packet)))
     if packet.kind not in ("icmp-error", "malformed", "bad-fragment"):
         packet = replace(packet, length=choices.of(LENGTHS))
     if packet.version == 4 and packet.kind not in ("icmp-error", "malformed"):
@@ -134,7 +135,7 @@ def _finish(choices: Choices, packet: Packet) -> tuple[Packet, Shape]:
 
 def _flow(choices: Choices, source: IPAddress, destination: IPAddress, ports: tuple[int, int]) -> Packet:
     icmp = icmp_of(source.version)
-    protocol = choices.of((UDP, TCP, icmp))
+    protocol = choices.of((UDP, TCP, icmp, SCTP))
     if protocol != icmp:
         return Packet(source, destination, protocol, *ports)
     if choices.of(("request", "request", "reply")) == "reply":
@@ -156,7 +157,7 @@ def _odd(choices: Choices, packet: Packet, state: State) -> Packet:
         return _later(choices, packet)
     if kind == "malformed":
         return Packet(packet.source, packet.destination, packet.protocol, kind=kind)
-    protocol = choices.of((SCTP, icmp)) if kind == "unsupported" else packet.protocol
+    protocol = choices.of((GRE, icmp)) if kind == "unsupported" else packet.protocol
     return replace(packet, kind=kind, protocol=protocol, echo="request" if protocol in ICMPS else "")
 
 
@@ -206,16 +207,21 @@ def _from_pod(choices: Choices, state: State, version: Version) -> Arrival:
     return Arrival("from_pod", DEVICES.get(source, choices.of(("pod0", "pod1"))), packet, shape)
 
 
+def _understood(packet: Packet) -> Packet:
+    """The checksum of SCTP in fragments cannot be corrected."""
+    return replace(packet, kind="unsupported") if packet.first and packet.protocol == SCTP else packet
+
+
 def _on_flow(packet: Packet, key: FlowKey) -> Packet:
     """The packet, as one of a flow that is there."""
     tcp: dict[str, Any] = (
         {} if packet.protocol == key.protocol == TCP else {"flags": "A" if key.protocol == TCP else "", "mss": 0}
     )
     echo: Echo = "" if key.protocol not in ICMPS else ("reply" if key.remote_port else "request")
-    return replace(
+    return _understood(replace(
         packet, source=key.pod, destination=key.remote, protocol=key.protocol, source_port=key.pod_port,
         destination_port=key.remote_port, echo=echo, **tcp,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def _from_uplink(choices: Choices, state: State, version: Version) -> Arrival:

@@ -8,7 +8,7 @@ from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 from egress.policy import IPAddress
-from tests.models.tables import ICMP, ICMP6, TCP, UDP, About, Packet
+from tests.models.tables import ICMP, ICMP6, SCTP, TCP, UDP, About, Packet
 
 ETHERNET = 14
 ETHERTYPES = {4: 0x0800, 6: 0x86DD}
@@ -36,7 +36,7 @@ class Shape:
     destination_mac: bytes = b"\x02\0\0\0\0\x02"
     source_mac: bytes = b"\x02\0\0\0\0\x01"
     payload: bytes = b""  # repeated up to the packet's length
-    udp_checksum: bool = True
+    summed: bool = True  # UDP may go without a checksum; of SCTP, and of nothing else, a device computes it later
     mss_at: int = 0  # NOP options before the MSS option of a SYN
     cut: int = 0  # bytes of transport header that a malformed packet has
     mtu: int = 0  # that "too big" tells
@@ -51,6 +51,27 @@ def checksum(data: bytes) -> int:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return int(~total & 0xFFFF)
+
+
+def _crc_table() -> tuple[int, ...]:
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (CRC32C if byte & 1 else 0)
+        table.append(byte)
+    return tuple(table)
+
+
+CRC32C = 0x82F63B78
+CRC_TABLE = _crc_table()
+
+
+def crc32c(data: bytes) -> bytes:
+    """SCTP's checksum as it is on the wire (RFC 9260, appendix A)."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ CRC_TABLE[(crc ^ byte) & 0xFF]
+    return (crc ^ 0xFFFFFFFF).to_bytes(4, "little")
 
 
 def _pseudo(source: IPAddress, destination: IPAddress, protocol: int, length: int) -> bytes:
@@ -120,6 +141,8 @@ def _transport(packet: Packet, shape: Shape, room: int) -> bytes:
         return _tcp(packet, shape, room)
     if packet.protocol == UDP:
         return _udp(packet, shape, room)
+    if packet.protocol == SCTP:
+        return _sctp(packet, shape, room)
     return _icmp(packet, shape, room) if packet.is_icmp else _fill(shape, room)
 
 
@@ -144,10 +167,16 @@ def _tcp(packet: Packet, shape: Shape, room: int) -> bytes:
 def _udp(packet: Packet, shape: Shape, room: int) -> bytes:
     data = _fill(shape, room - 8)
     datagram = struct.pack("!HHHH", packet.source_port, packet.destination_port, 8 + len(data), 0) + data
-    if not shape.udp_checksum:
+    if not shape.summed:
         return datagram
     total = checksum(_pseudo(packet.source, packet.destination, UDP, len(datagram)) + datagram) or 0xFFFF
     return datagram[:6] + struct.pack("!H", total) + datagram[8:]
+
+
+def _sctp(packet: Packet, shape: Shape, room: int) -> bytes:
+    ports, tag = (packet.source_port, packet.destination_port), 7
+    whole = struct.pack("!HHII", *ports, tag, 0) + _fill(shape, room - 12)
+    return whole[:8] + crc32c(whole) + whole[12:] if shape.summed else whole
 
 
 def _icmp(packet: Packet, shape: Shape, room: int) -> bytes:
@@ -241,6 +270,8 @@ def _with_transport(fields: dict[str, Any], body: bytes, quoted: bool) -> Packet
 
 
 def _check_transport(packet: Packet, body: bytes) -> None:
+    if packet.protocol == SCTP and body[8:12] not in (crc32c(body[:8] + bytes(4) + body[12:]), bytes(4)):
+        raise BadPacket("SCTP checksum")
     name = {TCP: "TCP", UDP: "UDP", ICMP: "ICMP", ICMP6: "ICMPv6"}.get(packet.protocol)
     no_sum = packet.version == 4 and packet.protocol == UDP and body[6:8] == b"\0\0"  # RFC 768
     if name is None or no_sum:
@@ -251,7 +282,7 @@ def _check_transport(packet: Packet, body: bytes) -> None:
 
 
 def _transport_fields(protocol: int, body: bytes) -> dict[str, Any]:
-    if protocol in (TCP, UDP):
+    if protocol in (TCP, UDP, SCTP):
         source, destination = struct.unpack_from("!HH", body)
         fields: dict[str, Any] = {"source_port": source, "destination_port": destination}
         return fields | _tcp_fields(body) if protocol == TCP and len(body) >= 20 else fields
@@ -287,7 +318,7 @@ def vxlan(frame: bytes, vni: int, port: int, outer: Packet) -> bytes:
     payload = struct.pack("!BBHI", 0x08, 0, 0, vni << 8) + frame
     overhead = 28 if outer.version == 4 else 48
     tunnel = Packet(outer.source, outer.destination, UDP, 49152, port, length=overhead + len(payload))
-    return build(tunnel, Shape(payload=payload, udp_checksum=outer.version == 6))
+    return build(tunnel, Shape(payload=payload, summed=outer.version == 6))
 
 
 def inside_vxlan(frame: bytes) -> tuple[IPAddress, int, bytes]:

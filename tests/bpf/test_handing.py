@@ -129,7 +129,7 @@ def test_a_socket_of_the_host_may_bear_the_mark(handing: Gateway) -> None:
 STRAYS = {
     "of no pod": (Packet(REMOTE, REMOTE, UDP, 1, 53), "stray_mark"),
     "to the cluster": (replace(ASKED, destination=POD), "stray_mark"),
-    "no flow": (replace(ASKED, kind="unsupported", protocol=132), "stray_mark"),
+    "no flow": (replace(ASKED, kind="unsupported", protocol=47), "stray_mark"),
     "cut": (replace(ASKED, kind="malformed"), "stray_mark"),
     "later": (replace(ASKED, kind="fragment", position=1376), "fragment"),
 }

@@ -59,7 +59,7 @@ def probe(
 def frame(packet: Packet, mac: bytes = MACS["tunnel"]) -> bytes:
     carried = packet.carries or Carried(0, 0)
     payload = bytes(layout.Probe(carried.kind, carried.service, token=carried.token))
-    return build(packet, Shape(destination_mac=mac, payload=payload, udp_checksum=False))
+    return build(packet, Shape(destination_mac=mac, payload=payload, summed=False))
 
 
 def carried(inner: bytes) -> layout.Probe:

@@ -16,7 +16,7 @@ from bpf import layout
 from egress.policy import Block, Desired, Gateway, Policy, Ports
 from tests.bpf.families import six
 from tests.bpf.oracle import is_paired
-from tests.bpf.packets import BadPacket, Shape, build, checksum, parse, told_mtu
+from tests.bpf.packets import BadPacket, Shape, build, checksum, crc32c, parse, told_mtu
 from tests.bpf.wishes import (
     GROUPS,
     HERE,
@@ -44,11 +44,12 @@ from tests.bpf.world import (
     WORLD6,
     World,
 )
-from tests.models.tables import ICMP, ICMP6, TCP, UDP, Echo, Flow, FlowKey, Packet, Port, PortKey, State
+from tests.models.tables import ICMP, ICMP6, SCTP, TCP, UDP, Echo, Flow, FlowKey, Packet, Port, PortKey, State
 
-SCTP = 132
+GRE = 47
 UDP_OUT = Packet(POD, REMOTE, UDP, 40000, 53)
 SYN = Packet(POD, REMOTE, TCP, 40000, 443, flags="S", mss=1460)
+SCTP_OUT = Packet(POD, REMOTE, SCTP, 40000, 3868, length=1001)
 PING = Packet(POD, REMOTE, ICMP, 4000, 0, echo="request")
 LATER = replace(UDP_OUT, kind="fragment", source_port=0, destination_port=0, position=1376, id=7)
 FOLDED = 40960 + 40000 % 4096  # the pod's port within the node's block
@@ -56,6 +57,7 @@ FOLDED_ID = 40960 + 4000 % 4096
 ENDED, RUNNING = Flow(0, 3, 3), Flow(0, 1, 1)
 THROUGH_GATEWAY = to_world(THERE)
 ONLY_HTTPS = desired(Policy("https", THERE, (WORLD, WORLD6), ports=(Ports("TCP", 443, 443),)))
+ONLY_DIAMETER = desired(Policy("diameter", THERE, (WORLD, WORLD6), ports=(Ports("SCTP", 3868, 3868),)))
 ONLY_V6 = desired(Policy("six", THERE, (WORLD6,)))
 CLASS_E = replace(THROUGH_GATEWAY, cluster=THROUGH_GATEWAY.cluster | {ip_network("240.0.0.0/4")})
 V4 = "IPv4 alone"
@@ -105,10 +107,18 @@ FROM_POD = [
     Fixture("a policy without a group", UDP_OUT, "drop", "no_group", wish=to_world(UNPUBLISHED)),
     Fixture("a group without a gateway that is up", UDP_OUT, "drop", "no_gateway", wish=to_world(NO_GATEWAY)),
     Fixture("a group without a port set for this node", UDP_OUT, "drop", "no_port_set", wish=to_world(NO_PORTS)),
-    Fixture("a protocol that is not translated", replace(UDP_OUT, kind="unsupported", protocol=SCTP), "drop",
+    Fixture("a protocol that is not translated", replace(UDP_OUT, kind="unsupported", protocol=GRE), "drop",
+            "unsupported_protocol"),
+    Fixture("SCTP", SCTP_OUT, "redirect", "encapsulated", _out(SCTP_OUT)),
+    Fixture("SCTP whose checksum a device computes", SCTP_OUT, "redirect", "encapsulated", _out(SCTP_OUT),
+            shape=Shape(summed=False)),
+    Fixture("SCTP in fragments", replace(SCTP_OUT, kind="unsupported", first=True, id=7), "drop",
             "unsupported_protocol"),
     Fixture("an echo reply nobody asked for", replace(PING, source_port=0, destination_port=9, echo="reply"), "drop",
             "unsupported_protocol"),
+    Fixture("SCTP in fragments, to a covered port", replace(SCTP_OUT, kind="unsupported", first=True, id=7), "drop",
+            "unsupported_protocol", wish=ONLY_DIAMETER),
+    Fixture("SCTP to a port that is not covered", replace(SCTP_OUT, destination_port=3869), "next", wish=ONLY_DIAMETER),
     Fixture("a later fragment alone", LATER, "drop", "fragment"),
     Fixture("a fragment may be of the covered port", replace(LATER, protocol=TCP), "drop", "fragment", wish=ONLY_HTTPS),
     Fixture("a fragment of a protocol that is not covered", LATER, "next", wish=ONLY_HTTPS, family=V4),
@@ -189,6 +199,10 @@ WRONG = {
     **{f"IP version {n}": _summed(_set(build(UDP_OUT), 14, bytes([n * 16 + 5]))) for n in (0, 5, 6)},
     **{f"UDP length {n}": _set(build(UDP_OUT), 38, n.to_bytes(2)) for n in (0, 7, 41, 65535)},
     **{f"TCP header of {n} words": _set(build(SYN), 46, bytes([n << 4])) for n in (0, 4, 11, 15)},
+    **{
+        f"SCTP header of {n} bytes": build(replace(UDP_OUT, protocol=SCTP, kind="malformed"), Shape(cut=n))
+        for n in (0, 11)
+    },
     **{f"cut at {n}": build(UDP_OUT)[:n] for n in (34, 41, 60)},
     **{f"IPv6 length {n}": _set(UDP6, 18, n.to_bytes(2)) for n in (0, 7, 41, 65535)},
     **{f"IPv6, version {n}": _set(UDP6, 14, bytes([n * 16])) for n in (0, 4, 5)},
@@ -590,7 +604,7 @@ def test_an_answer_to_a_port_that_has_changed_hands_reaches_its_new_owner_alone(
 
 ports = st.integers(1024, 65535)
 packets_out = st.builds(
-    Packet, st.just(POD), st.just(REMOTE), st.sampled_from([TCP, UDP]), st.integers(1, 65535), ports,
+    Packet, st.just(POD), st.just(REMOTE), st.sampled_from([TCP, UDP, SCTP]), st.integers(1, 65535), ports,
     ttl=st.integers(2, 255), length=st.integers(80, 1400), options=st.booleans(),
 )  # fmt: skip
 pings_out = st.builds(lambda n: Packet(POD, REMOTE, ICMP, n, 0, echo="request"), st.integers(0, 65535))
@@ -607,7 +621,7 @@ def test_a_reply_gets_the_pods_address_back(
     """NAT round trip, bytes and checksums included: only the TTL differs, by one each way."""
     if version == 6:
         sent = six(sent)
-    shape = Shape(payload=payload, udp_checksum=summed or version == 6)
+    shape = Shape(payload=payload, summed=summed or version == 6)
     world.fill(to_world(HERE))
     verdict, out = world.run("from_pod", "pod0", build(sent, shape))
     there = parse(out)
@@ -641,7 +655,7 @@ def test_a_checksum_of_zero_is_sent_as_all_ones(world: World) -> None:
 
 COVERED = (ip_network("198.51.100.0/24"), ip_network("2001:db8:51::/48"))
 wild = st.builds(
-    Packet, st.just(POD), st.just(REMOTE), st.sampled_from([TCP, UDP, ICMP, SCTP, 47]), ports, ports,
+    Packet, st.just(POD), st.just(REMOTE), st.sampled_from([TCP, UDP, ICMP, SCTP, GRE]), ports, ports,
     kind=st.sampled_from(["flow", "fragment", "unsupported"]), ttl=st.integers(1, 255), id=st.just(7),
     length=st.integers(80, 1500), options=st.booleans(), dont_fragment=st.booleans(), echo=st.just("request"),
 )  # fmt: skip
@@ -671,3 +685,11 @@ def test_the_parser_refuses_what_a_host_would() -> None:
             with pytest.raises(BadPacket, match="checksum"):
                 parse(bytes(broken))
             broken[position] ^= 1
+
+
+def test_the_parser_knows_sctps_checksum() -> None:
+    assert crc32c(b"123456789") == bytes.fromhex("839206e3")  # the check value of CRC-32C
+    frame = bytearray(build(SCTP_OUT))
+    frame[-1] ^= 1
+    with pytest.raises(BadPacket, match="checksum"):
+        parse(bytes(frame))

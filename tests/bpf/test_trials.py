@@ -76,7 +76,7 @@ def test_a_gateway_sends_back_what_bears_a_port_of_the_sender(gateway: Gateway, 
 def sent_to(inner: bytes, destination: IPv4Address) -> bytes:
     """The same with another destination."""
     packet = Packet(EGRESS_IP, destination, UDP, THEIRS, layout.TRIAL_PORT, ttl=255, length=len(inner) - 14)
-    return build(packet, replace(INNER, payload=inner[-16:], udp_checksum=False))
+    return build(packet, replace(INNER, payload=inner[-16:], summed=False))
 
 
 def spoiled(at: int, byte: int) -> Callable[[bytes], bytes]:

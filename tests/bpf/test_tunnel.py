@@ -119,7 +119,7 @@ DROPPED = {
     "fragment": (replace(ANSWER, kind="fragment", position=1376), WORKER, BACK),
     "bad_fragment": (replace(OUT, kind="bad-fragment", first=True, id=THEIRS), WORKER, HERE),
     "malformed": (replace(OUT, kind="malformed"), WORKER, HERE),
-    "unsupported_protocol": (replace(OUT, kind="unsupported", protocol=132), WORKER, HERE),
+    "unsupported_protocol": (replace(OUT, kind="unsupported", protocol=47), WORKER, HERE),
     "no_route": (replace(OUT, destination=IPv4Address("198.51.100.200")), WORKER, HERE),
     "not_uplink": (replace(OUT, destination=IPv4Address("203.0.113.9")), WORKER, HERE),
     "ttl_expired": (replace(OUT, ttl=1, options=True), WORKER, HERE),

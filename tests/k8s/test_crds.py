@@ -105,7 +105,7 @@ _number = st.sampled_from(
 _port = st.fixed_dictionaries(
     {},
     optional={
-        "protocol": st.sampled_from(["TCP", "UDP", "ICMP", "SCTP", "tcp"]), "port": _number, "endPort": _number,
+        "protocol": st.sampled_from(["TCP", "UDP", "ICMP", "SCTP", "GRE", "tcp"]), "port": _number, "endPort": _number,
         "extra": st.just(1),
     },
 )  # fmt: skip

@@ -21,7 +21,7 @@ Kind = Literal["flow", "icmp-error", "fragment", "bad-fragment", "unsupported", 
 About = Literal["unreachable", "too-big", "ttl"]
 Value = TypeVar("Value")
 
-TCP, UDP, ICMP, ICMP6 = PROTOCOLS["TCP"], PROTOCOLS["UDP"], PROTOCOLS["ICMP"], 58
+TCP, UDP, SCTP, ICMP, ICMP6 = *(PROTOCOLS[name] for name in ("TCP", "UDP", "SCTP", "ICMP")), 58
 ICMPS = (ICMP, ICMP6)
 
 

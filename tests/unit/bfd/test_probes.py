@@ -138,7 +138,7 @@ def test_a_frame_is_a_packet_from_this_node_to_itself(local: IPAddress) -> None:
     packet = Packet(local, local, UDP, port, port, ttl=layout.PROBE_TTL, length=length)
     payload = bytes(layout.Probe(layout.PROBE_REQUEST, token=77))
     mac = struct.pack("!IH", layout.PROBE_MAC, 500)
-    wanted = build(packet, Shape(destination_mac=mac, payload=payload, udp_checksum=False))
+    wanted = build(packet, Shape(destination_mac=mac, payload=payload, summed=False))
     found = frame(local, 500, 77)
     assert found[:6] + found[12:14] == wanted[:6] + wanted[12:14]
     if local.version == 4:

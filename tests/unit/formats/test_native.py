@@ -170,8 +170,8 @@ def test_policy_with_everything() -> None:
         (POLICY + REST + "  pool: p\n  count: 17", '8:10: spec.count: found "17", expected an integer from 1 to 16'),
         (POLICY + REST + "  egressIP: 127.0.0.1",
          "7:13: spec.egressIP: 127.0.0.1 cannot be an egress IP: loopback"),
-        (POLICY + REST + "  pool: p\n  ports: [{protocol: SCTP}]",
-         '8:22: spec.ports[0].protocol: found "SCTP", expected TCP, UDP or ICMP'),
+        (POLICY + REST + "  pool: p\n  ports: [{protocol: GRE}]",
+         '8:22: spec.ports[0].protocol: found "GRE", expected TCP, UDP, SCTP or ICMP'),
         (POLICY + REST + "  pool: p\n  ports: [{protocol: TCP, port: 0}]",
          '8:33: spec.ports[0].port: found "0", expected an integer from 1 to 65535'),
         (POLICY + REST + "  pool: p\n  ports: [{protocol: TCP, port: 9, endPort: 8}]",
@@ -196,7 +196,7 @@ def mistakes(text: str) -> list[str]:
         return [str(error)]
 
 
-@pytest.mark.parametrize("rest", ["  pool: p\n  egressIP: 192.0.2.1", "  pool: p\n  ports: [{protocol: SCTP}]"])
+@pytest.mark.parametrize("rest", ["  pool: p\n  egressIP: 192.0.2.1", "  pool: p\n  ports: [{protocol: GRE}]"])
 def test_a_refused_policy_covers_what_it_says_by_any_port(rest: str) -> None:
     policy = one(POLICY + REST + rest)
     assert isinstance(policy, EgressPolicy)
