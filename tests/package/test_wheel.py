@@ -19,7 +19,7 @@ import pytest
 from tests.netns.lab.mounts import BPFFS
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("routerd", "bfd", "bgp", "cni", "egress", "ipam", "bpf")
+ROOMS = ("routerd", "bfd", "bgp", "cloud", "cni", "egress", "ipam", "bpf")
 CHECK = Path(__file__).with_name("packet_check.py")
 
 
