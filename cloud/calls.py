@@ -72,7 +72,7 @@ class AssignPrefix6:
 
 @dataclass(frozen=True, slots=True)
 class Unassign:
-    """Blocks of one family."""
+    """Of IPv4: the one IPv6 prefix of an instance stays."""
 
     interface: str
     blocks: tuple[Network, ...]

@@ -96,15 +96,12 @@ def _creation(call: Create) -> Data:
 
 
 def _unassignment(call: Unassign) -> Request:
-    if call.blocks[0].version == 6:
-        prefixes = {"Ipv6Prefixes": [str(each) for each in call.blocks]}
-        return "UnassignIpv6Addresses", {"NetworkInterfaceId": call.interface, **prefixes}
     single = [str(each.network_address) for each in call.blocks if each.prefixlen == 32]
-    prefixes4 = [str(each) for each in call.blocks if each.prefixlen < 32]
+    prefixes = [str(each) for each in call.blocks if each.prefixlen < 32]
     return "UnassignPrivateIpAddresses", {
         "NetworkInterfaceId": call.interface,
         **({"PrivateIpAddresses": single} if single else {}),
-        **({"Ipv4Prefixes": prefixes4} if prefixes4 else {}),
+        **({"Ipv4Prefixes": prefixes} if prefixes else {}),
     }
 
 

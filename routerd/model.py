@@ -104,6 +104,7 @@ class Node:
     unschedulable: bool = False
     leaving: Literal["", "down", "to-be-deleted"] = ""  # it is shutting down or is down; an autoscaler wants it away
     fenced: bool = False  # out of service by a taint: somebody vouches that it is off, and sends no packet
+    provider_id: str = ""  # spec.providerID: what a cloud calls it, "aws:///ZONE/INSTANCE"
     origin: Origin = Origin()
 
     @property
@@ -556,6 +557,14 @@ class PortReport:
 
 
 @dataclass(frozen=True, slots=True)
+class PodCount:
+    """Pods of a node with a network of their own."""
+
+    with_address: int = 0
+    waiting: int = 0  # that are on the node and have no address yet
+
+
+@dataclass(frozen=True, slots=True)
 class NodeReport:
     """What only a node knows; its agent writes it, the operator reads it."""
 
@@ -565,6 +574,7 @@ class NodeReport:
     draining: bool = False  # it is being taken out of service, or is out: a gateway only where no other node can be
     heartbeat: Heartbeat | None = None  # None = of a release that has none: its agent counts as there
     ports: PortReport | None = None  # None = it has not read all that it asks by, or is of a release that asks for none
+    pods: PodCount | None = None  # None = nobody asks for it, or it has not read its pods
 
 
 # --- the view ------------------------------------------------------------------------------------------------------
@@ -643,7 +653,7 @@ __all__ = [
     "NODE_HEARTBEAT", "OF_PORTS", "PARTS", "SERVICE_NAME_LABEL", "AddressPool", "Advertisement", "Allocations",
     "AppliedTable", "BindingTable", "CoolingPorts", "EgressGroup", "EgressPolicy", "Endpoint", "EndpointSlice",
     "GatewayMode", "Heartbeat", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node",
-    "NodeAddresses", "NodeNumber", "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodSelection", "PoolWays",
-    "PortAsk", "PortBlock", "PortRange", "PortReport", "Refusal", "Service", "ServiceAllocation", "ServicePort",
-    "Snapshot", "Unread", "UnusedBlock", "Writer", "is_gateway", "selection_matches",
+    "NodeAddresses", "NodeNumber", "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodCount", "PodSelection",
+    "PoolWays", "PortAsk", "PortBlock", "PortRange", "PortReport", "Refusal", "Service", "ServiceAllocation",
+    "ServicePort", "Snapshot", "Unread", "UnusedBlock", "Writer", "is_gateway", "selection_matches",
 ]  # fmt: skip

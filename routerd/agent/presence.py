@@ -16,7 +16,18 @@ from routerd.agent.drain import Drains
 from routerd.blocking import in_thread
 from routerd.errors import StoreError
 from routerd.log import event
-from routerd.model import GATEWAY_HEARTBEAT, NODE_HEARTBEAT, Heartbeat, IPAddress, NodeReport, PortReport, Snapshot
+from routerd.memo import Tally
+from routerd.model import (
+    GATEWAY_HEARTBEAT,
+    NODE_HEARTBEAT,
+    Heartbeat,
+    IPAddress,
+    NodeReport,
+    Pod,
+    PodCount,
+    PortReport,
+    Snapshot,
+)
 from routerd.node.groups import may_be_gateway
 from routerd.store.interface import Store
 from routerd.tell.status import AgentStatus
@@ -25,6 +36,26 @@ LOGGER = logging.getLogger("routerd.process")
 LOOK = 1.0  # seconds between looks at whether there is something to tell
 REPORT_PERIOD = 30.0  # seconds between looks at the node's addresses
 STUCK = 30.0  # seconds without a round, of which there is one every 5 s
+
+
+class PodCounter:
+    """Counts those with a network of their own that have not ended; of a snapshot it looks at what has changed."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._with_address: Tally[Pod, bool] = Tally(self._counted)
+
+    def _counted(self, pod: Pod) -> tuple[bool, ...]:
+        is_mine = pod.node == self._node and not (pod.host_network or pod.finished)
+        return (bool(pod.addresses),) if is_mine else ()
+
+    def count(self, snapshot: Snapshot) -> PodCount | None:
+        """None while pods have not been read."""
+        if snapshot.pods is None:
+            return None
+        self._with_address.update(snapshot.pods)
+        found = self._with_address.values
+        return PodCount(found.get(True, 0), found.get(False, 0))
 
 
 @dataclass(slots=True)
@@ -38,6 +69,7 @@ class Presence:
     drains: Drains = field(default_factory=Drains)
     egress: bool = True  # whether this node has a datapath at all
     ports: Callable[[], PortReport | None] = lambda: None
+    pods: Callable[[Snapshot], PodCount | None] = lambda snapshot: None
     _report: NodeReport | None = None  # as measured last
     _measured: float = float("-inf")
     _told: NodeReport | None = None  # None = to be told, also if it is the same
@@ -70,7 +102,10 @@ class Presence:
 
     def _tell(self, measured: NodeReport, now: float) -> None:
         heartbeat = self._heartbeat(measured.addresses)
-        report = replace(measured, draining=self.drains.is_leaving, heartbeat=heartbeat, ports=self.ports())
+        report = replace(
+            measured, draining=self.drains.is_leaving, heartbeat=heartbeat, ports=self.ports(),
+            pods=self.pods(self.snapshot()),
+        )  # fmt: skip
         if report != self._told:
             self._told = report
             self.store.write_node_report(report)

@@ -11,9 +11,9 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from routerd import codes
-from routerd.cli.command import Command, ask_agent, configuration, manifests, output, socket, tell
+from routerd.cli.command import Command, ask_agent, ask_operator, configuration, manifests, output, socket, tell
 from routerd.cli.table import render, table
-from routerd.tell.columns import COLUMNS, STEPS
+from routerd.tell.columns import CLOUD, COLUMNS, STEPS
 
 if TYPE_CHECKING:
     from routerd.config import Config
@@ -37,6 +37,9 @@ def show(arguments: argparse.Namespace) -> int:
     from routerd.tell.views import View, rows
 
     kind = arguments.kind
+    if kind == "cloud":
+        sys.stdout.write(render(arguments.output, CLOUD, ask_operator(arguments, {"get": "cloud"})))
+        return codes.OK
     if arguments.manifests is None:
         found = ask_agent(arguments, {"get": "show", "kind": kind})
     else:
@@ -141,7 +144,7 @@ def _asked_or_computed(parser: argparse.ArgumentParser) -> None:
 
 
 def _show_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", choices=tuple(COLUMNS), help="what to show")
+    parser.add_argument("kind", choices=(*COLUMNS, "cloud"), help="what to show; cloud asks the operator")
     output(parser)
     _asked_or_computed(parser)
 
@@ -170,7 +173,7 @@ PLAN = Command(
 )
 SHOW = Command(
     "show",
-    "print nodes, peers, BFD sessions, paths, policies, pools, flows, gateways, port sets or egress addresses",
+    "print nodes, peers, BFD sessions, paths, policies, pools, flows, gateways, port sets, egress addresses or a cloud",
     ("routerd show paths", "routerd show peers -o json", "routerd show egress-ips -o csv >firewall.csv"),
     show,
     detail="`egress-ips -o csv` is the list for a firewall administrator: which source address is whose.",

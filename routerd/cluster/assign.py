@@ -276,7 +276,7 @@ def assign(
     allocations, digest = _numbered(_with_same(draft, previous), previous, ledger, kept.digests)
     recorded = Ledger(
         allocations.generation, digest, groups.next_group, planned.records, groups.records, ports.numbers, ports.tables,
-        ports.past,
+        ports.past, ledger.cloud_instances,
     )  # fmt: skip
     due = [when for when in (planned.next_due, groups.next_due, ports.next_due) if when is not None]
     return Decision(

@@ -13,6 +13,7 @@ from ipaddress import ip_address
 from operator import attrgetter
 from typing import Any, Generic, Literal, TypeVar
 
+from cloud.records import Holding, holding_row, read_holding
 from ipam.pool import Use, key_of
 from ipam.port_sets import PortSet, PortTable, State, Told, in_order
 from ipam.round import Record
@@ -79,6 +80,7 @@ class Ledger:
     node_numbers: tuple[NumberRecord, ...] = ()  # sorted by number
     port_tables: tuple[PortTable, ...] = ()  # sorted by egress IP
     past_port_sets: tuple[PastSet, ...] = ()  # sorted by their keys
+    cloud_instances: tuple[Holding, ...] = ()  # sorted by instance
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,5 +316,37 @@ PAST_PORT_SETS: LedgerTable[PastSet] = LedgerTable(
     audit_deletion=_silent,
 )
 
+# --- interfaces and addresses of a cloud's instances
+
+
+def _holding_put(old: Holding | None, new: Holding) -> AuditFields | None:
+    before, after = _networks(old), _networks(new)
+    changes = [f"+{each}" for each in sorted(after - before)] + [f"-{each}" for each in sorted(before - after)]
+    return (f"cloud:{','.join(changes)}", f"Instance/{new.instance}", "") if changes else None
+
+
+def _networks(holding: Holding | None) -> set[str]:
+    return {str(block.network) for _, block in holding.blocks() if block.state == "used"} if holding else set()
+
+
+CLOUD_INSTANCES: LedgerTable[Holding] = LedgerTable(
+    name="cloud_instances",
+    columns={
+        "instance": str,
+        "node": str,
+        "held": list,
+        "intent": list,
+        "served": float,
+        "missing": float,
+    },
+    keys=1,
+    key=attrgetter("instance"),
+    shard=attrgetter("instance"),
+    to_row=holding_row,
+    from_row=read_holding,
+    audit_put=_holding_put,
+    audit_deletion=lambda old: ("cloud:gone", f"Instance/{old.instance}", ""),
+)
+
 # In the order in which they came: each further one is a version of the SQLite schema.
-TABLES: tuple[LedgerTable[Any], ...] = (ADDRESSES, GROUPS, NODE_NUMBERS, PORT_TABLES, PAST_PORT_SETS)
+TABLES: tuple[LedgerTable[Any], ...] = (ADDRESSES, GROUPS, NODE_NUMBERS, PORT_TABLES, PAST_PORT_SETS, CLOUD_INSTANCES)

@@ -23,7 +23,7 @@ from routerd.agent.loop import Agent, Parts
 from routerd.agent.plugins.attachments import Attachments
 from routerd.agent.plugins.pod_addresses import PodAddressDesk
 from routerd.agent.ports import PortDesk
-from routerd.agent.presence import Presence
+from routerd.agent.presence import PodCounter, Presence
 from routerd.agent.reconcile import Reconciler
 from routerd.agent.settings import settings_of
 from routerd.blocking import in_thread
@@ -33,7 +33,7 @@ from routerd.daemon.directories import made
 from routerd.daemon.lifetime import ConfigSource
 from routerd.errors import EnvironmentFault, StoreError
 from routerd.log import event
-from routerd.model import Allocations, IPAddress, NodeReport, Snapshot, Writer
+from routerd.model import Allocations, IPAddress, NodeReport, PodCount, Snapshot, Writer
 from routerd.node.brake import Brake, Limits
 from routerd.notify import notify
 from routerd.serve.api import ApiServer, agent_socket, answering, is_answering, operator_socket
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from routerd.agent.bfd import BfdRoom
     from routerd.agent.egress import EgressRoom
     from routerd.agent.room import Room
+    from routerd.operator.clouds import Clouds
     from routerd.operator.loop import Operator
 
 LOGGER = logging.getLogger("routerd.process")
@@ -206,7 +207,7 @@ def _assembled(
     attachments.hurry, attachments.wake = body.hurry, body.wake
     presence = Presence(
         store, lambda: _node_report(config.node_name), lambda: body.status, lambda: body.snapshot, drains,
-        egress=config.egress.enabled, ports=lambda: ports.report,
+        egress=config.egress.enabled, ports=lambda: ports.report, pods=_pods(config),
     )  # fmt: skip
     tasks["report"] = presence.run
     on_speaker.to = body.refresh
@@ -223,6 +224,11 @@ def _assembled(
 def _store_changed(pod_addresses: PodAddressDesk, body: Agent) -> None:
     pod_addresses.changed()
     body.wake()
+
+
+def _pods(config: Config) -> Callable[[Snapshot], PodCount | None]:
+    """Counted where somebody asks: each change of it is a write."""
+    return PodCounter(config.node_name).count if config.cloud.provider != "none" else lambda snapshot: None
 
 
 def _speaker_changed(bfd_room: BfdRoom, body: Agent) -> None:
@@ -398,9 +404,12 @@ class OperatorStore:
         for callback in self.callbacks:
             callback()
 
-    def status_of(self, body: Operator) -> OperatorStatus:
+    def status_of(self, body: Operator, clouds: Clouds | None) -> OperatorStatus:
         snapshot, reports = self.snapshot(), self.node_reports()
-        return operator_status(routerd.__version__, snapshot, reports, body.rounds, body.last, active=True)
+        return operator_status(
+            routerd.__version__, snapshot, reports, body.rounds, body.last, active=True,
+            refusals=clouds.refusals() if clouds is not None else (), cloud_calls=clouds.counts if clouds else None,
+        )  # fmt: skip
 
 
 async def operator(config: Config, source: ConfigSource) -> None:
@@ -414,6 +423,7 @@ async def operator(config: Config, source: ConfigSource) -> None:
     from routerd.cluster.agents import Agents, Patience
     from routerd.cluster.assign import AssignSettings
     from routerd.cluster.port_sets import PortRules
+    from routerd.operator.clouds import clouds_of
     from routerd.operator.loop import Operator
     from routerd.store.embedded.ledger import SqliteLedger
 
@@ -435,8 +445,9 @@ async def operator(config: Config, source: ConfigSource) -> None:
     is_whole = config.store.node_reports != (str(config.store.node_report),)
     patience = Patience(config.operator.gateway_patience, config.operator.node_patience)
     body = Operator(store, ledger, settings, agents=Agents(assumed=not is_whole, patience=patience))
+    clouds = clouds_of(config.cloud, body)
     tasks: list[asyncio.Task[None]] = []
-    vitals = Vitals(lambda: store.status_of(body), lambda: tasks)
+    vitals = Vitals(lambda: store.status_of(body, clouds), lambda: tasks)
     event(LOGGER, logging.INFO, "operator-started", ledger=str(config.operator.ledger))
     try:
         async with answering(operator_socket(config.run_dir), body.answer):
@@ -446,6 +457,8 @@ async def operator(config: Config, source: ConfigSource) -> None:
                     tasks.append(group.create_task(store.store.run(), name="store"))
                     tasks.append(group.create_task(body.run(), name="operator"))
                     tasks.append(group.create_task(body.listen(), name="listener"))
+                    if clouds is not None:
+                        tasks.append(group.create_task(clouds.run(), name="clouds"))
                     group.create_task(vitals.beat(), name="heart")
     finally:
         ledger.close()

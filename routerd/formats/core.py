@@ -46,6 +46,7 @@ def read_node(value: Value) -> Node:
         unschedulable=spec.boolean("unschedulable", False) if spec else False,
         leaving=_leaving(spec, status),
         fenced=bool(_taints(spec) & DOWN_TAINTS),
+        provider_id=spec.string("providerID") if spec else "",
         origin=meta.origin,
     )
 

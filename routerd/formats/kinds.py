@@ -102,7 +102,10 @@ def _told(
 _CORE = (
     Kind(
         "", "v1", "Node", "nodes", custom=False, reader=_told(core.read_node, node_labels), parts=("nodes",),
-        kept=("spec.podCIDR", "spec.podCIDRs", "spec.unschedulable", "status.addresses", "status.conditions"),
+        kept=(
+            "spec.podCIDR", "spec.podCIDRs", "spec.providerID", "spec.unschedulable", "status.addresses",
+            "status.conditions",
+        ),
         read_by=BOTH, word=NODE,
     ),
     Kind(

@@ -18,10 +18,12 @@ from routerd.cluster.agents import Agents, Patience
 from routerd.cluster.assign import AssignSettings, Decision
 from routerd.cluster.port_sets import PortRules
 from routerd.config import Config
+from routerd.config.cloud import CloudSettings
 from routerd.errors import StoreError
 from routerd.log import event
 from routerd.model import Allocations, IPNetwork, NodeReport, Snapshot, Writer
 from routerd.notify import notify
+from routerd.operator.clouds import Clouds, clouds_of
 from routerd.operator.loop import Operator
 from routerd.serve.api import Noted, RequestRefused, answering, operator_socket
 from routerd.serve.vitals import Vitals, served
@@ -80,6 +82,8 @@ class Candidate:
     timings: Timings = field(default_factory=Timings)
     service_cidrs: tuple[IPNetwork, ...] = ()
     patience: Patience = field(default_factory=Patience)
+    cloud: CloudSettings = field(default_factory=CloudSettings)
+    clouds: Clouds | None = field(init=False, default=None)
     operator: Operator | None = field(init=False, default=None)
     publisher: Publisher | None = field(init=False, default=None)
     tasks: tuple[asyncio.Task[None], ...] = field(init=False, default=())  # of `run`, which end with it
@@ -125,7 +129,7 @@ class Candidate:
             results = await asyncio.gather(renewal, work, return_exceptions=True)
             self._wakes.clear()
             self._past, self._rounds = self._tenure(), self._all_rounds()
-            self.operator = self.publisher = None
+            self.operator = self.publisher = self.clouds = None
             self._obstacle = ""
         for fault in results:
             if isinstance(fault, Exception):  # and no cancellation
@@ -155,12 +159,15 @@ class Candidate:
             on_decision=self.publisher.wake, rest=self._rest,
             agents=Agents(assumed=False, patience=self.patience),
         )  # fmt: skip
+        self.clouds = clouds_of(self.cloud, self.operator)
         self._wakes.append(self.publisher.wake)
         event(LOGGER, logging.INFO, "operator-active", generation=ledger.lease)
         async with asyncio.TaskGroup() as group:
             group.create_task(self.operator.run(), name="operator")
             group.create_task(self.operator.listen(), name="listener")
             group.create_task(self.publisher.run(), name="publisher")
+            if self.clouds is not None:
+                group.create_task(self.clouds.run(), name="clouds")
 
     async def answer(self, request: dict[str, Any]) -> Noted:
         """As `Operator.answer`, of the active one alone."""
@@ -184,11 +191,13 @@ class Candidate:
         return f"this operator is not the active one; {reason}"
 
     def status(self) -> OperatorStatus:
-        operator, publisher = self.operator, self.publisher
+        operator, publisher, clouds = self.operator, self.publisher, self.clouds
+        refusals = (*(publisher.refusals if publisher else ()), *(clouds.refusals() if clouds else ()))
         return operator_status(
             routerd.__version__, self.store.snapshot(), self.store.node_reports(), self._all_rounds(),
             self._last(), active=operator is not None and self.lease.is_held(),
-            refusals=publisher.refusals if publisher else (), store=self.store.status(), tenure=self._tenure(),
+            refusals=refusals, store=self.store.status(), tenure=self._tenure(),
+            cloud_calls=clouds.counts if clouds else None,
         )  # fmt: skip
 
     def _tenure(self) -> Tenure:
@@ -226,7 +235,15 @@ async def candidate(config: Config) -> None:
         lease = Lease(client, namespace, own_identity(), times)
         event(LOGGER, logging.INFO, "operator-started", namespace=namespace, identity=lease.identity)
         patience = Patience(options.gateway_patience, options.node_patience)
-        contender = Candidate(client, namespace, lease, settings, service_cidrs=config.service_cidrs, patience=patience)
+        contender = Candidate(
+            client,
+            namespace,
+            lease,
+            settings,
+            service_cidrs=config.service_cidrs,
+            patience=patience,
+            cloud=config.cloud,
+        )
         vitals = Vitals(contender.status, lambda: contender.tasks)
         async with answering(operator_socket(config.run_dir), contender.answer):
             with served(options.metrics_listen, vitals):

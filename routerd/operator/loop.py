@@ -95,6 +95,7 @@ class Operator:
     rest: Callable[[Exception, float], Awaitable[None]] = rest  # a store may know of a better moment
     agents: Agents = field(default_factory=Agents)  # what was heard of them
     ticks: Callable[[], float] = time.monotonic  # seconds of a clock that nobody sets
+    cloud: Callable[[], Noted] | None = None  # what `routerd show cloud` is told; None = there is no cloud
     last: Decision | None = field(init=False, default=None)  # for status and metrics
     _state: Ledger | None = field(init=False, default=None)  # the ledger's content; None = must be read
     _last_ledger: Ledger | None = field(init=False, default=None)  # as read or recorded last, whatever became of it
@@ -208,12 +209,16 @@ class Operator:
         return min(max(due, 0.05), LONGEST_WAIT)
 
     async def answer(self, request: dict[str, Any]) -> Noted:
-        """The operator's socket: {"get": "ledger"}, {"get": "who", "address": …, "port": …, "at": seconds or null}, or
-        {"do": "release", "name": …}; answers with the records.
+        """The operator's socket: {"get": "ledger"}, {"get": "cloud"}, {"do": "release", "name": …}, or {"get": "who",
+        "address": …, "port": …, "at": seconds or null}; answers with the records.
 
         A release that cannot begin at once is refused and not made later. Errors: `RequestRefused`, `StoreError`.
         """
         name = request.get("name")
+        if request == {"get": "cloud"}:
+            if self.cloud is None:
+                raise RequestRefused("no cloud is configured: cloud.provider of routerd.yaml names one")
+            return self.cloud()
         if request == {"get": "ledger"}:
             state, note = await self._look()
             return Noted([ledger_row(each) for each in state.addresses], note)
@@ -251,6 +256,17 @@ class Operator:
             state, note = self._last_ledger, OLD
         assert state is not None
         return state, note
+
+    async def change(self, edit: Callable[[Ledger], Ledger]) -> Ledger:
+        """Records what `edit` makes of the ledger, between rounds. Errors: `StoreError`, `EnvironmentFault`."""
+        return await self._alone(lambda: self._change(edit))
+
+    def _change(self, edit: Callable[[Ledger], Ledger]) -> Ledger:
+        state = self._read()
+        after = edit(state)
+        if after is not state:
+            self._record(difference(state, after, self.clock()))
+        return after
 
     def release(self, name: str) -> tuple[Record, ...]:
         """Ends the reservations of an address or owner and says which."""

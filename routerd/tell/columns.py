@@ -47,4 +47,15 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "pod-addresses": ("address", "block", "state", "pod", "network", "interface", "container", "since_seconds"),
     "egress-ips": ("egress_ip", "policies", "pool", "group", "active_gateways", "gateways", "node_address"),
 }
+CLOUD = (  # of an operator
+    "instance",
+    "node",
+    "interfaces",
+    "addresses",
+    "prefixes6",
+    "leaving",
+    "used",
+    "waiting",
+    "reason",
+)
 STEPS = ("yes", "question", "reason", "detail")  # of `why`

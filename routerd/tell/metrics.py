@@ -242,6 +242,12 @@ def _ports(counts: Mapping[IPAddress, PortCounts], pending: Mapping[int, int]) -
     yield _gauge("routerd_operator_port_asks_pending", text, ("group",), nodes)
 
 
+def _cloud(calls: Mapping[tuple[str, str], int]) -> Iterator[Metric]:
+    text = "Calls that change something in a cloud, by what came of them."
+    found = [(labels, float(count)) for labels, count in sorted(calls.items())]
+    yield _counter("routerd_operator_cloud_calls", text, ("action", "result"), found)
+
+
 def _tenure(tenure: Tenure) -> Iterator[Metric]:
     changes = [(("acquired",), float(tenure.acquired)), (("lost",), float(tenure.lost))]
     text = "How often this operator got or lost the lease."
@@ -257,6 +263,7 @@ def operator_families(status: OperatorStatus) -> Iterator[Metric]:
     yield from _operator(status)
     yield from _counts(status.counts)
     yield from _ports(status.ports, status.asks_pending)
+    yield from _cloud(status.cloud_calls)
     if status.tenure is not None:
         yield from _tenure(status.tenure)
     if status.store is not None:

@@ -46,6 +46,7 @@ class OperatorStatus:
     counts: Mapping[str, Counts] = field(default_factory=dict)  # addresses by pool, likewise
     ports: Mapping[IPAddress, PortCounts] = field(default_factory=dict)  # granules by egress IP, likewise
     asks_pending: Mapping[int, int] = field(default_factory=dict)  # nodes by group, likewise
+    cloud_calls: Mapping[tuple[str, str], int] = field(default_factory=dict)  # by action and result; of this operator
     refusals: tuple[Refusal, ...] = ()
     store: StoreStatus | None = None  # None: not one that an API server is behind
     tenure: Tenure | None = None
@@ -80,6 +81,7 @@ def operator_status(
     refusals: tuple[Refusal, ...] = (),
     store: StoreStatus | None = None,
     tenure: Tenure | None = None,
+    cloud_calls: Mapping[tuple[str, str], int] | None = None,
 ) -> OperatorStatus:
     """`decision` is the last one of an active operator; `refusals` are those that neither it nor the store has."""
     decided = decision.allocations.refusals if decision else ()
@@ -96,4 +98,5 @@ def operator_status(
         refusals=(*snapshot.refusals, *decided, *refusals),
         store=store,
         tenure=tenure,
+        cloud_calls=dict(cloud_calls or {}),
     )

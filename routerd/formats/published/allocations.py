@@ -35,6 +35,7 @@ from routerd.model import (
     IPNetwork,
     NodeAddresses,
     NodeReport,
+    PodCount,
     PoolWays,
     Refusal,
     ServiceAllocation,
@@ -43,6 +44,7 @@ from routerd.model import (
 from routerd.refs import Ref
 
 MOST_REPORTED = 50_000  # addresses of a node: with IPVS every ClusterIP is on an interface
+MOST_PODS = 100_000  # of a node
 _SEAL = re.compile(r"# Written by routerd; edits are lost\. sha256:([0-9a-f]{64})\n")
 
 
@@ -237,7 +239,12 @@ def write_node_report(report: NodeReport) -> str:
         + ("draining: true\n" if report.draining else "")
         + _heartbeat(report.heartbeat)
         + (port_report_lines(report.ports) if report.ports is not None else "")
+        + _pods(report.pods)
     )
+
+
+def _pods(one: PodCount | None) -> str:
+    return f"pods: {{withAddress: {one.with_address}, waiting: {one.waiting}}}\n" if one is not None else ""
 
 
 def _heartbeat(one: Heartbeat | None) -> str:
@@ -247,9 +254,9 @@ def _heartbeat(one: Heartbeat | None) -> str:
 def read_node_report(value: Value) -> NodeReport:
     """Raises InputError."""
     section = value.section.only(
-        "apiVersion", "kind", "node", "addresses", "networks", "draining", "heartbeat", "ports"
+        "apiVersion", "kind", "node", "addresses", "networks", "draining", "heartbeat", "ports", "pods"
     )
-    heartbeat, ports = section.get("heartbeat"), section.section("ports")
+    heartbeat, ports, pods = section.get("heartbeat"), section.section("ports"), section.section("pods")
     return NodeReport(
         section.require("node").name(),
         tuple(item.address() for item in section.items("addresses", MOST_REPORTED)),
@@ -257,7 +264,13 @@ def read_node_report(value: Value) -> NodeReport:
         section.boolean("draining", False),
         _read_heartbeat(heartbeat.section) if heartbeat is not None else None,
         read_port_report(ports) if ports is not None else None,
+        _read_pods(pods) if pods is not None else None,
     )
+
+
+def _read_pods(section: Section) -> PodCount:
+    section.only("withAddress", "waiting")
+    return PodCount(section.integer("withAddress", 0, MOST_PODS, 0), section.integer("waiting", 0, MOST_PODS, 0))
 
 
 def _read_heartbeat(section: Section) -> Heartbeat:

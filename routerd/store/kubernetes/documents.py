@@ -30,6 +30,7 @@ from routerd.model import (
     AppliedTable,
     Heartbeat,
     NodeReport,
+    PodCount,
     PortAsk,
     PortReport,
     UnusedBlock,
@@ -38,6 +39,7 @@ from routerd.store.kubernetes.resources import ALLOCATIONS, LEDGER
 
 LIMIT = 1 << 20  # bytes of all values of a ConfigMap (Kubernetes: MaxSecretSize)
 HEARTBEAT = "heartbeatSeconds"
+PODS = "pods"
 FENCE = "routerd.io/lease-generation"  # annotation: the lease under which a document was written
 ALLOCATIONS_KEY = "allocations.yaml"
 AUDIT_ENTRIES = 200  # the newest; the log has all
@@ -160,7 +162,20 @@ def report_status(report: NodeReport) -> dict[str, Any]:
         "networks": [str(network) for network in report.networks],
         "draining": report.draining,
         **({HEARTBEAT: report.heartbeat.seconds} if report.heartbeat is not None else {}),
+        **({PODS: _pods_status(report.pods)} if report.pods is not None else {}),
     }
+
+
+def _pods_status(one: PodCount) -> dict[str, int]:
+    return {"withAddress": one.with_address, "waiting": one.waiting}
+
+
+def _read_pods(status: Mapping[str, Any]) -> PodCount | None:
+    found = status.get(PODS)
+    if not isinstance(found, Mapping):
+        return None
+    count, waiting = found.get("withAddress"), found.get("waiting")
+    return PodCount(count, waiting) if isinstance(count, int) and isinstance(waiting, int) else None
 
 
 def _ports_status(one: PortReport) -> dict[str, Any]:
@@ -207,15 +222,17 @@ def _without(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def is_urgent(status: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    """Whether an address, a condition, a session, that it drains, or how often it beats is another.
+    """Whether an address, a condition, a session, that it drains, how many pods wait, or how often it beats is another.
 
     Other numbers and messages are not urgent.
     """
-    urgent = {key: value for key, value in status.items() if isinstance(value, list | bool) or key == HEARTBEAT}
+    urgent = {key: value for key, value in status.items() if isinstance(value, list | bool) or key in (HEARTBEAT, PODS)}
     return any(_states(before.get(key)) != _states(value) for key, value in urgent.items())
 
 
 def _states(value: Any) -> Any:
+    if isinstance(value, dict):
+        return value.get("waiting")
     if not isinstance(value, list):
         return value
     names = ("address", "state", "type", "status", "reason", "group", "ports", "egressIP", "first", "version")
@@ -240,7 +257,7 @@ def read_report(name: str, status: Mapping[str, Any]) -> NodeReport | None:
     known = tuple(each for each in networks if each is not None)
     return NodeReport(
         name, tuple(filter(None, addresses)), known, status.get("draining") is True, _heartbeat(status),
-        _read_ports(status),
+        _read_ports(status), _read_pods(status),
     )  # fmt: skip
 
 

@@ -100,13 +100,6 @@ EC2: tuple[ApiCall, ...] = (
         "sync",
     ),
     ApiCall(
-        "UnassignIpv6Addresses",
-        "ec2:UnassignIpv6Addresses",
-        ("NetworkInterfaceId", "Ipv6Prefixes"),
-        NOT_THERE | {"InvalidParameterValue": "a prefix is not the interface's"},
-        "sync",
-    ),
-    ApiCall(
         "DeleteNetworkInterface",
         "ec2:DeleteNetworkInterface",
         ("NetworkInterfaceId",),

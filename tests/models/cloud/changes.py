@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, ip_network
+from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Any
 
 from tests.models.cloud import looks
@@ -153,15 +153,6 @@ def unassign(cloud: Cloud, given: Data) -> Data:
     return {}
 
 
-def unassign6(cloud: Cloud, given: Data) -> Data:
-    eni, gone = cloud.eni(given), {ip_network(each) for each in given["Ipv6Prefixes"]}
-    if not gone <= set(eni.prefixes6):
-        raise Refusal("InvalidParameterValue", "a prefix is not the interface's")
-    cloud.taken6[eni.subnet] -= gone
-    cloud.put(replace(eni, prefixes6=tuple(each for each in eni.prefixes6 if each not in gone)))
-    return {"NetworkInterfaceId": eni.id}
-
-
 def delete(cloud: Cloud, given: Data) -> Data:
     eni = cloud.eni(given)
     if eni.attachment is not None:
@@ -177,6 +168,5 @@ DOES: Mapping[str, Callable[[Any, Data], Data]] = {
     "AssignPrivateIpAddresses": assign,
     "AssignIpv6Addresses": assign6,
     "UnassignPrivateIpAddresses": unassign,
-    "UnassignIpv6Addresses": unassign6,
     "DeleteNetworkInterface": delete,
 }

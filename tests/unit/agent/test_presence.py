@@ -10,7 +10,7 @@ from ipaddress import ip_address
 import pytest
 
 from egress.status import EgressStatus
-from routerd.agent.presence import Presence
+from routerd.agent.presence import PodCounter, Presence
 from routerd.errors import StoreError
 from routerd.model import (
     GATEWAY_HEARTBEAT,
@@ -21,6 +21,8 @@ from routerd.model import (
     LabelSelector,
     Node,
     NodeReport,
+    Pod,
+    PodCount,
     Snapshot,
 )
 from routerd.node.groups import may_be_gateway
@@ -202,3 +204,19 @@ def test_who_may_be_a_gateway(
         allocations=Allocations(1, groups=(cluster.group(gateways=gateways),)),
     )  # fmt: skip
     assert may_be_gateway(snapshot, "g", addresses) is may  # type: ignore[arg-type]
+
+
+def test_pods_are_counted_that_want_an_address() -> None:
+    counter = PodCounter("n1")
+    assert counter.count(Snapshot()) is None
+    address = (HELD,)
+    pods = {
+        "d/a": Pod("d", "a", "n1", address),
+        "d/b": Pod("d", "b", "n1"),
+        "d/c": Pod("d", "c", "n1", address, host_network=True),
+        "d/e": Pod("d", "e", "n1", address, finished=True),
+        "d/f": Pod("d", "f", "n2", address),
+    }
+    assert counter.count(Snapshot(pods=pods)) == PodCount(with_address=1, waiting=1)
+    pods = {**pods, "d/b": Pod("d", "b", "n1", address), "d/a": Pod("d", "a", "n1", address, finished=True)}
+    assert counter.count(Snapshot(pods=pods)) == PodCount(with_address=1, waiting=0)

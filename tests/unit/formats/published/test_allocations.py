@@ -26,6 +26,7 @@ from routerd.model import (
     NodeAddresses,
     NodeNumber,
     NodeReport,
+    PodCount,
     PoolWays,
     PortAsk,
     PortBlock,
@@ -105,15 +106,17 @@ port_reports = st.builds(
 
 
 @given(
-    names, st.lists(addresses, max_size=3), st.booleans(), st.none() | st.integers(1, 86400), st.none() | port_reports
-)
+    names, st.lists(addresses, max_size=3), st.booleans(), st.none() | st.integers(1, 86400), st.none() | port_reports,
+    st.none() | st.builds(PodCount, st.integers(0, 100_000), st.integers(0, 100_000)),
+)  # fmt: skip
 @settings(max_examples=60)
 def test_node_reports_read_back(
-    node: str, found: list[IPv4Address | IPv6Address], draining: bool, seconds: int | None, ports: PortReport | None
-) -> None:
+    node: str, found: list[IPv4Address | IPv6Address], draining: bool, seconds: int | None, ports: PortReport | None,
+    pods: PodCount | None,
+) -> None:  # fmt: skip
     heartbeat = None if seconds is None else Heartbeat(seconds, str(seconds))
     networks = tuple(ip_network(address) for address in found)
-    report = NodeReport(node, tuple(found), networks, draining, heartbeat, ports)
+    report = NodeReport(node, tuple(found), networks, draining, heartbeat, ports, pods)
     back = parse_node_report(write_node_report(report), "f")
     assert (back, back.heartbeat and back.heartbeat.beat) == (report, heartbeat and heartbeat.beat)
     assert [each.used for each in (back.ports or PortReport()).asks] == [

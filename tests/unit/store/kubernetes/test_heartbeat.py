@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from routerd.model import GATEWAY_HEARTBEAT, NODE_HEARTBEAT, Heartbeat, NodeReport
+from routerd.model import GATEWAY_HEARTBEAT, NODE_HEARTBEAT, Heartbeat, NodeReport, PodCount
 from routerd.store.kubernetes import report as k8s_report
 from routerd.store.kubernetes.client import UNREACHABLE, ApiError
 from routerd.store.kubernetes.contact import Contact
-from routerd.store.kubernetes.documents import read_report, with_lease
+from routerd.store.kubernetes.documents import is_urgent, read_report, report_status, with_lease
 from routerd.store.kubernetes.heartbeat import Heartbeats
 from routerd.store.kubernetes.report import Reporter
 from routerd.store.kubernetes.watch import Timings
@@ -201,3 +201,20 @@ def test_of_a_gateway_its_lease_counts_and_of_others_their_report() -> None:
     )
     beats = [each.heartbeat.beat if each.heartbeat else None for each in (old, node, gateway)]
     assert beats == [None, "2026-01-01T00:00:00Z", "renewed"]
+
+
+@pytest.mark.parametrize("pods", [None, PodCount(3, 1)])
+def test_how_many_pods_there_are_is_read_back(pods: PodCount | None) -> None:
+    report = NodeReport("n", pods=pods)
+    assert read_report("n", report_status(report)) == report
+
+
+@pytest.mark.parametrize("pods", [None, 1, [], {}, {"withAddress": "x", "waiting": 1}])
+def test_what_is_no_number_of_pods_says_nothing(pods: object) -> None:
+    assert read_report("n", {"addresses": [], "pods": pods}) == NodeReport("n")
+
+
+def test_that_pods_wait_is_urgent_and_that_they_have_addresses_is_not() -> None:
+    before = report_status(NodeReport("n", pods=PodCount(3, 1)))
+    assert not is_urgent(report_status(NodeReport("n", pods=PodCount(4, 1))), before)
+    assert is_urgent(report_status(NodeReport("n", pods=PodCount(3, 2))), before)

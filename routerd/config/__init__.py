@@ -17,6 +17,7 @@ from typing import Literal, cast
 from bpf.layout import PROBES_KEPT
 from egress.entries import is_sayable
 from egress.policy import NetworkPolicy
+from routerd.config.cloud import CloudSettings, read_cloud
 from routerd.errors import InputError
 from routerd.formats.compose import documents
 from routerd.formats.document import Section, Source, Value, parse_address
@@ -212,6 +213,7 @@ class Config:
     bgp: BgpConfig = field(default_factory=BgpConfig)
     drain: DrainConfig = field(default_factory=DrainConfig)
     operator: OperatorConfig = field(default_factory=OperatorConfig)
+    cloud: CloudSettings = field(default_factory=CloudSettings)
 
 
 def boot_guard(config: Config) -> Path:
@@ -254,7 +256,7 @@ def read_config(value: Value) -> Config:
     section.require("kind").choice("Config")
     section.only(
         "apiVersion", "kind", "node-name", "store", "state-dir", "run-dir", "pin-dir", "metrics-listen", "log",
-        "service-cidrs", "cluster-cidrs", "egress", "bgp", "drain", "operator",
+        "service-cidrs", "cluster-cidrs", "egress", "bgp", "drain", "operator", "cloud",
     )  # fmt: skip
     state_dir = _path(section, "state-dir", DEFAULT.state_dir)
     return Config(
@@ -271,6 +273,7 @@ def read_config(value: Value) -> Config:
         bgp=_bgp(section),
         drain=_drain(section),
         operator=_operator(section, state_dir),
+        cloud=read_cloud(section.section("cloud")),
     )
 
 

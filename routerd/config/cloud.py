@@ -1,0 +1,111 @@
+"""The block `cloud` of `routerd.yaml`: whose interfaces the operator makes, for which nodes, and how many addresses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+from cloud.demand import Choice, Rules
+from cloud.need import Watermarks
+from routerd.formats.document import Section
+from routerd.model import Labels
+
+MOST_PODS = 4096  # addresses of one instance: more than any type holds
+MOST_TAG = 127  # characters of a tag's key, 255 of its value (EC2)
+
+
+@dataclass(frozen=True, slots=True)
+class CloudSettings:
+    """Of one cluster in one account and region."""
+
+    provider: Literal["none", "aws"] = "none"
+    """none = nothing of a cloud is asked or changed, and no SDK is imported."""
+    region: str = ""
+    """"" = as the provider's SDK finds it (AWS_REGION)."""
+    endpoint: str = ""
+    """URL of the API; "" = the region's own. For VPC endpoints with a name of their own."""
+    nodes: Labels = field(default_factory=dict)
+    """Labels of the nodes whose pods get addresses of the cloud; none = every node that is an instance."""
+    calls: bool = True
+    """Off: the cloud is not called at all, and what is on record stays."""
+    rules: Rules = field(default_factory=lambda: Rules(""))
+
+
+def read_cloud(section: Section | None) -> CloudSettings:
+    """Raises InputError. Without a block there is no cloud."""
+    if section is None:
+        return CloudSettings()
+    section.only(
+        "provider", "region", "endpoint", "cluster", "nodes", "calls", "releases", "interfaces", "addresses",
+    )  # fmt: skip
+    provider = cast(Literal["none", "aws"], section.require("provider").choice("none", "aws"))
+    return CloudSettings(
+        provider,
+        region=section.string("region"),
+        endpoint=_endpoint(section),
+        nodes=section.texts("nodes"),
+        calls=section.boolean("calls", True),
+        rules=_rules(section, "" if provider == "none" else section.require("cluster").name("the cluster's name")),
+    )
+
+
+def _endpoint(section: Section) -> str:
+    value = section.get("endpoint")
+    if value is not None and not value.string().startswith(("http://", "https://")):
+        value.expected("a URL that begins with https:// or http://")
+    return value.text if value is not None else ""
+
+
+def _sub(section: Section, key: str, *known: str) -> Section:
+    return (section.section(key) or Section.empty(section.value)).only(*known)
+
+
+def _rules(section: Section, cluster: str) -> Rules:
+    interfaces = _sub(
+        section, "interfaces", "first-index", "subnets", "security-groups", "exclude-tags", "tags"
+    )  # fmt: skip
+    addresses = _sub(section, "addresses", "pre-allocate", "min", "max", "above", "prefixes", "ipv6")
+    return Rules(
+        cluster,
+        _marks(addresses),
+        subnets=_choice(interfaces, "subnets"),
+        groups=_choice(interfaces, "security-groups"),
+        first_index=interfaces.integer("first-index", 0, 31, 1),
+        excluded=_tags(interfaces, "exclude-tags"),
+        prefixes=addresses.boolean("prefixes", False),
+        ipv6=addresses.boolean("ipv6", False),
+        tags=_tags(interfaces, "tags"),
+        releases=section.boolean("releases", True),
+    )
+
+
+def _marks(addresses: Section) -> Watermarks:
+    default = Watermarks()
+    marks = Watermarks(
+        addresses.integer("pre-allocate", 1, MOST_PODS, default.pre_allocate),
+        addresses.integer("min", 0, MOST_PODS, default.minimum),
+        addresses.integer("max", 0, MOST_PODS, default.maximum),
+        addresses.integer("above", 0, MOST_PODS, default.above),
+    )
+    if marks.maximum and marks.maximum < marks.minimum:
+        addresses.require("max").expected(f"at least min, {marks.minimum}")
+    return marks
+
+
+def _choice(interfaces: Section, key: str) -> Choice:
+    chosen = _sub(interfaces, key, "ids", "tags")
+    ids = frozenset(item.name("an id") for item in chosen.items("ids"))
+    tags = _tags(chosen, "tags")
+    if ids and tags:
+        chosen.require("tags").expected("ids or tags, not both")
+    return Choice(ids, tags)
+
+
+def _tags(section: Section, key: str) -> Labels:
+    tags = section.texts(key)
+    for name, text in tags.items():
+        if not 0 < len(name) <= MOST_TAG or len(text) > 255 or name.startswith(("aws:", "routerd.io/")):
+            section.require(key).expected(
+                f"tags whose keys have up to {MOST_TAG} characters and begin neither with aws: nor with routerd.io/"
+            )
+    return tags

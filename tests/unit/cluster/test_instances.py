@@ -1,0 +1,29 @@
+"""Which nodes are instances of a cloud, by what their Node says."""
+
+from __future__ import annotations
+
+import pytest
+
+from routerd.cluster.instances import instance_of
+from routerd.formats.compose import documents
+from routerd.formats.core import read_node
+
+
+@pytest.mark.parametrize(
+    ("provider_id", "instance"),
+    [
+        ("aws:///eu-central-1a/i-0123456789abcdef0", "i-0123456789abcdef0"),
+        ("aws:///eu-central-1a/fargate-ip-10-0-0-1.ec2.internal", ""),
+        ("aws://eu-central-1a/i-0123", ""),
+        ("gce://project/zone/i-0123", ""),
+        ("", ""),
+    ],
+)
+def test_the_instance_of_a_node(provider_id: str, instance: str) -> None:
+    (value,) = documents(f"{{kind: Node, metadata: {{name: n}}, spec: {{providerID: '{provider_id}'}}}}")
+    assert instance_of(read_node(value)) == instance
+
+
+def test_a_node_of_no_cloud() -> None:
+    (value,) = documents("{kind: Node, metadata: {name: n}}")
+    assert instance_of(read_node(value)) == ""

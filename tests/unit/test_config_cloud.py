@@ -1,0 +1,76 @@
+"""The block `cloud` of routerd.yaml: what it says, and one message per kind of mistake."""
+
+from __future__ import annotations
+
+import pytest
+
+from cloud.demand import Choice, Rules
+from cloud.need import Watermarks
+from routerd.config import Config, parse_config
+from routerd.config.cloud import CloudSettings
+from routerd.errors import InputError
+
+HEAD = "apiVersion: routerd.io/v1alpha1\nkind: Config\n"
+GOOD = "{provider: aws, cluster: c"
+
+
+def test_without_a_block_there_is_no_cloud() -> None:
+    assert parse_config(HEAD) == Config()
+    assert parse_config(HEAD + "cloud: {provider: none}\n") == Config()
+
+
+def test_everything_can_be_set() -> None:
+    config = parse_config(
+        HEAD
+        + """\
+cloud:
+  provider: aws
+  region: eu-central-1
+  endpoint: https://ec2.example
+  cluster: prod-1
+  nodes: {pods: vpc}
+  calls: false
+  releases: false
+  addresses: {pre-allocate: 3, min: 4, max: 50, above: 2, prefixes: true, ipv6: true}
+  interfaces: {first-index: 0, subnets: {tags: {pods: "yes"}}, security-groups: {ids: [sg-1]}, exclude-tags: {a: b},
+    tags: {team: net}}
+"""
+    )
+    rules = Rules(
+        "prod-1",
+        Watermarks(3, 4, 50, 2),
+        subnets=Choice(tags={"pods": "yes"}),
+        groups=Choice(ids=frozenset({"sg-1"})),
+        first_index=0,
+        excluded={"a": "b"},
+        prefixes=True,
+        ipv6=True,
+        tags={"team": "net"},
+        releases=False,
+    )
+    assert config.cloud == CloudSettings(
+        "aws", "eu-central-1", "https://ec2.example", nodes={"pods": "vpc"}, calls=False, rules=rules
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", 'f:3:8: cloud: the key "provider" is missing'),
+        ("{provider: gcp}", 'f:3:19: cloud.provider: found "gcp", expected none or aws'),
+        ("{provider: aws}", 'f:3:8: cloud: the key "cluster" is missing'),
+        (f"{GOOD}, zone: a}}", 'f:3:36: cloud.zone: unknown key "zone"'),
+        (f"{GOOD}, endpoint: ec2.example}}", 'f:3:46: cloud.endpoint: found "ec2.example", expected a URL'),
+        (f"{GOOD}, addresses: {{pre-allocate: 0}}}}", "f:3:62: cloud.addresses.pre-allocate: found"),
+        (f"{GOOD}, addresses: {{min: 9, max: 8}}}}", 'cloud.addresses.max: found "8", expected at least min, 9'),
+        (f"{GOOD}, interfaces: {{first-index: 32}}}}", "f:3:62: cloud.interfaces.first-index: found"),
+        (f"{GOOD}, interfaces: {{subnets: {{ids: [a], tags: {{a: b}}}}}}}}", "expected ids or tags, not both"),
+        (f"{GOOD}, interfaces: {{tags: {{routerd.io/cluster: x}}}}}}", "begin neither with aws: nor"),
+        (f"{GOOD}, interfaces: {{subnets: {{names: [a]}}}}}}", "cloud.interfaces.subnets.names: unknown key"),
+        (f"{GOOD}, calls: perhaps}}", "f:3:43: cloud.calls: found"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_its_place(text: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_config(HEAD + f"cloud: {text}\n", "f")
+    assert message in str(caught.value)
