@@ -5,7 +5,7 @@
 #ifndef ROUTERD_COLLECT_H
 #define ROUTERD_COLLECT_H
 
-#include "flows.h"
+#include "source.h"
 
 struct bpf_map; /* the callbacks get it and do not look at it */
 
@@ -69,6 +69,43 @@ static __always_inline struct use *count_anew(const struct round *round, __u32 d
 	return use;
 }
 
+/* Whether the pod's policies would send the flow by its group, if it began now. Of a pod that is not known
+ * any more user space purges the flows. */
+static __always_inline bool is_wanted(const struct flow_key *key, const struct flow_value *value)
+{
+	struct pod_key pod_key = {.ifindex = key->ifindex, .address = key->pod};
+	struct pod_value *pod = bpf_map_lookup_elem(&pods, &pod_key);
+	struct packet packet = {
+	    .destination = key->remote,
+	    .destination_port = key->remote_port,
+	    .protocol = key->protocol,
+	    .ipv6 = !ip_is_v4(&key->remote),
+	};
+	struct rule *rule;
+
+	if (!pod)
+		return true;
+	rule = pod->policy_set && !is_inside(&key->remote) ? decide(pod->policy_set, &packet, PARSED_FLOW)
+							   : NULL;
+	return rule && rule->group == value->group;
+}
+
+/* A changed policy cuts nothing, but what it left ends in the end, also if it never pauses: its next packet
+ * begins anew, by the policies of then. */
+static __always_inline bool outlives_policy(const struct round *round, const struct flow_key *key,
+					    struct flow_value *value)
+{
+	bool wanted = is_wanted(key, value);
+
+	if (wanted && value->unwanted_since)
+		value->unwanted_since = 0;
+	if (wanted)
+		return false;
+	if (!value->unwanted_since)
+		value->unwanted_since = round->time;
+	return is_idle(round, value->unwanted_since, round->settings->deadline_seconds * NS_PER_SECOND);
+}
+
 static long collect_flow(struct bpf_map *map, const void *raw_key, void *raw_value, void *context)
 {
 	struct flow_key key = *(const struct flow_key *)raw_key;
@@ -91,6 +128,8 @@ static long collect_flow(struct bpf_map *map, const void *raw_key, void *raw_val
 	limit = idle_limit(round->settings, key.protocol, value->seen_out, seen_in);
 	if (pressed && !seen_in && limit > gives_way)
 		limit = gives_way;
+	if (port && outlives_policy(round, &key, value))
+		lost = true;
 	if (!lost && !is_idle(round, last_seen, limit)) {
 		round->result->flows_live++;
 		if (use && value->group)

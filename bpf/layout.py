@@ -78,8 +78,9 @@ class Settings(Structure):
         ("out_of_service", c_uint32),
         ("network_policy", c_uint32),
         ("forward_mark", c_uint32),
+        ("deadline_seconds", c_uint32),
         ("tunnel_port", c_uint16),
-        ("reserved", c_uint16 * 3),
+        ("reserved", c_uint16),
     ]
 
 
@@ -171,6 +172,7 @@ class FlowValue(Structure):
         ("seen_in", c_uint8),
         ("exit_local", c_uint8),
         ("reserved", c_uint8),
+        ("unwanted_since", c_uint64),
     ]
 
 

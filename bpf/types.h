@@ -61,8 +61,9 @@ struct settings {
 	__u32 out_of_service;	/* enum service: why this node is not to be used as a gateway; 0 = it is */
 	__u32 network_policy;	/* enum network_policy: the way of a flow's first packet */
 	__u32 forward_mark;	/* the bit of it while the host has it */
+	__u32 deadline_seconds; /* of a flow that no policy sends its way any more */
 	__u16 tunnel_port;
-	__u16 reserved[3];
+	__u16 reserved;
 };
 
 /* Who may look at the first packet of a flow before it leaves. */
@@ -177,6 +178,7 @@ struct flow_value {
 	__u8 seen_in;	 /* only of flows begun from outside; the others' is in `reverse` */
 	__u8 exit_local; /* of its rule, when it began */
 	__u8 reserved;
+	__u64 unwanted_since; /* CLOCK_MONOTONIC, ns: no policy sends it this way any more; 0 = one does */
 };
 
 enum seen {

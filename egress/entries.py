@@ -307,8 +307,8 @@ def _settings(desired: Desired, facts: Facts) -> MapEntries:
         layout_version=layout.LAYOUT_VERSION, tunnel_ifindex=facts.tunnel_ifindex, tunnel_mtu=facts.tunnel_mtu,
         tunnel_port=desired.tunnel_port, tcp_established_seconds=TCP_ESTABLISHED,
         tcp_opening_seconds=TCP_OPENING, tcp_closing_seconds=TCP_CLOSING, udp_seconds=UDP, icmp_seconds=ICMP,
-        flow_room=most.flow_room, port_room=most.port_room, flows_per_pod=most.flows_per_pod,
-        ports_per_pod=most.ports_per_pod, outside_flows=most.outside_flows,
+        deadline_seconds=desired.flow_deadline, flow_room=most.flow_room, port_room=most.port_room,
+        flows_per_pod=most.flows_per_pod, ports_per_pod=most.ports_per_pod, outside_flows=most.outside_flows,
         network_policy=NETWORK_POLICIES[desired.network_policy],
         forward_mark=desired.forward_mark if desired.network_policy == "forward" else 0,
     )  # fmt: skip

@@ -21,6 +21,7 @@ NetworkPolicy = Literal["direct", "forward"]
 VERSIONS: tuple[Version, ...] = (4, 6)
 PART = 4  # of a table: what one pod may have of it unless said otherwise
 TUNNEL_DEVICE = "routerd.vxlan"
+FLOW_DEADLINE = 3600  # seconds
 FORWARD_MARK = 0x1000  # free in what CNIs and kube-proxy take of the mark
 UNSUPPORTED_FAMILY = "UnsupportedFamily"  # reason of a policy that is not translated, or not all of it
 
@@ -132,6 +133,7 @@ class Desired:
     tunnel_port: int = 8473  # UDP
     network_policy: NetworkPolicy = "direct"  # whether the host's forward hook sees the first packet of a flow
     forward_mark: int = FORWARD_MARK  # the bit of the mark that such a packet bears
+    flow_deadline: int = FLOW_DEADLINE  # seconds that a flow goes on which no policy sends its way any more
     watch: Watch | None = None  # None = no gateway is taken for dead
     out_of_service: frozenset[Hindrance] = frozenset()  # why sources are asked to use other gateways than this node
 

@@ -19,6 +19,7 @@ def settings_of(config: Config) -> Settings:
         tunnel_port=config.egress.tunnel_port,
         network_policy=config.egress.network_policy,
         forward_mark=1 << config.egress.forward_mark_bit,
+        flow_deadline=config.operator.flow_deadline,
         watch=_watch(config.egress.liveness),
     )
 

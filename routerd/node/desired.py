@@ -13,7 +13,18 @@ from typing import Any
 
 from bfd.probes import Probing
 from bfd.table import Order
-from egress.policy import FORWARD_MARK, TUNNEL_DEVICE, Group, Hindrance, NetworkPolicy, Policy, Ports, Served, Watch
+from egress.policy import (
+    FLOW_DEADLINE,
+    FORWARD_MARK,
+    TUNNEL_DEVICE,
+    Group,
+    Hindrance,
+    NetworkPolicy,
+    Policy,
+    Ports,
+    Served,
+    Watch,
+)
 from egress.policy import Desired as EgressDesired
 from routerd.memo import Derived, Last, by_identity, differing
 from routerd.model import (
@@ -58,6 +69,7 @@ class Settings:
     watch: Watch | None = None  # of gateways
     network_policy: NetworkPolicy = "direct"
     forward_mark: int = FORWARD_MARK
+    flow_deadline: int = FLOW_DEADLINE  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +308,7 @@ def egress_state(
         tunnel_port=settings.tunnel_port,
         network_policy=settings.network_policy,
         forward_mark=settings.forward_mark,
+        flow_deadline=settings.flow_deadline,
         watch=settings.watch,
         out_of_service=facts.out_of_service,
     )

@@ -18,7 +18,7 @@ from bfd.table import Order
 from bgp.path import AdjRibOut, IPAddress, Path, SpeakerPeer
 from bgp.path import Desired as BgpDesired
 from egress.entries import port_ranges
-from egress.policy import Block, Gateway, Group, Policy, Ports, Served, Watch
+from egress.policy import FLOW_DEADLINE, Block, Gateway, Group, Policy, Ports, Served, Watch
 from egress.policy import Desired as EgressDesired
 from routerd.model import Refusal
 from routerd.node.announce import Announcements
@@ -252,6 +252,10 @@ EGRESS: Sentence[EgressDesired] = Sentence(
         Part("icmp_sources", lambda it: _networks("icmp-source", it.icmp_sources)),
         Part("uplinks", lambda it: (f"uplink {name}" for name in it.uplinks)),
         Part("network_policy forward_mark", _first_packets),
+        Part(
+            "flow_deadline",
+            lambda it: _if(f"flow-deadline {it.flow_deadline} s", it.flow_deadline != FLOW_DEADLINE),
+        ),
         Part("watch", lambda it: _watch_line(it.watch)),
         Part("out_of_service", lambda it: (f"out-of-service {each}" for each in sorted(it.out_of_service))),
     ),

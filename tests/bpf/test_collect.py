@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from bpf import layout
+from egress.policy import FLOW_DEADLINE, Desired, Policy, Ports
 from tests.bpf.oracle import assert_same
-from tests.bpf.wishes import HERE, to_world
+from tests.bpf.wishes import HERE, THERE, WORLD, WORLD6, desired, to_world
 from tests.bpf.world import EGRESS_IP, EGRESS_IP6, POD, POD6, REMOTE, REMOTE6, SMALL, World
 from tests.models.tables import ICMP, ICMP6, TCP, UDP, Flow, FlowKey, Port, PortKey, State
 
@@ -34,8 +35,8 @@ STATES = [
 ]
 
 
-def _fill(world: World, state: State, age: float) -> None:
-    world.fill(to_world(HERE), state, age)
+def _fill(world: World, state: State, age: float, wish: Desired | None = None) -> None:
+    world.fill(wish or to_world(HERE), state, age)
     raw = world.maps["settings"].get(layout.u32(0))
     assert raw is not None
     settings = layout.decode(layout.Settings, raw)
@@ -44,11 +45,11 @@ def _fill(world: World, state: State, age: float) -> None:
     world.maps["settings"].put(layout.u32(0), bytes(settings))
 
 
-def _pair(protocol: int, seen_out: int = PACKET, seen_in: int = PACKET, port: int = 40000) -> State:
+def _pair(protocol: int, seen_out: int = PACKET, seen_in: int = PACKET, port: int = 40000, device: int = 3) -> State:
     pod, remote, egress_ip = (POD6, REMOTE6, EGRESS_IP6) if protocol == ICMP6 else (POD, REMOTE, EGRESS_IP)
     flow = Flow(HERE, seen_out, 0, egress_ip, port, gateway=1, id=port)
-    state = Port(pod, 3, port, HERE, port, seen_in=seen_in)
-    key = FlowKey(pod, remote, 3, port, 53, protocol)
+    state = Port(pod, device, port, HERE, port, seen_in=seen_in)
+    key = FlowKey(pod, remote, device, port, 53, protocol)
     return State({key: flow}, {PortKey(egress_ip, remote, port, 53, protocol): state})
 
 
@@ -161,3 +162,62 @@ def test_ports_for_which_there_was_no_room_are_told(small_world: World) -> None:
     small_world.collect()
     assert small_world.collect().ports_uncounted == 0
     assert _used(small_world) == {(EGRESS_IP, 43000 // 64): 1}
+
+
+# --- flows that outlive their policy
+
+EVERYTHING = (WORLD, WORLD6)
+WITHOUT = {
+    "it is not selected any more": desired(Policy("world", HERE, EVERYTHING), of=()),
+    "its policy leaves by another group": desired(Policy("world", THERE, EVERYTHING)),
+    "its policy is refused": desired(Policy("world", 0, EVERYTHING)),
+    "another policy comes first": desired(Policy("dns", THERE, EVERYTHING, ports=(Ports("UDP", 53, 53),)),
+                                          Policy("world", HERE, EVERYTHING)),
+    "the destination is excluded": desired(Policy("world", HERE, EVERYTHING, excluded=EVERYTHING)),
+    "the destination is in the cluster": replace(to_world(HERE), cluster=frozenset(EVERYTHING)),
+}  # fmt: skip
+
+
+def _unwanted_since(world: World) -> int:
+    ((_, value),) = world.maps["flows"].items().items()
+    return int(layout.decode(layout.FlowValue, value).unwanted_since)
+
+
+def _unwanted_for(world: World, seconds: float) -> None:
+    ((key, value),) = world.maps["flows"].items().items()
+    flow = layout.decode(layout.FlowValue, value)
+    flow.unwanted_since -= int(seconds * 1e9)
+    world.maps["flows"].put(key, bytes(flow))
+
+
+@pytest.mark.parametrize("protocol", [UDP, ICMP6])
+@pytest.mark.parametrize("why", WITHOUT)
+def test_what_no_policy_sends_this_way_any_more_ends_by_a_deadline(world: World, why: str, protocol: int) -> None:
+    if protocol == ICMP6 and why == "another policy comes first":
+        protocol = UDP
+    state = _pair(protocol, device=world.ifindex["pod0"])
+    wish = replace(WITHOUT[why], flow_deadline=5)
+    _fill(world, state, 0, wish)
+    assert (world.collect().flows_live, _unwanted_since(world) > 0) == (1, True)
+    _unwanted_for(world, 4)
+    assert world.collect().flows_live == 1
+    _unwanted_for(world, 2)
+    assert world.collect().flows == 1
+    assert [port.state for port in world.state().ports.values()] != ["live"]
+
+
+def test_a_policy_that_comes_back_in_time_has_its_flows_as_before(world: World) -> None:
+    state = _pair(UDP, device=world.ifindex["pod0"])
+    _fill(world, state, 0, WITHOUT["it is not selected any more"])
+    world.collect()
+    ((key, value),) = world.maps["flows"].items().items()
+    _fill(world, state, 0)
+    world.maps["flows"].put(key, value)
+    assert (world.collect().flows_live, _unwanted_since(world)) == (1, 0)
+
+
+def test_the_deadline_is_an_hour_unless_it_is_set(world: World) -> None:
+    _fill(world, State(), 0)
+    raw = world.maps["settings"].get(layout.u32(0))
+    assert raw is not None
+    assert layout.decode(layout.Settings, raw).deadline_seconds == FLOW_DEADLINE == 3600

@@ -110,7 +110,7 @@ KINDS = {
         replace(EGRESS, network_policy="forward"),
         of_egress,
         {
-            "network_policy": "direct", "forward_mark": 2,
+            "network_policy": "direct", "forward_mark": 2, "flow_deadline": 7,
             "node": "b", "node_address": TOR, "tunnel_port": 1, "pods": {POD: (), SIX: ()}, "policies": {},
             "groups": {}, "served": {SIX: SERVED}, "nodes": {1: TOR}, "icmp_sources": (TOR, SIX),
             "cluster": {ip_network("fd00::/8"), ip_network("10.0.0.0/8")},
