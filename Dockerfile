@@ -32,6 +32,7 @@ COPY cloud cloud
 COPY cni cni
 COPY bfd bfd
 COPY ipam ipam
+COPY upstream upstream
 COPY egress egress
 COPY bgp bgp
 COPY routerd routerd

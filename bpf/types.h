@@ -329,7 +329,8 @@ enum service {
 	SERVICE_DRAINING = 1,
 	SERVICE_NO_SESSION = 2, /* no router hears of it by BGP */
 	SERVICE_NO_UPLINK = 4,
-	SERVICE_NO_ROUTE = 8, /* found by the program that answers */
+	SERVICE_NO_ROUTE = 8,	  /* found by the program that answers */
+	SERVICE_NO_UPSTREAM = 16, /* targets that it asks do not answer */
 };
 
 /* What this node knows of another one as a gateway, for every packet to read. Probes are numbered from 1 on.

@@ -35,6 +35,7 @@ PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1}
 HINDRANCES: Mapping[Hindrance, int] = {
     "draining": layout.SERVICE_DRAINING, "no-session": layout.SERVICE_NO_SESSION,
     "no-uplink": layout.SERVICE_NO_UPLINK, "no-route": layout.SERVICE_NO_ROUTE,
+    "no-upstream": layout.SERVICE_NO_UPSTREAM,
 }  # fmt: skip
 NETWORK_POLICIES: Mapping[NetworkPolicy, int] = {"direct": layout.POLICY_DIRECT, "forward": layout.POLICY_FORWARD}
 PROTOCOL_NAMES = {0: "any", **{number: name.lower() for name, number in PROTOCOLS.items()}}

@@ -15,7 +15,7 @@ IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 Version = Literal[4, 6]
 Protocol = Literal["TCP", "UDP", "SCTP", "ICMP"]
-Hindrance = Literal["draining", "no-session", "no-uplink", "no-route"]
+Hindrance = Literal["draining", "no-session", "no-uplink", "no-route", "no-upstream"]
 NetworkPolicy = Literal["direct", "forward"]
 
 VERSIONS: tuple[Version, ...] = (4, 6)

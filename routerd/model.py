@@ -54,7 +54,7 @@ HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
         "FamilyNotNegotiated", "ForwardingOff", "GatewayNotUsed", "GatewaysUnwatched", "HoldTimeTooLong",
         "InvalidRouterID", "NetworkUnavailable", "NoBFD", "NoEndpoints", "NumberMisread", "PodNearShare",
         "PodOutsideCluster", "PoolOverCluster", *OF_PORTS, "PortsScarce", "StatusOfOther", "TableNearlyFull",
-        "UnknownAnnotation", "UnknownGateway", "UnknownLabel", "UnreadConfiguration",
+        "UnknownAnnotation", "UnknownGateway", "UnknownLabel", "UnreadConfiguration", "UpstreamLost", "UpstreamUnknown",
     }
 )  # fmt: skip
 

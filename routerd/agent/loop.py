@@ -74,7 +74,7 @@ from routerd.model import IPAddress, Peer, Refusal, Snapshot
 from routerd.node.bfd import standing_still
 from routerd.node.brake import Brake
 from routerd.node.desired import PROBE_ROOM, Kept, LocalFacts, NodeState, Settings, compose
-from routerd.node.drain import Drain
+from routerd.node.drain import Drain, upstream_refusals
 from routerd.node.fill import fill_refusals
 from routerd.node.sessions import entries_here
 from routerd.refs import POD, Ref
@@ -86,6 +86,7 @@ from routerd.tell.render import refusal_lines, state_lines
 from routerd.tell.status import AgentStatus, ConfigStatus, are_lost, as_json, peer_statuses
 from routerd.tell.views import PeerView, Row, UsedAddresses, View, pool_rows, rows
 from routerd.tell.why import explain, gateway_steps, is_service, session_steps
+from upstream.targets import Upstream
 
 LOGGER = logging.getLogger("routerd.agent")
 RECHECK_REST = 0.2  # seconds between rounds that read everything back because devices changed, which come in storms
@@ -126,6 +127,9 @@ class Host(Protocol):
 
     def refusals(self) -> tuple[Refusal, ...]:
         """The speaker's, and those of BFD."""
+
+    def upstream(self) -> Upstream:
+        """What targets upstream of this gateway answer."""
 
     def bfd_refused(self) -> Mapping[str, int]:
         """Packets that BFD did not take, by reason."""
@@ -209,6 +213,12 @@ class Agent:
         return self._status
 
     @property
+    def is_gateway(self) -> bool | None:
+        """Of any egress IP; None = not known yet."""
+        egress = self._state.egress
+        return None if egress is None else bool(egress.served)
+
+    @property
     def snapshot(self) -> Snapshot:
         """What `status` was made from; a round that has begun may know more."""
         return self._status_snapshot
@@ -229,10 +239,11 @@ class Agent:
         self._changed.set()
 
     def refresh(self) -> None:
-        """Tells the status anew: a session has changed."""
+        """Tells the status anew: a session has changed, or what is upstream."""
         self._status, self._status_snapshot = self._refreshed(), self._snapshot
         self._sessions.note(self._status.peers)
-        if are_lost(self._host.peers().values()) != self._facts.sessions_lost:
+        lost = are_lost(self._host.peers().values()), self._host.upstream().is_lost
+        if lost != (self._facts.sessions_lost, self._facts.upstream_lost):
             self.wake()  # sources are to know
 
     def config_is(self, config: ConfigStatus) -> None:
@@ -470,6 +481,7 @@ class Agent:
     def _refusals(self) -> Iterator[Refusal]:
         yield from (*self._state.refusals, *self._last_round.refusals, *self._host.refusals())
         yield from fill_refusals(self._settings.node, self._egress)
+        yield from upstream_refusals(self._settings.node, self._host.upstream())
         yield from standing_still(self._state.rooms.get(PROBE_ROOM), self._egress.probed)
 
     def _refreshed(self) -> AgentStatus:
@@ -484,6 +496,7 @@ class Agent:
             braked=self._brake.paths,
             drain=self._drains.departure,
             bfd_refused=self._host.bfd_refused(),
+            upstream=self._host.upstream(),
             egress=self._egress.beside(self._state.egress),
         )
 

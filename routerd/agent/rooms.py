@@ -21,11 +21,13 @@ from routerd.node.desired import LocalFacts
 from routerd.refs import PATH, PEER, SPEAKER, Ref
 from routerd.store.interface import Store, StoreStatus
 from routerd.tell.views import PeerView, Row
+from upstream.targets import Upstream
 
 if TYPE_CHECKING:
     from bfd.control import View
     from routerd.agent.bfd import BfdRoom
     from routerd.agent.egress import EgressRoom  # a node without egress needs neither eBPF nor its memory
+    from upstream.watch import Watcher
 
 NOT_UP = "check its address, AS numbers, password, and that no firewall is between"
 
@@ -44,11 +46,13 @@ class Rooms:
         egress: EgressRoom | None,
         uplinks: tuple[str, ...],
         bfd: BfdRoom | None = None,
+        upstream: Watcher | None = None,
     ) -> None:
         self._store = store
         self._speaker = speaker
         self._egress = egress
         self._bfd = bfd
+        self._upstream = upstream
         self._uplinks = uplinks
         self._arrivals = Arrivals()
 
@@ -67,7 +71,11 @@ class Rooms:
             return before
 
     def facts(self, peers: tuple[Peer, ...], before: LocalFacts) -> LocalFacts:
-        return replace(before, sessions=session_addresses(peers, before.sessions), uplinks=self._uplinks)
+        sessions = session_addresses(peers, before.sessions)
+        return replace(before, sessions=sessions, uplinks=self._uplinks, upstream_lost=self.upstream().is_lost)
+
+    def upstream(self) -> Upstream:
+        return self._upstream.state if self._upstream is not None else Upstream()
 
     async def carried(self) -> Mapping[IPAddress, AdjRibOut]:
         """What the speaker announces now; nothing if none is connected within a second."""

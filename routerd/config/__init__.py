@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Literal, cast
@@ -23,8 +23,10 @@ from routerd.formats.compose import documents
 from routerd.formats.document import Section, Source, Value, parse_address
 from routerd.formats.meta import ROUTERD
 from routerd.model import GATEWAY_HEARTBEAT, NODE_HEARTBEAT, GatewayMode, IPAddress, IPNetwork
+from upstream.targets import Rules, Target
 
 DAY = 86400
+MOST_TARGETS = 16  # of a gateway's probe
 _RUN_DIR = re.compile(r"^run-dir:\s+[\"']?(/[^\s\"',#]+)", re.MULTILINE)
 _INTERVAL = re.compile(r"(\d{1,5})(ms|s)")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123
@@ -102,6 +104,8 @@ class EgressConfig:
     in_cluster: tuple[IPNetwork, ...] = ()
     """Networks in which `externalIPs` of services are in-cluster; none, because any user may write a Service."""
     liveness: LivenessConfig = field(default_factory=LivenessConfig)
+    upstream_probe: Rules | None = None
+    """What a gateway asks of the world behind its routers; none = it believes its uplink, routes and BGP sessions."""
     allowed_addresses: tuple[IPNetwork, ...] = ()
     """Networks that every egress IP must lie in, for the operator; none = any address that is nobody's."""
 
@@ -356,7 +360,7 @@ def _egress(section: Section) -> EgressConfig:
     egress = _sub(
         section, "egress", "enabled", "uplinks", "host-devices", "tunnel-port", "attach", "loader",
         "network-policy", "forward-mark-bit", "nat-entries", "flows-per-pod", "ports-per-pod", "in-cluster",
-        "allowed-addresses", "liveness",
+        "allowed-addresses", "liveness", "upstream-probe",
     )  # fmt: skip
     return EgressConfig(
         enabled=egress.boolean("enabled", True),
@@ -372,6 +376,7 @@ def _egress(section: Section) -> EgressConfig:
         ports_per_pod=egress.integer("ports-per-pod", 0, 2**25, 0),
         in_cluster=tuple(item.network() for item in egress.items("in-cluster")),
         liveness=_liveness(egress),
+        upstream_probe=_upstream(egress),
         allowed_addresses=tuple(item.network() for item in egress.items("allowed-addresses")),
     )
 
@@ -384,6 +389,66 @@ def _liveness(egress: Section) -> LivenessConfig:
         interval=_microseconds(interval) if interval is not None else default.interval,
         multiplier=liveness.integer("multiplier", 1, PROBES_KEPT - 1, default.multiplier),
     )
+
+
+def _upstream(egress: Section) -> Rules | None:
+    value = egress.get("upstream-probe")
+    if value is None:
+        return None
+    probe = value.section.only(
+        "icmp", "tcp", "http", "require", "interval", "timeout", "failure-threshold", "success-threshold"
+    )
+    targets = tuple(dict.fromkeys(read(each) for kind, read in _TARGETS.items() for each in probe.items(kind)))
+    if not 1 <= len(targets) <= MOST_TARGETS:
+        raise value.error(f"found {len(targets)} targets, expected 1 to {MOST_TARGETS} under icmp, tcp and http")
+    default = Rules(targets)
+    interval, timeout = probe.get("interval"), probe.get("timeout")
+    rules = replace(
+        default,
+        require=cast(Literal["any", "all"], _choice(probe, "require", "any", "all")),
+        interval=_microseconds(interval) / 1e6 if interval is not None else default.interval,
+        timeout=_microseconds(timeout) / 1e6 if timeout is not None else default.timeout,
+        failure_threshold=probe.integer("failure-threshold", 1, 100, default.failure_threshold),
+        success_threshold=probe.integer("success-threshold", 1, 100, default.success_threshold),
+    )
+    if rules.timeout > rules.interval:
+        place = timeout or interval or value
+        raise place.error(f"the timeout, {rules.timeout:g} s, is longer than the interval, {rules.interval:g} s")
+    return rules
+
+
+def _echoed(value: Value) -> Target:
+    return Target("icmp", value.address())
+
+
+def _connected(value: Value) -> Target:
+    found = _endpoint(value.string())
+    if found is None:
+        value.expected("ADDRESS:PORT such as 203.0.113.1:443 or [2001:db8::1]:443")
+    return Target("tcp", *found)
+
+
+def _got(value: Value) -> Target:
+    """A name in the place of the address would ask a resolver, too, and blame the way for its silence."""
+    match = _URL.fullmatch(value.string())
+    port = f":{443 if match[1] else 80}" if match and not match[3] else ""
+    found = _endpoint(match[2] + (match[3] or port)) if match else None
+    if match is None or found is None:
+        value.expected("a URL with an address such as http://203.0.113.1:8080/healthz or https://[2001:db8::1]/")
+    return Target("http", *found, match[4] or "/", bool(match[1]))
+
+
+def _endpoint(text: str) -> tuple[IPAddress, int] | None:
+    """An address and a TCP port, IPv6 in brackets; None = it is none."""
+    host, _, port = text.rpartition(":")
+    address = parse_address(host.removeprefix("[").removesuffix("]"))
+    if address is None or (address.version == 6) != host.startswith("["):
+        return None
+    return (address, int(port)) if port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535 else None
+
+
+_URL = re.compile(r"http(s)?://(\[[0-9a-fA-F:.]+\]|[0-9.]+)(:[0-9]{1,5})?(/[!-~]*)?")
+_TARGETS = {"icmp": _echoed, "tcp": _connected, "http": _got}
 
 
 def _microseconds(value: Value) -> int:

@@ -51,11 +51,13 @@ if TYPE_CHECKING:
     from routerd.agent.room import Room
     from routerd.operator.clouds import Clouds
     from routerd.operator.loop import Operator
+    from upstream.watch import Watcher
 
 LOGGER = logging.getLogger("routerd.process")
 COLLECT_PERIOD = 10.0  # seconds; the shortest timeout of an idle flow is longer
 FIRST_TRIAL, LAST_TRIAL = 0.02, 1.0  # seconds between trials of port sets that have not been echoed; doubles
 PRESSED_PERIOD = 1.0  # seconds between rounds of collection while a pod comes near its share of the tables
+UPSTREAM_LOST = "upstream-lost"  # in the run directory
 YOUNG = 20_000  # objects after which the collector looks at those that are new
 
 Task = Callable[[], Awaitable[None]]
@@ -187,7 +189,10 @@ def _assembled(
         tasks["collect"] = lambda: collect_idle(egress)
         tasks["trials"] = lambda: try_port_sets(egress)
         tasks["links"] = lambda: watch(on_links)
-    rooms = Rooms(store, speaker, egress, config.egress.uplinks, bfd_room)
+    upstream = _upstream(config)
+    if upstream is not None:
+        tasks["upstream"] = upstream.run
+    rooms = Rooms(store, speaker, egress, config.egress.uplinks, bfd_room, upstream)
     limits = config.bgp.brake
     body = Agent(
         Parts(
@@ -214,6 +219,8 @@ def _assembled(
     if bfd_room is not None:
         bfd_room.on_change, bfd_room.on_connect = body.refresh, body.recheck
         on_speaker.to = partial(_speaker_changed, bfd_room, body)
+    if upstream is not None:
+        upstream.serves, upstream.on_change = lambda: body.is_gateway, body.refresh
     on_links.to, source.on_status = body.recheck, body.config_is
     enabled = Enabled(bgp=config.bgp.enabled, egress=config.egress.enabled)
     began = time.monotonic()
@@ -243,6 +250,18 @@ def _bfd_room(config: Config, speaker: Speaker | None) -> BfdRoom | None:
     if speaker is None and not config.egress.enabled:
         return None
     return BfdRoom(config.run_dir, lambda: speaker.peers if speaker is not None else {})
+
+
+def _upstream(config: Config) -> Watcher | None:
+    """None where nothing is asked."""
+    from upstream.watch import Watcher
+
+    rules = config.egress.upstream_probe if config.egress.enabled else None
+    marker = config.run_dir / UPSTREAM_LOST
+    if rules is None:
+        marker.unlink(missing_ok=True)
+        return None
+    return Watcher(rules, marker, partial(event, logging.getLogger("routerd.upstream")))
 
 
 async def _end_session(speaker: Speaker | None, peer: IPAddress) -> bool:

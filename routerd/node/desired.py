@@ -84,6 +84,7 @@ class LocalFacts:
     addresses: tuple[IPAddress, ...] = ()  # on our interfaces
     drain: Drain | None = None  # why this node leaves
     sessions_lost: bool = False  # it has BGP peers, and no session with any of them
+    upstream_lost: bool = False  # what it asks upstream of it does not answer
     networks: tuple[IPNetwork, ...] = ()  # that our interfaces are in; our default next hops as /32 and /128
     attached: Mapping[str, Attached] = field(default_factory=dict)  # by pod: what the CNI's runtime told of its network
 
@@ -95,6 +96,8 @@ class LocalFacts:
             found.add("draining")
         if self.sessions_lost:
             found.add("no-session")
+        if self.upstream_lost:
+            found.add("no-upstream")
         return frozenset(found)
 
 

@@ -17,7 +17,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bgp.path import WELL_KNOWN_COMMUNITIES, Path, normal_communities
-from routerd.model import Node, Pod
+from routerd.model import Node, Pod, Refusal
+from routerd.refs import NODE, Ref
+from upstream.targets import Upstream
 
 Reason = Literal["ShuttingDown", "Drained", "ToBeDeleted", "Cordoned"]
 GRACEFUL_SHUTDOWN = WELL_KNOWN_COMMUNITIES["graceful-shutdown"]
@@ -71,3 +73,14 @@ def noticed(path: Path) -> Path:
 def has_pods(node: str, pods: Iterable[Pod]) -> bool:
     """Whether pods with an address of their own run on `node`: its pod CIDRs lead to them."""
     return any(pod.node == node and pod.addresses and not (pod.host_network or pod.finished) for pod in pods)
+
+
+def upstream_refusals(node: str, upstream: Upstream) -> Iterable[Refusal]:
+    """Why this gateway asks to be left alone, as `Hindrance` "no-upstream", and why it cannot tell."""
+    if upstream.is_lost:
+        what = ", ".join(upstream.failing) or "what was asked before this agent began"
+        message = f"no answer from {what}: sources leave this gateway while another one of a group serves"
+        yield Refusal(Ref(NODE, name=node), "UpstreamLost", message)
+    if upstream.problem:
+        message = f"egress.upstream-probe cannot be asked: {upstream.problem}; what was known before stands"
+        yield Refusal(Ref(NODE, name=node), "UpstreamUnknown", message)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ipam.port_sets import PortCounts
     from routerd.model import IPAddress
     from routerd.tell.operator_status import OperatorStatus, Tenure
+    from upstream.targets import Upstream
 
 Sample = tuple[tuple[str, ...], float]
 
@@ -169,6 +170,14 @@ def _gateways(probed: Sequence[Probed]) -> Iterator[Metric]:
     yield _counter("routerd_gateway_probe_answers", answers, label, samples(lambda g: g.answered))
 
 
+def _upstream(upstream: Upstream) -> Iterator[Metric]:
+    asked = _one(not upstream.is_lost) if upstream.targets else []
+    yield _gauge("routerd_upstream_up", "1 unless what this gateway asks upstream of it counts as lost.", (), asked)
+    text = "1 if the target counts as answering."
+    targets = [((str(target),), float(each.answers)) for target, each in upstream.targets.items()]
+    yield _gauge("routerd_upstream_target_up", text, ("target",), targets)
+
+
 def _pools(status: AgentStatus) -> Iterator[Metric]:
     rows = [(str(row["pool"]), float(row["addresses"] or 0), float(row["used"] or 0)) for row in status.pools]
     yield from _pool_sizes(rows)
@@ -279,6 +288,7 @@ def families(status: AgentStatus) -> Iterator[Metric]:
     yield from _brake(status)
     yield from _drain(status)
     yield from _egress(status.egress)
+    yield from _upstream(status.upstream)
     yield from _pools(status)
     if status.store is not None:
         yield from _store(status.store)

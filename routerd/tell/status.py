@@ -15,6 +15,7 @@ from routerd.node.desired import NodeState
 from routerd.store.interface import StoreStatus
 from routerd.tell.drain import Departure
 from routerd.tell.views import UNTOLD, PeerView, Row
+from upstream.targets import Upstream
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds, upper bounds
 
@@ -107,6 +108,7 @@ class AgentStatus:
     drain: Departure = field(default_factory=Departure)
     bfd_refused: Mapping[str, int] = field(default_factory=dict)  # packets that BFD did not take, by reason
     egress: EgressStatus = field(default_factory=EgressStatus)
+    upstream: Upstream = field(default_factory=Upstream)
 
     @property
     def ready(self) -> bool:
@@ -157,7 +159,16 @@ def as_json(status: AgentStatus) -> dict[str, object]:
         "braked": status.braked,
         "drain": asdict(status.drain),
         "bfd_refused": dict(status.bfd_refused),
+        "upstream": _upstream(status.upstream),
     }
+
+
+def _upstream(upstream: Upstream) -> dict[str, object]:
+    targets = [
+        {"target": str(target), "answers": each.answers, "last_error": each.error}
+        for target, each in upstream.targets.items()
+    ]
+    return {"lost": upstream.is_lost, "problem": upstream.problem, "targets": targets}
 
 
 def _refusal(refusal: Refusal) -> dict[str, object]:

@@ -65,6 +65,7 @@ from routerd.tell.views import PeerView, Row
 from tests.k8s.store_lab import config_map, namespace, node, pod, policy, pool, service
 from tests.models.node import FakeNode
 from tests.models.speaker import SpeakerModel
+from upstream.targets import Upstream
 
 BARS = {"agent": 50.0, "operator": 100.0}  # milliseconds of CPU
 OUTPUT = Path("build/bench/rounds.json")
@@ -239,6 +240,9 @@ class Host:
 
     def refusals(self) -> tuple[Refusal, ...]:
         return ()
+
+    def upstream(self) -> Upstream:
+        return Upstream()
 
     def bfd_refused(self) -> Mapping[str, int]:
         return {}

@@ -8,6 +8,7 @@ import pytest
 
 from routerd.config import BrakeConfig, Config, DrainConfig, LivenessConfig, load_config, parse_config
 from routerd.errors import InputError
+from upstream.targets import Rules, Target
 
 HEAD = "apiVersion: routerd.io/v1alpha1\nkind: Config\n"
 
@@ -35,7 +36,9 @@ cluster-cidrs: ["fd00::/8"]
 egress: {enabled: false, uplinks: [eth0], host-devices: [ve-web], tunnel-port: 9999, attach: tcx, loader: bcc,
   network-policy: forward, forward-mark-bit: 3, nat-entries: 2048, flows-per-pod: 100, ports-per-pod: 200,
   in-cluster: [203.0.113.0/24],
-  allowed-addresses: [198.51.100.0/24], liveness: {enabled: false, interval: 1s, multiplier: 7}}
+  allowed-addresses: [198.51.100.0/24], liveness: {enabled: false, interval: 1s, multiplier: 7},
+  upstream-probe: {icmp: [203.0.113.1], tcp: ["[2001:db8::1]:443"], http: ["http://203.0.113.1", "https://[2001:db8::1]:8443/a?b"],
+    require: all, interval: 5s, timeout: 500ms, failure-threshold: 4, success-threshold: 5}}
 bgp: {enabled: false, router-id: 192.0.2.1, announce: {loadbalancer: false, pod-cidrs: true, egress: false}}
 drain: {notice: 1m, cordoned: true}
 operator: {ledger: /l, retention: 1d, flow-deadline: 2h, egress-retention: "0", cooldown: 5m,
@@ -61,6 +64,19 @@ operator: {ledger: /l, retention: 1d, flow-deadline: 2h, egress-retention: "0", 
         in_cluster=(ip_network("203.0.113.0/24"),),
         allowed_addresses=(ip_network("198.51.100.0/24"),),
         liveness=LivenessConfig(enabled=False, interval=1_000_000, multiplier=7),
+        upstream_probe=Rules(
+            (
+                Target("icmp", IPv4Address("203.0.113.1")),
+                Target("tcp", IPv6Address("2001:db8::1"), 443),
+                Target("http", IPv4Address("203.0.113.1"), 80, "/"),
+                Target("http", IPv6Address("2001:db8::1"), 8443, "/a?b", tls=True),
+            ),
+            "all",
+            5.0,
+            0.5,
+            4,
+            5,
+        ),
     )
     assert not config.bgp.enabled
     assert config.bgp.announce.pod_cidrs
@@ -106,6 +122,31 @@ operator: {ledger: /l, retention: 1d, flow-deadline: 2h, egress-retention: "0", 
          'f:3:31: egress.liveness.interval: found "0.1s", expected an interval from 10ms to 60s'),
         (HEAD + "egress: {liveness: {multiplier: 8}}\n",
          'f:3:33: egress.liveness.multiplier: found "8", expected an integer from 1 to 7'),
+        *(
+            (HEAD + f"egress: {{upstream-probe: {text}}}\n", f"f:3:{place}: egress.upstream-probe{message}")
+            for text, place, message in (
+                ("{require: all}", 26, ": found 0 targets, expected 1 to 16 under icmp, tcp and http"),
+                ("{icmp: [gateway]}", 34, '.icmp[0]: found "gateway", expected an IP address'),
+                ("{icmp: [192.0.2.1], http: 7}", 52, '.http: found "7", expected a list'),
+                ("{tcp: ['2001:db8::1:443']}", 33,
+                 '.tcp[0]: found the string "2001:db8::1:443", expected ADDRESS:PORT such as 203.0.113.1:443 or '
+                 "[2001:db8::1]:443"),
+                ("{tcp: ['192.0.2.1:0']}", 33,
+                 '.tcp[0]: found the string "192.0.2.1:0", expected ADDRESS:PORT such as 203.0.113.1:443 or '
+                 "[2001:db8::1]:443"),
+                ("{http: ['http://example.com/']}", 34,
+                 '.http[0]: found the string "http://example.com/", expected a URL with an address such as '
+                 "http://203.0.113.1:8080/healthz or https://[2001:db8::1]/"),
+                ("{icmp: [192.0.2.1], timeout: 3s}", 55,
+                 ".timeout: the timeout, 3 s, is longer than the interval, 2 s"),
+                ("{icmp: [192.0.2.1], require: some}", 55, '.require: found "some", expected any or all'),
+                ("{icmp: [192.0.2.1], failure-threshold: 0}", 65,
+                 '.failure-threshold: found "0", expected an integer from 1 to 100'),
+                ("{ping: [192.0.2.1]}", 27,
+                 '.ping: unknown key "ping"; known: failure-threshold, http, icmp, interval, require, '
+                 "success-threshold, tcp, timeout"),
+            )
+        ),
         (HEAD + "store: {kind: etcd}\n", 'f:3:15: store.kind: found "etcd", expected files or kubernetes'),
     ],
 )  # fmt: skip

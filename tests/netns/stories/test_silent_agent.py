@@ -14,14 +14,17 @@ from routerd.model import EgressGroup
 from tests.models.many import parse_allocations
 from tests.netns.lab import netns
 from tests.netns.lab.daemons import Daemons
-from tests.netns.lab.lab import Lab
+from tests.netns.lab.lab import CLIENT_ADDRESS, Lab
 from tests.netns.lab.traffic import Echo
+from tests.netns.lab.wiring import six
 from tests.netns.stories.story import started
 
 PATIENCE = 20  # seconds; the shortest that can be set
 # A gateway is left 175 ms after its last answer; what was sent meanwhile TCP sends again after 200 ms, and again after
 # 400 ms more where that was too early.
 STOOD_STILL = 1.5  # seconds
+TARGETS = (CLIENT_ADDRESS, six(CLIENT_ADDRESS))
+PROBE = {"icmp": [*TARGETS], "require": "all", "interval": "200ms", "timeout": "200ms"}
 CUT = """table netdev cut {
     chain in { type filter hook ingress device "eth0" priority -500; udp dport 8473 drop; }
 }
@@ -30,8 +33,9 @@ CUT = """table netdev cut {
 
 def test_the_group_of_a_gateway_whose_agent_is_killed_moves_and_its_pods_leave(clean_labs: list[str]) -> None:
     """The agent ends by SIGKILL and is not started again; the speaker of the node lives, and its Node is ready."""
-    with Lab(f"q{os.getpid()}") as lab:
-        daemons = Daemons(lab, options={"operator": {"gateway-patience": f"{PATIENCE}s"}})
+    with Lab(f"q{os.getpid()}", ipv6=True) as lab:
+        options = {"operator": {"gateway-patience": f"{PATIENCE}s"}, "egress": {"upstream-probe": PROBE}}
+        daemons = Daemons(lab, options=options)
         story = started(lab, daemons)
 
         def group() -> EgressGroup:
@@ -46,6 +50,7 @@ def test_the_group_of_a_gateway_whose_agent_is_killed_moves_and_its_pods_leave(c
         assert lab.pod("batch").get(lab.fw.address).source == story.pool_ip
         lab.wait(lambda: "beat: " in (lab.node(silent).directory / "state" / "node.yaml").read_text(), "it beats")
         a_gateway_that_is_cut_off_is_left(lab, daemons)
+        gateways_that_lead_nowhere_are_left_while_another_one_does(lab, daemons)
         daemons.agents[silent].kill()
         lab.wait(lambda: gateways() == [other], f"{other} takes the group", timeout=4 * PATIENCE)
         lab.wait(lambda: reached(lab) == story.pool_ip, "the pod leaves by the other gateway")
@@ -89,6 +94,38 @@ def a_gateway_that_is_cut_off_is_left(lab: Lab, daemons: Daemons) -> None:
             lab.node(gateway).run(["nft", "delete", "table", "netdev", "cut"])
             lab.wait(lambda: len(heard(lab)) == 2, f"{gateway} answers probes again")
     assert [each.fault for each in echoes] == [""] * len(echoes)
+
+
+def gateways_that_lead_nowhere_are_left_while_another_one_does(lab: Lab, daemons: Daemons) -> None:
+    """Sessions, routes and uplinks are well, and what is behind the router does not answer, in either family."""
+
+    def told() -> dict[str, str]:
+        rows = json.loads(daemons.routerd("worker", "show", "gateways", "-o", "json"))
+        return {row["gateway"]: row["reason"] for row in rows}
+
+    def leave(*gateways: str) -> bool:
+        return told() == {name: "no-upstream" if name in gateways else "" for name in ("gw1", "gw2")}
+
+    def sources_use() -> set[str]:
+        with Echo(lab.pod("batch")) as echo:
+            lab.wait(lambda: echo.rounds > 2, "it carries data")
+            rows = json.loads(daemons.routerd("worker", "show", "nat", "-o", "json"))
+        assert not echo.fault
+        return {row["gateway"] for row in rows if row["idle_seconds"] < 1}
+
+    lab.wait(leave, "both serve")
+    for target in TARGETS:
+        lab.node("gw1").ip(f"route add blackhole {target}")
+        lab.wait(lambda: leave("gw1"), f"gw1 says that {target} does not answer")
+        assert {each for _ in range(3) for each in sources_use()} == {"gw2"}
+        if target == TARGETS[0]:
+            assert "UpstreamLost" in daemons.refusals("gw1")
+            lab.node("gw2").ip(f"route add blackhole {target}")
+            lab.wait(lambda: leave("gw1", "gw2"), "both say so")
+            assert lab.pod("batch").get(lab.fw.address).source, "a probe that is wrong everywhere stops nothing"
+            lab.node("gw2").ip(f"route del blackhole {target}")
+        lab.node("gw1").ip(f"route del blackhole {target}")
+        lab.wait(leave, "both serve again")
 
 
 def have_reached(echoes: Sequence[Echo], goals: Sequence[int]) -> bool:

@@ -32,6 +32,7 @@ from tests.models.cluster import LOCAL, TOR
 from tests.models.rooms import EgressModel, FakeSpeaker, World
 from tests.models.virtual_time import elapse, in_virtual_time, now
 from tests.waiting import PATIENCE, eventually
+from upstream.targets import Upstream
 
 
 class Here:
@@ -74,6 +75,9 @@ class Here:
 
     def refusals(self) -> tuple[Refusal, ...]:
         return ()
+
+    def upstream(self) -> Upstream:
+        return Upstream()
 
     def bfd_refused(self) -> Mapping[str, int]:
         return {"ttl": 3}

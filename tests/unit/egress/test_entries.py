@@ -277,6 +277,8 @@ def test_a_gateway_is_asked_for_a_route_of_the_families_that_it_serves() -> None
 
 
 def test_what_speaks_against_a_gateway_is_said_and_flows_ask_anew() -> None:
+    nowhere = replace(GATEWAY, out_of_service=frozenset({"no-upstream"}))
+    assert told_of_itself(nowhere, Facts())[1] == layout.SERVICE_NO_UPSTREAM
     leaves = replace(GATEWAY, out_of_service=frozenset({"draining", "no-session"}))
     assert told_of_itself(leaves, Facts())[1] == layout.SERVICE_DRAINING | layout.SERVICE_NO_SESSION
     assert told_of_itself(GATEWAY, Facts(cut_off=True))[1] == layout.SERVICE_NO_UPLINK

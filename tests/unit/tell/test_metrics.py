@@ -24,6 +24,7 @@ from routerd.tell.operator_status import OperatorStatus, Tenure
 from routerd.tell.status import AgentStatus, ConfigStatus, PeerStatus, Rounds, as_json
 from routerd.tell.views import PeerView, pool_rows
 from tests.models import cluster
+from upstream.targets import Judged, Target, Upstream
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -44,6 +45,7 @@ FULL = AgentStatus(
     node="a",
     version="0.1.0",
     bfd_refused={"ttl": 3},
+    upstream=Upstream({Target("tcp", ip_address("2001:db8::1"), 443): Judged(False, 1, "no answer")}, is_lost=True),
     rounds=Rounds().after(0.02).after(0.2, error="egress: map is full"),
     peers=(
         PeerStatus("tor", PeerView(ip_address("10.0.0.1"), Session("up", flaps=2, announced=3), bfd=BFD), desired=4),
@@ -125,6 +127,8 @@ def test_the_numbers() -> None:
         'routerd_gateway_round_trip_seconds{gateway="gw"} 0.25',
         'routerd_gateway_probes_total{gateway="gw"} 100.0',
         'routerd_gateway_probe_answers_total{gateway="gw"} 97.0',
+        "routerd_upstream_up 0.0",
+        'routerd_upstream_target_up{target="tcp [2001:db8::1]:443"} 0.0',
         'routerd_pool_addresses{pool="default"} 256.0',
         'routerd_pool_addresses_in_use{pool="default"} 1.0',
         'routerd_store_resource_synced{resource="pods"} 1.0',
