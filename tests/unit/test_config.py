@@ -143,7 +143,7 @@ operator: {ledger: /l, retention: 1d, flow-deadline: 2h, egress-retention: "0", 
                 ("{icmp: [192.0.2.1], failure-threshold: 0}", 65,
                  '.failure-threshold: found "0", expected an integer from 1 to 100'),
                 ("{ping: [192.0.2.1]}", 27,
-                 '.ping: unknown key "ping"; known: failure-threshold, http, icmp, interval, require, '
+                 '.ping: unknown key "ping", expected one of: failure-threshold, http, icmp, interval, require, '
                  "success-threshold, tcp, timeout"),
             )
         ),

@@ -73,13 +73,18 @@ def a_gateway_that_is_cut_off_is_left(lab: Lab, daemons: Daemons) -> None:
     Several connections, so that each gateway has some. None is lost, and each goes on by the other gateway.
     """
     pod = lab.pod("batch")
-    echoes = [Echo(pod, pause=0.002) for _ in range(6)]
-    with ExitStack() as running:
-        for each in echoes:
-            running.enter_context(each)
-        lab.wait(lambda: all(each.rounds > 10 for each in echoes), "all connections carry data")
+    echoes: list[Echo] = []
+    lab.wait(lambda: reasons(daemons) == {"gw1": "", "gw2": ""}, "both serve")
+
+    def are_spread() -> bool:
+        """A hash of its ports tells each its gateway."""
+        echoes.append(running.enter_context(Echo(pod, pause=0.002)))
         used = {row["gateway"] for row in json.loads(daemons.routerd("worker", "show", "nat", "-o", "json"))}
-        assert len(used) == 2, "flows spread over both gateways"
+        return len(echoes) >= 6 and len(used) == 2
+
+    with ExitStack() as running:
+        lab.wait(are_spread, "flows spread over both gateways")
+        lab.wait(lambda: all(each.rounds > 10 for each in echoes), "all connections carry data")
         for gateway in ("gw1", "gw2"):
             for each in echoes:
                 each.longest = 0.0
@@ -99,12 +104,8 @@ def a_gateway_that_is_cut_off_is_left(lab: Lab, daemons: Daemons) -> None:
 def gateways_that_lead_nowhere_are_left_while_another_one_does(lab: Lab, daemons: Daemons) -> None:
     """Sessions, routes and uplinks are well, and what is behind the router does not answer, in either family."""
 
-    def told() -> dict[str, str]:
-        rows = json.loads(daemons.routerd("worker", "show", "gateways", "-o", "json"))
-        return {row["gateway"]: row["reason"] for row in rows}
-
     def leave(*gateways: str) -> bool:
-        return told() == {name: "no-upstream" if name in gateways else "" for name in ("gw1", "gw2")}
+        return reasons(daemons) == {name: "no-upstream" if name in gateways else "" for name in ("gw1", "gw2")}
 
     def sources_use() -> set[str]:
         with Echo(lab.pod("batch")) as echo:
@@ -126,6 +127,12 @@ def gateways_that_lead_nowhere_are_left_while_another_one_does(lab: Lab, daemons
             lab.node("gw2").ip(f"route del blackhole {target}")
         lab.node("gw1").ip(f"route del blackhole {target}")
         lab.wait(leave, "both serve again")
+
+
+def reasons(daemons: Daemons) -> dict[str, str]:
+    """Why each gateway asks the worker to leave it, "" = it serves."""
+    rows = json.loads(daemons.routerd("worker", "show", "gateways", "-o", "json"))
+    return {row["gateway"]: row["reason"] for row in rows}
 
 
 def have_reached(echoes: Sequence[Echo], goals: Sequence[int]) -> bool:
