@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
 from typing import Any
 
 IPAddress = IPv4Address | IPv6Address
@@ -55,6 +55,14 @@ class Request:
         """Of the main plugin's configuration what is for its IPAM plugin."""
         found = self.network.get("ipam")
         return found if isinstance(found, dict) else {}
+
+    @property
+    def gateways(self) -> tuple[IPAddress, ...]:
+        """Of that section: the host's own in blocks of the node. Raises Refused."""
+        try:
+            return tuple(map(ip_address, self.section.get("gateways", ())))
+        except (TypeError, ValueError) as error:
+            raise Refused(WRONG_CONFIGURATION, f"ipam.gateways is no list of addresses: {error}") from error
 
     @property
     def pod(self) -> Pod | None:

@@ -1,14 +1,16 @@
 """The addresses of one node's pods: who has which, within the blocks that are the node's. Pure; the clock is passed in.
 
 An address belongs to an attachment, one interface of one container (CNI specification, section 2). Of a container that
-is gone it cools down; the next one goes to whoever comes, those that were freed last come last.
+is gone it cools down; the next one goes to whoever comes, those that were freed last come last. What a pod keeps stays
+reserved for the pod's name instead, until somebody lets it go.
 
-The first address of a block is the host's own, which main plugins make the pods' gateway; of an IPv4 block the last one
-is left out, too. A block without room for these gives nothing.
+The first address of a block is the host's own, which main plugins make the pods' gateway, unless another one of it is
+said to be; of an IPv4 block the last one is left out, too. A block without room for these gives nothing.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -19,7 +21,7 @@ from ipam.pool import COOLDOWN
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
-State = Literal["used", "cooling"]
+State = Literal["used", "cooling", "reserved"]
 MOST_TRIED = 1 << 17  # addresses of a block that are looked at for a free one; a node has fewer pods
 
 
@@ -47,6 +49,19 @@ class Hold:
     owner: Owner = Owner()
     state: State = "used"
     since: float = 0.0  # when the state began, seconds of the Unix epoch
+    keeps: bool = False  # when the container is gone it is reserved for a pod of that name
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a pod asks for. Of a family that neither names it gets what comes."""
+
+    exact: tuple[IPAddress, ...] = ()  # it gets these, at most one of a family, or none at all
+    among: tuple[IPNetwork, ...] = ()  # in order: it gets a free one
+    keeps: bool = False
+
+
+ANY = Wish()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +71,7 @@ class PodAddresses:
     blocks: tuple[IPNetwork, ...] = ()
     holds: Mapping[IPAddress, Hold] = field(default_factory=dict)
     last: tuple[IPAddress, ...] = ()
+    gateways: tuple[IPAddress, ...] = ()  # the host's own in their blocks, in place of the first ones
 
     def of(self, attachment: Attachment) -> tuple[IPAddress, ...]:
         return tuple(
@@ -81,30 +97,40 @@ class Counts:
     free: int
     used: int
     cooling: int
-    reserved: int  # left out, or a pod's that got it elsewhere
+    reserved: int  # left out, a pod's that got it elsewhere, or kept for one that will come
 
 
-def gateway_of(block: IPNetwork) -> IPAddress:
-    return block[1]
+def gateway_of(held: PodAddresses, block: IPNetwork) -> IPAddress:
+    return next((each for each in held.gateways if each.version == block.version and each in block), block[1])
 
 
 def has_room(block: IPNetwork) -> bool:
     return block.num_addresses > 3
 
 
-def is_usable(block: IPNetwork, address: IPAddress) -> bool:
-    """Whether a pod may have it."""
-    left_out = {block[0], block[1], *([block[-1]] if block.version == 4 else [])}
-    return has_room(block) and address not in left_out
+def is_usable(held: PodAddresses, block: IPNetwork, address: IPAddress) -> bool:
+    """Whether a pod may have an address of the block."""
+    return has_room(block) and address not in _left_out(held, block)
+
+
+def _left_out(held: PodAddresses, block: IPNetwork) -> set[IPAddress]:
+    return {block[0], gateway_of(held, block), *([block[-1]] if block.version == 4 else [])}
 
 
 def give(
-    before: PodAddresses, attachment: Attachment, owner: Owner, taken: Collection[IPAddress], now: float
+    before: PodAddresses,
+    attachment: Attachment,
+    owner: Owner,
+    taken: Mapping[IPAddress, str],
+    now: float,
+    wish: Wish = ANY,
+    asked: Collection[IPAddress] = (),
 ) -> tuple[PodAddresses, tuple[IPAddress, ...] | Refused]:
     """One address of each family that the blocks have; those that the attachment has already, if it has them all.
 
-    `taken`: addresses that somebody has of whom nothing is noted here. A pod whose sandbox is made anew keeps its
-    addresses: the runtime has ended the former one by then.
+    `taken`: addresses that somebody has of whom nothing is noted here, and who. `asked`: such as another pod asks for
+    by name, which nobody gets by chance. A pod whose sandbox is made anew keeps its addresses: the runtime has ended
+    the former one by then.
     """
     rested = settled(before, now)
     held = _taken_over(rested, attachment, owner, now)
@@ -112,26 +138,34 @@ def give(
     last: dict[int, IPAddress] = {each.version: each for each in held.last}
     for version in versions(held.blocks):
         known = next((each for each in held.of(attachment) if each.version == version and held.block_of(each)), None)
-        address = known or _next_free(held, version, taken, owner)
-        if address is None:
-            return rested, Refused(_exhausted(held, version))
-        mine[address] = Hold(address, attachment, owner, since=now) if known is None else held.holds[address]
+        found = known or _found(held, version, taken, owner, wish, asked)
+        if isinstance(found, Refused):
+            return rested, found
+        mine[found] = held.holds[found] if known else Hold(found, attachment, owner, since=now, keeps=wish.keeps)
         if known is None:
-            last[version] = address
+            last[version] = found
     if not mine:
         return rested, Refused("this node has no block of pods' addresses")
     given = replace(held, holds={**held.holds, **mine}, last=tuple(last[version] for version in sorted(last)))
+    given = let_go(given, _left(given, attachment, owner), now)
     return (given if given != before else before), tuple(mine)
 
 
 def free(held: PodAddresses, attachments: Iterable[Attachment], now: float) -> PodAddresses:
-    """What these attachments have cools down; the same value if they have nothing."""
+    """What these attachments have cools down or is kept; the same value if they have nothing."""
     gone = frozenset(attachments)
     left = [each for each in held.holds.values() if each.state == "used" and each.attachment in gone]
     if not left:
         return held
-    cooling = {each.address: replace(each, state="cooling", since=now) for each in left}
-    return replace(held, holds={**held.holds, **cooling})
+    freed = {each.address: replace(each, state="reserved" if each.keeps else "cooling", since=now) for each in left}
+    return replace(held, holds={**held.holds, **freed})
+
+
+def let_go(held: PodAddresses, addresses: Iterable[IPAddress], now: float) -> PodAddresses:
+    """What is kept for nobody any more cools down."""
+    kept = (held.holds[address] for address in addresses if held.holds[address].state == "reserved")
+    cooling = {each.address: replace(each, state="cooling", since=now) for each in kept}
+    return replace(held, holds={**held.holds, **cooling}) if cooling else held
 
 
 def settled(held: PodAddresses, now: float) -> PodAddresses:
@@ -139,7 +173,7 @@ def settled(held: PodAddresses, now: float) -> PodAddresses:
     holds = {
         address: replace(each, since=min(each.since, now)) if each.since > now else each
         for address, each in held.holds.items()
-        if each.state == "used" or now - each.since < COOLDOWN
+        if each.state != "cooling" or now - each.since < COOLDOWN
     }
     return replace(held, holds=holds) if holds != held.holds else held
 
@@ -148,25 +182,26 @@ def counts(held: PodAddresses, version: int, taken: Collection[IPAddress]) -> Co
     """Of all blocks of a family."""
     blocks = [block for block in held.blocks if block.version == version]
     holds = [each for each in held.holds.values() if held.block_of(each.address) in blocks]
-    used = sum(each.state == "used" for each in holds)
-    others = {address for address in taken if address not in held.holds and _is_given_by(blocks, address)}
-    left_out = sum(min(block.num_addresses, 3 if version == 4 else 2) for block in blocks if has_room(block))
+    states = Counter(each.state for each in holds)
+    others = {address for address in taken if address not in held.holds and _is_given_by(held, blocks, address)}
+    left_out = sum(each in block for block in blocks if has_room(block) for each in _left_out(held, block))
     left_out += sum(block.num_addresses for block in blocks if not has_room(block))
-    total, reserved = sum(block.num_addresses for block in blocks), left_out + len(others)
-    return Counts(total, total - len(holds) - reserved, used, len(holds) - used, reserved)
+    total, reserved = sum(block.num_addresses for block in blocks), left_out + len(others) + states["reserved"]
+    free = total - reserved - states["used"] - states["cooling"]
+    return Counts(total, free, states["used"], states["cooling"], reserved)
 
 
 def versions(blocks: Iterable[IPNetwork]) -> list[int]:
     return sorted({block.version for block in blocks})
 
 
-def exhausted(held: PodAddresses, taken: Collection[IPAddress], now: float) -> str:
+def exhausted(held: PodAddresses, taken: Mapping[IPAddress, str], now: float, asked: Collection[IPAddress] = ()) -> str:
     """Why no pod can get an address, one line; "" = the next one can."""
     if not held.blocks:
         return "this node has no block of pods' addresses"
     before = settled(held, now)
-    lacking = (version for version in versions(held.blocks) if _next_free(before, version, taken, Owner()) is None)
-    return next((_exhausted(before, version) for version in lacking), "")
+    found = (_next_free(before, version, taken, Owner(), asked) for version in versions(held.blocks))
+    return next((each.message for each in found if isinstance(each, Refused)), "")
 
 
 def _taken_over(held: PodAddresses, attachment: Attachment, owner: Owner, now: float) -> PodAddresses:
@@ -189,44 +224,110 @@ def _taken_over(held: PodAddresses, attachment: Attachment, owner: Owner, now: f
     return replace(held, holds={**held.holds, **{address: moved[address] for address in first.values()}})
 
 
+def _left(held: PodAddresses, attachment: Attachment, owner: Owner) -> list[IPAddress]:
+    """What is kept for a pod that asked for another address this time."""
+    place = (attachment.network, attachment.interface)
+    kept = (each for each in held.holds.values() if each.state == "reserved" and each.owner.pod == owner.pod != "")
+    return [each.address for each in kept if (each.attachment.network, each.attachment.interface) == place]
+
+
 def _is_wanted(held: PodAddresses, hold: Hold, attachment: Attachment) -> bool:
     """Not of a family that the new sandbox has already, nor of a block that the node has no more."""
     has = {address.version for address in held.of(attachment)}
     return hold.address.version not in has and held.block_of(hold.address) is not None
 
 
-def _next_free(held: PodAddresses, version: int, taken: Collection[IPAddress], owner: Owner) -> IPAddress | None:
+def _found(
+    held: PodAddresses,
+    version: int,
+    taken: Mapping[IPAddress, str],
+    owner: Owner,
+    wish: Wish,
+    asked: Collection[IPAddress],
+) -> IPAddress | Refused:
+    exact = next((each for each in wish.exact if each.version == version), None)
+    if exact is not None:
+        why_not = _why_not(held, exact, taken, owner)
+        return Refused(why_not) if why_not else exact
+    among = [block for block in wish.among if block.version == version]
+    if among:
+        return _one_among(held, among, taken, owner)
+    return _next_free(held, version, taken, owner, asked)
+
+
+def _why_not(held: PodAddresses, address: IPAddress, taken: Mapping[IPAddress, str], owner: Owner) -> str:
+    """Why a pod cannot have this very address, one line; "" = it can."""
+    block, hold = held.block_of(address), held.holds.get(address)
+    if block is None:
+        blocks = ", ".join(str(each) for each in held.blocks if each.version == address.version)
+        return f"{address} is in no block of this node ({blocks})"
+    if not is_usable(held, block, address):
+        return f"{address} is no pod's: of {block} the host's own is left out, and the first and last are"
+    if address in taken:
+        return f"{address} is Pod {taken[address]}'s"
+    if hold is None or (owner.pod and hold.owner.pod == owner.pod and hold.state != "used"):
+        return ""
+    whose = f"Pod {hold.owner.pod}'s" if hold.owner.pod else f"container {hold.attachment.container}'s"
+    return (
+        f"{address} is {whose}"
+        + {"used": "", "cooling": " until it has rested", "reserved": ", which keeps it"}[hold.state]
+    )
+
+
+def _one_among(
+    held: PodAddresses, among: list[IPNetwork], taken: Mapping[IPAddress, str], owner: Owner
+) -> IPAddress | Refused:
+    """What a pod of that name had last, if it is one of them, or the first that is free here."""
+    own = (address for address in _own(held, owner) if any(address in block for block in among))
+    named = (block[key] for block in among for key in range(min(block.num_addresses, MOST_TRIED)))
+    found = next((each for each in chain(own, named) if not _why_not(held, each, taken, owner)), None)
+    return found or Refused(f"none of {', '.join(map(_plain, among))} is free on this node")
+
+
+def _plain(block: IPNetwork) -> str:
+    return str(block[0]) if block.num_addresses == 1 else str(block)
+
+
+def _own(held: PodAddresses, owner: Owner) -> Iterator[IPAddress]:
+    """What a pod of that name had last, and nobody has had since."""
+    idle = (each for each in held.holds.values() if each.state != "used")
+    return (each.address for each in idle if owner.pod and each.owner.pod == owner.pod)
+
+
+def _next_free(
+    held: PodAddresses, version: int, taken: Mapping[IPAddress, str], owner: Owner, asked: Collection[IPAddress]
+) -> IPAddress | Refused:
     """What a pod of that name had last, or the next one behind what was given last, in the order of the blocks."""
     blocks = [block for block in held.blocks if block.version == version and has_room(block)]
-    own = (
-        each.address
-        for each in held.holds.values()
-        if owner.pod and each.owner.pod == owner.pod and each.state == "cooling" and _is_given_by(blocks, each.address)
-    )
+    own = (address for address in _own(held, owner) if _is_given_by(held, blocks, address))
     last = next((each for each in held.last if each.version == version), None)
-    others = (address for address in _round(blocks, last) if address not in held.holds)
-    return next((address for address in chain(own, others) if address not in taken), None)
+    others = (address for address in _round(held, blocks, last) if address not in held.holds and address not in asked)
+    found = next((address for address in chain(own, others) if address not in taken), None)
+    return found or Refused(_exhausted(held, version))
 
 
-def _is_given_by(blocks: Iterable[IPNetwork], address: IPAddress) -> bool:
-    return any(block.version == address.version and address in block and is_usable(block, address) for block in blocks)
+def _is_given_by(held: PodAddresses, blocks: Iterable[IPNetwork], address: IPAddress) -> bool:
+    return any(
+        block.version == address.version and address in block and is_usable(held, block, address) for block in blocks
+    )
 
 
-def _round(blocks: list[IPNetwork], last: IPAddress | None) -> Iterator[IPAddress]:
+def _round(held: PodAddresses, blocks: list[IPNetwork], last: IPAddress | None) -> Iterator[IPAddress]:
     """All that may be given, once each, beginning behind `last`."""
     at = next((number for number, block in enumerate(blocks) if last is not None and last in block), None)
     if at is None or last is None:
-        yield from chain.from_iterable(map(_usable, blocks))
+        yield from (address for block in blocks for address in _usable(held, block))
         return
-    yield from _usable(blocks[at], int(last) + 1)
-    yield from chain.from_iterable(map(_usable, (*blocks[at + 1 :], *blocks[:at])))
-    yield from (address for address in _usable(blocks[at]) if int(address) <= int(last))
+    yield from _usable(held, blocks[at], int(last) + 1)
+    yield from (address for block in (*blocks[at + 1 :], *blocks[:at]) for address in _usable(held, block))
+    yield from (address for address in _usable(held, blocks[at]) if int(address) <= int(last))
 
 
-def _usable(block: IPNetwork, first: int = 0) -> Iterator[IPAddress]:
-    start = int(block.network_address)
-    low, high = max(first, start + 2), start + block.num_addresses - (1 if block.version == 4 else 0)
-    return (block[key - start] for key in range(low, min(high, low + MOST_TRIED)))
+def _usable(held: PodAddresses, block: IPNetwork, first: int = 0) -> Iterator[IPAddress]:
+    start, left_out = int(block.network_address), _left_out(held, block)
+    low, high = max(first, start + 1), start + block.num_addresses
+    found = (block[key - start] for key in range(low, min(high, low + MOST_TRIED)))
+    return (address for address in found if address not in left_out)
 
 
 def _exhausted(held: PodAddresses, version: int) -> str:

@@ -194,6 +194,14 @@ def own_name() -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class PodAddressConfig:
+    """`pod-addresses`: what `routerd-ipam` gives."""
+
+    retention: int = DAY
+    """Seconds that an address is kept for a pod that is gone and asked for it by name, or was a StatefulSet's."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The whole file."""
 
@@ -218,6 +226,7 @@ class Config:
     drain: DrainConfig = field(default_factory=DrainConfig)
     operator: OperatorConfig = field(default_factory=OperatorConfig)
     cloud: CloudSettings = field(default_factory=CloudSettings)
+    pod_addresses: PodAddressConfig = field(default_factory=PodAddressConfig)
 
 
 def boot_guard(config: Config) -> Path:
@@ -260,7 +269,7 @@ def read_config(value: Value) -> Config:
     section.require("kind").choice("Config")
     section.only(
         "apiVersion", "kind", "node-name", "store", "state-dir", "run-dir", "pin-dir", "metrics-listen", "log",
-        "service-cidrs", "cluster-cidrs", "egress", "bgp", "drain", "operator", "cloud",
+        "service-cidrs", "cluster-cidrs", "egress", "bgp", "drain", "operator", "cloud", "pod-addresses",
     )  # fmt: skip
     state_dir = _path(section, "state-dir", DEFAULT.state_dir)
     return Config(
@@ -278,6 +287,7 @@ def read_config(value: Value) -> Config:
         drain=_drain(section),
         operator=_operator(section, state_dir),
         cloud=read_cloud(section.section("cloud")),
+        pod_addresses=_pod_addresses(section),
     )
 
 
@@ -499,6 +509,11 @@ def _brake(bgp: Section) -> BrakeConfig:
 def _drain(section: Section) -> DrainConfig:
     drain = _sub(section, "drain", "notice", "cordoned")
     return DrainConfig(_seconds(drain, "notice", DEFAULT.drain.notice), drain.boolean("cordoned", False))
+
+
+def _pod_addresses(section: Section) -> PodAddressConfig:
+    found = _sub(section, "pod-addresses", "retention")
+    return PodAddressConfig(_seconds(found, "retention", DEFAULT.pod_addresses.retention))
 
 
 def _operator(section: Section, state_dir: Path) -> OperatorConfig:

@@ -122,7 +122,8 @@ async def agent(config: Config, source: ConfigSource) -> None:
     async with opened_store(config, on_store) as store:
         attachments = Attachments(config.node_name, store.snapshot, guards=config.egress.enabled)
         made(config.state_dir, source.path, "state-dir")
-        pod_addresses = PodAddressDesk(config.node_name, config.state_dir / "pod-addresses.json", store.snapshot)
+        memory, retention = config.state_dir / "pod-addresses.json", config.pod_addresses.retention
+        pod_addresses = PodAddressDesk(config.node_name, memory, store.snapshot, retention=retention)
         body, presence = _assembled(config, source, heart, store, attachments, pod_addresses)
         on_store.to = partial(_store_changed, pod_addresses, body)
         api = ApiServer(agent_socket(config.run_dir), body.answer)

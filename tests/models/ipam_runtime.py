@@ -29,7 +29,7 @@ async def ask(
     return code, json.loads(body) if body else None
 
 
-async def address(desk: PodAddressDesk, container: str = "c1", pod: str = "", uid: str = "") -> str:
+async def address(desk: PodAddressDesk, container: str = "c1", pod: str = "", uid: str = "", **network: Any) -> str:
     """What ADD gives, or the message by which it is refused."""
-    code, found = await ask(desk, "ADD", container, pod, uid)
+    code, found = await ask(desk, "ADD", container, pod, uid, **network)
     return str(found["msg"]) if code else " ".join(each["address"] for each in found["ips"])

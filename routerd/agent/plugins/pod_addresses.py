@@ -34,12 +34,13 @@ from cni.wire import (
     timeout_of,
 )
 from ipam import pod_addresses as plan
-from ipam.pod_addresses import Attachment, Owner, PodAddresses
+from ipam.pod_addresses import ANY, Attachment, Hold, Owner, PodAddresses, Wish
+from routerd.agent.plugins.fixed import asked_for, asks, wish_of
 from routerd.agent.plugins.pod_memory import parse_pod_addresses, write_pod_addresses
 from routerd.blocking import in_thread
 from routerd.errors import InputError, StoreError
 from routerd.log import event
-from routerd.model import IPAddress, IPNetwork, Pod, Snapshot
+from routerd.model import AddressPool, IPAddress, IPNetwork, Pod, Snapshot
 from routerd.node.attached import is_of
 from routerd.store.embedded.disk import read_text, write_atomically
 
@@ -63,6 +64,16 @@ class Asked:
     fault: StoreError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Others:
+    """What the store says of pods: of those on this node their addresses, of all what they ask for; by address."""
+
+    pods: Mapping[str, Pod] | None = None
+    pools: Mapping[str, AddressPool] | None = None
+    have: Mapping[IPAddress, str] = field(default_factory=dict)
+    ask: Mapping[IPAddress, str] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class PodAddressDesk:
     """Lives in the agent's loop. `changed` is to be called when the store says something else."""
@@ -70,6 +81,7 @@ class PodAddressDesk:
     node: str
     path: Path
     snapshot: Callable[[], Snapshot] = Snapshot
+    retention: float = 86400.0  # seconds that an address is kept for the name of a pod that is gone
     clock: Callable[[], float] = time.time
     fault: str = ""  # why nothing is given
     _held: PodAddresses = field(init=False, default_factory=PodAddresses)
@@ -78,7 +90,7 @@ class PodAddressDesk:
     _writing: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
     _news: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     _gone: dict[Attachment, float] = field(init=False, default_factory=dict)  # since when, by the loop's clock
-    _taken: tuple[Mapping[str, Pod] | None, Mapping[IPAddress, str]] = field(init=False, default=(None, {}))
+    _seen: Others = field(init=False, default_factory=Others)
 
     def __post_init__(self) -> None:
         try:
@@ -98,13 +110,16 @@ class PodAddressDesk:
         self._news = asyncio.Event()
 
     async def run(self) -> None:
-        """Frees what pods have that ended without a word: their runtime spoke while no agent listened."""
+        """Frees what pods have that ended without a word, as their runtime spoke while no agent listened; and lets go
+        what is kept for pods that do not come back.
+        """
         while True:
             await asyncio.sleep(LOOK)
-            gone = self._overdue(asyncio.get_running_loop().time())
-            if gone:
+            gone, left = self._overdue(asyncio.get_running_loop().time()), self._kept_for_nobody()
+            if gone or left:
                 try:
                     await self._free(gone)
+                    await self._let_go(left)
                 except Refused as refused:
                     event(LOGGER, logging.ERROR, "pod-addresses-kept", reason=str(refused), retry=LOOK)
 
@@ -116,6 +131,17 @@ class PodAddressDesk:
         gone = {each.attachment for each in holds if not self._is_there(each.owner, pods)}
         self._gone = {each: self._gone.get(each, now) for each in gone}
         return [each for each, since in self._gone.items() if now - since >= GONE]
+
+    def _kept_for_nobody(self) -> list[IPAddress]:
+        pods = self.snapshot().pods
+        kept = [each for each in self._held.holds.values() if each.state == "reserved"]
+        return [each.address for each in kept if pods is not None and self._is_over(each, pods.get(each.owner.pod))]
+
+    def _is_over(self, kept: Hold, pod: Pod | None) -> bool:
+        """A pod that is on another node now has an address of that one's blocks."""
+        if pod is not None:
+            return pod.node not in ("", self.node)
+        return self.clock() - kept.since >= self.retention
 
     def _is_there(self, owner: Owner, pods: Mapping[str, Pod]) -> bool:
         pod = pods.get(owner.pod)
@@ -159,7 +185,8 @@ class PodAddressDesk:
         attachment, owner = _attachment(request), Owner("/".join(request.pod or ()), request.uid)
         if not self._knows(attachment, owner):
             await self._until(lambda: self._lacking(owner), PATIENCE * timeout_of(request.section))
-        found = await self._written(lambda held: self._give(held, attachment, owner))
+        wish, gateways = self._wish(owner), request.gateways
+        found = await self._written(lambda held: self._give(replace(held, gateways=gateways), attachment, owner, wish))
         if isinstance(found, plan.Refused):
             raise Refused(TRY_AGAIN, found.message)
         return addresses_result(request, self._given(found))
@@ -181,16 +208,28 @@ class PodAddressDesk:
             return NO_PODS
         if owner.pod and not self._is_there(owner, snapshot.pods or {}):
             return f"the store has no Pod {owner.pod}" + (f" with uid {owner.uid}" if owner.uid else "") + " yet"
+        if owner.pod and snapshot.pools is None and asks((snapshot.pods or {})[owner.pod]):
+            return "the agent has not read address pools yet"
         return ""
 
-    def _give(self, held: PodAddresses, attachment: Attachment, owner: Owner) -> tuple[PodAddresses, Any]:
-        held = replace(held, blocks=self._blocks(self.snapshot()))
-        return plan.give(held, attachment, owner, self._others(owner.pod), self.clock())
+    def _wish(self, owner: Owner) -> Wish:
+        """Raises Refused."""
+        snapshot = self.snapshot()
+        pod = (snapshot.pods or {}).get(owner.pod)
+        wish = wish_of(pod, snapshot.pools or {}) if pod is not None else ANY
+        if isinstance(wish, str):
+            raise Refused(TRY_AGAIN, wish)
+        return wish
+
+    def _give(self, held: PodAddresses, attachment: Attachment, owner: Owner, wish: Wish) -> tuple[PodAddresses, Any]:
+        held, others = replace(held, blocks=self._blocks(self.snapshot())), self._others()
+        have = {address: key for address, key in others.have.items() if key != owner.pod}
+        return plan.give(held, attachment, owner, have, self.clock(), wish, others.ask)
 
     def _given(self, addresses: tuple[IPAddress, ...]) -> list[Given]:
         blocks = [(address, self._held.block_of(address)) for address in addresses]
         return [
-            Given(ip_interface((address, block.prefixlen)), plan.gateway_of(block))
+            Given(ip_interface((address, block.prefixlen)), plan.gateway_of(self._held, block))
             for address, block in blocks
             if block
         ]
@@ -212,6 +251,9 @@ class PodAddressDesk:
     async def _free(self, attachments: list[Attachment]) -> None:
         await self._written(lambda held: (plan.free(held, attachments, self.clock()), None))
 
+    async def _let_go(self, addresses: list[IPAddress]) -> None:
+        await self._written(lambda held: (plan.let_go(held, addresses, self.clock()), None))
+
     def _unavailable(self) -> str:
         """Why no pod can get an address, one line; "" = the next one can."""
         snapshot = self.snapshot()
@@ -226,19 +268,22 @@ class PodAddressDesk:
             return f"Node {self.node} has no podCIDRs: let its controller manager give it some"
         if self._is_new and snapshot.pods is None:
             return NO_PODS
-        return plan.exhausted(replace(self._held, blocks=blocks), self._others(""), self.clock())
+        others = self._others()
+        return plan.exhausted(replace(self._held, blocks=blocks), others.have, self.clock(), others.ask)
 
     def _blocks(self, snapshot: Snapshot) -> tuple[IPNetwork, ...]:
         """The node's, as the store has them; while it is not read, as they were."""
         here = (snapshot.nodes or {}).get(self.node)
         return here.pod_cidrs if here is not None else self._held.blocks
 
-    def _others(self, pod: str) -> frozenset[IPAddress]:
-        """Addresses of other pods in the store: those that were here before us have theirs from somebody else."""
-        pods = self.snapshot().pods
-        if pods is not self._taken[0]:
-            self._taken = pods, _addresses(pods or {}, self.node)
-        return frozenset(address for address, key in self._taken[1].items() if key != pod)
+    def _others(self) -> Others:
+        """Pods that were here before us have their addresses from somebody else."""
+        snapshot = self.snapshot()
+        if snapshot.pods is not self._seen.pods or snapshot.pools is not self._seen.pools:
+            pods = snapshot.pods or {}
+            have, ask = _addresses(pods, self.node), _asked(pods, snapshot.pools or {})
+            self._seen = Others(snapshot.pods, snapshot.pools, have, ask)
+        return self._seen
 
     async def _until(self, lacking: Callable[[], str], timeout: float) -> None:
         """Until nothing is lacking. Raises Refused with what was."""
@@ -295,3 +340,9 @@ def _addresses(pods: Mapping[str, Pod], node: str) -> dict[IPAddress, str]:
     """Of pods whose sandboxes are there, by address: the pod's key."""
     live = (pod for pod in pods.values() if pod.node == node and not pod.host_network and not pod.finished)
     return {address: pod.key for pod in live for address in pod.addresses}
+
+
+def _asked(pods: Mapping[str, Pod], pools: Mapping[str, AddressPool]) -> dict[IPAddress, str]:
+    """What pods ask for by name, wherever they are or will be: the pod's key, by address."""
+    asking = (pod for pod in pods.values() if asks(pod))
+    return {address: pod.key for pod in asking for address in asked_for(wish_of(pod, pools))}

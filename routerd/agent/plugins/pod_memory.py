@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from dataclasses import astuple
 from ipaddress import ip_address, ip_network
+from typing import Any, get_args
 
-from ipam.pod_addresses import Attachment, Hold, Owner, PodAddresses
+from ipam.pod_addresses import Attachment, Hold, Owner, PodAddresses, State
 from routerd.errors import InputError
 from routerd.formats.jsontext import parse_json
 
@@ -23,7 +24,7 @@ def write_pod_addresses(held: PodAddresses) -> str:
         "blocks": [str(block) for block in held.blocks],
         "last": [str(address) for address in held.last],
         "holds": [
-            [str(each.address), each.state, each.since, *astuple(each.attachment), *astuple(each.owner)]
+            [str(each.address), each.state, each.since, *astuple(each.attachment), *astuple(each.owner), each.keeps]
             for each in holds
         ],
     }
@@ -50,11 +51,17 @@ def parse_pod_addresses(text: str, file: str) -> PodAddresses:
 
 
 def _hold(
-    address: str, state: str, since: float, network: str, container: str, interface: str, pod: str, uid: str
+    address: str,
+    state: Any,
+    since: float,
+    network: str,
+    container: str,
+    interface: str,
+    pod: str,
+    uid: str,
+    keeps: bool,
 ) -> Hold:
-    if state not in ("used", "cooling"):
+    if state not in get_args(State):
         raise ValueError(f"an address is {state}")
     attachment = Attachment(network, container, interface)
-    return Hold(
-        ip_address(address), attachment, Owner(pod, uid), "used" if state == "used" else "cooling", float(since)
-    )
+    return Hold(ip_address(address), attachment, Owner(pod, uid), state, float(since), bool(keeps))

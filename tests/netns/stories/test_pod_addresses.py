@@ -22,7 +22,7 @@ from tests.netns.lab.netns import run
 from tests.waiting import wait
 
 ROOT = Path(__file__).parents[3]
-BLOCKS = ("10.1.0.0/29", "fd00:1::/64")  # the first one has room for five pods
+BLOCKS = ("10.1.0.0/28", "fd00:1::/64")  # the first one has room for 13 pods
 
 
 class Stage:
@@ -121,6 +121,15 @@ def test_pods_behind_both_plugins_reach_their_node_at_addresses_of_its_blocks(st
         assert refused.value.code == 3
 
 
+def test_another_address_of_a_block_may_be_the_hosts_own(stage: Stage) -> None:
+    runtime, pod = stage.runtime("ptp"), stage.pod("other")
+    runtime.main["ipam"]["gateways"] = ["10.1.0.14", "fd00:1::ff"]
+    stage.add(runtime, pod)
+    assert pod.ping("10.1.0.14")
+    assert pod.ping("fd00:1::ff")
+    runtime.delete(pod)
+
+
 def delegating(runtime: Runtime) -> dict[str, Any]:
     """The IPAM plugin called by itself, for what Debian's main plugins do not ask of it."""
     return {"type": "routerd-ipam", "ipam": runtime.main["ipam"]}
@@ -144,15 +153,16 @@ def test_what_runs_keeps_its_address_over_a_kill_of_the_agent_and_over_a_new_san
 
 def test_a_node_without_a_free_address_says_so_until_one_has_rested(stage: Stage) -> None:
     runtime = stage.runtime("ptp")
-    pods = [stage.pod(f"full{number}") for number in range(6)]
+    pods = [stage.pod(f"full{number}") for number in range(14)]
+    stage.add(runtime, pods[0])
     refused = None
-    for pod in pods:
+    for pod in pods[1:]:
         try:
             runtime.add(pod)
         except PluginError as error:
             refused = error
     assert refused is not None
-    assert "no address of 10.1.0.0/29 is free" in str(refused)
+    assert "no address of 10.1.0.0/28 is free" in str(refused)
     with pytest.raises(PluginError) as unavailable:
         runtime.call("STATUS", pods[0], delegating(runtime), {})
     assert unavailable.value.code == 50

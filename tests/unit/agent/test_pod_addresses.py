@@ -42,7 +42,7 @@ class World:
 
     def restart(self) -> None:
         """As after kill -9: what is not on disk is gone."""
-        self.desk = PodAddressDesk("a", self.path, lambda: self.store, lambda: 1000.0 + now())
+        self.desk = PodAddressDesk("a", self.path, lambda: self.store, clock=lambda: 1000.0 + now())
 
     def says(self, found: Snapshot) -> None:
         self.store = found

@@ -48,7 +48,7 @@ class Faults(RuleBasedStateMachine):
 
     def start(self) -> None:
         path = Path(self.directory.name) / "pod-addresses.json"
-        self.desk = PodAddressDesk("a", path, self.snapshot, lambda: 1e9 + self.runner.get_loop().time())
+        self.desk = PodAddressDesk("a", path, self.snapshot, clock=lambda: 1e9 + self.runner.get_loop().time())
 
     def snapshot(self) -> Snapshot:
         if not self.is_read:

@@ -23,7 +23,7 @@ def attachment(container: str, network: str = "pods", interface: str = "eth0") -
 def given(
     held: PodAddresses, container: str, now: float = 0.0, owner: Owner = NOBODY, taken: tuple[str, ...] = ()
 ) -> tuple[PodAddresses, str]:
-    held, found = give(held, attachment(container), owner, frozenset(map(ip_address, taken)), now)
+    held, found = give(held, attachment(container), owner, {ip_address(each): "default/old" for each in taken}, now)
     return held, found.message if isinstance(found, Refused) else " ".join(map(str, found))
 
 
@@ -44,7 +44,7 @@ def test_what_was_freed_comes_last_and_rests_first() -> None:
         held, found = given(held, container, 2.0)
         order.append(found)
     assert order == ["10.1.0.4", "10.1.0.5", "10.1.0.6", "no address of 10.1.0.0/29 is free"]
-    assert exhausted(held, (), 2.0) == order[-1]
+    assert exhausted(held, {}, 2.0) == order[-1]
     assert given(held, "c6", 1.0 + COOLDOWN)[1] == "10.1.0.2"
 
 
@@ -65,7 +65,7 @@ def test_a_sandbox_that_is_made_anew_keeps_the_address_and_its_late_end_frees_no
 
 def test_another_interface_of_the_same_pod_is_another_attachment() -> None:
     held, first = given(node("10.1.0.0/24"), "c1", owner=WEB)
-    _, second = give(held, attachment("c1", interface="net1"), WEB, (), 1.0)
+    _, second = give(held, attachment("c1", interface="net1"), WEB, {}, 1.0)
     assert second != (ip_address(first),)
 
 
@@ -85,7 +85,7 @@ def test_an_address_that_somebody_else_gave_is_left_to_its_pod() -> None:
     ],
 )
 def test_small_blocks(block: str, message: str) -> None:
-    assert exhausted(node(block), (), 0.0) == message
+    assert exhausted(node(block), {}, 0.0) == message
     assert (given(node(block), "c1")[1] == message) == bool(message)
 
 

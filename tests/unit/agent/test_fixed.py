@@ -1,0 +1,229 @@
+"""Fixed addresses as users write them: by the annotations of Calico, Kube-OVN and Antrea."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ipam.pod_addresses import COOLDOWN, Wish
+from routerd.agent.plugins.fixed import STATEFUL_LABEL, wish_of
+from routerd.agent.plugins.pod_addresses import LOOK, PodAddressDesk
+from routerd.model import AddressPool, Pod
+from tests.models import cluster
+from tests.models.ipam_runtime import address, ask
+from tests.models.virtual_time import elapse, in_virtual_time, now
+
+EXAMPLE = Path(__file__).parents[1] / "data" / "examples" / "fixed-ip-annotations.yaml"
+BLOCK = ip_network("192.168.0.0/16")
+DAY = 900.0  # seconds that an address is kept: a short one
+POOL = "ovn.kubernetes.io/ip_pool"
+HOSTS_OWN = {"ipam": {"type": "routerd-ipam", "gateways": ["192.168.255.254"]}}  # as 192.168.0.1 is a pod's
+ANTREA_POOL = {
+    "pod-ip-pool1": AddressPool("pod-ip-pool1", tuple(map(ip_network, ("192.168.100.6/31", "192.168.100.8/29"))))
+}
+
+
+def pod(
+    name: str, annotations: Mapping[str, str] = {}, uid: str = "u1", *, stateful: bool = False, node: str = "a"
+) -> Pod:
+    labels = {STATEFUL_LABEL: name} if stateful else {}
+    return Pod("default", name, node, labels=labels, annotations=annotations, uid=uid)
+
+
+def of(name: str) -> dict[str, str]:
+    """The annotations of the example's object, or of what it makes pods of."""
+    documents: list[dict[str, Any]] = list(yaml.safe_load_all(EXAMPLE.read_text()))
+    (found,) = (each for each in documents if each["metadata"]["name"] == name)
+    template = found["spec"]["template"]["metadata"] if "spec" in found else found["metadata"]
+    return dict(template["annotations"])
+
+
+class World:
+    def __init__(self, directory: Path) -> None:
+        self.pods: dict[str, Pod] = {}
+        self.pools: Mapping[str, AddressPool] | None = ANTREA_POOL
+        self.path = directory / "pod-addresses.json"
+        self.restart()
+
+    def restart(self) -> None:
+        self.desk = PodAddressDesk("a", self.path, self.snapshot, retention=DAY, clock=lambda: 1000.0 + now())
+
+    def snapshot(self) -> Any:
+        nodes = {"a": cluster.node("a", 1, pod_cidrs=(BLOCK,))}
+        return replace(cluster.snapshot(pods=self.pods), nodes=nodes, pools=self.pools)
+
+    async def start(self, made: Pod, container: str = "") -> str:
+        self.pods = {**self.pods, made.key: made}
+        found = await address(self.desk, container or f"{made.name}-{made.uid}", made.key, made.uid, **HOSTS_OWN)
+        return found.removesuffix("/16").removeprefix("routerd-ipam: ")
+
+    async def end(self, made: Pod, *, hears: bool = True) -> None:
+        self.pods = {key: each for key, each in self.pods.items() if key != made.key}
+        if hears:
+            await ask(self.desk, "DEL", f"{made.name}-{made.uid}", made.key, made.uid)
+
+    async def pass_time(self, seconds: float) -> None:
+        async with asyncio.timeout(seconds + 1):
+            task = asyncio.create_task(self.desk.run())
+            await elapse(seconds)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def story(test: Any, directory: Path) -> None:
+    async def run() -> None:
+        await test(World(directory))
+
+    in_virtual_time(run())
+
+
+def test_the_example_as_it_is(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        replicas = [pod(f"kube-ovn-pool-{name}", of("kube-ovn-pool")) for name in ("x", "y", "z")]
+        ordered = [pod(f"kube-ovn-ordered-{n}", of("kube-ovn-ordered"), stateful=True) for n in (1, 0, 2)]
+        pods = [pod(name, of(name)) for name in ("calico-fixed", "kube-ovn-fixed", "antrea-fixed")]
+        assert [await world.start(each) for each in (*pods, *replicas, *ordered)] == [
+            "192.168.0.1",
+            "192.168.100.100",
+            "192.168.100.7",
+            "192.168.100.201",
+            "192.168.100.202",
+            "none of 192.168.100.201, 192.168.100.202 is free on this node",
+            "192.168.100.212",
+            "192.168.100.211",
+            f"annotation {POOL}: it has 2 for a StatefulSet, and kube-ovn-ordered-2 is number 3: add one",
+        ]
+
+    story(test, tmp_path)
+
+
+def test_a_fixed_address_is_nobody_elses_from_when_it_is_asked_for(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        fixed = pod("web", {"ovn.kubernetes.io/ip_address": "192.168.0.1"})
+        world.pods = {fixed.key: fixed}
+        assert await world.start(pod("first")) == "192.168.0.2"
+        assert await world.start(fixed) == "192.168.0.1"
+        other = pod("other", {"cni.projectcalico.org/ipAddrs": '["192.168.0.1"]'})
+        assert await world.start(other) == "192.168.0.1 is Pod default/web's"
+        await world.end(fixed)
+        assert await world.start(other) == "192.168.0.1 is Pod default/web's, which keeps it"
+        await world.pass_time(DAY + 2 * LOOK)
+        assert await world.start(other) == "192.168.0.1 is Pod default/web's until it has rested"
+        await world.pass_time(COOLDOWN)
+        assert await world.start(other) == "192.168.0.1"
+
+    story(test, tmp_path)
+
+
+def test_a_fixed_address_survives_the_pod_and_the_agent(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        web = pod("web", {"ovn.kubernetes.io/ip_address": "192.168.0.9"})
+        await world.start(web)
+        await world.end(web)
+        world.restart()
+        await world.pass_time(DAY / 2)
+        assert await world.start(replace(web, uid="u2")) == "192.168.0.9"
+        again = replace(web, uid="u3")
+        world.pods = {}
+        assert (
+            await world.start(again) == "192.168.0.9 is Pod default/web's"
+        )  # of its former sandbox nobody said the end
+        await ask(world.desk, "DEL", "web-u2", web.key, "u2")
+        assert await world.start(again) == "192.168.0.9"
+
+    story(test, tmp_path)
+
+
+def test_a_stateful_set_keeps_its_addresses_without_asking(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        sets = [pod(f"db-{number}", stateful=True) for number in range(3)]
+        before = [await world.start(each) for each in sets]
+        for each in sets:
+            await world.end(each)
+        await world.pass_time(10 * COOLDOWN)
+        assert await world.start(pod("plain")) not in before
+        assert [await world.start(replace(each, uid="u2")) for each in sets] == before
+
+    story(test, tmp_path)
+
+
+def test_a_pod_that_is_on_another_node_now_leaves_its_address(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        db = pod("db-0", stateful=True)
+        await world.start(db)
+        await world.end(db)
+        world.pods = {db.key: replace(db, uid="u2", node="")}  # not scheduled yet
+        await world.pass_time(2 * DAY)
+        assert {each.state for each in world.desk.held.holds.values()} == {"reserved"}
+        world.pods = {db.key: replace(db, uid="u2", node="b")}
+        await world.pass_time(2 * LOOK)
+        assert {each.state for each in world.desk.held.holds.values()} == {"cooling"}
+
+    story(test, tmp_path)
+
+
+def test_another_annotation_lets_the_former_address_go(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        web = pod("web", {"ovn.kubernetes.io/ip_address": "192.168.0.9"})
+        await world.start(web)
+        await world.end(web)
+        moved = replace(web, uid="u2", annotations={"ovn.kubernetes.io/ip_address": "192.168.0.10"})
+        assert await world.start(moved) == "192.168.0.10"
+        states = {str(each.address): each.state for each in world.desk.held.holds.values()}
+        assert states == {"192.168.0.9": "cooling", "192.168.0.10": "used"}
+
+    story(test, tmp_path)
+
+
+def test_pools_are_waited_for(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        world.pools = None
+        web = pod("web", {"ipam.antrea.io/ippools": "pod-ip-pool1"})
+        assert await world.start(web) == "the agent has not read address pools yet"
+        world.pools = ANTREA_POOL
+        assert await world.start(web) == "192.168.100.6"
+
+    story(test, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        ({"cni.projectcalico.org/ipAddrs": "192.0.2.1"}, "expected a JSON list"),
+        ({"cni.projectcalico.org/ipAddrs": "[1]"}, "expected a JSON list"),
+        ({"cni.projectcalico.org/ipAddrs": "[]"}, "expected one address of a family"),
+        ({"cni.projectcalico.org/ipAddrs": "[" * 100_000}, "nested too deep"),
+        ({"ovn.kubernetes.io/ip_address": "192.0.2.1,192.0.2.2"}, "expected one address of a family"),
+        ({"ovn.kubernetes.io/ip_address": ""}, "expected words with commas between"),
+        ({"ovn.kubernetes.io/ip_address": "192.0.2.0/24"}, "found '192.0.2.0/24', expected an address"),
+        ({"ovn.kubernetes.io/ip_pool": "pool-1"}, "found 'pool-1', expected an address"),
+        ({"ipam.antrea.io/ippools": "none"}, "no pool none is known"),
+        ({"ipam.antrea.io/ippools": "pod-ip-pool1", "ipam.antrea.io/pod-ips": "192.0.2.1"}, "is not in pod-ip-pool1"),
+        (
+            {"ovn.kubernetes.io/ip_address": "192.0.2.1", "cni.projectcalico.org/ipAddrs": '["192.0.2.1"]'},
+            "leave one of them",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told_with_the_annotation(annotations: Mapping[str, str], message: str) -> None:
+    found = wish_of(pod("web", annotations), ANTREA_POOL)
+    assert isinstance(found, str)
+    assert message in found
+    assert "annotation" in found
+
+
+def test_both_families() -> None:
+    v4, v6 = ip_address("192.168.0.5"), ip_address("fd00:1::5")
+    ordered = {"ovn.kubernetes.io/ip_pool": "192.168.0.4,fd00:1::4;192.168.0.5,fd00:1::5"}
+    assert wish_of(pod("db-1", ordered, stateful=True), {}) == Wish((v4, v6), keeps=True)
+    assert wish_of(pod("web", {"ovn.kubernetes.io/ip_address": "192.168.0.5,fd00:1::5"}), {}) == Wish(
+        (v4, v6), keeps=True
+    )
+    assert wish_of(pod("web", {"ipam.antrea.io/pod-ips": "fd00:1::5"}), {}) == Wish((v6,), keeps=True)
