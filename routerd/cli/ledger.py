@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from routerd import codes
-from routerd.cli.command import Command, ask_operator, output, socket
+from routerd.cli.command import Command, ask_operator, configuration, output, socket
 from routerd.cli.table import render
+from routerd.errors import EnvironmentFault
 
 LEDGER_COLUMNS = ("address", "owner", "pool", "state", "since")
 WHO_COLUMNS = ("egress_ip", "ports", "node", "since", "until")
@@ -68,6 +70,36 @@ def release(arguments: argparse.Namespace) -> int:
     return codes.OK
 
 
+def backup(arguments: argparse.Namespace) -> int:
+    from routerd.store.embedded.backup import back_up
+
+    generation = back_up(_ledger_of(arguments), arguments.file)
+    print(f"wrote {arguments.file}, of generation {generation}")
+    return codes.OK
+
+
+def restore(arguments: argparse.Namespace) -> int:
+    from routerd.store.embedded.backup import restore as put_back
+
+    path = _ledger_of(arguments)
+    generation = put_back(arguments.file, path)
+    print(f"{path} is of generation {generation} now; what it was is {path}.before")
+    return codes.OK
+
+
+def _ledger_of(arguments: argparse.Namespace) -> Path:
+    config = configuration(arguments)
+    if config.store.kind == "kubernetes":
+        raise EnvironmentFault(
+            "store.kind is kubernetes: the ledger is in ConfigMaps of its namespace, back up those, or etcd"
+        )
+    return config.operator.ledger
+
+
+def _file_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", type=Path, help="the copy")
+
+
 def _ledger_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", choices=("used", "reserved", "cooling"), help="only addresses in this state")
     output(parser)
@@ -119,4 +151,23 @@ RELEASE = Command(
         "in use stay with their owners; a released one cools down before it is given again."
     ),
     arguments=_release_arguments,
+)
+BACKUP = Command(
+    "backup",
+    "copy the operator's ledger to a file",
+    ("routerd backup /backup/ledger.sqlite",),
+    backup,
+    detail="On the operator's host, also while it runs. The copy is checked before it gets its name.",
+    arguments=_file_argument,
+)
+RESTORE = Command(
+    "restore",
+    "put a copy in the place of the operator's ledger",
+    ("routerd restore /backup/ledger.sqlite",),
+    restore,
+    detail=(
+        "On the operator's host, while no operator runs. The copy is checked first; the ledger stays beside it as "
+        "NAME.before. What was published since the copy was made, the operator takes over when it starts."
+    ),
+    arguments=_file_argument,
 )

@@ -50,6 +50,8 @@ COMMANDS = (  # in the order of the help
     ledger.LEDGER,
     ledger.WHO,
     ledger.RELEASE,
+    ledger.BACKUP,
+    ledger.RESTORE,
     questions.RELEASE_BRAKE,
     drain.DRAIN,
     drain.UNDRAIN,

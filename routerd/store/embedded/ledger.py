@@ -104,12 +104,12 @@ class SqliteLedger:
         self._retention = retention
         self._clock = clock
         self._pruned: float | None = None  # when
-        self._lock = _lock(path.with_name(f"{path.name}.lock"))
+        self._lock = lock(path.with_name(f"{path.name}.lock"))
         try:
-            with _faults(self.path):
+            with faults(self.path):
                 self._db = _connect(path)
             try:
-                with _faults(self.path):
+                with faults(self.path):
                     self._migrate()
                     self.lease = self._take_lease()
                     ((self.id,),) = self._db.execute("SELECT value FROM meta WHERE key = 'id'").fetchall()
@@ -130,7 +130,7 @@ class SqliteLedger:
     def read(self) -> Ledger:
         """The whole content."""
         try:
-            with _faults(self.path):
+            with faults(self.path):
                 return _read(self._db)
         except (ValueError, KeyError) as error:  # a cell that is none of ours, or one that is missing
             raise StoreError(_damaged(self.path, str(error))) from error
@@ -139,7 +139,7 @@ class SqliteLedger:
         """Writes one decision in one transaction; after a fault nothing of it is there. Empty changes cost nothing."""
         if changes.before == changes.after:
             return
-        with _faults(self.path), self._transaction():
+        with faults(self.path), self._transaction():
             self._check_lease()
             for table in TABLES:
                 self._write(table, changes.tables[table.name])
@@ -246,7 +246,7 @@ def _record(table: LedgerTable[R], row: tuple[Any, ...]) -> R:
 
 
 @contextmanager
-def _faults(path: Path) -> Iterator[None]:
+def faults(path: Path) -> Iterator[None]:
     """SQLite's errors as ours, with who must act."""
     try:
         yield
@@ -268,7 +268,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _lock(path: Path) -> int:
+def lock(path: Path) -> int:
     """An exclusive lock for the life of the process; the kernel frees it when the process dies."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
