@@ -15,6 +15,7 @@ IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 Family = Literal["ipv4 unicast", "ipv6 unicast"]
 
+MAX_PREPEND = 32  # more than any policy uses, and far below one AS_PATH segment (255, RFC 4271, section 4.3)
 
 WELL_KNOWN_COMMUNITIES = {  # RFC 1997, and the registry of IANA
     "graceful-shutdown": "65535:0",

@@ -13,11 +13,10 @@ from itertools import compress
 from operator import not_
 from typing import NamedTuple
 
-from bgp.path import AdjRibOut, Family, IPAddress, IPNetwork, Path, SpeakerPeer
+from bgp.path import MAX_PREPEND, AdjRibOut, Family, IPAddress, IPNetwork, Path, SpeakerPeer
 
 MAX_U32 = 2**32 - 1
 FEW = 1000  # pairs that are kept at least
-MAX_PREPEND = 32  # more than any policy uses, and far below one AS_PATH segment (255, RFC 4271, section 4.3)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,8 +45,11 @@ class Origin:
 GatewayMode = Literal["ecmp", "active-standby"]  # all gateways of a group alike, or one while it serves
 Severity = Literal["error", "warning", "info"]
 ORDINARY = frozenset(  # somebody asked for it
-    {"NoLocalEndpoints", "NodeDrained", "NodeExcluded", "NotConfigured", "OtherClass", "PoolNotBgp"}
-)
+    {
+        "NoLocalEndpoints", "NodeDrained", "NodeExcluded", "NotAdvertisedHere", "NotConfigured", "NotForPeer",
+        "OtherClass", "PoolNotBgp",
+    }
+)  # fmt: skip
 OF_PORTS = ("PortsExhausted", "PortsShort")  # some nodes have none of an egress IP, or fewer than they want
 HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
     {
@@ -54,7 +57,8 @@ HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
         "FamilyNotNegotiated", "ForwardingOff", "GatewayNotUsed", "GatewaysUnwatched", "HoldTimeTooLong",
         "InvalidRouterID", "NetworkUnavailable", "NoBFD", "NoEndpoints", "NumberMisread", "PodNearShare",
         "PodOutsideCluster", "PoolOverCluster", *OF_PORTS, "PortsScarce", "StatusOfOther", "TableNearlyFull",
-        "UnknownAnnotation", "UnknownGateway", "UnknownLabel", "UnreadConfiguration", "UpstreamLost", "UpstreamUnknown",
+        "UnknownAnnotation", "UnknownGateway", "UnknownLabel", "UnknownPeer", "UnreadConfiguration", "UpstreamLost",
+        "UpstreamUnknown",
     }
 )  # fmt: skip
 
@@ -261,6 +265,10 @@ class Advertisement:
     aggregation_length_v6: int = 128
     local_pref: int = 0  # sent to iBGP peers only; 0 is sent as it is (legacy dialects)
     communities: tuple[str, ...] = ()
+    med: int | None = None  # MULTI_EXIT_DISC (RFC 4271, section 5.1.4); None = not sent
+    prepend: int = 0  # how many times more the local AS stands in AS_PATH; eBGP only
+    peers: tuple[str, ...] = ()  # by name or address; () = all
+    node_selectors: tuple[LabelSelector, ...] = ()  # OR; () = all nodes
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from egress.policy import Watch
 from routerd.config import Config, LivenessConfig
-from routerd.node.announce import Rules
+from routerd.node.checks import Rules
 from routerd.node.desired import Settings
 
 

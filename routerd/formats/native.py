@@ -6,9 +6,9 @@ from dataclasses import replace
 from ipaddress import IPv4Address, summarize_address_range
 from typing import Literal, cast, get_args
 
-from bgp.path import WELL_KNOWN_COMMUNITIES, normal_communities
+from bgp.path import MAX_PREPEND, WELL_KNOWN_COMMUNITIES, normal_communities
 from routerd.formats.document import MAX_DIGITS, MissingKey, Section, Value, parse_address, parse_network
-from routerd.formats.meta import check_name, read_meta, selector_at
+from routerd.formats.meta import check_name, label_selector, read_meta, selector_at
 from routerd.model import (
     AddressPool,
     Advertisement,
@@ -19,6 +19,7 @@ from routerd.model import (
     PodSelection,
     PortRange,
 )
+from routerd.selectors import LabelSelector
 
 Use = Literal["loadbalancer", "egress"]
 PRIORITY = 1_000_000  # priorities go from minus to plus this
@@ -146,15 +147,27 @@ def _advertisements(spec: Section, kind: str, blocks: tuple[IPNetwork, ...]) -> 
 
 
 def _advertisement(section: Section, blocks: tuple[IPNetwork, ...]) -> Advertisement:
-    section.only("aggregationLength", "aggregationLengthV6", "localPref", "communities")
+    section.only(
+        "aggregationLength", "aggregationLengthV6", "localPref", "communities", "med", "asPathPrepend", "peers",
+        "nodeSelectors",
+    )  # fmt: skip
     for key, version in (("aggregationLength", 4), ("aggregationLengthV6", 6)):
         _check_aggregation(section.get(key), version, blocks)
+    med, peers, nodes = section.get("med"), section.get("peers"), section.get("nodeSelectors")
     return Advertisement(
         aggregation_length=section.integer("aggregationLength", 1, 32, 32),
         aggregation_length_v6=section.integer("aggregationLengthV6", 1, 128, 128),
         local_pref=section.integer("localPref", 0, 2**32 - 1, 0),
         communities=normal_communities(_community(item) for item in section.items("communities")),
+        med=med.integer(0, 2**32 - 1) if med is not None else None,
+        prepend=section.integer("asPathPrepend", 0, MAX_PREPEND, 0),
+        peers=tuple(item.name() for item in peers.nonempty("peer")) if peers is not None else (),
+        node_selectors=_node_selectors(nodes) if nodes is not None else (),
     )
+
+
+def _node_selectors(value: Value) -> tuple[LabelSelector, ...]:
+    return tuple(label_selector(item, strict=True) for item in value.nonempty("node selector"))
 
 
 def _check_aggregation(value: Value | None, version: int, blocks: tuple[IPNetwork, ...]) -> None:

@@ -7,16 +7,14 @@ needs has not been synced: touch nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 
-from bgp.path import AdjRibOut, Desired, Path, normal_communities
+from bgp.path import AdjRibOut, Desired, Path, SpeakerPeer, normal_communities
 from routerd.memo import Renewed, differing
 from routerd.model import (
-    EXCLUDE_LABEL,
-    OWN_CLASS,
     AddressPool,
     Advertisement,
     Allocations,
@@ -24,30 +22,31 @@ from routerd.model import (
     IPAddress,
     IPNetwork,
     Node,
-    Peer,
+    PoolWays,
     Refusal,
     Service,
     ServiceAllocation,
     Snapshot,
 )
+from routerd.node.checks import (
+    Rules,
+    Scene,
+    allocated,
+    elsewhere,
+    family_refusals,
+    left_out,
+    not_bgp,
+    service_refusal,
+    ways_here,
+)
 from routerd.node.drain import Drain, has_pods, noticed
 from routerd.node.pools import PoolIndex
 from routerd.node.sessions import sessions_of
-from routerd.node.table import Backends, Endpoints, Table, Wanted
+from routerd.node.table import Endpoints, Table, Wanted
 from routerd.refs import NODE, PATH, SERVICE, Ref
 
 EGRESS_LOCAL_PREF = 1000  # of the preferred gateway
 CACHED = 1 << 17  # addresses; 20 MB when full
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What is announced, from configuration. `router_id` None = the peer's own, else from the node's addresses."""
-
-    services: bool = True
-    pod_cidrs: bool = False
-    egress_ips: bool = True
-    router_id: IPv4Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,27 +57,6 @@ class Announcements:
     owners: Mapping[IPNetwork, tuple[Ref, ...]] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
     drain: Drain | None = None  # why the node leaves
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """The synced parts of a snapshot, indexed for one node."""
-
-    node: Node
-    rules: Rules
-    services: Mapping[str, Service]
-    usable: Mapping[Backends, frozenset[str]]  # nodes with an endpoint that kube-proxy may send to ("" = no node's)
-    pools: PoolIndex
-    allocated: Mapping[str, ServiceAllocation]  # by service
-    refused: Mapping[Ref, Refusal]  # the operator's, by object
-    groups: tuple[EgressGroup, ...]
-    peers: tuple[Peer, ...]
-    drain: Drain | None = None
-    has_pods: bool = True  # with addresses of their own; asked of a node that leaves
-
-    @property
-    def withdraws(self) -> bool:
-        return self.drain is not None and self.drain.withdraws
 
 
 def scene_of(
@@ -120,139 +98,6 @@ def _operator_refusals(allocations: Allocations) -> dict[Ref, Refusal]:
     return {refusal.object: refusal for refusal in allocations.refusals}
 
 
-# --- why a service is not announced from here --------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One condition. `failure` gives the message of the "no", "" for yes; all messages say who must do what."""
-
-    question: str
-    reason: str
-    failure: Callable[[Scene, Service], str]
-
-
-def _not_load_balancer(_: Scene, service: Service) -> str:
-    return "" if service.type == "LoadBalancer" else f"the service's type is {service.type}: only LoadBalancer has VIPs"
-
-
-def _other_class(_: Scene, service: Service) -> str:
-    if service.is_left_to_us:
-        return ""
-    return (
-        f"spec.loadBalancerClass is {service.load_balancer_class}, so the service is another load balancer's: "
-        f"make it anew without a class, or with {OWN_CLASS}"
-    )
-
-
-def _not_configured(scene: Scene, _: Service) -> str:
-    return "" if scene.rules.services else "bgp.announce.loadbalancer is off in this node's configuration"
-
-
-def _no_address(scene: Scene, service: Service) -> str:
-    if service.key in scene.allocated and scene.allocated[service.key].addresses:
-        return ""
-    refusal = scene.refused.get(service.ref)
-    if refusal is not None:
-        return f"the operator gave no address: {refusal.reason}: {refusal.message}"
-    return "the operator has not given the service an address: see that `routerd operator` runs and a pool has room"
-
-
-def _pool_not_bgp(scene: Scene, service: Service) -> str:
-    pools = [scene.pools.announcing(address, pool) for address, pool in _allocated(scene, service)]
-    return "" if any(pool.protocol == "bgp" for pool in pools) else _not_bgp(pools[0])
-
-
-def _not_bgp(pool: AddressPool) -> str:
-    return f"pool {pool.name!r} has protocol {pool.protocol}: BGP does not announce it"
-
-
-def _allocated(scene: Scene, service: Service) -> list[tuple[IPAddress, str]]:
-    """Its addresses, each with the name of the pool that they were given from."""
-    allocation = scene.allocated[service.key]
-    return [(address, allocation.pool) for address in allocation.addresses]
-
-
-def _node_excluded(scene: Scene, _: Service) -> str:
-    if EXCLUDE_LABEL not in scene.node.labels:
-        return ""
-    return f"node {scene.node.name} has the label {EXCLUDE_LABEL}: remove it to announce from here"
-
-
-def _network_unavailable(scene: Scene, _: Service) -> str:
-    if not scene.node.network_unavailable:
-        return ""
-    return f"node {scene.node.name} has condition NetworkUnavailable: its CNI or cloud provider must clear it"
-
-
-def _node_drained(scene: Scene, _: Service) -> str:
-    return scene.drain.message if scene.drain is not None and scene.drain.withdraws else ""
-
-
-def _versions(scene: Scene, service: Service) -> Sequence[int]:
-    """IP versions of its addresses. Asked in every round for every service, most of which have one address."""
-    addresses = scene.allocated[service.key].addresses
-    return (addresses[0].version,) if len(addresses) == 1 else sorted({address.version for address in addresses})
-
-
-def _no_endpoints(scene: Scene, service: Service) -> str:
-    if any((service.key, version) in scene.usable for version in _versions(scene, service)):
-        return ""
-    return "the service has no ready endpoint on any node"
-
-
-def _no_local_endpoints(scene: Scene, service: Service) -> str:
-    if any(_is_carried(scene, service, version) for version in _versions(scene, service)):
-        return ""
-    usable = (scene.usable.get((service.key, version), frozenset()) for version in _versions(scene, service))
-    nodes = ", ".join(sorted(frozenset().union(*usable))[:3])
-    return f"externalTrafficPolicy is Local and no ready endpoint is on {scene.node.name} (there are some on {nodes})"
-
-
-def _is_carried(scene: Scene, service: Service, version: int) -> bool:
-    """Whether traffic for its addresses of that IP version finds an endpoint from this node."""
-    nodes = scene.usable.get((service.key, version), frozenset())
-    return scene.node.name in nodes if service.external_traffic_policy == "Local" else bool(nodes)
-
-
-SERVICE_CHECKS = (  # in this order: a check may rely on those before it
-    Check("is it of type LoadBalancer?", "NotLoadBalancer", _not_load_balancer),
-    Check("does its loadBalancerClass leave it to routerd?", "OtherClass", _other_class),
-    Check("does this node announce services?", "NotConfigured", _not_configured),
-    Check("has it an address?", "NoAddress", _no_address),
-    Check("is the pool announced by BGP?", "PoolNotBgp", _pool_not_bgp),
-    Check("may this node announce services?", "NodeExcluded", _node_excluded),
-    Check("is this node's network available?", "NetworkUnavailable", _network_unavailable),
-    Check("is this node in service?", "NodeDrained", _node_drained),
-    Check("has it a ready endpoint?", "NoEndpoints", _no_endpoints),
-    Check("has it a ready endpoint where its traffic policy wants one?", "NoLocalEndpoints", _no_local_endpoints),
-)
-
-
-def service_refusal(scene: Scene, service: Service) -> Refusal | None:
-    """The first "no", or None when this node announces the service."""
-    for check in SERVICE_CHECKS:
-        message = check.failure(scene, service)
-        if message:
-            return Refusal(service.ref, check.reason, message)
-    return None
-
-
-def family_refusals(scene: Scene, service: Service) -> Iterator[Refusal]:
-    """Of a service that this node announces, the addresses for whose family it has no endpoint."""
-    for version in _left_out(scene, service):
-        is_anywhere = (service.key, version) in scene.usable
-        where = f"{scene.node.name} (externalTrafficPolicy is Local)" if is_anywhere else "any node"
-        message = f"no ready IPv{version} endpoint is on {where}: its IPv{version} addresses are not announced"
-        yield Refusal(service.ref, "NoLocalEndpoints" if is_anywhere else "NoEndpoints", message)
-
-
-def _left_out(scene: Scene, service: Service) -> Sequence[int]:
-    """IP versions of its addresses that find no endpoint, while the other does: the service has passed the checks."""
-    versions = _versions(scene, service)
-    return [v for v in versions if not _is_carried(scene, service, v)] if len(versions) > 1 else ()
-
-
 # --- paths ---------------------------------------------------------------------------------------------------------
 
 
@@ -270,21 +115,31 @@ def _length(advertisement: Advertisement, address: IPAddress) -> int:
 @lru_cache(maxsize=CACHED)  # equal paths of two rounds are one object, which the speaker compares at once
 def _vip_path(address: IPAddress, advertisement: Advertisement) -> Path:
     prefix = prefix_of(address, _length(advertisement, address))
-    return Path(prefix, local_pref=advertisement.local_pref, communities=normal_communities(advertisement.communities))
+    return Path(
+        prefix,
+        local_pref=advertisement.local_pref,
+        med=advertisement.med,
+        prepend=advertisement.prepend,
+        communities=normal_communities(advertisement.communities),
+    )
 
 
-def service_paths(scene: Scene, service: Service) -> list[Path]:
+def service_paths(scene: Scene, service: Service) -> list[Wanted]:
     """One path for each address, if its family has an endpoint, and advertisement of its pool.
 
     The service must have passed the checks.
     """
-    left_out = _left_out(scene, service)
+    without = left_out(scene, service)
     ways = [
         (address, scene.pools.announcing(address, pool))
-        for address, pool in _allocated(scene, service)
-        if address.version not in left_out
+        for address, pool in allocated(scene, service)
+        if address.version not in without
     ]
-    return [_vip_path(address, how) for address, pool in ways if pool.protocol == "bgp" for how in pool.advertisements]
+    return [
+        Wanted(_vip_path(address, how), service.ref, how.peers)
+        for address, pool in ways
+        for how in ways_here(scene, pool)
+    ]
 
 
 def _vip(scene: Scene, service: Service) -> Iterator[Wanted | Refusal]:
@@ -295,8 +150,7 @@ def _vip(scene: Scene, service: Service) -> Iterator[Wanted | Refusal]:
         yield refusal
         return
     yield from family_refusals(scene, service)
-    for path in service_paths(scene, service):
-        yield path, service.ref
+    yield from service_paths(scene, service)
 
 
 def _pod_cidrs(scene: Scene) -> Iterator[Wanted]:
@@ -307,7 +161,7 @@ def _pod_cidrs(scene: Scene) -> Iterator[Wanted]:
     if scene.withdraws and not scene.has_pods:
         return
     for cidr in scene.node.pod_cidrs:
-        yield Path(cidr), scene.node.ref
+        yield Wanted(Path(cidr), scene.node.ref)
 
 
 def egress_preference(rank: int) -> tuple[int, int]:
@@ -327,7 +181,9 @@ def egress_refusal(scene: Scene, group: EgressGroup) -> Refusal | None:
         return Refusal(group.address_ref, "NoTunnelEndpoint", message)
     pool = _pool_of(scene, group)
     if pool is not None and pool.protocol != "bgp":
-        return Refusal(group.address_ref, "PoolNotBgp", _not_bgp(pool))
+        return Refusal(group.address_ref, "PoolNotBgp", not_bgp(pool))
+    if pool is not None and not any(True for _ in ways_here(scene, pool)):
+        return Refusal(group.address_ref, "NotAdvertisedHere", elsewhere(scene, pool))
     return None
 
 
@@ -336,14 +192,19 @@ def _pool_of(scene: Scene, group: EgressGroup) -> AddressPool | None:
     return scene.pools.announcing(group.egress_ip, group.pool) if group.pool else None
 
 
-def egress_paths(scene: Scene, group: EgressGroup, rank: int) -> tuple[Path, ...]:
-    """One for each address of the group."""
+def egress_paths(scene: Scene, group: EgressGroup, rank: int) -> Iterator[Wanted]:
+    """Of each address of the group, whole, as its pool's advertisements say; the gateways' order is ours.
+
+    A MED of the pool's is what the order begins with.
+    """
     pool = _pool_of(scene, group)
-    communities = [c for advertisement in (pool.advertisements if pool else ()) for c in advertisement.communities]
     local_pref, med = egress_preference(rank)
-    normal = normal_communities(communities)
-    prefixes = (prefix_of(address, address.max_prefixlen) for address in group.egress_ips)
-    return tuple(Path(prefix, local_pref=local_pref, med=med, communities=normal) for prefix in prefixes)
+    for how in ways_here(scene, pool) if pool is not None else (Advertisement(),):
+        communities = normal_communities(how.communities)
+        for address in group.egress_ips:
+            prefix = prefix_of(address, address.max_prefixlen)
+            path = Path(prefix, None, local_pref, (how.med or 0) + med, how.prepend, communities)
+            yield Wanted(path, group.ref, how.peers)
 
 
 def _egress_ip(scene: Scene, group: EgressGroup) -> Iterator[Wanted | Refusal]:
@@ -354,8 +215,7 @@ def _egress_ip(scene: Scene, group: EgressGroup) -> Iterator[Wanted | Refusal]:
         yield refusal
         return
     rank = group.gateways.index(scene.node.name) if group.gateway_mode == "active-standby" else 0
-    for path in egress_paths(scene, group, rank):
-        yield path, group.ref
+    yield from egress_paths(scene, group, rank)
 
 
 # --- who says it
@@ -366,13 +226,13 @@ class Kept:
     """What the last announcements rested on and came to (see `routerd.memo`)."""
 
     endpoints: Endpoints = field(default_factory=Endpoints)
-    table: Table = field(default_factory=Table)
+    tables: dict[str, Table] = field(default_factory=lambda: {EVERYBODY: Table()})  # by audience
     touched: set[str] = field(default_factory=set)  # services whose endpoints changed since
     refusals: dict[str, tuple[Refusal, ...]] = field(default_factory=dict)  # by who says it, as in the table
     scene: Scene | None = None
     allocated: Renewed[str, ServiceAllocation] = field(default_factory=Renewed)  # by service
     _allocations: Sequence[ServiceAllocation] = ()
-    ribs: dict[int, Rib] = field(default_factory=dict)  # by IP version of the session
+    ribs: dict[tuple[str, int], Rib] = field(default_factory=dict)  # by audience and IP version of the session
 
     def take(self, snapshot: Snapshot) -> None:
         """What the next announcements rest on, as an index."""
@@ -394,7 +254,43 @@ class Kept:
                 self.refusals[sayer] = refused
             else:
                 self.refusals.pop(sayer, None)
-        self.table.put(wanted)
+        for audience, table in self.tables.items():
+            table.put({sayer: heard(audience, items) for sayer, items in wanted.items()})
+
+    def owners(self) -> Mapping[IPNetwork, tuple[Ref, ...]]:
+        if len(self.tables) == 1:
+            return self.tables[EVERYBODY].owners
+        found: dict[IPNetwork, set[Ref]] = {}
+        for table in self.tables.values():
+            for prefix, owners in table.owners.items():
+                found.setdefault(prefix, set()).update(owners)
+        return {prefix: tuple(sorted(owners)) for prefix, owners in found.items()}
+
+
+EVERYBODY = ""  # the audience of peers that no advertisement names
+
+
+def heard(audience: str, wanted: Sequence[Wanted]) -> Sequence[Wanted]:
+    """What of it a peer of that label gets."""
+    if not any(each.peers for each in wanted):
+        return wanted
+    return [each for each in wanted if not each.peers or audience in each.peers]
+
+
+def _audiences(scene: Scene) -> set[str]:
+    """Peers that get something of their own have a table of their own: those that an advertisement names."""
+    pools: list[AddressPool | PoolWays] = [*scene.pools.by_name.values(), *scene.pools.former]
+    named = (name for pool in pools for how in pool.advertisements for name in how.peers)
+    return {EVERYBODY, *named} & {EVERYBODY, *(p.label for p in scene.peers)}
+
+
+def _unknown_peers(scene: Scene) -> Iterator[Refusal]:
+    """Names in advertisements that no peer has: on no node does anybody get what is for them."""
+    known = {peer.label for peer in scene.peers}
+    for pool in scene.pools.by_name.values():
+        for name in sorted({name for how in pool.advertisements for name in how.peers} - known):
+            message = f"{pool.origin}: an advertisement is for peer {name!r}, and no peer has that name or address"
+            yield Refusal(Ref("AddressPool", name=pool.name), "UnknownPeer", message)
 
 
 def _context(scene: Scene) -> Scene:
@@ -426,6 +322,9 @@ def _said_by_others(scene: Scene) -> Iterator[tuple[str, Sequence[Wanted | Refus
 
 def _refold(kept: Kept, scene: Scene) -> None:
     """Has those say it anew who may say something else."""
+    audiences = _audiences(scene)
+    if audiences != kept.tables.keys():
+        kept.tables, kept.refusals, kept.scene = {audience: Table() for audience in audiences}, {}, None
     stale = _stale(kept.scene, scene, kept.touched)
     gone = [str(group.ref) for group in kept.scene.groups] if kept.scene is not None else []
     kept.say({**dict(_said_by_services(scene, stale)), **dict.fromkeys(gone, ()), **dict(_said_by_others(scene))})
@@ -487,13 +386,19 @@ def announcements(
     if scene is None:
         return None
     _refold(kept, scene)
-    paths = kept.table.paths
+    paths = {audience: table.paths for audience, table in kept.tables.items()}
     refusals = [refusal for sayer in sorted(kept.refusals) for refusal in kept.refusals[sayer]]
     if drain is not None:
-        paths = {prefix: noticed(path) for prefix, path in paths.items()}
+        paths = {who: {prefix: noticed(path) for prefix, path in found.items()} for who, found in paths.items()}
     sessions, session_refusals = sessions_of(scene.peers, scene.node, local_addresses, rules.router_id)
-    versions = {s.local_address.version for s in sessions.values()}
-    kept.ribs = {version: _rib(paths, version, scene.node, kept.ribs.get(version)) for version in versions}
-    refusals += (refusal for rib in kept.ribs.values() for refusal in rib.refusals)
-    ribs = {address: kept.ribs[s.local_address.version].paths for address, s in sessions.items()}
-    return Announcements(Desired(sessions, ribs), kept.table.owners, tuple(refusals + session_refusals), drain)
+    keys = {address: (_audience(each, paths), each.local_address.version) for address, each in sessions.items()}
+    kept.ribs = {key: _rib(paths[key[0]], key[1], scene.node, kept.ribs.get(key)) for key in {*keys.values()}}
+    refusals += dict.fromkeys(refusal for rib in kept.ribs.values() for refusal in rib.refusals)
+    ribs = {address: kept.ribs[key].paths for address, key in keys.items()}
+    refusals += [*session_refusals, *_unknown_peers(scene)]
+    return Announcements(Desired(sessions, ribs), kept.owners(), tuple(refusals), drain)
+
+
+def _audience(session: SpeakerPeer, audiences: Container[str]) -> str:
+    label = session.description or str(session.address)
+    return label if label in audiences else EVERYBODY

@@ -43,12 +43,12 @@ from routerd.model import (
     selection_matches,
 )
 from routerd.node import announce
-from routerd.node.announce import Announcements, Rules, announcements
+from routerd.node.announce import Announcements, announcements
 from routerd.node.attached import Attached, Overlay, told_devices
 from routerd.node.bfd import orders
-from routerd.node.conflicts import without_conflicts
+from routerd.node.checks import Rules
 from routerd.node.drain import Drain
-from routerd.node.groups import policy_groups, published_groups, served, tunnel_endpoints
+from routerd.node.groups import policy_groups, published_groups, served, tunnel_endpoints, without_conflicts
 from routerd.node.inside import API_SERVER, Index, Inside, Known, in_cluster, is_steered, may_be_steered
 from routerd.node.sessions import entries_here
 from routerd.refs import NODE, POD, Ref

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from egress.policy import UNSUPPORTED_FAMILY, Block, Gateway, Group, Served, egress_versions, unsupported
+from routerd.claims import TAKEN, Hosts, claims
 from routerd.formats.published.bindings import OWNERS
 from routerd.model import (
     OF_PORTS,
@@ -13,6 +15,7 @@ from routerd.model import (
     EgressGroup,
     EgressPolicy,
     IPAddress,
+    IPNetwork,
     Node,
     NodeNumber,
     Refusal,
@@ -20,6 +23,7 @@ from routerd.model import (
     is_gateway,
 )
 from routerd.node.port_sets import number_of
+from routerd.refs import EGRESS, Ref
 
 NOBODYS_PORTS = bytes(OWNERS)  # of an egress IP: no granule is any node's
 
@@ -169,3 +173,40 @@ def may_be_gateway(snapshot: Snapshot, name: str, addresses: Iterable[IPAddress]
         or not wanted.isdisjoint(addresses)
         or any(name in group.gateways for group in groups)
     )
+
+
+# --- the last defence
+
+
+def without_conflicts(
+    snapshot: Snapshot, node: str, networks: Iterable[IPNetwork], known: Hosts | None = None
+) -> tuple[Snapshot, tuple[Refusal, ...]]:
+    """The snapshot without `node` as gateway of egress IPs that are somebody's; what it has on an interface is its own.
+
+    The operator refuses such a policy. One that is older, or knows less than this node's kernel, may publish it all the
+    same; then nothing of it is blackholed or announced from here.
+    """
+    allocations = snapshot.allocations
+    here = [group for group in allocations.groups if _is_led_to(group, node)] if allocations else []
+    addresses = (address for group in here for address in group.egress_ips)
+    whose = claims(addresses, snapshot, {node: tuple(networks)}, known=known)
+    if not whose or allocations is None:
+        return snapshot, ()
+    groups = (group if whose.keys().isdisjoint(group.egress_ips) else _without(group, node)
+              for group in allocations.groups)  # fmt: skip
+    refusals = [
+        Refusal(Ref(EGRESS, name=str(address)), TAKEN, f"it is {whose[address]}: {node} is no gateway of it")
+        for group in here
+        for address in group.egress_ips
+        if address in whose
+    ]
+    return replace(snapshot, allocations=replace(allocations, groups=tuple(groups))), tuple(refusals)
+
+
+def _is_led_to(group: EgressGroup, node: str) -> bool:
+    """Whether `node` blackholes and announces the address of `group`."""
+    return not group.node_address and node in group.gateways
+
+
+def _without(group: EgressGroup, node: str) -> EgressGroup:
+    return replace(group, gateways=tuple(name for name in group.gateways if name != node))

@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from typing import NamedTuple
 
 from bgp.path import Path, normal_communities
 from routerd.memo import by_identity, differing
 from routerd.model import EndpointSlice, IPNetwork
 from routerd.refs import Ref
 
-Wanted = tuple[Path, Ref]  # a path and its owner
+
+class Wanted(NamedTuple):
+    """A path and its owner."""
+
+    path: Path
+    owner: Ref
+    peers: tuple[str, ...] = ()  # to whom alone, by label; () = to all
+
+
 Backends = tuple[str, int]  # "namespace/name" of a service, and IP version of endpoints
 
 
@@ -30,10 +39,10 @@ class Table:
         for sayer, wanted in said.items():
             if self._said.get(sayer, ()) == wanted:
                 continue
-            for path, _ in self._said.pop(sayer, ()):
+            for path, *_ in self._said.pop(sayer, ()):
                 self._sayers[path.prefix].discard(sayer)
                 touched.add(path.prefix)
-            for path, _ in wanted:
+            for path, *_ in wanted:
                 self._sayers.setdefault(path.prefix, set()).add(sayer)
                 touched.add(path.prefix)
             if wanted:
@@ -45,14 +54,14 @@ class Table:
         paths, owners = dict(self.paths), dict(self.owners)
         for prefix in touched:
             sayers = self._sayers[prefix]
-            wanted = [each for sayer in sayers for each in self._said[sayer] if each[0].prefix == prefix]
+            wanted = [each for sayer in sayers for each in self._said[sayer] if each.path.prefix == prefix]
             if not wanted:
                 del self._sayers[prefix]
                 paths.pop(prefix, None)
                 owners.pop(prefix, None)
                 continue
-            paths[prefix] = reduce(_merged, (path for path, _ in wanted))
-            owners[prefix] = tuple(sorted({owner for _, owner in wanted}))
+            paths[prefix] = reduce(_merged, (each.path for each in wanted))
+            owners[prefix] = tuple(sorted({each.owner for each in wanted}))
         self.paths, self.owners = paths, owners
 
 
@@ -66,6 +75,7 @@ def _merged(one: Path, other: Path) -> Path:
         one,
         local_pref=max(local_prefs, default=None),
         med=min(meds, default=None),
+        prepend=min(one.prepend, other.prepend),
         communities=normal_communities(one.communities + other.communities),
     )
 

@@ -38,7 +38,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "flaps",
         "reason",
     ),
-    "paths": ("peer", "prefix", "next_hop", "local_pref", "med", "communities", "session", "owners"),
+    "paths": ("peer", "prefix", "next_hop", "local_pref", "med", "prepend", "communities", "session", "owners"),
     "policies": ("policy", "destinations", "egress_ip", "group", "gateways", "pods_here", "reason"),
     "pools": ("pool", "protocol", "uses", "addresses", "used", "free", "disabled"),
     "nat": ("protocol", "pod", "remote", "egress_ip", "port", "group", "gateway", "idle_seconds"),

@@ -249,6 +249,7 @@ def _paths(view: View) -> list[Row]:
                     "next_hop": str(path.next_hop or "self"),
                     "local_pref": path.local_pref,
                     "med": path.med,
+                    "prepend": path.prepend,
                     "communities": _joined(path.communities),
                     "session": _session_word(view.peers.get(address) or PeerView(address), prefix),
                     "owners": _joined(announced.owners.get(prefix, ())),

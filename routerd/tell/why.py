@@ -31,7 +31,8 @@ from routerd.model import (
     Snapshot,
     is_gateway,
 )
-from routerd.node.announce import SERVICE_CHECKS, Announcements, Scene, family_refusals, scene_of, service_paths
+from routerd.node.announce import Announcements, scene_of, service_paths
+from routerd.node.checks import SERVICE_CHECKS, Scene, family_refusals
 from routerd.node.desired import NodeState, Settings, selects
 from routerd.node.groups import group_of, leaves_as
 from routerd.node.inside import endpoints, external_ips, is_steered, outside
@@ -145,8 +146,8 @@ def _service(views: Views, snapshot: Snapshot, state: NodeState, settings: Setti
     yield _peers_step(scene, state.announcements)
     for refusal in family_refusals(scene, service):
         yield Step("has every family of its addresses an endpoint?", False, refusal.reason, refusal.message, note=True)
-    for path in service_paths(scene, service):
-        yield from _path_steps(path, state.announcements, views)
+    for prefix in dict.fromkeys(wanted.path.prefix for wanted in service_paths(scene, service)):
+        yield from _prefix_steps(prefix, state.announcements, views)
 
 
 def _half_served(scene: Scene, service: Service) -> Iterator[Step]:
@@ -185,20 +186,26 @@ def _peers_step(scene: Scene, announced: Announcements | None) -> Step:
     return Step(question, False, "NoPeers", detail or "no session can be opened")
 
 
-def _path_steps(path: Path, announced: Announcements | None, views: Views) -> Iterator[Step]:
+def _prefix_steps(prefix: IPNetwork, announced: Announcements | None, views: Views) -> Iterator[Step]:
     """To whom it is announced; a no for routers that have not negotiated its family, a note where others take it."""
-    question = f"is {path.prefix} announced?"
+    question = f"is {prefix} announced?"
     ribs = announced.desired.ribs if announced else {}
-    peers = [address for address, rib in ribs.items() if path.prefix in rib]
-    lacking = [address for address in peers if (view := views.get(address)) and view.up and not view.takes(path.prefix)]
-    taking = [str(address) for address in peers if address not in lacking]
-    if taking:
-        yield Step(question, True, detail=f"{path_text(path)} to {', '.join(taking)}")
-    elif not lacking:
+    peers = [address for address, rib in ribs.items() if prefix in rib]
+    lacking = [address for address in peers if (view := views.get(address)) and view.up and not view.takes(prefix)]
+    taking: dict[Path, list[str]] = {}
+    for address in peers:
+        if address not in lacking:
+            taking.setdefault(ribs[address][prefix], []).append(str(address))
+    for path, takers in taking.items():
+        yield Step(question, True, detail=f"{path_text(path)} to {', '.join(takers)}")
+    if not peers:
         yield Step(question, False, "NoNextHop" if ribs else "NoPeers", "no session carries this prefix")
+    for address in ribs.keys() - peers if peers else ():
+        detail = "the pool's advertisements are for other peers, or the session has no next hop for it"
+        yield Step(f"is {prefix} announced to {address}?", False, "NotForPeer", detail, note=True)
     for address in lacking:
-        detail = f"the router has not negotiated {family_of(path.prefix)}: activate that family for the session there"
-        yield Step(f"is {path.prefix} announced to {address}?", False, "FamilyNotNegotiated", detail, note=bool(taking))
+        detail = f"the router has not negotiated {family_of(prefix)}: activate that family for the session there"
+        yield Step(f"is {prefix} announced to {address}?", False, "FamilyNotNegotiated", detail, note=bool(taking))
 
 
 def session_steps(announced: Announcements | None, views: Views) -> tuple[Step, ...]:

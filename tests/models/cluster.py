@@ -34,6 +34,7 @@ from routerd.selectors import LabelSelector
 TOR = ip_address("10.0.0.1")
 LOCAL = {TOR: ip_address("10.0.0.11")}
 NUMBERS = (NodeNumber("a", 1), NodeNumber("b", 2))
+ONLY_B = LabelSelector((("kubernetes.io/hostname", "b"),))
 
 
 def node(name: str, last: int, **fields: object) -> Node:
@@ -143,6 +144,7 @@ NOES: dict[str, dict[str, object]] = {
     "OtherClass": {"services": {"default/web": service("web", load_balancer_class="service.k8s.aws/nlb")}},
     "NoAddress": {"allocations": Allocations(1)},
     "PoolNotBgp": {"pools": {"default": pool(protocol="layer2")}},
+    "NotAdvertisedHere": {"pools": {"default": pool(advertisements=(advertisement(node_selectors=(ONLY_B,)),))}},
     "NodeExcluded": node_a(labels={EXCLUDE_LABEL: ""}),
     "NetworkUnavailable": node_a(network_unavailable=True),
     "NoEndpoints": {"endpoint_slices": (endpoints("web", "a", ready=False),)},

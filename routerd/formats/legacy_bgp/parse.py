@@ -74,7 +74,7 @@ def _parse_document(document: Value, dialect: Dialect) -> _Parsed:
     decoder.check()
     profiles = bfd.read_profiles(top.structs("bfd-profiles"))
     parsed_peers = peers.parse_peers(top.structs("peers"), profiles, dialect)
-    communities = pools.parse_communities(top.maps.get("bgp-communities", {}))
+    communities = pools.parse_communities(top.maps.get("bgp-communities", {}), dialect)
     parsed_pools = pools.parse_pools(top.structs("address-pools"), communities, dialect)
     misread = tuple(_misread(place, number) for place, number in decoder.misread)
     return _Parsed(parsed_peers, tuple(parsed_pools.values()), misread)

@@ -91,7 +91,7 @@ def _parse_peer(struct: Struct, dialect: Dialect) -> ParsedPeer:
         keepalive_time=keepalive,
         router_id=router_id,
         source_address=source,
-        selectors=_selectors(struct),
+        selectors=node_selectors(struct),
         password=struct.text("password"),
         bfd_profile=struct.text("bfd-profile"),
         ebgp_multihop=struct.flag("ebgp-multihop"),
@@ -153,7 +153,8 @@ def _restart_time(struct: Struct) -> int:
     return seconds
 
 
-def _selectors(struct: Struct) -> tuple[LabelSelector, ...]:
+def node_selectors(struct: Struct) -> tuple[LabelSelector, ...]:
+    """Of a peer, or of an advertisement of ours. Raises InputError."""
     try:
         return tuple(selector(entry) for entry in struct.structs("node-selectors"))
     except InputError as error:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, cast
 
+from bgp.path import WELL_KNOWN_COMMUNITIES, normal_communities
 from routerd.errors import InputError
 from routerd.formats.document import Value
 from routerd.formats.legacy_bgp.decode import Struct
 from routerd.formats.legacy_bgp.golang import parse_addresses, parse_uint, quote
-from routerd.formats.legacy_bgp.peers import prefixed
+from routerd.formats.legacy_bgp.peers import node_selectors, prefixed
 from routerd.formats.legacy_bgp.structure import Dialect
 from routerd.model import AddressPool, Advertisement, IPNetwork
 
-Communities = dict[str, int]
+Communities = dict[str, str]  # in normal form, by alias
 Protocol = Literal["bgp", "layer2"]
 Use = Literal["loadbalancer", "egress"]
 
@@ -27,28 +28,34 @@ class _Block:
     place: Value
 
 
-def parse_communities(aliases: dict[str, tuple[str, Value]]) -> Communities:
+def parse_communities(aliases: dict[str, tuple[str, Value]], dialect: Dialect) -> Communities:
     communities: Communities = {}
     for alias, (text, place) in aliases.items():
         try:
-            communities[alias] = _community(text)
+            communities[alias] = _community(text, dialect)
         except ValueError as error:
             raise place.error(f"parsing community {quote(alias)}: {error}") from error
     return communities
 
 
-def _community(text: str) -> int:
-    """RFC 1997, "asn:value". Raises ValueError with the original's message."""
+def _community(text: str, dialect: Dialect) -> str:
+    """RFC 1997, "asn:value"; in our dialect also a large one (RFC 8092) and the well-known names.
+
+    Raises ValueError with the original's message.
+    """
     parts = text.split(":")
-    if len(parts) != 2:
+    if dialect == "native" and text in WELL_KNOWN_COMMUNITIES:
+        return WELL_KNOWN_COMMUNITIES[text]
+    bits = 32 if dialect == "native" and len(parts) == 3 else 16
+    if len(parts) != 2 and bits == 16:
         raise ValueError(f"invalid community string {quote(text)}")
     numbers = []
-    for which, part in zip(("first", "second"), parts, strict=True):
+    for which, part in zip(("first", "second", "third"), parts, strict=False):
         try:
-            numbers.append(parse_uint(part, 16))
+            numbers.append(parse_uint(part, bits))
         except ValueError as error:
             raise ValueError(f"invalid {which} section of community {quote(part)}: {error}") from error
-    return (numbers[0] << 16) + numbers[1]
+    return ":".join(map(str, numbers))
 
 
 def parse_pools(structs: list[Struct], communities: Communities, dialect: Dialect) -> dict[str, AddressPool]:
@@ -139,7 +146,10 @@ def _advertisements(
 
 
 def _check_equal(entries: list[Struct]) -> None:
-    shown = [(entry.plain, [text for text, _ in entry.texts("communities")]) for entry in entries]
+    def lists(entry: Struct) -> list[list[str]]:
+        return [[text for text, _ in entry.texts(key)] for key in ("communities", "peers")]
+
+    shown = [(entry.plain, lists(entry), node_selectors(entry)) for entry in entries]
     for second, one in enumerate(shown):
         first = shown.index(one)
         if first < second:
@@ -160,12 +170,15 @@ def _advertisement(entry: Struct, blocks: list[_Block], communities: Communities
         raise entry.at("aggregation-length-v6").error(f"invalid aggregation length {length_v6} for IPv6")
     for block in blocks:
         (_check_every_prefix if is_old else _check_shortest_prefix)(entry, block, length, length_v6)
-    values = {_resolve(text, place, communities) for text, place in texts}
     return Advertisement(
         aggregation_length=length,
         aggregation_length_v6=length_v6,
         local_pref=entry.number("localpref"),
-        communities=tuple(f"{value >> 16}:{value & 0xFFFF}" for value in sorted(values)),
+        communities=normal_communities(_resolve(text, place, communities, dialect) for text, place in texts),
+        med=entry.number("med") if "med" in entry.plain else None,
+        prepend=entry.number("as-path-prepend"),
+        peers=tuple(text for text, _ in entry.texts("peers")),
+        node_selectors=node_selectors(entry),
     )
 
 
@@ -200,11 +213,11 @@ def _check_shortest_prefix(entry: Struct, block: _Block, length: int, length_v6:
         )
 
 
-def _resolve(text: str, place: Value, communities: Communities) -> int:
+def _resolve(text: str, place: Value, communities: Communities, dialect: Dialect) -> str:
     if text in communities:
         return communities[text]
     try:
-        return _community(text)
+        return _community(text, dialect)
     except ValueError as error:
         raise place.error(f"invalid community {quote(text)} in BGP advertisement: {error}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from bgp.path import MAX_PREPEND
 from routerd.formats.legacy_bgp.decode import GoInteger, GoList, GoMap, GoScalar, GoStruct, GoType
 
 Dialect = Literal["cilium-1.10", "metallb-0.12", "native"]
@@ -44,6 +45,12 @@ _PEER_NATIVE: dict[str, GoType] = {
 
 _ADVERTISEMENT: dict[str, GoType] = {"aggregation-length": INT, "localpref": UINT32, "communities": STRINGS}
 _ADVERTISEMENT_0_12: dict[str, GoType] = {"aggregation-length-v6": INT}
+_ADVERTISEMENT_NATIVE: dict[str, GoType] = {
+    "med": UINT32,
+    "as-path-prepend": GoInteger("int", 0, MAX_PREPEND),
+    "peers": STRINGS,
+    "node-selectors": GoList(_SELECTOR),
+}
 
 _POOL: dict[str, GoType] = {
     "protocol": STRING,
@@ -74,7 +81,8 @@ def structure(dialect: Dialect) -> GoStruct:
         "advertisement": {} if is_old else _ADVERTISEMENT_0_12,
         "top": {} if is_old else {"bfd-profiles": GoList(GoStruct("config.bfdProfile", _BFD_PROFILE))},
     }
-    advertisement = GoStruct("config.bgpAdvertisement", {**_ADVERTISEMENT, **newer["advertisement"]})
+    advertised = {**_ADVERTISEMENT, **newer["advertisement"], **(_ADVERTISEMENT_NATIVE if is_ours else {})}
+    advertisement = GoStruct("config.bgpAdvertisement", advertised)
     pool: dict[str, GoType] = {
         **_POOL,
         "bgp-advertisements": GoList(advertisement),

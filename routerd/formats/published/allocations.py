@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Literal, cast, get_args
 
+from bgp.path import MAX_PREPEND
 from routerd.errors import InputError
 from routerd.formats.compose import documents, quoted
 from routerd.formats.document import UNLIMITED, Section, Source, Value
-from routerd.formats.meta import ROUTERD
+from routerd.formats.meta import ROUTERD, label_selector
 from routerd.formats.published.binding_lines import (
     binding_line,
     number_line,
@@ -42,6 +43,7 @@ from routerd.model import (
     Writer,
 )
 from routerd.refs import Ref
+from routerd.selectors import LabelSelector
 
 MOST_REPORTED = 50_000  # addresses of a node: with IPVS every ClusterIP is on an interface
 MOST_PODS = 100_000  # of a node
@@ -121,12 +123,33 @@ def _node(one: NodeAddresses) -> str:
 
 
 def _pool(one: PoolWays) -> str:
-    ways = ", ".join(
-        f"{{aggregationLength: {each.aggregation_length}, aggregationLengthV6: {each.aggregation_length_v6}, "
-        f"localPref: {each.local_pref}, communities: [{', '.join(map(quoted, each.communities))}]}}"
-        for each in one.advertisements
-    )
+    ways = ", ".join(map(_way, one.advertisements))
     return f"{{pool: {quoted(one.pool)}, protocol: {one.protocol}, advertisements: [{ways}]}}"
+
+
+def _way(one: Advertisement) -> str:
+    said = [
+        f"aggregationLength: {one.aggregation_length}, aggregationLengthV6: {one.aggregation_length_v6}",
+        f"localPref: {one.local_pref}, communities: {_texts(one.communities)}",
+        *([f"med: {one.med}"] if one.med is not None else ()),
+        *([f"asPathPrepend: {one.prepend}"] if one.prepend else ()),
+        *([f"peers: {_texts(one.peers)}"] if one.peers else ()),
+        *([f"nodeSelectors: [{', '.join(map(_selector, one.node_selectors))}]"] if one.node_selectors else ()),
+    ]
+    return f"{{{', '.join(said)}}}"
+
+
+def _selector(one: LabelSelector) -> str:
+    labels = ", ".join(f"{quoted(key)}: {quoted(value)}" for key, value in one.match_labels)
+    wanted = ", ".join(
+        f"{{key: {quoted(each.key)}, operator: {each.operator}, values: {_texts(each.values)}}}"
+        for each in one.match_expressions
+    )
+    return f"{{matchLabels: {{{labels}}}, matchExpressions: [{wanted}]}}"
+
+
+def _texts(values: Iterable[str]) -> str:
+    return f"[{', '.join(map(quoted, values))}]"
 
 
 def _refusal(one: Refusal) -> str:
@@ -202,12 +225,20 @@ def _read_pool(section: Section) -> PoolWays:
 
 
 def _read_way(section: Section) -> Advertisement:
-    section.only("aggregationLength", "aggregationLengthV6", "localPref", "communities")
+    section.only(
+        "aggregationLength", "aggregationLengthV6", "localPref", "communities", "med", "asPathPrepend", "peers",
+        "nodeSelectors",
+    )  # fmt: skip
+    med = section.get("med")
     return Advertisement(
         section.require("aggregationLength").integer(0, 32),
         section.require("aggregationLengthV6").integer(0, 128),
         section.require("localPref").integer(0, 2**32 - 1),
         tuple(item.string() for item in section.items("communities", UNLIMITED)),
+        med.integer(0, 2**32 - 1) if med is not None else None,
+        section.integer("asPathPrepend", 0, MAX_PREPEND, 0),
+        tuple(item.string() for item in section.items("peers", UNLIMITED)),
+        tuple(label_selector(item, strict=True) for item in section.items("nodeSelectors", UNLIMITED)),
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 from operator import attrgetter
 from typing import Any, Literal, get_args
 
+from bgp.path import MAX_PREPEND
 from routerd.formats.published.bindings import BINDINGS, MAX_GROUP, NUMBERS
 from routerd.formats.published.records import Row, Table
 from routerd.model import (
@@ -19,6 +21,7 @@ from routerd.model import (
     ServiceAllocation,
 )
 from routerd.refs import Ref
+from routerd.selectors import LabelSelector, Operator, Requirement
 
 
 def _service_row(each: ServiceAllocation) -> Row:
@@ -63,9 +66,20 @@ def _node(node: str, addresses: list[str], silent_since: str = "") -> NodeAddres
 
 
 def _pool_row(each: PoolWays) -> Row:
-    ways = [[way.aggregation_length, way.aggregation_length_v6, way.local_pref, list(way.communities)]
-            for way in each.advertisements]  # fmt: skip
-    return [each.pool, each.protocol, ways]
+    return [each.pool, each.protocol, [_way_row(way) for way in each.advertisements]]
+
+
+def _way_row(way: Advertisement) -> Row:
+    """Without what only later releases know, where there is nothing of it to say."""
+    row: Row = [way.aggregation_length, way.aggregation_length_v6, way.local_pref, list(way.communities)]
+    if way == replace(way, med=None, prepend=0, peers=(), node_selectors=()):
+        return row
+    return [*row, way.med, way.prepend, list(way.peers), [_selector_row(each) for each in way.node_selectors]]
+
+
+def _selector_row(each: LabelSelector) -> Row:
+    wanted = [[one.key, one.operator, [*one.values]] for one in each.match_expressions]
+    return [[[*pair] for pair in each.match_labels], wanted]
 
 
 def _pool(pool: str, protocol: Literal["bgp", "layer2"], ways: list[list[Any]]) -> PoolWays:
@@ -74,10 +88,22 @@ def _pool(pool: str, protocol: Literal["bgp", "layer2"], ways: list[list[Any]]) 
     return PoolWays(pool, protocol, tuple(_way(*way) for way in ways))
 
 
-def _way(length: int, length_v6: int, local_pref: int, communities: list[str]) -> Advertisement:
-    if not (0 <= length <= 32 and 0 <= length_v6 <= 128 and 0 <= local_pref < 2**32):
+def _way(
+    length: int, length_v6: int, local_pref: int, communities: list[str], med: int | None = None, prepend: int = 0,
+    peers: Sequence[str] = (), nodes: Sequence[Row] = (),
+) -> Advertisement:  # fmt: skip
+    in_range = 0 <= length <= 32 and 0 <= length_v6 <= 128 and 0 <= prepend <= MAX_PREPEND
+    if not (in_range and all(0 <= number < 2**32 for number in (local_pref, med or 0))):
         raise ValueError("an advertisement: a number is out of its range")
-    return Advertisement(length, length_v6, local_pref, tuple(communities))
+    selectors = tuple(_selector(*each) for each in nodes)
+    return Advertisement(length, length_v6, local_pref, tuple(communities), med, prepend, tuple(peers), selectors)
+
+
+def _selector(labels: Sequence[Sequence[str]], wanted: Sequence[tuple[str, Operator, list[str]]]) -> LabelSelector:
+    if any(operator not in get_args(Operator) for _, operator, _ in wanted):
+        raise ValueError("a node selector: an operator that is none")
+    pairs = tuple((key, value) for key, value in labels)
+    return LabelSelector(pairs, tuple(Requirement(key, how, tuple(values)) for key, how, values in wanted))
 
 
 SERVICES: Table[ServiceAllocation] = Table(

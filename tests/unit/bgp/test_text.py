@@ -17,7 +17,8 @@ from bgp.path import WELL_KNOWN_COMMUNITIES, Desired, Path, SpeakerPeer, normal_
 from routerd.formats.compose import value_of
 from routerd.formats.meta import ROUTERD
 from routerd.formats.native import read_address_pool
-from routerd.node.announce import Rules, announcements
+from routerd.node.announce import announcements
+from routerd.node.checks import Rules
 from tests.models import cluster
 from tests.models.real_exabgp import loaded, told
 

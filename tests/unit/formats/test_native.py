@@ -38,6 +38,7 @@ def test_pool_with_everything() -> None:
   disabled: true
   advertisements:
   - {aggregationLength: 32, aggregationLengthV6: 120, localPref: 7, communities: [no-export, "064512:01", 1:2:3, 9:9]}
+  - {med: 0, asPathPrepend: 2, peers: [tor-a], nodeSelectors: [{matchLabels: {rack: a}}]}
 """
     )
     assert isinstance(pool, AddressPool)
@@ -50,7 +51,10 @@ def test_pool_with_everything() -> None:
         avoid_buggy_ips=True,
         priority=-3,
         disabled=True,
-        advertisements=(Advertisement(32, 120, 7, ("9:9", "64512:1", "65535:65281", "1:2:3")),),
+        advertisements=(
+            Advertisement(32, 120, 7, ("9:9", "64512:1", "65535:65281", "1:2:3")),
+            Advertisement(med=0, prepend=2, peers=("tor-a",), node_selectors=(LabelSelector((("rack", "a"),)),)),
+        ),
         origin=pool.origin,
     )
 
@@ -138,6 +142,10 @@ def test_policy_with_everything() -> None:
         (POOL + "  blocks: [192.0.2.0/24]\n  advertisements: [{communities: [65536:1]}]",
          '6:35: spec.advertisements[0].communities[0]: found "65536:1", expected a community such as 64512:1, '
          "64512:1:2 or no-export"),
+        (POOL + "  blocks: [192.0.2.0/24]\n  advertisements: [{asPathPrepend: 33}]",
+         "6:36: spec.advertisements[0].asPathPrepend: found \"33\", expected an integer from 0 to 32"),
+        (POOL + "  blocks: [192.0.2.0/24]\n  advertisements: [{peers: []}]",
+         "6:28: spec.advertisements[0].peers: found an empty list, expected at least one peer"),
         (POOL + "  blocks: [192.0.2.0/24]\n  advertisements: [{}, {}]",
          "6:24: spec.advertisements[1]: the same advertisement as number 1"),
         (POOL + "  blocks: [192.0.2.0/24]\n  protocol: layer2\n  advertisements: [{}]",

@@ -9,7 +9,8 @@ import pytest
 
 from bgp.path import Path
 from routerd.model import EXCLUDE_LABEL, Allocations, EndpointSlice, Peer, Peering, Refusal, Snapshot
-from routerd.node.announce import SERVICE_CHECKS, Announcements, Rules, announcements
+from routerd.node.announce import Announcements, announcements
+from routerd.node.checks import SERVICE_CHECKS, Rules
 from routerd.refs import Ref
 from routerd.selectors import LabelSelector
 from tests.models import cluster

@@ -8,8 +8,9 @@ import pytest
 
 from bgp.path import AdjRibOut
 from routerd.model import Allocations, Node, Snapshot
-from routerd.node.announce import Announcements, Rules, announcements
+from routerd.node.announce import Announcements, announcements
 from routerd.node.brake import Brake, Limits
+from routerd.node.checks import Rules
 from routerd.node.desired import LocalFacts, Settings, compose
 from routerd.node.drain import Drain, Orders, drain_of
 from tests.models import cluster

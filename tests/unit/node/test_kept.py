@@ -22,7 +22,8 @@ from routerd.model import (
     Snapshot,
 )
 from routerd.node import desired
-from routerd.node.announce import Announcements, Kept, Rules, announcements
+from routerd.node.announce import Announcements, Kept, announcements
+from routerd.node.checks import Rules
 from routerd.node.desired import LocalFacts, Settings
 from routerd.node.drain import Drain
 from routerd.refs import service_ref
@@ -50,8 +51,9 @@ def services(name: str, kind: str, policy: str, status: list[str], own: str, ext
     )
 
 
-def pools(length: int, protocol: str) -> dict[str, Any]:
-    how = cluster.advertisement(aggregation_length=length, local_pref=length)
+def pools(length: int, protocol: str, peers: tuple[str, ...], only_b: bool) -> dict[str, Any]:
+    selectors = (cluster.ONLY_B,) if only_b else ()
+    how = cluster.advertisement(aggregation_length=length, local_pref=length, peers=peers, node_selectors=selectors)
     two = (how, cluster.advertisement(communities=("64512:1",)))
     blocks = (ip_network("192.0.2.0/24"), ip_network("2001:db8::/64"))
     return {"default": replace(cluster.pool(), blocks=blocks, advertisements=two, protocol=protocol)}
@@ -102,7 +104,16 @@ CHANGES: st.SearchStrategy[Change] = st.one_of(
     st.tuples(
         st.just("gone"), st.tuples(st.sampled_from(["services", "slices", "allocated", "groups", "pods"]), NAMES)
     ),
-    st.tuples(st.just("pools"), st.builds(pools, st.sampled_from([24, 32]), st.sampled_from(["bgp", "layer2"]))),
+    st.tuples(
+        st.just("pools"),
+        st.builds(
+            pools,
+            st.sampled_from([24, 32]),
+            st.sampled_from(["bgp", "layer2"]),
+            st.sampled_from([(), ("10.0.0.1",), ("nobody",)]),
+            st.booleans(),
+        ),
+    ),
     st.tuples(st.just("namespace"), TEAMS),
     st.tuples(st.just("node"), st.sampled_from([{}, {"network_unavailable": True}, {"addresses": ()}])),
     st.tuples(st.just("drain"), st.booleans()),

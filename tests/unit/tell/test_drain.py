@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from bgp.session import PeerStatus as Session
 from routerd.model import EgressGroup
-from routerd.node.announce import Rules, announcements
+from routerd.node.announce import announcements
+from routerd.node.checks import Rules
 from routerd.node.drain import Drain
 from routerd.tell.drain import Progress, departure
 from routerd.tell.views import PeerView

@@ -10,7 +10,7 @@ import pytest
 from bgp.session import PeerStatus as Session
 from egress.status import Probed
 from routerd.model import GATEWAY_LABEL, Allocations, NodeAddresses, NodeNumber, Peer, Peering, Refusal
-from routerd.node.announce import Rules
+from routerd.node.checks import Rules
 from routerd.node.desired import LocalFacts, Settings, compose
 from routerd.refs import Ref, service_ref
 from routerd.selectors import LabelSelector
@@ -110,9 +110,10 @@ def test_a_session_that_is_down_is_told() -> None:
     assert (step.yes, step.reason, step.detail) == (False, "SessionDown", "down: hold timer")
 
 
-def dual_stack(*sessions: PeerView) -> list[tuple[str, bool, str, bool]]:
+def dual_stack(*sessions: PeerView, **fields: object) -> list[tuple[str, bool, str, bool]]:
     """Steps about paths of a service with an address of each family, where these are the sessions."""
     snapshot = cluster.snapshot(
+        **fields,
         endpoint_slices=(cluster.endpoints("web", "a"), cluster.endpoints("web", "a", version=6)),
         allocations=Allocations(1, (cluster.allocation("web", "192.0.2.1", "2001:db8::1"),)),
         bgp=Peering(tuple(Peer(session.address, 64512, 64512) for session in sessions)),
@@ -120,7 +121,7 @@ def dual_stack(*sessions: PeerView) -> list[tuple[str, bool, str, bool]]:
     local = {session.address: ip_address("10.0.0.11") for session in sessions}
     state = compose(snapshot, SETTINGS, LocalFacts(sessions=local))  # type: ignore[arg-type]
     steps = explain(snapshot, state, SETTINGS, "svc/default/web", {session.address: session for session in sessions})
-    return [(step.question, step.yes, step.detail, step.note) for step in steps if "announced" in step.question]
+    return [(step.question, step.yes, step.detail, step.note) for step in steps if "/" in step.question]
 
 
 def test_a_router_that_has_not_negotiated_a_family_is_not_said_to_have_its_paths() -> None:
@@ -128,16 +129,28 @@ def test_a_router_that_has_not_negotiated_a_family_is_not_said_to_have_its_paths
     both = PeerView(ip_address("10.0.0.2"), Session("up", families=("ipv4 unicast", "ipv6 unicast")))
     lacking = "the router has not negotiated ipv6 unicast: activate that family for the session there"
     ipv6 = "2001:db8::1/128 next-hop self local-pref 0"
-    told = "is the pool announced by BGP?", True, "", False
     assert dual_stack(only4) == [
-        told,
         ("is 192.0.2.1/32 announced?", True, "192.0.2.1/32 next-hop self local-pref 0 to 10.0.0.1", False),
         ("is 2001:db8::1/128 announced to 10.0.0.1?", False, lacking, False),
     ]
-    assert dual_stack(only4, both)[2:] == [
+    assert dual_stack(only4, both)[1:] == [
         ("is 2001:db8::1/128 announced?", True, f"{ipv6} to 10.0.0.2", False),
         ("is 2001:db8::1/128 announced to 10.0.0.1?", False, lacking, True),
     ]
+
+
+def test_each_path_of_a_prefix_is_told_with_its_peers_and_who_gets_none() -> None:
+    first, second, third = (PeerView(ip_address(f"10.0.0.{last}")) for last in (1, 2, 3))
+    ways = (cluster.advertisement(peers=("10.0.0.1",), med=5), cluster.advertisement(peers=("10.0.0.3",)))
+    steps = dual_stack(first, second, third, pools={"default": cluster.pool(advertisements=ways)})
+    assert steps[:3] == [
+        ("is 192.0.2.1/32 announced?", True, "192.0.2.1/32 next-hop self local-pref 0 med 5 to 10.0.0.1", False),
+        ("is 192.0.2.1/32 announced?", True, "192.0.2.1/32 next-hop self local-pref 0 to 10.0.0.3", False),
+        (
+            "is 192.0.2.1/32 announced to 10.0.0.2?", False,
+            "the pool's advertisements are for other peers, or the session has no next hop for it", True,
+        ),
+    ]  # fmt: skip
 
 
 def test_a_steered_pod_is_told_its_gateway_and_address() -> None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bgp.path import MAX_PREPEND
 from routerd.errors import InputError
 from routerd.formats.published.allocations import (
     MAX_GROUP,
@@ -37,6 +38,7 @@ from routerd.model import (
     Writer,
 )
 from routerd.refs import Ref
+from routerd.selectors import LabelSelector, Requirement
 from tests.models.many import parse_allocations
 
 text = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -57,7 +59,17 @@ groups = st.builds(
 )
 services = st.builds(ServiceAllocation, names, text, st.lists(addresses, max_size=2).map(tuple))
 numbers = st.integers(0, 2**32 - 1)
-ways = st.builds(Advertisement, st.integers(0, 32), st.integers(0, 128), numbers, st.lists(text, max_size=2).map(tuple))
+texts = st.lists(text, max_size=2).map(tuple)
+labels = st.sampled_from(["rack", "example.com/zone"])
+wanted = st.one_of(
+    st.builds(Requirement, labels, st.sampled_from(["In", "NotIn"]), st.just(("a", "b"))),
+    st.builds(Requirement, labels, st.sampled_from(["Exists", "DoesNotExist"])),
+)
+selectors = st.builds(LabelSelector, st.sampled_from([(), (("rack", "a"),)]), st.lists(wanted, max_size=2).map(tuple))
+ways = st.builds(
+    Advertisement, st.integers(0, 32), st.integers(0, 128), numbers, texts, st.none() | numbers,
+    st.integers(0, MAX_PREPEND), texts, st.lists(selectors, max_size=2).map(tuple),
+)  # fmt: skip
 pools = st.builds(PoolWays, names, st.sampled_from(["bgp", "layer2"]), st.lists(ways, max_size=2).map(tuple))
 
 
