@@ -88,8 +88,10 @@ class Site:
         sockets = (agent_socket(self.lab.node(name).directory / "run") for name in self.lab.nodes)
         return [str(row["pool"]) for each in sockets for row in ask(each, {"get": "show", "kind": "pools"})]
 
-    def is_published(self) -> bool:
-        return "64512:7" in (self.lab.manifests / "allocations.yaml").read_text()
+    def until_published(self, community: str) -> None:
+        """Agents need no operator to follow an edit, and may be ahead of it."""
+        file = self.lab.manifests / "allocations.yaml"
+        self.lab.wait(lambda: community in file.read_text(), f"the operator publishes {community}")
 
     def withdrawals(self) -> int:
         """How many the ToR has ever received, by its own count."""
@@ -111,7 +113,7 @@ def test_no_edit_of_pools_withdraws_a_vip(site: Site) -> None:
     with PathWatch(site.lab.tor.bgp.socket) as watch:  # type: ignore[attr-defined]
         watch.wanted = frozenset(site.communities())
         edits(site, deleted="64512:6")
-        site.lab.wait(site.is_published, "the operator publishes the last of them")
+        site.until_published("64512:7")
         assert site.daemons.operator is not None
         site.daemons.operator.kill()
         edits(site, deleted="64512:7")  # what is published is older than the pools
@@ -136,6 +138,7 @@ def edits(site: Site, *, deleted: str) -> None:
     site.files.put("pool.yaml", address_pool("moved", "192.0.2.0/27", "64512:6"))
     site.files.put("bgp.yaml", bgp())
     site.until("64512:6")
+    site.until_published(deleted)
     site.lab.manifests.joinpath("pool.yaml").unlink()
     site.lab.wait(lambda: not site.pools(), "every agent has seen that there is no pool")
     site.until(deleted)
