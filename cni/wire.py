@@ -22,6 +22,7 @@ NEWEST = "1.1.0"
 ATTACHED = ("ADD", "CHECK", "DEL")  # commands about one attachment
 CHAINED, IPAM = "routerd-cni", "routerd-ipam"  # the program's names
 DEFAULT_TIMEOUT = 5  # seconds that a plugin waits, if its configuration does not say
+MOST_TIMEOUT = 60  # seconds; of routerd-cni.c
 PATIENCE = 0.8  # of that: the plugin is told why, before it gives up
 
 # Codes of errors: the specification's section "Error".
@@ -152,9 +153,9 @@ def answer(result: Mapping[str, Any] | None) -> bytes:
 
 
 def timeout_of(settings: Mapping[str, Any]) -> float:
-    """Seconds. The plugin has refused what is none."""
+    """Seconds. The plugin has refused what is out of range, but whoever reaches the socket may send it."""
     found = settings.get("timeout", DEFAULT_TIMEOUT)
-    return float(found) if isinstance(found, int) else DEFAULT_TIMEOUT
+    return float(max(0, min(found, MOST_TIMEOUT))) if isinstance(found, int) else DEFAULT_TIMEOUT
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,12 @@ from pathlib import Path
 
 from cni import install as chain
 from cni.conflist import NotChainable
-from cni.wire import CHAINED
+from cni.wire import CHAINED, DEFAULT_TIMEOUT, MOST_TIMEOUT
 from routerd import codes
 from routerd.cli.command import Command, configuration
 from routerd.errors import EnvironmentFault
 
 ABSENT = ("refuse", "allow")
-TIMEOUT, MOST = 5, 60  # seconds, of routerd-cni.c
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -54,8 +53,8 @@ def directories(parser: argparse.ArgumentParser) -> None:
 
 def _seconds(text: str) -> int:
     seconds = int(text)
-    if not 1 <= seconds <= MOST:
-        raise argparse.ArgumentTypeError(f"seconds from 1 to {MOST}, not {text}")
+    if not 1 <= seconds <= MOST_TIMEOUT:
+        raise argparse.ArgumentTypeError(f"seconds from 1 to {MOST_TIMEOUT}, not {text}")
     return seconds
 
 
@@ -63,8 +62,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("install", "uninstall"), help="put it there, or take it away")
     directories(parser)
     parser.add_argument(
-        "--timeout", type=_seconds, default=TIMEOUT, metavar="SECONDS",
-        help=f"how long a pod waits for the agent (default: {TIMEOUT})",
+        "--timeout", type=_seconds, default=DEFAULT_TIMEOUT, metavar="SECONDS",
+        help=f"how long a pod waits for the agent (default: {DEFAULT_TIMEOUT})",
     )  # fmt: skip
     parser.add_argument(
         "--on-agent-absent", choices=ABSENT, default=ABSENT[0],

@@ -126,24 +126,20 @@ async def agent(config: Config, source: ConfigSource) -> None:
         pod_addresses = PodAddressDesk(config.node_name, memory, store.snapshot, retention=retention)
         body, presence = _assembled(config, source, heart, store, attachments, pod_addresses)
         on_store.to = partial(_store_changed, pod_addresses, body)
-        api = ApiServer(agent_socket(config.run_dir), body.answer)
-        plugin = PluginServer(plugin_socket(config.run_dir), attachments.answer)
-        ipam = PluginServer(ipam_socket(config.run_dir), pod_addresses.answer)
-        await api.start()
-        await plugin.start()
-        await ipam.start()
-        web = _web(config, body, heart)
-        event(LOGGER, logging.INFO, "agent-started", node=config.node_name)
-        try:
-            await body.run()
-        except asyncio.CancelledError:
-            await _say_goodbye(config, presence)
-            raise
-        finally:
-            await ipam.close()
-            await plugin.close()
-            await api.close()
-            web()
+        async with (
+            ApiServer(agent_socket(config.run_dir), body.answer),
+            PluginServer(plugin_socket(config.run_dir), attachments.answer),
+            PluginServer(ipam_socket(config.run_dir), pod_addresses.answer),
+        ):
+            web = _web(config, body, heart)
+            event(LOGGER, logging.INFO, "agent-started", node=config.node_name)
+            try:
+                await body.run()
+            except asyncio.CancelledError:
+                await _say_goodbye(config, presence)
+                raise
+            finally:
+                web()
 
 
 async def _say_goodbye(config: Config, presence: Presence) -> None:

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from routerd.errors import EnvironmentFault, RouterdError
 from routerd.formats.jsontext import parse_json
@@ -88,6 +88,13 @@ class UnixServer:
         self._served_by = serve
         self._limits = limits
         self._connections: Connections | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def start(self) -> None:
         """EnvironmentFault if another process answers on the socket, or it cannot be made."""

@@ -28,7 +28,7 @@ from cni.wire import (
 from routerd.log import event
 from routerd.model import IPAddress, Snapshot
 from routerd.node.admission import Applicant, hindrance, unavailable
-from routerd.node.attached import Attached, Interface
+from routerd.node.attached import Attached, Interface, is_of
 from routerd.node.desired import EGRESS_ROOM, NodeState
 
 LOGGER = logging.getLogger("routerd.cni")
@@ -55,6 +55,7 @@ class Attachments:
     guards: bool = True  # whether egress is on: else every pod may start
     _now: Mapping[str, Attached] = field(init=False, default_factory=dict)
     _waiting: list[Waiting] = field(init=False, default_factory=list)
+    _seen: frozenset[str] = field(init=False, default=frozenset())  # of these, pods that the store has had
     _covers: bool = field(init=False, default=True)  # whether any policy leads anywhere: else nothing can be wrong
 
     # --- the rounds' side
@@ -63,6 +64,7 @@ class Attachments:
         """A round begins: what it goes by, by pod. The value never changes."""
         for each in self._waiting:
             each.taken = True
+        self._look()
         return self._now
 
     def consider(self, snapshot: Snapshot, state: NodeState, undone: Mapping[str, Any]) -> None:
@@ -129,11 +131,21 @@ class Attachments:
         return pod.addresses if pod is not None else ()
 
     def _put(self, key: str, found: Attached) -> None:
-        """What is said of pods that are gone from the store goes, unless they have yet to appear there."""
+        """What is said of pods that are gone from the store goes. Others have yet to appear there, also those that
+        started without waiting for it (`onAgentAbsent: allow`), as long as they have a network.
+        """
+        self._look()
         pods = self.snapshot().pods
-        awaited = {each.applicant.pod for each in self._waiting}
-        kept = {k: v for k, v in self._now.items() if pods is None or k in pods or k in awaited}
+        gone = set() if pods is None else self._now.keys() - pods.keys()
+        kept = {k: v for k, v in self._now.items() if k not in gone or (v.interfaces and k not in self._seen)}
         self._now = {**kept, key: found}
+        self._look()
+
+    def _look(self) -> None:
+        """Notes which of these pods the store has."""
+        pods = self.snapshot().pods or {}
+        there = (k for k, v in self._now.items() if k in pods and is_of(v.uid, pods[k]))
+        self._seen = (self._seen & self._now.keys()) | frozenset(there)
 
     def _delete(self, request: Request) -> None:
         """Of another sandbox than the last one it is late: the pod has its next network already."""

@@ -65,8 +65,8 @@ class Worker:
 class Download(Worker):
     """One HTTP download through the gateway: slow until `end`, then four times as fast, and complete.
 
-    The second half comes at a sixteenth of the rate until then: however long a busy machine takes for what is done to it
-    meanwhile, a minute, it is still running.
+    The second half comes at a sixteenth of the rate until then: it still runs after what is done to it, also where a
+    busy machine takes a minute for that.
     """
 
     def __init__(self, host: Host, size: int = 32 << 20, rate: int = 4 << 20) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Any
 
+import pytest
+
 from cni import wire
 from routerd.agent.plugins.attachments import Attachments
 from routerd.model import IPAddress, Snapshot
@@ -53,13 +55,15 @@ class World:
         state = compose(snapshot, Settings("a"), LocalFacts(cluster.LOCAL, attached=self.taken))
         self.desk.consider(snapshot, state, {"egress": self.undone})
 
-    async def ask(self, command: str, container: str = "c1", address: IPAddress = NEW, **network: Any) -> Any:
+    async def ask(
+        self, command: str, container: str = "c1", address: IPAddress = NEW, pod: str = "web-2", **network: Any
+    ) -> Any:
         """Exit code and what is printed, as a value."""
         result = {"cniVersion": "1.0.0", "ips": [{"address": f"{address}/24"}]}
         configuration = {"cniVersion": "1.0.0", "name": "pods", "prevResult": result, **network}
         variables = {
             "CNI_COMMAND": command, "CNI_CONTAINERID": container, "CNI_IFNAME": "eth0",
-            "CNI_ARGS": "K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-2",
+            "CNI_ARGS": f"K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod}",
         }  # fmt: skip
         head = "".join(f"{name}={value}\0" for name, value in variables.items())
         answer = await self.desk.answer(f"{head}\0{json.dumps(configuration)}".encode())
@@ -188,6 +192,48 @@ def test_pods_that_are_gone_from_the_store_are_forgotten() -> None:
         assert await world.ask("DEL") == (0, None)
         await world.ask("ADD", timeout=1)
         assert list(world.desk.take()) == ["default/web-2"]
+
+    story(test)
+
+
+@pytest.mark.parametrize("later", ["ADD", "DEL", "GC"])
+def test_a_pod_that_started_before_the_store_knew_it_is_not_forgotten(later: str) -> None:
+    """It waited as long as it may, and was let go; the next pod comes before the store has either of them."""
+
+    async def test(world: World) -> None:
+        known, world.store = world.store, cluster.snapshot(pods={})
+        assert (await world.ask("ADD", onAgentAbsent="allow"))[0] == 0
+        valid = {"cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]}
+        for pod in ("web-3", "web-4"):
+            assert (await world.ask("ADD", "c2", NEXT, pod, onAgentAbsent="allow"))[0] == 0
+            if later != "ADD":
+                assert (await world.ask(later, "c2", NEXT, pod, **valid))[0] == 0
+        world.store = known
+        assert world.addresses()["default/web-2"] == (NEW,)
+        world.store = cluster.snapshot(pods={})
+        await world.ask("ADD", "c2", NEXT, "web-3", onAgentAbsent="allow")
+        assert "default/web-2" not in world.addresses(), "now it was there, and is gone"
+
+    story(test)
+
+
+def test_a_pod_that_ended_before_the_store_knew_it_is_forgotten() -> None:
+    async def test(world: World) -> None:
+        world.store = cluster.snapshot(pods={})
+        for pod in ("web-2", "web-3"):
+            assert (await world.ask("ADD", "c1", NEW, pod, onAgentAbsent="allow"))[0] == 0
+            assert (await world.ask("DEL", "c1", NEW, pod))[0] == 0
+        assert list(world.desk.take()) == ["default/web-3"], "until the next one"
+
+    story(test)
+
+
+@pytest.mark.parametrize(("timeout", "seconds"), [(10**400, 0.8 * wire.MOST_TIMEOUT), (-(10**400), 0.0)])
+def test_a_timeout_beyond_all_bounds_is_the_nearest_one(timeout: int, seconds: float) -> None:
+    async def test(world: World) -> None:
+        began = now()
+        assert (await world.ask("ADD", timeout=timeout))[0] == 1
+        assert now() - began == pytest.approx(seconds)
 
     story(test)
 
