@@ -128,7 +128,7 @@ def test_a_router_that_has_not_negotiated_a_family_is_not_said_to_have_its_paths
     only4 = PeerView(TOR, Session("up", families=("ipv4 unicast",)))
     both = PeerView(ip_address("10.0.0.2"), Session("up", families=("ipv4 unicast", "ipv6 unicast")))
     lacking = "the router has not negotiated ipv6 unicast: activate that family for the session there"
-    ipv6 = "2001:db8::1/128 next-hop self local-pref 0"
+    ipv6 = "2001:db8::1/128 next-hop fd00::11 local-pref 0"
     assert dual_stack(only4) == [
         ("is 192.0.2.1/32 announced?", True, "192.0.2.1/32 next-hop self local-pref 0 to 10.0.0.1", False),
         ("is 2001:db8::1/128 announced to 10.0.0.1?", False, lacking, False),
