@@ -93,6 +93,12 @@ class Ec2:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def describe(self, instances: Collection[str]) -> Inventory:
+        try:
+            return self._inventory(instances)
+        except (LookupError, ValueError, TypeError) as error:
+            raise CloudFault("other", "", f"an answer is not understood: {error!r}") from error
+
+    def _inventory(self, instances: Collection[str]) -> Inventory:
         found = ec2.look_at_instances(self.call, instances) if instances else {}
         vpcs = {each.vpc for each in found.values()}
         # Interfaces after instances: one that is attached is then shown with its instance.
@@ -120,4 +126,7 @@ class Ec2:
             return Unknown(str(error))
         except CloudFault as error:
             return Refused(error.problem, error.code, str(error))
-        return ec2.done(call, answer)
+        try:
+            return ec2.done(call, answer)
+        except (LookupError, ValueError, TypeError) as error:
+            return Unknown(f"the answer is not understood: {error!r}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from ipaddress import ip_network
+from ipaddress import IPv4Address, ip_network
 from typing import Any, Literal
 
 from cloud.model import Network
@@ -71,6 +71,14 @@ class AssignPrefix6:
 
 
 @dataclass(frozen=True, slots=True)
+class Take:
+    """This very address, away from whichever interface has it as a secondary one."""
+
+    interface: str
+    address: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
 class Unassign:
     """Of IPv4: the one IPv6 prefix of an instance stays."""
 
@@ -85,13 +93,14 @@ class Delete:
     interface: str
 
 
-Call = Create | Attach | Bind | Assign | AssignPrefix6 | Unassign | Delete
+Call = Create | Attach | Bind | Assign | AssignPrefix6 | Take | Unassign | Delete
 KINDS: Mapping[str, type[Call]] = {
     "create": Create,
     "attach": Attach,
     "bind": Bind,
     "assign": Assign,
     "assign-prefix6": AssignPrefix6,
+    "take": Take,
     "unassign": Unassign,
     "delete": Delete,
 }
@@ -120,6 +129,9 @@ def read_call(kind: str, *cells: Any) -> Call:
     if kind == "unassign":
         interface, blocks = cells
         return Unassign(interface, tuple(map(ip_network, blocks)))
+    if kind == "take":
+        interface, address = cells
+        return Take(interface, IPv4Address(address))
     if kind == "create":
         token, subnet, groups, count, prefixes, prefix6, tags = cells
         return Create(token, subnet, tuple(groups), count, prefixes, prefix6, tuple((key, text) for key, text in tags))

@@ -20,6 +20,7 @@ from cloud.calls import (
     Delete,
     Done,
     Problem,
+    Take,
     Unassign,
 )
 from cloud.model import CLUSTER_TAG, Group, Instance, Interface, Limits, Network, Subnet, block_order
@@ -75,6 +76,12 @@ def request(call: Call) -> Request:
             return "AssignPrivateIpAddresses", {"NetworkInterfaceId": call.interface, count: call.count}
         case AssignPrefix6():
             return "AssignIpv6Addresses", {"NetworkInterfaceId": call.interface, "Ipv6PrefixCount": 1}
+        case Take():
+            return "AssignPrivateIpAddresses", {
+                "NetworkInterfaceId": call.interface,
+                "PrivateIpAddresses": [str(call.address)],
+                "AllowReassignment": True,
+            }
         case Unassign():
             return _unassignment(call)
         case Delete():

@@ -83,7 +83,7 @@ Holdings = dict[str, Holding]  # by instance
 
 
 def holding_row(each: Holding) -> Row:
-    return [each.instance, each.node, [_held_row(one) for one in each.held], _intent_row(each.intent), each.served,
+    return [each.instance, each.node, [_held_row(one) for one in each.held], intent_row(each.intent), each.served,
             each.missing]  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def read_holding(
 ) -> Holding:  # fmt: skip
     """Raises ValueError or TypeError for what is no row of one."""
     return Holding(
-        instance, node, tuple(_held(*one) for one in held), _intent(*intent) if intent else None, served, missing
+        instance, node, tuple(_held(*one) for one in held), read_intent(intent), float(served), float(missing)
     )
 
 
@@ -111,10 +111,15 @@ def _block(network: str, state: Any, since: float, missing: float) -> Block:
     return Block(ip_network(network), state, float(since), float(missing))
 
 
-def _intent_row(each: Intent | None) -> Row:
+def intent_row(each: Intent | None) -> Row:
     if each is None:
         return []
     return [call_row(each.call), each.since, each.answered, each.interface, [str(one) for one in each.gave]]
+
+
+def read_intent(row: Row) -> Intent | None:
+    """Raises ValueError or TypeError for what is no row of one."""
+    return None if row == [] else _intent(*row)
 
 
 def _intent(call: Row, since: float, answered: bool, interface: str, gave: list[str]) -> Intent:

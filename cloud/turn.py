@@ -6,13 +6,16 @@ knows, which is the same as an answer that did not come.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
 
+from cloud import egress
 from cloud.buckets import Buckets
 from cloud.calls import Assign, Call, Create, Delete, Done, Outcome, Refused, Unassign, Unknown
 from cloud.confirm import confirm
 from cloud.demand import Demands, Rules
+from cloud.egress import Seats, Unseated, Wanted
 from cloud.leaks import leaks, suspects
 from cloud.model import Inventory
 from cloud.plan import Reason, plan
@@ -50,12 +53,15 @@ class Order:
     instance: str = ""  # "" = for none: a leak
     again: bool = False  # it was sent before, and nobody knows what became of it
     subnet: str = ""  # whose addresses it takes
+    address: IPv4Address | None = None  # of an egress address that moves
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
     holdings: Holdings
     memory: Memory
+    seats: Seats = field(default_factory=dict)
+    unseated: tuple[Unseated, ...] = ()
     orders: tuple[Order, ...] = ()
     reasons: tuple[Reason, ...] = ()
     wait: float = 0.0  # seconds until a call that is due may be sent; 0 = none waits
@@ -63,9 +69,13 @@ class Turn:
 
 def decide(
     holdings: Holdings, inventory: Inventory, demands: Demands, rules: Rules, memory: Memory, now: float,
-    action: Callable[[Call], str], token: Callable[[str], str],
+    action: Callable[[Call], str], token: Callable[[str], str], seats: Seats | None = None,
+    wanted: Collection[Wanted] = (),
 ) -> Turn:  # fmt: skip
-    """`action` names the bucket of a call, `token` makes one for an instance's next interface."""
+    """`action` names the bucket of a call, `token` makes one for an instance's next interface.
+
+    `wanted` are the egress addresses, `seats` what is on record of them; they move before anything else is fetched.
+    """
     rests = {key: rest for key, rest in memory.rests.items() if rest.until > now}
     holdings = confirm(holdings, inventory, demands, rules, now)
     holdings = {
@@ -74,17 +84,27 @@ def decide(
     }
     planned = plan(holdings, inventory, demands, rules, rests.keys(), now, token)
     suspected = suspects(inventory, holdings, demands, rules, memory.suspected, now)
-    due = [_order(name, call, holdings, inventory) for name, call in planned.calls.items()]
+    taken = egress.seen(seats or {}, inventory, wanted, now)
+    resting = {name for kind, name in rests if kind == "address"}
+    moves, unseated = egress.moves(taken, inventory, wanted, resting, releases=rules.releases)
+    due = [Order(call, address=address) for address, call in moves.items()]
+    due += [_order(name, call, holdings, inventory) for name, call in planned.calls.items()]
     due += [Order(Delete(name)) for name in leaks(suspected, now)] if rules.releases else []
     buckets, orders, wait = _within(memory.buckets, due, action, now)
     for order in orders:
         if order.instance and not order.again:
-            holding = holdings.get(order.instance) or Holding(order.instance, demands[order.instance].node)
-            if isinstance(order.call, Unassign):
-                holding = going(holding, order.call, now)
-            holdings[order.instance] = replace(holding, intent=Intent(order.call, now))
-    reasons = [*planned.reasons, *_resting(rests, demands)]
-    return Turn(holdings, Memory(buckets, rests, suspected), tuple(orders), tuple(reasons), wait)
+            holdings[order.instance] = _intended(order, holdings, demands, now)
+    taken = egress.intended(taken, {each.address: each.call for each in orders if each.address is not None}, now)
+    reasons = (*planned.reasons, *_resting(rests, demands))
+    return Turn(holdings, Memory(buckets, rests, suspected), taken, unseated, tuple(orders), reasons, wait)
+
+
+def _intended(order: Order, holdings: Holdings, demands: Demands, now: float) -> Holding:
+    """With the call that is about to be sent, on record."""
+    holding = holdings.get(order.instance) or Holding(order.instance, demands[order.instance].node)
+    if isinstance(order.call, Unassign):
+        holding = going(holding, order.call, now)
+    return replace(holding, intent=Intent(order.call, now))
 
 
 def _order(name: str, call: Call, holdings: Holdings, inventory: Inventory) -> Order:
@@ -121,11 +141,9 @@ def _resting(rests: Mapping[Key, Rest], demands: Demands) -> list[Reason]:
     ]
 
 
-def learn(
-    holdings: Holdings, memory: Memory, outcomes: Mapping[Order, Outcome], now: float, action: Callable[[Call], str]
-) -> tuple[Holdings, Memory]:
-    """What the answers say."""
-    holdings, rests, buckets = dict(holdings), dict(memory.rests), memory.buckets
+def learn(turn: Turn, outcomes: Mapping[Order, Outcome], now: float, action: Callable[[Call], str]) -> Turn:
+    """What the answers say, of the calls of this turn."""
+    holdings, rests, buckets = dict(turn.holdings), dict(turn.memory.rests), turn.memory.buckets
     for order, outcome in outcomes.items():
         is_throttled = isinstance(outcome, Refused) and outcome.problem == "throttled"
         name = action(order.call)
@@ -134,7 +152,9 @@ def learn(
             rests |= _rest(order, outcome, now)
         if order.instance in holdings:
             holdings[order.instance] = _after(holdings[order.instance], order, outcome, now)
-    return holdings, replace(memory, rests=rests, buckets=buckets)
+    moved = {order.address: outcome for order, outcome in outcomes.items() if order.address is not None}
+    memory = replace(turn.memory, rests=rests, buckets=buckets)
+    return replace(turn, holdings=holdings, memory=memory, seats=egress.learned(turn.seats, moved, now))
 
 
 def _after(holding: Holding, order: Order, outcome: Outcome, now: float) -> Holding:
@@ -158,6 +178,8 @@ def _rest(order: Order, outcome: Refused, now: float) -> dict[Key, Rest]:
         return {("prefixes", order.subnet): Rest(until)}
     if outcome.problem == "no-addresses":
         return {("prefixes", order.subnet): Rest(until), ("addresses", order.subnet): Rest(until)}
+    if order.address is not None:
+        return {("address", str(order.address)): Rest(until)}
     if not order.instance:
         return {}
     reason = {"denied": "CloudDenied", "limit": "CloudLimit"}.get(outcome.problem, "CloudRefused")

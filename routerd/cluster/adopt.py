@@ -88,6 +88,7 @@ def adopt(ledger: Ledger, published: Allocations, own: Writer | None, now: float
         _merged_tables(ledger.port_tables, published, now),
         ledger.past_port_sets,
         ledger.cloud_instances,
+        ledger.cloud_addresses,
     )
     return Adopted(merged, True, (*conflicts, *group_conflicts, *number_conflicts))
 

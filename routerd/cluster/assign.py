@@ -22,6 +22,7 @@ from routerd.claims import Hosts
 from routerd.cluster import taken
 from routerd.cluster.adopt import Digests, adopt
 from routerd.cluster.agents import Agents
+from routerd.cluster.cloud_egress import with_holders
 from routerd.cluster.conflicts import Limits
 from routerd.cluster.gateways import MAX_GATEWAYS
 from routerd.cluster.groups import HEARD_OF_ALL, Groups, absent_gateways, addresses_on_nodes, form_groups
@@ -60,6 +61,7 @@ class AssignSettings:
     gateway_mode: GatewayMode = "ecmp"  # of policies that do not say
     allowed_egress_ips: tuple[IPNetwork, ...] = ()  # () = every address that is nobody's
     port_rules: PortRules = field(default_factory=PortRules)
+    cloud_networks: tuple[IPNetwork, ...] = ()  # egress IPs in these are held by one gateway's interface of a cloud
     writer: Writer | None = None  # who we are, for the document
 
 
@@ -257,15 +259,18 @@ def assign(
             policies, granted, ledger, nodes, holders, now, retention, limit, unreported, draining, agents, mode
         ),
     )  # fmt: skip
+    published, of_cloud = with_holders(
+        groups.groups, ledger.cloud_addresses, nodes, policies, settings.cloud_networks
+    )  # fmt: skip
     silent_since = agents.silent()
     silent = (each for each in absent_gateways(policies, nodes, agents) if each.object.name not in draining)
     given = kept.given.take(of_services, planned.grants)
-    ports = kept.ports.give(groups.groups, ledger, snapshot, reports, now, settings.port_rules)
+    ports = kept.ports.give(published, ledger, snapshot, reports, now, settings.port_rules)
     draft = Allocations(
         services=given,
-        groups=groups.groups,
+        groups=published,
         refusals=_refusals(
-            planned, groups, policies.values(), (*refused.values(), *pools_over, *silent, *ports.refusals)
+            planned, groups, policies.values(), (*refused.values(), *pools_over, *silent, *of_cloud, *ports.refusals)
         ),
         nodes=kept.beside(_beside_nodes, nodes, holders, silent_since),
         pools=_ways({*kept.given.pools, *(each.pool for each in groups.groups)}, pools, previous.pools),
@@ -276,7 +281,7 @@ def assign(
     allocations, digest = _numbered(_with_same(draft, previous), previous, ledger, kept.digests)
     recorded = Ledger(
         allocations.generation, digest, groups.next_group, planned.records, groups.records, ports.numbers, ports.tables,
-        ports.past, ledger.cloud_instances,
+        ports.past, ledger.cloud_instances, ledger.cloud_addresses,
     )  # fmt: skip
     due = [when for when in (planned.next_due, groups.next_due, ports.next_due) if when is not None]
     return Decision(

@@ -13,6 +13,7 @@ from ipaddress import ip_address
 from operator import attrgetter
 from typing import Any, Generic, Literal, TypeVar
 
+from cloud.egress import Seat, read_seat, seat_row
 from cloud.records import Holding, holding_row, read_holding
 from ipam.pool import Use, key_of
 from ipam.port_sets import PortSet, PortTable, State, Told, in_order
@@ -81,6 +82,7 @@ class Ledger:
     port_tables: tuple[PortTable, ...] = ()  # sorted by egress IP
     past_port_sets: tuple[PastSet, ...] = ()  # sorted by their keys
     cloud_instances: tuple[Holding, ...] = ()  # sorted by instance
+    cloud_addresses: tuple[Seat, ...] = ()  # egress IPs that are a cloud's; sorted
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,5 +350,31 @@ CLOUD_INSTANCES: LedgerTable[Holding] = LedgerTable(
     audit_deletion=lambda old: ("cloud:gone", f"Instance/{old.instance}", ""),
 )
 
+
+def _seat_put(old: Seat | None, new: Seat) -> AuditFields | None:
+    before = old.instance if old is not None else ""
+    return (f"cloud:to:{new.instance or 'nobody'}", "EgressIP", str(new.address)) if before != new.instance else None
+
+
+CLOUD_ADDRESSES: LedgerTable[Seat] = LedgerTable(
+    name="cloud_addresses",
+    columns={"address": str, "instance": str, "interface": str, "intent": list, "missing": float},
+    keys=1,
+    key=attrgetter("address"),
+    shard=lambda each: str(each.address),
+    to_row=seat_row,
+    from_row=read_seat,
+    audit_put=_seat_put,
+    audit_deletion=lambda old: ("cloud:given-back", "EgressIP", str(old.address)),
+)
+
 # In the order in which they came: each further one is a version of the SQLite schema.
-TABLES: tuple[LedgerTable[Any], ...] = (ADDRESSES, GROUPS, NODE_NUMBERS, PORT_TABLES, PAST_PORT_SETS, CLOUD_INSTANCES)
+TABLES: tuple[LedgerTable[Any], ...] = (
+    ADDRESSES,
+    GROUPS,
+    NODE_NUMBERS,
+    PORT_TABLES,
+    PAST_PORT_SETS,
+    CLOUD_INSTANCES,
+    CLOUD_ADDRESSES,
+)

@@ -8,7 +8,7 @@ from typing import Literal, cast
 from cloud.demand import Choice, Rules
 from cloud.need import Watermarks
 from routerd.formats.document import Section
-from routerd.model import Labels
+from routerd.model import IPNetwork, Labels
 
 MOST_PODS = 4096  # addresses of one instance: more than any type holds
 MOST_TAG = 127  # characters of a tag's key, 255 of its value (EC2)
@@ -28,6 +28,8 @@ class CloudSettings:
     """Labels of the nodes whose pods get addresses of the cloud; none = every node that is an instance."""
     calls: bool = True
     """Off: the cloud is not called at all, and what is on record stays."""
+    egress_networks: tuple[IPNetwork, ...] = ()
+    """Egress IPs in these are secondary addresses of a gateway's primary interface; none = egress asks no cloud."""
     rules: Rules = field(default_factory=lambda: Rules(""))
 
 
@@ -37,15 +39,18 @@ def read_cloud(section: Section | None) -> CloudSettings:
         return CloudSettings()
     section.only(
         "provider", "region", "endpoint", "cluster", "nodes", "calls", "releases", "interfaces", "addresses",
+        "egress-networks",
     )  # fmt: skip
     provider = cast(Literal["none", "aws"], section.require("provider").choice("none", "aws"))
+    rules = _rules(section, "" if provider == "none" else section.require("cluster").name("the cluster's name"))
     return CloudSettings(
         provider,
         region=section.string("region"),
         endpoint=_endpoint(section),
         nodes=section.texts("nodes"),
         calls=section.boolean("calls", True),
-        rules=_rules(section, "" if provider == "none" else section.require("cluster").name("the cluster's name")),
+        egress_networks=_egress_networks(section, rules),
+        rules=rules,
     )
 
 
@@ -54,6 +59,19 @@ def _endpoint(section: Section) -> str:
     if value is not None and not value.string().startswith(("http://", "https://")):
         value.expected("a URL that begins with https:// or http://")
     return value.text if value is not None else ""
+
+
+def _egress_networks(section: Section, rules: Rules) -> tuple[IPNetwork, ...]:
+    found = section.items("egress-networks")
+    networks = tuple(item.network() for item in found)
+    for item, network in zip(found, networks, strict=True):
+        if network.version == 6:
+            item.expected("an IPv4 network")
+    if networks and not rules.first_index:
+        section.require("egress-networks").expected(
+            "none with interfaces.first-index 0: both would take the primary interface's addresses"
+        )
+    return networks
 
 
 def _sub(section: Section, key: str, *known: str) -> Section:

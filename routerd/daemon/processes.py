@@ -454,6 +454,7 @@ async def operator(config: Config, source: ConfigSource) -> None:
         timers,
         allowed_egress_ips=config.egress.allowed_addresses,
         gateway_mode=config.operator.gateway_mode,
+        cloud_networks=config.cloud.egress_networks,
         port_rules=PortRules(deadline=config.operator.flow_deadline, history=config.operator.retention),
         writer=writer,
     )

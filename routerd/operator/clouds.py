@@ -10,17 +10,18 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cloud.aws import Ec2, connect
 from cloud.backend import Backend, CloudFault
 from cloud.calls import Outcome, Refused, Unknown
-from cloud.demand import Demands
-from cloud.plan import Reason
-from cloud.records import Holding, Holdings
+from cloud.demand import Demand, Demands
+from cloud.egress import Seats, Wanted
+from cloud.records import Holding
 from cloud.turn import Memory, Order, Turn, decide, learn
+from routerd.cluster.cloud_egress import wanted_seats
 from routerd.cluster.instances import demands
 from routerd.cluster.ledger import Ledger
 from routerd.config.cloud import CloudSettings
@@ -28,7 +29,7 @@ from routerd.errors import EnvironmentFault, StoreError
 from routerd.log import event
 from routerd.model import Refusal
 from routerd.operator.loop import Operator
-from routerd.refs import NODE, Ref
+from routerd.refs import EGRESS, NODE, Ref
 from routerd.serve.api import Noted
 
 LOGGER = logging.getLogger("routerd.clouds")
@@ -57,17 +58,15 @@ class Clouds:
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)  # calls by action and what came of them
     fault: CloudFault | None = None  # why the last look failed
     _backend: Backend | None = None
-    _memory: Memory = field(default_factory=Memory)
-    _reasons: tuple[Reason, ...] = ()
-    _demands: Demands = field(default_factory=dict)
-    _held: Holdings = field(default_factory=dict)
+    _last: Turn = field(default_factory=lambda: Turn({}, Memory()))
+    _decided_on: tuple[Demands, tuple[Wanted, ...]] = ({}, ())
 
     async def run(self) -> None:
         """Until cancelled. The operator runs beside it."""
         clock = asyncio.get_running_loop().time
         due = clock()
         while True:
-            if clock() >= due or self._wanted() != self._demands:
+            if clock() >= due or (self.fault is None and self._wanted() != self._decided_on):
                 due = clock() + await self._tried()
             await asyncio.sleep(LOOK)
 
@@ -90,29 +89,39 @@ class Clouds:
         if self._backend is None:
             self._backend = await asyncio.to_thread(self.open, self.settings)
         backend = self._backend
-        wanted = self._demands = self._wanted()
+        demanded, wanted = self._decided_on = self._wanted()
         # Nobody else changes these records, so what they say now is what a decision may rest on.
-        held = holdings(await self.operator.change(lambda ledger: ledger))
-        inventory = await asyncio.to_thread(backend.describe, wanted.keys() | held.keys())
+        ledger = await self.operator.change(lambda ledger: ledger)
+        held = {each.instance: each for each in ledger.cloud_instances}
+        gateways = {name for each in wanted for name in each.candidates}
+        inventory = await asyncio.to_thread(backend.describe, demanded.keys() | held.keys() | gateways)
         self.fault = None
         turn = decide(
-            held, inventory, wanted, self.settings.rules, self._memory, self.clock(), backend.action, token
+            held, inventory, demanded, self.settings.rules, self._last.memory, self.clock(), backend.action, token,
+            {each.address: each for each in ledger.cloud_addresses}, wanted,
         )  # fmt: skip
-        await self._record(turn.holdings)
-        self._memory, self._reasons = turn.memory, turn.reasons
+        await self._record(turn)
         if turn.orders:
             outcomes = await self._sent(backend, turn.orders)
-            after, self._memory = learn(turn.holdings, turn.memory, outcomes, self.clock(), backend.action)
-            await self._record(after)
-        return self._pause(turn)
+            await self._record(learn(turn, outcomes, self.clock(), backend.action))
+        return self._pause()
 
-    async def _record(self, held: Holdings) -> None:
-        await self.operator.change(lambda ledger: with_holdings(ledger, held))
-        self._held = held
+    async def _record(self, turn: Turn) -> None:
+        """An address that has moved is published at once."""
+        before = self._last.seats
+        await self.operator.change(lambda ledger: recorded(ledger, turn))
+        self._last = turn
+        if _holders(before) != _holders(turn.seats):
+            self.operator.wake()
 
-    def _wanted(self) -> Demands:
-        nodes, reports = self.operator.store.snapshot().nodes, self.operator.store.node_reports()
-        return demands(nodes or {}, reports or {}, self.settings.nodes)
+    def _wanted(self) -> tuple[Demands, tuple[Wanted, ...]]:
+        """What pods and egress groups want now."""
+        snapshot, reports, last = self.operator.store.snapshot(), self.operator.store.node_reports(), self.operator.last
+        nodes, networks = snapshot.nodes or {}, self.settings.egress_networks
+        demanded = demands(nodes, reports or {}, self.settings.nodes)
+        if last is None or not networks:
+            return demanded, ()
+        return demanded, wanted_seats(last.allocations.groups, last.ledger.groups, nodes, networks)
 
     async def _sent(self, backend: Backend, orders: tuple[Order, ...]) -> dict[Order, Outcome]:
         gate = asyncio.Semaphore(AT_ONCE)
@@ -138,8 +147,10 @@ class Clouds:
         level = logging.WARNING if message and result != "throttled" else logging.INFO
         event(LOGGER, level, "cloud-call", **about, interface=interface, message=message)
 
-    def _pause(self, turn: Turn) -> float:
-        if any(each.intent is not None for each in self._held.values()):
+    def _pause(self) -> float:
+        turn = self._last
+        intents = [each.intent for each in turn.holdings.values()] + [each.intent for each in turn.seats.values()]
+        if turn.orders or any(each is not None for each in intents):
             return QUICK
         return min(max(turn.wait, LOOK), PERIOD) if turn.wait else PERIOD
 
@@ -154,7 +165,11 @@ class Clouds:
             reason = "CloudDenied" if self.fault.problem == "denied" else "CloudUnread"
             message = f"{self.fault}: nothing is changed meanwhile"
             return (Refusal(Ref(CLOUD, name=self.settings.provider), reason, message),)
-        return tuple(Refusal(Ref(NODE, name=each.node), each.reason, each.message) for each in self._reasons)
+        of_nodes = (Refusal(Ref(NODE, name=each.node), each.reason, each.message) for each in self._last.reasons)
+        of_egress = (
+            Refusal(Ref(EGRESS, name=str(each.address)), each.reason, each.message) for each in self._last.unseated
+        )
+        return (*of_nodes, *of_egress)
 
     def shown(self) -> Noted:
         """What `routerd show cloud` is told."""
@@ -162,12 +177,18 @@ class Clouds:
         return Noted(self.rows(), "; ".join(whole))
 
     def rows(self) -> list[dict[str, Any]]:
-        why = {each.instance: each.reason for each in self._reasons}
-        names = sorted(self._held.keys() | self._demands.keys())
-        return [self._row(self._held.get(name) or Holding(name), why.get(name, "")) for name in names]
+        why = {each.instance: each.reason for each in self._last.reasons}
+        held, demanded = self._last.holdings, self._decided_on[0]
+        seats: dict[str, list[str]] = {}
+        for seat in self._last.seats.values():
+            seats.setdefault(seat.instance, []).append(str(seat.address))
+        names = sorted(held.keys() | demanded.keys() | seats.keys() - {""})
+        return [
+            self._row(held.get(name) or Holding(name), demanded.get(name), seats.get(name, ()), why.get(name, ""))
+            for name in names
+        ]
 
-    def _row(self, each: Holding, reason: str) -> dict[str, Any]:
-        demand = self._demands.get(each.instance)
+    def _row(self, each: Holding, demand: Demand | None, seats: Iterable[str], reason: str) -> dict[str, Any]:
         states = Counter(block.state for _, block in each.blocks())
         return {
             "instance": each.instance,
@@ -178,6 +199,7 @@ class Clouds:
             "leaving": states["leaving"] + states["going"],
             "used": demand.used if demand else 0,
             "waiting": demand.pending if demand else 0,
+            "egress_ips": " ".join(seats),
             "reason": reason,
         }
 
@@ -196,11 +218,14 @@ def token(instance: str) -> str:
     return f"{instance}-{secrets.token_hex(8)}"
 
 
-def holdings(ledger: Ledger) -> Holdings:
-    return {each.instance: each for each in ledger.cloud_instances}
+def _holders(seats: Seats) -> dict[Any, str]:
+    return {address: seat.instance for address, seat in seats.items()}
 
 
-def with_holdings(ledger: Ledger, held: Holdings) -> Ledger:
+def recorded(ledger: Ledger, turn: Turn) -> Ledger:
     """The same ledger where nothing of it changed."""
-    records = tuple(held[name] for name in sorted(held))
-    return ledger if records == ledger.cloud_instances else replace(ledger, cloud_instances=records)
+    instances = tuple(turn.holdings[name] for name in sorted(turn.holdings))
+    addresses = tuple(turn.seats[name] for name in sorted(turn.seats))
+    if (instances, addresses) == (ledger.cloud_instances, ledger.cloud_addresses):
+        return ledger
+    return replace(ledger, cloud_instances=instances, cloud_addresses=addresses)

@@ -227,6 +227,7 @@ async def candidate(config: Config) -> None:
         Timers(cooldown=options.cooldown, retention=options.egress_retention),
         allowed_egress_ips=config.egress.allowed_addresses,
         gateway_mode=config.operator.gateway_mode,
+        cloud_networks=config.cloud.egress_networks,
         port_rules=PortRules(deadline=options.flow_deadline, history=options.retention),
     )
     client = Client(config.store.kubeconfig)

@@ -56,6 +56,7 @@ CLOUD = (  # of an operator
     "leaving",
     "used",
     "waiting",
+    "egress_ips",
     "reason",
 )
 STEPS = ("yes", "question", "reason", "detail")  # of `why`

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
+
 import pytest
 
 from cloud.demand import Choice, Rules
@@ -31,8 +33,9 @@ cloud:
   nodes: {pods: vpc}
   calls: false
   releases: false
+  egress-networks: [10.0.8.0/24]
   addresses: {pre-allocate: 3, min: 4, max: 50, above: 2, prefixes: true, ipv6: true}
-  interfaces: {first-index: 0, subnets: {tags: {pods: "yes"}}, security-groups: {ids: [sg-1]}, exclude-tags: {a: b},
+  interfaces: {first-index: 2, subnets: {tags: {pods: "yes"}}, security-groups: {ids: [sg-1]}, exclude-tags: {a: b},
     tags: {team: net}}
 """
     )
@@ -41,7 +44,7 @@ cloud:
         Watermarks(3, 4, 50, 2),
         subnets=Choice(tags={"pods": "yes"}),
         groups=Choice(ids=frozenset({"sg-1"})),
-        first_index=0,
+        first_index=2,
         excluded={"a": "b"},
         prefixes=True,
         ipv6=True,
@@ -49,8 +52,9 @@ cloud:
         releases=False,
     )
     assert config.cloud == CloudSettings(
-        "aws", "eu-central-1", "https://ec2.example", nodes={"pods": "vpc"}, calls=False, rules=rules
-    )
+        "aws", "eu-central-1", "https://ec2.example", nodes={"pods": "vpc"}, calls=False,
+        egress_networks=(ip_network("10.0.8.0/24"),), rules=rules,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -67,6 +71,8 @@ cloud:
         (f"{GOOD}, interfaces: {{subnets: {{ids: [a], tags: {{a: b}}}}}}}}", "expected ids or tags, not both"),
         (f"{GOOD}, interfaces: {{tags: {{routerd.io/cluster: x}}}}}}", "begin neither with aws: nor"),
         (f"{GOOD}, interfaces: {{subnets: {{names: [a]}}}}}}", "cloud.interfaces.subnets.names: unknown key"),
+        (f"{GOOD}, egress-networks: ['fd00::/64']}}", "f:3:54: cloud.egress-networks[0]: found"),
+        (f"{GOOD}, egress-networks: [10.0.0.0/24], interfaces: {{first-index: 0}}}}", "interfaces.first-index 0"),
         (f"{GOOD}, calls: perhaps}}", "f:3:43: cloud.calls: found"),
     ],
 )  # fmt: skip

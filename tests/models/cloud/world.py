@@ -11,6 +11,7 @@ from cloud.aws import Ec2
 from cloud.backend import Backend, CloudFault
 from cloud.calls import Outcome
 from cloud.demand import Demand, Rules
+from cloud.egress import Seats, Wanted
 from cloud.model import Network
 from cloud.plan import Reason
 from cloud.records import Holdings, holding_row, read_holding
@@ -53,6 +54,8 @@ class World:
     holdings: Holdings = field(default_factory=dict)  # as recorded
     memory: Memory = field(default_factory=Memory)
     reasons: tuple[Reason, ...] = ()
+    wanted: tuple[Wanted, ...] = ()
+    seats: Seats = field(default_factory=dict)
     backend: Backend = field(init=False)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
@@ -80,15 +83,16 @@ class World:
         """A look and a decision, which is recorded. None = the look failed."""
         demands = {name: node.demand(f"node-{name}") for name, node in self.nodes.items()}
         try:
-            inventory = self.backend.describe(demands.keys() | self.holdings.keys())
+            gateways = {name for each in self.wanted for name in each.candidates}
+            inventory = self.backend.describe(demands.keys() | self.holdings.keys() | gateways)
         except CloudFault:
             return None
         turn = decide(
             self.holdings, inventory, demands, self.rules, self.memory, self.cloud.now, self.backend.action,
-            lambda name: f"{name}-{next(self._numbers)}",
+            lambda name: f"{name}-{next(self._numbers)}", self.seats, self.wanted,
         )  # fmt: skip
         self.record(turn.holdings)
-        self.memory, self.reasons = turn.memory, turn.reasons
+        self.memory, self.reasons, self.seats = turn.memory, turn.reasons, turn.seats
         return turn
 
     def record(self, holdings: Holdings) -> None:
@@ -99,8 +103,10 @@ class World:
         """One whole turn; then nodes read what is recorded."""
         turn = self.decided()
         outcomes = {order: self.backend.send(order.call) for order in turn.orders} if turn else {}
-        holdings, self.memory = learn(self.holdings, self.memory, outcomes, self.cloud.now, self.backend.action)
-        self.record(holdings)
+        if turn:
+            after = learn(turn, outcomes, self.cloud.now, self.backend.action)
+            self.memory, self.seats = after.memory, after.seats
+            self.record(after.holdings)
         for name, node in self.nodes.items():
             node.read(self.holdings, name)
         return outcomes

@@ -162,3 +162,13 @@ def test_every_call_of_the_table_is_made() -> None:
 def test_boto3_is_imported_only_where_it_is_used() -> None:
     code = "import cloud.aws, cloud.turn, sys; sys.exit('botocore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "answer", [{"Reservations": [{"Instances": [{}]}]}, {"Reservations": 7}, {"Reservations": [{}]}]
+)
+def test_an_answer_that_is_not_understood_is_no_crash(answer: object) -> None:
+    backend = Ec2(lambda action, parameters: answer, "test")  # type: ignore[arg-type, return-value]
+    with pytest.raises(CloudFault, match="not understood"):
+        backend.describe(["i-1"])
+    assert isinstance(backend.send(Create("t", "s", (), 0)), Unknown)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import IPv4Address, ip_network
 
 import pytest
 
@@ -15,6 +15,7 @@ from cloud.calls import (
     Bind,
     Create,
     Delete,
+    Take,
     Unassign,
     Unknown,
     call_row,
@@ -411,6 +412,7 @@ def test_calls_are_rows_and_rows_are_calls() -> None:
         AssignPrefix6("e"),
         Unassign("e", (ip_network("10.0.0.1/32"),)),
         Delete("e"),
+        Take("e", IPv4Address("10.0.0.1")),
     ]
     assert [read_call(*call_row(each)) for each in calls] == calls
     assert {type(each) for each in calls} == set(KINDS.values())

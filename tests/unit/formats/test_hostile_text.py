@@ -163,6 +163,7 @@ ROWS = {
     "node_numbers": [7, "worker", "used", 1.5],
     "port_tables": ["192.0.2.9", 3, [[7, 1, 0]], [["used", 1.5, 2, 1.5, [[1024, 64, 7]]]]],
     "past_port_sets": ["192.0.2.9", 1024, 1.5, 64, 2.5, "worker"],
+    "cloud_addresses": ["10.0.8.5", "i-1", "eni-1", [["take", "eni-2", "10.0.8.5"], 1.5, False, "", []], 0.0],
     "cloud_instances": [
         "i-1",
         "worker",

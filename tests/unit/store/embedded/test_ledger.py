@@ -246,7 +246,9 @@ def test_a_ledger_of_the_schema_before_opens_with_all_that_it_says(path: Path) -
         opened.close()
 
 
-OF_SCHEMA_7 = f"DROP TABLE groups; DROP TABLE cloud_instances; {GROUPS_TO_7} PRAGMA user_version = 7;"
+OF_SCHEMA_7 = (
+    f"DROP TABLE groups; DROP TABLE cloud_instances; DROP TABLE cloud_addresses; {GROUPS_TO_7} PRAGMA user_version = 7;"
+)
 
 
 def test_a_ledger_of_the_time_when_gateways_translated_opens_with_all_that_it_says(path: Path) -> None:

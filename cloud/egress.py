@@ -1,0 +1,185 @@
+"""Egress addresses on a cloud: each on the primary interface of one gateway, which alone gets what is sent to it. Pure.
+
+An address moves by one call that names it, so sending it twice does no harm. Who holds it is what a look shows; that it
+is elsewhere counts once looks have shown it for longer than they lag, or where we have moved it ourselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+
+from cloud.calls import Call, Done, Outcome, Refused, Row, Take, Unassign
+from cloud.confirm import LAG, SOON
+from cloud.model import Interface, Inventory
+from cloud.records import Intent, intent_row, read_intent
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The addresses of one egress group: all on the same gateway. `candidates` are instances, the best first."""
+
+    addresses: tuple[IPv4Address, ...]
+    candidates: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where an address is. `instance` "" = nowhere, as far as is known."""
+
+    address: IPv4Address
+    instance: str = ""
+    interface: str = ""
+    intent: Intent | None = None
+    missing: float = 0.0  # since when looks show it elsewhere, or nowhere; 0 = it was there when we looked last
+
+
+@dataclass(frozen=True, slots=True)
+class Unseated:
+    """Why an address is with none of its gateways."""
+
+    address: IPv4Address
+    reason: str
+    message: str
+
+
+Seats = dict[IPv4Address, Seat]
+
+
+def seat_row(each: Seat) -> Row:
+    return [str(each.address), each.instance, each.interface, intent_row(each.intent), each.missing]
+
+
+def read_seat(address: str, instance: str, interface: str, intent: Row, missing: float) -> Seat:
+    """Raises ValueError or TypeError for what is no row of one."""
+    return Seat(IPv4Address(address), instance, interface, read_intent(intent), float(missing))
+
+
+# --- what a look says
+
+
+def seen(seats: Seats, inventory: Inventory, wanted: Iterable[Wanted], now: float) -> Seats:
+    """The records after this observation. An address that nobody wants is remembered until it is unassigned."""
+    asked = {address for each in wanted for address in each.addresses}
+    holders = _holders(inventory)
+    found = {}
+    for address in sorted(seats.keys() | asked):
+        after = _seen(seats.get(address) or Seat(address), holders.get(address), inventory, now)
+        if after.instance or after.intent or address in asked:
+            found[address] = after
+    return found
+
+
+def _holders(inventory: Inventory) -> dict[IPv4Address, Interface]:
+    """Secondary addresses by the interface that has them."""
+    return {
+        block.network_address: each
+        for each in inventory.interfaces.values()
+        for block in each.blocks
+        if isinstance(block, IPv4Network) and block.prefixlen == 32
+    }
+
+
+def _seen(seat: Seat, holder: Interface | None, inventory: Inventory, now: float) -> Seat:
+    intent, shown = seat.intent, holder.id if holder else ""
+    if intent is not None and holder is not None and shown == _target(intent):
+        return Seat(seat.address, holder.instance, holder.id)
+    if intent is not None and isinstance(intent.call, Unassign) and intent.answered and not shown:
+        return Seat(seat.address)
+    if intent is not None and now - intent.since >= (LAG if intent.answered else SOON):
+        intent = None
+    if shown == seat.interface:
+        is_there = holder is None or holder.instance == seat.instance
+        return replace(seat, intent=intent, missing=0.0) if is_there else _elsewhere(seat, holder, intent, now)
+    return _elsewhere(seat, holder, intent, now)
+
+
+def _target(intent: Intent) -> str:
+    return intent.call.interface if isinstance(intent.call, Take) else ""
+
+
+def _elsewhere(seat: Seat, holder: Interface | None, intent: Intent | None, now: float) -> Seat:
+    since = seat.missing or now
+    if now - since < LAG:
+        return replace(seat, intent=intent, missing=since)
+    return Seat(seat.address, holder.instance if holder else "", holder.id if holder else "", intent)
+
+
+# --- what follows
+
+
+def moves(
+    seats: Seats, inventory: Inventory, wanted: Collection[Wanted], resting: Collection[str], *, releases: bool
+) -> tuple[dict[IPv4Address, Call], tuple[Unseated, ...]]:
+    """The next call for each address, if any. `resting`: addresses of which a call was refused a moment ago."""
+    calls: dict[IPv4Address, Call] = {}
+    unseated: list[Unseated] = []
+    for group in wanted:
+        target = _gateway(group, seats, inventory)
+        if target is None:
+            lost = (each for each in group.addresses if seats[each].instance not in group.candidates)
+            unseated += [_why_none(each, group) for each in lost]
+            continue
+        for address in group.addresses:
+            if seats[address].interface != target.id or seats[address].instance != target.instance:
+                calls[address] = Take(target.id, address)
+    asked = {address for each in wanted for address in each.addresses}
+    for address, seat in seats.items():
+        if address not in asked and seat.interface and releases:
+            calls[address] = Unassign(seat.interface, (IPv4Network(address),))
+    due = {address: call for address, call in calls.items() if _may_send(seats[address], resting)}
+    return due, tuple(unseated)
+
+
+def _may_send(seat: Seat, resting: Collection[str]) -> bool:
+    return seat.intent is None and str(seat.address) not in resting
+
+
+def _gateway(group: Wanted, seats: Seats, inventory: Inventory) -> Interface | None:
+    """The primary interface of the gateway that has the first address while it may, else of the first that can."""
+    able = {each.instance: each for each in _able(group, inventory)}
+    holder = seats[group.addresses[0]].instance
+    return able.get(holder) or next(iter(able.values()), None)
+
+
+def _able(group: Wanted, inventory: Inventory) -> Iterator[Interface]:
+    """Primary interfaces of running candidates in the addresses' subnet, with room for those that they lack."""
+    primaries = {each.instance: each for each in inventory.interfaces.values() if each.index == 0 and each.is_attached}
+    for name in group.candidates:
+        instance, interface = inventory.instances.get(name), primaries.get(name)
+        if instance is None or interface is None or not instance.running or interface.subnet not in inventory.subnets:
+            continue
+        cidr, limits = inventory.subnets[interface.subnet].cidr, inventory.limits.get(instance.type)
+        have = {str(block) for block in interface.blocks}
+        lacking = sum(f"{address}/32" not in have for address in group.addresses)
+        taken = sum(block.version == 4 for block in interface.blocks)
+        has_room = limits is not None and 1 + taken + lacking <= limits.ipv4
+        if has_room and all(address in cidr for address in group.addresses):
+            yield interface
+
+
+def _why_none(address: IPv4Address, group: Wanted) -> Unseated:
+    names = ", ".join(group.candidates) or "none"
+    message = f"no gateway's primary interface is in the subnet of {address}, with room for it (instances: {names})"
+    return Unseated(address, "NoCloudGateway", message)
+
+
+# --- calls
+
+
+def intended(seats: Seats, calls: Mapping[IPv4Address, Call], now: float) -> Seats:
+    """With the calls that are about to be sent, on record."""
+    return {**seats, **{name: replace(seats[name], intent=Intent(call, now)) for name, call in calls.items()}}
+
+
+def learned(seats: Seats, outcomes: Mapping[IPv4Address, Outcome], now: float) -> Seats:
+    """What the answers say; that it is so, only a look does."""
+    after = dict(seats)
+    for address, outcome in outcomes.items():
+        seat = after.get(address)
+        if seat is None or seat.intent is None:
+            continue
+        intent: Intent | None = replace(seat.intent, since=now, answered=isinstance(outcome, Done))
+        after[address] = replace(seat, intent=None if isinstance(outcome, Refused) else intent)
+    return after

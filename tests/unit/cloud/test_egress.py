@@ -1,0 +1,161 @@
+"""Egress addresses on a fake EC2: one holder, moved by one call, and what looks that are late do to it: nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+
+from cloud.egress import Wanted
+from tests.models.cloud.core import Fault
+from tests.models.cloud.world import World
+
+EGRESS = IPv4Address("10.0.0.200")
+OTHER = IPv4Address("10.0.0.201")
+
+
+def gateways(*names: str, addresses: tuple[IPv4Address, ...] = (EGRESS,)) -> World:
+    """Instances g-1 and g-2 in one subnet; nobody's pods want anything."""
+    world = World.of()
+    del world.nodes["i-1"]
+    for name in ("g-1", "g-2"):
+        world.cloud.add_instance(name, "subnet-1")
+    world.wanted = (Wanted(addresses, names or ("g-1", "g-2")),)
+    return world
+
+
+def holder(world: World, address: IPv4Address = EGRESS) -> str:
+    """As it is on record."""
+    return world.seats[address].instance if address in world.seats else ""
+
+
+def truth(world: World, address: IPv4Address = EGRESS) -> list[str]:
+    found = [eni for eni in world.cloud.enis.values() if address in eni.addresses]
+    return [eni.attachment.instance if eni.attachment else "" for eni in found]
+
+
+def test_the_first_gateway_holds_the_address_once_a_look_has_shown_it() -> None:
+    world = gateways()
+    world.turn()
+    assert (holder(world), truth(world)) == ("", ["g-1"])
+    world.run(10)
+    assert holder(world) == "g-1"
+    calls = world.cloud.mutations()
+    world.run(300)
+    assert world.cloud.mutations() == calls
+
+
+def test_it_moves_by_one_call_to_the_next_gateway_and_not_back() -> None:
+    world = gateways()
+    world.run(10)
+    world.wanted = (Wanted((EGRESS,), ("g-2",)),)
+    world.run(10)
+    assert (holder(world), truth(world)) == ("g-2", ["g-2"])
+    world.wanted = (Wanted((EGRESS,), ("g-1", "g-2")),)
+    world.run(300)
+    assert holder(world) == "g-2", "a move is a pause: who holds it may keep it"
+    assert world.cloud.mutations()["AssignPrivateIpAddresses"] == 2
+
+
+@pytest.mark.parametrize("when", ["before", "after", "internal", "internal-done"])
+def test_a_move_without_an_answer_is_made_again_until_a_look_shows_it(when: str) -> None:
+    world = gateways()
+    world.run(10)
+    world.cloud.faults = [Fault("AssignPrivateIpAddresses", when, 2)]  # type: ignore[arg-type]
+    world.wanted = (Wanted((EGRESS,), ("g-2",)),)
+    world.turn()
+    assert holder(world) == "g-1", "until a look has confirmed it nobody is told"
+    world.run(60)
+    assert (holder(world), truth(world)) == ("g-2", ["g-2"])
+
+
+def test_a_late_look_does_not_move_it_back() -> None:
+    world = gateways()
+    world.run(60)
+    world.wanted = (Wanted((EGRESS,), ("g-2",)),)
+    world.run(10)
+    assert holder(world) == "g-2"
+    calls = world.cloud.mutations()
+    world.cloud.lag = lambda: 50.0
+    world.run(30)
+    assert (holder(world), world.cloud.mutations()) == ("g-2", calls)
+
+
+def test_what_somebody_else_moved_is_brought_back_when_looks_agree() -> None:
+    world = gateways("g-1")
+    world.run(10)
+    other = world.cloud.of("g-2")[0]
+    given = {"NetworkInterfaceId": other.id, "PrivateIpAddresses": [str(EGRESS)], "AllowReassignment": True}
+    world.cloud.call("AssignPrivateIpAddresses", given)
+    world.run(40)
+    assert (holder(world), truth(world)) == ("g-1", ["g-2"])
+    world.run(60)
+    assert (holder(world), truth(world)) == ("g-1", ["g-1"])
+
+
+def test_a_crash_after_the_call_ends_well() -> None:
+    world = gateways()
+    turn = world.decided()
+    assert turn is not None
+    world.backend.send(turn.orders[0].call)
+    world.restart()
+    world.run(60)
+    assert (holder(world), truth(world)) == ("g-1", ["g-1"])
+
+
+def test_addresses_of_a_group_go_together() -> None:
+    world = gateways("g-2", addresses=(EGRESS, OTHER))
+    world.run(10)
+    assert (truth(world), truth(world, OTHER)) == (["g-2"], ["g-2"])
+
+
+def test_an_address_of_no_gateways_subnet_is_told() -> None:
+    world = gateways(addresses=(IPv4Address("10.9.9.9"),))
+    world.run(30)
+    turn = world.decided()
+    assert turn is not None
+    assert [(str(each.address), each.reason) for each in turn.unseated] == [("10.9.9.9", "NoCloudGateway")]
+    assert world.cloud.mutations() == {}
+
+
+def test_a_gateway_that_is_full_or_stopped_is_passed_over() -> None:
+    world = gateways()
+    eni = world.cloud.of("g-1")[0]
+    world.cloud.put(replace(eni, addresses=world.cloud.take("subnet-1", 9)))
+    world.run(20)
+    assert holder(world) == "g-2"
+    other = gateways()
+    other.cloud.set_state("g-1", "stopped")
+    other.run(20)
+    assert holder(other) == "g-2"
+
+
+def test_an_address_that_is_somebodys_own_is_refused_and_tried_again_later() -> None:
+    taken = gateways()
+    primary = taken.cloud.of("g-2")[0].primary
+    taken.wanted = (Wanted((primary,), ("g-1",)),)
+    taken.run(100)
+    assert holder(taken, primary) == ""
+    tries = [each for each in taken.cloud.log if each[1] == "AssignPrivateIpAddresses"]
+    assert 2 <= len(tries) <= 4
+
+
+@pytest.mark.parametrize("releases", [True, False])
+def test_what_nobody_wants_any_more_is_given_back(releases: bool) -> None:
+    world = gateways()
+    world.run(10)
+    world.add("i-9")  # somebody is left to look at
+    world.replaced(releases=releases)
+    world.wanted = ()
+    world.run(200)
+    assert truth(world) == ([] if releases else ["g-1"])
+    assert (EGRESS in world.seats) is not releases
+
+
+def test_an_egress_address_is_no_pods() -> None:
+    world = gateways()
+    world.nodes["g-1"] = type(world.add("i-9"))()
+    world.run(60)
+    blocks = {str(block.network) for _, block in world.holdings["g-1"].blocks()}
+    assert blocks and f"{EGRESS}/32" not in blocks

@@ -1,0 +1,181 @@
+"""Egress IPs of a cloud, from a policy to what nodes read: one gateway, and only after the cloud has shown it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from ipaddress import IPv4Network, ip_network
+from typing import Any
+
+import pytest
+
+from cloud.demand import Rules
+from routerd.cluster.assign import AssignSettings
+from routerd.config.cloud import CloudSettings
+from routerd.operator.clouds import Clouds, clouds_of
+from routerd.operator.loop import Operator
+from tests.models.cloud.core import Cloud, Fault
+from tests.models.cloud.direct import sender
+from tests.models.operator_world import FakeLedger, FakeStore, World
+from tests.models.virtual_time import elapse, in_virtual_time
+
+NETWORKS = (ip_network("10.0.0.0/24"),)
+
+
+class Scene:
+    """Gateways g1 and g2 are the instances i-1 and i-2; a policy has an address of their subnet."""
+
+    def __init__(self, **policy: Any) -> None:
+        self.world, self.cloud, self.ledger = World(), Cloud(), FakeLedger()
+        self.cloud.add_subnet("subnet-1", "10.0.0.0/24")
+        self.cloud.add_group("sg-1")
+        for number in (1, 2):
+            self.cloud.add_instance(f"i-{number}", "subnet-1")
+            self.world.node(f"g{number}", provider_id=f"aws:///a/i-{number}")
+        self.world.policy("out", "10.0.0.200", **policy)
+        settings = CloudSettings("aws", egress_networks=NETWORKS, rules=Rules("test"))
+        assigning = AssignSettings(cloud_networks=NETWORKS)
+        self.operator = Operator(FakeStore(self.world), self.ledger, assigning, clock=lambda: self.cloud.now)
+        clouds = clouds_of(settings, self.operator)
+        assert clouds is not None
+        self.clouds: Clouds = clouds
+        from cloud.aws import Ec2
+
+        clouds.open, clouds.clock = lambda _: Ec2(sender(self.cloud), "test"), lambda: self.cloud.now
+
+    def change(self) -> None:
+        for callback in self.operator.store.callbacks:  # type: ignore[attr-defined]
+            callback()
+
+    def published(self) -> tuple[tuple[str, ...], str]:
+        (group,) = self.world.allocations.groups
+        return group.gateways, group.gateway_mode
+
+    def refusals(self) -> list[str]:
+        return [each.reason for each in self.world.allocations.refusals]
+
+    async def live(self, seconds: int) -> None:
+        for _ in range(seconds):
+            await elapse(1)
+            self.cloud.advance(1)
+
+
+def play(scene: Scene, story: Callable[[], Awaitable[None]]) -> None:
+    import asyncio
+
+    async def whole() -> None:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(scene.operator.run()), group.create_task(scene.clouds.run())]
+            await story()
+            for task in tasks:
+                task.cancel()
+
+    in_virtual_time(whole())
+
+
+def other(name: str) -> str:
+    return {"g1": "g2", "g2": "g1"}[name]
+
+
+def test_a_group_has_no_gateway_until_the_cloud_shows_its_address_there() -> None:
+    scene = Scene()
+
+    async def story() -> None:
+        await scene.live(1)
+        assert scene.published() == ((), "active-standby")
+        assert scene.refusals() == ["AwaitingCloud"]
+        await scene.live(10)
+        ((holder,), mode) = scene.published()
+        assert (holder in ("g1", "g2"), mode, scene.refusals()) == (True, "active-standby", [])
+        (row,) = [each for each in scene.clouds.rows() if each["egress_ips"]]
+        assert row["egress_ips"] == "10.0.0.200"
+
+    play(scene, story)
+
+
+def test_a_gateway_that_is_gone_is_left_once_the_address_has_moved() -> None:
+    scene = Scene()
+
+    async def story() -> None:
+        await scene.live(10)
+        ((first,), _) = scene.published()
+        scene.cloud.faults = [Fault("AssignPrivateIpAddresses", "throttled", 3)]
+        scene.world.nodes[first] = replace(scene.world.nodes[first], ready=False)
+        scene.change()
+        await scene.live(3)
+        assert scene.published()[0] == (first,), "nobody is told before the cloud has shown it"
+        await scene.live(30)
+        assert scene.published()[0] == (other(first),)
+        scene.world.nodes[first] = replace(scene.world.nodes[first], ready=True)
+        scene.change()
+        await scene.live(60)
+        assert scene.published()[0] == (other(first),), "a move is a pause: it does not move back"
+
+    play(scene, story)
+
+
+def test_while_the_cloud_does_not_answer_nothing_moves() -> None:
+    scene = Scene()
+
+    async def story() -> None:
+        await scene.live(10)
+        ((first,), _) = scene.published()
+        scene.cloud.permissions = set()
+        scene.world.nodes[first] = replace(scene.world.nodes[first], ready=False)
+        scene.change()
+        await scene.live(120)
+        assert scene.published()[0] == (first,)
+        assert [each.reason for each in scene.clouds.refusals()] == ["CloudDenied"]
+
+    play(scene, story)
+
+
+def test_an_address_elsewhere_is_no_business_of_the_cloud() -> None:
+    scene = Scene()
+    scene.world.policy("plain", "203.0.113.9")
+
+    async def story() -> None:
+        await scene.live(10)
+        plain = next(each for each in scene.world.allocations.groups if str(each.egress_ip) == "203.0.113.9")
+        assert (len(plain.gateways), plain.gateway_mode) == (2, "ecmp")
+
+    play(scene, story)
+
+
+def test_exit_local_is_refused() -> None:
+    scene = Scene(exit_local=True)
+
+    async def story() -> None:
+        await scene.live(10)
+        assert scene.published()[0] == ()
+        assert scene.refusals() == ["CloudExitLocal"]
+
+    play(scene, story)
+
+
+def test_a_policy_that_is_gone_gives_its_address_back() -> None:
+    scene = Scene()
+
+    async def story() -> None:
+        await scene.live(10)
+        scene.world.policies.clear()
+        scene.world.node("w1", None, provider_id="aws:///a/i-1")
+        scene.change()
+        await scene.live(60)
+        assert not [eni for eni in scene.cloud.enis.values() if eni.addresses]
+
+    play(scene, story)
+
+
+@pytest.mark.parametrize("networks", [(), (IPv4Network("192.0.2.0/24"),)])
+def test_without_networks_egress_asks_no_cloud(networks: tuple[IPv4Network, ...]) -> None:
+    scene = Scene()
+    scene.clouds.settings = replace(scene.clouds.settings, egress_networks=networks)
+    scene.operator.settings = replace(scene.operator.settings, cloud_networks=networks)
+
+    async def story() -> None:
+        await scene.live(20)
+        assert len(scene.published()[0]) == 2
+        assert scene.cloud.mutations() == {}
+
+    play(scene, story)
