@@ -17,6 +17,7 @@ from itertools import groupby
 from zlib import crc32
 
 from bpf import layout
+from egress.host.enforcement import Surroundings, Way, first_packets
 from egress.policy import (
     NO_LIMITS,
     Desired,
@@ -25,7 +26,6 @@ from egress.policy import (
     IPAddress,
     IPNetwork,
     Limits,
-    NetworkPolicy,
     Policy,
     Served,
     Watch,
@@ -37,7 +37,9 @@ HINDRANCES: Mapping[Hindrance, int] = {
     "no-uplink": layout.SERVICE_NO_UPLINK, "no-route": layout.SERVICE_NO_ROUTE,
     "no-upstream": layout.SERVICE_NO_UPSTREAM,
 }  # fmt: skip
-NETWORK_POLICIES: Mapping[NetworkPolicy, int] = {"direct": layout.POLICY_DIRECT, "forward": layout.POLICY_FORWARD}
+WAYS: Mapping[Way, int] = {
+    "direct": layout.POLICY_DIRECT, "forward": layout.POLICY_FORWARD, "refused": layout.POLICY_REFUSED,
+}  # fmt: skip
 PROTOCOL_NAMES = {0: "any", **{number: name.lower() for name, number in PROTOCOLS.items()}}
 
 # On an address that the node itself uses, only ports that neither its own connections (ip_local_port_range ends at
@@ -99,6 +101,7 @@ class Facts:
     ways_out: Mapping[int, IPAddress] = field(
         default_factory=dict
     )  # IP version -> an address to which an uplink leads, where no default route does
+    surroundings: Surroundings = field(default_factory=Surroundings)
     cut_off: bool = False  # no uplink has a carrier: routes stay, and lead nowhere
 
 
@@ -299,6 +302,7 @@ def _settings(desired: Desired, facts: Facts) -> MapEntries:
     assert desired.node_address is not None  # a node without one has no maps
     most = facts.limits
     watch = desired.watch or Watch(0, 0)
+    first = first_packets(desired, facts.surroundings)
     value = layout.Settings(
         node_address=layout.ip_field(desired.node_address), icmp_source4=_icmp_source(desired, 4),
         icmp_source6=_icmp_source(desired, 6), way_out4=_way_out(desired, facts, 4),
@@ -310,8 +314,7 @@ def _settings(desired: Desired, facts: Facts) -> MapEntries:
         tcp_opening_seconds=TCP_OPENING, tcp_closing_seconds=TCP_CLOSING, udp_seconds=UDP, icmp_seconds=ICMP,
         deadline_seconds=desired.flow_deadline, flow_room=most.flow_room, port_room=most.port_room,
         flows_per_pod=most.flows_per_pod, ports_per_pod=most.ports_per_pod, outside_flows=most.outside_flows,
-        network_policy=NETWORK_POLICIES[desired.network_policy],
-        forward_mark=desired.forward_mark if desired.network_policy == "forward" else 0,
+        network_policy=WAYS[first.way], forward_mark=first.mark,
     )  # fmt: skip
     return {layout.u32(0): bytes(value)}
 
@@ -357,13 +360,14 @@ def _epoch(groups: MapEntries, out_of_service: int) -> MapEntries:
 def _pod_entries(desired: Desired, facts: Facts, numbers: Mapping[tuple[str, ...], int]) -> dict[str, MapEntries]:
     pods: MapEntries = {}
     devices: MapEntries = {}
+    is_handed = first_packets(desired, facts.surroundings).way == "forward"
     strict: MapEntries = {}
     for address, device in attached(desired, facts).items():
         names = desired.pods[address]
         key = layout.PodKey(device.ifindex, layout.ip_field(address))
         number = numbers[names] if names else 0
         pods[bytes(key)] = bytes(layout.PodValue(number, _mac(device.pod_mac), _mac(device.device_mac)))
-        if number and desired.network_policy == "forward":
+        if number and is_handed:
             devices[layout.ip16(address)] = layout.u32(device.ifindex)
         if number:
             strict[layout.u32(device.ifindex)] = layout.u32(1)
@@ -473,6 +477,7 @@ def _settings_text(_key: bytes, value: bytes) -> str:
     gateway = f", way out {' and '.join(ways)}" if ways else ""
     service = f", out of service: {', '.join(out)}" if out else ""
     first = f", first packets by the forward hook with mark {v.forward_mark:#x}" if v.forward_mark else ""
+    first = ", no first packets" if v.network_policy == layout.POLICY_REFUSED else first
     return f"node {layout.ip_of(v.node_address)}, {tunnel}, object {v.object_digest:016x}{gateway}{service}{first}"
 
 

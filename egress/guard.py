@@ -20,6 +20,7 @@ from functools import cache, partial
 from ipaddress import ip_network
 
 from egress.entries import OF_THE_LINK, Facts, PodDevice, is_sayable
+from egress.host.enforcement import FirstPackets, first_packets
 from egress.kept import Kept, merged
 from egress.policy import Desired, IPAddress, Policy, Ports, Version
 
@@ -200,13 +201,13 @@ def _usual(own: IPAddress | None, underlay: str) -> Rules:
 HANDED_IN = "handed_in"
 
 
-def _handed_rules(desired: Desired) -> dict[str, Rules]:
+def _handed_rules(first: FirstPackets) -> dict[str, Rules]:
     """First packets of flows that `from_pod` handed to the host's forward hook: no NAT sees them, and they leave where
     `to_uplink` takes them up, or not at all.
     """
-    if desired.network_policy != "forward":
+    if first.way != "forward":
         return {}
-    marked = f"meta mark and {desired.forward_mark:#x} == {desired.forward_mark:#x}"
+    marked = f"meta mark and {first.mark:#x} == {first.mark:#x}"
     return {
         "prerouting": (f"{marked} notrack",),
         "forward": (f"{marked} goto {HANDED_IN}",),
@@ -224,7 +225,7 @@ def render(desired: Desired, facts: Facts, kept: Kept | None = None) -> Guard:
     attached = {address: facts.devices[address] for address in desired.pods if address in facts.devices}
     chains = _tunnel_rules(desired.tunnel_port, desired.node_address, facts.underlay)
     leaving = (rule for family in FAMILIES for rule in _forward_rules(family))
-    handed = _handed_rules(desired)
+    handed = _handed_rules(first_packets(desired, facts.surroundings))
     chains["prerouting"] += handed.get("prerouting", ())
     chains |= {name: rules for name, rules in handed.items() if name == HANDED_IN}
     chains["forward"] += (*SOURCE_ROUTED, *handed.get("forward", ()), "ct direction reply return", *leaving)

@@ -20,10 +20,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bpf import bcc_loader, handover, layout, loader, pins, syscall
-from egress import conntrack, devices, guard, host_settings, nft, plan, status
+from egress import devices, guard, host_settings, nft, plan, status
 from egress.attach import Attacher, Mode
 from egress.devices import Link
 from egress.entries import Facts
+from egress.host import conntrack
+from egress.host.enforcement import Surroundings, Way
+from egress.host.survey import CNI_CONFIG, survey
 from egress.netlink import NetlinkSocket
 from egress.policy import QUARTERS, TUNNEL_DEVICE, Desired, IPAddress, IPNetwork, Limits, Quotas, limits
 from egress.status import GUARD, EgressStatus, NatEntry, PortUse, Probed, told_apart
@@ -52,12 +55,15 @@ class Datapath:
         loader_name: LoaderName = "libbpf",
         host_devices: tuple[str, ...] = (),
         quotas: Quotas = QUARTERS,
+        cni_config: Path = CNI_CONFIG,
     ) -> None:
         self._host_devices = frozenset(host_devices)  # those that only the operator of the node can know
         self._pins = pin_directory
         self._attacher = Attacher(pin_directory, attach)
         self._sizes = {"flows": nat_entries, "reverse": 2 * nat_entries}  # ports at rest have no flow
         self._quotas = quotas
+        self._cni_config = cni_config
+        self._surroundings: Surroundings | None = None  # as they were surveyed last
         self._near_share: tuple[IPAddress, ...] = ()  # pods that came near their share before the last collection
         self._maps = loader.PinnedMaps(pin_directory)
         self._loader = LOADERS[loader_name]
@@ -102,6 +108,7 @@ class Datapath:
                 underlay=underlay.name if underlay else "",
                 limits=self._limits(),
                 host_devices=devices.host_devices(links, bridges) | ways_out | self._host_devices,
+                surroundings=self._surroundings_for(desired, frozenset(by_name)),
                 cut_off=bool(uplinks) and not any(links[ifindex].carrier for ifindex in uplinks.values()),
                 ways_out=_ways_out(routes.widest, frozenset(uplinks.values())),
             ),
@@ -118,6 +125,26 @@ class Datapath:
             ambiguous=frozenset(address for address, found in candidates.items() if len(found) > 1),
             ports_reserved=devices.are_reserved(plan.RESERVED),
         )
+
+    def _surroundings_for(self, desired: Desired, names: frozenset[str]) -> Surroundings:
+        """Read once; `survey` reads them again: of all rules of a large node that takes longer than a pod may wait."""
+        if desired.network_policy == "direct":
+            return Surroundings()
+        if self._surroundings is None:
+            self._surroundings = survey(guard.TABLE, names, self._cni_config)
+        return self._surroundings
+
+    def survey(self) -> bool:
+        """Reads anew what others have on the node, if anybody asks for that; whether it is something else than before.
+        Other calls need not wait for it.
+        """
+        before = self._surroundings
+        if before is None:
+            return False
+        with NetlinkSocket() as route:
+            names = frozenset(link.name for link in devices.read_links(route).values())
+        self._surroundings = survey(guard.TABLE, names, self._cni_config)
+        return self._surroundings != before
 
     def _limits(self) -> Limits:
         """Of the tables that are there, which keep the size that they were made with."""
@@ -182,7 +209,12 @@ class Datapath:
             probed=self.probed(),
             passed=passed,
             drops=drops,
+            first_packets=self._first_packets(),
         )
+
+    def _first_packets(self) -> Way | None:
+        value = self._maps["settings"].get(layout.u32(0))
+        return status.first_packets(layout.decode(layout.Settings, value)) if value else None
 
     def _entries(self) -> dict[str, int]:
         """Flows and ports as the programs count them, granules as they were at the last collection."""

@@ -29,6 +29,7 @@ from egress.entries import (
     overloaded,
 )
 from egress.guard import Guard
+from egress.host.enforcement import first_packets
 from egress.kept import Kept
 from egress.policy import Desired, IPAddress
 from egress.trials import with_echoes
@@ -311,7 +312,7 @@ def wanted_attachments(desired: Desired, observed: Observed) -> dict[tuple[str, 
         wanted["to_tunnel", observed.tunnel.ifindex] = "the tunnel"
     for name, ifindex in sorted(facts.uplinks.items()):
         wanted["from_uplink", ifindex] = name
-        if desired.network_policy == "forward":
+        if first_packets(desired, facts.surroundings).way == "forward":
             wanted["to_uplink", ifindex] = name
     devices = sorted({(device.ifindex, device.name) for device in attached(desired, facts).values()})
     for program in ("to_pod", "from_pod"):
@@ -485,6 +486,9 @@ def problems(desired: Desired, observed: Observed) -> tuple[Problem, ...]:
     if not desired.uplinks and not observed.facts.uplinks and _sends_out(desired):
         message = "no default route, so no uplink was found: name the devices in egress.uplinks"
         found.append(Problem(node, "UplinkMissing", message))
+    first = first_packets(desired, observed.facts.surroundings)
+    if first.way == "refused" and any(desired.pods.values()):
+        found.append(Problem(node, first.reason, first.message))
     pods = _concerned(desired)
     for address in _sorted(pods - observed.facts.devices.keys()):
         message = f"no veth leads to {address}: its traffic to covered destinations is dropped until one does"

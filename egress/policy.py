@@ -16,7 +16,7 @@ IPNetwork = IPv4Network | IPv6Network
 Version = Literal[4, 6]
 Protocol = Literal["TCP", "UDP", "SCTP", "ICMP"]
 Hindrance = Literal["draining", "no-session", "no-uplink", "no-route", "no-upstream"]
-NetworkPolicy = Literal["direct", "forward"]
+NetworkPolicy = Literal["auto", "forward", "direct"]
 
 VERSIONS: tuple[Version, ...] = (4, 6)
 PART = 4  # of a table: what one pod may have of it unless said otherwise
@@ -131,7 +131,9 @@ class Desired:
     )  # host-side devices of whoever has the address, as the CNI said
     uplinks: tuple[str, ...] = ()  # devices by which egress traffic leaves this node
     tunnel_port: int = 8473  # UDP
-    network_policy: NetworkPolicy = "direct"  # whether the host's forward hook sees the first packet of a flow
+    network_policy: NetworkPolicy = (
+        "direct"  # whether the host's forward hook sees first packets of flows: enforcement.py
+    )
     forward_mark: int = FORWARD_MARK  # the bit of the mark that such a packet bears
     flow_deadline: int = FLOW_DEADLINE  # seconds that a flow goes on which no policy sends its way any more
     watch: Watch | None = None  # None = no gateway is taken for dead

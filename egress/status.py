@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from bpf import layout
-from egress.entries import HINDRANCES, MapEntries
+from egress.entries import HINDRANCES, WAYS, MapEntries
+from egress.host.enforcement import Way
 from egress.policy import Desired, Hindrance, IPAddress, selected_pods
 
 PRESSURE_LASTS = 10.0  # seconds that a long search for a port is remembered
@@ -79,6 +80,14 @@ class EgressStatus:
     passed: Mapping[str, int] = field(default_factory=dict)  # packets that went on, by outcome
     drops: Mapping[str, int] = field(default_factory=dict)  # packets by reason
     probed: tuple[Probed, ...] = ()  # gateways
+    first_packets: Way | None = None  # how a flow begins here; None = not told yet
+
+    @property
+    def held_back(self) -> int:
+        """First packets that were handed to the host's forward hook and did not come out: a NetworkPolicy or a firewall
+        refused them, or they are on their way.
+        """
+        return max(0, self.passed.get("handed_in", 0) - self.passed.get("came_out", 0))
 
     def beside(self, desired: Desired | None) -> EgressStatus:
         """With what the desired state says; None = not synced. Gateways that are nobody's any more are left out."""
@@ -95,6 +104,10 @@ def told_apart(packets: Mapping[str, int], drops: Collection[str]) -> tuple[dict
 
 
 # --- out of maps
+
+
+def first_packets(settings: layout.Settings) -> Way | None:
+    return next((way for way, number in WAYS.items() if number == settings.network_policy), None)
 
 
 def totals(counters: MapEntries, reasons: Mapping[int, layout.Reason]) -> dict[str, tuple[int, int]]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
-from egress.conntrack import CTA_TUPLE_IP, NETLINK_NETFILTER, NFGEN
+from egress.host.conntrack import CTA_TUPLE_IP, NETLINK_NETFILTER, NFGEN
 from egress.netlink import HEADER, RECEIVE, SOL_NETLINK, attributes
 from routerd.model import IPAddress, IPNetwork
 

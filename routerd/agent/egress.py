@@ -122,6 +122,10 @@ class EgressRoom:
         if self._boot is not None:
             self._boot.keep()  # last: a full disk must not fill the tables
 
+    def survey(self) -> bool:
+        """Reads anew what others have on the node; whether it is something else now. OSError. No round waits for it."""
+        return self._datapath.survey()
+
     def try_port_sets(self) -> int:
         """Sends trials of port sets that gateways have not echoed, and says how many that are."""
         with self._lock:

@@ -1,6 +1,7 @@
 """`routerd check`: what is wrong with files before they are applied, in the words that status would use later.
 
-`check_texts` is pure; `check_paths` reads the files. Whether a peer can be reached is not asked here.
+`check_texts` is pure; `check_paths` reads the files, and which CNI this host has. Whether a peer can be reached is not
+asked here.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from egress.policy import egress_versions, unsupported
+from egress.host.enforcement import Surroundings, first_packets, surroundings
+from egress.host.survey import readable_traces
+from egress.policy import Desired, egress_versions, unsupported
 from routerd.cli.decided import Severity, decided
 from routerd.cli.mistakes import mistakes
 from routerd.config import DEFAULT, Config, parse_config, read_config
@@ -41,6 +44,9 @@ from routerd.store.embedded.disk import manifest_files, read_text
 from routerd.store.merge import merge
 
 _PLACE = re.compile(r"(?P<file>[^\n:]+):(?P<line>\d+)(?::(?P<column>\d+))?: (?P<rest>.*)", re.DOTALL)
+
+
+NOBODY = Surroundings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,7 @@ def check_paths(paths: Sequence[Path]) -> list[Finding]:
             findings.append(Finding("error", f"cannot be read: {error.strerror}", str(path)))
         except InputError as error:
             findings.append(_of_error(error))
-    return findings + check_texts(texts)
+    return findings + check_texts(texts, surroundings(readable_traces()))
 
 
 def _manifests(directory: Path) -> list[Path]:
@@ -111,24 +117,31 @@ def _manifests(directory: Path) -> list[Path]:
     return [file for file in manifest_files(directory) if file.name != "allocations.yaml"]
 
 
-def check_texts(texts: Mapping[str, str]) -> list[Finding]:
-    """Texts by file name. Every object's mistakes, then what does not fit together."""
+def check_texts(texts: Mapping[str, str], there: Surroundings = NOBODY) -> list[Finding]:
+    """Texts by file name. Every object's mistakes, then what does not fit together. `there`: what is on this host."""
     findings: list[Finding] = []
     loaded: list[Loaded] = []
-    config = DEFAULT
+    config, configured = DEFAULT, ""
     for file, text in sorted(texts.items()):
         for part in _parts(text, file):
             if isinstance(part, InputError):
                 findings.append(_of_error(part))
             elif isinstance(part, Config):
-                config = part
+                config, configured = part, file
             else:
                 loaded.append(part)
     snapshot = merge(loaded, allocations=None, service_cidrs=config.service_cidrs)
     taken = {entry.ref for part in loaded for entry in part.entries if not is_policy(entry, refused=True)}
     findings += [_of_refusal(refusal, taken) for refusal in snapshot.refusals]
     findings += cross_check(snapshot) + _check_pods(snapshot, config) + _decided(snapshot, config)
+    findings += _bypassed(config, there, configured) if configured else []
     return sorted(findings, key=lambda each: (each.file, each.line))
+
+
+def _bypassed(config: Config, there: Surroundings, file: str) -> list[Finding]:
+    """The CNI of this host, if it is a node and NetworkPolicies would be bypassed on it."""
+    first = first_packets(Desired("", None, network_policy=config.egress.network_policy), there)
+    return [Finding("warning", f"on this host: {first.message}", file)] if first.way == "refused" else []
 
 
 def _parts(text: str, file: str) -> list[Loaded | Config | InputError]:

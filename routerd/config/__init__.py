@@ -90,9 +90,9 @@ class EgressConfig:
     """How programs are attached; auto = tcx where the kernel has it (6.6), else clsact."""
     loader: Literal["libbpf", "bcc"] = "libbpf"
     """Where programs come from: libbpf = the compiled object in the package, bcc = compiled on the node at start."""
-    network_policy: NetworkPolicy = "direct"
+    network_policy: NetworkPolicy = "auto"
     """Whether the CNI's NetworkPolicies see what leaves: forward = the first packet of each flow takes the host's
-    forward hook, where most CNIs enforce them; direct = none does."""
+    forward hook, where most CNIs enforce them; direct = none does; auto = as the CNI that is found asks for."""
     forward_mark_bit: int = 12
     """Bit of the mark that such first packets bear on the host, 12 = 0x1000; nobody else on the node may use it."""
     nat_entries: int = 262144
@@ -379,7 +379,7 @@ def _egress(section: Section) -> EgressConfig:
         tunnel_port=egress.integer("tunnel-port", 1, 65535, DEFAULT.egress.tunnel_port),
         attach=cast(Literal["auto", "tcx", "clsact"], _choice(egress, "attach", "auto", "tcx", "clsact")),
         loader=cast(Literal["libbpf", "bcc"], _choice(egress, "loader", "libbpf", "bcc")),
-        network_policy=cast(NetworkPolicy, _choice(egress, "network-policy", "direct", "forward")),
+        network_policy=cast(NetworkPolicy, _choice(egress, "network-policy", "auto", "forward", "direct")),
         forward_mark_bit=egress.integer("forward-mark-bit", 0, 31, DEFAULT.egress.forward_mark_bit),
         nat_entries=egress.integer("nat-entries", 1024, 2**24, DEFAULT.egress.nat_entries),
         flows_per_pod=egress.integer("flows-per-pod", 0, 2**24, 0),

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("routerd.process")
 COLLECT_PERIOD = 10.0  # seconds; the shortest timeout of an idle flow is longer
 FIRST_TRIAL, LAST_TRIAL = 0.02, 1.0  # seconds between trials of port sets that have not been echoed; doubles
+SURVEY_PERIOD = 30.0  # seconds; nobody tells when a CNI changes
 PRESSED_PERIOD = 1.0  # seconds between rounds of collection while a pod comes near its share of the tables
 UPSTREAM_LOST = "upstream-lost"  # in the run directory
 YOUNG = 20_000  # objects after which the collector looks at those that are new
@@ -207,6 +208,8 @@ def _assembled(
         )
     )
     attachments.hurry, attachments.wake = body.hurry, body.wake
+    if egress is not None:
+        tasks["survey"] = lambda: look_around(egress, body.recheck)
     presence = Presence(
         store, lambda: _node_report(config.node_name), lambda: body.status, lambda: body.snapshot, drains,
         egress=config.egress.enabled, ports=lambda: ports.report, pods=_pods(config),
@@ -315,6 +318,17 @@ def _drains(config: Config) -> Drains:
 
 def _node_report(node: str) -> NodeReport:
     return NodeReport(node, local.interface_addresses(), local.own_networks())
+
+
+async def look_around(egress: EgressRoom, on_change: Callable[[], None]) -> None:
+    """Looks again and again at what others have on the node: who enforces NetworkPolicies, who uses the mark."""
+    while True:
+        await asyncio.sleep(SURVEY_PERIOD)
+        try:
+            if await in_thread(egress.survey):
+                on_change()
+        except OSError as error:
+            event(LOGGER, logging.WARNING, "survey-failed", reason=str(error), retry=SURVEY_PERIOD)
 
 
 async def collect_idle(egress: EgressRoom) -> None:

@@ -19,6 +19,7 @@ from routerd.tell.drain import State
 from routerd.tell.status import BUCKETS, AgentStatus, PeerStatus, Rounds
 
 if TYPE_CHECKING:
+    from egress.host.enforcement import Way
     from egress.status import EgressStatus, Probed
     from ipam.pool import Counts
     from ipam.port_sets import PortCounts
@@ -143,6 +144,12 @@ def _egress(status: EgressStatus) -> Iterator[Metric]:
         "routerd_egress_packets", "Packets that the datapath took and passed on, by outcome.", ("outcome",),
         _by(status.passed),
     )  # fmt: skip
+    ways: tuple[Way, ...] = ("direct", "forward", "refused")
+    text = "1 for the way of the first packet of a flow that a pod here begins."
+    samples = [((way,), float(status.first_packets == way)) for way in ways] if status.first_packets else []
+    yield _gauge("routerd_egress_first_packets", text, ("way",), samples)
+    text = "First packets that were handed to the host's forward hook and did not come out."
+    yield _gauge("routerd_egress_held_back_packets", text, (), _one(status.held_back))
     yield _gauge("routerd_egress_table_entries", "Entries of the tables that fill.", ("table",), _by(status.entries))
     yield _gauge("routerd_egress_table_limit", "Entries that there is room for.", ("table",), _by(status.room))
     text = "Searches for a free port that took long, by egress group."

@@ -14,8 +14,9 @@ from functools import partial
 from bgp.path import Path
 from bgp.rib import family_of
 from egress.entries import NOBODYS, OF_THE_LINK
+from egress.host.enforcement import BYPASSED, MARK_TAKEN
 from egress.policy import UNSUPPORTED_FAMILY, egress_versions, unsupported
-from egress.status import Probed
+from egress.status import EgressStatus, Probed
 from routerd.errors import RouterdError
 from routerd.model import (
     NAMESPACE_NAME_LABEL,
@@ -230,6 +231,24 @@ def gateway_steps(probed: Sequence[Probed]) -> tuple[Step, ...]:
     tell.
     """
     return tuple(_gateway_step(each) for each in probed if each.state != "serves")
+
+
+def first_packet_steps(status: EgressStatus, refusals: Iterable[Refusal]) -> tuple[Step, ...]:
+    """How its flows begin on this node: what only a running agent can tell. `refusals`: of the node."""
+    match status.first_packets:
+        case "refused":
+            found = (each for each in refusals if each.reason in (BYPASSED, MARK_TAKEN))
+            return tuple(Step("may flows begin here?", False, each.reason, each.message) for each in found)
+        case "forward":
+            handed, question = status.passed.get("handed_in", 0), "does the host's forward hook let first packets pass?"
+            if not status.held_back:
+                return (Step(question, True, detail=f"all {handed}, of all pods here"),)
+            detail = (
+                f"{status.held_back} of {handed}, of all pods here, did not come out: a NetworkPolicy refuses them, "
+            )
+            detail += "a firewall, or the node's routes"
+            return (Step(question, False, "HeldBack", detail, note=True),)
+    return ()
 
 
 def _gateway_step(probed: Probed) -> Step:

@@ -279,7 +279,8 @@ def test_a_pod_that_takes_all_flows_and_ports_takes_none_of_anothers(running: Ru
     ports = range(1024, 1024 + ROOM // 2)
     questions = (Packet(source, nobody, UDP, port, 9) for port in ports)
     syns = (Packet(source, nobody, TCP, port, 9, flags="S") for port in ports)
-    blast(greedy, "eth0", (build(packet) for both in zip(questions, syns, strict=True) for packet in both))
+    shape = Shape(destination_mac=mac_of(greedy.node, greedy.device))
+    blast(greedy, "eth0", (build(packet, shape) for both in zip(questions, syns, strict=True) for packet in both))
     assert drops(running)["flow_quota"] >= ROOM - 2 * FEW + FEW // 2  # a quarter would leave ROOM - 2 * FEW
     assert greedy.ask(FW_ADDRESS, timeout=0.3).refusal == "timeout"
     begin(running)

@@ -171,7 +171,7 @@ def test_the_component_adds_the_plugin_to_the_agents_pods() -> None:
     assert not chain["securityContext"]["privileged"] and "add" not in chain["securityContext"]["capabilities"]
     theirs = {each["name"] for each in agent["spec"]["template"]["spec"]["volumes"]}
     ours = {each["name"] for each in PLUGIN["volumes"]}
-    assert {mount["name"] for mount in chain["volumeMounts"]} == ours | {"config"} and not ours & theirs
+    assert {mount["name"] for mount in chain["volumeMounts"]} == ours | {"config", "cni-conf"} and not ours & theirs
     paths = {mount["name"]: mount["mountPath"] for mount in chain["volumeMounts"]}
     assert {each["name"]: each["hostPath"]["path"] for each in PLUGIN["volumes"]} == {
         name: paths[name] for name in ours

@@ -67,7 +67,12 @@ def test_the_build_has_what_the_compiler_step_asks_for() -> None:
 
 
 def test_the_image_has_the_programs_and_libraries_that_the_agent_calls() -> None:
-    assert installed("final") == {"iproute2", "libbpf1", "nftables"}  # tc, libbpf.so.1, nft
+    assert installed("final") == {
+        "iproute2",
+        "iptables",
+        "libbpf1",
+        "nftables",
+    }  # tc, words of nft, libbpf.so.1
 
 
 def test_the_backend_is_taken_from_the_lock() -> None:

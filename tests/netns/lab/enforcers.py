@@ -207,6 +207,7 @@ def _family(network: str) -> str:
 class Make:
     """A CNI's rules and kube-proxy's, each loaded by its own means."""
 
+    name: str
     rules: Callable[[Network], str]
     loaded_by: Backend
     proxy: Callable[[Network], str]
@@ -214,8 +215,8 @@ class Make:
 
 
 MAKES: Mapping[str, Make] = {
-    "calico": Make(calico, "iptables-legacy", kube_proxy, "iptables-legacy"),
-    "calico with iptables-nft": Make(calico, "iptables-nft", kube_proxy_nftables, "nft"),
-    "calico with nftables": Make(calico_nftables, "nft", kube_proxy_nftables, "nft"),
-    "kube-router": Make(kube_router, "iptables-nft", kube_proxy, "iptables-nft"),
+    "calico": Make("Calico", calico, "iptables-legacy", kube_proxy, "iptables-legacy"),
+    "calico with iptables-nft": Make("Calico", calico, "iptables-nft", kube_proxy_nftables, "nft"),
+    "calico with nftables": Make("Calico", calico_nftables, "nft", kube_proxy_nftables, "nft"),
+    "kube-router": Make("kube-router", kube_router, "iptables-nft", kube_proxy, "iptables-nft"),
 }

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from egress.policy import Policy
+from egress.host.survey import survey
+from egress.policy import FORWARD_MARK, Policy
 from tests.netns.lab.datapath import EGRESS_IP, EGRESS_IP6, WORLD, WORLD6, Cluster
 from tests.netns.lab.enforcers import MAKES, Backend, Make, Network, Workload
 from tests.netns.lab.hosts import PodHost
 from tests.netns.lab.lab import FW_ADDRESS, POD_NETWORK, Lab
-from tests.netns.lab.netns import Namespace
+from tests.netns.lab.netns import Namespace, entered
 from tests.netns.lab.wiring import six
 
 BRIEF = 0.3  # seconds that a pod waits for what does not come
@@ -80,7 +82,7 @@ def cluster(clean_labs: list[str]) -> Iterator[Cluster]:
         lab.fw.allow(str(EGRESS_IP))
         policies = {"world": Policy("world", 7, (WORLD, WORLD6))}
         selected = {"open": ("world",), "shut": ("world",)}
-        built = Cluster(lab, policies=policies, selected=selected, gateways=("gw1",), network_policy="forward")
+        built = Cluster(lab, policies=policies, selected=selected, gateways=("gw1",), network_policy="auto")
         built.apply()
         yield built
         built.close()
@@ -92,6 +94,15 @@ def enforced(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Enfor
     there.load()
     yield there
     there.unload()
+
+
+def test_a_cni_is_known_by_its_rules_and_its_bits_are_not_ours(enforced: Enforced, tmp_path: Path) -> None:
+    with entered(enforced.worker.name):
+        there = survey("routerd", frozenset({"eth0", "pod-open"}), tmp_path)
+    assert [each.name for each in there.enforcers] == [enforced.make.name]
+    assert not there.is_plain
+    assert {use.bits for use in there.marks} >= {0x4000, 0x10000}
+    assert not any(use.bits & FORWARD_MARK for use in there.marks)
 
 
 def leaves(pod: PodHost) -> bool:

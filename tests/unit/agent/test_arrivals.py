@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egress.conntrack import NFGEN
+from egress.host.conntrack import NFGEN
 from egress.netlink import HEADER, attribute
 from routerd.agent.arrivals import CT_NEW, Arrivals, Expected, begun_in
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from egress.host.enforcement import Traces, surroundings
 from routerd.cli.check import Finding, check_dialect, check_paths, check_texts
 
 POOL = """\
@@ -241,3 +242,15 @@ def test_pods_in_no_known_network() -> None:
         "add their network to cluster-cidrs in the configuration of every node"
     ]
     assert found(policy, WORKER + gateway, pod, CONFIG % "cluster-cidrs: [172.21.0.0/16]") == []
+
+
+CILIUM = surroundings(Traces(devices=frozenset({"cilium_host"})))
+
+
+@pytest.mark.parametrize(("egress", "told"), [("", 1), ("egress: {network-policy: direct}\n", 0)])
+def test_a_cni_of_this_host_whose_policies_would_be_bypassed_is_named(egress: str, told: int) -> None:
+    config = f"apiVersion: routerd.io/v1alpha1\nkind: Config\n{egress}"
+    found = check_texts({"routerd.yaml": config}, CILIUM)
+    assert ["Cilium enforces NetworkPolicies" in each.message for each in found] == [True] * told
+    assert all((each.severity, each.file) == ("warning", "routerd.yaml") for each in found)
+    assert check_texts({"pool.yaml": POOL}, CILIUM) == []

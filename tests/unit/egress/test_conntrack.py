@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from egress.conntrack import FEW, inbound
+from egress.host.conntrack import FEW, inbound
 from tests.netns.lab import netns
 from tests.netns.lab.netns import Namespace, run
 

@@ -62,9 +62,10 @@ FULL = AgentStatus(
         {"flows": 1000},
         {"7": 3},
         {"egress/7": 1},
-        {"translated": 8},
+        {"translated": 8, "handed_in": 7, "came_out": 4},
         {"no_gateway": 5},
         (PROBED,),
+        "forward",
     ),
     store=StoreStatus(
         (ResourceStatus("pods", synced=True, stale=12.5, lists=2, watches=3), ResourceStatus("nodes", synced=False)),
@@ -117,6 +118,9 @@ def test_the_numbers() -> None:
         'routerd_bgp_session_flaps_total{peer="tor"} 2.0',
         'routerd_egress_dropped_packets_total{reason="no_gateway"} 5.0',
         'routerd_egress_packets_total{outcome="translated"} 8.0',
+        'routerd_egress_first_packets{way="forward"} 1.0',
+        'routerd_egress_first_packets{way="direct"} 0.0',
+        "routerd_egress_held_back_packets 3.0",
         'routerd_egress_table_limit{table="flows"} 1000.0',
         'routerd_egress_table_entries{table="flows"} 9.0',
         'routerd_egress_long_port_searches_total{group="7"} 3.0',
@@ -219,7 +223,8 @@ def test_status_as_json_has_the_parts_of_the_rooms() -> None:
     assert document["egress"] == {
         "datapath": True, "pods": 1, "entries": {"flows": 9}, "room": {"flows": 1000}, "long_searches": {"7": 3},
         "pressed": {"egress/7": 1},
-        "passed": {"translated": 8}, "drops": {"no_gateway": 5}, "probed": (asdict(PROBED),),
+        "passed": {"translated": 8, "handed_in": 7, "came_out": 4}, "drops": {"no_gateway": 5},
+        "probed": (asdict(PROBED),), "first_packets": "forward",
     }  # fmt: skip
     assert document["peers"] == [
         {"peer": "tor", "address": "10.0.0.1", "up": True, "state": "up", "since_seconds": None, "flaps": 2,

@@ -8,14 +8,14 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from bgp.session import PeerStatus as Session
-from egress.status import Probed
+from egress.status import EgressStatus, Probed
 from routerd.model import GATEWAY_LABEL, Allocations, NodeAddresses, NodeNumber, Peer, Peering, Refusal
 from routerd.node.checks import Rules
 from routerd.node.desired import LocalFacts, Settings, compose
 from routerd.refs import Ref, service_ref
 from routerd.selectors import LabelSelector
 from routerd.tell.views import PeerView
-from routerd.tell.why import NoSuchObject, Step, explain, gateway_steps, session_steps
+from routerd.tell.why import NoSuchObject, Step, explain, first_packet_steps, gateway_steps, session_steps
 from tests.models import cluster
 from tests.models.cluster import LOCAL, NOES, TOR
 
@@ -342,3 +342,24 @@ def test_a_gateway_that_is_left_is_named_with_its_cause() -> None:
         ("does gateway c answer probes?", "GatewaySilent", False, True),
     ]
     assert steps[0].detail.startswith("draining, no-route: ")
+
+
+REFUSED = Refusal(Ref.parse("node/a"), "NetworkPolicyBypassed", "Cilium enforces …")
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (EgressStatus(), []),
+        (EgressStatus(first_packets="direct"), []),
+        (EgressStatus(first_packets="forward", passed={"handed_in": 5, "came_out": 5}), [(True, "", False)]),
+        (EgressStatus(first_packets="forward", passed={"handed_in": 5, "came_out": 3}), [(False, "HeldBack", True)]),
+        (EgressStatus(first_packets="refused"), [(False, "NetworkPolicyBypassed", False)]),
+    ],
+)
+def test_a_pods_first_packets_are_told_of(status: EgressStatus, told: list[tuple[bool, str, bool]]) -> None:
+    other = Refusal(Ref.parse("node/a"), "TableNearlyFull", "…")
+    steps = first_packet_steps(status, (other, REFUSED))
+    assert [(each.yes, each.reason, each.note) for each in steps] == told
+    if told == [(False, "HeldBack", True)]:
+        assert steps[0].detail.startswith("2 of 5, ")
