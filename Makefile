@@ -12,7 +12,7 @@
 #   make soak    an hour of churn under traffic of both families (MINUTES=…, SEED=…)
 #   make cloud-faults   random lives of instances on a fake cloud, with faults (STEPS=10000, SEED=…)
 #   make bench   benchmarks                                           make lock        renews requirements/*.txt
-#   make bench-packets, bench-egress   the egress datapath: ns per packet; throughput beside nftables (FAMILY=6, ROUNDS=…)
+#   make bench-packets, bench-egress   the egress datapath: ns per packet; throughput beside nftables (FAMILY=6, ROUNDS=…, MODES=…)
 #   make bench-way   what a packet's whole way through it takes, beside VXLAN alone and nftables (FAMILY=6)
 #   make bench-cni   what the CNI plugin adds to a pod's start (PODS=500, AT_ONCE=16)
 #   make bench-failover   a gateway dies: time without packets, connections lost (RUNS=200)
@@ -98,7 +98,7 @@ bench-packets: setup
 	@$(PY) -m tests.bench.packets $(if $(FAMILY),--family $(FAMILY)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 bench-egress: setup
-	@$(PY) -m tests.bench.egress $(if $(FAMILY),--family $(FAMILY)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(POLICIES),--policies $(POLICIES)) $(if $(NETFILTER),--netfilter)
+	@$(PY) -m tests.bench.egress $(if $(FAMILY),--family $(FAMILY)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(POLICIES),--policies $(POLICIES)) $(if $(NETFILTER),--netfilter) $(if $(MODES),--modes $(MODES))
 
 bench-way: setup
 	@$(PY) -m tests.bench.way $(if $(FAMILY),--family $(FAMILY))

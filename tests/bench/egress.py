@@ -7,11 +7,12 @@ One such line for each mode, all at once, and modes take turns within each round
 
     plain          routed, no translation                 plain_vxlan    the same, VXLAN between worker and gateway
     nft            the gateway's SNAT by an nftables map   nft_vxlan      the same behind VXLAN, which is not tracked
-    routerd_vxlan  our datapath
+    routerd_vxlan  our datapath                            routerd_forward  first packets by the forward hook
 
 Packets take the same hops in all of them. Pods have an MTU of 1500, behind VXLAN 1450. The worker of the nft modes
 chooses nothing: all that it forwards goes to the gateway. With `--netfilter` worker and gateway have rules as
-kube-proxy makes them, in all modes. Rows go to `build/bench/egress.json`. It judges nothing.
+kube-proxy makes them, in all modes. `routerd_forward` is measured where it is named. Rows go to
+`build/bench/egress.json`. It judges nothing.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ LOADS = {"tcp_gbps": "stream", "rr_per_s": "rr", "conn_per_s": "conn", "udp64_kp
 UNITS = {"tcp_gbps": 8e-9, "rr_per_s": 1.0, "conn_per_s": 1.0, "udp64_kpps": 1e-3}
 BARS = {
     ("routerd_vxlan", "nft_vxlan"): {"tcp_gbps": 1.1, "rr_per_s": 1.15, "conn_per_s": 1.2, "udp64_kpps": 1.2},
+    ("routerd_forward", "routerd_vxlan"): {"tcp_gbps": 0.98, "rr_per_s": 0.98, "conn_per_s": 0.85, "udp64_kpps": 0.98},
     ("routerd_vxlan", "plain_vxlan"): {"tcp_gbps": 0.97, "rr_per_s": 0.98, "conn_per_s": 0.98, "udp64_kpps": 0.98},
 }  # fmt: skip
 SENT = frozenset(reason.name for reason in layout.read_reasons().values() if not reason.is_drop)
@@ -96,7 +98,11 @@ class Site:
 
     @property
     def tunnelled(self) -> bool:
-        return self.mode.endswith("_vxlan")
+        return self.mode.endswith("_vxlan") or self.is_ours
+
+    @property
+    def is_ours(self) -> bool:
+        return self.mode.startswith("routerd")
 
     @property
     def source(self) -> str:
@@ -130,15 +136,15 @@ class Site:
         self._link("gateway", "up0", f"{UPLINK}/24", "tor", "down0", f"{TOR}/24")
         self._link("tor", "world0", "203.0.113.1/24", "remote", "eth0", f"{REMOTE}/24")
         self._wire_pod()
-        hop = OVER_GATEWAY if self.tunnelled and self.mode != "routerd_vxlan" else GATEWAY
-        if self.tunnelled and self.mode != "routerd_vxlan":
+        hop = OVER_GATEWAY if self.tunnelled and not self.is_ours else GATEWAY
+        if self.tunnelled and not self.is_ours:
             self._vxlan("worker", WORKER, GATEWAY, OVER_WORKER)
             self._vxlan("gateway", GATEWAY, WORKER, OVER_GATEWAY)
         self._route("worker", "default", hop)
         self._route("gateway", "default", TOR)
         self._route("remote", "default", "203.0.113.1")
         self._route("tor", EGRESS_IP if self.source == self.text(EGRESS_IP) else POD, UPLINK)
-        if self.mode == "routerd_vxlan":
+        if self.is_ours:
             self._routerd(pins)
         else:
             self._route("gateway", POD, OVER_WORKER if self.tunnelled else WORKER)
@@ -222,6 +228,7 @@ class Site:
             nodes={number: addresses[name] for name, number in numbers.items()},
             icmp_sources=(addresses[part], ip_address(six(str(addresses[part])))),
             cluster=frozenset(networks), pod_cidrs=frozenset(networks[2:]) if part == "worker" else frozenset(),
+            network_policy="forward" if self.mode == "routerd_forward" else "direct",
         )  # fmt: skip
 
     def _routerd(self, pins: Path) -> None:

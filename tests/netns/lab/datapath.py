@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
 
 from bpf import layout, loader
 from egress.netdev import Datapath
@@ -52,6 +53,7 @@ class Cluster:
     datapaths: dict[str, Datapath] = field(default_factory=dict)
     node_address: bool = False
     network_policy: NetworkPolicy = "direct"
+    cni_config: Path = Path("/nowhere")  # in place of /etc/cni/net.d
     late: frozenset[str] = frozenset()  # gateways that know no ports of the workers, so nothing leaves by them
 
     def desired(self, name: str) -> Desired:
@@ -102,7 +104,7 @@ class Cluster:
         for name in self.lab.nodes:
             node = self.lab.node(name)
             if name not in self.datapaths:
-                options = {"attach": self.attach, "loader_name": self.loader}
+                options = {"attach": self.attach, "loader_name": self.loader, "cni_config": self.cni_config}
                 self.datapaths[name] = Datapath(node.pin_dir / "routerd", **options)  # type: ignore[arg-type]
             done[name] = reconcile(node, self.datapaths[name], self.desired(name))
         for name in self.lab.nodes:
@@ -123,6 +125,12 @@ class Cluster:
         """Until each gateway that answers has echoed the node's port sets, as an agent has it beside its rounds."""
         with netns.entered(self.lab.node(name).name), suppress(WaitTimeout):
             wait(lambda: not self.datapaths[name].try_port_sets(), "port sets are tried", TRIALS_TAKE, 0.005)
+
+    def survey(self, name: str) -> None:
+        """The node's datapath looks again at what others have there, and does what follows."""
+        with netns.entered(self.lab.node(name).name):
+            self.datapaths[name].survey()
+        self.apply()
 
     def close(self) -> None:
         """Takes the datapath from every node."""

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tests.netns.lab.wiring import Cni
+
 Backend = Literal["iptables-legacy", "iptables-nft", "nft"]
 
 
@@ -154,6 +156,23 @@ def _kube_router_pod(workload: Workload, name: str, pods: str) -> str:
 {chain} -j MARK --set-xmark 0x20000/0x20000"""
 
 
+def flannel(network: Network) -> str:
+    """flannel enforces nothing, and masquerades."""
+    return f"""\
+*nat
+:FLANNEL-POSTRTG - [0:0]
+-A POSTROUTING -j FLANNEL-POSTRTG
+-A FLANNEL-POSTRTG -s {network.pods} ! -d {network.pods} -j MASQUERADE --random-fully
+COMMIT
+*filter
+:FLANNEL-FWD - [0:0]
+-A FORWARD -j FLANNEL-FWD
+-A FLANNEL-FWD -s {network.pods} -j ACCEPT
+-A FLANNEL-FWD -d {network.pods} -j ACCEPT
+COMMIT
+"""
+
+
 def kube_proxy(_: Network) -> str:
     """kube-proxy with iptables: what its chains do to packets of no service."""
     return """\
@@ -212,11 +231,13 @@ class Make:
     loaded_by: Backend
     proxy: Callable[[Network], str]
     proxy_by: Backend
+    cni: Cni = "routed"
 
 
 MAKES: Mapping[str, Make] = {
     "calico": Make("Calico", calico, "iptables-legacy", kube_proxy, "iptables-legacy"),
     "calico with iptables-nft": Make("Calico", calico, "iptables-nft", kube_proxy_nftables, "nft"),
     "calico with nftables": Make("Calico", calico_nftables, "nft", kube_proxy_nftables, "nft"),
-    "kube-router": Make("kube-router", kube_router, "iptables-nft", kube_proxy, "iptables-nft"),
+    "kube-router": Make("kube-router", kube_router, "iptables-nft", kube_proxy, "iptables-nft", "bridge"),
 }
+FLANNEL = Make("flannel", flannel, "iptables-nft", kube_proxy, "iptables-legacy", "bridge")

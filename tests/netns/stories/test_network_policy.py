@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +12,15 @@ import pytest
 from egress.host.survey import survey
 from egress.policy import FORWARD_MARK, Policy
 from tests.netns.lab.datapath import EGRESS_IP, EGRESS_IP6, WORLD, WORLD6, Cluster
-from tests.netns.lab.enforcers import MAKES, Backend, Make, Network, Workload
+from tests.netns.lab.enforcers import FLANNEL, MAKES, Backend, Make, Network, Workload
 from tests.netns.lab.hosts import PodHost
 from tests.netns.lab.lab import FW_ADDRESS, POD_NETWORK, Lab
 from tests.netns.lab.netns import Namespace, entered
-from tests.netns.lab.wiring import six
+from tests.netns.lab.wiring import Cni, six
 
 BRIEF = 0.3  # seconds that a pod waits for what does not come
 FW6 = six(FW_ADDRESS)
-NOTHING = {"iptables-legacy": "*raw\nCOMMIT\n*nat\nCOMMIT\n*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n"}
+NOTHING = "*raw\nCOMMIT\n*nat\nCOMMIT\n*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n"
 IPV6_COMMANDS = {"iptables-legacy": "ip6tables-legacy", "iptables-nft": "ip6tables-nft"}
 
 
@@ -50,7 +50,7 @@ class Enforced:
 
     def unload(self) -> None:
         for backend, ipv6 in ((b, v) for b in IPV6_COMMANDS for v in (False, True)):
-            _load(self.worker, backend, NOTHING["iptables-legacy"], ipv6)
+            _load(self.worker, backend, NOTHING, ipv6)
         for table in ("calico", "kube-proxy"):
             for family in ("ip", "ip6"):
                 self.worker.nft(f"table {family} {table}\ndelete table {family} {table}\n")
@@ -70,10 +70,13 @@ def _load(node: Namespace, backend: Backend, text: str, ipv6: bool, more: bool =
 
 
 @pytest.fixture(scope="module")
-def cluster(clean_labs: list[str]) -> Iterator[Cluster]:
-    with Lab(f"np{os.getpid()}", ipv6=True) as lab:
+def cluster(request: pytest.FixtureRequest, clean_labs: list[str]) -> Iterator[Cluster]:
+    cni: Cni = request.param
+    with Lab(f"np{os.getpid()}{cni[0]}", cni=cni, ipv6=True) as lab:
         for name in ("open", "shut"):
             lab.add_pod(name, "worker")
+        if cni == "bridge":
+            lab.node("worker").sysctl({f"net.bridge.bridge-nf-call-{name}": 1 for name in ("iptables", "ip6tables")})
         lab.tor.ip(
             f"route add {EGRESS_IP}/32 via {lab.node('gw1').address}",
             f"route add {EGRESS_IP6}/128 via {six(lab.node('gw1').address)}",
@@ -83,19 +86,28 @@ def cluster(clean_labs: list[str]) -> Iterator[Cluster]:
         policies = {"world": Policy("world", 7, (WORLD, WORLD6))}
         selected = {"open": ("world",), "shut": ("world",)}
         built = Cluster(lab, policies=policies, selected=selected, gateways=("gw1",), network_policy="auto")
+        built.cni_config = lab.directory / "cni"
+        built.cni_config.mkdir()
         built.apply()
         yield built
         built.close()
 
 
-@pytest.fixture(params=MAKES)
-def enforced(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Enforced]:
-    there = Enforced(cluster, MAKES[request.param])
+@pytest.fixture
+def enforced(cluster: Cluster, make: Make) -> Iterator[Enforced]:
+    there = Enforced(cluster, make)
     there.load()
     yield there
     there.unload()
 
 
+def on(makes: Mapping[str, Make]) -> pytest.MarkDecorator:
+    """The test, on the nodes of each of these."""
+    found = [(make.cni, make) for make in makes.values()]
+    return pytest.mark.parametrize(("cluster", "make"), found, ids=list(makes), indirect=["cluster"])
+
+
+@on(MAKES)
 def test_a_cni_is_known_by_its_rules_and_its_bits_are_not_ours(enforced: Enforced, tmp_path: Path) -> None:
     with entered(enforced.worker.name):
         there = survey("routerd", frozenset({"eth0", "pod-open"}), tmp_path)
@@ -112,6 +124,7 @@ def leaves(pod: PodHost) -> bool:
     return sources[0] != ""
 
 
+@on(MAKES)
 @pytest.mark.parametrize("rp_filter", [0, 1, 2])
 def test_a_policy_of_the_cni_holds_for_what_leaves_by_a_gateway(enforced: Enforced, rp_filter: int) -> None:
     """And a change of it for what begins then; no packet bears another source, whatever masquerades."""
@@ -139,3 +152,37 @@ def test_a_policy_of_the_cni_holds_for_what_leaves_by_a_gateway(enforced: Enforc
         verdict = watch.settle()
     assert not verdict.leaks
     assert not enforced.cluster.dropped("worker")
+
+
+@on({"calico": MAKES["calico"], "kube-router": MAKES["kube-router"]})
+def test_a_redirect_passes_the_same_rules_by(enforced: Enforced) -> None:
+    """So what the other tests see is the forward hook's doing."""
+    cluster = enforced.cluster
+    cluster.network_policy = "direct"
+    cluster.apply()
+    try:
+        assert leaves(cluster.lab.pod("shut"))
+    finally:
+        cluster.network_policy = "auto"
+        cluster.apply()
+
+
+@on({"flannel": FLANNEL})
+def test_where_nothing_enforces_nothing_takes_the_hosts_way(enforced: Enforced) -> None:
+    """It masquerades what its pods send, and what leaves by a gateway has the egress IP all the same."""
+    cluster, before = enforced.cluster, enforced.handed_and_out()
+    conflist = cluster.cni_config / "10-flannel.conflist"
+    conflist.write_text('{"plugins": [{"type": "flannel"}, {"type": "portmap"}]}')
+    try:
+        cluster.survey("worker")
+        with cluster.lab.watch() as watch:
+            watch.allow(str(EGRESS_IP), str(EGRESS_IP6))
+            assert leaves(cluster.lab.pod("open"))
+            verdict = watch.settle()
+        assert not verdict.leaks
+        assert enforced.handed_and_out() == before
+    finally:
+        conflist.unlink()
+        cluster.survey("worker")
+    assert leaves(cluster.lab.pod("shut"))
+    assert enforced.handed_and_out() != before
