@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from routerd.config.cloud import CloudSettings
 from routerd.operator.leader import Candidate
 from routerd.serve.api import RequestRefused
 from routerd.store.kubernetes.client import UNREACHABLE, ApiError, Client
@@ -213,5 +214,19 @@ def test_an_api_error_of_the_lease_is_tried_again() -> None:
             client.faults.clear()
             await eventually(lambda: one.operator)
             assert one.status().active
+
+    asyncio.run(story())
+
+
+def test_a_cloud_is_asked_while_it_leads_and_no_longer() -> None:
+    async def story() -> None:
+        one = candidate(Objects())
+        one.cloud = CloudSettings("aws", calls=False)
+        async with leading(one):
+            await eventually(lambda: one.clouds)
+            noted = await one.answer({"get": "cloud"})
+            assert "cloud.calls is off" in noted.note
+            assert "CloudStopped" in [each.reason for each in one.status().refusals]
+        assert one.clouds is None
 
     asyncio.run(story())
