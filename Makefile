@@ -16,13 +16,14 @@
 #   make bench-way   what a packet's whole way through it takes, beside VXLAN alone and nftables (FAMILY=6)
 #   make bench-cni   what the CNI plugin adds to a pod's start (PODS=500, AT_ONCE=16)
 #   make bench-failover   a gateway dies: time without packets, connections lost (RUNS=200)
+#   make bench-cloud   a thousand instances' pods at once on a fake EC2 that throttles (INSTANCES=…)
 #   make image   the container image, by docker or buildah (IMAGE=name:tag, IMAGE_FLAGS= more options for either)
 
 SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: setup kernel check test fuzz verified chaos soak cloud-faults demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-ports bench-rounds bench-packets bench-egress bench-way bench-cni bench-failover lock image bpf wheel clean
+.PHONY: setup kernel check test fuzz verified chaos soak cloud-faults demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-cloud bench-ports bench-rounds bench-packets bench-egress bench-way bench-cni bench-failover lock image bpf wheel clean
 
 setup:
 	@tools/setup
@@ -84,6 +85,9 @@ bench-k8s: setup
 
 bench-allocations: setup
 	@$(PY) -m tests.bench.allocate
+
+bench-cloud: setup
+	@$(PY) -m tests.bench.cloud $(if $(INSTANCES),--instances $(INSTANCES))
 
 bench-ports: setup
 	@$(PY) -m tests.bench.ports

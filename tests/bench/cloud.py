@@ -1,0 +1,89 @@
+"""Many instances whose pods all appear at once, on a fake EC2 that throttles: `make bench-cloud`. In virtual time.
+
+It prints calls, time and waiting beside their bars, and the CPU time of a turn; it judges nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from statistics import mean, median
+
+from cloud.buckets import Buckets, Rate
+from cloud.turn import Memory
+from tests.bench import report
+from tests.models.cloud.core import TYPES, Cloud
+from tests.models.cloud.state import TypeOfInstance
+from tests.models.cloud.world import World
+
+PODS = 50
+TYPE = "m5.4xlarge"
+BURST, RATE = 20, 10.0  # of each mutating action, in the cloud and in our own buckets
+MUTATING = (
+    "CreateNetworkInterface", "AttachNetworkInterface", "ModifyNetworkInterfaceAttribute", "AssignPrivateIpAddresses",
+)  # fmt: skip
+
+
+def world_of(count: int) -> World:
+    cloud = Cloud(types=TYPES | {TYPE: TypeOfInstance(8, 30)}, quota=100_000)
+    world = World(cloud)
+    cloud.add_group("sg-1")
+    for number in range(-(-count // 500)):
+        cloud.add_subnet(f"subnet-{number}", f"10.{number}.0.0/16")
+    for number in range(count):
+        world.add(f"i-{number}", f"subnet-{number // 500}", TYPE).used = PODS
+    cloud.buckets = dict.fromkeys(MUTATING, (BURST, RATE))
+    world.memory = Memory(Buckets(default=Rate(RATE, BURST)))
+    return world
+
+
+def run(count: int) -> dict[str, float]:
+    world, waits, turns, served = world_of(count), list[float](), list[float](), dict[str, int]()
+    began = world.cloud.now
+    while len(waits) < count * PODS:
+        before = time.process_time()
+        world.turn()
+        turns.append(time.process_time() - before)
+        for name, node in world.nodes.items():
+            new = len(node.pods) - served.get(name, 0)
+            waits += [world.cloud.now - began] * new
+            served[name] = len(node.pods)
+        world.cloud.advance(1)
+    interfaces = -(-(PODS + world.rules.marks.pre_allocate) // (world.cloud.types[TYPE].ipv4 - 1))
+    least = 3 * interfaces * count  # create, attach and bind, each with all that an interface holds
+    calls = world.cloud.mutations()
+    allowed = (interfaces * count - BURST) / RATE
+    waits.sort()
+    return {
+        "instances": count,
+        "seconds": waits[-1],
+        "allowed_seconds": round(allowed, 1),
+        "calls": sum(calls.values()),
+        "least_calls": least,
+        "throttled": sum(code == "RequestLimitExceeded" for _, _, _, code in world.cloud.log),
+        "wait_mean": round(mean(waits), 1),
+        "wait_p99": waits[int(0.99 * len(waits))],
+        "turn_ms": round(1000 * median(turns), 1),
+    }
+
+
+def main() -> None:
+    report.forget("cloud")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--instances", type=int, default=1000)
+    row = run(parser.parse_args().instances)
+    report.write("cloud", [row])
+    print(f"{row['instances']} instances, {PODS} pods each at once, {RATE:g} calls a second of each action")
+    for what, value, bar in (
+        ("calls that change something", row["calls"], 1.2 * row["least_calls"]),
+        ("seconds until every pod is served", row["seconds"], 1.3 * row["allowed_seconds"]),
+        ("p99 of the waiting, seconds", row["wait_p99"], 2.2 * row["wait_mean"]),
+    ):
+        print(f"{what}: {value:g}, bar {bar:g}: {'held' if value <= bar else 'MISSED'}")
+    print(
+        f"throttled by the cloud: {row['throttled']}; a turn, the fake's answers included: {row['turn_ms']} ms of CPU"
+    )
+
+
+if __name__ == "__main__":
+    main()
