@@ -65,10 +65,16 @@ def seen(seats: Seats, inventory: Inventory, wanted: Iterable[Wanted], now: floa
     holders = _holders(inventory)
     found = {}
     for address in sorted(seats.keys() | asked):
-        after = _seen(seats.get(address) or Seat(address), holders.get(address), inventory, now)
+        holder = holders.get(address)
+        after = _seen(seats.get(address) or _found(address, holder), holder, inventory, now)
         if after.instance or after.intent or address in asked:
             found[address] = after
     return found
+
+
+def _found(address: IPv4Address, holder: Interface | None) -> Seat:
+    """Of an address that is not on record nobody knows better than the look: it stays where it is."""
+    return Seat(address, holder.instance, holder.id) if holder else Seat(address)
 
 
 def _holders(inventory: Inventory) -> dict[IPv4Address, Interface]:

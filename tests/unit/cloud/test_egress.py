@@ -159,3 +159,15 @@ def test_an_egress_address_is_no_pods() -> None:
     world.run(60)
     blocks = {str(block.network) for _, block in world.holdings["g-1"].blocks()}
     assert blocks and f"{EGRESS}/32" not in blocks
+
+
+def test_without_a_record_it_stays_where_it_is() -> None:
+    """The ledger was lost."""
+    world = gateways("g-2")
+    world.run(10)
+    world.seats = {}
+    world.wanted = (Wanted((EGRESS,), ("g-1", "g-2")),)
+    world.turn()
+    assert holder(world) == "g-2"
+    world.run(120)
+    assert (holder(world), world.cloud.mutations()["AssignPrivateIpAddresses"]) == ("g-2", 1)
