@@ -76,7 +76,7 @@ def test_items_of_custom_kinds_name_their_kind(api: Client, policies: str) -> No
         ({"pool": 5}, "spec.pool", "FieldValueTypeInvalid"),
         ({"destinationCIDRs": ["x"]}, "spec.destinationCIDRs[0]", "FieldValueTypeInvalid"),
         ({"ports": [{"port": 80}]}, "spec.ports[0].protocol", "FieldValueRequired"),
-        ({"ports": [{"protocol": "SCTP"}]}, "spec.ports[0].protocol", "FieldValueNotSupported"),
+        ({"ports": [{"protocol": "DCCP"}]}, "spec.ports[0].protocol", "FieldValueNotSupported"),
         ({"ports": [{"protocol": "TCP", "port": 0}]}, "spec.ports[0].port", "FieldValueInvalid"),
         ({"ports": [{"protocol": "TCP", "endPort": 9}]}, "spec.ports[0]", "FieldValueInvalid"),
         ({"egressIP": "192.0.2.1"}, "spec", "FieldValueInvalid"),

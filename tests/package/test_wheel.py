@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from importlib.metadata import Distribution, distribution
@@ -19,7 +20,7 @@ import pytest
 from tests.netns.lab.mounts import BPFFS
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("routerd", "bfd", "bgp", "cloud", "cni", "egress", "ipam", "bpf")
+ROOMS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["root_packages"]
 CHECK = Path(__file__).with_name("packet_check.py")
 
 
