@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.netns.lab.lab import remove_orphans
+from tests.netns.lab.lab import STANDING, remove_orphans
 from tests.netns.lab.mounts import own_bpffs
 
 WITH_LABS = ("tests/attacks/", "tests/netns/")
@@ -30,6 +30,14 @@ def bpffs() -> Iterator[None]:
 def clean_labs() -> list[str]:
     """Names of the labs that killed runs had left."""
     return remove_orphans()
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """Whatever a test was about: nothing has left a lab with a source that must not show."""
+    yield
+    for lab in STANDING:
+        lab.tap.check()
 
 
 class OneForLabs(LoadScopeScheduling):

@@ -54,6 +54,9 @@ class Pods:
         """As far as the kernel: it sends nothing by a new veth before its link is known to be up, a moment later."""
         self.before[pod.label] = self.seen()
         self.runtime.add(pod, arguments=arguments)
+        tap = self.story.lab.tap
+        tap.settle()  # what was another pod's
+        (tap.pods["worker"].add if pod.labels == PLAIN else tap.pods["worker"].discard)(pod.address)
         links = ["ip", "-j", "link", "show", "dev", "eth0"]
         self.story.lab.wait(lambda: '"operstate":"UP"' in pod.run(links), f"the link of {pod.label} is up")
 

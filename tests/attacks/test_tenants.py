@@ -216,6 +216,7 @@ def test_another_address_of_a_node_is_in_the_cluster(running: Running) -> None:
     running.daemons.agents["worker"].kill()  # a running one looks at its own addresses now and then
     running.daemons.start_agent("worker")
     lab.wait(reached, "selected pods of both nodes reach it as they are")
+    lab.tap.settle()  # while it is the node's
     lab.tor.ip(f"route del {storage}/32")
     worker.ip("link del stor0")
 

@@ -122,7 +122,8 @@ def test_what_the_host_forwards_for_others_goes_on(cluster: Cluster) -> None:
     try:
         assert not leaves_by_its_own(cluster, box, {"172.17.0.2": FW_ADDRESS})
         cluster.apply()
-        assert leaves_by_its_own(cluster, box, {"172.17.0.2": FW_ADDRESS})
+        with cluster.lab.tap.excused("172.17.0.2", FW_ADDRESS):
+            assert leaves_by_its_own(cluster, box, {"172.17.0.2": FW_ADDRESS})
         worker_address = worker.address
         client = cluster.lab.client
         cluster.lab.tor.ip(f"route add 192.0.2.77/32 via {worker_address}")

@@ -27,17 +27,12 @@ from dataclasses import dataclass, field
 from statistics import quantiles
 from typing import Any
 
-from routerd.errors import RouterdError
-from routerd.serve.api import agent_socket, ask
 from tests.bench import report
-from tests.netns.lab import cluster, netns
-from tests.netns.lab.daemons import Daemons
-from tests.netns.lab.hosts import NodeSpec, PodHost
-from tests.netns.lab.lab import FW_ADDRESS, GATEWAY, TOR_ADDRESS, TOR_AS, Lab
-from tests.netns.lab.tor import TorPeer
-from tests.waiting import wait
+from tests.netns.lab import netns
+from tests.netns.lab.hosts import PodHost
+from tests.netns.lab.lab import FW_ADDRESS, Lab
+from tests.netns.lab.site import SILENT, Site, nodes
 
-EGRESS_IP = "192.0.2.77"
 FLOWS, EVERY = 16, 0.004  # datagrams of each flow, seconds apart
 PORT, ECHO = 9, 7  # UDP, TCP
 CONNECTIONS, BUSY, FRESH = 1000, 50, 20  # FRESH are made just before the gateway dies
@@ -46,37 +41,6 @@ PATIENCE = 15.0  # seconds in which a connection must echo
 STAMP = struct.Struct("!HI")  # flow, number
 KINDS = ("gone", "silent")
 BARS = {"out_ms": 200.0, "round_ms": 300.0}  # of the 99th percentile
-MANIFESTS = f"""\
-apiVersion: v1
-kind: ConfigMap
-metadata: {{name: bgp-config, namespace: routerd}}
-data:
-  config.yaml: |
-    apiVersion: routerd.io/v1alpha1
-    peers:
-    - {{name: tor, peer-address: {TOR_ADDRESS}, my-asn: {TOR_AS}, peer-asn: {TOR_AS}, bfd: {{}}}}
----
-apiVersion: routerd.io/v1alpha1
-kind: EgressPolicy
-metadata: {{name: all}}
-spec:
-  selectors: [{{podSelector: {{matchLabels: {{app: out}}}}}}]
-  destinationCIDRs: [0.0.0.0/0]
-  egressIP: {EGRESS_IP}
-  gateways: {{nodeSelector: {{matchExpressions: [{{key: {GATEWAY}, operator: Exists}}]}}}}
-"""
-SILENT = """table netdev silent {{
-    chain came {{ type filter hook ingress device {0} priority -500; drop; }}
-    chain went {{ type filter hook egress device {0} priority -500; drop; }}
-}}
-"""
-
-
-def nodes(gateways: int) -> list[NodeSpec]:
-    found = [NodeSpec(f"gw{n}", f"10.0.0.{10 + n}", f"10.244.{n}.0/24", {GATEWAY: ""}) for n in range(1, gateways + 1)]
-    return [*found, NodeSpec("worker", "10.0.0.99", "10.244.99.0/24")]
-
-
 # --- traffic
 
 
@@ -233,50 +197,8 @@ def echoed(connections: Sequence[socket.socket], patience: float) -> int:
 # --- the lab
 
 
-class Site:
-    """A lab with some gateways, everything running and BFD up."""
-
-    def __init__(self, lab: Lab, gateways: int) -> None:
-        self.lab, self.daemons = lab, Daemons(lab)
-        self.gateways = [f"gw{n}" for n in range(1, gateways + 1)]
-        self.pod = lab.add_pod("out", "worker", {"app": "out"})
-        lab.fw.allow(EGRESS_IP)
-        peers = [TorPeer(node.label, node.address, TOR_AS, bfd=True) for node in lab.nodes.values()]
-        lab.tor.bgp.configure(lab.tor.bgp.config_text(peers, address=TOR_ADDRESS, local_as=TOR_AS))
-        cluster.write_cluster(lab)
-        cluster.put(lab.manifests / "all.yaml", MANIFESTS)
-        self.daemons.start_operator()
-        for name in lab.nodes:
-            self.begin(name)
-        self.settle()
-
-    def begin(self, name: str) -> None:
-        self.daemons.start_speaker(name)
-        self.daemons.start_bfd(name)
-        self.daemons.start_agent(name)
-
-    def settle(self) -> None:
-        """Until all gateways carry packets and answers, as ToR and source see it."""
-        for what, condition in {
-            "sessions": lambda: set(self.lab.tor.sessions().values()) == {"Established"},
-            "BFD with the ToR": lambda: [*self.lab.tor.bgp.bfd().values()].count("up") == len(self.lab.nodes),
-            "paths of all gateways": self._has_paths,
-            "agents": lambda: all(self.daemons.is_ready(name) for name in self.lab.nodes),
-            "gateways live at the source": self._are_live,
-            "the way": lambda: self.pod.ask(FW_ADDRESS, timeout=0.3).source == EGRESS_IP,
-        }.items():
-            wait(condition, what, timeout=120.0)  # type: ignore[arg-type]
-
-    def _has_paths(self) -> bool:
-        hops = self.lab.tor.kernel_routes().get(f"{EGRESS_IP}/32", [])
-        return hops == sorted(self.lab.node(name).address for name in self.gateways)
-
-    def _are_live(self) -> bool:
-        try:
-            rows = ask(agent_socket(self.lab.node("worker").directory / "run"), {"get": "show", "kind": "gateways"})
-        except RouterdError:
-            return False
-        return [row["gateway"] for row in rows if row["state"] == "serves" and row["probes"]] == self.gateways
+class Mortal(Site):
+    """Its gateways die and come back."""
 
     def take(self, kind: str, name: str) -> None:
         """The gateway dies."""
@@ -344,7 +266,7 @@ def main(read: Callable[[], Sequence[str]] = lambda: sys.argv[1:]) -> None:
     rows: list[report.Row] = []
     for gateways in options.gateways:
         with Lab(f"fo{gateways}", nodes=nodes(gateways)) as lab:
-            site = Site(lab, gateways)
+            site = Mortal(lab, gateways)
             for number in range(options.runs // len(options.gateways)):
                 row = site.run(number, KINDS[number % len(KINDS)])
                 rows.append(row)

@@ -15,11 +15,13 @@ import struct
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from tests.netns.lab.netns import Namespace
+from tests.netns.lab.tap import ON_LINK, Tap
 from tests.waiting import wait
 
 ETH_P_ALL, ETH_P_IP, ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
@@ -27,7 +29,6 @@ SOL_PACKET, PACKET_STATISTICS = 263, 6
 SO_RCVBUFFORCE, SO_TIMESTAMPNS = 33, 35
 TIME = struct.Struct("ll")  # seconds and nanoseconds of the clock, as SO_TIMESTAMPNS gives them
 SNAP = 192  # bytes kept per packet in the pcap
-ON_LINK = ["224.0.0.0/4", "240.0.0.0/4", "fe80::/10", "ff00::/8"]
 Networks = dict[int, list[tuple[int, int]]]  # version -> address and mask, as numbers
 
 
@@ -41,7 +42,7 @@ class Verdict:
     lost: int = 0
 
 
-def _networks(texts: list[str]) -> Networks:
+def _networks(texts: Iterable[str]) -> Networks:
     found: Networks = {4: [], 6: []}
     for network in map(ipaddress.ip_network, texts):
         found[network.version].append((int(network.network_address), int(network.netmask)))
@@ -70,12 +71,20 @@ class SourceWatch:
     """
 
     def __init__(
-        self, namespace: Namespace, devices: list[str], *, cluster: list[str], guarded: list[str], pcap: Path
+        self,
+        namespace: Namespace,
+        devices: list[str],
+        *,
+        cluster: Sequence[str],
+        guarded: Sequence[str],
+        pcap: Path,
+        tap: Tap,
     ) -> None:
-        self._cluster, self._guarded = _networks(cluster + ON_LINK), _networks(guarded)
+        self._cluster, self._guarded = _networks([*cluster, *ON_LINK]), _networks(guarded)
         self._forbidden: dict[int, tuple[float, float]] = {}  # since when and until when, by the clock
         self._allowed: frozenset[int] = frozenset()
         self.verdict = Verdict()
+        self._tap, self._told = tap, set[str]()  # addresses that the tap forbids because of this watch
         self.pcap = pcap
         self._file = pcap.open("wb")
         self._file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, SNAP, 1))
@@ -103,11 +112,15 @@ class SourceWatch:
     def forbid(self, *addresses: str) -> None:
         """From now on these sources must not show outside: pods that a policy selects."""
         now = time.time()
+        self._tap.forbid(*{*addresses} - self._told)
+        self._told |= {*addresses}
         self._forbidden |= {int(ipaddress.ip_address(address)): (now, math.inf) for address in addresses}
 
     def pardon(self, *addresses: str) -> None:
         """Takes back `forbid`: no policy selects these any more."""
         now = time.time()
+        self._tap.pardon(*{*addresses} & self._told)
+        self._told -= {*addresses}
         for address in (int(ipaddress.ip_address(each)) for each in addresses):
             self._forbidden[address] = self._forbidden.get(address, (now, now))[0], now
 
@@ -129,6 +142,7 @@ class SourceWatch:
         """Reads what is left, stops, and returns the final verdict."""
         if not self._closing.is_set():
             self.settle()
+            self._tap.pardon(*self._told)
             self._closing.set()
             self._thread.join()
             self._selector.close()

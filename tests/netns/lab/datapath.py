@@ -55,6 +55,7 @@ class Cluster:
     network_policy: NetworkPolicy = "direct"
     cni_config: Path = Path("/nowhere")  # in place of /etc/cni/net.d
     late: frozenset[str] = frozenset()  # gateways that know no ports of the workers, so nothing leaves by them
+    _forbidden: frozenset[str] = frozenset()  # told to the tap
 
     def desired(self, name: str) -> Desired:
         node = self.lab.node(name)
@@ -101,6 +102,8 @@ class Cluster:
 
     def apply(self) -> dict[str, list[str]]:
         done = {}
+        wanted = self._whole()
+        self._tell_tap(self._forbidden & wanted)
         for name in self.lab.nodes:
             node = self.lab.node(name)
             if name not in self.datapaths:
@@ -109,7 +112,31 @@ class Cluster:
             done[name] = reconcile(node, self.datapaths[name], self.desired(name))
         for name in self.lab.nodes:
             self.try_port_sets(name)
+        self._tell_tap(wanted)
         return done
+
+    def _whole(self) -> frozenset[str]:
+        """Addresses of pods that policies select for all that is outside, of the address's family."""
+        of_all = {
+            name: {each.version for each in policy.destinations if not each.prefixlen}
+            for name, policy in self.policies.items()
+            if not policy.excluded and not policy.ports
+        }
+        return frozenset(
+            address
+            for label, policies in self.selected.items()
+            if label in self.lab.pods
+            for address in self._both(self.lab.pods[label].address)
+            if any(ip_address(address).version in of_all.get(policy, ()) for policy in policies)
+        )
+
+    def _tell_tap(self, forbidden: frozenset[str]) -> None:
+        self.lab.tap.pardon(*self._forbidden - forbidden)
+        self.lab.tap.forbid(*forbidden - self._forbidden)
+        self._forbidden = forbidden
+        by_all = any(policy.exit_local for policy in self.policies.values())
+        links = [*self.lab.nodes] if by_all else self.gateways
+        self.lab.tap.lead(dict.fromkeys(self._both(str(EGRESS_IP)), links))
 
     def forget_echoes(self, name: str) -> None:
         """The node's port sets are new: no gateway has echoed them."""
@@ -134,6 +161,7 @@ class Cluster:
 
     def close(self) -> None:
         """Takes the datapath from every node."""
+        self._tell_tap(frozenset())
         for name, datapath in self.datapaths.items():
             with netns.entered(self.lab.node(name).name):
                 datapath.remove()

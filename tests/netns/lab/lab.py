@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import itertools
 import os
 import shutil
 import subprocess
@@ -34,7 +35,8 @@ from tests.netns.lab.capture import SourceWatch
 from tests.netns.lab.frr import PROGRAMS, Frr
 from tests.netns.lab.hosts import FW_RULES, Fw, Host, Node, NodeSpec, PodHost, Tor
 from tests.netns.lab.netns import Namespace
-from tests.netns.lab.tor import TorDaemon, TorPeer
+from tests.netns.lab.tap import Tap
+from tests.netns.lab.tor import Route, TorDaemon, TorPeer
 from tests.netns.lab.wiring import Cni, pod_lines, pod_lines6, pod_sysctls, prepare_node, prepare_node6, six
 from tests.waiting import PATIENCE, wait
 
@@ -46,6 +48,7 @@ SERVICE_NETWORK = "10.96.0.0/16"
 POD_NETWORK = "10.244.0.0/16"
 CLIENT_NETWORK, CLIENT_ADDRESS = "198.51.100.0/24", "198.51.100.10"
 FW_NETWORK, FW_ADDRESS = "203.0.113.0/24", "203.0.113.10"
+CLUSTER_NETWORKS = (NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK, six(NODE_NETWORK), six(POD_NETWORK))
 GATEWAY = "routerd.io/egress-gateway"
 TOR_ADDRESS, TOR_AS = "10.0.0.1", 64512
 TOR_MAKES: Mapping[str, Callable[[Namespace, Path], TorDaemon]] = {"bird": Bird, "frr": Frr}
@@ -55,6 +58,9 @@ NODES = (
     NodeSpec("gw2", "10.0.0.12", "10.244.2.0/24", {"node.kubernetes.io/name": "node2", GATEWAY: ""}),
     NodeSpec("worker", "10.0.0.21", "10.244.3.0/24", {"node.kubernetes.io/name": "node3"}),
 )
+
+
+STANDING: list[Lab] = []  # in this process, checked after each test
 
 
 class Lab:
@@ -98,6 +104,7 @@ class Lab:
         self.tor = Tor(self.directory, "tor", TOR_ADDRESS)
         self.fw = Fw(self.directory, "fw", FW_ADDRESS)
         self.client = Host(self.directory, "client", CLIENT_ADDRESS)
+        self.tap = Tap(self.tor, self.nodes, self._outside(), self._routes)
         self._watches: list[SourceWatch] = []
 
     def __enter__(self) -> Self:
@@ -108,6 +115,7 @@ class Lab:
         except BaseException:
             self.close()
             raise
+        STANDING.append(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -116,12 +124,16 @@ class Lab:
                 watch.close()
             (self.directory / "owner").write_text("kept")
         else:
-            self.close()
+            self.close(check=kind is None)
 
-    def close(self) -> None:
-        """Removes everything: processes, namespaces, pins, files."""
+    def close(self, *, check: bool = False) -> None:
+        """Removes everything: processes, namespaces, pins, files. With `check` the tap has the last word."""
         with contextlib.ExitStack() as stack:
             stack.callback(remove, self.prefix)
+            if self in STANDING:
+                STANDING.remove(self)
+            if check:
+                stack.callback(self.tap.check)
             for watch in self._watches:
                 stack.callback(watch.close)
 
@@ -157,6 +169,7 @@ class Lab:
             home.ip(*outside)
             pod.ip(*inside)
         self.pods[name] = pod
+        self.tap.pods[node] |= {pod.address, six(pod.address)}
         return pod
 
     def remove_pod(self, name: str) -> None:
@@ -187,9 +200,10 @@ class Lab:
         number = len(self._watches)
         watch = SourceWatch(
             self.tor, [*self.nodes, *self.neighbors, "fw", "client"],
-            cluster=[NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK, six(NODE_NETWORK), six(POD_NETWORK)],
+            cluster=CLUSTER_NETWORKS,
             guarded=[FW_NETWORK],
             pcap=self.directory / f"tor-{number}.pcap",
+            tap=self.tap,
         )  # fmt: skip
         self._watches.append(watch)
         return watch
@@ -210,10 +224,22 @@ class Lab:
         self._build_edge(self.client, CLIENT_NETWORK)
         for node in self.nodes.values():
             self._build_node(node)
+        self.tap.start(CLUSTER_NETWORKS)
         self.fw.nft(FW_RULES)
         self.fw.start_server(http=80, udp=53, tcp=7)
         self.tor.bgp = TOR_MAKES[self.make](self.tor, self.tor.directory)
         self.tor.bgp.start(self.tor_config())
+
+    def _outside(self) -> frozenset[str]:
+        return frozenset(each for host in (self.fw, self.client) for each in (host.address, six(host.address)))
+
+    def _routes(self) -> dict[str, set[str]]:
+        """Address -> nodes to which the ToR has a path of it, or a route of its own."""
+        return leading(
+            {name: {node.address, six(node.address)} for name, node in self.nodes.items()},
+            self.tor.bgp.routes() if hasattr(self.tor, "bgp") else {},
+            "\n".join(self.tor.run(["ip", family, "-o", "route", "show"]) for family in ("-4", "-6")),
+        )
 
     def tor_config(self, extra: str = "") -> str:
         """The ToR's configuration; `extra` is added to it."""
@@ -280,6 +306,20 @@ class Lab:
             *prepare_node6(self.cni, node.spec.pod_cidr),
         )
         self.tor.ip(f"route add {six(node.spec.pod_cidr)} via {address} dev br0")
+
+
+def leading(
+    addresses: Mapping[str, set[str]], paths: Mapping[str, Sequence[Route]], routes: str
+) -> dict[str, set[str]]:
+    """Address -> names of those whose `addresses` paths or the lines of `ip -o route` have as next hop for it."""
+    found: dict[str, set[str]] = {}
+    for prefix, some in paths.items():
+        found.setdefault(prefix.partition("/")[0], set()).update(path.protocol for path in some)
+    for line in routes.splitlines():
+        hops = {word for before, word in itertools.pairwise(line.split()) if before == "via"}
+        owners = {name for name, own in addresses.items() if own & hops}
+        found.setdefault(line.partition(" ")[0].partition("/")[0], set()).update(owners)
+    return found
 
 
 class LabError(Exception):

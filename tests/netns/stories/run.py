@@ -118,6 +118,7 @@ class Run(Generic[C]):
         found, verdict = self.outcome, self._story.watch.settle()
         found.changes = churn.changes
         found.packets, found.leaks, found.packets_missed = verdict.packets, verdict.leaks.total(), verdict.lost
+        found.faults += [f"leaked, by the tap: {seen}" for seen in self._lab.tap.settle()]
         if churn.fault is not None:
             found.faults.append(f"churn: {churn.fault!r}")
 

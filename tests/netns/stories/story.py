@@ -351,6 +351,7 @@ def no_leak(story: Story) -> list[str]:
     pairs = "; ".join(f"{source} > {destination}: {n}" for (source, destination), n in verdict.leaks.items())
     claim(verdict.lost == 0, f"the capture lost {verdict.lost} packets")
     claim(not verdict.leaks, f"leaked: {pairs}")
+    claim(not (leaks := story.lab.tap.settle()), f"leaked, by the tap: {'; '.join(map(str, leaks))}")
     ours = sum(n for (source, _), n in verdict.outside.items() if source in (EGRESS_IP, story.pool_ip))
     claim(ours, "the capture saw no packet of an egress IP")
     return [f"{verdict.packets} packets captured; {ours} out with an egress IP; 0 of selected pods with another source"]

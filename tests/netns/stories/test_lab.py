@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,13 +14,15 @@ import pytest
 
 from tests.netns.lab import netns
 from tests.netns.lab.bird import Bird, config_text
-from tests.netns.lab.hosts import PodHost
+from tests.netns.lab.hosts import Node, PodHost
 from tests.netns.lab.kubeproxy import Backend, ServiceEntry, ruleset
 from tests.netns.lab.lab import FW_ADDRESS, POD_NETWORK, Lab, LabError, directory_of, remove_orphans
+from tests.netns.lab.tap import Leaked
 from tests.netns.lab.tor import TorPeer
 from tests.netns.lab.wiring import Cni
 from tests.waiting import PATIENCE
 
+IP_TRANSPARENT = 19
 REPOSITORY = Path(__file__).parents[3]
 
 
@@ -88,10 +91,44 @@ def test_capture_counts_a_planted_leak(lab: Lab, pods: dict[str, PodHost]) -> No
 
     plain.get(FW_ADDRESS)  # its own address: one SYN, seen at the node's port and at fw's
     lab.node("gw2").get(FW_ADDRESS)  # a node's address at a guarded server: nobody's
+    with pytest.raises(Leaked, match=f"^1 packets of {plain.address} to {FW_ADDRESS} by {plain.node.label}$"):
+        lab.tap.check()
     leaks = watch.close().leaks
     assert leaks == {(plain.address, FW_ADDRESS): 2, (lab.node("gw2").address, FW_ADDRESS): 2}
     assert watch.verdict.lost == 0
     assert watch.verdict.packets == len(lab.tor.run(["tcpdump", "-nr", str(watch.pcap)]).splitlines())
+
+
+def test_the_tap_of_every_lab_catches_what_must_not_leave(lab: Lab, pods: dict[str, PodHost]) -> None:
+    """Each source of its own, once, with nobody else watching; a node's and an unselected pod's are none of them."""
+    pod, gw1, gw2 = pods["plain"], lab.node("gw1"), lab.node("gw2")
+    pod.ask(FW_ADDRESS, timeout=0.1)
+    gw2.ask(FW_ADDRESS, timeout=0.1)
+    lab.tap.lead({"192.0.2.9": ["gw1"]})
+    lab.tap.check()
+    foreign = {gw1: "192.0.2.10", gw2: "192.0.2.9"}
+    for node, source in foreign.items():
+        send(node, source, FW_ADDRESS)
+    send(gw1, "192.0.2.9", FW_ADDRESS)  # the egress IP by its gateway
+    with pytest.raises(Leaked) as caught:
+        lab.tap.check()
+    assert sorted(str(caught.value).split("; ")) == sorted(
+        f"1 packets of {source} to {FW_ADDRESS} by {node.label}" for node, source in foreign.items()
+    )
+    lab.tap.forbid(pod.address)
+    pod.ask(FW_ADDRESS, timeout=0.1)
+    lab.tap.pardon(pod.address)
+    pod.ask(FW_ADDRESS, timeout=0.1)
+    with pytest.raises(Leaked, match=f"^1 packets of {pod.address}"):
+        lab.tap.check()
+
+
+def send(node: Node, source: str, destination: str) -> None:
+    """One datagram with a source that is not the node's."""
+    with node.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+        out.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
+        out.bind((source, 0))
+        out.sendto(b"x", (destination, 9))
 
 
 def test_bgp_paths_of_two_nodes_become_ecmp(lab: Lab, pods: dict[str, PodHost]) -> None:
@@ -112,6 +149,7 @@ def test_bgp_paths_of_two_nodes_become_ecmp(lab: Lab, pods: dict[str, PodHost]) 
         ("gw1", both[0], True, 200),
         ("worker", both[1], False, 100),
     ]
+    lab.tap.settle()
     for name in speakers:
         speakers[name].birdc("down")
     lab.wait(lambda: not lab.tor.kernel_routes(), "withdrawn")
@@ -132,6 +170,7 @@ protocol bgp tor {{
 def test_a_local_service_keeps_the_source(lab: Lab, pods: dict[str, PodHost]) -> None:
     lab.tor.ip("route add 192.0.2.2/32 via 10.0.0.21")
     assert lab.client.get("192.0.2.2").source == lab.client.address
+    lab.tap.settle()
     lab.tor.ip("route del 192.0.2.2/32")
 
 
