@@ -146,7 +146,7 @@ def _wanted(wanted: Wanted) -> dict[str, Any]:
 
 
 def _probing_told(probing: Probing) -> dict[str, Any]:
-    return {**_plain(asdict(probing)), "gateways": sorted(probing.gateways)}
+    return {**_plain(asdict(probing)), "gateways": sorted(probing.gateways), "direct": sorted(probing.direct)}
 
 
 def _probes_told(probes: Probes) -> dict[str, Any]:
@@ -179,10 +179,11 @@ def parse_wanted(line: bytes) -> Wanted:
 
 def _probing(value: Mapping[str, Any]) -> Probing:
     device, interval = _value(value["device"], "str"), _value(value["interval"], "int")
-    gateways = frozenset(_value(each, "int") for each in value["gateways"])
-    if not (0 < interval <= MAX_INTERVAL and 0 < len(device) < 16 and all(0 < each < 1 << 16 for each in gateways)):
+    gateways, direct = (frozenset(_value(each, "int") for each in value.get(key, ())) for key in ("gateways", "direct"))
+    are_nodes = all(0 < each < 1 << 16 for each in gateways | direct)
+    if not (0 < interval <= MAX_INTERVAL and 0 < len(device) < 16 and are_nodes):
         raise ValueError(f"probing out of range: {value}")
-    return Probing(device, ip_address(value["local"]), interval, gateways)
+    return Probing(device, ip_address(value["local"]), interval, gateways, direct)
 
 
 def _order(value: Mapping[str, Any]) -> Order:

@@ -203,7 +203,7 @@ class Engine:
 
     def _log_probes(self, before: Probes, now: Probes) -> None:
         if now.probing != before.probing and now.probing is not None:
-            self._log(logging.INFO, "probing", gateways=len(now.probing.gateways), device=now.probing.device)
+            self._log(logging.INFO, "probing", ways=len(now.probing.ways), device=now.probing.device)
         if now.problem != before.problem:
             self._log(logging.ERROR if now.problem else logging.INFO, "probes", problem=now.problem or None)
         if now.stalls != before.stalls:
@@ -315,7 +315,7 @@ class Engine:
 
     def _tidy(self) -> None:
         """Sockets for what there is to send, and no others: a host without BFD has its port 3784 free."""
-        if self._prober.probing is None or not self._prober.probing.gateways:
+        if self._prober.probing is None or not self._prober.probing.ways:
             self._close_link()
             self._probe_problem = ""
         numbers = self._table.numbers()

@@ -24,7 +24,8 @@ SOURCE_MAC = b"\x02rd\0\0\0"
 
 @dataclass(frozen=True, slots=True)
 class Probing:
-    """What is wanted: by which device, from which of our tunnel endpoints, each how many microseconds, to which nodes.
+    """What is wanted: by which device, from which of our tunnel endpoints, each how many microseconds, to which nodes:
+    `gateways` through the tunnel, `direct` without it.
 
     Nodes are numbers. Without any, nothing is sent and no socket is open.
     """
@@ -33,6 +34,12 @@ class Probing:
     local: IPAddress
     interval: int
     gateways: frozenset[int] = frozenset()
+    direct: frozenset[int] = frozenset()
+
+    @property
+    def ways(self) -> frozenset[int]:
+        """As the programs number them."""
+        return self.gateways | {number | layout.WAY_DIRECT for number in self.direct}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +65,15 @@ class Prober:
         """From now on these and no others. Who is new is probed within an interval, and so are all by another one."""
         is_same = self.probing is not None and self.probing.interval == probing.interval
         self.probing = probing
-        for number in self._due.keys() - probing.gateways:
-            self._wheel.drop(number)
-            del self._due[number]
-        for number in probing.gateways - (self._due.keys() if is_same else set()):
-            self._put(number, now + self._chance() * probing.interval / 1e6)
+        for way in self._due.keys() - probing.ways:
+            self._wheel.drop(way)
+            del self._due[way]
+        for way in probing.ways - (self._due.keys() if is_same else set()):
+            self._put(way, now + self._chance() * probing.interval / 1e6)
 
-    def _put(self, number: int, due: float) -> None:
-        self._due[number] = due
-        self._wheel.put(number, due)
+    def _put(self, way: int, due: float) -> None:
+        self._due[way] = due
+        self._wheel.put(way, due)
 
     def advance(self, now: float) -> Iterator[bytes]:
         """The frames that are due. What was missed is not made up for: it would be answered no better."""
@@ -74,10 +81,10 @@ class Prober:
             return
         interval = self.probing.interval / 1e6
         latest = 0.0
-        for number in list(self._wheel.take(now)):
-            latest = max(latest, now - self._due[number])
-            self._put(number, now + interval * (1 - SPREAD * self._chance()))
-            yield frame(self.probing.local, number, self._token())
+        for way in list(self._wheel.take(now)):
+            latest = max(latest, now - self._due[way])
+            self._put(way, now + interval * (1 - SPREAD * self._chance()))
+            yield frame(self.probing.local, way, self._token())
         if latest > LATE * interval:
             self.stall = Stall(self.stall.times + 1, self.stall.seconds + latest)
 
@@ -87,15 +94,16 @@ class Prober:
         return self._wheel.next
 
 
-def frame(local: IPAddress, number: int, token: int) -> bytes:
-    """A probe to the node with this number, as the tunnel device gets it: Ethernet, IP from `local` to itself, UDP.
+def frame(local: IPAddress, way: int, token: int) -> bytes:
+    """A probe by this way to a node, as the tunnel device gets it: Ethernet, IP from `local` to itself, UDP.
 
     UDP has no checksum in either family, as programs alone judge it. An IPv4 header has one.
     """
     carried = bytes(layout.Probe(layout.PROBE_REQUEST, token=token))
     size = 8 + len(carried)
     udp = struct.pack("!HHHH", layout.PROBE_PORT, layout.PROBE_PORT, size, 0) + carried
-    ethernet = struct.pack("!IH6sH", layout.PROBE_MAC, number, SOURCE_MAC, ETHERTYPES[local.version])
+    mark, number = layout.DIRECT_PROBE_MAC if way & layout.WAY_DIRECT else layout.PROBE_MAC, way % layout.NODE_NUMBERS
+    ethernet = struct.pack("!IH6sH", mark, number, SOURCE_MAC, ETHERTYPES[local.version])
     return ethernet + _ip_header(local, size) + udp
 
 

@@ -7,6 +7,8 @@
  *    |                                                                     |
  *    '---- from_tunnel (reverse NAT) ------------ VXLAN, back ------ from_uplink (port -> node)
  *
+ * Where both nodes are on one link there need be no tunnel: see direct.h.
+ *
  * All state of a flow is on the pod's own node; gateways keep none, so any gateway of a group carries any
  * packet of it, out and back.
  *
@@ -15,7 +17,7 @@
  * of its own.
  */
 #include "collect.h"
-#include "gateway.h"
+#include "direct.h"
 #include "handing.h"
 
 SEC("tc")
@@ -25,29 +27,29 @@ int from_tunnel(struct __sk_buff *skb)
 	struct scratch *room = read_scratch();
 	struct packet *packet;
 	enum parsed parsed;
-	struct ip endpoint;
+	struct peer peer = {};
 	__u16 sender;
 	__u32 vni;
 
 	if (!config || !room)
 		return drop(skb, TUNNEL_ERROR);
 	packet = &room->packet;
-	if (!read_tunnel(skb, &vni, &endpoint))
+	if (!read_tunnel(skb, &vni, &peer.endpoint))
 		return drop(skb, UNKNOWN_NODE);
 	parsed = parse(skb, packet);
 	if (vni == VNI_PROBE)
-		return take_probe(skb, packet, parsed, config, &endpoint);
+		return take_probe(skb, packet, parsed, config, &peer, node_number(&peer.endpoint));
 	if (parsed == PARSED_MALFORMED)
-		return drop_from(skb, &endpoint, MALFORMED);
+		return drop_from(skb, &peer.endpoint, MALFORMED);
 	if (parsed == PARSED_FRAGMENT && vni & VNI_BACK)
 		parsed = follow_first(packet, FROM_WORLD);
 	if (parsed == PARSED_BAD_FRAGMENT)
-		return drop_from(skb, &endpoint, BAD_FRAGMENT);
+		return drop_from(skb, &peer.endpoint, BAD_FRAGMENT);
 	if (parsed == PARSED_UNSUPPORTED || parsed == PARSED_NOT_IP)
-		return drop_from(skb, &endpoint, UNSUPPORTED_PROTOCOL);
+		return drop_from(skb, &peer.endpoint, UNSUPPORTED_PROTOCOL);
 	if (!(vni & VNI_BACK))
-		return forward(skb, packet, parsed, config, &endpoint);
-	sender = node_number(&endpoint);
+		return forward(skb, packet, parsed, config, &peer);
+	sender = node_number(&peer.endpoint);
 	if (sender == NO_NODE)
 		return drop(skb, UNKNOWN_NODE);
 	if ((vni & VNI_RELAYED) == VNI_RELAYED)
@@ -55,7 +57,7 @@ int from_tunnel(struct __sk_buff *skb)
 	if (parsed == PARSED_FRAGMENT)
 		return drop(skb, FRAGMENT);
 	if (packet->ttl == TRIAL_TTL)
-		return hear_trial(skb, packet, parsed, sender);
+		return hear_trial(skb, packet, parsed, sender, false);
 	return return_to_pod(skb, packet, parsed, config, sender);
 }
 
@@ -64,15 +66,16 @@ SEC("tc")
 int to_tunnel(struct __sk_buff *skb)
 {
 	struct settings *config;
-	struct {
-		__be32 mark;
-		__be16 number;
-	} gateway;
+	struct link_mark gateway;
 
 	if (skb->ingress_ifindex)
 		return NEXT;
 	config = read_settings();
-	if (!config || bpf_skb_load_bytes(skb, 0, &gateway, ETH_ALEN) || gateway.mark != bpf_htonl(PROBE_MAC))
+	if (!config || bpf_skb_load_bytes(skb, 0, &gateway, ETH_ALEN))
+		return NEXT;
+	if (gateway.mark == bpf_htonl(DIRECT_PROBE_MAC) || gateway.mark == bpf_htonl(DIRECT_TRIAL_MAC))
+		return send_marked(skb, config, &gateway);
+	if (gateway.mark != bpf_htonl(PROBE_MAC))
 		return NEXT;
 	return send_probe(skb, config, bpf_ntohs(gateway.number));
 }
@@ -93,6 +96,8 @@ int from_uplink(struct __sk_buff *skb)
 	if (is_tagged(skb) || parsed == PARSED_NOT_IP || parsed == PARSED_MALFORMED)
 		return NEXT; /* a tagged frame is for a device on top of this one */
 	address = bpf_map_lookup_elem(&egress_ips, &packet->destination);
+	if (skb->ifindex == config->direct_ifindex && may_be_direct(packet, address))
+		return take_direct(skb, packet, parsed, config);
 	if (!address)
 		return NEXT;
 	if (parsed == PARSED_FRAGMENT)

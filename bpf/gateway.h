@@ -33,15 +33,14 @@ static __always_inline bool egress_port(struct __sk_buff *skb, const struct pack
 	return true;
 }
 
-/* An error about a translated packet goes back the way it came, through the tunnel. */
+/* An error about a translated packet goes back the way it came. */
 static __always_inline int answer_node(struct __sk_buff *skb, const struct packet *packet,
 				       const struct settings *config, enum error_kind kind, __u32 mtu,
-				       const struct ip *endpoint)
+				       const struct peer *peer)
 {
 	if (answer_error(skb, packet, config, kind, mtu))
 		return drop(skb, kind == ERROR_TOO_BIG ? TOO_BIG : TTL_EXPIRED);
-	return encapsulate(skb, config, VNI_BACK, endpoint,
-			   kind == ERROR_TOO_BIG ? TOO_BIG_ANSWERED : TTL_ANSWERED);
+	return send_back(skb, packet, config, peer, kind == ERROR_TOO_BIG ? TOO_BIG_ANSWERED : TTL_ANSWERED);
 }
 
 /* Whether the port is of the node with this tunnel endpoint. */
@@ -54,12 +53,13 @@ static __always_inline bool owns(const struct ip *endpoint, const struct egress_
 	return owner && ip_equal(&owner->address, endpoint);
 }
 
-/* Out of the tunnel from `endpoint`, bearing an egress IP as its source. That the port's node is there says
+/* From another node, bearing an egress IP as its source. That the port's node is there says
  * who sent it: asking `nodes` for every packet costs three more lines of memory, which no cache holds where
  * there are many nodes. */
 static __always_inline int forward(struct __sk_buff *skb, const struct packet *packet, enum parsed parsed,
-				   const struct settings *config, const struct ip *endpoint)
+				   const struct settings *config, const struct peer *peer)
 {
+	const struct ip *endpoint = &peer->endpoint;
 	struct egress_ip_value *address = bpf_map_lookup_elem(&egress_ips, &packet->source);
 	struct scratch *room = read_scratch();
 	enum reason refusal;
@@ -77,16 +77,16 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 			return drop_from(skb, endpoint, FOREIGN_PORT);
 	}
 	if (packet->ttl == TRIAL_TTL)
-		return echo_trial(skb, packet, parsed, config, room, endpoint);
+		return echo_trial(skb, packet, parsed, config, room, peer);
 	if (place_of(&packet->destination))
 		return drop(skb, BOGUS_DESTINATION);
 	if (packet->ttl <= 1)
-		return answer_node(skb, packet, config, ERROR_TTL_EXPIRED, 0, endpoint);
+		return answer_node(skb, packet, config, ERROR_TTL_EXPIRED, 0, peer);
 	refusal = find_route(skb, packet, config, &packet->source, &room->route);
 	if (refusal)
 		return drop(skb, refusal);
 	if (exceeds(skb, packet, room->route.ifindex, &mtu))
-		return answer_node(skb, packet, config, ERROR_TOO_BIG, mtu, endpoint);
+		return answer_node(skb, packet, config, ERROR_TOO_BIG, mtu, peer);
 	if (decrement_ttl(skb, packet))
 		return drop(skb, REWRITE_ERROR);
 	return send_by(skb, &room->route);
@@ -158,6 +158,20 @@ static __always_inline int ask_next(struct __sk_buff *skb, const struct packet *
 	return relay(skb, config, &endpoint, seen);
 }
 
+/* Whether answers reach the node without the tunnel: where there is no other way, or as it has just said. */
+static __always_inline bool is_reached_directly(const struct settings *config, const struct packet *packet,
+						const struct node_value *node, __u16 number)
+{
+	struct liveness *known;
+
+	if (!is_on_link(node, packet->ipv6))
+		return false;
+	if (!config->tunnels)
+		return true;
+	known = liveness_of(number | WAY_DIRECT);
+	return known && known->asked && (__s32)(clock_of_asks() - known->asked) <= (__s32)asks_last(config);
+}
+
 /* To an egress IP. `seen`: see ask_next. */
 static __always_inline int hand_back(struct __sk_buff *skb, const struct packet *packet, enum parsed parsed,
 				     const struct settings *config, const struct egress_ip_value *address,
@@ -165,10 +179,13 @@ static __always_inline int hand_back(struct __sk_buff *skb, const struct packet 
 {
 	struct node_value *node;
 	struct ip endpoint;
+	struct scratch *room = read_scratch();
+	__u32 device = config->tunnel_ifindex, mtu;
 	bool relays;
 	__be16 port;
-	__u32 mtu;
 
+	if (!room)
+		return drop(skb, NO_MAPPING);
 	if (parsed == PARSED_BAD_FRAGMENT)
 		return not_ours(skb, address, way, BAD_FRAGMENT);
 	if (parsed == PARSED_FRAGMENT)
@@ -183,14 +200,20 @@ static __always_inline int hand_back(struct __sk_buff *skb, const struct packet 
 	if (node->local)
 		return return_to_pod(skb, packet, parsed, config, node_of_port(address, port));
 	endpoint = node->address;
+	room->answers_directly =
+	    !relays && is_reached_directly(config, packet, node, node_of_port(address, port));
 	if (packet->piece == FIRST_PIECE && !remember_first(packet, FROM_WORLD, packet->id))
 		return drop(skb, FRAGMENT);
-	if (exceeds(skb, packet, config->tunnel_ifindex, &mtu))
+	if (REREAD(room->answers_directly))
+		device = config->direct_ifindex;
+	if (exceeds(skb, packet, device, &mtu))
 		return answer_world(skb, packet, config, way, ERROR_TOO_BIG, mtu);
 	if (relays)
 		return relay(skb, config, &endpoint, 0);
-	if (clamp_mss(skb, packet, config->tunnel_mtu) || decrement_ttl(skb, packet))
+	if (clamp_mss(skb, packet, config->flow_mtu) || decrement_ttl(skb, packet))
 		return drop(skb, REWRITE_ERROR);
+	if (REREAD(room->answers_directly))
+		return send_direct(skb, config, node, packet->ipv6, REVERSED_DIRECT);
 	return encapsulate(skb, config, VNI_BACK, &endpoint, REVERSED);
 }
 

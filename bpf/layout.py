@@ -23,6 +23,9 @@ GRANULES = 1024  # of one address
 NODE_NUMBERS = 65536
 ID_SEQUENCES = 1024
 NO_NODE = 0
+WAY_DIRECT = 1 << 16  # with a node's number: the way to it without the tunnel
+WAYS = 2 * NODE_NUMBERS
+ECHOED_DIRECT = 32  # bits of `block.echoed` from here on: who echoed without the tunnel
 PROBES_KEPT = 8
 FAMILY_BITS = 32  # in front of the address in keys of longest-prefix matches
 PREFIX_IPV6 = 1 << 31
@@ -33,6 +36,7 @@ VNI_RELAYED = VNI_BACK | 1 << 22  # of answers that one gateway hands to another
 VNI_SEEN = 0x1F  # of a fragment among these: how many gateways have seen it
 VNI_PROBE = (1 << 24) - 1
 PROBE_PORT, PROBE_TTL, PROBE_REQUEST, PROBE_REPLY, PROBE_MAC = 3785, 255, 1, 2, 0x02726400  # bpf/probe.h
+DIRECT_PROBE_MAC, DIRECT_TRIAL_MAC, BOTH_WAYS = 0x02726402, 0x02726403, 1
 SERVICE_DRAINING, SERVICE_NO_SESSION, SERVICE_NO_UPLINK, SERVICE_NO_ROUTE, SERVICE_NO_UPSTREAM = 1, 2, 4, 8, 16
 TRIAL_PORT, TRIAL_TTL, TRIAL_REQUEST, TRIAL_REPLY = 9, 255, 1, 2  # bpf/trial.h
 
@@ -79,8 +83,11 @@ class Settings(Structure):
         ("network_policy", c_uint32),
         ("forward_mark", c_uint32),
         ("deadline_seconds", c_uint32),
+        ("direct_ifindex", c_uint32),
+        ("flow_mtu", c_uint32),
         ("tunnel_port", c_uint16),
-        ("reserved", c_uint16),
+        ("tunnels", c_uint8),
+        ("reserved", c_uint8),
     ]
 
 
@@ -116,7 +123,11 @@ class CidrKey(Structure):
 
 
 class NodeValue(Structure):
-    _fields_ = [("address", Bytes16), ("local", c_uint32)]
+    _fields_ = [("address", Bytes16), ("link_local", Bytes16), ("local", c_uint32), ("direct", c_uint32)]
+
+
+class NeighbourKey(Structure):
+    _fields_ = [("mac", Bytes6), ("reserved", c_uint8 * 2)]
 
 
 class Gateway(Structure):
@@ -171,7 +182,7 @@ class FlowValue(Structure):
         ("seen_out", c_uint8),
         ("seen_in", c_uint8),
         ("exit_local", c_uint8),
-        ("reserved", c_uint8),
+        ("direct", c_uint8),
         ("unwanted_since", c_uint64),
     ]
 
@@ -263,7 +274,7 @@ class Trial(Structure):
 
     _fields_ = [
         ("kind", c_uint8),
-        ("reserved", c_uint8),
+        ("direct", c_uint8),
         ("gateway", c_uint16),
         ("group", c_uint32),
         ("token", c_uint64),
@@ -279,7 +290,7 @@ class Relays(Structure):
 
 
 class Liveness(Structure):
-    _fields_ = [("sent", c_uint32), ("heard", c_uint32), ("service", c_uint32), ("reserved", c_uint32)]
+    _fields_ = [("sent", c_uint32), ("heard", c_uint32), ("service", c_uint32), ("asked", c_uint32)]
 
 
 class SentProbe(Structure):
@@ -316,7 +327,8 @@ class Collected(Structure):
 # C name -> mirror, for the test against BTF.
 MIRRORS: dict[str, type[Structure]] = {
     "settings": Settings, "pod_key": PodKey, "pod_value": PodValue, "policy_key": PolicyKey, "rule": Rule,
-    "policy_value": PolicyValue, "cidr_key": CidrKey, "node_value": NodeValue, "gateway": Gateway, "block": Block,
+    "policy_value": PolicyValue, "cidr_key": CidrKey, "node_value": NodeValue,
+    "neighbour_key": NeighbourKey, "gateway": Gateway, "block": Block,
     "group_value": GroupValue, "egress_ip_value": EgressIpValue, "flow_key": FlowKey, "flow_value": FlowValue,
     "reverse_key": ReverseKey, "reverse_value": ReverseValue,
     "fragment_key": FragmentKey, "fragment_value": FragmentValue, "sequence": Sequence,
@@ -333,7 +345,8 @@ MAPS: dict[str, tuple[type[Structure] | None, type[Structure] | None]] = {
     "groups": (None, GroupValue),
     "epoch": (None, None), "egress_ips": (None, EgressIpValue), "nodes": (None, None),
     "node_numbers": (None, NodeValue), "liveness": (None, Liveness), "probes": (None, Probes),
-    "uplinks": (None, None), "flows": (FlowKey, FlowValue), "reverse": (ReverseKey, ReverseValue),
+    "uplinks": (None, None), "neighbours": (NeighbourKey, None), "own_egress_ips": (None, None),
+    "flows": (FlowKey, FlowValue), "reverse": (ReverseKey, ReverseValue),
     "fragments": (FragmentKey, FragmentValue), "sequences": (None, Sequence),
     "granules": (GranuleKey, GranuleUse), "uses": (None, Use), "pressures": (None, Pressure),
     "trial_token": (None, TrialToken), "relays": (None, Relays), "counters": (None, Counter),
@@ -363,6 +376,11 @@ def ip16(address: Address) -> bytes:
 def ip_field(address: Address) -> object:
     """The same, as a structure's field."""
     return Bytes16.from_buffer_copy(ip16(address))
+
+
+def neighbour_key(mac: bytes) -> bytes:
+    """Of a device's 6 bytes."""
+    return bytes(NeighbourKey(Bytes6.from_buffer_copy(mac)))
 
 
 def ip_of(data: object) -> Address:

@@ -60,11 +60,18 @@ PINNED_MAP(nodes, BPF_MAP_TYPE_HASH, struct ip, __u32, 65536, BPF_F_NO_PREALLOC)
 /* Node number -> tunnel endpoint. */
 PINNED_MAP(node_numbers, BPF_MAP_TYPE_ARRAY, __u32, struct node_value, NODE_NUMBERS, 0);
 
-/* Node number -> whether it answers as a gateway. Written by the programs alone. */
-PINNED_MAP(liveness, BPF_MAP_TYPE_ARRAY, __u32, struct liveness, NODE_NUMBERS, 0);
+/* A way to a node (its number, or with WAY_DIRECT) -> whether it answers there as a gateway. Written by the
+ * programs alone. */
+PINNED_MAP(liveness, BPF_MAP_TYPE_ARRAY, __u32, struct liveness, WAYS, 0);
 
-/* Node number -> the last probes that were sent to it. */
-PINNED_MAP(probes, BPF_MAP_TYPE_HASH, __u32, struct probes, NODE_NUMBERS, BPF_F_NO_PREALLOC);
+/* A way to a node -> the last probes that were sent there. */
+PINNED_MAP(probes, BPF_MAP_TYPE_HASH, __u32, struct probes, WAYS, BPF_F_NO_PREALLOC);
+
+/* Source of Ethernet frames -> number of the node that sends them: who needs no tunnel. */
+PINNED_MAP(neighbours, BPF_MAP_TYPE_HASH, struct neighbour_key, __u32, 65536, BPF_F_NO_PREALLOC);
+
+/* Egress IPs of which this node has ports: answers to them may come without the tunnel. */
+PINNED_MAP(own_egress_ips, BPF_MAP_TYPE_HASH, struct ip, __u32, 65536, BPF_F_NO_PREALLOC);
 
 /* Devices by which translated traffic may leave. */
 PINNED_MAP(uplinks, BPF_MAP_TYPE_HASH, __u32, __u32, 64, BPF_F_NO_PREALLOC);

@@ -23,6 +23,9 @@
 	R(14, TRIAL_HEARD, "trial of a port set of this node, come back from a gateway")                     \
 	R(20, HANDED_IN, "first packet of a flow, handed to the host's forward hook")                        \
 	R(21, CAME_OUT, "what the host's forward hook let pass, taken up at an uplink")                      \
+	R(24, SENT_DIRECT, "sent to a gateway on the same link, without the tunnel")                         \
+	R(25, REVERSED_DIRECT,                                                                               \
+	  "reply to an egress IP, sent to its node on the same link, without the tunnel")                    \
 	R(32, NO_GROUP, "no egress group has been published for the policy")                                 \
 	R(33, NO_GATEWAY, "no gateway of the egress group is up")                                            \
 	R(34, UNSUPPORTED_PROTOCOL, "neither TCP, UDP, SCTP nor ICMP echo")                                  \
@@ -45,7 +48,7 @@
 	R(54, BOGUS_DESTINATION, "destination that no host can have, or that is not behind a gateway")       \
 	R(55, NO_PORT_SET, "this node has no port set of the group's egress IPs")                            \
 	R(56, UNKNOWN_EGRESS_IP, "tunnel packet with an egress IP that this node is no gateway of")          \
-	R(57, FOREIGN_PORT, "tunnel packet from a port, or a fragment's id, of no port set of its sender")   \
+	R(57, FOREIGN_PORT, "another node's packet from a port, or a fragment's id, that is not its own")    \
 	R(58, REVERSE_TABLE_FULL, "no room for a new port in use at the source node")                        \
 	R(59, BAD_PROBE, "liveness probe that is forged, replayed or cut short")                             \
 	R(60, RELAY_LIMIT, "answer whose node is not known here, and too many were handed on")               \
@@ -58,7 +61,8 @@
 	R(67, BAD_TRIAL, "trial of a port set, or its echo, that is forged or cut short")                    \
 	R(68, HANDING_OVER, "new flow while another release takes over the maps")                            \
 	R(80, STRAY_MARK, "bears the mark of what was handed to the forward hook, and is none of it")        \
-	R(81, UNENFORCED, "NetworkPolicies of this node's CNI would be bypassed")
+	R(81, UNENFORCED, "NetworkPolicies of this node's CNI would be bypassed")                            \
+	R(88, UNKNOWN_NEIGHBOUR, "packet from or to an egress IP, from a neighbour that is no node")
 
 enum reason {
 	REASON_UNSPECIFIED = 0,

@@ -39,12 +39,14 @@ static __always_inline __u16 other_gateway(__u32 number, const struct packet *pa
 	    .echoed = ~0ULL, /* of nobody's port set */
 	    .hash = flow_hash(&key),
 	    .excluded = node_number(&config->node_address),
-	    .picked = NO_NODE,
+	    .by_tunnel = true,
 	};
+	struct scratch *room = read_scratch();
 
-	if (choice.group)
-		bpf_loop(MAX_GATEWAYS, weigh_gateway, &choice, 0);
-	return choice.picked;
+	if (!choice.group || !room)
+		return NO_NODE;
+	choose(&choice, room, &key.pod);
+	return room->pick.node;
 }
 
 static __always_inline bool is_within_limit(void)

@@ -88,8 +88,8 @@ static __always_inline int answer_pod(struct __sk_buff *skb, const struct packet
 }
 
 /* Out with the flow's egress IP and port: by a gateway, or by this node where it is one, or the policy says
- * so. Answers may come by any gateway, through the tunnel. One hop, like any router, unless the host has made
- * it: `home` is then where the pod is, else NULL. `rank`: of the gateway.
+ * so. Answers may come by any gateway, and either way. One hop, like any router, unless the host has made it:
+ * `home` is then where the pod is, else NULL. `rank`: of the gateway.
  */
 static __always_inline int send_out(struct __sk_buff *skb, const struct packet *packet, enum parsed parsed,
 				    const struct settings *config, const struct flow_value *flow, __u32 rank,
@@ -117,6 +117,8 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
 		if (refusal)
 			return drop(skb, refusal);
 		device = room->route.ifindex;
+	} else if (REREAD(flow->direct)) {
+		device = config->direct_ifindex;
 	}
 	if (exceeds(skb, packet, device, &mtu))
 		return answer_pod(skb, packet, config, home, ERROR_TOO_BIG, mtu);
@@ -131,10 +133,13 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
 		return drop(skb, REWRITE_ERROR);
 	if (packet->piece && rewrite_id(skb, packet, id))
 		return drop(skb, REWRITE_ERROR);
-	if ((!home && decrement_ttl(skb, packet)) || clamp_mss(skb, packet, config->tunnel_mtu))
+	if ((!home && decrement_ttl(skb, packet)) || clamp_mss(skb, packet, config->flow_mtu))
 		return drop(skb, REWRITE_ERROR);
 	if (local)
 		return send_by(skb, &room->route);
+	if (REREAD(flow->direct))
+		return send_direct(skb, config, gateway, packet->ipv6,
+				   (rank & ~RANK_UNTRIED) == RANK_SILENT ? SENT_UNHEARD : SENT_DIRECT);
 	return encapsulate(skb, config, group, &endpoint,
 			   (rank & ~RANK_UNTRIED) == RANK_SILENT ? SENT_UNHEARD : ENCAPSULATED);
 }
@@ -248,6 +253,7 @@ static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet
 	if (!group)
 		return drop(skb, NO_GROUP);
 	flow->gateway = pick_gateway(config, group, key, NO_NODE, &echoes, &flow->epoch, rank);
+	flow->direct = echoes.direct;
 	if (flow->gateway == NO_NODE)
 		return drop(skb, NO_GATEWAY);
 	if (*rank & RANK_UNTRIED)
@@ -278,7 +284,7 @@ static __always_inline enum reason keep_gateway(const struct settings *config, c
 	struct group_value *group;
 	__u16 gateway;
 
-	if (flow->epoch == latest && serves(config, flow->gateway))
+	if (flow->epoch == latest && serves(config, flow->gateway | (flow->direct ? WAY_DIRECT : 0)))
 		return REASON_UNSPECIFIED;
 	group = bpf_map_lookup_elem(&groups, &number);
 	if (!group)
@@ -288,6 +294,8 @@ static __always_inline enum reason keep_gateway(const struct settings *config, c
 		return NO_GATEWAY;
 	if (flow->gateway != gateway)
 		flow->gateway = gateway;
+	if (flow->direct != echoes.direct)
+		flow->direct = echoes.direct;
 	if (flow->epoch != latest)
 		flow->epoch = latest;
 	return REASON_UNSPECIFIED;

@@ -5,7 +5,8 @@
  * UDP from the egress IP to itself, as a node need not have an address of that family. The gateway judges it
  * as all that comes out of the tunnel (forward), and sends it back to the node that has the port, not out.
  * That node's from_tunnel notes in the group which gateway has echoed which set, and from_pod lets flows
- * begin there by these gateways alone.
+ * begin there by these gateways alone. Where both are on one link, another trial goes without the tunnel,
+ * and comes back so: a link on which somebody filters sources looks like any other.
  *
  * A pod cannot send such a packet, nor anybody outside: what they send has made a hop, at the pod's node or
  * at a gateway, before a program sees it come out of a tunnel, and a trial has all 255 (RFC 5082). A node
@@ -21,8 +22,9 @@
 struct echoes {
 	const struct group_value *group;
 	struct ip egress_ip;
-	__u64 by;     /* a bit for each gateway, by its place in the group */
-	__u64 picked; /* the bit of the gateway that was chosen for it */
+	__u64 by;     /* as `block.echoed` */
+	__u64 picked; /* the bit of the gateway that was chosen for it, by the way that was */
+	__u8 direct;  /* whether that is without the tunnel */
 	__u16 port;   /* in the block; 0 = all */
 	__u8 family;  /* 1 = IPv6 */
 	__u8 open;    /* whether flows may begin in any */
@@ -43,7 +45,7 @@ static long add_echoes(__u32 index, void *context)
 	return echoes->port != 0; /* no other block has it */
 }
 
-/* Reads the trial in a packet that came out of the tunnel; false = it is none. */
+/* Reads the trial in a packet that another node sent; false = it is none. */
 static __always_inline bool read_trial(struct __sk_buff *skb, const struct packet *packet, enum parsed parsed,
 				       struct trial *trial)
 {
@@ -61,7 +63,7 @@ static __always_inline bool read_trial(struct __sk_buff *skb, const struct packe
 /* The port is the sender's: the caller has looked. */
 static __always_inline int echo_trial(struct __sk_buff *skb, const struct packet *packet, enum parsed parsed,
 				      const struct settings *config, struct scratch *room,
-				      const struct ip *endpoint)
+				      const struct peer *peer)
 {
 	struct trial *trial = &room->trial;
 
@@ -70,7 +72,7 @@ static __always_inline int echo_trial(struct __sk_buff *skb, const struct packet
 	trial->kind = TRIAL_REPLY;
 	if (bpf_skb_store_bytes(skb, packet->l4_offset + sizeof(struct udphdr), trial, sizeof(*trial), 0))
 		return drop(skb, REWRITE_ERROR);
-	return encapsulate(skb, config, VNI_BACK, endpoint, TRIAL_ECHOED);
+	return send_back(skb, packet, config, peer, TRIAL_ECHOED);
 }
 
 /* --- at the node of the port set ------------------------------------------------------------------ */
@@ -97,9 +99,9 @@ static long note_echo(__u32 index, void *context)
 	return 1;
 }
 
-/* A trial that came back from the gateway `sender`. */
+/* A trial that came back from the gateway `sender`, by the way that it went. */
 static __always_inline int hear_trial(struct __sk_buff *skb, const struct packet *packet, enum parsed parsed,
-				      __u16 sender)
+				      __u16 sender, bool direct)
 {
 	struct echo echo = {.egress_ip = packet->source, .port = bpf_ntohs(packet->source_port)};
 	struct scratch *room = read_scratch();
@@ -107,22 +109,24 @@ static __always_inline int hear_trial(struct __sk_buff *skb, const struct packet
 	struct trial_token *known = bpf_map_lookup_elem(&trial_token, &zero);
 
 	if (!room || !known || !read_trial(skb, packet, parsed, &room->trial) ||
-	    room->trial.kind != TRIAL_REPLY || room->trial.token != known->token)
+	    room->trial.kind != TRIAL_REPLY || room->trial.token != known->token ||
+	    room->trial.direct != direct)
 		return drop(skb, BAD_TRIAL);
 	echo.group = bpf_map_lookup_elem(&groups, &room->trial.group);
 	if (!echo.group)
 		return drop(skb, BAD_TRIAL);
-	echo.by = place_bit(echo.group, sender);
+	echo.by = place_bit(echo.group, sender) << (direct ? ECHOED_DIRECT : 0);
 	if (echo.by)
 		bpf_loop(MAX_BLOCKS, note_echo, &echo, 0);
 	return drop(skb, echo.noted ? TRIAL_HEARD : BAD_TRIAL); /* nobody else is to get it */
 }
 
-/* The packet of one run, into the tunnel. A redirect would wait for the end of the program, and a test run
- * makes none. */
+/* The packet of one run, into the tunnel device, where to_tunnel takes what goes without the tunnel. A
+ * redirect would wait for the end of the program, and a test run makes none. */
 static __always_inline int put_trial(struct __sk_buff *skb, const struct settings *config)
 {
 	struct scratch *room = read_scratch();
+	struct link_mark mark;
 	struct node_value *node;
 	struct ip endpoint;
 
@@ -132,6 +136,14 @@ static __always_inline int put_trial(struct __sk_buff *skb, const struct setting
 	node = node_of(room->trial.gateway);
 	if (!node || ip_is_none(&node->address))
 		return drop(skb, NO_GATEWAY);
+	if (room->trial.direct) {
+		mark.mark = bpf_htonl(DIRECT_TRIAL_MAC);
+		mark.number = bpf_htons(room->trial.gateway);
+		if (bpf_skb_store_bytes(skb, 0, &mark, ETH_ALEN, 0) ||
+		    bpf_clone_redirect(skb, config->tunnel_ifindex, 0))
+			return drop(skb, TUNNEL_ERROR);
+		return NEXT;
+	}
 	endpoint = node->address;
 	if (set_tunnel(skb, config, room->trial.group, &endpoint) ||
 	    bpf_clone_redirect(skb, config->tunnel_ifindex, 0))

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Ways out of a program: through the tunnel to another node, by an uplink to the world, to a pod here, and
- * back to the sender with an ICMP error.
+/* Ways out of a program: to another node, through the tunnel or straight over the link that both are on, by
+ * an uplink to the world, to a pod here, and back to the sender with an ICMP error.
  */
 #ifndef ROUTERD_TUNNEL_H
 #define ROUTERD_TUNNEL_H
@@ -90,6 +90,48 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct setti
 	return sent(skb, bpf_redirect(config->tunnel_ifindex, 0), done);
 }
 
+/* Whether the node can be reached without the tunnel by packets of this family. */
+static __always_inline bool is_on_link(const struct node_value *node, bool ipv6)
+{
+	bool by_link_local = ipv6 || !ip_is_v4(&node->address);
+
+	return node->direct && (!by_link_local || !ip_is_none(&node->link_local));
+}
+
+/* As it is to a node on the link, which knows this one by the frame's source. */
+static __always_inline int send_direct(struct __sk_buff *skb, const struct settings *config,
+				       const struct node_value *node, bool ipv6, enum reason done)
+{
+	bool by_link_local = ipv6 || !ip_is_v4(&node->address);
+	struct bpf_redir_neigh next_hop = {.nh_family = by_link_local ? FAMILY_IPV6 : FAMILY_IPV4};
+
+	if (by_link_local)
+		__builtin_memcpy(next_hop.ipv6_nh, &node->link_local, sizeof(next_hop.ipv6_nh));
+	else
+		next_hop.ipv4_nh = node->address.w[3];
+	return sent(skb, bpf_redirect_neigh(config->direct_ifindex, &next_hop, sizeof(next_hop), 0), done);
+}
+
+/* How a process of this node marks in the destination of a frame what is to go without the tunnel, and where
+ * to.
+ */
+struct link_mark {
+	__be32 mark;
+	__be16 number;
+};
+
+/* The node on the link that sent the frame, or NO_NODE. */
+static __always_inline __u16 sender_of(struct __sk_buff *skb)
+{
+	struct neighbour_key key = {};
+	__u32 *number;
+
+	if (bpf_skb_load_bytes(skb, ETH_ALEN, key.mac, sizeof(key.mac)))
+		return NO_NODE;
+	number = bpf_map_lookup_elem(&neighbours, &key);
+	return number ? *number : NO_NODE;
+}
+
 /* What a packet bore in the tunnel, and the end that it came from. False = it came by no tunnel. */
 static __always_inline bool read_tunnel(struct __sk_buff *skb, __u32 *vni, struct ip *endpoint)
 {
@@ -104,6 +146,21 @@ static __always_inline bool read_tunnel(struct __sk_buff *skb, __u32 *vni, struc
 	}
 	*vni = key.tunnel_id;
 	return true;
+}
+
+/* The node that a packet came from. */
+struct peer {
+	struct ip endpoint;
+	const struct node_value *on_link; /* NULL = it came out of the tunnel */
+};
+
+/* To the node that sent the packet, the way it came. */
+static __always_inline int send_back(struct __sk_buff *skb, const struct packet *packet,
+				     const struct settings *config, const struct peer *peer, enum reason done)
+{
+	if (peer->on_link && is_on_link(peer->on_link, packet->ipv6))
+		return send_direct(skb, config, peer->on_link, packet->ipv6, done);
+	return encapsulate(skb, config, VNI_BACK, &peer->endpoint, done);
 }
 
 /* Of a packet that came out of the tunnel from `endpoint`: that no node is there counts before `reason`. */

@@ -23,7 +23,10 @@
 #define NODE_NUMBERS  65536
 #define ID_SEQUENCES  1024
 #define NO_NODE	      0 /* no node has this number */
-#define PROBES_KEPT   8 /* of each gateway; more than may be on their way at once */
+#define WAY_DIRECT                                                                                           \
+	0x10000 /* with a node's number: the way to it without the tunnel, else the one through it */
+#define WAYS	    (2 * NODE_NUMBERS)
+#define PROBES_KEPT 8 /* of each gateway; more than may be on their way at once */
 
 /* What becomes of destinations in a prefix of `cluster`, whatever policies say. */
 #define PLACE_INSIDE  1 /* of the cluster or the link: left alone */
@@ -62,8 +65,11 @@ struct settings {
 	__u32 network_policy;	/* enum network_policy: the way of a flow's first packet */
 	__u32 forward_mark;	/* the bit of it while the host has it */
 	__u32 deadline_seconds; /* of a flow that no policy sends its way any more */
+	__u32 direct_ifindex; /* the device that other nodes are on; 0 = all packets to them are tunnelled */
+	__u32 flow_mtu;	      /* largest IP packet that each way carries which a flow may have, bytes */
 	__u16 tunnel_port;
-	__u16 reserved;
+	__u8 tunnels; /* 1 = packets may go through the tunnel; what gateways relay always does */
+	__u8 reserved;
 };
 
 /* Who may look at the first packet of a flow before it leaves. */
@@ -117,7 +123,16 @@ struct cidr_key {
 
 struct node_value {
 	struct ip address; /* tunnel endpoint; none in all words = no node has this number */
-	__u32 local;	   /* 1 = this node itself */
+	struct ip
+	    link_local; /* next hop of IPv6 packets that need no tunnel; none in all words = it has none */
+	__u32 local;	/* 1 = this node itself */
+	__u32 direct;	/* 1 = it is on the link of direct_ifindex, and needs no tunnel */
+};
+
+/* A node's own device on the link that nodes share. */
+struct neighbour_key {
+	__u8 mac[6];
+	__u8 reserved[2];
 };
 
 struct gateway {
@@ -133,10 +148,13 @@ struct block {
 	__u8 shift;  /* 2^shift ports */
 	__u8 closed; /* 1 = asked back: nothing new begins here */
 	__u32 reserved;
-	/* By which gateways, a bit for each place in `gateways`: they know that the ports are this node's. Of
-	 * this entry the programs write these words alone, see trial.h. */
+	/* By which gateways, a bit for each place in `gateways`, from ECHOED_DIRECT on of those that did so
+	 * without the tunnel: they know that the ports are this node's. Of this entry the programs write
+	 * these words alone, see trial.h. */
 	__u64 echoed;
 };
+
+#define ECHOED_DIRECT 32
 
 /* What a source node knows of a group: by whom its packets leave, and as which ports. */
 struct group_value {
@@ -173,11 +191,11 @@ struct flow_value {
 	__u32 group; /* 0 = begun from outside: leave it alone */
 	__u32 epoch; /* of `epoch`, when its gateway was found good; another = it stands in for one */
 	__be16 egress_port;
-	__u16 gateway;	 /* node number */
-	__u8 seen_out;	 /* enum seen, pod to remote */
-	__u8 seen_in;	 /* only of flows begun from outside; the others' is in `reverse` */
-	__u8 exit_local; /* of its rule, when it began */
-	__u8 reserved;
+	__u16 gateway;	      /* node number */
+	__u8 seen_out;	      /* enum seen, pod to remote */
+	__u8 seen_in;	      /* only of flows begun from outside; the others' is in `reverse` */
+	__u8 exit_local;      /* of its rule, when it began */
+	__u8 direct;	      /* 1 = its gateway gets it without the tunnel */
 	__u64 unwanted_since; /* CLOCK_MONOTONIC, ns: no policy sends it this way any more; 0 = one does */
 };
 
@@ -291,7 +309,7 @@ struct pressure {
 /* What the trial of a port set carries, see trial.h. */
 struct trial {
 	__u8 kind;
-	__u8 reserved;
+	__u8 direct;   /* 1 = it goes without the tunnel */
 	__u16 gateway; /* number of the node that it is sent to */
 	__u32 group;
 	__u64 token; /* that nobody guesses */
@@ -310,16 +328,19 @@ struct relays {
 
 /* --- liveness of gateways: see probe.h */
 
-#define PROBE_PORT    3785 /* UDP; RFC 5881, section 4 */
-#define PROBE_TTL     255
-#define PROBE_REQUEST 1
-#define PROBE_REPLY   2
-#define PROBE_MAC     0x02726400 /* of a probe on its way into the tunnel: the gateway's number follows */
+#define PROBE_PORT	 3785 /* UDP; RFC 5881, section 4 */
+#define PROBE_TTL	 255
+#define PROBE_REQUEST	 1
+#define PROBE_REPLY	 2
+#define PROBE_MAC	 0x02726400 /* of a probe on its way into the tunnel: the gateway's number follows */
+#define DIRECT_PROBE_MAC 0x02726402 /* of one that is to go without it */
+#define DIRECT_TRIAL_MAC 0x02726403
+#define BOTH_WAYS	 1 /* a request: its sender gets our answers without the tunnel */
 
 /* What a probe carries. */
 struct probe {
 	__u8 kind;
-	__u8 service; /* of a reply: enum service */
+	__u8 service; /* of a reply: enum service; of a request without the tunnel: BOTH_WAYS, or 0 */
 	__u8 reserved[6];
 	__u64 token; /* that nobody guesses */
 };
@@ -333,13 +354,12 @@ enum service {
 	SERVICE_NO_UPSTREAM = 16, /* targets that it asks do not answer */
 };
 
-/* What this node knows of another one as a gateway, for every packet to read. Probes are numbered from 1 on.
- */
+/* What this node knows of a way to another one, for every packet to read. Probes are numbered from 1 on. */
 struct liveness {
 	__u32 sent;
 	__u32 heard;   /* the last one that was answered */
 	__u32 service; /* as that answer said */
-	__u32 reserved;
+	__u32 asked; /* when the other node said last that it gets what we send this way: see clock_of_asks */
 };
 
 struct sent_probe {

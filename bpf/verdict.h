@@ -13,6 +13,21 @@
 #define NEXT	    TC_ACT_UNSPEC /* the same number as TCX_NEXT */
 #define HOST_PREFIX (32 + 128)	  /* of a key that begins with the family */
 
+/* What a map holds, read anew: of what it remembers, the verifier follows each case to the end. */
+#define REREAD(field) (*(const volatile typeof(field) *)&(field))
+
+/* The best way to a gateway so far, see probe.h. */
+struct pick {
+	__u64 score;
+	__u64 place; /* its bit in `block.echoed` */
+	__u32 rank;  /* enum rank */
+	__u32 epoch;
+	__u16 node; /* NO_NODE = none */
+	__u8 direct;
+	__u8 ipv6; /* the flow's family */
+	__u8 reserved[4];
+};
+
 /* What is too large for the 512 bytes of a program's stack; one of each for a packet, which stays on its CPU
  * with soft interrupts off until its program has ended. */
 struct scratch {
@@ -21,6 +36,8 @@ struct scratch {
 	struct flow_value flow;
 	struct reverse_key port_key; /* of the port that is claimed */
 	struct reverse_value port;
+	struct pick pick;
+	__u32 answers_directly; /* what hand_back has found */
 	struct fragment_key fragment_key;
 	struct fragment_value fragment;
 	struct bpf_fib_lookup route;

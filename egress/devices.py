@@ -40,6 +40,7 @@ from egress.policy import TUNNEL_DEVICE, IPAddress, IPNetwork
 ROUTE_PROTOCOL = 203  # rtm_protocol of what is ours; free in iproute2's rt_protos
 NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
 IFF_UP, IFF_LOWER_UP = 1, 1 << 16
+ARPHRD_ETHER = 1
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 1, 0x10, 0x100
 ADDRESSES = RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR
 NETLINK_NETFILTER, NFNLGRP_NFTABLES = 12, 1 << 6
@@ -82,6 +83,7 @@ class Link:
     vxlan_port: int
     vxlan_external: bool
     carrier: bool = True
+    is_ethernet: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ def _text(values: Attributes, kind: int) -> str:
 
 
 def _link(body: bytes) -> Link:
-    _, _, ifindex, flags, _ = IFINFO.unpack_from(body)
+    _, kind_of_frames, ifindex, flags, _ = IFINFO.unpack_from(body)
     values = attributes(body, IFINFO.size)
     info = attributes(values.get(IFLA_LINKINFO, b""))
     kind = _text(info, IFLA_INFO_KIND)
@@ -121,6 +123,7 @@ def _link(body: bytes) -> Link:
         vxlan_port=int.from_bytes(vxlan.get(IFLA_VXLAN_PORT, b""), "big"),
         vxlan_external=bool(vxlan.get(IFLA_VXLAN_COLLECT_METADATA, b"\0")[0]),
         carrier=bool(flags & IFF_LOWER_UP),
+        is_ethernet=kind_of_frames == ARPHRD_ETHER,
     )
 
 
@@ -151,17 +154,19 @@ def read_addresses(route: NetlinkSocket, namespace: int | None = None, ifindex: 
     return found
 
 
-def read_networks(route: NetlinkSocket) -> frozenset[IPNetwork]:
-    """Networks that this namespace's interfaces are in. An address with a prefix of its own alone is in none."""
-    found = set()
+def read_networks(route: NetlinkSocket) -> dict[int, frozenset[IPNetwork]]:
+    """Networks that this namespace's interfaces are in, by ifindex. An address with a prefix of its own alone is in
+    none.
+    """
+    found: dict[int, set[IPNetwork]] = defaultdict(set)
     for answer in route.dump(RTM_GETADDR, IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
-        family, length, _, _, _ = IFADDR.unpack_from(answer)
+        family, length, _, _, ifindex = IFADDR.unpack_from(answer)
         address = attributes(answer, IFADDR.size).get(IFA_ADDRESS)
         if address and length < HOST_BITS[family]:
             network = ip_network((address, length), strict=False)
             if not (network.is_loopback or network.is_link_local):
-                found.add(network)
-    return frozenset(found)
+                found[ifindex].add(network)
+    return {ifindex: frozenset(networks) for ifindex, networks in found.items()}
 
 
 def read_next_hops(route: NetlinkSocket) -> frozenset[IPAddress]:

@@ -85,6 +85,16 @@ class PodDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """The device that other nodes are on without a router between. `networks`: whose addresses are reached so."""
+
+    ifindex: int
+    name: str
+    mtu: int
+    networks: frozenset[IPNetwork] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What only the kernel knows."""
 
@@ -96,6 +106,7 @@ class Facts:
     tunnel_mtu: int = 0
     object_digest: int = 0
     underlay: str = ""  # the device that holds the node's tunnel address
+    link: Link | None = None  # the same, if it bears Ethernet frames of other nodes
     limits: Limits = NO_LIMITS
     host_devices: frozenset[str] = frozenset()  # by which no pod's packets come in, in the forward hook's eyes
     ways_out: Mapping[int, IPAddress] = field(
@@ -298,17 +309,35 @@ def hindrances(desired: Desired, facts: Facts) -> int:
     return sum(HINDRANCES[each] for each in found)
 
 
+def direct_link(desired: Desired, facts: Facts) -> Link | None:
+    """The device by which nodes are reached without the tunnel; None = none is."""
+    return facts.link if desired.transport != "vxlan" else None
+
+
+def direct_nodes(desired: Desired, facts: Facts) -> frozenset[int]:
+    """Numbers of the nodes that are on this node's link, and say by which device: they need no tunnel."""
+    link = direct_link(desired, facts)
+    return frozenset(
+        number
+        for number in desired.neighbours
+        if link and (address := desired.nodes.get(number)) and address != desired.node_address
+        and any(address in network for network in link.networks if network.version == address.version)
+    )  # fmt: skip
+
+
 def _settings(desired: Desired, facts: Facts) -> MapEntries:
     assert desired.node_address is not None  # a node without one has no maps
     most = facts.limits
     watch = desired.watch or Watch(0, 0)
     first = first_packets(desired, facts.surroundings)
+    link, tunnels = direct_link(desired, facts), desired.transport != "direct"
     value = layout.Settings(
         node_address=layout.ip_field(desired.node_address), icmp_source4=_icmp_source(desired, 4),
         icmp_source6=_icmp_source(desired, 6), way_out4=_way_out(desired, facts, 4),
         way_out6=_way_out(desired, facts, 6), object_digest=facts.object_digest,
         probe_grace=int(watch.interval * 1e9 / 2), probe_multiplier=watch.multiplier,
-        out_of_service=hindrances(desired, facts),
+        out_of_service=hindrances(desired, facts), direct_ifindex=link.ifindex if link else 0,
+        flow_mtu=facts.tunnel_mtu if tunnels or not link else link.mtu, tunnels=int(tunnels),
         layout_version=layout.LAYOUT_VERSION, tunnel_ifindex=facts.tunnel_ifindex, tunnel_mtu=facts.tunnel_mtu,
         tunnel_port=desired.tunnel_port, tcp_established_seconds=TCP_ESTABLISHED,
         tcp_opening_seconds=TCP_OPENING, tcp_closing_seconds=TCP_CLOSING, udp_seconds=UDP, icmp_seconds=ICMP,
@@ -319,15 +348,24 @@ def _settings(desired: Desired, facts: Facts) -> MapEntries:
     return {layout.u32(0): bytes(value)}
 
 
-def _node_entries(desired: Desired) -> dict[str, MapEntries]:
-    """Both ways between tunnel endpoints and numbers."""
+def _node_entries(desired: Desired, facts: Facts) -> dict[str, MapEntries]:
+    """Both ways between numbers and what packets of these nodes bear: tunnel endpoints, and MACs on the link."""
     nodes: MapEntries = {}
     numbers: MapEntries = {}
+    neighbours: MapEntries = {}
+    direct = direct_nodes(desired, facts)
     for number, address in sorted(desired.nodes.items()):
         nodes[layout.ip16(address)] = layout.u32(number)
         local = int(address == desired.node_address)
-        numbers[layout.u32(number)] = bytes(layout.NodeValue(layout.ip_field(address), local))
-    return {"nodes": nodes, "node_numbers": numbers}
+        value = layout.NodeValue(layout.ip_field(address), local=local)
+        if number in direct:
+            neighbour = desired.neighbours[number]
+            value.direct = 1
+            if neighbour.link_local:
+                value.link_local = layout.ip_field(neighbour.link_local)
+            neighbours[layout.neighbour_key(neighbour.mac)] = layout.u32(number)
+        numbers[layout.u32(number)] = bytes(value)
+    return {"nodes": nodes, "node_numbers": numbers, "neighbours": neighbours}
 
 
 def _group(group: Group, here: int) -> bytes:
@@ -349,6 +387,13 @@ def _egress_ip(served: Served) -> bytes:
     value = layout.EgressIpValue(int(served.node_address), served.group)
     value.nodes[:] = served.numbers
     return bytes(value)
+
+
+def _own_egress_ips(desired: Desired, facts: Facts) -> set[IPAddress]:
+    """Answers to them may come by the link."""
+    if direct_link(desired, facts) is None:
+        return set()
+    return {block.egress_ip for group in desired.groups.values() for block in group.blocks}
 
 
 def _epoch(groups: MapEntries, out_of_service: int) -> MapEntries:
@@ -390,7 +435,8 @@ def map_entries(
     one = layout.u32(1)
     return {
         "settings": _settings(desired, facts),
-        **_node_entries(desired),
+        **_node_entries(desired, facts),
+        "own_egress_ips": {layout.ip16(address): one for address in _own_egress_ips(desired, facts)},
         "cluster": places(desired) if cluster is None else cluster,
         "uplinks": {layout.u32(ifindex): one for ifindex in facts.uplinks.values()},
         "groups": groups,
@@ -458,7 +504,16 @@ def _node_text(key: bytes, value: bytes) -> str:
 
 def _node_number_text(key: bytes, value: bytes) -> str:
     v = layout.decode(layout.NodeValue, value)
-    return f"node {layout.number(key)}: {layout.ip_of(v.address)}{' here' if v.local else ''}"
+    where = " here" if v.local else " on this link" if v.direct else ""
+    return f"node {layout.number(key)}: {layout.ip_of(v.address)}{where}"
+
+
+def _neighbour_text(key: bytes, value: bytes) -> str:
+    return f"{key[:6].hex(':')}: node {layout.number(value)}"
+
+
+def _own_egress_ip_text(key: bytes, _value: bytes) -> str:
+    return str(layout.ip_of(key))
 
 
 def _pod_device_text(key: bytes, value: bytes) -> str:
@@ -492,7 +547,8 @@ def describe(map_name: str, key: bytes, value: bytes) -> str:
     texts = {
         "policies": _policy_text, "pods": _pod_text, "groups": _group_text, "settings": _settings_text,
         "cluster": _cidr_text, "egress_ips": _egress_ip_text, "nodes": _node_text, "node_numbers": _node_number_text,
-        "epoch": _epoch_text, "pod_devices": _pod_device_text,
+        "epoch": _epoch_text, "pod_devices": _pod_device_text, "neighbours": _neighbour_text,
+        "own_egress_ips": _own_egress_ip_text,
     }  # fmt: skip
     if map_name in texts:
         return texts[map_name](key, value)

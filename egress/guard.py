@@ -55,6 +55,7 @@ def _set_types(family: Family) -> dict[str, str]:
         f"cluster{family.suffix}": f"type {family.address}; flags interval;",
         f"covered{family.suffix}": f"type {family.address}; flags interval;",
         f"pod_sources{family.suffix}": f"type {family.address}; flags interval;",
+        f"egress_ips{family.suffix}": f"type {family.address};",
         f"decided{family.suffix}": f"type ifname . {family.address};",
     }
 
@@ -156,6 +157,11 @@ def _forward_rules(family: Family) -> Rules:
     )
 
 
+# Other nodes take what this one sends without the tunnel for its own by the source of the frame alone.
+BORROWED = tuple(
+    f"{f.header} saddr @egress_ips{f.suffix} iifname != @host_devices counter name forged drop" for f in FAMILIES
+)
+
 # What a node that takes source routes forwards elsewhere than to the destination that the packet bears in this hook.
 SOURCE_ROUTED = tuple(
     f"ip option {kind} exists iifname != @host_devices counter name source_routed drop" for kind in ("lsrr", "ssrr")
@@ -228,7 +234,8 @@ def render(desired: Desired, facts: Facts, kept: Kept | None = None) -> Guard:
     handed = _handed_rules(first_packets(desired, facts.surroundings))
     chains["prerouting"] += handed.get("prerouting", ())
     chains |= {name: rules for name, rules in handed.items() if name == HANDED_IN}
-    chains["forward"] += (*SOURCE_ROUTED, *handed.get("forward", ()), "ct direction reply return", *leaving)
+    borrowed = BORROWED if desired.transport != "vxlan" else ()
+    chains["forward"] += (*SOURCE_ROUTED, *borrowed, *handed.get("forward", ()), "ct direction reply return", *leaving)
     sets = {
         "pod_devices": frozenset(d.forward_name for d in attached.values()) - {facts.underlay},
         "host_devices": facts.host_devices,
@@ -259,10 +266,13 @@ def _family_sets(desired: Desired, pods: Mapping[IPAddress, PodDevice], family: 
     """What is asked of one family; `pods` are those of the family."""
     covered = (network for policy in desired.policies.values() for network in policy.destinations)
     hosts = (ip_network(address) for address in desired.pods)  # also those outside the node's pod CIDRs
+    egress_ips = (address for group in desired.groups.values() for address in group.egress_ips)
+    borrowed = egress_ips if desired.transport != "vxlan" else ()
     return {
         f"nodes{family.suffix}": frozenset(str(a) for a in desired.nodes.values() if a.version == family.version),
         f"covered{family.suffix}": merged(covered, family.version),
         f"pod_sources{family.suffix}": merged((*desired.pod_cidrs, *hosts), family.version),
+        f"egress_ips{family.suffix}": frozenset(str(a) for a in borrowed if a.version == family.version),
         f"decided{family.suffix}": frozenset(_key(address, device) for address, device in pods.items()),
     }
 

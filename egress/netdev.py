@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bpf import bcc_loader, handover, layout, loader, pins, syscall
-from egress import devices, guard, host_settings, nft, plan, status
+from egress import devices, entries, guard, host_settings, nft, plan, status
 from egress.attach import Attacher, Mode
 from egress.devices import Link
 from egress.entries import Facts
@@ -30,7 +30,7 @@ from egress.host.survey import CNI_CONFIG, survey
 from egress.netlink import NetlinkSocket
 from egress.policy import QUARTERS, TUNNEL_DEVICE, Desired, IPAddress, IPNetwork, Limits, Quotas, limits
 from egress.status import GUARD, EgressStatus, NatEntry, PortUse, Probed, told_apart
-from egress.trials import frame, untried, with_echoes
+from egress.trials import Lacking, Trial, frame, on_link, untried, with_echoes
 
 # Map sizes when they are made; memory is taken as they fill (no preallocation), about 250 bytes for each flow.
 DEFAULT_NAT_ENTRIES = 262_144
@@ -80,6 +80,7 @@ class Datapath:
         with NetlinkSocket() as route:
             links = devices.read_links(route)
             addresses = {address: index for index, address in devices.read_addresses(route)}
+            networks = devices.read_networks(route)
             routes = devices.read_routes(route)
             candidates = devices.pod_devices(route, links)
         other_layout = loader.has_other_layout(self._pins)
@@ -106,6 +107,7 @@ class Datapath:
                 tunnel_mtu=underlay_mtu - _overhead(desired) if underlay_mtu else 0,
                 object_digest=self._digest,
                 underlay=underlay.name if underlay else "",
+                link=_link(underlay, networks),
                 limits=self._limits(),
                 host_devices=devices.host_devices(links, bridges) | ways_out | self._host_devices,
                 surroundings=self._surroundings_for(desired, frozenset(by_name)),
@@ -247,25 +249,33 @@ class Datapath:
         known = {key: value for key in probes if (value := liveness.get(key)) is not None}
         return status.probed(probes, known, multiplier, time.monotonic_ns())
 
-    def try_port_sets(self) -> int:
-        """Sends a trial of each port set by each gateway that has not echoed it. How many that are; 0 = all are good.
+    def try_port_sets(self) -> Lacking:
+        """Sends a trial of each port set by each way to a gateway that has not echoed it. How many that are.
 
         What has come back, the programs have noted by the time of the next call.
         """
         try:
-            lacking = untried(self._maps["groups"].items())
+            lacking = self._untried()
             program = syscall.open_pinned(self._pins / "programs" / "send_trial") if lacking else None
         except FileNotFoundError:
-            return 0
+            return Lacking(0, 0)
         if program is None:
-            return 0
+            return Lacking(0, 0)
         try:
             token = self._trial_token()
             for trial in lacking:
                 syscall.run_program(program, frame(trial, token))
         finally:
             os.close(program)
-        return len(lacking)
+        return Lacking(sum(not trial.spare for trial in lacking), len(lacking))
+
+    def _untried(self) -> list[Trial]:
+        groups = self._maps["groups"].items()
+        settings = self._maps["settings"].get(layout.u32(0)) if groups else None
+        if settings is None:
+            return []
+        nodes = self._maps["node_numbers"].items(zeros=False)
+        return untried(groups, on_link(nodes), tunnels=bool(layout.decode(layout.Settings, settings).tunnels))
 
     def _trial_token(self) -> int:
         """Drawn once for the maps' life: an agent that returns takes echoes of its predecessor's trials."""
@@ -477,6 +487,13 @@ class Datapath:
 
 def _overhead(desired: Desired) -> int:
     return plan.TUNNEL_OVERHEAD[desired.node_address.version if desired.node_address else 4]
+
+
+def _link(underlay: Link | None, networks: Mapping[int, frozenset[IPNetwork]]) -> entries.Link | None:
+    """What bears no Ethernet frames, or leads to nobody, is no link of nodes."""
+    if underlay is None or not underlay.is_ethernet or underlay.name == "lo" or underlay.kind == "dummy":
+        return None
+    return entries.Link(underlay.ifindex, underlay.name, underlay.mtu, networks.get(underlay.ifindex, frozenset()))
 
 
 def _underlay_mtu(underlay: Link | None, uplinks: Sequence[Link]) -> int:

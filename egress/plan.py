@@ -24,6 +24,7 @@ from egress.entries import (
     PodDevice,
     attached,
     describe,
+    direct_link,
     is_sayable,
     map_entries,
     overloaded,
@@ -44,13 +45,13 @@ RESERVED_PORTS = f"{FIRST_NODE_PORT}-{LAST_NODE_PORT}"
 # A pod's entry is written last but one, so that all it refers to is there; a device turns strict after its pods are
 # known.
 WRITE_ORDER = (
-    "settings", "nodes", "node_numbers", "cluster", "uplinks", "egress_ips", "groups", "epoch", "policies",
-    "pod_devices", "pods", "strict_devices",
+    "settings", "nodes", "node_numbers", "neighbours", "cluster", "uplinks", "egress_ips", "own_egress_ips", "groups",
+    "epoch", "policies", "pod_devices", "pods", "strict_devices",
 )  # fmt: skip
 ARRAYS = frozenset({"settings", "node_numbers", "epoch"})  # their elements are there from the start, all zero
 DELETE_ORDER = tuple(reversed(WRITE_ORDER))
 # What others may still be led to by what this node announces.
-LED_TO_MAPS = frozenset({"egress_ips", "node_numbers", "nodes", "settings", "uplinks"})
+LED_TO_MAPS = frozenset({"egress_ips", "neighbours", "node_numbers", "nodes", "settings", "uplinks"})
 LED_TO_PROGRAMS = frozenset({"from_tunnel", "from_uplink"})
 
 
@@ -310,7 +311,8 @@ def wanted_attachments(desired: Desired, observed: Observed) -> dict[tuple[str, 
     if observed.tunnel:
         wanted["from_tunnel", observed.tunnel.ifindex] = "the tunnel"
         wanted["to_tunnel", observed.tunnel.ifindex] = "the tunnel"
-    for name, ifindex in sorted(facts.uplinks.items()):
+    link = direct_link(desired, facts)
+    for name, ifindex in sorted({**facts.uplinks, **({link.name: link.ifindex} if link else {})}.items()):
         wanted["from_uplink", ifindex] = name
         if first_packets(desired, facts.surroundings).way == "forward":
             wanted["to_uplink", ifindex] = name

@@ -15,6 +15,7 @@ IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 Version = Literal[4, 6]
 Protocol = Literal["TCP", "UDP", "SCTP", "ICMP"]
+Transport = Literal["auto", "vxlan", "direct"]
 Hindrance = Literal["draining", "no-session", "no-uplink", "no-route", "no-upstream"]
 NetworkPolicy = Literal["auto", "forward", "direct"]
 
@@ -111,6 +112,14 @@ class Watch:
 
 
 @dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A node's own device on the network that nodes share: what its frames bear, and its IPv6 next hop."""
+
+    mac: bytes  # 6 bytes
+    link_local: IPv6Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Desired:
     """The whole egress state of one node."""
 
@@ -136,6 +145,8 @@ class Desired:
     )
     forward_mark: int = FORWARD_MARK  # the bit of the mark that such a packet bears
     flow_deadline: int = FLOW_DEADLINE  # seconds that a flow goes on which no policy sends its way any more
+    transport: Transport = "vxlan"  # how packets go between nodes
+    neighbours: Mapping[int, Neighbour] = field(default_factory=dict)  # number -> its device, of nodes that report it
     watch: Watch | None = None  # None = no gateway is taken for dead
     out_of_service: frozenset[Hindrance] = frozenset()  # why sources are asked to use other gateways than this node
 

@@ -50,9 +50,9 @@ class NatEntry:
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What probes of one gateway say. Times in seconds."""
+    """What probes of one way to a gateway say. Times in seconds."""
 
-    number: int  # of the node
+    way: int  # the node's number, and whether it is without the tunnel: layout.WAY_DIRECT
     state: Literal["serves", "leaves", "silent"]
     reasons: tuple[Hindrance, ...]  # why it asks to be left alone
     sent: int
@@ -60,6 +60,14 @@ class Probed:
     round_trip: float  # smoothed
     idle: float  # since the last probe was sent
     node: str = ""  # its name
+
+    @property
+    def number(self) -> int:
+        return self.way % layout.NODE_NUMBERS
+
+    @property
+    def by(self) -> Literal["tunnel", "link"]:
+        return "link" if self.way & layout.WAY_DIRECT else "tunnel"
 
 
 @dataclass(frozen=True, slots=True)

@@ -405,12 +405,22 @@ class EgressGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeLink:
+    """How neighbours on its link know a node's interface."""
+
+    address: IPAddress
+    mac: str  # of the frames that it sends: "02:00:5e:10:00:01"
+    link_local: IPv6Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NodeAddresses:
     """What the operator knows of a node beside its Node object."""
 
     node: str
     addresses: tuple[IPAddress, ...] = ()  # on its interfaces, and on no other node's; sorted, IPv4 first
     silent_since: str = ""  # RFC 3339: when its agent was heard last, if it is absent; "" = it is there
+    link: NodeLink | None = None  # of its tunnel endpoint, if it says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -583,6 +593,7 @@ class NodeReport:
     heartbeat: Heartbeat | None = None  # None = of a release that has none: its agent counts as there
     ports: PortReport | None = None  # None = it has not read all that it asks by, or is of a release that asks for none
     pods: PodCount | None = None  # None = nobody asks for it, or it has not read its pods
+    links: tuple[NodeLink, ...] = ()  # by address, of interfaces that other nodes may be on; () = it wants tunnels
 
 
 # --- the view ------------------------------------------------------------------------------------------------------
@@ -661,7 +672,8 @@ __all__ = [
     "NODE_HEARTBEAT", "OF_PORTS", "PARTS", "SERVICE_NAME_LABEL", "AddressPool", "Advertisement", "Allocations",
     "AppliedTable", "BindingTable", "CoolingPorts", "EgressGroup", "EgressPolicy", "Endpoint", "EndpointSlice",
     "GatewayMode", "Heartbeat", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node",
-    "NodeAddresses", "NodeNumber", "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodCount", "PodSelection",
-    "PoolWays", "PortAsk", "PortBlock", "PortRange", "PortReport", "Refusal", "Service", "ServiceAllocation",
-    "ServicePort", "Snapshot", "Unread", "UnusedBlock", "Writer", "is_gateway", "selection_matches",
+    "NodeAddresses", "NodeLink", "NodeNumber", "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodCount",
+    "PodSelection", "PoolWays", "PortAsk", "PortBlock", "PortRange", "PortReport", "Refusal", "Service",
+    "ServiceAllocation", "ServicePort", "Snapshot", "Unread", "UnusedBlock", "Writer", "is_gateway",
+    "selection_matches",
 ]  # fmt: skip

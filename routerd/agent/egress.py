@@ -23,6 +23,7 @@ from egress.nft import boot_text
 from egress.plan import Action, CreateTunnel, LoadPrograms, Observed, Problem, PutEntry
 from egress.policy import Desired, Quotas
 from egress.status import EgressStatus, NatEntry, PortUse
+from egress.trials import Lacking
 from egress.undone import Undone
 from routerd.config import Config
 from routerd.node.desired import EGRESS_ROOM
@@ -80,7 +81,8 @@ class EgressRoom:
         self._lock = threading.Lock()
         self._kept = Kept()  # asked by one thread at a time
         self._port_use: PortUse | None = None
-        self.on_groups: Callable[[], None] = lambda: None  # port sets or gateways may be new; called in any thread
+        # Port sets, gateways or ways to them may be new. Called in any thread.
+        self.on_groups: Callable[[], None] = lambda: None
 
     # --- its turn in a round
 
@@ -96,7 +98,7 @@ class EgressRoom:
     def apply(self, action: Action) -> None:
         with self._lock:
             self._datapath.apply(action)
-        if isinstance(action, PutEntry) and action.map == "groups":
+        if isinstance(action, PutEntry) and action.map in ("groups", "node_numbers"):
             self.on_groups()
 
     def problems(self, desired: Desired, observed: Observed) -> Sequence[Problem]:
@@ -126,7 +128,7 @@ class EgressRoom:
         """Reads anew what others have on the node; whether it is something else now. OSError. No round waits for it."""
         return self._datapath.survey()
 
-    def try_port_sets(self) -> int:
+    def try_port_sets(self) -> Lacking:
         """Sends trials of port sets that gateways have not echoed, and says how many that are."""
         with self._lock:
             return self._datapath.try_port_sets()

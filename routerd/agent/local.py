@@ -9,9 +9,10 @@ import errno
 import socket
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv6Address, ip_address, ip_network
+from itertools import chain
 from pathlib import Path
 
-from routerd.model import IPAddress, IPNetwork, Peer
+from routerd.model import IPAddress, IPNetwork, NodeLink, Peer
 
 IPV6_ADDRESSES = Path("/proc/net/if_inet6")
 GLOBAL_SCOPE = "00"
@@ -82,11 +83,29 @@ def interface_addresses() -> tuple[IPAddress, ...]:
     return tuple(sorted(reachable)) + tuple(sorted(ipv6))
 
 
+def own_links() -> tuple[NodeLink, ...]:
+    """Ethernet interfaces with addresses of this node that others can reach, by these, sorted."""
+    from egress.devices import read_addresses, read_links
+    from egress.netlink import NetlinkSocket
+
+    reachable = {*interface_addresses()}
+    with NetlinkSocket() as route:
+        links = {i: each for i, each in read_links(route).items() if each.is_ethernet and each.kind != "dummy"}
+        addresses = [(index, address) for index, address in read_addresses(route) if index in links]
+    local = {index: a for index, a in addresses if isinstance(a, IPv6Address) and a.is_link_local}
+    found = ((index, address) for index, address in addresses if address in reachable)
+    return tuple(
+        NodeLink(address, links[index].mac.hex(":"), local.get(index))
+        for index, address in sorted(found, key=lambda each: (each[1].version, int(each[1])))
+    )
+
+
 def own_networks() -> tuple[IPNetwork, ...]:
     """What this node's interfaces are in, and its default next hops, sorted: nothing there can be an egress IP."""
     from egress.devices import read_networks, read_next_hops
     from egress.netlink import NetlinkSocket
 
     with NetlinkSocket() as route:
-        found = {*read_networks(route), *map(ip_network, read_next_hops(route))}
+        networks = read_networks(route).values()
+        found = {*chain.from_iterable(networks), *map(ip_network, read_next_hops(route))}
     return tuple(sorted(found, key=lambda each: (each.version, int(each.network_address), each.prefixlen)))

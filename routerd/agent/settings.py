@@ -17,6 +17,7 @@ def settings_of(config: Config) -> Settings:
         cluster_cidrs=config.cluster_cidrs,
         external_cidrs=config.egress.in_cluster,
         tunnel_port=config.egress.tunnel_port,
+        transport=config.egress.transport,
         network_policy=config.egress.network_policy,
         forward_mark=1 << config.egress.forward_mark_bit,
         flow_deadline=config.operator.flow_deadline,

@@ -40,6 +40,7 @@ from routerd.model import (
     IPNetwork,
     Node,
     NodeAddresses,
+    NodeLink,
     NodeReport,
     PoolWays,
     Refusal,
@@ -272,7 +273,7 @@ def assign(
         refusals=_refusals(
             planned, groups, policies.values(), (*refused.values(), *pools_over, *silent, *of_cloud, *ports.refusals)
         ),
-        nodes=kept.beside(_beside_nodes, nodes, holders, silent_since),
+        nodes=kept.beside(_beside_nodes, nodes, holders, silent_since, _links(nodes, reports)),
         pools=_ways({*kept.given.pools, *(each.pool for each in groups.groups)}, pools, previous.pools),
         numbers=ports.published_numbers,
         bindings=ports.bindings,
@@ -327,7 +328,10 @@ def _ways(used: Collection[str], pools: Mapping[str, AddressPool], before: Itera
 
 
 def _beside_nodes(
-    nodes: Mapping[str, Node], holders: Mapping[IPAddress, tuple[str, ...]], silent: Mapping[str, str]
+    nodes: Mapping[str, Node],
+    holders: Mapping[IPAddress, tuple[str, ...]],
+    silent: Mapping[str, str],
+    links: Mapping[str, NodeLink],
 ) -> tuple[NodeAddresses, ...]:
     """Agents know their own interfaces only. What several nodes have, such as Docker's bridge, leads to none."""
     found: dict[str, list[IPAddress]] = {}
@@ -335,10 +339,20 @@ def _beside_nodes(
         if len(names) == 1 and address not in nodes[names[0]].addresses:
             found.setdefault(names[0], []).append(address)
     each = (
-        NodeAddresses(name, tuple(sorted(found.get(name, ()), key=key_of)), silent.get(name, ""))
+        NodeAddresses(name, tuple(sorted(found.get(name, ()), key=key_of)), silent.get(name, ""), links.get(name))
         for name in sorted(nodes)
     )
-    return tuple(one for one in each if one.addresses or one.silent_since)
+    return tuple(one for one in each if one.addresses or one.silent_since or one.link)
+
+
+def _links(nodes: Mapping[str, Node], reports: Mapping[str, NodeReport]) -> dict[str, NodeLink]:
+    """Of the interfaces that have the nodes' tunnel endpoints."""
+    return {
+        name: link
+        for name, node in nodes.items()
+        for link in (reports[name].links if name in reports else ())
+        if link.address == node.tunnel_endpoint
+    }
 
 
 def _refusals(

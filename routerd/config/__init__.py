@@ -16,7 +16,7 @@ from typing import Literal, cast
 
 from bpf.layout import PROBES_KEPT
 from egress.entries import is_sayable
-from egress.policy import NetworkPolicy
+from egress.policy import NetworkPolicy, Transport
 from routerd.config.cloud import CloudSettings, read_cloud
 from routerd.errors import InputError
 from routerd.formats.compose import documents
@@ -86,6 +86,9 @@ class EgressConfig:
     """Devices that look like pods' and are not: the host forwards for others by them."""
     tunnel_port: int = 8473
     """UDP port of the tunnel between nodes; not 8472 (VXLAN of most CNIs) nor 4789 (IANA's VXLAN)."""
+    transport: Transport = "vxlan"
+    """How packets go between nodes: vxlan = through the tunnel; direct = without it, between nodes on one link alone;
+    auto = so where it was tried and works, else through the tunnel."""
     attach: Literal["auto", "tcx", "clsact"] = "auto"
     """How programs are attached; auto = tcx where the kernel has it (6.6), else clsact."""
     loader: Literal["libbpf", "bcc"] = "libbpf"
@@ -368,7 +371,7 @@ def _listen(section: Section, default: tuple[IPAddress, int] | None) -> tuple[IP
 
 def _egress(section: Section) -> EgressConfig:
     egress = _sub(
-        section, "egress", "enabled", "uplinks", "host-devices", "tunnel-port", "attach", "loader",
+        section, "egress", "enabled", "uplinks", "host-devices", "tunnel-port", "transport", "attach", "loader",
         "network-policy", "forward-mark-bit", "nat-entries", "flows-per-pod", "ports-per-pod", "in-cluster",
         "allowed-addresses", "liveness", "upstream-probe",
     )  # fmt: skip
@@ -377,6 +380,7 @@ def _egress(section: Section) -> EgressConfig:
         uplinks=tuple(_device(item) for item in egress.items("uplinks")),
         host_devices=tuple(_device(item) for item in egress.items("host-devices")),
         tunnel_port=egress.integer("tunnel-port", 1, 65535, DEFAULT.egress.tunnel_port),
+        transport=cast(Transport, _choice(egress, "transport", "vxlan", "auto", "direct")),
         attach=cast(Literal["auto", "tcx", "clsact"], _choice(egress, "attach", "auto", "tcx", "clsact")),
         loader=cast(Literal["libbpf", "bcc"], _choice(egress, "loader", "libbpf", "bcc")),
         network_policy=cast(NetworkPolicy, _choice(egress, "network-policy", "auto", "forward", "direct")),

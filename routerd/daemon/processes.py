@@ -57,6 +57,7 @@ LOGGER = logging.getLogger("routerd.process")
 COLLECT_PERIOD = 10.0  # seconds; the shortest timeout of an idle flow is longer
 FIRST_TRIAL, LAST_TRIAL = 0.02, 1.0  # seconds between trials of port sets that have not been echoed; doubles
 SURVEY_PERIOD = 30.0  # seconds; nobody tells when a CNI changes
+SPARE_TRIAL = 60.0  # of those that are good by another way
 PRESSED_PERIOD = 1.0  # seconds between rounds of collection while a pod comes near its share of the tables
 UPSTREAM_LOST = "upstream-lost"  # in the run directory
 YOUNG = 20_000  # objects after which the collector looks at those that are new
@@ -211,7 +212,7 @@ def _assembled(
     if egress is not None:
         tasks["survey"] = lambda: look_around(egress, body.recheck)
     presence = Presence(
-        store, lambda: _node_report(config.node_name), lambda: body.status, lambda: body.snapshot, drains,
+        store, lambda: _node_report(config), lambda: body.status, lambda: body.snapshot, drains,
         egress=config.egress.enabled, ports=lambda: ports.report, pods=_pods(config),
     )  # fmt: skip
     tasks["report"] = presence.run
@@ -316,8 +317,10 @@ def _drains(config: Config) -> Drains:
     return Drains(places, notice=config.drain.notice, cordoned=config.drain.cordoned)
 
 
-def _node_report(node: str) -> NodeReport:
-    return NodeReport(node, local.interface_addresses(), local.own_networks())
+def _node_report(config: Config) -> NodeReport:
+    is_tunnelled = not config.egress.enabled or config.egress.transport == "vxlan"
+    links = () if is_tunnelled else local.own_links()
+    return NodeReport(config.node_name, local.interface_addresses(), local.own_networks(), links=links)
 
 
 async def look_around(egress: EgressRoom, on_change: Callable[[], None]) -> None:
@@ -370,14 +373,14 @@ async def try_port_sets(egress: EgressRoom) -> None:
             changed.clear()
             pause = FIRST_TRIAL
         try:
-            lacking = await in_thread(egress.try_port_sets)
+            needed, total = await in_thread(egress.try_port_sets)
         except OSError as error:
             event(LOGGER, logging.ERROR, "trials-failed", reason=str(error), retry=LAST_TRIAL)
-            lacking, pause = 1, LAST_TRIAL
+            needed, total, pause = 1, 1, LAST_TRIAL
         with suppress(TimeoutError):
-            async with asyncio.timeout(pause if lacking else None):
+            async with asyncio.timeout(pause if total else None):
                 await changed.wait()
-        pause = min(2 * pause, LAST_TRIAL)
+        pause = min(2 * pause, LAST_TRIAL if needed else SPARE_TRIAL)
 
 
 # --- bfd

@@ -99,14 +99,14 @@ def standing_still(probing: Probing | None, probed: Sequence[Probed]) -> Iterabl
     if probing is None:
         return
     most = max(STILL, 3 * probing.interval / 1e6)
-    if any(each.idle > most for each in probed if each.number in probing.gateways):
+    if any(each.idle > most for each in probed if each.way in probing.ways):
         why = "the bfd process sends no probes, though it is told to: is it stopped, or its CPU taken?"
         yield Refusal(Ref(BFD), "GatewaysUnwatched", f"{why}; a gateway that dies is not noticed here")
 
 
 def unwatched(probing: Probing | None, report: Report | None, trouble: str) -> Iterable[Refusal]:
     """Why gateways are not probed: one that dies is then left only when the operator replaces it."""
-    if probing is None or not probing.gateways:
+    if probing is None or not probing.ways:
         return
     if report is None:
         why = trouble or f"no bfd process is connected: {START}"

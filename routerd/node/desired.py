@@ -19,10 +19,12 @@ from egress.policy import (
     TUNNEL_DEVICE,
     Group,
     Hindrance,
+    Neighbour,
     NetworkPolicy,
     Policy,
     Ports,
     Served,
+    Transport,
     Watch,
 )
 from egress.policy import Desired as EgressDesired
@@ -48,7 +50,15 @@ from routerd.node.attached import Attached, Overlay, told_devices
 from routerd.node.bfd import orders
 from routerd.node.checks import Rules
 from routerd.node.drain import Drain
-from routerd.node.groups import policy_groups, published_groups, served, tunnel_endpoints, without_conflicts
+from routerd.node.groups import (
+    neighbours_of,
+    not_on_link,
+    policy_groups,
+    published_groups,
+    served,
+    tunnel_endpoints,
+    without_conflicts,
+)
 from routerd.node.inside import API_SERVER, Index, Inside, Known, in_cluster, is_steered, may_be_steered
 from routerd.node.sessions import entries_here
 from routerd.refs import NODE, POD, Ref
@@ -67,6 +77,7 @@ class Settings:
     external_cidrs: tuple[IPNetwork, ...] = ()  # networks in which `externalIPs` of services are in-cluster
     tunnel_port: int = DEFAULT_TUNNEL_PORT
     watch: Watch | None = None  # of gateways
+    transport: Transport = "vxlan"
     network_policy: NetworkPolicy = "direct"
     forward_mark: int = FORWARD_MARK
     flow_deadline: int = FLOW_DEADLINE  # seconds
@@ -202,6 +213,7 @@ class Kept:
     groups: Last[tuple[dict[int, Group], tuple[Refusal, ...]]] = field(default_factory=Last)
     served: Last[dict[IPAddress, Served]] = field(default_factory=Last)
     tunnel_endpoints: Last[dict[int, IPAddress]] = field(default_factory=Last)
+    neighbours: Last[dict[int, Neighbour]] = field(default_factory=Last)
 
     def scheduled_on(self, node: str, pods: Mapping[str, Pod]) -> list[Pod]:
         """Pods of the node that may be steered, sorted by their names."""
@@ -255,10 +267,12 @@ def probing(egress: EgressDesired) -> Probing | None:
     if egress.node_address is None:
         return None
     groups = egress.groups.values() if egress.watch is not None else ()
-    used = {gateway for group in groups if group.blocks for gateway in group.gateways}
+    used = {gateway for group in groups if group.blocks for gateway in group.gateways if gateway.node != egress.node}
     interval = egress.watch.interval if egress.watch is not None else 1.0
-    others = frozenset(gateway.number for gateway in used if gateway.node != egress.node)
-    return Probing(TUNNEL_DEVICE, egress.node_address, round(interval * 1e6), others)
+    others = frozenset(gateway.number for gateway in used)
+    tunnelled = others if egress.transport != "direct" else frozenset[int]()
+    direct = others & egress.neighbours.keys()
+    return Probing(TUNNEL_DEVICE, egress.node_address, round(interval * 1e6), tunnelled, direct)
 
 
 def _unknown_node(snapshot: Snapshot, node: str) -> Iterator[Refusal]:
@@ -295,6 +309,9 @@ def egress_state(
     group_ids, policy_refusals = kept.policy_groups(policy_groups, policies, of_groups)
     with_ports = replace(of_groups, numbers=allocations.numbers, bindings=allocations.bindings)
     groups, group_refusals = kept.groups(published_groups, with_ports, nodes, here.name, facts.gateways_down)
+    endpoints = kept.tunnel_endpoints(tunnel_endpoints, nodes, allocations.numbers)
+    told_links = () if settings.transport == "vxlan" else allocations.nodes
+    neighbours = kept.neighbours(neighbours_of, told_links, allocations.numbers, endpoints, facts.networks)
     desired = EgressDesired(
         node=here.name,
         node_address=here.tunnel_endpoint,
@@ -302,20 +319,22 @@ def egress_state(
         policies={key: _policy(policies[key], group_ids[key]) for key in sorted(group_ids)},
         groups=groups,
         served=kept.served(served, with_ports, here.name),
-        nodes=kept.tunnel_endpoints(tunnel_endpoints, nodes, allocations.numbers),
+        nodes=endpoints,
         icmp_sources=_one_of_each_family(here.addresses),
         cluster=cluster,
         pod_cidrs=frozenset(here.pod_cidrs),
         told_devices=told_devices(scheduled, facts.attached),
         uplinks=facts.uplinks,
         tunnel_port=settings.tunnel_port,
+        transport=settings.transport,
+        neighbours=neighbours,
         network_policy=settings.network_policy,
         forward_mark=settings.forward_mark,
         flow_deadline=settings.flow_deadline,
         watch=settings.watch,
         out_of_service=facts.out_of_service,
     )
-    told = (*_no_tunnel_endpoint(here), *policy_refusals, *group_refusals, *pod_refusals)
+    told = (*_no_tunnel_endpoint(here), *not_on_link(desired), *policy_refusals, *group_refusals, *pod_refusals)
     return desired, (*told, *_stray_pods(kept.known.strays(pods_here), snapshot, here))
 
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from egress.policy import UNSUPPORTED_FAMILY, Block, Gateway, Group, Served, egress_versions, unsupported
+from egress.policy import (
+    UNSUPPORTED_FAMILY,
+    Block,
+    Desired,
+    Gateway,
+    Group,
+    Neighbour,
+    Served,
+    egress_versions,
+    unsupported,
+)
 from routerd.claims import TAKEN, Hosts, claims
 from routerd.formats.published.bindings import OWNERS
 from routerd.model import (
@@ -17,13 +27,14 @@ from routerd.model import (
     IPAddress,
     IPNetwork,
     Node,
+    NodeAddresses,
     NodeNumber,
     Refusal,
     Snapshot,
     is_gateway,
 )
 from routerd.node.port_sets import number_of
-from routerd.refs import EGRESS, Ref
+from routerd.refs import EGRESS, NODE, Ref
 
 NOBODYS_PORTS = bytes(OWNERS)  # of an egress IP: no granule is any node's
 
@@ -135,6 +146,39 @@ def tunnel_endpoints(nodes: Mapping[str, Node], given: Iterable[NodeNumber]) -> 
     numbers = {each.node: each.number for each in given}
     endpoints = {name: node.tunnel_endpoint for name, node in nodes.items() if name in numbers}
     return {numbers[name]: endpoint for name, endpoint in sorted(endpoints.items()) if endpoint is not None}
+
+
+def neighbours_of(
+    told: Iterable[NodeAddresses],
+    given: Iterable[NodeNumber],
+    endpoints: Mapping[int, IPAddress],
+    networks: Iterable[IPNetwork],
+) -> dict[int, Neighbour]:
+    """Nodes that may be reached without a tunnel, by their numbers: they say by which device, and their tunnel
+    endpoints are in one of this node's `networks`. An IPv6 next hop is always a link-local address.
+    """
+    numbers, near = {each.node: each.number for each in given}, tuple(networks)
+    links = {numbers[each.node]: each.link for each in told if each.link is not None and each.node in numbers}
+    return {
+        number: Neighbour(bytes.fromhex(link.mac.replace(":", "")), link.link_local)
+        for number, link in sorted(links.items())
+        if (address := endpoints.get(number)) == link.address
+        and (address.version == 4 or link.link_local is not None)
+        and any(address in network for network in near if network.version == address.version)
+    }
+
+
+def not_on_link(desired: Desired) -> Iterator[Refusal]:
+    """Gateways that are not reached without the tunnel, where nothing else is wanted."""
+    if desired.transport != "direct":
+        return
+    for number, node in sorted({(g.number, g.node) for group in desired.groups.values() for g in group.gateways}):
+        if number not in desired.neighbours and node != desired.node:
+            message = (
+                "it is on no link of this node, or its agent does not report one: with egress.transport: direct "
+                "nothing is sent to it as a gateway; set auto"
+            )
+            yield Refusal(Ref(NODE, name=node), "NotOnLink", message)
 
 
 def _no_gateway(group: EgressGroup, told: Mapping[str, tuple[int, Refusal]]) -> Refusal:

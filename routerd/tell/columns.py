@@ -13,6 +13,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "gateway",
         "announces_services",
         "groups",
+        "transport",
     ),
     "peers": (
         "peer",
@@ -42,7 +43,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "policies": ("policy", "destinations", "egress_ip", "group", "gateways", "pods_here", "reason"),
     "pools": ("pool", "protocol", "uses", "addresses", "used", "free", "disabled"),
     "nat": ("protocol", "pod", "remote", "egress_ip", "port", "group", "gateway", "idle_seconds"),
-    "gateways": ("gateway", "state", "round_trip_ms", "probes", "unanswered", "idle_seconds", "reason"),
+    "gateways": ("gateway", "by", "state", "round_trip_ms", "probes", "unanswered", "idle_seconds", "reason"),
     "port-sets": ("egress_ip", "ports", "size", "node", "state", "group"),
     "pod-addresses": ("address", "block", "state", "pod", "network", "interface", "container", "since_seconds"),
     "egress-ips": ("egress_ip", "policies", "pool", "group", "active_gateways", "gateways", "node_address"),

@@ -162,9 +162,9 @@ def _egress(status: EgressStatus) -> Iterator[Metric]:
 
 def _gateways(probed: Sequence[Probed]) -> Iterator[Metric]:
     def samples(number: Callable[[Probed], float]) -> list[Sample]:
-        return [((each.node,), float(number(each))) for each in probed]
+        return [((each.node, each.by), float(number(each))) for each in probed]
 
-    label = ("gateway",)
+    label = ("gateway", "by")
     yield _gauge(
         "routerd_gateway_up", "1 if the gateway answers probes.", label, samples(lambda g: g.state != "silent")
     )

@@ -230,6 +230,13 @@ def _first_packets(it: EgressDesired) -> tuple[str, ...]:
     return _if(f"first-packets {it.network_policy} mark {it.forward_mark:#x}", it.network_policy != "direct")
 
 
+def _transport(it: EgressDesired) -> Iterator[str]:
+    if it.transport != "vxlan":
+        yield f"transport {it.transport}"
+    for number, each in sorted(it.neighbours.items()):
+        yield f"neighbour {number} {each.mac.hex(':')}{f' {each.link_local}' if each.link_local else ''}"
+
+
 def _watch_line(watch: Watch | None) -> Iterator[str]:
     return (f"watch gateways each {each.interval * 1e3:g} ms times {each.multiplier}" for each in (watch,) if each)
 
@@ -249,6 +256,7 @@ EGRESS: Sentence[EgressDesired] = Sentence(
         Part("pod_cidrs", lambda it: _networks("pod-cidr", it.pod_cidrs)),
         Part("served", lambda it: (_served_line(address, it.served[address]) for address in _by_family(it.served))),
         Part("nodes", lambda it: (f"tunnel-node {number} {address}" for number, address in sorted(it.nodes.items()))),
+        Part("transport neighbours", _transport),
         Part("icmp_sources", lambda it: _networks("icmp-source", it.icmp_sources)),
         Part("uplinks", lambda it: (f"uplink {name}" for name in it.uplinks)),
         Part("network_policy forward_mark", _first_packets),

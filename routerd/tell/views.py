@@ -39,6 +39,7 @@ from routerd.node.groups import group_of
 from routerd.node.pools import PoolIndex
 from routerd.refs import PEER
 from routerd.tell.columns import COLUMNS
+from routerd.tell.transport import transport_to
 
 Value = str | int | float | bool | None
 Row = dict[str, Value]
@@ -92,7 +93,7 @@ def rows(kind: str, view: View) -> list[Row]:
         "port-sets": lambda view: port_set_rows(view.snapshot.allocations),
         "nat": _nat,
         "pod-addresses": _pod_addresses,
-        "gateways": lambda view: [_gateway_row(each) for each in sorted(view.probed, key=lambda each: each.node)],
+        "gateways": lambda view: [_gateway_row(each) for each in sorted(view.probed, key=_by_way)],
     }
     return makers[kind](view)
 
@@ -125,6 +126,7 @@ def _nodes(view: View) -> list[Row]:
     silent = {each.node: each.silent_since for each in told if each.silent_since}
     return [
         _node(node, view.states.get(name) or _node_state(node, silent), groups, _age(silent.get(name, ""), view.now))
+        | {"transport": transport_to(name, view.state.egress, view.snapshot.allocations, view.probed)}
         for name, node in sorted((view.snapshot.nodes or {}).items())
     ]
 
@@ -293,10 +295,15 @@ def _nat(view: View) -> list[Row]:
     return [{**row, "gateway": _name(row["gateway"], names)} for row in view.nat]
 
 
+def _by_way(probed: Probed) -> tuple[str, int]:
+    return probed.node, probed.way
+
+
 def _gateway_row(probed: Probed) -> Row:
     """A gateway by which pods of this node may leave, as its probes say."""
     return {
         "gateway": probed.node,
+        "by": probed.by,
         "state": probed.state,
         "round_trip_ms": round(probed.round_trip * 1e3, 3),
         "probes": probed.sent,

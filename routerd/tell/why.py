@@ -252,6 +252,10 @@ def first_packet_steps(status: EgressStatus, refusals: Iterable[Refusal]) -> tup
 
 
 def _gateway_step(probed: Probed) -> Step:
+    if probed.state == "silent" and probed.by == "link":
+        detail = "flows go through the tunnel to it, where egress.transport allows that"
+        question = f"does gateway {probed.node} answer probes without the tunnel?"
+        return Step(question, False, "LinkSilent", detail, note=True)
     if probed.state == "silent":
         detail = "flows go by the others of its groups; where all are silent, they stay with theirs"
         return Step(f"does gateway {probed.node} answer probes?", False, "GatewaySilent", detail, note=True)

@@ -237,7 +237,7 @@ class Site:
             self.datapaths[part] = Datapath(pins / self.prefix / part)
             reconcile(self.parts[part], self.datapaths[part], self._desired(part))
         with netns.entered(self.parts["worker"].name):
-            wait(lambda: not self.datapaths["worker"].try_port_sets(), "the port sets are tried", interval=0.01)
+            wait(lambda: not self.datapaths["worker"].try_port_sets().total, "the port sets are tried", interval=0.01)
         sets = range(FIRST_SET + 1, FIRST_SET + self.policies)
         others = sets[:MOST_PODS]
         addresses = [ip_address(self.text(str(IPv4Address(OTHERS) + number))) for number in range(len(others))]

@@ -7,7 +7,8 @@ from random import Random
 
 from hypothesis import strategies as st
 
-from egress.policy import IPAddress, IPNetwork, Policy, Ports
+from bpf import layout
+from egress.policy import IPAddress, IPNetwork, Policy, Ports, Transport
 from tests.bpf.wishes import (
     BOTH,
     HERE,
@@ -49,8 +50,13 @@ groups = st.sampled_from(GROUPS)
 bodies = st.tuples(groups, destinations, excluded, ports, st.integers(0, 2), st.booleans())
 
 
+WORKERS = [WORKER_NUMBER, WORKER2_NUMBER]
+WAYS = [*WORKERS, *(number | layout.WAY_DIRECT for number in WORKERS)]
 # What the probes of the workers say.
-ranks = st.dictionaries(st.sampled_from([WORKER_NUMBER, WORKER2_NUMBER]), st.sampled_from([Rank.LEAVES, Rank.SILENT]))
+ranks = st.dictionaries(st.sampled_from(WAYS), st.sampled_from([Rank.LEAVES, Rank.SILENT]))
+transports: st.SearchStrategy[Transport] = st.sampled_from(["vxlan", "auto", "auto", "direct"])
+# Which of them said just now that they get what comes by the link.
+asked = st.sets(st.sampled_from(WORKERS))
 
 
 def policies_of(found: list[tuple[int, list[IPNetwork], list[IPNetwork], list[Ports], int, bool]]) -> list[Policy]:
@@ -60,10 +66,10 @@ def policies_of(found: list[tuple[int, list[IPNetwork], list[IPNetwork], list[Po
     ]
 
 
-# Egress IPs whose port sets a worker has not echoed.
+# Egress IPs whose port sets a worker has not echoed by a way.
 untried = st.one_of(
     st.just(set[tuple[IPAddress, int]]()),
-    st.sets(st.tuples(st.sampled_from(BOTH), st.sampled_from([WORKER_NUMBER, WORKER2_NUMBER])), max_size=3),
+    st.sets(st.tuples(st.sampled_from(BOTH), st.sampled_from(WAYS)), max_size=6),
 )
 
 # One draw for all packets of an example: a failure is shown with its packet, which need not shrink.

@@ -11,11 +11,12 @@ import os
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from random import Random, SystemRandom
 
-from egress.policy import NO_LIMITS, Policy
+from egress.policy import NO_LIMITS, Policy, Transport
 from tests.bpf import oracle
-from tests.bpf.draws import DESTINATIONS, EXCLUDED, GROUPS, MOST_PORTS, SOME_PORTS, policies_of
+from tests.bpf.draws import DESTINATIONS, EXCLUDED, GROUPS, MOST_PORTS, SOME_PORTS, WORKERS, policies_of
 from tests.bpf.wishes import by_forward_hook, desired
 from tests.bpf.world import SMALL, TIGHT, World
 
@@ -42,9 +43,12 @@ def example(seed: int, large: World, small: World) -> None:
     random = Random(seed)
     world = random.choice((large, large, small))
     world.limits = random.choice((NO_LIMITS, TIGHT))
-    wished = desired(*policies(random), both=random.choice((False, True)))
+    transport: Transport = random.choice(("vxlan", "auto", "auto", "direct"))
+    wished = desired(*policies(random), both=random.choice((False, True)), transport=transport)
+    wished = random.choice((wished, wished, replace(wished, served={})))
     wished = random.choice((wished, by_forward_hook(wished)))
-    oracle.check(world, wished, [random.getrandbits(96) for _ in range(PACKETS)])
+    asked = random.sample(WORKERS, random.randint(0, 2))
+    oracle.check(world, wished, [random.getrandbits(96) for _ in range(PACKETS)], asked=asked)
 
 
 def run(first: int, count: int) -> None:

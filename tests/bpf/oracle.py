@@ -15,6 +15,7 @@ from tests.bpf.world import (
     EGRESS_IP,
     EGRESS_IP6,
     NODE_EGRESS_IP,
+    NODE_MACS,
     POD,
     POD2,
     POD6,
@@ -78,7 +79,11 @@ KINDS: tuple[Kind, ...] = ("flow",) * 9 + (
 )  # fmt: skip
 IDS, POSITIONS = (7, 41000, 33000 << 16 | 5), (8, 56, 1376)
 DEVICES: dict[IPAddress, str] = {POD: "pod0", POD6: "pod0", POD2: "pod1", POD26: "pod1"}
-PASSES = {True: ("from_pod", "to_uplink"), False: ("from_uplink",)}  # whose fragments they are: a pod's, the world's
+PASSES = {  # whose fragments they are: a pod's, the world's
+    True: ("from_pod", "to_uplink"),
+    False: ("from_uplink", "from_link"),
+}
+STRANGERS_MAC = b"\x02\0\0\0\0\x99"
 SLACK = 3.0  # seconds that an example may take
 
 
@@ -105,14 +110,21 @@ class Arrival:
 def arrival(number: int, state: State) -> Arrival:
     """The packet that `number` stands for; answers are to what `state` holds."""
     choices = Choices(number)
-    program = choices.of(("from_pod", "from_pod", "from_pod", "from_uplink", "from_uplink", "to_pod", "to_uplink"))
+    program = choices.of(
+        (
+            "from_pod", "from_pod", "from_pod", "from_pod", "from_uplink", "from_uplink", "from_link", "to_pod",
+            "to_uplink",
+        )
+    )  # fmt: skip
     version = choices.of((4, 6))
-    begun = [key for key in state.fragments if key.source.version == version and program in (PASSES[bool(key.ifindex)])]
+    begun = [key for key in state.fragments if key.source.version == version and program in PASSES[bool(key.ifindex)]]
     if begun and choices.of((False, False, True)):
         return _follower(choices, state, program, choices.of(begun))
     if program in ("from_pod", "to_uplink"):
         given = _from_pod(choices, state, version)
         return given if program == "from_pod" else replace(given, program=program, device="uplink", mark=FORWARD_MARK)
+    if program == "from_link":
+        return _from_link(choices, state, version)
     return _from_uplink(choices, state, version) if program == "from_uplink" else _to_pod(choices, state, version)
 
 
@@ -183,7 +195,8 @@ def _follower(choices: Choices, state: State, program: str, key: FragmentKey) ->
     )  # fmt: skip
     if program == "to_uplink":
         return Arrival(program, "uplink", *_finish(choices, packet), FORWARD_MARK)
-    return Arrival(program, DEVICES.get(key.source, "uplink"), *_finish(choices, packet))
+    found = Arrival(program, DEVICES.get(key.source, "uplink"), *_finish(choices, packet))
+    return _by_link(choices, found) if program == "from_link" else found
 
 
 def _quoted(choices: Choices, packet: Packet, state: State) -> Packet:
@@ -238,6 +251,20 @@ def _from_uplink(choices: Choices, state: State, version: Version) -> Arrival:
     return Arrival("from_uplink", "uplink", packet, shape)
 
 
+def _from_link(choices: Choices, state: State, version: Version) -> Arrival:
+    """From another node, or one that looks like it: what it sends out by this node, or an answer that it brings."""
+    if choices.of((True, False)):
+        return _by_link(choices, _from_uplink(choices, state, version))
+    source, ports = choices.of(EGRESS_IPS[version]), (choices.of(EGRESS_PORTS), choices.of(REMOTE_PORTS))
+    packet, shape = _finish(choices, _odd(choices, _flow(choices, source, choices.of(OUTSIDE[version]), ports), state))
+    return _by_link(choices, Arrival("from_uplink", "underlay", packet, shape))
+
+
+def _by_link(choices: Choices, arrival: Arrival) -> Arrival:
+    shape = replace(arrival.shape, source_mac=choices.of((*NODE_MACS.values(), *NODE_MACS.values(), STRANGERS_MAC)))
+    return replace(arrival, program="from_uplink", device="underlay", shape=shape)
+
+
 def _reply(key: PortKey) -> Packet:
     echo: Echo = "reply" if key.protocol in ICMPS else ""
     return Packet(key.remote, key.egress_ip, key.protocol, key.remote_port, key.egress_port, echo=echo)
@@ -287,7 +314,7 @@ def expect(world: World, tables: Tables, state: State, given: Arrival) -> Outcom
         case "to_pod":
             return datapath.to_pod(tables, state, device, given.packet)
         case _:
-            return datapath.from_uplink(tables, state, given.packet)
+            return datapath.from_uplink(tables, state, given.packet, device, given.shape.source_mac)
 
 
 def drawn(world: World, state: State, key: FlowKey) -> Draw | None:
@@ -355,9 +382,11 @@ def check(
     numbers: Sequence[int],
     ranks: Mapping[int, int] | None = None,
     untried: Collection[tuple[IPAddress, int]] = (),
+    asked: Collection[int] = (),
 ) -> None:
-    """A sequence of packets: afterwards counters and maps are the model's too. `ranks`, `untried`: see `World.fill`."""
-    tables, state, counted = world.fill(desired, ranks=ranks, untried=untried), State(), Counter[str]()
+    """A sequence of packets: afterwards counters and maps are the model's too. `ranks` and so on: see `World.fill`."""
+    tables, state = world.fill(desired, ranks=ranks, untried=untried, asked=asked), State()
+    counted = Counter[str]()
     for number in numbers:
         _, expected = step(world, tables, state, number)
         counted.update((expected.before, expected.reason))

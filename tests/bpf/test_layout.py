@@ -19,7 +19,7 @@ from routerd.cluster import gateways
 from routerd.formats import native
 
 Types = Mapping[int, Mapping[str, Any]]
-PLAIN_KEYS = {"egress_ips": 16, "nodes": 16, "pod_devices": 16}  # struct ip; all others without a mirror are __u32
+PLAIN_KEYS = dict.fromkeys(("egress_ips", "nodes", "own_egress_ips", "pod_devices"), 16)  # struct ip; others are __u32
 
 
 @cache

@@ -56,7 +56,7 @@ def test_what_is_pinned_of_another_layout_is_not_read_as_ours(world: World) -> N
     """Neither before the first round, which takes it away, nor by what runs beside the rounds."""
     with pinned_by(world, layout.LAYOUT_VERSION - 1):
         datapath = Datapath(world.pins)
-        assert (datapath.try_port_sets(), datapath.is_pressed(), datapath.collect()) == (0, False, None)
+        assert (datapath.try_port_sets(), datapath.is_pressed(), datapath.collect()) == ((0, 0), False, None)
         assert (datapath.status(), datapath.port_use(), datapath.nat()) == (EgressStatus(), None, ())
         datapath.close()
 

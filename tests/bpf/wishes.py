@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network
 
-from egress.policy import Block, Desired, Gateway, Group, IPAddress, Policy, Served, Watch
+from egress.policy import Block, Desired, Gateway, Group, IPAddress, Neighbour, Policy, Served, Transport, Watch
 from tests.bpf.world import (
     EGRESS_IP,
     EGRESS_IP6,
+    LINK_LOCALS,
     NODE_EGRESS_IP,
+    NODE_MACS,
     NUMBERS,
     POD,
     POD2,
@@ -52,7 +54,9 @@ SERVED: dict[IPAddress, Served] = {
 }
 
 
-def desired(*policies: Policy, of: Sequence[str] | None = None, both: bool = False) -> Desired:
+def desired(
+    *policies: Policy, of: Sequence[str] | None = None, both: bool = False, transport: Transport = "vxlan"
+) -> Desired:
     """This node with POD under the policies named in `of` (all of them), POD2 under none unless `both`, and every
     kind of group.
     """
@@ -70,6 +74,8 @@ def desired(*policies: Policy, of: Sequence[str] | None = None, both: bool = Fal
         cluster=frozenset({UNDERLAY, *POD_CIDRS}),
         pod_cidrs=POD_CIDRS,
         watch=Watch(0.05, 3),
+        transport=transport,
+        neighbours={number: Neighbour(NODE_MACS[number], LINK_LOCALS[number]) for number in NODE_MACS},
     )
 
 
@@ -77,6 +83,6 @@ def by_forward_hook(wished: Desired) -> Desired:
     return replace(wished, network_policy="forward")
 
 
-def to_world(group: int, *, exit_local: bool = False) -> Desired:
+def to_world(group: int, *, exit_local: bool = False, transport: Transport = "vxlan") -> Desired:
     """POD sends everything through `group`."""
-    return desired(Policy("world", group, (WORLD, WORLD6), exit_local=exit_local))
+    return desired(Policy("world", group, (WORLD, WORLD6), exit_local=exit_local), transport=transport)

@@ -20,7 +20,7 @@ from typing import Any
 
 from bpf import layout, loader, syscall
 from egress.attach import Attacher
-from egress.entries import Facts, MapEntries, PodDevice, map_entries
+from egress.entries import Facts, Link, MapEntries, PodDevice, map_entries
 from egress.plan import ARRAYS
 from egress.policy import NO_LIMITS, Desired, IPAddress, Limits
 from tests.models.liveness import Rank
@@ -44,6 +44,9 @@ from tests.waiting import PATIENCE
 SELF, WORKER, WORKER2, STRANGER = (IPv4Address(f"10.200.0.{n}") for n in (1, 2, 3, 99))
 SELF6 = IPv6Address("2001:db8:200::1")
 NUMBERS = {1: SELF, 2: WORKER, 3: WORKER2}
+NODE_MACS = {2: b"\x02\0\0\0\0\x02", 3: b"\x02\0\0\0\0\x03"}
+LINK_LOCALS = {2: IPv6Address("fe80::2"), 3: IPv6Address("fe80::3")}
+LONG = 1 << 16  # about a minute, in the clock of asks
 EGRESS_IP, NODE_EGRESS_IP, EGRESS_IP6 = (
     IPv4Address("192.0.2.100"),
     IPv4Address("192.0.2.200"),
@@ -86,6 +89,8 @@ neighbour add 192.0.2.254 lladdr 02:00:00:00:02:54 dev uplink nud permanent
 neighbour add 2001:db8:2::fe lladdr 02:00:00:00:02:54 dev uplink nud permanent
 neighbour add {WORKER} lladdr 02:00:00:00:00:02 dev underlay nud permanent
 neighbour add {WORKER2} lladdr 02:00:00:00:00:03 dev underlay nud permanent
+neighbour add fe80::2 lladdr 02:00:00:00:00:02 dev underlay nud permanent
+neighbour add fe80::3 lladdr 02:00:00:00:00:03 dev underlay nud permanent
 link add tunnel address {MACS["tunnel"].hex(":")} mtu {TUNNEL_MTU} type vxlan external dstport {TUNNEL_PORT} nolearning
 link set tunnel up
 """
@@ -94,13 +99,15 @@ SMALL = {"flows": 8, "reverse": 12, "granules": 2}  # room of tables that fill s
 TIGHT = Limits(flow_room=12, port_room=16, flows_per_pod=4, ports_per_pod=6, outside_flows=6)
 
 
-def echoed(group: bytes, untried: Collection[tuple[IPAddress, int]]) -> bytes:
-    """The entry of a group, with the echoes of all its gateways but these."""
+def echoed(group: bytes, untried: Collection[tuple[IPAddress, int]], bits: Collection[int] = (0,)) -> bytes:
+    """The entry of a group, with the echoes of all its gateways but these. `bits`: where those of each way begin."""
     value = layout.decode(layout.GroupValue, group)
     for block in value.blocks[: value.block_count]:
         for place, gateway in enumerate(value.gateways[: value.gateway_count]):
-            if (layout.ip_of(block.egress_ip), gateway.node) not in untried:
-                block.echoed |= 1 << place
+            for bit in bits:
+                way = gateway.node | (layout.WAY_DIRECT if bit else 0)
+                if (layout.ip_of(block.egress_ip), way) not in untried:
+                    block.echoed |= 1 << place + bit
     return bytes(value)
 
 
@@ -170,7 +177,8 @@ class World:
         devices: dict[IPAddress, PodDevice] = {POD: first, POD6: first, POD2: second, POD26: second}
         uplinks = {"uplink": self.ifindex["uplink"]}
         tunnel = self.ifindex["tunnel"]
-        return Facts(devices, uplinks, tunnel_ifindex=tunnel, tunnel_mtu=TUNNEL_MTU, limits=self.limits)
+        link = Link(self.ifindex["underlay"], "underlay", UNDERLAY_MTU, frozenset({ip_network("10.200.0.0/24")}))
+        return Facts(devices, uplinks, tunnel_ifindex=tunnel, tunnel_mtu=TUNNEL_MTU, limits=self.limits, link=link)
 
     def fill(
         self,
@@ -179,14 +187,16 @@ class World:
         age: float = 0,
         ranks: Mapping[int, int] | None = None,
         untried: Collection[tuple[IPAddress, int]] = (),
+        asked: Collection[int] = (),
     ) -> Tables:
         """Makes the maps say `desired`, and the programs' own hold `state`, last seen `age` seconds ago.
 
-        `ranks`: what the probes of nodes say. `untried`: egress IPs of which gateways, by their numbers, have echoed no
-        port set; all others have.
+        `ranks`: what probes say of ways to nodes. `untried`: egress IPs of which no port set was echoed by which ways;
+        by all others they were. `asked`: which nodes have said just now that they get what comes by the link.
         """
         entries = map_entries(desired, self.facts(), {})
-        entries["groups"] = {key: echoed(value, untried) for key, value in entries["groups"].items()}
+        bits = (0,) if desired.transport == "vxlan" else (0, layout.ECHOED_DIRECT)
+        entries["groups"] = {key: echoed(value, untried, bits) for key, value in entries["groups"].items()}
         epoch = layout.number(entries["epoch"][layout.u32(0)])
         for name, wanted in {**entries, **encode(state or State(), age, epoch)}.items():
             self._set(name, wanted)
@@ -194,14 +204,17 @@ class World:
         put_all(counters, {layout.u32(number): self._zero for number in self._reasons})
         uplink, other = self.ifindex["uplink"], self.ifindex["other"]
         routes = {WORLD: uplink, WORLD6: uplink, BEHIND_OTHER: other, BEHIND_OTHER6: other, NOWHERE: 0, NOWHERE6: 0}
-        decoded = tables(entries, routes, {uplink: UNDERLAY_MTU})
+        decoded = tables(entries, routes, {uplink: UNDERLAY_MTU, self.ifindex["underlay"]: UNDERLAY_MTU})
         rooms: dict[str, Any] = {room: self.sizes[name] for name, room in ROOMS.items() if name in self.sizes}
-        self._set_liveness(ranks or {})
-        return replace(decoded, ranks=ranks or {}, **rooms)
+        self._set_liveness(ranks or {}, asked)
+        return replace(decoded, ranks=ranks or {}, asked=frozenset(asked), **rooms)
 
-    def _set_liveness(self, ranks: Mapping[int, int]) -> None:
-        for number in NUMBERS:
-            self.maps["liveness"].put(layout.u32(number), bytes(PROBED[Rank(ranks.get(number, Rank.SERVES))]))
+    def _set_liveness(self, ranks: Mapping[int, int], asked: Collection[int]) -> None:
+        later = (time.monotonic_ns() >> 20) + LONG
+        for way in (*NUMBERS, *(number | layout.WAY_DIRECT for number in NUMBERS)):
+            value = layout.decode(layout.Liveness, bytes(PROBED[Rank(ranks.get(way, Rank.SERVES))]))
+            value.asked = later if way - layout.WAY_DIRECT in asked else 0
+            self.maps["liveness"].put(layout.u32(way), bytes(value))
         for key in self.maps["probes"].items():
             self.maps["probes"].delete(key)
 
@@ -272,12 +285,13 @@ class World:
             ("from_tunnel", "tunnel"),
             ("to_tunnel", "tunnel"),
             ("from_uplink", "uplink"),
-            ("from_pod", "pod0"),
             ("to_uplink", "uplink"),
+            ("from_uplink", "underlay"),
+            ("from_pod", "pod0"),
+            ("to_pod", "pod0"),
         )
         for program, device in hooks:
             self._attacher.attach(program, self.ifindex[device])
-        self._attacher.attach("to_pod", self.ifindex["pod0"])
 
     @contextmanager
     def jumbo(self, tunnel: int = 2 * UNDERLAY_MTU) -> Iterator[None]:
@@ -378,7 +392,7 @@ def _flow_value(flow: Flow, seen: int, epoch: int) -> bytes:
     return bytes(
         layout.FlowValue(
             seen, flow.id, egress_ip, flow.group, epoch if flow.settled else 0, flow.egress_port, flow.gateway,
-            flow.seen_out, flow.seen_in, flow.exit_local,
+            flow.seen_out, flow.seen_in, flow.exit_local, flow.direct,
         )
     )  # fmt: skip
 
@@ -409,8 +423,8 @@ def _flow(key: bytes, value: bytes, epoch: int) -> tuple[FlowKey, Flow]:
     flow = FlowKey(layout.ip_of(k.pod), layout.ip_of(k.remote), k.ifindex, k.pod_port, k.remote_port, k.protocol)
     egress_ip = layout.ip_of(v.egress_ip) if any(v.egress_ip) else None
     settled = not v.group or v.epoch == epoch
-    here = bool(v.exit_local)
-    return flow, Flow(v.group, v.seen_out, v.seen_in, egress_ip, v.egress_port, v.gateway, v.id, settled, here)
+    ways = bool(v.exit_local), bool(v.direct)
+    return flow, Flow(v.group, v.seen_out, v.seen_in, egress_ip, v.egress_port, v.gateway, v.id, settled, *ways)
 
 
 def _port(key: bytes, value: bytes) -> tuple[PortKey, Port]:

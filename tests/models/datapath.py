@@ -307,16 +307,19 @@ def _begin_flow(tables: Tables, state: State, packet: Packet, home: Home, rule: 
         return _drop("no_group")
     blocks = [block for block in group.blocks if _is_open(block, packet)]
     echoed = liveness.echoed_by(group, blocks)
-    hop = liveness.pick(tables, group, key, echoed)
-    if hop is None:
+    chosen = liveness.pick(tables, group, key, echoed)
+    if chosen is None:
         return _drop("no_gateway")
-    if hop.node not in echoed:
+    if chosen.way not in echoed:
         return _drop("untried_port_set" if blocks else "no_port_set")
     refusal = _refuse_flow(tables, state, key.ifindex)
     if refusal:
         return _drop(refusal)
-    usable = replace(group, blocks=tuple(block for block in blocks if hop.node in liveness.echoed_by(group, [block])))
-    flow = Flow(rule.group, packet.seen, gateway=hop.node, settled=not hop.order, exit_local=rule.exit_local)
+    usable = replace(group, blocks=tuple(each for each in blocks if chosen.way in liveness.echoed_by(group, [each])))
+    flow = Flow(
+        rule.group, packet.seen, gateway=chosen.node, settled=chosen.settled, exit_local=rule.exit_local,
+        direct=chosen.direct,
+    )  # fmt: skip
     return _open_flow(tables, state, packet, home, flow, usable, draw)
 
 
@@ -397,14 +400,17 @@ def _continue_flow(tables: Tables, state: State, packet: Packet, home: Home, flo
 
 def _keep_gateway(tables: Tables, key: FlowKey, flow: Flow) -> Flow | str:
     """The flow, with another gateway if its own is not good; or why there is none."""
-    if flow.settled and not (tables.multiplier and tables.ranks.get(flow.gateway)):
+    way = flow.gateway | (layout.WAY_DIRECT if flow.direct else 0)
+    if flow.settled and not (tables.multiplier and tables.ranks.get(way)):
         return flow
     group = tables.groups.get(flow.group)
     if group is None:
         return "no_group"
     blocks = [block for block in group.blocks if block.holds(flow.egress_ip, flow.egress_port)]
-    hop = liveness.pick(tables, group, key, liveness.echoed_by(group, blocks), flow.gateway)
-    return replace(flow, gateway=hop.node, settled=not hop.order) if hop is not None else "no_gateway"
+    chosen = liveness.pick(tables, group, key, liveness.echoed_by(group, blocks), flow.gateway)
+    if chosen is None:
+        return "no_gateway"
+    return replace(flow, gateway=chosen.node, direct=chosen.direct, settled=chosen.settled)
 
 
 def _note_end_out(own: tuple[PortKey, Port] | None, flow: Flow, packet: Packet) -> tuple[Flow, tuple[Change, ...]]:
@@ -441,6 +447,8 @@ def _send_out(tables: Tables, packet: Packet, flow: Flow, home: Home) -> Outcome
         if isinstance(routed, Outcome):
             return routed
         mtu = tables.mtus.get(routed, 1 << 16)
+    elif flow.direct:
+        mtu = tables.mtus.get(tables.link, 1 << 16)
     if packet.length > mtu and not packet.may_be_cut:
         return _error(tables, packet, "too-big", "back")
     assert flow.egress_ip is not None
@@ -455,15 +463,17 @@ def _send_out(tables: Tables, packet: Packet, flow: Flow, home: Home) -> Outcome
     if local:
         return Outcome("redirect", "translated", packet, "uplink").after(*remembered)
     # Nobody asks for the sake of an error, or of a fragment that follows another.
-    is_unheard = packet.kind == "flow" and rank_of(tables, flow.gateway) is Rank.SILENT
-    sent = "sent_unheard" if is_unheard else "encapsulated"
-    return Outcome("redirect", sent, packet, f"{endpoint} vni {flow.group}").after(*remembered)
+    way = flow.gateway | (layout.WAY_DIRECT if flow.direct else 0)
+    is_unheard = packet.kind == "flow" and rank_of(tables, way) is Rank.SILENT
+    sent = "sent_unheard" if is_unheard else "sent_direct" if flow.direct else "encapsulated"
+    to = f"{endpoint} on the link" if flow.direct else f"{endpoint} vni {flow.group}"
+    return Outcome("redirect", sent, packet, to).after(*remembered)
 
 
 def _clamped(tables: Tables, packet: Packet) -> Packet:
     if "S" not in packet.flags:
         return packet
-    return replace(packet, mss=min(packet.mss, tables.tunnel_mtu - OVERHEAD[packet.version]))
+    return replace(packet, mss=min(packet.mss, tables.flow_mtu - OVERHEAD[packet.version]))
 
 
 def to_pod(tables: Tables, state: State, device: int, packet: Packet) -> Outcome:
@@ -549,7 +559,7 @@ def from_tunnel(tables: Tables, state: State, endpoint: IPAddress, vni: int, pac
         return _drop("fragment")
     if vni & layout.VNI_BACK:
         return _return_to_pod(tables, state, sender, packet)
-    return _forward(tables, packet, sender, endpoint)
+    return _forward(tables, packet, sender, f"{endpoint} vni {layout.VNI_BACK}")
 
 
 def _take_probe(tables: Tables, state: State, endpoint: IPAddress, packet: Packet) -> Outcome:
@@ -559,7 +569,8 @@ def _take_probe(tables: Tables, state: State, endpoint: IPAddress, packet: Packe
     return Outcome("redirect", answer.reason, answer.reply, f"{endpoint} vni {layout.VNI_PROBE}")
 
 
-def _forward(tables: Tables, packet: Packet, sender: int, endpoint: IPAddress) -> Outcome:
+def _forward(tables: Tables, packet: Packet, sender: int, back: str) -> Outcome:
+    """`back`: the way to the sender."""
     address = tables.egress_ips.get(packet.source)
     if address is None:
         return _drop("unknown_egress_ip")
@@ -575,7 +586,6 @@ def _forward(tables: Tables, packet: Packet, sender: int, endpoint: IPAddress) -
         return _drop("foreign_port")
     if longest(tables.cluster, packet.destination):
         return _drop("bogus_destination")
-    back = f"{endpoint} vni {layout.VNI_BACK}"
     if packet.ttl <= 1:
         return _error(tables, packet, "ttl", back)
     routed = _route(tables, packet)
@@ -593,13 +603,31 @@ def _route(tables: Tables, packet: Packet) -> int | Outcome:
     return device if device in tables.uplinks else _drop("not_uplink")
 
 
-def from_uplink(tables: Tables, state: State, packet: Packet) -> Outcome:
-    """Ingress of a gateway's uplink: what is sent to a port of an egress IP goes to the node that has the port; to
-    another gateway, if this one does not know the node.
+def from_uplink(tables: Tables, state: State, packet: Packet, device: int = 0, mac: bytes = b"") -> Outcome:
+    """Ingress of an uplink `device`, in a frame from `mac`: what is sent to a port of an egress IP goes to the node
+    that has the port; to another gateway, if this one does not know the node. Nodes send here what needs no tunnel.
     """
-    if packet.kind in ("not-ip", "malformed") or packet.destination not in tables.egress_ips:
+    if packet.kind in ("not-ip", "malformed"):
+        return NEXT
+    if device and device == tables.link and packet.destination not in tables.egress_ips:
+        return _take_direct(tables, state, packet, tables.neighbours.get(mac))
+    if packet.destination not in tables.egress_ips:
         return NEXT
     return _hand_back(tables, state, followed(state, packet, 0), tables.egress_ips[packet.destination])
+
+
+def _take_direct(tables: Tables, state: State, packet: Packet, sender: int | None) -> Outcome:
+    goes_out = packet.source in tables.egress_ips
+    if packet.source == packet.destination or not (goes_out or packet.destination in tables.own_egress_ips):
+        return NEXT
+    if sender is None:
+        return _drop("unknown_neighbour")
+    packet = packet if goes_out else followed(state, packet, 0)
+    if packet.kind in ("bad-fragment", "unsupported"):
+        return _drop("bad_fragment" if packet.kind == "bad-fragment" else "unsupported_protocol")
+    if goes_out:
+        return _forward(tables, packet, sender, f"{tables.node_numbers[sender][0]} on the link")
+    return _drop("fragment") if packet.kind == "fragment" else _return_to_pod(tables, state, sender, packet)
 
 
 def _take_relayed(tables: Tables, state: State, packet: Packet, sender: int, seen: int) -> Outcome:
@@ -639,14 +667,23 @@ def _hand_back(
     if local:
         return _return_to_pod(tables, state, number, packet)
     remembered = remember(packet, 0, packet.id)
-    if packet.length > tables.tunnel_mtu and not packet.may_be_cut:
+    direct = not relays and _is_reached_directly(tables, packet, number)
+    mtu = tables.mtus.get(tables.link, 1 << 16) if direct else tables.tunnel_mtu
+    if packet.length > mtu and not packet.may_be_cut:
         refused = _drop("too_big") if relayed else _error(tables, packet, "too-big", "back")
         return refused.after(*remembered)
     if relays:
         to = f"{endpoint} vni {layout.VNI_RELAYED}"
         return Outcome("redirect", "relayed", on_wire(packet), to).after(*remembered)
     packet = on_wire(_clamped(tables, replace(packet, ttl=packet.ttl - 1)))
+    if direct:
+        return Outcome("redirect", "reversed_direct", packet, f"{endpoint} on the link").after(*remembered)
     return Outcome("redirect", "reversed", packet, f"{endpoint} vni {layout.VNI_BACK}").after(*remembered)
+
+
+def _is_reached_directly(tables: Tables, packet: Packet, number: int) -> bool:
+    is_on_link = (number, packet.version) in tables.on_link
+    return is_on_link and (not tables.tunnels or number in tables.asked)
 
 
 def _port_here(packet: Packet) -> int | None:

@@ -23,16 +23,34 @@ class Rank(IntEnum):
     UNTRIED = 4  # with each of these: it has not echoed the port set
 
 
-def rank_of(tables: Tables, number: int) -> Rank:
-    if tables.node_numbers.get(number, (None, False))[1]:
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A flow's gateway, and the way to it. `settled`: there is none before it that may be good again."""
+
+    node: int
+    direct: bool = False
+    settled: bool = True
+
+    @property
+    def way(self) -> int:
+        return self.node | (layout.WAY_DIRECT if self.direct else 0)
+
+
+def rank_of(tables: Tables, way: int) -> Rank:
+    if tables.node_numbers.get(way, (None, False))[1]:
         return Rank.LEAVES if tables.out_of_service else Rank.SERVES
-    return Rank(tables.ranks.get(number, Rank.SERVES)) if tables.multiplier else Rank.SERVES
+    return Rank(tables.ranks.get(way, Rank.SERVES)) if tables.multiplier else Rank.SERVES
 
 
 def echoed_by(group: GroupHere, blocks: Iterable[PortBlock]) -> frozenset[int]:
-    """Gateways, by their nodes' numbers, that have echoed any of the blocks."""
-    places = {place for block in blocks for place in block.echoed}
-    return frozenset(hop.node for place, hop in enumerate(group.gateways) if place in places)
+    """Ways to gateways by which any of the blocks was echoed."""
+    bits = {bit for block in blocks for bit in block.echoed}
+    return frozenset(
+        hop.node | (layout.WAY_DIRECT if bit else 0)
+        for place, hop in enumerate(group.gateways)
+        for bit in (0, layout.ECHOED_DIRECT)
+        if place + bit in bits
+    )
 
 
 def flow_hash(key: FlowKey) -> int:
@@ -56,14 +74,31 @@ def preference(found: int, number: int) -> int:
     return mix(found ^ number * 0x9E3779B1 & WORD)
 
 
-def pick(tables: Tables, group: GroupHere, key: FlowKey, echoed: Collection[int], kept: int = 0) -> Hop | None:
-    """The flow's gateway: `kept` while none is better, else the one that the flow prefers of the best."""
+def pick(tables: Tables, group: GroupHere, key: FlowKey, echoed: Collection[int], kept: int = 0) -> Choice | None:
+    """The flow's gateway: `kept` while none is better, else the one that the flow prefers of the best. `echoed`: the
+    ways by which its port set was.
+    """
+    version = key.pod.version
+
+    def rank(way: int) -> int:
+        return rank_of(tables, way) + (0 if way in echoed else Rank.UNTRIED)
+
+    def ways(hop: Hop) -> list[int]:
+        if tables.node_numbers.get(hop.node, (None, False))[1]:
+            return [hop.node]
+        link = [hop.node | layout.WAY_DIRECT] if (hop.node, version) in tables.on_link else []
+        return [*link, *([hop.node] if tables.tunnels else [])]
 
     def merit(hop: Hop) -> tuple[int, int, bool, int]:
-        rank = rank_of(tables, hop.node) + (0 if hop.node in echoed else Rank.UNTRIED)
-        return -rank, -hop.order, hop.node == kept, preference(flow_hash(key), hop.node)
+        return -min(map(rank, ways(hop))), -hop.order, hop.node == kept, preference(flow_hash(key), hop.node)
 
-    return max((hop for hop in group.gateways if hop.up), key=merit, default=None)
+    best = max((hop for hop in group.gateways if hop.up and ways(hop)), key=merit, default=None)
+    if best is None:
+        return None
+    way = min(ways(best), key=rank)  # the first of those that are alike
+    link = best.node | layout.WAY_DIRECT
+    stands_in = way != link and link in ways(best) and link in echoed
+    return Choice(best.node, way != best.node, not best.order and not stands_in)
 
 
 @dataclass(frozen=True, slots=True)

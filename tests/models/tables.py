@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from bpf import layout
 from egress.entries import PROTOCOLS, MapEntries, Rules, RuleSpec
 from egress.policy import NO_LIMITS, IPAddress, IPNetwork, Limits
+from egress.trials import on_link
 
 Echo = Literal["", "request", "reply"]
 # "fragment": a later one, whose ports are not known; a first fragment is of the kind of its datagram.
@@ -159,6 +160,7 @@ class Flow:
     id: int = 0
     settled: bool = True  # its gateway was found good since groups changed last
     exit_local: bool = False
+    direct: bool = False  # its gateway gets it without the tunnel
 
 
 PortState = Literal["claimed", "live", "resting", "dying"]
@@ -204,7 +206,7 @@ class PortBlock:
     first: int
     size: int
     closed: bool
-    echoed: frozenset[int] = frozenset()  # by which gateways, by their place in the group
+    echoed: frozenset[int] = frozenset()  # by which gateways: bits, as layout.Block has them
 
     def holds(self, egress_ip: IPAddress | None, port: int) -> bool:
         return egress_ip == self.egress_ip and self.first <= port < self.first + self.size
@@ -254,8 +256,15 @@ class Tables:
     multiplier: int = 0  # of probes; 0 = nobody is watched
     out_of_service: int = 0  # this node as a gateway: layout.SERVICE_…
     ways_out: tuple[IPAddress, ...] = ()
-    ranks: Mapping[int, int] = field(default_factory=dict)  # node number -> what its probes say; others serve
     hands_over: bool = False  # another release is about to go on from here
+    ranks: Mapping[int, int] = field(default_factory=dict)  # way to a node -> what its probes say; others serve
+    link: int = 0  # the device by which nodes are reached without the tunnel; 0 = none are
+    on_link: frozenset[tuple[int, int]] = frozenset()  # (number, IP version of packets): of nodes that need no tunnel
+    neighbours: Mapping[bytes, int] = field(default_factory=dict)  # MAC -> number
+    own_egress_ips: frozenset[IPAddress] = frozenset()
+    tunnels: bool = True
+    flow_mtu: int = 0
+    asked: frozenset[int] = frozenset()  # numbers of nodes that said just now that they get what comes by the link
     flow_room: int = 1 << 20
     port_room: int = 1 << 20
     limits: Limits = NO_LIMITS
@@ -385,6 +394,12 @@ def tables(entries: Mapping[str, MapEntries], routes: Mapping[IPNetwork, int], m
         limits=_limits(settings),
         multiplier=settings.probe_multiplier,
         out_of_service=settings.out_of_service,
+        link=settings.direct_ifindex,
+        on_link=on_link(entries["node_numbers"]),
+        neighbours={key[:6]: layout.number(value) for key, value in entries["neighbours"].items()},
+        own_egress_ips=frozenset(layout.ip_of(key) for key in entries["own_egress_ips"]),
+        tunnels=bool(settings.tunnels),
+        flow_mtu=settings.flow_mtu,
         ways_out=tuple(layout.ip_of(way) for way in (settings.way_out4, settings.way_out6) if any(way)),
     )
 

@@ -71,7 +71,7 @@ def fill(maps: loader.PinnedMaps, digest: int) -> None:
     settings = layout.Settings(
         object_digest=digest,
         node_address=layout.ip_field(NODE), layout_version=layout.LAYOUT_VERSION, tunnel_ifindex=TUNNEL_IFINDEX,
-        tunnel_mtu=1450, tunnel_port=8473, udp_seconds=60,
+        tunnel_mtu=1450, tunnel_port=8473, udp_seconds=60, flow_mtu=1450, tunnels=1,
     )  # fmt: skip
     maps["settings"].put(layout.u32(0), bytes(settings))
     for pod in (POD, POD6):
@@ -84,7 +84,7 @@ def fill(maps: loader.PinnedMaps, digest: int) -> None:
         maps["policies"].put(layout.policy_key(1, everywhere), bytes(value))
     for number, address in ((HERE, NODE), (ELSEWHERE, GATEWAY)):
         maps["nodes"].put(layout.ip16(address), layout.u32(number))
-        node = layout.NodeValue(layout.ip_field(address), int(number == HERE))
+        node = layout.NodeValue(layout.ip_field(address), local=int(number == HERE))
         maps["node_numbers"].put(layout.u32(number), bytes(node))
     for group, gateway in ((REMOTE_GROUP, ELSEWHERE), (LOCAL_GROUP, HERE)):
         group_value = layout.GroupValue(gateway_count=1, block_count=2)

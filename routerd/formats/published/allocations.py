@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
+from ipaddress import IPv6Address
 from typing import Literal, cast, get_args
 
 from bgp.path import MAX_PREPEND
@@ -25,6 +26,7 @@ from routerd.formats.published.binding_lines import (
     read_port_report,
 )
 from routerd.formats.published.bindings import MAX_GROUP
+from routerd.formats.published.links import MAC
 from routerd.formats.published.parts import NAME
 from routerd.model import (
     Advertisement,
@@ -35,6 +37,7 @@ from routerd.model import (
     IPAddress,
     IPNetwork,
     NodeAddresses,
+    NodeLink,
     NodeReport,
     PodCount,
     PoolWays,
@@ -117,9 +120,15 @@ def _group(one: EgressGroup) -> str:
     )
 
 
+def _link(one: NodeLink) -> str:
+    link_local = f', linkLocal: "{one.link_local}"' if one.link_local is not None else ""
+    return f'{{address: "{one.address}", mac: "{one.mac}"{link_local}}}'
+
+
 def _node(one: NodeAddresses) -> str:
     silent = f", silentSince: {quoted(one.silent_since)}" if one.silent_since else ""
-    return f"{{node: {quoted(one.node)}, addresses: {_list(one.addresses)}{silent}}}"
+    link = f", link: {_link(one.link)}" if one.link is not None else ""
+    return f"{{node: {quoted(one.node)}, addresses: {_list(one.addresses)}{silent}{link}}}"
 
 
 def _pool(one: PoolWays) -> str:
@@ -211,10 +220,24 @@ def _read_service(section: Section) -> ServiceAllocation:
     return ServiceAllocation(section.require("service").name(), section.require("pool").string(), addresses)
 
 
+def _read_link(section: Section) -> NodeLink:
+    section.only("address", "mac", "linkLocal")
+    link_local, mac = section.get("linkLocal"), section.require("mac")
+    if not MAC.fullmatch(mac.string()):
+        mac.expected("a MAC address such as 02:00:5e:10:00:01")
+    given = link_local.address() if link_local is not None else None
+    if link_local is not None and not isinstance(given, IPv6Address):
+        link_local.expected("an IPv6 address")
+    known = given if isinstance(given, IPv6Address) else None
+    return NodeLink(section.require("address").address(), mac.string(), known)
+
+
 def _read_node(section: Section) -> NodeAddresses:
-    section.only("node", "addresses", "silentSince")
+    section.only("node", "addresses", "silentSince", "link")
+    link = section.section("link")
     addresses = tuple(item.address() for item in section.items("addresses", UNLIMITED))
-    return NodeAddresses(section.require("node").name(), addresses, section.string("silentSince"))
+    known = _read_link(link) if link is not None else None
+    return NodeAddresses(section.require("node").name(), addresses, section.string("silentSince"), known)
 
 
 def _read_pool(section: Section) -> PoolWays:
@@ -267,6 +290,7 @@ def write_node_report(report: NodeReport) -> str:
     return sealed(
         f"apiVersion: {ROUTERD}\nkind: NodeReport\nnode: {quoted(report.node)}\naddresses: {_list(report.addresses)}\n"
         f"networks: {_list(report.networks)}\n"
+        + (_records("links", map(_link, report.links)) if report.links else "")
         + ("draining: true\n" if report.draining else "")
         + _heartbeat(report.heartbeat)
         + (port_report_lines(report.ports) if report.ports is not None else "")
@@ -285,7 +309,7 @@ def _heartbeat(one: Heartbeat | None) -> str:
 def read_node_report(value: Value) -> NodeReport:
     """Raises InputError."""
     section = value.section.only(
-        "apiVersion", "kind", "node", "addresses", "networks", "draining", "heartbeat", "ports", "pods"
+        "apiVersion", "kind", "node", "addresses", "networks", "draining", "heartbeat", "ports", "pods", "links"
     )
     heartbeat, ports, pods = section.get("heartbeat"), section.section("ports"), section.section("pods")
     return NodeReport(
@@ -296,6 +320,7 @@ def read_node_report(value: Value) -> NodeReport:
         _read_heartbeat(heartbeat.section) if heartbeat is not None else None,
         read_port_report(ports) if ports is not None else None,
         _read_pods(pods) if pods is not None else None,
+        tuple(_read_link(item.section) for item in section.items("links", MOST_REPORTED)),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from bgp.path import MAX_PREPEND
 from routerd.formats.published.bindings import BINDINGS, MAX_GROUP, NUMBERS
+from routerd.formats.published.links import link_row, made_link
 from routerd.formats.published.records import Row, Table
 from routerd.model import (
     Advertisement,
@@ -58,11 +59,14 @@ def _group(
 def _node_row(each: NodeAddresses) -> Row:
     """Without what only releases since heartbeats know, where there is nothing of it to say."""
     row: Row = [each.node, [str(address) for address in each.addresses]]
+    if each.link is not None:
+        return [*row, each.silent_since, link_row(each.link)]
     return [*row, each.silent_since] if each.silent_since else row
 
 
-def _node(node: str, addresses: list[str], silent_since: str = "") -> NodeAddresses:
-    return NodeAddresses(node, tuple(map(ip_address, addresses)), silent_since)
+def _node(node: str, addresses: list[str], silent_since: str = "", link: list[str] | None = None) -> NodeAddresses:
+    known = made_link(*link) if link is not None else None
+    return NodeAddresses(node, tuple(map(ip_address, addresses)), silent_since, known)
 
 
 def _pool_row(each: PoolWays) -> Row:

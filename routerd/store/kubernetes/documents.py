@@ -21,6 +21,7 @@ from routerd.formats.document import parse_address, parse_network
 from routerd.formats.jsontext import parse_json
 from routerd.formats.published import parts
 from routerd.formats.published.allocations import parse_index
+from routerd.formats.published.links import link_status, told_link
 from routerd.formats.published.parts import Assembly, Part, Shards
 from routerd.formats.published.records import Table, lines, read_lines
 from routerd.formats.published.whole import AllocationsReader, Fetch, Published
@@ -160,6 +161,7 @@ def report_status(report: NodeReport) -> dict[str, Any]:
         **(_ports_status(report.ports) if report.ports is not None else {}),
         "addresses": [str(address) for address in report.addresses],
         "networks": [str(network) for network in report.networks],
+        "links": [link_status(link) for link in report.links],
         "draining": report.draining,
         **({HEARTBEAT: report.heartbeat.seconds} if report.heartbeat is not None else {}),
         **({PODS: _pods_status(report.pods)} if report.pods is not None else {}),
@@ -257,7 +259,7 @@ def read_report(name: str, status: Mapping[str, Any]) -> NodeReport | None:
     known = tuple(each for each in networks if each is not None)
     return NodeReport(
         name, tuple(filter(None, addresses)), known, status.get("draining") is True, _heartbeat(status),
-        _read_ports(status), _read_pods(status),
+        _read_ports(status), _read_pods(status), tuple(filter(None, map(told_link, status.get("links") or ()))),
     )  # fmt: skip
 
 

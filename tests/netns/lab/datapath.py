@@ -10,8 +10,9 @@ from pathlib import Path
 from bpf import layout, loader
 from egress.netdev import Datapath
 from egress.plan import plan
-from egress.policy import Block, Desired, Gateway, Group, NetworkPolicy, Policy, Served
+from egress.policy import Block, Desired, Gateway, Group, Neighbour, NetworkPolicy, Policy, Served, Transport
 from egress.status import told_apart
+from routerd.agent.local import own_links
 from tests.models.tables import granules
 from tests.netns.lab import netns
 from tests.netns.lab.lab import NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK, Lab
@@ -54,6 +55,7 @@ class Cluster:
     node_address: bool = False
     network_policy: NetworkPolicy = "direct"
     cni_config: Path = Path("/nowhere")  # in place of /etc/cni/net.d
+    transport: Transport = "vxlan"
     late: frozenset[str] = frozenset()  # gateways that know no ports of the workers, so nothing leaves by them
     _forbidden: frozenset[str] = frozenset()  # told to the tap
 
@@ -82,7 +84,16 @@ class Cluster:
             cluster=frozenset(ip_network(n) for n in self._both(NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK)),
             pod_cidrs=frozenset(ip_network(n) for n in self._both(node.spec.pod_cidr)),
             network_policy=self.network_policy,
+            transport=self.transport,
+            neighbours={numbers[n]: self._neighbour(n) for n in nodes} if self.transport != "vxlan" else {},
         )
+
+    def _neighbour(self, name: str) -> Neighbour:
+        """As the node's agent reports itself."""
+        node = self.lab.node(name)
+        with netns.entered(node.name):
+            link = next(link for link in own_links() if str(link.address) == node.address)
+        return Neighbour(bytes.fromhex(link.mac.replace(":", "")), link.link_local)
 
     @property
     def _size(self) -> int:
@@ -151,7 +162,7 @@ class Cluster:
     def try_port_sets(self, name: str) -> None:
         """Until each gateway that answers has echoed the node's port sets, as an agent has it beside its rounds."""
         with netns.entered(self.lab.node(name).name), suppress(WaitTimeout):
-            wait(lambda: not self.datapaths[name].try_port_sets(), "port sets are tried", TRIALS_TAKE, 0.005)
+            wait(lambda: not self.datapaths[name].try_port_sets().total, "port sets are tried", TRIALS_TAKE, 0.005)
 
     def survey(self, name: str) -> None:
         """The node's datapath looks again at what others have there, and does what follows."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import signal
 import socket
+import struct
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from pathlib import Path
 from tests.waiting import WaitTimeout, wait
 
 CLONE_NEWNET = 0x40000000
+SIOCETHTOOL, ETHTOOL_STXCSUM = 0x8946, 0x17  # <linux/sockios.h>, <linux/ethtool.h>
 NETNS_DIR = Path("/run/netns")
 _libc = ctypes.CDLL(None, use_errno=True)
 _children: dict[int, subprocess.Popen[bytes]] = {}  # what `popen` started and nobody has reaped yet
@@ -79,6 +82,13 @@ class Namespace:
     def ip(self, *lines: str) -> None:
         """Runs `ip` command lines inside as one batch; raises CommandError at the first that fails."""
         run(["ip", "-n", self.name, "-batch", "-"], stdin="\n".join(lines) + "\n")
+
+    def compute_checksums(self, device: str, *, offloaded: bool) -> None:
+        """Of what the device sends: by its NIC, as veths do by leaving them out, or by the kernel."""
+        value = ctypes.create_string_buffer(struct.pack("=II", ETHTOOL_STXCSUM, offloaded))
+        request = struct.pack("=16sQ16x", device.encode(), ctypes.addressof(value))
+        with entered(self.name), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            fcntl.ioctl(any_socket, SIOCETHTOOL, request)
 
     def sysctl(self, values: dict[str, int | str]) -> None:
         """Sets sysctls; the keys are written with dots, device names with slashes as in `net.ipv4.conf.eth0/1`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv6Network
@@ -187,6 +188,43 @@ def test_each_hop_of_the_way_answers_for_itself(cluster: Cluster, version: int) 
 def test_a_port_that_is_closed_is_told(cluster: Cluster, version: int) -> None:
     """The server's "port unreachable" comes back to the pod."""
     assert cluster.lab.pod("sel").ask(SERVER[version], port=9).refusal
+
+
+@pytest.fixture
+def by_link(cluster: Cluster) -> Iterator[Cluster]:
+    """Nodes send each other packets as they are; their NICs compute no checksums."""
+    cluster.transport = "direct"
+    cluster.apply()
+    nodes = [cluster.lab.node(name) for name in cluster.lab.nodes]
+    for node in nodes:
+        node.compute_checksums("eth0", offloaded=False)
+    yield cluster
+    for node in nodes:
+        node.compute_checksums("eth0", offloaded=True)
+        node.sysctl({"net.ipv4.conf.all.rp_filter": 0})
+    cluster.transport = "vxlan"
+    cluster.apply()
+
+
+@pytest.mark.parametrize("rp_filter", [0, 1, 2])
+@pytest.mark.parametrize("version", [4, 6])
+def test_nodes_on_one_link_need_no_tunnel(by_link: Cluster, version: int, rp_filter: int) -> None:
+    """Neither out nor back, whichever gateway the answers come to, and whatever the host thinks of sources."""
+    for name in by_link.lab.nodes:
+        by_link.lab.node(name).sysctl({"net.ipv4.conf.all.rp_filter": rp_filter})
+    pod, server = by_link.lab.pod("sel"), SERVER[version]
+    before = {name: by_link.counters(name) for name in by_link.lab.nodes}
+    for gateway in ("gw1", "gw2"):
+        with answers_by(by_link, gateway, version):
+            assert (pod.get(server).source, pod.ask(server).source) == (EGRESS[version],) * 2
+            assert pod.ping(server)
+            assert hop(pod, server, 3) == (TOR_ADDRESS if version == 4 else six(TOR_ADDRESS))
+    pod.run(["ip", f"-{version}", "route", "flush", "cache"])  # it has been told of the tunnel's MTU
+    pod.run(["ping", "-n", "-c", "1", "-W", "1", "-M", "do", "-s", "1440", server])  # more than the tunnel carries
+    more = {name: Counter(by_link.counters(name)) - Counter(before[name]) for name in before}
+    assert more["worker"]["sent_direct"] >= 10 and not more["worker"]["encapsulated"]
+    for gateway in ("gw1", "gw2"):
+        assert more[gateway]["reversed_direct"] and not more[gateway]["reversed"]
 
 
 def test_no_checksum_was_wrong(cluster: Cluster) -> None:

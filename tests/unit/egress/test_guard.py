@@ -36,10 +36,12 @@ add counter inet routerd undecided
 add set inet routerd cluster { type ipv4_addr; flags interval; }
 add set inet routerd covered { type ipv4_addr; flags interval; }
 add set inet routerd pod_sources { type ipv4_addr; flags interval; }
+add set inet routerd egress_ips { type ipv4_addr; }
 add set inet routerd decided { type ifname . ipv4_addr; }
 add set inet routerd cluster6 { type ipv6_addr; flags interval; }
 add set inet routerd covered6 { type ipv6_addr; flags interval; }
 add set inet routerd pod_sources6 { type ipv6_addr; flags interval; }
+add set inet routerd egress_ips6 { type ipv6_addr; }
 add set inet routerd decided6 { type ifname . ipv6_addr; }
 add set inet routerd nodes { type ipv4_addr; }
 add set inet routerd nodes6 { type ipv6_addr; }
@@ -74,6 +76,8 @@ flush set inet routerd covered6
 flush set inet routerd decided
 add element inet routerd decided { "bridge" . 10.1.0.6, "veth3" . 10.1.0.5 }
 flush set inet routerd decided6
+flush set inet routerd egress_ips
+flush set inet routerd egress_ips6
 flush set inet routerd hooked
 flush set inet routerd host_devices
 add element inet routerd host_devices { "eth0", "lo" }

@@ -12,7 +12,7 @@ from bpf import layout
 from egress import plan as plans
 from egress.entries import MapEntries, map_entries
 from egress.policy import Block, Desired, Gateway, Group, IPAddress
-from egress.trials import Trial, frame, untried, with_echoes
+from egress.trials import Trial, frame, on_link, untried, with_echoes
 from tests.bpf.packets import parse
 from tests.models.egress_wishes import DEVICES, on_worker
 from tests.models.node import FakeNode
@@ -55,6 +55,45 @@ def test_each_block_is_tried_by_each_gateway_until_that_has_echoed_it() -> None:
 
 def test_a_node_does_not_try_its_sets_by_itself() -> None:
     assert untried(entries(A, number=3)) == [Trial(7, FOUR, 1024, 2)]
+
+
+def by_link(given: MapEntries, address: IPAddress, port: int, gateway: int) -> MapEntries:
+    """As `echo`, without the tunnel."""
+    found = echo(given, address, port, gateway)
+    before, after = (layout.decode(layout.GroupValue, each[layout.u32(7)]) for each in (given, found))
+    for old, new in zip(before.blocks, after.blocks, strict=True):
+        new.echoed = old.echoed | (new.echoed & ~old.echoed) << layout.ECHOED_DIRECT
+    return {layout.u32(7): bytes(after)}
+
+
+def test_a_gateway_on_the_link_is_tried_by_both_ways() -> None:
+    given, near = entries(A, B), [(2, 4)]
+    link = Trial(7, FOUR, 1024, 2, direct=True)
+    assert {*untried(given, near)} == {*untried(given), link}
+    assert untried(given, near, tunnels=False) == [link]
+    assert Trial(7, FOUR, 1024, 2, spare=True) in untried(by_link(given, FOUR, 1024, 2), near)
+    assert Trial(7, FOUR, 1024, 2, direct=True, spare=True) in untried(echo(given, FOUR, 1024, 2), near)
+    assert not untried(by_link(given, FOUR, 1024, 2), near, tunnels=False)
+
+
+def test_what_was_echoed_by_the_link_goes_with_its_gateway_and_its_block() -> None:
+    before = by_link(entries(A, B), FOUR, 1024, 2)
+    after = with_echoes(entries(B, A, gateways=(THIRD, SECOND, FIRST)), before)
+    every = [(gateway, version) for gateway in (2, 3, 4) for version in (4, 6)]
+    lacking = {(each.egress_ip, each.gateway) for each in untried(after, every, tunnels=False)}
+    assert lacking == {(FOUR, 3), (FOUR, 4), (SIX, 2), (SIX, 3), (SIX, 4)}
+
+
+def test_ipv6_needs_a_link_local_address() -> None:
+    def node(address: str, link_local: bool, direct: int = 1) -> bytes:
+        value = layout.NodeValue(layout.ip_field(ip_address(address)), direct=direct)
+        if link_local:
+            value.link_local = layout.ip_field(ip_address("fe80::1"))
+        return bytes(value)
+
+    given = {1: node("10.0.0.1", True), 2: node("10.0.0.2", False), 3: node("fd00::3", True), 4: node("fd00::4", False)}
+    nodes = {layout.u32(number): value for number, value in {**given, 5: node("10.0.0.5", True, 0)}.items()}
+    assert on_link(nodes) == {(1, 4), (1, 6), (2, 4), (3, 4), (3, 6)}
 
 
 def test_what_was_echoed_goes_with_its_gateway_and_its_block() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from bgp.path import Desired as BgpDesired
 from bgp.path import Path, SpeakerPeer
-from egress.policy import Block, Gateway, Group, Policy, Ports, Served, Watch
+from egress.policy import Block, Gateway, Group, Neighbour, Policy, Ports, Served, Watch
 from egress.policy import Desired as EgressDesired
 from routerd.model import Refusal
 from routerd.node.announce import Announcements
@@ -110,7 +110,8 @@ KINDS = {
         replace(EGRESS, network_policy="forward"),
         of_egress,
         {
-            "network_policy": "direct", "forward_mark": 2, "flow_deadline": 7,
+            "network_policy": "direct", "forward_mark": 2, "flow_deadline": 7, "transport": "auto",
+            "neighbours": {2: Neighbour(b"\x02\0\0\0\0\2")},
             "node": "b", "node_address": TOR, "tunnel_port": 1, "pods": {POD: (), SIX: ()}, "policies": {},
             "groups": {}, "served": {SIX: SERVED}, "nodes": {1: TOR}, "icmp_sources": (TOR, SIX),
             "cluster": {ip_network("fd00::/8"), ip_network("10.0.0.0/8")},

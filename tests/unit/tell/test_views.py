@@ -79,8 +79,8 @@ def test_a_flow_names_the_node_by_which_it_leaves() -> None:
 
 def test_a_gateway_is_shown_with_what_its_probes_say() -> None:
     assert one("gateways") == {
-        "gateway": "b", "state": "leaves", "round_trip_ms": 1.23, "probes": 100, "unanswered": 3, "idle_seconds": 0.0,
-        "reason": "draining,no-session",
+        "gateway": "b", "by": "tunnel", "state": "leaves", "round_trip_ms": 1.23, "probes": 100, "unanswered": 3,
+        "idle_seconds": 0.0, "reason": "draining,no-session",
     }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from routerd.model import (
     EgressGroup,
     Heartbeat,
     NodeAddresses,
+    NodeLink,
     NodeNumber,
     NodeReport,
     PodCount,
@@ -46,6 +47,7 @@ names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
 # An IPv4-mapped IPv6 address reads back as the IPv4 address that it is.
 v6 = st.integers(2**64, 2**128 - 1).map(IPv6Address)
 addresses = st.one_of(st.integers(0, 2**32 - 1).map(IPv4Address), v6)
+macs = st.binary(min_size=6, max_size=6).map(lambda each: each.hex(":"))
 groups = st.builds(
     EgressGroup,
     id=st.integers(1, MAX_GROUP),
@@ -87,13 +89,17 @@ tables = st.builds(
     _table, addresses, st.integers(0, 2**63 - 1), st.dictionaries(granules, st.tuples(node_numbers, st.booleans())),
     st.lists(granules, max_size=3), node_numbers,
 )  # fmt: skip
+links = st.builds(NodeLink, addresses, macs, st.none() | st.ip_addresses(v=6))
+nodes = st.builds(NodeAddresses, names, st.lists(addresses).map(tuple), link=st.none() | links)
 allocations = st.builds(
     Allocations,
     generation=st.integers(0, 2**62),
     services=st.lists(services, max_size=3).map(tuple),
     groups=st.lists(groups, max_size=3).map(tuple),
     refusals=st.lists(st.builds(Refusal, text.map(Ref.parse), text, text), max_size=3).map(tuple),
-    nodes=st.lists(st.builds(NodeAddresses, names, st.lists(addresses).map(tuple)), max_size=2).map(tuple),
+    nodes=st.lists(
+        st.builds(NodeAddresses, names, st.lists(addresses).map(tuple), link=st.none() | links), max_size=2
+    ).map(tuple),
     pools=st.lists(pools, max_size=2).map(tuple),
     numbers=st.lists(st.builds(NodeNumber, names, node_numbers), max_size=3).map(tuple),
     bindings=st.lists(tables, max_size=2).map(tuple),
@@ -120,15 +126,16 @@ port_reports = st.builds(
 @given(
     names, st.lists(addresses, max_size=3), st.booleans(), st.none() | st.integers(1, 86400), st.none() | port_reports,
     st.none() | st.builds(PodCount, st.integers(0, 100_000), st.integers(0, 100_000)),
+    st.lists(links, max_size=3).map(tuple),
 )  # fmt: skip
 @settings(max_examples=60)
 def test_node_reports_read_back(
     node: str, found: list[IPv4Address | IPv6Address], draining: bool, seconds: int | None, ports: PortReport | None,
-    pods: PodCount | None,
+    pods: PodCount | None, told: tuple[NodeLink, ...],
 ) -> None:  # fmt: skip
     heartbeat = None if seconds is None else Heartbeat(seconds, str(seconds))
     networks = tuple(ip_network(address) for address in found)
-    report = NodeReport(node, tuple(found), networks, draining, heartbeat, ports, pods)
+    report = NodeReport(node, tuple(found), networks, draining, heartbeat, ports, pods, told)
     back = parse_node_report(write_node_report(report), "f")
     assert (back, back.heartbeat and back.heartbeat.beat) == (report, heartbeat and heartbeat.beat)
     assert [each.used for each in (back.ports or PortReport()).asks] == [
