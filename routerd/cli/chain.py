@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from cni import install as chain
@@ -15,7 +18,12 @@ from routerd.errors import EnvironmentFault
 ABSENT = ("refuse", "allow")
 
 
+WATCH_PERIOD = 2.0  # seconds: pods that start in between are without the plugin, and the guard holds them back
+
+
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.action == "install" and arguments.watch:
+        return _watch(lambda: _install(arguments))
     try:
         done = _install(arguments) if arguments.action == "install" else uninstall(arguments)
     except NotChainable as error:
@@ -36,6 +44,24 @@ def _install(arguments: argparse.Namespace) -> list[str]:
         "onAgentAbsent": arguments.on_agent_absent,
     }
     return chain.install(entry, arguments.conf_dir, arguments.bin_dir)
+
+
+def _watch(install: Callable[[], list[str]]) -> int:
+    """Until SIGTERM or SIGINT. What cannot be done now is said once, and tried again: a CNI may be on its way."""
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    trouble = ""
+    while True:
+        before, trouble = trouble, ""
+        try:
+            for line in install():
+                print(line, flush=True)
+        except (NotChainable, OSError) as error:
+            trouble = str(error)
+            if trouble != before:
+                print(trouble, file=sys.stderr, flush=True)
+        if signal.sigtimedwait(ends, WATCH_PERIOD) is not None:
+            return codes.OK
 
 
 def uninstall(arguments: argparse.Namespace) -> list[str]:
@@ -69,17 +95,25 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--on-agent-absent", choices=ABSENT, default=ABSENT[0],
         help="what becomes of a pod when it does not answer in time (default: refuse)",
     )  # fmt: skip
+    parser.add_argument(
+        "--watch", action="store_true", help="stay, and put it back whenever a CNI has written its configuration anew"
+    )
 
 
 CNI = Command(
     "cni",
     "put the chained CNI plugin onto this host, so that pods' first packets are right",
-    ("routerd cni install", "routerd cni install --on-agent-absent allow", "routerd cni uninstall"),
+    (
+        "routerd cni install",
+        "routerd cni install --watch",
+        "routerd cni install --on-agent-absent allow",
+        "routerd cni uninstall",
+    ),
     run,
     detail=(
         "The program goes to --bin-dir, as routerd-cni and as routerd-ipam, and the first name to the end of the first "
         "network configuration in --conf-dir. May be run again, and must be where another installer has written that "
-        "file anew."
+        "file anew: --watch sees to it."
     ),
     arguments=_arguments,
 )

@@ -168,6 +168,9 @@ def test_the_component_adds_the_plugin_to_the_agents_pods() -> None:
     assert (CNI / patch["path"]).name == "install.yaml" and component["kind"] == "Component"
     (chain,) = PLUGIN["initContainers"]
     assert chain["args"] == ["cni", "install"] and chain["image"] == KUSTOMIZATION["images"][0]["name"]
+    (keeper,) = PLUGIN["containers"]
+    once = {key: value for key, value in keeper.items() if key != "resources"}
+    assert once == {**chain, "name": "watch-cni", "args": ["cni", "install", "--watch"]}
     assert not chain["securityContext"]["privileged"] and "add" not in chain["securityContext"]["capabilities"]
     theirs = {each["name"] for each in agent["spec"]["template"]["spec"]["volumes"]}
     ours = {each["name"] for each in PLUGIN["volumes"]}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 from cni.conflist import NotChainable
 from cni.install import PROGRAM, install, uninstall
+from tests.waiting import PATIENCE, wait
 
 ENTRY = {"type": "routerd-cni", "socket": "/run/routerd/cni.sock", "timeout": 5, "onAgentAbsent": "refuse"}
 BRIDGE = {"type": "bridge", "ipam": {"type": "host-local"}}
@@ -155,3 +158,24 @@ def test_the_program_stays_while_a_main_plugin_asks_it_for_addresses(tmp_path: P
     assert host.uninstall()[0].startswith(f"kept {host.bin}/routerd-ipam: a runtime may end the pods")
     (host.results / "pods-c1-eth0").unlink()
     assert host.uninstall() == [f"removed {host.bin}/routerd-ipam"]
+
+
+def test_a_cni_that_writes_its_configuration_anew_is_followed_until_the_end(tmp_path: Path) -> None:
+    """As a container runs it. That there is none yet is said, and does not end it."""
+    host = Host(tmp_path, {})
+    command = [sys.executable, "-m", "routerd.cli.main", "cni", "install", "--watch"]
+    where = ["--conf-dir", str(host.conf), "--bin-dir", str(host.bin)]
+    path = host.conf / "10-pods.conflist"
+    with subprocess.Popen([*command, *where], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stdout is not None
+            assert running.stderr is not None
+            assert "no network configuration in" in running.stderr.readline()
+            for _ in range(2):
+                path.write_text(json.dumps(LIST))
+                wait(lambda: '"routerd-cni"' in path.read_text(), "it is in the chain")
+        finally:
+            running.terminate()
+        output, errors = running.communicate(timeout=PATIENCE)
+    assert (running.returncode, errors) == (0, "")
+    assert output.count(f"chained routerd-cni in {path}") == 2
