@@ -14,6 +14,7 @@ from typing import Literal
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 Family = Literal["ipv4 unicast", "ipv6 unicast"]
+FAMILIES: tuple[Family, ...] = ("ipv4 unicast", "ipv6 unicast")
 
 MAX_PREPEND = 32  # more than any policy uses, and far below one AS_PATH segment (255, RFC 4271, section 4.3)
 
@@ -64,7 +65,7 @@ class SpeakerPeer:
     hold_time: int = 90
     password: str = field(default="", repr=False)  # TCP MD5 (RFC 2385)
     graceful_restart_time: int = 120  # 0 = not offered (RFC 4724)
-    families: tuple[Family, ...] = ("ipv4 unicast", "ipv6 unicast")
+    families: tuple[Family, ...] = FAMILIES
     description: str = ""
 
     @property

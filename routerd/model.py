@@ -18,6 +18,7 @@ from routerd.selectors import EVERYTHING, LabelSelector
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
+IPFamily = Literal["IPv4", "IPv6"]
 Labels = Mapping[str, str]
 
 EXCLUDE_LABEL = "node.kubernetes.io/exclude-from-external-load-balancers"
@@ -170,7 +171,7 @@ class Service:
     selector: Labels = field(default_factory=dict)
     external_traffic_policy: Literal["Cluster", "Local"] = "Cluster"
     load_balancer_class: str = ""
-    ip_families: tuple[Literal["IPv4", "IPv6"], ...] = ()  # () = IPv4 first, by what pools offer
+    ip_families: tuple[IPFamily, ...] = ()  # () = IPv4 first, by what pools offer
     ip_family_policy: Literal["SingleStack", "PreferDualStack", "RequireDualStack"] = "SingleStack"
     sharing_key: str = ""
     sharing_namespaces: frozenset[str] | None = None  # beside its own, "*" = all; None = whoever has the key
@@ -243,6 +244,7 @@ class Peer:
     ebgp_multihop: bool = False  # as written; the TTL that we send with is large enough anyway
     graceful_restart_time: int = 120  # 0 = capability not offered
     bfd: Bfd | None = None  # None = without
+    families: tuple[IPFamily, ...] = ("IPv4", "IPv6")  # of the paths that it gets
     node_selectors: tuple[LabelSelector, ...] = ()
     name: str = ""  # for messages; "" = the address
     origin: Origin = Origin()

@@ -11,8 +11,9 @@ from collections.abc import Collection, Container, Iterable, Iterator, Mapping, 
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
+from typing import NamedTuple
 
-from bgp.path import AdjRibOut, Desired, Path, SpeakerPeer, normal_communities
+from bgp.path import AdjRibOut, Desired, Family, Path, SpeakerPeer, normal_communities
 from routerd.memo import Renewed, differing
 from routerd.model import (
     AddressPool,
@@ -46,6 +47,7 @@ from routerd.node.table import Endpoints, Table, Wanted
 from routerd.refs import NODE, PATH, SERVICE, Ref
 
 EGRESS_LOCAL_PREF = 1000  # of the preferred gateway
+VERSIONS: Mapping[int, Family] = {4: "ipv4 unicast", 6: "ipv6 unicast"}
 CACHED = 1 << 17  # addresses; 20 MB when full
 
 
@@ -232,7 +234,7 @@ class Kept:
     scene: Scene | None = None
     allocated: Renewed[str, ServiceAllocation] = field(default_factory=Renewed)  # by service
     _allocations: Sequence[ServiceAllocation] = ()
-    ribs: dict[tuple[str, int], Rib] = field(default_factory=dict)  # by audience and IP version of the session
+    ribs: dict[Carrier, Rib] = field(default_factory=dict)
 
     def take(self, snapshot: Snapshot) -> None:
         """What the next announcements rest on, as an index."""
@@ -334,9 +336,17 @@ def _refold(kept: Kept, scene: Scene) -> None:
 # --- all of it -----------------------------------------------------------------------------------------------------
 
 
+class Carrier(NamedTuple):
+    """Sessions that carry the same: their audience, their own IP version, and those of the paths that they carry."""
+
+    audience: str
+    version: int
+    versions: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Rib:
-    """What sessions of one IP version carry of `source`. `hops`: the node's addresses of the other one."""
+    """What sessions of one kind carry of `source`. `hops`: the node's addresses of the other one."""
 
     source: Mapping[IPNetwork, Path]
     hops: tuple[IPAddress, ...]
@@ -344,26 +354,28 @@ class Rib:
     refusals: tuple[Refusal, ...] = ()
 
 
-def _rib(paths: Mapping[IPNetwork, Path], session_version: int, node: Node, last: Rib | None) -> Rib:
-    """`paths` as a session of that IP version carries them: the other family needs a next hop of its own.
+def _rib(paths: Mapping[IPNetwork, Path], carrier: Carrier, node: Node, last: Rib | None) -> Rib:
+    """`paths` as such a session carries them: the other family needs a next hop of its own.
 
-    `last`: what was made for that version before.
+    `last`: what was made for such sessions before.
     """
-    hops = tuple(address for address in node.addresses if address.version != session_version)
+    hops = tuple(address for address in node.addresses if address.version != carrier.version)
     if last is not None and last.source is paths and last.hops == hops:
         return last
-    if all(prefix.version == session_version for prefix in paths):
+    if all(prefix.version == carrier.version for prefix in paths) and carrier.version in carrier.versions:
         return Rib(paths, hops, paths)
     rib: dict[IPNetwork, Path] = {}
     refusals = []
     for prefix, path in paths.items():
-        if prefix.version == session_version:
+        if prefix.version not in carrier.versions:
+            continue
+        if prefix.version == carrier.version:
             rib[prefix] = path
         elif hops:
             rib[prefix] = replace(path, next_hop=hops[0])
         else:
             message = (
-                f"{node.name} has no IPv{prefix.version} address to be the next hop in an IPv{session_version} session"
+                f"{node.name} has no IPv{prefix.version} address to be the next hop in an IPv{carrier.version} session"
             )
             refusals.append(Refusal(Ref(PATH, name=str(prefix)), "NoNextHop", message))
     return Rib(paths, hops, rib, tuple(refusals))
@@ -391,14 +403,17 @@ def announcements(
     if drain is not None:
         paths = {who: {prefix: noticed(path) for prefix, path in found.items()} for who, found in paths.items()}
     sessions, session_refusals = sessions_of(scene.peers, scene.node, local_addresses, rules.router_id)
-    keys = {address: (_audience(each, paths), each.local_address.version) for address, each in sessions.items()}
-    kept.ribs = {key: _rib(paths[key[0]], key[1], scene.node, kept.ribs.get(key)) for key in {*keys.values()}}
+    carriers = {address: _carrier(each, paths) for address, each in sessions.items()}
+    kept.ribs = {
+        each: _rib(paths[each.audience], each, scene.node, kept.ribs.get(each)) for each in {*carriers.values()}
+    }
     refusals += dict.fromkeys(refusal for rib in kept.ribs.values() for refusal in rib.refusals)
-    ribs = {address: kept.ribs[key].paths for address, key in keys.items()}
+    ribs = {address: kept.ribs[carrier].paths for address, carrier in carriers.items()}
     refusals += [*session_refusals, *_unknown_peers(scene)]
     return Announcements(Desired(sessions, ribs), kept.owners(), tuple(refusals), drain)
 
 
-def _audience(session: SpeakerPeer, audiences: Container[str]) -> str:
+def _carrier(session: SpeakerPeer, audiences: Container[str]) -> Carrier:
     label = session.description or str(session.address)
-    return label if label in audiences else EVERYBODY
+    versions = tuple(version for version, family in VERSIONS.items() if family in session.families)
+    return Carrier(label if label in audiences else EVERYBODY, session.local_address.version, versions)

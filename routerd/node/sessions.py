@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address
 
-from bgp.path import SpeakerPeer
-from routerd.model import IPAddress, Node, Peer, Refusal
+from bgp.path import Family, SpeakerPeer
+from routerd.model import IPAddress, IPFamily, Node, Peer, Refusal
 from routerd.selectors import matches_any
+
+FAMILIES: Mapping[IPFamily, Family] = {"IPv4": "ipv4 unicast", "IPv6": "ipv6 unicast"}
 
 
 def _first_ipv4(addresses: Iterable[IPAddress]) -> IPv4Address | None:
@@ -50,6 +52,7 @@ def session(
         hold_time=peer.hold_time,
         password=peer.password,
         graceful_restart_time=peer.graceful_restart_time,
+        families=tuple(FAMILIES[word] for word in peer.families),
         description=peer.name,
     )
 

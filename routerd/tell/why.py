@@ -202,7 +202,7 @@ def _prefix_steps(prefix: IPNetwork, announced: Announcements | None, views: Vie
     if not peers:
         yield Step(question, False, "NoNextHop" if ribs else "NoPeers", "no session carries this prefix")
     for address in ribs.keys() - peers if peers else ():
-        detail = "the pool's advertisements are for other peers, or the session has no next hop for it"
+        detail = "advertisements are for other peers, or the session lacks its family or a next hop for it"
         yield Step(f"is {prefix} announced to {address}?", False, "NotForPeer", detail, note=True)
     for address in lacking:
         detail = f"the router has not negotiated {family_of(prefix)}: activate that family for the session there"

@@ -13,12 +13,13 @@ from routerd.formats.legacy_bgp.decode import Struct
 from routerd.formats.legacy_bgp.golang import parse_duration, parse_ip, quote, whole_seconds
 from routerd.formats.legacy_bgp.labels import selector
 from routerd.formats.legacy_bgp.structure import Dialect
-from routerd.model import Bfd, IPAddress, Origin, Peer, Refusal
+from routerd.model import Bfd, IPAddress, IPFamily, Origin, Peer, Refusal
 from routerd.refs import PEER, Ref
 from routerd.selectors import LabelSelector
 
 DEFAULT_HOLD_TIME = 90 * 10**9
 MAX_HOLD_TIME = 65535  # seconds; 16 bits in the OPEN message (RFC 4271, section 4.2)
+FAMILY_WORDS: Mapping[str, IPFamily] = {"ipv4": "IPv4", "ipv6": "IPv6"}
 MAX_RESTART_TIME = 4095  # seconds; 12 bits in the capability (RFC 4724, section 3)
 
 
@@ -41,6 +42,7 @@ class ParsedPeer:
     name: str = ""
     graceful_restart_time: int = 120  # seconds
     bfd: Bfd | None = None
+    families: tuple[IPFamily, ...] = ("IPv4", "IPv6")
     keepalive_given: bool = field(default=False, compare=False)
     profile: Profile | None = field(default=None, compare=False)  # the one of `bfd_profile`
     origin: Origin = field(default=Origin(), compare=False)
@@ -98,6 +100,7 @@ def _parse_peer(struct: Struct, dialect: Dialect) -> ParsedPeer:
         name=struct.text("name"),
         graceful_restart_time=_restart_time(struct),
         bfd=read_bfd(struct),
+        families=_families(struct),
         keepalive_given=bool(struct.text("keepalive-time")),
         origin=struct.place.origin,
     )
@@ -153,6 +156,18 @@ def _restart_time(struct: Struct) -> int:
     return seconds
 
 
+def _families(struct: Struct) -> tuple[IPFamily, ...]:
+    """In the order of BGP's numbers."""
+    wanted: set[IPFamily] = set()
+    for text, place in struct.texts("families"):
+        if text not in FAMILY_WORDS:
+            raise place.error(f"unknown family {quote(text)}, expected {' or '.join(FAMILY_WORDS)}")
+        wanted.add(FAMILY_WORDS[text])
+    if "families" in struct.places and not wanted:
+        raise struct.at("families").error("a session without a family announces nothing: leave the key out for both")
+    return tuple(family for family in FAMILY_WORDS.values() if family in wanted or not wanted)
+
+
 def node_selectors(struct: Struct) -> tuple[LabelSelector, ...]:
     """Of a peer, or of an advertisement of ours. Raises InputError."""
     try:
@@ -176,6 +191,7 @@ def to_model(peer: ParsedPeer) -> tuple[Peer, tuple[Refusal, ...]]:
         ebgp_multihop=peer.ebgp_multihop,
         graceful_restart_time=peer.graceful_restart_time,
         bfd=None if peer.ebgp_multihop else _bfd(peer),
+        families=peer.families,
         node_selectors=peer.selectors,
         name=peer.name,
         origin=peer.origin,

@@ -40,6 +40,7 @@ _BFD: dict[str, GoType] = {"interval": STRING, "multiplier": INT, "min-rx": STRI
 _PEER_NATIVE: dict[str, GoType] = {
     "name": STRING,
     "graceful-restart-time": STRING,
+    "families": STRINGS,
     "bfd": GoStruct("config.bfd", _BFD),
 }
 

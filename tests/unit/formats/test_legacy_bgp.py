@@ -95,6 +95,11 @@ def pool(addresses: str, rest: str = "") -> str:
          'unknown key "peer"; did you mean "peers"? (line 2, column 1)'),
         (peer("  graceful-restart-time: 2h\n"), "native",
          'parsing peer #1: invalid graceful restart time "2h": must be from 0s to 4095s (line 5, column 26)'),
+        (peer("  families: [ipv4, vpn]\n"), "native",
+         'parsing peer #1: unknown family "vpn", expected ipv4 or ipv6 (line 5, column 20)'),
+        (peer("  families: []\n"), "native",
+         "parsing peer #1: a session without a family announces nothing: leave the key out for both "
+         "(line 5, column 13)"),
         (peer("  hold-time: 20h\n"), "native",
          'parsing peer #1: invalid hold time "20h": must be at most 65535s (line 5, column 14)'),
         (pool("[192.0.2.0/24]", "  uses: [egres]\n"), "native",
