@@ -162,6 +162,7 @@ def _adoptable(work: Round, request: Request, pool: Pool, key: int) -> bool:
     return (
         (not request.addresses or address in request.addresses)
         and request.pool in ("", pool.name)
+        and (address in request.known or pool.name not in request.barred)
         and request.purpose in pool.spec.uses
         and address.version in request.versions
         and (address in request.addresses or not _has_enough(request, mine.values(), address))

@@ -43,6 +43,7 @@ class Request:
     bound: bool = False  # see `Record.bound`
     given: bool = False  # the requested addresses may lie outside every pool
     created: str = ""  # RFC 3339; older requests are served first, then those that give nothing, then by owner
+    barred: frozenset[str] = frozenset()  # pools that are not for the owner: it keeps what it has, and gets nothing new
 
 
 @dataclass(frozen=True, slots=True)

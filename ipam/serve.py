@@ -211,6 +211,9 @@ def _candidates(work: Round, request: Request) -> list[Pool]:
     usable = [pool for pool in work.pools if pool.spec.auto_assign and _closed(work, request, pool) is None]
     if not usable:
         message = f"no available IPs: no enabled pool for {request.purpose} assigns addresses by itself; add one"
+        others = [pool.name for pool in work.pools if pool.name in request.barred]
+        if others:
+            message += f"; {', '.join(others)}: for other services"
         work.denials.append(Denial(request.owner, "NoPool", message))
     return usable
 
@@ -220,6 +223,9 @@ def _closed(work: Round, request: Request, pool: Pool) -> Denial | None:
     if request.purpose not in pool.spec.uses:
         message = f'pool "{pool.name}" does not serve {request.purpose}: add the use to the pool'
         return Denial(request.owner, "PoolNotForUse", message)
+    if pool.name in request.barred:
+        message = f'pool "{pool.name}" is for other services: see its selectors'
+        return Denial(request.owner, "PoolNotForService", message)
     if pool.spec.disabled:
         return Denial(request.owner, "PoolDisabled", f'pool "{pool.name}" is disabled: it gives no new addresses')
     if pool.name in work.conflicting:

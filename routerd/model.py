@@ -28,6 +28,8 @@ GATEWAY_HEARTBEAT = 10  # seconds between heartbeats of a node that may be a gat
 NODE_HEARTBEAT = 300  # of any other: 10 s of 1,000 nodes would be 100 writes a second to an API server
 OWN_CLASS = "routerd.io/bgp"  # spec.loadBalancerClass; a service without a class is ours too
 NAMESPACE_LABEL = "io.kubernetes.pod.namespace"  # Cilium's pseudo label for a pod's namespace
+SERVICE_LABEL = "io.kubernetes.service.name"  # Cilium's pseudo labels of a service
+SERVICE_NAMESPACE_LABEL = "io.kubernetes.service.namespace"
 NAMESPACE_NAME_LABEL = "kubernetes.io/metadata.name"  # set on every namespace by Kubernetes 1.21+
 
 
@@ -274,6 +276,20 @@ class Advertisement:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceSelection:
+    """Services that a pool is for: all parts that are given must match."""
+
+    services: LabelSelector | None = None  # it also sees Cilium's pseudo labels for name and namespace
+    namespaces: LabelSelector | None = None
+
+    def matches(self, service: Service, namespace_labels: Labels) -> bool:
+        labels = {**service.labels, SERVICE_LABEL: service.name, SERVICE_NAMESPACE_LABEL: service.namespace}
+        return (self.services is None or self.services.matches(labels)) and (
+            self.namespaces is None or self.namespaces.matches(namespace_labels)
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class AddressPool:
     """A pool of addresses. `blocks` keep the order of the file; a range is kept as its minimal list of networks."""
 
@@ -286,6 +302,7 @@ class AddressPool:
     priority: int = 0  # higher first, then name
     disabled: bool = False  # drain: keeps what it has, gives nothing new
     advertisements: tuple[Advertisement, ...] = (Advertisement(),)
+    services: tuple[ServiceSelection, ...] | None = None  # which may have addresses of it (OR); None = every one
     origin: Origin = Origin()
 
 
@@ -676,6 +693,6 @@ __all__ = [
     "GatewayMode", "Heartbeat", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node",
     "NodeAddresses", "NodeLink", "NodeNumber", "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodCount",
     "PodSelection", "PoolWays", "PortAsk", "PortBlock", "PortRange", "PortReport", "Refusal", "Service",
-    "ServiceAllocation", "ServicePort", "Snapshot", "Unread", "UnusedBlock", "Writer", "is_gateway",
+    "ServiceAllocation", "ServicePort", "ServiceSelection", "Snapshot", "Unread", "UnusedBlock", "Writer", "is_gateway",
     "selection_matches",
 ]  # fmt: skip

@@ -28,7 +28,14 @@ from routerd.cluster.gateways import MAX_GATEWAYS
 from routerd.cluster.groups import HEARD_OF_ALL, Groups, absent_gateways, addresses_on_nodes, form_groups
 from routerd.cluster.ledger import Ledger
 from routerd.cluster.port_sets import PlanKept, PortRules, Ports, give_ports
-from routerd.cluster.requests import granted_to, is_ours, policy_of, policy_requests, pool_spec, service_request
+from routerd.cluster.requests import (
+    KeptRequests,
+    granted_to,
+    names_namespaces,
+    policy_of,
+    policy_requests,
+    pool_spec,
+)
 from routerd.memo import Derived, Last, Renewed, differing
 from routerd.model import (
     AddressPool,
@@ -86,7 +93,7 @@ class Kept:
     def __init__(self, service_cidrs: tuple[IPNetwork, ...] = ()) -> None:
         """`service_cidrs`: those of the snapshots, which are configuration."""
         self.service_cidrs = service_cidrs
-        self.requests: Derived[Service, str, Request] = Derived(_service_request)  # by owner
+        self.requests = KeptRequests()
         self.wanted: Renewed[str, Request] = Renewed()  # of services and policies together
         self._wanted_of: tuple[Mapping[str, Request], Mapping[str, Request]] = ({}, {})
         self.hosts = Hosts(service_cidrs)
@@ -203,11 +210,6 @@ class KeptPorts:
         return now < at or (last.next_due is not None and now >= last.next_due)
 
 
-def _service_request(service: Service) -> tuple[str, Request] | None:
-    request = service_request(service) if is_ours(service) else None
-    return (request.owner, request) if request is not None else None
-
-
 def _with_external_ips(service: Service) -> tuple[str, Service] | None:
     return (service.key, service) if service.external_ips else None
 
@@ -232,12 +234,14 @@ def assign(
         return Decision(previous, ledger, synced=False)
     assert services is not None and policies is not None and pools is not None  # for the type checker
     assert nodes is not None and reports is not None
+    if snapshot.namespaces is None and any(names_namespaces(pool) for pool in pools.values()):
+        return Decision(previous, ledger, synced=False)
     adopted = adopt(ledger, previous, settings.writer, now)
     ledger = adopted.ledger
     kept = kept or Kept(snapshot.service_cidrs)
     holders = kept.holders(addresses_on_nodes, nodes, {**reports})
     on_nodes = frozenset(holders)
-    of_services = kept.requests(services)
+    of_services = kept.requests(services, pools.values(), snapshot.namespaces or {})
     kept.hosts.take(snapshot)
     limits = Limits(snapshot, reports, holders, settings.allowed_egress_ips, kept.hosts)
     refused = limits.refused({key: each.egress_ips for key, each in policies.items() if each.egress_ips})

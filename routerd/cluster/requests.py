@@ -10,7 +10,8 @@ from egress.policy import egress_versions
 from ipam.plan import Grant
 from ipam.pool import PoolSpec, Use, Version
 from ipam.round import Request
-from routerd.model import AddressPool, EgressPolicy, IPAddress, Service
+from routerd.memo import Derived, Renewed
+from routerd.model import NAMESPACE_NAME_LABEL, AddressPool, EgressPolicy, IPAddress, Labels, Namespace, Service
 
 _FAMILIES: Mapping[str, Literal["one", "prefer-all", "all"]] = {
     "SingleStack": "one",
@@ -35,7 +36,23 @@ def is_ours(service: Service) -> bool:
     return service.type == "LoadBalancer" and service.is_left_to_us
 
 
-def service_request(service: Service) -> Request:
+def names_namespaces(pool: AddressPool) -> bool:
+    """Whether labels of namespaces say whom the pool is for."""
+    return any(each.namespaces is not None for each in pool.services or ())
+
+
+def barred_from(service: Service, pools: Iterable[AddressPool], namespaces: Mapping[str, Namespace]) -> frozenset[str]:
+    """Pools that are for other services."""
+    known = namespaces.get(service.namespace)
+    labels: Labels = known.labels if known is not None else {NAMESPACE_NAME_LABEL: service.namespace}
+    return frozenset(
+        pool.name
+        for pool in pools
+        if pool.services is not None and not any(each.matches(service, labels) for each in pool.services)
+    )
+
+
+def service_request(service: Service, barred: frozenset[str] = frozenset()) -> Request:
     return Request(
         str(service.ref),
         "loadbalancer",
@@ -43,10 +60,40 @@ def service_request(service: Service) -> Request:
         _FAMILIES[service.ip_family_policy],
         addresses=service.requested_ips,
         pool=service.requested_pool,
+        barred=barred,
         known=service.status_ips,
         use=_use(service),
         created=service.created,
     )
+
+
+class KeptRequests:
+    """What services want, by owner."""
+
+    def __init__(self) -> None:
+        self._limits: tuple[tuple[AddressPool, ...], Mapping[str, Namespace]] = ((), {})
+        self._requests = self._derived()
+
+    def __call__(
+        self, services: Mapping[str, Service], pools: Iterable[AddressPool], namespaces: Mapping[str, Namespace]
+    ) -> Renewed[str, Request]:
+        limited = tuple(pool for pool in pools if pool.services is not None)
+        limits = limited, (namespaces if limited else {})
+        if limits != self._limits:
+            self._limits, self._requests = limits, self._derived(*limits)
+        return self._requests(services)
+
+    @staticmethod
+    def _derived(
+        pools: tuple[AddressPool, ...] = (), namespaces: Mapping[str, Namespace] | None = None
+    ) -> Derived[Service, str, Request]:
+        def wanted(service: Service) -> tuple[str, Request] | None:
+            if not is_ours(service):
+                return None
+            request = service_request(service, barred_from(service, pools, namespaces or {}))
+            return request.owner, request
+
+        return Derived(wanted)
 
 
 def policy_requests(policy: EgressPolicy, node_addresses: frozenset[IPAddress]) -> tuple[Request, ...]:

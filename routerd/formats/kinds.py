@@ -110,7 +110,7 @@ _CORE = (
     ),
     Kind(
         "", "v1", "Namespace", "namespaces", custom=False, reader=_plain(core.read_namespace),
-        parts=("namespaces",), read_by=AGENT, kept=(),
+        parts=("namespaces",), read_by=BOTH, kept=(),
     ),
     Kind(
         "", "v1", "Pod", "pods", namespaced=True, custom=False, reader=_plain(core.read_pod), parts=("pods",),
@@ -168,6 +168,10 @@ _FOREIGN = (
         parts=("policies",), read_by=BOTH,
     ),
     Kind(
+        "cilium.io", "v2", "CiliumLoadBalancerIPPool", "ciliumloadbalancerippools",
+        reader=_plain(cilium.read_load_balancer_pool), parts=("pools",), read_by=BOTH,
+    ),
+    Kind(
         "metallb.io", "v1beta1", "IPAddressPool", "ipaddresspools", namespaced=True,
         reader=metallb.read_ip_address_pool, parts=("pools",), read_by=BOTH,
     ),
@@ -178,7 +182,6 @@ _POOL = "write it as an AddressPool"
 _ADVERTISEMENTS = "write it as advertisements of an AddressPool"
 _POLICY = "write it as an EgressPolicy"
 _REFUSED = (
-    Kind("cilium.io", "v2", "CiliumLoadBalancerIPPool", instead=_POOL),
     Kind("cilium.io", "v2", "CiliumBGPClusterConfig", instead=_PEERS),
     Kind("cilium.io", "v2", "CiliumBGPPeerConfig", instead=_PEERS),
     Kind("cilium.io", "v2", "CiliumBGPAdvertisement", instead=_ADVERTISEMENTS),

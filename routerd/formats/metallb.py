@@ -11,13 +11,15 @@ from collections.abc import Iterator
 
 from routerd.formats.document import Section, Value
 from routerd.formats.legacy_bgp.golang import parse_addresses
-from routerd.formats.meta import read_meta
+from routerd.formats.meta import label_selector, read_meta
 from routerd.formats.native import unusable
-from routerd.model import AddressPool, IPNetwork, Refusal
+from routerd.model import NAMESPACE_NAME_LABEL, AddressPool, IPNetwork, LabelSelector, Refusal, ServiceSelection
 from routerd.refs import Ref
+from routerd.selectors import Requirement
 
 Fault = tuple[Value, str, str]  # place, reason and message of what cannot be done
 PRIORITIES = 2**63  # of an int64 of the API; its numbers are lower first, ours are higher first
+FIRST = 1_000_000  # priority of its number 1: the highest that an AddressPool can have
 
 
 def read_ip_address_pool(value: Value) -> tuple[AddressPool | None, tuple[Refusal, ...]]:
@@ -36,6 +38,7 @@ def read_ip_address_pool(value: Value) -> tuple[AddressPool | None, tuple[Refusa
         auto_assign=spec.boolean("autoAssign", True),
         avoid_buggy_ips=spec.boolean("avoidBuggyIPs", False),
         priority=_priority(allocation),
+        services=_services(allocation),
         origin=meta.origin,
     )
     return pool, ()
@@ -75,17 +78,22 @@ def _unusable(blocks: list[tuple[Value, IPNetwork]]) -> Iterator[Fault]:
 
 
 def _limits(allocation: Section) -> Iterator[Fault]:
-    """Without its limits a pool would be given to services that it is not meant for."""
-    for key in ("namespaces", "namespaceSelectors", "serviceSelectors"):
-        if allocation.items(key):
-            message = "a pool for some services only is not supported: the pool is not used"
-            yield allocation.require(key), "ServiceAllocationNotSupported", message
-    if _number(allocation) < 0:
-        yield (
-            allocation.require("priority"),
-            "InvalidPriority",
-            "a negative priority has no order; the pool is not used",
-        )
+    number = _number(allocation)
+    if not 0 <= number <= FIRST:
+        why = "a negative priority has no order" if number < 0 else f"a priority of more than {FIRST} is not kept apart"
+        yield allocation.require("priority"), "InvalidPriority", f"{why}; the pool is not used"
+
+
+def _services(allocation: Section) -> tuple[ServiceSelection, ...] | None:
+    """In a namespace that is named or selected, if any is, and with labels that are selected, if any are."""
+    names = tuple(item.name() for item in allocation.items("namespaces"))
+    named = LabelSelector((), (Requirement(NAMESPACE_NAME_LABEL, "In", names),))
+    selected = [label_selector(item, strict=False) for item in allocation.items("namespaceSelectors")]
+    services = [label_selector(item, strict=False) for item in allocation.items("serviceSelectors")]
+    namespaces = [named, *selected] if names else selected
+    if not namespaces and not services:
+        return None
+    return tuple(ServiceSelection(each, place) for place in namespaces or (None,) for each in services or (None,))
 
 
 def _number(allocation: Section) -> int:
@@ -95,4 +103,4 @@ def _number(allocation: Section) -> int:
 def _priority(allocation: Section) -> int:
     """The lowest number is the first; 0 is none, and comes last, among those of ours that give none either."""
     number = _number(allocation)
-    return PRIORITIES - number if number else 0
+    return FIRST + 1 - number if number else 0

@@ -18,6 +18,7 @@ from routerd.model import (
     IPNetwork,
     PodSelection,
     PortRange,
+    ServiceSelection,
 )
 from routerd.selectors import LabelSelector
 
@@ -33,6 +34,11 @@ def open_object(value: Value) -> Section:
     return value.section.require("spec").section
 
 
+_POOL_KEYS = (
+    "blocks", "uses", "protocol", "autoAssign", "avoidBuggyIPs", "priority", "disabled", "advertisements", "services",
+)  # fmt: skip
+
+
 # --- AddressPool -------------------------------------------------------------------------------------------------
 
 
@@ -40,7 +46,7 @@ def read_address_pool(value: Value) -> AddressPool:
     """Raises InputError."""
     spec = open_object(value)
     meta = read_meta(value)
-    spec.only("blocks", "uses", "protocol", "autoAssign", "avoidBuggyIPs", "priority", "disabled", "advertisements")
+    spec.only(*_POOL_KEYS)
     protocol = spec.get("protocol")
     kind = cast(Literal["bgp", "layer2"], protocol.choice("bgp", "layer2") if protocol else "bgp")
     blocks = _blocks(spec.require("blocks"))
@@ -54,8 +60,23 @@ def read_address_pool(value: Value) -> AddressPool:
         priority=spec.integer("priority", -PRIORITY, PRIORITY, 0),
         disabled=spec.boolean("disabled", False),
         advertisements=_advertisements(spec, kind, blocks),
+        services=_services(spec),
         origin=meta.origin,
     )
+
+
+def _services(spec: Section) -> tuple[ServiceSelection, ...] | None:
+    value = spec.get("services")
+    return None if value is None else tuple(_service_selection(item) for item in value.nonempty("selector"))
+
+
+def _service_selection(value: Value) -> ServiceSelection:
+    section = value.section.only("serviceSelector", "namespaceSelector")
+    services = selector_at(section, "serviceSelector", strict=True)
+    namespaces = selector_at(section, "namespaceSelector", strict=True)
+    if services is None and namespaces is None:
+        raise value.error("expected serviceSelector or namespaceSelector; {} selects all")
+    return ServiceSelection(services, namespaces)
 
 
 def _uses(spec: Section) -> frozenset[Use]:
@@ -69,12 +90,13 @@ def _blocks(value: Value) -> tuple[IPNetwork, ...]:
     found: list[IPNetwork] = []
     for item in value.nonempty("block"):
         for network in _block(item):
-            _check_block(item, network, found)
+            check_block(item, network, found)
             found.append(network)
     return tuple(found)
 
 
-def _check_block(item: Value, network: IPNetwork, others: list[IPNetwork]) -> None:
+def check_block(item: Value, network: IPNetwork, others: list[IPNetwork]) -> None:
+    """Raises InputError if it cannot be in a pool beside `others`."""
     if fault := unusable(network.network_address) or unusable(network.broadcast_address):
         raise item.error(f"{network} cannot be in a pool: {fault}")
     for other in others:
@@ -88,9 +110,9 @@ def _block(item: Value) -> tuple[IPNetwork, ...]:
     text = item.string(_BLOCK)
     if "-" in text:
         first, _, last = text.partition("-")
-        return _range(item, parse_address(first.strip()), parse_address(last.strip()))
+        return range_networks(item, parse_address(first.strip()), parse_address(last.strip()))
     if (address := parse_address(text)) is not None:
-        return _range(item, address, address)
+        return range_networks(item, address, address)
     if parse_network(text) is None:
         item.expected(_BLOCK)
     return (item.network(),)
@@ -103,10 +125,11 @@ def _block_mapping(section: Section) -> tuple[IPNetwork, ...]:
         return (cidr.network(),)
     if cidr is not None or start is None or end is None:
         raise section.value.error('expected either "cidr", or "start" and "end"')
-    return _range(end, start.address(), end.address())
+    return range_networks(end, start.address(), end.address())
 
 
-def _range(place: Value, start: IPAddress | None, end: IPAddress | None) -> tuple[IPNetwork, ...]:
+def range_networks(place: Value, start: IPAddress | None, end: IPAddress | None) -> tuple[IPNetwork, ...]:
+    """Raises InputError if a range has no addresses."""
     if start is None or end is None:
         place.expected(_BLOCK)
     if start.version != end.version:

@@ -88,11 +88,11 @@ def test_a_pool_that_is_refused_says_so_in_an_event_of_its_own() -> None:
         async with cluster(node("node1")) as api:
             await define(api)
             await api.apply(
-                metallb_pool("a", "203.0.113.0/28", serviceAllocation={"namespaces": ["shop"]}),
+                metallb_pool("a", "203.0.113.0/28", serviceAllocation={"priority": -1}),
                 metallb_pool("b", "198.51.100.0/24"), metallb_pool("b", "192.0.2.0/24", namespace="routerd"),
             )  # fmt: skip
             async with operator(api):
-                about = {"a": "ServiceAllocationNotSupported", "b": "Duplicate"}
+                about = {"a": "InvalidPriority", "b": "Duplicate"}
                 assert {each["involvedObject"]["name"]: each["reason"] for each in await events(api, 2)} == about
                 for each in await events(api, 2):
                     found = each["involvedObject"]

@@ -76,7 +76,7 @@ def for_agent(node: str, namespace: str) -> tuple[Resource, ...]:
 
 
 def for_operator(namespace: str) -> tuple[Resource, ...]:
-    """An operator needs no pods, endpoints and namespaces."""
+    """An operator needs no pods and endpoints."""
     return _watched("operator", namespace, {})
 
 

@@ -19,6 +19,9 @@ RULES: dict[str, Callable[[Any], bool]] = {
         sum(key in value for key in ("egressIP", "egressIPs", "pool")) == 1
     ),
     "!has(self.count) || has(self.pool)": lambda value: "count" not in value or "pool" in value,
+    "has(self.serviceSelector) || has(self.namespaceSelector)": lambda value: (
+        "serviceSelector" in value or "namespaceSelector" in value
+    ),
     "has(self.podSelector) || has(self.namespaceSelector)": lambda value: (
         "podSelector" in value or "namespaceSelector" in value
     ),

@@ -10,7 +10,7 @@ import pytest
 
 from routerd.cluster.assign import assign
 from routerd.cluster.ledger import ADDRESSES, Ledger
-from routerd.model import LabelSelector
+from routerd.model import LabelSelector, Namespace, ServiceSelection
 from tests.models.operator_world import World
 
 
@@ -52,6 +52,32 @@ def test_half_a_view_changes_nothing(world: World, part: str) -> None:
     assert decision.allocations is world.allocations
     assert decision.ledger is world.ledger
     assert not assign(world.snapshot(), world.ledger, None, world.now).synced
+
+
+def test_a_pool_for_some_services_keeps_what_it_gave_when_its_selectors_change(world: World) -> None:
+    red, blue = (ServiceSelection(LabelSelector((("color", color),))) for color in ("red", "blue"))
+    world.pool("a", "198.51.100.0/24", services=(red,), priority=1)
+    world.service("red", labels={"color": "red"})
+    world.service("blue", labels={"color": "blue"})
+    assert world.decide() == "d/blue default 192.0.2.0\nd/red a 198.51.100.0"
+    world.edit_pool("a", services=(blue,))
+    world.service("blue", labels={"color": "green"})
+    world.service("late", labels={"color": "blue"})
+    assert world.decide() == "d/blue default 192.0.2.0\nd/late a 198.51.100.1\nd/red a 198.51.100.0"
+    del world.services["d/red"]
+    world.decide()
+    world.service("red", labels={"color": "red"})  # of the same name, and not selected any more
+    assert "d/red default 192.0.2.1" in world.decide()
+
+
+def test_a_pool_for_labels_of_namespaces_waits_for_the_namespaces(world: World) -> None:
+    world.pool("a", "198.51.100.0/24", services=(ServiceSelection(namespaces=LabelSelector((("team", "a"),))),))
+    world.service("web")
+    unread = replace(world.snapshot(), namespaces=None)
+    assert not assign(unread, world.ledger, {}, world.now).synced
+    there = {"d": Namespace("d", {"team": "a"})}
+    decision = assign(replace(unread, namespaces=there), world.ledger, {}, world.now)
+    assert [each.pool for each in decision.allocations.services] == ["a"]
 
 
 def test_only_our_class_is_served(world: World) -> None:

@@ -125,6 +125,11 @@ OBJECTS: dict[str, tuple[Json, int, int, str]] = {
     "IPAddressPool": (
         {**made("metallb.io", "IPAddressPool", spec={"addresses": cidrs(MANY)})}, MANY, MOST, "spec.addresses",
     ),
+    "CiliumLoadBalancerIPPool": (
+        made("cilium.io", "CiliumLoadBalancerIPPool", spec={"blocks": [{"cidr": each} for each in cidrs(MANY)]}),
+        MANY, MOST, "spec.blocks",
+    ),
+    "service selectors": (pool(services=[{"serviceSelector": {}}] * MANY), MANY, MOST, "spec.services"),
     "peers": (config_map({"peers": [PEER] * MANY}), MANY, MOST, "peers"),
     "node selectors": (
         config_map({"peers": [{**PEER, "node-selectors": [{"match-labels": {"a": "b"}}] * MANY}]}),

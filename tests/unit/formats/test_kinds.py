@@ -52,10 +52,11 @@ def test_what_the_roles_watch() -> None:
     written = [
         "addresspools.routerd.io", "egresspolicies.routerd.io", "ciliumegressgatewaypolicies.cilium.io",
         "ciliumegressnatpolicies.cilium.io", "ipaddresspools.metallb.io",
+        "ciliumloadbalancerippools.cilium.io",
     ]  # fmt: skip
     agent = ["nodes", "namespaces", "pods", "services", "endpointslices.discovery.k8s.io"]
     assert sorted(each.label for each in for_agent("n", "routerd")) == sorted([*agent, *common, *written])
-    operator = ["nodes", "services", "routerdnodes.routerd.io", "leases.coordination.k8s.io in routerd"]
+    operator = ["nodes", "namespaces", "services", "routerdnodes.routerd.io", "leases.coordination.k8s.io in routerd"]
     assert sorted(each.label for each in for_operator("routerd")) == sorted([*operator, *common, *written])
 
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from routerd.cluster.requests import barred_from
 from routerd.errors import InputError
-from routerd.model import AddressPool, Advertisement
+from routerd.model import NAMESPACE_NAME_LABEL, AddressPool, Advertisement, Namespace, Service
 from tests.models.manifests import read_text
 
 POOL = "apiVersion: metallb.io/v1beta1\nkind: IPAddressPool\nmetadata: {name: p, namespace: metallb-system}\nspec:\n"
@@ -90,7 +91,7 @@ def test_without_addresses_it_is_wrong() -> None:
         read_text(POOL + "  autoAssign: true\n", "f.yaml")
 
 
-@given(st.lists(st.integers(1, 2**63 - 1), min_size=1))
+@given(st.lists(st.integers(1, 1_000_000), min_size=1))
 def test_a_lower_number_comes_first_and_none_comes_last(numbers: list[int]) -> None:
     """MetalLB: lower first, 0 is no priority. Ours: higher first."""
     first = sorted(numbers, key=lambda number: -priority(number))
@@ -98,16 +99,35 @@ def test_a_lower_number_comes_first_and_none_comes_last(numbers: list[int]) -> N
     assert min(map(priority, numbers)) > priority(0) == AddressPool("", ()).priority
 
 
+def may_have(allocation: str, service: Service, **namespace: str) -> bool:
+    pool = taken(POOL + ADDRESSES + f"  serviceAllocation: {{{allocation}}}\n")
+    there = Namespace(service.namespace, {NAMESPACE_NAME_LABEL: service.namespace, **namespace})
+    return not barred_from(service, (pool,), {there.name: there})
+
+
+SHOP, WEB = Service("shop", "a", labels={"app": "db"}), Service("web", "a", labels={"app": "web"})
+
+
 @pytest.mark.parametrize(
-    "limit", ["namespaces: [shop]", "namespaceSelectors: [{}]", "serviceSelectors: [{matchLabels: {app: web}}]"]
+    ("allocation", "shop", "web"),
+    [
+        ("namespaces: [shop]", True, False),
+        ("namespaceSelectors: [{matchLabels: {team: a}}]", False, False),
+        ("namespaces: [shop], namespaceSelectors: [{matchExpressions: [{key: x, operator: Exists}]}]", True, True),
+        ("serviceSelectors: [{matchLabels: {app: web}}]", False, True),
+        ("serviceSelectors: [{matchLabels: {app: web}}, {matchLabels: {app: db}}]", True, True),
+        ("namespaces: [shop], serviceSelectors: [{matchLabels: {app: web}}]", False, False),
+        ("namespaces: [], serviceSelectors: []", True, True),
+    ],
 )
-def test_a_pool_for_some_services_is_not_given_to_all(limit: str) -> None:
-    key = limit.partition(":")[0]
-    pool, refusals = read(POOL + ADDRESSES + f"  serviceAllocation: {{priority: 3, {limit}}}\n")
-    assert pool is None
-    assert len(refusals) == 1
-    assert refusals[0].startswith("IPAddressPool/metallb-system/p ServiceAllocationNotSupported: f.yaml:6:")
-    assert f"spec.serviceAllocation.{key}: " in refusals[0]
+def test_a_pool_for_some_services_is_for_those(allocation: str, shop: bool, web: bool) -> None:
+    """A namespace by any of its names and selectors, and a service by any of its selectors."""
+    assert (may_have(allocation, SHOP, x=""), may_have(allocation, WEB, x="")) == (shop, web)
+
+
+def test_a_namespace_that_is_not_known_has_its_name_alone() -> None:
+    pool = taken(POOL + ADDRESSES + "  serviceAllocation: {namespaces: [shop]}\n")
+    assert not barred_from(SHOP, (pool,), {}) and barred_from(WEB, (pool,), {}) == {"p"}
 
 
 def test_empty_limits_are_none() -> None:

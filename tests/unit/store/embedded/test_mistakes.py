@@ -30,16 +30,19 @@ DOCUMENTS = {
     "Namespace": ("metadata: {name: x, labels: {a: b}}", "{a: b}", "[a]"),
     "EndpointSlice": ("metadata: {name: x}\nendpoints: [{addresses: [10.1.0.1]}]", "10.1.0.1", "x"),
     "AddressPool": ("metadata: {name: x}\nspec: {blocks: [192.0.2.0/24]}", "blocks", "bloks"),
+    "CiliumLoadBalancerIPPool": ("metadata: {name: x}\nspec: {blocks: [{cidr: 192.0.2.0/24}]}", "/24", "/240"),
     "IPAddressPool": ("metadata: {name: x}\nspec: {addresses: [192.0.2.0/24]}", "/24", "/240"),
 }
 VERSIONS = {
     "EndpointSlice": "discovery.k8s.io/v1",
     "AddressPool": "routerd.io/v1alpha1",
+    "CiliumLoadBalancerIPPool": "cilium.io/v2",
     "IPAddressPool": "metallb.io/v1beta1",
 }
 PART_OF = {
     "Node": "nodes", "Pod": "pods", "Service": "services", "Namespace": "namespaces",
     "EndpointSlice": "endpoint_slices", "AddressPool": "pools", "IPAddressPool": "pools",
+    "CiliumLoadBalancerIPPool": "pools",
 }  # fmt: skip
 
 
