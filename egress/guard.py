@@ -7,8 +7,8 @@ Replies pass. A source route would lead past the destination that is seen here, 
 by a device that is not known for one of the host's is a pod's: so it holds also for a device that appears while nobody
 is there to look.
 
-It also keeps everybody but nodes from the tunnel's port, also by a Service that is translated to it, and connection
-tracking away from the tunnel.
+No pod sends with a node's address or an egress IP, to whomever. Everybody but nodes is kept from the tunnel's port,
+also by a Service that is translated to it, and connection tracking away from the tunnel.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from egress.policy import Desired, IPAddress, Policy, Ports, Version
 
 TABLE = "routerd"
 FAMILY = "inet"
-COUNTERS = ("astray", "forged", "selected", "source_routed", "undecided")
+COUNTERS = ("astray", "forged", "selected", "source_routed", "spoofed", "undecided")
 HOOKS = {  # chain -> type, hook, priority and policy; -300 is raw, -10 just before the filters of others
     "prerouting": ("filter", "prerouting", -300, "accept"),
     "output": ("filter", "output", -300, "accept"),
@@ -57,6 +57,7 @@ def _set_types(family: Family) -> dict[str, str]:
         f"pod_sources{family.suffix}": f"type {family.address}; flags interval;",
         f"egress_ips{family.suffix}": f"type {family.address};",
         f"decided{family.suffix}": f"type ifname . {family.address};",
+        f"no_pods{family.suffix}": f"type {family.address};",
     }
 
 
@@ -204,7 +205,7 @@ def _usual(own: IPAddress | None, underlay: str) -> Rules:
     )
 
 
-HANDED_IN = "handed_in"
+HANDED_IN, OF_PODS = "handed_in", "of_pods"
 
 
 def _handed_rules(first: FirstPackets) -> dict[str, Rules]:
@@ -232,7 +233,8 @@ def render(desired: Desired, facts: Facts, kept: Kept | None = None) -> Guard:
     chains = _tunnel_rules(desired.tunnel_port, desired.node_address, facts.underlay)
     leaving = (rule for family in FAMILIES for rule in _forward_rules(family))
     handed = _handed_rules(first_packets(desired, facts.surroundings))
-    chains["prerouting"] += handed.get("prerouting", ())
+    chains["prerouting"] += (f"iifname @pod_devices jump {OF_PODS}", *handed.get("prerouting", ()))
+    chains[OF_PODS] = tuple(f"{f.header} saddr @no_pods{f.suffix} counter name spoofed drop" for f in FAMILIES)
     chains |= {name: rules for name, rules in handed.items() if name == HANDED_IN}
     borrowed = BORROWED if desired.transport != "vxlan" else ()
     chains["forward"] += (*SOURCE_ROUTED, *borrowed, *handed.get("forward", ()), "ct direction reply return", *leaving)
@@ -266,14 +268,16 @@ def _family_sets(desired: Desired, pods: Mapping[IPAddress, PodDevice], family: 
     """What is asked of one family; `pods` are those of the family."""
     covered = (network for policy in desired.policies.values() for network in policy.destinations)
     hosts = (ip_network(address) for address in desired.pods)  # also those outside the node's pod CIDRs
-    egress_ips = (address for group in desired.groups.values() for address in group.egress_ips)
+    egress_ips = {address for group in desired.groups.values() for address in group.egress_ips}
     borrowed = egress_ips if desired.transport != "vxlan" else ()
+    no_pods = {*egress_ips, *desired.served, *desired.nodes.values(), *desired.icmp_sources} - desired.pods.keys()
     return {
         f"nodes{family.suffix}": frozenset(str(a) for a in desired.nodes.values() if a.version == family.version),
         f"covered{family.suffix}": merged(covered, family.version),
         f"pod_sources{family.suffix}": merged((*desired.pod_cidrs, *hosts), family.version),
         f"egress_ips{family.suffix}": frozenset(str(a) for a in borrowed if a.version == family.version),
         f"decided{family.suffix}": frozenset(_key(address, device) for address, device in pods.items()),
+        f"no_pods{family.suffix}": frozenset(str(a) for a in no_pods if a.version == family.version),
     }
 
 

@@ -9,7 +9,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
@@ -252,6 +252,43 @@ def test_what_is_of_the_link_is_left_to_the_node(scene: Scene, way: str) -> None
 @pytest.mark.parametrize("attack", OF_AN_UNSELECTED_POD)
 def test_an_unselected_pod_sends_with_no_source_but_its_own(scene: Scene, attack: str) -> None:
     assert scene.leaves("plain", OF_AN_UNSELECTED_POD[attack]) == set()
+
+
+@pytest.fixture
+def narrow(scene: Scene) -> Iterator[Scene]:
+    """The policy covers fw alone: what others send elsewhere is nobody's business."""
+    before = dict(scene.cluster.policies)
+    scene.cluster.policies["world"] = Policy(
+        "world", 7, (IPv4Network(f"{FW}/32"), IPv6Network(f"{six(FW_ADDRESS)}/128"))
+    )
+    scene.cluster.apply()
+    yield scene
+    scene.cluster.policies = before
+    scene.cluster.apply()
+
+
+UNCOVERED = "203.0.113.77"
+OF_NO_POD = {
+    **{f"source {a}": by(a, replace(OUT, destination=IPv4Address(UNCOVERED)))
+       for a in (str(EGRESS_IP), NODE, GATEWAY, OTHER_GATEWAY)},
+    **{f"IPv6 source {a}": ipv6(six(a), six(UNCOVERED)) for a in (str(EGRESS_IP), NODE)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", OF_NO_POD)
+@pytest.mark.parametrize("pod", ["plain", "sel"])
+def test_no_pod_is_a_node_or_an_egress_ip_for_anybody(narrow: Scene, attack: str, pod: str) -> None:
+    before = narrow.cluster.dropped("worker")
+    assert narrow.leaves(pod, OF_NO_POD[attack]) == set()
+    after = narrow.cluster.dropped("worker")
+    reason = "guard_spoofed" if pod == "plain" else "spoofed_source"
+    assert {name for name in after if after[name] != before.get(name)} == {reason}
+
+
+def test_what_no_policy_covers_leaves_as_it_is(narrow: Scene) -> None:
+    packet = replace(OUT, destination=IPv4Address(UNCOVERED))
+    assert narrow.leaves("plain", by(str(PLAIN), packet)) == {"by the node"}
+    assert narrow.leaves("sel", build(packet)) == {"by the node"}
 
 
 def test_an_unselected_pod_leaves_as_it_is(scene: Scene) -> None:

@@ -137,5 +137,12 @@ def test_counters_keep_their_values(namespace: Namespace) -> None:
         sender.sendto(b"forged", ("127.0.0.1", desired.tunnel_port))  # a process, not the tunnel
     for _ in range(2):
         listed = json.loads(namespace.run(["nft", "-j", "list", "table", "inet", "routerd"]))
-        assert parse_counters(listed) == {"astray": 0, "forged": 1, "selected": 0, "source_routed": 0, "undecided": 0}
+        assert parse_counters(listed) == {
+            "astray": 0,
+            "forged": 1,
+            "selected": 0,
+            "source_routed": 0,
+            "spoofed": 0,
+            "undecided": 0,
+        }
         namespace.nft(transaction(render(desired, Facts()), parse(listed)))

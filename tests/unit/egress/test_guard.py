@@ -32,17 +32,20 @@ add counter inet routerd astray
 add counter inet routerd forged
 add counter inet routerd selected
 add counter inet routerd source_routed
+add counter inet routerd spoofed
 add counter inet routerd undecided
 add set inet routerd cluster { type ipv4_addr; flags interval; }
 add set inet routerd covered { type ipv4_addr; flags interval; }
 add set inet routerd pod_sources { type ipv4_addr; flags interval; }
 add set inet routerd egress_ips { type ipv4_addr; }
 add set inet routerd decided { type ifname . ipv4_addr; }
+add set inet routerd no_pods { type ipv4_addr; }
 add set inet routerd cluster6 { type ipv6_addr; flags interval; }
 add set inet routerd covered6 { type ipv6_addr; flags interval; }
 add set inet routerd pod_sources6 { type ipv6_addr; flags interval; }
 add set inet routerd egress_ips6 { type ipv6_addr; }
 add set inet routerd decided6 { type ifname . ipv6_addr; }
+add set inet routerd no_pods6 { type ipv6_addr; }
 add set inet routerd nodes { type ipv4_addr; }
 add set inet routerd nodes6 { type ipv6_addr; }
 add set inet routerd pod_devices { type ifname; }
@@ -64,6 +67,8 @@ add chain inet routerd sent { type filter hook output priority -10; policy accep
 flush chain inet routerd sent
 add chain inet routerd foreign
 flush chain inet routerd foreign
+add chain inet routerd of_pods
+flush chain inet routerd of_pods
 add chain inet routerd SET
 flush chain inet routerd SET
 flush set inet routerd cluster
@@ -81,6 +86,10 @@ flush set inet routerd egress_ips6
 flush set inet routerd hooked
 flush set inet routerd host_devices
 add element inet routerd host_devices { "eth0", "lo" }
+flush set inet routerd no_pods
+add element inet routerd no_pods { 10.0.0.1 }
+flush set inet routerd no_pods6
+add element inet routerd no_pods6 { 2001:db8::2 }
 flush set inet routerd nodes
 add element inet routerd nodes { 10.0.0.1 }
 flush set inet routerd nodes6
@@ -95,6 +104,7 @@ add element inet routerd selected { "veth3" . 10.1.0.5 : jump SET }
 flush map inet routerd selected6
 add rule inet routerd prerouting udp dport 8473 iifname "eth0" ip daddr 10.0.0.1 ip saddr @nodes notrack accept
 add rule inet routerd prerouting udp dport 8473 goto came
+add rule inet routerd prerouting iifname @pod_devices jump of_pods
 add rule inet routerd came iifname @pod_devices counter name forged drop
 add rule inet routerd came iifname != @host_devices goto foreign
 add rule inet routerd came ip saddr @nodes ip daddr @nodes notrack accept
@@ -118,6 +128,8 @@ add rule inet routerd input udp dport 8473 ct state != untracked counter name fo
 add rule inet routerd sent udp dport 8473 ct state != untracked goto foreign
 add rule inet routerd foreign ip daddr @nodes counter name forged drop
 add rule inet routerd foreign ip6 daddr @nodes6 counter name forged drop
+add rule inet routerd of_pods ip saddr @no_pods counter name spoofed drop
+add rule inet routerd of_pods ip6 saddr @no_pods6 counter name spoofed drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } tcp dport 80-443 counter name selected drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } meta l4proto udp counter name selected drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } meta l4proto icmp counter name selected drop
