@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
@@ -59,7 +59,8 @@ HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
         "AgentAbsent", "AwaitingNodeReports", "BFDDown", "BFDNotSupported", "ConflictingAnnotations",
         "FamilyNotNegotiated", "ForwardingOff", "GatewayNotUsed", "GatewaysUnwatched", "HoldTimeTooLong",
         "InvalidRouterID", "NetworkUnavailable", "NoBFD", "NoEndpoints", "NumberMisread", "PodNearShare",
-        "PodOutsideCluster", "PoolOverCluster", *OF_PORTS, "PortsScarce", "StatusOfOther", "TableNearlyFull",
+        "PodCIDRTaken", "PodCIDRsShort", "PodOutsideCluster", "PoolOverCluster", *OF_PORTS,
+        "PortsScarce", "StatusOfOther", "TableNearlyFull",
         "UnknownAnnotation", "UnknownGateway", "UnknownLabel", "UnknownPeer", "UnreadConfiguration", "UpstreamLost",
         "UpstreamUnknown",
     }
@@ -530,6 +531,28 @@ class Writer:
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterCIDR:
+    """Of which each node has blocks of `node_prefix` bits for its pods."""
+
+    network: IPNetwork
+    node_prefix: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeBlocks:
+    """What a node's pods have their addresses from."""
+
+    node: str
+    blocks: tuple[IPNetwork, ...]  # IPv4 first
+
+
+def with_blocks(nodes: Mapping[str, Node], given: Iterable[NodeBlocks]) -> Mapping[str, Node]:
+    """The nodes with the pod CIDRs that the operator gave them, in place of what their Nodes say; the same if none."""
+    blocks = {each.node: each.blocks for each in given if each.node in nodes}
+    return {**nodes, **{name: replace(nodes[name], pod_cidrs=of) for name, of in blocks.items()}} if blocks else nodes
+
+
+@dataclass(frozen=True, slots=True)
 class Allocations:
     """The one document that the operator writes and every agent reads."""
 
@@ -541,6 +564,7 @@ class Allocations:
     pools: tuple[PoolWays, ...] = ()  # in use, and announced otherwise than by default; sorted by pool
     numbers: tuple[NodeNumber, ...] = ()  # sorted by node
     bindings: tuple[BindingTable, ...] = ()  # sorted by egress IP, IPv4 first; also of those that no group has any more
+    pod_cidrs: tuple[NodeBlocks, ...] = ()  # sorted by node
     writer: Writer | None = field(default=None, compare=False)  # the same content of another writer is the same
 
 
@@ -689,10 +713,10 @@ def selection_matches(selection: PodSelection, pod: Pod, namespace_labels: Label
 __all__ = [
     "EVERYTHING", "EXCLUDE_LABEL", "GATEWAY_HEARTBEAT", "GATEWAY_LABEL", "NAMESPACE_LABEL", "NAMESPACE_NAME_LABEL",
     "NODE_HEARTBEAT", "OF_PORTS", "PARTS", "SERVICE_NAME_LABEL", "AddressPool", "Advertisement", "Allocations",
-    "AppliedTable", "BindingTable", "CoolingPorts", "EgressGroup", "EgressPolicy", "Endpoint", "EndpointSlice",
-    "GatewayMode", "Heartbeat", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node",
-    "NodeAddresses", "NodeLink", "NodeNumber", "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodCount",
-    "PodSelection", "PoolWays", "PortAsk", "PortBlock", "PortRange", "PortReport", "Refusal", "Service",
-    "ServiceAllocation", "ServicePort", "ServiceSelection", "Snapshot", "Unread", "UnusedBlock", "Writer", "is_gateway",
-    "selection_matches",
+    "AppliedTable", "BindingTable", "ClusterCIDR", "CoolingPorts", "EgressGroup", "EgressPolicy", "Endpoint",
+    "EndpointSlice", "GatewayMode", "Heartbeat", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace",
+    "Node", "NodeAddresses", "NodeBlocks", "NodeLink", "NodeNumber", "NodeReport", "Origin", "Peer", "Peering", "Pod",
+    "PodCount", "PodSelection", "PoolWays", "PortAsk", "PortBlock", "PortRange", "PortReport", "Refusal", "Service",
+    "ServiceAllocation", "ServicePort", "ServiceSelection", "Snapshot", "Unread", "UnusedBlock", "Writer",
+    "is_gateway", "selection_matches", "with_blocks",
 ]  # fmt: skip

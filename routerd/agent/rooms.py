@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,8 @@ from bgp.speaker import PeerStatus, Speaker, SpeakerUnavailable
 from egress.status import EgressStatus
 from routerd.agent.arrivals import Arrivals, Expected
 from routerd.agent.local import interface_addresses, own_networks, session_addresses
-from routerd.model import IPAddress, Peer, Refusal, Snapshot
+from routerd.memo import Last
+from routerd.model import IPAddress, Node, Peer, Refusal, Snapshot, with_blocks
 from routerd.node.desired import LocalFacts
 from routerd.refs import PATH, PEER, SPEAKER, Ref
 from routerd.store.interface import Store, StoreStatus
@@ -36,6 +37,24 @@ def relay_socket(run_dir: Path) -> Path:
     return run_dir / relay.SOCKET
 
 
+class WithBlocks:
+    """A store's snapshots, with the pod CIDRs that the operator gave nodes; of the same one the same value."""
+
+    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+        self._snapshot = snapshot
+        self._nodes: Last[Mapping[str, Node]] = Last()
+        self._last = (Snapshot(), Snapshot())
+
+    def __call__(self) -> Snapshot:
+        found = self._snapshot()
+        if found.nodes is None or found.allocations is None or not found.allocations.pod_cidrs:
+            return found
+        if self._last[0] is not found:
+            nodes = self._nodes(with_blocks, found.nodes, found.allocations.pod_cidrs)
+            self._last = found, replace(found, nodes=nodes)
+        return self._last[1]
+
+
 class Rooms:
     """What the agent asks its node. `speaker` and `egress` are None where the configuration switches them off."""
 
@@ -49,6 +68,7 @@ class Rooms:
         upstream: Watcher | None = None,
     ) -> None:
         self._store = store
+        self._view = WithBlocks(lambda: store.snapshot())
         self._speaker = speaker
         self._egress = egress
         self._bfd = bfd
@@ -57,7 +77,7 @@ class Rooms:
         self._arrivals = Arrivals()
 
     def snapshot(self) -> Snapshot:
-        return self._store.snapshot()
+        return self._view()
 
     def store_status(self) -> StoreStatus | None:
         return self._store.status()

@@ -38,7 +38,9 @@ class Decided:
 def decided(snapshot: Snapshot, config: Config) -> list[Decided]:
     """In the order of the decisions. Nothing while a part is unknown."""
     settings = AssignSettings(
-        allowed_egress_ips=config.egress.allowed_addresses, gateway_mode=config.operator.gateway_mode
+        allowed_egress_ips=config.egress.allowed_addresses,
+        gateway_mode=config.operator.gateway_mode,
+        pod_cidrs=config.pod_cidrs,
     )
     decision = assign(snapshot, Ledger(), {}, 0.0, settings)
     if not decision.synced:

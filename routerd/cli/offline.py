@@ -16,7 +16,7 @@ from routerd.cluster.assign import AssignSettings, assign
 from routerd.cluster.ledger import Ledger
 from routerd.config import Config
 from routerd.errors import InputError
-from routerd.model import NodeReport, Snapshot
+from routerd.model import NodeReport, Snapshot, with_blocks
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
 from routerd.node.drain import Orders, drain_of
 from routerd.node.sessions import entries_here
@@ -38,10 +38,13 @@ def snapshot_of(manifests: Path, config: Config) -> Snapshot:
     if snapshot.unread:
         raise InputError(f"{snapshot.unread.message}: bring it whole, or delete it", file=str(manifests))
     settings = AssignSettings(
-        allowed_egress_ips=config.egress.allowed_addresses, gateway_mode=config.operator.gateway_mode
+        allowed_egress_ips=config.egress.allowed_addresses,
+        gateway_mode=config.operator.gateway_mode,
+        pod_cidrs=config.pod_cidrs,
     )
     decision = assign(snapshot, Ledger(), _reports(store, snapshot), time.time(), settings)
-    return replace(snapshot, allocations=decision.allocations)
+    nodes = with_blocks(snapshot.nodes or {}, decision.allocations.pod_cidrs)
+    return replace(snapshot, nodes=nodes, allocations=decision.allocations)
 
 
 def _reports(store: FileStore, snapshot: Snapshot) -> Mapping[str, NodeReport]:

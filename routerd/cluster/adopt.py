@@ -17,13 +17,24 @@ from ipam.port_sets import PortSet, PortTable, State, Told, blocks_of, in_order
 from ipam.round import Record
 from routerd.cluster.groups import LAST_GROUP
 from routerd.cluster.ledger import GroupRecord, Ledger, NumberRecord
+from routerd.cluster.pod_cidrs import BlockRecord, block_key
 from routerd.cluster.port_sets import binding_of
 from routerd.cluster.requests import owner_of
 from routerd.formats.published.bindings import OWNERS, STARTS
 from routerd.formats.published.records import line, lines
 from routerd.formats.published.tables import TABLES
 from routerd.memo import PerObject
-from routerd.model import Allocations, BindingTable, EgressGroup, IPAddress, NodeNumber, PortBlock, Unread, Writer
+from routerd.model import (
+    Allocations,
+    BindingTable,
+    EgressGroup,
+    IPAddress,
+    NodeBlocks,
+    NodeNumber,
+    PortBlock,
+    Unread,
+    Writer,
+)
 from routerd.refs import service_ref
 
 Key = tuple[IPAddress, str]  # address and owner
@@ -89,8 +100,20 @@ def adopt(ledger: Ledger, published: Allocations, own: Writer | None, now: float
         ledger.past_port_sets,
         ledger.cloud_instances,
         ledger.cloud_addresses,
+        _merged_blocks(ledger.pod_cidrs, published.pod_cidrs, now),
     )
     return Adopted(merged, True, (*conflicts, *group_conflicts, *number_conflicts))
+
+
+def _merged_blocks(ours: Iterable[BlockRecord], published: Iterable[NodeBlocks], now: float) -> tuple[BlockRecord, ...]:
+    """Who has a block by what is published has it; what else was recorded stays."""
+    theirs = [BlockRecord(block, each.node, since=now) for each in published for block in each.blocks]
+    records = {each.block: each for each in ours}
+    for each in theirs:
+        known = records.get(each.block)
+        if known is None or (known.node, known.state) != (each.node, each.state):
+            records[each.block] = each
+    return tuple(sorted(records.values(), key=lambda each: block_key(each.block)))
 
 
 def may_know_more(unread: Unread, is_first: bool, ledger: Ledger, own: Writer | None) -> bool:

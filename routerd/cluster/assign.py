@@ -27,6 +27,7 @@ from routerd.cluster.conflicts import Limits
 from routerd.cluster.gateways import MAX_GATEWAYS
 from routerd.cluster.groups import HEARD_OF_ALL, Groups, absent_gateways, addresses_on_nodes, form_groups
 from routerd.cluster.ledger import Ledger
+from routerd.cluster.pod_cidrs import Blocks, give_blocks
 from routerd.cluster.port_sets import PlanKept, PortRules, Ports, give_ports
 from routerd.cluster.requests import (
     KeptRequests,
@@ -40,6 +41,7 @@ from routerd.memo import Derived, Last, Renewed, differing
 from routerd.model import (
     AddressPool,
     Allocations,
+    ClusterCIDR,
     EgressGroup,
     EgressPolicy,
     GatewayMode,
@@ -70,6 +72,7 @@ class AssignSettings:
     allowed_egress_ips: tuple[IPNetwork, ...] = ()  # () = every address that is nobody's
     port_rules: PortRules = field(default_factory=PortRules)
     cloud_networks: tuple[IPNetwork, ...] = ()  # egress IPs in these are held by one gateway's interface of a cloud
+    pod_cidrs: tuple[ClusterCIDR, ...] = ()  # of which nodes have blocks for their pods; () = others give them
     writer: Writer | None = None  # who we are, for the document
 
 
@@ -104,6 +107,7 @@ class Kept:
         self.beside: Last[tuple[NodeAddresses, ...]] = Last()
         self.groups = KeptGroups()
         self.ports = KeptPorts()
+        self.blocks = KeptBlocks()
         self.digests = Digests()
 
     def want(self, services: Renewed[str, Request], policies: Mapping[str, Request]) -> set[str]:
@@ -200,14 +204,38 @@ class KeptPorts:
         kept = (ledger.node_numbers, ledger.port_tables, ledger.past_port_sets)
         said = {name: report.ports for name, report in reports.items() if report.ports is not None}
         of = (groups, *kept, snapshot.nodes, published, external, said, rules)
-        if self._last is None or self._last[0] != of or self._is_due(*self._last[1:], now):
+        if self._last is None or self._last[0] != of or _is_due(*self._last[1:], now):
             ports = give_ports(groups, ledger, snapshot, reports, now, rules, self._plans, external)
             self._last = of, ports, now
         return self._last[1]
 
-    def _is_due(self, last: Ports, at: float, now: float) -> bool:
-        """Also when the clock was set back: what rests begins anew."""
-        return now < at or (last.next_due is not None and now >= last.next_due)
+
+def _is_due(last: Ports | Blocks, at: float, now: float) -> bool:
+    """Also when the clock was set back: what rests begins anew."""
+    return now < at or (last.next_due is not None and now >= last.next_due)
+
+
+class KeptBlocks:
+    """What blocks nodes had last, while nothing that they rest on is another and nothing is due."""
+
+    def __init__(self) -> None:
+        self._last: tuple[tuple[object, ...], Blocks, float] | None = None
+
+    def give(
+        self,
+        cidrs: tuple[ClusterCIDR, ...],
+        ledger: Ledger,
+        snapshot: Snapshot,
+        reports: Mapping[str, NodeReport],
+        now: float,
+    ) -> Blocks:
+        nodes = snapshot.nodes or {}
+        counts = {name: report.pods for name, report in reports.items() if report.pods is not None} if cidrs else {}
+        of = (cidrs, ledger.pod_cidrs, {name: node.pod_cidrs for name, node in nodes.items()}, counts)
+        if self._last is None or self._last[0] != of or _is_due(self._last[1], self._last[2], now):
+            blocks = give_blocks(cidrs, ledger.pod_cidrs, nodes, reports, snapshot.service_cidrs, now)
+            self._last = of, blocks, now
+        return self._last[1]
 
 
 def _with_external_ips(service: Service) -> tuple[str, Service] | None:
@@ -271,24 +299,29 @@ def assign(
     silent = (each for each in absent_gateways(policies, nodes, agents) if each.object.name not in draining)
     given = kept.given.take(of_services, planned.grants)
     ports = kept.ports.give(published, ledger, snapshot, reports, now, settings.port_rules)
+    blocks = kept.blocks.give(settings.pod_cidrs, ledger, snapshot, reports, now)
     draft = Allocations(
         services=given,
         groups=published,
         refusals=_refusals(
-            planned, groups, policies.values(), (*refused.values(), *pools_over, *silent, *of_cloud, *ports.refusals)
+            planned,
+            groups,
+            policies.values(),
+            (*refused.values(), *pools_over, *silent, *of_cloud, *ports.refusals, *blocks.refusals),
         ),
         nodes=kept.beside(_beside_nodes, nodes, holders, silent_since, _links(nodes, reports)),
         pools=_ways({*kept.given.pools, *(each.pool for each in groups.groups)}, pools, previous.pools),
         numbers=ports.published_numbers,
         bindings=ports.bindings,
+        pod_cidrs=blocks.published,
         writer=settings.writer,
     )
     allocations, digest = _numbered(_with_same(draft, previous), previous, ledger, kept.digests)
     recorded = Ledger(
         allocations.generation, digest, groups.next_group, planned.records, groups.records, ports.numbers, ports.tables,
-        ports.past, ledger.cloud_instances, ledger.cloud_addresses,
+        ports.past, ledger.cloud_instances, ledger.cloud_addresses, blocks.records,
     )  # fmt: skip
-    due = [when for when in (planned.next_due, groups.next_due, ports.next_due) if when is not None]
+    due = [when for when in (planned.next_due, groups.next_due, ports.next_due, blocks.next_due) if when is not None]
     return Decision(
         allocations,
         recorded,
@@ -375,7 +408,7 @@ def _refusals(
 
 def _with_same(draft: Allocations, previous: Allocations) -> Allocations:
     """`draft` with those parts of `previous` that are equal: the same objects need not be written anew."""
-    parts = ("groups", "refusals", "nodes", "pools", "numbers", "bindings")
+    parts = ("groups", "refusals", "nodes", "pools", "numbers", "bindings", "pod_cidrs")
     pairs = ((name, getattr(previous, name)) for name in parts)
     return replace(draft, **{name: before for name, before in pairs if before == getattr(draft, name)})
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from operator import attrgetter
 from typing import Any, Generic, Literal, TypeVar
 
@@ -18,6 +18,7 @@ from cloud.records import Holding, holding_row, read_holding
 from ipam.pool import Use, key_of
 from ipam.port_sets import PortSet, PortTable, State, Told, in_order
 from ipam.round import Record
+from routerd.cluster.pod_cidrs import BlockRecord, block_key
 from routerd.formats.published.records import SHOWN, Row, Table, no_record
 from routerd.memo import by_identity, differing
 from routerd.model import IPAddress
@@ -83,6 +84,7 @@ class Ledger:
     past_port_sets: tuple[PastSet, ...] = ()  # sorted by their keys
     cloud_instances: tuple[Holding, ...] = ()  # sorted by instance
     cloud_addresses: tuple[Seat, ...] = ()  # egress IPs that are a cloud's; sorted
+    pod_cidrs: tuple[BlockRecord, ...] = ()  # sorted by block
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +370,31 @@ CLOUD_ADDRESSES: LedgerTable[Seat] = LedgerTable(
     audit_deletion=lambda old: ("cloud:given-back", "EgressIP", str(old.address)),
 )
 
+# --- pod CIDRs of nodes
+
+
+def _block(block: str, node: str, state: Any, since: float) -> BlockRecord:
+    if state not in ("used", "resting"):
+        raise ValueError(f"a block is {state}")
+    return BlockRecord(ip_network(block), node, state, since)
+
+
+POD_CIDRS: LedgerTable[BlockRecord] = LedgerTable(
+    name="pod_cidrs",
+    columns={"block": str, "node": str, "state": str, "since": float},
+    keys=1,
+    key=lambda each: block_key(each.block),
+    shard=lambda each: f"pods {each.node}",
+    to_row=lambda each: [str(each.block), each.node, each.state, each.since],
+    from_row=_block,
+    audit_put=lambda old, new: (
+        "pods:given" if new.state == "used" else "pods:resting",
+        f"Node/{new.node}",
+        str(new.block),
+    ),
+    audit_deletion=lambda old: ("pods:freed", f"Node/{old.node}", str(old.block)),
+)
+
 # In the order in which they came: each further one is a version of the SQLite schema.
 TABLES: tuple[LedgerTable[Any], ...] = (
     ADDRESSES,
@@ -377,4 +404,5 @@ TABLES: tuple[LedgerTable[Any], ...] = (
     PAST_PORT_SETS,
     CLOUD_INSTANCES,
     CLOUD_ADDRESSES,
+    POD_CIDRS,
 )

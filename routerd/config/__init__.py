@@ -22,10 +22,11 @@ from routerd.errors import InputError
 from routerd.formats.compose import documents
 from routerd.formats.document import Section, Source, Value, parse_address
 from routerd.formats.meta import ROUTERD
-from routerd.model import GATEWAY_HEARTBEAT, NODE_HEARTBEAT, GatewayMode, IPAddress, IPNetwork
+from routerd.model import GATEWAY_HEARTBEAT, NODE_HEARTBEAT, ClusterCIDR, GatewayMode, IPAddress, IPNetwork
 from upstream.targets import Rules, Target
 
 DAY = 86400
+MOST_BLOCK_BITS = 16  # of pod-cidrs: 65,536 blocks of one CIDR, as Kubernetes has it
 MOST_TARGETS = 16  # of a gateway's probe
 _RUN_DIR = re.compile(r"^run-dir:\s+[\"']?(/[^\s\"',#]+)", re.MULTILINE)
 _INTERVAL = re.compile(r"(\d{1,5})(ms|s)")
@@ -230,6 +231,8 @@ class Config:
     operator: OperatorConfig = field(default_factory=OperatorConfig)
     cloud: CloudSettings = field(default_factory=CloudSettings)
     pod_addresses: PodAddressConfig = field(default_factory=PodAddressConfig)
+    pod_cidrs: tuple[ClusterCIDR, ...] = ()
+    """Of which the operator gives nodes blocks for their pods; they are cluster CIDRs, too. () = somebody else does."""
 
 
 def boot_guard(config: Config) -> Path:
@@ -272,9 +275,10 @@ def read_config(value: Value) -> Config:
     section.require("kind").choice("Config")
     section.only(
         "apiVersion", "kind", "node-name", "store", "state-dir", "run-dir", "pin-dir", "metrics-listen", "log",
-        "service-cidrs", "cluster-cidrs", "egress", "bgp", "drain", "operator", "cloud", "pod-addresses",
+        "service-cidrs", "cluster-cidrs", "egress", "bgp", "drain", "operator", "cloud", "pod-addresses", "pod-cidrs",
     )  # fmt: skip
     state_dir = _path(section, "state-dir", DEFAULT.state_dir)
+    pod_cidrs = _pod_cidrs(section)
     return Config(
         node_name=section.string("node-name") or own_name(),
         store=_store(section, state_dir),
@@ -284,13 +288,17 @@ def read_config(value: Value) -> Config:
         metrics_listen=_listen(section, DEFAULT.metrics_listen),
         log=_log(section),
         service_cidrs=tuple(item.network() for item in section.items("service-cidrs")),
-        cluster_cidrs=tuple(item.network() for item in section.items("cluster-cidrs")),
+        cluster_cidrs=(
+            *(item.network() for item in section.items("cluster-cidrs")),
+            *(each.network for each in pod_cidrs),
+        ),
         egress=_egress(section),
         bgp=_bgp(section),
         drain=_drain(section),
         operator=_operator(section, state_dir),
         cloud=read_cloud(section.section("cloud")),
         pod_addresses=_pod_addresses(section),
+        pod_cidrs=pod_cidrs,
     )
 
 
@@ -513,6 +521,23 @@ def _brake(bgp: Section) -> BrakeConfig:
 def _drain(section: Section) -> DrainConfig:
     drain = _sub(section, "drain", "notice", "cordoned")
     return DrainConfig(_seconds(drain, "notice", DEFAULT.drain.notice), drain.boolean("cordoned", False))
+
+
+def _pod_cidrs(section: Section) -> tuple[ClusterCIDR, ...]:
+    found: list[ClusterCIDR] = []
+    for item in section.items("pod-cidrs"):
+        one = item.section.only("cidr", "node-prefix")
+        place = one.require("cidr")
+        network = place.network()
+        for other in found:
+            if other.network.version == network.version and other.network.overlaps(network):
+                raise place.error(f"{network} overlaps with {other.network}")
+        longest = min(network.prefixlen + MOST_BLOCK_BITS, 30 if network.version == 4 else 126)
+        prefix = one.integer(
+            "node-prefix", network.prefixlen, longest, min(24 if network.version == 4 else 64, longest)
+        )
+        found.append(ClusterCIDR(network, prefix))
+    return tuple(found)
 
 
 def _pod_addresses(section: Section) -> PodAddressConfig:

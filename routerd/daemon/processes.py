@@ -119,13 +119,15 @@ def check_agent(config: Config) -> None:
 
 async def agent(config: Config, source: ConfigSource) -> None:
     """`routerd agent`, until cancelled. EnvironmentFault if the machine lacks something."""
+    from routerd.agent.rooms import WithBlocks
+
     check_agent(config)
     heart, on_store = Heart(), Callback()
     async with opened_store(config, on_store) as store:
         attachments = Attachments(config.node_name, store.snapshot, guards=config.egress.enabled)
         made(config.state_dir, source.path, "state-dir")
         memory, retention = config.state_dir / "pod-addresses.json", config.pod_addresses.retention
-        pod_addresses = PodAddressDesk(config.node_name, memory, store.snapshot, retention=retention)
+        pod_addresses = PodAddressDesk(config.node_name, memory, WithBlocks(store.snapshot), retention=retention)
         body, presence = _assembled(config, source, heart, store, attachments, pod_addresses)
         on_store.to = partial(_store_changed, pod_addresses, body)
         async with (
@@ -236,7 +238,11 @@ def _store_changed(pod_addresses: PodAddressDesk, body: Agent) -> None:
 
 def _pods(config: Config) -> Callable[[Snapshot], PodCount | None]:
     """Counted where somebody asks: each change of it is a write."""
-    return PodCounter(config.node_name).count if config.cloud.provider != "none" else lambda snapshot: None
+    return (
+        PodCounter(config.node_name).count
+        if config.cloud.provider != "none" or config.pod_cidrs
+        else lambda snapshot: None
+    )
 
 
 def _speaker_changed(bfd_room: BfdRoom, body: Agent) -> None:
@@ -472,6 +478,7 @@ async def operator(config: Config, source: ConfigSource) -> None:
         allowed_egress_ips=config.egress.allowed_addresses,
         gateway_mode=config.operator.gateway_mode,
         cloud_networks=config.cloud.egress_networks,
+        pod_cidrs=config.pod_cidrs,
         port_rules=PortRules(deadline=config.operator.flow_deadline, history=config.operator.retention),
         writer=writer,
     )

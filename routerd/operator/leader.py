@@ -228,6 +228,7 @@ async def candidate(config: Config) -> None:
         allowed_egress_ips=config.egress.allowed_addresses,
         gateway_mode=config.operator.gateway_mode,
         cloud_networks=config.cloud.egress_networks,
+        pod_cidrs=config.pod_cidrs,
         port_rules=PortRules(deadline=options.flow_deadline, history=options.retention),
     )
     client = Client(config.store.kubeconfig)

@@ -45,6 +45,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "nat": ("protocol", "pod", "remote", "egress_ip", "port", "group", "gateway", "idle_seconds"),
     "gateways": ("gateway", "by", "state", "round_trip_ms", "probes", "unanswered", "idle_seconds", "reason"),
     "port-sets": ("egress_ip", "ports", "size", "node", "state", "group"),
+    "pod-cidrs": ("block", "node", "addresses"),
     "pod-addresses": ("address", "block", "state", "pod", "network", "interface", "container", "since_seconds"),
     "egress-ips": ("egress_ip", "policies", "pool", "group", "active_gateways", "gateways", "node_address"),
 }

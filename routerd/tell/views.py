@@ -93,9 +93,17 @@ def rows(kind: str, view: View) -> list[Row]:
         "port-sets": lambda view: port_set_rows(view.snapshot.allocations),
         "nat": _nat,
         "pod-addresses": _pod_addresses,
+        "pod-cidrs": _pod_cidrs,
         "gateways": lambda view: [_gateway_row(each) for each in sorted(view.probed, key=_by_way)],
     }
     return makers[kind](view)
+
+
+def _pod_cidrs(view: View) -> list[Row]:
+    """Whoever gave them."""
+    found = [(block, node.name) for node in (view.snapshot.nodes or {}).values() for block in node.pod_cidrs]
+    found.sort(key=lambda each: (key_of(each[0].network_address), each))
+    return [{"block": str(block), "node": node, "addresses": block.num_addresses} for block, node in found]
 
 
 def _pod_addresses(view: View) -> list[Row]:

@@ -265,7 +265,7 @@ class PodAddressDesk:
                 else f"the store has no Node {self.node} yet"
             )
         if not blocks:
-            return f"Node {self.node} has no podCIDRs: let its controller manager give it some"
+            return f"Node {self.node} has no pod CIDRs: let its controller manager or the operator give it some"
         if self._is_new and snapshot.pods is None:
             return NO_PODS
         others = self._others()

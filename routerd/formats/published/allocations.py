@@ -37,6 +37,7 @@ from routerd.model import (
     IPAddress,
     IPNetwork,
     NodeAddresses,
+    NodeBlocks,
     NodeLink,
     NodeReport,
     PodCount,
@@ -64,6 +65,7 @@ def write_allocations(allocations: Allocations) -> str:
         + (_records("pools", (_pool(one) for one in allocations.pools)) if allocations.pools else "")
         + (_records("numbers", map(number_line, allocations.numbers)) if allocations.numbers else "")
         + (_records("bindings", map(binding_line, allocations.bindings)) if allocations.bindings else "")
+        + (_records("podCIDRs", map(_blocks, allocations.pod_cidrs)) if allocations.pod_cidrs else "")
     )
 
 
@@ -131,6 +133,10 @@ def _node(one: NodeAddresses) -> str:
     return f"{{node: {quoted(one.node)}, addresses: {_list(one.addresses)}{silent}{link}}}"
 
 
+def _blocks(one: NodeBlocks) -> str:
+    return f"{{node: {quoted(one.node)}, blocks: {_list(one.blocks)}}}"
+
+
 def _pool(one: PoolWays) -> str:
     ways = ", ".join(map(_way, one.advertisements))
     return f"{{pool: {quoted(one.pool)}, protocol: {one.protocol}, advertisements: [{ways}]}}"
@@ -175,7 +181,7 @@ def read_index(value: Value) -> tuple[Allocations, tuple[str, ...] | None]:
 
     Raises InputError.
     """
-    records = ("services", "groups", "refusals", "nodes", "pools", "numbers", "bindings")
+    records = ("services", "groups", "refusals", "nodes", "pools", "numbers", "bindings", "podCIDRs")
     section = value.section.only("apiVersion", "kind", "generation", "writer", "parts", *records)
     if section.get("parts") is None:
         return _read_whole(section), None
@@ -205,6 +211,7 @@ def _read_whole(section: Section) -> Allocations:
         pools=tuple(_read_pool(item.section) for item in section.items("pools", UNLIMITED)),
         numbers=tuple(read_number(item.section) for item in section.items("numbers", UNLIMITED)),
         bindings=tuple(read_binding(item.section) for item in section.items("bindings", UNLIMITED)),
+        pod_cidrs=tuple(_read_blocks(item.section) for item in section.items("podCIDRs", UNLIMITED)),
     )
 
 
@@ -238,6 +245,13 @@ def _read_node(section: Section) -> NodeAddresses:
     addresses = tuple(item.address() for item in section.items("addresses", UNLIMITED))
     known = _read_link(link) if link is not None else None
     return NodeAddresses(section.require("node").name(), addresses, section.string("silentSince"), known)
+
+
+def _read_blocks(section: Section) -> NodeBlocks:
+    section.only("node", "blocks")
+    return NodeBlocks(
+        section.require("node").name(), tuple(each.network() for each in section.items("blocks", UNLIMITED))
+    )
 
 
 def _read_pool(section: Section) -> PoolWays:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from operator import attrgetter
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,7 @@ from routerd.model import (
     EgressGroup,
     GatewayMode,
     NodeAddresses,
+    NodeBlocks,
     PoolWays,
     Refusal,
     ServiceAllocation,
@@ -123,4 +124,9 @@ NODES: Table[NodeAddresses] = Table(
     _node_row, _node,
 )  # fmt: skip
 POOLS: Table[PoolWays] = Table("pools", attrgetter("pool"), attrgetter("pool"), _pool_row, _pool)
-TABLES: tuple[Table[Any], ...] = (SERVICES, GROUPS, REFUSALS, NODES, POOLS, NUMBERS, BINDINGS)
+POD_CIDRS: Table[NodeBlocks] = Table(
+    "pod_cidrs", attrgetter("node"), lambda each: f"pods {each.node}",
+    lambda each: [each.node, [str(block) for block in each.blocks]],
+    lambda node, blocks: NodeBlocks(node, tuple(map(ip_network, blocks))),
+)  # fmt: skip
+TABLES: tuple[Table[Any], ...] = (SERVICES, GROUPS, REFUSALS, NODES, POOLS, NUMBERS, BINDINGS, POD_CIDRS)

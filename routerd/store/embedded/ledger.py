@@ -87,7 +87,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "INSERT INTO groups SELECT id, egress_ip, state, since, gateways, lease FROM old_groups",
         "DROP TABLE old_groups",
     ),
-    *((create(table),) for table in TABLES[5:7]),
+    *((create(table),) for table in TABLES[5:8]),
 )
 PRUNE_PERIOD = 86400.0  # seconds between looks for audit entries that are too old
 

@@ -16,7 +16,10 @@ import pytest
 
 from cni import wire
 from routerd.agent.plugins.pod_addresses import GONE, LOOK, PodAddressDesk
-from routerd.model import Node, Pod, Snapshot
+from routerd.agent.rooms import WithBlocks
+from routerd.model import Node, NodeBlocks, Pod, Snapshot
+from routerd.node.announce import Rules
+from routerd.node.desired import LocalFacts, Settings, compose
 from tests.models import cluster
 from tests.models.ipam_runtime import address, ask
 from tests.models.virtual_time import elapse, in_virtual_time, now, settle
@@ -183,7 +186,7 @@ def test_a_pod_waits_until_the_agent_has_read_of_it(tmp_path: Path) -> None:
         (replace(cluster.snapshot(), nodes={}), "the store has no Node a yet"),
         (
             replace(cluster.snapshot(), nodes={"a": Node("a")}),
-            "Node a has no podCIDRs: let its controller manager give it some",
+            "Node a has no pod CIDRs: let its controller manager or the operator give it some",
         ),
         (replace(cluster.snapshot(), pods=None), "the agent has not read pods yet"),
         (
@@ -199,6 +202,24 @@ def test_without_an_address_to_give_the_node_is_not_available(tmp_path: Path, fo
         assert (code, error["code"], error["msg"]) == (1, wire.NOT_AVAILABLE, f"routerd-ipam: {message}")
         assert await address(world.desk) == f"routerd-ipam: {message}"
         assert not world.desk.held.holds
+
+    story(test, tmp_path)
+
+
+def test_blocks_that_the_operator_gave_are_the_nodes(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        blocks = NodeBlocks("a", (ip_network("10.244.7.0/24"), ip_network("fd00:10:7::/64")))
+        published = replace(cluster.allocations(), pod_cidrs=(blocks,))
+        world.store = store(allocations=published)
+        view = WithBlocks(lambda: world.store)
+        assert view() is view()
+        world.desk = PodAddressDesk("a", world.path, view)
+        assert await address(world.desk) == "10.244.7.2/24 fd00:10:7::2/64"
+        state = compose(view(), Settings("a", rules=Rules(pod_cidrs=True)), LocalFacts(cluster.LOCAL))
+        assert state.announcements is not None
+        announced = {prefix for rib in state.announcements.desired.ribs.values() for prefix in rib}
+        assert blocks.blocks[0] in announced
+        assert cluster.node("a", 11).pod_cidrs[0] not in announced
 
     story(test, tmp_path)
 

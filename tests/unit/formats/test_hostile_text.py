@@ -172,6 +172,7 @@ ROWS = {
         1.5,
         0.0,
     ],
+    "pod_cidrs": ["10.244.0.0/24", "worker", "used", 1.5],
 }
 INFINITE, HUGE = json.loads("1e999"), 10**400
 

@@ -247,7 +247,8 @@ def test_a_ledger_of_the_schema_before_opens_with_all_that_it_says(path: Path) -
 
 
 OF_SCHEMA_7 = (
-    f"DROP TABLE groups; DROP TABLE cloud_instances; DROP TABLE cloud_addresses; {GROUPS_TO_7} PRAGMA user_version = 7;"
+    f"DROP TABLE groups; DROP TABLE cloud_instances; DROP TABLE cloud_addresses; DROP TABLE pod_cidrs; "
+    f"{GROUPS_TO_7} PRAGMA user_version = 7;"
 )
 
 

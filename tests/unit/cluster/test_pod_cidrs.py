@@ -1,0 +1,177 @@
+"""Blocks of nodes: who has which, and that it stays so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routerd.cluster.adopt import adopt
+from routerd.cluster.assign import AssignSettings, assign
+from routerd.cluster.ledger import Ledger
+from routerd.cluster.pod_cidrs import REST, BlockRecord, Blocks, give_blocks
+from routerd.config import parse_config
+from routerd.errors import InputError
+from routerd.formats.published.allocations import write_allocations
+from routerd.formats.published.whole import AllocationsReader
+from routerd.model import ClusterCIDR, Node, NodeReport, PodCount, with_blocks
+from tests.models import cluster
+
+V4, V6 = ClusterCIDR(ip_network("10.244.0.0/22"), 24), ClusterCIDR(ip_network("fd00:10::/62"), 64)
+
+
+def cidr(text: str, prefix: int) -> ClusterCIDR:
+    return ClusterCIDR(ip_network(text), prefix)
+
+
+def nodes(*names: str, **cidrs: tuple[str, ...]) -> dict[str, Node]:
+    found = {name: Node(name) for name in names}
+    return found | {name: Node(name, pod_cidrs=tuple(map(ip_network, blocks))) for name, blocks in cidrs.items()}
+
+
+def count(addresses: int, waiting: int = 0) -> NodeReport:
+    return NodeReport("x", pods=PodCount(addresses, waiting))
+
+
+class Cluster:
+    def __init__(self, *cidrs: ClusterCIDR, service_cidrs: tuple[str, ...] = ()) -> None:
+        self.cidrs, self.services = cidrs, tuple(map(ip_network, service_cidrs))
+        self.blocks = Blocks()
+
+    def give(self, found: Mapping[str, Node], now: float = 0.0, **reports: NodeReport) -> dict[str, str]:
+        self.blocks = give_blocks(self.cidrs, self.blocks.records, found, reports, self.services, now)
+        return {each.node: " ".join(map(str, each.blocks)) for each in self.blocks.published}
+
+    def refused(self) -> list[str]:
+        return [f"{each.object} {each.reason}: {each.message}" for each in self.blocks.refusals]
+
+
+def test_each_node_has_a_block_of_each_family_behind_service_cidrs() -> None:
+    both = Cluster(V4, V6, service_cidrs=("10.244.1.0/28", "fd00:10::/112"))
+    assert both.give(nodes("b", "a")) == {
+        "a": "10.244.0.0/24 fd00:10:0:1::/64",
+        "b": "10.244.2.0/24 fd00:10:0:2::/64",
+    }
+
+
+def test_what_nodes_say_is_theirs_before_anything_is_given() -> None:
+    found = nodes("a", b=("10.244.0.0/24", "192.0.2.0/24"), c=("10.244.0.128/25",))
+    one = Cluster(V4)
+    assert one.give(found) == {"a": "10.244.1.0/24", "b": "10.244.0.0/24", "c": "10.244.2.0/24"}
+    assert one.refused() == [
+        "node/c PodCIDRTaken: spec.podCIDRs has 10.244.0.128/25, and 10.244.0.0/24 is Node b's: remove one of the two"
+    ]
+
+
+def test_a_node_gets_more_as_its_pods_need_them() -> None:
+    small = Cluster(cidr("10.244.0.0/24", 28))  # 13 addresses of a block are pods'
+    assert small.give(nodes("a"), a=count(0)) == {"a": "10.244.0.0/28"}
+    assert small.give(nodes("a"), a=count(0, 1)) == {"a": "10.244.0.0/28 10.244.0.16/28"}
+    assert small.give(nodes("a"), a=count(0)) == {"a": "10.244.0.0/28 10.244.0.16/28"}  # nothing is taken away
+    assert len(small.give(nodes("a"), a=count(100))["a"].split()) == 9
+    assert len(Cluster(V6).give(nodes("a"), a=count(10_000))["a"].split()) == 1
+
+
+def test_blocks_of_a_node_that_is_gone_rest_and_are_its_own_if_it_comes_back() -> None:
+    one = Cluster(cidr("10.244.0.0/23", 24))
+    one.give(nodes("a", "b"))
+    assert one.give(nodes("b", "c"), 1.0) == {"b": "10.244.1.0/24"}
+    assert one.blocks.next_due == 1.0 + REST
+    assert one.refused() == [
+        "node/c PodCIDRsExhausted: no block of 10.244.0.0/23 is free for it, its pods get no address: "
+        "add a CIDR to pod-cidrs"
+    ]
+    again = Cluster(*one.cidrs)
+    again.blocks = one.blocks
+    assert again.give(nodes("a", "b", "c"), 2.0)["a"] == "10.244.0.0/24"
+    assert one.give(nodes("b", "c"), 1.0 + REST) == {"b": "10.244.1.0/24", "c": "10.244.0.0/24"}
+
+
+def test_what_was_freed_comes_last() -> None:
+    one = Cluster(V4)
+    one.give(nodes("a", "b"))
+    one.give(nodes("b"), 1.0)
+    assert one.give(nodes("b", "c"), 2.0 + REST)["c"] == "10.244.2.0/24"
+
+
+def test_another_prefix_or_cidr_moves_nobody() -> None:
+    one = Cluster(V4)
+    before = one.give(nodes("a"))
+    one.cidrs = (cidr("10.244.0.0/22", 25), V6)
+    found = one.give(nodes("a", "b"))
+    assert found == {"a": f"{before['a']} fd00:10::/64", "b": "10.244.1.0/25 fd00:10:0:1::/64"}
+    one.cidrs = ()
+    assert one.give(nodes("a")) == {}
+    assert {each.node for each in one.blocks.records} == {"a", "b"}  # it is remembered
+
+
+@given(
+    st.lists(
+        st.tuples(st.sets(st.sampled_from("abcdef")), st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 60)),
+                  st.sampled_from([1.0, 100.0, REST])),
+        max_size=12,
+    )
+)  # fmt: skip
+def test_no_block_has_two_owners_and_none_moves(steps: list[tuple[set[str], dict[str, int], float]]) -> None:
+    one, now = Cluster(cidr("10.244.0.0/24", 28), V6), 0.0
+    before: dict[str, str] = {}
+    for names, counts, pause in steps:
+        now += pause
+        found = one.give(nodes(*names), now, **{name: count(pods) for name, pods in counts.items()})
+        assert all({*before[name].split()} <= {*found[name].split()} for name in names & before.keys())
+        blocks = [each.block for each in one.blocks.records]
+        assert not any(a.version == b.version and a.overlaps(b) for a in blocks for b in blocks if a != b)
+        assert one.give(nodes(*names), now, **{name: count(pods) for name, pods in counts.items()}) == found
+        before = found
+
+
+def test_the_operator_records_and_publishes_them_and_takes_over_what_is_published() -> None:
+    snapshot = cluster.snapshot(nodes={"a": Node("a"), "b": Node("b")})
+    settings = AssignSettings(pod_cidrs=(V4, V6))
+    first = assign(snapshot, Ledger(), {}, 1.0, settings)
+    assert [each.node for each in first.ledger.pod_cidrs] == ["a", "b", "a", "b"]
+    text = write_allocations(first.allocations)
+    read = AllocationsReader().read(text, "allocations.yaml", lambda name: None)
+    assert read.pod_cidrs == first.allocations.pod_cidrs
+    lost = adopt(Ledger(), read, None, 5.0).ledger
+    assert [(each.block, each.node) for each in lost.pod_cidrs] == [
+        (each.block, each.node) for each in first.ledger.pod_cidrs
+    ]
+    again = assign(replace(snapshot, allocations=read), first.ledger, {}, 2.0, settings)
+    assert (again.allocations, again.ledger) == (read, first.ledger)
+    assert with_blocks(snapshot.nodes or {}, read.pod_cidrs)["a"].pod_cidrs == read.pod_cidrs[0].blocks
+
+
+def test_who_is_published_to_have_a_block_has_it() -> None:
+    published = replace(cluster.allocations(), generation=9)
+    mine = BlockRecord(ip_network("10.244.0.0/24"), "a", "resting", 1.0)
+    theirs = replace(published, pod_cidrs=assign(cluster.snapshot(nodes={"b": Node("b")}), Ledger(), {}, 1.0,
+                                                AssignSettings(pod_cidrs=(V4,))).allocations.pod_cidrs)  # fmt: skip
+    (record,) = adopt(Ledger(pod_cidrs=(mine,)), theirs, None, 5.0).ledger.pod_cidrs
+    assert record == BlockRecord(mine.block, "b", "used", 5.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[{cidr: 10.244.0.0/16}]", ""),
+        ("[{cidr: 10.244.0.0/16, node-prefix: 15}]", "16 to 30"),
+        ("[{cidr: 10.0.0.0/8, node-prefix: 25}]", "8 to 24"),
+        ("[{cidr: 10.244.0.0/16}, {cidr: 10.244.3.0/24}]", "overlaps with 10.244.0.0/16"),
+        ("[{cidr: 10.244.0.1/16}]", "10.244.0.1/16"),
+        ('[{cidr: "fd00:10::/48", node-prefix: 65}]', "48 to 64"),
+    ],
+)
+def test_the_configuration(text: str, message: str) -> None:
+    written = f"apiVersion: routerd.io/v1alpha1\nkind: Config\npod-cidrs: {text}\n"
+    if not message:
+        config = parse_config(written)
+        assert config.pod_cidrs == (cidr("10.244.0.0/16", 24),)
+        assert config.cluster_cidrs == (ip_network("10.244.0.0/16"),)
+        return
+    with pytest.raises(InputError, match=message):
+        parse_config(written)
