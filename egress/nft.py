@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from ipaddress import IPv6Address
 from typing import Any
 
 from egress.guard import (
@@ -86,13 +87,15 @@ def _element_text(element: Any) -> str:
         case {"elem": {"val": value}}:
             return _element_text(value)
         case {"prefix": {"addr": address, "len": length}}:
-            return f"{address}/{length}"
+            return f"{_element_text(address)}/{length}"
         case {"concat": parts}:
             return " . ".join(_element_text(part) for part in parts)
         case [key, {"jump": {"target": target}}]:
             return f"{_element_text(key)} : jump {target}"
         case {"range": [first, last]}:
             return f"{first}-{last}"
+        case str() if element.startswith("::") and "." in element:
+            return str(IPv6Address(element))  # nft writes the IPv4 part of an address in decimal (RFC 5952, section 5)
         case _:
             return str(element)
 

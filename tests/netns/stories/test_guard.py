@@ -106,6 +106,16 @@ def test_what_is_applied_is_read_back(namespace: Namespace, wish: tuple[Desired,
     assert read_back(namespace) == wanted.digests()
 
 
+@pytest.mark.parametrize("network", ["::ffff:0:0/96", "::ffff:192.0.2.1/128", "::192.0.2.1/128", "64:ff9b::/96"])
+def test_a_network_with_an_ipv4_part_is_read_back(namespace: Namespace, network: str) -> None:
+    """nft writes some of these in decimal."""
+    desired = Desired("n", IPv4Address("10.0.0.1"), pod_cidrs=frozenset({IPv6Network(network)}))
+    wanted = render(desired, Facts())
+    listed = namespace.run(["nft", "-j", "list", "ruleset"])
+    namespace.nft(transaction(wanted, parse(json.loads(listed))))
+    assert read_back(namespace) == wanted.digests()
+
+
 def test_a_pod_becomes_decided_and_is_forgotten_again(namespace: Namespace) -> None:
     policy = Policy("p", 7, (IPv4Network("0.0.0.0/0"),))
     device = PodDevice(3, "veth3", "veth3", bytes(6), bytes(6))
