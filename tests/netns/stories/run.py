@@ -83,11 +83,14 @@ class Run(Generic[C]):
         return Churn(self._lab, self._story.watch, random.Random(self._rng.random()), slices)
 
     def _permit(self) -> None:
-        """Every address of the pool is an egress IP that fw may serve."""
+        """Every address of the pool is an egress IP that fw may serve, and that may show by gateways: what a policy
+        that is gone began goes on for a while when the ToR has no route to its address any more.
+        """
         assert self._story.watch is not None
         head = EGRESS_POOL.rpartition(".")[0]
         pool = [f"{head}.{last}" for last in range(16)]
         self._story.watch.allow(*pool)
+        self._lab.tap.lead(dict.fromkeys(pool, ("gw1", "gw2")))
         for address in pool:
             if address != self._story.pool_ip:
                 self._lab.fw.allow(address)

@@ -89,7 +89,7 @@ tables = st.builds(
     _table, addresses, st.integers(0, 2**63 - 1), st.dictionaries(granules, st.tuples(node_numbers, st.booleans())),
     st.lists(granules, max_size=3), node_numbers,
 )  # fmt: skip
-links = st.builds(NodeLink, addresses, macs, st.none() | st.ip_addresses(v=6))
+links = st.builds(NodeLink, addresses, macs, st.none() | st.ip_addresses(v=6, network="fe80::/10"))
 nodes = st.builds(NodeAddresses, names, st.lists(addresses).map(tuple), link=st.none() | links)
 allocations = st.builds(
     Allocations,
