@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,7 +68,9 @@ class Outcome(Counts):
             *self.rows_of_traffic(),
             Row("flows when nothing is selected any more", f"{self.flows} flows", "= 0 flows"),
             Row("ports then, in use and at rest", f"{self.ports} ports", "= 0 ports"),
-            Row(f"growth of memory, the most ({worst})", f"{100 * grown.get(worst, 0):.1f} %", f"< {100 * GROWTH:g} %"),
+            Row(f"growth of memory, the most ({worst})", f"{100 * grown[worst]:.1f} %", f"< {100 * GROWTH:g} %")
+            if grown
+            else Row("growth of memory", "too short a run"),
         ]
 
 
@@ -77,14 +79,12 @@ class Soak(Run[Outcome]):
 
     def soak(self, seconds: float) -> Outcome:
         churn = self._churn()
-        began, early = time.monotonic(), dict[str, int]()
+        began, sizes = time.monotonic(), [(0.0, memory_of(self._daemons))]
         with self._traffic(*self._connections()), churn:
             while time.monotonic() < began + seconds and not self.outcome.faults:
-                if not early and time.monotonic() > began + seconds / 4:
-                    early = memory_of(self._daemons)
                 self._leave_and_return(churn)
-            late = memory_of(self._daemons)
-        self.outcome.growth = {name: (size, late[name]) for name, size in early.items()}
+                sizes.append((time.monotonic() - began, memory_of(self._daemons)))
+        self.outcome.growth = growth(sizes)
         self._count(churn)
         self._run_empty()
         return self.outcome
@@ -158,6 +158,13 @@ def sizes_of(node: Node) -> dict[str, int]:
         finally:
             table.close()
     return found
+
+
+def growth(sizes: Sequence[tuple[float, Mapping[str, int]]]) -> dict[str, tuple[int, int]]:
+    """Of memory at some seconds of the run: after its first quarter and at the end. Empty if that is one look."""
+    end, late = sizes[-1]
+    at, early = next(each for each in sizes if each[0] >= end / 4)
+    return {name: (size, late[name]) for name, size in early.items()} if at < end else {}
 
 
 def memory_of(daemons: Daemons) -> Mapping[str, int]:
