@@ -1,0 +1,51 @@
+"""Nodes on one link, with their agents: packets need no tunnel, and have it again at once when the link fails them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+
+from tests.netns.lab.daemons import Daemons
+from tests.netns.lab.lab import Lab
+from tests.netns.lab.traffic import Echo
+from tests.netns.stories.story import started
+
+OTHER_MAC = "02:00:00:00:77:01"
+STOOD_STILL = 1.5  # seconds: 175 ms until the tunnel is used, and what TCP takes to send again
+
+
+def test_nodes_need_no_tunnel_until_a_mac_changes(clean_labs: list[str]) -> None:
+    """The new MAC is reported and published later; connections outlive both changes."""
+    with Lab(f"l{os.getpid()}", ipv6=True) as lab:
+        daemons = Daemons(lab, options={"egress": {"transport": "auto"}})
+        story = started(lab, daemons)
+
+        def passed() -> dict[str, int]:
+            packets: dict[str, int] = json.loads(daemons.routerd("worker", "status", "-o", "json"))["egress"]["passed"]
+            return packets
+
+        def transports() -> set[str]:
+            rows = json.loads(daemons.routerd("worker", "show", "nodes", "-o", "json"))
+            return {row["transport"] for row in rows if row["name"].startswith("gw")}
+
+        pod, worker = lab.pod("batch"), lab.node("worker")
+        lab.wait(lambda: transports() == {"direct"}, "the gateways are reached without the tunnel", timeout=90)
+        lab.wait(lambda: _sends(lab, passed, "sent_direct"), "packets go so", timeout=90)
+        assert pod.get(lab.fw.address).source == story.pool_ip
+        worker.sysctl({"net.ipv4.conf.eth0.arp_notify": 1, "net.ipv6.conf.eth0.ndisc_notify": 1})  # as bonds do
+        with Echo(pod) as echo:
+            lab.wait(lambda: echo.rounds, "the connection is open")
+            worker.ip(f"link set eth0 address {OTHER_MAC}")
+            lab.wait(lambda: _sends(lab, passed, "encapsulated"), "packets go through the tunnel")
+            assert transports() == {"vxlan"}
+            lab.wait(lambda: _sends(lab, passed, "sent_direct"), "the new MAC is known", timeout=90)
+            assert transports() == {"direct"}
+            assert echo.end() == ""
+            assert echo.longest < STOOD_STILL
+
+
+def _sends(lab: Lab, passed: Callable[[], dict[str, int]], outcome: str) -> bool:
+    before = passed()
+    lab.pod("batch").get(lab.fw.address)
+    return passed().get(outcome, 0) > before.get(outcome, 0)
