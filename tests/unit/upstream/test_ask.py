@@ -74,6 +74,20 @@ def test_who_says_nothing_has_no_more_than_the_timeout() -> None:
     assert asked("http", HOSTS[0], None, timeout=0.05) == "no answer within 0.05 s"
 
 
+@pytest.mark.parametrize(("tls", "why"), [(True, "ConnectionResetError"), (False, "what answers speaks no HTTP")])
+def test_who_hangs_up_has_not_answered(tls: bool, why: str) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+
+    async def question() -> str:
+        async with await asyncio.start_server(hang_up, HOSTS[0]) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            return await ask(Target("http", ip_address(HOSTS[0]), port, "/", tls), PATIENCE)
+
+    assert asyncio.run(question()) == why
+
+
 @pytest.mark.parametrize("kind", ["icmp", "tcp", "http"])
 def test_no_way_there_is_no_answer(kind: str) -> None:
     """To the broadcast address the kernel lets no such question out."""
