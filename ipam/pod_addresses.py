@@ -163,7 +163,7 @@ def free(held: PodAddresses, attachments: Iterable[Attachment], now: float) -> P
 
 def let_go(held: PodAddresses, addresses: Iterable[IPAddress], now: float) -> PodAddresses:
     """What is kept for nobody any more cools down."""
-    kept = (held.holds[address] for address in addresses if held.holds[address].state == "reserved")
+    kept = (each for address in addresses if (each := held.holds.get(address)) and each.state == "reserved")
     cooling = {each.address: replace(each, state="cooling", since=now) for each in kept}
     return replace(held, holds={**held.holds, **cooling}) if cooling else held
 
@@ -279,9 +279,19 @@ def _one_among(
 ) -> IPAddress | Refused:
     """What a pod of that name had last, if it is one of them, or the first that is free here."""
     own = (address for address in _own(held, owner) if any(address in block for block in among))
-    named = (block[key] for block in among for key in range(min(block.num_addresses, MOST_TRIED)))
+    here = (_narrower(each, block) for each in among for block in held.blocks if _overlap(each, block))
+    named = (part[key] for part in here for key in range(min(part.num_addresses, MOST_TRIED)))
     found = next((each for each in chain(own, named) if not _why_not(held, each, taken, owner)), None)
     return found or Refused(f"none of {', '.join(map(_plain, among))} is free on this node")
+
+
+def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
+    return one.version == other.version and one.overlaps(other)
+
+
+def _narrower(one: IPNetwork, other: IPNetwork) -> IPNetwork:
+    """What both have: of two networks that overlap one is within the other."""
+    return max(one, other, key=lambda each: each.prefixlen)
 
 
 def _plain(block: IPNetwork) -> str:

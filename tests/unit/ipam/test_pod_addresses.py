@@ -6,7 +6,19 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from ipam.pod_addresses import Attachment, Counts, Owner, PodAddresses, Refused, counts, exhausted, free, give
+from ipam.pod_addresses import (
+    Attachment,
+    Counts,
+    Owner,
+    PodAddresses,
+    Refused,
+    Wish,
+    counts,
+    exhausted,
+    free,
+    give,
+    let_go,
+)
 from ipam.pool import COOLDOWN
 
 WEB, NOBODY = Owner("default/web-0", "u1"), Owner()
@@ -117,3 +129,23 @@ def test_states_add_up() -> None:
     others = [ip_address("10.1.0.6"), ip_address("10.1.0.2"), ip_address("192.0.2.1")]
     assert counts(held, 4, others) == Counts(total=8, free=2, used=1, cooling=1, reserved=4)
     assert counts(held, 6, others) == Counts(total=4, free=0, used=1, cooling=1, reserved=2)
+
+
+@pytest.mark.parametrize(
+    ("among", "found"),
+    [
+        (("10.0.0.0/8",), "10.200.3.2 fd00:1::2"),
+        (("10.9.0.0/16", "10.200.3.64/26"), "10.200.3.64 fd00:1::2"),
+        (("fd00::/8", "10.0.0.0/8"), "10.200.3.2 fd00:1::2"),
+        (("10.9.0.0/16",), "none of 10.9.0.0/16 is free on this node"),
+    ],
+)
+def test_of_a_pool_however_large_a_pod_gets_what_lies_on_its_node(among: tuple[str, ...], found: str) -> None:
+    wish = Wish(among=tuple(map(ip_network, among)))
+    _, given = give(node("10.200.3.0/24", "fd00:1::/64"), attachment("c1"), WEB, {}, 0.0, wish)
+    assert (given.message if isinstance(given, Refused) else " ".join(map(str, given))) == found
+
+
+def test_to_let_go_what_has_gone_meanwhile_is_nothing() -> None:
+    held = node("10.200.3.0/24")
+    assert let_go(held, [ip_address("10.200.3.2")], 0.0) is held
