@@ -82,8 +82,8 @@ def restore(arguments: argparse.Namespace) -> int:
     from routerd.store.embedded.backup import restore as put_back
 
     path = _ledger_of(arguments)
-    generation = put_back(arguments.file, path)
-    print(f"{path} is of generation {generation} now; what it was is {path}.before")
+    kept = f"; what it was is {path}.before" if path.exists() else ""
+    print(f"{path} is of generation {put_back(arguments.file, path)} now{kept}")
     return codes.OK
 
 

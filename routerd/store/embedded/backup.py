@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from routerd.errors import EnvironmentFault, StoreError
@@ -41,8 +41,7 @@ def restore(source: Path, path: Path) -> int:
         with _made_beside(path) as work:
             _copy(source, work)
             generation = _checked(work, source)
-            if path.exists():
-                _keep(path)
+            _keep(path)
             work.replace(path)
             _sync(path.parent)
     finally:
@@ -60,7 +59,8 @@ def _made_beside(target: Path) -> Iterator[Path]:
         raise EnvironmentFault(f"{error.filename or target}: {error.strerror}") from error
     finally:
         for suffix in ("", *BESIDE):
-            work.with_name(f"{work.name}{suffix}").unlink(missing_ok=True)
+            with suppress(NotADirectoryError):  # then nothing was made
+                work.with_name(f"{work.name}{suffix}").unlink(missing_ok=True)
 
 
 def _copy(source: Path, work: Path) -> None:
@@ -94,19 +94,19 @@ def _checked(work: Path, source: Path) -> int:
 
 
 def _keep(path: Path) -> None:
-    """Under another name. What SQLite had beside it must not meet the next one, and goes into it where it can."""
-    try:
-        with faults(path), closing(sqlite3.connect(path)) as former:
-            former.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    except (StoreError, EnvironmentFault):
-        pass  # it is damaged, which may be why it is replaced
-    for suffix in ("-wal", "-shm"):
-        beside = path.with_name(f"{path.name}{suffix}")
+    """Under another name, if there is one. What SQLite had beside it must not meet the next one, also where the ledger
+    itself was removed by hand; it goes into the ledger where it can.
+    """
+    if path.exists():
+        with suppress(StoreError, EnvironmentFault), faults(path), closing(sqlite3.connect(path)) as former:
+            former.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # a damaged one may be why it is replaced
+    for suffix in ("", "-wal", "-shm"):
+        beside, before = (path.with_name(f"{path.name}{each}{suffix}") for each in ("", BEFORE))
+        before.unlink(missing_ok=True)  # of one that was replaced earlier
         if beside.exists():
-            beside.replace(path.with_name(f"{path.name}{BEFORE}{suffix}"))
-    before = path.with_name(f"{path.name}{BEFORE}")
-    before.unlink(missing_ok=True)
-    before.hardlink_to(path)
+            before.hardlink_to(beside)
+        if suffix:
+            beside.unlink(missing_ok=True)
 
 
 def _sync(directory: Path) -> None:

@@ -108,10 +108,42 @@ def test_a_damaged_ledger_is_not_copied_but_can_be_replaced(path: Path, tmp_path
     assert content(path) == FIRST
 
 
+def with_a_log_beside_it(path: Path) -> None:
+    """As an operator leaves it that was killed: what was recorded last is in the log alone."""
+    with closing(write(path, SECOND)):
+        files = {each: each.read_bytes() for each in (path, *path.parent.glob(f"{path.name}-*"))}
+    for each, data in files.items():
+        each.write_bytes(data)
+
+
+def test_a_log_that_a_removed_ledger_left_does_not_meet_the_restored_one(path: Path, tmp_path: Path) -> None:
+    write(path, FIRST).close()
+    back_up(path, tmp_path / "copy")
+    with_a_log_beside_it(path)
+    path.unlink()
+    assert restore(tmp_path / "copy", path) == 3
+    assert not [*tmp_path.glob("ledger.sqlite-*")]
+    assert content(path) == FIRST
+
+
+def test_a_log_of_what_was_replaced_earlier_does_not_meet_what_is_kept_now(path: Path, tmp_path: Path) -> None:
+    write(path, FIRST).close()
+    back_up(path, tmp_path / "copy")
+    with_a_log_beside_it(path)
+    path.unlink()
+    restore(tmp_path / "copy", path)
+    assert [*tmp_path.glob("ledger.sqlite.before-wal")]
+    restore(tmp_path / "copy", path)
+    assert not [*tmp_path.glob("ledger.sqlite.before-*")]
+    assert content(tmp_path / "ledger.sqlite.before") == FIRST
+
+
 def test_where_nothing_can_be_written_the_directory_is_named(path: Path, tmp_path: Path) -> None:
     write(path, FIRST).close()
     with pytest.raises(EnvironmentFault, match="none"):
         back_up(path, tmp_path / "none" / "copy")
+    with pytest.raises(EnvironmentFault, match="Not a directory"):
+        back_up(path, path / "copy")
     with pytest.raises(StoreError, match="the ledger itself"):
         back_up(path, path)
 
@@ -126,6 +158,9 @@ def test_the_commands(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == (
         f"wrote {copy}, of generation 3\n{path} is of generation 3 now; what it was is {path}.before\n"
     )
+    path.unlink()
+    assert main(["--config", str(config), "restore", str(copy)]) == 0
+    assert capsys.readouterr().out == f"{path} is of generation 3 now\n"
     config.write_text(config.read_text() + "store: {kind: kubernetes}\n")
     assert main(["--config", str(config), "backup", str(copy)]) == 3
     assert "back up those, or etcd" in capsys.readouterr().err
