@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Literal
 
 from ipam.bitmap import Bitmap
@@ -16,6 +17,7 @@ from routerd.model import ClusterCIDR, IPNetwork, Node, NodeBlocks, NodeReport, 
 REST = 3600.0  # seconds that the blocks of a node which is gone wait: it may be back, and its pods may run still
 SPARE = 8  # addresses that a node has beyond those that pods have and wait for; it grows by this at a time
 LEFT_OUT = 3  # addresses of a block that no pod gets
+MOST_PODS = 4096  # of one node, more than any has: one that says more does not take everybody's blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,27 +48,46 @@ class _Turn:
 
     cidrs: tuple[ClusterCIDR, ...]
     now: float
-    records: dict[IPNetwork, BlockRecord]
-    taken: list[Bitmap] = field(default_factory=list)  # of each CIDR: which of its blocks are somebody's
+    records: dict[IPNetwork, BlockRecord] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
+    taken: list[Bitmap] = field(init=False)  # of each CIDR: which of its blocks are somebody's
+    last: list[tuple[float, int]] = field(init=False)  # of each CIDR: when a block was given last, and its number
+    _used: dict[tuple[str, int], list[IPNetwork]] = field(init=False, default_factory=dict)  # by node and version
+
+    def __post_init__(self) -> None:
+        self.taken = [Bitmap(1 << each.node_prefix - each.network.prefixlen) for each in self.cidrs]
+        self.last = [(-inf, -1) for _ in self.cidrs]
 
     def of(self, node: str, version: int) -> list[IPNetwork]:
-        return [
-            each.block
-            for each in self.records.values()
-            if each.node == node and each.state == "used" and each.block.version == version
-        ]
+        return self._used.get((node, version), [])
 
-    def take(self, block: IPNetwork, node: str) -> None:
-        self.records[block] = BlockRecord(block, node, since=self.now)
-        self.occupy(block)
+    def add(self, record: BlockRecord) -> None:
+        network = record.block
+        self.records[network] = record
+        if record.state == "used":
+            self._used.setdefault((record.node, network.version), []).append(network)
+        for number, offset in self._places(network):
+            self.taken[number].occupy(offset)
+            self.last[number] = max(self.last[number], (record.since, offset))
 
-    def occupy(self, network: IPNetwork) -> None:
-        for cidr, taken in zip(self.cidrs, self.taken, strict=True):
+    def leave_out(self, network: IPNetwork) -> None:
+        for number, offset in self._places(network):
+            self.taken[number].occupy(offset)
+
+    def owners(self, block: IPNetwork) -> list[BlockRecord]:
+        """Who has something of a block that lies within the CIDRs."""
+        if not any(offset in self.taken[number] for number, offset in self._places(block)):
+            return []
+        known = self.records.values()
+        return [each for each in known if each.block.version == block.version and each.block.overlaps(block)]
+
+    def _places(self, network: IPNetwork) -> Iterator[tuple[int, int]]:
+        """The blocks that a network touches: number of the CIDR, and number in it."""
+        for number, cidr in enumerate(self.cidrs):
             if network.version == cidr.network.version and network.overlaps(cidr.network):
                 first, last = (_offset(cidr, int(end)) for end in (network[0], network[-1]))
-                for offset in range(max(first, 0), min(last, taken.size - 1) + 1):
-                    taken.occupy(offset)
+                for offset in range(max(first, 0), min(last, self.taken[number].size - 1) + 1):
+                    yield number, offset
 
 
 def give_blocks(
@@ -80,10 +101,12 @@ def give_blocks(
     """Without CIDRs nothing is given, and nothing is forgotten."""
     if not cidrs:
         return Blocks(records)
-    kept = {each.block: each for each in (_at(each, nodes, now) for each in records) if _is_kept(each, now)}
-    turn = _Turn(cidrs, now, kept, [Bitmap(1 << each.node_prefix - each.network.prefixlen) for each in cidrs])
-    for network in (*service_cidrs, *kept):
-        turn.occupy(network)
+    turn = _Turn(cidrs, now)
+    for network in service_cidrs:
+        turn.leave_out(network)
+    for each in (_at(each, nodes, now) for each in records):
+        if _is_kept(each, now):
+            turn.add(each)
     for _, node in sorted(nodes.items()):
         _adopt(turn, node)
     for name in sorted(nodes):
@@ -105,24 +128,20 @@ def _is_kept(record: BlockRecord, now: float) -> bool:
 def _adopt(turn: _Turn, node: Node) -> None:
     """What the Node says, from whichever controller it has it."""
     for block in node.pod_cidrs:
-        if not any(each.network.version == block.version and _is_within(block, each) for each in turn.cidrs):
-            continue
-        others = [
-            each for each in turn.records.values() if each.block.version == block.version and each.block.overlaps(block)
-        ]
         mine = turn.records.get(block)
-        if mine is not None and mine.node == node.name:
+        if (mine is not None and mine.node == node.name) or not any(_is_within(block, each) for each in turn.cidrs):
             continue
-        if others:
+        if others := turn.owners(block):
             whose = f"{others[0].block} is Node {others[0].node}'s"
             message = f"spec.podCIDRs has {block}, and {whose}: remove one of the two"
             turn.refusals.append(Refusal(node.ref, "PodCIDRTaken", message))
         else:
-            turn.take(block, node.name)
+            turn.add(BlockRecord(block, node.name, since=turn.now))
 
 
 def _is_within(block: IPNetwork, cidr: ClusterCIDR) -> bool:
-    return cidr.network.prefixlen <= block.prefixlen and cidr.network.overlaps(block)
+    is_smaller = cidr.network.version == block.version and cidr.network.prefixlen <= block.prefixlen
+    return is_smaller and cidr.network.overlaps(block)
 
 
 def _serve(turn: _Turn, name: str, report: NodeReport | None) -> None:
@@ -138,7 +157,7 @@ def _serve(turn: _Turn, name: str, report: NodeReport | None) -> None:
                 message = f"no block of {cidrs} is free for it, {has}: add a CIDR to pod-cidrs"
                 turn.refusals.append(Refusal(Node(name).ref, reason, message))
                 break
-            turn.take(block, name)
+            turn.add(BlockRecord(block, name, since=turn.now))
 
 
 def _needs(blocks: list[IPNetwork], report: NodeReport | None) -> bool:
@@ -147,26 +166,20 @@ def _needs(blocks: list[IPNetwork], report: NodeReport | None) -> bool:
         return True
     if report is None or report.pods is None:
         return False
-    needed = report.pods.with_address + report.pods.waiting + SPARE
+    needed = min(report.pods.with_address + report.pods.waiting, MOST_PODS) + SPARE
     room = sum(max(block.num_addresses - LEFT_OUT, 0) for block in blocks)
     return room < -(-needed // SPARE) * SPARE
 
 
 def _next_free(turn: _Turn, version: int) -> IPNetwork | None:
     """In the order of the CIDRs; within one behind what was given last, and then from its beginning."""
-    for cidr, taken in zip(turn.cidrs, turn.taken, strict=True):
+    for cidr, taken, (_, last) in zip(turn.cidrs, turn.taken, turn.last, strict=True):
         if cidr.network.version == version:
-            offset = taken.lowest_free(_behind(turn, cidr))
+            offset = taken.lowest_free(last + 1)
             offset = taken.lowest_free() if offset is None else offset
             if offset is not None:
                 return _block(cidr, offset)
     return None
-
-
-def _behind(turn: _Turn, cidr: ClusterCIDR) -> int:
-    within = (each for each in turn.records.values() if each.block.version == cidr.network.version)
-    given = [(each.since, _offset(cidr, int(each.block[-1]))) for each in within if each.block.overlaps(cidr.network)]
-    return max(given)[1] + 1 if given else 0
 
 
 def _offset(cidr: ClusterCIDR, address: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_network
@@ -74,6 +75,27 @@ def test_a_node_gets_more_as_its_pods_need_them() -> None:
     assert small.give(nodes("a"), a=count(0)) == {"a": "10.244.0.0/28 10.244.0.16/28"}  # nothing is taken away
     assert len(small.give(nodes("a"), a=count(100))["a"].split()) == 9
     assert len(Cluster(V6).give(nodes("a"), a=count(10_000))["a"].split()) == 1
+
+
+def test_a_node_that_counts_pods_without_end_does_not_take_everybodys_blocks() -> None:
+    one = Cluster(cidr("10.244.0.0/16", 24))
+    found = one.give(nodes("a", "b"), a=count(100_000, 100_000))
+    assert len(found["a"].split()) == 17
+    assert found["b"]
+
+
+def test_a_decision_does_not_grow_with_the_square_of_the_nodes() -> None:
+    """Calls of Python functions are counted, which no busy machine changes."""
+
+    def calls(size: int) -> int:
+        names = [f"n{number:04}" for number in range(size)]
+        one, reports = Cluster(cidr("10.0.0.0/8", 24)), dict.fromkeys(names, count(50))
+        with cProfile.Profile() as profile:
+            blocks = one.give(nodes(*names), **reports)
+            one.give(nodes(**{name: (block,) for name, block in blocks.items()}), **reports)
+        return sum(each.callcount for each in profile.getstats())
+
+    assert calls(400) < 5 * calls(100)
 
 
 def test_blocks_of_a_node_that_is_gone_rest_and_are_its_own_if_it_comes_back() -> None:
