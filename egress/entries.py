@@ -396,9 +396,17 @@ def _own_egress_ips(desired: Desired, facts: Facts) -> set[IPAddress]:
     return {block.egress_ip for group in desired.groups.values() for block in group.blocks}
 
 
-def _epoch(groups: MapEntries, out_of_service: int) -> MapEntries:
-    """One number that changes with the content of `groups`, and with whether this node is to be used as a gateway."""
-    digest = crc32(b"".join(key + value for key, value in sorted(groups.items())), out_of_service)
+def _epoch(desired: Desired, facts: Facts, groups: MapEntries) -> MapEntries:
+    """One number that changes with what a flow's gateway and way were chosen by: the content of `groups`, whether this
+    node is to be used as a gateway, and which ways there are. No probe goes by a way that is none any more, so that
+    liveness tells nobody of it.
+    """
+    words = [key + value for key, value in sorted(groups.items())]
+    for number in sorted(direct_nodes(desired, facts)):
+        words.append(layout.u32(number) + bytes([desired.neighbours[number].link_local is not None]))
+    if desired.transport == "direct":
+        words.append(b"no tunnel")
+    digest = crc32(b"".join(words), hindrances(desired, facts))
     return {layout.u32(0): layout.u32(digest or 1)}
 
 
@@ -440,7 +448,7 @@ def map_entries(
         "cluster": places(desired) if cluster is None else cluster,
         "uplinks": {layout.u32(ifindex): one for ifindex in facts.uplinks.values()},
         "groups": groups,
-        "epoch": _epoch(groups, hindrances(desired, facts)),
+        "epoch": _epoch(desired, facts, groups),
         "egress_ips": {layout.ip16(address): _egress_ip(served) for address, served in desired.served.items()},
         "policies": policies,
         **_pod_entries(desired, facts, {names: number for names, (number, _) in numbered.items()}),

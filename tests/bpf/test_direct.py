@@ -31,6 +31,7 @@ from tests.bpf.world import (
     UNDERLAY_MTU,
     WORKER,
     World,
+    put_all,
 )
 from tests.models import datapath
 from tests.models.liveness import Rank
@@ -44,6 +45,7 @@ EGRESS_IPS: dict[int, IPAddress] = {4: EGRESS_IP, 6: EGRESS_IP6}
 ASKED = Packet(POD, REMOTE, UDP, 40000, 53)
 OUT = Packet(EGRESS_IP, REMOTE, UDP, THEIRS, 53)
 ANSWER = Packet(REMOTE, EGRESS_IP, UDP, 53, OURS)
+BARE = {number: Neighbour(mac) for number, mac in NODE_MACS.items()}  # without an address of its link
 LINK = {number: number | layout.WAY_DIRECT for number in (WORKER_NUMBER, WORKER2_NUMBER)}
 
 
@@ -123,8 +125,7 @@ def test_the_packet_may_be_as_large_as_the_link_carries(link: Link, version: int
 
 def test_ipv6_needs_the_tunnel_where_the_gateway_has_no_link_local_address(link: Link) -> None:
     wish = to_world(THERE, transport="auto")
-    bare = {number: Neighbour(mac) for number, mac in NODE_MACS.items()}
-    link.world.fill(replace(wish, neighbours=bare))
+    link.world.fill(replace(wish, neighbours=BARE))
     link.pod_sends(in_family(ASKED, 6))
     assert link.gateway.answered()[1] == THERE
     link.pod_sends(ASKED)
@@ -301,6 +302,29 @@ def test_flows_go_to_the_tunnel_when_the_link_is_lost_and_back_with_it(link: Lin
         link.world.fill(wish, link.world.state(), ranks=ranks)
         assert outcomes(link) == {reason: 20}
         assert {key: flow.gateway for key, flow in link.world.state().flows.items()} == begun
+
+
+@pytest.mark.parametrize(
+    ("version", "change"),
+    [(4, {"transport": "vxlan"}), (4, {"neighbours": {}}), (6, {"neighbours": BARE})],
+    ids=["no more asked for", "the gateways have left the link", "they have lost the IPv6 next hop"],
+)
+def test_running_flows_leave_a_link_that_is_no_way_any_more(
+    link: Link, version: int, change: dict[str, object]
+) -> None:
+    """Nothing is heard there that would tell them."""
+    wish = to_world(THERE, transport="auto")
+    link.world.fill(wish)
+    asked = build(in_family(ASKED, version))
+    link.world.run("from_pod", "pod0", asked)
+    assert link.world.counted() == {"sent_direct": 1}
+    begun = {name: link.world.maps[name].items() for name in ("flows", "reverse")}
+    link.world.fill(replace(wish, **change))  # type: ignore[arg-type]
+    for name, entries in begun.items():
+        put_all(link.world.maps[name], entries)
+    link.world.run("from_pod", "pod0", asked)
+    assert link.world.counted() == {"encapsulated": 1}
+    assert link.world.maps["flows"].items().keys() == begun["flows"].keys()
 
 
 def test_nobody_beyond_a_router_is_sent_to_without_the_tunnel(link: Link) -> None:
