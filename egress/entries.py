@@ -401,12 +401,11 @@ def _epoch(desired: Desired, facts: Facts, groups: MapEntries) -> MapEntries:
     node is to be used as a gateway, and which ways there are. No probe goes by a way that is none any more, so that
     liveness tells nobody of it.
     """
-    words = [key + value for key, value in sorted(groups.items())]
-    for number in sorted(direct_nodes(desired, facts)):
-        words.append(layout.u32(number) + bytes([desired.neighbours[number].link_local is not None]))
-    if desired.transport == "direct":
-        words.append(b"no tunnel")
-    digest = crc32(b"".join(words), hindrances(desired, facts))
+    content = (key + value for key, value in sorted(groups.items()))
+    direct = sorted(direct_nodes(desired, facts))
+    ways = (layout.u32(each) + bytes([desired.neighbours[each].link_local is not None]) for each in direct)
+    no_tunnel = b"no tunnel" if desired.transport == "direct" else b""
+    digest = crc32(b"".join((*content, *ways, no_tunnel)), hindrances(desired, facts))
     return {layout.u32(0): layout.u32(digest or 1)}
 
 

@@ -20,10 +20,7 @@ CNI_CONFIG = Path("/etc/cni/net.d")
 DEVICES = Path("/sys/class/net")
 LEGACY = (
     ("/proc/thread-self/net/ip_tables_names", "iptables-legacy-save"),
-    (
-        "/proc/thread-self/net/ip6_tables_names",
-        "ip6tables-legacy-save",
-    ),
+    ("/proc/thread-self/net/ip6_tables_names", "ip6tables-legacy-save"),
 )
 _NFT_NAMES = re.compile(r"^(?:table \w+ (\S+)|\s+chain (\S+)) \{", re.MULTILINE)
 _IPTABLES_NAMES = re.compile(r"^:(\S+)", re.MULTILINE)
@@ -55,14 +52,13 @@ def readable_traces(config: Path = CNI_CONFIG) -> Traces:
 
 
 def plugins(config: Path) -> Iterator[str]:
-    """Types of plugins in the network configuration that runtimes take: the first one. One that is none of JSON says
-    nothing.
-    """
+    """Types of plugins in the network configuration that runtimes take: the first one. A damaged one says nothing."""
     with suppress(OSError, ValueError, RecursionError):
         files = sorted(path for path in config.iterdir() if path.suffix in (".conf", ".conflist", ".json"))
         document = json.loads(files[0].read_text(encoding="utf-8")) if files else {}
         listed = document.get("plugins", [document]) if isinstance(document, dict) else []
-        yield from (str(each["type"]) for each in listed if isinstance(each, dict) and "type" in each)
+        named = listed if isinstance(listed, list) else []
+        yield from (str(each["type"]) for each in named if isinstance(each, dict) and "type" in each)
 
 
 def _has_tables(path: str) -> bool:

@@ -198,7 +198,9 @@ class Probe:
     phase: Literal["prepare"] = "prepare"
 
     def __str__(self) -> str:
-        return f"probe gateways: {', '.join(f'node {number}' for number in sorted(self.probing.gateways)) or 'none'}"
+        tunnelled = [f"node {number}" for number in sorted(self.probing.gateways)]
+        direct = [f"node {number} by the link" for number in sorted(self.probing.direct)]
+        return f"probe gateways: {', '.join((*tunnelled, *direct)) or 'none'}"
 
 
 class ProbeRoom:

@@ -52,6 +52,8 @@ def test_a_round_tells_once_whom_to_probe(tmp_path: Path) -> None:
     assert turn(room, PROBING) == ["probe gateways: node 2, node 3"]
     assert turn(room, PROBING) == []
     assert turn(room, None) == [], "not synced: nothing is touched"
+    by_link = replace(PROBING, gateways=frozenset(), direct=frozenset({3}))
+    assert turn(room, by_link) == ["probe gateways: node 3 by the link"]
     assert turn(room, replace(PROBING, gateways=frozenset())) == ["probe gateways: none"]
     assert [each.reason for each in sessions.refusals()] == []
 

@@ -86,5 +86,7 @@ def test_the_runtime_takes_the_first_configuration(tmp_path: Path) -> None:
     assert set(plugins(tmp_path)) == {"flannel", "portmap"}
     (tmp_path / "10-flannel.conflist").unlink()
     assert set(plugins(tmp_path)) == {"ptp"}
-    (tmp_path / "00-broken.conf").write_text("{")
-    assert set(plugins(tmp_path)) == set()
+    texts = ("{", "[" * 100_000, "null", '{"plugins": null}', '{"plugins": {"type": "ptp"}}', '{"plugins": [7]}')
+    for broken in (*(text.encode() for text in texts), b"\xff"):
+        (tmp_path / "00-broken.conf").write_bytes(broken)
+        assert set(plugins(tmp_path)) == set(), broken[:30]
