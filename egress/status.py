@@ -98,11 +98,19 @@ class EgressStatus:
         return max(0, self.passed.get("handed_in", 0) - self.passed.get("came_out", 0))
 
     def beside(self, desired: Desired | None) -> EgressStatus:
-        """With what the desired state says; None = not synced. Gateways that are nobody's any more are left out."""
-        groups = desired.groups.values() if desired is not None else ()
-        names = {gateway.number: gateway.node for group in groups for gateway in group.gateways}
-        probed = tuple(replace(each, node=names[each.number]) for each in self.probed if each.number in names)
-        return replace(self, pods=len(selected_pods(desired)) if desired is not None else 0, probed=probed)
+        """With what the desired state says; None = not synced. Gateways that are nobody's any more are left out, and
+        ways to them that are none.
+        """
+        if desired is None:
+            return replace(self, pods=0, probed=())
+        names = {gateway.number: gateway.node for group in desired.groups.values() for gateway in group.gateways}
+        on_link, by_tunnel = desired.neighbours.keys(), names.keys() if desired.transport != "direct" else ()
+        probed = tuple(
+            replace(each, node=names[each.number])
+            for each in self.probed
+            if each.number in names and each.number in (on_link if each.by == "link" else by_tunnel)
+        )
+        return replace(self, pods=len(selected_pods(desired)), probed=probed)
 
 
 def told_apart(packets: Mapping[str, int], drops: Collection[str]) -> tuple[dict[str, int], dict[str, int]]:
