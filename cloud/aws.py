@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from cloud import ec2
 from cloud.backend import CloudFault
 from cloud.calls import Call, Outcome, Problem, Refused, Unknown
+from cloud.demand import Rules
 from cloud.model import Inventory, Limits
 
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 20  # seconds
@@ -87,10 +87,8 @@ class Ec2:
     """See `cloud.backend.Backend`. What instance types hold is asked once for each type."""
 
     call: ec2.Send
-    cluster: str
-    with_groups: bool = False
+    rules: Rules
     _limits: dict[str, Limits] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def describe(self, instances: Collection[str]) -> Inventory:
         try:
@@ -102,18 +100,17 @@ class Ec2:
         found = ec2.look_at_instances(self.call, instances) if instances else {}
         vpcs = {each.vpc for each in found.values()}
         # Interfaces after instances: one that is attached is then shown with its instance.
-        interfaces = ec2.look_at_interfaces(self.call, vpcs, self.cluster)
+        interfaces = ec2.look_at_interfaces(self.call, vpcs, self.rules.cluster)
         if not vpcs:
             return Inventory(interfaces=interfaces)
         subnets = ec2.look_at_subnets(self.call, vpcs)
-        groups = ec2.look_at_groups(self.call, vpcs) if self.with_groups else {}
+        groups = ec2.look_at_groups(self.call, vpcs) if self.rules.groups.tags else {}
         return Inventory(found, interfaces, subnets, groups, self._limits_of({each.type for each in found.values()}))
 
     def _limits_of(self, types: set[str]) -> dict[str, Limits]:
-        with self._lock:
-            if new := types - self._limits.keys():
-                self._limits |= ec2.look_at_limits(self.call, new)
-            return dict(self._limits)
+        if new := types - self._limits.keys():
+            self._limits |= ec2.look_at_limits(self.call, new)
+        return dict(self._limits)
 
     def action(self, call: Call) -> str:
         return ec2.request(call)[0]

@@ -83,9 +83,9 @@ class Rules:
         return sorted((each for each in near if own.has(each.id, each.tags)), key=lambda each: (-each.free, each.id))
 
     def groups_for(self, instance: Instance, inventory: Inventory) -> tuple[str, ...]:
-        """Sorted; () = none is found."""
-        if not self.groups:
-            return instance.groups
+        """Sorted; () = none is found. Those that are named need no look: the cloud says whether they are there."""
+        if not self.groups.tags:
+            return tuple(sorted(self.groups.ids)) or instance.groups
         found = (each for each in inventory.groups.values() if each.vpc == instance.vpc)
         return tuple(sorted(each.id for each in found if self.groups.has(each.id, each.tags)))
 

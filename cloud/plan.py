@@ -209,7 +209,7 @@ def _create(site: Site, prefixes: bool, now: float, token: Callable[[str], str])
         return
     groups = site.rules.groups_for(site.instance, site.inventory)
     if not groups:
-        yield _why(site, "NoSecurityGroup", "no security group of its VPC has the tags of cloud.security-groups")
+        yield _why(site, "NoSecurityGroup", "no security group of its VPC has the tags of interfaces.security-groups")
         return
     for subnet in site.rules.subnets_for(site.instance, site.inventory):
         count = _count(site, subnet.id, site.limits.ipv4 - 1, prefixes)
@@ -240,5 +240,5 @@ def _why_none(site: Site) -> Reason:
     if _free_index(site) is None and all(site.room(each) <= 0 for each in site.own):
         return _why(site, "InstanceFull", f"a {site.instance.type} holds {most} addresses or prefixes for pods")
     if not site.rules.subnets_for(site.instance, site.inventory):
-        return _why(site, "NoSubnet", f"no subnet of cloud.subnets is in its VPC and zone ({site.instance.zone})")
+        return _why(site, "NoSubnet", f"no subnet of interfaces.subnets is in its VPC and zone ({site.instance.zone})")
     return _why(site, "SubnetFull", "no subnet that it may use has free addresses")

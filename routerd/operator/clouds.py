@@ -43,8 +43,7 @@ CLOUD = "Cloud"  # the kind of what is refused by the whole cloud
 
 def opened(settings: CloudSettings) -> Backend:
     """Raises CloudFault."""
-    rules = settings.rules
-    return Ec2(connect(settings.region, settings.endpoint), rules.cluster, with_groups=bool(rules.groups.tags))
+    return Ec2(connect(settings.region, settings.endpoint), settings.rules)
 
 
 @dataclass(slots=True)

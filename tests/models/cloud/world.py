@@ -60,7 +60,7 @@ class World:
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
-        self.backend = Ec2(sender(self.cloud), "test", with_groups=True)
+        self.backend = Ec2(sender(self.cloud), self.rules)
 
     @classmethod
     def of(cls, type_: str = "m5.large", cidr: str = "10.0.0.0/24", **rules: Any) -> World:

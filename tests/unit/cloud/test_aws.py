@@ -16,6 +16,7 @@ from botocore.exceptions import ClientError
 from cloud.aws import Ec2, connect
 from cloud.backend import CloudFault
 from cloud.calls import Assign, Create, Delete, Done, Refused, Unassign, Unknown
+from cloud.demand import Rules
 from cloud.need import Watermarks
 from tests.models.cloud.calls import BY_NAME
 from tests.models.cloud.core import Cloud, Fault
@@ -23,6 +24,7 @@ from tests.models.cloud.server import ACCESS, SECRET, served
 from tests.models.cloud.world import World
 
 REGION = "eu-central-1"
+RULES = Rules("test")
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +40,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 def world() -> Iterator[World]:
     world = World.of(marks=Watermarks(pre_allocate=3), prefixes=False, ipv6=True)
     with served(world.cloud) as endpoint:
-        world.backend = Ec2(connect(REGION, endpoint), "test", with_groups=True)
+        world.backend = Ec2(connect(REGION, endpoint), world.rules)
         yield world
 
 
@@ -90,21 +92,21 @@ def test_errors_of_the_server_say_whether_it_may_have_been_done(
 def test_a_server_that_is_not_there_was_sent_nothing() -> None:
     with served(Cloud()) as endpoint:
         pass
-    found = Ec2(connect(REGION, endpoint), "test").send(Delete("eni-1"))
+    found = Ec2(connect(REGION, endpoint), RULES).send(Delete("eni-1"))
     assert isinstance(found, Refused) and found.problem == "unreachable"
 
 
 def test_a_wrong_secret_is_denied(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
     with served(world.cloud) as endpoint, pytest.raises(CloudFault, match="SignatureDoesNotMatch") as caught:
-        Ec2(connect(REGION, endpoint), "test").describe(["i-1"])
+        Ec2(connect(REGION, endpoint), RULES).describe(["i-1"])
     assert caught.value.problem == "denied"
 
 
 def test_without_credentials_it_says_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     with served(world.cloud) as endpoint, pytest.raises(CloudFault, match="NoCredentials"):
-        Ec2(connect(REGION, endpoint), "test").describe(["i-1"])
+        Ec2(connect(REGION, endpoint), RULES).describe(["i-1"])
 
 
 def test_credentials_come_from_the_metadata_service(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +115,7 @@ def test_credentials_come_from_the_metadata_service(world: World, monkeypatch: p
         monkeypatch.delenv(name)
     with served(world.cloud) as endpoint:
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", endpoint)
-        inventory = Ec2(connect(REGION, endpoint), "test").describe(["i-1"])
+        inventory = Ec2(connect(REGION, endpoint), RULES).describe(["i-1"])
     assert list(inventory.instances) == ["i-1"]
 
 
@@ -168,7 +170,7 @@ def test_boto3_is_imported_only_where_it_is_used() -> None:
     "answer", [{"Reservations": [{"Instances": [{}]}]}, {"Reservations": 7}, {"Reservations": [{}]}]
 )
 def test_an_answer_that_is_not_understood_is_no_crash(answer: object) -> None:
-    backend = Ec2(lambda action, parameters: answer, "test")  # type: ignore[arg-type, return-value]
+    backend = Ec2(lambda action, parameters: answer, RULES)  # type: ignore[arg-type, return-value]
     with pytest.raises(CloudFault, match="not understood"):
         backend.describe(["i-1"])
     assert isinstance(backend.send(Create("t", "s", (), 0)), Unknown)

@@ -48,6 +48,22 @@ def test_an_instance_gets_an_interface_with_as_many_free_addresses_as_the_waterm
     assert world.cloud.mutations() == calls, "what is as it should be costs no call"
 
 
+@pytest.mark.parametrize(
+    ("chosen", "groups"),
+    [
+        (Choice(), ("sg-1",)),
+        (Choice(tags={"pods": "yes"}), ("sg-2", "sg-3")),
+        (Choice(ids=frozenset({"sg-3", "sg-1"})), ("sg-1", "sg-3")),
+    ],
+)
+def test_an_interface_has_the_security_groups_that_are_chosen(chosen: Choice, groups: tuple[str, ...]) -> None:
+    world = World.of(groups=chosen)
+    for name in ("sg-2", "sg-3"):
+        world.cloud.add_group(name, pods="yes")
+    world.run(30)
+    assert [each.groups for each in world.cloud.of("i-1")][1:] == [groups], reasons(world)
+
+
 def test_pods_that_wait_are_served_by_one_call_for_each_interface() -> None:
     world = World.of()
     world.want(15)

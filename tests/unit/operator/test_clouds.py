@@ -53,7 +53,7 @@ class Scene:
         found.open, found.clock = self.opened, lambda: self.cloud.now
 
     def opened(self, settings: CloudSettings) -> Backend:
-        return Ec2(sender(self.cloud), settings.rules.cluster)
+        return Ec2(sender(self.cloud), settings.rules)
 
     def node(self, name: str, provider_id: str, pods: PodCount | None, **fields: Any) -> None:
         self.world.node(name, provider_id=provider_id, **fields)
@@ -261,7 +261,7 @@ def test_an_operator_that_is_killed_in_a_call_leaves_no_second_interface() -> No
     async def story() -> None:
         await scene.live(10)
 
-    scene.clouds.open = lambda settings: Deadly(sender(scene.cloud), "test")
+    scene.clouds.open = lambda settings: Deadly(sender(scene.cloud), RULES)
     with pytest.raises(BaseExceptionGroup) as caught:
         play(scene, story)
     assert caught.group_contains(Killed)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cloud.aws import Ec2
 from cloud.demand import Rules
 from routerd.cluster.assign import AssignSettings
 from routerd.config.cloud import CloudSettings
@@ -39,9 +40,7 @@ class Scene:
         clouds = clouds_of(settings, self.operator)
         assert clouds is not None
         self.clouds: Clouds = clouds
-        from cloud.aws import Ec2
-
-        clouds.open, clouds.clock = lambda _: Ec2(sender(self.cloud), "test"), lambda: self.cloud.now
+        clouds.open, clouds.clock = lambda settings: Ec2(sender(self.cloud), settings.rules), lambda: self.cloud.now
 
     def change(self) -> None:
         for callback in self.operator.store.callbacks:  # type: ignore[attr-defined]
