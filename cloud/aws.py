@@ -43,7 +43,7 @@ def connect(region: str, endpoint: str = "") -> ec2.Send:
         )
     except NoRegionError as error:
         raise CloudFault("unreachable", "", "no region is known: set cloud.region or AWS_REGION") from error
-    except BotoCoreError as error:
+    except (BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no URL
         raise CloudFault("unreachable", "", str(error)) from error
     return Client(client).send
 
@@ -56,17 +56,20 @@ class Client:
 
     def send(self, action: str, parameters: ec2.Data) -> ec2.Data:
         from botocore import xform_name
-        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, SSLError
         from botocore.exceptions import ConnectionError as NotConnected
+        from botocore.parsers import ResponseParserError
 
         try:
             answer: ec2.Data = getattr(self.client, xform_name(action))(**parameters)
         except ClientError as error:
             raise _refusal(error.response) from error
+        except (HTTPClientError, SSLError, ResponseParserError) as error:  # no answer came in time, or none to be read
+            raise Unanswered("other", "", str(error)) from error
         except NotConnected as error:
             raise CloudFault("unreachable", "", str(error)) from error
-        except HTTPClientError as error:  # the connection was closed, or no answer came in time
-            raise Unanswered("other", "", str(error)) from error
+        except OSError as error:  # a file of credentials
+            raise CloudFault("denied", "", str(error)) from error
         except BotoCoreError as error:  # no credentials, or a parameter that is none
             kind: Problem = "denied" if "credential" in str(error).lower() else "other"
             raise CloudFault(kind, type(error).__name__, str(error)) from error

@@ -40,6 +40,7 @@ PROBLEMS: Mapping[str, Problem] = {
     "NetworkInterfaceLimitExceeded": "limit",
     "RequestLimitExceeded": "throttled",
     "UnauthorizedOperation": "denied",
+    "AccessDenied": "denied",  # of STS, which gives the role's credentials
     "AuthFailure": "denied",
     "ExpiredToken": "denied",
     "RequestExpired": "denied",

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, SSLError
 
-from cloud.aws import Ec2, connect
+from cloud.aws import Client, Ec2, connect
 from cloud.backend import CloudFault
 from cloud.calls import Assign, Create, Delete, Done, Refused, Unassign, Unknown
 from cloud.demand import Rules
 from cloud.need import Watermarks
+from tests.models.cloud import ec2_wire
 from tests.models.cloud.calls import BY_NAME
 from tests.models.cloud.core import Cloud, Fault
 from tests.models.cloud.server import ACCESS, SECRET, served
@@ -94,6 +95,37 @@ def test_a_server_that_is_not_there_was_sent_nothing() -> None:
         pass
     found = Ec2(connect(REGION, endpoint), RULES).send(Delete("eni-1"))
     assert isinstance(found, Refused) and found.problem == "unreachable"
+
+
+def test_an_answer_that_cannot_be_read_is_an_unknown_outcome(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a proxy that answers itself."""
+    monkeypatch.setattr(ec2_wire, "answer", lambda *_: "<html><p>")
+    assert isinstance(world.backend.send(creation(world.cloud)), Unknown)
+    with pytest.raises(CloudFault, match="Unable to parse"):
+        world.backend.describe(["i-1"])
+
+
+def test_tls_that_breaks_may_have_broken_after_the_call() -> None:
+    class Broken:
+        def assign_private_ip_addresses(self, **parameters: object) -> None:
+            raise SSLError(endpoint_url="https://ec2", error="bad record")
+
+    assert isinstance(Ec2(Client(Broken()).send, RULES).send(Assign("eni-1", 1)), Unknown)
+
+
+def test_a_token_file_that_is_not_there_is_no_crash(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/routerd")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/nonexistent/token")
+    with served(world.cloud) as endpoint, pytest.raises(CloudFault, match="/nonexistent/token") as caught:
+        Ec2(connect(REGION, endpoint), RULES).describe(["i-1"])
+    assert caught.value.problem == "denied"
+
+
+def test_an_endpoint_that_is_none_is_told() -> None:
+    with pytest.raises(CloudFault, match="Invalid endpoint"):
+        connect(REGION, "https://")
 
 
 def test_a_wrong_secret_is_denied(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
