@@ -1,6 +1,6 @@
 """The operator's loop for a cloud: look, decide, record, send, learn. Decisions are `cloud.turn`'s.
 
-Nothing is sent that is not on record, and while a look fails nothing is changed. Its calls run in threads.
+Nothing is sent that is not on record, and while a look fails nothing is changed. Its calls run in threads of its own.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from cloud.aws import Ec2, connect
 from cloud.backend import Backend, CloudFault
@@ -38,6 +39,7 @@ QUICK = 2.0  # seconds between looks at the cloud while something is on its way
 PERIOD = 60.0  # seconds between looks while nothing is: what others change is seen then
 RETRY = 15.0  # seconds after a look that failed
 AT_ONCE = 16  # calls in threads
+T = TypeVar("T")
 CLOUD = "Cloud"  # the kind of what is refused by the whole cloud
 
 
@@ -59,15 +61,23 @@ class Clouds:
     _backend: Backend | None = None
     _last: Turn = field(default_factory=lambda: Turn({}, Memory()))
     _decided_on: tuple[Demands, tuple[Wanted, ...]] = ({}, ())
+    # Its own: calls that hang must not take the few threads of the loop, in which the operator makes its rounds.
+    _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(AT_ONCE, "cloud"))
 
     async def run(self) -> None:
         """Until cancelled. The operator runs beside it."""
         clock = asyncio.get_running_loop().time
         due = clock()
-        while True:
-            if clock() >= due or (self.fault is None and self._wanted() != self._decided_on):
-                due = clock() + await self._tried()
-            await asyncio.sleep(LOOK)
+        try:
+            while True:
+                if clock() >= due or (self.fault is None and self._wanted() != self._decided_on):
+                    due = clock() + await self._tried()
+                await asyncio.sleep(LOOK)
+        finally:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     async def _tried(self) -> float:
         """A turn; seconds until the next one."""
@@ -86,14 +96,14 @@ class Clouds:
         if not self.settings.calls or self.operator.last is None:
             return LOOK
         if self._backend is None:
-            self._backend = await asyncio.to_thread(self.open, self.settings)
+            self._backend = await self._in_thread(self.open, self.settings)
         backend = self._backend
         demanded, wanted = self._decided_on = self._wanted()
         # Nobody else changes these records, so what they say now is what a decision may rest on.
         ledger = await self.operator.change(lambda ledger: ledger)
         held = {each.instance: each for each in ledger.cloud_instances}
         gateways = {name for each in wanted for name in each.candidates}
-        inventory = await asyncio.to_thread(backend.describe, demanded.keys() | held.keys() | gateways)
+        inventory = await self._in_thread(backend.describe, demanded.keys() | held.keys() | gateways)
         self.fault = None
         turn = decide(
             held, inventory, demanded, self.settings.rules, self._last.memory, self.clock(), backend.action, token,
@@ -123,13 +133,7 @@ class Clouds:
         return demanded, wanted_seats(last.allocations.groups, last.ledger.groups, nodes, networks)
 
     async def _sent(self, backend: Backend, orders: tuple[Order, ...]) -> dict[Order, Outcome]:
-        gate = asyncio.Semaphore(AT_ONCE)
-
-        async def send(order: Order) -> Outcome:
-            async with gate:
-                return await asyncio.to_thread(backend.send, order.call)
-
-        found = await asyncio.gather(*map(send, orders))
+        found = await asyncio.gather(*(self._in_thread(backend.send, order.call) for order in orders))
         outcomes = dict(zip(orders, found, strict=True))
         for order, outcome in outcomes.items():
             self._tell(backend.action(order.call), order, outcome)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from cloud.aws import Ec2
 from cloud.backend import Backend, CloudFault
 from cloud.calls import Call, Outcome
 from cloud.demand import Rules
+from cloud.model import Inventory
 from cloud.need import Watermarks
 from routerd.config.cloud import CloudSettings
 from routerd.errors import StoreError
@@ -26,6 +29,7 @@ from tests.models.cloud.core import Cloud, Fault
 from tests.models.cloud.direct import sender
 from tests.models.operator_world import FakeLedger, FakeStore, World
 from tests.models.virtual_time import elapse, in_virtual_time
+from tests.waiting import PATIENCE
 
 RULES = Rules("test", Watermarks(pre_allocate=3))
 
@@ -274,6 +278,35 @@ def test_an_operator_that_is_killed_in_a_call_leaves_no_second_interface() -> No
 
     play(again, goes_on)
     assert len(scene.cloud.enis) == 2
+
+
+def test_a_look_that_hangs_takes_no_thread_of_the_operator() -> None:
+    """Its rounds are made in the loop's threads, of which there are few: here one."""
+    scene = Scene()
+    scene.operator.in_thread = True
+    scene.operator.round()
+    ends = threading.Event()
+
+    async def story() -> None:
+        loop, begun = asyncio.get_running_loop(), asyncio.Event()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+
+        class Hanging(Ec2):
+            def describe(self, instances: Collection[str]) -> Inventory:
+                loop.call_soon_threadsafe(begun.set)
+                ends.wait()
+                return super().describe(instances)
+
+        scene.clouds.open = lambda settings: Hanging(sender(scene.cloud), settings.rules)
+        turn = asyncio.create_task(scene.clouds.turn())
+        try:
+            await asyncio.wait_for(begun.wait(), PATIENCE)
+            await asyncio.wait_for(scene.operator.change(lambda ledger: ledger), PATIENCE)
+        finally:
+            ends.set()
+            await turn
+
+    asyncio.run(story())
 
 
 def test_throttled_looks_wait() -> None:
