@@ -31,7 +31,7 @@ from egress.policy import Desired, IPAddress
 FOUNDATIONS = frozenset({"settings", "nodes", "node_numbers", "cluster", "uplinks"})
 POD_PROGRAMS = frozenset({"to_pod", "from_pod"})
 SERVED_MAPS = frozenset({"egress_ips"})
-POD_MAPS = frozenset({"groups", "epoch", "policies", "pod_devices", "pods", "strict_devices"})
+POD_MAPS = frozenset({"own_egress_ips", "groups", "epoch", "policies", "pod_devices", "pods", "strict_devices"})
 TAKES_AWAY = (plan.Detach, plan.DeleteEntry, plan.PurgeFlows, plan.DeleteBlackhole)
 DELETE_AFTER = {  # entries of a map -> maps whose entries lead to them
     "policies": frozenset({"pods"}),
@@ -218,6 +218,8 @@ def _is_of_pods(action: plan.Action) -> bool:
     """Whether only pods of this node miss something when the action is not done."""
     match action:
         case plan.SeedFlows() | plan.LoadGuard() | plan.Detach() | plan.PurgeFlows() | plan.DeleteBlackhole():
+            return True
+        case plan.DropBefore():  # nobody does
             return True
         case plan.Attach():
             return action.program in POD_PROGRAMS | {"to_uplink"}

@@ -6,10 +6,12 @@ from dataclasses import replace
 from ipaddress import IPv4Network
 from zlib import crc32
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from egress.plan import Action, plan
+from bpf.layout import ip16, u32
+from egress.plan import Action, DropBefore, PutEntry, plan
 from egress.policy import Desired, Group
 from egress.undone import Undone
 from tests.models.egress_wishes import (
@@ -159,6 +161,14 @@ def test_each_group_is_carried_once_its_own_nat_state_is_in_place() -> None:
         done, undone = rounds(FakeNode(DEVICES), desired, failing)
         assert not any(failing in line for line in done)
         assert (undone.carries(7), undone.carries(8)) == expected, failing
+
+
+@pytest.mark.parametrize("action", [PutEntry("own_egress_ips", ip16(OTHER_IP), u32(1)), DropBefore()], ids=str)
+def test_what_only_pods_here_or_nobody_misses_takes_no_group_away(action: Action) -> None:
+    node = settled(on_gateway())
+    undone = Undone(on_gateway(), node.observe())
+    undone.add(action)
+    assert undone.carries(7)
 
 
 def test_pods_that_go_are_forgotten_though_another_one_cannot_be_moved() -> None:
