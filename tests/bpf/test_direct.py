@@ -304,26 +304,39 @@ def test_flows_go_to_the_tunnel_when_the_link_is_lost_and_back_with_it(link: Lin
         assert {key: flow.gateway for key, flow in link.world.state().flows.items()} == begun
 
 
+AUTO, VXLAN, DIRECT = (to_world(THERE, transport=transport) for transport in ("auto", "vxlan", "direct"))
+
+
 @pytest.mark.parametrize(
-    ("version", "change"),
-    [(4, {"transport": "vxlan"}), (4, {"neighbours": {}}), (6, {"neighbours": BARE})],
-    ids=["no more asked for", "the gateways have left the link", "they have lost the IPv6 next hop"],
+    ("version", "before", "after", "reason"),
+    [
+        (4, AUTO, VXLAN, "encapsulated"),
+        (4, VXLAN, DIRECT, "sent_direct"),
+        (4, AUTO, replace(AUTO, neighbours={}), "encapsulated"),
+        (6, AUTO, replace(AUTO, neighbours=BARE), "encapsulated"),
+        (4, DIRECT, replace(DIRECT, neighbours={}), "no_gateway"),
+    ],
+    ids=[
+        "the tunnel is asked for",
+        "the link is",
+        "gateways leave the link",
+        "have no IPv6 next hop",
+        "leave for good",
+    ],
 )
-def test_running_flows_leave_a_link_that_is_no_way_any_more(
-    link: Link, version: int, change: dict[str, object]
+def test_running_flows_take_no_way_that_is_none_any_more(
+    link: Link, version: int, before: Desired, after: Desired, reason: str
 ) -> None:
-    """Nothing is heard there that would tell them."""
-    wish = to_world(THERE, transport="auto")
-    link.world.fill(wish)
+    """Nothing is probed there, so that nothing is missed."""
     asked = build(in_family(ASKED, version))
-    link.world.run("from_pod", "pod0", asked)
-    assert link.world.counted() == {"sent_direct": 1}
+    link.world.fill(before)
+    assert link.world.run("from_pod", "pod0", asked)[0] == "redirect"
     begun = {name: link.world.maps[name].items() for name in ("flows", "reverse")}
-    link.world.fill(replace(wish, **change))  # type: ignore[arg-type]
+    link.world.fill(after)
     for name, entries in begun.items():
         put_all(link.world.maps[name], entries)
     link.world.run("from_pod", "pod0", asked)
-    assert link.world.counted() == {"encapsulated": 1}
+    assert link.world.counted() == {reason: 1}
     assert link.world.maps["flows"].items().keys() == begun["flows"].keys()
 
 
