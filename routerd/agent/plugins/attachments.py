@@ -13,19 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cni.wire import (
-    NOT_AVAILABLE,
-    PATIENCE,
-    TRY_AGAIN,
-    WRONG_ENVIRONMENT,
-    Refused,
-    Request,
-    answer,
-    parse,
-    refusal,
-    timeout_of,
-)
-from routerd.log import event
+from cni.wire import CHAINED, NOT_AVAILABLE, PATIENCE, TRY_AGAIN, WRONG_ENVIRONMENT, Refused, Request, timeout_of
+from routerd.agent.plugins.answered import answered
 from routerd.model import IPAddress, Snapshot
 from routerd.node.admission import Applicant, hindrance, unavailable
 from routerd.node.attached import Attached, Interface, is_of
@@ -83,14 +72,7 @@ class Attachments:
 
     async def answer(self, data: bytes) -> bytes:
         """One request as the plugin sent it; the whole answer."""
-        request = Request("")
-        try:
-            request = parse(data)
-            return answer(await self._answer(request))
-        except Refused as refused:
-            pod = "/".join(request.pod or ())
-            event(LOGGER, logging.WARNING, "refused", command=request.command, pod=pod, reason=str(refused))
-            return refusal(refused, request.network.get("cniVersion", ""))
+        return await answered(data, self._answer, LOGGER, CHAINED)
 
     async def _answer(self, request: Request) -> Mapping[str, Any] | None:
         match request.command:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_interface
 from pathlib import Path
@@ -28,18 +28,17 @@ from cni.wire import (
     Refused,
     Request,
     addresses_result,
-    answer,
-    parse,
-    refusal,
     timeout_of,
 )
 from ipam import pod_addresses as plan
 from ipam.pod_addresses import ANY, Attachment, Hold, Owner, PodAddresses, Wish
+from routerd.agent.plugins.answered import answered
 from routerd.agent.plugins.fixed import asked_for, asks, wish_of
 from routerd.agent.plugins.pod_memory import parse_pod_addresses, write_pod_addresses
 from routerd.blocking import in_thread
 from routerd.errors import InputError, StoreError
 from routerd.log import event
+from routerd.memo import Derived, Last
 from routerd.model import AddressPool, IPAddress, IPNetwork, Pod, Snapshot
 from routerd.node.attached import is_of
 from routerd.store.embedded.disk import read_text, write_atomically
@@ -47,9 +46,7 @@ from routerd.store.embedded.disk import read_text, write_atomically
 LOGGER = logging.getLogger("routerd.ipam")
 LOOK = 10.0  # seconds between looks for pods that are gone
 NO_PODS = "the agent has not read pods yet"
-GONE = (
-    60.0  # seconds that a pod must be gone from the store before its addresses are freed without a word of its runtime
-)
+GONE = 60.0  # seconds that a pod must be gone from the store before its addresses are freed without its runtime's word
 
 Change = Callable[[PodAddresses], tuple[PodAddresses, Any]]
 
@@ -62,16 +59,6 @@ class Asked:
     outcome: Any = None
     done: bool = False
     fault: StoreError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Others:
-    """What the store says of pods: of those on this node their addresses, of all what they ask for; by address."""
-
-    pods: Mapping[str, Pod] | None = None
-    pools: Mapping[str, AddressPool] | None = None
-    have: Mapping[IPAddress, str] = field(default_factory=dict)
-    ask: Mapping[IPAddress, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -90,9 +77,14 @@ class PodAddressDesk:
     _writing: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
     _news: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     _gone: dict[Attachment, float] = field(init=False, default_factory=dict)  # since when, by the loop's clock
-    _seen: Others = field(init=False, default_factory=Others)
+    _here: Derived[Pod, str, Pod] = field(init=False)  # pods of this node that have their addresses
+    _asking: Derived[Pod, str, Pod] = field(init=False)  # pods that ask for some, wherever they are
+    _have: Last[dict[IPAddress, str]] = field(init=False, default_factory=Last)
+    _ask: Last[frozenset[IPAddress]] = field(init=False, default_factory=Last)
 
     def __post_init__(self) -> None:
+        self._here = Derived(lambda pod: (pod.key, pod) if _is_live(pod, self.node) else None)
+        self._asking = Derived(lambda pod: (pod.key, pod) if asks(pod) else None)
         try:
             if self.path.exists():
                 self._held, self._is_new = parse_pod_addresses(read_text(self.path), str(self.path)), False
@@ -151,14 +143,7 @@ class PodAddressDesk:
 
     async def answer(self, data: bytes) -> bytes:
         """One request as the plugin sent it; the whole answer."""
-        request = Request("")
-        try:
-            request = parse(data)
-            return answer(await self._answer(request))
-        except Refused as refused:
-            pod = "/".join(request.pod or ())
-            event(LOGGER, logging.WARNING, "refused", command=request.command, pod=pod, reason=str(refused))
-            return refusal(refused, request.version, IPAM)
+        return await answered(data, self._answer, LOGGER, IPAM)
 
     async def _answer(self, request: Request) -> Mapping[str, Any] | None:
         if self.fault and request.command in ("DEL", "GC"):
@@ -222,9 +207,10 @@ class PodAddressDesk:
         return wish
 
     def _give(self, held: PodAddresses, attachment: Attachment, owner: Owner, wish: Wish) -> tuple[PodAddresses, Any]:
-        held, others = replace(held, blocks=self._blocks(self.snapshot())), self._others()
-        have = {address: key for address, key in others.have.items() if key != owner.pod}
-        return plan.give(held, attachment, owner, have, self.clock(), wish, others.ask)
+        have, asked = self._others()
+        others = {address: key for address, key in have.items() if key != owner.pod}
+        blocks = self._blocks(self.snapshot()) or held.blocks  # who was here before needs nobody's word for it
+        return plan.give(replace(held, blocks=blocks), attachment, owner, others, self.clock(), wish, asked)
 
     def _given(self, addresses: tuple[IPAddress, ...]) -> list[Given]:
         blocks = [(address, self._held.block_of(address)) for address in addresses]
@@ -268,22 +254,20 @@ class PodAddressDesk:
             return f"Node {self.node} has no pod CIDRs: let its controller manager or the operator give it some"
         if self._is_new and snapshot.pods is None:
             return NO_PODS
-        others = self._others()
-        return plan.exhausted(replace(self._held, blocks=blocks), others.have, self.clock(), others.ask)
+        have, asked = self._others()
+        return plan.exhausted(replace(self._held, blocks=blocks), have, self.clock(), asked)
 
     def _blocks(self, snapshot: Snapshot) -> tuple[IPNetwork, ...]:
         """The node's, as the store has them; while it is not read, as they were."""
         here = (snapshot.nodes or {}).get(self.node)
         return here.pod_cidrs if here is not None else self._held.blocks
 
-    def _others(self) -> Others:
-        """Pods that were here before us have their addresses from somebody else."""
+    def _others(self) -> tuple[Mapping[IPAddress, str], Collection[IPAddress]]:
+        """What pods have that were here before us, from somebody else, and whose it is; and what any pod asks for."""
         snapshot = self.snapshot()
-        if snapshot.pods is not self._seen.pods or snapshot.pools is not self._seen.pools:
-            pods = snapshot.pods or {}
-            have, ask = _addresses(pods, self.node), _asked(pods, snapshot.pools or {})
-            self._seen = Others(snapshot.pods, snapshot.pools, have, ask)
-        return self._seen
+        pods = snapshot.pods or {}
+        have = self._have(_addresses, self._here(pods))
+        return have, self._ask(_asked, self._asking(pods), snapshot.pools or {})
 
     async def _until(self, lacking: Callable[[], str], timeout: float) -> None:
         """Until nothing is lacking. Raises Refused with what was."""
@@ -336,13 +320,15 @@ def _network(request: Request) -> str:
     return str(request.network.get("name", ""))
 
 
-def _addresses(pods: Mapping[str, Pod], node: str) -> dict[IPAddress, str]:
-    """Of pods whose sandboxes are there, by address: the pod's key."""
-    live = (pod for pod in pods.values() if pod.node == node and not pod.host_network and not pod.finished)
-    return {address: pod.key for pod in live for address in pod.addresses}
+def _is_live(pod: Pod, node: str) -> bool:
+    """Whether its sandbox is there."""
+    return pod.node == node and not pod.host_network and not pod.finished
 
 
-def _asked(pods: Mapping[str, Pod], pools: Mapping[str, AddressPool]) -> dict[IPAddress, str]:
-    """What pods ask for by name, wherever they are or will be: the pod's key, by address."""
-    asking = (pod for pod in pods.values() if asks(pod))
-    return {address: pod.key for pod in asking for address in asked_for(wish_of(pod, pools))}
+def _addresses(pods: Mapping[str, Pod]) -> dict[IPAddress, str]:
+    """Whose they are: the pod's key."""
+    return {address: key for key, pod in pods.items() for address in pod.addresses}
+
+
+def _asked(pods: Mapping[str, Pod], pools: Mapping[str, AddressPool]) -> frozenset[IPAddress]:
+    return frozenset(address for pod in pods.values() for address in asked_for(wish_of(pod, pools)))

@@ -94,6 +94,18 @@ def test_what_was_told_is_known_after_a_kill(tmp_path: Path) -> None:
     story(test, tmp_path)
 
 
+def test_a_known_sandbox_is_made_anew_before_the_agent_has_read_which_blocks_the_operator_gave(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        world.store = store(pod("web-0", "u1"))
+        first = await address(world.desk, "c1", WEB, "u1")
+        world.restart()
+        world.store = replace(world.store, nodes={"a": Node("a")}, allocations=None)
+        assert await address(world.desk, "c2", WEB, "u1") == first
+        assert "no pod CIDRs" in await address(world.desk, "c3", "default/web-1", "u2")
+
+    story(test, tmp_path)
+
+
 KILLED = """
 import asyncio, os, sys
 from pathlib import Path
