@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from ipaddress import IPv6Address, ip_address, ip_network
 from itertools import chain
 from pathlib import Path
@@ -83,12 +83,11 @@ def interface_addresses() -> tuple[IPAddress, ...]:
     return tuple(sorted(reachable)) + tuple(sorted(ipv6))
 
 
-def own_links() -> tuple[NodeLink, ...]:
-    """Ethernet interfaces with addresses of this node that others can reach, by these, sorted."""
+def own_links(reachable: Collection[IPAddress]) -> tuple[NodeLink, ...]:
+    """Ethernet interfaces with these addresses of this node, by them, sorted."""
     from egress.devices import read_addresses, read_links
     from egress.netlink import NetlinkSocket
 
-    reachable = {*interface_addresses()}
     with NetlinkSocket() as route:
         links = {i: each for i, each in read_links(route).items() if each.is_ethernet and each.kind != "dummy"}
         addresses = [(index, address) for index, address in read_addresses(route) if index in links]

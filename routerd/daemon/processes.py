@@ -119,15 +119,13 @@ def check_agent(config: Config) -> None:
 
 async def agent(config: Config, source: ConfigSource) -> None:
     """`routerd agent`, until cancelled. EnvironmentFault if the machine lacks something."""
-    from routerd.agent.rooms import WithBlocks
-
     check_agent(config)
     heart, on_store = Heart(), Callback()
     async with opened_store(config, on_store) as store:
         attachments = Attachments(config.node_name, store.snapshot, guards=config.egress.enabled)
         made(config.state_dir, source.path, "state-dir")
         memory, retention = config.state_dir / "pod-addresses.json", config.pod_addresses.retention
-        pod_addresses = PodAddressDesk(config.node_name, memory, WithBlocks(store.snapshot), retention=retention)
+        pod_addresses = PodAddressDesk(config.node_name, memory, retention=retention)
         body, presence = _assembled(config, source, heart, store, attachments, pod_addresses)
         on_store.to = partial(_store_changed, pod_addresses, body)
         async with (
@@ -194,6 +192,7 @@ def _assembled(
     if upstream is not None:
         tasks["upstream"] = upstream.run
     rooms = Rooms(store, speaker, egress, config.egress.uplinks, bfd_room, upstream)
+    pod_addresses.snapshot = rooms.snapshot
     limits = config.bgp.brake
     body = Agent(
         Parts(
@@ -325,8 +324,9 @@ def _drains(config: Config) -> Drains:
 
 def _node_report(config: Config) -> NodeReport:
     is_tunnelled = not config.egress.enabled or config.egress.transport == "vxlan"
-    links = () if is_tunnelled else local.own_links()
-    return NodeReport(config.node_name, local.interface_addresses(), local.own_networks(), links=links)
+    addresses = local.interface_addresses()
+    links = () if is_tunnelled else local.own_links(addresses)
+    return NodeReport(config.node_name, addresses, local.own_networks(), links=links)
 
 
 async def look_around(egress: EgressRoom, on_change: Callable[[], None]) -> None:
