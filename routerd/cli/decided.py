@@ -12,12 +12,13 @@ from typing import Literal
 
 from egress.policy import UNSUPPORTED_FAMILY
 from routerd.agent.settings import settings_of
-from routerd.cluster.assign import AssignSettings, assign
+from routerd.cluster.assign import assign
 from routerd.cluster.ledger import Ledger
 from routerd.config import Config
-from routerd.model import Allocations, IPAddress, Node, Origin, Peer, Refusal, Snapshot
+from routerd.model import Allocations, IPAddress, Node, NodeReport, Origin, Peer, Refusal, Snapshot, with_blocks
 from routerd.node.announce import announcements
 from routerd.node.sessions import entries_here
+from routerd.operator.settings import assign_settings
 from routerd.refs import Ref, service_ref
 
 Severity = Literal["error", "warning"]
@@ -35,18 +36,25 @@ class Decided:
     origin: Origin
 
 
+def as_decided(snapshot: Snapshot, config: Config, reports: Mapping[str, NodeReport], now: float) -> Snapshot | None:
+    """With what an operator that remembers nothing would publish for it; None while a part is unknown.
+
+    Which gateway holds an address of a cloud only the cloud tells: gateways are as everywhere else.
+    """
+    settings = replace(assign_settings(config), cloud_networks=())
+    decision = assign(snapshot, Ledger(), reports, now, settings)
+    if not decision.synced:
+        return None
+    nodes = with_blocks(snapshot.nodes or {}, decision.allocations.pod_cidrs)
+    return replace(snapshot, nodes=nodes, allocations=decision.allocations)
+
+
 def decided(snapshot: Snapshot, config: Config) -> list[Decided]:
     """In the order of the decisions. Nothing while a part is unknown."""
-    settings = AssignSettings(
-        allowed_egress_ips=config.egress.allowed_addresses,
-        gateway_mode=config.operator.gateway_mode,
-        pod_cidrs=config.pod_cidrs,
-    )
-    decision = assign(snapshot, Ledger(), {}, 0.0, settings)
-    if not decision.synced:
+    whole = as_decided(snapshot, config, {}, 0.0)
+    if whole is None or whole.allocations is None:
         return []
-    whole = replace(snapshot, allocations=decision.allocations)
-    found = [*_of_operator(whole, decision.allocations), *_of_agents(whole, config)]
+    found = [*_of_operator(whole, whole.allocations), *_of_agents(whole, config)]
     places = _places(snapshot)
     return [Decided(severity, refusal, places.get(refusal.object, Origin())) for severity, refusal in found]
 

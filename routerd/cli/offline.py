@@ -11,12 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from routerd.agent import local
-from routerd.cli.decided import likely_sources
-from routerd.cluster.assign import AssignSettings, assign
-from routerd.cluster.ledger import Ledger
+from routerd.cli.decided import as_decided, likely_sources
 from routerd.config import Config
 from routerd.errors import InputError
-from routerd.model import NodeReport, Snapshot, with_blocks
+from routerd.model import NodeReport, Snapshot
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
 from routerd.node.drain import Orders, drain_of
 from routerd.node.sessions import entries_here
@@ -37,14 +35,7 @@ def snapshot_of(manifests: Path, config: Config) -> Snapshot:
         raise InputError("; ".join(refusal.message for refusal in snapshot.refusals), file=str(manifests))
     if snapshot.unread:
         raise InputError(f"{snapshot.unread.message}: bring it whole, or delete it", file=str(manifests))
-    settings = AssignSettings(
-        allowed_egress_ips=config.egress.allowed_addresses,
-        gateway_mode=config.operator.gateway_mode,
-        pod_cidrs=config.pod_cidrs,
-    )
-    decision = assign(snapshot, Ledger(), _reports(store, snapshot), time.time(), settings)
-    nodes = with_blocks(snapshot.nodes or {}, decision.allocations.pod_cidrs)
-    return replace(snapshot, nodes=nodes, allocations=decision.allocations)
+    return as_decided(snapshot, config, _reports(store, snapshot), time.time()) or snapshot
 
 
 def _reports(store: FileStore, snapshot: Snapshot) -> Mapping[str, NodeReport]:

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -458,30 +458,18 @@ async def operator(config: Config, source: ConfigSource) -> None:
 
         await candidate(config)
         return
-    from ipam.round import Timers
     from routerd.cluster.agents import Agents, Patience
-    from routerd.cluster.assign import AssignSettings
-    from routerd.cluster.port_sets import PortRules
     from routerd.operator.clouds import clouds_of
     from routerd.operator.loop import Operator
+    from routerd.operator.settings import assign_settings
     from routerd.store.embedded.ledger import SqliteLedger
 
     on_store = Callback()
     store = OperatorStore(file_store(config, on_store))
     on_store.to = store.changed
-    timers = Timers(cooldown=config.operator.cooldown, retention=config.operator.egress_retention)
     made(config.operator.ledger.parent, source.path, "operator.ledger", "state-dir")
     ledger = SqliteLedger(config.operator.ledger, config.operator.retention)
-    writer = Writer(config.node_name, ledger.id, ledger.lease)
-    settings = AssignSettings(
-        timers,
-        allowed_egress_ips=config.egress.allowed_addresses,
-        gateway_mode=config.operator.gateway_mode,
-        cloud_networks=config.cloud.egress_networks,
-        pod_cidrs=config.pod_cidrs,
-        port_rules=PortRules(deadline=config.operator.flow_deadline, history=config.operator.retention),
-        writer=writer,
-    )
+    settings = replace(assign_settings(config), writer=Writer(config.node_name, ledger.id, ledger.lease))
     # Who reads only its own report cannot tell whether others have an agent.
     is_whole = config.store.node_reports != (str(config.store.node_report),)
     patience = Patience(config.operator.gateway_patience, config.operator.node_patience)

@@ -13,10 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import routerd
-from ipam.round import Timers
 from routerd.cluster.agents import Agents, Patience
 from routerd.cluster.assign import AssignSettings, Decision
-from routerd.cluster.port_sets import PortRules
 from routerd.config import Config
 from routerd.config.cloud import CloudSettings
 from routerd.errors import StoreError
@@ -25,6 +23,7 @@ from routerd.model import Allocations, IPNetwork, NodeReport, Snapshot, Writer
 from routerd.notify import notify
 from routerd.operator.clouds import Clouds, clouds_of
 from routerd.operator.loop import Operator
+from routerd.operator.settings import assign_settings
 from routerd.serve.api import Noted, RequestRefused, answering, operator_socket
 from routerd.serve.vitals import Vitals, served
 from routerd.store.kubernetes.client import ApiError, Client
@@ -223,14 +222,6 @@ async def candidate(config: Config) -> None:
     """`routerd operator` on Kubernetes, until cancelled. EnvironmentFault if the API server cannot be configured."""
     options, namespace = config.operator, config.store.namespace
     times = LeaseTimes(options.lease_duration, options.lease_renew_deadline, options.lease_retry)
-    settings = AssignSettings(
-        Timers(cooldown=options.cooldown, retention=options.egress_retention),
-        allowed_egress_ips=config.egress.allowed_addresses,
-        gateway_mode=config.operator.gateway_mode,
-        cloud_networks=config.cloud.egress_networks,
-        pod_cidrs=config.pod_cidrs,
-        port_rules=PortRules(deadline=options.flow_deadline, history=options.retention),
-    )
     client = Client(config.store.kubeconfig)
     await client.open()
     try:
@@ -241,7 +232,7 @@ async def candidate(config: Config) -> None:
             client,
             namespace,
             lease,
-            settings,
+            assign_settings(config),
             service_cidrs=config.service_cidrs,
             patience=patience,
             cloud=config.cloud,
