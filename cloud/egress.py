@@ -37,7 +37,7 @@ class Seat:
 
 @dataclass(frozen=True, slots=True)
 class Unseated:
-    """Why an address is with none of its gateways."""
+    """Why an address is not where it should be."""
 
     address: IPv4Address
     reason: str
@@ -95,9 +95,8 @@ def _seen(seat: Seat, holder: Interface | None, inventory: Inventory, now: float
         return Seat(seat.address)
     if intent is not None and now - intent.since >= (LAG if intent.answered else SOON):
         intent = None
-    if shown == seat.interface:
-        is_there = holder is None or holder.instance == seat.instance
-        return replace(seat, intent=intent, missing=0.0) if is_there else _elsewhere(seat, holder, intent, now)
+    if shown == seat.interface and (holder is None or holder.instance == seat.instance):
+        return replace(seat, intent=intent, missing=0.0)
     return _elsewhere(seat, holder, intent, now)
 
 
@@ -116,7 +115,7 @@ def _elsewhere(seat: Seat, holder: Interface | None, intent: Intent | None, now:
 
 
 def moves(
-    seats: Seats, inventory: Inventory, wanted: Collection[Wanted], resting: Collection[str], *, releases: bool
+    seats: Seats, inventory: Inventory, wanted: Collection[Wanted], resting: Collection[IPv4Address], *, releases: bool
 ) -> tuple[dict[IPv4Address, Call], tuple[Unseated, ...]]:
     """The next call for each address, if any. `resting`: addresses of which a call was refused a moment ago."""
     calls: dict[IPv4Address, Call] = {}
@@ -138,8 +137,8 @@ def moves(
     return due, tuple(unseated)
 
 
-def _may_send(seat: Seat, resting: Collection[str]) -> bool:
-    return seat.intent is None and str(seat.address) not in resting
+def _may_send(seat: Seat, resting: Collection[IPv4Address]) -> bool:
+    return seat.intent is None and seat.address not in resting
 
 
 def _gateway(group: Wanted, seats: Seats, inventory: Inventory) -> Interface | None:

@@ -85,8 +85,9 @@ def decide(
     planned = plan(holdings, inventory, demands, rules, rests.keys(), now, token)
     suspected = suspects(inventory, holdings, demands, rules, memory.suspected, now)
     taken = egress.seen(seats or {}, inventory, wanted, now)
-    resting = {name for kind, name in rests if kind == "address"}
-    moves, unseated = egress.moves(taken, inventory, wanted, resting, releases=rules.releases)
+    refused = {IPv4Address(name): rest for (kind, name), rest in sorted(rests.items()) if kind == "address"}
+    moves, unseated = egress.moves(taken, inventory, wanted, refused.keys(), releases=rules.releases)
+    unseated += tuple(Unseated(address, rest.reason, f"{address}: {rest.message}") for address, rest in refused.items())
     due = [Order(call, address=address) for address, call in moves.items()]
     due += [_order(name, call, holdings, inventory) for name, call in planned.calls.items()]
     due += [Order(Delete(name)) for name in leaks(suspected, now)] if rules.releases else []
@@ -178,9 +179,8 @@ def _rest(order: Order, outcome: Refused, now: float) -> dict[Key, Rest]:
         return {("prefixes", order.subnet): Rest(until)}
     if outcome.problem == "no-addresses":
         return {("prefixes", order.subnet): Rest(until), ("addresses", order.subnet): Rest(until)}
-    if order.address is not None:
-        return {("address", str(order.address)): Rest(until)}
-    if not order.instance:
-        return {}
     reason = {"denied": "CloudDenied", "limit": "CloudLimit"}.get(outcome.problem, "CloudRefused")
-    return {("instance", order.instance): Rest(until, reason, outcome.message)}
+    rest = Rest(until, reason, outcome.message)
+    if order.address is not None:
+        return {("address", str(order.address)): rest}
+    return {("instance", order.instance): rest} if order.instance else {}

@@ -176,8 +176,8 @@ class Clouds:
 
     def shown(self) -> Noted:
         """What `routerd show cloud` is told."""
-        whole = (each.message for each in self.refusals() if each.object.kind == CLOUD)
-        return Noted(self.rows(), "; ".join(whole))
+        others = (each.message for each in self.refusals() if each.object.kind != NODE)  # a node's are in its row
+        return Noted(self.rows(), "; ".join(others))
 
     def rows(self) -> list[dict[str, Any]]:
         why = {each.instance: each.reason for each in self._last.reasons}

@@ -15,6 +15,7 @@ from routerd.cluster.assign import AssignSettings
 from routerd.config.cloud import CloudSettings
 from routerd.operator.clouds import Clouds, clouds_of
 from routerd.operator.loop import Operator
+from tests.models.cloud.calls import EC2
 from tests.models.cloud.core import Cloud, Fault
 from tests.models.cloud.direct import sender
 from tests.models.operator_world import FakeLedger, FakeStore, World
@@ -88,6 +89,27 @@ def test_a_group_has_no_gateway_until_the_cloud_shows_its_address_there() -> Non
         assert (holder in ("g1", "g2"), mode, scene.refusals()) == (True, "active-standby", [])
         (row,) = [each for each in scene.clouds.rows() if each["egress_ips"]]
         assert row["egress_ips"] == "10.0.0.200"
+
+    play(scene, story)
+
+
+def test_show_cloud_says_why_an_address_has_no_gateway() -> None:
+    scene = Scene()
+
+    async def story() -> None:
+        scene.cloud.permissions = {each.permission for each in EC2 if each.mode == "read"}
+        await scene.live(10)
+        assert [(str(each.object), each.reason) for each in scene.clouds.refusals()] == [
+            ("egress/10.0.0.200", "CloudDenied")
+        ]
+        assert "10.0.0.200: UnauthorizedOperation: not allowed: ec2:Assign" in scene.clouds.shown().note
+        scene.cloud.permissions = None
+        for name, node in scene.world.nodes.items():
+            scene.world.nodes[name] = replace(node, provider_id="")
+        scene.change()
+        await scene.live(120)
+        assert [each.reason for each in scene.clouds.refusals()] == ["NoCloudGateway"]
+        assert "the subnet of 10.0.0.200" in scene.clouds.shown().note
 
     play(scene, story)
 
