@@ -66,6 +66,8 @@ def seen(seats: Seats, inventory: Inventory, wanted: Iterable[Wanted], now: floa
     found = {}
     for address in sorted(seats.keys() | asked):
         holder = holders.get(address)
+        if holder is not None and _is_pods(holder):
+            holder = None
         after = _seen(seats.get(address) or _found(address, holder), holder, inventory, now)
         if after.instance or after.intent or address in asked:
             found[address] = after
@@ -85,6 +87,11 @@ def _holders(inventory: Inventory) -> dict[IPv4Address, Interface]:
         for block in each.blocks
         if isinstance(block, IPv4Network) and block.prefixlen == 32
     }
+
+
+def _is_pods(interface: Interface) -> bool:
+    """Egress addresses are on primary interfaces alone; one that is detached is nobody's."""
+    return interface.index > 0
 
 
 def _seen(seat: Seat, holder: Interface | None, inventory: Inventory, now: float) -> Seat:
@@ -120,6 +127,7 @@ def moves(
     """The next call for each address, if any. `resting`: addresses of which a call was refused a moment ago."""
     calls: dict[IPv4Address, Call] = {}
     unseated: list[Unseated] = []
+    holders = _holders(inventory)
     for group in wanted:
         target = _gateway(group, seats, inventory)
         if target is None:
@@ -127,7 +135,10 @@ def moves(
             unseated += [_why_none(each, group) for each in lost]
             continue
         for address in group.addresses:
-            if seats[address].interface != target.id or seats[address].instance != target.instance:
+            holder = holders.get(address)
+            if holder is not None and _is_pods(holder):
+                unseated.append(_in_use(address, holder))
+            elif seats[address].interface != target.id or seats[address].instance != target.instance:
                 calls[address] = Take(target.id, address)
     asked = {address for each in wanted for address in each.addresses}
     for address, seat in seats.items():
@@ -168,6 +179,11 @@ def _why_none(address: IPv4Address, group: Wanted) -> Unseated:
     names = ", ".join(group.candidates) or "none"
     message = f"no gateway's primary interface is in the subnet of {address}, with room for it (instances: {names})"
     return Unseated(address, "NoCloudGateway", message)
+
+
+def _in_use(address: IPv4Address, holder: Interface) -> Unseated:
+    message = f"{address} is not taken: it is for pods, on interface {holder.id} of instance {holder.instance}"
+    return Unseated(address, "CloudAddressInUse", message)
 
 
 # --- calls

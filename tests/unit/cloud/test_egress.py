@@ -9,7 +9,7 @@ import pytest
 
 from cloud.egress import Wanted
 from tests.models.cloud.core import Fault
-from tests.models.cloud.world import World
+from tests.models.cloud.world import NodeModel, World
 
 EGRESS = IPv4Address("10.0.0.200")
 OTHER = IPv4Address("10.0.0.201")
@@ -139,6 +139,22 @@ def test_an_address_that_is_somebodys_own_is_refused_and_tried_again_later() -> 
     assert holder(taken, primary) == ""
     tries = [each for each in taken.cloud.log if each[1] == "AssignPrivateIpAddresses"]
     assert 2 <= len(tries) <= 4
+
+
+def test_an_address_of_a_pods_interface_is_neither_taken_nor_given_back() -> None:
+    world = gateways()
+    world.nodes["i-1"] = NodeModel()
+    world.run(60)
+    address = world.cloud.of("i-1")[1].addresses[0]
+    world.wanted = (Wanted((address,), ("g-1",)),)
+    world.run(200)
+    turn = world.decided()
+    assert turn is not None
+    assert [(each.address, each.reason) for each in turn.unseated] == [(address, "CloudAddressInUse")]
+    assert (holder(world, address), truth(world, address)) == ("", ["i-1"])
+    world.wanted = ()
+    world.run(200)
+    assert truth(world, address) == ["i-1"]
 
 
 @pytest.mark.parametrize("releases", [True, False])
