@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
@@ -66,6 +66,15 @@ class ForwardLoop(asyncio.SelectorEventLoop):
 def in_virtual_time(story: Coroutine[Any, Any, Any]) -> Any:
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(story)
+
+
+async def beside(story: Callable[[], Awaitable[None]], *loops: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """A story beside loops that only end with it."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(loop()) for loop in loops]
+        await story()
+        for task in tasks:
+            task.cancel()
 
 
 def now() -> float:

@@ -24,7 +24,7 @@ from cloud.calls import (
 from cloud.demand import Choice
 from cloud.need import Watermarks
 from tests.models.cloud.core import Fault
-from tests.models.cloud.world import World
+from tests.models.cloud.world import NodeModel, World
 
 
 def free(world: World, name: str = "i-1") -> int:
@@ -331,12 +331,9 @@ def test_instances_of_which_too_little_is_known_are_left_alone() -> None:
     world.add("i-stopped")
     world.cloud.set_state("i-stopped", "stopped")
     world.cloud.types["x9.new"] = world.cloud.types["m5.large"]
-    for name, type_ in (("i-stopped", "m5.large"), ("i-new", "x9.new")):
-        world.add(name, type_=type_) if name != "i-stopped" else world.nodes.setdefault(
-            name, type(world.nodes["i-1"])()
-        )
+    world.add("i-new", type_="x9.new")
     del world.cloud.types["x9.new"]
-    world.nodes["i-nobody"] = type(world.nodes["i-1"])()
+    world.nodes["i-nobody"] = NodeModel()
     world.run(60)
     assert sorted((each.instance, each.reason) for each in world.reasons) == [
         ("i-new", "InstanceTypeUnknown"),

@@ -28,7 +28,7 @@ from routerd.store.embedded.ledger import SqliteLedger
 from tests.models.cloud.core import Cloud, Fault
 from tests.models.cloud.direct import sender
 from tests.models.operator_world import FakeLedger, FakeStore, World
-from tests.models.virtual_time import elapse, in_virtual_time
+from tests.models.virtual_time import beside, elapse, in_virtual_time
 from tests.waiting import PATIENCE
 
 RULES = Rules("test", Watermarks(pre_allocate=3))
@@ -76,14 +76,7 @@ class Scene:
 
 
 def play(scene: Scene, story: Callable[[], Awaitable[None]]) -> None:
-    async def whole() -> None:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(scene.operator.run()), group.create_task(scene.clouds.run())]
-            await story()
-            for task in tasks:
-                task.cancel()
-
-    in_virtual_time(whole())
+    in_virtual_time(beside(story, scene.operator.run, scene.clouds.run))
 
 
 def refusals(scene: Scene) -> list[tuple[str, str]]:
