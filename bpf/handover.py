@@ -46,14 +46,19 @@ def layout_version(pin_directory: Path) -> int:
     return layout.number(value[:WORD]) if value else 0
 
 
-def can_take_over(pin_directory: Path) -> bool:
-    """Whether what is pinned is of another layout, and its flows can be copied."""
-    return layout_version(pin_directory) in EARLIER
-
-
 def is_set_aside(pin_directory: Path) -> bool:
     """Whether another release's programs may be on hooks still."""
     return (pin_directory / BEFORE).is_dir()
+
+
+def can_take_over(pin_directory: Path, other_layout: bool) -> bool:
+    """Whether there are flows of another layout that can be copied: what was set aside, else what is pinned and known.
+
+    Who finds a third release's maps in the midst of that, or comes back in it, can do nothing with either.
+    """
+    if is_set_aside(pin_directory):
+        return not other_layout
+    return other_layout and layout_version(pin_directory) in EARLIER
 
 
 def set_aside(pin_directory: Path) -> None:

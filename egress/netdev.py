@@ -115,7 +115,7 @@ class Datapath:
                 ways_out=_ways_out(routes.widest, frozenset(uplinks.values())),
             ),
             other_layout=other_layout,
-            hands_over=handover.is_set_aside(self._pins) or (other_layout and handover.can_take_over(self._pins)),
+            hands_over=handover.can_take_over(self._pins, other_layout),
             pinned_digest=0 if pins.missing(self._pins) else loader.pinned_digest(self._pins),
             underlay_mtu=underlay_mtu,
             ip_forward=devices.ip_forward(),

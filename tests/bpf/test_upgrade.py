@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from bpf import layout, loader
+from bpf import handover, layout, loader
 from egress.netdev import Datapath
+from egress.plan import ForgetPrograms, plan
 from egress.policy import Policy
 from egress.status import EgressStatus
 from tests.bpf import oracle
@@ -20,7 +21,7 @@ from tests.bpf.wishes import HERE, desired, to_world
 from tests.bpf.world import EGRESS_IP, NUMBERS, POD, REMOTE, WORLD, WORLD6, World
 from tests.models.tables import TCP, Packet, State
 
-PACKETS = 600
+PACKETS, OURS = 600, layout.LAYOUT_VERSION
 
 
 @contextmanager
@@ -63,6 +64,38 @@ def test_what_is_pinned_of_another_layout_is_not_read_as_ours(world: World) -> N
 
 def test_nothing_pinned_is_no_other_layout(world: World) -> None:
     assert not loader.has_other_layout(world.pins / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("version", "aside", "takes_over"),
+    [
+        (OURS, False, False),
+        (OURS - 1, False, True),
+        (OURS - 2, False, False),
+        (OURS, True, True),
+        (OURS - 1, True, False),
+    ],
+    ids=["ours", "one before", "too old", "one before, set aside", "a release that went back in the midst"],
+)
+def test_flows_are_taken_over_from_who_is_known(
+    world: World, monkeypatch: pytest.MonkeyPatch, version: int, aside: bool, takes_over: bool
+) -> None:
+    """Where it cannot be, what is pinned makes room for new maps: there is nobody to wait for."""
+    monkeypatch.setattr(handover, "EARLIER", {OURS - 1: {}})
+    wish, before = to_world(HERE), world.pins / handover.BEFORE
+    with pinned_by(world, version):
+        if aside:
+            before.mkdir()
+        datapath = Datapath(world.pins)
+        try:
+            observed = datapath.observe(wish)
+        finally:
+            datapath.close()
+            if aside:
+                before.rmdir()
+    assert observed.hands_over == takes_over
+    begins_anew = any(isinstance(action, ForgetPrograms) for action in plan(wish, observed))
+    assert begins_anew == (version != OURS and not takes_over)
 
 
 @pytest.mark.parametrize("version", [4, 6])
