@@ -47,8 +47,8 @@ PINNED_MAP(cluster, BPF_MAP_TYPE_LPM_TRIE, struct cidr_key, __u32, 262144, BPF_F
 /* Group -> its gateways, and this node's ports of its egress IPs. */
 PINNED_MAP(groups, BPF_MAP_TYPE_HASH, __u32, struct group_value, 65536, BPF_F_NO_PREALLOC);
 
-/* Changes whenever `groups` has changed: each flow then asks once more whether its gateway is good. One
- * element. */
+/* Changes whenever `groups` has changed, or by which ways nodes are reached: each flow then asks once more
+ * whether its gateway and way are good. One element. */
 PINNED_MAP(epoch, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);
 
 /* Egress IPs that this node is a gateway of. */

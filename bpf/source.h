@@ -275,7 +275,7 @@ static __always_inline int begin_flow(struct __sk_buff *skb, const struct packet
 }
 
 /* The flow's gateway while it serves and is of the group, else another one of these. What is of the group is
- * asked again only when groups have changed since. */
+ * asked again only when groups, or the ways to nodes, have changed since. */
 static __always_inline enum reason keep_gateway(const struct settings *config, const struct flow_key *key,
 						struct flow_value *flow, __u32 *rank)
 {
