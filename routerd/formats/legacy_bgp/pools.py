@@ -170,6 +170,7 @@ def _advertisement(entry: Struct, blocks: list[_Block], communities: Communities
         raise entry.at("aggregation-length-v6").error(f"invalid aggregation length {length_v6} for IPv6")
     for block in blocks:
         (_check_every_prefix if is_old else _check_shortest_prefix)(entry, block, length, length_v6)
+    _check_audience(entry)
     return Advertisement(
         aggregation_length=length,
         aggregation_length_v6=length_v6,
@@ -180,6 +181,16 @@ def _advertisement(entry: Struct, blocks: list[_Block], communities: Communities
         peers=tuple(text for text, _ in entry.texts("peers")),
         node_selectors=node_selectors(entry),
     )
+
+
+def _check_audience(entry: Struct) -> None:
+    """In our dialect alone. Nothing there and an empty list are not the same: that would announce it to all."""
+    for key in ("peers", "node-selectors"):
+        if key in entry.places and not entry.lists.get(key):
+            raise entry.at(key).error(f"an advertisement to no {key}: leave the key out for all")
+    for text, place in entry.texts("peers"):
+        if not text:
+            raise place.error("a peer without a name")
 
 
 def _check_repeated(texts: list[tuple[str, Value]]) -> None:

@@ -100,6 +100,14 @@ def pool(addresses: str, rest: str = "") -> str:
         (peer("  families: []\n"), "native",
          "parsing peer #1: a session without a family announces nothing: leave the key out for both "
          "(line 5, column 13)"),
+        (pool("[192.0.2.0/24]", "  bgp-advertisements: [{peers: []}]\n"), "native",
+         "parsing address pool #1: parsing BGP communities: an advertisement to no peers: "
+         "leave the key out for all (line 5, column 32)"),
+        (pool("[192.0.2.0/24]", "  bgp-advertisements: [{peers: ['']}]\n"), "native",
+         "parsing address pool #1: parsing BGP communities: a peer without a name (line 5, column 33)"),
+        (pool("[192.0.2.0/24]", "  bgp-advertisements: [{node-selectors: []}]\n"), "native",
+         "parsing address pool #1: parsing BGP communities: an advertisement to no node-selectors: "
+         "leave the key out for all (line 5, column 41)"),
         (peer("  hold-time: 20h\n"), "native",
          'parsing peer #1: invalid hold time "20h": must be at most 65535s (line 5, column 14)'),
         (pool("[192.0.2.0/24]", "  uses: [egres]\n"), "native",
