@@ -369,12 +369,11 @@ def _listen(section: Section, default: tuple[IPAddress, int] | None) -> tuple[IP
     text = value.string()
     if not text:
         return None
-    host, _, port = text.rpartition(":")
-    address = parse_address(host.removeprefix("[").removesuffix("]"))
-    if address is None or not port.isdecimal() or len(port) > 5 or not 1 <= int(port) <= 65535:
+    found = _endpoint(text)
+    if found is None:
         example = default[1] if default else 9793
         value.expected(f'ADDRESS:PORT such as 127.0.0.1:{example} or [::1]:{example}, or "" for none')
-    return address, int(port)
+    return found
 
 
 def _egress(section: Section) -> EgressConfig:
@@ -464,7 +463,7 @@ def _endpoint(text: str) -> tuple[IPAddress, int] | None:
     """An address and a TCP port, IPv6 in brackets; None = it is none."""
     host, _, port = text.rpartition(":")
     address = parse_address(host.removeprefix("[").removesuffix("]"))
-    if address is None or (address.version == 6) != host.startswith("["):
+    if address is None or (address.version == 6) != (host[0] + host[-1] == "[]"):
         return None
     return (address, int(port)) if port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535 else None
 

@@ -108,6 +108,9 @@ operator: {ledger: /l, retention: 1d, flow-deadline: 2h, egress-retention: "0", 
         (HEAD + "metrics-listen: 9793\n",
          'f:3:17: metrics-listen: found "9793", expected ADDRESS:PORT such as 127.0.0.1:9793 or [::1]:9793, or "" '
          "for none"),
+        (HEAD + "metrics-listen: '::1:9793'\n",
+         'f:3:17: metrics-listen: found the string "::1:9793", expected ADDRESS:PORT such as 127.0.0.1:9793 or '
+         '[::1]:9793, or "" for none'),
         (HEAD + "bgp: {announce: {pod-cidr: true}}\n",
          'f:3:18: bgp.announce.pod-cidr: unknown key "pod-cidr"; did you mean "pod-cidrs"?'),
         (HEAD + "bgp: {router-id: '2001:db8::1'}\n",
@@ -130,6 +133,9 @@ operator: {ledger: /l, retention: 1d, flow-deadline: 2h, egress-retention: "0", 
                 ("{icmp: [192.0.2.1], http: 7}", 52, '.http: found "7", expected a list'),
                 ("{tcp: ['2001:db8::1:443']}", 33,
                  '.tcp[0]: found the string "2001:db8::1:443", expected ADDRESS:PORT such as 203.0.113.1:443 or '
+                 "[2001:db8::1]:443"),
+                ("{tcp: ['[2001:db8::1:443']}", 33,
+                 '.tcp[0]: found the string "[2001:db8::1:443", expected ADDRESS:PORT such as 203.0.113.1:443 or '
                  "[2001:db8::1]:443"),
                 ("{tcp: ['192.0.2.1:0']}", 33,
                  '.tcp[0]: found the string "192.0.2.1:0", expected ADDRESS:PORT such as 203.0.113.1:443 or '
