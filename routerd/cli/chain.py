@@ -6,6 +6,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from cni import install as chain
@@ -16,16 +17,15 @@ from routerd.cli.command import Command, configuration
 from routerd.errors import EnvironmentFault
 
 ABSENT = ("refuse", "allow")
-
-
 WATCH_PERIOD = 2.0  # seconds: pods that start in between are without the plugin, and the guard holds them back
 
 
 def run(arguments: argparse.Namespace) -> int:
+    work = partial(uninstall, arguments) if arguments.action == "uninstall" else _installing(arguments)
     if arguments.action == "install" and arguments.watch:
-        return _watch(lambda: _install(arguments))
+        return _watch(work)
     try:
-        done = _install(arguments) if arguments.action == "install" else uninstall(arguments)
+        done = work()
     except NotChainable as error:
         raise EnvironmentFault(str(error)) from error
     except OSError as error:
@@ -34,7 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     return codes.OK
 
 
-def _install(arguments: argparse.Namespace) -> list[str]:
+def _installing(arguments: argparse.Namespace) -> Callable[[], list[str]]:
+    """By the configuration as it is now."""
     from routerd.serve.plugin import plugin_socket
 
     entry = {
@@ -43,7 +44,7 @@ def _install(arguments: argparse.Namespace) -> list[str]:
         "timeout": arguments.timeout,
         "onAgentAbsent": arguments.on_agent_absent,
     }
-    return chain.install(entry, arguments.conf_dir, arguments.bin_dir)
+    return partial(chain.install, entry, arguments.conf_dir, arguments.bin_dir)
 
 
 def _watch(install: Callable[[], list[str]]) -> int:
