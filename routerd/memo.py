@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import compress
 from operator import is_not
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -180,3 +180,27 @@ class Last(Generic[R]):
         if self._last is None or self._last[0] != inputs:
             self._last = inputs, function(*inputs)
         return self._last[1]
+
+
+class Decided(Protocol):
+    @property
+    def next_due(self) -> float | None: ...
+
+
+D = TypeVar("D", bound=Decided)
+
+
+class UntilDue(Generic[D]):
+    """What was decided last, kept while its inputs are equal and nothing of it is due."""
+
+    def __init__(self) -> None:
+        self._last: tuple[tuple[Any, ...], float, D] | None = None
+
+    def __call__(self, decide: Callable[[], D], now: float, *inputs: Any) -> D:
+        """`now` counts when something is due, and after the clock was set back: what rests begins anew then."""
+        if self._last is not None and self._last[0] == inputs:
+            _, began, last = self._last
+            if began <= now and (last.next_due is None or now < last.next_due):
+                return last
+        self._last = inputs, now, decide()
+        return self._last[2]

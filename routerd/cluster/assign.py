@@ -37,7 +37,7 @@ from routerd.cluster.requests import (
     policy_requests,
     pool_spec,
 )
-from routerd.memo import Derived, Last, Renewed, differing
+from routerd.memo import Derived, Last, Renewed, UntilDue, differing
 from routerd.model import (
     AddressPool,
     Allocations,
@@ -107,7 +107,7 @@ class Kept:
         self.beside: Last[tuple[NodeAddresses, ...]] = Last()
         self.groups = KeptGroups()
         self.ports = KeptPorts()
-        self.blocks = KeptBlocks()
+        self.blocks: UntilDue[Blocks] = UntilDue()
         self.digests = Digests()
 
     def want(self, services: Renewed[str, Request], policies: Mapping[str, Request]) -> set[str]:
@@ -183,10 +183,10 @@ class KeptGroups:
 
 
 class KeptPorts:
-    """What came of ports last, while nothing that they rest on is another and nothing is due."""
+    """What came of ports last."""
 
     def __init__(self) -> None:
-        self._last: tuple[tuple[object, ...], Ports, float] | None = None
+        self._last: UntilDue[Ports] = UntilDue()
         self._external: Derived[Service, str, Service] = Derived(_with_external_ips)
         self._plans = PlanKept()
 
@@ -203,39 +203,26 @@ class KeptPorts:
         external = self._external(snapshot.services or {})
         kept = (ledger.node_numbers, ledger.port_tables, ledger.past_port_sets)
         said = {name: report.ports for name, report in reports.items() if report.ports is not None}
-        of = (groups, *kept, snapshot.nodes, published, external, said, rules)
-        if self._last is None or self._last[0] != of or _is_due(*self._last[1:], now):
-            ports = give_ports(groups, ledger, snapshot, reports, now, rules, self._plans, external)
-            self._last = of, ports, now
-        return self._last[1]
+        return self._last(
+            lambda: give_ports(groups, ledger, snapshot, reports, now, rules, self._plans, external),
+            now, groups, *kept, snapshot.nodes, published, external, said, rules,
+        )  # fmt: skip
 
 
-def _is_due(last: Ports | Blocks, at: float, now: float) -> bool:
-    """Also when the clock was set back: what rests begins anew."""
-    return now < at or (last.next_due is not None and now >= last.next_due)
-
-
-class KeptBlocks:
-    """What blocks nodes had last, while nothing that they rest on is another and nothing is due."""
-
-    def __init__(self) -> None:
-        self._last: tuple[tuple[object, ...], Blocks, float] | None = None
-
-    def give(
-        self,
-        cidrs: tuple[ClusterCIDR, ...],
-        ledger: Ledger,
-        snapshot: Snapshot,
-        reports: Mapping[str, NodeReport],
-        now: float,
-    ) -> Blocks:
-        nodes = snapshot.nodes or {}
-        counts = {name: report.pods for name, report in reports.items() if report.pods is not None} if cidrs else {}
-        of = (cidrs, ledger.pod_cidrs, {name: node.pod_cidrs for name, node in nodes.items()}, counts)
-        if self._last is None or self._last[0] != of or _is_due(self._last[1], self._last[2], now):
-            blocks = give_blocks(cidrs, ledger.pod_cidrs, nodes, reports, snapshot.service_cidrs, now)
-            self._last = of, blocks, now
-        return self._last[1]
+def _blocks(
+    last: UntilDue[Blocks],
+    cidrs: tuple[ClusterCIDR, ...],
+    ledger: Ledger,
+    snapshot: Snapshot,
+    reports: Mapping[str, NodeReport],
+    now: float,
+) -> Blocks:
+    nodes = snapshot.nodes or {}
+    counts = {name: report.pods for name, report in reports.items() if report.pods is not None} if cidrs else {}
+    return last(
+        lambda: give_blocks(cidrs, ledger.pod_cidrs, nodes, reports, snapshot.service_cidrs, now),
+        now, cidrs, ledger.pod_cidrs, {name: node.pod_cidrs for name, node in nodes.items()}, counts,
+    )  # fmt: skip
 
 
 def _with_external_ips(service: Service) -> tuple[str, Service] | None:
@@ -299,7 +286,7 @@ def assign(
     silent = (each for each in absent_gateways(policies, nodes, agents) if each.object.name not in draining)
     given = kept.given.take(of_services, planned.grants)
     ports = kept.ports.give(published, ledger, snapshot, reports, now, settings.port_rules)
-    blocks = kept.blocks.give(settings.pod_cidrs, ledger, snapshot, reports, now)
+    blocks = _blocks(kept.blocks, settings.pod_cidrs, ledger, snapshot, reports, now)
     draft = Allocations(
         services=given,
         groups=published,

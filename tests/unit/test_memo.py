@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routerd.memo import STEPS, Derived, Last, PerObject, Renewed, Tally, by_identity, differing
+from routerd.memo import STEPS, Derived, Last, PerObject, Renewed, Tally, UntilDue, by_identity, differing
 
 OBJECTS = [tuple(range(first, last)) for first in range(4) for last in range(first, 5)]
 MAPPINGS = st.lists(st.dictionaries(st.sampled_from("abcd"), st.sampled_from(OBJECTS)), max_size=6)
@@ -89,3 +90,18 @@ def test_what_was_made_last() -> None:
     for number in (1, 1, 2, 1):
         assert last(lambda one: made.append(one) or one, number) == number  # type: ignore[func-returns-value]
     assert made == [1, 2, 1]
+
+
+@dataclass(frozen=True)
+class Due:
+    made: float
+    next_due: float | None
+
+
+def test_what_was_decided_is_decided_anew_when_it_is_due_and_when_the_clock_was_set_back() -> None:
+    last: UntilDue[Due] = UntilDue()
+    made = []
+    for now, wish in ((1.0, "a"), (10.9, "a"), (11.0, "a"), (20.0, "b"), (19.0, "b"), (28.9, "b")):
+        due = Due(now, now + 10)
+        made.append(last(lambda due=due: due, now, wish).made)  # type: ignore[misc]
+    assert made == [1.0, 1.0, 11.0, 20.0, 19.0, 19.0]
