@@ -165,7 +165,6 @@ def _assembled(
     pod_addresses: PodAddressDesk,
 ) -> tuple[Agent, Presence]:
     from bgp.speaker import Speaker
-    from egress.devices import watch
     from routerd.agent.rooms import Rooms, relay_socket
 
     made(config.run_dir, source.path, "run-dir")
@@ -184,10 +183,6 @@ def _assembled(
         tasks["bfd"] = partial(bfd_room.run, partial(_end_session, speaker))
     if speaker is not None:
         tasks["speaker"] = speaker.run
-    if egress is not None:
-        tasks["collect"] = lambda: collect_idle(egress)
-        tasks["trials"] = lambda: try_port_sets(egress)
-        tasks["links"] = lambda: watch(on_links)
     upstream = _upstream(config)
     if upstream is not None:
         tasks["upstream"] = upstream.run
@@ -211,7 +206,7 @@ def _assembled(
     )
     attachments.hurry, attachments.wake = body.hurry, body.wake
     if egress is not None:
-        tasks["survey"] = lambda: look_around(egress, body.recheck)
+        tasks |= _egress_tasks(egress, on_links, body.recheck)
     presence = Presence(
         store, lambda: _node_report(config), lambda: body.status, lambda: body.snapshot, drains,
         egress=config.egress.enabled, ports=lambda: ports.report, pods=_pods(config),
@@ -228,6 +223,17 @@ def _assembled(
     began = time.monotonic()
     store.report_health(lambda: node_health(body.status, body.snapshot, enabled, time.monotonic() - began))
     return body, presence
+
+
+def _egress_tasks(egress: EgressRoom, on_links: Callable[[], None], on_others: Callable[[], None]) -> dict[str, Task]:
+    from egress.devices import watch
+
+    return {
+        "collect": lambda: collect_idle(egress),
+        "trials": lambda: try_port_sets(egress),
+        "links": lambda: watch(on_links),
+        "survey": lambda: look_around(egress, on_others),
+    }
 
 
 def _store_changed(pod_addresses: PodAddressDesk, body: Agent) -> None:
