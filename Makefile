@@ -11,6 +11,7 @@
 #   make chaos   kills at random moments under churn (KILLS=50, SEED=…)
 #   make soak    an hour of churn under traffic of both families (MINUTES=…, SEED=…)
 #   make cloud-faults   random lives of instances on a fake cloud, with faults (STEPS=10000, SEED=…)
+#   make partitions   each pair of peers cut in each manner, failures, stopped processes, under traffic (ROUNDS=…, SEED=…)
 #   make bench   benchmarks                                           make lock        renews requirements/*.txt
 #   make bench-packets, bench-egress   the egress datapath: ns per packet; throughput beside nftables (FAMILY=6, ROUNDS=…, MODES=…)
 #   make bench-way   what a packet's whole way through it takes, beside VXLAN alone and nftables (FAMILY=6)
@@ -23,7 +24,7 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: setup kernel check test fuzz verified chaos soak cloud-faults demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-cloud bench-ports bench-rounds bench-packets bench-egress bench-way bench-cni bench-failover lock image bpf wheel clean
+.PHONY: setup kernel check test fuzz verified chaos soak partitions cloud-faults demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-cloud bench-ports bench-rounds bench-packets bench-egress bench-way bench-cni bench-failover lock image bpf wheel clean
 
 setup:
 	@tools/setup
@@ -59,6 +60,9 @@ soak: setup
 
 cloud-faults: setup
 	@$(PY) -m tests.models.cloud.faulty $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED))
+
+partitions: setup
+	@$(PY) -m tests.netns.stories.partitions $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
 
 demo: bpf
 	@$(PY) -m tests.netns.stories.demo

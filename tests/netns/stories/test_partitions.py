@@ -1,0 +1,25 @@
+"""A few faults of `make partitions`, drawn anew each time. The seed is in the message of a failure."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+
+from tests.netns.lab.transcript import Transcript
+from tests.netns.stories.partitions import Outcome, failures, partitions, play, running
+
+FAILURES, PARTITIONS = 3, 4
+HOLD = (1.5, 2.5)  # seconds
+
+
+def test_gateways_processes_and_links_fail_and_nothing_is_lost(clean_labs: list[str]) -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    rng, outcome, told = random.Random(seed), Outcome(seed), Transcript(sys.stdout)
+    with running(f"p{os.getpid()}") as site:
+        drawn = [*rng.sample(failures(site, rng), FAILURES), *rng.sample(partitions(site, rng), PARTITIONS)]
+        play(site, told, outcome, drawn, HOLD)
+    assert outcome.faults == [], f"seed {seed}"
+    assert outcome.played == FAILURES + PARTITIONS
+    assert outcome.new > 20
+    assert outcome.echoes > 60
