@@ -11,9 +11,11 @@ from collections.abc import Collection, Container, Iterable, Iterator, Mapping, 
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
+from operator import is_not
 from typing import NamedTuple
 
 from bgp.path import AdjRibOut, Desired, Family, Path, SpeakerPeer, normal_communities
+from bgp.rib import MAX_U32
 from routerd.memo import Renewed, differing
 from routerd.model import (
     AddressPool,
@@ -205,7 +207,7 @@ def egress_paths(scene: Scene, group: EgressGroup, rank: int) -> Iterator[Wanted
         communities = normal_communities(how.communities)
         for address in group.egress_ips:
             prefix = prefix_of(address, address.max_prefixlen)
-            path = Path(prefix, None, local_pref, (how.med or 0) + med, how.prepend, communities)
+            path = Path(prefix, None, local_pref, min((how.med or 0) + med, MAX_U32), how.prepend, communities)
             yield Wanted(path, group.ref, how.peers)
 
 
@@ -235,6 +237,8 @@ class Kept:
     allocated: Renewed[str, ServiceAllocation] = field(default_factory=Renewed)  # by service
     _allocations: Sequence[ServiceAllocation] = ()
     ribs: dict[Carrier, Rib] = field(default_factory=dict)
+    _parts: list[Mapping[IPNetwork, tuple[Ref, ...]]] = field(default_factory=list)  # what `_owners` was made of
+    _owners: Mapping[IPNetwork, tuple[Ref, ...]] = field(default_factory=dict)
 
     def take(self, snapshot: Snapshot) -> None:
         """What the next announcements rest on, as an index."""
@@ -260,13 +264,16 @@ class Kept:
             table.put({sayer: heard(audience, items) for sayer, items in wanted.items()})
 
     def owners(self) -> Mapping[IPNetwork, tuple[Ref, ...]]:
-        if len(self.tables) == 1:
-            return self.tables[EVERYBODY].owners
-        found: dict[IPNetwork, set[Ref]] = {}
-        for table in self.tables.values():
-            for prefix, owners in table.owners.items():
+        """Of what anybody gets."""
+        parts = [table.owners for table in self.tables.values()]
+        if len(parts) == 1:
+            return parts[0]
+        if len(parts) != len(self._parts) or any(map(is_not, parts, self._parts)):
+            found: dict[IPNetwork, set[Ref]] = {}
+            for prefix, owners in (item for part in parts for item in part.items()):
                 found.setdefault(prefix, set()).update(owners)
-        return {prefix: tuple(sorted(owners)) for prefix, owners in found.items()}
+            self._parts, self._owners = parts, {prefix: tuple(sorted(refs)) for prefix, refs in found.items()}
+        return self._owners
 
 
 EVERYBODY = ""  # the audience of peers that no advertisement names

@@ -113,7 +113,7 @@ class Tap:
     leaks: Counter[Seen] = field(default_factory=Counter)
     pods: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     egress: dict[str, frozenset[str]] = field(default_factory=dict)
-    _routed: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # at any look
+    _routed: Mapping[str, set[str]] = field(default_factory=dict)  # at the last look
     _excused: set[tuple[str, str]] = field(default_factory=set)
     _selected: Counter[str] = field(default_factory=Counter)  # how many say so
     _own: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -166,8 +166,8 @@ class Tap:
             raise Leaked("; ".join(f"{packets} packets of {each}" for each, packets in leaks.items()))
 
     def _permitted(self) -> Permitted:
-        for address, links in self.routes().items():  # flows outlive a route for a while
-            self._routed[address] |= links
+        before, now = self._routed, self.routes()
+        self._routed = now
         for link, node in self.nodes.items():  # a node may have had an address for a while
             self._own[link] |= {a["local"] for each in _links(node) for a in each["addr_info"] if "local" in a}
         return Permitted(
@@ -177,7 +177,7 @@ class Tap:
             self.egress,
             frozenset(self._excused),
             self.outside,
-            {address: frozenset(links) for address, links in self._routed.items()},
+            {address: frozenset(before.get(address, set()) | now.get(address, set())) for address in {*before, *now}},
         )
 
 

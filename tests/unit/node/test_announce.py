@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from bgp.path import Path
-from routerd.model import EXCLUDE_LABEL, Allocations, EndpointSlice, Peer, Peering, Refusal, Snapshot
+from routerd.model import EXCLUDE_LABEL, Advertisement, Allocations, EndpointSlice, Peer, Peering, Refusal, Snapshot
 from routerd.node.announce import Announcements, announcements
 from routerd.node.checks import SERVICE_CHECKS, Rules
 from routerd.refs import Ref
@@ -239,6 +239,32 @@ def test_a_standby_announces_the_egress_ip_worse() -> None:
     active, standby = (announced(snapshot, name, Rules()).desired.ribs[TOR][EGRESS_PREFIX] for name in "ba")
     assert (active.local_pref, active.med) == (1000, 0)
     assert (standby.local_pref, standby.med) == (999, 1)
+
+
+def of_a_pool(*ways: Advertisement) -> dict[str, object]:
+    """An egress IP of a pool that is announced in these ways, by gateways that take turns."""
+    group = cluster.group(pool="out", gateway_mode="active-standby")
+    pools = {"out": cluster.pool("out", "198.51.100.0/24", advertisements=ways)}
+    return {"allocations": Allocations(1, groups=(group,)), "pools": pools}
+
+
+def test_a_pool_says_how_its_egress_ips_are_announced_and_the_gateways_order_goes_on_top() -> None:
+    ways = cluster.advertisement(med=10, prepend=2, communities=("64512:1",), aggregation_length=24)
+    last = cluster.advertisement(med=2**32 - 1)
+    for way, med in ((ways, 11), (last, 2**32 - 1)):
+        path = announced(cluster.snapshot(**of_a_pool(way)), "a", Rules()).desired.ribs[TOR][EGRESS_PREFIX]
+        expected = Path(EGRESS_PREFIX, None, 999, med, way.prepend, way.communities)
+        assert path == expected
+
+
+def test_an_egress_ip_is_announced_to_the_peers_and_by_the_nodes_of_its_pools_advertisements() -> None:
+    elsewhere = announced(cluster.snapshot(**of_a_pool(cluster.advertisement(peers=("tor-b",)))), "a", Rules())
+    assert EGRESS_PREFIX not in elsewhere.desired.ribs[TOR]
+    only_b = of_a_pool(cluster.advertisement(node_selectors=(cluster.ONLY_B,)))
+    result = announced(cluster.snapshot(**only_b), "a", Rules())
+    assert (EGRESS_PREFIX in result.desired.ribs[TOR], reasons(result)["egress/198.51.100.7"]) == (
+        False, "NotAdvertisedHere",
+    )  # fmt: skip
 
 
 def test_a_node_that_is_no_gateway_does_not_announce_the_egress_ip() -> None:
