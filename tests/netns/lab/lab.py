@@ -105,6 +105,7 @@ class Lab:
         self.fw = Fw(self.directory, "fw", FW_ADDRESS)
         self.client = Host(self.directory, "client", CLIENT_ADDRESS)
         self.tap = Tap(self.tor, self.nodes, self._outside(), self._routes)
+        self.route_log, self._routes_read = self.tor.directory / "routes.log", 0
         self._watches: list[SourceWatch] = []
 
     def __enter__(self) -> Self:
@@ -225,6 +226,7 @@ class Lab:
         for node in self.nodes.values():
             self._build_node(node)
         self.tap.start(CLUSTER_NETWORKS)
+        self.tor.popen(["ip", "-o", "monitor", "route"], self.route_log)
         self.fw.nft(FW_RULES)
         self.fw.start_server(http=80, udp=53, tcp=7)
         self.tor.bgp = TOR_MAKES[self.make](self.tor, self.tor.directory)
@@ -234,11 +236,16 @@ class Lab:
         return frozenset(each for host in (self.fw, self.client) for each in (host.address, six(host.address)))
 
     def _routes(self) -> dict[str, set[str]]:
-        """Address -> nodes to which the ToR has a path of it, or a route of its own."""
+        """Address -> nodes to which the ToR has a path of it, or a route of its own, or got one since it was asked
+        last: what comes and goes between two looks was there.
+        """
+        shown = "".join(self.tor.run(["ip", family, "-o", "route", "show"]) for family in ("-4", "-6"))
+        told = self.route_log.read_text()[self._routes_read :] if self.route_log.exists() else ""
+        whole, self._routes_read = told[: told.rfind("\n") + 1], self._routes_read + told.rfind("\n") + 1
         return leading(
             {name: {node.address, six(node.address)} for name, node in self.nodes.items()},
             self.tor.bgp.routes() if hasattr(self.tor, "bgp") else {},
-            "\n".join(self.tor.run(["ip", family, "-o", "route", "show"]) for family in ("-4", "-6")),
+            shown + "".join(line for line in whole.splitlines(keepends=True) if not line.startswith("Deleted ")),
         )
 
     def tor_config(self, extra: str = "") -> str:

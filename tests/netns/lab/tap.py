@@ -1,9 +1,10 @@
 """The leak tap: counts in the ToR's kernel, at the link of each node, who sends to the world; judges whether they may.
 
 Every lab has one from its first packet to its last, and a test fails after which something had left with a source
-that is none of: an address of the node itself, an egress IP by one of its gateways, an address to which the ToR has a
-route by that node (as strict uRPF would ask), an unselected pod of that node. An nftables set misses nothing: it counts
-each pair of source and destination by link, and what finds no room in it is counted, too.
+that is none of: an address of the node itself, an egress IP by one of its gateways, an address to which the ToR has, or
+had since the last look, a route by that node (as strict uRPF would ask), an unselected pod of that node. A set of
+nftables misses nothing: it counts each pair of source and destination by link, and what finds no room in it is counted,
+too.
 
 Frames to another node are not judged: they have not left yet. Nor are destinations in the cluster or on the link, nor
 what a node sends back to the ToR as it came from there, unless it was for an egress IP.

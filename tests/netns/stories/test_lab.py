@@ -123,6 +123,21 @@ def test_the_tap_of_every_lab_catches_what_must_not_leave(lab: Lab, pods: dict[s
         lab.tap.check()
 
 
+def test_the_tap_knows_routes_that_came_and_went_between_two_looks(lab: Lab) -> None:
+    gw1, route = lab.node("gw1"), f"192.0.2.77/32 via {lab.node('gw1').address}"
+    lab.tap.check()
+    lab.tor.ip(f"route add {route}")
+    send(gw1, "192.0.2.77", FW_ADDRESS)
+    lab.tor.ip(f"route del {route}")
+    lab.wait(lambda: "Deleted 192.0.2.77" in lab.route_log.read_text(), "both are told")
+    lab.tap.check()
+    lab.node("gw2").ask(FW_ADDRESS, timeout=0.1)  # it looks at routes when it sees somebody
+    lab.tap.check()
+    send(gw1, "192.0.2.77", FW_ADDRESS)
+    with pytest.raises(Leaked, match=r"^1 packets of 192\.0\.2\.77 "):
+        lab.tap.check()
+
+
 def send(node: Node, source: str, destination: str) -> None:
     """One datagram with a source that is not the node's."""
     with node.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
