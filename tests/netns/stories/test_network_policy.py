@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -70,8 +72,14 @@ def _load(node: Namespace, backend: Backend, text: str, ipv6: bool, more: bool =
 
 
 @pytest.fixture(scope="module")
-def cluster(request: pytest.FixtureRequest, clean_labs: list[str]) -> Iterator[Cluster]:
-    cni: Cni = request.param
+def clusters(clean_labs: list[str]) -> Iterator[Callable[[Cni], Cluster]]:
+    """By the CNI's wiring, built when the first test asks: as a parameter of the fixture it would be built for each."""
+    with ExitStack() as stack:
+        yield cache(lambda cni: stack.enter_context(_cluster(cni)))
+
+
+@contextmanager
+def _cluster(cni: Cni) -> Iterator[Cluster]:
     with Lab(f"np{os.getpid()}{cni[0]}", cni=cni, ipv6=True) as lab:
         for name in ("open", "shut"):
             lab.add_pod(name, "worker")
@@ -94,8 +102,8 @@ def cluster(request: pytest.FixtureRequest, clean_labs: list[str]) -> Iterator[C
 
 
 @pytest.fixture
-def enforced(cluster: Cluster, make: Make) -> Iterator[Enforced]:
-    there = Enforced(cluster, make)
+def enforced(clusters: Callable[[Cni], Cluster], make: Make) -> Iterator[Enforced]:
+    there = Enforced(clusters(make.cni), make)
     there.load()
     yield there
     there.unload()
@@ -103,8 +111,7 @@ def enforced(cluster: Cluster, make: Make) -> Iterator[Enforced]:
 
 def on(makes: Mapping[str, Make]) -> pytest.MarkDecorator:
     """The test, on the nodes of each of these."""
-    found = [(make.cni, make) for make in makes.values()]
-    return pytest.mark.parametrize(("cluster", "make"), found, ids=list(makes), indirect=["cluster"])
+    return pytest.mark.parametrize("make", makes.values(), ids=list(makes))
 
 
 @on(MAKES)
