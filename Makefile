@@ -48,7 +48,7 @@ wheel: bpf
 kernel:
 	@tools/kernel
 
-# The labs one after the other, and beside them all that needs none. WORKERS=0: everything in one process.
+# The stories' labs one after the other, beside them the attacks', then all that needs none. WORKERS=0: one process.
 test: setup kernel
 	@$(PY) -m pytest --numprocesses $(or $(WORKERS),2) --dist loadscope
 

@@ -40,16 +40,18 @@ def no_leaks() -> Iterator[None]:
         lab.tap.check()
 
 
-class OneForLabs(LoadScopeScheduling):
-    """Workers share the files; all labs are one worker's, one after the other, as BGP and BFD must answer in time."""
+class FewLabs(LoadScopeScheduling):
+    """Workers share the files. The labs of a directory are one worker's, one after the other, as BGP and BFD must
+    answer in time: so there are two at a time, attacks beside stories, and later one beside what needs none.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
-        return "labs" if path.startswith(WITH_LABS) else path
+        return next((labs for labs in WITH_LABS if path.startswith(labs)), path)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneForLabs:
-    return OneForLabs(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FewLabs:
+    return FewLabs(config, log)
 
 
 def _skipped(config: pytest.Config) -> int:

@@ -92,7 +92,7 @@ class Cluster:
         """As the node's agent reports itself."""
         node = self.lab.node(name)
         with netns.entered(node.name):
-            link = next(link for link in own_links() if str(link.address) == node.address)
+            (link,) = own_links([ip_address(node.address)])
         return Neighbour(bytes.fromhex(link.mac.replace(":", "")), link.link_local)
 
     @property
