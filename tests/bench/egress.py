@@ -7,12 +7,13 @@ One such line for each mode, all at once, and modes take turns within each round
 
     plain          routed, no translation                 plain_vxlan    the same, VXLAN between worker and gateway
     nft            the gateway's SNAT by an nftables map   nft_vxlan      the same behind VXLAN, which is not tracked
-    routerd_vxlan  our datapath                            routerd_forward  first packets by the forward hook
+    nft_flowtable  nft, and what is established goes by    routerd_vxlan  our datapath behind VXLAN
+                   a flow table, where the kernel has it   routerd_direct and without a tunnel
+    routerd_forward  routerd_vxlan, first packets by the forward hook; measured where it is named
 
-Packets take the same hops in all of them. Pods have an MTU of 1500, behind VXLAN 1450. The worker of the nft modes
-chooses nothing: all that it forwards goes to the gateway. With `--netfilter` worker and gateway have rules as
-kube-proxy makes them, in all modes. `routerd_forward` is measured where it is named. Rows go to
-`build/bench/egress.json`. It judges nothing.
+Both families in one run. Packets take the same hops in all modes. Pods have an MTU of 1500, behind VXLAN 1450. The
+worker of the nft modes chooses nothing: all that it forwards goes to the gateway. With `--netfilter` worker and gateway
+have rules as kube-proxy makes them, in all modes. Rows go to `build/bench/egress.json`. It judges nothing.
 """
 
 from __future__ import annotations
@@ -20,29 +21,31 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, ip_address, ip_network
+from itertools import product
 from pathlib import Path
 from statistics import median
 
 from bpf import layout, loader
 from egress.netdev import Datapath
-from egress.policy import Block, Desired, Gateway, Group, Policy, Served, Version
+from egress.policy import VERSIONS, Block, Desired, Gateway, Group, Policy, Served, Version
 from tests.bench import crowd
 from tests.bench.report import Row, at_least, compiled, forget, machine, ratios, write
 from tests.bpf.world import put_all
 from tests.models.tables import granules
 from tests.netns.lab import netns
-from tests.netns.lab.datapath import reconcile
+from tests.netns.lab.datapath import neighbour, reconcile
 from tests.netns.lab.mounts import own_mounts
 from tests.netns.lab.netns import Namespace
 from tests.netns.lab.wiring import pod_lines, pod_lines6, pod_sysctls, six
 from tests.waiting import wait
 
-MODES = ("plain", "plain_vxlan", "nft", "nft_vxlan", "routerd_vxlan")
+MODES = ("plain", "plain_vxlan", "nft", "nft_flowtable", "nft_vxlan", "routerd_vxlan", "routerd_direct")
 PARTS = ("pod", "worker", "gateway", "tor", "remote")
 WORKER, GATEWAY, NODES = "10.0.0.21", "10.0.0.11", "10.0.0.0/24"
 UPLINK, TOR, REMOTE = "10.1.0.2", "10.1.0.1", "203.0.113.10"
@@ -61,6 +64,8 @@ BARS = {
     ("routerd_vxlan", "nft_vxlan"): {"tcp_gbps": 1.1, "rr_per_s": 1.15, "conn_per_s": 1.2, "udp64_kpps": 1.2},
     ("routerd_forward", "routerd_vxlan"): {"tcp_gbps": 0.98, "rr_per_s": 0.98, "conn_per_s": 0.85, "udp64_kpps": 0.98},
     ("routerd_vxlan", "plain_vxlan"): {"tcp_gbps": 0.97, "rr_per_s": 0.98, "conn_per_s": 0.98, "udp64_kpps": 0.98},
+    ("routerd_direct", "plain"): {"tcp_gbps": 0.93, "rr_per_s": 0.95, "conn_per_s": 0.92},
+    ("routerd_direct", "nft"): {"conn_per_s": 1.1},
 }  # fmt: skip
 SENT = frozenset(reason.name for reason in layout.read_reasons().values() if not reason.is_drop)
 NETFILTER = """
@@ -81,7 +86,13 @@ table inet tunnel {
     chain goes { type filter hook output priority raw; udp dport 4789 notrack; }
 }
 """
-COMPARED = (*BARS, ("routerd_vxlan", "plain"), ("nft_vxlan", "plain_vxlan"), ("nft", "plain"))
+COMPARED = (*BARS, ("nft_vxlan", "plain_vxlan"), ("nft", "plain"), ("nft_flowtable", "plain"))
+FLOWTABLE = """
+table inet fast {
+    flowtable flows { hook ingress priority filter; devices = { eth0, up0 }; }
+    chain forward { type filter hook forward priority filter; meta l4proto { tcp, udp } flow add @flows; }
+}
+"""
 
 
 @dataclass
@@ -98,7 +109,7 @@ class Site:
 
     @property
     def tunnelled(self) -> bool:
-        return self.mode.endswith("_vxlan") or self.is_ours
+        return self.mode.endswith(("_vxlan", "_forward"))
 
     @property
     def is_ours(self) -> bool:
@@ -150,6 +161,8 @@ class Site:
             self._route("gateway", POD, OVER_WORKER if self.tunnelled else WORKER)
         if self.mode.startswith("nft"):
             self._nft()
+        if self.mode == "nft_flowtable":
+            self.parts["gateway"].nft(FLOWTABLE)
         self._filter()
 
     def _link(self, one: str, device: str, address: str, other: str, far: str, far_address: str) -> None:
@@ -229,6 +242,8 @@ class Site:
             icmp_sources=(addresses[part], ip_address(six(str(addresses[part])))),
             cluster=frozenset(networks), pod_cidrs=frozenset(networks[2:]) if part == "worker" else frozenset(),
             network_policy="forward" if self.mode == "routerd_forward" else "direct",
+            transport="vxlan" if self.tunnelled else "direct",
+            neighbours={numbers[name]: neighbour(self.parts[name], addresses[name]) for name in numbers},
         )  # fmt: skip
 
     def _routerd(self, pins: Path) -> None:
@@ -280,12 +295,12 @@ class Site:
 
 @contextmanager
 def sites(
-    policies: Sequence[int], version: Version, modes: Sequence[str], load: Path, netfilter: Sequence[bool]
+    policies: Sequence[int], versions: Sequence[Version], modes: Sequence[str], load: Path, netfilter: Sequence[bool]
 ) -> Iterator[list[Site]]:
     """All sites, with their servers. What does not know policies is there once."""
     wanted = [(mode, n) for mode in modes for n in ([0] if mode.startswith("plain") else policies)]
-    both = ((mode, n, filtered) for filtered in netfilter for mode, n in wanted)
-    made = [Site(mode, n, version, f"rbe{os.getpid()}-{place}", each) for place, (mode, n, each) in enumerate(both)]
+    every = enumerate(product(versions, netfilter, wanted))
+    made = [Site(mode, n, version, f"rbe{os.getpid()}-{i}", each) for i, (version, each, (mode, n)) in every]
     with ExitStack() as stack:
         pins, logs = (Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="routerd-bench-"))) for _ in range(2))
         for site in made:
@@ -316,15 +331,16 @@ def one_round(made: Sequence[Site], number: int, load: Path, seconds: float) -> 
 
 
 def say_medians(rows: Sequence[Row]) -> None:
-    print(f"{'':<14} {'policies':>8}" + "".join(f"{metric:>13}" for metric in LOADS))
+    """Of one family."""
+    print(f"{rows[0]['family']:<15} {'policies':>8}" + "".join(f"{metric:>13}" for metric in LOADS))
     for mode, policies in dict.fromkeys((row["mode"], row["policies"]) for row in rows):
         of_it = [row for row in rows if (row["mode"], row["policies"]) == (mode, policies)]
         figures = "".join(f"{median(row[metric] for row in of_it):13,.1f}" for metric in LOADS)
-        print(f"{mode:<14} {policies or '':>8}{figures}")
+        print(f"{mode:<15} {policies or '':>8}{figures}")
 
 
 def say_ratios(rows: Sequence[Row]) -> None:
-    """Medians of the ratios of each round, with quartiles."""
+    """Medians of the ratios of each round, with quartiles; of one family."""
     there = {row["mode"] for row in rows}
     for mode, other in COMPARED:
         if {mode, other} <= there:
@@ -333,8 +349,15 @@ def say_ratios(rows: Sequence[Row]) -> None:
                     value, low, high = ratios(rows, metric, mode, other, policies)
                     bar = BARS.get((mode, other), {}).get(metric)
                     said = at_least(round(value, 3), bar) if bar else ""
-                    name = f"{mode}/{other}, {policies:,} policies: {metric:<10}"
+                    name = f"{rows[0]['family']} {mode}/{other}, {policies:,} policies: {metric:<10}"
                     print(f"{name} {value:.3f} x ({low:.3f} to {high:.3f})   {said}")
+
+
+def has_flowtables() -> bool:
+    """Whether this kernel does."""
+    words = ["unshare", "--net", "nft", "-f", "-"]
+    rules = FLOWTABLE.replace("eth0, up0", "lo")
+    return not subprocess.run(words, input=rules, text=True, capture_output=True, check=False).returncode
 
 
 def main() -> None:
@@ -343,26 +366,31 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="of each load")
     parser.add_argument("--policies", default="1,100000", help="numbers of policies, with commas")
     parser.add_argument("--modes", default=",".join(MODES))
-    parser.add_argument("--family", type=int, choices=(4, 6), default=4)
+    parser.add_argument("--family", type=int, choices=VERSIONS, action="append", help="one of both")
     parser.add_argument("--netfilter", action="store_true", help="rules as kube-proxy's on worker and gateway")
     given = parser.parse_args()
     forget("egress")
-    print(f"make bench-egress: {machine()}, IPv{given.family}, {given.rounds} rounds of {given.seconds:g} s a load")
+    print(f"make bench-egress: {machine()}, {given.rounds} rounds of {given.seconds:g} s a load")
     print(
         "worker and gateway have rules of netfilter" if given.netfilter else "netfilter has no rules but the modes' own"
     )
     policies, rows = [int(word) for word in given.policies.split(",")], list[Row]()
-    modes, netfilter = given.modes.split(","), (given.netfilter,)
-    with compiled("load.c") as load, sites(policies, given.family, modes, load, netfilter) as made:
+    modes, versions = given.modes.split(","), given.family or VERSIONS
+    if "nft_flowtable" in modes and not has_flowtables():
+        print("nft_flowtable is left out: this kernel has no flow tables")
+        modes.remove("nft_flowtable")
+    with compiled("load.c") as load, sites(policies, versions, modes, load, (given.netfilter,)) as made:
         for number in range(given.rounds + 1):
             found = one_round(made, number, load, given.seconds)
             rows += found if number else []  # the first is to warm up
             print(f"round {number} of {given.rounds}", flush=True)
-        dropped = {site.policies: drops for site in made if (drops := site.dropped())}
-    say_medians(rows)
-    say_ratios(rows)
-    for number, drops in dropped.items():
-        print(f"routerd, {number:,} policies, dropped: {drops}")
+        dropped = [(site, drops) for site in made if (drops := site.dropped())]
+    for version in versions:
+        of_it = [row for row in rows if row["family"] == f"IPv{version}"]
+        say_medians(of_it)
+        say_ratios(of_it)
+    for site, drops in dropped:
+        print(f"{site.mode}, IPv{site.version}, {site.policies:,} policies, dropped: {drops}")
     print(write("egress", rows))
 
 

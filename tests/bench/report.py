@@ -75,8 +75,13 @@ def verdict(held: bool) -> str:
 
 
 def at_most(value: float, bar: float) -> str:
-    return f"bar {bar:g} {verdict(value <= bar)}"
+    return _beside(value, bar, value <= bar)
 
 
 def at_least(value: float, bar: float) -> str:
-    return f"bar {bar:g} {verdict(value >= bar)}"
+    return _beside(value, bar, value >= bar)
+
+
+def _beside(value: float, bar: float, held: bool) -> str:
+    by = "" if held else f" by {abs(value / bar - 1):.1%}"
+    return f"bar {bar:g} {verdict(held)}{by}"

@@ -55,7 +55,7 @@ def main() -> None:
     with (
         compiled("load.c") as load,
         compiled("way.c") as way,
-        sites([given.policies], given.family, MODES, load, (False, True)) as made,
+        sites([given.policies], (given.family,), MODES, load, (False, True)) as made,
     ):
         rows = measure(made, way, given.batches)
         dropped = [drops for site in made if (drops := site.dropped())]

@@ -8,7 +8,7 @@ import pytest
 
 from bpf import layout
 from tests.bench.packets import Site, Size
-from tests.bench.report import ratios, spread
+from tests.bench.report import at_least, at_most, ratios, spread
 
 ROWS = [
     {"mode": mode, "policies": policies, "round": number, "rr": float(value)}
@@ -21,6 +21,11 @@ def test_a_ratio_is_of_one_round_and_plain_routing_knows_no_policies() -> None:
     assert ratios(ROWS, "rr", "ours", "plain", 1) == (1.0, 0.75, 1.25)
     assert ratios(ROWS, "rr", "ours", "plain", 9)[0] == 0.05
     assert spread([7.0]) == (7.0, 7.0, 7.0)
+
+
+def test_a_bar_that_is_missed_says_by_how_much() -> None:
+    assert (at_least(1.1, 1.1), at_least(0.99, 1.1)) == ("bar 1.1 held", "bar 1.1 MISSED by 10.0%")
+    assert (at_most(300, 300), at_most(330, 300)) == ("bar 300 held", "bar 300 MISSED by 10.0%")
 
 
 @pytest.mark.parametrize("version", [4, 6])

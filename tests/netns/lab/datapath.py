@@ -41,6 +41,13 @@ def reconcile(node: netns.Namespace, datapath: Datapath, desired: Desired) -> li
     raise AssertionError(f"{node.label} does not come to rest: {done[-3:]}")
 
 
+def neighbour(node: netns.Namespace, address: IPv4Address) -> Neighbour:
+    """As the agent of the node that has the address reports it."""
+    with netns.entered(node.name):
+        (link,) = own_links([address])
+    return Neighbour(bytes.fromhex(link.mac.replace(":", "")), link.link_local)
+
+
 @dataclass
 class Cluster:
     """The lab's nodes with a datapath each."""
@@ -85,15 +92,12 @@ class Cluster:
             pod_cidrs=frozenset(ip_network(n) for n in self._both(node.spec.pod_cidr)),
             network_policy=self.network_policy,
             transport=self.transport,
-            neighbours={numbers[n]: self._neighbour(n) for n in nodes} if self.transport != "vxlan" else {},
+            neighbours={
+                numbers[n]: neighbour(self.lab.node(n), address)
+                for n, address in nodes.items()
+                if self.transport != "vxlan"
+            },
         )
-
-    def _neighbour(self, name: str) -> Neighbour:
-        """As the node's agent reports itself."""
-        node = self.lab.node(name)
-        with netns.entered(node.name):
-            (link,) = own_links([ip_address(node.address)])
-        return Neighbour(bytes.fromhex(link.mac.replace(":", "")), link.link_local)
 
     @property
     def _size(self) -> int:
