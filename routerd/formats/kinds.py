@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from routerd.formats import cilium, core, metallb, native
+from routerd.formats import core, native
 from routerd.formats.closed import FailClosed
 from routerd.formats.document import Value
+from routerd.formats.foreign import cilium, metallb
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.published.allocations import read_allocations, read_node_report
 from routerd.formats.resembling import node_labels, slice_labels
