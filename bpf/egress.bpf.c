@@ -147,7 +147,7 @@ int from_pod(struct __sk_buff *skb)
 	pod_key.address = packet->source;
 	pod = bpf_map_lookup_elem(&pods, &pod_key);
 	if (!pod)
-		return drop_if_strict(skb, SPOOFED_SOURCE);
+		return judge_stranger(skb, packet);
 	if (is_inside(&packet->destination))
 		return NEXT;
 	if (parsed == PARSED_ICMP_ERROR) {
@@ -227,8 +227,8 @@ int to_pod(struct __sk_buff *skb)
 	if (!config || !room)
 		return NEXT;
 	packet = &room->packet;
-	if (parse(skb, packet) != PARSED_FLOW)
-		return NEXT;
+	if (is_tagged(skb) || parse(skb, packet) != PARSED_FLOW)
+		return NEXT; /* from_pod looks into no tagged frame of another pod's */
 	key = flow_to_pod(packet, skb->ifindex);
 	flow = bpf_map_lookup_elem(&flows, &key);
 	if (flow && flow->group)

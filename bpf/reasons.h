@@ -60,6 +60,7 @@
 	R(66, UNTRIED_PORT_SET, "no gateway of the group has echoed a port set of this node yet")            \
 	R(67, BAD_TRIAL, "trial of a port set, or its echo, that is forged or cut short")                    \
 	R(68, HANDING_OVER, "new flow while another release takes over the maps")                            \
+	R(72, FOREIGN_SOURCE, "from another pod to a selected one, with a source that is neither's")         \
 	R(80, STRAY_MARK, "bears the mark of what was handed to the forward hook, and is none of it")        \
 	R(81, UNENFORCED, "NetworkPolicies of this node's CNI would be bypassed")                            \
 	R(88, UNKNOWN_NEIGHBOUR, "packet from or to an egress IP, from a neighbour that is no node")

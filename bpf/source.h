@@ -324,22 +324,19 @@ static __always_inline int continue_flow(struct __sk_buff *skb, const struct pac
 	return SEND_OUT;
 }
 
-/* A connection that opens again on the ports of one that has ended is a new flow, and decided anew. */
+/* A connection that opens again on the ports of one that has ended is a new flow, and decided anew. So is one
+ * that the pod opens where another one was opened to it: a SYN answers nothing. */
 static __always_inline bool reopens(const struct flow_key *key, const struct flow_value *flow,
 				    const struct packet *packet)
 {
-	__u8 seen_in = flow->seen_in;
 	struct reverse_value *port;
 
 	if (!opens_connection(packet))
 		return false;
-	if (flow->group) {
-		port = own_port(key, flow);
-		if (!port)
-			return true;
-		seen_in = port->seen_in;
-	}
-	return is_over(flow->seen_out, seen_in);
+	if (!flow->group)
+		return true;
+	port = own_port(key, flow);
+	return !port || is_over(flow->seen_out, port->seen_in);
 }
 
 /* The flow is over; its port is free at once for whoever begins here next from the same pod's port. */
@@ -409,6 +406,20 @@ static __always_inline int drop_if_strict(struct __sk_buff *skb, enum reason rea
 	__u32 device = skb->ifindex;
 
 	return bpf_map_lookup_elem(&strict_devices, &device) ? drop(skb, reason) : NEXT;
+}
+
+/* An address that is not known on the device. What it begins with a selected pod would be taken for begun
+ * outside: the answers to whomever it names would leave untranslated. Another node's pods meet the guard
+ * there. */
+static __always_inline int judge_stranger(struct __sk_buff *skb, const struct packet *packet)
+{
+	__u32 device = skb->ifindex;
+
+	if (bpf_map_lookup_elem(&strict_devices, &device))
+		return drop(skb, SPOOFED_SOURCE);
+	if (bpf_map_lookup_elem(&pod_devices, &packet->destination) && !is_inside(&packet->source))
+		return drop(skb, FOREIGN_SOURCE);
+	return NEXT;
 }
 
 /* What routers do not forward (RFC 4291, section 2.5.6, and link-local multicast): neighbour discovery lives

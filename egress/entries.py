@@ -412,16 +412,14 @@ def _epoch(desired: Desired, facts: Facts, groups: MapEntries) -> MapEntries:
 def _pod_entries(desired: Desired, facts: Facts, numbers: Mapping[tuple[str, ...], int]) -> dict[str, MapEntries]:
     pods: MapEntries = {}
     devices: MapEntries = {}
-    is_handed = first_packets(desired, facts.surroundings).way == "forward"
     strict: MapEntries = {}
     for address, device in attached(desired, facts).items():
         names = desired.pods[address]
         key = layout.PodKey(device.ifindex, layout.ip_field(address))
         number = numbers[names] if names else 0
         pods[bytes(key)] = bytes(layout.PodValue(number, _mac(device.pod_mac), _mac(device.device_mac)))
-        if number and is_handed:
-            devices[layout.ip16(address)] = layout.u32(device.ifindex)
         if number:
+            devices[layout.ip16(address)] = layout.u32(device.ifindex)
             strict[layout.u32(device.ifindex)] = layout.u32(1)
     return {"pods": pods, "pod_devices": devices, "strict_devices": strict}
 

@@ -26,7 +26,7 @@ from egress.policy import Desired, IPAddress, Policy, Ports, Version
 
 TABLE = "routerd"
 FAMILY = "inet"
-COUNTERS = ("astray", "forged", "selected", "source_routed", "spoofed", "undecided")
+COUNTERS = ("astray", "foreign_source", "forged", "selected", "source_routed", "spoofed", "undecided")
 HOOKS = {  # chain -> type, hook, priority and policy; -300 is raw, -10 just before the filters of others
     "prerouting": ("filter", "prerouting", -300, "accept"),
     "output": ("filter", "output", -300, "accept"),
@@ -158,6 +158,18 @@ def _forward_rules(family: Family) -> Rules:
     )
 
 
+def _source_rules(family: Family) -> Rules:
+    """What a pod may not send with, wherever to; and whom it may not play to the cluster: answers of a selected pod to
+    one outside, who asked by such a packet, would leave untranslated.
+    """
+    s, source = family.suffix, f"{family.header} saddr"
+    outside = f"iifname . {source} != @decided{s} {source} != @cluster{s} {source} @covered{s}"
+    return (
+        f"{source} @no_pods{s} counter name spoofed drop",
+        f"{outside} {family.header} daddr @cluster{s} counter name foreign_source drop",
+    )
+
+
 # Other nodes take what this one sends without the tunnel for its own by the source of the frame alone.
 BORROWED = tuple(
     f"{f.header} saddr @egress_ips{f.suffix} iifname != @host_devices counter name forged drop" for f in FAMILIES
@@ -234,7 +246,7 @@ def render(desired: Desired, facts: Facts, kept: Kept | None = None) -> Guard:
     leaving = (rule for family in FAMILIES for rule in _forward_rules(family))
     handed = _handed_rules(first_packets(desired, facts.surroundings))
     chains["prerouting"] += (f"iifname @pod_devices jump {OF_PODS}", *handed.get("prerouting", ()))
-    chains[OF_PODS] = tuple(f"{f.header} saddr @no_pods{f.suffix} counter name spoofed drop" for f in FAMILIES)
+    chains[OF_PODS] = tuple(rule for family in FAMILIES for rule in _source_rules(family))
     chains |= {name: rules for name, rules in handed.items() if name == HANDED_IN}
     borrowed = BORROWED if desired.transport != "vxlan" else ()
     chains["forward"] += (*SOURCE_ROUTED, *borrowed, *handed.get("forward", ()), "ct direction reply return", *leaving)

@@ -74,8 +74,8 @@ def icmp(kind: int) -> bytes:
     return frame[:34] + put(body, 2, checksum(body).to_bytes(2))
 
 
-def ipv6(source: str, destination: str) -> bytes:
-    return build(Packet(IPv6Address(source), IPv6Address(destination), UDP, 4000, 53, length=80))
+def ipv6(source: str, destination: str, port: int = 4000, to: int = 53) -> bytes:
+    return build(Packet(IPv6Address(source), IPv6Address(destination), UDP, port, to, length=80))
 
 
 def encapsulated(number: int, inner: bytes) -> bytes:
@@ -164,6 +164,8 @@ class Scene:
     cluster: Cluster
     arrivals: Arrivals  # at the ToR, from the worker
     hop: bytes  # the MAC address that pods send to
+    far_hop: bytes  # the same for the pod of gw2
+    bridged: bytes  # the selected pod's own, where pods of a node are on one bridge
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def leaves(self, pod: str, frame: bytes) -> set[str]:
@@ -213,6 +215,7 @@ def scene(request: pytest.FixtureRequest, clean_labs: list[str]) -> Iterator[Sce
     with Lab(f"s{os.getpid()}{request.param[0]}", cni=request.param, ipv6=True, rp_filter=0) as lab:
         pods = {name: lab.add_pod(name, "worker") for name in ("sel", "plain")}
         assert [IPv4Address(pod.address) for pod in pods.values()] == [SELECTED, PLAIN]
+        far = lab.add_pod("far", "gw2")
         worker = lab.node("worker")
         lax = {"rp_filter": 0, "accept_source_route": 1, "route_localnet": 1, "log_martians": 0}
         hop = "cni0" if lab.cni == "bridge" else pods["sel"].device
@@ -225,7 +228,9 @@ def scene(request: pytest.FixtureRequest, clean_labs: list[str]) -> Iterator[Sce
         cluster.apply()
         assert pods["sel"].ask(FW_ADDRESS).source == str(EGRESS_IP)
         with Arrivals(lab.tor, "worker") as arrivals:
-            yield Scene(cluster, arrivals, mac_of(worker, hop))
+            far_hop = mac_of(lab.node("gw2"), "cni0" if lab.cni == "bridge" else far.device)
+            bridged = mac_of(pods["sel"], "eth0") if lab.cni == "bridge" else b""
+            yield Scene(cluster, arrivals, mac_of(worker, hop), far_hop, bridged)
         cluster.close()
 
 
@@ -283,6 +288,38 @@ def test_no_pod_is_a_node_or_an_egress_ip_for_anybody(narrow: Scene, attack: str
     after = narrow.cluster.dropped("worker")
     reason = "guard_spoofed" if pod == "plain" else "spoofed_source"
     assert {name for name in after if after[name] != before.get(name)} == {reason}
+
+
+ACCOMPLICE_PORT = 6000
+FROM_FW = Packet(FW, SELECTED, UDP, 53, ACCOMPLICE_PORT)
+PLAYED = {  # whom a pod plays to another one, so that its answers would go back as they are
+    "UDP": build(FROM_FW),
+    "TCP": build(replace(FROM_FW, protocol=TCP, flags="S")),
+    "a ping": build(replace(FROM_FW, protocol=ICMP, source_port=ACCOMPLICE_PORT, destination_port=0, echo="request")),
+    "VLAN 0": tagged(VLAN + b"\0\0", build(FROM_FW)),
+    "options": with_options(build(FROM_FW), b"\x01\x01\x01\0"),
+    "IPv6": ipv6(six(FW_ADDRESS), six(str(SELECTED)), 53, ACCOMPLICE_PORT),
+}
+ANSWERS = {
+    "TCP": replace(SYN, source_port=ACCOMPLICE_PORT, destination_port=53, flags="SA"),
+    "a ping": replace(PING, source_port=0, destination_port=ACCOMPLICE_PORT, echo="reply"),
+    "IPv6": Packet(IPv6Address(six(str(SELECTED))), IPv6Address(six(FW_ADDRESS)), UDP, ACCOMPLICE_PORT, 53, length=80),
+}
+
+
+@pytest.mark.parametrize("packet", PLAYED)
+@pytest.mark.parametrize("of", ["the same node", "another node"])
+def test_no_pod_plays_a_remote_to_a_selected_one(scene: Scene, packet: str, of: str) -> None:
+    cluster, frame = scene.cluster, PLAYED[packet]
+    name, node, hop = ("plain", "worker", scene.hop) if of == "the same node" else ("far", "gw2", scene.far_hop)
+    bridged = scene.bridged if of == "the same node" else b""
+    for mac in filter(None, (hop, bridged)):
+        before = cluster.dropped(node)
+        inject(cluster.lab.pod(name), "eth0", mac + frame[6:])
+        answer = ANSWERS.get(packet, replace(OUT, source_port=ACCOMPLICE_PORT))
+        assert scene.leaves("sel", build(answer)) <= {"through a gateway"}
+        told = {each for each, n in cluster.dropped(node).items() if n != before.get(each)}
+        assert told & {"foreign_source", "guard_foreign_source"} or (packet == "VLAN 0" and mac == bridged)
 
 
 def test_what_no_policy_covers_leaves_as_it_is(narrow: Scene) -> None:

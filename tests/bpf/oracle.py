@@ -61,8 +61,8 @@ OUTSIDE: dict[Version, tuple[IPAddress, ...]] = {  # a remote twice, the uplink'
     ))),
 }  # fmt: skip
 SOURCES: dict[Version, tuple[IPAddress, ...]] = {
-    4: (POD, POD, POD, POD, POD2, POD2, IPv4Address("10.244.1.99")),
-    6: (POD6, POD6, POD6, POD6, POD26, POD26, IPv6Address("2001:db8:244:1::99")),
+    4: (POD, POD, POD, POD, POD2, POD2, IPv4Address("10.244.1.99"), IPv4Address("198.51.100.8")),
+    6: (POD6, POD6, POD6, POD6, POD26, POD26, IPv6Address("2001:db8:244:1::99"), IPv6Address("2001:db8:51::8")),
 }
 PODS: dict[Version, tuple[IPAddress, ...]] = {4: (POD, POD2), 6: (POD6, POD26)}
 EGRESS_IPS: dict[Version, tuple[IPAddress, ...]] = {
@@ -212,7 +212,7 @@ def _from_pod(choices: Choices, state: State, version: Version) -> Arrival:
     source = choices.of(SOURCES[version])
     ports = choices.of(POD_PORTS), choices.of(REMOTE_PORTS)
     to_node = version == 4 and choices.of((0,) * 19 + (1,))
-    destination = WORKER if to_node else choices.of(OUTSIDE[version])
+    destination = WORKER if to_node else choices.of((*OUTSIDE[version], PODS[version][0]))
     packet, shape = _finish(choices, _odd(choices, _flow(choices, source, destination, ports), state))
     known = [key for key in state.flows if key.pod == source]
     if known and packet.kind == "flow" and choices.of((False, True)):

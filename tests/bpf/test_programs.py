@@ -51,6 +51,7 @@ UDP_OUT = Packet(POD, REMOTE, UDP, 40000, 53)
 SYN = Packet(POD, REMOTE, TCP, 40000, 443, flags="S", mss=1460)
 SCTP_OUT = Packet(POD, REMOTE, SCTP, 40000, 3868, length=1001)
 PING = Packet(POD, REMOTE, ICMP, 4000, 0, echo="request")
+TO_SELECTED = Packet(REMOTE, POD, UDP, 53, 40000)
 LATER = replace(UDP_OUT, kind="fragment", source_port=0, destination_port=0, position=1376, id=7)
 FOLDED = 40960 + 40000 % 4096  # the pod's port within the node's block
 FOLDED_ID = 40960 + 4000 % 4096
@@ -129,7 +130,17 @@ FROM_POD = [
     Fixture("a policy of the other family alone", SYN, "next", wish=ONLY_V6, family=V4),
     Fixture("a header cut short", replace(UDP_OUT, kind="malformed"), "drop", "malformed", shape=Shape(cut=5)),
     Fixture("neither IPv4 nor IPv6", replace(UDP_OUT, kind="not-ip"), "next"),
-    Fixture("a flow begun from outside is left alone", SYN, "next", flow=RUNNING),
+    Fixture("a flow begun from outside is left alone", replace(SYN, flags="SA"), "next", flow=RUNNING),
+    Fixture("a SYN is no answer to whom a flow was begun by", SYN, "redirect", "encapsulated", CLAMPED, flow=RUNNING),
+    Fixture("an address of nobody's, to another pod, as the remote of a flow",
+            replace(TO_SELECTED, protocol=TCP, flags="S"), "drop", "foreign_source", device="pod1"),
+    Fixture("the same in UDP", TO_SELECTED, "drop", "foreign_source", device="pod1"),
+    Fixture("a later fragment of it",
+            replace(LATER, source=REMOTE, destination=POD), "drop", "foreign_source", device="pod1"),
+    Fixture("from the cluster it would begin nothing", replace(TO_SELECTED, source=IPv4Address("10.244.2.20")), "next",
+            device="pod1"),
+    Fixture("an unselected pod may be asked so", replace(TO_SELECTED, destination=IPv4Address("10.244.2.20")), "next",
+            device="pod1"),
     Fixture("a new connection on ports of one that has ended", SYN, "redirect", "encapsulated", CLAMPED, flow=ENDED),
     Fixture("an answer on the ports of one that has ended", replace(SYN, flags="A", mss=0), "next", flow=ENDED),
     Fixture("a gateway that is here sends at once", UDP_OUT, "redirect", "translated", _out(UDP_OUT),

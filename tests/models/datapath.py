@@ -158,6 +158,13 @@ def _drop_if_strict(tables: Tables, device: int, reason: str) -> Outcome:
     return _drop(reason) if device in tables.strict_devices else NEXT
 
 
+def _judge_stranger(tables: Tables, device: int, packet: Packet) -> Outcome:
+    if device in tables.strict_devices:
+        return _drop("spoofed_source")
+    is_borrowed = packet.destination in tables.pod_devices and not _is_inside(tables, packet.source)
+    return _drop("foreign_source") if is_borrowed else NEXT
+
+
 def _forges_tunnel(tables: Tables, packet: Packet) -> bool:
     to_port = packet.kind == "flow" and packet.protocol == UDP and packet.destination_port == tables.tunnel_port
     return to_port and packet.destination in tables.nodes
@@ -191,7 +198,7 @@ def from_pod(tables: Tables, state: State, device: int, packet: Packet, draw: Dr
     state = _applied(state, ended)
     policy_set = tables.pods.get((device, packet.source))
     if policy_set is None:
-        return _drop_if_strict(tables, device, "spoofed_source").after(*ended)
+        return _judge_stranger(tables, device, packet).after(*ended)
     if _is_inside(tables, packet.destination):
         return NEXT.after(*ended)
     if packet.kind == "icmp-error":
@@ -253,11 +260,11 @@ def _applied(state: State, changes: tuple[Change, ...]) -> State:
 
 
 def _reopens(state: State, key: FlowKey, flow: Flow, packet: Packet) -> bool:
-    """Whether `packet` opens a connection on the ports of one that has ended."""
+    """Whether `packet` opens a connection on the ports of one that has ended, or that was opened to the pod."""
     if not packet.opens:
         return False
     if not flow.group:
-        return _over(flow.seen_out, flow.seen_in)
+        return True
     own = _own_port(state, key, flow)
     return own is None or _over(flow.seen_out, own[1].seen_in)
 

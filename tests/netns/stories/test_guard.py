@@ -149,6 +149,7 @@ def test_counters_keep_their_values(namespace: Namespace) -> None:
         listed = json.loads(namespace.run(["nft", "-j", "list", "table", "inet", "routerd"]))
         assert parse_counters(listed) == {
             "astray": 0,
+            "foreign_source": 0,
             "forged": 1,
             "selected": 0,
             "source_routed": 0,

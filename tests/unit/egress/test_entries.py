@@ -182,6 +182,7 @@ def test_the_maps_of_a_node_as_text() -> None:
         "192.0.2.9 of group 7: 1024-2047 node 1, 2048-3071 node 2, 4096-4159 node 1",
         "set 1 0.0.0.0/0: any -> group 7",
         "device 4 10.1.0.5: set 1",
+        "10.1.0.5: device 4",
         "device 4",
     ]
 

@@ -29,6 +29,7 @@ SIX, PLAIN6 = (IPv6Address(f"2001:db8:1::{n}") for n in (5, 6))
 GOLDEN = """\
 add table inet routerd
 add counter inet routerd astray
+add counter inet routerd foreign_source
 add counter inet routerd forged
 add counter inet routerd selected
 add counter inet routerd source_routed
@@ -129,7 +130,9 @@ add rule inet routerd sent udp dport 8473 ct state != untracked goto foreign
 add rule inet routerd foreign ip daddr @nodes counter name forged drop
 add rule inet routerd foreign ip6 daddr @nodes6 counter name forged drop
 add rule inet routerd of_pods ip saddr @no_pods counter name spoofed drop
+add rule inet routerd of_pods iifname . ip saddr != @decided ip saddr != @cluster ip saddr @covered ip daddr @cluster counter name foreign_source drop
 add rule inet routerd of_pods ip6 saddr @no_pods6 counter name spoofed drop
+add rule inet routerd of_pods iifname . ip6 saddr != @decided6 ip6 saddr != @cluster6 ip6 saddr @covered6 ip6 daddr @cluster6 counter name foreign_source drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } tcp dport 80-443 counter name selected drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } meta l4proto udp counter name selected drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } meta l4proto icmp counter name selected drop

@@ -67,6 +67,7 @@ def test_the_first_plan_of_a_worker() -> None:
         "map groups: put group 7: 192.0.2.100 ports 1024-2047 by node 2",
         EPOCH,
         "map policies: put set 1 0.0.0.0/0: any -> group 7",
+        "map pod_devices: put 10.1.0.5: device 5",
         "keep connections begun from outside: 10.1.0.5",
         "map pods: put device 5 10.1.0.5: set 1",
         "map pods: put device 6 10.1.0.6: no policy",
@@ -116,12 +117,11 @@ def test_where_the_forward_hook_sees_first_packets_they_are_taken_up_before_any_
     begin, end = changes(on_worker(), forward), changes(forward, on_worker())
     assert [line for line in begin if "settings" not in line] == [
         "load guard (nft table routerd): 2 pods decided, 1 selected",
-        "map pod_devices: put 10.1.0.5: device 5",
         "attach to_uplink to eth0",
         "load guard (nft table routerd): 2 pods decided, 1 selected",
     ]
     assert [line.partition(":")[0] for line in end] == [
-        "load guard (nft table routerd)", "map settings", "detach to_uplink from device 2", "map pod_devices",
+        "load guard (nft table routerd)", "map settings", "detach to_uplink from device 2",
     ]  # fmt: skip
 
 
@@ -175,6 +175,7 @@ def test_a_pod_that_goes_is_forgotten_with_its_flows() -> None:
         "map strict_devices: delete device 5",
         "purge flows of 10.1.0.5",
         "map pods: delete device 5 10.1.0.5: set 1",
+        "map pod_devices: delete 10.1.0.5: device 5",
         "map policies: delete set 1 0.0.0.0/0: any -> group 7",
     ]
 
