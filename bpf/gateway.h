@@ -85,11 +85,11 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	refusal = find_route(skb, packet, config, &packet->source, &room->route);
 	if (refusal)
 		return drop(skb, refusal);
-	if (exceeds(skb, packet, room->route.ifindex, &mtu))
+	if (exceeds(skb, packet, config, room->route.ifindex, &mtu))
 		return answer_node(skb, packet, config, ERROR_TOO_BIG, mtu, peer);
 	if (decrement_ttl(skb, packet))
 		return drop(skb, REWRITE_ERROR);
-	return send_by(skb, &room->route);
+	return send_by(skb, &room->route, TRANSLATED);
 }
 
 /* By which way a packet to an egress IP came: from the world, or from another gateway that does not know
@@ -153,7 +153,7 @@ static __always_inline int ask_next(struct __sk_buff *skb, const struct packet *
 	if (!node || ip_is_none(&node->address))
 		return not_ours(skb, address, way, FRAGMENT);
 	endpoint = node->address;
-	if (exceeds(skb, packet, config->tunnel_ifindex, &mtu))
+	if (exceeds(skb, packet, config, config->tunnel_ifindex, &mtu))
 		return drop(skb, TOO_BIG);
 	return relay(skb, config, &endpoint, seen);
 }
@@ -206,7 +206,7 @@ static __always_inline int hand_back(struct __sk_buff *skb, const struct packet 
 		return drop(skb, FRAGMENT);
 	if (REREAD(room->answers_directly))
 		device = config->direct_ifindex;
-	if (exceeds(skb, packet, device, &mtu))
+	if (exceeds(skb, packet, config, device, &mtu))
 		return answer_world(skb, packet, config, way, ERROR_TOO_BIG, mtu);
 	if (relays)
 		return relay(skb, config, &endpoint, 0);

@@ -120,7 +120,7 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
 	} else if (REREAD(flow->direct)) {
 		device = config->direct_ifindex;
 	}
-	if (exceeds(skb, packet, device, &mtu))
+	if (exceeds(skb, packet, config, device, &mtu))
 		return answer_pod(skb, packet, config, home, ERROR_TOO_BIG, mtu);
 	if (packet->piece == FIRST_PIECE) {
 		id = fresh_id(packet, group, &egress_ip, port);
@@ -136,7 +136,7 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
 	if ((!home && decrement_ttl(skb, packet)) || clamp_mss(skb, packet, config->flow_mtu))
 		return drop(skb, REWRITE_ERROR);
 	if (local)
-		return send_by(skb, &room->route);
+		return send_by(skb, &room->route, TRANSLATED);
 	if (REREAD(flow->direct))
 		return send_direct(skb, config, gateway, packet->ipv6,
 				   (rank & ~RANK_UNTRIED) == RANK_SILENT ? SENT_UNHEARD : SENT_DIRECT);
@@ -453,6 +453,22 @@ static __always_inline bool brings_answers(struct reverse_value *port, __u16 nod
 	return true;
 }
 
+/* The remote is told by this node's own route why its packet does not get to the pod: a gateway takes nothing
+ * through the tunnel that bears a node's address. */
+static __always_inline int tell_remote(struct __sk_buff *skb, const struct packet *packet,
+				       const struct settings *config, enum error_kind kind, __u32 mtu)
+{
+	struct scratch *room = read_scratch();
+	__u8 protocol = packet->ipv6 ? PROTOCOL_ICMP6 : IPPROTO_ICMP;
+
+	if (!room ||
+	    find_way(skb, config, packet->ipv6, icmp_source(config, packet), &packet->source, protocol,
+		     &room->route) ||
+	    answer_error(skb, packet, config, kind, mtu))
+		return drop(skb, kind == ERROR_TOO_BIG ? TOO_BIG : TTL_EXPIRED);
+	return send_by(skb, &room->route, kind == ERROR_TOO_BIG ? TOO_BIG_ANSWERED : TTL_ANSWERED);
+}
+
 /* To an egress IP and a port of this node, brought by the gateway `node`: an answer, or an error about what a
  * pod has sent (path MTU discovery and traceroute live by these). */
 static __always_inline int return_to_pod(struct __sk_buff *skb, const struct packet *packet,
@@ -463,7 +479,7 @@ static __always_inline int return_to_pod(struct __sk_buff *skb, const struct pac
 	struct reverse_value *port;
 	__u8 pod_mac[ETH_ALEN], device_mac[ETH_ALEN];
 	__be16 pod_port;
-	__u32 ifindex;
+	__u32 ifindex, mtu;
 	struct ip pod;
 
 	if (!room)
@@ -488,12 +504,14 @@ static __always_inline int return_to_pod(struct __sk_buff *skb, const struct pac
 	    !brings_answers(port, node))
 		return drop(skb, UNKNOWN_FLOW);
 	if (packet->ttl <= 1)
-		return drop(skb, TTL_EXPIRED);
+		return tell_remote(skb, packet, config, ERROR_TTL_EXPIRED, 0);
+	ifindex = port->ifindex;
+	if (exceeds(skb, packet, config, ifindex, &mtu))
+		return tell_remote(skb, packet, config, ERROR_TOO_BIG, mtu);
 	if (packet->piece == FIRST_PIECE && !remember_first(packet, FROM_WORLD, packet->id))
 		return drop(skb, FRAGMENT);
 	pod = port->pod;
 	pod_port = port->pod_port;
-	ifindex = port->ifindex;
 	__builtin_memcpy(pod_mac, port->pod_mac, sizeof(pod_mac));
 	__builtin_memcpy(device_mac, port->device_mac, sizeof(device_mac));
 	if (parsed != PARSED_ICMP_ERROR) {

@@ -18,13 +18,17 @@
 #define VNI_SEEN    0x1f		  /* of a fragment that is relayed: how many gateways have seen it */
 #define VNI_PROBE   0xffffffU		  /* neither: see probe.h */
 
-/* Too big for the device, as it is or as the segments it will be cut into, and not to be fragmented. For a
- * device that has gone nothing is too big: no sender must be told of an MTU that is none. */
-static __always_inline bool exceeds(struct __sk_buff *skb, const struct packet *packet, __u32 device,
-				    __u32 *mtu)
+/* Too big for the device, as it is or as the segments it will be cut into. What may be fragmented goes into
+ * the tunnel as it is, as the kernel cuts the outer packet; no other device cuts what a program sends by it:
+ * its sender is told as well, and cuts it if it heeds that. For a device that has gone nothing is too big: no
+ * sender must be told of an MTU that is none. */
+static __always_inline bool exceeds(struct __sk_buff *skb, const struct packet *packet,
+				    const struct settings *config, __u32 device, __u32 *mtu)
 {
+	bool is_cut = !packet->dont_fragment && device == config->tunnel_ifindex;
+
 	*mtu = 0;
-	return packet->dont_fragment && bpf_check_mtu(skb, device, mtu, 0, BPF_MTU_CHK_SEGS) > 0;
+	return !is_cut && bpf_check_mtu(skb, device, mtu, 0, BPF_MTU_CHK_SEGS) > 0;
 }
 
 static __always_inline const struct ip *icmp_source(const struct settings *config,
@@ -205,7 +209,8 @@ static __always_inline enum reason find_route(struct __sk_buff *skb, const struc
 }
 
 /* Out by that route; the neighbour is resolved on the way. */
-static __always_inline int send_by(struct __sk_buff *skb, const struct bpf_fib_lookup *route)
+static __always_inline int send_by(struct __sk_buff *skb, const struct bpf_fib_lookup *route,
+				   enum reason done)
 {
 	struct bpf_redir_neigh next_hop = {.nh_family = route->family};
 
@@ -213,7 +218,7 @@ static __always_inline int send_by(struct __sk_buff *skb, const struct bpf_fib_l
 		__builtin_memcpy(next_hop.ipv6_nh, route->ipv6_dst, sizeof(next_hop.ipv6_nh));
 	else
 		next_hop.ipv4_nh = route->ipv4_dst;
-	return sent(skb, bpf_redirect_neigh(route->ifindex, &next_hop, sizeof(next_hop), 0), TRANSLATED);
+	return sent(skb, bpf_redirect_neigh(route->ifindex, &next_hop, sizeof(next_hop), 0), done);
 }
 
 /* To a pod on this node, by its host-side device, with the Ethernet header that the host would write. */

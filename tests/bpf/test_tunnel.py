@@ -10,7 +10,7 @@ import pytest
 from bpf import layout
 from tests.bpf.families import six
 from tests.bpf.gateway import INNER, Gateway, in_family
-from tests.bpf.packets import Shape, build, parse, vxlan
+from tests.bpf.packets import Shape, build, parse, told_mtu, vxlan
 from tests.bpf.wishes import HERE, THERE, UNDERLAY, to_world
 from tests.bpf.world import (
     DEVICE_MAC,
@@ -23,6 +23,7 @@ from tests.bpf.world import (
     POD_CIDRS,
     POD_MAC,
     REMOTE,
+    REMOTE6,
     SELF,
     SELF6,
     STRANGER,
@@ -244,6 +245,27 @@ def test_an_answer_from_any_gateway_of_the_group_is_handed_to_its_pod(
         assert seen.quoted and seen.quoted.bears == asked.bears
     assert (frame[:6], frame[6:12]) == (POD_MAC, DEVICE_MAC)
     assert gateway.world.counted() == {"delivered": 1}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("about", ["ttl", "too-big", "free to be cut"])
+def test_the_remote_is_told_by_the_pods_own_node_what_does_not_get_to_the_pod(
+    gateway: Gateway, about: str, version: int
+) -> None:
+    """It came through the tunnel, by which a gateway takes nothing that bears a node's address."""
+    size = 1290 if about == "ttl" else 1301
+    answer = replace(ANSWER, length=size, dont_fragment=about == "too-big", ttl=1 if about == "ttl" else 64)
+    answer, state = in_family(answer, version), flow_of(gateway.world, in_family(ASKED, version))
+    tables = gateway.world.fill(to_world(THERE), state)
+    tables = replace(tables, mtus={**tables.mtus, gateway.world.ifindex["pod0"]: 1300})
+    with gateway.world.narrow_pod(1300):
+        gateway.tunnelled(answer, node=WORKER, vni=BACK)
+    frame = gateway.uplink.get()
+    told, expected = parse(frame), datapath.from_tunnel(tables, state, WORKER, BACK, answer)
+    assert (told.source, told.destination) == ((SELF, REMOTE) if version == 4 else (SELF6, REMOTE6))
+    assert (told.quoted, told.about) == (answer, "ttl" if about == "ttl" else "too-big")
+    assert about == "ttl" or told_mtu(frame) == 1300
+    assert gateway.world.counted() == {expected.reason: 1}
 
 
 FORGED = {  # what a pod with one flow through the group THERE must not get: (packet, node, VNI)

@@ -60,6 +60,7 @@ WORLD6, BEHIND_OTHER6, NOWHERE6 = (ip_network(t) for t in ("::/0", "2001:db8:113
 REMOTE, REMOTE6 = IPv4Address("198.51.100.7"), IPv6Address("2001:db8:51::7")
 TUNNEL_PORT, UNDERLAY_MTU = 8473, 1500
 TUNNEL_MTU = UNDERLAY_MTU - 50
+POD2_MTU = 1400  # the other pod's device carries what the tunnel does
 DEVICES = ("pod0", "pod1", "uplink", "underlay", "other")
 MACS = {name: bytes((2, 0, 0, 0, 1, n)) for n, name in enumerate((*DEVICES, "tunnel"))}
 POD_MAC, DEVICE_MAC = b"\x02\0\0\0\x10\0", b"\x02\0\0\0\x20\0"  # of POD's device
@@ -91,6 +92,7 @@ neighbour add {WORKER} lladdr 02:00:00:00:00:02 dev underlay nud permanent
 neighbour add {WORKER2} lladdr 02:00:00:00:00:03 dev underlay nud permanent
 neighbour add fe80::2 lladdr 02:00:00:00:00:02 dev underlay nud permanent
 neighbour add fe80::3 lladdr 02:00:00:00:00:03 dev underlay nud permanent
+link set pod1 mtu {POD2_MTU}
 link add tunnel address {MACS["tunnel"].hex(":")} mtu {TUNNEL_MTU} type vxlan external dstport {TUNNEL_PORT} nolearning
 link set tunnel up
 """
@@ -204,7 +206,9 @@ class World:
         put_all(counters, {layout.u32(number): self._zero for number in self._reasons})
         uplink, other = self.ifindex["uplink"], self.ifindex["other"]
         routes = {WORLD: uplink, WORLD6: uplink, BEHIND_OTHER: other, BEHIND_OTHER6: other, NOWHERE: 0, NOWHERE6: 0}
-        decoded = tables(entries, routes, {uplink: UNDERLAY_MTU, self.ifindex["underlay"]: UNDERLAY_MTU})
+        sizes = {uplink: UNDERLAY_MTU, self.ifindex["underlay"]: UNDERLAY_MTU}
+        sizes |= {self.ifindex["pod0"]: UNDERLAY_MTU, self.ifindex["pod1"]: POD2_MTU}
+        decoded = tables(entries, routes, sizes)
         rooms: dict[str, Any] = {room: self.sizes[name] for name, room in ROOMS.items() if name in self.sizes}
         self._set_liveness(ranks or {}, asked)
         return replace(decoded, ranks=ranks or {}, asked=frozenset(asked), **rooms)
@@ -304,6 +308,15 @@ class World:
         finally:
             for name, mtu in reversed(usual.items()):
                 netns.run(["ip", "link", "set", name, "mtu", str(mtu)])
+
+    @contextmanager
+    def narrow_pod(self, mtu: int) -> Iterator[None]:
+        """POD's device carries packets of so many bytes."""
+        netns.run(["ip", "link", "set", "pod0", "mtu", str(mtu)])
+        try:
+            yield
+        finally:
+            netns.run(["ip", "link", "set", "pod0", "mtu", str(UNDERLAY_MTU)])
 
     @contextmanager
     def without_tunnel(self) -> Iterator[None]:

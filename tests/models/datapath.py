@@ -448,7 +448,7 @@ def _send_out(tables: Tables, packet: Packet, flow: Flow, home: Home) -> Outcome
     local = is_here or flow.exit_local
     if packet.ttl <= 1 and not home.by_host:
         return _error(tables, packet, "ttl", "back")
-    mtu = tables.tunnel_mtu
+    mtu, by_tunnel = tables.tunnel_mtu, not (local or flow.direct)
     if local:
         routed = _route(tables, packet)
         if isinstance(routed, Outcome):
@@ -456,7 +456,7 @@ def _send_out(tables: Tables, packet: Packet, flow: Flow, home: Home) -> Outcome
         mtu = tables.mtus.get(routed, 1 << 16)
     elif flow.direct:
         mtu = tables.mtus.get(tables.link, 1 << 16)
-    if packet.length > mtu and not packet.may_be_cut:
+    if packet.length > mtu and not (packet.may_be_cut and by_tunnel):
         return _error(tables, packet, "too-big", "back")
     assert flow.egress_ip is not None
     sent_id = fresh_id(tables, packet, flow) if packet.first else packet.sent_id
@@ -520,8 +520,9 @@ def _return_to_pod(tables: Tables, state: State, node: int, packet: Packet) -> O
     if port.state not in ("live", "resting") or not known:
         return _drop("unknown_flow")
     port = replace(port, gateway=node)
-    if packet.ttl <= 1:
-        return _drop("ttl_expired").after(Change("ports", key, port))
+    if packet.ttl <= 1 or packet.length > tables.mtus.get(port.ifindex, 1 << 16):
+        about: About = "ttl" if packet.ttl <= 1 else "too-big"
+        return _tell_remote(tables, packet, about).after(Change("ports", key, port))
     remembered = remember(packet, 0, packet.id)
     restored = replace(packet, destination=port.pod, ttl=packet.ttl - 1)
     to = f"device {port.ifindex}"
@@ -532,6 +533,13 @@ def _return_to_pod(tables: Tables, state: State, node: int, packet: Packet) -> O
     changes = _note_end_in(state, key, port, packet)
     restored = on_wire(replace(restored, destination_port=port.pod_port))
     return Outcome("redirect", "delivered", restored, to).after(*remembered, Change("ports", key, port), *changes)
+
+
+def _tell_remote(tables: Tables, packet: Packet, about: About) -> Outcome:
+    """By this node's own route, if there is one."""
+    if longest(tables.routes, packet.source) not in tables.uplinks:
+        return _drop("too_big" if about == "too-big" else "ttl_expired")
+    return _error(tables, packet, about, "uplink")
 
 
 def _note_end_in(state: State, key: PortKey, port: Port, packet: Packet) -> tuple[Change, ...]:
@@ -598,7 +606,7 @@ def _forward(tables: Tables, packet: Packet, sender: int, back: str) -> Outcome:
     routed = _route(tables, packet)
     if isinstance(routed, Outcome):
         return routed
-    if packet.length > tables.mtus.get(routed, 1 << 16) and not packet.may_be_cut:
+    if packet.length > tables.mtus.get(routed, 1 << 16):
         return _error(tables, packet, "too-big", back)
     return Outcome("redirect", "translated", replace(packet, ttl=packet.ttl - 1), "uplink")
 
@@ -676,7 +684,7 @@ def _hand_back(
     remembered = remember(packet, 0, packet.id)
     direct = not relays and _is_reached_directly(tables, packet, number)
     mtu = tables.mtus.get(tables.link, 1 << 16) if direct else tables.tunnel_mtu
-    if packet.length > mtu and not packet.may_be_cut:
+    if packet.length > mtu and (direct or not packet.may_be_cut):
         refused = _drop("too_big") if relayed else _error(tables, packet, "too-big", "back")
         return refused.after(*remembered)
     if relays:

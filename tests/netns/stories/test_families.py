@@ -19,7 +19,7 @@ from tests.netns.lab.wiring import six
 
 SERVER = {4: FW_ADDRESS, 6: six(FW_ADDRESS)}
 EGRESS = {4: str(EGRESS_IP), 6: str(EGRESS_IP6)}
-TUNNEL_MTU = 1450
+TUNNEL_MTU, POD_MTU = 1450, 1400
 
 
 @pytest.fixture(scope="module", params=["routed", "bridge"])
@@ -27,12 +27,14 @@ def cluster(request: pytest.FixtureRequest, clean_labs: list[str]) -> Iterator[C
     with Lab(f"fam{os.getpid()}{request.param[0]}", cni=request.param, pod_mtu=1500, ipv6=True) as lab:
         for name, node in (("sel", "worker"), ("plain", "worker"), ("selgw", "gw1"), ("selgw2", "gw2")):
             lab.add_pod(name, node)
+        for name, node in (("narrow", "worker"), ("narrowgw", "gw1")):
+            lab.add_pod(name, node, mtu=POD_MTU)
         lab.fw.start_server(http=80, udp=53, address=SERVER[6])
         gateway = lab.node("gw1").address
         lab.tor.ip(f"route add {EGRESS[4]}/32 via {gateway}", f"route add {EGRESS[6]}/128 via {six(gateway)}")
         lab.fw.allow(EGRESS[4])
         policy = Policy("world", 7, (WORLD, IPv6Network("::/0")))
-        selected = dict.fromkeys(("sel", "selgw", "selgw2"), ("world",))
+        selected = dict.fromkeys(("sel", "selgw", "selgw2", "narrow", "narrowgw"), ("world",))
         built = Cluster(lab, policies={"world": policy}, selected=selected)
         built.apply()
         yield built
@@ -127,6 +129,23 @@ def test_a_datagram_in_fragments_goes_out_and_its_answer_back(cluster: Cluster, 
     assert (answer.source, answer.text.endswith(payload.decode())) == (EGRESS[version], True)
     assert EGRESS[version] in sources
     assert own not in sources
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(("pod", "node"), [("narrow", "worker"), ("narrowgw", "gw1")])
+def test_an_answer_that_the_pods_device_does_not_carry_is_sent_again_smaller(
+    cluster: Cluster, pod: str, node: str, version: int
+) -> None:
+    """The tunnel does. The server is told by the pod's node, whichever gateway the answer came by."""
+    lab, host, payload = cluster.lab, cluster.lab.pod(pod), bytes(range(33, 113)) * 17
+    before = cluster.counters(node)["too_big_answered"]
+    lab.fw.allow(lab.node(node).address)  # it takes the errors of nodes, as one does that knows its connections
+    try:
+        answer = lab.wait(lambda: answered(host, SERVER[version], payload), f"an answer to {pod}")
+        assert answer.text.endswith(payload.decode())
+        assert cluster.counters(node)["too_big_answered"] > before
+    finally:
+        lab.fw.run(["ip", f"-{version}", "route", "flush", "cache"])
 
 
 SPLIT = f"""\
