@@ -97,6 +97,12 @@ def _carried(text: str) -> Value | None:
 
 def check_paths(paths: Sequence[Path]) -> list[Finding]:
     """Files, and directories with all manifests in them, taken together as one configuration."""
+    texts, findings = texts_of(paths)
+    return findings + check_texts(texts, surroundings(readable_traces()))
+
+
+def texts_of(paths: Sequence[Path]) -> tuple[dict[str, str], list[Finding]]:
+    """Texts by file name of files, and of all manifests in directories; and what cannot be read."""
     texts: dict[str, str] = {}
     findings: list[Finding] = []
     for path in paths:
@@ -109,7 +115,7 @@ def check_paths(paths: Sequence[Path]) -> list[Finding]:
             findings.append(Finding("error", f"cannot be read: {error.strerror}", str(path)))
         except InputError as error:
             findings.append(_of_error(error))
-    return findings + check_texts(texts, surroundings(readable_traces()))
+    return texts, findings
 
 
 def _manifests(directory: Path) -> list[Path]:

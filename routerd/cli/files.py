@@ -1,4 +1,4 @@
-"""What is wrong with files: check."""
+"""What is wrong with files, and what they are as ours: check, convert."""
 
 from __future__ import annotations
 
@@ -67,4 +67,32 @@ CHECK = Command(
     detail="Every mistake of every object, a line each with file, line, key and reason; warnings are of what would be "
     "taken and perhaps is not meant. Exit code 0: no error. 1: something would be refused.",
     arguments=_check_arguments,
+)
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    from routerd.cli.check import texts_of
+    from routerd.formats.convert import convert as converted
+
+    texts, findings = texts_of(arguments.files)
+    found = converted(texts)
+    sys.stdout.write(found.text)
+    lines = [*map(str, findings), *(f"warning: {each}" for each in found.notes), *(f"error: {e}" for e in found.errors)]
+    for line in lines:
+        print(" ".join(line.split()), file=sys.stderr)
+    return codes.REFUSED if found.errors or any(each.severity == "error" for each in findings) else codes.OK
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="manifest, or directory of manifests")
+
+
+CONVERT = Command(
+    "convert",
+    "print other makers' pools, policies and BGP ConfigMaps as ours",
+    ("routerd convert cilium-policies.yaml >egress-policies.yaml", "routerd convert /etc/routerd/manifests"),
+    convert,
+    detail="Services, pods and what is ours already stay as they are and are not printed. What has no meaning here is "
+    "told as a comment and on stderr, with file, line and key. Exit code 0: all is printed. 1: an object is not.",
+    arguments=_convert_arguments,
 )

@@ -43,6 +43,7 @@ COMPLETION = Command(
 COMMANDS = (  # in the order of the help
     *daemons.COMMANDS,
     files.CHECK,
+    files.CONVERT,
     questions.PLAN,
     questions.SHOW,
     questions.WHY,

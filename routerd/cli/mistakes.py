@@ -15,11 +15,10 @@ import yaml
 
 from routerd.errors import InputError
 from routerd.formats.compose import first_document
-from routerd.formats.document import MissingKey, Value, join
+from routerd.formats.document import MissingKey, Steps, Value, join, rebuilt
 
 MOST = 20  # mistakes of one object: nobody mends more at a time
 Read = Callable[[Value], object]  # raises InputError
-Steps = tuple[int, ...]  # from the root: the number of an entry or item at each level
 
 _MEANT = re.compile(r'did you mean "(.+)"\?')
 _EXPECTED = re.compile(r"expected ([A-Za-z0-9./-]+)")
@@ -97,7 +96,7 @@ def _attempts(value: Value, error: InputError) -> Iterator[Attempt]:
         for spot in (each for each in spots if each.value.is_mapping and not each.is_key):
             for node in _fitting(spot.value, error):
                 added = _with_entry(spot.value.node, error.name, node)
-                yield _rebuilt(value, spot.steps, added), _below(join(error.key, error.name), error)
+                yield rebuilt(value, spot.steps, added), _below(join(error.key, error.name), error)
         return
     for spot in spots:
         around = [each for each in _spots(value) if each.steps == spot.steps[: len(each.steps)] and not each.is_key]
@@ -107,8 +106,8 @@ def _attempts(value: Value, error: InputError) -> Iterator[Attempt]:
         for depth in range(len(around) - 1, 0, -1):  # if nothing fits here, what is around it
             here = around[depth]
             for node in _fitting(here.value, error):
-                yield _rebuilt(value, here.steps, node), _below(here.value.path, error)
-            yield _rebuilt(value, here.steps, None), _at(around[:depth])
+                yield rebuilt(value, here.steps, node), _below(here.value.path, error)
+            yield rebuilt(value, here.steps, None), _at(around[:depth])
 
 
 def _without_key(value: Value, spot: _Spot, error: InputError, around: list[_Spot]) -> Iterator[Attempt]:
@@ -116,7 +115,7 @@ def _without_key(value: Value, spot: _Spot, error: InputError, around: list[_Spo
         yield _renamed(value, spot.steps, meant[1]), lambda following: "repeated key" in following.message
     lacks = _at(around)
     yield (
-        _rebuilt(value, spot.steps, None),
+        rebuilt(value, spot.steps, None),
         lambda following: str(following) == str(error) or (lacks(following) and not isinstance(following, MissingKey)),
     )
 
@@ -186,27 +185,7 @@ def _renamed(root: Value, steps: Steps, key: str) -> Value:
     old, item = mapping.value[steps[-1]]
     entries = list(mapping.value)
     entries[steps[-1]] = (yaml.ScalarNode(old.tag, key, old.start_mark, old.end_mark), item)
-    return _rebuilt(root, steps[:-1], _like(mapping, entries))
-
-
-def _rebuilt(root: Value, steps: Steps, node: Any) -> Value:
-    """The tree with another node at the end of `steps`; without one if `node` is None."""
-    return Value(_replaced(root.node, steps, node), root.source, root.path)
-
-
-def _replaced(here: Any, steps: Steps, node: Any) -> Any:
-    if not steps:
-        return node
-    number, rest = steps[0], steps[1:]
-    children = list(here.value)
-    if node is None and not rest:
-        del children[number]
-    elif isinstance(here, yaml.MappingNode):
-        key, item = children[number]
-        children[number] = (key, _replaced(item, rest, node))
-    else:
-        children[number] = _replaced(children[number], rest, node)
-    return _like(here, children)
+    return rebuilt(root, steps[:-1], _like(mapping, entries))
 
 
 def _like(node: Any, children: list[Any]) -> Any:

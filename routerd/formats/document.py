@@ -30,6 +30,7 @@ UNLIMITED = 1 << 62  # entries of what is a container of objects, or written by 
 TEXTS_SIZE = 256 << 10  # bytes of a mapping of texts, keys included: Kubernetes' own of annotations
 DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)")  # without leading zeros: YAML 1.1 reads octal there, YAML 1.2 not
 _NETWORK = re.compile(r"[^/%]+/[0-9]{1,3}")
+Steps = tuple[int, ...]  # from the root of a tree: the number of an entry or item at each level
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +326,26 @@ def merge_sources(entry: Value) -> list[Value]:
         if not source.is_mapping:
             source.expected("a mapping to merge")
     return sources
+
+
+def rebuilt(root: Value, steps: Steps, node: Any) -> Value:
+    """The tree with another node at the end of `steps`; without one if `node` is None."""
+    return Value(_replaced(root.node, steps, node), root.source, root.path)
+
+
+def _replaced(here: Any, steps: Steps, node: Any) -> Any:
+    if not steps:
+        return node
+    number, rest = steps[0], steps[1:]
+    children = list(here.value)
+    if node is None and not rest:
+        del children[number]
+    elif isinstance(here, yaml.MappingNode):
+        key, item = children[number]
+        children[number] = (key, _replaced(item, rest, node))
+    else:
+        children[number] = _replaced(children[number], rest, node)
+    return type(here)(here.tag, children, here.start_mark, here.end_mark)
 
 
 def join(path: str, key: str) -> str:

@@ -1,0 +1,10 @@
+"""Objects of other makers as objects of ours. Pure.
+
+manifests.py  the model -> manifests of ours
+unread.py     which keys of an object nobody reads
+whole.py      files -> manifests of ours, with what has no meaning here
+"""
+
+from routerd.formats.convert.whole import Converted, convert
+
+__all__ = ["Converted", "convert"]

@@ -1,0 +1,174 @@
+"""Files -> what other makers' objects in them are as ours. Pure.
+
+Kubernetes' kinds and ours stay as they are, and are not repeated. What is printed was read back: it says the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from routerd.errors import InputError
+from routerd.formats.compose import documents, first_document, inner_source
+from routerd.formats.convert.manifests import Json, config_map, manifest, text_of
+from routerd.formats.convert.unread import unread_keys
+from routerd.formats.core import expand_lists
+from routerd.formats.document import Source, Value
+from routerd.formats.kinds import BY_NAME, OURS, Kind
+from routerd.formats.legacy_bgp import Dialect, LegacyConfig, parse_document
+from routerd.formats.meta import read_meta
+from routerd.formats.objects import Entry, Loaded, bgp_text, read_file, read_object
+from routerd.model import AddressPool, EgressPolicy
+
+UNREAD = "has no meaning here and is left out"
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """`text` is manifests of ours; the other lines say what of the files is not in it."""
+
+    text: str = ""
+    notes: tuple[str, ...] = ()  # parts of an object
+    errors: tuple[str, ...] = ()  # whole objects
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What one object says as ours. `written` None = there is nothing to write."""
+
+    about: str
+    written: Json | None = None
+    notes: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """With its notes as comments."""
+        if self.written is None:
+            return ""
+        comments = "".join(f"# {' '.join(line.split())}\n" for line in (self.about, *self.notes))
+        return f"---\n{comments}{text_of(self.written)}"
+
+
+def convert(texts: Mapping[str, str]) -> Converted:
+    """Texts by file name."""
+    found = _unique(each for file, text in sorted(texts.items()) for each in _of_file(file, text))
+    return Converted(
+        "".join(each.text for each in found),
+        tuple(line for each in found for line in each.notes),
+        tuple(line for each in found for line in each.errors),
+    )
+
+
+def _unique(found: Iterator[tuple[str, _Written]]) -> list[_Written]:
+    """Two kinds of other makers may be one of ours."""
+    first: dict[str, str] = {}
+    kept: list[_Written] = []
+    for name, each in found:
+        if name and first.setdefault(name, each.about) != each.about:
+            message = f"{each.about}: it would be {name}, as is that of {first[name]}: rename one"
+            kept.append(_Written(each.about, errors=(message,)))
+        else:
+            kept.append(each)
+    return kept
+
+
+def _of_file(file: str, text: str) -> Iterator[tuple[str, _Written]]:
+    """Each object of other makers with the name that it has as ours."""
+    lines = text.split("\n")
+    try:
+        values = [value for document in documents(text, Source(file)) for value in expand_lists(document)]
+    except InputError as error:
+        yield "", _Written(file, errors=(str(error),))
+        return
+    for value in values:
+        try:
+            yield from _of_object(value, lines)
+        except InputError as error:
+            yield "", _Written(str(value.origin), errors=(str(error),))
+
+
+def _of_object(value: Value, lines: list[str]) -> Iterator[tuple[str, _Written]]:
+    """Raises InputError."""
+    group, name = value.section.string("apiVersion").rpartition("/")[0], value.section.string("kind")
+    if (group, name) == ("", "ConfigMap"):
+        yield from _of_config_map(value, lines)
+        return
+    kind = BY_NAME.get((group, name))
+    if kind is not None and not kind.custom:
+        return
+    loaded = read_object(value)
+    if not loaded.ignored:
+        yield from _of_loaded(value, kind, loaded)
+
+
+def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded) -> Iterator[tuple[str, _Written]]:
+    told = tuple(each.message for each in loaded.refusals)
+    taken = [found for found in map(_object, loaded.entries) if found is not None]
+    if not taken and told:
+        yield "", _Written(str(value.origin), errors=told)
+    for found in taken:
+        written = manifest(found)
+        about = f"{value.origin}: {loaded.entries[0].ref}"
+        if kind is None or kind.reader is None or kind.group == OURS:
+            yield _name(written), _Written(about)
+            continue
+        unread = (f"{each.error(UNREAD)}" for each in unread_keys(value, kind.reader, "spec"))
+        yield _name(written), _checked(_Written(about, written, (*told, *unread)), manifest)
+
+
+def _object(entry: Entry) -> AddressPool | EgressPolicy | None:
+    found = entry.object
+    if isinstance(found, EgressPolicy):
+        return None if found.refused else found
+    return found if isinstance(found, AddressPool) else None
+
+
+def _name(written: Json) -> str:
+    return f"{written['kind']}/{written['metadata']['name']}"
+
+
+def _of_config_map(value: Value, lines: list[str]) -> Iterator[tuple[str, _Written]]:
+    """Raises InputError."""
+    loaded, given = read_object(value, lines), bgp_text(value)
+    told = tuple(each.message for each in loaded.refusals)
+    about = f"{value.origin}: ConfigMap"
+    if given is None:
+        yield "", _Written(about, errors=told)
+        return
+    text, dialect = given
+    if dialect == "native":
+        return
+    config = loaded.entries[0].object
+    assert isinstance(config, LegacyConfig)
+    meta, key = read_meta(value), "config" if dialect == "metallb-0.12" else "config.yaml"
+    written = partial(config_map, meta.namespace_or_default, meta.name, key)
+    notes = (*told, *_unread_of(text, dialect, lines), *_empty_pools(config))
+    yield "", _checked(_Written(about, written(config), notes), written)
+
+
+def _unread_of(text: Value, dialect: Dialect, lines: list[str]) -> Iterator[str]:
+    document = first_document(text.text, inner_source(text, lines))
+    for each in unread_keys(document, partial(parse_document, dialect=dialect)) if document is not None else ():
+        yield str(each.error(UNREAD))
+
+
+def _empty_pools(config: LegacyConfig) -> Iterator[str]:
+    for pool in config.pools:
+        if not pool.blocks:
+            yield f"{pool.origin}: pool {pool.name} has no address and is left out"
+
+
+# --- reading back
+
+
+def _checked(each: _Written, again: Callable[[Any], Json]) -> _Written:
+    """`again`: what the object that is read back is as ours."""
+    loaded = read_file(each.text)
+    wrong = [mistake.text for mistake in loaded.mistakes] + [refusal.message for refusal in loaded.refusals]
+    if not wrong and [again(entry.object) for entry in loaded.entries] == [each.written]:
+        return each
+    message = wrong[0] if wrong else "it would be read as something else"
+    return _Written(each.about, errors=(f"{each.about}: it cannot be written as ours: {message}",))

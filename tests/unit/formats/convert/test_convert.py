@@ -1,0 +1,280 @@
+"""What other makers' objects are as ours: whoever decides from the one or the other decides the same."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from dataclasses import replace
+from ipaddress import IPv4Network, ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routerd.cli.decided import as_decided
+from routerd.cli.main import main
+from routerd.config import DEFAULT
+from routerd.formats.convert import convert
+from routerd.formats.convert.manifests import manifest, text_of
+from routerd.formats.kinds import BY_NAME, OURS
+from routerd.formats.objects import read_file
+from routerd.model import AddressPool, EgressPolicy, LabelSelector, PodSelection, PortRange, ServiceSelection
+from routerd.selectors import Requirement
+from routerd.store.merge import merge
+
+DATA = Path(__file__).parents[2] / "data"
+EXAMPLES = {path.name: path.read_text() for path in sorted((DATA / "examples").glob("*.yaml"))}
+VECTORS = json.loads((DATA / "legacy-bgp-config.json").read_text())
+CLUSTER = """\
+apiVersion: v1
+kind: Node
+metadata: {name: n1, labels: {routerd.io/egress-gateway: "", node.kubernetes.io/name: node1, rack: a}}
+status: {addresses: [{type: InternalIP, address: 10.0.0.11}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop, labels: {app: web}}
+spec: {type: LoadBalancer, clusterIP: 10.96.0.1, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: other, namespace: shop}
+spec: {type: LoadBalancer, clusterIP: 10.96.0.2, ports: [{port: 80}]}
+"""
+METALLB = """\
+apiVersion: metallb.io/v1beta1
+kind: IPAddressPool
+metadata: {name: sooner, namespace: metallb-system}
+spec:
+  addresses: [192.0.2.10-192.0.2.17, "2001:db8::/120"]
+  avoidBuggyIPs: true
+  serviceAllocation: {priority: 10, namespaces: [shop], serviceSelectors: [{matchLabels: {app: web}}]}
+---
+apiVersion: metallb.io/v1beta1
+kind: IPAddressPool
+metadata: {name: asked, namespace: metallb-system}
+spec: {addresses: [198.51.100.7/24], autoAssign: false}
+"""
+CILIUM = """\
+apiVersion: cilium.io/v2
+kind: CiliumLoadBalancerIPPool
+metadata: {name: blue}
+spec:
+  allowFirstLastIPs: "No"
+  blocks: [{cidr: 192.0.2.0/24}, {start: 198.51.100.9, stop: 198.51.100.12}, {start: 203.0.113.9}]
+  serviceSelector: {matchExpressions: [{key: io.kubernetes.service.name, operator: NotIn, values: [other]}]}
+---
+apiVersion: cilium.io/v2
+kind: CiliumEgressGatewayPolicy
+metadata: {name: two, creationTimestamp: "2026-01-01T00:00:00Z"}
+spec:
+  selectors:
+  - podSelector: {matchLabels: {k8s:app: a, io.cilium.k8s.namespace.labels.team: x}}
+    namespaceSelector: {matchLabels: {team: y}}
+  - namespaceSelector: {}
+    nodeSelector: {matchExpressions: [{key: rack, operator: Exists}]}
+  destinationCIDRs: [198.18.0.0/15, "2001:db8::/32"]
+  excludedCIDRs: [198.18.0.1/32]
+  egressGateways:
+  - {nodeSelector: {matchLabels: {rack: a}}, egressIP: 203.0.113.1}
+  - {nodeSelector: {matchLabels: {rack: b}}, egressIP: 203.0.113.1}
+"""
+FOREIGN = {**EXAMPLES, "metallb.yaml": METALLB, "cilium.yaml": CILIUM}
+
+
+def is_left(document: str) -> bool:
+    """Whether it is no object that is converted: it stands beside what is printed."""
+    (version,) = re.findall(r"^apiVersion: (.*)$", document, re.MULTILINE)
+    (kind,) = re.findall(r"^kind: (.*)$", document, re.MULTILINE)
+    row = BY_NAME.get((version.rpartition("/")[0], kind))
+    return row is None or row.group == OURS or (not row.custom and kind != "ConfigMap")
+
+
+def decided(text: str) -> str:
+    """What operator and agents decide, without where each object is written and as which kind."""
+    loaded = read_file(f"{CLUSTER}---\n{text}")
+    assert not loaded.mistakes
+    found = as_decided(merge([loaded], allocations=None), DEFAULT, {}, 0.0)
+    assert found is not None and found.allocations is not None
+    policies = [manifest(policy) for policy in (found.policies or {}).values()]
+    parts = (found.bgp, sorted((found.pools or {}).items()), policies, found.allocations)
+    shown = re.sub(r"Cilium\w+Policy|EgressPolicy|Egress(?=[/'])|EgressIP(?=[/'])", "policy", repr(parts))
+    once = re.sub(r"(Advertisement\((?:[^()]|\(\))*\)), \1", r"\1,", shown)  # two that are equal are one
+    return re.sub(r"Origin\([^)]*\)", "", once)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_converted_decides_the_same(name: str) -> None:
+    converted = convert({name: FOREIGN[name]})
+    assert not converted.errors
+    beside = [document for document in FOREIGN[name].split("\n---\n") if is_left(document)]
+    assert decided("\n---\n".join([converted.text, *beside])) == decided(FOREIGN[name])
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_is_ours_already_is_not_repeated(name: str) -> None:
+    assert convert({name: convert({name: FOREIGN[name]}).text}).text == ""
+
+
+# --- BGP ConfigMaps
+
+
+def config_map(text: str, dialect: str) -> str:
+    namespace, name, key = {
+        "cilium": ("kube-system", "bgp-config", "config.yaml"), "metallb": ("metallb-system", "config", "config"),
+    }[dialect]  # fmt: skip
+    inner = textwrap.indent(text, "    ")
+    return (
+        f"apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: {namespace}}}\n"
+        f"data:\n  {key}: |\n{inner}\n"
+    )
+
+
+@pytest.mark.parametrize("dialect", ["cilium", "metallb"])
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
+def test_a_bgp_configmap_that_is_read_says_the_same_in_our_dialect(vector: dict[str, Any], dialect: str) -> None:
+    text = config_map(vector["yaml"], dialect)
+    (converted, loaded) = convert({"x": text}), read_file(text)
+    if not loaded.entries:
+        assert converted.errors and not converted.text
+        return
+    assert not converted.errors and not convert({"x": converted.text}).text
+    assert decided(converted.text) == decided(text)
+
+
+BFD = """\
+bfd-profiles:
+- {name: p, transmit-interval: 50, receive-interval: 60, passive-mode: true, echo-mode: true}
+peers:
+- {peer-address: 10.0.0.1, peer-asn: 64512, my-asn: 64513, bfd-profile: p, password: "0123"}
+- {peer-address: 10.0.0.2, peer-asn: 64512, my-asn: 64513, hold-time: 9s, keepalive-time: 3s}
+"""
+
+
+def test_bfd_is_kept_and_what_is_not_done_is_told() -> None:
+    text = config_map(BFD, "metallb")
+    converted = convert({"x": text})
+    assert decided(converted.text) == decided(text)
+    (note,) = converted.notes
+    assert "echo-mode is not done" in note and f"# {note}" in converted.text
+
+
+# --- whatever a reader may make of an object
+
+label = st.sampled_from(["app", "k8s.io/app", "x", "y", "true", "0123", "no"])
+text = st.sampled_from(["", "1", "yes", "web", "0123", "1e3"])
+requirement = st.one_of(
+    st.builds(Requirement, label, st.sampled_from(["In", "NotIn"]), st.lists(text, min_size=1).map(tuple)),
+    st.builds(Requirement, label, st.sampled_from(["Exists", "DoesNotExist"])),
+)
+selector = st.builds(
+    LabelSelector,
+    st.dictionaries(label, text).map(lambda found: tuple(found.items())),
+    st.lists(requirement, max_size=2).map(tuple),
+)
+blocks = st.lists(st.integers(0, 2**12 - 1), min_size=1, max_size=30, unique=True).map(
+    lambda numbers: tuple(IPv4Network((0xC6120000 + 16 * number, 28 + number % 2)) for number in numbers)
+)
+services = st.one_of(
+    st.none(),
+    st.lists(
+        st.builds(ServiceSelection, selector, st.none() | selector) | st.builds(ServiceSelection, namespaces=selector),
+        min_size=1, max_size=2,
+    ).map(tuple),
+)  # fmt: skip
+pools = st.builds(
+    AddressPool,
+    st.sampled_from(["a", "no", "1.2"]),
+    blocks,
+    uses=st.sampled_from([frozenset({"loadbalancer"}), frozenset({"egress"}), frozenset({"egress", "loadbalancer"})]),
+    auto_assign=st.booleans(),
+    avoid_buggy_ips=st.booleans(),
+    priority=st.integers(-10, 1_000_000),
+    disabled=st.booleans(),
+    services=services,
+)
+pods = st.builds(PodSelection, selector, st.none() | selector, st.none() | selector) | st.builds(
+    PodSelection, namespaces=selector
+)
+ports = st.sampled_from(
+    [PortRange("ICMP"), PortRange("TCP"), PortRange("UDP", 53, 53), PortRange("SCTP", 1, 65535)]
+)  # fmt: skip
+addresses = st.lists(
+    st.sampled_from([ip_address(f"203.0.113.{number}") for number in range(9)]), max_size=3, unique=True
+)
+
+
+@st.composite
+def policies(draw: st.DrawFn) -> EgressPolicy:
+    given_ = draw(addresses)
+    return EgressPolicy(
+        draw(st.sampled_from(["a", "yes"])),
+        selections=draw(st.lists(pods, min_size=1, max_size=3).map(tuple)),
+        destinations=draw(blocks),
+        excluded=draw(st.just(()) | blocks),
+        ports=draw(st.lists(ports, max_size=2).map(tuple)),
+        egress_ip=given_[0] if given_ else None,
+        further_ips=tuple(given_[1:]),
+        pool="" if given_ else "p",
+        count=1 if given_ else draw(st.integers(1, 16)),
+        gateways=draw(st.none() | selector),
+        gateway_mode=draw(st.sampled_from([None, "ecmp", "active-standby"])),
+        priority=draw(st.integers(-9, 9)),
+        created=draw(st.sampled_from(["", "2026-01-01T00:00:00Z"])),
+        exit_local=draw(st.booleans()),
+    )
+
+
+@given(st.one_of(pools, policies()))
+def test_a_reader_makes_the_same_of_a_manifest_again(found: AddressPool | EgressPolicy) -> None:
+    loaded = read_file(text_of(manifest(found)))
+    assert not loaded.mistakes and not loaded.refusals
+    (entry,) = loaded.entries
+    assert isinstance(entry.object, AddressPool | EgressPolicy)
+    assert replace(entry.object, origin=found.origin) == found
+
+
+# --- what has no meaning
+
+
+def test_keys_that_nobody_reads_are_told_with_their_place() -> None:
+    text = CILIUM.replace("  allowFirstLastIPs", "  color: {red: 1}\n  allowFirstLastIPs").replace(
+        "  egressGateways:", "  egressGateway: {nodeSelector: {}}\n  egressGateways:"
+    )
+    converted = convert({"f.yaml": text})
+    assert converted.notes == (
+        "f.yaml:5:10: spec.color: has no meaning here and is left out",
+        "f.yaml:21:18: spec.egressGateway: has no meaning here and is left out",
+    )
+    for note in converted.notes:
+        assert f"# {note}\n" in converted.text
+
+
+def test_what_cannot_be_done_is_an_error_and_the_rest_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.yaml").write_text(CILIUM.replace("spec:\n  selectors:", "spec:\n  selectors: []\n  x:"))
+    (tmp_path / "b.yaml").write_text(METALLB.replace("priority: 10", "priority: -1"))
+    (tmp_path / "c.yaml").write_text("a: [")
+    (tmp_path / "d.yaml").write_text("apiVersion: cilium.io/v2\nkind: CiliumBGPPeerConfig\nmetadata: {name: x}\n")
+    assert main(["convert", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert re.findall(r"^  name: (.*)$", out, re.MULTILINE) == ["blue", "asked"]
+    shown = err.replace(f"{tmp_path}/", "")
+    assert [line.split(": ")[:2] for line in shown.splitlines()] == [
+        ["error", "a.yaml:13:14"], ["error", "b.yaml:7:33"], ["error", "c.yaml:2:1"], ["error", "d.yaml:1"],
+    ]  # fmt: skip
+
+
+def test_two_objects_of_one_name_are_one_too_many() -> None:
+    policy = EXAMPLES["egress-nat-policy-cilium-1.10.yaml"]
+    other = EXAMPLES["egress-gateway-policy-cilium-v2.yaml"]
+    converted = convert({"a.yaml": policy, "b.yaml": other})
+    assert converted.text.count("kind: EgressPolicy") == 1
+    assert converted.errors == (
+        "b.yaml:1: CiliumEgressGatewayPolicy/egress-sample: it would be EgressPolicy/egress-sample, as is that of "
+        "a.yaml:3: CiliumEgressNATPolicy/egress-sample: rename one",
+    )
