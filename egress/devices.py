@@ -1,8 +1,9 @@
 """Reads the node's devices, addresses and routes by rtnetlink; changes the ones that are ours. Decides nothing.
 
-Which device a pod hangs on is read from the kernel, not from the CNI: a veth whose peer is in another network namespace
-has that namespace's id (IFLA_LINK_NETNSID), and addresses and links of a namespace can be dumped by its id
-(IFA_TARGET_NETNSID, IFLA_TARGET_NETNSID; Linux 4.20) without entering it.
+Which device a pod hangs on is read from the kernel, not from the CNI: a veth or netkit whose peer is in another network
+namespace has that namespace's id (IFLA_LINK_NETNSID), and addresses and links of a namespace can be dumped by its id
+(IFA_TARGET_NETNSID, IFLA_TARGET_NETNSID; Linux 4.20) without entering it. A namespace to which nothing leads has an id
+here if a device was moved into it, or gets one by the file that a runtime keeps it by (RTM_NEWNSID; Linux 4.0).
 
 pyroute2 encodes changes; reading uses `egress.netlink`, as every round reads all of it.
 """
@@ -14,10 +15,10 @@ import errno
 import socket
 import struct
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv6Network, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,14 @@ from pyroute2.netlink.rtnl import (
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from egress.entries import PodDevice
+from egress.host.links import Link, Namespace
 from egress.netlink import Attributes, NetlinkSocket, attribute, attributes
 from egress.policy import TUNNEL_DEVICE, IPAddress, IPNetwork
 
 ROUTE_PROTOCOL = 203  # rtm_protocol of what is ours; free in iproute2's rt_protos
 NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
 IFF_UP, IFF_LOWER_UP = 1, 1 << 16
-ARPHRD_ETHER = 1
+ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 1, 0x10, 0x100
 ADDRESSES = RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR
 NETLINK_NETFILTER, NFNLGRP_NFTABLES = 12, 1 << 6
@@ -50,7 +51,7 @@ SETTLE = 0.05  # seconds: a pod's device comes with several events
 # <linux/if_link.h>, <linux/if_addr.h>, <linux/rtnetlink.h>
 IFINFO, IFADDR, ROUTE, NEXT_HOP = (struct.Struct(form) for form in ("=BxHiII", "=BBBBI", "=BBBBBBBBI", "=HBBi"))
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
-IFLA_EXT_MASK, IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = 29, 37, 46
+IFLA_EXT_MASK, IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID, IFLA_PARENT_DEV_NAME = 29, 37, 46, 56
 RTEXT_FILTER_SKIP_STATS = 1 << 3
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 IFLA_VXLAN_PORT, IFLA_VXLAN_COLLECT_METADATA = 15, 25
@@ -61,29 +62,17 @@ TABLE_MAIN = 254
 
 HOST_BITS = {socket.AF_INET: 32, socket.AF_INET6: 128}
 EVERYTHING = {socket.AF_INET: ip_network("0.0.0.0/0"), socket.AF_INET6: ip_network("::/0")}
-LINK_LOCAL = IPv6Network("fe80::/10")  # of every device: it tells nobody whose it is
+
+# <linux/net_namespace.h>; struct rtgenmsg, padded
+NSID, SIGNED = struct.Struct("=B3x"), struct.Struct("=i")
+RTM_NEWNSID, RTM_GETNSID = 88, 90
+NETNSA_NSID, NETNSA_FD = 1, 3
+NOT_ASSIGNED = -1
+KEPT_NAMESPACES = (Path("/run/netns"), Path("/run/docker/netns"))
+PCI_DEVICES = Path("/sys/bus/pci/devices")
 
 # A namespace or a device that goes while it is read.
 GONE = (errno.EINVAL, errno.ENODEV, errno.ENOENT, errno.EPERM)
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A device. `peer` and `namespace` are set for a veth whose other end is in another network namespace."""
-
-    ifindex: int
-    name: str
-    kind: str
-    mac: bytes
-    mtu: int
-    up: bool
-    master: int
-    peer: int
-    namespace: int | None
-    vxlan_port: int
-    vxlan_external: bool
-    carrier: bool = True
-    is_ethernet: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,25 +113,32 @@ def _link(body: bytes) -> Link:
         vxlan_external=bool(vxlan.get(IFLA_VXLAN_COLLECT_METADATA, b"\0")[0]),
         carrier=bool(flags & IFF_LOWER_UP),
         is_ethernet=kind_of_frames == ARPHRD_ETHER,
+        is_loopback=kind_of_frames == ARPHRD_LOOPBACK,
+        is_virtual_function=_is_virtual_function(_text(values, IFLA_PARENT_DEV_NAME)),
     )
+
+
+def _is_virtual_function(parent: str) -> bool:
+    """Of SR-IOV. `parent`: the device's address on its bus (Linux 5.14), the same in every namespace."""
+    return bool(parent) and (PCI_DEVICES / parent / "physfn").exists()
 
 
 def _u32(number: int) -> bytes:
     return struct.pack("=I", number)
 
 
-def read_links(route: NetlinkSocket) -> dict[int, Link]:
-    """Devices of this namespace by ifindex."""
+def read_links(route: NetlinkSocket, namespace: int | None = None) -> dict[int, Link]:
+    """Devices by ifindex, of this namespace or of that with the id `namespace`."""
     body = IFINFO.pack(0, 0, 0, 0, 0) + attribute(IFLA_EXT_MASK, _u32(RTEXT_FILTER_SKIP_STATS))
+    if namespace is not None:
+        body += attribute(IFLA_TARGET_NETNSID, _u32(namespace))
     links = (_link(answer) for answer in route.dump(RTM_GETLINK, body))
     return {link.ifindex: link for link in links}
 
 
-def read_addresses(route: NetlinkSocket, namespace: int | None = None, ifindex: int = 0) -> list[tuple[int, IPAddress]]:
-    """(ifindex, address) of both families; of the namespace with the id `namespace`, of one device if `ifindex` is
-    given.
-    """
-    body = IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, ifindex)
+def read_addresses(route: NetlinkSocket, namespace: int | None = None) -> list[tuple[int, IPAddress]]:
+    """(ifindex, address) of both families; of this namespace or of that with the id `namespace`."""
+    body = IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
     if namespace is not None:
         body += attribute(IFA_TARGET_NETNSID, _u32(namespace))
     found = []
@@ -188,42 +184,54 @@ def _gateway(values: Attributes) -> Iterator[IPAddress]:
         yield ip_address(address)
 
 
-def _peer_mac(route: NetlinkSocket, link: Link) -> bytes:
-    """MAC of a veth's other end, in the namespace that it is in."""
-    assert link.namespace is not None
-    body = IFINFO.pack(0, 0, link.peer, 0, 0) + attribute(IFLA_TARGET_NETNSID, _u32(link.namespace))
-    return _link(route.get(RTM_GETLINK, body)).mac
+def read_namespaces(route: NetlinkSocket, ids: Iterable[int]) -> list[Namespace]:
+    """Network namespaces with these ids here, but those that go meanwhile."""
+    return [space for space in (_read_namespace(route, each) for each in sorted(set(ids))) if space is not None]
 
 
-def pod_devices(route: NetlinkSocket, links: Mapping[int, Link]) -> dict[IPAddress, list[PodDevice]]:
-    """Addresses behind this node's veths, with their devices: more than one where an address is there twice."""
-    found: dict[IPAddress, list[PodDevice]] = defaultdict(list)
-    for link in links.values():
-        if link.kind != "veth" or link.namespace is None:
-            continue
-        try:
-            addresses = read_addresses(route, link.namespace, link.peer)
-            mac = _peer_mac(route, link) if addresses else b""
-        except OSError as error:
-            if error.errno in GONE:
-                continue
-            raise
-        master = links.get(link.master)
-        seen_as = master.name if master and master.kind == "bridge" else link.name
-        for index, address in addresses:
-            if index == link.peer and not address.is_loopback and address not in LINK_LOCAL:
-                found[address].append(PodDevice(link.ifindex, link.name, seen_as, mac, link.mac))
-    return found
+def _read_namespace(route: NetlinkSocket, namespace: int) -> Namespace | None:
+    try:
+        addresses = tuple(read_addresses(route, namespace))
+        return Namespace(namespace, read_links(route, namespace), addresses)
+    except OSError as error:
+        if error.errno in GONE:
+            return None
+        raise
 
 
-def host_devices(links: Mapping[int, Link], pod_bridges: frozenset[str]) -> frozenset[str]:
-    """Devices by which no pod's packets come into the forward hook. A veth that leads into another network namespace is
-    a pod's, and so are bridges that are known for theirs; a bridge's packets come by the bridge, not by its ports.
+def other_namespaces(route: NetlinkSocket) -> frozenset[int]:
+    """Ids of the network namespaces that have one here, and those of the files by which runtimes keep their pods'; an
+    id is the kernel's own, and goes with its namespace. To look at every process would tell of a few more, for much.
     """
-    bridges = {link.ifindex for link in links.values() if link.kind == "bridge"}
-    to_pods = {link.name for link in links.values() if link.kind == "veth" and link.namespace is not None}
-    inner = {link.name for link in links.values() if link.master in bridges}
-    return frozenset(link.name for link in links.values()) - to_pods - inner - pod_bridges
+    known = (attributes(answer, NSID.size) for answer in route.dump(RTM_GETNSID, NSID.pack(socket.AF_UNSPEC)))
+    kept = (path for place in KEPT_NAMESPACES if place.is_dir() for path in sorted(place.iterdir()))
+    ids = {_signed(values[NETNSA_NSID]) for values in known} | {_id_of(route, path) for path in kept}
+    return frozenset(ids - {NOT_ASSIGNED})
+
+
+def _id_of(route: NetlinkSocket, path: Path) -> int:
+    """Here, of the namespace that `path` keeps; one that has none gets one. NOT_ASSIGNED if it keeps none."""
+    try:
+        with path.open("rb") as file:
+            about = NSID.pack(socket.AF_UNSPEC) + attribute(NETNSA_FD, _u32(file.fileno()))
+            found = _asked_id(route, about)
+            if found == NOT_ASSIGNED:
+                route.request(RTM_NEWNSID, 0, about + attribute(NETNSA_NSID, SIGNED.pack(NOT_ASSIGNED)))
+                found = _asked_id(route, about)
+            return found
+    except OSError as error:
+        if error.errno in GONE:
+            return NOT_ASSIGNED
+        raise
+
+
+def _asked_id(route: NetlinkSocket, about: bytes) -> int:
+    return _signed(attributes(route.get(RTM_GETNSID, about), NSID.size)[NETNSA_NSID])
+
+
+def _signed(value: bytes) -> int:
+    number: int = SIGNED.unpack(value)[0]
+    return number
 
 
 def read_routes(route: NetlinkSocket) -> Routes:

@@ -18,6 +18,7 @@ from zlib import crc32
 
 from bpf import layout
 from egress.host.enforcement import Surroundings, Way, first_packets
+from egress.host.links import PodDevice, Unhooked
 from egress.policy import (
     NO_LIMITS,
     Desired,
@@ -74,17 +75,6 @@ def is_sayable(device: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class PodDevice:
-    """Where a local pod is attached to its node. MAC addresses are 6 bytes."""
-
-    ifindex: int  # the hook's device: the host-side end of the pod's veth, also where that is a bridge port
-    name: str
-    forward_name: str  # the device that the forward hook sees: the bridge, if the veth is a port of one
-    pod_mac: bytes
-    device_mac: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Link:
     """The device that other nodes are on without a router between. `networks`: whose addresses are reached so."""
 
@@ -114,6 +104,9 @@ class Facts:
     )  # IP version -> an address to which an uplink leads, where no default route does
     surroundings: Surroundings = field(default_factory=Surroundings)
     cut_off: bool = False  # no uplink has a carrier: routes stay, and lead nowhere
+    unhooked: Mapping[IPAddress, tuple[Unhooked, ...]] = field(
+        default_factory=dict
+    )  # address of a pod here that policies select -> devices of this pod's that lead past the hooks
 
 
 @dataclass(frozen=True, slots=True)

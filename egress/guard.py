@@ -19,8 +19,9 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from ipaddress import ip_network
 
-from egress.entries import OF_THE_LINK, Facts, PodDevice, is_sayable
+from egress.entries import OF_THE_LINK, Facts, is_sayable
 from egress.host.enforcement import FirstPackets, first_packets
+from egress.host.links import PodDevice
 from egress.kept import Kept, merged
 from egress.policy import Desired, IPAddress, Policy, Ports, Version
 

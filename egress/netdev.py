@@ -22,10 +22,10 @@ from typing import Any, Literal
 from bpf import bcc_loader, handover, layout, loader, pins, syscall
 from egress import devices, entries, guard, host_settings, nft, plan, status
 from egress.attach import Attacher, Mode
-from egress.devices import Link
 from egress.entries import Facts
 from egress.host import conntrack
 from egress.host.enforcement import Surroundings, Way
+from egress.host.links import Link, host_devices, inner_namespaces, pod_devices, unhooked
 from egress.host.survey import CNI_CONFIG, survey
 from egress.netlink import NetlinkSocket
 from egress.policy import QUARTERS, TUNNEL_DEVICE, Desired, IPAddress, IPNetwork, Limits, Quotas, limits
@@ -64,6 +64,7 @@ class Datapath:
         self._quotas = quotas
         self._cni_config = cni_config
         self._surroundings: Surroundings | None = None  # as they were surveyed last
+        self._unhooked: tuple[str, ...] = ()  # pods with devices that lead past the hooks, as observed last
         self._near_share: tuple[IPAddress, ...] = ()  # pods that came near their share before the last collection
         self._maps = loader.PinnedMaps(pin_directory)
         self._loader = LOADERS[loader_name]
@@ -82,12 +83,19 @@ class Datapath:
             addresses = {address: index for index, address in devices.read_addresses(route)}
             networks = devices.read_networks(route)
             routes = devices.read_routes(route)
-            candidates = devices.pod_devices(route, links)
+            namespaces = devices.read_namespaces(route, inner_namespaces(links))
+            candidates = pod_devices(links, namespaces)
+            selected = frozenset(address for address, names in desired.pods.items() if names)
+            if selected - candidates.keys():
+                others = devices.other_namespaces(route) - {space.id for space in namespaces}
+                namespaces += devices.read_namespaces(route, others)
         other_layout = loader.has_other_layout(self._pins)
         maps = {} if other_layout else self._read_maps()
         pods = plan.choose_devices(candidates, routes.hosts, maps.get("pods", {}), desired.told_devices)
         by_name = {link.name: link.ifindex for link in links.values()}
         names = desired.uplinks or tuple(links[i].name for i in sorted(routes.defaults) if i in links)
+        past_hooks = unhooked(links, namespaces, selected, pods)
+        self._unhooked = tuple(map(str, sorted(past_hooks, key=layout.ip16)))
         tunnel = _tunnel(by_name, links)
         underlay = links.get(addresses.get(desired.node_address, 0)) if desired.node_address else None
         uplinks = {name: by_name[name] for name in names if name in by_name}
@@ -109,10 +117,11 @@ class Datapath:
                 underlay=underlay.name if underlay else "",
                 link=_link(underlay, networks),
                 limits=self._limits(),
-                host_devices=devices.host_devices(links, bridges) | ways_out | self._host_devices,
+                host_devices=host_devices(links, bridges) | ways_out | self._host_devices,
                 surroundings=self._surroundings_for(desired, frozenset(by_name)),
                 cut_off=bool(uplinks) and not any(links[ifindex].carrier for ifindex in uplinks.values()),
                 ways_out=_ways_out(routes.widest, frozenset(uplinks.values())),
+                unhooked=past_hooks,
             ),
             other_layout=other_layout,
             hands_over=handover.can_take_over(self._pins, other_layout),
@@ -212,6 +221,7 @@ class Datapath:
             passed=passed,
             drops=drops,
             first_packets=self._first_packets(),
+            unhooked=self._unhooked,
         )
 
     def _first_packets(self) -> Way | None:

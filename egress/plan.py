@@ -21,7 +21,6 @@ from egress.entries import (
     LAST_NODE_PORT,
     Facts,
     MapEntries,
-    PodDevice,
     attached,
     describe,
     direct_link,
@@ -31,6 +30,7 @@ from egress.entries import (
 )
 from egress.guard import Guard
 from egress.host.enforcement import first_packets
+from egress.host.links import PodDevice, Unhooked
 from egress.kept import Kept
 from egress.policy import Desired, IPAddress
 from egress.trials import with_echoes
@@ -40,6 +40,7 @@ Phase = Literal["prepare", "retire"]
 # UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348), and the outer header.
 TUNNEL_OVERHEAD: Mapping[int, int] = {4: 50, 6: 70}
 RESERVED = range(FIRST_NODE_PORT, LAST_NODE_PORT + 1)
+UNHOOKED = "DeviceUnhooked"  # reason of a pod with a device that leads past the programs
 RESERVED_PORTS = f"{FIRST_NODE_PORT}-{LAST_NODE_PORT}"
 
 # A pod's entry is written last but one, so that all it refers to is there; a device turns strict after its pods are
@@ -491,15 +492,44 @@ def problems(desired: Desired, observed: Observed) -> tuple[Problem, ...]:
     first = first_packets(desired, observed.facts.surroundings)
     if first.way == "refused" and any(desired.pods.values()):
         found.append(Problem(node, first.reason, first.message))
-    pods = _concerned(desired)
-    for address in _sorted(pods - observed.facts.devices.keys()):
-        message = f"no veth leads to {address}: its traffic to covered destinations is dropped until one does"
-        found.append(Problem(f"pod-address/{address}", "PodDeviceMissing", message))
+    return (
+        *found,
+        *_of_pods(desired, observed),
+        *_unguarded(desired, observed.facts),
+        *_unsayable(desired, observed.facts),
+        *_overloads(desired),
+    )
+
+
+def _of_pods(desired: Desired, observed: Observed) -> Iterator[Problem]:
+    """What their devices are, or are not."""
+    pods, known, past_hooks = _concerned(desired), observed.facts.devices, observed.facts.unhooked
+    for address in _sorted(pods - known.keys() - past_hooks.keys()):
+        message = (
+            f"no veth or netkit leads to {address}: what it sends to covered destinations is dropped until one does"
+        )
+        yield Problem(f"pod-address/{address}", "PodDeviceMissing", message)
+    for address in _sorted(pods & past_hooks.keys()):
+        yield Problem(f"pod-address/{address}", UNHOOKED, _past_hooks(address, past_hooks[address]))
     for address in _sorted(observed.ambiguous & pods):
-        kept = observed.facts.devices.get(address)
+        kept = known.get(address)
         message = f"more than one pod has {address}; {f'it is that of {kept.name}' if kept else 'it is nobody'}'s"
-        found.append(Problem(f"pod-address/{address}", "PodAddressTwice", message))
-    return (*found, *_unguarded(desired, observed.facts), *_unsayable(desired, observed.facts), *_overloads(desired))
+        yield Problem(f"pod-address/{address}", "PodAddressTwice", message)
+
+
+def _past_hooks(address: IPAddress, devices: Sequence[Unhooked]) -> str:
+    """It is said first whether the pod leaves by such a device alone, or by it beside one that has a hook."""
+    own = next((device for device in devices if address in device.addresses), None)
+    if own is not None:
+        return (
+            f"{address} is on {own.kind} device {own.name}, which leads past the programs and the guard of this node: "
+            "it has no egress IP, and nothing here keeps back what it sends; a pod needs a veth or netkit"
+        )
+    shown = ", ".join(f"{device.kind} device {device.name}" for device in devices)
+    return (
+        f"the pod of {address} has {shown} besides: what it sends by that passes no program and no guard of this node, "
+        "and leaves with another source; take the network from the pod, or its routes to what policies cover"
+    )
 
 
 def _concerned(desired: Desired) -> frozenset[IPAddress]:

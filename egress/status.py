@@ -15,7 +15,7 @@ from typing import Literal
 from bpf import layout
 from egress.entries import HINDRANCES, WAYS, MapEntries
 from egress.host.enforcement import Way
-from egress.policy import Desired, Hindrance, IPAddress, selected_pods
+from egress.policy import Desired, Hindrance, IPAddress
 
 PRESSURE_LASTS = 10.0  # seconds that a long search for a port is remembered
 
@@ -75,7 +75,7 @@ class EgressStatus:
     """As it was read last; nothing of it where nothing is attached, or reading was refused."""
 
     datapath: bool = False  # attached and read
-    pods: int = 0  # addresses of pods here that a policy selects
+    pods: int = 0  # addresses of pods here that a policy selects, without those `unhooked`
     entries: Mapping[str, int] = field(default_factory=dict)  # of the tables that fill: flows, ports, granules
     room: Mapping[str, int] = field(default_factory=dict)  # for entries, by table
     long_searches: Mapping[str, int] = field(
@@ -89,6 +89,7 @@ class EgressStatus:
     drops: Mapping[str, int] = field(default_factory=dict)  # packets by reason
     probed: tuple[Probed, ...] = ()  # gateways
     first_packets: Way | None = None  # how a flow begins here; None = not told yet
+    unhooked: tuple[str, ...] = ()  # addresses of selected pods that are not counted there
 
     @property
     def held_back(self) -> int:
@@ -102,7 +103,7 @@ class EgressStatus:
         ways to them that are none.
         """
         if desired is None:
-            return replace(self, pods=0, probed=())
+            return replace(self, pods=0, unhooked=(), probed=())
         names = {gateway.number: gateway.node for group in desired.groups.values() for gateway in group.gateways}
         on_link, by_tunnel = desired.neighbours.keys(), names.keys() if desired.transport != "direct" else ()
         probed = tuple(
@@ -110,7 +111,9 @@ class EgressStatus:
             for each in self.probed
             if each.number in names and each.number in (on_link if each.by == "link" else by_tunnel)
         )
-        return replace(self, pods=len(selected_pods(desired)), probed=probed)
+        selected = {str(address) for address, names in desired.pods.items() if names}
+        unhooked = tuple(address for address in self.unhooked if address in selected)
+        return replace(self, pods=len(selected) - len(unhooked), unhooked=unhooked, probed=probed)
 
 
 def told_apart(packets: Mapping[str, int], drops: Collection[str]) -> tuple[dict[str, int], dict[str, int]]:

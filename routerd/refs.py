@@ -16,6 +16,7 @@ NODE = "node"
 PATH = "path"  # a prefix
 PEER = "peer"
 POD = "pod"
+POD_ADDRESS = "pod-address"  # of a pod of this node
 SERVICE = "svc"
 SPEAKER = "speaker"
 STORE = "store"  # a resource of the API server

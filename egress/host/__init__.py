@@ -1,3 +1,3 @@
-"""What others have on the node: connections, rules that use packets' marks, traces of CNIs. It is read here and never
-changed.
+"""What others have on the node: devices, connections, rules that use packets' marks, traces of CNIs. It is read and
+judged here and never changed.
 """

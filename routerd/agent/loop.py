@@ -85,7 +85,7 @@ from routerd.tell.drain import NODE_UNKNOWN, Departure, Progress, departure
 from routerd.tell.render import refusal_lines, state_lines
 from routerd.tell.status import AgentStatus, ConfigStatus, are_lost, as_json, peer_statuses
 from routerd.tell.views import PeerView, Row, UsedAddresses, View, pool_rows, rows
-from routerd.tell.why import explain, first_packet_steps, gateway_steps, is_service, session_steps
+from routerd.tell.why import device_steps, explain, first_packet_steps, gateway_steps, is_service, session_steps
 from upstream.targets import Upstream
 
 LOGGER = logging.getLogger("routerd.agent")
@@ -300,9 +300,12 @@ class Agent:
         name = str(request.get("object"))
         views = self._host.peers()
         steps = explain(self._snapshot, self._state, self._settings, name, views)
-        if is_service(name) and (steps[-1].yes or steps[-1].note):
+        in_effect = steps[-1].yes or steps[-1].note
+        if is_service(name) and in_effect:
             steps += session_steps(self._state.announcements, views)
-        if Ref.parse(name).kind == POD and steps[-1].yes:
+        if Ref.parse(name).kind == POD and in_effect:
+            pod = (self._snapshot.pods or {})[Ref.parse(name).key]
+            steps += device_steps(pod, self._status.refusals)
             steps += first_packet_steps(self._status.egress, self._status.refusals)
             steps += gateway_steps(self._status.egress.probed)
         return [asdict(step) for step in steps]

@@ -100,13 +100,18 @@ def _fill(egress: Mapping[str, Any], table: str) -> str:
     return f"{egress['entries'].get(table, 0)} of at most {egress['room'].get(table, 0)} {table}"
 
 
+def _pods(egress: Mapping[str, Any]) -> str:
+    past = f" and {len(egress['unhooked'])} on devices that lead past it" if egress["unhooked"] else ""
+    return f"{egress['pods']} selected pod{'' if egress['pods'] == 1 else 's'} here{past}"
+
+
 def _status_text(found: Mapping[str, Any]) -> str:
     egress, rounds = found["egress"], found["rounds"]
     head = [
         f"node      {found['node']}, routerd {found['version']}",
         f"ready     {_readiness(found)}",
-        f"datapath  {'attached' if egress['datapath'] else 'not attached'}, {egress['pods']} selected "
-        f"pod{'' if egress['pods'] == 1 else 's'} here, {_fill(egress, 'flows')}, {_fill(egress, 'ports')}",
+        f"datapath  {'attached' if egress['datapath'] else 'not attached'}, {_pods(egress)}, {_fill(egress, 'flows')}, "
+        f"{_fill(egress, 'ports')}",
         f"rounds    {rounds['done']}, of which {rounds['errors']} failed",
     ]
     if found["config"]["stale"]:

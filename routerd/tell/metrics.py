@@ -158,6 +158,8 @@ def _egress(status: EgressStatus) -> Iterator[Metric]:
     yield _gauge("routerd_egress_pressed", text, ("object",), _by(status.pressed))
     yield from _gateways(status.probed)
     yield _gauge("routerd_egress_pods", "Pods of this node that a policy selects.", (), _one(status.pods))
+    text = "Pods that a policy selects and that have a device which leads past the programs."
+    yield _gauge("routerd_egress_unhooked_pods", text, (), _one(len(status.unhooked)))
 
 
 def _gateways(probed: Sequence[Probed]) -> Iterator[Metric]:

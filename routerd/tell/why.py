@@ -15,6 +15,7 @@ from bgp.path import Path
 from bgp.rib import family_of
 from egress.entries import NOBODYS, OF_THE_LINK
 from egress.host.enforcement import BYPASSED, MARK_TAKEN
+from egress.plan import UNHOOKED
 from egress.policy import UNSUPPORTED_FAMILY, egress_versions, unsupported
 from egress.status import EgressStatus, Probed
 from routerd.errors import RouterdError
@@ -39,7 +40,7 @@ from routerd.node.groups import group_of, leaves_as
 from routerd.node.inside import endpoints, external_ips, is_steered, outside
 from routerd.node.port_sets import own_blocks
 from routerd.node.sessions import peers_here
-from routerd.refs import EGRESS, NODE, PEER, POD, SERVICE, Ref, service_ref
+from routerd.refs import EGRESS, NODE, PEER, POD, POD_ADDRESS, SERVICE, Ref, service_ref
 from routerd.tell.render import path_text
 from routerd.tell.views import PeerView
 
@@ -49,6 +50,7 @@ SERVICE_WORDS = (SERVICE, "service")  # as people write them
 SERVICE_NEEDS = ("nodes", "services", "endpoint_slices", "bgp", "pools", "allocations")
 POD_NEEDS = ("nodes", "namespaces", "pods", "services", "policies", "allocations")
 EGRESS_NEEDS = ("nodes", "policies", "allocations")
+OF_DEVICES = (UNHOOKED, "PodDeviceMissing")
 OF_AGENTS = ("NoGateway", "AgentAbsent")  # reasons
 SHOWN = 3  # addresses in one line
 FEW_PORTS = 256  # below, the ports of a node's questions to one resolver are soon guessed (RFC 6056, section 2.1)
@@ -249,6 +251,14 @@ def first_packet_steps(status: EgressStatus, refusals: Iterable[Refusal]) -> tup
             detail += "a firewall, or the node's routes"
             return (Step(question, False, "HeldBack", detail, note=True),)
     return ()
+
+
+def device_steps(pod: Pod, refusals: Iterable[Refusal]) -> tuple[Step, ...]:
+    """Whether its packets come by the programs: what only a running agent can tell. `refusals`: of pods' addresses."""
+    own = {Ref(POD_ADDRESS, name=str(address)) for address in pod.addresses}
+    found = [each for each in refusals if each.object in own and each.reason in OF_DEVICES]
+    question = "do its packets pass the programs?"
+    return tuple(Step(question, False, each.reason, each.message) for each in found) or (Step(question, True),)
 
 
 def _gateway_step(probed: Probed) -> Step:

@@ -37,7 +37,7 @@ from bgp.path import Desired as BgpDesired
 from bgp.rib import Settled
 from bgp.speaker import Loading
 from egress import plan as egress_plan
-from egress.entries import PodDevice
+from egress.host.links import PodDevice
 from egress.kept import Kept
 from egress.policy import Desired as EgressDesired
 from egress.status import EgressStatus

@@ -20,7 +20,8 @@ from typing import Any
 
 from bpf import layout, loader, syscall
 from egress.attach import Attacher
-from egress.entries import Facts, Link, MapEntries, PodDevice, map_entries
+from egress.entries import Facts, Link, MapEntries, map_entries
+from egress.host.links import PodDevice
 from egress.plan import ARRAYS
 from egress.policy import NO_LIMITS, Desired, IPAddress, Limits
 from tests.models.liveness import Rank

@@ -80,6 +80,39 @@ def test_pod_devices_are_found_also_after_pyroute2_was_used_elsewhere(cluster: C
     assert IPv4Address(cluster.lab.pod("sel").address) in observed.facts.devices
 
 
+@pytest.fixture
+def macvlan_pod(cluster: Cluster) -> Iterator[IPv4Address]:
+    """On a device upon the worker's uplink, in a namespace that has no id there: its file alone tells of it."""
+    worker = cluster.lab.node("worker")
+    pod, address = Namespace(f"{worker.name}m", "onmacvlan"), IPv4Address(worker.next_pod_address())
+    pod.create()
+    try:
+        worker.ip(f"link add link eth0 name eth0 netns {pod.name} type macvlan mode bridge")
+        pod.ip(f"address add {address}/24 dev eth0", "link set eth0 up")
+        yield address
+    finally:
+        netns.run(["ip", "netns", "delete", pod.name])
+
+
+def test_a_pod_on_a_device_that_leads_past_the_programs_is_told(cluster: Cluster, macvlan_pod: IPv4Address) -> None:
+    worker, besides = cluster.lab.node("worker"), cluster.lab.pod("sel")
+    desired = cluster.desired("worker")
+    desired = replace(desired, pods={**desired.pods, macvlan_pod: ("world",)})
+    datapath = cluster.datapaths["worker"]
+    worker.ip(f"link add link eth0 name net1 netns {besides.name} type macvlan mode bridge")
+    try:
+        with netns.entered(worker.name):
+            told = problems(desired, datapath.observe(desired))
+            status = datapath.status().beside(desired)
+    finally:
+        besides.ip("link delete net1")
+    assert [(each.object, each.reason) for each in told] == [
+        (f"pod-address/{each}", "DeviceUnhooked") for each in (besides.address, macvlan_pod)
+    ]
+    assert "besides" in told[0].message and f"{macvlan_pod} is on macvlan device eth0" in told[1].message
+    assert (status.pods, len(status.unhooked)) == (0, 2)
+
+
 ADDRESSES = {"an IPv4 address": "192.0.2.250/32", "an IPv6 address": "2001:db8:99::1/128"}
 
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from egress.entries import Facts, PodDevice
+from egress.entries import Facts
 from egress.guard import Guard, early, render
+from egress.host.links import PodDevice
 from egress.nft import parse, parse_counters, transaction
 from egress.policy import Desired, Policy, Ports
 from tests.netns.lab.netns import Namespace, run

@@ -14,7 +14,6 @@ from bpf import layout
 from egress.entries import (
     DROP_ALL,
     Facts,
-    PodDevice,
     RuleSpec,
     describe,
     map_entries,
@@ -23,6 +22,7 @@ from egress.entries import (
 )
 from egress.entries import policy_set as flatten
 from egress.guard import render
+from egress.host.links import PodDevice
 from egress.policy import Block, Desired, Gateway, Group, IPNetwork, Policy, Ports, Served
 from tests.models.datapath import deciding_policy
 from tests.models.tables import granules, longest

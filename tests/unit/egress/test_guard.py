@@ -7,8 +7,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
-from egress.entries import Facts, PodDevice
+from egress.entries import Facts
 from egress.guard import Guard, digest, early, pod_bridges, render
+from egress.host.links import PodDevice
 from egress.nft import boot_text, parse, parse_counters, transaction
 from egress.policy import Desired, Policy, Ports
 

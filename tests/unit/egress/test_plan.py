@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpf import layout
-from egress.entries import Facts, PodDevice
+from egress.entries import Facts
 from egress.guard import render
+from egress.host.links import PodDevice, Unhooked
 from egress.plan import (
     Attachment,
     Observed,
@@ -298,6 +299,17 @@ def test_what_pods_lack_is_told_in_families_that_a_policy_covers(
     found = problems(desired, replace(nowhere, facts=Facts(bridged, {"eth0": 2})))
     outside = [each.message.partition(",")[0] for each in found if each.reason == "PodOutsidePodCidrs"]
     assert outside == ([f"{len(told)} pods"] if told else [])
+
+
+def test_what_leads_past_the_hooks_is_told_instead_of_a_missing_device() -> None:
+    own = {POD: (Unhooked("eth0", "ipvlan", (POD,)),)}
+    desired, there = on_worker(pods={POD: ("world",)}), settled(on_worker()).observe()
+    [problem] = problems(desired, replace(there, facts=Facts(uplinks={"eth0": 2}, unhooked=own)))
+    assert (problem.object, problem.reason) == (f"pod-address/{POD}", "DeviceUnhooked")
+    assert problem.message.startswith(f"{POD} is on ipvlan device eth0, which leads past the programs")
+    besides = {POD: (Unhooked("net1", "macvlan"), Unhooked("ens1f0v0", "SR-IOV VF"))}
+    [problem] = problems(desired, replace(there, facts=Facts(DEVICES, {"eth0": 2}, unhooked=besides)))
+    assert problem.message.startswith(f"the pod of {POD} has macvlan device net1, SR-IOV VF device ens1f0v0 besides:")
 
 
 @pytest.mark.parametrize("name", ['a"b', "*", "br*", "\\", "\x1b[2J", "veth-é"])

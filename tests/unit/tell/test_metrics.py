@@ -66,6 +66,7 @@ FULL = AgentStatus(
         {"no_gateway": 5},
         (PROBED,),
         "forward",
+        ("10.1.11.9",),
     ),
     store=StoreStatus(
         (ResourceStatus("pods", synced=True, stale=12.5, lists=2, watches=3), ResourceStatus("nodes", synced=False)),
@@ -126,6 +127,7 @@ def test_the_numbers() -> None:
         'routerd_egress_long_port_searches_total{group="7"} 3.0',
         'routerd_egress_pressed{object="egress/7"} 1.0',
         "routerd_egress_pods 1.0",
+        "routerd_egress_unhooked_pods 1.0",
         'routerd_gateway_up{by="tunnel",gateway="gw"} 1.0',
         'routerd_gateway_serves{by="tunnel",gateway="gw"} 0.0',
         'routerd_gateway_round_trip_seconds{by="tunnel",gateway="gw"} 0.25',
@@ -224,7 +226,7 @@ def test_status_as_json_has_the_parts_of_the_rooms() -> None:
         "datapath": True, "pods": 1, "entries": {"flows": 9}, "room": {"flows": 1000}, "long_searches": {"7": 3},
         "pressed": {"egress/7": 1},
         "passed": {"translated": 8, "handed_in": 7, "came_out": 4}, "drops": {"no_gateway": 5},
-        "probed": (asdict(PROBED),), "first_packets": "forward",
+        "probed": (asdict(PROBED),), "first_packets": "forward", "unhooked": ("10.1.11.9",),
     }  # fmt: skip
     assert document["peers"] == [
         {"peer": "tor", "address": "10.0.0.1", "up": True, "state": "up", "since_seconds": None, "flaps": 2,

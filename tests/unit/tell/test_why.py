@@ -15,7 +15,7 @@ from routerd.node.desired import LocalFacts, Settings, compose
 from routerd.refs import Ref, service_ref
 from routerd.selectors import LabelSelector
 from routerd.tell.views import PeerView
-from routerd.tell.why import NoSuchObject, Step, explain, first_packet_steps, gateway_steps, session_steps
+from routerd.tell.why import NoSuchObject, Step, device_steps, explain, first_packet_steps, gateway_steps, session_steps
 from tests.models import cluster
 from tests.models.cluster import LOCAL, NOES, TOR
 
@@ -363,3 +363,13 @@ def test_a_pods_first_packets_are_told_of(status: EgressStatus, told: list[tuple
     assert [(each.yes, each.reason, each.note) for each in steps] == told
     if told == [(False, "HeldBack", True)]:
         assert steps[0].detail.startswith("2 of 5, ")
+
+
+def test_a_device_that_leads_past_the_programs_is_a_no() -> None:
+    (pod,) = cluster.snapshot().pods.values()  # type: ignore[union-attr]
+    past = Refusal(Ref.parse(f"pod-address/{pod.addresses[0]}"), "DeviceUnhooked", "it is on macvlan device eth0")
+    other = Refusal(Ref.parse("pod-address/10.9.9.9"), "PodDeviceMissing", "no veth or netkit leads to 10.9.9.9")
+    (step,) = device_steps(pod, (other, past))
+    assert (step.yes, step.reason, step.detail) == (False, "DeviceUnhooked", past.message)
+    (step,) = device_steps(pod, (other,))
+    assert step.yes
