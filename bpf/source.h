@@ -301,7 +301,8 @@ static __always_inline enum reason keep_gateway(const struct settings *config, c
 	return REASON_UNSPECIFIED;
 }
 
-/* BEGIN_ANEW when the flow's group, or its port, is its own no more; else SEND_OUT, or a verdict. */
+/* BEGIN_ANEW when the flow's group, or its port, is its own no more, or it has had none yet; else SEND_OUT,
+ * or a verdict. */
 static __always_inline int continue_flow(struct __sk_buff *skb, const struct packet *packet,
 					 const struct settings *config, const struct flow_key *key,
 					 struct flow_value *flow, __u32 *rank)
@@ -309,6 +310,8 @@ static __always_inline int continue_flow(struct __sk_buff *skb, const struct pac
 	enum reason refusal;
 	__u8 seen = seen_of(packet);
 
+	if (flow->seen_out & SEEN_BEFORE)
+		return BEGIN_ANEW;
 	if (!flow->group) {
 		refresh(&flow->last_seen, &flow->seen_out, seen);
 		return leave_alone(skb, packet);

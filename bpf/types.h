@@ -206,6 +206,7 @@ enum seen {
 	SEEN_FIN_FIRST = 8, /* the FIN of this side came before the other's */
 	SEEN_END = 16,	    /* in seen_out: the connection has ended, its port rests */
 	SEEN_AGAIN = 32,    /* in seen_in, begun from outside: who began it spoke again after the pod had */
+	SEEN_BEFORE = 64,   /* in seen_out, of no group: begun by the pod before a policy selected it */
 };
 
 struct reverse_key {

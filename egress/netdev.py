@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import time
@@ -424,14 +425,17 @@ class Datapath:
 
     @_do.register
     def _(self, action: plan.SeedFlows) -> None:
-        seen = layout.SEEN_PACKET
-        value = bytes(layout.FlowValue(time.monotonic_ns(), seen_out=seen, seen_in=seen | layout.SEEN_AGAIN))
-        pods = dict(action.pods)
-        for flow in conntrack.inbound(pods):
+        seen, moment, pods = layout.SEEN_PACKET, time.monotonic_ns(), dict(action.pods)
+        from_outside = layout.FlowValue(moment, seen_out=seen, seen_in=seen | layout.SEEN_AGAIN)
+        by_pod = layout.FlowValue(moment, seen_out=seen | layout.SEEN_BEFORE, seen_in=seen)
+        for flow in conntrack.running(pods):
+            if flow.by_pod and flow.protocol == socket.IPPROTO_TCP:
+                continue  # what comes to the pod does not open a connection, so it is taken for no other's
             key = layout.FlowKey(
                 layout.ip_field(flow.pod), layout.ip_field(flow.remote), pods[flow.pod], flow.pod_port,
                 flow.remote_port, flow.protocol,
             )  # fmt: skip
+            value = bytes(by_pod if flow.by_pod else from_outside)
             with suppress(FileExistsError):
                 self._maps["flows"].put(bytes(key), value, syscall.UPDATE_NOEXIST)
 

@@ -193,12 +193,14 @@ class PutEntry(Prepare):
 
 @dataclass(frozen=True, slots=True)
 class SeedFlows(Prepare):
-    """Connections that others have to pods which are selected from now on: their answers go on as before."""
+    """Connections of pods which are selected from now on. Answers to what others began go on as before; what the pods
+    began themselves begins anew with their next packet, and nobody's packet before that makes it another's.
+    """
 
     pods: tuple[tuple[IPAddress, int], ...]  # with the device of each
 
     def __str__(self) -> str:
-        return f"keep connections begun from outside: {', '.join(str(address) for address, _ in self.pods)}"
+        return f"look at connections that run: {', '.join(str(address) for address, _ in self.pods)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Reads from the kernel's connection tracking which connections a pod has that it did not begin. Changes nothing."""
+"""Reads from the kernel's connection tracking which connections a pod has. Changes nothing."""
 
 from __future__ import annotations
 
@@ -9,36 +9,39 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from egress.netlink import NetlinkSocket, attribute, attributes
+from egress.netlink import Attributes, NetlinkSocket, attribute, attributes
 from egress.policy import IPAddress
 
 # <linux/netfilter/nfnetlink_conntrack.h>
 NETLINK_NETFILTER = 12
 CT_GET = 1 << 8 | 1
 NFGEN = struct.Struct("=BBH")
-CTA_TUPLE_REPLY = 2
+CTA_TUPLE_ORIG, CTA_TUPLE_REPLY = 1, 2
 CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
 CTA_IP_V4_SRC, CTA_IP_V4_DST, CTA_IP_V6_SRC, CTA_IP_V6_DST = 1, 2, 3, 4
 CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
-CTA_FILTER, CTA_FILTER_REPLY_FLAGS, FILTER_IP_SRC = 25, 2, 1 << 0  # Linux 5.8
+CTA_FILTER, CTA_FILTER_ORIG_FLAGS, CTA_FILTER_REPLY_FLAGS, FILTER_IP_SRC = 25, 1, 2, 1 << 0  # Linux 5.8
 NLA_F_NESTED = 1 << 15
 FEW = 8  # pods: for so many the table is walked once for each
 NO_TRACKING = (errno.EINVAL, errno.ENOENT, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True, slots=True)
-class Inbound:
-    """A connection begun by `remote`, as the pod's answers bear it (after the kernel's own translation)."""
+class Connection:
+    """As the pod's packets bear it, on their way into the host: before what the kernel translates of its own, and with
+    what it gives back of answers.
+    """
 
     pod: IPAddress
     remote: IPAddress
     pod_port: int
     remote_port: int
     protocol: int
+    by_pod: bool  # whether the pod began it
 
 
-def inbound(pods: Collection[IPAddress]) -> tuple[Inbound, ...]:
-    """TCP, UDP and SCTP connections to `pods`; () where the kernel tracks none."""
+def running(pods: Collection[IPAddress]) -> tuple[Connection, ...]:
+    """TCP, UDP and SCTP connections of `pods`, whoever began them; () where the kernel tracks none."""
     try:
         with NetlinkSocket(NETLINK_NETFILTER) as tracking:
             entries = [entry for body in _questions(pods) for entry in tracking.dump(CT_GET, body)]
@@ -57,31 +60,35 @@ def _questions(pods: Collection[IPAddress]) -> Iterator[bytes]:
     few = [pod for pod in pods if pod.version == 4]
     for pod in few if len(few) <= FEW else ():
         source = attribute(CTA_TUPLE_IP | NLA_F_NESTED, attribute(CTA_IP_V4_SRC, pod.packed))
-        flags = attribute(CTA_FILTER_REPLY_FLAGS, struct.pack("=I", FILTER_IP_SRC))
-        reply, wanted = (kind | NLA_F_NESTED for kind in (CTA_TUPLE_REPLY, CTA_FILTER))
-        yield NFGEN.pack(socket.AF_INET, 0, 0) + attribute(reply, source) + attribute(wanted, flags)
+        for way, flags in ((CTA_TUPLE_ORIG, CTA_FILTER_ORIG_FLAGS), (CTA_TUPLE_REPLY, CTA_FILTER_REPLY_FLAGS)):
+            wanted = attribute(CTA_FILTER | NLA_F_NESTED, attribute(flags, struct.pack("=I", FILTER_IP_SRC)))
+            yield NFGEN.pack(socket.AF_INET, 0, 0) + attribute(way | NLA_F_NESTED, source) + wanted
     if len(few) > FEW:
         yield NFGEN.pack(socket.AF_INET, 0, 0)
     if len(few) < len(pods):
         yield NFGEN.pack(socket.AF_INET6, 0, 0)
 
 
-def _of_pods(entries: Iterable[bytes], pods: frozenset[bytes]) -> Iterator[Inbound]:
+def _of_pods(entries: Iterable[bytes], pods: frozenset[bytes]) -> Iterator[Connection]:
     for entry in entries:
-        reply = attributes(attributes(entry, NFGEN.size).get(CTA_TUPLE_REPLY, b""))
-        ip = attributes(reply.get(CTA_TUPLE_IP, b""))
-        source, remote = (
-            _either(ip, *kinds) for kinds in ((CTA_IP_V4_SRC, CTA_IP_V6_SRC), (CTA_IP_V4_DST, CTA_IP_V6_DST))
-        )
-        if source not in pods:
-            continue
-        proto = attributes(reply.get(CTA_TUPLE_PROTO, b""))
-        number = proto[CTA_PROTO_NUM][0]
-        if number in (socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_SCTP):
-            pod_port, remote_port = (
-                int.from_bytes(proto[kind], "big") for kind in (CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT)
-            )
-            yield Inbound(ip_address(source), ip_address(remote), pod_port, remote_port, number)
+        values = attributes(entry, NFGEN.size)
+        for way in (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY):
+            connection = _sent_by(pods, attributes(values.get(way, b"")), way == CTA_TUPLE_ORIG)
+            if connection is not None:
+                yield connection
+
+
+def _sent_by(pods: frozenset[bytes], way: Attributes, is_original: bool) -> Connection | None:
+    ip = attributes(way.get(CTA_TUPLE_IP, b""))
+    source, remote = (_either(ip, *kinds) for kinds in ((CTA_IP_V4_SRC, CTA_IP_V6_SRC), (CTA_IP_V4_DST, CTA_IP_V6_DST)))
+    if source not in pods:
+        return None
+    proto = attributes(way.get(CTA_TUPLE_PROTO, b""))
+    number = proto[CTA_PROTO_NUM][0]
+    if number not in (socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_SCTP):
+        return None
+    pod_port, remote_port = (int.from_bytes(proto[kind], "big") for kind in (CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT))
+    return Connection(ip_address(source), ip_address(remote), pod_port, remote_port, number, is_original)
 
 
 def _either(attributes_of_ip: Mapping[int, bytes], *kinds: int) -> bytes:

@@ -57,7 +57,7 @@ TO_SELECTED = Packet(REMOTE, POD, UDP, 53, 40000)
 LATER = replace(UDP_OUT, kind="fragment", source_port=0, destination_port=0, position=1376, id=7)
 FOLDED = 40960 + 40000 % 4096  # the pod's port within the node's block
 FOLDED_ID = 40960 + 4000 % 4096
-ENDED, RUNNING = Flow(0, 3, 3), Flow(0, 1, 1)
+ENDED, RUNNING, BEFORE = Flow(0, 3, 3), Flow(0, 1, 1), Flow(0, 1 | layout.SEEN_BEFORE, 1)
 THROUGH_GATEWAY = to_world(THERE)
 ONLY_HTTPS = desired(Policy("https", THERE, (WORLD, WORLD6), ports=(Ports("TCP", 443, 443),)))
 ONLY_DIAMETER = desired(Policy("diameter", THERE, (WORLD, WORLD6), ports=(Ports("SCTP", 3868, 3868),)))
@@ -143,6 +143,8 @@ FROM_POD = [
             device="pod1"),
     Fixture("an unselected pod may be asked so", replace(TO_SELECTED, destination=IPv4Address("10.244.2.20")), "next",
             device="pod1"),
+    Fixture("a conversation that ran when its pod was selected begins anew", UDP_OUT, "redirect", "encapsulated",
+            _out(UDP_OUT), flow=BEFORE),
     Fixture("a new connection on ports of one that has ended", SYN, "redirect", "encapsulated", CLAMPED, flow=ENDED),
     Fixture("an answer on the ports of one that has ended", replace(SYN, flags="A", mss=0), "next", flow=ENDED),
     Fixture("a gateway that is here sends at once", UDP_OUT, "redirect", "translated", _out(UDP_OUT),
@@ -282,6 +284,16 @@ def test_to_pod(world: World, version: int, packet: Packet, recorded: int) -> No
     frame = build(packet if version == 4 else six(packet))
     assert world.run("to_pod", device, frame) == ("next", frame)
     assert list(world.state().flows.values()) == [Flow(0, 0, 1)] * recorded
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_comes_in_a_conversation_that_its_pod_began_makes_it_no_others(world: World, version: int) -> None:
+    packet = Packet(REMOTE, POD, UDP, 53, 40000)
+    packet = packet if version == 4 else six(packet)
+    key = packet.sent_to(world.ifindex["pod0"])
+    world.fill(THROUGH_GATEWAY, State({key: BEFORE}))
+    assert world.run("to_pod", "pod0", build(packet))[0] == "next"
+    assert world.state().flows[key].seen_out == BEFORE.seen_out
 
 
 @pytest.mark.parametrize(("device", "verdict"), [("pod0", "drop"), ("pod1", "next")])

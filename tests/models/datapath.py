@@ -391,6 +391,8 @@ def _is_free(port: Port | None, key: FlowKey) -> bool:
 def _continue_flow(tables: Tables, state: State, packet: Packet, home: Home, flow: Flow) -> Outcome | None:
     """None = it is its own no more, and begins anew."""
     key = home.key
+    if flow.seen_out & layout.SEEN_BEFORE:
+        return None
     if not flow.group:
         seen = replace(flow, seen_out=_seen(flow.seen_out, packet))
         return _left_alone(packet, home.seen_at).after(Change("flows", key, seen))

@@ -229,12 +229,37 @@ def test_a_connection_from_outside_survives_the_selection_of_its_pod(cluster: Cl
         assert connection.recv(100)
         cluster.selected["sel"] = ("world",)
         done = cluster.apply()["worker"]
-        assert f"keep connections begun from outside: {pod.address}" in done
+        assert f"look at connections that run: {pod.address}" in done
         connection.sendall(b"still there")
         assert connection.recv(100) == b"still there"
         connection.shutdown(socket.SHUT_WR)
         assert not connection.recv(100)  # the pod's last word
     assert pod.get(FW_ADDRESS).source == str(EGRESS_IP)
+
+
+def test_a_conversation_that_runs_goes_on_with_the_egress_ip_once_its_pod_is_selected(cluster: Cluster) -> None:
+    """The remote speaks first then; that makes the conversation no other's."""
+    pod, client = cluster.lab.pod("sel"), cluster.lab.client
+    cluster.selected["sel"] = ()
+    cluster.apply()
+    kind = socket.AF_INET, socket.SOCK_DGRAM
+    with client.socket(*kind) as remote, pod.socket(*kind) as own, cluster.lab.tap.excused(pod.address, client.address):
+        for end in (remote, own):
+            end.bind(("0.0.0.0", 4500))
+            end.settimeout(5)
+        own.connect((client.address, 4500))
+        own.send(b"before")
+        assert remote.recvfrom(100) == (b"before", (pod.address, 4500))
+        cluster.selected["sel"] = ("world",)
+        cluster.apply()
+        remote.sendto(b"push", (pod.address, 4500))
+        assert own.recv(100) == b"push"
+        own.send(b"after")
+        said, source = remote.recvfrom(100)
+        assert (said, source[0]) == (b"after", str(EGRESS_IP))
+        remote.sendto(b"late", (pod.address, 4500))
+        remote.sendto(b"push", source)
+        assert {own.recv(100), own.recv(100)} == {b"late", b"push"}
 
 
 def test_a_large_download_keeps_to_the_tunnel_mtu(cluster: Cluster) -> None:

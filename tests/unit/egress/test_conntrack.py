@@ -1,4 +1,4 @@
-"""Connections to pods, as the kernel of a network namespace tracks them: asked for by address, or all of them."""
+"""Connections of pods, as the kernel of a network namespace tracks them: asked for by address, or all of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from egress.host.conntrack import FEW, inbound
+from egress.host.conntrack import FEW, running
+from egress.policy import IPAddress
 from tests.netns.lab import netns
 from tests.netns.lab.netns import Namespace, run
 
@@ -40,7 +41,20 @@ def tracked() -> Iterator[None]:
 @pytest.mark.parametrize("others", [0, FEW], ids=["few", "many"])
 @pytest.mark.parametrize("pods", [SERVERS[:1], SERVERS[:2], SERVERS, SERVERS[2:], ()])
 def test_connections_to_pods_are_found_and_no_others(pods: tuple[str, ...], others: int) -> None:
-    asked = [ip_address(pod) for pod in (*pods, *(f"192.0.2.{number}" for number in range(others)))]
-    found = inbound(asked)
+    found = [each for each in running(_asked(pods, others)) if not each.by_pod]
     assert sorted(str(each.pod) for each in found) == sorted(pods)
     assert {each.pod_port for each in found} <= {8000}
+
+
+@pytest.mark.usefixtures("tracked")
+@pytest.mark.parametrize("others", [0, FEW], ids=["few", "many"])
+@pytest.mark.parametrize(("pod", "servers"), [("127.0.0.1", SERVERS[:2]), ("::1", SERVERS[2:]), ("127.0.0.2", ())])
+def test_what_a_pod_began_is_told_from_the_rest(pod: str, servers: tuple[str, ...], others: int) -> None:
+    found = [each for each in running(_asked((pod,), others)) if each.by_pod]
+    assert sorted((str(each.pod), str(each.remote), each.remote_port) for each in found) == [
+        (pod, server, 8000) for server in servers
+    ]
+
+
+def _asked(pods: tuple[str, ...], others: int) -> list[IPAddress]:
+    return [ip_address(pod) for pod in (*pods, *(f"192.0.2.{number}" for number in range(others)))]

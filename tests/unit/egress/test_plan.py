@@ -69,7 +69,7 @@ def test_the_first_plan_of_a_worker() -> None:
         EPOCH,
         "map policies: put set 1 0.0.0.0/0: any -> group 7",
         "map pod_devices: put 10.1.0.5: device 5",
-        "keep connections begun from outside: 10.1.0.5",
+        "look at connections that run: 10.1.0.5",
         "map pods: put device 5 10.1.0.5: set 1",
         "map pods: put device 6 10.1.0.6: no policy",
         "map strict_devices: put device 5",
@@ -233,7 +233,7 @@ def test_flows_of_a_release_with_other_maps_are_taken_over_before_its_programs_a
     node = on_another_layout()
     done = carry_out(node, plan(on_worker(), node.observe()))
     kinds = [line.split()[0] for line in done if not line.startswith("map")]
-    assert kinds == ["load", "keep", "take", *["attach"] * 7]
+    assert kinds == ["load", "look", "take", *["attach"] * 7]
     assert done[0] == "load eBPF programs and maps beside those of another layout"
     assert carry_out(node, plan(on_worker(), node.observe())) == [
         "remove eBPF maps of another layout, whose flows were taken over"
