@@ -202,6 +202,17 @@ static __always_inline void note_end_in(const struct reverse_key *port_key, stru
 	flow->seen_out |= SEEN_END;
 }
 
+/* Something else comes after the end. A FIN counts until then, as a RST does: anyone may send one, and the
+ * port of a connection that goes on is not given to another. */
+static __always_inline void rest_anew(const struct reverse_key *port_key, struct reverse_value *port)
+{
+	struct flow_key key = flow_of(port_key, port);
+	struct flow_value *flow = bpf_map_lookup_elem(&flows, &key);
+
+	if (flow && is_owned_by(port, flow->id))
+		port->rests_until = now() + rest_after(flow->seen_out);
+}
+
 static __always_inline void forget_flow(const struct flow_key *key, const struct flow_value *flow)
 {
 	bool from_outside = !flow->group;

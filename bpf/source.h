@@ -523,6 +523,8 @@ static __always_inline int return_to_pod(struct __sk_buff *skb, const struct pac
 		refresh(&port->last_seen, &port->seen_in, seen);
 		if (seen & SEEN_FIN)
 			note_end_in(&key, port);
+		else if (owner_state(port->owner) == OWNER_RESTING && !(seen & SEEN_RST))
+			rest_anew(&key, port);
 	}
 	if (parsed == PARSED_ICMP_ERROR
 		? rewrite_error(skb, packet, &room->quoted, SIDE_DESTINATION, &pod, pod_port)

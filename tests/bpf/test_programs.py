@@ -600,6 +600,23 @@ def test_what_comes_after_the_end_still_passes(world: World) -> None:
     _connection(world, 4, ["pod F", "remote F", "pod A", "remote F", "pod A"])
 
 
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(("end", "rests"), [("remote F", 10), ("pod R", 4)])
+def test_a_port_is_nobody_elses_while_something_comes_after_the_end(
+    world: World, end: str, rests: int, version: int
+) -> None:
+    """Whoever forges a FIN, or makes the pod send a RST, does not get the port of a connection that goes on freed."""
+    world.fill(to_world(HERE))
+    _connection(world, version, ["pod F", end])
+    state = world.state()
+    ((key, port),) = state.ports.items()
+    world.fill(to_world(HERE), State(state.flows, {key: replace(port, rests=1)}))
+    data = Packet(key.remote, key.egress_ip, TCP, key.remote_port, key.egress_port)
+    for flags, least, most in (("AR", 0, 1), ("AF", 0, 1), ("A", rests - 2, rests)):
+        assert world.run("from_uplink", "uplink", build(replace(data, flags=flags)))[0] == "redirect"
+        assert least <= world.state().ports[key].rests <= most
+
+
 def test_a_port_at_rest_is_its_own_pods_at_once(world: World) -> None:
     world.fill(to_world(HERE))
     _connection(world, 4, ["remote F", "pod F"])

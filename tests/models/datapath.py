@@ -532,6 +532,7 @@ def _return_to_pod(tables: Tables, state: State, node: int, packet: Packet) -> O
         restored = replace(restored, quoted=replace(packet.quoted, source=port.pod, source_port=port.pod_port))
         return Outcome("redirect", "delivered", restored, to).after(Change("ports", key, port))
     port = replace(port, seen_in=_seen(port.seen_in, packet))
+    port = _rested_anew(state, key, port, packet)
     changes = _note_end_in(state, key, port, packet)
     restored = on_wire(replace(restored, destination_port=port.pod_port))
     return Outcome("redirect", "delivered", restored, to).after(*remembered, Change("ports", key, port), *changes)
@@ -544,11 +545,23 @@ def _tell_remote(tables: Tables, packet: Packet, about: About) -> Outcome:
     return _error(tables, packet, about, "uplink")
 
 
-def _note_end_in(state: State, key: PortKey, port: Port, packet: Packet) -> tuple[Change, ...]:
+def _flow_of(state: State, key: PortKey, port: Port) -> tuple[FlowKey, Flow | None]:
     flow_key = FlowKey(port.pod, key.remote, port.ifindex, port.pod_port, key.remote_port, key.protocol)
     flow = state.flows.get(flow_key)
-    is_end = packet.seen & layout.SEEN_FIN and flow and flow.id == port.id and flow.seen_out & layout.SEEN_FIN
-    if not is_end or flow is None:
+    return flow_key, flow if flow and flow.id == port.id else None
+
+
+def _rested_anew(state: State, key: PortKey, port: Port, packet: Packet) -> Port:
+    """A port does not go to another flow while something else than ends comes for its own."""
+    _, flow = _flow_of(state, key, port)
+    if port.state != "resting" or flow is None or packet.seen & (layout.SEEN_FIN | layout.SEEN_RST):
+        return port
+    return replace(port, rests=_rest_after(flow.seen_out))
+
+
+def _note_end_in(state: State, key: PortKey, port: Port, packet: Packet) -> tuple[Change, ...]:
+    flow_key, flow = _flow_of(state, key, port)
+    if flow is None or not (packet.seen & layout.SEEN_FIN and flow.seen_out & layout.SEEN_FIN):
         return ()
     ended = replace(flow, seen_out=flow.seen_out | layout.SEEN_END)
     return (*_rest((key, port), _rest_after(flow.seen_out)), Change("flows", flow_key, ended))
