@@ -162,6 +162,30 @@ def test_a_policy_of_the_cni_holds_for_what_leaves_by_a_gateway(enforced: Enforc
 
 
 @on({"calico": MAKES["calico"], "kube-router": MAKES["kube-router"]})
+def test_it_holds_where_nodes_need_no_tunnel(enforced: Enforced) -> None:
+    """First packets leave the host's stack by the link to the gateway, as those after them do."""
+    cluster, lab = enforced.cluster, enforced.cluster.lab
+    cluster.transport = "direct"
+    cluster.apply()
+    try:
+        before = enforced.handed_and_out(), cluster.counters("worker")["sent_direct"]
+        with lab.pod("open").connect(FW_ADDRESS, 7) as running:
+            assert (leaves(lab.pod("open")), leaves(lab.pod("shut"))) == (True, False)
+            enforced.shut = "open"
+            enforced.load()
+            assert (leaves(lab.pod("open")), leaves(lab.pod("shut"))) == (False, True)
+            running.sendall(b"still here")
+            assert running.recv(64)
+        (handed, out), sent = enforced.handed_and_out(), cluster.counters("worker")["sent_direct"]
+        assert (handed - before[0][0], out - before[0][1]) == (9, 5)
+        assert sent - before[1] >= 9
+        assert not cluster.dropped("worker")
+    finally:
+        cluster.transport = "vxlan"
+        cluster.apply()
+
+
+@on({"calico": MAKES["calico"], "kube-router": MAKES["kube-router"]})
 def test_a_redirect_passes_the_same_rules_by(enforced: Enforced) -> None:
     """So what the other tests see is the forward hook's doing."""
     cluster = enforced.cluster
