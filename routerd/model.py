@@ -56,11 +56,12 @@ ORDINARY = frozenset(  # somebody asked for it
 OF_PORTS = ("PortsExhausted", "PortsShort")  # some nodes have none of an egress IP, or fewer than they want
 HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
     {
-        "AgentAbsent", "AwaitingNodeReports", "BFDDown", "BFDNotSupported", "ConflictingAnnotations",
-        "FamilyNotNegotiated", "ForwardingOff", "GatewayNotUsed", "GatewaysUnwatched", "HoldTimeTooLong",
+        "AgentAbsent", "AwaitingNodeReports", "BandwidthNotLimited", "BFDDown", "BFDNotSupported",
+        "ConflictingAnnotations", "FamilyNotNegotiated", "ForwardingOff", "GatewayNotUsed", "GatewaysUnwatched",
+        "HoldTimeTooLong",
         "InvalidRouterID", "NetworkUnavailable", "NoBFD", "NoEndpoints", "NumberMisread", "PodNearShare",
         "PodCIDRTaken", "PodCIDRsShort", "PodOutsideCluster", "PoolOverCluster", *OF_PORTS,
-        "PortsScarce", "StatusOfOther", "TableNearlyFull",
+        "PortsScarce", "StatusOfOther", "SubnetNotUsed", "TableNearlyFull",
         "UnknownAnnotation", "UnknownGateway", "UnknownLabel", "UnknownPeer", "UnreadConfiguration", "UpstreamLost",
         "UpstreamUnknown",
     }
@@ -304,6 +305,7 @@ class AddressPool:
     disabled: bool = False  # drain: keeps what it has, gives nothing new
     advertisements: tuple[Advertisement, ...] = (Advertisement(),)
     services: tuple[ServiceSelection, ...] | None = None  # which may have addresses of it (OR); None = every one
+    gateways: LabelSelector | None = None  # of policies that leave with its addresses and do not say
     origin: Origin = Origin()
 
 
@@ -340,7 +342,9 @@ class EgressPolicy:
     name: str
     kind: str = "EgressPolicy"  # the kind that the user wrote, for messages
     selections: tuple[PodSelection, ...] = ()
-    destinations: tuple[IPNetwork, ...] = ()
+    destinations: tuple[
+        IPNetwork, ...
+    ] = ()  # () = of a reader: all, in the families of the pool (`routerd.store.merge`)
     excluded: tuple[IPNetwork, ...] = ()
     ports: tuple[PortRange, ...] = ()  # () = every protocol that the datapath translates
     egress_ip: IPAddress | None = None

@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 from routerd.formats import core, native
 from routerd.formats.closed import FailClosed
 from routerd.formats.document import Value
-from routerd.formats.foreign import cilium, metallb
+from routerd.formats.foreign import antrea, cilium, metallb, ovn_kubernetes
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.published.allocations import read_allocations, read_node_report
 from routerd.formats.resembling import node_labels, slice_labels
@@ -176,10 +176,22 @@ _FOREIGN = (
         "metallb.io", "v1beta1", "IPAddressPool", "ipaddresspools", namespaced=True,
         reader=metallb.read_ip_address_pool, parts=("pools",), read_by=BOTH,
     ),
+    Kind(
+        "crd.antrea.io", "v1beta1", "Egress", "egresses",
+        reader=FailClosed(antrea.read_egress, antrea.covered_by_egress), parts=("policies",), read_by=BOTH,
+    ),
+    Kind(
+        "crd.antrea.io", "v1beta1", "ExternalIPPool", "externalippools",
+        reader=antrea.read_external_ip_pool, parts=("pools",), read_by=BOTH,
+    ),
+    Kind(
+        "k8s.ovn.org", "v1", "EgressIP", "egressips",
+        reader=FailClosed(ovn_kubernetes.read_egress_ip, ovn_kubernetes.covered_by_egress_ip),
+        parts=("policies",), read_by=BOTH,
+    ),
 )  # fmt: skip
 
 _PEERS = "write its peers in the BGP ConfigMap"
-_POOL = "write it as an AddressPool"
 _ADVERTISEMENTS = "write it as advertisements of an AddressPool"
 _POLICY = "write it as an EgressPolicy"
 _REFUSED = (
@@ -193,9 +205,6 @@ _REFUSED = (
     Kind("metallb.io", "v1beta1", "L2Advertisement", instead="what is announced is announced by BGP"),
     Kind("metallb.io", "v1beta1", "BFDProfile", instead="write bfd of the peer in the BGP ConfigMap"),
     Kind("metallb.io", "v1beta1", "Community", instead="write its values in the advertisements of an AddressPool"),
-    Kind("crd.antrea.io", "v1beta1", "Egress", instead=_POLICY),
-    Kind("crd.antrea.io", "v1beta1", "ExternalIPPool", instead=_POOL),
-    Kind("k8s.ovn.org", "v1", "EgressIP", instead=_POLICY),
     Kind("isovalent.com", "v1", "IsovalentEgressGatewayPolicy", instead=_POLICY),
 )
 

@@ -36,6 +36,7 @@ def open_object(value: Value) -> Section:
 
 _POOL_KEYS = (
     "blocks", "uses", "protocol", "autoAssign", "avoidBuggyIPs", "priority", "disabled", "advertisements", "services",
+    "gateways",
 )  # fmt: skip
 
 
@@ -61,6 +62,7 @@ def read_address_pool(value: Value) -> AddressPool:
         disabled=spec.boolean("disabled", False),
         advertisements=_advertisements(spec, kind, blocks),
         services=_services(spec),
+        gateways=_pool_gateways(spec),
         origin=meta.origin,
     )
 
@@ -68,6 +70,13 @@ def read_address_pool(value: Value) -> AddressPool:
 def _services(spec: Section) -> tuple[ServiceSelection, ...] | None:
     value = spec.get("services")
     return None if value is None else tuple(_service_selection(item) for item in value.nonempty("selector"))
+
+
+def _pool_gateways(spec: Section) -> LabelSelector | None:
+    gateways = spec.section("gateways")
+    if gateways is None:
+        return None
+    return label_selector(gateways.only("nodeSelector").require("nodeSelector"), strict=True)
 
 
 def _service_selection(value: Value) -> ServiceSelection:

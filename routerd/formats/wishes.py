@@ -26,7 +26,7 @@ ADDRESSES = (
     "kube-vip.io/loadbalancerIPs",
     "projectcalico.org/loadBalancerIPs",  # a list in JSON
 )
-POOL = ("metallb.io/address-pool", "metallb.universe.tf/address-pool")
+POOL = ("metallb.io/address-pool", "metallb.universe.tf/address-pool", "service.antrea.io/external-ip-pool")
 SHARED_EVERYWHERE = ("metallb.io/allow-shared-ip", "metallb.universe.tf/allow-shared-ip")
 SHARED_IN_NAMESPACE = ("lbipam.cilium.io/sharing-key", "io.cilium/lb-ipam-sharing-key")
 SHARING_NAMESPACES = ("lbipam.cilium.io/sharing-cross-namespace", "io.cilium/lb-ipam-sharing-cross-namespace")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, TypeVar
 
+from routerd.formats.foreign.policies import with_destinations
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.legacy_bgp.peers import without_place
 from routerd.formats.objects import Entry, Loaded
@@ -79,7 +80,11 @@ def merge(
     pools = _Pools()
     for written, pool in _all_pools(entries):
         pools.take(written, pool)
-    policies = {policy.key: policy for policy in _of(entries, EgressPolicy)}
+    saying = tuple(pool for pool in pools.by_name.values() if pool.gateways is not None)
+    completed = (
+        with_destinations(_with_gateways(policy, saying), pools.by_name) for policy in _of(entries, EgressPolicy)
+    )
+    policies = {policy.key: policy for policy in completed}
     lost = unreadable(files, policies, allocations, seen)
     all_refusals = [
         *refusals,
@@ -230,6 +235,18 @@ def _pools_of(entry: Entry) -> list[tuple[Ref, AddressPool]]:
         return [(entry.ref, entry.object)]
     pools = entry.object.pools if isinstance(entry.object, LegacyConfig) else ()
     return [(Ref("AddressPool", name=pool.name), pool) for pool in pools]
+
+
+def _with_gateways(policy: EgressPolicy, pools: tuple[AddressPool, ...]) -> EgressPolicy:
+    """One that does not say which has those of the pool that it names, or that its address lies in."""
+    pool = next((pool for pool in pools if _is_of(policy, pool)), None) if policy.gateways is None else None
+    return policy if pool is None else replace(policy, gateways=pool.gateways)
+
+
+def _is_of(policy: EgressPolicy, pool: AddressPool) -> bool:
+    if policy.pool:
+        return policy.pool == pool.name
+    return any(address in block for address in policy.egress_ips[:1] for block in pool.blocks)
 
 
 def _peers(configs: list[LegacyConfig]) -> tuple[Peer, ...]:

@@ -117,6 +117,7 @@ def _pool(pool: AddressPool) -> Json:
             priority=pool.priority or None,
             disabled=pool.disabled or None,
             services=list(map(_services, pool.services or ())),
+            gateways=None if pool.gateways is None else {"nodeSelector": _own(pool.gateways)},
         ),
     }
 

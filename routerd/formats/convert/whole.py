@@ -16,12 +16,14 @@ from routerd.formats.convert.manifests import Json, config_map, manifest, text_o
 from routerd.formats.convert.unread import unread_keys
 from routerd.formats.core import expand_lists
 from routerd.formats.document import Source, Value
-from routerd.formats.kinds import BY_NAME, OURS, Kind
+from routerd.formats.foreign.policies import with_destinations
+from routerd.formats.kinds import BY_NAME, OURS, Kind, Reader
 from routerd.formats.legacy_bgp import Dialect, LegacyConfig, parse_document
 from routerd.formats.meta import read_meta
 from routerd.formats.objects import Entry, Loaded, bgp_text, read_file, read_object
 from routerd.model import AddressPool, EgressPolicy
 
+Pools = Mapping[str, AddressPool]  # by name
 UNREAD = "has no meaning here and is left out"
 
 
@@ -54,12 +56,22 @@ class _Written:
 
 def convert(texts: Mapping[str, str]) -> Converted:
     """Texts by file name."""
-    found = _unique(each for file, text in sorted(texts.items()) for each in _of_file(file, text))
+    pools = {pool.name: pool for file, text in texts.items() for pool in _pools(file, text)}
+    found = _unique(each for file, text in sorted(texts.items()) for each in _of_file(file, text, pools))
     return Converted(
         "".join(each.text for each in found),
         tuple(line for each in found for line in each.notes),
         tuple(line for each in found for line in each.errors),
     )
+
+
+def _pools(file: str, text: str) -> list[AddressPool]:
+    """Those of whose addresses policies may be."""
+    try:
+        entries = read_file(text, file).entries
+    except InputError:
+        return []
+    return [entry.object for entry in entries if isinstance(entry.object, AddressPool)]
 
 
 def _unique(found: Iterator[tuple[str, _Written]]) -> list[_Written]:
@@ -75,7 +87,7 @@ def _unique(found: Iterator[tuple[str, _Written]]) -> list[_Written]:
     return kept
 
 
-def _of_file(file: str, text: str) -> Iterator[tuple[str, _Written]]:
+def _of_file(file: str, text: str, pools: Pools) -> Iterator[tuple[str, _Written]]:
     """Each object of other makers with the name that it has as ours."""
     lines = text.split("\n")
     try:
@@ -85,12 +97,12 @@ def _of_file(file: str, text: str) -> Iterator[tuple[str, _Written]]:
         return
     for value in values:
         try:
-            yield from _of_object(value, lines)
+            yield from _of_object(value, lines, pools)
         except InputError as error:
             yield "", _Written(str(value.origin), errors=(str(error),))
 
 
-def _of_object(value: Value, lines: list[str]) -> Iterator[tuple[str, _Written]]:
+def _of_object(value: Value, lines: list[str], pools: Pools) -> Iterator[tuple[str, _Written]]:
     """Raises InputError."""
     group, name = value.section.string("apiVersion").rpartition("/")[0], value.section.string("kind")
     if (group, name) == ("", "ConfigMap"):
@@ -101,22 +113,35 @@ def _of_object(value: Value, lines: list[str]) -> Iterator[tuple[str, _Written]]
         return
     loaded = read_object(value)
     if not loaded.ignored:
-        yield from _of_loaded(value, kind, loaded)
+        yield from _of_loaded(value, kind, loaded, pools)
 
 
-def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded) -> Iterator[tuple[str, _Written]]:
+def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded, pools: Pools) -> Iterator[tuple[str, _Written]]:
     told = tuple(each.message for each in loaded.refusals)
     taken = [found for found in map(_object, loaded.entries) if found is not None]
     if not taken and told:
         yield "", _Written(str(value.origin), errors=told)
     for found in taken:
-        written = manifest(found)
+        whole = with_destinations(found, pools) if isinstance(found, EgressPolicy) else found
+        written = manifest(whole)
         about = f"{value.origin}: {loaded.entries[0].ref}"
         if kind is None or kind.reader is None or kind.group == OURS:
             yield _name(written), _Written(about)
             continue
-        unread = (f"{each.error(UNREAD)}" for each in unread_keys(value, kind.reader, "spec"))
-        yield _name(written), _checked(_Written(about, written, (*told, *unread)), manifest)
+        notes = (*told, *_unread(value, kind.reader), *_pool_elsewhere(value, found, pools))
+        yield _name(written), _checked(_Written(about, written, notes), manifest)
+
+
+def _unread(value: Value, read: Reader) -> list[str]:
+    return [str(each.error(UNREAD)) for each in unread_keys(value, read, "spec")]
+
+
+def _pool_elsewhere(value: Value, found: AddressPool | EgressPolicy, pools: Pools) -> list[str]:
+    """A policy whose destinations its pool would say."""
+    if isinstance(found, AddressPool) or found.destinations or found.pool in pools:
+        return []
+    message = f"pool {found.pool} is in none of these files: leave the family out of destinationCIDRs that it has not"
+    return [str(value.error(message))]
 
 
 def _object(entry: Entry) -> AddressPool | EgressPolicy | None:

@@ -12,8 +12,9 @@ from ipaddress import summarize_address_range
 
 from routerd.formats.closed import Read, Refused
 from routerd.formats.document import Section, Value
+from routerd.formats.foreign.policies import usable
 from routerd.formats.meta import label_selector, read_meta
-from routerd.formats.native import check_block, range_networks, unusable
+from routerd.formats.native import check_block, range_networks
 from routerd.model import (
     AddressPool,
     EgressPolicy,
@@ -43,7 +44,7 @@ def read_egress_nat_policy(value: Value) -> Read:
     Raises InputError, `Refused` among them; so do the other readers.
     """
     source_ip = value.section.require("spec").section.require("egressSourceIP")
-    return replace(covered_by_nat_policy(value), egress_ip=_usable(source_ip, source_ip.address())), ()
+    return replace(covered_by_nat_policy(value), egress_ip=usable(source_ip, source_ip.address())), ()
 
 
 def read_egress_gateway_policy(value: Value) -> Read:
@@ -86,12 +87,6 @@ def _destinations(spec: Section) -> tuple[IPNetwork, ...]:
     if not cidrs.items():
         raise Refused(cidrs, "NoDestinations", "no destinations: the policy selects no traffic")
     return tuple(item.network(host_bits=True) for item in cidrs.items())
-
-
-def _usable(place: Value, address: IPAddress) -> IPAddress:
-    if fault := unusable(address):
-        raise Refused(place, "InvalidEgressIP", f"{address} cannot be an egress IP: {fault}")
-    return address
 
 
 # --- who is selected ---------------------------------------------------------------------------------------------
@@ -181,7 +176,7 @@ def _checked(place: Value, interface: str, address: IPAddress | None) -> IPAddre
     if address is None:
         message = "no egressIP: the address of the gateway's default route is not supported, name one"
         raise Refused(place, "NoEgressIP", message)
-    return _usable(place, address)
+    return usable(place, address)
 
 
 def _any_of(selectors: list[LabelSelector]) -> LabelSelector | None:

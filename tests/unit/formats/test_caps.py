@@ -80,6 +80,14 @@ def nat_policy(**spec: Any) -> Json:
     return made("cilium.io", "CiliumEgressNATPolicy", spec=whole)
 
 
+def antrea_egress(**spec: Any) -> Json:
+    return made("crd.antrea.io", "Egress", spec={"egressIP": "198.51.100.1", **spec})
+
+
+def ovn_egress_ip(**spec: Any) -> Json:
+    return made("k8s.ovn.org", "EgressIP", spec={"egressIPs": ["198.51.100.1"], "namespaceSelector": {}, **spec})
+
+
 def values(count: int) -> Json:
     expression = {"key": "app", "operator": "In", "values": [f"v{number}" for number in range(count)]}
     return {"podSelector": {"matchExpressions": [expression]}}
@@ -129,6 +137,10 @@ OBJECTS: dict[str, tuple[Json, int, int, str]] = {
         made("cilium.io", "CiliumLoadBalancerIPPool", spec={"blocks": [{"cidr": each} for each in cidrs(MANY)]}),
         MANY, MOST, "spec.blocks",
     ),
+    "ExternalIPPool": (
+        made("crd.antrea.io", "ExternalIPPool", spec={"ipRanges": [{"cidr": each} for each in cidrs(MANY)]}),
+        MANY, MOST, "spec.ipRanges",
+    ),
     "service selectors": (pool(services=[{"serviceSelector": {}}] * MANY), MANY, MOST, "spec.services"),
     "peers": (config_map({"peers": [PEER] * MANY}), MANY, MOST, "peers"),
     "node selectors": (
@@ -148,6 +160,12 @@ POLICIES: dict[str, tuple[Json, int, str]] = {
 POLICIES |= {
     "values": (own_policy(selectors=[values(MANY)]), MANY, "spec.selectors[0].podSelector.matchExpressions[0].values"),
     "policy ports": (own_policy(ports=[{"protocol": "TCP", "port": 80}] * MANY), MANY, "spec.ports"),
+    "Egress": (
+        antrea_egress(appliedTo=values(MANY)),
+        MANY,
+        "spec.appliedTo.podSelector.matchExpressions[0].values",
+    ),
+    "EgressIP": (ovn_egress_ip(egressIPs=addresses(MANY)), MANY, "spec.egressIPs"),
     "policy labels": ({**own_policy(), "metadata": {"name": "big", "labels": labels(MANY)}}, MANY, "metadata.labels"),
 }
 
@@ -186,7 +204,8 @@ def test_a_policy_with_too_much_is_refused_and_covers_no_less(name: str) -> None
 
 
 def collapsed(networks: Iterable[Any]) -> list[Any]:
-    return list(collapse_addresses(networks))
+    found = list(networks)
+    return [list(collapse_addresses(each for each in found if each.version == version)) for version in (4, 6)]
 
 
 def test_selectors_that_are_too_many_take_all_pods_of_their_namespaces() -> None:

@@ -52,7 +52,8 @@ def test_what_the_roles_watch() -> None:
     written = [
         "addresspools.routerd.io", "egresspolicies.routerd.io", "ciliumegressgatewaypolicies.cilium.io",
         "ciliumegressnatpolicies.cilium.io", "ipaddresspools.metallb.io",
-        "ciliumloadbalancerippools.cilium.io",
+        "ciliumloadbalancerippools.cilium.io", "egresses.crd.antrea.io", "externalippools.crd.antrea.io",
+        "egressips.k8s.ovn.org",
     ]  # fmt: skip
     agent = ["nodes", "namespaces", "pods", "services", "endpointslices.discovery.k8s.io"]
     assert sorted(each.label for each in for_agent("n", "routerd")) == sorted([*agent, *common, *written])

@@ -31,18 +31,24 @@ DOCUMENTS = {
     "EndpointSlice": ("metadata: {name: x}\nendpoints: [{addresses: [10.1.0.1]}]", "10.1.0.1", "x"),
     "AddressPool": ("metadata: {name: x}\nspec: {blocks: [192.0.2.0/24]}", "blocks", "bloks"),
     "CiliumLoadBalancerIPPool": ("metadata: {name: x}\nspec: {blocks: [{cidr: 192.0.2.0/24}]}", "/24", "/240"),
+    "ExternalIPPool": (
+        "metadata: {name: x}\nspec: {ipRanges: [{cidr: 192.0.2.0/24}], nodeSelector: {}}",
+        "/24",
+        "/240",
+    ),
     "IPAddressPool": ("metadata: {name: x}\nspec: {addresses: [192.0.2.0/24]}", "/24", "/240"),
 }
 VERSIONS = {
     "EndpointSlice": "discovery.k8s.io/v1",
     "AddressPool": "routerd.io/v1alpha1",
     "CiliumLoadBalancerIPPool": "cilium.io/v2",
+    "ExternalIPPool": "crd.antrea.io/v1beta1",
     "IPAddressPool": "metallb.io/v1beta1",
 }
 PART_OF = {
     "Node": "nodes", "Pod": "pods", "Service": "services", "Namespace": "namespaces",
     "EndpointSlice": "endpoint_slices", "AddressPool": "pools", "IPAddressPool": "pools",
-    "CiliumLoadBalancerIPPool": "pools",
+    "CiliumLoadBalancerIPPool": "pools", "ExternalIPPool": "pools",
 }  # fmt: skip
 
 

@@ -1,0 +1,55 @@
+"""OVN-Kubernetes' EgressIP (k8s.ovn.org/v1). Pure.
+
+It has no destinations: what leaves the cluster in the families of its addresses is meant. Gateways are the nodes that
+bear its label, whatever the value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from routerd.formats.closed import Read, Refused
+from routerd.formats.document import Value
+from routerd.formats.foreign.policies import EVERYWHERE, everywhere, usable
+from routerd.formats.meta import label_selector, read_meta, selector_at
+from routerd.formats.native import MOST_EGRESS_IPS
+from routerd.model import EgressPolicy, IPAddress, PodSelection
+from routerd.selectors import LabelSelector, Requirement
+
+ASSIGNABLE = LabelSelector((), (Requirement("k8s.ovn.org/egress-assignable", "Exists"),))
+
+
+def read_egress_ip(value: Value) -> Read:
+    """Raises InputError, `Refused` among them."""
+    addresses = _addresses(value.section.require("spec").section.require("egressIPs"))
+    policy = replace(
+        covered_by_egress_ip(value),
+        destinations=everywhere(addresses),
+        egress_ip=addresses[0],
+        further_ips=addresses[1:],
+        gateways=ASSIGNABLE,
+    )
+    return policy, ()
+
+
+def _addresses(value: Value) -> tuple[IPAddress, ...]:
+    """Each once."""
+    found = dict.fromkeys(usable(item, item.address()) for item in value.nonempty("egress IP"))
+    if len(found) > MOST_EGRESS_IPS:
+        message = f"found {len(found)} addresses, at most {MOST_EGRESS_IPS} are taken of one policy"
+        raise Refused(value, "TooManyAddresses", message)
+    return tuple(found)
+
+
+def covered_by_egress_ip(value: Value) -> EgressPolicy:
+    """Whom it covers, without its addresses. Raises InputError."""
+    meta, spec = read_meta(value), value.section.require("spec").section
+    namespaces = label_selector(spec.require("namespaceSelector"), strict=False)
+    return EgressPolicy(
+        name=meta.name,
+        kind=meta.kind,
+        selections=(PodSelection(selector_at(spec, "podSelector", strict=False), namespaces),),
+        destinations=EVERYWHERE,
+        created=meta.created,
+        origin=meta.origin,
+    )

@@ -1,0 +1,35 @@
+"""What egress policies of several makers have in common. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from ipaddress import ip_network
+
+from routerd.formats.closed import Refused
+from routerd.formats.document import Value
+from routerd.formats.native import unusable
+from routerd.model import AddressPool, EgressPolicy, IPAddress, IPNetwork
+
+EVERYWHERE: tuple[IPNetwork, ...] = (ip_network("0.0.0.0/0"), ip_network("::/0"))
+
+
+def everywhere(found: Iterable[IPAddress | IPNetwork]) -> tuple[IPNetwork, ...]:
+    """All destinations of the families of these; of both if there are none."""
+    versions = {each.version for each in found}
+    return tuple(network for network in EVERYWHERE if network.version in versions or not versions)
+
+
+def with_destinations(policy: EgressPolicy, pools: Mapping[str, AddressPool]) -> EgressPolicy:
+    """One that has none is for all that leaves in the families of its pool; of both while the pool is not known."""
+    if policy.destinations:
+        return policy
+    pool = pools.get(policy.pool)
+    return replace(policy, destinations=everywhere(pool.blocks if pool is not None else ()))
+
+
+def usable(place: Value, address: IPAddress) -> IPAddress:
+    """Raises Refused if it can be no egress IP."""
+    if fault := unusable(address):
+        raise Refused(place, "InvalidEgressIP", f"{address} cannot be an egress IP: {fault}")
+    return address
