@@ -103,10 +103,11 @@ class Facts:
         default_factory=dict
     )  # IP version -> an address to which an uplink leads, where no default route does
     surroundings: Surroundings = field(default_factory=Surroundings)
-    cut_off: bool = False  # no uplink has a carrier: routes stay, and lead nowhere
+    cut_off: bool = False  # no uplink has a carrier, or none an Ethernet header: routes stay, and lead nowhere
     unhooked: Mapping[IPAddress, tuple[Unhooked, ...]] = field(
         default_factory=dict
     )  # address of a pod here that policies select -> devices of this pod's that lead past the hooks
+    headerless: frozenset[str] = frozenset()  # devices that would be uplinks, and whose packets have no Ethernet header
 
 
 @dataclass(frozen=True, slots=True)

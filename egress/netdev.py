@@ -99,19 +99,21 @@ class Datapath:
         self._unhooked = tuple(map(str, sorted(past_hooks, key=layout.ip16)))
         tunnel = _tunnel(by_name, links)
         underlay = links.get(addresses.get(desired.node_address, 0)) if desired.node_address else None
-        uplinks = {name: by_name[name] for name in names if name in by_name}
+        ways = {name: by_name[name] for name in names if name in by_name}
+        uplinks = {name: ifindex for name, ifindex in ways.items() if links[ifindex].is_ethernet}
         own = {address: links[index].name for address, index in addresses.items() if index in links}
         bridges = guard.pod_bridges(desired, candidates, own)
         ways_out = {
             *([underlay.name] if underlay else []),
-            *uplinks,
+            *ways,
             *(links[i].name for i in routes.defaults if i in links),
         }
-        underlay_mtu = _underlay_mtu(underlay, [links[ifindex] for ifindex in uplinks.values()])
+        underlay_mtu = _underlay_mtu(underlay, [links[ifindex] for ifindex in ways.values()])
         return plan.Observed(
             facts=Facts(
                 devices=pods,
                 uplinks=uplinks,
+                headerless=frozenset(ways.keys() - uplinks.keys()),
                 tunnel_ifindex=tunnel.ifindex if tunnel else 0,
                 tunnel_mtu=underlay_mtu - _overhead(desired) if underlay_mtu else 0,
                 object_digest=self._digest,
@@ -120,7 +122,7 @@ class Datapath:
                 limits=self._limits(),
                 host_devices=host_devices(links, bridges) | ways_out | self._host_devices,
                 surroundings=self._surroundings_for(desired, frozenset(by_name)),
-                cut_off=bool(uplinks) and not any(links[ifindex].carrier for ifindex in uplinks.values()),
+                cut_off=bool(ways) and not any(links[ifindex].carrier for ifindex in uplinks.values()),
                 ways_out=_ways_out(routes.widest, frozenset(uplinks.values())),
                 unhooked=past_hooks,
             ),

@@ -484,13 +484,7 @@ def problems(desired: Desired, observed: Observed) -> tuple[Problem, ...]:
         found.append(Problem(node, "TunnelAddressMissing", message))
     if not observed.ip_forward and desired.served:
         found.append(Problem(node, "ForwardingOff", _FORWARDING_OFF))
-    for name in desired.uplinks:
-        if name not in observed.facts.uplinks:
-            message = f"uplink {name} does not exist on {desired.node}: correct egress.uplinks, or create the device"
-            found.append(Problem(f"uplink/{name}", "UplinkMissing", message))
-    if not desired.uplinks and not observed.facts.uplinks and _sends_out(desired):
-        message = "no default route, so no uplink was found: name the devices in egress.uplinks"
-        found.append(Problem(node, "UplinkMissing", message))
+    found += _of_uplinks(desired, observed.facts)
     first = first_packets(desired, observed.facts.surroundings)
     if first.way == "refused" and any(desired.pods.values()):
         found.append(Problem(node, first.reason, first.message))
@@ -538,6 +532,23 @@ def _concerned(desired: Desired) -> frozenset[IPAddress]:
     """Addresses of pods to which the datapath makes a difference: some policy covers their family."""
     covered = {network.version for policy in desired.policies.values() for network in policy.destinations}
     return frozenset(address for address in desired.pods if address.version in covered)
+
+
+def _of_uplinks(desired: Desired, facts: Facts) -> Iterator[Problem]:
+    for name in desired.uplinks:
+        if name not in facts.uplinks.keys() | facts.headerless:
+            message = f"uplink {name} does not exist on {desired.node}: correct egress.uplinks, or create the device"
+            yield Problem(f"uplink/{name}", "UplinkMissing", message)
+    if desired.uplinks or _sends_out(desired):
+        for name in sorted(facts.headerless):
+            message = (
+                f"packets of {name} have no Ethernet header (WireGuard, PPP, tun): what is routed to it is dropped,"
+            )
+            message += " lead egress traffic by another device and name that in egress.uplinks"
+            yield Problem(f"uplink/{name}", "UplinkWithoutEthernet", message)
+    if not desired.uplinks and not facts.uplinks and not facts.headerless and _sends_out(desired):
+        message = "no default route, so no uplink was found: name the devices in egress.uplinks"
+        yield Problem(f"node/{desired.node}", "UplinkMissing", message)
 
 
 def _unguarded(desired: Desired, facts: Facts) -> Iterator[Problem]:

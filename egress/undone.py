@@ -59,7 +59,8 @@ class Undone:
 
     def carries(self, group: int) -> bool:
         """Whether all that this node needs to be a gateway of `group` is in place."""
-        if self._desired.node_address is None:
+        facts = self._observed.facts
+        if self._desired.node_address is None or (facts.headerless and not facts.uplinks):
             return False
         wanted = self._desired.groups.get(group)
         return self._serves and (wanted is None or self._unserved.isdisjoint(wanted.egress_ips))

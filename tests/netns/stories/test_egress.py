@@ -20,7 +20,7 @@ from bpf import bcc_loader, loader
 from egress import devices
 from egress.netdev import Datapath
 from egress.netlink import NetlinkSocket
-from egress.plan import problems
+from egress.plan import problems, wanted_attachments
 from egress.policy import Policy, Ports
 from routerd.model import severity_of
 from tests.models.next_release import next_release
@@ -196,6 +196,22 @@ def test_a_gateway_that_forwards_nothing_for_others_translates(cluster: Cluster)
     finally:
         gateway.sysctl({"net.ipv4.ip_forward": 1})
     assert problem.message.endswith("sysctl -w net.ipv4.ip_forward=1")
+
+
+def test_an_uplink_without_an_ethernet_header_is_told_and_gets_no_program(cluster: Cluster) -> None:
+    gateway = cluster.lab.node("gw1")
+    gateway.ip("tuntap add dev vpn0 mode tun", "link set vpn0 up")
+    try:
+        for names in (("eth0", "vpn0"), ("vpn0",)):
+            desired = replace(cluster.desired("gw1"), uplinks=names)
+            with netns.entered(gateway.name):
+                observed = cluster.datapaths["gw1"].observe(desired)
+            (problem,) = problems(desired, observed)
+            assert (problem.object, problem.reason) == ("uplink/vpn0", "UplinkWithoutEthernet")
+            assert "vpn0" not in wanted_attachments(desired, observed).values()
+            assert observed.facts.cut_off == ("eth0" not in names)
+    finally:
+        gateway.ip("link del vpn0")
 
 
 def test_an_unselected_pod_keeps_its_source_and_is_refused(cluster: Cluster) -> None:

@@ -272,6 +272,9 @@ def test_problems_say_who_must_do_what() -> None:
     out_here = on_worker(policies={"world": replace(POLICY, exit_local=True)})
     no_uplink = replace(settled(out_here).observe(), facts=replace(settled(out_here).observe().facts, uplinks={}))
     assert [problem.reason for problem in problems(out_here, no_uplink)] == ["UplinkMissing"]
+    wireguard = replace(no_uplink.facts, headerless=frozenset({"wg0"}))
+    found = {(problem.object, problem.reason) for problem in problems(out_here, replace(no_uplink, facts=wireguard))}
+    assert found == {("uplink/wg0", "UplinkWithoutEthernet")}
     many = replace(POLICY, ports=tuple(Ports("TCP", n, n) for n in range(1, 12)))
     said = problems(on_worker(policies={"world": many}), settled(on_worker()).observe())
     assert [(problem.object, problem.reason) for problem in said] == [("world", "TooManyRules")]

@@ -69,6 +69,13 @@ def test_a_node_without_a_tunnel_endpoint_carries_no_group() -> None:
         assert (done, undone.carries(7)) == ([], carries)
 
 
+@pytest.mark.parametrize(("uplinks", "carries"), [({"eth0": 2}, True), ({}, False)])
+def test_a_node_whose_uplinks_have_no_ethernet_header_carries_no_group(uplinks: dict[str, int], carries: bool) -> None:
+    observed = settled(on_gateway()).observe()
+    facts = replace(observed.facts, uplinks=uplinks, headerless=frozenset({"wg0"}))
+    assert Undone(on_gateway(), replace(observed, facts=facts)).carries(7) == carries
+
+
 def test_a_pod_that_cannot_be_moved_holds_up_nobody_else() -> None:
     node = FakeNode(DEVICES)
     done, undone = rounds(node, on_worker(), "map pods: put device 5")
