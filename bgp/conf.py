@@ -36,6 +36,8 @@ def peer_refusal(peer: SpeakerPeer) -> PathRefusal | None:
         return refuse("AsNumber", "AS numbers must be 1 to 4294967295")
     if not 0 <= peer.graceful_restart_time <= MAX_RESTART_TIME:
         return refuse("RestartTime", f"the graceful restart time must be 0 to {MAX_RESTART_TIME} seconds")
+    if not 0 <= peer.min_ttl <= TTL:
+        return refuse("MinTTL", f"the least TTL of what is taken must be 0 to {TTL}")
     if not peer.families:
         return refuse("NoFamily", "the session has no address family")
     return _password_refusal(peer)
@@ -61,6 +63,7 @@ def peer_section(peer: SpeakerPeer) -> str:
         f"hold-time {peer.hold_time}",
         *([f"connect {peer.port}"] if peer.port != 179 else []),
         f"outgoing-ttl {TTL}",
+        *([f"incoming-ttl {peer.min_ttl}"] if peer.min_ttl else []),
         *_password_options(peer.password),
         "manual-eor true",  # End-of-RIB is ours to send, when all is announced
         "adj-rib-in false",

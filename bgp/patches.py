@@ -80,6 +80,7 @@ def patches(run_dir: Path) -> list[Patch]:
     from exabgp.reactor.daemon import Daemon
     from exabgp.reactor.delay import Delay
     from exabgp.reactor.loop import Reactor
+    from exabgp.reactor.network.outgoing import Outgoing
     from exabgp.reactor.peer import Peer
     from exabgp.rib.outgoing import OutgoingRIB
 
@@ -94,6 +95,8 @@ def patches(run_dir: Path) -> list[Patch]:
         Patch(Peer, "_main", "e5ea2fecea84afed", end_of_rib_of_this_session(Peer._main)),
         Patch(Peer, "_reset", "4f709dbfce076cda", back_off(Peer._reset)),
         Patch(Peer, "reestablish", "dfb1ac36c5615d53", begin_anew(Peer.reestablish)),
+        Patch(Outgoing, "_setup", "52b32df410800231", no_minimum_yet(Outgoing._setup)),
+        Patch(Outgoing, "success", "18004bba76b58bcd", minimum_from_now(Outgoing.success)),
         Patch(Reactor, "shutdown", "b6636731b873b730", farewell(Reactor.shutdown, run_dir)),
     ]
 
@@ -239,6 +242,34 @@ def begin_anew(stock: Callable[..., Any]) -> Callable[..., Any]:
             peer._delay.reset()
 
     return reestablish
+
+
+def no_minimum_yet(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """A connection is begun without its minimum of the TTL, which `minimum_from_now` sets.
+
+    A router answers a SYN from its listening socket, whose TTL is the host's default whatever the session's will be
+    (BIRD, FRR). Stock ExaBGP has the kernel drop that answer, so that no connection comes about.
+    """
+
+    def setup(connection: Any) -> Any:
+        minimum, connection.incoming_ttl = connection.incoming_ttl, None
+        try:
+            return stock(connection)
+        finally:
+            connection.incoming_ttl = minimum
+
+    return setup
+
+
+def minimum_from_now(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """All that comes once the connection stands must have the TTL (GTSM, RFC 5082, section 3)."""
+    from exabgp.reactor.network.tcp import set_minimum_ttl
+
+    def success(connection: Any) -> Any:
+        set_minimum_ttl(connection.io, connection.afi, connection.peer, connection.incoming_ttl)
+        return stock(connection)
+
+    return success
 
 
 def pause(refused: int) -> float:

@@ -66,6 +66,7 @@ class SpeakerPeer:
     password: str = field(default="", repr=False)  # TCP MD5 (RFC 2385)
     graceful_restart_time: int = 120  # 0 = not offered (RFC 4724)
     families: tuple[Family, ...] = FAMILIES
+    min_ttl: int = 0  # what comes with less is not taken (GTSM, RFC 5082); 0 = all is
     description: str = ""
 
     @property

@@ -249,6 +249,7 @@ class Peer:
     graceful_restart_time: int = 120  # 0 = capability not offered
     bfd: Bfd | None = None  # None = without
     families: tuple[IPFamily, ...] = ("IPv4", "IPv6")  # of the paths that it gets
+    ttl_security: int = 0  # the peer is at most so many hops away (RFC 5082); 0 = not asked
     node_selectors: tuple[LabelSelector, ...] = ()
     name: str = ""  # for messages; "" = the address
     origin: Origin = Origin()

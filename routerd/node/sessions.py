@@ -53,6 +53,7 @@ def session(
         password=peer.password,
         graceful_restart_time=peer.graceful_restart_time,
         families=tuple(FAMILIES[word] for word in peer.families),
+        min_ttl=256 - peer.ttl_security if peer.ttl_security else 0,
         description=peer.name,
     )
 

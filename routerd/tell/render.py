@@ -102,6 +102,7 @@ SESSION: Sentence[SpeakerPeer] = Sentence(
             lambda peer: _if(f"graceful-restart {peer.graceful_restart_time}", peer.graceful_restart_time),
         ),
         Part("families", _families),
+        Part("min_ttl", lambda peer: _if(f"min-ttl {peer.min_ttl}", peer.min_ttl)),
         Part("description", lambda peer: _if(f"name {peer.description!r}", peer.description)),
         Part("password", lambda peer: _if("md5", peer.password)),
     ),

@@ -43,6 +43,7 @@ class ParsedPeer:
     graceful_restart_time: int = 120  # seconds
     bfd: Bfd | None = None
     families: tuple[IPFamily, ...] = ("IPv4", "IPv6")
+    ttl_security: int = 0  # hops
     keepalive_given: bool = field(default=False, compare=False)
     profile: Profile | None = field(default=None, compare=False)  # the one of `bfd_profile`
     origin: Origin = field(default=Origin(), compare=False)
@@ -101,6 +102,7 @@ def _parse_peer(struct: Struct, dialect: Dialect) -> ParsedPeer:
         graceful_restart_time=_restart_time(struct),
         bfd=read_bfd(struct),
         families=_families(struct),
+        ttl_security=_ttl_security(struct),
         keepalive_given=bool(struct.text("keepalive-time")),
         origin=struct.place.origin,
     )
@@ -168,6 +170,14 @@ def _families(struct: Struct) -> tuple[IPFamily, ...]:
     return tuple(family for family in FAMILY_WORDS.values() if family in wanted or not wanted)
 
 
+def _ttl_security(struct: Struct) -> int:
+    """How many hops the router is away at most, as its own setting of that name has it; 0 = not asked."""
+    hops = struct.number("ttl-security")
+    if hops > 1 and not struct.flag("ebgp-multihop") and struct.number("my-asn") != struct.number("peer-asn"):
+        raise struct.at("ttl-security").error(f"{hops} hops, but without ebgp-multihop the peer is one hop away")
+    return hops
+
+
 def node_selectors(struct: Struct) -> tuple[LabelSelector, ...]:
     """Of a peer, or of an advertisement of ours. Raises InputError."""
     try:
@@ -192,6 +202,7 @@ def to_model(peer: ParsedPeer) -> tuple[Peer, tuple[Refusal, ...]]:
         graceful_restart_time=peer.graceful_restart_time,
         bfd=None if peer.ebgp_multihop else _bfd(peer),
         families=peer.families,
+        ttl_security=peer.ttl_security,
         node_selectors=peer.selectors,
         name=peer.name,
         origin=peer.origin,

@@ -9,6 +9,8 @@ from routerd.formats.legacy_bgp.decode import GoInteger, GoList, GoMap, GoScalar
 
 Dialect = Literal["cilium-1.10", "metallb-0.12", "native"]
 
+MAX_HOPS = 254  # that a TTL can tell, which is 255 where it starts
+
 STRING = GoScalar("string")
 BOOL = GoScalar("bool")
 UINT16 = GoInteger("uint16", 0, 2**16 - 1)
@@ -41,6 +43,7 @@ _PEER_NATIVE: dict[str, GoType] = {
     "name": STRING,
     "graceful-restart-time": STRING,
     "families": STRINGS,
+    "ttl-security": GoInteger("int", 0, MAX_HOPS),
     "bfd": GoStruct("config.bfd", _BFD),
 }
 

@@ -61,7 +61,7 @@ def _peer_text(peer: TorPeer, address: str, local_as: int) -> str:
     channel = f"{{ import {'all' if peer.accepts else 'none'}; export none; gateway direct; }};"
     password = f' password "{peer.password}";' if peer.password else ""
     ipv6 = f" ipv6 {channel}" if peer.ipv6 else ""
-    guard = " ttl security on;" if peer.guarded else ""
+    guard = " direct; ttl security on;" if peer.guarded else ""
     guard += " bfd on;" if peer.bfd else ""
     return (
         f"protocol bgp {peer.name} from node {{ local {peer.local or address} as {local_as}; "

@@ -81,7 +81,7 @@ class Stage:
     def config(self, *, refused: str = "", guarded: bool = False, ipv6: bool = True, bfd: bool = False) -> str:
         """The ToR's configuration; all paths of the peer named `refused` are refused.
 
-        `guarded`: TTL security (GTSM) for eBGP; `bfd`: t1 and t2 are watched. Without `ipv6`, t1 has
+        `guarded`: TTL security (GTSM); `bfd`: t1 and t2 are watched. Without `ipv6`, t1 has
         IPv4 unicast only.
         """
         peers = [
@@ -89,7 +89,7 @@ class Stage:
             TorPeer("t2", "fd09::1", TOR_AS, local="fd09::2"),
             TorPeer("t3", "10.8.0.1", NODE_AS, local="10.8.0.2", password=self.password),
         ]
-        peers = [replace(peer, accepts=peer.name != refused, guarded=guarded and peer.asn != TOR_AS) for peer in peers]
+        peers = [replace(peer, accepts=peer.name != refused, guarded=guarded) for peer in peers]
         peers[0] = replace(peers[0], ipv6=ipv6, bfd=bfd)
         peers[1] = replace(peers[1], bfd=bfd)
         return self.bgp.config_text(peers, address="10.9.0.2", local_as=TOR_AS, trace=True)

@@ -312,6 +312,28 @@ async def test_a_tor_that_takes_nothing_from_afar_has_the_paths(stage: Stage) ->
 
 
 @story
+async def test_what_comes_from_afar_is_not_taken_where_that_was_asked(stage: Stage) -> None:
+    """TTL security of ours, in both families: a ToR that sends with a lower TTL, as from behind a hop, is not heard."""
+    async with agent(stage) as speaker:
+        near, other = replace(T1, min_ttl=255), replace(T2, min_ttl=255)
+        speaker.set(desired((near, paths("192.0.2.1/32")), (stage.t3, paths("192.0.2.3/32"))))
+        await stage.until(lambda: stage.routes("t3"), "the other session's path")
+        await stage.until(lambda: dropped_for_their_ttl(stage) > 0, "packets that the kernel dropped")
+        assert not stage.routes("t1")
+        stage.bgp.kill()
+        stage.bgp.start(stage.config(guarded=True))
+        anew = replace(near, hold_time=30)  # does not wait for the open attempt, whose end was dropped as well
+        speaker.set(desired((anew, paths("192.0.2.1/32")), (other, paths("2001:db8::1/128"))))
+        await stage.until(lambda: stage.routes("t1") and stage.routes("t2"), "paths at the ToR")
+
+
+def dropped_for_their_ttl(stage: Stage) -> int:
+    """TCPMinTTLDrop of the node's kernel."""
+    names, values = (line.split() for line in stage.node.run(["cat", "/proc/self/net/netstat"]).splitlines()[:2])
+    return int(dict(zip(names, values, strict=True))["TCPMinTTLDrop"])
+
+
+@story
 async def test_a_family_that_the_tor_does_not_negotiate_is_told_and_not_counted(stage: Stage) -> None:
     stage.bgp.kill()
     stage.bgp.start(stage.config(ipv6=False))

@@ -100,6 +100,8 @@ def pool(addresses: str, rest: str = "") -> str:
         (peer("  families: []\n"), "native",
          "parsing peer #1: a session without a family announces nothing: leave the key out for both "
          "(line 5, column 13)"),
+        (peer("  ttl-security: 3\n"), "native",
+         "parsing peer #1: 3 hops, but without ebgp-multihop the peer is one hop away (line 5, column 17)"),
         (pool("[192.0.2.0/24]", "  bgp-advertisements: [{peers: []}]\n"), "native",
          "parsing address pool #1: parsing BGP communities: an advertisement to no peers: "
          "leave the key out for all (line 5, column 32)"),
