@@ -37,6 +37,7 @@ check: setup
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports --no-cache
+	@$(VENV)/bin/deptry . --no-ansi
 	@clang-format --dry-run -Werror bpf/*.h bpf/*.c bpf/bcc/*.h bpf/bcc/bpf/*.h cni/*.c
 	@$(PY) -m pytest -q tests/unit/test_configs.py tests/unit/test_house.py
 

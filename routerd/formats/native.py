@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, summarize_address_range
+from ipaddress import IPv4Address
 from typing import Literal, cast, get_args
 
 from bgp.path import MAX_PREPEND, WELL_KNOWN_COMMUNITIES, normal_communities
+from ipam.ranges import networks_between
 from routerd.formats.document import MAX_DIGITS, MissingKey, Section, Value, parse_address, parse_network
 from routerd.formats.meta import check_name, label_selector, read_meta, selector_at
 from routerd.model import (
@@ -145,7 +146,7 @@ def range_networks(place: Value, start: IPAddress | None, end: IPAddress | None)
         raise place.error(f"the range from {start} to {end} goes from one address family to the other")
     if int(start) > int(end):
         raise place.error(f"the range starts at {start}, behind its end {end}")
-    return tuple(summarize_address_range(start, end))
+    return networks_between(start, end)
 
 
 def unusable(address: IPAddress) -> str:

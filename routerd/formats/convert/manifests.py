@@ -6,12 +6,12 @@ What has its default is left out.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import summarize_address_range
 from itertools import pairwise
 from typing import Any
 
 import yaml
 
+from ipam.ranges import networks_between
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.legacy_bgp.peers import FAMILY_WORDS, without_place
 from routerd.formats.meta import ROUTERD
@@ -146,8 +146,8 @@ def _range_length(networks: tuple[IPNetwork, ...]) -> int:
         joined += 1
     first = networks[0].network_address
     lengths = range(joined, 1, -1)
-    ranges = (summarize_address_range(first, networks[length - 1].broadcast_address) for length in lengths)
-    return next((length for length, nets in zip(lengths, ranges, strict=True) if tuple(nets) == networks[:length]), 1)
+    ranges = (networks_between(first, networks[length - 1].broadcast_address) for length in lengths)
+    return next((length for length, nets in zip(lengths, ranges, strict=True) if nets == networks[:length]), 1)
 
 
 def _policy(policy: EgressPolicy) -> Json:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import summarize_address_range
 
+from ipam.ranges import networks_between
 from routerd.formats.closed import Read, Refused
 from routerd.formats.document import Section, Value
 from routerd.formats.foreign.policies import EVERYWHERE, everywhere, usable
@@ -116,4 +116,4 @@ def _range(item: Value) -> tuple[IPNetwork, ...]:
 def _inner(network: IPNetwork) -> tuple[IPNetwork, ...]:
     """Without its first address, and in IPv4 without its last one."""
     last = network.num_addresses - (2 if network.version == 4 else 1)
-    return tuple(summarize_address_range(network[1], network[last])) if last >= 1 else ()
+    return networks_between(network[1], network[last]) if last >= 1 else ()

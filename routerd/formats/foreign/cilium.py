@@ -8,8 +8,8 @@ prunes them. Pure.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from ipaddress import summarize_address_range
 
+from ipam.ranges import networks_between
 from routerd.formats.closed import Read, Refused
 from routerd.formats.document import Section, Value
 from routerd.formats.foreign.policies import usable
@@ -241,4 +241,4 @@ def _cidr(network: IPNetwork, with_ends: bool) -> tuple[IPNetwork, ...]:
     """One of two addresses or less keeps its ends: nothing would be left."""
     if with_ends or network.num_addresses <= 2:
         return (network,)
-    return tuple(summarize_address_range(network[1], network[-2]))
+    return networks_between(network[1], network[-2])

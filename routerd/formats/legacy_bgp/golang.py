@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from ipaddress import IPv6Address, ip_address, summarize_address_range
+from ipaddress import IPv6Address, ip_address
 
+from ipam.ranges import networks_between
 from routerd.formats.document import MAX_DIGITS, parse_address, parse_network
 from routerd.model import IPAddress, IPNetwork
 
@@ -112,7 +113,7 @@ def parse_addresses(text: str, *, refuse_backwards: bool) -> tuple[IPNetwork, ..
 def _summarize(start: IPAddress, end: IPAddress) -> tuple[IPNetwork, ...]:
     if start.version != end.version or int(start) > int(end):
         return MIXED_FAMILIES
-    return tuple(summarize_address_range(start, end))
+    return networks_between(start, end)
 
 
 def _sixteen_bytes(address: IPAddress) -> int:
