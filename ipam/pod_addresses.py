@@ -5,7 +5,8 @@ is gone it cools down; the next one goes to whoever comes, those that were freed
 reserved for the pod's name instead, until somebody lets it go.
 
 The first address of a block is the host's own, which main plugins make the pods' gateway, unless another one of it is
-said to be; of an IPv4 block the last one is left out, too. A block without room for these gives nothing.
+said to be; of an IPv4 block the last one is left out, too. A block without room for these gives nothing. Blocks of a
+cloud's interfaces are whole: the pods' gateway is the interface's own address, which is in none of them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_interface
 from itertools import chain
 from typing import Literal
 
@@ -21,7 +22,9 @@ from ipam.pool import COOLDOWN
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
+Blocks = tuple[IPNetwork, ...]
 State = Literal["used", "cooling", "reserved"]
+LINK_LOCAL = IPv6Address("fe80::1")  # a pod's gateway of IPv6 on a cloud's interface
 MOST_TRIED = 1 << 17  # addresses of a block that are looked at for a free one; a node has fewer pods
 
 
@@ -65,6 +68,15 @@ ANY = Wish()
 
 
 @dataclass(frozen=True, slots=True)
+class Interface:
+    """A cloud's network interface of the node, of whose blocks pods have addresses."""
+
+    mac: str
+    own: IPv4Interface  # its primary address, with the subnet's mask
+    blocks: tuple[IPNetwork, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PodAddresses:
     """What a node must remember. `last`: what was given last, of each family; the search goes on behind it."""
 
@@ -72,6 +84,8 @@ class PodAddresses:
     holds: Mapping[IPAddress, Hold] = field(default_factory=dict)
     last: tuple[IPAddress, ...] = ()
     gateways: tuple[IPAddress, ...] = ()  # the host's own in their blocks, in place of the first ones
+    interfaces: tuple[Interface, ...] = ()  # that have these blocks; () = they are no cloud's
+    leaving: tuple[IPNetwork, ...] = ()  # blocks that are the node's no more, of which somebody still has an address
 
     def of(self, attachment: Attachment) -> tuple[IPAddress, ...]:
         return tuple(
@@ -79,7 +93,7 @@ class PodAddresses:
         )
 
     def block_of(self, address: IPAddress) -> IPNetwork | None:
-        return next((block for block in self.blocks if address.version == block.version and address in block), None)
+        return next((block for block in self.blocks if _is_in(address, block)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,20 +114,58 @@ class Counts:
     reserved: int  # left out, a pod's that got it elsewhere, or kept for one that will come
 
 
+def with_blocks(held: PodAddresses, blocks: Blocks, interfaces: tuple[Interface, ...] = ()) -> PodAddresses:
+    """These are the node's now. Another one gives nothing, and stays known while an address of it is not free."""
+    gone = (block for block in dict.fromkeys((*held.blocks, *held.leaving)) if block not in blocks)
+    leaving = tuple(block for block in gone if any(_is_in(address, block) for address in held.holds))
+    return replace(held, blocks=blocks, interfaces=interfaces, leaving=leaving)
+
+
+def busy(held: PodAddresses, others: Collection[IPAddress]) -> frozenset[IPNetwork]:
+    """Blocks of which an address is not free; `others` are in use by somebody of whom nothing is noted here."""
+    taken = held.holds.keys() | set(others)
+    return frozenset(each for each in (*held.blocks, *held.leaving) if any(_is_in(address, each) for address in taken))
+
+
+def configured(held: PodAddresses, address: IPAddress) -> tuple[IPv4Interface | IPv6Interface, IPAddress] | None:
+    """An address with its mask, and its gateway; None = it is in no block of the node.
+
+    On a cloud's interface these are the subnet's mask and the interface's own address; of IPv6 /128 and LINK_LOCAL.
+    """
+    block = held.block_of(address)
+    if block is None:
+        return None
+    own = next((each.own for each in held.interfaces if block in each.blocks), None)
+    if own is None:
+        return ip_interface((address, block.prefixlen)), gateway_of(held, block)
+    is_v6 = address.version == 6
+    return ip_interface((address, 128 if is_v6 else own.network.prefixlen)), LINK_LOCAL if is_v6 else own.ip
+
+
+def block_order(block: IPNetwork) -> tuple[int, int, int]:
+    return block.version, int(block.network_address), block.prefixlen
+
+
+def _is_in(address: IPAddress, block: IPNetwork) -> bool:
+    return address.version == block.version and address in block
+
+
 def gateway_of(held: PodAddresses, block: IPNetwork) -> IPAddress:
     return next((each for each in held.gateways if each.version == block.version and each in block), block[1])
 
 
-def has_room(block: IPNetwork) -> bool:
-    return block.num_addresses > 3
+def has_room(held: PodAddresses, block: IPNetwork) -> bool:
+    return bool(held.interfaces) or block.num_addresses > 3
 
 
 def is_usable(held: PodAddresses, block: IPNetwork, address: IPAddress) -> bool:
     """Whether a pod may have an address of the block."""
-    return has_room(block) and address not in _left_out(held, block)
+    return has_room(held, block) and address not in _left_out(held, block)
 
 
 def _left_out(held: PodAddresses, block: IPNetwork) -> set[IPAddress]:
+    if held.interfaces:
+        return {block[0]} if block.version == 6 else set()  # the anycast address of routers (RFC 4291, 2.6.1)
     return {block[0], gateway_of(held, block), *([block[-1]] if block.version == 4 else [])}
 
 
@@ -184,8 +236,8 @@ def counts(held: PodAddresses, version: int, taken: Collection[IPAddress]) -> Co
     holds = [each for each in held.holds.values() if held.block_of(each.address) in blocks]
     states = Counter(each.state for each in holds)
     others = {address for address in taken if address not in held.holds and _is_given_by(held, blocks, address)}
-    left_out = sum(each in block for block in blocks if has_room(block) for each in _left_out(held, block))
-    left_out += sum(block.num_addresses for block in blocks if not has_room(block))
+    left_out = sum(each in block for block in blocks if has_room(held, block) for each in _left_out(held, block))
+    left_out += sum(block.num_addresses for block in blocks if not has_room(held, block))
     total, reserved = sum(block.num_addresses for block in blocks), left_out + len(others) + states["reserved"]
     free = total - reserved - states["used"] - states["cooling"]
     return Counts(total, free, states["used"], states["cooling"], reserved)
@@ -308,7 +360,7 @@ def _next_free(
     held: PodAddresses, version: int, taken: Mapping[IPAddress, str], owner: Owner, asked: Collection[IPAddress]
 ) -> IPAddress | Refused:
     """What a pod of that name had last, or the next one behind what was given last, in the order of the blocks."""
-    blocks = [block for block in held.blocks if block.version == version and has_room(block)]
+    blocks = [block for block in held.blocks if block.version == version and has_room(held, block)]
     own = (address for address in _own(held, owner) if _is_given_by(held, blocks, address))
     last = next((each for each in held.last if each.version == version), None)
     others = (address for address in _round(held, blocks, last) if address not in held.holds and address not in asked)
@@ -317,9 +369,7 @@ def _next_free(
 
 
 def _is_given_by(held: PodAddresses, blocks: Iterable[IPNetwork], address: IPAddress) -> bool:
-    return any(
-        block.version == address.version and address in block and is_usable(held, block, address) for block in blocks
-    )
+    return any(_is_in(address, block) and is_usable(held, block, address) for block in blocks)
 
 
 def _round(held: PodAddresses, blocks: list[IPNetwork], last: IPAddress | None) -> Iterator[IPAddress]:
@@ -335,14 +385,16 @@ def _round(held: PodAddresses, blocks: list[IPNetwork], last: IPAddress | None) 
 
 def _usable(held: PodAddresses, block: IPNetwork, first: int = 0) -> Iterator[IPAddress]:
     start, left_out = int(block.network_address), _left_out(held, block)
-    low, high = max(first, start + 1), start + block.num_addresses
+    low, high = max(first, start), start + block.num_addresses
     found = (block[key - start] for key in range(low, min(high, low + MOST_TRIED)))
     return (address for address in found if address not in left_out)
 
 
 def _exhausted(held: PodAddresses, version: int) -> str:
+    if held.interfaces:
+        return f"no IPv{version} address of this node's {len(held.interfaces)} network interfaces is free"
     blocks = [str(block) for block in held.blocks if block.version == version]
-    small = [str(block) for block in held.blocks if block.version == version and not has_room(block)]
+    small = [str(block) for block in held.blocks if block.version == version and not has_room(held, block)]
     if len(small) == len(blocks):
         return f"{', '.join(small)} has no room for a pod beside the host's own address"
     return f"no address of {', '.join(blocks)} is free"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
 from routerd.refs import EGRESS, NODE, PEER, Ref, service_ref
@@ -102,6 +102,15 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class CloudInterface:
+    """A network interface of an instance, as its node must know it."""
+
+    mac: str
+    own: IPv4Interface  # its primary address, with the subnet's mask
+    blocks: tuple[IPNetwork, ...]  # of which pods get addresses: single ones as /32, prefixes
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     name: str
     labels: Labels = field(default_factory=dict)
@@ -114,6 +123,7 @@ class Node:
     leaving: Literal["", "down", "to-be-deleted"] = ""  # it is shutting down or is down; an autoscaler wants it away
     fenced: bool = False  # out of service by a taint: somebody vouches that it is off, and sends no packet
     provider_id: str = ""  # spec.providerID: what a cloud calls it, "aws:///ZONE/INSTANCE"
+    interfaces: tuple[CloudInterface, ...] = ()  # the operator's word: of whose blocks its pods have addresses
     origin: Origin = Origin()
 
     @property
@@ -551,10 +561,26 @@ class NodeBlocks:
     blocks: tuple[IPNetwork, ...]  # IPv4 first
 
 
-def with_blocks(nodes: Mapping[str, Node], given: Iterable[NodeBlocks]) -> Mapping[str, Node]:
-    """The nodes with the pod CIDRs that the operator gave them, in place of what their Nodes say; the same if none."""
-    blocks = {each.node: each.blocks for each in given if each.node in nodes}
-    return {**nodes, **{name: replace(nodes[name], pod_cidrs=of) for name, of in blocks.items()}} if blocks else nodes
+@dataclass(frozen=True, slots=True)
+class NodeInterfaces:
+    """What a node's pods have their addresses from where these are a cloud's."""
+
+    node: str
+    interfaces: tuple[CloudInterface, ...]  # by index of the device
+
+
+def with_blocks(
+    nodes: Mapping[str, Node], given: Iterable[NodeBlocks], of_cloud: Iterable[NodeInterfaces] = ()
+) -> Mapping[str, Node]:
+    """The nodes with the pod CIDRs that the operator gave them, in place of what their Nodes say, and with the
+    interfaces that it made for them; the same if there are none.
+    """
+    found = dict(nodes)
+    found |= {each.node: replace(found[each.node], pod_cidrs=each.blocks) for each in given if each.node in nodes}
+    found |= {
+        each.node: replace(found[each.node], interfaces=each.interfaces) for each in of_cloud if each.node in nodes
+    }
+    return nodes if found == nodes else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -570,6 +596,7 @@ class Allocations:
     numbers: tuple[NodeNumber, ...] = ()  # sorted by node
     bindings: tuple[BindingTable, ...] = ()  # sorted by egress IP, IPv4 first; also of those that no group has any more
     pod_cidrs: tuple[NodeBlocks, ...] = ()  # sorted by node
+    interfaces: tuple[NodeInterfaces, ...] = ()  # sorted by node
     writer: Writer | None = field(default=None, compare=False)  # the same content of another writer is the same
 
 
@@ -631,6 +658,14 @@ class PodCount:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockReport:
+    """What an agent says of the blocks of its node's interfaces; each part is sorted."""
+
+    kept: tuple[IPNetwork, ...] = ()  # of which it gives addresses, or somebody has one
+    busy: tuple[IPNetwork, ...] = ()  # of these, those of which an address is not free
+
+
+@dataclass(frozen=True, slots=True)
 class NodeReport:
     """What only a node knows; its agent writes it, the operator reads it."""
 
@@ -642,6 +677,7 @@ class NodeReport:
     ports: PortReport | None = None  # None = it has not read all that it asks by, or is of a release that asks for none
     pods: PodCount | None = None  # None = nobody asks for it, or it has not read its pods
     links: tuple[NodeLink, ...] = ()  # by address, of interfaces that other nodes may be on; () = it wants tunnels
+    blocks: BlockReport | None = None  # None = its pods have no addresses of a cloud, or it has not read them
 
 
 # --- the view ------------------------------------------------------------------------------------------------------
@@ -718,10 +754,11 @@ def selection_matches(selection: PodSelection, pod: Pod, namespace_labels: Label
 __all__ = [
     "EVERYTHING", "EXCLUDE_LABEL", "GATEWAY_HEARTBEAT", "GATEWAY_LABEL", "NAMESPACE_LABEL", "NAMESPACE_NAME_LABEL",
     "NODE_HEARTBEAT", "OF_PORTS", "PARTS", "SERVICE_NAME_LABEL", "AddressPool", "Advertisement", "Allocations",
-    "AppliedTable", "BindingTable", "ClusterCIDR", "CoolingPorts", "EgressGroup", "EgressPolicy", "Endpoint",
-    "EndpointSlice", "GatewayMode", "Heartbeat", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace",
-    "Node", "NodeAddresses", "NodeBlocks", "NodeLink", "NodeNumber", "NodeReport", "Origin", "Peer", "Peering", "Pod",
-    "PodCount", "PodSelection", "PoolWays", "PortAsk", "PortBlock", "PortRange", "PortReport", "Refusal", "Service",
-    "ServiceAllocation", "ServicePort", "ServiceSelection", "Snapshot", "Unread", "UnusedBlock", "Writer",
-    "is_gateway", "selection_matches", "with_blocks",
+    "AppliedTable", "BindingTable", "BlockReport", "CloudInterface", "ClusterCIDR", "CoolingPorts", "EgressGroup",
+    "EgressPolicy", "Endpoint", "EndpointSlice", "GatewayMode", "Heartbeat", "IPAddress", "IPNetwork",
+    "LabelSelector", "Labels", "Namespace", "Node", "NodeAddresses", "NodeBlocks", "NodeInterfaces", "NodeLink",
+    "NodeNumber", "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodCount", "PodSelection", "PoolWays",
+    "PortAsk", "PortBlock", "PortRange", "PortReport", "Refusal", "Service", "ServiceAllocation", "ServicePort",
+    "ServiceSelection", "Snapshot", "Unread", "UnusedBlock", "Writer", "is_gateway", "selection_matches",
+    "with_blocks",
 ]  # fmt: skip

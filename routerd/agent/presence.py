@@ -20,6 +20,7 @@ from routerd.memo import Tally
 from routerd.model import (
     GATEWAY_HEARTBEAT,
     NODE_HEARTBEAT,
+    BlockReport,
     Heartbeat,
     IPAddress,
     NodeReport,
@@ -70,6 +71,7 @@ class Presence:
     egress: bool = True  # whether this node has a datapath at all
     ports: Callable[[], PortReport | None] = lambda: None
     pods: Callable[[Snapshot], PodCount | None] = lambda snapshot: None
+    blocks: Callable[[], BlockReport | None] = lambda: None
     _report: NodeReport | None = None  # as measured last
     _measured: float = float("-inf")
     _told: NodeReport | None = None  # None = to be told, also if it is the same
@@ -104,7 +106,7 @@ class Presence:
         heartbeat = self._heartbeat(measured.addresses)
         report = replace(
             measured, draining=self.drains.is_leaving, heartbeat=heartbeat, ports=self.ports(),
-            pods=self.pods(self.snapshot()),
+            pods=self.pods(self.snapshot()), blocks=self.blocks(),
         )  # fmt: skip
         if report != self._told:
             self._told = report

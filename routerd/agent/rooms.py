@@ -38,7 +38,7 @@ def relay_socket(run_dir: Path) -> Path:
 
 
 class WithBlocks:
-    """A store's snapshots, with the pod CIDRs that the operator gave nodes; of the same one the same value."""
+    """A store's snapshots, with the pod CIDRs and interfaces that the operator gave; of the same one the same value."""
 
     def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
         self._snapshot = snapshot
@@ -47,10 +47,11 @@ class WithBlocks:
 
     def __call__(self) -> Snapshot:
         found = self._snapshot()
-        if found.nodes is None or found.allocations is None or not found.allocations.pod_cidrs:
+        given = found.allocations
+        if found.nodes is None or given is None or not (given.pod_cidrs or given.interfaces):
             return found
         if self._last[0] is not found:
-            nodes = self._nodes(with_blocks, found.nodes, found.allocations.pod_cidrs)
+            nodes = self._nodes(with_blocks, found.nodes, given.pod_cidrs, given.interfaces)
             self._last = found, replace(found, nodes=nodes)
         return self._last[1]
 

@@ -26,6 +26,7 @@ from routerd.cluster.cloud_egress import with_holders
 from routerd.cluster.conflicts import Limits
 from routerd.cluster.gateways import MAX_GATEWAYS
 from routerd.cluster.groups import HEARD_OF_ALL, Groups, absent_gateways, addresses_on_nodes, form_groups
+from routerd.cluster.instances import published_interfaces
 from routerd.cluster.ledger import Ledger
 from routerd.cluster.pod_cidrs import Blocks, give_blocks
 from routerd.cluster.port_sets import PlanKept, PortRules, Ports, give_ports
@@ -49,6 +50,7 @@ from routerd.model import (
     IPNetwork,
     Node,
     NodeAddresses,
+    NodeInterfaces,
     NodeLink,
     NodeReport,
     PoolWays,
@@ -108,6 +110,7 @@ class Kept:
         self.groups = KeptGroups()
         self.ports = KeptPorts()
         self.blocks: UntilDue[Blocks] = UntilDue()
+        self.interfaces: Last[tuple[NodeInterfaces, ...]] = Last()
         self.digests = Digests()
 
     def want(self, services: Renewed[str, Request], policies: Mapping[str, Request]) -> set[str]:
@@ -301,6 +304,7 @@ def assign(
         numbers=ports.published_numbers,
         bindings=ports.bindings,
         pod_cidrs=blocks.published,
+        interfaces=kept.interfaces(published_interfaces, ledger.cloud_instances, nodes),
         writer=settings.writer,
     )
     allocations, digest = _numbered(_with_same(draft, previous), previous, ledger, kept.digests)
@@ -395,7 +399,7 @@ def _refusals(
 
 def _with_same(draft: Allocations, previous: Allocations) -> Allocations:
     """`draft` with those parts of `previous` that are equal: the same objects need not be written anew."""
-    parts = ("groups", "refusals", "nodes", "pools", "numbers", "bindings", "pod_cidrs")
+    parts = ("groups", "refusals", "nodes", "pools", "numbers", "bindings", "pod_cidrs", "interfaces")
     pairs = ((name, getattr(previous, name)) for name in parts)
     return replace(draft, **{name: before for name, before in pairs if before == getattr(draft, name)})
 

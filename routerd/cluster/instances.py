@@ -1,12 +1,15 @@
-"""Nodes as instances of a cloud: which they are, and how many addresses their pods want. Pure."""
+"""Nodes as instances of a cloud: which they are, how many addresses their pods want, and which they get. Pure."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from ipaddress import IPv4Interface
 
 from cloud.demand import Demand
-from routerd.model import Labels, Node, NodeReport, PodCount
+from cloud.records import Held, Holding
+from routerd.model import CloudInterface, Labels, Node, NodeInterfaces, NodeReport
 
 AWS = re.compile(r"aws:///[a-z0-9-]+/(i-[0-9a-f]+)")  # spec.providerID, as Amazon's cloud controller writes it
 
@@ -15,6 +18,33 @@ def instance_of(node: Node) -> str:
     """ "" = it is none, or nobody has said so yet."""
     match = AWS.fullmatch(node.provider_id)
     return match[1] if match else ""
+
+
+def takes_part(node: Node, labels: Labels) -> bool:
+    """Whether its pods have addresses of the cloud; `labels` are those of the nodes that take part."""
+    return bool(instance_of(node)) and labels.items() <= node.labels.items()
+
+
+def published_interfaces(holdings: Iterable[Holding], nodes: Mapping[str, Node]) -> tuple[NodeInterfaces, ...]:
+    """What each node may give its pods, whoever had the instance before; sorted by node.
+
+    A block that is to be given back is not published any more, so that its node lets go of it.
+    """
+    names: dict[str, list[str]] = {}
+    for name, node in nodes.items():
+        names.setdefault(instance_of(node), []).append(name)
+    found = {each.instance: tuple(filter(None, map(_published, each.held))) for each in holdings}
+    mine = ((names.get(instance, ()), interfaces) for instance, interfaces in found.items())
+    return tuple(sorted(
+        (NodeInterfaces(of[0], interfaces) for of, interfaces in mine if len(of) == 1 and interfaces),
+        key=lambda each: each.node,
+    ))  # fmt: skip
+
+
+def _published(held: Held) -> CloudInterface | None:
+    blocks = tuple(each.network for each in held.blocks if each.state == "used")
+    own = IPv4Interface((held.primary, held.subnet.prefixlen))
+    return CloudInterface(held.mac, own, blocks) if blocks else None
 
 
 def demands(
@@ -26,11 +56,16 @@ def demands(
     """
     found: dict[str, list[Demand]] = {}
     for name, node in nodes.items():
-        instance, report = instance_of(node), reports.get(name)
-        if instance and report is not None and report.pods is not None and labels.items() <= node.labels.items():
-            found.setdefault(instance, []).append(_demand(name, report.pods))
+        report = reports.get(name)
+        if report is not None and takes_part(node, labels) and (demand := _demand(name, report)):
+            found.setdefault(instance_of(node), []).append(demand)
     return {instance: one for instance, (one, *others) in sorted(found.items()) if not others}
 
 
-def _demand(node: str, pods: PodCount) -> Demand:
-    return Demand(node, pods.with_address, pods.waiting)
+def _demand(node: str, report: NodeReport) -> Demand | None:
+    if report.pods is None:
+        return None
+    demand = Demand(node, report.pods.with_address, report.pods.waiting)
+    if report.blocks is None:
+        return demand
+    return replace(demand, kept=frozenset(report.blocks.kept), busy=frozenset(report.blocks.busy))

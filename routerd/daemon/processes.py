@@ -27,13 +27,15 @@ from routerd.agent.presence import PodCounter, Presence
 from routerd.agent.reconcile import Reconciler
 from routerd.agent.settings import settings_of
 from routerd.blocking import in_thread
+from routerd.cluster.instances import takes_part
 from routerd.config import Config, boot_guard
+from routerd.config.cloud import CloudSettings
 from routerd.daemon import preflight
 from routerd.daemon.directories import made
 from routerd.daemon.lifetime import ConfigSource
 from routerd.errors import EnvironmentFault, StoreError
 from routerd.log import event
-from routerd.model import Allocations, IPAddress, NodeReport, PodCount, Snapshot, Writer
+from routerd.model import Allocations, IPAddress, Node, NodeReport, PodCount, Snapshot, Writer
 from routerd.node.brake import Brake, Limits
 from routerd.notify import notify
 from routerd.serve.api import ApiServer, agent_socket, answering, is_answering, operator_socket
@@ -125,7 +127,8 @@ async def agent(config: Config, source: ConfigSource) -> None:
         attachments = Attachments(config.node_name, store.snapshot, guards=config.egress.enabled)
         made(config.state_dir, source.path, "state-dir")
         memory, retention = config.state_dir / "pod-addresses.json", config.pod_addresses.retention
-        pod_addresses = PodAddressDesk(config.node_name, memory, retention=retention)
+        of_cloud = partial(_has_cloud_pods, config.cloud)
+        pod_addresses = PodAddressDesk(config.node_name, memory, retention=retention, of_cloud=of_cloud)
         body, presence = _assembled(config, source, heart, store, attachments, pod_addresses)
         on_store.to = partial(_store_changed, pod_addresses, body)
         async with (
@@ -210,6 +213,7 @@ def _assembled(
     presence = Presence(
         store, lambda: _node_report(config), lambda: body.status, lambda: body.snapshot, drains,
         egress=config.egress.enabled, ports=lambda: ports.report, pods=_pods(config),
+        blocks=pod_addresses.block_report,
     )  # fmt: skip
     tasks["report"] = presence.run
     on_speaker.to = body.refresh
@@ -239,6 +243,10 @@ def _egress_tasks(egress: EgressRoom, on_links: Callable[[], None], on_others: C
 def _store_changed(pod_addresses: PodAddressDesk, body: Agent) -> None:
     pod_addresses.changed()
     body.wake()
+
+
+def _has_cloud_pods(cloud: CloudSettings, node: Node) -> bool:
+    return cloud.provider != "none" and takes_part(node, cloud.nodes)
 
 
 def _pods(config: Config) -> Callable[[Snapshot], PodCount | None]:

@@ -19,7 +19,7 @@ from cloud.aws import Ec2, connect
 from cloud.backend import Backend, CloudFault
 from cloud.calls import Outcome, Refused, Unknown
 from cloud.demand import Demand, Demands
-from cloud.egress import Seats, Wanted
+from cloud.egress import Wanted
 from cloud.records import Holding
 from cloud.turn import Memory, Order, Turn, decide, learn
 from routerd.cluster.cloud_egress import wanted_seats
@@ -116,11 +116,11 @@ class Clouds:
         return self._pause()
 
     async def _record(self, turn: Turn) -> None:
-        """An address that has moved is published at once."""
-        before = self._last.seats
+        """An address that has moved, or a block that was added, is published at once."""
+        before = self._last
         await self.operator.change(lambda ledger: recorded(ledger, turn))
         self._last = turn
-        if _holders(before) != _holders(turn.seats):
+        if _published(before) != _published(turn):
             self.operator.wake()
 
     def _wanted(self) -> tuple[Demands, tuple[Wanted, ...]]:
@@ -221,8 +221,10 @@ def token(instance: str) -> str:
     return f"{instance}-{secrets.token_hex(8)}"
 
 
-def _holders(seats: Seats) -> dict[Any, str]:
-    return {address: seat.instance for address, seat in seats.items()}
+def _published(turn: Turn) -> tuple[Any, Any]:
+    """What nodes are told of."""
+    holders = {address: seat.instance for address, seat in turn.seats.items()}
+    return holders, {name: each.held for name, each in turn.holdings.items()}
 
 
 def recorded(ledger: Ledger, turn: Turn) -> Ledger:

@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from cni.wire import (
     timeout_of,
 )
 from ipam import pod_addresses as plan
-from ipam.pod_addresses import ANY, Attachment, Hold, Owner, PodAddresses, Wish
+from ipam.pod_addresses import ANY, Attachment, Hold, Interface, Owner, PodAddresses, Wish
 from routerd.agent.plugins.answered import answered
 from routerd.agent.plugins.fixed import asked_for, asks, wish_of
 from routerd.agent.plugins.pod_memory import parse_pod_addresses, write_pod_addresses
@@ -39,7 +38,7 @@ from routerd.blocking import in_thread
 from routerd.errors import InputError, StoreError
 from routerd.log import event
 from routerd.memo import Derived, Last
-from routerd.model import AddressPool, IPAddress, IPNetwork, Pod, Snapshot
+from routerd.model import AddressPool, BlockReport, IPAddress, Node, Pod, Snapshot
 from routerd.node.attached import is_of
 from routerd.store.embedded.disk import read_text, write_atomically
 
@@ -69,6 +68,7 @@ class PodAddressDesk:
     path: Path
     snapshot: Callable[[], Snapshot] = Snapshot
     retention: float = 86400.0  # seconds that an address is kept for the name of a pod that is gone
+    of_cloud: Callable[[Node], bool] = lambda node: False  # whether its pods have addresses of a cloud, and no others
     clock: Callable[[], float] = time.time
     fault: str = ""  # why nothing is given
     _held: PodAddresses = field(init=False, default_factory=PodAddresses)
@@ -187,7 +187,7 @@ class PodAddressDesk:
     def _lacking(self, owner: Owner) -> str:
         """What must be known first, one line; "" = nothing."""
         snapshot = self.snapshot()
-        if not self._blocks(snapshot):
+        if not self._published(self._held, snapshot).blocks:
             return self._unavailable()
         if snapshot.pods is None and (self._is_new or owner.pod):
             return NO_PODS
@@ -209,16 +209,15 @@ class PodAddressDesk:
     def _give(self, held: PodAddresses, attachment: Attachment, owner: Owner, wish: Wish) -> tuple[PodAddresses, Any]:
         have, asked = self._others()
         others = {address: key for address, key in have.items() if key != owner.pod}
-        blocks = self._blocks(self.snapshot()) or held.blocks  # who was here before needs nobody's word for it
-        return plan.give(replace(held, blocks=blocks), attachment, owner, others, self.clock(), wish, asked)
+        snapshot = self.snapshot()
+        mine = self._published(held, snapshot)
+        here = (snapshot.nodes or {}).get(self.node)
+        if not mine.blocks and here is not None and not self._is_of_cloud(here):
+            mine = held  # who was here before needs nobody's word for it: pod CIDRs are not taken away from a node
+        return plan.give(mine, attachment, owner, others, self.clock(), wish, asked)
 
     def _given(self, addresses: tuple[IPAddress, ...]) -> list[Given]:
-        blocks = [(address, self._held.block_of(address)) for address in addresses]
-        return [
-            Given(ip_interface((address, block.prefixlen)), plan.gateway_of(self._held, block))
-            for address, block in blocks
-            if block
-        ]
+        return [Given(*found) for address in addresses if (found := plan.configured(self._held, address))]
 
     def _check(self, request: Request) -> None:
         held = self._held.of(_attachment(request))
@@ -243,24 +242,45 @@ class PodAddressDesk:
     def _unavailable(self) -> str:
         """Why no pod can get an address, one line; "" = the next one can."""
         snapshot = self.snapshot()
-        blocks = self._blocks(snapshot)
-        if not blocks and (snapshot.nodes is None or self.node not in snapshot.nodes):
+        held = self._published(self._held, snapshot)
+        if not held.blocks and (snapshot.nodes is None or self.node not in snapshot.nodes):
             return (
                 "the agent has not read nodes yet"
                 if snapshot.nodes is None
                 else f"the store has no Node {self.node} yet"
             )
-        if not blocks:
+        if not held.blocks and self.of_cloud((snapshot.nodes or {})[self.node]):
+            return f"Node {self.node} has no address of the cloud yet: the operator's `routerd show cloud` says why"
+        if not held.blocks:
             return f"Node {self.node} has no pod CIDRs: let its controller manager or the operator give it some"
         if self._is_new and snapshot.pods is None:
             return NO_PODS
         have, asked = self._others()
-        return plan.exhausted(replace(self._held, blocks=blocks), have, self.clock(), asked)
+        return plan.exhausted(held, have, self.clock(), asked)
 
-    def _blocks(self, snapshot: Snapshot) -> tuple[IPNetwork, ...]:
-        """The node's, as the store has them; while it is not read, as they were."""
+    def _published(self, held: PodAddresses, snapshot: Snapshot) -> PodAddresses:
+        """With the node's blocks as the store has them; while it is not read, as they were."""
         here = (snapshot.nodes or {}).get(self.node)
-        return here.pod_cidrs if here is not None else self._held.blocks
+        if here is None:
+            return held
+        if not self._is_of_cloud(here):
+            return plan.with_blocks(held, here.pod_cidrs)
+        interfaces = tuple(Interface(each.mac, each.own, each.blocks) for each in here.interfaces)
+        return plan.with_blocks(held, tuple(block for each in interfaces for block in each.blocks), interfaces)
+
+    def _is_of_cloud(self, here: Node) -> bool:
+        return bool(here.interfaces) or self.of_cloud(here)
+
+    def block_report(self) -> BlockReport | None:
+        """Which blocks of a cloud it keeps, so that the others are given back; None = nothing may be."""
+        snapshot = self.snapshot()
+        here = (snapshot.nodes or {}).get(self.node)
+        if self.fault or here is None or snapshot.pods is None or not self._is_of_cloud(here):
+            return None
+        held = self._published(plan.settled(self._held, self.clock()), snapshot)
+        kept = sorted((*held.blocks, *held.leaving), key=plan.block_order)
+        busy = plan.busy(held, self._others()[0])
+        return BlockReport(tuple(kept), tuple(each for each in kept if each in busy))
 
     def _others(self) -> tuple[Mapping[IPAddress, str], Collection[IPAddress]]:
         """What pods have that were here before us, from somebody else, and whose it is; and what any pod asks for."""

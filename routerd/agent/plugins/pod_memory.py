@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import astuple
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Interface, ip_address, ip_network
 from typing import Any, get_args
 
-from ipam.pod_addresses import Attachment, Hold, Owner, PodAddresses, State
+from ipam.pod_addresses import Attachment, Hold, Interface, Owner, PodAddresses, State
 from routerd.errors import InputError
 from routerd.formats.jsontext import parse_json
 
@@ -22,6 +22,8 @@ def write_pod_addresses(held: PodAddresses) -> str:
     whole = {
         "format": FORMAT,
         "blocks": [str(block) for block in held.blocks],
+        "leaving": [str(block) for block in held.leaving],
+        "interfaces": [[each.mac, str(each.own), [str(one) for one in each.blocks]] for each in held.interfaces],
         "last": [str(address) for address in held.last],
         "holds": [
             [str(each.address), each.state, each.since, *astuple(each.attachment), *astuple(each.owner), each.keeps]
@@ -44,10 +46,16 @@ def parse_pod_addresses(text: str, file: str) -> PodAddresses:
             tuple(map(ip_network, whole["blocks"])),
             {each.address: each for each in holds},
             tuple(map(ip_address, whole["last"])),
+            interfaces=tuple(_interface(*row) for row in whole.get("interfaces", ())),
+            leaving=tuple(map(ip_network, whole.get("leaving", ()))),
         )
     except (ValueError, TypeError, KeyError) as error:
         message = f"it is damaged ({error}): drain the node, remove the file and start the agent"
         raise InputError(message, file=file) from error
+
+
+def _interface(mac: str, own: str, blocks: list[str]) -> Interface:
+    return Interface(mac, IPv4Interface(own), tuple(map(ip_network, blocks)))
 
 
 def _hold(

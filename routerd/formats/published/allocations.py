@@ -26,6 +26,12 @@ from routerd.formats.published.binding_lines import (
     read_port_report,
 )
 from routerd.formats.published.bindings import MAX_GROUP
+from routerd.formats.published.interface_lines import (
+    block_report_line,
+    interfaces_line,
+    read_block_report,
+    read_interfaces,
+)
 from routerd.formats.published.links import MAC
 from routerd.formats.published.parts import NAME
 from routerd.model import (
@@ -66,6 +72,7 @@ def write_allocations(allocations: Allocations) -> str:
         + (_records("numbers", map(number_line, allocations.numbers)) if allocations.numbers else "")
         + (_records("bindings", map(binding_line, allocations.bindings)) if allocations.bindings else "")
         + (_records("podCIDRs", map(_blocks, allocations.pod_cidrs)) if allocations.pod_cidrs else "")
+        + (_records("interfaces", map(interfaces_line, allocations.interfaces)) if allocations.interfaces else "")
     )
 
 
@@ -181,7 +188,7 @@ def read_index(value: Value) -> tuple[Allocations, tuple[str, ...] | None]:
 
     Raises InputError.
     """
-    records = ("services", "groups", "refusals", "nodes", "pools", "numbers", "bindings", "podCIDRs")
+    records = ("services", "groups", "refusals", "nodes", "pools", "numbers", "bindings", "podCIDRs", "interfaces")
     section = value.section.only("apiVersion", "kind", "generation", "writer", "parts", *records)
     if section.get("parts") is None:
         return _read_whole(section), None
@@ -212,6 +219,7 @@ def _read_whole(section: Section) -> Allocations:
         numbers=tuple(read_number(item.section) for item in section.items("numbers", UNLIMITED)),
         bindings=tuple(read_binding(item.section) for item in section.items("bindings", UNLIMITED)),
         pod_cidrs=tuple(_read_blocks(item.section) for item in section.items("podCIDRs", UNLIMITED)),
+        interfaces=tuple(read_interfaces(item.section) for item in section.items("interfaces", UNLIMITED)),
     )
 
 
@@ -309,6 +317,7 @@ def write_node_report(report: NodeReport) -> str:
         + _heartbeat(report.heartbeat)
         + (port_report_lines(report.ports) if report.ports is not None else "")
         + _pods(report.pods)
+        + (block_report_line(report.blocks) if report.blocks is not None else "")
     )
 
 
@@ -323,9 +332,20 @@ def _heartbeat(one: Heartbeat | None) -> str:
 def read_node_report(value: Value) -> NodeReport:
     """Raises InputError."""
     section = value.section.only(
-        "apiVersion", "kind", "node", "addresses", "networks", "draining", "heartbeat", "ports", "pods", "links"
+        "apiVersion",
+        "kind",
+        "node",
+        "addresses",
+        "networks",
+        "draining",
+        "heartbeat",
+        "ports",
+        "pods",
+        "links",
+        "blocks",
     )
     heartbeat, ports, pods = section.get("heartbeat"), section.section("ports"), section.section("pods")
+    blocks = section.section("blocks")
     return NodeReport(
         section.require("node").name(),
         tuple(item.address() for item in section.items("addresses", MOST_REPORTED)),
@@ -335,6 +355,7 @@ def read_node_report(value: Value) -> NodeReport:
         read_port_report(ports) if ports is not None else None,
         _read_pods(pods) if pods is not None else None,
         tuple(_read_link(item.section) for item in section.items("links", MOST_REPORTED)),
+        read_block_report(blocks) if blocks is not None else None,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from bgp.path import MAX_PREPEND
 from routerd.formats.published.bindings import BINDINGS, MAX_GROUP, NUMBERS
+from routerd.formats.published.interfaces import INTERFACES
 from routerd.formats.published.links import link_row, made_link
 from routerd.formats.published.records import Row, Table
 from routerd.model import (
@@ -129,4 +130,4 @@ POD_CIDRS: Table[NodeBlocks] = Table(
     lambda each: [each.node, [str(block) for block in each.blocks]],
     lambda node, blocks: NodeBlocks(node, tuple(map(ip_network, blocks))),
 )  # fmt: skip
-TABLES: tuple[Table[Any], ...] = (SERVICES, GROUPS, REFUSALS, NODES, POOLS, NUMBERS, BINDINGS, POD_CIDRS)
+TABLES: tuple[Table[Any], ...] = (SERVICES, GROUPS, REFUSALS, NODES, POOLS, NUMBERS, BINDINGS, POD_CIDRS, INTERFACES)

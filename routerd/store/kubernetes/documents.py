@@ -21,6 +21,7 @@ from routerd.formats.document import parse_address, parse_network
 from routerd.formats.jsontext import parse_json
 from routerd.formats.published import parts
 from routerd.formats.published.allocations import parse_index
+from routerd.formats.published.interfaces import blocks_status, told_blocks
 from routerd.formats.published.links import link_status, told_link
 from routerd.formats.published.parts import Assembly, Part, Shards
 from routerd.formats.published.records import Table, lines, read_lines
@@ -41,6 +42,7 @@ from routerd.store.kubernetes.resources import ALLOCATIONS, LEDGER
 LIMIT = 1 << 20  # bytes of all values of a ConfigMap (Kubernetes: MaxSecretSize)
 HEARTBEAT = "heartbeatSeconds"
 PODS = "pods"
+BLOCKS = "blocks"
 FENCE = "routerd.io/lease-generation"  # annotation: the lease under which a document was written
 ALLOCATIONS_KEY = "allocations.yaml"
 AUDIT_ENTRIES = 200  # the newest; the log has all
@@ -165,6 +167,7 @@ def report_status(report: NodeReport) -> dict[str, Any]:
         "draining": report.draining,
         **({HEARTBEAT: report.heartbeat.seconds} if report.heartbeat is not None else {}),
         **({PODS: _pods_status(report.pods)} if report.pods is not None else {}),
+        **({BLOCKS: blocks_status(report.blocks)} if report.blocks is not None else {}),
     }
 
 
@@ -260,6 +263,7 @@ def read_report(name: str, status: Mapping[str, Any]) -> NodeReport | None:
     return NodeReport(
         name, tuple(filter(None, addresses)), known, status.get("draining") is True, _heartbeat(status),
         _read_ports(status), _read_pods(status), tuple(filter(None, map(told_link, status.get("links") or ()))),
+        told_blocks(status.get(BLOCKS)),
     )  # fmt: skip
 
 

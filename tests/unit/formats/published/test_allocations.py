@@ -1,6 +1,6 @@
 """`Allocations` and `NodeReport`: what is written reads back, and the same value gives the same text."""
 
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_network
 
 import pytest
 from hypothesis import given, settings
@@ -21,10 +21,14 @@ from routerd.model import (
     Allocations,
     AppliedTable,
     BindingTable,
+    BlockReport,
+    CloudInterface,
     CoolingPorts,
     EgressGroup,
     Heartbeat,
     NodeAddresses,
+    NodeBlocks,
+    NodeInterfaces,
     NodeLink,
     NodeNumber,
     NodeReport,
@@ -91,6 +95,9 @@ tables = st.builds(
 )  # fmt: skip
 links = st.builds(NodeLink, addresses, macs, st.none() | st.ip_addresses(v=6, network="fe80::/10"))
 nodes = st.builds(NodeAddresses, names, st.lists(addresses).map(tuple), link=st.none() | links)
+blocks = st.lists(addresses.map(ip_network), max_size=3).map(tuple)
+own = st.builds(lambda address: IPv4Interface((address, 24)), st.ip_addresses(v=4))
+interfaces = st.lists(st.builds(CloudInterface, macs, own, blocks), max_size=2).map(tuple)
 allocations = st.builds(
     Allocations,
     generation=st.integers(0, 2**62),
@@ -103,6 +110,8 @@ allocations = st.builds(
     pools=st.lists(pools, max_size=2).map(tuple),
     numbers=st.lists(st.builds(NodeNumber, names, node_numbers), max_size=3).map(tuple),
     bindings=st.lists(tables, max_size=2).map(tuple),
+    pod_cidrs=st.lists(st.builds(NodeBlocks, names, blocks), max_size=2).map(tuple),
+    interfaces=st.lists(st.builds(NodeInterfaces, names, interfaces), max_size=2).map(tuple),
 )
 
 
@@ -126,16 +135,16 @@ port_reports = st.builds(
 @given(
     names, st.lists(addresses, max_size=3), st.booleans(), st.none() | st.integers(1, 86400), st.none() | port_reports,
     st.none() | st.builds(PodCount, st.integers(0, 100_000), st.integers(0, 100_000)),
-    st.lists(links, max_size=3).map(tuple),
+    st.lists(links, max_size=3).map(tuple), st.none() | st.builds(BlockReport, blocks, blocks),
 )  # fmt: skip
 @settings(max_examples=60)
 def test_node_reports_read_back(
     node: str, found: list[IPv4Address | IPv6Address], draining: bool, seconds: int | None, ports: PortReport | None,
-    pods: PodCount | None, told: tuple[NodeLink, ...],
+    pods: PodCount | None, told: tuple[NodeLink, ...], kept: BlockReport | None,
 ) -> None:  # fmt: skip
     heartbeat = None if seconds is None else Heartbeat(seconds, str(seconds))
     networks = tuple(ip_network(address) for address in found)
-    report = NodeReport(node, tuple(found), networks, draining, heartbeat, ports, pods, told)
+    report = NodeReport(node, tuple(found), networks, draining, heartbeat, ports, pods, told, kept)
     back = parse_node_report(write_node_report(report), "f")
     assert (back, back.heartbeat and back.heartbeat.beat) == (report, heartbeat and heartbeat.beat)
     assert [each.used for each in (back.ports or PortReport()).asks] == [

@@ -6,11 +6,12 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
 
-from routerd.model import GATEWAY_HEARTBEAT, NODE_HEARTBEAT, Heartbeat, NodeReport, PodCount
+from routerd.model import GATEWAY_HEARTBEAT, NODE_HEARTBEAT, BlockReport, Heartbeat, NodeReport, PodCount
 from routerd.store.kubernetes import report as k8s_report
 from routerd.store.kubernetes.client import UNREACHABLE, ApiError
 from routerd.store.kubernetes.contact import Contact
@@ -203,10 +204,24 @@ def test_of_a_gateway_its_lease_counts_and_of_others_their_report() -> None:
     assert beats == [None, "2026-01-01T00:00:00Z", "renewed"]
 
 
+ONE = ip_network("10.0.0.9")
+
+
 @pytest.mark.parametrize("pods", [None, PodCount(3, 1)])
 def test_how_many_pods_there_are_is_read_back(pods: PodCount | None) -> None:
     report = NodeReport("n", pods=pods)
     assert read_report("n", report_status(report)) == report
+
+
+@pytest.mark.parametrize("blocks", [None, BlockReport(), BlockReport((ONE, ip_network("fd00::/80")), (ONE,))])
+def test_which_blocks_a_node_keeps_is_read_back(blocks: BlockReport | None) -> None:
+    report = NodeReport("n", blocks=blocks)
+    assert read_report("n", report_status(report)) == report
+
+
+@pytest.mark.parametrize("blocks", [1, [], {"kept": 1}, {"kept": ["x"], "busy": []}])
+def test_what_are_no_blocks_say_nothing(blocks: object) -> None:
+    assert read_report("n", {"addresses": [], "blocks": blocks}) == NodeReport("n")
 
 
 @pytest.mark.parametrize("pods", [None, 1, [], {}, {"withAddress": "x", "waiting": 1}])

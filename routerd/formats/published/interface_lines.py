@@ -1,0 +1,57 @@
+"""The lines of a cloud's interfaces and their blocks in the files that routerd writes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Interface
+
+from routerd.formats.compose import quoted
+from routerd.formats.document import UNLIMITED, Section, Value
+from routerd.formats.published.links import MAC
+from routerd.model import BlockReport, CloudInterface, IPNetwork, NodeInterfaces
+
+
+def interfaces_line(one: NodeInterfaces) -> str:
+    return f"{{node: {quoted(one.node)}, interfaces: [{', '.join(map(_line, one.interfaces))}]}}"
+
+
+def _line(one: CloudInterface) -> str:
+    return f'{{mac: "{one.mac}", own: "{one.own}", blocks: {_list(one.blocks)}}}'
+
+
+def _list(networks: Iterable[IPNetwork]) -> str:
+    return "[" + ", ".join(f'"{network}"' for network in networks) + "]"
+
+
+def read_interfaces(section: Section) -> NodeInterfaces:
+    """Raises InputError."""
+    section.only("node", "interfaces")
+    found = (_read(item.section) for item in section.items("interfaces", UNLIMITED))
+    return NodeInterfaces(section.require("node").name(), tuple(found))
+
+
+def _read(section: Section) -> CloudInterface:
+    section.only("mac", "own", "blocks")
+    mac, blocks = section.require("mac"), section.items("blocks", UNLIMITED)
+    if not MAC.fullmatch(mac.string()):
+        mac.expected("a MAC address such as 02:00:5e:10:00:01")
+    own = _own(section.require("own"))
+    return CloudInterface(mac.string(), own, tuple(each.network() for each in blocks))
+
+
+def _own(value: Value) -> IPv4Interface:
+    try:
+        return IPv4Interface(value.string())
+    except ValueError:
+        value.expected("an IPv4 address with the length of its subnet, such as 10.0.1.5/24")
+
+
+def block_report_line(one: BlockReport) -> str:
+    return f"blocks: {{kept: {_list(one.kept)}, busy: {_list(one.busy)}}}\n"
+
+
+def read_block_report(section: Section) -> BlockReport:
+    """Raises InputError."""
+    section.only("kept", "busy")
+    kept, busy = (tuple(each.network() for each in section.items(key, UNLIMITED)) for key in ("kept", "busy"))
+    return BlockReport(kept, busy)

@@ -1,0 +1,47 @@
+"""Interfaces that the operator made in a cloud, as it publishes them, and what agents say of their blocks. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import IPv4Interface, ip_network
+from operator import attrgetter
+from typing import Any
+
+from routerd.formats.published.links import MAC
+from routerd.formats.published.records import Row, Table
+from routerd.model import BlockReport, CloudInterface, NodeInterfaces
+
+
+def _row(each: NodeInterfaces) -> Row:
+    return [each.node, [[one.mac, str(one.own), [str(block) for block in one.blocks]] for one in each.interfaces]]
+
+
+def _made(node: str, interfaces: list[Row]) -> NodeInterfaces:
+    return NodeInterfaces(node, tuple(_made_one(*each) for each in interfaces))
+
+
+def _made_one(mac: str, own: str, blocks: list[str]) -> CloudInterface:
+    """Raises ValueError."""
+    if not MAC.fullmatch(mac):
+        raise ValueError(f"{mac!r} is no MAC address")
+    return CloudInterface(mac, IPv4Interface(own), tuple(map(ip_network, blocks)))
+
+
+INTERFACES: Table[NodeInterfaces] = Table(
+    "interfaces", attrgetter("node"), lambda each: f"interfaces {each.node}", _row, _made
+)
+
+
+def blocks_status(one: BlockReport) -> dict[str, list[str]]:
+    """In the status of a RouterdNode."""
+    return {"kept": [str(each) for each in one.kept], "busy": [str(each) for each in one.busy]}
+
+
+def told_blocks(status: Any) -> BlockReport | None:
+    """From a status that the schema has let through; None = it says nothing."""
+    if not isinstance(status, Mapping):
+        return None
+    try:
+        return BlockReport(*(tuple(map(ip_network, status.get(key) or ())) for key in ("kept", "busy")))
+    except (TypeError, ValueError):
+        return None
