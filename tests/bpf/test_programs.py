@@ -628,6 +628,29 @@ def test_a_port_at_rest_is_its_own_pods_at_once(world: World) -> None:
     assert is_paired(state)
 
 
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("packets", [["remote F", "pod F"], ["pod F", "remote F"], ["pod R"]])
+def test_a_port_is_no_other_pods_towards_its_remote_until_it_has_rested(
+    world: World, packets: list[str], version: int
+) -> None:
+    """The remote may be in TIME_WAIT; another one knows nothing of it."""
+    wish = desired(Policy("world", HERE, (WORLD, WORLD6)), both=True)
+    world.fill(wish)
+    _connection(world, version, packets)
+    state = world.state()
+    others = replace(SYN, source=POD2)
+
+    def port_of(packet: Packet) -> int:
+        _, out = world.run("from_pod", "pod1", build(packet if version == 4 else six(packet)))
+        return parse(out).source_port
+
+    assert port_of(others) != FOLDED
+    assert port_of(replace(others, destination=IPv4Address("198.51.100.8"))) == FOLDED
+    rested = {key: replace(port, rests=-1) for key, port in state.ports.items()}
+    world.fill(wish, State(state.flows, rested))
+    assert port_of(others) == FOLDED
+
+
 def test_the_port_that_has_rested_longest_is_taken_before_anything_is_refused(world: World) -> None:
     wish = to_world(HERE)
     world.fill(replace(wish, groups={**GROUPS, HERE: replace(GROUPS[HERE], blocks=(Block(EGRESS_IP, 40960, 64),))}))

@@ -278,6 +278,37 @@ def test_a_conversation_that_runs_goes_on_with_the_egress_ip_once_its_pod_is_sel
         assert {own.recv(100), own.recv(100)} == {b"late", b"push"}
 
 
+def test_the_next_pod_with_an_address_gets_and_leaves_nothing_of_the_last_ones(cluster: Cluster) -> None:
+    """No policy selects it. Whom the last one spoke to does not know that it has gone."""
+    lab, kind = cluster.lab, (socket.AF_INET, socket.SOCK_DGRAM)
+    old = lab.add_pod("old", "worker")
+    cluster.selected["old"] = ("world",)
+    cluster.apply()
+    with lab.client.socket(*kind) as remote:
+        remote.bind(("0.0.0.0", 5060))
+        remote.settimeout(5)
+        with old.socket(*kind) as first:
+            first.bind((old.address, 5060))
+            first.sendto(b"REGISTER", (lab.client.address, 5060))
+            _, egress = remote.recvfrom(100)
+        assert egress[0] == str(EGRESS_IP)
+        lab.remove_pod("old")
+        del cluster.selected["old"]
+        new = lab.add_pod("new", "worker", address=old.address)
+        try:
+            cluster.apply()
+            with new.socket(*kind) as own:
+                own.bind((new.address, 5060))
+                own.settimeout(5)
+                remote.sendto(b"for the last one", egress)
+                own.sendto(b"mine", (lab.client.address, 5060))
+                assert remote.recvfrom(100) == (b"mine", (new.address, 5060))
+                remote.sendto(b"yours", (new.address, 5060))
+                assert own.recv(100) == b"yours"
+        finally:
+            lab.remove_pod("new")
+
+
 def test_a_large_download_keeps_to_the_tunnel_mtu(cluster: Cluster) -> None:
     pod, fw = cluster.lab.pod("sel"), cluster.lab.fw
     size = 8 << 20

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import select
+import socket
+import struct
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import IPv6Network
+from ipaddress import IPv6Network, ip_address
 
 import pytest
 
@@ -201,6 +204,42 @@ def test_each_hop_of_the_way_answers_for_itself(cluster: Cluster, version: int) 
     assert (node, tor) == (of_family(lab.node("worker").address), of_family(TOR_ADDRESS))
     assert gateway in [of_family(lab.node(name).address) for name in ("gw1", "gw2")]
     assert pod.ping(SERVER[version])
+
+
+ERROR, V4, V6 = struct.Struct("=IBBBBII"), struct.Struct("=HH4s"), struct.Struct("=HHI16s")  # <linux/errqueue.h>
+RECVERR = {4: (socket.IPPROTO_IP, 11), 6: (socket.IPPROTO_IPV6, 25)}
+HOPS = {4: (socket.IPPROTO_IP, socket.IP_TTL), 6: (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)}
+TRACED = 33434  # UDP; traceroute's, closed
+
+
+def traced(pod: PodHost, server: str, version: int) -> list[str]:
+    """Who answers datagrams that may make more and more hops, up to the server; all are of one flow."""
+    told = list[str]()
+    with pod.socket(socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+        probe.setsockopt(*RECVERR[version], 1)
+        probe.connect((server, TRACED))
+        while server not in told:
+            assert len(told) < 5, told
+            probe.setsockopt(*HOPS[version], len(told) + 1)
+            probe.send(b"where")
+            poll = select.poll()
+            poll.register(probe, 0)  # POLLERR comes unasked
+            assert poll.poll(5000), told
+            ((_, _, data),) = probe.recvmsg(0, 256, socket.MSG_ERRQUEUE)[1]
+            told.append(str(ip_address((V4 if version == 4 else V6).unpack_from(data, ERROR.size)[-1])))
+    return told
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(("pod", "node"), [("sel", "worker"), ("selgw", "gw1"), ("selgw2", "gw2")])
+def test_a_traceroute_shows_each_hop_once(cluster: Cluster, pod: str, node: str, version: int) -> None:
+    """The pod's node, a gateway unless that is the same, the ToR, and the server, whose port is closed."""
+    lab, of_family = cluster.lab, six if version == 6 else str
+    gateways = {of_family(lab.node(name).address) for name in ("gw1", "gw2") if name != node}
+    first, *between, router, _ = traced(lab.pod(pod), SERVER[version], version)
+    assert (first, router) == (of_family(lab.node(node).address), of_family(TOR_ADDRESS))
+    assert len(between) == 1 if node == "worker" else len(between) <= 1
+    assert gateways.issuperset(between)
 
 
 @pytest.mark.parametrize("version", [4, 6])
