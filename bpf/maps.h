@@ -51,14 +51,15 @@ PINNED_MAP(groups, BPF_MAP_TYPE_HASH, __u32, struct group_value, 65536, BPF_F_NO
  * whether its gateway and way are good. One element. */
 PINNED_MAP(epoch, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);
 
-/* Egress IPs that this node is a gateway of. */
-PINNED_MAP(egress_ips, BPF_MAP_TYPE_HASH, struct ip, struct egress_ip_value, 65536, BPF_F_NO_PREALLOC);
+/* Egress IPs that this node is a gateway of. One allocation: each of these large values by itself would begin
+ * at a multiple of 4 KiB, and their beginnings would share a few lines of each cache. */
+PINNED_MAP(egress_ips, BPF_MAP_TYPE_HASH, struct ip, struct egress_ip_value, 4096, 0);
 
 /* Tunnel endpoint -> node number: tunnel packets of others are dropped. */
 PINNED_MAP(nodes, BPF_MAP_TYPE_HASH, struct ip, __u32, 65536, BPF_F_NO_PREALLOC);
 
-/* Node number -> tunnel endpoint. */
-PINNED_MAP(node_numbers, BPF_MAP_TYPE_ARRAY, __u32, struct node_value, NODE_NUMBERS, 0);
+/* Node number -> tunnel endpoint. Mapped, so that the agent reads the few that are there in no time. */
+PINNED_MAP(node_numbers, BPF_MAP_TYPE_ARRAY, __u32, struct node_value, NODE_NUMBERS, BPF_F_MMAPABLE);
 
 /* A way to a node (its number, or with WAY_DIRECT) -> whether it answers there as a gateway. Written by the
  * programs alone. */

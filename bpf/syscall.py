@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,10 +31,12 @@ LINK_CREATE, LINK_UPDATE, LINK_DETACH = 28, 29, 34
 
 TCX_INGRESS, TCX_EGRESS = 46, 47
 MAP_TYPE_PERCPU_ARRAY = 6
+F_MMAPABLE = 1 << 10
 F_BEFORE = 1 << 3
 ENOTSUPP = 524  # the kernel's own, not in errno(3)
 BATCH = 4096  # rows
 BATCH_BYTES = 1 << 20  # of values: large ones come in fewer rows
+ROWS_AT_ONCE = 64  # of a mapped array, which are compared with zeros
 ATTRIBUTES_ROOM = 512  # bytes; `union bpf_attr` has 168 in Linux 6.18
 
 UPDATE_ANY, UPDATE_NOEXIST = 0, 1
@@ -279,6 +283,7 @@ class BpfMap:
         self.key_size = int(info.key_size)
         self.max_entries = int(info.max_entries)
         self.type = int(info.type)
+        self._is_mapped = bool(info.map_flags & F_MMAPABLE)
         rows = possible_cpus() if self.type == MAP_TYPE_PERCPU_ARRAY else 1
         self.value_size = int(info.value_size) if rows == 1 else (int(info.value_size) + 7) // 8 * 8 * rows
 
@@ -318,6 +323,8 @@ class BpfMap:
 
         Without `zeros`, values of zeros alone are left out, fast: an array's elements are there from the start.
         """
+        if self._is_mapped and not zeros:
+            return self._items_in_memory()
         try:
             return self._items_in_batches(zeros)
         except OSError as error:
@@ -325,6 +332,18 @@ class BpfMap:
                 raise
         found = {key: value for key in self.keys() if (value := self.get(key)) is not None}
         return {key: value for key, value in found.items() if zeros or any(value)}
+
+    def _items_in_memory(self) -> dict[bytes, bytes]:
+        """An array's values that are not zeros alone, from where they lie: the kernel's copies of 65,536 take 15 ms."""
+        stride = (self.value_size + 7) // 8 * 8
+        length, step = self.max_entries * stride, ROWS_AT_ONCE * stride
+        with mmap.mmap(self.fd, length, mmap.MAP_SHARED, mmap.PROT_READ) as memory:
+            parts = ((first, memory[first : first + step]) for first in range(0, length, step))
+            there = [(first, part) for first, part in parts if part != bytes(len(part))]
+        rows = (
+            (first + at, part[at : at + self.value_size]) for first, part in there for at in range(0, len(part), stride)
+        )
+        return {(at // stride).to_bytes(4, sys.byteorder): value for at, value in rows if any(value)}
 
     def _items_in_batches(self, zeros: bool) -> dict[bytes, bytes]:
         found: dict[bytes, bytes] = {}

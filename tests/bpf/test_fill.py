@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from bpf import layout
 from egress.netdev import Datapath
 from egress.policy import NO_LIMITS, IPAddress, Limits
 from routerd.node.fill import fill_refusals
 from tests.bpf.packets import build
 from tests.bpf.wishes import HERE, OWN, THERE, to_world
-from tests.bpf.world import EGRESS_IP, POD, POD6, REMOTE, REMOTE6, SMALL, World
+from tests.bpf.world import EGRESS_IP, POD, POD6, REMOTE, REMOTE6, SMALL, World, put_all
 from tests.models.tables import UDP, Packet, Port, PortKey, State
 
 
@@ -79,3 +80,15 @@ def test_a_pod_near_its_share_is_pressed_until_it_wants_no_more(
     assert not opened.is_pressed()
     opened.collect()
     assert _reasons(opened) == set()
+
+
+def test_of_an_array_only_what_was_written_is_read(world: World) -> None:
+    world.fill(to_world(HERE))
+    numbers = world.maps["node_numbers"]
+    before = numbers.items(zeros=False)
+    written = {layout.u32(number): bytes(layout.NodeValue(local=number)) for number in (63, 64, 65535)}
+    put_all(numbers, written)
+    assert numbers.items(zeros=False) == {**before, **written}
+    assert len(numbers.items()) == 65536
+    put_all(numbers, dict.fromkeys(written, bytes(layout.NodeValue())))
+    assert numbers.items(zeros=False) == before
