@@ -57,8 +57,8 @@ OF_PORTS = ("PortsExhausted", "PortsShort")  # some nodes have none of an egress
 HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
     {
         "AgentAbsent", "AwaitingNodeReports", "BandwidthNotLimited", "BFDDown", "BFDNotSupported",
-        "ConflictingAnnotations", "FamilyNotNegotiated", "ForwardingOff", "GatewayNotUsed", "GatewaysUnwatched",
-        "HoldTimeTooLong",
+        "ConflictingAnnotations", "EgressByAnnotation", "FamilyNotNegotiated", "ForwardingOff", "GatewayNotUsed",
+        "GatewaysUnwatched", "HoldTimeTooLong",
         "InvalidRouterID", "NetworkUnavailable", "NoBFD", "NoEndpoints", "NumberMisread", "PodNearShare",
         "PodCIDRTaken", "PodCIDRsShort", "PodOutsideCluster", "PoolOverCluster", *OF_PORTS,
         "PortsScarce", "StatusOfOther", "SubnetNotUsed", "TableNearlyFull",

@@ -17,7 +17,7 @@ from routerd.formats.document import Value
 from routerd.formats.foreign import antrea, cilium, metallb, ovn_kubernetes
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.published.allocations import read_allocations, read_node_report
-from routerd.formats.resembling import node_labels, slice_labels
+from routerd.formats.resembling import node_labels, pod_annotations, slice_labels
 from routerd.model import (
     AddressPool,
     Allocations,
@@ -114,7 +114,8 @@ _CORE = (
         parts=("namespaces",), read_by=BOTH, kept=(),
     ),
     Kind(
-        "", "v1", "Pod", "pods", namespaced=True, custom=False, reader=_plain(core.read_pod), parts=("pods",),
+        "", "v1", "Pod", "pods", namespaced=True, custom=False, reader=_told(core.read_pod, pod_annotations),
+        parts=("pods",),
         read_by=AGENT,
         kept=("spec.nodeName", "spec.hostNetwork", "status.phase", "status.podIP", "status.podIPs"),
     ),
@@ -191,10 +192,12 @@ _FOREIGN = (
     ),
 )  # fmt: skip
 
+_PODS = "pods have addresses of their node's pod CIDRs: write its CIDRs in pod-cidrs of the configuration"
 _PEERS = "write its peers in the BGP ConfigMap"
 _ADVERTISEMENTS = "write it as advertisements of an AddressPool"
 _POLICY = "write it as an EgressPolicy"
 _REFUSED = (
+    Kind("cilium.io", "v2", "CiliumPodIPPool", instead=_PODS),
     Kind("cilium.io", "v2", "CiliumBGPClusterConfig", instead=_PEERS),
     Kind("cilium.io", "v2", "CiliumBGPPeerConfig", instead=_PEERS),
     Kind("cilium.io", "v2", "CiliumBGPAdvertisement", instead=_ADVERTISEMENTS),

@@ -1,6 +1,7 @@
 """Objects of other makers as objects of ours. Pure.
 
 manifests.py  the model -> manifests of ours
+kube_ovn.py   pods with annotations -> policies
 unread.py     which keys of an object nobody reads
 whole.py      files -> manifests of ours, with what has no meaning here
 """

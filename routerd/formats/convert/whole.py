@@ -12,6 +12,7 @@ from typing import Any
 
 from routerd.errors import InputError
 from routerd.formats.compose import documents, first_document, inner_source
+from routerd.formats.convert import kube_ovn
 from routerd.formats.convert.manifests import Json, config_map, manifest, text_of
 from routerd.formats.convert.unread import unread_keys
 from routerd.formats.core import expand_lists
@@ -108,6 +109,10 @@ def _of_object(value: Value, lines: list[str], pools: Pools) -> Iterator[tuple[s
     if (group, name) == ("", "ConfigMap"):
         yield from _of_config_map(value, lines)
         return
+    if (policy := kube_ovn.policy_of(value, group, name)) is not None:
+        written, about = manifest(policy), f"{value.origin}: {name}/{policy.name}"
+        notes = tuple(kube_ovn.notes_of(value, group, name))
+        yield _name(written), _checked(_Written(about, written, notes), manifest)
     kind = BY_NAME.get((group, name))
     if kind is not None and not kind.custom:
         return

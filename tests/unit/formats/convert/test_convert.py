@@ -237,6 +237,48 @@ def test_a_reader_makes_the_same_of_a_manifest_again(found: AddressPool | Egress
     assert replace(entry.object, origin=found.origin) == found
 
 
+# --- Kube-OVN
+
+WORKLOAD = """\
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: shop}
+spec:
+  template:
+    metadata: {labels: {app: web}, annotations: {ovn.kubernetes.io/snat: 203.0.113.1}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db, labels: {app: db}, annotations: {ovn.kubernetes.io/eip: "2001:db8::1"}}
+"""
+
+
+def test_pods_with_an_egress_ip_by_annotation_are_selected_by_a_policy() -> None:
+    converted = convert({"f.yaml": WORKLOAD})
+    assert not converted.errors
+    first, second = (entry.object for entry in read_file(converted.text).entries)
+    assert isinstance(first, EgressPolicy) and isinstance(second, EgressPolicy)
+    where = LabelSelector((("kubernetes.io/metadata.name", "shop"),))
+    assert first.selections == (PodSelection(LabelSelector((("app", "web"),)), where),)
+    assert [(each.name, str(each.egress_ip), str(*each.destinations)) for each in (first, second)] == [
+        ("shop-web", "203.0.113.1", "0.0.0.0/0"), ("default-db", "2001:db8::1", "::/0"),
+    ]  # fmt: skip
+    assert converted.notes == (
+        'f.yaml:10:78: metadata.annotations."ovn.kubernetes.io/eip": no connection from outside is brought to the pod: '
+        "give it a Service",
+        "f.yaml:10:30: metadata.labels: every pod of these labels in the namespace leaves with it",
+    )
+
+
+def test_pods_that_no_label_tells_apart_are_an_error() -> None:
+    converted = convert({"f.yaml": (DATA / "convert" / "egress-kube-ovn-pod.yaml").read_text()})
+    assert not converted.text
+    assert converted.errors == (
+        'f.yaml:6:28: metadata.annotations."ovn.kubernetes.io/eip": an EgressPolicy selects pods by labels, and these '
+        "have none: add one to them",
+    )
+
+
 # --- what has no meaning
 
 
