@@ -164,7 +164,7 @@ static __always_inline bool is_reached_directly(const struct settings *config, c
 {
 	struct liveness *known;
 
-	if (!is_on_link(node, packet->ipv6))
+	if (!is_on_link(config, node, packet->ipv6))
 		return false;
 	if (!config->tunnels)
 		return true;
@@ -200,11 +200,10 @@ static __always_inline int hand_back(struct __sk_buff *skb, const struct packet 
 	if (node->local)
 		return return_to_pod(skb, packet, parsed, config, node_of_port(address, port));
 	endpoint = node->address;
-	room->answers_directly =
-	    !relays && is_reached_directly(config, packet, node, node_of_port(address, port));
+	room->directly = !relays && is_reached_directly(config, packet, node, node_of_port(address, port));
 	if (packet->piece == FIRST_PIECE && !remember_first(packet, FROM_WORLD, packet->id))
 		return drop(skb, FRAGMENT);
-	if (REREAD(room->answers_directly))
+	if (REREAD(room->directly))
 		device = config->direct_ifindex;
 	if (exceeds(skb, packet, config, device, &mtu))
 		return answer_world(skb, packet, config, way, ERROR_TOO_BIG, mtu);
@@ -212,7 +211,7 @@ static __always_inline int hand_back(struct __sk_buff *skb, const struct packet 
 		return relay(skb, config, &endpoint, 0);
 	if (clamp_mss(skb, packet, config->flow_mtu) || decrement_ttl(skb, packet))
 		return drop(skb, REWRITE_ERROR);
-	if (REREAD(room->answers_directly))
+	if (REREAD(room->directly))
 		return send_direct(skb, config, node, packet->ipv6, REVERSED_DIRECT);
 	return encapsulate(skb, config, VNI_BACK, &endpoint, REVERSED);
 }

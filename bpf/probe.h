@@ -142,7 +142,7 @@ static __always_inline __u32 rank_way(const struct choice *choice, const struct 
 	if (node->local)
 		return direct ? RANK_NO_WAY
 			      : (choice->config->out_of_service ? RANK_LEAVES : RANK_SERVES) | tried;
-	if (direct ? choice->by_tunnel || !is_on_link(node, choice->pick->ipv6)
+	if (direct ? choice->by_tunnel || !is_on_link(choice->config, node, choice->pick->ipv6)
 		   : !choice->by_tunnel && !choice->config->tunnels)
 		return RANK_NO_WAY;
 	return rank_of(choice->config, direct ? number | WAY_DIRECT : number) | tried;
@@ -175,7 +175,8 @@ static long weigh_way(__u32 index, void *context)
 	pick->direct = direct;
 	pick->place = 1ULL << (direct ? place + ECHOED_DIRECT : place);
 	pick->epoch = choice->latest + gateway->order;
-	if (!direct && choice->echoed >> (place + ECHOED_DIRECT) & 1 && is_on_link(node, choice->pick->ipv6))
+	if (!direct && choice->echoed >> (place + ECHOED_DIRECT) & 1 &&
+	    is_on_link(choice->config, node, choice->pick->ipv6))
 		pick->epoch++; /* the other way was good, and may be again */
 	pick->rank = rank;
 	pick->score = score;
@@ -379,7 +380,7 @@ static __always_inline int send_marked(struct __sk_buff *skb, const struct setti
 	struct liveness *known = liveness_of(way);
 	struct scratch *room = read_scratch();
 
-	if (!room || !known || !node || !is_on_link(node, ipv6))
+	if (!room || !known || !node || !is_on_link(config, node, ipv6))
 		return drop(skb, probes ? BAD_PROBE : BAD_TRIAL);
 	if (!probes)
 		return send_direct(skb, config, node, ipv6, TRIAL_SENT);

@@ -89,7 +89,8 @@ static __always_inline int answer_pod(struct __sk_buff *skb, const struct packet
 
 /* Out with the flow's egress IP and port: by a gateway, or by this node where it is one, or the policy says
  * so. Answers may come by any gateway, and either way. One hop, like any router, unless the host has made it:
- * `home` is then where the pod is, else NULL. `rank`: of the gateway.
+ * `home` is then where the pod is, else NULL. `rank`: of the gateway. Before the epoch says so the flow may
+ * bear a way that is none by now: the tunnel is one.
  */
 static __always_inline int send_out(struct __sk_buff *skb, const struct packet *packet, enum parsed parsed,
 				    const struct settings *config, const struct flow_value *flow, __u32 rank,
@@ -108,6 +109,8 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
 		return drop(skb, NO_GATEWAY);
 	local = gateway->local || flow->exit_local;
 	endpoint = gateway->address;
+	/* Without a branch: the verifier would follow each. */
+	room->directly = flow->direct & gateway->direct & (config->direct_ifindex > 0);
 	if (cut_padding(skb, packet))
 		return drop(skb, REWRITE_ERROR);
 	if (!home && packet->ttl <= 1)
@@ -117,7 +120,7 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
 		if (refusal)
 			return drop(skb, refusal);
 		device = room->route.ifindex;
-	} else if (REREAD(flow->direct)) {
+	} else if (REREAD(room->directly)) {
 		device = config->direct_ifindex;
 	}
 	if (exceeds(skb, packet, config, device, &mtu))
@@ -137,7 +140,7 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
 		return drop(skb, REWRITE_ERROR);
 	if (local)
 		return send_by(skb, &room->route, TRANSLATED);
-	if (REREAD(flow->direct))
+	if (REREAD(room->directly))
 		return send_direct(skb, config, gateway, packet->ipv6,
 				   (rank & ~RANK_UNTRIED) == RANK_SILENT ? SENT_UNHEARD : SENT_DIRECT);
 	return encapsulate(skb, config, group, &endpoint,

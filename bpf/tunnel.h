@@ -94,12 +94,14 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct setti
 	return sent(skb, bpf_redirect(config->tunnel_ifindex, 0), done);
 }
 
-/* Whether the node can be reached without the tunnel by packets of this family. */
-static __always_inline bool is_on_link(const struct node_value *node, bool ipv6)
+/* Whether the node can be reached without the tunnel by packets of this family. Settings and nodes are
+ * written one after the other: both must say so. */
+static __always_inline bool is_on_link(const struct settings *config, const struct node_value *node,
+				       bool ipv6)
 {
 	bool by_link_local = ipv6 || !ip_is_v4(&node->address);
 
-	return node->direct && (!by_link_local || !ip_is_none(&node->link_local));
+	return config->direct_ifindex && node->direct && (!by_link_local || !ip_is_none(&node->link_local));
 }
 
 /* As it is to a node on the link, which knows this one by the frame's source. */
@@ -162,7 +164,7 @@ struct peer {
 static __always_inline int send_back(struct __sk_buff *skb, const struct packet *packet,
 				     const struct settings *config, const struct peer *peer, enum reason done)
 {
-	if (peer->on_link && is_on_link(peer->on_link, packet->ipv6))
+	if (peer->on_link && is_on_link(config, peer->on_link, packet->ipv6))
 		return send_direct(skb, config, peer->on_link, packet->ipv6, done);
 	return encapsulate(skb, config, VNI_BACK, &peer->endpoint, done);
 }

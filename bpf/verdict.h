@@ -37,7 +37,7 @@ struct scratch {
 	struct reverse_key port_key; /* of the port that is claimed */
 	struct reverse_value port;
 	struct pick pick;
-	__u32 answers_directly; /* what hand_back has found */
+	__u32 directly; /* whether it is sent without the tunnel */
 	struct fragment_key fragment_key;
 	struct fragment_value fragment;
 	struct bpf_fib_lookup route;

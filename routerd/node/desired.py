@@ -311,7 +311,9 @@ def egress_state(
     groups, group_refusals = kept.groups(published_groups, with_ports, nodes, here.name, facts.gateways_down)
     endpoints = kept.tunnel_endpoints(tunnel_endpoints, nodes, allocations.numbers)
     told_links = () if settings.transport == "vxlan" else allocations.nodes
-    neighbours = kept.neighbours(neighbours_of, told_links, allocations.numbers, endpoints, facts.networks)
+    neighbours = kept.neighbours(
+        neighbours_of, told_links, allocations.numbers, endpoints, facts.networks, here.tunnel_endpoint
+    )
     desired = EgressDesired(
         node=here.name,
         node_address=here.tunnel_endpoint,

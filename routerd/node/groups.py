@@ -153,11 +153,13 @@ def neighbours_of(
     given: Iterable[NodeNumber],
     endpoints: Mapping[int, IPAddress],
     networks: Iterable[IPNetwork],
+    here: IPAddress | None,
 ) -> dict[int, Neighbour]:
     """Nodes that may be reached without a tunnel, by their numbers: they say by which device, and their tunnel
-    endpoints are in one of this node's `networks`. An IPv6 next hop is always a link-local address.
+    endpoints are in one network with this node's, `here`: what is on another NIC of it is a tunnel away. An IPv6 next
+    hop is always a link-local address.
     """
-    numbers, near = {each.node: each.number for each in given}, tuple(networks)
+    numbers, near = {each.node: each.number for each in given}, [each for each in networks if here and here in each]
     links = {numbers[each.node]: each.link for each in told if each.link is not None and each.node in numbers}
     return {
         number: Neighbour(bytes.fromhex(link.mac.replace(":", "")), link.link_local)

@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address
+from itertools import permutations
 
 import pytest
 
 from bpf import layout, syscall
+from egress.entries import map_entries
+from egress.plan import WRITE_ORDER
 from egress.policy import Desired, IPAddress, Neighbour, Transport
 from egress.trials import Trial, frame
 from tests.bpf.gateway import Gateway, in_family
@@ -338,6 +341,27 @@ def test_running_flows_take_no_way_that_is_none_any_more(
     link.world.run("from_pod", "pod0", asked)
     assert link.world.counted() == {reason: 1}
     assert link.world.maps["flows"].items().keys() == begun["flows"].keys()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("change", [*permutations(["auto", "vxlan", "direct"], 2)], ids=" to ".join)
+def test_a_running_flow_loses_no_packet_to_a_change_of_transport(
+    link: Link, version: int, change: tuple[Transport, Transport]
+) -> None:
+    """Looked at after each write of it: settings, nodes and the epoch come one after the other."""
+    world, asked = link.world, in_family(ASKED, version)
+    before, after = (to_world(THERE, transport=each) for each in change)
+    wanted = {**map_entries(after, world.facts(), {}), "groups": {}}  # which it leaves as they are
+    world.fill(before)
+    link.pod_sends(asked)
+    assert link.gateway.underlay.get()
+    for name in WRITE_ORDER:
+        for key, value in wanted[name].items():
+            world.maps[name].put(key, value)
+            link.pod_sends(asked)
+            assert link.gateway.underlay.get(), f"after {name} was written"
+    assert world.counted().keys() <= {"encapsulated", "sent_direct"}
+    world.fill(after)  # it knows what it has written itself
 
 
 def test_nobody_beyond_a_router_is_sent_to_without_the_tunnel(link: Link) -> None:

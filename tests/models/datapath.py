@@ -448,6 +448,7 @@ def _report_error(tables: Tables, state: State, packet: Packet, device: int, pol
 def _send_out(tables: Tables, packet: Packet, flow: Flow, home: Home) -> Outcome:
     endpoint, is_here = tables.node_numbers.get(flow.gateway, (None, False))
     local = is_here or flow.exit_local
+    direct = flow.direct and (flow.gateway, packet.version) in tables.on_link
     if packet.ttl <= 1 and not home.by_host:
         return _error(tables, packet, "ttl", "back")
     mtu, by_tunnel = tables.tunnel_mtu, not (local or flow.direct)
@@ -456,7 +457,7 @@ def _send_out(tables: Tables, packet: Packet, flow: Flow, home: Home) -> Outcome
         if isinstance(routed, Outcome):
             return routed
         mtu = tables.mtus.get(routed, 1 << 16)
-    elif flow.direct:
+    elif direct:
         mtu = tables.mtus.get(tables.link, 1 << 16)
     if packet.length > mtu and not (packet.may_be_cut and by_tunnel):
         return _error(tables, packet, "too-big", "back")
@@ -474,8 +475,8 @@ def _send_out(tables: Tables, packet: Packet, flow: Flow, home: Home) -> Outcome
     # Nobody asks for the sake of an error, or of a fragment that follows another.
     way = flow.gateway | (layout.WAY_DIRECT if flow.direct else 0)
     is_unheard = packet.kind == "flow" and rank_of(tables, way) is Rank.SILENT
-    sent = "sent_unheard" if is_unheard else "sent_direct" if flow.direct else "encapsulated"
-    to = f"{endpoint} on the link" if flow.direct else f"{endpoint} vni {flow.group}"
+    sent = "sent_unheard" if is_unheard else "sent_direct" if direct else "encapsulated"
+    to = f"{endpoint} on the link" if direct else f"{endpoint} vni {flow.group}"
     return Outcome("redirect", sent, packet, to).after(*remembered)
 
 

@@ -395,7 +395,7 @@ def tables(entries: Mapping[str, MapEntries], routes: Mapping[IPNetwork, int], m
         multiplier=settings.probe_multiplier,
         out_of_service=settings.out_of_service,
         link=settings.direct_ifindex,
-        on_link=on_link(entries["node_numbers"]),
+        on_link=on_link(entries["node_numbers"]) if settings.direct_ifindex else frozenset(),
         neighbours={key[:6]: layout.number(value) for key, value in entries["neighbours"].items()},
         own_egress_ips=frozenset(layout.ip_of(key) for key in entries["own_egress_ips"]),
         tunnels=bool(settings.tunnels),

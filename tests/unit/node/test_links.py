@@ -17,14 +17,15 @@ from routerd.tell.transport import transport_to
 
 HERE, GATEWAY, FAR, SIX = (ip_address(each) for each in ("10.0.0.21", "10.0.0.11", "10.9.0.12", "fd00::13"))
 LINK_LOCAL = IPv6Address("fe80::11")
-NETWORKS = (ip_network("10.0.0.0/24"), ip_network("fd00::/64"))
-NUMBERS = (NodeNumber("gw", 2), NodeNumber("far", 3), NodeNumber("six", 4))
-ENDPOINTS: dict[int, IPAddress] = {1: HERE, 2: GATEWAY, 3: FAR, 4: SIX}
+SECOND_NIC = ip_address("10.8.0.14")
+NETWORKS = (ip_network("10.0.0.0/24"), ip_network("10.8.0.0/24"), ip_network("fd00::/64"))
+NUMBERS = (NodeNumber("gw", 2), NodeNumber("far", 3), NodeNumber("six", 4), NodeNumber("nic", 5))
+ENDPOINTS: dict[int, IPAddress] = {1: HERE, 2: GATEWAY, 3: FAR, 4: SIX, 5: SECOND_NIC}
 MAC = "02:00:00:00:00:11"
 
 
 def found(*told: NodeAddresses) -> dict[int, Neighbour]:
-    return neighbours_of(told, NUMBERS, ENDPOINTS, NETWORKS)
+    return neighbours_of(told, NUMBERS, ENDPOINTS, NETWORKS, HERE)
 
 
 def said(node: str, address: IPAddress, link_local: IPv6Address | None = LINK_LOCAL) -> NodeAddresses:
@@ -41,6 +42,7 @@ def test_a_node_that_says_by_which_device_and_is_in_a_network_of_ours_is_a_neigh
     [
         NodeAddresses("gw"),  # it says nothing
         said("far", FAR),  # behind a router
+        said("nic", SECOND_NIC),  # on another NIC than this node's tunnel endpoint
         said("gw", FAR),  # its tunnel endpoint is another one by now
         said("other", GATEWAY),  # it has no number
         said("six", SIX, None),  # an IPv6 next hop is a link-local address
