@@ -184,6 +184,7 @@ class Service:
     ports: tuple[ServicePort, ...] = ()
     selector: Labels = field(default_factory=dict)
     external_traffic_policy: Literal["Cluster", "Local"] = "Cluster"
+    internal_traffic_policy: Literal["Cluster", "Local"] = "Cluster"
     load_balancer_class: str = ""
     ip_families: tuple[IPFamily, ...] = ()  # () = IPv4 first, by what pools offer
     ip_family_policy: Literal["SingleStack", "PreferDualStack", "RequireDualStack"] = "SingleStack"

@@ -13,7 +13,14 @@ def settings_of(config: Config) -> Settings:
     egress = announce.egress and config.egress.enabled  # without a datapath an egress address leads nowhere
     return Settings(
         node=config.node_name,
-        rules=Rules(announce.loadbalancer, announce.pod_cidrs, egress, config.bgp.router_id),
+        rules=Rules(
+            services=announce.loadbalancer,
+            pod_cidrs=announce.pod_cidrs,
+            egress_ips=egress,
+            external_ips=announce.external_ips,
+            cluster_ips=announce.cluster_ips,
+            router_id=config.bgp.router_id,
+        ),
         cluster_cidrs=config.cluster_cidrs,
         external_cidrs=config.egress.in_cluster,
         tunnel_port=config.egress.tunnel_port,

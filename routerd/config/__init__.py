@@ -124,6 +124,10 @@ class AnnounceConfig:
     """Pod CIDRs of this node; off, because most networks do not want them and a CNI may announce them."""
     egress: bool = True
     """Egress IPs for which this node is a gateway: replies come back by them."""
+    external_ips: tuple[IPNetwork, ...] = ()
+    """ExternalIPs of Services in these networks; none, as whoever may write a Service may name any address."""
+    cluster_ips: tuple[IPNetwork, ...] = ()
+    """ClusterIPs of Services in these networks; none, as they are made for use within the cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -493,7 +497,7 @@ def _device(value: Value) -> str:
 
 def _bgp(section: Section) -> BgpConfig:
     bgp = _sub(section, "bgp", "enabled", "router-id", "announce", "brake")
-    announce = _sub(bgp, "announce", "loadbalancer", "pod-cidrs", "egress")
+    announce = _sub(bgp, "announce", "loadbalancer", "pod-cidrs", "egress", "external-ips", "cluster-ips")
     router_id = bgp.get("router-id")
     return BgpConfig(
         enabled=bgp.boolean("enabled", True),
@@ -502,6 +506,8 @@ def _bgp(section: Section) -> BgpConfig:
             loadbalancer=announce.boolean("loadbalancer", True),
             pod_cidrs=announce.boolean("pod-cidrs", False),
             egress=announce.boolean("egress", True),
+            external_ips=tuple(item.network() for item in announce.items("external-ips")),
+            cluster_ips=tuple(item.network() for item in announce.items("cluster-ips")),
         ),
         brake=_brake(bgp),
     )

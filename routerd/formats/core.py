@@ -148,6 +148,7 @@ def read_service(value: Value) -> tuple[Service, tuple[Refusal, ...]]:
         ports=tuple(_port(item) for item in spec.items("ports")),
         selector=spec.texts("selector"),
         external_traffic_policy="Local" if local else "Cluster",
+        internal_traffic_policy="Local" if spec.string("internalTrafficPolicy") == "Local" else "Cluster",
         load_balancer_class=spec.string("loadBalancerClass"),
         ip_families=tuple(cast(Family, item.choice("IPv4", "IPv6")) for item in spec.items("ipFamilies")),
         ip_family_policy=cast(

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network
 from operator import is_not
 from typing import NamedTuple
 
@@ -35,6 +34,8 @@ from routerd.node.checks import (
     Rules,
     Scene,
     allocated,
+    beside_refusal,
+    beside_vips,
     elsewhere,
     family_refusals,
     left_out,
@@ -45,12 +46,11 @@ from routerd.node.checks import (
 from routerd.node.drain import Drain, has_pods, noticed
 from routerd.node.pools import PoolIndex
 from routerd.node.sessions import sessions_of
-from routerd.node.table import Endpoints, Table, Wanted
+from routerd.node.table import CACHED, Endpoints, Table, Wanted, prefix_of
 from routerd.refs import NODE, PATH, SERVICE, Ref
 
 EGRESS_LOCAL_PREF = 1000  # of the preferred gateway
 VERSIONS: Mapping[int, Family] = {4: "ipv4 unicast", 6: "ipv6 unicast"}
-CACHED = 1 << 17  # addresses; 20 MB when full
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +105,6 @@ def _operator_refusals(allocations: Allocations) -> dict[Ref, Refusal]:
 # --- paths ---------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=CACHED)  # building a network costs ten times more than the look-up, and addresses stay
-def prefix_of(address: IPAddress, length: int) -> IPNetwork:
-    """The network of `length` that `address` lies in. From a number: from an address it would go through text."""
-    number = int(address) >> (address.max_prefixlen - length) << (address.max_prefixlen - length)
-    return IPv4Network((number, length)) if address.version == 4 else IPv6Network((number, length))
-
-
 def _length(advertisement: Advertisement, address: IPAddress) -> int:
     return advertisement.aggregation_length if address.version == 4 else advertisement.aggregation_length_v6
 
@@ -146,15 +139,27 @@ def service_paths(scene: Scene, service: Service) -> list[Wanted]:
     ]
 
 
+def _service(scene: Scene, service: Service) -> Iterator[Wanted | Refusal]:
+    if scene.rules.services and service.type == "LoadBalancer":
+        yield from _vip(scene, service)
+    yield from beside(scene, service)
+
+
 def _vip(scene: Scene, service: Service) -> Iterator[Wanted | Refusal]:
-    if service.type != "LoadBalancer":
-        return
     refusal = service_refusal(scene, service)
     if refusal is not None:
         yield refusal
         return
     yield from family_refusals(scene, service)
     yield from service_paths(scene, service)
+
+
+def beside(scene: Scene, service: Service) -> Iterator[Wanted | Refusal]:
+    """What this node announces of the Service's ExternalIPs and ClusterIPs, and why not the rest."""
+    for kind in beside_vips(scene, service):
+        for address in kind.addresses:
+            no = beside_refusal(scene, service, kind, address)
+            yield no or Wanted(Path(prefix_of(address, address.max_prefixlen)), service.ref)
 
 
 def _pod_cidrs(scene: Scene) -> Iterator[Wanted]:
@@ -319,7 +324,7 @@ def _stale(before: Scene | None, scene: Scene, touched: Collection[str]) -> set[
 def _said_by_services(scene: Scene, keys: Iterable[str]) -> Iterator[tuple[str, Sequence[Wanted | Refusal]]]:
     for key in sorted(keys):
         service = scene.services.get(key)
-        yield f"{SERVICE}/{key}", [*_vip(scene, service)] if service is not None and scene.rules.services else ()
+        yield f"{SERVICE}/{key}", [*_service(scene, service)] if service is not None else ()
 
 
 def _said_by_others(scene: Scene) -> Iterator[tuple[str, Sequence[Wanted | Refusal]]]:

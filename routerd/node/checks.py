@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from typing import Literal
 
 from routerd.model import (
     EXCLUDE_LABEL,
@@ -13,6 +14,7 @@ from routerd.model import (
     Advertisement,
     EgressGroup,
     IPAddress,
+    IPNetwork,
     Node,
     Peer,
     Refusal,
@@ -33,6 +35,8 @@ class Rules:
     services: bool = True
     pod_cidrs: bool = False
     egress_ips: bool = True
+    external_ips: tuple[IPNetwork, ...] = ()  # those of Services in these networks
+    cluster_ips: tuple[IPNetwork, ...] = ()
     router_id: IPv4Address | None = None
 
 
@@ -202,3 +206,74 @@ def left_out(scene: Scene, service: Service) -> Sequence[int]:
     """IP versions of its addresses that find no endpoint, while the other does: the service has passed the checks."""
     versions = _versions(scene, service)
     return [v for v in versions if not _is_carried(scene, service, v)] if len(versions) > 1 else ()
+
+
+# --- addresses beside VIPs: whoever may write a Service may name any ExternalIP (CVE-2020-8554), so that only those in
+# networks of the configuration are announced; ClusterIPs alike, which are unique in one cluster alone. What a node does
+# with their packets is kube-proxy's, which asks each kind for endpoints by a traffic policy of its own.
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A kind of addresses that a Service has beside its VIPs. `key` and `networks`: of the configuration."""
+
+    name: Literal["ExternalIP", "ClusterIP"]
+    key: str
+    networks: tuple[IPNetwork, ...]
+    addresses: tuple[IPAddress, ...]
+    policy: str
+    is_local: bool
+
+
+def beside_vips(scene: Scene, service: Service) -> Iterator[Beside]:
+    """Those that the configuration has announced and the Service has."""
+    if service.type == "ExternalName":
+        return
+    rules, external, internal = scene.rules, service.external_traffic_policy, service.internal_traffic_policy
+    if rules.external_ips and service.external_ips:
+        yield Beside(
+            "ExternalIP",
+            "bgp.announce.external-ips",
+            rules.external_ips,
+            service.external_ips,
+            "externalTrafficPolicy",
+            external == "Local",
+        )
+    if rules.cluster_ips and service.cluster_ips:
+        yield Beside(
+            "ClusterIP",
+            "bgp.announce.cluster-ips",
+            rules.cluster_ips,
+            service.cluster_ips,
+            "internalTrafficPolicy",
+            internal == "Local",
+        )
+
+
+def beside_refusal(scene: Scene, service: Service, kind: Beside, address: IPAddress) -> Refusal | None:
+    """The first "no", or None when this node announces the address."""
+
+    def refuse(reason: str, message: str) -> Refusal:
+        return Refusal(service.ref, reason, f"{kind.name} {address}: {message}")
+
+    node = scene.node
+    if not any(address in network for network in kind.networks):
+        return refuse(f"{kind.name}NotAllowed", f"it lies outside {kind.key} ({_listed(kind.networks)})")
+    if address in node.addresses:
+        return refuse("AddressOfNode", f"it is an address of {node.name} itself, which the network leads there")
+    if kind.name == "ExternalIP" and (message := _node_excluded(scene, service)):
+        return refuse("NodeExcluded", message)
+    if message := _network_unavailable(scene, service):
+        return refuse("NetworkUnavailable", message)
+    if message := _node_drained(scene, service):
+        return refuse("NodeDrained", message)
+    usable = scene.usable.get((service.key, address.version), frozenset())
+    if not usable:
+        return refuse("NoEndpoints", f"the service has no ready IPv{address.version} endpoint on any node")
+    if kind.is_local and node.name not in usable:
+        return refuse("NoLocalEndpoints", f"{kind.policy} is Local and no ready endpoint is on {node.name}")
+    return None
+
+
+def _listed(networks: Sequence[IPNetwork]) -> str:
+    return ", ".join(map(str, networks))

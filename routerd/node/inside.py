@@ -17,7 +17,7 @@ from ipam.pool import address_of, key_of
 from routerd.claims import Came, Hosts
 from routerd.memo import Last, Tally
 from routerd.model import EndpointSlice, IPAddress, IPNetwork, Node, Pod, Service, ServiceAllocation, Snapshot
-from routerd.node.announce import CACHED
+from routerd.node.table import CACHED
 from routerd.refs import Ref
 
 API_SERVER = ("default", "kubernetes")  # the service whose endpoints are the API servers, outside the cluster or not

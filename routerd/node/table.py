@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import lru_cache, reduce
+from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
 from bgp.path import Path, normal_communities
 from routerd.memo import by_identity, differing
-from routerd.model import EndpointSlice, IPNetwork
+from routerd.model import EndpointSlice, IPAddress, IPNetwork
 from routerd.refs import Ref
 
 
@@ -19,6 +20,16 @@ class Wanted(NamedTuple):
     path: Path
     owner: Ref
     peers: tuple[str, ...] = ()  # to whom alone, by label; () = to all
+
+
+CACHED = 1 << 17  # addresses; 20 MB when full
+
+
+@lru_cache(maxsize=CACHED)  # building a network costs ten times more than the look-up, and addresses stay
+def prefix_of(address: IPAddress, length: int) -> IPNetwork:
+    """The network of `length` that `address` lies in. From a number: from an address it would go through text."""
+    number = int(address) >> (address.max_prefixlen - length) << (address.max_prefixlen - length)
+    return IPv4Network((number, length)) if address.version == 4 else IPv6Network((number, length))
 
 
 Backends = tuple[str, int]  # "namespace/name" of a service, and IP version of endpoints

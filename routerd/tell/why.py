@@ -33,7 +33,7 @@ from routerd.model import (
     Snapshot,
     is_gateway,
 )
-from routerd.node.announce import Announcements, scene_of, service_paths
+from routerd.node.announce import Announcements, beside, scene_of, service_paths
 from routerd.node.checks import SERVICE_CHECKS, Scene, family_refusals
 from routerd.node.desired import NodeState, Settings, selects
 from routerd.node.groups import group_of, leaves_as
@@ -140,17 +140,35 @@ def _service(views: Views, snapshot: Snapshot, state: NodeState, settings: Setti
         yield _unread(snapshot, key)
         return
     service = scene.services[key]
+    others = [*_beside_vips(scene, service, state.announcements, views)]
+    yield from _vip_steps(scene, service, state.announcements, views, is_only=not any(step.yes for step in others))
+    yield from others
+
+
+def _vip_steps(
+    scene: Scene, service: Service, announced: Announcements | None, views: Views, *, is_only: bool
+) -> Iterator[Step]:
+    """`is_only`: nothing but a VIP is announced of the service."""
     for check in SERVICE_CHECKS:
         message = check.failure(scene, service)
-        yield Step(check.question, not message, check.reason if message else "", message)
+        note = bool(message) and not is_only
+        yield Step(check.question, not message, check.reason if message else "", message, note)
         if message:
             return
     yield from _half_served(scene, service)
-    yield _peers_step(scene, state.announcements)
+    yield _peers_step(scene, announced)
     for refusal in family_refusals(scene, service):
         yield Step("has every family of its addresses an endpoint?", False, refusal.reason, refusal.message, note=True)
     for prefix in dict.fromkeys(wanted.path.prefix for wanted in service_paths(scene, service)):
-        yield from _prefix_steps(prefix, state.announcements, views)
+        yield from _prefix_steps(prefix, announced, views)
+
+
+def _beside_vips(scene: Scene, service: Service, announced: Announcements | None, views: Views) -> Iterator[Step]:
+    for said in beside(scene, service):
+        if isinstance(said, Refusal):
+            yield Step("is it announced?", False, said.reason, said.message)
+        else:
+            yield from _prefix_steps(said.path.prefix, announced, views)
 
 
 def _half_served(scene: Scene, service: Service) -> Iterator[Step]:

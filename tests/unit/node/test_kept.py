@@ -35,7 +35,7 @@ NAMES = st.sampled_from(["web", "shop", "mail"])
 NODES = st.sampled_from(["a", "b", ""])
 VIPS = st.sampled_from(["192.0.2.1", "192.0.2.2", "192.0.2.200", "2001:db8::1"])
 PODS = ["10.1.11.2", "10.1.11.3", "172.16.0.9", "fd00:1::5"]
-RULES = Rules(pod_cidrs=True)
+RULES = Rules(pod_cidrs=True, external_ips=(ip_network("192.0.2.0/25"),), cluster_ips=(ip_network("10.96.0.0/12"),))
 Change = tuple[str, Any]
 
 

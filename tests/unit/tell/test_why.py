@@ -63,6 +63,17 @@ def test_a_cluster_ip_service_is_told_what_it_lacks() -> None:
     assert why("svc/default/web", services={web.key: web})[-1].reason == "NotLoadBalancer"
 
 
+def test_a_cluster_ip_that_is_announced_is_told_and_that_it_has_no_vip_is_a_note() -> None:
+    web = cluster.service("web", type="ClusterIP", external_ips=(ip_address("203.0.113.5"),))
+    rules = Rules(cluster_ips=(ip_network("10.96.0.0/12"),), external_ips=(ip_network("203.0.113.0/30"),))
+    steps = why("svc/default/web", Settings("a", rules), services={web.key: web})
+    assert [(step.reason, step.note) for step in steps if not step.yes] == [
+        ("NotLoadBalancer", True),
+        ("ExternalIPNotAllowed", False),
+    ]
+    assert steps[-1].detail == "10.96.0.10/32 next-hop self to 10.0.0.1"
+
+
 def test_a_node_that_announces_no_services_says_so() -> None:
     assert why("svc/default/web", Settings("a", Rules(services=False)))[-1].reason == "NotConfigured"
 
