@@ -19,15 +19,16 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from ipaddress import ip_network
 
+from bpf import layout
 from egress.entries import OF_THE_LINK, Facts, is_sayable
 from egress.host.enforcement import FirstPackets, first_packets
 from egress.host.links import PodDevice
 from egress.kept import Kept, merged
-from egress.policy import Desired, IPAddress, Policy, Ports, Version
+from egress.policy import Desired, IPAddress, Policy, Ports, Served, Version
 
 TABLE = "routerd"
 FAMILY = "inet"
-COUNTERS = ("astray", "foreign_source", "forged", "selected", "source_routed", "spoofed", "undecided")
+COUNTERS = ("astray", "foreign_source", "forged", "selected", "source_routed", "spoofed", "taken_port", "undecided")
 HOOKS = {  # chain -> type, hook, priority and policy; -300 is raw, -10 just before the filters of others
     "prerouting": ("filter", "prerouting", -300, "accept"),
     "output": ("filter", "output", -300, "accept"),
@@ -35,6 +36,8 @@ HOOKS = {  # chain -> type, hook, priority and policy; -300 is raw, -10 just bef
     "input": ("filter", "input", -10, "accept"),
     "sent": ("filter", "output", -10, "accept"),
 }
+LEAVING = "leaving"  # only where it has rules: every packet that leaves would ask it; behind all source NAT
+MAY_HOOK = {LEAVING: ("filter", "postrouting", 110, "accept")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +221,28 @@ def _usual(own: IPAddress | None, underlay: str) -> Rules:
     )
 
 
+def _leaving_rules(desired: Desired) -> Rules:
+    """The host's own connections, and those that its NAT translates, bear no port of its address that nodes have: their
+    answers would go to these. Nothing keeps NAT from choosing one. Its connection is not recorded before its first
+    packet has left, so the next try gets another port where NAT draws them.
+    """
+    found = []
+    for address, served in sorted(desired.served.items(), key=lambda item: (item[0].version, item[0])):
+        ports = _ports_of_nodes(served) if served.node_address else ""
+        if ports:
+            from_it = f"{FAMILIES[address.version == 6].header} saddr {address} meta l4proto {{ tcp, udp, sctp }}"
+            found.append(f"{from_it} th sport {{ {ports} }} ct state new counter name taken_port drop")
+    return tuple(found)
+
+
+def _ports_of_nodes(served: Served) -> str:
+    """Ranges of ports that some node has."""
+    given = {granule for granule, node in enumerate(served.numbers) if node}
+    firsts, lasts = (sorted(each for each in given if each + step not in given) for step in (-1, 1))
+    size = layout.GRANULE
+    return ", ".join(f"{first * size}-{last * size + size - 1}" for first, last in zip(firsts, lasts, strict=True))
+
+
 HANDED_IN, OF_PODS = "handed_in", "of_pods"
 
 
@@ -249,6 +274,8 @@ def render(desired: Desired, facts: Facts, kept: Kept | None = None) -> Guard:
     chains["prerouting"] += (f"iifname @pod_devices jump {OF_PODS}", *handed.get("prerouting", ()))
     chains[OF_PODS] = tuple(rule for family in FAMILIES for rule in _source_rules(family))
     chains |= {name: rules for name, rules in handed.items() if name == HANDED_IN}
+    taken = _leaving_rules(desired)
+    chains |= {LEAVING: taken} if taken else {}
     borrowed = BORROWED if desired.transport != "vxlan" else ()
     chains["forward"] += (*SOURCE_ROUTED, *borrowed, *handed.get("forward", ()), "ct direction reply return", *leaving)
     sets = {

@@ -14,6 +14,7 @@ from egress.guard import (
     HOOKED,
     HOOKS,
     MAP_TYPES,
+    MAY_HOOK,
     SELECTED,
     SET_TYPES,
     TABLE,
@@ -21,6 +22,8 @@ from egress.guard import (
     digest,
     key_type,
 )
+
+ALL_HOOKS = {**HOOKS, **MAY_HOOK}
 
 
 def _quoted(name: str, element: str) -> str:
@@ -47,7 +50,7 @@ def transaction(wanted: Guard, present: Guard | None) -> str:
     there = present.chains if present else {}
     changed = {name: rules for name, rules in wanted.chains.items() if there.get(name) != tuple(map(digest, rules))}
     for name in changed:
-        hook = f" {{ {_hook_text(name)} }}" if name in HOOKS else ""
+        hook = f" {{ {_hook_text(name)} }}" if name in ALL_HOOKS else ""
         lines += [f"add chain {table} {name}{hook}", f"flush chain {table} {name}"]
     for name in sorted(wanted.sets):
         kind = "map" if name in MAP_TYPES else "set"
@@ -74,7 +77,7 @@ def boot_text(guard: Guard) -> str:
 
 
 def _hook_text(chain: str) -> str:
-    kind, hook, priority, policy = HOOKS[chain]
+    kind, hook, priority, policy = ALL_HOOKS[chain]
     return f"type {kind} hook {hook} priority {priority}; policy {policy};"
 
 
@@ -126,7 +129,8 @@ def _frame_of(item: Mapping[str, Any]) -> dict[str, object]:
         case {"table": {"flags": flags}}:
             return {"table": flags}  # dormant: nothing of it is in effect
         case {"chain": {"name": name, "type": kind, "hook": hook, "prio": priority, "policy": policy}}:
-            return {f"chain {name}": (kind, hook, priority, policy)}
+            found = (kind, hook, priority, policy)
+            return {} if MAY_HOOK.get(name) == found else {f"chain {name}": found}
         case {"set": {"name": name, "type": kind}} | {"map": {"name": name, "type": kind}}:
             return {f"set {name}": kind if isinstance(kind, str) else " . ".join(kind)}
     return {}

@@ -442,6 +442,18 @@ def test_the_guard_stops_a_selected_pod_past_its_hook(cluster: Cluster) -> None:
     assert pod.get(FW_ADDRESS).source == str(EGRESS_IP)
 
 
+NAT = f"""\
+table ip hosts
+delete table ip hosts
+table ip hosts {{{{
+    chain leaving {{{{
+        type nat hook postrouting priority 100
+        ip saddr {{source}} ip daddr {FW_ADDRESS} meta l4proto tcp snat to {EGRESS_IP}:{{port}} random
+    }}}}
+}}}}
+"""
+
+
 def test_a_node_address_as_egress_ip_leaves_the_host_its_own_ports(cluster: Cluster) -> None:
     gw1 = cluster.lab.node("gw1")
     gw1.ip(f"addr add {EGRESS_IP}/32 dev lo")
@@ -451,7 +463,16 @@ def test_a_node_address_as_egress_ip_leaves_the_host_its_own_ports(cluster: Clus
         assert cluster.lab.pod("sel").get(FW_ADDRESS).source == str(EGRESS_IP)
         assert gw1.run(["ping", "-n", "-c", "1", "-W", "1", "-I", str(EGRESS_IP), FW_ADDRESS]).count("1 received")
         assert "61440-65535" in gw1.run(["sysctl", "-n", "net.ipv4.ip_local_reserved_ports"])
+        (given, *_), free = cluster.ports("gw1"), 61440  # the first ports that a node has, and that are reserved
+        before = cluster.counters("gw1")["guard_taken_port"]
+        for port, source in ((free, str(EGRESS_IP)), (given, "")):
+            gw1.nft(NAT.format(source=gw1.address, port=f"{port}-{port + 9}"))
+            assert gw1.get(FW_ADDRESS, timeout=0.5).source == source
+        assert cluster.counters("gw1")["guard_taken_port"] > before
+        gw1.nft(NAT.format(source=gw1.address, port=f"{given - 9}-{given}"))  # most are free, and it finds one
+        cluster.lab.wait(lambda: gw1.get(FW_ADDRESS, timeout=3).source == str(EGRESS_IP), "the host gets out")
     finally:
+        gw1.run(["nft", "delete", "table", "ip", "hosts"], check=False)
         gw1.ip(f"addr del {EGRESS_IP}/32 dev lo")
 
 

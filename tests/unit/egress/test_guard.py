@@ -11,7 +11,8 @@ from egress.entries import Facts
 from egress.guard import Guard, digest, early, pod_bridges, render
 from egress.host.links import PodDevice
 from egress.nft import boot_text, parse, parse_counters, transaction
-from egress.policy import Desired, Policy, Ports
+from egress.policy import Desired, Policy, Ports, Served
+from tests.models.tables import granules
 
 POD, PLAIN, UNKNOWN = (IPv4Address(f"10.1.0.{n}") for n in (5, 6, 7))
 WORLD, OFFICE = IPv4Network("0.0.0.0/0"), IPv4Network("192.0.2.0/24")
@@ -35,6 +36,7 @@ add counter inet routerd forged
 add counter inet routerd selected
 add counter inet routerd source_routed
 add counter inet routerd spoofed
+add counter inet routerd taken_port
 add counter inet routerd undecided
 add set inet routerd cluster { type ipv4_addr; flags interval; }
 add set inet routerd covered { type ipv4_addr; flags interval; }
@@ -157,6 +159,19 @@ def test_nothing_that_is_handed_to_the_host_leaves_before_the_programs_are_there
         assert early(wanted, present).sets["hooked"] == frozenset()
     assert early(wanted, wanted.digests()).sets["hooked"] == {"eth0"}
     assert "eth0" not in boot_text(wanted)
+
+
+def test_the_host_bears_no_port_of_its_own_address_that_nodes_have() -> None:
+    table = granules({2: [(61440, 128), (65472, 64)]})
+    served = {IPv4Address("10.0.0.7"): Served(table, node_address=True), IPv4Address("192.0.2.7"): Served(table)}
+    wanted = render(replace(DESIRED, served=served), Facts(DEVICES))
+    (rule,) = wanted.chains["leaving"]
+    assert rule.startswith("ip saddr 10.0.0.7 meta l4proto { tcp, udp, sctp } th sport { 61440-61567, 65472-65535 }")
+    assert "add chain inet routerd leaving { type filter hook postrouting priority 110;" in transaction(wanted, None)
+    before = render(DESIRED, Facts(DEVICES)).digests()
+    assert "leaving" not in before.chains
+    assert "delete table" not in transaction(wanted, before)  # nobody is undecided for its sake
+    assert "delete chain inet routerd leaving" in transaction(render(DESIRED, Facts(DEVICES)), wanted.digests())
 
 
 def plain(text: str) -> str:
