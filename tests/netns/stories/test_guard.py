@@ -155,6 +155,7 @@ def test_counters_keep_their_values(namespace: Namespace) -> None:
             "selected": 0,
             "source_routed": 0,
             "spoofed": 0,
+            "taken_port": 0,
             "undecided": 0,
         }
         namespace.nft(transaction(render(desired, Facts()), parse(listed)))
