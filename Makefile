@@ -5,7 +5,8 @@
 #                TOR=frr: FRR instead of BIRD as the ToR; STORE=kubernetes: an API server instead of files
 #   make fuzz       a million random packets, model against eBPF (SEED=…, COUNT=packets)
 #   make verified   records how many instructions the verifier goes through, for the tests to compare with
-#   make kernel  Debian 12's kernel and its headers, unpacked into .lab/cache for the tests
+#   make kernel  Debian 12's and 13's kernels and headers of the first, unpacked into .lab/cache for the tests
+#   make kernels   pods on devices of each kind, on these and on the kernels of Debian's backports, in QEMU
 #   make setup   what all of them need                                make bpf        what the demo needs, and the eBPF object
 #   make wheel   dist/routerd-VERSION-py3-none-linux_MACHINE.whl, what is C compiled: what hosts install
 #   make chaos   kills at random moments under churn (KILLS=50, SEED=…)
@@ -24,7 +25,7 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: setup kernel check test fuzz verified chaos soak partitions cloud-faults demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-cloud bench-ports bench-rounds bench-packets bench-egress bench-way bench-cni bench-failover lock image bpf wheel clean
+.PHONY: setup kernel kernels check test fuzz verified chaos soak partitions cloud-faults demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-cloud bench-ports bench-rounds bench-packets bench-egress bench-way bench-cni bench-failover lock image bpf wheel clean
 
 setup:
 	@tools/setup
@@ -48,6 +49,10 @@ wheel: bpf
 
 kernel:
 	@tools/kernel
+
+kernels: setup
+	@tools/kernel all
+	@$(PY) -m tests.package.kernels
 
 # The stories' labs one after the other, beside them the attacks', then all that needs none. WORKERS=0: one process.
 test: setup kernel

@@ -87,8 +87,8 @@ def macvlan_pod(cluster: Cluster) -> Iterator[IPv4Address]:
     pod, address = Namespace(f"{worker.name}m", "onmacvlan"), IPv4Address(worker.next_pod_address())
     pod.create()
     try:
-        worker.ip(f"link add link eth0 name eth0 netns {pod.name} type macvlan mode bridge")
-        pod.ip(f"address add {address}/24 dev eth0", "link set eth0 up")
+        worker.ip(f"link add link eth0 name inner netns {pod.name} type macvlan mode bridge")
+        pod.ip("link set inner name eth0", f"address add {address}/24 dev eth0", "link set eth0 up")
         yield address
     finally:
         netns.run(["ip", "netns", "delete", pod.name])
