@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 from routerd.formats import core, native
 from routerd.formats.closed import FailClosed
 from routerd.formats.document import Value
-from routerd.formats.foreign import antrea, cilium, metallb, ovn_kubernetes
+from routerd.formats.foreign import antrea, cilium, metallb, metallb_bgp, ovn_kubernetes
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.published.allocations import read_allocations, read_node_report
 from routerd.formats.resembling import node_labels, pod_annotations, slice_labels
@@ -178,6 +178,10 @@ _FOREIGN = (
         reader=metallb.read_ip_address_pool, parts=("pools",), read_by=BOTH,
     ),
     Kind(
+        "metallb.io", "v1beta2", "BGPPeer", "bgppeers", namespaced=True, reader=metallb_bgp.read_bgp_peer,
+        parts=("bgp",), read_by=BOTH,
+    ),
+    Kind(
         "crd.antrea.io", "v1beta1", "Egress", "egresses",
         reader=FailClosed(antrea.read_egress, antrea.covered_by_egress), parts=("policies",), read_by=BOTH,
     ),
@@ -203,7 +207,6 @@ _REFUSED = (
     Kind("cilium.io", "v2", "CiliumBGPAdvertisement", instead=_ADVERTISEMENTS),
     Kind("cilium.io", "v2", "CiliumBGPNodeConfigOverride", instead=_PEERS),
     Kind("cilium.io", "v2alpha1", "CiliumBGPPeeringPolicy", instead=_PEERS),
-    Kind("metallb.io", "v1beta2", "BGPPeer", instead="write it in the BGP ConfigMap"),
     Kind("metallb.io", "v1beta1", "BGPAdvertisement", instead=_ADVERTISEMENTS),
     Kind("metallb.io", "v1beta1", "L2Advertisement", instead="what is announced is announced by BGP"),
     Kind("metallb.io", "v1beta1", "BFDProfile", instead="write bfd of the peer in the BGP ConfigMap"),

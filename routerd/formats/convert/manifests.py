@@ -231,6 +231,7 @@ def _peer(peer: Peer, profiles: dict[Bfd, str]) -> Json:
             "keepalive-time": f"{peer.keepalive_time}s" if peer.keepalive_time is not None else None,
             "password": peer.password,
             "ebgp-multihop": peer.ebgp_multihop or None,
+            "ttl-security": peer.ttl_security or None,
             "graceful-restart-time": f"{restart}s" if restart != default.graceful_restart_time else None,
             "families": words if peer.families != default.families else None,
             "bfd-profile": profiles[peer.bfd] if peer.bfd is not None and is_shared else None,

@@ -23,8 +23,10 @@ from routerd.formats.legacy_bgp import Dialect, LegacyConfig, parse_document
 from routerd.formats.meta import read_meta
 from routerd.formats.objects import Entry, Loaded, bgp_text, read_file, read_object
 from routerd.model import AddressPool, EgressPolicy
+from routerd.refs import Ref
 
 Pools = Mapping[str, AddressPool]  # by name
+BESIDE = "routerd"  # namespace of the ConfigMaps that stand for other kinds: that of the operator
 UNREAD = "has no meaning here and is left out"
 
 
@@ -123,6 +125,9 @@ def _of_object(value: Value, lines: list[str], pools: Pools) -> Iterator[tuple[s
 
 def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded, pools: Pools) -> Iterator[tuple[str, _Written]]:
     told = tuple(each.message for each in loaded.refusals)
+    if loaded.entries and isinstance(config := loaded.entries[0].object, LegacyConfig):
+        yield _of_peers(value, kind, loaded.entries[0].ref, config, told)
+        return
     taken = [found for found in map(_object, loaded.entries) if found is not None]
     if not taken and told:
         yield "", _Written(str(value.origin), errors=told)
@@ -135,6 +140,17 @@ def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded, pools: Pools) ->
             continue
         notes = (*told, *_unread(value, kind.reader), *_pool_elsewhere(value, found, pools))
         yield _name(written), _checked(_Written(about, written, notes), manifest)
+
+
+def _of_peers(
+    value: Value, kind: Kind | None, ref: Ref, config: LegacyConfig, told: tuple[str, ...]
+) -> tuple[str, _Written]:
+    """A BGP ConfigMap of its own."""
+    written = partial(config_map, BESIDE, f"bgp-{ref.name}", "config.yaml")
+    unread = _unread(value, kind.reader) if kind is not None and kind.reader is not None else []
+    return f"ConfigMap/bgp-{ref.name}", _checked(
+        _Written(f"{value.origin}: {ref}", written(config), (*told, *unread)), written
+    )
 
 
 def _unread(value: Value, read: Reader) -> list[str]:

@@ -147,6 +147,13 @@ OBJECTS: dict[str, tuple[Json, int, int, str]] = {
         config_map({"peers": [{**PEER, "node-selectors": [{"match-labels": {"a": "b"}}] * MANY}]}),
         MANY, MOST, "node-selectors",
     ),
+    "BGPPeer": (
+        made(
+            "metallb.io", "BGPPeer",
+            spec={"peerAddress": "10.0.0.1", "peerASN": 1, "myASN": 2, "nodeSelectors": [{}] * MANY},
+        ),
+        MANY, MOST, "spec.nodeSelectors",
+    ),
     "pools": (config_map({"address-pools": [{}] * MANY}), MANY, MOST, "address-pools"),
 }  # fmt: skip
 POLICIES: dict[str, tuple[Json, int, str]] = {

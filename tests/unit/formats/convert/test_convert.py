@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from dataclasses import replace
-from ipaddress import IPv4Network, ip_address
+from dataclasses import fields, replace
+from ipaddress import IPv4Address, IPv4Network, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,23 @@ from routerd.cli.decided import as_decided
 from routerd.cli.main import main
 from routerd.config import DEFAULT
 from routerd.formats.convert import convert
+from routerd.formats.convert.manifests import config_map as config_map_of
 from routerd.formats.convert.manifests import manifest, text_of
 from routerd.formats.kinds import BY_NAME, OURS
+from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.objects import read_file
-from routerd.model import AddressPool, EgressPolicy, LabelSelector, PodSelection, PortRange, ServiceSelection
+from routerd.model import (
+    AddressPool,
+    Advertisement,
+    Bfd,
+    EgressPolicy,
+    LabelSelector,
+    Origin,
+    Peer,
+    PodSelection,
+    PortRange,
+    ServiceSelection,
+)
 from routerd.selectors import Requirement
 from routerd.store.merge import merge
 
@@ -82,7 +95,24 @@ spec:
   - {nodeSelector: {matchLabels: {rack: a}}, egressIP: 203.0.113.1}
   - {nodeSelector: {matchLabels: {rack: b}}, egressIP: 203.0.113.1}
 """
-FOREIGN = {**EXAMPLES, "metallb.yaml": METALLB, "cilium.yaml": CILIUM}
+PEERS = """\
+apiVersion: metallb.io/v1beta2
+kind: BGPPeer
+metadata: {name: tor-a, namespace: metallb-system}
+spec:
+  peerAddress: 10.0.0.1
+  peerASN: 64512
+  myASN: 64513
+  holdTime: 1m30s
+  password: "0123"
+  nodeSelectors: [{matchLabels: {rack: a}}]
+---
+apiVersion: metallb.io/v1beta2
+kind: BGPPeer
+metadata: {name: tor-b, namespace: metallb-system}
+spec: {peerAddress: "2001:db8::1", peerASN: 64512, myASN: 64513, dualStackAddressFamily: true}
+"""
+FOREIGN = {**EXAMPLES, "peers.yaml": PEERS, "metallb.yaml": METALLB, "cilium.yaml": CILIUM}
 
 
 def is_left(document: str) -> bool:
@@ -100,7 +130,12 @@ def decided(text: str) -> str:
     found = as_decided(merge([loaded], allocations=None), DEFAULT, {}, 0.0)
     assert found is not None and found.allocations is not None
     policies = [manifest(policy) for policy in (found.policies or {}).values()]
-    parts = (found.bgp, sorted((found.pools or {}).items()), policies, found.allocations)
+    parts = (
+        sorted(found.bgp.peers if found.bgp else (), key=repr),
+        sorted((found.pools or {}).items()),
+        policies,
+        found.allocations,
+    )
     shown = re.sub(r"Cilium\w+Policy|EgressPolicy|Egress(?=[/'])|EgressIP(?=[/'])", "policy", repr(parts))
     once = re.sub(r"(Advertisement\((?:[^()]|\(\))*\)), \1", r"\1,", shown)  # two that are equal are one
     return re.sub(r"Origin\([^)]*\)", "", once)
@@ -195,6 +230,7 @@ pools = st.builds(
     priority=st.integers(-10, 1_000_000),
     disabled=st.booleans(),
     services=services,
+    gateways=st.none() | selector,
 )
 pods = st.builds(PodSelection, selector, st.none() | selector, st.none() | selector) | st.builds(
     PodSelection, namespaces=selector
@@ -228,13 +264,68 @@ def policies(draw: st.DrawFn) -> EgressPolicy:
     )
 
 
-@given(st.one_of(pools, policies()))
+WHOLE_PEER = Peer(
+    ip_address("10.0.0.1"), 64512, 64513, port=1179, source_address=ip_address("10.0.0.9"),
+    router_id=IPv4Address("192.0.2.1"), hold_time=9, keepalive_time=3, password="0123\\\"'#\t", ebgp_multihop=True,
+    graceful_restart_time=0, families=("IPv6",), ttl_security=3,
+    node_selectors=(LabelSelector((("rack", "a"),), (Requirement("x", "Exists"),)), LabelSelector()), name="tor",
+)  # fmt: skip
+BFD_PEERS = tuple(
+    Peer(ip_address(f"10.0.1.{number}"), 1, 2, bfd=bfd)
+    for number, bfd in enumerate((Bfd(10_500, 20_000, 5), Bfd(50_000, 60_000, 4, True), Bfd()), 1)
+)
+WHOLE_WAY = Advertisement(30, 120, 7, ("64512:1", "64512:1:2"), 0, 2, ("tor",), (LabelSelector((("rack", "a"),)),))
+WHOLE_POOL = AddressPool(
+    "Any name", (IPv4Network("192.0.2.0/28"),), uses=frozenset({"egress"}), auto_assign=False, avoid_buggy_ips=True,
+    priority=-3, disabled=True, advertisements=(WHOLE_WAY, Advertisement()),
+)  # fmt: skip
+
+
+WHOLE_POLICY = EgressPolicy(
+    "x", selections=(PodSelection(LabelSelector()),), destinations=(IPv4Network("198.18.0.0/15"),),
+    excluded=(IPv4Network("198.18.0.0/24"),), ports=(PortRange("TCP", 1, 2),), egress_ip=ip_address("203.0.113.1"),
+    further_ips=(ip_address("203.0.113.2"),), gateways=LabelSelector(), gateway_mode="ecmp", priority=1,
+    created="2026-01-01T00:00:00Z", exit_local=True,
+)  # fmt: skip
+
+
+@given(st.one_of(pools, policies(), st.just(WHOLE_POLICY)))
 def test_a_reader_makes_the_same_of_a_manifest_again(found: AddressPool | EgressPolicy) -> None:
     loaded = read_file(text_of(manifest(found)))
     assert not loaded.mistakes and not loaded.refusals
     (entry,) = loaded.entries
     assert isinstance(entry.object, AddressPool | EgressPolicy)
     assert replace(entry.object, origin=found.origin) == found
+
+
+def test_a_bgp_configuration_that_says_all_is_read_the_same_again() -> None:
+    said = LegacyConfig(
+        (WHOLE_PEER, *BFD_PEERS),
+        (WHOLE_POOL, AddressPool("l2", (IPv4Network("198.51.100.0/24"),), "layer2", advertisements=())),
+    )
+    loaded = read_file(text_of(config_map_of("routerd", "x", "config", said)))
+    assert not loaded.mistakes and not loaded.refusals
+    (entry,) = loaded.entries
+    assert isinstance(entry.object, LegacyConfig)
+    assert tuple(replace(each, origin=Origin()) for each in entry.object.peers) == said.peers
+    assert tuple(replace(each, origin=Origin()) for each in entry.object.pools) == said.pools
+
+
+ELSEWHERE = {
+    Peer: {"origin", "bfd"},
+    Advertisement: set(),
+    AddressPool: {"origin", "protocol", "services", "gateways"},
+    EgressPolicy: {"origin", "kind", "refused", "pool", "count"},
+}
+
+
+@pytest.mark.parametrize(
+    "whole", [WHOLE_PEER, WHOLE_WAY, WHOLE_POOL, WHOLE_POLICY], ids=lambda whole: type(whole).__name__
+)
+def test_it_says_all_that_there_is(whole: Peer | Advertisement | AddressPool | EgressPolicy) -> None:
+    """A new field of the model is tried here, or it would be lost without a word."""
+    usual = {each.name for each in fields(whole) if getattr(whole, each.name) == each.default}
+    assert usual == ELSEWHERE[type(whole)]
 
 
 # --- Kube-OVN

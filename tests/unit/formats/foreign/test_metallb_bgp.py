@@ -1,0 +1,97 @@
+"""MetalLB's BGPPeer: what is meant is taken, what we cannot do is refused by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_address
+
+import pytest
+
+from routerd.errors import InputError
+from routerd.formats.legacy_bgp import LegacyConfig
+from routerd.model import Origin, Peer
+from routerd.selectors import LabelSelector, Requirement
+from routerd.store.merge import merge
+from tests.models.manifests import read_text
+
+HEAD = "apiVersion: metallb.io/v1beta2\nkind: BGPPeer\nmetadata: {name: tor, namespace: metallb-system}\nspec:\n"
+SPEC = "  peerAddress: 10.0.0.1\n  peerASN: 4200000000\n  myASN: 64513\n"
+
+
+def read(text: str) -> tuple[Peer | None, list[str]]:
+    loaded = read_text(HEAD + text, "f.yaml")
+    told = [f"{each.object} {each.reason}: {each.message}" for each in loaded.refusals]
+    configs = [entry.object for entry in loaded.entries if isinstance(entry.object, LegacyConfig)]
+    return (replace(configs[0].peers[0], origin=Origin()) if configs else None), told
+
+
+def test_a_peer_that_says_little_has_metallb_s_defaults() -> None:
+    expected = Peer(ip_address("10.0.0.1"), 4200000000, 64513, families=("IPv4",), name="tor")
+    assert read(SPEC) == (expected, [])
+
+
+def test_all_that_a_session_has() -> None:
+    peer, told = read(
+        SPEC + "  peerPort: 1179\n  sourceAddress: 10.0.0.9\n  routerID: 192.0.2.1\n  holdTime: 1m0.9s\n"
+        '  keepaliveTime: 20s\n  password: "0123"\n  ebgpMultiHop: true\n  dualStackAddressFamily: true\n'
+        "  nodeSelectors: [{matchLabels: {rack: a}}, {matchExpressions: [{key: rack, operator: Exists}]}]\n"
+    )
+    assert told == []
+    assert peer == Peer(
+        ip_address("10.0.0.1"), 4200000000, 64513, port=1179, source_address=ip_address("10.0.0.9"),
+        router_id=IPv4Address("192.0.2.1"), hold_time=60, keepalive_time=20, password="0123", ebgp_multihop=True,
+        node_selectors=(LabelSelector((("rack", "a"),)), LabelSelector((), (Requirement("rack", "Exists"),))),
+        name="tor",
+    )  # fmt: skip
+
+
+def test_what_an_api_server_fills_in_is_nothing() -> None:
+    peer, told = read(SPEC + '  passwordSecret: {}\n  vrf: ""\n  bfdProfile: ""\n  peerPort: 0\n  routerID: ""\n')
+    assert peer is not None and peer.port == 179 and told == []
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("passwordSecret: {name: s}", "Secrets are not read: write the peer with its password in the BGP ConfigMap"),
+        ("interface: eth0", "a session without addresses is not supported: name the router with peerAddress"),
+        ("dynamicASN: external", "the AS number is not learnt from the router: give peerASN"),
+        ("vrf: red", "sessions in a VRF are not supported"),
+    ],
+)
+def test_a_session_that_could_not_come_up_is_not_tried(line: str, why: str) -> None:
+    key = line.partition(": ")[0]
+    peer, (told,) = read(SPEC + f"  {line}\n")
+    place = f"f.yaml:8:{len(key) + 5}: spec.{key}"
+    assert peer is None
+    assert told == f"BGPPeer/metallb-system/tor PeerNotSupported: {place}: {why}; the peer is not used"
+
+
+def test_bfd_is_told() -> None:
+    peer, (told,) = read(SPEC + "  bfdProfile: fast\n")
+    assert peer is not None and peer.bfd is None
+    assert told.startswith("peer/tor BFDNotSupported: f.yaml:8:15: spec.bfdProfile: BFDProfiles are not read")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("10.0.0.1", "tor", "spec.peerAddress"),
+        ("4200000000", "4294967296", "spec.peerASN"),
+        ("  myASN: 64513\n", "", 'the key "myASN" is missing'),
+        ("64513\n", "64513\n  holdTime: 2s\n", "found 2 s, expected 0 or 3 to 65535 s"),
+        ("64513\n", "64513\n  holdTime: 20\n", "missing unit in duration"),
+        ("64513\n", "64513\n  keepaliveTime: 91s\n", "found 91 s, expected at most the hold time, 90 s"),
+        ("64513\n", "64513\n  routerID: '::1'\n", "expected an IPv4 address"),
+    ],
+)
+def test_a_mistake_is_named(old: str, new: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        read_text(HEAD + SPEC.replace(old, new), "f.yaml")
+    assert message in str(error.value)
+
+
+def test_peers_of_all_sources_stand_together() -> None:
+    files = [read_text(HEAD + SPEC), read_text(HEAD.replace("tor", "other") + SPEC.replace("10.0.0.1", "10.0.0.2"))]
+    found = merge(files, allocations=None).bgp
+    assert found is not None and [peer.name for peer in found.peers] == ["tor", "other"]
