@@ -8,6 +8,7 @@ import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
+from pathlib import Path
 
 from egress.netlink import Attributes, NetlinkSocket, attribute, attributes
 from egress.policy import IPAddress
@@ -22,7 +23,8 @@ CTA_IP_V4_SRC, CTA_IP_V4_DST, CTA_IP_V6_SRC, CTA_IP_V6_DST = 1, 2, 3, 4
 CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
 CTA_FILTER, CTA_FILTER_ORIG_FLAGS, CTA_FILTER_REPLY_FLAGS, FILTER_IP_SRC = 25, 1, 2, 1 << 0  # Linux 5.8
 NLA_F_NESTED = 1 << 15
-FEW = 8  # pods: for so many the table is walked once for each
+COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")  # of the calling thread's network namespace
+WALK = 250  # entries that are sent and read in the time in which the kernel walks through its table, 262,144 buckets
 NO_TRACKING = (errno.EINVAL, errno.ENOENT, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP)
 
 
@@ -43,8 +45,9 @@ class Connection:
 def running(pods: Collection[IPAddress]) -> tuple[Connection, ...]:
     """TCP, UDP and SCTP connections of `pods`, whoever began them; () where the kernel tracks none."""
     try:
+        tracked = int(COUNT.read_text())
         with NetlinkSocket(NETLINK_NETFILTER) as tracking:
-            entries = [entry for body in _questions(pods) for entry in tracking.dump(CT_GET, body)]
+            entries = [entry for body in _questions(pods, tracked) for entry in tracking.dump(CT_GET, body)]
     except OSError as error:
         if error.errno in NO_TRACKING:
             return ()
@@ -52,20 +55,24 @@ def running(pods: Collection[IPAddress]) -> tuple[Connection, ...]:
     return tuple(_of_pods(entries, frozenset(pod.packed for pod in pods)))
 
 
-def _questions(pods: Collection[IPAddress]) -> Iterator[bytes]:
-    """Bodies of dumps. Of a few IPv4 pods only their own connections are asked for: a node may track 100,000.
+def _questions(pods: Collection[IPAddress], tracked: int) -> Iterator[bytes]:
+    """Bodies of dumps. Each is a walk through the kernel's table: so all connections are asked for, unless there are so
+    many that it takes longer than two walks for each IPv4 pod, for what it sent and for what it was sent.
 
-    Not so for IPv6: ctnetlink_filter_match_tuple compares its addresses the wrong way round (seen with 6.18).
+    IPv6 pods cannot be asked for: ctnetlink_filter_match_tuple compares their addresses the wrong way round (seen with
+    6.18).
     """
-    few = [pod for pod in pods if pod.version == 4]
-    for pod in few if len(few) <= FEW else ():
+    fours = [pod for pod in pods if pod.version == 4]
+    if tracked <= 2 * len(fours) * WALK or not fours:
+        if tracked and pods:
+            yield NFGEN.pack(socket.AF_UNSPEC if fours else socket.AF_INET6, 0, 0)
+        return
+    for pod in fours:
         source = attribute(CTA_TUPLE_IP | NLA_F_NESTED, attribute(CTA_IP_V4_SRC, pod.packed))
         for way, flags in ((CTA_TUPLE_ORIG, CTA_FILTER_ORIG_FLAGS), (CTA_TUPLE_REPLY, CTA_FILTER_REPLY_FLAGS)):
             wanted = attribute(CTA_FILTER | NLA_F_NESTED, attribute(flags, struct.pack("=I", FILTER_IP_SRC)))
             yield NFGEN.pack(socket.AF_INET, 0, 0) + attribute(way | NLA_F_NESTED, source) + wanted
-    if len(few) > FEW:
-        yield NFGEN.pack(socket.AF_INET, 0, 0)
-    if len(few) < len(pods):
+    if len(fours) < len(pods):
         yield NFGEN.pack(socket.AF_INET6, 0, 0)
 
 

@@ -10,7 +10,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from egress.host.conntrack import FEW, running
+from egress.host import conntrack
+from egress.host.conntrack import running
 from egress.policy import IPAddress
 from tests.netns.lab import netns
 from tests.netns.lab.netns import Namespace, run
@@ -37,24 +38,28 @@ def tracked() -> Iterator[None]:
         run(["ip", "netns", "del", namespace.name])
 
 
-@pytest.mark.usefixtures("tracked")
-@pytest.mark.parametrize("others", [0, FEW], ids=["few", "many"])
+@pytest.fixture(params=[0, 250], ids=["of each pod", "of all"])
+def asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By walks that cost nothing, or as much as 250 connections."""
+    monkeypatch.setattr(conntrack, "WALK", request.param)
+
+
+@pytest.mark.usefixtures("tracked", "asked")
 @pytest.mark.parametrize("pods", [SERVERS[:1], SERVERS[:2], SERVERS, SERVERS[2:], ()])
-def test_connections_to_pods_are_found_and_no_others(pods: tuple[str, ...], others: int) -> None:
-    found = [each for each in running(_asked(pods, others)) if not each.by_pod]
+def test_connections_to_pods_are_found_and_no_others(pods: tuple[str, ...]) -> None:
+    found = [each for each in running(_addresses(pods)) if not each.by_pod]
     assert sorted(str(each.pod) for each in found) == sorted(pods)
     assert {each.pod_port for each in found} <= {8000}
 
 
-@pytest.mark.usefixtures("tracked")
-@pytest.mark.parametrize("others", [0, FEW], ids=["few", "many"])
+@pytest.mark.usefixtures("tracked", "asked")
 @pytest.mark.parametrize(("pod", "servers"), [("127.0.0.1", SERVERS[:2]), ("::1", SERVERS[2:]), ("127.0.0.2", ())])
-def test_what_a_pod_began_is_told_from_the_rest(pod: str, servers: tuple[str, ...], others: int) -> None:
-    found = [each for each in running(_asked((pod,), others)) if each.by_pod]
+def test_what_a_pod_began_is_told_from_the_rest(pod: str, servers: tuple[str, ...]) -> None:
+    found = [each for each in running(_addresses((pod,))) if each.by_pod]
     assert sorted((str(each.pod), str(each.remote), each.remote_port) for each in found) == [
         (pod, server, 8000) for server in servers
     ]
 
 
-def _asked(pods: tuple[str, ...], others: int) -> list[IPAddress]:
-    return [ip_address(pod) for pod in (*pods, *(f"192.0.2.{number}" for number in range(others)))]
+def _addresses(pods: tuple[str, ...]) -> list[IPAddress]:
+    return [ip_address(pod) for pod in pods]
