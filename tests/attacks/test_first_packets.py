@@ -40,7 +40,7 @@ class Talker:
     def turn(self) -> None:
         """Sends a question and takes what answers have come; a socket without an address sends none."""
         with suppress(OSError):
-            self.socket.sendto(b"", (SERVERS[self.socket.family], 53))  # type: ignore[index]
+            self.socket.sendto(b"", (SERVERS[self.socket.family], 53))
             self.sent += 1
         with suppress(OSError):
             self.heard.add(self.socket.recv(100).decode().strip())
@@ -63,7 +63,7 @@ class Crowd:
         return found
 
     def _talk(self) -> None:
-        while not self._done.wait(0.01):
+        while not self._done.wait(0.05):
             for talker in list(self.talkers):
                 talker.turn()
 
