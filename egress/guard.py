@@ -7,8 +7,9 @@ Replies pass. A source route would lead past the destination that is seen here, 
 by a device that is not known for one of the host's is a pod's: so it holds also for a device that appears while nobody
 is there to look.
 
-No pod sends with a node's address or an egress IP, to whomever. Everybody but nodes is kept from the tunnel's port,
-also by a Service that is translated to it, and connection tracking away from the tunnel.
+No pod sends with a node's address, an egress IP, or one of a pool that is not its own, to whomever. Everybody but
+nodes is kept from the tunnel's port, also by a Service that is translated to it, and connection tracking away from the
+tunnel.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ def _set_types(family: Family) -> dict[str, str]:
         f"egress_ips{family.suffix}": f"type {family.address};",
         f"decided{family.suffix}": f"type ifname . {family.address};",
         f"no_pods{family.suffix}": f"type {family.address};",
+        f"pools{family.suffix}": f"type {family.address}; flags interval;",
     }
 
 
@@ -167,10 +169,12 @@ def _source_rules(family: Family) -> Rules:
     one outside, who asked by such a packet, would leave untranslated.
     """
     s, source = family.suffix, f"{family.header} saddr"
-    outside = f"iifname . {source} != @decided{s} {source} != @cluster{s} {source} @covered{s}"
+    outside = f"{source} != @cluster{s} {source} @covered{s} {family.header} daddr @cluster{s}"
     return (
         f"{source} @no_pods{s} counter name spoofed drop",
-        f"{outside} {family.header} daddr @cluster{s} counter name foreign_source drop",
+        f"iifname . {source} @decided{s} return",
+        f"{source} @pools{s} counter name spoofed drop",
+        f"{outside} counter name foreign_source drop",
     )
 
 
@@ -317,6 +321,7 @@ def _family_sets(desired: Desired, pods: Mapping[IPAddress, PodDevice], family: 
         f"pod_sources{family.suffix}": merged((*desired.pod_cidrs, *hosts), family.version),
         f"egress_ips{family.suffix}": frozenset(str(a) for a in borrowed if a.version == family.version),
         f"decided{family.suffix}": frozenset(_key(address, device) for address, device in pods.items()),
+        f"pools{family.suffix}": merged(desired.pools, family.version),
         f"no_pods{family.suffix}": frozenset(str(a) for a in no_pods if a.version == family.version),
     }
 

@@ -135,6 +135,7 @@ class Desired:
     icmp_sources: tuple[IPAddress, ...] = ()  # this node's own addresses that ICMP errors come from, one a family
     cluster: frozenset[IPNetwork] = frozenset()  # in-cluster: never sent out
     pod_cidrs: frozenset[IPNetwork] = frozenset()  # of this node
+    pools: frozenset[IPNetwork] = frozenset()  # of which VIPs and egress IPs are
     told_devices: Mapping[IPAddress, frozenset[str]] = field(
         default_factory=dict
     )  # host-side devices of whoever has the address, as the CNI said

@@ -325,6 +325,7 @@ def egress_state(
         icmp_sources=_one_of_each_family(here.addresses),
         cluster=cluster,
         pod_cidrs=frozenset(here.pod_cidrs),
+        pools=frozenset(block for pool in (snapshot.pools or {}).values() for block in pool.blocks),
         told_devices=told_devices(scheduled, facts.attached),
         uplinks=facts.uplinks,
         tunnel_port=settings.tunnel_port,

@@ -255,6 +255,7 @@ EGRESS: Sentence[EgressDesired] = Sentence(
         Part("groups", lambda it: (GROUP.line(group) for _, group in sorted(it.groups.items()))),
         Part("cluster", lambda it: _networks("cluster", it.cluster)),
         Part("pod_cidrs", lambda it: _networks("pod-cidr", it.pod_cidrs)),
+        Part("pools", lambda it: _networks("pool", it.pools)),
         Part("served", lambda it: (_served_line(address, it.served[address]) for address in _by_family(it.served))),
         Part("nodes", lambda it: (f"tunnel-node {number} {address}" for number, address in sorted(it.nodes.items()))),
         Part("transport neighbours", _transport),
@@ -272,7 +273,7 @@ EGRESS: Sentence[EgressDesired] = Sentence(
 
 
 def egress_lines(desired: EgressDesired) -> list[str]:
-    """`node`, `pod`, `policy`, `group`, `cluster`, `pod-cidr`, `serve`, `tunnel-node`, `icmp-source`, `uplink`,
+    """`node`, `pod`, `policy`, `group`, `cluster`, `pod-cidr`, `pool`, `serve`, `tunnel-node`, `icmp-source`, `uplink`,
     `first-packets`, `watch` and `out-of-service` lines, sorted inside.
     """
     return EGRESS.of(desired)

@@ -224,7 +224,7 @@ def scene(request: pytest.FixtureRequest, clean_labs: list[str]) -> Iterator[Sce
         lab.tor.ip(f"route add {EGRESS_IP}/32 via {GATEWAY}")
         lab.fw.allow(str(EGRESS_IP))
         policy = Policy("world", 7, (WORLD, IPv6Network("::/0")))
-        cluster = Cluster(lab, policies={"world": policy}, selected={"sel": ("world",)})
+        cluster = Cluster(lab, policies={"world": policy}, selected={"sel": ("world",)}, pools=(VIPS,))
         cluster.apply()
         assert pods["sel"].ask(FW_ADDRESS).source == str(EGRESS_IP)
         with Arrivals(lab.tor, "worker") as arrivals:
@@ -272,17 +272,17 @@ def narrow(scene: Scene) -> Iterator[Scene]:
     scene.cluster.apply()
 
 
-UNCOVERED = "203.0.113.77"
+UNCOVERED, VIPS, VIP = "203.0.113.77", "192.0.2.64/27", "192.0.2.70"
 OF_NO_POD = {
     **{f"source {a}": by(a, replace(OUT, destination=IPv4Address(UNCOVERED)))
-       for a in (str(EGRESS_IP), NODE, GATEWAY, OTHER_GATEWAY)},
-    **{f"IPv6 source {a}": ipv6(six(a), six(UNCOVERED)) for a in (str(EGRESS_IP), NODE)},
+       for a in (str(EGRESS_IP), NODE, GATEWAY, OTHER_GATEWAY, VIP)},
+    **{f"IPv6 source {a}": ipv6(six(a), six(UNCOVERED)) for a in (str(EGRESS_IP), NODE, VIP)},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("attack", OF_NO_POD)
 @pytest.mark.parametrize("pod", ["plain", "sel"])
-def test_no_pod_is_a_node_or_an_egress_ip_for_anybody(narrow: Scene, attack: str, pod: str) -> None:
+def test_no_pod_is_a_node_a_vip_or_an_egress_ip_for_anybody(narrow: Scene, attack: str, pod: str) -> None:
     before = narrow.cluster.dropped("worker")
     assert narrow.leaves(pod, OF_NO_POD[attack]) == set()
     after = narrow.cluster.dropped("worker")

@@ -63,6 +63,7 @@ class Cluster:
     network_policy: NetworkPolicy = "direct"
     cni_config: Path = Path("/nowhere")  # in place of /etc/cni/net.d
     transport: Transport = "vxlan"
+    pools: tuple[str, ...] = ()  # IPv4 networks of VIPs
     late: frozenset[str] = frozenset()  # gateways that know no ports of the workers, so nothing leaves by them
     _forbidden: frozenset[str] = frozenset()  # told to the tap
 
@@ -90,6 +91,7 @@ class Cluster:
             icmp_sources=tuple(map(ip_address, self._both(node.address))),
             cluster=frozenset(ip_network(n) for n in self._both(NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK)),
             pod_cidrs=frozenset(ip_network(n) for n in self._both(node.spec.pod_cidr)),
+            pools=frozenset(ip_network(n) for n in self._both(*self.pools)),
             network_policy=self.network_policy,
             transport=self.transport,
             neighbours={

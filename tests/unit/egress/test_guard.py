@@ -44,12 +44,14 @@ add set inet routerd pod_sources { type ipv4_addr; flags interval; }
 add set inet routerd egress_ips { type ipv4_addr; }
 add set inet routerd decided { type ifname . ipv4_addr; }
 add set inet routerd no_pods { type ipv4_addr; }
+add set inet routerd pools { type ipv4_addr; flags interval; }
 add set inet routerd cluster6 { type ipv6_addr; flags interval; }
 add set inet routerd covered6 { type ipv6_addr; flags interval; }
 add set inet routerd pod_sources6 { type ipv6_addr; flags interval; }
 add set inet routerd egress_ips6 { type ipv6_addr; }
 add set inet routerd decided6 { type ifname . ipv6_addr; }
 add set inet routerd no_pods6 { type ipv6_addr; }
+add set inet routerd pools6 { type ipv6_addr; flags interval; }
 add set inet routerd nodes { type ipv4_addr; }
 add set inet routerd nodes6 { type ipv6_addr; }
 add set inet routerd pod_devices { type ifname; }
@@ -103,6 +105,8 @@ add element inet routerd pod_devices { "bridge", "veth3" }
 flush set inet routerd pod_sources
 add element inet routerd pod_sources { 10.1.0.0/24 }
 flush set inet routerd pod_sources6
+flush set inet routerd pools
+flush set inet routerd pools6
 flush map inet routerd selected
 add element inet routerd selected { "veth3" . 10.1.0.5 : jump SET }
 flush map inet routerd selected6
@@ -133,9 +137,13 @@ add rule inet routerd sent udp dport 8473 ct state != untracked goto foreign
 add rule inet routerd foreign ip daddr @nodes counter name forged drop
 add rule inet routerd foreign ip6 daddr @nodes6 counter name forged drop
 add rule inet routerd of_pods ip saddr @no_pods counter name spoofed drop
-add rule inet routerd of_pods iifname . ip saddr != @decided ip saddr != @cluster ip saddr @covered ip daddr @cluster counter name foreign_source drop
+add rule inet routerd of_pods iifname . ip saddr @decided return
+add rule inet routerd of_pods ip saddr @pools counter name spoofed drop
+add rule inet routerd of_pods ip saddr != @cluster ip saddr @covered ip daddr @cluster counter name foreign_source drop
 add rule inet routerd of_pods ip6 saddr @no_pods6 counter name spoofed drop
-add rule inet routerd of_pods iifname . ip6 saddr != @decided6 ip6 saddr != @cluster6 ip6 saddr @covered6 ip6 daddr @cluster6 counter name foreign_source drop
+add rule inet routerd of_pods iifname . ip6 saddr @decided6 return
+add rule inet routerd of_pods ip6 saddr @pools6 counter name spoofed drop
+add rule inet routerd of_pods ip6 saddr != @cluster6 ip6 saddr @covered6 ip6 daddr @cluster6 counter name foreign_source drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } tcp dport 80-443 counter name selected drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } meta l4proto udp counter name selected drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } meta l4proto icmp counter name selected drop

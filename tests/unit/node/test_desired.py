@@ -47,6 +47,7 @@ cluster 192.0.2.1/32
 cluster fd00::11/128
 cluster fd00::12/128
 pod-cidr 10.1.11.0/24
+pool 192.0.2.0/24
 serve 198.51.100.7 group 7 1024-2111#1 4096-4223#2
 tunnel-node 1 10.0.0.11
 tunnel-node 2 10.0.0.12
