@@ -256,6 +256,7 @@ class Peer:
     hold_time: int = 90  # 0 = timers off
     keepalive_time: int | None = None
     password: str = field(default="", repr=False)
+    password_file: str = ""  # the password is in this file of `bgp.password-dir`, on each node
     ebgp_multihop: bool = False  # as written; the TTL that we send with is large enough anyway
     graceful_restart_time: int = 120  # 0 = capability not offered
     bfd: Bfd | None = None  # None = without

@@ -65,6 +65,22 @@ def session_addresses(
     return addresses
 
 
+def passwords_of(peers: Iterable[Peer], directory: Path, before: Mapping[str, str] | None) -> dict[str, str]:
+    """By file of `directory`, without the newline that an editor leaves at its end.
+
+    One that is away for a moment, as while a Secret is renewed, keeps what it said `before`; one that never was
+    there, or is no text, is left out.
+    """
+    found: dict[str, str] = {}
+    for name in sorted({peer.password_file for peer in peers if peer.password_file}):
+        try:
+            found[name] = (directory / name).read_text().removesuffix("\n").removesuffix("\r")
+        except (OSError, UnicodeDecodeError):
+            if before is not None and name in before:
+                found[name] = before[name]
+    return found
+
+
 def global_ipv6(table: str) -> tuple[IPv6Address, ...]:
     """Addresses of global scope from the text of /proc/net/if_inet6 (address, index, length, scope, flags, name)."""
     fields = (line.split() for line in table.splitlines())

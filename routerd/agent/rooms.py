@@ -15,7 +15,7 @@ from bgp.path import AdjRibOut
 from bgp.speaker import PeerStatus, Speaker, SpeakerUnavailable
 from egress.status import EgressStatus
 from routerd.agent.arrivals import Arrivals, Expected
-from routerd.agent.local import interface_addresses, own_networks, session_addresses
+from routerd.agent.local import interface_addresses, own_networks, passwords_of, session_addresses
 from routerd.memo import Last
 from routerd.model import IPAddress, Node, Peer, Refusal, Snapshot, with_blocks
 from routerd.node.desired import LocalFacts
@@ -67,6 +67,7 @@ class Rooms:
         uplinks: tuple[str, ...],
         bfd: BfdRoom | None = None,
         upstream: Watcher | None = None,
+        password_dir: Path | None = None,
     ) -> None:
         self._store = store
         self._view = WithBlocks(lambda: store.snapshot())
@@ -75,6 +76,7 @@ class Rooms:
         self._bfd = bfd
         self._upstream = upstream
         self._uplinks = uplinks
+        self._password_dir = password_dir
         self._arrivals = Arrivals()
 
     def snapshot(self) -> Snapshot:
@@ -92,8 +94,13 @@ class Rooms:
             return before
 
     def facts(self, peers: tuple[Peer, ...], before: LocalFacts) -> LocalFacts:
-        sessions = session_addresses(peers, before.sessions)
-        return replace(before, sessions=sessions, uplinks=self._uplinks, upstream_lost=self.upstream().is_lost)
+        return replace(
+            before,
+            sessions=session_addresses(peers, before.sessions),
+            passwords=passwords_of(peers, self._password_dir, before.passwords) if self._password_dir else None,
+            uplinks=self._uplinks,
+            upstream_lost=self.upstream().is_lost,
+        )
 
     def upstream(self) -> Upstream:
         return self._upstream.state if self._upstream is not None else Upstream()

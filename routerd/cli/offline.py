@@ -50,8 +50,9 @@ def state_of(snapshot: Snapshot, settings: Settings, config: Config) -> NodeStat
     peers = tuple(entries_here(snapshot.bgp.peers, node).values()) if snapshot.bgp and node else ()
     if settings.node == config.node_name or node is None:
         sessions = local.session_addresses(peers, {})
+        passwords = local.passwords_of(peers, config.bgp.password_dir, None)
     else:
-        sessions = likely_sources(snapshot, node)
+        sessions, passwords = likely_sources(snapshot, node), None
     leaving = drain_of(node, Orders(), cordoned=config.drain.cordoned) if node is not None else None
     drain = replace(leaving, withdraws=True) if leaving is not None else None
-    return compose(snapshot, settings, LocalFacts(sessions, config.egress.uplinks, drain=drain))
+    return compose(snapshot, settings, LocalFacts(sessions, config.egress.uplinks, drain=drain, passwords=passwords))

@@ -152,6 +152,8 @@ class BgpConfig:
     """Off: no speaker is started."""
     router_id: IPv4Address | None = None
     """BGP identifier of this node; none = the peer's `router-id`, else the node's first IPv4 address."""
+    password_dir: Path = Path("/etc/routerd/passwords")
+    """Where the files are that peers name by `password-file`."""
     announce: AnnounceConfig = field(default_factory=AnnounceConfig)
     brake: BrakeConfig = field(default_factory=BrakeConfig)
 
@@ -496,12 +498,13 @@ def _device(value: Value) -> str:
 
 
 def _bgp(section: Section) -> BgpConfig:
-    bgp = _sub(section, "bgp", "enabled", "router-id", "announce", "brake")
+    bgp = _sub(section, "bgp", "enabled", "router-id", "password-dir", "announce", "brake")
     announce = _sub(bgp, "announce", "loadbalancer", "pod-cidrs", "egress", "external-ips", "cluster-ips")
     router_id = bgp.get("router-id")
     return BgpConfig(
         enabled=bgp.boolean("enabled", True),
         router_id=router_id.ipv4() if router_id else None,
+        password_dir=_path(bgp, "password-dir", DEFAULT.bgp.password_dir),
         announce=AnnounceConfig(
             loadbalancer=announce.boolean("loadbalancer", True),
             pod_cidrs=announce.boolean("pod-cidrs", False),

@@ -189,7 +189,7 @@ def _assembled(
     upstream = _upstream(config)
     if upstream is not None:
         tasks["upstream"] = upstream.run
-    rooms = Rooms(store, speaker, egress, config.egress.uplinks, bfd_room, upstream)
+    rooms = Rooms(store, speaker, egress, config.egress.uplinks, bfd_room, upstream, config.bgp.password_dir)
     pod_addresses.snapshot = rooms.snapshot
     limits = config.bgp.brake
     body = Agent(

@@ -400,10 +400,12 @@ def announcements(
     local_addresses: Mapping[IPAddress, IPAddress | None],
     drain: Drain | None = None,
     kept: Kept | None = None,
+    passwords: Mapping[str, str] | None = None,
 ) -> Announcements | None:
     """Everything that `node_name` announces. `local_addresses`: peer address -> local address, None = no route.
 
     `drain`: why the node leaves, None = it stays. `kept`: of the same node's last announcements; it is renewed.
+    `passwords`: as `sessions_of` has it.
     """
     kept = kept or Kept()
     scene = scene_of(snapshot, node_name, rules, drain, kept)
@@ -414,7 +416,7 @@ def announcements(
     refusals = [refusal for sayer in sorted(kept.refusals) for refusal in kept.refusals[sayer]]
     if drain is not None:
         paths = {who: {prefix: noticed(path) for prefix, path in found.items()} for who, found in paths.items()}
-    sessions, session_refusals = sessions_of(scene.peers, scene.node, local_addresses, rules.router_id)
+    sessions, session_refusals = sessions_of(scene.peers, scene.node, local_addresses, rules.router_id, passwords)
     carriers = {address: _carrier(each, paths) for address, each in sessions.items()}
     kept.ribs = {
         each: _rib(paths[each.audience], each, scene.node, kept.ribs.get(each)) for each in {*carriers.values()}

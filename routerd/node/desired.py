@@ -98,6 +98,7 @@ class LocalFacts:
     upstream_lost: bool = False  # what it asks upstream of it does not answer
     networks: tuple[IPNetwork, ...] = ()  # that our interfaces are in; our default next hops as /32 and /128
     attached: Mapping[str, Attached] = field(default_factory=dict)  # by pod: what the CNI's runtime told of its network
+    passwords: Mapping[str, str] | None = field(default=None, repr=False)  # by file; None = nobody looked
 
     @property
     def out_of_service(self) -> frozenset[Hindrance]:
@@ -237,7 +238,9 @@ def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts, kept: Kep
     of_api_server = kept.announced.endpoints.slices_of("/".join(API_SERVER)) if is_known else ()
     cluster = in_cluster(snapshot, inside, kept.known, Index(of_api_server, kept.announced.allocated))
     snapshot, conflicts = without_conflicts(snapshot, settings.node, facts.networks, kept.known.hosts)
-    announced = announcements(snapshot, settings.node, settings.rules, facts.sessions, facts.drain, kept.announced)
+    announced = announcements(
+        snapshot, settings.node, settings.rules, facts.sessions, facts.drain, kept.announced, facts.passwords
+    )
     egress, egress_refusals = egress_state(snapshot, settings, facts, cluster, kept)
     refusals = [*_unknown_node(snapshot, settings.node), *conflicts, *egress_refusals, *snapshot.refusals]
     if announced is not None:

@@ -7,6 +7,7 @@ no address: that takes the kernel's routes (`routerd/agent/local.py`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 from bgp.path import Family, SpeakerPeer
@@ -88,13 +89,21 @@ def entries_here(peers: Iterable[Peer], node: Node) -> dict[IPAddress, Peer]:
     return entries
 
 
+def _with_password(peer: Peer, passwords: Mapping[str, str] | None) -> Peer:
+    return replace(peer, password=(passwords or {}).get(peer.password_file, "")) if peer.password_file else peer
+
+
 def sessions_of(
     peers: Iterable[Peer],
     node: Node,
     local_addresses: Mapping[IPAddress, IPAddress | None],
     router_id: IPv4Address | None = None,
+    passwords: Mapping[str, str] | None = None,
 ) -> tuple[dict[IPAddress, SpeakerPeer], list[Refusal]]:
-    """Sessions by peer address. `local_addresses`: of `entries_here` -> local address, None = no route."""
+    """Sessions by peer address. `local_addresses`: of `entries_here` -> local address, None = no route.
+
+    `passwords`: of peers that name a file, by it; without one there is no session. None = nobody looked: without.
+    """
     sessions: dict[IPAddress, SpeakerPeer] = {}
     refusals = []
     here = peers_here(peers, node)
@@ -104,7 +113,10 @@ def sessions_of(
             message = f"{peer.address} is a peer of {node.name} twice and the first is used: remove one of them"
             refusals.append(Refusal(peer.ref, "DuplicatePeer", message))
             continue
-        opened = session(peer, local_addresses.get(peer.address), node, router_id)
+        opened = session(_with_password(peer, passwords), local_addresses.get(peer.address), node, router_id)
+        if passwords is not None and peer.password_file and peer.password_file not in passwords:
+            message = f"{node.name} cannot read {peer.password_file} in bgp.password-dir, where the peer's password is"
+            opened = Refusal(peer.ref, "PasswordFile", message)
         if isinstance(opened, Refusal):
             refusals.append(opened)
         else:

@@ -39,7 +39,8 @@ egress: {enabled: false, uplinks: [eth0], host-devices: [ve-web], tunnel-port: 9
   allowed-addresses: [198.51.100.0/24], liveness: {enabled: false, interval: 1s, multiplier: 7},
   upstream-probe: {icmp: [203.0.113.1], tcp: ["[2001:db8::1]:443"], http: ["http://203.0.113.1", "https://[2001:db8::1]:8443/a?b"],
     require: all, interval: 5s, timeout: 500ms, failure-threshold: 4, success-threshold: 5}}
-bgp: {enabled: false, router-id: 192.0.2.1, announce: {loadbalancer: false, pod-cidrs: true, egress: false,
+bgp: {enabled: false, router-id: 192.0.2.1, password-dir: /p,
+  announce: {loadbalancer: false, pod-cidrs: true, egress: false,
   external-ips: [203.0.113.0/24], cluster-ips: ["fd00:96::/112"]}}
 drain: {notice: 1m, cordoned: true}
 operator: {ledger: /l, retention: 1d, flow-deadline: 2h, egress-retention: "0", cooldown: 5m,
@@ -80,6 +81,7 @@ operator: {ledger: /l, retention: 1d, flow-deadline: 2h, egress-retention: "0", 
         ),
     )
     assert not config.bgp.enabled
+    assert config.bgp.password_dir == Path("/p")
     assert config.bgp.announce == AnnounceConfig(
         False, True, False, (ip_network("203.0.113.0/24"),), (ip_network("fd00:96::/112"),)
     )

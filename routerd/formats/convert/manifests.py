@@ -230,6 +230,7 @@ def _peer(peer: Peer, profiles: dict[Bfd, str]) -> Json:
             "hold-time": f"{peer.hold_time}s" if peer.hold_time != default.hold_time else None,
             "keepalive-time": f"{peer.keepalive_time}s" if peer.keepalive_time is not None else None,
             "password": peer.password,
+            "password-file": peer.password_file,
             "ebgp-multihop": peer.ebgp_multihop or None,
             "ttl-security": peer.ttl_security or None,
             "graceful-restart-time": f"{restart}s" if restart != default.graceful_restart_time else None,

@@ -44,6 +44,7 @@ class ParsedPeer:
     bfd: Bfd | None = None
     families: tuple[IPFamily, ...] = ("IPv4", "IPv6")
     ttl_security: int = 0  # hops
+    password_file: str = ""
     keepalive_given: bool = field(default=False, compare=False)
     profile: Profile | None = field(default=None, compare=False)  # the one of `bfd_profile`
     origin: Origin = field(default=Origin(), compare=False)
@@ -103,6 +104,7 @@ def _parse_peer(struct: Struct, dialect: Dialect) -> ParsedPeer:
         bfd=read_bfd(struct),
         families=_families(struct),
         ttl_security=_ttl_security(struct),
+        password_file=_password_file(struct),
         keepalive_given=bool(struct.text("keepalive-time")),
         origin=struct.place.origin,
     )
@@ -170,6 +172,16 @@ def _families(struct: Struct) -> tuple[IPFamily, ...]:
     return tuple(family for family in FAMILY_WORDS.values() if family in wanted or not wanted)
 
 
+def _password_file(struct: Struct) -> str:
+    """A name, as whoever writes peers must not have any file of a node read."""
+    name, place = struct.text("password-file"), struct.at("password-file")
+    if name and struct.text("password"):
+        raise place.error("a peer has either password or password-file")
+    if "/" in name or "\0" in name or name in (".", ".."):
+        raise place.error(f"{quote(name)} is not the name of a file in bgp.password-dir")
+    return name
+
+
 def _ttl_security(struct: Struct) -> int:
     """How many hops the router is away at most, as its own setting of that name has it; 0 = not asked."""
     hops = struct.number("ttl-security")
@@ -203,6 +215,7 @@ def to_model(peer: ParsedPeer) -> tuple[Peer, tuple[Refusal, ...]]:
         bfd=None if peer.ebgp_multihop else _bfd(peer),
         families=peer.families,
         ttl_security=peer.ttl_security,
+        password_file=peer.password_file,
         node_selectors=peer.selectors,
         name=peer.name,
         origin=peer.origin,

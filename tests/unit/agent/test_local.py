@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
+from pathlib import Path
 
-from routerd.agent.local import global_ipv6, is_ours, session_addresses, source_towards
+from routerd.agent.local import global_ipv6, is_ours, passwords_of, session_addresses, source_towards
 from routerd.model import Peer
 
 LOOPBACK = ip_address("127.0.0.1")
@@ -46,3 +47,12 @@ def test_a_route_that_is_away_keeps_the_address_while_the_node_has_it() -> None:
 
 def test_global_ipv6_addresses_only() -> None:
     assert global_ipv6(IF_INET6) == (ip_address("2001:db8::5"),)
+
+
+def test_passwords_are_read_from_files_of_one_directory(tmp_path: Path) -> None:
+    (tmp_path / "tor").write_text("s3cret \n")
+    (tmp_path / "odd").write_bytes(b"\xff")
+    peers = [peer("10.0.0.1", password_file=name) for name in ("tor", "odd", "none", "")]
+    assert passwords_of(peers, tmp_path, None) == {"tor": "s3cret "}
+    (tmp_path / "tor").unlink()  # a Secret is renewed
+    assert passwords_of(peers, tmp_path, {"tor": "s3cret ", "old": "x"}) == {"tor": "s3cret "}

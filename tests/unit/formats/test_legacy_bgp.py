@@ -100,6 +100,10 @@ def pool(addresses: str, rest: str = "") -> str:
         (peer("  families: []\n"), "native",
          "parsing peer #1: a session without a family announces nothing: leave the key out for both "
          "(line 5, column 13)"),
+        (peer("  password-file: ../x\n"), "native",
+         'parsing peer #1: "../x" is not the name of a file in bgp.password-dir (line 5, column 18)'),
+        (peer("  password-file: x\n  password: y\n"), "native",
+         "parsing peer #1: a peer has either password or password-file (line 5, column 18)"),
         (peer("  ttl-security: 3\n"), "native",
          "parsing peer #1: 3 hops, but without ebgp-multihop the peer is one hop away (line 5, column 17)"),
         (pool("[192.0.2.0/24]", "  bgp-advertisements: [{peers: []}]\n"), "native",

@@ -375,3 +375,13 @@ def test_the_password_never_shows() -> None:
     result = sessions(Peer(TOR, 64512, 64512, password="hunter2"))
     assert result.desired.peers[TOR].password == "hunter2"
     assert "hunter2" not in repr(result)
+
+
+def test_a_password_of_a_file_is_read_on_the_node_and_without_it_there_is_no_session() -> None:
+    snapshot = cluster.snapshot(bgp=Peering((Peer(TOR, 1, 2, password_file="tor"),)))
+    found = announcements(snapshot, "a", VIPS_ONLY, LOCAL, passwords={"tor": "s3cret"})
+    assert found is not None
+    assert found.desired.peers[TOR].password == "s3cret"
+    found = announcements(snapshot, "a", VIPS_ONLY, LOCAL, passwords={})
+    assert found is not None
+    assert (dict(found.desired.peers), reasons(found)) == ({}, {str(Peer(TOR, 1, 2).ref): "PasswordFile"})
