@@ -274,6 +274,7 @@ BFD_PEERS = tuple(
     Peer(ip_address(f"10.0.1.{number}"), 1, 2, bfd=bfd)
     for number, bfd in enumerate((Bfd(10_500, 20_000, 5), Bfd(50_000, 60_000, 4, True), Bfd()), 1)
 )
+BY_FILE = Peer(ip_address("10.0.2.1"), 1, 2, password_file="tor")  # which has no password beside it
 WHOLE_WAY = Advertisement(30, 120, 7, ("64512:1", "64512:1:2"), 0, 2, ("tor",), (LabelSelector((("rack", "a"),)),))
 WHOLE_POOL = AddressPool(
     "Any name", (IPv4Network("192.0.2.0/28"),), uses=frozenset({"egress"}), auto_assign=False, avoid_buggy_ips=True,
@@ -300,7 +301,7 @@ def test_a_reader_makes_the_same_of_a_manifest_again(found: AddressPool | Egress
 
 def test_a_bgp_configuration_that_says_all_is_read_the_same_again() -> None:
     said = LegacyConfig(
-        (WHOLE_PEER, *BFD_PEERS),
+        (WHOLE_PEER, *BFD_PEERS, BY_FILE),
         (WHOLE_POOL, AddressPool("l2", (IPv4Network("198.51.100.0/24"),), "layer2", advertisements=())),
     )
     loaded = read_file(text_of(config_map_of("routerd", "x", "config", said)))
@@ -312,7 +313,7 @@ def test_a_bgp_configuration_that_says_all_is_read_the_same_again() -> None:
 
 
 ELSEWHERE = {
-    Peer: {"origin", "bfd"},
+    Peer: {"origin", "bfd", "password_file"},
     Advertisement: set(),
     AddressPool: {"origin", "protocol", "services", "gateways"},
     EgressPolicy: {"origin", "kind", "refused", "pool", "count"},
