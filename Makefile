@@ -15,7 +15,7 @@
 #   make partitions   each pair of peers cut in each manner, failures, stopped processes, under traffic (ROUNDS=…, SEED=…)
 #   make bench   benchmarks                                           make lock        renews requirements/*.txt
 #   make bench-packets, bench-egress   the egress datapath: ns per packet; throughput beside nftables (FAMILY=6, ROUNDS=…, POLICIES=…, MODES=…)
-#   make bench-way   what a packet's whole way through it takes, beside VXLAN alone and nftables (FAMILY=6)
+#   make bench-way   what a packet's whole way through it takes, beside routing or VXLAN alone, and nftables (FAMILY=6)
 #   make bench-cni   what the CNI plugin adds to a pod's start (PODS=500, AT_ONCE=16)
 #   make bench-failover   a gateway dies: time without packets, connections lost (RUNS=200)
 #   make bench-cloud   a thousand instances' pods at once on a fake EC2 that throttles (INSTANCES=…)

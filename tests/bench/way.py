@@ -1,9 +1,9 @@
 """Nanoseconds of a packet's whole way, from the pod's socket to the remote's and back: `make bench-way`, or
 python -m tests.bench.way.
 
-The sites are those of `tests.bench.egress`, with VXLAN, each without other rules of netfilter and with such as
-kube-proxy makes. One thread sends and receives, and sites take turns in batches of a few hundred microseconds, so a
-busy machine is hardly worse than a quiet one. Rows go to `build/bench/way.json`. It judges nothing.
+The sites are those of `tests.bench.egress`, each without other rules of netfilter and with such as kube-proxy makes.
+One thread sends and receives, and sites take turns in batches of a few hundred microseconds, so a busy machine is
+hardly worse than a quiet one. Rows go to `build/bench/way.json`. It judges nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from pathlib import Path
 from tests.bench.egress import REMOTE, Site, sites
 from tests.bench.report import Row, compiled, forget, machine, spread, write
 
-MODES = ("plain_vxlan", "nft_vxlan", "routerd_vxlan")
+MODES = {  # -> what it is compared with
+    "plain": "plain", "nft": "plain", "routerd_direct": "plain",
+    "plain_vxlan": "plain_vxlan", "nft_vxlan": "plain_vxlan", "routerd_vxlan": "plain_vxlan",
+}  # fmt: skip
 FIGURES = ("out_ns", "back_ns", "connection_ns")
 
 
@@ -33,12 +36,12 @@ def row(site: Site, batch: int, figures: Sequence[int]) -> Row:
 
 
 def say(rows: Sequence[Row], mode: str, netfilter: bool) -> None:
-    """First quartiles, as others on the machine only add, and how they differ from plain VXLAN's."""
+    """First quartiles, as others on the machine only add, and how they differ from those without translation."""
     print(f"{mode:<14} {'beside other rules' if netfilter else 'alone':<18}", end="")
     for figure in FIGURES:
         value, plain = (
             spread([row[figure] for row in rows if (row["mode"], row["netfilter"]) == (each, netfilter)])[1]
-            for each in (mode, MODES[0])
+            for each in (mode, MODES[mode])
         )
         print(f"  {figure} {value:6,.0f} ({value - plain:+6,.0f})", end="")
     print()
@@ -55,7 +58,7 @@ def main() -> None:
     with (
         compiled("load.c") as load,
         compiled("way.c") as way,
-        sites([given.policies], (given.family,), MODES, load, (False, True)) as made,
+        sites([given.policies], (given.family,), tuple(MODES), load, (False, True)) as made,
     ):
         rows = measure(made, way, given.batches)
         dropped = [drops for site in made if (drops := site.dropped())]
