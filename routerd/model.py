@@ -244,6 +244,15 @@ class Bfd:
 
 
 @dataclass(frozen=True, slots=True)
+class BfdProfile:
+    """MetalLB's, by which a peer is watched that names it."""
+
+    name: str
+    bfd: Bfd
+    origin: Origin = Origin()
+
+
+@dataclass(frozen=True, slots=True)
 class Peer:
     """A BGP peer as configured; times in seconds. Which nodes open the session is `node_selectors` (OR; none = all)."""
 
@@ -260,6 +269,7 @@ class Peer:
     ebgp_multihop: bool = False  # as written; the TTL that we send with is large enough anyway
     graceful_restart_time: int = 120  # 0 = capability not offered
     bfd: Bfd | None = None  # None = without
+    bfd_profile: str = ""  # of a reader: a BfdProfile that says `bfd` (`routerd.store.merge`)
     families: tuple[IPFamily, ...] = ("IPv4", "IPv6")  # of the paths that it gets
     ttl_security: int = 0  # the peer is at most so many hops away (RFC 5082); 0 = not asked
     node_selectors: tuple[LabelSelector, ...] = ()
@@ -756,8 +766,8 @@ def selection_matches(selection: PodSelection, pod: Pod, namespace_labels: Label
 __all__ = [
     "EVERYTHING", "EXCLUDE_LABEL", "GATEWAY_HEARTBEAT", "GATEWAY_LABEL", "NAMESPACE_LABEL", "NAMESPACE_NAME_LABEL",
     "NODE_HEARTBEAT", "OF_PORTS", "PARTS", "SERVICE_NAME_LABEL", "AddressPool", "Advertisement", "Allocations",
-    "AppliedTable", "BindingTable", "BlockReport", "CloudInterface", "ClusterCIDR", "CoolingPorts", "EgressGroup",
-    "EgressPolicy", "Endpoint", "EndpointSlice", "GatewayMode", "Heartbeat", "IPAddress", "IPNetwork",
+    "AppliedTable", "BfdProfile", "BindingTable", "BlockReport", "CloudInterface", "ClusterCIDR", "CoolingPorts",
+    "EgressGroup", "EgressPolicy", "Endpoint", "EndpointSlice", "GatewayMode", "Heartbeat", "IPAddress", "IPNetwork",
     "LabelSelector", "Labels", "Namespace", "Node", "NodeAddresses", "NodeBlocks", "NodeInterfaces", "NodeLink",
     "NodeNumber", "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodCount", "PodSelection", "PoolWays",
     "PortAsk", "PortBlock", "PortRange", "PortReport", "Refusal", "Service", "ServiceAllocation", "ServicePort",

@@ -21,6 +21,7 @@ from routerd.formats.resembling import node_labels, pod_annotations, slice_label
 from routerd.model import (
     AddressPool,
     Allocations,
+    BfdProfile,
     EgressPolicy,
     EndpointSlice,
     Namespace,
@@ -33,7 +34,7 @@ from routerd.model import (
 from routerd.refs import NODE, SERVICE
 
 _Cluster = Node | Namespace | Pod | Service | EndpointSlice
-Object = _Cluster | AddressPool | EgressPolicy | LegacyConfig | Allocations | NodeReport
+Object = _Cluster | AddressPool | BfdProfile | EgressPolicy | LegacyConfig | Allocations | NodeReport
 Read = tuple[Object | None, tuple[Refusal, ...]]  # what an object says, and what of it cannot be done
 Reader = Callable[[Value], Read]
 T = TypeVar("T", bound=Object)
@@ -182,6 +183,10 @@ _FOREIGN = (
         parts=("bgp",), read_by=BOTH,
     ),
     Kind(
+        "metallb.io", "v1beta1", "BFDProfile", "bfdprofiles", namespaced=True, reader=metallb_bgp.read_bfd_profile,
+        parts=("bgp",), read_by=BOTH,
+    ),
+    Kind(
         "crd.antrea.io", "v1beta1", "Egress", "egresses",
         reader=FailClosed(antrea.read_egress, antrea.covered_by_egress), parts=("policies",), read_by=BOTH,
     ),
@@ -209,7 +214,6 @@ _REFUSED = (
     Kind("cilium.io", "v2alpha1", "CiliumBGPPeeringPolicy", instead=_PEERS),
     Kind("metallb.io", "v1beta1", "BGPAdvertisement", instead=_ADVERTISEMENTS),
     Kind("metallb.io", "v1beta1", "L2Advertisement", instead="what is announced is announced by BGP"),
-    Kind("metallb.io", "v1beta1", "BFDProfile", instead="write bfd of the peer in the BGP ConfigMap"),
     Kind("metallb.io", "v1beta1", "Community", instead="write its values in the advertisements of an AddressPool"),
     Kind("isovalent.com", "v1", "IsovalentEgressGatewayPolicy", instead=_POLICY),
 )

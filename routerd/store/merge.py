@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, TypeVar
 
+from routerd.formats.foreign.metallb_bgp import with_bfd, without_profile
 from routerd.formats.foreign.policies import with_destinations
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.legacy_bgp.peers import without_place
@@ -15,6 +16,7 @@ from routerd.memo import PerObject, Renewed, by_identity, differing
 from routerd.model import (
     AddressPool,
     Allocations,
+    BfdProfile,
     EgressPolicy,
     EndpointSlice,
     IPNetwork,
@@ -85,6 +87,8 @@ def merge(
         with_destinations(_with_gateways(policy, saying), pools.by_name) for policy in _of(entries, EgressPolicy)
     )
     policies = {policy.key: policy for policy in completed}
+    peers = [peer for config in _of(entries, LegacyConfig) for peer in config.peers]
+    profiles = {profile.name: profile for profile in _of(entries, BfdProfile)}
     lost = unreadable(files, policies, allocations, seen)
     all_refusals = [
         *refusals,
@@ -93,6 +97,7 @@ def merge(
         *misplaced,
         *pools.refusals,
         *lost,
+        *(one for peer in peers for one in without_profile(peer, profiles)),
     ]
     return Snapshot(
         nodes={node.name: node for node in _of(entries, Node)},
@@ -100,7 +105,7 @@ def merge(
         pods={pod.key: pod for pod in _of(entries, Pod)},
         services={service.key: service for service in _of(entries, Service)},
         endpoint_slices=tuple(_of(entries, EndpointSlice)),
-        bgp=Peering(_peers(_of(entries, LegacyConfig))),
+        bgp=Peering(_unique_peers(with_bfd(peer, profiles) for peer in peers)),
         pools=pools.by_name,
         policies=None if lost else policies,
         allocations=allocations,
@@ -249,7 +254,6 @@ def _is_of(policy: EgressPolicy, pool: AddressPool) -> bool:
     return any(address in block for address in policy.egress_ips[:1] for block in pool.blocks)
 
 
-def _peers(configs: list[LegacyConfig]) -> tuple[Peer, ...]:
-    """Peers of all ConfigMaps; one that says the same as an earlier one is left out."""
-    peers = [peer for config in configs for peer in config.peers]
-    return tuple({without_place(peer): peer for peer in reversed(peers)}.values())[::-1]
+def _unique_peers(peers: Iterable[Peer]) -> tuple[Peer, ...]:
+    """Peers of all sources; one that says the same as an earlier one is left out."""
+    return tuple({without_place(peer): peer for peer in reversed(list(peers))}.values())[::-1]

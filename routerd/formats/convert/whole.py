@@ -6,7 +6,7 @@ Kubernetes' kinds and ours stay as they are, and are not repeated. What is print
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,15 +17,15 @@ from routerd.formats.convert.manifests import Json, config_map, manifest, text_o
 from routerd.formats.convert.unread import unread_keys
 from routerd.formats.core import expand_lists
 from routerd.formats.document import Source, Value
+from routerd.formats.foreign.metallb_bgp import with_bfd, without_profile
 from routerd.formats.foreign.policies import with_destinations
-from routerd.formats.kinds import BY_NAME, OURS, Kind, Reader
+from routerd.formats.kinds import BY_NAME, OURS, Kind, Object, Reader
 from routerd.formats.legacy_bgp import Dialect, LegacyConfig, parse_document
 from routerd.formats.meta import read_meta
 from routerd.formats.objects import Entry, Loaded, bgp_text, read_file, read_object
-from routerd.model import AddressPool, EgressPolicy
+from routerd.model import AddressPool, BfdProfile, EgressPolicy
 from routerd.refs import Ref
 
-Pools = Mapping[str, AddressPool]  # by name
 BESIDE = "routerd"  # namespace of the ConfigMaps that stand for other kinds: that of the operator
 UNREAD = "has no meaning here and is left out"
 
@@ -57,10 +57,18 @@ class _Written:
         return f"---\n{comments}{text_of(self.written)}"
 
 
+class _Others:
+    """What stands in the files and completes other objects, by name."""
+
+    def __init__(self, objects: list[Object]) -> None:
+        self.pools = {each.name: each for each in objects if isinstance(each, AddressPool)}
+        self.profiles = {each.name: each for each in objects if isinstance(each, BfdProfile)}
+
+
 def convert(texts: Mapping[str, str]) -> Converted:
     """Texts by file name."""
-    pools = {pool.name: pool for file, text in texts.items() for pool in _pools(file, text)}
-    found = _unique(each for file, text in sorted(texts.items()) for each in _of_file(file, text, pools))
+    others = _Others([entry.object for file, text in texts.items() for entry in _entries(file, text)])
+    found = _unique(each for file, text in sorted(texts.items()) for each in _of_file(file, text, others))
     return Converted(
         "".join(each.text for each in found),
         tuple(line for each in found for line in each.notes),
@@ -68,13 +76,11 @@ def convert(texts: Mapping[str, str]) -> Converted:
     )
 
 
-def _pools(file: str, text: str) -> list[AddressPool]:
-    """Those of whose addresses policies may be."""
+def _entries(file: str, text: str) -> tuple[Entry, ...]:
     try:
-        entries = read_file(text, file).entries
+        return read_file(text, file).entries
     except InputError:
-        return []
-    return [entry.object for entry in entries if isinstance(entry.object, AddressPool)]
+        return ()
 
 
 def _unique(found: Iterator[tuple[str, _Written]]) -> list[_Written]:
@@ -90,7 +96,7 @@ def _unique(found: Iterator[tuple[str, _Written]]) -> list[_Written]:
     return kept
 
 
-def _of_file(file: str, text: str, pools: Pools) -> Iterator[tuple[str, _Written]]:
+def _of_file(file: str, text: str, others: _Others) -> Iterator[tuple[str, _Written]]:
     """Each object of other makers with the name that it has as ours."""
     lines = text.split("\n")
     try:
@@ -100,12 +106,12 @@ def _of_file(file: str, text: str, pools: Pools) -> Iterator[tuple[str, _Written
         return
     for value in values:
         try:
-            yield from _of_object(value, lines, pools)
+            yield from _of_object(value, lines, others)
         except InputError as error:
             yield "", _Written(str(value.origin), errors=(str(error),))
 
 
-def _of_object(value: Value, lines: list[str], pools: Pools) -> Iterator[tuple[str, _Written]]:
+def _of_object(value: Value, lines: list[str], others: _Others) -> Iterator[tuple[str, _Written]]:
     """Raises InputError."""
     group, name = value.section.string("apiVersion").rpartition("/")[0], value.section.string("kind")
     if (group, name) == ("", "ConfigMap"):
@@ -120,25 +126,29 @@ def _of_object(value: Value, lines: list[str], pools: Pools) -> Iterator[tuple[s
         return
     loaded = read_object(value)
     if not loaded.ignored:
-        yield from _of_loaded(value, kind, loaded, pools)
+        yield from _of_loaded(value, kind, loaded, others)
 
 
-def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded, pools: Pools) -> Iterator[tuple[str, _Written]]:
+def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded, others: _Others) -> Iterator[tuple[str, _Written]]:
     told = tuple(each.message for each in loaded.refusals)
     if loaded.entries and isinstance(config := loaded.entries[0].object, LegacyConfig):
-        yield _of_peers(value, kind, loaded.entries[0].ref, config, told)
+        lacking = [one.message for peer in config.peers for one in without_profile(peer, others.profiles)]
+        config = replace(config, peers=tuple(with_bfd(peer, others.profiles) for peer in config.peers))
+        yield _of_peers(value, kind, loaded.entries[0].ref, config, (*told, *lacking))
         return
     taken = [found for found in map(_object, loaded.entries) if found is not None]
-    if not taken and told:
+    if any(isinstance(entry.object, BfdProfile) for entry in loaded.entries):  # peers say what it says
+        yield "", _Written(str(value.origin), notes=told)
+    elif not taken and told:
         yield "", _Written(str(value.origin), errors=told)
     for found in taken:
-        whole = with_destinations(found, pools) if isinstance(found, EgressPolicy) else found
+        whole = with_destinations(found, others.pools) if isinstance(found, EgressPolicy) else found
         written = manifest(whole)
         about = f"{value.origin}: {loaded.entries[0].ref}"
         if kind is None or kind.reader is None or kind.group == OURS:
             yield _name(written), _Written(about)
             continue
-        notes = (*told, *_unread(value, kind.reader), *_pool_elsewhere(value, found, pools))
+        notes = (*told, *_unread(value, kind.reader), *_pool_elsewhere(value, found, others.pools))
         yield _name(written), _checked(_Written(about, written, notes), manifest)
 
 
@@ -157,7 +167,7 @@ def _unread(value: Value, read: Reader) -> list[str]:
     return [str(each.error(UNREAD)) for each in unread_keys(value, read, "spec")]
 
 
-def _pool_elsewhere(value: Value, found: AddressPool | EgressPolicy, pools: Pools) -> list[str]:
+def _pool_elsewhere(value: Value, found: AddressPool | EgressPolicy, pools: Mapping[str, AddressPool]) -> list[str]:
     """A policy whose destinations its pool would say."""
     if isinstance(found, AddressPool) or found.destinations or found.pool in pools:
         return []

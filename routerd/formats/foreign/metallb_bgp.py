@@ -1,4 +1,4 @@
-"""MetalLB's BGPPeer (metallb.io/v1beta2), as a BGP configuration of one peer. Pure.
+"""MetalLB's BGPPeer (metallb.io/v1beta2), as a BGP configuration of one peer, and BFDProfile (v1beta1). Pure.
 
 What we cannot do is refused by name, as a value: a session that could not come up is not tried. Graceful restart is
 offered whatever `enableGracefulRestart` says, as daemons here are replaced while sessions stay.
@@ -6,15 +6,17 @@ offered whatever `enableGracefulRestart` says, as daemons here are replaced whil
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from routerd.formats.document import Section, Value
 from routerd.formats.legacy_bgp import LegacyConfig
+from routerd.formats.legacy_bgp.bfd import PROFILE_INTERVAL
 from routerd.formats.legacy_bgp.golang import parse_duration, whole_seconds
 from routerd.formats.legacy_bgp.peers import MAX_HOLD_TIME
 from routerd.formats.meta import label_selector, read_meta
-from routerd.model import IPFamily, Peer, Refusal
-from routerd.refs import PEER, Ref
+from routerd.model import Bfd, BfdProfile, IPFamily, Peer, Refusal
+from routerd.refs import Ref
 
 HOLD_TIME = 90  # seconds
 _NOT_DONE = {
@@ -31,7 +33,44 @@ def read_bgp_peer(value: Value) -> tuple[LegacyConfig | None, tuple[Refusal, ...
     about = Ref(meta.kind, meta.namespace_or_default, meta.name)
     if refusals := tuple(_not_done(about, spec)):
         return None, refusals
-    return LegacyConfig((_peer(meta.name, value, spec),)), tuple(_without_bfd(meta.name, spec))
+    peer = _peer(meta.name, value, spec)
+    if peer.bfd_profile and peer.ebgp_multihop:
+        message = "BFD over several hops is not done: the session runs without BFD"
+        refusal = Refusal(peer.ref, "BFDNotSupported", str(spec.require("bfdProfile").error(message)))
+        return LegacyConfig((replace(peer, bfd_profile=""),)), (refusal,)
+    return LegacyConfig((peer,)), ()
+
+
+def with_bfd(peer: Peer, profiles: Mapping[str, BfdProfile]) -> Peer:
+    """As the profile that it names says; without BFD while there is none of that name."""
+    if not peer.bfd_profile:
+        return peer
+    profile = profiles.get(peer.bfd_profile)
+    return replace(peer, bfd=profile.bfd if profile is not None else None, bfd_profile="")
+
+
+def without_profile(peer: Peer, profiles: Mapping[str, BfdProfile]) -> Iterator[Refusal]:
+    if peer.bfd_profile and peer.bfd_profile not in profiles:
+        message = f"{peer.origin}: there is no BFDProfile {peer.bfd_profile}: the session runs without BFD"
+        yield Refusal(peer.ref, "BFDNotSupported", message)
+
+
+def read_bfd_profile(value: Value) -> tuple[BfdProfile, tuple[Refusal, ...]]:
+    """Intervals are milliseconds. Raises InputError."""
+    meta = read_meta(value)
+    spec = value.section.section("spec") or Section.empty(value)
+    bfd = Bfd(
+        interval=spec.integer("transmitInterval", 10, 60000, PROFILE_INTERVAL) * 1000,
+        min_rx=spec.integer("receiveInterval", 10, 60000, PROFILE_INTERVAL) * 1000,
+        multiplier=spec.integer("detectMultiplier", 2, 255, 3),
+        passive=spec.boolean("passiveMode", False),
+    )
+    profile = BfdProfile(meta.name, bfd, value.origin)
+    if not spec.boolean("echoMode", False):
+        return profile, ()
+    about = Ref(meta.kind, meta.namespace_or_default, meta.name)
+    message = str(spec.require("echoMode").error("it is not done, asynchronous mode alone sees the peer"))
+    return profile, (Refusal(about, "BFDNotSupported", message),)
 
 
 def _not_done(about: Ref, spec: Section) -> Iterator[Refusal]:
@@ -44,13 +83,6 @@ def _not_done(about: Ref, spec: Section) -> Iterator[Refusal]:
 def _is_empty(given: Value) -> bool:
     """A reference to nothing, as an API server writes it."""
     return given.is_mapping and not given.section.string("name")
-
-
-def _without_bfd(name: str, spec: Section) -> Iterator[Refusal]:
-    profile = spec.get("bfdProfile")
-    if profile is not None and profile.text:
-        message = "BFDProfiles are not read: the session runs without BFD; write the peer with bfd in the BGP ConfigMap"
-        yield Refusal(Ref(PEER, name=name), "BFDNotSupported", str(profile.error(message)))
 
 
 def _peer(name: str, value: Value, spec: Section) -> Peer:
@@ -74,6 +106,7 @@ def _peer(name: str, value: Value, spec: Section) -> Peer:
         keepalive_time=keepalive if keepalive >= 0 else None,
         password=spec.string("password"),
         ebgp_multihop=spec.boolean("ebgpMultiHop", False),
+        bfd_profile=spec.string("bfdProfile"),
         families=("IPv4", "IPv6") if spec.boolean("dualStackAddressFamily", False) else (family,),
         node_selectors=tuple(label_selector(item, strict=False) for item in spec.items("nodeSelectors")),
         name=name,

@@ -19,7 +19,7 @@ _RANGES = (
     ("minimum-ttl", "invalid minimum ttl value", 1, 254),
     ("echo-interval", "invalid minimum ttl value", 10, 60000),  # the original's own mistake, kept: same text
 )
-_PROFILE_INTERVAL = 300  # milliseconds; what MetalLB and FRR take where a profile says nothing
+PROFILE_INTERVAL = 300  # milliseconds; what MetalLB and FRR take where a profile says nothing
 _LEAST, _MOST = 10_000, 60_000_000  # microseconds, the same range as that of profiles
 
 
@@ -56,8 +56,8 @@ def _fault(struct: Struct) -> tuple[str, str] | None:
 
 def _profile(struct: Struct) -> Profile:
     bfd = Bfd(
-        interval=struct.number("transmit-interval", _PROFILE_INTERVAL) * 1000,
-        min_rx=struct.number("receive-interval", _PROFILE_INTERVAL) * 1000,
+        interval=struct.number("transmit-interval", PROFILE_INTERVAL) * 1000,
+        min_rx=struct.number("receive-interval", PROFILE_INTERVAL) * 1000,
         multiplier=struct.number("detect-multiplier", 3),
         passive=struct.flag("passive-mode"),
     )

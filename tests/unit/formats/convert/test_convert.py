@@ -106,6 +106,12 @@ spec:
   holdTime: 1m30s
   password: "0123"
   nodeSelectors: [{matchLabels: {rack: a}}]
+  bfdProfile: fast
+---
+apiVersion: metallb.io/v1beta1
+kind: BFDProfile
+metadata: {name: fast, namespace: metallb-system}
+spec: {passiveMode: true, detectMultiplier: 5}
 ---
 apiVersion: metallb.io/v1beta2
 kind: BGPPeer
@@ -313,7 +319,7 @@ def test_a_bgp_configuration_that_says_all_is_read_the_same_again() -> None:
 
 
 ELSEWHERE = {
-    Peer: {"origin", "bfd", "password_file"},
+    Peer: {"origin", "bfd", "bfd_profile", "password_file"},
     Advertisement: set(),
     AddressPool: {"origin", "protocol", "services", "gateways"},
     EgressPolicy: {"origin", "kind", "refused", "pool", "count"},

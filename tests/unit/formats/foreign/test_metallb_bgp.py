@@ -9,7 +9,7 @@ import pytest
 
 from routerd.errors import InputError
 from routerd.formats.legacy_bgp import LegacyConfig
-from routerd.model import Origin, Peer
+from routerd.model import Bfd, Origin, Peer
 from routerd.selectors import LabelSelector, Requirement
 from routerd.store.merge import merge
 from tests.models.manifests import read_text
@@ -67,10 +67,52 @@ def test_a_session_that_could_not_come_up_is_not_tried(line: str, why: str) -> N
     assert told == f"BGPPeer/metallb-system/tor PeerNotSupported: {place}: {why}; the peer is not used"
 
 
-def test_bfd_is_told() -> None:
-    peer, (told,) = read(SPEC + "  bfdProfile: fast\n")
-    assert peer is not None and peer.bfd is None
-    assert told.startswith("peer/tor BFDNotSupported: f.yaml:8:15: spec.bfdProfile: BFDProfiles are not read")
+PROFILE = "apiVersion: metallb.io/v1beta1\nkind: BFDProfile\nmetadata: {name: fast, namespace: metallb-system}\n"
+QUICK = PROFILE + "spec: {transmitInterval: 50, receiveInterval: 60, detectMultiplier: 4, passiveMode: true}\n"
+
+
+def watched(*texts: str) -> tuple[Bfd | None, list[str]]:
+    """How the peer of these files is watched, and what is told."""
+    found = merge([read_text(text, "f.yaml") for text in texts], allocations=None)
+    assert found.bgp is not None
+    (peer,) = found.bgp.peers
+    assert not peer.bfd_profile
+    return peer.bfd, [f"{each.object} {each.reason}: {each.message}" for each in found.refusals]
+
+
+def test_a_peer_is_watched_as_its_profile_says() -> None:
+    peer = HEAD + SPEC + "  bfdProfile: fast\n"
+    assert watched(peer, QUICK) == (Bfd(50_000, 60_000, 4, True), [])
+    assert watched(PROFILE, peer) == (Bfd(300_000, 300_000, 3), [])
+    assert watched(HEAD + SPEC, QUICK) == (None, [])
+
+
+def test_a_peer_whose_profile_is_not_there_runs_without_bfd() -> None:
+    assert watched(HEAD + SPEC + "  bfdProfile: slow\n", QUICK) == (
+        None, ["peer/tor BFDNotSupported: f.yaml:1: there is no BFDProfile slow: the session runs without BFD"],
+    )  # fmt: skip
+
+
+def test_over_several_hops_there_is_no_bfd() -> None:
+    assert watched(HEAD + SPEC + "  bfdProfile: fast\n  ebgpMultiHop: true\n", QUICK) == (
+        None, ["peer/tor BFDNotSupported: f.yaml:8:15: spec.bfdProfile: BFD over several hops is not done: the session "
+               "runs without BFD"],
+    )  # fmt: skip
+
+
+def test_echo_of_a_profile_is_told() -> None:
+    echo = PROFILE + "spec: {echoMode: true}\n"
+    assert watched(HEAD + SPEC + "  bfdProfile: fast\n", echo) == (
+        Bfd(300_000, 300_000, 3),
+        ["BFDProfile/metallb-system/fast BFDNotSupported: f.yaml:4:18: spec.echoMode: it is not done, asynchronous "
+         "mode alone sees the peer"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["transmitInterval", "receiveInterval", "detectMultiplier"])
+def test_a_profile_has_metallb_s_bounds(key: str) -> None:
+    with pytest.raises(InputError, match=key):
+        read_text(PROFILE + f"spec: {{{key}: 1}}\n")
 
 
 @pytest.mark.parametrize(
