@@ -101,6 +101,7 @@ bench-cloud: setup
 
 bench-ports: setup
 	@$(PY) -m tests.bench.ports
+	@$(PY) -m tests.bench.rush
 
 bench-rounds: setup
 	@$(PY) -m tests.bench.rounds

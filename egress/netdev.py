@@ -200,10 +200,10 @@ class Datapath:
     def port_use(self) -> PortUse | None:
         """As the last round of collection counted it; None before there was one, or if it could not count all ports."""
         try:
-            collected, granules, searches = self._collected(), self._maps["granules"].items(), self._searches()
+            collected, granules = self._collected(), self._maps["granules"].items()
+            pressed = status.long_searches(self._maps["pressures"].items())
         except FileNotFoundError:
             return None
-        pressed = [group for group, (_, is_pressed) in searches.items() if is_pressed]
         return status.port_use(collected, granules, pressed)
 
     def status(self) -> EgressStatus:
@@ -248,9 +248,12 @@ class Datapath:
         return status.searches(self._maps["pressures"].items(), time.monotonic_ns())
 
     def is_pressed(self) -> bool:
-        """Whether a pod has come near its share of the tables since the last collection, which is due then."""
+        """Whether a pod has come near its share of the tables, or a group near the end of its ports, since the last
+        collection, which is due then.
+        """
         try:
-            return bool(self._use_of_all().pressed)
+            searched = status.long_searches(self._maps["pressures"].items()).values()
+            return bool(self._use_of_all().pressed) or max(searched, default=0.0) > self._collected().round / 1e9
         except FileNotFoundError:
             return False
 

@@ -26,7 +26,7 @@ class PortUse:
 
     counted: float = 0.0  # when counting began, of the clock that nobody sets (CLOCK_MONOTONIC), seconds
     used: Mapping[tuple[IPAddress, int], int] = field(default_factory=dict)  # (egress IP, first port of 64) -> flows
-    pressed: frozenset[int] = frozenset()  # groups in which searches for a port have grown long of late
+    pressed: Mapping[int, float] = field(default_factory=dict)  # group -> when a search for a port was long, same clock
 
 
 GUARD = "guard_"  # counters of the nft table: drops, all of them
@@ -165,7 +165,12 @@ def searches(pressures: MapEntries, moment: int) -> dict[int, tuple[int, bool]]:
     return found
 
 
-def port_use(collected: layout.Collected, granules: MapEntries, pressed: Collection[int]) -> PortUse | None:
+def long_searches(pressures: MapEntries) -> dict[int, float]:
+    """Group -> when a search for a port was long, or in vain, last: CLOCK_MONOTONIC, seconds."""
+    return {layout.number(k): layout.decode(layout.Pressure, v).last_seen / 1e9 for k, v in pressures.items()}
+
+
+def port_use(collected: layout.Collected, granules: MapEntries, pressed: Mapping[int, float]) -> PortUse | None:
     """As the last round of collection counted it; None before there was one, or if it could not count all ports."""
     last = collected.round
     if not last or collected.ports_uncounted:
@@ -175,7 +180,7 @@ def port_use(collected: layout.Collected, granules: MapEntries, pressed: Collect
         granule, use = layout.decode(layout.GranuleKey, key), layout.decode(layout.GranuleUse, raw)
         if use.round == last:
             used[layout.ip_of(granule.egress_ip), granule.granule * layout.GRANULE] = use.ports
-    return PortUse(last / 1e9, used, frozenset(pressed))
+    return PortUse(last / 1e9, used, pressed)
 
 
 def near_share(uses: MapEntries) -> frozenset[int]:

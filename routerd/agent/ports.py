@@ -23,6 +23,7 @@ class PortDesk:
     _memory: PortMemory = field(init=False, default_factory=PortMemory)
     _applied: Allocations | None = field(init=False, default=None)
     _since: float = field(init=False, default=float("-inf"))  # when it was first in force
+    _considered: tuple[Allocations, NodeState] | None = field(init=False, default=None)
 
     @property
     def report(self) -> PortReport | None:
@@ -33,12 +34,18 @@ class PortDesk:
         """A state was composed from these allocations."""
         if allocations is None or state.selecting is None:
             return
+        self._considered = allocations, state
         before = self._memory.report
         self._memory = report_ports(
             self.node, allocations, state.selecting, self._applied, self.use(), self._memory, self.clock(), self._since
         )
         if self._memory.report != before:
             self.on_change()
+
+    def reconsider(self) -> None:
+        """The datapath has counted anew."""
+        if self._considered is not None:
+            self.consider(*self._considered)
 
     def is_applied(self, allocations: Allocations, state: NodeState) -> None:
         """A round left nothing of it undone."""

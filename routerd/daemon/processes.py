@@ -60,7 +60,10 @@ COLLECT_PERIOD = 10.0  # seconds; the shortest timeout of an idle flow is longer
 FIRST_TRIAL, LAST_TRIAL = 0.02, 1.0  # seconds between trials of port sets that have not been echoed; doubles
 SURVEY_PERIOD = 30.0  # seconds; nobody tells when a CNI changes
 SPARE_TRIAL = 60.0  # of those that are good by another way
-PRESSED_PERIOD = 1.0  # seconds between rounds of collection while a pod comes near its share of the tables
+PRESSED_PERIOD = (
+    1.0  # seconds between rounds of collection while a pod comes near its share of the tables, or ports end
+)
+PRESSED_LOOK = 0.25  # seconds between two looks whether that is so
 UPSTREAM_LOST = "upstream-lost"  # in the run directory
 YOUNG = 20_000  # objects after which the collector looks at those that are new
 
@@ -209,7 +212,7 @@ def _assembled(
     )
     attachments.hurry, attachments.wake = body.hurry, body.wake
     if egress is not None:
-        tasks |= _egress_tasks(egress, on_links, body.recheck)
+        tasks |= _egress_tasks(egress, on_links, body.recheck, ports.reconsider)
     presence = Presence(
         store, lambda: _node_report(config), lambda: body.status, lambda: body.snapshot, drains,
         egress=config.egress.enabled, ports=lambda: ports.report, pods=_pods(config),
@@ -229,11 +232,13 @@ def _assembled(
     return body, presence
 
 
-def _egress_tasks(egress: EgressRoom, on_links: Callable[[], None], on_others: Callable[[], None]) -> dict[str, Task]:
+def _egress_tasks(
+    egress: EgressRoom, on_links: Callable[[], None], on_others: Callable[[], None], on_counted: Callable[[], None]
+) -> dict[str, Task]:
     from egress.devices import watch
 
     return {
-        "collect": lambda: collect_idle(egress),
+        "collect": lambda: collect_idle(egress, on_counted),
         "trials": lambda: try_port_sets(egress),
         "links": lambda: watch(on_links),
         "survey": lambda: look_around(egress, on_others),
@@ -354,21 +359,23 @@ async def look_around(egress: EgressRoom, on_change: Callable[[], None]) -> None
             event(LOGGER, logging.WARNING, "survey-failed", reason=str(error), retry=SURVEY_PERIOD)
 
 
-async def collect_idle(egress: EgressRoom) -> None:
-    """Takes idle flows out of the datapath again and again, and sooner while a pod comes near its share: then it takes
-    a tenth of the time at most.
+async def collect_idle(egress: EgressRoom, on_counted: Callable[[], None]) -> None:
+    """Takes idle flows out of the datapath again and again, and sooner while a pod comes near its share or a group's
+    ports end: then it takes a tenth of the time at most.
     """
     clock = asyncio.get_running_loop().time
     last, took = clock(), 0.0
     while True:
-        await asyncio.sleep(PRESSED_PERIOD)
+        await asyncio.sleep(PRESSED_LOOK)
         pause = clock() - last
-        if pause < COLLECT_PERIOD and (pause < 10 * took or not await in_thread(egress.is_pressed)):
+        least = max(PRESSED_PERIOD, 10 * took)
+        if pause < COLLECT_PERIOD and (pause < least or not await in_thread(egress.is_pressed)):
             continue
         last = clock()
         try:
             await in_thread(egress.collect)
             took = clock() - last
+            on_counted()
         except OSError as error:
             event(LOGGER, logging.ERROR, "collect-failed", reason=str(error), retry=COLLECT_PERIOD)
 

@@ -36,6 +36,7 @@ class PortMemory:
 
     needed: Mapping[int, float] = field(default_factory=dict)  # by group: when a pod was selected last
     looked: float = float("-inf")  # when what is in use was told last
+    held: Mapping[int, tuple[int, float]] = field(default_factory=dict)  # by group: ports in force here, since when
     report: PortReport | None = None
 
 
@@ -81,9 +82,30 @@ def report_ports(
     looks = now - memory.looked >= LOOK
     before = memory.report or PortReport()
     blocks = own_blocks(allocations, node, needed) if use is not None else {}
-    asks = tuple(_ask(group, blocks.get(group, ()), before, use, looks=looks) for group in sorted(needed))
+    held = (
+        _held(blocks if applied is allocations else own_blocks(applied, node, needed), memory, now) if applied else {}
+    )
+    short = {group: ports for group, (ports, since) in held.items() if use and use.pressed.get(group, since) > since}
+    asks = tuple(
+        _ask(group, blocks.get(group, ()), before, use, short.get(group, 0), looks=looks) for group in sorted(needed)
+    )
     report = PortReport(asks, _unused(applied, node, use, applied_since, before), _confirmed(applied, node, before))
-    return PortMemory(needed, now if looks else memory.looked, report)
+    return PortMemory(needed, now if looks else memory.looked, held, report)
+
+
+Blocks = Mapping[int, tuple[tuple[IPAddress, PortBlock], ...]]
+
+
+def _held(blocks: Blocks, memory: PortMemory, now: float) -> dict[int, tuple[int, float]]:
+    """How long a search was before the node had these ports says nothing of them."""
+    sizes = {group: _size(found) for group, found in blocks.items()}
+    before = {group: memory.held.get(group, (0, now)) for group in sizes}
+    return {group: before[group] if before[group][0] == size else (size, now) for group, size in sizes.items()}
+
+
+def _size(blocks: Iterable[tuple[IPAddress, PortBlock]]) -> int:
+    """Ports in which something may begin."""
+    return sum(block.size for _, block in blocks if not block.returning)
 
 
 def _since(memory: PortMemory, here: Iterable[int], now: float) -> dict[int, float]:
@@ -95,18 +117,19 @@ def _ask(
     blocks: Iterable[tuple[IPAddress, PortBlock]],
     before: PortReport,
     use: PortUse | None,
+    short: int,
     *,
     looks: bool,
 ) -> PortAsk:
+    """`short`: of how many ports the node has too few; 0 = of none."""
     said = next((each for each in before.asks if each.group == group), PortAsk(group))
     if use is None:
         return said
     usable = [(address, block) for address, block in blocks if not block.returning]
-    held = sum(block.size for _, block in usable)
     used = sum(_flows(use, address, block) for address, block in usable)
     wanted = said.ports
-    if held and group in use.pressed:
-        wanted = max(wanted, min(2 * held, MOST))
+    if short:
+        wanted = max(wanted, min(2 * short, MOST))
     elif looks and used < IDLE * wanted:
         wanted //= 2
     return PortAsk(group, wanted, used if looks or wanted != said.ports else said.used)

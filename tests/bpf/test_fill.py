@@ -64,6 +64,11 @@ def test_a_group_that_searches_long_is_pressed(world: World, datapath: Callable[
     _send(world, 2)
     assert opened.status().long_searches == {str(HERE): 2}
     assert _reasons(opened) == {f"egress/{HERE} PortsScarce"}
+    assert opened.is_pressed()
+    opened.collect()
+    assert not opened.is_pressed(), "until a search is long again"
+    use = opened.port_use()
+    assert use and [*use.pressed] == [HERE] and use.pressed[HERE] < use.counted
 
 
 def test_a_pod_near_its_share_is_pressed_until_it_wants_no_more(

@@ -28,9 +28,11 @@ class Egress:
 def test_rounds_come_sooner_under_pressure() -> None:
     async def rounds() -> list[int]:
         egress: Any = Egress()
-        task = asyncio.create_task(collect_idle(egress))
+        counted: list[int] = []
+        task = asyncio.create_task(collect_idle(egress, lambda: counted.append(egress.rounds[-1])))
         await elapse(40.5)
         task.cancel()
+        assert counted == egress.rounds[1:], "whoever asks for ports reads what was counted at once"
         return list(egress.rounds)
 
     assert in_virtual_time(rounds()) == [10, 20, 21, 22, 23, 24, 34]

@@ -82,14 +82,14 @@ def test_it_goes_on_asking_for_a_while_when_the_last_pod_has_gone() -> None:
     assert desk.asks(allocations=replace(published(), groups=())) == [], "the group is gone"
 
 
-def use(flows: int, *pressed: int, counted: float = 0.0, first: int = 1024) -> PortUse:
-    return PortUse(counted, {(IP, first): flows}, frozenset(pressed))
+def use(flows: int, *pressed: int, counted: float = 0.0, first: int = 1024, at: float = 1.5) -> PortUse:
+    return PortUse(counted, {(IP, first): flows}, dict.fromkeys(pressed, at))
 
 
 def test_it_wants_twice_when_searches_grow_long_and_half_when_little_is_used() -> None:
     """Flows to many remotes share ports: how many there are says little of how many are free towards one of them."""
     desk = Desk()
-    desk.use = use(5000)
+    desk.applied, desk.use = published(), use(5000)
     assert desk.asks("EgressPolicy/a") == [PortAsk(5, 0)]
     assert desk.used == [5000]
     desk.use = use(768, 5)
@@ -106,6 +106,21 @@ def test_it_wants_twice_when_searches_grow_long_and_half_when_little_is_used() -
     assert desk.used == [900]
     assert desk.asks("EgressPolicy/a", allocations=grown, seconds=LOOK) == [PortAsk(5, 1024)]
     assert desk.used == [100]
+
+
+def test_one_moment_of_long_searches_makes_it_ask_once() -> None:
+    """What is read of the searches may be older than the ports that the node has by now."""
+    desk, grown = Desk(), published(A, B, PortBlock(4096, 2048, 1))
+    desk.applied, desk.use = published(), use(1024, 5, at=0.5)
+    assert desk.asks("EgressPolicy/a") == [PortAsk(5, 0)], "that was before it knew of its ports"
+    desk.use = use(1024, 5, at=1.5)
+    assert desk.asks("EgressPolicy/a") == [PortAsk(5, 2048)]
+    assert desk.asks("EgressPolicy/a", allocations=grown) == [PortAsk(5, 2048)], "not in force yet"
+    desk.applied = grown
+    assert desk.asks("EgressPolicy/a", allocations=grown) == [PortAsk(5, 2048)]
+    assert desk.asks("EgressPolicy/a", allocations=grown) == [PortAsk(5, 2048)]
+    desk.use = use(3000, 5, at=desk.now + 0.5)
+    assert desk.asks("EgressPolicy/a", allocations=grown) == [PortAsk(5, 6144)]
 
 
 def test_a_block_that_was_asked_back_is_unused_when_the_table_is_in_force_and_no_flow_is_left() -> None:
