@@ -34,6 +34,7 @@ COPY bfd bfd
 COPY ipam ipam
 COPY upstream upstream
 COPY egress egress
+COPY eni eni
 COPY bgp bgp
 COPY routerd routerd
 RUN SOURCE_DATE_EPOCH=0 pip wheel --no-deps --no-build-isolation -w /wheels . \

@@ -59,7 +59,7 @@ HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
         "AgentAbsent", "AwaitingNodeReports", "BandwidthNotLimited", "BFDDown", "BFDNotSupported",
         "ConflictingAnnotations", "EgressByAnnotation", "FamilyNotNegotiated", "ForwardingOff", "GatewayNotUsed",
         "GatewaysUnwatched", "HoldTimeTooLong",
-        "InvalidRouterID", "NetworkUnavailable", "NoBFD", "NoEndpoints", "NumberMisread", "PodNearShare",
+        "InvalidRouterID", "NetworkUnavailable", "NoBFD", "NoDevice", "NoEndpoints", "NumberMisread", "PodNearShare",
         "PodCIDRTaken", "PodCIDRsShort", "PodOutsideCluster", "PoolOverCluster", *OF_PORTS,
         "PortsScarce", "StatusOfOther", "SubnetNotUsed", "TableNearlyFull",
         "UnknownAnnotation", "UnknownGateway", "UnknownLabel", "UnknownPeer", "UnreadConfiguration", "UpstreamLost",
@@ -108,6 +108,7 @@ class CloudInterface:
     mac: str
     own: IPv4Interface  # its primary address, with the subnet's mask
     blocks: tuple[IPNetwork, ...]  # of which pods get addresses: single ones as /32, prefixes
+    leaving: tuple[IPNetwork, ...] = ()  # of which no pod gets one any more, though some may have one
 
 
 @dataclass(frozen=True, slots=True)

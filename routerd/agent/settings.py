@@ -28,6 +28,8 @@ def settings_of(config: Config) -> Settings:
         network_policy=config.egress.network_policy,
         forward_mark=1 << config.egress.forward_mark_bit,
         flow_deadline=config.operator.flow_deadline,
+        wires=config.cloud.provider != "none",
+        pod_metadata=config.cloud.pod_metadata,
         watch=_watch(config.egress.liveness),
     )
 

@@ -33,7 +33,7 @@ def cleanup(arguments: argparse.Namespace) -> int:
     preflight.privileges((preflight.CAP_NET_ADMIN, preflight.CAP_BPF))
     try:
         done = chain.uninstall(arguments)  # first: it would let no pod start
-        done += _datapath_removed(config)
+        done += [*_datapath_removed(config), *_wiring_removed()]
     except OSError as error:
         raise EnvironmentFault(f"not everything could be removed: {error}; run cleanup again") from error
     print("\n".join(done) or "nothing to remove")
@@ -52,6 +52,16 @@ def _datapath_removed(config: Config) -> list[str]:
         return [*kept, *(f"removed {what}" for what in datapath.remove())]
     finally:
         datapath.close()
+
+
+def _wiring_removed() -> list[str]:
+    from eni import kernel
+    from eni.plan import Desired, plan
+
+    actions = plan(Desired(), kernel.observe(Desired()))
+    for action in actions:
+        kernel.apply(action)
+    return list(map(str, actions))
 
 
 def version(arguments: argparse.Namespace) -> int:

@@ -28,7 +28,7 @@ def takes_part(node: Node, labels: Labels) -> bool:
 def published_interfaces(holdings: Iterable[Holding], nodes: Mapping[str, Node]) -> tuple[NodeInterfaces, ...]:
     """What each node may give its pods, whoever had the instance before; sorted by node.
 
-    A block that is to be given back is not published any more, so that its node lets go of it.
+    A block that is to be given back is published as one that leaves, so that its node lets go of it.
     """
     names: dict[str, list[str]] = {}
     for name, node in nodes.items():
@@ -42,9 +42,10 @@ def published_interfaces(holdings: Iterable[Holding], nodes: Mapping[str, Node])
 
 
 def _published(held: Held) -> CloudInterface | None:
-    blocks = tuple(each.network for each in held.blocks if each.state == "used")
+    used = tuple(each.network for each in held.blocks if each.state == "used")
+    leaving = tuple(each.network for each in held.blocks if each.state == "leaving")
     own = IPv4Interface((held.primary, held.subnet.prefixlen))
-    return CloudInterface(held.mac, own, blocks) if blocks else None
+    return CloudInterface(held.mac, own, used, leaving) if used or leaving else None
 
 
 def demands(

@@ -28,6 +28,8 @@ class CloudSettings:
     """Labels of the nodes whose pods get addresses of the cloud; none = every node that is an instance."""
     calls: bool = True
     """Off: the cloud is not called at all, and what is on record stays."""
+    pod_metadata: bool = False
+    """Whether pods may ask the metadata service, which tells the node's credentials."""
     egress_networks: tuple[IPNetwork, ...] = ()
     """Egress IPs in these are secondary addresses of a gateway's primary interface; none = egress asks no cloud."""
     rules: Rules = field(default_factory=lambda: Rules(""))
@@ -39,7 +41,7 @@ def read_cloud(section: Section | None) -> CloudSettings:
         return CloudSettings()
     section.only(
         "provider", "region", "endpoint", "cluster", "nodes", "calls", "releases", "interfaces", "addresses",
-        "egress-networks",
+        "egress-networks", "pod-metadata",
     )  # fmt: skip
     provider = cast(Literal["none", "aws"], section.require("provider").choice("none", "aws"))
     rules = _rules(section, "" if provider == "none" else section.require("cluster").name("the cluster's name"))
@@ -49,6 +51,7 @@ def read_cloud(section: Section | None) -> CloudSettings:
         endpoint=_endpoint(section),
         nodes=section.texts("nodes"),
         calls=section.boolean("calls", True),
+        pod_metadata=section.boolean("pod-metadata", False),
         egress_networks=_egress_networks(section, rules),
         rules=rules,
     )

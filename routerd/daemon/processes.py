@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from bgp.speaker import Speaker
     from routerd.agent.bfd import BfdRoom
     from routerd.agent.egress import EgressRoom
+    from routerd.agent.plugins.wiring import WiringRoom
     from routerd.agent.room import Room
     from routerd.operator.clouds import Clouds
     from routerd.operator.loop import Operator
@@ -115,7 +116,9 @@ class Callback:
 
 
 def check_agent(config: Config) -> None:
-    """EnvironmentFault before anything is touched. Without egress an agent needs no privilege, nor a place for pins."""
+    """EnvironmentFault before anything is touched. Without egress and a cloud it needs no privilege."""
+    if config.cloud.provider != "none":
+        preflight.privileges((preflight.CAP_NET_ADMIN,))
     if config.egress.enabled:
         preflight.for_agent(config.egress.uplinks)
         if preflight.bpf_file_system(config.pin_dir):
@@ -199,7 +202,7 @@ def _assembled(
         Parts(
             settings_of(config),
             rooms,
-            Reconciler(speaker, _seats(bfd_room, egress)),
+            Reconciler(speaker, _seats(bfd_room, egress, _wiring_room(config, pod_addresses))),
             Brake(Limits(limits.enabled, limits.percent, limits.paths, limits.hold)),
             None if source.reloaded else rooms.carried,  # another configuration explains what it withdraws
             tasks,
@@ -295,12 +298,29 @@ async def _end_session(speaker: Speaker | None, peer: IPAddress) -> bool:
     return speaker is not None and await speaker.end(peer, BFD_DOWN)
 
 
-def _seats(bfd_room: BfdRoom | None, egress: EgressRoom | None) -> list[Room]:
+def _seats(bfd_room: BfdRoom | None, egress: EgressRoom | None, wiring: WiringRoom | None) -> list[Room]:
     """Gateways are probed once the programs are in place that give probes their way."""
     from routerd.agent.bfd import ProbeRoom
 
     seats: list[Room] = [room for room in (bfd_room, egress) if room is not None]
-    return [*seats, ProbeRoom(bfd_room)] if bfd_room is not None and egress is not None else seats
+    seats += [ProbeRoom(bfd_room)] if bfd_room is not None and egress is not None else []
+    return [*seats, *([wiring] if wiring is not None else [])]
+
+
+def _soon(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
+    loop.call_soon_threadsafe(work)
+
+
+def _wiring_room(config: Config, desk: PodAddressDesk) -> WiringRoom | None:
+    """None where pods have no addresses of a cloud."""
+    if config.cloud.provider == "none":
+        return None
+    from routerd.agent.plugins.wiring import WiringRoom
+
+    room, loop = WiringRoom(), asyncio.get_running_loop()
+    room.on_wired = lambda: _soon(loop, desk.changed)
+    desk.wired = lambda: room.wired
+    return room
 
 
 def _egress_room(config: Config) -> EgressRoom:

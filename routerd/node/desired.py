@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from ipaddress import IPv4Network
 from typing import Any
 
 from bfd.probes import Probing
@@ -28,10 +29,13 @@ from egress.policy import (
     Watch,
 )
 from egress.policy import Desired as EgressDesired
+from eni.plan import Desired as Wiring
+from eni.plan import Interface as Wire
 from routerd.memo import Derived, Last, by_identity, differing
 from routerd.model import (
     NAMESPACE_NAME_LABEL,
     Allocations,
+    CloudInterface,
     EgressPolicy,
     IPAddress,
     IPNetwork,
@@ -64,7 +68,7 @@ from routerd.node.sessions import entries_here
 from routerd.refs import NODE, POD, Ref
 
 DEFAULT_TUNNEL_PORT = 8473  # UDP
-EGRESS_ROOM, BFD_ROOM, PROBE_ROOM = "egress", "bfd", "probes"  # the rooms' names
+EGRESS_ROOM, BFD_ROOM, PROBE_ROOM, ENI_ROOM = "egress", "bfd", "probes", "eni"  # the rooms' names
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,8 @@ class Settings:
     network_policy: NetworkPolicy = "direct"
     forward_mark: int = FORWARD_MARK
     flow_deadline: int = FLOW_DEADLINE  # seconds
+    wires: bool = False  # whether interfaces of a cloud are for pods here
+    pod_metadata: bool = False  # whether these pods may ask the cloud's metadata service
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,10 +257,25 @@ def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts, kept: Kep
             EGRESS_ROOM: egress,
             BFD_ROOM: _watched(snapshot, settings.node, announced),
             PROBE_ROOM: probing(egress) if egress is not None else None,
+            **_of_cloud(snapshot, settings),
         },
         tuple(sorted(set(refusals), key=lambda refusal: refusal.order)),
         selecting=kept.steering.selecting if egress is not None else None,
     )
+
+
+def _of_cloud(snapshot: Snapshot, settings: Settings) -> Mapping[str, Any]:
+    if not settings.wires:
+        return {}
+    here = (snapshot.nodes or {}).get(settings.node)
+    is_synced = here is not None and snapshot.allocations is not None
+    return {ENI_ROOM: Wiring(tuple(map(_wire, here.interfaces)), settings.pod_metadata) if here and is_synced else None}
+
+
+def _wire(each: CloudInterface) -> Wire:
+    """Of blocks that leave, too, as pods may still have addresses of them. A subnet's first address is its router."""
+    blocks = (block for block in (*each.blocks, *each.leaving) if isinstance(block, IPv4Network))
+    return Wire(each.mac, each.own.network[1], tuple(sorted(blocks)))
 
 
 def _watched(snapshot: Snapshot, node: str, announced: Announcements | None) -> Mapping[IPAddress, Order] | None:

@@ -20,9 +20,10 @@ from bgp.path import Desired as BgpDesired
 from egress.entries import port_ranges
 from egress.policy import FLOW_DEADLINE, Block, Gateway, Group, Policy, Ports, Served, Watch
 from egress.policy import Desired as EgressDesired
+from eni.plan import Desired as Wiring
 from routerd.model import Refusal
 from routerd.node.announce import Announcements
-from routerd.node.desired import BFD_ROOM, EGRESS_ROOM, PROBE_ROOM, NodeState
+from routerd.node.desired import BFD_ROOM, EGRESS_ROOM, ENI_ROOM, PROBE_ROOM, NodeState
 
 T = TypeVar("T")
 DEFAULT_FAMILIES = ("ipv4 unicast", "ipv6 unicast")
@@ -299,12 +300,19 @@ def probe_lines(probing: Probing) -> list[str]:
     return [f"{head} node {number}" for number in sorted(probing.gateways)]
 
 
+def wiring_lines(desired: Wiring) -> list[str]:
+    """`interface MAC via GATEWAY for BLOCKS` in their order, and whether pods may ask the metadata service."""
+    lines = [f"interface {each.mac} via {each.gateway} for {_joined(each.blocks)}" for each in desired.interfaces]
+    return [*lines, *_if("metadata for pods", desired.interfaces != () and desired.metadata)]
+
+
 # --- all of it
 
 ROOMS: Mapping[str, Callable[[Any], list[str]]] = {
     EGRESS_ROOM: egress_lines,
     BFD_ROOM: bfd_lines,
     PROBE_ROOM: probe_lines,
+    ENI_ROOM: wiring_lines,
 }  # KeyError for one without words
 
 

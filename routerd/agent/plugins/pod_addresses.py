@@ -69,6 +69,7 @@ class PodAddressDesk:
     snapshot: Callable[[], Snapshot] = Snapshot
     retention: float = 86400.0  # seconds that an address is kept for the name of a pod that is gone
     of_cloud: Callable[[Node], bool] = lambda node: False  # whether its pods have addresses of a cloud, and no others
+    wired: Callable[[], Collection[str] | None] = lambda: None  # MACs of interfaces that lead to pods; None = all do
     clock: Callable[[], float] = time.time
     fault: str = ""  # why nothing is given
     _held: PodAddresses = field(init=False, default_factory=PodAddresses)
@@ -187,7 +188,7 @@ class PodAddressDesk:
     def _lacking(self, owner: Owner) -> str:
         """What must be known first, one line; "" = nothing."""
         snapshot = self.snapshot()
-        if not self._published(self._held, snapshot).blocks:
+        if not self._usable(self._held, snapshot).blocks:
             return self._unavailable()
         if snapshot.pods is None and (self._is_new or owner.pod):
             return NO_PODS
@@ -210,7 +211,7 @@ class PodAddressDesk:
         have, asked = self._others()
         others = {address: key for address, key in have.items() if key != owner.pod}
         snapshot = self.snapshot()
-        mine = self._published(held, snapshot)
+        mine = self._usable(held, snapshot)
         here = (snapshot.nodes or {}).get(self.node)
         if not mine.blocks and here is not None and not self._is_of_cloud(here):
             mine = held  # who was here before needs nobody's word for it: pod CIDRs are not taken away from a node
@@ -242,21 +243,26 @@ class PodAddressDesk:
     def _unavailable(self) -> str:
         """Why no pod can get an address, one line; "" = the next one can."""
         snapshot = self.snapshot()
-        held = self._published(self._held, snapshot)
+        held = self._usable(self._held, snapshot)
         if not held.blocks and (snapshot.nodes is None or self.node not in snapshot.nodes):
             return (
                 "the agent has not read nodes yet"
                 if snapshot.nodes is None
                 else f"the store has no Node {self.node} yet"
             )
-        if not held.blocks and self.of_cloud((snapshot.nodes or {})[self.node]):
-            return f"Node {self.node} has no address of the cloud yet: the operator's `routerd show cloud` says why"
+        if not held.blocks and self._is_of_cloud((snapshot.nodes or {})[self.node]):
+            return self._no_address_of_cloud((snapshot.nodes or {})[self.node])
         if not held.blocks:
             return f"Node {self.node} has no pod CIDRs: let its controller manager or the operator give it some"
         if self._is_new and snapshot.pods is None:
             return NO_PODS
         have, asked = self._others()
         return plan.exhausted(held, have, self.clock(), asked)
+
+    def _no_address_of_cloud(self, here: Node) -> str:
+        if any(each.blocks for each in here.interfaces):
+            return f"Node {self.node} has interfaces of the cloud, and none is wired yet: `routerd status` says why"
+        return f"Node {self.node} has no address of the cloud yet: the operator's `routerd show cloud` says why"
 
     def _published(self, held: PodAddresses, snapshot: Snapshot) -> PodAddresses:
         """With the node's blocks as the store has them; while it is not read, as they were."""
@@ -267,6 +273,18 @@ class PodAddressDesk:
             return plan.with_blocks(held, here.pod_cidrs)
         interfaces = tuple(Interface(each.mac, each.own, each.blocks) for each in here.interfaces)
         return plan.with_blocks(held, tuple(block for each in interfaces for block in each.blocks), interfaces)
+
+    def _usable(self, held: PodAddresses, snapshot: Snapshot) -> PodAddresses:
+        """With those of its blocks whose addresses lead to pods: an interface is wired first, for IPv4 alone."""
+        published, wired = self._published(held, snapshot), self.wired()
+        if wired is None or not published.interfaces:
+            return published
+        there = tuple(
+            replace(each, blocks=tuple(block for block in each.blocks if block.version == 4))
+            for each in published.interfaces
+            if each.mac in wired
+        )
+        return plan.with_blocks(published, tuple(block for each in there for block in each.blocks), there)
 
     def _is_of_cloud(self, here: Node) -> bool:
         return bool(here.interfaces) or self.of_cloud(here)

@@ -16,7 +16,8 @@ def interfaces_line(one: NodeInterfaces) -> str:
 
 
 def _line(one: CloudInterface) -> str:
-    return f'{{mac: "{one.mac}", own: "{one.own}", blocks: {_list(one.blocks)}}}'
+    leaving = f", leaving: {_list(one.leaving)}" if one.leaving else ""
+    return f'{{mac: "{one.mac}", own: "{one.own}", blocks: {_list(one.blocks)}{leaving}}}'
 
 
 def _list(networks: Iterable[IPNetwork]) -> str:
@@ -31,12 +32,12 @@ def read_interfaces(section: Section) -> NodeInterfaces:
 
 
 def _read(section: Section) -> CloudInterface:
-    section.only("mac", "own", "blocks")
-    mac, blocks = section.require("mac"), section.items("blocks", UNLIMITED)
+    section.only("mac", "own", "blocks", "leaving")
+    mac, own = section.require("mac"), section.require("own")
     if not MAC.fullmatch(mac.string()):
         mac.expected("a MAC address such as 02:00:5e:10:00:01")
-    own = _own(section.require("own"))
-    return CloudInterface(mac.string(), own, tuple(each.network() for each in blocks))
+    blocks, leaving = (tuple(each.network() for each in section.items(key, UNLIMITED)) for key in ("blocks", "leaving"))
+    return CloudInterface(mac.string(), _own(own), blocks, leaving)
 
 
 def _own(value: Value) -> IPv4Interface:

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Interface, ip_network
 from operator import attrgetter
 from typing import Any
 
 from routerd.formats.published.links import MAC
 from routerd.formats.published.records import Row, Table
-from routerd.model import BlockReport, CloudInterface, NodeInterfaces
+from routerd.model import BlockReport, CloudInterface, IPNetwork, NodeInterfaces
 
 
 def _row(each: NodeInterfaces) -> Row:
-    return [each.node, [[one.mac, str(one.own), [str(block) for block in one.blocks]] for one in each.interfaces]]
+    return [each.node, [[one.mac, str(one.own), *map(_texts, (one.blocks, one.leaving))] for one in each.interfaces]]
+
+
+def _texts(blocks: Iterable[IPNetwork]) -> list[str]:
+    return [str(block) for block in blocks]
 
 
 def _made(node: str, interfaces: list[Row]) -> NodeInterfaces:
     return NodeInterfaces(node, tuple(_made_one(*each) for each in interfaces))
 
 
-def _made_one(mac: str, own: str, blocks: list[str]) -> CloudInterface:
+def _made_one(mac: str, own: str, blocks: list[str], leaving: list[str]) -> CloudInterface:
     """Raises ValueError."""
     if not MAC.fullmatch(mac):
         raise ValueError(f"{mac!r} is no MAC address")
-    return CloudInterface(mac, IPv4Interface(own), tuple(map(ip_network, blocks)))
+    return CloudInterface(mac, IPv4Interface(own), tuple(map(ip_network, blocks)), tuple(map(ip_network, leaving)))
 
 
 INTERFACES: Table[NodeInterfaces] = Table(

@@ -173,5 +173,7 @@ def test_what_is_published_is_what_a_node_may_give() -> None:
     )
     twice = {name: Node(name, provider_id="aws:///a/i-2") for name in ("b1", "b2")}
     nodes = {"a": Node("a", provider_id="aws:///a/i-1"), **twice, "c": Node("c", provider_id="aws:///a/i-3")}
-    interface = CloudInterface("02:00:00:00:00:01", IPv4Interface("10.0.0.9/24"), (ip_network("10.0.0.10"),))
-    assert published_interfaces(holdings, nodes) == (NodeInterfaces("a", (interface,)),)
+    mac, own = "02:00:00:00:00:01", IPv4Interface("10.0.0.9/24")
+    first = CloudInterface(mac, own, (used.network,), (leaving.network,))
+    second = CloudInterface(mac, own, (), (leaving.network,))
+    assert published_interfaces(holdings, nodes) == (NodeInterfaces("a", (first, second)),)

@@ -1,0 +1,275 @@
+"""What a node should have so that a pod's packets leave by the interface that has its address; the next steps. Pure.
+
+A VPC delivers an address to the interface that has it, and drops what another one sends. So blocks of an interface have
+a rule into a table of its own, whose only way out is its device; what goes to pods is asked of the main table first,
+where main plugins put their routes. Answers of connections to the node itself that were handed to a pod (NodePort)
+leave by the primary interface, where they came in: a bit of connection mark remembers them.
+
+Rules and routes are ours by their protocol, so what others have is neither used nor touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from ipaddress import IPv4Address, IPv4Network
+from typing import Literal
+
+PROTOCOL = 203  # of rules and routes
+MAIN = 254
+TABLES = 20_300  # the table of a device is this and its ifindex
+TO_POD, ANSWERS, FROM_POD = 512, 1024, 1536  # priorities of rules
+MARK = 0x80  # of packets and connections: Amazon's own plugin has the same
+NFT_TABLE = "routerd_eni"  # of family inet
+METADATA = "169.254.169.254"  # who reads it has the node's credentials
+LOOSE = "2"  # rp_filter: the source must be reachable, by whichever device (RFC 3704, 2.4)
+EVERYWHERE = IPv4Network("0.0.0.0/0")
+Phase = Literal["prepare", "retire"]
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """`gateway`: the router of its subnet. `blocks`: of which pods have addresses."""
+
+    mac: str
+    gateway: IPv4Address
+    blocks: tuple[IPv4Network, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    interfaces: tuple[Interface, ...] = ()
+    metadata: bool = False  # whether pods may ask the cloud's metadata service
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    ifindex: int
+    name: str
+    mtu: int
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`source`, `destination`: EVERYWHERE = any. `mark`: 0 = any."""
+
+    priority: int
+    table: int
+    source: IPv4Network = EVERYWHERE
+    destination: IPv4Network = EVERYWHERE
+    mark: int = 0
+
+    def __str__(self) -> str:
+        parts = [f"from {self.source}"] if self.source != EVERYWHERE else []
+        parts += [f"to {self.destination}"] if self.destination != EVERYWHERE else []
+        parts += [f"fwmark {self.mark:#x}"] if self.mark else []
+        return f"rule {self.priority} {' '.join(parts)} table {self.table}"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`gateway` None = the destination is on the device's own link."""
+
+    table: int
+    ifindex: int
+    destination: IPv4Network
+    gateway: IPv4Address | None = None
+
+    def __str__(self) -> str:
+        via = f" via {self.gateway}" if self.gateway else ""
+        return f"route {self.destination}{via} of device {self.ifindex} in table {self.table}"
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    links: Mapping[str, Link] = field(default_factory=dict)  # by MAC
+    primary: Link | None = None  # of the default route
+    rules: frozenset[Rule] = frozenset()  # ours, as are the routes
+    routes: frozenset[Route] = frozenset()
+    settings: Mapping[str, str] = field(default_factory=dict)  # under /proc/sys/net/ipv4, of primary and interfaces
+    table: tuple[str, ...] | None = None  # comments of the nft table's rules; None = there is none
+
+
+# --- actions
+
+
+@dataclass(frozen=True, slots=True)
+class SetLink:
+    """Up, with this MTU."""
+
+    ifindex: int
+    name: str
+    mtu: int
+    phase: Phase = "prepare"
+
+    def __str__(self) -> str:
+        return f"set device {self.name} up with mtu {self.mtu}"
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    setting: str
+    value: str
+    phase: Phase = "prepare"
+
+    def __str__(self) -> str:
+        return f"set net/ipv4/{self.setting} to {self.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    what: Rule | Route
+    phase: Phase = "prepare"
+
+    def __str__(self) -> str:
+        return f"add {self.what}"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    text: str
+    phase: Phase = "prepare"
+
+    def __str__(self) -> str:
+        return f"load table inet {NFT_TABLE}"
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """`what` None = the nft table."""
+
+    what: Rule | Route | None
+    phase: Phase = "retire"
+
+    def __str__(self) -> str:
+        return f"delete {self.what or f'table inet {NFT_TABLE}'}"
+
+
+Action = SetLink | Set | Add | Load | Delete
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    object: str
+    reason: str
+    message: str
+
+
+# --- what follows
+
+
+def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
+    """What pods' packets are led to comes before the rules that lead there."""
+    there = wirable(desired, observed)
+    links = [link for each in there if not _is_up(link := observed.links[each.mac], observed)]
+    settings, rules, routes = _settings(there, observed), _rules(there, observed), [*_routes(there, observed)]
+    chains = nft_chains(desired, there, observed)
+    steps: list[Action] = [SetLink(each.ifindex, each.name, _mtu(observed, each)) for each in links]
+    steps += [Set(name, value) for name, value in settings.items() if observed.settings.get(name) != value]
+    steps += [Add(each) for each in routes if each not in observed.routes]
+    steps += [Load(transaction(chains))] if chains and digests(chains) != observed.table else []
+    steps += [Add(each) for each in rules if each not in observed.rules]
+    steps += [Delete(each) for each in sorted(observed.rules - {*rules}, key=str)]
+    steps += [Delete(each) for each in sorted(observed.routes - {*routes}, key=str)]
+    return (*steps, *([Delete(None)] if observed.table is not None and not chains else []))
+
+
+def wired(desired: Desired, observed: Observed) -> frozenset[str]:
+    """MACs of the interfaces whose addresses pods may use."""
+    waiting = [each for each in plan(desired, observed) if each.phase == "prepare"]
+    return frozenset() if waiting else frozenset(each.mac for each in wirable(desired, observed))
+
+
+def wirable(desired: Desired, observed: Observed) -> list[Interface]:
+    """Those whose devices are there. Without a primary interface nothing is led anywhere."""
+    return [each for each in desired.interfaces if each.mac in observed.links] if observed.primary else []
+
+
+def problems(desired: Desired, observed: Observed) -> list[Problem]:
+    """An interface may be attached a while before its device appears."""
+    if desired.interfaces and observed.primary is None:
+        return [Problem("Cloud", "NoPrimaryInterface", "no device has a default route: pods get no address of a cloud")]
+    missing = [each.mac for each in desired.interfaces if each.mac not in observed.links]
+    message = "no device has the MAC address {}, of an interface of this instance: its addresses are not given yet"
+    return [Problem("Cloud", "NoDevice", message.format(mac)) for mac in missing]
+
+
+def _is_up(link: Link, observed: Observed) -> bool:
+    return link.up and link.mtu == _mtu(observed, link)
+
+
+def _mtu(observed: Observed, link: Link) -> int:
+    return observed.primary.mtu if observed.primary else link.mtu
+
+
+def _settings(there: Iterable[Interface], observed: Observed) -> dict[str, str]:
+    """Answers come in where main has no route to whom they are from."""
+    names = [observed.links[each.mac].name for each in there]
+    if not names or observed.primary is None:
+        return {}
+    ways = dict.fromkeys([observed.primary.name, *names])
+    settings = {"ip_forward": "1"} | {f"conf/{name}/rp_filter": LOOSE for name in ways}
+    return settings | {f"conf/{name}/forwarding": "1" for name in ways}
+
+
+def _rules(there: Iterable[Interface], observed: Observed) -> list[Rule]:
+    blocks = [(block, TABLES + observed.links[each.mac].ifindex) for each in there for block in each.blocks]
+    found = [Rule(TO_POD, MAIN, destination=block) for block, _ in blocks]
+    found += [Rule(ANSWERS, MAIN, mark=MARK)] if blocks else []
+    return found + [Rule(FROM_POD, table, source=block) for block, table in blocks]
+
+
+def _routes(there: Iterable[Interface], observed: Observed) -> Iterator[Route]:
+    for each in there:
+        ifindex = observed.links[each.mac].ifindex
+        yield Route(TABLES + ifindex, ifindex, IPv4Network(each.gateway))
+        yield Route(TABLES + ifindex, ifindex, EVERYWHERE, each.gateway)
+
+
+# --- the nft table
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    hook: str
+    rules: tuple[str, ...]
+
+
+def nft_chains(desired: Desired, there: Iterable[Interface], observed: Observed) -> dict[str, Chain]:
+    """By name; none where no block is wired."""
+    there = tuple(there)
+    blocks = sorted(block for each in there for block in each.blocks)
+    if not blocks or observed.primary is None:
+        return {}
+    primary = observed.primary.name
+    outside = ", ".join(f'"{name}"' for name in sorted({primary, *(observed.links[each.mac].name for each in there)}))
+    marks = (
+        f'iifname "{primary}" fib daddr type local ct state new ct mark set ct mark or {MARK:#x}',
+        f"iifname != {{ {outside} }} ct mark and {MARK:#x} == {MARK:#x} meta mark set meta mark or {MARK:#x}",
+    )
+    chains = {"prerouting": Chain("type filter hook prerouting priority mangle", marks)}
+    if not desired.metadata:
+        blocked = f"ip saddr {{ {', '.join(map(str, blocks))} }} ip daddr {METADATA} counter drop"
+        chains["forward"] = Chain("type filter hook forward priority filter", (blocked,))
+    return chains
+
+
+def digests(chains: Mapping[str, Chain]) -> tuple[str, ...]:
+    """Of each rule, in the order in which a table that is as it was loaded has them as comments."""
+    return tuple(_digest(name, rule) for name, chain in chains.items() for rule in chain.rules)
+
+
+def _digest(chain: str, rule: str) -> str:
+    return sha256(f"{chain} {rule}".encode()).hexdigest()[:16]
+
+
+def transaction(chains: Mapping[str, Chain]) -> str:
+    """For nft: the table anew, at once."""
+    table = f"table inet {NFT_TABLE}"
+    lines = [table, f"delete {table}", f"{table} {{"]
+    for name, chain in chains.items():
+        lines += [f"    chain {name} {{", f"        {chain.hook}; policy accept;"]
+        lines += [*(f'        {rule} comment "{_digest(name, rule)}"' for rule in chain.rules), "    }"]
+    return "\n".join([*lines, "}"]) + "\n"

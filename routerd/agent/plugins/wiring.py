@@ -1,0 +1,60 @@
+"""The room of a cloud's interfaces in its seat (`agent/room.py`). It decides nothing: see `eni.plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from eni import kernel, plan
+from eni.plan import Action, Desired, Observed, Problem
+from routerd.node.desired import ENI_ROOM
+from routerd.refs import Ref
+
+
+@dataclass(slots=True)
+class Undone:
+    """What leads pods' packets into an interface waits for what it leads to."""
+
+    failed: bool = field(default=False, init=False)
+
+    def add(self, action: Action) -> None:
+        self.failed = True
+
+    def after(self, action: Action) -> Action | None:
+        return None if self.failed else action
+
+
+class WiringRoom:
+    name = ENI_ROOM
+
+    def __init__(self) -> None:
+        self.wired: frozenset[str] = frozenset()  # MACs of the interfaces whose addresses pods may use
+        self.on_wired: Callable[[], None] = lambda: None  # called in any thread
+
+    def observe(self, desired: Desired) -> Observed:
+        return kernel.observe(desired)
+
+    def plan(self, desired: Desired, observed: Observed) -> Sequence[Action]:
+        wired = plan.wired(desired, observed)
+        if wired != self.wired:
+            self.wired = wired
+            self.on_wired()
+        return plan.plan(desired, observed)
+
+    def apply(self, action: Action) -> None:
+        kernel.apply(action)
+
+    def problems(self, desired: Desired, observed: Observed) -> Sequence[Problem]:
+        return plan.problems(desired, observed)
+
+    def undone(self, desired: Desired, observed: Observed) -> Undone:
+        return Undone()
+
+    def carries(self, owner: Ref, undone: Any | None) -> bool:
+        """A VPC leads to an interface by itself: no path does."""
+        return True
+
+    def makes_new(self, action: Action) -> bool:
+        """That an interface is wired is told after a look at it."""
+        return action.phase == "prepare"

@@ -1,0 +1,101 @@
+"""A VPC in a network namespace that forwards as the fake cloud says: what is for an address goes to the interface that
+has it, to its MAC and without ARP to the guest, and what an interface sends with a foreign source is dropped.
+
+An attached interface appears in the instance's namespace as a device with its MAC, as hot-plugged ones do.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from pathlib import Path
+
+from tests.models.cloud.core import Cloud
+from tests.models.cloud.state import Eni
+from tests.netns.lab.hosts import Host
+from tests.netns.lab.netns import Namespace
+
+ROUTER, BEYOND = "10.0.0.1", "203.0.113.10"  # of the subnet, and of a server that the VPC routes to
+RULES = """\
+table ip vpc {
+    set given { type ifname . ipv4_addr; flags interval; }
+    set links { type ifname; }
+    chain prerouting {
+        type filter hook prerouting priority raw; policy accept;
+        iifname @links iifname . ip saddr != @given counter drop
+    }
+}
+"""
+
+
+@dataclass(slots=True)
+class Vpc:
+    """Of one subnet, 10.0.0.0/24, and one instance, whose namespace is `node`."""
+
+    home: Path
+    cloud: Cloud
+    instance: str
+    node: Namespace
+    host: Host = field(init=False)
+    _links: dict[str, str] = field(init=False, default_factory=dict)  # by interface: the VPC's end
+    _given: set[tuple[str, str, str]] = field(init=False, default_factory=set)  # link, block, MAC
+    _before: float = field(init=False, default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.host = Host(self.home, "vpc", BEYOND)
+
+    def create(self) -> None:
+        self.host.create()
+        self.host.ip(f"addr add {ROUTER}/32 dev lo", f"addr add {BEYOND}/32 dev lo")
+        self.host.sysctl({"net.ipv4.ip_forward": 1, "net.ipv4.conf.all.rp_filter": 0})
+        self.host.nft(RULES)
+
+    def sync(self) -> None:
+        """The cloud's clock goes on, and what it shows by then is wired."""
+        now = time.monotonic()
+        self.cloud.advance(now - self._before)
+        self._before = now
+        enis = [each for each in self.cloud.of(self.instance) if _is_attached(each)]
+        for eni in enis:
+            if eni.id not in self._links:
+                self._plug(eni)
+        given = {(self._links[eni.id], block, eni.mac) for eni in enis for block in _blocks(eni)}
+        for link, block, _ in self._given - given:
+            self.host.ip(f"route del {block} dev {link}")
+            self.host.nft(f"delete element ip vpc given {{ {link} . {block} }}\n")
+        for link, block, mac in given - self._given:
+            self.host.ip(f"route add {block} dev {link}")
+            self.host.ip(*(f"neigh replace {each} lladdr {mac} dev {link} nud permanent" for each in ip_network(block)))
+            self.host.nft(f"add element ip vpc given {{ {link} . {block} }}\n")
+        self._given = given
+
+    def _plug(self, eni: Eni) -> None:
+        assert eni.attachment is not None
+        index = eni.attachment.index
+        link, device = f"v{index}", f"eth{index}"
+        self.host.ip(
+            f"link add {link} type veth peer name {device} address {eni.mac} netns {self.node.name}",
+            f"link set {link} mtu 9001 up",
+        )
+        self.host.sysctl({f"net.ipv4.conf.{link}.proxy_arp": 1})
+        self.host.nft(f"add element ip vpc links {{ {link} }}\n")
+        if index == 0:  # what DHCP gives
+            self.node.ip(
+                f"link set {device} mtu 9001 up", f"addr add {eni.primary}/24 dev {device}",
+                f"route add default via {ROUTER}",
+            )  # fmt: skip
+        self._links[eni.id] = link
+
+    def dropped(self) -> int:
+        """Packets with a source that the interface by which they came does not have."""
+        text = self.host.run(["nft", "list", "chain", "ip", "vpc", "prerouting"])
+        return int(text.split("packets ")[1].split()[0])
+
+
+def _is_attached(eni: Eni) -> bool:
+    return eni.attachment is not None and eni.attachment.status == "attached"
+
+
+def _blocks(eni: Eni) -> list[str]:
+    return [f"{address}/32" for address in (eni.primary, *eni.addresses)] + [str(prefix) for prefix in eni.prefixes]

@@ -1,0 +1,141 @@
+"""The wiring of a cloud's interfaces: from any state to the desired one, and no step leads where nothing is yet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eni.plan import (
+    FROM_POD,
+    MAIN,
+    TABLES,
+    Action,
+    Add,
+    Delete,
+    Desired,
+    Interface,
+    Link,
+    Load,
+    Observed,
+    Route,
+    Rule,
+    Set,
+    SetLink,
+    digests,
+    nft_chains,
+    plan,
+    problems,
+    wirable,
+    wired,
+)
+
+MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")
+LINKS = {mac: Link(number, f"eth{number}", 1500, up=False) for number, mac in enumerate(MACS, 5)}
+PRIMARY = Link(2, "eth0", 9001, up=True)
+ROUTER = IPv4Address("10.0.0.1")
+blocks = st.sampled_from([IPv4Network(f"10.0.0.{last}/32") for last in range(8, 12)] + [IPv4Network("10.0.0.32/28")])
+
+
+def wish(owners: dict[IPv4Network, str], macs: set[str], metadata: bool) -> Desired:
+    """An address is on one interface."""
+    of = {mac: tuple(sorted(block for block, owner in owners.items() if owner == mac)) for mac in MACS}
+    there = (mac for mac in MACS if of[mac] or mac in macs)
+    return Desired(tuple(Interface(mac, ROUTER, of[mac]) for mac in there), metadata)
+
+
+macs = st.sampled_from(MACS)
+wishes = st.builds(wish, st.dictionaries(blocks, macs), st.sets(macs), st.booleans())
+links = st.sampled_from([{}, LINKS, {MACS[1]: LINKS[MACS[1]]}])
+
+
+def after(observed: Observed, action: Action, desired: Desired) -> Observed:
+    """The kernel as a model."""
+    match action:
+        case SetLink():
+            found = {mac: replace(each, up=True, mtu=action.mtu) if each.ifindex == action.ifindex else each
+                     for mac, each in observed.links.items()}  # fmt: skip
+            return replace(observed, links=found)
+        case Set():
+            return replace(observed, settings={**observed.settings, action.setting: action.value})
+        case Add(Rule() as rule):
+            return replace(observed, rules=observed.rules | {rule})
+        case Add(Route() as route):
+            return replace(observed, routes=observed.routes | {route})
+        case Load():
+            return replace(observed, table=digests(nft_chains(desired, wirable(desired, observed), observed)))
+        case Delete(None):
+            return replace(observed, table=None)
+        case Delete(what):
+            return replace(observed, rules=observed.rules - {what}, routes=observed.routes - {what})
+    raise AssertionError(action)
+
+
+def is_safe(observed: Observed) -> bool:
+    """What a rule leads into a table of ours finds a way out there."""
+    ways = {route.table for route in observed.routes if route.gateway is not None}
+    return all(rule.table in ways for rule in observed.rules if rule.priority == FROM_POD)
+
+
+@given(st.lists(wishes, min_size=1, max_size=4), links)
+def test_every_change_ends_as_desired_and_each_step_is_safe(changes: list[Desired], there: dict[str, Link]) -> None:
+    observed = Observed(there, PRIMARY)
+    for desired in changes:
+        for action in plan(desired, observed):
+            observed = after(observed, action, desired)
+            assert is_safe(observed), action
+        assert plan(desired, observed) == ()
+        assert wired(desired, observed) == {each.mac for each in desired.interfaces} & there.keys()
+        mine = [(each.mac, block) for each in desired.interfaces if each.mac in there for block in each.blocks]
+        tables = {rule.source: rule.table for rule in observed.rules if rule.priority == FROM_POD}
+        assert tables == {block: TABLES + there[mac].ifindex for mac, block in mine}
+        assert all(each.up and each.mtu == PRIMARY.mtu for mac, each in observed.links.items() if mac in dict(mine))
+    for action in plan(Desired(), observed):
+        observed = after(observed, action, Desired())
+    assert (observed.rules, observed.routes, observed.table) == (frozenset(), frozenset(), None)
+
+
+ONE = Desired((Interface(MACS[0], ROUTER, (IPv4Network("10.0.0.8"),)),))
+
+
+def whole() -> Observed:
+    observed = Observed(LINKS, PRIMARY)
+    for action in plan(ONE, observed):
+        observed = after(observed, action, ONE)
+    return observed
+
+
+def test_whatever_is_taken_away_is_put_back_and_nothing_is_given_until_then() -> None:
+    there = whole()
+    assert wired(ONE, there) == {MACS[0]}
+    damaged = [replace(there, rules=there.rules - {each}) for each in there.rules]
+    damaged += [replace(there, routes=there.routes - {each}) for each in there.routes]
+    damaged += [replace(there, settings={**there.settings, each: "0"}) for each in there.settings]
+    damaged += [replace(there, table=table) for table in (None, (), there.table and there.table[1:])]
+    damaged += [replace(there, links={**LINKS, MACS[0]: replace(there.links[MACS[0]], mtu=1500)})]
+    for each in damaged:
+        assert wired(ONE, each) == frozenset()
+        observed = each
+        for action in plan(ONE, each):
+            observed = after(observed, action, ONE)
+        assert observed == there
+
+
+def test_an_interface_without_a_device_is_told_and_a_node_without_a_way_out_wires_nothing() -> None:
+    assert [each.reason for each in problems(ONE, Observed({}, PRIMARY))] == ["NoDevice"]
+    assert [each.reason for each in problems(ONE, Observed(LINKS, None))] == ["NoPrimaryInterface"]
+    assert plan(ONE, Observed(LINKS, None)) == ()
+    assert problems(ONE, whole()) == []
+
+
+def test_metadata_is_closed_to_pods_unless_they_may_read_it() -> None:
+    closed = nft_chains(ONE, ONE.interfaces, whole())
+    assert "169.254.169.254 counter drop" in closed["forward"].rules[0]
+    assert "forward" not in nft_chains(replace(ONE, metadata=True), ONE.interfaces, whole())
+
+
+def test_to_pods_the_main_table_is_asked_first() -> None:
+    first = min(whole().rules, key=lambda each: each.priority)
+    assert (first.destination, first.table) == (IPv4Network("10.0.0.8"), MAIN)
