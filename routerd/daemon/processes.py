@@ -43,7 +43,7 @@ from routerd.serve.plugin import PluginServer, ipam_socket, plugin_socket
 from routerd.serve.vitals import Heart, Vitals, served
 from routerd.store.embedded.store import FileStore
 from routerd.store.interface import Store
-from routerd.tell.health import Enabled, node_health
+from routerd.tell.health import Enabled, node_health, of_pods
 from routerd.tell.operator_status import OperatorStatus, operator_status
 
 if TYPE_CHECKING:
@@ -231,6 +231,7 @@ def _assembled(
     on_links.to, source.on_status = body.recheck, body.config_is
     enabled = Enabled(bgp=config.bgp.enabled, egress=config.egress.enabled)
     began = time.monotonic()
+    store.report_pods(lambda: of_pods(body.status, body.snapshot))
     store.report_health(lambda: node_health(body.status, body.snapshot, enabled, time.monotonic() - began))
     return body, presence
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from routerd.model import Allocations, NodeReport, Snapshot
+from routerd.model import Allocations, NodeReport, Refusal, Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,9 @@ class Store(Protocol):
 
     def report_health(self, health: Callable[[], Mapping[str, Any]]) -> None:
         """`health` gives what else a report tells people, where the store has a place for it."""
+
+    def report_pods(self, told: Callable[[], Iterable[Refusal]]) -> None:
+        """`told` gives what is wrong with pods of this node, where the store has a place for it."""
 
     def status(self) -> StoreStatus | None:
         """None where there is nothing between the store and what it reads."""

@@ -13,12 +13,13 @@ endpoint on this node is ordinary. Conditions bear no times, which the writer ad
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from egress.plan import UNHOOKED
 from routerd.model import IPAddress, Refusal, Snapshot
 from routerd.node.sessions import peers_here
-from routerd.refs import BGP, NODE, PATH, PEER, SPEAKER, STORE, Ref
+from routerd.refs import BGP, NODE, PATH, PEER, POD_ADDRESS, SPEAKER, STORE, Ref
 from routerd.tell.status import AgentStatus, PeerStatus
 
 GRACE = 10.0  # seconds after a start in which only good is told: what was said before is most often true again soon
@@ -85,6 +86,16 @@ def _own_refusals(status: AgentStatus, snapshot: Snapshot) -> tuple[Refusal, ...
 def _of(refusals: Iterable[Refusal], *kinds: str) -> Refusal | None:
     """The first whose object is of one of the kinds."""
     return next((each for each in refusals if each.object.kind in kinds), None)
+
+
+def of_pods(status: AgentStatus, snapshot: Snapshot) -> tuple[Refusal, ...]:
+    """What is told of pods' devices by address, as it is told of the pods."""
+    told = [each for each in status.refusals if each.reason == UNHOOKED]
+    if not told:
+        return ()
+    pods = {Ref(POD_ADDRESS, name=str(a)): pod for pod in (snapshot.pods or {}).values() for a in pod.addresses}
+    found = ((each, pods[each.object]) for each in told if each.object in pods)
+    return tuple(replace(each, object=Ref("Pod", pod.namespace, pod.name)) for each, pod in found)
 
 
 # --- conditions

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 
 import pytest
 
 from routerd.cluster.agents import Patience
 from routerd.formats.published import parts as formats_parts
-from routerd.model import GATEWAY_HEARTBEAT, Heartbeat, NodeReport
+from routerd.model import GATEWAY_HEARTBEAT, Heartbeat, NodeReport, Refusal
 from routerd.operator import loop
+from routerd.refs import Ref
 from routerd.store.kubernetes import parts
+from routerd.store.kubernetes import store as kubernetes_store
 from routerd.store.kubernetes.store import KubernetesStore
 from tests.k8s import target
 from tests.k8s.client import APPLY, Client, Json, good
@@ -92,6 +95,7 @@ async def work(found: Cluster) -> None:
         heartbeat = Heartbeat(GATEWAY_HEARTBEAT)
         store.store.write_node_report(NodeReport("node1", (ip_address("10.0.0.11"),), heartbeat=heartbeat))
         store.store.beat()
+        await tell_of_a_pod(found, store.store)
         await shown(found, "/apis/routerd.io/v1alpha1/routerdnodes/node1")
         async with operator(found, "a", token=tokens[1], patience=Patience(gateway=0.1)):
             await settled(found, count=1)
@@ -100,6 +104,24 @@ async def work(found: Cluster) -> None:
             await settled(found, count=2)
             await found.apply(a_service("more", 81))
             await store.until(lambda one: "default/more" in given(one), "agents read the parts")
+
+
+async def tell_of_a_pod(found: Cluster, store: KubernetesStore) -> None:
+    """Twice, as what goes and comes back."""
+    about = Refusal(Ref("Pod", "default", "web-1"), "DeviceUnhooked", "it is on macvlan device eth0")
+
+    async def count() -> int:
+        events = (await found.get("/api/v1/events"))["items"]
+        return sum(each["count"] for each in events if each["reason"] == about.reason)
+
+    async def is_told(times: int) -> bool:
+        return await count() == times
+
+    for times in (1, 2):
+        store.report_pods(lambda: (about,))
+        await eventually(partial(is_told, times), f"an Event, {times} times")
+        store.report_pods(tuple)
+        await eventually(lambda: not store.events.standing, "what went is forgotten")
 
 
 async def is_called_absent(found: Cluster) -> bool:
@@ -155,6 +177,7 @@ def test_roles_grant_exactly_what_is_used(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(formats_parts, "INLINE_SIZE", 0)
     monkeypatch.setattr(parts, "GRACE", 0.0)
     monkeypatch.setattr(loop, "LOOK", 0.05)
+    monkeypatch.setattr(kubernetes_store, "PERIOD", 0.05)
 
     async def run() -> list[Audit]:
         objects = install()

@@ -126,6 +126,9 @@ class FileStore:
     def report_health(self, health: Callable[[], Mapping[str, Any]]) -> None:
         """A file has no place for it: `routerd status` tells."""
 
+    def report_pods(self, told: Callable[[], Iterable[Refusal]]) -> None:
+        """The same."""
+
     def load(self) -> Snapshot:
         """Reads everything now, without waiting; `run` does so by itself."""
         self._look(frozenset())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from routerd.formats.kinds import Kind, read_by
+from routerd.formats.kinds import Kind, Role, read_by
 from routerd.log import event
 from routerd.model import Refusal
 from routerd.store.kubernetes.client import ApiError, Client
@@ -21,8 +21,10 @@ from routerd.store.kubernetes.watch import Timings
 LOGGER = logging.getLogger("routerd.store")
 LONGEST_MESSAGE = 1024  # bytes, of the API
 CLUSTER_SCOPED = "default"  # where Events of objects without namespace go
-# Kinds that an operator knows objects of, by the kind of a `Ref`.
-KIND_OF: Mapping[str, Kind] = {word: kind for kind in read_by("operator") for word in (kind.name, kind.word) if word}
+# Kinds that operator and agents know objects of, by the kind of a `Ref`.
+KIND_OF: Mapping[str, Kind] = {
+    word: kind for kind in (*read_by("operator"), *read_by("agent")) for word in (kind.name, kind.word) if word
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ def event_name(refusal: Refusal, name: str) -> str:
     return f"{name[:200]}.{digest[:16]}"
 
 
-def event_body(refusal: Refusal, to: About, uid: str, identity: str, now: str) -> dict[str, Any]:
+def event_body(refusal: Refusal, to: About, uid: str, writer: Writer, now: str) -> dict[str, Any]:
     involved = {"apiVersion": to.kind.api_version, "kind": to.kind.name, "name": to.name, "uid": uid}
     if to.namespace:
         involved["namespace"] = to.namespace
@@ -64,19 +66,33 @@ def event_body(refusal: Refusal, to: About, uid: str, identity: str, now: str) -
         "count": 1,
         "firstTimestamp": now,
         "lastTimestamp": now,
-        "source": {"component": "routerd", "host": identity},
-        "reportingComponent": "routerd.io/operator",
-        "reportingInstance": identity[:128],
+        "source": {"component": "routerd", "host": writer.identity},
+        "reportingComponent": f"routerd.io/{writer.role}",
+        "reportingInstance": writer.identity[:128],
     }
 
 
-class LeaseHolder(Protocol):
-    """`routerd.store.kubernetes.lease.Lease`: who writes, and whether it may now."""
+class Writer(Protocol):
+    """Who writes, and whether it may now: `routerd.store.kubernetes.lease.Lease`, or an agent."""
+
+    @property
+    def role(self) -> Role: ...
 
     @property
     def identity(self) -> str: ...
 
     def is_held(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AgentOf:
+    """The agent of a node: it speaks of the pods there, whoever is the active operator."""
+
+    identity: str
+    role: Role = "agent"
+
+    def is_held(self) -> bool:
+        return True
 
 
 class Events:
@@ -88,7 +104,7 @@ class Events:
     def __init__(
         self,
         client: Client,
-        writer: LeaseHolder,
+        writer: Writer,
         uid_of: Callable[[str, str, str], str],
         timings: Timings,
     ) -> None:
@@ -105,6 +121,10 @@ class Events:
         self._written &= self._standing
         if self._standing - self._written:
             self._has_new.set()
+
+    @property
+    def standing(self) -> frozenset[Refusal]:
+        return self._standing
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -140,7 +160,7 @@ class Events:
         """False if it is to be tried again."""
         uid = self._uid_of(to.kind.name, to.namespace, to.name)
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        body = event_body(refusal, to, uid, self._writer.identity, now)
+        body = event_body(refusal, to, uid, self._writer, now)
         try:
             await self._write(body)
             self._failed = False

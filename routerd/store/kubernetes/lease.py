@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from routerd.formats.kinds import Role
 from routerd.log import event
 from routerd.store.kubernetes.client import UNREACHABLE, ApiError, Client
 from routerd.store.kubernetes.resources import LEASE, LEASES, collection_path
@@ -83,6 +84,10 @@ class Lease:
     _logged: str = ""  # the failure that was logged last
     _renewed: float | None = None  # when the last successful renewal was begun
     _claimed: bool = False  # a write that names us as holder was begun: it may have arrived, or arrive yet
+
+    @property
+    def role(self) -> Role:
+        return "operator"
 
     def is_held(self) -> bool:
         """By our own clock; also after this process was stopped and continued."""

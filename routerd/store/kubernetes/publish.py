@@ -21,7 +21,7 @@ from routerd.formats.kinds import KINDS
 from routerd.log import event
 from routerd.model import IPAddress, Refusal
 from routerd.store.kubernetes.client import ApiError, Client
-from routerd.store.kubernetes.events import Events, LeaseHolder
+from routerd.store.kubernetes.events import Events, Writer
 from routerd.store.kubernetes.resources import object_path
 from routerd.store.kubernetes.status import ServicePatches, StatusPatch, node_patches, policy_patches, pool_patches
 from routerd.store.kubernetes.store import KubernetesStore
@@ -40,7 +40,7 @@ class Publisher:
         self,
         client: Client,
         store: KubernetesStore,
-        lease: LeaseHolder,
+        lease: Writer,
         decided: Callable[[], Decision | None],
         timings: Timings,
         clock: Callable[[], float] = time.monotonic,

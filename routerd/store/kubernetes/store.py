@@ -36,9 +36,10 @@ from routerd.refs import Ref
 from routerd.store.interface import Responses, StoreStatus
 from routerd.store.kubernetes.client import Client
 from routerd.store.kubernetes.documents import read_allocations, read_report, with_lease
+from routerd.store.kubernetes.events import AgentOf, Events
 from routerd.store.kubernetes.heartbeat import Heartbeats
 from routerd.store.kubernetes.objects import RENEWED, Collection, Key, Models, Raw, StoredObject, key_of
-from routerd.store.kubernetes.report import Reporter
+from routerd.store.kubernetes.report import PERIOD, Reporter
 from routerd.store.kubernetes.resources import ALLOCATIONS, PART_KEY, Resource, for_agent, for_operator, heartbeat_lease
 from routerd.store.kubernetes.watch import Reflector, Timings
 from routerd.store.merge import merge
@@ -98,6 +99,8 @@ class KubernetesStore:
             "Service": ("services", Models(Service, attrgetter("key"))),
             "EndpointSlice": ("endpoint_slices", Models(EndpointSlice, lambda each: f"{each.namespace}/{each.name}")),
         }
+        self.events = Events(client, AgentOf(scope.node), self._uid_of, timings)
+        self._told: Callable[[], Iterable[Refusal]] = tuple
         self._heartbeats = Heartbeats(client, scope.namespace, scope.node, self._uid_of_node, timings)
         self._is_gateway = False  # this node may be one
         self._dirty = {each.collection.resource.kind.name for each in self.reflectors}
@@ -150,6 +153,18 @@ class KubernetesStore:
         if self._reporter is not None:
             self._reporter.health = health
 
+    def report_pods(self, told: Callable[[], Iterable[Refusal]]) -> None:
+        """`told` gives what is wrong with pods of this node: Events say it."""
+        self._told = told
+
+    def _uid_of(self, kind: str, namespace: str, name: str) -> str:
+        return next((each.uid for each in self.objects(kind) if (each.namespace, each.name) == (namespace, name)), "")
+
+    async def _tell_of_pods(self) -> None:
+        while True:
+            self.events.want(self._told())
+            await asyncio.sleep(PERIOD)
+
     def status(self) -> StoreStatus:
         answers = sorted(self._client.responses.items())
         return StoreStatus(
@@ -168,6 +183,8 @@ class KubernetesStore:
             if self._reporter is not None:
                 group.create_task(self._reporter.run(), name="report")
                 group.create_task(self._heartbeats.run(), name="heartbeats")
+                group.create_task(self._tell_of_pods(), name="pods")
+                group.create_task(self.events.run(), name="events")
             group.create_task(self._merge_changes(), name="merge")
 
     def objects(self, kind: str) -> Iterable[StoredObject]:

@@ -14,7 +14,7 @@ from egress.status import EgressStatus
 from routerd.model import Peer, Peering, Refusal, Snapshot
 from routerd.refs import Ref
 from routerd.tell.drain import Departure
-from routerd.tell.health import GRACE, Enabled, node_health
+from routerd.tell.health import GRACE, Enabled, node_health, of_pods
 from routerd.tell.status import AgentStatus, ConfigStatus, PeerStatus, Rounds
 from routerd.tell.views import PeerView
 from tests.models import cluster
@@ -223,3 +223,13 @@ def test_a_generation_that_is_not_known_is_not_told() -> None:
 def test_a_message_has_an_end() -> None:
     long = replace(WELL, peers=(session(up=False, error="x" * 5000),))
     assert len(health(long)["peers"][0]["message"]) == len(message("Ready", long)) == 1024
+
+
+def test_a_pods_device_is_told_of_the_pod() -> None:
+    """Of an address that is no pod's any more, and what is no device's, nothing is."""
+    (pod,) = (cluster.snapshot().pods or {}).values()
+    status = refused(f"pod-address/{pod.addresses[0]}", "DeviceUnhooked")
+    ((told, message),) = [(str(each.object), each.message) for each in of_pods(status, cluster.snapshot())]
+    assert (told, message) == ("Pod/default/web-1", "why DeviceUnhooked")
+    for name, reason in (("pod-address/10.9.9.9", "DeviceUnhooked"), ("pod-address/10.1.11.2", "PodDeviceMissing")):
+        assert of_pods(refused(name, reason), cluster.snapshot()) == ()

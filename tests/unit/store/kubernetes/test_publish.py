@@ -10,6 +10,7 @@ from typing import Any
 
 from routerd.cluster.assign import Decision
 from routerd.cluster.ledger import Ledger
+from routerd.formats.kinds import Role
 from routerd.model import Allocations, Refusal, ServiceAllocation, Snapshot
 from routerd.refs import service_ref
 from routerd.store.kubernetes.client import UNREACHABLE, ApiError
@@ -99,6 +100,7 @@ class Holder:
     """It has the lease, and keeps it."""
 
     identity = "me"
+    role: Role = "operator"
 
     def is_held(self) -> bool:
         return True
