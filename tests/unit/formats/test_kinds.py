@@ -109,7 +109,7 @@ def test_of_an_object_its_kept_fields_stay() -> None:
         ("EgressPolicy/web", ("EgressPolicy", "", "web")),
         ("ConfigMap/kube-system/bgp-config", ("ConfigMap", "kube-system", "bgp-config")),
         ("ConfigMap/bgp-config", None),
-        ("Pod/default/a", None),  # the operator reads none
+        ("Pod/default/a", ("Pod", "default", "a")),
         ("peer/10.0.0.1", None),
     ],
 )
