@@ -67,8 +67,8 @@ def cluster(request: pytest.FixtureRequest, clean_labs: list[str]) -> Iterator[C
         lab.fw.allow(str(EGRESS_IP))
         built = Cluster(lab, policies={"world": Policy("world", GROUP, (WORLD,))}, selected={"sel": ("world",)})
         built.apply()
-        for node in lab.nodes.values():
-            node.nft(rules(gateway.address))
+        for each in lab.nodes.values():
+            each.nft(rules(gateway.address))
         yield built
         built.close()
 

@@ -53,7 +53,7 @@ def resident_megabytes(pid: int) -> float:
 async def time_routerd(stage: Stage, count: int) -> None:
     async with agent(stage) as speaker:
         speaker.set(desired((T1, [])))
-        await stage.until(lambda: states(speaker) == {"up"}, "session up", 20)
+        await stage.until(lambda: states(speaker) == {"up"}, "session up")
         speaker.set(desired((T1, [BgpPath(ip_network(prefix)) for prefix in prefixes(count)])))
         added = await until_there(stage.bgp, count)
         speaker.set(desired((T1, [])))
@@ -72,7 +72,7 @@ async def time_bird(stage: Stage, directory: Path, count: int) -> None:
     text = text.replace("export where source = RTS_BGP", "export none")
     bird = Bird(stage.node, directory)
     bird.start(text)
-    await stage.until(lambda: stage.bgp.established("t1"), "session up", 20)
+    await stage.until(lambda: stage.bgp.established("t1"), "session up")
     started = time.monotonic()
     bird.configure(text + f"protocol static {{ ipv4;\n{static}}}\n")
     await until_there(stage.bgp, count)

@@ -74,7 +74,8 @@ def test_it_remembers_who_asked_for_what(proxy: Proxy, there: Client, maps: str,
     ],
 )
 def test_paths(request_line: str, found: tuple[str, ...]) -> None:
-    asked = parsed(*request_line.split(" "), {})
+    method, path = request_line.split(" ")
+    asked = parsed(method, path, {})
     assert (asked.verb, asked.group, asked.resource, asked.subresource, asked.namespace, asked.name) == found
 
 

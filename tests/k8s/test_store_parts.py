@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -59,6 +59,9 @@ class Harried(Client):
         raise NotImplementedError
 
 
+Asking = TypeVar("Asking", bound=Harried)
+
+
 class Killed(Harried):
     """Nothing is sent from that write on."""
 
@@ -89,7 +92,7 @@ class Paused(Harried):
 
 
 @asynccontextmanager
-async def opened(client: Harried) -> AsyncIterator[Harried]:
+async def opened(client: Asking) -> AsyncIterator[Asking]:
     await client.open()
     try:
         yield client

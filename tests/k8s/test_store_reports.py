@@ -13,6 +13,7 @@ import pytest
 
 from routerd.model import NodeReport
 from routerd.store.kubernetes import report as k8s_report
+from routerd.store.kubernetes.watch import Timings
 from tests.k8s.store_lab import agent_store, cluster, node
 from tests.models.virtual_time import now
 from tests.waiting import eventually
@@ -218,7 +219,7 @@ def test_a_silent_node_writes_its_heartbeats_only() -> None:
             assert agent.client.requests["PATCH"] == before["PATCH"]
         async with (
             cluster(node("node1")) as api,
-            agent_store(api, timings=k8s_report.Timings(first_pause=0.02, heartbeat=0.1, gather=0.001)) as agent,
+            agent_store(api, timings=Timings(first_pause=0.02, heartbeat=0.1, gather=0.001)) as agent,
         ):
             Node().report(agent)
             await eventually(lambda: agent.client.requests["PATCH"] >= 3, "heartbeats")

@@ -25,7 +25,7 @@ ENVIRONMENT = _environment()
 
 def evaluated(expression: str, **known: Any) -> Any:
     """`known`: values of JSON by name. Raises an error of celpy for what is wrong, or not there."""
-    return _program(expression).evaluate({name: celpy.json_to_cel(value) for name, value in known.items()})
+    return _program(expression).evaluate({name: celpy.json_to_cel(value) for name, value in known.items()})  # type: ignore[attr-defined]
 
 
 @cache

@@ -187,11 +187,6 @@ class FakeStore:
     fault: StoreError | None = None
     synced: bool = True
 
-    def report(self, name: str, *addresses: str, networks: str = "") -> None:
-        """What the node says that is on its interfaces, and which networks these are in."""
-        found = tuple(map(ip_network, networks.split()))
-        self.reports[name] = NodeReport(name, tuple(map(ip_address, addresses)), found)
-
     def snapshot(self) -> Snapshot:
         return self.world.snapshot() if self.synced else Snapshot()
 

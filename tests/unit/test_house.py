@@ -30,7 +30,7 @@ def modules(package: Path) -> list[str]:
 def test_every_package_of_the_wheel_is_under_the_contracts() -> None:
     shipped = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
     assert sorted(name.removesuffix("*") for name in shipped) == sorted(LINTER["root_packages"])
-    assert sorted(PROJECT["tool"]["mypy"]["packages"]) == sorted(LINTER["root_packages"])
+    assert sorted(PROJECT["tool"]["mypy"]["packages"]) == sorted([*LINTER["root_packages"], "tests"])
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=dotted)

@@ -78,8 +78,8 @@ def restarted(story: Story, server: ApiServer, *pauses: float) -> Outcome:
     All watches are resumed and get 410, as the history is gone; then everything is listed.
     """
     lab, pod = story.lab, story.lab.pod("snat-pod")
-    control = BirdControl(lab.tor.bgp.socket)  # type: ignore[attr-defined]
-    watch = PathWatch(lab.tor.bgp.socket)  # type: ignore[attr-defined]
+    control = BirdControl(lab.tor.control)
+    watch = PathWatch(lab.tor.control)
     watch.wanted = paths(control)
     new, echo = NewConnections(pod, {EGRESS_IP}), Echo(pod)
     before, received = kernel(lab), updates(control)

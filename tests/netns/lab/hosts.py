@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.netns.lab.bird import Bird
 from tests.netns.lab.netns import Namespace
 from tests.netns.lab.tor import Route, TorDaemon
 from tests.waiting import wait
@@ -163,6 +164,12 @@ class Tor(Host):
     """The ToR router: a bridge for the nodes' L2, links to client and fw, and a BGP daemon."""
 
     bgp: TorDaemon
+
+    @property
+    def control(self) -> Path:
+        """BIRD's socket; another make has none."""
+        assert isinstance(self.bgp, Bird)
+        return self.bgp.socket
 
     def routes(self) -> dict[str, list[Route]]:
         """The BGP table: prefix -> paths, best first."""

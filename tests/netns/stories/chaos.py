@@ -75,7 +75,7 @@ class Chaos(Run[Outcome]):
         todo = [role for role in ROLES for _ in range(kills)]
         self._rng.shuffle(todo)
         churn = self._churn()
-        with PathWatch(self._lab.tor.bgp.socket) as paths, self._traffic(*self._connections()):
+        with PathWatch(self._lab.tor.control) as paths, self._traffic(*self._connections()):
             paths.wanted = self._always()
             with churn:
                 for role in todo:

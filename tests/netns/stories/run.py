@@ -158,7 +158,7 @@ class Run(Generic[C]):
         table = {(prefix, p.protocol) for prefix, some in self._lab.tor.routes().items() for p in some}
         if table != (paths := self._wanted_paths(allocations)):
             return [f"the ToR's table: {sorted(table ^ paths)[:6]}"]
-        told = run(["birdc", "-s", str(self._lab.tor.bgp.socket), "show", "protocols", "all"])
+        told = run(["birdc", "-s", str(self._lab.tor.control), "show", "protocols", "all"])
         if "Neighbor graceful restart active" in told:
             return ["the ToR waits for End-of-RIB of a node"]
         try:

@@ -95,7 +95,7 @@ class Site:
 
     def withdrawals(self) -> int:
         """How many the ToR has ever received, by its own count."""
-        said = run(["birdc", "-s", str(self.lab.tor.bgp.socket), "show", "protocols", "all"])  # type: ignore[attr-defined]
+        said = run(["birdc", "-s", str(self.lab.tor.control), "show", "protocols", "all"])
         return sum(map(int, _WITHDRAWALS.findall(said)))
 
 
@@ -110,7 +110,7 @@ def site(clean_labs: list[str]) -> Iterator[Site]:
 
 def test_no_edit_of_pools_withdraws_a_vip(site: Site) -> None:
     before = site.withdrawals()
-    with PathWatch(site.lab.tor.bgp.socket) as watch:  # type: ignore[attr-defined]
+    with PathWatch(site.lab.tor.control) as watch:
         watch.wanted = frozenset(site.communities())
         edits(site, deleted="64512:6")
         site.until_published("64512:7")

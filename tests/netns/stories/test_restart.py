@@ -90,7 +90,7 @@ def test_a_download_outlives_the_agents(running: Running, nodes: Sequence[str]) 
     before = running.footprints()
     exabgp = {node: running.daemons.speakers[node].tree() for node in nodes}
     wanted = paths_now(running)
-    with Download(running.lab.pod("snat-pod")) as download, PathWatch(running.lab.tor.bgp.socket) as watch:
+    with Download(running.lab.pod("snat-pod")) as download, PathWatch(running.lab.tor.control) as watch:
         watch.wanted = wanted
         running.lab.wait(lambda: download.received > 1 << 20, "the download runs")
         running.restart_agents(*nodes)
@@ -165,7 +165,7 @@ def test_a_killed_speaker_loses_no_path(running: Running, victims: str) -> None:
     speaker, tor = running.daemons.speakers["gw1"], running.lab.tor
     before, since = tor.routes(), _since(running)
     with (
-        PathWatch(tor.bgp.socket) as watch,
+        PathWatch(tor.control) as watch,
         NewConnections(running.lab.client, nodes_of(running), running.story.vip) as new,
     ):
         watch.wanted = paths_now(running)
@@ -219,7 +219,7 @@ def _since(running: Running) -> dict[str, str]:
 
 
 def test_the_path_watch_can_fail(running: Running) -> None:
-    with PathWatch(running.lab.tor.bgp.socket) as watch:
+    with PathWatch(running.lab.tor.control) as watch:
         watch.wanted = paths_now(running)
         birdc(running, "disable gw2")
         birdc(running, "enable gw2")
@@ -237,7 +237,7 @@ def test_a_whole_set_killed_at_once(running: Running, nodes: Sequence[str]) -> N
     daemons, before = running.daemons, running.footprints()
     table = _table(running.lab.tor.routes())
     killed = [daemons.agents[n] for n in nodes] + [daemons.speakers[n] for n in nodes]
-    with PathWatch(running.lab.tor.bgp.socket) as watch, Echo(running.lab.pod("snat-pod")) as echo:
+    with PathWatch(running.lab.tor.control) as watch, Echo(running.lab.pod("snat-pod")) as echo:
         watch.wanted = paths_now(running)
         running.lab.wait(lambda: echo.rounds > 2, "the echo runs")
         if len(nodes) > 1:
@@ -454,4 +454,4 @@ def _is_expected(name: str, line: str) -> bool:
 
 
 def birdc(running: Running, command: str) -> str:
-    return run(["birdc", "-s", str(running.lab.tor.bgp.socket), *command.split()])
+    return run(["birdc", "-s", str(running.lab.tor.control), *command.split()])

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ipam.pod_addresses import COOLDOWN, Wish
+from ipam.pod_addresses import Wish
+from ipam.pool import COOLDOWN
 from routerd.agent.plugins.fixed import STATEFUL_LABEL, wish_of
 from routerd.agent.plugins.pod_addresses import LOOK, PodAddressDesk
 from routerd.model import AddressPool, Pod

@@ -18,8 +18,9 @@ from cni import wire
 from routerd.agent.plugins.pod_addresses import GONE, LOOK, PodAddressDesk
 from routerd.agent.rooms import WithBlocks
 from routerd.model import Node, NodeBlocks, Pod, Snapshot
-from routerd.node.announce import Rules
+from routerd.node.checks import Rules
 from routerd.node.desired import LocalFacts, Settings, compose
+from routerd.store.embedded.disk import write_atomically
 from tests.models import cluster
 from tests.models.ipam_runtime import address, ask
 from tests.models.virtual_time import elapse, in_virtual_time, now, settle
@@ -152,7 +153,7 @@ def test_many_at_once_share_writes_and_nothing_else(tmp_path: Path, monkeypatch:
     from routerd.agent.plugins import pod_addresses
 
     written: list[str] = []
-    real = pod_addresses.write_atomically
+    real = write_atomically
     monkeypatch.setattr(pod_addresses, "write_atomically", lambda path, text: (written.append(text), real(path, text)))
 
     async def test(world: World) -> None:

@@ -126,7 +126,7 @@ def test_decisions(changes: list[tuple[Any, ...]]) -> None:
 
 def test_a_beat_forms_no_groups_and_a_silence_does(monkeypatch: pytest.MonkeyPatch) -> None:
     formed: list[float] = []
-    form_groups = deciding.form_groups
+    form_groups = deciding.form_groups  # type: ignore[attr-defined]
     monkeypatch.setattr(deciding, "form_groups", lambda *args: formed.append(1.0) or form_groups(*args))
     world, kept = World(), Kept()
     world.node("g1")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bpf import layout
 from egress import plan as plans
-from egress.entries import MapEntries, map_entries
+from egress.entries import Facts, MapEntries, map_entries
 from egress.policy import Block, Desired, Gateway, Group, IPAddress
 from egress.trials import Trial, frame, on_link, untried, with_echoes
 from tests.bpf.packets import parse
@@ -25,7 +25,7 @@ HERE = ip_address("10.0.0.1")
 
 def entries(*blocks: Block, gateways: tuple[Gateway, ...] = (FIRST, SECOND), number: int = 1) -> MapEntries:
     group = Group(7, (FOUR, SIX), gateways, blocks)
-    return map_entries(Desired("n", HERE, groups={7: group}, nodes={number: HERE}), plans.Facts(), {})["groups"]
+    return map_entries(Desired("n", HERE, groups={7: group}, nodes={number: HERE}), Facts(), {})["groups"]
 
 
 def echo(given: MapEntries, address: IPAddress, port: int, gateway: int) -> MapEntries:

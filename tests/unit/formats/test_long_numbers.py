@@ -10,7 +10,7 @@ import pytest
 
 from routerd.config import parse_config
 from routerd.errors import InputError
-from routerd.formats import objects
+from routerd.formats import kinds
 from routerd.formats.legacy_bgp import Dialect, as_json
 from routerd.formats.legacy_bgp.golang import parse_duration, parse_uint
 from routerd.store.kubernetes.objects import Collection
@@ -78,7 +78,7 @@ def test_a_mistake_of_ours_costs_a_file(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_mistake_of_ours_costs_an_object(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = {"apiVersion": "routerd.io/v1alpha1", "kind": "AddressPool", "metadata": {"name": "a", "uid": "u"}}
     collection = Collection(Resource(POOLS))
-    monkeypatch.setitem(objects.BY_NAME, ("routerd.io", "AddressPool"), replace(POOLS, reader=broken))
+    monkeypatch.setitem(kinds.BY_NAME, ("routerd.io", "AddressPool"), replace(POOLS, reader=broken))
     assert collection.put(raw)
     (refusal,) = collection.refusals()
     assert (str(refusal.object), refusal.reason) == ("AddressPool/a", "InvalidObject")

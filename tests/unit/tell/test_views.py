@@ -15,7 +15,8 @@ from egress.status import Probed
 from ipam.pod_addresses import Attachment, Hold, Owner, PodAddresses
 from routerd.model import Allocations, Bfd, NodeAddresses, Peer, Peering
 from routerd.node.desired import LocalFacts, Settings, compose
-from routerd.tell.views import COLUMNS, PeerView, Row, View, pool_size, rows
+from routerd.tell.columns import COLUMNS
+from routerd.tell.views import PeerView, Row, View, pool_size, rows
 from tests.models import cluster
 from tests.models.cluster import LOCAL, TOR
 

@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 from bgp.path import MAX_PREPEND
 from routerd.errors import InputError
 from routerd.formats.published.allocations import (
-    MAX_GROUP,
     parse_node_report,
     sealed,
     write_allocations,
     write_node_report,
 )
-from routerd.formats.published.bindings import binding_table
+from routerd.formats.published.bindings import MAX_GROUP, binding_table
 from routerd.model import (
     Advertisement,
     Allocations,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routerd.formats.objects import Loaded, read_file
-from routerd.model import PARTS, Snapshot
+from routerd.model import PARTS, Peer, Snapshot
 from routerd.store.embedded.manifests import GRACE, Manifests
 from routerd.store.mistakes import spared
 from tests.models.manifests import NOTHING, pool, reasons, store_of
@@ -149,7 +149,7 @@ def test_a_bgp_configuration_that_is_wrong_at_a_start_is_not_taken_for_an_empty_
     assert reasons(snapshot) == ["ConfigMap/kube-system/bgp-config ConfigRefused"]
 
 
-def _peers(snapshot: Snapshot) -> tuple[object, ...]:
+def _peers(snapshot: Snapshot) -> tuple[Peer, ...]:
     assert snapshot.bgp is not None
     return snapshot.bgp.peers
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from routerd.errors import StoreError
+from routerd.formats.objects import read_file
 from routerd.formats.published.allocations import write_allocations, write_node_report
 from routerd.model import GATEWAY_HEARTBEAT, Allocations, Heartbeat, NodeReport, ServiceAllocation, Writer
 from routerd.store.embedded import manifests as manifests_module
@@ -153,7 +154,7 @@ def test_a_file_is_read_again_only_when_it_changed(directory: Path, monkeypatch:
     manifests = Manifests(directory)
     manifests.look(0.0, without=NOTHING, touched=NOTHING)
     seen: list[str] = []
-    read = manifests_module.read_file
+    read = read_file
     monkeypatch.setattr(manifests_module, "read_file", lambda text, file: seen.append(file) or read(text, file))
     assert not manifests.look(1.0, without=NOTHING, touched=NOTHING)
     assert seen == []
