@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from routerd.store.kubernetes.resources import LEASES, REPORTS, heartbeat_lease
+from routerd.store.kubernetes.resources import EVENTS, LEASES, REPORTS, heartbeat_lease
 from tests.models.cel import evaluated
 
 DEPLOY = Path(__file__).parents[2] / "configs" / "deploy"
@@ -23,7 +23,7 @@ def policy() -> dict[str, Any]:
     return spec
 
 
-def admitted(user: str, claimed: str | None, resource: str, name: str) -> list[str]:
+def admitted(user: str, claimed: str | None, resource: str, name: str, host: str = "") -> list[str]:
     """Messages of the validations that say no."""
     spec = policy()
     extra = {NODE_CLAIM: [claimed]} if claimed is not None else {}
@@ -31,7 +31,11 @@ def admitted(user: str, claimed: str | None, resource: str, name: str) -> list[s
     if not all(evaluated(each["expression"], request=request) for each in spec["matchConditions"]):
         return []
     variables = {each["name"]: str(evaluated(each["expression"], request=request)) for each in spec["variables"]}
-    known = {"request": request, "object": {"metadata": {"name": name}}, "variables": variables}
+    known = {
+        "request": request,
+        "object": {"metadata": {"name": name}, "source": {"host": host}},
+        "variables": variables,
+    }
     return [
         str(each.get("message") or evaluated(each["messageExpression"], **known))
         for each in spec["validations"]
@@ -42,6 +46,8 @@ def admitted(user: str, claimed: str | None, resource: str, name: str) -> list[s
 def test_an_agent_writes_what_is_its_own() -> None:
     assert admitted(AGENT, "n1", REPORTS.plural, "n1") == []
     assert admitted(AGENT, "n1", LEASES.plural, heartbeat_lease("n1")) == []
+    assert admitted(AGENT, "n1", EVENTS.plural, "web-1.0a", host="n1") == []
+    assert admitted(AGENT, "n1", EVENTS.plural, "web-1.0a", host="n2") != []
 
 
 @pytest.mark.parametrize(
