@@ -29,7 +29,7 @@ from routerd.cluster.groups import HEARD_OF_ALL, Groups, absent_gateways, addres
 from routerd.cluster.instances import published_interfaces
 from routerd.cluster.ledger import Ledger
 from routerd.cluster.pod_cidrs import Blocks, give_blocks
-from routerd.cluster.port_sets import PlanKept, PortRules, Ports, bound_addresses, give_ports
+from routerd.cluster.port_sets import PlanKept, PortRules, Ports, give_ports
 from routerd.cluster.requests import (
     KeptRequests,
     granted_to,
@@ -275,29 +275,21 @@ def assign(
     granted = {key: grant for key, grant in granted.items() if key not in refused}
     draining = _leaving(nodes, reports)
     unreported = [name for name, node in nodes.items() if node.ready and name not in reports]
-    bound = bound_addresses(ledger.port_tables)
     retention, limit, mode = settings.group_retention, settings.max_gateways, settings.gateway_mode
     groups = kept.groups.form(
-        ledger, now, (
-            policies, granted, nodes, holders, retention, limit, unreported, draining, agents.heard(), mode,
-            previous.groups, bound,
-        ),
+        ledger, now, (policies, granted, nodes, holders, retention, limit, unreported, draining, agents.heard(), mode),
         lambda: form_groups(
-            policies, granted, ledger, nodes, holders, now, retention, limit, unreported, draining, agents, mode,
-            previous.groups, bound,
+            policies, granted, ledger, nodes, holders, now, retention, limit, unreported, draining, agents, mode
         ),
     )  # fmt: skip
-    formed = (each for each in groups.groups if each.policies or limits.allows(each))
     published, of_cloud = with_holders(
-        tuple(formed), ledger.cloud_addresses, nodes, policies, settings.cloud_networks
+        groups.groups, ledger.cloud_addresses, nodes, policies, settings.cloud_networks
     )  # fmt: skip
     silent_since = agents.silent()
     silent = (each for each in absent_gateways(policies, nodes, agents) if each.object.name not in draining)
     given = kept.given.take(of_services, planned.grants)
     ports = kept.ports.give(published, ledger, snapshot, reports, now, settings.port_rules)
     blocks = _blocks(kept.blocks, settings.pod_cidrs, ledger, snapshot, reports, now)
-    bound = bound_addresses(ports.tables)
-    published = tuple(each for each in published if each.policies or not bound.isdisjoint(each.egress_ips))
     draft = Allocations(
         services=given,
         groups=published,
@@ -308,7 +300,7 @@ def assign(
             (*refused.values(), *pools_over, *silent, *of_cloud, *ports.refusals, *blocks.refusals),
         ),
         nodes=kept.beside(_beside_nodes, nodes, holders, silent_since, _links(nodes, reports)),
-        pools=_ways({*kept.given.pools, *(each.pool for each in published)}, pools, previous.pools),
+        pools=_ways({*kept.given.pools, *(each.pool for each in groups.groups)}, pools, previous.pools),
         numbers=ports.published_numbers,
         bindings=ports.bindings,
         pod_cidrs=blocks.published,

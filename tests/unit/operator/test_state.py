@@ -113,14 +113,11 @@ class OperatorMachine(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        """Recorded, never published, read again: the same document, but for what policies have left."""
+        """Recorded, never published, read again: the same document."""
         published = self.world.allocations
         self.world.allocations = Allocations()
         self.world.decide()
-        if all(group.policies for group in published.groups):
-            assert self.world.allocations == published
-        self.world.allocations = published
-        self.decide()
+        assert self.world.allocations == published
 
     @rule(name=NAMES)
     def crash_before_publishing(self, name: str) -> None:
@@ -258,7 +255,7 @@ class OperatorMachine(RuleBasedStateMachine):
         self.bound = {address: owner for address, owner in self.bound.items() if (owner, address) not in given}
         for group in self.world.allocations.groups:
             owner = self.bound.get(group.egress_ip)
-            assert owner is None or group.policies in ((owner,), ()), "its policy may have left it"
+            assert owner is None or group.policies == (owner,)
             if group.pool and len(group.policies) == 1 and self.world.policies[group.policies[0]].egress_ip is None:
                 self.bound[group.egress_ip] = group.policies[0]
         for each in self.world.allocations.services:
