@@ -1,9 +1,12 @@
 """The whole product in a lab whose nodes differ in nothing but who is a gateway: some gateways, one worker with a pod.
 
-Real ExaBGP, BFD and datapath; the ToR is BIRD with BFD, 50 ms x 3.
+Real ExaBGP, BFD and datapath; nodes reach each other without a tunnel while that works. The ToR is BIRD with BFD, 50 ms
+x 3.
 """
 
 from __future__ import annotations
+
+from itertools import product
 
 from routerd.errors import RouterdError
 from routerd.serve.api import agent_socket, ask
@@ -53,7 +56,7 @@ class Site:
     def __init__(self, lab: Lab, gateways: int, manifests: Manifests | None = None) -> None:
         """`manifests`: by files unless said."""
         store = manifests or Files(lab)
-        self.lab, self.daemons = lab, Daemons(lab, store.store)
+        self.lab, self.daemons = lab, Daemons(lab, store.store, options={"egress": {"transport": "auto"}})
         self.gateways = [f"gw{n}" for n in range(1, gateways + 1)]
         self.pod = lab.add_pod("out", "worker", {"app": "out"})
         lab.fw.allow(EGRESS_IP)
@@ -97,4 +100,5 @@ class Site:
             rows = ask(agent_socket(self.lab.node("worker").directory / "run"), {"get": "show", "kind": "gateways"})
         except RouterdError:
             return False
-        return [row["gateway"] for row in rows if row["state"] == "serves" and row["probes"]] == self.gateways
+        ways = {(row["gateway"], row["by"]) for row in rows if row["state"] == "serves" and row["probes"]}
+        return ways == set(product(self.gateways, ("tunnel", "link")))

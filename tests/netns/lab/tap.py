@@ -138,6 +138,10 @@ class Tap:
         self.settle()
         self.egress |= {address: frozenset(links) for address, links in egress.items()}
 
+    def expect_mac(self, mac: str) -> None:
+        """A node is to have it from now on, too."""
+        self.tor.nft(f"add element netdev tap nodes {{ {mac} }}")
+
     @contextmanager
     def excused(self, source: str, destination: str) -> Iterator[None]:
         """Inside the block this is meant: an answer of a selected pod to who asked it, say."""

@@ -4,21 +4,23 @@
 
 Three gateways, a worker, the store an API server in the ToR's namespace, BFD with the ToR. Every pair of peers is cut
 in every manner, by nftables; gateways die in every way, also a second one while the first is away and the operator
-stands still; every process is stopped for a while. Meanwhile idle and busy connections must live on byte for byte,
+stands still; every process is stopped for a while. During some of it, drawn at random, the operator or the API server
+is away as well. Meanwhile idle and busy connections must live on byte for byte,
 new ones must be made, each conversation must keep its port, and no port may have two users. After each fault comes a
 quiet period, in which all must become as it was.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from tests.netns.lab.census import Census
@@ -45,10 +47,11 @@ Holds = Callable[[Site], AbstractContextManager[None]]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`holds` makes it, lets it last while it is suspended, and takes it back."""
+    """`holds` makes it, lets it last while it is suspended, and takes it back; during it `away` is away."""
 
     name: str
     holds: Holds
+    away: Holds = nullcontext
 
 
 @dataclass(slots=True)
@@ -117,6 +120,7 @@ def partitions(site: Site, rng: random.Random) -> list[Fault]:
     return found
 
 
+OTHER_MAC = "02:00:00:00:77:02"
 NOT_API = f"meta l4proto {{{{ tcp, udp }}}} th {{0}}port != {API_PORT}"
 
 
@@ -138,7 +142,30 @@ def failures(site: Site, rng: random.Random) -> list[Fault]:
         *(Fault(name, holds) for name, holds in stopped.items()),
         Fault(f"the uplink of {gateway} flaps", partial(flapping, gateway)),
         Fault(f"the uplink of {node} has another name", partial(renamed, node)),
+        Fault(f"the MAC of {gateway} is another one", partial(readdressed, gateway)),
     ]
+
+
+def beside(fault: Fault, rng: random.Random) -> Fault:
+    """Two of three faults come when the operator or the API server is away."""
+    who, away = rng.choice((("", nullcontext), ("the operator", operator_stopped), ("the API server", api_away)))
+    return replace(fault, name=f"{fault.name}, {who} away", away=away) if who and who not in fault.name else fault
+
+
+@contextmanager
+def operator_stopped(site: Site) -> Iterator[None]:
+    with standing_still("operator", "", site):
+        yield
+
+
+@contextmanager
+def api_away(site: Site) -> Iterator[None]:
+    """Nobody gets an answer, nor an end of what is connected."""
+    site.lab.tor.nft(
+        f"table inet away {{ chain asked {{ type filter hook input priority -300; tcp dport {API_PORT} drop; }}\n}}\n"
+    )
+    yield
+    site.lab.tor.run(["nft", "delete", "table", "inet", "away"])
 
 
 @contextmanager
@@ -202,6 +229,18 @@ def renamed(node: str, site: Site) -> Iterator[None]:
     site.lab.node(node).ip("link set uplink0 name eth0")
 
 
+@contextmanager
+def readdressed(node: str, site: Site) -> Iterator[None]:
+    """By a device that tells its neighbours, as bonds do; the agent reports it later."""
+    host = site.lab.node(node)
+    host.sysctl({"net.ipv4.conf.eth0.arp_notify": 1})
+    site.lab.tap.expect_mac(OTHER_MAC)
+    before = json.loads(host.run(["ip", "-j", "link", "show", "eth0"]))[0]["address"]
+    host.ip(f"link set eth0 address {OTHER_MAC}")
+    yield
+    host.ip(f"link set eth0 address {before}")
+
+
 def signal_all(pids: Iterable[int], number: signal.Signals) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
@@ -221,7 +260,8 @@ def play(site: Site, told: Transcript, outcome: Outcome, faults: Sequence[Fault]
         for worker in workers:
             stack.enter_context(worker)
         for fault in faults:
-            with fault.holds(site):
+            with ExitStack() as taken_back, fault.away(site):  # who is away returns first
+                taken_back.enter_context(fault.holds(site))
                 time.sleep(rng.uniform(*hold))
             outcome.played += 1
             outcome.faults += quiet(site, census, fault, told, outcome) + [
@@ -270,7 +310,8 @@ def main() -> int:
     told = Transcript(sys.stdout)
     told.say(f"partitions: seed {outcome.seed}; each fault, and how long it was until all was as before")
     with running("partitions") as site:
-        faults = [each for _ in range(options.rounds) for each in (*failures(site, rng), *partitions(site, rng))]
+        every = [each for _ in range(options.rounds) for each in (*failures(site, rng), *partitions(site, rng))]
+        faults = [beside(each, rng) for each in every]
         rng.shuffle(faults)
         play(site, told, outcome, [each for each in faults if options.only in each.name], HOLD)
         if outcome.faults:

@@ -7,7 +7,7 @@ import random
 import sys
 
 from tests.netns.lab.transcript import Transcript
-from tests.netns.stories.partitions import Outcome, failures, partitions, play, running
+from tests.netns.stories.partitions import Outcome, beside, failures, partitions, play, running
 
 FAILURES, PARTITIONS = 2, 2
 HOLD = (1.5, 2.5)  # seconds
@@ -18,7 +18,7 @@ def test_gateways_processes_and_links_fail_and_nothing_is_lost(clean_labs: list[
     rng, outcome, told = random.Random(seed), Outcome(seed), Transcript(sys.stdout)
     with running(f"p{os.getpid()}") as site:
         drawn = [*rng.sample(failures(site, rng), FAILURES), *rng.sample(partitions(site, rng), PARTITIONS)]
-        play(site, told, outcome, drawn, HOLD)
+        play(site, told, outcome, [beside(each, rng) for each in drawn], HOLD)
     assert outcome.faults == [], f"seed {seed}"
     assert outcome.played == FAILURES + PARTITIONS
     assert outcome.new > 10
