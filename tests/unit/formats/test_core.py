@@ -212,8 +212,8 @@ def test_the_configuration_file_beside_manifests_is_passed_over() -> None:
 
 
 def test_kinds_that_mean_something_are_refused_by_name() -> None:
-    (refusal,) = read_text("apiVersion: metallb.io/v1beta1\nkind: BGPPeer\nmetadata: {name: tor}\n", "f.yaml").refusals
-    assert (str(refusal.object), refusal.reason) == ("BGPPeer/tor", "KindNotSupported")
+    (refusal,) = read_text("apiVersion: metallb.io/v1beta1\nkind: Community\nmetadata: {name: c}\n", "f.yaml").refusals
+    assert (str(refusal.object), refusal.reason) == ("Community/c", "KindNotSupported")
 
 
 @pytest.mark.parametrize(
