@@ -68,17 +68,20 @@ def session_addresses(
 def passwords_of(peers: Iterable[Peer], directory: Path, before: Mapping[str, str] | None) -> dict[str, str]:
     """By file of `directory`, without the newline that an editor leaves at its end.
 
-    One that is away for a moment, as while a Secret is renewed, keeps what it said `before`; one that never was
-    there, or is no text, is left out.
+    One that is away or empty for a moment, as while a Secret is renewed, keeps what it said `before`; one that never
+    said anything, or is no text, is left out.
     """
-    found: dict[str, str] = {}
-    for name in sorted({peer.password_file for peer in peers if peer.password_file}):
-        try:
-            found[name] = (directory / name).read_text().removesuffix("\n").removesuffix("\r")
-        except (OSError, UnicodeDecodeError):
-            if before is not None and name in before:
-                found[name] = before[name]
-    return found
+    names = {peer.password_file for peer in peers if peer.password_file}
+    found = {name: _password(directory / name) or (before or {}).get(name, "") for name in sorted(names)}
+    return {name: password for name, password in found.items() if password}
+
+
+def _password(file: Path) -> str:
+    """Empty if there is none."""
+    try:
+        return file.read_text().removesuffix("\n").removesuffix("\r")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def global_ipv6(table: str) -> tuple[IPv6Address, ...]:

@@ -115,7 +115,7 @@ def sessions_of(
             continue
         opened = session(_with_password(peer, passwords), local_addresses.get(peer.address), node, router_id)
         if passwords is not None and peer.password_file and peer.password_file not in passwords:
-            message = f"{node.name} cannot read {peer.password_file} in bgp.password-dir, where the peer's password is"
+            message = f"{node.name} finds no password in {peer.password_file} of bgp.password-dir"
             opened = Refusal(peer.ref, "PasswordFile", message)
         if isinstance(opened, Refusal):
             refusals.append(opened)

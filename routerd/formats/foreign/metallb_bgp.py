@@ -22,7 +22,7 @@ HOLD_TIME = 90  # seconds
 _NOT_DONE = {
     "interface": "a session without addresses is not supported: name the router with peerAddress",
     "dynamicASN": "the AS number is not learnt from the router: give peerASN",
-    "passwordSecret": "Secrets are not read: write the peer with its password in the BGP ConfigMap",
+    "passwordSecret": "this Secret is not read: write the peer in the BGP ConfigMap, with a password-file",
     "vrf": "sessions in a VRF are not supported",
 }
 

@@ -52,7 +52,10 @@ def test_global_ipv6_addresses_only() -> None:
 def test_passwords_are_read_from_files_of_one_directory(tmp_path: Path) -> None:
     (tmp_path / "tor").write_text("s3cret \n")
     (tmp_path / "odd").write_bytes(b"\xff")
-    peers = [peer("10.0.0.1", password_file=name) for name in ("tor", "odd", "none", "")]
+    (tmp_path / "empty").write_text("\n")  # no session without a password, where one is asked for
+    peers = [peer("10.0.0.1", password_file=name) for name in ("tor", "odd", "empty", "none", "")]
     assert passwords_of(peers, tmp_path, None) == {"tor": "s3cret "}
+    (tmp_path / "tor").write_text("")  # somebody writes it anew
+    assert passwords_of(peers, tmp_path, {"tor": "s3cret "}) == {"tor": "s3cret "}
     (tmp_path / "tor").unlink()  # a Secret is renewed
     assert passwords_of(peers, tmp_path, {"tor": "s3cret ", "old": "x"}) == {"tor": "s3cret "}

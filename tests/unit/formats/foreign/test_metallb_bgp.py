@@ -53,7 +53,10 @@ def test_what_an_api_server_fills_in_is_nothing() -> None:
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("passwordSecret: {name: s}", "Secrets are not read: write the peer with its password in the BGP ConfigMap"),
+        (
+            "passwordSecret: {name: s}",
+            "this Secret is not read: write the peer in the BGP ConfigMap, with a password-file",
+        ),
         ("interface: eth0", "a session without addresses is not supported: name the router with peerAddress"),
         ("dynamicASN: external", "the AS number is not learnt from the router: give peerASN"),
         ("vrf: red", "sessions in a VRF are not supported"),
