@@ -116,15 +116,23 @@ class Counts:
 
 def with_blocks(held: PodAddresses, blocks: Blocks, interfaces: tuple[Interface, ...] = ()) -> PodAddresses:
     """These are the node's now. Another one gives nothing, and stays known while an address of it is not free."""
-    gone = (block for block in dict.fromkeys((*held.blocks, *held.leaving)) if block not in blocks)
-    leaving = tuple(block for block in gone if any(_is_in(address, block) for address in held.holds))
+    now = set(blocks)
+    gone = (block for block in dict.fromkeys((*held.blocks, *held.leaving)) if block not in now)
+    leaving = tuple(block for block in gone if _is_busy(block, held.holds))
     return replace(held, blocks=blocks, interfaces=interfaces, leaving=leaving)
 
 
 def busy(held: PodAddresses, others: Collection[IPAddress]) -> frozenset[IPNetwork]:
     """Blocks of which an address is not free; `others` are in use by somebody of whom nothing is noted here."""
     taken = held.holds.keys() | set(others)
-    return frozenset(each for each in (*held.blocks, *held.leaving) if any(_is_in(address, each) for address in taken))
+    return frozenset(each for each in (*held.blocks, *held.leaving) if _is_busy(each, taken))
+
+
+def _is_busy(block: IPNetwork, taken: Collection[IPAddress]) -> bool:
+    """`taken` finds an address at once: a cloud's blocks are small, and as many as a node has pods."""
+    if block.num_addresses <= len(taken):
+        return any(address in taken for address in block)
+    return any(_is_in(address, block) for address in taken)
 
 
 def configured(held: PodAddresses, address: IPAddress) -> tuple[IPv4Interface | IPv6Interface, IPAddress] | None:

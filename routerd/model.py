@@ -366,9 +366,7 @@ class EgressPolicy:
     name: str
     kind: str = "EgressPolicy"  # the kind that the user wrote, for messages
     selections: tuple[PodSelection, ...] = ()
-    destinations: tuple[
-        IPNetwork, ...
-    ] = ()  # () = of a reader: all, in the families of the pool (`routerd.store.merge`)
+    destinations: tuple[IPNetwork, ...] = ()  # () = of a reader: all in the pool's families (`routerd.store.merge`)
     excluded: tuple[IPNetwork, ...] = ()
     ports: tuple[PortRange, ...] = ()  # () = every protocol that the datapath translates
     egress_ip: IPAddress | None = None

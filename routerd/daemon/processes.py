@@ -61,9 +61,7 @@ COLLECT_PERIOD = 10.0  # seconds; the shortest timeout of an idle flow is longer
 FIRST_TRIAL, LAST_TRIAL = 0.02, 1.0  # seconds between trials of port sets that have not been echoed; doubles
 SURVEY_PERIOD = 30.0  # seconds; nobody tells when a CNI changes
 SPARE_TRIAL = 60.0  # of those that are good by another way
-PRESSED_PERIOD = (
-    1.0  # seconds between rounds of collection while a pod comes near its share of the tables, or ports end
-)
+PRESSED_PERIOD = 1.0  # seconds between rounds of collection while a pod nears its share of the tables, or ports end
 PRESSED_LOOK = 0.25  # seconds between two looks whether that is so
 UPSTREAM_LOST = "upstream-lost"  # in the run directory
 YOUNG = 20_000  # objects after which the collector looks at those that are new
