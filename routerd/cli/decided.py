@@ -39,14 +39,17 @@ class Decided:
 def as_decided(snapshot: Snapshot, config: Config, reports: Mapping[str, NodeReport], now: float) -> Snapshot | None:
     """With what an operator that remembers nothing would publish for it; None while a part is unknown.
 
-    Which gateway holds an address of a cloud only the cloud tells: gateways are as everywhere else.
+    Which gateway holds an address of a cloud only the cloud tells: gateways are as everywhere else. Interfaces that it
+    gave stay.
     """
     settings = replace(assign_settings(config), cloud_networks=())
     decision = assign(snapshot, Ledger(), reports, now, settings)
     if not decision.synced:
         return None
-    nodes = with_blocks(snapshot.nodes or {}, decision.allocations.pod_cidrs)
-    return replace(snapshot, nodes=nodes, allocations=decision.allocations)
+    published = snapshot.allocations.interfaces if snapshot.allocations is not None else ()
+    allocations = replace(decision.allocations, interfaces=published)
+    nodes = with_blocks(snapshot.nodes or {}, allocations.pod_cidrs, allocations.interfaces)
+    return replace(snapshot, nodes=nodes, allocations=allocations)
 
 
 def decided(snapshot: Snapshot, config: Config) -> list[Decided]:

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from routerd.cli.main import COMMANDS, main
 from routerd.cli.offline import snapshot_of, state_of
 from routerd.cli.table import as_csv, table
 from routerd.config import load_config
-from routerd.model import Refusal
+from routerd.formats.published.allocations import write_allocations
+from routerd.model import Allocations, CloudInterface, NodeInterfaces, Refusal
 from routerd.refs import Ref
 from routerd.serve.api import Noted, agent_socket, answering, operator_socket
 from routerd.tell.columns import COLUMNS
@@ -419,6 +421,16 @@ def test_plan_from_files_tells_another_password_without_showing_it(
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("+", "-"))]
     assert [line.split()[1:3] for line in said] == [["peer", "127.0.0.9"]] * lines
     assert "s3cret" not in "".join(said)
+
+
+def test_plan_from_files_leaves_the_interfaces_that_a_cloud_gave(config: Path, manifests: Path) -> None:
+    config.write_text(config.read_text() + "cloud: {provider: aws, cluster: c}\n")
+    loaded = load_config(config)
+    one = CloudInterface("02:00:5e:10:00:01", IPv4Interface("10.0.1.5/24"), (IPv4Network("10.0.1.6/32"),))
+    gave = Allocations(interfaces=(NodeInterfaces("a", (one,)),))
+    (manifests / loaded.store.allocations.name).write_text(write_allocations(gave))
+    lines = state_lines(state_of(snapshot_of(manifests, loaded), settings_of(loaded), loaded), b"")
+    assert [line for line in lines if one.mac in line] != []
 
 
 def test_plan_changes_no_file(config: Path, manifests: Path, tmp_path: Path) -> None:
