@@ -157,6 +157,7 @@ def _forward_rules(family: Family) -> Rules:
     unknown = f"iifname . {source} != @decided{s}"
     undecided = f"{destination} @covered{s} {unknown} counter name undecided drop"
     return (
+        f"iifname @pod_devices {_played(family)} {unknown} counter name foreign_source drop",
         f"{destination} @cluster{s} return",
         f"iifname . {source} vmap @selected{s}",
         f"{source} @pod_sources{s} {undecided}",
@@ -165,17 +166,25 @@ def _forward_rules(family: Family) -> Rules:
 
 
 def _source_rules(family: Family) -> Rules:
-    """What a pod may not send with, wherever to; and whom it may not play to the cluster: answers of a selected pod to
-    one outside, who asked by such a packet, would leave untranslated.
-    """
+    """What a pod may not send with, wherever to, and whom it may not play to the cluster."""
     s, source = family.suffix, f"{family.header} saddr"
-    outside = f"{source} != @cluster{s} {source} @covered{s} {family.header} daddr @cluster{s}"
     return (
         f"{source} @no_pods{s} counter name spoofed drop",
         f"iifname . {source} @decided{s} return",
         f"{source} @pools{s} counter name spoofed drop",
-        f"{outside} counter name foreign_source drop",
+        f"{_played(family)} counter name foreign_source drop",
     )
+
+
+def _played(family: Family) -> str:
+    """One outside, to the cluster: answers of a selected pod to who asked by such a packet would leave untranslated.
+
+    It is looked for again where Services are translated, as some of their addresses are not in the cluster. Who looks
+    for an address of its own has none yet, and asks the link.
+    """
+    s, source, destination = family.suffix, f"{family.header} saddr", f"{family.header} daddr"
+    link = ", ".join(sorted(merged(OF_THE_LINK, family.version)))
+    return f"{source} != @cluster{s} {source} @covered{s} {destination} @cluster{s} {destination} != {{ {link} }}"
 
 
 # Other nodes take what this one sends without the tunnel for its own by the source of the frame alone.

@@ -322,6 +322,37 @@ def test_no_pod_plays_a_remote_to_a_selected_one(scene: Scene, packet: str, of: 
         assert told & {"foreign_source", "guard_foreign_source"} or (packet == "VLAN 0" and mac == bridged)
 
 
+EXTERNAL_IP = "198.51.100.99"  # of a service, as its user wrote it: it is not in the cluster
+TRANSLATED = f"""
+table ip services {{
+    chain come {{ type nat hook prerouting priority dstnat; ip daddr {EXTERNAL_IP} dnat to {SELECTED}; }}
+}}
+"""
+
+
+@pytest.mark.parametrize(("name", "node"), [("plain", "worker"), ("far", "gw2")])
+def test_no_pod_plays_a_remote_to_a_service_of_a_selected_one(scene: Scene, name: str, node: str) -> None:
+    cluster, hop = scene.cluster, scene.hop if node == "worker" else scene.far_hop
+    host, before = cluster.lab.node(node), cluster.dropped(node)
+    question = build(replace(FROM_FW, destination=IPv4Address(EXTERNAL_IP), destination_port=ACCOMPLICE_PORT + 1))
+    host.nft(TRANSLATED)
+    try:
+        inject(cluster.lab.pod(name), "eth0", hop + question[6:])
+        assert scene.leaves("sel", build(replace(OUT, source_port=ACCOMPLICE_PORT + 1))) == {"through a gateway"}
+    finally:
+        host.run(["nft", "delete", "table", "ip", "services"])
+    after = cluster.dropped(node)
+    assert after["guard_foreign_source"] == before.get("guard_foreign_source", 0) + 1
+
+
+def test_a_pod_that_looks_for_its_own_address_plays_nobody(scene: Scene) -> None:
+    """It asks for it without one (RFC 4862, section 5.4; RFC 2131, section 4.1), and reaches the link alone."""
+    before = scene.cluster.dropped("worker")
+    for frame in (ipv6("::", "ff02::1:ff00:9"), to("255.255.255.255", replace(OUT, source=IPv4Address("0.0.0.0")))):
+        assert scene.leaves("plain", frame) == set()
+    assert scene.cluster.dropped("worker") == before
+
+
 def test_what_no_policy_covers_leaves_as_it_is(narrow: Scene) -> None:
     packet = replace(OUT, destination=IPv4Address(UNCOVERED))
     assert narrow.leaves("plain", by(str(PLAIN), packet)) == {"by the node"}

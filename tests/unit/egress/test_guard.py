@@ -124,10 +124,12 @@ add rule inet routerd forward udp dport 8473 ct state != untracked jump foreign
 add rule inet routerd forward ip option lsrr exists iifname != @host_devices counter name source_routed drop
 add rule inet routerd forward ip option ssrr exists iifname != @host_devices counter name source_routed drop
 add rule inet routerd forward ct direction reply return
+add rule inet routerd forward iifname @pod_devices ip saddr != @cluster ip saddr @covered ip daddr @cluster ip daddr != { 169.254.0.0/16, 224.0.0.0/4, 255.255.255.255 } iifname . ip saddr != @decided counter name foreign_source drop
 add rule inet routerd forward ip daddr @cluster return
 add rule inet routerd forward iifname . ip saddr vmap @selected
 add rule inet routerd forward ip saddr @pod_sources ip daddr @covered iifname . ip saddr != @decided counter name undecided drop
 add rule inet routerd forward iifname != @host_devices ip daddr @covered iifname . ip saddr != @decided counter name undecided drop
+add rule inet routerd forward iifname @pod_devices ip6 saddr != @cluster6 ip6 saddr @covered6 ip6 daddr @cluster6 ip6 daddr != { fe80::/10, ff00::/8 } iifname . ip6 saddr != @decided6 counter name foreign_source drop
 add rule inet routerd forward ip6 daddr @cluster6 return
 add rule inet routerd forward iifname . ip6 saddr vmap @selected6
 add rule inet routerd forward ip6 saddr @pod_sources6 ip6 daddr @covered6 iifname . ip6 saddr != @decided6 counter name undecided drop
@@ -139,11 +141,11 @@ add rule inet routerd foreign ip6 daddr @nodes6 counter name forged drop
 add rule inet routerd of_pods ip saddr @no_pods counter name spoofed drop
 add rule inet routerd of_pods iifname . ip saddr @decided return
 add rule inet routerd of_pods ip saddr @pools counter name spoofed drop
-add rule inet routerd of_pods ip saddr != @cluster ip saddr @covered ip daddr @cluster counter name foreign_source drop
+add rule inet routerd of_pods ip saddr != @cluster ip saddr @covered ip daddr @cluster ip daddr != { 169.254.0.0/16, 224.0.0.0/4, 255.255.255.255 } counter name foreign_source drop
 add rule inet routerd of_pods ip6 saddr @no_pods6 counter name spoofed drop
 add rule inet routerd of_pods iifname . ip6 saddr @decided6 return
 add rule inet routerd of_pods ip6 saddr @pools6 counter name spoofed drop
-add rule inet routerd of_pods ip6 saddr != @cluster6 ip6 saddr @covered6 ip6 daddr @cluster6 counter name foreign_source drop
+add rule inet routerd of_pods ip6 saddr != @cluster6 ip6 saddr @covered6 ip6 daddr @cluster6 ip6 daddr != { fe80::/10, ff00::/8 } counter name foreign_source drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } tcp dport 80-443 counter name selected drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } meta l4proto udp counter name selected drop
 add rule inet routerd SET ip daddr { 0.0.0.0/0 } ip daddr != { 192.0.2.0/24 } meta l4proto icmp counter name selected drop
@@ -335,7 +337,7 @@ def test_ipv6_of_a_pod_that_is_not_known_yet_is_dropped_where_any_policy_covers_
     assert guard.sets["covered6"] == {"::/0"}
     assert guard.sets["pod_sources6"] == {"2001:db8:1::/64"}
     assert guard.sets["host_devices"] == {"eth0"}
-    suspects = [rule for rule in guard.chains["forward"] if "@covered6" in rule]
+    suspects = [rule for rule in guard.chains["forward"] if "ip6 daddr @covered6" in rule]
     assert ["@pod_sources6" in rule for rule in suspects] == [True, False]
     assert all(rule.endswith("undecided drop") for rule in suspects)
 
