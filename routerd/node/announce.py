@@ -24,6 +24,7 @@ from routerd.model import (
     IPAddress,
     IPNetwork,
     Node,
+    Peer,
     PoolWays,
     Refusal,
     Service,
@@ -93,9 +94,15 @@ def scene_of(
         refused=_operator_refusals(allocations),
         groups=allocations.groups,
         peers=snapshot.bgp.peers,
+        hosts=_hosts(snapshot.nodes, snapshot.bgp.peers) if rules.external_ips or rules.cluster_ips else {},
         drain=drain,
         has_pods=drain is None or snapshot.pods is None or has_pods(node_name, snapshot.pods.values()),
     )
+
+
+def _hosts(nodes: Mapping[str, Node], peers: Iterable[Peer]) -> dict[IPAddress, Ref]:
+    of_nodes = {address: node.ref for node in nodes.values() for address in node.addresses}
+    return of_nodes | {peer.address: peer.ref for peer in peers}
 
 
 def _operator_refusals(allocations: Allocations) -> dict[Ref, Refusal]:
