@@ -87,14 +87,16 @@ def _quiet(wishes: Wishes, tables: Mapping[IPAddress, PortTable], word: Word) ->
     return tuple(quiet) if is_content and not any(each.left for table in quiet for each in table.told) else None
 
 
-def retire(table: PortTable, word: Word, now: float, deadline: float) -> PortTable | None:
-    """The table of an address that no group has any more; None once nobody may have a binding of it.
+def retire(
+    table: PortTable, word: Word, now: float, deadline: float, gateways: Set[int] = frozenset()
+) -> PortTable | None:
+    """The table of an address that nobody wants any more; None once nobody may have a binding of it.
 
-    Its sets are asked back, and taken after `deadline` seconds: an address that is not announced carries no answer.
+    Its sets are asked back, and taken after `deadline` seconds. Meanwhile `gateways` carry what runs.
     """
     work = Work(Space(table.egress_ip), table, now)
     work.settle(word)
-    work.tell(frozenset(), word)
+    work.tell(gateways & word.alive, word)
     for each in list(work.sets.values()):
         if each.state == "granted":
             work.put(each, "returning")

@@ -29,7 +29,7 @@ from routerd.cluster.groups import HEARD_OF_ALL, Groups, absent_gateways, addres
 from routerd.cluster.instances import published_interfaces
 from routerd.cluster.ledger import Ledger
 from routerd.cluster.pod_cidrs import Blocks, give_blocks
-from routerd.cluster.port_sets import PlanKept, PortRules, Ports, give_ports
+from routerd.cluster.port_sets import PlanKept, PortRules, Ports, bound_addresses, give_ports
 from routerd.cluster.requests import (
     KeptRequests,
     granted_to,
@@ -244,8 +244,35 @@ def assign(
     """`now` is in seconds of the Unix epoch. `reports` are by node name; `agents` is what was heard by them.
 
     `kept`: of the last decision with the same settings; it is renewed.
+
+    What policies have left is told from what is published, and pools do not give it. So where that is another after a
+    decision, it is decided once more: else the same would be decided otherwise a moment later.
     """
-    settings = settings or AssignSettings()
+    settings, kept = settings or AssignSettings(), kept or Kept(snapshot.service_cidrs)
+    before = _left(snapshot.allocations or Allocations(), ledger)
+    first = decision = _assign(snapshot, ledger, reports, now, settings, agents, kept)
+    while decision.synced and (after := _left(decision.allocations, decision.ledger)) != before:
+        before, seen = after, replace(snapshot, allocations=decision.allocations)
+        decision = _assign(seen, decision.ledger, reports, now, settings, agents, kept)
+    return replace(decision, adopted=first.adopted, conflicts=first.conflicts) if decision is not first else first
+
+
+def _left(allocations: Allocations, ledger: Ledger) -> tuple[tuple[EgressGroup, ...], frozenset[IPAddress]]:
+    """Groups that policies have left, and those of their addresses of which nodes have ports."""
+    groups = tuple(group for group in allocations.groups if not group.policies)
+    addresses = {address for group in groups for address in group.egress_ips}
+    return groups, bound_addresses(table for table in ledger.port_tables if table.egress_ip in addresses)
+
+
+def _assign(
+    snapshot: Snapshot,
+    ledger: Ledger,
+    reports: Mapping[str, NodeReport] | None,
+    now: float,
+    settings: AssignSettings,
+    agents: Agents,
+    kept: Kept,
+) -> Decision:
     previous = snapshot.allocations or Allocations()
     services, policies, pools, nodes = snapshot.services, snapshot.policies, snapshot.pools, snapshot.nodes
     if None in (services, policies, pools, nodes, snapshot.bgp, reports):
@@ -256,7 +283,6 @@ def assign(
         return Decision(previous, ledger, synced=False)
     adopted = adopt(ledger, previous, settings.writer, now)
     ledger = adopted.ledger
-    kept = kept or Kept(snapshot.service_cidrs)
     holders = kept.holders(addresses_on_nodes, nodes, {**reports})
     on_nodes = frozenset(holders)
     of_services = kept.requests(services, pools.values(), snapshot.namespaces or {})
@@ -275,21 +301,29 @@ def assign(
     granted = {key: grant for key, grant in granted.items() if key not in refused}
     draining = _leaving(nodes, reports)
     unreported = [name for name, node in nodes.items() if node.ready and name not in reports]
+    bound = bound_addresses(ledger.port_tables)
     retention, limit, mode = settings.group_retention, settings.max_gateways, settings.gateway_mode
     groups = kept.groups.form(
-        ledger, now, (policies, granted, nodes, holders, retention, limit, unreported, draining, agents.heard(), mode),
+        ledger, now, (
+            policies, granted, nodes, holders, retention, limit, unreported, draining, agents.heard(), mode,
+            previous.groups, bound,
+        ),
         lambda: form_groups(
-            policies, granted, ledger, nodes, holders, now, retention, limit, unreported, draining, agents, mode
+            policies, granted, ledger, nodes, holders, now, retention, limit, unreported, draining, agents, mode,
+            previous.groups, bound,
         ),
     )  # fmt: skip
+    formed = (each for each in groups.groups if each.policies or limits.allows(each))
     published, of_cloud = with_holders(
-        groups.groups, ledger.cloud_addresses, nodes, policies, settings.cloud_networks
+        tuple(formed), ledger.cloud_addresses, nodes, policies, settings.cloud_networks
     )  # fmt: skip
     silent_since = agents.silent()
     silent = (each for each in absent_gateways(policies, nodes, agents) if each.object.name not in draining)
     given = kept.given.take(of_services, planned.grants)
     ports = kept.ports.give(published, ledger, snapshot, reports, now, settings.port_rules)
     blocks = _blocks(kept.blocks, settings.pod_cidrs, ledger, snapshot, reports, now)
+    bound = bound_addresses(ports.tables)
+    published = tuple(each for each in published if each.policies or not bound.isdisjoint(each.egress_ips))
     draft = Allocations(
         services=given,
         groups=published,
@@ -300,7 +334,7 @@ def assign(
             (*refused.values(), *pools_over, *silent, *of_cloud, *ports.refusals, *blocks.refusals),
         ),
         nodes=kept.beside(_beside_nodes, nodes, holders, silent_since, _links(nodes, reports)),
-        pools=_ways({*kept.given.pools, *(each.pool for each in groups.groups)}, pools, previous.pools),
+        pools=_ways({*kept.given.pools, *(each.pool for each in published)}, pools, previous.pools),
         numbers=ports.published_numbers,
         bindings=ports.bindings,
         pod_cidrs=blocks.published,

@@ -26,12 +26,16 @@ def _of_cloud(group: EgressGroup, networks: Networks) -> tuple[IPv4Address, ...]
 def wanted_seats(
     groups: Iterable[EgressGroup], records: Iterable[GroupRecord], nodes: Mapping[str, Node], networks: Networks
 ) -> tuple[Wanted, ...]:
-    """The addresses of each group that are the cloud's, and the instances that may hold them, the best first."""
+    """The addresses of each group that are the cloud's, and the instances that may hold them, the best first.
+
+    Of a group that policies have left, the record names all gateways that it had.
+    """
     gateways = {record.id: record.gateways for record in records}
     found = []
     for group in groups:
         if addresses := _of_cloud(group, networks):
-            names = (instance_of(nodes[name]) for name in gateways.get(group.id, ()) if name in nodes)
+            known = (nodes[name] for name in gateways.get(group.id, ()) if name in nodes)
+            names = (instance_of(node) for node in known if group.policies or node.ready)
             found.append(Wanted(addresses, tuple(filter(None, names))))
     return tuple(found)
 

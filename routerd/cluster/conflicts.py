@@ -9,7 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from routerd.claims import TAKEN, Hosts, claims
-from routerd.model import EgressPolicy, IPAddress, IPNetwork, Node, NodeReport, Refusal, Snapshot, is_gateway
+from routerd.model import (
+    EgressGroup,
+    EgressPolicy,
+    IPAddress,
+    IPNetwork,
+    Node,
+    NodeReport,
+    Refusal,
+    Snapshot,
+    is_gateway,
+)
 
 NOT_ALLOWED = "AddressNotAllowed"
 
@@ -36,6 +46,14 @@ class Limits:
             if (refusal := next(filter(None, refusals), None)) is not None:
                 found[key] = refusal
         return found
+
+    def allows(self, group: EgressGroup) -> bool:
+        """Whether a group that policies have left may go on: its addresses are nobody's yet."""
+        if not group.node_address and not self.holders.keys().isdisjoint(group.egress_ips):
+            return False
+        held = group.egress_ips if group.node_address else ()
+        whose = claims(group.egress_ips, self.snapshot, self._networks(), held, self.known)
+        return not whose and (not self.allowed or all(_lies_in(each, self.allowed) for each in group.egress_ips))
 
     def _refusal(self, policy: EgressPolicy, address: IPAddress, whose: str) -> Refusal | None:
         remedy = "give the policy another egress IP" if policy.egress_ip else "take it out of the pool"

@@ -8,7 +8,7 @@ be. No gateway is a group without gateways: its traffic is dropped, and the refu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
@@ -111,6 +111,8 @@ def form_groups(
     draining: Collection[str] = (),
     agents: Agents = HEARD_OF_ALL,
     mode: GatewayMode = "ecmp",
+    before: Iterable[EgressGroup] = (),
+    bound: Collection[IPAddress] = (),
 ) -> Groups:
     """One group for the egress IPs of each policy, or of several that have the same. `holders`: which nodes have an
     address on an interface.
@@ -125,6 +127,9 @@ def form_groups(
     can be. Where none can, its gateways stay: an agent that is gone leaves its datapath, and may have left it whole.
 
     `mode`: how gateways share a group whose policies do not say.
+
+    `before`: the groups that are published. What policies have left of them stays a group, without policies, while
+    nodes have ports of it (`bound`).
 
     `retention`: for how many seconds a number without policies is not given to another egress IP.
     """
@@ -159,6 +164,7 @@ def form_groups(
         shared = "ecmp" if pinned else accepted[0].gateway_mode or mode
         draft.groups.append(_group(chosen, addresses, accepted, grants, shared, node_address=bool(pinned)))
         draft.refusals += _without_agent(draft.groups[-1], accepted, nodes, agents)
+    _keep_former(draft, numbers, before, bound, lambda each: _still(each, nodes, draining, agents))
     idle = _retired(ledger, {record.id for record in draft.records}, now, retention)
     return Groups(
         tuple(sorted(draft.groups, key=lambda group: group.id)),
@@ -167,6 +173,40 @@ def form_groups(
         tuple(draft.refusals),
         min((*(record.since + retention for record in idle), *draft.due), default=None),
     )
+
+
+def _keep_former(
+    draft: _Draft,
+    numbers: _Numbers,
+    before: Iterable[EgressGroup],
+    bound: Collection[IPAddress],
+    still: Callable[[GroupRecord], tuple[str, ...]],
+) -> None:
+    """Egress IPs that policies have left while nodes have ports of them: what runs goes on by them, and they are
+    announced for its answers. Nothing begins there, as the ports are asked back.
+    """
+    in_use = {address for group in draft.groups for address in group.egress_ips}
+    for group in before:
+        left = [address for address in group.egress_ips if address in bound and address not in in_use]
+        if left:
+            known = numbers.by_address.get(group.egress_ip)
+            record = numbers.record_of(left)
+            if not record.gateways:  # of an address that leaves the others of its group
+                record = replace(record, gateways=known.gateways if known is not None else group.gateways)
+            gateways = group.gateways if group.node_address else still(record)
+            further = _further(record, left)
+            draft.records.append(record)
+            draft.groups.append(replace(group, id=record.id, egress_ip=record.egress_ip, policies=(),
+                                        gateways=gateways, further_ips=further))  # fmt: skip
+
+
+def _still(
+    record: GroupRecord, nodes: Mapping[str, Node], draining: Collection[str], agents: Agents
+) -> tuple[str, ...]:
+    """Those of its gateways that can still be one, or all of them. Nobody is added: only a policy says who may be."""
+    known = [name for name in record.gateways if name in nodes]
+    good = _candidates(record, [name for name in known if not _unfit(nodes[name])], draining, agents)
+    return tuple(name for name in known if name in good) or tuple(known)
 
 
 def addresses_on_nodes(

@@ -44,7 +44,7 @@ class PortRules:
     """When nodes get ports, and for how many seconds what stays."""
 
     on_ask: bool = False  # only nodes that ask get any: every node's report is read within a second
-    deadline: float = 3600.0  # that sets of an address which no group has any more stay with their nodes
+    deadline: float = 3600.0  # that sets of an address which no policy has any more stay with their nodes
     history: float = 400 * 86400.0  # that it is remembered who had ports
 
 
@@ -152,13 +152,16 @@ def give_ports(
 ) -> Ports:
     """`now` is in seconds of the Unix epoch. `external`: the services with `externalIPs`, None = not known.
 
-    Every node gets a set of every group at once, and more if it asks for more; or, `on_ask`, those that ask.
+    Every node gets a set of every group at once, and more if it asks for more; or, `on_ask`, those that ask. Of groups
+    that policies have left, what nodes have is asked back.
 
     `kept`: of the last time; it is renewed.
     """
     times, kept = times or PortRules(), kept or PlanKept()
     external = (snapshot.services or {}) if external is None else external
     nodes = snapshot.nodes or {}
+    former = {address: each.gateways for each in groups if not each.policies for address in each.egress_ips}
+    groups = [each for each in groups if each.policies]
     living = sorted(name for name, node in nodes.items() if not node.fenced)
     tables = {table.egress_ip: table for table in ledger.port_tables}
     numbers = _numbered(ledger, nodes, nodes.keys() if groups else (), now)
@@ -174,7 +177,8 @@ def give_ports(
     after = {table.egress_ip: table for plan in made for table in plan.tables}
     dues = [plan.next_due for plan in made]
     for address in tables.keys() - after.keys():
-        table = retire(tables[address], word, now, times.deadline)
+        gateways = frozenset(number[name] for name in former.get(address, ()) if name in alive)
+        table = retire(tables[address], word, now, times.deadline, gateways)
         if table is not None:
             after[address] = table
             dues.append(retire_due(table, word, times.deadline))
@@ -196,6 +200,11 @@ def give_ports(
         },
         min((due for due in dues if due is not None), default=None),
     )
+
+
+def bound_addresses(tables: Iterable[PortTable]) -> frozenset[IPAddress]:
+    """Egress IPs of which nodes have ports."""
+    return frozenset(table.egress_ip for table in tables if any(each.is_bound for each in table.sets))
 
 
 def _plans(

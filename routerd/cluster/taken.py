@@ -15,7 +15,7 @@ from ipam.taken import Range, Taken
 from routerd.claims import RESERVED, hosts, of_service, ranges
 from routerd.cluster.requests import is_ours
 from routerd.memo import Derived, Last
-from routerd.model import AddressPool, Node, NodeReport, Refusal, Service, Snapshot
+from routerd.model import AddressPool, Allocations, Node, NodeReport, Refusal, Service, Snapshot
 from routerd.refs import Ref
 
 Single = tuple[IPAddress, str]  # an address, and words for whose it is
@@ -87,6 +87,7 @@ def taken_of(
     claims = [(*_range(network), words) for network, words in networks]
     said, seen = kept.nodes(_by_nodes, space, nodes, {**reports})
     claims += [(key_of(address), key_of(address), words) for address, words in (*kept.singles(space, snapshot), *said)]
+    seen = [*seen, *_in_flows(space, snapshot.allocations)]
     firm = Taken(tuple(claims))
     soft: dict[int, str] = {}
     for address, words in seen:
@@ -168,6 +169,14 @@ def _seen_on(
         for address, words in () if report.networks else _likely_own(node):
             if address in space:
                 yield address, f"{words} of {node.ref}"
+
+
+def _in_flows(space: PoolSpace, allocations: Allocations | None) -> Iterator[Single]:
+    """Whoever left them comes back to them, and nobody else has them meanwhile."""
+    for group in allocations.groups if allocations is not None else ():
+        for address in () if group.policies else group.egress_ips:
+            if address in space:
+                yield address, "an egress IP that a policy has left, and flows may still have"
 
 
 def _own(network: IPNetwork) -> tuple[tuple[IPAddress, str], ...]:

@@ -107,7 +107,7 @@ def published_groups(
         gateways = [_gateway(group, name, nodes, numbers, down) for name in group.gateways]
         refusals.extend(g for g in gateways if isinstance(g, Refusal))
         usable = tuple(g for g in gateways if isinstance(g, Gateway))
-        if not group.gateways:
+        if not group.gateways and group.policies:
             refusals.append(_no_gateway(group, told))
         blocks = tuple(block for ip in group.egress_ips for block in _blocks(tables.get(ip), number))
         in_order = group.gateway_mode == "active-standby"

@@ -82,7 +82,7 @@ def _gateway_waits(progress: Progress, allocations: Allocations) -> Iterator[str
     if progress.drain.goes_down:
         return
     for group in allocations.groups:
-        if not group.node_address and progress.node in group.gateways:
+        if group.policies and not group.node_address and progress.node in group.gateways:
             yield (
                 f"egress IP {group.egress_ip} has no other gateway: the operator moves it when another node that may "
                 f"be its gateway is ready; its policies are {', '.join(group.policies)}"

@@ -451,7 +451,8 @@ def _egress(snapshot: Snapshot, name: str) -> Iterator[Step]:
         detail = f"{told.object}: {told.message}" if told else "the operator has published no egress group for it"
         yield Step(f"has {name} an egress group?", False, told.reason if told else "NoGroup", detail)
         return
-    policies, addresses = ", ".join(group.policies), ", ".join(map(str, group.egress_ips))
+    policies = ", ".join(group.policies) or "no policy has it any more; what runs goes on, nothing begins"
+    addresses = ", ".join(map(str, group.egress_ips))
     yield Step(f"has {name} an egress group?", True, detail=f"{addresses}, group {group.id}: {policies}")
     refusal = gateways_refused(group.policies, allocations)
     if refusal is None:

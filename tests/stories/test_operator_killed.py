@@ -132,7 +132,7 @@ def owners(allocations: Allocations) -> dict[str, str]:
 def ports(allocations: Allocations) -> dict[str, str]:
     """Which ports of a group's egress IP each node has."""
     names = {each.number: each.node for each in allocations.numbers}
-    groups = {group.egress_ip for group in allocations.groups}
+    groups = {group.egress_ip for group in allocations.groups if group.policies}
     return {
         f"{names[block.node]} of {table.egress_ip}": f"{table.egress_ip}:{block.first}+{block.size} as {block.node}"
         for table in allocations.bindings
@@ -143,7 +143,7 @@ def ports(allocations: Allocations) -> dict[str, str]:
 
 def served(allocations: Allocations) -> set[str]:
     """Services, policies, and nodes that have ports of every group."""
-    groups = [group.egress_ip for group in allocations.groups]
+    groups = [group.egress_ip for group in allocations.groups if group.policies]
     names = {each.number: each.node for each in allocations.numbers}
     having = [
         {names[block.node] for block in each.blocks()} for each in allocations.bindings if each.egress_ip in groups

@@ -442,6 +442,7 @@ def test_group_numbers_rotate_and_wrap(world: World) -> None:
     assert [group.id for group in world.allocations.groups] == [1, (1 << 24) - 1]
     del world.policies["EgressPolicy/a"]
     world.decide()
+    world.decide(3600)
     world.policy("c", "198.51.100.3")
     world.decide(200)
     assert sorted(group.id for group in world.allocations.groups) == [1, 2]

@@ -63,9 +63,10 @@ def test_a_policy_that_is_edited_to_such_an_address_loses_its_group_and_a_later_
     world.decide()
     world.policy("web", "127.0.0.1")
     assert world.decide() == (
+        "group 1 198.51.100.7  via g\n"
         "! EgressPolicy/web AddressTaken: 127.0.0.1 is a loopback address (127.0.0.0/8): "
         "give the policy another egress IP"
-    )
+    ), "what runs goes on, and nothing begins"
     world.policy("web", "198.51.100.7")
     assert world.decide() == "group 1 198.51.100.7 EgressPolicy/web via g"
 

@@ -12,6 +12,7 @@ import pytest
 from cloud.aws import Ec2
 from cloud.demand import Rules
 from routerd.cluster.assign import AssignSettings
+from routerd.cluster.port_sets import PortRules
 from routerd.config.cloud import CloudSettings
 from routerd.operator.clouds import Clouds, clouds_of
 from routerd.operator.loop import Operator
@@ -21,6 +22,7 @@ from tests.models.cloud.direct import sender
 from tests.models.operator_world import FakeLedger, FakeStore, World
 from tests.models.virtual_time import beside, elapse, in_virtual_time
 
+DEADLINE = 120
 NETWORKS = (ip_network("10.0.0.0/24"),)
 
 
@@ -36,7 +38,7 @@ class Scene:
             self.world.node(f"g{number}", provider_id=f"aws:///a/i-{number}")
         self.world.policy("out", "10.0.0.200", **policy)
         settings = CloudSettings("aws", egress_networks=NETWORKS, rules=Rules("test"))
-        assigning = AssignSettings(cloud_networks=NETWORKS)
+        assigning = AssignSettings(cloud_networks=NETWORKS, port_rules=PortRules(deadline=DEADLINE))
         self.operator = Operator(FakeStore(self.world), self.ledger, assigning, clock=lambda: self.cloud.now)
         clouds = clouds_of(settings, self.operator)
         assert clouds is not None
@@ -174,7 +176,29 @@ def test_a_policy_that_is_gone_gives_its_address_back() -> None:
         scene.world.node("w1", None, provider_id="aws:///a/i-1")
         scene.change()
         await scene.live(60)
+        assert scene.published()[0], "what runs has its answers"
+        await scene.live(DEADLINE)
         assert not [eni for eni in scene.cloud.enis.values() if eni.addresses]
+
+    play(scene, story)
+
+
+def test_what_a_policy_has_left_moves_with_its_gateway() -> None:
+    scene = Scene()
+
+    async def story() -> None:
+        await scene.live(10)
+        ((first,), _) = scene.published()
+        scene.world.policies.clear()
+        scene.change()
+        await scene.live(5)
+        scene.world.nodes[first] = replace(scene.world.nodes[first], ready=False)
+        scene.change()
+        await scene.live(30)
+        assert scene.published()[0] == (other(first),)
+        numbers = {each.node: each.number for each in scene.world.allocations.numbers}
+        (table,) = scene.world.allocations.bindings
+        assert numbers[other(first)] in table.told, "its ports are given again when it, too, has dropped them"
 
     play(scene, story)
 

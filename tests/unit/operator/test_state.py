@@ -113,11 +113,14 @@ class OperatorMachine(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        """Recorded, never published, read again: the same document."""
+        """Recorded, never published, read again: the same document, but for what policies have left."""
         published = self.world.allocations
         self.world.allocations = Allocations()
         self.world.decide()
-        assert self.world.allocations == published
+        if all(group.policies for group in published.groups):
+            assert self.world.allocations == published
+        self.world.allocations = published
+        self.decide()
 
     @rule(name=NAMES)
     def crash_before_publishing(self, name: str) -> None:
@@ -255,7 +258,7 @@ class OperatorMachine(RuleBasedStateMachine):
         self.bound = {address: owner for address, owner in self.bound.items() if (owner, address) not in given}
         for group in self.world.allocations.groups:
             owner = self.bound.get(group.egress_ip)
-            assert owner is None or group.policies == (owner,)
+            assert owner is None or group.policies in ((owner,), ()), "its policy may have left it"
             if group.pool and len(group.policies) == 1 and self.world.policies[group.policies[0]].egress_ip is None:
                 self.bound[group.egress_ip] = group.policies[0]
         for each in self.world.allocations.services:
