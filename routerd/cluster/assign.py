@@ -74,6 +74,7 @@ class AssignSettings:
     allowed_egress_ips: tuple[IPNetwork, ...] = ()  # () = every address that is nobody's
     port_rules: PortRules = field(default_factory=PortRules)
     cloud_networks: tuple[IPNetwork, ...] = ()  # egress IPs in these are held by one gateway's interface of a cloud
+    direct: bool = False  # nodes have no tunnel (egress.transport)
     pod_cidrs: tuple[ClusterCIDR, ...] = ()  # of which nodes have blocks for their pods; () = others give them
     writer: Writer | None = None  # who we are, for the document
 
@@ -315,7 +316,8 @@ def _assign(
     )  # fmt: skip
     formed = (each for each in groups.groups if each.policies or limits.allows(each))
     published, of_cloud = with_holders(
-        tuple(formed), ledger.cloud_addresses, nodes, policies, settings.cloud_networks
+        tuple(formed), ledger.cloud_addresses, nodes, policies, settings.cloud_networks,
+        direct=settings.direct,
     )  # fmt: skip
     silent_since = agents.silent()
     silent = (each for each in absent_gateways(policies, nodes, agents) if each.object.name not in draining)

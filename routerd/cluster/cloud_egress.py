@@ -42,9 +42,12 @@ def wanted_seats(
 
 def with_holders(
     groups: tuple[EgressGroup, ...], seats: Iterable[Seat], nodes: Mapping[str, Node],
-    policies: Mapping[str, EgressPolicy], networks: Networks,
+    policies: Mapping[str, EgressPolicy], networks: Networks, *, direct: bool = False,
 ) -> tuple[tuple[EgressGroup, ...], tuple[Refusal, ...]]:  # fmt: skip
-    """The groups as they are published, and why some have no gateway. The same groups where none is the cloud's."""
+    """The groups as they are published, and why some have no gateway. The same groups where none is the cloud's.
+
+    `direct`: nodes send to gateways without a tunnel or not at all.
+    """
     if not networks:
         return groups, ()
     held = {seat.address: seat.instance for seat in seats}
@@ -60,9 +63,10 @@ def with_holders(
         holder = holders.pop() if len(holders) == 1 else ""
         members = [policies[key] for key in group.policies if key in policies]
         local = [each for each in members if each.exit_local]
-        gateways = (holder,) if holder and not local else ()
+        gateways = (holder,) if holder and not local and not direct else ()
         published.append(replace(group, gateways=gateways, gateway_mode="active-standby"))
         refusals += [Refusal(each.ref, "CloudExitLocal", LOCAL) for each in local]
+        refusals += [Refusal(each.ref, "CloudDirect", DIRECT) for each in members if direct]
         if not holder:
             shown = ", ".join(map(str, addresses))
             message = f"no gateway's interface has {shown} yet: `routerd show cloud` says why; its traffic is dropped"
@@ -71,3 +75,7 @@ def with_holders(
 
 
 LOCAL = "exit: local does not go with an address of a cloud, which lets it out of one interface only: use gateways"
+DIRECT = (
+    "egress.transport: direct does not go with an address of a cloud, which drops it from another interface: "
+    "set auto or vxlan"
+)

@@ -17,5 +17,6 @@ def assign_settings(config: Config) -> AssignSettings:
         allowed_egress_ips=config.egress.allowed_addresses,
         port_rules=PortRules(deadline=options.flow_deadline, history=options.retention),
         cloud_networks=config.cloud.egress_networks,
+        direct=config.egress.transport == "direct",
         pod_cidrs=config.pod_cidrs,
     )

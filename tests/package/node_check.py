@@ -1,11 +1,12 @@
-"""Runs as a unit's process would, in a network namespace with an uplink: makes a gateway's datapath, reads it back, and
-removes it.
+"""Runs as a unit's process would, in a network namespace with an uplink: asks by ICMP, makes a gateway's datapath,
+reads it back, and removes it.
 
     python node_check.py DIRECTORY          a new directory on a BPF file system
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 from egress.netdev import Datapath
 from egress.plan import plan
 from egress.policy import Block, Desired, Gateway, Group, Policy, Served
+from upstream.ask import ask
+from upstream.targets import Target
 
 NODE, EGRESS_IP = IPv4Address("192.0.2.1"), IPv4Address("198.51.100.7")
 OWNERS = bytes(2 * 960) + b"\0\1" * 16 + bytes(2 * 48)  # ports 61440 to 62463 are node 1's
@@ -32,6 +35,7 @@ DESIRED = Desired(
 
 
 def main(directory: Path) -> None:
+    asyncio.run(ask(Target("icmp", NODE), timeout=0.1))  # whatever answers: raises CannotAsk if it may not
     datapath = Datapath(directory)
     try:
         for _ in range(4):

@@ -150,7 +150,7 @@ def test_the_agents_capabilities_are_enough() -> None:
 
 
 @pytest.mark.usefixtures("bpffs")
-@pytest.mark.parametrize("left_out", ["net_admin", "bpf", "perfmon"])
+@pytest.mark.parametrize("left_out", ["net_admin", "net_raw", "bpf", "perfmon"])
 def test_each_of_them_is_needed(left_out: str) -> None:
     done = run_confined([name for name in capabilities("routerd-agent") if name != left_out], BPFFS / "unit")
     assert done.returncode != 0

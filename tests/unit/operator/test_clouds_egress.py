@@ -167,6 +167,18 @@ def test_exit_local_is_refused() -> None:
     play(scene, story)
 
 
+def test_a_network_without_tunnels_is_refused() -> None:
+    scene = Scene()
+    scene.operator.settings = replace(scene.operator.settings, direct=True)
+
+    async def story() -> None:
+        await scene.live(10)
+        assert scene.published()[0] == ()
+        assert scene.refusals() == ["CloudDirect"]
+
+    play(scene, story)
+
+
 def test_a_policy_that_is_gone_gives_its_address_back() -> None:
     scene = Scene()
 
