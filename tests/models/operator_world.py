@@ -25,9 +25,11 @@ from routerd.model import (
     NodeReport,
     Peer,
     Peering,
+    PortReport,
     Service,
     ServicePort,
     Snapshot,
+    UnusedBlock,
 )
 
 LOOK = 2  # seconds between two looks at the reports
@@ -117,6 +119,18 @@ class World:
             assert report.heartbeat is not None
             beat = Heartbeat(report.heartbeat.seconds, str(int(self.now // report.heartbeat.seconds)))
             self.reports[name] = replace(report, heartbeat=beat)
+
+    def end_flows(self) -> None:
+        """The nodes say of all that they are asked for that no flow is left there."""
+        names = {each.number: each.node for each in self.allocations.numbers}
+        unused: dict[str, list[UnusedBlock]] = {}
+        for table in self.allocations.bindings:
+            for block in table.blocks():
+                if block.returning:
+                    said = UnusedBlock(table.egress_ip, block.first, block.size, table.version)
+                    unused.setdefault(names[block.node], []).append(said)
+        for name, blocks in unused.items():
+            self.reports[name] = NodeReport(name, ports=PortReport(unused=tuple(blocks)))
 
     def snapshot(self) -> Snapshot:
         return Snapshot(

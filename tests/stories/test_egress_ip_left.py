@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 from routerd.cluster.assign import AssignSettings
 from routerd.cluster.port_sets import PortRules
-from routerd.model import AppliedTable, NodeReport, PortReport, UnusedBlock
+from routerd.model import AppliedTable, NodeReport, PortReport
 from tests.models.operator_world import World, ports_text
 
 A, B = ip_address("198.51.100.7"), ip_address("198.51.100.8")
@@ -28,19 +28,6 @@ def shared() -> World:
     return world
 
 
-def end_flows(world: World) -> None:
-    """The nodes say of all that they are asked for that no flow is left there."""
-    names = {each.number: each.node for each in world.allocations.numbers}
-    unused: dict[str, list[UnusedBlock]] = {}
-    for table in world.allocations.bindings:
-        for block in table.blocks():
-            if block.returning:
-                said = UnusedBlock(table.egress_ip, block.first, block.size, table.version)
-                unused.setdefault(names[block.node], []).append(said)
-    for name, blocks in unused.items():
-        world.reports[name] = NodeReport(name, ports=PortReport(unused=tuple(blocks)))
-
-
 def confirm(world: World, gateway: str) -> None:
     """It has dropped what is in no table any more."""
     applied = tuple(AppliedTable(each.egress_ip, each.version) for each in world.allocations.bindings)
@@ -59,7 +46,7 @@ def test_a_changed_egress_ip_cuts_nothing() -> None:
         198.51.100.7 ~g1:1024+1024 ~g2:2048+1024 ~worker:3072+1024 told g1,g2
         198.51.100.8 g1:1024+1024 g2:2048+1024 worker:3072+1024 told g1,g2
     """)
-    end_flows(world)
+    world.end_flows()
     assert world.decide(1) == "group 2 198.51.100.8 EgressPolicy/out via g1 g2"
 
 
@@ -80,7 +67,7 @@ def test_its_ports_rest_until_each_gateway_has_dropped_them() -> None:
     world = shared()
     world.policies.clear()
     world.decide()
-    end_flows(world)
+    world.end_flows()
     world.decide(1)
     assert ports_text(world.allocations) == "198.51.100.7 x:1024+3072 told g1,g2"
     world.decide(10**6)
@@ -136,7 +123,7 @@ def test_a_renamed_policy_of_a_pool_gets_another_address() -> None:
     world.pool("p", "192.0.2.0/29")
     world.policy("out", pool="p")
     world.decide()
-    end_flows(world)
+    world.end_flows()
     world.decide(1)
     world.policies.clear()
     world.policy("renamed", pool="p")
@@ -152,7 +139,7 @@ def test_a_policy_that_changes_its_pool() -> None:
     world.pool("b", "203.0.113.0/29")
     world.policy("out", pool="a")
     world.decide()
-    end_flows(world)
+    world.end_flows()
     world.decide(1)
     world.policy("out", pool="b")
     assert world.decide() == lines("""
@@ -178,7 +165,7 @@ def test_a_pool_gives_it_to_nobody_before_its_last_flow_has_ended() -> None:
     assert group == "group 1 192.0.2.0  via g1"
     assert of_named == f'! svc/d/named AddressTaken: "192.0.2.0" is {why}: request another address'
     assert of_web.startswith("! svc/d/web PoolExhausted: ") and of_web.endswith(f"192.0.2.0 is {why}")
-    end_flows(world)
+    world.end_flows()
     world.decide(1)
     assert world.decide().startswith("d/named p 192.0.2.0")
 
@@ -210,7 +197,7 @@ def test_an_address_that_leaves_the_others_of_its_group() -> None:
         assert len(world.allocations.groups) == 1
         world.policy("out", str(stays))
         world.decide()
-        end_flows(world)
+        world.end_flows()
         assert world.decide(1).endswith(f"{stays} EgressPolicy/out via n0")
         assert len(world.allocations.groups) == 1
 
@@ -235,5 +222,5 @@ def test_it_stays_over_restarts_of_everybody() -> None:
     world.live(60)
     assert world.decide() == left
     world.silence("g1", "g2")
-    end_flows(world)
+    world.end_flows()
     assert world.decide(1) == ""
