@@ -93,7 +93,8 @@ def of_pods(status: AgentStatus, snapshot: Snapshot) -> tuple[Refusal, ...]:
     told = [each for each in status.refusals if each.reason == UNHOOKED]
     if not told:
         return ()
-    pods = {Ref(POD_ADDRESS, name=str(a)): pod for pod in (snapshot.pods or {}).values() for a in pod.addresses}
+    there = (pod for pod in (snapshot.pods or {}).values() if not pod.finished)
+    pods = {Ref(POD_ADDRESS, name=str(address)): pod for pod in there for address in pod.addresses}
     found = ((each, pods[each.object]) for each in told if each.object in pods)
     return tuple(replace(each, object=Ref("Pod", pod.namespace, pod.name)) for each, pod in found)
 

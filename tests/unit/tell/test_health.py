@@ -229,7 +229,9 @@ def test_a_pods_device_is_told_of_the_pod() -> None:
     """Of an address that is no pod's any more, and what is no device's, nothing is."""
     (pod,) = (cluster.snapshot().pods or {}).values()
     status = refused(f"pod-address/{pod.addresses[0]}", "DeviceUnhooked")
-    ((told, message),) = [(str(each.object), each.message) for each in of_pods(status, cluster.snapshot())]
+    former = replace(pod, name="job", finished=True)  # which had its address before
+    snapshot = cluster.snapshot(pods={pod.key: pod, former.key: former})
+    ((told, message),) = [(str(each.object), each.message) for each in of_pods(status, snapshot)]
     assert (told, message) == ("Pod/default/web-1", "why DeviceUnhooked")
     for name, reason in (("pod-address/10.9.9.9", "DeviceUnhooked"), ("pod-address/10.1.11.2", "PodDeviceMissing")):
         assert of_pods(refused(name, reason), cluster.snapshot()) == ()
