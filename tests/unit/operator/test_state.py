@@ -200,7 +200,7 @@ class OperatorMachine(RuleBasedStateMachine):
                 owners.setdefault(address, set()).add(f"svc/{each.service}")
         for group in self.world.allocations.groups:
             assert group.egress_ip not in owners, "a VIP is an egress IP"
-            owners[group.egress_ip] = set(group.policies)
+            owners[group.egress_ip] = set(group.policies) or {"a policy that has left it"}
         for names in owners.values():
             services = [self.world.services[name.removeprefix("svc/")] for name in names if name.startswith("svc/")]
             if len(services) > 1:
