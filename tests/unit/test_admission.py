@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,18 @@ def policy() -> dict[str, Any]:
     return spec
 
 
-def admitted(user: str, claimed: str | None, resource: str, name: str, host: str = "") -> list[str]:
+def event_of(host: str, component: str = "routerd.io/agent") -> dict[str, Any]:
+    return {"source": {"component": "routerd", "host": host}, "reportingComponent": component}
+
+
+def admitted(
+    user: str,
+    claimed: str | None,
+    resource: str,
+    name: str,
+    event: Mapping[str, Any] = {},
+    before: Mapping[str, Any] | None = None,
+) -> list[str]:
     """Messages of the validations that say no."""
     spec = policy()
     extra = {NODE_CLAIM: [claimed]} if claimed is not None else {}
@@ -33,7 +45,8 @@ def admitted(user: str, claimed: str | None, resource: str, name: str, host: str
     variables = {each["name"]: str(evaluated(each["expression"], request=request)) for each in spec["variables"]}
     known = {
         "request": request,
-        "object": {"metadata": {"name": name}, "source": {"host": host}},
+        "object": {"metadata": {"name": name}, **event},
+        "oldObject": before,
         "variables": variables,
     }
     return [
@@ -46,8 +59,8 @@ def admitted(user: str, claimed: str | None, resource: str, name: str, host: str
 def test_an_agent_writes_what_is_its_own() -> None:
     assert admitted(AGENT, "n1", REPORTS.plural, "n1") == []
     assert admitted(AGENT, "n1", LEASES.plural, heartbeat_lease("n1")) == []
-    assert admitted(AGENT, "n1", EVENTS.plural, "web-1.0a", host="n1") == []
-    assert admitted(AGENT, "n1", EVENTS.plural, "web-1.0a", host="n2") != []
+    assert admitted(AGENT, "n1", EVENTS.plural, "web-1.0a", event_of("n1")) == []
+    assert admitted(AGENT, "n1", EVENTS.plural, "web-1.0a", event_of("n1"), event_of("n1")) == []
 
 
 @pytest.mark.parametrize(
@@ -61,6 +74,13 @@ def test_an_agent_writes_what_is_its_own() -> None:
 )
 def test_an_agent_writes_nothing_of_others(resource: str, name: str) -> None:
     assert admitted(AGENT, "n1", resource, name) == [f"an agent on node n1 may not write that of {name}"]
+
+
+@pytest.mark.parametrize("other", [event_of("n2"), event_of("n1", "kubelet"), event_of("n1", "routerd.io/operator")])
+def test_an_agent_neither_writes_nor_takes_an_event_of_others(other: dict[str, Any]) -> None:
+    refused = ["an agent on node n1 may not write that of web-1.0a"]
+    assert admitted(AGENT, "n1", EVENTS.plural, "web-1.0a", other) == refused
+    assert admitted(AGENT, "n1", EVENTS.plural, "web-1.0a", event_of("n1"), other) == refused
 
 
 def test_a_token_that_names_no_node_writes_nothing() -> None:
