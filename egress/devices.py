@@ -204,8 +204,9 @@ def other_namespaces(route: NetlinkSocket) -> frozenset[int]:
     id is the kernel's own, and goes with its namespace. To look at every process would tell of a few more, for much.
     """
     known = (attributes(answer, NSID.size) for answer in route.dump(RTM_GETNSID, NSID.pack(socket.AF_UNSPEC)))
-    kept = (path for place in KEPT_NAMESPACES if place.is_dir() for path in sorted(place.iterdir()))
-    ids = {_signed(values[NETNSA_NSID]) for values in known} | {_id_of(route, path) for path in kept}
+    there = (path for place in KEPT_NAMESPACES if place.is_dir() for path in sorted(place.iterdir()))
+    kept = {_id_of(route, path) for path in there if path.is_file()}
+    ids = {_signed(values[NETNSA_NSID]) for values in known} | kept
     return frozenset(ids - {NOT_ASSIGNED})
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from ipaddress import IPv4Address, ip_address
+from pathlib import Path
 
 import pytest
 
+from egress import devices
 from egress.host.links import Link, Namespace, PodDevice, Unhooked, host_devices, pod_devices, unhooked
+from egress.netlink import NetlinkSocket
 
 
 def link(
@@ -110,3 +114,17 @@ def test_somebody_with_a_pods_address_on_another_device_is_not_that_pod() -> Non
     (device,) = pod_devices(BY_INDEX, spaces)[POD]
     assert unhooked(BY_INDEX, spaces, {POD}, {POD: device}) == {}
     assert unhooked(BY_INDEX, spaces, {POD}, {}).keys() == {POD}
+
+
+def test_what_keeps_no_namespace_beside_those_that_do_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").touch()  # its namespace was unmounted
+    (tmp_path / "directory").mkdir()
+    os.mkfifo(tmp_path / "pipe")  # whoever opens it waits
+    (tmp_path / "gone").symlink_to("nowhere")
+    with NetlinkSocket() as route:
+        monkeypatch.setattr(devices, "KEPT_NAMESPACES", ())
+        known = devices.other_namespaces(route)
+        monkeypatch.setattr(devices, "KEPT_NAMESPACES", (tmp_path, tmp_path / "none"))
+        assert devices.other_namespaces(route) == known
