@@ -24,7 +24,6 @@ from routerd.model import (
     IPAddress,
     IPNetwork,
     Node,
-    Peer,
     PoolWays,
     Refusal,
     Service,
@@ -94,15 +93,17 @@ def scene_of(
         refused=_operator_refusals(allocations),
         groups=allocations.groups,
         peers=snapshot.bgp.peers,
-        hosts=_hosts(snapshot.nodes, snapshot.bgp.peers) if rules.external_ips or rules.cluster_ips else {},
+        others=_others(snapshot, allocations) if rules.external_ips or rules.cluster_ips else {},
         drain=drain,
         has_pods=drain is None or snapshot.pods is None or has_pods(node_name, snapshot.pods.values()),
     )
 
 
-def _hosts(nodes: Mapping[str, Node], peers: Iterable[Peer]) -> dict[IPAddress, Ref]:
-    of_nodes = {address: node.ref for node in nodes.values() for address in node.addresses}
-    return of_nodes | {peer.address: peer.ref for peer in peers}
+def _others(snapshot: Snapshot, allocations: Allocations) -> dict[IPAddress, Ref]:
+    """Of egress groups, nodes and peers."""
+    found = {address: group.ref for group in allocations.groups for address in group.egress_ips}
+    found |= {address: node.ref for node in (snapshot.nodes or {}).values() for address in node.addresses}
+    return found | {peer.address: peer.ref for peer in (snapshot.bgp.peers if snapshot.bgp else ())}
 
 
 def _operator_refusals(allocations: Allocations) -> dict[Ref, Refusal]:

@@ -54,7 +54,7 @@ class Scene:
     refused: Mapping[Ref, Refusal]  # the operator's, by object
     groups: tuple[EgressGroup, ...]
     peers: tuple[Peer, ...]
-    hosts: Mapping[IPAddress, Ref] = field(default_factory=dict)  # nodes and peers, where a Service could take theirs
+    others: Mapping[IPAddress, Ref] = field(default_factory=dict)  # whose addresses no Service may take
     drain: Drain | None = None
     has_pods: bool = True  # with addresses of their own; asked of a node that leaves
 
@@ -212,8 +212,9 @@ def left_out(scene: Scene, service: Service) -> Sequence[int]:
 
 # --- addresses beside VIPs: whoever may write a Service may name any ExternalIP (CVE-2020-8554), so that only those in
 # networks of the configuration are announced; ClusterIPs alike, which are unique in one cluster alone. An address of a
-# node or a peer is not, whatever the networks: its packets, those of sessions too, would come here. What a node does
-# with packets to the others is kube-proxy's, which asks each kind for endpoints by a traffic policy of its own.
+# node or a peer, or an egress IP, is not, whatever the networks: packets to it, those of sessions too, would come here,
+# and answers to nodes that are no gateways. What a node does with packets to the others is kube-proxy's, which asks
+# each kind for endpoints by a traffic policy of its own.
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,8 +263,8 @@ def beside_refusal(scene: Scene, service: Service, kind: Beside, address: IPAddr
     node = scene.node
     if not any(address in network for network in kind.networks):
         return refuse(f"{kind.name}NotAllowed", f"it lies outside {kind.key} ({_listed(kind.networks)})")
-    if address in scene.hosts:
-        return refuse(TAKEN, f"it is an address of {scene.hosts[address]}, which the network leads there")
+    if address in scene.others:
+        return refuse(TAKEN, f"it is an address of {scene.others[address]}, and led there")
     if kind.name == "ExternalIP" and (message := _node_excluded(scene, service)):
         return refuse("NodeExcluded", message)
     if message := _network_unavailable(scene, service):

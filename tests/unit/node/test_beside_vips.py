@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from routerd.model import EXCLUDE_LABEL, LabelSelector, Node, Peer, Peering, Service, Snapshot
+from routerd.model import (
+    EXCLUDE_LABEL,
+    Allocations,
+    EgressGroup,
+    LabelSelector,
+    Node,
+    Peer,
+    Peering,
+    Service,
+    Snapshot,
+)
 from routerd.node.announce import Announcements, announcements
 from routerd.node.checks import Rules
 from tests.models import cluster
@@ -80,6 +90,7 @@ def node(**fields: Any) -> dict[str, Node]:
     return {"a": replace(cluster.node("a", 11), **fields), "b": cluster.node("b", 12)}
 
 
+LEFT_WITH = EgressGroup(1, ip_address(OUTSIDE), ("EgressPolicy/p",), ("b",))
 ELSEWHERE = Peer(ip_address(OUTSIDE), 1, 2, node_selectors=(LabelSelector((("rack", "2"),)),))
 
 
@@ -91,11 +102,8 @@ ELSEWHERE = Peer(ip_address(OUTSIDE), 1, 2, node_selectors=(LabelSelector((("rac
         ("NoEndpoints", {"endpoint_slices": (cluster.endpoints("web", "a", version=6),)}, []),
         ("AddressTaken", {"nodes": node(addresses=(ip_address(OUTSIDE),))}, [f"{INSIDE}/32"]),
         ("AddressTaken", {"nodes": {**node(), "c": Node("c", addresses=(ip_address(OUTSIDE),))}}, [f"{INSIDE}/32"]),
-        (
-            "AddressTaken",
-            {"bgp": Peering((Peer(TOR, 1, 2), ELSEWHERE))},
-            [f"{INSIDE}/32"],
-        ),
+        ("AddressTaken", {"bgp": Peering((Peer(TOR, 1, 2), ELSEWHERE))}, [f"{INSIDE}/32"]),
+        ("AddressTaken", {"allocations": Allocations(1, groups=(LEFT_WITH,))}, [f"{INSIDE}/32"]),
     ],
 )
 def test_what_a_node_must_not_announce(reason: str, fields: dict[str, Any], left: list[str]) -> None:
