@@ -107,6 +107,7 @@ class Facts:
     unhooked: Mapping[IPAddress, tuple[Unhooked, ...]] = field(
         default_factory=dict
     )  # address of a pod here that policies select -> devices of this pod's that lead past the hooks
+    second_devices: frozenset[str] = frozenset()  # that lead to pods here as well
     headerless: frozenset[str] = frozenset()  # devices that would be uplinks, and whose packets have no Ethernet header
 
 

@@ -291,8 +291,9 @@ def render(desired: Desired, facts: Facts, kept: Kept | None = None) -> Guard:
     chains |= {LEAVING: taken} if taken else {}
     borrowed = BORROWED if desired.transport != "vxlan" else ()
     chains["forward"] += (*SOURCE_ROUTED, *borrowed, *handed.get("forward", ()), "ct direction reply return", *leaving)
+    firsts = frozenset(device.forward_name for device in attached.values())
     sets = {
-        "pod_devices": frozenset(d.forward_name for d in attached.values()) - {facts.underlay},
+        "pod_devices": firsts - {facts.underlay} | facts.second_devices - facts.host_devices,
         "host_devices": facts.host_devices,
         HOOKED: frozenset(filter(is_sayable, facts.uplinks)) if handed else frozenset(),
     }
@@ -310,7 +311,8 @@ def render(desired: Desired, facts: Facts, kept: Kept | None = None) -> Guard:
 
 def _sayable(facts: Facts) -> Facts:
     devices = {a: device for a, device in facts.devices.items() if is_sayable(device.forward_name)}
-    return replace(facts, devices=devices, host_devices=frozenset(filter(is_sayable, facts.host_devices)))
+    hosts, seconds = (frozenset(filter(is_sayable, names)) for names in (facts.host_devices, facts.second_devices))
+    return replace(facts, devices=devices, host_devices=hosts, second_devices=seconds)
 
 
 def _key(address: IPAddress, device: PodDevice) -> str:

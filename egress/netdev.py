@@ -26,7 +26,7 @@ from egress.attach import Attacher, Mode
 from egress.entries import Facts
 from egress.host import conntrack
 from egress.host.enforcement import Surroundings, Way
-from egress.host.links import Link, host_devices, inner_namespaces, pod_devices, unhooked
+from egress.host.links import Link, host_devices, inner_namespaces, pod_devices, second_devices, unhooked
 from egress.host.survey import CNI_CONFIG, survey
 from egress.netlink import NetlinkSocket
 from egress.policy import QUARTERS, TUNNEL_DEVICE, Desired, IPAddress, IPNetwork, Limits, Quotas, limits
@@ -125,6 +125,7 @@ class Datapath:
                 cut_off=bool(ways) and not any(links[ifindex].carrier for ifindex in uplinks.values()),
                 ways_out=_ways_out(routes.widest, frozenset(uplinks.values())),
                 unhooked=past_hooks,
+                second_devices=second_devices(links, (pods[each] for each in desired.pods if each in pods)),
             ),
             other_layout=other_layout,
             hands_over=handover.can_take_over(self._pins, other_layout),

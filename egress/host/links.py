@@ -85,6 +85,16 @@ def host_devices(links: Mapping[int, Link], pod_bridges: frozenset[str]) -> froz
     return frozenset(link.name for link in links.values()) - to_pods - inner - pod_bridges
 
 
+def second_devices(links: Mapping[int, Link], pods: Iterable[PodDevice]) -> frozenset[str]:
+    """All devices here that lead to these pods by themselves, not by a bridge, which others may be on: also those of
+    networks that a Pod does not tell of.
+    """
+    bridges = {link.ifindex for link in links.values() if link.kind == "bridge"}
+    theirs = {links[pod.ifindex].namespace for pod in pods}
+    apart = (link for link in links.values() if link.leads_out and link.master not in bridges)
+    return frozenset(link.name for link in apart if link.namespace in theirs)
+
+
 def inner_namespaces(links: Mapping[int, Link]) -> frozenset[int]:
     """Ids of those to which pairs lead."""
     return frozenset(link.namespace for link in links.values() if link.leads_out and link.namespace is not None)

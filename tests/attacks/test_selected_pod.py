@@ -345,6 +345,26 @@ def test_no_pod_plays_a_remote_to_a_service_of_a_selected_one(scene: Scene, name
     assert after["guard_foreign_source"] == before.get("guard_foreign_source", 0) + 1
 
 
+@pytest.mark.parametrize("pod", ["sel", "plain"])
+def test_no_pod_plays_a_remote_by_a_second_device(scene: Scene, pod: str) -> None:
+    """As Multus gives it one, whose address no Pod tells."""
+    cluster, worker, own = scene.cluster, scene.cluster.lab.node("worker"), scene.cluster.lab.pod(pod)
+    port = ACCOMPLICE_PORT + 2
+    worker.ip(f"link add side0 type veth peer name net1 netns {own.name}", "link set side0 up")
+    own.ip("link set net1 up")
+    try:
+        worker.sysctl({"net.ipv4.conf.side0.rp_filter": 0})
+        cluster.apply()
+        before = cluster.dropped("worker")
+        inject(own, "net1", mac_of(worker, "side0") + build(replace(FROM_FW, destination_port=port))[6:])
+        assert scene.leaves("sel", build(replace(OUT, source_port=port))) == {"through a gateway"}
+        after = cluster.dropped("worker")
+        assert after["guard_foreign_source"] == before.get("guard_foreign_source", 0) + 1
+    finally:
+        worker.ip("link delete side0")
+        cluster.apply()
+
+
 def test_a_pod_that_looks_for_its_own_address_plays_nobody(scene: Scene) -> None:
     """It asks for it without one (RFC 4862, section 5.4; RFC 2131, section 4.1), and reaches the link alone."""
     before = scene.cluster.dropped("worker")

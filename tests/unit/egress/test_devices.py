@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from egress import devices
-from egress.host.links import Link, Namespace, PodDevice, Unhooked, host_devices, pod_devices, unhooked
+from egress.host.links import (
+    Link,
+    Namespace,
+    PodDevice,
+    Unhooked,
+    host_devices,
+    pod_devices,
+    second_devices,
+    unhooked,
+)
 from egress.netlink import NetlinkSocket
 
 
@@ -56,6 +65,13 @@ def space(number: int, *links: Link, **addresses: int) -> Namespace:
 def test_devices_of_the_host_are_those_by_which_no_pod_comes() -> None:
     assert host_devices(BY_INDEX, frozenset({"cni0"})) == HOSTS
     assert host_devices(BY_INDEX, frozenset()) == HOSTS | {"cni0"}
+
+
+def test_a_pod_sends_by_each_pair_that_leads_to_it_alone() -> None:
+    more = [link(20, "side1", "veth", namespace=2, peer=3), link(21, "side2", "veth", master=8, namespace=2, peer=4)]
+    links = {**BY_INDEX, **{each.ifindex: each for each in more}}
+    assert second_devices(links, [PodDevice(7, "cali1", "cali1", bytes(6), bytes(6))]) == {"cali1", "side1"}
+    assert not second_devices(links, [])
 
 
 def test_pods_are_behind_pairs() -> None:

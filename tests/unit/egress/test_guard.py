@@ -365,3 +365,5 @@ def test_a_bridge_is_one_of_pods_by_the_addresses_on_it(
 def test_tunnel_packets_may_come_by_the_underlay_even_where_pods_are_on_it() -> None:
     assert render(DESIRED, Facts(DEVICES)).sets["pod_devices"] == {"bridge", "veth3"}
     assert render(DESIRED, Facts(DEVICES, underlay="bridge")).sets["pod_devices"] == {"veth3"}
+    seconds = Facts(DEVICES, second_devices=frozenset({"net1", "eth9", 'a"b'}), host_devices=frozenset({"eth9"}))
+    assert render(DESIRED, seconds).sets["pod_devices"] == {"bridge", "veth3", "net1"}, "unless it is the host's"
