@@ -35,6 +35,7 @@ def cluster(request: pytest.FixtureRequest, clean_labs: list[str]) -> Iterator[C
         lab.fw.start_server(http=80, udp=53, address=SERVER[6])
         gateway = lab.node("gw1").address
         lab.tor.ip(f"route add {EGRESS[4]}/32 via {gateway}", f"route add {EGRESS[6]}/128 via {six(gateway)}")
+        lab.tor.sysctl({"net.ipv4.icmp_ratelimit": 0})  # all traces come from one address
         lab.fw.allow(EGRESS[4])
         policy = Policy("world", 7, (WORLD, IPv6Network("::/0")))
         selected = dict.fromkeys(("sel", "selgw", "selgw2", "narrow", "narrowgw"), ("world",))
