@@ -62,6 +62,8 @@ from routerd.model import (
 )
 from routerd.refs import Ref
 
+AGAIN = 8  # times at most that one call decides anew; what is still another then is the next round's
+
 
 @dataclass(frozen=True, slots=True)
 class AssignSettings:
@@ -252,7 +254,10 @@ def assign(
     settings, kept = settings or AssignSettings(), kept or Kept(snapshot.service_cidrs)
     before = _left(snapshot.allocations or Allocations(), ledger)
     first = decision = _assign(snapshot, ledger, reports, now, settings, agents, kept)
-    while decision.synced and (after := _left(decision.allocations, decision.ledger)) != before:
+    for _ in range(AGAIN):
+        after = _left(decision.allocations, decision.ledger)
+        if not decision.synced or after == before:
+            break
         before, seen = after, replace(snapshot, allocations=decision.allocations)
         decision = _assign(seen, decision.ledger, reports, now, settings, agents, kept)
     return replace(decision, adopted=first.adopted, conflicts=first.conflicts) if decision is not first else first
