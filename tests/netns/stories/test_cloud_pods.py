@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ import yaml
 from tests.models.cloud.core import Cloud
 from tests.models.cloud.server import ACCESS, SECRET, served
 from tests.netns.lab.cni import OURS, PluginError, Runtime, delegating_plugin
-from tests.netns.lab.hosts import Answer, Node, NodeSpec, PodHost
-from tests.netns.lab.netns import run
+from tests.netns.lab.hosts import Answer, Host, Node, NodeSpec, PodHost
+from tests.netns.lab.netns import CommandError, run, stop
 from tests.netns.lab.vpc import BEYOND, ROUTER, Vpc
 from tests.waiting import wait
 
@@ -40,8 +40,9 @@ class Stage:
         self.node = Node(home, NodeSpec("n", self.address, "10.9.0.0/24"))
         self.vpc = Vpc(home, self.cloud, "i-1", self.node)
         self.pods: dict[str, PodHost] = {}
+        self.made: list[PodHost] = []
         for host in (self.node, self.vpc.host):
-            stack.callback(run, ["ip", "netns", "del", host.name], check=False)
+            stack.callback(_remove, host)
             host.directory.mkdir()
         self.node.create()
         self.vpc.create()
@@ -89,6 +90,7 @@ class Stage:
     def pod(self, name: str) -> PodHost:
         """With an address, as a kubelet would try until it has one."""
         pod = self.pods[name] = PodHost(self.home, name, "", self.node, {}, "default")
+        self.made.append(pod)
         pod.create()
         pod.directory.mkdir()
         self.write()
@@ -116,6 +118,12 @@ class Stage:
         return {str(address) for eni in self.cloud.of("i-1")[1:] for address in eni.addresses}
 
 
+def _remove(host: Host) -> None:
+    with suppress(CommandError):  # it was not made
+        stop(host.pids())
+        run(["ip", "netns", "del", host.name])
+
+
 def _pod(name: str, address: str) -> dict[str, Any]:
     status = {"podIPs": [{"ip": address}] if address else []}
     return {
@@ -130,8 +138,8 @@ def stage(clean_labs: list[str]) -> Iterator[Stage]:
         try:
             yield built
         finally:
-            for pod in built.pods.values():
-                run(["ip", "netns", "del", pod.name], check=False)
+            for pod in built.made:
+                _remove(pod)
 
 
 def test_a_pod_has_an_address_of_an_interface_and_is_reached_at_it(stage: Stage) -> None:
