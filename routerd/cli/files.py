@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from routerd import codes
-from routerd.cli.command import Command
+from routerd.cli.command import DEFAULT_CONFIG, Command
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -16,7 +16,8 @@ def check(arguments: argparse.Namespace) -> int:
 
     if arguments.dialect:
         return _check_dialect(arguments)
-    findings = check_paths(arguments.files)
+    named = [arguments.config] if arguments.config not in (None, DEFAULT_CONFIG) else []
+    findings = check_paths([*named, *arguments.files])
     errors = sum(finding.severity == "error" for finding in findings)
     if arguments.output == "json":
         print(json.dumps([finding.as_json() for finding in findings], indent=2))

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from egress.host.enforcement import Traces, surroundings
+from routerd import codes
 from routerd.cli.check import Finding, check_dialect, check_paths, check_texts
+from routerd.cli.main import main
 
 POOL = """\
 apiVersion: routerd.io/v1alpha1
@@ -254,3 +256,13 @@ def test_a_cni_of_this_host_whose_policies_would_be_bypassed_is_named(egress: st
     assert ["Cilium enforces NetworkPolicies" in each.message for each in found] == [True] * told
     assert all((each.severity, each.file) == ("warning", "routerd.yaml") for each in found)
     assert check_texts({"pool.yaml": POOL}, CILIUM) == []
+
+
+def test_a_configuration_that_is_named_is_checked_with_the_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, manifest = tmp_path / "routerd.yaml", tmp_path / "pool.yaml"
+    config.write_text("apiVersion: routerd.io/v1alpha1\nkind: Config\nbgp: {announce: {external-ip: []}}\n")
+    manifest.write_text(POOL)
+    assert main(["--config", str(config), "check", str(manifest)]) == codes.REFUSED
+    assert f'error: {config}:3:18: bgp.announce.external-ip: unknown key "external-ip"' in capsys.readouterr().out
