@@ -18,6 +18,7 @@
 #   make bench-way   what a packet's whole way through it takes, beside routing or VXLAN alone, and nftables (FAMILY=6)
 #   make bench-cni   what the CNI plugin adds to a pod's start (PODS=500, AT_ONCE=16)
 #   make bench-failover   a gateway dies: time without packets, connections lost (RUNS=200)
+#   make bench-ipam   what addresses cost: a million of a /8, netaddr beside it, the operator with 10,000 services
 #   make bench-cloud   a thousand instances' pods at once on a fake EC2 that throttles (INSTANCES=…)
 #   make image   the container image, by docker or buildah (IMAGE=name:tag, IMAGE_FLAGS= more options for either)
 
@@ -25,7 +26,7 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: setup kernel kernels check test fuzz verified chaos soak partitions cloud-faults demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-cloud bench-ports bench-rounds bench-packets bench-egress bench-way bench-cni bench-failover lock image bpf wheel clean
+.PHONY: setup kernel kernels check test fuzz verified chaos soak partitions cloud-faults demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-ipam bench-cloud bench-ports bench-rounds bench-packets bench-egress bench-way bench-cni bench-failover lock image bpf wheel clean
 
 setup:
 	@tools/setup
@@ -95,6 +96,9 @@ bench-k8s: setup
 
 bench-allocations: setup
 	@$(PY) -m tests.bench.allocate
+
+bench-ipam: setup
+	@$(PY) -m tests.bench.ipam
 
 bench-cloud: setup
 	@$(PY) -m tests.bench.cloud $(if $(INSTANCES),--instances $(INSTANCES))

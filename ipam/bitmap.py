@@ -15,13 +15,14 @@ _FULL = (1 << 64) - 1
 class Bitmap:
     """Offsets 0 … size - 1, all free at first. Offsets outside raise `IndexError`."""
 
-    __slots__ = ("_levels", "size", "taken")
+    __slots__ = ("_floor", "_levels", "size", "taken")
 
     def __init__(self, size: int) -> None:
         if size < 1:
             raise ValueError(f"a bitmap needs at least one offset, not {size}")
         self.size = size
         self.taken = 0  # how many offsets are taken
+        self._floor = 0  # all below are taken: a pool that fills from its beginning looks there again and again
         self._levels: list[dict[int, int]] = []
         bits = size
         while True:
@@ -72,13 +73,20 @@ class Bitmap:
                 break
             position = index
         self.taken -= 1
+        self._floor = min(self._floor, offset)
         return True
 
     def lowest_free(self, start: int = 0) -> int | None:
         """The lowest free offset that is at least `start`; None if there is none."""
-        if start >= self.size:
+        if start > self._floor:
+            return self._free_from(start)
+        found = self._free_from(self._floor)
+        self._floor = self.size if found is None else found
+        return found
+
+    def _free_from(self, position: int) -> int | None:
+        if position >= self.size:
             return None
-        position = max(start, 0)
         for height, level in enumerate(self._levels):
             free = ~level.get(position >> 6, 0) & (_FULL << (position & 63)) & _FULL
             if free:

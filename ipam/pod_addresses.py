@@ -12,7 +12,7 @@ cloud's interfaces are whole: the pods' gateway is the interface's own address, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_interface
 from itertools import chain
@@ -241,14 +241,29 @@ def settled(held: PodAddresses, now: float) -> PodAddresses:
 def counts(held: PodAddresses, version: int, taken: Collection[IPAddress]) -> Counts:
     """Of all blocks of a family."""
     blocks = [block for block in held.blocks if block.version == version]
-    holds = [each for each in held.holds.values() if held.block_of(each.address) in blocks]
-    states = Counter(each.state for each in holds)
-    others = {address for address in taken if address not in held.holds and _is_given_by(held, blocks, address)}
+    block_of = _finder(blocks)
+    states = Counter(each.state for each in held.holds.values() if block_of(each.address))
+    strangers = {address: block for address in taken if address not in held.holds and (block := block_of(address))}
+    others = sum(is_usable(held, block, address) for address, block in strangers.items())
     left_out = sum(each in block for block in blocks if has_room(held, block) for each in _left_out(held, block))
     left_out += sum(block.num_addresses for block in blocks if not has_room(held, block))
-    total, reserved = sum(block.num_addresses for block in blocks), left_out + len(others) + states["reserved"]
+    total, reserved = sum(block.num_addresses for block in blocks), left_out + others + states["reserved"]
     free = total - reserved - states["used"] - states["cooling"]
     return Counts(total, free, states["used"], states["cooling"], reserved)
+
+
+def _finder(blocks: Collection[IPNetwork]) -> Callable[[IPAddress], IPNetwork | None]:
+    """Which of blocks of one family an address is in, without a look at each of them: a cloud's are some hundred."""
+    by_start = {(int(block.network_address), block.prefixlen): block for block in blocks}
+    sizes = sorted({(block.version, block.max_prefixlen - block.prefixlen, block.prefixlen) for block in blocks})
+
+    def find(address: IPAddress) -> IPNetwork | None:
+        starts = (
+            (int(address) >> bits << bits, length) for version, bits, length in sizes if version == address.version
+        )
+        return next((by_start[start] for start in starts if start in by_start), None)
+
+    return find
 
 
 def versions(blocks: Iterable[IPNetwork]) -> list[int]:

@@ -176,17 +176,16 @@ class Pool:
 
     def denial(self, key: int, owner: str, use: Use) -> Denial | None:
         """Why `owner` cannot hold the address now; None if it can."""
-        denied = clash(self.holders.get(key, {}), owner, use, key)
-        if denied or key in self.holders:
-            return denied
-        address = address_of(key)
+        if key in self.holders:
+            return clash(self.holders[key], owner, use, key)
         bound = self.reserved.get(key)
         if bound and owner not in bound:
+            address = address_of(key)
             message = f'"{address}" is reserved for {",".join(sorted(bound))}; "routerd release {address}" frees it'
             return Denial(owner, "AddressReserved", message)
         cooling = self.cooling.get(key)
         if cooling and cooling.owner != owner:
-            message = f'"{address}" was released by {cooling.owner} and is served after {self.cooldown:g} s'
+            message = f'"{address_of(key)}" was released by {cooling.owner} and is served after {self.cooldown:g} s'
             return Denial(owner, "AddressCooling", message)
         return None
 
