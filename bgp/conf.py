@@ -12,7 +12,7 @@ import base64
 import hashlib
 from collections.abc import Iterable, Mapping
 
-from bgp.path import IPAddress, SpeakerPeer
+from bgp.path import FAMILIES, IPAddress, SpeakerPeer
 from bgp.rib import PathRefusal
 
 MAX_PASSWORD = 80  # bytes: TCP_MD5SIG_MAXKEYLEN of Linux
@@ -40,6 +40,8 @@ def peer_refusal(peer: SpeakerPeer) -> PathRefusal | None:
         return refuse("MinTTL", f"the least TTL of what is taken must be 0 to {TTL}")
     if not peer.families:
         return refuse("NoFamily", "the session has no address family")
+    if peer.extended_next_hop and (peer.address.version != 6 or peer.families != FAMILIES):
+        return refuse("ExtendedNextHop", "IPv6 next hops of IPv4 prefixes need a session over IPv6 with both families")
     return _password_refusal(peer)
 
 
@@ -74,10 +76,12 @@ def peer_section(peer: SpeakerPeer) -> str:
         "asn4 enable",
         "route-refresh enable",
         f"graceful-restart {peer.graceful_restart_time or 'disable'}",
+        *(["nexthop enable"] if peer.extended_next_hop else []),
     ]
     blocks = [
         _block("capability", capabilities),
         _block("family", sorted(peer.families)),
+        *([_block("nexthop", ["ipv4 unicast ipv6"])] if peer.extended_next_hop else []),
         _block("api", ["processes [ relay ]", "neighbor-changes", "negotiated"]),
     ]
     body = "".join(f"    {option};\n" for option in options) + "".join(blocks)

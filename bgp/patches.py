@@ -74,6 +74,7 @@ def apply(patches: list[Patch]) -> list[str]:
 
 def patches(run_dir: Path) -> list[Patch]:
     """Every change, in one table. `run_dir` is the speaker's."""
+    from exabgp.bgp.message.update import Update
     from exabgp.bgp.neighbor import Neighbor
     from exabgp.reactor.api.processes import Processes
     from exabgp.reactor.asynchronous import ASYNC
@@ -89,6 +90,7 @@ def patches(run_dir: Path) -> list[Patch]:
         Patch(ASYNC, "run", "b19e41c01689bade", many_steps(ASYNC.run)),
         Patch(Reactor, "_wait_for_io", "abe9694fbe6f8686", no_sleep_with_work(Reactor._wait_for_io)),
         Patch(Neighbor, "remove_self", "cbd04747e6f3e834", own_next_hop(Neighbor.remove_self)),
+        Patch(Update, "_split_nlris", "9d693e7f9bc15a49", agreed_next_hops(Update._split_nlris)),
         Patch(Processes, "broken", "6c7c73a211315eed", _never_broken),
         Patch(Delay, "increase", "9e348b6f1e113f0e", _wait_longer),
         Patch(Daemon, "drop_privileges", "a6091f186864fb54", _keep_privileges),
@@ -186,6 +188,22 @@ def own_next_hop(stock: Callable[..., Any]) -> Callable[..., Any]:
         return Change(nlri, attributes)
 
     return remove_self
+
+
+def agreed_next_hops(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """An IPv4 prefix with a next hop of IPv6 goes to a peer that has agreed to that alone (RFC 8950, section 4).
+
+    Stock ExaBGP sends it to everybody, and who does not know it may end the session.
+    """
+    from exabgp.protocol.family import AFI, SAFI
+
+    def split(update: Any, negotiated: Any) -> Any:
+        nlris, by_family = stock(update, negotiated)
+        if (AFI.ipv4, SAFI.unicast, AFI.ipv6) not in negotiated.nexthop:
+            by_family.pop((AFI.ipv4, SAFI.unicast), None)
+        return nlris, by_family
+
+    return split
 
 
 def end_of_rib_of_this_session(stock: Callable[..., Any]) -> Callable[..., Any]:

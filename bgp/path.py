@@ -67,6 +67,7 @@ class SpeakerPeer:
     graceful_restart_time: int = 120  # 0 = not offered (RFC 4724)
     families: tuple[Family, ...] = FAMILIES
     min_ttl: int = 0  # what comes with less is not taken (GTSM, RFC 5082); 0 = all is
+    extended_next_hop: bool = False  # IPv4 prefixes go out with the session's IPv6 address as next hop (RFC 8950)
     description: str = ""
 
     @property

@@ -63,14 +63,17 @@ def attributes_of(path: Path, peer: SpeakerPeer) -> Attributes:
 
 
 def normal(path: Path, peer: SpeakerPeer) -> Path | PathRefusal:
-    """`path` as it goes out on the session: what the session does not carry is left out, its own address is `None`.
+    """`path` as it goes out on the session: what the session does not carry is left out, its own address is `None`
+    where the prefix is of the same family.
 
     Returns `path` itself where nothing changes, so that comparing mostly compares identities.
     """
     refusal = _refusal(path, peer)
     if refusal is not None:
         return refusal
-    next_hop = None if path.next_hop == peer.local_address else path.next_hop
+    # ExaBGP's `self` is the router id for an IPv4 prefix in a session over IPv6
+    own = None if path.prefix.version == peer.local_address.version else peer.local_address
+    next_hop = own if path.next_hop in (None, peer.local_address) else path.next_hop
     local_pref = path.local_pref if peer.is_ibgp else None
     prepend = 0 if peer.is_ibgp else path.prepend  # our own AS in an iBGP path would look like a loop (RFC 4271, 9)
     if (next_hop, local_pref, prepend) == (path.next_hop, path.local_pref, path.prepend):
@@ -85,7 +88,7 @@ def _refusal(path: Path, peer: SpeakerPeer) -> PathRefusal | None:
     version = path.prefix.version
     if family_of(path.prefix) not in peer.families:
         return refuse("FamilyNotConfigured", f"the session does not carry {family_of(path.prefix)}")
-    if (path.next_hop or peer.local_address).version != version:
+    if (path.next_hop or peer.local_address).version != version and not (version == 4 and peer.extended_next_hop):
         return refuse(
             "NextHopFamily", f"the next hop must be IPv{version}: give the advertisement one, or peer over IPv{version}"
         )

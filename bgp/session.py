@@ -96,17 +96,23 @@ class Sessions:
                 yield peer, self._status[peer].families
 
     def untaken(self, peer: SpeakerPeer) -> tuple[Family, ...]:
-        """Families that the session is up without, though we offered them: no path of them reaches the peer."""
+        """Families that the session is up without, though we offered them: no path of them reaches the peer.
+
+        IPv4 is one of them where its prefixes need next hops of IPv6, and the peer does not take these.
+        """
         agreed = self._negotiated.get(peer.address)
         if agreed is None or self._status.get(peer.address, PeerStatus()).state != "up":
             return ()
-        return tuple(family for family in peer.families if family not in agreed.families)
+        taken = {*agreed.families} - ({"ipv4 unicast"} if peer.extended_next_hop > agreed.extended_next_hop else set())
+        return tuple(family for family in peer.families if family not in taken)
 
-    def status(self, peer: IPAddress, connected: bool, *, announced: int, pending: int) -> PeerStatus:
+    def status(self, peer: SpeakerPeer, connected: bool, *, announced: int, pending: int) -> PeerStatus:
         """`announced`: what the peer has while the session is up."""
-        status = self._status.get(peer, PeerStatus())
+        status, untaken = self._status.get(peer.address, PeerStatus()), self.untaken(peer)
         state: State = status.state if connected else "unknown"
-        return replace(status, state=state, announced=announced if state == "up" else 0, pending=pending)
+        families = tuple(family for family in status.families if family not in untaken)
+        announced = announced if state == "up" else 0
+        return replace(status, state=state, families=families, announced=announced, pending=pending)
 
 
 def _says_why(reason: str) -> bool:

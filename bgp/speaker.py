@@ -178,9 +178,18 @@ class Speaker:
             untaken = self._sessions.untaken(peer) if self.connected else ()
             for family, count in Counter(map(rib.family_of, self._table(address) if untaken else ())).items():
                 if family in untaken:
+                    by_hop = peer.extended_next_hop and family == "ipv4 unicast"
+                    what, remedy = (
+                        (
+                            f"IPv6 next hops for {family} (RFC 8950)",
+                            "say `capability extended-nexthop` (FRR) or `extended next hop on` (BIRD) there",
+                        )
+                        if by_hop
+                        else (family, "activate that address family for the session")
+                    )
                     message = (
-                        f"the router has not negotiated {family} in this session: its paths ({count}) are not "
-                        "announced there; activate that address family for the session"
+                        f"the router has not negotiated {what} in this session: its paths ({count}) are not "
+                        f"announced there; {remedy}"
                     )
                     yield PathRefusal(address, None, "FamilyNotNegotiated", message)
 
@@ -199,7 +208,7 @@ class Speaker:
         desired = self._desired.peers if self._desired is not None else {}
         return {
             address: self._sessions.status(
-                address, self.connected, announced=self._announced(peer), pending=self._pending.get(address, 0)
+                peer, self.connected, announced=self._announced(peer), pending=self._pending.get(address, 0)
             )
             for address, peer in desired.items()
         }

@@ -81,7 +81,9 @@ def _attributes(attributes: Attributes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SessionEvent:
-    """A change of one session. `time` is unix time; `families` and `hold_time` (seconds) come with "negotiated"."""
+    """A change of one session. `time` is unix time; with "negotiated" come `families`, `extended_next_hop` (RFC 8950)
+    and `hold_time` (seconds).
+    """
 
     peer: IPAddress
     kind: Literal["up", "down", "connected", "negotiated"]
@@ -89,6 +91,7 @@ class SessionEvent:
     reason: str = ""
     families: tuple[Family, ...] = ()
     hold_time: int = 0
+    extended_next_hop: bool = False
 
 
 def parse_event(event: Mapping[str, Any]) -> SessionEvent | None:
@@ -103,7 +106,11 @@ def parse_event(event: Mapping[str, Any]) -> SessionEvent | None:
     if kind == "negotiated":
         agreed = session["negotiated"]
         families = tuple(family for family in _FAMILIES if family in agreed["families"])
-        return SessionEvent(peer, "negotiated", time, families=families, hold_time=int(agreed["hold_time"]))
+        extended = "ipv4 unicast ipv6" in agreed["nexthop"]
+        hold_time = int(agreed["hold_time"])
+        return SessionEvent(
+            peer, "negotiated", time, families=families, hold_time=hold_time, extended_next_hop=extended
+        )
     state = session["state"]
     if state not in ("up", "down", "connected"):
         return None
@@ -177,11 +184,12 @@ _KNOWN = {"origin", "next-hop", "as-path", "med", "local-preference", "community
 def _path(route: Mapping[str, Any], peer: SpeakerPeer | None) -> Path:
     nlri, attributes = route["nlri"], route["attributes"]
     prefix, next_hop = ip_network(nlri["prefix"]), ip_address(nlri["nexthop"])
+    is_own = peer is not None and next_hop == peer.local_address and next_hop.version == prefix.version
     if not attributes.keys() <= _KNOWN:
         return Path(prefix, type(next_hop)(0))
     return Path(
         prefix,
-        None if peer is not None and next_hop == peer.local_address else next_hop,
+        None if is_own else next_hop,
         attributes.get("local-preference"),
         attributes.get("med"),
         max(0, len(_as_numbers(attributes.get("as-path"))) - 1),

@@ -273,6 +273,7 @@ class Peer:
     bfd_profile: str = ""  # of a reader: a BfdProfile that says `bfd` (`routerd.store.merge`)
     families: tuple[IPFamily, ...] = ("IPv4", "IPv6")  # of the paths that it gets
     ttl_security: int = 0  # the peer is at most so many hops away (RFC 5082); 0 = not asked
+    extended_next_hop: bool = False  # IPv4 paths go out with a next hop of IPv6 (RFC 8950)
     node_selectors: tuple[LabelSelector, ...] = ()
     name: str = ""  # for messages; "" = the address
     origin: Origin = Origin()

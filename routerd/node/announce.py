@@ -362,6 +362,7 @@ class Carrier(NamedTuple):
     audience: str
     version: int
     versions: tuple[int, ...]
+    extended: bool  # paths of IPv4 have the session's own address as next hop, whichever family it is of
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,13 +390,14 @@ def _rib(paths: Mapping[IPNetwork, Path], carrier: Carrier, node: Node, last: Ri
     for prefix, path in paths.items():
         if prefix.version not in carrier.versions:
             continue
-        if prefix.version == carrier.version:
+        if prefix.version == carrier.version or (carrier.extended and prefix.version == 4):
             rib[prefix] = path
         elif hops:
             rib[prefix] = replace(path, next_hop=hops[0])
         else:
             message = (
                 f"{node.name} has no IPv{prefix.version} address to be the next hop in an IPv{carrier.version} session"
+                + (": with extended-next-hop it can be one of IPv6" if prefix.version == 4 else "")
             )
             refusals.append(Refusal(Ref(PATH, name=str(prefix)), "NoNextHop", message))
     return Rib(paths, hops, rib, tuple(refusals))
@@ -438,4 +440,5 @@ def announcements(
 def _carrier(session: SpeakerPeer, audiences: Container[str]) -> Carrier:
     label = session.description or str(session.address)
     versions = tuple(version for version, family in VERSIONS.items() if family in session.families)
-    return Carrier(label if label in audiences else EVERYBODY, session.local_address.version, versions)
+    audience = label if label in audiences else EVERYBODY
+    return Carrier(audience, session.local_address.version, versions, session.extended_next_hop)

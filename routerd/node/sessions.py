@@ -55,6 +55,7 @@ def session(
         graceful_restart_time=peer.graceful_restart_time,
         families=tuple(FAMILIES[word] for word in peer.families),
         min_ttl=256 - peer.ttl_security if peer.ttl_security else 0,
+        extended_next_hop=peer.extended_next_hop,
         description=peer.name,
     )
 

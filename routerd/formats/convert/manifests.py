@@ -233,6 +233,7 @@ def _peer(peer: Peer, profiles: dict[Bfd, str]) -> Json:
             "password-file": peer.password_file,
             "ebgp-multihop": peer.ebgp_multihop or None,
             "ttl-security": peer.ttl_security or None,
+            "extended-next-hop": peer.extended_next_hop or None,
             "graceful-restart-time": f"{restart}s" if restart != default.graceful_restart_time else None,
             "families": words if peer.families != default.families else None,
             "bfd-profile": profiles[peer.bfd] if peer.bfd is not None and is_shared else None,

@@ -44,6 +44,7 @@ class ParsedPeer:
     bfd: Bfd | None = None
     families: tuple[IPFamily, ...] = ("IPv4", "IPv6")
     ttl_security: int = 0  # hops
+    extended_next_hop: bool = False
     password_file: str = ""
     keepalive_given: bool = field(default=False, compare=False)
     profile: Profile | None = field(default=None, compare=False)  # the one of `bfd_profile`
@@ -104,6 +105,7 @@ def _parse_peer(struct: Struct, dialect: Dialect) -> ParsedPeer:
         bfd=read_bfd(struct),
         families=_families(struct),
         ttl_security=_ttl_security(struct),
+        extended_next_hop=_extended_next_hop(struct, address),
         password_file=_password_file(struct),
         keepalive_given=bool(struct.text("keepalive-time")),
         origin=struct.place.origin,
@@ -190,6 +192,15 @@ def _ttl_security(struct: Struct) -> int:
     return hops
 
 
+def _extended_next_hop(struct: Struct, address: IPAddress) -> bool:
+    asked, place = struct.flag("extended-next-hop"), struct.at("extended-next-hop")
+    if asked and address.version == 4:
+        raise place.error("next hops of IPv6 need a session over IPv6: without extended-next-hop, or another address")
+    if asked and len(_families(struct)) == 1:
+        raise place.error("next hops of IPv6 for IPv4 paths need both families: without extended-next-hop, or families")
+    return asked
+
+
 def node_selectors(struct: Struct) -> tuple[LabelSelector, ...]:
     """Of a peer, or of an advertisement of ours. Raises InputError."""
     try:
@@ -215,6 +226,7 @@ def to_model(peer: ParsedPeer) -> tuple[Peer, tuple[Refusal, ...]]:
         bfd=None if peer.ebgp_multihop else _bfd(peer),
         families=peer.families,
         ttl_security=peer.ttl_security,
+        extended_next_hop=peer.extended_next_hop,
         password_file=peer.password_file,
         node_selectors=peer.selectors,
         name=peer.name,

@@ -45,6 +45,7 @@ _PEER_NATIVE: dict[str, GoType] = {
     "families": STRINGS,
     "password-file": STRING,
     "ttl-security": GoInteger("int", 0, MAX_HOPS),
+    "extended-next-hop": BOOL,
     "bfd": GoStruct("config.bfd", _BFD),
 }
 

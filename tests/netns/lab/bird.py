@@ -61,11 +61,12 @@ def _peer_text(peer: TorPeer, address: str, local_as: int) -> str:
     channel = f"{{ import {'all' if peer.accepts else 'none'}; export none; gateway direct; }};"
     password = f' password "{peer.password}";' if peer.password else ""
     ipv6 = f" ipv6 {channel}" if peer.ipv6 else ""
+    ipv4 = channel.replace("{", "{ extended next hop on;") if peer.extended else channel
     guard = " direct; ttl security on;" if peer.guarded else ""
     guard += " bfd on;" if peer.bfd else ""
     return (
         f"protocol bgp {peer.name} from node {{ local {peer.local or address} as {local_as}; "
-        f"neighbor {peer.address} as {peer.asn};{password}{guard} ipv4 {channel}{ipv6} }}\n"
+        f"neighbor {peer.address} as {peer.asn};{password}{guard} ipv4 {ipv4}{ipv6} }}\n"
     )
 
 

@@ -62,6 +62,7 @@ def _peer_text(peer: TorPeer, address: str, hold_time: int) -> str:
         *([f"password {peer.password}"] if peer.password else []),
         *(["ttl-security hops 1"] if peer.guarded else []),
         *(["bfd 3 50 50"] if peer.bfd else []),
+        *(["capability extended-nexthop"] if peer.extended else []),
     ]
     return "".join(f" neighbor {peer.address} {statement}\n" for statement in statements)
 

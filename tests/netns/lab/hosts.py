@@ -199,7 +199,7 @@ def parse_kernel_routes(text: str) -> dict[str, list[str]]:
             prefix = words[0] if "/" in words[0] else f"{words[0]}/32"
             table[prefix] = []
         if "via" in words:
-            table[prefix].append(words[words.index("via") + 1])
+            table[prefix].append(words[words.index("via") + 1 + ("inet6" in words)])  # RFC 8950: "via inet6 fe80::1"
     return {key: sorted(hops) for key, hops in table.items()}
 
 

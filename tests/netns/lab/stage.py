@@ -78,11 +78,13 @@ class Stage:
             )
         self.bgp.start(self.config(bfd=bfd))
 
-    def config(self, *, refused: str = "", guarded: bool = False, ipv6: bool = True, bfd: bool = False) -> str:
+    def config(
+        self, *, refused: str = "", guarded: bool = False, ipv6: bool = True, bfd: bool = False, extended: bool = True
+    ) -> str:
         """The ToR's configuration; all paths of the peer named `refused` are refused.
 
         `guarded`: TTL security (GTSM); `bfd`: t1 and t2 are watched. Without `ipv6`, t1 has
-        IPv4 unicast only.
+        IPv4 unicast only; without `extended`, t2 takes no IPv6 next hops of IPv4 prefixes.
         """
         peers = [
             TorPeer("t1", "10.9.0.1", NODE_AS, local="10.9.0.2"),
@@ -91,7 +93,7 @@ class Stage:
         ]
         peers = [replace(peer, accepts=peer.name != refused, guarded=guarded) for peer in peers]
         peers[0] = replace(peers[0], ipv6=ipv6, bfd=bfd)
-        peers[1] = replace(peers[1], bfd=bfd)
+        peers[1] = replace(peers[1], bfd=bfd, extended=extended)
         return self.bgp.config_text(peers, address="10.9.0.2", local_as=TOR_AS, trace=True)
 
     def start_speaker(self) -> SpeakerProcess:

@@ -37,6 +37,7 @@ class TorPeer:
     password: str = field(default="", repr=False)
     local: str = ""
     ipv6: bool = True  # False: IPv6 unicast is not negotiated
+    extended: bool = False  # True: IPv4 prefixes may have a next hop of IPv6 (RFC 8950)
     guarded: bool = False  # True: only what was sent with a TTL of 255 is taken (RFC 5082)
     bfd: bool = False  # True: watched by BFD, 50 ms x 3; paths go when it is down
     accepts: bool = True  # False: the session stays up, all of the peer's paths are refused

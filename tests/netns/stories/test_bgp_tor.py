@@ -350,6 +350,32 @@ async def test_a_family_that_the_tor_does_not_negotiate_is_told_and_not_counted(
 
 
 @story
+async def test_an_ipv4_prefix_has_a_next_hop_of_ipv6_where_both_sides_take_that(stage: Stage) -> None:
+    """RFC 8950. A ToR that does not is sent no such path, and keeps the session; so much is told."""
+    over6, told = replace(T2, extended_next_hop=True), paths("192.0.2.1/32") + paths("2001:db8::1/128")
+    async with agent(stage) as speaker:
+        speaker.set(desired((over6, told)))
+        await stage.until(lambda: len(stage.routes("t2")) == 2, "paths at the ToR")
+        assert {route.attributes["next_hop"] for route in stage.routes("t2").values()} == {"fd09::1"}
+        await stage.until(lambda: stage.next_hops("192.0.2.1/32") == ["fd09::1"], "the kernel's route")
+        assert await speaker.settled(5)
+        assert (await speaker.observe())[T2.address].keys() == {path.prefix for path in told}
+        assert (speaker.peers[T2.address].announced, speaker.refusals) == (2, ())
+        speaker.set(desired((over6, told[1:])))
+        await stage.until(lambda: stage.routes("t2").keys() == {"2001:db8::1/128"}, "a withdrawal at the ToR")
+
+        stage.bgp.kill()
+        stage.bgp.start(stage.config(extended=False))
+        speaker.set(desired((over6, told)))
+        await stage.until(lambda: stage.routes("t2").keys() == {"2001:db8::1/128"}, "the other path at the ToR")
+        await stage.until(lambda: states(speaker) == {"up"}, "the session is up")
+        assert await speaker.settled(5)
+        assert (speaker.peers[T2.address].announced, speaker.peers[T2.address].families) == (1, ("ipv6 unicast",))
+        assert [refusal.reason for refusal in speaker.refusals] == ["FamilyNotNegotiated"]
+        assert "RFC 8950" in str(speaker.refusals[0])
+
+
+@story
 async def test_an_edit_does_not_wait_for_a_session_that_a_silent_router_keeps_opening(stage: Stage) -> None:
     """It takes connections and says nothing: ExaBGP alone waits a minute for its OPEN before it looks at the edit."""
     holds: list[int] = []

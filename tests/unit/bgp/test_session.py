@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 
+from bgp.path import SpeakerPeer
 from bgp.session import PeerStatus, Sessions
 from bgp.text import SessionEvent
 
-PEER = ip_address("10.0.0.2")
+SESSION = SpeakerPeer(ip_address("10.0.0.2"), ip_address("10.0.0.1"), 1, 2, IPv4Address("10.0.0.1"))
+PEER = SESSION.address
 BOTH = ("ipv4 unicast", "ipv6 unicast")
 
 
 def status(sessions: Sessions) -> PeerStatus:
-    return sessions.status(PEER, True, announced=3, pending=1)
+    return sessions.status(SESSION, True, announced=3, pending=1)
 
 
 def told(*events: SessionEvent) -> Sessions:
@@ -38,7 +40,7 @@ def test_a_life() -> None:
     assert status(sessions) == PeerStatus("up", 11.0, "closing connection", 0, BOTH, 9, 3, 1)
     sessions.take(SessionEvent(PEER, "down", 20.0, reason="lost"))
     assert status(sessions) == PeerStatus("down", 20.0, "lost", 1, (), 0, 0, 1)
-    assert sessions.status(PEER, False, announced=0, pending=0).state == "unknown"
+    assert sessions.status(SESSION, False, announced=0, pending=0).state == "unknown"
 
 
 def test_end_of_rib_is_owed_once_per_session() -> None:

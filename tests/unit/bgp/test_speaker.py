@@ -115,7 +115,7 @@ def _row(peer: str, prefix: str, attributes: str) -> str:
 
 def up(peer: SpeakerPeer) -> list[dict[str, Any]]:
     who = {"address": {"peer": str(peer.address)}}
-    agreed = {"families": ["ipv4 unicast"], "hold_time": 90}
+    agreed = {"families": ["ipv4 unicast"], "nexthop": [], "hold_time": 90}
     return [
         {"type": "negotiated", "time": 5.0, "neighbor": {**who, "negotiated": agreed}},
         {"type": "state", "time": 6.0, "neighbor": {**who, "state": "up"}},

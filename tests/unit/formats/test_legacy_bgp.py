@@ -106,6 +106,9 @@ def pool(addresses: str, rest: str = "") -> str:
          "parsing peer #1: a peer has either password or password-file (line 5, column 18)"),
         (peer("  ttl-security: 3\n"), "native",
          "parsing peer #1: 3 hops, but without ebgp-multihop the peer is one hop away (line 5, column 17)"),
+        (peer("  extended-next-hop: true\n"), "native",
+         "parsing peer #1: next hops of IPv6 need a session over IPv6: without extended-next-hop, or another address "
+         "(line 5, column 22)"),
         (pool("[192.0.2.0/24]", "  bgp-advertisements: [{peers: []}]\n"), "native",
          "parsing address pool #1: parsing BGP communities: an advertisement to no peers: "
          "leave the key out for all (line 5, column 32)"),
