@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Protocol
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol
 
 from cloud.calls import Call, Outcome, Problem
 from cloud.model import Inventory
+
+Data = Mapping[str, Any]
+Request = tuple[str, Data]  # action, parameters
+Send = Callable[[str, Data], Data]  # raises CloudFault
 
 
 class CloudFault(Exception):
@@ -16,6 +20,10 @@ class CloudFault(Exception):
         super().__init__(f"{code}: {message}" if code else message)
         self.problem = problem
         self.code = code
+
+
+class Unanswered(CloudFault):
+    """It was sent, and nobody knows what became of it."""
 
 
 class Backend(Protocol):

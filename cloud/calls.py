@@ -56,11 +56,12 @@ class Bind:
 
 @dataclass(frozen=True, slots=True)
 class Assign:
-    """`count` more secondary addresses, or prefixes. It has no token: sent twice it gives twice as many."""
+    """`count` more secondary addresses, or prefixes. Without a token it gives twice as many when it is sent twice."""
 
     interface: str
     count: int
     prefixes: bool = False
+    token: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class AssignPrefix6:
     """One /80 more."""
 
     interface: str
+    token: str = ""
 
 
 @dataclass(frozen=True, slots=True)

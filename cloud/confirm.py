@@ -126,6 +126,8 @@ def is_settled(intent: Intent, inventory: Inventory, now: float) -> bool:
         return True
     if isinstance(call, Delete) and interface is None:
         return True
+    if intent.may_repeat:
+        return False
     # What may be made twice is, sooner: an Assign that comes twice gives twice.
     return age >= (LAG if intent.answered or isinstance(call, Assign | AssignPrefix6) else SOON)
 

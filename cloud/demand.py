@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from cloud.model import (
     CLUSTER_TAG,
+    Api,
     Instance,
     Interface,
     Inventory,
@@ -66,15 +67,21 @@ class Rules:
     """More tags of what is made."""
     releases: bool = True
     """Off: nothing is unassigned or deleted."""
+    api: Api = field(default_factory=Api)
+    """What the calls of its cloud are like."""
 
     def is_ours(self, interface: Interface) -> bool:
         return interface.tags.get(CLUSTER_TAG) == self.cluster
 
     def counts(self, interface: Interface) -> bool:
         """Whether its blocks are for pods. What others attached to the instance may be in use by them."""
-        if self.excluded.items() & interface.tags.items() or interface.index < self.first_index:
+        if interface.index < self.first_index or not self.may_have(interface):
             return False
         return self.is_ours(interface) or interface.index == 0
+
+    def may_have(self, interface: Interface) -> bool:
+        """Whether it may be for pods at all."""
+        return interface.plain and not self.excluded.items() & interface.tags.items()
 
     def subnets_for(self, instance: Instance, inventory: Inventory) -> list[Subnet]:
         """In its zone, those with the most free addresses first."""

@@ -50,6 +50,8 @@ def _tokens(holdings: Holdings) -> frozenset[str]:
 def _is_loose(interface: Interface, tokens: Collection[str], wanted: Collection[str], rules: Rules, now: float) -> bool:
     if not rules.is_ours(interface) or interface.instance or interface.status != "available":
         return False
+    if not rules.may_have(interface):
+        return False
     created = interface.tags.get(CREATED_TAG, "")
     if not created.isdecimal() or now - int(created) < AGE or interface.tags.get(INTENT_TAG) in tokens:
         return False

@@ -16,6 +16,20 @@ INTENT_TAG = "routerd.io/intent"  # the token of the call that made it: found ag
 
 
 @dataclass(frozen=True, slots=True)
+class Api:
+    """In what the calls of clouds differ; as EC2 has them, unless said."""
+
+    at_once: int = 0
+    """So many addresses, or prefixes, a call gives at most; 0 = as many as an interface holds."""
+    tokens: bool = False
+    """An assignment takes a token: sent again with the same one it gives no more."""
+    mixes: bool = True
+    """An interface takes single addresses beside prefixes."""
+    prefix6_each: bool = False
+    """Each interface has a /80 prefix, not each instance."""
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What an instance type holds."""
 
@@ -68,6 +82,7 @@ class Interface:
     attachment: str = ""
     goes_with_instance: bool = False  # deleted with it
     blocks: tuple[Network, ...] = ()  # secondary addresses as /32, delegated prefixes as /28 and /80; sorted
+    plain: bool = True  # neither a trunk nor for RDMA: those are never for pods, whatever their tags say
     groups: tuple[str, ...] = ()
     tags: Tags = field(default_factory=dict)
 

@@ -79,6 +79,15 @@ class Site:
         """How many more addresses, or prefixes, it takes."""
         return self.limits.ipv4 - 1 - sum(block.version == 4 for block in interface.blocks)
 
+    def mixes(self, interface: Interface, prefixes: bool) -> bool:
+        """Whether it takes prefixes, or single addresses, beside what it has."""
+        lengths = {block.prefixlen for block in interface.blocks if block.version == 4}
+        return self.rules.api.mixes or lengths <= {28 if prefixes else 32}
+
+    def at_once(self, count: int) -> int:
+        """Of so many, what one call gives."""
+        return min(count, self.rules.api.at_once or count)
+
     @property
     def short(self) -> int:
         """IPv4 addresses to fetch. What it has, and what is still on record as another's, need not be fetched."""
@@ -105,12 +114,20 @@ def plan(
             if holding.intent.may_repeat:
                 calls[name] = holding.intent.call  # with the same token, so that there is one interface
         elif ("instance", name) not in blocked:
-            call = next(_calls(found, now, token), None)
-            if isinstance(call, Reason):
-                reasons.append(call)
-            elif call is not None:
-                calls[name] = call
+            call, reason = _first(_calls(found, now, token))
+            reasons += [reason] if reason is not None else []
+            calls |= {name: call} if call is not None else {}
     return Plan(calls, tuple(reasons))
+
+
+def _first(found: Iterable[Call | Reason]) -> tuple[Call | None, Reason | None]:
+    """The first call, and the first reason before it: what is lacking holds up nothing else."""
+    first: Reason | None = None
+    for each in found:
+        if not isinstance(each, Reason):
+            return each, first
+        first = first or each
+    return None, first
 
 
 def _served(holdings: Holdings, name: str) -> float:
@@ -141,20 +158,21 @@ def _site(
     if limits is None:
         return why("InstanceTypeUnknown", f"the cloud does not tell what an instance of type {instance.type} holds")
     there = sorted(interfaces.get(instance.id, ()), key=lambda each: (each.index, each.id))
-    attached, waiting = [each for each in there if each.instance], [each for each in there if not each.instance]
+    attached = [each for each in there if each.instance]
+    waiting = [each for each in there if not each.instance and rules.may_have(each)]
     return Site(instance, limits, holding, demand, tuple(attached), tuple(waiting), inventory, rules, blocked)
 
 
 def _calls(site: Site, now: float, token: Callable[[str], str]) -> Iterator[Call | Reason]:
-    """In the order of their urgency: the first one counts."""
+    """In the order of their urgency: the first call counts."""
     yield from _attach(site)
     for each in site.own:
         if site.rules.is_ours(each) and not each.goes_with_instance and each.attachment:
             yield Bind(each.id, each.attachment)
     if site.short:
         yield from _more(site, now, token)
-    if site.rules.ipv6 and site.own and not site.holding.available(6):
-        yield from _prefix6(site)
+    if site.rules.ipv6:
+        yield from _prefix6(site, token)
     if site.rules.releases and (call := unassign(site.holding, site.demand, now)) is not None:
         yield call
 
@@ -174,13 +192,24 @@ def _free_index(site: Site) -> int | None:
     return next((index for index in range(first, site.limits.interfaces) if index not in taken), None)
 
 
-def _prefix6(site: Site) -> Iterator[Call | Reason]:
+def _prefix6(site: Site, token: Callable[[str], str]) -> Iterator[Call | Reason]:
+    lacking = [each for each in site.own if all(block.version == 4 for block in each.blocks)]
+    if not lacking or (not site.rules.api.prefix6_each and site.holding.available(6)):
+        return
     subnets = site.inventory.subnets
-    able = [each for each in site.own if each.subnet in subnets and subnets[each.subnet].cidr6 is not None]
-    if not site.limits.prefixes or not able:
+    able = [each for each in lacking if each.subnet in subnets and subnets[each.subnet].cidr6 is not None]
+    if not _takes_prefix6(site) or not able:
         yield _why(site, "NoIPv6", "no interface of it is in a subnet with IPv6, or its type takes no prefixes")
     else:
-        yield AssignPrefix6(able[0].id)
+        yield AssignPrefix6(able[0].id, _token(site, token))
+
+
+def _takes_prefix6(site: Site) -> bool:
+    return site.limits.prefixes and site.limits.ipv6 > 0
+
+
+def _token(site: Site, token: Callable[[str], str]) -> str:
+    return token(site.instance.id) if site.rules.api.tokens else ""
 
 
 def _why(site: Site, reason: str, message: str) -> Reason:
@@ -191,8 +220,9 @@ def _more(site: Site, now: float, token: Callable[[str], str]) -> Iterator[Call 
     """Prefixes on what is there, then from a sibling subnet, and only then single addresses in their place."""
     for prefixes in (True, False):
         for each in site.own:
-            if (count := _count(site, each.subnet, site.room(each), prefixes)) > 0:
-                yield Assign(each.id, count, prefixes)
+            room = site.room(each) if site.mixes(each, prefixes) else 0
+            if (count := site.at_once(_count(site, each.subnet, room, prefixes))) > 0:
+                yield Assign(each.id, count, prefixes, _token(site, token))
         yield from _create(site, prefixes, now, token)
     yield _why_none(site)
 
@@ -216,7 +246,7 @@ def _create(site: Site, prefixes: bool, now: float, token: Callable[[str], str])
         if not prefixes:
             count = min(count, subnet.free - 1)  # its primary address is one, too
         if count > 0:
-            yield _creation(site, subnet, groups, count, prefixes, now, token)
+            yield _creation(site, subnet, groups, site.at_once(count), prefixes, now, token)
 
 
 def _creation(
@@ -231,8 +261,13 @@ def _creation(
         CREATED_TAG: str(int(now)),
         INTENT_TAG: text,
     }
-    prefix6 = site.rules.ipv6 and site.limits.prefixes and subnet.cidr6 is not None and not site.holding.available(6)
+    prefix6 = site.rules.ipv6 and _takes_prefix6(site) and subnet.cidr6 is not None and _lacks_prefix6(site)
     return Create(text, subnet.id, groups, count, prefixes, prefix6, tuple(sorted(tags.items())))
+
+
+def _lacks_prefix6(site: Site) -> bool:
+    """Whether a new interface brings one."""
+    return site.rules.api.prefix6_each or not site.holding.available(6)
 
 
 def _why_none(site: Site) -> Reason:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, ip_network
 from typing import Any, Literal, get_args
 
-from cloud.calls import Call, Create, Row, call_row, read_call
+from cloud.calls import Call, Row, call_row, read_call
 from cloud.model import Network, addresses
 
 State = Literal["used", "leaving", "going"]
@@ -51,7 +51,7 @@ class Intent:
     @property
     def may_repeat(self) -> bool:
         """Its token makes it one call, however often it is sent."""
-        return isinstance(self.call, Create) and not self.answered
+        return not self.answered and bool(getattr(self.call, "token", ""))
 
 
 @dataclass(frozen=True, slots=True)

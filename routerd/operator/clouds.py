@@ -15,11 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from cloud.aws import Ec2, connect
 from cloud.backend import Backend, CloudFault
 from cloud.calls import Outcome, Refused, Unknown
 from cloud.demand import Demand, Demands
 from cloud.egress import Wanted
+from cloud.providers import ec2
+from cloud.providers.account import Account
+from cloud.providers.aws import connect
 from cloud.records import Holding
 from cloud.turn import Memory, Order, Turn, decide, learn
 from routerd.cluster.cloud_egress import wanted_seats
@@ -45,7 +47,7 @@ CLOUD = "Cloud"  # the kind of what is refused by the whole cloud
 
 def opened(settings: CloudSettings) -> Backend:
     """Raises CloudFault."""
-    return Ec2(connect(settings.region, settings.endpoint), settings.rules)
+    return Account(ec2, connect(settings.region, settings.endpoint), settings.rules)
 
 
 @dataclass(slots=True)

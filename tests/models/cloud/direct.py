@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from cloud import ec2
-from cloud.aws import Unanswered
+from cloud.backend import Data, Send, Unanswered
+from cloud.providers import ec2
 from tests.models.cloud.core import Cloud
 from tests.models.cloud.state import Dropped, Refusal
 
 
-def sender(cloud: Cloud) -> ec2.Send:
-    def send(action: str, parameters: ec2.Data) -> ec2.Data:
+def sender(cloud: Cloud) -> Send:
+    def send(action: str, parameters: Data) -> Data:
         try:
             answer: Any = cloud.call(action, parameters)
         except Dropped:

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cloud.aws import Ec2
 from cloud.backend import Backend, CloudFault
 from cloud.calls import Outcome
 from cloud.demand import Demand, Rules
 from cloud.egress import Seats, Wanted
 from cloud.model import Network
 from cloud.plan import Reason
+from cloud.providers import ec2
+from cloud.providers.account import Account
 from cloud.records import Holdings, holding_row, read_holding
 from cloud.turn import Memory, Order, Turn, decide, learn
 from tests.models.cloud.core import Cloud
@@ -60,7 +61,7 @@ class World:
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
-        self.backend = Ec2(sender(self.cloud), self.rules)
+        self.backend = Account(ec2, sender(self.cloud), self.rules)
 
     @classmethod
     def of(cls, type_: str = "m5.large", cidr: str = "10.0.0.0/24", **rules: Any) -> World:

@@ -13,11 +13,13 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError, SSLError
 
-from cloud.aws import Client, Ec2, connect
 from cloud.backend import CloudFault
 from cloud.calls import Assign, Create, Delete, Done, Refused, Unassign, Unknown
 from cloud.demand import Rules
 from cloud.need import Watermarks
+from cloud.providers import ec2
+from cloud.providers.account import Account
+from cloud.providers.aws import Client, connect
 from tests.models.cloud import ec2_wire
 from tests.models.cloud.calls import BY_NAME
 from tests.models.cloud.core import Cloud, Fault
@@ -41,7 +43,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 def world() -> Iterator[World]:
     world = World.of(marks=Watermarks(pre_allocate=3), prefixes=False, ipv6=True)
     with served(world.cloud) as endpoint:
-        world.backend = Ec2(connect(REGION, endpoint), world.rules)
+        world.backend = Account(ec2, connect(REGION, endpoint), world.rules)
         yield world
 
 
@@ -93,7 +95,7 @@ def test_errors_of_the_server_say_whether_it_may_have_been_done(
 def test_a_server_that_is_not_there_was_sent_nothing() -> None:
     with served(Cloud()) as endpoint:
         pass
-    found = Ec2(connect(REGION, endpoint), RULES).send(Delete("eni-1"))
+    found = Account(ec2, connect(REGION, endpoint), RULES).send(Delete("eni-1"))
     assert isinstance(found, Refused) and found.problem == "unreachable"
 
 
@@ -110,7 +112,7 @@ def test_tls_that_breaks_may_have_broken_after_the_call() -> None:
         def assign_private_ip_addresses(self, **parameters: object) -> None:
             raise SSLError(endpoint_url="https://ec2", error="bad record")
 
-    assert isinstance(Ec2(Client(Broken()).send, RULES).send(Assign("eni-1", 1)), Unknown)
+    assert isinstance(Account(ec2, Client(Broken()).send, RULES).send(Assign("eni-1", 1)), Unknown)
 
 
 def test_a_token_file_that_is_not_there_is_no_crash(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +121,7 @@ def test_a_token_file_that_is_not_there_is_no_crash(world: World, monkeypatch: p
     monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/routerd")
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/nonexistent/token")
     with served(world.cloud) as endpoint, pytest.raises(CloudFault, match="/nonexistent/token") as caught:
-        Ec2(connect(REGION, endpoint), RULES).describe(["i-1"])
+        Account(ec2, connect(REGION, endpoint), RULES).describe(["i-1"])
     assert caught.value.problem == "denied"
 
 
@@ -131,14 +133,14 @@ def test_an_endpoint_that_is_none_is_told() -> None:
 def test_a_wrong_secret_is_denied(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
     with served(world.cloud) as endpoint, pytest.raises(CloudFault, match="SignatureDoesNotMatch") as caught:
-        Ec2(connect(REGION, endpoint), RULES).describe(["i-1"])
+        Account(ec2, connect(REGION, endpoint), RULES).describe(["i-1"])
     assert caught.value.problem == "denied"
 
 
 def test_without_credentials_it_says_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     with served(world.cloud) as endpoint, pytest.raises(CloudFault, match="NoCredentials"):
-        Ec2(connect(REGION, endpoint), RULES).describe(["i-1"])
+        Account(ec2, connect(REGION, endpoint), RULES).describe(["i-1"])
 
 
 def test_credentials_come_from_the_metadata_service(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +149,7 @@ def test_credentials_come_from_the_metadata_service(world: World, monkeypatch: p
         monkeypatch.delenv(name)
     with served(world.cloud) as endpoint:
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", endpoint)
-        inventory = Ec2(connect(REGION, endpoint), RULES).describe(["i-1"])
+        inventory = Account(ec2, connect(REGION, endpoint), RULES).describe(["i-1"])
     assert list(inventory.instances) == ["i-1"]
 
 
@@ -189,12 +191,12 @@ def test_ids_that_are_not_there_are_gone_or_absent(world: World) -> None:
 
 def test_every_call_of_the_table_is_made() -> None:
     """By name, in the sources: a call that nothing makes needs no permission."""
-    sources = "".join(path.read_text() for path in sorted(Path(__file__).parents[3].glob("cloud/*.py")))
+    sources = "".join(path.read_text() for path in sorted(Path(__file__).parents[3].glob("cloud/providers/*.py")))
     assert [name for name in BY_NAME if f'"{name}"' not in sources] == []
 
 
 def test_boto3_is_imported_only_where_it_is_used() -> None:
-    code = "import cloud.aws, cloud.turn, sys; sys.exit('botocore' in sys.modules)"
+    code = "import cloud.providers.aws, cloud.turn, sys; sys.exit('botocore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -202,7 +204,7 @@ def test_boto3_is_imported_only_where_it_is_used() -> None:
     "answer", [{"Reservations": [{"Instances": [{}]}]}, {"Reservations": 7}, {"Reservations": [{}]}]
 )
 def test_an_answer_that_is_not_understood_is_no_crash(answer: object) -> None:
-    backend = Ec2(lambda action, parameters: answer, RULES)  # type: ignore[arg-type, return-value]
+    backend = Account(ec2, lambda action, parameters: answer, RULES)  # type: ignore[arg-type, return-value]
     with pytest.raises(CloudFault, match="not understood"):
         backend.describe(["i-1"])
     assert isinstance(backend.send(Create("t", "s", (), 0)), Unknown)

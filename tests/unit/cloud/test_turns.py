@@ -22,6 +22,7 @@ from cloud.calls import (
     read_call,
 )
 from cloud.demand import Choice
+from cloud.model import Api
 from cloud.need import Watermarks
 from tests.models.cloud.core import Fault
 from tests.models.cloud.world import NodeModel, World
@@ -139,6 +140,26 @@ def test_without_a_whole_prefix_a_sibling_subnet_is_asked_then_single_addresses(
     assert (lengths.count(28), lengths.count(32)) == (1, 8 + 9), "two more prefixes are not there"
 
 
+def test_a_call_gives_no_more_than_the_cloud_says() -> None:
+    world = World.of(api=Api(at_once=4))
+    world.want(10)
+    world.run(120)
+    assert len(world.nodes["i-1"].pods) == 10
+    calls = world.cloud.mutations()
+    assert (calls["CreateNetworkInterface"], calls["AssignPrivateIpAddresses"]) == (2, 4)  # twice 4 + 4 + 1
+
+
+def test_where_prefixes_go_beside_no_addresses_single_ones_come_on_another_interface() -> None:
+    world = World.of(cidr="10.0.0.0/26", prefixes=True, api=Api(mixes=False))
+    world.want(20)
+    world.run(120)
+    world.want(30)
+    world.run(120)
+    lengths = [{block.network.prefixlen for block in one.blocks} for one in world.holdings["i-1"].held]
+    assert lengths == [{28}, {32}]
+    assert len(world.nodes["i-1"].pods) == 30
+
+
 def test_a_full_subnet_is_told_and_tried_again_when_it_has_room() -> None:
     world = World.of(cidr="10.0.0.0/28")
     world.want(30)
@@ -162,6 +183,27 @@ def test_ipv6_comes_to_an_interface_that_was_there_before() -> None:
     world.run(60)
     assert world.holdings["i-1"].available(6)
     assert world.cloud.mutations()["AssignIpv6Addresses"] == 1
+
+
+def test_a_subnet_without_ipv6_holds_no_release_up() -> None:
+    world = World.of(ipv6=True, marks=Watermarks(pre_allocate=2))
+    world.cloud.subnets["subnet-1"] = replace(world.cloud.subnets["subnet-1"], cidr6=None)
+    world.want(12)
+    world.run(120)
+    world.want(3)
+    world.run(400)
+    assert sum(len(each.addresses) for each in world.cloud.of("i-1")) == 5
+    assert reasons(world) == ["NoIPv6"]
+
+
+def test_an_excluded_interface_is_neither_attached_nor_deleted() -> None:
+    world = World.of(excluded={"keep": "yes"})
+    ours = {"routerd.io/cluster": "test", "routerd.io/instance": "i-1", "routerd.io/created": "1", "keep": "yes"}
+    eni = world.cloud.new("subnet-1", ("sg-1",), ours, "")
+    world.cloud.put(eni)
+    world.run(1000)
+    assert world.cloud.enis[eni.id] == eni
+    assert world.holdings["i-1"].available() == 8
 
 
 def test_what_others_attached_is_left_alone() -> None:
@@ -422,6 +464,7 @@ def test_calls_are_rows_and_rows_are_calls() -> None:
         Attach("e", "i", 2),
         Bind("e", "a"),
         Assign("e", 3, True),
+        Assign("e", 3, token="t"),
         AssignPrefix6("e"),
         Unassign("e", (ip_network("10.0.0.1/32"),)),
         Delete("e"),

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from cloud.aws import Ec2
 from cloud.backend import Backend, CloudFault
 from cloud.calls import Call, Outcome
 from cloud.demand import Rules
 from cloud.model import Inventory
 from cloud.need import Watermarks
+from cloud.providers import ec2
+from cloud.providers.account import Account
 from routerd.config.cloud import CloudSettings
 from routerd.errors import StoreError
 from routerd.model import PodCount
@@ -57,7 +58,7 @@ class Scene:
         found.open, found.clock = self.opened, lambda: self.cloud.now
 
     def opened(self, settings: CloudSettings) -> Backend:
-        return Ec2(sender(self.cloud), settings.rules)
+        return Account(ec2, sender(self.cloud), settings.rules)
 
     def node(self, name: str, provider_id: str, pods: PodCount | None, **fields: Any) -> None:
         self.world.node(name, provider_id=provider_id, **fields)
@@ -250,7 +251,7 @@ def test_an_operator_that_is_killed_in_a_call_leaves_no_second_interface() -> No
     class Killed(Exception):
         pass
 
-    class Deadly(Ec2):
+    class Deadly(Account):
         def send(self, call: Call) -> Outcome:
             super().send(call)
             raise Killed
@@ -258,7 +259,7 @@ def test_an_operator_that_is_killed_in_a_call_leaves_no_second_interface() -> No
     async def story() -> None:
         await scene.live(10)
 
-    scene.clouds.open = lambda settings: Deadly(sender(scene.cloud), RULES)
+    scene.clouds.open = lambda settings: Deadly(ec2, sender(scene.cloud), RULES)
     with pytest.raises(BaseExceptionGroup) as caught:
         play(scene, story)
     assert caught.group_contains(Killed)
@@ -284,13 +285,13 @@ def test_a_look_that_hangs_takes_no_thread_of_the_operator() -> None:
         loop, begun = asyncio.get_running_loop(), asyncio.Event()
         loop.set_default_executor(ThreadPoolExecutor(1))
 
-        class Hanging(Ec2):
+        class Hanging(Account):
             def describe(self, instances: Collection[str]) -> Inventory:
                 loop.call_soon_threadsafe(begun.set)
                 ends.wait()
                 return super().describe(instances)
 
-        scene.clouds.open = lambda settings: Hanging(sender(scene.cloud), settings.rules)
+        scene.clouds.open = lambda settings: Hanging(ec2, sender(scene.cloud), settings.rules)
         turn = asyncio.create_task(scene.clouds.turn())
         try:
             await asyncio.wait_for(begun.wait(), PATIENCE)

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from cloud.aws import Ec2
 from cloud.demand import Rules
+from cloud.providers import ec2
+from cloud.providers.account import Account
 from routerd.cluster.assign import AssignSettings
 from routerd.cluster.port_sets import PortRules
 from routerd.config.cloud import CloudSettings
@@ -43,7 +44,8 @@ class Scene:
         clouds = clouds_of(settings, self.operator)
         assert clouds is not None
         self.clouds: Clouds = clouds
-        clouds.open, clouds.clock = lambda settings: Ec2(sender(self.cloud), settings.rules), lambda: self.cloud.now
+        clouds.open = lambda settings: Account(ec2, sender(self.cloud), settings.rules)
+        clouds.clock = lambda: self.cloud.now
 
     def change(self) -> None:
         for callback in self.operator.store.callbacks:  # type: ignore[attr-defined]

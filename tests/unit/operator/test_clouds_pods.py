@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cloud.aws import Ec2
 from cloud.backend import Backend
 from cloud.demand import Rules
 from cloud.need import Watermarks
+from cloud.providers import ec2
+from cloud.providers.account import Account
 from cloud.records import Block, Held, Holding
 from cloud.release import PATIENCE
 from routerd.agent.plugins.pod_addresses import PodAddressDesk
@@ -53,7 +54,7 @@ class Scene:
         self.restart()
 
     def opened(self, settings: CloudSettings) -> Backend:
-        return Ec2(sender(self.cloud), settings.rules)
+        return Account(ec2, sender(self.cloud), settings.rules)
 
     def restart(self) -> None:
         view = WithBlocks(lambda: replace(self.world.snapshot(), pods=self.pods, allocations=self.world.allocations))

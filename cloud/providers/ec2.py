@@ -5,11 +5,10 @@ Parameters and answers are mappings with the names of EC2's own model, as boto3 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
-from typing import Any
 
-from cloud.backend import CloudFault
+from cloud.backend import CloudFault, Data, Request, Send
 from cloud.calls import (
     Assign,
     AssignPrefix6,
@@ -24,10 +23,6 @@ from cloud.calls import (
     Unassign,
 )
 from cloud.model import CLUSTER_TAG, Group, Instance, Interface, Limits, Network, Subnet, block_order
-
-Data = Mapping[str, Any]
-Request = tuple[str, Data]  # action, parameters
-Send = Callable[[str, Data], Data]  # raises CloudFault
 
 PAGE = 1000  # objects of an answer; unpaginated looks at large accounts are refused (OperationNotPermitted)
 VALUES = 200  # of a filter
@@ -163,7 +158,7 @@ def _instance(each: Data) -> Instance:
 
 
 def look_at_interfaces(send: Send, vpcs: Collection[str], cluster: str) -> dict[str, Interface]:
-    """Every interface of these VPCs, as others' take device indexes, too; without VPCs, those of our cluster."""
+    """See `cloud.providers.account.Dialect`."""
     ours = {"Filters": [{"Name": f"tag:{CLUSTER_TAG}", "Values": [cluster]}]}
     found = pages(send, "DescribeNetworkInterfaces", _of_vpcs(vpcs) if vpcs else ours, "NetworkInterfaces")
     return {each["NetworkInterfaceId"]: interface(each) for each in found}

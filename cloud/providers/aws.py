@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from cloud import ec2
-from cloud.backend import CloudFault
-from cloud.calls import Call, Outcome, Problem, Refused, Unknown
-from cloud.demand import Rules
-from cloud.model import Inventory, Limits
+from cloud.backend import CloudFault, Data, Send, Unanswered
+from cloud.calls import Problem
+from cloud.providers import ec2
 
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 20  # seconds
 CONNECTIONS = 32  # at once
 
 
-class Unanswered(CloudFault):
-    """It was sent, and nobody knows what became of it."""
-
-
-def connect(region: str, endpoint: str = "") -> ec2.Send:
+def connect(region: str, endpoint: str = "") -> Send:
     """A client of boto3. Raises CloudFault, also where boto3 is not installed.
 
     `total_max_attempts=1`: the SDK would send an AssignPrivateIpAddresses again after a dropped connection.
@@ -54,14 +47,14 @@ class Client:
 
     client: Any
 
-    def send(self, action: str, parameters: ec2.Data) -> ec2.Data:
+    def send(self, action: str, parameters: Data) -> Data:
         from botocore import xform_name
         from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, SSLError
         from botocore.exceptions import ConnectionError as NotConnected
         from botocore.parsers import ResponseParserError
 
         try:
-            answer: ec2.Data = getattr(self.client, xform_name(action))(**parameters)
+            answer: Data = getattr(self.client, xform_name(action))(**parameters)
         except ClientError as error:
             raise _refusal(error.response) from error
         except (HTTPClientError, SSLError, ResponseParserError) as error:  # no answer came in time, or none to be read
@@ -76,57 +69,10 @@ class Client:
         return answer
 
 
-def _refusal(response: ec2.Data) -> CloudFault:
+def _refusal(response: Data) -> CloudFault:
     """A 5xx that is no throttling may have been done."""
     code, message = response["Error"].get("Code", ""), response["Error"].get("Message", "")
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if status >= 500 and ec2.problem(code) != "throttled":
         return Unanswered("other", code, message)
     return ec2.fault(code, message)
-
-
-@dataclass(slots=True)
-class Ec2:
-    """See `cloud.backend.Backend`. What instance types hold is asked once for each type."""
-
-    call: ec2.Send
-    rules: Rules
-    _limits: dict[str, Limits] = field(default_factory=dict)
-
-    def describe(self, instances: Collection[str]) -> Inventory:
-        try:
-            return self._inventory(instances)
-        except (LookupError, ValueError, TypeError) as error:
-            raise CloudFault("other", "", f"an answer is not understood: {error!r}") from error
-
-    def _inventory(self, instances: Collection[str]) -> Inventory:
-        found = ec2.look_at_instances(self.call, instances) if instances else {}
-        vpcs = {each.vpc for each in found.values()}
-        # Interfaces after instances: one that is attached is then shown with its instance.
-        interfaces = ec2.look_at_interfaces(self.call, vpcs, self.rules.cluster)
-        if not vpcs:
-            return Inventory(interfaces=interfaces)
-        subnets = ec2.look_at_subnets(self.call, vpcs)
-        groups = ec2.look_at_groups(self.call, vpcs) if self.rules.groups.tags else {}
-        return Inventory(found, interfaces, subnets, groups, self._limits_of({each.type for each in found.values()}))
-
-    def _limits_of(self, types: set[str]) -> dict[str, Limits]:
-        if new := types - self._limits.keys():
-            self._limits |= ec2.look_at_limits(self.call, new)
-        return dict(self._limits)
-
-    def action(self, call: Call) -> str:
-        return ec2.request(call)[0]
-
-    def send(self, call: Call) -> Outcome:
-        action, parameters = ec2.request(call)
-        try:
-            answer = self.call(action, parameters)
-        except Unanswered as error:
-            return Unknown(str(error))
-        except CloudFault as error:
-            return Refused(error.problem, error.code, str(error))
-        try:
-            return ec2.done(call, answer)
-        except (LookupError, ValueError, TypeError) as error:
-            return Unknown(f"the answer is not understood: {error!r}")
