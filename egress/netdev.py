@@ -202,10 +202,13 @@ class Datapath:
         """As the last round of collection counted it; None before there was one, or if it could not count all ports."""
         try:
             collected, granules = self._collected(), self._maps["granules"].items()
-            pressed = status.long_searches(self._maps["pressures"].items())
+            return status.port_use(collected, granules, self.long_searches())
         except FileNotFoundError:
             return None
-        return status.port_use(collected, granules, pressed)
+
+    def long_searches(self) -> Mapping[int, float]:
+        """Group -> when a search for a port was long, or in vain, last: CLOCK_MONOTONIC, seconds."""
+        return status.long_searches(self._maps["pressures"].items())
 
     def status(self) -> EgressStatus:
         """Not attached where nothing is pinned yet."""
@@ -253,8 +256,8 @@ class Datapath:
         collection, which is due then.
         """
         try:
-            searched = status.long_searches(self._maps["pressures"].items()).values()
-            return bool(self._use_of_all().pressed) or max(searched, default=0.0) > self._collected().round / 1e9
+            searched = max(self.long_searches().values(), default=0.0)
+            return bool(self._use_of_all().pressed) or searched > self._collected().round / 1e9
         except FileNotFoundError:
             return False
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -134,13 +134,17 @@ class EgressRoom:
             return self._datapath.try_port_sets()
 
     def is_pressed(self) -> bool:
-        """Whether a pod has come near its share of the tables since the last collection."""
+        """Whether a pod has come near its share of the tables, or a group near the end of its ports, since the last
+        collection; `port_use` names the group then.
+        """
         with contextlib.suppress(OSError), self._lock:  # the collection says why
+            if self._port_use is not None:
+                self._port_use = replace(self._port_use, pressed=self._datapath.long_searches())
             return self._datapath.is_pressed()
         return False
 
     def port_use(self) -> PortUse | None:
-        """As it was counted at the last collection."""
+        """As it was counted at the last collection, with the long searches since."""
         return self._port_use
 
     def status(self) -> EgressStatus:

@@ -83,5 +83,5 @@ def at_least(value: float, bar: float) -> str:
 
 
 def _beside(value: float, bar: float, held: bool) -> str:
-    by = "" if held else f" by {abs(value / bar - 1):.1%}"
+    by = f" by {abs(value / bar - 1):.1%}" if bar and not held else ""
     return f"bar {bar:g} {verdict(held)}{by}"
