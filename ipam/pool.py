@@ -75,6 +75,8 @@ class Counts:
     used: int
     cooling: int
     reserved: int  # bound to the name of an owner that is gone, or left out: buggy, or somebody's already
+    free_v6: int = 0  # of `free`
+    used_v6: int = 0  # of `used`
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class _Block:
     size: int
     version: Version
     bitmap: Bitmap
+    left_out_taken: int = 0  # marked as taken although nobody has them
 
 
 def key_of(address: IPAddress) -> int:
@@ -133,7 +136,6 @@ class Pool:
     _sorted: list[_Block] = field(init=False)
     _starts: list[int] = field(init=False)
     _shared: dict[str, set[int]] = field(default_factory=dict)
-    _left_out_taken: int = 0
     _less: dict[Version, tuple[int, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -236,11 +238,21 @@ class Pool:
     def counts(self) -> Counts:
         held = [key for key in self.holders if self.contains(key)]
         bound = [key for key in self.reserved if key not in self.holders and self.contains(key)]
-        total, taken = sum(block.size for block in self._blocks), sum(block.bitmap.taken for block in self._blocks)
-        left_out = sum(map(self._left_out, self._blocks))
-        idle = left_out - sum(map(self.leaves_out, (*held, *bound, *self.cooling))) if left_out else 0
-        free = total - taken - (left_out - self._left_out_taken)
-        return Counts(total, free, len(held), len(self.cooling), len(bound) + idle)
+        left_out = {block.start: self._left_out(block) for block in self._blocks}
+        idle = sum(left_out.values())
+        idle -= sum(map(self.leaves_out, (*held, *bound, *self.cooling))) if idle else 0
+        free: dict[Version, int] = {4: 0, 6: 0}
+        for each in self._blocks:
+            free[each.version] += each.size - each.bitmap.taken - (left_out[each.start] - each.left_out_taken)
+        return Counts(
+            total=sum(block.size for block in self._blocks),
+            free=free[4] + free[6],
+            used=len(held),
+            cooling=len(self.cooling),
+            reserved=len(bound) + idle,
+            free_v6=free[6],
+            used_v6=sum(key >= _V6 for key in held),
+        )
 
     def _left_out(self, block: _Block) -> int:
         """How many addresses of the block it never gives out."""
@@ -307,7 +319,7 @@ class Pool:
     def _take(self, key: int) -> None:
         block = self._locate(key)
         if block and block.bitmap.occupy(key - block.start) and self.leaves_out(key):
-            self._left_out_taken += 1
+            block.left_out_taken += 1
 
 
 def _block(network: IPNetwork) -> _Block:

@@ -172,11 +172,11 @@ _FOREIGN = (
     ),
     Kind(
         "cilium.io", "v2", "CiliumLoadBalancerIPPool", "ciliumloadbalancerippools",
-        reader=_plain(cilium.read_load_balancer_pool), parts=("pools",), read_by=BOTH,
+        reader=_plain(cilium.read_load_balancer_pool), parts=("pools",), read_by=BOTH, status_by=OPERATOR,
     ),
     Kind(
         "metallb.io", "v1beta1", "IPAddressPool", "ipaddresspools", namespaced=True,
-        reader=metallb.read_ip_address_pool, parts=("pools",), read_by=BOTH,
+        reader=metallb.read_ip_address_pool, parts=("pools",), read_by=BOTH, status_by=OPERATOR,
     ),
     Kind(
         "metallb.io", "v1beta2", "BGPPeer", "bgppeers", namespaced=True, reader=metallb_bgp.read_bgp_peer,

@@ -59,7 +59,9 @@ from routerd.store.embedded.store import FileStore
 from routerd.store.kubernetes.client import Client
 from routerd.store.kubernetes.documents import AUDIT_ENTRIES, LedgerText, allocations_data
 from routerd.store.kubernetes.resources import ALLOCATIONS, PART_KEY, PART_LABEL, Resource
-from routerd.store.kubernetes.status import ServicePatches, policy_patches, pool_patches
+from routerd.store.kubernetes.status.policies import policy_patches
+from routerd.store.kubernetes.status.pools import pool_patches
+from routerd.store.kubernetes.status.services import ServicePatches
 from routerd.store.kubernetes.store import KubernetesStore, Scope
 from routerd.tell.views import PeerView, Row
 from tests.k8s.store_lab import config_map, namespace, node, pod, policy, pool, service
@@ -564,7 +566,7 @@ def patched(watched: Watched, body: Operator, kept: ServicePatches) -> list[Json
         store.view("Service"), snapshot, lambda address: any(each.address == address for each in ledger.addresses)
     )
     policies = policy_patches(objects("EgressPolicy"), snapshot, moment)
-    pools = pool_patches(objects("AddressPool"), snapshot, body.last.counts, moment)
+    pools = pool_patches(objects, snapshot, body.last.counts, moment)
     found = [*services, *policies, *pools]
     return [{**watched.said[each.kind.name, each.name], "status": each.status} for each in found]
 

@@ -38,7 +38,8 @@ def foreign() -> list[Json]:
 def definition(kind: Kind) -> Json:
     """As loose as a schema can be: only that it is served matters here."""
     schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
-    versions = [{"name": kind.version, "served": True, "storage": True, "schema": schema}]
+    status: Json = {"subresources": {"status": {}}} if kind.status_by else {}
+    versions = [{"name": kind.version, "served": True, "storage": True, "schema": schema, **status}]
     names, scope = {"kind": kind.name, "plural": kind.plural}, "Namespaced" if kind.namespaced else "Cluster"
     spec = {"group": kind.group, "scope": scope, "names": names, "versions": versions}
     head = {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition"}

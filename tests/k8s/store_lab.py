@@ -73,6 +73,17 @@ def pool(name: str, *blocks: str, uses: tuple[str, ...] = ("loadbalancer", "egre
     return {"apiVersion": "routerd.io/v1alpha1", "kind": "AddressPool", "metadata": {"name": name}, "spec": spec}
 
 
+def metallb_pool(name: str, *addresses: str, namespace: str = "default", **spec: object) -> Json:
+    meta = {"name": name, "namespace": namespace}
+    body = {"addresses": list(addresses), **spec}
+    return {"apiVersion": "metallb.io/v1beta1", "kind": "IPAddressPool", "metadata": meta, "spec": body}
+
+
+def cilium_pool(name: str, *blocks: str) -> Json:
+    spec = {"blocks": [{"cidr": block} for block in blocks]}
+    return {"apiVersion": "cilium.io/v2", "kind": "CiliumLoadBalancerIPPool", "metadata": {"name": name}, "spec": spec}
+
+
 def policy(name: str, destination: str = "198.51.100.0/24", **spec: Any) -> Json:
     body = {"selectors": [{"podSelector": {"matchLabels": {"app": name}}}], "destinationCIDRs": [destination], **spec}
     return {"apiVersion": "routerd.io/v1alpha1", "kind": "EgressPolicy", "metadata": {"name": name}, "spec": body}

@@ -26,8 +26,10 @@ from tests.k8s.store_lab import (
     Cluster,
     agent_store,
     bgp_config,
+    cilium_pool,
     cluster,
     ips,
+    metallb_pool,
     node,
     node_report,
     operator,
@@ -146,8 +148,12 @@ async def shown(found: Cluster, path: str) -> None:
 
 async def settled(found: Cluster, count: int) -> None:
     """Waits for addresses and conditions, and until a refusal has been told `count` times."""
-    for path in ("addresspools/public", "egresspolicies/bank", "egresspolicies/lost"):
-        await shown(found, f"/apis/routerd.io/v1alpha1/{path}")
+    for path in (
+        "routerd.io/v1alpha1/addresspools/public", "routerd.io/v1alpha1/egresspolicies/bank",
+        "routerd.io/v1alpha1/egresspolicies/lost", "cilium.io/v2/ciliumloadbalancerippools/cilium",
+        "metallb.io/v1beta1/namespaces/default/ipaddresspools/metallb",
+    ):  # fmt: skip
+        await shown(found, f"/apis/{path}")
 
     async def addresses() -> list[str]:
         return ips(await found.get("/api/v1/namespaces/default/services/web"))
@@ -188,6 +194,7 @@ def test_roles_grant_exactly_what_is_used(monkeypatch: pytest.MonkeyPatch) -> No
             await found.apply(
                 node("node1"), node_report("ghost"), bgp_config(), pool("public", "192.0.3.0/24"), a_service("web"),
                 policy("bank", egressIP="192.0.3.9"), policy("lost", "203.0.113.0/24", pool="absent"),
+                cilium_pool("cilium", "198.51.100.0/28"), metallb_pool("metallb", "203.0.113.0/28"),
             )  # fmt: skip
             await work(found)
             return [each for each in found.server.audit if each.user in ACCOUNTS]

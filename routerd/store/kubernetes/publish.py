@@ -1,4 +1,4 @@
-"""The active operator's writes to status subresources, with Events beside them. `status.py` decides what to write.
+"""The active operator's writes to status subresources, with Events beside them. `status` decides what to write.
 
 A conflict is read again and decided again. Nothing is written when nothing changed, nor when the lease has run out, nor
 while the API server is away: whoever keeps the lease tries.
@@ -10,10 +10,9 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
 
 from routerd.cluster.assign import Decision
 from routerd.cluster.ledger import Ledger
@@ -23,7 +22,11 @@ from routerd.model import IPAddress, Refusal
 from routerd.store.kubernetes.client import ApiError, Client
 from routerd.store.kubernetes.events import Events, Writer
 from routerd.store.kubernetes.resources import object_path
-from routerd.store.kubernetes.status import ServicePatches, StatusPatch, node_patches, policy_patches, pool_patches
+from routerd.store.kubernetes.status.nodes import node_patches
+from routerd.store.kubernetes.status.patches import StatusPatch, is_said
+from routerd.store.kubernetes.status.policies import policy_patches
+from routerd.store.kubernetes.status.pools import pool_patches
+from routerd.store.kubernetes.status.services import ServicePatches
 from routerd.store.kubernetes.store import KubernetesStore
 from routerd.store.kubernetes.watch import Timings
 
@@ -57,7 +60,7 @@ class Publisher:
         self._recorded: tuple[Ledger | None, frozenset[IPAddress]] = (None, frozenset())
         # By object, what was written and the version that came of it: a schema of another release drops what it does
         # not know, and the same write again would not change that.
-        self._written: dict[str, tuple[str, Mapping[str, Any]]] = {}
+        self._written: dict[str, tuple[str, StatusPatch]] = {}
         self.writes = 0
         self.conflicts = 0
 
@@ -118,7 +121,7 @@ class Publisher:
         self._refusals = tuple(refusals)
         policies = policy_patches(objects("EgressPolicy"), snapshot, now)
         nodes = node_patches(objects("RouterdNode"), decision.silent, now)
-        return services + policies + pool_patches(objects("AddressPool"), snapshot, decision.counts, now) + nodes
+        return services + policies + pool_patches(objects, snapshot, decision.counts, now) + nodes
 
     def _addresses(self, ledger: Ledger) -> frozenset[IPAddress]:
         if ledger is not self._recorded[0]:
@@ -151,7 +154,7 @@ class Publisher:
             self._written = {path: written for path, written in self._written.items() if path in paths}
 
     async def _write(self, patch: StatusPatch) -> None:
-        if self._written.get(patch.path) == (patch.version, patch.status):
+        if patch.path in self._written and is_said(patch, *self._written[patch.path]):
             return
         if not self._lease.is_held() or self._client.contact.is_lost:
             self._undone = True
@@ -163,7 +166,7 @@ class Publisher:
             return
         self.writes += 1
         self._failed.pop(patch.path, None)
-        self._written[patch.path] = (str(raw["metadata"]["resourceVersion"]), patch.status)
+        self._written[patch.path] = (str(raw["metadata"]["resourceVersion"]), patch)
         self._store.take(patch.kind.name, raw)
 
     async def _after(self, patch: StatusPatch, error: ApiError) -> None:

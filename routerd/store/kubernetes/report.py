@@ -19,7 +19,7 @@ from routerd.refs import Ref
 from routerd.store.kubernetes.client import ApiError, Client
 from routerd.store.kubernetes.documents import HEARTBEAT, is_said, is_urgent, report_status, seconds_since
 from routerd.store.kubernetes.resources import REPORTS, collection_path, object_path
-from routerd.store.kubernetes.status import dated
+from routerd.store.kubernetes.status.patches import dated
 from routerd.store.kubernetes.watch import Timings
 
 PERIOD = 2.0  # seconds between two writes at least

@@ -15,7 +15,9 @@ from routerd.model import Allocations, Refusal, ServiceAllocation, Snapshot
 from routerd.refs import service_ref
 from routerd.store.kubernetes.objects import Collection, StoredObject
 from routerd.store.kubernetes.resources import Resource
-from routerd.store.kubernetes.status import ServicePatches, node_patches, policy_patches
+from routerd.store.kubernetes.status.nodes import node_patches
+from routerd.store.kubernetes.status.policies import policy_patches
+from routerd.store.kubernetes.status.services import ServicePatches
 from tests.models.operator_world import World
 
 KNOWN = StoredObject("web", "", "1", "9", "2026-01-01T00:00:00Z", generation=3)
