@@ -29,6 +29,7 @@ class Demand:
     # them of which an address is in use. None = it does not say: nothing is taken from it.
     kept: frozenset[Network] | None = None
     busy: frozenset[Network] = frozenset()
+    generation: int = 0  # of what it had read when it said so, and holds to from then on
 
 
 @dataclass(frozen=True, slots=True)

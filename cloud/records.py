@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, ip_network
 from typing import Any, Literal, get_args
 
@@ -64,6 +64,7 @@ class Holding:
     intent: Intent | None = None
     served: float = 0.0  # when the last call was made for it: who waits longest is next
     missing: float = 0.0  # since when the cloud does not show the instance; 0 = it did when we looked last
+    generation: int = 0  # of what its node is told: another one with each change of it
 
     def blocks(self) -> Iterator[tuple[Held, Block]]:
         for one in self.held:
@@ -79,21 +80,37 @@ class Holding:
 Holdings = dict[str, Holding]  # by instance
 
 
+def numbered(before: Holding | None, after: Holding, now: float) -> Holding:
+    """With the next generation, if its node is told something else. A new instance begins above the one whose node had
+    the name before.
+    """
+    known = before or Holding(after.instance)
+    if _told(known) == _told(after):
+        return after
+    return replace(after, generation=max(known.generation + 1, int(now)))
+
+
+def _told(each: Holding) -> list[tuple[str, Network]]:
+    """Of what pods get addresses."""
+    return [(one.mac, block.network) for one, block in each.blocks() if block.state == "used"]
+
+
 # --- rows
 
 
 def holding_row(each: Holding) -> Row:
     return [each.instance, each.node, [_held_row(one) for one in each.held], intent_row(each.intent), each.served,
-            each.missing]  # fmt: skip
+            each.missing, each.generation]  # fmt: skip
 
 
 def read_holding(
-    instance: str, node: str, held: list[Row], intent: Row, served: float, missing: float
+    instance: str, node: str, held: list[Row], intent: Row, served: float, missing: float, generation: int
 ) -> Holding:  # fmt: skip
     """Raises ValueError or TypeError for what is no row of one."""
     return Holding(
-        instance, node, tuple(_held(*one) for one in held), read_intent(intent), float(served), float(missing)
-    )
+        instance, node, tuple(_held(*one) for one in held), read_intent(intent), float(served), float(missing),
+        int(generation),
+    )  # fmt: skip
 
 
 def _held_row(each: Held) -> Row:

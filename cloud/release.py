@@ -40,15 +40,16 @@ def _is_free(block: Block, demand: Demand) -> bool:
 
 def unassign(holding: Holding, demand: Demand, now: float) -> Unassign | None:
     """The blocks of one interface whose node has let go of them."""
+    has_read = demand.generation >= holding.generation  # else it speaks of an earlier time: it may have a block again
     for held in holding.held:
-        gone = tuple(each.network for each in held.blocks if _is_done(each, demand, now))
+        gone = tuple(each.network for each in held.blocks if _is_done(each, demand, has_read, now))
         if gone:
             return Unassign(held.id, gone)
     return None
 
 
-def _is_done(block: Block, demand: Demand, now: float) -> bool:
-    if block.missing or block.state != "leaving" or demand.kept is None:
+def _is_done(block: Block, demand: Demand, has_read: bool, now: float) -> bool:
+    if block.missing or block.state != "leaving" or demand.kept is None or not has_read:
         return block.state == "going" and not block.missing
     return block.network not in demand.kept and now - block.since >= PATIENCE
 

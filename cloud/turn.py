@@ -19,7 +19,7 @@ from cloud.egress import Seats, Unseated, Wanted
 from cloud.leaks import leaks, suspects
 from cloud.model import Inventory
 from cloud.plan import Reason, plan
-from cloud.records import Holding, Holdings, Intent
+from cloud.records import Holding, Holdings, Intent, numbered
 from cloud.release import going, mark
 
 Key = tuple[str, str]
@@ -77,7 +77,7 @@ def decide(
     `wanted` are the egress addresses, `seats` what is on record of them; they move before anything else is fetched.
     """
     rests = {key: rest for key, rest in memory.rests.items() if rest.until > now}
-    holdings = confirm(holdings, inventory, demands, rules, now)
+    known, holdings = holdings, confirm(holdings, inventory, demands, rules, now)
     holdings = {
         name: mark(each, demands[name], rules, now) if name in demands and not each.missing else each
         for name, each in holdings.items()
@@ -96,6 +96,7 @@ def decide(
         if order.instance and not order.again:
             holdings[order.instance] = _intended(order, holdings, demands, now)
     taken = egress.intended(taken, {each.address: each.call for each in orders if each.address is not None}, now)
+    holdings = {name: numbered(known.get(name), each, now) for name, each in holdings.items()}
     reasons = (*planned.reasons, *_resting(rests, demands))
     return Turn(holdings, Memory(buckets, rests, suspected), taken, unseated, tuple(orders), reasons, wait)
 

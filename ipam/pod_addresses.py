@@ -86,6 +86,7 @@ class PodAddresses:
     gateways: tuple[IPAddress, ...] = ()  # the host's own in their blocks, in place of the first ones
     interfaces: tuple[Interface, ...] = ()  # that have these blocks; () = they are no cloud's
     leaving: tuple[IPNetwork, ...] = ()  # blocks that are the node's no more, of which somebody still has an address
+    generation: int = 0  # of what was read of a cloud's interfaces last
 
     def of(self, attachment: Attachment) -> tuple[IPAddress, ...]:
         return tuple(

@@ -125,6 +125,7 @@ class Node:
     fenced: bool = False  # out of service by a taint: somebody vouches that it is off, and sends no packet
     provider_id: str = ""  # spec.providerID: what a cloud calls it, "aws:///ZONE/INSTANCE"
     interfaces: tuple[CloudInterface, ...] = ()  # the operator's word: of whose blocks its pods have addresses
+    interfaces_generation: int = 0
     origin: Origin = Origin()
 
     @property
@@ -579,6 +580,7 @@ class NodeInterfaces:
 
     node: str
     interfaces: tuple[CloudInterface, ...]  # by index of the device
+    generation: int = 0  # grows with each change, also where the node has another instance now
 
 
 def with_blocks(
@@ -590,7 +592,9 @@ def with_blocks(
     found = dict(nodes)
     found |= {each.node: replace(found[each.node], pod_cidrs=each.blocks) for each in given if each.node in nodes}
     found |= {
-        each.node: replace(found[each.node], interfaces=each.interfaces) for each in of_cloud if each.node in nodes
+        each.node: replace(found[each.node], interfaces=each.interfaces, interfaces_generation=each.generation)
+        for each in of_cloud
+        if each.node in nodes
     }
     return nodes if found == nodes else found
 
@@ -675,6 +679,7 @@ class BlockReport:
 
     kept: tuple[IPNetwork, ...] = ()  # of which it gives addresses, or somebody has one
     busy: tuple[IPNetwork, ...] = ()  # of these, those of which an address is not free
+    generation: int = 0  # of what it has read: nothing older counts for it any more, also after a restart
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,12 +33,15 @@ def published_interfaces(holdings: Iterable[Holding], nodes: Mapping[str, Node])
     names: dict[str, list[str]] = {}
     for name, node in nodes.items():
         names.setdefault(instance_of(node), []).append(name)
-    found = {each.instance: tuple(filter(None, map(_published, each.held))) for each in holdings}
-    mine = ((names.get(instance, ()), interfaces) for instance, interfaces in found.items())
+    mine = ((names.get(each.instance, ()), each) for each in holdings if each.generation)
     return tuple(sorted(
-        (NodeInterfaces(of[0], interfaces) for of, interfaces in mine if len(of) == 1 and interfaces),
+        (NodeInterfaces(of[0], _all_of(each), each.generation) for of, each in mine if len(of) == 1),
         key=lambda each: each.node,
     ))  # fmt: skip
+
+
+def _all_of(holding: Holding) -> tuple[CloudInterface, ...]:
+    return tuple(filter(None, map(_published, holding.held)))
 
 
 def _published(held: Held) -> CloudInterface | None:
@@ -69,4 +72,5 @@ def _demand(node: str, report: NodeReport) -> Demand | None:
     demand = Demand(node, report.pods.with_address, report.pods.waiting)
     if report.blocks is None:
         return demand
-    return replace(demand, kept=frozenset(report.blocks.kept), busy=frozenset(report.blocks.busy))
+    blocks = report.blocks
+    return replace(demand, kept=frozenset(blocks.kept), busy=frozenset(blocks.busy), generation=blocks.generation)

@@ -342,6 +342,7 @@ CLOUD_INSTANCES: LedgerTable[Holding] = LedgerTable(
         "intent": list,
         "served": float,
         "missing": float,
+        "generation": int,
     },
     keys=1,
     key=attrgetter("instance"),

@@ -103,18 +103,24 @@ class PodAddressDesk:
         self._news = asyncio.Event()
 
     async def run(self) -> None:
-        """Frees what pods have that ended without a word, as their runtime spoke while no agent listened; and lets go
-        what is kept for pods that do not come back.
+        """Frees what pods have that ended without a word, as their runtime spoke while no agent listened; lets go what
+        is kept for pods that do not come back; and notes what is published, so that nothing older is believed.
         """
         while True:
             await asyncio.sleep(LOOK)
-            gone, left = self._overdue(asyncio.get_running_loop().time()), self._kept_for_nobody()
-            if gone or left:
-                try:
-                    await self._free(gone)
-                    await self._let_go(left)
-                except Refused as refused:
-                    event(LOGGER, logging.ERROR, "pod-addresses-kept", reason=str(refused), retry=LOOK)
+            try:
+                await self.look()
+            except Refused as refused:
+                event(LOGGER, logging.ERROR, "pod-addresses-kept", reason=str(refused), retry=LOOK)
+
+    async def look(self) -> None:
+        """Raises Refused."""
+        gone, left = self._overdue(asyncio.get_running_loop().time()), self._kept_for_nobody()
+        if gone or left:
+            await self._free(gone)
+            await self._let_go(left)
+        if self._published(self._held, self.snapshot()).generation > self._held.generation:
+            await self._written(lambda held: (self._published(held, self.snapshot()), None))
 
     def _overdue(self, now: float) -> list[Attachment]:
         pods = self.snapshot().pods
@@ -265,14 +271,17 @@ class PodAddressDesk:
         return f"Node {self.node} has no address of the cloud yet: the operator's `routerd show cloud` says why"
 
     def _published(self, held: PodAddresses, snapshot: Snapshot) -> PodAddresses:
-        """With the node's blocks as the store has them; while it is not read, as they were."""
+        """With the node's blocks as the store has them; as they were while it is not read, or says what it said before
+        what was noted: an API server may do so after a restart.
+        """
         here = (snapshot.nodes or {}).get(self.node)
-        if here is None:
+        if here is None or 0 < here.interfaces_generation < held.generation:
             return held
         if not self._is_of_cloud(here):
             return plan.with_blocks(held, here.pod_cidrs)
         interfaces = tuple(Interface(each.mac, each.own, each.blocks) for each in here.interfaces)
-        return plan.with_blocks(held, tuple(block for each in interfaces for block in each.blocks), interfaces)
+        now = plan.with_blocks(held, tuple(block for each in interfaces for block in each.blocks), interfaces)
+        return replace(now, generation=max(held.generation, here.interfaces_generation))
 
     def _usable(self, held: PodAddresses, snapshot: Snapshot) -> PodAddresses:
         """With those of its blocks whose addresses lead to pods: an interface is wired first, for IPv4 alone."""
@@ -290,7 +299,9 @@ class PodAddressDesk:
         return bool(here.interfaces) or self.of_cloud(here)
 
     def block_report(self) -> BlockReport | None:
-        """Which blocks of a cloud it keeps, so that the others are given back; None = nothing may be."""
+        """Which blocks of a cloud it keeps, so that the others are given back; None = nothing may be. Its generation
+        is the noted one, to which the node holds also after it was killed.
+        """
         snapshot = self.snapshot()
         here = (snapshot.nodes or {}).get(self.node)
         if self.fault or here is None or snapshot.pods is None or not self._is_of_cloud(here):
@@ -298,7 +309,7 @@ class PodAddressDesk:
         held = self._published(plan.settled(self._held, self.clock()), snapshot)
         kept = sorted((*held.blocks, *held.leaving), key=plan.block_order)
         busy = plan.busy(held, self._others()[0])
-        return BlockReport(tuple(kept), tuple(each for each in kept if each in busy))
+        return BlockReport(tuple(kept), tuple(each for each in kept if each in busy), self._held.generation)
 
     def _others(self) -> tuple[Mapping[IPAddress, str], Collection[IPAddress]]:
         """What pods have that were here before us, from somebody else, and whose it is; and what any pod asks for."""

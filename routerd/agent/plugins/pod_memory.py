@@ -23,6 +23,7 @@ def write_pod_addresses(held: PodAddresses) -> str:
         "format": FORMAT,
         "blocks": [str(block) for block in held.blocks],
         "leaving": [str(block) for block in held.leaving],
+        "generation": held.generation,
         "interfaces": [[each.mac, str(each.own), [str(one) for one in each.blocks]] for each in held.interfaces],
         "last": [str(address) for address in held.last],
         "holds": [
@@ -48,6 +49,7 @@ def parse_pod_addresses(text: str, file: str) -> PodAddresses:
             tuple(map(ip_address, whole["last"])),
             interfaces=tuple(_interface(*row) for row in whole.get("interfaces", ())),
             leaving=tuple(map(ip_network, whole.get("leaving", ()))),
+            generation=int(whole.get("generation", 0)),
         )
     except (ValueError, TypeError, KeyError) as error:
         message = f"it is damaged ({error}): drain the node, remove the file and start the agent"

@@ -12,7 +12,8 @@ from routerd.model import BlockReport, CloudInterface, IPNetwork, NodeInterfaces
 
 
 def interfaces_line(one: NodeInterfaces) -> str:
-    return f"{{node: {quoted(one.node)}, interfaces: [{', '.join(map(_line, one.interfaces))}]}}"
+    interfaces = ", ".join(map(_line, one.interfaces))
+    return f"{{node: {quoted(one.node)}, generation: {one.generation}, interfaces: [{interfaces}]}}"
 
 
 def _line(one: CloudInterface) -> str:
@@ -26,9 +27,9 @@ def _list(networks: Iterable[IPNetwork]) -> str:
 
 def read_interfaces(section: Section) -> NodeInterfaces:
     """Raises InputError."""
-    section.only("node", "interfaces")
+    section.only("node", "generation", "interfaces")
     found = (_read(item.section) for item in section.items("interfaces", UNLIMITED))
-    return NodeInterfaces(section.require("node").name(), tuple(found))
+    return NodeInterfaces(section.require("node").name(), tuple(found), _generation(section))
 
 
 def _read(section: Section) -> CloudInterface:
@@ -48,11 +49,15 @@ def _own(value: Value) -> IPv4Interface:
 
 
 def block_report_line(one: BlockReport) -> str:
-    return f"blocks: {{kept: {_list(one.kept)}, busy: {_list(one.busy)}}}\n"
+    return f"blocks: {{kept: {_list(one.kept)}, busy: {_list(one.busy)}, generation: {one.generation}}}\n"
 
 
 def read_block_report(section: Section) -> BlockReport:
     """Raises InputError."""
-    section.only("kept", "busy")
+    section.only("kept", "busy", "generation")
     kept, busy = (tuple(each.network() for each in section.items(key, UNLIMITED)) for key in ("kept", "busy"))
-    return BlockReport(kept, busy)
+    return BlockReport(kept, busy, _generation(section))
+
+
+def _generation(section: Section) -> int:
+    return section.integer("generation", 0, 2**63 - 1, 0)

@@ -13,15 +13,16 @@ from routerd.model import BlockReport, CloudInterface, IPNetwork, NodeInterfaces
 
 
 def _row(each: NodeInterfaces) -> Row:
-    return [each.node, [[one.mac, str(one.own), *map(_texts, (one.blocks, one.leaving))] for one in each.interfaces]]
+    interfaces = [[one.mac, str(one.own), *map(_texts, (one.blocks, one.leaving))] for one in each.interfaces]
+    return [each.node, interfaces, each.generation]
 
 
 def _texts(blocks: Iterable[IPNetwork]) -> list[str]:
     return [str(block) for block in blocks]
 
 
-def _made(node: str, interfaces: list[Row]) -> NodeInterfaces:
-    return NodeInterfaces(node, tuple(_made_one(*each) for each in interfaces))
+def _made(node: str, interfaces: list[Row], generation: int) -> NodeInterfaces:
+    return NodeInterfaces(node, tuple(_made_one(*each) for each in interfaces), int(generation))
 
 
 def _made_one(mac: str, own: str, blocks: list[str], leaving: list[str]) -> CloudInterface:
@@ -36,9 +37,9 @@ INTERFACES: Table[NodeInterfaces] = Table(
 )
 
 
-def blocks_status(one: BlockReport) -> dict[str, list[str]]:
+def blocks_status(one: BlockReport) -> dict[str, Any]:
     """In the status of a RouterdNode."""
-    return {"kept": [str(each) for each in one.kept], "busy": [str(each) for each in one.busy]}
+    return {"kept": _texts(one.kept), "busy": _texts(one.busy), "generation": one.generation}
 
 
 def told_blocks(status: Any) -> BlockReport | None:
@@ -46,6 +47,7 @@ def told_blocks(status: Any) -> BlockReport | None:
     if not isinstance(status, Mapping):
         return None
     try:
-        return BlockReport(*(tuple(map(ip_network, status.get(key) or ())) for key in ("kept", "busy")))
+        kept, busy = (tuple(map(ip_network, status.get(key) or ())) for key in ("kept", "busy"))
+        return BlockReport(kept, busy, int(status.get("generation") or 0))
     except (TypeError, ValueError):
         return None

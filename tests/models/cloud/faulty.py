@@ -6,11 +6,15 @@ It judges by what nodes use, what is on record and what the cloud really has, no
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, ip_network
+from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
 
 from cloud.model import INSTANCE_TAG
@@ -18,8 +22,12 @@ from cloud.need import Watermarks
 from tests.models.cloud import changes
 from tests.models.cloud.calls import BY_NAME
 from tests.models.cloud.core import Fault
+from tests.models.cloud.desk_node import DeskNode
 from tests.models.cloud.world import World
+from tests.models.virtual_time import VirtualLoop
 
+SHM = "/dev/shm" if Path("/dev/shm").is_dir() else None  # agents write often
+LATE = (*[0] * 9, 1, 4, 15)  # words by which nodes and operator hear of each other late
 FAULTS = ("before", "after", "throttled", "internal", "internal-done")
 LATEST = 55.0  # seconds by which looks are late at most
 
@@ -30,6 +38,8 @@ class Life:
 
     choose: Callable[[Any], Any]
     prefixes: bool = False
+    loop: VirtualLoop = field(default_factory=VirtualLoop)
+    directory: Path = field(default_factory=lambda: Path(mkdtemp(prefix="routerd-life", dir=SHM)))
     world: World = field(init=False)
     count: int = 0
     steps: Counter[str] = field(default_factory=Counter)
@@ -41,16 +51,25 @@ class Life:
         )  # fmt: skip
         world.cloud.lag = lambda: self.choose((0.0, 0.0, 7.0, 30.0, LATEST))
         world.cloud.buckets = {"CreateNetworkInterface": (3, 0.5), "AssignPrivateIpAddresses": (3, 0.5)}
-        self.world, self.count = world, 1
+        self.world = world
+        world.nodes.clear()
+        world.cloud.terminate("i-1")
+        self._come()
+
+    def close(self) -> None:
+        self.loop.close()
+        rmtree(self.directory)
 
     STEPS = (
         *["turn"] * 24,
         *["pods"] * 4,
         *["fault"] * 3,
         *["start"] * 2,
-        "wait",
+        *["wait"] * 6,
         "crash",
         "cut",
+        "kill",
+        "again",
         "come",
         "go",
         "stop",
@@ -93,16 +112,42 @@ class Life:
             self.world.backend.send(order.call)
         self.world.restart()
 
+    def _kill(self) -> None:
+        """An agent, between its disk and the answer."""
+        node = self.world.nodes[self.choose(sorted(self.world.nodes))]
+        assert isinstance(node, DeskNode)
+        node.killed()
+
     def _come(self) -> None:
         if len(self.world.nodes) < 4:
-            self.count += 1
-            self.world.add(f"i-{self.count}", type_=self.choose(("t3.small", "m5.large", "t2.small")))
+            self._add(f"n{self.count + 1}")
 
-    def _go(self) -> None:
+    def _add(self, node: str) -> None:
+        """An instance, whose disk is that of the last node of this name."""
+        self.count += 1
+        name, directory = f"i-{self.count:x}", self.directory / node
+        directory.mkdir(exist_ok=True)
+        self.world.add(name, type_=self.choose(("t3.small", "m5.large", "t2.small")))
+        self.world.nodes[name] = DeskNode(
+            name=node, directory=directory, clock=lambda: self.world.cloud.now, run=self.loop.run_until_complete,
+            late=lambda: self.choose(LATE),
+        )  # fmt: skip
+
+    def _go(self) -> str:
+        name = self.choose(sorted(self.world.nodes))
+        node = self.world.nodes[name]
         if len(self.world.nodes) > 1:
-            name = self.choose(sorted(self.world.nodes))
             self.world.cloud.terminate(name)
             del self.world.nodes[name]
+        assert isinstance(node, DeskNode)
+        return node.name
+
+    def _again(self) -> None:
+        """A new instance under the name of an old one's node."""
+        name, count = self._go(), len(self.world.nodes)
+        if all(node.name != name for node in self.world.nodes.values() if isinstance(node, DeskNode)):
+            assert count < 4
+            self._add(name)
 
     def _stop(self) -> None:
         self.world.cloud.set_state(self.choose(sorted(self.world.nodes)), "stopped")
@@ -128,11 +173,12 @@ class Life:
         assert not doubles, f"on record twice: {doubles}"
         for one in recorded:
             assert not any(one != other and one.version == other.version and one.overlaps(other) for other in recorded)
-        pods = Counter(pod[0][pod[1]] for node in self.world.nodes.values() for pod in node.pods)
-        assert not [address for address, count in pods.items() if count > 1]
+        pods = Counter(address for node in self.world.nodes.values() for address in node.addresses())
+        twice = {address for address, count in pods.items() if count > 1} - self.stolen
+        assert not twice, f"two pods have one of {twice}"
         owners = self._owners()
         for name, node in self.world.nodes.items():
-            wrong = {network[number] for network, number in node.pods} - owners.get(name, set()) - self.stolen
+            wrong = set(node.addresses()) - owners.get(name, set()) - self.stolen
             assert not wrong, f"{name}: pods have {wrong}, which the cloud gives to others or to nobody"
 
     def _owners(self) -> dict[str, set[Any]]:
@@ -149,7 +195,7 @@ class Life:
         world = self.world
         world.cloud.faults, world.cloud.lag = [], lambda: 0.0
         self._start()
-        world.run(1500, step=10)
+        world.run(1500, step=20)
         self.check()
         for name in world.nodes:
             mine = world.cloud.of(name)[1:]
@@ -173,6 +219,8 @@ def seeded(seed: int, steps: int, *, prefixes: bool) -> Life:
         life.calm()
     except AssertionError as error:
         raise AssertionError(f"seed {seed}, prefixes {prefixes}: {error}") from error
+    finally:
+        life.close()
     return life
 
 
@@ -181,6 +229,7 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=10_000)
     arguments.add_argument("--seed", type=int, default=random.randrange(10**6))
     given = arguments.parse_args()
+    logging.disable()  # each refusal is a line
     for prefixes in (False, True):
         print(f"seed {given.seed}, {given.steps} steps, {'prefixes' if prefixes else 'addresses'}", flush=True)
         print(dict(seeded(given.seed, given.steps, prefixes=prefixes).world.cloud.mutations()))

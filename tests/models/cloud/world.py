@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
 from typing import Any
 
 from cloud.backend import Backend, CloudFault
@@ -28,9 +29,11 @@ class NodeModel:
     used: int = 0  # pods that want an address
     kept: set[Network] = field(default_factory=set)
     pods: list[tuple[Network, int]] = field(default_factory=list)  # block, number of the address within it
+    generation: int = 0
 
     def read(self, holdings: Holdings, name: str) -> None:
         blocks = {block.network: block.state for _, block in holdings[name].blocks()} if name in holdings else {}
+        self.generation = holdings[name].generation if name in holdings else 0
         busy = {network for network, _ in self.pods}
         self.kept = {network for network, state in blocks.items() if state == "used" or network in busy}
         self.pods = [each for each in self.pods if each[0] in self.kept][: self.used]
@@ -44,7 +47,13 @@ class NodeModel:
 
     def demand(self, name: str) -> Demand:
         busy = frozenset(network for network, _ in self.pods)
-        return Demand(name, len(self.pods), self.used - len(self.pods), frozenset(self.kept), busy)
+        return Demand(
+            name, len(self.pods), self.used - len(self.pods), frozenset(self.kept), busy, self.generation
+        )  # fmt: skip
+
+    def addresses(self) -> list[IPv4Address]:
+        """That pods have."""
+        return [IPv4Address(int(network[0]) + number) for network, number in self.pods]
 
 
 @dataclass

@@ -29,9 +29,10 @@ class World:
         self.publish()
         self.restart()
 
-    def publish(self, *blocks: object, mac: str = MAC) -> None:
+    def publish(self, *blocks: object, mac: str = MAC, generation: int = 1) -> None:
         own = IPv4Interface("10.0.1.7/24")
-        given = (NodeInterfaces("a", (CloudInterface(mac, own, blocks),)),) if blocks else ()  # type: ignore[arg-type]
+        interfaces = (CloudInterface(mac, own, blocks),)  # type: ignore[arg-type]
+        given = (NodeInterfaces("a", interfaces, generation),) if blocks else ()
         node = Node("a", pod_cidrs=(ip_network("10.9.0.0/24"),), provider_id="aws:///a/i-1")
         self.snapshot = replace(cluster.snapshot(), nodes={"a": node}, allocations=Allocations(interfaces=given))
 
@@ -132,6 +133,24 @@ def test_nothing_is_said_before_all_is_read_or_where_the_memory_is_lost(tmp_path
         world.path.write_text("{")
         world.restart()
         assert world.desk.block_report() is None
+
+    story(test, tmp_path)
+
+
+def test_what_was_noted_holds_against_an_older_word_also_after_a_kill(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        world.publish(ONE, TWO, generation=5)
+        assert await address(world.desk, "c1") == "10.0.1.8/24"
+        world.publish(ONE, generation=6)
+        assert world.desk.block_report() == BlockReport((ONE,), (ONE,), 5), "it could be killed, and read 5 again"
+        await world.desk.look()
+        assert world.desk.block_report() == BlockReport((ONE,), (ONE,), 6)
+        world.restart()
+        world.publish(ONE, TWO, generation=5)
+        assert "no IPv4 address" in await address(world.desk, "c2")
+        assert world.desk.block_report() == BlockReport((ONE,), (ONE,), 6)
+        world.publish(ONE, TWO, generation=7)
+        assert await address(world.desk, "c2") == "10.0.1.9/24"
 
     story(test, tmp_path)
 

@@ -19,6 +19,9 @@ def test_a_long_life(prefixes: bool) -> None:
 @given(st.data(), st.booleans())
 def test_short_lives(data: st.DataObject, prefixes: bool) -> None:
     life = Life(lambda options: data.draw(st.sampled_from(options)), prefixes)
-    for _ in range(12):
-        life.step()
-    life.calm()
+    try:
+        for _ in range(12):
+            life.step()
+        life.calm()
+    finally:
+        life.close()

@@ -276,6 +276,24 @@ def test_a_node_that_does_not_say_what_it_keeps_loses_nothing() -> None:
     assert world.cloud.mutations()["UnassignPrivateIpAddresses"] == 0
 
 
+def test_a_late_word_takes_no_block_that_its_node_dropped_and_took_again() -> None:
+    world = shrunk()
+    node = world.nodes["i-1"]
+    world.run(20)
+    dropped = node.demand("node-i-1")
+    world.want(12)
+    world.run(20)
+    world.want(1)
+    world.run(20)
+    world.want(12)
+    pods = node.addresses()
+    node.demand = lambda name: dropped  # type: ignore[method-assign]
+    node.read = lambda holdings, name: None  # type: ignore[method-assign]
+    world.run(600)
+    assert set(map(str, pods)) <= {str(address) for eni in world.cloud.of("i-1") for address in eni.addresses}
+    assert world.cloud.mutations()["UnassignPrivateIpAddresses"] == 0
+
+
 # --- faults
 
 

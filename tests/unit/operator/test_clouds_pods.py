@@ -63,6 +63,7 @@ class Scene:
 
     async def live(self, seconds: int) -> None:
         for _ in range(seconds):
+            await self.desk.look()
             if self.speaks:
                 having = sum(bool(each.addresses) for each in self.pods.values())
                 count, blocks = PodCount(having, len(self.pods) - having), self.desk.block_report()
@@ -167,14 +168,17 @@ def test_what_is_published_is_what_a_node_may_give() -> None:
     used, leaving, going = (Block(ip_network(f"10.0.0.{last}"), state) for last, state in
                             ((10, "used"), (11, "leaving"), (12, "going")))  # fmt: skip
     holdings = (
-        Holding("i-1", "old", (held(used, leaving, going), held(leaving, index=2))),
-        Holding("i-2", "b", (held(used),)),
-        Holding("i-3", "c", (held(going),)),
-        Holding("i-4", "gone", (held(used),)),
+        Holding("i-1", "old", (held(used, leaving, going), held(leaving, index=2)), generation=9),
+        Holding("i-2", "b", (held(used),), generation=9),
+        Holding("i-3", "c", (held(going),), generation=8),
+        Holding("i-4", "gone", (held(used),), generation=9),
+        Holding("i-5", "d"),
     )
     twice = {name: Node(name, provider_id="aws:///a/i-2") for name in ("b1", "b2")}
-    nodes = {"a": Node("a", provider_id="aws:///a/i-1"), **twice, "c": Node("c", provider_id="aws:///a/i-3")}
+    nodes = {"a": Node("a", provider_id="aws:///a/i-1"), **twice, "c": Node("c", provider_id="aws:///a/i-3"),
+             "d": Node("d", provider_id="aws:///a/i-5")}  # fmt: skip
     mac, own = "02:00:00:00:00:01", IPv4Interface("10.0.0.9/24")
     first = CloudInterface(mac, own, (used.network,), (leaving.network,))
     second = CloudInterface(mac, own, (), (leaving.network,))
-    assert published_interfaces(holdings, nodes) == (NodeInterfaces("a", (first, second)),)
+    expected = (NodeInterfaces("a", (first, second), 9), NodeInterfaces("c", (), 8))
+    assert published_interfaces(holdings, nodes) == expected

@@ -213,13 +213,13 @@ def test_how_many_pods_there_are_is_read_back(pods: PodCount | None) -> None:
     assert read_report("n", report_status(report)) == report
 
 
-@pytest.mark.parametrize("blocks", [None, BlockReport(), BlockReport((ONE, ip_network("fd00::/80")), (ONE,))])
+@pytest.mark.parametrize("blocks", [None, BlockReport(), BlockReport((ONE, ip_network("fd00::/80")), (ONE,), 7)])
 def test_which_blocks_a_node_keeps_is_read_back(blocks: BlockReport | None) -> None:
     report = NodeReport("n", blocks=blocks)
     assert read_report("n", report_status(report)) == report
 
 
-@pytest.mark.parametrize("blocks", [1, [], {"kept": 1}, {"kept": ["x"], "busy": []}])
+@pytest.mark.parametrize("blocks", [1, [], {"kept": 1}, {"kept": ["x"], "busy": []}, {"generation": "x"}])
 def test_what_are_no_blocks_say_nothing(blocks: object) -> None:
     assert read_report("n", {"addresses": [], "blocks": blocks}) == NodeReport("n")
 
