@@ -59,6 +59,7 @@ def peer_section(peer: SpeakerPeer) -> str:
     """The `neighbor` block of a peer for which `peer_refusal` is None."""
     options = [
         f"router-id {peer.router_id}",
+        *([f"source-interface {peer.interface}"] if peer.interface else []),
         f"local-address {peer.local_address}",
         f"local-as {peer.local_as}",
         f"peer-as {peer.remote_as}",
@@ -85,7 +86,7 @@ def peer_section(peer: SpeakerPeer) -> str:
         _block("api", ["processes [ relay ]", "neighbor-changes", "negotiated"]),
     ]
     body = "".join(f"    {option};\n" for option in options) + "".join(blocks)
-    return f"neighbor {peer.address} {{\n{body}}}\n"
+    return f"neighbor {str(peer.address).partition('%')[0]} {{\n{body}}}\n"
 
 
 def _password_options(password: str) -> list[str]:

@@ -143,6 +143,7 @@ def configuration_error(file: Path) -> str:
     from exabgp.logger import log
 
     log.init(getenv())
+    patches.mend_parser()
     configuration = Configuration([str(file)])
     return "" if configuration.reload() is True else str(configuration.error).strip() or "no configuration"
 

@@ -33,7 +33,8 @@ import time
 from collections.abc import Callable, Iterator
 from copy import copy, deepcopy
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,14 @@ def apply(patches: list[Patch]) -> list[str]:
     return left
 
 
+@cache
+def mend_parser() -> list[str]:
+    """What a process needs that only reads a configuration, too; once for a process. The same as `apply`."""
+    from exabgp.configuration.neighbor import ParseNeighbor
+
+    return apply([Patch(ParseNeighbor, "_post_neighbor", "6569408e868bbb3a", with_zone(ParseNeighbor._post_neighbor))])
+
+
 def patches(run_dir: Path) -> list[Patch]:
     """Every change, in one table. `run_dir` is the speaker's."""
     from exabgp.bgp.message.update import Update
@@ -89,6 +98,7 @@ def patches(run_dir: Path) -> list[Patch]:
         Patch(OutgoingRIB, "_update_rib", "3c013bdc1a033977", newest_wins(OutgoingRIB._update_rib)),
         Patch(ASYNC, "run", "b19e41c01689bade", many_steps(ASYNC.run)),
         Patch(Reactor, "_wait_for_io", "abe9694fbe6f8686", no_sleep_with_work(Reactor._wait_for_io)),
+        Patch(Neighbor, "__eq__", "8b075c7c16254784", equal_in_all(Neighbor.__eq__)),
         Patch(Neighbor, "remove_self", "cbd04747e6f3e834", own_next_hop(Neighbor.remove_self)),
         Patch(Update, "_split_nlris", "9d693e7f9bc15a49", agreed_next_hops(Update._split_nlris)),
         Patch(Processes, "broken", "6c7c73a211315eed", _never_broken),
@@ -188,6 +198,45 @@ def own_next_hop(stock: Callable[..., Any]) -> Callable[..., Any]:
         return Change(nlri, attributes)
 
     return remove_self
+
+
+def with_zone(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """A link-local peer is known by its address and interface, "fe80::1%eth1", to commands and in events and tables.
+
+    To stock ExaBGP it is "fe80::1" on each of several links.
+    """
+    from exabgp.protocol.ip import IPRange
+
+    class Zoned(IPRange):  # type: ignore[misc]  # ExaBGP has no types
+        def __repr__(self) -> str:
+            return f"{self.top()}%{self.zone}"
+
+    def post_neighbor(section: Any, local: Any, families: Any) -> Any:
+        neighbor = stock(section, local, families)
+        peer, interface = neighbor["peer-address"], neighbor["source-interface"]
+        if interface and ip_address(peer.top()).is_link_local and peer.ipv6():
+            neighbor["peer-address"] = Zoned(peer.top(), str(int(peer.mask)))
+            neighbor["peer-address"].zone = interface
+        return neighbor
+
+    return post_neighbor
+
+
+def equal_in_all(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """A peer that is configured anew begins a new session whatever of it changed.
+
+    Stock ExaBGP overlooks some options: it goes on with the old session, and has the new ones in the next.
+    """
+    options = ("source-interface", "manual-eor", "md5-base64", "description")
+
+    def equal(one: Any, other: Any) -> bool:
+        return (
+            stock(one, other)
+            and all(one[option] == other[option] for option in options)
+            and (one.nexthops(), one.addpaths()) == (other.nexthops(), other.addpaths())
+        )
+
+    return equal
 
 
 def agreed_next_hops(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -443,7 +492,7 @@ def _unacknowledged(fd: int) -> int:
 
 def install(configuration: Path, version: str) -> None:
     """All of the above; one warning for what could not be mended."""
-    left = apply(patches(configuration.parent))
+    left = mend_parser() + apply(patches(configuration.parent))
     if left:
         print(
             f"speaker: warning: this ExaBGP {version} is not the released one; not mended: {', '.join(left)}",

@@ -54,7 +54,10 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class SpeakerPeer:
-    """One BGP session of this node. Times in seconds; `local_address` is decided (no "auto")."""
+    """One BGP session of this node. Times in seconds; `local_address` is decided (no "auto").
+
+    A link-local `address` has its interface as zone (RFC 4007), so that two links may have the same one.
+    """
 
     address: IPAddress
     local_address: IPAddress
@@ -68,6 +71,7 @@ class SpeakerPeer:
     families: tuple[Family, ...] = FAMILIES
     min_ttl: int = 0  # what comes with less is not taken (GTSM, RFC 5082); 0 = all is
     extended_next_hop: bool = False  # IPv4 prefixes go out with the session's IPv6 address as next hop (RFC 8950)
+    interface: str = ""  # by which alone the session goes; "" = by any
     description: str = ""
 
     @property

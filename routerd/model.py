@@ -262,7 +262,9 @@ class Peer:
     remote_as: int
     local_as: int
     port: int = 179
+    interface: str = ""  # by which the peer is reached; "" = by any. A link-local address has it as its zone (RFC 4007)
     source_address: IPAddress | None = None
+    source_interface: str = ""  # whose address is the source
     router_id: IPv4Address | None = None
     hold_time: int = 90  # 0 = timers off
     keepalive_time: int | None = None

@@ -5,6 +5,7 @@ The source address comes from connecting a UDP socket, which sends nothing: the 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 from collections.abc import Collection, Iterable, Mapping
@@ -16,35 +17,68 @@ from routerd.model import IPAddress, IPNetwork, NodeLink, Peer
 
 IPV6_ADDRESSES = Path("/proc/net/if_inet6")
 GLOBAL_SCOPE = "00"
-UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETDOWN}
+UNREACHABLE = {
+    errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EADDRNOTAVAIL,
+    errno.ENETDOWN, errno.ENODEV,
+}  # fmt: skip
 
 
 def _family(address: IPAddress) -> socket.AddressFamily:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
-def source_towards(peer: IPAddress, port: int = 179) -> IPAddress | None:
-    """The address that this node would use as source towards `peer`; None = no route."""
-    with socket.socket(_family(peer), socket.SOCK_DGRAM) as probe:
+def _probe(address: IPAddress, interface: str) -> socket.socket:
+    """A UDP socket that is bound to `interface`, if one is named. Raises OSError if there is none of that name."""
+    probe = socket.socket(_family(address), socket.SOCK_DGRAM)
+    if interface:
         try:
-            probe.connect((str(peer), port))
-        except OSError as error:
-            if error.errno in UNREACHABLE:
-                return None
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())  # needs no right, Linux 5.7
+        except OSError:
+            probe.close()
             raise
-        return ip_address(probe.getsockname()[0])
+    return probe
 
 
-def is_ours(address: IPAddress) -> bool:
-    """Whether `address` is on an interface of this node."""
-    with socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((str(address), 0))
-        except OSError as error:
-            if error.errno in UNREACHABLE:
-                return False
-            raise
-        return True
+def _bare(address: IPAddress) -> str:
+    """Without a zone: the socket is bound to that interface."""
+    return str(address).partition("%")[0]
+
+
+def source_towards(peer: IPAddress, port: int = 179, interface: str = "") -> IPAddress | None:
+    """The address that this node would use as source towards `peer`, by `interface` alone if given; None = no route."""
+    try:
+        with _probe(peer, interface) as probe:
+            probe.connect((_bare(peer), port))
+            return ip_address(_bare(probe.getsockname()[0]))
+    except OSError as error:
+        if error.errno in UNREACHABLE:
+            return None
+        raise
+
+
+def is_ours(address: IPAddress, interface: str = "") -> bool:
+    """Whether `address` is on an interface of this node; a link-local one on the one that is named."""
+    try:
+        with _probe(address, interface) as probe:
+            probe.bind((_bare(address), 0))
+    except OSError as error:
+        if error.errno in UNREACHABLE:
+            return False
+        raise
+    return True
+
+
+def address_on(interface: str, version: int) -> IPAddress | None:
+    """The first address of that family on `interface` by which others can reach this node."""
+    from egress.devices import read_addresses
+    from egress.netlink import NetlinkSocket
+
+    with contextlib.suppress(OSError), NetlinkSocket() as route:
+        index = socket.if_nametoindex(interface)
+        found = (address for number, address in read_addresses(route) if number == index)
+        reachable = (each for each in found if not (each.is_loopback or each.is_link_local))
+        return next((each for each in reachable if each.version == version), None)
+    return None
 
 
 def session_addresses(
@@ -54,15 +88,16 @@ def session_addresses(
 
     Else a flapping link would take the peer out of the speaker, and with it the graceful restart that saves the paths.
     """
-    addresses: dict[IPAddress, IPAddress | None] = {}
-    for peer in peers:
-        if peer.source_address is not None:
-            addresses[peer.address] = peer.source_address if is_ours(peer.source_address) else None
-            continue
-        source = source_towards(peer.address, peer.port)
-        last = before.get(peer.address)
-        addresses[peer.address] = source if source is not None or last is None or not is_ours(last) else last
-    return addresses
+    return {peer.address: _session_address(peer, before.get(peer.address)) for peer in peers}
+
+
+def _session_address(peer: Peer, last: IPAddress | None) -> IPAddress | None:
+    if peer.source_address is not None:
+        return peer.source_address if is_ours(peer.source_address, peer.interface) else None
+    if peer.source_interface:
+        return address_on(peer.source_interface, peer.address.version)
+    source = source_towards(peer.address, peer.port, peer.interface)
+    return source if source is not None or last is None or not is_ours(last, peer.interface) else last
 
 
 def passwords_of(peers: Iterable[Peer], directory: Path, before: Mapping[str, str] | None) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from ipaddress import IPv6Address
 from typing import Literal
 
 from egress.policy import UNSUPPORTED_FAMILY
@@ -99,6 +100,8 @@ def likely_sources(snapshot: Snapshot, node: Node) -> dict[IPAddress, IPAddress 
 
 
 def _likely_source(peer: Peer, node: Node) -> IPAddress | None:
+    if peer.interface and peer.address.is_link_local:
+        return IPv6Address("fe80::")  # which one is the interface's
     same_family = (address for address in node.addresses if address.version == peer.address.version)
     return peer.source_address or next(same_family, None)
 

@@ -30,12 +30,8 @@ def session(
     """
     if unusable := _unusable(peer, node):
         return Refusal(peer.ref, *unusable)
-    if local is None and peer.source_address is not None:
-        return Refusal(
-            peer.ref, "NoLocalAddress", f"source address {peer.source_address} is not on any interface of {node.name}"
-        )
     if local is None:
-        return Refusal(peer.ref, "NoRoute", f"{node.name} has no route to {peer.address}: add one, or exclude the node")
+        return Refusal(peer.ref, *_no_source(peer, node))
     router_id = router_id or peer.router_id or _first_ipv4((local, *node.addresses))
     if router_id is None:
         return Refusal(
@@ -56,8 +52,19 @@ def session(
         families=tuple(FAMILIES[word] for word in peer.families),
         min_ttl=256 - peer.ttl_security if peer.ttl_security else 0,
         extended_next_hop=peer.extended_next_hop,
+        interface=peer.interface,
         description=peer.name,
     )
+
+
+def _no_source(peer: Peer, node: Node) -> tuple[str, str]:
+    if peer.source_address is not None:
+        return "NoLocalAddress", f"source address {peer.source_address} is not on any interface of {node.name}"
+    if peer.source_interface:
+        family = f"IPv{peer.address.version}"
+        return "NoLocalAddress", f"{node.name} has no {family} address on interface {peer.source_interface}"
+    by = f" by interface {peer.interface}" if peer.interface else ""
+    return "NoRoute", f"{node.name} has no route to {peer.address}{by}: add one, or exclude the node"
 
 
 def _unusable(peer: Peer, node: Node) -> tuple[str, str] | None:
@@ -65,15 +72,24 @@ def _unusable(peer: Peer, node: Node) -> tuple[str, str] | None:
     if peer.address in node.addresses:
         return "PeerIsNode", f"{peer.address} is {node.name} itself: give the router's address, or exclude the node"
     for address in (peer.address, peer.source_address):
-        if isinstance(address, IPv6Address) and address.is_link_local:
-            message = (
-                f"{address} is link-local: it is reached by an interface, which cannot be named here; "
-                "use a global (or unique local) address of the router and of the node"
-            )
+        if isinstance(address, IPv6Address) and address.is_link_local and not peer.interface:
+            message = f"{address} is link-local: name the `interface` on which the router is, or use another address"
             return "LinkLocalPeer", message
         if address is not None and (address.is_unspecified or address.is_multicast):
             kind = "multicast" if address.is_multicast else "the unspecified address"
             return "InvalidPeerAddress", f"{address} is {kind}: no session can have it"
+    return None
+
+
+def _twin(opened: SpeakerPeer, others: Iterable[SpeakerPeer], peer: Peer) -> Refusal | None:
+    """ExaBGP tells sessions apart by both addresses, without their interfaces."""
+    for other in others:
+        if (other.address.packed, other.local_address) == (opened.address.packed, opened.local_address):
+            message = (
+                f"{other.address} and {opened.address} are reached from one address, {opened.local_address}: "
+                "give one of these interfaces another link-local address, or one of the routers"
+            )
+            return Refusal(peer.ref, "EqualLinkLocal", message)
     return None
 
 
@@ -118,6 +134,8 @@ def sessions_of(
         if passwords is not None and peer.password_file and peer.password_file not in passwords:
             message = f"{node.name} finds no password in {peer.password_file} of bgp.password-dir"
             opened = Refusal(peer.ref, "PasswordFile", message)
+        if isinstance(opened, SpeakerPeer):
+            opened = _twin(opened, sessions.values(), peer) or opened
         if isinstance(opened, Refusal):
             refusals.append(opened)
         else:

@@ -95,6 +95,7 @@ SESSION: Sentence[SpeakerPeer] = Sentence(
     SpeakerPeer,
     (
         Part("local_as local_address", lambda peer: (f"AS{peer.local_as} {peer.local_address} ->",)),
+        Part("interface", lambda peer: _if(f"by {peer.interface}", peer.interface)),
         Part("remote_as address", lambda peer: (f"AS{peer.remote_as} {peer.address}",)),
         Part("port", lambda peer: _if(f"port {peer.port}", peer.port != 179)),
         Part("router_id hold_time", lambda peer: (f"router-id {peer.router_id} hold {peer.hold_time}",)),

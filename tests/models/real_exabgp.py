@@ -10,10 +10,11 @@ from exabgp.logger import log
 from exabgp.reactor.api import API
 from exabgp.reactor.api.command.limit import extract_neighbors, match_neighbors
 
-from bgp import relay
+from bgp import patches, relay
 
 getenv().log.enable = False
 log.init(getenv())
+patches.mend_parser()
 
 
 def loaded(peers: str) -> Configuration:

@@ -221,11 +221,13 @@ def _peer(peer: Peer, profiles: dict[Bfd, str]) -> Json:
     return _given(
         **{
             "name": peer.name,
-            "peer-address": str(peer.address),
+            "peer-address": str(peer.address).partition("%")[0],
+            "interface": peer.interface,
             "peer-asn": peer.remote_as,
             "my-asn": peer.local_as,
             "peer-port": peer.port if peer.port != default.port else None,
             "source-address": str(peer.source_address or ""),
+            "source-interface": peer.source_interface,
             "router-id": str(peer.router_id or ""),
             "hold-time": f"{peer.hold_time}s" if peer.hold_time != default.hold_time else None,
             "keepalive-time": f"{peer.keepalive_time}s" if peer.keepalive_time is not None else None,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from routerd.errors import InputError
 from routerd.formats.document import Value
@@ -20,6 +21,7 @@ from routerd.selectors import LabelSelector
 DEFAULT_HOLD_TIME = 90 * 10**9
 MAX_HOLD_TIME = 65535  # seconds; 16 bits in the OPEN message (RFC 4271, section 4.2)
 FAMILY_WORDS: Mapping[str, IPFamily] = {"ipv4": "IPv4", "ipv6": "IPv6"}
+_INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
 MAX_RESTART_TIME = 4095  # seconds; 12 bits in the capability (RFC 4724, section 3)
 
 
@@ -45,6 +47,8 @@ class ParsedPeer:
     families: tuple[IPFamily, ...] = ("IPv4", "IPv6")
     ttl_security: int = 0  # hops
     extended_next_hop: bool = False
+    interface: str = ""
+    source_interface: str = ""
     password_file: str = ""
     keepalive_given: bool = field(default=False, compare=False)
     profile: Profile | None = field(default=None, compare=False)  # the one of `bfd_profile`
@@ -82,7 +86,8 @@ def _parse_peer(struct: Struct, dialect: Dialect) -> ParsedPeer:
         raise struct.at("peer-asn").error("missing peer ASN")
     if peer_asn == my_asn and struct.flag("ebgp-multihop"):
         raise struct.at("ebgp-multihop").error("invalid ebgp-multihop parameter set for an ibgp peer")
-    address = _required_ip(struct, "peer-address", "invalid peer IP")
+    interface = _interface(struct, "interface")
+    address = _zoned(struct, _required_ip(struct, "peer-address", "invalid peer IP"), interface)
     hold_time = _hold_time(struct, dialect)
     keepalive = _keepalive_time(struct, hold_time)
     router_id = _optional_ip(struct, "router-id", "invalid router ID")
@@ -106,6 +111,8 @@ def _parse_peer(struct: Struct, dialect: Dialect) -> ParsedPeer:
         families=_families(struct),
         ttl_security=_ttl_security(struct),
         extended_next_hop=_extended_next_hop(struct, address),
+        interface=interface,
+        source_interface=_source_interface(struct),
         password_file=_password_file(struct),
         keepalive_given=bool(struct.text("keepalive-time")),
         origin=struct.place.origin,
@@ -192,6 +199,30 @@ def _ttl_security(struct: Struct) -> int:
     return hops
 
 
+def _interface(struct: Struct, key: str) -> str:
+    """A name of the kernel's, without what ExaBGP's configuration could not carry."""
+    name = struct.text(key)
+    if name and not _INTERFACE.fullmatch(name):
+        raise struct.at(key).error(f"{quote(name)} is no name of an interface")
+    return name
+
+
+def _zoned(struct: Struct, address: IPAddress, interface: str) -> IPAddress:
+    """With the interface as zone, if it is link-local: it says nothing without one."""
+    if isinstance(address, IPv4Address) or not address.is_link_local or not interface:
+        return address
+    if struct.texts("bfd-profile") or struct.structs("bfd"):
+        raise struct.at("bfd").error("BFD with a link-local address is not done: without bfd, or another peer-address")
+    return IPv6Address(f"{address}%{interface}")
+
+
+def _source_interface(struct: Struct) -> str:
+    name = _interface(struct, "source-interface")
+    if name and struct.text("source-address"):
+        raise struct.at("source-interface").error("a peer has either source-address or source-interface")
+    return name
+
+
 def _extended_next_hop(struct: Struct, address: IPAddress) -> bool:
     asked, place = struct.flag("extended-next-hop"), struct.at("extended-next-hop")
     if asked and address.version == 4:
@@ -227,6 +258,8 @@ def to_model(peer: ParsedPeer) -> tuple[Peer, tuple[Refusal, ...]]:
         families=peer.families,
         ttl_security=peer.ttl_security,
         extended_next_hop=peer.extended_next_hop,
+        interface=peer.interface,
+        source_interface=peer.source_interface,
         password_file=peer.password_file,
         node_selectors=peer.selectors,
         name=peer.name,

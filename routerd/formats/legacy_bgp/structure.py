@@ -46,6 +46,8 @@ _PEER_NATIVE: dict[str, GoType] = {
     "password-file": STRING,
     "ttl-security": GoInteger("int", 0, MAX_HOPS),
     "extended-next-hop": BOOL,
+    "interface": STRING,
+    "source-interface": STRING,
     "bfd": GoStruct("config.bfd", _BFD),
 }
 

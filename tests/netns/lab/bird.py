@@ -89,10 +89,10 @@ def parse_routes(text: str) -> dict[str, list[Route]]:
 
 
 def _value(name: str, text: str) -> str:
-    """As `Route` wants it: communities without brackets, the global next hop only."""
+    """As `Route` wants it: communities without brackets, the global next hop if there is one."""
     if name.endswith("community"):
         return " ".join(":".join(re.findall(r"\w+", group)) for group in re.findall(r"\(([^)]*)\)", text))
-    return text.split()[0] if name == "next_hop" else text.strip()
+    return text.removeprefix(":: ").split()[0] if name == "next_hop" else text.strip()
 
 
 def _blocks(text: str) -> list[list[str]]:

@@ -53,10 +53,11 @@ exit
 
 
 def _peer_text(peer: TorPeer, address: str, hold_time: int) -> str:
+    bare, _, zone = peer.address.partition("%")
     statements = [
         f"remote-as {peer.asn}",
         f"description {peer.name}",
-        f"update-source {peer.local or address}",
+        *([f"update-source {peer.local or address}"] if not zone else [f"interface {zone}"]),
         "passive",
         f"timers {hold_time // 3} {hold_time}",
         *([f"password {peer.password}"] if peer.password else []),
@@ -64,16 +65,17 @@ def _peer_text(peer: TorPeer, address: str, hold_time: int) -> str:
         *(["bfd 3 50 50"] if peer.bfd else []),
         *(["capability extended-nexthop"] if peer.extended else []),
     ]
-    return "".join(f" neighbor {peer.address} {statement}\n" for statement in statements)
+    return "".join(f" neighbor {bare} {statement}\n" for statement in statements)
 
 
 def _family_text(family: str, peers: Sequence[TorPeer]) -> str:
     lines = [f" address-family {family}", "  maximum-paths 8", "  maximum-paths ibgp 8"]
     for peer in (each for each in peers if each.ipv6 or "ipv6" not in family):
+        address = peer.address.partition("%")[0]
         lines += [
-            f"  neighbor {peer.address} route-map {'ACCEPT' if peer.accepts else 'REJECT'} in",
-            f"  neighbor {peer.address} route-map REJECT out",
-            f"  neighbor {peer.address} activate",
+            f"  neighbor {address} route-map {'ACCEPT' if peer.accepts else 'REJECT'} in",
+            f"  neighbor {address} route-map REJECT out",
+            f"  neighbor {address} activate",
         ]
     return "\n".join([*lines, " exit-address-family\n"])
 

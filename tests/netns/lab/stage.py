@@ -30,6 +30,9 @@ ROUTER_ID = IPv4Address("10.9.0.1")
 T1 = SpeakerPeer(ip_address("10.9.0.2"), ip_address("10.9.0.1"), NODE_AS, TOR_AS, ROUTER_ID)
 T2 = SpeakerPeer(ip_address("fd09::2"), ip_address("fd09::1"), TOR_AS, TOR_AS, ROUTER_ID)
 T3 = SpeakerPeer(ip_address("10.8.0.2"), ip_address("10.8.0.1"), NODE_AS, TOR_AS, ROUTER_ID)
+# Over two links more (`Stage.link`): link-local addresses, the ToR's being the same on both.
+L1 = SpeakerPeer(ip_address("fe80::1%eth1"), ip_address("fe80::a1"), NODE_AS, TOR_AS, ROUTER_ID, interface="eth1")
+L2 = SpeakerPeer(ip_address("fe80::1%eth2"), ip_address("fe80::a2"), NODE_AS, TOR_AS, ROUTER_ID, interface="eth2")
 PASSWORDS = {"bird": "s3cret; md5 # {x}", "frr": "s3cret;md5#{x}"}  # FRR knows no blanks in a password
 
 
@@ -78,18 +81,31 @@ class Stage:
             )
         self.bgp.start(self.config(bfd=bfd))
 
+    def link(self, *names: str) -> None:
+        """Links more, on which both sides have link-local addresses alone: fe80::a1 and fe80::1 on eth1."""
+        for name in names:
+            run(["ip", "link", "add", name, "netns", self.node.name, "type", "veth", "peer", name,
+                 "netns", self.tor.name])  # fmt: skip
+            for namespace, address in ((self.node, f"fe80::a{name[-1]}"), (self.tor, "fe80::1")):
+                namespace.ip(
+                    f"link set {name} addrgenmode none up", f"addr add {address}/64 dev {name} nodad scope link"
+                )
+
     def config(
-        self, *, refused: str = "", guarded: bool = False, ipv6: bool = True, bfd: bool = False, extended: bool = True
-    ) -> str:
+        self, *, refused: str = "", guarded: bool = False, ipv6: bool = True, bfd: bool = False, extended: bool = True,
+        links: tuple[str, ...] = (),
+    ) -> str:  # fmt: skip
         """The ToR's configuration; all paths of the peer named `refused` are refused.
 
         `guarded`: TTL security (GTSM); `bfd`: t1 and t2 are watched. Without `ipv6`, t1 has
-        IPv4 unicast only; without `extended`, t2 takes no IPv6 next hops of IPv4 prefixes.
+        IPv4 unicast only; without `extended`, t2 takes no IPv6 next hops of IPv4 prefixes. `links`: peers there,
+        named as the links.
         """
         peers = [
             TorPeer("t1", "10.9.0.1", NODE_AS, local="10.9.0.2"),
             TorPeer("t2", "fd09::1", TOR_AS, local="fd09::2"),
             TorPeer("t3", "10.8.0.1", NODE_AS, local="10.8.0.2", password=self.password),
+            *(TorPeer(n, f"fe80::a{n[-1]}%{n}", NODE_AS, local="fe80::1", extended=True) for n in links),
         ]
         peers = [replace(peer, accepts=peer.name != refused, guarded=guarded) for peer in peers]
         peers[0] = replace(peers[0], ipv6=ipv6, bfd=bfd)

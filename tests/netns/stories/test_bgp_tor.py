@@ -25,7 +25,7 @@ from bgp.rib import normal
 from bgp.service import running_speaker, stop_speaker
 from bgp.text import BFD_DOWN
 from tests.netns.lab.lab import TOR_MAKES
-from tests.netns.lab.stage import T1, T2, T3, TOR_AS, Stage, agent, desired, paths, states
+from tests.netns.lab.stage import L1, L2, T1, T2, T3, TOR_AS, Stage, agent, desired, paths, states
 from tests.waiting import PATIENCE
 
 
@@ -373,6 +373,35 @@ async def test_an_ipv4_prefix_has_a_next_hop_of_ipv6_where_both_sides_take_that(
         assert (speaker.peers[T2.address].announced, speaker.peers[T2.address].families) == (1, ("ipv6 unicast",))
         assert [refusal.reason for refusal in speaker.refusals] == ["FamilyNotNegotiated"]
         assert "RFC 8950" in str(speaker.refusals[0])
+
+
+@story
+async def test_a_link_local_peer_is_one_of_its_interface(stage: Stage) -> None:
+    """Two links on which the ToR has the same address. What one of them gets or loses, the other does not see."""
+    stage.link("eth1", "eth2")
+    stage.bgp.kill()
+    stage.bgp.start(stage.config(links=("eth1", "eth2")))
+    first, second = replace(L1, extended_next_hop=True), L2
+    v4, v6 = paths("192.0.2.1/32"), paths("2001:db8::1/128")
+    async with agent(stage) as speaker:
+        speaker.set(desired((first, v4 + v6), (second, v6), (T1, v4)))
+        await stage.until(lambda: len(stage.routes("eth1")) == 2 and stage.routes("eth2"), "paths at the ToR")
+        assert {route.attributes["next_hop"] for route in stage.routes("eth2").values()} == {"fe80::a2"}
+        await stage.until(lambda: "fe80::a1" in stage.next_hops("192.0.2.1/32"), "the kernel's route")
+        assert await speaker.settled(5)
+        await stage.until(lambda: states(speaker) == {"up"}, "all sessions up")
+        assert {address: len(table) for address, table in (await speaker.observe()).items()} == {
+            L1.address: 2, L2.address: 1, T1.address: 1,
+        }  # fmt: skip
+        speaker.set(desired((first, v6), (second, v6), (T1, v4)))
+        await stage.until(lambda: stage.routes("eth1").keys() == {"2001:db8::1/128"}, "a withdrawal of one of them")
+        speaker.set(desired((first, v6), (replace(second, hold_time=30), v6), (T1, v4)))
+        await stage.until(lambda: stage.bgp.established("eth2") == 2, "another session of the one that was changed")
+        await stage.until(lambda: stage.routes("eth2"), "its paths again")
+        assert (stage.bgp.established("eth1"), stage.bgp.established("t1")) == (1, 1)
+        speaker.set(desired((second, v6), (T1, v4)))
+        await stage.until(lambda: not stage.routes("eth1"), "withdrawn before the session closes")
+        assert stage.routes("eth2") and stage.routes("t1")
 
 
 @story

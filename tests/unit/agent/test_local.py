@@ -45,6 +45,13 @@ def test_a_route_that_is_away_keeps_the_address_while_the_node_has_it() -> None:
     assert session_addresses([peer("fe80::1")], {}) == {NOWHERE: None}
 
 
+def test_a_source_by_an_interface_or_of_one() -> None:
+    assert source_towards(LOOPBACK, interface="lo") == LOOPBACK
+    assert source_towards(LOOPBACK, interface="none") is None
+    found = session_addresses([peer("127.0.0.9", interface="none"), peer("10.0.0.1", source_interface="none")], {})
+    assert found == {ip_address("127.0.0.9"): None, ip_address("10.0.0.1"): None}
+
+
 def test_global_ipv6_addresses_only() -> None:
     assert global_ipv6(IF_INET6) == (ip_address("2001:db8::5"),)
 

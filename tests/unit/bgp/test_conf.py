@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from ipaddress import IPv4Address, ip_address
+from pathlib import Path
+from typing import Any
 
 import pytest
+from exabgp.bgp.neighbor import Neighbor
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bgp import conf, plan, relay
-from bgp.path import Desired, SpeakerPeer
+from bgp import conf, patches, plan, relay
+from bgp.path import FAMILIES, Desired, SpeakerPeer
 from tests.models.real_exabgp import loaded
+
+
+@pytest.fixture
+def mended() -> Iterator[None]:
+    stock = Neighbor.__eq__
+    Neighbor.__eq__ = patches.equal_in_all(stock)
+    yield
+    Neighbor.__eq__ = stock
+
 
 PEER = SpeakerPeer(ip_address("10.9.0.2"), ip_address("10.9.0.1"), 64512, 65000, IPv4Address("10.9.0.1"))
 OTHER = SpeakerPeer(
@@ -134,6 +147,49 @@ def test_a_digest_tells_sessions_apart() -> None:
     assert conf.digest(PEER) == conf.digest(replace(PEER, description="other"))  # no reset for a description
     assert conf.digest(PEER) != conf.digest(replace(PEER, password="x"))
     assert conf.digest(PEER) != conf.digest(replace(PEER, hold_time=30))
+
+
+def test_a_link_local_peer_bears_its_interface(tmp_path: Path) -> None:
+    one, other = (
+        replace(PEER, address=ip_address(f"fe80::1%{name}"), local_address=ip_address(local), interface=name)
+        for name, local in (("eth1", "fe80::a1"), ("uplink.7", "fe80::a2"))
+    )
+    text = conf.peers_text([one, other])
+    (tmp_path / "exabgp.conf").write_text(text)
+    assert patches.loaded_peers(tmp_path / "exabgp.conf").keys() == {"fe80::1%eth1", "fe80::1%uplink.7"}
+    found = {str(n["peer-address"]): n for n in loaded(text).neighbors.values()}
+    assert found.keys() == {"fe80::1%eth1", "fe80::1%uplink.7"}
+    assert all(n["peer-address"].top() == "fe80::1" for n in found.values())  # to which it connects
+    assert found["fe80::1%eth1"]["source-interface"] == "eth1"
+
+
+# What of a session may change. With what else the change goes where it cannot be alone.
+CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "address": ({"address": ip_address("fd09::3")}, {}),
+    "local_address": ({"local_address": ip_address("fd09::4")}, {}),
+    "local_as": ({"local_as": 1}, {}),
+    "remote_as": ({"remote_as": 1}, {}),
+    "router_id": ({"router_id": IPv4Address("10.9.0.9")}, {}),
+    "port": ({"port": 1791}, {}),
+    "hold_time": ({"hold_time": 30}, {}),
+    "password": ({"password": "other"}, {}),
+    "graceful_restart_time": ({"graceful_restart_time": 60}, {}),
+    "families": ({"families": ("ipv4 unicast",)}, {}),
+    "min_ttl": ({"min_ttl": 255}, {}),
+    "extended_next_hop": ({"extended_next_hop": True}, {"families": FAMILIES}),
+    "interface": ({"interface": "eth1"}, {}),
+}
+
+
+def test_whatever_of_a_session_changes_exabgp_begins_another_one(mended: None) -> None:
+    """Its own comparison overlooks some; what we write and it takes for the same would never be in force."""
+    assert CHANGES.keys() == {each.name for each in fields(SpeakerPeer)} - {"description"}
+    for name, (change, beside) in CHANGES.items():
+        (one,) = loaded(conf.peers_text([replace(OTHER, **beside)])).neighbors.values()
+        (again,) = loaded(conf.peers_text([replace(OTHER, **beside)])).neighbors.values()
+        (other,) = loaded(conf.peers_text([replace(OTHER, **beside, **change)])).neighbors.values()
+        assert one == again, name
+        assert one != other or one.name() != other.name(), name
 
 
 def test_nothing_shows_a_password() -> None:

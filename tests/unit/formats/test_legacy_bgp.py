@@ -106,6 +106,10 @@ def pool(addresses: str, rest: str = "") -> str:
          "parsing peer #1: a peer has either password or password-file (line 5, column 18)"),
         (peer("  ttl-security: 3\n"), "native",
          "parsing peer #1: 3 hops, but without ebgp-multihop the peer is one hop away (line 5, column 17)"),
+        (peer("  interface: 'eth1; passive true'\n"), "native",
+         'parsing peer #1: "eth1; passive true" is no name of an interface (line 5, column 14)'),
+        (peer("  source-interface: lo\n  source-address: 10.0.0.9\n"), "native",
+         "parsing peer #1: a peer has either source-address or source-interface (line 5, column 21)"),
         (peer("  extended-next-hop: true\n"), "native",
          "parsing peer #1: next hops of IPv6 need a session over IPv6: without extended-next-hop, or another address "
          "(line 5, column 22)"),

@@ -362,6 +362,20 @@ def test_an_address_that_can_have_no_session_is_refused_for_what_it_is(fields: d
     assert reasons(sessions(Peer(TOR, 64512, 64512), peer)) == {"peer/odd": reason}
 
 
+def test_one_link_local_address_on_two_links_needs_two_of_the_nodes_own() -> None:
+    links = [Peer(ip_address(f"fe80::1%{name}"), 1, 2, interface=name, name=name) for name in ("eth1", "eth2")]
+    snapshot = cluster.snapshot(bgp=Peering(tuple(links)))
+    own = [ip_address("fe80::a1"), ip_address("fe80::a2")]
+    both = announcements(snapshot, "a", VIPS_ONLY, {p.address: each for p, each in zip(links, own, strict=True)})
+    one = announcements(snapshot, "a", VIPS_ONLY, {p.address: own[0] for p in links})
+    assert both is not None and one is not None
+    assert [(str(each.address), each.interface) for each in both.desired.peers.values()] == [
+        ("fe80::1%eth1", "eth1"), ("fe80::1%eth2", "eth2")
+    ]  # fmt: skip
+    assert list(map(str, one.desired.peers)) == ["fe80::1%eth1"]
+    assert reasons(one) == {"peer/eth2": "EqualLinkLocal"}
+
+
 def test_an_ipv6_only_node_needs_a_router_id() -> None:
     far = ip_address("fd00::1")
     only = node_a(addresses=(ip_address("fd00::11"),))

@@ -280,7 +280,7 @@ BFD_PEERS = tuple(
     Peer(ip_address(f"10.0.1.{number}"), 1, 2, bfd=bfd)
     for number, bfd in enumerate((Bfd(10_500, 20_000, 5), Bfd(50_000, 60_000, 4, True), Bfd()), 1)
 )
-OVER_IPV6 = Peer(ip_address("2001:db8::1"), 1, 2, extended_next_hop=True)
+OVER_IPV6 = Peer(ip_address("fe80::1%eth1"), 1, 2, extended_next_hop=True, interface="eth1", source_interface="lo")
 BY_FILE = Peer(ip_address("10.0.2.1"), 1, 2, password_file="tor")  # which has no password beside it
 WHOLE_WAY = Advertisement(30, 120, 7, ("64512:1", "64512:1:2"), 0, 2, ("tor",), (LabelSelector((("rack", "a"),)),))
 WHOLE_POOL = AddressPool(
@@ -320,7 +320,7 @@ def test_a_bgp_configuration_that_says_all_is_read_the_same_again() -> None:
 
 
 ELSEWHERE = {
-    Peer: {"origin", "bfd", "bfd_profile", "password_file", "extended_next_hop"},
+    Peer: {"origin", "bfd", "bfd_profile", "password_file", "extended_next_hop", "interface", "source_interface"},
     Advertisement: set(),
     AddressPool: {"origin", "protocol", "services", "gateways"},
     EgressPolicy: {"origin", "kind", "refused", "pool", "count"},
