@@ -303,6 +303,7 @@ class Advertisement:
     prepend: int = 0  # how many times more the local AS stands in AS_PATH; eBGP only
     peers: tuple[str, ...] = ()  # by name or address; () = all
     node_selectors: tuple[LabelSelector, ...] = ()  # OR; () = all nodes
+    services: tuple[LabelSelector, ...] = ()  # OR, by their labels; () = all, and egress IPs
 
 
 @dataclass(frozen=True, slots=True)

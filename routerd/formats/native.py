@@ -182,11 +182,11 @@ def _advertisements(spec: Section, kind: str, blocks: tuple[IPNetwork, ...]) -> 
 def _advertisement(section: Section, blocks: tuple[IPNetwork, ...]) -> Advertisement:
     section.only(
         "aggregationLength", "aggregationLengthV6", "localPref", "communities", "med", "asPathPrepend", "peers",
-        "nodeSelectors",
+        "nodeSelectors", "serviceSelectors",
     )  # fmt: skip
     for key, version in (("aggregationLength", 4), ("aggregationLengthV6", 6)):
         _check_aggregation(section.get(key), version, blocks)
-    med, peers, nodes = section.get("med"), section.get("peers"), section.get("nodeSelectors")
+    med, peers = section.get("med"), section.get("peers")
     return Advertisement(
         aggregation_length=section.integer("aggregationLength", 1, 32, 32),
         aggregation_length_v6=section.integer("aggregationLengthV6", 1, 128, 128),
@@ -195,12 +195,15 @@ def _advertisement(section: Section, blocks: tuple[IPNetwork, ...]) -> Advertise
         med=med.integer(0, 2**32 - 1) if med is not None else None,
         prepend=section.integer("asPathPrepend", 0, MAX_PREPEND, 0),
         peers=tuple(item.name() for item in peers.nonempty("peer")) if peers is not None else (),
-        node_selectors=_node_selectors(nodes) if nodes is not None else (),
+        node_selectors=_selectors(section, "nodeSelectors", "node selector"),
+        services=_selectors(section, "serviceSelectors", "service selector"),
     )
 
 
-def _node_selectors(value: Value) -> tuple[LabelSelector, ...]:
-    return tuple(label_selector(item, strict=True) for item in value.nonempty("node selector"))
+def _selectors(section: Section, key: str, what: str) -> tuple[LabelSelector, ...]:
+    """() where there is no such key: an empty list would be for nobody, and mean all."""
+    value = section.get(key)
+    return tuple(label_selector(item, strict=True) for item in value.nonempty(what)) if value is not None else ()
 
 
 def _check_aggregation(value: Value | None, version: int, blocks: tuple[IPNetwork, ...]) -> None:

@@ -143,7 +143,7 @@ def service_paths(scene: Scene, service: Service) -> list[Wanted]:
     return [
         Wanted(_vip_path(address, how), service.ref, how.peers)
         for address, pool in ways
-        for how in ways_here(scene, pool)
+        for how in ways_here(scene, pool, service)
     ]
 
 

@@ -113,20 +113,24 @@ def allocated(scene: Scene, service: Service) -> list[tuple[IPAddress, str]]:
     return [(address, allocation.pool) for address in allocation.addresses]
 
 
-def ways_here(scene: Scene, pool: AddressPool) -> Iterator[Advertisement]:
-    """How this node announces what the pool holds."""
+def ways_here(scene: Scene, pool: AddressPool, service: Service | None = None) -> Iterator[Advertisement]:
+    """How this node announces what the pool holds for `service`. None: an egress IP, which is no service's."""
     for how in pool.advertisements if pool.protocol == "bgp" else ():
-        if matches_any(how.node_selectors, scene.node.labels):
+        is_meant = not how.services or (service is not None and matches_any(how.services, service.labels))
+        if is_meant and matches_any(how.node_selectors, scene.node.labels):
             yield how
 
 
 def _not_advertised_here(scene: Scene, service: Service) -> str:
     pools = [scene.pools.announcing(address, pool) for address, pool in allocated(scene, service)]
-    return "" if any(True for pool in pools for _ in ways_here(scene, pool)) else elsewhere(scene, pools[0])
+    return "" if any(True for pool in pools for _ in ways_here(scene, pool, service)) else elsewhere(scene, pools[0])
 
 
 def elsewhere(scene: Scene, pool: AddressPool) -> str:
-    return f"no advertisement of pool {pool.name!r} takes {scene.node.name}: their node selectors leave it out"
+    if not pool.advertisements:
+        return f"no advertisement takes pool {pool.name!r}"
+    said = "their selectors of nodes or services leave it out"
+    return f"no advertisement of pool {pool.name!r} takes it on {scene.node.name}: {said}"
 
 
 def _node_excluded(scene: Scene, _: Service) -> str:

@@ -116,6 +116,7 @@ def _pool(pool: AddressPool) -> Json:
             avoidBuggyIPs=pool.avoid_buggy_ips or None,
             priority=pool.priority or None,
             disabled=pool.disabled or None,
+            advertisements=_ways(pool),
             services=list(map(_services, pool.services or ())),
             gateways=None if pool.gateways is None else {"nodeSelector": _own(pool.gateways)},
         ),
@@ -240,7 +241,7 @@ def _peer(peer: Peer, profiles: dict[Bfd, str]) -> Json:
             "families": words if peer.families != default.families else None,
             "bfd-profile": profiles[peer.bfd] if peer.bfd is not None and is_shared else None,
             "bfd": _bfd(peer.bfd) if peer.bfd is not None and not is_shared else None,
-            "node-selectors": _node_selectors(peer.node_selectors),
+            "node-selectors": _selectors(peer.node_selectors),
         }
     )
 
@@ -249,13 +250,12 @@ def _bfd(bfd: Bfd) -> Json:
     return {"interval": f"{bfd.interval}us", "min-rx": f"{bfd.min_rx}us", "multiplier": bfd.multiplier}
 
 
-def _node_selectors(selectors: Iterable[LabelSelector]) -> list[Json | None]:
+def _selectors(selectors: Iterable[LabelSelector]) -> list[Json | None]:
     return [_selector(each, "match-labels", "match-expressions") for each in selectors]
 
 
 def _bgp_pool(pool: AddressPool) -> Json:
     default = AddressPool("", ())
-    ways = dict.fromkeys(pool.advertisements) if pool.advertisements != default.advertisements else ()
     return {
         "name": pool.name,
         "protocol": pool.protocol,
@@ -267,24 +267,52 @@ def _bgp_pool(pool: AddressPool) -> Json:
                 "uses": sorted(pool.uses) if pool.uses != default.uses else None,
                 "priority": pool.priority or None,
                 "disabled": pool.disabled or None,
-                "bgp-advertisements": [_advertisement(each) for each in ways],
+                "bgp-advertisements": [_kebab(each) for each in _ways(pool)],
             }
         ),
     }
+
+
+_KEBAB = {
+    "aggregationLength": "aggregation-length",
+    "aggregationLengthV6": "aggregation-length-v6",
+    "localPref": "localpref",
+    "asPathPrepend": "as-path-prepend",
+    "nodeSelectors": "node-selectors",
+    "serviceSelectors": "service-selectors",
+    "matchLabels": "match-labels",
+    "matchExpressions": "match-expressions",
+}
+
+
+def _kebab(way: Json) -> Json:
+    """An advertisement of an AddressPool with the keys of a BGP document."""
+    selectors: Json = {
+        key: [{_KEBAB[inner]: what for inner, what in each.items()} for each in way[key]]
+        for key in ("nodeSelectors", "serviceSelectors")
+        if key in way
+    }
+    return {_KEBAB.get(key, key): value for key, value in {**way, **selectors}.items()}
+
+
+def _ways(pool: AddressPool) -> list[Json]:
+    """Its advertisements, each once; none where it is announced as a pool that says nothing of it."""
+    default = AddressPool("", ())
+    ways = dict.fromkeys(pool.advertisements) if pool.advertisements != default.advertisements else ()
+    return list(map(_advertisement, ways))
 
 
 def _advertisement(way: Advertisement) -> Json:
     default = Advertisement()
     v4, v6 = way.aggregation_length, way.aggregation_length_v6
     return _given(
-        **{
-            "aggregation-length": v4 if v4 != default.aggregation_length else None,
-            "aggregation-length-v6": v6 if v6 != default.aggregation_length_v6 else None,
-            "localpref": way.local_pref or None,
-            "communities": list(way.communities),
-            "med": way.med,
-            "as-path-prepend": way.prepend or None,
-            "peers": list(way.peers),
-            "node-selectors": _node_selectors(way.node_selectors),
-        }
+        aggregationLength=v4 if v4 != default.aggregation_length else None,
+        aggregationLengthV6=v6 if v6 != default.aggregation_length_v6 else None,
+        localPref=way.local_pref or None,
+        communities=list(way.communities),
+        med=way.med,
+        asPathPrepend=way.prepend or None,
+        peers=list(way.peers),
+        nodeSelectors=list(map(_own, way.node_selectors)),
+        serviceSelectors=list(map(_own, way.services)),
     )

@@ -234,10 +234,15 @@ def _extended_next_hop(struct: Struct, address: IPAddress) -> bool:
 
 def node_selectors(struct: Struct) -> tuple[LabelSelector, ...]:
     """Of a peer, or of an advertisement of ours. Raises InputError."""
+    return selectors(struct, "node")
+
+
+def selectors(struct: Struct, what: str) -> tuple[LabelSelector, ...]:
+    """Of nodes or of services. Raises InputError."""
     try:
-        return tuple(selector(entry) for entry in struct.structs("node-selectors"))
+        return tuple(selector(entry) for entry in struct.structs(f"{what}-selectors"))
     except InputError as error:
-        raise prefixed("parsing node selector: ", error) from error
+        raise prefixed(f"parsing {what} selector: ", error) from error
 
 
 def to_model(peer: ParsedPeer) -> tuple[Peer, tuple[Refusal, ...]]:

@@ -10,7 +10,7 @@ from routerd.errors import InputError
 from routerd.formats.document import Value
 from routerd.formats.legacy_bgp.decode import Struct
 from routerd.formats.legacy_bgp.golang import parse_addresses, parse_uint, quote
-from routerd.formats.legacy_bgp.peers import node_selectors, prefixed
+from routerd.formats.legacy_bgp.peers import node_selectors, prefixed, selectors
 from routerd.formats.legacy_bgp.structure import Dialect
 from routerd.model import AddressPool, Advertisement, IPNetwork
 
@@ -149,7 +149,7 @@ def _check_equal(entries: list[Struct]) -> None:
     def lists(entry: Struct) -> list[list[str]]:
         return [[text for text, _ in entry.texts(key)] for key in ("communities", "peers")]
 
-    shown = [(entry.plain, lists(entry), node_selectors(entry)) for entry in entries]
+    shown = [(entry.plain, lists(entry), node_selectors(entry), selectors(entry, "service")) for entry in entries]
     for second, one in enumerate(shown):
         first = shown.index(one)
         if first < second:
@@ -180,12 +180,13 @@ def _advertisement(entry: Struct, blocks: list[_Block], communities: Communities
         prepend=entry.number("as-path-prepend"),
         peers=tuple(text for text, _ in entry.texts("peers")),
         node_selectors=node_selectors(entry),
+        services=selectors(entry, "service"),
     )
 
 
 def _check_audience(entry: Struct) -> None:
     """In our dialect alone. Nothing there and an empty list are not the same: that would announce it to all."""
-    for key in ("peers", "node-selectors"):
+    for key in ("peers", "node-selectors", "service-selectors"):
         if key in entry.places and not entry.lists.get(key):
             raise entry.at(key).error(f"an advertisement to no {key}: leave the key out for all")
     for text, place in entry.texts("peers"):

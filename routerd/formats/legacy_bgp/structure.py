@@ -58,6 +58,7 @@ _ADVERTISEMENT_NATIVE: dict[str, GoType] = {
     "as-path-prepend": GoInteger("int", 0, MAX_PREPEND),
     "peers": STRINGS,
     "node-selectors": GoList(_SELECTOR),
+    "service-selectors": GoList(_SELECTOR),
 }
 
 _POOL: dict[str, GoType] = {

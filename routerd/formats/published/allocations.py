@@ -157,6 +157,7 @@ def _way(one: Advertisement) -> str:
         *([f"asPathPrepend: {one.prepend}"] if one.prepend else ()),
         *([f"peers: {_texts(one.peers)}"] if one.peers else ()),
         *([f"nodeSelectors: [{', '.join(map(_selector, one.node_selectors))}]"] if one.node_selectors else ()),
+        *([f"serviceSelectors: [{', '.join(map(_selector, one.services))}]"] if one.services else ()),
     ]
     return f"{{{', '.join(said)}}}"
 
@@ -272,7 +273,7 @@ def _read_pool(section: Section) -> PoolWays:
 def _read_way(section: Section) -> Advertisement:
     section.only(
         "aggregationLength", "aggregationLengthV6", "localPref", "communities", "med", "asPathPrepend", "peers",
-        "nodeSelectors",
+        "nodeSelectors", "serviceSelectors",
     )  # fmt: skip
     med = section.get("med")
     return Advertisement(
@@ -284,6 +285,7 @@ def _read_way(section: Section) -> Advertisement:
         section.integer("asPathPrepend", 0, MAX_PREPEND, 0),
         tuple(item.string() for item in section.items("peers", UNLIMITED)),
         tuple(label_selector(item, strict=True) for item in section.items("nodeSelectors", UNLIMITED)),
+        tuple(label_selector(item, strict=True) for item in section.items("serviceSelectors", UNLIMITED)),
     )
 
 

@@ -78,9 +78,10 @@ def _pool_row(each: PoolWays) -> Row:
 def _way_row(way: Advertisement) -> Row:
     """Without what only later releases know, where there is nothing of it to say."""
     row: Row = [way.aggregation_length, way.aggregation_length_v6, way.local_pref, list(way.communities)]
-    if way == replace(way, med=None, prepend=0, peers=(), node_selectors=()):
+    if way == replace(way, med=None, prepend=0, peers=(), node_selectors=(), services=()):
         return row
-    return [*row, way.med, way.prepend, list(way.peers), [_selector_row(each) for each in way.node_selectors]]
+    row += [way.med, way.prepend, list(way.peers), [_selector_row(each) for each in way.node_selectors]]
+    return [*row, [_selector_row(each) for each in way.services]] if way.services else row
 
 
 def _selector_row(each: LabelSelector) -> Row:
@@ -96,18 +97,18 @@ def _pool(pool: str, protocol: Literal["bgp", "layer2"], ways: list[list[Any]]) 
 
 def _way(
     length: int, length_v6: int, local_pref: int, communities: list[str], med: int | None = None, prepend: int = 0,
-    peers: Sequence[str] = (), nodes: Sequence[Row] = (),
+    peers: Sequence[str] = (), nodes: Sequence[Row] = (), services: Sequence[Row] = (),
 ) -> Advertisement:  # fmt: skip
     in_range = 0 <= length <= 32 and 0 <= length_v6 <= 128 and 0 <= prepend <= MAX_PREPEND
     if not (in_range and all(0 <= number < 2**32 for number in (local_pref, med or 0))):
         raise ValueError("an advertisement: a number is out of its range")
-    selectors = tuple(_selector(*each) for each in nodes)
-    return Advertisement(length, length_v6, local_pref, tuple(communities), med, prepend, tuple(peers), selectors)
+    takes = (tuple(_selector(*each) for each in selectors) for selectors in (nodes, services))
+    return Advertisement(length, length_v6, local_pref, tuple(communities), med, prepend, tuple(peers), *takes)
 
 
 def _selector(labels: Sequence[Sequence[str]], wanted: Sequence[tuple[str, Operator, list[str]]]) -> LabelSelector:
     if any(operator not in get_args(Operator) for _, operator, _ in wanted):
-        raise ValueError("a node selector: an operator that is none")
+        raise ValueError("a selector: an operator that is none")
     pairs = tuple((key, value) for key, value in labels)
     return LabelSelector(pairs, tuple(Requirement(key, how, tuple(values)) for key, how, values in wanted))
 

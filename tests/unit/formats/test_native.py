@@ -39,6 +39,7 @@ def test_pool_with_everything() -> None:
   advertisements:
   - {aggregationLength: 32, aggregationLengthV6: 120, localPref: 7, communities: [no-export, "064512:01", 1:2:3, 9:9]}
   - {med: 0, asPathPrepend: 2, peers: [tor-a], nodeSelectors: [{matchLabels: {rack: a}}]}
+  - {serviceSelectors: [{matchLabels: {tier: web}}, {}]}
 """
     )
     assert isinstance(pool, AddressPool)
@@ -54,6 +55,7 @@ def test_pool_with_everything() -> None:
         advertisements=(
             Advertisement(32, 120, 7, ("9:9", "64512:1", "65535:65281", "1:2:3")),
             Advertisement(med=0, prepend=2, peers=("tor-a",), node_selectors=(LabelSelector((("rack", "a"),)),)),
+            Advertisement(services=(LabelSelector((("tier", "web"),)), LabelSelector())),
         ),
         origin=pool.origin,
     )

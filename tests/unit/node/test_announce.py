@@ -267,6 +267,21 @@ def test_an_egress_ip_is_announced_to_the_peers_and_by_the_nodes_of_its_pools_ad
     )  # fmt: skip
 
 
+def test_an_advertisement_for_some_services_is_for_these_alone_and_for_no_egress_ip() -> None:
+    web = cluster.advertisement(services=(LabelSelector((("tier", "web"),)),), communities=("64512:1",))
+    vip = ip_network("192.0.2.1/32")
+    for labels, expected in (({"tier": "web"}, ("64512:1",)), ({}, None), ({"tier": "db"}, None)):
+        services = {"default/web": cluster.service("web", labels=labels)}
+        result = announced(
+            cluster.snapshot(services=services, pools={"default": cluster.pool(advertisements=(web,))}), "a", Rules()
+        )
+        path = result.desired.ribs[TOR].get(vip)
+        assert (path.communities if path is not None else None) == expected
+        assert reasons(result).get("svc/default/web") == (None if expected else "NotAdvertisedHere")
+    result = announced(cluster.snapshot(**of_a_pool(web)), "a", Rules())
+    assert reasons(result)["egress/198.51.100.7"] == "NotAdvertisedHere"
+
+
 def test_a_node_that_is_no_gateway_does_not_announce_the_egress_ip() -> None:
     snapshot = cluster.snapshot()
     assert snapshot.nodes is not None
