@@ -335,6 +335,36 @@ class AddressPool:
     advertisements: tuple[Advertisement, ...] = (Advertisement(),)
     services: tuple[ServiceSelection, ...] | None = None  # which may have addresses of it (OR); None = every one
     gateways: LabelSelector | None = None  # of policies that leave with its addresses and do not say
+    labels: Labels | None = None  # of a reader: PoolAdvertisements take it by these (`routerd.store.merge`)
+    origin: Origin = Origin()
+
+
+@dataclass(frozen=True, slots=True)
+class PoolAdvertisement:
+    """MetalLB's: how the pools that it takes, by name or label, are announced; both () = all that have labels.
+
+    A community without a colon is a name that some `CommunityNames` says.
+    """
+
+    ref: Ref
+    way: Advertisement
+    pools: tuple[str, ...] = ()
+    pool_selectors: tuple[LabelSelector, ...] = ()
+    origin: Origin = Origin()
+
+
+@dataclass(frozen=True, slots=True)
+class CommunityName:
+    name: str
+    community: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommunityNames:
+    """MetalLB's: names of communities."""
+
+    ref: Ref
+    names: tuple[CommunityName, ...]
     origin: Origin = Origin()
 
 
@@ -774,11 +804,11 @@ def selection_matches(selection: PodSelection, pod: Pod, namespace_labels: Label
 __all__ = [
     "EVERYTHING", "EXCLUDE_LABEL", "GATEWAY_HEARTBEAT", "GATEWAY_LABEL", "NAMESPACE_LABEL", "NAMESPACE_NAME_LABEL",
     "NODE_HEARTBEAT", "OF_PORTS", "PARTS", "SERVICE_NAME_LABEL", "AddressPool", "Advertisement", "Allocations",
-    "AppliedTable", "BfdProfile", "BindingTable", "BlockReport", "CloudInterface", "ClusterCIDR", "CoolingPorts",
-    "EgressGroup", "EgressPolicy", "Endpoint", "EndpointSlice", "GatewayMode", "Heartbeat", "IPAddress", "IPNetwork",
-    "LabelSelector", "Labels", "Namespace", "Node", "NodeAddresses", "NodeBlocks", "NodeInterfaces", "NodeLink",
-    "NodeNumber", "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodCount", "PodSelection", "PoolWays",
-    "PortAsk", "PortBlock", "PortRange", "PortReport", "Refusal", "Service", "ServiceAllocation", "ServicePort",
-    "ServiceSelection", "Snapshot", "Unread", "UnusedBlock", "Writer", "is_gateway", "selection_matches",
-    "with_blocks",
+    "AppliedTable", "BfdProfile", "BindingTable", "BlockReport", "CloudInterface", "ClusterCIDR", "CommunityName",
+    "CommunityNames", "CoolingPorts", "EgressGroup", "EgressPolicy", "Endpoint", "EndpointSlice", "GatewayMode",
+    "Heartbeat", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node", "NodeAddresses",
+    "NodeBlocks", "NodeInterfaces", "NodeLink", "NodeNumber", "NodeReport", "Origin", "Peer", "Peering", "Pod",
+    "PodCount", "PodSelection", "PoolAdvertisement", "PoolWays", "PortAsk", "PortBlock", "PortRange", "PortReport",
+    "Refusal", "Service", "ServiceAllocation", "ServicePort", "ServiceSelection", "Snapshot", "Unread", "UnusedBlock",
+    "Writer", "is_gateway", "selection_matches", "with_blocks",
 ]  # fmt: skip

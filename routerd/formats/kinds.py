@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 from routerd.formats import core, native
 from routerd.formats.closed import FailClosed
 from routerd.formats.document import Value
-from routerd.formats.foreign import antrea, cilium, metallb, metallb_bgp, ovn_kubernetes
+from routerd.formats.foreign import antrea, cilium, metallb, metallb_advertisements, metallb_bgp, ovn_kubernetes
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.published.allocations import read_allocations, read_node_report
 from routerd.formats.resembling import node_labels, pod_annotations, slice_labels
@@ -22,19 +22,22 @@ from routerd.model import (
     AddressPool,
     Allocations,
     BfdProfile,
+    CommunityNames,
     EgressPolicy,
     EndpointSlice,
     Namespace,
     Node,
     NodeReport,
     Pod,
+    PoolAdvertisement,
     Refusal,
     Service,
 )
 from routerd.refs import NODE, SERVICE
 
 _Cluster = Node | Namespace | Pod | Service | EndpointSlice
-Object = _Cluster | AddressPool | BfdProfile | EgressPolicy | LegacyConfig | Allocations | NodeReport
+_Pools = AddressPool | PoolAdvertisement | CommunityNames
+Object = _Cluster | _Pools | BfdProfile | EgressPolicy | LegacyConfig | Allocations | NodeReport
 Read = tuple[Object | None, tuple[Refusal, ...]]  # what an object says, and what of it cannot be done
 Reader = Callable[[Value], Read]
 T = TypeVar("T", bound=Object)
@@ -179,6 +182,14 @@ _FOREIGN = (
         reader=metallb.read_ip_address_pool, parts=("pools",), read_by=BOTH, status_by=OPERATOR,
     ),
     Kind(
+        "metallb.io", "v1beta1", "BGPAdvertisement", "bgpadvertisements", namespaced=True,
+        reader=_plain(metallb_advertisements.read_bgp_advertisement), parts=("pools",), read_by=BOTH,
+    ),
+    Kind(
+        "metallb.io", "v1beta1", "Community", "communities", namespaced=True,
+        reader=_plain(metallb_advertisements.read_communities), parts=("pools",), read_by=BOTH,
+    ),
+    Kind(
         "metallb.io", "v1beta2", "BGPPeer", "bgppeers", namespaced=True, reader=metallb_bgp.read_bgp_peer,
         parts=("bgp",), read_by=BOTH,
     ),
@@ -212,9 +223,7 @@ _REFUSED = (
     Kind("cilium.io", "v2", "CiliumBGPAdvertisement", instead=_ADVERTISEMENTS),
     Kind("cilium.io", "v2", "CiliumBGPNodeConfigOverride", instead=_PEERS),
     Kind("cilium.io", "v2alpha1", "CiliumBGPPeeringPolicy", instead=_PEERS),
-    Kind("metallb.io", "v1beta1", "BGPAdvertisement", instead=_ADVERTISEMENTS),
     Kind("metallb.io", "v1beta1", "L2Advertisement", instead="what is announced is announced by BGP"),
-    Kind("metallb.io", "v1beta1", "Community", instead="write its values in the advertisements of an AddressPool"),
     Kind("isovalent.com", "v1", "IsovalentEgressGatewayPolicy", instead=_POLICY),
 )
 

@@ -191,7 +191,7 @@ def _advertisement(section: Section, blocks: tuple[IPNetwork, ...]) -> Advertise
         aggregation_length=section.integer("aggregationLength", 1, 32, 32),
         aggregation_length_v6=section.integer("aggregationLengthV6", 1, 128, 128),
         local_pref=section.integer("localPref", 0, 2**32 - 1, 0),
-        communities=normal_communities(_community(item) for item in section.items("communities")),
+        communities=normal_communities(read_community(item) for item in section.items("communities")),
         med=med.integer(0, 2**32 - 1) if med is not None else None,
         prepend=section.integer("asPathPrepend", 0, MAX_PREPEND, 0),
         peers=tuple(item.name() for item in peers.nonempty("peer")) if peers is not None else (),
@@ -216,7 +216,7 @@ def _check_aggregation(value: Value | None, version: int, blocks: tuple[IPNetwor
             raise value.error(f"/{length} would announce more than the block {block} of this pool")
 
 
-def _community(value: Value) -> str:
+def read_community(value: Value) -> str:
     """RFC 1997 "asn:value", RFC 8092 "asn:value:value" or a well-known name; numbers without leading zeros."""
     what = "a community such as 64512:1, 64512:1:2 or no-export"
     text = value.string(what)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, TypeVar
 
+from routerd.formats.foreign import metallb_advertisements
 from routerd.formats.foreign.metallb_bgp import with_bfd, without_profile
 from routerd.formats.foreign.policies import with_destinations
 from routerd.formats.legacy_bgp import LegacyConfig
@@ -17,6 +18,7 @@ from routerd.model import (
     AddressPool,
     Allocations,
     BfdProfile,
+    CommunityNames,
     EgressPolicy,
     EndpointSlice,
     IPNetwork,
@@ -26,6 +28,7 @@ from routerd.model import (
     Peer,
     Peering,
     Pod,
+    PoolAdvertisement,
     Refusal,
     Service,
     Snapshot,
@@ -82,6 +85,12 @@ def merge(
     pools = _Pools()
     for written, pool in _all_pools(entries):
         pools.take(written, pool)
+    announced = metallb_advertisements.advertised(
+        pools.by_name,
+        _of(entries, PoolAdvertisement),
+        _of(entries, CommunityNames),
+        unread=any(_is_unread(file, metallb_advertisements.KIND) for file in files),
+    )
     saying = tuple(pool for pool in pools.by_name.values() if pool.gateways is not None)
     completed = (
         with_destinations(_with_gateways(policy, saying), pools.by_name) for policy in _of(entries, EgressPolicy)
@@ -96,6 +105,7 @@ def merge(
         *duplicates,
         *misplaced,
         *pools.refusals,
+        *announced.refusals,
         *lost,
         *(one for peer in peers for one in without_profile(peer, profiles)),
     ]
@@ -106,7 +116,7 @@ def merge(
         services={service.key: service for service in _of(entries, Service)},
         endpoint_slices=tuple(_of(entries, EndpointSlice)),
         bgp=Peering(_unique_peers(with_bfd(peer, profiles) for peer in peers)),
-        pools=pools.by_name,
+        pools=announced.pools,
         policies=None if lost else policies,
         allocations=allocations,
         refusals=tuple(sorted(all_refusals, key=lambda one: one.order)),
@@ -219,6 +229,11 @@ def _unique(entries: Iterable[Entry]) -> tuple[list[Entry], list[Refusal]]:
             message = f"{entry.origin}: {entry.ref} is already defined at {other.origin}; this one is not used"
             refusals.append(Refusal(entry.ref, "Duplicate", message))
     return list(first.values()), refusals
+
+
+def _is_unread(file: Loaded, kind: str) -> bool:
+    """Whether an object of the kind, as far as that can be seen, says something that is not read."""
+    return any(each.ref.kind == kind for each in file.mistakes)
 
 
 def _misplaced(entry: Entry) -> Refusal:

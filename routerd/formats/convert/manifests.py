@@ -106,17 +106,19 @@ def _own(selector: LabelSelector | None) -> Json | None:
 
 
 def _pool(pool: AddressPool) -> Json:
+    """What no advertisement takes is given and not announced, as with layer 2."""
     default = AddressPool("", ())
+    protocol = pool.protocol if pool.advertisements else "layer2"
     return {
         "blocks": _blocks(pool.blocks),
         **_given(
             uses=sorted(pool.uses) if pool.uses != default.uses else None,
-            protocol=pool.protocol if pool.protocol != default.protocol else None,
+            protocol=protocol if protocol != default.protocol else None,
             autoAssign=None if pool.auto_assign else False,
             avoidBuggyIPs=pool.avoid_buggy_ips or None,
             priority=pool.priority or None,
             disabled=pool.disabled or None,
-            advertisements=_ways(pool),
+            advertisements=_ways(pool) if pool.advertisements else None,
             services=list(map(_services, pool.services or ())),
             gateways=None if pool.gateways is None else {"nodeSelector": _own(pool.gateways)},
         ),

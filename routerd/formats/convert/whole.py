@@ -17,13 +17,14 @@ from routerd.formats.convert.manifests import Json, config_map, manifest, text_o
 from routerd.formats.convert.unread import unread_keys
 from routerd.formats.core import expand_lists
 from routerd.formats.document import Source, Value
+from routerd.formats.foreign import metallb_advertisements
 from routerd.formats.foreign.metallb_bgp import with_bfd, without_profile
 from routerd.formats.foreign.policies import with_destinations
 from routerd.formats.kinds import BY_NAME, OURS, Kind, Object, Reader
 from routerd.formats.legacy_bgp import Dialect, LegacyConfig, parse_document
 from routerd.formats.meta import read_meta
 from routerd.formats.objects import Entry, Loaded, bgp_text, read_file, read_object
-from routerd.model import AddressPool, BfdProfile, EgressPolicy
+from routerd.model import AddressPool, BfdProfile, CommunityNames, EgressPolicy, PoolAdvertisement
 from routerd.refs import Ref
 
 BESIDE = "routerd"  # namespace of the ConfigMaps that stand for other kinds: that of the operator
@@ -61,8 +62,19 @@ class _Others:
     """What stands in the files and completes other objects, by name."""
 
     def __init__(self, objects: list[Object]) -> None:
-        self.pools = {each.name: each for each in objects if isinstance(each, AddressPool)}
+        pools = {each.name: each for each in objects if isinstance(each, AddressPool)}
+        ways = [each for each in objects if isinstance(each, PoolAdvertisement)]
+        names = [each for each in objects if isinstance(each, CommunityNames)]
+        announced = metallb_advertisements.advertised(pools, ways, names)
+        self.pools, self.told = announced.pools, announced.refusals
         self.profiles = {each.name: each for each in objects if isinstance(each, BfdProfile)}
+
+    def whole(self, found: AddressPool | EgressPolicy) -> AddressPool | EgressPolicy:
+        """As it is with all that others say of it."""
+        if isinstance(found, EgressPolicy):
+            return with_destinations(found, self.pools)
+        announced = self.pools.get(found.name, found)
+        return announced if announced.origin == found.origin else replace(found, labels=None)
 
 
 def convert(texts: Mapping[str, str]) -> Converted:
@@ -129,6 +141,9 @@ def _of_object(value: Value, lines: list[str], others: _Others) -> Iterator[tupl
         yield from _of_loaded(value, kind, loaded, others)
 
 
+_SAID_BY_OTHERS = (BfdProfile, PoolAdvertisement, CommunityNames)  # peers and pools say what these say
+
+
 def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded, others: _Others) -> Iterator[tuple[str, _Written]]:
     told = tuple(each.message for each in loaded.refusals)
     if loaded.entries and isinstance(config := loaded.entries[0].object, LegacyConfig):
@@ -137,12 +152,13 @@ def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded, others: _Others)
         yield _of_peers(value, kind, loaded.entries[0].ref, config, (*told, *lacking))
         return
     taken = [found for found in map(_object, loaded.entries) if found is not None]
-    if any(isinstance(entry.object, BfdProfile) for entry in loaded.entries):  # peers say what it says
-        yield "", _Written(str(value.origin), notes=told)
+    if any(isinstance(entry.object, _SAID_BY_OTHERS) for entry in loaded.entries):
+        lacking = [one.message for one in others.told if one.object == loaded.entries[0].ref]
+        yield "", _Written(str(value.origin), notes=(*told, *lacking))
     elif not taken and told:
         yield "", _Written(str(value.origin), errors=told)
     for found in taken:
-        whole = with_destinations(found, others.pools) if isinstance(found, EgressPolicy) else found
+        whole = others.whole(found)
         written = manifest(whole)
         about = f"{value.origin}: {loaded.entries[0].ref}"
         if kind is None or kind.reader is None or kind.group == OURS:

@@ -1,8 +1,7 @@
 """MetalLB's IPAddressPool (metallb.io/v1beta1), read as MetalLB reads it. Pure.
 
-What we cannot do is refused by name, as a value. Unknown fields are ignored, as the API server prunes them. MetalLB
-announces a pool as its advertisements say, which are kinds of their own; the pool is announced here as one of ours is
-that says nothing of it: each address by BGP, as /32 or /128.
+What we cannot do is refused by name, as a value. Unknown fields are ignored, as the API server prunes them. How it is
+announced other objects say; without any of them it is announced as one of ours that says nothing of it.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ def read_ip_address_pool(value: Value) -> tuple[AddressPool | None, tuple[Refusa
         avoid_buggy_ips=spec.boolean("avoidBuggyIPs", False),
         priority=_priority(allocation),
         services=_services(allocation),
+        labels=meta.labels,
         origin=meta.origin,
     )
     return pool, ()

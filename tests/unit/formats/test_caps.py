@@ -154,6 +154,14 @@ OBJECTS: dict[str, tuple[Json, int, int, str]] = {
         ),
         MANY, MOST, "spec.nodeSelectors",
     ),
+    "BGPAdvertisement": (
+        made("metallb.io", "BGPAdvertisement", spec={"ipAddressPoolSelectors": [{}] * MANY}),
+        MANY, MOST, "spec.ipAddressPoolSelectors",
+    ),
+    "Community": (
+        made("metallb.io", "Community", spec={"communities": [{"name": "a", "value": "1:1"}] * MANY}),
+        MANY, MOST, "spec.communities",
+    ),
     "pools": (config_map({"address-pools": [{}] * MANY}), MANY, MOST, "address-pools"),
 }  # fmt: skip
 POLICIES: dict[str, tuple[Json, int, str]] = {

@@ -212,8 +212,10 @@ def test_the_configuration_file_beside_manifests_is_passed_over() -> None:
 
 
 def test_kinds_that_mean_something_are_refused_by_name() -> None:
-    (refusal,) = read_text("apiVersion: metallb.io/v1beta1\nkind: Community\nmetadata: {name: c}\n", "f.yaml").refusals
-    assert (str(refusal.object), refusal.reason) == ("Community/c", "KindNotSupported")
+    (refusal,) = read_text(
+        "apiVersion: metallb.io/v1beta1\nkind: L2Advertisement\nmetadata: {name: c}\n", "f.yaml"
+    ).refusals
+    assert (str(refusal.object), refusal.reason) == ("L2Advertisement/c", "KindNotSupported")
 
 
 @pytest.mark.parametrize(

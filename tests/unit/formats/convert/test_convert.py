@@ -323,7 +323,7 @@ def test_a_bgp_configuration_that_says_all_is_read_the_same_again() -> None:
 ELSEWHERE = {
     Peer: {"origin", "bfd", "bfd_profile", "password_file", "extended_next_hop", "interface", "source_interface"},
     Advertisement: set(),
-    AddressPool: {"origin", "protocol", "services", "gateways"},
+    AddressPool: {"origin", "protocol", "services", "gateways", "labels"},
     EgressPolicy: {"origin", "kind", "refused", "pool", "count"},
 }
 

@@ -73,7 +73,8 @@ wanted = st.one_of(
 selectors = st.builds(LabelSelector, st.sampled_from([(), (("rack", "a"),)]), st.lists(wanted, max_size=2).map(tuple))
 ways = st.builds(
     Advertisement, st.integers(0, 32), st.integers(0, 128), numbers, texts, st.none() | numbers,
-    st.integers(0, MAX_PREPEND), texts, st.lists(selectors, max_size=2).map(tuple), st.lists(selectors, max_size=2).map(tuple),
+    st.integers(0, MAX_PREPEND), texts, st.lists(selectors, max_size=2).map(tuple),
+    st.lists(selectors, max_size=2).map(tuple),
 )  # fmt: skip
 pools = st.builds(PoolWays, names, st.sampled_from(["bgp", "layer2"]), st.lists(ways, max_size=2).map(tuple))
 
