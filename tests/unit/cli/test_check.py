@@ -141,8 +141,8 @@ def test_what_is_refused_is_an_error_unless_the_rest_is_served() -> None:
         "error: 0.yaml:1: EgressPolicy/e: no egress IP of its family, but 203.0.113.1: what the selected pods send "
         "to ::/0 is dropped"
     ]
-    assert found("apiVersion: metallb.io/v1beta1\nkind: BGPAdvertisement\nmetadata: {name: t}\n") == [
-        "error: 0.yaml:1: BGPAdvertisement (metallb.io) is not supported: write it as advertisements of an AddressPool"
+    assert found("apiVersion: metallb.io/v1beta1\nkind: L2Advertisement\nmetadata: {name: t}\n") == [
+        "error: 0.yaml:1: L2Advertisement (metallb.io) is not supported: what is announced is announced by BGP"
     ]
 
 
