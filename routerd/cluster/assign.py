@@ -25,7 +25,14 @@ from routerd.cluster.agents import Agents
 from routerd.cluster.cloud_egress import with_holders
 from routerd.cluster.conflicts import Limits
 from routerd.cluster.gateways import MAX_GATEWAYS
-from routerd.cluster.groups import HEARD_OF_ALL, Groups, absent_gateways, addresses_on_nodes, form_groups
+from routerd.cluster.groups import (
+    HEARD_OF_ALL,
+    Groups,
+    absent_gateways,
+    addresses_on_nodes,
+    form_groups,
+    without_former,
+)
 from routerd.cluster.instances import published_interfaces
 from routerd.cluster.ledger import Ledger
 from routerd.cluster.pod_cidrs import Blocks, give_blocks
@@ -331,6 +338,7 @@ def _assign(
     blocks = _blocks(kept.blocks, settings.pod_cidrs, ledger, snapshot, reports, now)
     bound = bound_addresses(ports.tables)
     published = tuple(each for each in published if each.policies or not bound.isdisjoint(each.egress_ips))
+    groups = without_former(groups, {each.id for each in published}, now, retention)
     draft = Allocations(
         services=given,
         groups=published,

@@ -200,6 +200,21 @@ def _keep_former(
                                         gateways=gateways, further_ips=further))  # fmt: skip
 
 
+def without_former(groups: Groups, published: Collection[int], now: float, retention: float) -> Groups:
+    """Numbers of groups that policies have left and that do not go on are retired at once, as of any that ended."""
+    dropped = {group.id for group in groups.groups if not group.policies}.difference(published)
+    if not dropped:
+        return groups
+    due = now + retention if groups.next_due is None else min(now + retention, groups.next_due)
+    return replace(
+        groups,
+        records=tuple(
+            replace(each, state="retired", since=now) if each.id in dropped else each for each in groups.records
+        ),
+        next_due=due,
+    )
+
+
 def _still(
     record: GroupRecord, nodes: Mapping[str, Node], draining: Collection[str], agents: Agents
 ) -> tuple[str, ...]:

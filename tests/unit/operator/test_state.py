@@ -291,3 +291,13 @@ def apply(before: Ledger, after: Ledger, now: float) -> Ledger:
 
 OperatorMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=30)
 TestOperator = OperatorMachine.TestCase
+
+
+def test_an_egress_ip_that_became_a_nodes_is_given_up_with_its_policy_at_once() -> None:
+    """`decide` of the machine asks for a second decision on the same view, which changes nothing."""
+    machine = OperatorMachine()
+    machine.start()
+    machine.policy(name="a", ip="", pool="")
+    machine.node(name="g", ready=False, reports="192.0.2.0")
+    machine.remove_policy(name="a")
+    assert [each.state for each in machine.world.ledger.groups] == ["retired"]
