@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bpf import bcc_loader, handover, layout, loader, pins, syscall
-from egress import devices, entries, guard, host_settings, nft, plan, status
+from egress import devices, entries, host_settings, plan, status
 from egress.attach import Attacher, Mode
 from egress.entries import Facts
 from egress.host import conntrack
@@ -29,6 +29,8 @@ from egress.host.enforcement import Surroundings, Way
 from egress.host.links import Link, host_devices, inner_namespaces, pod_devices, second_devices, unhooked
 from egress.host.survey import CNI_CONFIG, survey
 from egress.netlink import NetlinkSocket
+from egress.nftables import guard, nft
+from egress.nftables.frame import FAMILY, TABLE
 from egress.policy import QUARTERS, TUNNEL_DEVICE, Desired, IPAddress, IPNetwork, Limits, Quotas, limits
 from egress.status import GUARD, EgressStatus, NatEntry, PortUse, Probed, told_apart
 from egress.trials import Lacking, Trial, frame, on_link, untried, with_echoes
@@ -146,7 +148,7 @@ class Datapath:
         if desired.network_policy == "direct":
             return Surroundings()
         if self._surroundings is None:
-            self._surroundings = survey(guard.TABLE, names, self._cni_config)
+            self._surroundings = survey(TABLE, names, self._cni_config)
         return self._surroundings
 
     def survey(self) -> bool:
@@ -158,7 +160,7 @@ class Datapath:
             return False
         with NetlinkSocket() as route:
             names = frozenset(link.name for link in devices.read_links(route).values())
-        self._surroundings = survey(guard.TABLE, names, self._cni_config)
+        self._surroundings = survey(TABLE, names, self._cni_config)
         return self._surroundings != before
 
     def _limits(self) -> Limits:
@@ -483,8 +485,8 @@ class Datapath:
                     devices.delete_link(route, link.ifindex)
                     removed.append(f"device {TUNNEL_DEVICE}")
         if nft.parse(_list_guard()) is not None:
-            _nft(["delete", "table", guard.FAMILY, guard.TABLE])
-            removed.append(f"nft table {guard.FAMILY} {guard.TABLE}")
+            _nft(["delete", "table", FAMILY, TABLE])
+            removed.append(f"nft table {FAMILY} {TABLE}")
         removed += [f"qdisc clsact of device {index}" for index in self._attacher.remove_qdiscs()]
         host_settings.forget_qdiscs(self._pins)
         refused = None
@@ -567,7 +569,7 @@ def _nft(arguments: list[str], text: str = "") -> str:
 def _list_guard() -> dict[str, Any]:
     """The table as JSON; empty when it is not there."""
     try:
-        document: dict[str, Any] = json.loads(_nft(["-j", "list", "table", guard.FAMILY, guard.TABLE]))
+        document: dict[str, Any] = json.loads(_nft(["-j", "list", "table", FAMILY, TABLE]))
     except DatapathError as error:
         if error.errno == errno.ENOENT and "missing" not in str(error):
             return {}

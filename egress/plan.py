@@ -15,7 +15,6 @@ from ipaddress import ip_network
 from typing import ClassVar, Literal
 
 from bpf import layout
-from egress import guard as guards
 from egress.entries import (
     FIRST_NODE_PORT,
     LAST_NODE_PORT,
@@ -28,10 +27,11 @@ from egress.entries import (
     map_entries,
     overloaded,
 )
-from egress.guard import Guard
 from egress.host.enforcement import first_packets
 from egress.host.links import PodDevice, Unhooked
 from egress.kept import Kept
+from egress.nftables import guard as guards
+from egress.nftables.guard import Guard
 from egress.policy import Desired, IPAddress
 from egress.trials import with_echoes
 

@@ -103,6 +103,25 @@ class Served:
         return unpack(f">{len(self.granules) // 2}H", self.granules)
 
 
+End = tuple[IPAddress, int]  # a host outside and its port, 0 = any
+
+
+@dataclass(frozen=True, slots=True)
+class Detour:
+    """A port of a Service by which hosts outside the cluster are reached: whichever node translates it sends on what
+    comes, with its own address or the sender's.
+    """
+
+    protocol: Literal["TCP", "UDP", "SCTP"]
+    port: int
+    ends: frozenset[End]  # of one family
+    addresses: frozenset[IPAddress] = frozenset()  # of the Service; none = it is a NodePort, at every address of a node
+
+    @property
+    def version(self) -> int:
+        return next(iter(self.ends))[0].version
+
+
 @dataclass(frozen=True, slots=True)
 class Watch:
     """How gateways are watched: seconds between two probes, and how many without an answer make one dead."""
@@ -136,6 +155,8 @@ class Desired:
     cluster: frozenset[IPNetwork] = frozenset()  # in-cluster: never sent out
     pod_cidrs: frozenset[IPNetwork] = frozenset()  # of this node
     pools: frozenset[IPNetwork] = frozenset()  # of which VIPs and egress IPs are
+    detours: frozenset[Detour] = frozenset()
+    node_addresses: frozenset[IPAddress] = frozenset()  # of every node, where detours are NodePorts
     told_devices: Mapping[IPAddress, frozenset[str]] = field(
         default_factory=dict
     )  # host-side devices of whoever has the address, as the CNI said

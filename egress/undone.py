@@ -24,8 +24,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from bpf import layout
-from egress import guard, plan
-from egress.guard import KEPT
+from egress import plan
+from egress.nftables import guard
+from egress.nftables.frame import DECIDED, SELECTED
+from egress.nftables.guard import KEPT
 from egress.policy import Desired, IPAddress
 
 FOUNDATIONS = frozenset({"settings", "nodes", "node_numbers", "cluster", "uplinks"})
@@ -208,8 +210,8 @@ class Undone:
             theirs = (e for e in before.get(name, ()) if _address(e) in lacking)
             return frozenset((*others, *theirs))
 
-        sets = {**action.guard.sets, **{name: as_before(name) for name in (*guard.DECIDED, *guard.SELECTED)}}
-        used = {element.rpartition(" : jump ")[2] for name in guard.SELECTED for element in sets[name]}
+        sets = {**action.guard.sets, **{name: as_before(name) for name in (*DECIDED, *SELECTED)}}
+        used = {element.rpartition(" : jump ")[2] for name in SELECTED for element in sets[name]}
         there = present.chains if present else {}
         old = {name: tuple(KEPT + rule for rule in there[name]) for name in used - action.guard.chains.keys()}
         return replace(action, guard=replace(action.guard, sets=sets, chains={**action.guard.chains, **old}))

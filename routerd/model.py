@@ -168,9 +168,12 @@ class Pod:
 
 @dataclass(frozen=True, slots=True)
 class ServicePort:
+    """Of a Service, or of its endpoints: then `port` 0 is every port."""
+
     protocol: Literal["TCP", "UDP", "SCTP"]
     port: int
     name: str = ""
+    node_port: int = 0  # at every node's addresses; 0 = none
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +229,7 @@ class EndpointSlice:
     service: str  # label kubernetes.io/service-name
     endpoints: tuple[Endpoint, ...] = ()
     origin: Origin = Origin()
+    ports: tuple[ServicePort, ...] = ()  # of each endpoint; the Service's of the same name leads there
 
     @property
     def service_key(self) -> str:

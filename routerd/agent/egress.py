@@ -16,10 +16,10 @@ from pathlib import Path
 
 from egress import plan as plans
 from egress.entries import Facts
-from egress.guard import render
 from egress.kept import Kept
 from egress.netdev import Datapath
-from egress.nft import boot_text
+from egress.nftables.guard import render
+from egress.nftables.nft import boot_text
 from egress.plan import Action, CreateTunnel, LoadPrograms, Observed, Problem, PutEntry
 from egress.policy import Desired, Quotas
 from egress.status import EgressStatus, NatEntry, PortUse

@@ -145,7 +145,7 @@ def read_service(value: Value) -> tuple[Service, tuple[Refusal, ...]]:
         requested_ips=wishes.addresses,
         requested_pool=wishes.pool,
         status_ips=_status_ips(section.section("status")),
-        ports=tuple(_port(item) for item in spec.items("ports")),
+        ports=tuple(_service_port(item) for item in spec.items("ports")),
         selector=spec.texts("selector"),
         external_traffic_policy="Local" if local else "Cluster",
         internal_traffic_policy="Local" if spec.string("internalTrafficPolicy") == "Local" else "Cluster",
@@ -178,14 +178,26 @@ def _status_ips(status: Section | None) -> tuple[IPAddress, ...]:
     return tuple(entry.address() for entry in entries if entry is not None and entry.text)
 
 
-def _port(item: Value) -> ServicePort:
+def _service_port(item: Value) -> ServicePort:
     section = item.section
-    protocol = section.get("protocol")
+    node_port = section.get("nodePort")
     return ServicePort(
-        cast(Literal["TCP", "UDP", "SCTP"], protocol.choice("TCP", "UDP", "SCTP") if protocol else "TCP"),
+        _protocol(section),
         section.require("port").integer(1, 65535),
         section.string("name"),
+        node_port.integer(0, 65535) if node_port else 0,
     )
+
+
+def _endpoint_port(item: Value) -> ServicePort:
+    section = item.section
+    port = section.get("port")
+    return ServicePort(_protocol(section), port.integer(0, 65535) if port else 0, section.string("name"))
+
+
+def _protocol(section: Section) -> Literal["TCP", "UDP", "SCTP"]:
+    protocol = section.get("protocol")
+    return cast(Literal["TCP", "UDP", "SCTP"], protocol.choice("TCP", "UDP", "SCTP") if protocol else "TCP")
 
 
 def read_endpoint_slice(value: Value) -> EndpointSlice:
@@ -199,6 +211,7 @@ def read_endpoint_slice(value: Value) -> EndpointSlice:
         service=meta.labels.get(SERVICE_NAME_LABEL, ""),
         endpoints=tuple(_endpoint(item.section) for item in items),
         origin=meta.origin,
+        ports=tuple(map(_endpoint_port, section.items("ports"))),
     )
 
 

@@ -63,7 +63,17 @@ from routerd.node.groups import (
     tunnel_endpoints,
     without_conflicts,
 )
-from routerd.node.inside import API_SERVER, Index, Inside, Known, in_cluster, is_steered, may_be_steered
+from routerd.node.inside import (
+    API_SERVER,
+    Detours,
+    Index,
+    Inside,
+    Known,
+    in_cluster,
+    is_steered,
+    may_be_steered,
+    node_addresses,
+)
 from routerd.node.sessions import entries_here
 from routerd.refs import NODE, POD, Ref
 
@@ -221,6 +231,7 @@ class Kept:
     served: Last[dict[IPAddress, Served]] = field(default_factory=Last)
     tunnel_endpoints: Last[dict[int, IPAddress]] = field(default_factory=Last)
     neighbours: Last[dict[int, Neighbour]] = field(default_factory=Last)
+    detours: Detours = field(default_factory=Detours)
 
     def scheduled_on(self, node: str, pods: Mapping[str, Pod]) -> list[Pod]:
         """Pods of the node that may be steered, sorted by their names."""
@@ -319,7 +330,7 @@ def egress_state(
     """
     nodes, namespaces, pods = snapshot.nodes, snapshot.namespaces, snapshot.pods
     services, policies, allocations = snapshot.services, snapshot.policies, snapshot.allocations
-    if None in (nodes, namespaces, pods, services, policies, allocations):
+    if None in (nodes, namespaces, pods, services, snapshot.endpoint_slices, policies, allocations):
         return None, ()
     assert nodes is not None and namespaces is not None and pods is not None  # for the type checker
     assert services is not None and policies is not None and allocations is not None
@@ -338,6 +349,7 @@ def egress_state(
     neighbours = kept.neighbours(
         neighbours_of, told_links, allocations.numbers, endpoints, facts.networks, here.tunnel_endpoint
     )
+    detours = kept.detours.find(snapshot, kept.known)
     desired = EgressDesired(
         node=here.name,
         node_address=here.tunnel_endpoint,
@@ -350,6 +362,8 @@ def egress_state(
         cluster=cluster,
         pod_cidrs=frozenset(here.pod_cidrs),
         pools=frozenset(block for pool in (snapshot.pools or {}).values() for block in pool.blocks),
+        detours=detours,
+        node_addresses=node_addresses(snapshot) if any(not each.addresses for each in detours) else frozenset(),
         told_devices=told_devices(scheduled, facts.attached),
         uplinks=facts.uplinks,
         tunnel_port=settings.tunnel_port,

@@ -1,4 +1,4 @@
-"""What counts as in the cluster: destinations that never leave through a gateway. Pure.
+"""What counts as in the cluster, and never leaves through a gateway; which Services lead out of it. Pure.
 
 Operators say it (configuration), nodes (addresses, pod CIDRs, their pods) and allocators (ClusterIPs, VIPs, the status
 of a service). What users write, such as `externalIPs` of a service, exempts nothing: by it, whoever may write services
@@ -9,14 +9,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from ipaddress import ip_network
 
+from egress.entries import OF_THE_LINK
+from egress.policy import Detour, End
 from ipam.pool import address_of, key_of
 from routerd.claims import Came, Hosts
-from routerd.memo import Last, Tally
-from routerd.model import EndpointSlice, IPAddress, IPNetwork, Node, Pod, Service, ServiceAllocation, Snapshot
+from routerd.memo import Last, PerObject, Tally
+from routerd.model import (
+    EndpointSlice,
+    IPAddress,
+    IPNetwork,
+    Node,
+    Pod,
+    Service,
+    ServiceAllocation,
+    ServicePort,
+    Snapshot,
+)
 from routerd.node.table import CACHED
 from routerd.refs import Ref
 
@@ -106,6 +118,10 @@ class Known:
     def _changed(self, kind: str, now: frozenset[int]) -> Came:
         before, self._sets[kind] = self._sets.get(kind, frozenset()), now
         return set(now - before), set(before - now)
+
+    def outside(self, addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
+        """Those of `addresses` that are not in the cluster of the last snapshot."""
+        return tuple(each for each in outside(addresses, self._networks) if not self._kinds[key_of(each)])
 
     def strays(self, pods: Iterable[Pod]) -> tuple[IPAddress, ...]:
         """See `strays`: in the networks of the last snapshot."""
@@ -218,3 +234,112 @@ def _outside(numbers: Iterable[int], networks: Iterable[IPNetwork]) -> frozenset
 @lru_cache(maxsize=CACHED)
 def _host(number: int) -> IPNetwork:
     return ip_network(address_of(number))
+
+
+# --- Services that lead out of the cluster, by another node than the pod's own
+#
+# What a pod sends to a NodePort of another node is translated there: where the Service's endpoints are outside, it
+# leaves that node with that node's address, or with the pod's. The same goes for an address of the Service that the
+# pod's own node does not translate. An endpoint may be an address or NodePort of another Service, which leads on.
+# Anybody may write EndpointSlices, so what they say of themselves counts for nothing: an address is a pod's, or another
+# host's of the cluster, or it is outside.
+
+Strangers = tuple[IPAddress, ...]  # endpoints that lie in no pod CIDR
+Entry = tuple[str, ServicePort, int]  # a service, a port of it, IP version
+Leads = Mapping[Entry, frozenset[End]]  # to where outside
+
+
+@dataclass(slots=True)
+class Detours:
+    """Kept from snapshot to snapshot (see `routerd.memo`): nearly all endpoints are pods', and are looked at once."""
+
+    _pod_cidrs: frozenset[IPNetwork] = frozenset()
+    _strangers: PerObject[EndpointSlice, Strangers] = field(
+        default_factory=lambda: PerObject(partial(_strangers, networks=()))
+    )
+
+    def find(self, snapshot: Snapshot, known: Known) -> frozenset[Detour]:
+        """`known`: has known the snapshot's networks."""
+        pod_cidrs = frozenset(network for node in (snapshot.nodes or {}).values() for network in node.pod_cidrs)
+        if pod_cidrs != self._pod_cidrs:
+            self._pod_cidrs, self._strangers = pod_cidrs, PerObject(partial(_strangers, networks=pod_cidrs))
+        services, slices = snapshot.services or {}, snapshot.endpoint_slices or ()
+        suspects = [
+            _Suspect(services[each.service_key], each.ports, found)
+            for each, found in zip(slices, self._strangers(slices), strict=True)
+            if found and each.service_key in services
+        ]
+        leads = _straight(suspects, known)
+        return frozenset(_detours(_onward(leads, suspects, snapshot), snapshot)) if leads else frozenset()
+
+
+def _strangers(each: EndpointSlice, networks: Iterable[IPNetwork]) -> Strangers:
+    return outside((address for endpoint in each.endpoints for address in endpoint.addresses), networks)
+
+
+@dataclass(frozen=True, slots=True)
+class _Suspect:
+    """Endpoints of a Service that are no pods of a pod CIDR."""
+
+    service: Service
+    ports: tuple[ServicePort, ...]
+    addresses: Strangers
+
+    def entries(self) -> Iterator[tuple[Entry, End]]:
+        """What leads to which of them. Endpoints without ports may have any."""
+        for port in self.service.ports:
+            same = [each.port for each in self.ports if (each.protocol, each.name) == (port.protocol, port.name)]
+            for number in same if self.ports else (0,):
+                for address in self.addresses:
+                    yield (self.service.key, port, address.version), (address, number)
+
+
+def _straight(suspects: Iterable[_Suspect], known: Known) -> Leads:
+    found: dict[Entry, frozenset[End]] = {}
+    for suspect in suspects:
+        away = {*outside(known.outside(suspect.addresses), OF_THE_LINK)}
+        for entry, end in suspect.entries() if away else ():
+            if end[0] in away:
+                found[entry] = found.get(entry, frozenset()) | {end}
+    return found
+
+
+def _onward(leads: Leads, suspects: Iterable[_Suspect], snapshot: Snapshot) -> Leads:
+    """With those that lead to these."""
+    nodes = node_addresses(snapshot)
+    while True:
+        ways = {
+            (detour.protocol, address, detour.port): detour.ends
+            for detour in _detours(leads, snapshot)
+            for address in detour.addresses or nodes
+            if address.version == detour.version
+        }
+        more: dict[Entry, frozenset[End]] = {}
+        for entry, end in (each for suspect in suspects for each in suspect.entries()):
+            ends = more.get(entry) or leads.get(entry, frozenset())
+            if not (further := ways.get((entry[1].protocol, *end), frozenset())) <= ends:
+                more[entry] = ends | further
+        if not more:
+            return leads
+        leads = {**leads, **more}
+
+
+def _detours(leads: Leads, snapshot: Snapshot) -> Iterator[Detour]:
+    allocated = {
+        each.service: each.addresses for each in (snapshot.allocations.services if snapshot.allocations else ())
+    }
+    for (key, port, version), ends in leads.items():
+        service = (snapshot.services or {})[key]
+        own = (*service.cluster_ips, *service.status_ips, *service.external_ips, *allocated.get(key, ()))
+        addresses = frozenset(address for address in own if address.version == version)
+        if addresses:
+            yield Detour(port.protocol, port.port, ends, addresses)
+        if port.node_port:
+            yield Detour(port.protocol, port.node_port, ends)
+
+
+def node_addresses(snapshot: Snapshot) -> frozenset[IPAddress]:
+    """Also those that no Node object tells."""
+    named = (address for node in (snapshot.nodes or {}).values() for address in node.addresses)
+    further = (each.addresses for each in (snapshot.allocations.nodes if snapshot.allocations else ()))
+    return frozenset((*named, *(address for addresses in further for address in addresses)))

@@ -241,6 +241,14 @@ def _transport(it: EgressDesired) -> Iterator[str]:
         yield f"neighbour {number} {each.mac.hex(':')}{f' {each.link_local}' if each.link_local else ''}"
 
 
+def _detours(it: EgressDesired) -> Iterator[str]:
+    for each in sorted(it.detours, key=lambda each: (each.protocol, each.port, each.version, sorted(each.addresses))):
+        where = ", ".join(map(str, sorted(each.addresses))) or "every node"
+        ends = ", ".join(f"{address} port {port or 'any'}" for address, port in sorted(each.ends))
+        yield f"detour {each.protocol.lower()} {each.port} of {where} to {ends}"
+    yield from _networks("node-address", it.node_addresses)
+
+
 def _watch_line(watch: Watch | None) -> Iterator[str]:
     return (f"watch gateways each {each.interval * 1e3:g} ms times {each.multiplier}" for each in (watch,) if each)
 
@@ -259,6 +267,7 @@ EGRESS: Sentence[EgressDesired] = Sentence(
         Part("cluster", lambda it: _networks("cluster", it.cluster)),
         Part("pod_cidrs", lambda it: _networks("pod-cidr", it.pod_cidrs)),
         Part("pools", lambda it: _networks("pool", it.pools)),
+        Part("detours node_addresses", _detours),
         Part("served", lambda it: (_served_line(address, it.served[address]) for address in _by_family(it.served))),
         Part("nodes", lambda it: (f"tunnel-node {number} {address}" for number, address in sorted(it.nodes.items()))),
         Part("transport neighbours", _transport),
@@ -276,8 +285,8 @@ EGRESS: Sentence[EgressDesired] = Sentence(
 
 
 def egress_lines(desired: EgressDesired) -> list[str]:
-    """`node`, `pod`, `policy`, `group`, `cluster`, `pod-cidr`, `pool`, `serve`, `tunnel-node`, `icmp-source`, `uplink`,
-    `first-packets`, `watch` and `out-of-service` lines, sorted inside.
+    """`node`, `pod`, `policy`, `group`, `cluster`, `pod-cidr`, `pool`, `detour`, `node-address`, `serve`,
+    `tunnel-node`, `icmp-source`, `uplink`, `first-packets`, `watch` and `out-of-service` lines, sorted inside.
     """
     return EGRESS.of(desired)
 

@@ -48,7 +48,7 @@ Views = Mapping[IPAddress, PeerView]
 NOBODY_ASKED: Views = {}
 SERVICE_WORDS = (SERVICE, "service")  # as people write them
 SERVICE_NEEDS = ("nodes", "services", "endpoint_slices", "bgp", "pools", "allocations")
-POD_NEEDS = ("nodes", "namespaces", "pods", "services", "policies", "allocations")
+POD_NEEDS = ("nodes", "namespaces", "pods", "services", "endpoint_slices", "policies", "allocations")
 EGRESS_NEEDS = ("nodes", "policies", "allocations")
 OF_DEVICES = (UNHOOKED, "PodDeviceMissing")
 OF_AGENTS = ("NoGateway", "AgentAbsent")  # reasons
@@ -57,7 +57,7 @@ FEW_PORTS = 256  # below, the ports of a node's questions to one resolver are so
 EXTERNAL = "do its policies take it to externalIPs of services?"
 IN_CLUSTER = "any user may write them, so they are not in the cluster unless egress.in-cluster holds their network"
 BEHIND = "do its policies take it to endpoints of services outside the cluster?"
-ADD = "by the ClusterIP that is dropped; cluster-cidrs says which networks are in the cluster"
+ADD = "by the Service, on whatever node, that is dropped; cluster-cidrs says which networks are in the cluster"
 
 LEFT_ALONE = (
     "no gateway sends these: they are the node's and its links', and pass as the CNI and NetworkPolicies let them"

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
-from egress.policy import Policy
+from egress.policy import Detour, Policy
 from tests.bpf.packets import BadPacket, Shape, build, checksum, inside_vxlan, parse
 from tests.models.tables import ICMP, SCTP, TCP, UDP, Packet
 from tests.netns.lab.datapath import EGRESS_IP, EGRESS_IP6, PORTS, WORLD, Cluster
@@ -371,6 +371,88 @@ def test_a_pod_that_looks_for_its_own_address_plays_nobody(scene: Scene) -> None
     for frame in (ipv6("::", "ff02::1:ff00:9"), to("255.255.255.255", replace(OUT, source=IPv4Address("0.0.0.0")))):
         assert scene.leaves("plain", frame) == set()
     assert scene.cluster.dropped("worker") == before
+
+
+NODE_PORT, CLUSTER_IP = 30053, "10.96.0.53"
+LEADING_OUT = f"""
+table inet services {{
+    chain come {{
+        type nat hook prerouting priority dstnat
+        ip daddr {OTHER_GATEWAY} udp dport {NODE_PORT} dnat ip to {FW}:53
+        ip6 daddr {six(OTHER_GATEWAY)} udp dport {NODE_PORT} dnat ip6 to [{six(FW_ADDRESS)}]:53
+    }}
+    chain go {{ type nat hook postrouting priority srcnat; ct status dnat masquerade; }}
+}}
+"""
+
+
+@pytest.fixture(scope="module")
+def led_out(scene: Scene) -> Iterator[Scene]:
+    """A Service whose only endpoint is fw; gw2 translates it as kube-proxy does, the worker does not."""
+    cluster, gateway = scene.cluster, scene.cluster.lab.node("gw2")
+    six_of_it = frozenset({IPv6Address(six(CLUSTER_IP))})
+    cluster.detours = frozenset(
+        {
+            Detour("UDP", NODE_PORT, frozenset({(FW, 53)})),
+            Detour("UDP", 53, frozenset({(FW, 53)}), frozenset({IPv4Address(CLUSTER_IP)})),
+            Detour("UDP", NODE_PORT, frozenset({(IPv6Address(six(FW_ADDRESS)), 53)})),
+            Detour("UDP", 53, frozenset({(IPv6Address(six(FW_ADDRESS)), 53)}), six_of_it),
+        }
+    )
+    cluster.apply()
+    gateway.nft(LEADING_OUT)
+    yield scene
+    gateway.run(["nft", "delete", "table", "inet", "services"])
+    cluster.detours = frozenset()
+    cluster.apply()
+
+
+@pytest.mark.parametrize("family", ["IPv4", "IPv6"])
+def test_no_node_port_of_another_node_leads_a_selected_pod_out(led_out: Scene, family: str) -> None:
+    cluster, lab = led_out.cluster, led_out.cluster.lab
+    node, fw = (OTHER_GATEWAY, FW_ADDRESS) if family == "IPv4" else (six(OTHER_GATEWAY), six(FW_ADDRESS))
+    for name, does_leave in (("plain", True), ("sel", False)):  # else it would prove nothing
+        before = cluster.dropped("worker").get("guard_detour", 0)
+        with lab.watch() as watch:
+            assert lab.pod(name).ask(node, NODE_PORT, timeout=0.3).refusal
+            assert ((node, fw) in watch.settle().outside) is does_leave
+        led_out.seen()
+        assert (cluster.dropped("worker").get("guard_detour", 0) == before) is does_leave
+
+
+TO_A_NODE_PORT = replace(OUT, destination=IPv4Address(OTHER_GATEWAY), destination_port=NODE_PORT)
+TO_A_NODE_PORT6 = replace(TO_A_NODE_PORT, source=IPv6Address(six(str(SELECTED))),
+                          destination=IPv6Address(six(OTHER_GATEWAY)), length=80)  # fmt: skip
+BY_A_SERVICE = {
+    "a NodePort": [build(TO_A_NODE_PORT)],
+    "with options": [with_options(build(TO_A_NODE_PORT), b"\x01\x01\x01\0")],
+    "in fragments": [
+        build(replace(TO_A_NODE_PORT, first=True, id=11, length=60)),
+        build(replace(TO_A_NODE_PORT, kind="fragment", position=40, id=11), Shape(last=True)),
+    ],
+    "a ClusterIP that the node does not translate": [to(CLUSTER_IP)],
+    "IPv6": [build(TO_A_NODE_PORT6)],
+    "IPv6, with options": [build(replace(TO_A_NODE_PORT6, options=True, length=88))],
+    "IPv6, in fragments": [
+        build(replace(TO_A_NODE_PORT6, first=True, id=12, length=88)),
+        build(replace(TO_A_NODE_PORT6, kind="fragment", position=40, id=12), Shape(last=True)),
+    ],
+    "IPv6, a ClusterIP": [ipv6(six(str(SELECTED)), six(CLUSTER_IP))],
+}
+
+
+@pytest.mark.parametrize("way", BY_A_SERVICE)
+def test_nothing_leaves_by_a_service_that_leads_out(led_out: Scene, way: str) -> None:
+    before = led_out.cluster.dropped("worker")
+    for frame in BY_A_SERVICE[way]:
+        assert led_out.leaves("sel", frame) == set()
+    after = led_out.cluster.dropped("worker")
+    assert {name for name in after if after[name] != before.get(name)} == {"guard_detour"}
+
+
+def test_what_a_service_does_not_lead_out_goes_as_it_is(led_out: Scene) -> None:
+    assert led_out.leaves("sel", build(replace(TO_A_NODE_PORT, destination_port=NODE_PORT + 1))) == {"by the node"}
+    assert led_out.leaves("plain", build(replace(TO_A_NODE_PORT, source=PLAIN))) == {"by the node"}
 
 
 def test_what_no_policy_covers_leaves_as_it_is(narrow: Scene) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
-from egress import guard
 from egress.entries import map_entries, observed_sets
 from egress.host.links import PodDevice
+from egress.nftables import guard
 from egress.plan import Action, plan, wanted_attachments
 from egress.policy import Block, Desired, Gateway, Group, IPAddress, Policy, Ports, Served
 from tests.models.node import FakeNode

@@ -10,8 +10,8 @@ from functools import singledispatchmethod
 from bpf import layout
 from egress import plan
 from egress.entries import Facts, MapEntries
-from egress.guard import Guard
 from egress.host.links import PodDevice
+from egress.nftables.guard import Guard
 from egress.plan import Attachment, Observed, Tunnel
 from egress.policy import IPAddress
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bpf.layout import read_reasons
-from egress.guard import COUNTERS
+from egress.nftables.frame import COUNTERS
 from egress.status import GUARD
 from routerd.cli.check import check_texts
 from routerd.cli.main import main

@@ -10,7 +10,7 @@ from pathlib import Path
 from bpf import layout, loader
 from egress.netdev import Datapath
 from egress.plan import plan
-from egress.policy import Block, Desired, Gateway, Group, Neighbour, NetworkPolicy, Policy, Served, Transport
+from egress.policy import Block, Desired, Detour, Gateway, Group, Neighbour, NetworkPolicy, Policy, Served, Transport
 from egress.status import told_apart
 from routerd.agent.local import own_links
 from tests.models.tables import granules
@@ -64,6 +64,7 @@ class Cluster:
     cni_config: Path = Path("/nowhere")  # in place of /etc/cni/net.d
     transport: Transport = "vxlan"
     pools: tuple[str, ...] = ()  # IPv4 networks of VIPs
+    detours: frozenset[Detour] = frozenset()
     late: frozenset[str] = frozenset()  # gateways that know no ports of the workers, so nothing leaves by them
     _forbidden: frozenset[str] = frozenset()  # told to the tap
 
@@ -92,6 +93,8 @@ class Cluster:
             cluster=frozenset(ip_network(n) for n in self._both(NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK)),
             pod_cidrs=frozenset(ip_network(n) for n in self._both(node.spec.pod_cidr)),
             pools=frozenset(ip_network(n) for n in self._both(*self.pools)),
+            detours=self.detours,
+            node_addresses=frozenset(map(ip_address, self._both(*map(str, nodes.values())))),
             network_policy=self.network_policy,
             transport=self.transport,
             neighbours={

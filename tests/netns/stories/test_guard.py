@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from egress.entries import Facts
-from egress.guard import Guard, early, render
 from egress.host.links import PodDevice
-from egress.nft import parse, parse_counters, transaction
-from egress.policy import Desired, Policy, Ports
+from egress.nftables.guard import Guard, early, render
+from egress.nftables.nft import parse, parse_counters, transaction
+from egress.policy import Desired, Detour, Policy, Ports
 from tests.netns.lab.netns import Namespace, run
 
 
@@ -74,6 +74,14 @@ parts = st.tuples(some_networks, some_networks, several_ports)
 policies = st.lists(parts, max_size=3).map(
     lambda found: {f"p{n}": Policy(f"p{n}", 1, *part) for n, part in enumerate(found)}
 )
+detours = st.one_of([
+    st.builds(
+        Detour, st.sampled_from(["TCP", "UDP", "SCTP"]), st.integers(1, 65535),
+        st.frozensets(st.tuples(addresses, st.integers(0, 65535)), min_size=1, max_size=2),
+        st.frozensets(addresses, max_size=2),
+    )
+    for addresses in (st.ip_addresses(v=4), st.ip_addresses(v=6))
+])  # fmt: skip
 PODS = [*(IPv4Address(f"10.1.0.{n}") for n in range(1, 5)), *(IPv6Address(f"fd01::{n}") for n in range(1, 5))]
 
 
@@ -91,7 +99,8 @@ def wishes(draw: st.DrawFn) -> tuple[Desired, Facts]:
     nodes = dict(enumerate(draw(st.lists(endpoints, max_size=3, unique=True)), start=1))
     desired = Desired(
         "n", draw(endpoints), pods=pods, policies=known, nodes=nodes, cluster=frozenset(draw(some_networks)),
-        pod_cidrs=frozenset(draw(some_networks)),
+        pod_cidrs=frozenset(draw(some_networks)), detours=draw(st.frozensets(detours, max_size=3)),
+        node_addresses=frozenset(nodes.values()),
     )  # fmt: skip
     underlay = draw(st.one_of(st.sampled_from(NAMES + UNSAYABLE), kernel_names))
     return desired, Facts(devices, underlay=underlay, host_devices=frozenset({"eth0", draw(kernel_names)}))
@@ -150,6 +159,7 @@ def test_counters_keep_their_values(namespace: Namespace) -> None:
         listed = json.loads(namespace.run(["nft", "-j", "list", "table", "inet", "routerd"]))
         assert parse_counters(listed) == {
             "astray": 0,
+            "detour": 0,
             "foreign_source": 0,
             "forged": 1,
             "selected": 0,

@@ -96,7 +96,7 @@ def test_nothing_is_held_when_there_is_nothing_to_retire() -> None:
 
 def test_an_unsynced_store_takes_nothing_away() -> None:
     world = World(groups={7})
-    (done,) = rounds(world, state(**NO_GROUPS, endpoint_slices=None))
+    (done,) = rounds(world, state(**NO_GROUPS, bgp=None))
     assert world.journal == []
     assert "wait for the store" in done.held
 

@@ -21,8 +21,8 @@ from egress.entries import (
     overloaded,
 )
 from egress.entries import policy_set as flatten
-from egress.guard import render
 from egress.host.links import PodDevice
+from egress.nftables.guard import render
 from egress.policy import Block, Desired, Gateway, Group, IPNetwork, Policy, Ports, Served
 from tests.models.datapath import deciding_policy
 from tests.models.tables import granules, longest

@@ -8,10 +8,10 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 import pytest
 
 from egress.entries import Facts
-from egress.guard import Guard, digest, early, pod_bridges, render
 from egress.host.links import PodDevice
-from egress.nft import boot_text, parse, parse_counters, transaction
-from egress.policy import Desired, Policy, Ports, Served
+from egress.nftables.guard import Guard, digest, early, pod_bridges, render
+from egress.nftables.nft import boot_text, parse, parse_counters, transaction
+from egress.policy import Desired, Detour, Policy, Ports, Served
 from tests.models.tables import granules
 
 POD, PLAIN, UNKNOWN = (IPv4Address(f"10.1.0.{n}") for n in (5, 6, 7))
@@ -31,6 +31,7 @@ SIX, PLAIN6 = (IPv6Address(f"2001:db8:1::{n}") for n in (5, 6))
 GOLDEN = """\
 add table inet routerd
 add counter inet routerd astray
+add counter inet routerd detour
 add counter inet routerd foreign_source
 add counter inet routerd forged
 add counter inet routerd selected
@@ -45,6 +46,7 @@ add set inet routerd egress_ips { type ipv4_addr; }
 add set inet routerd decided { type ifname . ipv4_addr; }
 add set inet routerd no_pods { type ipv4_addr; }
 add set inet routerd pools { type ipv4_addr; flags interval; }
+add set inet routerd node_addresses { type ipv4_addr; }
 add set inet routerd cluster6 { type ipv6_addr; flags interval; }
 add set inet routerd covered6 { type ipv6_addr; flags interval; }
 add set inet routerd pod_sources6 { type ipv6_addr; flags interval; }
@@ -52,6 +54,7 @@ add set inet routerd egress_ips6 { type ipv6_addr; }
 add set inet routerd decided6 { type ifname . ipv6_addr; }
 add set inet routerd no_pods6 { type ipv6_addr; }
 add set inet routerd pools6 { type ipv6_addr; flags interval; }
+add set inet routerd node_addresses6 { type ipv6_addr; }
 add set inet routerd nodes { type ipv4_addr; }
 add set inet routerd nodes6 { type ipv6_addr; }
 add set inet routerd pod_devices { type ifname; }
@@ -59,6 +62,8 @@ add set inet routerd host_devices { type ifname; }
 add set inet routerd hooked { type iface_index; }
 add map inet routerd selected { type ifname . ipv4_addr : verdict; }
 add map inet routerd selected6 { type ifname . ipv6_addr : verdict; }
+add map inet routerd detoured { type ifname . ipv4_addr : verdict; }
+add map inet routerd detoured6 { type ifname . ipv6_addr : verdict; }
 add chain inet routerd prerouting { type filter hook prerouting priority -300; policy accept; }
 flush chain inet routerd prerouting
 add chain inet routerd came
@@ -87,6 +92,8 @@ flush set inet routerd covered6
 flush set inet routerd decided
 add element inet routerd decided { "bridge" . 10.1.0.6, "veth3" . 10.1.0.5 }
 flush set inet routerd decided6
+flush map inet routerd detoured
+flush map inet routerd detoured6
 flush set inet routerd egress_ips
 flush set inet routerd egress_ips6
 flush set inet routerd hooked
@@ -96,6 +103,8 @@ flush set inet routerd no_pods
 add element inet routerd no_pods { 10.0.0.1 }
 flush set inet routerd no_pods6
 add element inet routerd no_pods6 { 2001:db8::2 }
+flush set inet routerd node_addresses
+flush set inet routerd node_addresses6
 flush set inet routerd nodes
 add element inet routerd nodes { 10.0.0.1 }
 flush set inet routerd nodes6
@@ -182,6 +191,77 @@ def test_the_host_bears_no_port_of_its_own_address_that_nodes_have() -> None:
     assert "leaving" not in before.chains
     assert "delete table" not in transaction(wanted, before)  # nobody is undecided for its sake
     assert "delete chain inet routerd leaving" in transaction(render(DESIRED, Facts(DEVICES)), wanted.digests())
+
+
+FAR, NEAR, WAY6 = IPv4Address("203.0.113.10"), IPv4Address("192.0.2.9"), IPv6Address("2001:db8:f::1")
+NODES = frozenset({IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2"), IPv6Address("2001:db8::2")})
+
+
+def detoured(*found: Detour, policy: Policy = WEB) -> Guard:
+    desired = replace(DESIRED, policies={"web": policy}, detours=frozenset(found), node_addresses=NODES)
+    return render(desired, Facts(DEVICES))
+
+
+def detour_rules(guard: Guard) -> list[str]:
+    return [rule for rules in guard.chains.values() for rule in rules if "counter name detour" in rule]
+
+
+def test_what_a_service_leads_out_is_dropped_for_pods_of_policies_that_lead_there() -> None:
+    own = frozenset({IPv4Address("10.96.0.7"), IPv4Address("10.96.0.8")})
+    at_nodes, at_its_own = (
+        Detour("TCP", 30443, frozenset({(FAR, 443)})),
+        Detour("TCP", 8443, frozenset({(FAR, 0)}), own),
+    )
+    guard = detoured(at_nodes, at_its_own)
+    assert detour_rules(guard) == [
+        "ip daddr @node_addresses meta l4proto . th dport { tcp . 30443 } counter name detour drop",
+        "ip daddr . meta l4proto . th dport { 10.96.0.7 . tcp . 8443, 10.96.0.8 . tcp . 8443 } "
+        "counter name detour drop",
+    ]
+    assert guard.sets["node_addresses"] == {"10.0.0.1", "10.0.0.2"}
+    (element,) = guard.sets["detoured"]
+    assert element.startswith("veth3 . 10.1.0.5 : jump set-")
+    forward = guard.chains["forward"]
+    assert forward.index("iifname . ip saddr vmap @detoured") < forward.index("ip daddr @cluster return")
+    undecided = [rule for rule in forward if "30443" in rule]
+    assert [rule.partition(" ip daddr")[0] for rule in undecided] == [
+        "ip saddr @pod_sources",
+        "iifname != @host_devices",
+    ]
+    assert all(rule.endswith("iifname . ip saddr != @decided counter name undecided drop") for rule in undecided)
+    assert not {"veth3", "30443 } counter name detour"} & {*boot_text(guard).split('"')}
+
+
+NOT_LED = {  # the policy leads to TCP 80-443 of 0.0.0.0/0, without 192.0.2.0/24
+    "an excluded network": Detour("TCP", 30443, frozenset({(NEAR, 443)})),
+    "another port": Detour("TCP", 30443, frozenset({(FAR, 8443)})),
+    "another protocol": Detour("SCTP", 30443, frozenset({(FAR, 443)})),
+    "another family": Detour("TCP", 30443, frozenset({(WAY6, 443)})),
+}
+
+
+@pytest.mark.parametrize("why", NOT_LED)
+def test_what_a_service_leads_elsewhere_goes_on(why: str) -> None:
+    guard = detoured(NOT_LED[why])
+    assert not detour_rules(guard) and not guard.sets["detoured"] and not guard.sets["detoured6"]
+    assert guard.chains["forward"] == detoured().chains["forward"]
+
+
+def test_one_end_that_is_led_out_is_enough() -> None:
+    assert detour_rules(detoured(Detour("UDP", 30053, frozenset({(NEAR, 53), (FAR, 53)}))))
+
+
+def test_a_service_of_ipv6_leads_out_of_a_policy_of_ipv6() -> None:
+    both = replace(WEB, destinations=(IPv6Network("::/0"),), ports=())
+    desired = replace(
+        DESIRED, pods={SIX: ("web",)}, policies={"web": both}, node_addresses=NODES,
+        detours=frozenset({Detour("UDP", 30053, frozenset({(WAY6, 53)}))}),
+    )  # fmt: skip
+    guard = render(desired, Facts({SIX: PodDevice(3, "veth3", "veth3", bytes(6), bytes(6))}))
+    assert detour_rules(guard) == [
+        "ip6 daddr @node_addresses6 meta l4proto . th dport { udp . 30053 } counter name detour drop"
+    ]
+    assert guard.sets["node_addresses6"] == {"2001:db8::2"}
 
 
 def plain(text: str) -> str:

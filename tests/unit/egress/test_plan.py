@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from bpf import layout
 from egress.entries import Facts
-from egress.guard import render
 from egress.host.links import PodDevice, Unhooked
+from egress.nftables.guard import render
 from egress.plan import (
     Attachment,
     Observed,

@@ -107,7 +107,7 @@ spec:
   clusterIPs: [10.2.0.1, None]
   externalIPs: [192.0.2.50]
   loadBalancerIP: 192.0.2.9
-  ports: [{port: 80, name: http}, {port: 53, protocol: UDP}]
+  ports: [{port: 80, name: http, nodePort: 30080}, {port: 53, protocol: UDP}]
   selector: {app: web}
   externalTrafficPolicy: Local
   loadBalancerClass: routerd.io/bgp
@@ -124,7 +124,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.9}, {hostname: x}]}}
         requested_ips=(ip_address("192.0.2.9"),),
         requested_pool="public",
         status_ips=(ip_address("192.0.2.9"),),
-        ports=(ServicePort("TCP", 80, "http"), ServicePort("UDP", 53)),
+        ports=(ServicePort("TCP", 80, "http", 30080), ServicePort("UDP", 53)),
         selector={"app": "web"},
         external_traffic_policy="Local",
         load_balancer_class="routerd.io/bgp",
@@ -165,10 +165,12 @@ endpoints:
 - {addresses: [10.1.0.5], nodeName: n1, conditions: {ready: false}}
 - {addresses: [10.1.0.6], conditions: {ready: }}
 - {addresses: [10.1.0.7]}
+ports: [{name: http, port: 8080}, {port: , protocol: UDP}]
 """
     ready = [Endpoint((ip_address(f"10.1.0.{n}"),)) for n in (6, 7)]
     down = Endpoint((ip_address("10.1.0.5"),), "n1", ready=False)
-    assert one(text) == EndpointSlice("shop", "web-1", "web", (down, *ready), ORIGIN)
+    ports = (ServicePort("TCP", 8080, "http"), ServicePort("UDP", 0))
+    assert one(text) == EndpointSlice("shop", "web-1", "web", (down, *ready), ORIGIN, ports)
 
 
 @pytest.mark.parametrize(

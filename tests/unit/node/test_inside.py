@@ -149,7 +149,9 @@ def test_why_tells_of_endpoints_outside_that_a_policy_covers() -> None:
     found = EndpointSlice("default", "web-1", "web", (Endpoint((FW,)), Endpoint((ip_address("10.1.11.2"),))))
     step = whys(cluster.snapshot(endpoint_slices=(found,)))[-1]
     assert (step.question, step.yes) == ("do its policies take it to endpoints of services outside the cluster?", True)
-    assert step.detail.startswith("203.0.113.10 (svc/default/web): by the ClusterIP that is dropped; cluster-cidrs")
+    assert step.detail.startswith(
+        "203.0.113.10 (svc/default/web): by the Service, on whatever node, that is dropped; cluster-cidrs"
+    )
 
 
 def test_why_does_not_tell_of_what_no_policy_of_the_pod_covers() -> None:

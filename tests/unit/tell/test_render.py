@@ -11,7 +11,7 @@ import pytest
 
 from bgp.path import Desired as BgpDesired
 from bgp.path import Path, SpeakerPeer
-from egress.policy import Block, Gateway, Group, Neighbour, Policy, Ports, Served, Watch
+from egress.policy import Block, Detour, Gateway, Group, Neighbour, Policy, Ports, Served, Watch
 from egress.policy import Desired as EgressDesired
 from routerd.model import Refusal
 from routerd.node.announce import Announcements
@@ -117,6 +117,7 @@ KINDS = {
             "groups": {}, "served": {SIX: SERVED}, "nodes": {1: TOR}, "icmp_sources": (TOR, SIX),
             "cluster": {ip_network("fd00::/8"), ip_network("10.0.0.0/8")},
             "pod_cidrs": {ip_network("10.1.0.0/24")}, "pools": {ip_network("192.0.2.0/24")},
+            "detours": {Detour("TCP", 30443, frozenset({(POD, 443)}))}, "node_addresses": {TOR},
             "told_devices": {POD: frozenset({"cni0", "veth9"})},
             "uplinks": ("eth0",), "watch": Watch(0.05, 3), "out_of_service": frozenset({"draining"}),
         },

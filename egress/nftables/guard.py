@@ -1,11 +1,11 @@
-"""The guard: nft table `routerd`, as a value (`egress.nft` is its text). Pure.
+"""The guard: nft table `routerd`, as a value (`egress.nftables.nft` is its text). Pure.
 
 It stands behind the eBPF programs. A packet of a selected pod that would be *forwarded* to a destination that its
 policies cover has slipped past the hook (a Service that is translated to an address outside, a device without a
-program); a packet of an undecided pod may do so, as its policies are not programmed yet. Both are dropped and counted.
-Replies pass. A source route would lead past the destination that is seen here, so a pod's packet has none. What comes
-by a device that is not known for one of the host's is a pod's: so it holds also for a device that appears while nobody
-is there to look.
+program); a packet of an undecided pod may do so, as its policies are not programmed yet; one to a Service that leads
+there would do so on the node that translates it. All are dropped and counted. Replies pass. A source route would lead
+past the destination that is seen here, so a pod's packet has none. What comes by a device that is not known for one of
+the host's is a pod's: so it holds also for a device that appears while nobody is there to look.
 
 No pod sends with a node's address, an egress IP, or one of a pool that is not its own, to whomever. Everybody but
 nodes is kept from the tunnel's port, also by a Service that is translated to it, and connection tracking away from the
@@ -15,9 +15,9 @@ tunnel.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from ipaddress import ip_network
 
 from bpf import layout
@@ -25,71 +25,9 @@ from egress.entries import OF_THE_LINK, Facts, is_sayable
 from egress.host.enforcement import FirstPackets, first_packets
 from egress.host.links import PodDevice
 from egress.kept import Kept, merged
-from egress.policy import Desired, IPAddress, Policy, Ports, Served, Version
-
-TABLE = "routerd"
-FAMILY = "inet"
-COUNTERS = ("astray", "foreign_source", "forged", "selected", "source_routed", "spoofed", "taken_port", "undecided")
-HOOKS = {  # chain -> type, hook, priority and policy; -300 is raw, -10 just before the filters of others
-    "prerouting": ("filter", "prerouting", -300, "accept"),
-    "output": ("filter", "output", -300, "accept"),
-    "forward": ("filter", "forward", -10, "accept"),
-    "input": ("filter", "input", -10, "accept"),
-    "sent": ("filter", "output", -10, "accept"),
-}
-LEAVING = "leaving"  # only where it has rules: every packet that leaves would ask it; behind all source NAT
-MAY_HOOK = {LEAVING: ("filter", "postrouting", 110, "accept")}
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A family's words in nft. `suffix` ends the names of its sets."""
-
-    version: Version
-    suffix: str
-    header: str
-    address: str  # the type of its addresses
-    icmp: str
-
-
-FAMILIES = (Family(4, "", "ip", "ipv4_addr", "icmp"), Family(6, "6", "ip6", "ipv6_addr", "icmpv6"))
-
-
-def _set_types(family: Family) -> dict[str, str]:
-    return {
-        f"cluster{family.suffix}": f"type {family.address}; flags interval;",
-        f"covered{family.suffix}": f"type {family.address}; flags interval;",
-        f"pod_sources{family.suffix}": f"type {family.address}; flags interval;",
-        f"egress_ips{family.suffix}": f"type {family.address};",
-        f"decided{family.suffix}": f"type ifname . {family.address};",
-        f"no_pods{family.suffix}": f"type {family.address};",
-        f"pools{family.suffix}": f"type {family.address}; flags interval;",
-    }
-
-
-SET_TYPES = {
-    **{name: kind for family in FAMILIES for name, kind in _set_types(family).items()},
-    **{f"nodes{family.suffix}": f"type {family.address};" for family in FAMILIES},
-    "pod_devices": "type ifname;",
-    "host_devices": "type ifname;",
-    "hooked": "type iface_index;",  # a device that comes in the place of one with a program bears its name
-}
-MAP_TYPES = {f"selected{family.suffix}": f"type ifname . {family.address} : verdict;" for family in FAMILIES}
-# What the maps of the programs must hold before it may say so, by what `early` leaves out.
-HOOKED = "hooked"  # devices by which packets leave that were handed to the host: to_uplink is there
-DECIDED, SELECTED = (tuple(f"{name}{family.suffix}" for family in FAMILIES) for name in ("decided", "selected"))
-
-
-def key_type(declaration: str) -> str:
-    """The type of the keys in a set's declaration: "type ifname . ipv4_addr : verdict;" -> "ifname . ipv4_addr"."""
-    return declaration.partition(";")[0].partition(" : ")[0].removeprefix("type ")
-
-
-# What does not depend on the cluster: where the chains are hooked in, what the sets hold, and the table's own flags.
-FRAME: Mapping[str, object] = {
-    **{f"chain {name}": hook for name, hook in HOOKS.items()},
-    **{f"set {name}": key_type(kind) for name, kind in {**SET_TYPES, **MAP_TYPES}.items()},
-}
+from egress.nftables import detours
+from egress.nftables.frame import DECIDED, FAMILIES, FRAME, HOOKED, LEAVING, SELECTED, Family
+from egress.policy import Desired, IPAddress, Policy, Ports, Served
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,21 +85,30 @@ def _rules_of(names: Iterable[str], policies: Mapping[str, Policy], family: Fami
     return tuple(rule for name in names if name in policies for rule in _policy_rules(policies[name], family))
 
 
+def _detour_rules(names: Iterable[str], desired: Desired, family: Family) -> Rules:
+    """Drops for what a Service, translated by another node, leads to where one of these policies does."""
+    policies = [desired.policies[name] for name in names if name in desired.policies]
+    found = detours.matches(desired.detours, policies, family)
+    return tuple(f"{match} counter name detour drop" for match in found)
+
+
 def chain_name(rules: Rules) -> str:
     """A name that stands for the chain's content, so that a pod moves between chains and chains never change."""
     return f"set-{digest(chr(10).join(rules))}"
 
 
-def _forward_rules(family: Family) -> Rules:
+def _forward_rules(desired: Desired, family: Family) -> Rules:
     source, destination, s = f"{family.header} saddr", f"{family.header} daddr", family.suffix
     unknown = f"iifname . {source} != @decided{s}"
-    undecided = f"{destination} @covered{s} {unknown} counter name undecided drop"
+    suspects = (f"{source} @pod_sources{s}", "iifname != @host_devices")
+    led_out = [*detours.matches(desired.detours, desired.policies.values(), family)]
     return (
         f"iifname @pod_devices {_played(family)} {unknown} counter name foreign_source drop",
+        *([f"iifname . {source} vmap @detoured{s}"] if led_out else ()),
+        *(f"{who} {match} {unknown} counter name undecided drop" for match in led_out for who in suspects),
         f"{destination} @cluster{s} return",
         f"iifname . {source} vmap @selected{s}",
-        f"{source} @pod_sources{s} {undecided}",
-        f"iifname != @host_devices {undecided}",
+        *(f"{who} {destination} @covered{s} {unknown} counter name undecided drop" for who in suspects),
     )
 
 
@@ -282,7 +229,7 @@ def render(desired: Desired, facts: Facts, kept: Kept | None = None) -> Guard:
     inside = (kept or Kept()).inside.update(desired.cluster | OF_THE_LINK)
     attached = {address: facts.devices[address] for address in desired.pods if address in facts.devices}
     chains = _tunnel_rules(desired.tunnel_port, desired.node_address, facts.underlay)
-    leaving = (rule for family in FAMILIES for rule in _forward_rules(family))
+    leaving = (rule for family in FAMILIES for rule in _forward_rules(desired, family))
     handed = _handed_rules(first_packets(desired, facts.surroundings))
     chains["prerouting"] += (f"iifname @pod_devices jump {OF_PODS}", *handed.get("prerouting", ()))
     chains[OF_PODS] = tuple(rule for family in FAMILIES for rule in _source_rules(family))
@@ -300,13 +247,25 @@ def render(desired: Desired, facts: Facts, kept: Kept | None = None) -> Guard:
     for family in FAMILIES:
         pods = {address: device for address, device in attached.items() if address.version == family.version}
         sets |= {**_family_sets(desired, pods, family), f"cluster{family.suffix}": inside[family.version]}
-        rules_of = cache(partial(_rules_of, policies=desired.policies, family=family))  # many pods have the same
-        verdicts = {_key(address, device): rules_of(desired.pods[address]) for address, device in pods.items()}
-        names = {rules: chain_name(rules) for rules in set(verdicts.values()) if rules}
-        chains |= {chain: rules for rules, chain in names.items()}
-        elements = (f"{key} : jump {names[rules]}" for key, rules in verdicts.items() if rules)
-        sets[f"selected{family.suffix}"] = frozenset(elements)
+        of_pods = {_key(address, device): desired.pods[address] for address, device in pods.items()}
+        kinds = {
+            "selected": partial(_rules_of, policies=desired.policies, family=family),
+            "detoured": partial(_detour_rules, desired=desired, family=family),
+        }
+        for name, rules_of in kinds.items():
+            sets[f"{name}{family.suffix}"], further = _jumps(of_pods, rules_of)
+            chains |= further
     return Guard(sets, chains)
+
+
+def _jumps(
+    pods: Mapping[str, tuple[str, ...]], rules_of: Callable[[tuple[str, ...]], Rules]
+) -> tuple[frozenset[str], Mapping[str, Rules]]:
+    """Elements of a map, and the chains to which they lead. Many pods have the same policies."""
+    rules = {policies: rules_of(policies) for policies in set(pods.values())}
+    names = {policies: chain_name(found) for policies, found in rules.items() if found}
+    elements = (f"{key} : jump {names[policies]}" for key, policies in pods.items() if policies in names)
+    return frozenset(elements), {name: rules[policies] for policies, name in names.items()}
 
 
 def _sayable(facts: Facts) -> Facts:
@@ -334,6 +293,9 @@ def _family_sets(desired: Desired, pods: Mapping[IPAddress, PodDevice], family: 
         f"decided{family.suffix}": frozenset(_key(address, device) for address, device in pods.items()),
         f"pools{family.suffix}": merged(desired.pools, family.version),
         f"no_pods{family.suffix}": frozenset(str(a) for a in no_pods if a.version == family.version),
+        f"node_addresses{family.suffix}": frozenset(
+            str(a) for a in desired.node_addresses if a.version == family.version
+        ),
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ipaddress import IPv6Address
 from typing import Any
 
-from egress.guard import (
+from egress.nftables.frame import (
     COUNTERS,
     DECIDED,
     FAMILY,
@@ -15,13 +15,11 @@ from egress.guard import (
     HOOKS,
     MAP_TYPES,
     MAY_HOOK,
-    SELECTED,
     SET_TYPES,
     TABLE,
-    Guard,
-    digest,
     key_type,
 )
+from egress.nftables.guard import Guard, digest
 
 ALL_HOOKS = {**HOOKS, **MAY_HOOK}
 
@@ -70,8 +68,8 @@ def boot_text(guard: Guard) -> str:
     """A file for `nft -f`: the table for a host that has just started, on which no pod is known yet, none of the
     devices of pods, and no program is attached.
     """
-    unknown = dict.fromkeys((*DECIDED, *SELECTED, HOOKED, "pod_devices"), frozenset[str]())
-    of_pods = {element.rpartition(" : jump ")[2] for name in SELECTED for element in guard.sets[name]}
+    unknown = dict.fromkeys((*DECIDED, *MAP_TYPES, HOOKED, "pod_devices"), frozenset[str]())
+    of_pods = {element.rpartition(" : jump ")[2] for name in MAP_TYPES for element in guard.sets[name]}
     chains = {name: rules for name, rules in guard.chains.items() if name not in of_pods}
     return transaction(replace(guard, sets={**guard.sets, **unknown}, chains=chains), None)
 

@@ -1,0 +1,1 @@
+"""The nft table that stands behind the programs: as a value, and as text."""
