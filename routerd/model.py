@@ -19,6 +19,7 @@ from routerd.selectors import EVERYTHING, LabelSelector
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 IPFamily = Literal["IPv4", "IPv6"]
+Gets = Literal["services", "pod-cidrs", "egress"]  # addresses of Services, of pods, and egress IPs
 Labels = Mapping[str, str]
 
 EXCLUDE_LABEL = "node.kubernetes.io/exclude-from-external-load-balancers"
@@ -281,6 +282,7 @@ class Peer:
     families: tuple[IPFamily, ...] = ("IPv4", "IPv6")  # of the paths that it gets
     ttl_security: int = 0  # the peer is at most so many hops away (RFC 5082); 0 = not asked
     extended_next_hop: bool = False  # IPv4 paths go out with a next hop of IPv6 (RFC 8950)
+    gets: tuple[Gets, ...] = ("services", "pod-cidrs", "egress")  # beside that for which advertisements name it
     node_selectors: tuple[LabelSelector, ...] = ()
     name: str = ""  # for messages; "" = the address
     origin: Origin = Origin()

@@ -7,7 +7,7 @@ needs has not been synced: touch nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from operator import is_not
@@ -46,7 +46,7 @@ from routerd.node.checks import (
 from routerd.node.drain import Drain, has_pods, noticed
 from routerd.node.pools import PoolIndex
 from routerd.node.sessions import sessions_of
-from routerd.node.table import CACHED, Endpoints, Table, Wanted, prefix_of
+from routerd.node.table import CACHED, EVERYBODY, Audience, Endpoints, Table, Wanted, heard, prefix_of
 from routerd.refs import NODE, PATH, SERVICE, Ref
 
 EGRESS_LOCAL_PREF = 1000  # of the preferred gateway
@@ -243,7 +243,8 @@ class Kept:
     """What the last announcements rested on and came to (see `routerd.memo`)."""
 
     endpoints: Endpoints = field(default_factory=Endpoints)
-    tables: dict[str, Table] = field(default_factory=lambda: {EVERYBODY: Table()})  # by audience
+    tables: dict[Audience, Table] = field(default_factory=lambda: {EVERYBODY: Table()})
+    audiences: Mapping[str, Audience] = field(default_factory=dict)  # by the label of the peer
     touched: set[str] = field(default_factory=set)  # services whose endpoints changed since
     refusals: dict[str, tuple[Refusal, ...]] = field(default_factory=dict)  # by who says it, as in the table
     scene: Scene | None = None
@@ -289,21 +290,11 @@ class Kept:
         return self._owners
 
 
-EVERYBODY = ""  # the audience of peers that no advertisement names
-
-
-def heard(audience: str, wanted: Sequence[Wanted]) -> Sequence[Wanted]:
-    """What of it a peer of that label gets."""
-    if not any(each.peers for each in wanted):
-        return wanted
-    return [each for each in wanted if not each.peers or audience in each.peers]
-
-
-def _audiences(scene: Scene) -> set[str]:
-    """Peers that get something of their own have a table of their own: those that an advertisement names."""
+def _audiences(scene: Scene) -> dict[str, Audience]:
+    """By the label of the peer. Those that get something of their own have a table of their own."""
     pools: list[AddressPool | PoolWays] = [*scene.pools.by_name.values(), *scene.pools.former]
-    named = (name for pool in pools for how in pool.advertisements for name in how.peers)
-    return {EVERYBODY, *named} & {EVERYBODY, *(p.label for p in scene.peers)}
+    named = {name for pool in pools for how in pool.advertisements for name in how.peers}
+    return {peer.label: Audience(peer.label if peer.label in named else "", peer.gets) for peer in scene.peers}
 
 
 def _unknown_peers(scene: Scene) -> Iterator[Refusal]:
@@ -344,7 +335,8 @@ def _said_by_others(scene: Scene) -> Iterator[tuple[str, Sequence[Wanted | Refus
 
 def _refold(kept: Kept, scene: Scene) -> None:
     """Has those say it anew who may say something else."""
-    audiences = _audiences(scene)
+    kept.audiences = _audiences(scene)
+    audiences = {EVERYBODY, *kept.audiences.values()}
     if audiences != kept.tables.keys():
         kept.tables, kept.refusals, kept.scene = {audience: Table() for audience in audiences}, {}, None
     stale = _stale(kept.scene, scene, kept.touched)
@@ -359,7 +351,7 @@ def _refold(kept: Kept, scene: Scene) -> None:
 class Carrier(NamedTuple):
     """Sessions that carry the same: their audience, their own IP version, and those of the paths that they carry."""
 
-    audience: str
+    audience: Audience
     version: int
     versions: tuple[int, ...]
     extended: bool  # paths of IPv4 have the session's own address as next hop, whichever family it is of
@@ -427,7 +419,7 @@ def announcements(
     if drain is not None:
         paths = {who: {prefix: noticed(path) for prefix, path in found.items()} for who, found in paths.items()}
     sessions, session_refusals = sessions_of(scene.peers, scene.node, local_addresses, rules.router_id, passwords)
-    carriers = {address: _carrier(each, paths) for address, each in sessions.items()}
+    carriers = {address: _carrier(each, kept.audiences) for address, each in sessions.items()}
     kept.ribs = {
         each: _rib(paths[each.audience], each, scene.node, kept.ribs.get(each)) for each in {*carriers.values()}
     }
@@ -437,8 +429,8 @@ def announcements(
     return Announcements(Desired(sessions, ribs), kept.owners(), tuple(refusals), drain)
 
 
-def _carrier(session: SpeakerPeer, audiences: Container[str]) -> Carrier:
+def _carrier(session: SpeakerPeer, audiences: Mapping[str, Audience]) -> Carrier:
     label = session.description or str(session.address)
     versions = tuple(version for version, family in VERSIONS.items() if family in session.families)
-    audience = label if label in audiences else EVERYBODY
+    audience = audiences.get(label, EVERYBODY)
     return Carrier(audience, session.local_address.version, versions, session.extended_next_hop)

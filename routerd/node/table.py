@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, reduce
 from ipaddress import IPv4Network, IPv6Network
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from bgp.path import Path, normal_communities
 from routerd.memo import by_identity, differing
-from routerd.model import EndpointSlice, IPAddress, IPNetwork
-from routerd.refs import Ref
+from routerd.model import EndpointSlice, Gets, IPAddress, IPNetwork
+from routerd.refs import EGRESS, NODE, SERVICE, Ref
 
 
 class Wanted(NamedTuple):
@@ -20,6 +20,28 @@ class Wanted(NamedTuple):
     path: Path
     owner: Ref
     peers: tuple[str, ...] = ()  # to whom alone, by label; () = to all
+
+
+class Audience(NamedTuple):
+    """Peers that get the same. `label` is that of one which advertisements name, "" of those that none does."""
+
+    label: str = ""
+    gets: tuple[Gets, ...] = get_args(Gets)  # beside what names it
+
+
+EVERYBODY = Audience()
+_KIND: Mapping[str, Gets] = {SERVICE: "services", NODE: "pod-cidrs", EGRESS: "egress"}
+
+
+def heard(audience: Audience, wanted: Sequence[Wanted]) -> Sequence[Wanted]:
+    """What of it such a peer gets."""
+    if audience.gets == EVERYBODY.gets and not any(each.peers for each in wanted):
+        return wanted
+    return [
+        each
+        for each in wanted
+        if (audience.label in each.peers if each.peers else _KIND[each.owner.kind] in audience.gets)
+    ]
 
 
 CACHED = 1 << 17  # addresses; 20 MB when full

@@ -245,7 +245,7 @@ def _peer(peer: Peer, profiles: dict[Bfd, str]) -> Json:
             "bfd": _bfd(peer.bfd) if peer.bfd is not None and not is_shared else None,
             "node-selectors": _selectors(peer.node_selectors),
         }
-    )
+    ) | ({"announce": list(peer.gets)} if peer.gets != default.gets else {})  # empty: for what names it alone
 
 
 def _bfd(bfd: Bfd) -> Json:

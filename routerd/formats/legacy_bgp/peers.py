@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
+from typing import get_args
 
 from routerd.errors import InputError
 from routerd.formats.document import Value
@@ -14,12 +15,13 @@ from routerd.formats.legacy_bgp.decode import Struct
 from routerd.formats.legacy_bgp.golang import parse_duration, parse_ip, quote, whole_seconds
 from routerd.formats.legacy_bgp.labels import selector
 from routerd.formats.legacy_bgp.structure import Dialect
-from routerd.model import Bfd, IPAddress, IPFamily, Origin, Peer, Refusal
+from routerd.model import Bfd, Gets, IPAddress, IPFamily, Origin, Peer, Refusal
 from routerd.refs import PEER, Ref
 from routerd.selectors import LabelSelector
 
 DEFAULT_HOLD_TIME = 90 * 10**9
 MAX_HOLD_TIME = 65535  # seconds; 16 bits in the OPEN message (RFC 4271, section 4.2)
+ALL_OF_IT: tuple[Gets, ...] = get_args(Gets)
 FAMILY_WORDS: Mapping[str, IPFamily] = {"ipv4": "IPv4", "ipv6": "IPv6"}
 _INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
 MAX_RESTART_TIME = 4095  # seconds; 12 bits in the capability (RFC 4724, section 3)
@@ -45,6 +47,7 @@ class ParsedPeer:
     graceful_restart_time: int = 120  # seconds
     bfd: Bfd | None = None
     families: tuple[IPFamily, ...] = ("IPv4", "IPv6")
+    gets: tuple[Gets, ...] = ALL_OF_IT
     ttl_security: int = 0  # hops
     extended_next_hop: bool = False
     interface: str = ""
@@ -109,6 +112,7 @@ def _parse_peer(struct: Struct, dialect: Dialect) -> ParsedPeer:
         graceful_restart_time=_restart_time(struct),
         bfd=read_bfd(struct),
         families=_families(struct),
+        gets=_gets(struct),
         ttl_security=_ttl_security(struct),
         extended_next_hop=_extended_next_hop(struct, address),
         interface=interface,
@@ -179,6 +183,16 @@ def _families(struct: Struct) -> tuple[IPFamily, ...]:
     if "families" in struct.places and not wanted:
         raise struct.at("families").error("a session without a family announces nothing: leave the key out for both")
     return tuple(family for family in FAMILY_WORDS.values() if family in wanted or not wanted)
+
+
+def _gets(struct: Struct) -> tuple[Gets, ...]:
+    """`announce`, in the order of our words; an empty list is for what names the peer alone."""
+    wanted: set[Gets] = set()
+    for text, place in struct.texts("announce"):
+        if text not in ALL_OF_IT:
+            raise place.error(f"unknown {quote(text)}, expected {', '.join(ALL_OF_IT)}")
+        wanted.add(text)
+    return tuple(each for each in ALL_OF_IT if each in wanted) if "announce" in struct.places else ALL_OF_IT
 
 
 def _password_file(struct: Struct) -> str:
@@ -261,6 +275,7 @@ def to_model(peer: ParsedPeer) -> tuple[Peer, tuple[Refusal, ...]]:
         graceful_restart_time=peer.graceful_restart_time,
         bfd=None if peer.ebgp_multihop else _bfd(peer),
         families=peer.families,
+        gets=peer.gets,
         ttl_security=peer.ttl_security,
         extended_next_hop=peer.extended_next_hop,
         interface=peer.interface,

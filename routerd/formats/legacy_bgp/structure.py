@@ -43,6 +43,7 @@ _PEER_NATIVE: dict[str, GoType] = {
     "name": STRING,
     "graceful-restart-time": STRING,
     "families": STRINGS,
+    "announce": STRINGS,
     "password-file": STRING,
     "ttl-security": GoInteger("int", 0, MAX_HOPS),
     "extended-next-hop": BOOL,

@@ -110,6 +110,8 @@ def pool(addresses: str, rest: str = "") -> str:
          'parsing peer #1: "eth1; passive true" is no name of an interface (line 5, column 14)'),
         (peer("  source-interface: lo\n  source-address: 10.0.0.9\n"), "native",
          "parsing peer #1: a peer has either source-address or source-interface (line 5, column 21)"),
+        (peer("  announce: [vips]\n"), "native",
+         'parsing peer #1: unknown "vips", expected services, pod-cidrs, egress (line 5, column 14)'),
         (peer("  extended-next-hop: true\n"), "native",
          "parsing peer #1: next hops of IPv6 need a session over IPv6: without extended-next-hop, or another address "
          "(line 5, column 22)"),

@@ -226,6 +226,7 @@ def test_pod_cidrs_are_announced_when_asked_even_from_an_excluded_node() -> None
 
 
 EGRESS_PREFIX = ip_network("198.51.100.7/32")
+SECOND_TOR = ip_address("10.0.0.2")
 
 
 def test_all_gateways_announce_the_egress_ip_alike() -> None:
@@ -280,6 +281,26 @@ def test_an_advertisement_for_some_services_is_for_these_alone_and_for_no_egress
         assert reasons(result).get("svc/default/web") == (None if expected else "NotAdvertisedHere")
     result = announced(cluster.snapshot(**of_a_pool(web)), "a", Rules())
     assert reasons(result)["egress/198.51.100.7"] == "NotAdvertisedHere"
+
+
+def test_a_peer_says_what_it_gets_beside_that_for_which_it_is_named() -> None:
+    vip, cidr = ip_network("192.0.2.1/32"), ip_network("10.1.11.0/24")
+    for gets, named, expected in (
+        (("services", "pod-cidrs", "egress"), False, {vip, cidr, EGRESS_PREFIX}),
+        (("egress",), False, {EGRESS_PREFIX}),
+        (("pod-cidrs",), False, {cidr}),
+        ((), False, set()),
+        ((), True, {vip}),
+        (("egress",), True, {vip, EGRESS_PREFIX}),
+    ):
+        way = cluster.advertisement(peers=("tor",)) if named else cluster.advertisement()
+        peers = (Peer(TOR, 64512, 64512, name="tor", gets=gets), Peer(SECOND_TOR, 64512, 64512))
+        snapshot = cluster.snapshot(bgp=Peering(peers), pools={"default": cluster.pool(advertisements=(way,))})
+        local = {TOR: ip_address("10.0.0.11"), SECOND_TOR: ip_address("10.0.0.11")}
+        found = announcements(snapshot, "a", Rules(pod_cidrs=True), local)
+        assert found is not None
+        ribs = found.desired.ribs
+        assert (ribs[TOR].keys(), vip in ribs[SECOND_TOR]) == (expected, not named)
 
 
 def test_a_node_that_is_no_gateway_does_not_announce_the_egress_ip() -> None:

@@ -273,7 +273,7 @@ def policies(draw: st.DrawFn) -> EgressPolicy:
 WHOLE_PEER = Peer(
     ip_address("10.0.0.1"), 64512, 64513, port=1179, source_address=ip_address("10.0.0.9"),
     router_id=IPv4Address("192.0.2.1"), hold_time=9, keepalive_time=3, password="0123\\\"'#\t", ebgp_multihop=True,
-    graceful_restart_time=0, families=("IPv6",), ttl_security=3,
+    graceful_restart_time=0, families=("IPv6",), ttl_security=3, gets=("egress",),
     node_selectors=(LabelSelector((("rack", "a"),), (Requirement("x", "Exists"),)), LabelSelector()), name="tor",
 )  # fmt: skip
 BFD_PEERS = tuple(
@@ -281,7 +281,7 @@ BFD_PEERS = tuple(
     for number, bfd in enumerate((Bfd(10_500, 20_000, 5), Bfd(50_000, 60_000, 4, True), Bfd()), 1)
 )
 OVER_IPV6 = Peer(ip_address("fe80::1%eth1"), 1, 2, extended_next_hop=True, interface="eth1", source_interface="lo")
-BY_FILE = Peer(ip_address("10.0.2.1"), 1, 2, password_file="tor")  # which has no password beside it
+BY_FILE = Peer(ip_address("10.0.2.1"), 1, 2, password_file="tor", gets=())  # which has no password beside it
 WHOLE_WAY = Advertisement(30, 120, 7, ("64512:1", "64512:1:2"), 0, 2, ("tor",), (LabelSelector((("rack", "a"),)),),
                           (LabelSelector((("tier", "web"),)), LabelSelector()))  # fmt: skip
 WHOLE_POOL = AddressPool(
