@@ -567,6 +567,7 @@ class BindingTable:
         0  # these confirm that they have applied this version, or a later one; 0 = there is nothing to confirm
     )
     cooling: tuple[CoolingPorts, ...] = ()
+    asked: int = 0  # the version in which a block of `returning` was asked back last
 
     def numbers(self) -> tuple[int, ...]:
         """Of each granule the node's number, 0 = nobody."""

@@ -232,7 +232,16 @@ def _merged_table(ours: PortTable | None, theirs: BindingTable, serving: set[int
     address = theirs.egress_ip
     version = theirs.version if ours is None else max(theirs.version, ours.version) + 1
     sets = {
-        each.first: PortSet(address, each.first, each.size, each.node, _state(each), now, theirs.version, now)
+        each.first: PortSet(
+            address,
+            each.first,
+            each.size,
+            each.node,
+            _state(each),
+            now,
+            theirs.asked if each.returning else theirs.version,
+            now,
+        )
         for each in theirs.blocks()
     }
     resting = [

@@ -368,7 +368,8 @@ def binding_of(table: PortTable) -> BindingTable:
     bound = [each for each in table.sets if each.is_bound]
     blocks = (PortBlock(each.first, each.size, each.node, each.state == "returning") for each in bound)
     told = tuple(each.gateway for each in table.told)
-    more = {"told": told, "awaited": table.awaited, "cooling": _cooling(table)}
+    asked = max((each.version for each in bound if each.state == "returning"), default=0)
+    more = {"told": told, "awaited": table.awaited, "cooling": _cooling(table), "asked": asked}
     return binding_table(table.egress_ip, table.version, blocks, **more)
 
 

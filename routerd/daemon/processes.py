@@ -69,7 +69,8 @@ YOUNG = 20_000  # objects after which the collector looks at those that are new
 Task = Callable[[], Awaitable[None]]
 
 
-def file_store(config: Config, on_change: Callable[[], None] = lambda: None) -> FileStore:
+def file_store(config: Config, on_change: Callable[[], None] = lambda: None, node: str = "") -> FileStore:
+    """`node`: whose agent reads; "" = the operator does."""
     store = config.store
     return FileStore(
         store.manifests,
@@ -78,6 +79,7 @@ def file_store(config: Config, on_change: Callable[[], None] = lambda: None) -> 
         node_reports=store.node_reports,
         service_cidrs=config.service_cidrs,
         on_change=on_change,
+        node=node,
     )
 
 
@@ -85,7 +87,7 @@ def file_store(config: Config, on_change: Callable[[], None] = lambda: None) -> 
 async def opened_store(config: Config, on_change: Callable[[], None]) -> AsyncIterator[Store]:
     """An agent's store, whichever it is. EnvironmentFault if it cannot be reached by this configuration."""
     if config.store.kind == "files":
-        yield file_store(config, on_change)
+        yield file_store(config, on_change, config.node_name)
         return
     # Imported here: a node without Kubernetes needs neither the package nor its memory.
     from routerd.store.kubernetes.client import Client

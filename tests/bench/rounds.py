@@ -58,7 +58,7 @@ from routerd.store.embedded.published import PublishedFile
 from routerd.store.embedded.store import FileStore
 from routerd.store.kubernetes.client import Client
 from routerd.store.kubernetes.documents import AUDIT_ENTRIES, LedgerText, allocations_data
-from routerd.store.kubernetes.resources import ALLOCATIONS, PART_KEY, PART_LABEL, Resource
+from routerd.store.kubernetes.resources import ALLOCATIONS, PART_KEY, PART_LABEL, READERS_LABEL, Resource
 from routerd.store.kubernetes.status.policies import policy_patches
 from routerd.store.kubernetes.status.pools import pool_patches
 from routerd.store.kubernetes.status.services import ServicePatches
@@ -291,6 +291,11 @@ class Watched:
             return False
         if raw["kind"] == "Pod" and self._node:
             return bool(raw["spec"]["nodeName"] == self._node)
+        readers = (meta.get("labels") or {}).get(READERS_LABEL, "")
+        if self._node and bool(readers) != bool(resource.part):
+            return False
+        if resource.part:
+            return resource.label_selector == f"{READERS_LABEL}={readers}"
         return resource.field_selector in ("", f"metadata.name={meta['name']}") or "!=" in resource.field_selector
 
 
@@ -364,8 +369,9 @@ def published_objects(allocations: Allocations, writer: AllocationsWriter) -> li
     """ConfigMaps with which an operator publishes: parts first."""
     published = writer.written(allocations)
     parts = [config_map(NAMESPACE, f"{ALLOCATIONS}-{part.name}", {PART_KEY: part.text}) for part in published.parts]
-    for part in parts:
+    for part, written in zip(parts, published.parts, strict=True):
         part["metadata"]["labels"] = {PART_LABEL: ALLOCATIONS}
+        part["metadata"]["labels"] |= {READERS_LABEL: written.readers} if written.readers else {}
     return [*parts, config_map(NAMESPACE, ALLOCATIONS, dict(allocations_data(published)))]
 
 

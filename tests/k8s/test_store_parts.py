@@ -13,15 +13,18 @@ import pytest
 
 from routerd.cluster.ledger import Ledger, difference
 from routerd.errors import StoreError
+from routerd.formats.published.bindings import binding_table
+from routerd.formats.published.shares import GATEWAYS, share_of
 from routerd.formats.published.whole import AllocationsReader
-from routerd.model import Allocations, ServiceAllocation
+from routerd.model import Allocations, PortBlock, ServiceAllocation
 from routerd.operator.leader import Candidate
 from routerd.store.kubernetes import parts as parts_module
 from routerd.store.kubernetes.client import UNREACHABLE, ApiError, Client
 from routerd.store.kubernetes.documents import LedgerText
 from routerd.store.kubernetes.ledger import KubernetesLedger, take
+from routerd.store.kubernetes.resources import READERS_LABEL
 from tests.k8s.store_lab import Cluster, Json, agent_store, bgp_config, cluster, node, operator, service
-from tests.models.many import allocations_of, ledger_of, small_parts
+from tests.models.many import NODES, NUMBERS, allocations_of, ledger_of, seen_by, small_parts
 from tests.waiting import eventually
 
 MAPS = "/api/v1/namespaces/routerd/configmaps"
@@ -220,6 +223,39 @@ def test_an_agent_keeps_the_last_decision_while_a_part_is_missing_and_says_which
                 await lead(client, 2, 2)  # the next leader makes it again
                 await agent.until(lambda store: store.snapshot().allocations == decision(2)[1], "it is in force")
                 await eventually(lambda: not agent.store.snapshot().refusals, "all is well")
+
+    asyncio.run(story())
+
+
+def with_ports(generation: int, *gateways: str) -> Allocations:
+    """Some nodes have ports of two egress IPs, by these gateways."""
+    blocks = [PortBlock(1024 + 64 * place, 64, place + 1) for place in range(len(NODES))]
+    told = tuple(place + 1 for place, name in enumerate(NODES) if name in gateways)
+    before = allocations_of(9, 2, generation)
+    groups = tuple(replace(each, gateways=gateways) for each in before.groups)
+    tables = tuple(binding_table(each.egress_ip, generation, blocks, told=told) for each in groups)
+    return replace(before, groups=groups, numbers=NUMBERS, bindings=tables)
+
+
+def test_an_agent_gets_its_nodes_ports_alone_until_the_node_is_a_gateway() -> None:
+    async def story() -> None:
+        first, second, name = with_ports(1, NODES[0]), with_ports(2, NODES[0], NODES[1]), NODES[1]
+        async with cluster() as api, opened(Harried(api.server.kubeconfig)) as client:
+            ledger = await take(client, "routerd", 1)
+            async with agent_store(api, name) as agent:
+                await asyncio.to_thread(ledger.publish, first)
+                await agent.until(lambda store: store.snapshot().allocations == seen_by(name, first), "its ports")
+                labels = {each["metadata"]["name"]: each["metadata"]["labels"] for each in await parts_of(api)}
+                seen = {key[1] for each in agent.store.reflectors for key in each.collection.objects}
+                readers = {label[READERS_LABEL] for part, label in labels.items() if READERS_LABEL in label}
+                assert readers == {GATEWAYS, *map(share_of, NODES)}
+                assert {labels[part].get(READERS_LABEL) for part in seen & labels.keys()} == {None, share_of(name)}
+                await asyncio.to_thread(ledger.publish, second)
+                await agent.until(lambda store: store.snapshot().allocations == second, "all ports, as a gateway")
+                assert not agent.store.snapshot().refusals, "parts that are on their way are no fault"
+                third = replace(with_ports(3, NODES[0], NODES[1]), bindings=second.bindings[:1])
+                await asyncio.to_thread(ledger.publish, third)
+                await agent.until(lambda store: store.snapshot().allocations == third, "it follows")
 
     asyncio.run(story())
 

@@ -162,7 +162,7 @@ class World:
 
 def without_versions(allocations: Allocations) -> Allocations:
     """Versions of tables follow the clock: what is decided anew at another time has others."""
-    bindings = tuple(replace(each, version=0) for each in allocations.bindings)
+    bindings = tuple(replace(each, version=0, asked=0) for each in allocations.bindings)
     return replace(allocations, bindings=bindings)
 
 

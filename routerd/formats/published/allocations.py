@@ -7,7 +7,7 @@ Where the line is missing or bears none, as in files that people bring, nothing 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from ipaddress import IPv6Address
 from typing import Literal, cast, get_args
@@ -33,7 +33,7 @@ from routerd.formats.published.interface_lines import (
     read_interfaces,
 )
 from routerd.formats.published.links import MAC
-from routerd.formats.published.parts import NAME
+from routerd.formats.published.parts import NAME, Part
 from routerd.model import (
     Advertisement,
     Allocations,
@@ -76,9 +76,13 @@ def write_allocations(allocations: Allocations) -> str:
     )
 
 
-def write_index(allocations: Allocations, parts: Sequence[str]) -> str:
+def write_index(allocations: Allocations, parts: Iterable[Part]) -> str:
     """The document that puts these parts in force, instead of one with the records in it."""
-    return sealed(_head(allocations) + _records("parts", map(quoted, parts)))
+    return sealed(_head(allocations) + _records("parts", (quoted(_named(one)) for one in parts)))
+
+
+def _named(one: Part) -> str:
+    return f"{one.readers}/{one.name}" if one.readers else one.name
 
 
 def sealed(text: str) -> str:
@@ -184,8 +188,8 @@ def read_allocations(value: Value) -> Allocations:
     return read_index(value)[0]
 
 
-def read_index(value: Value) -> tuple[Allocations, tuple[str, ...] | None]:
-    """What the document itself says, and the names of its parts; None = there are none to look for.
+def read_index(value: Value) -> tuple[Allocations, Mapping[str, str] | None]:
+    """What the document itself says, and its parts: the name, and who needs it; None = there are none to look for.
 
     Raises InputError.
     """
@@ -196,15 +200,16 @@ def read_index(value: Value) -> tuple[Allocations, tuple[str, ...] | None]:
     inline = next((key for key in records if section.get(key) is not None), None)
     if inline is not None:
         raise section.require(inline).error("found records beside parts, expected one of the two")
-    names = tuple(_read_name(item) for item in section.items("parts", UNLIMITED))
+    names = dict(_read_name(item) for item in section.items("parts", UNLIMITED))
     return _read_whole(section), names
 
 
-def _read_name(value: Value) -> str:
-    name = value.name("the name of a part")
+def _read_name(value: Value) -> tuple[str, str]:
+    """And who needs the part."""
+    readers, _, name = value.name("the name of a part").rpartition("/")
     if not NAME.fullmatch(name):
         value.expected("the name of a part: 64 digits of SHA-256")
-    return name
+    return name, readers
 
 
 def _read_whole(section: Section) -> Allocations:
@@ -371,7 +376,7 @@ def _read_heartbeat(section: Section) -> Heartbeat:
     return Heartbeat(section.require("seconds").integer(1, 86400), section.string("beat"))
 
 
-def parse_index(text: str, file: str) -> tuple[Allocations, tuple[str, ...] | None]:
+def parse_index(text: str, file: str) -> tuple[Allocations, Mapping[str, str] | None]:
     """See `read_index`. Raises InputError unless the file holds exactly one whole `Allocations`."""
     return read_index(_only(text, file, "Allocations"))
 

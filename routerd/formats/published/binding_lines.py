@@ -27,10 +27,11 @@ def binding_line(one: BindingTable) -> str:
         f"{{since: {each.since}, version: {each.version}, ranges: [{', '.join(map(_range_text, each.ranges))}]}}"
         for each in one.cooling
     )
+    asked = f", asked: {one.asked}" if one.asked else ""
     return (
         f'{{egressIP: "{one.egress_ip}", version: {one.version}, owners: "{base64_of(one.owners)}", '
         f'starts: "{base64_of(one.starts)}", returning: {list(one.returning)}, told: {list(one.told)}, '
-        f"awaited: {one.awaited}, cooling: [{cooling}]}}"
+        f"awaited: {one.awaited}, cooling: [{cooling}]{asked}}}"
     )
 
 
@@ -46,7 +47,7 @@ def read_number(section: Section) -> NodeNumber:
 
 def read_binding(section: Section) -> BindingTable:
     """Raises InputError."""
-    section.only("egressIP", "version", "owners", "starts", "returning", "told", "awaited", "cooling")
+    section.only("egressIP", "version", "owners", "starts", "returning", "told", "awaited", "cooling", "asked")
     return BindingTable(
         section.require("egressIP").address(),
         section.require("version").integer(0, LAST_VERSION),
@@ -56,6 +57,7 @@ def read_binding(section: Section) -> BindingTable:
         tuple(item.integer(1, LAST_NUMBER) for item in section.items("told", UNLIMITED)),
         section.require("awaited").integer(0, LAST_VERSION),
         tuple(_read_cooling(item.section) for item in section.items("cooling", UNLIMITED)),
+        section.integer("asked", 0, LAST_VERSION, 0),
     )
 
 

@@ -48,13 +48,13 @@ def bytes_of(text: str, size: int) -> bytes:
     return data.ljust(size, b"\0")
 
 
-def _port(value: Any) -> int:
+def granule_port(value: Any) -> int:
     if type(value) is not int or not 0 <= value <= 65535 or value % 64:
         raise ValueError(f"found {value!r}, expected the first port of a granule")
     return value
 
 
-def _natural(value: Any, low: int, high: int) -> int:
+def natural(value: Any, low: int, high: int) -> int:
     if type(value) is not int or not low <= value <= high:
         raise ValueError(f"found {value!r}, expected {low} … {high}")
     return value
@@ -66,28 +66,29 @@ def _natural(value: Any, low: int, high: int) -> int:
 def _row(each: BindingTable) -> Row:
     cooling = [[one.since, one.version, [list(ports) for ports in one.ranges]] for one in each.cooling]
     return [str(each.egress_ip), each.version, base64_of(each.owners), base64_of(each.starts), list(each.returning),
-            list(each.told), each.awaited, cooling]  # fmt: skip
+            list(each.told), each.awaited, cooling, each.asked]  # fmt: skip
 
 
 def _table(
     egress_ip: str, version: int, owners: str, starts: str, returning: list[int], told: list[int], awaited: int,
-    cooling: list[Any],
+    cooling: list[Any], asked: int = 0,
 ) -> BindingTable:  # fmt: skip
     return BindingTable(
         ip_address(egress_ip),
-        _natural(version, 0, LAST_VERSION),
+        natural(version, 0, LAST_VERSION),
         bytes_of(owners, OWNERS),
         bytes_of(starts, STARTS),
-        tuple(map(_port, returning)),
-        tuple(_natural(number, 1, LAST_NUMBER) for number in told),
-        _natural(awaited, 0, LAST_VERSION),
+        tuple(map(granule_port, returning)),
+        tuple(natural(number, 1, LAST_NUMBER) for number in told),
+        natural(awaited, 0, LAST_VERSION),
         tuple(_cooling(*one) for one in cooling),
+        natural(asked, 0, LAST_VERSION),
     )
 
 
 def _cooling(since: int, version: int, ranges: list[list[int]]) -> CoolingPorts:
-    pairs = tuple((_port(first), _natural(size, 64, 65536)) for first, size in ranges)
-    return CoolingPorts(_natural(since, 0, LAST_VERSION), _natural(version, 0, LAST_VERSION), pairs)
+    pairs = tuple((granule_port(first), natural(size, 64, 65536)) for first, size in ranges)
+    return CoolingPorts(natural(since, 0, LAST_VERSION), natural(version, 0, LAST_VERSION), pairs)
 
 
 def _order(each: BindingTable) -> tuple[int, int]:
@@ -97,6 +98,6 @@ def _order(each: BindingTable) -> tuple[int, int]:
 NUMBERS: Table[NodeNumber] = Table(
     "numbers", lambda each: each.node, lambda each: f"number {each.number >> 8}",
     lambda each: [each.node, each.number],
-    lambda node, number: NodeNumber(node, _natural(number, 1, LAST_NUMBER)),
+    lambda node, number: NodeNumber(node, natural(number, 1, LAST_NUMBER)),
 )  # fmt: skip
 BINDINGS: Table[BindingTable] = Table("bindings", _order, lambda each: f"ports {each.egress_ip}", _row, _table)

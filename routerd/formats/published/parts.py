@@ -26,6 +26,7 @@ PART_SIZE = 64 << 10  # bytes; a part with a single bucket may be larger
 BUCKETS = 1 << 12  # a power of two: parts are split by halves, down to one bucket
 FEW = 64  # records that are put in their places one by one
 NAME = re.compile(r"[0-9a-f]{64}")
+EVERYBODY = ("",)
 Records = Mapping[str, Sequence[Any]]  # by the name of their table
 
 
@@ -37,13 +38,16 @@ class Incomplete(InputError):
 class Part:
     name: str  # SHA-256 of the text
     text: str  # ASCII
+    readers: str = ""  # who needs it: "" = everybody, else a word that its writer and they agree on
 
 
 class Shards:
     """Records to parts. It remembers the text of every bucket, so that what did not change is not written anew."""
 
-    def __init__(self, tables: Iterable[Table[Any]]) -> None:
+    def __init__(self, tables: Iterable[Table[Any]], readers: Sequence[str] = EVERYBODY) -> None:
+        """`readers`: buckets are for the first, the next, … of them, as many for each: a power of two."""
         self._tables = {table.name: table for table in tables}
+        self._readers = readers
         self._last: dict[str, Sequence[Any]] = {}
         self._known: dict[str, dict[int, Any]] = {name: {} for name in self._tables}  # records by identity
         self._buckets: list[dict[tuple[str, int], Any]] = [{} for _ in range(BUCKETS)]
@@ -54,10 +58,11 @@ class Shards:
         """The same records give the same parts, whatever was asked before."""
         changed = self._take(records)
         before, self._parts = self._parts, {}
-        for span in spans([len(text) for text in self._texts]):
+        for span in spans([len(text) for text in self._texts], len(self._readers)):
             part = before.get(span)
             if part is None or not changed.isdisjoint(span):
-                part = _part("".join(self._texts[span.start : span.stop]))
+                readers = self._readers[span.start * len(self._readers) // BUCKETS]
+                part = _part("".join(self._texts[span.start : span.stop]), readers)
             self._parts[span] = part
         return tuple(self._parts.values())
 
@@ -99,17 +104,25 @@ class Shards:
         return json.dumps([name, *self._tables[name].to_row(record)], separators=(",", ":")) + "\n"
 
 
+def bucket_of(shard: str) -> int:
+    return crc32(shard.encode()) % BUCKETS
+
+
 def _bucket(table: Table[Any], record: Any) -> int:
-    return crc32(table.shard(record).encode()) % BUCKETS
+    return bucket_of(table.shard(record))
 
 
-def _part(text: str) -> Part:
-    return Part(sha256(text.encode()).hexdigest(), text)
+def _part(text: str, readers: str = "") -> Part:
+    return Part(sha256(text.encode()).hexdigest(), text, readers)
 
 
-def spans(sizes: Sequence[int]) -> Iterator[range]:
-    """Which neighbouring buckets make one part: all, or each half by itself, and so on. Empty ones make none."""
-    todo = [range(len(sizes))]
+def spans(sizes: Sequence[int], shares: int = 1) -> Iterator[range]:
+    """Which neighbouring buckets make one part: all of a share, or each half of it, and so on. Empty ones make none.
+
+    `shares`: how many there are, as large as each other.
+    """
+    each = len(sizes) // shares
+    todo = [range(first, first + each) for first in reversed(range(0, len(sizes), each))]
     while todo:
         span = todo.pop()
         size = sum(sizes[span.start : span.stop])

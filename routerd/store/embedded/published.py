@@ -27,13 +27,14 @@ GRACE = 600.0  # seconds that a part is kept which is in force no more: others m
 class PublishedFile:
     """What is in force, and its one writer. Not thread-safe."""
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic, node: str = "") -> None:
+        """`node`: by which what it needs is read alone; "" = everything is."""
         self.path = path
         self.directory = path.with_suffix(".d")
         self.state: FileState[Allocations] = FileState()
         self._clock = clock
         directory = self.directory  # and not `self`: the lock goes with the last reference
-        self._reader = AllocationsReader(lambda name: stamp(_part_file(directory, name)))
+        self._reader = AllocationsReader(lambda name: stamp(_part_file(directory, name)), node)
         self._writer = AllocationsWriter()
         self._written: frozenset[str] = frozenset()  # names of parts that this process wrote, or found whole
         self._unused: dict[Path, float] = {}  # files of the directory that are not in force, since when

@@ -52,9 +52,11 @@ class FileStore:
         node_reports: Iterable[str] = (),
         service_cidrs: tuple[IPNetwork, ...] = (),
         on_change: Callable[[], None] = _nothing,
+        node: str = "",
     ) -> None:
+        """`node`: whose agent reads, and of what is published only what it needs; "" = everything."""
         self._manifests = Manifests(manifests.absolute())
-        self._published = PublishedFile(allocations.absolute())
+        self._published = PublishedFile(allocations.absolute(), node=node)
         self._report_file = node_report.absolute() if node_report else None
         self._report_patterns = tuple(node_reports)
         self._service_cidrs = service_cidrs

@@ -16,7 +16,7 @@ from typing import Any
 from routerd.errors import StoreError
 from routerd.formats.published.parts import Part
 from routerd.store.kubernetes.client import ApiError, Client
-from routerd.store.kubernetes.resources import CONFIG_MAPS, PART_KEY, PART_LABEL, collection_path
+from routerd.store.kubernetes.resources import CONFIG_MAPS, PART_KEY, PART_LABEL, READERS_LABEL, collection_path
 
 GRACE = 600.0  # seconds that a part is kept which is in force no more: an agent may have missed the document since
 AT_ONCE = 16  # requests in flight
@@ -96,6 +96,7 @@ class Parts:
     async def _create(self, part: Part) -> Mapping[str, Any]:
         self._check()
         labels = {"app.kubernetes.io/managed-by": "routerd", PART_LABEL: self._document}
+        labels |= {READERS_LABEL: part.readers} if part.readers else {}
         meta = {"name": self._name(part.name), "namespace": self._namespace, "labels": labels}
         body = {
             "apiVersion": "v1",

@@ -40,7 +40,15 @@ from routerd.store.kubernetes.events import AgentOf, Events
 from routerd.store.kubernetes.heartbeat import Heartbeats
 from routerd.store.kubernetes.objects import RENEWED, Collection, Key, Models, Raw, StoredObject, key_of
 from routerd.store.kubernetes.report import PERIOD, Reporter
-from routerd.store.kubernetes.resources import ALLOCATIONS, PART_KEY, Resource, for_agent, for_operator, heartbeat_lease
+from routerd.store.kubernetes.resources import (
+    ALLOCATIONS,
+    PART_KEY,
+    Resource,
+    for_agent,
+    for_gateway,
+    for_operator,
+    heartbeat_lease,
+)
 from routerd.store.kubernetes.watch import Reflector, Timings
 from routerd.store.merge import merge
 
@@ -49,6 +57,7 @@ CONFIGURING = frozenset(each.name for each in KINDS if each.placed)  # kinds tha
 TIMINGS = Timings()
 SHARE = 1  # a merge is followed by a pause of this many times its length: churn cannot take the whole processor
 LONGEST_PAUSE = 0.5  # seconds
+LACKING = 5.0  # seconds that parts may lack before it is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +92,9 @@ class KubernetesStore:
         self.namespace = scope.namespace
         self._scope = scope
         self._client = client
-        self.reflectors = [
-            Reflector(
-                client, Collection(each, keep_status=scope.keep_status), self._changed_in(each.kind.name), timings
-            )
-            for each in scope.resources
-        ]
         self._on_change = on_change
         self._timings = timings
+        self.reflectors = [self._reflector(each) for each in scope.resources]
         self._reporter = Reporter(client, scope.node, timings, self._changed_in("")) if scope.node else None
         self._models: dict[str, tuple[str, Models[Any]]] = {  # by kind: the part that is made of them
             "Node": ("nodes", Models(Node, attrgetter("name"))),
@@ -105,7 +109,9 @@ class KubernetesStore:
         self._is_gateway = False  # this node may be one
         self._dirty = {each.collection.resource.kind.name for each in self.reflectors}
         self._changed = asyncio.Event()
-        self._reader = AllocationsReader(self._part_stamp)
+        self._reader = AllocationsReader(self._part_stamp, scope.node)
+        self._needs_gateways_parts = asyncio.Event()
+        self._lacking: float | None = None  # since when parts lack that the document names, of `time.monotonic`
         self._is_there, self._uid = False, ""  # the ConfigMap: seen since it was written; which one was written
         self._allocations: tuple[str, Allocations | None, InputError | None] = ("", None, None)
         self._reports: dict[str, NodeReport] | None = None
@@ -113,6 +119,10 @@ class KubernetesStore:
         self._beats: dict[str, str] = {}  # by name of the Lease
         self._merge_refusals: tuple[Refusal, ...] = ()
         self._snapshot = Snapshot(service_cidrs=scope.service_cidrs)
+
+    def _reflector(self, resource: Resource) -> Reflector:
+        collection = Collection(resource, keep_status=self._scope.keep_status)
+        return Reflector(self._client, collection, self._changed_in(resource.kind.name), self._timings)
 
     # --- what others call
 
@@ -185,7 +195,15 @@ class KubernetesStore:
                 group.create_task(self._heartbeats.run(), name="heartbeats")
                 group.create_task(self._tell_of_pods(), name="pods")
                 group.create_task(self.events.run(), name="events")
+                group.create_task(self._read_as_gateway(), name="watch-parts-for-gateways")
             group.create_task(self._merge_changes(), name="merge")
+
+    async def _read_as_gateway(self) -> None:
+        """From when on the node is a gateway until the end: one that is none any more may be one again."""
+        await self._needs_gateways_parts.wait()
+        reflector = self._reflector(for_gateway(self.namespace))
+        self.reflectors.append(reflector)
+        await reflector.run()
 
     def objects(self, kind: str) -> Iterable[StoredObject]:
         """Objects as read, with uid and resourceVersion: for those who write their status."""
@@ -230,6 +248,8 @@ class KubernetesStore:
             self._changed.clear()
             began = time.perf_counter()
             self.merge()
+            if self._lacking is not None:
+                asyncio.get_running_loop().call_later(LACKING, self._changed_in("ConfigMap"))
             await asyncio.sleep(min(SHARE * (time.perf_counter() - began), LONGEST_PAUSE))
 
     def merge(self) -> None:
@@ -282,7 +302,7 @@ class KubernetesStore:
         merged = merge([one for _, one in sorted(loaded, key=lambda one: one[0])], allocations=allocations)
         self._merge_refusals = merged.refusals
         if self._is_read("bgp"):
-            snapshot = replace(snapshot, bgp=merged.bgp, allocations=allocations, unread=unread(self._allocations[2]))
+            snapshot = replace(snapshot, bgp=merged.bgp, allocations=allocations, unread=unread(self._unread()))
         if self._is_read("pools"):
             snapshot = replace(snapshot, pools=merged.pools)
         if self._is_read("policies"):
@@ -311,7 +331,18 @@ class KubernetesStore:
             self._allocations = (document.version, good, error)
         except ValueError as error:  # a mistake of ours: it costs the document, not the daemon
             self._allocations = (document.version, good, InputError(f"not understood: {error}", file=place))
+        if self._reader.is_gateway:
+            self._needs_gateways_parts.set()
+        is_lacking = isinstance(self._allocations[2], Incomplete)
+        self._lacking = (self._lacking or time.monotonic()) if is_lacking else None
         return self._allocations[1]
+
+    def _unread(self) -> InputError | None:
+        """Why what is published is not in force here. An agent's watches of the document and of its parts are several,
+        so parts may come a moment later; an operator decides nothing meanwhile.
+        """
+        is_fresh = self._lacking is not None and time.monotonic() - self._lacking < LACKING
+        return None if is_fresh and self._scope.node else self._allocations[2]
 
     def _published(self, name: str) -> StoredObject | None:
         """A ConfigMap of our namespace."""
@@ -342,7 +373,7 @@ class KubernetesStore:
         for each in self.reflectors:
             refusals += each.collection.refusals()
             refusals += [refusal] if (refusal := each.refusal()) is not None else []
-        error = self._allocations[2]
+        error = self._unread()
         if error is not None:
             message = f"{error} (what was last published stays in force)"
             refusals.append(Refusal(Ref("ConfigMap", self.namespace, ALLOCATIONS), "InvalidFile", message))

@@ -19,6 +19,7 @@ from routerd.formats.compose import documents
 from routerd.formats.jsontext import parse_json
 from routerd.formats.legacy_bgp import Dialect, as_json
 from routerd.formats.published.allocations import parse_node_report, write_index
+from routerd.formats.published.parts import Part
 from routerd.formats.published.whole import AllocationsReader
 from routerd.model import Allocations
 from routerd.store.embedded.ledger import SqliteLedger
@@ -141,13 +142,13 @@ PARTS = {
 def test_a_part_is_refused(text: str) -> None:
     name = sha256(text.encode()).hexdigest()
     with pytest.raises(InputError, match="not understood"):
-        AllocationsReader().read(write_index(Allocations(1), [name]), "f", lambda _: text)
+        AllocationsReader().read(write_index(Allocations(1), [Part(name, text)]), "f", lambda _: text)
 
 
 def test_a_good_part_is_read() -> None:
     text = GROUP.format(**GOOD)
     name = sha256(text.encode()).hexdigest()
-    found = AllocationsReader().read(write_index(Allocations(1), [name]), "f", lambda _: text)
+    found = AllocationsReader().read(write_index(Allocations(1), [Part(name, text)]), "f", lambda _: text)
     assert [group.id for group in found.groups] == [1]
 
 

@@ -56,7 +56,14 @@ def test_what_the_roles_watch() -> None:
         "ciliumloadbalancerippools.cilium.io", "egresses.crd.antrea.io", "externalippools.crd.antrea.io",
         "egressips.k8s.ovn.org",
     ]  # fmt: skip
-    agent = ["nodes", "namespaces", "pods", "services", "endpointslices.discovery.k8s.io"]
+    agent = [
+        "configmaps in routerd (its share)",
+        "nodes",
+        "namespaces",
+        "pods",
+        "services",
+        "endpointslices.discovery.k8s.io",
+    ]
     assert sorted(each.label for each in for_agent("n", "routerd")) == sorted([*agent, *common, *written])
     operator = ["nodes", "namespaces", "services", "routerdnodes.routerd.io", "leases.coordination.k8s.io in routerd"]
     assert sorted(each.label for each in for_operator("routerd")) == sorted([*operator, *common, *written])

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 from routerd.cli.check import check_paths
 from routerd.errors import StoreError
+from routerd.formats.published.whole import AllocationsWriter
 from routerd.model import Allocations
 from routerd.store.embedded.published import GRACE, PublishedFile
 from routerd.store.embedded.store import FileStore
-from tests.models.many import DECISIONS, allocations_of, small_parts
+from tests.models.many import DECISIONS, NODES, allocations_of, seen_by, small_parts
 from tests.waiting import eventually
 
 POOL = (
@@ -40,9 +41,9 @@ def files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file() and not path.name.startswith("."))
 
 
-def read(directory: Path) -> Allocations | None:
-    """What an agent finds that has just started."""
-    found = PublishedFile(index(directory))
+def read(directory: Path, node: str = "") -> Allocations | None:
+    """What somebody finds who has just started."""
+    found = PublishedFile(index(directory), node=node)
     found.look(NOTHING)
     return found.state.good
 
@@ -57,28 +58,36 @@ def copies(draw: st.DrawFn) -> list[tuple[int, float]]:
     return draw(st.lists(st.tuples(st.integers(0, 40), share), max_size=8))
 
 
-@given(st.lists(st.tuples(DECISIONS, copies()), min_size=1, max_size=4), st.randoms(use_true_random=False))
-@settings(max_examples=25)
+def found_by(node: str, decision: Allocations) -> Allocations:
+    """As the agent of the node finds what is published; "" = the operator does."""
+    return seen_by(node, decision) if node and AllocationsWriter().written(decision).parts else decision
+
+
+@given(
+    st.lists(st.tuples(DECISIONS, copies()), min_size=1, max_size=4), st.randoms(use_true_random=False),
+    st.sampled_from(("", *NODES)),
+)  # fmt: skip
+@settings(max_examples=50)
 def test_copied_in_any_order_and_cut_anywhere_one_decision_is_in_force(
-    steps: list[tuple[Allocations, list[tuple[int, float]]]], rng: Any
+    steps: list[tuple[Allocations, list[tuple[int, float]]]], rng: Any, node: str
 ) -> None:
     with small_parts(), TemporaryDirectory() as root:
         here, there = Path(root, "here"), Path(root, "there")
         for directory in (here, there):
             index(directory).with_suffix(".d").mkdir(parents=True)
         clock = [0.0]
-        operator, agent = PublishedFile(index(here), lambda: clock[0]), PublishedFile(index(there))
+        operator, agent = PublishedFile(index(here), lambda: clock[0]), PublishedFile(index(there), node=node)
         made: list[Allocations] = []
         for generation, (decision, some) in enumerate(steps):
-            made.append(replace(decision, generation=generation))
-            operator.write(made[-1])
+            operator.write(replace(decision, generation=generation))
+            made.append(found_by(node, replace(decision, generation=generation)))
             clock[0] += GRACE / 2
             for number, share in some:
                 found = files(here)
                 agent.look(copy(found[number % len(found)], here, there, share))
                 in_force = agent.state.good
                 assert in_force is None or in_force in made
-                assert read(there) is None or read(there) in made
+                assert read(there, node) is None or read(there, node) in made
             before = agent.state.good
             rest = files(here)
             rng.shuffle(rest)
@@ -86,7 +95,7 @@ def test_copied_in_any_order_and_cut_anywhere_one_decision_is_in_force(
                 agent.look(copy(path, here, there, 1.0))
                 assert agent.state.good in (before, made[-1])
             assert (agent.state.good, agent.state.error) == (made[-1], None)
-            assert read(there) == made[-1]
+            assert read(there, node) == made[-1]
 
 
 def copy(path: Path, here: Path, there: Path, share: float) -> frozenset[Path]:
@@ -154,7 +163,7 @@ def test_killed_at_every_step_the_old_or_the_new_decision_is_in_force(tmp_path: 
 
 def named(directory: Path) -> list[str]:
     lines = index(directory).read_text().splitlines()
-    return [line.strip('- "') for line in lines if line.startswith('- "')]
+    return [line.strip('- "').rpartition("/")[2] for line in lines if line.startswith('- "')]
 
 
 def test_parts_that_are_damaged_or_gone_are_written_again(tmp_path: Path) -> None:
