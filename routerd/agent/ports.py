@@ -28,6 +28,8 @@ class PortDesk:
     @property
     def report(self) -> PortReport | None:
         """None until all that it rests on has been read."""
+        if self.clock() >= self._memory.next_turn:
+            self.reconsider()
         return self._memory.report
 
     def consider(self, allocations: Allocations | None, state: NodeState) -> None:

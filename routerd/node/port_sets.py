@@ -4,12 +4,15 @@ A node asks for ports of a group when a pod that a policy of the group selects i
 an address; and for more when those that it has are nearly used up. It uses a block only while the table that it has
 applied last says that the block is its own and is not asked back: so what it has said of a block that was asked back
 stays true until it is granted anew.
+
+A new group may concern every node at once, so a node of many asks for its ports when it is its turn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
+from zlib import crc32
 
 from egress.status import PortUse
 from ipam.port_sets import GRANULE
@@ -27,6 +30,7 @@ from routerd.model import (
 LINGER = 300.0  # seconds that a node goes on asking after the last selected pod has gone: most are replaced
 LOOK = 300.0  # seconds between two values of what is in use, if nothing else is to be said
 IDLE = 1 / 8  # share in use, below which a node wants half
+ASKS = 25.0  # a second, of all nodes of the cluster that ask for ports of a new group
 MOST = 1 << 16  # ports of a group that a node wants, about as many as an address has
 
 
@@ -35,9 +39,16 @@ class PortMemory:
     """What the next report rests on besides what is read. Times are of a clock that nobody sets, in seconds."""
 
     needed: Mapping[int, float] = field(default_factory=dict)  # by group: when a pod was selected last
+    considered: float = float("-inf")
     looked: float = float("-inf")  # when what is in use was told last
     held: Mapping[int, tuple[int, float]] = field(default_factory=dict)  # by group: ports in force here, since when
     report: PortReport | None = None
+    turns: Mapping[int, float] = field(default_factory=dict)  # by group: before that it is not asked for
+
+    @property
+    def next_turn(self) -> float:
+        """When something is to be said that nothing else brings up."""
+        return min((turn for turn in self.turns.values() if turn > self.considered), default=float("inf"))
 
 
 def own_blocks(
@@ -79,6 +90,7 @@ def report_ports(
     known = {group.id for group in allocations.groups}
     needed = {group: now if group in here else since for group, since in _since(memory, here, now).items()}
     needed = {group: since for group, since in needed.items() if group in known and now - since < LINGER}
+    turns = _turns(node, known, memory, now, len(allocations.numbers))
     looks = now - memory.looked >= LOOK
     before = memory.report or PortReport()
     blocks = own_blocks(allocations, node, needed) if use is not None else {}
@@ -87,10 +99,21 @@ def report_ports(
     )
     short = {group: ports for group, (ports, since) in held.items() if use and use.pressed.get(group, since) > since}
     asks = tuple(
-        _ask(group, blocks.get(group, ()), before, use, short.get(group, 0), looks=looks) for group in sorted(needed)
+        _ask(group, blocks.get(group, ()), before, use, short.get(group, 0), looks=looks)
+        for group in sorted(needed)
+        if turns[group] <= now
     )
     report = PortReport(asks, _unused(applied, node, use, applied_since, before), _confirmed(applied, node, before))
-    return PortMemory(needed, now if looks else memory.looked, held, report)
+    return PortMemory(needed, now, now if looks else memory.looked, held, report, turns)
+
+
+def _turns(node: str, groups: Iterable[int], memory: PortMemory, now: float, nodes: int) -> dict[int, float]:
+    """From when on each group is asked for. Those that were there before this one may be at any time: a node that gets
+    a pod waits for nothing.
+    """
+    round_ = nodes / ASKS if nodes > ASKS and memory.report is not None else 0.0
+    turn = now if not round_ else now + (crc32(node.encode()) / 2**32 * round_ - now) % round_
+    return {group: memory.turns.get(group, turn) for group in groups}
 
 
 Blocks = Mapping[int, tuple[tuple[IPAddress, PortBlock], ...]]

@@ -33,6 +33,7 @@ BUSY = "the operator is busy: it waits for its store (the API server, or a disk)
 OLD = "the last change of the ledger is not known to be stored yet: this is what it said before"
 
 JOIN, LONGEST_JOIN = 0.1, 1.0  # seconds in which changes are joined to one round, where a write is a request
+WRITES, LONGEST_REST = 25.0, 5.0  # requests a second that write; seconds after a round that made many
 FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0  # seconds between rounds that fail, doubled each time
 PATIENCE = 2.0  # seconds that a question waits for a round to end
 LOOK = 2.0  # seconds between looks at who is heard
@@ -59,6 +60,10 @@ class LedgerFile(Protocol):
     def read(self) -> Ledger: ...
 
     def record(self, changes: Changes) -> None: ...
+
+    @property
+    def writes(self) -> int:
+        """Requests so far that wrote for it, or for what is published; 0 where a write is none."""
 
 
 def holder_row(holder: Holder) -> dict[str, str]:
@@ -105,6 +110,7 @@ class Operator:
     _kept: Kept | None = field(init=False, default=None)
     _began: bool = field(init=False, default=False)
     _lasted: float = field(init=False, default=0.0)  # seconds of the last round
+    _rests_until: float = field(init=False, default=0.0)  # of `ticks`
     _initial: Allocations | None = field(init=False, default=None)  # what was published when it began
     _wake: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     _turn: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)  # one at a time reads and writes the ledger
@@ -138,9 +144,10 @@ class Operator:
             await self._join()
 
     async def _join(self) -> None:
-        """Waits for what comes with the change; longer in a storm, when rounds are long."""
+        """Waits for what comes with the change; longer in a storm, when rounds are long, or write much."""
         if self.in_thread:
-            await asyncio.sleep(min(max(JOIN, 2 * self._lasted), LONGEST_JOIN))
+            join = min(max(JOIN, 2 * self._lasted), LONGEST_JOIN)
+            await asyncio.sleep(max(join, self._rests_until - self.ticks()))
 
     async def listen(self) -> None:
         """Until it is cancelled, beside `run`. A beat that changes no decision costs no round."""
@@ -174,13 +181,14 @@ class Operator:
 
     def _timed(self) -> float:
         """A round, which `rounds` counts if there was anything to decide on."""
-        began, before = time.perf_counter(), self.last
+        began, before, written = time.perf_counter(), self.last, self.ledger.writes
         try:
             wait = self.round()
         except (StoreError, EnvironmentFault) as error:
             self.rounds = self.rounds.after(time.perf_counter() - began, str(error))
             raise
         self._lasted = time.perf_counter() - began
+        self._rests_until = self.ticks() + min((self.ledger.writes - written) / WRITES, LONGEST_REST)
         if self.last is not before:
             self.rounds = self.rounds.after(self._lasted)
         return wait

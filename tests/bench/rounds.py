@@ -338,6 +338,7 @@ class Records:
     content: Ledger = field(default_factory=Ledger)
     text: LedgerText = field(default_factory=LedgerText)
     writer: AllocationsWriter = field(default_factory=AllocationsWriter)
+    writes: int = 0
 
     def read(self) -> Ledger:
         return self.content

@@ -225,6 +225,7 @@ class FakeStore:
 class FakeLedger:
     content: Ledger = field(default_factory=Ledger)
     fault: StoreError | None = None
+    writes: int = 0
 
     def read(self) -> Ledger:
         return self.content

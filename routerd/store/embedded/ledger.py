@@ -95,6 +95,8 @@ PRUNE_PERIOD = 86400.0  # seconds between looks for audit entries that are too o
 class SqliteLedger:
     """The open ledger. Opening takes the lock, migrates the schema and takes a new lease; `close` lets go."""
 
+    writes = 0  # see `routerd.operator.loop.LedgerFile`: a write is no request
+
     def __init__(self, path: Path, retention: float | None = None, clock: Callable[[], float] = time.time) -> None:
         """Errors: `EnvironmentFault` if the file cannot be written, `StoreError` if it is locked or damaged.
 

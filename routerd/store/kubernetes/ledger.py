@@ -57,6 +57,7 @@ class FencedConfigMap:
         self._version: str | None = None  # resourceVersion; "" = there is none, None = unknown
         self._data: Mapping[str, str] = {}
         self.raw: Mapping[str, Any] = {}  # as the API server has it
+        self.writes = 0
 
     async def read(self) -> Mapping[str, str]:
         """Raises ApiError."""
@@ -87,6 +88,7 @@ class FencedConfigMap:
         if not self._may_write():
             raise Outdated(f"ConfigMap {self.name}: the lease {self.fence} has run out")
         version, self._version = self._version, None  # whatever happens to the write, it must be read again
+        self.writes += 1
         self._note(await self._put(version, data))
 
     async def _put(self, version: str | None, data: Mapping[str, str]) -> Mapping[str, Any]:
@@ -154,6 +156,11 @@ class KubernetesLedger:
     @property
     def lease(self) -> int:
         return self._ledger.index.fence
+
+    @property
+    def writes(self) -> int:
+        """Requests so far that wrote, or were to."""
+        return sum(each.writes for one in (self._ledger, self._allocations) for each in (one.index, one.parts))
 
     def read(self) -> Ledger:
         return self._wait(self._read())

@@ -44,6 +44,7 @@ class Parts:
         self._may_write, self._clock = may_write, clock
         self._trusted: dict[str, str] = {}  # uid by the part's name
         self._unused: dict[str, tuple[str, float]] = {}  # those not in force: uid, and since when
+        self.writes = 0  # requests
 
     async def adopt(self, named: Collection[str]) -> None:
         """Takes over: `named` are those that the document names. Raises ApiError."""
@@ -117,8 +118,10 @@ class Parts:
                 raise
 
     def _check(self) -> None:
+        """Before each write."""
         if not self._may_write():
             raise Outdated(f"parts of ConfigMap {self._document}: the lease has run out")
+        self.writes += 1
 
     def _name(self, name: str) -> str:
         return f"{self._document}-{name}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from routerd.agent.ports import PortDesk
-from routerd.model import Allocations, AppliedTable, Pod, PortAsk, PortReport, Snapshot
+from routerd.model import Allocations, AppliedTable, NodeNumber, Pod, PortAsk, PortReport, Snapshot
 from routerd.node.desired import LocalFacts, Settings, compose
 from tests.models import cluster
 
@@ -77,3 +77,18 @@ def test_a_gateway_confirms_what_is_in_force_and_not_what_it_has_read() -> None:
     assert report is not None and report.applied == ()
     report = desk.round(cluster.snapshot(allocations=allocations))
     assert report is not None and report.applied == (AppliedTable(table.egress_ip, table.version),)
+
+
+def test_it_says_what_it_waited_for_its_turn_with() -> None:
+    """Nothing else happens then: whoever writes the report looks."""
+    desk, now = Desk(), [0.0]
+    desk.desk.clock = lambda: now[0]
+    numbers = tuple(NodeNumber(name, place + 1) for place, name in enumerate(["a", *map(str, range(500))]))
+    pod = cluster.pod("web-1", "10.1.11.2")
+    before = cluster.allocations(cluster.group(id=9, policies=()), numbers=numbers)
+    after = replace(before, groups=(cluster.group(),))
+    snapshot = cluster.snapshot(pods={pod.key: pod}, allocations=before)
+    assert desk.round(snapshot) == PortReport()
+    assert desk.round(replace(snapshot, allocations=after)) == PortReport()
+    now[0] = 20.0
+    assert desk.desk.report is not None and desk.desk.report.asks == (PortAsk(cluster.group().id),)

@@ -20,7 +20,7 @@ from routerd.model import (
     PortBlock,
     UnusedBlock,
 )
-from routerd.node.port_sets import LINGER, LOOK, PortMemory, own_blocks, report_ports
+from routerd.node.port_sets import ASKS, LINGER, LOOK, PortMemory, own_blocks, report_ports
 
 IP, OTHER = ip_address("192.0.2.1"), ip_address("192.0.2.2")
 A, B = PortBlock(1024, 1024, 1), PortBlock(2048, 1024, 2)
@@ -196,3 +196,51 @@ def test_tables_of_groups_without_a_pod_here_are_not_read(monkeypatch: pytest.Mo
     desk.use = PortUse()
     desk.asks("EgressPolicy/a", allocations=allocations)
     assert read == [IP]
+
+
+# --- many nodes at once
+
+
+def crowd(nodes: int, *groups: int) -> Allocations:
+    found = tuple(EgressGroup(each, IP, (f"EgressPolicy/{each}",), ("g",)) for each in groups)
+    return Allocations(1, groups=found, numbers=tuple(NodeNumber(f"n{each}", each) for each in range(1, nodes + 1)))
+
+
+def asked_at(node: str, allocations: Allocations, later: Allocations, until: float = 60.0) -> list[float]:
+    """When it asks for the first group and for the second, which comes at 10 s and takes a pod here at once."""
+    desk, found = Desk(node), []
+    while desk.now < until and len(found) < 2:
+        before = len(found)
+        there = allocations if desk.now < 9 else later
+        if len(desk.asks("EgressPolicy/1", "EgressPolicy/2", allocations=there)) > before:
+            found.append(desk.now)
+    return found
+
+
+def test_nodes_of_a_large_cluster_ask_for_a_new_group_in_turns() -> None:
+    before, after = crowd(500, 1), crowd(500, 1, 2)
+    times = [asked_at(f"n{number}", before, after) for number in range(1, 501)]
+    assert {first for first, _ in times} == {1.0}, "what is there when an agent starts it asks for at once"
+    seconds = [second for _, second in times]
+    assert min(seconds) < 12 and 28 < max(seconds) <= 31
+    assert max(seconds.count(second) for second in set(seconds)) < 2 * ASKS
+
+
+def test_a_pod_that_comes_later_waits_for_no_turn_nor_does_anybody_in_a_small_cluster() -> None:
+    desk = Desk("n3")
+    desk.asks(allocations=crowd(500, 1))
+    desk.asks(allocations=crowd(500, 1, 2))
+    desk.asks(allocations=crowd(500, 1, 2), seconds=30.0)
+    assert desk.asks("EgressPolicy/2", allocations=crowd(500, 1, 2)) == [PortAsk(2)]
+    assert asked_at("n3", crowd(20, 1), crowd(20, 1, 2)) == [1.0, 10.0]
+
+
+def test_the_next_turn_is_known() -> None:
+    desk = Desk("n3")
+    desk.asks(allocations=crowd(500, 1))
+    assert desk.memory.next_turn == float("inf")
+    desk.asks("EgressPolicy/2", allocations=crowd(500, 1, 2))
+    turn = desk.memory.next_turn
+    assert desk.now < turn < desk.now + 500 / ASKS
+    assert desk.asks("EgressPolicy/2", allocations=crowd(500, 1, 2), seconds=turn - desk.now) == [PortAsk(2)]
+    assert desk.memory.next_turn == float("inf")

@@ -22,7 +22,7 @@ from routerd.errors import StoreError
 from routerd.log import JsonFormatter, LogfmtFormatter, configure, event
 from routerd.model import Allocations, ServiceAllocation, Writer
 from routerd.operator import loop
-from routerd.operator.loop import Operator
+from routerd.operator.loop import WRITES, Operator
 from routerd.serve.api import Noted, RequestRefused
 from routerd.store.embedded.ledger import SqliteLedger
 from tests.models.operator_world import FakeLedger, FakeStore, World
@@ -143,6 +143,31 @@ def test_the_loop(operator: Operator, store: FakeStore, ledger: FakeLedger) -> N
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    in_virtual_time(story())
+
+
+class Requesting(FakeLedger):
+    """Each record of it takes 50 requests."""
+
+    def record(self, changes: Changes) -> None:
+        super().record(changes)
+        self.writes += 50
+
+
+def test_after_a_round_that_wrote_much_the_next_one_waits(store: FakeStore) -> None:
+    """So that a thousand nodes that ask one after another do not make hundreds of requests a second."""
+
+    async def story() -> None:
+        operator = Operator(store, Requesting(), clock=lambda: 1000 + now(), ticks=now, in_thread=True)
+        operator._timed()
+        began = now()
+        await operator._join()
+        assert now() - began == pytest.approx(50 / WRITES)
+        await elapse(60)
+        began = now()
+        await operator._join()
+        assert now() - began < 1, "one ask after a quiet time waits for none"
 
     in_virtual_time(story())
 
