@@ -56,7 +56,7 @@ RTEXT_FILTER_SKIP_STATS = 1 << 3
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 IFLA_VXLAN_PORT, IFLA_VXLAN_COLLECT_METADATA = 15, 25
 IFA_ADDRESS, IFA_LOCAL, IFA_TARGET_NETNSID = 1, 2, 10
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_MULTIPATH, RTA_TABLE, RTA_VIA = 1, 4, 5, 9, 15, 18
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_TABLE, RTA_VIA = 1, 4, 5, 6, 9, 15, 18
 RTN_UNICAST, RTN_BLACKHOLE = 1, 6
 TABLE_MAIN = 254
 
@@ -165,15 +165,16 @@ def read_networks(route: NetlinkSocket) -> dict[int, frozenset[IPNetwork]]:
     return {ifindex: frozenset(networks) for ifindex, networks in found.items()}
 
 
-def read_next_hops(route: NetlinkSocket) -> frozenset[IPAddress]:
-    """Of the default routes of the main tables. They may lie in no network of an interface (onlink)."""
-    found: set[IPAddress] = set()
+def read_next_hops(route: NetlinkSocket) -> frozenset[tuple[IPAddress, int, int]]:
+    """(address, ifindex, metric) of the default routes of the main tables. An address may lie in no network of an
+    interface (onlink).
+    """
+    found: set[tuple[IPAddress, int, int]] = set()
     for answer in (*_dump_routes(route, socket.AF_INET), *_dump_routes(route, socket.AF_INET6)):
         if ROUTE.unpack_from(answer)[1] == 0:
             values = attributes(answer, ROUTE.size)
-            found.update(_gateway(values))
-            for _, hop in _hops(values.get(RTA_MULTIPATH, b"")):
-                found.update(_gateway(hop))
+            hops = [(_number(values, RTA_OIF), values), *_hops(values.get(RTA_MULTIPATH, b""))]
+            found |= {(each, device, _number(values, RTA_PRIORITY)) for device, hop in hops for each in _gateway(hop)}
     return frozenset(found)
 
 

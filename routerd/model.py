@@ -267,6 +267,7 @@ class Peer:
     remote_as: int
     local_as: int
     port: int = 179
+    found: Literal["", "router", "default-gateway"] = ""  # whose address it has; `address` is unspecified until then
     interface: str = ""  # by which the peer is reached; "" = by any. A link-local address has it as its zone (RFC 4007)
     source_address: IPAddress | None = None
     source_interface: str = ""  # whose address is the source

@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from routerd.model import IPAddress, IPNetwork, NodeLink, Peer
+from routerd.node.sessions import Found, gateways
 
 IPV6_ADDRESSES = Path("/proc/net/if_inet6")
 GLOBAL_SCOPE = "00"
@@ -79,6 +80,16 @@ def address_on(interface: str, version: int) -> IPAddress | None:
         reachable = (each for each in found if not (each.is_loopback or each.is_link_local))
         return next((each for each in reachable if each.version == version), None)
     return None
+
+
+def default_gateways() -> Found:
+    """What default routes lead to now."""
+    from egress.devices import read_next_hops
+    from egress.netlink import NetlinkSocket
+
+    with contextlib.suppress(OSError), NetlinkSocket() as route:
+        return gateways([(hop, socket.if_indextoname(index), metric) for hop, index, metric in read_next_hops(route)])
+    return {}
 
 
 def session_addresses(
@@ -160,5 +171,5 @@ def own_networks() -> tuple[IPNetwork, ...]:
 
     with NetlinkSocket() as route:
         networks = read_networks(route).values()
-        found = {*chain.from_iterable(networks), *map(ip_network, read_next_hops(route))}
+        found = {*chain.from_iterable(networks), *(ip_network(hop) for hop, _, _ in read_next_hops(route))}
     return tuple(sorted(found, key=lambda each: (each.version, int(each.network_address), each.prefixlen)))

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,11 @@ from bgp.path import AdjRibOut
 from bgp.speaker import PeerStatus, Speaker, SpeakerUnavailable
 from egress.status import EgressStatus
 from routerd.agent.arrivals import Arrivals, Expected
-from routerd.agent.local import interface_addresses, own_networks, passwords_of, session_addresses
+from routerd.agent.local import default_gateways, interface_addresses, own_networks, passwords_of, session_addresses
 from routerd.memo import Last
 from routerd.model import IPAddress, Node, Peer, Refusal, Snapshot, with_blocks
 from routerd.node.desired import LocalFacts
+from routerd.node.sessions import Found, sought, with_found
 from routerd.refs import PATH, PEER, SPEAKER, Ref
 from routerd.store.interface import Store, StoreStatus
 from routerd.tell.views import PeerView, Row
@@ -26,6 +28,7 @@ from upstream.targets import Upstream
 
 if TYPE_CHECKING:
     from bfd.control import View
+    from bgp.routers import Routers
     from routerd.agent.bfd import BfdRoom
     from routerd.agent.egress import EgressRoom  # a node without egress needs neither eBPF nor its memory
     from upstream.watch import Watcher
@@ -56,6 +59,47 @@ class WithBlocks:
         return self._last[1]
 
 
+class WithRouters:
+    """Snapshots with the addresses of this node's peers that are found; of the same one the same value.
+
+    What a snapshot asks for is looked for from then on. While there is no default route, the last ones stay.
+    """
+
+    def __init__(self, node: str, routers: Routers, gateways: Callable[[], Found] = default_gateways) -> None:
+        self._node = node
+        self._routers = routers
+        self._read = gateways
+        self._asked = False
+        self._gateways: Found = {}
+        self._last: tuple[Snapshot, Found, Snapshot] | None = None
+
+    def look(self) -> None:
+        """Reads default routes, if somebody asks for them."""
+        if self._asked:
+            self._gateways = {**self._gateways, **self._read()}
+
+    def __call__(self, snapshot: Snapshot) -> Snapshot:
+        here = (snapshot.nodes or {}).get(self._node)
+        if here is None or snapshot.bgp is None:
+            return snapshot
+        if self._last is None or self._last[0] is not snapshot:
+            self._seek(sought(snapshot.bgp.peers, here))
+        found = self._found()
+        if self._last is None or self._last[0] is not snapshot or self._last[1] != found:
+            self._last = snapshot, found, with_found(snapshot, here, found)
+        return self._last[2]
+
+    def _seek(self, peers: tuple[Peer, ...]) -> None:
+        self._routers.want(frozenset(peer.interface for peer in peers if peer.found == "router"))
+        was_asked, self._asked = self._asked, any(peer.found == "default-gateway" for peer in peers)
+        if not was_asked:
+            self.look()
+
+    def _found(self) -> Found:
+        by_link: Found = {IPv6Address(f"::%{name}"): routers for name, routers in self._routers.found.items()}
+        return {**self._gateways, **by_link}
+
+
 class Rooms:
     """What the agent asks its node. `speaker` and `egress` are None where the configuration switches them off."""
 
@@ -68,6 +112,7 @@ class Rooms:
         bfd: BfdRoom | None = None,
         upstream: Watcher | None = None,
         password_dir: Path | None = None,
+        with_routers: WithRouters | None = None,
     ) -> None:
         self._store = store
         self._view = WithBlocks(lambda: store.snapshot())
@@ -77,15 +122,18 @@ class Rooms:
         self._upstream = upstream
         self._uplinks = uplinks
         self._password_dir = password_dir
+        self._with_routers = with_routers
         self._arrivals = Arrivals()
 
     def snapshot(self) -> Snapshot:
-        return self._view()
+        return self._view() if self._with_routers is None else self._with_routers(self._view())
 
     def store_status(self) -> StoreStatus | None:
         return self._store.status()
 
     def surroundings(self, before: LocalFacts) -> LocalFacts:
+        if self._with_routers is not None:
+            self._with_routers.look()
         if self._egress is None:
             return before
         try:

@@ -24,7 +24,8 @@ from routerd.refs import Ref, service_ref
 
 Severity = Literal["error", "warning"]
 BETTER = frozenset({"NoGateway", "AwaitingNodeReports", "PolicyRefused", UNSUPPORTED_FAMILY})  # told by `check`
-STATES = frozenset({"NoAddress", "NodeDrained", "NetworkUnavailable"})  # no mistake of a file, or the operator's word
+# no mistake of a file, the operator's word, or known to the node alone
+STATES = frozenset({"NoAddress", "NodeDrained", "NetworkUnavailable", "RouterNotFound"})
 GUESSED = frozenset({"NoRoute", "NoNextHop"})  # the node's interfaces may have what its Node object lacks
 
 

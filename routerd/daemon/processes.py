@@ -173,8 +173,9 @@ def _assembled(
     attachments: Attachments,
     pod_addresses: PodAddressDesk,
 ) -> tuple[Agent, Presence]:
+    from bgp.routers import Routers
     from bgp.speaker import Speaker
-    from routerd.agent.rooms import Rooms, relay_socket
+    from routerd.agent.rooms import Rooms, WithRouters, relay_socket
 
     made(config.run_dir, source.path, "run-dir")
     on_speaker, on_links = Callback(), Callback()
@@ -195,7 +196,13 @@ def _assembled(
     upstream = _upstream(config)
     if upstream is not None:
         tasks["upstream"] = upstream.run
-    rooms = Rooms(store, speaker, egress, config.egress.uplinks, bfd_room, upstream, config.bgp.password_dir)
+    routers = Routers() if speaker is not None else None
+    if routers is not None:
+        tasks["routers"] = routers.run
+    rooms = Rooms(
+        store, speaker, egress, config.egress.uplinks, bfd_room, upstream, config.bgp.password_dir,
+        WithRouters(config.node_name, routers) if routers is not None else None,
+    )  # fmt: skip
     pod_addresses.snapshot = rooms.snapshot
     limits = config.bgp.brake
     body = Agent(
@@ -228,6 +235,8 @@ def _assembled(
         on_speaker.to = partial(_speaker_changed, bfd_room, body)
     if upstream is not None:
         upstream.serves, upstream.on_change = lambda: body.is_gateway, body.refresh
+    if routers is not None:
+        routers.on_change = body.wake
     on_links.to, source.on_status = body.recheck, body.config_is
     enabled = Enabled(bgp=config.bgp.enabled, egress=config.egress.enabled)
     began = time.monotonic()

@@ -6,12 +6,12 @@ no address: that takes the kernel's routes (`routerd/agent/local.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 from bgp.path import Family, SpeakerPeer
-from routerd.model import IPAddress, IPFamily, Node, Peer, Refusal
+from routerd.model import IPAddress, IPFamily, Node, Peer, Peering, Refusal, Snapshot
 from routerd.selectors import matches_any
 
 FAMILIES: Mapping[IPFamily, Family] = {"IPv4": "ipv4 unicast", "IPv6": "ipv6 unicast"}
@@ -28,6 +28,8 @@ def session(
 
     `router_id` is the node's own setting, which wins over the peer's; without any it is an address of the node.
     """
+    if peer.found:
+        return Refusal(peer.ref, *_not_found(peer, node))
     if unusable := _unusable(peer, node):
         return Refusal(peer.ref, *unusable)
     if local is None:
@@ -55,6 +57,16 @@ def session(
         interface=peer.interface,
         description=peer.name,
     )
+
+
+def _not_found(peer: Peer, node: Node) -> tuple[str, str]:
+    if peer.found == "router":
+        message = (
+            f"{node.name} has heard no router advertisement on interface {peer.interface}: does the router send them?"
+        )
+        return "RouterNotFound", message
+    by = f" by interface {peer.interface}" if peer.interface else ""
+    return "RouterNotFound", f"{node.name} has no default route of IPv{peer.address.version}{by}"
 
 
 def _no_source(peer: Peer, node: Node) -> tuple[str, str]:
@@ -141,3 +153,49 @@ def sessions_of(
         else:
             sessions[peer.address] = opened
     return sessions, refusals
+
+
+# --- peers that are found
+
+
+Found = Mapping[IPAddress, tuple[IPAddress, ...]]
+"""By the unspecified address that stands for them. A link-local one has its interface as zone."""
+
+
+def sought(peers: Iterable[Peer], here: Node) -> tuple[Peer, ...]:
+    """Peers of this node that are to be found."""
+    return tuple(peer for peer in peers if peer.found and matches_any(peer.node_selectors, here.labels))
+
+
+def gateways(default_routes: Collection[tuple[IPAddress, str, int]]) -> Found:
+    """Next hops of the best default routes of each family, from (address, interface, metric)."""
+    found: dict[IPAddress, tuple[IPAddress, ...]] = {}
+    for any_address in (IPv4Address(0), IPv6Address(0)):
+        hops = [each for each in default_routes if each[0].version == any_address.version]
+        best = min((metric for _, _, metric in hops), default=0)
+        zoned = {_zoned(address, interface) for address, interface, metric in hops if metric == best}
+        if zoned:
+            found[any_address] = tuple(sorted(zoned, key=int))
+    return found
+
+
+def _zoned(address: IPAddress, interface: str) -> IPAddress:
+    return IPv6Address(f"{address}%{interface}") if address.version == 6 and address.is_link_local else address
+
+
+def with_found(snapshot: Snapshot, here: Node, found: Found) -> Snapshot:
+    """`snapshot` with this node's peers at the addresses that were found for them; others stay as they are."""
+    if snapshot.bgp is None or not any(peer.found for peer in snapshot.bgp.peers):
+        return snapshot
+    peers = tuple(each for peer in snapshot.bgp.peers for each in _at(peer, here, found))
+    return replace(snapshot, bgp=Peering(peers))
+
+
+def _at(peer: Peer, here: Node, found: Found) -> Iterator[Peer]:
+    addresses = found.get(peer.address, ()) if peer.found and matches_any(peer.node_selectors, here.labels) else ()
+    for address in addresses:
+        zone = (address.scope_id if isinstance(address, IPv6Address) else None) or ""
+        if not peer.interface or not zone or zone == peer.interface:
+            yield replace(peer, address=address, interface=peer.interface or zone, found="")
+    if not addresses:
+        yield peer

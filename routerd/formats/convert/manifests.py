@@ -13,7 +13,7 @@ import yaml
 
 from ipam.ranges import networks_between
 from routerd.formats.legacy_bgp import LegacyConfig
-from routerd.formats.legacy_bgp.peers import FAMILY_WORDS, without_place
+from routerd.formats.legacy_bgp.peers import DEFAULT_GATEWAYS, FAMILY_WORDS, without_place
 from routerd.formats.meta import ROUTERD
 from routerd.model import (
     AddressPool,
@@ -220,11 +220,12 @@ def _peer(peer: Peer, profiles: dict[Bfd, str]) -> Json:
     default = Peer(peer.address, peer.remote_as, peer.local_as)
     restart = peer.graceful_restart_time
     words = [word for word, family in FAMILY_WORDS.items() if family in peer.families]
+    by_default = peer.found == "router" and peer.families == default.families
     is_shared = peer.bfd in profiles if peer.bfd is not None else False
     return _given(
         **{
             "name": peer.name,
-            "peer-address": str(peer.address).partition("%")[0],
+            "peer-address": _peer_address(peer),
             "interface": peer.interface,
             "peer-asn": peer.remote_as,
             "my-asn": peer.local_as,
@@ -238,7 +239,7 @@ def _peer(peer: Peer, profiles: dict[Bfd, str]) -> Json:
             "password-file": peer.password_file,
             "ebgp-multihop": peer.ebgp_multihop or None,
             "ttl-security": peer.ttl_security or None,
-            "extended-next-hop": peer.extended_next_hop or None,
+            "extended-next-hop": peer.extended_next_hop if peer.extended_next_hop != by_default else None,
             "graceful-restart-time": f"{restart}s" if restart != default.graceful_restart_time else None,
             "families": words if peer.families != default.families else None,
             "bfd-profile": profiles[peer.bfd] if peer.bfd is not None and is_shared else None,
@@ -246,6 +247,12 @@ def _peer(peer: Peer, profiles: dict[Bfd, str]) -> Json:
             "node-selectors": _selectors(peer.node_selectors),
         }
     ) | ({"announce": list(peer.gets)} if peer.gets != default.gets else {})  # empty: for what names it alone
+
+
+def _peer_address(peer: Peer) -> str:
+    if peer.found == "default-gateway":
+        return next(word for word, address in DEFAULT_GATEWAYS.items() if address == peer.address)
+    return "" if peer.found else str(peer.address).partition("%")[0]
 
 
 def _bfd(bfd: Bfd) -> Json:

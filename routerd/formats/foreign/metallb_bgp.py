@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from ipaddress import IPv6Address
 
 from routerd.formats.document import Section, Value
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.legacy_bgp.bfd import PROFILE_INTERVAL
 from routerd.formats.legacy_bgp.golang import parse_duration, whole_seconds
-from routerd.formats.legacy_bgp.peers import MAX_HOLD_TIME
+from routerd.formats.legacy_bgp.peers import INTERFACE, MAX_HOLD_TIME
 from routerd.formats.meta import label_selector, read_meta
-from routerd.model import Bfd, BfdProfile, IPFamily, Peer, Refusal
+from routerd.model import Bfd, BfdProfile, IPAddress, IPFamily, Peer, Refusal
 from routerd.refs import Ref
 
 HOLD_TIME = 90  # seconds
 _NOT_DONE = {
-    "interface": "a session without addresses is not supported: name the router with peerAddress",
     "dynamicASN": "the AS number is not learnt from the router: give peerASN",
     "passwordSecret": "this Secret is not read: write the peer in the BGP ConfigMap, with a password-file",
     "vrf": "sessions in a VRF are not supported",
@@ -34,8 +34,9 @@ def read_bgp_peer(value: Value) -> tuple[LegacyConfig | None, tuple[Refusal, ...
     if refusals := tuple(_not_done(about, spec)):
         return None, refusals
     peer = _peer(meta.name, value, spec)
-    if peer.bfd_profile and peer.ebgp_multihop:
-        message = "BFD over several hops is not done: the session runs without BFD"
+    if peer.bfd_profile and (peer.ebgp_multihop or peer.found or peer.address.is_link_local):
+        over = "over several hops" if peer.ebgp_multihop else "with a link-local address"
+        message = f"BFD {over} is not done: the session runs without BFD"
         refusal = Refusal(peer.ref, "BFDNotSupported", str(spec.require("bfdProfile").error(message)))
         return LegacyConfig((replace(peer, bfd_profile=""),)), (refusal,)
     return LegacyConfig((peer,)), ()
@@ -86,7 +87,7 @@ def _is_empty(given: Value) -> bool:
 
 
 def _peer(name: str, value: Value, spec: Section) -> Peer:
-    address = spec.require("peerAddress").address()
+    found, address, interface = _address(spec)
     source, router_id = (found if found is not None and found.text else None for found in map(spec.get, _ADDRESSES))
     hold_time = _seconds(spec, "holdTime", HOLD_TIME)
     if 0 < hold_time < 3 or hold_time > MAX_HOLD_TIME:
@@ -95,6 +96,7 @@ def _peer(name: str, value: Value, spec: Section) -> Peer:
     if keepalive > hold_time:
         raise spec.require("keepaliveTime").error(f"found {keepalive} s, expected at most the hold time, {hold_time} s")
     family: IPFamily = "IPv4" if address.version == 4 else "IPv6"
+    has_both = found or spec.boolean("dualStackAddressFamily", False)
     return Peer(
         address=address,
         remote_as=spec.require("peerASN").integer(1, 2**32 - 1),
@@ -107,11 +109,26 @@ def _peer(name: str, value: Value, spec: Section) -> Peer:
         password=spec.string("password"),
         ebgp_multihop=spec.boolean("ebgpMultiHop", False),
         bfd_profile=spec.string("bfdProfile"),
-        families=("IPv4", "IPv6") if spec.boolean("dualStackAddressFamily", False) else (family,),
+        families=("IPv4", "IPv6") if has_both else (family,),
+        found="router" if found else "",
+        interface=interface,
+        extended_next_hop=found,
         node_selectors=tuple(label_selector(item, strict=False) for item in spec.items("nodeSelectors")),
         name=name,
         origin=value.origin,
     )
+
+
+def _address(spec: Section) -> tuple[bool, IPAddress, str]:
+    """Whether the router is found on an interface, its address or what stands for it, and that interface."""
+    interface = spec.get("interface")
+    if interface is None or not interface.text:
+        return False, spec.require("peerAddress").address(), ""
+    if not INTERFACE.fullmatch(interface.text):
+        raise interface.error(f"{interface.text!r} is no name of an interface")
+    if spec.string("peerAddress"):
+        raise interface.error("expected either peerAddress or interface, found both")
+    return True, IPv6Address(f"::%{interface.text}"), interface.text
 
 
 _ADDRESSES = ("sourceAddress", "routerID")

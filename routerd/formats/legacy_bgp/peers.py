@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
-from typing import get_args
+from typing import Literal, get_args
 
 from routerd.errors import InputError
 from routerd.formats.document import Value
@@ -22,8 +22,13 @@ from routerd.selectors import LabelSelector
 DEFAULT_HOLD_TIME = 90 * 10**9
 MAX_HOLD_TIME = 65535  # seconds; 16 bits in the OPEN message (RFC 4271, section 4.2)
 ALL_OF_IT: tuple[Gets, ...] = get_args(Gets)
+Found = Literal["", "router", "default-gateway"]
+DEFAULT_GATEWAYS: Mapping[str, IPAddress] = {
+    "default-gateway": IPv4Address("0.0.0.0"),
+    "default-gateway-ipv6": IPv6Address("::"),
+}
 FAMILY_WORDS: Mapping[str, IPFamily] = {"ipv4": "IPv4", "ipv6": "IPv6"}
-_INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
+INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
 MAX_RESTART_TIME = 4095  # seconds; 12 bits in the capability (RFC 4724, section 3)
 
 
@@ -50,6 +55,7 @@ class ParsedPeer:
     gets: tuple[Gets, ...] = ALL_OF_IT
     ttl_security: int = 0  # hops
     extended_next_hop: bool = False
+    found: Found = ""
     interface: str = ""
     source_interface: str = ""
     password_file: str = ""
@@ -90,7 +96,7 @@ def _parse_peer(struct: Struct, dialect: Dialect) -> ParsedPeer:
     if peer_asn == my_asn and struct.flag("ebgp-multihop"):
         raise struct.at("ebgp-multihop").error("invalid ebgp-multihop parameter set for an ibgp peer")
     interface = _interface(struct, "interface")
-    address = _zoned(struct, _required_ip(struct, "peer-address", "invalid peer IP"), interface)
+    found, address = _address(struct, interface, dialect)
     hold_time = _hold_time(struct, dialect)
     keepalive = _keepalive_time(struct, hold_time)
     router_id = _optional_ip(struct, "router-id", "invalid router ID")
@@ -99,6 +105,7 @@ def _parse_peer(struct: Struct, dialect: Dialect) -> ParsedPeer:
         my_asn=my_asn,
         peer_asn=peer_asn,
         address=address,
+        found=found,
         port=struct.number("peer-port") or 179,
         hold_time=hold_time,
         keepalive_time=keepalive,
@@ -114,7 +121,7 @@ def _parse_peer(struct: Struct, dialect: Dialect) -> ParsedPeer:
         families=_families(struct),
         gets=_gets(struct),
         ttl_security=_ttl_security(struct),
-        extended_next_hop=_extended_next_hop(struct, address),
+        extended_next_hop=_extended_next_hop(struct, address, found),
         interface=interface,
         source_interface=_source_interface(struct),
         password_file=_password_file(struct),
@@ -216,16 +223,29 @@ def _ttl_security(struct: Struct) -> int:
 def _interface(struct: Struct, key: str) -> str:
     """A name of the kernel's, without what ExaBGP's configuration could not carry."""
     name = struct.text(key)
-    if name and not _INTERFACE.fullmatch(name):
+    if name and not INTERFACE.fullmatch(name):
         raise struct.at(key).error(f"{quote(name)} is no name of an interface")
     return name
+
+
+def _address(struct: Struct, interface: str, dialect: Dialect) -> tuple[Found, IPAddress]:
+    """What is to be found, and until then the address that stands for it (`routerd.node.found`)."""
+    text = struct.text("peer-address")
+    gateway = DEFAULT_GATEWAYS.get(text) if dialect == "native" else None
+    if gateway is None and (text or not interface):
+        return "", _zoned(struct, _required_ip(struct, "peer-address", "invalid peer IP"), interface)
+    if not struct.text("name"):
+        raise struct.place.error("a peer that is found on the node needs a name")
+    if struct.text("bfd-profile") or struct.structs("bfd"):
+        raise struct.at("bfd").error("BFD with a peer that is found is not done: without bfd, or with a peer-address")
+    return ("default-gateway", gateway) if gateway is not None else ("router", IPv6Address(f"::%{interface}"))
 
 
 def _zoned(struct: Struct, address: IPAddress, interface: str) -> IPAddress:
     """With the interface as zone, if it is link-local: it says nothing without one."""
     if isinstance(address, IPv4Address) or not address.is_link_local or not interface:
         return address
-    if struct.texts("bfd-profile") or struct.structs("bfd"):
+    if struct.text("bfd-profile") or struct.structs("bfd"):
         raise struct.at("bfd").error("BFD with a link-local address is not done: without bfd, or another peer-address")
     return IPv6Address(f"{address}%{interface}")
 
@@ -237,8 +257,10 @@ def _source_interface(struct: Struct) -> str:
     return name
 
 
-def _extended_next_hop(struct: Struct, address: IPAddress) -> bool:
-    asked, place = struct.flag("extended-next-hop"), struct.at("extended-next-hop")
+def _extended_next_hop(struct: Struct, address: IPAddress, found: Found) -> bool:
+    """A router of a link without configured addresses can have no other one; others take what they are told to."""
+    is_usual = found == "router" and len(_families(struct)) > 1
+    asked, place = struct.flag("extended-next-hop", is_usual), struct.at("extended-next-hop")
     if asked and address.version == 4:
         raise place.error("next hops of IPv6 need a session over IPv6: without extended-next-hop, or another address")
     if asked and len(_families(struct)) == 1:
@@ -278,6 +300,7 @@ def to_model(peer: ParsedPeer) -> tuple[Peer, tuple[Refusal, ...]]:
         gets=peer.gets,
         ttl_security=peer.ttl_security,
         extended_next_hop=peer.extended_next_hop,
+        found=peer.found,
         interface=peer.interface,
         source_interface=peer.source_interface,
         password_file=peer.password_file,

@@ -54,10 +54,11 @@ exit
 
 def _peer_text(peer: TorPeer, address: str, hold_time: int) -> str:
     bare, _, zone = peer.address.partition("%")
+    is_found = not {":", "."} & set(bare)  # by its router advertisements, on the link of that name
     statements = [
-        f"remote-as {peer.asn}",
+        *([f"interface remote-as {peer.asn}"] if is_found else [f"remote-as {peer.asn}"]),
         f"description {peer.name}",
-        *([f"update-source {peer.local or address}"] if not zone else [f"interface {zone}"]),
+        *([] if is_found else [f"interface {zone}"] if zone else [f"update-source {peer.local or address}"]),
         "passive",
         f"timers {hold_time // 3} {hold_time}",
         *([f"password {peer.password}"] if peer.password else []),

@@ -33,6 +33,7 @@ T3 = SpeakerPeer(ip_address("10.8.0.2"), ip_address("10.8.0.1"), NODE_AS, TOR_AS
 # Over two links more (`Stage.link`): link-local addresses, the ToR's being the same on both.
 L1 = SpeakerPeer(ip_address("fe80::1%eth1"), ip_address("fe80::a1"), NODE_AS, TOR_AS, ROUTER_ID, interface="eth1")
 L2 = SpeakerPeer(ip_address("fe80::1%eth2"), ip_address("fe80::a2"), NODE_AS, TOR_AS, ROUTER_ID, interface="eth2")
+RADV = 'protocol radv {{ interface "{}" {{ default lifetime 0; min ra interval 3; max ra interval 4; }}; }}\n'
 PASSWORDS = {"bird": "s3cret; md5 # {x}", "frr": "s3cret;md5#{x}"}  # FRR knows no blanks in a password
 
 
@@ -60,7 +61,7 @@ class Stage:
     def __init__(self, directory: Path, make: str) -> None:
         tag = f"bgpt{os.getpid()}"
         self.node, self.tor = Namespace(f"{tag}-node", "node"), Namespace(f"{tag}-tor", "tor")
-        self.run_dir = directory / "run"
+        self.make, self.run_dir = make, directory / "run"
         self.python = confined_python(directory / "python")
         (directory / "tor").mkdir()
         self.bgp = TOR_MAKES[make](self.tor, directory / "tor")
@@ -93,13 +94,13 @@ class Stage:
 
     def config(
         self, *, refused: str = "", guarded: bool = False, ipv6: bool = True, bfd: bool = False, extended: bool = True,
-        links: tuple[str, ...] = (),
+        links: tuple[str, ...] = (), found: str = "",
     ) -> str:  # fmt: skip
         """The ToR's configuration; all paths of the peer named `refused` are refused.
 
         `guarded`: TTL security (GTSM); `bfd`: t1 and t2 are watched. Without `ipv6`, t1 has
         IPv4 unicast only; without `extended`, t2 takes no IPv6 next hops of IPv4 prefixes. `links`: peers there,
-        named as the links.
+        named as the links. `found`: a link on which both sides find each other; BIRD only says that it is a router.
         """
         peers = [
             TorPeer("t1", "10.9.0.1", NODE_AS, local="10.9.0.2"),
@@ -107,10 +108,14 @@ class Stage:
             TorPeer("t3", "10.8.0.1", NODE_AS, local="10.8.0.2", password=self.password),
             *(TorPeer(n, f"fe80::a{n[-1]}%{n}", NODE_AS, local="fe80::1", extended=True) for n in links),
         ]
+        if found:
+            address = found if self.make == "frr" else f"fe80::a{found[-1]}%{found}"
+            peers.append(TorPeer(found, address, NODE_AS, local="fe80::1", extended=True))
         peers = [replace(peer, accepts=peer.name != refused, guarded=guarded) for peer in peers]
         peers[0] = replace(peers[0], ipv6=ipv6, bfd=bfd)
         peers[1] = replace(peers[1], bfd=bfd, extended=extended)
-        return self.bgp.config_text(peers, address="10.9.0.2", local_as=TOR_AS, trace=True)
+        extra = RADV.format(found) if found and self.make == "bird" else ""
+        return self.bgp.config_text(peers, address="10.9.0.2", local_as=TOR_AS, trace=True, extra=extra)
 
     def start_speaker(self) -> SpeakerProcess:
         with entered(self.node.name):

@@ -29,7 +29,10 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class TorPeer:
-    """A node as the ToR sees it. `local` is the ToR's address of the session, "" = the ToR's own."""
+    """A node as the ToR sees it. `local` is the ToR's address of the session, "" = the ToR's own.
+
+    `address` may be link-local, with its interface as zone; FRR also takes the interface alone.
+    """
 
     name: str
     address: str

@@ -22,10 +22,16 @@ from bgp.conf import digests
 from bgp.path import normal_communities
 from bgp.plan import Observed, plan
 from bgp.rib import normal
+from bgp.routers import Routers
 from bgp.service import running_speaker, stop_speaker
 from bgp.text import BFD_DOWN
+from routerd.agent.local import session_addresses
+from routerd.agent.rooms import WithRouters
+from routerd.model import Node, Peer, Peering, Snapshot
+from routerd.node.sessions import sessions_of
 from tests.netns.lab.lab import TOR_MAKES
-from tests.netns.lab.stage import L1, L2, T1, T2, T3, TOR_AS, Stage, agent, desired, paths, states
+from tests.netns.lab.netns import entered
+from tests.netns.lab.stage import L1, L2, NODE_AS, T1, T2, T3, TOR_AS, Stage, agent, desired, paths, states
 from tests.waiting import PATIENCE
 
 
@@ -402,6 +408,44 @@ async def test_a_link_local_peer_is_one_of_its_interface(stage: Stage) -> None:
         speaker.set(desired((second, v6), (T1, v4)))
         await stage.until(lambda: not stage.routes("eth1"), "withdrawn before the session closes")
         assert stage.routes("eth2") and stage.routes("t1")
+
+
+@story
+async def test_a_router_is_found_by_what_it_says_on_the_link(stage: Stage) -> None:
+    """No address is configured on the node. FRR has none of the node either, and finds it by what the node says."""
+    stage.link("eth1")
+    stage.bgp.kill()
+    stage.bgp.start(stage.config(found="eth1"))
+    stage.node.ip("route add default via 10.9.0.2")
+    node = Node("node", addresses=(ip_address("10.9.0.1"),))
+    link = Peer(
+        ip_address("::%eth1"), TOR_AS, NODE_AS, found="router", interface="eth1", extended_next_hop=True, name="tor",
+    )  # fmt: skip
+    gateway = Peer(ip_address("0.0.0.0"), TOR_AS, NODE_AS, found="default-gateway", name="gateway")
+    snapshot, routers = Snapshot(nodes={"node": node}, bgp=Peering((gateway, link))), Routers()
+    within = WithRouters("node", routers)
+    with entered(stage.node.name):
+        looking = asyncio.create_task(routers.run())
+        try:
+            await stage.until(lambda: not to_be_found(within(snapshot)), "the router")
+            found = within(snapshot).bgp
+            assert found is not None and within(snapshot).bgp is found
+            addresses = session_addresses(found.peers, {})
+            sessions, refusals = sessions_of(found.peers, node, addresses)
+            assert (list(map(str, sessions)), refusals) == (["10.9.0.2", "fe80::1%eth1"], [])
+            async with agent(stage) as speaker:
+                speaker.set(desired(*((each, paths("192.0.2.1/32", "2001:db8::1/128")) for each in sessions.values())))
+                await stage.until(lambda: states(speaker) == {"up"}, "both sessions")
+                hops = ["10.9.0.1", "fe80::a1"]
+                await stage.until(lambda: stage.next_hops("192.0.2.1/32") == hops, "the kernel's route")
+                assert "2001:db8::1/128" in stage.bgp.routes()
+        finally:
+            looking.cancel()
+
+
+def to_be_found(snapshot: Snapshot) -> list[str]:
+    assert snapshot.bgp is not None
+    return [peer.label for peer in snapshot.bgp.peers if peer.found]
 
 
 @story

@@ -112,6 +112,14 @@ def pool(addresses: str, rest: str = "") -> str:
          "parsing peer #1: a peer has either source-address or source-interface (line 5, column 21)"),
         (peer("  announce: [vips]\n"), "native",
          'parsing peer #1: unknown "vips", expected services, pod-cidrs, egress (line 5, column 14)'),
+        ("apiVersion: routerd.io/v1alpha1\npeers: [{interface: eth1, my-asn: 1, peer-asn: 2}]\n", "native",
+         "parsing peer #1: a peer that is found on the node needs a name (line 2, column 9)"),
+        ("apiVersion: routerd.io/v1alpha1\npeers: [{name: x, peer-address: default-gateway, my-asn: 1, peer-asn: 2, "
+         "bfd: {}}]\n", "native",
+         "parsing peer #1: BFD with a peer that is found is not done: without bfd, or with a peer-address "
+         "(line 2, column 79)"),
+        ("peers:\n- {my-asn: 1, peer-asn: 2, peer-address: default-gateway}\n", "metallb-0.12",
+         'parsing peer #1: invalid peer IP "default-gateway" (line 2, column 42)'),
         (peer("  extended-next-hop: true\n"), "native",
          "parsing peer #1: next hops of IPv6 need a session over IPv6: without extended-next-hop, or another address "
          "(line 5, column 22)"),

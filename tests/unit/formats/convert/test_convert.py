@@ -281,6 +281,12 @@ BFD_PEERS = tuple(
     for number, bfd in enumerate((Bfd(10_500, 20_000, 5), Bfd(50_000, 60_000, 4, True), Bfd()), 1)
 )
 OVER_IPV6 = Peer(ip_address("fe80::1%eth1"), 1, 2, extended_next_hop=True, interface="eth1", source_interface="lo")
+FOUND = (
+    Peer(ip_address("::%eth1"), 1, 2, found="router", interface="eth1", name="a", extended_next_hop=True),
+    Peer(ip_address("::%eth2"), 1, 2, found="router", interface="eth2", name="b"),
+    Peer(ip_address("0.0.0.0"), 1, 2, found="default-gateway", name="c"),
+    Peer(ip_address("::"), 1, 2, found="default-gateway", interface="eth1", name="d", extended_next_hop=True),
+)
 BY_FILE = Peer(ip_address("10.0.2.1"), 1, 2, password_file="tor", gets=())  # which has no password beside it
 WHOLE_WAY = Advertisement(30, 120, 7, ("64512:1", "64512:1:2"), 0, 2, ("tor",), (LabelSelector((("rack", "a"),)),),
                           (LabelSelector((("tier", "web"),)), LabelSelector()))  # fmt: skip
@@ -309,7 +315,7 @@ def test_a_reader_makes_the_same_of_a_manifest_again(found: AddressPool | Egress
 
 def test_a_bgp_configuration_that_says_all_is_read_the_same_again() -> None:
     said = LegacyConfig(
-        (WHOLE_PEER, *BFD_PEERS, BY_FILE, OVER_IPV6),
+        (WHOLE_PEER, *BFD_PEERS, BY_FILE, OVER_IPV6, *FOUND),
         (WHOLE_POOL, AddressPool("l2", (IPv4Network("198.51.100.0/24"),), "layer2", advertisements=())),
     )
     loaded = read_file(text_of(config_map_of("routerd", "x", "config", said)))
@@ -321,11 +327,13 @@ def test_a_bgp_configuration_that_says_all_is_read_the_same_again() -> None:
 
 
 ELSEWHERE = {
-    Peer: {"origin", "bfd", "bfd_profile", "password_file", "extended_next_hop", "interface", "source_interface"},
+    Peer: {
+        "origin", "bfd", "bfd_profile", "password_file", "extended_next_hop", "interface", "source_interface", "found",
+    },
     Advertisement: set(),
     AddressPool: {"origin", "protocol", "services", "gateways", "labels"},
     EgressPolicy: {"origin", "kind", "refused", "pool", "count"},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,6 @@ def test_what_an_api_server_fills_in_is_nothing() -> None:
             "passwordSecret: {name: s}",
             "this Secret is not read: write the peer in the BGP ConfigMap, with a password-file",
         ),
-        ("interface: eth0", "a session without addresses is not supported: name the router with peerAddress"),
         ("dynamicASN: external", "the AS number is not learnt from the router: give peerASN"),
         ("vrf: red", "sessions in a VRF are not supported"),
     ],
@@ -68,6 +67,16 @@ def test_a_session_that_could_not_come_up_is_not_tried(line: str, why: str) -> N
     place = f"f.yaml:8:{len(key) + 5}: spec.{key}"
     assert peer is None
     assert told == f"BGPPeer/metallb-system/tor PeerNotSupported: {place}: {why}; the peer is not used"
+
+
+def test_a_peer_with_an_interface_is_found_there() -> None:
+    peer, told = read("  interface: eth1\n  peerASN: 1\n  myASN: 2\n")
+    assert told == []
+    assert peer == Peer(
+        ip_address("::%eth1"), 1, 2, found="router", interface="eth1", extended_next_hop=True, name="tor"
+    )
+    with pytest.raises(InputError, match="expected either peerAddress or interface, found both"):
+        read(SPEC + "  interface: eth1\n")
 
 
 PROFILE = "apiVersion: metallb.io/v1beta1\nkind: BFDProfile\nmetadata: {name: fast, namespace: metallb-system}\n"
