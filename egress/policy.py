@@ -156,7 +156,7 @@ class Desired:
     pod_cidrs: frozenset[IPNetwork] = frozenset()  # of this node
     pools: frozenset[IPNetwork] = frozenset()  # of which VIPs and egress IPs are
     detours: frozenset[Detour] = frozenset()
-    node_addresses: frozenset[IPAddress] = frozenset()  # of every node, where detours are NodePorts
+    node_addresses: frozenset[IPAddress] = frozenset()  # of every node, those on other interfaces too
     told_devices: Mapping[IPAddress, frozenset[str]] = field(
         default_factory=dict
     )  # host-side devices of whoever has the address, as the CNI said

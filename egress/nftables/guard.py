@@ -140,8 +140,10 @@ BORROWED = tuple(
 )
 
 # What a node that takes source routes forwards elsewhere than to the destination that the packet bears in this hook.
+# A routing header is of any type, and counts while segments are left (RFC 8200, section 4.4).
 SOURCE_ROUTED = tuple(
-    f"ip option {kind} exists iifname != @host_devices counter name source_routed drop" for kind in ("lsrr", "ssrr")
+    f"{route} iifname != @host_devices counter name source_routed drop"
+    for route in ("ip option lsrr exists", "ip option ssrr exists", "rt seg-left > 0")
 )
 
 
@@ -284,7 +286,9 @@ def _family_sets(desired: Desired, pods: Mapping[IPAddress, PodDevice], family: 
     hosts = (ip_network(address) for address in desired.pods)  # also those outside the node's pod CIDRs
     egress_ips = {address for group in desired.groups.values() for address in group.egress_ips}
     borrowed = egress_ips if desired.transport != "vxlan" else ()
-    no_pods = {*egress_ips, *desired.served, *desired.nodes.values(), *desired.icmp_sources} - desired.pods.keys()
+    of_nodes = {*desired.node_addresses, *desired.nodes.values(), *desired.icmp_sources}
+    no_pods = {*egress_ips, *desired.served, *of_nodes} - desired.pods.keys()
+    at_nodes = desired.node_addresses if any(not each.addresses for each in desired.detours) else ()
     return {
         f"nodes{family.suffix}": frozenset(str(a) for a in desired.nodes.values() if a.version == family.version),
         f"covered{family.suffix}": merged(covered, family.version),
@@ -293,9 +297,7 @@ def _family_sets(desired: Desired, pods: Mapping[IPAddress, PodDevice], family: 
         f"decided{family.suffix}": frozenset(_key(address, device) for address, device in pods.items()),
         f"pools{family.suffix}": merged(desired.pools, family.version),
         f"no_pods{family.suffix}": frozenset(str(a) for a in no_pods if a.version == family.version),
-        f"node_addresses{family.suffix}": frozenset(
-            str(a) for a in desired.node_addresses if a.version == family.version
-        ),
+        f"node_addresses{family.suffix}": frozenset(str(a) for a in at_nodes if a.version == family.version),
     }
 
 

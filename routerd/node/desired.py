@@ -231,6 +231,7 @@ class Kept:
     served: Last[dict[IPAddress, Served]] = field(default_factory=Last)
     tunnel_endpoints: Last[dict[int, IPAddress]] = field(default_factory=Last)
     neighbours: Last[dict[int, Neighbour]] = field(default_factory=Last)
+    node_addresses: Last[frozenset[IPAddress]] = field(default_factory=Last)
     detours: Detours = field(default_factory=Detours)
 
     def scheduled_on(self, node: str, pods: Mapping[str, Pod]) -> list[Pod]:
@@ -349,7 +350,8 @@ def egress_state(
     neighbours = kept.neighbours(
         neighbours_of, told_links, allocations.numbers, endpoints, facts.networks, here.tunnel_endpoint
     )
-    detours = kept.detours.find(snapshot, kept.known)
+    of_nodes = kept.node_addresses(node_addresses, nodes, allocations.nodes)
+    detours = kept.detours.find(snapshot, kept.known, of_nodes)
     desired = EgressDesired(
         node=here.name,
         node_address=here.tunnel_endpoint,
@@ -363,7 +365,7 @@ def egress_state(
         pod_cidrs=frozenset(here.pod_cidrs),
         pools=frozenset(block for pool in (snapshot.pools or {}).values() for block in pool.blocks),
         detours=detours,
-        node_addresses=node_addresses(snapshot) if any(not each.addresses for each in detours) else frozenset(),
+        node_addresses=of_nodes,
         told_devices=told_devices(scheduled, facts.attached),
         uplinks=facts.uplinks,
         tunnel_port=settings.tunnel_port,

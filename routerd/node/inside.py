@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from ipaddress import ip_network
+from itertools import chain
 
 from egress.entries import OF_THE_LINK
 from egress.policy import Detour, End
@@ -23,6 +24,7 @@ from routerd.model import (
     IPAddress,
     IPNetwork,
     Node,
+    NodeAddresses,
     Pod,
     Service,
     ServiceAllocation,
@@ -258,8 +260,8 @@ class Detours:
         default_factory=lambda: PerObject(partial(_strangers, networks=()))
     )
 
-    def find(self, snapshot: Snapshot, known: Known) -> frozenset[Detour]:
-        """`known`: has known the snapshot's networks."""
+    def find(self, snapshot: Snapshot, known: Known, nodes: frozenset[IPAddress]) -> frozenset[Detour]:
+        """`known`: has known the snapshot's networks; `nodes`: the addresses of nodes."""
         pod_cidrs = frozenset(network for node in (snapshot.nodes or {}).values() for network in node.pod_cidrs)
         if pod_cidrs != self._pod_cidrs:
             self._pod_cidrs, self._strangers = pod_cidrs, PerObject(partial(_strangers, networks=pod_cidrs))
@@ -270,7 +272,7 @@ class Detours:
             if found and each.service_key in services
         ]
         leads = _straight(suspects, known)
-        return frozenset(_detours(_onward(leads, suspects, snapshot), snapshot)) if leads else frozenset()
+        return frozenset(_detours(_onward(leads, suspects, snapshot, nodes), snapshot)) if leads else frozenset()
 
 
 def _strangers(each: EndpointSlice, networks: Iterable[IPNetwork]) -> Strangers:
@@ -304,9 +306,8 @@ def _straight(suspects: Iterable[_Suspect], known: Known) -> Leads:
     return found
 
 
-def _onward(leads: Leads, suspects: Iterable[_Suspect], snapshot: Snapshot) -> Leads:
+def _onward(leads: Leads, suspects: Iterable[_Suspect], snapshot: Snapshot, nodes: frozenset[IPAddress]) -> Leads:
     """With those that lead to these."""
-    nodes = node_addresses(snapshot)
     while True:
         ways = {
             (detour.protocol, address, detour.port): detour.ends
@@ -338,8 +339,7 @@ def _detours(leads: Leads, snapshot: Snapshot) -> Iterator[Detour]:
             yield Detour(port.protocol, port.node_port, ends)
 
 
-def node_addresses(snapshot: Snapshot) -> frozenset[IPAddress]:
-    """Also those that no Node object tells."""
-    named = (address for node in (snapshot.nodes or {}).values() for address in node.addresses)
-    further = (each.addresses for each in (snapshot.allocations.nodes if snapshot.allocations else ()))
-    return frozenset((*named, *(address for addresses in further for address in addresses)))
+def node_addresses(nodes: Mapping[str, Node], further: Iterable[NodeAddresses]) -> frozenset[IPAddress]:
+    """Of every node; `further`: those that no Node object tells."""
+    told = (*(node.addresses for node in nodes.values()), *(each.addresses for each in further))
+    return frozenset(chain.from_iterable(told))

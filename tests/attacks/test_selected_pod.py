@@ -15,7 +15,8 @@ import pytest
 
 from egress.policy import Detour, Policy
 from tests.bpf.packets import BadPacket, Shape, build, checksum, inside_vxlan, parse
-from tests.models.tables import ICMP, SCTP, TCP, UDP, Packet
+from tests.models.crafted6 import DESTINATION, PADDING, PROVIDER, VLAN, Crafted, put, tagged, with_headers
+from tests.models.tables import ICMP, ICMP6, SCTP, TCP, UDP, Packet
 from tests.netns.lab.datapath import EGRESS_IP, EGRESS_IP6, PORTS, WORLD, Cluster
 from tests.netns.lab.frames import Arrivals, inject, mac_of
 from tests.netns.lab.lab import FW_ADDRESS, Lab
@@ -27,7 +28,7 @@ FW = IPv4Address(FW_ADDRESS)
 OUT = Packet(SELECTED, FW, UDP, 4000, 53)
 SYN = Packet(SELECTED, FW, TCP, 4001, 80, flags="S")
 PING = Packet(SELECTED, FW, ICMP, 4002, 0, echo="request")
-ARP, MPLS, PPPOE, VLAN, PROVIDER = b"\x08\x06", b"\x88\x47", b"\x88\x64", b"\x81\x00", b"\x88\xa8"
+ARP, MPLS, PPPOE = b"\x08\x06", b"\x88\x47", b"\x88\x64"
 
 
 def to(destination: str, packet: Packet = OUT) -> bytes:
@@ -38,18 +39,10 @@ def by(source: str, packet: Packet = OUT) -> bytes:
     return build(replace(packet, source=IPv4Address(source)))
 
 
-def put(frame: bytes, offset: int, data: bytes) -> bytes:
-    return frame[:offset] + data + frame[offset + len(data) :]
-
-
 def summed(frame: bytes) -> bytes:
     """The frame, with the checksum of its IPv4 header made right again."""
     header = frame[14 : 14 + (frame[14] & 15) * 4]
     return put(frame, 24, checksum(put(header, 10, b"\0\0")).to_bytes(2))
-
-
-def tagged(tag: bytes, frame: bytes) -> bytes:
-    return frame[:12] + tag + frame[12:]
 
 
 def with_options(frame: bytes, options: bytes) -> bytes:
@@ -85,7 +78,6 @@ def encapsulated(number: int, inner: bytes) -> bytes:
 
 
 MARKER_PORT = 65000
-OUTSIDE6 = (six(FW_ADDRESS), "64:ff9b::cb00:710a", "2001:db8::1")
 NOTHING = {
     **{f"source {a}": by(a) for a in (str(PLAIN), NODE, GATEWAY, str(EGRESS_IP), "0.0.0.0", "224.0.0.1",
                                       "255.255.255.255", "127.0.0.1", FW_ADDRESS, "198.51.100.77")},
@@ -121,9 +113,6 @@ NOTHING = {
                                   "255.255.255.255", "224.0.0.5", "239.1.1.1", "10.244.3.255")},
     **{f"ping {a}": to(a, PING) for a in ("127.0.0.1", "240.0.0.1", "255.255.255.255", "224.0.0.1")},
     **{f"tunnel port of {a}": to(a, replace(OUT, destination_port=8473)) for a in (NODE, GATEWAY)},
-    **{f"IPv6 {source} to {target}": ipv6(source, target)
-       for source in ("fd00::5", "::ffff:10.244.3.2", six(NODE), "fe80::1234", six(str(EGRESS_IP)))
-       for target in (*OUTSIDE6, "::ffff:203.0.113.10")},
     "IPv6 to a mapped address": ipv6(six(str(SELECTED)), "::ffff:203.0.113.10"),
 }  # fmt: skip
 THROUGH_A_GATEWAY = {
@@ -145,8 +134,12 @@ THROUGH_A_GATEWAY = {
     **{f"TCP flags {flags or 'none'}": build(replace(SYN, flags=flags)) for flags in ("", "F", "R", "SF", "SAFR")},
     "a broadcast of fw's network": to("203.0.113.255"),
     "the egress IP": to(str(EGRESS_IP)),
-    **{f"IPv6 to {target}": ipv6(six(str(SELECTED)), target) for target in OUTSIDE6},
 }
+CRAFTED6 = Crafted(six(str(SELECTED)), six(FW_ADDRESS))
+FOREIGN6 = (six(NODE), six(GATEWAY), six(str(EGRESS_IP)), six(FW_ADDRESS), "2001:db8:5::5", "::", "::1", "fe80::1234",
+            "ff02::1", "::ffff:10.244.3.2")  # fmt: skip
+NOTHING6 = CRAFTED6.nothing(FOREIGN6, (six(NODE), six(GATEWAY)), by(str(PLAIN))[14:])
+THROUGH_A_GATEWAY6 = CRAFTED6.through_a_gateway(str(EGRESS_IP6))
 BY_THE_NODE = {f"to {address}": to(address) for address in ("169.254.169.254", "169.254.1.2")}
 OF_AN_UNSELECTED_POD = {
     **{f"source {a}": by(a) for a in (str(EGRESS_IP), str(SELECTED), NODE, OTHER_GATEWAY, "198.51.100.77", "0.0.0.0")},
@@ -154,8 +147,12 @@ OF_AN_UNSELECTED_POD = {
     "tunnel port": to(GATEWAY, replace(OUT, source=PLAIN, destination_port=8473)),
     "tunnel port, VLAN 0": tagged(VLAN + b"\0\0", to(GATEWAY, replace(OUT, source=PLAIN, destination_port=8473))),
     "tunnel port, by a node": to(GATEWAY, replace(OUT, source=IPv4Address(OTHER_GATEWAY), destination_port=8473)),
-    f"IPv6 {SELECTED}": ipv6(six(str(SELECTED)), six(FW_ADDRESS)),
-    "IPv6 of nobody": ipv6("2001:db8:5::5", six(FW_ADDRESS)),
+    **{f"IPv6 source {a}": CRAFTED6.by(a) for a in (six(str(EGRESS_IP)), six(str(SELECTED)), six(NODE),
+                                                    six(OTHER_GATEWAY), "2001:db8:5::5", "::")},
+    **{f"SYN by {a}": CRAFTED6.by(a, CRAFTED6.syn)
+       for a in (six(str(EGRESS_IP)), six(str(SELECTED)), six(OTHER_GATEWAY))},
+    "IPv6 tunnel port": ipv6(six(str(PLAIN)), six(GATEWAY), to=8473),
+    "IPv6 tunnel port, VLAN 0": tagged(VLAN + b"\0\0", ipv6(six(str(PLAIN)), six(GATEWAY), to=8473)),
 }  # fmt: skip
 
 
@@ -168,11 +165,11 @@ class Scene:
     bridged: bytes  # the selected pod's own, where pods of a node are on one bridge
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
-    def leaves(self, pod: str, frame: bytes) -> set[str]:
-        """How anything of the frame left the node: "through a gateway", "by the node", or not at all."""
-        if frame[:6] == Shape().destination_mac:
-            frame = self.hop + frame[6:]
-        inject(self.cluster.lab.pod(pod), "eth0", frame)
+    def leaves(self, pod: str, *frames: bytes) -> set[str]:
+        """How anything of the frames left the node: "through a gateway", "by the node", or not at all."""
+        for frame in frames:
+            to_node = frame[:6] == Shape().destination_mac
+            inject(self.cluster.lab.pod(pod), "eth0", self.hop + frame[6:] if to_node else frame)
         return self.seen()
 
     def seen(self) -> set[str]:
@@ -217,6 +214,7 @@ def scene(request: pytest.FixtureRequest, clean_labs: list[str]) -> Iterator[Sce
         assert [IPv4Address(pod.address) for pod in pods.values()] == [SELECTED, PLAIN]
         far = lab.add_pod("far", "gw2")
         worker = lab.node("worker")
+        worker.sysctl({f"net.ipv6.conf.{device}.seg6_enabled": 1 for device in ("all", "eth0")})
         lax = {"rp_filter": 0, "accept_source_route": 1, "route_localnet": 1, "log_martians": 0}
         hop = "cni0" if lab.cni == "bridge" else pods["sel"].device
         devices = {"all", "eth0", hop, *(pod.device for pod in pods.values())}
@@ -249,6 +247,16 @@ def test_it_leaves_through_a_gateway_and_whole(scene: Scene, way: str) -> None:
     assert scene.leaves("sel", THROUGH_A_GATEWAY[way]) == {"through a gateway"}
 
 
+@pytest.mark.parametrize("attack", NOTHING6)
+def test_nothing_of_ipv6_leaves(scene: Scene, attack: str) -> None:
+    assert scene.leaves("sel", *NOTHING6[attack]) == set()
+
+
+@pytest.mark.parametrize("way", THROUGH_A_GATEWAY6)
+def test_ipv6_leaves_through_a_gateway_and_whole(scene: Scene, way: str) -> None:
+    assert scene.leaves("sel", THROUGH_A_GATEWAY6[way]) == {"through a gateway"}
+
+
 @pytest.mark.parametrize("way", BY_THE_NODE)
 def test_what_is_of_the_link_is_left_to_the_node(scene: Scene, way: str) -> None:
     assert scene.leaves("sel", BY_THE_NODE[way]) == {"by the node"}
@@ -276,7 +284,8 @@ UNCOVERED, VIPS, VIP = "203.0.113.77", "192.0.2.64/27", "192.0.2.70"
 OF_NO_POD = {
     **{f"source {a}": by(a, replace(OUT, destination=IPv4Address(UNCOVERED)))
        for a in (str(EGRESS_IP), NODE, GATEWAY, OTHER_GATEWAY, VIP)},
-    **{f"IPv6 source {a}": ipv6(six(a), six(UNCOVERED)) for a in (str(EGRESS_IP), NODE, VIP)},
+    **{f"IPv6 source {a}": ipv6(six(a), six(UNCOVERED))
+       for a in (str(EGRESS_IP), NODE, GATEWAY, OTHER_GATEWAY, VIP)},
 }  # fmt: skip
 
 
@@ -292,18 +301,26 @@ def test_no_pod_is_a_node_a_vip_or_an_egress_ip_for_anybody(narrow: Scene, attac
 
 ACCOMPLICE_PORT = 6000
 FROM_FW = Packet(FW, SELECTED, UDP, 53, ACCOMPLICE_PORT)
+FROM_FW6 = Packet(IPv6Address(six(FW_ADDRESS)), IPv6Address(six(str(SELECTED))), UDP, 53, ACCOMPLICE_PORT, length=80)
 PLAYED = {  # whom a pod plays to another one, so that its answers would go back as they are
     "UDP": build(FROM_FW),
     "TCP": build(replace(FROM_FW, protocol=TCP, flags="S")),
     "a ping": build(replace(FROM_FW, protocol=ICMP, source_port=ACCOMPLICE_PORT, destination_port=0, echo="request")),
     "VLAN 0": tagged(VLAN + b"\0\0", build(FROM_FW)),
     "options": with_options(build(FROM_FW), b"\x01\x01\x01\0"),
-    "IPv6": ipv6(six(FW_ADDRESS), six(str(SELECTED)), 53, ACCOMPLICE_PORT),
-}
+    "IPv6": build(FROM_FW6),
+    "IPv6, TCP": build(replace(FROM_FW6, protocol=TCP, flags="S")),
+    "IPv6, a ping": build(replace(FROM_FW6, protocol=ICMP6, source_port=ACCOMPLICE_PORT, destination_port=0,
+                                  echo="request")),
+    "IPv6, with options": with_headers(build(FROM_FW6), (DESTINATION, b"\0" + PADDING)),
+}  # fmt: skip
 ANSWERS = {
     "TCP": replace(SYN, source_port=ACCOMPLICE_PORT, destination_port=53, flags="SA"),
     "a ping": replace(PING, source_port=0, destination_port=ACCOMPLICE_PORT, echo="reply"),
-    "IPv6": Packet(IPv6Address(six(str(SELECTED))), IPv6Address(six(FW_ADDRESS)), UDP, ACCOMPLICE_PORT, 53, length=80),
+    "IPv6": replace(CRAFTED6.out, source_port=ACCOMPLICE_PORT),
+    "IPv6, TCP": replace(CRAFTED6.syn, source_port=ACCOMPLICE_PORT, destination_port=53, flags="SA"),
+    "IPv6, a ping": replace(CRAFTED6.ping, source_port=0, destination_port=ACCOMPLICE_PORT, echo="reply"),
+    "IPv6, with options": replace(CRAFTED6.out, source_port=ACCOMPLICE_PORT),
 }
 
 

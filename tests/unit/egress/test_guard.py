@@ -132,6 +132,7 @@ add rule inet routerd output udp dport 8473 notrack
 add rule inet routerd forward udp dport 8473 ct state != untracked jump foreign
 add rule inet routerd forward ip option lsrr exists iifname != @host_devices counter name source_routed drop
 add rule inet routerd forward ip option ssrr exists iifname != @host_devices counter name source_routed drop
+add rule inet routerd forward rt seg-left > 0 iifname != @host_devices counter name source_routed drop
 add rule inet routerd forward ct direction reply return
 add rule inet routerd forward iifname @pod_devices ip saddr != @cluster ip saddr @covered ip daddr @cluster ip daddr != { 169.254.0.0/16, 224.0.0.0/4, 255.255.255.255 } iifname . ip saddr != @decided counter name foreign_source drop
 add rule inet routerd forward ip daddr @cluster return
@@ -165,7 +166,7 @@ def test_what_is_handed_to_the_host_is_untracked_and_leaves_by_uplinks_with_a_pr
     wanted = render(replace(DESIRED, network_policy="forward"), Facts(DEVICES, uplinks={"eth0": 2, 'a"b': 3}))
     mark = "meta mark and 0x1000 == 0x1000"
     assert wanted.chains["prerouting"][-1] == f"{mark} notrack"
-    assert wanted.chains["forward"][3] == f"{mark} goto handed_in"
+    assert wanted.chains["forward"][4] == f"{mark} goto handed_in"
     assert wanted.chains["handed_in"] == ("oif @hooked accept", "counter name astray drop")
     assert wanted.sets["hooked"] == {"eth0"}
     assert "handed_in" not in render(DESIRED, Facts(DEVICES, uplinks={"eth0": 2})).chains
@@ -200,6 +201,12 @@ NODES = frozenset({IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2"), IPv6Address
 def detoured(*found: Detour, policy: Policy = WEB) -> Guard:
     desired = replace(DESIRED, policies={"web": policy}, detours=frozenset(found), node_addresses=NODES)
     return render(desired, Facts(DEVICES))
+
+
+def test_no_pod_sends_with_an_address_of_a_node_but_one_that_is_its_own() -> None:
+    found = render(replace(DESIRED, node_addresses=NODES | {POD, IPv4Address("10.50.0.2")}), Facts(DEVICES)).sets
+    assert found["no_pods"] == {"10.0.0.1", "10.0.0.2", "10.50.0.2"}
+    assert found["no_pods6"] == {"2001:db8::2"}
 
 
 def detour_rules(guard: Guard) -> list[str]:

@@ -48,6 +48,10 @@ cluster fd00::11/128
 cluster fd00::12/128
 pod-cidr 10.1.11.0/24
 pool 192.0.2.0/24
+node-address 10.0.0.11
+node-address 10.0.0.12
+node-address fd00::11
+node-address fd00::12
 serve 198.51.100.7 group 7 1024-2111#1 4096-4223#2
 tunnel-node 1 10.0.0.11
 tunnel-node 2 10.0.0.12
@@ -76,7 +80,9 @@ def test_the_whole_state_as_text() -> None:
     assert "\n".join([*state_lines(found), *refusal_lines(found.refusals)]) + "\n" == WHOLE
 
 
-@pytest.mark.parametrize("field", ["nodes", "namespaces", "pods", "services", "policies", "allocations"])
+@pytest.mark.parametrize(
+    "field", ["nodes", "namespaces", "pods", "services", "endpoint_slices", "policies", "allocations"]
+)
 def test_egress_waits_for_all_that_it_needs(field: str) -> None:
     assert state(**{field: None}).egress is None
 
