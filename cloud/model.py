@@ -30,6 +30,16 @@ class Api:
 
 
 @dataclass(frozen=True, slots=True)
+class Vpc:
+    """What nodes in it must know; as Amazon's are, unless said."""
+
+    router: int = 1
+    """Which address of a subnet its router has, counted from its end if below zero."""
+    metadata: str = "169.254.169.254"
+    """The address of its metadata service: who reads it has the node's credentials."""
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What an instance type holds."""
 

@@ -173,7 +173,7 @@ def _calls(site: Site, now: float, token: Callable[[str], str]) -> Iterator[Call
         yield from _more(site, now, token)
     if site.rules.ipv6:
         yield from _prefix6(site, token)
-    if site.rules.releases and (call := unassign(site.holding, site.demand, now)) is not None:
+    if site.rules.releases and (call := unassign(site.holding, site.demand, site.rules.api.at_once, now)) is not None:
         yield call
 
 

@@ -38,13 +38,13 @@ def _is_free(block: Block, demand: Demand) -> bool:
     return block.network in (demand.kept or ()) and block.network not in demand.busy
 
 
-def unassign(holding: Holding, demand: Demand, now: float) -> Unassign | None:
-    """The blocks of one interface whose node has let go of them."""
+def unassign(holding: Holding, demand: Demand, at_once: int, now: float) -> Unassign | None:
+    """The blocks of one interface whose node has let go of them. `at_once`: so many at most; 0 = all."""
     has_read = demand.generation >= holding.generation  # else it speaks of an earlier time: it may have a block again
     for held in holding.held:
         gone = tuple(each.network for each in held.blocks if _is_done(each, demand, has_read, now))
         if gone:
-            return Unassign(held.id, gone)
+            return Unassign(held.id, gone[: at_once or len(gone)])
     return None
 
 

@@ -22,7 +22,6 @@ TABLES = 20_300  # the table of a device is this and its ifindex
 TO_POD, ANSWERS, FROM_POD = 512, 1024, 1536  # priorities of rules
 MARK = 0x80  # of packets and connections: Amazon's own plugin has the same
 NFT_TABLE = "routerd_eni"  # of family inet
-METADATA = "169.254.169.254"  # who reads it has the node's credentials
 LOOSE = "2"  # rp_filter: the source must be reachable, by whichever device (RFC 3704, 2.4)
 EVERYWHERE = IPv4Network("0.0.0.0/0")
 Phase = Literal["prepare", "retire"]
@@ -40,7 +39,7 @@ class Interface:
 @dataclass(frozen=True, slots=True)
 class Desired:
     interfaces: tuple[Interface, ...] = ()
-    metadata: bool = False  # whether pods may ask the cloud's metadata service
+    metadata: str = ""  # the address of the cloud's metadata service, which pods may not ask; "" = they may
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +249,8 @@ def nft_chains(desired: Desired, there: Iterable[Interface], observed: Observed)
         f"iifname != {{ {outside} }} ct mark and {MARK:#x} == {MARK:#x} meta mark set meta mark or {MARK:#x}",
     )
     chains = {"prerouting": Chain("type filter hook prerouting priority mangle", marks)}
-    if not desired.metadata:
-        blocked = f"ip saddr {{ {', '.join(map(str, blocks))} }} ip daddr {METADATA} counter drop"
+    if desired.metadata:
+        blocked = f"ip saddr {{ {', '.join(map(str, blocks))} }} ip daddr {desired.metadata} counter drop"
         chains["forward"] = Chain("type filter hook forward priority filter", (blocked,))
     return chains
 

@@ -124,7 +124,7 @@ class Node:
     unschedulable: bool = False
     leaving: Literal["", "down", "to-be-deleted"] = ""  # it is shutting down or is down; an autoscaler wants it away
     fenced: bool = False  # out of service by a taint: somebody vouches that it is off, and sends no packet
-    provider_id: str = ""  # spec.providerID: what a cloud calls it, "aws:///ZONE/INSTANCE"
+    provider_id: str = ""  # spec.providerID: what a cloud calls it, "aws:///ZONE/INSTANCE" or "REGION.INSTANCE"
     interfaces: tuple[CloudInterface, ...] = ()  # the operator's word: of whose blocks its pods have addresses
     interfaces_generation: int = 0
     origin: Origin = Origin()

@@ -28,7 +28,7 @@ def settings_of(config: Config) -> Settings:
         network_policy=config.egress.network_policy,
         forward_mark=1 << config.egress.forward_mark_bit,
         flow_deadline=config.operator.flow_deadline,
-        wires=config.cloud.provider != "none",
+        vpc=config.cloud.vpc,
         pod_metadata=config.cloud.pod_metadata,
         watch=_watch(config.egress.liveness),
     )

@@ -11,13 +11,17 @@ from cloud.demand import Demand
 from cloud.records import Held, Holding
 from routerd.model import CloudInterface, Labels, Node, NodeInterfaces, NodeReport
 
-AWS = re.compile(r"aws:///[a-z0-9-]+/(i-[0-9a-f]+)")  # spec.providerID, as Amazon's cloud controller writes it
+# spec.providerID, as their cloud controllers write it.
+PROVIDERS = (
+    re.compile(r"aws:///[a-z0-9-]+/(i-[0-9a-f]+)"),
+    re.compile(r"(?:alicloud://)?[a-z]+-[a-z0-9-]+\.(i-[0-9a-z]+)"),
+)
 
 
 def instance_of(node: Node) -> str:
     """ "" = it is none, or nobody has said so yet."""
-    match = AWS.fullmatch(node.provider_id)
-    return match[1] if match else ""
+    found = (each.fullmatch(node.provider_id) for each in PROVIDERS)
+    return next((match[1] for match in found if match), "")
 
 
 def takes_part(node: Node, labels: Labels) -> bool:

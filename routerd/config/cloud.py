@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 from cloud.demand import Choice, Rules
+from cloud.model import Vpc
 from cloud.need import Watermarks
+from cloud.providers import ecs
 from routerd.formats.document import Section
 from routerd.model import IPNetwork, Labels
 
 MOST_PODS = 4096  # addresses of one instance: more than any type holds
-MOST_TAG = 127  # characters of a tag's key, 255 of its value (EC2)
+MOST_TAG = 127  # characters of a tag's key, 255 of its value (EC2); 128 of both (ECS)
+NO_TAGS = ("aws:", "acs:", "aliyun", "routerd.io/")  # beginnings of tags that are not ours to set
+Provider = Literal["none", "aws", "alibaba"]
+VPCS: Mapping[str, Vpc] = {"aws": Vpc(), "alibaba": ecs.VPC}
 
 
 @dataclass(frozen=True, slots=True)
 class CloudSettings:
     """Of one cluster in one account and region."""
 
-    provider: Literal["none", "aws"] = "none"
+    provider: Provider = "none"
     """none = nothing of a cloud is asked or changed, and no SDK is imported."""
     region: str = ""
-    """"" = as the provider's SDK finds it (AWS_REGION)."""
+    """"" = as the provider's SDK finds it (AWS_REGION), or as the operator's own instance has it."""
     endpoint: str = ""
-    """URL of the API; "" = the region's own. For VPC endpoints with a name of their own."""
+    """URL of the API; "" = the region's own. For VPC endpoints with a name of their own. In that of Alibaba Cloud
+    {product} stands for ecs and vpc."""
     nodes: Labels = field(default_factory=dict)
     """Labels of the nodes whose pods get addresses of the cloud; none = every node that is an instance."""
     calls: bool = True
@@ -34,6 +41,11 @@ class CloudSettings:
     """Egress IPs in these are secondary addresses of a gateway's primary interface; none = egress asks no cloud."""
     rules: Rules = field(default_factory=lambda: Rules(""))
 
+    @property
+    def vpc(self) -> Vpc | None:
+        """None = no cloud is configured."""
+        return VPCS.get(self.provider)
+
 
 def read_cloud(section: Section | None) -> CloudSettings:
     """Raises InputError. Without a block there is no cloud."""
@@ -43,8 +55,11 @@ def read_cloud(section: Section | None) -> CloudSettings:
         "provider", "region", "endpoint", "cluster", "nodes", "calls", "releases", "interfaces", "addresses",
         "egress-networks", "pod-metadata",
     )  # fmt: skip
-    provider = cast(Literal["none", "aws"], section.require("provider").choice("none", "aws"))
+    provider = cast(Provider, section.require("provider").choice("none", "aws", "alibaba"))
     rules = _rules(section, "" if provider == "none" else section.require("cluster").name("the cluster's name"))
+    if provider == "alibaba":
+        _only_of_others(section)
+        rules = replace(rules, api=ecs.API)
     return CloudSettings(
         provider,
         region=section.string("region"),
@@ -55,6 +70,15 @@ def read_cloud(section: Section | None) -> CloudSettings:
         egress_networks=_egress_networks(section, rules),
         rules=rules,
     )
+
+
+def _only_of_others(section: Section) -> None:
+    """Its primary interface is never for pods, and interfaces have no index to choose."""
+    if section.get("egress-networks") is not None:
+        section.require("egress-networks").expected("none with provider alibaba: egress IPs are not moved there yet")
+    interfaces = section.section("interfaces")
+    if interfaces is not None and interfaces.integer("first-index", 0, 31, 1) != 1:
+        interfaces.require("first-index").expected("1 with provider alibaba")
 
 
 def _endpoint(section: Section) -> str:
@@ -125,8 +149,8 @@ def _choice(interfaces: Section, key: str) -> Choice:
 def _tags(section: Section, key: str) -> Labels:
     tags = section.texts(key)
     for name, text in tags.items():
-        if not 0 < len(name) <= MOST_TAG or len(text) > 255 or name.startswith(("aws:", "routerd.io/")):
+        if not 0 < len(name) <= MOST_TAG or len(text) > 255 or name.startswith(NO_TAGS):
             section.require(key).expected(
-                f"tags whose keys have up to {MOST_TAG} characters and begin neither with aws: nor with routerd.io/"
+                f"tags whose keys have up to {MOST_TAG} characters and begin with none of {', '.join(NO_TAGS)}"
             )
     return tags

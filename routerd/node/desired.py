@@ -14,6 +14,7 @@ from typing import Any
 
 from bfd.probes import Probing
 from bfd.table import Order
+from cloud.model import Vpc
 from egress.policy import (
     FLOW_DEADLINE,
     FORWARD_MARK,
@@ -95,7 +96,7 @@ class Settings:
     network_policy: NetworkPolicy = "direct"
     forward_mark: int = FORWARD_MARK
     flow_deadline: int = FLOW_DEADLINE  # seconds
-    wires: bool = False  # whether interfaces of a cloud are for pods here
+    vpc: Vpc | None = None  # of the cloud whose interfaces are for pods here; None = none are
     pod_metadata: bool = False  # whether these pods may ask the cloud's metadata service
 
 
@@ -277,17 +278,19 @@ def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts, kept: Kep
 
 
 def _of_cloud(snapshot: Snapshot, settings: Settings) -> Mapping[str, Any]:
-    if not settings.wires:
+    if settings.vpc is None:
         return {}
     here = (snapshot.nodes or {}).get(settings.node)
-    is_synced = here is not None and snapshot.allocations is not None
-    return {ENI_ROOM: Wiring(tuple(map(_wire, here.interfaces)), settings.pod_metadata) if here and is_synced else None}
+    if here is None or snapshot.allocations is None:
+        return {ENI_ROOM: None}
+    wires = tuple(_wire(each, settings.vpc) for each in here.interfaces)
+    return {ENI_ROOM: Wiring(wires, "" if settings.pod_metadata else settings.vpc.metadata)}
 
 
-def _wire(each: CloudInterface) -> Wire:
-    """Of blocks that leave, too, as pods may still have addresses of them. A subnet's first address is its router."""
+def _wire(each: CloudInterface, vpc: Vpc) -> Wire:
+    """Of blocks that leave, too, as pods may still have addresses of them."""
     blocks = (block for block in (*each.blocks, *each.leaving) if isinstance(block, IPv4Network))
-    return Wire(each.mac, each.own.network[1], tuple(sorted(blocks)))
+    return Wire(each.mac, each.own.network[vpc.router], tuple(sorted(blocks)))
 
 
 def _watched(snapshot: Snapshot, node: str, announced: Announcements | None) -> Mapping[IPAddress, Order] | None:

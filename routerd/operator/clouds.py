@@ -10,18 +10,18 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from cloud.backend import Backend, CloudFault
+from cloud.buckets import Buckets, Rate
 from cloud.calls import Outcome, Refused, Unknown
 from cloud.demand import Demand, Demands
 from cloud.egress import Wanted
-from cloud.providers import ec2
+from cloud.providers import alibaba, aws, ec2, ecs
 from cloud.providers.account import Account
-from cloud.providers.aws import connect
 from cloud.records import Holding
 from cloud.turn import Memory, Order, Turn, decide, learn
 from routerd.cluster.cloud_egress import wanted_seats
@@ -42,12 +42,15 @@ PERIOD = 60.0  # seconds between looks while nothing is: what others change is s
 RETRY = 15.0  # seconds after a look that failed
 AT_ONCE = 16  # calls in threads
 T = TypeVar("T")
+RATES: Mapping[str, Mapping[str, Rate]] = {"alibaba": ecs.RATES}  # of each action, by provider
 CLOUD = "Cloud"  # the kind of what is refused by the whole cloud
 
 
 def opened(settings: CloudSettings) -> Backend:
     """Raises CloudFault."""
-    return Account(ec2, connect(settings.region, settings.endpoint), settings.rules)
+    if settings.provider == "alibaba":
+        return Account(ecs, alibaba.connect(settings.region, settings.endpoint), settings.rules)
+    return Account(ec2, aws.connect(settings.region, settings.endpoint), settings.rules)
 
 
 @dataclass(slots=True)
@@ -99,6 +102,7 @@ class Clouds:
             return LOOK
         if self._backend is None:
             self._backend = await self._in_thread(self.open, self.settings)
+            self._last = replace(self._last, memory=Memory(Buckets(RATES.get(self.settings.provider, {}))))
         backend = self._backend
         demanded, wanted = self._decided_on = self._wanted()
         # Nobody else changes these records, so what they say now is what a decision may rest on.

@@ -7,7 +7,9 @@ from ipaddress import ip_network
 import pytest
 
 from cloud.demand import Choice, Rules
+from cloud.model import Api, Vpc
 from cloud.need import Watermarks
+from cloud.providers import ecs
 from routerd.config import Config, parse_config
 from routerd.config.cloud import CloudSettings
 from routerd.errors import InputError
@@ -57,11 +59,20 @@ cloud:
     )  # fmt: skip
 
 
+def test_a_provider_says_what_its_calls_and_its_networks_are_like() -> None:
+    aws, alibaba = (
+        parse_config(HEAD + f"cloud: {{provider: {name}, cluster: c}}\n").cloud for name in ("aws", "alibaba")
+    )
+    assert (aws.rules.api, aws.vpc) == (Api(), Vpc())
+    assert (alibaba.rules.api, alibaba.vpc) == (ecs.API, ecs.VPC)
+    assert parse_config(HEAD).cloud.vpc is None
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{}", 'f:3:8: cloud: the key "provider" is missing'),
-        ("{provider: gcp}", 'f:3:19: cloud.provider: found "gcp", expected none or aws'),
+        ("{provider: gcp}", 'f:3:19: cloud.provider: found "gcp", expected none, aws or alibaba'),
         ("{provider: aws}", 'f:3:8: cloud: the key "cluster" is missing'),
         (f"{GOOD}, zone: a}}", 'f:3:36: cloud.zone: unknown key "zone"'),
         (f"{GOOD}, endpoint: ec2.example}}", 'f:3:46: cloud.endpoint: found "ec2.example", expected a URL'),
@@ -69,10 +80,13 @@ cloud:
         (f"{GOOD}, addresses: {{min: 9, max: 8}}}}", 'cloud.addresses.max: found "8", expected at least min, 9'),
         (f"{GOOD}, interfaces: {{first-index: 32}}}}", "f:3:62: cloud.interfaces.first-index: found"),
         (f"{GOOD}, interfaces: {{subnets: {{ids: [a], tags: {{a: b}}}}}}}}", "expected ids or tags, not both"),
-        (f"{GOOD}, interfaces: {{tags: {{routerd.io/cluster: x}}}}}}", "begin neither with aws: nor"),
+        (f"{GOOD}, interfaces: {{tags: {{routerd.io/cluster: x}}}}}}", "begin with none of aws:, acs:"),
         (f"{GOOD}, interfaces: {{subnets: {{names: [a]}}}}}}", "cloud.interfaces.subnets.names: unknown key"),
         (f"{GOOD}, egress-networks: ['fd00::/64']}}", "f:3:54: cloud.egress-networks[0]: found"),
         (f"{GOOD}, egress-networks: [10.0.0.0/24], interfaces: {{first-index: 0}}}}", "interfaces.first-index 0"),
+        (f"{GOOD}, interfaces: {{tags: {{'acs:x': y}}}}}}", "begin with none of"),
+        ("{provider: alibaba, cluster: c, interfaces: {first-index: 0}}", "expected 1 with provider alibaba"),
+        ("{provider: alibaba, cluster: c, egress-networks: [10.0.0.0/24]}", "egress IPs are not moved there yet"),
         (f"{GOOD}, calls: perhaps}}", "f:3:43: cloud.calls: found"),
     ],
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """The state of the fake cloud, and what is so of every call: permissions, throttling, late looks, faults.
 
-A call takes and gives mappings with the names of EC2's own model. It raises `Refusal`, or `Dropped` for no answer.
+A call takes and gives mappings with the cloud's own names. It raises `Refusal`, or `Dropped` for no answer.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Any, Literal
 
-from tests.models.cloud import changes, looks
-from tests.models.cloud.calls import BY_NAME
+from tests.models.cloud.ec2_front import EC2_FRONT
+from tests.models.cloud.front import Front
 from tests.models.cloud.state import (
     Attachment,
     Dropped,
@@ -28,7 +28,6 @@ from tests.models.cloud.state import (
 )
 
 Data = Mapping[str, Any]
-RESERVED = 4  # first addresses of a subnet; the last one is, too
 TYPES = {"t3.small": TypeOfInstance(3, 4), "m5.large": TypeOfInstance(3, 10), "t2.small": TypeOfInstance(3, 4, "xen")}
 
 
@@ -43,6 +42,7 @@ class Fault:
 
 @dataclass(slots=True)
 class Cloud:
+    front: Front = EC2_FRONT
     now: float = 1_000_000.0  # seconds of the Unix epoch
     types: dict[str, TypeOfInstance] = field(default_factory=lambda: dict(TYPES))
     subnets: dict[str, FakeSubnet] = field(default_factory=dict)
@@ -54,6 +54,7 @@ class Cloud:
     lag: Callable[[], float] = lambda: 0.0  # seconds by which the next look is late
     permissions: Collection[str] | None = None  # None = all
     buckets: Mapping[str, tuple[int, float]] = field(default_factory=dict)  # by action: burst, calls a second
+    per_minute: Mapping[str, int] = field(default_factory=dict)  # by action: calls, counted anew with each minute
     faults: list[Fault] = field(default_factory=list)
     log: list[tuple[float, str, Data, str]] = field(default_factory=list)  # time, action, parameters, code or ""
     taken: dict[str, set[int]] = field(default_factory=dict)  # by subnet: addresses
@@ -62,6 +63,7 @@ class Cloud:
     _history: list[tuple[float, dict[str, Eni]]] = field(default_factory=list)
     tokens: dict[str, tuple[str, str]] = field(default_factory=dict)
     _tokens_left: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _in_minute: Counter[tuple[str, int]] = field(default_factory=Counter)
     numbers: Any = field(default_factory=lambda: itertools.count(1))
     _lock: Any = field(default_factory=threading.RLock)
 
@@ -94,6 +96,10 @@ class Cloud:
             else:
                 self.put(replace(eni, attachment=None))
 
+    def unassign(self, eni: Eni, address: IPv4Address) -> None:
+        self.taken[eni.subnet].discard(int(address))
+        self.put(replace(eni, addresses=tuple(each for each in eni.addresses if each != address)))
+
     def set_state(self, name: str, state: str) -> None:
         self.instances[name] = replace(self.instances[name], state=state)
 
@@ -113,13 +119,15 @@ class Cloud:
         return sorted(found, key=lambda each: each.attachment.index if each.attachment else 0)
 
     def mutations(self) -> Counter[str]:
-        return Counter(action for _, action, _, code in self.log if BY_NAME[action].mode != "read" and not code)
+        return Counter(
+            action for _, action, _, code in self.log if self.front.calls[action].mode != "read" and not code
+        )
 
     # --- a call ---
 
     def call(self, action: str, parameters: Data) -> Data:
         with self._lock:
-            code = "InternalError"
+            code = "(a bug)"
             try:
                 answer = self._call(action, parameters)
                 code = ""
@@ -134,22 +142,22 @@ class Cloud:
                 self.log.append((self.now, action, parameters, code))
 
     def _call(self, action: str, parameters: Data) -> Data:
-        known = BY_NAME.get(action)
+        known = self.front.calls.get(action)
         if known is None:
-            raise Refusal("InvalidAction", action)
+            raise self.front.refusal("no-call", action)
         fault = self._fault(action)
         self._throttle(action, fault)
         self._permit(known.permission, *(known.also[each] for each in known.also if each in parameters))
         if unknown := set(parameters) - set(known.parameters):
-            raise Refusal("UnknownParameter", ", ".join(sorted(unknown)))
+            raise self.front.refusal("unknown-parameter", ", ".join(sorted(unknown)))
         if fault in ("before", "internal"):
-            raise Dropped if fault == "before" else Refusal("InternalError", status=500)
+            raise Dropped if fault == "before" else self.front.refusal("internal")
         if known.mode == "read":
-            answer = looks.LOOKS[action](self, self._seen(), parameters)
+            answer = self.front.looks[action](self, self._seen(), parameters)
         else:
-            answer = changes.DOES[action](self, parameters)
+            answer = self.front.does[action](self, parameters)
         if fault in ("after", "internal-done"):
-            raise Dropped if fault == "after" else Refusal("InternalError", status=500)
+            raise Dropped if fault == "after" else self.front.refusal("internal")
         return answer
 
     def _fault(self, action: str) -> str:
@@ -162,15 +170,18 @@ class Cloud:
     def _permit(self, *permissions: str) -> None:
         for each in permissions:
             if self.permissions is not None and each not in self.permissions:
-                raise Refusal("UnauthorizedOperation", f"not allowed: {each}", 403)
+                raise self.front.refusal("denied", f"not allowed: {each}")
 
     def _throttle(self, action: str, fault: str) -> None:
         burst, rate = self.buckets.get(action, (0, 0.0))
         tokens, at = self._tokens_left.get(action, (float(burst), self.now))
         tokens = min(burst, tokens + (self.now - at) * rate)
-        if fault == "throttled" or (burst and tokens < 1):
+        minute = action, int(self.now // 60)
+        self._in_minute[minute] += 1
+        is_over = action in self.per_minute and self._in_minute[minute] > self.per_minute[action]
+        if fault == "throttled" or (burst and tokens < 1) or is_over:
             self._tokens_left[action] = tokens, self.now
-            raise Refusal("RequestLimitExceeded", action, 503)
+            raise self.front.refusal("throttled", action)
         self._tokens_left[action] = tokens - 1, self.now
 
     def _seen(self) -> Mapping[str, Eni]:
@@ -207,49 +218,53 @@ class Cloud:
     def eni(self, parameters: Data) -> Eni:
         name = parameters["NetworkInterfaceId"]
         if name not in self.enis:
-            raise Refusal("InvalidNetworkInterfaceID.NotFound", f"The networkInterface ID '{name}' does not exist")
+            raise self.front.refusal("gone", f"The networkInterface ID '{name}' does not exist")
         return self.enis[name]
 
     def new(self, subnet: str, groups: tuple[str, ...], tags: Mapping[str, str], description: str) -> Eni:
         number = next(self.numbers)
         (primary,) = self.take(subnet, 1)
         mac = f"02:00:{number >> 24 & 255:02x}:{number >> 16 & 255:02x}:{number >> 8 & 255:02x}:{number & 255:02x}"
-        return Eni(f"eni-{number:017x}", mac, subnet, primary, groups=groups, tags=tags, description=description)
+        return Eni(
+            f"eni-{number:017x}", mac, subnet, primary, groups=groups, tags=tags, description=description,
+            created=self.now,
+        )  # fmt: skip
 
     def take(self, subnet: str, count: int) -> tuple[IPv4Address, ...]:
         """The lowest free ones, so that what is freed is somebody else's at once."""
         cidr, taken = self.subnets[subnet].cidr, self.taken[subnet]
-        first, last = int(cidr[0]) + RESERVED, int(cidr[-1]) - 1
+        first, last = int(cidr[0]) + self.front.reserved[0], int(cidr[-1]) - self.front.reserved[1]
         found = list(itertools.islice((each for each in range(first, last + 1) if each not in taken), count))
         if len(found) < count:
-            raise Refusal("InsufficientFreeAddressesInSubnet", f"{subnet} has not enough free addresses")
+            raise self.front.refusal("no-addresses", f"{subnet} has not enough free addresses")
         taken |= set(found)
         return tuple(map(IPv4Address, found))
 
     def take_prefixes(self, subnet: str, count: int) -> tuple[IPv4Network, ...]:
         cidr, taken = self.subnets[subnet].cidr, self.taken[subnet]
-        reserved = {*range(int(cidr[0]), int(cidr[0]) + RESERVED), int(cidr[-1])}
+        first, last = self.front.reserved
+        reserved = {*range(int(cidr[0]), int(cidr[0]) + first), *range(int(cidr[-1]) - last + 1, int(cidr[-1]) + 1)}
         starts = range(int(cidr[0]), int(cidr[-1]) + 1, 16)
         free = (each for each in starts if not any(n in taken or n in reserved for n in range(each, each + 16)))
         found = list(itertools.islice(free, count))
         if len(found) < count:
-            raise Refusal("InsufficientCidrBlocks", f"{subnet} has not enough free /28 prefixes")
+            raise self.front.refusal("no-prefixes", f"{subnet} has not enough free /28 prefixes")
         taken |= {number for first in found for number in range(first, first + 16)}
         return tuple(IPv4Network((each, 28)) for each in found)
 
     def take_prefixes6(self, subnet: str, count: int) -> tuple[IPv6Network, ...]:
         cidr6, taken = self.subnets[subnet].cidr6, self.taken6[subnet]
         if cidr6 is None:
-            raise Refusal("InvalidParameterValue", f"{subnet} has no IPv6 CIDR block")
+            raise self.front.refusal("no-ipv6", f"{subnet} has no IPv6 CIDR block")
         found = tuple(itertools.islice((each for each in cidr6.subnets(new_prefix=80) if each not in taken), count))
         taken |= set(found)
         return found
 
     def limit(self, eni: Eni, more: int) -> None:
         instance = self.instances.get(eni.attachment.instance) if eni.attachment else None
-        most = self.types[instance.type].ipv4 if instance else 50
+        most = self.types[instance.type].ipv4 if instance else self.front.loose
         if eni.slots + more > most:
-            raise Refusal("PrivateIpAddressLimitExceeded", f"Number of private addresses will exceed limit of {most}")
+            raise self.front.refusal("limit", f"Number of private addresses will exceed limit of {most}")
 
     def prefixes_allowed(self, eni: Eni) -> None:
         instance = self.instances.get(eni.attachment.instance) if eni.attachment else None

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, ip_network
+from itertools import product
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -19,10 +20,11 @@ from typing import Any
 
 from cloud.model import INSTANCE_TAG
 from cloud.need import Watermarks
-from tests.models.cloud import changes
-from tests.models.cloud.calls import BY_NAME
+from tests.models.cloud.alibaba.front import ALIBABA_FRONT
 from tests.models.cloud.core import Fault
 from tests.models.cloud.desk_node import DeskNode
+from tests.models.cloud.ec2_front import EC2_FRONT
+from tests.models.cloud.front import Front
 from tests.models.cloud.world import World
 from tests.models.virtual_time import VirtualLoop
 
@@ -30,6 +32,7 @@ SHM = "/dev/shm" if Path("/dev/shm").is_dir() else None  # agents write often
 LATE = (*[0] * 9, 1, 4, 15)  # words by which nodes and operator hear of each other late
 FAULTS = ("before", "after", "throttled", "internal", "internal-done")
 LATEST = 55.0  # seconds by which looks are late at most
+FRONTS = {"aws": EC2_FRONT, "alibaba": ALIBABA_FRONT}
 
 
 @dataclass
@@ -38,6 +41,7 @@ class Life:
 
     choose: Callable[[Any], Any]
     prefixes: bool = False
+    front: Front = EC2_FRONT
     loop: VirtualLoop = field(default_factory=VirtualLoop)
     directory: Path = field(default_factory=lambda: Path(mkdtemp(prefix="routerd-life", dir=SHM)))
     world: World = field(init=False)
@@ -47,7 +51,7 @@ class Life:
 
     def __post_init__(self) -> None:
         world = World.of(
-            prefixes=self.prefixes, ipv6=True, marks=Watermarks(pre_allocate=2), cidr="10.0.0.0/25",
+            front=self.front, prefixes=self.prefixes, ipv6=True, marks=Watermarks(pre_allocate=2), cidr="10.0.0.0/25",
         )  # fmt: skip
         world.cloud.lag = lambda: self.choose((0.0, 0.0, 7.0, 30.0, LATEST))
         world.cloud.buckets = {"CreateNetworkInterface": (3, 0.5), "AssignPrivateIpAddresses": (3, 0.5)}
@@ -94,7 +98,9 @@ class Life:
             self.world.want(self.choose(range(12)), self.choose(sorted(self.world.nodes)))
 
     def _fault(self) -> None:
-        self.world.cloud.faults = [Fault(self.choose(sorted(BY_NAME)), self.choose(FAULTS), self.choose((1, 2)))]
+        self.world.cloud.faults = [
+            Fault(self.choose(sorted(self.front.calls)), self.choose(FAULTS), self.choose((1, 2)))
+        ]
 
     def _crash(self) -> None:
         """Between record and call, or between call and its answer's record."""
@@ -161,9 +167,8 @@ class Life:
         loaded = [eni for eni in self.world.cloud.enis.values() if eni.addresses and eni.attachment]
         if loaded:
             eni = self.choose(sorted(loaded, key=lambda each: each.id))
-            given = {"NetworkInterfaceId": eni.id, "PrivateIpAddresses": [str(eni.addresses[0])]}
             self.stolen.add(eni.addresses[0])
-            changes.unassign(self.world.cloud, given)
+            self.world.cloud.unassign(eni, eni.addresses[0])
 
     # --- what must hold
 
@@ -207,9 +212,9 @@ class Life:
         assert set(world.holdings) <= set(world.nodes)
 
 
-def seeded(seed: int, steps: int, *, prefixes: bool) -> Life:
+def seeded(seed: int, steps: int, *, prefixes: bool, provider: str = "aws") -> Life:
     """A life of so many steps, then calm. Raises AssertionError, with the seed."""
-    life = Life(random.Random(seed).choice, prefixes)
+    life = Life(random.Random(seed).choice, prefixes, FRONTS[provider])
     try:
         for number in range(steps):
             life.step()
@@ -218,7 +223,7 @@ def seeded(seed: int, steps: int, *, prefixes: bool) -> Life:
                 life.world.cloud.lag = lambda: life.choose((0.0, 0.0, 7.0, 30.0, LATEST))
         life.calm()
     except AssertionError as error:
-        raise AssertionError(f"seed {seed}, prefixes {prefixes}: {error}") from error
+        raise AssertionError(f"{provider}, seed {seed}, prefixes {prefixes}: {error}") from error
     finally:
         life.close()
     return life
@@ -228,11 +233,14 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description="random lives of instances on a fake cloud, with faults")
     arguments.add_argument("--steps", type=int, default=10_000)
     arguments.add_argument("--seed", type=int, default=random.randrange(10**6))
+    arguments.add_argument("--provider", choices=FRONTS, action="append", help="default: each")
     given = arguments.parse_args()
     logging.disable()  # each refusal is a line
-    for prefixes in (False, True):
-        print(f"seed {given.seed}, {given.steps} steps, {'prefixes' if prefixes else 'addresses'}", flush=True)
-        print(dict(seeded(given.seed, given.steps, prefixes=prefixes).world.cloud.mutations()))
+    for provider, prefixes in product(given.provider or FRONTS, (False, True)):
+        what = "prefixes" if prefixes else "addresses"
+        print(f"{provider}, seed {given.seed}, {given.steps} steps, {what}", flush=True)
+        life = seeded(given.seed, given.steps, prefixes=prefixes, provider=provider)
+        print(dict(life.world.cloud.mutations()))
 
 
 if __name__ == "__main__":

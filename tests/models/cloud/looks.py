@@ -147,7 +147,7 @@ def _type_data(cloud: Cloud, name: str) -> Data:
     network = {
         "MaximumNetworkInterfaces": each.interfaces,
         "Ipv4AddressesPerInterface": each.ipv4,
-        "Ipv6AddressesPerInterface": each.ipv4,
+        "Ipv6AddressesPerInterface": each.ipv6,
         "NetworkCards": [card],
     }
     return {"InstanceType": name, "Hypervisor": each.hypervisor, "BareMetal": False, "NetworkInfo": network}

@@ -24,6 +24,7 @@ class TypeOfInstance:
     interfaces: int
     ipv4: int
     hypervisor: str = "nitro"
+    ipv6: int = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,11 @@ class Eni:
     tags: Mapping[str, str] = field(default_factory=dict)
     description: str = ""
     attachment: Attachment | None = None
+    created: float = 0.0  # seconds of the Unix epoch
+    kind: str = "Secondary"  # as ECS has it, or Trunk, Member
+    traffic: str = "Standard"  # or HighPerformance
+    changing: str = ""  # "Creating" or "Deleting" while it is
+    goes_with_instance: bool = False  # from its creation
 
     @property
     def status(self) -> str:

@@ -14,12 +14,14 @@ from cloud.demand import Demand, Rules
 from cloud.egress import Seats, Wanted
 from cloud.model import Network
 from cloud.plan import Reason
-from cloud.providers import ec2
-from cloud.providers.account import Account
+from cloud.providers import ecs
 from cloud.records import Holdings, holding_row, read_holding
 from cloud.turn import Memory, Order, Turn, decide, learn
+from tests.models.cloud.alibaba.front import ALIBABA_FRONT
 from tests.models.cloud.core import Cloud
-from tests.models.cloud.direct import sender
+from tests.models.cloud.direct import account
+from tests.models.cloud.ec2_front import EC2_FRONT
+from tests.models.cloud.front import Front
 
 
 @dataclass
@@ -70,12 +72,16 @@ class World:
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
-        self.backend = Account(ec2, sender(self.cloud), self.rules)
+        self.backend = account(self.cloud, self.rules)
 
     @classmethod
-    def of(cls, type_: str = "m5.large", cidr: str = "10.0.0.0/24", **rules: Any) -> World:
+    def of(
+        cls, type_: str = "m5.large", cidr: str = "10.0.0.0/24", front: Front = EC2_FRONT, **rules: Any
+    ) -> World:  # fmt: skip
         """One instance, i-1, in one subnet."""
-        world = cls(rules=Rules("test", **rules))
+        if front is ALIBABA_FRONT:
+            rules = {"api": ecs.API, **rules}
+        world = cls(Cloud(front), Rules("test", **rules))
         world.cloud.add_subnet("subnet-1", cidr, cidr6="2001:db8::/64")
         world.cloud.add_group("sg-1")
         world.add("i-1", type_=type_)

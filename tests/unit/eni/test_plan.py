@@ -35,11 +35,11 @@ from eni.plan import (
 MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")
 LINKS = {mac: Link(number, f"eth{number}", 1500, up=False) for number, mac in enumerate(MACS, 5)}
 PRIMARY = Link(2, "eth0", 9001, up=True)
-ROUTER = IPv4Address("10.0.0.1")
+ROUTER, METADATA = IPv4Address("10.0.0.1"), "169.254.169.254"
 blocks = st.sampled_from([IPv4Network(f"10.0.0.{last}/32") for last in range(8, 12)] + [IPv4Network("10.0.0.32/28")])
 
 
-def wish(owners: dict[IPv4Network, str], macs: set[str], metadata: bool) -> Desired:
+def wish(owners: dict[IPv4Network, str], macs: set[str], metadata: str) -> Desired:
     """An address is on one interface."""
     of = {mac: tuple(sorted(block for block, owner in owners.items() if owner == mac)) for mac in MACS}
     there = (mac for mac in MACS if of[mac] or mac in macs)
@@ -47,7 +47,7 @@ def wish(owners: dict[IPv4Network, str], macs: set[str], metadata: bool) -> Desi
 
 
 macs = st.sampled_from(MACS)
-wishes = st.builds(wish, st.dictionaries(blocks, macs), st.sets(macs), st.booleans())
+wishes = st.builds(wish, st.dictionaries(blocks, macs), st.sets(macs), st.sampled_from(["", METADATA]))
 links = st.sampled_from([{}, LINKS, {MACS[1]: LINKS[MACS[1]]}])
 
 
@@ -97,7 +97,7 @@ def test_every_change_ends_as_desired_and_each_step_is_safe(changes: list[Desire
     assert (observed.rules, observed.routes, observed.table) == (frozenset(), frozenset(), None)
 
 
-ONE = Desired((Interface(MACS[0], ROUTER, (IPv4Network("10.0.0.8"),)),))
+ONE = Desired((Interface(MACS[0], ROUTER, (IPv4Network("10.0.0.8"),)),), METADATA)
 
 
 def whole() -> Observed:
@@ -133,7 +133,7 @@ def test_an_interface_without_a_device_is_told_and_a_node_without_a_way_out_wire
 def test_metadata_is_closed_to_pods_unless_they_may_read_it() -> None:
     closed = nft_chains(ONE, ONE.interfaces, whole())
     assert "169.254.169.254 counter drop" in closed["forward"].rules[0]
-    assert "forward" not in nft_chains(replace(ONE, metadata=True), ONE.interfaces, whole())
+    assert "forward" not in nft_chains(replace(ONE, metadata=""), ONE.interfaces, whole())
 
 
 def test_to_pods_the_main_table_is_asked_first() -> None:

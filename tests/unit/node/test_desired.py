@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Interface, ip_address, ip_network
 
 import pytest
 
+from cloud.model import Vpc
+from cloud.providers import ecs
 from egress.policy import Block, Desired, Gateway, Group, Watch
+from eni.plan import Desired as Wiring
+from eni.plan import Interface
 from routerd.model import (
     Allocations,
+    CloudInterface,
     Namespace,
     NodeNumber,
     PodSelection,
@@ -59,6 +64,17 @@ icmp-source 10.0.0.11
 icmp-source fd00::11
 uplink eth0
 """
+
+
+@pytest.mark.parametrize(("vpc", "router"), [(Vpc(), "10.0.1.1"), (ecs.VPC, "10.0.1.253")])
+def test_interfaces_of_a_cloud_are_wired_to_its_router_and_its_metadata_closed(vpc: Vpc, router: str) -> None:
+    one, two, prefix = map(ip_network, ("10.0.1.8/32", "10.0.1.9/32", "10.0.1.32/28"))
+    interface = CloudInterface("02:00:00:00:00:07", IPv4Interface("10.0.1.7/24"), (prefix, one), (two,))
+    for pod_metadata in (False, True):
+        settings = replace(SETTINGS, vpc=vpc, pod_metadata=pod_metadata)
+        found = compose(cluster.snapshot(**cluster.node_a(interfaces=(interface,))), settings, FACTS).rooms["eni"]
+        wire = Interface("02:00:00:00:00:07", ip_address(router), (one, two, prefix))
+        assert found == Wiring((wire,), "" if pod_metadata else vpc.metadata)
 
 
 def state(facts: LocalFacts = FACTS, **fields: object) -> NodeState:

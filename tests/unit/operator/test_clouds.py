@@ -17,7 +17,7 @@ from cloud.calls import Call, Outcome
 from cloud.demand import Rules
 from cloud.model import Inventory
 from cloud.need import Watermarks
-from cloud.providers import ec2
+from cloud.providers import ec2, ecs
 from cloud.providers.account import Account
 from routerd.config.cloud import CloudSettings
 from routerd.errors import StoreError
@@ -26,8 +26,9 @@ from routerd.operator.clouds import Clouds, clouds_of
 from routerd.operator.loop import Operator
 from routerd.serve.api import RequestRefused
 from routerd.store.embedded.ledger import SqliteLedger
+from tests.models.cloud.alibaba.front import ALIBABA_FRONT
 from tests.models.cloud.core import Cloud, Fault
-from tests.models.cloud.direct import sender
+from tests.models.cloud.direct import account, sender
 from tests.models.operator_world import FakeLedger, FakeStore, World
 from tests.models.virtual_time import beside, elapse, in_virtual_time
 from tests.waiting import PATIENCE
@@ -314,3 +315,22 @@ def test_throttled_looks_wait() -> None:
         assert scene.available() == {"i-1": 5}
 
     play(scene, story)
+
+
+def test_alibaba_cloud_has_rates_of_its_own_and_the_same_loop() -> None:
+    rules = replace(RULES, api=ecs.API)
+    scene = Scene(cloud=Cloud(ALIBABA_FRONT), settings=CloudSettings("alibaba", rules=rules))
+    scene.clouds.open = lambda settings: account(scene.cloud, settings.rules)
+    for number in range(2, 41):
+        scene.cloud.add_instance(f"i-{number}", "subnet-1")
+        scene.node(f"w{number}", f"cn-hangzhou.i-{number}", PodCount(0, 1))
+
+    async def story() -> None:
+        await scene.live(1)
+        assert scene.clouds.counts["CreateNetworkInterface", "done"] == ecs.RATES["CreateNetworkInterface"].burst
+        await scene.live(60)
+        assert set(scene.available().values()) == {4, 5}
+
+    play(scene, story)
+    assert len(scene.available()) == 40
+    assert {code for *_, code in scene.cloud.log} == {""}
