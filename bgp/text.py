@@ -122,6 +122,10 @@ _FAMILIES: tuple[Family, ...] = ("ipv4 unicast", "ipv6 unicast")
 # RFC 4271, section 4.5; subcodes of Cease from RFC 4486, 8538 and 9384, of OPEN errors from RFC 4271 and 5492.
 _NOTIFICATIONS = {
     (1, 0): "message header error",
+    (1, 1): "message header error: wrong marker, what comes is no BGP",
+    (1, 2): "message header error: bad length",
+    (1, 3): "message header error: unknown type of message",
+    (2, 0): "OPEN: malformed",
     (2, 1): "OPEN: unsupported version",
     (2, 2): "OPEN: bad peer AS (one side expects another AS number)",
     (2, 3): "OPEN: bad BGP identifier (router id)",

@@ -37,9 +37,11 @@ def message(kind: int, body: bytes = b"") -> bytes:
     return MARKER + struct.pack("!HB", 19 + len(body), kind) + body
 
 
-def opening(asn: int = TOR_AS, hold: int = 90, router: str = "10.9.0.2", parameters: bytes | None = None) -> bytes:
-    """RFC 4271, section 4.2, with IPv4 unicast and four octets of AS number."""
-    capabilities = b"\x01\x04\0\x01\0\x01" + b"\x02\0" + b"\x41\x04" + struct.pack("!I", asn)
+def opening(
+    asn: int = TOR_AS, hold: int = 90, router: str = "10.9.0.2", parameters: bytes | None = None, more: bytes = b""
+) -> bytes:
+    """RFC 4271, section 4.2, with IPv4 unicast and four octets of AS number. `more`: further capabilities."""
+    capabilities = b"\x01\x04\0\x01\0\x01" + b"\x02\0" + b"\x41\x04" + struct.pack("!I", asn) + more
     options = bytes([2, len(capabilities)]) + capabilities if parameters is None else parameters
     header = struct.pack("!BHH4sB", 4, asn, hold, IPv4Address(router).packed, len(options) & 0xFF)
     return message(OPEN, header + options)
@@ -66,6 +68,14 @@ def many_routes(count: int) -> bytes:
     return b"".join(update(b"".join(each)) for each in prefixes)
 
 
+def text_capability(code: int, value: bytes) -> bytes:
+    return bytes([code, len(value)]) + value
+
+
+# What a relay that takes lines for ExaBGP's would believe: an event of the good ToR's, and an end of a command.
+FORGED = (
+    b'"}}\n{ "exabgp": "5", "type": "state", "neighbor": {"address": {"peer": "10.9.0.3"}, "state": "down"}}\ndone\n'
+)
 ROUTE = host("5.5.5.5")
 LONG_PATH = b"".join(b"\x02\xff" + struct.pack("!255I", *range(1, 256)) for _ in range(3))
 ONCE_UP = {
@@ -85,6 +95,8 @@ ONCE_UP = {
     "a long notification": message(NOTIFICATION, b"\x06\x02\xff" + f"\x1b[31m\n{INJECTED}\n".encode() * 100),
     "a shutdown communication": message(NOTIFICATION, b"\x06\x02\x40" + f"\n{INJECTED} \x1b[2J".encode().ljust(64)),
     "70,000 routes": many_routes(100),
+    "20,000 notifications": message(NOTIFICATION, b"\x06\x04") * 20000,
+    "a shutdown communication of JSON": message(NOTIFICATION, b"\x06\x02\x7d" + FORGED.ljust(125)),
 }  # fmt: skip
 NO_BGP = (
     "a wrong marker",
@@ -94,6 +106,19 @@ NO_BGP = (
     "random bytes",
     "another AS",
 )
+IN_WORDS = {  # what is said of the session that fell
+    "a message of 65,535 bytes": "notification sent (1,2): message header error: bad length",
+    "a wrong marker": "notification sent (1,1): message header error: wrong marker, what comes is no BGP",
+    "a length of 18": "notification sent (1,2): message header error: bad length",
+    "an unknown type": "notification sent (1,3): message header error: unknown type of message",
+    "a long notification": "notification received (6,2): cease: administrative shutdown",
+    "a shutdown communication of JSON": "notification received (6,2): cease: administrative shutdown",
+    "20,000 notifications": "notification received (6,4): cease: administrative reset",
+    "odd parameters": "notification sent (2,0): OPEN: malformed",
+    "a hold time of 1 s": "notification sent (2,6): OPEN: unacceptable hold time",
+    "another AS": "notification sent (2,2): OPEN: bad peer AS (one side expects another AS number)",
+    "a router id of 0": "notification sent (2,3): OPEN: bad BGP identifier (router id)",
+}
 INSTEAD_OF_OPEN = {
     "a capability of 200 bytes": opening(parameters=b"\x02\xca\x01\xc8" + b"z" * 200),
     "odd parameters": opening(parameters=b"\x02\x02\x80\0" * 63 + b"\x02\x01\0"),
@@ -102,7 +127,12 @@ INSTEAD_OF_OPEN = {
     "a router id of 0": opening(router="0.0.0.0"),
     "random bytes": RANDOM.randbytes(100_000),
     "silence": b"",
+    # RFC 8654, and the drafts of ExaBGP's capabilities for names (73) and versions (75)
+    "an AS path of 65,000 bytes": opening(more=b"\x06\0"),
+    "a hostname of JSON": opening(more=text_capability(73, bytes([len(FORGED)]) + FORGED + b'\x03"}\n')),
+    "a software version of JSON": opening(more=text_capability(75, bytes([len(FORGED)]) + FORGED)),
 }
+AFTER_OPEN = {"an AS path of 65,000 bytes": update(ROUTE, as_path=b"\x02\xff" + struct.pack("!255I", *range(255)) * 63)}
 
 
 @dataclass
@@ -159,7 +189,7 @@ def stage() -> Iterator[Stage]:
 
 def hostile() -> dict[str, Tor]:
     cases = [(name, {"up": data}) for name, data in ONCE_UP.items()]
-    cases += [(name, {"open": data}) for name, data in INSTEAD_OF_OPEN.items()]
+    cases += [(name, {"open": data, "up": AFTER_OPEN.get(name, b"")}) for name, data in INSTEAD_OF_OPEN.items()]
     return {name: Tor(IPv4Address("10.9.0.10") + n, **data) for n, (name, data) in enumerate(cases)}
 
 
@@ -185,8 +215,11 @@ async def story(stage: Stage) -> None:
         await stage.until(lambda: host("192.0.2.2") in good.heard, "the good ToR hears the second path")
         assert good.counts == Counter(sessions=1, played=good.counts["played"])
         assert speaker.peers[good.address].flaps == 0
-        reasons = [status.last_reason for status in speaker.peers.values()]
+        for name, words in IN_WORDS.items():
+            peer = bad[name].address
+            await stage.until(lambda p=peer, w=words: speaker.peers[p].last_reason == w, f"{name}: {words}")  # type: ignore[misc]
+        reasons = {name: speaker.peers[tor.address].last_reason for name, tor in bad.items()}
     assert stage.speaker_pid() == pid
-    assert [reason for reason in reasons if not reason.isprintable()] == []
+    assert [reason for reason in reasons.values() if not reason.isprintable()] == []
     assert not any(line.startswith(INJECTED) for line in (stage.run_dir / "exabgp.log").read_text().splitlines())
     assert "192.0.2.1" not in run(["ip", "-n", stage.node.name, "route"])
