@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,11 +46,12 @@ class Drains:
         *,
         notice: float = 0.0,
         cordoned: bool = False,
+        taints: Collection[str] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`notice`: seconds in which peers are asked to prefer other nodes. `clock`: seconds of the Unix epoch."""
         self._places = places or Places()
-        self._notice, self._cordoned, self._clock = notice, cordoned, clock
+        self._notice, self._cordoned, self._taints, self._clock = notice, cordoned, taints, clock
         self._ordered = _ordered(self._places.order)
         self._since: float | None = None  # when the node began to leave; None = it stays
         self._has_looked = False
@@ -103,9 +104,9 @@ class Drains:
         """Why the node leaves now, None = it stays. None of `node`: the store has not told of it."""
         marker = self._places.marker
         orders = Orders(self._ordered is not None, str(marker) if marker is not None and marker.exists() else "")
-        drain = drain_of(node, orders, cordoned=self._cordoned) if node is not None else None
         if node is None:
             return None
+        drain = drain_of(node, orders, cordoned=self._cordoned, taints=self._taints)
         self._begin_or_end(drain)
         self._has_looked = True
         if drain is None or drain.withdraws:

@@ -53,6 +53,7 @@ def state_of(snapshot: Snapshot, settings: Settings, config: Config) -> NodeStat
         passwords = local.passwords_of(peers, config.bgp.password_dir, None)
     else:
         sessions, passwords = likely_sources(snapshot, node), None
-    leaving = drain_of(node, Orders(), cordoned=config.drain.cordoned) if node is not None else None
+    rules = config.drain
+    leaving = drain_of(node, Orders(), cordoned=rules.cordoned, taints=rules.taints) if node is not None else None
     drain = replace(leaving, withdraws=True) if leaving is not None else None
     return compose(snapshot, settings, LocalFacts(sessions, config.egress.uplinks, drain=drain, passwords=passwords))

@@ -30,6 +30,7 @@ MOST_BLOCK_BITS = 16  # of pod-cidrs: 65,536 blocks of one CIDR, as Kubernetes h
 MOST_TARGETS = 16  # of a gateway's probe
 _RUN_DIR = re.compile(r"^run-dir:\s+[\"']?(/[^\s\"',#]+)", re.MULTILINE)
 _INTERVAL = re.compile(r"(\d{1,5})(ms|s)")
+_TAINT = re.compile(r"[\w./-]+(=[\w.-]*)?(:(NoSchedule|PreferNoSchedule|NoExecute))?", re.ASCII)
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123
 
 
@@ -166,6 +167,8 @@ class DrainConfig:
     """Seconds in which peers are asked to prefer other nodes (GRACEFUL_SHUTDOWN) before the paths are withdrawn."""
     cordoned: bool = False
     """Whether a cordoned node counts as drained; off, because a cluster of one node may be cordoned, too."""
+    taints: tuple[str, ...] = ()
+    """Taints for which a node counts as drained: "key", "key=value", each with ":Effect" or without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -527,8 +530,16 @@ def _brake(bgp: Section) -> BrakeConfig:
 
 
 def _drain(section: Section) -> DrainConfig:
-    drain = _sub(section, "drain", "notice", "cordoned")
-    return DrainConfig(_seconds(drain, "notice", DEFAULT.drain.notice), drain.boolean("cordoned", False))
+    drain = _sub(section, "drain", "notice", "cordoned", "taints")
+    taints = tuple(_taint(item) for item in drain.items("taints"))
+    return DrainConfig(_seconds(drain, "notice", DEFAULT.drain.notice), drain.boolean("cordoned", False), taints)
+
+
+def _taint(item: Value) -> str:
+    taint = item.string("a taint")
+    if not _TAINT.fullmatch(taint):
+        raise item.error(f"{taint!r} is no taint: expected key or key=value, each with :Effect or without")
+    return taint
 
 
 def _pod_cidrs(section: Section) -> tuple[ClusterCIDR, ...]:

@@ -368,7 +368,7 @@ def _web(config: Config, body: Agent, heart: Heart) -> Callable[[], None]:
 def _drains(config: Config) -> Drains:
     run_dir = config.run_dir
     places = Places(config.state_dir / "drain.json", run_dir / MARKER, run_dir / "drained")
-    return Drains(places, notice=config.drain.notice, cordoned=config.drain.cordoned)
+    return Drains(places, notice=config.drain.notice, cordoned=config.drain.cordoned, taints=config.drain.taints)
 
 
 def _node_report(config: Config) -> NodeReport:

@@ -45,7 +45,8 @@ def read_node(value: Value) -> Node:
         network_unavailable=conditions.get("NetworkUnavailable") == "True",
         unschedulable=spec.boolean("unschedulable", False) if spec else False,
         leaving=_leaving(spec, status),
-        fenced=bool(_taints(spec) & DOWN_TAINTS),
+        taints=tuple(sorted(f"{key}={value}:{effect}" for key, value, effect in _taints(spec))),
+        fenced=bool(_taint_keys(spec) & DOWN_TAINTS),
         provider_id=spec.string("providerID") if spec else "",
         origin=meta.origin,
     )
@@ -57,13 +58,19 @@ def _conditions(status: Section | None) -> dict[str, Section]:
     return {section.string("type"): section for section in sections}
 
 
-def _taints(spec: Section | None) -> set[str]:
-    return {item.section.string("key") for item in spec.items("taints")} if spec else set()
+def _taints(spec: Section | None) -> set[tuple[str, str, str]]:
+    """Key, value and effect."""
+    found = [item.section for item in spec.items("taints")] if spec else []
+    return {(each.string("key"), each.string("value"), each.string("effect")) for each in found}
+
+
+def _taint_keys(spec: Section | None) -> set[str]:
+    return {key for key, _, _ in _taints(spec)}
 
 
 def _leaving(spec: Section | None, status: Section | None) -> Literal["", "down", "to-be-deleted"]:
     """A kubelet that sees systemd's shutdown has its node unready at once, and says why in words alone (1.36)."""
-    taints = _taints(spec)
+    taints = _taint_keys(spec)
     ready = _conditions(status).get("Ready")
     is_shutting_down = ready is not None and ready.string("status") != "True" and SHUTDOWN in ready.string("message")
     if is_shutting_down or taints & DOWN_TAINTS:

@@ -4,6 +4,7 @@
     Drained        `routerd drain`
     ToBeDeleted    the cluster autoscaler is about to delete it; kube-proxy answers load balancers likewise (KEP-3836)
     Cordoned       it is unschedulable, where the configuration counts that (drain.cordoned)
+    Tainted        it has a taint that the configuration names (drain.taints)
 
 First peers are asked to prefer other nodes (RFC 8326), then the paths are withdrawn. What only this node can carry
 stays while it can: an egress IP that no other gateway has, the pod CIDRs of pods that still run. Unless the node goes
@@ -12,7 +13,7 @@ down: then all but the pod CIDRs goes at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,7 +22,7 @@ from routerd.model import Node, Pod, Refusal
 from routerd.refs import NODE, Ref
 from upstream.targets import Upstream
 
-Reason = Literal["ShuttingDown", "Drained", "ToBeDeleted", "Cordoned"]
+Reason = Literal["ShuttingDown", "Drained", "ToBeDeleted", "Cordoned", "Tainted"]
 GRACEFUL_SHUTDOWN = WELL_KNOWN_COMMUNITIES["graceful-shutdown"]
 LAST_RESORT = 0  # LOCAL_PREF of a path that others shall be preferred to (RFC 8326, section 4.2)
 
@@ -47,8 +48,9 @@ class Orders:
     marker: str = ""
 
 
-def drain_of(node: Node, orders: Orders, *, cordoned: bool) -> Drain | None:
-    """Why `node` leaves, the gravest reason first; None = it stays. `cordoned`: whether an unschedulable one leaves.
+def drain_of(node: Node, orders: Orders, *, cordoned: bool, taints: Collection[str] = ()) -> Drain | None:
+    """Why `node` leaves, the gravest reason first; None = it stays. `cordoned`: whether an unschedulable one leaves;
+    `taints`: those for which a node leaves, as `forms_of` has them.
 
     Whoever asks knows the time, and so whether the paths are to be withdrawn already.
     """
@@ -61,7 +63,19 @@ def drain_of(node: Node, orders: Orders, *, cordoned: bool) -> Drain | None:
         return Drain("ToBeDeleted", f"the cluster autoscaler is about to delete node {node.name} (its taint says so)")
     if cordoned and node.unschedulable:
         return Drain("Cordoned", f"node {node.name} is cordoned, and drain.cordoned is on: run `kubectl uncordon`")
+    for taint in node.taints:
+        if named := sorted(forms_of(taint) & {*taints}):
+            message = f"node {node.name} has the taint {taint}, and drain.taints names {named[0]}: remove the taint"
+            return Drain("Tainted", message)
     return None
+
+
+def forms_of(taint: str) -> frozenset[str]:
+    """What a configuration may call a taint "key=value:Effect": the key alone, with its value, with its effect."""
+    pair, _, effect = taint.rpartition(":")
+    key, _, value = pair.partition("=")
+    names = {key, f"{key}={value}"} if value else {key}
+    return frozenset(names | {f"{name}:{effect}" for name in names})
 
 
 def noticed(path: Path) -> Path:

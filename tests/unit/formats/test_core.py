@@ -68,7 +68,7 @@ status: {{conditions: [{condition}]}}
 """
     found = one(text)
     assert isinstance(found, Node)
-    assert found.leaving == leaving
+    assert (found.leaving, found.taints) == (leaving, (f"{taint}=:NoExecute",))
 
 
 def test_bare_node_and_namespace() -> None:

@@ -91,6 +91,21 @@ def test_the_gravest_reason_is_told(here: Node, orders: Orders, cordoned: bool, 
     assert found is None or found.withdraws == (reason == "ShuttingDown")
 
 
+@pytest.mark.parametrize(
+    ("named", "leaves"),
+    [
+        ("maintenance", True), ("maintenance=yes", True), ("maintenance:NoExecute", True),
+        ("maintenance=yes:NoExecute", True), ("maintenance=no", False), ("maintenance:NoSchedule", False),
+        ("main", False), ("yes", False), ("", False),
+    ],
+)  # fmt: skip
+def test_a_node_leaves_for_a_taint_that_is_named(named: str, leaves: bool) -> None:
+    tainted = node(taints=("maintenance=yes:NoExecute", "other=:NoSchedule"))
+    found = drain_of(tainted, Orders(), cordoned=False, taints=(named,))
+    assert (found.reason if found else "") == ("Tainted" if leaves else "")
+    assert drain_of(tainted, Orders(), cordoned=False) is None
+
+
 def test_the_brake_does_not_hold_what_a_node_withdraws_that_leaves() -> None:
     """Also after a start, when all that is known of before is what the speaker carries."""
     snapshot = many_vips(40)
