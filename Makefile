@@ -12,6 +12,7 @@
 #   make chaos   kills at random moments under churn (KILLS=50, SEED=…)
 #   make soak    an hour of churn under traffic of both families (MINUTES=…, SEED=…)
 #   make cloud-faults   random lives of instances on a fake cloud, with faults (STEPS=10000, SEED=…)
+#   make demo-cloud   addresses of a cloud for pods, and an egress IP that moves, on a fake EC2, with every call told
 #   make partitions   each pair of peers cut in each manner, failures, stopped processes, under traffic (ROUNDS=…, SEED=…)
 #   make bench   benchmarks                                           make lock        renews requirements/*.txt
 #   make bench-packets, bench-egress   the egress datapath: ns per packet; throughput beside nftables (FAMILY=6, ROUNDS=…, POLICIES=…, MODES=…)
@@ -26,7 +27,7 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: setup kernel kernels check test fuzz verified chaos soak partitions cloud-faults demo demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-ipam bench-cloud bench-ports bench-rounds bench-packets bench-egress bench-way bench-cni bench-failover lock image bpf wheel clean
+.PHONY: setup kernel kernels check test fuzz verified chaos soak partitions cloud-faults demo demo-cloud demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-ipam bench-cloud bench-ports bench-rounds bench-packets bench-egress bench-way bench-cni bench-failover lock image bpf wheel clean
 
 setup:
 	@tools/setup
@@ -67,6 +68,9 @@ soak: setup
 
 cloud-faults: setup
 	@$(PY) -m tests.models.cloud.faulty $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED))
+
+demo-cloud: setup
+	@$(PY) -m tests.netns.stories.demo_cloud
 
 partitions: setup
 	@$(PY) -m tests.netns.stories.partitions $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))

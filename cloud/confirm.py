@@ -6,7 +6,7 @@ that long before it counts as not done.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from cloud.calls import Assign, AssignPrefix6, Attach, Bind, Create, Delete, Unassign
@@ -24,6 +24,7 @@ def confirm(holdings: Holdings, inventory: Inventory, demands: Demands, rules: R
     for interface in inventory.interfaces.values():
         if interface.is_attached and rules.counts(interface):
             attached.setdefault(interface.instance, []).append(interface)
+    holdings = _given_again(holdings, inventory)
     seen = {}
     for name in sorted(holdings.keys() | demands.keys()):
         before = holdings.get(name) or Holding(name)
@@ -31,6 +32,31 @@ def confirm(holdings: Holdings, inventory: Inventory, demands: Demands, rules: R
         if after is not None:
             seen[name] = after
     return _without_doubles(seen, holdings)
+
+
+def _given_again(holdings: Holdings, inventory: Inventory) -> Holdings:
+    """Without records of blocks that the cloud was told to take, and that an answer says it gave since."""
+    again = {network for each in holdings.values() for network in _answered(each.intent, inventory)}
+    if not again:
+        return holdings
+    return {name: _without_going(holding, again) for name, holding in holdings.items()}
+
+
+def _answered(intent: Intent | None, inventory: Inventory) -> frozenset[Network]:
+    """What a call gave, as its answer and this look say: a look alone may show what was before."""
+    if intent is None or not intent.gave:
+        return frozenset()
+    made = intent.interface if isinstance(intent.call, Create) else intent.call.interface
+    there = inventory.interfaces.get(made)
+    return frozenset(intent.gave).intersection(there.blocks) if there else frozenset()
+
+
+def _without_going(holding: Holding, networks: Collection[Network]) -> Holding:
+    held = []
+    for one in holding.held:
+        kept = tuple(each for each in one.blocks if each.state != "going" or each.network not in networks)
+        held.append(replace(one, blocks=kept))
+    return replace(holding, held=tuple(held))
 
 
 def _seen(

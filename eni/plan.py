@@ -19,7 +19,7 @@ from typing import Literal
 PROTOCOL = 203  # of rules and routes
 MAIN = 254
 TABLES = 20_300  # the table of a device is this and its ifindex
-TO_POD, ANSWERS, FROM_POD = 512, 1024, 1536  # priorities of rules
+TO_POD, TO_PRIMARY, FROM_POD = 512, 1024, 1536  # priorities of rules
 MARK = 0x80  # of packets and connections: Amazon's own plugin has the same
 NFT_TABLE = "routerd_eni"  # of family inet
 LOOSE = "2"  # rp_filter: the source must be reachable, by whichever device (RFC 3704, 2.4)
@@ -40,6 +40,7 @@ class Interface:
 class Desired:
     interfaces: tuple[Interface, ...] = ()
     metadata: str = ""  # the address of the cloud's metadata service, which pods may not ask; "" = they may
+    primary_mark: int = 0  # a bit of packets that leave by the primary interface, whoever has their source; 0 = none
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,8 @@ def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
     """What pods' packets are led to comes before the rules that lead there."""
     there = wirable(desired, observed)
     links = [link for each in there if not _is_up(link := observed.links[each.mac], observed)]
-    settings, rules, routes = _settings(there, observed), _rules(there, observed), [*_routes(there, observed)]
+    settings, rules = _settings(there, observed), _rules(there, observed, desired.primary_mark)
+    routes = [*_routes(there, observed)]
     chains = nft_chains(desired, there, observed)
     steps: list[Action] = [SetLink(each.ifindex, each.name, _mtu(observed, each)) for each in links]
     steps += [Set(name, value) for name, value in settings.items() if observed.settings.get(name) != value]
@@ -213,10 +215,10 @@ def _settings(there: Iterable[Interface], observed: Observed) -> dict[str, str]:
     return settings | {f"conf/{name}/forwarding": "1" for name in ways}
 
 
-def _rules(there: Iterable[Interface], observed: Observed) -> list[Rule]:
+def _rules(there: Iterable[Interface], observed: Observed, primary_mark: int) -> list[Rule]:
     blocks = [(block, TABLES + observed.links[each.mac].ifindex) for each in there for block in each.blocks]
     found = [Rule(TO_POD, MAIN, destination=block) for block, _ in blocks]
-    found += [Rule(ANSWERS, MAIN, mark=MARK)] if blocks else []
+    found += [Rule(TO_PRIMARY, MAIN, mark=mark) for mark in (MARK, primary_mark) if blocks and mark]
     return found + [Rule(FROM_POD, table, source=block) for block, table in blocks]
 
 

@@ -43,11 +43,13 @@ def claims(
     networks: Mapping[str, tuple[IPNetwork, ...]],
     held: Collection[IPAddress] = (),
     known: Hosts | None = None,
+    of_cloud: Collection[IPNetwork] = (),
 ) -> dict[IPAddress, str]:
     """Those of `addresses` that are somebody's, with words for whose: "the address of peer/tor".
 
     `networks`: by node, what its interfaces are in and its next hops. `held`: addresses on a node's interface with
     which that node may leave; no node has a claim on them. `known` has taken the snapshot, and spares a walk over it.
+    `of_cloud`: egress IPs in these are a cloud's to give, so that the networks of nodes hold them by nature.
     """
     wanted = set(addresses)
     found: dict[IPAddress, str] = {}
@@ -57,7 +59,8 @@ def claims(
     for address, words in hosts(asked, snapshot) if asked else ():
         found.setdefault(address, words)
     own = known.own_networks(networks) if known is not None else _own_ranges(networks)
-    of_nodes = dict(_of_nodes(wanted - {*held}, snapshot, own))
+    given = {each for each in wanted if any(each.version == one.version and each in one for one in of_cloud)}
+    of_nodes = dict(_of_nodes(wanted - {*held}, snapshot, own, given))
     of_cluster = known.ranges(snapshot) if known is not None else Ranges.of(ranges(snapshot))
     return {**of_nodes, **of_cluster.found(wanted), **found, **_reserved().found(wanted)}
 
@@ -123,19 +126,19 @@ class Ranges:
             by_head.setdefault(int(network.network_address) >> shift, (place, words))
         return cls(heads)
 
-    def words(self, address: IPAddress) -> str:
-        """ "" = none holds it."""
+    def words(self, address: IPAddress, *, alone: bool = False) -> str:
+        """ "" = none holds it. `alone`: only what is no more than this address counts."""
         number, version = int(address), address.version
         found = [
             by_head[number >> shift]
             for (family, shift), by_head in self.heads.items()
-            if family == version and number >> shift in by_head
+            if family == version and number >> shift in by_head and not (alone and shift)
         ]
         return min(found)[1] if found else ""
 
-    def found(self, wanted: Iterable[IPAddress]) -> dict[IPAddress, str]:
-        """Those of `wanted` that lie in one."""
-        return {address: words for address in wanted if (words := self.words(address))}
+    def found(self, wanted: Iterable[IPAddress], alone: Collection[IPAddress] = ()) -> dict[IPAddress, str]:
+        """Those of `wanted` that lie in one; of those in `alone` that are one."""
+        return {address: words for address in wanted if (words := self.words(address, alone=address in alone))}
 
 
 @cache
@@ -200,9 +203,11 @@ def _own_networks(networks: Mapping[str, tuple[IPNetwork, ...]]) -> Iterator[tup
             yield network, f"{what} of node/{name}"
 
 
-def _of_nodes(wanted: set[IPAddress], snapshot: Snapshot, own: Ranges) -> Iterator[tuple[IPAddress, str]]:
+def _of_nodes(
+    wanted: set[IPAddress], snapshot: Snapshot, own: Ranges, given: Collection[IPAddress]
+) -> Iterator[tuple[IPAddress, str]]:
     """The last word counts: an address is more than the network that it is in. Of several nodes the first by name."""
-    yield from own.found(wanted).items()
+    yield from own.found(wanted, given).items()
     for node in (snapshot.nodes or {}).values():
         for address in wanted.intersection(node.addresses):
             yield address, f"an address of {node.ref}"

@@ -13,6 +13,7 @@ from typing import Any
 from egress.host.enforcement import MarkUse
 
 ALL = (1 << 32) - 1
+OWN_PROTOCOL = "203"  # of rules and routes of routerd's, whichever room made them
 _STRING = re.compile(r'"[^"]*"')
 _NFT_SET = re.compile(r"(?<!ct )(?:meta )?(?<![\w-])mark set (.*)")
 _NFT_OWN = re.compile(r"(?:meta )?mark((?: (?:&|and|\||or|\^|xor) 0x[0-9a-f]+)+)")
@@ -66,9 +67,9 @@ def of_iptables(saved: str) -> Iterator[MarkUse]:
 
 
 def of_rules(rules: Iterable[Mapping[str, Any]]) -> Iterator[MarkUse]:
-    """Of `ip -j rule`: bits that alone decide whether a rule matches."""
+    """Of `ip -j rule`: bits that alone decide whether a rule matches; of rules that are not ours."""
     for rule in rules:
-        if "fwmark" not in rule:
+        if "fwmark" not in rule or rule.get("protocol") == OWN_PROTOCOL:
             continue
         value, mask = int(rule["fwmark"], 16), int(rule.get("fwmask", "0xffffffff"), 16)
         bits = mask if not value else value & mask if not (value & mask) & ((value & mask) - 1) else 0

@@ -30,6 +30,7 @@ def settings_of(config: Config) -> Settings:
         flow_deadline=config.operator.flow_deadline,
         vpc=config.cloud.vpc,
         pod_metadata=config.cloud.pod_metadata,
+        cloud_networks=config.cloud.egress_networks,
         watch=_watch(config.egress.liveness),
     )
 

@@ -300,7 +300,7 @@ def _assign(
     on_nodes = frozenset(holders)
     of_services = kept.requests(services, pools.values(), snapshot.namespaces or {})
     kept.hosts.take(snapshot)
-    limits = Limits(snapshot, reports, holders, settings.allowed_egress_ips, kept.hosts)
+    limits = Limits(snapshot, reports, holders, settings.allowed_egress_ips, kept.hosts, settings.cloud_networks)
     refused = limits.refused({key: each.egress_ips for key, each in policies.items() if each.egress_ips})
     taking = (policy for key, policy in policies.items() if key not in refused)
     of_policies = {each.owner: each for policy in taking for each in policy_requests(policy, on_nodes)}

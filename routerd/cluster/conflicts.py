@@ -33,13 +33,14 @@ class Limits:
     holders: Mapping[IPAddress, tuple[str, ...]] = field(default_factory=dict)  # nodes with the address on an interface
     allowed: tuple[IPNetwork, ...] = ()
     known: Hosts | None = None  # that has taken the snapshot
+    of_cloud: tuple[IPNetwork, ...] = ()  # egress IPs in these are a cloud's, and in the networks of its nodes
 
     def refused(self, wanted: Mapping[str, Sequence[IPAddress]]) -> dict[str, Refusal]:
         """`wanted`: egress IPs by key of their policy, which is refused for any of them."""
         policies = self.snapshot.policies or {}
         named = [policies[key] for key in wanted]
         addresses = (address for each in wanted.values() for address in each)
-        whose = claims(addresses, self.snapshot, self._networks(), self._held(named), self.known)
+        whose = claims(addresses, self.snapshot, self._networks(), self._held(named), self.known, self.of_cloud)
         found: dict[str, Refusal] = {}
         for key, own in wanted.items():
             refusals = (self._refusal(policies[key], each, whose.get(each, "")) for each in own)
@@ -52,7 +53,7 @@ class Limits:
         if not group.node_address and not self.holders.keys().isdisjoint(group.egress_ips):
             return False
         held = group.egress_ips if group.node_address else ()
-        whose = claims(group.egress_ips, self.snapshot, self._networks(), held, self.known)
+        whose = claims(group.egress_ips, self.snapshot, self._networks(), held, self.known, self.of_cloud)
         return not whose and (not self.allowed or all(_lies_in(each, self.allowed) for each in group.egress_ips))
 
     def _refusal(self, policy: EgressPolicy, address: IPAddress, whose: str) -> Refusal | None:

@@ -97,6 +97,7 @@ class Settings:
     forward_mark: int = FORWARD_MARK
     flow_deadline: int = FLOW_DEADLINE  # seconds
     vpc: Vpc | None = None  # of the cloud whose interfaces are for pods here; None = none are
+    cloud_networks: tuple[IPNetwork, ...] = ()  # of egress IPs that are addresses of a cloud
     pod_metadata: bool = False  # whether these pods may ask the cloud's metadata service
 
 
@@ -256,7 +257,9 @@ def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts, kept: Kep
     is_known = snapshot.endpoint_slices is not None
     of_api_server = kept.announced.endpoints.slices_of("/".join(API_SERVER)) if is_known else ()
     cluster = in_cluster(snapshot, inside, kept.known, Index(of_api_server, kept.announced.allocated))
-    snapshot, conflicts = without_conflicts(snapshot, settings.node, facts.networks, kept.known.hosts)
+    snapshot, conflicts = without_conflicts(
+        snapshot, settings.node, facts.networks, kept.known.hosts, settings.cloud_networks
+    )
     announced = announcements(
         snapshot, settings.node, settings.rules, facts.sessions, facts.drain, kept.announced, facts.passwords
     )
@@ -284,7 +287,9 @@ def _of_cloud(snapshot: Snapshot, settings: Settings) -> Mapping[str, Any]:
     if here is None or snapshot.allocations is None:
         return {ENI_ROOM: None}
     wires = tuple(_wire(each, settings.vpc) for each in here.interfaces)
-    return {ENI_ROOM: Wiring(wires, "" if settings.pod_metadata else settings.vpc.metadata)}
+    metadata = "" if settings.pod_metadata else settings.vpc.metadata
+    # What is taken to a gateway begins by its natural route, to the device where it is taken up: the primary one.
+    return {ENI_ROOM: Wiring(wires, metadata, settings.forward_mark)}
 
 
 def _wire(each: CloudInterface, vpc: Vpc) -> Wire:

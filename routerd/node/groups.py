@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from egress.policy import (
@@ -225,7 +225,11 @@ def may_be_gateway(snapshot: Snapshot, name: str, addresses: Iterable[IPAddress]
 
 
 def without_conflicts(
-    snapshot: Snapshot, node: str, networks: Iterable[IPNetwork], known: Hosts | None = None
+    snapshot: Snapshot,
+    node: str,
+    networks: Iterable[IPNetwork],
+    known: Hosts | None = None,
+    of_cloud: Collection[IPNetwork] = (),
 ) -> tuple[Snapshot, tuple[Refusal, ...]]:
     """The snapshot without `node` as gateway of egress IPs that are somebody's; what it has on an interface is its own.
 
@@ -235,7 +239,7 @@ def without_conflicts(
     allocations = snapshot.allocations
     here = [group for group in allocations.groups if _is_led_to(group, node)] if allocations else []
     addresses = (address for group in here for address in group.egress_ips)
-    whose = claims(addresses, snapshot, {node: tuple(networks)}, known=known)
+    whose = claims(addresses, snapshot, {node: tuple(networks)}, known=known, of_cloud=of_cloud)
     if not whose or allocations is None:
         return snapshot, ()
     groups = (group if whose.keys().isdisjoint(group.egress_ips) else _without(group, node)

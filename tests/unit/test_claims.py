@@ -14,14 +14,15 @@ from tests.models import cluster
 NETWORKS = {"a": (ip_network("10.0.0.0/24"), ip_network("fd00::/64"), ip_network("172.16.0.1/32"))}
 
 
-def whose(address: str, held: tuple[str, ...] = ()) -> str:
+def whose(address: str, held: tuple[str, ...] = (), of_cloud: str = "192.0.2.0/24") -> str:
     web = cluster.service("web", status_ips=(ip_address("203.0.113.80"),), external_ips=(ip_address("203.0.113.81"),))
     strange = cluster.pod("strange", "192.168.7.7")
     host = replace(cluster.pod("host", "192.168.7.8"), host_network=True)
     done = replace(cluster.pod("done", "192.168.7.9"), finished=True)
     snapshot = cluster.snapshot(services={web.key: web}, pods={each.key: each for each in (strange, host, done)})
     wanted = ip_address(address)
-    return claims([wanted], snapshot, NETWORKS, {ip_address(each) for each in held}).get(wanted, "")
+    mine = {ip_address(each) for each in held}
+    return claims([wanted], snapshot, NETWORKS, mine, of_cloud=[ip_network(of_cloud)]).get(wanted, "")
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,13 @@ def whose(address: str, held: tuple[str, ...] = ()) -> str:
 )
 def test_an_address_that_is_somebodys(address: str, words: str) -> None:
     assert whose(address) == words
+
+
+def test_a_clouds_address_is_in_a_nodes_network_by_nature_and_may_be_a_hosts_all_the_same() -> None:
+    assert whose("10.0.0.50", of_cloud="10.0.0.0/25") == ""
+    assert whose("10.0.0.150", of_cloud="10.0.0.0/25") == "in the network 10.0.0.0/24 of node/a"
+    assert whose("10.0.0.12", of_cloud="10.0.0.0/25") == "an address of node/b"
+    assert whose("172.16.0.1", of_cloud="172.16.0.0/24") == "a next hop of node/a"
 
 
 @pytest.mark.parametrize("address", ["198.51.100.7", "2001:db8::7", "192.168.7.8", "192.168.7.9"])

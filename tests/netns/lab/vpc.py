@@ -7,6 +7,7 @@ An attached interface appears in the instance's namespace as a device with its M
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
@@ -31,12 +32,11 @@ table ip vpc {
 
 @dataclass(slots=True)
 class Vpc:
-    """Of one subnet, 10.0.0.0/24, and one instance, whose namespace is `node`."""
+    """Of one subnet, 10.0.0.0/24. `nodes`: namespaces by instance."""
 
     home: Path
     cloud: Cloud
-    instance: str
-    node: Namespace
+    nodes: Mapping[str, Namespace]
     host: Host = field(init=False)
     _links: dict[str, str] = field(init=False, default_factory=dict)  # by interface: the VPC's end
     _given: set[tuple[str, str, str]] = field(init=False, default_factory=set)  # link, block, MAC
@@ -56,7 +56,7 @@ class Vpc:
         now = time.monotonic()
         self.cloud.advance(now - self._before)
         self._before = now
-        enis = [each for each in self.cloud.of(self.instance) if _is_attached(each)]
+        enis = [each for name in self.nodes for each in self.cloud.of(name) if _is_attached(each)]
         for eni in enis:
             if eni.id not in self._links:
                 self._plug(eni)
@@ -72,16 +72,16 @@ class Vpc:
 
     def _plug(self, eni: Eni) -> None:
         assert eni.attachment is not None
-        index = eni.attachment.index
-        link, device = f"v{index}", f"eth{index}"
+        index, node = eni.attachment.index, self.nodes[eni.attachment.instance]
+        link, device = f"v{len(self._links)}", f"eth{index}"
         self.host.ip(
-            f"link add {link} type veth peer name {device} address {eni.mac} netns {self.node.name}",
+            f"link add {link} type veth peer name {device} address {eni.mac} netns {node.name}",
             f"link set {link} mtu 9001 up",
         )
         self.host.sysctl({f"net.ipv4.conf.{link}.proxy_arp": 1})
         self.host.nft(f"add element ip vpc links {{ {link} }}\n")
         if index == 0:  # what DHCP gives
-            self.node.ip(
+            node.ip(
                 f"link set {device} mtu 9001 up", f"addr add {eni.primary}/24 dev {device}",
                 f"route add default via {ROUTER}",
             )  # fmt: skip

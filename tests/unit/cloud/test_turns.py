@@ -294,6 +294,19 @@ def test_a_late_word_takes_no_block_that_its_node_dropped_and_took_again() -> No
     assert world.cloud.mutations()["UnassignPrivateIpAddresses"] == 0
 
 
+def test_an_address_that_comes_back_at_once_is_one_call() -> None:
+    """The fake gives the lowest address that is free, so what was given back just now."""
+    world = shrunk()
+    while {block.state for _, block in world.holdings["i-1"].blocks()} != {"used", "going"}:
+        world.run(5)
+    before = world.cloud.mutations()["AssignPrivateIpAddresses"]
+    world.want(6)
+    world.run(30)
+    assert len(world.nodes["i-1"].pods) == 6
+    assert world.cloud.mutations()["AssignPrivateIpAddresses"] - before == 1
+    assert world.holdings["i-1"].available() == 8
+
+
 # --- faults
 
 

@@ -69,6 +69,7 @@ def test_the_bit_that_is_ours_is_free_beside_those_of_cnis(text: str) -> None:
         ({"fwmark": "0x1000"}, 0x1000),
         ({"fwmark": "0x0", "fwmask": "0xf000"}, 0xF000),
         ({"fwmark": "0xca6c"}, 0),  # of a tunnel's own packets: who bears another mark is as one without
+        ({"fwmark": "0x1000", "fwmask": "0x1000", "protocol": "203"}, 0),  # leads what is ours by the primary
         ({"src": "all"}, 0),
     ],
 )

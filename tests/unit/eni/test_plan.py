@@ -36,6 +36,7 @@ MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")
 LINKS = {mac: Link(number, f"eth{number}", 1500, up=False) for number, mac in enumerate(MACS, 5)}
 PRIMARY = Link(2, "eth0", 9001, up=True)
 ROUTER, METADATA = IPv4Address("10.0.0.1"), "169.254.169.254"
+PRIMARY_MARK = 0x1000
 blocks = st.sampled_from([IPv4Network(f"10.0.0.{last}/32") for last in range(8, 12)] + [IPv4Network("10.0.0.32/28")])
 
 
@@ -43,7 +44,7 @@ def wish(owners: dict[IPv4Network, str], macs: set[str], metadata: str) -> Desir
     """An address is on one interface."""
     of = {mac: tuple(sorted(block for block, owner in owners.items() if owner == mac)) for mac in MACS}
     there = (mac for mac in MACS if of[mac] or mac in macs)
-    return Desired(tuple(Interface(mac, ROUTER, of[mac]) for mac in there), metadata)
+    return Desired(tuple(Interface(mac, ROUTER, of[mac]) for mac in there), metadata, PRIMARY_MARK)
 
 
 macs = st.sampled_from(MACS)
@@ -134,6 +135,14 @@ def test_metadata_is_closed_to_pods_unless_they_may_read_it() -> None:
     closed = nft_chains(ONE, ONE.interfaces, whole())
     assert "169.254.169.254 counter drop" in closed["forward"].rules[0]
     assert "forward" not in nft_chains(replace(ONE, metadata=""), ONE.interfaces, whole())
+
+
+def test_what_bears_the_primary_interfaces_mark_leaves_by_no_interface_of_pods() -> None:
+    marked = replace(ONE, primary_mark=PRIMARY_MARK)
+    (rule,) = (each.what for each in plan(marked, whole()) if isinstance(each, Add))
+    assert isinstance(rule, Rule)
+    assert (rule.mark, rule.table) == (PRIMARY_MARK, MAIN)
+    assert rule.priority < FROM_POD
 
 
 def test_to_pods_the_main_table_is_asked_first() -> None:

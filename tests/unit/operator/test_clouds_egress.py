@@ -37,6 +37,7 @@ class Scene:
         for number in (1, 2):
             self.cloud.add_instance(f"i-{number}", "subnet-1")
             self.world.node(f"g{number}", provider_id=f"aws:///a/i-{number}")
+            self.world.report(f"g{number}", networks="10.0.0.0/24 10.0.0.1/32")
         self.world.policy("out", "10.0.0.200", **policy)
         settings = CloudSettings("aws", egress_networks=NETWORKS, rules=Rules("test"))
         assigning = AssignSettings(cloud_networks=NETWORKS, port_rules=PortRules(deadline=DEADLINE))
@@ -220,6 +221,8 @@ def test_what_a_policy_has_left_moves_with_its_gateway() -> None:
 @pytest.mark.parametrize("networks", [(), (IPv4Network("192.0.2.0/24"),)])
 def test_without_networks_egress_asks_no_cloud(networks: tuple[IPv4Network, ...]) -> None:
     scene = Scene()
+    for name in ("g1", "g2"):
+        scene.world.report(name)
     scene.clouds.settings = replace(scene.clouds.settings, egress_networks=networks)
     scene.operator.settings = replace(scene.operator.settings, cloud_networks=networks)
 
