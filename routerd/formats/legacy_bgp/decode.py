@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from routerd.errors import InputError
 from routerd.formats.document import DECIMAL, Value, is_merge, merge_sources, pairs, unknown_key
@@ -15,6 +16,7 @@ from routerd.formats.legacy_bgp.golang import quote
 from routerd.formats.legacy_bgp.scalars import as_integer, resolve
 
 MAX_AS = 2**32 - 1
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class GoMap:
 class GoStruct:
     name: str
     fields: Mapping[str, GoType]
+    not_done: Mapping[str, str] = field(default_factory=dict)  # keys that others know, and why we do not
 
 
 GoType = GoInteger | GoScalar | GoList | GoMap | GoStruct
@@ -81,6 +84,21 @@ class Struct:
     def structs(self, key: str) -> list[Struct]:
         """Of a list of structures, or of the one structure that stands there."""
         return [item for item in self.lists.get(key, []) if isinstance(item, Struct)]
+
+    def over(self, template: Struct, *own: str) -> Struct:
+        """With what `template` says of keys that are not here, not even as null. Those of `own` it keeps to itself."""
+        taken = template.places.keys() - self.places.keys() - {*own}
+
+        def merged(mine: dict[str, V], its: dict[str, V]) -> dict[str, V]:
+            return {key: value for key, value in its.items() if key in taken} | mine
+
+        return Struct(
+            self.place,
+            merged(self.plain, template.plain),
+            merged(self.lists, template.lists),
+            merged(self.maps, template.maps),
+            merged(self.places, template.places),
+        )
 
     def at(self, key: str) -> Value:
         """Where the value of `key` stands, else where the structure begins."""
@@ -212,7 +230,8 @@ class Decoder:
             self._note(value, f"cannot unmarshal {'!!map' if value.is_mapping else '!!seq'} into {wanted}")
 
     def _unknown(self, key: Value, kind: GoStruct) -> None:
-        self._note(key, f"field {key.text} not found in type {kind.name}", unknown_key(key.text, kind.fields))
+        ours = kind.not_done.get(key.text) or unknown_key(key.text, kind.fields)
+        self._note(key, f"field {key.text} not found in type {kind.name}", ours)
 
     def _note(self, place: Value, message: str, ours: str = "") -> None:
         self.notes.append((ours if ours and self._strict else message, place))

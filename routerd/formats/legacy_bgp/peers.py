@@ -64,11 +64,35 @@ class ParsedPeer:
     origin: Origin = field(default=Origin(), compare=False)
 
 
-def parse_peers(structs: list[Struct], profiles: Mapping[str, Profile], dialect: Dialect) -> tuple[ParsedPeer, ...]:
+def read_templates(structs: list[Struct]) -> dict[str, Struct]:
+    """What several peers have in common, by name. Raises InputError."""
+    templates: dict[str, Struct] = {}
+    for struct in structs:
+        name = struct.text("name")
+        if not name or name in templates:
+            fault = f"a second template of the name {quote(name)}" if name else "a peer template needs a name"
+            raise struct.at("name").error(fault)
+        templates[name] = struct
+    return templates
+
+
+def _with_template(struct: Struct, templates: Mapping[str, Struct]) -> Struct:
+    name = struct.text("template")
+    if not name:
+        return struct
+    if name not in templates:
+        raise struct.at("template").error(f"there is no peer template {quote(name)}")
+    return struct.over(templates[name], "name")
+
+
+def parse_peers(
+    structs: list[Struct], profiles: Mapping[str, Profile], dialect: Dialect, templates: Mapping[str, Struct]
+) -> tuple[ParsedPeer, ...]:
     """Raises InputError with the original's message."""
     peers: list[ParsedPeer] = []
     for index, struct in enumerate(structs, 1):
         try:
+            struct = _with_template(struct, templates)
             peer = _parse_peer(struct, dialect)
         except InputError as error:
             raise prefixed(f"parsing peer #{index}: ", error) from error

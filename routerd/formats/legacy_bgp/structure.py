@@ -52,6 +52,16 @@ _PEER_NATIVE: dict[str, GoType] = {
     "bfd": GoStruct("config.bfd", _BFD),
 }
 
+NOT_DONE = {  # ExaBGP 5.0.15 has nothing of it, or we do not use it
+    "passive": "the node opens its sessions itself: let the router be passive",
+    "connect-retry": "a router that is away is tried again after 1 to 5 s: leave the key out",
+    "long-lived-graceful-restart": "long-lived graceful restart (RFC 9494) is not done; see graceful-restart-time",
+    "role": "BGP roles (RFC 9234) are not done",
+    "tcp-ao": "TCP-AO (RFC 5925) is not done: password-file is for TCP MD5, and ttl-security keeps far ones away",
+    "add-path": "each prefix goes out with one path: leave the key out",
+    "vrf": "sessions in a VRF are not done",
+}
+
 _ADVERTISEMENT: dict[str, GoType] = {"aggregation-length": INT, "localpref": UINT32, "communities": STRINGS}
 _ADVERTISEMENT_0_12: dict[str, GoType] = {"aggregation-length-v6": INT}
 _ADVERTISEMENT_NATIVE: dict[str, GoType] = {
@@ -98,13 +108,18 @@ def structure(dialect: Dialect) -> GoStruct:
         "bgp-advertisements": GoList(advertisement),
         **(_POOL_NATIVE if is_ours else {}),
     }
-    peer = {**_PEER, **newer["peer"], **(_PEER_NATIVE if is_ours else {})}
-    ours: dict[str, GoType] = {"apiVersion": STRING, "kind": STRING} if is_ours else {}
+    peer: dict[str, GoType] = {**_PEER, **newer["peer"], **(_PEER_NATIVE if is_ours else {})}
+    template = GoStruct("config.peerTemplate", peer, NOT_DONE)
+    ours: dict[str, GoType] = {"apiVersion": STRING, "kind": STRING, "peer-templates": GoList(template)}
     return GoStruct(
         "config.configFile",
         {
-            **ours,
-            "peers": GoList(GoStruct("config.peer", peer)),
+            **(ours if is_ours else {}),
+            "peers": GoList(
+                GoStruct("config.peer", {**peer, "template": STRING}, NOT_DONE)
+                if is_ours
+                else GoStruct("config.peer", peer)
+            ),
             "bgp-communities": GoMap(),
             "address-pools": GoList(GoStruct("config.addressPool", pool)),
             **newer["top"],

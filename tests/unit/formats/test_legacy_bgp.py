@@ -2,6 +2,8 @@
 
 import json
 import re
+from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from routerd.errors import InputError
 from routerd.formats.compose import documents
 from routerd.formats.legacy_bgp import Dialect, as_json, parse
 from routerd.formats.legacy_bgp.golang import MAX_INT64, parse_duration
 from routerd.formats.legacy_bgp.scalars import resolve
-from routerd.model import Bfd
+from routerd.model import Bfd, Origin, Peer
 
 VECTORS = json.loads((Path(__file__).parents[1] / "data" / "legacy-bgp-config.json").read_text())
 RECORDED: dict[Dialect, str] = {"metallb-0.12": "metallb_0_12_1", "cilium-1.10": "cilium_1_10__metallb_0_9_6"}
@@ -110,6 +113,15 @@ def pool(addresses: str, rest: str = "") -> str:
          'parsing peer #1: "eth1; passive true" is no name of an interface (line 5, column 14)'),
         (peer("  source-interface: lo\n  source-address: 10.0.0.9\n"), "native",
          "parsing peer #1: a peer has either source-address or source-interface (line 5, column 21)"),
+        (peer("  passive: true\n"), "native",
+         "the node opens its sessions itself: let the router be passive (line 5, column 3)"),
+        (peer("  role: {name: customer}\n"), "native", "BGP roles (RFC 9234) are not done (line 5, column 3)"),
+        (peer("  template: rack\n"), "native",
+         'parsing peer #1: there is no peer template "rack" (line 5, column 13)'),
+        (peer("") + "peer-templates: [{hold-time: 9s}]\n", "native",
+         "a peer template needs a name (line 5, column 18)"),
+        (peer("") + "peer-templates: [{name: a}, {name: a}]\n", "native",
+         'a second template of the name "a" (line 5, column 36)'),
         (peer("  announce: [vips]\n"), "native",
          'parsing peer #1: unknown "vips", expected services, pod-cidrs, egress (line 5, column 14)'),
         ("apiVersion: routerd.io/v1alpha1\npeers: [{interface: eth1, my-asn: 1, peer-asn: 2}]\n", "native",
@@ -139,6 +151,26 @@ def pool(addresses: str, rest: str = "") -> str:
 )  # fmt: skip
 def test_mistakes_are_named(text: str, dialect: Dialect, error: str) -> None:
     assert as_json(text, dialect) == {"error": error}
+
+
+TEMPLATES = """\
+apiVersion: routerd.io/v1alpha1
+peer-templates:
+- {name: rack, my-asn: 64513, peer-asn: 64512, hold-time: 9s, families: [ipv4], bfd: {interval: 100ms}}
+peers:
+- {name: a, template: rack, peer-address: 10.0.0.1}
+- {template: rack, peer-address: 10.0.0.2, peer-asn: 64999, families: [ipv6], bfd: null}
+"""
+
+
+def test_a_peer_has_what_its_template_says_and_it_does_not() -> None:
+    first, second = (replace(peer, origin=Origin()) for peer in parse(TEMPLATES, "native").peers)
+    assert first == Peer(
+        ip_address("10.0.0.1"), 64512, 64513, hold_time=9, families=("IPv4",), bfd=Bfd(100_000, 100_000), name="a"
+    )
+    assert second == Peer(ip_address("10.0.0.2"), 64999, 64513, hold_time=9, families=("IPv6",))
+    with pytest.raises(InputError):
+        parse(TEMPLATES, "metallb-0.12")
 
 
 def test_a_backward_or_mixed_range_is_an_empty_pool_for_the_old_parser() -> None:
