@@ -186,12 +186,13 @@ def give(
     now: float,
     wish: Wish = ANY,
     asked: Collection[IPAddress] = (),
+    closed: Collection[IPNetwork] = (),
 ) -> tuple[PodAddresses, tuple[IPAddress, ...] | Refused]:
     """One address of each family that the blocks have; those that the attachment has already, if it has them all.
 
     `taken`: addresses that somebody has of whom nothing is noted here, and who. `asked`: such as another pod asks for
-    by name, which nobody gets by chance. A pod whose sandbox is made anew keeps its addresses: the runtime has ended
-    the former one by then.
+    by name, which nobody gets by chance, nor any of the blocks that are `closed`. A pod whose sandbox is made anew
+    keeps its addresses: the runtime has ended the former one by then.
     """
     rested = settled(before, now)
     held = _taken_over(rested, attachment, owner, now)
@@ -199,7 +200,7 @@ def give(
     last: dict[int, IPAddress] = {each.version: each for each in held.last}
     for version in versions(held.blocks):
         known = next((each for each in held.of(attachment) if each.version == version and held.block_of(each)), None)
-        found = known or _found(held, version, taken, owner, wish, asked)
+        found = known or _found(held, version, taken, owner, wish, asked, closed)
         if isinstance(found, Refused):
             return rested, found
         mine[found] = held.holds[found] if known else Hold(found, attachment, owner, since=now, keeps=wish.keeps)
@@ -271,12 +272,18 @@ def versions(blocks: Iterable[IPNetwork]) -> list[int]:
     return sorted({block.version for block in blocks})
 
 
-def exhausted(held: PodAddresses, taken: Mapping[IPAddress, str], now: float, asked: Collection[IPAddress] = ()) -> str:
+def exhausted(
+    held: PodAddresses,
+    taken: Mapping[IPAddress, str],
+    now: float,
+    asked: Collection[IPAddress] = (),
+    closed: Collection[IPNetwork] = (),
+) -> str:
     """Why no pod can get an address, one line; "" = the next one can."""
     if not held.blocks:
         return "this node has no block of pods' addresses"
     before = settled(held, now)
-    found = (_next_free(before, version, taken, Owner(), asked) for version in versions(held.blocks))
+    found = (_next_free(before, version, taken, Owner(), asked, closed) for version in versions(held.blocks))
     return next((each.message for each in found if isinstance(each, Refused)), "")
 
 
@@ -320,6 +327,7 @@ def _found(
     owner: Owner,
     wish: Wish,
     asked: Collection[IPAddress],
+    closed: Collection[IPNetwork],
 ) -> IPAddress | Refused:
     exact = next((each for each in wish.exact if each.version == version), None)
     if exact is not None:
@@ -328,7 +336,7 @@ def _found(
     among = [block for block in wish.among if block.version == version]
     if among:
         return _one_among(held, among, taken, owner)
-    return _next_free(held, version, taken, owner, asked)
+    return _next_free(held, version, taken, owner, asked, closed)
 
 
 def _why_not(held: PodAddresses, address: IPAddress, taken: Mapping[IPAddress, str], owner: Owner) -> str:
@@ -381,13 +389,19 @@ def _own(held: PodAddresses, owner: Owner) -> Iterator[IPAddress]:
 
 
 def _next_free(
-    held: PodAddresses, version: int, taken: Mapping[IPAddress, str], owner: Owner, asked: Collection[IPAddress]
+    held: PodAddresses,
+    version: int,
+    taken: Mapping[IPAddress, str],
+    owner: Owner,
+    asked: Collection[IPAddress],
+    closed: Collection[IPNetwork],
 ) -> IPAddress | Refused:
     """What a pod of that name had last, or the next one behind what was given last, in the order of the blocks."""
     blocks = [block for block in held.blocks if block.version == version and has_room(held, block)]
     own = (address for address in _own(held, owner) if _is_given_by(held, blocks, address))
     last = next((each for each in held.last if each.version == version), None)
-    others = (address for address in _round(held, blocks, last) if address not in held.holds and address not in asked)
+    here = [block for block in blocks if block not in closed]
+    others = (address for address in _round(held, here, last) if address not in held.holds and address not in asked)
     found = next((address for address in chain(own, others) if address not in taken), None)
     return found or Refused(_exhausted(held, version))
 

@@ -376,6 +376,29 @@ class CommunityNames:
     origin: Origin = Origin()
 
 
+@dataclass(frozen=True, slots=True)
+class ClusterCIDR:
+    """Of which each node has blocks of `node_prefix` bits for its pods."""
+
+    network: IPNetwork
+    node_prefix: int
+
+
+@dataclass(frozen=True, slots=True)
+class PodPool:
+    """Addresses for pods, as another maker's object says: nodes have blocks of it, and pods may name it."""
+
+    name: str
+    networks: tuple[IPNetwork, ...]  # what is a pod's that names it
+    cidrs: tuple[ClusterCIDR, ...] = ()  # of which nodes may have blocks; () = it only says who may have what
+    reserved: tuple[IPNetwork, ...] = ()  # of these nobody gets anything new
+    disabled: bool = False  # drain: keeps what it has, gives nothing new
+    asked_only: bool = False  # for nodes and pods that name it
+    nodes: LabelSelector | None = None  # which may have blocks; None = every one
+    announced: bool = True
+    origin: Origin = Origin()
+
+
 # --- egress ------------------------------------------------------------------------------------------------------
 
 
@@ -601,14 +624,6 @@ class Writer:
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterCIDR:
-    """Of which each node has blocks of `node_prefix` bits for its pods."""
-
-    network: IPNetwork
-    node_prefix: int
-
-
-@dataclass(frozen=True, slots=True)
 class NodeBlocks:
     """What a node's pods have their addresses from."""
 
@@ -772,6 +787,7 @@ class Snapshot:
     pools: Mapping[str, AddressPool] | None = field(default=None, metadata={"words": "address pools"})
     # by key, "Kind/name"
     policies: Mapping[str, EgressPolicy] | None = field(default=None, metadata={"words": "egress policies"})
+    pod_pools: Mapping[str, PodPool] = field(default_factory=dict)  # by name; known when `pools` are
     allocations: Allocations | None = field(default=None, metadata={"words": "allocations (the operator's)"})
     unread: Unread | None = None  # what is published; `allocations` is then what it said before, None = never
     refusals: tuple[Refusal, ...] = ()  # objects that the store could not take, with why

@@ -35,7 +35,7 @@ from routerd.cluster.groups import (
 )
 from routerd.cluster.instances import published_interfaces
 from routerd.cluster.ledger import Ledger
-from routerd.cluster.pod_cidrs import Blocks, give_blocks
+from routerd.cluster.pod_cidrs import Blocks, give_blocks, named_pools
 from routerd.cluster.port_sets import PlanKept, PortRules, Ports, bound_addresses, give_ports
 from routerd.cluster.requests import (
     KeptRequests,
@@ -85,6 +85,7 @@ class AssignSettings:
     cloud_networks: tuple[IPNetwork, ...] = ()  # egress IPs in these are held by one gateway's interface of a cloud
     direct: bool = False  # nodes have no tunnel (egress.transport)
     pod_cidrs: tuple[ClusterCIDR, ...] = ()  # of which nodes have blocks for their pods; () = others give them
+    pod_pools: bool = False  # they have blocks of pools of pods as well
     writer: Writer | None = None  # who we are, for the document
 
 
@@ -224,17 +225,21 @@ class KeptPorts:
 
 def _blocks(
     last: UntilDue[Blocks],
-    cidrs: tuple[ClusterCIDR, ...],
+    settings: AssignSettings,
     ledger: Ledger,
     snapshot: Snapshot,
     reports: Mapping[str, NodeReport],
     now: float,
 ) -> Blocks:
-    nodes = snapshot.nodes or {}
-    counts = {name: report.pods for name, report in reports.items() if report.pods is not None} if cidrs else {}
+    cidrs, nodes = settings.pod_cidrs, snapshot.nodes or {}
+    pools = tuple(snapshot.pod_pools.values()) if settings.pod_pools else ()
+    vips = tuple(block for each in (snapshot.pools or {}).values() for block in each.blocks) if pools else ()
+    is_asked = bool(cidrs or pools)
+    counts = {name: report.pods for name, report in reports.items() if report.pods is not None} if is_asked else {}
+    said = {name: (node.pod_cidrs, node.labels, named_pools(node)) for name, node in nodes.items()} if is_asked else {}
     return last(
-        lambda: give_blocks(cidrs, ledger.pod_cidrs, nodes, reports, snapshot.service_cidrs, now),
-        now, cidrs, ledger.pod_cidrs, {name: node.pod_cidrs for name, node in nodes.items()}, counts,
+        lambda: give_blocks(cidrs, ledger.pod_cidrs, nodes, reports, snapshot.service_cidrs, now, pools, vips),
+        now, cidrs, ledger.pod_cidrs, said, counts, pools, vips,
     )  # fmt: skip
 
 
@@ -335,7 +340,7 @@ def _assign(
     silent = (each for each in absent_gateways(policies, nodes, agents) if each.object.name not in draining)
     given = kept.given.take(of_services, planned.grants)
     ports = kept.ports.give(published, ledger, snapshot, reports, now, settings.port_rules)
-    blocks = _blocks(kept.blocks, settings.pod_cidrs, ledger, snapshot, reports, now)
+    blocks = _blocks(kept.blocks, settings, ledger, snapshot, reports, now)
     bound = bound_addresses(ports.tables)
     published = tuple(each for each in published if each.policies or not bound.isdisjoint(each.egress_ips))
     groups = without_former(groups, {each.id for each in published}, now, retention)

@@ -12,11 +12,12 @@ from math import inf
 from typing import Literal
 
 from ipam.bitmap import Bitmap
-from routerd.model import ClusterCIDR, IPNetwork, Node, NodeBlocks, NodeReport, Refusal
+from routerd.model import ClusterCIDR, IPNetwork, Node, NodeBlocks, NodeReport, PodPool, Refusal
 
 REST = 3600.0  # seconds that the blocks of a node which is gone wait: it may be back, and its pods may run still
 SPARE = 8  # addresses that a node has beyond those that pods have and wait for; it grows by this at a time
 LEFT_OUT = 3  # addresses of a block that no pod gets
+POOLS = "routerd.io/pod-pools"  # annotation of a Node: names of the pools that it has blocks of, with commas between
 MOST_PODS = 4096  # of one node, more than any has: one that says more does not take everybody's blocks
 
 
@@ -48,6 +49,9 @@ class _Turn:
 
     cidrs: tuple[ClusterCIDR, ...]
     now: float
+    pools: Mapping[int, PodPool] = field(default_factory=dict)  # by the number of a CIDR that is one's
+    left_out: tuple[IPNetwork, ...] = ()
+    left_out_of_pools: tuple[IPNetwork, ...] = ()
     records: dict[IPNetwork, BlockRecord] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
     taken: list[Bitmap] = field(init=False)  # of each CIDR: which of its blocks are somebody's
@@ -70,9 +74,30 @@ class _Turn:
             self.taken[number].occupy(offset)
             self.last[number] = max(self.last[number], (record.since, offset))
 
-    def leave_out(self, network: IPNetwork) -> None:
-        for number, offset in self._places(network):
-            self.taken[number].occupy(offset)
+    def free_block(self, number: int) -> IPNetwork | None:
+        """The next one of a CIDR: behind what was given last, and then from its beginning."""
+        last = self.last[number][1]
+        return self._free_from(number, last + 1) or self._free_from(number, 0)
+
+    def _free_from(self, number: int, offset: int) -> IPNetwork | None:
+        """Networks that are left out may be larger than any number of blocks: they are passed over as a whole."""
+        cidr, found = self.cidrs[number], self.taken[number].lowest_free(offset)
+        left_out = (*self.left_out, *(self.left_out_of_pools if number in self.pools else ()))
+        while found is not None:
+            block = _block(cidr, found)
+            hit = next((each for each in left_out if each.version == block.version and each.overlaps(block)), None)
+            if hit is None:
+                return block
+            found = self.taken[number].lowest_free(_offset(cidr, int(hit[-1])) + 1)
+        return None
+
+    def may_have(self, number: int, node: Node) -> bool:
+        """Whether a node may have a further block of a CIDR."""
+        pool, named = self.pools.get(number), named_pools(node)
+        if pool is None:
+            return not named
+        is_meant = pool.name in named if named else not pool.asked_only
+        return is_meant and not pool.disabled and (pool.nodes is None or pool.nodes.matches(node.labels))
 
     def owners(self, block: IPNetwork) -> list[BlockRecord]:
         """Who has something of a block that lies within the CIDRs."""
@@ -90,6 +115,10 @@ class _Turn:
                     yield number, offset
 
 
+def named_pools(node: Node) -> tuple[str, ...]:
+    return tuple(word.strip() for word in node.annotations.get(POOLS, "").split(",") if word.strip())
+
+
 def give_blocks(
     cidrs: tuple[ClusterCIDR, ...],
     records: tuple[BlockRecord, ...],
@@ -97,20 +126,27 @@ def give_blocks(
     reports: Mapping[str, NodeReport],
     service_cidrs: Iterable[IPNetwork],
     now: float,
+    pools: Iterable[PodPool] = (),
+    vips: Iterable[IPNetwork] = (),
 ) -> Blocks:
-    """Without CIDRs nothing is given, and nothing is forgotten."""
-    if not cidrs:
+    """Of the CIDRs, and behind them of the pools. Without any nothing is given, and nothing is forgotten.
+
+    No block has an address of `service_cidrs`, and none of a pool one of `vips`.
+    """
+    of_pools = [(pool, cidr) for pool in sorted(pools, key=lambda each: each.name) for cidr in pool.cidrs]
+    if not cidrs and not of_pools:
         return Blocks(records)
-    turn = _Turn(cidrs, now)
-    for network in service_cidrs:
-        turn.leave_out(network)
+    numbered = {number: pool for number, (pool, _) in enumerate(of_pools, len(cidrs))}
+    all_cidrs = (*cidrs, *(cidr for _, cidr in of_pools))
+    reserved = (network for pool, _ in of_pools for network in pool.reserved)
+    turn = _Turn(all_cidrs, now, numbered, tuple(service_cidrs), (*reserved, *vips))
     for each in (_at(each, nodes, now) for each in records):
         if _is_kept(each, now):
             turn.add(each)
     for _, node in sorted(nodes.items()):
         _adopt(turn, node)
-    for name in sorted(nodes):
-        _serve(turn, name, reports.get(name))
+    for name, node in sorted(nodes.items()):
+        _serve(turn, node, reports.get(name))
     return _result(turn, nodes)
 
 
@@ -144,20 +180,45 @@ def _is_within(block: IPNetwork, cidr: ClusterCIDR) -> bool:
     return is_smaller and cidr.network.overlaps(block)
 
 
-def _serve(turn: _Turn, name: str, report: NodeReport | None) -> None:
-    for version in sorted({each.network.version for each in turn.cidrs}):
-        while _needs(turn.of(name, version), report):
-            block = _next_free(turn, version)
+def _serve(turn: _Turn, node: Node, report: NodeReport | None) -> None:
+    may_have = [number for number in range(len(turn.cidrs)) if turn.may_have(number, node)]
+    turn.refusals.extend(_unknown_pools(turn, node))
+    for pool in named_pools(node):
+        of_pool = [number for number in may_have if turn.pools[number].name == pool]
+        for version in (4, 6):
+            _begin(turn, node.name, [number for number in of_pool if turn.cidrs[number].network.version == version])
+    for version in sorted({turn.cidrs[number].network.version for number in may_have}):
+        numbers = [number for number in may_have if turn.cidrs[number].network.version == version]
+        while _needs(turn.of(node.name, version), report):
+            block = _next_free(turn, numbers)
             if block is None:
-                cidrs = ", ".join(str(each.network) for each in turn.cidrs if each.network.version == version)
-                count = len(turn.of(name, version))
-                reason, has = (
-                    ("PodCIDRsShort", f"it has {count}") if count else ("PodCIDRsExhausted", "its pods get no address")
-                )
-                message = f"no block of {cidrs} is free for it, {has}: add a CIDR to pod-cidrs"
-                turn.refusals.append(Refusal(Node(name).ref, reason, message))
+                turn.refusals.append(_short(turn, node, numbers, len(turn.of(node.name, version))))
                 break
-            turn.add(BlockRecord(block, name, since=turn.now))
+            turn.add(BlockRecord(block, node.name, since=turn.now))
+
+
+def _begin(turn: _Turn, node: str, numbers: list[int]) -> None:
+    """One block of each pool that a node names, of each family that the pool has."""
+    mine = [block for version in (4, 6) for block in turn.of(node, version)]
+    if not any(_is_within(block, turn.cidrs[number]) for block in mine for number in numbers):
+        block = _next_free(turn, numbers)
+        if block is not None:
+            turn.add(BlockRecord(block, node, since=turn.now))
+
+
+def _unknown_pools(turn: _Turn, node: Node) -> Iterator[Refusal]:
+    known = {pool.name for pool in turn.pools.values()}
+    for name in named_pools(node):
+        if name not in known:
+            message = f"annotation {POOLS} names {name}, and no pool of pods is called so"
+            yield Refusal(node.ref, "UnknownPodPool", message)
+
+
+def _short(turn: _Turn, node: Node, numbers: list[int], count: int) -> Refusal:
+    cidrs = ", ".join(str(turn.cidrs[number].network) for number in numbers)
+    reason, has = ("PodCIDRsShort", f"it has {count}") if count else ("PodCIDRsExhausted", "its pods get no address")
+    where = "the pool" if any(number in turn.pools for number in numbers) else "pod-cidrs"
+    return Refusal(node.ref, reason, f"no block of {cidrs} is free for it, {has}: add a CIDR to {where}")
 
 
 def _needs(blocks: list[IPNetwork], report: NodeReport | None) -> bool:
@@ -171,15 +232,9 @@ def _needs(blocks: list[IPNetwork], report: NodeReport | None) -> bool:
     return room < -(-needed // SPARE) * SPARE
 
 
-def _next_free(turn: _Turn, version: int) -> IPNetwork | None:
-    """In the order of the CIDRs; within one behind what was given last, and then from its beginning."""
-    for cidr, taken, (_, last) in zip(turn.cidrs, turn.taken, turn.last, strict=True):
-        if cidr.network.version == version:
-            offset = taken.lowest_free(last + 1)
-            offset = taken.lowest_free() if offset is None else offset
-            if offset is not None:
-                return _block(cidr, offset)
-    return None
+def _next_free(turn: _Turn, numbers: Iterable[int]) -> IPNetwork | None:
+    """In the order of the CIDRs."""
+    return next((block for number in numbers if (block := turn.free_block(number)) is not None), None)
 
 
 def _offset(cidr: ClusterCIDR, address: int) -> int:

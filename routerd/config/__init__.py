@@ -26,6 +26,7 @@ from routerd.model import GATEWAY_HEARTBEAT, NODE_HEARTBEAT, ClusterCIDR, Gatewa
 from upstream.targets import Rules, Target
 
 DAY = 86400
+SOURCES = ("auto", "node", "routerd")  # of nodes' pod CIDRs
 MOST_BLOCK_BITS = 16  # of pod-cidrs: 65,536 blocks of one CIDR, as Kubernetes has it
 MOST_TARGETS = 16  # of a gateway's probe
 _RUN_DIR = re.compile(r"^run-dir:\s+[\"']?(/[^\s\"',#]+)", re.MULTILINE)
@@ -242,6 +243,14 @@ class Config:
     pod_addresses: PodAddressConfig = field(default_factory=PodAddressConfig)
     pod_cidrs: tuple[ClusterCIDR, ...] = ()
     """Of which the operator gives nodes blocks for their pods; they are cluster CIDRs, too. () = somebody else does."""
+    pod_cidr_source: Literal["auto", "node", "routerd"] = "auto"
+    """auto: the operator, where there are `pod_cidrs`; node: what Nodes say, from whomever; routerd: the operator, also
+    of the pools of pods that other makers' objects say."""
+
+    @property
+    def gives_blocks(self) -> bool:
+        """Whether the operator gives nodes blocks for their pods."""
+        return self.pod_cidr_source == "routerd" or (self.pod_cidr_source == "auto" and bool(self.pod_cidrs))
 
 
 def boot_guard(config: Config) -> Path:
@@ -285,6 +294,7 @@ def read_config(value: Value) -> Config:
     section.only(
         "apiVersion", "kind", "node-name", "store", "state-dir", "run-dir", "pin-dir", "metrics-listen", "log",
         "service-cidrs", "cluster-cidrs", "egress", "bgp", "drain", "operator", "cloud", "pod-addresses", "pod-cidrs",
+        "pod-cidr-source",
     )  # fmt: skip
     state_dir = _path(section, "state-dir", DEFAULT.state_dir)
     pod_cidrs = _pod_cidrs(section)
@@ -308,6 +318,7 @@ def read_config(value: Value) -> Config:
         cloud=read_cloud(section.section("cloud")),
         pod_addresses=_pod_addresses(section),
         pod_cidrs=pod_cidrs,
+        pod_cidr_source=cast(Literal["auto", "node", "routerd"], _choice(section, "pod-cidr-source", *SOURCES)),
     )
 
 

@@ -271,7 +271,7 @@ def _pods(config: Config) -> Callable[[Snapshot], PodCount | None]:
     """Counted where somebody asks: each change of it is a write."""
     return (
         PodCounter(config.node_name).count
-        if config.cloud.provider != "none" or config.pod_cidrs
+        if config.cloud.provider != "none" or config.gives_blocks
         else lambda snapshot: None
     )
 

@@ -14,7 +14,16 @@ from typing import Literal, TypeVar
 from routerd.formats import core, native
 from routerd.formats.closed import FailClosed
 from routerd.formats.document import Value
-from routerd.formats.foreign import antrea, cilium, metallb, metallb_advertisements, metallb_bgp, ovn_kubernetes
+from routerd.formats.foreign import (
+    antrea,
+    calico,
+    cilium,
+    metallb,
+    metallb_advertisements,
+    metallb_bgp,
+    ovn_kubernetes,
+    pod_pools,
+)
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.published.allocations import read_allocations, read_node_report
 from routerd.formats.resembling import node_labels, pod_annotations, slice_labels
@@ -29,6 +38,7 @@ from routerd.model import (
     Node,
     NodeReport,
     Pod,
+    PodPool,
     PoolAdvertisement,
     Refusal,
     Service,
@@ -36,7 +46,7 @@ from routerd.model import (
 from routerd.refs import NODE, SERVICE
 
 _Cluster = Node | Namespace | Pod | Service | EndpointSlice
-_Pools = AddressPool | PoolAdvertisement | CommunityNames
+_Pools = AddressPool | PoolAdvertisement | CommunityNames | PodPool
 Object = _Cluster | _Pools | BfdProfile | EgressPolicy | LegacyConfig | Allocations | NodeReport
 Read = tuple[Object | None, tuple[Refusal, ...]]  # what an object says, and what of it cannot be done
 Reader = Callable[[Value], Read]
@@ -206,18 +216,26 @@ _FOREIGN = (
         reader=antrea.read_external_ip_pool, parts=("pools",), read_by=BOTH,
     ),
     Kind(
+        "crd.antrea.io", "v1beta1", "IPPool", "ippools", reader=_plain(pod_pools.read_antrea), parts=("pools",),
+    ),  # in files alone: in an API server the name is Calico's
+    Kind(
+        "projectcalico.org", "v3", "IPPool", "ippools", reader=calico.read_ip_pool, parts=("pools",), read_by=BOTH,
+    ),
+    Kind(
+        "cilium.io", "v2", "CiliumPodIPPool", "ciliumpodippools", reader=pod_pools.read_cilium, parts=("pools",),
+        read_by=BOTH,
+    ),
+    Kind(
         "k8s.ovn.org", "v1", "EgressIP", "egressips",
         reader=FailClosed(ovn_kubernetes.read_egress_ip, ovn_kubernetes.covered_by_egress_ip),
         parts=("policies",), read_by=BOTH,
     ),
 )  # fmt: skip
 
-_PODS = "pods have addresses of their node's pod CIDRs: write its CIDRs in pod-cidrs of the configuration"
 _PEERS = "write its peers in the BGP ConfigMap"
 _ADVERTISEMENTS = "write it as advertisements of an AddressPool"
 _POLICY = "write it as an EgressPolicy"
 _REFUSED = (
-    Kind("cilium.io", "v2", "CiliumPodIPPool", instead=_PODS),
     Kind("cilium.io", "v2", "CiliumBGPClusterConfig", instead=_PEERS),
     Kind("cilium.io", "v2", "CiliumBGPPeerConfig", instead=_PEERS),
     Kind("cilium.io", "v2", "CiliumBGPAdvertisement", instead=_ADVERTISEMENTS),

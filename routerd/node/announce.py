@@ -96,6 +96,7 @@ def scene_of(
         others=_others(snapshot, allocations) if rules.external_ips or rules.cluster_ips else {},
         drain=drain,
         has_pods=drain is None or snapshot.pods is None or has_pods(node_name, snapshot.pods.values()),
+        unannounced=tuple(net for pool in snapshot.pod_pools.values() if not pool.announced for net in pool.networks),
     )
 
 
@@ -178,6 +179,8 @@ def _pod_cidrs(scene: Scene) -> Iterator[Wanted]:
     if scene.withdraws and not scene.has_pods:
         return
     for cidr in scene.node.pod_cidrs:
+        if any(cidr.version == each.version and cidr.overlaps(each) for each in scene.unannounced):
+            continue
         yield Wanted(Path(cidr), scene.node.ref)
 
 

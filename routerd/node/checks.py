@@ -57,6 +57,7 @@ class Scene:
     others: Mapping[IPAddress, Ref] = field(default_factory=dict)  # whose addresses no Service may take
     drain: Drain | None = None
     has_pods: bool = True  # with addresses of their own; asked of a node that leaves
+    unannounced: tuple[IPNetwork, ...] = ()  # of pools of pods that are told to nobody
 
     @property
     def withdraws(self) -> bool:

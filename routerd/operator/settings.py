@@ -18,5 +18,6 @@ def assign_settings(config: Config) -> AssignSettings:
         port_rules=PortRules(deadline=options.flow_deadline, history=options.retention),
         cloud_networks=config.cloud.egress_networks,
         direct=config.egress.transport == "direct",
-        pod_cidrs=config.pod_cidrs,
+        pod_cidrs=config.pod_cidrs if config.gives_blocks else (),
+        pod_pools=config.pod_cidr_source == "routerd",
     )

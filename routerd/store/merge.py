@@ -28,6 +28,7 @@ from routerd.model import (
     Peer,
     Peering,
     Pod,
+    PodPool,
     PoolAdvertisement,
     Refusal,
     Service,
@@ -44,6 +45,7 @@ class _Pools:
     """Pools taken so far, and their blocks."""
 
     by_name: dict[str, AddressPool] = field(default_factory=dict)
+    of_pods: dict[str, PodPool] = field(default_factory=dict)  # names of their own
     blocks: list[tuple[IPNetwork, str]] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 
@@ -55,7 +57,7 @@ class _Pools:
             return
         for block in pool.blocks:
             for taken, owner in self.blocks:
-                if taken.version == block.version and taken.overlaps(block):
+                if _overlap(taken, block):
                     place = self.by_name[owner].origin
                     message = f"{block} overlaps with {taken} of pool {owner} ({place}); pool {pool.name} is not used"
                     self._refuse(written, pool, "Conflicting", message)
@@ -63,7 +65,22 @@ class _Pools:
         self.by_name[pool.name] = pool
         self.blocks.extend((block, pool.name) for block in pool.blocks)
 
-    def _refuse(self, written: Ref, pool: AddressPool, reason: str, message: str) -> None:
+    def take_for_pods(self, written: Ref, pool: PodPool) -> None:
+        """What of it is a pool's of services stays that one's: `give_blocks` leaves it out."""
+        if other := self.of_pods.get(pool.name):
+            self._refuse(written, pool, "Duplicate", f"pool {pool.name} is already defined at {other.origin}")
+            return
+        for cidr in pool.cidrs:
+            for other in self.of_pods.values():
+                taken = next((each for each in other.cidrs if _overlap(each.network, cidr.network)), None)
+                if taken is not None:
+                    of = f"{taken.network} of pool {other.name} ({other.origin})"
+                    message = f"{cidr.network} overlaps with {of}; pool {pool.name} is not used"
+                    self._refuse(written, pool, "Conflicting", message)
+                    return
+        self.of_pods[pool.name] = pool
+
+    def _refuse(self, written: Ref, pool: AddressPool | PodPool, reason: str, message: str) -> None:
         self.refusals.append(Refusal(written, reason, f"{pool.origin}: {message}"))
 
 
@@ -85,6 +102,9 @@ def merge(
     pools = _Pools()
     for written, pool in _all_pools(entries):
         pools.take(written, pool)
+    for entry in entries:
+        if isinstance(entry.object, PodPool):
+            pools.take_for_pods(entry.ref, entry.object)
     announced = metallb_advertisements.advertised(
         pools.by_name,
         _of(entries, PoolAdvertisement),
@@ -117,6 +137,7 @@ def merge(
         endpoint_slices=tuple(_of(entries, EndpointSlice)),
         bgp=Peering(_unique_peers(with_bfd(peer, profiles) for peer in peers)),
         pools=announced.pools,
+        pod_pools=pools.of_pods,
         policies=None if lost else policies,
         allocations=allocations,
         refusals=tuple(sorted(all_refusals, key=lambda one: one.order)),
@@ -255,6 +276,10 @@ def _pools_of(entry: Entry) -> list[tuple[Ref, AddressPool]]:
         return [(entry.ref, entry.object)]
     pools = entry.object.pools if isinstance(entry.object, LegacyConfig) else ()
     return [(Ref("AddressPool", name=pool.name), pool) for pool in pools]
+
+
+def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
+    return one.version == other.version and one.overlaps(other)
 
 
 def _with_gateways(policy: EgressPolicy, pools: tuple[AddressPool, ...]) -> EgressPolicy:

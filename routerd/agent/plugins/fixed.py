@@ -1,4 +1,5 @@
-"""Which address a pod asks for, by the annotations of Calico, Kube-OVN and Antrea. Pure; what is wrong is one line.
+"""Which address a pod asks for, by the annotations of Calico, Cilium, Kube-OVN and Antrea. Pure; what is wrong is one
+line.
 
     cni.projectcalico.org/ipAddrs      a JSON list of addresses, one of a family
     ovn.kubernetes.io/ip_address       an address, or one of each family with a comma between
@@ -6,7 +7,10 @@
                                        StatefulSet takes the one of its ordinal, any other pod a free one
     ipam.antrea.io/pod-ips             addresses with commas between, one of a family
     ipam.antrea.io/ippools             names of pools, one of a family, of which the pod takes a free address
+    ipam.cilium.io/ip-pool             the name of a pool, likewise; ipv4-pool and ipv6-pool name one for a family
+    cni.projectcalico.org/ipv4pools    a JSON list of names of pools or of CIDRs, likewise; or ipv6pools
 
+Those that name pools count on the pod's namespace as well, where the pod itself has none of their maker.
 A pod of a StatefulSet keeps what it has without any of them.
 """
 
@@ -14,26 +18,36 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 from ipam.pod_addresses import IPAddress, IPNetwork, Wish
+from routerd.formats.document import parse_network
 from routerd.formats.jsontext import parse_json
-from routerd.model import AddressPool, Pod
+from routerd.model import AddressPool, Labels, Pod, PodPool
 
 STATEFUL_LABEL = "statefulset.kubernetes.io/pod-name"  # on each pod of a StatefulSet
 CALICO = "cni.projectcalico.org/ipAddrs"
 KUBE_OVN, KUBE_OVN_POOL = "ovn.kubernetes.io/ip_address", "ovn.kubernetes.io/ip_pool"
 ANTREA, ANTREA_POOLS = "ipam.antrea.io/pod-ips", "ipam.antrea.io/ippools"
+CILIUM = "ipam.cilium.io/ip-pool"
+CILIUM_OF = {4: "ipam.cilium.io/ipv4-pool", 6: "ipam.cilium.io/ipv6-pool"}
+CALICO_POOLS = {4: "cni.projectcalico.org/ipv4pools", 6: "cni.projectcalico.org/ipv6pools"}
+CHOICES = frozenset({CILIUM, *CILIUM_OF.values(), *CALICO_POOLS.values()})  # of pools, which hold no address
+OF_NAMESPACES = CHOICES | {ANTREA_POOLS}
 _ORDINAL = re.compile(r"-(0|[1-9][0-9]{0,8})$")
 
-Pools = Mapping[str, AddressPool]
+Pools = Mapping[str, AddressPool | PodPool]
 
 
-def wish_of(pod: Pod, pools: Pools) -> Wish | str:
-    """What is wrong with an annotation is told with its name."""
+def wish_of(pod: Pod, pools: Pools, of_namespace: Labels | None = None) -> Wish | str:
+    """`of_namespace`: its annotations. What is wrong with an annotation is told with its name."""
+    if not asks(pod):
+        shared = {key: text for key, text in (of_namespace or {}).items() if key in OF_NAMESPACES}
+        pod = replace(pod, annotations=shared)
     given = [key for key in _READERS if key in pod.annotations]
-    exact = [key for key in given if key != ANTREA_POOLS]
+    exact = [key for key in given if key not in OF_NAMESPACES]
     if len(exact) > 1:
         return f"annotations {' and '.join(exact)} ask for addresses: leave one of them"
     key = (*exact, *given, "")[0]
@@ -41,7 +55,7 @@ def wish_of(pod: Pod, pools: Pools) -> Wish | str:
         wish = _READERS[key](pod, pools) if key else Wish()
     except ValueError as error:
         return f"annotation {key}: {error}"
-    return Wish(wish.exact, wish.among, keeps=bool(key) or is_stateful(pod))
+    return Wish(wish.exact, wish.among, keeps=(bool(key) and key not in CHOICES) or is_stateful(pod))
 
 
 def asked_for(wish: Wish | str) -> Iterable[IPAddress]:
@@ -55,18 +69,73 @@ def asks(pod: Pod) -> bool:
     return any(key in pod.annotations for key in _READERS)
 
 
+def closed(blocks: Collection[IPNetwork], pools: Iterable[PodPool]) -> frozenset[IPNetwork]:
+    """Blocks of which a pod gets nothing that names no pool: those that are drained, and those of a pool that must be
+    named, where the node has others of the family.
+    """
+    drained: list[IPNetwork] = []
+    apart: list[IPNetwork] = []
+    for pool in pools:
+        networks = [each.network for each in pool.cidrs]
+        drained += networks if pool.disabled else pool.reserved
+        apart += networks if pool.asked_only else []
+    shut = frozenset(_within(blocks, drained))
+    named = frozenset(_within(blocks, apart))
+    others = {block.version for block in blocks if block not in shut | named}
+    return shut | {block for block in named if block.version in others}
+
+
+def _within(blocks: Iterable[IPNetwork], networks: Iterable[IPNetwork]) -> Iterator[IPNetwork]:
+    return (block for block in blocks for each in networks if block.version == each.version and block.overlaps(each))
+
+
 def is_stateful(pod: Pod) -> bool:
     return pod.labels.get(STATEFUL_LABEL) == pod.name
 
 
 def _calico(pod: Pod, pools: Pools) -> Wish:
+    return Wish(_one_of_each(_json_list(pod.annotations[CALICO], 'addresses, ["192.0.2.1"]')))
+
+
+def _json_list(text: str, what: str) -> list[str]:
     try:
-        found = parse_json(pod.annotations[CALICO])
+        found = parse_json(text)
     except json.JSONDecodeError:
         found = None
     if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
-        raise ValueError('expected a JSON list of addresses, ["192.0.2.1"]')
-    return Wish(_one_of_each(found))
+        raise ValueError(f"expected a JSON list of {what}")
+    return found
+
+
+def _calico_pools(pod: Pod, pools: Pools) -> Wish:
+    found: list[IPNetwork] = []
+    for version, key in CALICO_POOLS.items():
+        names = _json_list(pod.annotations[key], 'pools, ["web"]') if key in pod.annotations else []
+        found += [each for name in names for each in _named(name, pools) if each.version == version]
+    return Wish(among=tuple(found))
+
+
+def _cilium(pod: Pod, pools: Pools) -> Wish:
+    found: list[IPNetwork] = []
+    for version, key in CILIUM_OF.items():
+        name = pod.annotations.get(key) or pod.annotations.get(CILIUM)
+        found += [each for each in (_named(name, pools) if name else ()) if each.version == version]
+    return Wish(among=tuple(found))
+
+
+def _named(name: str, pools: Pools) -> tuple[IPNetwork, ...]:
+    """What the pool of that name has for pods, or of that CIDR. Raises ValueError."""
+    network = parse_network(name) if "/" in name else None
+    pool = next((each for each in pools.values() if network in _networks(each)), None) if network else pools.get(name)
+    if pool is None:
+        raise ValueError(f"no pool {name} is known")
+    if pool.disabled:
+        raise ValueError(f"pool {name} is disabled: nobody gets an address of it")
+    return _networks(pool)
+
+
+def _networks(pool: AddressPool | PodPool) -> tuple[IPNetwork, ...]:
+    return pool.networks if isinstance(pool, PodPool) else pool.blocks
 
 
 def _kube_ovn(pod: Pod, pools: Pools) -> Wish:
@@ -98,13 +167,13 @@ def _antrea(pod: Pod, pools: Pools) -> Wish:
 def _antrea_pools(pod: Pod, pools: Pools) -> Wish:
     within = _blocks(pod, pools)
     if not within:
-        raise ValueError(f"no pool {pod.annotations[ANTREA_POOLS]} is known: write it as an AddressPool of that name")
+        raise ValueError(f"no pool {pod.annotations[ANTREA_POOLS]} is known")
     return Wish(among=within)
 
 
 def _blocks(pod: Pod, pools: Pools) -> tuple[IPNetwork, ...]:
     names = _words(pod.annotations[ANTREA_POOLS])
-    return tuple(block for name in names if name in pools for block in pools[name].blocks)
+    return tuple(block for name in names if name in pools for block in _networks(pools[name]))
 
 
 def _words(text: str) -> list[str]:
@@ -134,4 +203,6 @@ _READERS: Mapping[str, Callable[[Pod, Pools], Wish]] = {
     KUBE_OVN_POOL: _kube_ovn_pool,
     ANTREA: _antrea,
     ANTREA_POOLS: _antrea_pools,
+    **dict.fromkeys(CALICO_POOLS.values(), _calico_pools),
+    **dict.fromkeys((CILIUM, *CILIUM_OF.values()), _cilium),
 }

@@ -32,13 +32,13 @@ from cni.wire import (
 from ipam import pod_addresses as plan
 from ipam.pod_addresses import ANY, Attachment, Hold, Interface, Owner, PodAddresses, Wish
 from routerd.agent.plugins.answered import answered
-from routerd.agent.plugins.fixed import asked_for, asks, wish_of
+from routerd.agent.plugins.fixed import Pools, asked_for, asks, closed, wish_of
 from routerd.agent.plugins.pod_memory import parse_pod_addresses, write_pod_addresses
 from routerd.blocking import in_thread
 from routerd.errors import InputError, StoreError
 from routerd.log import event
 from routerd.memo import Derived, Last
-from routerd.model import AddressPool, BlockReport, IPAddress, Node, Pod, Snapshot
+from routerd.model import AddressPool, BlockReport, IPAddress, Labels, Node, Pod, PodPool, Snapshot
 from routerd.node.attached import is_of
 from routerd.store.embedded.disk import read_text, write_atomically
 
@@ -202,13 +202,15 @@ class PodAddressDesk:
             return f"the store has no Pod {owner.pod}" + (f" with uid {owner.uid}" if owner.uid else "") + " yet"
         if owner.pod and snapshot.pools is None and asks((snapshot.pods or {})[owner.pod]):
             return "the agent has not read address pools yet"
+        if owner.pod and snapshot.pod_pools and snapshot.namespaces is None:
+            return "the agent has not read namespaces yet"
         return ""
 
     def _wish(self, owner: Owner) -> Wish:
         """Raises Refused."""
         snapshot = self.snapshot()
         pod = (snapshot.pods or {}).get(owner.pod)
-        wish = wish_of(pod, snapshot.pools or {}) if pod is not None else ANY
+        wish = wish_of(pod, _pools(snapshot), _of_namespace(pod, snapshot)) if pod is not None else ANY
         if isinstance(wish, str):
             raise Refused(TRY_AGAIN, wish)
         return wish
@@ -221,7 +223,8 @@ class PodAddressDesk:
         here = (snapshot.nodes or {}).get(self.node)
         if not mine.blocks and here is not None and not self._is_of_cloud(here):
             mine = held  # who was here before needs nobody's word for it: pod CIDRs are not taken away from a node
-        return plan.give(mine, attachment, owner, others, self.clock(), wish, asked)
+        shut = closed(mine.blocks, snapshot.pod_pools.values())
+        return plan.give(mine, attachment, owner, others, self.clock(), wish, asked, shut)
 
     def _given(self, addresses: tuple[IPAddress, ...]) -> list[Given]:
         return [Given(*found) for address in addresses if (found := plan.configured(self._held, address))]
@@ -263,7 +266,7 @@ class PodAddressDesk:
         if self._is_new and snapshot.pods is None:
             return NO_PODS
         have, asked = self._others()
-        return plan.exhausted(held, have, self.clock(), asked)
+        return plan.exhausted(held, have, self.clock(), asked, closed(held.blocks, snapshot.pod_pools.values()))
 
     def _no_address_of_cloud(self, here: Node) -> str:
         if any(each.blocks for each in here.interfaces):
@@ -316,7 +319,7 @@ class PodAddressDesk:
         snapshot = self.snapshot()
         pods = snapshot.pods or {}
         have = self._have(_addresses, self._here(pods))
-        return have, self._ask(_asked, self._asking(pods), snapshot.pools or {})
+        return have, self._ask(_asked, self._asking(pods), snapshot.pools or {}, snapshot.pod_pools)
 
     async def _until(self, lacking: Callable[[], str], timeout: float) -> None:
         """Until nothing is lacking. Raises Refused with what was."""
@@ -379,5 +382,17 @@ def _addresses(pods: Mapping[str, Pod]) -> dict[IPAddress, str]:
     return {address: key for key, pod in pods.items() for address in pod.addresses}
 
 
-def _asked(pods: Mapping[str, Pod], pools: Mapping[str, AddressPool]) -> frozenset[IPAddress]:
-    return frozenset(address for pod in pods.values() for address in asked_for(wish_of(pod, pools)))
+def _asked(
+    pods: Mapping[str, Pod], pools: Mapping[str, AddressPool], of_pods: Mapping[str, PodPool]
+) -> frozenset[IPAddress]:
+    known: Pools = {**pools, **of_pods}
+    return frozenset(address for pod in pods.values() for address in asked_for(wish_of(pod, known)))
+
+
+def _pools(snapshot: Snapshot) -> Pools:
+    return {**(snapshot.pools or {}), **snapshot.pod_pools}
+
+
+def _of_namespace(pod: Pod, snapshot: Snapshot) -> Labels:
+    found = (snapshot.namespaces or {}).get(pod.namespace)
+    return found.annotations if found is not None else {}

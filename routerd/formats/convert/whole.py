@@ -24,7 +24,7 @@ from routerd.formats.kinds import BY_NAME, OURS, Kind, Object, Reader
 from routerd.formats.legacy_bgp import Dialect, LegacyConfig, parse_document
 from routerd.formats.meta import read_meta
 from routerd.formats.objects import Entry, Loaded, bgp_text, read_file, read_object
-from routerd.model import AddressPool, BfdProfile, CommunityNames, EgressPolicy, PoolAdvertisement
+from routerd.model import AddressPool, BfdProfile, CommunityNames, EgressPolicy, PodPool, PoolAdvertisement
 from routerd.refs import Ref
 
 BESIDE = "routerd"  # namespace of the ConfigMaps that stand for other kinds: that of the operator
@@ -152,9 +152,10 @@ def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded, others: _Others)
         yield _of_peers(value, kind, loaded.entries[0].ref, config, (*told, *lacking))
         return
     taken = [found for found in map(_object, loaded.entries) if found is not None]
-    if any(isinstance(entry.object, _SAID_BY_OTHERS) for entry in loaded.entries):
+    of_pods = [_as_configuration(each) for entry in loaded.entries if isinstance(each := entry.object, PodPool)]
+    if of_pods or any(isinstance(entry.object, _SAID_BY_OTHERS) for entry in loaded.entries):
         lacking = [one.message for one in others.told if one.object == loaded.entries[0].ref]
-        yield "", _Written(str(value.origin), notes=(*told, *lacking))
+        yield "", _Written(str(value.origin), notes=(*told, *of_pods, *lacking))
     elif not taken and told:
         yield "", _Written(str(value.origin), errors=told)
     for found in taken:
@@ -166,6 +167,13 @@ def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded, others: _Others)
             continue
         notes = (*told, *_unread(value, kind.reader), *_pool_elsewhere(value, found, others.pools))
         yield _name(written), _checked(_Written(about, written, notes), manifest)
+
+
+def _as_configuration(pool: PodPool) -> str:
+    """A pool of pods is no object of ours."""
+    cidrs = ", ".join(f"{{cidr: {each.network}, node-prefix: {each.node_prefix}}}" for each in pool.cidrs)
+    said = f"as configuration it is pod-cidrs: [{cidrs}]" if cidrs else "nodes have no blocks of it"
+    return f"{pool.origin}: pool {pool.name} is for pods, and read as it is; {said}"
 
 
 def _of_peers(

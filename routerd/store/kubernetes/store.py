@@ -304,7 +304,7 @@ class KubernetesStore:
         if self._is_read("bgp"):
             snapshot = replace(snapshot, bgp=merged.bgp, allocations=allocations, unread=unread(self._unread()))
         if self._is_read("pools"):
-            snapshot = replace(snapshot, pools=merged.pools)
+            snapshot = replace(snapshot, pools=merged.pools, pod_pools=merged.pod_pools)
         if self._is_read("policies"):
             snapshot = replace(snapshot, policies=merged.policies)
         return snapshot

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ import yaml
 
 from ipam.pod_addresses import Wish
 from ipam.pool import COOLDOWN
-from routerd.agent.plugins.fixed import STATEFUL_LABEL, wish_of
+from routerd.agent.plugins.fixed import STATEFUL_LABEL, closed, wish_of
 from routerd.agent.plugins.pod_addresses import LOOK, PodAddressDesk
-from routerd.model import AddressPool, Pod
+from routerd.model import AddressPool, ClusterCIDR, Namespace, Pod, PodPool
 from tests.models import cluster
 from tests.models.ipam_runtime import address, ask
 from tests.models.virtual_time import elapse, in_virtual_time, now
@@ -50,6 +50,9 @@ class World:
     def __init__(self, directory: Path) -> None:
         self.pods: dict[str, Pod] = {}
         self.pools: Mapping[str, AddressPool] | None = ANTREA_POOL
+        self.pod_pools: Mapping[str, PodPool] = {}
+        self.namespaces: Mapping[str, Namespace] | None = {}
+        self.blocks: tuple[IPv4Network | IPv6Network, ...] = (BLOCK,)
         self.path = directory / "pod-addresses.json"
         self.restart()
 
@@ -57,8 +60,9 @@ class World:
         self.desk = PodAddressDesk("a", self.path, self.snapshot, retention=DAY, clock=lambda: 1000.0 + now())
 
     def snapshot(self) -> Any:
-        nodes = {"a": cluster.node("a", 1, pod_cidrs=(BLOCK,))}
-        return replace(cluster.snapshot(pods=self.pods), nodes=nodes, pools=self.pools)
+        nodes = {"a": cluster.node("a", 1, pod_cidrs=self.blocks)}
+        parts: dict[str, Any] = {"pools": self.pools, "pod_pools": self.pod_pools, "namespaces": self.namespaces}
+        return replace(cluster.snapshot(pods=self.pods), nodes=nodes, **parts)
 
     async def start(self, made: Pod, container: str = "") -> str:
         self.pods = {**self.pods, made.key: made}
@@ -228,3 +232,58 @@ def test_both_families() -> None:
         (v4, v6), keeps=True
     )
     assert wish_of(pod("web", {"ipam.antrea.io/pod-ips": "fd00:1::5"}), {}) == Wish((v6,), keeps=True)
+
+
+# --- pools that pods name
+
+GOLD, PLAIN = ip_network("10.8.0.0/24"), ip_network("10.9.0.0/24")
+POOLS = {
+    "gold": PodPool("gold", (GOLD,), (ClusterCIDR(GOLD, 26),), asked_only=True),
+    "plain": PodPool("plain", (PLAIN,), (ClusterCIDR(PLAIN, 26),)),
+}
+HERE = (ip_network("10.8.0.64/26"), ip_network("10.9.0.0/26"))
+
+
+def test_a_pod_gets_an_address_of_the_pool_that_it_names_and_others_of_pools_that_need_no_name(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        world.blocks, world.pod_pools = HERE, POOLS
+        world.namespaces = {"default": Namespace("default", annotations={"ipam.cilium.io/ip-pool": "gold"})}
+        calico = pod("calico", {"cni.projectcalico.org/ipv4pools": '["plain"]'})
+        by_cidr = pod("cidr", {"cni.projectcalico.org/ipv4pools": '["10.8.0.0/24"]'})
+        cilium = pod("cilium", {"ipam.cilium.io/ip-pool": "gold", "ipam.cilium.io/ipv4-pool": "plain"})
+        given = [await world.start(each) for each in (pod("of-namespace"), calico, by_cidr, cilium)]
+        assert given == ["10.8.0.66/26", "10.9.0.2/26", "10.8.0.67/26", "10.9.0.3/26"]
+        world.namespaces = {}
+        assert await world.start(pod("plain")) == "10.9.0.4/26"
+        unknown = await world.start(pod("lost", {"ipam.cilium.io/ip-pool": "silver"}))
+        assert unknown == "annotation ipam.cilium.io/ip-pool: no pool silver is known"
+        world.pod_pools = {**POOLS, "gold": replace(POOLS["gold"], disabled=True)}
+        late = await world.start(pod("late", {"ipam.cilium.io/ip-pool": "gold"}))
+        assert late == "annotation ipam.cilium.io/ip-pool: pool gold is disabled: nobody gets an address of it"
+
+    story(test, tmp_path)
+
+
+def test_a_pool_s_address_is_not_kept_for_the_name_of_a_pod(tmp_path: Path) -> None:
+    assert not wish_of(pod("web", {"ipam.cilium.io/ip-pool": "gold"}), POOLS).keeps  # type: ignore[union-attr]
+
+
+def test_where_namespaces_are_not_read_a_pod_waits_if_they_may_name_a_pool(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        world.namespaces = None
+        assert await world.start(pod("first")) == "192.168.0.1"
+        world.blocks, world.pod_pools = HERE, POOLS
+        assert await world.start(pod("second")) == "the agent has not read namespaces yet"
+
+    story(test, tmp_path)
+
+
+def test_which_blocks_are_for_pods_that_name_a_pool() -> None:
+    gold, plain = HERE
+    pools = POOLS.values()
+    assert closed(HERE, pools) == {gold}
+    assert closed((gold,), pools) == frozenset(), "a node that has no others has them for all its pods"
+    assert closed(HERE, [replace(each, disabled=True) for each in pools]) == {gold, plain}
+    reserved = replace(POOLS["plain"], reserved=(ip_network("10.9.0.0/28"),))
+    assert closed(HERE, [reserved]) == {plain}
+    assert closed(HERE, []) == frozenset()

@@ -6,6 +6,7 @@ import cProfile
 from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,12 +15,14 @@ from hypothesis import strategies as st
 from routerd.cluster.adopt import adopt
 from routerd.cluster.assign import AssignSettings, assign
 from routerd.cluster.ledger import Ledger
-from routerd.cluster.pod_cidrs import REST, BlockRecord, Blocks, give_blocks
+from routerd.cluster.pod_cidrs import POOLS, REST, BlockRecord, Blocks, give_blocks
 from routerd.config import parse_config
 from routerd.errors import InputError
 from routerd.formats.published.allocations import write_allocations
 from routerd.formats.published.whole import AllocationsReader
-from routerd.model import ClusterCIDR, Node, NodeReport, PodCount, with_blocks
+from routerd.model import ClusterCIDR, Node, NodeReport, PodCount, PodPool, with_blocks
+from routerd.operator.settings import assign_settings
+from routerd.selectors import LabelSelector
 from tests.models import cluster
 
 V4, V6 = ClusterCIDR(ip_network("10.244.0.0/22"), 24), ClusterCIDR(ip_network("fd00:10::/62"), 64)
@@ -38,13 +41,29 @@ def count(addresses: int, waiting: int = 0) -> NodeReport:
     return NodeReport("x", pods=PodCount(addresses, waiting))
 
 
+def pool(name: str, *cidrs: ClusterCIDR, **fields: Any) -> PodPool:
+    return PodPool(name, tuple(each.network for each in cidrs), cidrs, **fields)
+
+
+def naming(*names: str, **nodes: str) -> dict[str, Node]:
+    """Nodes that name pools, and `names` that do not."""
+    found = {name: Node(name) for name in names}
+    return found | {name: Node(name, annotations={POOLS: pools}) for name, pools in nodes.items()}
+
+
 class Cluster:
-    def __init__(self, *cidrs: ClusterCIDR, service_cidrs: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, *cidrs: ClusterCIDR, service_cidrs: tuple[str, ...] = (), pools: tuple[PodPool, ...] = (),
+        vips: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
         self.cidrs, self.services = cidrs, tuple(map(ip_network, service_cidrs))
+        self.pools, self.vips = pools, tuple(map(ip_network, vips))
         self.blocks = Blocks()
 
     def give(self, found: Mapping[str, Node], now: float = 0.0, **reports: NodeReport) -> dict[str, str]:
-        self.blocks = give_blocks(self.cidrs, self.blocks.records, found, reports, self.services, now)
+        self.blocks = give_blocks(
+            self.cidrs, self.blocks.records, found, reports, self.services, now, self.pools, self.vips
+        )
         return {each.node: " ".join(map(str, each.blocks)) for each in self.blocks.published}
 
     def refused(self) -> list[str]:
@@ -197,3 +216,73 @@ def test_the_configuration(text: str, message: str) -> None:
         return
     with pytest.raises(InputError, match=message):
         parse_config(written)
+
+
+# --- pools of other makers
+
+GOLD = pool("gold", cidr("10.8.0.0/24", 26), cidr("fd00:8::/120", 122), asked_only=True)
+PLAIN = pool("plain", cidr("10.9.0.0/24", 26))
+
+
+def test_nodes_have_blocks_of_pools_that_need_no_asking_and_of_those_that_they_name() -> None:
+    both = Cluster(pools=(GOLD, PLAIN))
+    assert both.give(naming("a", b="gold", c="plain, gold")) == {
+        "a": "10.9.0.0/26",
+        "b": "10.8.0.0/26 fd00:8::/122",
+        "c": "10.8.0.64/26 10.9.0.64/26 fd00:8::40/122",
+    }
+    assert both.give(naming("a", b="gold", c="gold"), b=count(70)) == {
+        "a": "10.9.0.0/26",
+        "b": "10.8.0.0/26 10.8.0.128/26 fd00:8::/122 fd00:8::80/122",
+        "c": "10.8.0.64/26 10.9.0.64/26 fd00:8::40/122",
+    }, "another one is of the pools that the node names, and nothing is taken away"
+
+
+def test_a_pool_that_a_node_names_and_nobody_knows_is_told() -> None:
+    one = Cluster(V4, pools=(GOLD,))
+    assert one.give(naming("a", b="silver")) == {"a": "10.244.0.0/24"}
+    assert one.refused() == [
+        f"node/b UnknownPodPool: annotation {POOLS} names silver, and no pool of pods is called so",
+    ]
+
+
+def test_a_pool_of_some_nodes_is_theirs_and_a_disabled_one_gives_nothing_new() -> None:
+    racks = {name: Node(name, labels={"rack": name[0]}) for name in ("a1", "b1")}
+    some = Cluster(pools=(pool("racks", cidr("10.8.0.0/24", 26), nodes=LabelSelector((("rack", "a"),))),))
+    assert some.give(racks) == {"a1": "10.8.0.0/26"}
+    some.pools = (replace(some.pools[0], disabled=True),)
+    assert some.give(racks | {"a2": Node("a2", labels={"rack": "a"})}) == {"a1": "10.8.0.0/26"}
+
+
+def test_what_is_reserved_or_services_is_in_no_block_of_a_pool_and_none_is_free_then() -> None:
+    reserved = (ip_network("10.8.0.0/25"),)
+    one = Cluster(pools=(pool("p", cidr("10.8.0.0/24", 26), reserved=reserved),), vips=("10.8.0.192/32",))
+    assert one.give(nodes("a", "b")) == {"a": "10.8.0.128/26"}
+    assert one.refused() == [
+        "node/b PodCIDRsExhausted: no block of 10.8.0.0/24 is free for it, its pods get no address: "
+        "add a CIDR to the pool"
+    ]
+
+
+def test_a_range_of_any_size_is_passed_over_at_once() -> None:
+    six = cidr("fd00::/48", 64)
+    huge = Cluster(pools=(pool("p", six, reserved=(ip_network("fd00::/49"),)),))
+    assert huge.give(nodes("a")) == {"a": "fd00:0:0:8000::/64"}
+
+
+@pytest.mark.parametrize(
+    ("text", "blocks", "of_pools"),
+    [
+        ("", 0, False),
+        ("pod-cidrs: [{cidr: 10.244.0.0/16}]", 1, False),
+        ("pod-cidrs: [{cidr: 10.244.0.0/16}]\npod-cidr-source: node", 0, False),
+        ("pod-cidr-source: routerd", 0, True),
+        ("pod-cidrs: [{cidr: 10.244.0.0/16}]\npod-cidr-source: routerd", 1, True),
+    ],
+)
+def test_where_pod_cidrs_come_from(text: str, blocks: int, of_pools: bool) -> None:
+    config = parse_config(f"apiVersion: routerd.io/v1alpha1\nkind: Config\n{text}")
+    found = assign_settings(config)
+    assert (len(found.pod_cidrs), found.pod_pools) == (blocks, of_pools)
+    assert config.gives_blocks == bool(blocks or of_pools)
+    assert len(config.cluster_cidrs) == len(config.pod_cidrs)

@@ -141,6 +141,18 @@ OBJECTS: dict[str, tuple[Json, int, int, str]] = {
         made("crd.antrea.io", "ExternalIPPool", spec={"ipRanges": [{"cidr": each} for each in cidrs(MANY)]}),
         MANY, MOST, "spec.ipRanges",
     ),
+    "CiliumPodIPPool": (
+        made("cilium.io", "CiliumPodIPPool", spec={"ipv4": {"cidrs": cidrs(MANY), "maskSize": 32}}),
+        MANY, MOST, "spec.ipv4.cidrs",
+    ),
+    "IPPool of Antrea": (
+        made("crd.antrea.io", "IPPool", spec={"ipRanges": [{"cidr": each} for each in cidrs(MANY)]}),
+        MANY, MOST, "spec.ipRanges",
+    ),
+    "IPPool": (
+        made("projectcalico.org", "IPPool", spec={"cidr": "192.0.2.0/24", "allowedUses": ["Workload"] * MANY}),
+        MANY, MOST, "spec.allowedUses",
+    ),
     "service selectors": (pool(services=[{"serviceSelector": {}}] * MANY), MANY, MOST, "spec.services"),
     "peers": (config_map({"peers": [PEER] * MANY}), MANY, MOST, "peers"),
     "node selectors": (

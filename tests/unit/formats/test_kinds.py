@@ -54,7 +54,7 @@ def test_what_the_roles_watch() -> None:
         "ciliumegressnatpolicies.cilium.io", "ipaddresspools.metallb.io", "bgppeers.metallb.io",
         "bfdprofiles.metallb.io", "bgpadvertisements.metallb.io", "communities.metallb.io",
         "ciliumloadbalancerippools.cilium.io", "egresses.crd.antrea.io", "externalippools.crd.antrea.io",
-        "egressips.k8s.ovn.org",
+        "egressips.k8s.ovn.org", "ippools.projectcalico.org", "ciliumpodippools.cilium.io",
     ]  # fmt: skip
     agent = [
         "configmaps in routerd (its share)",

@@ -8,7 +8,17 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from bgp.path import Path
-from routerd.model import EXCLUDE_LABEL, Advertisement, Allocations, EndpointSlice, Peer, Peering, Refusal, Snapshot
+from routerd.model import (
+    EXCLUDE_LABEL,
+    Advertisement,
+    Allocations,
+    EndpointSlice,
+    Peer,
+    Peering,
+    PodPool,
+    Refusal,
+    Snapshot,
+)
 from routerd.node.announce import Announcements, announcements
 from routerd.node.checks import SERVICE_CHECKS, Rules
 from routerd.refs import Ref
@@ -220,6 +230,12 @@ def test_pod_cidrs_are_announced_when_asked_even_from_an_excluded_node() -> None
     snapshot = cluster.snapshot(**node_a(labels={EXCLUDE_LABEL: ""}, network_unavailable=True))
     assert prefixes(announced(snapshot, rules=Rules(pod_cidrs=True))) == ["10.1.11.0/24", "198.51.100.7/32"]
     assert "10.1.11.0/24" not in prefixes(announced(snapshot))
+
+
+def test_pod_cidrs_of_a_pool_that_is_told_to_nobody_are_not_announced() -> None:
+    pool = PodPool("p", (ip_network("10.1.0.0/16"),), announced=False)
+    snapshot = replace(cluster.snapshot(**node_a()), pod_pools={"p": pool})
+    assert "10.1.11.0/24" not in prefixes(announced(snapshot, rules=Rules(pod_cidrs=True)))
 
 
 # --- egress addresses

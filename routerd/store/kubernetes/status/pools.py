@@ -42,7 +42,7 @@ def pool_patches(
     for kind, status_of in STATUSES:
         for stored in objects(kind.name):
             pool = _pool(stored)
-            in_force = pool is not None and pools.get(pool.name) == pool
+            in_force = pool is not None and pool.name in pools and pools[pool.name].origin == pool.origin
             about = {
                 Ref(kind.name, stored.namespace, stored.name),
                 *([Ref("AddressPool", name=stored.name)] * in_force),

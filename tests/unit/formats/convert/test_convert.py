@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -376,6 +377,27 @@ def test_pods_with_an_egress_ip_by_annotation_are_selected_by_a_policy() -> None
         "give it a Service",
         "f.yaml:10:30: metadata.labels: every pod of these labels in the namespace leaves with it",
     )
+
+
+def test_pools_of_pods_are_told_as_configuration_and_those_of_services_printed() -> None:
+    head = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: %s}\nspec: {cidr: %s%s}\n---\n"
+    found = convert(
+        {
+            "a.yaml": head % ("pods", "10.244.0.0/16", ", natOutgoing: true")
+            + head % ("vips", "192.0.2.0/24", ", allowedUses: [LoadBalancer], disableBGPExport: true"),
+            "b.yaml": "apiVersion: crd.antrea.io/v1beta1\nkind: IPPool\nmetadata: {name: some}\n"
+            "spec: {ipRanges: [{cidr: 10.0.0.0/24}]}\n",
+        }
+    )
+    assert found.errors == ()
+    assert found.notes == (
+        "a.yaml:1: pool pods is for pods, and read as it is; as configuration it is "
+        "pod-cidrs: [{cidr: 10.244.0.0/16, node-prefix: 26}]",
+        "b.yaml:1: pool some is for pods, and read as it is; nodes have no blocks of it",
+    )
+    assert [(each["kind"], each["spec"]) for each in yaml.safe_load_all(found.text)] == [
+        ("AddressPool", {"blocks": ["192.0.2.0/24"], "protocol": "layer2"})
+    ]
 
 
 def test_pods_that_no_label_tells_apart_are_an_error() -> None:

@@ -37,6 +37,12 @@ DOCUMENTS = {
         "/240",
     ),
     "IPAddressPool": ("metadata: {name: x}\nspec: {addresses: [192.0.2.0/24]}", "/24", "/240"),
+    "IPPool": ("metadata: {name: x}\nspec: {cidr: 192.0.2.0/24}", "/24", "/240"),
+    "CiliumPodIPPool": (
+        "metadata: {name: x}\nspec: {ipv4: {cidrs: [{cidr: 192.0.2.0/24}], maskSize: 26}}",
+        "/24",
+        "/240",
+    ),
 }
 VERSIONS = {
     "EndpointSlice": "discovery.k8s.io/v1",
@@ -44,11 +50,14 @@ VERSIONS = {
     "CiliumLoadBalancerIPPool": "cilium.io/v2",
     "ExternalIPPool": "crd.antrea.io/v1beta1",
     "IPAddressPool": "metallb.io/v1beta1",
+    "IPPool": "projectcalico.org/v3",
+    "CiliumPodIPPool": "cilium.io/v2",
 }
 PART_OF = {
     "Node": "nodes", "Pod": "pods", "Service": "services", "Namespace": "namespaces",
     "EndpointSlice": "endpoint_slices", "AddressPool": "pools", "IPAddressPool": "pools",
-    "CiliumLoadBalancerIPPool": "pools", "ExternalIPPool": "pools",
+    "CiliumLoadBalancerIPPool": "pools", "ExternalIPPool": "pools", "IPPool": "pod_pools",
+    "CiliumPodIPPool": "pod_pools",
 }  # fmt: skip
 
 
