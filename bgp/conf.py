@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from bgp.path import FAMILIES, IPAddress, SpeakerPeer
 from bgp.rib import PathRefusal
 
+KEEPALIVE = "keepalive "  # how a description begins that says between how many seconds keepalives are sent
 MAX_PASSWORD = 80  # bytes: TCP_MD5SIG_MAXKEYLEN of Linux
 TTL = 255  # what a router asks for that has TTL security (GTSM, RFC 5082, section 3), and nobody minds
 MAX_RESTART_TIME = 4095  # seconds: 12 bits, RFC 4724, section 3
@@ -64,6 +65,8 @@ def peer_section(peer: SpeakerPeer) -> str:
         f"local-as {peer.local_as}",
         f"peer-as {peer.remote_as}",
         f"hold-time {peer.hold_time}",
+        # ExaBGP has no option for it: see `bgp.patches`
+        *([f'description "{KEEPALIVE}{peer.keepalive_time}"'] if peer.keepalive_time else []),
         *([f"connect {peer.port}"] if peer.port != 179 else []),
         f"outgoing-ttl {TTL}",
         *([f"incoming-ttl {peer.min_ttl}"] if peer.min_ttl else []),

@@ -38,6 +38,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from bgp.conf import KEEPALIVE
 from bgp.leaving import CEASE, farewell
 
 FLUSH_TIMEOUT = 5.0  # seconds
@@ -89,6 +90,7 @@ def patches(run_dir: Path) -> list[Patch]:
     from exabgp.reactor.asynchronous import ASYNC
     from exabgp.reactor.daemon import Daemon
     from exabgp.reactor.delay import Delay
+    from exabgp.reactor.keepalive import KA
     from exabgp.reactor.loop import Reactor
     from exabgp.reactor.network.outgoing import Outgoing
     from exabgp.reactor.peer import Peer
@@ -109,6 +111,7 @@ def patches(run_dir: Path) -> list[Patch]:
         Patch(Peer, "reestablish", "dfb1ac36c5615d53", begin_anew(Peer.reestablish)),
         Patch(Outgoing, "_setup", "52b32df410800231", no_minimum_yet(Outgoing._setup)),
         Patch(Outgoing, "success", "18004bba76b58bcd", minimum_from_now(Outgoing.success)),
+        Patch(KA, "__init__", "b46e3ff6a74ba814", asked_keepalives(KA.__init__)),
         Patch(Reactor, "shutdown", "b6636731b873b730", farewell(Reactor.shutdown, run_dir)),
     ]
 
@@ -268,6 +271,21 @@ def end_of_rib_of_this_session(stock: Callable[..., Any]) -> Callable[..., Any]:
         yield from stock(peer)
 
     return main
+
+
+def asked_keepalives(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Keepalives as often as the peer's configuration asks for, in its description; never less often than stock.
+
+    Stock ExaBGP sends one in a third of the hold time, whatever that is.
+    """
+
+    def begin(keepalives: Any, session: Any, proto: Any) -> None:
+        stock(keepalives, session, proto)
+        word, _, seconds = (proto.neighbor["description"] or "").rpartition(" ")
+        if word == KEEPALIVE.strip() and seconds.isdigit():
+            keepalives.send_timer.keepalive = min(int(seconds), keepalives.send_timer.keepalive)
+
+    return begin
 
 
 def back_off(stock: Callable[..., Any]) -> Callable[..., Any]:

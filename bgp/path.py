@@ -66,6 +66,7 @@ class SpeakerPeer:
     router_id: IPv4Address
     port: int = 179
     hold_time: int = 90
+    keepalive_time: int = 0  # between keepalives, at most; 0 = a third of the negotiated hold time
     password: str = field(default="", repr=False)  # TCP MD5 (RFC 2385)
     graceful_restart_time: int = 120  # 0 = not offered (RFC 4724)
     families: tuple[Family, ...] = FAMILIES

@@ -108,7 +108,16 @@ def _session_address(peer: Peer, last: IPAddress | None) -> IPAddress | None:
     if peer.source_interface:
         return address_on(peer.source_interface, peer.address.version)
     source = source_towards(peer.address, peer.port, peer.interface)
+    if peer.address.is_link_local and peer.interface:
+        # A link that comes back has no address for a second (duplicate address detection), or another one than its own.
+        return source if source is not None and source.is_link_local else last if _exists(peer.interface) else None
     return source if source is not None or last is None or not is_ours(last, peer.interface) else last
+
+
+def _exists(interface: str) -> bool:
+    with contextlib.suppress(OSError):
+        return socket.if_nametoindex(interface) > 0
+    return False
 
 
 def passwords_of(peers: Iterable[Peer], directory: Path, before: Mapping[str, str] | None) -> dict[str, str]:

@@ -49,6 +49,7 @@ def session(
         router_id=router_id,
         port=peer.port,
         hold_time=peer.hold_time,
+        keepalive_time=_keepalive_time(peer),
         password=peer.password,
         graceful_restart_time=peer.graceful_restart_time,
         families=tuple(FAMILIES[word] for word in peer.families),
@@ -57,6 +58,13 @@ def session(
         interface=peer.interface,
         description=peer.name,
     )
+
+
+def _keepalive_time(peer: Peer) -> int:
+    """0 where it follows from the hold time anyway, or that turns the timers off."""
+    usual = peer.hold_time // 3
+    asked = usual if peer.keepalive_time is None else max(peer.keepalive_time, 1)
+    return asked if asked < usual else 0
 
 
 def _not_found(peer: Peer, node: Node) -> tuple[str, str]:

@@ -99,6 +99,7 @@ SESSION: Sentence[SpeakerPeer] = Sentence(
         Part("remote_as address", lambda peer: (f"AS{peer.remote_as} {peer.address}",)),
         Part("port", lambda peer: _if(f"port {peer.port}", peer.port != 179)),
         Part("router_id hold_time", lambda peer: (f"router-id {peer.router_id} hold {peer.hold_time}",)),
+        Part("keepalive_time", lambda peer: _if(f"keepalive {peer.keepalive_time}", peer.keepalive_time)),
         Part(
             "graceful_restart_time",
             lambda peer: _if(f"graceful-restart {peer.graceful_restart_time}", peer.graceful_restart_time),

@@ -100,13 +100,14 @@ class Stage:
 
         `guarded`: TTL security (GTSM); `bfd`: t1 and t2 are watched. Without `ipv6`, t1 has
         IPv4 unicast only; without `extended`, t2 takes no IPv6 next hops of IPv4 prefixes. `links`: peers there,
-        named as the links. `found`: a link on which both sides find each other; BIRD only says that it is a router.
+        named as the links, with MD5. `found`: a link on which both sides find each other; BIRD only says that it
+        is a router.
         """
         peers = [
             TorPeer("t1", "10.9.0.1", NODE_AS, local="10.9.0.2"),
             TorPeer("t2", "fd09::1", TOR_AS, local="fd09::2"),
             TorPeer("t3", "10.8.0.1", NODE_AS, local="10.8.0.2", password=self.password),
-            *(TorPeer(n, f"fe80::a{n[-1]}%{n}", NODE_AS, local="fe80::1", extended=True) for n in links),
+            *(TorPeer(n, f"fe80::a{n[-1]}%{n}", NODE_AS, self.password, local="fe80::1", extended=True) for n in links),
         ]
         if found:
             address = found if self.make == "frr" else f"fe80::a{found[-1]}%{found}"

@@ -387,7 +387,8 @@ async def test_a_link_local_peer_is_one_of_its_interface(stage: Stage) -> None:
     stage.link("eth1", "eth2")
     stage.bgp.kill()
     stage.bgp.start(stage.config(links=("eth1", "eth2")))
-    first, second = replace(L1, extended_next_hop=True), L2
+    first = replace(L1, extended_next_hop=True, password=stage.password)
+    second = replace(L2, password=stage.password)
     v4, v6 = paths("192.0.2.1/32"), paths("2001:db8::1/128")
     async with agent(stage) as speaker:
         speaker.set(desired((first, v4 + v6), (second, v6), (T1, v4)))

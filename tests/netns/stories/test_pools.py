@@ -12,7 +12,7 @@ import yaml
 from routerd.serve.api import agent_socket, ask
 from tests.netns.lab import cluster
 from tests.netns.lab.daemons import Daemons
-from tests.netns.lab.lab import NODES, TOR_ADDRESS, TOR_AS, Lab
+from tests.netns.lab.lab import NODES, TOR_AS, Lab
 from tests.netns.lab.netns import run
 from tests.netns.lab.pathwatch import PathWatch
 from tests.netns.lab.stores import Files
@@ -37,8 +37,9 @@ def bgp(*pools: str) -> str:
         {"name": name, "protocol": "bgp", "addresses": [block], "bgp-advertisements": [{"communities": [community]}]}
         for name, block, community in map(str.split, pools)
     ]
-    peer = {"peer-address": TOR_ADDRESS, "peer-asn": TOR_AS, "my-asn": TOR_AS}
-    text = yaml.safe_dump({"peers": [peer], **({"address-pools": listed} if listed else {})})
+    peer = {"name": "tor", "peer-address": "default-gateway", "peer-asn": TOR_AS, "my-asn": TOR_AS}
+    head = {"apiVersion": "routerd.io/v1alpha1", "peers": [peer]}
+    text = yaml.safe_dump({**head, **({"address-pools": listed} if listed else {})})
     metadata = {"name": "bgp-config", "namespace": "kube-system"}
     return yaml.safe_dump(
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"config.yaml": text}}

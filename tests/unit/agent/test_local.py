@@ -45,6 +45,15 @@ def test_a_route_that_is_away_keeps_the_address_while_the_node_has_it() -> None:
     assert session_addresses([peer("fe80::1")], {}) == {NOWHERE: None}
 
 
+def test_a_link_that_flaps_keeps_its_link_local_session() -> None:
+    """Its address is gone with it, or not to be used yet; while the interface is there it will be the same."""
+    router, own = ip_address("fe80::1%lo"), ip_address("fe80::a1")  # which lo has no address for
+    assert session_addresses([peer("fe80::1%lo", interface="lo")], {router: own}) == {router: own}
+    assert session_addresses([peer("fe80::1%lo", interface="lo")], {}) == {router: None}
+    gone = ip_address("fe80::1%none")
+    assert session_addresses([peer("fe80::1%none", interface="none")], {gone: own}) == {gone: None}
+
+
 def test_a_source_by_an_interface_or_of_one() -> None:
     assert source_towards(LOOPBACK, interface="lo") == LOOPBACK
     assert source_towards(LOOPBACK, interface="none") is None

@@ -178,6 +178,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "min_ttl": ({"min_ttl": 255}, {}),
     "extended_next_hop": ({"extended_next_hop": True}, {"families": FAMILIES}),
     "interface": ({"interface": "eth1"}, {}),
+    "keepalive_time": ({"keepalive_time": 1}, {}),
 }
 
 

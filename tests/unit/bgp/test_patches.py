@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 from exabgp.bgp.message import Action, Notification, Notify
+from exabgp.bgp.message.open.holdtime import HoldTime
 from exabgp.bgp.neighbor import Neighbor
 from exabgp.reactor.api import API
 from exabgp.reactor.asynchronous import ASYNC
 from exabgp.reactor.delay import Delay
+from exabgp.reactor.keepalive import KA
 from exabgp.reactor.network.error import NetworkError
 from exabgp.rib.outgoing import OutgoingRIB
 
@@ -64,6 +66,17 @@ def pauses(*ends: tuple[float | None, Any]) -> list[float]:
         found.append(peer._delay._time - time.time())
         peer._delay.reset()
     return found
+
+
+@pytest.mark.parametrize(
+    ("description", "hold", "seconds"),
+    [("keepalive 3", 90, 3), ("keepalive 40", 90, 30), ("", 90, 30), ("keepalive 3", 0, 0), ("keepalive 3", 6, 2)],
+)
+def test_keepalives_are_sent_as_often_as_asked_and_never_less_often(description: str, hold: int, seconds: int) -> None:
+    keepalives, negotiated = KA.__new__(KA), SimpleNamespace(holdtime=HoldTime(hold))
+    proto = SimpleNamespace(negotiated=negotiated, neighbor={"description": description})
+    patches.asked_keepalives(KA.__init__)(keepalives, lambda: "", proto)
+    assert keepalives.send_timer.keepalive == seconds
 
 
 REFUSED, TEARDOWN, BROKEN = Notification(6, 4), Notify(6, 3), NetworkError("reset by peer")

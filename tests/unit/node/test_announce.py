@@ -367,6 +367,12 @@ def test_a_session_takes_the_kernels_source_and_the_nodes_router_id() -> None:
     assert (str(session.local_address), str(session.router_id)) == ("10.0.0.11", "10.0.0.11")
 
 
+@pytest.mark.parametrize(("hold", "asked", "sent"), [(90, 3, 3), (90, None, 0), (90, 30, 0), (9, 0, 1), (0, 0, 0)])
+def test_keepalives_are_asked_for_where_they_do_not_follow(hold: int, asked: int | None, sent: int) -> None:
+    peer = Peer(TOR, 65000, 64512, hold_time=hold, keepalive_time=asked)
+    assert sessions(peer).desired.peers[TOR].keepalive_time == sent
+
+
 def test_ebgp_multihop_is_no_other_session() -> None:
     """We always send with a TTL that reaches the peer: the key may come and go without a reset."""
     found = [sessions(Peer(TOR, 65000, 64512, ebgp_multihop=each)).desired.peers for each in (True, False)]
