@@ -155,7 +155,9 @@ def _show_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _why_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("object", metavar="OBJECT", help="svc/NAMESPACE/NAME, pod/NAMESPACE/NAME or egress/ADDRESS")
+    parser.add_argument(
+        "object", metavar="OBJECT", help="svc/NAMESPACE/NAME, pod/NAMESPACE/NAME, egress/ADDRESS or node/NAME"
+    )
     output(parser, ("table", "json"))
     _asked_or_computed(parser)
 
@@ -186,7 +188,8 @@ SHOW = Command(
 )
 WHY = Command(
     "why",
-    "why a service is (not) announced from here, how a pod leaves, or what the gateways of an egress IP are",
+    "why a service is (not) announced from here, how a pod leaves, what the gateways of an egress IP are, or which "
+    "blocks a node has for its pods",
     ("routerd why svc/default/web", "routerd why pod/default/web-0", "routerd why egress/192.0.2.7 -o json"),
     why,
     detail="Prints each condition and stops at the first no. Exit code 1 if there is a no, save what is only "

@@ -232,9 +232,9 @@ def _blocks(
     now: float,
 ) -> Blocks:
     cidrs, nodes = settings.pod_cidrs, snapshot.nodes or {}
-    pools = tuple(snapshot.pod_pools.values()) if settings.pod_pools else ()
+    pools = tuple(snapshot.pod_pools.values()) if settings.pod_pools else None
     vips = tuple(block for each in (snapshot.pools or {}).values() for block in each.blocks) if pools else ()
-    is_asked = bool(cidrs or pools)
+    is_asked = bool(cidrs) or pools is not None
     counts = {name: report.pods for name, report in reports.items() if report.pods is not None} if is_asked else {}
     said = {name: (node.pod_cidrs, node.labels, named_pools(node)) for name, node in nodes.items()} if is_asked else {}
     return last(

@@ -126,15 +126,16 @@ def give_blocks(
     reports: Mapping[str, NodeReport],
     service_cidrs: Iterable[IPNetwork],
     now: float,
-    pools: Iterable[PodPool] = (),
+    pools: Iterable[PodPool] | None = None,
     vips: Iterable[IPNetwork] = (),
 ) -> Blocks:
-    """Of the CIDRs, and behind them of the pools. Without any nothing is given, and nothing is forgotten.
+    """Of the CIDRs, and behind them of the pools; None = these are not asked. Without either nothing is given, and
+    nothing is forgotten. The last pool that is deleted takes nothing away.
 
     No block has an address of `service_cidrs`, and none of a pool one of `vips`.
     """
-    of_pools = [(pool, cidr) for pool in sorted(pools, key=lambda each: each.name) for cidr in pool.cidrs]
-    if not cidrs and not of_pools:
+    of_pools = [(pool, cidr) for pool in sorted(pools or (), key=lambda each: each.name) for cidr in pool.cidrs]
+    if not cidrs and pools is None:
         return Blocks(records)
     numbered = {number: pool for number, (pool, _) in enumerate(of_pools, len(cidrs))}
     all_cidrs = (*cidrs, *(cidr for _, cidr in of_pools))
@@ -145,6 +146,7 @@ def give_blocks(
             turn.add(each)
     for _, node in sorted(nodes.items()):
         _adopt(turn, node)
+    turn.refusals.extend(_stranded(turn))
     for name, node in sorted(nodes.items()):
         _serve(turn, node, reports.get(name))
     return _result(turn, nodes)
@@ -178,6 +180,19 @@ def _adopt(turn: _Turn, node: Node) -> None:
 def _is_within(block: IPNetwork, cidr: ClusterCIDR) -> bool:
     is_smaller = cidr.network.version == block.version and cidr.network.prefixlen <= block.prefixlen
     return is_smaller and cidr.network.overlaps(block)
+
+
+def _stranded(turn: _Turn) -> Iterator[Refusal]:
+    """Of nodes whose blocks an edit has left outside: pods have their addresses, so they stay."""
+    left: dict[str, list[str]] = {}
+    for each in turn.records.values():
+        if each.state == "used" and not any(_is_within(each.block, cidr) for cidr in turn.cidrs):
+            left.setdefault(each.node, []).append(str(each.block))
+    for node, blocks in sorted(left.items()):
+        message = (
+            f"{', '.join(blocks)} of it lies in no CIDR any more: it keeps them; restore the CIDR, or replace the node"
+        )
+        yield Refusal(Node(node).ref, "PodCIDRsStranded", message)
 
 
 def _serve(turn: _Turn, node: Node, report: NodeReport | None) -> None:

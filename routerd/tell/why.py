@@ -7,7 +7,7 @@ apart.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -49,6 +49,7 @@ NOBODY_ASKED: Views = {}
 SERVICE_WORDS = (SERVICE, "service")  # as people write them
 SERVICE_NEEDS = ("nodes", "services", "endpoint_slices", "bgp", "pools", "allocations")
 POD_NEEDS = ("nodes", "namespaces", "pods", "services", "endpoint_slices", "policies", "allocations")
+BLOCK_NEEDS = ("nodes", "pools", "allocations")
 EGRESS_NEEDS = ("nodes", "policies", "allocations")
 OF_DEVICES = (UNHOOKED, "PodDeviceMissing")
 OF_AGENTS = ("NoGateway", "AgentAbsent")  # reasons
@@ -86,7 +87,7 @@ class Step:
 def explain(
     snapshot: Snapshot, state: NodeState, settings: Settings, name: str, views: Views = NOBODY_ASKED
 ) -> tuple[Step, ...]:
-    """Steps for `svc/NAMESPACE/NAME`, `pod/NAMESPACE/NAME` or `egress/ADDRESS` as seen from `settings.node`.
+    """Steps for `svc/NAMESPACE/NAME`, `pod/NAMESPACE/NAME`, `egress/ADDRESS` or `node/NAME`, seen from `settings.node`.
 
     `views`: what the speaker says of sessions, which only a running agent can tell.
     """
@@ -97,8 +98,10 @@ def explain(
     }
     if ref.kind == EGRESS and ref.name:
         return tuple(_egress(snapshot, ref.name))
+    if ref.kind == NODE and ref.name:
+        return tuple(_blocks(snapshot, ref.name))
     if ref.kind not in explainers or ref.key.count("/") != 1:
-        raise NoSuchObject(f"{name!r} is none of svc/NAMESPACE/NAME, pod/NAMESPACE/NAME and egress/ADDRESS")
+        raise NoSuchObject(f"{name!r} is none of svc/NAMESPACE/NAME, pod/NAMESPACE/NAME, egress/ADDRESS and node/NAME")
     return tuple(explainers[ref.kind](snapshot, state, settings, ref.key))
 
 
@@ -124,6 +127,41 @@ def _node_step(snapshot: Snapshot, settings: Settings) -> Step:
 def _common(snapshot: Snapshot, settings: Settings, needs: tuple[str, ...]) -> list[Step]:
     first = _sync_step(snapshot, needs)
     return [first, _node_step(snapshot, settings)] if first.yes else [first]
+
+
+# --- nodes
+
+
+def _blocks(snapshot: Snapshot, name: str) -> Iterator[Step]:
+    """What its pods have their addresses from, and what the operator says of the node."""
+    first = _sync_step(snapshot, BLOCK_NEEDS)
+    yield first
+    if not first.yes:
+        return
+    node, allocations = (snapshot.nodes or {}).get(name), snapshot.allocations
+    if node is None:
+        raise NoSuchObject(f"the store has no Node {name}")
+    assert allocations is not None
+    given = {block for each in allocations.pod_cidrs if each.node == name for block in each.blocks}
+    words = ", ".join(_block_words(block, given, snapshot) for block in node.pod_cidrs)
+    question = "has it blocks for its pods?"
+    if words or node.interfaces:
+        yield Step(question, True, detail=words or "addresses of a cloud's interfaces")
+    else:
+        yield Step(question, False, "NoPodCIDRs", "let its controller manager or the operator give it some: pod-cidrs")
+    for refusal in allocations.refusals:
+        if refusal.object == node.ref:
+            yield Step("does the operator say nothing against it?", False, refusal.reason, refusal.message, note=True)
+
+
+def _block_words(block: IPNetwork, given: Collection[IPNetwork], snapshot: Snapshot) -> str:
+    pools = (
+        each.name
+        for each in snapshot.pod_pools.values()
+        if any(cidr.network.version == block.version and block.overlaps(cidr.network) for cidr in each.cidrs)
+    )
+    pool = next(pools, "")
+    return f"{block} ({'the operator' if block in given else 'spec.podCIDRs'}{f', pool {pool}' if pool else ''})"
 
 
 # --- services

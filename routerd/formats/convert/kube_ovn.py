@@ -14,6 +14,7 @@ from routerd.model import NAMESPACE_NAME_LABEL, EgressPolicy, LabelSelector, Pod
 
 WORKLOADS = frozenset({("apps", "DaemonSet"), ("apps", "Deployment"), ("apps", "ReplicaSet"), ("apps", "StatefulSet")})
 INBOUND = "no connection from outside is brought to the pod: give it a Service"
+BOTH = "the pod leaves with its eip, as Kube-OVN has it: this one is left out"
 OTHERS = "every pod of these labels in the namespace leaves with it"
 
 
@@ -42,6 +43,8 @@ def notes_of(value: Value, group: str, kind: str) -> Iterator[str]:
     meta = _pod_meta(value, group, kind)
     if (eip := _annotation(meta, EIP)) is not None:
         yield str(eip.error(INBOUND))
+        if (snat := _annotation(meta, SNAT)) is not None and snat.address() != eip.address():
+            yield str(snat.error(BOTH))
     if meta is not None and kind == "Pod":
         yield str(meta.require("labels").error(OTHERS))
 

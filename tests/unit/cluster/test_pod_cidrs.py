@@ -57,7 +57,8 @@ class Cluster:
         vips: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.cidrs, self.services = cidrs, tuple(map(ip_network, service_cidrs))
-        self.pools, self.vips = pools, tuple(map(ip_network, vips))
+        self.pools: tuple[PodPool, ...] | None = pools or None
+        self.vips = tuple(map(ip_network, vips))
         self.blocks = Blocks()
 
     def give(self, found: Mapping[str, Node], now: float = 0.0, **reports: NodeReport) -> dict[str, str]:
@@ -250,7 +251,7 @@ def test_a_pool_of_some_nodes_is_theirs_and_a_disabled_one_gives_nothing_new() -
     racks = {name: Node(name, labels={"rack": name[0]}) for name in ("a1", "b1")}
     some = Cluster(pools=(pool("racks", cidr("10.8.0.0/24", 26), nodes=LabelSelector((("rack", "a"),))),))
     assert some.give(racks) == {"a1": "10.8.0.0/26"}
-    some.pools = (replace(some.pools[0], disabled=True),)
+    some.pools = tuple(replace(each, disabled=True) for each in some.pools or ())
     assert some.give(racks | {"a2": Node("a2", labels={"rack": "a"})}) == {"a1": "10.8.0.0/26"}
 
 
@@ -262,6 +263,21 @@ def test_what_is_reserved_or_services_is_in_no_block_of_a_pool_and_none_is_free_
         "node/b PodCIDRsExhausted: no block of 10.8.0.0/24 is free for it, its pods get no address: "
         "add a CIDR to the pool"
     ]
+
+
+def test_an_edit_that_leaves_blocks_outside_takes_none_away_and_is_told_with_the_list() -> None:
+    one = Cluster(pools=(PLAIN,))
+    given = one.give(nodes("a", "b"))
+    one.pools = (pool("plain", cidr("10.9.0.64/26", 26)),)
+    assert one.give(nodes("a", "b")) == given
+    stranded = "lies in no CIDR any more: it keeps them; restore the CIDR, or replace the node"
+    assert one.refused() == [f"node/a PodCIDRsStranded: 10.9.0.0/26 of it {stranded}"]
+    one.pools = ()
+    assert one.give(nodes("a", "b")) == given, "the last pool is deleted"
+    assert len(one.refused()) == 2
+    configured = Cluster(cidr("10.9.0.0/25", 26))
+    configured.blocks = one.blocks
+    assert configured.give(nodes("a", "b")) == given and configured.refused() == []
 
 
 def test_a_range_of_any_size_is_passed_over_at_once() -> None:

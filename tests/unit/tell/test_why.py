@@ -9,7 +9,18 @@ import pytest
 
 from bgp.session import PeerStatus as Session
 from egress.status import EgressStatus, Probed
-from routerd.model import GATEWAY_LABEL, Allocations, NodeAddresses, NodeNumber, Peer, Peering, Refusal
+from routerd.model import (
+    GATEWAY_LABEL,
+    Allocations,
+    ClusterCIDR,
+    NodeAddresses,
+    NodeBlocks,
+    NodeNumber,
+    Peer,
+    Peering,
+    PodPool,
+    Refusal,
+)
 from routerd.node.checks import Rules
 from routerd.node.desired import LocalFacts, Settings, compose
 from routerd.refs import Ref, service_ref
@@ -274,7 +285,7 @@ def test_an_unknown_node_is_told() -> None:
     assert why("pod/default/web-1", Settings("elsewhere"))[-1].reason == "UnknownNode"
 
 
-@pytest.mark.parametrize("name", ["svc/default/none", "pod/default/none", "svc/web", "node/a", "web"])
+@pytest.mark.parametrize("name", ["svc/default/none", "pod/default/none", "svc/web", "node/none", "node", "web"])
 def test_what_is_not_there_is_an_error_that_names_it(name: str) -> None:
     with pytest.raises(NoSuchObject, match=name.partition("/")[2] or name):
         why(name)
@@ -384,3 +395,23 @@ def test_a_device_that_leads_past_the_programs_is_a_no() -> None:
     assert (step.yes, step.reason, step.detail) == (False, "DeviceUnhooked", past.message)
     (step,) = device_steps(pod, (other,))
     assert step.yes
+
+
+# --- nodes
+
+
+def test_why_of_a_node_says_which_blocks_it_has_and_from_whom() -> None:
+    plain, gold = ip_network("10.9.0.0/26"), ip_network("10.8.0.0/26")
+    pools = {"gold": PodPool("gold", (gold,), (ClusterCIDR(ip_network("10.8.0.0/24"), 26),))}
+    told = Refusal(Ref("node", name="a"), "UnknownPodPool", "annotation routerd.io/pod-pools names silver")
+    nodes = {"a": cluster.node("a", 1, pod_cidrs=(plain, gold)), "b": cluster.node("b", 2, pod_cidrs=())}
+    allocations = Allocations(pod_cidrs=(NodeBlocks("a", (gold,)),), refusals=(told,))
+    steps = why("node/a", nodes=nodes, allocations=allocations, pod_pools=pools)
+    assert [(each.yes, each.reason, each.detail) for each in steps[1:]] == [
+        (True, "", "10.9.0.0/26 (spec.podCIDRs), 10.8.0.0/26 (the operator, pool gold)"),
+        (False, "UnknownPodPool", told.message),
+    ]
+    assert [each.reason for each in why("node/b", nodes=nodes, allocations=allocations)] == ["", "NoPodCIDRs"]
+    with pytest.raises(NoSuchObject, match="no Node c"):
+        why("node/c", nodes=nodes, allocations=allocations)
+    assert [each.reason for each in why("node/a", nodes=None)] == ["NotSynced"]

@@ -400,6 +400,17 @@ def test_pools_of_pods_are_told_as_configuration_and_those_of_services_printed()
     ]
 
 
+def test_of_an_eip_and_a_snat_the_pod_leaves_with_its_eip() -> None:
+    head = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: p\n  labels: {app: web}\n  annotations:\n"
+    both = head + "    ovn.kubernetes.io/snat: %s\n    ovn.kubernetes.io/eip: 203.0.113.1\n"
+    for snat, is_told in (("203.0.113.2", True), ("203.0.113.1", False)):
+        converted = convert({"f.yaml": both % snat})
+        (policy,) = (entry.object for entry in read_file(converted.text).entries)
+        assert isinstance(policy, EgressPolicy) and policy.egress_ips == (IPv4Address("203.0.113.1"),)
+        told = [note for note in converted.notes if "leaves with its eip" in note]
+        assert [note.split(": ")[0] for note in told] == ["f.yaml:7:29"] * is_told
+
+
 def test_pods_that_no_label_tells_apart_are_an_error() -> None:
     converted = convert({"f.yaml": (DATA / "convert" / "egress-kube-ovn-pod.yaml").read_text()})
     assert not converted.text
