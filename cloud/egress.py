@@ -1,7 +1,8 @@
 """Egress addresses on a cloud: each on the primary interface of one gateway, which alone gets what is sent to it. Pure.
 
-An address moves by one call that names it, so sending it twice does no harm. Who holds it is what a look shows; that it
-is elsewhere counts once looks have shown it for longer than they lag, or where we have moved it ourselves.
+An address moves by calls that name it, so sending one twice does no harm: by one where the cloud reassigns, else it is
+taken away first, and given once a look has shown that it is free. Who holds it is what a look shows; that it is
+elsewhere counts once looks have shown it for longer than they lag, or where we have moved it ourselves.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """Where an address is. `instance` "" = nowhere, as far as is known."""
+    """Where an address is. `instance` "" = nowhere, as far as is known; with an instance and no interface it was there
+    until it was taken away, on its way to another: nodes are told of that one only."""
 
     address: IPv4Address
     instance: str = ""
@@ -68,7 +70,7 @@ def seen(seats: Seats, inventory: Inventory, wanted: Iterable[Wanted], now: floa
         holder = holders.get(address)
         if holder is not None and _is_pods(holder):
             holder = None
-        after = _seen(seats.get(address) or _found(address, holder), holder, inventory, now)
+        after = _seen(seats.get(address) or _found(address, holder), holder, address in asked, now)
         if after.instance or after.intent or address in asked:
             found[address] = after
     return found
@@ -94,12 +96,12 @@ def _is_pods(interface: Interface) -> bool:
     return interface.index > 0
 
 
-def _seen(seat: Seat, holder: Interface | None, inventory: Inventory, now: float) -> Seat:
+def _seen(seat: Seat, holder: Interface | None, is_asked: bool, now: float) -> Seat:
     intent, shown = seat.intent, holder.id if holder else ""
     if intent is not None and holder is not None and shown == _target(intent):
         return Seat(seat.address, holder.instance, holder.id)
     if intent is not None and isinstance(intent.call, Unassign) and intent.answered and not shown:
-        return Seat(seat.address)
+        return Seat(seat.address, seat.instance if is_asked else "")
     if intent is not None and now - intent.since >= (LAG if intent.answered else SOON):
         intent = None
     if shown == seat.interface and (holder is None or holder.instance == seat.instance):
@@ -122,7 +124,13 @@ def _elsewhere(seat: Seat, holder: Interface | None, intent: Intent | None, now:
 
 
 def moves(
-    seats: Seats, inventory: Inventory, wanted: Collection[Wanted], resting: Collection[IPv4Address], *, releases: bool
+    seats: Seats,
+    inventory: Inventory,
+    wanted: Collection[Wanted],
+    resting: Collection[IPv4Address],
+    *,
+    releases: bool,
+    reassigns: bool,
 ) -> tuple[dict[IPv4Address, Call], tuple[Unseated, ...]]:
     """The next call for each address, if any. `resting`: addresses of which a call was refused a moment ago."""
     calls: dict[IPv4Address, Call] = {}
@@ -139,13 +147,19 @@ def moves(
             if holder is not None and _is_pods(holder):
                 unseated.append(_in_use(address, holder))
             elif seats[address].interface != target.id or seats[address].instance != target.instance:
-                calls[address] = Take(target.id, address)
+                calls[address] = _move(address, holder, target, reassigns)
     asked = {address for each in wanted for address in each.addresses}
     for address, seat in seats.items():
         if address not in asked and seat.interface and releases:
             calls[address] = Unassign(seat.interface, (IPv4Network(address),))
     due = {address: call for address, call in calls.items() if _may_send(seats[address], resting)}
     return due, tuple(unseated)
+
+
+def _move(address: IPv4Address, holder: Interface | None, target: Interface, reassigns: bool) -> Call:
+    if holder is None or holder.id == target.id or reassigns:
+        return Take(target.id, address)
+    return Unassign(holder.id, (IPv4Network(address),))
 
 
 def _may_send(seat: Seat, resting: Collection[IPv4Address]) -> bool:

@@ -25,6 +25,8 @@ class Api:
     """An assignment takes a token: sent again with the same one it gives no more."""
     mixes: bool = True
     """An interface takes single addresses beside prefixes."""
+    reassigns: bool = True
+    """An address is taken away from whichever interface has it by the call that gives it to another."""
     prefix6_each: bool = False
     """Each interface has a /80 prefix, not each instance."""
 

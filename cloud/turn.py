@@ -86,7 +86,9 @@ def decide(
     suspected = suspects(inventory, holdings, demands, rules, memory.suspected, now)
     taken = egress.seen(seats or {}, inventory, wanted, now)
     refused = {IPv4Address(name): rest for (kind, name), rest in sorted(rests.items()) if kind == "address"}
-    moves, unseated = egress.moves(taken, inventory, wanted, refused.keys(), releases=rules.releases)
+    moves, unseated = egress.moves(
+        taken, inventory, wanted, refused.keys(), releases=rules.releases, reassigns=rules.api.reassigns
+    )
     unseated += tuple(Unseated(address, rest.reason, f"{address}: {rest.message}") for address, rest in refused.items())
     due = [Order(call, address=address) for address, call in moves.items()]
     due += [_order(name, call, holdings, inventory) for name, call in planned.calls.items()]

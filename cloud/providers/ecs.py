@@ -23,7 +23,7 @@ NO_REGION = frozenset({"DescribeInstanceTypes"})  # the same everywhere
 
 # Ten addresses or prefixes a call, and no more on an interface that is attached to nothing: pages of the API's
 # documentation name 10, 32 and 49, and the least of them holds everywhere.
-API = Api(at_once=10, tokens=True, mixes=False, prefix6_each=True)
+API = Api(at_once=10, tokens=True, mixes=False, reassigns=False, prefix6_each=True)
 VPC = Vpc(router=-3, metadata="100.100.100.200")
 # Calls a minute of an account and region, as Alibaba's own plugin counts them. Others call, too: we take four fifths.
 PER_MINUTE: Mapping[str, int] = {
@@ -61,6 +61,7 @@ PROBLEMS: Mapping[str, Problem] = {
     "InvalidEcsId.NotFound": "gone",
     "InvalidVSwitchId.NotFound": "gone",
     "InvalidIp.IpUnassigned": "gone",
+    "InvalidIPAddress.AlreadyUsed": "not-now",
     "InvalidOperation.InvalidEniState": "not-now",
     "InvalidOperation.InvalidEcsState": "not-now",
     "Operation.Conflict": "not-now",
@@ -93,7 +94,10 @@ def request(call: Call) -> Request:
             return _unassignment(call)
         case Delete():
             return "DeleteNetworkInterface", {"NetworkInterfaceId": call.interface}
-        case Bind() | Take():
+        case Take():
+            parameters = {"NetworkInterfaceId": call.interface, "PrivateIpAddress": [str(call.address)]}
+            return "AssignPrivateIpAddresses", parameters
+        case Bind():
             raise NotImplementedError(f"{call}: never planned for Alibaba Cloud")
 
 

@@ -58,7 +58,7 @@ def read_cloud(section: Section | None) -> CloudSettings:
     provider = cast(Provider, section.require("provider").choice("none", "aws", "alibaba"))
     rules = _rules(section, "" if provider == "none" else section.require("cluster").name("the cluster's name"))
     if provider == "alibaba":
-        _only_of_others(section)
+        _first_index_1(section)
         rules = replace(rules, api=ecs.API)
     return CloudSettings(
         provider,
@@ -72,10 +72,8 @@ def read_cloud(section: Section | None) -> CloudSettings:
     )
 
 
-def _only_of_others(section: Section) -> None:
+def _first_index_1(section: Section) -> None:
     """Its primary interface is never for pods, and interfaces have no index to choose."""
-    if section.get("egress-networks") is not None:
-        section.require("egress-networks").expected("none with provider alibaba: egress IPs are not moved there yet")
     interfaces = section.section("interfaces")
     if interfaces is not None and interfaces.integer("first-index", 0, 31, 1) != 1:
         interfaces.require("first-index").expected("1 with provider alibaba")

@@ -1,4 +1,4 @@
-"""`routerd operator` against the fake EC2, by the real SDK: an egress IP finds its gateway, and `show cloud` tells."""
+"""`routerd operator` against each fake cloud, by its real SDK: an egress IP finds its gateway, `show cloud` tells."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
+from tests.models.cloud import server as ec2
+from tests.models.cloud.alibaba import server as alibaba
+from tests.models.cloud.alibaba.front import ALIBABA_FRONT
 from tests.models.cloud.core import Cloud
-from tests.models.cloud.server import ACCESS, SECRET, served
+from tests.models.cloud.ec2_front import EC2_FRONT
+from tests.models.cloud.front import Front
 from tests.models.many import parse_allocations
 from tests.waiting import wait
 
@@ -23,7 +29,7 @@ CLUSTER = """\
 apiVersion: v1
 kind: Node
 metadata: {name: gw1, labels: {routerd.io/egress-gateway: ""}}
-spec: {providerID: "aws:///a/i-1"}
+spec: {providerID: "PROVIDER-ID"}
 status: {addresses: [{type: InternalIP, address: 10.0.0.4}], conditions: [{type: Ready, status: "True"}]}
 ---
 apiVersion: routerd.io/v1alpha1
@@ -43,9 +49,30 @@ pods: {withAddress: 0, waiting: 2}
 """
 
 
-def write(directory: Path, endpoint: str) -> Path:
+@dataclass(frozen=True)
+class Provider:
+    name: str
+    front: Front
+    served: Callable[[Cloud], AbstractContextManager[str]]
+    provider_id: str
+    region: str
+    environment: dict[str, str]
+
+
+AWS = Provider(
+    "aws", EC2_FRONT, ec2.served, "aws:///a/i-1", "eu-central-1",
+    {"AWS_ACCESS_KEY_ID": ec2.ACCESS, "AWS_SECRET_ACCESS_KEY": ec2.SECRET, "AWS_EC2_METADATA_DISABLED": "true"},
+)  # fmt: skip
+ALIBABA = Provider(
+    "alibaba", ALIBABA_FRONT, alibaba.served, "cn-hangzhou.i-1", "cn-hangzhou",
+    {"ALIBABA_CLOUD_ACCESS_KEY_ID": alibaba.ACCESS, "ALIBABA_CLOUD_ACCESS_KEY_SECRET": alibaba.SECRET,
+     "ALIBABA_CLOUD_ECS_METADATA_DISABLED": "true"},
+)  # fmt: skip
+
+
+def write(directory: Path, provider: Provider, endpoint: str) -> Path:
     (directory / "manifests").mkdir()
-    (directory / "manifests" / "cluster.yaml").write_text(CLUSTER)
+    (directory / "manifests" / "cluster.yaml").write_text(CLUSTER.replace("PROVIDER-ID", provider.provider_id))
     (directory / "gw1.yaml").write_text(REPORT)
     config = directory / "routerd.yaml"
     config.write_text(yaml.safe_dump({
@@ -53,18 +80,19 @@ def write(directory: Path, endpoint: str) -> Path:
         "state-dir": str(directory / "state"), "run-dir": str(directory / "run"),
         "store": {"manifests": str(directory / "manifests"), "node-reports": [str(directory / "gw1.yaml")]},
         "operator": {"metrics-listen": ""},
-        "cloud": {"provider": "aws", "region": "eu-central-1", "endpoint": endpoint, "cluster": "test",
+        "cloud": {"provider": provider.name, "region": provider.region, "endpoint": endpoint, "cluster": "test",
                   "egress-networks": ["10.0.0.0/24"]},
     }))  # fmt: skip
     return config
 
 
 @contextmanager
-def operator(config: Path) -> Iterator[None]:
-    keys = {"AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_EC2_METADATA_DISABLED": "true"}
+def operator(config: Path, provider: Provider) -> Iterator[None]:
     command = [sys.executable, "-m", "routerd.cli.main", "operator", "--config", str(config)]
     with (config.parent / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=REPOSITORY, env={**os.environ, **keys}, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env={**os.environ, **provider.environment}, stdout=log, stderr=log
+        )
     try:
         yield
     finally:
@@ -79,8 +107,9 @@ def shown(config: Path) -> list[dict[str, Any]]:
     return found
 
 
-def test_an_egress_ip_finds_its_gateway_and_pods_their_addresses(tmp_path: Path) -> None:
-    cloud = Cloud(attaching=0.5)
+@pytest.mark.parametrize("provider", [AWS, ALIBABA], ids=lambda provider: provider.name)
+def test_an_egress_ip_finds_its_gateway_and_pods_their_addresses(tmp_path: Path, provider: Provider) -> None:
+    cloud = Cloud(provider.front, attaching=0.5)
     cloud.add_subnet("subnet-1", "10.0.0.0/24")
     cloud.add_group("sg-1")
     cloud.add_instance("i-1", "subnet-1")
@@ -91,9 +120,9 @@ def test_an_egress_ip_finds_its_gateway_and_pods_their_addresses(tmp_path: Path)
         found = parse_allocations(published.read_text(), "f").groups if published.exists() else ()
         return found[0].gateways if found else ()
 
-    with served(cloud) as endpoint:
-        config = write(tmp_path, endpoint)
-        with operator(config):
+    with provider.served(cloud) as endpoint:
+        config = write(tmp_path, provider, endpoint)
+        with operator(config, provider):
             assert wait(gateways, "the group has a gateway") == ("gw1",)
             (row,) = shown(config)
             assert (row["instance"], row["node"], row["egress_ips"]) == ("i-1", "gw1", "10.0.0.200")

@@ -86,7 +86,6 @@ def test_a_provider_says_what_its_calls_and_its_networks_are_like() -> None:
         (f"{GOOD}, egress-networks: [10.0.0.0/24], interfaces: {{first-index: 0}}}}", "interfaces.first-index 0"),
         (f"{GOOD}, interfaces: {{tags: {{'acs:x': y}}}}}}", "begin with none of"),
         ("{provider: alibaba, cluster: c, interfaces: {first-index: 0}}", "expected 1 with provider alibaba"),
-        ("{provider: alibaba, cluster: c, egress-networks: [10.0.0.0/24]}", "egress IPs are not moved there yet"),
         (f"{GOOD}, calls: perhaps}}", "f:3:43: cloud.calls: found"),
     ],
 )  # fmt: skip

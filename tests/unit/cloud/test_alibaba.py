@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from alibabacloud_tea_openapi.utils_models import Config, OpenApiRequest, Params
 from darabonba.runtime import RuntimeOptions
 
 from cloud.backend import CloudFault, Unanswered
-from cloud.calls import Assign, AssignPrefix6, Create, Delete, Done, Refused, Unassign, Unknown
+from cloud.calls import Assign, AssignPrefix6, Create, Delete, Done, Refused, Take, Unassign, Unknown
 from cloud.demand import Choice, Rules
 from cloud.need import Watermarks
 from cloud.providers import ecs
@@ -105,6 +105,16 @@ def test_each_assignment_by_the_real_sdk(world: World, prefixes: bool) -> None:
     assert world.backend.describe(["i-1"]).interfaces[made.interface].status == "deleting"
     world.cloud.advance(5)
     assert made.interface not in world.backend.describe(["i-1"]).interfaces
+
+
+def test_an_address_that_is_named_is_given_by_the_real_sdk_and_taken_from_nobody(world: World) -> None:
+    world.cloud.add_instance("i-2", "subnet-1")
+    one, two = (world.cloud.of(name)[0].id for name in ("i-1", "i-2"))
+    address = IPv4Address("10.0.0.200")
+    assert world.backend.send(Take(one, address)) == Done()
+    assert world.backend.describe(["i-1"]).interfaces[one].blocks == (ip_network("10.0.0.200/32"),)
+    refused = world.backend.send(Take(two, address))
+    assert isinstance(refused, Refused) and refused.code == "InvalidIPAddress.AlreadyUsed"
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -58,8 +58,8 @@ ECS: tuple[ApiCall, ...] = (
     write(
         "AssignPrivateIpAddresses",
         "sync",
-        ("NetworkInterfaceId", "SecondaryPrivateIpAddressCount", "Ipv4PrefixCount", "ClientToken"),
-        STATE | TOKEN | FULL,
+        ("NetworkInterfaceId", "SecondaryPrivateIpAddressCount", "Ipv4PrefixCount", "PrivateIpAddress", "ClientToken"),
+        STATE | TOKEN | FULL | {"InvalidIPAddress.AlreadyUsed": "an address is in use, by whomever"},
     ),
     write(
         "AssignIpv6Addresses",

@@ -117,7 +117,8 @@ def _attached(cloud: Cloud, name: str, attachment: str) -> None:
 
 def assign(cloud: Cloud, given: Data) -> Data:
     eni = _settled(cloud, given, "Available", "InUse")
-    more = _with_more(cloud, eni, given)
+    more = _with_named(cloud, eni, given["PrivateIpAddress"]) if "PrivateIpAddress" in given else None
+    more = more or _with_more(cloud, eni, given)
     cloud.put(more)
     return {
         "AssignedPrivateIpAddressesSet": {
@@ -126,6 +127,18 @@ def assign(cloud: Cloud, given: Data) -> Data:
             "Ipv4PrefixSet": {"Ipv4Prefixes": [str(each) for each in more.prefixes[len(eni.prefixes) :]]},
         }
     }
+
+
+def _with_named(cloud: Cloud, eni: Eni, names: list[str]) -> Eni:
+    """Nothing is taken away from another interface."""
+    wanted = tuple(map(IPv4Address, names))
+    if eni.prefixes or not all(each in cloud.subnets[eni.subnet].cidr for each in wanted):
+        raise Refusal("InvalidParameter", "an address is not of the vSwitch, or beside prefixes")
+    if any(int(each) in cloud.taken[eni.subnet] for each in wanted):
+        raise Refusal("InvalidIPAddress.AlreadyUsed", ", ".join(names), 403)
+    cloud.limit(eni, len(wanted))
+    cloud.taken[eni.subnet] |= set(map(int, wanted))
+    return replace(eni, addresses=eni.addresses + wanted)
 
 
 def assign6(cloud: Cloud, given: Data) -> Data:
