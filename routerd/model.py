@@ -211,6 +211,11 @@ class Service:
         return service_ref(self.key)
 
     @property
+    def selectable(self) -> Labels:
+        """What selectors of Services see: its labels, and Cilium's pseudo labels."""
+        return {**self.labels, SERVICE_LABEL: self.name, SERVICE_NAMESPACE_LABEL: self.namespace}
+
+    @property
     def is_left_to_us(self) -> bool:
         """Whether its class names no other load balancer."""
         return self.load_balancer_class in ("", OWN_CLASS)
@@ -322,7 +327,7 @@ class ServiceSelection:
     namespaces: LabelSelector | None = None
 
     def matches(self, service: Service, namespace_labels: Labels) -> bool:
-        labels = {**service.labels, SERVICE_LABEL: service.name, SERVICE_NAMESPACE_LABEL: service.namespace}
+        labels = service.selectable
         return (self.services is None or self.services.matches(labels)) and (
             self.namespaces is None or self.namespaces.matches(namespace_labels)
         )

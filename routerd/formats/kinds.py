@@ -18,6 +18,7 @@ from routerd.formats.foreign import (
     antrea,
     calico,
     cilium,
+    cilium_bgp,
     metallb,
     metallb_advertisements,
     metallb_bgp,
@@ -47,7 +48,8 @@ from routerd.refs import NODE, SERVICE
 
 _Cluster = Node | Namespace | Pod | Service | EndpointSlice
 _Pools = AddressPool | PoolAdvertisement | CommunityNames | PodPool
-Object = _Cluster | _Pools | BfdProfile | EgressPolicy | LegacyConfig | Allocations | NodeReport
+_Peers = LegacyConfig | BfdProfile | cilium_bgp.ClusterConfig | cilium_bgp.PeerConfig | cilium_bgp.Advertised
+Object = _Cluster | _Pools | _Peers | EgressPolicy | Allocations | NodeReport
 Read = tuple[Object | None, tuple[Refusal, ...]]  # what an object says, and what of it cannot be done
 Reader = Callable[[Value], Read]
 T = TypeVar("T", bound=Object)
@@ -188,6 +190,18 @@ _FOREIGN = (
         reader=_plain(cilium.read_load_balancer_pool), parts=("pools",), read_by=BOTH, status_by=OPERATOR,
     ),
     Kind(
+        "cilium.io", "v2", "CiliumBGPClusterConfig", "ciliumbgpclusterconfigs",
+        reader=cilium_bgp.read_cluster_config, parts=("bgp",), read_by=BOTH,
+    ),
+    Kind(
+        "cilium.io", "v2", "CiliumBGPPeerConfig", "ciliumbgppeerconfigs",
+        reader=cilium_bgp.read_peer_config, parts=("bgp",), read_by=BOTH,
+    ),
+    Kind(
+        "cilium.io", "v2", "CiliumBGPAdvertisement", "ciliumbgpadvertisements",
+        reader=cilium_bgp.read_advertisement, parts=("bgp", "pools"), read_by=BOTH,
+    ),
+    Kind(
         "metallb.io", "v1beta1", "IPAddressPool", "ipaddresspools", namespaced=True,
         reader=metallb.read_ip_address_pool, parts=("pools",), read_by=BOTH, status_by=OPERATOR,
     ),
@@ -233,12 +247,8 @@ _FOREIGN = (
 )  # fmt: skip
 
 _PEERS = "write its peers in the BGP ConfigMap"
-_ADVERTISEMENTS = "write it as advertisements of an AddressPool"
 _POLICY = "write it as an EgressPolicy"
 _REFUSED = (
-    Kind("cilium.io", "v2", "CiliumBGPClusterConfig", instead=_PEERS),
-    Kind("cilium.io", "v2", "CiliumBGPPeerConfig", instead=_PEERS),
-    Kind("cilium.io", "v2", "CiliumBGPAdvertisement", instead=_ADVERTISEMENTS),
     Kind("cilium.io", "v2", "CiliumBGPNodeConfigOverride", instead=_PEERS),
     Kind("cilium.io", "v2alpha1", "CiliumBGPPeeringPolicy", instead=_PEERS),
     Kind("metallb.io", "v1beta1", "L2Advertisement", instead="what is announced is announced by BGP"),

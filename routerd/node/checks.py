@@ -117,7 +117,7 @@ def allocated(scene: Scene, service: Service) -> list[tuple[IPAddress, str]]:
 def ways_here(scene: Scene, pool: AddressPool, service: Service | None = None) -> Iterator[Advertisement]:
     """How this node announces what the pool holds for `service`. None: an egress IP, which is no service's."""
     for how in pool.advertisements if pool.protocol == "bgp" else ():
-        is_meant = not how.services or (service is not None and matches_any(how.services, service.labels))
+        is_meant = not how.services or (service is not None and matches_any(how.services, service.selectable))
         if is_meant and matches_any(how.node_selectors, scene.node.labels):
             yield how
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, TypeVar
 
-from routerd.formats.foreign import metallb_advertisements
+from routerd.formats.foreign import cilium_bgp, metallb_advertisements
 from routerd.formats.foreign.metallb_bgp import with_bfd, without_profile
 from routerd.formats.foreign.policies import with_destinations
 from routerd.formats.legacy_bgp import LegacyConfig
@@ -117,6 +117,9 @@ def merge(
     )
     policies = {policy.key: policy for policy in completed}
     peers = [peer for config in _of(entries, LegacyConfig) for peer in config.peers]
+    theirs = cilium_bgp.joined(
+        _of(entries, cilium_bgp.ClusterConfig), _of(entries, cilium_bgp.PeerConfig), _of(entries, cilium_bgp.Advertised)
+    )
     profiles = {profile.name: profile for profile in _of(entries, BfdProfile)}
     lost = unreadable(files, policies, allocations, seen)
     all_refusals = [
@@ -126,6 +129,7 @@ def merge(
         *misplaced,
         *pools.refusals,
         *announced.refusals,
+        *theirs.refusals,
         *lost,
         *(one for peer in peers for one in without_profile(peer, profiles)),
     ]
@@ -135,8 +139,8 @@ def merge(
         pods={pod.key: pod for pod in _of(entries, Pod)},
         services={service.key: service for service in _of(entries, Service)},
         endpoint_slices=tuple(_of(entries, EndpointSlice)),
-        bgp=Peering(_unique_peers(with_bfd(peer, profiles) for peer in peers)),
-        pools=announced.pools,
+        bgp=Peering(_unique_peers((*(with_bfd(peer, profiles) for peer in peers), *theirs.peers))),
+        pools=cilium_bgp.with_ways(announced.pools, theirs.ways),
         pod_pools=pools.of_pods,
         policies=None if lost else policies,
         allocations=allocations,

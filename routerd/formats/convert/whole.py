@@ -17,7 +17,7 @@ from routerd.formats.convert.manifests import Json, config_map, manifest, text_o
 from routerd.formats.convert.unread import unread_keys
 from routerd.formats.core import expand_lists
 from routerd.formats.document import Source, Value
-from routerd.formats.foreign import metallb_advertisements
+from routerd.formats.foreign import cilium_bgp, metallb_advertisements
 from routerd.formats.foreign.metallb_bgp import with_bfd, without_profile
 from routerd.formats.foreign.policies import with_destinations
 from routerd.formats.kinds import BY_NAME, OURS, Kind, Object, Reader
@@ -66,7 +66,14 @@ class _Others:
         ways = [each for each in objects if isinstance(each, PoolAdvertisement)]
         names = [each for each in objects if isinstance(each, CommunityNames)]
         announced = metallb_advertisements.advertised(pools, ways, names)
-        self.pools, self.told = announced.pools, announced.refusals
+        theirs = cilium_bgp.joined(
+            [each for each in objects if isinstance(each, cilium_bgp.ClusterConfig)],
+            [each for each in objects if isinstance(each, cilium_bgp.PeerConfig)],
+            [each for each in objects if isinstance(each, cilium_bgp.Advertised)],
+        )
+        self.pools = cilium_bgp.with_ways(announced.pools, theirs.ways)
+        self.told = (*announced.refusals, *theirs.refusals)
+        self.peers = {peer.name: peer for peer in theirs.peers}
         self.profiles = {each.name: each for each in objects if isinstance(each, BfdProfile)}
 
     def whole(self, found: AddressPool | EgressPolicy) -> AddressPool | EgressPolicy:
@@ -141,7 +148,13 @@ def _of_object(value: Value, lines: list[str], others: _Others) -> Iterator[tupl
         yield from _of_loaded(value, kind, loaded, others)
 
 
-_SAID_BY_OTHERS = (BfdProfile, PoolAdvertisement, CommunityNames)  # peers and pools say what these say
+_SAID_BY_OTHERS = (  # peers and pools say what these say
+    BfdProfile,
+    PoolAdvertisement,
+    CommunityNames,
+    cilium_bgp.PeerConfig,
+    cilium_bgp.Advertised,
+)
 
 
 def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded, others: _Others) -> Iterator[tuple[str, _Written]]:
@@ -150,6 +163,12 @@ def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded, others: _Others)
         lacking = [one.message for peer in config.peers for one in without_profile(peer, others.profiles)]
         config = replace(config, peers=tuple(with_bfd(peer, others.profiles) for peer in config.peers))
         yield _of_peers(value, kind, loaded.entries[0].ref, config, (*told, *lacking))
+        return
+    if loaded.entries and isinstance(cluster := loaded.entries[0].object, cilium_bgp.ClusterConfig):
+        names = [each.peer.name for each in cluster.peers]
+        peers = tuple(others.peers[name] for name in names if name in others.peers)
+        lacking = [one.message for one in others.told if one.object.name in names]
+        yield _of_peers(value, kind, loaded.entries[0].ref, LegacyConfig(peers), (*told, *lacking))
         return
     taken = [found for found in map(_object, loaded.entries) if found is not None]
     of_pods = [_as_configuration(each) for entry in loaded.entries if isinstance(each := entry.object, PodPool)]

@@ -166,6 +166,17 @@ OBJECTS: dict[str, tuple[Json, int, int, str]] = {
         ),
         MANY, MOST, "spec.nodeSelectors",
     ),
+    "CiliumBGPClusterConfig": (
+        made("cilium.io", "CiliumBGPClusterConfig", spec={"bgpInstances": [{}] * MANY}),
+        MANY, MOST, "spec.bgpInstances",
+    ),
+    "CiliumBGPPeerConfig": (
+        made("cilium.io", "CiliumBGPPeerConfig", spec={"families": [{}] * MANY}), MANY, MOST, "spec.families",
+    ),
+    "CiliumBGPAdvertisement": (
+        made("cilium.io", "CiliumBGPAdvertisement", spec={"advertisements": [{}] * MANY}),
+        MANY, MOST, "spec.advertisements",
+    ),
     "BGPAdvertisement": (
         made("metallb.io", "BGPAdvertisement", spec={"ipAddressPoolSelectors": [{}] * MANY}),
         MANY, MOST, "spec.ipAddressPoolSelectors",
