@@ -57,7 +57,8 @@ ORDINARY = frozenset(  # somebody asked for it
 OF_PORTS = ("PortsExhausted", "PortsShort")  # some nodes have none of an egress IP, or fewer than they want
 HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
     {
-        "AgentAbsent", "AwaitingNodeReports", "BandwidthNotLimited", "BFDDown", "BFDNotSupported",
+        "AdvertisementNotSupported", "AgentAbsent", "AwaitingNodeReports", "BandwidthNotLimited", "BFDDown",
+        "BFDNotSupported",
         "ConflictingAnnotations", "EgressByAnnotation", "FamilyNotNegotiated", "ForwardingOff", "GatewayNotUsed",
         "GatewaysUnwatched", "HoldTimeTooLong",
         "InvalidRouterID", "NetworkUnavailable", "NoBFD", "NoDevice", "NoEndpoints", "NumberMisread", "PodNearShare",
