@@ -442,7 +442,7 @@ def test_what_cannot_be_done_is_an_error_and_the_rest_is_printed(
     (tmp_path / "a.yaml").write_text(CILIUM.replace("spec:\n  selectors:", "spec:\n  selectors: []\n  x:"))
     (tmp_path / "b.yaml").write_text(METALLB.replace("priority: 10", "priority: -1"))
     (tmp_path / "c.yaml").write_text("a: [")
-    (tmp_path / "d.yaml").write_text("apiVersion: cilium.io/v2\nkind: CiliumPodIPPool\nmetadata: {name: x}\n")
+    (tmp_path / "d.yaml").write_text("apiVersion: metallb.io/v1beta1\nkind: L2Advertisement\nmetadata: {name: x}\n")
     assert main(["convert", str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert re.findall(r"^  name: (.*)$", out, re.MULTILINE) == ["blue", "asked"]
