@@ -10,7 +10,7 @@ import pytest
 
 from cloud.model import Vpc
 from cloud.providers import ecs
-from egress.policy import Block, Desired, Gateway, Group, Watch
+from egress.policy import FORWARD_MARK, Block, Desired, Gateway, Group, Watch
 from eni.plan import Desired as Wiring
 from eni.plan import Interface
 from routerd.model import (
@@ -74,7 +74,7 @@ def test_interfaces_of_a_cloud_are_wired_to_its_router_and_its_metadata_closed(v
         settings = replace(SETTINGS, vpc=vpc, pod_metadata=pod_metadata)
         found = compose(cluster.snapshot(**cluster.node_a(interfaces=(interface,))), settings, FACTS).rooms["eni"]
         wire = Interface("02:00:00:00:00:07", ip_address(router), (one, two, prefix))
-        assert found == Wiring((wire,), "" if pod_metadata else vpc.metadata)
+        assert found == Wiring((wire,), "" if pod_metadata else vpc.metadata, FORWARD_MARK)
 
 
 def state(facts: LocalFacts = FACTS, **fields: object) -> NodeState:
