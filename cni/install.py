@@ -92,6 +92,13 @@ def _unchain(path: Path, without: dict[str, Any]) -> list[str]:
     return [f"took {CHAINED} out of {path}"]
 
 
+def main_plugins(conf_dir: Path = CONF_DIR) -> list[str]:
+    """The first plugin of each configuration that can be read, in the order of runtimes. Raises OSError."""
+    return [
+        str(network["plugins"][0]["type"]) for network in _readable(_configurations(conf_dir)) if network["plugins"]
+    ]
+
+
 def _configurations(directory: Path) -> Iterator[Path]:
     """In the order of runtimes."""
     if directory.is_dir():
@@ -100,7 +107,7 @@ def _configurations(directory: Path) -> Iterator[Path]:
 
 def _readable(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
     for path in paths:
-        with suppress(NotChainable, UnicodeDecodeError):
+        with suppress(NotChainable, UnicodeDecodeError, FileNotFoundError):
             yield parsed(path.read_text(encoding="utf-8"))
 
 

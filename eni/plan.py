@@ -90,6 +90,7 @@ class Observed:
     routes: frozenset[Route] = frozenset()
     settings: Mapping[str, str] = field(default_factory=dict)  # under /proc/sys/net/ipv4, of primary and interfaces
     table: tuple[str, ...] | None = None  # comments of the nft table's rules; None = there is none
+    others: tuple[str, ...] = ()  # who else makes interfaces for pods here
 
 
 # --- actions
@@ -184,17 +185,28 @@ def wired(desired: Desired, observed: Observed) -> frozenset[str]:
 
 
 def wirable(desired: Desired, observed: Observed) -> list[Interface]:
-    """Those whose devices are there. Without a primary interface nothing is led anywhere."""
-    return [each for each in desired.interfaces if each.mac in observed.links] if observed.primary else []
+    """Those whose devices are there. Without a primary interface, or beside others, nothing is led anywhere."""
+    if observed.primary is None or observed.others:
+        return []
+    return [each for each in desired.interfaces if each.mac in observed.links]
 
 
 def problems(desired: Desired, observed: Observed) -> list[Problem]:
     """An interface may be attached a while before its device appears."""
+    if observed.others:
+        return [Problem("Cloud", "CloudOtherCni", beside(observed.others))]
     if desired.interfaces and observed.primary is None:
         return [Problem("Cloud", "NoPrimaryInterface", "no device has a default route: pods get no address of a cloud")]
     missing = [each.mac for each in desired.interfaces if each.mac not in observed.links]
     message = "no device has the MAC address {}, of an interface of this instance: its addresses are not given yet"
     return [Problem("Cloud", "NoDevice", message.format(mac)) for mac in missing]
+
+
+def beside(others: Iterable[str]) -> str:
+    return (
+        f"{' and '.join(others)} makes interfaces and routes for pods of this node: two of a kind would take them from "
+        "each other, so its pods get no address of ours; take it off the node, or the node out of cloud.nodes"
+    )
 
 
 def _is_up(link: Link, observed: Observed) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from egress.host.enforcement import Surroundings, first_packets, surroundings
 from egress.host.survey import readable_traces
 from egress.policy import Desired, egress_versions, unsupported
+from eni.networkd import lacking
 from routerd.cli.decided import Severity, decided
 from routerd.cli.mistakes import mistakes
 from routerd.config import DEFAULT, Config, parse_config, read_config
@@ -98,7 +99,7 @@ def _carried(text: str) -> Value | None:
 def check_paths(paths: Sequence[Path]) -> list[Finding]:
     """Files, and directories with all manifests in them, taken together as one configuration."""
     texts, findings = texts_of(paths)
-    return findings + check_texts(texts, surroundings(readable_traces()))
+    return findings + check_texts(texts, surroundings(readable_traces()), lacking())
 
 
 def texts_of(paths: Sequence[Path]) -> tuple[dict[str, str], list[Finding]]:
@@ -123,8 +124,11 @@ def _manifests(directory: Path) -> list[Path]:
     return [file for file in manifest_files(directory) if file.name != "allocations.yaml"]
 
 
-def check_texts(texts: Mapping[str, str], there: Surroundings = NOBODY) -> list[Finding]:
-    """Texts by file name. Every object's mistakes, then what does not fit together. `there`: what is on this host."""
+def check_texts(texts: Mapping[str, str], there: Surroundings = NOBODY, networkd: Sequence[str] = ()) -> list[Finding]:
+    """Texts by file name. Every object's mistakes, then what does not fit together. `there`: what is on this host.
+
+    `networkd`: what of its settings leaves others' routes to it.
+    """
     findings: list[Finding] = []
     loaded: list[Loaded] = []
     config, configured = DEFAULT, ""
@@ -141,6 +145,7 @@ def check_texts(texts: Mapping[str, str], there: Surroundings = NOBODY) -> list[
     findings += [_of_refusal(refusal, taken) for refusal in snapshot.refusals]
     findings += cross_check(snapshot) + _check_pods(snapshot, config) + _decided(snapshot, config)
     findings += _bypassed(config, there, configured) if configured else []
+    findings += _undone(config, networkd, configured) if configured else []
     return sorted(findings, key=lambda each: (each.file, each.line))
 
 
@@ -148,6 +153,15 @@ def _bypassed(config: Config, there: Surroundings, file: str) -> list[Finding]:
     """The CNI of this host, if it is a node and NetworkPolicies would be bypassed on it."""
     first = first_packets(Desired("", None, network_policy=config.egress.network_policy), there)
     return [Finding("warning", f"on this host: {first.message}", file)] if first.way == "refused" else []
+
+
+def _undone(config: Config, networkd: Sequence[str], file: str) -> list[Finding]:
+    """Rules and routes for pods that somebody takes away on this host."""
+    if config.cloud.provider == "none" or not networkd:
+        return []
+    wanted = " and ".join(f"{key}=no" for key in networkd)
+    message = f"on this host systemd-networkd takes away routes and rules that lead pods: set {wanted} in networkd.conf"
+    return [Finding("warning", message, file)]
 
 
 def _parts(text: str, file: str) -> list[Loaded | Config | InputError]:

@@ -204,12 +204,12 @@ def _assembled(
         WithRouters(config.node_name, routers) if routers is not None else None,
     )  # fmt: skip
     pod_addresses.snapshot = rooms.snapshot
-    limits = config.bgp.brake
+    limits, wiring = config.bgp.brake, _wiring_room(config, pod_addresses)
     body = Agent(
         Parts(
             settings_of(config),
             rooms,
-            Reconciler(speaker, _seats(bfd_room, egress, _wiring_room(config, pod_addresses))),
+            Reconciler(speaker, _seats(bfd_room, egress, wiring)),
             Brake(Limits(limits.enabled, limits.percent, limits.paths, limits.hold)),
             None if source.reloaded else rooms.carried,  # another configuration explains what it withdraws
             tasks,
@@ -225,7 +225,7 @@ def _assembled(
         tasks |= _egress_tasks(egress, on_links, body.recheck, ports.reconsider)
     presence = Presence(
         store, lambda: _node_report(config), lambda: body.status, lambda: body.snapshot, drains,
-        egress=config.egress.enabled, ports=lambda: ports.report, pods=_pods(config),
+        egress=config.egress.enabled, ports=lambda: ports.report, pods=_pods(config, pod_addresses),
         blocks=pod_addresses.block_report,
     )  # fmt: skip
     tasks["report"] = presence.run
@@ -267,13 +267,10 @@ def _has_cloud_pods(cloud: CloudSettings, node: Node) -> bool:
     return cloud.provider != "none" and takes_part(node, cloud.nodes)
 
 
-def _pods(config: Config) -> Callable[[Snapshot], PodCount | None]:
-    """Counted where somebody asks: each change of it is a write."""
-    return (
-        PodCounter(config.node_name).count
-        if config.cloud.provider != "none" or config.gives_blocks
-        else lambda snapshot: None
-    )
+def _pods(config: Config, desk: PodAddressDesk) -> Callable[[Snapshot], PodCount | None]:
+    """Counted where somebody asks: each change of it is a write. For pods that get none no addresses are fetched."""
+    counter, asks = PodCounter(config.node_name), config.cloud.provider != "none" or config.gives_blocks
+    return lambda snapshot: counter.count(snapshot) if asks and not desk.hindrance() else None
 
 
 def _speaker_changed(bfd_room: BfdRoom, body: Agent) -> None:
@@ -327,9 +324,13 @@ def _wiring_room(config: Config, desk: PodAddressDesk) -> WiringRoom | None:
         return None
     from routerd.agent.plugins.wiring import WiringRoom
 
-    room, loop = WiringRoom(), asyncio.get_running_loop()
+    def takes_part() -> bool:
+        here = (desk.snapshot().nodes or {}).get(config.node_name)
+        return here is not None and _has_cloud_pods(config.cloud, here)
+
+    room, loop = WiringRoom(takes_part), asyncio.get_running_loop()
     room.on_wired = lambda: _soon(loop, desk.changed)
-    desk.wired = lambda: room.wired
+    desk.wired, desk.hindrance = lambda: room.wired, room.hindrance
     return room
 
 

@@ -70,6 +70,7 @@ class PodAddressDesk:
     retention: float = 86400.0  # seconds that an address is kept for the name of a pod that is gone
     of_cloud: Callable[[Node], bool] = lambda node: False  # whether its pods have addresses of a cloud, and no others
     wired: Callable[[], Collection[str] | None] = lambda: None  # MACs of interfaces that lead to pods; None = all do
+    hindrance: Callable[[], str] = str  # why no interface can be wired here, one line; "" = it can
     clock: Callable[[], float] = time.time
     fault: str = ""  # why nothing is given
     _held: PodAddresses = field(init=False, default_factory=PodAddresses)
@@ -269,6 +270,8 @@ class PodAddressDesk:
         return plan.exhausted(held, have, self.clock(), asked, closed(held.blocks, snapshot.pod_pools.values()))
 
     def _no_address_of_cloud(self, here: Node) -> str:
+        if hindrance := self.hindrance():
+            return hindrance
         if any(each.blocks for each in here.interfaces):
             return f"Node {self.node} has interfaces of the cloud, and none is wired yet: `routerd status` says why"
         return f"Node {self.node} has no address of the cloud yet: the operator's `routerd show cloud` says why"

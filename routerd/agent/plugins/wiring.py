@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from cni.install import CONF_DIR, main_plugins
 from eni import kernel, plan
 from eni.plan import Action, Desired, Observed, Problem
 from routerd.node.desired import ENI_ROOM
 from routerd.refs import Ref
+
+# By the plugin that comes first in their chains. Cilium's chained behind another one wires nothing.
+OTHERS = {"aws-cni": "Amazon's VPC CNI", "terway": "Terway", "cilium-cni": "Cilium"}
 
 
 @dataclass(slots=True)
@@ -28,12 +33,23 @@ class Undone:
 class WiringRoom:
     name = ENI_ROOM
 
-    def __init__(self) -> None:
+    def __init__(self, takes_part: Callable[[], bool] = lambda: True, cni_config: Path = CONF_DIR) -> None:
+        """`takes_part`: whether pods of this node shall have addresses of the cloud."""
+        self._takes_part, self._cni_config = takes_part, cni_config
         self.wired: frozenset[str] = frozenset()  # MACs of the interfaces whose addresses pods may use
         self.on_wired: Callable[[], None] = lambda: None  # called in any thread
 
     def observe(self, desired: Desired) -> Observed:
-        return kernel.observe(desired)
+        return replace(kernel.observe(desired), others=self.others() if self._takes_part() else ())
+
+    def hindrance(self) -> str:
+        """Why no interface is wired here; "" = it can be."""
+        others = self.others() if self._takes_part() else ()
+        return plan.beside(others) if others else ""
+
+    def others(self) -> tuple[str, ...]:
+        """Who else makes interfaces for pods, by the network configurations of this node."""
+        return tuple(dict.fromkeys(OTHERS[kind] for kind in main_plugins(self._cni_config) if kind in OTHERS))
 
     def plan(self, desired: Desired, observed: Observed) -> Sequence[Action]:
         wired = plan.wired(desired, observed)

@@ -91,6 +91,16 @@ def test_until_the_first_fill_nothing_is_given_and_pod_cidrs_are_not_meant(tmp_p
     story(test, tmp_path)
 
 
+def test_beside_another_plugin_of_the_cloud_nothing_is_given(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        world.publish(ONE)
+        world.desk.wired, world.desk.hindrance = lambda: frozenset(), lambda: "Terway makes interfaces"
+        assert (await ask(world.desk, "STATUS"))[1]["msg"] == "routerd-ipam: Terway makes interfaces"
+        assert await address(world.desk) == "routerd-ipam: Terway makes interfaces"
+
+    story(test, tmp_path)
+
+
 def test_a_block_that_is_taken_away_is_kept_until_its_last_address_is_free(tmp_path: Path) -> None:
     async def test(world: World) -> None:
         world.publish(ONE, TWO)

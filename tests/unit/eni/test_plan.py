@@ -131,6 +131,15 @@ def test_an_interface_without_a_device_is_told_and_a_node_without_a_way_out_wire
     assert problems(ONE, whole()) == []
 
 
+def test_beside_another_of_the_cloud_nothing_is_wired() -> None:
+    beside = replace(whole(), others=("Terway",))
+    assert wired(ONE, beside) == frozenset()
+    assert [each.reason for each in problems(ONE, beside)] == ["CloudOtherCni"]
+    for action in plan(ONE, beside):
+        beside = after(beside, action, ONE)
+    assert (beside.rules, beside.routes, beside.table) == (frozenset(), frozenset(), None)
+
+
 def test_metadata_is_closed_to_pods_unless_they_may_read_it() -> None:
     closed = nft_chains(ONE, ONE.interfaces, whole())
     assert "169.254.169.254 counter drop" in closed["forward"].rules[0]
