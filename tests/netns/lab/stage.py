@@ -93,15 +93,14 @@ class Stage:
                 )
 
     def config(
-        self, *, refused: str = "", guarded: bool = False, ipv6: bool = True, bfd: bool = False, extended: bool = True,
+        self, *, refused: str = "", guarded: bool = False, ipv6: bool = True, bfd: bool = False,
         links: tuple[str, ...] = (), found: str = "",
     ) -> str:  # fmt: skip
         """The ToR's configuration; all paths of the peer named `refused` are refused.
 
-        `guarded`: TTL security (GTSM); `bfd`: t1 and t2 are watched. Without `ipv6`, t1 has
-        IPv4 unicast only; without `extended`, t2 takes no IPv6 next hops of IPv4 prefixes. `links`: peers there,
-        named as the links, with MD5. `found`: a link on which both sides find each other; BIRD only says that it
-        is a router.
+        `guarded`: TTL security (GTSM); `bfd`: t1 and t2 are watched. Without `ipv6`, t1 has IPv4 unicast only.
+        `links`: peers there, named as the links, with MD5. `found`: a link on which both sides find each other;
+        BIRD only says that it is a router.
         """
         peers = [
             TorPeer("t1", "10.9.0.1", NODE_AS, local="10.9.0.2"),
@@ -114,7 +113,7 @@ class Stage:
             peers.append(TorPeer(found, address, NODE_AS, local="fe80::1", extended=True))
         peers = [replace(peer, accepts=peer.name != refused, guarded=guarded) for peer in peers]
         peers[0] = replace(peers[0], ipv6=ipv6, bfd=bfd)
-        peers[1] = replace(peers[1], bfd=bfd, extended=extended)
+        peers[1] = replace(peers[1], bfd=bfd)
         extra = RADV.format(found) if found and self.make == "bird" else ""
         return self.bgp.config_text(peers, address="10.9.0.2", local_as=TOR_AS, trace=True, extra=extra)
 
