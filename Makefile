@@ -110,6 +110,7 @@ bench-cloud: setup
 bench-ports: setup
 	@$(PY) -m tests.bench.ports
 	@$(PY) -m tests.bench.rush
+	@$(PY) -m tests.bench.rollout
 
 bench-rounds: setup
 	@$(PY) -m tests.bench.rounds

@@ -33,7 +33,7 @@ BUSY = "the operator is busy: it waits for its store (the API server, or a disk)
 OLD = "the last change of the ledger is not known to be stored yet: this is what it said before"
 
 JOIN, LONGEST_JOIN = 0.1, 1.0  # seconds in which changes are joined to one round, where a write is a request
-WRITES, LONGEST_REST = 25.0, 5.0  # requests a second that write; seconds after a round that made many
+WRITES, LONGEST_REST = 20.0, 5.0  # requests a second that write; seconds after a round that made many
 FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0  # seconds between rounds that fail, doubled each time
 PATIENCE = 2.0  # seconds that a question waits for a round to end
 LOOK = 2.0  # seconds between looks at who is heard

@@ -199,6 +199,37 @@ def test_a_leader_that_is_paused_in_any_request_spoils_nothing_when_it_wakes_up(
     asyncio.run(story())
 
 
+class Listing(Harried):
+    """It counts looks at which parts are there."""
+
+    lists = 0
+
+    async def get_metadata(self, path: str, **query: str) -> Json:
+        self.lists += 1
+        return await super().get_metadata(path, **query)
+
+
+def test_a_decision_lists_no_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list is of every part of ten minutes; whether others took any away is looked at now and then."""
+
+    async def story() -> None:
+        async with cluster() as api, opened(Listing(api.server.kubeconfig)) as client:
+            ledger = await take(client, "routerd", 1)
+            await decide(ledger, 1)
+            before = client.lists
+            for number in range(2, 6):
+                await decide(ledger, number)
+            assert client.lists == before
+            gone = await parts_of(api, "routerd-ledger")
+            for each in gone:
+                await api.delete(each)
+            monkeypatch.setattr(parts_module, "LOOK", 0.0)
+            await decide(ledger, 6)
+            assert await in_force(api) == (6, 6)
+
+    asyncio.run(story())
+
+
 def test_an_agent_keeps_the_last_decision_while_a_part_is_missing_and_says_which() -> None:
     async def story() -> None:
         async with cluster() as api, opened(Harried(api.server.kubeconfig)) as client:

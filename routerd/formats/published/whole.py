@@ -15,10 +15,11 @@ from routerd.formats.published.allocations import parse_index, write_allocations
 from routerd.formats.published.bindings import BINDINGS
 from routerd.formats.published.parts import Assembly, Incomplete, Part, Shards
 from routerd.formats.published.shares import GATEWAYS, PORTS, READERS, NodePorts, Sharing, own_tables, share_of
-from routerd.formats.published.tables import TABLES
+from routerd.formats.published.tables import GROUPS, REFUSALS, TABLES
 from routerd.model import Allocations, BindingTable, NodeNumber, Unread
 
-EVERYBODYS = tuple(table for table in TABLES if table is not BINDINGS)
+POLICIES = (GROUPS, REFUSALS)  # what changes with policies, apart from what says the same for all of them
+EVERYBODYS = tuple(table for table in TABLES if table not in (*POLICIES, BINDINGS))
 Fetch = Callable[[str], str | None]  # the text of a part, by name; None = it is not there
 
 
@@ -34,7 +35,7 @@ class AllocationsWriter:
     """Allocations to text. It remembers what it wrote, so that what did not change costs little."""
 
     def __init__(self) -> None:
-        self._shards = Shards(EVERYBODYS), Shards((BINDINGS,), (GATEWAYS,))
+        self._shards = Shards(EVERYBODYS), Shards(POLICIES), Shards((BINDINGS,), (GATEWAYS,))
         self._sharing, self._shares = Sharing(), Shards((PORTS,), READERS)
 
     def written(self, allocations: Allocations) -> Published:

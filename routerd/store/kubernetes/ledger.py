@@ -206,6 +206,8 @@ class KubernetesLedger:
 
         if allocations == self._last_published:  # something of it is lost: perhaps more than the store has seen
             await again()
+            for each in (self._ledger, self._allocations):
+                each.parts.doubt()
             await self._ledger.parts.put(self._text.written(self._recorded, self._audit)[1])
         await self._allocations.write(data, parts, again)
         self._last_published = allocations

@@ -9,6 +9,7 @@ the same name is made anew, and then has another uid.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -19,7 +20,9 @@ from routerd.store.kubernetes.client import ApiError, Client
 from routerd.store.kubernetes.resources import CONFIG_MAPS, PART_KEY, PART_LABEL, READERS_LABEL, collection_path
 
 GRACE = 600.0  # seconds that a part is kept which is in force no more: an agent may have missed the document since
+LOOK = 60.0  # seconds between looks at which parts are there: a list of all, for every version of the document
 AT_ONCE = 16  # requests in flight
+MOST = 128  # parts that are deleted after one decision
 PAGE = 50  # parts in one answer: some MiB
 NAMES_PAGE = 500  # parts in one answer, without their text
 
@@ -45,10 +48,11 @@ class Parts:
         self._trusted: dict[str, str] = {}  # uid by the part's name
         self._unused: dict[str, tuple[str, float]] = {}  # those not in force: uid, and since when
         self.writes = 0  # requests
+        self._looked = -math.inf  # when
 
     async def adopt(self, named: Collection[str]) -> None:
         """Takes over: `named` are those that the document names. Raises ApiError."""
-        now = self._clock()
+        self._looked = now = self._clock()
         for name, uid in (await self._uids()).items():
             if name in named:
                 self._trusted[name] = uid
@@ -61,12 +65,20 @@ class Parts:
         return {self._part_of(raw): str((raw.get("data") or {}).get(PART_KEY)) for raw in items}
 
     async def put(self, parts: Iterable[Part]) -> None:
-        """Makes those that are not there, or not any more. Raises ApiError, and Outdated."""
-        there = await self._uids() if self._trusted else {}
-        self._trusted = {name: uid for name, uid in self._trusted.items() if there.get(name) == uid}
+        """Makes those that are not there, or not any more: whether others took any away it looks now and then.
+
+        Raises ApiError, and Outdated.
+        """
+        if self._trusted and self._clock() - self._looked >= LOOK:
+            there, self._looked = await self._uids(), self._clock()
+            self._trusted = {name: uid for name, uid in self._trusted.items() if there.get(name) == uid}
         missing = [part for part in parts if part.name not in self._trusted]
         for start in range(0, len(missing), AT_ONCE):
             await _all(self._make(part) for part in missing[start : start + AT_ONCE])
+
+    def doubt(self) -> None:
+        """Somebody has taken something away: `put` looks."""
+        self._looked = -math.inf
 
     async def _uids(self) -> dict[str, str]:
         """Of all parts that are there, by name."""
@@ -78,7 +90,7 @@ class Parts:
         now = self._clock()
         for name in self._trusted.keys() - set(in_force):
             self._unused[name] = self._trusted.pop(name), now
-        due = [name for name, (_, since) in self._unused.items() if now - since >= GRACE]
+        due = [name for name, (_, since) in self._unused.items() if now - since >= GRACE][:MOST]
         for start in range(0, len(due), AT_ONCE):
             await _all(self._remove(name, self._unused.pop(name)[0]) for name in due[start : start + AT_ONCE])
 
