@@ -207,6 +207,34 @@ int to_uplink(struct __sk_buff *skb)
 	return verdict == SEND_OUT ? send_out(skb, packet, parsed, config, flow, rank, &home) : verdict;
 }
 
+/* A device of the node that a pod's own lies upon (macvlan, ipvlan, VLAN): nothing here has seen, or can
+ * translate, what comes from it. So nothing of a selected pod's goes where its policies lead, answers among
+ * it. `pods` knows it by this device and the addresses of the pod's own. A tag that a VLAN puts is beside the
+ * frame. */
+SEC("tc")
+int to_beneath(struct __sk_buff *skb)
+{
+	struct scratch *room = read_scratch();
+	struct pod_key key = {.ifindex = skb->ifindex};
+	struct pod_value *pod;
+	struct packet *packet;
+	enum parsed parsed;
+
+	if (!room)
+		return NEXT;
+	packet = &room->packet;
+	parsed = parse(skb, packet);
+	if (parsed == PARSED_NOT_IP || stays_on_link(packet) || is_inside(&packet->destination))
+		return NEXT;
+	key.address = packet->source;
+	pod = bpf_map_lookup_elem(&pods, &key);
+	if (parsed != PARSED_FLOW)
+		parsed = PARSED_FRAGMENT; /* whatever its ports are */
+	if (!pod || !pod->policy_set || !decide(pod->policy_set, packet, parsed))
+		return NEXT;
+	return drop(skb, UNHOOKED);
+}
+
 /* Flows begun from outside the cluster are recorded, so that the selected pod's answers go back the way they
  * came. */
 SEC("tc")

@@ -353,7 +353,9 @@ MAPS: dict[str, tuple[type[Structure] | None, type[Structure] | None]] = {
     "collected": (None, Collected),
 }  # fmt: skip
 
-PROGRAMS = ("from_pod", "to_pod", "from_tunnel", "to_tunnel", "from_uplink", "to_uplink", "send_trial", "collect")
+PROGRAMS = (
+    "from_pod", "to_pod", "from_tunnel", "to_tunnel", "from_uplink", "to_uplink", "to_beneath", "send_trial", "collect",
+)  # fmt: skip
 
 AnyStructure = TypeVar("AnyStructure", bound=Structure)
 

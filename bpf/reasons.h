@@ -63,6 +63,8 @@
 	R(72, FOREIGN_SOURCE, "from another pod to a selected one, with a source that is neither's")         \
 	R(80, STRAY_MARK, "bears the mark of what was handed to the forward hook, and is none of it")        \
 	R(81, UNENFORCED, "NetworkPolicies of this node's CNI would be bypassed")                            \
+	R(82, UNHOOKED,                                                                                      \
+	  "from a selected pod's device that leads past the programs, to what its policies cover")           \
 	R(88, UNKNOWN_NEIGHBOUR, "packet from or to an egress IP, from a neighbour that is no node")
 
 enum reason {

@@ -31,9 +31,9 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 TCX_SINCE = (6, 6)
-EGRESS_PROGRAMS = frozenset({"to_pod", "to_tunnel", "to_uplink"})
+EGRESS_PROGRAMS = frozenset({"to_pod", "to_tunnel", "to_uplink", "to_beneath"})
 FILTER_STEM = "routerd."
-FILTER_PRIORITY = 7
+FILTER_PRIORITY = 7  # to_beneath is behind to_uplink, on the same hook
 FILTER_HANDLE = 0x7264
 CLSACT_INGRESS, CLSACT_EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
 ETH_P_ALL = 0x0003
@@ -46,6 +46,10 @@ def _attach_type(program: str) -> int:
 
 def _parent(program: str) -> int:
     return CLSACT_EGRESS if program in EGRESS_PROGRAMS else CLSACT_INGRESS
+
+
+def _priority(program: str) -> int:
+    return FILTER_PRIORITY + (program == "to_beneath")
 
 
 def _resolve(mode: Mode) -> Literal["tcx", "clsact"]:
@@ -183,7 +187,7 @@ class Attacher:
                     ) from None
             route.tc(
                 "replace-filter", "bpf", ifindex, FILTER_HANDLE, fd=fd, name=f"{FILTER_STEM}{program}",
-                parent=_parent(program), classid=1, direct_action=True, prio=FILTER_PRIORITY, protocol=ETH_P_ALL,
+                parent=_parent(program), classid=1, direct_action=True, prio=_priority(program), protocol=ETH_P_ALL,
             )  # fmt: skip
 
     def detach(self, program: str, ifindex: int) -> None:
@@ -208,7 +212,7 @@ class Attacher:
         with IPRoute() as route:
             try:
                 route.tc(
-                    "del-filter", "bpf", ifindex, FILTER_HANDLE, parent=_parent(program), prio=FILTER_PRIORITY,
+                    "del-filter", "bpf", ifindex, FILTER_HANDLE, parent=_parent(program), prio=_priority(program),
                     protocol=ETH_P_ALL,
                 )  # fmt: skip
             except NetlinkError as error:

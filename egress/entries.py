@@ -275,6 +275,18 @@ def attached(desired: Desired, facts: Facts) -> dict[IPAddress, PodDevice]:
     return {a: facts.devices[a] for a in desired.pods if a in facts.devices}
 
 
+def kept_back(desired: Desired, facts: Facts) -> dict[tuple[int, IPAddress], tuple[str, ...]]:
+    """Sources of selected pods by devices that lead past the hooks: (device beneath, address) -> policies."""
+    return {
+        (device.beneath, address): desired.pods[pod]
+        for pod, devices in facts.unhooked.items()
+        if desired.pods.get(pod)
+        for device in devices
+        if device.beneath
+        for address in device.addresses
+    }
+
+
 def _mac(address: bytes) -> object:
     return layout.Bytes6.from_buffer_copy(address)
 
@@ -416,6 +428,8 @@ def _pod_entries(desired: Desired, facts: Facts, numbers: Mapping[tuple[str, ...
         if number:
             devices[layout.ip16(address)] = layout.u32(device.ifindex)
             strict[layout.u32(device.ifindex)] = layout.u32(1)
+    for (beneath, address), names in kept_back(desired, facts).items():
+        pods[bytes(layout.PodKey(beneath, layout.ip_field(address)))] = bytes(layout.PodValue(numbers[names]))
     return {"pods": pods, "pod_devices": devices, "strict_devices": strict}
 
 
@@ -424,6 +438,7 @@ def map_entries(
 ) -> dict[str, MapEntries]:
     """Contents of every map that user space owns. `cluster`: its `places`, if they are known."""
     combinations = {desired.pods[address] for address in attached(desired, facts) if desired.pods[address]}
+    combinations.update(kept_back(desired, facts).values())
     numbered = number_sets(combinations, desired.policies, observed_policies)
     policies = {
         layout.policy_key(number, prefix): _policy_value(rules)

@@ -319,6 +319,9 @@ def wanted_attachments(desired: Desired, observed: Observed) -> dict[tuple[str, 
         wanted["from_uplink", ifindex] = name
         if first_packets(desired, facts.surroundings).way == "forward":
             wanted["to_uplink", ifindex] = name
+    for device in sorted({each for devices in facts.unhooked.values() for each in devices}, key=lambda it: it.beneath):
+        if device.beneath:
+            wanted["to_beneath", device.beneath] = device.beneath_name
     devices = sorted({(device.ifindex, device.name) for device in attached(desired, facts).values()})
     for program in ("to_pod", "from_pod"):
         for ifindex, name in devices:
@@ -518,14 +521,22 @@ def _past_hooks(address: IPAddress, devices: Sequence[Unhooked]) -> str:
     own = next((device for device in devices if address in device.addresses), None)
     if own is not None:
         return (
-            f"{address} is on {own.kind} device {own.name}, which leads past the programs and the guard of this node: "
-            "it has no egress IP, and nothing here keeps back what it sends; a pod needs a veth or netkit"
+            f"{address} is on {own.kind} device {own.name}, which leads past the translation and the guard of this "
+            f"node: it has no egress IP, and {_kept_back([own])}; a pod needs a veth or netkit"
         )
     shown = ", ".join(f"{device.kind} device {device.name}" for device in devices)
     return (
-        f"the pod of {address} has {shown} besides: what it sends by that passes no program and no guard of this node, "
-        "and leaves with another source; take the network from the pod, or its routes to what policies cover"
+        f"the pod of {address} has {shown} besides: of what it sends by that to where policies lead nothing is "
+        f"translated, and {_kept_back(devices)}; take the network from the pod, or its routes to there"
     )
+
+
+def _kept_back(devices: Sequence[Unhooked]) -> str:
+    beneath = sorted({device.beneath_name for device in devices if device.beneath})
+    free = [device.name for device in devices if not device.beneath]
+    kept = f"what policies cover is dropped at {', '.join(beneath)}, answers among it" if beneath else ""
+    left = f"nothing here keeps back what leaves by {', '.join(free)}" if free else ""
+    return ", and ".join(filter(None, (kept, left)))
 
 
 def _concerned(desired: Desired) -> frozenset[IPAddress]:

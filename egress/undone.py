@@ -31,7 +31,7 @@ from egress.nftables.guard import KEPT
 from egress.policy import Desired, IPAddress
 
 FOUNDATIONS = frozenset({"settings", "nodes", "node_numbers", "cluster", "uplinks"})
-POD_PROGRAMS = frozenset({"to_pod", "from_pod"})
+POD_PROGRAMS = frozenset({"to_pod", "from_pod", "to_beneath"})
 SERVED_MAPS = frozenset({"egress_ips"})
 POD_MAPS = frozenset({"own_egress_ips", "groups", "epoch", "policies", "pod_devices", "pods", "strict_devices"})
 TAKES_AWAY = (plan.Detach, plan.DeleteEntry, plan.PurgeFlows, plan.DeleteBlackhole)

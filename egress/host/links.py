@@ -36,6 +36,8 @@ class Unhooked:
     name: str  # in the pod's network namespace
     kind: str  # as people call it: "macvlan", "ipvlan", "SR-IOV VF", "NIC"
     addresses: tuple[IPAddress, ...] = ()
+    beneath: int = 0  # ifindex of the node's device by which its packets leave, 0 = they leave by itself
+    beneath_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ def unhooked(
     """
     found: dict[IPAddress, tuple[Unhooked, ...]] = {}
     for space in namespaces:
-        past = tuple(_past_hooks(space))
+        past = tuple(_past_hooks(space, links))
         for address in {address for _, address in space.addresses if address in pods} if past else ():
             device = chosen.get(address)
             if device is None or links[device.ifindex].namespace == space.id:
@@ -144,12 +146,15 @@ def unhooked(
     return found
 
 
-def _past_hooks(space: Namespace) -> Iterator[Unhooked]:
+def _past_hooks(space: Namespace, links: Mapping[int, Link]) -> Iterator[Unhooked]:
     """A pair's other end is a hook if it is here, and else leads to what is behind the pod itself."""
     for link in space.links.values():
         kind = "" if link.kind in HOOKED or link.is_loopback else _kind_past_hooks(link)
         if kind:
-            yield Unhooked(link.name, kind, tuple(each for index, each in space.addresses if index == link.ifindex))
+            beneath = links.get(link.peer) if link.kind else None
+            below = (beneath.ifindex, beneath.name) if beneath else (0, "")
+            addresses = (each for index, each in space.addresses if index == link.ifindex)
+            yield Unhooked(link.name, kind, tuple(filter(_tells_a_pod, addresses)), *below)
 
 
 def _kind_past_hooks(link: Link) -> str:

@@ -12,6 +12,8 @@ from bpf import layout
 from egress.policy import FORWARD_MARK, Desired, IPAddress
 from tests.bpf.packets import BadPacket, Shape, build, parse
 from tests.bpf.world import (
+    BESIDES4,
+    BESIDES6,
     EGRESS_IP,
     EGRESS_IP6,
     NODE_EGRESS_IP,
@@ -64,6 +66,7 @@ SOURCES: dict[Version, tuple[IPAddress, ...]] = {
     4: (POD, POD, POD, POD, POD2, POD2, IPv4Address("10.244.1.99"), IPv4Address("198.51.100.8")),
     6: (POD6, POD6, POD6, POD6, POD26, POD26, IPv6Address("2001:db8:244:1::99"), IPv6Address("2001:db8:51::8")),
 }
+BESIDES: dict[Version, tuple[IPAddress, ...]] = {4: BESIDES4, 6: BESIDES6}
 PODS: dict[Version, tuple[IPAddress, ...]] = {4: (POD, POD2), 6: (POD6, POD26)}
 EGRESS_IPS: dict[Version, tuple[IPAddress, ...]] = {
     4: (EGRESS_IP, NODE_EGRESS_IP, IPv4Address("192.0.2.1")),
@@ -113,13 +116,17 @@ def arrival(number: int, state: State) -> Arrival:
     program = choices.of(
         (
             "from_pod", "from_pod", "from_pod", "from_pod", "from_uplink", "from_uplink", "from_link", "to_pod",
-            "to_uplink",
+            "to_uplink", "to_beneath",
         )
     )  # fmt: skip
     version = choices.of((4, 6))
     begun = [key for key in state.fragments if key.source.version == version and program in PASSES[bool(key.ifindex)]]
     if begun and choices.of((False, False, True)):
         return _follower(choices, state, program, choices.of(begun))
+    if program == "to_beneath":
+        given = _from_pod(choices, State(), version)
+        source = choices.of((*BESIDES[version], *BESIDES[version], given.packet.source))
+        return replace(given, program=program, device="uplink", packet=replace(given.packet, source=source))
     if program in ("from_pod", "to_uplink"):
         given = _from_pod(choices, state, version)
         return given if program == "from_pod" else replace(given, program=program, device="uplink", mark=FORWARD_MARK)
@@ -311,6 +318,8 @@ def expect(world: World, tables: Tables, state: State, given: Arrival) -> Outcom
             packet = replace(given.packet, sent_id=drawn_id(world, given.packet, device))
             key = packet.sent_by(tables.pod_devices.get(packet.source, 0))
             return datapath.to_uplink(tables, state, device, packet, drawn(world, state, key))
+        case "to_beneath":
+            return datapath.to_beneath(tables, device, given.packet)
         case "to_pod":
             return datapath.to_pod(tables, state, device, given.packet)
         case _:

@@ -244,7 +244,7 @@ def ask(pod: Namespace, protocol: str, source: IPAddress, patience: float) -> st
 
 
 class Tap:
-    """Sources of what leaves the worker, at the other end of its link."""
+    """Sources of what leaves the worker for where policies lead, at the other end of its link."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003))
@@ -265,9 +265,16 @@ class Tap:
                 continue
             kind = frame[12:14]
             if kind == b"\x08\x00":
-                self.sources.add(IPv4Address(frame[26:30]))
+                self._note(IPv4Address(frame[26:30]), IPv4Address(frame[30:34]))
             elif kind == b"\x86\xdd":
-                self.sources.add(IPv6Address(frame[22:38]))
+                self._note(IPv6Address(frame[22:38]), IPv6Address(frame[38:54]))
+
+    def _note(self, source: IPAddress, destination: IPAddress) -> None:
+        """Neighbours are looked for on the link, which no policy leads from."""
+        if not destination.is_multicast and not any(
+            destination in each for each in INSIDE if each.version == destination.version
+        ):
+            self.sources.add(source)
 
     def close(self) -> None:
         self._socket.close()

@@ -43,7 +43,8 @@ def result(row: Mapping[str, Any]) -> tuple[bool, str]:
     sources, past, told = row["sources"], row["past"], row["told"]
     if row["kind"] in PAST_HOOKS:
         left = f"left with {', '.join(past)}" if past else "nothing left the worker"
-        return told == ["DeviceUnhooked"], f"told ({', '.join(told) or 'nothing'}); {left}"
+        is_kept = row["kind"] == "nic" or not past
+        return told == ["DeviceUnhooked"] and is_kept, f"told ({', '.join(told) or 'nothing'}); {left}"
     expected = {name: str(EGRESS_IP6 if name.endswith("6") else EGRESS_IP) for name in sources}
     wrong = [f"{name} as {source or 'no answer'}" for name, source in sources.items() if source != expected[name]]
     leaks = [f"{each} left as well" for each in past]

@@ -8,7 +8,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -23,9 +23,12 @@ from egress.netlink import NetlinkSocket
 from egress.plan import problems, wanted_attachments
 from egress.policy import Policy, Ports
 from routerd.model import severity_of
+from tests.bpf.packets import build
 from tests.models.next_release import next_release
+from tests.models.tables import TCP, UDP, Packet
 from tests.netns.lab import netns
-from tests.netns.lab.datapath import EGRESS_IP, WORLD, Cluster
+from tests.netns.lab.datapath import EGRESS_IP, WORLD, Cluster, reconcile
+from tests.netns.lab.frames import inject, mac_of
 from tests.netns.lab.hosts import PodHost
 from tests.netns.lab.lab import FW_ADDRESS, Lab
 from tests.netns.lab.netns import Namespace
@@ -81,7 +84,7 @@ def test_pod_devices_are_found_also_after_pyroute2_was_used_elsewhere(cluster: C
 
 
 @pytest.fixture
-def macvlan_pod(cluster: Cluster) -> Iterator[IPv4Address]:
+def macvlan_pod(cluster: Cluster) -> Iterator[tuple[Namespace, IPv4Address]]:
     """On a device upon the worker's uplink, in a namespace that has no id there: its file alone tells of it."""
     worker = cluster.lab.node("worker")
     pod, address = Namespace(f"{worker.name}m", "onmacvlan"), IPv4Address(worker.next_pod_address())
@@ -89,15 +92,36 @@ def macvlan_pod(cluster: Cluster) -> Iterator[IPv4Address]:
     try:
         worker.ip(f"link add link eth0 name inner netns {pod.name} type macvlan mode bridge")
         pod.ip("link set inner name eth0", f"address add {address}/24 dev eth0", "link set eth0 up")
-        yield address
+        yield pod, address
     finally:
         netns.run(["ip", "netns", "delete", pod.name])
 
 
-def test_a_pod_on_a_device_that_leads_past_the_programs_is_told(cluster: Cluster, macvlan_pod: IPv4Address) -> None:
-    worker, besides = cluster.lab.node("worker"), cluster.lab.pod("sel")
+def test_what_leaves_by_a_device_past_the_programs_is_kept_back_beneath(
+    cluster: Cluster, macvlan_pod: tuple[Namespace, IPv4Address]
+) -> None:
+    lab, worker, (pod, address) = cluster.lab, cluster.lab.node("worker"), macvlan_pod
     desired = cluster.desired("worker")
-    desired = replace(desired, pods={**desired.pods, macvlan_pod: ("world",)})
+    reconcile(worker, cluster.datapaths["worker"], replace(desired, pods={**desired.pods, address: ("world",)}))
+    question = Packet(address, IPv4Address(FW_ADDRESS), UDP, 4000, 53)
+    inside = replace(question, destination=IPv4Address(lab.node("gw1").address))
+    hop = mac_of(lab.tor, "worker")
+    with lab.watch() as watch:
+        before = cluster.dropped("worker").get("unhooked", 0)
+        for packet in (inside, question, replace(question, protocol=TCP, flags="A")):
+            with suppress(OSError):  # ENOBUFS: the pod's socket is told what the device beneath did
+                inject(pod, "eth0", hop + build(packet)[6:])
+        lab.wait(lambda: cluster.dropped("worker").get("unhooked", 0) == before + 2, "both are dropped")
+        seen = watch.settle().outside
+    assert not [ends for ends in seen if str(address) in ends]
+
+
+def test_a_pod_on_a_device_that_leads_past_the_programs_is_told(
+    cluster: Cluster, macvlan_pod: tuple[Namespace, IPv4Address]
+) -> None:
+    worker, besides, (_, alone) = cluster.lab.node("worker"), cluster.lab.pod("sel"), macvlan_pod
+    desired = cluster.desired("worker")
+    desired = replace(desired, pods={**desired.pods, alone: ("world",)})
     datapath = cluster.datapaths["worker"]
     worker.ip(f"link add link eth0 name net1 netns {besides.name} type macvlan mode bridge")
     try:
@@ -107,9 +131,9 @@ def test_a_pod_on_a_device_that_leads_past_the_programs_is_told(cluster: Cluster
     finally:
         besides.ip("link delete net1")
     assert [(each.object, each.reason) for each in told] == [
-        (f"pod-address/{each}", "DeviceUnhooked") for each in (besides.address, macvlan_pod)
+        (f"pod-address/{each}", "DeviceUnhooked") for each in (besides.address, alone)
     ]
-    assert "besides" in told[0].message and f"{macvlan_pod} is on macvlan device eth0" in told[1].message
+    assert "besides" in told[0].message and f"{alone} is on macvlan device eth0" in told[1].message
     assert (status.pods, len(status.unhooked)) == (0, 2)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
@@ -98,7 +99,7 @@ INSIDE = [
     link(7, "macvlan0", "macvlan", peer=2),
 ]
 OUTSIDE = [
-    (link(9, "net1", "macvlan", namespace=9), "macvlan"),
+    (link(9, "net1", "macvlan", namespace=9, peer=2), "macvlan"),
     (link(9, "net1", "ipvlan", namespace=9), "ipvlan"),
     (link(9, "net1", "vlan", namespace=9), "vlan"),
     (link(9, "eth1"), "NIC"),
@@ -110,11 +111,12 @@ OUTSIDE = [
 def test_what_leads_past_the_hooks_is_told_by_its_kind(outer: Link, kind: str) -> None:
     pods = {POD, POD + 1}
     beside = [space(4, *INSIDE, outer, eth0=0, **{outer.name: 7})]
-    found = Unhooked(outer.name, kind, (POD + 7,))
+    below = (2, "eth0") if outer.peer == 2 else (0, "")
+    found = Unhooked(outer.name, kind, (POD + 7,), *below)
     chosen = {address: device for address, (device,) in pod_devices(BY_INDEX, beside).items()}
     assert unhooked(BY_INDEX, beside, pods, chosen) == {POD: (found,)}
     alone = [space(7, link(1, "lo"), outer, **{outer.name: 1})]
-    assert unhooked(BY_INDEX, alone, pods, {}) == {POD + 1: (Unhooked(outer.name, kind, (POD + 1,)),)}
+    assert unhooked(BY_INDEX, alone, pods, {}) == {POD + 1: (replace(found, addresses=(POD + 1,)),)}
 
 
 def test_a_pod_on_hooks_alone_has_nothing_that_leads_past_them() -> None:

@@ -15,6 +15,7 @@ from egress.host.links import PodDevice, Unhooked
 from egress.nftables.guard import render
 from egress.plan import (
     Attachment,
+    LoadGuard,
     Observed,
     Tunnel,
     choose_devices,
@@ -309,10 +310,29 @@ def test_what_leads_past_the_hooks_is_told_instead_of_a_missing_device() -> None
     desired, there = on_worker(pods={POD: ("world",)}), settled(on_worker()).observe()
     [problem] = problems(desired, replace(there, facts=Facts(uplinks={"eth0": 2}, unhooked=own)))
     assert (problem.object, problem.reason) == (f"pod-address/{POD}", "DeviceUnhooked")
-    assert problem.message.startswith(f"{POD} is on ipvlan device eth0, which leads past the programs")
-    besides = {POD: (Unhooked("net1", "macvlan"), Unhooked("ens1f0v0", "SR-IOV VF"))}
+    assert problem.message.startswith(f"{POD} is on ipvlan device eth0, which leads past the translation")
+    assert "nothing here keeps back what leaves by eth0" in problem.message
+    besides = {POD: (Unhooked("net1", "macvlan", (), 2, "eth0"), Unhooked("ens1f0v0", "SR-IOV VF"))}
     [problem] = problems(desired, replace(there, facts=Facts(DEVICES, {"eth0": 2}, unhooked=besides)))
     assert problem.message.startswith(f"the pod of {POD} has macvlan device net1, SR-IOV VF device ens1f0v0 besides:")
+    assert (
+        "what policies cover is dropped at eth0, answers among it, and nothing here keeps back what leaves by ens1f0v0"
+        in problem.message
+    )
+
+
+def test_what_leaves_by_a_device_past_the_hooks_is_kept_back_at_the_device_beneath() -> None:
+    beside = IPv4Address("10.9.0.5")
+    past = {POD: (Unhooked("net1", "macvlan", (beside,), 9, "eth1"),)}
+    desired = on_worker(pods={POD: ("world",)})
+    kernel = settled(desired)
+    observed = kernel.observe()
+    actions = plan(desired, replace(observed, facts=replace(observed.facts, unhooked=past)))
+    assert [str(action) for action in actions if not isinstance(action, LoadGuard)] == [
+        f"look at connections that run: {beside}",
+        f"map pods: put device 9 {beside}: set 1",
+        "attach to_beneath to eth1",
+    ]
 
 
 @pytest.mark.parametrize("name", ['a"b', "*", "br*", "\\", "\x1b[2J", "veth-é"])
