@@ -55,11 +55,16 @@ class _Turn:
     records: dict[IPNetwork, BlockRecord] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
     taken: list[Bitmap] = field(init=False)  # of each CIDR: which of its blocks are somebody's
+    avoided: list[tuple[IPNetwork, ...]] = field(init=False)  # of each CIDR: what of it is left out
     last: list[tuple[float, int]] = field(init=False)  # of each CIDR: when a block was given last, and its number
     _used: dict[tuple[str, int], list[IPNetwork]] = field(init=False, default_factory=dict)  # by node and version
 
     def __post_init__(self) -> None:
         self.taken = [Bitmap(1 << each.node_prefix - each.network.prefixlen) for each in self.cidrs]
+        self.avoided = [
+            tuple(_overlapping(each, (*self.left_out, *(self.left_out_of_pools if number in self.pools else ()))))
+            for number, each in enumerate(self.cidrs)
+        ]
         self.last = [(-inf, -1) for _ in self.cidrs]
 
     def of(self, node: str, version: int) -> list[IPNetwork]:
@@ -82,10 +87,9 @@ class _Turn:
     def _free_from(self, number: int, offset: int) -> IPNetwork | None:
         """Networks that are left out may be larger than any number of blocks: they are passed over as a whole."""
         cidr, found = self.cidrs[number], self.taken[number].lowest_free(offset)
-        left_out = (*self.left_out, *(self.left_out_of_pools if number in self.pools else ()))
         while found is not None:
             block = _block(cidr, found)
-            hit = next((each for each in left_out if each.version == block.version and each.overlaps(block)), None)
+            hit = next((each for each in self.avoided[number] if each.overlaps(block)), None)
             if hit is None:
                 return block
             found = self.taken[number].lowest_free(_offset(cidr, int(hit[-1])) + 1)
@@ -175,6 +179,10 @@ def _adopt(turn: _Turn, node: Node) -> None:
             turn.refusals.append(Refusal(node.ref, "PodCIDRTaken", message))
         else:
             turn.add(BlockRecord(block, node.name, since=turn.now))
+
+
+def _overlapping(cidr: ClusterCIDR, networks: Iterable[IPNetwork]) -> Iterator[IPNetwork]:
+    return (each for each in networks if each.version == cidr.network.version and each.overlaps(cidr.network))
 
 
 def _is_within(block: IPNetwork, cidr: ClusterCIDR) -> bool:

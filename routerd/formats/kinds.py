@@ -232,8 +232,10 @@ _FOREIGN = (
     Kind(
         "crd.antrea.io", "v1beta1", "IPPool", "ippools", reader=_plain(pod_pools.read_antrea), parts=("pools",),
     ),  # in files alone: in an API server the name is Calico's
+    Kind("projectcalico.org", "v3", "IPPool", "ippools", reader=calico.read_ip_pool, parts=("pools",)),
+    # What people write is served by pods of Calico's, on which no start may rest; this is what it is kept as.
     Kind(
-        "projectcalico.org", "v3", "IPPool", "ippools", reader=calico.read_ip_pool, parts=("pools",), read_by=BOTH,
+        "crd.projectcalico.org", "v1", "IPPool", "ippools", reader=calico.read_ip_pool, parts=("pools",), read_by=BOTH,
     ),
     Kind(
         "cilium.io", "v2", "CiliumPodIPPool", "ciliumpodippools", reader=pod_pools.read_cilium, parts=("pools",),

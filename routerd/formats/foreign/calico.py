@@ -1,4 +1,4 @@
-"""Calico's IPPool (projectcalico.org/v3): addresses of pods, or of services. Pure.
+"""Calico's IPPool (projectcalico.org/v3, kept as crd.projectcalico.org/v1): addresses of pods, or of services. Pure.
 
 What we cannot do is refused by name, as a value. Unknown fields are ignored, as the API server prunes them.
 """

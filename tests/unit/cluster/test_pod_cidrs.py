@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routerd.cluster.adopt import adopt
-from routerd.cluster.assign import AssignSettings, assign
+from routerd.cluster.assign import AssignSettings, Kept, assign
 from routerd.cluster.ledger import Ledger
 from routerd.cluster.pod_cidrs import POOLS, REST, BlockRecord, Blocks, give_blocks
 from routerd.config import parse_config
@@ -278,6 +278,28 @@ def test_an_edit_that_leaves_blocks_outside_takes_none_away_and_is_told_with_the
     configured = Cluster(cidr("10.9.0.0/25", 26))
     configured.blocks = one.blocks
     assert configured.give(nodes("a", "b")) == given and configured.refused() == []
+
+
+def test_what_is_decided_follows_pools_where_they_are_asked_for() -> None:
+    kept, found = Kept(), {"a": Node("a"), "b": Node("b", annotations={POOLS: "gold"})}
+    snapshot = replace(cluster.snapshot(nodes=found), pod_pools={"plain": PLAIN})
+    asked, not_asked = AssignSettings(pod_pools=True), AssignSettings()
+
+    def blocks(now: float, settings: AssignSettings = asked) -> dict[str, str]:
+        nonlocal ledger
+        decision = assign(snapshot, ledger, {}, now, settings, kept=kept)
+        ledger = decision.ledger
+        return {each.node: " ".join(map(str, each.blocks)) for each in decision.allocations.pod_cidrs}
+
+    ledger = Ledger()
+    assert blocks(1.0, not_asked) == {}
+    assert blocks(2.0) == {"a": "10.9.0.0/26"}
+    snapshot = replace(snapshot, pod_pools={"plain": PLAIN, "gold": GOLD})
+    assert blocks(3.0) == {"a": "10.9.0.0/26", "b": "10.8.0.0/26 fd00:8::/122"}
+    snapshot = replace(snapshot, nodes={**found, "b": Node("b", annotations={POOLS: "gold,plain"})})
+    assert blocks(4.0)["b"] == "10.8.0.0/26 10.9.0.64/26 fd00:8::/122"
+    snapshot = replace(snapshot, pod_pools={})
+    assert blocks(5.0)["b"] == "10.8.0.0/26 10.9.0.64/26 fd00:8::/122"
 
 
 def test_a_range_of_any_size_is_passed_over_at_once() -> None:

@@ -66,7 +66,7 @@ SERVICES: dict[str, Text] = {
         "crd.antrea.io", "ExternalIPPool", "ipRanges", lambda text: ends(text, "end"), nodeSelector={}
     ),
     "IPPool of Calico": lambda text: made(
-        "projectcalico.org", "IPPool", {"allowedUses": ["LoadBalancer"], **({"cidr": text} if text else {})}
+        "crd.projectcalico.org", "IPPool", {"allowedUses": ["LoadBalancer"], **({"cidr": text} if text else {})}
     ),
 }
 PODS: dict[str, Text] = {
