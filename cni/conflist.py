@@ -55,6 +55,18 @@ def chained(text: str, entry: Mapping[str, Any]) -> str:
     return rendered(network)
 
 
+def whole(ipam: Mapping[str, Any], entry: Mapping[str, Any]) -> Json:
+    """A configuration of our own, whose pods have addresses of the agent's. Never `bridge`: its connected route
+    captures the subnet of a cloud's interface.
+    """
+    plugins = [
+        {"type": "ptp", "ipMasq": False, "ipam": {"type": IPAM, **ipam}},
+        {"type": "portmap", "capabilities": {"portMappings": True}},
+        {**entry},
+    ]
+    return {"cniVersion": "1.0.0", "name": "pods", "plugins": plugins}
+
+
 def is_chained(network: Json) -> bool:
     return any(each["type"] == CHAINED for each in network["plugins"])
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 import base64
 import json
 import os
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cni.conflist import NotChainable, chained, gives_addresses, is_chained, parsed, rendered, unchained
+from cni.conflist import NotChainable, chained, gives_addresses, is_chained, parsed, rendered, unchained, whole
 from cni.wire import CHAINED, IPAM
 
 PROGRAM = Path(__file__).with_name(CHAINED)
 CONF_DIR, BIN_DIR = Path("/etc/cni/net.d"), Path("/opt/cni/bin")
 RESULTS = Path("/var/lib/cni/results")  # libcni's memory of pods that live; CRI-O ends them by the list noted there
+WHOLE = "10-routerd.conflist"
 KEPT = ".routerd"  # behind the name of a configuration of one plugin that became a list: no runtime reads it
 
 
@@ -47,6 +49,41 @@ def install(entry: Mapping[str, Any], conf_dir: Path = CONF_DIR, bin_dir: Path =
         first.rename(f"{first}{KEPT}")  # until now it came first, as its name is shorter
         done.append(f"kept {first} as {first}{KEPT}")
     return done
+
+
+def install_whole(
+    ipam: Mapping[str, Any], entry: Mapping[str, Any], conf_dir: Path = CONF_DIR, bin_dir: Path = BIN_DIR
+) -> list[str]:
+    """As `install`, where there is no CNI: a configuration of our own, once the agent has an address for the next pod.
+
+    A node is ready as soon as there is a configuration, and pods come then.
+    """
+    target, text = conf_dir / WHOLE, rendered(whole(ipam, entry))
+    first = next(_configurations(conf_dir), target)
+    if first != target:
+        raise NotChainable(f"{first} comes first there: remove it, or run without --whole to be chained in it")
+    done = [*_install_programs(bin_dir)]
+    if target.exists() and target.read_text(encoding="utf-8", errors="replace") == text:
+        return done
+    if not target.exists() and (reason := _status(bin_dir / IPAM, ipam)):
+        raise NotChainable(reason)
+    conf_dir.mkdir(parents=True, exist_ok=True)
+    _replace(target, text.encode(), 0o644)
+    return [*done, f"wrote {target}"]
+
+
+def _status(program: Path, ipam: Mapping[str, Any]) -> str:
+    """Why the next pod would get no address, one line; "" = it would. Asked as a runtime asks (CNI 1.1, STATUS)."""
+    network = {"cniVersion": "1.1.0", "name": "pods", "type": "ptp", "ipam": {"type": IPAM, **ipam}}
+    done = subprocess.run(
+        [program], input=json.dumps(network), env={"CNI_COMMAND": "STATUS", "CNI_PATH": str(program.parent)},
+        capture_output=True, text=True, timeout=90, check=False,
+    )  # fmt: skip
+    if not done.returncode:
+        return ""
+    with suppress(ValueError, TypeError, AttributeError):
+        return str(json.loads(done.stdout).get("msg") or done.stdout)
+    return done.stdout or f"{program} ended with {done.returncode}"
 
 
 def _install_programs(bin_dir: Path) -> Iterator[str]:

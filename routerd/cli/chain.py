@@ -36,14 +36,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _installing(arguments: argparse.Namespace) -> Callable[[], list[str]]:
     """By the configuration as it is now."""
-    from routerd.serve.plugin import plugin_socket
+    from routerd.serve.plugin import ipam_socket, plugin_socket
 
+    run_dir = configuration(arguments).run_dir
     entry = {
         "type": CHAINED,
-        "socket": str(plugin_socket(configuration(arguments).run_dir)),
+        "socket": str(plugin_socket(run_dir)),
         "timeout": arguments.timeout,
         "onAgentAbsent": arguments.on_agent_absent,
     }
+    if arguments.whole:
+        ipam = {"socket": str(ipam_socket(run_dir)), "timeout": arguments.timeout}
+        return partial(chain.install_whole, ipam, entry, arguments.conf_dir, arguments.bin_dir)
     return partial(chain.install, entry, arguments.conf_dir, arguments.bin_dir)
 
 
@@ -97,6 +101,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="what becomes of a pod when it does not answer in time (default: refuse)",
     )  # fmt: skip
     parser.add_argument(
+        "--whole", action="store_true",
+        help="where no CNI is: write a whole configuration once the agent has an address for a pod",
+    )  # fmt: skip
+    parser.add_argument(
         "--watch", action="store_true", help="stay, and put it back whenever a CNI has written its configuration anew"
     )
 
@@ -107,6 +115,7 @@ CNI = Command(
     (
         "routerd cni install",
         "routerd cni install --watch",
+        "routerd cni install --whole --watch",
         "routerd cni install --on-agent-absent allow",
         "routerd cni uninstall",
     ),

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from cni.conflist import NotChainable
+from cni.install import WHOLE, install_whole
 from tests.netns.lab.cloud import CloudLab
 from tests.netns.lab.hosts import Answer, Host
 from tests.netns.lab.vpc import BEYOND, ROUTER
@@ -24,6 +26,26 @@ def stage(clean_labs: list[str]) -> Iterator[CloudLab]:
 
 def node_of(stage: CloudLab) -> Host:
     return stage.hosts["n"]
+
+
+def test_a_configuration_is_written_once_there_is_an_address(stage: CloudLab) -> None:
+    conf, bin_dir = stage.home / "net.d", stage.home / "bin"
+    ipam = {"socket": str(node_of(stage).directory / "run" / "ipam.sock")}
+    refused = []
+
+    def written() -> bool:
+        stage.vpc.sync()
+        try:
+            return bool(install_whole(ipam, {"type": "routerd-cni"}, conf, bin_dir))
+        except NotChainable as error:
+            assert not conf.exists()
+            refused.append(str(error))
+            return False
+
+    wait(written, "a configuration")
+    assert [path.name for path in conf.iterdir()] == [WHOLE]
+    assert stage.of_pods() != set()
+    assert any("no address of the cloud yet" in each for each in refused), refused
 
 
 def test_a_pod_has_an_address_of_an_interface_and_is_reached_at_it(stage: CloudLab) -> None:
