@@ -12,7 +12,7 @@ from typing import Any
 
 from routerd.errors import InputError
 from routerd.formats.compose import documents, first_document, inner_source
-from routerd.formats.convert import kube_ovn
+from routerd.formats.convert import kube_ovn, terway
 from routerd.formats.convert.manifests import Json, config_map, manifest, text_of
 from routerd.formats.convert.unread import unread_keys
 from routerd.formats.core import expand_lists
@@ -133,6 +133,15 @@ def _of_file(file: str, text: str, others: _Others) -> Iterator[tuple[str, _Writ
 def _of_object(value: Value, lines: list[str], others: _Others) -> Iterator[tuple[str, _Written]]:
     """Raises InputError."""
     group, name = value.section.string("apiVersion").rpartition("/")[0], value.section.string("kind")
+    if (group, name) == ("", "ConfigMap") and (text := terway.text_of(value)) is not None:
+        configuration, told = terway.configuration(value, text, lines)
+        yield "Config", _Written(f"{value.origin}: ConfigMap/{terway.NAME}", configuration, tuple(told))
+        return
+    if why := terway.refused(value, group, name):
+        yield "", _Written(str(value.origin), errors=(why,))
+        return
+    if why := terway.note_of_node(value, group, name):
+        yield "", _Written(str(value.origin), notes=(why,))
     if (group, name) == ("", "ConfigMap"):
         yield from _of_config_map(value, lines)
         return
