@@ -212,18 +212,20 @@ def _read_ports(status: Mapping[str, Any]) -> PortReport | None:
 
 
 def is_said(status: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    """Whether the status `before` says all of `status`; times are not compared."""
-    return all(_timeless(before.get(key)) == _timeless(value) for key, value in status.items())
+    """Whether the status `before` says all of `status`. Times are not compared, nor how many ports are in use: that
+    goes with the next heartbeat.
+    """
+    return all(_lasting(before.get(key)) == _lasting(value) for key, value in status.items())
 
 
-def _timeless(value: Any) -> Any:
+def _lasting(value: Any) -> Any:
     if not isinstance(value, list):
         return value
-    return [_without(each, "lastTransitionTime") if isinstance(each, dict) else each for each in value]
+    return [_without(each, "lastTransitionTime", "used") if isinstance(each, dict) else each for each in value]
 
 
-def _without(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in mapping.items() if name != key}
+def _without(mapping: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {name: value for name, value in mapping.items() if name not in keys}
 
 
 def is_urgent(status: Mapping[str, Any], before: Mapping[str, Any]) -> bool:

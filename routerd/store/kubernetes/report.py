@@ -150,7 +150,7 @@ class Reporter:
             self.writes += 1
 
     def _next_heartbeat(self) -> float:
-        return self._timings.heartbeat * random.uniform(0.75, 1.25)
+        return self._timings.heartbeat * random.uniform(1, 1.25)
 
     async def _write(self, report: Mapping[str, Any], last: WrittenReport) -> WrittenReport:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

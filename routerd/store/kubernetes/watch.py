@@ -56,7 +56,7 @@ class Timings:
     stale: float = 10.0
     """Without contact, after which status says that the state may be stale."""
     heartbeat: float = 300.0
-    """Between reports of a node that has nothing new to report."""
+    """Between reports of a node that has nothing new to report, up to a quarter longer at random."""
     gather: float = 0.005
     """Changes within this time are one change."""
 

@@ -1,14 +1,23 @@
-"""What of a node's report is news, and what of the news cannot wait. Pure."""
+"""What of a node's report is news, what of the news cannot wait, and how often it is written."""
 
 from __future__ import annotations
 
+import asyncio
 import math
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import pytest
 
+from routerd.model import NodeReport, PortAsk, PortReport
+from routerd.store.kubernetes.client import Client
+from routerd.store.kubernetes.contact import Contact
 from routerd.store.kubernetes.documents import is_said, is_urgent, seconds_since
+from routerd.store.kubernetes.report import Reporter
+from routerd.store.kubernetes.watch import Timings
+from tests.models.virtual_time import elapse, in_virtual_time, now
 
 WAS = "2026-01-01T00:00:00Z"
 READY = {"type": "Ready", "status": "True", "reason": "Ready", "message": ""}
@@ -56,3 +65,36 @@ def test_the_age_of_a_report() -> None:
     assert seconds_since(WAS, now) == 300
     assert [seconds_since(text, now) for text in (None, "yesterday", "2026-01-01T00:00:00")] == [math.inf] * 3
     assert seconds_since(WAS, now - timedelta(hours=1)) == math.inf  # the clock was set back: it is written anew
+
+
+@dataclass
+class Api:
+    """It keeps when a status was written, and which."""
+
+    contact: Contact = field(default_factory=Contact)
+    written: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
+
+    async def get(self, path: str) -> dict[str, Any]:
+        return {"metadata": {"resourceVersion": "1"}, "status": {}}
+
+    async def patch(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        self.written.append((now(), body["status"]))
+        return {"metadata": {"resourceVersion": "1"}}
+
+
+def test_where_nothing_but_the_use_of_ports_changes_it_is_written_once_in_five_minutes() -> None:
+    async def story() -> None:
+        api = Api()
+        reporter = Reporter(cast(Client, api), "node1", Timings(), lambda: None)
+        reporter.health = lambda: {"generation": 1}
+        task = asyncio.create_task(reporter.run())
+        for second in range(7200):
+            reporter.want(NodeReport("node1", ports=PortReport((PortAsk(5, 0, used=second),))))
+            await elapse(1)
+        task.cancel()
+        times = [when for when, _ in api.written]
+        assert len(times) > 15
+        assert min(later - earlier for earlier, later in pairwise(times[1:])) >= 300
+        assert all(status["portAsks"][0]["used"] == pytest.approx(when, abs=3) for when, status in api.written)
+
+    in_virtual_time(story())
