@@ -199,8 +199,9 @@ class Nodes:
     async def _say(self, name: str) -> None:
         found = self.desks[name].report
         assert found is not None
-        self.said[name] = found
-        await say(self.client, name, found)
+        with suppress(ApiError):  # it is tried again
+            await say(self.client, name, found)
+            self.said[name] = found
 
     def sets(self, index: str) -> dict[str, int]:
         """By node, in the parts that the index names and that have arrived."""
