@@ -408,6 +408,7 @@ def main() -> None:
     parser.add_argument("--asks", type=int, default=30)
     options = parser.parse_args()
     client_module.CONNECTIONS = 2 * options.nodes  # one pool plays all nodes
+    client_module.CONNECT_TIMEOUT = client_module.REQUEST_TIMEOUT = 60.0  # and one process their server
     print(report.machine())
     report.forget("rollout")
     with tempfile.TemporaryDirectory(prefix="bench-rollout-") as directory:
