@@ -270,10 +270,9 @@ class Tap:
                 self._note(IPv6Address(frame[22:38]), IPv6Address(frame[38:54]))
 
     def _note(self, source: IPAddress, destination: IPAddress) -> None:
-        """Neighbours are looked for on the link, which no policy leads from."""
-        if not destination.is_multicast and not any(
-            destination in each for each in INSIDE if each.version == destination.version
-        ):
+        """Neighbours are looked for, and answered, on the link."""
+        of_the_link = destination.is_multicast or destination.is_link_local
+        if not of_the_link and not any(destination in each for each in INSIDE if each.version == destination.version):
             self.sources.add(source)
 
     def close(self) -> None:
