@@ -272,7 +272,9 @@ static __always_inline int reflect(struct __sk_buff *skb, const struct packet *p
 	if (bpf_skb_store_bytes(skb, probe_offset(packet->ipv6), &room->probe, sizeof(room->probe), 0))
 		return drop(skb, REWRITE_ERROR);
 	if (peer->on_link)
-		return send_direct(skb, config, peer->on_link, packet->ipv6, PROBE_REFLECTED);
+		return is_on_link(config, peer->on_link, packet->ipv6)
+			   ? send_direct(skb, config, peer->on_link, packet->ipv6, PROBE_REFLECTED)
+			   : drop(skb, BAD_PROBE); /* it is to find out that this node does not send so */
 	return encapsulate(skb, config, VNI_PROBE, &peer->endpoint, PROBE_REFLECTED);
 }
 

@@ -8,6 +8,8 @@
 #include "flows.h"
 #include "verdict.h"
 
+#include <linux/if_packet.h>
+
 #define FAMILY_IPV4 2
 #define FAMILY_IPV6 10
 
@@ -104,6 +106,19 @@ static __always_inline bool is_on_link(const struct settings *config, const stru
 	return config->direct_ifindex && node->direct && (!by_link_local || !ip_is_none(&node->link_local));
 }
 
+/* To a next hop whose MAC the kernel finds out. It takes no frame to a group for that, whatever its packet
+ * is: a pod's first bytes are the pod's own words. */
+static __always_inline int send_to(struct __sk_buff *skb, __u32 ifindex, struct bpf_redir_neigh *next_hop,
+				   enum reason done)
+{
+	__u8 nobody[ETH_ALEN] = {};
+
+	if ((skb->pkt_type == PACKET_BROADCAST || skb->pkt_type == PACKET_MULTICAST) &&
+	    bpf_skb_store_bytes(skb, 0, nobody, ETH_ALEN, 0))
+		return drop(skb, REWRITE_ERROR);
+	return sent(skb, bpf_redirect_neigh(ifindex, next_hop, sizeof(*next_hop), 0), done);
+}
+
 /* As it is to a node on the link, which knows this one by the frame's source. */
 static __always_inline int send_direct(struct __sk_buff *skb, const struct settings *config,
 				       const struct node_value *node, bool ipv6, enum reason done)
@@ -115,7 +130,7 @@ static __always_inline int send_direct(struct __sk_buff *skb, const struct setti
 		__builtin_memcpy(next_hop.ipv6_nh, &node->link_local, sizeof(next_hop.ipv6_nh));
 	else
 		next_hop.ipv4_nh = node->address.w[3];
-	return sent(skb, bpf_redirect_neigh(config->direct_ifindex, &next_hop, sizeof(next_hop), 0), done);
+	return send_to(skb, config->direct_ifindex, &next_hop, done);
 }
 
 /* How a process of this node marks in the destination of a frame what is to go without the tunnel, and where
@@ -220,7 +235,7 @@ static __always_inline int send_by(struct __sk_buff *skb, const struct bpf_fib_l
 		__builtin_memcpy(next_hop.ipv6_nh, route->ipv6_dst, sizeof(next_hop.ipv6_nh));
 	else
 		next_hop.ipv4_nh = route->ipv4_dst;
-	return sent(skb, bpf_redirect_neigh(route->ifindex, &next_hop, sizeof(next_hop), 0), done);
+	return send_to(skb, route->ifindex, &next_hop, done);
 }
 
 /* To a pod on this node, by its host-side device, with the Ethernet header that the host would write. */

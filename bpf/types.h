@@ -65,8 +65,8 @@ struct settings {
 	__u32 network_policy;	/* enum network_policy: the way of a flow's first packet */
 	__u32 forward_mark;	/* the bit of it while the host has it */
 	__u32 deadline_seconds; /* of a flow that no policy sends its way any more */
-	__u32 direct_ifindex; /* the device that other nodes are on; 0 = all packets to them are tunnelled */
-	__u32 flow_mtu;	      /* largest IP packet that each way carries which a flow may have, bytes */
+	__u32 direct_ifindex;	/* the device by which nodes send without the tunnel; 0 = nobody does */
+	__u32 flow_mtu;		/* largest IP packet that each way carries which a flow may have, bytes */
 	__u16 tunnel_port;
 	__u8 tunnels; /* 1 = packets may go through the tunnel; what gateways relay always does */
 	__u8 reserved;
@@ -126,7 +126,7 @@ struct node_value {
 	struct ip
 	    link_local; /* next hop of IPv6 packets that need no tunnel; none in all words = it has none */
 	__u32 local;	/* 1 = this node itself */
-	__u32 direct;	/* 1 = it is on the link of direct_ifindex, and needs no tunnel */
+	__u32 direct;	/* 1 = it is on the link of direct_ifindex, and what goes to it needs no tunnel */
 };
 
 /* A node's own device on the link that nodes share. */

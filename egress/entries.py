@@ -317,12 +317,12 @@ def hindrances(desired: Desired, facts: Facts) -> int:
 
 
 def direct_link(desired: Desired, facts: Facts) -> Link | None:
-    """The device by which nodes are reached without the tunnel; None = none is."""
-    return facts.link if desired.transport != "vxlan" else None
+    """The device by which nodes send without the tunnel; None = nobody does."""
+    return facts.link if desired.neighbours else None
 
 
-def direct_nodes(desired: Desired, facts: Facts) -> frozenset[int]:
-    """Numbers of the nodes that are on this node's link, and say by which device: they need no tunnel."""
+def _on_link(desired: Desired, facts: Facts) -> frozenset[int]:
+    """Numbers of the nodes that are on this node's link, and say by which device: what they send by it is taken."""
     link = direct_link(desired, facts)
     return frozenset(
         number
@@ -330,6 +330,11 @@ def direct_nodes(desired: Desired, facts: Facts) -> frozenset[int]:
         if link and (address := desired.nodes.get(number)) and address != desired.node_address
         and any(address in network for network in link.networks if network.version == address.version)
     )  # fmt: skip
+
+
+def _direct_nodes(desired: Desired, facts: Facts) -> frozenset[int]:
+    """Those to which this node sends without the tunnel."""
+    return _on_link(desired, facts) if desired.transport != "vxlan" else frozenset()
 
 
 def _settings(desired: Desired, facts: Facts) -> MapEntries:
@@ -360,14 +365,14 @@ def _node_entries(desired: Desired, facts: Facts) -> dict[str, MapEntries]:
     nodes: MapEntries = {}
     numbers: MapEntries = {}
     neighbours: MapEntries = {}
-    direct = direct_nodes(desired, facts)
+    on_link, direct = _on_link(desired, facts), _direct_nodes(desired, facts)
     for number, address in sorted(desired.nodes.items()):
         nodes[layout.ip16(address)] = layout.u32(number)
         local = int(address == desired.node_address)
         value = layout.NodeValue(layout.ip_field(address), local=local)
-        if number in direct:
+        if number in on_link:
             neighbour = desired.neighbours[number]
-            value.direct = 1
+            value.direct = int(number in direct)
             if neighbour.link_local:
                 value.link_local = layout.ip_field(neighbour.link_local)
             neighbours[layout.neighbour_key(neighbour.mac)] = layout.u32(number)
@@ -409,7 +414,7 @@ def _epoch(desired: Desired, facts: Facts, groups: MapEntries) -> MapEntries:
     liveness tells nobody of it.
     """
     content = (key + value for key, value in sorted(groups.items()))
-    direct = sorted(direct_nodes(desired, facts))
+    direct = sorted(_direct_nodes(desired, facts))
     ways = (layout.u32(each) + bytes([desired.neighbours[each].link_local is not None]) for each in direct)
     no_tunnel = b"no tunnel" if desired.transport == "direct" else b""
     digest = crc32(b"".join((*content, *ways, no_tunnel)), hindrances(desired, facts))

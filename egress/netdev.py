@@ -33,7 +33,7 @@ from egress.nftables import guard, nft
 from egress.nftables.frame import FAMILY, TABLE
 from egress.policy import QUARTERS, TUNNEL_DEVICE, Desired, IPAddress, IPNetwork, Limits, Quotas, limits
 from egress.status import GUARD, EgressStatus, NatEntry, PortUse, Probed, told_apart
-from egress.trials import Lacking, Trial, frame, on_link, untried, with_echoes
+from egress.trials import Lacking, Trial, filtered, frame, on_link, untried, with_echoes
 
 # Map sizes when they are made; memory is taken as they fill (no preallocation), about 250 bytes for each flow.
 DEFAULT_NAT_ENTRIES = 262_144
@@ -269,7 +269,7 @@ class Datapath:
         multiplier = layout.decode(layout.Settings, value).probe_multiplier if value else 0
         probes, liveness = self._maps["probes"].items(), self._maps["liveness"]
         known = {key: value for key in probes if (value := liveness.get(key)) is not None}
-        return status.probed(probes, known, multiplier, time.monotonic_ns())
+        return status.probed(probes, known, multiplier, time.monotonic_ns(), filtered(self._untried()))
 
     def try_port_sets(self) -> Lacking:
         """Sends a trial of each port set by each way to a gateway that has not echoed it. How many that are.

@@ -167,8 +167,8 @@ class Desired:
     )
     forward_mark: int = FORWARD_MARK  # the bit of the mark that such a packet bears
     flow_deadline: int = FLOW_DEADLINE  # seconds that a flow goes on which no policy sends its way any more
-    transport: Transport = "vxlan"  # how packets go between nodes
-    neighbours: Mapping[int, Neighbour] = field(default_factory=dict)  # number -> its device, of nodes that report it
+    transport: Transport = "vxlan"  # how packets go from this node to others
+    neighbours: Mapping[int, Neighbour] = field(default_factory=dict)  # number -> its device, of nodes that have one
     watch: Watch | None = None  # None = no gateway is taken for dead
     out_of_service: frozenset[Hindrance] = frozenset()  # why sources are asked to use other gateways than this node
 

@@ -60,6 +60,7 @@ class Probed:
     round_trip: float  # smoothed
     idle: float  # since the last probe was sent
     node: str = ""  # its name
+    filtered: bool = False  # of the link: it lets probes through, and a port set not that came back by the tunnel
 
     @property
     def number(self) -> int:
@@ -105,7 +106,8 @@ class EgressStatus:
         if desired is None:
             return replace(self, pods=0, unhooked=(), probed=())
         names = {gateway.number: gateway.node for group in desired.groups.values() for gateway in group.gateways}
-        on_link, by_tunnel = desired.neighbours.keys(), names.keys() if desired.transport != "direct" else ()
+        by_tunnel = names.keys() if desired.transport != "direct" else ()
+        on_link = desired.neighbours.keys() if desired.transport != "vxlan" else ()
         probed = tuple(
             replace(each, node=names[each.number])
             for each in self.probed
@@ -195,11 +197,14 @@ def addresses(pods: MapEntries, devices: Collection[int]) -> tuple[IPAddress, ..
     return tuple(sorted((layout.ip_of(key.address) for key in keys if key.ifindex in devices), key=layout.ip16))
 
 
-def probed(probes: MapEntries, liveness: MapEntries, multiplier: int, moment: int) -> tuple[Probed, ...]:
-    """Gateways to which probes were ever sent. `liveness`: at least of these."""
+def probed(
+    probes: MapEntries, liveness: MapEntries, multiplier: int, moment: int, filtered: Collection[int] = ()
+) -> tuple[Probed, ...]:
+    """Gateways to which probes were ever sent. `liveness`: at least of these. `filtered`: see there, ways."""
     known = {key: layout.decode(layout.Liveness, liveness[key]) for key in sorted(probes) if key in liveness}
     past = (layout.decode(layout.Probes, probes[key]) for key in known)
-    return tuple(_probed(*each, multiplier, moment) for each in zip(known, past, known.values(), strict=True))
+    found = (_probed(*each, multiplier, moment) for each in zip(known, past, known.values(), strict=True))
+    return tuple(replace(each, filtered=each.way in filtered) for each in found)
 
 
 def _probed(key: bytes, past: layout.Probes, known: layout.Liveness, multiplier: int, moment: int) -> Probed:

@@ -7,7 +7,7 @@ else is ours: an entry that is written anew keeps those of blocks and gateways t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from struct import pack
 from typing import NamedTuple
@@ -63,6 +63,11 @@ def on_link(nodes: MapEntries) -> frozenset[tuple[int, int]]:
         for version in VERSIONS
         if any(node.link_local) or version == layout.ip_of(node.address).version == 4
     )
+
+
+def filtered(trials: Iterable[Trial]) -> frozenset[int]:
+    """Ways by the link that keep back what comes through the tunnel: whoever filters sources there lets probes pass."""
+    return frozenset(each.gateway | layout.WAY_DIRECT for each in trials if each.direct and each.spare)
 
 
 def _is_reached(trial: Trial, on_link: Collection[tuple[int, int]], *, tunnels: bool) -> bool:

@@ -134,9 +134,12 @@ def _played(family: Family) -> str:
     return f"{source} != @cluster{s} {source} @covered{s} {destination} @cluster{s} {destination} != {{ {link} }}"
 
 
-# Other nodes take what this one sends without the tunnel for its own by the source of the frame alone.
+# Other nodes take what this one sends without the tunnel for its own by the source of the frame alone. A trial that
+# comes back by the link, while no program is there to take it, is from an egress IP to itself, and is not to go on.
 BORROWED = tuple(
-    f"{f.header} saddr @egress_ips{f.suffix} iifname != @host_devices counter name forged drop" for f in FAMILIES
+    f"{f.header} saddr @egress_ips{f.suffix} {of} counter name forged drop"
+    for f in FAMILIES
+    for of in ("iifname != @host_devices", f"{f.header} daddr @egress_ips{f.suffix}")
 )
 
 # What a node that takes source routes forwards elsewhere than to the destination that the packet bears in this hook.
@@ -238,8 +241,7 @@ def render(desired: Desired, facts: Facts, kept: Kept | None = None) -> Guard:
     chains |= {name: rules for name, rules in handed.items() if name == HANDED_IN}
     taken = _leaving_rules(desired)
     chains |= {LEAVING: taken} if taken else {}
-    borrowed = BORROWED if desired.transport != "vxlan" else ()
-    chains["forward"] += (*SOURCE_ROUTED, *borrowed, *handed.get("forward", ()), "ct direction reply return", *leaving)
+    chains["forward"] += (*SOURCE_ROUTED, *BORROWED, *handed.get("forward", ()), "ct direction reply return", *leaving)
     firsts = frozenset(device.forward_name for device in attached.values())
     sets = {
         "pod_devices": firsts - {facts.underlay} | facts.second_devices - facts.host_devices,
@@ -285,7 +287,6 @@ def _family_sets(desired: Desired, pods: Mapping[IPAddress, PodDevice], family: 
     covered = (network for policy in desired.policies.values() for network in policy.destinations)
     hosts = (ip_network(address) for address in desired.pods)  # also those outside the node's pod CIDRs
     egress_ips = {address for group in desired.groups.values() for address in group.egress_ips}
-    borrowed = egress_ips if desired.transport != "vxlan" else ()
     of_nodes = {*desired.node_addresses, *desired.nodes.values(), *desired.icmp_sources}
     no_pods = {*egress_ips, *desired.served, *of_nodes} - desired.pods.keys()
     at_nodes = desired.node_addresses if any(not each.addresses for each in desired.detours) else ()
@@ -293,7 +294,7 @@ def _family_sets(desired: Desired, pods: Mapping[IPAddress, PodDevice], family: 
         f"nodes{family.suffix}": frozenset(str(a) for a in desired.nodes.values() if a.version == family.version),
         f"covered{family.suffix}": merged(covered, family.version),
         f"pod_sources{family.suffix}": merged((*desired.pod_cidrs, *hosts), family.version),
-        f"egress_ips{family.suffix}": frozenset(str(a) for a in borrowed if a.version == family.version),
+        f"egress_ips{family.suffix}": frozenset(str(a) for a in egress_ips if a.version == family.version),
         f"decided{family.suffix}": frozenset(_key(address, device) for address, device in pods.items()),
         f"pools{family.suffix}": merged(desired.pools, family.version),
         f"no_pods{family.suffix}": frozenset(str(a) for a in no_pods if a.version == family.version),

@@ -315,7 +315,7 @@ def probing(egress: EgressDesired) -> Probing | None:
     interval = egress.watch.interval if egress.watch is not None else 1.0
     others = frozenset(gateway.number for gateway in used)
     tunnelled = others if egress.transport != "direct" else frozenset[int]()
-    direct = others & egress.neighbours.keys()
+    direct = others & egress.neighbours.keys() if egress.transport != "vxlan" else frozenset[int]()
     return Probing(TUNNEL_DEVICE, egress.node_address, round(interval * 1e6), tunnelled, direct)
 
 
@@ -354,9 +354,8 @@ def egress_state(
     with_ports = replace(of_groups, numbers=allocations.numbers, bindings=allocations.bindings)
     groups, group_refusals = kept.groups(published_groups, with_ports, nodes, here.name, facts.gateways_down)
     endpoints = kept.tunnel_endpoints(tunnel_endpoints, nodes, allocations.numbers)
-    told_links = () if settings.transport == "vxlan" else allocations.nodes
     neighbours = kept.neighbours(
-        neighbours_of, told_links, allocations.numbers, endpoints, facts.networks, here.tunnel_endpoint
+        neighbours_of, allocations.nodes, allocations.numbers, endpoints, facts.networks, here.tunnel_endpoint
     )
     of_nodes = kept.node_addresses(node_addresses, nodes, allocations.nodes)
     detours = kept.detours.find(snapshot, kept.known, of_nodes)

@@ -13,11 +13,13 @@ from routerd.model import Allocations
 def transport_to(
     name: str, egress: Desired | None, allocations: Allocations | None, probed: Sequence[Probed]
 ) -> Literal["", "direct", "vxlan"]:
-    """Nothing to itself, and where nothing goes. What is wanted, but for a link whose probes have no answer."""
+    """Nothing to itself, and where nothing goes. What is wanted, but for a link that fails."""
     number = next((each.number for each in allocations.numbers if each.node == name), 0) if allocations else 0
     if egress is None or name == egress.node or number not in egress.nodes:
         return ""
-    is_silent = any(each.number == number and each.by == "link" and each.state == "silent" for each in probed)
-    if number in egress.neighbours and not (is_silent and egress.transport == "auto"):
+    fails = any(
+        each.number == number and each.by == "link" and (each.filtered or each.state == "silent") for each in probed
+    )
+    if egress.transport != "vxlan" and number in egress.neighbours and not (fails and egress.transport == "auto"):
         return "direct"
     return "" if egress.transport == "direct" else "vxlan"

@@ -317,7 +317,7 @@ def _gateway_row(probed: Probed) -> Row:
         "probes": probed.sent,
         "unanswered": probed.sent - probed.answered,
         "idle_seconds": round(probed.idle, 1),
-        "reason": _joined(probed.reasons),
+        "reason": _joined((*probed.reasons, *(["filtered"] if probed.filtered else []))),
     }
 
 

@@ -288,7 +288,7 @@ def gateway_steps(probed: Sequence[Probed]) -> tuple[Step, ...]:
     """Gateways of groups that this node has ports of, and that it leaves: what probes say, so only a running agent can
     tell.
     """
-    return tuple(_gateway_step(each) for each in probed if each.state != "serves")
+    return tuple(_gateway_step(each) for each in probed if each.filtered or each.state != "serves")
 
 
 def first_packet_steps(status: EgressStatus, refusals: Iterable[Refusal]) -> tuple[Step, ...]:
@@ -322,6 +322,10 @@ def _gateway_step(probed: Probed) -> Step:
         detail = "flows go through the tunnel to it, where egress.transport allows that"
         question = f"does gateway {probed.node} answer probes without the tunnel?"
         return Step(question, False, "LinkSilent", detail, note=True)
+    if probed.filtered:
+        detail = "the network filters sources: flows go through the tunnel to it"
+        question = f"does the link to gateway {probed.node} carry egress IPs?"
+        return Step(question, False, "LinkFilters", detail, note=True)
     if probed.state == "silent":
         detail = "flows go by the others of its groups; where all are silent, they stay with theirs"
         return Step(f"does gateway {probed.node} answer probes?", False, "GatewaySilent", detail, note=True)

@@ -146,6 +146,26 @@ def test_a_gateway_sends_out_what_bears_a_port_of_the_sender(link: Link, version
     assert (model.reason, link.world.counted()) == ("translated", {"translated": 1})
 
 
+GROUPS = {"broadcast": b"\xff" * 6, "multicast": b"\x01\0\x5e\0\0\x01"}
+
+
+@pytest.mark.parametrize("mac", GROUPS)
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_a_pod_sends_in_a_frame_to_a_group_goes_the_same_way(link: Link, version: int, mac: str) -> None:
+    """To its gateway by the link and by the tunnel, out by its own node, and out by its gateway."""
+    asked, sent = in_family(ASKED, version), in_family(OUT, version)
+    to_group = build(asked, Shape(destination_mac=GROUPS[mac]))
+    link.world.fill(to_world(THERE, transport="direct"))
+    link.gateway.pod.put(to_group)
+    assert link.get()[1].source == EGRESS_IPS[version]
+    link.world.fill(to_world(THERE, exit_local=True))
+    link.gateway.pod.put(to_group)
+    assert parse(link.gateway.uplink.get()).source == EGRESS_IPS[version]
+    link.world.fill(to_world(HERE))
+    link.gateway.tunnelled(sent, shape=Shape(destination_mac=GROUPS[mac]))
+    assert parse(link.gateway.uplink.get()) == replace(sent, ttl=63)
+
+
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("about", ["ttl", "too-big"])
 def test_a_gateway_answers_what_cannot_go_on_by_the_link(link: Link, about: str, version: int) -> None:
@@ -250,8 +270,8 @@ def test_what_has_nothing_to_do_with_egress_ips_is_left_alone(link: Link) -> Non
     assert link.world.counted() == {}
 
 
-def test_without_the_link_everybody_on_it_is_as_before(link: Link) -> None:
-    link.world.fill(to_world(HERE))
+def test_where_no_node_sends_by_the_link_everybody_on_it_is_as_before(link: Link) -> None:
+    link.world.fill(replace(to_world(HERE), neighbours={}))
     for packet in (OUT, replace(ANSWER, source=EGRESS_IP)):
         shape = Shape(destination_mac=MACS["underlay"], source_mac=WORKERS_MAC)
         link.world.run("from_uplink", "underlay", build(packet, shape))
@@ -361,6 +381,33 @@ def test_a_running_flow_loses_no_packet_to_a_change_of_transport(
             link.pod_sends(asked)
             assert link.gateway.underlay.get(), f"after {name} was written"
     assert world.counted().keys() <= {"encapsulated", "sent_direct"}
+    world.fill(after)  # it knows what it has written itself
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("change", [*permutations(["auto", "vxlan", "direct"], 2)], ids=" to ".join)
+@pytest.mark.parametrize("way", ["out", "back"])
+def test_what_others_still_send_by_the_link_is_taken_at_each_step_of_a_change(
+    link: Link, version: int, change: tuple[Transport, Transport], way: str
+) -> None:
+    """They learn of it later, by the document and by probes that have no answer any more."""
+    world, asked = link.world, in_family(ASKED, version)
+    sent = in_family(OUT if way == "out" else ANSWER, version)
+    before, after = (to_world(HERE, transport=each) if way == "out" else source_alone(each) for each in change)
+    wanted = {**map_entries(after, world.facts(), {}), "groups": {}}
+    world.fill(before, flow_of(world, asked, direct=change[0] != "vxlan"))
+    arrives = link.gateway.uplink if way == "out" else link.gateway.pod
+    for name in WRITE_ORDER:
+        for key, value in wanted[name].items():
+            world.maps[name].put(key, value)
+            link.takes(sent)
+            assert parse(arrives.get()).ttl == 63, f"after {name} was written"
+    assert world.counted().keys() == {"translated" if way == "out" else "delivered"}
+    link.takes(probe(WORKER, REQUEST))
+    if change[1] == "vxlan":
+        assert world.counted()["bad_probe"] == 1
+    else:
+        assert link.get()[0] == WORKERS_MAC
     world.fill(after)  # it knows what it has written itself
 
 

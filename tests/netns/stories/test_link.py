@@ -38,9 +38,9 @@ def test_nodes_need_no_tunnel_until_a_mac_changes(clean_labs: list[str]) -> None
             lab.wait(lambda: echo.rounds, "the connection is open")
             worker.ip(f"link set eth0 address {OTHER_MAC}")
             lab.wait(lambda: _sends(lab, passed, "encapsulated"), "packets go through the tunnel")
-            assert transports() == {"vxlan"}
+            lab.wait(lambda: transports() == {"vxlan"}, "the tunnel is told")
             lab.wait(lambda: _sends(lab, passed, "sent_direct"), "the new MAC is known", timeout=90)
-            assert transports() == {"direct"}
+            lab.wait(lambda: transports() == {"direct"}, "the link is told")
             assert echo.end() == ""
             assert echo.longest < STOOD_STILL
 

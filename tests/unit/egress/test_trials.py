@@ -12,7 +12,7 @@ from bpf import layout
 from egress import plan as plans
 from egress.entries import Facts, MapEntries, map_entries
 from egress.policy import Block, Desired, Gateway, Group, IPAddress
-from egress.trials import Trial, frame, on_link, untried, with_echoes
+from egress.trials import Trial, filtered, frame, on_link, untried, with_echoes
 from tests.bpf.packets import parse
 from tests.models.egress_wishes import DEVICES, on_worker
 from tests.models.node import FakeNode
@@ -73,6 +73,8 @@ def test_a_gateway_on_the_link_is_tried_by_both_ways() -> None:
     assert untried(given, near, tunnels=False) == [link]
     assert Trial(7, FOUR, 1024, 2, spare=True) in untried(by_link(given, FOUR, 1024, 2), near)
     assert Trial(7, FOUR, 1024, 2, direct=True, spare=True) in untried(echo(given, FOUR, 1024, 2), near)
+    assert not filtered(untried(given, near))
+    assert filtered(untried(echo(given, FOUR, 1024, 2), near)) == {2 | layout.WAY_DIRECT}
     assert not untried(by_link(given, FOUR, 1024, 2), near, tunnels=False)
 
 

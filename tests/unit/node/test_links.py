@@ -71,7 +71,6 @@ def test_who_is_not_reached_without_the_tunnel_is_told_where_nothing_else_is_wan
 )
 def test_each_way_to_a_gateway_is_probed(transport: Transport, ways: tuple[set[int], set[int]]) -> None:
     wish = desired(transport)
-    wish = wish if transport != "vxlan" else replace(wish, neighbours={})
     group = replace(wish.groups[7], blocks=(Block(ip_address("192.0.2.1"), 1024, 64),))
     told = probing(replace(wish, groups={7: group}))
     assert told is not None
@@ -88,7 +87,9 @@ def silent(way: int) -> Probed:
         ("auto", (), ["direct", "vxlan", ""]),
         ("auto", (silent(2 | 1 << 16),), ["vxlan", "vxlan", ""]),
         ("auto", (silent(2),), ["direct", "vxlan", ""]),
+        ("auto", (replace(silent(2 | 1 << 16), state="serves", filtered=True),), ["vxlan", "vxlan", ""]),
         ("direct", (silent(2 | 1 << 16),), ["direct", "", ""]),
+        ("vxlan", (), ["vxlan", "vxlan", ""]),
     ],
 )
 def test_how_a_node_is_reached_is_shown(transport: Transport, probed: tuple[Probed, ...], shown: list[str]) -> None:

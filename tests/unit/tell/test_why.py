@@ -358,10 +358,12 @@ def test_a_gateway_that_is_left_is_named_with_its_cause() -> None:
     """Beside which the pod leaves all the same: by the others."""
     good = Probed(1, "serves", (), 9, 9, 0.001, 0.0, "a")
     leaves = replace(good, state="leaves", reasons=("draining", "no-route"), node="b")
-    steps = gateway_steps([good, leaves, replace(good, state="silent", node="c")])
+    link = Probed(1 << 16 | 4, "serves", (), 9, 9, 0.001, 0.0, "d", filtered=True)
+    steps = gateway_steps([good, leaves, replace(good, state="silent", node="c"), link])
     assert [(each.question, each.reason, each.yes, each.note) for each in steps] == [
         ("does gateway b serve?", "GatewayLeaves", False, True),
         ("does gateway c answer probes?", "GatewaySilent", False, True),
+        ("does the link to gateway d carry egress IPs?", "LinkFilters", False, True),
     ]
     assert steps[0].detail.startswith("draining, no-route: ")
 
