@@ -117,7 +117,8 @@ def _order(name: str, call: Call, holdings: Holdings, inventory: Inventory) -> O
     if isinstance(call, Create):
         subnet = call.subnet
     elif isinstance(call, Assign):
-        subnet = inventory.interfaces[call.interface].subnet
+        there = inventory.interfaces.get(call.interface)  # one that is sent again: a look may not show it
+        subnet = there.subnet if there else ""
     return Order(call, name, again, subnet)
 
 
