@@ -24,6 +24,7 @@ from cloud.calls import (
 from cloud.demand import Choice
 from cloud.model import Api
 from cloud.need import Watermarks
+from tests.models.cloud.alibaba.front import ALIBABA_FRONT
 from tests.models.cloud.core import Fault
 from tests.models.cloud.world import NodeModel, World
 
@@ -505,3 +506,18 @@ def test_calls_are_rows_and_rows_are_calls() -> None:
     assert {type(each) for each in calls} == set(KINDS.values())
     with pytest.raises(ValueError):
         read_call("explode", "e")
+
+
+def test_a_call_is_sent_again_for_an_interface_that_is_gone() -> None:
+    """Its token says that it is the same one."""
+    world = World.of(front=ALIBABA_FRONT, marks=Watermarks(pre_allocate=2))
+    world.run(60)
+    world.want(2)
+    world.cloud.faults = [Fault("AssignPrivateIpAddresses", "before", 9)]
+    world.run(10)
+    assert [each.again for each in world.turn() if isinstance(each.call, Assign)] == [True]
+    world.cloud.remove(world.cloud.of("i-1")[1])
+    assert [each.again for each in world.turn() if isinstance(each.call, Assign)] == [True]
+    world.cloud.faults = []
+    world.run(300)
+    assert world.holdings["i-1"].available() == 4
