@@ -186,9 +186,10 @@ def test_without_credentials_it_says_so(world: World, monkeypatch: pytest.Monkey
 def test_the_role_of_an_instance_and_its_region_come_from_the_metadata_service(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    """Which answers nothing without a token. The fake is the proxy by which its address is asked."""
+    """Which answers nothing without a token. The fake is the proxy by which the SDK asks its address."""
     tell(monkeypatch, **dict.fromkeys(NO_KEYS), ecs_metadata_disabled="false")
     with served(world.cloud) as endpoint:
+        monkeypatch.setattr("cloud.providers.alibaba.METADATA", f"{endpoint}/latest")
         monkeypatch.setenv("HTTP_PROXY", endpoint)
         monkeypatch.setenv("http_proxy", endpoint)
         backend = Account(ecs, connect("", endpoint), RULES)
