@@ -21,7 +21,7 @@ from routerd.formats.jsontext import parse_json
 from routerd.formats.published.records import Table
 from routerd.memo import by_identity, differing
 
-INLINE_SIZE = 64 << 10  # bytes of all rows, up to which a document holds them itself
+INLINE_SIZE = 32 << 10  # bytes of all rows, up to which a document holds them itself
 PART_SIZE = 64 << 10  # bytes; a part with a single bucket may be larger
 BUCKETS = 1 << 12  # a power of two: parts are split by halves, down to one bucket
 FEW = 64  # records that are put in their places one by one

@@ -20,7 +20,7 @@ from routerd.store.kubernetes.client import ApiError, Client
 from routerd.store.kubernetes.resources import CONFIG_MAPS, PART_KEY, PART_LABEL, READERS_LABEL, collection_path
 
 GRACE = 600.0  # seconds that a part is kept which is in force no more: an agent may have missed the document since
-LOOK = 60.0  # seconds between looks at which parts are there: a list of all, for every version of the document
+LOOK = 600.0  # seconds between looks at which parts are there: a list of all, for every version of the document
 AT_ONCE = 16  # requests in flight
 MOST = 128  # parts that are deleted after one decision
 PAGE = 50  # parts in one answer: some MiB
