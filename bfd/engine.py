@@ -248,7 +248,7 @@ class Engine:
                 sock.sendto(each.data, (str(each.peer), PORT))
 
     def _probe(self) -> None:
-        """What is due of probes. ENOBUFS says that the program on the device has taken one (bpf/probe.h), or it was
+        """What is due of probes. ENOBUFS says that the program on the device has sent a copy (bpf/probe.h), or it was
         lost; a device that is gone, or is another of the same name, is opened anew.
         """
         now = time.monotonic()

@@ -7,6 +7,7 @@
  *    |                                                                     |
  *    '---- from_tunnel (reverse NAT) ------------ VXLAN, back ------ from_uplink (port -> node)
  *
+ * from_tunnel's work is done by from_uplink where that takes the outer headers off: see outer.h.
  * Where both nodes are on one link there need be no tunnel: see direct.h.
  *
  * All state of a flow is on the pod's own node; gateways keep none, so any gateway of a group carries any
@@ -20,36 +21,26 @@
 #include "direct.h"
 #include "handing.h"
 
-SEC("tc")
-int from_tunnel(struct __sk_buff *skb)
+/* What came out of a tunnel. */
+static __always_inline int take_tunnelled(struct __sk_buff *skb, const struct settings *config,
+					  struct packet *packet, const struct peer *peer, __u32 vni)
 {
-	struct settings *config = read_settings();
-	struct scratch *room = read_scratch();
-	struct packet *packet;
-	enum parsed parsed;
-	struct peer peer = {};
+	enum parsed parsed = parse(skb, packet);
 	__u16 sender;
-	__u32 vni;
 
-	if (!config || !room)
-		return drop(skb, TUNNEL_ERROR);
-	packet = &room->packet;
-	if (!read_tunnel(skb, &vni, &peer.endpoint))
-		return drop(skb, UNKNOWN_NODE);
-	parsed = parse(skb, packet);
 	if (vni == VNI_PROBE)
-		return take_probe(skb, packet, parsed, config, &peer, node_number(&peer.endpoint));
+		return take_probe(skb, packet, parsed, config, peer, node_number(&peer->endpoint));
 	if (parsed == PARSED_MALFORMED)
-		return drop_from(skb, &peer.endpoint, MALFORMED);
+		return drop_from(skb, &peer->endpoint, MALFORMED);
 	if (parsed == PARSED_FRAGMENT && vni & VNI_BACK)
 		parsed = follow_first(packet, FROM_WORLD);
 	if (parsed == PARSED_BAD_FRAGMENT)
-		return drop_from(skb, &peer.endpoint, BAD_FRAGMENT);
+		return drop_from(skb, &peer->endpoint, BAD_FRAGMENT);
 	if (parsed == PARSED_UNSUPPORTED || parsed == PARSED_NOT_IP)
-		return drop_from(skb, &peer.endpoint, UNSUPPORTED_PROTOCOL);
+		return drop_from(skb, &peer->endpoint, UNSUPPORTED_PROTOCOL);
 	if (!(vni & VNI_BACK))
-		return forward(skb, packet, parsed, config, &peer);
-	sender = node_number(&peer.endpoint);
+		return forward(skb, packet, parsed, config, peer);
+	sender = node_number(&peer->endpoint);
 	if (sender == NO_NODE)
 		return drop(skb, UNKNOWN_NODE);
 	if ((vni & VNI_RELAYED) == VNI_RELAYED)
@@ -59,6 +50,21 @@ int from_tunnel(struct __sk_buff *skb)
 	if (packet->ttl == TRIAL_TTL)
 		return hear_trial(skb, packet, parsed, sender, false);
 	return return_to_pod(skb, packet, parsed, config, sender);
+}
+
+SEC("tc")
+int from_tunnel(struct __sk_buff *skb)
+{
+	struct settings *config = read_settings();
+	struct scratch *room = read_scratch();
+	struct peer peer = {};
+	__u32 vni;
+
+	if (!config || !room)
+		return drop(skb, TUNNEL_ERROR);
+	if (!read_tunnel(skb, &vni, &peer.endpoint))
+		return drop(skb, UNKNOWN_NODE);
+	return conclude(skb, config, take_tunnelled(skb, config, &room->packet, &peer, vni));
 }
 
 /* What comes from a pod or an uplink has its tunnel key; probes of this node's own process get one here. */
@@ -75,26 +81,39 @@ int to_tunnel(struct __sk_buff *skb)
 		return NEXT;
 	if (gateway.mark == bpf_htonl(DIRECT_PROBE_MAC) || gateway.mark == bpf_htonl(DIRECT_TRIAL_MAC))
 		return send_marked(skb, config, &gateway);
+	if (gateway.mark == bpf_htonl(TRIAL_MAC))
+		return send_trial_on(skb, config, bpf_ntohs(gateway.number));
 	if (gateway.mark != bpf_htonl(PROBE_MAC))
 		return NEXT;
 	return send_probe(skb, config, bpf_ntohs(gateway.number));
 }
 
-SEC("tc")
-int from_uplink(struct __sk_buff *skb)
+/* A tunnel packet for this node; the device, and before it the guard, gets what is not taken here. Nothing
+ * comes by a link from this node itself. */
+static __always_inline int take_outer(struct __sk_buff *skb, const struct settings *config,
+				      struct scratch *room)
 {
-	struct settings *config = read_settings();
-	struct scratch *room = read_scratch();
-	struct egress_ip_value *address;
-	struct packet *packet;
-	enum parsed parsed;
+	struct peer peer = {.endpoint = room->packet.source};
 
-	if (!config || !room)
+	if (node_number(&peer.endpoint) == NO_NODE || ip_equal(&peer.endpoint, &config->node_address) ||
+	    !unwrap(skb, &room->packet, room))
 		return NEXT;
-	packet = &room->packet;
-	parsed = parse(skb, packet);
+	/* The destination stays this node's own: by one to a group the kernel would drop it (send_to). */
+	if (bpf_skb_store_bytes(skb, ETH_ALEN, room->outer.inner.h_source, ETH_HLEN - ETH_ALEN, 0))
+		return drop(skb, REWRITE_ERROR);
+	return take_tunnelled(skb, config, &room->packet, &peer, bpf_ntohl(room->outer.vni) >> 8);
+}
+
+static __always_inline int enter(struct __sk_buff *skb, const struct settings *config, struct scratch *room)
+{
+	struct packet *packet = &room->packet;
+	struct egress_ip_value *address;
+	enum parsed parsed = parse(skb, packet);
+
 	if (is_tagged(skb) || parsed == PARSED_NOT_IP || parsed == PARSED_MALFORMED)
 		return NEXT; /* a tagged frame is for a device on top of this one */
+	if (is_tunnel_packet(skb, packet, parsed, config))
+		return take_outer(skb, config, room);
 	address = bpf_map_lookup_elem(&egress_ips, &packet->destination);
 	if (skb->ifindex == config->direct_ifindex && may_be_direct(packet, address))
 		return take_direct(skb, packet, parsed, config);
@@ -106,9 +125,16 @@ int from_uplink(struct __sk_buff *skb)
 }
 
 SEC("tc")
-int from_pod(struct __sk_buff *skb)
+int from_uplink(struct __sk_buff *skb)
 {
 	struct settings *config = read_settings();
+	struct scratch *room = read_scratch();
+
+	return config && room ? conclude(skb, config, enter(skb, config, room)) : NEXT;
+}
+
+static __always_inline int leave_pod(struct __sk_buff *skb, const struct settings *config)
+{
 	struct scratch *room = read_scratch();
 	struct packet *packet;
 	struct pod_key pod_key = {.ifindex = skb->ifindex};
@@ -166,11 +192,17 @@ send:
 	return send_out(skb, packet, parsed, config, flow, rank, NULL);
 }
 
-/* What came by a bridge does not tell by which of its ports: from_pod has vouched for the source. */
 SEC("tc")
-int to_uplink(struct __sk_buff *skb)
+int from_pod(struct __sk_buff *skb)
 {
 	struct settings *config = read_settings();
+
+	return conclude(skb, config, leave_pod(skb, config));
+}
+
+/* What came by a bridge does not tell by which of its ports: from_pod has vouched for the source. */
+static __always_inline int leave_host(struct __sk_buff *skb, const struct settings *config)
+{
 	struct scratch *room = read_scratch();
 	struct flow_value *flow = NULL;
 	struct packet *packet;
@@ -205,6 +237,14 @@ int to_uplink(struct __sk_buff *skb)
 		verdict = begin_flow(skb, packet, rule, config, &key, home.pod, &flow, &rank);
 	}
 	return verdict == SEND_OUT ? send_out(skb, packet, parsed, config, flow, rank, &home) : verdict;
+}
+
+SEC("tc")
+int to_uplink(struct __sk_buff *skb)
+{
+	struct settings *config = read_settings();
+
+	return conclude(skb, config, leave_host(skb, config));
 }
 
 /* A device of the node that a pod's own lies upon (macvlan, ipvlan, VLAN): nothing here has seen, or can

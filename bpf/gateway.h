@@ -213,7 +213,7 @@ static __always_inline int hand_back(struct __sk_buff *skb, const struct packet 
 		return drop(skb, REWRITE_ERROR);
 	if (REREAD(room->directly))
 		return send_direct(skb, config, node, packet->ipv6, REVERSED_DIRECT);
-	return encapsulate(skb, config, VNI_BACK, &endpoint, REVERSED);
+	return encapsulate(skb, VNI_BACK, &endpoint, REVERSED);
 }
 
 /* An answer that another gateway of the egress IP has relayed: as if it had come by this node's own uplink,

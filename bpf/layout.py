@@ -85,9 +85,11 @@ class Settings(Structure):
         ("deadline_seconds", c_uint32),
         ("direct_ifindex", c_uint32),
         ("flow_mtu", c_uint32),
+        ("underlay_ifindex", c_uint32),
         ("tunnel_port", c_uint16),
         ("tunnels", c_uint8),
         ("reserved", c_uint8),
+        ("reserved2", c_uint32),
     ]
 
 
@@ -289,6 +291,10 @@ class Relays(Structure):
     _fields_ = [("since", c_uint64), ("packets", c_uint64)]
 
 
+class Left(Structure):
+    _fields_ = [("at", c_uint64)]
+
+
 class Liveness(Structure):
     _fields_ = [("sent", c_uint32), ("heard", c_uint32), ("service", c_uint32), ("asked", c_uint32)]
 
@@ -333,7 +339,7 @@ MIRRORS: dict[str, type[Structure]] = {
     "reverse_key": ReverseKey, "reverse_value": ReverseValue,
     "fragment_key": FragmentKey, "fragment_value": FragmentValue, "sequence": Sequence,
     "granule_key": GranuleKey, "granule_use": GranuleUse, "use": Use, "pressure": Pressure,
-    "trial": Trial, "trial_token": TrialToken,
+    "trial": Trial, "trial_token": TrialToken, "left": Left,
     "relays": Relays, "liveness": Liveness, "sent_probe": SentProbe, "probes": Probes, "probe": Probe,
     "counter": Counter, "collected": Collected,
 }  # fmt: skip
@@ -349,8 +355,8 @@ MAPS: dict[str, tuple[type[Structure] | None, type[Structure] | None]] = {
     "flows": (FlowKey, FlowValue), "reverse": (ReverseKey, ReverseValue),
     "fragments": (FragmentKey, FragmentValue), "sequences": (None, Sequence),
     "granules": (GranuleKey, GranuleUse), "uses": (None, Use), "pressures": (None, Pressure),
-    "trial_token": (None, TrialToken), "relays": (None, Relays), "counters": (None, Counter),
-    "collected": (None, Collected),
+    "trial_token": (None, TrialToken), "left_to_device": (None, Left), "relays": (None, Relays),
+    "counters": (None, Counter), "collected": (None, Collected),
 }  # fmt: skip
 
 PROGRAMS = (

@@ -99,6 +99,9 @@ PINNED_MAP(trial_token, BPF_MAP_TYPE_ARRAY, __u32, struct trial_token, 1, 0);
 /* What this gateway has relayed lately, by CPU; one element. */
 PINNED_MAP(relays, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct relays, 1, 0);
 
+/* By a hash of where they come from -> when tunnel packets were left to the tunnel device. */
+PINNED_MAP(left_to_device, BPF_MAP_TYPE_ARRAY, __u32, struct left, 1 << LEFT_SHIFT, 0);
+
 /* First fragments, for as long as others may follow (30 s). LRU: who sends many of them, a pod or the world,
  * shortens that time for all and stops nobody's; a full table would. */
 PINNED_MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment_value, 16384, 0);

@@ -80,6 +80,16 @@ struct sctp_header {
 	    checksum; /* CRC-32C over all of the packet, with zeros here; its least significant byte first */
 };
 
+/* A frame to another node, as far as the frame in it; RFC 7348, section 5. */
+struct outer {
+	struct ethhdr frame;
+	struct iphdr ip;
+	struct udphdr udp;
+	__be32 vxlan_flags;
+	__be32 vni; /* in its upper 24 bits */
+	struct ethhdr inner;
+} __attribute__((packed));
+
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
 #define TCP_RST 0x04

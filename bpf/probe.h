@@ -275,7 +275,7 @@ static __always_inline int reflect(struct __sk_buff *skb, const struct packet *p
 		return is_on_link(config, peer->on_link, packet->ipv6)
 			   ? send_direct(skb, config, peer->on_link, packet->ipv6, PROBE_REFLECTED)
 			   : drop(skb, BAD_PROBE); /* it is to find out that this node does not send so */
-	return encapsulate(skb, config, VNI_PROBE, &peer->endpoint, PROBE_REFLECTED);
+	return encapsulate(skb, VNI_PROBE, &peer->endpoint, PROBE_REFLECTED);
 }
 
 /* The answer of a gateway to one of the last probes. It is taken once. */
@@ -346,9 +346,22 @@ static __always_inline bool note_sent(__u32 way, __u64 token)
 	return true;
 }
 
-/* A probe on its way into the tunnel device, from this node's own process. A copy is sent, which knows no
- * socket: the guard holds what bears one for a process's forgery. So the process is told that the device had
- * no room (ENOBUFS); what it put there is taken. */
+/* As `wrap`, of a packet on its way into the tunnel device that no program has read. */
+static __always_inline bool wrap_own(struct __sk_buff *skb, const struct settings *config,
+				     struct scratch *room, const struct ip *endpoint, __u32 vni,
+				     enum reason done)
+{
+	__builtin_memset(&room->packet, 0, sizeof(room->packet));
+	room->packet.ipv6 = skb->protocol == bpf_htons(ETH_P_IPV6);
+	room->endpoint = *endpoint;
+	room->vni = vni;
+	room->into = done;
+	return wrap(skb, config, room);
+}
+
+/* A probe on its way into the tunnel device, from this node's own process. What the device sends is a copy,
+ * which knows no socket: the guard holds what bears one for a process's forgery. So the process is told that
+ * the device had no room (ENOBUFS); what it put there is taken. */
 static __always_inline int send_probe(struct __sk_buff *skb, const struct settings *config, __u16 number)
 {
 	bool ipv6 = skb->protocol == bpf_htons(ETH_P_IPV6);
@@ -362,11 +375,34 @@ static __always_inline int send_probe(struct __sk_buff *skb, const struct settin
 	    bpf_skb_load_bytes(skb, offset, &room->probe, sizeof(room->probe)) || !room->probe.token)
 		return drop(skb, BAD_PROBE);
 	endpoint = node->address;
-	if (!note_sent(number, room->probe.token) || set_tunnel(skb, config, VNI_PROBE, &endpoint) ||
+	if (!note_sent(number, room->probe.token))
+		return drop(skb, TUNNEL_ERROR);
+	if (wrap_own(skb, config, room, &endpoint, VNI_PROBE, PROBE_SENT))
+		return send_wrapped(skb, room);
+	if (set_tunnel(skb, config, VNI_PROBE, &endpoint) ||
 	    bpf_skb_store_bytes(skb, 0, &passed, sizeof(passed), 0) ||
 	    bpf_clone_redirect(skb, skb->ifindex, 0))
 		return drop(skb, TUNNEL_ERROR);
 	return drop(skb, PROBE_SENT);
+}
+
+/* A trial on its way into the tunnel device. */
+static __always_inline int send_trial_on(struct __sk_buff *skb, const struct settings *config, __u16 number)
+{
+	struct node_value *node = node_of(number);
+	struct scratch *room = read_scratch();
+	struct ip endpoint;
+
+	if (!room || !node ||
+	    bpf_skb_load_bytes(skb, skb->len - sizeof(room->trial), &room->trial, sizeof(room->trial)))
+		return drop(skb, BAD_TRIAL);
+	endpoint = node->address;
+	if (wrap_own(skb, config, room, &endpoint, room->trial.group, TRIAL_SENT))
+		return send_wrapped(skb, room);
+	if (set_tunnel(skb, config, room->trial.group, &endpoint))
+		return drop(skb, TUNNEL_ERROR);
+	count(skb, TRIAL_SENT);
+	return NEXT;
 }
 
 /* What is to go without the tunnel, as it is: a trial, or a probe, which says whether answers come that way.

@@ -69,7 +69,7 @@ static __always_inline int relay(struct __sk_buff *skb, const struct settings *c
 {
 	if (!is_within_limit())
 		return drop(skb, RELAY_LIMIT);
-	return encapsulate(skb, config, VNI_RELAYED | (seen & VNI_SEEN), endpoint, RELAYED);
+	return encapsulate(skb, VNI_RELAYED | (seen & VNI_SEEN), endpoint, RELAYED);
 }
 
 /* The gateway that is up and comes after this node in the group's list, which is a ring. NO_NODE = none. */

@@ -341,6 +341,17 @@ struct pseudo6 {
 	__be32 next;
 };
 
+/* To `length` bytes, which are all written anew. The kernel cuts none at the end of a packet that it takes
+ * for one in a tunnel, as it does behind outer headers that a stack on this machine had put on: they go at
+ * the beginning then.
+ */
+static __always_inline long shorten(struct __sk_buff *skb, __u32 length)
+{
+	return bpf_skb_change_tail(skb, length, 0) &&
+	       bpf_skb_adjust_room(skb, (__s32)(length - skb->len), BPF_ADJ_ROOM_MAC,
+				   BPF_F_ADJ_ROOM_NO_CSUM_RESET);
+}
+
 /* The packet becomes the `size` bytes that `error` holds, the last `quoted` of which are its own; Ethernet
  * addresses swap. */
 static __always_inline long put_error(struct __sk_buff *skb, const void *error, __u32 size, __u32 quoted)
@@ -350,7 +361,7 @@ static __always_inline long put_error(struct __sk_buff *skb, const void *error, 
 	if (bpf_skb_load_bytes(skb, 0, destination_mac, ETH_ALEN) ||
 	    bpf_skb_load_bytes(skb, ETH_ALEN, source_mac, ETH_ALEN))
 		return -1;
-	return bpf_skb_change_tail(skb, IP_OFFSET + quoted, 0) ||
+	return shorten(skb, IP_OFFSET + quoted) ||
 	       bpf_skb_adjust_room(skb, size - quoted, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_NO_CSUM_RESET) ||
 	       bpf_skb_store_bytes(skb, IP_OFFSET, error, size, BPF_F_RECOMPUTE_CSUM) ||
 	       bpf_skb_store_bytes(skb, 0, source_mac, ETH_ALEN, 0) ||

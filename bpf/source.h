@@ -143,7 +143,7 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
 	if (REREAD(room->directly))
 		return send_direct(skb, config, gateway, packet->ipv6,
 				   (rank & ~RANK_UNTRIED) == RANK_SILENT ? SENT_UNHEARD : SENT_DIRECT);
-	return encapsulate(skb, config, group, &endpoint,
+	return encapsulate(skb, group, &endpoint,
 			   (rank & ~RANK_UNTRIED) == RANK_SILENT ? SENT_UNHEARD : ENCAPSULATED);
 }
 

@@ -121,14 +121,13 @@ static __always_inline int hear_trial(struct __sk_buff *skb, const struct packet
 	return drop(skb, echo.noted ? TRIAL_HEARD : BAD_TRIAL); /* nobody else is to get it */
 }
 
-/* The packet of one run, into the tunnel device, where to_tunnel takes what goes without the tunnel. A
+/* The packet of one run, into the tunnel device, where to_tunnel takes it. A
  * redirect would wait for the end of the program, and a test run makes none. */
 static __always_inline int put_trial(struct __sk_buff *skb, const struct settings *config)
 {
 	struct scratch *room = read_scratch();
 	struct link_mark mark;
 	struct node_value *node;
-	struct ip endpoint;
 
 	if (!room ||
 	    bpf_skb_load_bytes(skb, skb->len - sizeof(room->trial), &room->trial, sizeof(room->trial)))
@@ -136,19 +135,11 @@ static __always_inline int put_trial(struct __sk_buff *skb, const struct setting
 	node = node_of(room->trial.gateway);
 	if (!node || ip_is_none(&node->address))
 		return drop(skb, NO_GATEWAY);
-	if (room->trial.direct) {
-		mark.mark = bpf_htonl(DIRECT_TRIAL_MAC);
-		mark.number = bpf_htons(room->trial.gateway);
-		if (bpf_skb_store_bytes(skb, 0, &mark, ETH_ALEN, 0) ||
-		    bpf_clone_redirect(skb, config->tunnel_ifindex, 0))
-			return drop(skb, TUNNEL_ERROR);
-		return NEXT;
-	}
-	endpoint = node->address;
-	if (set_tunnel(skb, config, room->trial.group, &endpoint) ||
+	mark.mark = bpf_htonl(room->trial.direct ? DIRECT_TRIAL_MAC : TRIAL_MAC);
+	mark.number = bpf_htons(room->trial.gateway);
+	if (bpf_skb_store_bytes(skb, 0, &mark, ETH_ALEN, 0) ||
 	    bpf_clone_redirect(skb, config->tunnel_ifindex, 0))
 		return drop(skb, TUNNEL_ERROR);
-	count(skb, TRIAL_SENT);
 	return NEXT;
 }
 

@@ -5,13 +5,7 @@
 #ifndef ROUTERD_TUNNEL_H
 #define ROUTERD_TUNNEL_H
 
-#include "flows.h"
-#include "verdict.h"
-
-#include <linux/if_packet.h>
-
-#define FAMILY_IPV4 2
-#define FAMILY_IPV6 10
+#include "outer.h"
 
 /* The VNI says which way a packet goes: to the world with the number of its group, or back to the node of its
  * port set. */
@@ -87,13 +81,21 @@ static __always_inline long set_tunnel(struct __sk_buff *skb, const struct setti
 	return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags);
 }
 
-/* To the node with this tunnel endpoint. */
-static __always_inline int encapsulate(struct __sk_buff *skb, const struct settings *config, __u32 vni,
-				       const struct ip *endpoint, enum reason done)
+/* No verdict: what a program has last to do with a packet that goes through the tunnel. */
+#define INTO_TUNNEL -102
+
+/* To the node with this tunnel endpoint. It is noted, and done in one place of each program (conclude). */
+static __always_inline int encapsulate(struct __sk_buff *skb, __u32 vni, const struct ip *endpoint,
+				       enum reason done)
 {
-	if (set_tunnel(skb, config, vni, endpoint))
+	struct scratch *room = read_scratch();
+
+	if (!room)
 		return drop(skb, TUNNEL_ERROR);
-	return sent(skb, bpf_redirect(config->tunnel_ifindex, 0), done);
+	room->endpoint = *endpoint;
+	room->vni = vni;
+	room->into = done;
+	return INTO_TUNNEL;
 }
 
 /* Whether the node can be reached without the tunnel by packets of this family. Settings and nodes are
@@ -181,7 +183,7 @@ static __always_inline int send_back(struct __sk_buff *skb, const struct packet 
 {
 	if (peer->on_link && is_on_link(config, peer->on_link, packet->ipv6))
 		return send_direct(skb, config, peer->on_link, packet->ipv6, done);
-	return encapsulate(skb, config, VNI_BACK, &peer->endpoint, done);
+	return encapsulate(skb, VNI_BACK, &peer->endpoint, done);
 }
 
 /* Of a packet that came out of the tunnel from `endpoint`: that no node is there counts before `reason`. */
@@ -246,6 +248,30 @@ static __always_inline int deliver(struct __sk_buff *skb, __u32 ifindex, const _
 	    bpf_skb_store_bytes(skb, ETH_ALEN, device_mac, ETH_ALEN, 0))
 		return drop(skb, REWRITE_ERROR);
 	return sent(skb, bpf_redirect(ifindex, 0), done);
+}
+
+/* By the headers that `wrap` was asked for. */
+static __always_inline int send_wrapped(struct __sk_buff *skb, struct scratch *room)
+{
+	if (bpf_skb_store_bytes(skb, 0, &room->outer, sizeof(room->outer), 0))
+		return drop(skb, TUNNEL_ERROR);
+	return send_by(skb, &room->route, room->into);
+}
+
+/* The verdict of a program whose judgement is `verdict`. */
+static __always_inline int conclude(struct __sk_buff *skb, const struct settings *config, int verdict)
+{
+	struct scratch *room = read_scratch();
+
+	if (verdict != INTO_TUNNEL)
+		return verdict;
+	if (!config || !room)
+		return drop(skb, TUNNEL_ERROR);
+	if (wrap(skb, config, room))
+		return send_wrapped(skb, room);
+	if (set_tunnel(skb, config, room->vni, &room->endpoint))
+		return drop(skb, TUNNEL_ERROR);
+	return sent(skb, bpf_redirect(config->tunnel_ifindex, 0), room->into);
 }
 
 #endif

@@ -67,9 +67,12 @@ struct settings {
 	__u32 deadline_seconds; /* of a flow that no policy sends its way any more */
 	__u32 direct_ifindex;	/* the device by which nodes send without the tunnel; 0 = nobody does */
 	__u32 flow_mtu;		/* largest IP packet that each way carries which a flow may have, bytes */
+	__u32 underlay_ifindex; /* the device of other nodes by which the programs send and take tunnel
+				   packets themselves; 0 = the tunnel device does all of it */
 	__u16 tunnel_port;
 	__u8 tunnels; /* 1 = packets may go through the tunnel; what gateways relay always does */
 	__u8 reserved;
+	__u32 reserved2;
 };
 
 /* Who may look at the first packet of a flow before it leaves. */
@@ -327,6 +330,13 @@ struct relays {
 	__u64 packets;
 };
 
+#define LEFT_SHIFT 12 /* 2^12 of them, see outer.h */
+
+/* When a tunnel packet was left to the tunnel device last. */
+struct left {
+	__u64 at; /* CLOCK_MONOTONIC, ns, coarse */
+};
+
 /* --- liveness of gateways: see probe.h */
 
 #define PROBE_PORT	 3785 /* UDP; RFC 5881, section 4 */
@@ -334,6 +344,7 @@ struct relays {
 #define PROBE_REQUEST	 1
 #define PROBE_REPLY	 2
 #define PROBE_MAC	 0x02726400 /* of a probe on its way into the tunnel: the gateway's number follows */
+#define TRIAL_MAC	 0x02726404 /* of a trial, the same */
 #define DIRECT_PROBE_MAC 0x02726402 /* of one that is to go without it */
 #define DIRECT_TRIAL_MAC 0x02726403
 #define BOTH_WAYS	 1 /* a request: its sender gets our answers without the tunnel */

@@ -44,6 +44,11 @@ struct scratch {
 	struct crc_change crc;
 	struct probe probe;
 	struct trial trial;
+	struct ip endpoint; /* of what goes into the tunnel: to which node, */
+	__u32 vni;
+	enum reason into;	  /* and how it is counted */
+	__u8 frame[ETH_HLEN + 2]; /* its Ethernet header, and the first bytes of the packet */
+	struct outer outer;
 	union {
 		struct error4 error4;
 		struct {

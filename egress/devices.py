@@ -56,7 +56,9 @@ RTEXT_FILTER_SKIP_STATS = 1 << 3
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 IFLA_VXLAN_PORT, IFLA_VXLAN_COLLECT_METADATA = 15, 25
 IFA_ADDRESS, IFA_LOCAL, IFA_TARGET_NETNSID = 1, 2, 10
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_TABLE, RTA_VIA = 1, 4, 5, 6, 9, 15, 18
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_METRICS = 1, 4, 5, 6, 8
+RTA_MULTIPATH, RTA_TABLE, RTA_VIA = 9, 15, 18
+RTAX_MTU = 2
 RTN_UNICAST, RTN_BLACKHOLE = 1, 6
 TABLE_MAIN = 254
 
@@ -71,6 +73,9 @@ NOT_ASSIGNED = -1
 KEPT_NAMESPACES = (Path("/run/netns"), Path("/run/docker/netns"))
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 
+# <linux/xfrm.h>; struct xfrmu_spdinfo begins with the policies in, out and forwarded
+NETLINK_XFRM, XFRM_MSG_GETSPDINFO, XFRMA_SPD_INFO = 6, 0x25, 1
+
 # A namespace or a device that goes while it is read.
 GONE = (errno.EINVAL, errno.ENODEV, errno.ENOENT, errno.EPERM)
 
@@ -82,6 +87,7 @@ class Routes:
     defaults: frozenset[int]  # devices of the default routes of IPv4, the tunnels' family
     hosts: Mapping[IPAddress, int]
     blackholes: frozenset[IPAddress]  # ours
+    with_mtu: frozenset[int]  # devices of IPv4 routes that have an MTU of their own
     widest: Mapping[tuple[int, int], IPNetwork]  # (IP version, device) -> of what is reached beyond it, the widest
 
 
@@ -241,24 +247,32 @@ def read_routes(route: NetlinkSocket) -> Routes:
     defaults: set[int] = set()
     hosts: dict[IPAddress, int] = {}
     blackholes: set[IPAddress] = set()
+    with_mtu: set[int] = set()
     widest: dict[tuple[int, int], IPNetwork] = {}
     for answer in (*_dump_routes(route, socket.AF_INET), *_dump_routes(route, socket.AF_INET6)):
         family, length, _, _, _, protocol, _, kind, _ = ROUTE.unpack_from(answer)
+        values = attributes(answer, ROUTE.size)
+        if family == socket.AF_INET and RTAX_MTU in attributes(values.get(RTA_METRICS, b"")):
+            with_mtu |= _devices(values)
         if length not in (0, HOST_BITS[family]):
             if kind == RTN_UNICAST:
-                _note_widest(widest, length, attributes(answer, ROUTE.size))
+                _note_widest(widest, length, values)
             continue
-        values = attributes(answer, ROUTE.size)
         if length == 0 and kind == RTN_UNICAST:
-            for device in {_number(values, RTA_OIF), *(device for device, _ in _hops(values.get(RTA_MULTIPATH, b"")))}:
+            for device in _devices(values):
                 widest[4 if family == socket.AF_INET else 6, device] = EVERYTHING[family]
         if length == 0 and kind == RTN_UNICAST and family == socket.AF_INET:
-            defaults |= {_number(values, RTA_OIF), *(device for device, _ in _hops(values.get(RTA_MULTIPATH, b"")))}
+            defaults |= _devices(values)
         elif length and kind == RTN_UNICAST and RTA_OIF in values:
             hosts[ip_address(values[RTA_DST])] = _number(values, RTA_OIF)
         elif length and kind == RTN_BLACKHOLE and protocol == ROUTE_PROTOCOL:
             blackholes.add(ip_address(values[RTA_DST]))
-    return Routes(frozenset(defaults - {0}), hosts, frozenset(blackholes), widest)
+    return Routes(frozenset(defaults - {0}), hosts, frozenset(blackholes), frozenset(with_mtu), widest)
+
+
+def _devices(values: Attributes) -> set[int]:
+    """By which a route leads; 0 with those of several next hops."""
+    return {_number(values, RTA_OIF), *(device for device, _ in _hops(values.get(RTA_MULTIPATH, b"")))}
 
 
 def _note_widest(widest: dict[tuple[int, int], IPNetwork], length: int, values: Attributes) -> None:
@@ -287,6 +301,18 @@ def _hops(data: bytes) -> list[tuple[int, Attributes]]:
         found.append((ifindex, attributes(data[start : start + length], NEXT_HOP.size)))
         start += max((length + 3) & ~3, NEXT_HOP.size)
     return found
+
+
+def has_ipsec() -> bool:
+    """Whether this namespace has an IPsec policy: what its stack sends and takes may be encrypted by it. So it is taken
+    for one that has some where the kernel does not say.
+    """
+    try:
+        with NetlinkSocket(NETLINK_XFRM) as xfrm:
+            counts = attributes(xfrm.get(XFRM_MSG_GETSPDINFO, _u32(0)), len(_u32(0))).get(XFRMA_SPD_INFO, b"")
+    except OSError as error:
+        return error.errno != errno.EPROTONOSUPPORT  # a kernel without
+    return any(struct.unpack_from("=3I", counts))
 
 
 # --- what is ours

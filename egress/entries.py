@@ -97,6 +97,7 @@ class Facts:
     object_digest: int = 0
     underlay: str = ""  # the device that holds the node's tunnel address
     link: Link | None = None  # the same, if it bears Ethernet frames of other nodes
+    by_stack: bool = False  # the host's stack may do more to tunnel packets than send them; see `netdev.needs_stack`
     limits: Limits = NO_LIMITS
     host_devices: frozenset[str] = frozenset()  # by which no pod's packets come in, in the forward hook's eyes
     ways_out: Mapping[int, IPAddress] = field(
@@ -321,6 +322,12 @@ def direct_link(desired: Desired, facts: Facts) -> Link | None:
     return facts.link if desired.neighbours else None
 
 
+def underlay_link(desired: Desired, facts: Facts) -> Link | None:
+    """The device by which the programs send and take tunnel packets themselves; None = the tunnel device does all."""
+    over_ipv4 = desired.node_address is not None and desired.node_address.version == 4
+    return facts.link if desired.tunnel_packets == "auto" and over_ipv4 and not facts.by_stack else None
+
+
 def _on_link(desired: Desired, facts: Facts) -> frozenset[int]:
     """Numbers of the nodes that are on this node's link, and say by which device: what they send by it is taken."""
     link = direct_link(desired, facts)
@@ -343,6 +350,7 @@ def _settings(desired: Desired, facts: Facts) -> MapEntries:
     watch = desired.watch or Watch(0, 0)
     first = first_packets(desired, facts.surroundings)
     link, tunnels = direct_link(desired, facts), desired.transport != "direct"
+    underlay = underlay_link(desired, facts)
     value = layout.Settings(
         node_address=layout.ip_field(desired.node_address), icmp_source4=_icmp_source(desired, 4),
         icmp_source6=_icmp_source(desired, 6), way_out4=_way_out(desired, facts, 4),
@@ -355,7 +363,7 @@ def _settings(desired: Desired, facts: Facts) -> MapEntries:
         tcp_opening_seconds=TCP_OPENING, tcp_closing_seconds=TCP_CLOSING, udp_seconds=UDP, icmp_seconds=ICMP,
         deadline_seconds=desired.flow_deadline, flow_room=most.flow_room, port_room=most.port_room,
         flows_per_pod=most.flows_per_pod, ports_per_pod=most.ports_per_pod, outside_flows=most.outside_flows,
-        network_policy=WAYS[first.way], forward_mark=first.mark,
+        network_policy=WAYS[first.way], forward_mark=first.mark, underlay_ifindex=underlay.ifindex if underlay else 0,
     )  # fmt: skip
     return {layout.u32(0): bytes(value)}
 
@@ -553,7 +561,8 @@ def _settings_text(_key: bytes, value: bytes) -> str:
     service = f", out of service: {', '.join(out)}" if out else ""
     first = f", first packets by the forward hook with mark {v.forward_mark:#x}" if v.forward_mark else ""
     first = ", no first packets" if v.network_policy == layout.POLICY_REFUSED else first
-    return f"node {layout.ip_of(v.node_address)}, {tunnel}, object {v.object_digest:016x}{gateway}{service}{first}"
+    own = f", tunnel packets by device {v.underlay_ifindex}" if v.underlay_ifindex else ""
+    return f"node {layout.ip_of(v.node_address)}, {tunnel}, object {v.object_digest:016x}{gateway}{service}{first}{own}"
 
 
 def _cidr_text(key: bytes, value: bytes) -> str:

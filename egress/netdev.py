@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import singledispatchmethod
 from ipaddress import ip_network
@@ -25,7 +25,7 @@ from egress import devices, entries, host_settings, plan, status
 from egress.attach import Attacher, Mode
 from egress.entries import Facts
 from egress.host import conntrack
-from egress.host.enforcement import Surroundings, Way
+from egress.host.enforcement import Surroundings
 from egress.host.links import Link, host_devices, inner_namespaces, pod_devices, second_devices, unhooked
 from egress.host.survey import CNI_CONFIG, survey
 from egress.netlink import NetlinkSocket
@@ -67,6 +67,7 @@ class Datapath:
         self._quotas = quotas
         self._cni_config = cni_config
         self._surroundings: Surroundings | None = None  # as they were surveyed last
+        self._has_ipsec = False  # as observed last
         self._unhooked: tuple[str, ...] = ()  # pods with devices that lead past the hooks, as observed last
         self._near_share: tuple[IPAddress, ...] = ()  # pods that came near their share before the last collection
         self._maps = loader.PinnedMaps(pin_directory)
@@ -81,6 +82,7 @@ class Datapath:
 
     def observe(self, desired: Desired) -> plan.Observed:
         """Everything that `plan` compares, read from the kernel."""
+        self._has_ipsec = devices.has_ipsec()
         with NetlinkSocket() as route:
             links = devices.read_links(route)
             addresses = {address: index for index, address in devices.read_addresses(route)}
@@ -121,6 +123,7 @@ class Datapath:
                 object_digest=self._digest,
                 underlay=underlay.name if underlay else "",
                 link=_link(underlay, networks),
+                by_stack=needs_stack(underlay, links.values(), routes, self._has_ipsec),
                 limits=self._limits(),
                 host_devices=host_devices(links, bridges) | ways_out | self._host_devices,
                 surroundings=self._surroundings_for(desired, frozenset(by_name)),
@@ -155,6 +158,8 @@ class Datapath:
         """Reads anew what others have on the node, if anybody asks for that; whether it is something else than before.
         Other calls need not wait for it.
         """
+        if devices.has_ipsec() != self._has_ipsec:
+            return True
         before = self._surroundings
         if before is None:
             return False
@@ -220,6 +225,7 @@ class Datapath:
             return EgressStatus()
         searches = self._searches()
         pressed = {f"egress/{group}": 1 for group, (_, is_pressed) in searches.items() if is_pressed}
+        settings = self._settings()
         return EgressStatus(
             True,
             entries=self._entries(),
@@ -229,13 +235,14 @@ class Datapath:
             probed=self.probed(),
             passed=passed,
             drops=drops,
-            first_packets=self._first_packets(),
+            first_packets=status.first_packets(settings) if settings else None,
+            tunnel_packets=status.tunnel_packets(settings) if settings else None,
             unhooked=self._unhooked,
         )
 
-    def _first_packets(self) -> Way | None:
+    def _settings(self) -> layout.Settings | None:
         value = self._maps["settings"].get(layout.u32(0))
-        return status.first_packets(layout.decode(layout.Settings, value)) if value else None
+        return layout.decode(layout.Settings, value) if value else None
 
     def _entries(self) -> dict[str, int]:
         """Flows and ports as the programs count them, granules as they were at the last collection."""
@@ -512,6 +519,14 @@ class Datapath:
 
 def _overhead(desired: Desired) -> int:
     return plan.TUNNEL_OVERHEAD[desired.node_address.version if desired.node_address else 4]
+
+
+def needs_stack(underlay: Link | None, links: Iterable[Link], routes: devices.Routes, has_ipsec: bool) -> bool:
+    """Whether the host's stack may encrypt what goes to nodes, or cuts it smaller than the device does: the programs
+    do neither. A route that leads elsewhere, or whose MTU is locked, they see themselves.
+    """
+    is_narrow = underlay is not None and underlay.ifindex in routes.with_mtu
+    return has_ipsec or is_narrow or any(link.kind == "wireguard" for link in links)
 
 
 def _link(underlay: Link | None, networks: Mapping[int, frozenset[IPNetwork]]) -> entries.Link | None:

@@ -26,6 +26,7 @@ from egress.entries import (
     is_sayable,
     map_entries,
     overloaded,
+    underlay_link,
 )
 from egress.host.enforcement import first_packets
 from egress.host.links import PodDevice, Unhooked
@@ -314,7 +315,7 @@ def wanted_attachments(desired: Desired, observed: Observed) -> dict[tuple[str, 
     if observed.tunnel:
         wanted["from_tunnel", observed.tunnel.ifindex] = "the tunnel"
         wanted["to_tunnel", observed.tunnel.ifindex] = "the tunnel"
-    link = direct_link(desired, facts)
+    link = direct_link(desired, facts) or underlay_link(desired, facts)
     for name, ifindex in sorted({**facts.uplinks, **({link.name: link.ifindex} if link else {})}.items()):
         wanted["from_uplink", ifindex] = name
         if first_packets(desired, facts.surroundings).way == "forward":

@@ -16,6 +16,7 @@ IPNetwork = IPv4Network | IPv6Network
 Version = Literal[4, 6]
 Protocol = Literal["TCP", "UDP", "SCTP", "ICMP"]
 Transport = Literal["auto", "vxlan", "direct"]
+TunnelPackets = Literal["auto", "device"]
 Hindrance = Literal["draining", "no-session", "no-uplink", "no-route", "no-upstream"]
 NetworkPolicy = Literal["auto", "forward", "direct"]
 
@@ -168,6 +169,7 @@ class Desired:
     forward_mark: int = FORWARD_MARK  # the bit of the mark that such a packet bears
     flow_deadline: int = FLOW_DEADLINE  # seconds that a flow goes on which no policy sends its way any more
     transport: Transport = "vxlan"  # how packets go from this node to others
+    tunnel_packets: TunnelPackets = "auto"  # whether the programs may make and take them, past the host's stack
     neighbours: Mapping[int, Neighbour] = field(default_factory=dict)  # number -> its device, of nodes that have one
     watch: Watch | None = None  # None = no gateway is taken for dead
     out_of_service: frozenset[Hindrance] = frozenset()  # why sources are asked to use other gateways than this node

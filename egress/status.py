@@ -71,6 +71,9 @@ class Probed:
         return "link" if self.way & layout.WAY_DIRECT else "tunnel"
 
 
+TunnelWay = Literal["programs", "device"]
+
+
 @dataclass(frozen=True, slots=True)
 class EgressStatus:
     """As it was read last; nothing of it where nothing is attached, or reading was refused."""
@@ -90,6 +93,7 @@ class EgressStatus:
     drops: Mapping[str, int] = field(default_factory=dict)  # packets by reason
     probed: tuple[Probed, ...] = ()  # gateways
     first_packets: Way | None = None  # how a flow begins here; None = not told yet
+    tunnel_packets: TunnelWay | None = None  # who makes and takes them
     unhooked: tuple[str, ...] = ()  # addresses of selected pods that are not counted there
 
     @property
@@ -125,6 +129,10 @@ def told_apart(packets: Mapping[str, int], drops: Collection[str]) -> tuple[dict
 
 
 # --- out of maps
+
+
+def tunnel_packets(settings: layout.Settings) -> TunnelWay:
+    return "programs" if settings.underlay_ifindex else "device"
 
 
 def first_packets(settings: layout.Settings) -> Way | None:

@@ -285,10 +285,10 @@ class Agent:
         if kind not in COLUMNS:
             raise RequestRefused(f"unknown kind {kind!r}: one of {', '.join(COLUMNS)}", 2)
         nat = await in_thread(self._host.nat) if kind == "nat" else ()
-        probed = (await self._counted()).egress.probed if kind in ("gateways", "nodes") else ()
+        egress = (await self._counted()).egress if kind in ("gateways", "nodes") else EgressStatus()
         view = View(
-            self._snapshot, self._state, self._host.peers(), nat, self._states(), time.time(), probed,
-            self._pod_addresses(),
+            self._snapshot, self._state, self._host.peers(), nat, self._states(), time.time(), egress.probed,
+            egress.tunnel_packets, self._pod_addresses(),
         )  # fmt: skip
         return rows(kind, view)
 

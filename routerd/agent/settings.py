@@ -25,6 +25,7 @@ def settings_of(config: Config) -> Settings:
         external_cidrs=config.egress.in_cluster,
         tunnel_port=config.egress.tunnel_port,
         transport=config.egress.transport,
+        tunnel_packets=config.egress.tunnel_packets,
         network_policy=config.egress.network_policy,
         forward_mark=1 << config.egress.forward_mark_bit,
         flow_deadline=config.operator.flow_deadline,

@@ -16,7 +16,7 @@ from typing import Literal, cast
 
 from bpf.layout import PROBES_KEPT
 from egress.entries import is_sayable
-from egress.policy import NetworkPolicy, Transport
+from egress.policy import NetworkPolicy, Transport, TunnelPackets
 from routerd.config.cloud import CloudSettings, read_cloud
 from routerd.errors import InputError
 from routerd.formats.compose import documents
@@ -92,6 +92,9 @@ class EgressConfig:
     transport: Transport = "vxlan"
     """How packets go between nodes: vxlan = through the tunnel; direct = without it, between nodes on one link alone;
     auto = so where it was tried and works, else through the tunnel."""
+    tunnel_packets: TunnelPackets = "auto"
+    """Who makes and takes tunnel packets: auto = the programs where they can, past the host's stack; device = the
+    tunnel device alone, so that the host's own rules and IPsec policies see them."""
     attach: Literal["auto", "tcx", "clsact"] = "auto"
     """How programs are attached; auto = tcx where the kernel has it (6.6), else clsact."""
     loader: Literal["libbpf", "bcc"] = "libbpf"
@@ -398,8 +401,8 @@ def _listen(section: Section, default: tuple[IPAddress, int] | None) -> tuple[IP
 
 def _egress(section: Section) -> EgressConfig:
     egress = _sub(
-        section, "egress", "enabled", "uplinks", "host-devices", "tunnel-port", "transport", "attach", "loader",
-        "network-policy", "forward-mark-bit", "nat-entries", "flows-per-pod", "ports-per-pod", "in-cluster",
+        section, "egress", "enabled", "uplinks", "host-devices", "tunnel-port", "transport", "tunnel-packets", "attach",
+        "loader", "network-policy", "forward-mark-bit", "nat-entries", "flows-per-pod", "ports-per-pod", "in-cluster",
         "allowed-addresses", "liveness", "upstream-probe",
     )  # fmt: skip
     return EgressConfig(
@@ -408,6 +411,7 @@ def _egress(section: Section) -> EgressConfig:
         host_devices=tuple(_device(item) for item in egress.items("host-devices")),
         tunnel_port=egress.integer("tunnel-port", 1, 65535, DEFAULT.egress.tunnel_port),
         transport=cast(Transport, _choice(egress, "transport", "vxlan", "auto", "direct")),
+        tunnel_packets=cast(TunnelPackets, _choice(egress, "tunnel-packets", "auto", "device")),
         attach=cast(Literal["auto", "tcx", "clsact"], _choice(egress, "attach", "auto", "tcx", "clsact")),
         loader=cast(Literal["libbpf", "bcc"], _choice(egress, "loader", "libbpf", "bcc")),
         network_policy=cast(NetworkPolicy, _choice(egress, "network-policy", "auto", "forward", "direct")),

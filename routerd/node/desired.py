@@ -27,6 +27,7 @@ from egress.policy import (
     Ports,
     Served,
     Transport,
+    TunnelPackets,
     Watch,
 )
 from egress.policy import Desired as EgressDesired
@@ -93,6 +94,7 @@ class Settings:
     tunnel_port: int = DEFAULT_TUNNEL_PORT
     watch: Watch | None = None  # of gateways
     transport: Transport = "vxlan"
+    tunnel_packets: TunnelPackets = "auto"
     network_policy: NetworkPolicy = "direct"
     forward_mark: int = FORWARD_MARK
     flow_deadline: int = FLOW_DEADLINE  # seconds
@@ -377,6 +379,7 @@ def egress_state(
         uplinks=facts.uplinks,
         tunnel_port=settings.tunnel_port,
         transport=settings.transport,
+        tunnel_packets=settings.tunnel_packets,
         neighbours=neighbours,
         network_policy=settings.network_policy,
         forward_mark=settings.forward_mark,

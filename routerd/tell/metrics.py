@@ -148,6 +148,9 @@ def _egress(status: EgressStatus) -> Iterator[Metric]:
     text = "1 for the way of the first packet of a flow that a pod here begins."
     samples = [((way,), float(status.first_packets == way)) for way in ways] if status.first_packets else []
     yield _gauge("routerd_egress_first_packets", text, ("way",), samples)
+    text = "1 for who makes and takes this node's tunnel packets."
+    makers = [((by,), float(status.tunnel_packets == by)) for by in ("programs", "device") if status.tunnel_packets]
+    yield _gauge("routerd_egress_tunnel_packets", text, ("by",), makers)
     text = "First packets that were handed to the host's forward hook and did not come out."
     yield _gauge("routerd_egress_held_back_packets", text, (), _one(status.held_back))
     yield _gauge("routerd_egress_table_entries", "Entries of the tables that fill.", ("table",), _by(status.entries))

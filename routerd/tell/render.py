@@ -238,6 +238,8 @@ def _first_packets(it: EgressDesired) -> tuple[str, ...]:
 def _transport(it: EgressDesired) -> Iterator[str]:
     if it.transport != "vxlan":
         yield f"transport {it.transport}"
+    if it.tunnel_packets != "auto":
+        yield f"tunnel-packets {it.tunnel_packets}"
     for number, each in sorted(it.neighbours.items()):
         yield f"neighbour {number} {each.mac.hex(':')}{f' {each.link_local}' if each.link_local else ''}"
 
@@ -271,7 +273,7 @@ EGRESS: Sentence[EgressDesired] = Sentence(
         Part("detours node_addresses", _detours),
         Part("served", lambda it: (_served_line(address, it.served[address]) for address in _by_family(it.served))),
         Part("nodes", lambda it: (f"tunnel-node {number} {address}" for number, address in sorted(it.nodes.items()))),
-        Part("transport neighbours", _transport),
+        Part("transport tunnel_packets neighbours", _transport),
         Part("icmp_sources", lambda it: _networks("icmp-source", it.icmp_sources)),
         Part("uplinks", lambda it: (f"uplink {name}" for name in it.uplinks)),
         Part("network_policy forward_mark", _first_packets),

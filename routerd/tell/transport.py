@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from typing import Literal
 
 from egress.policy import Desired
-from egress.status import Probed
+from egress.status import Probed, TunnelWay
 from routerd.model import Allocations
 
 
 def transport_to(
-    name: str, egress: Desired | None, allocations: Allocations | None, probed: Sequence[Probed]
-) -> Literal["", "direct", "vxlan"]:
+    name: str,
+    egress: Desired | None,
+    allocations: Allocations | None,
+    probed: Sequence[Probed],
+    tunnel_packets: TunnelWay | None = None,
+) -> Literal["", "direct", "vxlan", "vxlan-device"]:
     """Nothing to itself, and where nothing goes. What is wanted, but for a link that fails."""
     number = next((each.number for each in allocations.numbers if each.node == name), 0) if allocations else 0
     if egress is None or name == egress.node or number not in egress.nodes:
@@ -22,4 +26,6 @@ def transport_to(
     )
     if egress.transport != "vxlan" and number in egress.neighbours and not (fails and egress.transport == "auto"):
         return "direct"
-    return "" if egress.transport == "direct" else "vxlan"
+    if egress.transport == "direct":
+        return ""
+    return "vxlan-device" if tunnel_packets == "device" else "vxlan"

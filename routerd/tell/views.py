@@ -17,7 +17,7 @@ from bgp.path import Path
 from bgp.rib import family_of
 from bgp.session import PeerStatus as Session
 from egress.policy import selected_pods
-from egress.status import Probed
+from egress.status import Probed, TunnelWay
 from ipam.pod_addresses import PodAddresses
 from ipam.pool import count_buggy, key_of
 from routerd.memo import Tally, by_identity
@@ -77,6 +77,7 @@ class View:
     states: Mapping[str, str] = field(default_factory=dict)  # of nodes that say more of it than their Node
     now: float | None = None  # seconds of the Unix epoch; None = what is shown is not of now
     probed: tuple[Probed, ...] = ()
+    tunnel_packets: TunnelWay | None = None
     pod_addresses: PodAddresses = field(default_factory=PodAddresses)
 
 
@@ -132,9 +133,10 @@ def _nodes(view: View) -> list[Row]:
     groups = view.snapshot.allocations.groups if view.snapshot.allocations else ()
     told = view.snapshot.allocations.nodes if view.snapshot.allocations else ()
     silent = {each.node: each.silent_since for each in told if each.silent_since}
+    way_of = view.state.egress, view.snapshot.allocations, view.probed, view.tunnel_packets
     return [
         _node(node, view.states.get(name) or _node_state(node, silent), groups, _age(silent.get(name, ""), view.now))
-        | {"transport": transport_to(name, view.state.egress, view.snapshot.allocations, view.probed)}
+        | {"transport": transport_to(name, *way_of)}
         for name, node in sorted((view.snapshot.nodes or {}).items())
     ]
 

@@ -10,6 +10,7 @@ One such line for each mode, all at once, and modes take turns within each round
     nft_flowtable  nft, and what is established goes by    routerd_vxlan  our datapath behind VXLAN
                    a flow table, where the kernel has it   routerd_direct and without a tunnel
     routerd_forward  routerd_vxlan, first packets by the forward hook; measured where it is named
+    routerd_device   routerd_vxlan, tunnel packets by the tunnel device; measured where it is named
 
 Both families in one run. Packets take the same hops in all modes. Pods have an MTU of 1500, behind VXLAN 1450. The
 worker of the nft modes chooses nothing: all that it forwards goes to the gateway. With `--netfilter` worker and gateway
@@ -63,6 +64,7 @@ UNITS = {"tcp_gbps": 8e-9, "rr_per_s": 1.0, "conn_per_s": 1.0, "udp64_kpps": 1e-
 BARS = {
     ("routerd_vxlan", "nft_vxlan"): {"tcp_gbps": 1.1, "rr_per_s": 1.15, "conn_per_s": 1.2, "udp64_kpps": 1.2},
     ("routerd_forward", "routerd_vxlan"): {"tcp_gbps": 0.98, "rr_per_s": 0.98, "conn_per_s": 0.85, "udp64_kpps": 0.98},
+    ("routerd_vxlan", "routerd_device"): {"tcp_gbps": 1.0, "rr_per_s": 1.0, "conn_per_s": 1.0, "udp64_kpps": 1.0},
     ("routerd_vxlan", "plain_vxlan"): {"tcp_gbps": 0.97, "rr_per_s": 0.98, "conn_per_s": 0.98, "udp64_kpps": 0.98},
     ("routerd_direct", "plain"): {"tcp_gbps": 0.93, "rr_per_s": 0.95, "conn_per_s": 0.92},
     ("routerd_direct", "nft"): {"conn_per_s": 1.1},
@@ -109,7 +111,7 @@ class Site:
 
     @property
     def tunnelled(self) -> bool:
-        return self.mode.endswith(("_vxlan", "_forward"))
+        return self.mode.endswith(("_vxlan", "_forward", "_device"))
 
     @property
     def is_ours(self) -> bool:
@@ -243,6 +245,7 @@ class Site:
             cluster=frozenset(networks), pod_cidrs=frozenset(networks[2:]) if part == "worker" else frozenset(),
             network_policy="forward" if self.mode == "routerd_forward" else "direct",
             transport="vxlan" if self.tunnelled else "direct",
+            tunnel_packets="device" if self.mode == "routerd_device" else "auto",
             neighbours={numbers[name]: neighbour(self.parts[name], addresses[name]) for name in numbers},
         )  # fmt: skip
 

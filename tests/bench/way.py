@@ -19,6 +19,7 @@ from tests.bench.report import Row, compiled, forget, machine, spread, write
 MODES = {  # -> what it is compared with
     "plain": "plain", "nft": "plain", "routerd_direct": "plain",
     "plain_vxlan": "plain_vxlan", "nft_vxlan": "plain_vxlan", "routerd_vxlan": "plain_vxlan",
+    "routerd_device": "plain_vxlan",
 }  # fmt: skip
 FIGURES = ("out_ns", "back_ns", "connection_ns")
 

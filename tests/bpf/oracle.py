@@ -10,20 +10,25 @@ from typing import Any, TypeVar
 
 from bpf import layout
 from egress.policy import FORWARD_MARK, Desired, IPAddress
-from tests.bpf.packets import BadPacket, Shape, build, parse
+from tests.bpf.packets import BadPacket, Shape, build, parse, vxlan
+from tests.bpf.wishes import HERE
 from tests.bpf.world import (
     BESIDES4,
     BESIDES6,
     EGRESS_IP,
     EGRESS_IP6,
+    MACS,
     NODE_EGRESS_IP,
     NODE_MACS,
     POD,
     POD2,
     POD6,
     POD26,
+    SELF,
     TUNNEL_MTU,
+    TUNNEL_PORT,
     WORKER,
+    WORKER2,
     World,
     flow_key_bytes,
     fragment_key_bytes,
@@ -108,6 +113,15 @@ class Arrival:
     packet: Packet
     shape: Shape = field(default_factory=Shape)
     mark: int = 0
+    tunnel: tuple[IPv4Address, int] | None = None  # the endpoint that it comes from, and its VNI
+
+    @property
+    def frame(self) -> bytes:
+        inner = build(self.packet, self.shape)
+        if self.tunnel is None:
+            return inner
+        endpoint, vni = self.tunnel
+        return MACS["underlay"] + vxlan(inner, vni, TUNNEL_PORT, Packet(endpoint, SELF))[6:]
 
 
 def arrival(number: int, state: State) -> Arrival:
@@ -116,7 +130,7 @@ def arrival(number: int, state: State) -> Arrival:
     program = choices.of(
         (
             "from_pod", "from_pod", "from_pod", "from_pod", "from_uplink", "from_uplink", "from_link", "to_pod",
-            "to_uplink", "to_beneath",
+            "to_uplink", "to_beneath", "from_node", "from_node",
         )
     )  # fmt: skip
     version = choices.of((4, 6))
@@ -132,6 +146,8 @@ def arrival(number: int, state: State) -> Arrival:
         return given if program == "from_pod" else replace(given, program=program, device="uplink", mark=FORWARD_MARK)
     if program == "from_link":
         return _from_link(choices, state, version)
+    if program == "from_node":
+        return _from_node(choices, state, version)
     return _from_uplink(choices, state, version) if program == "from_uplink" else _to_pod(choices, state, version)
 
 
@@ -260,11 +276,24 @@ def _from_uplink(choices: Choices, state: State, version: Version) -> Arrival:
 
 def _from_link(choices: Choices, state: State, version: Version) -> Arrival:
     """From another node, or one that looks like it: what it sends out by this node, or an answer that it brings."""
-    if choices.of((True, False)):
-        return _by_link(choices, _from_uplink(choices, state, version))
+    answers = choices.of((True, False))
+    return _by_link(choices, (_from_uplink if answers else _on_its_way_out)(choices, state, version))
+
+
+def _from_node(choices: Choices, state: State, version: Version) -> Arrival:
+    """The same in a tunnel packet, which the program takes off. What is no IP, or expires, is the tunnel device's."""
+    endpoint, back = choices.of((WORKER, WORKER, WORKER2)), layout.VNI_BACK
+    vni = choices.of((HERE, HERE, back, back, back, layout.VNI_RELAYED, layout.VNI_RELAYED | 1))
+    given = (_from_uplink if vni & back else _on_its_way_out)(choices, state, version)
+    packet = replace(given.packet, kind="malformed") if given.packet.kind == "not-ip" else given.packet
+    packet = replace(packet, ttl=max(packet.ttl, 2))
+    return replace(given, device="underlay", packet=packet, tunnel=(endpoint, vni))
+
+
+def _on_its_way_out(choices: Choices, state: State, version: Version) -> Arrival:
     source, ports = choices.of(EGRESS_IPS[version]), (choices.of(EGRESS_PORTS), choices.of(REMOTE_PORTS))
     packet, shape = _finish(choices, _odd(choices, _flow(choices, source, choices.of(OUTSIDE[version]), ports), state))
-    return _by_link(choices, Arrival("from_uplink", "underlay", packet, shape))
+    return Arrival("from_uplink", "underlay", packet, shape)
 
 
 def _by_link(choices: Choices, arrival: Arrival) -> Arrival:
@@ -322,6 +351,8 @@ def expect(world: World, tables: Tables, state: State, given: Arrival) -> Outcom
             return datapath.to_beneath(tables, device, given.packet)
         case "to_pod":
             return datapath.to_pod(tables, state, device, given.packet)
+        case _ if given.tunnel:
+            return datapath.from_tunnel(tables, state, *given.tunnel, given.packet)
         case _:
             return datapath.from_uplink(tables, state, given.packet, device, given.shape.source_mac)
 
@@ -353,7 +384,7 @@ def _left_behind(world: World, state: State, key: FlowKey) -> Draw | None:
 def step(world: World, tables: Tables, state: State, number: int) -> tuple[Arrival, Outcome]:
     """One packet through the program and the model: the verdict and the packet that leaves are the same."""
     given = arrival(number, state)
-    verdict, out = world.run(given.program, given.device, build(given.packet, given.shape), given.mark)
+    verdict, out = world.run(given.program, given.device, given.frame, given.mark)
     after = _parse(out)
     expected = expect(world, tables, state, given)
     assert verdict == expected.verdict, (given, expected, after, world.counted())

@@ -329,6 +329,13 @@ def inside_vxlan(frame: bytes) -> tuple[IPAddress, int, bytes]:
     return outer.destination, word >> 8, frame[start + 8 :]
 
 
+def is_vxlan(frame: bytes, source: IPAddress, port: int) -> bool:
+    """Whether an endpoint's own tunnel packet over IPv4 is in the frame."""
+    ports = struct.unpack_from("!H", frame, ETHERNET + 22) if len(frame) > ETHERNET + 28 else ()
+    header = frame[ETHERNET : ETHERNET + 20]
+    return frame[12:14] == b"\x08\0" and header[9] == UDP and header[12:16] == source.packed and ports == (port,)
+
+
 def told_mtu(frame: bytes) -> int:
     """The MTU in an ICMP "fragmentation needed" (RFC 1191, section 4) or ICMPv6 "packet too big"."""
     packet = parse(frame)

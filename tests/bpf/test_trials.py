@@ -52,7 +52,8 @@ def test_a_trial_leaves_by_the_tunnel_of_its_gateway_as_a_packet_of_the_set(gate
     gateway.world.fill(to_world(THERE))
     inner = frame(Trial(THERE, EGRESS_IPS[version], OURS, WORKER2_NUMBER), TOKEN)
     syscall.run_program(gateway.world.program("send_trial"), inner)
-    assert gateway.answered_frame() == (WORKER2, THERE, inner)
+    node, vni, sent = gateway.answered_frame()
+    assert (node, vni, sent[6:]) == (WORKER2, THERE, inner[6:])
     assert gateway.world.counted() == {"trial_sent": 1}
 
 
@@ -69,7 +70,8 @@ def test_a_trial_by_a_gateway_that_is_not_known_is_not_sent(gateway: Gateway) ->
 def test_a_gateway_sends_back_what_bears_a_port_of_the_sender(gateway: Gateway, version: int) -> None:
     inner = frame(Trial(THERE, EGRESS_IPS[version], THEIRS, SELF_NUMBER), TOKEN)
     gateway.take(inner, WORKER, THERE)
-    assert gateway.answered_frame() == (WORKER, BACK, come_back(inner))
+    node, vni, sent = gateway.answered_frame()
+    assert (node, vni, sent[6:]) == (WORKER, BACK, come_back(inner)[6:])
     assert gateway.world.counted() == {"trial_echoed": 1}
 
 

@@ -9,7 +9,7 @@ from functools import singledispatchmethod
 
 from bpf import layout
 from egress import plan
-from egress.entries import Facts, MapEntries
+from egress.entries import Facts, Link, MapEntries
 from egress.host.links import PodDevice
 from egress.nftables.guard import Guard
 from egress.plan import Attachment, Observed, Tunnel
@@ -23,6 +23,8 @@ class FakeNode:
     devices: Mapping[IPAddress, PodDevice] = field(default_factory=dict)
     uplinks: Mapping[str, int] = field(default_factory=lambda: {"eth0": 2})
     underlay_mtu: int = 1500
+    link: Link | None = None  # of nodes
+    by_stack: bool = False
     digest: int = DIGEST  # of the object that this release ships
     tunnel: Tunnel | None = None
     maps: dict[str, MapEntries] = field(default_factory=dict)
@@ -50,7 +52,7 @@ class FakeNode:
         tunnel = self.tunnel.ifindex if self.tunnel else 0
         mtu = self.underlay_mtu - plan.TUNNEL_OVERHEAD[4] if self.underlay_mtu else 0
         return Observed(
-            facts=Facts(self.devices, self.uplinks, tunnel, mtu, self.digest),
+            facts=Facts(self.devices, self.uplinks, tunnel, mtu, self.digest, link=self.link, by_stack=self.by_stack),
             pinned_digest=0 if self.other_layout else self.pinned_digest(),
             other_layout=self.other_layout,
             hands_over=self.set_aside or (self.other_layout and self.can_hand_over),

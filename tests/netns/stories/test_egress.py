@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import socket
@@ -21,7 +22,7 @@ from egress import devices
 from egress.netdev import Datapath
 from egress.netlink import NetlinkSocket
 from egress.plan import problems, wanted_attachments
-from egress.policy import Policy, Ports
+from egress.policy import TUNNEL_DEVICE, Policy, Ports
 from routerd.model import severity_of
 from tests.bpf.packets import build
 from tests.models.next_release import next_release
@@ -81,6 +82,39 @@ def test_pod_devices_are_found_also_after_pyroute2_was_used_elsewhere(cluster: C
             assert list(route.get_addr())
         observed = cluster.datapaths["worker"].observe(cluster.desired("worker"))
     assert IPv4Address(cluster.lab.pod("sel").address) in observed.facts.devices
+
+
+BY_STACK = {  # what makes the host's stack do more than send tunnel packets, and what takes it away
+    "IPsec": ("xfrm policy add dst 10.99.0.9 dir out action block", "xfrm policy delete dst 10.99.0.9 dir out"),
+    "a narrow route": ("route add 10.99.0.0/24 via 10.0.0.1 mtu 1400", "route delete 10.99.0.0/24"),
+}
+
+
+@pytest.mark.parametrize("what", BY_STACK)
+def test_the_programs_make_tunnel_packets_unless_the_hosts_stack_has_to(cluster: Cluster, what: str) -> None:
+    worker, pod, (begins, ends) = cluster.lab.node("worker"), cluster.lab.pod("sel"), BY_STACK[what]
+
+    def makes() -> tuple[str | None, bool]:
+        """Who says that it makes them, and whether the tunnel device has sent what a pod's question made."""
+        before = sent_by_tunnel_device(worker)
+        assert pod.get(FW_ADDRESS).source == str(EGRESS_IP)
+        with netns.entered(worker.name):
+            return cluster.datapaths["worker"].status().tunnel_packets, sent_by_tunnel_device(worker) > before
+
+    assert makes() == ("programs", False)
+    worker.ip(begins)
+    try:
+        cluster.apply()
+        assert makes() == ("device", True)
+    finally:
+        worker.ip(ends)
+        cluster.apply()
+    assert makes() == ("programs", False)
+
+
+def sent_by_tunnel_device(node: Namespace) -> int:
+    (shown,) = json.loads(node.run(["ip", "-s", "-j", "link", "show", "dev", TUNNEL_DEVICE]))
+    return int(shown["stats64"]["tx"]["packets"])
 
 
 @pytest.fixture
@@ -625,6 +659,6 @@ def test_a_namespace_without_any_route_is_read() -> None:
     empty.create()
     try:
         with netns.entered(empty.name), NetlinkSocket() as route:
-            assert devices.read_routes(route) == devices.Routes(frozenset(), {}, frozenset(), {})
+            assert devices.read_routes(route) == devices.Routes(frozenset(), {}, frozenset(), frozenset(), {})
     finally:
         netns.run(["ip", "netns", "del", empty.name])

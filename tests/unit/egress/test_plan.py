@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpf import layout
-from egress.entries import Facts
+from egress.entries import Facts, Link, describe, underlay_link
 from egress.host.links import PodDevice, Unhooked
 from egress.nftables.guard import render
 from egress.plan import (
@@ -87,6 +87,24 @@ def test_the_first_plan_of_a_worker() -> None:
         "attach to_tunnel to the tunnel",
     ]
     assert plan(on_worker(), node.observe()) == ()
+
+
+def test_the_programs_make_and_take_tunnel_packets_on_the_nodes_link() -> None:
+    """Until the host's stack may do more to them, or somebody wants the device to do it."""
+    node, settings = (
+        FakeNode(link=Link(3, "eth1", 1500)),
+        "map settings: put node 10.0.0.1, tunnel device 101 port 8473",
+    )
+    settle(node, on_worker())
+    assert Attachment("from_uplink", 3) in node.attachments
+    assert "tunnel packets by device 3" in describe("settings", *next(iter(node.maps["settings"].items())))
+    node.by_stack = True
+    left = carry_out(node, plan(on_worker(), node.observe()))
+    assert left == [f"{settings} mtu 1450, object 000000000000abcd", "detach from_uplink from device 3"]
+    node.by_stack = False
+    assert carry_out(node, plan(on_worker(tunnel_packets="device"), node.observe())) == []
+    six = on_worker(node_address=IPv6Address("fd00::1"))
+    assert underlay_link(six, node.observe().facts) is None, "a receiver may want a checksum there"
 
 
 def test_the_first_plan_of_a_gateway() -> None:

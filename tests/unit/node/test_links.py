@@ -97,6 +97,12 @@ def test_how_a_node_is_reached_is_shown(transport: Transport, probed: tuple[Prob
     assert [transport_to(name, desired(transport), allocations, probed) for name in ("gw", "far", "here")] == shown
 
 
+def test_it_is_shown_whose_the_tunnel_packets_are() -> None:
+    allocations = Allocations(numbers=NUMBERS)
+    shown = [transport_to("far", desired("auto"), allocations, (), each) for each in (None, "programs", "device")]
+    assert shown == ["vxlan", "vxlan", "vxlan-device"]
+
+
 def test_a_link_that_is_none_is_left_out() -> None:
     assert told_link({"address": "10.0.0.11", "mac": MAC}) == NodeLink(GATEWAY, MAC)
     for spoiled in ({"mac": MAC}, {"address": "10.0.0.11", "mac": "x"}, {"address": "x", "mac": MAC}):

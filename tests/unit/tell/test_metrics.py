@@ -66,6 +66,7 @@ FULL = AgentStatus(
         {"no_gateway": 5},
         (PROBED,),
         "forward",
+        "programs",
         ("10.1.11.9",),
     ),
     store=StoreStatus(
@@ -121,6 +122,8 @@ def test_the_numbers() -> None:
         'routerd_egress_packets_total{outcome="translated"} 8.0',
         'routerd_egress_first_packets{way="forward"} 1.0',
         'routerd_egress_first_packets{way="direct"} 0.0',
+        'routerd_egress_tunnel_packets{by="programs"} 1.0',
+        'routerd_egress_tunnel_packets{by="device"} 0.0',
         "routerd_egress_held_back_packets 3.0",
         'routerd_egress_table_limit{table="flows"} 1000.0',
         'routerd_egress_table_entries{table="flows"} 9.0',
@@ -226,7 +229,8 @@ def test_status_as_json_has_the_parts_of_the_rooms() -> None:
         "datapath": True, "pods": 1, "entries": {"flows": 9}, "room": {"flows": 1000}, "long_searches": {"7": 3},
         "pressed": {"egress/7": 1},
         "passed": {"translated": 8, "handed_in": 7, "came_out": 4}, "drops": {"no_gateway": 5},
-        "probed": (asdict(PROBED),), "first_packets": "forward", "unhooked": ("10.1.11.9",),
+        "probed": (asdict(PROBED),), "first_packets": "forward",
+            "tunnel_packets": "programs", "unhooked": ("10.1.11.9",),
     }  # fmt: skip
     assert document["peers"] == [
         {"peer": "tor", "address": "10.0.0.1", "up": True, "state": "up", "since_seconds": None, "flaps": 2,

@@ -112,6 +112,7 @@ KINDS = {
         of_egress,
         {
             "network_policy": "direct", "forward_mark": 2, "flow_deadline": 7, "transport": "auto",
+            "tunnel_packets": "device",
             "neighbours": {2: Neighbour(b"\x02\0\0\0\0\2")},
             "node": "b", "node_address": TOR, "tunnel_port": 1, "pods": {POD: (), SIX: ()}, "policies": {},
             "groups": {}, "served": {SIX: SERVED}, "nodes": {1: TOR}, "icmp_sources": (TOR, SIX),
