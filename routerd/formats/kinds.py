@@ -120,8 +120,8 @@ _CORE = (
     Kind(
         "", "v1", "Node", "nodes", custom=False, reader=_told(core.read_node, node_labels), parts=("nodes",),
         kept=(
-            "spec.podCIDR", "spec.podCIDRs", "spec.providerID", "spec.unschedulable", "status.addresses",
-            "status.conditions",
+            "spec.podCIDR", "spec.podCIDRs", "spec.providerID", "spec.unschedulable", "spec.taints",
+            "status.addresses", "status.conditions",
         ),
         read_by=BOTH, word=NODE,
     ),
@@ -142,7 +142,7 @@ _CORE = (
     Kind(
         "discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", namespaced=True, custom=False,
         reader=_told(core.read_endpoint_slice, slice_labels), parts=("endpoint_slices",), read_by=AGENT,
-        kept=("addressType", "endpoints"),
+        kept=("addressType", "endpoints", "ports"),
     ),
     Kind(
         "", "v1", "ConfigMap", "configmaps", namespaced=True, custom=False, parts=("bgp", "pools", "allocations"),
