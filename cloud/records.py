@@ -104,9 +104,9 @@ def holding_row(each: Holding) -> Row:
 
 
 def read_holding(
-    instance: str, node: str, held: list[Row], intent: Row, served: float, missing: float, generation: int
+    instance: str, node: str, held: list[Row], intent: Row, served: float, missing: float, generation: int = 1
 ) -> Holding:  # fmt: skip
-    """Raises ValueError or TypeError for what is no row of one."""
+    """Raises ValueError or TypeError for what is no row of one. Old ones have no generation: it is the first."""
     return Holding(
         instance, node, tuple(_held(*one) for one in held), read_intent(intent), float(served), float(missing),
         int(generation),

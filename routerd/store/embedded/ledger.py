@@ -87,7 +87,16 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "INSERT INTO groups SELECT id, egress_ip, state, since, gateways, lease FROM old_groups",
         "DROP TABLE old_groups",
     ),
-    *((create(table),) for table in TABLES[5:8]),
+    (
+        """CREATE TABLE cloud_instances (
+            instance TEXT NOT NULL, node TEXT NOT NULL, held TEXT NOT NULL, intent TEXT NOT NULL,
+            served REAL NOT NULL, missing REAL NOT NULL, lease INTEGER NOT NULL,
+            PRIMARY KEY (instance)) WITHOUT ROWID""",
+    ),
+    *((create(table),) for table in TABLES[6:8]),
+    (  # a node holds to no generation 0, so what it has by the records of before is the first one
+        "ALTER TABLE cloud_instances ADD COLUMN generation INTEGER NOT NULL DEFAULT 1",
+    ),
 )
 PRUNE_PERIOD = 86400.0  # seconds between looks for audit entries that are too old
 

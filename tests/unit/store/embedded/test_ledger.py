@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from cloud.records import read_holding
 from ipam.pool import Use
 from ipam.port_sets import PortSet, PortTable, Told
 from ipam.round import Record
@@ -266,6 +267,38 @@ def test_a_ledger_of_the_time_when_gateways_translated_opens_with_all_that_it_sa
         moved = replace(FULL, groups=(replace(FULL.groups[0], gateways=("g2",)), FULL.groups[1]))
         opened.record(difference(FULL, moved, 11.0))
         assert opened.read() == moved
+    finally:
+        opened.close()
+
+
+# The instances of a cloud from schema 9 to 11, one with an interface.
+OF_SCHEMA_11 = """\
+DROP TABLE cloud_instances;
+CREATE TABLE cloud_instances (
+    instance TEXT NOT NULL, node TEXT NOT NULL, held TEXT NOT NULL, intent TEXT NOT NULL, served REAL NOT NULL,
+    missing REAL NOT NULL, lease INTEGER NOT NULL, PRIMARY KEY (instance)) WITHOUT ROWID;
+INSERT INTO cloud_instances VALUES ('i-1', 'a',
+    '[["eni-1", "02:00:00:00:00:01", 1, "10.0.0.5", "10.0.0.0/24", [["10.0.0.6/32", "used", 1.0, 0.0]]]]', '[]',
+    2.0, 0.0, 7), ('i-2', '', '[]', '[]', 0.0, 3.0, 7);
+PRAGMA user_version = 11;
+"""
+
+
+def test_a_ledger_of_the_time_before_generations_of_interfaces_opens_with_all_that_it_says(path: Path) -> None:
+    opened = SqliteLedger(path)
+    opened.record(difference(Ledger(), FULL, 10.0))
+    opened.close()
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(OF_SCHEMA_11)
+    held = ["eni-1", "02:00:00:00:00:01", 1, "10.0.0.5", "10.0.0.0/24", [["10.0.0.6/32", "used", 1.0, 0.0]]]
+    instances = (read_holding("i-1", "a", [held], [], 2.0, 0.0), read_holding("i-2", "", [], [], 0.0, 3.0))
+    assert {each.generation for each in instances} == {1}
+    opened = SqliteLedger(path)
+    try:
+        assert opened.read() == replace(FULL, cloud_instances=instances)
+        after = replace(FULL, cloud_instances=(replace(instances[0], generation=2),))
+        opened.record(difference(opened.read(), after, 11.0))
+        assert opened.read() == after
     finally:
         opened.close()
 
