@@ -16,8 +16,8 @@ DEFAULT = "default"  # Cilium's pool of nodes and pods that name none
 
 
 def cluster_cidr(network: IPNetwork, prefix: int) -> ClusterCIDR:
-    """Blocks of that prefix length, or larger ones where these were too many."""
-    return ClusterCIDR(network, min(prefix, network.prefixlen + MOST_BLOCK_BITS))
+    """Blocks of that prefix length, or larger ones where these were too many; all of a network that is smaller."""
+    return ClusterCIDR(network, max(network.prefixlen, min(prefix, network.prefixlen + MOST_BLOCK_BITS)))
 
 
 def read_cilium(value: Value) -> tuple[PodPool | None, tuple[Refusal, ...]]:

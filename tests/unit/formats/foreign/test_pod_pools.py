@@ -6,8 +6,9 @@ from ipaddress import ip_network
 
 import pytest
 
+from routerd.cluster.pod_cidrs import give_blocks
 from routerd.errors import InputError
-from routerd.model import AddressPool, ClusterCIDR, LabelSelector, Origin, PodPool
+from routerd.model import AddressPool, ClusterCIDR, LabelSelector, Node, Origin, PodPool
 from routerd.selectors import Requirement
 from routerd.store.merge import merge
 from tests.models.manifests import read_text
@@ -48,6 +49,14 @@ def test_calico_s_pool_gives_blocks_of_its_size_to_the_nodes_that_it_selects() -
     assert other.nodes == LabelSelector((), (Requirement("rack", "In", ("a",)), Requirement("gpu", "Exists")))
     six = of_pods(CALICO + '{cidr: "fd00::/48"}')
     assert six.cidrs[0].node_prefix == 64, "65,536 blocks at most"
+
+
+@pytest.mark.parametrize("cidr", ["10.9.0.0/28", "10.9.0.1/32", "fd00::/126"])
+def test_a_calico_pool_smaller_than_its_blocks_is_one_block(cidr: str) -> None:
+    (one,) = of_pods(CALICO + f'{{cidr: "{cidr}"}}').cidrs
+    assert (one.network, one.node_prefix) == (ip_network(cidr), ip_network(cidr).prefixlen)
+    given = give_blocks((one,), (), {"a": Node("a")}, {}, (), now=0.0)
+    assert [each.block for each in given.records] == [ip_network(cidr)]
 
 
 @pytest.mark.parametrize(
