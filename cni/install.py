@@ -59,7 +59,7 @@ def install_whole(
     A node is ready as soon as there is a configuration, and pods come then.
     """
     target, text = conf_dir / WHOLE, rendered(whole(ipam, entry))
-    first = next(_configurations(conf_dir), target)
+    first = min((target, *_configurations(conf_dir)))
     if first != target:
         raise NotChainable(f"{first} comes first there: remove it, or run without --whole to be chained in it")
     done = [*_install_programs(bin_dir)]
@@ -137,14 +137,15 @@ def main_plugins(conf_dir: Path = CONF_DIR) -> list[str]:
 
 
 def _configurations(directory: Path) -> Iterator[Path]:
-    """In the order of runtimes."""
+    """In the order of runtimes, which pass over directories."""
     if directory.is_dir():
-        yield from (path for path in sorted(directory.iterdir()) if path.suffix in (".conf", ".conflist", ".json"))
+        named = (path for path in sorted(directory.iterdir()) if path.suffix in (".conf", ".conflist", ".json"))
+        yield from (path for path in named if not path.is_dir())
 
 
 def _readable(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
     for path in paths:
-        with suppress(NotChainable, UnicodeDecodeError, FileNotFoundError):
+        with suppress(NotChainable, UnicodeDecodeError, OSError):
             yield parsed(path.read_text(encoding="utf-8"))
 
 

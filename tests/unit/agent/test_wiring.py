@@ -36,6 +36,12 @@ def test_a_plugin_that_wires_nothing_of_the_cloud_is_no_hindrance(
     assert (found.hindrance(), found.observe(Desired()).others) == ("", ())
 
 
+def test_what_is_no_file_is_no_configuration(tmp_path: Path) -> None:
+    (tmp_path / "00-old.conf").mkdir()
+    (tmp_path / "01-gone.conf").symlink_to(tmp_path / "01-gone.conf")
+    assert room(tmp_path, ("aws-cni",)).hindrance().startswith("Amazon's VPC CNI")
+
+
 def test_a_node_that_takes_no_part_is_its_own_business(tmp_path: Path) -> None:
     found = room(tmp_path, ("aws-cni",), takes_part=False)
     assert (found.hindrance(), found.observe(Desired()).others) == ("", ())

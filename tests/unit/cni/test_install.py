@@ -43,6 +43,13 @@ class Host:
         return {path.name: json.loads(path.read_text()) for path in sorted(self.conf.iterdir())}
 
 
+def test_a_directory_is_no_configuration_whatever_its_name(tmp_path: Path) -> None:
+    host = Host(tmp_path, {"10-pods.conflist": LIST})
+    (host.conf / "00-old.conf").mkdir()
+    assert host.install()[-1] == f"chained routerd-cni in {host.conf}/10-pods.conflist"
+    assert host.uninstall()[0] == f"took routerd-cni out of {host.conf}/10-pods.conflist"
+
+
 def test_the_last_of_the_first_list_and_away_again(tmp_path: Path) -> None:
     host = Host(tmp_path, {"10-pods.conflist": LIST, "20-more.conflist": LIST, "00-notes.txt": {}})
     assert host.install() == [

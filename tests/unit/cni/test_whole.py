@@ -53,6 +53,11 @@ def test_once_it_is_there_it_stays_while_there_is_no_address(host: Host) -> None
     assert host.install(NOT_YET)[-1] == f"wrote {host.conf / WHOLE}"
 
 
+def test_what_comes_behind_stops_nothing(host: Host) -> None:
+    (host.conf / "99-loopback.conflist").write_text("{}")
+    assert host.install()[-1] == f"wrote {host.conf / WHOLE}"
+
+
 def test_where_another_comes_first_nothing_is_written(host: Host) -> None:
     (host.conf / "05-cilium.conflist").write_text("{}")
     with pytest.raises(NotChainable, match=r"05-cilium\.conflist comes first"):
