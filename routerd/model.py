@@ -350,6 +350,7 @@ class AddressPool:
     services: tuple[ServiceSelection, ...] | None = None  # which may have addresses of it (OR); None = every one
     gateways: LabelSelector | None = None  # of policies that leave with its addresses and do not say
     labels: Labels | None = None  # of a reader: PoolAdvertisements take it by these (`routerd.store.merge`)
+    ranges: tuple[tuple[IPNetwork, ...], ...] = ()  # of a reader, with `labels`: blocks that were written as one
     origin: Origin = Origin()
 
 

@@ -120,6 +120,7 @@ def merge(
     theirs = cilium_bgp.joined(
         _of(entries, cilium_bgp.ClusterConfig), _of(entries, cilium_bgp.PeerConfig), _of(entries, cilium_bgp.Advertised)
     )
+    whole = cilium_bgp.with_ways(announced.pools, theirs.ways)
     profiles = {profile.name: profile for profile in _of(entries, BfdProfile)}
     lost = unreadable(files, policies, allocations, seen)
     all_refusals = [
@@ -130,6 +131,7 @@ def merge(
         *pools.refusals,
         *announced.refusals,
         *theirs.refusals,
+        *whole.refusals,
         *lost,
         *(one for peer in peers for one in without_profile(peer, profiles)),
     ]
@@ -140,7 +142,7 @@ def merge(
         services={service.key: service for service in _of(entries, Service)},
         endpoint_slices=tuple(_of(entries, EndpointSlice)),
         bgp=Peering(_unique_peers((*(with_bfd(peer, profiles) for peer in peers), *theirs.peers))),
-        pools=cilium_bgp.with_ways(announced.pools, theirs.ways),
+        pools=whole.pools,
         pod_pools=pools.of_pods,
         policies=None if lost else policies,
         allocations=allocations,
@@ -258,7 +260,7 @@ def _unique(entries: Iterable[Entry]) -> tuple[list[Entry], list[Refusal]]:
 
 def _is_unread(file: Loaded, kind: str) -> bool:
     """Whether an object of the kind, as far as that can be seen, says something that is not read."""
-    return any(each.ref.kind == kind for each in file.mistakes)
+    return any(each.kind == kind for each in (*file.unread, *(wrong.ref for wrong in file.mistakes)))
 
 
 def _misplaced(entry: Entry) -> Refusal:

@@ -51,6 +51,22 @@ def test_pools_of_metallb_come_change_and_go() -> None:
     asyncio.run(story())
 
 
+def test_an_advertisement_of_metallb_that_cannot_be_read_opens_no_pool() -> None:
+    wrong = {"apiVersion": "metallb.io/v1beta1", "kind": "BGPAdvertisement"}
+    wrong |= {"metadata": {"name": "a", "namespace": "default"}, "spec": {"communities": ["1:2:3:4"]}}
+
+    async def story() -> None:
+        async with cluster(node("node1"), bgp_config()) as api:
+            await define(api)
+            await api.apply(metallb_pool("theirs", "203.0.113.0/28"), wrong)
+            async with agent_store(api) as agent:
+                await agent.synced()
+                found = (agent.store.snapshot().pools or {})["theirs"]
+                assert (found.labels, found.advertisements) == (None, ())
+
+    asyncio.run(story())
+
+
 def test_without_metallb_its_pools_are_none_and_they_are_found_when_it_comes() -> None:
     async def story() -> None:
         async with cluster(node("node1"), bgp_config()) as api, agent_store(api) as agent:

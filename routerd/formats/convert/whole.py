@@ -61,18 +61,20 @@ class _Written:
 class _Others:
     """What stands in the files and completes other objects, by name."""
 
-    def __init__(self, objects: list[Object]) -> None:
+    def __init__(self, objects: list[Object], *, unread: bool) -> None:
+        """`unread`: there is a BGPAdvertisement that cannot be read."""
         pools = {each.name: each for each in objects if isinstance(each, AddressPool)}
         ways = [each for each in objects if isinstance(each, PoolAdvertisement)]
         names = [each for each in objects if isinstance(each, CommunityNames)]
-        announced = metallb_advertisements.advertised(pools, ways, names)
+        announced = metallb_advertisements.advertised(pools, ways, names, unread=unread)
         theirs = cilium_bgp.joined(
             [each for each in objects if isinstance(each, cilium_bgp.ClusterConfig)],
             [each for each in objects if isinstance(each, cilium_bgp.PeerConfig)],
             [each for each in objects if isinstance(each, cilium_bgp.Advertised)],
         )
-        self.pools = cilium_bgp.with_ways(announced.pools, theirs.ways)
-        self.told = (*announced.refusals, *theirs.refusals)
+        whole = cilium_bgp.with_ways(announced.pools, theirs.ways)
+        self.pools, self.told = whole.pools, (*announced.refusals, *theirs.refusals, *whole.refusals)
+        self.ways = theirs.ways
         self.peers = {peer.name: peer for peer in theirs.peers}
         self.profiles = {each.name: each for each in objects if isinstance(each, BfdProfile)}
 
@@ -81,12 +83,14 @@ class _Others:
         if isinstance(found, EgressPolicy):
             return with_destinations(found, self.pools)
         announced = self.pools.get(found.name, found)
-        return announced if announced.origin == found.origin else replace(found, labels=None)
+        return announced if announced.origin == found.origin else replace(found, labels=None, ranges=())
 
 
 def convert(texts: Mapping[str, str]) -> Converted:
     """Texts by file name."""
-    others = _Others([entry.object for file, text in texts.items() for entry in _entries(file, text)])
+    files = [_loaded(file, text) for file, text in texts.items()]
+    unread = any(each.ref.kind == metallb_advertisements.KIND for file in files for each in file.mistakes)
+    others = _Others([entry.object for file in files for entry in file.entries], unread=unread)
     found = _unique(each for file, text in sorted(texts.items()) for each in _of_file(file, text, others))
     return Converted(
         "".join(each.text for each in found),
@@ -95,11 +99,11 @@ def convert(texts: Mapping[str, str]) -> Converted:
     )
 
 
-def _entries(file: str, text: str) -> tuple[Entry, ...]:
+def _loaded(file: str, text: str) -> Loaded:
     try:
-        return read_file(text, file).entries
+        return read_file(text, file)
     except InputError:
-        return ()
+        return Loaded()
 
 
 def _unique(found: Iterator[tuple[str, _Written]]) -> list[_Written]:
@@ -143,7 +147,7 @@ def _of_object(value: Value, lines: list[str], others: _Others) -> Iterator[tupl
     if why := terway.note_of_node(value, group, name):
         yield "", _Written(str(value.origin), notes=(why,))
     if (group, name) == ("", "ConfigMap"):
-        yield from _of_config_map(value, lines)
+        yield from _of_config_map(value, lines, others)
         return
     if (policy := kube_ovn.policy_of(value, group, name)) is not None:
         written, about = manifest(policy), f"{value.origin}: {name}/{policy.name}"
@@ -191,7 +195,8 @@ def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded, others: _Others)
         written = manifest(whole)
         about = f"{value.origin}: {loaded.entries[0].ref}"
         if kind is None or kind.reader is None or kind.group == OURS:
-            yield _name(written), _Written(about)
+            is_same = isinstance(found, EgressPolicy) or whole == found
+            yield _name(written), _Written(about) if is_same else _checked(_Written(about, written), manifest)
             continue
         notes = (*told, *_unread(value, kind.reader), *_pool_elsewhere(value, found, others.pools))
         yield _name(written), _checked(_Written(about, written, notes), manifest)
@@ -238,7 +243,7 @@ def _name(written: Json) -> str:
     return f"{written['kind']}/{written['metadata']['name']}"
 
 
-def _of_config_map(value: Value, lines: list[str]) -> Iterator[tuple[str, _Written]]:
+def _of_config_map(value: Value, lines: list[str], others: _Others) -> Iterator[tuple[str, _Written]]:
     """Raises InputError."""
     loaded, given = read_object(value, lines), bgp_text(value)
     told = tuple(each.message for each in loaded.refusals)
@@ -247,14 +252,26 @@ def _of_config_map(value: Value, lines: list[str]) -> Iterator[tuple[str, _Writt
         yield "", _Written(about, errors=told)
         return
     text, dialect = given
-    if dialect == "native":
-        return
     config = loaded.entries[0].object
     assert isinstance(config, LegacyConfig)
+    lacking = _not_said(about, config, others)
+    if dialect == "native":
+        yield "", _Written(about, notes=lacking)
+        return
     meta, key = read_meta(value), "config" if dialect == "metallb-0.12" else "config.yaml"
     written = partial(config_map, meta.namespace_or_default, meta.name, key)
-    notes = (*told, *_unread_of(text, dialect, lines), *_empty_pools(config))
+    notes = (*told, *_unread_of(text, dialect, lines), *_empty_pools(config), *lacking)
     yield "", _checked(_Written(about, written(config), notes), written)
+
+
+def _not_said(about: str, config: LegacyConfig, others: _Others) -> tuple[str, ...]:
+    """Pools in the document that other objects complete, which it does not say itself."""
+    peers = ", ".join(dict.fromkeys(peer for way in others.ways for peer in way.peers))
+    if not peers or not any(pool.protocol == "bgp" for pool in config.pools):
+        return ()
+    return (
+        f"{about}: its pools are announced to {peers} by CiliumBGPAdvertisements: write that in bgp-advertisements",
+    )
 
 
 def _unread_of(text: Value, dialect: Dialect, lines: list[str]) -> Iterator[str]:

@@ -259,14 +259,33 @@ def joined(
     return Joined(tuple(draft.peers), ways, tuple(draft.refusals))
 
 
-def with_ways(pools: Mapping[str, AddressPool], ways: tuple[Advertisement, ...]) -> Mapping[str, AddressPool]:
-    """Pools of every kind, announced in these ways, too."""
+@dataclass(frozen=True, slots=True)
+class Pools:
+    pools: Mapping[str, AddressPool]
+    refusals: tuple[Refusal, ...] = ()
+
+
+def with_ways(pools: Mapping[str, AddressPool], ways: tuple[Advertisement, ...]) -> Pools:
+    """Pools of every kind, announced in these ways, too, but for aggregates that are more than a block."""
     if not ways:
-        return pools
-    return {
-        name: replace(pool, advertisements=(*pool.advertisements, *ways)) if pool.protocol == "bgp" else pool
-        for name, pool in pools.items()
-    }
+        return Pools(pools)
+    found, refusals = {}, []
+    for name, pool in pools.items():
+        faults = {way: fault for way in ways if (fault := _too_wide(way, pool))} if pool.protocol == "bgp" else {}
+        taken = tuple(way for way in ways if way not in faults) if pool.protocol == "bgp" else ()
+        found[name] = replace(pool, advertisements=(*pool.advertisements, *taken)) if taken else pool
+        for way, fault in faults.items():
+            message = f"{pool.origin}: {fault}: it is not announced to {', '.join(way.peers)}"
+            refusals.append(Refusal(Ref("AddressPool", name=name), "InvalidAggregation", message))
+    return Pools(found, tuple(refusals))
+
+
+def _too_wide(way: Advertisement, pool: AddressPool) -> str:
+    for block in pool.blocks:
+        length = way.aggregation_length if block.version == 4 else way.aggregation_length_v6
+        if length < block.prefixlen:
+            return f"an aggregate /{length} of a CiliumBGPAdvertisement would be more than the block {block}"
+    return ""
 
 
 def _join(draft: _Draft, peer: Peer, config: PeerConfig, advertised: tuple[Advertised, ...]) -> None:

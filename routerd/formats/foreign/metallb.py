@@ -7,6 +7,7 @@ announced other objects say; without any of them it is announced as one of ours 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 
 from routerd.formats.document import Section, Value
 from routerd.formats.legacy_bgp.golang import parse_addresses
@@ -39,9 +40,16 @@ def read_ip_address_pool(value: Value) -> tuple[AddressPool | None, tuple[Refusa
         priority=_priority(allocation),
         services=_services(allocation),
         labels=meta.labels,
+        ranges=tuple(tuple(group) for _, group in _entries(blocks)),
         origin=meta.origin,
     )
     return pool, ()
+
+
+def _entries(blocks: list[tuple[Value, IPNetwork]]) -> Iterator[tuple[str, list[IPNetwork]]]:
+    """Networks of one entry together."""
+    for path, found in groupby(blocks, key=lambda each: each[0].path):
+        yield path, [network for _, network in found]
 
 
 def _blocks(addresses: Value) -> list[tuple[Value, IPNetwork]]:

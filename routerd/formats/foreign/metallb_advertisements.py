@@ -18,7 +18,6 @@ from routerd.model import (
     Advertisement,
     CommunityName,
     CommunityNames,
-    IPNetwork,
     PoolAdvertisement,
     Refusal,
 )
@@ -102,7 +101,7 @@ def advertised(
     if not any(pool.labels is not None for pool in pools.values()):
         return Advertised(pools)
     if not advertisements and not unread:
-        return Advertised({name: replace(pool, labels=None) for name, pool in pools.items()})
+        return Advertised({name: replace(pool, labels=None, ranges=()) for name, pool in pools.items()})
     refusals: list[Refusal] = []
     known = _known(names, refusals)
     usable = [each for each in (_resolved(one, known, refusals) for one in advertisements) if each is not None]
@@ -151,7 +150,7 @@ def _announced(pool: AddressPool, advertisements: Iterable[PoolAdvertisement], r
             refusals.append(Refusal(one.ref, "InvalidAggregation", message))
         else:
             ways.append(one.way)
-    return replace(pool, advertisements=tuple(dict.fromkeys(ways)), labels=None)
+    return replace(pool, advertisements=tuple(dict.fromkeys(ways)), labels=None, ranges=())
 
 
 def _takes(one: PoolAdvertisement, pool: AddressPool) -> bool:
@@ -162,24 +161,8 @@ def _takes(one: PoolAdvertisement, pool: AddressPool) -> bool:
 
 def _too_wide(way: Advertisement, pool: AddressPool) -> str:
     """What an aggregate would announce beyond the pool; a range counts by its shortest prefix, as with MetalLB."""
-    for blocks in _ranges(pool.blocks):
+    for blocks in pool.ranges:
         length = way.aggregation_length if blocks[0].version == 4 else way.aggregation_length_v6
-        shortest = min(block.prefixlen for block in blocks)
-        if length < shortest:
+        if length < min(block.prefixlen for block in blocks):
             return f"/{length} would announce more than {blocks[0].network_address}-{blocks[-1].broadcast_address}"
     return ""
-
-
-def _ranges(blocks: Iterable[IPNetwork]) -> list[list[IPNetwork]]:
-    """Blocks that follow each other without a gap, together: a pool keeps a range as its networks."""
-    found: list[list[IPNetwork]] = []
-    for block in blocks:
-        last = found[-1][-1] if found else None
-        if last is not None and (last.version, int(last.broadcast_address) + 1) == (
-            block.version,
-            int(block.network_address),
-        ):
-            found[-1].append(block)
-        else:
-            found.append([block])
-    return found

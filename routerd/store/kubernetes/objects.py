@@ -145,7 +145,14 @@ class Collection:
     def loaded(self) -> list[tuple[tuple[str, str, str, str], Loaded]]:
         """What the objects say with an order: the older first, then by kind, namespace and name."""
         kind = self.resource.kind.name
-        return [((each.created, kind, each.namespace, each.name), each.loaded) for each in self.objects.values()]
+        return [((each.created, kind, each.namespace, each.name), self._said(each)) for each in self.objects.values()]
+
+    def _said(self, stored: StoredObject) -> Loaded:
+        """One that never said anything good is there all the same. Of policies the operator's document tells."""
+        kind = self.resource.kind
+        if not stored.is_mute or "policies" in kind.parts:
+            return stored.loaded
+        return Loaded(unread=(Ref(kind.name, stored.namespace, stored.name),))
 
     def refusals(self) -> list[Refusal]:
         """Objects that are wrong, and what is told beside those that nobody merges."""

@@ -332,7 +332,7 @@ ELSEWHERE = {
         "origin", "bfd", "bfd_profile", "password_file", "extended_next_hop", "interface", "source_interface", "found",
     },
     Advertisement: set(),
-    AddressPool: {"origin", "protocol", "services", "gateways", "labels"},
+    AddressPool: {"origin", "protocol", "services", "gateways", "labels", "ranges"},
     EgressPolicy: {"origin", "kind", "refused", "pool", "count"},
 }  # fmt: skip
 

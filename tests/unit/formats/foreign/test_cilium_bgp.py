@@ -218,6 +218,37 @@ def test_a_mistake_is_named(text: str, old: str, new: str, message: str) -> None
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("length", "fault"),
+    [
+        (24, ""),
+        (30, ""),
+        (23, "an aggregate /23 of a CiliumBGPAdvertisement would be more than the block 192.0.2.0/24"),
+    ],
+)
+def test_no_aggregate_is_more_than_a_block_of_the_pool(length: int, fault: str) -> None:
+    said = ADVERTISEMENT.replace("aggregationLengthIPv4: 30", f"aggregationLengthIPv4: {length}")
+    found = merged(CLUSTER, CONFIG, said, POOL)
+    assert len((found.pools or {})["default"].advertisements) == (1 if fault else 2)
+    assert [f"{each.object} {each.reason}: {each.message}" for each in found.refusals] == (
+        [f"AddressPool/default InvalidAggregation: 3.yaml:1: {fault}: it is not announced to racks/main/tor"]
+        if fault
+        else []
+    )
+
+
+def test_pools_of_ours_are_printed_with_what_the_advertisements_add() -> None:
+    found = convert({"f.yaml": "---\n".join((CLUSTER, CONFIG, ADVERTISEMENT, POOL))})
+    expected = merged(CLUSTER, CONFIG, ADVERTISEMENT, POOL).pools
+    pools = [entry.object for entry in read_text(found.text).entries if isinstance(entry.object, AddressPool)]
+    assert expected is not None and [each.advertisements for each in pools] == [expected["default"].advertisements]
+    document = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: b, namespace: routerd}\ndata:\n  config: |\n"
+    document += "    apiVersion: routerd.io/v1alpha1\n    address-pools:\n"
+    document += "    - {name: x, protocol: bgp, addresses: [192.0.2.0/24]}\n"
+    notes = convert({"f.yaml": "---\n".join((CLUSTER, CONFIG, ADVERTISEMENT, document))}).notes
+    assert any("its pools are announced to racks/main/tor by CiliumBGPAdvertisements" in note for note in notes)
+
+
 def test_they_are_converted_together() -> None:
     pool = HEAD.format("CiliumLoadBalancerIPPool", "blue", "") + "  blocks: [{cidr: 192.0.2.0/24}]\n"
     found = convert({"f.yaml": "---\n".join((CLUSTER, CONFIG, ADVERTISEMENT, pool))})

@@ -44,6 +44,7 @@ def test_a_pool_of_addresses_alone_allocates_for_services_and_is_announced() -> 
     assert replace(pool, origin=AddressPool("", ()).origin) == AddressPool(
         "p", (ip_network("192.0.2.0/24"),), protocol="bgp", uses=frozenset({"loadbalancer"}), auto_assign=True,
         avoid_buggy_ips=False, priority=0, disabled=False, advertisements=(Advertisement(),), labels={},
+        ranges=((ip_network("192.0.2.0/24"),),),
     )  # fmt: skip
     assert str(pool.origin) == "f.yaml:1"
 

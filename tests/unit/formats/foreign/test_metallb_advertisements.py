@@ -6,8 +6,9 @@ import pytest
 
 from routerd.errors import InputError
 from routerd.formats.convert.whole import convert
-from routerd.formats.objects import read_file
+from routerd.formats.objects import Loaded, read_file
 from routerd.model import AddressPool, Advertisement, Snapshot
+from routerd.refs import Ref
 from routerd.selectors import LabelSelector
 from routerd.store.merge import merge
 from tests.models.manifests import read_text
@@ -113,6 +114,12 @@ def test_an_advertisement_that_cannot_be_read_does_not_open_its_pool() -> None:
     assert (found.pools or {})["p"].advertisements == ()
 
 
+def test_nor_does_one_of_an_api_server_that_never_said_anything_good() -> None:
+    unread = Loaded(unread=(Ref("BGPAdvertisement", "metallb-system", "a"),))
+    found = merge([read_text(pool("p"), "0.yaml"), unread], allocations=None)
+    assert (found.pools or {})["p"].advertisements == ()
+
+
 def test_names_that_are_nobodys_are_told() -> None:
     assert told(pool("p"), advertisement("a", "ipAddressPools: [p, nix]")) == [
         "BGPAdvertisement/metallb-system/a UnknownPool: 1.yaml:1: there is no IPAddressPool 'nix'"
@@ -136,6 +143,12 @@ def test_names_that_are_nobodys_are_told() -> None:
             "/63 would announce more than 2001:db8::-2001:db8::ffff:ffff:ffff:ffff",
         ),
         ("2001:db8::/64", "aggregationLength: 8", ""),
+        ("192.0.2.128/26, 192.0.2.0/25", "aggregationLength: 26", ""),
+        (
+            "192.0.2.0/25, 192.0.2.128/26",
+            "aggregationLength: 25",
+            "/25 would announce more than 192.0.2.128-192.0.2.191",
+        ),
     ],
 )
 def test_an_aggregate_is_not_wider_than_the_pool(addresses: str, spec: str, fault: str) -> None:
