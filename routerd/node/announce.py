@@ -45,7 +45,7 @@ from routerd.node.checks import (
 )
 from routerd.node.drain import Drain, has_pods, noticed
 from routerd.node.pools import PoolIndex
-from routerd.node.sessions import sessions_of
+from routerd.node.sessions import entries_here, sessions_of
 from routerd.node.table import CACHED, EVERYBODY, Audience, Endpoints, Table, Wanted, heard, prefix_of
 from routerd.refs import NODE, PATH, SERVICE, Ref
 
@@ -247,7 +247,7 @@ class Kept:
 
     endpoints: Endpoints = field(default_factory=Endpoints)
     tables: dict[Audience, Table] = field(default_factory=lambda: {EVERYBODY: Table()})
-    audiences: Mapping[str, Audience] = field(default_factory=dict)  # by the label of the peer
+    audiences: Mapping[IPAddress, Audience] = field(default_factory=dict)  # by the address of the peer
     touched: set[str] = field(default_factory=set)  # services whose endpoints changed since
     refusals: dict[str, tuple[Refusal, ...]] = field(default_factory=dict)  # by who says it, as in the table
     scene: Scene | None = None
@@ -293,11 +293,14 @@ class Kept:
         return self._owners
 
 
-def _audiences(scene: Scene) -> dict[str, Audience]:
-    """By the label of the peer. Those that get something of their own have a table of their own."""
+def _audiences(scene: Scene) -> dict[IPAddress, Audience]:
+    """By address of this node's peers. Those that get something of their own have a table of their own."""
     pools: list[AddressPool | PoolWays] = [*scene.pools.by_name.values(), *scene.pools.former]
     named = {name for pool in pools for how in pool.advertisements for name in how.peers}
-    return {peer.label: Audience(peer.label if peer.label in named else "", peer.gets) for peer in scene.peers}
+    return {
+        address: Audience(peer.label if peer.label in named else "", peer.gets)
+        for address, peer in entries_here(scene.peers, scene.node).items()
+    }
 
 
 def _unknown_peers(scene: Scene) -> Iterator[Refusal]:
@@ -432,8 +435,6 @@ def announcements(
     return Announcements(Desired(sessions, ribs), kept.owners(), tuple(refusals), drain)
 
 
-def _carrier(session: SpeakerPeer, audiences: Mapping[str, Audience]) -> Carrier:
-    label = session.description or str(session.address)
+def _carrier(session: SpeakerPeer, audiences: Mapping[IPAddress, Audience]) -> Carrier:
     versions = tuple(version for version, family in VERSIONS.items() if family in session.families)
-    audience = audiences.get(label, EVERYBODY)
-    return Carrier(audience, session.local_address.version, versions, session.extended_next_hop)
+    return Carrier(audiences[session.address], session.local_address.version, versions, session.extended_next_hop)

@@ -319,6 +319,17 @@ def test_a_peer_says_what_it_gets_beside_that_for_which_it_is_named() -> None:
         assert (ribs[TOR].keys(), vip in ribs[SECOND_TOR]) == (expected, not named)
 
 
+def test_what_a_peer_gets_is_said_by_the_entry_of_this_node() -> None:
+    """Nodes may have entries of their own for a router, under the same name; of several for a node the first counts."""
+    vip, on_a = ip_network("192.0.2.1/32"), LabelSelector((("rack", "a"),))
+    mine = Peer(TOR, 64512, 64512, name="tor", gets=("services",), node_selectors=(on_a,))
+    for other in (replace(mine, gets=()), replace(mine, gets=(), name="")):
+        not_here = replace(other, node_selectors=(cluster.ONLY_B,))
+        for peers in ((not_here, mine), (mine, not_here), (mine, other)):
+            snapshot = cluster.snapshot(bgp=Peering(peers), **node_a(labels={"rack": "a"}))
+            assert vip in announced(snapshot).desired.ribs[TOR]
+
+
 def test_a_node_that_is_no_gateway_does_not_announce_the_egress_ip() -> None:
     snapshot = cluster.snapshot()
     assert snapshot.nodes is not None
