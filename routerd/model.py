@@ -50,8 +50,8 @@ GatewayMode = Literal["ecmp", "active-standby"]  # all gateways of a group alike
 Severity = Literal["error", "warning", "info"]
 ORDINARY = frozenset(  # somebody asked for it
     {
-        "NoLocalEndpoints", "NodeDrained", "NodeExcluded", "NotAdvertisedHere", "NotConfigured", "NotForPeer",
-        "OtherClass", "PoolNotBgp",
+        "NoLocalEndpoints", "NodeDrained", "NodeExcluded", "NotAdvertisedHere", "NotConfigured", "NotExported",
+        "NotForPeer", "OtherClass", "PoolNotBgp",
     }
 )  # fmt: skip
 OF_PORTS = ("PortsExhausted", "PortsShort")  # some nodes have none of an egress IP, or fewer than they want

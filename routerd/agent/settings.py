@@ -16,6 +16,7 @@ def settings_of(config: Config) -> Settings:
         rules=Rules(
             services=announce.loadbalancer,
             pod_cidrs=announce.pod_cidrs,
+            pod_pools=config.of_pod_pools,
             egress_ips=egress,
             external_ips=announce.external_ips,
             cluster_ips=announce.cluster_ips,

@@ -253,7 +253,12 @@ class Config:
     @property
     def gives_blocks(self) -> bool:
         """Whether the operator gives nodes blocks for their pods."""
-        return self.pod_cidr_source == "routerd" or (self.pod_cidr_source == "auto" and bool(self.pod_cidrs))
+        return self.of_pod_pools or (self.pod_cidr_source == "auto" and bool(self.pod_cidrs))
+
+    @property
+    def of_pod_pools(self) -> bool:
+        """Whether it gives them blocks of pools of pods as well."""
+        return self.pod_cidr_source == "routerd"
 
 
 def boot_guard(config: Config) -> Path:

@@ -96,7 +96,7 @@ def scene_of(
         others=_others(snapshot, allocations) if rules.external_ips or rules.cluster_ips else {},
         drain=drain,
         has_pods=drain is None or snapshot.pods is None or has_pods(node_name, snapshot.pods.values()),
-        unannounced=tuple(net for pool in snapshot.pod_pools.values() if not pool.announced for net in pool.networks),
+        unannounced=tuple(each for each in snapshot.pod_pools.values() if rules.pod_pools and not each.announced),
     )
 
 
@@ -171,7 +171,7 @@ def beside(scene: Scene, service: Service) -> Iterator[Wanted | Refusal]:
             yield no or Wanted(Path(prefix_of(address, address.max_prefixlen)), service.ref)
 
 
-def _pod_cidrs(scene: Scene) -> Iterator[Wanted]:
+def _pod_cidrs(scene: Scene) -> Iterator[Wanted | Refusal]:
     """Announced even with NetworkUnavailable: on many clusters that condition waits for exactly these routes.
 
     And by a node that leaves while pods run there, which nobody else can reach.
@@ -179,9 +179,16 @@ def _pod_cidrs(scene: Scene) -> Iterator[Wanted]:
     if scene.withdraws and not scene.has_pods:
         return
     for cidr in scene.node.pod_cidrs:
-        if any(cidr.version == each.version and cidr.overlaps(each) for each in scene.unannounced):
-            continue
-        yield Wanted(Path(cidr), scene.node.ref)
+        silent = next((each for each in scene.unannounced if _touches(cidr, each.networks)), None)
+        if silent is not None:
+            message = f"pod CIDR {cidr} is not announced: pool {silent.name} has disableBGPExport"
+            yield Refusal(scene.node.ref, "NotExported", message)
+        else:
+            yield Wanted(Path(cidr), scene.node.ref)
+
+
+def _touches(cidr: IPNetwork, networks: Iterable[IPNetwork]) -> bool:
+    return any(cidr.version == each.version and cidr.overlaps(each) for each in networks)
 
 
 def egress_preference(rank: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from routerd.model import (
     IPNetwork,
     Node,
     Peer,
+    PodPool,
     Refusal,
     Service,
     ServiceAllocation,
@@ -35,6 +36,7 @@ class Rules:
 
     services: bool = True
     pod_cidrs: bool = False
+    pod_pools: bool = False  # nodes have blocks of pools of pods: what these say of announcements counts
     egress_ips: bool = True
     external_ips: tuple[IPNetwork, ...] = ()  # those of Services in these networks
     cluster_ips: tuple[IPNetwork, ...] = ()
@@ -57,7 +59,7 @@ class Scene:
     others: Mapping[IPAddress, Ref] = field(default_factory=dict)  # whose addresses no Service may take
     drain: Drain | None = None
     has_pods: bool = True  # with addresses of their own; asked of a node that leaves
-    unannounced: tuple[IPNetwork, ...] = ()  # of pools of pods that are told to nobody
+    unannounced: tuple[PodPool, ...] = ()  # those that are told to nobody
 
     @property
     def withdraws(self) -> bool:

@@ -19,5 +19,5 @@ def assign_settings(config: Config) -> AssignSettings:
         cloud_networks=config.cloud.egress_networks,
         direct=config.egress.transport == "direct",
         pod_cidrs=config.pod_cidrs if config.gives_blocks else (),
-        pod_pools=config.pod_cidr_source == "routerd",
+        pod_pools=config.of_pod_pools,
     )

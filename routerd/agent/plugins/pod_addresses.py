@@ -38,7 +38,7 @@ from routerd.blocking import in_thread
 from routerd.errors import InputError, StoreError
 from routerd.log import event
 from routerd.memo import Derived, Last
-from routerd.model import AddressPool, BlockReport, IPAddress, Labels, Node, Pod, PodPool, Snapshot
+from routerd.model import AddressPool, BlockReport, IPAddress, IPNetwork, Labels, Node, Pod, PodPool, Snapshot
 from routerd.node.attached import is_of
 from routerd.store.embedded.disk import read_text, write_atomically
 
@@ -68,6 +68,7 @@ class PodAddressDesk:
     path: Path
     snapshot: Callable[[], Snapshot] = Snapshot
     retention: float = 86400.0  # seconds that an address is kept for the name of a pod that is gone
+    of_pools: bool = False  # nodes have blocks of pools of pods: who gets what of them is for these to say
     of_cloud: Callable[[Node], bool] = lambda node: False  # whether its pods have addresses of a cloud, and no others
     wired: Callable[[], Collection[str] | None] = lambda: None  # MACs of interfaces that lead to pods; None = all do
     hindrance: Callable[[], str] = str  # why no interface can be wired here, one line; "" = it can
@@ -224,8 +225,10 @@ class PodAddressDesk:
         here = (snapshot.nodes or {}).get(self.node)
         if not mine.blocks and here is not None and not self._is_of_cloud(here):
             mine = held  # who was here before needs nobody's word for it: pod CIDRs are not taken away from a node
-        shut = closed(mine.blocks, snapshot.pod_pools.values())
-        return plan.give(mine, attachment, owner, others, self.clock(), wish, asked, shut)
+        return plan.give(mine, attachment, owner, others, self.clock(), wish, asked, self._shut(mine, snapshot))
+
+    def _shut(self, held: PodAddresses, snapshot: Snapshot) -> frozenset[IPNetwork]:
+        return closed(held.blocks, snapshot.pod_pools.values()) if self.of_pools else frozenset()
 
     def _given(self, addresses: tuple[IPAddress, ...]) -> list[Given]:
         return [Given(*found) for address in addresses if (found := plan.configured(self._held, address))]
@@ -267,7 +270,7 @@ class PodAddressDesk:
         if self._is_new and snapshot.pods is None:
             return NO_PODS
         have, asked = self._others()
-        return plan.exhausted(held, have, self.clock(), asked, closed(held.blocks, snapshot.pod_pools.values()))
+        return plan.exhausted(held, have, self.clock(), asked, self._shut(held, snapshot))
 
     def _no_address_of_cloud(self, here: Node) -> str:
         if hindrance := self.hindrance():

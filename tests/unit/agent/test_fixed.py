@@ -53,11 +53,14 @@ class World:
         self.pod_pools: Mapping[str, PodPool] = {}
         self.namespaces: Mapping[str, Namespace] | None = {}
         self.blocks: tuple[IPv4Network | IPv6Network, ...] = (BLOCK,)
+        self.of_pools = True
         self.path = directory / "pod-addresses.json"
         self.restart()
 
     def restart(self) -> None:
-        self.desk = PodAddressDesk("a", self.path, self.snapshot, retention=DAY, clock=lambda: 1000.0 + now())
+        self.desk = PodAddressDesk(
+            "a", self.path, self.snapshot, retention=DAY, of_pools=self.of_pools, clock=lambda: 1000.0 + now()
+        )
 
     def snapshot(self) -> Any:
         nodes = {"a": cluster.node("a", 1, pod_cidrs=self.blocks)}
@@ -260,6 +263,19 @@ def test_a_pod_gets_an_address_of_the_pool_that_it_names_and_others_of_pools_tha
         world.pod_pools = {**POOLS, "gold": replace(POOLS["gold"], disabled=True)}
         late = await world.start(pod("late", {"ipam.cilium.io/ip-pool": "gold"}))
         assert late == "annotation ipam.cilium.io/ip-pool: pool gold is disabled: nobody gets an address of it"
+
+    story(test, tmp_path)
+
+
+def test_pools_of_another_cni_shut_no_blocks(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        drained = {key: replace(each, disabled=True) for key, each in POOLS.items()}
+        world.blocks, world.pod_pools, world.of_pools = HERE, drained, False
+        world.restart()
+        assert await world.start(pod("first")) == "10.8.0.66/26"
+        world.of_pools = True
+        world.restart()
+        assert await world.start(pod("second")) == "no address of 10.8.0.64/26, 10.9.0.0/26 is free"
 
     story(test, tmp_path)
 

@@ -235,7 +235,14 @@ def test_pod_cidrs_are_announced_when_asked_even_from_an_excluded_node() -> None
 def test_pod_cidrs_of_a_pool_that_is_told_to_nobody_are_not_announced() -> None:
     pool = PodPool("p", (ip_network("10.1.0.0/16"),), announced=False)
     snapshot = replace(cluster.snapshot(**node_a()), pod_pools={"p": pool})
-    assert "10.1.11.0/24" not in prefixes(announced(snapshot, rules=Rules(pod_cidrs=True)))
+    left_out = announced(snapshot, rules=Rules(pod_cidrs=True, pod_pools=True))
+    assert "10.1.11.0/24" not in prefixes(left_out)
+    assert [str(each.message) for each in left_out.refusals if each.reason == "NotExported"] == [
+        "pod CIDR 10.1.11.0/24 is not announced: pool p has disableBGPExport"
+    ]
+    of_another = announced(snapshot, rules=Rules(pod_cidrs=True))
+    assert "10.1.11.0/24" in prefixes(of_another), "the pool is another CNI's, and the node has its CIDR from elsewhere"
+    assert not of_another.refusals
 
 
 # --- egress addresses
