@@ -6,7 +6,7 @@ taken in turn behind the one that was given last, so that those which were freed
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Literal
@@ -212,12 +212,29 @@ def _serve(turn: _Turn, node: Node, report: NodeReport | None) -> None:
             _begin(turn, node.name, [number for number in of_pool if turn.cidrs[number].network.version == version])
     for version in sorted({turn.cidrs[number].network.version for number in may_have}):
         numbers = [number for number in may_have if turn.cidrs[number].network.version == version]
-        while _needs(turn.of(node.name, version), report):
+        while _needs(usable := _usable(turn, turn.of(node.name, version), numbers), report):
             block = _next_free(turn, numbers)
             if block is None:
-                turn.refusals.append(_short(turn, node, numbers, len(turn.of(node.name, version))))
+                turn.refusals.append(_short(turn, node, numbers, len(usable)))
                 break
             turn.add(BlockRecord(block, node.name, since=turn.now))
+
+
+def _usable(turn: _Turn, blocks: Iterable[IPNetwork], numbers: Collection[int]) -> list[IPNetwork]:
+    """Without those of CIDRs that a node may have no more of, and those with what is reserved: agents give nothing of
+    such. What lies in no CIDR any more is given as before.
+    """
+    found = []
+    for block in blocks:
+        of = [number for number, cidr in enumerate(turn.cidrs) if _is_within(block, cidr)]
+        if not of or any(number in numbers and not _is_reserved(turn, block, number) for number in of):
+            found.append(block)
+    return found
+
+
+def _is_reserved(turn: _Turn, block: IPNetwork, number: int) -> bool:
+    pool = turn.pools.get(number)
+    return pool is not None and any(each.version == block.version and each.overlaps(block) for each in pool.reserved)
 
 
 def _begin(turn: _Turn, node: str, numbers: list[int]) -> None:

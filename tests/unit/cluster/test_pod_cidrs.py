@@ -255,6 +255,33 @@ def test_a_pool_of_some_nodes_is_theirs_and_a_disabled_one_gives_nothing_new() -
     assert some.give(racks | {"a2": Node("a2", labels={"rack": "a"})}) == {"a1": "10.8.0.0/26"}
 
 
+@pytest.mark.parametrize(
+    ("before", "later", "further"),
+    [
+        (PLAIN, replace(PLAIN, disabled=True), "10.10.0.0/26"),
+        (PLAIN, replace(PLAIN, reserved=(ip_network("10.9.0.0/30"),)), "10.9.0.64/26"),
+        (replace(PLAIN, asked_only=True), replace(PLAIN, asked_only=True), "10.10.0.0/26"),
+    ],
+    ids=["drained", "reserved", "named no more"],
+)
+def test_a_node_whose_blocks_are_shut_gets_another(before: PodPool, later: PodPool, further: str) -> None:
+    one = Cluster(pools=(before,))
+    assert one.give(naming(a="plain")) == {"a": "10.9.0.0/26"}
+    one.pools = (later, pool("spare", cidr("10.10.0.0/24", 26)))
+    for _ in range(2):
+        assert one.give(nodes("a"), a=count(5)) == {"a": f"10.9.0.0/26 {further}"}
+        assert one.refused() == []
+
+
+def test_a_node_whose_only_blocks_are_shut_is_told_where_no_other_is_free() -> None:
+    one = Cluster(pools=(PLAIN,))
+    one.give(nodes("a"))
+    one.pools = (replace(PLAIN, disabled=True), pool("spare", cidr("10.10.0.0/26", 26)))
+    assert one.give(nodes("a", b=("10.10.0.0/26",))) == {"a": "10.9.0.0/26", "b": "10.10.0.0/26"}
+    (refusal,) = one.refused()
+    assert refusal.startswith("node/a PodCIDRsExhausted: no block of 10.10.0.0/26 is free for it")
+
+
 def test_what_is_reserved_or_services_is_in_no_block_of_a_pool_and_none_is_free_then() -> None:
     reserved = (ip_network("10.8.0.0/25"),)
     one = Cluster(pools=(pool("p", cidr("10.8.0.0/24", 26), reserved=reserved),), vips=("10.8.0.192/32",))
