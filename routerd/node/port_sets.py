@@ -5,7 +5,8 @@ an address; and for more when those that it has are nearly used up. It uses a bl
 applied last says that the block is its own and is not asked back: so what it has said of a block that was asked back
 stays true until it is granted anew.
 
-A new group may concern every node at once, so a node of many asks for its ports when it is its turn.
+A new group may concern every node at once, so a node of many asks for its ports when it is its turn; but at once where
+a policy that it served by another group has gone over to it, as the ports of that group are asked back.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class PortMemory:
     held: Mapping[int, tuple[int, float]] = field(default_factory=dict)  # by group: ports in force here, since when
     report: PortReport | None = None
     turns: Mapping[int, float] = field(default_factory=dict)  # by group: before that it is not asked for
+    served: frozenset[str] = frozenset()  # policies that select a pod here, of which a group was asked for
 
     @property
     def next_turn(self) -> float:
@@ -90,7 +92,7 @@ def report_ports(
     known = {group.id for group in allocations.groups}
     needed = {group: now if group in here else since for group, since in _since(memory, here, now).items()}
     needed = {group: since for group, since in needed.items() if group in known and now - since < LINGER}
-    turns = _turns(node, known, memory, now, len(allocations.numbers))
+    turns = _turns(node, allocations, memory, now)
     looks = now - memory.looked >= LOOK
     before = memory.report or PortReport()
     blocks = own_blocks(allocations, node, needed) if use is not None else {}
@@ -104,16 +106,21 @@ def report_ports(
         if turns[group] <= now
     )
     report = PortReport(asks, _unused(applied, node, use, applied_since, before), _confirmed(applied, node, before))
-    return PortMemory(needed, now, now if looks else memory.looked, held, report, turns)
+    asked = {each.group for each in asks}
+    served = selecting & memory.served.union(*(each.policies for each in allocations.groups if each.id in asked))
+    return PortMemory(needed, now, now if looks else memory.looked, held, report, turns, served)
 
 
-def _turns(node: str, groups: Iterable[int], memory: PortMemory, now: float, nodes: int) -> dict[int, float]:
+def _turns(node: str, allocations: Allocations, memory: PortMemory, now: float) -> dict[int, float]:
     """From when on each group is asked for. Those that were there before this one may be at any time: a node that gets
-    a pod waits for nothing.
+    a pod waits for nothing, nor does one whose pods had ports until their policy got another egress IP.
     """
+    nodes = len(allocations.numbers)
     round_ = nodes / ASKS if nodes > ASKS and memory.report is not None else 0.0
     turn = now if not round_ else now + (crc32(node.encode()) / 2**32 * round_ - now) % round_
-    return {group: memory.turns.get(group, turn) for group in groups}
+    turns = {group.id: memory.turns.get(group.id, turn) for group in allocations.groups}
+    at_once = {group.id for group in allocations.groups if not memory.served.isdisjoint(group.policies)}
+    return {group: min(turn, now) if group in at_once else turn for group, turn in turns.items()}
 
 
 Blocks = Mapping[int, tuple[tuple[IPAddress, PortBlock], ...]]

@@ -235,6 +235,23 @@ def test_a_pod_that_comes_later_waits_for_no_turn_nor_does_anybody_in_a_small_cl
     assert asked_at("n3", crowd(20, 1), crowd(20, 1, 2)) == [1.0, 10.0]
 
 
+def test_pods_whose_policy_gets_another_egress_ip_wait_for_no_turn() -> None:
+    """Whether its next group comes with the same decision that takes the old one away, later, or was there."""
+    old, new = EgressGroup(1, IP, ("EgressPolicy/1",), ("g",)), EgressGroup(2, OTHER, ("EgressPolicy/1",), ("g",))
+    before, without = crowd(500, 1), crowd(500)
+    after = replace(before, groups=(new,))
+    joined = replace(before, groups=(old, replace(new, policies=("EgressPolicy/2",))))
+    for way in ((after,), (without, after), (joined, after)):
+        desk = Desk("n3")
+        assert desk.asks("EgressPolicy/1", "EgressPolicy/2", allocations=before) == [PortAsk(1)]
+        for allocations in way:
+            desk.asks("EgressPolicy/1", "EgressPolicy/2", allocations=allocations)
+        assert desk.memory.report is not None and PortAsk(2) in desk.memory.report.asks
+    idle = Desk("n3")
+    idle.asks(allocations=before)
+    assert idle.asks("EgressPolicy/1", allocations=after) == [], "no pod of it had ports here"
+
+
 def test_the_next_turn_is_known() -> None:
     desk = Desk("n3")
     desk.asks(allocations=crowd(500, 1))
