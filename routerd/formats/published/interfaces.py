@@ -21,7 +21,8 @@ def _texts(blocks: Iterable[IPNetwork]) -> list[str]:
     return [str(block) for block in blocks]
 
 
-def _made(node: str, interfaces: list[Row], generation: int) -> NodeInterfaces:
+def _made(node: str, interfaces: list[Row], generation: int = 0) -> NodeInterfaces:
+    """Without a generation as earlier releases wrote it: a report that speaks of 0 gives back nothing newer."""
     return NodeInterfaces(node, tuple(_made_one(*each) for each in interfaces), int(generation))
 
 

@@ -91,12 +91,15 @@ class AllocationsReader:
         return replace(allocations, **records)
 
     def _records(self, named: Mapping[str, str], fetch: Fetch) -> dict[str, Any]:
-        """Of the parts that are for it. Its share says whether it needs those for gateways."""
+        """Of the parts that are for it. Its share says whether it needs those for gateways.
+
+        An index that says of no part whom it is for is an earlier release's, which had no shares: its tables are all.
+        """
         names = [name for name, readers in named.items() if self._is_reader(readers)]
         self.is_in_force(names)
         records: dict[str, Any] = {**self._assembly.records(names, fetch)}
         ports: tuple[NodePorts, ...] = records.pop(PORTS.name)
-        if not self._node:
+        if not self._node or not any(named.values()):
             return records
         mine = next((each for each in ports if each.node == self._node), None)
         was_gateway, self.is_gateway = self.is_gateway, mine is not None and mine.is_gateway

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
+from hashlib import sha256
 from ipaddress import IPv4Address, ip_address
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from routerd.formats.compose import quoted
+from routerd.formats.meta import ROUTERD
+from routerd.formats.published.allocations import sealed
 from routerd.formats.published.bindings import binding_table
-from routerd.formats.published.parts import BUCKETS, bucket_of
+from routerd.formats.published.parts import BUCKETS, Part, bucket_of
 from routerd.formats.published.shares import GATEWAYS, READERS, SHARES, NodePorts, share_of
 from routerd.formats.published.whole import AllocationsReader, AllocationsWriter, Published
 from routerd.model import Allocations, BindingTable, EgressGroup, NodeNumber, PortBlock
@@ -149,3 +154,25 @@ def test_lines_of_nodes_without_ports_are_not_written() -> None:
     shares = [part.text for part in published.parts if part.readers in READERS]
     assert shares and not any("node-0002" in text for text in shares)
     assert NodePorts("a", False).own == ()
+
+
+def test_an_agent_reads_all_of_an_index_of_a_release_without_shares() -> None:
+    """An operator is brought up to date after some of the agents: this is as the last release wrote it."""
+    rows = [
+        ["numbers", "node-a", 1],
+        ["groups", 1, "198.51.100.7", "egress", [POLICY], ["node-b"], False],
+        ["bindings", "198.51.100.7", 5, "AQ==", "AA==", [], [1], 0, []],
+        ["interfaces", "node-a", [["02:00:5e:10:00:01", "10.0.0.5/24", ["10.0.0.16/28"], []]]],
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    part = Part(sha256(text.encode()).hexdigest(), text)
+    head = f"apiVersion: {ROUTERD}\nkind: Allocations\ngeneration: 7\n"
+    index = sealed(f"{head}parts:\n- {quoted(part.name)}\n")
+    found = Agent("node-a").reads(Published(index, (part,)))
+    assert found == Agent("").reads(Published(index, (part,)))
+    assert [table.egress_ip for table in found.bindings] == [IPv4Address("198.51.100.7")]
+    assert found.bindings[0].version == 5 and found.groups and found.numbers
+    [interfaces] = found.interfaces
+    assert (interfaces.generation, [str(block) for each in interfaces.interfaces for block in each.blocks]) == (
+        0, ["10.0.0.16/28"],
+    )  # fmt: skip
