@@ -68,7 +68,7 @@ def seen(seats: Seats, inventory: Inventory, wanted: Iterable[Wanted], now: floa
     found = {}
     for address in sorted(seats.keys() | asked):
         holder = holders.get(address)
-        if holder is not None and _is_pods(holder):
+        if holder is not None and (_is_pods(holder) or _is_strangers(holder, seats.get(address), inventory)):
             holder = None
         after = _seen(seats.get(address) or _found(address, holder), holder, address in asked, now)
         if after.instance or after.intent or address in asked:
@@ -96,6 +96,12 @@ def _is_pods(interface: Interface) -> bool:
     return interface.index > 0
 
 
+def _is_strangers(interface: Interface, seat: Seat | None, inventory: Inventory) -> bool:
+    """Looks show all interfaces of a VPC, and of instances those of nodes; one that we gave it to is on record."""
+    ours = {seat.interface, _target(seat.intent)} if seat is not None else set()
+    return interface.instance not in inventory.instances and interface.id not in ours
+
+
 def _seen(seat: Seat, holder: Interface | None, is_asked: bool, now: float) -> Seat:
     intent, shown = seat.intent, holder.id if holder else ""
     if intent is not None and holder is not None and shown == _target(intent):
@@ -109,8 +115,8 @@ def _seen(seat: Seat, holder: Interface | None, is_asked: bool, now: float) -> S
     return _elsewhere(seat, holder, intent, now)
 
 
-def _target(intent: Intent) -> str:
-    return intent.call.interface if isinstance(intent.call, Take) else ""
+def _target(intent: Intent | None) -> str:
+    return intent.call.interface if intent is not None and isinstance(intent.call, Take) else ""
 
 
 def _elsewhere(seat: Seat, holder: Interface | None, intent: Intent | None, now: float) -> Seat:
@@ -145,7 +151,9 @@ def moves(
         for address in group.addresses:
             holder = holders.get(address)
             if holder is not None and _is_pods(holder):
-                unseated.append(_in_use(address, holder))
+                unseated.append(_in_use(address, holder, "for pods"))
+            elif holder is not None and not reassigns and _is_strangers(holder, seats[address], inventory):
+                unseated.append(_in_use(address, holder, "somebody else's"))
             elif seats[address].interface != target.id or seats[address].instance != target.instance:
                 calls[address] = _move(address, holder, target, reassigns)
     asked = {address for each in wanted for address in each.addresses}
@@ -195,8 +203,8 @@ def _why_none(address: IPv4Address, group: Wanted) -> Unseated:
     return Unseated(address, "NoCloudGateway", message)
 
 
-def _in_use(address: IPv4Address, holder: Interface) -> Unseated:
-    message = f"{address} is not taken: it is for pods, on interface {holder.id} of instance {holder.instance}"
+def _in_use(address: IPv4Address, holder: Interface, whose: str) -> Unseated:
+    message = f"{address} is not taken: it is {whose}, on interface {holder.id} of instance {holder.instance}"
     return Unseated(address, "CloudAddressInUse", message)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
@@ -104,6 +105,59 @@ def test_what_somebody_took_in_between_is_told_and_left_to_him() -> None:
     world.cloud.taken["subnet-1"].discard(int(EGRESS))
     world.run(90)
     assert (holder(world), truth(world)) == ("g-2", ["g-2"])
+
+
+def test_what_was_given_to_a_gateway_that_is_none_any_more_is_taken_away_from_it() -> None:
+    """Also where its operator died before a look showed it there."""
+    world = gateways()
+    world.wanted = (Wanted((EGRESS,), ("g-2",)),)
+    world.turn()
+    world.turn()
+    assert (world.seats[EGRESS].intent is not None, truth(world)) == (True, ["g-2"])
+    world.restart()
+    world.wanted = (Wanted((EGRESS,), ("g-1",)),)
+    world.run(200)
+    assert (holder(world), truth(world)) == ("g-1", ["g-1"])
+
+
+def with_a_stranger(world: World) -> None:
+    """An instance that is no node's has the address on its primary interface, and looks show that."""
+    world.cloud.add_instance("x-1", "subnet-1")
+    (eni,) = world.cloud.of("x-1")
+    world.cloud.taken["subnet-1"].add(int(EGRESS))
+    world.cloud.put(replace(eni, addresses=(EGRESS,)))
+
+
+def told(world: World) -> list[tuple[IPv4Address, str]]:
+    turn = world.decided()
+    assert turn is not None
+    return [(each.address, each.reason) for each in turn.unseated]
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_what_a_stranger_has_is_told_and_left_to_him(is_known: bool) -> None:
+    world = gateways()
+    (before,) = world.cloud.of("g-1")
+    if is_known:
+        world.wanted = (Wanted((EGRESS,), ("g-2",)),)
+        world.turn()  # taken away from g-1, and not given yet
+    else:
+        world.seats = {}
+        world.cloud.unassign(before, EGRESS)
+    calls = moved(world)
+    with_a_stranger(world)
+    world.run(300)
+    assert (truth(world), moved(world)) == (["x-1"], calls)
+    assert told(world) == [(EGRESS, "CloudAddressInUse")]
+    assert holder(world) == ("g-1" if is_known else "")
+    kept, world.wanted = world.wanted, ()
+    world.run(300)
+    assert truth(world) == ["x-1"], "nobody gives back what is not his"
+    world.wanted = kept
+    (eni,) = world.cloud.of("x-1")
+    world.cloud.unassign(eni, EGRESS)
+    world.run(120)
+    assert (holder(world), truth(world), told(world)) == ("g-2" if is_known else "g-1", [holder(world)], [])
 
 
 def test_late_looks_move_nothing_back() -> None:
