@@ -533,8 +533,9 @@ def _past_hooks(address: IPAddress, devices: Sequence[Unhooked]) -> str:
 
 
 def _kept_back(devices: Sequence[Unhooked]) -> str:
-    beneath = sorted({device.beneath_name for device in devices if device.beneath})
-    free = [device.name for device in devices if not device.beneath]
+    """Beneath, a pod's packets are known by the addresses of its device alone."""
+    beneath = sorted({device.beneath_name for device in devices if device.beneath and device.addresses})
+    free = [device.name for device in devices if not (device.beneath and device.addresses)]
     kept = f"what policies cover is dropped at {', '.join(beneath)}, answers among it" if beneath else ""
     left = f"nothing here keeps back what leaves by {', '.join(free)}" if free else ""
     return ", and ".join(filter(None, (kept, left)))

@@ -302,6 +302,7 @@ def test_problems_say_who_must_do_what() -> None:
 FOUR, SIX = IPv4Network("203.0.113.0/24"), IPv6Network("2001:db8::/32")
 POD_SIX = IPv6Address("fd01::5")
 PODS = {POD: ("world",), POD_SIX: ("world",)}
+BESIDE = IPv4Address("10.9.0.5")
 
 
 @pytest.mark.parametrize(
@@ -330,25 +331,28 @@ def test_what_leads_past_the_hooks_is_told_instead_of_a_missing_device() -> None
     assert (problem.object, problem.reason) == (f"pod-address/{POD}", "DeviceUnhooked")
     assert problem.message.startswith(f"{POD} is on ipvlan device eth0, which leads past the translation")
     assert "nothing here keeps back what leaves by eth0" in problem.message
-    besides = {POD: (Unhooked("net1", "macvlan", (), 2, "eth0"), Unhooked("ens1f0v0", "SR-IOV VF"))}
+    besides = {POD: (Unhooked("net1", "macvlan", (BESIDE,), 2, "eth0"), Unhooked("ens1f0v0", "SR-IOV VF"))}
     [problem] = problems(desired, replace(there, facts=Facts(DEVICES, {"eth0": 2}, unhooked=besides)))
     assert problem.message.startswith(f"the pod of {POD} has macvlan device net1, SR-IOV VF device ens1f0v0 besides:")
     assert (
         "what policies cover is dropped at eth0, answers among it, and nothing here keeps back what leaves by ens1f0v0"
         in problem.message
     )
+    empty = {POD: (Unhooked("net1", "macvtap", (), 2, "eth0"),)}
+    [problem] = problems(desired, replace(there, facts=Facts(DEVICES, {"eth0": 2}, unhooked=empty)))
+    assert "nothing here keeps back what leaves by net1" in problem.message
+    assert "eth0" not in problem.message, "what comes from no known address is dropped nowhere"
 
 
 def test_what_leaves_by_a_device_past_the_hooks_is_kept_back_at_the_device_beneath() -> None:
-    beside = IPv4Address("10.9.0.5")
-    past = {POD: (Unhooked("net1", "macvlan", (beside,), 9, "eth1"),)}
+    past = {POD: (Unhooked("net1", "macvlan", (BESIDE,), 9, "eth1"),)}
     desired = on_worker(pods={POD: ("world",)})
     kernel = settled(desired)
     observed = kernel.observe()
     actions = plan(desired, replace(observed, facts=replace(observed.facts, unhooked=past)))
     assert [str(action) for action in actions if not isinstance(action, LoadGuard)] == [
-        f"look at connections that run: {beside}",
-        f"map pods: put device 9 {beside}: set 1",
+        f"look at connections that run: {BESIDE}",
+        f"map pods: put device 9 {BESIDE}: set 1",
         "attach to_beneath to eth1",
     ]
 
