@@ -143,10 +143,11 @@ BORROWED = tuple(
 )
 
 # What a node that takes source routes forwards elsewhere than to the destination that the packet bears in this hook.
-# A routing header is of any type, and counts while segments are left (RFC 8200, section 4.4).
+# A routing header is of any type. One without segments left counts as well: a node that takes segments takes out what
+# is inside such a packet and sends it on (RFC 8754, section 4.3.1.2), and another such header may follow.
 SOURCE_ROUTED = tuple(
     f"{route} iifname != @host_devices counter name source_routed drop"
-    for route in ("ip option lsrr exists", "ip option ssrr exists", "rt seg-left > 0")
+    for route in ("ip option lsrr exists", "ip option ssrr exists", "exthdr rt exists")
 )
 
 

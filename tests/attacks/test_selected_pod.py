@@ -214,7 +214,8 @@ def scene(request: pytest.FixtureRequest, clean_labs: list[str]) -> Iterator[Sce
         assert [IPv4Address(pod.address) for pod in pods.values()] == [SELECTED, PLAIN]
         far = lab.add_pod("far", "gw2")
         worker = lab.node("worker")
-        worker.sysctl({f"net.ipv6.conf.{device}.seg6_enabled": 1 for device in ("all", "eth0")})
+        for node in (worker, lab.node("gw1")):
+            node.sysctl({f"net.ipv6.conf.{device}.seg6_enabled": 1 for device in ("all", "eth0")})
         lax = {"rp_filter": 0, "accept_source_route": 1, "route_localnet": 1, "log_martians": 0}
         hop = "cni0" if lab.cni == "bridge" else pods["sel"].device
         devices = {"all", "eth0", hop, *(pod.device for pod in pods.values())}

@@ -67,6 +67,11 @@ class Crafted:
         frame = build(replace(self.out, kind="unsupported", protocol=253, length=HEADER + len(body)))
         return put(frame[: ETHERNET + HEADER], ETHERNET + 6, bytes([number])) + body
 
+    def inside(self, number: int, inner: bytes, node: str) -> bytes:
+        """A packet to a node, in a header that says that its source route ends there (RFC 8754, section 4.3.1.2)."""
+        frame = put(self.of_protocol(number, inner), ETHERNET + 24, IPv6Address(node).packed)
+        return with_headers(frame, routing(4, node, left=0))
+
     def icmp(self, kind: int) -> bytes:
         frame = build(self.ping)
         body = put(put(frame[ETHERNET + HEADER :], 0, bytes([kind])), 2, b"\0\0")
@@ -126,6 +131,14 @@ class Crafted:
             ],
             "source routes": [
                 with_headers(self.to(each), routing(kind, self.remote)) for each in via for kind in (0, 2, 3, 4, 253)
+            ],
+            "source routes that end at a node, which takes out what is inside": [
+                self.inside(number, inner, each)
+                for each in via for number, inner in ((4, plain4), (41, out[ETHERNET:]))
+            ],
+            "a second source route": [
+                with_headers(self.to(each), routing(4, each, left=0), routing(kind, self.remote))
+                for each in via for kind in (0, 4)
             ],
             "ICMP": [self.icmp(n) for n in (0, 1, 2, 3, 4, 100, 127, 130, 131, 132, 133, 134, 135, 136, 137, 138, 139,
                                             141, 143, 144, 146, 151, 153, 157, 160, 200, 255)],

@@ -132,7 +132,7 @@ add rule inet routerd output udp dport 8473 notrack
 add rule inet routerd forward udp dport 8473 ct state != untracked jump foreign
 add rule inet routerd forward ip option lsrr exists iifname != @host_devices counter name source_routed drop
 add rule inet routerd forward ip option ssrr exists iifname != @host_devices counter name source_routed drop
-add rule inet routerd forward rt seg-left > 0 iifname != @host_devices counter name source_routed drop
+add rule inet routerd forward exthdr rt exists iifname != @host_devices counter name source_routed drop
 add rule inet routerd forward ip saddr @egress_ips iifname != @host_devices counter name forged drop
 add rule inet routerd forward ip saddr @egress_ips ip daddr @egress_ips counter name forged drop
 add rule inet routerd forward ip6 saddr @egress_ips6 iifname != @host_devices counter name forged drop
