@@ -112,6 +112,7 @@ class KubernetesStore:
         self._reader = AllocationsReader(self._part_stamp, scope.node)
         self._needs_gateways_parts = asyncio.Event()
         self._lacking: float | None = None  # since when parts lack that the document names, of `time.monotonic`
+        self._next_look: asyncio.TimerHandle | None = None  # for these
         self._is_there, self._uid = False, ""  # the ConfigMap: seen since it was written; which one was written
         self._allocations: tuple[str, Allocations | None, InputError | None] = ("", None, None)
         self._reports: dict[str, NodeReport] | None = None
@@ -248,9 +249,13 @@ class KubernetesStore:
             self._changed.clear()
             began = time.perf_counter()
             self.merge()
-            if self._lacking is not None:
-                asyncio.get_running_loop().call_later(LACKING, self._changed_in("ConfigMap"))
+            if self._lacking is not None and self._next_look is None:
+                self._next_look = asyncio.get_running_loop().call_later(LACKING, self._look_for_parts)
             await asyncio.sleep(min(SHARE * (time.perf_counter() - began), LONGEST_PAUSE))
+
+    def _look_for_parts(self) -> None:
+        self._next_look = None
+        self._changed_in("ConfigMap")()
 
     def merge(self) -> None:
         """Makes the snapshot anew from what changed, and tells."""
