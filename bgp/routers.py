@@ -13,9 +13,9 @@ import contextlib
 import logging
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,17 @@ class Routers:
         self._links: dict[str, Link] = {}
         self._kept: dict[str, Heard] = {}  # of links whose sockets were closed
         self._more = asyncio.Event()
+        self.has_begun = False
+
+    def begin(self, peers: Iterable[IPv4Address | IPv6Address]) -> None:
+        """Those of them that are on a link count as heard just now: who had sessions with them ends none of these."""
+        now = asyncio.get_running_loop().time()
+        for peer in peers:
+            if isinstance(peer, IPv6Address) and peer.scope_id:
+                heard = self._kept.get(peer.scope_id, Heard())
+                self._kept[peer.scope_id] = heard.after(IPv6Address(int(peer)), now)
+        self.has_begun = True
+        self.on_change()
 
     def want(self, interfaces: frozenset[str]) -> None:
         """On these routers are looked for from now on."""
@@ -90,8 +101,9 @@ class Routers:
         return {name: each.routers(name) for name, each in (self._kept | heard).items()}
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled. Nobody is forgotten before the first `want` says which links count."""
         try:
+            await self._more.wait()
             while True:
                 self._more.clear()
                 is_whole = self._speak()

@@ -163,6 +163,11 @@ class Speaker:
         return self._link is not None
 
     @property
+    def loaded(self) -> frozenset[IPAddress]:
+        """Peers that ExaBGP has, from whomever."""
+        return frozenset(self._digests)
+
+    @property
     def exabgp_version(self) -> str:
         """ "" when no speaker is connected."""
         return self._hello.exabgp if self._hello is not None else ""

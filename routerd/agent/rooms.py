@@ -62,16 +62,22 @@ class WithBlocks:
 class WithRouters:
     """Snapshots with the addresses of this node's peers that are found; of the same one the same value.
 
-    What a snapshot asks for is looked for from then on. While there is no default route, the last ones stay.
+    What a snapshot asks for is looked for from then on. While there is no default route, the last ones stay. Before
+    `routers` has begun, peers are not known if some are to be found by it: their sessions would be ended.
     """
 
     def __init__(self, node: str, routers: Routers, gateways: Callable[[], Found] = default_gateways) -> None:
         self._node = node
-        self._routers = routers
+        self.routers = routers
+        self._by_link = False
         self._read = gateways
         self._asked = False
         self._gateways: Found = {}
         self._last: tuple[Snapshot, Found, Snapshot] | None = None
+
+    @property
+    def _awaits(self) -> bool:
+        return self._by_link and not self.routers.has_begun
 
     def look(self) -> None:
         """Reads default routes, if somebody asks for them."""
@@ -84,19 +90,23 @@ class WithRouters:
             return snapshot
         if self._last is None or self._last[0] is not snapshot:
             self._seek(sought(snapshot.bgp.peers, here))
+        if self._awaits:
+            return replace(snapshot, bgp=None)
         found = self._found()
         if self._last is None or self._last[0] is not snapshot or self._last[1] != found:
             self._last = snapshot, found, with_found(snapshot, here, found)
         return self._last[2]
 
     def _seek(self, peers: tuple[Peer, ...]) -> None:
-        self._routers.want(frozenset(peer.interface for peer in peers if peer.found == "router"))
+        links = frozenset(peer.interface for peer in peers if peer.found == "router")
+        self._by_link = bool(links)
+        self.routers.want(links)
         was_asked, self._asked = self._asked, any(peer.found == "default-gateway" for peer in peers)
         if not was_asked:
             self.look()
 
     def _found(self) -> Found:
-        by_link: Found = {IPv6Address(f"::%{name}"): routers for name, routers in self._routers.found.items()}
+        by_link: Found = {IPv6Address(f"::%{name}"): routers for name, routers in self.routers.found.items()}
         return {**self._gateways, **by_link}
 
 
@@ -161,6 +171,16 @@ class Rooms:
                 return await self._speaker.observe()
             await asyncio.sleep(0.05)
         return {}
+
+    async def find_routers(self) -> None:
+        """Until cancelled; from those on that the speaker has from an agent before us (none if it comes too late)."""
+        assert self._with_routers is not None and self._speaker is not None
+        for _ in range(20):
+            if self._speaker.connected:
+                break
+            await asyncio.sleep(0.05)
+        self._with_routers.routers.begin(self._speaker.loaded)
+        await self._with_routers.routers.run()
 
     def peers(self) -> Mapping[IPAddress, PeerView]:
         now = time.time()

@@ -199,8 +199,6 @@ def _assembled(
     if upstream is not None:
         tasks["upstream"] = upstream.run
     routers = Routers() if speaker is not None else None
-    if routers is not None:
-        tasks["routers"] = routers.run
     rooms = Rooms(
         store, speaker, egress, config.egress.uplinks, bfd_room, upstream, config.bgp.password_dir,
         WithRouters(config.node_name, routers) if routers is not None else None,
@@ -238,7 +236,7 @@ def _assembled(
     if upstream is not None:
         upstream.serves, upstream.on_change = lambda: body.is_gateway, body.refresh
     if routers is not None:
-        routers.on_change = body.wake
+        tasks["routers"], routers.on_change = rooms.find_routers, body.wake
     on_links.to, source.on_status = body.recheck, body.config_is
     enabled = Enabled(bgp=config.bgp.enabled, egress=config.egress.enabled)
     began = time.monotonic()

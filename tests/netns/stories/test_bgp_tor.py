@@ -407,6 +407,7 @@ async def test_a_router_is_found_by_what_it_says_on_the_link(stage: Stage) -> No
     gateway = Peer(ip_address("0.0.0.0"), TOR_AS, NODE_AS, found="default-gateway", name="gateway")
     snapshot, routers = Snapshot(nodes={"node": node}, bgp=Peering((gateway, link))), Routers()
     within = WithRouters("node", routers)
+    routers.begin(())
     with entered(stage.node.name):
         looking = asyncio.create_task(routers.run())
         try:

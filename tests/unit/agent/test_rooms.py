@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address, ip_address, ip_network
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bgp.rib import PathRefusal
+from bgp.routers import Routers
 from bgp.session import PeerStatus
 from egress.plan import AddBlackhole, Observed
 from egress.policy import Group, Served
 from egress.status import EgressStatus, NatEntry
 from routerd.agent.egress import EgressRoom
-from routerd.agent.rooms import Rooms
+from routerd.agent.rooms import Rooms, WithRouters
+from routerd.model import Node, Peer, Peering, Snapshot
 from routerd.refs import Ref
 from tests.models.cluster import TOR
 from tests.models.egress_wishes import EGRESS_IP, GROUP, SERVED, on_gateway
 from tests.models.tables import granules
+from tests.models.virtual_time import in_virtual_time
 
 READ = EgressStatus(True, 0, {"flows": 3}, {"flows": 100}, passed={"translated": 5}, drops={"no_gateway": 2})
+
+
+def story(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    def run() -> None:
+        in_virtual_time(test())
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
 
 
 class Speaker:
@@ -153,3 +167,40 @@ def test_the_egress_room_carries_the_groups_whose_state_is_in_place() -> None:
     assert all(here.carries(owner, undone) for owner in owners)
     undone.add(lacking)
     assert [here.carries(owner, undone) for owner in owners] == [False, True, True, True]
+
+
+@story
+async def test_a_new_agent_keeps_the_sessions_with_routers_that_it_has_not_heard_yet() -> None:
+    """A router may say only every ten minutes that it is there, and the speaker has had its session all along."""
+    peers = tuple(Peer(ip_address(f"::%{name}"), 1, 2, found="router", interface=name) for name in ("none1", "none2"))
+    snapshot = Snapshot(nodes={"a": Node("a")}, bgp=Peering(peers))
+    speaker: Any = Speaker(False, PeerStatus())
+    store: Any = SimpleNamespace(snapshot=lambda: snapshot)
+    here = Rooms(store, speaker, None, (), with_routers=WithRouters("a", Routers()))
+    assert here.snapshot().bgp is None  # it is not known yet: nobody is ended
+
+    def connect() -> None:
+        speaker.connected = True
+        speaker.loaded = {ip_address(each) for each in ("fe80::1%none1", "fe80::2%none1", "fe80::3%other", "10.0.0.2")}
+
+    asyncio.get_running_loop().call_later(0.5, connect)
+    task = asyncio.create_task(here.find_routers())
+    for _ in range(3):  # before it is looked at the links, and after
+        await asyncio.sleep(2)
+        found = here.snapshot().bgp
+        assert found is not None
+        assert [str(peer.address) for peer in found.peers] == ["fe80::1%none1", "fe80::2%none1", "::%none2"]
+    task.cancel()
+
+
+@story
+async def test_no_peer_waits_long_for_a_speaker() -> None:
+    peers = (Peer(ip_address("::%none1"), 1, 2, found="router", interface="none1"), Peer(TOR, 1, 2))
+    store: Any = SimpleNamespace(snapshot=lambda: Snapshot(nodes={"a": Node("a")}, bgp=Peering(peers)))
+    speaker: Any = Speaker(False, PeerStatus())
+    speaker.loaded = frozenset()
+    here = Rooms(store, speaker, None, (), with_routers=WithRouters("a", Routers()))
+    task = asyncio.create_task(here.find_routers())
+    await asyncio.sleep(2)
+    assert here.snapshot().bgp == Peering(peers)
+    task.cancel()
