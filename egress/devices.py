@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyroute2.netlink.rtnl import (
     RTM_DELLINK,
@@ -171,16 +171,25 @@ def read_networks(route: NetlinkSocket) -> dict[int, frozenset[IPNetwork]]:
     return {ifindex: frozenset(networks) for ifindex, networks in found.items()}
 
 
-def read_next_hops(route: NetlinkSocket) -> frozenset[tuple[IPAddress, int, int]]:
-    """(address, ifindex, metric) of the default routes of the main tables. An address may lie in no network of an
-    interface (onlink).
-    """
-    found: set[tuple[IPAddress, int, int]] = set()
+class NextHop(NamedTuple):
+    """Of a default route of IP `version`. Its address may be of the other one, or in no network of a device."""
+
+    address: IPAddress
+    ifindex: int
+    metric: int
+    version: int
+
+
+def read_next_hops(route: NetlinkSocket) -> frozenset[NextHop]:
+    """Of the default routes of the main tables."""
+    found: set[NextHop] = set()
     for answer in (*_dump_routes(route, socket.AF_INET), *_dump_routes(route, socket.AF_INET6)):
-        if ROUTE.unpack_from(answer)[1] == 0:
-            values = attributes(answer, ROUTE.size)
+        family, length, *_ = ROUTE.unpack_from(answer)
+        if length == 0:
+            values, version = attributes(answer, ROUTE.size), 4 if family == socket.AF_INET else 6
             hops = [(_number(values, RTA_OIF), values), *_hops(values.get(RTA_MULTIPATH, b""))]
-            found |= {(each, device, _number(values, RTA_PRIORITY)) for device, hop in hops for each in _gateway(hop)}
+            metric = _number(values, RTA_PRIORITY)
+            found |= {NextHop(each, device, metric, version) for device, hop in hops for each in _gateway(hop)}
     return frozenset(found)
 
 

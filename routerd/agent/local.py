@@ -88,7 +88,8 @@ def default_gateways() -> Found:
     from egress.netlink import NetlinkSocket
 
     with contextlib.suppress(OSError), NetlinkSocket() as route:
-        return gateways([(hop, socket.if_indextoname(index), metric) for hop, index, metric in read_next_hops(route)])
+        own = [each for each in read_next_hops(route) if each.address.version == each.version]
+        return gateways([(each.address, socket.if_indextoname(each.ifindex), each.metric) for each in own])
     return {}
 
 
@@ -180,5 +181,5 @@ def own_networks() -> tuple[IPNetwork, ...]:
 
     with NetlinkSocket() as route:
         networks = read_networks(route).values()
-        found = {*chain.from_iterable(networks), *(ip_network(hop) for hop, _, _ in read_next_hops(route))}
+        found = {*chain.from_iterable(networks), *(ip_network(hop.address) for hop in read_next_hops(route))}
     return tuple(sorted(found, key=lambda each: (each.version, int(each.network_address), each.prefixlen)))

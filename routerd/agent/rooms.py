@@ -106,7 +106,7 @@ class WithRouters:
             self.look()
 
     def _found(self) -> Found:
-        by_link: Found = {IPv6Address(f"::%{name}"): routers for name, routers in self.routers.found.items()}
+        by_link: Found = {(IPv6Address(f"::%{name}"), name): routers for name, routers in self.routers.found.items()}
         return {**self._gateways, **by_link}
 
 

@@ -166,8 +166,8 @@ def sessions_of(
 # --- peers that are found
 
 
-Found = Mapping[IPAddress, tuple[IPAddress, ...]]
-"""By the unspecified address that stands for them. A link-local one has its interface as zone."""
+Found = Mapping[tuple[IPAddress, str], tuple[IPAddress, ...]]
+"""By the unspecified address that stands for them, and the interface, "" = any. A link-local one has it as zone."""
 
 
 def sought(peers: Iterable[Peer], here: Node) -> tuple[Peer, ...]:
@@ -176,14 +176,15 @@ def sought(peers: Iterable[Peer], here: Node) -> tuple[Peer, ...]:
 
 
 def gateways(default_routes: Collection[tuple[IPAddress, str, int]]) -> Found:
-    """Next hops of the best default routes of each family, from (address, interface, metric)."""
-    found: dict[IPAddress, tuple[IPAddress, ...]] = {}
+    """Next hops of the best ones, by any and by each interface. `default_routes`: address, interface, metric."""
+    found: dict[tuple[IPAddress, str], tuple[IPAddress, ...]] = {}
     for any_address in (IPv4Address(0), IPv6Address(0)):
-        hops = [each for each in default_routes if each[0].version == any_address.version]
-        best = min((metric for _, _, metric in hops), default=0)
-        zoned = {_zoned(address, interface) for address, interface, metric in hops if metric == best}
-        if zoned:
-            found[any_address] = tuple(sorted(zoned, key=int))
+        own = [each for each in default_routes if each[0].version == any_address.version]
+        for name in {"", *(interface for _, interface, _ in own)} if own else ():
+            hops = [each for each in own if name in ("", each[1])]
+            best = min(metric for _, _, metric in hops)
+            zoned = {_zoned(address, interface) for address, interface, metric in hops if metric == best}
+            found[any_address, name] = tuple(sorted(zoned, key=int))
     return found
 
 
@@ -200,10 +201,10 @@ def with_found(snapshot: Snapshot, here: Node, found: Found) -> Snapshot:
 
 
 def _at(peer: Peer, here: Node, found: Found) -> Iterator[Peer]:
-    addresses = found.get(peer.address, ()) if peer.found and matches_any(peer.node_selectors, here.labels) else ()
+    is_here = peer.found and matches_any(peer.node_selectors, here.labels)
+    addresses = found.get((peer.address, peer.interface), ()) if is_here else ()
     for address in addresses:
         zone = (address.scope_id if isinstance(address, IPv6Address) else None) or ""
-        if not peer.interface or not zone or zone == peer.interface:
-            yield replace(peer, address=address, interface=peer.interface or zone, found="")
+        yield replace(peer, address=address, interface=peer.interface or zone, found="")
     if not addresses:
         yield peer

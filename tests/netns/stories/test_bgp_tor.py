@@ -25,7 +25,7 @@ from bgp.rib import normal
 from bgp.routers import Routers
 from bgp.service import running_speaker, stop_speaker
 from bgp.text import BFD_DOWN
-from routerd.agent.local import session_addresses
+from routerd.agent.local import default_gateways, session_addresses
 from routerd.agent.rooms import WithRouters
 from routerd.model import Node, Peer, Peering, Snapshot
 from routerd.node.sessions import sessions_of
@@ -400,6 +400,7 @@ async def test_a_router_is_found_by_what_it_says_on_the_link(stage: Stage) -> No
     stage.link("eth1")
     stage.bgp.configure(stage.config(found="eth1"))
     stage.node.ip("route add default via 10.9.0.2")
+    stage.node.ip("route add 0.0.0.0/0 via inet6 fe80::9 dev eth1 metric 9")  # no gateway of IPv6's
     node = Node("node", addresses=(ip_address("10.9.0.1"),))
     link = Peer(
         ip_address("::%eth1"), TOR_AS, NODE_AS, found="router", interface="eth1", extended_next_hop=True, name="tor",
@@ -409,6 +410,7 @@ async def test_a_router_is_found_by_what_it_says_on_the_link(stage: Stage) -> No
     within = WithRouters("node", routers)
     routers.begin(())
     with entered(stage.node.name):
+        assert "fe80::9" not in str(default_gateways())
         looking = asyncio.create_task(routers.run())
         try:
             await stage.until(lambda: not to_be_found(within(snapshot)), "the router")

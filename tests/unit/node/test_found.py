@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
+import pytest
+
 from routerd.model import Node, Peer, Peering, Snapshot
 from routerd.node.sessions import gateways, sought, with_found
 from routerd.selectors import LabelSelector
@@ -20,9 +22,14 @@ def test_the_best_default_routes_of_each_family() -> None:
         (ip_address("10.0.9.1"), "wlan0", 600),
         (ip_address("fe80::1"), "eth0", 1024),
     ]
+    four, six = ip_address("0.0.0.0"), ip_address("::")
     assert gateways(routes) == {
-        ip_address("0.0.0.0"): (ip_address("10.0.0.1"), ip_address("10.0.1.1")),
-        ip_address("::"): (ip_address("fe80::1%eth0"),),
+        (four, ""): (ip_address("10.0.0.1"), ip_address("10.0.1.1")),
+        (four, "eth0"): (ip_address("10.0.0.1"),),
+        (four, "eth1"): (ip_address("10.0.1.1"),),
+        (four, "wlan0"): (ip_address("10.0.9.1"),),
+        (six, ""): (ip_address("fe80::1%eth0"),),
+        (six, "eth0"): (ip_address("fe80::1%eth0"),),
     }
     assert gateways([]) == {}
 
@@ -35,7 +42,8 @@ def test_peers_of_this_node_get_their_addresses_and_others_stay() -> None:
     plain = Peer(ip_address("10.0.0.9"), 1, 2)
     snapshot = Snapshot(bgp=Peering((LINK, GATEWAY, away, plain)))
     hops = ip_address("10.0.0.1"), ip_address("10.0.1.1")
-    found = with_found(snapshot, HERE, {LINK.address: (ip_address("fe80::1%eth1"),), GATEWAY.address: hops}).bgp
+    by = {(LINK.address, "eth1"): (ip_address("fe80::1%eth1"),), (GATEWAY.address, ""): hops}
+    found = with_found(snapshot, HERE, by).bgp
     assert found is not None
     assert [(peer.label, str(peer.address), peer.interface, peer.found) for peer in found.peers] == [
         ("tor", "fe80::1%eth1", "eth1", ""),
@@ -47,11 +55,27 @@ def test_peers_of_this_node_get_their_addresses_and_others_stay() -> None:
     assert sought(snapshot.bgp.peers if snapshot.bgp else (), HERE) == (LINK, GATEWAY)
 
 
-def test_a_default_gateway_of_one_interface() -> None:
-    six = Peer(ip_address("::"), 1, 2, found="default-gateway", interface="eth1", name="gateway")
-    hops = {six.address: (ip_address("fe80::1%eth0"), ip_address("fe80::2%eth1"))}
-    found = with_found(Snapshot(bgp=Peering((six,))), HERE, hops).bgp
-    assert found is not None and [str(peer.address) for peer in found.peers] == ["fe80::2%eth1"]
+@pytest.mark.parametrize(
+    ("address", "interface", "expected"),
+    [
+        ("::", "eth1", ["fe80::2%eth1"]),
+        ("0.0.0.0", "eth1", ["10.0.1.1"]),  # although the route by eth0 is better
+        ("0.0.0.0", "eth0", ["10.0.0.1"]),
+        ("0.0.0.0", "", ["10.0.0.1"]),
+        ("0.0.0.0", "eth2", ["0.0.0.0"]),  # not found
+        ("::", "eth2", ["::"]),
+    ],
+)
+def test_a_default_gateway_of_one_interface(address: str, interface: str, expected: list[str]) -> None:
+    peer = Peer(ip_address(address), 1, 2, found="default-gateway", interface=interface, name="gateway")
+    routes = [
+        (ip_address("10.0.0.1"), "eth0", 100),
+        (ip_address("10.0.1.1"), "eth1", 200),
+        (ip_address("fe80::1"), "eth0", 100),
+        (ip_address("fe80::2"), "eth1", 200),
+    ]
+    found = with_found(Snapshot(bgp=Peering((peer,))), HERE, gateways(routes)).bgp
+    assert found is not None and [str(each.address) for each in found.peers] == expected
 
 
 def test_nothing_to_be_found_is_the_same_snapshot() -> None:
