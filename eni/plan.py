@@ -163,6 +163,8 @@ class Problem:
 
 def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
     """What pods' packets are led to comes before the rules that lead there."""
+    if _is_hindered(observed):
+        return _rest(desired, observed)
     there = wirable(desired, observed)
     links = [link for each in there if not _is_up(link := observed.links[each.mac], observed)]
     settings, rules = _settings(there, observed), _rules(there, observed, desired.primary_mark)
@@ -178,6 +180,24 @@ def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
     return (*steps, *([Delete(None)] if observed.table is not None and not chains else []))
 
 
+def _is_hindered(observed: Observed) -> bool:
+    return observed.primary is None or bool(observed.others)
+
+
+def _rest(desired: Desired, observed: Observed) -> tuple[Action, ...]:
+    """Where nothing new is led anywhere: pods that run keep what leads to them, and what is closed to them, as long as
+    their blocks are the node's.
+    """
+    blocks = {block for each in desired.interfaces for block in each.blocks}
+    rules = {each for each in observed.rules if blocks & {each.source, each.destination}}
+    tables = {each.table for each in rules}
+    rules |= {each for each in observed.rules if rules and each.mark}
+    routes = {each for each in observed.routes if each.table in tables}
+    steps = [Delete(each) for each in sorted(observed.rules - rules, key=str)]
+    steps += [Delete(each) for each in sorted(observed.routes - routes, key=str)]
+    return (*steps, *([Delete(None)] if observed.table is not None and not rules else []))
+
+
 def wired(desired: Desired, observed: Observed) -> frozenset[str]:
     """MACs of the interfaces whose addresses pods may use."""
     waiting = [each for each in plan(desired, observed) if each.phase == "prepare"]
@@ -186,7 +206,7 @@ def wired(desired: Desired, observed: Observed) -> frozenset[str]:
 
 def wirable(desired: Desired, observed: Observed) -> list[Interface]:
     """Those whose devices are there. Without a primary interface, or beside others, nothing is led anywhere."""
-    if observed.primary is None or observed.others:
+    if _is_hindered(observed):
         return []
     return [each for each in desired.interfaces if each.mac in observed.links]
 

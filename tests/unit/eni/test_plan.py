@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -132,11 +134,32 @@ def test_an_interface_without_a_device_is_told_and_a_node_without_a_way_out_wire
 
 
 def test_beside_another_of_the_cloud_nothing_is_wired() -> None:
-    beside = replace(whole(), others=("Terway",))
-    assert wired(ONE, beside) == frozenset()
+    beside = Observed(LINKS, PRIMARY, others=("Terway",))
+    assert (wired(ONE, beside), plan(ONE, beside)) == (frozenset(), ())
     assert [each.reason for each in problems(ONE, beside)] == ["CloudOtherCni"]
+
+
+BOTH = Desired((*ONE.interfaces, Interface(MACS[1], ROUTER, (IPv4Network("10.0.0.9"),))), METADATA, PRIMARY_MARK)
+
+
+@pytest.mark.parametrize("hindered", [{"others": ("Terway",)}, {"primary": None}], ids=["another", "no primary"])
+def test_pods_that_run_keep_what_they_have_when_another_comes_until_their_blocks_are_gone(
+    hindered: dict[str, Any],
+) -> None:
+    there = Observed(LINKS, PRIMARY)
+    for action in plan(BOTH, there):
+        there = after(there, action, BOTH)
+    beside = replace(there, **hindered)
+    assert (wired(BOTH, beside), plan(BOTH, beside)) == (frozenset(), ())
     for action in plan(ONE, beside):
         beside = after(beside, action, ONE)
+    (block,) = ONE.interfaces[0].blocks
+    of_one = TABLES + LINKS[MACS[0]].ifindex
+    assert {rule for rule in there.rules if block in (rule.source, rule.destination) or rule.mark} == beside.rules
+    assert {route for route in there.routes if route.table == of_one} == beside.routes
+    assert beside.table == there.table, "metadata stays closed to them"
+    for action in plan(Desired(), beside):
+        beside = after(beside, action, Desired())
     assert (beside.rules, beside.routes, beside.table) == (frozenset(), frozenset(), None)
 
 
