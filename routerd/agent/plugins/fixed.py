@@ -10,7 +10,7 @@ line.
     ipam.cilium.io/ip-pool             the name of a pool, likewise; ipv4-pool and ipv6-pool name one for a family
     cni.projectcalico.org/ipv4pools    a JSON list of names of pools or of CIDRs, likewise; or ipv6pools
 
-Those that name pools count on the pod's namespace as well, where the pod itself has none of their maker.
+Those that name pools count on the pod's namespace as well, where the pod itself has none of any maker.
 A pod of a StatefulSet keeps what it has without any of them.
 """
 

@@ -202,7 +202,7 @@ class PodAddressDesk:
             return NO_PODS
         if owner.pod and not self._is_there(owner, snapshot.pods or {}):
             return f"the store has no Pod {owner.pod}" + (f" with uid {owner.uid}" if owner.uid else "") + " yet"
-        if owner.pod and snapshot.pools is None and asks((snapshot.pods or {})[owner.pod]):
+        if snapshot.pools is None and (self.of_pools or (owner.pod and asks((snapshot.pods or {})[owner.pod]))):
             return "the agent has not read address pools yet"
         if owner.pod and snapshot.pod_pools and snapshot.namespaces is None:
             return "the agent has not read namespaces yet"

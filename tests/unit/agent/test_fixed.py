@@ -294,6 +294,21 @@ def test_where_namespaces_are_not_read_a_pod_waits_if_they_may_name_a_pool(tmp_p
     story(test, tmp_path)
 
 
+def test_at_an_agent_s_start_a_pod_waits_for_pools_and_namespaces_where_these_say_what_it_gets(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        world.blocks, world.pools = HERE, None
+        assert await world.start(pod("first")) == "the agent has not read address pools yet"
+        world.pools, world.pod_pools, world.namespaces = {}, POOLS, None
+        assert await world.start(pod("first")) == "the agent has not read namespaces yet"
+        world.namespaces = {"default": Namespace("default", annotations={"ipam.cilium.io/ip-pool": "gold"})}
+        assert await world.start(pod("first")) == "10.8.0.66/26"
+        world.pools, world.pod_pools, world.namespaces, world.of_pools = None, {}, None, False
+        world.restart()
+        assert await world.start(pod("second")) == "10.8.0.67/26", "of blocks that pools have no say in"
+
+    story(test, tmp_path)
+
+
 def test_which_blocks_are_for_pods_that_name_a_pool() -> None:
     gold, plain = HERE
     pools = POOLS.values()
