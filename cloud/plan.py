@@ -224,7 +224,7 @@ def _more(site: Site, now: float, token: Callable[[str], str]) -> Iterator[Call 
             if (count := site.at_once(_count(site, each.subnet, room, prefixes))) > 0:
                 yield Assign(each.id, count, prefixes, _token(site, token))
         yield from _create(site, prefixes, now, token)
-    yield _why_none(site)
+    yield from _why_none(site)
 
 
 def _count(site: Site, subnet: str, room: int, prefixes: bool) -> int:
@@ -270,10 +270,12 @@ def _lacks_prefix6(site: Site) -> bool:
     return site.rules.api.prefix6_each or not site.holding.available(6)
 
 
-def _why_none(site: Site) -> Reason:
+def _why_none(site: Site) -> Iterator[Reason]:
+    """While an interface waits for its attachment no subnet is asked for another one."""
     most = (site.limits.ipv4 - 1) * (site.limits.interfaces - site.rules.first_index)
     if _free_index(site) is None and all(site.room(each) <= 0 for each in site.own):
-        return _why(site, "InstanceFull", f"a {site.instance.type} holds {most} addresses or prefixes for pods")
-    if not site.rules.subnets_for(site.instance, site.inventory):
-        return _why(site, "NoSubnet", f"no subnet of interfaces.subnets is in its VPC and zone ({site.instance.zone})")
-    return _why(site, "SubnetFull", "no subnet that it may use has free addresses")
+        yield _why(site, "InstanceFull", f"a {site.instance.type} holds {most} addresses or prefixes for pods")
+    elif not site.rules.subnets_for(site.instance, site.inventory):
+        yield _why(site, "NoSubnet", f"no subnet of interfaces.subnets is in its VPC and zone ({site.instance.zone})")
+    elif not site.waiting:
+        yield _why(site, "SubnetFull", "no subnet that it may use has free addresses")

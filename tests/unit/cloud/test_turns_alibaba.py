@@ -230,3 +230,14 @@ def test_a_leak_is_deleted_once_and_waited_for() -> None:
 def test_our_own_rates_are_below_what_the_cloud_allows_in_each_minute() -> None:
     for action, rate in ecs.RATES.items():
         assert rate.burst + 60 * rate.per_second < ecs.PER_MINUTE[action]
+
+
+def test_an_interface_that_waits_for_its_attachment_is_no_full_subnet() -> None:
+    world = World.of(front=ALIBABA_FRONT)
+    world.cloud.lag = lambda: 10.0
+    said = set()
+    for _ in range(60):
+        world.turn()
+        said |= {each.reason for each in world.reasons}
+        world.cloud.advance(1)
+    assert (len(world.cloud.of("i-1")), said) == (2, set())
