@@ -11,14 +11,15 @@ from ipaddress import IPv4Address, ip_address
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from egress.status import PortUse
 from routerd.formats.compose import quoted
 from routerd.formats.meta import ROUTERD
 from routerd.formats.published.allocations import sealed
 from routerd.formats.published.bindings import binding_table
-from routerd.formats.published.parts import BUCKETS, Part, bucket_of
-from routerd.formats.published.shares import GATEWAYS, READERS, SHARES, NodePorts, share_of
+from routerd.formats.published.parts import Part
+from routerd.formats.published.shares import GATEWAYS, READERS, NodePorts, share_of
 from routerd.formats.published.whole import AllocationsReader, AllocationsWriter, Published
-from routerd.model import Allocations, BindingTable, EgressGroup, NodeNumber, PortBlock
+from routerd.model import Allocations, BindingTable, EgressGroup, IPAddress, NodeNumber, PortAsk, PortBlock
 from routerd.node.desired import LocalFacts, Settings, compose
 from routerd.node.port_sets import PortMemory, report_ports
 from tests.models import cluster
@@ -58,6 +59,7 @@ def test_a_node_finds_what_it_needs_and_asks_for_nothing_else(decisions: list[Al
 
 
 POLICY = "EgressPolicy/web"
+ASKED_BACK = 4  # version of a table
 
 
 @st.composite
@@ -66,7 +68,7 @@ def tables(draw: st.DrawFn) -> tuple[BindingTable, ...]:
     for address in ("198.51.100.7", "198.51.100.8"):
         owners = draw(st.dictionaries(st.integers(16, 24), st.tuples(st.integers(1, 3), st.booleans()), max_size=6))
         blocks = [PortBlock(first << 6, 64, number, asked) for first, (number, asked) in sorted(owners.items())]
-        asked = 4 if any(each.returning for each in blocks) else 0
+        asked = ASKED_BACK if any(each.returning for each in blocks) else 0
         found.append(binding_table(ip_address(address), 5, blocks, told=(2,), awaited=3, asked=asked))
     return tuple(found)
 
@@ -80,11 +82,21 @@ def test_a_node_does_the_same_as_one_that_reads_everything(bindings: tuple[Bindi
         for each in (whole, seen_by("a", whole))
     )
     assert all_of_it == part
-    reports = [
-        report_ports("a", each, frozenset({POLICY}), each, None, PortMemory(), 0.0).report
-        for each in (whole, seen_by("a", whole))
-    ]
-    assert reports[0] == reports[1]
+    asks, unused = zip(*(said(each) for each in (whole, seen_by("a", whole))), strict=True)
+    assert asks[0] == asks[1]
+    assert [set(each) for each in unused] == [set(unused[0])] * 2
+    assert set(unused[0]) == {
+        (table.egress_ip, block.first, block.size) for table in bindings for block in table.blocks(1) if block.returning
+    }
+    assert all(version >= ASKED_BACK for each in unused for version in each.values()), "else it counts for nothing"
+
+
+def said(allocations: Allocations) -> tuple[tuple[PortAsk, ...], dict[tuple[IPAddress, int, int], int]]:
+    """What node a asks for, and by block that was asked back and is unused: of which version it says so."""
+    use = PortUse(counted=1.0)
+    report = report_ports("a", allocations, frozenset({POLICY}), allocations, use, PortMemory(), 2.0).report
+    assert report is not None and not report.applied
+    return report.asks, {(each.egress_ip, each.first, each.size): each.version for each in report.unused}
 
 
 # --- a thousand nodes
@@ -128,10 +140,9 @@ def test_an_agent_of_a_thousand_nodes_with_a_hundred_policies_reads_little() -> 
     assert len(published.text) + sizes[""] + max(shares) < 160 << 10
 
 
-def test_shares_are_runs_of_buckets() -> None:
+def test_nodes_are_of_all_shares() -> None:
     names = [f"node-{number}" for number in range(1000)]
     assert {share_of(name) for name in names} == set(READERS)
-    assert all(share_of(name) == str(bucket_of(name) // (BUCKETS // SHARES)) for name in names)
 
 
 def test_a_node_that_left_a_group_reads_the_tables_until_it_has_confirmed_that() -> None:
