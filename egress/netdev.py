@@ -273,10 +273,11 @@ class Datapath:
     def probed(self) -> tuple[Probed, ...]:
         """Gateways to which probes were ever sent."""
         value = self._maps["settings"].get(layout.u32(0))
-        multiplier = layout.decode(layout.Settings, value).probe_multiplier if value else 0
+        settings = layout.decode(layout.Settings, value) if value else layout.Settings()
         probes, liveness = self._maps["probes"].items(), self._maps["liveness"]
         known = {key: value for key in probes if (value := liveness.get(key)) is not None}
-        return status.probed(probes, known, multiplier, time.monotonic_ns(), filtered(self._untried()))
+        kept_back = filtered(self._untried()) if settings.direct_ifindex else frozenset[int]()
+        return status.probed(probes, known, settings.probe_multiplier, time.monotonic_ns(), kept_back)
 
     def try_port_sets(self) -> Lacking:
         """Sends a trial of each port set by each way to a gateway that has not echoed it. How many that are.
