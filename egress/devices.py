@@ -156,6 +156,20 @@ def read_addresses(route: NetlinkSocket, namespace: int | None = None) -> list[t
     return found
 
 
+FLEETING = 0x01 | 0x08 | 0x20 | 0x40  # IFA_F_TEMPORARY (of IPv4: SECONDARY), DADFAILED, DEPRECATED, TENTATIVE
+
+
+def read_lasting_first(route: NetlinkSocket, ifindex: int) -> list[IPAddress]:
+    """Addresses of a device, those behind the others that go by themselves or may not be used yet."""
+    found: list[tuple[bool, IPAddress]] = []
+    for answer in route.dump(RTM_GETADDR, IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+        _, _, flags, _, index = IFADDR.unpack_from(answer)
+        values = attributes(answer, IFADDR.size)
+        if index == ifindex and (address := values.get(IFA_LOCAL) or values.get(IFA_ADDRESS)):
+            found.append((bool(flags & FLEETING), ip_address(address)))
+    return [address for _, address in sorted(found, key=lambda each: each[0])]
+
+
 def read_networks(route: NetlinkSocket) -> dict[int, frozenset[IPNetwork]]:
     """Networks that this namespace's interfaces are in, by ifindex. An address with a prefix of its own alone is in
     none.

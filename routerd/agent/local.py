@@ -69,17 +69,20 @@ def is_ours(address: IPAddress, interface: str = "") -> bool:
     return True
 
 
-def address_on(interface: str, version: int) -> IPAddress | None:
-    """The first address of that family on `interface` by which others can reach this node."""
-    from egress.devices import read_addresses
+def address_on(interface: str, version: int, last: IPAddress | None = None) -> IPAddress | None:
+    """An address of that family on `interface` by which others can reach this node: `last` while it is there, else the
+    first that stays.
+    """
+    from egress.devices import read_lasting_first
     from egress.netlink import NetlinkSocket
 
-    with contextlib.suppress(OSError), NetlinkSocket() as route:
-        index = socket.if_nametoindex(interface)
-        found = (address for number, address in read_addresses(route) if number == index)
-        reachable = (each for each in found if not (each.is_loopback or each.is_link_local))
-        return next((each for each in reachable if each.version == version), None)
-    return None
+    try:
+        with NetlinkSocket() as route:
+            addresses = read_lasting_first(route, socket.if_nametoindex(interface))
+    except OSError:  # addresses change while they are read: the one of before will do
+        return last if _exists(interface) else None
+    found = [a for a in addresses if a.version == version and not (a.is_loopback or a.is_link_local)]
+    return last if last in found else next(iter(found), None)
 
 
 def default_gateways() -> Found:
@@ -107,7 +110,7 @@ def _session_address(peer: Peer, last: IPAddress | None) -> IPAddress | None:
     if peer.source_address is not None:
         return peer.source_address if is_ours(peer.source_address, peer.interface) else None
     if peer.source_interface:
-        return address_on(peer.source_interface, peer.address.version)
+        return address_on(peer.source_interface, peer.address.version, last)
     source = source_towards(peer.address, peer.port, peer.interface)
     if peer.address.is_link_local and peer.interface:
         # A link that comes back has no address for a second (duplicate address detection), or another one than its own.

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
+import pytest
+
+from egress.netlink import DumpInterrupted, NetlinkSocket
 from routerd.agent.local import global_ipv6, is_ours, passwords_of, session_addresses, source_towards
 from routerd.model import Peer
+from tests.netns.lab.netns import Namespace, entered, run
 
 LOOPBACK = ip_address("127.0.0.1")
 NOWHERE = ip_address("fe80::1")  # link-local without an interface: no route
@@ -75,3 +81,43 @@ def test_passwords_are_read_from_files_of_one_directory(tmp_path: Path) -> None:
     assert passwords_of(peers, tmp_path, {"tor": "s3cret "}) == {"tor": "s3cret "}
     (tmp_path / "tor").unlink()  # a Secret is renewed
     assert passwords_of(peers, tmp_path, {"tor": "s3cret ", "old": "x"}) == {"tor": "s3cret "}
+
+
+@pytest.fixture
+def space() -> Iterator[Namespace]:
+    made = Namespace(f"source-{os.getpid()}", "sources")
+    made.create()
+    try:
+        with entered(made.name):
+            yield made
+    finally:
+        run(["ip", "netns", "del", made.name])
+
+
+def test_the_address_of_an_interface_stays_a_sessions_source_while_it_is_there(space: Namespace) -> None:
+    """And one that goes by itself is none where another is there."""
+    router = ip_address("2001:db8::1")
+
+    def source(last: str) -> str:
+        asked = [peer("2001:db8::1", source_interface="up0")]
+        return str(session_addresses(asked, {router: ip_address(last)} if last else {})[router])
+
+    space.ip("link add up0 type veth peer name up1", "link set up0 up", "link set up1 up")
+    add = "addr add 2001:db8::{}/64 dev up0 nodad {}"
+    space.ip(add.format("a", ""), add.format("b", "preferred_lft 0 valid_lft 900"), add.format("c", ""))
+    assert (source("2001:db8::a"), source("2001:db8::c")) == ("2001:db8::a", "2001:db8::c")
+    assert source("2001:db8::9") in ("2001:db8::a", "2001:db8::c")
+    space.ip("addr del 2001:db8::a/64 dev up0", "addr del 2001:db8::c/64 dev up0")
+    assert source("") == "2001:db8::b"
+    space.ip(add.format("d", ""), add.format("0", ""))
+    assert (source("2001:db8::b"), source("") == "2001:db8::b") == ("2001:db8::b", False)
+
+
+def test_the_source_of_an_interface_stays_while_the_kernel_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise DumpInterrupted("busy")
+
+    monkeypatch.setattr(NetlinkSocket, "dump", interrupted)
+    asked, own = ip_address("10.0.0.1"), ip_address("10.0.0.2")
+    assert session_addresses([peer("10.0.0.1", source_interface="lo")], {asked: own}) == {asked: own}
+    assert session_addresses([peer("10.0.0.1", source_interface="none")], {asked: own}) == {asked: None}
