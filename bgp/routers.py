@@ -31,7 +31,7 @@ PACKETS = 64  # taken at once
 SOLICIT = bytes([SOLICITATION]) + bytes(7)
 ADVERTISE = bytes([ADVERTISEMENT]) + bytes(15)  # lifetime 0; the kernel makes the checksum (RFC 3542, section 3.1)
 ICMP6_FILTER = 1  # <linux/icmpv6.h>; a bit for each type that is not taken
-ONLY_ADVERTISEMENTS = ((1 << 256) - 1 ^ 1 << ADVERTISEMENT).to_bytes(32, "little")
+NOTHING, ONLY_ADVERTISEMENTS = bytes([255] * 32), ((1 << 256) - 1 ^ 1 << ADVERTISEMENT).to_bytes(32, "little")
 
 
 def advertiser(packet: bytes, source: IPv6Address, hops: int) -> IPv6Address | None:
@@ -61,9 +61,10 @@ class Heard:
 
 @dataclass(slots=True)
 class Link:
-    """One link: its socket, and who was heard there."""
+    """One link: its socket, the interface's index, and who was heard there."""
 
     socket: socket.socket
+    index: int
     heard: Heard = field(default_factory=Heard)
 
 
@@ -134,16 +135,18 @@ class Routers:
         opened = socket.socket(socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_ICMPV6)
         try:
             opened.setblocking(False)
-            opened.setsockopt(socket.IPPROTO_ICMPV6, ICMP6_FILTER, ONLY_ADVERTISEMENTS)
+            opened.setsockopt(socket.IPPROTO_ICMPV6, ICMP6_FILTER, NOTHING)  # of other links, until it is bound to one
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name.encode())
-            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex(name))
+            index = socket.if_nametoindex(name)
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, HOPS)
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
+            opened.setsockopt(socket.IPPROTO_ICMPV6, ICMP6_FILTER, ONLY_ADVERTISEMENTS)
         except OSError:
             opened.close()
             raise
-        link = self._links[name] = Link(opened, self._kept.get(name, Heard()))
+        link = self._links[name] = Link(opened, index, self._kept.get(name, Heard()))
         asyncio.get_running_loop().add_reader(opened.fileno(), self._take, name)
         return link
 
@@ -166,7 +169,7 @@ class Routers:
                 self._close(name)
                 return
             router = advertiser(packet, IPv6Address(source[0].partition("%")[0]), _hops(ancillary))
-            if router is not None:
+            if router is not None and source[3] == link.index:  # one of before the filter may be of another link
                 link.heard = link.heard.after(router, asyncio.get_running_loop().time())
         if link.heard.routers(name) != before:
             routers = ", ".join(map(str, link.heard.routers(name)))
