@@ -62,6 +62,12 @@ BOTH = AGENT | OPERATOR
 LIKENESS = 0.9  # 1 = equal; other policies of Cilium's are less than 0.8 like those that are read
 CONFIGURATION = frozenset({"bgp", "pools", "policies"})  # parts of the snapshot that people write
 
+_RESTS: Mapping[tuple[str, str], frozenset[str]] = {
+    ("", "ConfigMap"): frozenset({"bgp", "pools"}),
+    ("cilium.io", "CiliumBGPClusterConfig"): frozenset({"bgp"}),
+    ("cilium.io", "CiliumBGPPeerConfig"): frozenset({"bgp"}),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
@@ -94,10 +100,11 @@ class Kind:
     def rests_on_each(self) -> frozenset[str]:
         """Parts that are not known, after a start, before each object of the kind has said something.
 
-        A BGP ConfigMap that is wrong may name any peer: without it every session would be ended. Of all other kinds a
-        wrong object costs itself.
+        A BGP ConfigMap that is wrong may name any peer: without it every session would be ended. So may a
+        CiliumBGPClusterConfig, and a CiliumBGPPeerConfig is how they are. Of all other kinds a wrong object costs
+        itself.
         """
-        return frozenset({"bgp", "pools"}) if (self.group, self.name) == ("", "ConfigMap") else frozenset()
+        return _RESTS.get((self.group, self.name), frozenset())
 
 
 def _plain(read: Callable[[Value], T]) -> Callable[[Value], tuple[T, tuple[Refusal, ...]]]:

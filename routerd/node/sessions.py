@@ -70,7 +70,8 @@ def _keepalive_time(peer: Peer) -> int:
 def _not_found(peer: Peer, node: Node) -> tuple[str, str]:
     if peer.found == "router":
         message = (
-            f"{node.name} has heard no router advertisement on interface {peer.interface}: does the router send them?"
+            f"{node.name} has heard no router advertisement on interface {peer.interface}: does the router send them, "
+            "and has the agent CAP_NET_RAW?"
         )
         return "RouterNotFound", message
     by = f" by interface {peer.interface}" if peer.interface else ""

@@ -158,6 +158,15 @@ def test_a_bgp_configuration_that_is_wrong_at_a_start_is_not_taken_for_an_empty_
     assert reasons(snapshot) == ["ConfigMap/kube-system/bgp-config ConfigRefused"]
 
 
+@pytest.mark.parametrize("kind", ["CiliumBGPClusterConfig", "CiliumBGPPeerConfig"])
+def test_a_configuration_of_ciliums_that_is_wrong_at_a_start_ends_no_session(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(f"apiVersion: cilium.io/v2\nkind: {kind}\nmetadata: {{name: x}}\nspec: 5\n")
+    snapshot = store_of(tmp_path).load()
+    assert snapshot.bgp is None
+    assert reasons(snapshot) == [f"{kind}/x InvalidObject"]
+
+
 def _peers(snapshot: Snapshot) -> tuple[Peer, ...]:
     assert snapshot.bgp is not None
     return snapshot.bgp.peers
