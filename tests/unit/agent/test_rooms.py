@@ -26,7 +26,7 @@ from routerd.refs import Ref
 from tests.models.cluster import TOR
 from tests.models.egress_wishes import EGRESS_IP, GROUP, SERVED, on_gateway
 from tests.models.tables import granules
-from tests.models.virtual_time import in_virtual_time
+from tests.models.virtual_time import elapse, in_virtual_time
 
 READ = EgressStatus(True, 0, {"flows": 3}, {"flows": 100}, passed={"translated": 5}, drops={"no_gateway": 2})
 
@@ -186,7 +186,7 @@ async def test_a_new_agent_keeps_the_sessions_with_routers_that_it_has_not_heard
     asyncio.get_running_loop().call_later(0.5, connect)
     task = asyncio.create_task(here.find_routers())
     for _ in range(3):  # before it is looked at the links, and after
-        await asyncio.sleep(2)
+        await elapse(2)
         found = here.snapshot().bgp
         assert found is not None
         assert [str(peer.address) for peer in found.peers] == ["fe80::1%none1", "fe80::2%none1", "::%none2"]
@@ -201,6 +201,6 @@ async def test_no_peer_waits_long_for_a_speaker() -> None:
     speaker.loaded = frozenset()
     here = Rooms(store, speaker, None, (), with_routers=WithRouters("a", Routers()))
     task = asyncio.create_task(here.find_routers())
-    await asyncio.sleep(2)
+    await elapse(2)
     assert here.snapshot().bgp == Peering(peers)
     task.cancel()
