@@ -9,7 +9,7 @@ import sys
 from tests.netns.lab.transcript import Transcript
 from tests.netns.stories.chaos import chaos, complaints
 
-KILLS, LIMIT = 5, 60.0  # seconds
+KILLS, LIMIT = 4, 45.0  # seconds
 
 
 def test_kills_at_random_moments_lose_nothing(clean_labs: list[str]) -> None:
