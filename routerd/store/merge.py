@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, TypeVar
 
-from routerd.formats.foreign import cilium_bgp, metallb_advertisements
 from routerd.formats.foreign.metallb_bgp import with_bfd, without_profile
 from routerd.formats.foreign.policies import with_destinations
+from routerd.formats.foreign.together import ADVERTISEMENT, together
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.legacy_bgp.peers import without_place
 from routerd.formats.objects import Entry, Loaded
@@ -18,7 +18,6 @@ from routerd.model import (
     AddressPool,
     Allocations,
     BfdProfile,
-    CommunityNames,
     EgressPolicy,
     EndpointSlice,
     IPNetwork,
@@ -29,7 +28,6 @@ from routerd.model import (
     Peering,
     Pod,
     PodPool,
-    PoolAdvertisement,
     Refusal,
     Service,
     Snapshot,
@@ -105,11 +103,10 @@ def merge(
     for entry in entries:
         if isinstance(entry.object, PodPool):
             pools.take_for_pods(entry.ref, entry.object)
-    announced = metallb_advertisements.advertised(
+    joined = together(
+        (entry.object for entry in entries),
         pools.by_name,
-        _of(entries, PoolAdvertisement),
-        _of(entries, CommunityNames),
-        unread=any(_is_unread(file, metallb_advertisements.KIND) for file in files),
+        unread=any(_is_unread(file, ADVERTISEMENT) for file in files),
     )
     saying = tuple(pool for pool in pools.by_name.values() if pool.gateways is not None)
     completed = (
@@ -117,10 +114,6 @@ def merge(
     )
     policies = {policy.key: policy for policy in completed}
     peers = [peer for config in _of(entries, LegacyConfig) for peer in config.peers]
-    theirs = cilium_bgp.joined(
-        _of(entries, cilium_bgp.ClusterConfig), _of(entries, cilium_bgp.PeerConfig), _of(entries, cilium_bgp.Advertised)
-    )
-    whole = cilium_bgp.with_ways(announced.pools, theirs.ways)
     profiles = {profile.name: profile for profile in _of(entries, BfdProfile)}
     lost = unreadable(files, policies, allocations, seen)
     all_refusals = [
@@ -129,9 +122,7 @@ def merge(
         *duplicates,
         *misplaced,
         *pools.refusals,
-        *announced.refusals,
-        *theirs.refusals,
-        *whole.refusals,
+        *joined.refusals,
         *lost,
         *(one for peer in peers for one in without_profile(peer, profiles)),
     ]
@@ -141,8 +132,8 @@ def merge(
         pods={pod.key: pod for pod in _of(entries, Pod)},
         services={service.key: service for service in _of(entries, Service)},
         endpoint_slices=tuple(_of(entries, EndpointSlice)),
-        bgp=Peering(_unique_peers((*(with_bfd(peer, profiles) for peer in peers), *theirs.peers))),
-        pools=whole.pools,
+        bgp=Peering(_unique_peers((*(with_bfd(peer, profiles) for peer in peers), *joined.peers))),
+        pools=joined.pools,
         pod_pools=pools.of_pods,
         policies=None if lost else policies,
         allocations=allocations,

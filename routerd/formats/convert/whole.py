@@ -17,9 +17,10 @@ from routerd.formats.convert.manifests import Json, config_map, manifest, text_o
 from routerd.formats.convert.unread import unread_keys
 from routerd.formats.core import expand_lists
 from routerd.formats.document import Source, Value
-from routerd.formats.foreign import cilium_bgp, metallb_advertisements
+from routerd.formats.foreign import cilium_bgp
 from routerd.formats.foreign.metallb_bgp import with_bfd, without_profile
 from routerd.formats.foreign.policies import with_destinations
+from routerd.formats.foreign.together import ADVERTISEMENT, together
 from routerd.formats.kinds import BY_NAME, OURS, Kind, Object, Reader
 from routerd.formats.legacy_bgp import Dialect, LegacyConfig, parse_document
 from routerd.formats.meta import read_meta
@@ -64,18 +65,9 @@ class _Others:
     def __init__(self, objects: list[Object], *, unread: bool) -> None:
         """`unread`: there is a BGPAdvertisement that cannot be read."""
         pools = {each.name: each for each in objects if isinstance(each, AddressPool)}
-        ways = [each for each in objects if isinstance(each, PoolAdvertisement)]
-        names = [each for each in objects if isinstance(each, CommunityNames)]
-        announced = metallb_advertisements.advertised(pools, ways, names, unread=unread)
-        theirs = cilium_bgp.joined(
-            [each for each in objects if isinstance(each, cilium_bgp.ClusterConfig)],
-            [each for each in objects if isinstance(each, cilium_bgp.PeerConfig)],
-            [each for each in objects if isinstance(each, cilium_bgp.Advertised)],
-        )
-        whole = cilium_bgp.with_ways(announced.pools, theirs.ways)
-        self.pools, self.told = whole.pools, (*announced.refusals, *theirs.refusals, *whole.refusals)
-        self.ways = theirs.ways
-        self.peers = {peer.name: peer for peer in theirs.peers}
+        joined = together(objects, pools, unread=unread)
+        self.pools, self.ways, self.told = joined.pools, joined.ways, joined.refusals
+        self.peers = {peer.name: peer for peer in joined.peers}
         self.profiles = {each.name: each for each in objects if isinstance(each, BfdProfile)}
 
     def whole(self, found: AddressPool | EgressPolicy) -> AddressPool | EgressPolicy:
@@ -89,7 +81,7 @@ class _Others:
 def convert(texts: Mapping[str, str]) -> Converted:
     """Texts by file name."""
     files = [_loaded(file, text) for file, text in texts.items()]
-    unread = any(each.ref.kind == metallb_advertisements.KIND for file in files for each in file.mistakes)
+    unread = any(each.ref.kind == ADVERTISEMENT for file in files for each in file.mistakes)
     others = _Others([entry.object for file in files for entry in file.entries], unread=unread)
     found = _unique(each for file, text in sorted(texts.items()) for each in _of_file(file, text, others))
     return Converted(

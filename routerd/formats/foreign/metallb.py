@@ -40,16 +40,16 @@ def read_ip_address_pool(value: Value) -> tuple[AddressPool | None, tuple[Refusa
         priority=_priority(allocation),
         services=_services(allocation),
         labels=meta.labels,
-        ranges=tuple(tuple(group) for _, group in _entries(blocks)),
+        ranges=_ranges(blocks),
         origin=meta.origin,
     )
     return pool, ()
 
 
-def _entries(blocks: list[tuple[Value, IPNetwork]]) -> Iterator[tuple[str, list[IPNetwork]]]:
+def _ranges(blocks: list[tuple[Value, IPNetwork]]) -> tuple[tuple[IPNetwork, ...], ...]:
     """Networks of one entry together."""
-    for path, found in groupby(blocks, key=lambda each: each[0].path):
-        yield path, [network for _, network in found]
+    by_entry = groupby(blocks, key=lambda each: each[0].path)
+    return tuple(tuple(network for _, network in entry) for _, entry in by_entry)
 
 
 def _blocks(addresses: Value) -> list[tuple[Value, IPNetwork]]:

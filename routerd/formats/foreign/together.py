@@ -1,0 +1,41 @@
+"""Objects of other makers that say of pools and peers what those do not say themselves. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from routerd.formats.foreign import cilium_bgp, metallb_advertisements
+from routerd.model import AddressPool, Advertisement, CommunityNames, Peer, PoolAdvertisement, Refusal
+
+T = TypeVar("T")
+ADVERTISEMENT = metallb_advertisements.KIND  # one of these that cannot be read announces nothing, and opens nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Pools as they are announced, `ways` of them those that Cilium's objects add; and Cilium's peers."""
+
+    pools: Mapping[str, AddressPool]
+    peers: tuple[Peer, ...]
+    ways: tuple[Advertisement, ...]
+    refusals: tuple[Refusal, ...]
+
+
+def together(objects: Iterable[object], pools: Mapping[str, AddressPool], *, unread: bool) -> Together:
+    """`unread`: there is an `ADVERTISEMENT` that cannot be read."""
+    objects = tuple(objects)
+    announced = metallb_advertisements.advertised(
+        pools, _of(objects, PoolAdvertisement), _of(objects, CommunityNames), unread=unread
+    )
+    theirs = cilium_bgp.joined(
+        _of(objects, cilium_bgp.ClusterConfig), _of(objects, cilium_bgp.PeerConfig), _of(objects, cilium_bgp.Advertised)
+    )
+    whole = cilium_bgp.with_ways(announced.pools, theirs.ways)
+    refusals = (*announced.refusals, *theirs.refusals, *whole.refusals)
+    return Together(whole.pools, theirs.peers, theirs.ways, refusals)
+
+
+def _of(objects: tuple[object, ...], kind: type[T]) -> list[T]:
+    return [each for each in objects if isinstance(each, kind)]
