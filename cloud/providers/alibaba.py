@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import urllib.request
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ def connect(region: str, endpoint: str = "") -> Send:
         message = "alibabacloud-tea-openapi is not installed: pip install 'routerd[alibaba]'"
         raise CloudFault("unreachable", "", message) from error
     region = region or os.environ.get("ALIBABA_CLOUD_REGION_ID", "") or _region_here()
+    logging.getLogger("apscheduler").setLevel(logging.WARNING)  # renews a role's credentials, and tells it each minute
     credentials, clients = Credentials(), dict[str, Any]()
     for product in ecs.VERSIONS:
         url = (endpoint or f"https://{{product}}.{region}.aliyuncs.com").replace("{product}", product)

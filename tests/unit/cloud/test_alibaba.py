@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -194,6 +195,7 @@ def test_the_role_of_an_instance_and_its_region_come_from_the_metadata_service(
         monkeypatch.setenv("http_proxy", endpoint)
         backend = Account(ecs, connect("", endpoint), RULES)
         assert list(backend.describe(["i-1"]).instances) == ["i-1"]
+    assert not logging.getLogger("apscheduler.executors.default").isEnabledFor(logging.INFO), "a line each minute"
     assert {given.get("RegionId", REGION) for _, _, given, _ in world.cloud.log} == {REGION}
 
 
