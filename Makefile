@@ -56,9 +56,10 @@ kernels: setup
 	@tools/kernel all
 	@$(PY) -m tests.package.kernels
 
-# The stories' labs one after the other, beside them the attacks', then all that needs none. WORKERS=0: one process.
+# The stories' labs one after the other, beside them the attacks' and all that needs none: labs wait more than they work.
+# WORKERS=0: one process.
 test: setup kernel
-	@$(PY) -m pytest --numprocesses $(or $(WORKERS),2) --dist loadscope
+	@$(PY) -m pytest --numprocesses $(or $(WORKERS),3) --dist loadscope
 
 chaos: setup
 	@$(PY) -m tests.netns.stories.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))

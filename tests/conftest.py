@@ -13,6 +13,7 @@ from tests.netns.lab.lab import STANDING, remove_orphans
 from tests.netns.lab.mounts import own_bpffs
 
 WITH_LABS = ("tests/attacks/", "tests/netns/")
+BY_THEMSELVES = tuple(f"tests/netns/stories/test_{name}.py" for name in ("chaos", "demo", "partitions"))
 
 # Properties are about values: on a busy machine an example may take its time, and so may drawing it.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -42,12 +43,13 @@ def no_leaks() -> Iterator[None]:
 
 class FewLabs(LoadScopeScheduling):
     """Workers share the files. The labs of a directory are one worker's, one after the other, as BGP and BFD must
-    answer in time: so there are two at a time, attacks beside stories, and later one beside what needs none.
+    answer in time: so there are two at a time, attacks beside stories, and a third worker has what needs none. A few
+    stories, which bring long labs of their own, go to whoever is free at the end: else all would wait for the stories.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
-        return next((labs for labs in WITH_LABS if path.startswith(labs)), path)
+        return path if path in BY_THEMSELVES else next((labs for labs in WITH_LABS if path.startswith(labs)), path)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FewLabs:
