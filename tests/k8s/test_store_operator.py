@@ -192,6 +192,7 @@ def test_a_quiet_cluster_is_not_written_to() -> None:
             await until(api, "/apis/routerd.io/v1alpha1/addresspools/p", lambda f: is_true(f, "Ready"), "a pool")
             publisher = one.publisher
             assert publisher is not None
+            await eventually(lambda: publisher.writes == 2, "both writes are answered")
             before = publisher.writes, await versions(api)
             for _ in range(5):
                 publisher.wake()
