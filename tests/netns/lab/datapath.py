@@ -42,9 +42,14 @@ def reconcile(node: netns.Namespace, datapath: Datapath, desired: Desired) -> li
 
 
 def neighbour(node: netns.Namespace, address: IPv4Address) -> Neighbour:
-    """As the agent of the node that has the address reports it."""
+    """As the agent of the node that has the address reports it. The kernel gives a device its link-local address some
+    time after it is up; without one nobody sends IPv6 there.
+    """
     with netns.entered(node.name):
-        (link,) = own_links([address])
+        link = wait(
+            lambda: next((link for link in own_links([address]) if link.link_local), None),
+            f"{node.label} has a link-local address", interval=0.01,
+        )  # fmt: skip
     return Neighbour(bytes.fromhex(link.mac.replace(":", "")), link.link_local)
 
 
