@@ -152,8 +152,9 @@ def give_ports(
 ) -> Ports:
     """`now` is in seconds of the Unix epoch. `external`: the services with `externalIPs`, None = not known.
 
-    Every node gets a set of every group at once, and more if it asks for more; or, `on_ask`, those that ask. Of groups
-    that policies have left, what nodes have is asked back.
+    Every node gets a set of every group at once, and more if it asks for more; or, `on_ask`, those that ask. Of a group
+    without a gateway nobody gets any: nothing would leave by them, and a node that has the address on an interface may
+    turn up, which leaves fewer to give. Of groups that policies have left, what nodes have is asked back.
 
     `kept`: of the last time; it is renewed.
     """
@@ -170,6 +171,7 @@ def give_ports(
     said = {name: report.ports for name, report in reports.items() if name in alive and report.ports is not None}
     word = kept.word(numbers, alive, said)
     wanted = _wanted(groups, alive, said, on_ask=times.on_ask)
+    wanted |= {group.id: _held(group, wanted[group.id], tables) for group in groups if not group.gateways}
     rooms = rooms_of(groups, external.values())
     plans = {group.id: kept.plan(group, wanted[group.id], rooms.masks, tables, number, now) for group in groups}
     kept.forget(plans)
@@ -236,6 +238,13 @@ def _wanted(
             if ask.group in asked:
                 asked[ask.group][alive[name]] = ask.ports
     return {group: {**everybody, **asks} if asks else everybody for group, asks in asked.items()}
+
+
+def _held(group: EgressGroup, wanted: Mapping[int, int], tables: Mapping[IPAddress, PortTable]) -> dict[int, int]:
+    """Those of `wanted` that have ports of the group, which they keep; no more than that."""
+    found = (tables[address] for address in group.egress_ips if address in tables)
+    holders = {each.node for table in found for each in table.sets if each.is_bound}
+    return {number: 0 for number in wanted if number in holders}
 
 
 def _word(alive: Mapping[str, int], said: Mapping[str, PortReport]) -> Word:

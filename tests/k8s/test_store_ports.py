@@ -30,8 +30,11 @@ IP = ip_address("192.0.2.7")
 ADDRESSES = (ip_address("10.0.0.11"),)
 
 
+GATEWAY = {"routerd.io/egress-gateway": ""}
+
+
 def objects() -> tuple[Any, ...]:
-    return node("node1", labels={"routerd.io/egress-gateway": ""}), policy("out", egressIP=str(IP))
+    return node("node1", labels=GATEWAY), policy("out", egressIP=str(IP))
 
 
 async def until(agent: Any, holds: Callable[[Allocations], object], what: str) -> BindingTable:
@@ -109,7 +112,8 @@ def test_operators_that_end_at_any_moment_give_no_port_twice() -> None:
     async def story() -> None:
         reports = [{"apiVersion": "routerd.io/v1alpha1", "kind": "RouterdNode", "metadata": {"name": n}} for n in names]
         both = (policy("out", egressIP=str(IP)), policy("second", egressIPs=["192.0.2.8", "192.0.2.9"]))
-        async with cluster(*map(node, names), *both, *reports) as api, agent_store(api) as agent:
+        nodes = (node(name, labels=GATEWAY) for name in names)
+        async with cluster(*nodes, *both, *reports) as api, agent_store(api) as agent:
             before: dict[tuple[str, int], str] = {}
             for turn in range(8):
                 async with operator(api, f"operator-{turn}"):

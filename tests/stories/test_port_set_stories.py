@@ -6,6 +6,8 @@ from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
+import pytest
+
 from routerd.cluster.adopt import adopt
 from routerd.cluster.ledger import Ledger
 from routerd.cluster.port_sets import holders
@@ -143,6 +145,37 @@ def test_an_address_on_a_nodes_interface_gives_reserved_ports_alone() -> None:
         "! EgressPolicy/sample PortsExhausted: no ports of 192.168.33.100 are left for n32, n33, n34 and 45 more: give "
         "the policy 1 more egress address"
     )
+
+
+@pytest.mark.parametrize(
+    ("asks", "given"), [(False, "owner:61440+1024 worker:62464+1024"), (True, "worker:61440+1024")]
+)
+def test_while_nobody_knows_whether_a_node_has_the_address_no_ports_are_given(asks: bool, given: str) -> None:
+    """Its interface leaves others to give: what was given before would have to come back."""
+    world = World()
+    world.settings = replace(world.settings, port_rules=replace(world.settings.port_rules, on_ask=asks))
+    world.node("owner", None, reports=None)
+    world.node("worker", None)
+    world.policy("sample", "192.168.33.100")
+    says(world, "worker")
+    assert decide(world) == "192.168.33.100  told "
+    world.node("owner", None, reports="192.168.33.100")
+    assert decide(world) == f"192.168.33.100 {given} told owner"
+
+
+def test_a_group_that_has_no_gateway_any_more_leaves_nodes_what_they_have_and_gives_nobody_more() -> None:
+    world = on_ask()
+    says(world, "worker")
+    given = decide(world)
+    for name in ("g1", "g2"):
+        world.node(name, None)
+    says(world, "worker", 4096)
+    says(world, "g1")
+    assert decide(world) == given
+    confirms(world, "g1", "g2")
+    world.node("g1")
+    says(world, "g1")
+    assert decide(world) == "198.51.100.7 worker:1024+1024 g1:2048+1024 worker:4096+4096 told g1"
 
 
 def test_ports_that_a_service_takes_on_the_address_are_left_out() -> None:

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from routerd.serve.api import agent_socket, ask
 from tests.models.apiserver import ApiServer
 from tests.netns.lab.daemons import Daemons
 from tests.netns.lab.footprint import contents, difference, footprint
@@ -66,7 +67,7 @@ def on_api_server(lab: Lab) -> Iterator[tuple[Story, ApiServer]]:
         daemons = Daemons(lab, manifests.store)
         try:
             story = started(lab, daemons, manifests)
-            lab.wait(lambda: not any(daemons.plan(node) for node in lab.nodes), "nobody has anything to do")
+            lab.wait(lambda: settled(story) and not returning(story), "nobody has anything to do, or to give back")
             yield story, server
         finally:
             daemons.stop()
@@ -122,6 +123,13 @@ def until_read_again(story: Story, server: ApiServer, lists: Lists) -> float:
 def settled(story: Story) -> bool:
     """Whether no agent has anything to do, nor says that its state may be stale."""
     return not any(story.daemons.plan(node) or "Stale" in story.daemons.refusals(node) for node in story.lab.nodes)
+
+
+def returning(story: Story) -> bool:
+    """Whether ports are asked back, of an address that a node turned out to have when others had them already."""
+    node = story.lab.node("worker")
+    shown = ask(agent_socket(node.directory / "run"), {"get": "show", "kind": "port-sets"})
+    return any(row["state"] == "returning" for row in shown)
 
 
 def without_history(server: ApiServer, seconds: float) -> Lists:
