@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 Tags = Mapping[str, str]
 
+AWS_ROUTER = IPv6Address("fe80:ec2::1")
+AWS_METADATA = (IPv4Address("169.254.169.254"), IPv6Address("fd00:ec2::254"))
 CLUSTER_TAG = "routerd.io/cluster"  # whose an interface is: nothing without our cluster's name is ever deleted
 INSTANCE_TAG = "routerd.io/instance"  # for which it was made
 CREATED_TAG = "routerd.io/created"  # when, seconds of the Unix epoch: EC2 does not tell
@@ -37,8 +40,17 @@ class Vpc:
 
     router: int = 1
     """Which address of a subnet its router has, counted from its end if below zero."""
-    metadata: str = "169.254.169.254"
-    """The address of its metadata service: who reads it has the node's credentials."""
+    router6: IPv6Address | None = AWS_ROUTER
+    """Of all its subnets; None = as `router` says, of the /64 that a subnet has."""
+    metadata: tuple[Address, ...] = AWS_METADATA
+    """Addresses of its metadata service: who reads it has the node's credentials."""
+
+    def routers(self, subnet: IPv4Network, blocks: Iterable[Network]) -> tuple[Address, ...]:
+        """Of an interface with these blocks: one of each family that it has."""
+        prefix = next((each for each in blocks if isinstance(each, IPv6Network)), None)
+        if prefix is None:
+            return (subnet[self.router],)
+        return subnet[self.router], self.router6 or prefix.supernet(new_prefix=64)[self.router]
 
 
 @dataclass(frozen=True, slots=True)

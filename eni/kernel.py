@@ -9,9 +9,9 @@ import errno
 import json
 import socket
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from eni.plan import (
     Add,
     Delete,
     Desired,
+    IPNetwork,
     Link,
     Load,
     Observed,
@@ -37,8 +38,11 @@ from eni.plan import (
     SetLink,
 )
 
-SETTINGS = Path("/proc/sys/net/ipv4")
+SETTINGS = Path("/proc/sys/net")
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+VERSIONS = {family: version for version, family in FAMILIES.items()}
 IFF_UP = 0x1
+OF_DEVICES = ("ipv4/conf/{}/rp_filter", "ipv4/conf/{}/forwarding", "ipv6/conf/{}/accept_ra")
 RTNH_F_ONLINK, RT_SCOPE_LINK = 4, 253
 STACKED = ("vlan", "macvlan", "macvtap", "ipvlan")  # devices that have the MAC of the one below them
 NFT = ("nft", "-j", "list", "table", "inet", NFT_TABLE)
@@ -50,14 +54,18 @@ def observe(desired: Desired) -> Observed:
         try:
             links = {link.ifindex: (mac, link) for mac, link in map(_link, ip.get_links()) if link is not None}
             primary = links.get(_default(ip), ("", None))[1]
-            rules = frozenset(map(_rule, filter(_is_ours, ip.get_rules(family=socket.AF_INET))))
-            routes = frozenset(map(_route, filter(_is_our_route, ip.get_routes(family=socket.AF_INET))))
+            rules = frozenset(_rule(each) for each in _both(ip.get_rules) if _is_ours(each))
+            routes = frozenset(_route(each) for each in _both(ip.get_routes) if _is_our_route(each))
         except NetlinkError as error:
             raise OSError(error.code, str(error)) from error
     wanted = {each.mac for each in desired.interfaces}
     mine = {mac: link for mac, link in reversed(links.values()) if mac in wanted}
     settings = _settings(link.name for link in (*mine.values(), primary) if link is not None)
     return Observed(mine, primary, rules, routes, settings, _table())
+
+
+def _both(get: Callable[..., Iterable[Any]]) -> Iterator[Any]:
+    return (each for family in FAMILIES.values() for each in get(family=family))
 
 
 def _link(message: Any) -> tuple[str, Link | None]:
@@ -79,9 +87,9 @@ def _default(ip: Any) -> int:
     return min(found)[1] if found else 0
 
 
-def _network(message: Any, name: str, length: str) -> IPv4Network:
+def _network(message: Any, name: str, length: str) -> IPNetwork:
     address = message.get_attr(name)
-    return IPv4Network((address, message[length])) if address else EVERYWHERE
+    return ip_network((address, message[length])) if address else EVERYWHERE[VERSIONS[message["family"]]]
 
 
 def _is_ours(message: Any) -> bool:
@@ -106,12 +114,13 @@ def _route(message: Any) -> Route:
         message.get_attr("RTA_TABLE"),
         message.get_attr("RTA_OIF"),
         destination,
-        IPv4Address(gateway) if gateway else None,
+        ip_address(gateway) if gateway else None,
     )
 
 
 def _settings(names: Iterable[str]) -> dict[str, str]:
-    keys = ["ip_forward", *(f"conf/{name}/{key}" for name in names for key in ("rp_filter", "forwarding"))]
+    keys = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"]
+    keys += [key.format(name) for name in names for key in OF_DEVICES]
     found = {}
     for key in keys:
         with suppress(OSError):  # a device that is gone
@@ -161,18 +170,18 @@ def _change(kind: str, command: str, fine: tuple[int, ...], **words: Any) -> Non
 
 def _rule_words(rule: Rule) -> dict[str, Any]:
     words: dict[str, Any] = {
-        "family": socket.AF_INET, "priority": rule.priority, "table": rule.table, "protocol": PROTOCOL,
+        "family": FAMILIES[rule.source.version], "priority": rule.priority, "table": rule.table, "protocol": PROTOCOL,
     }  # fmt: skip
     for key, network in (("src", rule.source), ("dst", rule.destination)):
-        if network != EVERYWHERE:
+        if network.prefixlen:
             words |= {key: str(network.network_address), f"{key}_len": network.prefixlen}
     return words | ({"fwmark": rule.mark, "fwmask": rule.mark} if rule.mark else {})
 
 
 def _route_words(route: Route) -> dict[str, Any]:
     words: dict[str, Any] = {
-        "family": socket.AF_INET, "table": route.table, "oif": route.ifindex, "dst": str(route.destination),
-        "proto": PROTOCOL,
+        "family": FAMILIES[route.destination.version], "table": route.table, "oif": route.ifindex,
+        "dst": str(route.destination), "proto": PROTOCOL,
     }  # fmt: skip
     if route.gateway is None:
         return words | {"scope": RT_SCOPE_LINK}

@@ -13,9 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Literal
 
+IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
 PROTOCOL = 203  # of rules and routes
 MAIN = 254
 TABLES = 20_300  # the table of a device is this and its ifindex
@@ -23,23 +25,23 @@ TO_POD, TO_PRIMARY, FROM_POD = 512, 1024, 1536  # priorities of rules
 MARK = 0x80  # of packets and connections: Amazon's own plugin has the same
 NFT_TABLE = "routerd_eni"  # of family inet
 LOOSE = "2"  # rp_filter: the source must be reachable, by whichever device (RFC 3704, 2.4)
-EVERYWHERE = IPv4Network("0.0.0.0/0")
+EVERYWHERE: Mapping[int, IPNetwork] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
 Phase = Literal["prepare", "retire"]
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """`gateway`: the router of its subnet. `blocks`: of which pods have addresses."""
+    """`gateways`: the router of its subnet, by an address of each family. `blocks`: of which pods have addresses."""
 
     mac: str
-    gateway: IPv4Address
-    blocks: tuple[IPv4Network, ...]
+    gateways: tuple[IPAddress, ...]
+    blocks: tuple[IPNetwork, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Desired:
     interfaces: tuple[Interface, ...] = ()
-    metadata: str = ""  # the address of the cloud's metadata service, which pods may not ask; "" = they may
+    metadata: tuple[IPAddress, ...] = ()  # addresses of the cloud's metadata service, which pods may not ask
     primary_mark: int = 0  # a bit of packets that leave by the primary interface, whoever has their source; 0 = none
 
 
@@ -53,17 +55,17 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`source`, `destination`: EVERYWHERE = any. `mark`: 0 = any."""
+    """`source`, `destination`: of one family; /0 = any. `mark`: 0 = any."""
 
     priority: int
     table: int
-    source: IPv4Network = EVERYWHERE
-    destination: IPv4Network = EVERYWHERE
+    source: IPNetwork
+    destination: IPNetwork
     mark: int = 0
 
     def __str__(self) -> str:
-        parts = [f"from {self.source}"] if self.source != EVERYWHERE else []
-        parts += [f"to {self.destination}"] if self.destination != EVERYWHERE else []
+        parts = [f"from {self.source}"] if self.source.prefixlen or self.mark else []
+        parts += [f"to {self.destination}"] if self.destination.prefixlen else []
         parts += [f"fwmark {self.mark:#x}"] if self.mark else []
         return f"rule {self.priority} {' '.join(parts)} table {self.table}"
 
@@ -74,8 +76,8 @@ class Route:
 
     table: int
     ifindex: int
-    destination: IPv4Network
-    gateway: IPv4Address | None = None
+    destination: IPNetwork
+    gateway: IPAddress | None = None
 
     def __str__(self) -> str:
         via = f" via {self.gateway}" if self.gateway else ""
@@ -88,7 +90,7 @@ class Observed:
     primary: Link | None = None  # of the default route
     rules: frozenset[Rule] = frozenset()  # ours, as are the routes
     routes: frozenset[Route] = frozenset()
-    settings: Mapping[str, str] = field(default_factory=dict)  # under /proc/sys/net/ipv4, of primary and interfaces
+    settings: Mapping[str, str] = field(default_factory=dict)  # under /proc/sys/net, of primary and interfaces
     table: tuple[str, ...] | None = None  # comments of the nft table's rules; None = there is none
     others: tuple[str, ...] = ()  # who else makes interfaces for pods here
 
@@ -116,7 +118,7 @@ class Set:
     phase: Phase = "prepare"
 
     def __str__(self) -> str:
-        return f"set net/ipv4/{self.setting} to {self.value}"
+        return f"set net/{self.setting} to {self.value}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +172,8 @@ def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
     settings, rules = _settings(there, observed), _rules(there, observed, desired.primary_mark)
     routes = [*_routes(there, observed)]
     chains = nft_chains(desired, there, observed)
-    steps: list[Action] = [SetLink(each.ifindex, each.name, _mtu(observed, each)) for each in links]
-    steps += [Set(name, value) for name, value in settings.items() if observed.settings.get(name) != value]
+    steps: list[Action] = [Set(name, each) for name, each in settings.items() if observed.settings.get(name) != each]
+    steps += [SetLink(each.ifindex, each.name, _mtu(observed, each)) for each in links]
     steps += [Add(each) for each in routes if each not in observed.routes]
     steps += [Load(transaction(chains))] if chains and digests(chains) != observed.table else []
     steps += [Add(each) for each in rules if each not in observed.rules]
@@ -243,22 +245,41 @@ def _settings(there: Iterable[Interface], observed: Observed) -> dict[str, str]:
     if not names or observed.primary is None:
         return {}
     ways = dict.fromkeys([observed.primary.name, *names])
-    settings = {"ip_forward": "1"} | {f"conf/{name}/rp_filter": LOOSE for name in ways}
-    return settings | {f"conf/{name}/forwarding": "1" for name in ways}
+    settings = {"ipv4/ip_forward": "1"} | {f"ipv4/conf/{name}/rp_filter": LOOSE for name in ways}
+    settings |= {f"ipv4/conf/{name}/forwarding": "1" for name in ways}
+    has_6 = any(block.version == 6 for each in there for block in each.blocks)
+    return settings | (_settings6(observed.primary.name, names, observed) if has_6 else {})
+
+
+def _settings6(primary: str, names: Iterable[str], observed: Observed) -> dict[str, str]:
+    """A router takes no advertisements, and forgets the default route that it has of one, unless it is told to take
+    them all the same; those of the other interfaces would make a second default route (ip-sysctl, accept_ra).
+    """
+    settings = {f"ipv6/conf/{name}/accept_ra": "0" for name in names if name != primary}
+    advertised = f"ipv6/conf/{primary}/accept_ra"
+    if observed.settings.get(advertised) == "1":
+        settings[advertised] = "2"
+    return settings | {"ipv6/conf/all/forwarding": "1"}
 
 
 def _rules(there: Iterable[Interface], observed: Observed, primary_mark: int) -> list[Rule]:
     blocks = [(block, TABLES + observed.links[each.mac].ifindex) for each in there for block in each.blocks]
-    found = [Rule(TO_POD, MAIN, destination=block) for block, _ in blocks]
-    found += [Rule(TO_PRIMARY, MAIN, mark=mark) for mark in (MARK, primary_mark) if blocks and mark]
-    return found + [Rule(FROM_POD, table, source=block) for block, table in blocks]
+    versions = sorted({block.version for block, _ in blocks})
+    found = [Rule(TO_POD, MAIN, EVERYWHERE[block.version], block) for block, _ in blocks]
+    found += [_marked(mark, version) for version in versions for mark in (MARK, primary_mark) if mark]
+    return found + [Rule(FROM_POD, table, block, EVERYWHERE[block.version]) for block, table in blocks]
+
+
+def _marked(mark: int, version: int) -> Rule:
+    return Rule(TO_PRIMARY, MAIN, EVERYWHERE[version], EVERYWHERE[version], mark)
 
 
 def _routes(there: Iterable[Interface], observed: Observed) -> Iterator[Route]:
     for each in there:
         ifindex = observed.links[each.mac].ifindex
-        yield Route(TABLES + ifindex, ifindex, IPv4Network(each.gateway))
-        yield Route(TABLES + ifindex, ifindex, EVERYWHERE, each.gateway)
+        for gateway in each.gateways:
+            yield Route(TABLES + ifindex, ifindex, ip_network(gateway))
+            yield Route(TABLES + ifindex, ifindex, EVERYWHERE[gateway.version], gateway)
 
 
 # --- the nft table
@@ -273,7 +294,7 @@ class Chain:
 def nft_chains(desired: Desired, there: Iterable[Interface], observed: Observed) -> dict[str, Chain]:
     """By name; none where no block is wired."""
     there = tuple(there)
-    blocks = sorted(block for each in there for block in each.blocks)
+    blocks = [block for each in there for block in each.blocks]
     if not blocks or observed.primary is None:
         return {}
     primary = observed.primary.name
@@ -283,10 +304,17 @@ def nft_chains(desired: Desired, there: Iterable[Interface], observed: Observed)
         f"iifname != {{ {outside} }} ct mark and {MARK:#x} == {MARK:#x} meta mark set meta mark or {MARK:#x}",
     )
     chains = {"prerouting": Chain("type filter hook prerouting priority mangle", marks)}
-    if desired.metadata:
-        blocked = f"ip saddr {{ {', '.join(map(str, blocks))} }} ip daddr {desired.metadata} counter drop"
-        chains["forward"] = Chain("type filter hook forward priority filter", (blocked,))
+    if closed := tuple(_closed(desired.metadata, blocks)):
+        chains["forward"] = Chain("type filter hook forward priority filter", closed)
     return chains
+
+
+def _closed(metadata: Iterable[IPAddress], blocks: Iterable[IPNetwork]) -> Iterator[str]:
+    for address in metadata:
+        mine = ", ".join(str(block) for block in blocks if block.version == address.version)
+        family = "ip" if address.version == 4 else "ip6"
+        if mine:
+            yield f"{family} saddr {{ {mine} }} {family} daddr {address} counter drop"
 
 
 def digests(chains: Mapping[str, Chain]) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ NO_REGION = frozenset({"DescribeInstanceTypes"})  # the same everywhere
 # Ten addresses or prefixes a call, and no more on an interface that is attached to nothing: pages of the API's
 # documentation name 10, 32 and 49, and the least of them holds everywhere.
 API = Api(at_once=10, tokens=True, mixes=False, reassigns=False, prefix6_each=True)
-VPC = Vpc(router=-3, metadata="100.100.100.200")
+VPC = Vpc(router=-3, router6=None, metadata=(IPv4Address("100.100.100.200"),))
 # Calls a minute of an account and region, as Alibaba's own plugin counts them. Others call, too: we take four fifths.
 PER_MINUTE: Mapping[str, int] = {
     "CreateNetworkInterface": 500,

@@ -135,8 +135,9 @@ async def agent(config: Config, source: ConfigSource) -> None:
         memory, retention = config.state_dir / "pod-addresses.json", config.pod_addresses.retention
         of_cloud = partial(_has_cloud_pods, config.cloud)
         pod_addresses = PodAddressDesk(
-            config.node_name, memory, retention=retention, of_pools=config.of_pod_pools, of_cloud=of_cloud
-        )
+            config.node_name, memory, retention=retention, of_pools=config.of_pod_pools, of_cloud=of_cloud,
+            dual=config.cloud.rules.ipv6,
+        )  # fmt: skip
         body, presence = _assembled(config, source, heart, store, attachments, pod_addresses)
         on_store.to = partial(_store_changed, pod_addresses, body)
         async with (

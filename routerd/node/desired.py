@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from ipaddress import IPv4Network
 from typing import Any
 
 from bfd.probes import Probing
 from bfd.table import Order
-from cloud.model import Vpc
+from cloud.model import Vpc, block_order
 from egress.policy import (
     FLOW_DEADLINE,
     FORWARD_MARK,
@@ -289,15 +288,15 @@ def _of_cloud(snapshot: Snapshot, settings: Settings) -> Mapping[str, Any]:
     if here is None or snapshot.allocations is None:
         return {ENI_ROOM: None}
     wires = tuple(_wire(each, settings.vpc) for each in here.interfaces)
-    metadata = "" if settings.pod_metadata else settings.vpc.metadata
+    metadata = () if settings.pod_metadata else settings.vpc.metadata
     # What is taken to a gateway begins by its natural route, to the device where it is taken up: the primary one.
     return {ENI_ROOM: Wiring(wires, metadata, settings.forward_mark)}
 
 
 def _wire(each: CloudInterface, vpc: Vpc) -> Wire:
     """Of blocks that leave, too, as pods may still have addresses of them."""
-    blocks = (block for block in (*each.blocks, *each.leaving) if isinstance(block, IPv4Network))
-    return Wire(each.mac, each.own.network[vpc.router], tuple(sorted(blocks)))
+    blocks = (*each.blocks, *each.leaving)
+    return Wire(each.mac, vpc.routers(each.own.network, blocks), tuple(sorted(blocks, key=block_order)))
 
 
 def _watched(snapshot: Snapshot, node: str, announced: Announcements | None) -> Mapping[IPAddress, Order] | None:

@@ -316,8 +316,10 @@ def probe_lines(probing: Probing) -> list[str]:
 
 def wiring_lines(desired: Wiring) -> list[str]:
     """`interface MAC via GATEWAY for BLOCKS` in their order, and whether pods may ask the metadata service."""
-    lines = [f"interface {each.mac} via {each.gateway} for {_joined(each.blocks)}" for each in desired.interfaces]
-    return [*lines, *_if("metadata for pods", desired.interfaces != () and desired.metadata)]
+    lines = [
+        f"interface {each.mac} via {_joined(each.gateways)} for {_joined(each.blocks)}" for each in desired.interfaces
+    ]
+    return [*lines, *_if("no metadata for pods", desired.interfaces and desired.metadata)]
 
 
 # --- all of it

@@ -71,6 +71,7 @@ class PodAddressDesk:
     of_pools: bool = False  # nodes have blocks of pools of pods: who gets what of them is for these to say
     of_cloud: Callable[[Node], bool] = lambda node: False  # whether its pods have addresses of a cloud, and no others
     wired: Callable[[], Collection[str] | None] = lambda: None  # MACs of interfaces that lead to pods; None = all do
+    dual: bool = False  # a pod has addresses of a cloud of both families, or none
     hindrance: Callable[[], str] = str  # why no interface can be wired here, one line; "" = it can
     clock: Callable[[], float] = time.time
     fault: str = ""  # why nothing is given
@@ -275,7 +276,10 @@ class PodAddressDesk:
     def _no_address_of_cloud(self, here: Node) -> str:
         if hindrance := self.hindrance():
             return hindrance
-        if any(each.blocks for each in here.interfaces):
+        blocks = [block for each in here.interfaces for block in each.blocks]
+        if self.dual and blocks and all(block.version == 4 for block in blocks):
+            return f"Node {self.node} has no IPv6 prefix of the cloud yet: the operator's `routerd show cloud` says why"
+        if blocks:
             return f"Node {self.node} has interfaces of the cloud, and none is wired yet: `routerd status` says why"
         return f"Node {self.node} has no address of the cloud yet: the operator's `routerd show cloud` says why"
 
@@ -293,16 +297,15 @@ class PodAddressDesk:
         return replace(now, generation=max(held.generation, here.interfaces_generation))
 
     def _usable(self, held: PodAddresses, snapshot: Snapshot) -> PodAddresses:
-        """With those of its blocks whose addresses lead to pods: an interface is wired first, for IPv4 alone."""
+        """With those of its blocks whose addresses lead to pods: an interface is wired first."""
         published, wired = self._published(held, snapshot), self.wired()
-        if wired is None or not published.interfaces:
+        if not published.interfaces:
             return published
-        there = tuple(
-            replace(each, blocks=tuple(block for block in each.blocks if block.version == 4))
-            for each in published.interfaces
-            if each.mac in wired
-        )
-        return plan.with_blocks(published, tuple(block for each in there for block in each.blocks), there)
+        there = tuple(each for each in published.interfaces if wired is None or each.mac in wired)
+        blocks = tuple(block for each in there for block in each.blocks)
+        if self.dual and len({block.version for block in blocks}) < 2:
+            return plan.with_blocks(published, ())
+        return plan.with_blocks(published, blocks, there)
 
     def _is_of_cloud(self, here: Node) -> bool:
         return bool(here.interfaces) or self.of_cloud(here)

@@ -74,7 +74,7 @@ class CloudLab:
         self._ended.close()
 
     def _build(self, endpoint: str) -> None:
-        self.cloud.add_subnet("subnet-1", "10.0.0.0/24")
+        self.cloud.add_subnet("subnet-1", "10.0.0.0/24", cidr6="2001:db8::/64")
         self.cloud.add_group("sg-1")
         for number, name in enumerate(self.nodes, 1):
             self.cloud.add_instance(f"i-{number}", "subnet-1")

@@ -18,13 +18,17 @@ from tests.netns.lab.hosts import Host
 from tests.netns.lab.netns import Namespace
 
 ROUTER, BEYOND = "10.0.0.1", "203.0.113.10"  # of the subnet, and of a server that the VPC routes to
+ROUTER6, BEYOND6 = "fe80:ec2::1", "2001:db8:cb00::10"
+HOP6 = "fe80::2"  # whoever has an interface's prefix, behind its link
 RULES = """\
-table ip vpc {
-    set given { type ifname . ipv4_addr; flags interval; }
+table inet vpc {
+    set given4 { type ifname . ipv4_addr; flags interval; }
+    set given6 { type ifname . ipv6_addr; flags interval; }
     set links { type ifname; }
     chain prerouting {
         type filter hook prerouting priority raw; policy accept;
-        iifname @links iifname . ip saddr != @given counter drop
+        iifname @links iifname . ip saddr != @given4 counter drop
+        iifname @links ip6 saddr != { ::, fe80::/10 } iifname . ip6 saddr != @given6 counter drop
     }
 }
 """
@@ -32,7 +36,7 @@ table ip vpc {
 
 @dataclass(slots=True)
 class Vpc:
-    """Of one subnet, 10.0.0.0/24. `nodes`: namespaces by instance."""
+    """Of one subnet, 10.0.0.0/24 and 2001:db8::/64. `nodes`: namespaces by instance."""
 
     home: Path
     cloud: Cloud
@@ -47,8 +51,9 @@ class Vpc:
 
     def create(self) -> None:
         self.host.create()
-        self.host.ip(f"addr add {ROUTER}/32 dev lo", f"addr add {BEYOND}/32 dev lo")
+        self.host.ip(*(f"addr add {each} dev lo" for each in (ROUTER, BEYOND, BEYOND6)))
         self.host.sysctl({"net.ipv4.ip_forward": 1, "net.ipv4.conf.all.rp_filter": 0})
+        self.host.sysctl({"net.ipv6.conf.all.forwarding": 1})
         self.host.nft(RULES)
 
     def sync(self) -> None:
@@ -63,11 +68,12 @@ class Vpc:
         given = {(self._links[eni.id], block, eni.mac) for eni in enis for block in _blocks(eni)}
         for link, block, _ in self._given - given:
             self.host.ip(f"route del {block} dev {link}")
-            self.host.nft(f"delete element ip vpc given {{ {link} . {block} }}\n")
+            self.host.nft(f"delete element inet vpc {_set(block)} {{ {link} . {block} }}\n")
         for link, block, mac in given - self._given:
-            self.host.ip(f"route add {block} dev {link}")
-            self.host.ip(*(f"neigh replace {each} lladdr {mac} dev {link} nud permanent" for each in ip_network(block)))
-            self.host.nft(f"add element ip vpc given {{ {link} . {block} }}\n")
+            neighbours = [HOP6] if ":" in block else list(map(str, ip_network(block)))
+            self.host.ip(*(f"neigh replace {each} lladdr {mac} dev {link} nud permanent" for each in neighbours))
+            self.host.ip(f"route add {block} {f'via {HOP6} ' if HOP6 in neighbours else ''}dev {link}")
+            self.host.nft(f"add element inet vpc {_set(block)} {{ {link} . {block} }}\n")
         self._given = given
 
     def _plug(self, eni: Eni) -> None:
@@ -79,7 +85,8 @@ class Vpc:
             f"link set {link} mtu 9001 up",
         )
         self.host.sysctl({f"net.ipv4.conf.{link}.proxy_arp": 1})
-        self.host.nft(f"add element ip vpc links {{ {link} }}\n")
+        self.host.ip(f"addr add {ROUTER6}/128 dev {link} nodad")
+        self.host.nft(f"add element inet vpc links {{ {link} }}\n")
         if index == 0:  # what DHCP gives
             node.ip(
                 f"link set {device} mtu 9001 up", f"addr add {eni.primary}/24 dev {device}",
@@ -89,8 +96,8 @@ class Vpc:
 
     def dropped(self) -> int:
         """Packets with a source that the interface by which they came does not have."""
-        text = self.host.run(["nft", "list", "chain", "ip", "vpc", "prerouting"])
-        return int(text.split("packets ")[1].split()[0])
+        text = self.host.run(["nft", "list", "chain", "inet", "vpc", "prerouting"])
+        return sum(int(each.split()[0]) for each in text.split("packets ")[1:])
 
 
 def _is_attached(eni: Eni) -> bool:
@@ -98,4 +105,9 @@ def _is_attached(eni: Eni) -> bool:
 
 
 def _blocks(eni: Eni) -> list[str]:
-    return [f"{address}/32" for address in (eni.primary, *eni.addresses)] + [str(prefix) for prefix in eni.prefixes]
+    prefixes = map(str, (*eni.prefixes, *eni.prefixes6))
+    return [*(f"{address}/32" for address in (eni.primary, *eni.addresses)), *prefixes]
+
+
+def _set(block: str) -> str:
+    return "given6" if ":" in block else "given4"

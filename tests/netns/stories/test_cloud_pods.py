@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from ipaddress import IPv6Address, ip_network
 
 import pytest
 
@@ -12,14 +13,14 @@ from cni.conflist import NotChainable
 from cni.install import WHOLE, install_whole
 from tests.netns.lab.cloud import CloudLab
 from tests.netns.lab.hosts import Answer, Host
-from tests.netns.lab.vpc import BEYOND, ROUTER
+from tests.netns.lab.vpc import BEYOND, BEYOND6, ROUTER
 from tests.waiting import wait
 
 
 @pytest.fixture(scope="module")
 def stage(clean_labs: list[str]) -> Iterator[CloudLab]:
     """One instance, i-1, which is node n."""
-    with CloudLab(f"v{os.getpid()}", {"n": {}}, {"addresses": {"pre-allocate": 2}}) as built:
+    with CloudLab(f"v{os.getpid()}", {"n": {}}, {"addresses": {"pre-allocate": 2, "ipv6": True}}) as built:
         built.start()
         yield built
 
@@ -59,6 +60,22 @@ def test_a_pod_has_an_address_of_an_interface_and_is_reached_at_it(stage: CloudL
     assert stage.vpc.dropped() == 0
 
 
+def address6(stage: CloudLab, pod: Host) -> str:
+    return str(stage.runtimes["n"].results[pod.name]["ips"][1]["address"]).removesuffix("/128")
+
+
+def test_a_pod_has_an_address_of_ipv6_beside_it(stage: CloudLab) -> None:
+    one, two = stage.pods["one"], stage.pods["two"]
+    mine = address6(stage, one)
+    assert any(IPv6Address(mine) in prefix for eni in stage.cloud.of("i-1") for prefix in eni.prefixes6)
+    stage.vpc.host.start_server(http=80, address=BEYOND6)
+    assert one.get(BEYOND6).source == mine
+    one.start_server(http=80, address=mine)
+    assert stage.vpc.host.get(mine).text.startswith("one")
+    assert two.get(mine).source == address6(stage, two)
+    assert stage.vpc.dropped() == 0
+
+
 def test_a_node_port_answers_by_the_interface_where_it_was_asked(stage: CloudLab) -> None:
     pod = stage.pod("served", "n")
     pod.start_server(http=80)
@@ -72,20 +89,25 @@ def test_a_node_port_answers_by_the_interface_where_it_was_asked(stage: CloudLab
 
 def test_what_somebody_deletes_is_put_back(stage: CloudLab) -> None:
     pod = stage.pod("kept", "n")
-    node_of(stage).run(["ip", "rule", "flush"])
-    node_of(stage).ip("rule add from all lookup main priority 32766")
+    mine = address6(stage, pod)
+    for family in ("-4", "-6"):  # as a systemd-networkd does that restarts
+        node_of(stage).run(["ip", family, "rule", "flush"])
+        node_of(stage).run(["ip", family, "rule", "add", "from", "all", "lookup", "main", "priority", "32766"])
     node_of(stage).run(["nft", "flush", "chain", "inet", "routerd_eni", "prerouting"])
 
     def is_back() -> bool:
-        rules = json.loads(node_of(stage).run(["ip", "-j", "rule"]))
+        found = (json.loads(node_of(stage).run(["ip", family, "-j", "rule"])) for family in ("-4", "-6"))
+        sources = {rule.get("src") for rules in found for rule in rules}
         table = node_of(stage).run(["nft", "list", "table", "inet", "routerd_eni"])
-        return any(each.get("src") == pod.address for each in rules) and "ct mark" in table
+        return sources >= {pod.address, str(ip_network(f"{mine}/80", strict=False)[0])} and "ct mark" in table
 
     wait(is_back, "rules and marks are back")
-    assert pod.get(BEYOND).source == pod.address
+    assert (pod.get(BEYOND).source, pod.get(BEYOND6).source) == (pod.address, mine)
 
 
 def test_pods_do_not_read_the_nodes_credentials(stage: CloudLab) -> None:
     pod = stage.pods["kept"]
-    stage.vpc.host.ip("addr add 169.254.169.254/32 dev lo")
-    assert pod.get("169.254.169.254", timeout=1) == Answer(refusal="timeout")
+    stage.vpc.host.ip("addr add 169.254.169.254/32 dev lo", "addr add fd00:ec2::254/128 dev lo")
+    stage.vpc.host.start_server(http=80, address="fd00:ec2::254")
+    for metadata in ("169.254.169.254", "fd00:ec2::254"):
+        assert pod.get(metadata, timeout=1) == Answer(refusal="timeout")

@@ -68,6 +68,21 @@ def test_a_pod_has_the_subnets_mask_and_the_interface_as_its_gateway(tmp_path: P
     story(test, tmp_path)
 
 
+def test_with_ipv6_a_pod_waits_until_it_can_have_both(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        world.desk.dual = True
+        world.publish(ONE)
+        assert (await ask(world.desk, "STATUS"))[1]["code"] == wire.NOT_AVAILABLE
+        assert "has no IPv6 prefix of the cloud yet" in await address(world.desk)
+        world.publish(ONE, V6)
+        world.desk.wired = frozenset
+        assert "none is wired yet" in await address(world.desk)
+        world.desk.wired = lambda: {MAC}
+        assert await address(world.desk) == "10.0.1.8/24 2001:db8:1:2:3::1/128"
+
+    story(test, tmp_path)
+
+
 def test_every_address_of_a_prefix_is_a_pods(tmp_path: Path) -> None:
     async def test(world: World) -> None:
         world.publish(PREFIX)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import pytest
@@ -19,6 +19,8 @@ from eni.plan import (
     Delete,
     Desired,
     Interface,
+    IPAddress,
+    IPNetwork,
     Link,
     Load,
     Observed,
@@ -37,20 +39,24 @@ from eni.plan import (
 MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")
 LINKS = {mac: Link(number, f"eth{number}", 1500, up=False) for number, mac in enumerate(MACS, 5)}
 PRIMARY = Link(2, "eth0", 9001, up=True)
-ROUTER, METADATA = IPv4Address("10.0.0.1"), "169.254.169.254"
+ROUTERS = (IPv4Address("10.0.0.1"), IPv6Address("fe80:ec2::1"))
+METADATA = (IPv4Address("169.254.169.254"), IPv6Address("fd00:ec2::254"))
 PRIMARY_MARK = 0x1000
-blocks = st.sampled_from([IPv4Network(f"10.0.0.{last}/32") for last in range(8, 12)] + [IPv4Network("10.0.0.32/28")])
+PREFIX6 = IPv6Network("2001:db8::/80")
+blocks = st.sampled_from(
+    [*(IPv4Network(f"10.0.0.{last}/32") for last in range(8, 12)), IPv4Network("10.0.0.32/28"), PREFIX6]
+)
 
 
-def wish(owners: dict[IPv4Network, str], macs: set[str], metadata: str) -> Desired:
+def wish(owners: dict[IPNetwork, str], macs: set[str], metadata: tuple[IPAddress, ...]) -> Desired:
     """An address is on one interface."""
-    of = {mac: tuple(sorted(block for block, owner in owners.items() if owner == mac)) for mac in MACS}
+    of = {mac: tuple(block for block, owner in owners.items() if owner == mac) for mac in MACS}
     there = (mac for mac in MACS if of[mac] or mac in macs)
-    return Desired(tuple(Interface(mac, ROUTER, of[mac]) for mac in there), metadata, PRIMARY_MARK)
+    return Desired(tuple(Interface(mac, ROUTERS, of[mac]) for mac in there), metadata, PRIMARY_MARK)
 
 
 macs = st.sampled_from(MACS)
-wishes = st.builds(wish, st.dictionaries(blocks, macs), st.sets(macs), st.sampled_from(["", METADATA]))
+wishes = st.builds(wish, st.dictionaries(blocks, macs), st.sets(macs), st.sampled_from([(), METADATA]))
 links = st.sampled_from([{}, LINKS, {MACS[1]: LINKS[MACS[1]]}])
 
 
@@ -78,8 +84,8 @@ def after(observed: Observed, action: Action, desired: Desired) -> Observed:
 
 def is_safe(observed: Observed) -> bool:
     """What a rule leads into a table of ours finds a way out there."""
-    ways = {route.table for route in observed.routes if route.gateway is not None}
-    return all(rule.table in ways for rule in observed.rules if rule.priority == FROM_POD)
+    ways = {(route.table, route.gateway.version) for route in observed.routes if route.gateway is not None}
+    return all((rule.table, rule.source.version) in ways for rule in observed.rules if rule.priority == FROM_POD)
 
 
 @given(st.lists(wishes, min_size=1, max_size=4), links)
@@ -100,7 +106,7 @@ def test_every_change_ends_as_desired_and_each_step_is_safe(changes: list[Desire
     assert (observed.rules, observed.routes, observed.table) == (frozenset(), frozenset(), None)
 
 
-ONE = Desired((Interface(MACS[0], ROUTER, (IPv4Network("10.0.0.8"),)),), METADATA)
+ONE = Desired((Interface(MACS[0], ROUTERS, (IPv4Network("10.0.0.8"),)),), METADATA)
 
 
 def whole() -> Observed:
@@ -139,7 +145,7 @@ def test_beside_another_of_the_cloud_nothing_is_wired() -> None:
     assert [each.reason for each in problems(ONE, beside)] == ["CloudOtherCni"]
 
 
-BOTH = Desired((*ONE.interfaces, Interface(MACS[1], ROUTER, (IPv4Network("10.0.0.9"),))), METADATA, PRIMARY_MARK)
+BOTH = Desired((*ONE.interfaces, Interface(MACS[1], ROUTERS, (IPv4Network("10.0.0.9"),))), METADATA, PRIMARY_MARK)
 
 
 @pytest.mark.parametrize("hindered", [{"others": ("Terway",)}, {"primary": None}], ids=["another", "no primary"])
@@ -165,8 +171,10 @@ def test_pods_that_run_keep_what_they_have_when_another_comes_until_their_blocks
 
 def test_metadata_is_closed_to_pods_unless_they_may_read_it() -> None:
     closed = nft_chains(ONE, ONE.interfaces, whole())
-    assert "169.254.169.254 counter drop" in closed["forward"].rules[0]
-    assert "forward" not in nft_chains(replace(ONE, metadata=""), ONE.interfaces, whole())
+    assert closed["forward"].rules == ("ip saddr { 10.0.0.8/32 } ip daddr 169.254.169.254 counter drop",)
+    both = replace(ONE.interfaces[0], blocks=(*ONE.interfaces[0].blocks, PREFIX6))
+    assert "ip6 daddr fd00:ec2::254 counter drop" in nft_chains(ONE, (both,), whole())["forward"].rules[1]
+    assert "forward" not in nft_chains(replace(ONE, metadata=()), ONE.interfaces, whole())
 
 
 def test_what_bears_the_primary_interfaces_mark_leaves_by_no_interface_of_pods() -> None:
@@ -180,3 +188,18 @@ def test_what_bears_the_primary_interfaces_mark_leaves_by_no_interface_of_pods()
 def test_to_pods_the_main_table_is_asked_first() -> None:
     first = min(whole().rules, key=lambda each: each.priority)
     assert (first.destination, first.table) == (IPv4Network("10.0.0.8"), MAIN)
+
+
+@pytest.mark.parametrize(("before", "after_"), [("1", "2"), ("0", "0"), ("2", "2")])
+def test_a_default_route_that_is_advertised_outlives_forwarding_of_ipv6(before: str, after_: str) -> None:
+    """Where the kernel takes advertisements, and not somebody beside it."""
+    accepts = "ipv6/conf/eth0/accept_ra"
+    dual = replace(ONE, interfaces=(replace(ONE.interfaces[0], blocks=(PREFIX6,)),))
+    observed, steps = replace(whole(), settings={accepts: before}), []
+    for action in plan(dual, observed):
+        observed = after(observed, action, dual)
+        steps += [action.setting] if isinstance(action, Set) else []
+    assert observed.settings[accepts] == after_
+    assert observed.settings["ipv6/conf/eth5/accept_ra"] == "0", "it would be another default route"
+    assert steps[-1] == "ipv6/conf/all/forwarding"
+    assert plan(dual, observed) == ()

@@ -66,15 +66,17 @@ uplink eth0
 """
 
 
-@pytest.mark.parametrize(("vpc", "router"), [(Vpc(), "10.0.1.1"), (ecs.VPC, "10.0.1.253")])
+@pytest.mark.parametrize(
+    ("vpc", "router"), [(Vpc(), "10.0.1.1 fe80:ec2::1"), (ecs.VPC, "10.0.1.253 2001:db8::ffff:ffff:ffff:fffd")]
+)
 def test_interfaces_of_a_cloud_are_wired_to_its_router_and_its_metadata_closed(vpc: Vpc, router: str) -> None:
-    one, two, prefix = map(ip_network, ("10.0.1.8/32", "10.0.1.9/32", "10.0.1.32/28"))
-    interface = CloudInterface("02:00:00:00:00:07", IPv4Interface("10.0.1.7/24"), (prefix, one), (two,))
+    one, two, prefix, six = map(ip_network, ("10.0.1.8/32", "10.0.1.9/32", "10.0.1.32/28", "2001:db8:0:0:7::/80"))
+    interface = CloudInterface("02:00:00:00:00:07", IPv4Interface("10.0.1.7/24"), (six, prefix, one), (two,))
     for pod_metadata in (False, True):
         settings = replace(SETTINGS, vpc=vpc, pod_metadata=pod_metadata)
         found = compose(cluster.snapshot(**cluster.node_a(interfaces=(interface,))), settings, FACTS).rooms["eni"]
-        wire = Interface("02:00:00:00:00:07", ip_address(router), (one, two, prefix))
-        assert found == Wiring((wire,), "" if pod_metadata else vpc.metadata, FORWARD_MARK)
+        wire = Interface("02:00:00:00:00:07", tuple(map(ip_address, router.split())), (one, two, prefix, six))
+        assert found == Wiring((wire,), () if pod_metadata else vpc.metadata, FORWARD_MARK)
 
 
 def state(facts: LocalFacts = FACTS, **fields: object) -> NodeState:
