@@ -23,6 +23,7 @@ from routerd.formats.closed import FailClosed
 from routerd.formats.compose import documents, first_document, inner_source
 from routerd.formats.core import expand_lists
 from routerd.formats.document import Source, Value
+from routerd.formats.foreign.claims import ClaimedDevices
 from routerd.formats.kinds import BY_NAME, OURS
 from routerd.formats.legacy_bgp import Dialect, as_json, parse_document
 from routerd.formats.objects import Loaded, bgp_text, read_object
@@ -43,6 +44,8 @@ from routerd.selectors import matches_any
 from routerd.store.closed import is_policy
 from routerd.store.embedded.disk import manifest_files, read_text
 from routerd.store.merge import merge
+from routerd.tell.networks import further_networks
+from routerd.tell.why import OTHER_WAYS, selecting
 
 _PLACE = re.compile(r"(?P<file>[^\n:]+):(?P<line>\d+)(?::(?P<column>\d+))?: (?P<rest>.*)", re.DOTALL)
 
@@ -144,6 +147,7 @@ def check_texts(texts: Mapping[str, str], there: Surroundings = NOBODY, networkd
     taken = {entry.ref for part in loaded for entry in part.entries if not is_policy(entry, refused=True)}
     findings += [_of_refusal(refusal, taken) for refusal in snapshot.refusals]
     findings += cross_check(snapshot) + _check_pods(snapshot, config) + _decided(snapshot, config)
+    findings += _check_networks(snapshot, loaded)
     findings += _bypassed(config, there, configured) if configured else []
     findings += _undone(config, networkd, configured) if configured else []
     return sorted(findings, key=lambda each: (each.file, each.line))
@@ -271,6 +275,29 @@ def _check_pods(snapshot: Snapshot, config: Config) -> list[Finding]:
         "add their network to cluster-cidrs in the configuration of every node"
     )
     return [_at("warning", next(pod for pod in pods if outside[0] in pod.addresses), message)]
+
+
+def _check_networks(snapshot: Snapshot, loaded: Sequence[Loaded]) -> list[Finding]:
+    """Pods that a policy selects and that have, or ask for, more than one way out."""
+    claimed = _claimed(loaded)
+    found = []
+    for pod in (snapshot.pods or {}).values():
+        networks = (*further_networks(pod.annotations), *claimed.get(pod.key, ()))
+        if networks and not pod.finished and not pod.host_network and selecting(snapshot, pod):
+            message = f"pod {pod.key} has other networks beside its first: {', '.join(networks)}; {OTHER_WAYS}"
+            found.append(_at("warning", pod, message))
+    return found
+
+
+def _claimed(loaded: Sequence[Loaded]) -> dict[str, list[str]]:
+    """By pod: interfaces that are devices of its ResourceClaims."""
+    claims = (each.object for part in loaded for each in part.entries if isinstance(each.object, ClaimedDevices))
+    found: dict[str, list[str]] = {}
+    for claim in claims:
+        for pod in claim.pods:
+            named = [f"{interface} (ResourceClaim {claim.name})" for interface in claim.interfaces]
+            found.setdefault(f"{claim.namespace}/{pod}", []).extend(named)
+    return found
 
 
 def _decided(snapshot: Snapshot, config: Config) -> list[Finding]:

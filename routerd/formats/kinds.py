@@ -19,6 +19,7 @@ from routerd.formats.foreign import (
     calico,
     cilium,
     cilium_bgp,
+    claims,
     metallb,
     metallb_advertisements,
     metallb_bgp,
@@ -49,7 +50,7 @@ from routerd.refs import NODE, SERVICE
 _Cluster = Node | Namespace | Pod | Service | EndpointSlice
 _Pools = AddressPool | PoolAdvertisement | CommunityNames | PodPool
 _Peers = LegacyConfig | BfdProfile | cilium_bgp.ClusterConfig | cilium_bgp.PeerConfig | cilium_bgp.Advertised
-Object = _Cluster | _Pools | _Peers | EgressPolicy | Allocations | NodeReport
+Object = _Cluster | claims.ClaimedDevices | _Pools | _Peers | EgressPolicy | Allocations | NodeReport
 Read = tuple[Object | None, tuple[Refusal, ...]]  # what an object says, and what of it cannot be done
 Reader = Callable[[Value], Read]
 T = TypeVar("T", bound=Object)
@@ -155,6 +156,8 @@ _CORE = (
         "", "v1", "ConfigMap", "configmaps", namespaced=True, custom=False, parts=("bgp", "pools", "allocations"),
         read_by=BOTH, kept=("data",),
     ),
+    # In files alone, for `routerd check`: on a node a pod's network namespace says what it has.
+    Kind("resource.k8s.io", "v1", "ResourceClaim", custom=False, reader=_plain(claims.read_resource_claim)),
     Kind("", "v1", "Event", "events", namespaced=True, custom=False),
     Kind(
         "coordination.k8s.io", "v1", "Lease", "leases", namespaced=True, custom=False, parts=("node_reports",),

@@ -41,6 +41,7 @@ from routerd.node.inside import endpoints, external_ips, is_steered, outside
 from routerd.node.port_sets import own_blocks
 from routerd.node.sessions import peers_here
 from routerd.refs import EGRESS, NODE, PEER, POD, POD_ADDRESS, SERVICE, Ref, service_ref
+from routerd.tell.networks import further_networks
 from routerd.tell.render import path_text
 from routerd.tell.views import PeerView
 
@@ -58,6 +59,10 @@ FEW_PORTS = 256  # below, the ports of a node's questions to one resolver are so
 EXTERNAL = "do its policies take it to externalIPs of services?"
 IN_CLUSTER = "any user may write them, so they are not in the cluster unless egress.in-cluster holds their network"
 BEHIND = "do its policies take it to endpoints of services outside the cluster?"
+FURTHER = "does it have other networks?"
+OTHER_WAYS = (
+    "what leaves by one is translated if it is a veth or netkit of the node; else the pod is told of when it runs"
+)
 ADD = "by the Service, on whatever node, that is dropped; cluster-cidrs says which networks are in the cluster"
 
 LEFT_ALONE = (
@@ -384,6 +389,8 @@ def _leaving(snapshot: Snapshot, state: NodeState, pod: Pod) -> Iterator[Step]:
         yield Step(question, False, "NotSelected", "it leaves as its CNI does, with no egress IP")
         return
     yield Step(question, True, detail=", ".join(policy.key for policy in policies))
+    if further := further_networks(pod.annotations):
+        yield Step(FURTHER, True, "FurtherNetworks", f"{', '.join(further)}: {OTHER_WAYS}", note=True)
     allocations = snapshot.allocations or Allocations()
     for policy in policies:
         group = group_of(policy, allocations)

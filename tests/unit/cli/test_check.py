@@ -266,3 +266,63 @@ def test_a_configuration_that_is_named_is_checked_with_the_files(
     manifest.write_text(POOL)
     assert main(["--config", str(config), "check", str(manifest)]) == codes.REFUSED
     assert f'error: {config}:3:18: bgp.announce.external-ip: unknown key "external-ip"' in capsys.readouterr().out
+
+
+POD = """\
+apiVersion: v1
+kind: Pod
+metadata: {name: db, namespace: default, annotations: {%s}}
+spec: {nodeName: n1%s}
+"""
+DEFAULT = '{"name": "kindnet", "interface": "eth0", "ips": ["10.1.0.2"], "default": true}'
+VF = (
+    '{"name": "default/sriov", "interface": "net1", "device-info": {"type": "pci", "pci": {"pci-address": '
+    '"0000:03:02.1"}}}'
+)
+CLAIM = """\
+apiVersion: resource.k8s.io/v1
+kind: ResourceClaim
+metadata: {name: nic-x7, namespace: default}
+status:
+  reservedFor: [{resource: pods, name: db, uid: u}]
+  devices:
+  - {driver: dra.net, pool: n1, device: nic0, networkData: {interfaceName: net2}}
+  - {driver: gpu, pool: n1, device: g}
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "told"),
+    [
+        ("k8s.v1.cni.cncf.io/network-status", f"[{DEFAULT}, {VF}]", "net1 (default/sriov, PCI 0000:03:02.1)"),
+        ("k8s.v1.cni.cncf.io/network-status", f"[{DEFAULT}]", ""),
+        ("k8s.v1.cni.cncf.io/networks", "default/a@net1, b", "net1 (default/a), b"),
+        ("k8s.v1.cni.cncf.io/networks", '[{"name": "a", "namespace": "x", "interface": "net9"}]', "net9 (x/a)"),
+        *(
+            (
+                "k8s.v1.cni.cncf.io/network-status",
+                broken,
+                "what k8s.v1.cni.cncf.io/network-status says, which cannot be read",
+            )
+            for broken in ("[", "{}", "[1]", '[{"device-info": 1}]')
+        ),
+    ],
+)
+def test_other_networks_of_a_selected_pod_are_told(key: str, text: str, told: str) -> None:
+    pool, policy = POOL.replace("spec: {", "spec: {uses: [egress], "), POLICY % "pool: public"
+    pod = POD % (f"{key}: '{text}'", "")
+    begin = f"warning: 2.yaml:1: pod default/db has other networks beside its first: {told}; "
+    assert [each.startswith(begin) for each in found(pool, policy, pod)] == ([True] if told else [])
+    assert (
+        found(pool, POLICY.replace("{podSelector: {}", "{podSelector: {matchLabels: {no: one}}") % "pool: public", pod)
+        == []
+    )
+
+
+def test_devices_of_resource_claims_are_other_networks() -> None:
+    pool, policy = POOL.replace("spec: {", "spec: {uses: [egress], "), POLICY % "pool: public"
+    (told,) = found(pool, policy, POD % ("", ""), CLAIM)
+    assert told.startswith(
+        "warning: 2.yaml:1: pod default/db has other networks beside its first: net2 (ResourceClaim nic-x7); "
+    )
+    assert found(pool, policy, POD % ("", ", hostNetwork: true"), CLAIM) == []

@@ -389,6 +389,14 @@ def test_a_pods_first_packets_are_told_of(status: EgressStatus, told: list[tuple
         assert steps[0].detail.startswith("2 of 5, ")
 
 
+def test_other_networks_of_a_pod_are_noted() -> None:
+    (pod,) = cluster.snapshot().pods.values()  # type: ignore[union-attr]
+    pod = replace(pod, annotations={"k8s.v1.cni.cncf.io/networks": "default/sriov@net1"})
+    (noted,) = (step for step in why("pod/default/web-1", pods={pod.key: pod}) if step.reason == "FurtherNetworks")
+    assert noted.note
+    assert noted.detail.startswith("net1 (default/sriov): ")
+
+
 def test_a_device_that_leads_past_the_programs_is_a_no() -> None:
     (pod,) = cluster.snapshot().pods.values()  # type: ignore[union-attr]
     past = Refusal(Ref.parse(f"pod-address/{pod.addresses[0]}"), "DeviceUnhooked", "it is on macvlan device eth0")
