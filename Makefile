@@ -17,6 +17,7 @@
 #   make bench   benchmarks                                           make lock        renews requirements/*.txt
 #   make bench-packets, bench-egress   the egress datapath: ns per packet; throughput beside nftables (FAMILY=6, ROUNDS=…, POLICIES=…, MODES=…)
 #   make bench-way   what a packet's whole way through it takes, beside routing or VXLAN alone, and nftables (FAMILY=6)
+#   make bench-bgp   paths to a ToR: routerd's ExaBGP and the stock one, BIRD, FRR (SPEAKERS=bird,routerd, CASES=10000x32)
 #   make bench-cni   what the CNI plugin adds to a pod's start (PODS=500, AT_ONCE=16)
 #   make bench-failover   a gateway dies: time without packets, connections lost (RUNS=200)
 #   make bench-ipam   what addresses cost: a million of a /8, netaddr beside it, the operator with 10,000 services
@@ -94,7 +95,7 @@ bench-react: setup
 	@$(PY) -m tests.bench.react
 
 bench-bgp: setup
-	@$(PY) -m tests.bench.bgp
+	@$(PY) -m tests.bench.bgp $(if $(SPEAKERS),--speakers $(SPEAKERS)) $(if $(CASES),--cases $(CASES))
 
 bench-k8s: setup
 	@$(PY) -m tests.bench.kubernetes
