@@ -18,6 +18,7 @@
 #   make bench-packets, bench-egress   the egress datapath: ns per packet; throughput beside nftables (FAMILY=6, ROUNDS=…, POLICIES=…, MODES=…)
 #   make bench-way   what a packet's whole way through it takes, beside routing or VXLAN alone, and nftables (FAMILY=6)
 #   make bench-bgp   paths to a ToR: routerd's ExaBGP and the stock one, BIRD, FRR (SPEAKERS=bird,routerd, CASES=10000x32)
+#   make bench-routes   10,000 routes to other nodes' pods: put, read back, moved, removed
 #   make bench-cni   what the CNI plugin adds to a pod's start (PODS=500, AT_ONCE=16)
 #   make bench-failover   a gateway dies: time without packets, connections lost (RUNS=200)
 #   make bench-ipam   what addresses cost: a million of a /8, netaddr beside it, the operator with 10,000 services
@@ -28,7 +29,7 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: setup kernel kernels check test fuzz verified chaos soak partitions cloud-faults demo demo-cloud demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-ipam bench-cloud bench-ports bench-rounds bench-packets bench-egress bench-way bench-cni bench-failover lock image bpf wheel clean
+.PHONY: setup kernel kernels check test fuzz verified chaos soak partitions cloud-faults demo demo-cloud demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-ipam bench-cloud bench-ports bench-rounds bench-packets bench-egress bench-way bench-cni bench-failover bench-routes lock image bpf wheel clean
 
 setup:
 	@tools/setup
@@ -128,6 +129,9 @@ bench-egress: setup
 
 bench-way: setup
 	@$(PY) -m tests.bench.way $(if $(FAMILY),--family $(FAMILY))
+
+bench-routes: setup
+	@$(PY) -m tests.bench.routes
 
 bench-cni: setup
 	@$(PY) -m tests.bench.cni $(if $(PODS),--pods $(PODS)) $(if $(AT_ONCE),--at-once $(AT_ONCE))

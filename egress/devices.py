@@ -5,7 +5,7 @@ namespace has that namespace's id (IFLA_LINK_NETNSID), and addresses and links o
 (IFA_TARGET_NETNSID, IFLA_TARGET_NETNSID; Linux 4.20) without entering it. A namespace to which nothing leads has an id
 here if a device was moved into it, or gets one by the file that a runtime keeps it by (RTM_NEWNSID; Linux 4.0).
 
-pyroute2 encodes changes; reading uses `egress.netlink`, as every round reads all of it.
+pyroute2 encodes changes; reading uses `netlink.wire`, as every round reads all of it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from egress.host.links import Link, Namespace
-from egress.netlink import Attributes, NetlinkSocket, attribute, attributes
 from egress.policy import TUNNEL_DEVICE, IPAddress, IPNetwork
+from netlink.wire import Attributes, NetlinkSocket, attribute, attributes
 
 ROUTE_PROTOCOL = 203  # rtm_protocol of what is ours; free in iproute2's rt_protos
 NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400

@@ -28,12 +28,12 @@ from egress.host import conntrack
 from egress.host.enforcement import Surroundings
 from egress.host.links import Link, host_devices, inner_namespaces, pod_devices, second_devices, unhooked
 from egress.host.survey import CNI_CONFIG, survey
-from egress.netlink import NetlinkSocket
 from egress.nftables import guard, nft
 from egress.nftables.frame import FAMILY, TABLE
 from egress.policy import QUARTERS, TUNNEL_DEVICE, Desired, IPAddress, IPNetwork, Limits, Quotas, limits
 from egress.status import GUARD, EgressStatus, NatEntry, PortUse, Probed, told_apart
 from egress.trials import Lacking, Trial, filtered, frame, on_link, untried, with_echoes
+from netlink.wire import NetlinkSocket
 
 # Map sizes when they are made; memory is taken as they fill (no preallocation), about 250 bytes for each flow.
 DEFAULT_NAT_ENTRIES = 262_144

@@ -63,7 +63,7 @@ HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
         "GatewaysUnwatched", "HoldTimeTooLong",
         "InvalidRouterID", "NetworkUnavailable", "NoBFD", "NoDevice", "NoEndpoints", "NumberMisread", "PodNearShare",
         "PodCIDRTaken", "PodCIDRsShort", "PodOutsideCluster", "PoolOverCluster", *OF_PORTS,
-        "PortsScarce", "StatusOfOther", "SubnetNotUsed", "TableNearlyFull",
+        "PortsScarce", "RouteTaken", "StatusOfOther", "SubnetNotUsed", "TableNearlyFull",
         "UnknownAnnotation", "UnknownGateway", "UnknownLabel", "UnknownPeer", "UnreadConfiguration", "UpstreamLost",
         "UpstreamUnknown",
     }

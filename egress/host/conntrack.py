@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from egress.netlink import Attributes, NetlinkSocket, attribute, attributes
 from egress.policy import IPAddress
+from netlink.wire import Attributes, NetlinkSocket, attribute, attributes
 
 # <linux/netfilter/nfnetlink_conntrack.h>
 NETLINK_NETFILTER = 12

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from egress.host.conntrack import CTA_TUPLE_IP, NETLINK_NETFILTER, NFGEN
-from egress.netlink import HEADER, RECEIVE, SOL_NETLINK, attributes
+from netlink.wire import HEADER, RECEIVE, SOL_NETLINK, attributes
 from routerd.model import IPAddress, IPNetwork
 
 # <linux/netlink.h>, <linux/netfilter/nfnetlink.h>, <linux/netfilter/nfnetlink_conntrack.h>

@@ -74,7 +74,7 @@ def address_on(interface: str, version: int, last: IPAddress | None = None) -> I
     first that stays.
     """
     from egress.devices import read_lasting_first
-    from egress.netlink import NetlinkSocket
+    from netlink.wire import NetlinkSocket
 
     try:
         with NetlinkSocket() as route:
@@ -88,7 +88,7 @@ def address_on(interface: str, version: int, last: IPAddress | None = None) -> I
 def default_gateways() -> Found:
     """What default routes lead to now."""
     from egress.devices import read_next_hops
-    from egress.netlink import NetlinkSocket
+    from netlink.wire import NetlinkSocket
 
     with contextlib.suppress(OSError), NetlinkSocket() as route:
         own = [each for each in read_next_hops(route) if each.address.version == each.version]
@@ -152,7 +152,7 @@ def global_ipv6(table: str) -> tuple[IPv6Address, ...]:
 def interface_addresses() -> tuple[IPAddress, ...]:
     """Addresses on this node's interfaces by which others can reach it, sorted."""
     from egress.devices import read_addresses  # 0.1 s of import, which `routerd why` need not wait for
-    from egress.netlink import NetlinkSocket
+    from netlink.wire import NetlinkSocket
 
     with NetlinkSocket() as route:
         ipv4 = {address for _, address in read_addresses(route) if address.version == 4}
@@ -164,7 +164,7 @@ def interface_addresses() -> tuple[IPAddress, ...]:
 def own_links(reachable: Collection[IPAddress]) -> tuple[NodeLink, ...]:
     """Ethernet interfaces with these addresses of this node, by them, sorted."""
     from egress.devices import read_addresses, read_links
-    from egress.netlink import NetlinkSocket
+    from netlink.wire import NetlinkSocket
 
     with NetlinkSocket() as route:
         links = {i: each for i, each in read_links(route).items() if each.is_ethernet and each.kind != "dummy"}
@@ -180,7 +180,7 @@ def own_links(reachable: Collection[IPAddress]) -> tuple[NodeLink, ...]:
 def own_networks() -> tuple[IPNetwork, ...]:
     """What this node's interfaces are in, and its default next hops, sorted: nothing there can be an egress IP."""
     from egress.devices import read_networks, read_next_hops
-    from egress.netlink import NetlinkSocket
+    from netlink.wire import NetlinkSocket
 
     with NetlinkSocket() as route:
         networks = read_networks(route).values()

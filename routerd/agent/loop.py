@@ -61,6 +61,7 @@ from typing import Any, Protocol
 import routerd
 from bgp.path import AdjRibOut
 from egress.status import EgressStatus
+from fib.plan import Status as RouteStatus
 from ipam.pod_addresses import PodAddresses
 from routerd.agent.arrivals import Expected
 from routerd.agent.changes import SessionLog, log_refusals
@@ -71,13 +72,13 @@ from routerd.agent.reconcile import Reconciler, Round
 from routerd.blocking import in_thread
 from routerd.log import event
 from routerd.model import IPAddress, Peer, Refusal, Snapshot
-from routerd.node.bfd import standing_still
 from routerd.node.brake import Brake
 from routerd.node.desired import PROBE_ROOM, Kept, LocalFacts, NodeState, Settings, compose
 from routerd.node.drain import Drain, upstream_refusals
 from routerd.node.fill import fill_refusals
+from routerd.node.rooms.bfd import standing_still
 from routerd.node.sessions import entries_here
-from routerd.refs import POD, Ref
+from routerd.refs import NODE, POD, Ref
 from routerd.serve.api import RequestRefused
 from routerd.store.interface import StoreStatus
 from routerd.tell.columns import COLUMNS
@@ -85,7 +86,15 @@ from routerd.tell.drain import NODE_UNKNOWN, Departure, Progress, departure
 from routerd.tell.render import refusal_lines, state_lines
 from routerd.tell.status import AgentStatus, ConfigStatus, are_lost, as_json, peer_statuses
 from routerd.tell.views import PeerView, Row, UsedAddresses, View, pool_rows, rows
-from routerd.tell.why import device_steps, explain, first_packet_steps, gateway_steps, is_service, session_steps
+from routerd.tell.why import (
+    device_steps,
+    explain,
+    first_packet_steps,
+    gateway_steps,
+    is_service,
+    route_steps,
+    session_steps,
+)
 from upstream.targets import Upstream
 
 LOGGER = logging.getLogger("routerd.agent")
@@ -138,6 +147,9 @@ class Host(Protocol):
         """Reads the datapath, which blocks: asked in a thread, as is `nat`."""
 
     def nat(self) -> tuple[Row, ...]: ...
+
+    def routes(self) -> RouteStatus:
+        """To other nodes' pods, as they were at the last look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +300,7 @@ class Agent:
         egress = (await self._counted()).egress if kind in ("gateways", "nodes") else EgressStatus()
         view = View(
             self._snapshot, self._state, self._host.peers(), nat, self._states(), time.time(), egress.probed,
-            egress.tunnel_packets, self._pod_addresses(),
+            egress.tunnel_packets, self._pod_addresses(), self._host.routes(),
         )  # fmt: skip
         return rows(kind, view)
 
@@ -308,6 +320,8 @@ class Agent:
             steps += device_steps(pod, self._status.refusals)
             steps += first_packet_steps(self._status.egress, self._status.refusals)
             steps += gateway_steps(self._status.egress.probed)
+        if Ref.parse(name).kind == NODE:
+            steps += route_steps(self._state, self._host.routes(), self._snapshot, Ref.parse(name).name)
         return [asdict(step) for step in steps]
 
     def _release_brake(self) -> int:
@@ -502,6 +516,7 @@ class Agent:
             bfd_refused=self._host.bfd_refused(),
             upstream=self._host.upstream(),
             egress=self._egress.beside(self._state.egress),
+            routes=self._host.routes(),
         )
 
     def _log(self, done: Round, seconds: float) -> None:

@@ -53,6 +53,16 @@ class Undone(Protocol):
         """What of `action` may be done; None = nothing."""
 
 
+class NothingUndone:
+    """Of a room whose actions rely on none of each other."""
+
+    def add(self, action: Any) -> None:
+        pass
+
+    def after(self, action: Any) -> Any | None:
+        return action
+
+
 class Room(Protocol):
     @property
     def name(self) -> str:

@@ -15,6 +15,7 @@ from bgp import relay
 from bgp.path import AdjRibOut
 from bgp.speaker import PeerStatus, Speaker, SpeakerUnavailable
 from egress.status import EgressStatus
+from fib.plan import Status as RouteStatus
 from routerd.agent.arrivals import Arrivals, Expected
 from routerd.agent.local import default_gateways, interface_addresses, own_networks, passwords_of, session_addresses
 from routerd.memo import Last
@@ -29,8 +30,9 @@ from upstream.targets import Upstream
 if TYPE_CHECKING:
     from bfd.control import View
     from bgp.routers import Routers
-    from routerd.agent.bfd import BfdRoom
     from routerd.agent.egress import EgressRoom  # a node without egress needs neither eBPF nor its memory
+    from routerd.agent.seats.bfd import BfdRoom
+    from routerd.agent.seats.routes import RouteRoom
     from upstream.watch import Watcher
 
 NOT_UP = "check its address, AS numbers, password, and that no firewall is between"
@@ -123,6 +125,7 @@ class Rooms:
         upstream: Watcher | None = None,
         password_dir: Path | None = None,
         with_routers: WithRouters | None = None,
+        routes: RouteRoom | None = None,
     ) -> None:
         self._store = store
         self._view = WithBlocks(lambda: store.snapshot())
@@ -133,6 +136,7 @@ class Rooms:
         self._uplinks = uplinks
         self._password_dir = password_dir
         self._with_routers = with_routers
+        self._routes = routes
         self._arrivals = Arrivals()
 
     def snapshot(self) -> Snapshot:
@@ -224,6 +228,9 @@ class Rooms:
 
     def egress(self) -> EgressStatus:
         return self._egress.status() if self._egress is not None else EgressStatus()
+
+    def routes(self) -> RouteStatus:
+        return self._routes.status if self._routes is not None else RouteStatus()
 
     def nat(self) -> tuple[Row, ...]:
         return self._egress.nat() if self._egress is not None else ()

@@ -33,6 +33,7 @@ def settings_of(config: Config) -> Settings:
         vpc=config.cloud.vpc,
         pod_metadata=config.cloud.pod_metadata,
         cloud_networks=config.cloud.egress_networks,
+        direct_routes=config.native_routing.auto_direct_node_routes,
         watch=_watch(config.egress.liveness),
     )
 

@@ -148,9 +148,20 @@ def check_texts(texts: Mapping[str, str], there: Surroundings = NOBODY, networkd
     findings += [_of_refusal(refusal, taken) for refusal in snapshot.refusals]
     findings += cross_check(snapshot) + _check_pods(snapshot, config) + _decided(snapshot, config)
     findings += _check_networks(snapshot, loaded)
+    findings += _routeless(snapshot, config, configured)
     findings += _bypassed(config, there, configured) if configured else []
     findings += _undone(config, networkd, configured) if configured else []
     return sorted(findings, key=lambda each: (each.file, each.line))
+
+
+def _routeless(snapshot: Snapshot, config: Config, file: str) -> list[Finding]:
+    """Routes to pods are wanted, and nothing says where these are."""
+    nodes = (snapshot.nodes or {}).values()
+    is_told = config.gives_blocks or any(node.pod_cidrs for node in nodes)
+    if not config.native_routing.auto_direct_node_routes or not nodes or is_told:
+        return []
+    message = "auto-direct-node-routes routes nothing: no Node has spec.podCIDRs, and pod-cidrs gives none"
+    return [Finding("warning", message, file)]
 
 
 def _bypassed(config: Config, there: Surroundings, file: str) -> list[Finding]:

@@ -18,6 +18,7 @@ from routerd.cluster.ledger import Ledger
 from routerd.config import Config
 from routerd.model import Allocations, IPAddress, Node, NodeReport, Origin, Peer, Refusal, Snapshot, with_blocks
 from routerd.node.announce import announcements
+from routerd.node.rooms.routes import direct_routes
 from routerd.node.sessions import entries_here
 from routerd.operator.settings import assign_settings
 from routerd.refs import Ref, service_ref
@@ -59,7 +60,7 @@ def decided(snapshot: Snapshot, config: Config) -> list[Decided]:
     whole = as_decided(snapshot, config, {}, 0.0)
     if whole is None or whole.allocations is None:
         return []
-    found = [*_of_operator(whole, whole.allocations), *_of_agents(whole, config)]
+    found = [*_of_operator(whole, whole.allocations), *_of_agents(whole, config), *_of_routes(whole, config)]
     places = _places(snapshot)
     return [Decided(severity, refusal, places.get(refusal.object, Origin())) for severity, refusal in found]
 
@@ -92,6 +93,14 @@ def _of_agents(snapshot: Snapshot, config: Config) -> Iterator[tuple[Severity, R
             told.add((refusal.object, refusal.reason))
             is_sure = refusal.severity == "error" and refusal.reason not in GUESSED
             yield "error" if is_sure else "warning", refusal
+
+
+def _of_routes(snapshot: Snapshot, config: Config) -> Iterator[tuple[Severity, Refusal]]:
+    """Told of the first node that refuses any: the others say the same."""
+    nodes, pools = snapshot.nodes or {}, snapshot.pools or {}
+    each = (direct_routes(nodes, node, pools)[1] for _, node in sorted(nodes.items()))
+    refused = next(filter(None, each), ()) if config.native_routing.auto_direct_node_routes else ()
+    return (("warning", refusal) for refusal in refused)
 
 
 def likely_sources(snapshot: Snapshot, node: Node) -> dict[IPAddress, IPAddress | None]:

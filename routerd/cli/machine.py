@@ -33,7 +33,7 @@ def cleanup(arguments: argparse.Namespace) -> int:
     preflight.privileges((preflight.CAP_NET_ADMIN, preflight.CAP_BPF))
     try:
         done = chain.uninstall(arguments)  # first: it would let no pod start
-        done += [*_datapath_removed(config), *_wiring_removed()]
+        done += [*_datapath_removed(config), *_wiring_removed(), *_routes_removed()]
     except OSError as error:
         raise EnvironmentFault(f"not everything could be removed: {error}; run cleanup again") from error
     print("\n".join(done) or "nothing to remove")
@@ -57,6 +57,16 @@ def _datapath_removed(config: Config) -> list[str]:
 def _wiring_removed() -> list[str]:
     from eni import kernel
     from eni.plan import Desired, plan
+
+    actions = plan(Desired(), kernel.observe(Desired()))
+    for action in actions:
+        kernel.apply(action)
+    return list(map(str, actions))
+
+
+def _routes_removed() -> list[str]:
+    from fib import kernel
+    from fib.plan import Desired, plan
 
     actions = plan(Desired(), kernel.observe(Desired()))
     for action in actions:

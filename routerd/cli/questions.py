@@ -180,7 +180,8 @@ PLAN = Command(
 )
 SHOW = Command(
     "show",
-    "print nodes, peers, BFD sessions, paths, policies, pools, flows, gateways, port sets, egress addresses or a cloud",
+    "print nodes, peers, BFD sessions, paths, routes, policies, pools, flows, gateways, port sets, egress addresses or "
+    "a cloud",
     ("routerd show paths", "routerd show peers -o json", "routerd show egress-ips -o csv >firewall.csv"),
     show,
     detail="`egress-ips -o csv` is the list for a firewall administrator: which source address is whose.",

@@ -176,6 +176,14 @@ class DrainConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class NativeRoutingConfig:
+    """How packets come to pods of other nodes, where the CNI leaves that to us."""
+
+    auto_direct_node_routes: bool = False
+    """Routes to the pod CIDRs of nodes on one link with this one; off, because most CNIs have a way of their own."""
+
+
+@dataclass(frozen=True, slots=True)
 class OperatorConfig:
     """The one writer of allocations."""
 
@@ -240,6 +248,7 @@ class Config:
     """More in-cluster prefixes besides node addresses, pod and service CIDRs."""
     egress: EgressConfig = field(default_factory=EgressConfig)
     bgp: BgpConfig = field(default_factory=BgpConfig)
+    native_routing: NativeRoutingConfig = field(default_factory=NativeRoutingConfig)
     drain: DrainConfig = field(default_factory=DrainConfig)
     operator: OperatorConfig = field(default_factory=OperatorConfig)
     cloud: CloudSettings = field(default_factory=CloudSettings)
@@ -302,7 +311,7 @@ def read_config(value: Value) -> Config:
     section.only(
         "apiVersion", "kind", "node-name", "store", "state-dir", "run-dir", "pin-dir", "metrics-listen", "log",
         "service-cidrs", "cluster-cidrs", "egress", "bgp", "drain", "operator", "cloud", "pod-addresses", "pod-cidrs",
-        "pod-cidr-source",
+        "pod-cidr-source", "native-routing",
     )  # fmt: skip
     state_dir = _path(section, "state-dir", DEFAULT.state_dir)
     pod_cidrs = _pod_cidrs(section)
@@ -321,6 +330,7 @@ def read_config(value: Value) -> Config:
         ),
         egress=_egress(section),
         bgp=_bgp(section),
+        native_routing=_native_routing(section),
         drain=_drain(section),
         operator=_operator(section, state_dir),
         cloud=read_cloud(section.section("cloud")),
@@ -547,6 +557,11 @@ def _brake(bgp: Section) -> BrakeConfig:
         paths=brake.integer("paths", 1, 2**31 - 1, default.paths),
         hold=_seconds(brake, "hold", default.hold),
     )
+
+
+def _native_routing(section: Section) -> NativeRoutingConfig:
+    found = _sub(section, "native-routing", "auto-direct-node-routes")
+    return NativeRoutingConfig(found.boolean("auto-direct-node-routes", False))
 
 
 def _drain(section: Section) -> DrainConfig:

@@ -48,10 +48,11 @@ from routerd.tell.operator_status import OperatorStatus, operator_status
 
 if TYPE_CHECKING:
     from bgp.speaker import Speaker
-    from routerd.agent.bfd import BfdRoom
     from routerd.agent.egress import EgressRoom
     from routerd.agent.plugins.wiring import WiringRoom
     from routerd.agent.room import Room
+    from routerd.agent.seats.bfd import BfdRoom
+    from routerd.agent.seats.routes import RouteRoom
     from routerd.operator.clouds import Clouds
     from routerd.operator.loop import Operator
     from upstream.watch import Watcher
@@ -116,8 +117,8 @@ class Callback:
 
 
 def check_agent(config: Config) -> None:
-    """EnvironmentFault before anything is touched. Without egress and a cloud it needs no privilege."""
-    if config.cloud.provider != "none":
+    """EnvironmentFault before anything is touched. Without egress, a cloud and routes it needs no privilege."""
+    if config.cloud.provider != "none" or config.native_routing.auto_direct_node_routes:
         preflight.privileges((preflight.CAP_NET_ADMIN,))
     if config.egress.enabled:
         preflight.for_agent(config.egress.uplinks)
@@ -179,6 +180,7 @@ def _assembled(
     from bgp.routers import Routers
     from bgp.speaker import Speaker
     from routerd.agent.rooms import Rooms, WithRouters, relay_socket
+    from routerd.agent.seats.routes import RouteRoom
 
     made(config.run_dir, source.path, "run-dir")
     on_speaker, on_links = Callback(), Callback()
@@ -199,10 +201,11 @@ def _assembled(
     upstream = _upstream(config)
     if upstream is not None:
         tasks["upstream"] = upstream.run
+    routes = RouteRoom()
     routers = Routers() if speaker is not None else None
     rooms = Rooms(
         store, speaker, egress, config.egress.uplinks, bfd_room, upstream, config.bgp.password_dir,
-        WithRouters(config.node_name, routers) if routers is not None else None,
+        WithRouters(config.node_name, routers) if routers is not None else None, routes,
     )  # fmt: skip
     pod_addresses.snapshot = rooms.snapshot
     limits, wiring = config.bgp.brake, _wiring_room(config, pod_addresses)
@@ -210,7 +213,7 @@ def _assembled(
         Parts(
             settings_of(config),
             rooms,
-            Reconciler(speaker, _seats(bfd_room, egress, wiring)),
+            Reconciler(speaker, _seats(bfd_room, egress, wiring, routes)),
             Brake(Limits(limits.enabled, limits.percent, limits.paths, limits.hold)),
             None if source.reloaded else rooms.carried,  # another configuration explains what it withdraws
             tasks,
@@ -281,7 +284,7 @@ def _speaker_changed(bfd_room: BfdRoom, body: Agent) -> None:
 
 def _bfd_room(config: Config, speaker: Speaker | None) -> BfdRoom | None:
     """For peers and for gateways; None where there can be neither."""
-    from routerd.agent.bfd import BfdRoom
+    from routerd.agent.seats.bfd import BfdRoom
 
     if speaker is None and not config.egress.enabled:
         return None
@@ -306,13 +309,15 @@ async def _end_session(speaker: Speaker | None, peer: IPAddress) -> bool:
     return speaker is not None and await speaker.end(peer, BFD_DOWN)
 
 
-def _seats(bfd_room: BfdRoom | None, egress: EgressRoom | None, wiring: WiringRoom | None) -> list[Room]:
+def _seats(
+    bfd_room: BfdRoom | None, egress: EgressRoom | None, wiring: WiringRoom | None, routes: RouteRoom
+) -> list[Room]:
     """Gateways are probed once the programs are in place that give probes their way."""
-    from routerd.agent.bfd import ProbeRoom
+    from routerd.agent.seats.bfd import ProbeRoom
 
     seats: list[Room] = [room for room in (bfd_room, egress) if room is not None]
     seats += [ProbeRoom(bfd_room)] if bfd_room is not None and egress is not None else []
-    return [*seats, *([wiring] if wiring is not None else [])]
+    return [*seats, *([wiring] if wiring is not None else []), routes]
 
 
 def _soon(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:

@@ -32,6 +32,7 @@ from egress.policy import (
 from egress.policy import Desired as EgressDesired
 from eni.plan import Desired as Wiring
 from eni.plan import Interface as Wire
+from fib.plan import Desired as Routes
 from routerd.memo import Derived, Last, by_identity, differing
 from routerd.model import (
     NAMESPACE_NAME_LABEL,
@@ -52,7 +53,6 @@ from routerd.model import (
 from routerd.node import announce
 from routerd.node.announce import Announcements, announcements
 from routerd.node.attached import Attached, Overlay, told_devices
-from routerd.node.bfd import orders
 from routerd.node.checks import Rules
 from routerd.node.drain import Drain
 from routerd.node.groups import (
@@ -75,11 +75,13 @@ from routerd.node.inside import (
     may_be_steered,
     node_addresses,
 )
+from routerd.node.rooms.bfd import orders
+from routerd.node.rooms.routes import direct_routes
 from routerd.node.sessions import entries_here
 from routerd.refs import NODE, POD, Ref
 
 DEFAULT_TUNNEL_PORT = 8473  # UDP
-EGRESS_ROOM, BFD_ROOM, PROBE_ROOM, ENI_ROOM = "egress", "bfd", "probes", "eni"  # the rooms' names
+EGRESS_ROOM, BFD_ROOM, PROBE_ROOM, ENI_ROOM, FIB_ROOM = "egress", "bfd", "probes", "eni", "fib"  # the rooms' names
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,9 @@ class Settings:
     vpc: Vpc | None = None  # of the cloud whose interfaces are for pods here; None = none are
     cloud_networks: tuple[IPNetwork, ...] = ()  # of egress IPs that are addresses of a cloud
     pod_metadata: bool = False  # whether these pods may ask the cloud's metadata service
+    direct_routes: bool = (
+        False  # whether packets to pods of nodes on one link with this one go to them without a tunnel
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +241,7 @@ class Kept:
     neighbours: Last[dict[int, Neighbour]] = field(default_factory=Last)
     node_addresses: Last[frozenset[IPAddress]] = field(default_factory=Last)
     detours: Detours = field(default_factory=Detours)
+    routes: Last[tuple[Routes, tuple[Refusal, ...]]] = field(default_factory=Last)
 
     def scheduled_on(self, node: str, pods: Mapping[str, Pod]) -> list[Pod]:
         """Pods of the node that may be steered, sorted by their names."""
@@ -265,7 +271,9 @@ def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts, kept: Kep
         snapshot, settings.node, settings.rules, facts.sessions, facts.drain, kept.announced, facts.passwords
     )
     egress, egress_refusals = egress_state(snapshot, settings, facts, cluster, kept)
+    routes, route_refusals = _routes(snapshot, settings, kept)
     refusals = [*_unknown_node(snapshot, settings.node), *conflicts, *egress_refusals, *snapshot.refusals]
+    refusals.extend(route_refusals)
     if announced is not None:
         refusals.extend(announced.refusals)
     return NodeState(
@@ -274,11 +282,23 @@ def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts, kept: Kep
             EGRESS_ROOM: egress,
             BFD_ROOM: _watched(snapshot, settings.node, announced),
             PROBE_ROOM: probing(egress) if egress is not None else None,
+            FIB_ROOM: routes,
             **_of_cloud(snapshot, settings),
         },
         tuple(sorted(set(refusals), key=lambda refusal: refusal.order)),
         selecting=kept.steering.selecting if egress is not None else None,
     )
+
+
+def _routes(snapshot: Snapshot, settings: Settings, kept: Kept) -> tuple[Routes | None, tuple[Refusal, ...]]:
+    """To other nodes' pods; None = not synced."""
+    if not settings.direct_routes:
+        return Routes(), ()
+    nodes, pools = snapshot.nodes, snapshot.pools
+    here = (nodes or {}).get(settings.node)
+    if nodes is None or pools is None or here is None:
+        return None, ()
+    return kept.routes(direct_routes, nodes, here, pools)
 
 
 def _of_cloud(snapshot: Snapshot, settings: Settings) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ It must not touch the kernel, the speaker or a daemon's loop: a scrape reads one
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from routerd.tell.status import BUCKETS, AgentStatus, PeerStatus, Rounds
 if TYPE_CHECKING:
     from egress.host.enforcement import Way
     from egress.status import EgressStatus, Probed
+    from fib.plan import Status as RouteStatus
     from ipam.pool import Counts
     from ipam.port_sets import PortCounts
     from routerd.model import IPAddress
@@ -190,6 +192,13 @@ def _upstream(upstream: Upstream) -> Iterator[Metric]:
     yield _gauge("routerd_upstream_target_up", text, ("target",), targets)
 
 
+def _routes(status: RouteStatus) -> Iterator[Metric]:
+    there = Counter(prefix.version for prefix in status.observed.routes) if status.observed else Counter[int]()
+    text = "Routes to other nodes' pods in the table of ours."
+    yield _gauge("routerd_routes", text, ("family",), [((f"ipv{v}",), float(there[v])) for v in (4, 6)])
+    yield _counter("routerd_route_writes", "Such routes that were put or removed.", (), _one(status.writes))
+
+
 def _pools(status: AgentStatus) -> Iterator[Metric]:
     rows = [(str(row["pool"]), float(row["addresses"] or 0), float(row["used"] or 0)) for row in status.pools]
     yield from _pool_sizes(rows)
@@ -301,6 +310,7 @@ def families(status: AgentStatus) -> Iterator[Metric]:
     yield from _drain(status)
     yield from _egress(status.egress)
     yield from _upstream(status.upstream)
+    yield from _routes(status.routes)
     yield from _pools(status)
     if status.store is not None:
         yield from _store(status.store)

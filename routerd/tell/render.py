@@ -21,9 +21,10 @@ from egress.entries import port_ranges
 from egress.policy import FLOW_DEADLINE, Block, Gateway, Group, Policy, Ports, Served, Watch
 from egress.policy import Desired as EgressDesired
 from eni.plan import Desired as Wiring
+from fib.plan import Desired as Routes
 from routerd.model import Refusal
 from routerd.node.announce import Announcements
-from routerd.node.desired import BFD_ROOM, EGRESS_ROOM, ENI_ROOM, PROBE_ROOM, NodeState
+from routerd.node.desired import BFD_ROOM, EGRESS_ROOM, ENI_ROOM, FIB_ROOM, PROBE_ROOM, NodeState
 
 T = TypeVar("T")
 DEFAULT_FAMILIES = ("ipv4 unicast", "ipv6 unicast")
@@ -322,6 +323,11 @@ def wiring_lines(desired: Wiring) -> list[str]:
     return [*lines, *_if("no metadata for pods", desired.interfaces and desired.metadata)]
 
 
+def route_lines(desired: Routes) -> list[str]:
+    """`route PREFIX via ADDRESSES`, IPv4 first."""
+    return [f"route {prefix} via {_joined(desired.routes[prefix])}" for prefix in _by_family(desired.routes)]
+
+
 # --- all of it
 
 ROOMS: Mapping[str, Callable[[Any], list[str]]] = {
@@ -329,6 +335,7 @@ ROOMS: Mapping[str, Callable[[Any], list[str]]] = {
     BFD_ROOM: bfd_lines,
     PROBE_ROOM: probe_lines,
     ENI_ROOM: wiring_lines,
+    FIB_ROOM: route_lines,
 }  # KeyError for one without words
 
 

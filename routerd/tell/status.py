@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 from egress.status import EgressStatus
+from fib.plan import Status as RouteStatus
 from routerd.model import IPAddress, Refusal
 from routerd.node.desired import NodeState
 from routerd.store.interface import StoreStatus
@@ -109,6 +110,7 @@ class AgentStatus:
     bfd_refused: Mapping[str, int] = field(default_factory=dict)  # packets that BFD did not take, by reason
     egress: EgressStatus = field(default_factory=EgressStatus)
     upstream: Upstream = field(default_factory=Upstream)
+    routes: RouteStatus = field(default_factory=RouteStatus)
 
     @property
     def ready(self) -> bool:
@@ -160,6 +162,7 @@ def as_json(status: AgentStatus) -> dict[str, object]:
         "drain": asdict(status.drain),
         "bfd_refused": dict(status.bfd_refused),
         "upstream": _upstream(status.upstream),
+        "routes": _routes(status.routes),
     }
 
 
@@ -169,6 +172,10 @@ def _upstream(upstream: Upstream) -> dict[str, object]:
         for target, each in upstream.targets.items()
     ]
     return {"lost": upstream.is_lost, "problem": upstream.problem, "targets": targets}
+
+
+def _routes(routes: RouteStatus) -> dict[str, object]:
+    return {"installed": len(routes.observed.routes) if routes.observed else 0, "writes": routes.writes}
 
 
 def _refusal(refusal: Refusal) -> dict[str, object]:

@@ -18,6 +18,9 @@ from bgp.rib import family_of
 from bgp.session import PeerStatus as Session
 from egress.policy import selected_pods
 from egress.status import Probed, TunnelWay
+from fib.plan import Desired as Routes
+from fib.plan import Status as RouteStatus
+from fib.plan import states
 from ipam.pod_addresses import PodAddresses
 from ipam.pool import count_buggy, key_of
 from routerd.memo import Tally, by_identity
@@ -34,7 +37,7 @@ from routerd.model import (
     ServiceAllocation,
     Snapshot,
 )
-from routerd.node.desired import NodeState
+from routerd.node.desired import FIB_ROOM, NodeState
 from routerd.node.groups import group_of
 from routerd.node.pools import PoolIndex
 from routerd.refs import PEER
@@ -79,6 +82,7 @@ class View:
     probed: tuple[Probed, ...] = ()
     tunnel_packets: TunnelWay | None = None
     pod_addresses: PodAddresses = field(default_factory=PodAddresses)
+    routes: RouteStatus = field(default_factory=RouteStatus)
 
 
 def rows(kind: str, view: View) -> list[Row]:
@@ -95,6 +99,7 @@ def rows(kind: str, view: View) -> list[Row]:
         "nat": _nat,
         "pod-addresses": _pod_addresses,
         "pod-cidrs": _pod_cidrs,
+        "routes": _routes,
         "gateways": lambda view: [_gateway_row(each) for each in sorted(view.probed, key=_by_way)],
     }
     return makers[kind](view)
@@ -105,6 +110,26 @@ def _pod_cidrs(view: View) -> list[Row]:
     found = [(block, node.name) for node in (view.snapshot.nodes or {}).values() for block in node.pod_cidrs]
     found.sort(key=lambda each: (key_of(each[0].network_address), each))
     return [{"block": str(block), "node": node, "addresses": block.num_addresses} for block, node in found]
+
+
+def _routes(view: View) -> list[Row]:
+    """To pods of other nodes: in our table, or why not; without a kernel that was read, what is wanted."""
+    desired: Routes = view.state.rooms.get(FIB_ROOM) or Routes()
+    observed = view.routes.observed
+    state_of = states(desired, observed) if observed is not None else {}
+    there, links = (observed.routes, observed.links) if observed is not None else ({}, {})
+    owners = {block: name for name, node in (view.snapshot.nodes or {}).items() for block in node.pod_cidrs}
+    return [
+        {
+            "prefix": str(prefix),
+            "node": owners.get(prefix, ""),
+            "next_hops": _joined(hop.address for hop in hops) or _joined(desired.routes[prefix]),
+            "devices": _joined(links.get(hop.ifindex, "") for hop in hops),
+            "state": state_of.get(prefix, "wanted"),
+        }
+        for prefix in sorted(desired.routes, key=_prefix_order)
+        for hops in (sorted(there.get(prefix, ())),)
+    ]
 
 
 def _pod_addresses(view: View) -> list[Row]:

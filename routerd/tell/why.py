@@ -18,6 +18,10 @@ from egress.host.enforcement import BYPASSED, MARK_TAKEN
 from egress.plan import UNHOOKED
 from egress.policy import UNSUPPORTED_FAMILY, egress_versions, unsupported
 from egress.status import EgressStatus, Probed
+from fib.plan import Desired as Routes
+from fib.plan import State as RouteState
+from fib.plan import Status as RouteStatus
+from fib.plan import states
 from routerd.errors import RouterdError
 from routerd.model import (
     NAMESPACE_NAME_LABEL,
@@ -35,7 +39,7 @@ from routerd.model import (
 )
 from routerd.node.announce import Announcements, beside, scene_of, service_paths
 from routerd.node.checks import SERVICE_CHECKS, Scene, family_refusals
-from routerd.node.desired import NodeState, Settings, selects
+from routerd.node.desired import FIB_ROOM, NodeState, Settings, selects
 from routerd.node.groups import group_of, leaves_as
 from routerd.node.inside import endpoints, external_ips, is_steered, outside
 from routerd.node.port_sets import own_blocks
@@ -69,6 +73,12 @@ LEFT_ALONE = (
     "no gateway sends these: they are the node's and its links', and pass as the CNI and NetworkPolicies let them"
 )
 DROPPED = "no host has such an address: dropped, unless cluster-cidrs says that it is in the cluster"
+NO_ROUTE: Mapping[RouteState, tuple[str, str]] = {
+    "installed": ("", ""),
+    "pending": ("RoutePending", "the next round puts it there"),
+    "not-on-link": ("NotOnLink", "none of its addresses is on an Ethernet link of this node: packets go as they did"),
+    "taken": ("RouteTaken", "the main table has a route of another's to it, or to a part of it, which stays in force"),
+}
 
 
 class NoSuchObject(RouterdError):
@@ -157,6 +167,21 @@ def _blocks(snapshot: Snapshot, name: str) -> Iterator[Step]:
     for refusal in allocations.refusals:
         if refusal.object == node.ref:
             yield Step("does the operator say nothing against it?", False, refusal.reason, refusal.message, note=True)
+
+
+def route_steps(state: NodeState, status: RouteStatus, snapshot: Snapshot, name: str) -> tuple[Step, ...]:
+    """Whether packets go to the pods of another node without a tunnel; () where nobody asked for that."""
+    desired: Routes = state.rooms.get(FIB_ROOM) or Routes()
+    node = (snapshot.nodes or {}).get(name)
+    if node is None or status.observed is None:
+        return ()
+    found = states(desired, status.observed)
+    return tuple(_route_step(block, found[block]) for block in node.pod_cidrs if block in found)
+
+
+def _route_step(block: IPNetwork, state: RouteState) -> Step:
+    reason, detail = NO_ROUTE[state]
+    return Step(f"has this node a route of ours to {block}?", not reason, reason, detail, note=bool(reason))
 
 
 def _block_words(block: IPNetwork, given: Collection[IPNetwork], snapshot: Snapshot) -> str:

@@ -42,6 +42,7 @@ from egress.kept import Kept
 from egress.policy import Desired as EgressDesired
 from egress.status import EgressStatus
 from egress.undone import Undone
+from fib.plan import Status as RouteStatus
 from routerd.agent.loop import Agent, Parts
 from routerd.agent.reconcile import Reconciler
 from routerd.cluster.assign import assign
@@ -254,6 +255,9 @@ class Host:
 
     def nat(self) -> tuple[Row, ...]:
         return ()
+
+    def routes(self) -> RouteStatus:
+        return RouteStatus()
 
 
 # --- stores that are fed

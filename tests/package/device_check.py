@@ -23,9 +23,9 @@ from pyroute2 import IPRoute
 
 from bpf import loader
 from egress.netdev import Datapath
-from egress.netlink import NetlinkSocket, attribute
 from egress.plan import plan, problems
 from egress.policy import Block, Desired, Gateway, Group, IPAddress, Policy, Served
+from netlink.wire import NetlinkSocket, attribute
 from tests.netns.lab import netns
 from tests.netns.lab.netns import Namespace
 from tests.waiting import wait

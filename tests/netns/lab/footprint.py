@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from bpf import syscall
 from egress import devices
-from egress.netlink import NetlinkSocket
+from netlink.wire import NetlinkSocket
 from tests.netns.lab import netns
 from tests.netns.lab.hosts import Node
 

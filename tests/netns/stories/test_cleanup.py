@@ -79,6 +79,21 @@ def test_cleanup_takes_back_what_the_start_of_a_pod_reserved(host: Host) -> None
     assert host.routerd("cleanup") == "nothing to remove\n"
 
 
+def test_cleanup_takes_routes_and_rules_of_ours_and_nothing_else(host: Host) -> None:
+    host.namespace.ip("link set lo up", "addr add 10.0.0.1/24 dev lo")
+    host.namespace.ip(
+        "route add 10.244.1.0/24 via 10.0.0.2 table 203 proto 204 onlink dev lo",
+        "route add 10.244.2.0/24 dev lo table 203",
+        "rule add pref 32000 table 203 protocol 204",
+    )
+    assert host.routerd("cleanup").splitlines()[-2:] == [
+        "remove routes to 10.244.1.0/24",
+        "delete IPv4 rule 32000 to table 203",
+    ]
+    assert host.namespace.run(["ip", "route", "show", "table", "203"]).split()[0] == "10.244.2.0/24"
+    assert "203" not in host.namespace.run(["ip", "rule"])
+
+
 def test_what_the_host_reserves_itself_stays(host: Host) -> None:
     host.namespace.sysctl({RESERVED: "60000-65535"})
     host.prepare()

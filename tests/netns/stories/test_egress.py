@@ -20,9 +20,9 @@ from pyroute2 import IPRoute
 from bpf import bcc_loader, loader
 from egress import devices
 from egress.netdev import Datapath
-from egress.netlink import NetlinkSocket
 from egress.plan import problems, wanted_attachments
 from egress.policy import TUNNEL_DEVICE, Policy, Ports
+from netlink.wire import NetlinkSocket
 from routerd.model import severity_of
 from tests.bpf.packets import build
 from tests.models.next_release import next_release

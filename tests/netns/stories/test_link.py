@@ -9,6 +9,7 @@ from collections.abc import Callable
 from tests.netns.lab.daemons import Daemons
 from tests.netns.lab.lab import Lab
 from tests.netns.lab.traffic import Echo
+from tests.netns.lab.wiring import six
 from tests.netns.stories.story import started
 
 OTHER_MAC = "02:00:00:00:77:01"
@@ -18,7 +19,8 @@ STOOD_STILL = 1.5  # seconds: 175 ms until the tunnel is used, and what TCP take
 def test_nodes_need_no_tunnel_until_a_mac_changes(clean_labs: list[str]) -> None:
     """The new MAC is reported and published later; connections outlive both changes."""
     with Lab(f"l{os.getpid()}", ipv6=True) as lab:
-        daemons = Daemons(lab, options={"egress": {"transport": "auto"}})
+        options = {"egress": {"transport": "auto"}, "native-routing": {"auto-direct-node-routes": True}}
+        daemons = Daemons(lab, options=options)
         story = started(lab, daemons)
 
         def passed() -> dict[str, int]:
@@ -43,6 +45,31 @@ def test_nodes_need_no_tunnel_until_a_mac_changes(clean_labs: list[str]) -> None
             lab.wait(lambda: transports() == {"direct"}, "the link is told")
             assert echo.end() == ""
             assert echo.longest < STOOD_STILL
+        _routes_of_ours_take_the_place_of_those_that_go(lab, daemons)
+
+
+def _routes_of_ours_take_the_place_of_those_that_go(lab: Lab, daemons: Daemons) -> None:
+    """The CNI's to other nodes' pods are not shadowed while they are there."""
+    worker, others = lab.node("worker"), [lab.node(name) for name in ("gw1", "gw2")]
+
+    def states() -> dict[str, str]:
+        rows = json.loads(daemons.routerd("worker", "show", "routes", "-o", "json"))
+        return {row["prefix"]: row["state"] for row in rows}
+
+    blocks = [cidr for node in others for cidr in (node.spec.pod_cidr, six(node.spec.pod_cidr))]
+    assert states() == dict.fromkeys(blocks, "taken")
+    assert "RouteTaken" in daemons.refusals("worker")
+    worker.ip(*(f"route del {block}" for block in blocks))
+    lab.wait(lambda: states() == dict.fromkeys(blocks, "installed"), "routes of ours are there")
+    for node in others:
+        for address in (node.next_pod_address(), six(node.next_pod_address())):
+            assert "table 203" in worker.run(["ip", "route", "get", address])
+    assert "RouteTaken" not in daemons.refusals("worker")
+    assert daemons.plan("worker") == []
+    pod, dns = lab.pod("snat-pod"), lab.pod("dns")
+    assert pod.ask(dns.address).source == pod.address
+    worker.ip(f"route add {blocks[0]} via {others[0].address}")
+    lab.wait(lambda: states()[blocks[0]] == "taken", "another's route is not shadowed")
 
 
 def _sends(lab: Lab, passed: Callable[[], dict[str, int]], outcome: str) -> bool:

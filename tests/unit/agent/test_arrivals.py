@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from egress.host.conntrack import NFGEN
-from egress.netlink import HEADER, attribute
+from netlink.wire import HEADER, attribute
 from routerd.agent.arrivals import CT_NEW, Arrivals, Expected, begun_in
 
 VIP, SIX = ip_address("192.0.2.1"), ip_address("2001:db8::1")

@@ -17,7 +17,7 @@ from bfd.probes import Probing
 from bfd.session import Timers
 from bfd.table import Order
 from bgp.session import PeerStatus
-from routerd.agent.bfd import AGAIN, BfdRoom, ProbeRoom
+from routerd.agent.seats.bfd import AGAIN, BfdRoom, ProbeRoom
 from routerd.agent.turn import Seat
 from routerd.model import IPAddress
 from tests.models.virtual_time import elapse, in_virtual_time, now, settle

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from egress.netlink import DumpInterrupted, NetlinkSocket
+from netlink.wire import DumpInterrupted, NetlinkSocket
 from routerd.agent.local import global_ipv6, is_ours, passwords_of, session_addresses, source_towards
 from routerd.model import Peer
 from tests.netns.lab.netns import Namespace, entered, run

@@ -15,6 +15,7 @@ import pytest
 
 from bgp.session import PeerStatus as Session
 from egress.status import EgressStatus
+from fib.plan import Status as RouteStatus
 from routerd.agent.arrivals import Expected
 from routerd.agent.drain import Drains
 from routerd.agent.loop import RECHECK_REST, Agent, Parts, TaskReturned
@@ -87,6 +88,9 @@ class Here:
 
     def nat(self) -> tuple[Row, ...]:
         return ()
+
+    def routes(self) -> RouteStatus:
+        return RouteStatus()
 
 
 @dataclass

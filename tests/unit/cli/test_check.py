@@ -246,6 +246,23 @@ def test_pods_in_no_known_network() -> None:
     assert found(policy, WORKER + gateway, pod, CONFIG % "cluster-cidrs: [172.21.0.0/16]") == []
 
 
+def _with_block(name: str, block: str) -> str:
+    return f"apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDR: {block}}}\n"
+
+
+def test_routes_to_pods_that_nobody_says_or_two_have() -> None:
+    wish = CONFIG % "native-routing: {auto-direct-node-routes: true}"
+    assert found(WORKER, CONFIG % "") == []
+    assert found(NODE, wish) == [
+        "warning: 1.yaml: auto-direct-node-routes routes nothing: no Node has spec.podCIDRs, and pod-cidrs gives none"
+    ]
+    assert found(_with_block("a", "10.1.1.0/24"), _with_block("b", "10.1.2.0/24"), wish) == []
+    twice = (_with_block("a", "10.1.1.0/24"), _with_block("b", "10.1.2.0/24"), _with_block("c", "10.1.2.0/24"))
+    assert found(*twice, wish) == [
+        "warning: 0.yaml:1: node/a: no route to 10.1.2.0/24 of node b: node c has it, too: give one of them another"
+    ]
+
+
 CILIUM = surroundings(Traces(devices=frozenset({"cilium_host"})))
 
 

@@ -20,7 +20,7 @@ from egress.host.links import (
     second_devices,
     unhooked,
 )
-from egress.netlink import NetlinkSocket
+from netlink.wire import NetlinkSocket
 
 
 def link(

@@ -16,7 +16,7 @@ from bgp.path import SpeakerPeer
 from bgp.session import PeerStatus
 from egress.status import Probed
 from routerd.model import Bfd, Peer
-from routerd.node.bfd import Judged, judge, orders, refusals, standing_still, unjudged, unwatched
+from routerd.node.rooms.bfd import Judged, judge, orders, refusals, standing_still, unjudged, unwatched
 
 TOR, OTHER, HERE = ip_address("10.0.0.1"), ip_address("10.0.0.2"), ip_address("10.0.0.9")
 UP = View(TOR, HERE, "up", 100.0, 0, False, "up", 50_000, 150_000, "")

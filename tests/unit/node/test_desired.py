@@ -106,7 +106,9 @@ def test_egress_waits_for_all_that_it_needs(field: str) -> None:
 
 
 def test_an_empty_store_touches_nothing() -> None:
-    assert compose(Snapshot(), SETTINGS, FACTS) == NodeState(None, {"egress": None, "bfd": None, "probes": None})
+    settings = replace(SETTINGS, direct_routes=True)
+    nothing = dict.fromkeys(("egress", "bfd", "probes", "fib"))
+    assert compose(Snapshot(), settings, FACTS) == NodeState(None, nothing)
 
 
 def test_a_node_that_the_store_does_not_know_touches_nothing_and_says_so() -> None:

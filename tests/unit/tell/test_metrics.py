@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from dataclasses import asdict, fields, replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,8 @@ from prometheus_client.exposition import generate_latest
 from bfd.control import View as Watched
 from bgp.session import PeerStatus as Session
 from egress.status import EgressStatus, Probed
+from fib.plan import Observed
+from fib.plan import Status as RouteStatus
 from ipam.pool import Counts
 from ipam.port_sets import PortCounts
 from routerd.model import Refusal
@@ -46,6 +48,7 @@ FULL = AgentStatus(
     version="0.1.0",
     bfd_refused={"ttl": 3},
     upstream=Upstream({Target("tcp", ip_address("2001:db8::1"), 443): Judged(False, 1, "no answer")}, is_lost=True),
+    routes=RouteStatus(Observed({ip_network("10.1.12.0/24"): frozenset()}), writes=7),
     rounds=Rounds().after(0.02).after(0.2, error="egress: map is full"),
     peers=(
         PeerStatus("tor", PeerView(ip_address("10.0.0.1"), Session("up", flaps=2, announced=3), bfd=BFD), desired=4),
@@ -137,6 +140,9 @@ def test_the_numbers() -> None:
         'routerd_gateway_probes_total{by="tunnel",gateway="gw"} 100.0',
         'routerd_gateway_probe_answers_total{by="tunnel",gateway="gw"} 97.0',
         "routerd_upstream_up 0.0",
+        'routerd_routes{family="ipv4"} 1.0',
+        'routerd_routes{family="ipv6"} 0.0',
+        "routerd_route_writes_total 7.0",
         'routerd_upstream_target_up{target="tcp [2001:db8::1]:443"} 0.0',
         'routerd_pool_addresses{pool="default"} 256.0',
         'routerd_pool_addresses_in_use{pool="default"} 1.0',
@@ -237,6 +243,7 @@ def test_status_as_json_has_the_parts_of_the_rooms() -> None:
          "announced": 3,
          "desired": 4, "last_error": "", "bfd": "up"}
     ]  # fmt: skip
+    assert document["routes"] == {"installed": 1, "writes": 7}
     untold = replace(FULL, peers=(PeerStatus("tor", PeerView(ip_address("10.0.0.1"))),))
     assert as_json(untold)["peers"] == [
         {"peer": "tor", "address": "10.0.0.1", "up": False, "state": "", "since_seconds": None, "flaps": 0,

@@ -12,6 +12,8 @@ from bfd.control import View as Watched
 from bgp.session import PeerStatus as Session
 from bgp.session import State
 from egress.status import Probed
+from fib.plan import Hop, Observed
+from fib.plan import Status as RouteStatus
 from ipam.pod_addresses import Attachment, Hold, Owner, PodAddresses
 from routerd.model import Allocations, Bfd, NodeAddresses, Peer, Peering
 from routerd.node.desired import LocalFacts, Settings, compose
@@ -30,7 +32,7 @@ UP = Session("up", flaps=1, families=("ipv4 unicast",), announced=2)
 def view(session: Session = UP, **fields: object) -> View:
     watched = tuple(replace(peer, bfd=Bfd()) for peer in cluster.snapshot().bgp.peers)  # type: ignore[union-attr]
     snapshot = cluster.snapshot(**{"allocations": cluster.allocations(), "bgp": Peering(watched), **fields})
-    state = compose(snapshot, Settings("a"), LocalFacts(sessions={**LOCAL, FAR: None}))
+    state = compose(snapshot, Settings("a", direct_routes=True), LocalFacts(sessions={**LOCAL, FAR: None}))
     return View(
         snapshot,
         state,
@@ -51,6 +53,24 @@ def test_every_row_has_every_column_in_order(kind: str) -> None:
     found = rows(kind, view())
     assert found
     assert all(tuple(row) == COLUMNS[kind] for row in found)
+
+
+def test_routes_are_shown_with_what_the_kernel_has_of_them() -> None:
+    block, b = ip_network("10.1.12.0/24"), ip_address("10.0.0.12")
+    assert list(one("routes").values()) == [str(block), "b", str(b), "", "wanted"], "no kernel was asked"
+    main = {ip_network("10.0.0.0/24"): 2}
+    there = Observed({block: frozenset({Hop(b, 2)})}, main=main, links={2: "eth0"})
+    shown = {
+        "installed": there,
+        "pending": replace(there, routes={}),
+        "taken": replace(there, main={**main, block: 0}),
+        "not-on-link": replace(there, main={}),
+    }
+    for state, observed in shown.items():
+        (row,) = rows("routes", replace(view(), routes=RouteStatus(observed)))
+        assert (row["state"], row["next_hops"]) == (state, "10.0.0.12")
+    (row,) = rows("routes", replace(view(), routes=RouteStatus(there)))
+    assert row["devices"] == "eth0"
 
 
 def test_whose_an_address_of_the_node_is() -> None:

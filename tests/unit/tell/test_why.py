@@ -9,6 +9,8 @@ import pytest
 
 from bgp.session import PeerStatus as Session
 from egress.status import EgressStatus, Probed
+from fib.plan import Hop, Observed
+from fib.plan import Status as RouteStatus
 from routerd.model import (
     GATEWAY_LABEL,
     Allocations,
@@ -26,11 +28,21 @@ from routerd.node.desired import LocalFacts, Settings, compose
 from routerd.refs import Ref, service_ref
 from routerd.selectors import LabelSelector
 from routerd.tell.views import PeerView
-from routerd.tell.why import NoSuchObject, Step, device_steps, explain, first_packet_steps, gateway_steps, session_steps
+from routerd.tell.why import (
+    NoSuchObject,
+    Step,
+    device_steps,
+    explain,
+    first_packet_steps,
+    gateway_steps,
+    route_steps,
+    session_steps,
+)
 from tests.models import cluster
 from tests.models.cluster import LOCAL, NOES, TOR
 
 SETTINGS = Settings("a")
+HOP = Hop(ip_address("10.0.0.12"), 2)
 SIX, FOUR = ip_network("2001:db8::/32"), ip_network("203.0.113.0/24")
 
 
@@ -408,6 +420,24 @@ def test_a_device_that_leads_past_the_programs_is_a_no() -> None:
 
 
 # --- nodes
+
+
+@pytest.mark.parametrize(
+    ("main", "reason"), [({"10.0.0.0/24": 2}, "RoutePending"), ({}, "NotOnLink"), ({"10.1.12.128/25": 2}, "RouteTaken")]
+)
+def test_why_of_a_node_says_whether_there_is_a_route_of_ours_to_it(main: dict[str, int], reason: str) -> None:
+    observed = Observed(main={ip_network(prefix): device for prefix, device in main.items()}, links={2: "eth0"})
+    whole = cluster.snapshot()
+    state = compose(whole, Settings("a", direct_routes=True), LocalFacts(sessions=LOCAL))
+    (step,) = route_steps(state, RouteStatus(observed), whole, "b")
+    assert (step.question, step.reason, step.note) == ("has this node a route of ours to 10.1.12.0/24?", reason, True)
+    there = replace(
+        observed, main={ip_network("10.0.0.0/24"): 2}, routes={ip_network("10.1.12.0/24"): frozenset({HOP})}
+    )
+    assert [each.yes for each in route_steps(state, RouteStatus(there), whole, "b")] == [True]
+    assert route_steps(state, RouteStatus(there), whole, "a") == (), "its own"
+    asked_nothing = compose(whole, Settings("a"), LocalFacts(sessions=LOCAL))
+    assert route_steps(asked_nothing, RouteStatus(there), whole, "b") == ()
 
 
 def test_why_of_a_node_says_which_blocks_it_has_and_from_whom() -> None:

@@ -17,11 +17,11 @@ from bfd.client import Client
 from bfd.control import SOCKET, Report, View
 from bfd.probes import Probing
 from bgp.session import PeerStatus
-from routerd.agent.room import Problem
+from routerd.agent.room import NothingUndone, Problem
 from routerd.log import event
 from routerd.model import IPAddress, Refusal
-from routerd.node.bfd import Judged, Orders, judge, refusals, unjudged, unwatched
 from routerd.node.desired import BFD_ROOM, PROBE_ROOM
+from routerd.node.rooms.bfd import Judged, Orders, judge, refusals, unjudged, unwatched
 from routerd.refs import Ref
 
 LOGGER = logging.getLogger("routerd.bfd")
@@ -45,16 +45,6 @@ class Observed:
 
     told: Orders | None
     watched: frozenset[IPAddress]
-
-
-class NothingUndone:
-    """The one action relies on nothing."""
-
-    def add(self, action: Any) -> None:
-        pass
-
-    def after(self, action: Any) -> Any | None:
-        return action
 
 
 class BfdRoom:

@@ -1,0 +1,221 @@
+"""Which routes a node should have in its table, and the next steps. Pure.
+
+The table is looked up before `main`, so what stands in it would win. So nothing is put there to which `main` has a
+route of somebody else's: to the prefix itself, or to a part of it. A default route, and one to more than the prefix, is
+what ours are there to be better than.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from itertools import islice
+from typing import Literal, NamedTuple
+
+IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
+
+TABLE = 203  # rt_tables of iproute2 names none of this number
+PROTOCOL = 204  # of routes and rules; free in iproute2's rt_protos
+PRIORITY = 32_000  # of the rule: main's is 32766, and who writes a rule without a number has it before ours
+AHEAD = 3  # prefixes that a line names
+ROOM = "NativeRouting"  # the object of what is told
+
+
+class Hop(NamedTuple):
+    """A neighbour, and the device by which it is reached."""
+
+    address: IPAddress
+    ifindex: int
+
+
+Hops = frozenset[Hop]
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """Addresses of each prefix's node, the preferred first: one on each device is used, and flows are spread over
+    these.
+    """
+
+    routes: Mapping[IPNetwork, tuple[IPAddress, ...]] = field(default_factory=dict)
+
+
+class Rule(NamedTuple):
+    """Whoever has it, by its protocol it is ours."""
+
+    version: int
+    priority: int = PRIORITY
+    table: int = TABLE
+
+    def __str__(self) -> str:
+        return f"IPv{self.version} rule {self.priority} to table {self.table}"
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """`main`: the device on whose link each of its prefixes is; 0 = it leads elsewhere."""
+
+    routes: Mapping[IPNetwork, Hops] = field(default_factory=dict)  # ours
+    rules: frozenset[Rule] = frozenset()  # ours
+    main: Mapping[IPNetwork, int] = field(default_factory=dict)
+    links: Mapping[int, str] = field(default_factory=dict)  # names of Ethernet devices that are up
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """`observed`: at the last look, None = there was none. `writes`: routes put and removed since the start."""
+
+    observed: Observed | None = None
+    writes: int = 0
+
+
+# --- actions
+
+
+def _named(routes: Iterable[IPNetwork], count: int) -> str:
+    more = [f"{count - AHEAD} more"] if count > AHEAD else []
+    return ", ".join([*map(str, islice(routes, AHEAD)), *more])
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """In place of what there is to these prefixes, each at once."""
+
+    routes: Mapping[IPNetwork, Hops]
+    phase: Literal["prepare"] = "prepare"
+
+    def __str__(self) -> str:
+        return f"put routes to {_named(self.routes, len(self.routes))}"
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    prefixes: tuple[IPNetwork, ...]
+    phase: Literal["prepare"] = "prepare"  # nothing that is announced leads to them
+
+    def __str__(self) -> str:
+        return f"remove routes to {_named(self.prefixes, len(self.prefixes))}"
+
+
+@dataclass(frozen=True, slots=True)
+class AddRule:
+    rule: Rule
+    phase: Literal["prepare"] = "prepare"
+
+    def __str__(self) -> str:
+        return f"add {self.rule}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRule:
+    rule: Rule
+    phase: Literal["prepare"] = "prepare"
+
+    def __str__(self) -> str:
+        return f"delete {self.rule}"
+
+
+Action = Put | Remove | AddRule | DeleteRule
+State = Literal["installed", "pending", "not-on-link", "taken"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    object: str
+    reason: str
+    message: str
+
+
+# --- what follows
+
+
+def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
+    """A route goes after what takes its place has come."""
+    routes = wanted(desired, observed)
+    rules = {Rule(version) for version in {prefix.version for prefix in routes}}
+    put = {prefix: hops for prefix, hops in routes.items() if observed.routes.get(prefix) != hops}
+    gone = tuple(prefix for prefix in observed.routes if prefix not in routes)
+    steps: list[Action] = [Put(put)] if put else []
+    steps += [AddRule(rule) for rule in sorted(rules - observed.rules)]
+    steps += [Remove(gone)] if gone else []
+    return (*steps, *(DeleteRule(rule) for rule in sorted(observed.rules - rules)))
+
+
+def wanted(desired: Desired, observed: Observed) -> dict[IPNetwork, Hops]:
+    """What can be had of it here."""
+    others, links = taken(desired, observed), Links(observed)
+    hops = {prefix: links.hops(addresses) for prefix, addresses in desired.routes.items() if prefix not in others}
+    return {prefix: found for prefix, found in hops.items() if found}
+
+
+def taken(desired: Desired, observed: Observed) -> dict[IPNetwork, IPNetwork]:
+    """Prefixes to which, or to a part of which, `main` has a route: that one."""
+    lengths: dict[int, set[int]] = {4: set(), 6: set()}
+    for prefix in desired.routes:
+        lengths[prefix.version].add(prefix.prefixlen)
+    found: dict[IPNetwork, IPNetwork] = {}
+    for other in observed.main:
+        for prefix in _around(other, lengths[other.version]):
+            if prefix in desired.routes:
+                found.setdefault(prefix, other)
+    return found
+
+
+def _around(network: IPNetwork, lengths: Iterable[int]) -> Iterator[IPNetwork]:
+    """The networks of these lengths in which it is."""
+    for length in lengths:
+        if length <= network.prefixlen:
+            yield network if length == network.prefixlen else network.supernet(new_prefix=length)
+
+
+class Links:
+    """Finds by which link a neighbour is reached, as `main` would."""
+
+    def __init__(self, observed: Observed) -> None:
+        self._observed = observed
+        lengths = {(network.version, network.prefixlen) for network in observed.main}
+        self._lengths = {v: sorted((n for version, n in lengths if version == v), reverse=True) for v in (4, 6)}
+        self._known: dict[tuple[IPAddress, ...], Hops] = {}
+
+    def hops(self, addresses: tuple[IPAddress, ...]) -> Hops:
+        """The first address on each link."""
+        if addresses not in self._known:
+            first = {self._device(address): address for address in reversed(addresses)}
+            self._known[addresses] = frozenset(Hop(each, device) for device, each in first.items() if device)
+        return self._known[addresses]
+
+    def _device(self, address: IPAddress) -> int:
+        """0 = it is on no link."""
+        host = IPv4Network(address) if isinstance(address, IPv4Address) else IPv6Network(address)
+        networks = _around(host, self._lengths[address.version])
+        device = next((self._observed.main[each] for each in networks if each in self._observed.main), 0)
+        return device if device in self._observed.links else 0
+
+
+def states(desired: Desired, observed: Observed) -> dict[IPNetwork, State]:
+    """How far each prefix has come."""
+    others, there = taken(desired, observed), wanted(desired, observed)
+
+    def state(prefix: IPNetwork) -> State:
+        if prefix in others:
+            return "taken"
+        if prefix not in there:
+            return "not-on-link"
+        return "installed" if observed.routes.get(prefix) == there[prefix] else "pending"
+
+    return {prefix: state(prefix) for prefix in desired.routes}
+
+
+def problems(desired: Desired, observed: Observed) -> list[Problem]:
+    """A node that is on no link is none: that is what the table is not for."""
+    others = taken(desired, observed)
+    if not others:
+        return []
+    message = (
+        f"the main table has routes of others to {len(others)} of {len(desired.routes)} prefixes of pods "
+        f"({_named(others, len(others))}): those stay in force; take them away, or auto-direct-node-routes out of the "
+        "configuration"
+    )
+    return [Problem(ROOM, "RouteTaken", message)]

@@ -1,0 +1,1 @@
+"""What rooms of a node should have, beside egress: whom BFD watches, which routes lead to other nodes. Pure."""

@@ -1,0 +1,134 @@
+"""The table of routes against the kernel, in a network namespace of two links with a neighbour on each."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from fib import kernel
+from fib.plan import Desired, Hop, Observed, Put, Remove, plan, states
+from netlink.wire import NetlinkSocket
+from tests.netns.lab import netns
+from tests.netns.lab.netns import Namespace, entered
+
+NEAR, ALSO_NEAR, SIX, ALSO_SIX = map(ip_address, ("10.0.0.12", "10.9.0.12", "fd00::12", "fd09::12"))
+BLOCK, BLOCK6 = ip_network("10.244.2.0/24"), ip_network("fd00:244:2::/64")
+WISH = Desired({BLOCK: (NEAR, ALSO_NEAR), BLOCK6: (SIX, ALSO_SIX), ip_network("10.244.3.0/24"): (NEAR,)})
+SCENE = (
+    "link add eth0 type veth peer name far0",
+    "link add eth1 type veth peer name far1",
+    "link add over type veth peer name far2",
+    "link set over arp off",  # nobody can be asked for there
+    *(f"link set {name} up" for name in ("eth0", "eth1", "far0", "far1", "far2", "over")),
+    "addr add 10.0.0.11/24 dev eth0",
+    "addr add 10.9.0.11/24 dev eth1",
+    "addr add 10.8.0.11/24 dev over",
+    "addr add fd00::11/64 dev eth0 nodad",
+    "addr add fd09::11/64 dev eth1 nodad",
+    "route add default via 10.0.0.1",
+    "route add ::/0 via fd00::1",
+)
+
+
+@pytest.fixture
+def node() -> Iterator[Namespace]:
+    namespace = Namespace(f"fib{os.getpid()}", "node")
+    namespace.create()
+    try:
+        namespace.ip(*SCENE)
+        with entered(namespace.name):
+            yield namespace
+    finally:
+        netns.run(["ip", "netns", "del", namespace.name])
+
+
+def bring(desired: Desired) -> Observed:
+    for action in plan(desired, kernel.observe(desired)):
+        kernel.apply(action)
+    return kernel.observe(desired)
+
+
+def test_what_was_put_is_read_back_and_goes_without_a_trace(node: Namespace) -> None:
+    before = node.run(["ip", "rule"]), node.run(["ip", "-6", "rule"])
+    found = bring(WISH)
+    assert plan(WISH, found) == ()
+    eth0, eth1 = map(socket.if_nametoindex, ("eth0", "eth1"))
+    assert found.routes[BLOCK] == {Hop(NEAR, eth0), Hop(ALSO_NEAR, eth1)}
+    assert found.routes[BLOCK6] == {Hop(SIX, eth0), Hop(ALSO_SIX, eth1)}
+    assert "over" not in found.links.values()
+    assert "via 10.0.0.12 dev eth0" in node.run(["ip", "route", "get", "10.244.3.9"])
+    assert "table 203" in node.run(["ip", "-6", "route", "get", "fd00:244:2::9"])
+    bring(Desired())
+    assert (node.run(["ip", "rule"]), node.run(["ip", "-6", "rule"])) == before
+    assert node.run(["ip", "route", "show", "table", "203"], check=False) == ""
+
+
+def test_next_hops_change_in_place(node: Namespace) -> None:
+    bring(WISH)
+    one = Desired({BLOCK: (ALSO_NEAR,), BLOCK6: (ALSO_SIX,)})
+    found = bring(one)
+    assert plan(one, found) == ()
+    assert {prefix: {hop.address for hop in hops} for prefix, hops in found.routes.items()} == {
+        BLOCK: {ALSO_NEAR},
+        BLOCK6: {ALSO_SIX},
+    }
+    assert plan(WISH, bring(WISH)) == ()
+
+
+def test_what_others_have_is_neither_shadowed_nor_touched(node: Namespace) -> None:
+    node.ip(f"route add {BLOCK} via 10.9.0.7", "route add 10.244.3.128/25 via 10.9.0.7", "rule add pref 31000 table 77")
+    node.ip("route add 10.250.0.0/16 via 10.0.0.9 table 203")
+    found = bring(WISH)
+    assert set(states(WISH, found).values()) == {"taken", "installed"}
+    assert set(found.routes) == {BLOCK6}
+    assert "via 10.9.0.7" in node.run(["ip", "route", "get", "10.244.2.9"])
+    node.ip(f"route del {BLOCK}", "route del 10.244.3.128/25")
+    assert set(bring(WISH).routes) == set(WISH.routes)
+    node.ip(f"route add {BLOCK} via 10.9.0.7")
+    assert BLOCK not in bring(WISH).routes
+    bring(Desired())
+    assert "31000:" in node.run(["ip", "rule"])
+    assert "10.250.0.0/16" in node.run(["ip", "route", "show", "table", "203"])
+
+
+def test_doing_it_again_does_no_harm_and_a_refusal_names_the_first(node: Namespace) -> None:
+    for action in plan(WISH, kernel.observe(WISH)):
+        kernel.apply(action)
+        kernel.apply(action)
+    kernel.apply(Remove((ip_network("10.250.0.0/16"), BLOCK)))
+    assert BLOCK not in kernel.observe(WISH).routes
+    nobody = frozenset({Hop(ip_address("192.0.2.9"), 1)})
+    some = {ip_network(f"10.245.{n}.0/24"): nobody for n in range(3)}
+    with pytest.raises(OSError, match=r"3 of 4, 10\.245\.0\.0/24 first: "):
+        kernel.apply(Put({**some, BLOCK: frozenset({Hop(NEAR, socket.if_nametoindex("eth0"))})}))
+    assert BLOCK in kernel.observe(WISH).routes, "the others are done"
+
+
+def test_a_namespace_without_a_route_has_an_empty_table() -> None:
+    namespace = Namespace(f"fibempty{os.getpid()}", "node")
+    namespace.create()
+    try:
+        with entered(namespace.name):
+            assert kernel.observe(WISH) == Observed()
+            assert plan(WISH, kernel.observe(WISH)) == ()
+    finally:
+        netns.run(["ip", "netns", "del", namespace.name])
+
+
+def test_many_changes_answer_one_by_one_what_is_refused(node: Namespace) -> None:
+    """More than go into one packet, the refused ones among them at its ends."""
+    eth0 = socket.if_nametoindex("eth0")
+    hops = frozenset({Hop(NEAR, eth0)})
+    prefixes = [ip_network(f"10.{n >> 8}.{n & 255}.0/24") for n in range(30_000, 30_450)]
+    bodies = [kernel._put(prefix, hops) for prefix in prefixes]
+    bad = {0, 199, 200, 333, 449}
+    for place in bad:
+        bodies[place] = kernel._put(prefixes[place], frozenset({Hop(ip_address("192.0.2.9"), eth0)}))
+    with NetlinkSocket(socket.NETLINK_ROUTE) as route:
+        refused = route.request_all(kernel.RTM_NEWROUTE, kernel.NLM_F_CREATE | kernel.NLM_F_REPLACE, bodies)
+    assert refused.keys() == bad
+    assert len(kernel.observe(Desired()).routes) == len(prefixes) - len(bad)

@@ -1,0 +1,121 @@
+"""Routes to other nodes' pods: from any state to the desired one, and nothing of others is ever shadowed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fib.plan import (
+    PRIORITY,
+    Action,
+    AddRule,
+    DeleteRule,
+    Desired,
+    Hop,
+    IPNetwork,
+    Observed,
+    Put,
+    Remove,
+    Rule,
+    plan,
+    problems,
+    states,
+    wanted,
+)
+
+NEAR, ALSO_NEAR, FAR, SIX = map(ip_address, ("10.0.0.12", "10.9.0.12", "192.0.2.1", "fd00::12"))
+BLOCK, BLOCK6 = ip_network("10.244.2.0/24"), ip_network("fd00:244:2::/64")
+LINKS = {2: "eth0", 3: "eth1"}
+MAIN = {ip_network("0.0.0.0/0"): 0, ip_network("10.0.0.0/24"): 2, ip_network("10.9.0.0/24"): 3}
+MAIN |= {ip_network("fd00::/64"): 2, ip_network("172.17.0.0/16"): 9}  # a device that is no Ethernet link
+HERE = Observed(main=MAIN, links=LINKS)
+
+blocks = st.sampled_from([ip_network(f"10.244.{n}.0/{length}") for n in range(4) for length in (24, 26)] + [BLOCK6])
+addresses = st.sampled_from([(NEAR,), (NEAR, ALSO_NEAR), (FAR,), (ip_address("172.17.0.3"),), (SIX,), ()])
+wishes = st.dictionaries(blocks, addresses).map(Desired)
+others = st.dictionaries(st.one_of(blocks, st.just(ip_network("10.244.0.0/16"))), st.sampled_from([0, 2]))
+machines = others.map(lambda found: replace(HERE, main={**MAIN, **found}))
+
+
+def after(observed: Observed, action: Action) -> Observed:
+    """The kernel as a model."""
+    match action:
+        case Put(routes=routes):
+            return replace(observed, routes={**observed.routes, **routes})
+        case Remove(prefixes=gone):
+            return replace(observed, routes={p: hops for p, hops in observed.routes.items() if p not in gone})
+        case AddRule(rule=rule):
+            return replace(observed, rules=observed.rules | {rule})
+        case DeleteRule(rule=rule):
+            return replace(observed, rules=observed.rules - {rule})
+
+
+def brought(desired: Desired, observed: Observed) -> Observed:
+    for action in plan(desired, observed):
+        observed = after(observed, action)
+    return observed
+
+
+def is_within(other: IPNetwork, prefix: IPNetwork) -> bool:
+    return other.version == prefix.version and other.subnet_of(prefix)  # type: ignore[arg-type]
+
+
+@given(wishes, wishes, machines)
+def test_any_state_comes_to_the_desired_one_and_stays(before: Desired, desired: Desired, machine: Observed) -> None:
+    there = brought(desired, brought(before, machine))
+    assert plan(desired, there) == ()
+    assert there.routes == wanted(desired, machine)
+    assert there.rules == {Rule(prefix.version) for prefix in there.routes}
+    empty = brought(Desired(), there)
+    assert (empty.routes, empty.rules) == ({}, frozenset())
+
+
+@given(wishes, machines)
+def test_nothing_of_others_is_shadowed_and_every_next_hop_is_on_a_link(desired: Desired, machine: Observed) -> None:
+    found = wanted(desired, machine)
+    assert not [(prefix, other) for prefix in found for other in machine.main if is_within(other, prefix)]
+    assert all(hops and {hop.ifindex for hop in hops} <= LINKS.keys() for hops in found.values())
+    assert set(states(desired, brought(desired, machine)).values()) <= {"installed", "taken", "not-on-link"}
+
+
+@given(wishes, machines)
+def test_a_prefix_that_has_a_way_is_never_left_out(desired: Desired, machine: Observed) -> None:
+    near = {prefix for prefix, found in desired.routes.items() if set(found) & {NEAR, SIX}}
+    free = {prefix for prefix in near if not any(is_within(other, prefix) for other in machine.main)}
+    assert free <= wanted(desired, machine).keys()
+
+
+def test_several_links_share_and_one_link_has_one_next_hop() -> None:
+    found = wanted(Desired({BLOCK: (NEAR, ip_address("10.0.0.13"), ALSO_NEAR, FAR)}), HERE)
+    assert found == {BLOCK: {Hop(NEAR, 2), Hop(ALSO_NEAR, 3)}}
+
+
+def test_a_route_to_the_neighbour_itself_says_where_it_is() -> None:
+    """As `main` would: a host route by a router is more than the network on the link."""
+    machine = replace(HERE, main={**MAIN, ip_network("10.0.0.12/32"): 0})
+    assert states(Desired({BLOCK: (NEAR,)}), machine) == {BLOCK: "not-on-link"}
+
+
+def test_what_another_has_in_main_is_told_once_and_stays() -> None:
+    desired = Desired({ip_network(f"10.244.{n}.0/24"): (NEAR,) for n in range(6)})
+    assert problems(desired, HERE) == []
+    machine = replace(
+        HERE, main={**MAIN, **dict.fromkeys(desired.routes, 0)}, routes={BLOCK: frozenset({Hop(NEAR, 2)})}
+    )
+    (told,) = problems(desired, machine)
+    assert (told.object, told.reason) == ("NativeRouting", "RouteTaken")
+    assert "6 of 6 prefixes of pods (10.244.0.0/24, 10.244.1.0/24, 10.244.2.0/24, 3 more)" in told.message
+    assert plan(desired, machine) == (Remove((BLOCK,)),)
+
+
+def test_a_rule_of_an_earlier_kind_gives_way() -> None:
+    old = Rule(4, PRIORITY - 1)
+    machine = replace(HERE, rules=frozenset({old}))
+    assert [*map(str, plan(Desired({BLOCK: (NEAR,)}), machine))] == [
+        "put routes to 10.244.2.0/24",
+        "add IPv4 rule 32000 to table 203",
+        "delete IPv4 rule 31999 to table 203",
+    ]

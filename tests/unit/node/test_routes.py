@@ -1,0 +1,75 @@
+"""Routes to pods of other nodes: what is this node's own, a pool's or two nodes' gets none, and says so."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from fib.plan import Desired
+from routerd.model import Snapshot
+from routerd.node.desired import FIB_ROOM, LocalFacts, NodeState, Settings, compose
+from routerd.tell.render import state_lines
+from tests.models import cluster
+
+BLOCK, SIX = ip_network("10.1.12.0/24"), ip_network("fd01:12::/64")
+
+
+def composed(snapshot: Snapshot, **settings: bool) -> NodeState:
+    return compose(snapshot, Settings("a", **{"direct_routes": True, **settings}), LocalFacts())
+
+
+def with_blocks(*blocks: str, own: str = "10.1.11.0/24", third: tuple[str, ...] = ()) -> Snapshot:
+    nodes = {
+        "a": cluster.node("a", 11, pod_cidrs=(ip_network(own),)),
+        "b": cluster.node("b", 12, pod_cidrs=tuple(map(ip_network, blocks))),
+        "c": cluster.node("c", 13, pod_cidrs=tuple(map(ip_network, third))),
+    }
+    return cluster.snapshot(nodes=nodes)
+
+
+def test_each_block_of_another_node_leads_to_its_addresses_of_that_family() -> None:
+    state = composed(with_blocks(str(BLOCK), str(SIX), third=("10.1.13.0/24",)))
+    assert state.rooms[FIB_ROOM].routes == {
+        BLOCK: (ip_address("10.0.0.12"),),
+        SIX: (ip_address("fd00::12"),),
+        ip_network("10.1.13.0/24"): (ip_address("10.0.0.13"),),
+    }
+    assert [line for line in state_lines(state) if line.startswith("route ")] == [
+        "route 10.1.12.0/24 via 10.0.0.12",
+        "route 10.1.13.0/24 via 10.0.0.13",
+        "route fd01:12::/64 via fd00::12",
+    ]
+    assert not [each for each in state.refusals if each.reason == "RouteTaken"]
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "why"),
+    [
+        (with_blocks("10.1.0.0/16"), "it overlaps with 10.1.11.0/24, this node's own"),
+        (with_blocks("10.1.11.128/25"), "it overlaps with 10.1.11.0/24, this node's own"),
+        (with_blocks("192.0.2.0/26"), "it overlaps with 192.0.2.0/24, of pool default"),
+        (with_blocks(str(BLOCK), third=(str(BLOCK),)), "node c has it, too: give one of them another"),
+    ],
+)
+def test_what_is_somebodys_gets_no_route_and_says_so(snapshot: Snapshot, why: str) -> None:
+    state = composed(snapshot)
+    assert state.rooms[FIB_ROOM] == Desired()
+    (told,) = (each for each in state.refusals if each.reason == "RouteTaken")
+    (block,) = snapshot.nodes["b"].pod_cidrs  # type: ignore[index]
+    assert (str(told.object), told.severity) == ("node/a", "warning")
+    assert told.message == f"no route to {block} of node b: {why}"
+
+
+def test_a_node_without_an_address_of_the_family_has_no_way() -> None:
+    nodes = {"a": cluster.node("a", 11), "b": cluster.node("b", 12, addresses=(ip_address("fd00::12"),))}
+    assert composed(cluster.snapshot(nodes=nodes)).rooms[FIB_ROOM] == Desired()
+
+
+@pytest.mark.parametrize("lacking", ["nodes", "pools"])
+def test_nothing_is_touched_before_the_store_is_read(lacking: str) -> None:
+    assert composed(cluster.snapshot(**{lacking: None})).rooms[FIB_ROOM] is None
+
+
+def test_without_the_wish_what_is_ours_goes() -> None:
+    assert composed(cluster.snapshot(), direct_routes=False).rooms[FIB_ROOM] == Desired()
