@@ -36,7 +36,7 @@ class ControlError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One session as others see it. `since` is unix time; intervals are microseconds."""
+    """One session as others see it. `since` is of the monotonic clock; intervals are microseconds."""
 
     peer: IPAddress
     local: IPAddress
@@ -86,13 +86,12 @@ class Report:
     probes: Probes | None = None
 
 
-def view(order: Order, session: Session, moved: float) -> View:
-    """`moved`: unix time minus the monotonic clock."""
+def view(order: Order, session: Session) -> View:
     return View(
         order.peer,
         order.local,
         WORDS[session.state],
-        round(session.since + moved, 3),
+        round(session.since, 3),
         session.falls,
         session.has_failed,
         WORDS[session.remote.state],

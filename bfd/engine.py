@@ -163,9 +163,8 @@ class Engine:
 
     def _report(self) -> Report:
         """As it is now."""
-        moved = time.time() - time.monotonic()
         orders = self._table.orders
-        views = {peer: control.view(orders[peer], each, moved) for peer, each in self._table.sessions().items()}
+        views = {peer: control.view(orders[peer], each) for peer, each in self._table.sessions().items()}
         return Report(self._process, self._realtime, self._problem, dict(self._table.refused), views, self._probes())
 
     def _probes(self) -> Probes:

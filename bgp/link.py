@@ -42,7 +42,7 @@ class Hello:
 
     exabgp: str
     pid: int
-    started: float  # unix time
+    started: float  # of the monotonic clock
     peers: dict[str, str]
     events: list[dict[str, Any]]
 

@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from ipaddress import ip_address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from bgp.conf import KEEPALIVE
@@ -307,7 +308,7 @@ def back_off(stock: Callable[..., Any]) -> Callable[..., Any]:
             peer.routerd_refused = getattr(peer, "routerd_refused", 0) + 1
         else:
             return  # it could not connect, which has a pause of its own
-        peer._delay._time = time.time() + pause(peer.routerd_refused)
+        peer._delay._time = time.monotonic() + pause(peer.routerd_refused)
 
     return reset
 
@@ -369,7 +370,7 @@ def _never_broken(processes: Any, neighbor: Any) -> bool:
 
 def _wait_longer(delay: Any) -> None:
     """Waits 0, 1, 2 … up to CONNECT_RETRY seconds between attempts to connect; the stock limit is a minute."""
-    delay._time = time.time() + delay._next
+    delay._time = time.monotonic() + delay._next
     delay._next = min(delay._next + 1, CONNECT_RETRY)
 
 
@@ -381,6 +382,22 @@ def _keep_privileges(daemon: Any) -> bool:
 def loaded_peers(configuration: Path) -> dict[str, str]:
     """Address -> digest of every peer in a configuration file, from the comments that `bgp.conf` writes."""
     return dict(_PEER.findall(configuration.read_text(encoding="utf-8")))
+
+
+def keep_steady_time() -> None:
+    """Timers of sessions, and times of events, are of a clock that nobody sets, and that is one for all of a host.
+
+    Stock ExaBGP asks the wall clock: set ahead by the hold time it ends every session, and for as long as it is set
+    back nobody gets a keepalive, and no peer is connected to.
+    """
+    from exabgp.bgp import timer
+    from exabgp.reactor import delay, loop
+    from exabgp.reactor.api import processes
+    from exabgp.reactor.api.response import json as events
+
+    steady = SimpleNamespace(time=time.monotonic, sleep=time.sleep)
+    for module in (timer, delay, loop, processes, events):
+        vars(module)["time"] = steady
 
 
 def track_sending() -> None:
@@ -405,7 +422,7 @@ class Commands:
     def __init__(self, configuration: Path, version: str) -> None:
         self._configuration = configuration
         self._version = version
-        self._started = time.time()
+        self._started = time.monotonic()
         self._peers = loaded_peers(configuration)
 
     def register(self) -> None:
@@ -517,5 +534,6 @@ def install(configuration: Path, version: str) -> None:
             file=sys.stderr,
             flush=True,
         )
+    keep_steady_time()
     track_sending()
     Commands(configuration, version).register()

@@ -16,8 +16,8 @@ State = Literal["up", "connecting", "down", "unknown"]
 class PeerStatus:
     """One session. "connecting": not up yet; "down": was up; "unknown": no speaker is connected.
 
-    `since`: unix time of the last change, 0 = none yet. `flaps`: times it went down. `announced`: paths that the peer
-    takes, 0 while the session is not up; `pending`: paths to announce or withdraw.
+    `since`: when it changed last, of the monotonic clock, 0 = not yet. `flaps`: times it went down. `announced`: paths
+    that the peer takes, 0 while the session is not up; `pending`: paths to announce or withdraw.
     """
 
     state: State = "connecting"

@@ -81,8 +81,8 @@ def _attributes(attributes: Attributes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SessionEvent:
-    """A change of one session. `time` is unix time; with "negotiated" come `families`, `extended_next_hop` (RFC 8950)
-    and `hold_time` (seconds).
+    """A change of one session. `time` is of the monotonic clock; with "negotiated" come `families`,
+    `extended_next_hop` (RFC 8950) and `hold_time` (seconds).
     """
 
     peer: IPAddress

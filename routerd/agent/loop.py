@@ -210,6 +210,7 @@ class Agent:
         self._last_round = Round()
         self._sessions = SessionLog()
         self._applied: int | None = None  # generation of the allocations of which a round left nothing undone
+        self._began = time.monotonic()
         self._status = AgentStatus(
             parts.settings.node,
             routerd.__version__,
@@ -400,7 +401,7 @@ class Agent:
             snapshot.allocations,
             self._host.peers() if self._reconciler.announces else None,
             drain.withdraws and await self._host.is_sent(),
-            time.time() - self._status.started,
+            time.monotonic() - self._began,
             self._host.arrivals(self._expected(snapshot) if drain.withdraws else None),
         )
 

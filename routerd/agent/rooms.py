@@ -187,7 +187,7 @@ class Rooms:
         await self._with_routers.routers.run()
 
     def peers(self) -> Mapping[IPAddress, PeerView]:
-        now = time.time()
+        now = time.monotonic()  # one for all processes of a host
         statuses = self._speaker.peers if self._speaker is not None else {}
         watched = self._bfd.views() if self._bfd is not None else {}
         return {address: _peer_view(address, status, now, watched.get(address)) for address, status in statuses.items()}

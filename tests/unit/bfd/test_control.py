@@ -43,7 +43,7 @@ def a_session() -> Session:
 
 def test_reports_orders_and_what_is_kept_say_the_same_when_they_are_read() -> None:
     told = Report(
-        "ab", True, "no port", {"ttl": 3}, {B: view(ORDER, a_session(), 1e9)}, Probes(PROBING, "no device", 1, 0.5)
+        "ab", True, "no port", {"ttl": 3}, {B: view(ORDER, a_session())}, Probes(PROBING, "no device", 1, 0.5)
     )
     assert parse_report(report_line(told)) == told
     assert told.sessions[B].state == "up"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, ip_address, ip_network
@@ -11,10 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from exabgp.bgp import timer
 from exabgp.bgp.message import Action, Notification, Notify
 from exabgp.bgp.message.open.holdtime import HoldTime
 from exabgp.bgp.neighbor import Neighbor
-from exabgp.reactor.api import API
+from exabgp.reactor import delay, loop
+from exabgp.reactor.api import API, processes
+from exabgp.reactor.api.response import json as events
 from exabgp.reactor.asynchronous import ASYNC
 from exabgp.reactor.delay import Delay
 from exabgp.reactor.keepalive import KA
@@ -63,7 +67,7 @@ def pauses(*ends: tuple[float | None, Any]) -> list[float]:
     for seconds, error in ends:
         peer.routerd_up = None if seconds is None else time.monotonic() - seconds
         reset(peer, "", error)
-        found.append(peer._delay._time - time.time())
+        found.append(peer._delay._time - time.monotonic())
         peer._delay.reset()
     return found
 
@@ -98,6 +102,29 @@ def test_neither_our_own_end_nor_an_attempt_to_connect_counts() -> None:
     found = pauses((0.1, TEARDOWN), (None, BROKEN), (None, ""), (0.1, REFUSED), (None, BROKEN), (None, REFUSED))
     assert [each <= 0 for each in found] == [True, True, True, False, True, False]
     assert found[3] <= 1.0 < 2.0 >= found[5]
+
+
+@pytest.mark.parametrize("step", [-300, 300])
+def test_a_wall_clock_that_is_set_ends_no_session_and_delays_none(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    for module in (timer, delay, loop, processes, events):  # as they were, after this test
+        monkeypatch.setattr(module, "time", time)
+    patches.keep_steady_time()
+    heard, sent, pause = timer.ReceiveTimer(str, 90, 4, 0), timer.SendTimer(str, HoldTime(90)), Delay()
+    sent.last_sent -= 30
+    pause.increase()
+    monkeypatch.setattr(time, "time", lambda: now + step)
+    heard.check_ka_timer()  # raises Notify once the hold time is over
+    assert sent.need_ka() and not sent.need_ka(), "one keepalive is due"
+    assert not pause.backoff(), "the next attempt to connect need not wait"
+    assert loaded_event_time() == pytest.approx(time.monotonic(), abs=5)
+
+
+def loaded_event_time() -> float:
+    """Of an event that ExaBGP would write now."""
+    (neighbor,) = loaded(conf.peers_text([PEER])).neighbors.values()
+    return float(json.loads(events.JSON("5.0.15").up(neighbor))["time"])
 
 
 @pytest.mark.parametrize(
