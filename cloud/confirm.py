@@ -28,7 +28,7 @@ def confirm(holdings: Holdings, inventory: Inventory, demands: Demands, rules: R
     seen = {}
     for name in sorted(holdings.keys() | demands.keys()):
         before = holdings.get(name) or Holding(name)
-        after = _seen(before, attached.get(name, ()), inventory, demands, now)
+        after = _seen(before, attached.get(name, ()), inventory, demands, rules, now)
         if after is not None:
             seen[name] = after
     return _without_doubles(seen, holdings)
@@ -60,7 +60,7 @@ def _without_going(holding: Holding, networks: Collection[Network]) -> Holding:
 
 
 def _seen(
-    holding: Holding, attached: Iterable[Interface], inventory: Inventory, demands: Demands, now: float
+    holding: Holding, attached: Iterable[Interface], inventory: Inventory, demands: Demands, rules: Rules, now: float
 ) -> Holding | None:
     """None = the instance is gone, and nothing of it is left to remember."""
     if holding.instance not in inventory.instances:
@@ -71,7 +71,9 @@ def _seen(
     known = {one.id: one for one in holding.held}
     there = {one.id: one for one in attached if one.subnet in inventory.subnets}
     held = [_held(known.get(name), there.get(name), inventory, now) for name in sorted(known.keys() | there.keys())]
-    kept = sorted((one for one in held if one is not None), key=lambda one: (one.index, one.id))
+    vpc = inventory.networks_of(inventory.instances[holding.instance].vpc) if rules.tells_vpc else ()
+    told = (replace(one, vpc=vpc) for one in held if one is not None)
+    kept = sorted(told, key=lambda one: (one.index, one.id))
     intent = holding.intent
     if intent is not None and is_settled(intent, inventory, now):
         intent = None

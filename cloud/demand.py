@@ -68,6 +68,8 @@ class Rules:
     """More tags of what is made."""
     releases: bool = True
     """Off: nothing is unassigned or deleted."""
+    tells_vpc: bool = False
+    """Nodes are told the networks of their VPC."""
     api: Api = field(default_factory=Api)
     """What the calls of its cloud are like."""
 

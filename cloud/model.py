@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -124,6 +124,10 @@ class Inventory:
     subnets: Mapping[str, Subnet] = field(default_factory=dict)
     groups: Mapping[str, Group] = field(default_factory=dict)
     limits: Mapping[str, Limits] = field(default_factory=dict)
+
+    def networks_of(self, vpc: str) -> tuple[IPv4Network, ...]:
+        """In which somebody can be: those of its subnets, as few as they can be."""
+        return tuple(collapse_addresses(each.cidr for each in self.subnets.values() if each.vpc == vpc))
 
 
 def addresses(block: Network) -> int:

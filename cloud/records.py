@@ -36,6 +36,7 @@ class Held:
     primary: IPv4Address
     subnet: IPv4Network
     blocks: tuple[Block, ...] = ()  # sorted
+    vpc: tuple[IPv4Network, ...] = ()  # networks of its VPC, where its node must know them
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +116,17 @@ def read_holding(
 
 def _held_row(each: Held) -> Row:
     blocks = [[str(one.network), one.state, one.since, one.missing] for one in each.blocks]
-    return [each.id, each.mac, each.index, str(each.primary), str(each.subnet), blocks]
+    vpc = [str(network) for network in each.vpc]
+    return [each.id, each.mac, each.index, str(each.primary), str(each.subnet), blocks, *([vpc] if vpc else [])]
 
 
-def _held(id_: str, mac: str, index: int, primary: str, subnet: str, blocks: list[Row]) -> Held:
-    return Held(id_, mac, int(index), IPv4Address(primary), IPv4Network(subnet), tuple(_block(*one) for one in blocks))
+def _held(
+    id_: str, mac: str, index: int, primary: str, subnet: str, blocks: list[Row], vpc: list[str] | None = None
+) -> Held:
+    return Held(
+        id_, mac, int(index), IPv4Address(primary), IPv4Network(subnet), tuple(_block(*one) for one in blocks),
+        tuple(map(IPv4Network, vpc or ())),
+    )  # fmt: skip
 
 
 def _block(network: str, state: Any, since: float, missing: float) -> Block:

@@ -25,6 +25,7 @@ TO_POD, TO_PRIMARY, FROM_POD = 512, 1024, 1536  # priorities of rules
 MARK = 0x80  # of packets and connections: Amazon's own plugin has the same
 NFT_TABLE = "routerd_eni"  # of family inet
 LOOSE = "2"  # rp_filter: the source must be reachable, by whichever device (RFC 3704, 2.4)
+MULTICAST = IPv4Network("224.0.0.0/4")
 EVERYWHERE: Mapping[int, IPNetwork] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
 Phase = Literal["prepare", "retire"]
 
@@ -43,6 +44,7 @@ class Desired:
     interfaces: tuple[Interface, ...] = ()
     metadata: tuple[IPAddress, ...] = ()  # addresses of the cloud's metadata service, which pods may not ask
     primary_mark: int = 0  # a bit of packets that leave by the primary interface, whoever has their source; 0 = none
+    untranslated: tuple[IPNetwork, ...] = ()  # IPv4: elsewhere pods have the primary's address; () = nowhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,9 +306,28 @@ def nft_chains(desired: Desired, there: Iterable[Interface], observed: Observed)
         f"iifname != {{ {outside} }} ct mark and {MARK:#x} == {MARK:#x} meta mark set meta mark or {MARK:#x}",
     )
     chains = {"prerouting": Chain("type filter hook prerouting priority mangle", marks)}
+    blocks4 = ", ".join(str(block) for block in blocks if block.version == 4)
+    if desired.untranslated and blocks4:
+        chains |= _translation(desired, f"ip saddr {{ {blocks4} }}", primary)
     if closed := tuple(_closed(desired.metadata, blocks)):
         chains["forward"] = Chain("type filter hook forward priority filter", closed)
     return chains
+
+
+def _translation(desired: Desired, of_pods: str, primary: str) -> dict[str, Chain]:
+    """Of what pods begin, once a Service's address has become that of its endpoint: until then nobody knows where it
+    goes. What others begin with a pod goes back as it came. What a gateway translates bears a mark of its own.
+    """
+    inside = ", ".join(map(str, (*desired.untranslated, MULTICAST)))
+    others = f" meta mark and {desired.primary_mark:#x} == 0" if desired.primary_mark else ""
+    begun = f"{of_pods} ip daddr != {{ {inside} }} fib daddr type != local ct direction original{others}"
+    translated = f'{of_pods} oifname "{primary}" meta mark and {MARK:#x} == {MARK:#x} masquerade fully-random'
+    return {
+        "outside": Chain(
+            "type filter hook prerouting priority dstnat + 1", (f"{begun} meta mark set meta mark or {MARK:#x}",)
+        ),
+        "postrouting": Chain("type nat hook postrouting priority srcnat", (translated,)),
+    }
 
 
 def _closed(metadata: Iterable[IPAddress], blocks: Iterable[IPNetwork]) -> Iterator[str]:

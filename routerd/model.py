@@ -111,6 +111,7 @@ class CloudInterface:
     own: IPv4Interface  # its primary address, with the subnet's mask
     blocks: tuple[IPNetwork, ...]  # of which pods get addresses: single ones as /32, prefixes
     leaving: tuple[IPNetwork, ...] = ()  # of which no pod gets one any more, though some may have one
+    vpc: tuple[IPNetwork, ...] = ()  # networks of its VPC, where nodes translate what leaves it
 
 
 @dataclass(frozen=True, slots=True)

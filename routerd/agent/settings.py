@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from egress.policy import Watch
 from routerd.config import Config, LivenessConfig
+from routerd.config.cloud import CloudSettings
 from routerd.node.checks import Rules
 from routerd.node.desired import Settings
+from routerd.node.rooms.wiring import PodsOfCloud
 
 
 def settings_of(config: Config) -> Settings:
@@ -30,12 +32,17 @@ def settings_of(config: Config) -> Settings:
         network_policy=config.egress.network_policy,
         forward_mark=1 << config.egress.forward_mark_bit,
         flow_deadline=config.operator.flow_deadline,
-        vpc=config.cloud.vpc,
-        pod_metadata=config.cloud.pod_metadata,
+        pods_of_cloud=_pods_of_cloud(config.cloud),
         cloud_networks=config.cloud.egress_networks,
         direct_routes=config.native_routing.auto_direct_node_routes,
         watch=_watch(config.egress.liveness),
     )
+
+
+def _pods_of_cloud(cloud: CloudSettings) -> PodsOfCloud | None:
+    if cloud.vpc is None:
+        return None
+    return PodsOfCloud(cloud.vpc, cloud.pod_metadata, None if cloud.external_snat else cloud.snat_exempt)
 
 
 def _watch(liveness: LivenessConfig) -> Watch | None:

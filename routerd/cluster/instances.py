@@ -52,7 +52,7 @@ def _published(held: Held) -> CloudInterface | None:
     used = tuple(each.network for each in held.blocks if each.state == "used")
     leaving = tuple(each.network for each in held.blocks if each.state == "leaving")
     own = IPv4Interface((held.primary, held.subnet.prefixlen))
-    return CloudInterface(held.mac, own, used, leaving) if used or leaving else None
+    return CloudInterface(held.mac, own, used, leaving, held.vpc) if used or leaving else None
 
 
 def demands(

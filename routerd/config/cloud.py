@@ -37,6 +37,10 @@ class CloudSettings:
     """Off: the cloud is not called at all, and what is on record stays."""
     pod_metadata: bool = False
     """Whether pods may ask the metadata service, which tells the node's credentials."""
+    external_snat: bool = True
+    """Off: nodes translate what pods send out of the VPC, to the primary interface's address."""
+    snat_exempt: tuple[IPNetwork, ...] = ()
+    """Networks outside of the VPC that know pods' own addresses."""
     egress_networks: tuple[IPNetwork, ...] = ()
     """Egress IPs in these are secondary addresses of a gateway's primary interface; none = egress asks no cloud."""
     rules: Rules = field(default_factory=lambda: Rules(""))
@@ -53,7 +57,7 @@ def read_cloud(section: Section | None) -> CloudSettings:
         return CloudSettings()
     section.only(
         "provider", "region", "endpoint", "cluster", "nodes", "calls", "releases", "interfaces", "addresses",
-        "egress-networks", "pod-metadata",
+        "egress-networks", "pod-metadata", "external-snat", "snat-exempt",
     )  # fmt: skip
     provider = cast(Provider, section.require("provider").choice("none", "aws", "alibaba"))
     rules = _rules(section, "" if provider == "none" else section.require("cluster").name("the cluster's name"))
@@ -67,6 +71,8 @@ def read_cloud(section: Section | None) -> CloudSettings:
         nodes=section.texts("nodes"),
         calls=section.boolean("calls", True),
         pod_metadata=section.boolean("pod-metadata", False),
+        external_snat=section.boolean("external-snat", True),
+        snat_exempt=_ipv4_networks(section, "snat-exempt"),
         egress_networks=_egress_networks(section, rules),
         rules=rules,
     )
@@ -87,15 +93,20 @@ def _endpoint(section: Section) -> str:
 
 
 def _egress_networks(section: Section, rules: Rules) -> tuple[IPNetwork, ...]:
-    found = section.items("egress-networks")
-    networks = tuple(item.network() for item in found)
-    for item, network in zip(found, networks, strict=True):
-        if network.version == 6:
-            item.expected("an IPv4 network")
+    networks = _ipv4_networks(section, "egress-networks")
     if networks and not rules.first_index:
         section.require("egress-networks").expected(
             "none with interfaces.first-index 0: both would take the primary interface's addresses"
         )
+    return networks
+
+
+def _ipv4_networks(section: Section, key: str) -> tuple[IPNetwork, ...]:
+    found = section.items(key)
+    networks = tuple(item.network() for item in found)
+    for item, network in zip(found, networks, strict=True):
+        if network.version == 6:
+            item.expected("an IPv4 network")
     return networks
 
 
@@ -119,6 +130,7 @@ def _rules(section: Section, cluster: str) -> Rules:
         ipv6=addresses.boolean("ipv6", False),
         tags=_tags(interfaces, "tags"),
         releases=section.boolean("releases", True),
+        tells_vpc=not section.boolean("external-snat", True),
     )
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from bfd.probes import Probing
 from bfd.table import Order
-from cloud.model import Vpc, block_order
 from egress.policy import (
     FLOW_DEADLINE,
     FORWARD_MARK,
@@ -30,14 +29,11 @@ from egress.policy import (
     Watch,
 )
 from egress.policy import Desired as EgressDesired
-from eni.plan import Desired as Wiring
-from eni.plan import Interface as Wire
 from fib.plan import Desired as Routes
 from routerd.memo import Derived, Last, by_identity, differing
 from routerd.model import (
     NAMESPACE_NAME_LABEL,
     Allocations,
-    CloudInterface,
     EgressPolicy,
     IPAddress,
     IPNetwork,
@@ -77,6 +73,7 @@ from routerd.node.inside import (
 )
 from routerd.node.rooms.bfd import orders
 from routerd.node.rooms.routes import direct_routes
+from routerd.node.rooms.wiring import PodsOfCloud, wiring
 from routerd.node.sessions import entries_here
 from routerd.refs import NODE, POD, Ref
 
@@ -99,9 +96,8 @@ class Settings:
     network_policy: NetworkPolicy = "direct"
     forward_mark: int = FORWARD_MARK
     flow_deadline: int = FLOW_DEADLINE  # seconds
-    vpc: Vpc | None = None  # of the cloud whose interfaces are for pods here; None = none are
+    pods_of_cloud: PodsOfCloud | None = None  # None = no cloud's interfaces are for pods here
     cloud_networks: tuple[IPNetwork, ...] = ()  # of egress IPs that are addresses of a cloud
-    pod_metadata: bool = False  # whether these pods may ask the cloud's metadata service
     direct_routes: bool = (
         False  # whether packets to pods of nodes on one link with this one go to them without a tunnel
     )
@@ -302,21 +298,12 @@ def _routes(snapshot: Snapshot, settings: Settings, kept: Kept) -> tuple[Routes 
 
 
 def _of_cloud(snapshot: Snapshot, settings: Settings) -> Mapping[str, Any]:
-    if settings.vpc is None:
+    if settings.pods_of_cloud is None:
         return {}
     here = (snapshot.nodes or {}).get(settings.node)
     if here is None or snapshot.allocations is None:
         return {ENI_ROOM: None}
-    wires = tuple(_wire(each, settings.vpc) for each in here.interfaces)
-    metadata = () if settings.pod_metadata else settings.vpc.metadata
-    # What is taken to a gateway begins by its natural route, to the device where it is taken up: the primary one.
-    return {ENI_ROOM: Wiring(wires, metadata, settings.forward_mark)}
-
-
-def _wire(each: CloudInterface, vpc: Vpc) -> Wire:
-    """Of blocks that leave, too, as pods may still have addresses of them."""
-    blocks = (*each.blocks, *each.leaving)
-    return Wire(each.mac, vpc.routers(each.own.network, blocks), tuple(sorted(blocks, key=block_order)))
+    return {ENI_ROOM: wiring(here, settings.pods_of_cloud, settings.forward_mark, settings.cluster_cidrs)}
 
 
 def _watched(snapshot: Snapshot, node: str, announced: Announcements | None) -> Mapping[IPAddress, Order] | None:

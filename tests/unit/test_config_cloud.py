@@ -36,6 +36,8 @@ cloud:
   calls: false
   releases: false
   egress-networks: [10.0.8.0/24]
+  external-snat: false
+  snat-exempt: [192.168.0.0/16]
   addresses: {pre-allocate: 3, min: 4, max: 50, above: 2, prefixes: true, ipv6: true}
   interfaces: {first-index: 2, subnets: {tags: {pods: "yes"}}, security-groups: {ids: [sg-1]}, exclude-tags: {a: b},
     tags: {team: net}}
@@ -52,10 +54,12 @@ cloud:
         ipv6=True,
         tags={"team": "net"},
         releases=False,
+        tells_vpc=True,
     )
     assert config.cloud == CloudSettings(
         "aws", "eu-central-1", "https://ec2.example", nodes={"pods": "vpc"}, calls=False,
-        egress_networks=(ip_network("10.0.8.0/24"),), rules=rules,
+        external_snat=False, snat_exempt=(ip_network("192.168.0.0/16"),), egress_networks=(ip_network("10.0.8.0/24"),),
+        rules=rules,
     )  # fmt: skip
 
 
@@ -83,6 +87,7 @@ def test_a_provider_says_what_its_calls_and_its_networks_are_like() -> None:
         (f"{GOOD}, interfaces: {{tags: {{routerd.io/cluster: x}}}}}}", "begin with none of aws:, acs:"),
         (f"{GOOD}, interfaces: {{subnets: {{names: [a]}}}}}}", "cloud.interfaces.subnets.names: unknown key"),
         (f"{GOOD}, egress-networks: ['fd00::/64']}}", "f:3:54: cloud.egress-networks[0]: found"),
+        (f"{GOOD}, snat-exempt: ['fd00::/64']}}", "f:3:50: cloud.snat-exempt[0]: found"),
         (f"{GOOD}, egress-networks: [10.0.0.0/24], interfaces: {{first-index: 0}}}}", "interfaces.first-index 0"),
         (f"{GOOD}, interfaces: {{tags: {{'acs:x': y}}}}}}", "begin with none of"),
         ("{provider: alibaba, cluster: c, interfaces: {first-index: 0}}", "expected 1 with provider alibaba"),

@@ -17,8 +17,8 @@ def interfaces_line(one: NodeInterfaces) -> str:
 
 
 def _line(one: CloudInterface) -> str:
-    leaving = f", leaving: {_list(one.leaving)}" if one.leaving else ""
-    return f'{{mac: "{one.mac}", own: "{one.own}", blocks: {_list(one.blocks)}{leaving}}}'
+    more = "".join(f", {key}: {_list(each)}" for key, each in (("leaving", one.leaving), ("vpc", one.vpc)) if each)
+    return f'{{mac: "{one.mac}", own: "{one.own}", blocks: {_list(one.blocks)}{more}}}'
 
 
 def _list(networks: Iterable[IPNetwork]) -> str:
@@ -33,12 +33,13 @@ def read_interfaces(section: Section) -> NodeInterfaces:
 
 
 def _read(section: Section) -> CloudInterface:
-    section.only("mac", "own", "blocks", "leaving")
+    section.only("mac", "own", "blocks", "leaving", "vpc")
     mac, own = section.require("mac"), section.require("own")
     if not MAC.fullmatch(mac.string()):
         mac.expected("a MAC address such as 02:00:5e:10:00:01")
-    blocks, leaving = (tuple(each.network() for each in section.items(key, UNLIMITED)) for key in ("blocks", "leaving"))
-    return CloudInterface(mac.string(), _own(own), blocks, leaving)
+    keys = ("blocks", "leaving", "vpc")
+    networks = (tuple(each.network() for each in section.items(key, UNLIMITED)) for key in keys)
+    return CloudInterface(mac.string(), _own(own), *networks)
 
 
 def _own(value: Value) -> IPv4Interface:

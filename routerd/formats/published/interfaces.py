@@ -13,8 +13,12 @@ from routerd.model import BlockReport, CloudInterface, IPNetwork, NodeInterfaces
 
 
 def _row(each: NodeInterfaces) -> Row:
-    interfaces = [[one.mac, str(one.own), *map(_texts, (one.blocks, one.leaving))] for one in each.interfaces]
-    return [each.node, interfaces, each.generation]
+    return [each.node, [_row_of(one) for one in each.interfaces], each.generation]
+
+
+def _row_of(one: CloudInterface) -> Row:
+    row = [one.mac, str(one.own), *map(_texts, (one.blocks, one.leaving))]
+    return [*row, _texts(one.vpc)] if one.vpc else row
 
 
 def _texts(blocks: Iterable[IPNetwork]) -> list[str]:
@@ -26,11 +30,12 @@ def _made(node: str, interfaces: list[Row], generation: int = 0) -> NodeInterfac
     return NodeInterfaces(node, tuple(_made_one(*each) for each in interfaces), int(generation))
 
 
-def _made_one(mac: str, own: str, blocks: list[str], leaving: list[str]) -> CloudInterface:
+def _made_one(mac: str, own: str, blocks: list[str], leaving: list[str], vpc: Iterable[str] = ()) -> CloudInterface:
     """Raises ValueError."""
     if not MAC.fullmatch(mac):
         raise ValueError(f"{mac!r} is no MAC address")
-    return CloudInterface(mac, IPv4Interface(own), tuple(map(ip_network, blocks)), tuple(map(ip_network, leaving)))
+    networks = (tuple(map(ip_network, each)) for each in (blocks, leaving, vpc))
+    return CloudInterface(mac, IPv4Interface(own), *networks)
 
 
 INTERFACES: Table[NodeInterfaces] = Table(

@@ -18,6 +18,7 @@ from tests.netns.lab.hosts import Host
 from tests.netns.lab.netns import Namespace
 
 ROUTER, BEYOND = "10.0.0.1", "203.0.113.10"  # of the subnet, and of a server that the VPC routes to
+ABROAD = "198.51.100.10"  # of a server beyond a network that knows no pods
 ROUTER6, BEYOND6 = "fe80:ec2::1", "2001:db8:cb00::10"
 HOP6 = "fe80::2"  # whoever has an interface's prefix, behind its link
 RULES = """\
@@ -51,7 +52,7 @@ class Vpc:
 
     def create(self) -> None:
         self.host.create()
-        self.host.ip(*(f"addr add {each} dev lo" for each in (ROUTER, BEYOND, BEYOND6)))
+        self.host.ip(*(f"addr add {each} dev lo" for each in (ROUTER, BEYOND, ABROAD, BEYOND6)))
         self.host.sysctl({"net.ipv4.ip_forward": 1, "net.ipv4.conf.all.rp_filter": 0})
         self.host.sysctl({"net.ipv6.conf.all.forwarding": 1})
         self.host.nft(RULES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterator
 from ipaddress import IPv6Address, ip_network
 
@@ -13,14 +14,17 @@ from cni.conflist import NotChainable
 from cni.install import WHOLE, install_whole
 from tests.netns.lab.cloud import CloudLab
 from tests.netns.lab.hosts import Answer, Host
-from tests.netns.lab.vpc import BEYOND, BEYOND6, ROUTER
+from tests.netns.lab.vpc import ABROAD, BEYOND, BEYOND6, ROUTER
 from tests.waiting import wait
 
 
 @pytest.fixture(scope="module")
 def stage(clean_labs: list[str]) -> Iterator[CloudLab]:
-    """One instance, i-1, which is node n."""
-    with CloudLab(f"v{os.getpid()}", {"n": {}}, {"addresses": {"pre-allocate": 2, "ipv6": True}}) as built:
+    """One instance, i-1, which is node n. The world but for BEYOND knows no address of the VPC's pods."""
+    section = {
+        "addresses": {"pre-allocate": 2, "ipv6": True}, "external-snat": False, "snat-exempt": [f"{BEYOND}/32"],
+    }  # fmt: skip
+    with CloudLab(f"v{os.getpid()}", {"n": {}}, section) as built:
         built.start()
         yield built
 
@@ -60,6 +64,16 @@ def test_a_pod_has_an_address_of_an_interface_and_is_reached_at_it(stage: CloudL
     assert stage.vpc.dropped() == 0
 
 
+def asked_from(host: Host, source: str, address: str, port: int) -> bool:
+    """Whether a connection with this source is answered."""
+    with host.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
+        connection.settimeout(5)
+        connection.bind((source, 0))
+        connection.connect((address, port))
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return b" saw " + source.encode() in connection.makefile("rb").read()
+
+
 def address6(stage: CloudLab, pod: Host) -> str:
     return str(stage.runtimes["n"].results[pod.name]["ips"][1]["address"]).removesuffix("/128")
 
@@ -76,6 +90,14 @@ def test_a_pod_has_an_address_of_ipv6_beside_it(stage: CloudLab) -> None:
     assert stage.vpc.dropped() == 0
 
 
+def test_what_leaves_the_vpc_has_the_primary_interfaces_address(stage: CloudLab) -> None:
+    pod, node = stage.pods["one"], node_of(stage)
+    assert pod.get(ABROAD).source == node.address
+    assert asked_from(stage.vpc.host, ABROAD, pod.address, 80), "it answers with its own"
+    assert pod.get(node.address, 9).refusal == "refused", "its node is no world"
+    assert stage.vpc.dropped() == 0
+
+
 def test_a_node_port_answers_by_the_interface_where_it_was_asked(stage: CloudLab) -> None:
     pod = stage.pod("served", "n")
     pod.start_server(http=80)
@@ -84,6 +106,7 @@ def test_a_node_port_answers_by_the_interface_where_it_was_asked(stage: CloudLab
         f"table ip nat {{ chain prerouting {{ type nat hook prerouting priority dstnat; {rule}; }}; }}\n"
     )
     assert stage.vpc.host.get(node_of(stage).address, 30080).source == ROUTER
+    assert asked_from(stage.vpc.host, ABROAD, node_of(stage).address, 30080)
     assert stage.vpc.dropped() == 0
 
 

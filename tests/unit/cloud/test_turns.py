@@ -26,6 +26,8 @@ from cloud.model import Api
 from cloud.need import Watermarks
 from tests.models.cloud.alibaba.front import ALIBABA_FRONT
 from tests.models.cloud.core import Fault
+from tests.models.cloud.ec2_front import EC2_FRONT
+from tests.models.cloud.front import Front
 from tests.models.cloud.world import NodeModel, World
 
 
@@ -195,6 +197,18 @@ def test_a_subnet_without_ipv6_holds_no_release_up() -> None:
     world.run(400)
     assert sum(len(each.addresses) for each in world.cloud.of("i-1")) == 5
     assert reasons(world) == ["NoIPv6"]
+
+
+@pytest.mark.parametrize("front", [EC2_FRONT, ALIBABA_FRONT], ids=["aws", "alibaba"])
+def test_a_node_is_told_the_networks_of_its_vpc_where_it_must_know_them(front: Front) -> None:
+    world = World.of(front=front)
+    world.cloud.add_subnet("subnet-2", "10.0.1.0/24", zone="b")
+    world.cloud.add_subnet("subnet-3", "10.0.4.0/24")
+    world.run(60)
+    assert [each.vpc for each in world.holdings["i-1"].held] == [()]
+    world.replaced(tells_vpc=True)
+    world.run(10)
+    assert [list(map(str, each.vpc)) for each in world.holdings["i-1"].held] == [["10.0.0.0/23", "10.0.4.0/24"]]
 
 
 def test_an_excluded_interface_is_neither_attached_nor_deleted() -> None:

@@ -48,15 +48,20 @@ blocks = st.sampled_from(
 )
 
 
-def wish(owners: dict[IPNetwork, str], macs: set[str], metadata: tuple[IPAddress, ...]) -> Desired:
+def wish(
+    owners: dict[IPNetwork, str], macs: set[str], metadata: tuple[IPAddress, ...], inside: tuple[IPNetwork, ...]
+) -> Desired:
     """An address is on one interface."""
     of = {mac: tuple(block for block, owner in owners.items() if owner == mac) for mac in MACS}
     there = (mac for mac in MACS if of[mac] or mac in macs)
-    return Desired(tuple(Interface(mac, ROUTERS, of[mac]) for mac in there), metadata, PRIMARY_MARK)
+    return Desired(tuple(Interface(mac, ROUTERS, of[mac]) for mac in there), metadata, PRIMARY_MARK, inside)
 
 
+VPC = (IPv4Network("10.0.0.0/16"),)
 macs = st.sampled_from(MACS)
-wishes = st.builds(wish, st.dictionaries(blocks, macs), st.sets(macs), st.sampled_from([(), METADATA]))
+wishes = st.builds(
+    wish, st.dictionaries(blocks, macs), st.sets(macs), st.sampled_from([(), METADATA]), st.sampled_from([(), VPC])
+)
 links = st.sampled_from([{}, LINKS, {MACS[1]: LINKS[MACS[1]]}])
 
 
@@ -175,6 +180,15 @@ def test_metadata_is_closed_to_pods_unless_they_may_read_it() -> None:
     both = replace(ONE.interfaces[0], blocks=(*ONE.interfaces[0].blocks, PREFIX6))
     assert "ip6 daddr fd00:ec2::254 counter drop" in nft_chains(ONE, (both,), whole())["forward"].rules[1]
     assert "forward" not in nft_chains(replace(ONE, metadata=()), ONE.interfaces, whole())
+
+
+def test_pods_are_translated_outside_of_the_vpc_alone_and_where_no_gateway_does_it() -> None:
+    chains = nft_chains(replace(ONE, untranslated=VPC, primary_mark=PRIMARY_MARK), ONE.interfaces, whole())
+    (outside,), (translated,) = chains["outside"].rules, chains["postrouting"].rules
+    assert "ip daddr != { 10.0.0.0/16, 224.0.0.0/4 }" in outside
+    assert f"meta mark and {PRIMARY_MARK:#x} == 0" in outside
+    assert 'oifname "eth0"' in translated
+    assert nft_chains(ONE, ONE.interfaces, whole()).keys() == {"prerouting", "forward"}
 
 
 def test_what_bears_the_primary_interfaces_mark_leaves_by_no_interface_of_pods() -> None:

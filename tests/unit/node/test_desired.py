@@ -16,6 +16,7 @@ from eni.plan import Interface
 from routerd.model import (
     Allocations,
     CloudInterface,
+    IPNetwork,
     Namespace,
     NodeNumber,
     PodSelection,
@@ -24,6 +25,7 @@ from routerd.model import (
     Snapshot,
 )
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose, probing
+from routerd.node.rooms.wiring import PodsOfCloud
 from routerd.refs import Ref
 from routerd.selectors import LabelSelector, Requirement
 from routerd.tell.render import changes, egress_lines, refusal_lines, state_lines
@@ -73,10 +75,25 @@ def test_interfaces_of_a_cloud_are_wired_to_its_router_and_its_metadata_closed(v
     one, two, prefix, six = map(ip_network, ("10.0.1.8/32", "10.0.1.9/32", "10.0.1.32/28", "2001:db8:0:0:7::/80"))
     interface = CloudInterface("02:00:00:00:00:07", IPv4Interface("10.0.1.7/24"), (six, prefix, one), (two,))
     for pod_metadata in (False, True):
-        settings = replace(SETTINGS, vpc=vpc, pod_metadata=pod_metadata)
+        settings = replace(SETTINGS, pods_of_cloud=PodsOfCloud(vpc, pod_metadata))
         found = compose(cluster.snapshot(**cluster.node_a(interfaces=(interface,))), settings, FACTS).rooms["eni"]
         wire = Interface("02:00:00:00:00:07", tuple(map(ip_address, router.split())), (one, two, prefix, six))
         assert found == Wiring((wire,), () if pod_metadata else vpc.metadata, FORWARD_MARK)
+
+
+def test_what_leaves_the_vpc_is_translated_where_nobody_else_does_and_the_vpc_is_known() -> None:
+    vpc, office = ip_network("10.0.0.0/16"), ip_network("192.168.0.0/16")
+
+    def untranslated(known: bool, exempt: tuple[IPNetwork, ...] | None) -> tuple[IPNetwork, ...]:
+        own, block = IPv4Interface("10.0.1.7/24"), ip_network("10.0.1.8/32")
+        interface = CloudInterface("02:00:00:00:00:07", own, (block,), vpc=(vpc,) if known else ())
+        settings = replace(SETTINGS, pods_of_cloud=PodsOfCloud(Vpc(), snat_exempt=exempt))
+        found = compose(cluster.snapshot(**cluster.node_a(interfaces=(interface,))), settings, FACTS).rooms["eni"]
+        assert isinstance(found, Wiring)
+        return found.untranslated
+
+    assert untranslated(True, (office,)) == (vpc, *SETTINGS.cluster_cidrs, office)
+    assert untranslated(True, None) == untranslated(False, (office,)) == ()
 
 
 def state(facts: LocalFacts = FACTS, **fields: object) -> NodeState:

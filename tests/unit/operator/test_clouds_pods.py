@@ -160,8 +160,13 @@ def test_an_agent_that_is_away_loses_nothing(tmp_path: Path) -> None:
     play(scene, story)
 
 
+VPC = (IPv4Network("10.0.0.0/16"),)
+
+
 def held(*blocks: Block, index: int = 1) -> Held:
-    return Held(f"eni-{index}", "02:00:00:00:00:01", index, IPv4Address("10.0.0.9"), IPv4Network("10.0.0.0/24"), blocks)
+    return Held(
+        f"eni-{index}", "02:00:00:00:00:01", index, IPv4Address("10.0.0.9"), IPv4Network("10.0.0.0/24"), blocks, VPC
+    )
 
 
 def test_what_is_published_is_what_a_node_may_give() -> None:
@@ -178,7 +183,7 @@ def test_what_is_published_is_what_a_node_may_give() -> None:
     nodes = {"a": Node("a", provider_id="aws:///a/i-1"), **twice, "c": Node("c", provider_id="aws:///a/i-3"),
              "d": Node("d", provider_id="aws:///a/i-5")}  # fmt: skip
     mac, own = "02:00:00:00:00:01", IPv4Interface("10.0.0.9/24")
-    first = CloudInterface(mac, own, (used.network,), (leaving.network,))
-    second = CloudInterface(mac, own, (), (leaving.network,))
+    first = CloudInterface(mac, own, (used.network,), (leaving.network,), VPC)
+    second = CloudInterface(mac, own, (), (leaving.network,), VPC)
     expected = (NodeInterfaces("a", (first, second), 9), NodeInterfaces("c", (), 8))
     assert published_interfaces(holdings, nodes) == expected

@@ -97,7 +97,7 @@ links = st.builds(NodeLink, addresses, macs, st.none() | st.ip_addresses(v=6, ne
 nodes = st.builds(NodeAddresses, names, st.lists(addresses).map(tuple), link=st.none() | links)
 blocks = st.lists(addresses.map(ip_network), max_size=3).map(tuple)
 own = st.builds(lambda address: IPv4Interface((address, 24)), st.ip_addresses(v=4))
-interfaces = st.lists(st.builds(CloudInterface, macs, own, blocks, blocks), max_size=2).map(tuple)
+interfaces = st.lists(st.builds(CloudInterface, macs, own, blocks, blocks, blocks), max_size=2).map(tuple)
 allocations = st.builds(
     Allocations,
     generation=st.integers(0, 2**62),
