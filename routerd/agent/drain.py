@@ -8,12 +8,12 @@ import asyncio
 import json
 import logging
 import math
-import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from routerd.clock import Clock
 from routerd.errors import EnvironmentFault, StoreError
 from routerd.formats.jsontext import parse_json
 from routerd.log import event
@@ -47,11 +47,11 @@ class Drains:
         notice: float = 0.0,
         cordoned: bool = False,
         taints: Collection[str] = (),
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         """`notice`: seconds in which peers are asked to prefer other nodes. `clock`: seconds of the Unix epoch."""
         self._places = places or Places()
-        self._notice, self._cordoned, self._taints, self._clock = notice, cordoned, taints, clock
+        self._notice, self._cordoned, self._taints, self._clock = notice, cordoned, taints, clock or Clock()
         self._ordered = _ordered(self._places.order)
         self._since: float | None = None  # when the node began to leave; None = it stays
         self._has_looked = False
@@ -69,7 +69,8 @@ class Drains:
     @property
     def left(self) -> float:
         """Seconds until the paths of a node that leaves are withdrawn."""
-        return max(self._notice - (self._clock() - self._since), 0.0) if self._since is not None else 0.0
+        passed = max(self._clock() - self._since, 0.0) if self._since is not None else self._notice
+        return max(self._notice - passed, 0.0)
 
     @property
     def is_ordered(self) -> bool:

@@ -17,7 +17,7 @@ from routerd.agent.loop import TaskReturned
 from routerd.config import Config, load_config
 from routerd.errors import InputError
 from routerd.log import event
-from routerd.notify import notify
+from routerd.serve.notify import notify
 from routerd.tell.status import ConfigStatus
 
 LOGGER = logging.getLogger("routerd.process")

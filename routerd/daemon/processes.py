@@ -37,8 +37,8 @@ from routerd.errors import EnvironmentFault, StoreError
 from routerd.log import event
 from routerd.model import Allocations, IPAddress, Node, NodeReport, PodCount, Snapshot, Writer
 from routerd.node.brake import Brake, Limits
-from routerd.notify import notify
 from routerd.serve.api import ApiServer, agent_socket, answering, is_answering, operator_socket
+from routerd.serve.notify import notify
 from routerd.serve.plugin import PluginServer, ipam_socket, plugin_socket
 from routerd.serve.vitals import Heart, Vitals, served
 from routerd.store.embedded.store import FileStore

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from cloud.providers import alibaba, aws, ec2, ecs
 from cloud.providers.account import Account
 from cloud.records import Holding
 from cloud.turn import Memory, Order, Turn, decide, learn
+from routerd.clock import Clock
 from routerd.cluster.cloud_egress import wanted_seats
 from routerd.cluster.instances import demands
 from routerd.cluster.ledger import Ledger
@@ -60,7 +60,7 @@ class Clouds:
     operator: Operator
     settings: CloudSettings
     open: Callable[[CloudSettings], Backend] = opened
-    clock: Callable[[], float] = time.time
+    clock: Callable[[], float] = field(default_factory=Clock)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)  # calls by action and what came of them
     fault: CloudFault | None = None  # why the last look failed
     _backend: Backend | None = None

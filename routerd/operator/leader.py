@@ -20,11 +20,11 @@ from routerd.config.cloud import CloudSettings
 from routerd.errors import StoreError
 from routerd.log import event
 from routerd.model import Allocations, IPNetwork, NodeReport, Snapshot, Writer
-from routerd.notify import notify
 from routerd.operator.clouds import Clouds, clouds_of
 from routerd.operator.loop import Operator
 from routerd.operator.settings import assign_settings
 from routerd.serve.api import Noted, RequestRefused, answering, operator_socket
+from routerd.serve.notify import notify
 from routerd.serve.vitals import Vitals, served
 from routerd.store.kubernetes.client import ApiError, Client
 from routerd.store.kubernetes.lease import Lease, LeaseTimes

@@ -16,6 +16,7 @@ from ipaddress import ip_address
 from typing import Any, Protocol, TypeVar
 
 from ipam.round import Record
+from routerd.clock import Clock
 from routerd.cluster.adopt import is_foreign, may_know_more
 from routerd.cluster.agents import Agents, hear, rfc3339
 from routerd.cluster.assign import AssignSettings, Decision, Kept, assign, release
@@ -93,7 +94,7 @@ class Operator:
     store: OperatorView
     ledger: LedgerFile
     settings: AssignSettings = field(default_factory=AssignSettings)
-    clock: Callable[[], float] = time.time
+    clock: Callable[[], float] = field(default_factory=Clock)
     in_thread: bool = False  # the store's writes wait for a network: rounds are made in a worker thread
     on_decision: Callable[[], None] = lambda: None  # called in the event loop after each round
     rounds: Rounds = field(default_factory=Rounds)  # those that decided, or failed

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +34,7 @@ from routerd.agent.plugins.answered import answered
 from routerd.agent.plugins.fixed import Pools, asked_for, asks, closed, wish_of
 from routerd.agent.plugins.pod_memory import parse_pod_addresses, write_pod_addresses
 from routerd.blocking import in_thread
+from routerd.clock import Clock
 from routerd.errors import InputError, StoreError
 from routerd.log import event
 from routerd.memo import Derived, Last
@@ -73,7 +73,7 @@ class PodAddressDesk:
     wired: Callable[[], Collection[str] | None] = lambda: None  # MACs of interfaces that lead to pods; None = all do
     dual: bool = False  # a pod has addresses of a cloud of both families, or none
     hindrance: Callable[[], str] = str  # why no interface can be wired here, one line; "" = it can
-    clock: Callable[[], float] = time.time
+    clock: Callable[[], float] = field(default_factory=Clock)
     fault: str = ""  # why nothing is given
     _held: PodAddresses = field(init=False, default_factory=PodAddresses)
     _is_new: bool = field(init=False, default=True)  # nothing was noted on this node before

@@ -165,11 +165,13 @@ class Daemons:
             return False
         return bool(status["ready"])
 
-    def routerd(self, node: str, *arguments: str, check: bool = True) -> str:
+    def routerd(self, node: str, *arguments: str, check: bool = True, timeout: float = 20) -> str:
         """Runs a `routerd` command on a node, as an operator would, and returns what it prints."""
         host = self.lab.node(node)
         command = [*ROUTERD, *arguments, "--config", str(host.directory / "routerd.yaml")]
-        return host.run(in_node(command, host.pin_dir, self.lab.manifests, read_only=True), check=check)
+        return host.run(
+            in_node(command, host.pin_dir, self.lab.manifests, read_only=True), check=check, timeout=timeout
+        )
 
     def _start(self, role: str, host: Host, *, read_only: bool = True) -> Daemon:
         for name in ("state", "run"):

@@ -106,13 +106,13 @@ class Soak(Run[Outcome]):
 
     def _leave_and_return(self, churn: Churn) -> None:
         time.sleep(self._rng.uniform(*STAYS))
-        self._daemons.routerd(LEAVES, "drain")
+        self._daemons.routerd(LEAVES, "drain", timeout=LEAVING)  # a command is 0.4 s of a CPU, of which little is left
         try:
             wait(self._is_safe, f"{LEAVES} is safe to stop", timeout=LEAVING, interval=0.1)
         except WaitTimeout:
             self.outcome.faults.append(f"{LEAVES} is not safe to stop: {self._departure()}")
         time.sleep(self._rng.uniform(*OUT_FOR))
-        self._daemons.routerd(LEAVES, "undrain")
+        self._daemons.routerd(LEAVES, "undrain", timeout=LEAVING)
         self.outcome.leaves += 1
         began = time.monotonic()
         self._converge(churn, f"{LEAVES} came back", 60.0, 0.05)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from routerd.agent.drain import Drains, Places
+from routerd.clock import Clock
 from routerd.errors import EnvironmentFault
 from routerd.tell.drain import Departure
 from tests.models import cluster
@@ -30,8 +32,11 @@ class Host:
 
     def start(self) -> None:
         """Another agent."""
+        self.drains = self.started(lambda: self.time)
+
+    def started(self, clock: Callable[[], float]) -> Drains:
         places = Places(self.directory / "drain.json", self.directory / "shutdown", self.directory / "drained")
-        self.drains = Drains(places, notice=5.0, cordoned=True, clock=lambda: self.time)
+        return Drains(places, notice=5.0, cordoned=True, clock=clock)
 
     def look(self, *, cordoned: bool = False) -> str:
         """What the node announces."""
@@ -62,6 +67,27 @@ def test_an_order_has_a_notice_and_lasts_until_it_is_taken_back(host: Host) -> N
     assert host.look() == "all"
     host.start()
     assert host.look() == "all"
+
+
+@pytest.mark.parametrize("step", [-300.0, 300.0])
+def test_a_wall_clock_that_is_set_leaves_the_notice_as_long_as_it_is(host: Host, step: float) -> None:
+    wall = 1000.0
+    host.drains = host.started(Clock(lambda: wall, lambda: host.time))
+    assert host.look() == "all"
+    host.drains.order()
+    wall += step
+    host.time, wall = host.time + 4.0, wall + 4.0
+    assert host.look() == "last resort"
+    host.time, wall = host.time + 1.5, wall + 1.5
+    assert host.look() == "nothing"
+
+
+def test_an_order_of_a_time_to_come_has_one_notice(host: Host) -> None:
+    """The clock was set back while no agent ran."""
+    host.drains.order()
+    host.time -= 300
+    host.start()
+    assert (host.look(), host.drains.left) == ("last resort", 5.0)
 
 
 @pytest.mark.parametrize("text", ["{", "7", '{"since": "x"}', '{"since": 1' + "0" * 400 + "}", "[" * 100_000])

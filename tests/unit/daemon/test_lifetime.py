@@ -17,7 +17,7 @@ from routerd.config import Config
 from routerd.daemon.lifetime import ConfigSource, until_signal
 from routerd.daemon.supervise import Child, run
 from routerd.errors import EnvironmentFault
-from routerd.notify import notify
+from routerd.serve.notify import notify
 from routerd.tell.status import ConfigStatus
 from tests.waiting import PATIENCE, eventually
 
