@@ -147,9 +147,7 @@ def unassign(cloud: Cloud, given: Data) -> Data:
     prefixes = {IPv4Network(each) for each in given.get("Ipv4Prefixes", ())}
     if not (gone <= set(eni.addresses) and prefixes <= set(eni.prefixes)):
         raise Refusal("InvalidParameterValue", "an address is the primary one, or not the interface's")
-    cloud.taken[eni.subnet] -= {int(each) for each in gone} | {int(n) for each in prefixes for n in each}
-    left = tuple(each for each in eni.addresses if each not in gone)
-    cloud.put(replace(eni, addresses=left, prefixes=tuple(each for each in eni.prefixes if each not in prefixes)))
+    cloud.unassign(eni, gone, prefixes)
     return {}
 
 

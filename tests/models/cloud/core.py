@@ -96,9 +96,11 @@ class Cloud:
             else:
                 self.put(replace(eni, attachment=None))
 
-    def unassign(self, eni: Eni, address: IPv4Address) -> None:
-        self.taken[eni.subnet].discard(int(address))
-        self.put(replace(eni, addresses=tuple(each for each in eni.addresses if each != address)))
+    def unassign(self, eni: Eni, addresses: Collection[IPv4Address], prefixes: Collection[IPv4Network] = ()) -> None:
+        """They are free at once."""
+        self.taken[eni.subnet] -= {*map(int, addresses), *(int(each) for prefix in prefixes for each in prefix)}
+        left = tuple(each for each in eni.addresses if each not in addresses)
+        self.put(replace(eni, addresses=left, prefixes=tuple(each for each in eni.prefixes if each not in prefixes)))
 
     def set_state(self, name: str, state: str) -> None:
         self.instances[name] = replace(self.instances[name], state=state)

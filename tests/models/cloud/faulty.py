@@ -168,7 +168,7 @@ class Life:
         if loaded:
             eni = self.choose(sorted(loaded, key=lambda each: each.id))
             self.stolen.add(eni.addresses[0])
-            self.world.cloud.unassign(eni, eni.addresses[0])
+            self.world.cloud.unassign(eni, eni.addresses[:1])
 
     # --- what must hold
 

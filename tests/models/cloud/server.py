@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import secrets
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from contextlib import AbstractContextManager
 
 from tests.models.cloud import ec2_wire
 from tests.models.cloud.core import Cloud
+from tests.models.cloud.http import CloudHandler, serving
 from tests.models.cloud.sigv4 import is_signed
 from tests.models.cloud.state import Dropped, Refusal
 
@@ -19,32 +16,18 @@ ACCESS, SECRET = "AKIAFAKE", "secret+/of=the/fake"
 ROLE = "routerd-operator"
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    wbufsize = -1  # head and body in one packet, else each answer waits for a delayed acknowledgement
-    cloud: Cloud
+class Handler(CloudHandler):
     session_tokens: set[str]
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Tests read the cloud's own log."""
-
-    def _reply(self, status: int, text: str, kind: str = "text/xml") -> None:
-        body = text.encode()
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
     # --- EC2 ---
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.body()
         number = secrets.token_hex(8)
         try:
-            self._reply(200, self._answer(body, number))
+            self.reply(200, self._answer(body, number), "text/xml")
         except Refusal as refusal:
-            self._reply(refusal.status, ec2_wire.error(refusal, number))
+            self.reply(refusal.status, ec2_wire.error(refusal, number), "text/xml")
         except Dropped:
             self.close_connection = True
 
@@ -59,15 +42,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         if self.path != "/latest/api/token" or "X-aws-ec2-metadata-token-ttl-seconds" not in self.headers:
-            self._reply(400, "", "text/plain")
+            self.reply(400, "")
             return
         token = secrets.token_urlsafe(24)
         self.session_tokens.add(token)
-        self._reply(200, token, "text/plain")
+        self.reply(200, token)
 
     def do_GET(self) -> None:
         if self.headers.get("X-aws-ec2-metadata-token") not in self.session_tokens:
-            self._reply(401, "", "text/plain")
+            self.reply(401, "")
             return
         place = "/latest/meta-data/iam/security-credentials/"
         credentials = {
@@ -76,20 +59,9 @@ class Handler(BaseHTTPRequestHandler):
         }  # fmt: skip
         pages = {place: ROLE, f"{place}{ROLE}": json.dumps(credentials)}
         found = pages.get(self.path)
-        self._reply(404 if found is None else 200, found or "", "text/plain")
+        self.reply(404 if found is None else 200, found or "")
 
 
-@contextmanager
-def served(cloud: Cloud) -> Iterator[str]:
+def served(cloud: Cloud) -> AbstractContextManager[str]:
     """Its address, http://127.0.0.1:PORT, until the block ends."""
-    handler = type("Bound", (Handler,), {"cloud": cloud, "session_tokens": set()})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return serving(Handler, cloud, session_tokens=set())

@@ -143,7 +143,7 @@ def test_what_a_stranger_has_is_told_and_left_to_him(is_known: bool) -> None:
         world.turn()  # taken away from g-1, and not given yet
     else:
         world.seats = {}
-        world.cloud.unassign(before, EGRESS)
+        world.cloud.unassign(before, [EGRESS])
     calls = moved(world)
     with_a_stranger(world)
     world.run(300)
@@ -155,7 +155,7 @@ def test_what_a_stranger_has_is_told_and_left_to_him(is_known: bool) -> None:
     assert truth(world) == ["x-1"], "nobody gives back what is not his"
     world.wanted = kept
     (eni,) = world.cloud.of("x-1")
-    world.cloud.unassign(eni, EGRESS)
+    world.cloud.unassign(eni, [EGRESS])
     world.run(120)
     assert (holder(world), truth(world), told(world)) == ("g-2" if is_known else "g-1", [holder(world)], [])
 

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 import secrets
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from tests.models.cloud.alibaba import signature, wire
 from tests.models.cloud.core import Cloud
+from tests.models.cloud.http import CloudHandler, serving
 from tests.models.cloud.state import Dropped, Refusal
 
 ACCESS, SECRET = "LTAI-fake", "secret+/of=the/fake"
@@ -29,34 +28,20 @@ STS = {
 }  # fmt: skip
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    wbufsize = -1  # head and body in one packet, else each answer waits for a delayed acknowledgement
-    cloud: Cloud
+class Handler(CloudHandler):
     tokens: set[str]
     nonces: set[str]
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Tests read the cloud's own log."""
-
-    def _reply(self, status: int, text: str, kind: str = "text/plain") -> None:
-        body = text.encode()
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
     # --- ECS, VPC and STS ---
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.body()
         number = secrets.token_hex(16).upper()
         try:
-            self._reply(200, json.dumps(self._answer(body, number)), "application/json")
+            self.reply(200, json.dumps(self._answer(body, number)), "application/json")
         except Refusal as refusal:
             error = {"RequestId": number, "HostId": "fake", "Code": refusal.code, "Message": refusal.message}
-            self._reply(refusal.status, json.dumps(error), "application/json")
+            self.reply(refusal.status, json.dumps(error), "application/json")
         except Dropped:
             self.close_connection = True
 
@@ -80,21 +65,21 @@ class Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         is_token = urlsplit(self.path).path == "/latest/api/token"
         if not is_token or "X-aliyun-ecs-metadata-token-ttl-seconds" not in self.headers:
-            self._reply(400, "")
+            self.reply(400, "")
             return
         token = secrets.token_urlsafe(24)
         self.tokens.add(token)
-        self._reply(200, token)
+        self.reply(200, token)
 
     def do_GET(self) -> None:
         """The metadata service answers nothing without a token."""
         asked = dict(parse_qsl(urlsplit(self.path).query))
         if asked.get("Action") == "AssumeRoleWithOIDC":
             is_known = (asked["OIDCToken"], asked["RoleArn"]) == (OIDC_TOKEN, ROLE_ARN)
-            self._reply(200 if is_known else 400, json.dumps({"Credentials": STS} if is_known else {}))
+            self.reply(200 if is_known else 400, json.dumps({"Credentials": STS} if is_known else {}))
             return
         if self.headers.get("X-aliyun-ecs-metadata-token") not in self.tokens:
-            self._reply(401, "")
+            self.reply(401, "")
             return
         place = "/latest/meta-data/ram/security-credentials/"
         pages = {
@@ -103,20 +88,9 @@ class Handler(BaseHTTPRequestHandler):
             "/latest/meta-data/region-id": REGION,
         }
         found = pages.get(urlsplit(self.path).path)
-        self._reply(404 if found is None else 200, found or "")
+        self.reply(404 if found is None else 200, found or "")
 
 
-@contextmanager
-def served(cloud: Cloud) -> Iterator[str]:
+def served(cloud: Cloud) -> AbstractContextManager[str]:
     """Its address, http://127.0.0.1:PORT, until the block ends."""
-    handler = type("Bound", (Handler,), {"cloud": cloud, "tokens": set(), "nonces": set()})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return serving(Handler, cloud, tokens=set(), nonces=set())
