@@ -7,9 +7,9 @@
 FROM python:3.11-slim-bookworm AS packages
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1
 WORKDIR /src
-# LOCK=aws.txt or alibaba.txt: with that cloud's SDK, for an operator with `cloud.provider`.
+# LOCK=aws.txt, alibaba.txt or azure.txt: with that cloud's SDK, for an operator with `cloud.provider`.
 ARG LOCK=runtime.txt
-COPY requirements/runtime.txt requirements/aws.txt requirements/alibaba.txt ./
+COPY requirements/runtime.txt requirements/aws.txt requirements/alibaba.txt requirements/azure.txt ./
 RUN python -m venv --without-pip /opt/routerd \
     && pip --python /opt/routerd/bin/python install --no-compile --require-hashes -r $LOCK \
     && python -m compileall -q --invalidation-mode unchecked-hash -x 'kubernetes/(aio/)?client/(api|models)/' /opt/routerd

@@ -142,6 +142,7 @@ lock: setup
 	@$(VENV)/bin/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate -q -c requirements/dev.txt -o requirements/runtime.txt
 	@$(VENV)/bin/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate -q -c requirements/dev.txt --extra aws -o requirements/aws.txt
 	@$(VENV)/bin/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate -q -c requirements/dev.txt --extra alibaba -o requirements/alibaba.txt
+	@$(VENV)/bin/uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate -q -c requirements/dev.txt --extra azure -o requirements/azure.txt
 
 IMAGE ?= routerd:$(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 

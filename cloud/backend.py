@@ -14,12 +14,16 @@ Send = Callable[[str, Data], Data]  # raises CloudFault
 
 
 class CloudFault(Exception):
-    """A look failed, so nothing is known and nothing is changed. `code` is the cloud's own, "" = no answer."""
+    """A look failed, so nothing is known and nothing is changed. `code` is the cloud's own, "" = no answer.
 
-    def __init__(self, problem: Problem, code: str, message: str) -> None:
+    `after`: so many seconds it wants not to be asked again; 0 = it does not say.
+    """
+
+    def __init__(self, problem: Problem, code: str, message: str, after: float = 0.0) -> None:
         super().__init__(f"{code}: {message}" if code else message)
         self.problem = problem
         self.code = code
+        self.after = after
 
 
 class Unanswered(CloudFault):

@@ -59,13 +59,13 @@ class Buckets:
         lacking = 1 - bucket.now(rate, max(now, bucket.at))
         return max(bucket.at - now, 0.0) + max(lacking, 0.0) / rate.per_second
 
-    def throttled(self, action: str, now: float) -> Buckets:
-        """It rests: the cloud's own bucket is emptier than ours."""
+    def throttled(self, action: str, now: float, after: float = 0.0) -> Buckets:
+        """It rests: the cloud's own bucket is emptier than ours. `after`: as long as the cloud says, if longer."""
         bucket = self._bucket(action, now)
         if bucket.at > now:  # another call of the same moment has said so
-            return self
+            return self._with(action, replace(bucket, at=max(bucket.at, now + after)))
         rest = min(max(2 * bucket.rest, FIRST_REST), LAST_REST)
-        return self._with(action, Bucket(0.0, now + rest, rest))
+        return self._with(action, Bucket(0.0, now + max(rest, after), rest))
 
     def answered(self, action: str, now: float) -> Buckets:
         """A call was not throttled: the next rest is a short one again."""

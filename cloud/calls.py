@@ -153,11 +153,12 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Nothing was changed. `code` and `message` are the cloud's own."""
+    """Nothing was changed. `code` and `message` are the cloud's own, as is `after`: seconds to wait; 0 = unsaid."""
 
     problem: Problem
     code: str
     message: str
+    after: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ class Rules:
         """Whether its blocks are for pods. What others attached to the instance may be in use by them."""
         if interface.index < self.first_index or not self.may_have(interface):
             return False
-        return self.is_ours(interface) or interface.index == 0
+        return self.is_ours(interface) or interface.index == 0 or not self.api.makes
 
     def may_have(self, interface: Interface) -> bool:
         """Whether it may be for pods at all."""

@@ -32,6 +32,8 @@ class Api:
     """An address is taken away from whichever interface has it by the call that gives it to another."""
     prefix6_each: bool = False
     """Each interface has a /80 prefix, not each instance."""
+    makes: bool = True
+    """Interfaces are made for pods; else those that an instance has are for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class Interface:
     goes_with_instance: bool = False  # deleted with it
     blocks: tuple[Network, ...] = ()  # secondary addresses as /32, delegated prefixes as /28 and /80; sorted
     plain: bool = True  # neither a trunk nor for RDMA: those are never for pods, whatever their tags say
+    others: int = 0  # addresses besides that take of its room: of whoever else, or on the instance's other interfaces
     groups: tuple[str, ...] = ()
     tags: Tags = field(default_factory=dict)
 

@@ -77,7 +77,7 @@ class Site:
 
     def room(self, interface: Interface) -> int:
         """How many more addresses, or prefixes, it takes."""
-        return self.limits.ipv4 - 1 - sum(block.version == 4 for block in interface.blocks)
+        return self.limits.ipv4 - 1 - interface.others - sum(block.version == 4 for block in interface.blocks)
 
     def mixes(self, interface: Interface, prefixes: bool) -> bool:
         """Whether it takes prefixes, or single addresses, beside what it has."""
@@ -270,11 +270,18 @@ def _lacks_prefix6(site: Site) -> bool:
     return site.rules.api.prefix6_each or not site.holding.available(6)
 
 
+def _most(site: Site) -> str:
+    if not site.rules.api.makes:
+        there = sum(block.version == 4 for each in site.own for block in each.blocks)
+        return f"its interfaces for pods hold no more than their {there} addresses or prefixes"
+    most = (site.limits.ipv4 - 1) * (site.limits.interfaces - site.rules.first_index)
+    return f"a {site.instance.type} holds {most} addresses or prefixes for pods"
+
+
 def _why_none(site: Site) -> Iterator[Reason]:
     """While an interface waits for its attachment no subnet is asked for another one."""
-    most = (site.limits.ipv4 - 1) * (site.limits.interfaces - site.rules.first_index)
     if _free_index(site) is None and all(site.room(each) <= 0 for each in site.own):
-        yield _why(site, "InstanceFull", f"a {site.instance.type} holds {most} addresses or prefixes for pods")
+        yield _why(site, "InstanceFull", _most(site))
     elif not site.rules.subnets_for(site.instance, site.inventory):
         yield _why(site, "NoSubnet", f"no subnet of interfaces.subnets is in its VPC and zone ({site.instance.zone})")
     elif not site.waiting:

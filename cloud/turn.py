@@ -150,11 +150,12 @@ def learn(turn: Turn, outcomes: Mapping[Order, Outcome], now: float, action: Cal
     """What the answers say, of the calls of this turn."""
     holdings, rests, buckets = dict(turn.holdings), dict(turn.memory.rests), turn.memory.buckets
     for order, outcome in outcomes.items():
-        is_throttled = isinstance(outcome, Refused) and outcome.problem == "throttled"
         name = action(order.call)
-        buckets = buckets.throttled(name, now) if is_throttled else buckets.answered(name, now)
-        if isinstance(outcome, Refused) and not is_throttled:
-            rests |= _rest(order, outcome, now)
+        if isinstance(outcome, Refused) and outcome.problem == "throttled":
+            buckets = buckets.throttled(name, now, outcome.after)
+        else:
+            buckets = buckets.answered(name, now)
+            rests |= _rest(order, outcome, now) if isinstance(outcome, Refused) else {}
         if order.instance in holdings:
             holdings[order.instance] = _after(holdings[order.instance], order, outcome, now)
     moved = {order.address: outcome for order, outcome in outcomes.items() if order.address is not None}

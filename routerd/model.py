@@ -127,7 +127,9 @@ class Node:
     leaving: Literal["", "down", "to-be-deleted"] = ""  # it is shutting down or is down; an autoscaler wants it away
     taints: tuple[str, ...] = ()  # "key=value:Effect", sorted
     fenced: bool = False  # out of service by a taint: somebody vouches that it is off, and sends no packet
-    provider_id: str = ""  # spec.providerID: what a cloud calls it, "aws:///ZONE/INSTANCE" or "REGION.INSTANCE"
+    provider_id: str = (
+        ""  # spec.providerID: what a cloud calls it, "aws:///ZONE/INSTANCE", "REGION.INSTANCE", "azure://ID"
+    )
     interfaces: tuple[CloudInterface, ...] = ()  # the operator's word: of whose blocks its pods have addresses
     interfaces_generation: int = 0
     origin: Origin = Origin()

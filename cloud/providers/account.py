@@ -9,10 +9,11 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cloud.backend import CloudFault, Data, Request, Send, Unanswered
-from cloud.calls import Call, Done, Outcome, Refused, Unknown
+from cloud.backend import Data, Request, Send
+from cloud.calls import Call, Done, Outcome
 from cloud.demand import Rules
 from cloud.model import Group, Instance, Interface, Inventory, Limits, Subnet
+from cloud.providers.answers import outcome, understood
 
 
 class Dialect(Protocol):
@@ -46,10 +47,7 @@ class Account:
     _limits: dict[str, Limits] = field(default_factory=dict)
 
     def describe(self, instances: Collection[str]) -> Inventory:
-        try:
-            return self._inventory(instances)
-        except (LookupError, ValueError, TypeError, AttributeError) as error:
-            raise CloudFault("other", "", f"an answer is not understood: {error!r}") from error
+        return understood(lambda: self._inventory(instances))
 
     def _inventory(self, instances: Collection[str]) -> Inventory:
         found = self.dialect.look_at_instances(self.call, instances) if instances else {}
@@ -72,13 +70,4 @@ class Account:
 
     def send(self, call: Call) -> Outcome:
         action, parameters = self.dialect.request(call)
-        try:
-            answer = self.call(action, parameters)
-        except Unanswered as error:
-            return Unknown(str(error))
-        except CloudFault as error:
-            return Refused(error.problem, error.code, str(error))
-        try:
-            return self.dialect.done(call, answer)
-        except (LookupError, ValueError, TypeError, AttributeError) as error:
-            return Unknown(f"the answer is not understood: {error!r}")
+        return outcome(lambda: self.dialect.done(call, self.call(action, parameters)))

@@ -15,13 +15,16 @@ from routerd.model import CloudInterface, Labels, Node, NodeInterfaces, NodeRepo
 PROVIDERS = (
     re.compile(r"aws:///[a-z0-9-]+/(i-[0-9a-f]+)"),
     re.compile(r"(?:alicloud://)?[a-z]+-[a-z0-9-]+\.(i-[0-9a-z]+)"),
+    re.compile(
+        r"azure://(/subscriptions/[^/]+/resourcegroups/[^/]+/providers/microsoft\.compute/virtualmachines/[^/]+)", re.I
+    ),
 )
 
 
 def instance_of(node: Node) -> str:
-    """ "" = it is none, or nobody has said so yet."""
+    """ "" = it is none, or nobody has said so yet. Azure ignores case, and writes the same id in several ways."""
     found = (each.fullmatch(node.provider_id) for each in PROVIDERS)
-    return next((match[1] for match in found if match), "")
+    return next((match[1].lower() for match in found if match), "")
 
 
 def takes_part(node: Node, labels: Labels) -> bool:

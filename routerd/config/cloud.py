@@ -7,17 +7,18 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 from cloud.demand import Choice, Rules
-from cloud.model import Vpc
+from cloud.model import Api, Vpc
 from cloud.need import Watermarks
-from cloud.providers import ecs
+from cloud.providers import arm, ecs
 from routerd.formats.document import Section
 from routerd.model import IPNetwork, Labels
 
 MOST_PODS = 4096  # addresses of one instance: more than any type holds
 MOST_TAG = 127  # characters of a tag's key, 255 of its value (EC2); 128 of both (ECS)
 NO_TAGS = ("aws:", "acs:", "aliyun", "routerd.io/")  # beginnings of tags that are not ours to set
-Provider = Literal["none", "aws", "alibaba"]
-VPCS: Mapping[str, Vpc] = {"aws": Vpc(), "alibaba": ecs.VPC}
+Provider = Literal["none", "aws", "alibaba", "azure"]
+VPCS: Mapping[str, Vpc] = {"aws": Vpc(), "alibaba": ecs.VPC, "azure": arm.VPC}
+APIS: Mapping[str, Api] = {"alibaba": ecs.API, "azure": arm.API}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,8 @@ class CloudSettings:
     region: str = ""
     """"" = as the provider's SDK finds it (AWS_REGION), or as the operator's own instance has it."""
     endpoint: str = ""
-    """URL of the API; "" = the region's own. For VPC endpoints with a name of their own. In that of Alibaba Cloud
-    {product} stands for ecs and vpc."""
+    """URL of the API; "" = the region's own; of Azure, its public cloud. For endpoints with another name. In that of
+    Alibaba Cloud {product} stands for ecs and vpc."""
     nodes: Labels = field(default_factory=dict)
     """Labels of the nodes whose pods get addresses of the cloud; none = every node that is an instance."""
     calls: bool = True
@@ -59,11 +60,16 @@ def read_cloud(section: Section | None) -> CloudSettings:
         "provider", "region", "endpoint", "cluster", "nodes", "calls", "releases", "interfaces", "addresses",
         "egress-networks", "pod-metadata", "external-snat", "snat-exempt",
     )  # fmt: skip
-    provider = cast(Provider, section.require("provider").choice("none", "aws", "alibaba"))
-    rules = _rules(section, "" if provider == "none" else section.require("cluster").name("the cluster's name"))
+    provider = cast(Provider, section.require("provider").choice("none", "aws", "alibaba", "azure"))
+    # A VM of Azure mostly has one interface, which is for pods then; not beside egress IPs.
+    first = 0 if provider == "azure" and section.get("egress-networks") is None else 1
+    cluster = "" if provider == "none" else section.require("cluster").name("the cluster's name")
+    rules = _rules(section, cluster, first)
     if provider == "alibaba":
         _first_index_1(section)
-        rules = replace(rules, api=ecs.API)
+    if provider == "azure":
+        _nothing_made(section)
+    rules = replace(rules, api=APIS.get(provider, Api()))
     return CloudSettings(
         provider,
         region=section.string("region"),
@@ -83,6 +89,14 @@ def _first_index_1(section: Section) -> None:
     interfaces = section.section("interfaces")
     if interfaces is not None and interfaces.integer("first-index", 0, 31, 1) != 1:
         interfaces.require("first-index").expected("1 with provider alibaba")
+
+
+def _nothing_made(section: Section) -> None:
+    """Interfaces are those that VMs have, and each is in the region that its VM's id leads to."""
+    made = _sub(section, "interfaces", "first-index", "exclude-tags", "subnets", "security-groups", "tags")
+    for where, key in ((section, "region"), (made, "subnets"), (made, "security-groups"), (made, "tags")):
+        if where.get(key) is not None:
+            where.require(key).expected("nothing with provider azure")
 
 
 def _endpoint(section: Section) -> str:
@@ -114,7 +128,7 @@ def _sub(section: Section, key: str, *known: str) -> Section:
     return (section.section(key) or Section.empty(section.value)).only(*known)
 
 
-def _rules(section: Section, cluster: str) -> Rules:
+def _rules(section: Section, cluster: str, first_index: int) -> Rules:
     interfaces = _sub(
         section, "interfaces", "first-index", "subnets", "security-groups", "exclude-tags", "tags"
     )  # fmt: skip
@@ -124,7 +138,7 @@ def _rules(section: Section, cluster: str) -> Rules:
         _marks(addresses),
         subnets=_choice(interfaces, "subnets"),
         groups=_choice(interfaces, "security-groups"),
-        first_index=interfaces.integer("first-index", 0, 31, 1),
+        first_index=interfaces.integer("first-index", 0, 31, first_index),
         excluded=_tags(interfaces, "exclude-tags"),
         prefixes=addresses.boolean("prefixes", False),
         ipv6=addresses.boolean("ipv6", False),

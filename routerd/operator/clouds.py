@@ -19,7 +19,7 @@ from cloud.buckets import Buckets, Rate
 from cloud.calls import Outcome, Refused, Unknown
 from cloud.demand import Demand, Demands
 from cloud.egress import Wanted
-from cloud.providers import alibaba, aws, ec2, ecs
+from cloud.providers import alibaba, arm, aws, ec2, ecs
 from cloud.providers.account import Account
 from cloud.records import Holding
 from cloud.turn import Memory, Order, Turn, decide, learn
@@ -42,7 +42,7 @@ PERIOD = 60.0  # seconds between looks while nothing is: what others change is s
 RETRY = 15.0  # seconds after a look that failed
 AT_ONCE = 16  # calls in threads
 T = TypeVar("T")
-RATES: Mapping[str, Mapping[str, Rate]] = {"alibaba": ecs.RATES}  # of each action, by provider
+RATES: Mapping[str, Mapping[str, Rate]] = {"alibaba": ecs.RATES, "azure": arm.RATES}  # of each action, by provider
 CLOUD = "Cloud"  # the kind of what is refused by the whole cloud
 
 
@@ -50,6 +50,10 @@ def opened(settings: CloudSettings) -> Backend:
     """Raises CloudFault."""
     if settings.provider == "alibaba":
         return Account(ecs, alibaba.connect(settings.region, settings.endpoint), settings.rules)
+    if settings.provider == "azure":
+        from cloud.providers import azure  # brings a client of HTTP, which nobody else of a store of files needs
+
+        return arm.Subscription(azure.connect(settings.endpoint))
     return Account(ec2, aws.connect(settings.region, settings.endpoint), settings.rules)
 
 
@@ -92,6 +96,7 @@ class Clouds:
             if self.fault is None or str(self.fault) != str(error):
                 event(LOGGER, logging.ERROR, "cloud-unread", reason=error.problem, message=str(error), retry=RETRY)
             self.fault = error
+            return max(RETRY, error.after)
         except (StoreError, EnvironmentFault) as error:
             event(LOGGER, logging.ERROR, "cloud-unrecorded", reason=str(error), retry=RETRY)
         return RETRY
@@ -224,7 +229,7 @@ def clouds_of(settings: CloudSettings, operator: Operator) -> Clouds | None:
 
 def token(instance: str) -> str:
     """Of one interface, at most 64 characters (EC2)."""
-    return f"{instance}-{secrets.token_hex(8)}"
+    return f"{instance.rpartition('/')[2][-40:]}-{secrets.token_hex(8)}"
 
 
 def _published(turn: Turn) -> tuple[Any, Any]:

@@ -18,6 +18,9 @@ import yaml
 from tests.models.cloud import server as ec2
 from tests.models.cloud.alibaba import server as alibaba
 from tests.models.cloud.alibaba.front import ALIBABA_FRONT
+from tests.models.cloud.azure import names
+from tests.models.cloud.azure import server as azure
+from tests.models.cloud.azure.front import AZURE_FRONT
 from tests.models.cloud.core import Cloud
 from tests.models.cloud.ec2_front import EC2_FRONT
 from tests.models.cloud.front import Front
@@ -56,7 +59,9 @@ class Provider:
     served: Callable[[Cloud], AbstractContextManager[str]]
     provider_id: str
     region: str
-    environment: dict[str, str]
+    environment: dict[str, str]  # {endpoint} stands for the fake's
+    instance: str = "i-1"  # as our records have it
+    changes: str = "CreateNetworkInterface"
 
 
 AWS = Provider(
@@ -67,6 +72,11 @@ ALIBABA = Provider(
     "alibaba", ALIBABA_FRONT, alibaba.served, "cn-hangzhou.i-1", "cn-hangzhou",
     {"ALIBABA_CLOUD_ACCESS_KEY_ID": alibaba.ACCESS, "ALIBABA_CLOUD_ACCESS_KEY_SECRET": alibaba.SECRET,
      "ALIBABA_CLOUD_ECS_METADATA_DISABLED": "true"},
+)  # fmt: skip
+AZURE = Provider(
+    "azure", AZURE_FRONT, azure.served, f"azure://{names.vm('i-1')}", "",
+    {"AZURE_TOKEN_CREDENTIALS": "ManagedIdentityCredential", "AZURE_POD_IDENTITY_AUTHORITY_HOST": "{endpoint}"},
+    names.vm("i-1").lower(), "NetworkInterfaces_CreateOrUpdate",
 )  # fmt: skip
 
 
@@ -80,19 +90,18 @@ def write(directory: Path, provider: Provider, endpoint: str) -> Path:
         "state-dir": str(directory / "state"), "run-dir": str(directory / "run"),
         "store": {"manifests": str(directory / "manifests"), "node-reports": [str(directory / "gw1.yaml")]},
         "operator": {"metrics-listen": ""},
-        "cloud": {"provider": provider.name, "region": provider.region, "endpoint": endpoint, "cluster": "test",
-                  "egress-networks": ["10.0.0.0/24"]},
+        "cloud": {"provider": provider.name, "endpoint": endpoint, "cluster": "test",
+                  **({"region": provider.region} if provider.region else {}), "egress-networks": ["10.0.0.0/24"]},
     }))  # fmt: skip
     return config
 
 
 @contextmanager
-def operator(config: Path, provider: Provider) -> Iterator[None]:
+def operator(config: Path, provider: Provider, endpoint: str) -> Iterator[None]:
     command = [sys.executable, "-m", "routerd.cli.main", "operator", "--config", str(config)]
+    given = {name: value.replace("{endpoint}", endpoint) for name, value in provider.environment.items()}
     with (config.parent / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=REPOSITORY, env={**os.environ, **provider.environment}, stdout=log, stderr=log
-        )
+        process = subprocess.Popen(command, cwd=REPOSITORY, env={**os.environ, **given}, stdout=log, stderr=log)
     try:
         yield
     finally:
@@ -107,7 +116,7 @@ def shown(config: Path) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("provider", [AWS, ALIBABA], ids=lambda provider: provider.name)
+@pytest.mark.parametrize("provider", [AWS, ALIBABA, AZURE], ids=lambda provider: provider.name)
 def test_an_egress_ip_finds_its_gateway_and_pods_their_addresses(tmp_path: Path, provider: Provider) -> None:
     cloud = Cloud(provider.front, attaching=0.5)
     cloud.add_subnet("subnet-1", "10.0.0.0/24")
@@ -122,11 +131,11 @@ def test_an_egress_ip_finds_its_gateway_and_pods_their_addresses(tmp_path: Path,
 
     with provider.served(cloud) as endpoint:
         config = write(tmp_path, provider, endpoint)
-        with operator(config, provider):
+        with operator(config, provider, endpoint):
             assert wait(gateways, "the group has a gateway") == ("gw1",)
             (row,) = shown(config)
-            assert (row["instance"], row["node"], row["egress_ips"]) == ("i-1", "gw1", "10.0.0.200")
+            assert (row["instance"], row["node"], row["egress_ips"]) == (provider.instance, "gw1", "10.0.0.200")
             assert row["waiting"] == 2
     assert [str(address) for address in cloud.of("i-1")[0].addresses] == ["10.0.0.200"]
-    assert cloud.mutations()["CreateNetworkInterface"] == 1
+    assert cloud.mutations()[provider.changes] > 0
     assert "event=cloud-call" in (tmp_path / "log").read_text()

@@ -9,7 +9,7 @@ import pytest
 from cloud.demand import Choice, Rules
 from cloud.model import Api, Vpc
 from cloud.need import Watermarks
-from cloud.providers import ecs
+from cloud.providers import arm, ecs
 from routerd.config import Config, parse_config
 from routerd.config.cloud import CloudSettings
 from routerd.errors import InputError
@@ -64,19 +64,32 @@ cloud:
 
 
 def test_a_provider_says_what_its_calls_and_its_networks_are_like() -> None:
-    aws, alibaba = (
-        parse_config(HEAD + f"cloud: {{provider: {name}, cluster: c}}\n").cloud for name in ("aws", "alibaba")
-    )
+    names = ("aws", "alibaba", "azure")
+    aws, alibaba, azure = (parse_config(HEAD + f"cloud: {{provider: {name}, cluster: c}}\n").cloud for name in names)
     assert (aws.rules.api, aws.vpc) == (Api(), Vpc())
     assert (alibaba.rules.api, alibaba.vpc) == (ecs.API, ecs.VPC)
+    assert (azure.rules.api, azure.vpc) == (arm.API, arm.VPC)
     assert parse_config(HEAD).cloud.vpc is None
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("", 0),
+        (", egress-networks: [10.0.0.0/24]", 1),
+        (", interfaces: {first-index: 2}", 2),
+    ],
+)
+def test_a_vm_of_azure_serves_pods_by_its_first_interface_unless_that_is_for_egress(text: str, first: int) -> None:
+    config = parse_config(HEAD + f"cloud: {{provider: azure, cluster: c{text}}}\n")
+    assert config.cloud.rules.first_index == first
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{}", 'f:3:8: cloud: the key "provider" is missing'),
-        ("{provider: gcp}", 'f:3:19: cloud.provider: found "gcp", expected none, aws or alibaba'),
+        ("{provider: gcp}", 'f:3:19: cloud.provider: found "gcp", expected none, aws, alibaba or azure'),
         ("{provider: aws}", 'f:3:8: cloud: the key "cluster" is missing'),
         (f"{GOOD}, zone: a}}", 'f:3:36: cloud.zone: unknown key "zone"'),
         (f"{GOOD}, endpoint: ec2.example}}", 'f:3:46: cloud.endpoint: found "ec2.example", expected a URL'),
@@ -91,6 +104,9 @@ def test_a_provider_says_what_its_calls_and_its_networks_are_like() -> None:
         (f"{GOOD}, egress-networks: [10.0.0.0/24], interfaces: {{first-index: 0}}}}", "interfaces.first-index 0"),
         (f"{GOOD}, interfaces: {{tags: {{'acs:x': y}}}}}}", "begin with none of"),
         ("{provider: alibaba, cluster: c, interfaces: {first-index: 0}}", "expected 1 with provider alibaba"),
+        ("{provider: azure, cluster: c, region: westeurope}", "cloud.region: found"),
+        ("{provider: azure, cluster: c, interfaces: {subnets: {ids: [a]}}}", "expected nothing with provider azure"),
+        ("{provider: azure, cluster: c, interfaces: {tags: {a: b}}}", "expected nothing with provider azure"),
         (f"{GOOD}, calls: perhaps}}", "f:3:43: cloud.calls: found"),
     ],
 )  # fmt: skip

@@ -14,7 +14,7 @@ from routerd.node.desired import ENI_ROOM
 from routerd.refs import Ref
 
 # By the plugin that comes first in their chains. Cilium's chained behind another one wires nothing.
-OTHERS = {"aws-cni": "Amazon's VPC CNI", "terway": "Terway", "cilium-cni": "Cilium"}
+OTHERS = {"aws-cni": "Amazon's VPC CNI", "terway": "Terway", "azure-vnet": "Azure CNI", "cilium-cni": "Cilium"}
 
 
 @dataclass(slots=True)

@@ -55,6 +55,7 @@ class Cloud:
     permissions: Collection[str] | None = None  # None = all
     buckets: Mapping[str, tuple[int, float]] = field(default_factory=dict)  # by action: burst, calls a second
     per_minute: Mapping[str, int] = field(default_factory=dict)  # by action: calls, counted anew with each minute
+    retry_after: float = 0.0  # seconds; 0 = who is throttled is not told for how long
     faults: list[Fault] = field(default_factory=list)
     log: list[tuple[float, str, Data, str]] = field(default_factory=list)  # time, action, parameters, code or ""
     taken: dict[str, set[int]] = field(default_factory=dict)  # by subnet: addresses
@@ -65,6 +66,7 @@ class Cloud:
     _tokens_left: dict[str, tuple[float, float]] = field(default_factory=dict)
     _in_minute: Counter[tuple[str, int]] = field(default_factory=Counter)
     numbers: Any = field(default_factory=lambda: itertools.count(1))
+    versions: Any = field(default_factory=lambda: itertools.count(1))
     _lock: Any = field(default_factory=threading.RLock)
 
     # --- what a test does ---
@@ -80,11 +82,12 @@ class Cloud:
         self.groups[name] = FakeGroup(name, "vpc-1", tags)
 
     def add_instance(self, name: str, subnet: str, type_: str = "m5.large", group: str = "sg-1") -> None:
-        """With its primary interface."""
+        """With its primary interface, and those for pods where the cloud makes none of its own."""
         place = self.subnets[subnet]
         self.instances[name] = FakeInstance(name, type_, place.zone, place.vpc, subnet, (group,))
-        eni = self.new(subnet, (group,), {}, "")
-        self.put(replace(eni, attachment=Attachment(f"attach-{eni.id}", name, 0, "attached", True)))
+        for index in range(self.front.interfaces):
+            eni = self.new(subnet, (group,), {}, "")
+            self.put(replace(eni, attachment=Attachment(f"attach-{eni.id}", name, index, "attached", True)))
 
     def terminate(self, name: str) -> None:
         """What goes with it is deleted, the rest is loose."""
@@ -149,7 +152,7 @@ class Cloud:
             raise self.front.refusal("no-call", action)
         fault = self._fault(action)
         self._throttle(action, fault)
-        self._permit(known.permission, *(known.also[each] for each in known.also if each in parameters))
+        self.permit(known.permission, *(known.also[each] for each in known.also if each in parameters))
         if unknown := set(parameters) - set(known.parameters):
             raise self.front.refusal("unknown-parameter", ", ".join(sorted(unknown)))
         if fault in ("before", "internal"):
@@ -169,7 +172,7 @@ class Cloud:
                 return fault.when
         return ""
 
-    def _permit(self, *permissions: str) -> None:
+    def permit(self, *permissions: str) -> None:
         for each in permissions:
             if self.permissions is not None and each not in self.permissions:
                 raise self.front.refusal("denied", f"not allowed: {each}")
@@ -202,7 +205,7 @@ class Cloud:
         self._history.append((self.now, dict(self.enis)))
 
     def put(self, eni: Eni) -> None:
-        self.enis[eni.id] = eni
+        self.enis[eni.id] = replace(eni, version=next(self.versions))
         self.note()
 
     def remove(self, eni: Eni) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from cloud.model import INSTANCE_TAG
 from cloud.need import Watermarks
 from tests.models.cloud.alibaba.front import ALIBABA_FRONT
+from tests.models.cloud.azure.front import AZURE_FRONT
 from tests.models.cloud.core import Fault
 from tests.models.cloud.desk_node import DeskNode
 from tests.models.cloud.ec2_front import EC2_FRONT
@@ -32,7 +33,7 @@ SHM = "/dev/shm" if Path("/dev/shm").is_dir() else None  # agents write often
 LATE = (*[0] * 9, 1, 4, 15)  # words by which nodes and operator hear of each other late
 FAULTS = ("before", "after", "throttled", "internal", "internal-done")
 LATEST = 55.0  # seconds by which looks are late at most
-FRONTS = {"aws": EC2_FRONT, "alibaba": ALIBABA_FRONT}
+FRONTS = {"aws": EC2_FRONT, "alibaba": ALIBABA_FRONT, "azure": AZURE_FRONT}
 
 
 @dataclass
@@ -54,7 +55,8 @@ class Life:
             front=self.front, prefixes=self.prefixes, ipv6=True, marks=Watermarks(pre_allocate=2), cidr="10.0.0.0/25",
         )  # fmt: skip
         world.cloud.lag = lambda: self.choose((0.0, 0.0, 7.0, 30.0, LATEST))
-        world.cloud.buckets = {"CreateNetworkInterface": (3, 0.5), "AssignPrivateIpAddresses": (3, 0.5)}
+        growing = ("CreateNetworkInterface", "AssignPrivateIpAddresses", "NetworkInterfaces_CreateOrUpdate")
+        world.cloud.buckets = dict.fromkeys(growing, (3, 0.5))
         self.world = world
         world.nodes.clear()
         world.cloud.terminate("i-1")

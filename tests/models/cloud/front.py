@@ -26,6 +26,8 @@ class Front:
     reserved: tuple[int, int]  # addresses of a subnet that nobody gets, at its beginning and its end
     loose: int  # addresses and prefixes of an interface that is attached to nothing, its primary one included
 
+    interfaces: int = 1  # that an instance has from the first
+
     def refusal(self, kind: Kind, message: str = "") -> Refusal:
         code, status = self.codes[kind]
         return Refusal(code, message, status)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from typing import Any
 
 
 class Refusal(Exception):
@@ -80,8 +81,11 @@ class Eni:
     created: float = 0.0  # seconds of the Unix epoch
     kind: str = "Secondary"  # as ECS has it, or Trunk, Member
     traffic: str = "Standard"  # or HighPerformance
-    changing: str = ""  # "Creating" or "Deleting" while it is
+    changing: str = ""  # "Creating", "Updating" or "Deleting" while it is; "Failed"
     goes_with_instance: bool = False  # from its creation
+    configurations: tuple[Mapping[str, Any], ...] = ()  # of IP, and what else was written, as ARM has them
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    version: int = field(default=0, compare=False)  # another one with each change: ARM's ETag
 
     @property
     def status(self) -> str:

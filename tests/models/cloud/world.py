@@ -12,16 +12,23 @@ from cloud.backend import Backend, CloudFault
 from cloud.calls import Outcome
 from cloud.demand import Demand, Rules
 from cloud.egress import Seats, Wanted
-from cloud.model import Network
+from cloud.model import Api, Network
 from cloud.plan import Reason
-from cloud.providers import ecs
+from cloud.providers import arm, ecs
 from cloud.records import Holdings, holding_row, read_holding
 from cloud.turn import Memory, Order, Turn, decide, learn
 from tests.models.cloud.alibaba.front import ALIBABA_FRONT
+from tests.models.cloud.azure.front import AZURE_FRONT
 from tests.models.cloud.core import Cloud
 from tests.models.cloud.direct import account
 from tests.models.cloud.ec2_front import EC2_FRONT
 from tests.models.cloud.front import Front
+
+
+def api_of(front: Front) -> Api:
+    if front is AZURE_FRONT:
+        return arm.API
+    return ecs.API if front is ALIBABA_FRONT else Api()
 
 
 @dataclass
@@ -79,8 +86,7 @@ class World:
         cls, type_: str = "m5.large", cidr: str = "10.0.0.0/24", front: Front = EC2_FRONT, **rules: Any
     ) -> World:  # fmt: skip
         """One instance, i-1, in one subnet."""
-        if front is ALIBABA_FRONT:
-            rules = {"api": ecs.API, **rules}
+        rules = {"api": api_of(front), **rules}
         world = cls(Cloud(front), Rules("test", **rules))
         world.cloud.add_subnet("subnet-1", cidr, cidr6="2001:db8::/64")
         world.cloud.add_group("sg-1")

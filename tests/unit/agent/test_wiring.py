@@ -19,7 +19,8 @@ def room(directory: Path, *chains: tuple[str, ...], takes_part: bool = True) -> 
 
 
 @pytest.mark.parametrize(
-    ("chain", "name"), [("aws-cni", "Amazon's VPC CNI"), ("terway", "Terway"), ("cilium-cni", "Cilium")]
+    ("chain", "name"),
+    [("aws-cni", "Amazon's VPC CNI"), ("terway", "Terway"), ("azure-vnet", "Azure CNI"), ("cilium-cni", "Cilium")],
 )
 def test_who_else_serves_the_node_is_named(tmp_path: Path, chain: str, name: str) -> None:
     found = room(tmp_path, ("ptp", "routerd-cni"), (chain, "portmap"))

@@ -15,6 +15,9 @@ from cloud.need import Watermarks
 from tests.models.cloud.alibaba.calls import ECS
 from tests.models.cloud.alibaba.calls import EVERY as ECS_EVERY
 from tests.models.cloud.alibaba.front import ALIBABA_FRONT
+from tests.models.cloud.azure.calls import ARM
+from tests.models.cloud.azure.calls import EVERY as ARM_EVERY
+from tests.models.cloud.azure.front import AZURE_FRONT
 from tests.models.cloud.calls import EC2, EVERY, ApiCall
 from tests.models.cloud.ec2_front import EC2_FRONT
 from tests.models.cloud.front import Front
@@ -37,10 +40,14 @@ class Page:
     @property
     def actions(self) -> list[str]:
         policy = json.loads(re.findall(r"```json\n(.*?)```", self.text, re.DOTALL)[0])
-        return [action for statement in policy["Statement"] for action in statement["Action"]]
+        return policy.get("Actions") or [each for statement in policy["Statement"] for each in statement["Action"]]
 
 
-PAGES = (Page("aws", EC2_FRONT, EC2, EVERY), Page("alibaba", ALIBABA_FRONT, ECS, ECS_EVERY))
+PAGES = (
+    Page("aws", EC2_FRONT, EC2, EVERY),
+    Page("alibaba", ALIBABA_FRONT, ECS, ECS_EVERY),
+    Page("azure", AZURE_FRONT, ARM, ARM_EVERY),
+)
 of_each = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 

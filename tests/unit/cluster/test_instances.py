@@ -18,6 +18,14 @@ from routerd.formats.core import read_node
         ("cn-hangzhou.i-bp1abcdefghijklmnopq", "i-bp1abcdefghijklmnopq"),
         ("alicloud://ap-southeast-1.i-t4n0123", "i-t4n0123"),
         ("cn-hangzhou.eci-bp1abc", ""),
+        (
+            "azure:///subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachines/vm-1",
+            "/subscriptions/s/resourcegroups/g/providers/microsoft.compute/virtualmachines/vm-1",
+        ),
+        (
+            "azure:///subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachineScaleSets/a/virtualMachines/0",
+            "",
+        ),
         ("gce://project/zone/i-0123", ""),
         ("", ""),
     ],

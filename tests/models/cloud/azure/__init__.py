@@ -1,0 +1,1 @@
+"""The fake cloud as Azure: Resource Manager and the metadata service."""

@@ -1,0 +1,122 @@
+"""Egress addresses on a fake Azure: written away from one gateway's interface, then to another's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+
+from cloud.egress import Wanted, read_seat, seat_row
+from tests.models.cloud.azure import looks
+from tests.models.cloud.azure.front import AZURE_FRONT
+from tests.models.cloud.core import Fault
+from tests.models.cloud.world import World
+
+EGRESS = IPv4Address("10.0.0.200")
+PUT = "NetworkInterfaces_CreateOrUpdate"
+
+
+def gateways() -> World:
+    """VMs g-1, which holds the address, and g-2 in one subnet; nobody's pods want anything."""
+    world = World.of(front=AZURE_FRONT)
+    del world.nodes["i-1"]
+    for name in ("g-1", "g-2"):
+        world.cloud.add_instance(name, "subnet-1")
+    world.wanted = (Wanted((EGRESS,), ("g-1", "g-2")),)
+    world.run(10)
+    assert (holder(world), truth(world)) == ("g-1", ["g-1"])
+    return world
+
+
+def holder(world: World) -> str:
+    """As it is on record, and published."""
+    return world.seats[EGRESS].instance if EGRESS in world.seats else ""
+
+
+def truth(world: World) -> list[str]:
+    found = [eni for eni in world.cloud.enis.values() if EGRESS in eni.addresses]
+    return [eni.attachment.instance if eni.attachment else "" for eni in found]
+
+
+def configurations(world: World, name: str) -> list[str]:
+    return [each["name"] for each in looks.configurations(world.cloud, world.cloud.of(name)[0])]
+
+
+def test_it_moves_by_two_writes_and_nodes_hear_of_the_next_gateway_alone() -> None:
+    world = gateways()
+    assert configurations(world, "g-1") == ["ipconfig1", "routerd-egress-10-0-0-200"]
+    world.wanted = (Wanted((EGRESS,), ("g-2",)),)
+    seen = []
+    for _ in range(20):
+        world.turn()
+        world.seats = {name: read_seat(*seat_row(each)) for name, each in world.seats.items()}
+        seen.append((holder(world), truth(world)))
+        world.cloud.advance(1)
+    assert list(dict.fromkeys((name, *there) for name, there in seen)) == [("g-1",), ("g-1", "g-2"), ("g-2", "g-2")]
+    assert world.cloud.mutations() == {PUT: 3}
+    assert (configurations(world, "g-1"), configurations(world, "g-2")[0]) == (["ipconfig1"], "ipconfig1")
+    world.wanted = (Wanted((EGRESS,), ("g-1", "g-2")),)
+    world.run(300)
+    assert (holder(world), world.cloud.mutations()) == ("g-2", {PUT: 3}), "who holds it may keep it"
+
+
+@pytest.mark.parametrize("when", ["before", "after", "internal", "internal-done"])
+@pytest.mark.parametrize("passed", [0, 1])
+def test_a_write_without_an_answer_is_made_again_until_a_look_shows_it(passed: int, when: str) -> None:
+    world = gateways()
+    world.wanted = (Wanted((EGRESS,), ("g-2",)),)
+    while world.cloud.mutations()[PUT] < 1 + passed:
+        world.run(1, step=1)
+    world.cloud.faults = [Fault(PUT, when, 2)]  # type: ignore[arg-type]
+    for _ in range(24):
+        world.run(5)
+        assert len(truth(world)) <= 1
+    assert (holder(world), truth(world)) == ("g-2", ["g-2"])
+
+
+def test_an_operator_that_is_killed_between_the_two_writes_gives_it_to_the_next_gateway() -> None:
+    world = gateways()
+    world.wanted = (Wanted((EGRESS,), ("g-2",)),)
+    turn = world.decided()
+    assert turn is not None
+    world.backend.send(turn.orders[0].call)
+    assert truth(world) == []
+    world.restart()
+    world.run(90)
+    assert (holder(world), truth(world)) == ("g-2", ["g-2"])
+
+
+def test_what_somebody_took_in_between_is_told_and_left_to_him() -> None:
+    world = gateways()
+    world.wanted = (Wanted((EGRESS,), ("g-2",)),)
+    while truth(world):
+        world.run(1, step=1)
+    world.cloud.taken["subnet-1"].add(int(EGRESS))
+    world.run(20)
+    turn = world.decided()
+    assert turn is not None
+    assert [(each.address, each.reason) for each in turn.unseated] == [(EGRESS, "CloudRefused")]
+    assert "PrivateIPAddressInUse" in turn.unseated[0].message
+    world.cloud.taken["subnet-1"].discard(int(EGRESS))
+    world.run(90)
+    assert (holder(world), truth(world)) == ("g-2", ["g-2"])
+
+
+def test_a_configuration_of_somebody_else_is_never_taken_away() -> None:
+    """Though it has the very address, on a gateway: it is not ours by its name."""
+    world = gateways()
+    eni = world.cloud.of("g-1")[0]
+    ours, *_ = [each for each in eni.configurations if each["name"].startswith("routerd-")]
+    theirs = {**ours, "name": "theirs"}
+    world.cloud.put(replace(eni, configurations=(looks.first(world.cloud, eni), theirs)))
+    world.wanted = (Wanted((EGRESS,), ("g-2",)),)
+    world.run(300)
+    assert (truth(world), configurations(world, "g-1")) == (["g-1"], ["ipconfig1", "theirs"])
+
+
+def test_an_address_that_nobody_wants_is_given_back_and_forgotten() -> None:
+    world = gateways()
+    world.wanted = ()
+    world.run(60)
+    assert (world.seats, truth(world)) == ({}, [])
