@@ -96,11 +96,17 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
  * whose the port is. */
 enum way { BY_UPLINK, BY_GATEWAY };
 
-/* What is addressed to an egress IP and to no flow of ours: the host's, if the address is its own. */
+/* What is addressed to an egress IP and to no flow of ours: the host's, if the address is its own or a
+ * Service's. */
 static __always_inline int not_ours(struct __sk_buff *skb, const struct egress_ip_value *address,
 				    enum way way, enum reason reason)
 {
-	return address->node_address && way == BY_UPLINK ? NEXT : drop(skb, reason);
+	return address->host_below && way == BY_UPLINK ? NEXT : drop(skb, reason);
+}
+
+static __always_inline bool is_hosts(const struct egress_ip_value *address, __be16 port)
+{
+	return bpf_ntohs(port) < address->host_below;
 }
 
 /* The world is told why a packet does not go on; what another gateway handed on has passed these tests there.
@@ -127,7 +133,7 @@ static __always_inline struct node_value *next_stop(const struct packet *packet,
 	*relays = number == NO_NODE || !node || ip_is_none(&node->address);
 	if (!*relays)
 		return node;
-	if (way == BY_GATEWAY || !may_be_answer(packet, parsed, port))
+	if (way == BY_GATEWAY || is_hosts(address, port) || !may_be_answer(packet, parsed, port))
 		return NULL;
 	number = other_gateway(address->group, packet, config);
 	node = number == NO_NODE ? NULL : node_of(number);
@@ -193,8 +199,13 @@ static __always_inline int hand_back(struct __sk_buff *skb, const struct packet 
 	if (!egress_port(skb, packet, parsed, SIDE_DESTINATION, &port))
 		return not_ours(skb, address, way, UNSUPPORTED_PROTOCOL);
 	node = next_stop(packet, parsed, config, address, port, way, &relays);
-	if (!node)
+	if (!node && is_hosts(address, port)) {
+		if (packet->piece == FIRST_PIECE)
+			remember_first(packet, FROM_WORLD, packet->id);
 		return not_ours(skb, address, way, NO_MAPPING);
+	}
+	if (!node)
+		return drop(skb, NO_MAPPING);
 	if (packet->ttl <= 1)
 		return answer_world(skb, packet, config, way, ERROR_TTL_EXPIRED, 0);
 	if (node->local)
@@ -217,7 +228,8 @@ static __always_inline int hand_back(struct __sk_buff *skb, const struct packet 
 }
 
 /* An answer that another gateway of the egress IP has relayed: as if it had come by this node's own uplink,
- * but that it is relayed no further, or as a fragment to those gateways that have not seen it. */
+ * but that it is relayed no further, or as a fragment to those gateways that have not seen it. A Service's
+ * address is announced by nodes that are no gateways, too. */
 static __always_inline int take_relayed(struct __sk_buff *skb, const struct packet *packet,
 					enum parsed parsed, const struct settings *config, __u16 sender,
 					__u32 seen)
@@ -226,7 +238,7 @@ static __always_inline int take_relayed(struct __sk_buff *skb, const struct pack
 
 	if (!address)
 		return drop(skb, UNKNOWN_EGRESS_IP);
-	if (!is_gateway_of(address->group, sender))
+	if (address->host_below != VIP_PORTS && !is_gateway_of(address->group, sender))
 		return drop(skb, FOREIGN_RELAY);
 	return hand_back(skb, packet, parsed, config, address, BY_GATEWAY, seen);
 }

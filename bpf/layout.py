@@ -20,6 +20,7 @@ MAX_BLOCKS = 128
 GRANULE_SHIFT = 6
 GRANULE = 1 << GRANULE_SHIFT  # ports
 GRANULES = 1024  # of one address
+VIP_PORTS, ALL_PORTS = 32768, 65536  # below which a Service's address, or the node's own, has ports of the host
 NODE_NUMBERS = 65536
 ID_SEQUENCES = 1024
 NO_NODE = 0
@@ -157,7 +158,7 @@ class GroupValue(Structure):
 
 
 class EgressIpValue(Structure):
-    _fields_ = [("node_address", c_uint32), ("group", c_uint32), ("nodes", c_uint16 * GRANULES)]
+    _fields_ = [("host_below", c_uint32), ("group", c_uint32), ("nodes", c_uint16 * GRANULES)]
 
 
 class FlowKey(Structure):

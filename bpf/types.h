@@ -15,11 +15,13 @@
 
 #define LAYOUT_VERSION 3
 
-#define MAX_RULES     8	   /* rules of one (policy set, prefix) */
-#define MAX_GATEWAYS  16   /* gateways of one group */
-#define MAX_BLOCKS    128  /* port blocks of one group on one node: 8 of each of 16 egress IPs */
-#define GRANULE_SHIFT 6	   /* a granule has 64 ports */
-#define GRANULES      1024 /* of one address */
+#define MAX_RULES     8	    /* rules of one (policy set, prefix) */
+#define MAX_GATEWAYS  16    /* gateways of one group */
+#define MAX_BLOCKS    128   /* port blocks of one group on one node: 8 of each of 16 egress IPs */
+#define GRANULE_SHIFT 6	    /* a granule has 64 ports */
+#define GRANULES      1024  /* of one address */
+#define VIP_PORTS     32768 /* `host_below` of a Service's address */
+#define ALL_PORTS     65536 /* of one that is the node's own */
 #define NODE_NUMBERS  65536
 #define ID_SEQUENCES  1024
 #define NO_NODE	      0 /* no node has this number */
@@ -169,7 +171,7 @@ struct group_value {
 
 /* What a gateway knows of an egress IP: the node of each granule. */
 struct egress_ip_value {
-	__u32 node_address;    /* 1 = the address is the node's own: what is not ours goes on to the host */
+	__u32 host_below;      /* what is to a port below and to no node's is the host's; 0 = nothing is */
 	__u32 group;	       /* whose gateways serve it; 0 = of none any more */
 	__u16 nodes[GRANULES]; /* numbers */
 };

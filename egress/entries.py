@@ -403,8 +403,14 @@ def _group(group: Group, here: int) -> bytes:
     return bytes(value)
 
 
+def _host_below(served: Served) -> int:
+    if served.node_address:
+        return layout.ALL_PORTS
+    return layout.VIP_PORTS if served.vip else 0
+
+
 def _egress_ip(served: Served) -> bytes:
-    value = layout.EgressIpValue(int(served.node_address), served.group)
+    value = layout.EgressIpValue(_host_below(served), served.group)
     value.nodes[:] = served.numbers
     return bytes(value)
 
@@ -523,7 +529,8 @@ def _egress_ip_text(key: bytes, value: bytes) -> str:
     v = layout.decode(layout.EgressIpValue, value)
     ranges = ", ".join(f"{first}-{last} node {number}" for first, last, number in port_ranges(v.nodes))
     group = f" of group {v.group}" if v.group else ""
-    return f"{layout.ip_of(key)}{group}: {ranges or 'no port set'}{' (node address)' if v.node_address else ''}"
+    also = {layout.ALL_PORTS: " (node address)", layout.VIP_PORTS: " (VIP)"}.get(v.host_below, "")
+    return f"{layout.ip_of(key)}{group}: {ranges or 'no port set'}{also}"
 
 
 def _node_text(key: bytes, value: bytes) -> str:

@@ -455,8 +455,12 @@ def _removals(desired: Desired, observed: Observed, wanted: dict[str, MapEntries
 
 
 def _blackholes(desired: Desired) -> frozenset[IPAddress]:
-    """Egress IPs that no host has: what reaches this gateway for one and is not taken by a program must not go on."""
-    return frozenset(address for address, served in desired.served.items() if not served.node_address)
+    """Egress IPs that no host has: what reaches this gateway for one and is not taken by a program must not go on.
+
+    Of a Service's address that is kube-proxy's to say; the node's own processes would not reach it by a blackhole.
+    """
+    shared = (address for address, served in desired.served.items() if served.node_address or served.vip)
+    return frozenset(desired.served.keys() - {*shared})
 
 
 def _sorted(addresses: Iterable[IPAddress]) -> list[IPAddress]:

@@ -98,6 +98,7 @@ class Served:
     granules: bytes
     node_address: bool = False
     group: int = 0  # whose gateways serve it; 0 = it is in none any more
+    vip: bool = False  # a Service has it, too, and its ports below 32768
 
     @property
     def numbers(self) -> tuple[int, ...]:

@@ -36,6 +36,8 @@ def granule_mask(first: int, last: int) -> Mask:
 
 
 RANGE = granule_mask(1024, 65535)  # of an address that is only an egress IP: 1,008 granules
+VIP_PORTS = 32768  # first port of a Service's address that nodes may have: those below are the Service's
+OF_VIP = granule_mask(VIP_PORTS, 65535)
 RESERVED = granule_mask(61440, 65535)  # of one that a node has on an interface: 64, out of its ephemeral ports
 
 

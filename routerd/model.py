@@ -434,9 +434,10 @@ class PortRange:
 class EgressPolicy:
     """Selected pods leave for `destinations` (less `excluded`) with an egress IP.
 
-    The addresses are given (`egress_ips`), or so many (`count`) of each family are taken from a pool (`pool`).
+    The addresses are given (`egress_ips`), or so many (`count`) of each family are taken from a pool (`pool`), or they
+    are the VIPs of a Service (`service`), whose backends are the pods that are selected.
     `gateways` selects gateway nodes; None means the node that holds the addresses on an interface, else the nodes
-    labelled `routerd.io/egress-gateway`.
+    labelled `routerd.io/egress-gateway`; of VIPs every node that announces them.
     """
 
     name: str
@@ -456,6 +457,7 @@ class EgressPolicy:
     count: int = 1
     exit_local: bool = False  # packets leave by the pod's own node; gateways bring the answers
     gateway_mode: GatewayMode | None = None  # None = as the operator has it
+    service: str = ""  # "namespace/name"; `selections` are then its backends, as stores put them there
 
     @property
     def egress_ips(self) -> tuple[IPAddress, ...]:
@@ -505,6 +507,7 @@ class EgressGroup:
     pool: str = ""  # the pool the address came from, "" = given by the policy
     further_ips: tuple[IPAddress, ...] = ()  # for nodes and connections that one has no ports for; of either family
     gateway_mode: GatewayMode = "ecmp"
+    service: str = ""  # "namespace/name" of the one whose VIPs they are: it is announced as the Service is
 
     @property
     def active_gateways(self) -> tuple[str, ...]:

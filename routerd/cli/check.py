@@ -334,7 +334,7 @@ def _check_fixed(policy: EgressPolicy, pools: PoolIndex) -> list[Finding]:
 
 
 def _check_gateways(policy: EgressPolicy, nodes: list[Node]) -> list[Finding]:
-    if not nodes:
+    if not nodes or (policy.service and policy.gateways is None):
         return []
     if policy.gateways is not None:
         if any(policy.gateways.matches(node.labels) for node in nodes):

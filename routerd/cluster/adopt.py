@@ -135,7 +135,7 @@ def _records(published: Allocations, now: float) -> Iterator[Record]:
         for address in each.addresses:
             yield Record(address, str(service_ref(each.service)), each.pool, "used", now)
     for group in published.groups:
-        for policy in group.policies:
+        for policy in () if group.service else group.policies:
             for address, owner in _held(group, policy):
                 yield Record(address, owner, group.pool, "used", now, bound=not group.node_address)
 

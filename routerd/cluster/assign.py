@@ -45,6 +45,7 @@ from routerd.cluster.requests import (
     policy_requests,
     pool_spec,
 )
+from routerd.cluster.vips import needing_ports, still_vips, vips_of
 from routerd.memo import Derived, Last, Renewed, UntilDue, differing
 from routerd.model import (
     AddressPool,
@@ -315,6 +316,8 @@ def _assign(
     planned = kept.planner.plan(specs, ledger.addresses, kept.wanted, now, settings.timers, claimed, touched)
     found = {key: granted_to(policy, planned.grants) for key, policy in policies.items()}
     granted = {key: grant for key, grant in found.items() if grant is not None}
+    vips = vips_of(policies, services, planned.grants, pools, nodes, needing_ports(previous.groups, reports))
+    granted |= vips.grants
     refused |= limits.refused({key: grant.addresses for key, grant in granted.items()})
     granted = {key: grant for key, grant in granted.items() if key not in refused}
     draining = _leaving(nodes, reports)
@@ -324,14 +327,18 @@ def _assign(
     groups = kept.groups.form(
         ledger, now, (
             policies, granted, nodes, holders, retention, limit, unreported, draining, agents.heard(), mode,
-            previous.groups, bound,
+            previous.groups, bound, vips.announcing,
         ),
         lambda: form_groups(
             policies, granted, ledger, nodes, holders, now, retention, limit, unreported, draining, agents, mode,
-            previous.groups, bound,
+            previous.groups, bound, vips.announcing,
         ),
     )  # fmt: skip
-    formed = (each for each in groups.groups if each.policies or limits.allows(each))
+    formed = (
+        each
+        for each in groups.groups
+        if each.policies or (still_vips(each, planned.grants) if each.service else limits.allows(each))
+    )
     published, of_cloud = with_holders(
         tuple(formed), ledger.cloud_addresses, nodes, policies, settings.cloud_networks,
         direct=settings.direct,
@@ -351,7 +358,7 @@ def _assign(
             planned,
             groups,
             policies.values(),
-            (*refused.values(), *pools_over, *silent, *of_cloud, *ports.refusals, *blocks.refusals),
+            (*refused.values(), *vips.refusals, *pools_over, *silent, *of_cloud, *ports.refusals, *blocks.refusals),
         ),
         nodes=kept.beside(_beside_nodes, nodes, holders, silent_since, _links(nodes, reports)),
         pools=_ways({*kept.given.pools, *(each.pool for each in published)}, pools, previous.pools),

@@ -39,11 +39,12 @@ class Limits:
         """`wanted`: egress IPs by key of their policy, which is refused for any of them."""
         policies = self.snapshot.policies or {}
         named = [policies[key] for key in wanted]
-        addresses = (address for each in wanted.values() for address in each)
+        addresses = (address for key, each in wanted.items() for address in each if not policies[key].service)
         whose = claims(addresses, self.snapshot, self._networks(), self._held(named), self.known, self.of_cloud)
         found: dict[str, Refusal] = {}
         for key, own in wanted.items():
-            refusals = (self._refusal(policies[key], each, whose.get(each, "")) for each in own)
+            claimed = {} if policies[key].service else whose
+            refusals = (self._refusal(policies[key], each, claimed.get(each, "")) for each in own)
             if (refusal := next(filter(None, refusals), None)) is not None:
                 found[key] = refusal
         return found

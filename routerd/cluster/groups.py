@@ -113,6 +113,7 @@ def form_groups(
     mode: GatewayMode = "ecmp",
     before: Iterable[EgressGroup] = (),
     bound: Collection[IPAddress] = (),
+    announcing: Mapping[str, Sequence[str]] | None = None,
 ) -> Groups:
     """One group for the egress IPs of each policy, or of several that have the same. `holders`: which nodes have an
     address on an interface.
@@ -130,6 +131,8 @@ def form_groups(
 
     `before`: the groups that are published. What policies have left of them stays a group, without policies, while
     nodes have ports of it (`bound`).
+
+    `announcing`: by policy that leaves with VIPs, the nodes that announce these.
 
     `retention`: for how many seconds a number without policies is not given to another egress IP.
     """
@@ -157,7 +160,10 @@ def form_groups(
         if pinned:
             gateways: tuple[str, ...] = (_holder(record, pinned, agents),)
         else:
-            candidates = _candidates(record, fit(accepted[0].gateways), draining, agents)
+            able = fit(accepted[0].gateways)
+            if accepted[0].service:
+                able = [name for name in (announcing or {}).get(accepted[0].key, ()) if not _unfit(nodes[name])]
+            candidates = _candidates(record, able, draining, agents)
             gateways = choose(str(record.egress_ip), candidates, limit)
         chosen = replace(record, gateways=gateways)
         draft.records.append(record if chosen == record else chosen)
@@ -351,7 +357,7 @@ def absent_gateways(
     policies: Mapping[str, EgressPolicy], nodes: Mapping[str, Node], agents: Agents
 ) -> tuple[Refusal, ...]:
     """Ready nodes that would be gateways, and have no agent: also where others have taken their groups."""
-    selectors = {policy.gateways for policy in policies.values()}
+    selectors = {each.gateways for each in policies.values() if each.gateways is not None or not each.service}
     return tuple(
         Refusal(node.ref, AGENT_ABSENT, f"{agents.why_not(name)}: start it; others take its groups, if any can")
         for name, node in nodes.items()
@@ -367,6 +373,8 @@ def _unfit(node: Node) -> str:
 
 
 def _no_gateway(policy: EgressPolicy, nodes: Mapping[str, Node], agents: Agents, kept: Sequence[str]) -> str:
+    if policy.service:
+        return f"no node that may announce svc/{policy.service} has an agent that serves: its traffic is dropped"
     rule = f"label {GATEWAY_LABEL}" if policy.gateways is None else f"node selector {_text(policy.gateways)}"
     matching = sorted((name for name, node in nodes.items() if is_gateway(policy.gateways, node)))
     if not matching:
@@ -406,6 +414,7 @@ def _group(
         pool=grants[members[0].key].pool if from_pool else "",
         further_ips=_further(record, addresses),
         gateway_mode=mode,
+        service=members[0].service,
     )
 
 

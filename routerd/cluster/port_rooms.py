@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ipam.port_sets import RANGE, RESERVED, Mask, without_ports
+from ipam.port_sets import OF_VIP, RANGE, RESERVED, Mask, without_ports
 from routerd.model import EgressGroup, IPAddress, Refusal, Service
 
 TRANSLATED = ("TCP", "UDP")  # protocols with ports
@@ -25,7 +25,7 @@ def rooms_of(groups: Iterable[EgressGroup], services: Iterable[Service]) -> Room
     """`services`: all that have `externalIPs`. Those that take least of an address come first, so that one with a
     thousand ports costs no other its own.
     """
-    masks = {address: RESERVED if group.node_address else RANGE for group in groups for address in group.egress_ips}
+    masks = {address: _whole(group) for group in groups for address in group.egress_ips}
     refusals = []
     for address, on_it in _by_address(masks, services).items():
         whole = masks[address]
@@ -38,6 +38,12 @@ def rooms_of(groups: Iterable[EgressGroup], services: Iterable[Service]) -> Room
             else:
                 refusals.append(_refusal(address, service))
     return Rooms(masks, tuple(refusals))
+
+
+def _whole(group: EgressGroup) -> Mask:
+    if group.node_address:
+        return RESERVED
+    return OF_VIP if group.service else RANGE
 
 
 def _by_address(addresses: Collection[IPAddress], services: Iterable[Service]) -> dict[IPAddress, list[Service]]:

@@ -404,13 +404,13 @@ def _refusals(group: EgressGroup, plan: PortPlan, numbers: Iterable[NumberRecord
     addresses = ", ".join(str(table.egress_ip) for table in plan.tables)
     if plan.lacking:
         names = {each.number: each.node for each in numbers}
-        missing = _give(-(-len(plan.lacking) // RANGE.bit_count()))
+        missing = _give(group, -(-len(plan.lacking) // RANGE.bit_count()))
         nodes = _some([names[number] for number in plan.lacking])
         messages[EXHAUSTED] = f"no ports of {addresses} are left for {nodes}: {missing}"
     if plan.short:
         ports = sum(plan.short.values())
         nodes = f"{len(plan.short)} node{'s' * (len(plan.short) > 1)}"
-        missing = _give(-(-ports // ports_in(RANGE)))
+        missing = _give(group, -(-ports // ports_in(RANGE)))
         messages[SHORT] = f"{nodes} would use {ports} ports more than {addresses} has: {missing}"
     for reason, message in messages.items():
         yield from (Refusal(Ref.parse(policy), reason, message) for policy in group.policies)
@@ -421,5 +421,7 @@ def _some(names: Sequence[str]) -> str:
     return f"{', '.join(names[:3])}{more}"
 
 
-def _give(addresses: int) -> str:
+def _give(group: EgressGroup, addresses: int) -> str:
+    if group.service:
+        return "a VIP has half of the ports that an egress IP has; write a policy with a pool instead"
     return f"give the policy {addresses} more egress address{'es' * (addresses > 1)}"

@@ -103,7 +103,7 @@ def policy_requests(policy: EgressPolicy, node_addresses: frozenset[IPAddress]) 
     use: the policy is refused, or nothing of it is translated.
     """
     versions = egress_versions(policy.destinations, policy.egress_ips)
-    if policy.refused or not versions:
+    if policy.refused or policy.service or not versions:
         return ()
     families: Literal["one", "prefer-all"] = "prefer-all" if len(versions) > 1 else "one"
     request = Request(policy.key, "egress", versions, families, pool=policy.pool, bound=True, created=policy.created)

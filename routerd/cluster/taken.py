@@ -174,7 +174,7 @@ def _seen_on(
 def _in_flows(space: PoolSpace, allocations: Allocations | None) -> Iterator[Single]:
     """Whoever left them comes back to them, and nobody else has them meanwhile."""
     for group in allocations.groups if allocations is not None else ():
-        for address in () if group.policies else group.egress_ips:
+        for address in () if group.policies or group.service else group.egress_ips:
             if address in space:
                 yield address, "an egress IP that a policy has left, and flows may still have"
 

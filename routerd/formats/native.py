@@ -240,9 +240,11 @@ def read_egress_policy(value: Value) -> EgressPolicy:
     """Raises InputError. IPv6 parses; what the datapath does with it is not decided here."""
     spec = open_object(value).only(
         "selectors", "destinationCIDRs", "excludedCIDRs", "ports", "egressIP", "egressIPs", "pool", "count", "gateways",
-        "priority", "exit",
+        "priority", "exit", "service",
     )  # fmt: skip
     addresses, pool, count = _addresses(spec)
+    if (selectors := spec.get("selectors")) is not None and spec.get("service") is not None:
+        raise selectors.error('"service" selects the pods behind it: remove "selectors"')
     exit_ = spec.get("exit")
     gateways = spec.section("gateways")
     return replace(
@@ -262,23 +264,36 @@ def read_egress_policy(value: Value) -> EgressPolicy:
 def covered_by_egress_policy(value: Value) -> EgressPolicy:
     """Who it covers and to which destinations, by any port; without its egress IP. Raises InputError."""
     meta, spec = read_meta(value), value.section.require("spec").section
+    service, selectors = _service_key(spec), spec.get("selectors")
+    if selectors is None and not service:
+        selectors = spec.require("selectors")
     return EgressPolicy(
         name=meta.name,
-        selections=tuple(_selection(item) for item in spec.require("selectors").nonempty("selector")),
+        selections=tuple(_selection(item) for item in selectors.nonempty("selector")) if selectors is not None else (),
         destinations=tuple(item.network() for item in spec.require("destinationCIDRs").nonempty("CIDR")),
         excluded=tuple(item.network() for item in spec.items("excludedCIDRs")),
         created=meta.created,
         origin=meta.origin,
+        service=service,
     )
 
 
-_EITHER = 'expected one of "egressIP", "egressIPs" and "pool"'
+def _service_key(spec: Section) -> str:
+    service = spec.section("service")
+    if service is None:
+        return ""
+    name = service.only("name", "namespace").require("name").name()
+    namespace = service.get("namespace")
+    return f"{namespace.name() if namespace is not None else 'default'}/{name}"
+
+
+_EITHER = 'expected one of "egressIP", "egressIPs", "pool" and "service"'
 MOST_EGRESS_IPS = 16  # of one policy
 
 
 def _addresses(spec: Section) -> tuple[tuple[IPAddress, ...], str, int]:
     """The egress IPs, or the pool that they come from and how many."""
-    said = [value for key in ("egressIP", "egressIPs", "pool") if (value := spec.get(key)) is not None]
+    said = [value for key in ("egressIP", "egressIPs", "pool", "service") if (value := spec.get(key)) is not None]
     if not said:
         raise MissingKey(spec.value, "egressIP", _EITHER)
     if len(said) > 1:
@@ -288,6 +303,8 @@ def _addresses(spec: Section) -> tuple[tuple[IPAddress, ...], str, int]:
         return (), pool.name("the name of an AddressPool"), count.integer(1, MOST_EGRESS_IPS) if count else 1
     if count is not None:
         raise count.error('"count" goes with "pool"')
+    if spec.get("service") is not None:
+        return (), "", 1
     values = [said[0]] if spec.get("egressIP") is not None else said[0].nonempty("egress IP", MOST_EGRESS_IPS)
     addresses = tuple(map(_egress_ip, values))
     for number, address in enumerate(addresses):

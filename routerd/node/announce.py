@@ -235,8 +235,8 @@ def egress_paths(scene: Scene, group: EgressGroup, rank: int) -> Iterator[Wanted
 
 
 def _egress_ip(scene: Scene, group: EgressGroup) -> Iterator[Wanted | Refusal]:
-    if scene.node.name not in group.gateways or group.node_address:
-        return  # an address on an interface is routed by the network that the interface is in
+    if scene.node.name not in group.gateways or group.node_address or group.service:
+        return  # an address on an interface is routed by the network that the interface is in; a VIP is the Service's
     refusal = egress_refusal(scene, group)
     if refusal is not None:
         yield refusal

@@ -360,6 +360,7 @@ def egress_state(
     of_groups = Allocations(groups=allocations.groups, refusals=allocations.refusals)
     group_ids, policy_refusals = kept.policy_groups(policy_groups, policies, of_groups)
     with_ports = replace(of_groups, numbers=allocations.numbers, bindings=allocations.bindings)
+    with_vips = replace(with_ports, services=allocations.services)
     groups, group_refusals = kept.groups(published_groups, with_ports, nodes, here.name, facts.gateways_down)
     endpoints = kept.tunnel_endpoints(tunnel_endpoints, nodes, allocations.numbers)
     neighbours = kept.neighbours(
@@ -373,7 +374,7 @@ def egress_state(
         pods=steered,
         policies={key: _policy(policies[key], group_ids[key]) for key in sorted(group_ids)},
         groups=groups,
-        served=kept.served(served, with_ports, here.name),
+        served=kept.served(served, with_vips, here.name),
         nodes=endpoints,
         icmp_sources=_one_of_each_family(here.addresses),
         cluster=cluster,

@@ -124,18 +124,21 @@ def _blocks(table: BindingTable | None, number: int) -> tuple[Block, ...]:
 
 def served(allocations: Allocations, here: str) -> dict[IPAddress, Served]:
     """Egress IPs of groups that this node is a gateway of, also if no node has ports of one yet, as it is announced;
-    and those that it was told of and no group has any more: connections still live there.
+    and those that it was told of and no group has any more: connections still live there. VIPs are served by every
+    node, as any may announce them.
     """
     tables = {table.egress_ip: table for table in allocations.bindings}
     number = number_of(allocations, here)
     groups = {address: group for group in allocations.groups for address in group.egress_ips}
-    mine = {address for address, group in groups.items() if here in group.gateways}
+    mine = {address for address, group in groups.items() if here in group.gateways or group.service}
     former = {address for address, table in tables.items() if address not in groups and number in table.told}
+    vips = {address for each in allocations.services for address in each.addresses} if former else set()
     return {
         address: Served(
             tables[address].owners if address in tables else NOBODYS_PORTS,
             node_address=address in groups and groups[address].node_address,
             group=groups[address].id if address in groups else 0,
+            vip=bool(groups[address].service) if address in groups else address in vips,
         )
         for address in sorted(mine | former, key=lambda each: (each.version, each))
     }
@@ -216,6 +219,7 @@ def may_be_gateway(snapshot: Snapshot, name: str, addresses: Iterable[IPAddress]
     groups = snapshot.allocations.groups if snapshot.allocations is not None else ()
     return (
         any(is_gateway(selector, node) for selector in {None, *(policy.gateways for policy in policies)})
+        or any(policy.service and policy.gateways is None for policy in policies)
         or not wanted.isdisjoint(addresses)
         or any(name in group.gateways for group in groups)
     )
@@ -255,7 +259,7 @@ def without_conflicts(
 
 def _is_led_to(group: EgressGroup, node: str) -> bool:
     """Whether `node` blackholes and announces the address of `group`."""
-    return not group.node_address and node in group.gateways
+    return not group.node_address and not group.service and node in group.gateways
 
 
 def _without(group: EgressGroup, node: str) -> EgressGroup:

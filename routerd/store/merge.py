@@ -33,6 +33,7 @@ from routerd.model import (
     Snapshot,
 )
 from routerd.refs import Ref
+from routerd.store.backends import with_backends
 from routerd.store.closed import is_policy, unreadable
 
 T = TypeVar("T")
@@ -126,16 +127,17 @@ def merge(
         *lost,
         *(one for peer in peers for one in without_profile(peer, profiles)),
     ]
+    services = {service.key: service for service in _of(entries, Service)}
     return Snapshot(
         nodes={node.name: node for node in _of(entries, Node)},
         namespaces={namespace.name: namespace for namespace in _of(entries, Namespace)},
         pods={pod.key: pod for pod in _of(entries, Pod)},
-        services={service.key: service for service in _of(entries, Service)},
+        services=services,
         endpoint_slices=tuple(_of(entries, EndpointSlice)),
         bgp=Peering(_unique_peers((*(with_bfd(peer, profiles) for peer in peers), *joined.peers))),
         pools=joined.pools,
         pod_pools=pools.of_pods,
-        policies=None if lost else policies,
+        policies=None if lost else with_backends(policies, services),
         allocations=allocations,
         refusals=tuple(sorted(all_refusals, key=lambda one: one.order)),
         service_cidrs=service_cidrs,
@@ -198,7 +200,7 @@ class Merger:
         if self._slices[0] is not slices:
             self._slices = slices, tuple(slices.values())
         parts: dict[str, Any] = {**self._parts, "endpoint_slices": self._slices[1]}
-        return replace(merged, **parts)
+        return replace(merged, policies=with_backends(merged.policies, self._parts["services"]), **parts)
 
     def _take(self, splits: Iterable[_Split]) -> bool:
         """Whether every object is there once."""

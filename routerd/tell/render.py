@@ -229,7 +229,8 @@ def _told_devices(told: Mapping[IPAddress, frozenset[str]]) -> Iterator[str]:
 def _served_line(address: IPAddress, served: Served) -> str:
     ranges = " ".join(f"{first}-{last}#{number}" for first, last, number in port_ranges(served.numbers))
     group = f" group {served.group}" if served.group else ""
-    return f"serve {address}{group}{' node-address' if served.node_address else ''} {ranges or 'nobody'}"
+    also = " node-address" if served.node_address else " vip" if served.vip else ""
+    return f"serve {address}{group}{also} {ranges or 'nobody'}"
 
 
 def _first_packets(it: EgressDesired) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from tests.bpf.wishes import (
     NO_GATEWAY,
     NO_PORTS,
     NODE_OWN,
+    OF_VIP,
     THERE,
     UNPUBLISHED,
     WORKER2_NUMBER,
@@ -41,7 +42,7 @@ SOME_PORTS = [
     Ports("ICMP"),
 ]
 DESTINATIONS, EXCLUDED, MOST_PORTS = [*EVERYWHERE, *EVERYWHERE, *SOME], SOME, 2
-GROUPS = [HERE, HERE, HERE, THERE, THERE, IN_ORDER, NODE_OWN, NO_GATEWAY, NO_PORTS, UNPUBLISHED]
+GROUPS = [HERE, HERE, HERE, THERE, THERE, IN_ORDER, NODE_OWN, OF_VIP, NO_GATEWAY, NO_PORTS, UNPUBLISHED]
 destinations = st.lists(st.sampled_from(DESTINATIONS), min_size=1, max_size=3)
 excluded = st.lists(st.sampled_from(EXCLUDED), max_size=1)
 no_ports: list[Ports] = []

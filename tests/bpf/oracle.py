@@ -27,6 +27,8 @@ from tests.bpf.world import (
     SELF,
     TUNNEL_MTU,
     TUNNEL_PORT,
+    VIP,
+    VIP6,
     WORKER,
     WORKER2,
     World,
@@ -74,8 +76,8 @@ SOURCES: dict[Version, tuple[IPAddress, ...]] = {
 BESIDES: dict[Version, tuple[IPAddress, ...]] = {4: BESIDES4, 6: BESIDES6}
 PODS: dict[Version, tuple[IPAddress, ...]] = {4: (POD, POD2), 6: (POD6, POD26)}
 EGRESS_IPS: dict[Version, tuple[IPAddress, ...]] = {
-    4: (EGRESS_IP, NODE_EGRESS_IP, IPv4Address("192.0.2.1")),
-    6: (EGRESS_IP6, EGRESS_IP6, IPv6Address("2001:db8:2::1")),
+    4: (EGRESS_IP, NODE_EGRESS_IP, VIP, IPv4Address("192.0.2.1")),
+    6: (EGRESS_IP6, EGRESS_IP6, VIP6, IPv6Address("2001:db8:2::1")),
 }
 ROUTERS: dict[Version, IPAddress] = {4: IPv4Address("192.0.2.253"), 6: IPv6Address("2001:db8:2::fd")}
 POD_PORTS, REMOTE_PORTS = (40000, 40001, 61001, 5), (80, 443, 53, 8473)

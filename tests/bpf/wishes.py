@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, ip_network
 
 from egress.policy import Block, Desired, Gateway, Group, IPAddress, Neighbour, Policy, Served, Transport, Watch
 from tests.bpf.world import (
@@ -21,17 +21,21 @@ from tests.bpf.world import (
     POD_CIDRS,
     SELF,
     SELF6,
+    VIP,
+    VIP6,
     WORLD,
     WORLD6,
 )
 from tests.models.tables import granules
 
-HERE, THERE, NO_GATEWAY, NODE_OWN, NO_PORTS, SERVED_BY_ALL, IN_ORDER, UNPUBLISHED = 7, 8, 9, 10, 11, 12, 13, 0
+HERE, THERE, NO_GATEWAY, NODE_OWN, NO_PORTS, SERVED_BY_ALL, IN_ORDER, OF_VIP = range(7, 15)
+UNPUBLISHED = 0
 SELF_NUMBER, WORKER_NUMBER, WORKER2_NUMBER = 1, 2, 3
 OWN = Block(EGRESS_IP, 40960, 4096)  # this node's ports; the worker has 32768-36863
 OWN6 = Block(EGRESS_IP6, 40960, 4096)
 NODE_OWN_BLOCK = Block(NODE_EGRESS_IP, 61440, 1024)
 BOTH = (EGRESS_IP, EGRESS_IP6)
+VIPS: tuple[IPAddress, ...] = (VIP, VIP6)
 THROUGH_SELF = (Gateway("self", SELF_NUMBER),)
 THROUGH_WORKERS = (Gateway("w", WORKER_NUMBER), Gateway("w2", WORKER2_NUMBER))
 GROUPS = {
@@ -42,6 +46,7 @@ GROUPS = {
     NO_PORTS: Group(NO_PORTS, BOTH, THROUGH_SELF, (Block(EGRESS_IP, 8192, 64, closed=True),)),
     SERVED_BY_ALL: Group(SERVED_BY_ALL, BOTH, (*THROUGH_SELF, *THROUGH_WORKERS), (OWN, OWN6)),
     IN_ORDER: Group(IN_ORDER, BOTH, THROUGH_WORKERS, (OWN, OWN6), in_order=True),
+    OF_VIP: Group(OF_VIP, VIPS, (*THROUGH_SELF, *THROUGH_WORKERS), tuple(Block(each, 40960, 4096) for each in VIPS)),
 }
 UNDERLAY = IPv4Network("10.200.0.0/24")
 
@@ -51,6 +56,7 @@ SERVED: dict[IPAddress, Served] = {
     EGRESS_IP: SHARED,
     EGRESS_IP6: SHARED,
     NODE_EGRESS_IP: Served(granules({SELF_NUMBER: [(61440, 1024)]}), node_address=True, group=NODE_OWN),
+    **dict.fromkeys(VIPS, replace(SHARED, group=OF_VIP, vip=True)),
 }
 
 
@@ -71,7 +77,7 @@ def desired(
         served=SERVED,
         nodes=NUMBERS,
         icmp_sources=(SELF, SELF6),
-        cluster=frozenset({UNDERLAY, *POD_CIDRS}),
+        cluster=frozenset({UNDERLAY, *POD_CIDRS, *map(ip_network, VIPS)}),
         pod_cidrs=POD_CIDRS,
         watch=Watch(0.05, 3),
         transport=transport,

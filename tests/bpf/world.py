@@ -54,6 +54,7 @@ EGRESS_IP, NODE_EGRESS_IP, EGRESS_IP6 = (
     IPv4Address("192.0.2.200"),
     IPv6Address("2001:db8:2::100"),
 )
+VIP, VIP6 = IPv4Address("192.0.2.150"), IPv6Address("2001:db8:2::150")
 POD, POD2, REMOTE_POD = IPv4Address("10.244.1.10"), IPv4Address("10.244.1.11"), IPv4Address("10.244.2.20")
 POD6, POD26 = IPv6Address("2001:db8:244:1::10"), IPv6Address("2001:db8:244:1::11")
 POD_CIDRS = frozenset({ip_network("10.244.0.0/16"), ip_network("2001:db8:244::/48")})

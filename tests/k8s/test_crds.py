@@ -123,6 +123,14 @@ _policy: dict[str, st.SearchStrategy[Any]] = {
     ),
     "priority": _number,
     "exit": st.sampled_from(["gateway", "local", "node", ""]),
+    "service": st.fixed_dictionaries(
+        {},
+        optional={
+            "name": st.sampled_from(["web", ""]),
+            "namespace": st.sampled_from(["shop", ""]),
+            "extra": st.just(1),
+        },
+    ),
     "extra": st.just(1),
 }
 _block = st.one_of(
@@ -263,6 +271,7 @@ _spoken_of = st.fixed_dictionaries(
     optional={
         "port": st.integers(0, 3), "endPort": st.integers(0, 3), "values": st.lists(st.just("x"), max_size=1),
         **dict.fromkeys(("egressIP", "pool"), st.just("x")), "egressIPs": st.just(["x"]), "count": st.just(1),
+        "selectors": st.just([{"podSelector": {}}]), "service": st.just({"name": "x"}),
         **dict.fromkeys(("podSelector", "namespaceSelector"), st.just({})), "advertisements": st.just([{}]),
     },
 )  # fmt: skip

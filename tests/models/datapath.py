@@ -677,7 +677,7 @@ def _take_relayed(tables: Tables, state: State, packet: Packet, sender: int, see
     address = tables.egress_ips.get(packet.destination)
     if address is None:
         return _drop("unknown_egress_ip")
-    if sender not in _gateways(tables, address.group):
+    if address.host_below != layout.VIP_PORTS and sender not in _gateways(tables, address.group):
         return _drop("foreign_relay")
     return _hand_back(tables, state, packet, address, relayed=True, seen=seen)
 
@@ -693,14 +693,17 @@ def _hand_back(
     port = _port_here(packet)
     if port is None:
         found = _ask_next(tables, packet, address.group, seen + 1)
-        return NEXT if found.verdict == "drop" and address.node_address and not relayed else found
+        is_over = found.verdict == "drop" and found.reason != "too_big"
+        return NEXT if is_over and address.host_below and not relayed else found
     number = address.node_of(port)
     relays = number not in tables.node_numbers
     if relays:
-        may_be_answer = port >= FIRST_PORT and not packet.opens
+        is_hosts = port < address.host_below
+        may_be_answer = port >= FIRST_PORT and not packet.opens and not is_hosts
         number = _other_gateway(tables, address.group, packet) if may_be_answer and not relayed else 0
         if number not in tables.node_numbers:
-            return NEXT if address.node_address and not relayed else _drop("no_mapping")
+            outcome = NEXT if is_hosts and not relayed else _drop("no_mapping")
+            return outcome.after(*(remember(packet, 0, packet.id) if is_hosts else ()))
     if packet.ttl <= 1:
         return _drop("ttl_expired") if relayed else _error(tables, packet, "ttl", "back")
     endpoint, local = tables.node_numbers[number]

@@ -226,7 +226,7 @@ class EgressIp:
     """An egress IP that this node is a gateway of; `nodes` by granule. group 0 = it is in none any more."""
 
     nodes: tuple[int, ...]
-    node_address: bool
+    host_below: int  # a port below that is no node's is the host's
     group: int
 
     def node_of(self, port: int) -> int:
@@ -347,7 +347,7 @@ def _pod(raw_key: bytes) -> tuple[int, IPAddress]:
 
 def _egress_ip(raw: bytes) -> EgressIp:
     value = layout.decode(layout.EgressIpValue, raw)
-    return EgressIp(tuple(value.nodes), bool(value.node_address), value.group)
+    return EgressIp(tuple(value.nodes), value.host_below, value.group)
 
 
 def _cidr(raw_key: bytes) -> IPNetwork:

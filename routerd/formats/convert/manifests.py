@@ -157,7 +157,10 @@ def _policy(policy: EgressPolicy) -> Json:
     several = _texts(policy.egress_ips) if policy.further_ips else None
     gateways = _given(mode=policy.gateway_mode, nodeSelector=_own(policy.gateways))
     return {
-        "selectors": list(map(_pods, policy.selections)),
+        **_given(
+            service=_service_named(policy.service),
+            selectors=None if policy.service else list(map(_pods, policy.selections)),
+        ),
         "destinationCIDRs": _texts(policy.destinations),
         **_given(
             excludedCIDRs=_texts(policy.excluded),
@@ -171,6 +174,11 @@ def _policy(policy: EgressPolicy) -> Json:
             exit="local" if policy.exit_local else None,
         ),
     }
+
+
+def _service_named(key: str) -> Json | None:
+    namespace, _, name = key.partition("/")
+    return {"name": name, "namespace": namespace} if key else None
 
 
 def _pods(selection: PodSelection) -> Json:

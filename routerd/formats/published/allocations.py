@@ -126,10 +126,11 @@ def _service(one: ServiceAllocation) -> str:
 def _group(one: EgressGroup) -> str:
     further = f", furtherIPs: {_list(one.further_ips)}" if one.further_ips else ""
     mode = f", gatewayMode: {one.gateway_mode}" if one.gateway_mode != "ecmp" else ""
+    service = f", service: {quoted(one.service)}" if one.service else ""
     return (
         f'{{id: {one.id}, egressIP: "{one.egress_ip}", pool: {quoted(one.pool)}, '
         f"policies: [{', '.join(map(quoted, one.policies))}], gateways: [{', '.join(map(quoted, one.gateways))}], "
-        f"nodeAddress: {str(one.node_address).lower()}{further}{mode}}}"
+        f"nodeAddress: {str(one.node_address).lower()}{further}{mode}{service}}}"
     )
 
 
@@ -295,7 +296,9 @@ def _read_way(section: Section) -> Advertisement:
 
 
 def _read_group(section: Section) -> EgressGroup:
-    section.only("id", "egressIP", "pool", "policies", "gateways", "nodeAddress", "furtherIPs", "gatewayMode")
+    section.only(
+        "id", "egressIP", "pool", "policies", "gateways", "nodeAddress", "furtherIPs", "gatewayMode", "service",
+    )  # fmt: skip
     mode = section.get("gatewayMode")
     return EgressGroup(
         id=section.require("id").integer(1, MAX_GROUP),
@@ -306,6 +309,7 @@ def _read_group(section: Section) -> EgressGroup:
         pool=section.require("pool").string(),
         further_ips=tuple(item.address() for item in section.items("furtherIPs", UNLIMITED)),
         gateway_mode=cast(GatewayMode, mode.choice(*get_args(GatewayMode))) if mode is not None else "ecmp",
+        service=said.string() if (said := section.get("service")) is not None else "",
     )
 
 

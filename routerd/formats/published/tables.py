@@ -38,6 +38,8 @@ def _service(service: str, pool: str, addresses: list[str]) -> ServiceAllocation
 def _group_row(each: EgressGroup) -> Row:
     row: Row = [each.id, str(each.egress_ip), each.pool, [*each.policies], [*each.gateways], each.node_address]
     further = [str(address) for address in each.further_ips]
+    if each.service:
+        return [*row, further, each.gateway_mode, each.service]
     if each.gateway_mode != "ecmp":
         return [*row, further, each.gateway_mode]
     return [*row, further] if further else row
@@ -45,7 +47,7 @@ def _group_row(each: EgressGroup) -> Row:
 
 def _group(
     number: int, egress_ip: str, pool: str, policies: list[str], gateways: list[str], node_address: bool,
-    further_ips: Sequence[str] = (), mode: GatewayMode = "ecmp",
+    further_ips: Sequence[str] = (), mode: GatewayMode = "ecmp", service: str = "",
 ) -> EgressGroup:  # fmt: skip
     if not 1 <= number <= MAX_GROUP:
         raise ValueError(f"group {number}: the number is out of its range")
@@ -55,7 +57,7 @@ def _group(
         raise ValueError(f"group {number}: gateway mode {mode!r}")
     further = tuple(map(ip_address, further_ips))
     address = ip_address(egress_ip)
-    return EgressGroup(number, address, tuple(policies), tuple(gateways), node_address, pool, further, mode)
+    return EgressGroup(number, address, tuple(policies), tuple(gateways), node_address, pool, further, mode, service)
 
 
 def _node_row(each: NodeAddresses) -> Row:

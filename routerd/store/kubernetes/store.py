@@ -22,6 +22,7 @@ from routerd.formats.published.whole import AllocationsReader, unread
 from routerd.model import (
     GATEWAY_HEARTBEAT,
     Allocations,
+    EgressPolicy,
     EndpointSlice,
     IPNetwork,
     Namespace,
@@ -33,6 +34,7 @@ from routerd.model import (
     Snapshot,
 )
 from routerd.refs import Ref
+from routerd.store.backends import with_backends
 from routerd.store.interface import Responses, StoreStatus
 from routerd.store.kubernetes.client import Client
 from routerd.store.kubernetes.documents import read_allocations, read_report, with_lease
@@ -119,6 +121,7 @@ class KubernetesStore:
         self._read: dict[str, tuple[StoredObject, NodeReport | None]] = {}  # what they were read from
         self._beats: dict[str, str] = {}  # by name of the Lease
         self._merge_refusals: tuple[Refusal, ...] = ()
+        self._policies: Mapping[str, EgressPolicy] | None = None  # as they are written
         self._snapshot = Snapshot(service_cidrs=scope.service_cidrs)
 
     def _reflector(self, resource: Resource) -> Reflector:
@@ -264,6 +267,8 @@ class KubernetesStore:
         snapshot = self._cluster_parts(before, dirty)
         if dirty & CONFIGURING:
             snapshot = self._config_parts(snapshot)
+        if dirty & {*CONFIGURING, "Service"}:
+            snapshot = replace(snapshot, policies=with_backends(self._policies, snapshot.services))
         if "Lease" in dirty:
             self._beats = {each.name: each.data[RENEWED] for each in self.objects("Lease")}
         if self._is_read("node_reports") and ("RouterdNode" in dirty or self._reports is None):
@@ -311,7 +316,7 @@ class KubernetesStore:
         if self._is_read("pools"):
             snapshot = replace(snapshot, pools=merged.pools, pod_pools=merged.pod_pools)
         if self._is_read("policies"):
-            snapshot = replace(snapshot, policies=merged.policies)
+            self._policies = merged.policies
         return snapshot
 
     def _read_allocations(self) -> Allocations | None:

@@ -15,9 +15,10 @@ RULES: dict[str, Callable[[Any], bool]] = {
         "endPort" not in value or "port" not in value or value["endPort"] >= value["port"]
     ),
     "!has(self.port) || self.protocol != 'ICMP'": lambda value: "port" not in value or value["protocol"] != "ICMP",
-    "[has(self.egressIP), has(self.egressIPs), has(self.pool)].filter(said, said).size() == 1": lambda value: (
-        sum(key in value for key in ("egressIP", "egressIPs", "pool")) == 1
+    "[has(self.egressIP), has(self.egressIPs), has(self.pool), has(self.service)].filter(said, said).size() == 1": (
+        lambda value: sum(key in value for key in ("egressIP", "egressIPs", "pool", "service")) == 1
     ),
+    "has(self.selectors) != has(self.service)": lambda value: ("selectors" in value) != ("service" in value),
     "!has(self.count) || has(self.pool)": lambda value: "count" not in value or "pool" in value,
     "has(self.serviceSelector) || has(self.namespaceSelector)": lambda value: (
         "serviceSelector" in value or "namespaceSelector" in value

@@ -216,6 +216,12 @@ def test_a_node_address_reserves_its_ports_and_has_no_blackhole() -> None:
     assert f"map egress_ips: put {TABLE_TEXT} (node address)" in done
 
 
+def test_a_vip_has_no_blackhole_and_reserves_nothing() -> None:
+    done = changes(on_gateway(served={}), on_gateway(served={EGRESS_IP: replace(TABLE, vip=True)}))
+    assert f"map egress_ips: put {TABLE_TEXT} (VIP)" in done
+    assert not [line for line in done if "blackhole" in line or "reserve" in line]
+
+
 def test_a_new_release_swaps_the_programs_under_the_live_maps() -> None:
     node = settled(on_worker())
     node.digest = 0xBEEF

@@ -11,6 +11,7 @@ from tests.models.manifests import read_text
 
 POOL = "apiVersion: routerd.io/v1alpha1\nkind: AddressPool\nmetadata: {name: p}\nspec:\n"
 POLICY = "apiVersion: routerd.io/v1alpha1\nkind: EgressPolicy\nmetadata: {name: e}\nspec:\n"
+TO = "  destinationCIDRs: [198.51.100.0/24]\n"
 REST = "  selectors: [{podSelector: {}}]\n  destinationCIDRs: [198.51.100.0/24]\n"
 
 
@@ -167,17 +168,23 @@ def test_policy_with_everything() -> None:
          'DoesNotExist; did you mean "In"?'),
         (POLICY + "  selectors: [{podSelector: {matchExpressions: [{key: a, operator: In}]}}]\n  pool: p",
          '5:49: spec.selectors[0].podSelector.matchExpressions[0]: operator In needs "values"'),
-        (POLICY + REST, '5:3: spec: expected one of "egressIP", "egressIPs" and "pool"'),
+        (POLICY + REST, '5:3: spec: expected one of "egressIP", "egressIPs", "pool" and "service"'),
         (POLICY + REST + "  egressIP: 192.0.2.1\n  pool: p",
-         '8:9: spec.pool: expected one of "egressIP", "egressIPs" and "pool"'),
+         '8:9: spec.pool: expected one of "egressIP", "egressIPs", "pool" and "service"'),
         (POLICY + REST + "  egressIPs: [192.0.2.1, 192.0.2.1]",
          "7:26: spec.egressIPs[1]: 192.0.2.1 stands there twice"),
         (POLICY + REST + "  egressIPs: []",
          "7:14: spec.egressIPs: found an empty list, expected at least one egress IP"),
         (POLICY + REST + "  egressIPs: [192.0.2.1]\n  egressIP: 192.0.2.2",
-         '7:14: spec.egressIPs: expected one of "egressIP", "egressIPs" and "pool"'),
+         '7:14: spec.egressIPs: expected one of "egressIP", "egressIPs", "pool" and "service"'),
         (POLICY + REST + "  egressIP: 192.0.2.1\n  count: 2", '8:10: spec.count: "count" goes with "pool"'),
         (POLICY + REST + "  pool: p\n  count: 17", '8:10: spec.count: found "17", expected an integer from 1 to 16'),
+        (POLICY + REST + "  service: {name: web}",
+         '5:14: spec.selectors: "service" selects the pods behind it: remove "selectors"'),
+        (POLICY + TO + "  service: {name: web}\n  pool: p",
+         '6:12: spec.service: expected one of "egressIP", "egressIPs", "pool" and "service"'),
+        (POLICY + TO + "  service: {namespace: shop}", '6:12: spec.service: the key "name" is missing'),
+        (POLICY + TO + "  service: {name: web}\n  count: 2", '7:10: spec.count: "count" goes with "pool"'),
         (POLICY + REST + "  egressIP: 127.0.0.1",
          "7:13: spec.egressIP: 127.0.0.1 cannot be an egress IP: loopback"),
         (POLICY + REST + "  pool: p\n  ports: [{protocol: GRE}]",
@@ -204,6 +211,21 @@ def mistakes(text: str) -> list[str]:
         return [refusal.message for refusal in read_text(text, "f.yaml").refusals]
     except InputError as error:
         return [str(error)]
+
+
+def test_a_policy_by_reference_to_a_service() -> None:
+    policy = one(POLICY + TO + "  service: {name: web, namespace: shop}")
+    assert isinstance(policy, EgressPolicy)
+    assert (policy.service, policy.selections, policy.egress_ips, policy.pool) == ("shop/web", (), (), "")
+    in_default = one(POLICY + TO + "  service: {name: web}")
+    assert isinstance(in_default, EgressPolicy)
+    assert in_default.service == "default/web"
+
+
+def test_one_that_names_pods_as_well_is_refused_and_covers_both() -> None:
+    policy = one(POLICY + REST + "  service: {name: web}")
+    assert isinstance(policy, EgressPolicy)
+    assert (policy.refused, policy.service, len(policy.selections)) == (True, "default/web", 1)
 
 
 @pytest.mark.parametrize("rest", ["  pool: p\n  egressIP: 192.0.2.1", "  pool: p\n  ports: [{protocol: GRE}]"])

@@ -25,6 +25,7 @@ from routerd.model import (
     Snapshot,
 )
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose, probing
+from routerd.node.groups import may_be_gateway
 from routerd.node.rooms.wiring import PodsOfCloud
 from routerd.refs import Ref
 from routerd.selectors import LabelSelector, Requirement
@@ -361,6 +362,27 @@ def test_an_egress_ip_of_no_group_is_served_by_those_that_were_told_of_its_ports
     swapped = replace(given, numbers=(NodeNumber("a", 2), NodeNumber("b", 1)))
     served = egress(allocations=swapped).served
     assert {str(address): each.group for address, each in served.items()} == {"198.51.100.7": 7, "198.51.100.8": 0}
+
+
+def test_a_vip_is_served_by_every_node_and_announced_as_its_service_alone() -> None:
+    """Also while it is nobody's egress IP any more, and a gateway has not confirmed it: the Service has it still."""
+    vip = ip_address("192.0.2.1")
+    group = cluster.group(egress_ip=vip, gateways=("b",), service="default/web")
+    found = compose(cluster.snapshot(allocations=cluster.allocations(group)), SETTINGS, FACTS)
+    assert found.egress is not None and found.announcements is not None
+    assert [(address, each.vip, each.group) for address, each in found.egress.served.items()] == [(vip, True, 7)]
+    assert [str(ref) for ref in found.announcements.owners[ip_network("192.0.2.1/32")]] == ["svc/default/web"]
+    assert not [each for each in found.refusals if each.reason == "AddressTaken"]
+    former = cluster.allocations(bindings=(replace(cluster.table("192.0.2.1"), told=(1,)),))
+    served = egress(allocations=former).served
+    assert [served[vip].vip, served[vip].group] == [True, 0]
+
+
+def test_whom_a_service_may_have_as_gateway_beats_as_one() -> None:
+    snapshot = cluster.snapshot(policies={"web": cluster.policy(service="default/web")}, allocations=Allocations())
+    assert may_be_gateway(snapshot, "a", ())
+    elsewhere = cluster.policy(service="default/web", gateways=cluster.ONLY_B)
+    assert not may_be_gateway(replace(snapshot, policies={"web": elsewhere}), "a", ())
 
 
 def test_an_address_of_the_gateways_own_has_reserved_ports() -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from routerd.formats.objects import Loaded
 from routerd.model import EndpointSlice, Snapshot
+from routerd.selectors import EVERYTHING
 from routerd.store.merge import Merger, merge
 from tests.models.manifests import read_text
 
@@ -31,6 +32,30 @@ def merged(*texts: str) -> tuple[Snapshot, list[str]]:
 def test_nothing_is_synced_and_empty() -> None:
     snapshot, refusals = merged()
     assert (snapshot.is_synced, snapshot.nodes, snapshot.allocations, refusals) == (True, {}, None, [])
+
+
+SERVICE = "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: shop}}\nspec: {{selector: {0}}}\n"
+BY_SERVICE = (
+    "apiVersion: routerd.io/v1alpha1\nkind: EgressPolicy\nmetadata: {name: p}\n"
+    "spec: {service: {name: web, namespace: shop}, destinationCIDRs: [0.0.0.0/0]}\n"
+)
+
+
+def test_a_policy_by_reference_selects_what_the_service_does() -> None:
+    """As the Service says it now, also where only that is another."""
+    merger, policy = Merger(), read_text(BY_SERVICE, "p.yaml")
+
+    def selected(*texts: str) -> list[list[tuple[str, str]]]:
+        snapshot = merger.merge([policy, *(read_text(text, "s.yaml") for text in texts)], allocations=None)
+        (found,) = (snapshot.policies or {}).values()
+        return [[*(each.namespaces or EVERYTHING).match_labels, *(each.pods or EVERYTHING).match_labels]
+                for each in found.selections]  # fmt: skip
+
+    in_shop = ("kubernetes.io/metadata.name", "shop")
+    assert selected(SERVICE.format("{app: web}")) == [[in_shop, ("app", "web")]]
+    assert selected(SERVICE.format("{app: web, tier: a}")) == [[in_shop, ("app", "web"), ("tier", "a")]]
+    assert selected(SERVICE.format("{}")) == []
+    assert selected() == []
 
 
 def test_of_two_objects_of_one_name_the_first_file_wins() -> None:

@@ -105,7 +105,7 @@ KINDS = {
     "served": Kind(
         SERVED,
         lambda served: of_egress(replace(EGRESS, served={BLOCK.egress_ip: served})),
-        {"granules": granules({2: [(1024, 64)]}), "node_address": True, "group": 3},
+        {"granules": granules({2: [(1024, 64)]}), "node_address": True, "group": 3, "vip": True},
     ),
     "egress": Kind(
         replace(EGRESS, network_policy="forward"),

@@ -305,7 +305,10 @@ WHOLE_POLICY = EgressPolicy(
 )  # fmt: skip
 
 
-@given(st.one_of(pools, policies(), st.just(WHOLE_POLICY)))
+BY_SERVICE = replace(WHOLE_POLICY, selections=(), egress_ip=None, further_ips=(), service="shop/web")
+
+
+@given(st.one_of(pools, policies(), st.just(WHOLE_POLICY), st.just(BY_SERVICE)))
 def test_a_reader_makes_the_same_of_a_manifest_again(found: AddressPool | EgressPolicy) -> None:
     loaded = read_file(text_of(manifest(found)))
     assert not loaded.mistakes and not loaded.refusals
@@ -333,7 +336,7 @@ ELSEWHERE = {
     },
     Advertisement: set(),
     AddressPool: {"origin", "protocol", "services", "gateways", "labels", "ranges"},
-    EgressPolicy: {"origin", "kind", "refused", "pool", "count"},
+    EgressPolicy: {"origin", "kind", "refused", "pool", "count", "service"},
 }  # fmt: skip
 
 

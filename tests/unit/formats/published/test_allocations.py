@@ -61,6 +61,7 @@ groups = st.builds(
     pool=text,
     further_ips=st.lists(addresses, max_size=2).map(tuple),
     gateway_mode=st.sampled_from(["ecmp", "active-standby"]),
+    service=text,
 )
 services = st.builds(ServiceAllocation, names, text, st.lists(addresses, max_size=2).map(tuple))
 numbers = st.integers(0, 2**32 - 1)
