@@ -192,7 +192,8 @@ static __always_inline int drop_from(struct __sk_buff *skb, const struct ip *end
 	return drop(skb, node_number(endpoint) == NO_NODE ? UNKNOWN_NODE : reason);
 }
 
-/* The route to the world that the kernel has. */
+/* The route to the world that the kernel has. A packet that is too long for it has one, and its sender is
+ * told. */
 static __always_inline enum reason find_way(struct __sk_buff *skb, const struct settings *config, bool ipv6,
 					    const struct ip *source, const struct ip *destination,
 					    __u8 protocol, struct bpf_fib_lookup *route)
@@ -214,7 +215,8 @@ static __always_inline enum reason find_way(struct __sk_buff *skb, const struct 
 	}
 	found = bpf_fib_lookup(skb, route, sizeof(*route), 0);
 	device = route->ifindex;
-	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
+	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH &&
+	    found != BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return NO_ROUTE;
 	return bpf_map_lookup_elem(&uplinks, &device) ? REASON_UNSPECIFIED : NOT_UPLINK;
 }

@@ -172,11 +172,13 @@ def test_a_pods_error_goes_out_by_the_port_that_it_quotes(gateway: Gateway, vers
 
 
 @pytest.mark.parametrize("version", [4, 6])
-@pytest.mark.parametrize("about", ["ttl", "too-big"])
-def test_a_gateway_answers_what_cannot_go_on_through_the_tunnel(gateway: Gateway, about: str, version: int) -> None:
-    """The pod's own node hands it on: so a traceroute shows the gateway, and path MTU discovery works."""
-    sent = replace(OUT, ttl=1) if about == "ttl" else replace(OUT, length=UNDERLAY_MTU + 1, dont_fragment=True)
-    sent = in_family(sent, version)
+@pytest.mark.parametrize("about, length", [("ttl", 100), ("too-big", UNDERLAY_MTU + 1), ("too-big", UNDERLAY_MTU + 99)])
+def test_a_gateway_answers_what_cannot_go_on_through_the_tunnel(
+    gateway: Gateway, about: str, length: int, version: int
+) -> None:
+    """The pod's own node hands it on: so a traceroute shows the gateway, and path MTU discovery works. The route's own
+    look-up refuses what is longer than the device by more than a VLAN tag."""
+    sent = in_family(replace(OUT, ttl=1 if about == "ttl" else 64, length=length, dont_fragment=True), version)
     outer = vxlan(build(sent, INNER), HERE, TUNNEL_PORT, Packet(WORKER, SELF))
     with gateway.world.jumbo():
         gateway.underlay.put(MACS["underlay"] + outer[6:])
