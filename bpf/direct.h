@@ -13,15 +13,8 @@
 
 #include "gateway.h"
 
-/* Whether a packet that came by the link is one of ours, `address` being what is known of its destination. */
-static __always_inline bool may_be_direct(const struct packet *packet, const struct egress_ip_value *address)
-{
-	if (ip_equal(&packet->source, &packet->destination))
-		return packet->destination_port == bpf_htons(PROBE_PORT) ||
-		       packet->destination_port == bpf_htons(TRIAL_PORT);
-	return !address && (bpf_map_lookup_elem(&egress_ips, &packet->source) ||
-			    bpf_map_lookup_elem(&own_egress_ips, &packet->destination));
-}
+/* No verdict: the packet came by the link, and not as one of ours. */
+#define NOT_DIRECT -103
 
 /* From an address to itself. A router's own echo (RFC 9747), too, comes so: it is from no node. */
 static __always_inline int take_own(struct __sk_buff *skb, const struct packet *packet, enum parsed parsed,
@@ -41,33 +34,46 @@ static __always_inline int take_own(struct __sk_buff *skb, const struct packet *
 	if (!read_trial(skb, packet, parsed, &room->trial))
 		return drop(skb, BAD_TRIAL);
 	return room->trial.kind == TRIAL_REPLY ? hear_trial(skb, packet, parsed, sender, true)
-					       : forward(skb, packet, parsed, config, peer);
+					       : forward(skb, packet, parsed, config, peer,
+							 bpf_map_lookup_elem(&egress_ips, &packet->source));
 }
 
+/* `to`: what this gateway knows of the destination. Who sent it is asked only of what may be ours. */
 static __always_inline int take_direct(struct __sk_buff *skb, struct packet *packet, enum parsed parsed,
-				       const struct settings *config)
+				       const struct settings *config, const struct egress_ip_value *to)
 {
-	__u16 sender = sender_of(skb);
-	struct peer peer = {.on_link = sender == NO_NODE ? NULL : node_of(sender)};
-	bool answers;
+	bool is_own = ip_equal(&packet->source, &packet->destination);
+	const struct egress_ip_value *from = NULL;
+	struct peer peer = {};
+	__u16 sender;
 
+	if (is_own) {
+		if (packet->destination_port != bpf_htons(PROBE_PORT) &&
+		    packet->destination_port != bpf_htons(TRIAL_PORT))
+			return NOT_DIRECT;
+	} else {
+		from = to ? NULL : bpf_map_lookup_elem(&egress_ips, &packet->source);
+		if (to || (!from && !bpf_map_lookup_elem(&own_egress_ips, &packet->destination)))
+			return NOT_DIRECT;
+	}
+	sender = sender_of(skb);
+	peer.on_link = sender == NO_NODE ? NULL : node_of(sender);
 	if (peer.on_link)
 		peer.endpoint = peer.on_link->address;
 	else
 		sender = NO_NODE;
-	if (ip_equal(&packet->source, &packet->destination))
+	if (is_own)
 		return take_own(skb, packet, parsed, config, &peer, sender);
 	if (sender == NO_NODE)
 		return drop(skb, UNKNOWN_NEIGHBOUR);
-	answers = !bpf_map_lookup_elem(&egress_ips, &packet->source);
-	if (parsed == PARSED_FRAGMENT && answers)
+	if (parsed == PARSED_FRAGMENT && !from)
 		parsed = follow_first(packet, FROM_WORLD);
 	if (parsed == PARSED_BAD_FRAGMENT)
 		return drop(skb, BAD_FRAGMENT);
 	if (parsed == PARSED_UNSUPPORTED)
 		return drop(skb, UNSUPPORTED_PROTOCOL);
-	if (!answers)
-		return forward(skb, packet, parsed, config, &peer);
+	if (from)
+		return forward(skb, packet, parsed, config, &peer, from);
 	return parsed == PARSED_FRAGMENT ? drop(skb, FRAGMENT)
 					 : return_to_pod(skb, packet, parsed, config, sender);
 }

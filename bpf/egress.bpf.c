@@ -39,7 +39,8 @@ static __always_inline int take_tunnelled(struct __sk_buff *skb, const struct se
 	if (parsed == PARSED_UNSUPPORTED || parsed == PARSED_NOT_IP)
 		return drop_from(skb, &peer->endpoint, UNSUPPORTED_PROTOCOL);
 	if (!(vni & VNI_BACK))
-		return forward(skb, packet, parsed, config, peer);
+		return forward(skb, packet, parsed, config, peer,
+			       bpf_map_lookup_elem(&egress_ips, &packet->source));
 	sender = node_number(&peer->endpoint);
 	if (sender == NO_NODE)
 		return drop(skb, UNKNOWN_NODE);
@@ -109,14 +110,18 @@ static __always_inline int enter(struct __sk_buff *skb, const struct settings *c
 	struct packet *packet = &room->packet;
 	struct egress_ip_value *address;
 	enum parsed parsed = parse(skb, packet);
+	int verdict;
 
 	if (is_tagged(skb) || parsed == PARSED_NOT_IP || parsed == PARSED_MALFORMED)
 		return NEXT; /* a tagged frame is for a device on top of this one */
 	if (is_tunnel_packet(skb, packet, parsed, config))
 		return take_outer(skb, config, room);
 	address = bpf_map_lookup_elem(&egress_ips, &packet->destination);
-	if (skb->ifindex == config->direct_ifindex && may_be_direct(packet, address))
-		return take_direct(skb, packet, parsed, config);
+	if (skb->ifindex == config->direct_ifindex) {
+		verdict = take_direct(skb, packet, parsed, config, address);
+		if (verdict != NOT_DIRECT)
+			return verdict;
+	}
 	if (!address)
 		return NEXT;
 	if (parsed == PARSED_FRAGMENT)
@@ -292,6 +297,10 @@ int to_pod(struct __sk_buff *skb)
 	__u8 again;
 	long error;
 
+	if (skb->tc_index == DELIVERED_HERE) {
+		skb->tc_index = 0; /* the pod may be a router */
+		return NEXT;
+	}
 	if (!config || !room)
 		return NEXT;
 	packet = &room->packet;

@@ -53,14 +53,15 @@ static __always_inline bool owns(const struct ip *endpoint, const struct egress_
 	return owner && ip_equal(&owner->address, endpoint);
 }
 
-/* From another node, bearing an egress IP as its source. That the port's node is there says
+/* From another node, bearing an egress IP as its source: `address`, or NULL if it is none of this gateway's.
+ * That the port's node is there says
  * who sent it: asking `nodes` for every packet costs three more lines of memory, which no cache holds where
  * there are many nodes. */
 static __always_inline int forward(struct __sk_buff *skb, const struct packet *packet, enum parsed parsed,
-				   const struct settings *config, const struct peer *peer)
+				   const struct settings *config, const struct peer *peer,
+				   const struct egress_ip_value *address)
 {
 	const struct ip *endpoint = &peer->endpoint;
-	struct egress_ip_value *address = bpf_map_lookup_elem(&egress_ips, &packet->source);
 	struct scratch *room = read_scratch();
 	enum reason refusal;
 	__be16 port;
@@ -85,7 +86,7 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	refusal = find_route(skb, packet, config, &packet->source, &room->route);
 	if (refusal)
 		return drop(skb, refusal);
-	if (exceeds(skb, packet, config, room->route.ifindex, &mtu))
+	if (exceeds_route(skb, packet, config, &room->route, &mtu))
 		return answer_node(skb, packet, config, ERROR_TOO_BIG, mtu, peer);
 	if (decrement_ttl(skb, packet))
 		return drop(skb, REWRITE_ERROR);

@@ -56,6 +56,7 @@ struct packet {
 	__u32 id;	    /* of a fragment's datagram; 16 bits of IPv4, 32 of IPv6 */
 	__u32 sent_id;	    /* what the first fragment had it replaced by */
 	__u32 id_offset;
+	__u16 checksum; /* of the IPv4 header */
 	__u16 position; /* of a fragment, bytes from the beginning of its datagram */
 	__u8 piece;	/* enum piece */
 	__u8 protocol;	/* of the transport */
@@ -259,6 +260,7 @@ static __always_inline enum parsed parse_ipv4(struct __sk_buff *skb, __u32 offse
 	packet->destination = ip_from_v4(ip.daddr);
 	packet->protocol = ip.protocol;
 	packet->ttl = ip.ttl;
+	packet->checksum = ip.check;
 	packet->total_length = length_of(skb, offset, bpf_ntohs(ip.tot_len), 0, ip.ihl * 4);
 	packet->dont_fragment = ip.frag_off & bpf_htons(IP_DF);
 	packet->plain_header = ip.ihl == 5;

@@ -157,17 +157,45 @@ static __always_inline long fix_transport(struct __sk_buff *skb, const struct pa
 	       bpf_l4_csum_replace(skb, offset, old_port, new_port, flags | 2);
 }
 
-/* The address itself, and the sum of an IPv4 header. The stack's own sum over an IPv6 packet
- * (CHECKSUM_COMPLETE) is corrected with it: nothing else in the header makes up for the change. */
-static __always_inline long write_address(struct __sk_buff *skb, __u32 ip_offset, bool ipv6, enum side side,
-					  const struct ip *before, const struct ip *after)
+/* What the sum of an IPv4 header becomes when `ttl` and the addresses are written into it (RFC 1624, equation
+ * 3). */
+static __always_inline __u16 changed_checksum(const struct packet *packet, const struct iphdr *ip)
 {
-	__u32 at = address_offset(ip_offset, ipv6, side);
+	__u32 old_hop = bpf_htons(packet->ttl << 8), new_hop = bpf_htons(ip->ttl << 8);
+	__u64 sum = (__u16)~packet->checksum;
 
-	if (ipv6)
-		return bpf_skb_store_bytes(skb, at, after, sizeof(*after), BPF_F_RECOMPUTE_CSUM);
-	return bpf_l3_csum_replace(skb, ip_offset + CHECKSUM_OFFSET_IP, before->w[3], after->w[3], 4) ||
-	       bpf_skb_store_bytes(skb, at, &after->w[3], sizeof(after->w[3]), 0);
+	sum += (__u64)(__u32)~packet->source.w[3] + (__u32)~packet->destination.w[3] + (__u16)~old_hop;
+	sum += (__u64)ip->saddr + ip->daddr + new_hop;
+	sum = (sum >> 32) + (__u32)sum;
+	return fold((sum >> 32) + (__u32)sum);
+}
+
+/* The packet's own header as it leaves: `ttl`, and another address on one side. What is written lies side by
+ * side, so one call does it. The stack's own sum over an IPv6 packet (CHECKSUM_COMPLETE) is corrected with
+ * it: nothing else in the header makes up for the change. */
+static __always_inline long write_header(struct __sk_buff *skb, const struct packet *packet, enum side side,
+					 const struct ip *address, __u8 ttl)
+{
+	const struct ip *source = side == SIDE_SOURCE ? address : &packet->source;
+	const struct ip *destination = side == SIDE_SOURCE ? &packet->destination : address;
+	struct ipv6hdr ip6;
+	struct iphdr ip;
+
+	if (packet->ipv6) {
+		ip6.hop_limit = ttl;
+		__builtin_memcpy(&ip6.saddr, source, sizeof(ip6.saddr));
+		__builtin_memcpy(&ip6.daddr, destination, sizeof(ip6.daddr));
+		return bpf_skb_store_bytes(skb, IP_OFFSET + offsetof(struct ipv6hdr, hop_limit),
+					   &ip6.hop_limit, sizeof(ip6) - offsetof(struct ipv6hdr, hop_limit),
+					   BPF_F_RECOMPUTE_CSUM);
+	}
+	ip.ttl = ttl;
+	ip.protocol = packet->protocol; /* the header's, as IPv4 has no other */
+	ip.saddr = source->w[3];
+	ip.daddr = destination->w[3];
+	ip.check = changed_checksum(packet, &ip);
+	return bpf_skb_store_bytes(skb, IP_OFFSET + offsetof(struct iphdr, ttl), &ip.ttl,
+				   sizeof(ip) - offsetof(struct iphdr, ttl), 0);
 }
 
 /* One side's port, and the checksum that covers it and the address. */
@@ -184,14 +212,15 @@ static __always_inline long rewrite_port(struct __sk_buff *skb, const struct pac
 	       bpf_skb_store_bytes(skb, at, &port, sizeof(port), 0);
 }
 
-/* One side's address and port of a TCP, UDP, SCTP or ICMP echo packet; a later fragment has no port, nor the
- * checksum. */
+/* One side's address and port of a TCP, UDP, SCTP or ICMP echo packet, and its TTL; a later fragment has no
+ * port, nor the checksum. */
 static __always_inline long rewrite_side(struct __sk_buff *skb, const struct packet *packet, enum side side,
-					 const struct ip *address, __be16 port, struct crc_change *crc)
+					 const struct ip *address, __be16 port, __u8 ttl,
+					 struct crc_change *crc)
 {
 	if (packet->piece != LATER_PIECE && rewrite_port(skb, packet, side, address, port, crc))
 		return -1;
-	return write_address(skb, IP_OFFSET, packet->ipv6, side, address_of(packet, side), address);
+	return write_header(skb, packet, side, address, ttl);
 }
 
 /* Which datagram a fragment is of; no transport checksum covers that. */
@@ -206,49 +235,39 @@ static __always_inline long rewrite_id(struct __sk_buff *skb, const struct packe
 	       bpf_skb_store_bytes(skb, packet->id_offset, &after, sizeof(after), 0);
 }
 
-/* An ICMP error: one side of its own header, and the other side of the packet that it quotes, which is of the
- * same host. The quoted transport checksum stays as it is: receivers do not verify it, as the quote may be
- * cut (RFC 5508, section 4.2). The sum of a quoted IPv4 header changes by as much as its address does, so the
- * ICMP checksum sees only the port there. */
+/* An ICMP error: its own header, with the address of one side, and the other side of the packet that it
+ * quotes, which is of the same host. The quoted transport checksum stays as it is: receivers do not verify
+ * it, as the quote may be cut (RFC 5508, section 4.2). The sum of a quoted IPv4 header changes by as much as
+ * its address does, so the ICMP checksum sees only the port there. */
 static __always_inline long rewrite_error(struct __sk_buff *skb, const struct packet *error,
 					  const struct packet *quoted, enum side side,
-					  const struct ip *address, __be16 port)
+					  const struct ip *address, __be16 port, __u8 ttl)
 {
 	enum side inner_side = side == SIDE_SOURCE ? SIDE_DESTINATION : SIDE_SOURCE;
 	__be16 old_port = inner_side == SIDE_SOURCE ? quoted->source_port : quoted->destination_port;
 	__u32 inner = error->l4_offset + sizeof(struct icmphdr);
+	__u32 at = address_offset(inner, error->ipv6, inner_side);
 	__u32 checksum = error->l4_offset + CHECKSUM_OFFSET_ICMP;
 	const struct ip *old_inner = address_of(quoted, inner_side);
-	const struct ip *old_outer = address_of(error, side);
 
 	if (error->ipv6) {
-		if (fix_for_address(skb, checksum, true, old_outer, address, 0) ||
+		if (fix_for_address(skb, checksum, true, address_of(error, side), address, 0) ||
 		    bpf_l4_csum_replace(skb, checksum, 0, sum_change(old_inner, address), 0) ||
-		    bpf_skb_store_bytes(skb, address_offset(inner, true, inner_side), address,
-					sizeof(*address), 0))
+		    bpf_skb_store_bytes(skb, at, address, sizeof(*address), 0))
 			return -1;
-	} else if (write_address(skb, inner, false, inner_side, old_inner, address)) {
+	} else if (bpf_l3_csum_replace(skb, inner + CHECKSUM_OFFSET_IP, old_inner->w[3], address->w[3], 4) ||
+		   bpf_skb_store_bytes(skb, at, &address->w[3], sizeof(address->w[3]), 0)) {
 		return -1;
 	}
 	return bpf_l4_csum_replace(skb, checksum, old_port, port, 2) ||
 	       bpf_skb_store_bytes(skb, port_offset(quoted, inner_side), &port, sizeof(port), 0) ||
-	       write_address(skb, IP_OFFSET, error->ipv6, side, old_outer, address);
+	       write_header(skb, error, side, address, ttl);
 }
 
 /* A hop: the TTL goes down by one, as in any router. The caller has dealt with packets whose TTL is spent. */
 static __always_inline long decrement_ttl(struct __sk_buff *skb, const struct packet *packet)
 {
-	__u8 ttl = packet->ttl - 1;
-	__be16 old_word, new_word;
-
-	if (packet->ipv6)
-		return bpf_skb_store_bytes(skb, IP_OFFSET + offsetof(struct ipv6hdr, hop_limit), &ttl,
-					   sizeof(ttl), BPF_F_RECOMPUTE_CSUM);
-	/* The header's protocol field shares the word; of an IPv4 packet it is the transport's. */
-	old_word = bpf_htons(packet->ttl << 8 | packet->protocol);
-	new_word = bpf_htons(ttl << 8 | packet->protocol);
-	return bpf_l3_csum_replace(skb, IP_OFFSET + CHECKSUM_OFFSET_IP, old_word, new_word, 2) ||
-	       bpf_skb_store_bytes(skb, IP_OFFSET + offsetof(struct iphdr, ttl), &ttl, sizeof(ttl), 0);
+	return write_header(skb, packet, SIDE_SOURCE, &packet->source, packet->ttl - 1);
 }
 
 /* Lowers the MSS option of a SYN to what fits `mtu` (RFC 879); a SYN without the option means 536 and is

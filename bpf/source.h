@@ -100,6 +100,7 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
 	struct ip egress_ip = flow->egress_ip, endpoint;
 	struct scratch *room = read_scratch();
 	__be16 port = flow->egress_port;
+	__u8 ttl = home ? packet->ttl : packet->ttl - 1;
 	__u32 id = packet->sent_id;
 	__u32 group = flow->group, device = config->tunnel_ifindex, mtu;
 	enum reason refusal;
@@ -131,12 +132,12 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
 			return drop(skb, FRAGMENT);
 	}
 	if (parsed == PARSED_ICMP_ERROR
-		? rewrite_error(skb, packet, &room->quoted, SIDE_SOURCE, &egress_ip, port)
-		: rewrite_side(skb, packet, SIDE_SOURCE, &egress_ip, port, &room->crc))
+		? rewrite_error(skb, packet, &room->quoted, SIDE_SOURCE, &egress_ip, port, ttl)
+		: rewrite_side(skb, packet, SIDE_SOURCE, &egress_ip, port, ttl, &room->crc))
 		return drop(skb, REWRITE_ERROR);
 	if (packet->piece && rewrite_id(skb, packet, id))
 		return drop(skb, REWRITE_ERROR);
-	if ((!home && decrement_ttl(skb, packet)) || clamp_mss(skb, packet, config->flow_mtu))
+	if (clamp_mss(skb, packet, config->flow_mtu))
 		return drop(skb, REWRITE_ERROR);
 	if (local)
 		return send_by(skb, &room->route, TRANSLATED);
@@ -530,10 +531,8 @@ static __always_inline int return_to_pod(struct __sk_buff *skb, const struct pac
 			rest_anew(&key, port);
 	}
 	if (parsed == PARSED_ICMP_ERROR
-		? rewrite_error(skb, packet, &room->quoted, SIDE_DESTINATION, &pod, pod_port)
-		: rewrite_side(skb, packet, SIDE_DESTINATION, &pod, pod_port, &room->crc))
-		return drop(skb, REWRITE_ERROR);
-	if (decrement_ttl(skb, packet))
+		? rewrite_error(skb, packet, &room->quoted, SIDE_DESTINATION, &pod, pod_port, packet->ttl - 1)
+		: rewrite_side(skb, packet, SIDE_DESTINATION, &pod, pod_port, packet->ttl - 1, &room->crc))
 		return drop(skb, REWRITE_ERROR);
 	return deliver(skb, ifindex, pod_mac, device_mac, DELIVERED);
 }

@@ -27,6 +27,17 @@ static __always_inline bool exceeds(struct __sk_buff *skb, const struct packet *
 	return !is_cut && bpf_check_mtu(skb, device, mtu, 0, BPF_MTU_CHK_SEGS) > 0;
 }
 
+/* Too big for the device of a route that has been found. */
+static __always_inline bool exceeds_route(struct __sk_buff *skb, const struct packet *packet,
+					  const struct settings *config, const struct bpf_fib_lookup *route,
+					  __u32 *mtu)
+{
+	*mtu = 0;
+	if (!skb->gso_size && packet->total_length <= route->mtu_result)
+		return false;
+	return exceeds(skb, packet, config, route->ifindex, mtu);
+}
+
 static __always_inline const struct ip *icmp_source(const struct settings *config,
 						    const struct packet *packet)
 {
@@ -192,8 +203,8 @@ static __always_inline int drop_from(struct __sk_buff *skb, const struct ip *end
 	return drop(skb, node_number(endpoint) == NO_NODE ? UNKNOWN_NODE : reason);
 }
 
-/* The route to the world that the kernel has. A packet that is too long for it has one, and its sender is
- * told. */
+/* The route to the world that the kernel has; route->mtu_result is then what its device carries, where the
+ * kernel says so (0 = it does not). A packet that is too long for it has a route, and its sender is told. */
 static __always_inline enum reason find_way(struct __sk_buff *skb, const struct settings *config, bool ipv6,
 					    const struct ip *source, const struct ip *destination,
 					    __u8 protocol, struct bpf_fib_lookup *route)
@@ -242,6 +253,8 @@ static __always_inline int send_by(struct __sk_buff *skb, const struct bpf_fib_l
 	return send_to(skb, route->ifindex, &next_hop, done);
 }
 
+#define DELIVERED_HERE 0x7264 /* skb->tc_index of what a program sends to a pod: to_pod leaves it alone */
+
 /* To a pod on this node, by its host-side device, with the Ethernet header that the host would write. */
 static __always_inline int deliver(struct __sk_buff *skb, __u32 ifindex, const __u8 *pod_mac,
 				   const __u8 *device_mac, enum reason done)
@@ -249,6 +262,7 @@ static __always_inline int deliver(struct __sk_buff *skb, __u32 ifindex, const _
 	if (bpf_skb_store_bytes(skb, 0, pod_mac, ETH_ALEN, 0) ||
 	    bpf_skb_store_bytes(skb, ETH_ALEN, device_mac, ETH_ALEN, 0))
 		return drop(skb, REWRITE_ERROR);
+	skb->tc_index = DELIVERED_HERE;
 	return sent(skb, bpf_redirect(ifindex, 0), done);
 }
 

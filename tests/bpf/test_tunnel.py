@@ -250,6 +250,19 @@ def test_an_answer_from_any_gateway_of_the_group_is_handed_to_its_pod(
 
 
 @pytest.mark.parametrize("version", [4, 6])
+def test_a_late_answer_is_no_flow_that_began_outside(gateway: Gateway, version: int) -> None:
+    """Its flow has been collected at the pod's node, its port not yet. What is handed to a pod here is not asked for a
+    flow again; what the host hands to it is."""
+    asked, answer = in_family(ASKED, version), in_family(ANSWER, version)
+    gateway.world.fill(to_world(THERE), replace(flow_of(gateway.world, asked), flows={}))
+    gateway.tunnelled(answer, vni=BACK)
+    assert parse(gateway.pod.get()).destination == asked.source
+    assert gateway.world.state().flows == {}
+    gateway.world.run("to_pod", "pod0", build(replace(answer, destination=asked.source)))
+    assert len(gateway.world.state().flows) == 1
+
+
+@pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("about", ["ttl", "too-big", "free to be cut"])
 def test_the_remote_is_told_by_the_pods_own_node_what_does_not_get_to_the_pod(
     gateway: Gateway, about: str, version: int
