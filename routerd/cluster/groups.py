@@ -3,7 +3,8 @@
 An address that a policy gives and a node reports on an interface belongs to that node alone. Otherwise the gateways are
 chosen among the ready nodes that the policy selects, or that bear the gateway label; they have an IPv4 address to be
 a tunnel endpoint, and an agent that serves (`agents.py`). Nodes that drain are gateways only where no other node can
-be. No gateway is a group without gateways: its traffic is dropped, and the refusal says which label or agent it lacks.
+be. Those of which nothing good is known any more stay while no other node can be one. No gateway is a group without
+gateways: its traffic is dropped, and the refusal says which label or agent it lacks.
 """
 
 from __future__ import annotations
@@ -164,6 +165,8 @@ def form_groups(
             if accepted[0].service:
                 able = [name for name in (announcing or {}).get(accepted[0].key, ()) if not _unfit(nodes[name])]
             candidates = _candidates(record, able, draining, agents)
+            if not candidates and not accepted[0].service:
+                candidates = _last(record, nodes, accepted[0].gateways)
             gateways = choose(str(record.egress_ip), candidates, limit)
         chosen = replace(record, gateways=gateways)
         draft.records.append(record if chosen == record else chosen)
@@ -325,6 +328,14 @@ def _candidates(record: GroupRecord, fit: Sequence[str], draining: Collection[st
     return [name for name in served if name not in draining] or [name for name in served if name in present] or served
 
 
+def _last(record: GroupRecord, nodes: Mapping[str, Node], selector: LabelSelector | None) -> list[str]:
+    """Its gateways, whose nodes are not ready: all of them may have lost the API server and nothing else. Whoever is
+    off is probed in vain by the others, and left; none at all would be an outage for certain.
+    """
+    known = ((name, nodes[name]) for name in record.gateways if name in nodes)
+    return [name for name, node in known if is_gateway(selector, node) and node.tunnel_endpoint and not node.fenced]
+
+
 def _served(fit: Sequence[str], present: Collection[str], agents: Agents) -> list[str]:
     """Those with an agent; else those that may have one; else those that are gateways now. See `agents.State`.
 
@@ -343,9 +354,9 @@ def _served(fit: Sequence[str], present: Collection[str], agents: Agents) -> lis
 def _without_agent(
     group: EgressGroup, members: Sequence[EgressPolicy], nodes: Mapping[str, Node], agents: Agents
 ) -> list[Refusal]:
-    """For each policy of the group, if none of its gateways has an agent."""
+    """For each policy of the group, if none of its gateways is ready and has an agent."""
     names = group.gateways
-    if any(not agents.is_silent(name) for name in names):
+    if any(not agents.is_silent(name) and (group.node_address or not _unfit(nodes[name])) for name in names):
         return []
     if group.node_address:
         message = f"{names[0]}: {agents.why_not(names[0])}; it has the address and stays the gateway: start its agent"
@@ -382,10 +393,10 @@ def _no_gateway(policy: EgressPolicy, nodes: Mapping[str, Node], agents: Agents,
         holder = f", and no node reports {given} on an interface" if given else ""
         return f"no node matches {rule}{holder}: label a gateway node; traffic of the policy is dropped until then"
     problems = ", ".join(_unfit(nodes[name]) or f"{name}: {agents.why_not(name)}" for name in matching)
+    what = "has an agent that serves" if any(not _unfit(nodes[name]) for name in matching) else "is ready"
     if kept:
         stay = f"{', '.join(kept)} stay{'' if kept[1:] else 's'}"
-        return f"no node with {rule} has an agent that serves ({problems}): start it; until then {stay}"
-    what = "has an agent that serves" if any(not _unfit(nodes[name]) for name in matching) else "is ready"
+        return f"no node with {rule} {what} ({problems}): until one {what.split()[0]}, {stay}"
     return f"no node with {rule} {what} ({problems}): traffic of the policy is dropped until one {what.split()[0]}"
 
 

@@ -449,6 +449,12 @@ def test_gateway_node_not_ready() -> None:
     assert world.decide() == "group 1 198.51.100.7 EgressPolicy/out via g2 g3"
     world.node("g2", network_unavailable=True)
     world.node("g3", "false")
+    assert world.decide().splitlines() == [
+        "group 1 198.51.100.7 EgressPolicy/out via g2",
+        "! EgressPolicy/out NoGateway: no node with label routerd.io/egress-gateway is ready (g1, g2): until one is, "
+        "g2 stays",
+    ]
+    world.node("g2", ready=False, fenced=True)
     group, refusal = world.decide().splitlines()
     assert group == "group 1 198.51.100.7 EgressPolicy/out via none"
     assert refusal.startswith(
@@ -456,6 +462,20 @@ def test_gateway_node_not_ready() -> None:
     )
     world.node("g1")
     assert world.decide() == "group 1 198.51.100.7 EgressPolicy/out via g1"
+
+
+def test_gateways_that_are_all_cut_off_from_the_api_server_stay() -> None:
+    """Their nodes are not ready, and what they do goes on; one that is back is preferred."""
+    world = World()
+    for name in ("g1", "g2"):
+        world.node(name)
+    world.policy("out", "198.51.100.7")
+    both = world.decide()
+    for name in ("g1", "g2"):
+        world.node(name, ready=False)
+    assert world.decide().splitlines()[0] == both
+    world.node("g2")
+    assert world.decide() == "group 1 198.51.100.7 EgressPolicy/out via g2"
 
 
 def test_a_gateway_that_drains_gives_its_groups_to_others() -> None:
