@@ -192,7 +192,7 @@ def _able(group: Wanted, inventory: Inventory) -> Iterator[Interface]:
         have = {str(block) for block in interface.blocks}
         lacking = sum(f"{address}/32" not in have for address in group.addresses)
         taken = sum(block.version == 4 for block in interface.blocks)
-        has_room = limits is not None and 1 + interface.others + taken + lacking <= limits.ipv4
+        has_room = limits is not None and limits.named and 1 + interface.others + taken + lacking <= limits.ipv4
         if has_room and all(address in cidr for address in group.addresses):
             yield interface
 

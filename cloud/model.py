@@ -63,6 +63,7 @@ class Limits:
     ipv4: int  # addresses of an interface, its primary one included
     ipv6: int
     prefixes: bool  # whether an interface takes prefixes in place of addresses: Nitro and bare metal do
+    named: bool = True  # whether its primary interface takes an address that is asked for by name
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,9 @@ PROVIDERS = (
     re.compile(r"aws:///[a-z0-9-]+/(i-[0-9a-f]+)"),
     re.compile(r"(?:alicloud://)?[a-z]+-[a-z0-9-]+\.(i-[0-9a-z]+)"),
     re.compile(
-        r"azure://(/subscriptions/[^/]+/resourcegroups/[^/]+/providers/microsoft\.compute/virtualmachines/[^/]+)", re.I
+        r"azure://(/subscriptions/[^/]+/resourcegroups/[^/]+/providers/microsoft\.compute/"
+        r"(?:virtualmachinescalesets/[^/]+/)?virtualmachines/[^/]+)",
+        re.I,
     ),
 )
 

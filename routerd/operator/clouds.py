@@ -19,7 +19,7 @@ from cloud.buckets import Buckets, Rate
 from cloud.calls import Outcome, Refused, Unknown
 from cloud.demand import Demand, Demands
 from cloud.egress import Wanted
-from cloud.providers import alibaba, arm, aws, ec2, ecs
+from cloud.providers import alibaba, arm, aws, ec2, ecs, nic_changes
 from cloud.providers.account import Account
 from cloud.records import Holding
 from cloud.turn import Memory, Order, Turn, decide, learn
@@ -53,7 +53,7 @@ def opened(settings: CloudSettings) -> Backend:
     if settings.provider == "azure":
         from cloud.providers import azure  # brings a client of HTTP, which nobody else of a store of files needs
 
-        return arm.Subscription(azure.connect(settings.endpoint))
+        return nic_changes.Subscription(azure.connect(settings.endpoint))
     return Account(ec2, aws.connect(settings.region, settings.endpoint), settings.rules)
 
 

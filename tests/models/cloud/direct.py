@@ -10,7 +10,7 @@ from cloud.backend import Backend, CloudFault, Data, Send, Unanswered
 from cloud.calls import Call, Outcome
 from cloud.demand import Rules
 from cloud.model import Inventory
-from cloud.providers import arm, ec2, ecs
+from cloud.providers import arm, ec2, ecs, nic_changes
 from cloud.providers.account import Account
 from tests.models.cloud.alibaba.front import ALIBABA_FRONT
 from tests.models.cloud.azure import names
@@ -23,7 +23,7 @@ REGION = "cn-hangzhou"
 
 def account(cloud: Cloud, rules: Rules) -> Backend:
     if cloud.front is AZURE_FRONT:
-        return Named(arm.Subscription(sender(cloud)))
+        return Named(nic_changes.Subscription(sender(cloud)))
     return Account(ecs if cloud.front is ALIBABA_FRONT else ec2, sender(cloud), rules)
 
 
@@ -47,7 +47,7 @@ def sender(cloud: Cloud) -> Send:
 class Named:
     """Azure with its VMs called by their names in place of their ids, as instances of the other clouds are."""
 
-    backend: arm.Subscription
+    backend: nic_changes.Subscription
 
     def describe(self, instances: Collection[str]) -> Inventory:
         short = {names.vm(each).lower(): each for each in instances}

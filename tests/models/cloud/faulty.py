@@ -20,7 +20,9 @@ from typing import Any
 
 from cloud.model import INSTANCE_TAG
 from cloud.need import Watermarks
+from cloud.providers import arm
 from tests.models.cloud.alibaba.front import ALIBABA_FRONT
+from tests.models.cloud.azure import names
 from tests.models.cloud.azure.front import AZURE_FRONT
 from tests.models.cloud.core import Fault
 from tests.models.cloud.desk_node import DeskNode
@@ -55,7 +57,7 @@ class Life:
             front=self.front, prefixes=self.prefixes, ipv6=True, marks=Watermarks(pre_allocate=2), cidr="10.0.0.0/25",
         )  # fmt: skip
         world.cloud.lag = lambda: self.choose((0.0, 0.0, 7.0, 30.0, LATEST))
-        growing = ("CreateNetworkInterface", "AssignPrivateIpAddresses", "NetworkInterfaces_CreateOrUpdate")
+        growing = ("CreateNetworkInterface", "AssignPrivateIpAddresses", arm.PUT, arm.VM_PUT)
         world.cloud.buckets = dict.fromkeys(growing, (3, 0.5))
         self.world = world
         world.nodes.clear()
@@ -134,6 +136,8 @@ class Life:
         """An instance, whose disk is that of the last node of this name."""
         self.count += 1
         name, directory = f"i-{self.count:x}", self.directory / node
+        if self.front is AZURE_FRONT and self.choose((True, False)):
+            name = f"{names.IN_SET}{self.count:x}"
         directory.mkdir(exist_ok=True)
         self.world.add(name, type_=self.choose(("t3.small", "m5.large", "t2.small")))
         self.world.nodes[name] = DeskNode(

@@ -15,16 +15,17 @@ import pytest
 from cloud.backend import CloudFault, Unanswered
 from cloud.calls import Assign, AssignPrefix6, Call, Done, Refused, Take, Unassign, Unknown
 from cloud.need import Watermarks
-from cloud.providers import arm, azure
+from cloud.providers import arm, azure, nic_changes, nics
 from tests.models.cloud.azure import looks, names
-from tests.models.cloud.azure.calls import ARM, BY_NAME
+from tests.models.cloud.azure.calls import ARM, BY_NAME, JOINS
 from tests.models.cloud.azure.front import AZURE_FRONT
 from tests.models.cloud.azure.server import OPERATIONS, Desk, served
 from tests.models.cloud.core import Cloud, Fault
 from tests.models.cloud.direct import Named
 from tests.models.cloud.world import World
 
-PUT = "NetworkInterfaces_CreateOrUpdate"
+PUT, VM_PUT = "NetworkInterfaces_CreateOrUpdate", "VirtualMachineScaleSetVMs_Update"
+IN_SET = names.IN_SET + "1"  # an instance of a scale set
 ROOT = Path(__file__).parents[3]
 
 
@@ -37,24 +38,25 @@ def desk() -> Desk:
 def world(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """Tokens come from the fake's own metadata service."""
     world = World.of(front=AZURE_FRONT, marks=Watermarks(pre_allocate=3), ipv6=True)
+    world.cloud.add_instance(IN_SET, "subnet-1")
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(azure, "POLL", 0.01)
     monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "ManagedIdentityCredential")
     with served(world.cloud, desk) as endpoint:
         monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", endpoint)
-        world.backend = Named(arm.Subscription(azure.connect(endpoint)))
+        world.backend = Named(nic_changes.Subscription(azure.connect(endpoint)))
         yield world
 
 
-def interface(cloud: Cloud, index: int = 1) -> str:
-    """Of i-1, as our records have it."""
-    return names.nic(cloud.of("i-1")[index].id).lower()
+def interface(cloud: Cloud, name: str = "i-1") -> str:
+    """Its second one, as our records have it."""
+    return names.nic(cloud.of(name)[1].id, name).lower()
 
 
-def nic(cloud: Cloud, index: int = 1) -> dict[str, Any]:
+def nic(cloud: Cloud, name: str = "i-1") -> dict[str, Any]:
     """As Azure has it now, without what it says of the change alone."""
-    shown = looks.nic_data(cloud, cloud.of("i-1")[index])
+    shown = looks.nic_data(cloud, cloud.of(name)[1])
     settings = {key: value for key, value in shown["properties"].items() if key != "ipConfigurations"}
     configurations = {each["name"]: each["properties"] for each in shown["properties"]["ipConfigurations"]}
     return {"settings": settings, "configurations": configurations}
@@ -73,16 +75,17 @@ def test_an_instance_grows_and_shrinks_over_http(world: World, desk: Desk) -> No
     assert {each.removesuffix("/") for each in desk.audiences} == {world.backend.backend.call.__self__.endpoint}  # type: ignore[attr-defined]
 
 
-def test_each_change_over_http_leaves_everything_else_as_it_was(world: World) -> None:
+@pytest.mark.parametrize("name", ["i-1", IN_SET])
+def test_each_change_over_http_leaves_everything_else_as_it_was(world: World, name: str) -> None:
     """The primary configuration with its public address and pool, and whatever somebody else has added."""
     cloud = world.cloud
-    (_, eni) = cloud.of("i-1")
+    (_, eni) = cloud.of(name)
     stranger = {"name": "theirs", "properties": {**looks.first(cloud, eni)["properties"], "primary": False,
                                                  "privateIPAddress": "10.0.0.77"}}  # fmt: skip
     cloud.taken["subnet-1"].add(int(IPv4Address("10.0.0.77")))
     cloud.put(replace(eni, addresses=(IPv4Address("10.0.0.77"),), configurations=(looks.first(cloud, eni), stranger)))
-    before = nic(cloud)
-    target = interface(cloud)
+    before, others = nic(cloud, name), cloud.of(name)[0]
+    target = interface(cloud, name)
     calls: list[tuple[Call, int]] = [
         (Assign(target, 2, token="x"), 32),
         (Assign(target, 2, prefixes=True, token="y"), 28),
@@ -94,19 +97,20 @@ def test_each_change_over_http_leaves_everything_else_as_it_was(world: World) ->
         assert isinstance(done, Done) and {each.prefixlen for each in done.blocks} == {length}
         assert world.backend.send(call) == done, "the same token gives no more"
         given += done.blocks
-    egress = IPv4Address("10.0.0.200")
-    assert world.backend.send(Take(target, egress)) == Done()
-    assert world.backend.send(Take(target, egress)) == Done(), "it is there"
-    given.append(ip_network("10.0.0.200/32"))
-    assert set(world.backend.describe(["i-1"]).interfaces[target].blocks) == set(given)
-    assert before["configurations"].items() <= nic(cloud)["configurations"].items()
-    assert {one["applicationSecurityGroups"][0]["id"] for one in nic(cloud)["configurations"].values()} == {
+    if name == "i-1":
+        take = Take(target, IPv4Address("10.0.0.200"))
+        assert [world.backend.send(take) for _ in range(2)] == [Done(), Done()]
+        given.append(ip_network("10.0.0.200/32"))
+    assert set(world.backend.describe([name]).interfaces[target].blocks) == set(given)
+    assert before["configurations"].items() <= nic(cloud, name)["configurations"].items()
+    assert {one["applicationSecurityGroups"][0]["id"] for one in nic(cloud, name)["configurations"].values()} == {
         looks.refers("applicationSecurityGroups", "nodes")["id"]
     }
     for block in (*given, ip_network("10.0.0.77/32")):
         assert isinstance(world.backend.send(Unassign(target, (block,))), Done)
-    assert nic(cloud) == before, "what is not ours is not taken away, whoever asks for it"
-    assert cloud.mutations() == {PUT: 10}
+    assert nic(cloud, name) == before, "what is not ours is not taken away, whoever asks for it"
+    assert cloud.of(name)[0] == others
+    assert cloud.mutations() == ({PUT: 10} if name == "i-1" else {VM_PUT: 8})
 
 
 def test_who_is_too_late_reads_again_and_loses_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,23 +137,25 @@ def test_whom_others_always_forestall_says_that_he_does_not_know(world: World) -
     world.cloud.advance(1)
     world.cloud.put(world.cloud.of("i-1")[1])
     assert isinstance(world.backend.send(Assign(interface(world.cloud), 1, token="x")), Unknown)
-    assert [code for _, action, _, code in world.cloud.log if action == PUT] == ["PreconditionFailed"] * arm.TRIES
+    assert [code for _, action, _, code in world.cloud.log if action == PUT] == [
+        "PreconditionFailed"
+    ] * nic_changes.TRIES
 
 
 # --- the end of a change
 
 
+@pytest.mark.parametrize("name", ["i-1", IN_SET])
 @pytest.mark.parametrize("how", ["operation", "resource", "not-allowed"])
-def test_a_change_is_waited_for(world: World, desk: Desk, how: str) -> None:
+def test_a_change_is_waited_for(world: World, desk: Desk, how: str, name: str) -> None:
     """By its operation; by the resource where there is none, or none that may be read."""
     desk.without_operations = how == "resource"
     if how == "not-allowed":
-        call = BY_NAME[PUT]
-        world.cloud.permissions = {each.permission for each in ARM} | set(call.also.values())
+        world.cloud.permissions = {each.permission for each in ARM} | set(JOINS.values())
         assert OPERATIONS not in world.cloud.permissions
-    done = world.backend.send(Assign(interface(world.cloud), 2, token="x"))
+    done = world.backend.send(Assign(interface(world.cloud, name), 2, token="x"))
     assert isinstance(done, Done) and len(done.blocks) == 2
-    assert world.cloud.of("i-1")[1].changing == ""
+    assert world.cloud.of(name)[1].changing == ""
 
 
 def test_a_change_that_fails_in_the_end_is_refused(world: World, desk: Desk) -> None:
@@ -236,7 +242,7 @@ def test_a_server_that_is_not_there_is_told(world: World) -> None:
         pass
     send = azure.Client(endpoint, lambda: "token").send
     with pytest.raises(CloudFault) as caught:
-        arm.Subscription(send).describe([names.vm("i-1").lower()])
+        nic_changes.Subscription(send).describe([names.vm("i-1").lower()])
     assert caught.value.problem == "unreachable"
 
 
@@ -252,7 +258,7 @@ def test_an_answer_that_cannot_be_read_is_an_unknown_outcome(world: World, desk:
     "answer", [{"value": [{}]}, {"value": 7}, {}, {"value": [{"properties": {"virtualMachine": 7}}]}]
 )
 def test_an_answer_that_is_not_understood_is_no_crash(answer: object) -> None:
-    backend = arm.Subscription(lambda action, parameters: answer)  # type: ignore[arg-type, return-value]
+    backend = nic_changes.Subscription(lambda action, parameters: answer)  # type: ignore[arg-type, return-value]
     with pytest.raises(CloudFault, match="not understood"):
         backend.describe([names.vm("i-1").lower()])
     assert isinstance(backend.send(Assign("i", 1, token="t")), Unknown)
@@ -281,17 +287,18 @@ def test_without_an_identity_it_is_denied(world: World, monkeypatch: pytest.Monk
 
 
 def test_many_of_all_come_in_pages(world: World) -> None:
-    for number in range(2, 121):
+    for number in range(2, 61):
         world.cloud.add_instance(f"i-{number}", "subnet-1")
-    inventory = world.backend.describe([f"i-{number}" for number in range(1, 121)])
+        world.cloud.add_instance(f"{names.IN_SET}{number}", "subnet-1")
+    inventory = world.backend.describe([f"{of}{number}" for of in ("i-", names.IN_SET) for number in range(1, 61)])
     assert (len(inventory.instances), len(inventory.interfaces)) == (120, 240)
 
 
 def test_instances_that_are_not_there_and_groups_that_are_not_are_no_error(world: World) -> None:
     missing = names.vm("i-9").lower().replace("group-1", "group-2")
-    found = arm.describe(world.backend.backend.call, [names.vm("i-1").lower(), missing, "i-0123"])  # type: ignore[attr-defined]
+    found = nics.describe(world.backend.backend.call, [names.vm("i-1").lower(), missing, "i-0123"])  # type: ignore[attr-defined]
     assert list(found.instances) == [names.vm("i-1").lower()]
-    assert arm.Subscription(world.backend.backend.call).describe([]).interfaces == {}  # type: ignore[attr-defined]
+    assert nic_changes.Subscription(world.backend.backend.call).describe([]).interfaces == {}  # type: ignore[attr-defined]
 
 
 # --- the table

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from cloud.egress import Wanted, read_seat, seat_row
-from tests.models.cloud.azure import looks
+from tests.models.cloud.azure import looks, names
 from tests.models.cloud.azure.front import AZURE_FRONT
 from tests.models.cloud.core import Fault
 from tests.models.cloud.world import World
@@ -113,6 +113,16 @@ def test_a_configuration_of_somebody_else_is_never_taken_away() -> None:
     world.wanted = (Wanted((EGRESS,), ("g-2",)),)
     world.run(300)
     assert (truth(world), configurations(world, "g-1")) == (["g-1"], ["ipconfig1", "theirs"])
+
+
+def test_an_instance_of_a_scale_set_holds_none() -> None:
+    """It takes no address that is named."""
+    world = gateways()
+    name = names.IN_SET + "1"
+    world.cloud.add_instance(name, "subnet-1")
+    world.wanted = (Wanted((EGRESS,), (name, "g-2")),)
+    world.run(60)
+    assert (holder(world), truth(world)) == ("g-2", ["g-2"])
 
 
 def test_an_address_that_nobody_wants_is_given_back_and_forgotten() -> None:

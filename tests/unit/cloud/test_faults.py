@@ -12,7 +12,7 @@ from tests.models.cloud.faulty import FRONTS, Life, seeded
 @pytest.mark.parametrize("provider", FRONTS)
 @pytest.mark.parametrize("prefixes", [False, True])
 def test_a_long_life(prefixes: bool, provider: str) -> None:
-    life = seeded(1, 250, prefixes=prefixes, provider=provider)
+    life = seeded(2, 250, prefixes=prefixes, provider=provider)
     assert min(life.steps[name] for name in Life.STEPS) > 0
 
 

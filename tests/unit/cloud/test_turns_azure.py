@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from cloud.need import Watermarks
-from cloud.providers import arm
-from tests.models.cloud.azure import looks
+from cloud.providers import arm, nics
+from tests.models.cloud.azure import looks, names
 from tests.models.cloud.azure.changes import MOST
 from tests.models.cloud.azure.front import AZURE_FRONT
 from tests.models.cloud.core import Fault
 from tests.models.cloud.state import Eni
 from tests.models.cloud.world import World
 
-PUT = "NetworkInterfaces_CreateOrUpdate"
+PUT, VM_PUT = "NetworkInterfaces_CreateOrUpdate", "VirtualMachineScaleSetVMs_Update"
 
 
 def world_of(**rules: Any) -> World:
@@ -57,6 +57,48 @@ def test_the_only_interface_of_a_vm_serves_its_pods_too() -> None:
     world.run(60)
     assert len(world.cloud.of("i-1")[0].addresses) == 13
     assert [one.index for one in world.holdings["i-1"].held] == [0]
+
+
+IN_SET = names.IN_SET + "1"
+
+
+def of_set(**rules: Any) -> World:
+    """An instance of a scale set alone."""
+    world = world_of(**rules)
+    world.cloud.terminate("i-1")
+    del world.nodes["i-1"]
+    world.add(IN_SET)
+    return world
+
+
+def test_an_instance_of_a_scale_set_is_written_as_a_whole() -> None:
+    world = of_set(prefixes=True, ipv6=True, cidr="10.0.0.0/20")
+    world.want(40, IN_SET)
+    world.run(60)
+    assert [block.network.prefixlen for _, block in world.holdings[IN_SET].blocks()] == [28, 28, 28, 80]
+    assert world.cloud.mutations().keys() == {VM_PUT}
+    world.want(0, IN_SET)
+    world.run(300, step=10)
+    assert [block.network.prefixlen for _, block in world.holdings[IN_SET].blocks()] == [28, 80]
+    assert {code for _, _, _, code in world.cloud.log} == {""}
+
+
+@pytest.mark.parametrize("when", ["before", "after", "internal", "internal-done"])
+@pytest.mark.parametrize("action", [VM_PUT, "NetworkInterfaces_GetVirtualMachineScaleSetNetworkInterface"])
+def test_of_a_scale_set_nothing_is_given_twice_either(action: str, when: str) -> None:
+    world = of_set(marks=Watermarks(pre_allocate=14))
+    world.cloud.lag = lambda: 50.0
+    world.cloud.faults = [Fault(action, when, 3)]  # type: ignore[arg-type]
+    world.run(300)
+    assert world.holdings[IN_SET].available() == len(world.cloud.of(IN_SET)[1].addresses) == 14
+
+
+def test_a_scale_set_that_is_gone_or_empty_is_no_error() -> None:
+    world = of_set()
+    world.run(60)
+    world.cloud.terminate(IN_SET)
+    world.run(300)
+    assert reasons(world) == ["InstanceUnknown"]
 
 
 def test_blocks_of_both_families() -> None:
@@ -101,7 +143,7 @@ def test_a_subnet_gives_what_it_has_left_and_is_told_to_be_full() -> None:
     world = world_of(cidr="10.0.0.0/28")
     world.want(12)
     world.run(60)
-    assert world.holdings["i-1"].available() == 16 - arm.RESERVED - 2
+    assert world.holdings["i-1"].available() == 16 - nics.RESERVED - 2
     assert {code for _, _, _, code in world.cloud.log} == {""}
     assert reasons(world) == ["SubnetFull"]
 

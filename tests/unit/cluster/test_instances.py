@@ -24,7 +24,7 @@ from routerd.formats.core import read_node
         ),
         (
             "azure:///subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachineScaleSets/a/virtualMachines/0",
-            "",
+            "/subscriptions/s/resourcegroups/g/providers/microsoft.compute/virtualmachinescalesets/a/virtualmachines/0",
         ),
         ("gce://project/zone/i-0123", ""),
         ("", ""),

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING, Any
 
 from tests.models.cloud.azure import looks, names
-from tests.models.cloud.azure.calls import BY_NAME
+from tests.models.cloud.azure.calls import JOINS
 from tests.models.cloud.state import Eni, Refusal
 
 if TYPE_CHECKING:
@@ -26,23 +26,69 @@ def put(cloud: Cloud, given: Data) -> Data:
     if name not in cloud.enis:
         raise Refusal("ResourceNotFound", given["id"], 404)
     eni, body = cloud.enis[name], given["body"]
-    if given.get("etag", looks.etag(eni)) != looks.etag(eni):
-        raise Refusal("PreconditionFailed", f"{name} has changed", 412)
-    if eni.changing == "Updating":
-        raise Refusal("AnotherOperationInProgress", f"{name} is being changed", 409)
+    _free(given, looks.etag(eni), [eni])
     wanted = [_plain(each) for each in body["properties"]["ipConfigurations"]]
-    cloud.permit(*_joined(body["properties"], wanted))
-    _judged(cloud, eni, body, wanted)
+    if body["location"] != names.LOCATION:
+        raise Refusal("InvalidRequestFormat", "the location is another")
+    eni = _put(cloud, eni, body["properties"], wanted)
+    cloud.put(replace(eni, tags=body.get("tags", {})))
+    return looks.nic_data(cloud, cloud.enis[name])
+
+
+def put_vm(cloud: Cloud, given: Data) -> Data:
+    """An instance of a scale set: what is said otherwise than it was is a change, of one interface at a time."""
+    name, body = names.instance(given["id"]), given["body"]
+    enis = cloud.of(name)
+    if not enis:
+        raise Refusal("ResourceNotFound", given["id"], 404)
+    _free(given, looks.vm_etag(enis), enis)
+    if body["properties"]["storageProfile"]["imageReference"] is not None:
+        raise Refusal("LinkedAuthorizationFailed", "the image may not be read", 403)
+    written = body["properties"]["networkProfileConfiguration"]["networkInterfaceConfigurations"]
+    if [each["name"] for each in written] != [each.id for each in enis]:
+        raise Refusal("InvalidRequestFormat", "interfaces come and go")
+    for eni, each in zip(enis, written, strict=True):
+        wanted = [_of_set(cloud, eni, one) for one in each["properties"]["ipConfigurations"]]
+        if wanted != list(looks.configurations(cloud, eni)) or eni.changing == "Failed":
+            _put(cloud, eni, each["properties"], wanted)
+    return looks.vm_data(cloud, name, cloud.of(name))
+
+
+def _free(given: Data, etag: str, enis: list[Eni]) -> None:
+    if given.get("etag", etag) != etag:
+        raise Refusal("PreconditionFailed", f"{given['id']} has changed", 412)
+    if any(each.changing == "Updating" for each in enis):
+        raise Refusal("AnotherOperationInProgress", f"{given['id']} is being changed", 409)
+
+
+def _of_set(cloud: Cloud, eni: Eni, configuration: Data) -> Data:
+    """What is there must be said as it was; what is new gets an address."""
+    there = {each["name"]: each for each in looks.configurations(cloud, eni)}
+    known = there.get(configuration["name"])
+    if known is not None and looks.in_set(known) != configuration:
+        raise Refusal("InvalidRequestFormat", f"{configuration['name']} is another")
+    if any(key in configuration["properties"] for key in looks.UNSAID):
+        raise Refusal("InvalidRequestFormat", "a scale set gives addresses itself")
+    return known or _with(configuration, privateIPAllocationMethod="Dynamic")
+
+
+def _with(configuration: Data, **properties: Any) -> Data:
+    return {**configuration, "properties": {**configuration["properties"], **properties}}
+
+
+def _put(cloud: Cloud, eni: Eni, properties: Data, wanted: list[Data]) -> Eni:
+    cloud.permit(*_joined(properties, wanted))
+    _judged(cloud, eni, wanted)
     taken, taken6 = set(cloud.taken[eni.subnet]), set(cloud.taken6[eni.subnet])
     try:
         eni = _written(cloud, eni, wanted)
     except Refusal:
         cloud.taken[eni.subnet], cloud.taken6[eni.subnet] = taken, taken6
         raise
-    settings = {key: value for key, value in body["properties"].items() if key not in READ_ONLY}
-    cloud.put(replace(eni, settings=settings, tags=body.get("tags", {}), changing="Updating"))
-    cloud.later(UPDATING, lambda: _settled(cloud, name))
-    return looks.nic_data(cloud, cloud.enis[name])
+    settings = {key: value for key, value in properties.items() if key not in READ_ONLY}
+    cloud.put(replace(eni, settings=settings, changing="Updating"))
+    cloud.later(UPDATING, lambda: _settled(cloud, eni.id))
+    return cloud.enis[eni.id]
 
 
 def _settled(cloud: Cloud, name: str) -> None:
@@ -59,18 +105,18 @@ def _plain(configuration: Data) -> Data:
 def _joined(properties: Data, wanted: list[Data]) -> Iterator[str]:
     """Permissions by what the interface and its configurations refer to."""
     has = {key for each in (properties, *(one["properties"] for one in wanted)) for key, value in each.items() if value}
-    yield from (need for key, need in BY_NAME["NetworkInterfaces_CreateOrUpdate"].also.items() if key in has)
+    yield from (need for key, need in JOINS.items() if key in has)
 
 
-def _judged(cloud: Cloud, eni: Eni, body: Data, wanted: list[Data]) -> None:
+def _judged(cloud: Cloud, eni: Eni, wanted: list[Data]) -> None:
     called = [each["name"] for each in wanted]
     primaries = [each for each in wanted if each["properties"].get("primary")]
     subnets = {each["properties"]["subnet"]["id"].lower() for each in wanted}
     groups = [each["properties"].get("applicationSecurityGroups", []) for each in wanted]
     if len(called) > len(set(called)) or len(primaries) != 1 or looks.address(primaries[0]) != str(eni.primary):
         raise Refusal("InvalidRequestFormat", "names are not unique, or the primary configuration is another")
-    if body["location"] != names.LOCATION or any(each != groups[0] for each in groups):
-        raise Refusal("InvalidRequestFormat", "location, or application security groups that are not the same for all")
+    if any(each != groups[0] for each in groups):
+        raise Refusal("InvalidRequestFormat", "application security groups are not the same for all")
     if subnets != {names.subnet(cloud.subnets[eni.subnet].vpc, eni.subnet).lower()}:
         raise Refusal("IpConfigurationsOnSameNicCannotUseDifferentSubnets", ", ".join(sorted(subnets)))
     others = [] if eni.attachment is None else [each for each in cloud.of(eni.attachment.instance) if each.id != eni.id]
@@ -105,7 +151,7 @@ def _given(cloud: Cloud, eni: Eni, configuration: Data) -> Data:
         return configuration
     if "privateIPAddress" in given:
         raise Refusal("InvalidRequestFormat", "an address that it does not have, and that is not static")
-    return {"name": configuration["name"], "properties": {**given, "privateIPAddress": str(_new(cloud, eni, given))}}
+    return _with(configuration, privateIPAddress=str(_new(cloud, eni, given)))
 
 
 def _new(cloud: Cloud, eni: Eni, given: Data) -> IPv4Address | IPv4Network | IPv6Network:
@@ -124,4 +170,7 @@ def _take(cloud: Cloud, eni: Eni, address: IPv4Address) -> None:
     cloud.taken[eni.subnet].add(int(address))
 
 
-DOES: Mapping[str, Callable[[Any, Data], Data]] = {"NetworkInterfaces_CreateOrUpdate": put}
+DOES: Mapping[str, Callable[[Any, Data], Data]] = {
+    "NetworkInterfaces_CreateOrUpdate": put,
+    "VirtualMachineScaleSetVMs_Update": put_vm,
+}

@@ -62,8 +62,13 @@ def state(eni: Eni) -> str:
     return eni.changing or "Succeeded"
 
 
+def of(eni: Eni) -> str:
+    """Its VM."""
+    return eni.attachment.instance if eni.attachment else ""
+
+
 def nic_data(cloud: Cloud, eni: Eni) -> Data:
-    id_ = names.nic(eni.id)
+    id_ = names.nic(eni.id, of(eni))
     shown = [
         {"name": each["name"], "id": f"{id_}/ipConfigurations/{each['name']}", "etag": etag(eni),
          "properties": {**each["properties"], "provisioningState": state(eni)}}
@@ -81,14 +86,69 @@ def nic_data(cloud: Cloud, eni: Eni) -> Data:
 
 
 def interfaces(cloud: Cloud, seen: Seen, given: Data) -> Data:
-    """In pages."""
-    id_, _, rest = given.get("url", given.get("id", "")).partition("?$skiptoken=")
-    if names.GROUP.lower() not in id_.lower():
+    """Without those of scale sets."""
+    id_ = given.get("url", given.get("id", ""))
+    if id_.partition("?")[0].lower() != names.GROUP.lower():
         raise Refusal("ResourceGroupNotFound", id_, 404)
-    start, found = int(rest or 0), [seen[name] for name in sorted(seen)]
-    page = {"value": [nic_data(cloud, each) for each in found[start : start + PAGE]]}
-    more = {"nextLink": f"{names.GROUP}?$skiptoken={start + PAGE}"} if start + PAGE < len(found) else {}
-    return {**page, **more}
+    return _page(cloud, id_, [seen[name] for name in sorted(seen) if not names.is_in_set(of(seen[name]))])
+
+
+def interfaces_of_set(cloud: Cloud, seen: Seen, given: Data) -> Data:
+    id_ = given.get("url", given.get("id", ""))
+    found = [seen[name] for name in sorted(seen) if names.is_in_set(of(seen[name]))]
+    if not found or id_.partition("?")[0].lower() != names.scale_set(names.SET).lower():
+        raise Refusal("ResourceNotFound", id_, 404)
+    return _page(cloud, id_, found)
+
+
+def _page(cloud: Cloud, id_: str, found: list[Eni]) -> Data:
+    place, _, rest = id_.partition("?$skiptoken=")
+    start = int(rest or 0)
+    more = {"nextLink": f"{place}?$skiptoken={start + PAGE}"} if start + PAGE < len(found) else {}
+    return {"value": [nic_data(cloud, each) for each in found[start : start + PAGE]], **more}
+
+
+# How an instance of a scale set says what an interface of its own says otherwise.
+OTHERWISE = {"publicIPAddress": "publicIPAddressConfiguration"}
+UNSAID = ("privateIPAddress", "privateIPAllocationMethod")
+
+
+def in_set(configuration: Data) -> Data:
+    given = configuration["properties"].items()
+    said = {OTHERWISE.get(key, key): value for key, value in given if key not in UNSAID}
+    return {"name": configuration["name"], "properties": said}
+
+
+def vm_etag(enis: list[Eni]) -> str:
+    return f'"{max(each.version for each in enis)}"'
+
+
+def vm_data(cloud: Cloud, name: str, enis: list[Eni]) -> Data:
+    """An instance of a scale set, of which our calls are about its interfaces."""
+    shown = [
+        {"name": each.id,
+         "properties": {**(each.settings or SETTINGS), "primary": bool(each.attachment and not each.attachment.index),
+                        "ipConfigurations": [in_set(one) for one in configurations(cloud, each)]}}
+        for each in enis
+    ]  # fmt: skip
+    given = {
+        "provisioningState": next((each.changing for each in enis if each.changing), "Succeeded"),
+        "latestModelApplied": True,
+        "storageProfile": {"imageReference": {"id": "/subscriptions/other/galleries/of/images"}, "osDisk": {}},
+        "networkProfileConfiguration": {"networkInterfaceConfigurations": shown},
+    }
+    return {
+        "name": name, "id": names.vm(name), "instanceId": name.removeprefix(names.IN_SET), "etag": vm_etag(enis),
+        "location": names.LOCATION, "properties": given,
+    }  # fmt: skip
+
+
+def instance(cloud: Cloud, seen: Seen, given: Data) -> Data:
+    name = names.instance(given["id"])
+    enis = [each for each in seen.values() if of(each) == name]
+    if not enis:
+        raise Refusal("ResourceNotFound", given["id"], 404)
+    return vm_data(cloud, name, sorted(enis, key=lambda each: each.attachment.index if each.attachment else 0))
 
 
 def interface(cloud: Cloud, seen: Seen, given: Data) -> Data:
@@ -105,7 +165,10 @@ def virtual_network(cloud: Cloud, seen: Seen, given: Data) -> Data:
         raise Refusal("ResourceNotFound", given["id"], 404)
     users: dict[str, list[Data]] = {}
     for eni in seen.values():
-        refs = [{"id": f"{names.nic(eni.id)}/ipConfigurations/{each['name']}"} for each in configurations(cloud, eni)]
+        refs = [
+            {"id": f"{names.nic(eni.id, of(eni))}/ipConfigurations/{each['name']}"}
+            for each in configurations(cloud, eni)
+        ]
         users.setdefault(eni.subnet, []).extend(refs)
     shown = [
         {"name": each.id, "id": names.subnet(name, each.id),
@@ -122,5 +185,8 @@ def _prefixes(cidr: object, cidr6: object) -> Data:
 LOOKS: Mapping[str, Callable[[Any, Seen, Data], Data]] = {
     "NetworkInterfaces_List": interfaces,
     "NetworkInterfaces_Get": interface,
+    "NetworkInterfaces_ListVirtualMachineScaleSetNetworkInterfaces": interfaces_of_set,
+    "NetworkInterfaces_GetVirtualMachineScaleSetNetworkInterface": interface,
+    "VirtualMachineScaleSetVMs_Get": instance,
     "VirtualNetworks_Get": virtual_network,
 }

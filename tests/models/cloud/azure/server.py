@@ -20,15 +20,15 @@ from tests.models.cloud.state import Dropped, Refusal
 
 OPERATIONS = "Microsoft.Network/locations/operations/read"  # the permission
 PLACE = f"{names.SUBSCRIPTION}/providers/Microsoft.Network/locations/{names.LOCATION}/operations/"
-# Method and path, in lower case, of each operation.
+# Path, in lower case, and the operation of each method.
 PATHS = (
-    ("GET", re.compile(r"(/subscriptions/[^/]+/resourcegroups/[^/]+)/providers/microsoft.network/networkinterfaces"),
-     "NetworkInterfaces_List"),
-    ("GET", re.compile(r"(.*/providers/microsoft.network/networkinterfaces/[^/]+)"), "NetworkInterfaces_Get"),
-    ("PUT", re.compile(r"(.*/providers/microsoft.network/networkinterfaces/[^/]+)"),
-     "NetworkInterfaces_CreateOrUpdate"),
-    ("GET", re.compile(r"(.*/providers/microsoft.network/virtualnetworks/[^/]+)"), "VirtualNetworks_Get"),
-)  # fmt: skip
+    (r"(/subscriptions/[^/]+/resourcegroups/[^/]+)/providers/microsoft.network/networkinterfaces", arm.LIST, ""),
+    (r"(.+/providers/microsoft.network/networkinterfaces/[^/]+)", arm.GET, arm.PUT),
+    (r"(.+/virtualmachinescalesets/[^/]+)/networkinterfaces", arm.SET_LIST, ""),
+    (r"(.+/virtualmachinescalesets/[^/]+/virtualmachines/[^/]+/networkinterfaces/[^/]+)", arm.SET_GET, ""),
+    (r"(.+/virtualmachinescalesets/[^/]+/virtualmachines/[^/]+)", arm.VM_GET, arm.VM_PUT),
+    (r"(.+/providers/microsoft.network/virtualnetworks/[^/]+)", arm.VNET, ""),
+)
 
 
 @dataclass
@@ -87,8 +87,9 @@ class Handler(CloudHandler):
             self.close_connection = True
 
     def _operation_of(self, method: str, path: str, version: str) -> tuple[str, str]:
-        for known, pattern, name in PATHS:
-            if known == method and (match := pattern.fullmatch(path)):
+        for pattern, get, put in PATHS:
+            name = get if method == "GET" else put
+            if name and (match := re.fullmatch(pattern, path)):
                 if version != arm.OPERATIONS[name].version:
                     raise Refusal("InvalidApiVersionParameter", version)
                 return name, match[1]
@@ -103,19 +104,15 @@ class Handler(CloudHandler):
         return self.cloud.call(name, given)
 
     def _say_done(self, name: str, id_: str, answer: Any) -> None:
-        if name == "NetworkInterfaces_CreateOrUpdate":
-            more = (
-                {}
-                if self.desk.without_operations
-                else {"Azure-AsyncOperation": f"{self._here}{PLACE}{names.last(id_)}"}
-            )
+        if name in (arm.PUT, arm.VM_PUT):
+            number = names.instance(id_) if name == arm.VM_PUT else names.last(id_)
+            more = {} if self.desk.without_operations else {"Azure-AsyncOperation": f"{self._here}{PLACE}{number}"}
             self._say(200, answer, **more)
         elif "nextLink" in answer:
-            token = answer["nextLink"].partition("?")[2]
-            self._say(200, {**answer, "nextLink": f"{self._here}{urlsplit(self.path).path}?{token}&api-version="
-                                                  f"{arm.OPERATIONS[name].version}"})  # fmt: skip
+            more = f"{answer['nextLink'].partition('?')[2]}&api-version={arm.OPERATIONS[name].version}"
+            self._say(200, {**answer, "nextLink": f"{self._here}{urlsplit(self.path).path}?{more}"})
         else:
-            if name == "NetworkInterfaces_Get":
+            if name in (arm.GET, arm.VM_GET):
                 self.cloud.advance(1)
             self._say(200, answer)
 
@@ -124,7 +121,8 @@ class Handler(CloudHandler):
         if self.cloud.permissions is not None and OPERATIONS not in self.cloud.permissions:
             raise Refusal("AuthorizationFailed", f"not allowed: {OPERATIONS}", 403)
         self.cloud.advance(1)
-        if self.cloud.enis[name].changing:
+        changed = [self.cloud.enis[name]] if name in self.cloud.enis else self.cloud.of(name)
+        if any(each.changing for each in changed):
             return {"status": "InProgress"}
         if self.desk.failing:
             return {"status": "Failed", "error": {"code": self.desk.failing, "message": "it did not work"}}
