@@ -65,7 +65,7 @@ def peer_section(peer: SpeakerPeer) -> str:
         f"local-as {peer.local_as}",
         f"peer-as {peer.remote_as}",
         f"hold-time {peer.hold_time}",
-        # ExaBGP has no option for it: see `bgp.patches`
+        # ExaBGP has no option for it: see `bgp.inside.patches`
         *([f'description "{KEEPALIVE}{peer.keepalive_time}"'] if peer.keepalive_time else []),
         *([f"connect {peer.port}"] if peer.port != 179 else []),
         f"outgoing-ttl {TTL}",

@@ -22,12 +22,13 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-from bgp import EXABGP, patches, relay
+from bgp import EXABGP, relay
+from bgp.inside import patches
 
 PID_FILE = "speaker.pid"
 
 # No log below WARNING, no command-line pipes, no listening socket, no daemon; `reactor.speed` as it is: a faster loop
-# burns a core. `show adj-rib` prints one JSON object per route and 50 of them per turn of the loop.
+# burns a core. `show adj-rib`, which agents use that know no bulk commands, prints one JSON object per route.
 _ENVIRONMENT = {
     "exabgp_log_level": "WARNING",
     "exabgp_log_destination": "stderr",

@@ -38,13 +38,16 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Who is at the other end. `peers`: address -> digest of the loaded configuration; `events`: the latest of each."""
+    """Who is at the other end. `peers`: address -> digest of the loaded configuration; `events`: the latest of each;
+    `bulk`: whether ExaBGP takes the commands of `bgp.wire`.
+    """
 
     exabgp: str
     pid: int
     started: float  # of the monotonic clock
     peers: dict[str, str]
     events: list[dict[str, Any]]
+    bulk: bool
 
 
 class Link:
@@ -66,7 +69,10 @@ class Link:
             hello = (await asyncio.wait_for(self._message(), HELLO_TIMEOUT))["hello"]
             if hello["protocol"] not in PROTOCOLS:
                 raise LinkLost(f"restart the speaker: this agent does not speak its protocol {hello['protocol']}")
-            return Hello(hello["exabgp"], hello["pid"], hello["started"], dict(hello["peers"]), list(hello["events"]))
+            return Hello(
+                hello["exabgp"], hello["pid"], hello["started"], dict(hello["peers"]), list(hello["events"]),
+                bool(hello.get("bulk")),
+            )  # fmt: skip
         except (KeyError, TypeError, TimeoutError) as error:
             raise LinkLost("what connected is not a relay of routerd") from error
 

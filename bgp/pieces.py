@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from bgp import plan, text
+from bgp import plan, text, wire
 from bgp.link import Answer
 
 Part = plan.Announce | plan.Withdraw
@@ -26,7 +26,7 @@ class Answers:
 
 def parts(action: Part) -> list[Part]:
     """`action` in pieces of one command each."""
-    size = text.NLRI_PER_COMMAND
+    size = wire.NLRI_PER_COMMAND
     if isinstance(action, plan.Announce):
         paths = action.paths
         return [
@@ -51,8 +51,10 @@ def halves(part: Part) -> list[Part]:
     return [plan.Withdraw((peer,), part.prefixes) for peer in part.peers if len(part.peers) > 1]
 
 
-def command(part: Part) -> str:
-    """Its text."""
+def command(part: Part, bulk: bool) -> str:
+    """Its text: as numbers, or in ExaBGP's own words where the speaker knows no others."""
     if isinstance(part, plan.Announce):
-        return text.announce(part.peers, part.attributes, (path.prefix for path in part.paths))
-    return text.withdraw(part.peers, part.prefixes)
+        announce, prefixes = wire.announce if bulk else text.announce, (path.prefix for path in part.paths)
+        return announce(part.peers, part.attributes, prefixes)
+    withdraw = wire.withdraw if bulk else text.withdraw
+    return withdraw(part.peers, part.prefixes)

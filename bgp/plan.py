@@ -148,16 +148,27 @@ class _Changes:
     """Collects the changes of many peers and groups those that one command can carry."""
 
     def __init__(self) -> None:
-        self._announced: dict[tuple[Attributes, IPNetwork], list[tuple[IPAddress, Path]]] = {}
+        self._announced: dict[Attributes, list[tuple[list[IPAddress], list[Path]]]] = {}
         self._withdrawn: dict[IPNetwork, list[IPAddress]] = {}
         self.counts: dict[IPAddress, int] = {}
 
     def add(self, peer: SpeakerPeer, announced: list[Path], withdrawn: list[IPNetwork]) -> None:
+        alike: dict[rib.Form, list[Path]] = {}
         for path in announced:
-            key = rib.attributes_of(path, peer), path.prefix
-            self._announced.setdefault(key, []).append((peer.address, path))
+            alike.setdefault(rib.form_of(path), []).append(path)
+        for paths in alike.values():
+            self._announce(peer.address, rib.attributes_of(paths[0], peer), paths)
         self.lose(peer.address, withdrawn)
         self.counts[peer.address] = len(announced) + len(withdrawn)
+
+    def _announce(self, peer: IPAddress, attributes: Attributes, paths: list[Path]) -> None:
+        """Together with peers that get the very same. Comparing is quick where paths are the same objects."""
+        groups = self._announced.setdefault(attributes, [])
+        for peers, others in groups:
+            if others == paths:
+                peers.append(peer)
+                return
+        groups.append(([peer], paths))
 
     def lose(self, peer: IPAddress, withdrawn: Iterable[IPNetwork]) -> None:
         for prefix in withdrawn:
@@ -165,15 +176,12 @@ class _Changes:
 
     def actions(self) -> list[Action]:
         """Adds before removals."""
-        announced: dict[tuple[tuple[IPAddress, ...], Attributes], list[Path]] = {}
-        for (attributes, _), entries in self._announced.items():
-            peers = tuple(peer for peer, _ in entries)
-            announced.setdefault((peers, attributes), []).append(entries[0][1])
         withdrawn: dict[tuple[tuple[IPAddress, ...], int], list[IPNetwork]] = {}
         for prefix, losing in self._withdrawn.items():
             withdrawn.setdefault((tuple(losing), prefix.version), []).append(prefix)
+        announced = [(key, group) for key, groups in self._announced.items() for group in groups]
         return [
-            *(Announce(peers, attributes, tuple(paths)) for (peers, attributes), paths in announced.items()),
+            *(Announce(tuple(peers), attributes, tuple(paths)) for attributes, (peers, paths) in announced),
             *(Withdraw(peers, tuple(prefixes)) for (peers, _), prefixes in withdrawn.items()),
         ]
 

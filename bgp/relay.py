@@ -8,8 +8,10 @@ starts at once and stays small; it must not import the rest of routerd.
 The protocol, version 1: one JSON object per line, both ways. Unknown keys are ignored; an unknown request is refused.
 
     relay -> agent
-      {"hello": {"protocol": 1, "exabgp": "5.0.15", "pid": 7, "started": T, "peers": {ADDRESS: DIGEST}, "events": [E]}}
-                           first line of a connection; `peers` is the configuration that ExaBGP has loaded (`bgp.conf`)
+      {"hello": {"protocol": 1, "exabgp": "5.0.15", "pid": 7, "started": T, "peers": {ADDRESS: DIGEST}, "events": [E],
+                 "bulk": 1}}
+                           first line of a connection; `peers` is the configuration that ExaBGP has loaded (`bgp.conf`),
+                           `bulk` whether ExaBGP has the bulk commands of `bgp.inside.commands`
       {"event": E}         an ExaBGP JSON event, as it came
       {"id": N, "output": TEXT}   a line that command N printed
       {"id": N, "ok": BOOL, "error": TEXT, "peers": {...}}   command N is done; in the order of the commands
@@ -258,7 +260,8 @@ class Relay:
     def _take_reply(self, reply: dict[str, object]) -> None:
         """ExaBGP's answer to one of the commands that the launcher added."""
         if reply.get("nonce") == self._nonce:
-            self._hello = {"protocol": PROTOCOL, **{key: reply[key] for key in ("exabgp", "pid", "started", "peers")}}
+            keys = ("exabgp", "pid", "started", "peers", "bulk")
+            self._hello = {"protocol": PROTOCOL, **{key: reply[key] for key in keys if key in reply}}
             self._in_flight.append(Command(0, 0, "hello", True))  # its "done" follows
         elif self._hello is not None and "peers" in reply:
             self._hello["peers"] = reply["peers"]

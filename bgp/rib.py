@@ -7,7 +7,7 @@ Paths pair by prefix and compare by value: next hop and every attribute. A path 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import compress
 from operator import not_
@@ -49,6 +49,14 @@ def family_of(address: IPAddress | IPNetwork) -> Family:
     return "ipv4 unicast" if address.version == 4 else "ipv6 unicast"
 
 
+# All of a path but its prefix, and of that the family: what `normal` and `attributes_of` depend on.
+Form = tuple[IPAddress | None, int | None, int | None, int, tuple[str, ...], int]
+
+
+def form_of(path: Path) -> Form:
+    return path.next_hop, path.local_pref, path.med, path.prepend, path.communities, path.prefix.version
+
+
 def attributes_of(path: Path, peer: SpeakerPeer) -> Attributes:
     """`path` is in normal form."""
     return Attributes(
@@ -79,6 +87,15 @@ def normal(path: Path, peer: SpeakerPeer) -> Path | PathRefusal:
     if (next_hop, local_pref, prepend) == (path.next_hop, path.local_pref, path.prepend):
         return path
     return Path(path.prefix, next_hop, local_pref, path.med, prepend, path.communities)
+
+
+def _as_normal(path: Path, first: Path, taken: Path | PathRefusal) -> Path | PathRefusal:
+    """`normal(path)`, by that of a path of the same form."""
+    if taken is first:
+        return path
+    if isinstance(taken, PathRefusal):
+        return replace(taken, prefix=path.prefix)
+    return Path(path.prefix, taken.next_hop, taken.local_pref, taken.med, taken.prepend, taken.communities)
 
 
 def _refusal(path: Path, peer: SpeakerPeer) -> PathRefusal | None:
@@ -153,10 +170,11 @@ def difference(desired: AdjRibOut, held: AdjRibOut, peer: SpeakerPeer, settled: 
     refusals: list[PathRefusal] = []
     refused: set[IPNetwork] = set()
     settled = settled or Settled()
-    form_of, known = settled.forms(peer, desired).get, set(map(id, held.values()))
-    forms = map(form_of, map(id, desired.values()), map(id, desired.values()))
+    held_of, known = settled.forms(peer, desired).get, set(map(id, held.values()))
+    forms = map(held_of, map(id, desired.values()), map(id, desired.values()))
     others = [*compress(desired.items(), map(not_, map(known.__contains__, forms)))]
     found, is_ibgp = len(desired) - len(others), peer.is_ibgp
+    known_forms: dict[Form, tuple[Path, Path | PathRefusal]] = {}
     plain_version = peer.local_address.version if family_of(peer.local_address) in peer.families else 0
     for prefix, path in others:
         have = held.get(prefix)
@@ -165,7 +183,10 @@ def difference(desired: AdjRibOut, held: AdjRibOut, peer: SpeakerPeer, settled: 
             if _is_plain(path, plain_version) and _is_same(have, path, is_ibgp):
                 settled.note(path, have)
                 continue
-        match normal(path, peer):
+        form = form_of(path)
+        if form not in known_forms:
+            known_forms[form] = path, normal(path, peer)
+        match _as_normal(path, *known_forms[form]):
             case PathRefusal() as refusal:
                 refusals.append(refusal)
                 refused.add(prefix)

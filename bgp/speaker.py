@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
-from bgp import conf, plan, rib, text
+from bgp import conf, plan, rib, text, wire
 from bgp.link import LINE_LIMIT, Answer, Hello, Link, LinkLost, NoAnswer
 from bgp.path import AdjRibOut, Desired, IPAddress, IPNetwork, SpeakerPeer
 from bgp.path import Path as BgpPath
@@ -157,6 +157,10 @@ class Speaker:
             if self._digests.get(address) != digest:
                 found[address] = "changed" if address in self._digests else "new"
         return found
+
+    @property
+    def _bulk(self) -> bool:
+        return self._hello is not None and self._hello.bulk
 
     @property
     def connected(self) -> bool:
@@ -355,7 +359,7 @@ class Speaker:
             match action:
                 case plan.Announce() | plan.Withdraw():
                     for part in parts(action):
-                        waiting.add(part, await link.submit(command(part)))
+                        waiting.add(part, await link.submit(command(part, self._bulk)))
                         if self._desired is not desired:
                             break
                 case plan.Flush():
@@ -424,7 +428,7 @@ class Speaker:
                 self._book(part)  # not tried for ever; the next reading of the table tells
             log.error("ExaBGP rejected: %s", part, extra={"event": "exabgp_rejected", "reason": str(part)})
         for half in smaller:
-            answer = await link.command(command(half))
+            answer = await link.command(command(half, self._bulk))
             if answer.ok:
                 self._book(half)
             else:
@@ -463,9 +467,9 @@ class Speaker:
 
     async def _read_table(self, link: Link) -> dict[IPAddress, dict[IPNetwork, BgpPath]]:
         peers: Mapping[IPAddress, SpeakerPeer] = self._desired.peers if self._desired is not None else {}
-        answer = await link.command(text.SHOW_TABLE, alone=True)
+        answer = await link.command(wire.SHOW_TABLE if self._bulk else text.SHOW_TABLE, alone=True)
         try:
-            return text.parse_table(answer.output, peers)
+            return wire.parse_table(answer.output, peers) if self._bulk else text.parse_table(answer.output, peers)
         except (KeyError, TypeError, ValueError) as error:
             raise LinkLost(f"ExaBGP's table is not understood: {error!r}") from error
 

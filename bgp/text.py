@@ -15,42 +15,41 @@ from typing import Any, Literal
 from bgp.path import Family, IPAddress, IPNetwork, Path, SpeakerPeer, normal_communities
 from bgp.rib import Attributes
 
-NLRI_PER_COMMAND = 1000  # about 20 kB; ExaBGP takes lines up to 1 MiB
-
 SHOW_TABLE = "show adj-rib out json"
 BFD_DOWN = 10  # subcode of Cease, RFC 9384
 
 
 def announce(peers: Iterable[IPAddress], attributes: Attributes, prefixes: Iterable[IPNetwork]) -> str:
     """Announces `prefixes` (of the family of `attributes`), replacing what these peers have for them."""
-    return f"{_peers(peers)} announce attributes {_attributes(attributes)} nlri {_nlri(prefixes)}"
+    return f"{neighbors(peers)} announce attributes {_attributes(attributes)} nlri {_nlri(prefixes)}"
 
 
 def withdraw(peers: Iterable[IPAddress], prefixes: Iterable[IPNetwork]) -> str:
     """Withdraws `prefixes`, all of one family. Withdrawing what is not announced is no error."""
-    return f"{_peers(peers)} withdraw attributes nlri {_nlri(prefixes)}"
+    return f"{neighbors(peers)} withdraw attributes nlri {_nlri(prefixes)}"
 
 
 def end_of_rib(peer: IPAddress, family: Family) -> str:
     """End-of-RIB (RFC 4724, section 2), sent after all that is queued. An error if the session is not up."""
-    return f"{_peers([peer])} announce eor {family}"
+    return f"{neighbors([peer])} announce eor {family}"
 
 
 def flush(peers: Iterable[IPAddress], seconds: float) -> str:
     """Answered when the TCP of `peers` has all that is queued, an error after `seconds` (an older speaker: 5).
     One of the launcher's commands.
     """
-    return f"{_peers(peers)} routerd flush {seconds:g}"
+    return f"{neighbors(peers)} routerd flush {seconds:g}"
 
 
 def end_session(peer: IPAddress, subcode: int) -> str:
     """Ends an established session with Cease and `subcode` (RFC 4271, 6.7), graceful restart or not; ExaBGP connects
     again. One of the launcher's commands.
     """
-    return f"{_peers([peer])} routerd end {subcode}"
+    return f"{neighbors([peer])} routerd end {subcode}"
 
 
-def _peers(peers: Iterable[IPAddress]) -> str:
+def neighbors(peers: Iterable[IPAddress]) -> str:
+    """Whom a command is for; in front of it."""
     return " , ".join(f"neighbor {peer}" for peer in peers)
 
 

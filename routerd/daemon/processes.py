@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import routerd
-from bgp.leaving import MARKER, host_goes_down
+from bgp.inside.leaving import MARKER, host_goes_down
 from routerd.agent import local
 from routerd.agent.drain import Drains, Places
 from routerd.agent.loop import Agent, Parts

@@ -10,7 +10,8 @@ from exabgp.logger import log
 from exabgp.reactor.api import API
 from exabgp.reactor.api.command.limit import extract_neighbors, match_neighbors
 
-from bgp import patches, relay
+from bgp import relay
+from bgp.inside import patches
 
 getenv().log.enable = False
 log.init(getenv())

@@ -14,7 +14,8 @@ from exabgp.bgp.neighbor import Neighbor
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bgp import conf, patches, plan, relay
+from bgp import conf, plan, relay
+from bgp.inside import commands, patches
 from bgp.path import FAMILIES, Desired, SpeakerPeer
 from tests.models.real_exabgp import loaded
 
@@ -156,7 +157,7 @@ def test_a_link_local_peer_bears_its_interface(tmp_path: Path) -> None:
     )
     text = conf.peers_text([one, other])
     (tmp_path / "exabgp.conf").write_text(text)
-    assert patches.loaded_peers(tmp_path / "exabgp.conf").keys() == {"fe80::1%eth1", "fe80::1%uplink.7"}
+    assert commands.loaded_peers(tmp_path / "exabgp.conf").keys() == {"fe80::1%eth1", "fe80::1%uplink.7"}
     found = {str(n["peer-address"]): n for n in loaded(text).neighbors.values()}
     assert found.keys() == {"fe80::1%eth1", "fe80::1%uplink.7"}
     assert all(n["peer-address"].top() == "fe80::1" for n in found.values())  # to which it connects

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bgp.leaving import host_goes_down
+from bgp.inside.leaving import host_goes_down
 
 SAYS = """#!/bin/sh
 test "$*" = is-system-running && echo {word}
@@ -42,5 +42,5 @@ def test_systemd_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_systemd_that_does_not_answer_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     systemctl(tmp_path, monkeypatch, "stopping; exec sleep 60")
-    monkeypatch.setattr("bgp.leaving.ASK_TIMEOUT", 0.2)
+    monkeypatch.setattr("bgp.inside.leaving.ASK_TIMEOUT", 0.2)
     assert host_goes_down(tmp_path) == ""

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address, ip_address, ip_network
+from collections.abc import Iterator
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from exabgp.bgp import timer
-from exabgp.bgp.message import Action, Notification, Notify
+from exabgp.bgp.message import Notification, Notify
 from exabgp.bgp.message.open.holdtime import HoldTime
-from exabgp.bgp.neighbor import Neighbor
 from exabgp.reactor import delay, loop
-from exabgp.reactor.api import API, processes
+from exabgp.reactor.api import processes
 from exabgp.reactor.api.response import json as events
-from exabgp.reactor.asynchronous import ASYNC
 from exabgp.reactor.delay import Delay
 from exabgp.reactor.keepalive import KA
 from exabgp.reactor.network.error import NetworkError
-from exabgp.rib.outgoing import OutgoingRIB
 
-from bgp import conf, patches, rib, text
-from bgp.path import Path as BgpPath
+from bgp import conf
+from bgp.inside import patches
 from bgp.path import SpeakerPeer
 from tests.models.real_exabgp import loaded
 
@@ -143,88 +139,6 @@ def test_a_peer_that_is_configured_anew_does_not_wait_for_an_attempt(
     assert (len(ended), peer.routerd_refused) == (resets, 0)
 
 
-def last_word(update: Callable[..., Any]) -> str:
-    """What the peer is left with after withdraw Q, announce P (med 1), withdraw P, all before anything is sent."""
-    configuration = loaded(conf.peers_text([PEER]))
-    (neighbor,) = configuration.neighbors.values()
-    table = OutgoingRIB(True, neighbor.families())
-    steps = [
-        text.withdraw([PEER.address], [ip_network("192.0.2.9/32")]),
-        text.announce(
-            [PEER.address],
-            rib.attributes_of(BgpPath(ip_network("192.0.2.1/32"), med=1), PEER),
-            [ip_network("192.0.2.1/32")],
-        ),
-        text.withdraw([PEER.address], [ip_network("192.0.2.1/32")]),
-    ]
-    for step in steps:
-        command = step.partition("10.9.0.2 ")[2]
-        for change in API(None).api_attributes(command, []):
-            change.nlri.action = Action.ANNOUNCE if command.startswith("announce") else Action.WITHDRAW
-            update(table, neighbor.remove_self(change))
-    last = ""
-    for message in table.updates(True):
-        for nlri in message.nlris:
-            if str(nlri.cidr) == "192.0.2.1/32":
-                last = "announced" if nlri.action == Action.ANNOUNCE else "withdrawn"
-    return last
-
-
-def test_the_newest_of_several_changes_is_sent() -> None:
-    stock = OutgoingRIB._update_rib
-    assert last_word(stock) == "announced"  # the fault that is mended: a withdrawn path comes back
-    assert last_word(patches.newest_wins(stock)) == "withdrawn"
-
-
-def test_loaded_peers(tmp_path: Path) -> None:
-    file = tmp_path / "exabgp.conf"
-    file.write_text("process relay {}\n" + conf.peers_text([PEER]))
-    assert patches.loaded_peers(file) == {"10.9.0.2": conf.digest(PEER)}
-
-
-class Queue:
-    """As much of ExaBGP's reactor and of a session as `routerd flush` asks."""
-
-    def __init__(self, *, established: bool) -> None:
-        self._peers = {"neighbor 10.9.0.2 local-ip 10.9.0.1": self}
-        self.processes = self.asynchronous = self.neighbor = self.rib = self.outgoing = self
-        self.is_established = established
-        self.answers: list[str] = []
-        self.steps: Iterator[bool] = iter(())
-
-    def peers(self, service: str) -> list[str]:
-        return list(self._peers)
-
-    def established(self) -> bool:
-        return self.is_established
-
-    def pending(self) -> bool:
-        return True
-
-    def schedule(self, service: str, line: str, steps: Iterator[bool]) -> None:
-        self.steps = steps
-
-    def answer_done(self, service: str) -> None:
-        self.answers.append("done")
-
-    def answer_error(self, service: str) -> None:
-        self.answers.append("error")
-
-
-@pytest.mark.parametrize(("established", "said"), [(True, "error"), (False, "done")])
-def test_a_flush_ends_in_the_time_that_it_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, established: bool, said: str
-) -> None:
-    """A session that is down has nothing to wait for."""
-    (tmp_path / "exabgp.conf").write_text("")
-    queue, commands = Queue(established=established), patches.Commands(tmp_path / "exabgp.conf", "5.0.15")
-    clock = itertools.count(0, 10)  # milliseconds
-    monkeypatch.setattr(patches, "time", SimpleNamespace(monotonic=lambda: next(clock) / 1000))
-    commands.flush(None, queue, "relay", text.flush([PEER.address], 0.05), False)
-    assert len(list(queue.steps)) <= 5  # looks, one in 10 ms
-    assert queue.answers == [said]
-
-
 def test_an_end_of_rib_of_a_session_that_ended_is_not_sent_in_the_next() -> None:
     """The queue belongs to ExaBGP's neighbor, which outlives its sessions."""
     (neighbor,) = loaded(conf.peers_text([PEER])).neighbors.values()
@@ -240,80 +154,3 @@ def test_an_end_of_rib_of_a_session_that_ended_is_not_sent_in_the_next() -> None
         yield list(peer.neighbor.eor)
 
     assert list(patches.end_of_rib_of_this_session(main)(Session())) == [[]]
-
-
-# --- what makes it faster
-
-
-def copies(remove_self: Callable[..., Any], *commands: str) -> list[Any]:
-    """What a peer's table is given for the changes of some commands."""
-    (neighbor,) = loaded(conf.peers_text([PEER])).neighbors.values()
-    found = []
-    for command in commands:
-        for change in API(None).api_attributes(command, []):
-            change.nlri.action = Action.ANNOUNCE if command.startswith("announce") else Action.WITHDRAW
-            found.append((change, remove_self(neighbor, change)))
-    return found
-
-
-COMMANDS = [
-    "announce attributes next-hop self med 5 nlri 192.0.2.1/32 192.0.2.2/32",
-    "announce attributes next-hop 10.9.0.77 community [ 64512:1 ] nlri 192.0.2.3/32 192.0.2.4/32",
-    "announce attributes next-hop self as-path [ 64512 64512 ] nlri 192.0.2.5/32",
-    "announce attributes next-hop fd09::1 nlri 2001:db8::1/128",
-    "withdraw attributes nlri 192.0.2.1/32 192.0.2.2/32",
-    "withdraw attributes nlri 2001:db8::1/128",
-]
-
-
-def test_a_cheap_copy_says_what_a_deep_one_does() -> None:
-    stock = Neighbor.remove_self
-
-    def said(change: Any) -> tuple[Any, ...]:
-        return change.as_dict(), change.nlri.action, change.attributes.index(), change.nlri.pack_nlri()
-
-    cheap = copies(patches.own_next_hop(stock), *COMMANDS)
-    assert [said(copy) for _, copy in cheap] == [said(copy) for _, copy in copies(stock, *COMMANDS)]
-    for original, copy in cheap:
-        assert copy is not original
-        assert copy.nlri is not original.nlri  # its action changes later
-    assert cheap[0][1].attributes is cheap[1][1].attributes
-
-
-def test_a_turn_of_the_loop_does_many_steps_and_a_command_that_fails_only_fails_itself() -> None:
-    queue, done, told = ASYNC(), list[str](), list[str]()
-    queue.set_error_handler(told.append)
-
-    def command(name: str, steps: int) -> Iterator[bool]:
-        for _ in range(steps):
-            yield True
-        if name == "bad":
-            raise ValueError(name)
-        done.append(name)
-
-    for name, steps in (("first", 300), ("bad", 1), ("last", 300)):
-        queue.schedule(name, name, command(name, steps))
-    run = patches.many_steps(ASYNC.run)
-    turns = 1
-    while run(queue):
-        turns += 1
-    assert (done, told) == (["first", "last"], ["bad"])
-    assert turns <= 3
-
-
-def test_a_long_queue_leaves_the_sessions_their_turn() -> None:
-    queue = ASYNC()
-    queue.schedule("relay", "endless", (True for _ in itertools.count()))
-    assert patches.many_steps(ASYNC.run)(queue)
-
-
-@pytest.mark.parametrize(("queued", "waits"), [(False, 1000), (True, 0)])
-def test_the_loop_does_not_sleep_while_commands_are_queued(queued: bool, waits: int) -> None:
-    class Loop:
-        def __init__(self) -> None:
-            self.asynchronous = ASYNC()
-
-    loop = Loop()
-    if queued:
-        loop.asynchronous.schedule("relay", "x", iter(()))
-    assert list(patches.no_sleep_with_work(lambda _, milliseconds: iter([milliseconds]))(loop, 1000)) == [waits]

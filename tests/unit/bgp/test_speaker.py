@@ -53,13 +53,14 @@ class FakeRelay:
         self.is_silent = False  # takes everything and answers nothing
         self.unanswered: list[str] = []  # commands that came meanwhile
         self.pid = 7
+        self.bulk: list[str] | None = None  # lines of the table, of a speaker that takes bulk commands
 
     async def serve(self, socket: Path) -> None:
         reader, writer = await asyncio.open_unix_connection(socket)
         try:
             self._tell(writer, hello={
                 "protocol": 1, "exabgp": "5.0.15", "pid": self.pid, "started": 1.0, "peers": self.peers,
-                "events": self.events,
+                "events": self.events, **({} if self.bulk is None else {"bulk": 1}),
             })  # fmt: skip
             while line := await reader.readline():
                 if self.is_silent:
@@ -86,6 +87,10 @@ class FakeRelay:
             for peer, table in self.tables.items():
                 for prefix, attributes in table.items():
                     self._tell(writer, id=number, output=_row(peer, prefix, attributes))
+            return self._tell(writer, id=number, ok=True)
+        if command == "routerd table" and self.bulk is not None:
+            for row in self.bulk:
+                self._tell(writer, id=number, output=row)
             return self._tell(writer, id=number, ok=True)
         self.commands.append(command)
         if self.rejects in command.split():
@@ -190,6 +195,20 @@ async def test_a_running_speaker_is_adopted(socket: Path) -> None:
         ]
         status = speaker.peers[A.address]
         assert (status.state, status.since, status.announced, status.pending) == ("up", 6.0, 3, 0)
+
+
+@story
+async def test_a_speaker_that_takes_bulk_commands_is_told_numbers(socket: Path) -> None:
+    relay = FakeRelay()
+    relay.peers = {str(peer): digest for peer, digest in conf.digests({A.address: A}).items()}
+    relay.bulk = ["10.0.0.2 4 0a000001 - 20c000020120c0000203"]
+    async with running(socket, relay) as speaker:
+        speaker.set(desired((A, [path("192.0.2.1/32"), path("192.0.2.2/32", med=4)])))
+        assert await speaker.settled(5)
+        assert relay.commands == [
+            "neighbor 10.0.0.2 routerd announce 4 self 80040400000004 20c0000202",
+            "neighbor 10.0.0.2 routerd withdraw 4 20c0000203",
+        ]
 
 
 @story
