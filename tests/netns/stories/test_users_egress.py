@@ -237,6 +237,41 @@ def test_clients_and_pods_reach_the_vip_of_a_selected_pod(site: Site, mode: str)
     site.proxy(*entries(site))
 
 
+def test_the_pods_behind_a_service_leave_with_the_vip_at_which_clients_reach_them(site: Site) -> None:
+    """All nodes announce it, and answers come by whichever the ToR takes: three nodes, of which one sends."""
+    lab, plain = site.lab, site.pod("plain")
+    plain.start_server(http=8080)
+    before, vips = [*site.services], {path for path in lab.tor.kernel_routes() if path.startswith("192.0.2.")}
+    shop = service("shop", "10.96.0.60", type="LoadBalancer", selector={"app": "none"})
+    site.services = [*before, shop, cluster.endpoint_slice("shop", "default", 8080, [plain])]
+    site.policies["shop"] = {
+        "apiVersion": "routerd.io/v1alpha1", "kind": "EgressPolicy", "metadata": {"name": "shop"},
+        "spec": {"service": {"name": "shop"}, "destinationCIDRs": ["0.0.0.0/0"]},
+    }  # fmt: skip
+    site.put()
+    lab.wait(lambda: {p for p in lab.tor.kernel_routes() if p.startswith("192.0.2.")} > vips, "the VIP at the ToR")
+    (path,) = {p for p in lab.tor.kernel_routes() if p.startswith("192.0.2.")} - vips
+    vip = path.removesuffix("/32")
+    backend = Backend(plain.address, 8080, "worker")
+    site.proxy(*entries(site), ServiceEntry("shop", "tcp", 80, (backend,), "10.96.0.60", vip))
+    site.leaves_as("plain", vip)
+    lab.wait(lambda: len(lab.tor.kernel_routes()[path]) == len(lab.nodes), "every node announces it")
+    assert f"as {vip} by gateway" in site.why("plain")
+    with lab.client.connect(vip, 80):
+        for node in lab.nodes.values():
+            lab.tor.ip(f"route add {path} via {node.address} metric 1")
+            assert [plain.get(FW_ADDRESS).source, plain.get(CLIENT_ADDRESS).source] == [vip, vip], node.label
+            assert lab.client.get(vip).text.startswith("plain saw "), node.label
+            lab.tor.ip(f"route del {path} via {node.address} metric 1")
+    assert all(lab.client.get(vip).text for _ in range(6))
+    assert lab.node("gw1").get(vip).text, "no blackhole keeps the node's own from it"
+    del site.policies["shop"]
+    site.services = before
+    site.put()
+    site.leaves_as("plain", plain.address)
+    site.proxy(*entries(site))
+
+
 # --- the node's own
 
 
