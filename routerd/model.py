@@ -205,6 +205,7 @@ class Service:
     annotations: Labels = field(default_factory=dict)
     created: str = ""  # metadata.creationTimestamp (RFC 3339) or ""
     origin: Origin = Origin()
+    egress: EgressPolicy | None = None  # how its pods leave, by its annotations
 
     @property
     def key(self) -> str:
@@ -440,7 +441,7 @@ class EgressPolicy:
     labelled `routerd.io/egress-gateway`; of VIPs every node that announces them.
     """
 
-    name: str
+    name: str  # "namespace/name" of what has a namespace
     kind: str = "EgressPolicy"  # the kind that the user wrote, for messages
     selections: tuple[PodSelection, ...] = ()
     destinations: tuple[IPNetwork, ...] = ()  # () = of a reader: all in the pool's families (`routerd.store.merge`)
@@ -471,7 +472,7 @@ class EgressPolicy:
 
     @property
     def ref(self) -> Ref:
-        return Ref(self.kind, name=self.name)
+        return Ref.parse(self.key)
 
 
 def is_gateway(selector: LabelSelector | None, node: Node) -> bool:

@@ -36,6 +36,7 @@ class FailClosed:
 
     read: Callable[[Value], Read]  # raises InputError
     covered: Callable[[Value], EgressPolicy]
+    namespaced: bool = False
 
     def __call__(self, value: Value) -> Read:
         meta = read_meta(value.uncapped())
@@ -43,7 +44,8 @@ class FailClosed:
             return self.read(value)
         except InputError as error:
             reason = error.reason if isinstance(error, Refused) else "InvalidObject"
-            return _covered(value, self.covered), (Refusal(Ref(meta.kind, name=meta.name), reason, str(error)),)
+            ref = Ref(meta.kind, meta.namespace_or_default if self.namespaced else "", meta.name)
+            return _covered(value, self.covered), (Refusal(ref, reason, str(error)),)
 
 
 def _covered(value: Value, covered: Callable[[Value], EgressPolicy]) -> EgressPolicy | None:

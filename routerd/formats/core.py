@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, cast
 
 from routerd.formats.document import MOST_ADDRESSES, UNLIMITED, Section, Value
 from routerd.formats.meta import read_meta
-from routerd.formats.wishes import read_wishes
+from routerd.formats.wishes import read_egress, read_wishes
 from routerd.model import (
     NAMESPACE_NAME_LABEL,
     SERVICE_NAME_LABEL,
@@ -138,6 +139,7 @@ def read_service(value: Value) -> tuple[Service, tuple[Refusal, ...]]:
     section = value.section
     spec = section.section("spec") or Section(value)
     wishes = read_wishes(value, spec, meta)
+    egress, refused = read_egress(value, meta)
     kind = spec.get("type")
     local = spec.string("externalTrafficPolicy") == "Local"
     policy = spec.get("ipFamilyPolicy")
@@ -168,8 +170,11 @@ def read_service(value: Value) -> tuple[Service, tuple[Refusal, ...]]:
         annotations=meta.annotations,
         created=meta.created,
         origin=meta.origin,
+        egress=egress,
     )
-    return service, wishes.refusals
+    if service.type != "LoadBalancer" or not service.is_left_to_us:  # what another load balancer does is its own
+        return replace(service, egress=None), wishes.refusals
+    return service, (*wishes.refusals, *refused)
 
 
 def _cluster_ips(spec: Section) -> tuple[IPAddress, ...]:

@@ -256,6 +256,13 @@ _FOREIGN = (
         reader=FailClosed(ovn_kubernetes.read_egress_ip, ovn_kubernetes.covered_by_egress_ip),
         parts=("policies",), read_by=BOTH,
     ),
+    Kind(
+        "k8s.ovn.org", "v1", "EgressService", "egressservices", namespaced=True,
+        reader=FailClosed(
+            ovn_kubernetes.read_egress_service, ovn_kubernetes.covered_by_egress_service, namespaced=True
+        ),
+        parts=("policies",), read_by=BOTH,
+    ),
 )  # fmt: skip
 
 _PEERS = "write its peers in the BGP ConfigMap"

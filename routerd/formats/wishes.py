@@ -1,4 +1,4 @@
-"""What a service asks for by annotations: addresses, a pool, a shared address. Pure.
+"""What a service asks for by annotations: addresses, a pool, a shared address, egress by its VIPs. Pure.
 
 Each make names the same wish otherwise, and an old and a new name of one annotation are one key. Of several that say
 different things the strongest counts, and the others are told.
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal, cast
 
-from routerd.formats.document import MOST_ADDRESSES, Section, Value, parse_address
+from routerd.errors import InputError
+from routerd.formats.document import MOST_ADDRESSES, Section, Value, parse_address, parse_network
 from routerd.formats.meta import Meta
-from routerd.model import IPAddress, Refusal
-from routerd.refs import service_ref
+from routerd.model import EgressPolicy, IPAddress, IPNetwork, PortRange, Refusal
+from routerd.refs import SERVICE, service_ref
 
 # The strongest first: of each make the new name before the old one.
 ADDRESSES = (
@@ -32,6 +35,18 @@ SHARED_IN_NAMESPACE = ("lbipam.cilium.io/sharing-key", "io.cilium/lb-ipam-sharin
 SHARING_NAMESPACES = ("lbipam.cilium.io/sharing-cross-namespace", "io.cilium/lb-ipam-sharing-cross-namespace")
 SHARING = (*SHARED_EVERYWHERE, *SHARED_IN_NAMESPACE)
 READ = (*ADDRESSES, *POOL, *SHARING, *SHARING_NAMESPACES)
+EGRESS = "routerd.io/egress"
+KUBE_VIP = "kube-vip.io/egress"
+PORTS, DENIED = f"{KUBE_VIP}-destination-ports", f"{KUBE_VIP}-denied-networks"
+# What these ask for cannot be, with what to do instead.
+NOT_DONE: Mapping[str, str] = {
+    f"{KUBE_VIP}-source-ports": "pods are selected whole: name destination ports",
+    f"{KUBE_VIP}-allowed-networks": "it would take destinations out of other policies: write an EgressPolicy",
+}
+NOT_SUPPORTED = "EgressNotSupported"  # reason of a refusal
+LOWEST = -1_000_000  # priority
+_PORT = re.compile(r"(tcp|udp|sctp):(\d{1,5})", re.IGNORECASE)
+KNOWN = (*READ, EGRESS, KUBE_VIP, PORTS, DENIED)
 CONFLICT, UNREAD = "ConflictingAnnotations", "UnknownAnnotation"  # reasons of refusals
 _LIKENESS = 0.95  # 1 = equal; what MetalLB and kube-vip write beside these is less alike
 
@@ -128,14 +143,84 @@ def _unread(value: Value, meta: Meta) -> Iterator[Refusal]:
 @lru_cache(maxsize=1024)
 def _meant(key: str) -> str:
     """The annotation that one must be a misspelling of: nearly its name, or its name as one of routerd's own."""
-    if key in READ:
+    if key in KNOWN:
         return ""
     domain, _, name = key.rpartition("/")
     if domain == "routerd.io":
-        return next((each for each in READ if each.rpartition("/")[2].lower() == name.lower()), "")
-    return next(iter(difflib.get_close_matches(key, READ, n=1, cutoff=_LIKENESS)), "")
+        return next((each for each in KNOWN if each.rpartition("/")[2].lower() == name.lower()), "")
+    return next(iter(difflib.get_close_matches(key, KNOWN, n=1, cutoff=_LIKENESS)), "")
 
 
 def _told(place: Value, meta: Meta, reason: str, message: str) -> Refusal:
     ref = service_ref(f"{meta.namespace_or_default}/{meta.name}")
     return Refusal(ref, reason, f"{place.origin}: {message}")
+
+
+# --- egress by its VIPs: a user's word about his own pods. So it has the lowest priority, and leads to everywhere: who
+# may write a Service takes no destination out of a policy of the cluster's.
+
+
+def read_egress(value: Value, meta: Meta) -> tuple[EgressPolicy | None, tuple[Refusal, ...]]:
+    """The policy that the annotations of a Service are, if they are any. A mistake in them refuses it."""
+    on = {key: meta.annotations.get(key, "").strip() for key in (EGRESS, KUBE_VIP)}
+    if on[KUBE_VIP] != "true" and on[EGRESS] in ("", "false"):
+        return None, ()
+    key = f"{meta.namespace_or_default}/{meta.name}"
+    try:
+        ports, excluded = _limits(value, meta, on)
+    except InputError as error:
+        policy = _policy(meta, key, refused=True)
+        return policy, (Refusal(service_ref(key), NOT_SUPPORTED, f"{error} (what its pods send out is dropped)"),)
+    return _policy(meta, key, ports, excluded), ()
+
+
+def _policy(
+    meta: Meta,
+    key: str,
+    ports: tuple[PortRange, ...] = (),
+    excluded: tuple[IPNetwork, ...] = (),
+    *,
+    refused: bool = False,
+) -> EgressPolicy:
+    return EgressPolicy(
+        key, SERVICE, excluded=excluded, ports=ports, priority=LOWEST, created=meta.created, origin=meta.origin,
+        refused=refused, service=key,
+    )  # fmt: skip
+
+
+def _limits(value: Value, meta: Meta, on: Mapping[str, str]) -> tuple[tuple[PortRange, ...], tuple[IPNetwork, ...]]:
+    """Raises InputError."""
+    if on[EGRESS] not in ("", "true", "false"):
+        raise _place(value, EGRESS).error(f'found "{on[EGRESS]}", expected "true" or "false"')
+    if on[KUBE_VIP] != "true":
+        return (), ()
+    for key, instead in NOT_DONE.items():
+        if meta.annotations.get(key, "").strip():
+            raise _place(value, key).error(f"{key} is not done: {instead}")
+    return _ports(value, meta), _denied(value, meta)
+
+
+def _parts(meta: Meta, key: str) -> list[str]:
+    return [each.strip() for each in meta.annotations.get(key, "").split(",") if each.strip()]
+
+
+def _ports(value: Value, meta: Meta) -> tuple[PortRange, ...]:
+    """ "tcp:443,udp:53": to these alone it leaves with the VIP."""
+    found = []
+    for text in _parts(meta, PORTS):
+        match = _PORT.fullmatch(text)
+        if match is None or not 1 <= int(match[2]) <= 65535:
+            raise _place(value, PORTS).error(f'found "{text}", expected PROTOCOL:PORT, such as tcp:443')
+        protocol = cast(Literal["TCP", "UDP", "SCTP"], match[1].upper())
+        found.append(PortRange(protocol, int(match[2]), int(match[2])))
+    return tuple(found)
+
+
+def _denied(value: Value, meta: Meta) -> tuple[IPNetwork, ...]:
+    found = []
+    for text in _parts(meta, DENIED):
+        network = parse_network(text)
+        if network is None:
+            raise _place(value, DENIED).error(f'found "{text}", expected CIDRs with commas between them')
+        found.append(network)
+    return tuple(found)

@@ -93,7 +93,8 @@ def unreadable(
 def _published(allocations: Allocations) -> set[str]:
     """Keys of the policies that have a group, and of those to which the operator gives none."""
     refused = {str(each.object) for each in allocations.refusals if each.object.kind in POLICY_KINDS}
-    return refused.union(*(group.policies for group in allocations.groups))
+    leaving = {key for group in allocations.groups for key in group.policies}
+    return refused | {key for key in leaving if Ref.parse(key).kind in POLICY_KINDS}  # others are words of Services
 
 
 _UNKNOWN = "the operator knows it, and what it covers cannot be read; nothing of egress is changed meanwhile"

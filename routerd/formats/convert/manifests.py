@@ -37,7 +37,7 @@ def manifest(found: AddressPool | EgressPolicy) -> Json:
     """An AddressPool or an EgressPolicy."""
     if isinstance(found, AddressPool):
         return _head("AddressPool", found.name) | {"spec": _pool(found)}
-    return _head("EgressPolicy", found.name, found.created) | {"spec": _policy(found)}
+    return _head("EgressPolicy", found.name.replace("/", "."), found.created) | {"spec": _policy(found)}
 
 
 def _head(kind: str, name: str, created: str = "") -> Json:

@@ -15,16 +15,17 @@ from routerd.formats.compose import documents, first_document, inner_source
 from routerd.formats.convert import kube_ovn, terway
 from routerd.formats.convert.manifests import Json, config_map, manifest, text_of
 from routerd.formats.convert.unread import unread_keys
-from routerd.formats.core import expand_lists
+from routerd.formats.core import expand_lists, read_service
 from routerd.formats.document import Source, Value
 from routerd.formats.foreign import cilium_bgp
 from routerd.formats.foreign.metallb_bgp import with_bfd, without_profile
-from routerd.formats.foreign.policies import with_destinations
+from routerd.formats.foreign.policies import to_everywhere, with_destinations
 from routerd.formats.foreign.together import ADVERTISEMENT, together
 from routerd.formats.kinds import BY_NAME, OURS, Kind, Object, Reader
 from routerd.formats.legacy_bgp import Dialect, LegacyConfig, parse_document
 from routerd.formats.meta import read_meta
 from routerd.formats.objects import Entry, Loaded, bgp_text, read_file, read_object
+from routerd.formats.wishes import EGRESS, NOT_SUPPORTED
 from routerd.model import AddressPool, BfdProfile, CommunityNames, EgressPolicy, PodPool, PoolAdvertisement
 from routerd.refs import Ref
 
@@ -73,7 +74,7 @@ class _Others:
     def whole(self, found: AddressPool | EgressPolicy) -> AddressPool | EgressPolicy:
         """As it is with all that others say of it."""
         if isinstance(found, EgressPolicy):
-            return with_destinations(found, self.pools)
+            return to_everywhere(with_destinations(found, self.pools))
         announced = self.pools.get(found.name, found)
         return announced if announced.origin == found.origin else replace(found, labels=None, ranges=())
 
@@ -145,6 +146,8 @@ def _of_object(value: Value, lines: list[str], others: _Others) -> Iterator[tupl
         written, about = manifest(policy), f"{value.origin}: {name}/{policy.name}"
         notes = tuple(kube_ovn.notes_of(value, group, name))
         yield _name(written), _checked(_Written(about, written, notes), manifest)
+    if (group, name) == ("", "Service"):
+        yield from _of_annotations(value)
     kind = BY_NAME.get((group, name))
     if kind is not None and not kind.custom:
         return
@@ -194,6 +197,19 @@ def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded, others: _Others)
         yield _name(written), _checked(_Written(about, written, notes), manifest)
 
 
+def _of_annotations(value: Value) -> Iterator[tuple[str, _Written]]:
+    """A policy that a Service has by annotations of another make."""
+    service, told = read_service(value)
+    policy, about = service.egress, f"{value.origin}: {service.ref}"
+    if policy is None or service.annotations.get(EGRESS):
+        return
+    if policy.refused:
+        yield "", _Written(about, errors=tuple(each.message for each in told if each.reason == NOT_SUPPORTED))
+        return
+    written = manifest(to_everywhere(policy))
+    yield _name(written), _checked(_Written(about, written, tuple(_pool_elsewhere(value, policy, {}))), manifest)
+
+
 def _as_configuration(pool: PodPool) -> str:
     """A pool of pods is no object of ours."""
     cidrs = ", ".join(f"{{cidr: {each.network}, node-prefix: {each.node_prefix}}}" for each in pool.cidrs)
@@ -217,10 +233,15 @@ def _unread(value: Value, read: Reader) -> list[str]:
 
 
 def _pool_elsewhere(value: Value, found: AddressPool | EgressPolicy, pools: Mapping[str, AddressPool]) -> list[str]:
-    """A policy whose destinations its pool would say."""
+    """A policy whose destinations its pool would say, or its Service."""
     if isinstance(found, AddressPool) or found.destinations or found.pool in pools:
         return []
-    message = f"pool {found.pool} is in none of these files: leave the family out of destinationCIDRs that it has not"
+    where = (
+        f"pool {found.pool} is in none of these files"
+        if not found.service
+        else f"svc/{found.service} says in which families it has VIPs"
+    )
+    message = f"{where}: leave the family out of destinationCIDRs that it has not"
     return [str(value.error(message))]
 
 

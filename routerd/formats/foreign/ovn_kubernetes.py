@@ -1,7 +1,7 @@
-"""OVN-Kubernetes' EgressIP (k8s.ovn.org/v1). Pure.
+"""OVN-Kubernetes' EgressIP and EgressService (k8s.ovn.org/v1). Pure.
 
-It has no destinations: what leaves the cluster in the families of its addresses is meant. Gateways are the nodes that
-bear its label, whatever the value.
+Neither has destinations: what leaves the cluster in the families of its addresses is meant. Gateways of an EgressIP are
+the nodes that bear its label, whatever the value. An EgressService has the name of its Service.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from routerd.formats.document import Value
 from routerd.formats.foreign.policies import EVERYWHERE, everywhere, usable
 from routerd.formats.meta import label_selector, read_meta, selector_at
 from routerd.formats.native import MOST_EGRESS_IPS
+from routerd.formats.wishes import LOWEST
 from routerd.model import EgressPolicy, IPAddress, PodSelection
 from routerd.selectors import LabelSelector, Requirement
 
+ANYWHERE = LabelSelector()
 ASSIGNABLE = LabelSelector((), (Requirement("k8s.ovn.org/egress-assignable", "Exists"),))
 
 
@@ -52,4 +54,28 @@ def covered_by_egress_ip(value: Value) -> EgressPolicy:
         destinations=EVERYWHERE,
         created=meta.created,
         origin=meta.origin,
+    )
+
+
+def read_egress_service(value: Value) -> Read:
+    """Raises InputError, `Refused` among them."""
+    spec = value.section.require("spec").section
+    by, network = spec.require("sourceIPBy"), spec.get("network")
+    if by.choice("LoadBalancerIP", "Network") == "Network":
+        message = "a source by network is not supported: there is no egress IP in it; write an EgressPolicy"
+        raise Refused(by, "NetworkNotSupported", message)
+    if network is not None and network.text:
+        raise Refused(
+            network, "NetworkNotSupported", "a network (VRF) is not supported: packets leave by the main table"
+        )
+    nodes = selector_at(spec, "nodeSelector", strict=False)
+    return replace(covered_by_egress_service(value), gateways=nodes if nodes != ANYWHERE else None), ()
+
+
+def covered_by_egress_service(value: Value) -> EgressPolicy:
+    """A user's word about his own pods: with the lowest priority, as what a Service says itself."""
+    meta = read_meta(value)
+    key = f"{meta.namespace_or_default}/{meta.name}"
+    return EgressPolicy(
+        name=key, kind=meta.kind, priority=LOWEST, created=meta.created, origin=meta.origin, service=key
     )

@@ -22,10 +22,15 @@ def everywhere(found: Iterable[IPAddress | IPNetwork]) -> tuple[IPNetwork, ...]:
 
 def with_destinations(policy: EgressPolicy, pools: Mapping[str, AddressPool]) -> EgressPolicy:
     """One that has none is for all that leaves in the families of its pool; of both while the pool is not known."""
-    if policy.destinations:
+    if policy.destinations or policy.service:  # its Service says the families, see `routerd.store.backends`
         return policy
     pool = pools.get(policy.pool)
     return replace(policy, destinations=everywhere(pool.blocks if pool is not None else ()))
+
+
+def to_everywhere(policy: EgressPolicy) -> EgressPolicy:
+    """One that still has none is for all that leaves."""
+    return policy if policy.destinations else replace(policy, destinations=EVERYWHERE)
 
 
 def usable(place: Value, address: IPAddress) -> IPAddress:

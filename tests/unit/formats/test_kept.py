@@ -18,7 +18,7 @@ META = {
     "name": "x", "namespace": "a", "uid": "u", "creationTimestamp": "2026-01-02T03:04:05Z",
     "annotations": {
         "metallb.io/address-pool": "p", "lbipam.cilium.io/sharing-key": "k",
-        "lbipam.cilium.io/sharing-cross-namespace": "b",
+        "lbipam.cilium.io/sharing-cross-namespace": "b", "routerd.io/egress": "true",
     },
     "labels": {"kubernetes.io/service-name": "web"},
 }  # fmt: skip
@@ -48,7 +48,7 @@ FILLED: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("", "Service"): {
         "spec": {
             "type": "LoadBalancer", "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd96::1"],
-            "externalIPs": ["192.0.2.9"], "loadBalancerIP": "192.0.2.1", "loadBalancerClass": "c",
+            "externalIPs": ["192.0.2.9"], "loadBalancerIP": "192.0.2.1", "loadBalancerClass": "routerd.io/bgp",
             "ports": [{"name": "http", "protocol": "TCP", "port": 80, "nodePort": 30080}], "selector": {"app": "web"},
             "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local", "ipFamilies": ["IPv4", "IPv6"],
             "ipFamilyPolicy": "RequireDualStack",

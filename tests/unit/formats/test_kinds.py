@@ -55,7 +55,8 @@ def test_what_the_roles_watch() -> None:
         "ciliumbgpclusterconfigs.cilium.io", "ciliumbgppeerconfigs.cilium.io", "ciliumbgpadvertisements.cilium.io",
         "bfdprofiles.metallb.io", "bgpadvertisements.metallb.io", "communities.metallb.io",
         "ciliumloadbalancerippools.cilium.io", "egresses.crd.antrea.io", "externalippools.crd.antrea.io",
-        "egressips.k8s.ovn.org", "ippools.crd.projectcalico.org", "ciliumpodippools.cilium.io",
+        "egressips.k8s.ovn.org", "egressservices.k8s.ovn.org",
+        "ippools.crd.projectcalico.org", "ciliumpodippools.cilium.io",
     ]  # fmt: skip
     agent = [
         "configmaps in routerd (its share)",
