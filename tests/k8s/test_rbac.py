@@ -40,6 +40,9 @@ from tests.k8s.store_lab import service as a_service
 from tests.waiting import eventually
 
 ACCOUNTS = ("routerd-agent", "routerd-operator")
+CLOSED = {"spec": {"taints": [{"key": "routerd.io/agent-not-ready", "effect": "NoSchedule"}]}}
+SYNCED = {"type": "StoreSynced", "status": "True", "reason": "Synced", "message": ""}
+READY = {"conditions": [{**SYNCED, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
 CHANGING = "CustomResourceDefinition"  # its status is written meanwhile
 
 
@@ -94,6 +97,7 @@ async def work(found: Cluster) -> None:
     found.server.fault(conflict_every=1, only=first_status_of_each())
     async with agent_store(found, token=tokens[0]) as store:
         await store.synced()
+        store.store.report_health(lambda: READY)
         heartbeat = Heartbeat(GATEWAY_HEARTBEAT)
         store.store.write_node_report(NodeReport("node1", (ip_address("10.0.0.11"),), heartbeat=heartbeat))
         store.store.beat()
@@ -101,6 +105,7 @@ async def work(found: Cluster) -> None:
         await shown(found, "/apis/routerd.io/v1alpha1/routerdnodes/node1")
         async with operator(found, "a", token=tokens[1], patience=Patience(gateway=0.1)):
             await settled(found, count=1)
+            await eventually(lambda: is_open(found), "the node is opened to pods")
             await eventually(lambda: is_called_absent(found), "no word comes of an agent")
         async with operator(found, "b", token=tokens[1]):
             await settled(found, count=2)
@@ -124,6 +129,10 @@ async def tell_of_a_pod(found: Cluster, store: KubernetesStore) -> None:
         await eventually(partial(is_told, times), f"an Event, {times} times")
         store.report_pods(tuple)
         await eventually(lambda: not store.events.standing, "what went is forgotten")
+
+
+async def is_open(found: Cluster) -> bool:
+    return not (await found.get("/api/v1/nodes/node1"))["spec"].get("taints")
 
 
 async def is_called_absent(found: Cluster) -> bool:
@@ -171,7 +180,8 @@ def first_status_of_each() -> Callable[[Asked], bool]:
 
     def is_first(asked: Asked) -> bool:
         key = (asked.resource, asked.key)
-        if asked.subresource != "status" or key in seen:
+        is_written = asked.subresource == "status" or (asked.resource, asked.verb) == ("nodes", "patch")
+        if not is_written or key in seen:
             return False
         seen.add(key)
         return True
@@ -192,7 +202,8 @@ def test_roles_grant_exactly_what_is_used(monkeypatch: pytest.MonkeyPatch) -> No
             await found.apply(*foreign())
             await found.serves(*foreign())
             await found.apply(
-                node("node1"), node_report("ghost"), bgp_config(), pool("public", "192.0.3.0/24"), a_service("web"),
+                node("node1") | CLOSED, node_report("ghost"), bgp_config(), pool("public", "192.0.3.0/24"),
+                a_service("web"),
                 policy("bank", egressIP="192.0.3.9"), policy("lost", "203.0.113.0/24", pool="absent"),
                 cilium_pool("cilium", "198.51.100.0/28"), metallb_pool("metallb", "203.0.113.0/28"),
             )  # fmt: skip

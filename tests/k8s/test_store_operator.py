@@ -171,6 +171,37 @@ def test_a_gateway_whose_lease_is_not_renewed_is_replaced_and_its_report_does_no
     asyncio.run(story())
 
 
+def test_a_node_is_opened_to_pods_once_its_own_agent_is_ready() -> None:
+    def waiting(name: str) -> Json:
+        ours, other = ({"key": key, "effect": "NoExecute"} for key in ("routerd.io/agent-not-ready", "team"))
+        return node(name) | {"spec": {"taints": [{**ours, "effect": "NoSchedule"}, other, ours]}}
+
+    def said(**statuses: str) -> Json:
+        named = {"reason": "Ready", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+        return {"conditions": [{"type": kind, "status": status, **named} for kind, status in statuses.items()]}
+
+    def taints(found: Json) -> list[str]:
+        return [each["key"] for each in found["spec"].get("taints", [])]
+
+    async def story() -> None:
+        former = node_report("anew")
+        former["status"] |= {**said(StoreSynced="True", DatapathAttached="True"), "nodeUID": "of-another-machine"}
+        nodes = [waiting(name) for name in ("anew", "node1", "silent")]
+        async with cluster(*nodes, former, bgp_config()) as api, agent_store(api) as agent, operator(api):
+            agent.store.report_health(lambda: said(StoreSynced="True", DatapathAttached="False"))
+            agent.store.write_node_report(NodeReport("node1", (ip_address("10.0.0.11"),)))
+            path = "/apis/routerd.io/v1alpha1/routerdnodes/node1"
+            await until(api, path, lambda it: of(it, "DatapathAttached"), "it has reported")
+            await api.apply(service("web"))
+            await until(api, WEB, ips, "a VIP")
+            assert len(taints(await api.get("/api/v1/nodes/node1"))) == 3
+            agent.store.report_health(lambda: said(StoreSynced="True", DatapathAttached="True"))
+            await until(api, "/api/v1/nodes/node1", lambda it: taints(it) == ["team"], "pods may come")
+            assert [len(taints(await api.get(f"/api/v1/nodes/{name}"))) for name in ("anew", "silent")] == [3, 3]
+
+    asyncio.run(story())
+
+
 def of(found: Json, kind: str) -> Json:
     conditions = found.get("status", {}).get("conditions", [])
     return next((each for each in conditions if each["type"] == kind), {})

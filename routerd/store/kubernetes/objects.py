@@ -21,7 +21,7 @@ from routerd.memo import Derived, Renewed, differing
 from routerd.model import Refusal
 from routerd.refs import Ref
 from routerd.store.closed import settled
-from routerd.store.kubernetes.resources import ALLOCATIONS, CONFIG_MAPS, LEASES, PART_LABEL, REPORTS, Resource
+from routerd.store.kubernetes.resources import ALLOCATIONS, CONFIG_MAPS, LEASES, NODES, PART_LABEL, REPORTS, Resource
 from routerd.store.mistakes import reason_of
 
 Raw = Mapping[str, Any]
@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 NOTHING = Loaded()
 RENEWED = "renewTime"  # of a Lease's spec
+NOT_READY_TAINT = "routerd.io/agent-not-ready"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class StoredObject:
     error: InputError | None = None
     status: Raw = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)  # of a document of ours
+    taints: tuple[Raw, ...] = ()  # of a Node that has NOT_READY_TAINT, for who takes it away
 
     @property
     def is_mute(self) -> bool:
@@ -254,7 +256,13 @@ def stored_object(kind: Kind, raw: Raw, before: StoredObject | None, *, keep_sta
         error=error,
         status=(raw.get("status") or {}) if keep_status and kind.status_by else {},
         data=_data(kind, raw) if is_document else {},
+        taints=_taints(raw) if keep_status and kind is NODES else (),
     )
+
+
+def _taints(raw: Raw) -> tuple[Raw, ...]:
+    found = tuple((raw.get("spec") or {}).get("taints") or ())
+    return found if any(each.get("key") == NOT_READY_TAINT for each in found) else ()
 
 
 def _data(kind: Kind, raw: Raw) -> Mapping[str, str]:

@@ -22,7 +22,7 @@ from routerd.model import IPAddress, Refusal
 from routerd.store.kubernetes.client import ApiError, Client
 from routerd.store.kubernetes.events import Events, Writer
 from routerd.store.kubernetes.resources import object_path
-from routerd.store.kubernetes.status.nodes import node_patches
+from routerd.store.kubernetes.status.nodes import node_patches, welcome_patches
 from routerd.store.kubernetes.status.patches import StatusPatch, is_said
 from routerd.store.kubernetes.status.policies import policy_patches
 from routerd.store.kubernetes.status.pools import pool_patches
@@ -121,7 +121,8 @@ class Publisher:
         self._refusals = tuple(refusals)
         policies = policy_patches(objects("EgressPolicy"), snapshot, now)
         nodes = node_patches(objects("RouterdNode"), decision.silent, now)
-        return services + policies + pool_patches(objects, snapshot, decision.counts, now) + nodes
+        welcomed = welcome_patches(objects("Node"), objects("RouterdNode"), decision.silent)
+        return services + policies + pool_patches(objects, snapshot, decision.counts, now) + nodes + welcomed
 
     def _addresses(self, ledger: Ledger) -> frozenset[IPAddress]:
         if ledger is not self._recorded[0]:

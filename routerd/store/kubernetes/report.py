@@ -18,7 +18,7 @@ from routerd.model import NODE_HEARTBEAT, NodeReport, Refusal
 from routerd.refs import Ref
 from routerd.store.kubernetes.client import ApiError, Client
 from routerd.store.kubernetes.documents import HEARTBEAT, is_said, is_urgent, report_status, seconds_since
-from routerd.store.kubernetes.resources import REPORTS, collection_path, object_path
+from routerd.store.kubernetes.resources import NODE_UID, REPORTS, collection_path, object_path
 from routerd.store.kubernetes.status.patches import dated
 from routerd.store.kubernetes.watch import Timings
 
@@ -56,8 +56,11 @@ def is_synced(health: Mapping[str, Any]) -> bool:
 class Reporter:
     """`run` beside the store; `want` and `health` say what to report."""
 
-    def __init__(self, client: Client, node: str, timings: Timings, on_change: Callable[[], None]) -> None:
-        self._client, self._node, self._timings, self._on_change = client, node, timings, on_change
+    def __init__(
+        self, client: Client, node: str, owner: Callable[[], str], timings: Timings, on_change: Callable[[], None]
+    ) -> None:
+        """`owner` gives the uid of the Node; "" = not known."""
+        self._client, self._node, self._owner, self._timings, self._on_change = client, node, owner, timings, on_change
         self._node_report: NodeReport | None = None
         self._has_report = asyncio.Event()
         self._has_ask = asyncio.Event()
@@ -82,6 +85,8 @@ class Reporter:
         if not is_synced(health) and self._client.contact.is_recovering(RECOVERY):
             health.pop("conditions", None)
         report = report_status(self._node_report) if self._node_report else {}
+        if uid := self._owner():
+            report = {NODE_UID: uid, **report}
         if self._last is None or HEARTBEAT not in self._last.status:
             report = {HEARTBEAT: NODE_HEARTBEAT, **report}
         return {**report, **health}

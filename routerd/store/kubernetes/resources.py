@@ -65,6 +65,8 @@ LEASES = BY_NAME["coordination.k8s.io", "Lease"]
 POOLS = BY_NAME[OURS, "AddressPool"]
 POLICIES = BY_NAME[OURS, "EgressPolicy"]
 REPORTS = BY_NAME[OURS, "RouterdNode"]
+NODES = BY_NAME["", "Node"]
+NODE_UID = "nodeUID"  # in the status of a RouterdNode: of which Node that name it speaks
 
 
 def _config_maps(namespace: str, labels: str) -> tuple[Resource, ...]:

@@ -97,7 +97,9 @@ class KubernetesStore:
         self._on_change = on_change
         self._timings = timings
         self.reflectors = [self._reflector(each) for each in scope.resources]
-        self._reporter = Reporter(client, scope.node, timings, self._changed_in("")) if scope.node else None
+        self._reporter = (
+            Reporter(client, scope.node, self._uid_of_node, timings, self._changed_in("")) if scope.node else None
+        )
         self._models: dict[str, tuple[str, Models[Any]]] = {  # by kind: the part that is made of them
             "Node": ("nodes", Models(Node, attrgetter("name"))),
             "Namespace": ("namespaces", Models(Namespace, attrgetter("name"))),
@@ -159,8 +161,8 @@ class KubernetesStore:
             self._heartbeats.beat()
 
     def _uid_of_node(self) -> str:
-        name = self._scope.node
-        return next((each.uid for each in self.objects("Node") if each.name == name), "")
+        here = self.view("Node").get(("", self._scope.node))
+        return here.uid if here is not None else ""
 
     def report_health(self, health: Callable[[], Mapping[str, Any]]) -> None:
         """`health` gives more of the status of this node's RouterdNode whenever a report is written."""

@@ -1,11 +1,12 @@
-"""Of nodes whose agent is silent. Pure."""
+"""Of nodes whose agent is silent, and of those that wait for their agent. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-from routerd.store.kubernetes.objects import StoredObject
-from routerd.store.kubernetes.resources import REPORTS
+from routerd.store.kubernetes.objects import NOT_READY_TAINT, Raw, StoredObject
+from routerd.store.kubernetes.resources import NODE_UID, NODES, REPORTS
 from routerd.store.kubernetes.status.patches import StatusPatch, dated, patch_of
 
 
@@ -26,3 +27,31 @@ def node_patches(reports: Iterable[StoredObject], silent: Mapping[str, str], now
                 patch_of(REPORTS, stored, {"conditions": dated([{**each, **said} for each in before], before, now)})
             )
     return patches
+
+
+NEEDED = ("StoreSynced", "DatapathAttached")  # of a node that pods may come to; without egress it has no datapath
+
+
+def welcome_patches(
+    nodes: Iterable[StoredObject], reports: Iterable[StoredObject], silent: Mapping[str, str]
+) -> list[StatusPatch]:
+    """Takes away the taint with which nodes begin until their agent is ready. What an agent said of a Node that had the
+    name before says nothing of this one.
+    """
+    said = {each.name: each.status for each in reports if each.name not in silent}
+    return [
+        StatusPatch(NODES, node.name, "", node.version, {"taints": _others(node) or None}, node.uid, part="spec")
+        for node in nodes
+        if node.taints and _is_ready(said.get(node.name, {}), node.uid)
+    ]
+
+
+def _is_ready(status: Mapping[str, Any], uid: str) -> bool:
+    found = (each for each in status.get("conditions") or () if isinstance(each, Mapping))
+    conditions = {each.get("type"): each.get("status") for each in found}
+    is_ready = all(conditions.get(kind, "True") == "True" for kind in NEEDED) and "StoreSynced" in conditions
+    return is_ready and status.get(NODE_UID) == uid
+
+
+def _others(node: StoredObject) -> list[Raw]:
+    return [each for each in node.taints if each.get("key") != NOT_READY_TAINT]

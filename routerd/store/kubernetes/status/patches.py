@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from routerd.formats.kinds import OURS, Kind
 from routerd.model import Allocations, Refusal, Snapshot
@@ -20,7 +20,7 @@ CONFLICTS = frozenset({"Conflicting", "PoolConflicting", "Duplicate", "AddressIn
 
 @dataclass(frozen=True, slots=True)
 class StatusPatch:
-    """A write to the status subresource."""
+    """A write to the status subresource, or with `part` spec one to the object: `status` is that part of it."""
 
     kind: Kind
     name: str
@@ -28,16 +28,17 @@ class StatusPatch:
     version: str
     status: Mapping[str, Any]
     uid: str = ""
+    part: Literal["status", "spec"] = "status"
 
     @property
     def path(self) -> str:
-        return object_path(self.kind, self.name, self.namespace, "status")
+        return object_path(self.kind, self.name, self.namespace, "status" if self.part == "status" else "")
 
     @property
     def body(self) -> dict[str, Any]:
         meta = {"name": self.name, "resourceVersion": self.version, "uid": self.uid}
         shown = {"apiVersion": self.kind.api_version, "kind": self.kind.name}
-        return {**shown, "metadata": meta, "status": dict(self.status)}
+        return {**shown, "metadata": meta, self.part: dict(self.status)}
 
 
 def patch_of(kind: Kind, stored: StoredObject, status: Mapping[str, Any]) -> StatusPatch:

@@ -70,7 +70,7 @@ def heartbeats(api: Api, node: str) -> Heartbeats:
 
 
 def reporter(api: Api, node: str, seconds: int, health: Callable[[], Mapping[str, Any]]) -> Reporter:
-    one = Reporter(api, node, Timings(), lambda: None)  # type: ignore[arg-type]
+    one = Reporter(api, node, str, Timings(), lambda: None)  # type: ignore[arg-type]
     one.health = health
     one.want(NodeReport(node, heartbeat=Heartbeat(seconds)))
     return one

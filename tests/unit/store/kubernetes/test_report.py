@@ -85,7 +85,7 @@ class Api:
 def test_where_nothing_but_the_use_of_ports_changes_it_is_written_once_in_five_minutes() -> None:
     async def story() -> None:
         api = Api()
-        reporter = Reporter(cast(Client, api), "node1", Timings(), lambda: None)
+        reporter = Reporter(cast(Client, api), "node1", str, Timings(), lambda: None)
         reporter.health = lambda: {"generation": 1}
         task = asyncio.create_task(reporter.run())
         for second in range(7200):
