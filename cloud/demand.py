@@ -30,6 +30,7 @@ class Demand:
     kept: frozenset[Network] | None = None
     busy: frozenset[Network] = frozenset()
     generation: int = 0  # of what it had read when it said so, and holds to from then on
+    most_pods: int = 0  # that its kubelet takes; 0 = it does not say
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from cloud.records import Holding, Holdings
 from cloud.release import unassign
 
 PREFIX = 16  # addresses of a /28
+HOST_PODS = 2  # at least so many of a node's pods are on its own network, as Amazon's table of maxPods counts
 # What is left alone for a while, because the cloud refused it: ("prefixes", subnet), ("addresses", subnet), or
 # ("instance", instance).
 Blocked = Collection[tuple[str, str]]
@@ -108,9 +109,10 @@ def plan(
     for name in sorted(demands, key=lambda each: (_served(holdings, each), each)):
         holding, demand = holdings.get(name) or Holding(name), demands[name]
         found = _site(holding, demand, inventory, rules, blocked, interfaces)
+        reasons += _kubelet(found) if isinstance(found, Site) else [found]
         if isinstance(found, Reason):
-            reasons.append(found)
-        elif holding.intent is not None:
+            continue
+        if holding.intent is not None:
             if holding.intent.may_repeat:
                 calls[name] = holding.intent.call  # with the same token, so that there is one interface
         elif ("instance", name) not in blocked:
@@ -274,8 +276,32 @@ def _most(site: Site) -> str:
     if not site.rules.api.makes:
         there = sum(block.version == 4 for each in site.own for block in each.blocks)
         return f"its interfaces for pods hold no more than their {there} addresses or prefixes"
-    most = (site.limits.ipv4 - 1) * (site.limits.interfaces - site.rules.first_index)
-    return f"a {site.instance.type} holds {most} addresses or prefixes for pods"
+    return f"a {site.instance.type} holds {_blocks(site)} addresses or prefixes for pods"
+
+
+def _blocks(site: Site) -> int:
+    """How many addresses, or prefixes, it can have for pods."""
+    rules = site.rules
+    interfaces = site.limits.interfaces - rules.first_index if rules.api.makes else len(site.own)
+    return (site.limits.ipv4 - 1) * interfaces
+
+
+def _capacity(site: Site) -> int:
+    """How many pods can have an address. Of both families the scarcer one counts: of IPv6 one prefix is enough."""
+    rules = site.rules
+    if rules.ipv6 and not _takes_prefix6(site):
+        return 0
+    most = _blocks(site) * (PREFIX if rules.prefixes and site.limits.prefixes else 1)
+    return min(most, rules.marks.maximum or most)
+
+
+def _kubelet(site: Site) -> list[Reason]:
+    """Pods that a scheduler sends to a node which holds no more wait there, and nowhere else."""
+    most, capacity = site.demand.most_pods, _capacity(site)
+    if most <= capacity + HOST_PODS:
+        return []
+    message = f"its kubelet takes {most} pods, and there are {capacity} addresses for them: set maxPods to {{}} at most"
+    return [_why(site, "MaxPodsTooHigh", message.format(capacity + HOST_PODS))]
 
 
 def _why_none(site: Site) -> Iterator[Reason]:

@@ -60,7 +60,7 @@ HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
         "AdvertisementNotSupported", "AgentAbsent", "AwaitingNodeReports", "BandwidthNotLimited", "BFDDown",
         "BFDNotSupported",
         "ConflictingAnnotations", "EgressByAnnotation", "FamilyNotNegotiated", "ForwardingOff", "GatewayNotUsed",
-        "GatewaysUnwatched", "HoldTimeTooLong",
+        "GatewaysUnwatched", "HoldTimeTooLong", "MaxPodsTooHigh",
         "InvalidRouterID", "NetworkUnavailable", "NoBFD", "NoDevice", "NoEndpoints", "NumberMisread", "PodNearShare",
         "PodCIDRTaken", "PodCIDRsShort", "PodOutsideCluster", "PoolOverCluster", *OF_PORTS,
         "PortsScarce", "RouteTaken", "StatusOfOther", "SubnetNotUsed", "TableNearlyFull",
@@ -127,6 +127,7 @@ class Node:
     leaving: Literal["", "down", "to-be-deleted"] = ""  # it is shutting down or is down; an autoscaler wants it away
     taints: tuple[str, ...] = ()  # "key=value:Effect", sorted
     fenced: bool = False  # out of service by a taint: somebody vouches that it is off, and sends no packet
+    most_pods: int = 0  # that its kubelet takes (maxPods); 0 = it does not say
     provider_id: str = (
         ""  # spec.providerID: what a cloud calls it, "aws:///ZONE/INSTANCE", "REGION.INSTANCE", "azure://ID"
     )

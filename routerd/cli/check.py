@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from cloud.plan import HOST_PODS
 from egress.host.enforcement import Surroundings, first_packets, surroundings
 from egress.host.survey import readable_traces
 from egress.policy import Desired, egress_versions, unsupported
 from eni.networkd import lacking
 from routerd.cli.decided import Severity, decided
 from routerd.cli.mistakes import mistakes
+from routerd.cluster.instances import takes_part
 from routerd.config import DEFAULT, Config, parse_config, read_config
 from routerd.errors import InputError
 from routerd.formats.closed import FailClosed
@@ -151,6 +153,7 @@ def check_texts(texts: Mapping[str, str], there: Surroundings = NOBODY, networkd
     findings += _routeless(snapshot, config, configured)
     findings += _bypassed(config, there, configured) if configured else []
     findings += _undone(config, networkd, configured) if configured else []
+    findings += _above_capacity(snapshot, config)
     return sorted(findings, key=lambda each: (each.file, each.line))
 
 
@@ -168,6 +171,20 @@ def _bypassed(config: Config, there: Surroundings, file: str) -> list[Finding]:
     """The CNI of this host, if it is a node and NetworkPolicies would be bypassed on it."""
     first = first_packets(Desired("", None, network_policy=config.egress.network_policy), there)
     return [Finding("warning", f"on this host: {first.message}", file)] if first.way == "refused" else []
+
+
+def _above_capacity(snapshot: Snapshot, config: Config) -> list[Finding]:
+    """What an instance type holds is the cloud's to say: `routerd show cloud` has it."""
+    most, cloud = config.cloud.rules.marks.maximum, config.cloud
+    found = (each for each in (snapshot.nodes or {}).values() if most and takes_part(each, cloud.nodes))
+    message = (
+        "Node {}: its kubelet takes {} pods, and cloud.addresses.max gives it {} addresses for them: lower maxPods"
+    )
+    return [
+        Finding("warning", message.format(each.name, each.most_pods, most), each.origin.file, each.origin.line)
+        for each in found
+        if each.most_pods > most + HOST_PODS
+    ]
 
 
 def _undone(config: Config, networkd: Sequence[str], file: str) -> list[Finding]:

@@ -70,15 +70,15 @@ def demands(
     found: dict[str, list[Demand]] = {}
     for name, node in nodes.items():
         report = reports.get(name)
-        if report is not None and takes_part(node, labels) and (demand := _demand(name, report)):
+        if report is not None and takes_part(node, labels) and (demand := _demand(node, report)):
             found.setdefault(instance_of(node), []).append(demand)
     return {instance: one for instance, (one, *others) in sorted(found.items()) if not others}
 
 
-def _demand(node: str, report: NodeReport) -> Demand | None:
+def _demand(node: Node, report: NodeReport) -> Demand | None:
     if report.pods is None:
         return None
-    demand = Demand(node, report.pods.with_address, report.pods.waiting)
+    demand = Demand(node.name, report.pods.with_address, report.pods.waiting, most_pods=node.most_pods)
     if report.blocks is None:
         return demand
     blocks = report.blocks

@@ -48,9 +48,17 @@ def read_node(value: Value) -> Node:
         leaving=_leaving(spec, status),
         taints=tuple(sorted(f"{key}={value}:{effect}" for key, value, effect in _taints(spec))),
         fenced=bool(_taint_keys(spec) & DOWN_TAINTS),
+        most_pods=_most_pods(status),
         provider_id=spec.string("providerID") if spec else "",
         origin=meta.origin,
     )
+
+
+def _most_pods(status: Section | None) -> int:
+    """A quantity, which of pods is a number."""
+    allocatable = status.section("allocatable") if status else None
+    pods = allocatable.get("pods") if allocatable else None
+    return int(pods.text) if pods is not None and pods.text.isdecimal() and len(pods.text) < 7 else 0
 
 
 def _conditions(status: Section | None) -> dict[str, Section]:

@@ -129,7 +129,7 @@ _CORE = (
         "", "v1", "Node", "nodes", custom=False, reader=_told(core.read_node, node_labels), parts=("nodes",),
         kept=(
             "spec.podCIDR", "spec.podCIDRs", "spec.providerID", "spec.unschedulable", "spec.taints",
-            "status.addresses", "status.conditions",
+            "status.addresses", "status.allocatable", "status.conditions",
         ),
         read_by=BOTH, word=NODE,
     ),

@@ -39,6 +39,7 @@ class NodeModel:
     kept: set[Network] = field(default_factory=set)
     pods: list[tuple[Network, int]] = field(default_factory=list)  # block, number of the address within it
     generation: int = 0
+    most_pods: int = 0
 
     def read(self, holdings: Holdings, name: str) -> None:
         blocks = {block.network: block.state for _, block in holdings[name].blocks()} if name in holdings else {}
@@ -57,7 +58,8 @@ class NodeModel:
     def demand(self, name: str) -> Demand:
         busy = frozenset(network for network, _ in self.pods)
         return Demand(
-            name, len(self.pods), self.used - len(self.pods), frozenset(self.kept), busy, self.generation
+            name, len(self.pods), self.used - len(self.pods), frozenset(self.kept), busy, self.generation,
+            self.most_pods,
         )  # fmt: skip
 
     def addresses(self) -> list[IPv4Address]:

@@ -263,6 +263,17 @@ def test_routes_to_pods_that_nobody_says_or_two_have() -> None:
     ]
 
 
+@pytest.mark.parametrize(("pods", "told"), [(42, []), (43, ["warning"])])
+def test_a_kubelet_that_takes_more_pods_than_there_may_be_addresses_is_warned_of(pods: int, told: list[str]) -> None:
+    config = "apiVersion: routerd.io/v1alpha1\nkind: Config\n"
+    config += "cloud: {provider: aws, cluster: c, nodes: {pods: vpc}, addresses: {max: 40}}\n"
+    node = "apiVersion: v1\nkind: Node\nmetadata: {{name: {}, labels: {{pods: {}}}}}\n"
+    node += f"spec: {{{{providerID: aws:///a/i-1}}}}\nstatus: {{{{allocatable: {{{{pods: {pods}}}}}}}}}\n"
+    nodes = {name: node.format(name, pods) for name, pods in (("a", "vpc"), ("b", "own"))}
+    found = check_texts({"routerd.yaml": config, **nodes})
+    assert [each.severity for each in found if "maxPods" in each.message] == told
+
+
 CILIUM = surroundings(Traces(devices=frozenset({"cilium_host"})))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_network
+from typing import Any
 
 import pytest
 
@@ -96,6 +97,33 @@ def test_what_the_instance_type_holds_is_the_end_and_is_told() -> None:
     world.run(120)
     assert world.holdings["i-1"].available() == 2 * 3
     assert reasons(world) == ["InstanceFull"]
+
+
+@pytest.mark.parametrize(
+    ("type_", "rules", "capacity"),
+    [
+        ("t3.small", {}, 6),
+        ("t3.small", {"first_index": 0}, 9),
+        ("m5.large", {}, 18),
+        ("m5.large", {"prefixes": True}, 288),
+        ("m5.large", {"prefixes": True, "marks": Watermarks(maximum=50)}, 50),
+        ("m5.large", {"ipv6": True}, 18),
+        ("t2.small", {"ipv6": True}, 0),
+    ],
+)
+def test_a_kubelet_that_takes_more_pods_than_its_instance_has_addresses_is_told(
+    type_: str, rules: dict[str, Any], capacity: int
+) -> None:
+    world = World.of(type_, **rules)
+
+    def reasons_with(most_pods: int) -> str:
+        world.nodes["i-1"].most_pods = most_pods
+        world.turn()
+        return " ".join(each.message for each in world.reasons if each.reason == "MaxPodsTooHigh")
+
+    assert reasons_with(capacity + 2) == ""
+    told = f"its kubelet takes {capacity + 3} pods, and there are {capacity} addresses for them: set maxPods to"
+    assert f"{told} {capacity + 2} at most" in reasons_with(capacity + 3)
 
 
 def test_the_primary_interface_is_for_pods_only_where_that_is_said() -> None:

@@ -30,6 +30,7 @@ status:
   - {type: InternalIP, address: "fd00::1"}
   conditions: [{type: Ready, status: Unknown}, {type: NetworkUnavailable, status: "True"}]
   nodeInfo: {anything: else}
+  allocatable: {cpu: 3920m, pods: "58"}
 """
     assert one(text) == Node(
         "n1",
@@ -40,6 +41,7 @@ status:
         ready=False,
         network_unavailable=True,
         unschedulable=True,
+        most_pods=58,
         origin=ORIGIN,
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cloud.backend import Backend
-from cloud.demand import Rules
+from cloud.demand import Demand, Rules
 from cloud.need import Watermarks
 from cloud.providers import ec2
 from cloud.providers.account import Account
@@ -18,9 +18,9 @@ from cloud.records import Block, Held, Holding
 from cloud.release import PATIENCE
 from routerd.agent.plugins.pod_addresses import PodAddressDesk
 from routerd.agent.rooms import WithBlocks
-from routerd.cluster.instances import published_interfaces
+from routerd.cluster.instances import demands, published_interfaces
 from routerd.config.cloud import CloudSettings
-from routerd.model import CloudInterface, Node, NodeInterfaces, Pod, PodCount
+from routerd.model import CloudInterface, Node, NodeInterfaces, NodeReport, Pod, PodCount
 from routerd.operator.clouds import clouds_of
 from routerd.operator.loop import Operator
 from tests.models.cloud.core import Cloud
@@ -187,3 +187,9 @@ def test_what_is_published_is_what_a_node_may_give() -> None:
     second = CloudInterface(mac, own, (), (leaving.network,), VPC)
     expected = (NodeInterfaces("a", (first, second), 9), NodeInterfaces("c", (), 8))
     assert published_interfaces(holdings, nodes) == expected
+
+
+def test_what_a_kubelet_takes_is_a_part_of_what_its_node_wants() -> None:
+    node = Node("a", provider_id="aws:///a/i-1", most_pods=58)
+    reports = {"a": NodeReport("a", pods=PodCount(3, 1))}
+    assert demands({"a": node}, reports, {}) == {"i-1": Demand("a", 3, 1, most_pods=58)}
