@@ -30,7 +30,7 @@ from routerd.cluster.ledger import Ledger
 from routerd.config.cloud import CloudSettings
 from routerd.errors import EnvironmentFault, StoreError
 from routerd.log import event
-from routerd.model import Refusal
+from routerd.model import Refusal, severity_of
 from routerd.operator.loop import Operator
 from routerd.refs import EGRESS, NODE, Ref
 from routerd.serve.api import Noted
@@ -67,6 +67,8 @@ class Clouds:
     clock: Callable[[], float] = field(default_factory=Clock)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)  # calls by action and what came of them
     fault: CloudFault | None = None  # why the last look failed
+    on_lacking: Callable[[], None] = lambda: None  # called when `lacking` says something else
+    _told_lacking: Mapping[str, str] = field(default_factory=dict)
     _backend: Backend | None = None
     _last: Turn = field(default_factory=lambda: Turn({}, Memory()))
     _decided_on: tuple[Demands, tuple[Wanted, ...]] = ({}, ())
@@ -81,9 +83,15 @@ class Clouds:
             while True:
                 if clock() >= due or (self.fault is None and self._wanted() != self._decided_on):
                     due = clock() + await self._tried()
+                    self._tell_lacking()
                 await asyncio.sleep(LOOK)
         finally:
             self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _tell_lacking(self) -> None:
+        if (now := self.lacking()) != self._told_lacking:
+            self._told_lacking = now
+            self.on_lacking()
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
@@ -169,6 +177,22 @@ class Clouds:
         return min(max(turn.wait, LOOK), PERIOD) if turn.wait else PERIOD
 
     # --- what is told
+
+    def lacking(self) -> dict[str, str]:
+        """By node: why pods that come wait for an address that does not come by itself; "" = none does."""
+        errors = (each for each in self._last.reasons if severity_of(each.reason) == "error")
+        why = {each.instance: f"{each.reason}: {each.message}" for each in errors}
+        held = self._last.holdings
+        return {
+            demand.node: self._lacks(held.get(name) or Holding(name), demand, why.get(name, ""))
+            for name, demand in self._decided_on[0].items()
+            if self._backend is not None
+        }
+
+    def _lacks(self, each: Holding, demand: Demand, why: str) -> str:
+        if each.available() - demand.used - demand.pending > 0:
+            return ""
+        return str(self.fault) if self.fault is not None else why
 
     def refusals(self) -> tuple[Refusal, ...]:
         """Who has less than it wants, and why."""

@@ -159,6 +159,8 @@ class Candidate:
             agents=Agents(assumed=False, patience=self.patience),
         )  # fmt: skip
         self.clouds = clouds_of(self.cloud, self.operator)
+        if self.clouds is not None:
+            self.publisher.lacking, self.clouds.on_lacking = self.clouds.lacking, self.publisher.wake
         self._wakes.append(self.publisher.wake)
         event(LOGGER, logging.INFO, "operator-active", generation=ledger.lease)
         async with asyncio.TaskGroup() as group:

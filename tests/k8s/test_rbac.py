@@ -103,8 +103,12 @@ async def work(found: Cluster) -> None:
         store.store.beat()
         await tell_of_a_pod(found, store.store)
         await shown(found, "/apis/routerd.io/v1alpha1/routerdnodes/node1")
-        async with operator(found, "a", token=tokens[1], patience=Patience(gateway=0.1)):
+        async with operator(found, "a", token=tokens[1], patience=Patience(gateway=0.1)) as one:
             await settled(found, count=1)
+            assert one.publisher is not None
+            one.publisher.lacking = lambda: {"node1": "SubnetFull"}
+            one.publisher.wake()
+            await eventually(lambda: is_without_addresses(found), "its node shows that it lacks addresses")
             await eventually(lambda: is_open(found), "the node is opened to pods")
             await eventually(lambda: is_called_absent(found), "no word comes of an agent")
         async with operator(found, "b", token=tokens[1]):
@@ -133,6 +137,11 @@ async def tell_of_a_pod(found: Cluster, store: KubernetesStore) -> None:
 
 async def is_open(found: Cluster) -> bool:
     return not (await found.get("/api/v1/nodes/node1"))["spec"].get("taints")
+
+
+async def is_without_addresses(found: Cluster) -> bool:
+    conditions = (await found.get("/api/v1/nodes/node1"))["status"].get("conditions", [])
+    return [(each["type"], each["status"]) for each in conditions] == [("SufficientIP", "False")]
 
 
 async def is_called_absent(found: Cluster) -> bool:

@@ -202,6 +202,37 @@ def test_a_node_is_opened_to_pods_once_its_own_agent_is_ready() -> None:
     asyncio.run(story())
 
 
+def test_a_node_shows_whether_its_cloud_has_addresses_for_pods() -> None:
+    async def story() -> None:
+        of_kubelet = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": ""}
+        here = node("node1")
+        here["status"]["conditions"] = [of_kubelet]
+        async with cluster(here, node("node2"), bgp_config(), service("web")) as api, operator(api) as one:
+            await until(api, WEB, ips, "a VIP")
+            publisher, path = one.publisher, "/api/v1/nodes/node1"
+            assert publisher is not None
+            times = []
+            for why in ("SubnetFull: no subnet has free addresses", "InstanceFull: it holds no more", ""):
+                publisher.lacking = lambda why=why: {"node1": why}  # type: ignore[misc]
+                publisher.wake()
+                found = await until(api, path, lambda it, why=why: of(it, "SufficientIP").get("message") == why, why)
+                condition = of(found, "SufficientIP")
+                assert (condition["status"], condition["reason"]) == (
+                    ("False", "InsufficientIP") if why else ("True", "SufficientIP")
+                )
+                assert of(found, "Ready") == of_kubelet
+                times.append(condition["lastTransitionTime"])
+            assert times[0] == times[1]
+            writes = publisher.writes
+            publisher.wake()
+            await api.apply(service("more", 81))
+            await until(api, WEB.replace("web", "more"), ips, "another VIP")
+            assert publisher.writes == writes + 1, "what is said is not said again"
+            assert of(await api.get("/api/v1/nodes/node2"), "SufficientIP") == {}
+
+    asyncio.run(story())
+
+
 def of(found: Json, kind: str) -> Json:
     conditions = found.get("status", {}).get("conditions", [])
     return next((each for each in conditions if each["type"] == kind), {})

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from routerd.errors import EnvironmentFault, StoreError
 from routerd.formats.jsontext import parse_json
 from routerd.store.kubernetes.contact import Contact, Pace
+from routerd.store.kubernetes.resources import MERGE_PATCH
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
@@ -26,7 +27,6 @@ Json = dict[str, Any]
 CONNECT_TIMEOUT = 5.0  # seconds
 REQUEST_TIMEOUT = 15.0  # seconds for a whole answer; of a watch, for its headers
 LONGEST_RETRY_AFTER = 60.0  # seconds; a server that asks for more is asked again nevertheless
-MERGE_PATCH = "application/merge-patch+json"  # RFC 7396; with metadata.resourceVersion it is refused on a conflict
 METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"  # of a GET
 CONNECTIONS = 64  # one per watch, and those of requests beside them
 UNREACHABLE = "Unreachable"  # reasons of an ApiError
@@ -133,9 +133,9 @@ class Client:
         """`body` bears the resourceVersion that it is based on."""
         return await self._request("PUT", path, {}, body)
 
-    async def patch(self, path: str, body: Mapping[str, Any]) -> Json:
-        """A merge patch; `body` bears the resourceVersion that it is based on."""
-        return await self._request("PATCH", path, {}, body, MERGE_PATCH)
+    async def patch(self, path: str, body: Mapping[str, Any], media: str = MERGE_PATCH) -> Json:
+        """A merge patch, unless `media` says another one; `body` bears the resourceVersion that it is based on."""
+        return await self._request("PATCH", path, {}, body, media)
 
     async def delete(self, path: str, uid: str = "") -> Json:
         """With `uid` that object alone: one that was made anew under its name is a conflict."""

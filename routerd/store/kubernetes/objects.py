@@ -30,6 +30,7 @@ T = TypeVar("T")
 NOTHING = Loaded()
 RENEWED = "renewTime"  # of a Lease's spec
 NOT_READY_TAINT = "routerd.io/agent-not-ready"
+SUFFICIENT_IP = "SufficientIP"  # condition of a Node, as Alibaba's plugin (Terway) has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,10 +255,18 @@ def stored_object(kind: Kind, raw: Raw, before: StoredObject | None, *, keep_sta
         generation=int(meta.get("generation") or 0),
         loaded=loaded,
         error=error,
-        status=(raw.get("status") or {}) if keep_status and kind.status_by else {},
+        status=_status(kind, raw) if keep_status else {},
         data=_data(kind, raw) if is_document else {},
         taints=_taints(raw) if keep_status and kind is NODES else (),
     )
+
+
+def _status(kind: Kind, raw: Raw) -> Raw:
+    """Of a Node, whose status is its kubelet's, our condition alone."""
+    status = raw.get("status") or {}
+    if kind is NODES:
+        return {"conditions": [each for each in status.get("conditions") or () if each.get("type") == SUFFICIENT_IP]}
+    return status if kind.status_by else {}
 
 
 def _taints(raw: Raw) -> tuple[Raw, ...]:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -22,7 +22,7 @@ from routerd.model import IPAddress, Refusal
 from routerd.store.kubernetes.client import ApiError, Client
 from routerd.store.kubernetes.events import Events, Writer
 from routerd.store.kubernetes.resources import object_path
-from routerd.store.kubernetes.status.nodes import node_patches, welcome_patches
+from routerd.store.kubernetes.status.nodes import address_patches, node_patches, welcome_patches
 from routerd.store.kubernetes.status.patches import StatusPatch, is_said
 from routerd.store.kubernetes.status.policies import policy_patches
 from routerd.store.kubernetes.status.pools import pool_patches
@@ -61,6 +61,7 @@ class Publisher:
         # By object, what was written and the version that came of it: a schema of another release drops what it does
         # not know, and the same write again would not change that.
         self._written: dict[str, tuple[str, StatusPatch]] = {}
+        self.lacking: Callable[[], Mapping[str, str]] = dict  # nodes with addresses of a cloud, and why some wait
         self.writes = 0
         self.conflicts = 0
 
@@ -122,6 +123,7 @@ class Publisher:
         policies = policy_patches(objects("EgressPolicy"), snapshot, now)
         nodes = node_patches(objects("RouterdNode"), decision.silent, now)
         welcomed = welcome_patches(objects("Node"), objects("RouterdNode"), decision.silent)
+        nodes += address_patches(objects("Node"), self.lacking(), now)
         return services + policies + pool_patches(objects, snapshot, decision.counts, now) + nodes + welcomed
 
     def _addresses(self, ledger: Ledger) -> frozenset[IPAddress]:
@@ -161,7 +163,7 @@ class Publisher:
             self._undone = True
             return
         try:
-            raw = await self._client.patch(patch.path, patch.body)
+            raw = await self._client.patch(patch.path, patch.body, patch.media)
         except ApiError as error:
             await self._after(patch, error)
             return

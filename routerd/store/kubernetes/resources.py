@@ -66,6 +66,8 @@ POOLS = BY_NAME[OURS, "AddressPool"]
 POLICIES = BY_NAME[OURS, "EgressPolicy"]
 REPORTS = BY_NAME[OURS, "RouterdNode"]
 NODES = BY_NAME["", "Node"]
+MERGE_PATCH = "application/merge-patch+json"  # RFC 7396; with metadata.resourceVersion it is refused on a conflict
+STRATEGIC_MERGE_PATCH = "application/strategic-merge-patch+json"  # of kinds of Kubernetes alone
 NODE_UID = "nodeUID"  # in the status of a RouterdNode: of which Node that name it speaks
 
 

@@ -189,6 +189,24 @@ def test_what_is_published_is_what_a_node_may_give() -> None:
     assert published_interfaces(holdings, nodes) == expected
 
 
+def test_a_node_lacks_addresses_while_pods_wait_for_what_does_not_come_by_itself(tmp_path: Path) -> None:
+    scene, told = Scene(tmp_path, Rules("test", Watermarks(pre_allocate=3))), []
+    scene.clouds.on_lacking = lambda: told.append(scene.clouds.lacking()["w1"].partition(":")[0])
+
+    async def story() -> None:
+        scene.pods = {f"default/{number}": Pod("default", str(number), "w1", uid="u") for number in range(17)}
+        await scene.live(60)
+        for number in range(16):
+            assert await scene.start(str(number))
+        await scene.live(20)
+        assert told == [""], "there is one address, though less than the watermark says"
+        scene.pods["default/18"] = Pod("default", "18", "w1", uid="u")
+        await scene.live(20)
+        assert told == ["", "InstanceFull"]
+
+    play(scene, story)
+
+
 def test_what_a_kubelet_takes_is_a_part_of_what_its_node_wants() -> None:
     node = Node("a", provider_id="aws:///a/i-1", most_pods=58)
     reports = {"a": NodeReport("a", pods=PodCount(3, 1))}

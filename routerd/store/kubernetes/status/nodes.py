@@ -1,11 +1,11 @@
-"""Of nodes whose agent is silent, and of those that wait for their agent. Pure."""
+"""Of nodes whose agent is silent, of those that wait for their agent, and whether they have addresses. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from routerd.store.kubernetes.objects import NOT_READY_TAINT, Raw, StoredObject
+from routerd.store.kubernetes.objects import NOT_READY_TAINT, SUFFICIENT_IP, Raw, StoredObject
 from routerd.store.kubernetes.resources import NODE_UID, NODES, REPORTS
 from routerd.store.kubernetes.status.patches import StatusPatch, dated, patch_of
 
@@ -29,6 +29,7 @@ def node_patches(reports: Iterable[StoredObject], silent: Mapping[str, str], now
     return patches
 
 
+LONGEST = 1024  # characters of a message
 NEEDED = ("StoreSynced", "DatapathAttached")  # of a node that pods may come to; without egress it has no datapath
 
 
@@ -55,3 +56,15 @@ def _is_ready(status: Mapping[str, Any], uid: str) -> bool:
 
 def _others(node: StoredObject) -> list[Raw]:
     return [each for each in node.taints if each.get("key") != NOT_READY_TAINT]
+
+
+def address_patches(nodes: Iterable[StoredObject], lacking: Mapping[str, str], now: str) -> list[StatusPatch]:
+    """The condition SufficientIP of nodes whose pods have addresses of a cloud. `lacking`: why some wait; "" = none."""
+    patches = []
+    for node in nodes:
+        before = node.status.get("conditions") or ()
+        if (why := lacking.get(node.name)) is not None:
+            said = {"reason": "InsufficientIP" if why else SUFFICIENT_IP, "message": why[:LONGEST]}
+            conditions = dated([{"type": SUFFICIENT_IP, "status": str(not why), **said}], before, now)
+            patches += [] if conditions == before else [patch_of(NODES, node, {"conditions": conditions})]
+    return patches

@@ -13,7 +13,7 @@ from routerd.formats.kinds import OURS, Kind
 from routerd.model import Allocations, Refusal, Snapshot
 from routerd.refs import Ref
 from routerd.store.kubernetes.objects import StoredObject
-from routerd.store.kubernetes.resources import object_path
+from routerd.store.kubernetes.resources import MERGE_PATCH, NODES, STRATEGIC_MERGE_PATCH, object_path
 
 CONFLICTS = frozenset({"Conflicting", "PoolConflicting", "Duplicate", "AddressInUse", "PortInUse", "GatewaysDiffer"})
 
@@ -33,6 +33,11 @@ class StatusPatch:
     @property
     def path(self) -> str:
         return object_path(self.kind, self.name, self.namespace, "status" if self.part == "status" else "")
+
+    @property
+    def media(self) -> str:
+        """The conditions of a Node are of many: of a strategic merge patch each counts by its type."""
+        return STRATEGIC_MERGE_PATCH if self.kind is NODES and self.part == "status" else MERGE_PATCH
 
     @property
     def body(self) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class Client:
         self.tried: list[str] = []  # names of services
         self.events: list[str] = []  # names of objects
 
-    async def patch(self, path: str, body: Any) -> Any:
+    async def patch(self, path: str, body: Any, media: str) -> Any:
         self.tried.append(body["metadata"]["name"])
         return await self._answered(body["metadata"]["name"])
 
