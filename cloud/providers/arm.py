@@ -98,9 +98,15 @@ def state_of(found: Data) -> str:
     return str(found.get("status") or (found.get("properties") or {}).get("provisioningState") or "Succeeded")
 
 
-def is_under_way(body: Any, headers: Mapping[str, str]) -> bool:
-    """Whether a change was accepted, and is not done."""
-    return "Azure-AsyncOperation" in headers or (isinstance(body, Mapping) and state_of(body) not in ENDED)
+ACCEPTED = 202  # without a body, mostly
+
+
+def is_under_way(status: int, body: Any, headers: Mapping[str, str]) -> bool:
+    """Whether a change was taken, and is not done."""
+    if not 200 <= status < 300:
+        return False
+    is_told = status == ACCEPTED or "Azure-AsyncOperation" in headers
+    return is_told or (isinstance(body, Mapping) and state_of(body) not in ENDED)
 
 
 def failure(found: Data) -> CloudFault | None:

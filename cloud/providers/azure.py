@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -74,7 +75,7 @@ class Client:
         async with aiohttp.ClientSession(timeout=TIMEOUT, trust_env=True, headers=headers) as session:
             asked = Asked(self.endpoint, session)
             reply = await asked.reply(operation.method, url, match, parameters.get("body"))
-            if operation.method == "PUT" and reply.is_good and arm.is_under_way(reply.body, reply.headers):
+            if operation.method == "PUT" and arm.is_under_way(reply.status, reply.body, reply.headers):
                 reply = await asked.end(reply, url)
         return understood(reply)
 
@@ -90,7 +91,7 @@ class Asked:
         self, method: str, url: str, headers: Mapping[str, str] | None = None, body: Data | None = None
     ) -> Reply:  # fmt: skip
         """Nobody but the endpoint gets the token, whatever an answer says where to go on."""
-        if not url.startswith(f"{self.endpoint}/"):
+        if origin(url) != origin(self.endpoint):
             raise Unanswered("other", "", f"{url} is not of {self.endpoint}")
         try:
             async with self.session.request(method, url, headers=headers, json=body, allow_redirects=False) as reply:
@@ -126,6 +127,12 @@ class Asked:
             return await self.reply("GET", url)
         except CloudFault as error:
             raise Unanswered("other", error.code, str(error)) from error
+
+
+def origin(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port: links of some answers name the port."""
+    found = urlsplit(url)
+    return found.scheme, found.hostname or "", found.port or {"http": 80, "https": 443}.get(found.scheme, 0)
 
 
 async def _json(reply: aiohttp.ClientResponse) -> Any:

@@ -146,10 +146,10 @@ def test_whom_others_always_forestall_says_that_he_does_not_know(world: World) -
 
 
 @pytest.mark.parametrize("name", ["i-1", IN_SET])
-@pytest.mark.parametrize("how", ["operation", "resource", "not-allowed"])
+@pytest.mark.parametrize("how", ["operation", "resource", "accepted", "not-allowed"])
 def test_a_change_is_waited_for(world: World, desk: Desk, how: str, name: str) -> None:
     """By its operation; by the resource where there is none, or none that may be read."""
-    desk.without_operations = how == "resource"
+    desk.without_operations, desk.says_nothing = how in ("resource", "accepted"), how == "accepted"
     if how == "not-allowed":
         world.cloud.permissions = {each.permission for each in ARM} | set(JOINS.values())
         assert OPERATIONS not in world.cloud.permissions
@@ -272,6 +272,20 @@ def test_the_token_goes_to_the_endpoint_alone(world: World, desk: Desk) -> None:
         with pytest.raises(Unanswered, match="is not of"):
             world.backend.describe(["i-1"])
         assert other.tokens == set()
+
+
+@pytest.mark.parametrize(
+    ("url", "is_its_own"),
+    [
+        ("https://management.azure.com:443/subscriptions/s", True),
+        ("https://MANAGEMENT.azure.com/subscriptions/s", True),
+        ("https://management.azure.com@elsewhere.example/subscriptions/s", False),
+        ("https://management.azure.com.elsewhere.example/subscriptions/s", False),
+        ("http://management.azure.com/subscriptions/s", False),
+    ],
+)
+def test_what_is_of_the_endpoint(url: str, is_its_own: bool) -> None:
+    assert (azure.origin(url) == azure.origin(azure.ENDPOINT)) is is_its_own
 
 
 def test_without_an_identity_it_is_denied(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,8 @@ class Desk:
     tokens: set[str] = field(default_factory=set)
     audiences: set[str] = field(default_factory=set)
     failing: str = ""  # the code with which operations end; "" = they succeed
-    without_operations: bool = False  # changes are accepted, and only the resource shows what becomes of them
+    without_operations: bool = False  # changes are taken, and only the resource shows what becomes of them
+    says_nothing: bool = False  # of what it has taken
     turned: Callable[[str], str] = lambda text: text  # what becomes of a body on its way
 
 
@@ -107,7 +108,7 @@ class Handler(CloudHandler):
         if name in (arm.PUT, arm.VM_PUT):
             number = names.instance(id_) if name == arm.VM_PUT else names.last(id_)
             more = {} if self.desk.without_operations else {"Azure-AsyncOperation": f"{self._here}{PLACE}{number}"}
-            self._say(200, answer, **more)
+            self._say(202 if self.desk.says_nothing else 200, None if self.desk.says_nothing else answer, **more)
         elif "nextLink" in answer:
             more = f"{answer['nextLink'].partition('?')[2]}&api-version={arm.OPERATIONS[name].version}"
             self._say(200, {**answer, "nextLink": f"{self._here}{urlsplit(self.path).path}?{more}"})
