@@ -189,16 +189,17 @@ class Life:
         assert not twice, f"two pods have one of {twice}"
         owners = self._owners()
         for name, node in self.world.nodes.items():
-            wrong = set(node.addresses()) - owners.get(name, set()) - self.stolen
+            mine = owners.get(name, [])
+            wrong = {each for each in node.addresses() if not any(each in network for network in mine)} - self.stolen
             assert not wrong, f"{name}: pods have {wrong}, which the cloud gives to others or to nobody"
 
-    def _owners(self) -> dict[str, set[Any]]:
-        """Addresses for pods by instance, as the cloud has them."""
-        found: dict[str, set[Any]] = {}
+    def _owners(self) -> dict[str, list[Any]]:
+        """Networks for pods by instance, as the cloud has them."""
+        found: dict[str, list[Any]] = {}
         for eni in self.world.cloud.enis.values():
             if eni.attachment:
-                there = (address for prefix in eni.prefixes for address in prefix)
-                found.setdefault(eni.attachment.instance, set()).update(eni.addresses, there)
+                there = (*map(ip_network, eni.addresses), *eni.prefixes, *eni.prefixes6)
+                found.setdefault(eni.attachment.instance, []).extend(there)
         return found
 
     def calm(self) -> None:
