@@ -108,14 +108,15 @@ def _page(cloud: Cloud, id_: str, found: list[Eni]) -> Data:
     return {"value": [nic_data(cloud, each) for each in found[start : start + PAGE]], **more}
 
 
-# How an instance of a scale set says what an interface of its own says otherwise.
-OTHERWISE = {"publicIPAddress": "publicIPAddressConfiguration"}
 UNSAID = ("privateIPAddress", "privateIPAllocationMethod")
 
 
 def in_set(configuration: Data) -> Data:
+    """As an instance of a scale set has it in itself."""
     given = configuration["properties"].items()
-    said = {OTHERWISE.get(key, key): value for key, value in given if key not in UNSAID}
+    said = {key: value for key, value in given if key not in UNSAID}
+    if public := said.pop("publicIPAddress", None):
+        said["publicIPAddressConfiguration"] = {"name": names.last(public["id"])}
     return {"name": configuration["name"], "properties": said}
 
 

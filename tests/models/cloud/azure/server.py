@@ -91,7 +91,7 @@ class Handler(CloudHandler):
         for pattern, get, put in PATHS:
             name = get if method == "GET" else put
             if name and (match := re.fullmatch(pattern, path)):
-                if version != arm.OPERATIONS[name].version:
+                if version < arm.OPERATIONS[name].version:  # a later one has it, too
                     raise Refusal("InvalidApiVersionParameter", version)
                 return name, match[1]
         raise Refusal("NotFound", f"{method} {path}", 404)
