@@ -16,6 +16,8 @@ from bgp.path import FAMILIES, IPAddress, SpeakerPeer
 from bgp.rib import PathRefusal
 
 KEEPALIVE = "keepalive "  # how a description begins that says between how many seconds keepalives are sent
+IMPORT = "import "  # and of what paths are taken, see `bgp.relay`
+RECEIVE = "        receive {\n            parsed;\n            open;\n            update;\n        }\n"
 MAX_PASSWORD = 80  # bytes: TCP_MD5SIG_MAXKEYLEN of Linux
 TTL = 255  # what a router asks for that has TTL security (GTSM, RFC 5082, section 3), and nobody minds
 MAX_RESTART_TIME = 4095  # seconds: 12 bits, RFC 4724, section 3
@@ -66,7 +68,7 @@ def peer_section(peer: SpeakerPeer) -> str:
         f"peer-as {peer.remote_as}",
         f"hold-time {peer.hold_time}",
         # ExaBGP has no option for it: see `bgp.inside.patches`
-        *([f'description "{KEEPALIVE}{peer.keepalive_time}"'] if peer.keepalive_time else []),
+        *_description(peer),
         *([f"connect {peer.port}"] if peer.port != 179 else []),
         f"outgoing-ttl {TTL}",
         *([f"incoming-ttl {peer.min_ttl}"] if peer.min_ttl else []),
@@ -86,10 +88,17 @@ def peer_section(peer: SpeakerPeer) -> str:
         _block("capability", capabilities),
         _block("family", sorted(peer.families)),
         *([_block("nexthop", ["ipv4 unicast ipv6"])] if peer.extended_next_hop else []),
-        _block("api", ["processes [ relay ]", "neighbor-changes", "negotiated"]),
+        _block("api", ["processes [ relay ]", "neighbor-changes", "negotiated"], RECEIVE if peer.imports else ""),
     ]
     body = "".join(f"    {option};\n" for option in options) + "".join(blocks)
     return f"neighbor {str(peer.address).partition('%')[0]} {{\n{body}}}\n"
+
+
+def _description(peer: SpeakerPeer) -> list[str]:
+    """For the relay, and for `bgp.inside.patches`. Another one begins a new session, which tells everything again."""
+    words = [f"{IMPORT}{','.join(map(str, peer.imports))}"] if peer.imports else []
+    words += [f"{KEEPALIVE}{peer.keepalive_time}"] if peer.keepalive_time else []
+    return [f'description "{" ".join(words)}"'] if words else []
 
 
 def _password_options(password: str) -> list[str]:
@@ -98,8 +107,8 @@ def _password_options(password: str) -> list[str]:
     return ["md5-base64 true", f'md5-password "{base64.b64encode(password.encode()).decode()}"']
 
 
-def _block(name: str, statements: Iterable[str]) -> str:
-    return f"    {name} {{\n" + "".join(f"        {statement};\n" for statement in statements) + "    }\n"
+def _block(name: str, statements: Iterable[str], inner: str = "") -> str:
+    return f"    {name} {{\n" + "".join(f"        {statement};\n" for statement in statements) + f"{inner}    }}\n"
 
 
 def digest(peer: SpeakerPeer) -> str:

@@ -76,13 +76,17 @@ class Link:
         except (KeyError, TypeError, TimeoutError) as error:
             raise LinkLost("what connected is not a relay of routerd") from error
 
-    async def serve(self, on_event: Callable[[dict[str, Any]], None]) -> None:
-        """Takes answers and events until the relay goes; then every open request raises LinkLost."""
+    async def serve(
+        self, on_event: Callable[[dict[str, Any]], None], on_update: Callable[[dict[str, Any]], None] = lambda _: None
+    ) -> None:
+        """Takes answers, events and updates until the relay goes; then every open request raises LinkLost."""
         try:
             while True:
                 message = await self._message()
                 if "event" in message:
                     on_event(message["event"])
+                elif "update" in message:
+                    on_update(message["update"])
                 else:
                     self._take(message)
         finally:

@@ -73,6 +73,7 @@ class SpeakerPeer:
     min_ttl: int = 0  # what comes with less is not taken (GTSM, RFC 5082); 0 = all is
     extended_next_hop: bool = False  # IPv4 prefixes go out with the session's IPv6 address as next hop (RFC 8950)
     interface: str = ""  # by which alone the session goes; "" = by any
+    imports: tuple[IPNetwork, ...] = ()  # paths of what is in these are taken; () = of nothing
     description: str = ""
 
     @property

@@ -13,6 +13,9 @@ The protocol, version 1: one JSON object per line, both ways. Unknown keys are i
                            first line of a connection; `peers` is the configuration that ExaBGP has loaded (`bgp.conf`),
                            `bulk` whether ExaBGP has the bulk commands of `bgp.inside.commands`
       {"event": E}         an ExaBGP JSON event, as it came
+      {"update": U}        what peers announce of the networks that the configuration names (`Received`); after the
+                           hello, and after a reload, all that there is of it, then {"update": {"whole": true}};
+                           nothing where there are no such networks
       {"id": N, "output": TEXT}   a line that command N printed
       {"id": N, "ok": BOOL, "error": TEXT, "peers": {...}}   command N is done; in the order of the commands
     agent -> relay
@@ -32,8 +35,10 @@ import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 PROTOCOL = 1
 CONFIGURATION = "exabgp.conf"
@@ -46,8 +51,11 @@ BACKLOG = 64  # requests taken from the agent and not yet answered; then its soc
 OUTPUT_LIMIT = 64 << 20  # bytes kept for an agent that does not read; then it is disconnected
 RETRY = 0.1  # seconds between attempts to reach the agent
 CHECK_TIMEOUT = 20.0  # seconds
+MOST_PATHS = 100_000  # that are kept of one session
+ATTRIBUTES = frozenset({"origin", "as-path", "local-preference", "med", "originator-id", "cluster-list"})
 
 _PASSWORD = re.compile(r"(md5-password\W+)[^\s;'\"]+")
+_IMPORT = re.compile(r'^    description "import (\S+?)[" ]', re.MULTILINE)  # as `bgp.conf` writes it
 _EVENT = '{ "exabgp"'
 _REPLY = '{"routerd"'
 
@@ -91,6 +99,102 @@ class Lines:
         *whole, rest = (b"".join(self._parts) + data).split(b"\n")
         self._parts = [rest] if rest else []
         return [line.decode("utf-8", "replace").rstrip() for line in whole]
+
+
+class Received:
+    """What peers announce of the networks that the configuration names, for the next agent: by session "PEER,LOCAL".
+
+    An update is {"session": S, "side": {...}}, what the OPENs said, or {"session": S, "attributes": A, "put": {PREFIX:
+    NEXT HOP}, "old": BOOL, "gone": [PREFIX], "end": VERSION}. "old": from before the session came up; "end": the
+    version of an End-of-RIB.
+    """
+
+    def __init__(self) -> None:
+        self.networks: list[Any] = []
+        self._sides: dict[str, dict[str, object]] = {}
+        self._paths: dict[str, dict[str, list[Any]]] = {}  # session -> prefix -> next hop, attributes, old
+        self._ends: dict[str, set[int]] = {}
+
+    def configure(self, text: str) -> None:
+        """Of this configuration."""
+        self.networks = [_network(each) for found in _IMPORT.findall(text) for each in found.split(",")]
+        if not self.networks:
+            self._sides, self._paths, self._ends = {}, {}, {}
+
+    def goes_up(self, session: str) -> None:
+        self._ends[session] = set()
+        for path in self._paths.get(session, {}).values():
+            path[2] = True
+
+    def take(self, event: dict[str, Any]) -> dict[str, object] | None:
+        """An event of ExaBGP as an update; None = it has nothing of the networks. KeyError and others: it is none."""
+        neighbor = event["neighbor"]
+        session = f"{neighbor['address']['peer']},{neighbor['address']['local']}"
+        if event["type"] == "open":
+            offered = [each for each in neighbor["open"]["capabilities"].values() if isinstance(each, dict)]
+            times = [each["time"] for each in offered if each.get("name") == "graceful restart"]
+            self._sides[session] = {
+                "local_as": neighbor["asn"]["local"], "peer_as": neighbor["asn"]["peer"],
+                "own_id": neighbor["router-id"], "peer_id": neighbor["open"]["router_id"], "restart": sum(times[:1]),
+            }  # fmt: skip
+            return {"session": session, "side": self._sides[session]}
+        message = neighbor["message"]
+        if "eor" in message:
+            return self._end(session, 6 if message["eor"]["afi"] == "ipv6" else 4)
+        return self._update(session, message["update"])
+
+    def _end(self, session: str, version: int) -> dict[str, object]:
+        self._ends.setdefault(session, set()).add(version)
+        paths = self._paths.get(session, {})
+        for prefix in [prefix for prefix, path in paths.items() if path[2] and (":" in prefix) == (version == 6)]:
+            del paths[prefix]
+        return {"session": session, "end": version}
+
+    def _update(self, session: str, update: dict[str, Any]) -> dict[str, object] | None:
+        paths, put = self._paths.setdefault(session, {}), self._put(update.get("announce", {}))
+        attributes = {key: each for key, each in update.get("attribute", {}).items() if key in ATTRIBUTES}
+        withdrawn = [each["nlri"] for found in update.get("withdraw", {}).values() for each in found]
+        gone = [prefix for prefix in withdrawn if prefix in paths]
+        for prefix in gone:
+            del paths[prefix]
+        for prefix in [prefix for prefix in put if prefix not in paths][max(MOST_PATHS - len(paths), 0) :]:
+            del put[prefix]
+        paths.update((prefix, [next_hop, attributes, False]) for prefix, next_hop in put.items())
+        return {"session": session, "attributes": attributes, "put": put, "gone": gone} if put or gone else None
+
+    def _put(self, announced: dict[str, Any]) -> dict[str, str]:
+        """Next hops by prefix. Of a global and a link-local one (RFC 2545, section 3), which come as two, the first."""
+        pairs = [(each["nlri"], hop) for found in announced.values() for hop, nlri in found.items() for each in nlri]
+        wanted = {prefix for prefix in {prefix for prefix, _ in pairs} if self._is_wanted(prefix)}
+        ordered = sorted(pairs, key=lambda pair: pair[1].startswith("fe80:"), reverse=True)
+        return {prefix: hop for prefix, hop in ordered if prefix in wanted}
+
+    def _is_wanted(self, prefix: str) -> bool:
+        network = _network(prefix)
+        return any(each.version == network.version and network.subnet_of(each) for each in self.networks)
+
+    def replay(self) -> Iterator[dict[str, object]]:
+        """Everything, a thousand paths in one update at most."""
+        for session, side in self._sides.items():
+            yield {"session": session, "side": side}
+        for session, paths in self._paths.items():
+            groups: dict[tuple[int, bool], list[str]] = {}
+            for prefix, (_, attributes, old) in paths.items():
+                groups.setdefault((id(attributes), bool(old)), []).append(prefix)
+            for (_, old), prefixes in groups.items():
+                for some in (prefixes[start : start + 1000] for start in range(0, len(prefixes), 1000)):
+                    put = {prefix: paths[prefix][0] for prefix in some}
+                    yield {"session": session, "attributes": paths[some[0]][1], "put": put, "old": old}
+            for version in self._ends.get(session, ()):
+                yield {"session": session, "end": version}
+        if self.networks:
+            yield {"whole": True}
+
+
+def _network(text: str) -> Any:
+    import ipaddress  # where nothing is taken, nobody needs it
+
+    return ipaddress.ip_network(text)
 
 
 class Command:
@@ -153,6 +257,7 @@ class Relay:
         self._hello: dict[str, object] | None = None  # None until ExaBGP answered this relay's own first command
         self._events: dict[str, dict[str, str]] = {}  # peer -> kind -> line
         self._notified: dict[str, str] = {}  # peer -> line of the last end by a NOTIFICATION: the end's real reason
+        self._received = Received()
         self._queue: deque[Command] = deque()
         self._in_flight: deque[Command] = deque()
         self._checks: deque[tuple[int, int, str]] = deque()
@@ -166,6 +271,8 @@ class Relay:
     def run(self) -> None:
         """Until ExaBGP closes its end."""
         self._send(f"routerd hello {self._nonce}")
+        with suppress(OSError):
+            self._received.configure(self._path.read_text(encoding="utf-8"))
         poll = select.poll()
         watched: dict[int, int] = {}
         while True:
@@ -247,6 +354,11 @@ class Relay:
         except (ValueError, KeyError, TypeError):
             return
         kind = event.get("type", "")
+        if kind in ("open", "update"):
+            self._take_update(event)
+            return
+        if kind == "state" and event["neighbor"].get("state") == "up":
+            self._received.goes_up(f"{peer},{event['neighbor']['address'].get('local', '')}")
         if kind == "state" and event["neighbor"].get("state") != "up":
             self._events.pop(peer, None)
             if str(event["neighbor"].get("reason", "")).startswith("notification "):
@@ -256,6 +368,12 @@ class Relay:
             kinds.pop(kind, None)  # the latest last: "negotiated" comes before "up"
             kinds[kind] = line
         self._tell(self._serial, {"event": event})
+
+    def _take_update(self, event: dict[str, Any]) -> None:
+        with suppress(KeyError, TypeError, ValueError):
+            update = self._received.take(event)
+            if update is not None:
+                self._tell(self._serial, {"update": update})
 
     def _take_reply(self, reply: dict[str, object]) -> None:
         """ExaBGP's answer to one of the commands that the launcher added."""
@@ -322,6 +440,8 @@ class Relay:
 
     def _end_reload(self, ok: bool) -> None:
         if ok:
+            self._received.configure(self._path.read_text(encoding="utf-8"))
+            self._tell_received()
             self._old.unlink(missing_ok=True)
         elif self._old.exists():
             self._old.replace(self._path)
@@ -342,6 +462,11 @@ class Relay:
         reasons = [line for line in self._notified.values() if line not in latest]
         events = [json.loads(line) for line in (*reasons, *latest)]
         self._tell(self._serial, {"hello": {**(self._hello or {}), "events": events}})
+        self._tell_received()
+
+    def _tell_received(self) -> None:
+        for update in self._received.replay():
+            self._tell(self._serial, {"update": update})
 
     def _disconnect(self) -> None:
         """Forgets the agent and what it asked for, save what ExaBGP already has."""

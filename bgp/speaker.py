@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
@@ -23,6 +24,7 @@ from bgp.path import AdjRibOut, Desired, IPAddress, IPNetwork, SpeakerPeer
 from bgp.path import Path as BgpPath
 from bgp.pieces import Answers, Part, command, halves, parts
 from bgp.rib import PathRefusal, Settled
+from bgp.rib.received import NextHops, Received
 from bgp.session import PeerStatus, Sessions
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,9 @@ class Speaker:
         self._digests: dict[IPAddress, str] = {}  # loaded by ExaBGP
         self._held: dict[IPAddress, dict[IPNetwork, BgpPath]] | None = None  # None = to be read back
         self._sessions = Sessions()
+        self._started = time.time()
+        self.received = Received()  # of all sessions
+        self.on_received: Callable[[], None] = lambda: None  # called when a peer has announced something
         self._forms: dict[IPAddress, Settled] = {}  # of what each peer is to have, as far as it is held
         self._rejected: dict[tuple[IPAddress, IPNetwork], BgpPath] = {}
         self._refused_configuration: dict[IPAddress, str] | None = None
@@ -139,6 +144,16 @@ class Speaker:
                 return (await asyncio.shield(asked)).ok
         except (LinkLost, TimeoutError):
             return False
+
+    def learnt(self, now: float) -> NextHops | None:
+        """Next hops of what the peers announce, for those that are to be taken from; None = not known yet. `now`: in
+        seconds of the Unix epoch.
+        """
+        if self._desired is None:
+            return None
+        taken = (peer for peer in self._desired.peers.values() if peer.imports)
+        names = {f"{_bare(peer.address)},{_bare(peer.local_address)}" for peer in taken}
+        return self.received.best(now, self._started, names)
 
     async def observe(self) -> dict[IPAddress, dict[IPNetwork, BgpPath]]:
         """Adj-RIB-Out as ExaBGP holds it, read now: peer -> prefix -> path. Raises SpeakerUnavailable."""
@@ -229,7 +244,7 @@ class Speaker:
         try:
             hello = await link.open()
             self._adopt(link, hello)
-            await link.serve(self._take_event)
+            await link.serve(self._take_event, self._take_update)
         except LinkLost as error:
             if not self._stopping:
                 log.warning("lost the speaker: %s", error, extra={"event": "speaker_lost", "reason": str(error)})
@@ -249,6 +264,7 @@ class Speaker:
         self._rejected.clear()
         self._refused_configuration = None
         self._sessions.restart(speaker=(hello.pid, hello.started))
+        self.received.restart((hello.pid, hello.started))
         for event in hello.events:
             self._take_event(event)
         self._settled.clear()
@@ -257,12 +273,14 @@ class Speaker:
 
     def _forget_link(self) -> None:
         self._link = self._hello = None
+        self.received.lose(time.time())
         self._held = None
         self._settled.clear()
         self._changed()
 
     def _take_event(self, event: dict[str, Any]) -> None:
         try:
+            self.received.take_event(event)
             parsed = text.parse_event(event)
         except (KeyError, TypeError, ValueError) as error:
             log.error(
@@ -275,6 +293,15 @@ class Speaker:
         if parsed.kind == "up":
             self._wake.set()
         self._changed()
+
+    def _take_update(self, update: dict[str, Any]) -> None:
+        try:
+            self.received.take(update)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            log.error(
+                "the relay said what is not understood: %r", error, extra={"event": "update", "reason": repr(error)}
+            )
+        self.on_received()
 
     def _changed(self) -> None:
         if self._on_change is not None:
@@ -472,6 +499,11 @@ class Speaker:
             return wire.parse_table(answer.output, peers) if self._bulk else text.parse_table(answer.output, peers)
         except (KeyError, TypeError, ValueError) as error:
             raise LinkLost(f"ExaBGP's table is not understood: {error!r}") from error
+
+
+def _bare(address: IPAddress) -> str:
+    """As ExaBGP says it: without a zone."""
+    return str(address).partition("%")[0]
 
 
 __all__ = ["AdjRibOut", "PeerStatus", "Speaker", "SpeakerUnavailable"]

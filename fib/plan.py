@@ -36,10 +36,16 @@ Hops = frozenset[Hop]
 @dataclass(frozen=True, slots=True)
 class Desired:
     """Addresses of each prefix's node, the preferred first: one on each device is used, and flows are spread over
-    these.
+    these. `learnt`: next hops of a prefix that others told, for one to whose node no link leads; flows are spread over
+    all of them.
     """
 
     routes: Mapping[IPNetwork, tuple[IPAddress, ...]] = field(default_factory=dict)
+    learnt: Mapping[IPNetwork, tuple[IPAddress, ...]] = field(default_factory=dict)
+
+    @property
+    def prefixes(self) -> frozenset[IPNetwork]:
+        return frozenset(self.routes) | frozenset(self.learnt)
 
 
 class Rule(NamedTuple):
@@ -146,19 +152,21 @@ def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
 def wanted(desired: Desired, observed: Observed) -> dict[IPNetwork, Hops]:
     """What can be had of it here."""
     others, links = taken(desired, observed), Links(observed)
-    hops = {prefix: links.hops(addresses) for prefix, addresses in desired.routes.items() if prefix not in others}
-    return {prefix: found for prefix, found in hops.items() if found}
+    learnt = {prefix: links.each(addresses) for prefix, addresses in desired.learnt.items() if prefix not in others}
+    direct = {prefix: links.hops(addresses) for prefix, addresses in desired.routes.items() if prefix not in others}
+    return {prefix: found for one in (learnt, direct) for prefix, found in one.items() if found}
 
 
 def taken(desired: Desired, observed: Observed) -> dict[IPNetwork, IPNetwork]:
     """Prefixes to which, or to a part of which, `main` has a route: that one."""
     lengths: dict[int, set[int]] = {4: set(), 6: set()}
-    for prefix in desired.routes:
+    prefixes = desired.prefixes
+    for prefix in prefixes:
         lengths[prefix.version].add(prefix.prefixlen)
     found: dict[IPNetwork, IPNetwork] = {}
     for other in observed.main:
         for prefix in _around(other, lengths[other.version]):
-            if prefix in desired.routes:
+            if prefix in prefixes:
                 found.setdefault(prefix, other)
     return found
 
@@ -186,6 +194,10 @@ class Links:
             self._known[addresses] = frozenset(Hop(each, device) for device, each in first.items() if device)
         return self._known[addresses]
 
+    def each(self, addresses: tuple[IPAddress, ...]) -> Hops:
+        """All that are on a link."""
+        return frozenset(hop for address in addresses for hop in self.hops((address,)))
+
     def _device(self, address: IPAddress) -> int:
         """0 = it is on no link."""
         host = IPv4Network(address) if isinstance(address, IPv4Address) else IPv6Network(address)
@@ -205,7 +217,7 @@ def states(desired: Desired, observed: Observed) -> dict[IPNetwork, State]:
             return "not-on-link"
         return "installed" if observed.routes.get(prefix) == there[prefix] else "pending"
 
-    return {prefix: state(prefix) for prefix in desired.routes}
+    return {prefix: state(prefix) for prefix in desired.prefixes}
 
 
 def problems(desired: Desired, observed: Observed) -> list[Problem]:
@@ -214,8 +226,8 @@ def problems(desired: Desired, observed: Observed) -> list[Problem]:
     if not others:
         return []
     message = (
-        f"the main table has routes of others to {len(others)} of {len(desired.routes)} prefixes of pods "
-        f"({_named(others, len(others))}): those stay in force; take them away, or auto-direct-node-routes out of the "
+        f"the main table has routes of others to {len(others)} of {len(desired.prefixes)} prefixes of pods "
+        f"({_named(others, len(others))}): those stay in force; take them away, or native-routing out of the "
         "configuration"
     )
     return [Problem(ROOM, "RouteTaken", message)]

@@ -157,7 +157,7 @@ def asked_keepalives(stock: Callable[..., Any]) -> Callable[..., Any]:
     def begin(keepalives: Any, session: Any, proto: Any) -> None:
         stock(keepalives, session, proto)
         word, _, seconds = (proto.neighbor["description"] or "").rpartition(" ")
-        if word == KEEPALIVE.strip() and seconds.isdigit():
+        if word.endswith(KEEPALIVE.strip()) and seconds.isdigit():
             keepalives.send_timer.keepalive = min(int(seconds), keepalives.send_timer.keepalive)
 
     return begin

@@ -34,6 +34,7 @@ def settings_of(config: Config) -> Settings:
         flow_deadline=config.operator.flow_deadline,
         pods_of_cloud=_pods_of_cloud(config.cloud),
         cloud_networks=config.cloud.egress_networks,
+        learn=config.native_routing.learn if config.bgp.enabled else (),
         direct_routes=config.native_routing.auto_direct_node_routes,
         watch=_watch(config.egress.liveness),
     )

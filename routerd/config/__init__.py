@@ -181,6 +181,8 @@ class NativeRoutingConfig:
 
     auto_direct_node_routes: bool = False
     """Routes to the pod CIDRs of nodes on one link with this one; off, because most CNIs have a way of their own."""
+    learn: tuple[IPNetwork, ...] = ()
+    """Networks in which routes are learnt from BGP peers; none, as whoever may announce them leads packets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -560,8 +562,9 @@ def _brake(bgp: Section) -> BrakeConfig:
 
 
 def _native_routing(section: Section) -> NativeRoutingConfig:
-    found = _sub(section, "native-routing", "auto-direct-node-routes")
-    return NativeRoutingConfig(found.boolean("auto-direct-node-routes", False))
+    found = _sub(section, "native-routing", "auto-direct-node-routes", "learn")
+    learn = tuple(sorted({item.network() for item in found.items("learn")}, key=lambda each: (each.version, each)))
+    return NativeRoutingConfig(found.boolean("auto-direct-node-routes", False), learn)
 
 
 def _drain(section: Section) -> DrainConfig:

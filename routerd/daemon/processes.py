@@ -118,7 +118,8 @@ class Callback:
 
 def check_agent(config: Config) -> None:
     """EnvironmentFault before anything is touched. Without egress, a cloud and routes it needs no privilege."""
-    if config.cloud.provider != "none" or config.native_routing.auto_direct_node_routes:
+    native = config.native_routing
+    if config.cloud.provider != "none" or native.auto_direct_node_routes or native.learn:
         preflight.privileges((preflight.CAP_NET_ADMIN,))
     if config.egress.enabled:
         preflight.for_agent(config.egress.uplinks)
@@ -241,6 +242,8 @@ def _assembled(
         upstream.serves, upstream.on_change = lambda: body.is_gateway, body.refresh
     if routers is not None:
         tasks["routers"], routers.on_change = rooms.find_routers, body.wake
+    if speaker is not None:
+        speaker.on_received = body.wake
     on_links.to, source.on_status = body.recheck, body.config_is
     enabled = Enabled(bgp=config.bgp.enabled, egress=config.egress.enabled)
     began = time.monotonic()

@@ -72,7 +72,7 @@ from routerd.node.inside import (
     node_addresses,
 )
 from routerd.node.rooms.bfd import orders
-from routerd.node.rooms.routes import direct_routes
+from routerd.node.rooms.routes import direct_routes, learnt_routes
 from routerd.node.rooms.wiring import PodsOfCloud, wiring
 from routerd.node.sessions import entries_here
 from routerd.refs import NODE, POD, Ref
@@ -98,9 +98,8 @@ class Settings:
     flow_deadline: int = FLOW_DEADLINE  # seconds
     pods_of_cloud: PodsOfCloud | None = None  # None = no cloud's interfaces are for pods here
     cloud_networks: tuple[IPNetwork, ...] = ()  # of egress IPs that are addresses of a cloud
-    direct_routes: bool = (
-        False  # whether packets to pods of nodes on one link with this one go to them without a tunnel
-    )
+    learn: tuple[IPNetwork, ...] = ()  # in which routes are learnt from BGP peers
+    direct_routes: bool = False  # whether pods of nodes on one link with this one are reached without a tunnel
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +117,7 @@ class LocalFacts:
     upstream_lost: bool = False  # what it asks upstream of it does not answer
     networks: tuple[IPNetwork, ...] = ()  # that our interfaces are in; our default next hops as /32 and /128
     attached: Mapping[str, Attached] = field(default_factory=dict)  # by pod: what the CNI's runtime told of its network
+    learnt: Mapping[IPNetwork, tuple[IPAddress, ...]] | None = None  # next hops that peers told; None = not known yet
     passwords: Mapping[str, str] | None = field(default=None, repr=False)  # by file; None = nobody looked
 
     @property
@@ -238,6 +238,7 @@ class Kept:
     node_addresses: Last[frozenset[IPAddress]] = field(default_factory=Last)
     detours: Detours = field(default_factory=Detours)
     routes: Last[tuple[Routes, tuple[Refusal, ...]]] = field(default_factory=Last)
+    learnt: Last[tuple[Mapping[IPNetwork, tuple[IPAddress, ...]], tuple[Refusal, ...]]] = field(default_factory=Last)
 
     def scheduled_on(self, node: str, pods: Mapping[str, Pod]) -> list[Pod]:
         """Pods of the node that may be steered, sorted by their names."""
@@ -267,7 +268,8 @@ def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts, kept: Kep
         snapshot, settings.node, settings.rules, facts.sessions, facts.drain, kept.announced, facts.passwords
     )
     egress, egress_refusals = egress_state(snapshot, settings, facts, cluster, kept)
-    routes, route_refusals = _routes(snapshot, settings, kept)
+    announced = _learning(announced, settings.learn)
+    routes, route_refusals = _routes(snapshot, settings, facts, kept)
     refusals = [*_unknown_node(snapshot, settings.node), *conflicts, *egress_refusals, *snapshot.refusals]
     refusals.extend(route_refusals)
     if announced is not None:
@@ -286,15 +288,31 @@ def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts, kept: Kep
     )
 
 
-def _routes(snapshot: Snapshot, settings: Settings, kept: Kept) -> tuple[Routes | None, tuple[Refusal, ...]]:
+def _learning(announced: Announcements | None, networks: tuple[IPNetwork, ...]) -> Announcements | None:
+    """With sessions that take what peers announce of these networks."""
+    if announced is None or not networks:
+        return announced
+    peers = {key: replace(peer, imports=networks) for key, peer in announced.desired.peers.items()}
+    return replace(announced, desired=replace(announced.desired, peers=peers))
+
+
+def _routes(
+    snapshot: Snapshot, settings: Settings, facts: LocalFacts, kept: Kept
+) -> tuple[Routes | None, tuple[Refusal, ...]]:
     """To other nodes' pods; None = not synced."""
-    if not settings.direct_routes:
+    if not settings.direct_routes and not settings.learn:
         return Routes(), ()
     nodes, pools = snapshot.nodes, snapshot.pools
     here = (nodes or {}).get(settings.node)
     if nodes is None or pools is None or here is None:
         return None, ()
-    return kept.routes(direct_routes, nodes, here, pools)
+    direct, refused = kept.routes(direct_routes, nodes, here, pools) if settings.direct_routes else (Routes(), ())
+    if not settings.learn:
+        return direct, refused
+    if facts.learnt is None:
+        return None, refused
+    learnt, more = kept.learnt(learnt_routes, facts.learnt, settings.learn, here, pools)
+    return replace(direct, learnt=learnt), (*refused, *more)
 
 
 def _of_cloud(snapshot: Snapshot, settings: Settings) -> Mapping[str, Any]:

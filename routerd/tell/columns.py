@@ -46,7 +46,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "gateways": ("gateway", "by", "state", "round_trip_ms", "probes", "unanswered", "idle_seconds", "reason"),
     "port-sets": ("egress_ip", "ports", "size", "node", "state", "group"),
     "pod-cidrs": ("block", "node", "addresses"),
-    "routes": ("prefix", "node", "next_hops", "devices", "state"),
+    "routes": ("prefix", "node", "by", "next_hops", "devices", "state"),
     "pod-addresses": ("address", "block", "state", "pod", "network", "interface", "container", "since_seconds"),
     "egress-ips": ("egress_ip", "policies", "pool", "group", "active_gateways", "gateways", "node_address"),
 }

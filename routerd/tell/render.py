@@ -106,6 +106,7 @@ SESSION: Sentence[SpeakerPeer] = Sentence(
             lambda peer: _if(f"graceful-restart {peer.graceful_restart_time}", peer.graceful_restart_time),
         ),
         Part("families", _families),
+        Part("imports", lambda peer: _if(f"takes {_joined(peer.imports)}", peer.imports)),
         Part("min_ttl", lambda peer: _if(f"min-ttl {peer.min_ttl}", peer.min_ttl)),
         Part("extended_next_hop", lambda peer: _if("extended-next-hop", peer.extended_next_hop)),
         Part("description", lambda peer: _if(f"name {peer.description!r}", peer.description)),
@@ -325,8 +326,10 @@ def wiring_lines(desired: Wiring) -> list[str]:
 
 
 def route_lines(desired: Routes) -> list[str]:
-    """`route PREFIX via ADDRESSES`, IPv4 first."""
-    return [f"route {prefix} via {_joined(desired.routes[prefix])}" for prefix in _by_family(desired.routes)]
+    """`route PREFIX via ADDRESSES` and `learnt route PREFIX via ADDRESSES`, IPv4 first."""
+    direct = [f"route {prefix} via {_joined(desired.routes[prefix])}" for prefix in _by_family(desired.routes)]
+    learnt = (f"learnt route {prefix} via {_joined(desired.learnt[prefix])}" for prefix in _by_family(desired.learnt))
+    return [*direct, *learnt]
 
 
 # --- all of it

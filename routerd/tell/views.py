@@ -123,13 +123,18 @@ def _routes(view: View) -> list[Row]:
         {
             "prefix": str(prefix),
             "node": owners.get(prefix, ""),
-            "next_hops": _joined(hop.address for hop in hops) or _joined(desired.routes[prefix]),
+            "by": _joined(word for word, told in (("link", desired.routes), ("bgp", desired.learnt)) if prefix in told),
+            "next_hops": _joined(hop.address for hop in hops) or _joined(_next_hops(desired, prefix)),
             "devices": _joined(links.get(hop.ifindex, "") for hop in hops),
             "state": state_of.get(prefix, "wanted"),
         }
-        for prefix in sorted(desired.routes, key=_prefix_order)
+        for prefix in sorted(desired.prefixes, key=_prefix_order)
         for hops in (sorted(there.get(prefix, ())),)
     ]
+
+
+def _next_hops(desired: Routes, prefix: IPNetwork) -> tuple[IPAddress, ...]:
+    return desired.routes.get(prefix) or desired.learnt.get(prefix, ())
 
 
 def _pod_addresses(view: View) -> list[Row]:

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from routerd.config import AnnounceConfig, BrakeConfig, Config, DrainConfig, LivenessConfig, load_config, parse_config
+from routerd.config import (
+    AnnounceConfig,
+    BrakeConfig,
+    Config,
+    DrainConfig,
+    LivenessConfig,
+    NativeRoutingConfig,
+    load_config,
+    parse_config,
+)
 from routerd.errors import InputError
 from upstream.targets import Rules, Target
 
@@ -45,7 +54,7 @@ bgp: {enabled: false, router-id: 192.0.2.1, password-dir: /p,
 drain: {notice: 1m, cordoned: true, taints: [maintenance, "example.com/drain=yes:NoExecute"]}
 operator: {ledger: /l, retention: 1d, flow-deadline: 2h, egress-retention: "0", cooldown: 5m,
            gateway-mode: active-standby, metrics-listen: "0.0.0.0:9001"}
-native-routing: {auto-direct-node-routes: true}
+native-routing: {auto-direct-node-routes: true, learn: ["fd00::/48", 10.244.0.0/16, 10.244.0.0/16]}
 """
     )
     assert config.node_name == "n1"
@@ -86,7 +95,8 @@ native-routing: {auto-direct-node-routes: true}
     assert config.bgp.announce == AnnounceConfig(
         False, True, False, (ip_network("203.0.113.0/24"),), (ip_network("fd00:96::/112"),)
     )
-    assert config.native_routing.auto_direct_node_routes
+    learn = (ip_network("10.244.0.0/16"), ip_network("fd00::/48"))
+    assert config.native_routing == NativeRoutingConfig(auto_direct_node_routes=True, learn=learn)
     assert config.drain == DrainConfig(60, cordoned=True, taints=("maintenance", "example.com/drain=yes:NoExecute"))
     assert (config.operator.flow_deadline, config.operator.gateway_mode) == (7200, "active-standby")
     assert (config.operator.retention, config.operator.egress_retention, config.operator.cooldown) == (86400, 0, 300)

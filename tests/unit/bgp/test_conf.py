@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +180,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "extended_next_hop": ({"extended_next_hop": True}, {"families": FAMILIES}),
     "interface": ({"interface": "eth1"}, {}),
     "keepalive_time": ({"keepalive_time": 1}, {}),
+    "imports": ({"imports": (ip_network("10.244.0.0/16"),)}, {}),
 }
 
 
@@ -208,3 +209,15 @@ def test_nothing_shows_a_password() -> None:
 def test_a_path_that_would_break_the_configuration_is_refused() -> None:
     with pytest.raises(ValueError, match="quotes"):
         relay.configuration_text('/opt/"x"/python', "/relay.py", "")
+
+
+@pytest.mark.parametrize("keepalive", [0, 3])
+def test_a_session_that_takes_paths_says_of_which_networks(keepalive: int) -> None:
+    networks = (ip_network("10.244.0.0/16"), ip_network("fd00::/48"))
+    text = conf.peers_text([replace(PEER, imports=networks, keepalive_time=keepalive), OTHER])
+    first, second = loaded(text).neighbors.values()
+    assert [first.api.get(key) for key in ("receive-parsed", "receive-open", "receive-update")] == [["relay"]] * 3
+    assert not second.api.get("receive-update")
+    received = relay.Received()
+    received.configure(text)
+    assert received.networks == [*networks]

@@ -191,6 +191,37 @@ def test_the_window_is_bounded(bench: Bench) -> None:
     agent.close()
 
 
+WHO = '"address": { "local": "10.0.0.1", "peer": "10.0.0.2" }, "asn": { "local": 64512, "peer": 65000 }'
+UPDATE = """{ "exabgp": "5.0.15", "type": "update", "neighbor": { %s, "router-id": "10.0.0.1", "message": { "update": {
+"attribute": { "origin": "igp", "aggregator": "x" }, "announce": { "ipv4 unicast": { "10.0.0.2": [
+{ "nlri": "10.244.1.0/24" }, { "nlri": "10.245.1.0/24" } ] } } } } } }""".replace("\n", " ")
+TOLD = {"attributes": {"origin": "igp"}, "put": {"10.244.1.0/24": "10.0.0.2"}}
+
+
+def test_what_peers_announce_is_told_and_told_again(bench: Bench) -> None:
+    """Of the networks that the configuration names; to an agent that does not read nothing waits."""
+    bench.greet()
+    first = bench.agent()
+    first.take()
+    bench.exabgp.send(UPDATE % WHO)
+    first.ask(id=1, reload='neighbor 10.0.0.2 {\n    description "import 10.244.0.0/16";\n}\n')
+    assert bench.exabgp.take() == "routerd reload"
+    bench.exabgp.send("done")
+    assert first.take() == {"update": {"whole": True}}, "the one before was of no network"
+    assert first.take()["ok"]
+    bench.exabgp.send(UPDATE % WHO)
+    assert first.take() == {"update": {"session": "10.0.0.2,10.0.0.1", **TOLD, "gone": []}}
+    first.close()
+    second = bench.agent()
+    second.take()
+    assert second.take() == {"update": {"session": "10.0.0.2,10.0.0.1", **TOLD, "old": False}}
+    assert second.take() == {"update": {"whole": True}}
+    bench.exabgp.send(UPDATE % WHO.replace('"asn"', '"as"').replace('"local"', '"here"'))  # not what ExaBGP says
+    bench.exabgp.send(UP)
+    assert "event" in second.take()
+    second.close()
+
+
 def test_the_next_agent_is_told_the_latest_events(bench: Bench) -> None:
     bench.greet()
     first = bench.agent()

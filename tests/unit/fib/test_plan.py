@@ -35,7 +35,7 @@ HERE = Observed(main=MAIN, links=LINKS)
 
 blocks = st.sampled_from([ip_network(f"10.244.{n}.0/{length}") for n in range(4) for length in (24, 26)] + [BLOCK6])
 addresses = st.sampled_from([(NEAR,), (NEAR, ALSO_NEAR), (FAR,), (ip_address("172.17.0.3"),), (SIX,), ()])
-wishes = st.dictionaries(blocks, addresses).map(Desired)
+wishes = st.builds(Desired, st.dictionaries(blocks, addresses), st.dictionaries(blocks, addresses))
 others = st.dictionaries(st.one_of(blocks, st.just(ip_network("10.244.0.0/16"))), st.sampled_from([0, 2]))
 machines = others.map(lambda found: replace(HERE, main={**MAIN, **found}))
 
@@ -83,7 +83,8 @@ def test_nothing_of_others_is_shadowed_and_every_next_hop_is_on_a_link(desired: 
 
 @given(wishes, machines)
 def test_a_prefix_that_has_a_way_is_never_left_out(desired: Desired, machine: Observed) -> None:
-    near = {prefix for prefix, found in desired.routes.items() if set(found) & {NEAR, SIX}}
+    told = [*desired.routes.items(), *desired.learnt.items()]
+    near = {prefix for prefix, found in told if set(found) & {NEAR, SIX}}
     free = {prefix for prefix in near if not any(is_within(other, prefix) for other in machine.main)}
     assert free <= wanted(desired, machine).keys()
 
@@ -91,6 +92,15 @@ def test_a_prefix_that_has_a_way_is_never_left_out(desired: Desired, machine: Ob
 def test_several_links_share_and_one_link_has_one_next_hop() -> None:
     found = wanted(Desired({BLOCK: (NEAR, ip_address("10.0.0.13"), ALSO_NEAR, FAR)}), HERE)
     assert found == {BLOCK: {Hop(NEAR, 2), Hop(ALSO_NEAR, 3)}}
+
+
+def test_a_learnt_prefix_has_all_its_next_hops_and_gives_way_to_a_link() -> None:
+    also = ip_address("10.0.0.13")
+    learnt = Desired(learnt={BLOCK: (NEAR, also, FAR)})
+    assert wanted(learnt, HERE) == {BLOCK: {Hop(NEAR, 2), Hop(also, 2)}}
+    assert wanted(replace(learnt, routes={BLOCK: (ALSO_NEAR,)}), HERE) == {BLOCK: {Hop(ALSO_NEAR, 3)}}
+    assert wanted(replace(learnt, routes={BLOCK: (FAR,)}), HERE) == wanted(learnt, HERE), "on no link"
+    assert states(learnt, replace(HERE, main={**MAIN, BLOCK: 2})) == {BLOCK: "taken"}
 
 
 def test_a_route_to_the_neighbour_itself_says_where_it_is() -> None:

@@ -73,3 +73,47 @@ def test_nothing_is_touched_before_the_store_is_read(lacking: str) -> None:
 
 def test_without_the_wish_what_is_ours_goes() -> None:
     assert composed(cluster.snapshot(), direct_routes=False).rooms[FIB_ROOM] == Desired()
+
+
+# --- learnt by BGP
+
+HOP, FAR = ip_address("10.0.0.1"), ip_network("10.9.0.0/24")
+LEARN = (ip_network("10.0.0.0/8"), ip_network("fd00::/16"))
+
+
+def learning(told: dict[object, tuple[object, ...]] | None, **settings: object) -> NodeState:
+    wish = Settings("a", **{"learn": LEARN, **settings})  # type: ignore[arg-type]
+    return compose(cluster.snapshot(), wish, LocalFacts(sessions=cluster.LOCAL, learnt=told))  # type: ignore[arg-type]
+
+
+def test_what_peers_announce_of_the_networks_is_learnt() -> None:
+    six, default = ip_network("fd00:244::/64"), ip_network("0.0.0.0/0")
+    told = {FAR: (HOP,), six: (ip_address("fd00::1"),), ip_network("11.0.0.0/24"): (HOP,), default: (HOP,)}
+    state = learning(told)
+    assert state.rooms[FIB_ROOM].learnt == {FAR: (HOP,), six: (ip_address("fd00::1"),)}
+    assert "learnt route 10.9.0.0/24 via 10.0.0.1" in state_lines(state)
+    assert not [each for each in state.refusals if each.reason == "RouteTaken"]
+    assert state.announcements is not None
+    assert [peer.imports for peer in state.announcements.desired.peers.values()] == [LEARN]
+
+
+def test_what_leads_nowhere_or_back_is_not_learnt() -> None:
+    own, six, local = ip_address("10.0.0.11"), ip_address("fd00::1"), ip_address("fe80::1")
+    told = {FAR: (own,), ip_network("10.8.0.0/24"): (six,), ip_network("fd00:1::/64"): (local,)}
+    assert learning(told).rooms[FIB_ROOM].learnt == {}
+
+
+def test_our_own_is_never_learnt_and_what_is_a_pools_is_told() -> None:
+    told = {ip_network("10.1.11.0/24"): (HOP,), ip_network("10.1.11.64/26"): (HOP,), ip_network("192.0.2.0/28"): (HOP,)}
+    state = learning(told, learn=(ip_network("0.0.0.0/0"),))
+    assert state.rooms[FIB_ROOM].learnt == {}
+    assert sorted(each.message for each in state.refusals if each.reason == "RouteTaken") == [
+        "no route to 10.1.11.64/26, which BGP peers announce: it overlaps with 10.1.11.0/24, this node's own",
+        "no route to 192.0.2.0/28, which BGP peers announce: it overlaps with 192.0.2.0/24, of pool default",
+    ]
+
+
+def test_nothing_is_touched_before_the_peers_have_told() -> None:
+    assert learning(None).rooms[FIB_ROOM] is None
+    assert learning(None, direct_routes=True).rooms[FIB_ROOM] is None
+    assert learning({}, direct_routes=True).rooms[FIB_ROOM].routes.keys() == {ip_network("10.1.12.0/24")}

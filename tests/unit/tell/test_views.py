@@ -57,7 +57,7 @@ def test_every_row_has_every_column_in_order(kind: str) -> None:
 
 def test_routes_are_shown_with_what_the_kernel_has_of_them() -> None:
     block, b = ip_network("10.1.12.0/24"), ip_address("10.0.0.12")
-    assert list(one("routes").values()) == [str(block), "b", str(b), "", "wanted"], "no kernel was asked"
+    assert list(one("routes").values()) == [str(block), "b", "link", str(b), "", "wanted"], "no kernel was asked"
     main = {ip_network("10.0.0.0/24"): 2}
     there = Observed({block: frozenset({Hop(b, 2)})}, main=main, links={2: "eth0"})
     shown = {
@@ -71,6 +71,10 @@ def test_routes_are_shown_with_what_the_kernel_has_of_them() -> None:
         assert (row["state"], row["next_hops"]) == (state, "10.0.0.12")
     (row,) = rows("routes", replace(view(), routes=RouteStatus(there)))
     assert row["devices"] == "eth0"
+    settings = Settings("a", learn=(ip_network("10.0.0.0/8"),))
+    state = compose(cluster.snapshot(), settings, LocalFacts(learnt={block: (b, TOR), ip_network("11.0.0.0/8"): (b,)}))
+    (row,) = rows("routes", replace(view(), state=state))
+    assert (row["prefix"], row["by"], row["next_hops"]) == (str(block), "bgp", "10.0.0.12,10.0.0.1")
 
 
 def test_whose_an_address_of_the_node_is() -> None:
