@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import importlib.util
 import os
 import signal
 import socket
@@ -29,6 +30,7 @@ from tests.netns.lab.hosts import Host, Node
 from tests.netns.lab.lab import NODE_NETWORK, SERVICE_NETWORK, Lab
 
 REPOSITORY = Path(__file__).parents[3]
+CLOCK = Path(__file__).with_name("clock.py")
 ROUTERD = (sys.executable, "-m", "routerd.cli.main")
 
 # Positional parameters: bpffs directory, manifests directory, its mode, then the command.
@@ -43,6 +45,13 @@ def in_node(command: Sequence[str], bpffs: Path, manifests: Path, *, read_only: 
     mode = "ro" if read_only else "rw"
     shell = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", _MOUNTS, "sh"]
     return [*shell, str(bpffs), str(manifests), mode, *command]
+
+
+def with_clock(file: Path) -> list[str]:
+    """In front of a command in a node, whose processes then have the wall clock that `file` sets, by `clock.py`."""
+    place = importlib.util.find_spec("sitecustomize")  # Debian's interpreter has one
+    assert place is not None and place.origin is not None
+    return ["env", f"LAB_CLOCK={file}", "sh", "-ec", f'mount --bind {CLOCK} {place.origin} && exec "$@"', "sh"]
 
 
 def config(lab: Lab, node: str, directory: Path) -> dict[str, object]:
@@ -105,6 +114,7 @@ class Daemons:
     agents: dict[str, Daemon] = field(default_factory=dict)
     bfds: dict[str, Daemon] = field(default_factory=dict)
     options: dict[str, object] = field(default_factory=dict)  # further sections of every configuration
+    clocks: bool = False  # whether `set_clock` can set the wall clock of a host's processes
 
     def start_operator(self) -> Daemon:
         """Starts `routerd operator`, the only one that may write into the manifests."""
@@ -173,6 +183,12 @@ class Daemons:
             in_node(command, host.pin_dir, self.lab.manifests, read_only=True), check=check, timeout=timeout
         )
 
+    def set_clock(self, host: Host, seconds: float) -> None:
+        """Ahead by so many seconds, for all routerd processes of `host`."""
+        fresh = host.directory / "clock.new"
+        fresh.write_text(str(seconds))
+        fresh.replace(host.directory / "clock")
+
     def _start(self, role: str, host: Host, *, read_only: bool = True) -> Daemon:
         for name in ("state", "run"):
             (host.directory / name).mkdir(exist_ok=True)
@@ -184,7 +200,10 @@ class Daemons:
         )
         path.write_text(yaml.safe_dump(value, sort_keys=False))
         bpffs = host.pin_dir if isinstance(host, Node) else self.lab.bpffs
-        command = in_node([*ROUTERD, role, "--config", str(path)], bpffs, self.lab.manifests, read_only=read_only)
+        clock = with_clock(host.directory / "clock") if self.clocks else []
+        command = in_node(
+            [*clock, *ROUTERD, role, "--config", str(path)], bpffs, self.lab.manifests, read_only=read_only
+        )
         log = host.directory / f"{role}.log"
         return Daemon(role, host, host.popen(command, log), log)
 

@@ -6,6 +6,7 @@ x 3.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import product
 
 from routerd.errors import RouterdError
@@ -53,17 +54,17 @@ def nodes(gateways: int) -> list[NodeSpec]:
 class Site:
     """A lab with some gateways, everything running and BFD up."""
 
-    def __init__(self, lab: Lab, gateways: int, manifests: Manifests | None = None) -> None:
-        """`manifests`: by files unless said."""
+    def __init__(self, lab: Lab, gateways: int, manifests: Manifests | None = None, *, clocks: bool = False) -> None:
+        """`manifests`: by files unless said. `clocks`: whether wall clocks can be set."""
         store = manifests or Files(lab)
         self.lab, self.daemons = lab, Daemons(lab, store.store, options={"egress": {"transport": "auto"}})
+        self.daemons.clocks = clocks
         self.gateways = [f"gw{n}" for n in range(1, gateways + 1)]
         self.pod = lab.add_pod("out", "worker", {"app": "out"})
         lab.fw.allow(EGRESS_IP)
-        peers = [TorPeer(node.label, node.address, TOR_AS, bfd=True) for node in lab.nodes.values()]
-        lab.tor.bgp.configure(lab.tor.bgp.config_text(peers, address=TOR_ADDRESS, local_as=TOR_AS))
+        self.store = store
         store.prepare()
-        store.put("cluster.yaml", cluster.text(cluster.documents(lab)))
+        self.tell_addresses({})
         store.put("all.yaml", MANIFESTS)
         self.daemons.start_operator()
         for name in lab.nodes:
@@ -74,10 +75,29 @@ class Site:
     def pods(self) -> list[PodHost]:
         return [*self.lab.pods.values()]
 
+    def tell_addresses(self, others: Mapping[str, str]) -> None:
+        """To the ToR and the store: where nodes are, those of `others` by these addresses."""
+        bgp, documents = self.lab.tor.bgp, cluster.documents(self.lab)
+        peers = [
+            TorPeer(name, others.get(name, node.address), TOR_AS, bfd=True) for name, node in self.lab.nodes.items()
+        ]
+        bgp.configure(bgp.config_text(peers, address=TOR_ADDRESS, local_as=TOR_AS))
+        for each in documents:
+            name = each["metadata"]["name"]  # type: ignore[index]
+            if each["kind"] == "Node" and name in others:
+                each["status"]["addresses"] = [{"type": "InternalIP", "address": others[name]}]  # type: ignore[index]
+        self.store.put("cluster.yaml", cluster.text(documents))
+
     def begin(self, name: str) -> None:
         self.daemons.start_speaker(name)
         self.daemons.start_bfd(name)
         self.daemons.start_agent(name)
+
+    def ends(self) -> list[str]:
+        """Why each node's session went down last, as its agent was told."""
+        peers = {"get": "show", "kind": "peers"}
+        told = (ask(agent_socket(node.directory / "run"), peers) for node in self.lab.nodes.values())
+        return [row["reason"] for rows in told for row in rows]
 
     def settle(self, timeout: float = 120.0) -> None:
         """Until all gateways carry packets and answers, as ToR and source see it."""

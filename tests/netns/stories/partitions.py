@@ -18,7 +18,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -52,6 +52,7 @@ class Fault:
     name: str
     holds: Holds
     away: Holds = nullcontext
+    by_store: bool = False  # made by an edit in the store
 
 
 @dataclass(slots=True)
@@ -120,7 +121,7 @@ def partitions(site: Site, rng: random.Random) -> list[Fault]:
     return found
 
 
-OTHER_MAC = "02:00:00:00:77:02"
+OTHER_MAC, OTHER_ADDRESS = "02:00:00:00:77:02", "10.0.0.77"
 NOT_API = f"meta l4proto {{{{ tcp, udp }}}} th {{0}}port != {API_PORT}"
 
 
@@ -129,7 +130,9 @@ def by_api(side: str) -> str:
 
 
 def failures(site: Site, rng: random.Random) -> list[Fault]:
-    """Gateways die in every way, processes stand still, links flap, devices change their name or their MAC."""
+    """Gateways die in every way, processes stand still, links flap, clocks are set, devices change their name or MAC,
+    nodes their address.
+    """
     gateway = rng.choice(site.gateways)
     node = rng.choice([*site.lab.nodes])
     stopped = {f"{role} of {node} stopped": partial(standing_still, role, node) for role in ("agent", "speaker", "bfd")}
@@ -143,13 +146,23 @@ def failures(site: Site, rng: random.Random) -> list[Fault]:
         Fault(f"the uplink of {gateway} flaps", partial(flapping, gateway)),
         Fault(f"the uplink of {node} has another name", partial(renamed, node)),
         Fault(f"the MAC of {gateway} is another one", partial(readdressed, gateway)),
+        *(
+            Fault(f"{name} has another address", partial(renumbered, name), by_store=True)
+            for name in (gateway, "worker")
+        ),
+        *(
+            Fault(f"the clock of {name} is set by {step:+} s", partial(clock_set, name, step))
+            for name, step in ((gateway, 300), (node, -300), ("the operator", 300), ("the operator", -300))
+        ),
     ]
 
 
 def beside(fault: Fault, rng: random.Random) -> Fault:
-    """Two of three faults come when the operator or the API server is away."""
+    """Two of three faults come when the operator or the API server is away, if they can."""
     who, away = rng.choice((("", nullcontext), ("the operator", operator_stopped), ("the API server", api_away)))
-    return replace(fault, name=f"{fault.name}, {who} away", away=away) if who and who not in fault.name else fault
+    if not who or who in fault.name or (fault.by_store and away is api_away):
+        return fault
+    return replace(fault, name=f"{fault.name}, {who} away", away=away)
 
 
 @contextmanager
@@ -241,6 +254,33 @@ def readdressed(node: str, site: Site) -> Iterator[None]:
     host.ip(f"link set eth0 address {before}")
 
 
+@contextmanager
+def renumbered(node: str, site: Site) -> Iterator[None]:
+    """Another address on its interface, then in its Node and at the ToR; then the old one goes. The same way back."""
+    host = site.lab.node(node)
+    host.sysctl({"net.ipv4.conf.eth0.promote_secondaries": 1})
+
+    def goes(old: str, new: str, others: Mapping[str, str]) -> None:
+        host.ip(f"addr add {new}/24 dev eth0")
+        site.tell_addresses(others)
+        host.ip(f"addr del {old}/24 dev eth0")
+        wait(lambda: set(site.lab.tor.sessions().values()) == {"Established"}, "sessions", timeout=QUIET)
+
+    goes(host.address, OTHER_ADDRESS, {node: OTHER_ADDRESS})
+    yield
+    goes(OTHER_ADDRESS, host.address, {})
+
+
+@contextmanager
+def clock_set(name: str, step: float, site: Site) -> Iterator[None]:
+    """The wall clock of everything on a node, or of the operator: no hold time is over for it."""
+    host = site.lab.nodes.get(name, site.lab.tor)
+    site.daemons.set_clock(host, step)
+    yield
+    assert not any("hold timer" in why for why in site.ends()), f"by the clock of {name}, set by {step} s"
+    site.daemons.set_clock(host, 0.0)
+
+
 def signal_all(pids: Iterable[int], number: signal.Signals) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
@@ -295,7 +335,7 @@ def running(prefix: str) -> Iterator[Site]:
         lab.add_pod("near", "gw1", {"app": "out"})
         store = api_objects(lab)
         try:
-            yield Site(lab, GATEWAYS, store)
+            yield Site(lab, GATEWAYS, store, clocks=True)
         finally:
             store.remove()
 
