@@ -26,6 +26,7 @@ from bgp.inside.commands import Commands, track_sending
 from bgp.inside.leaving import CEASE, farewell
 
 TABLE = "OutgoingRIB"  # the class that holds a session's Adj-RIB-Out
+IDLE = 100  # milliseconds between two looks of the loop at sessions that are up, when nothing comes
 CONNECT_RETRY = 5  # seconds; a ToR that comes back must not wait for us, who do not listen
 REFUSED_RETRY = 30.0  # seconds, the longest pause after a ToR ended a session, and for how long one must be up to count
 
@@ -81,6 +82,7 @@ def patches(run_dir: Path) -> list[Patch]:
     return [
         Patch(exabgp.rib, TABLE, "73e00146b7d49804", Table),
         Patch(Neighbor, "__eq__", "8b075c7c16254784", equal_in_all(Neighbor.__eq__)),
+        Patch(Reactor, "_wait_for_io", "abe9694fbe6f8686", long_wait(Reactor._wait_for_io)),
         Patch(Processes, "broken", "6c7c73a211315eed", _never_broken),
         Patch(Delay, "increase", "9e348b6f1e113f0e", _wait_longer),
         Patch(Daemon, "drop_privileges", "a6091f186864fb54", _keep_privileges),
@@ -92,6 +94,23 @@ def patches(run_dir: Path) -> list[Patch]:
         Patch(KA, "__init__", "b46e3ff6a74ba814", asked_keepalives(KA.__init__)),
         Patch(Reactor, "shutdown", "b6636731b873b730", farewell(Reactor.shutdown, run_dir)),
     ]
+
+
+def long_wait(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """While every session is up and nothing is to be done the loop waits for input, and looks ten times a second.
+
+    Stock ExaBGP looks a hundred times a second, which is some percent of a core.
+    """
+
+    def is_idle(peer: Any) -> bool:
+        neighbor = peer.neighbor
+        return peer.established() and not (neighbor.rib.outgoing.pending() or neighbor.eor or peer.stopping())
+
+    def wait_for_io(reactor: Any, milliseconds: int) -> Iterator[int]:
+        idle = milliseconds and reactor.asynchronous.ready() and all(map(is_idle, reactor._peers.values()))
+        yield from stock(reactor, IDLE if idle else milliseconds)
+
+    return wait_for_io
 
 
 def with_zone(stock: Callable[..., Any]) -> Callable[..., Any]:

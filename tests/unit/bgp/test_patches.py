@@ -154,3 +154,26 @@ def test_an_end_of_rib_of_a_session_that_ended_is_not_sent_in_the_next() -> None
         yield list(peer.neighbor.eor)
 
     assert list(patches.end_of_rib_of_this_session(main)(Session())) == [[]]
+
+
+def waits(*peers: Any, scheduled: bool = False, milliseconds: int = 10) -> list[int]:
+    """How long the loop waits for input with these peers."""
+    reactor = SimpleNamespace(_peers=dict(enumerate(peers)), asynchronous=SimpleNamespace(ready=lambda: not scheduled))
+    return list(patches.long_wait(lambda _, given: iter([given]))(reactor, milliseconds))
+
+
+def session(*, up: bool = True, queued: bool = False, stopping: bool = False, eor: str = "") -> Any:
+    outgoing = SimpleNamespace(pending=lambda: queued)
+    neighbor = SimpleNamespace(rib=SimpleNamespace(outgoing=outgoing), eor=[eor] if eor else [])
+    return SimpleNamespace(neighbor=neighbor, established=lambda: up, stopping=lambda: stopping)
+
+
+def test_a_loop_with_nothing_to_do_waits_for_input() -> None:
+    assert waits(session(), session()) == waits() == [patches.IDLE]
+
+
+def test_a_loop_with_something_to_do_looks_as_often_as_stock() -> None:
+    busy = [session(up=False), session(queued=True), session(stopping=True), session(eor="ipv4 unicast")]
+    assert [waits(session(), peer) for peer in busy] == [[10]] * 4
+    assert waits(session(), scheduled=True) == [10]
+    assert waits(session(), milliseconds=0) == [0]
