@@ -211,6 +211,21 @@ def _service(views: Views, snapshot: Snapshot, state: NodeState, settings: Setti
     others = [*_beside_vips(scene, service, state.announcements, views)]
     yield from _vip_steps(scene, service, state.announcements, views, is_only=not any(step.yes for step in others))
     yield from others
+    yield from _backends_steps(snapshot, key)
+
+
+def _backends_steps(snapshot: Snapshot, key: str) -> Iterator[Step]:
+    """Where policies have its pods leave with its VIPs."""
+    question, allocations = "do the pods behind it leave with its VIPs?", snapshot.allocations or Allocations()
+    for policy in (each for each in (snapshot.policies or {}).values() if each.service == key):
+        group = group_of(policy, allocations)
+        if group is not None:
+            by = ", ".join(group.gateways) or "no gateway"
+            yield Step(question, True, detail=f"{policy.key}: as {', '.join(map(str, group.egress_ips))} by {by}")
+            continue
+        told = next((each for each in allocations.refusals if each.object == policy.ref), None)
+        reason, message = (told.reason, told.message) if told else ("NoGroup", "the operator has published no group")
+        yield Step(question, False, reason, f"{policy.key}: {message}; what it covers is dropped", note=True)
 
 
 def _vip_steps(

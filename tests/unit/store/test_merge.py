@@ -1,13 +1,13 @@
 """Objects of many files: what is there twice or overlaps is refused, the rest goes on."""
 
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from routerd.formats.objects import Loaded
-from routerd.model import EndpointSlice, Snapshot
+from routerd.model import Allocations, EgressGroup, EndpointSlice, Snapshot
 from routerd.selectors import EVERYTHING
 from routerd.store.merge import Merger, merge
 from tests.models.manifests import read_text
@@ -56,6 +56,13 @@ def test_a_policy_by_reference_selects_what_the_service_does() -> None:
     assert selected(SERVICE.format("{app: web, tier: a}")) == [[in_shop, ("app", "web"), ("tier", "a")]]
     assert selected(SERVICE.format("{}")) == []
     assert selected() == []
+
+
+def test_a_services_own_word_that_is_gone_is_no_policy_that_cannot_be_read() -> None:
+    """Else an emptied file would hold up all of egress for a Service that somebody deleted."""
+    group = EgressGroup(1, ip_address("192.0.2.1"), ("svc/shop/web",), service="shop/web")
+    found = merge([Loaded(is_silent=True)], allocations=Allocations(1, groups=(group,)))
+    assert (found.policies, found.refusals) == ({}, ())
 
 
 def test_of_two_objects_of_one_name_the_first_file_wins() -> None:

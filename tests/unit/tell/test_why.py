@@ -65,6 +65,19 @@ def test_the_last_step_is_the_first_no(reason: str) -> None:
     assert not steps[-1].yes
 
 
+def test_whose_pods_leave_with_its_vip_is_told_and_why_they_do_not() -> None:
+    policy = cluster.policy(service="default/web")
+    group = cluster.group(egress_ip=ip_address("192.0.2.1"), service="default/web")
+    step = why("svc/default/web", policies={policy.key: policy}, allocations=cluster.allocations(group))[-1]
+    assert (step.question, step.yes, step.detail) == (
+        "do the pods behind it leave with its VIPs?", True, "EgressPolicy/web: as 192.0.2.1 by b, a",
+    )  # fmt: skip
+    refused = replace(cluster.allocations(), groups=(), refusals=(Refusal(policy.ref, "NoSelector", "it has none"),))
+    step = why("svc/default/web", policies={policy.key: policy}, allocations=refused)[-1]
+    assert (step.yes, step.reason, step.note) == (False, "NoSelector", True)
+    assert step.detail == "EgressPolicy/web: it has none; what it covers is dropped"
+
+
 def test_what_is_announced_although_its_pool_is_gone_is_told() -> None:
     steps = why("svc/default/web", pools={})
     assert [(step.question, step.reason, step.note) for step in steps if not step.yes] == [
