@@ -276,10 +276,10 @@ class PodAddressDesk:
     def _no_address_of_cloud(self, here: Node) -> str:
         if hindrance := self.hindrance():
             return hindrance
-        blocks = [block for each in here.interfaces for block in each.blocks]
-        if self.dual and blocks and all(block.version == 4 for block in blocks):
+        versions = {block.version for each in here.interfaces for block in each.blocks}
+        if self._families - versions == {6}:
             return f"Node {self.node} has no IPv6 prefix of the cloud yet: the operator's `routerd show cloud` says why"
-        if blocks:
+        if self._families <= versions:
             return f"Node {self.node} has interfaces of the cloud, and none is wired yet: `routerd status` says why"
         return f"Node {self.node} has no address of the cloud yet: the operator's `routerd show cloud` says why"
 
@@ -303,9 +303,14 @@ class PodAddressDesk:
             return published
         there = tuple(each for each in published.interfaces if wired is None or each.mac in wired)
         blocks = tuple(block for each in there for block in each.blocks)
-        if self.dual and len({block.version for block in blocks}) < 2:
+        if not self._families <= {block.version for block in blocks}:
             return plan.with_blocks(published, ())
         return plan.with_blocks(published, blocks, there)
+
+    @property
+    def _families(self) -> set[int]:
+        """Of which a node must have blocks of a cloud before any pod gets an address."""
+        return {4, 6} if self.dual else {4}
 
     def _is_of_cloud(self, here: Node) -> bool:
         return bool(here.interfaces) or self.of_cloud(here)

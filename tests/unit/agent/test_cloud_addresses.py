@@ -83,6 +83,17 @@ def test_with_ipv6_a_pod_waits_until_it_can_have_both(tmp_path: Path) -> None:
     story(test, tmp_path)
 
 
+def test_a_pod_never_gets_ipv6_alone(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        world.publish(V6)
+        assert "has no address of the cloud yet" in await address(world.desk)
+        assert (await ask(world.desk, "STATUS"))[1]["code"] == wire.NOT_AVAILABLE
+        world.publish(ONE, V6)
+        assert await address(world.desk) == "10.0.1.8/24 2001:db8:1:2:3::1/128"
+
+    story(test, tmp_path)
+
+
 def test_every_address_of_a_prefix_is_a_pods(tmp_path: Path) -> None:
     async def test(world: World) -> None:
         world.publish(PREFIX)
