@@ -89,13 +89,22 @@ class Unassign:
 
 
 @dataclass(frozen=True, slots=True)
+class Detach:
+    """An interface that has no blocks any more, from the instance that has it."""
+
+    interface: str
+    attachment: str
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
 class Delete:
     """An interface that is attached to nothing."""
 
     interface: str
 
 
-Call = Create | Attach | Bind | Assign | AssignPrefix6 | Take | Unassign | Delete
+Call = Create | Attach | Bind | Assign | AssignPrefix6 | Take | Unassign | Detach | Delete
 KINDS: Mapping[str, type[Call]] = {
     "create": Create,
     "attach": Attach,
@@ -104,6 +113,7 @@ KINDS: Mapping[str, type[Call]] = {
     "assign-prefix6": AssignPrefix6,
     "take": Take,
     "unassign": Unassign,
+    "detach": Detach,
     "delete": Delete,
 }
 _NAMES = {kind: name for name, kind in KINDS.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
-from cloud.calls import Assign, AssignPrefix6, Attach, Bind, Create, Delete, Unassign
+from cloud.calls import Assign, AssignPrefix6, Attach, Bind, Create, Delete, Detach, Unassign
 from cloud.demand import Demands, Rules
 from cloud.model import INTENT_TAG, Interface, Inventory, Network, block_order
 from cloud.records import Block, Held, Holding, Holdings, Intent
@@ -156,14 +156,16 @@ def is_settled(intent: Intent, inventory: Inventory, now: float) -> bool:
         return True
     if intent.may_repeat:
         return False
-    # What may be made twice is, sooner: an Assign that comes twice gives twice.
-    return age >= (LAG if intent.answered or isinstance(call, Assign | AssignPrefix6) else SOON)
+    # What may be made twice is, sooner: an Assign that comes twice gives twice, and nothing is to be on what goes.
+    return age >= (LAG if intent.answered or isinstance(call, Assign | AssignPrefix6 | Detach) else SOON)
 
 
 def _shows(intent: Intent, interface: Interface) -> bool:
     call, shown = intent.call, frozenset(interface.blocks)
     if isinstance(call, Attach):
         return interface.is_attached and interface.instance == call.instance
+    if isinstance(call, Detach):
+        return not interface.instance
     if isinstance(call, Bind):
         return interface.goes_with_instance
     if isinstance(call, Assign | AssignPrefix6):

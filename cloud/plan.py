@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from cloud.calls import Assign, AssignPrefix6, Attach, Bind, Call, Create
+from cloud.calls import Assign, AssignPrefix6, Attach, Bind, Call, Create, Delete, Detach
 from cloud.demand import Demand, Demands, Rules
 from cloud.model import (
     CLUSTER_TAG,
@@ -177,13 +177,28 @@ def _calls(site: Site, now: float, token: Callable[[str], str]) -> Iterator[Call
         yield from _prefix6(site, token)
     if site.rules.releases and (call := unassign(site.holding, site.demand, site.rules.api.at_once, now)) is not None:
         yield call
+    if site.rules.releases and not site.short:
+        yield from _drop(site)
 
 
 def _attach(site: Site) -> Iterator[Call | Reason]:
     index = _free_index(site)
     for each in site.waiting:
-        if each.status == "available" and index is not None:
+        if each.status == "available" and index is not None and (each.blocks or site.short):
             yield Attach(each.id, site.instance.id, index)
+
+
+def _drop(site: Site) -> Iterator[Call | Reason]:
+    """Interfaces that have given back all of their blocks, also by the records: a look may be late, and show one as it
+    was before. The last ones first.
+    """
+    recorded = {held.id for held in site.holding.held if held.blocks}
+    for each in site.waiting:
+        if each.status == "available" and not each.blocks:
+            yield Delete(each.id)
+    for each in reversed(site.own):
+        if site.rules.is_ours(each) and not each.blocks and each.id not in recorded:
+            yield Detach(each.id, each.attachment, site.instance.id)
 
 
 def _free_index(site: Site) -> int | None:

@@ -17,6 +17,7 @@ from cloud.calls import (
     Call,
     Create,
     Delete,
+    Detach,
     Done,
     Problem,
     Take,
@@ -80,6 +81,8 @@ def request(call: Call) -> Request:
             }
         case Unassign():
             return _unassignment(call)
+        case Detach():
+            return "DetachNetworkInterface", {"AttachmentId": call.attachment}
         case Delete():
             return "DeleteNetworkInterface", {"NetworkInterfaceId": call.interface}
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from cloud.backend import CloudFault, Data, Request, Send
 from cloud.buckets import Rate
-from cloud.calls import Assign, AssignPrefix6, Attach, Bind, Call, Create, Delete, Done, Problem, Take, Unassign
+from cloud.calls import Assign, AssignPrefix6, Attach, Bind, Call, Create, Delete, Detach, Done, Problem, Take, Unassign
 from cloud.model import CLUSTER_TAG, Api, Group, Instance, Interface, Limits, Network, Subnet, Vpc, block_order
 
 Product = Literal["ecs", "vpc"]
@@ -29,6 +29,7 @@ VPC = Vpc(router=-3, router6=None, metadata=(IPv4Address("100.100.100.200"),))
 PER_MINUTE: Mapping[str, int] = {
     "CreateNetworkInterface": 500,
     "AttachNetworkInterface": 500,
+    "DetachNetworkInterface": 500,
     "DeleteNetworkInterface": 500,
     "AssignPrivateIpAddresses": 400,
     "AssignIpv6Addresses": 400,
@@ -92,6 +93,8 @@ def request(call: Call) -> Request:
             return "AssignIpv6Addresses", parameters
         case Unassign():
             return _unassignment(call)
+        case Detach():
+            return "DetachNetworkInterface", {"NetworkInterfaceId": call.interface, "InstanceId": call.instance}
         case Delete():
             return "DeleteNetworkInterface", {"NetworkInterfaceId": call.interface}
         case Take():

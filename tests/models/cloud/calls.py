@@ -67,6 +67,16 @@ EC2: tuple[ApiCall, ...] = (
         "async",
     ),
     ApiCall(
+        "DetachNetworkInterface",
+        "ec2:DetachNetworkInterface",
+        ("AttachmentId",),
+        {
+            "InvalidAttachmentID.NotFound": "there is no such attachment",
+            "IncorrectState": "it is the primary interface's, or is not attached (any more)",
+        },
+        "async",
+    ),
+    ApiCall(
         "ModifyNetworkInterfaceAttribute",
         "ec2:ModifyNetworkInterfaceAttribute",
         ("NetworkInterfaceId", "Attachment"),

@@ -92,6 +92,24 @@ def _attached(cloud: Cloud, name: str, attachment: str) -> None:
         cloud.put(replace(eni, attachment=replace(eni.attachment, status="attached")))
 
 
+def detach(cloud: Cloud, given: Data) -> Data:
+    attached = (each for each in cloud.enis.values() if each.attachment and each.attachment.id == given["AttachmentId"])
+    eni = next(attached, None)
+    if eni is None or eni.attachment is None:
+        raise Refusal("InvalidAttachmentID.NotFound", given["AttachmentId"])
+    if eni.attachment.index == 0 or eni.attachment.status != "attached":
+        raise Refusal("IncorrectState", "the primary interface, or one that is not attached (any more)")
+    cloud.put(replace(eni, attachment=replace(eni.attachment, status="detaching")))
+    cloud.later(cloud.attaching, lambda: detached(cloud, eni.id, given["AttachmentId"]))
+    return {}
+
+
+def detached(cloud: Cloud, name: str, attachment: str) -> None:
+    eni = cloud.enis.get(name)
+    if eni is not None and eni.attachment is not None and eni.attachment.id == attachment:
+        cloud.put(replace(eni, attachment=None))
+
+
 def modify(cloud: Cloud, given: Data) -> Data:
     eni, change = cloud.eni(given), given["Attachment"]
     if eni.attachment is None or eni.attachment.id != change["AttachmentId"]:
@@ -162,6 +180,7 @@ def delete(cloud: Cloud, given: Data) -> Data:
 DOES: Mapping[str, Callable[[Any, Data], Data]] = {
     "CreateNetworkInterface": create,
     "AttachNetworkInterface": attach,
+    "DetachNetworkInterface": detach,
     "ModifyNetworkInterfaceAttribute": modify,
     "AssignPrivateIpAddresses": assign,
     "AssignIpv6Addresses": assign6,

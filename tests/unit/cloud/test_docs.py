@@ -60,6 +60,10 @@ def life(page: Page, permissions: list[str]) -> World:
     if page.front is AZURE_FRONT:
         world.add(names.IN_SET + "1").used = 3
     world.run(40)
+    world.want(12)
+    world.run(60)
+    world.want(0)
+    world.run(400, step=10)
     world.replaced(ipv6=True)
     world.run(20)
     world.want(9)

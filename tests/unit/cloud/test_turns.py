@@ -16,6 +16,7 @@ from cloud.calls import (
     Bind,
     Create,
     Delete,
+    Detach,
     Take,
     Unassign,
     Unknown,
@@ -237,6 +238,36 @@ def test_a_node_is_told_the_networks_of_its_vpc_where_it_must_know_them(front: F
     world.replaced(tells_vpc=True)
     world.run(10)
     assert [list(map(str, each.vpc)) for each in world.holdings["i-1"].held] == [["10.0.0.0/23", "10.0.4.0/24"]]
+
+
+@pytest.mark.parametrize("front", [EC2_FRONT, ALIBABA_FRONT], ids=["aws", "alibaba"])
+def test_an_interface_that_has_given_all_back_goes_and_comes_again_when_pods_do(front: Front) -> None:
+    world = World.of(front=front, marks=Watermarks(pre_allocate=2))
+    world.want(12)
+    world.run(120)
+    assert len(world.cloud.of("i-1")) == 3
+    world.want(1)
+    world.run(600)
+    assert len(world.cloud.of("i-1")) == 2
+    assert len(world.cloud.enis) == 2, "it is deleted"
+    assert world.holdings["i-1"].available() == 3
+    world.want(12)
+    world.run(120)
+    assert len(world.nodes["i-1"].pods) == 12
+
+
+@pytest.mark.parametrize("front", [EC2_FRONT, ALIBABA_FRONT], ids=["aws", "alibaba"])
+def test_an_empty_interface_stays_where_releases_are_off(front: Front) -> None:
+    world = World.of(front=front, marks=Watermarks(pre_allocate=2))
+    world.want(12)
+    world.run(120)
+    for eni in world.cloud.of("i-1")[2:]:
+        for address in eni.addresses:
+            world.cloud.unassign(world.cloud.enis[eni.id], {address}, set())
+    world.replaced(releases=False)
+    world.want(0)
+    world.run(300)
+    assert len(world.cloud.of("i-1")) == 3
 
 
 def test_an_excluded_interface_is_neither_attached_nor_deleted() -> None:
@@ -541,6 +572,7 @@ def test_calls_are_rows_and_rows_are_calls() -> None:
         Assign("e", 3, token="t"),
         AssignPrefix6("e"),
         Unassign("e", (ip_network("10.0.0.1/32"),)),
+        Detach("e", "a", "i"),
         Delete("e"),
         Take("e", IPv4Address("10.0.0.1")),
     ]

@@ -56,6 +56,12 @@ ECS: tuple[ApiCall, ...] = (
         },
     ),
     write(
+        "DetachNetworkInterface",
+        "async",
+        ("NetworkInterfaceId", "InstanceId"),
+        STATE | {"InvalidEcsId.NotFound": "the interface is not this instance's"},
+    ),
+    write(
         "AssignPrivateIpAddresses",
         "sync",
         ("NetworkInterfaceId", "SecondaryPrivateIpAddressCount", "Ipv4PrefixCount", "PrivateIpAddress", "ClientToken"),

@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Any
 
 from tests.models.cloud.alibaba import looks
+from tests.models.cloud.changes import detached
 from tests.models.cloud.state import Attachment, Eni, Refusal
 
 if TYPE_CHECKING:
@@ -115,6 +116,16 @@ def _attached(cloud: Cloud, name: str, attachment: str) -> None:
         cloud.put(replace(eni, attachment=replace(eni.attachment, status="attached")))
 
 
+def detach(cloud: Cloud, given: Data) -> Data:
+    eni = _settled(cloud, given, "InUse")
+    if eni.attachment is None or eni.attachment.instance != given["InstanceId"] or eni.attachment.index == 0:
+        raise Refusal("InvalidEcsId.NotFound", given["InstanceId"], 404)
+    attachment = eni.attachment
+    cloud.put(replace(eni, attachment=replace(attachment, status="detaching")))
+    cloud.later(cloud.attaching, lambda: detached(cloud, eni.id, attachment.id))
+    return {}
+
+
 def assign(cloud: Cloud, given: Data) -> Data:
     eni = _settled(cloud, given, "Available", "InUse")
     more = _with_named(cloud, eni, given["PrivateIpAddress"]) if "PrivateIpAddress" in given else None
@@ -169,6 +180,7 @@ def delete(cloud: Cloud, given: Data) -> Data:
 DOES: Mapping[str, Callable[[Any, Data], Data]] = {
     "CreateNetworkInterface": once(create),
     "AttachNetworkInterface": attach,
+    "DetachNetworkInterface": detach,
     "AssignPrivateIpAddresses": once(assign),
     "AssignIpv6Addresses": once(assign6),
     "UnassignPrivateIpAddresses": unassign,
