@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from bfd.control import LINE_LIMIT, ControlError, Report, Wanted, parse_report, wanted_line
 from bfd.probes import Probing
-from bfd.table import IPAddress, Order
+from bfd.table import Order
 
 RETRY = 0.2  # seconds between attempts to connect
 
@@ -34,9 +34,9 @@ class Client:
         """What the process said last; None while none is connected."""
         return self._report
 
-    def set(self, orders: Mapping[IPAddress, Order]) -> None:
+    def set(self, orders: Iterable[Order]) -> None:
         """All sessions that are wanted. Before it is called the process keeps those that it has."""
-        self._want(replace(self._wanted, sessions=dict(orders)))
+        self._want(replace(self._wanted, sessions={order.ends: order for order in orders}))
 
     def probe(self, probing: Probing) -> None:
         """All probes that are wanted. Before it is called the process goes on as it does."""

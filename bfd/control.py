@@ -22,7 +22,7 @@ from typing import Any
 from bfd.packet import MAX_INTERVAL, Diagnostic, State
 from bfd.probes import Probing
 from bfd.session import Remote, Session, Timers
-from bfd.table import IPAddress, Order
+from bfd.table import Ends, IPAddress, Order
 
 SOCKET = "bfd.sock"  # in the run directory
 PROTOCOL = 1
@@ -67,7 +67,7 @@ MISFITS = (KeyError, TypeError, ValueError, AttributeError, OverflowError)  # wh
 class Wanted:
     """None of a part = nothing is said of it: it stays as it is."""
 
-    sessions: Mapping[IPAddress, Order] | None = None
+    sessions: Mapping[Ends, Order] | None = None
     probing: Probing | None = None
 
 
@@ -82,7 +82,7 @@ class Report:
     realtime: bool = False
     problem: str = ""
     refused: Mapping[str, int] = field(default_factory=dict)
-    sessions: Mapping[IPAddress, View] = field(default_factory=dict)
+    sessions: Mapping[Ends, View] = field(default_factory=dict)
     probes: Probes | None = None
 
 
@@ -125,7 +125,7 @@ def parse_report(line: bytes) -> Report:
         refused = {str(reason): int(count) for reason, count in value["refused"].items()}
         told = str(value["process"]), bool(value["realtime"]), str(value["problem"])
         probes = _probes(value["probes"]) if "probes" in value else None
-        return Report(*told, refused, {each.peer: each for each in views}, probes)
+        return Report(*told, refused, {(each.peer, each.local): each for each in views}, probes)
     except MISFITS as error:
         raise ControlError(f"what the bfd process says is not understood: {error!r}") from error
 
@@ -173,7 +173,7 @@ def parse_wanted(line: bytes) -> Wanted:
         probing = _probing(value["probing"]) if "probing" in value else None
     except MISFITS as error:
         raise ControlError(f"these are no sessions: {error!r}") from error
-    return Wanted({order.peer: order for order in orders} if orders is not None else None, probing)
+    return Wanted({order.ends: order for order in orders} if orders is not None else None, probing)
 
 
 def _probing(value: Mapping[str, Any]) -> Probing:
@@ -206,18 +206,21 @@ class Kept:
     `good_until`: seconds of the monotonic clock, which goes on from process to process, not over a reboot.
     """
 
-    orders: Mapping[IPAddress, Order] = field(default_factory=dict)
-    paused: Mapping[IPAddress, Session] = field(default_factory=dict)
+    orders: Mapping[Ends, Order] = field(default_factory=dict)
+    paused: Mapping[Ends, Session] = field(default_factory=dict)
     good_until: float = 0.0
     probing: Probing | None = None
 
 
 def kept_text(kept: Kept) -> str:
-    paused = {str(peer): asdict(session) for peer, session in kept.paused.items()}
     never = {"next_tx": None, "deadline": None}  # infinity is no JSON
+    paused = [
+        {"peer": str(peer), "local": str(local), **asdict(session), **never}
+        for (peer, local), session in kept.paused.items()
+    ]
     value = {
         **_wanted(Wanted(kept.orders, kept.probing)),
-        "paused": {peer: {**each, **never} for peer, each in paused.items()},
+        "paused": paused,
         "good_until": kept.good_until,
     }
     return json.dumps(value)
@@ -228,7 +231,9 @@ def parse_kept(text: bytes) -> Kept:
     wanted = parse_wanted(text)
     value = _object(text)
     try:
-        paused = {ip_address(peer): _session(each) for peer, each in value.get("paused", {}).items()}
+        paused = {
+            (ip_address(each["peer"]), ip_address(each["local"])): _session(each) for each in value.get("paused", [])
+        }
         return Kept(wanted.sessions or {}, paused, float(value.get("good_until", 0.0)), wanted.probing)
     except MISFITS as error:
         raise ControlError(f"these are no sessions: {error!r}") from error

@@ -30,7 +30,7 @@ from bfd.control import LINE_LIMIT, SOCKET, ControlError, Kept, Probes, Report, 
 from bfd.packet import State
 from bfd.probes import Prober
 from bfd.sockets import PORT, link, listener, received, sender
-from bfd.table import STAY, Clock, IPAddress, Send, Table
+from bfd.table import STAY, Clock, Ends, IPAddress, Send, Table
 from bfd.wheel import NEVER
 
 FILE = "bfd.json"
@@ -101,9 +101,9 @@ class Engine:
             return
         now = time.monotonic()
         if now < kept.good_until:
-            for peer, session in kept.paused.items():
-                if peer in kept.orders and session.state == State.UP:
-                    self._table.resume(kept.orders[peer], session, now)
+            for ends, session in kept.paused.items():
+                if ends in kept.orders and session.state == State.UP:
+                    self._table.resume(kept.orders[ends], session, now)
         wanted = Wanted(kept.orders, kept.probing)
         self._keep(self._kept(wanted))  # what is paused is good for one start
         self._order(wanted)
@@ -130,7 +130,7 @@ class Engine:
             await asyncio.sleep(0.005)
         now = time.monotonic()
         up = {
-            peer: each for peer, each in self._table.sessions().items() if each.state == State.UP and not each.polling
+            ends: each for ends, each in self._table.sessions().items() if each.state == State.UP and not each.polling
         }
         good = min((each.timers.multiplier * max(each.timers.min_tx, STAY) for each in up.values()), default=0)
         self._keep(Kept(self._table.orders, up, now + good / 1e6, self._prober.probing))
@@ -164,7 +164,7 @@ class Engine:
     def _report(self) -> Report:
         """As it is now."""
         orders = self._table.orders
-        views = {peer: control.view(orders[peer], each) for peer, each in self._table.sessions().items()}
+        views = {ends: control.view(orders[ends], each) for ends, each in self._table.sessions().items()}
         return Report(self._process, self._realtime, self._problem, dict(self._table.refused), views, self._probes())
 
     def _probes(self) -> Probes:
@@ -188,16 +188,16 @@ class Engine:
 
     def _log_changes(self, before: Report, now: Report) -> None:
         """What is between down and up is not told: with a peer that is half reached it comes each second."""
-        for peer, each in now.sessions.items():
-            old = before.sessions.get(peer)
+        for ends, each in now.sessions.items():
+            old, fields = before.sessions.get(ends), _fields(ends)
             if old is None:
-                self._log(logging.INFO, "bfd-added", peer=str(peer), local=str(each.local), state=each.state)
+                self._log(logging.INFO, "bfd-added", **fields, state=each.state)
             elif (old.state == "up") != (each.state == "up"):
                 level = logging.WARNING if each.failed else logging.INFO
                 name = "bfd-up" if each.state == "up" else "bfd-down"
-                self._log(level, name, peer=str(peer), reason=each.reason or None, falls=each.falls)
-        for peer in before.sessions.keys() - now.sessions.keys():
-            self._log(logging.INFO, "bfd-removed", peer=str(peer))
+                self._log(level, name, **fields, reason=each.reason or None, falls=each.falls)
+        for ends in before.sessions.keys() - now.sessions.keys():
+            self._log(logging.INFO, "bfd-removed", **_fields(ends))
         self._log_probes(before.probes or Probes(), now.probes or Probes())
 
     def _log_probes(self, before: Probes, now: Probes) -> None:
@@ -234,7 +234,8 @@ class Engine:
                 if not found:
                     break
                 for each in found:
-                    self._send(self._table.receive(each.data, each.source, each.ttl, each.device, time.monotonic()))
+                    ends = each.source, each.local
+                    self._send(self._table.receive(each.data, ends, each.ttl, each.device, time.monotonic()))
         except OSError as error:
             self._log(logging.ERROR, "bfd-receive-failed", reason=str(error))
 
@@ -303,9 +304,8 @@ class Engine:
             sock = sender(packet.local)
         except OSError as error:
             if packet.discriminator not in self._silent:
-                self._log(
-                    logging.ERROR, "bfd-no-source", peer=str(packet.peer), local=str(packet.local), reason=str(error)
-                )
+                fields = _fields((packet.peer, packet.local))
+                self._log(logging.ERROR, "bfd-no-source", **fields, reason=str(error))
             self._silent[packet.discriminator] = now + RETRY
             return None
         self._silent.pop(packet.discriminator, None)
@@ -365,7 +365,11 @@ class Engine:
         self._socket_path.unlink(missing_ok=True)
 
 
+def _fields(ends: Ends) -> dict[str, str]:
+    return {"peer": str(ends[0]), "local": str(ends[1])}
+
+
 def _stripped(report: Report) -> Report:
     """Without what changes by itself: the wall clock's steps, and counts of what is not ours."""
-    views = {peer: replace(each, since=0.0) for peer, each in report.sessions.items()}
+    views = {ends: replace(each, since=0.0) for ends, each in report.sessions.items()}
     return replace(report, refused={}, sessions=views)

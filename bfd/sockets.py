@@ -8,7 +8,7 @@ import random
 import socket
 import struct
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from bfd.table import TTL, IPAddress
 
@@ -27,6 +27,7 @@ class Datagram:
 
     data: bytes
     source: IPAddress
+    local: IPAddress  # to which it came
     ttl: int
     device: int
 
@@ -56,22 +57,24 @@ def received(sock: socket.socket) -> list[Datagram]:
     with contextlib.suppress(BlockingIOError):
         while len(found) < _BATCH:
             data, ancillary, _, source = sock.recvmsg(_ROOM, 256)
-            ttl, device = _ancillary(ancillary)
-            found.append(Datagram(data, ip_address(source[0].partition("%")[0]), ttl, device))
+            found.append(Datagram(data, ip_address(source[0].partition("%")[0]), *_ancillary(ancillary)))
     return found
 
 
-def _ancillary(messages: list[tuple[int, int, bytes]]) -> tuple[int, int]:
-    """TTL and device."""
+def _ancillary(messages: list[tuple[int, int, bytes]]) -> tuple[IPAddress, int, int]:
+    """Destination (unspecified = not told), TTL and device."""
+    local: IPAddress = IPv4Address(0)
     ttl, device = -1, 0
     for level, kind, data in messages:
         if (level, kind) in ((socket.IPPROTO_IP, socket.IP_TTL), (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT)):
             (ttl,) = struct.unpack_from("=i", data)
         elif (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
-            (device,) = struct.unpack_from("=i", data)
+            device, to = struct.unpack_from("=i4x4s", data)
+            local = IPv4Address(to)
         elif (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
-            (device,) = struct.unpack_from("=16xI", data)
-    return ttl, device
+            to, device = struct.unpack_from("=16sI", data)
+            local = IPv6Address(to)
+    return local, ttl, device
 
 
 def sender(local: IPAddress) -> socket.socket:

@@ -20,6 +20,9 @@ TTL = 255  # of every packet, sent or taken (GTSM; RFC 5881, section 5)
 STAY = 10_000_000  # microseconds between packets that peers are told before a pause of the process
 
 
+Ends = tuple[IPAddress, IPAddress]  # what tells sessions apart: the peer's address and ours
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """A session that is wanted: with whom, from which of our addresses, how fast."""
@@ -27,6 +30,10 @@ class Order:
     peer: IPAddress
     local: IPAddress
     timers: Timers = field(default_factory=Timers)
+
+    @property
+    def ends(self) -> Ends:
+        return self.peer, self.local
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,40 +73,38 @@ class Table:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._entries: dict[int, Entry] = {}  # by our discriminator
-        self._by_peer: dict[IPAddress, int] = {}  # of those that are wanted
+        self._by_ends: dict[Ends, int] = {}  # of those that are wanted
         self._wheel: Wheel[int] = Wheel()
         self.refused: Counter[str] = Counter()
 
     # --- what is wanted
 
     @property
-    def orders(self) -> dict[IPAddress, Order]:
-        return {peer: self._entries[number].order for peer, number in self._by_peer.items()}
+    def orders(self) -> dict[Ends, Order]:
+        return {ends: self._entries[number].order for ends, number in self._by_ends.items()}
 
-    def order(self, orders: Mapping[IPAddress, Order], now: float) -> None:
+    def order(self, orders: Mapping[Ends, Order], now: float) -> None:
         """From now on these sessions and no others. One that stays does not flap, whatever its timers."""
-        for peer in [*self._by_peer]:
-            wanted = orders.get(peer)
-            if wanted is None or wanted.local != self._entries[self._by_peer[peer]].order.local:
-                self._retire(peer, now)
-        for peer, wanted in orders.items():
-            if peer not in self._by_peer:
+        for ends in self._by_ends.keys() - orders.keys():
+            self._retire(ends, now)
+        for ends, wanted in orders.items():
+            if ends not in self._by_ends:
                 self._add(wanted, now)
                 continue
-            entry = self._entries[self._by_peer[peer]]
+            entry = self._entries[self._by_ends[ends]]
             self._keep(Entry(wanted, machine.order(entry.session, wanted.timers, now)))
 
     def _add(self, order: Order, now: float) -> None:
-        for number in [n for n, entry in self._entries.items() if entry.order.peer == order.peer]:
+        for number in [n for n, entry in self._entries.items() if entry.order.ends == order.ends]:
             self._forget(number)  # its AdminDown would contradict the new one
         number = self._clock.discriminator()
         while number == 0 or number in self._entries:
             number = self._clock.discriminator()
-        self._by_peer[order.peer] = number
+        self._by_ends[order.ends] = number
         self._keep(Entry(order, machine.new(number, order.timers, now, self._clock.chance())))
 
-    def _retire(self, peer: IPAddress, now: float) -> None:
-        entry = self._entries[self._by_peer.pop(peer)]
+    def _retire(self, ends: Ends, now: float) -> None:
+        entry = self._entries[self._by_ends.pop(ends)]
         off = machine.switch_off(entry.session, now)
         until = now + off.timers.multiplier * max(off.interval, off.timers.min_tx) / 1e6
         self._keep(replace(entry, session=off, until=until))
@@ -118,27 +123,30 @@ class Table:
         """Whether every peer has answered the poll."""
         return not any(entry.session.polling for entry in self._wanted())
 
-    def sessions(self) -> dict[IPAddress, Session]:
+    def sessions(self) -> dict[Ends, Session]:
         """Of those that are wanted."""
-        return {entry.order.peer: entry.session for entry in self._wanted()}
+        return {entry.order.ends: entry.session for entry in self._wanted()}
 
     def resume(self, order: Order, session: Session, now: float) -> None:
         """Goes on with a session that was up before a pause. The peer is told our intervals by a poll."""
         timers = order.timers
         up = replace(session, timers=timers, polling=True, tx_in_use=timers.min_tx, rx_in_use=timers.min_rx)
-        self._by_peer[order.peer] = up.discriminator
+        self._by_ends[order.ends] = up.discriminator
         self._keep(Entry(order, replace(up, next_tx=now, deadline=now + up.detection / 1e6)))
 
     # --- packets and time
 
-    def receive(self, data: bytes, source: IPAddress, ttl: int, device: int, now: float) -> list[Send]:
-        """The answer to a datagram of port 3784. Nobody's time runs out here: more datagrams may wait to be read."""
+    def receive(self, data: bytes, ends: Ends, ttl: int, device: int, now: float) -> list[Send]:
+        """The answer to a datagram of port 3784, `ends` its source and destination.
+
+        Nobody's time runs out here: more datagrams may wait to be read.
+        """
         packet = decode(data)
         if isinstance(packet, Malformed):
             return self._refuse(packet.reason)
         if ttl != TTL:
             return self._refuse("ttl")
-        entry = self._whose(packet, source, device)
+        entry = self._whose(packet, ends, device)
         if isinstance(entry, str):
             return self._refuse(entry)
         session, wants_final = machine.receive(entry.session, packet, now, self._clock.chance(), device)
@@ -149,16 +157,16 @@ class Table:
         self.refused[reason] += 1
         return []
 
-    def _whose(self, packet: Packet, source: IPAddress, device: int) -> Entry | str:
+    def _whose(self, packet: Packet, ends: Ends, device: int) -> Entry | str:
         """The session, or why there is none. Who does not name us must come by the peer's device."""
         if packet.your_discriminator:
             entry = self._entries.get(packet.your_discriminator)
             if entry is None:
                 return "unknown-session"
-            return entry if entry.order.peer == source else "other-source"
-        if source not in self._by_peer:
+            return entry if entry.order.peer == ends[0] else "other-source"
+        if ends not in self._by_ends:
             return "unknown-peer"
-        entry = self._entries[self._by_peer[source]]
+        entry = self._entries[self._by_ends[ends]]
         known = entry.session.remote.device if entry.session.state == State.UP else 0
         return "other-device" if known and device != known else entry
 
@@ -186,7 +194,7 @@ class Table:
     # --- entries
 
     def _wanted(self) -> list[Entry]:
-        return [self._entries[number] for number in self._by_peer.values()]
+        return [self._entries[number] for number in self._by_ends.values()]
 
     def numbers(self) -> frozenset[int]:
         """Discriminators of all sessions, also those that only say goodbye."""

@@ -1,9 +1,9 @@
 """exabgp.conf: the part about peers, rendered from values. Pure; routes are never written into it.
 
-The text is stable (sorted by address) and carries a digest per peer in a comment, `# peer ADDRESS DIGEST`, by which a
-later agent recognises what ExaBGP has loaded. Passwords are written base64-encoded, which ExaBGP decodes: so every
-character is carried and none can end the statement. The text is secret; digests are not to be logged either, since
-a weak password could be guessed from one.
+The text is stable (sorted by address) and carries a digest per session in a comment, `# peer PEER,LOCAL DIGEST`, by
+which a later agent recognises what ExaBGP has loaded. Passwords are written base64-encoded, which ExaBGP decodes: so
+every character is carried and none can end the statement. The text is secret; digests are not to be logged either,
+since a weak password could be guessed from one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import base64
 import hashlib
 from collections.abc import Iterable, Mapping
 
-from bgp.path import FAMILIES, IPAddress, SpeakerPeer
+from bgp.path import FAMILIES, SessionKey, SpeakerPeer
 from bgp.rib import PathRefusal
 
 KEEPALIVE = "keepalive "  # how a description begins that says between how many seconds keepalives are sent
@@ -27,7 +27,7 @@ def peer_refusal(peer: SpeakerPeer) -> PathRefusal | None:
     """Why ExaBGP cannot be given this peer, or None."""
 
     def refuse(reason: str, message: str) -> PathRefusal:
-        return PathRefusal(peer.address, None, reason, message)
+        return PathRefusal(peer.key, None, reason, message)
 
     if peer.address.version != peer.local_address.version:
         return refuse("AddressFamily", f"the source address {peer.local_address} is of another family")
@@ -52,9 +52,9 @@ def _password_refusal(peer: SpeakerPeer) -> PathRefusal | None:
     """The message never shows the password."""
     if any(ord(char) < 0x20 or ord(char) == 0x7F or 0xD800 <= ord(char) <= 0xDFFF for char in peer.password):
         message = "the password has a control character (a newline at the end of the file or Secret?): remove it"
-        return PathRefusal(peer.address, None, "Password", message)
+        return PathRefusal(peer.key, None, "Password", message)
     if len(peer.password.encode()) > MAX_PASSWORD:
-        return PathRefusal(peer.address, None, "Password", f"the password is longer than {MAX_PASSWORD} bytes")
+        return PathRefusal(peer.key, None, "Password", f"the password is longer than {MAX_PASSWORD} bytes")
     return None
 
 
@@ -116,13 +116,13 @@ def digest(peer: SpeakerPeer) -> str:
     return hashlib.sha256(peer_section(peer).encode()).hexdigest()[:32]
 
 
-def digests(peers: Mapping[IPAddress, SpeakerPeer]) -> dict[IPAddress, str]:
+def digests(peers: Mapping[SessionKey, SpeakerPeer]) -> dict[SessionKey, str]:
     """Of the peers that can be configured."""
-    return {address: digest(peer) for address, peer in peers.items() if peer_refusal(peer) is None}
+    return {key: digest(peer) for key, peer in peers.items() if peer_refusal(peer) is None}
 
 
 def peers_text(peers: Iterable[SpeakerPeer]) -> str:
     """The configuration of the peers that can be configured, sorted by family and address."""
     usable = (peer for peer in peers if peer_refusal(peer) is None)
-    ordered = sorted(usable, key=lambda peer: (peer.address.version, int(peer.address)))
-    return "".join(f"# peer {peer.address} {digest(peer)}\n{peer_section(peer)}" for peer in ordered)
+    ordered = sorted(usable, key=lambda peer: peer.key.order)
+    return "".join(f"# peer {peer.key.token} {digest(peer)}\n{peer_section(peer)}" for peer in ordered)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-PROTOCOLS = frozenset({1})  # versions of the relay's protocol that this agent speaks
+PROTOCOLS = frozenset({2})  # versions of the relay's protocol that this agent speaks
 WINDOW = 32
 LINE_LIMIT = 4 << 20  # bytes; the hello of some thousand peers
 HELLO_TIMEOUT = 5.0  # seconds
@@ -38,7 +38,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Who is at the other end. `peers`: address -> digest of the loaded configuration; `events`: the latest of each;
+    """Who is at the other end. `peers`: session -> digest of the loaded configuration; `events`: the latest of each;
     `bulk`: whether ExaBGP takes the commands of `bgp.wire`.
     """
 

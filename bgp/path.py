@@ -6,10 +6,11 @@ A path is a prefix plus its attributes (RFC 4271, section 1.1). Communities are 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Literal
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Literal, NamedTuple
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
@@ -52,6 +53,40 @@ class Path:
     communities: tuple[str, ...] = ()  # as `normal_communities` has them
 
 
+class SessionKey(NamedTuple):
+    """What tells the sessions of a node apart: the addresses of both ends, of which a link-local peer's has its
+    interface as zone. Also in events, tables and configuration, as "PEER,LOCAL".
+    """
+
+    peer: IPAddress
+    local: IPAddress
+
+    def __str__(self) -> str:
+        return f"{self.peer} from {self.local}"
+
+    @property
+    def token(self) -> str:
+        return f"{self.peer},{self.local}"
+
+    @property
+    def order(self) -> tuple[int, int, str, int]:
+        """For sorting: by family and number of the peer, and then by where the session comes from."""
+        return self.peer.version, int(self.peer), str(self.peer), int(self.local)
+
+
+def session_key(token: str) -> SessionKey:
+    """Raises ValueError."""
+    peer, _, local = token.rpartition(",")
+    return SessionKey(ip_address(peer), ip_address(local))
+
+
+def session_names(sessions: Iterable[SessionKey]) -> dict[SessionKey, str]:
+    """How people tell these apart: by the peer's address, and where several have it, by where they are from, too."""
+    keys = [*sessions]
+    count = Counter(key.peer for key in keys)
+    return {key: str(key.peer) if count[key.peer] == 1 else str(key) for key in keys}
+
+
 @dataclass(frozen=True, slots=True)
 class SpeakerPeer:
     """One BGP session of this node. Times in seconds; `local_address` is decided (no "auto").
@@ -77,6 +112,10 @@ class SpeakerPeer:
     description: str = ""
 
     @property
+    def key(self) -> SessionKey:
+        return SessionKey(self.address, self.local_address)
+
+    @property
     def is_ibgp(self) -> bool:
         return self.local_as == self.remote_as
 
@@ -87,10 +126,10 @@ AdjRibOut = Mapping[IPNetwork, Path]
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """What the speaker should hold: peers by address, and the whole Adj-RIB-Out of each.
+    """What the speaker should hold: sessions, and the whole Adj-RIB-Out of each.
 
     Every key of `ribs` is a key of `peers`. An empty mapping means: no peer, or withdraw everything from that peer.
     """
 
-    peers: Mapping[IPAddress, SpeakerPeer]
-    ribs: Mapping[IPAddress, AdjRibOut]
+    peers: Mapping[SessionKey, SpeakerPeer]
+    ribs: Mapping[SessionKey, AdjRibOut]

@@ -5,13 +5,14 @@ read), reconnects to the agent for ever, remembers the last events of each sessi
 ExaBGP's configuration safely. It decides nothing. Standard library only, run by path with `python -I -S`, so that it
 starts at once and stays small; it must not import the rest of routerd.
 
-The protocol, version 1: one JSON object per line, both ways. Unknown keys are ignored; an unknown request is refused.
+The protocol, version 2: one JSON object per line, both ways. Unknown keys are ignored; an unknown request is refused.
 
     relay -> agent
-      {"hello": {"protocol": 1, "exabgp": "5.0.15", "pid": 7, "started": T, "peers": {ADDRESS: DIGEST}, "events": [E],
+      {"hello": {"protocol": 2, "exabgp": "5.0.15", "pid": 7, "started": T, "peers": {SESSION: DIGEST}, "events": [E],
                  "bulk": 1}}
-                           first line of a connection; `peers` is the configuration that ExaBGP has loaded (`bgp.conf`),
-                           `bulk` whether ExaBGP has the bulk commands of `bgp.inside.commands`
+                           first line of a connection; `peers` is the configuration that ExaBGP has loaded, by session,
+                           "PEER,LOCAL" (`bgp.conf`), `bulk` whether ExaBGP has the bulk commands of
+                           `bgp.inside.commands`
       {"event": E}         an ExaBGP JSON event, as it came
       {"update": U}        what peers announce of the networks that the configuration names (`Received`); after the
                            hello, and after a reload, all that there is of it, then {"update": {"whole": true}};
@@ -40,7 +41,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-PROTOCOL = 1
+PROTOCOL = 2
 CONFIGURATION = "exabgp.conf"
 SOCKET = "relay.sock"
 RUN_VARIABLE = "ROUTERD_SPEAKER_RUN"  # directory of both
@@ -255,8 +256,8 @@ class Relay:
         self._to_speaker = bytearray()
         self._nonce = f"{os.getpid()}-{time.time_ns()}"
         self._hello: dict[str, object] | None = None  # None until ExaBGP answered this relay's own first command
-        self._events: dict[str, dict[str, str]] = {}  # peer -> kind -> line
-        self._notified: dict[str, str] = {}  # peer -> line of the last end by a NOTIFICATION: the end's real reason
+        self._events: dict[str, dict[str, str]] = {}  # session -> kind -> line
+        self._notified: dict[str, str] = {}  # session -> line of the last end by a NOTIFICATION: the end's real reason
         self._received = Received()
         self._queue: deque[Command] = deque()
         self._in_flight: deque[Command] = deque()
@@ -350,7 +351,8 @@ class Relay:
     def _take_event(self, line: str) -> None:
         try:
             event = json.loads(line)
-            peer = event["neighbor"]["address"]["peer"]
+            ends = event["neighbor"]["address"]
+            session = f"{ends['peer']},{ends['local']}"
         except (ValueError, KeyError, TypeError):
             return
         kind = event.get("type", "")
@@ -358,13 +360,13 @@ class Relay:
             self._take_update(event)
             return
         if kind == "state" and event["neighbor"].get("state") == "up":
-            self._received.goes_up(f"{peer},{event['neighbor']['address'].get('local', '')}")
+            self._received.goes_up(session)
         if kind == "state" and event["neighbor"].get("state") != "up":
-            self._events.pop(peer, None)
+            self._events.pop(session, None)
             if str(event["neighbor"].get("reason", "")).startswith("notification "):
-                self._notified[peer] = line
+                self._notified[session] = line
         if kind in ("state", "negotiated"):
-            kinds = self._events.setdefault(peer, {})
+            kinds = self._events.setdefault(session, {})
             kinds.pop(kind, None)  # the latest last: "negotiated" comes before "up"
             kinds[kind] = line
         self._tell(self._serial, {"event": event})

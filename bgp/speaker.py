@@ -14,13 +14,12 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
 from bgp import conf, plan, rib, text, wire
 from bgp.link import LINE_LIMIT, Answer, Hello, Link, LinkLost, NoAnswer
-from bgp.path import AdjRibOut, Desired, IPAddress, IPNetwork, SpeakerPeer
+from bgp.path import AdjRibOut, Desired, IPNetwork, SessionKey, SpeakerPeer, session_key
 from bgp.path import Path as BgpPath
 from bgp.pieces import Answers, Part, command, halves, parts
 from bgp.rib import PathRefusal, Settled
@@ -53,22 +52,22 @@ class Speaker:
         self._complete = True
         self._link: Link | None = None
         self._hello: Hello | None = None
-        self._digests: dict[IPAddress, str] = {}  # loaded by ExaBGP
-        self._held: dict[IPAddress, dict[IPNetwork, BgpPath]] | None = None  # None = to be read back
+        self._digests: dict[SessionKey, str] = {}  # loaded by ExaBGP
+        self._held: dict[SessionKey, dict[IPNetwork, BgpPath]] | None = None  # None = to be read back
         self._sessions = Sessions()
         self._started = time.time()
         self.received = Received()  # of all sessions
         self.on_received: Callable[[], None] = lambda: None  # called when a peer has announced something
-        self._forms: dict[IPAddress, Settled] = {}  # of what each peer is to have, as far as it is held
-        self._rejected: dict[tuple[IPAddress, IPNetwork], BgpPath] = {}
-        self._refused_configuration: dict[IPAddress, str] | None = None
+        self._forms: dict[SessionKey, Settled] = {}  # of what each peer is to have, as far as it is held
+        self._rejected: dict[tuple[SessionKey, IPNetwork], BgpPath] = {}
+        self._refused_configuration: dict[SessionKey, str] | None = None
         self._configuration_error = ""
         self._refusals: tuple[PathRefusal, ...] = ()
-        self._pending: Mapping[IPAddress, int] = {}
-        self._unsent: set[IPAddress] = set()  # peers that may have something queued
-        self._leaving: tuple[IPAddress, ...] = ()  # to be removed, and their withdrawals are still queued
+        self._pending: Mapping[SessionKey, int] = {}
+        self._unsent: set[SessionKey] = set()  # peers that may have something queued
+        self._leaving: tuple[SessionKey, ...] = ()  # to be removed, and their withdrawals are still queued
         self._leaving_since: float | None = None  # of the loop's clock
-        self._ending: dict[IPAddress, asyncio.Future[Answer]] = {}  # the last word to each peer that was to end
+        self._ending: dict[SessionKey, asyncio.Future[Answer]] = {}  # the last word to each peer that was to end
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._stopping = False
@@ -120,7 +119,7 @@ class Speaker:
         if not await self.settled(timeout) or self._link is None:
             return False
         link, desired = self._link, self._desired
-        peers = plan.sorted_addresses(self._unsent & self._digests.keys())
+        peers = plan.in_order(self._unsent & self._digests.keys())
         with contextlib.suppress(LinkLost, NoAnswer):
             sent = not peers or (await link.heard_out(link.command(text.flush(peers, FLUSH), alone=True), 2 * FLUSH)).ok
             if sent and self._settled.is_set() and (self._link, self._desired) == (link, desired):
@@ -128,7 +127,7 @@ class Speaker:
                 return True
         return False
 
-    async def end(self, peer: IPAddress, subcode: int) -> bool:
+    async def end(self, peer: SessionKey, subcode: int) -> bool:
         """Ends the session with a Cease, and connects again; whether the speaker did so, or there was none to end.
 
         It is said even while the speaker is silent, and then not again before that is answered.
@@ -151,11 +150,10 @@ class Speaker:
         """
         if self._desired is None:
             return None
-        taken = (peer for peer in self._desired.peers.values() if peer.imports)
-        names = {f"{_bare(peer.address)},{_bare(peer.local_address)}" for peer in taken}
-        return self.received.best(now, self._started, names)
+        taken = {key.token for key, peer in self._desired.peers.items() if peer.imports}
+        return self.received.best(now, self._started, taken)
 
-    async def observe(self) -> dict[IPAddress, dict[IPNetwork, BgpPath]]:
+    async def observe(self) -> dict[SessionKey, dict[IPNetwork, BgpPath]]:
         """Adj-RIB-Out as ExaBGP holds it, read now: peer -> prefix -> path. Raises SpeakerUnavailable."""
         if self._link is None:
             raise SpeakerUnavailable("no speaker is connected: is `routerd speaker` running?")
@@ -164,13 +162,13 @@ class Speaker:
         except (LinkLost, NoAnswer) as error:
             raise SpeakerUnavailable(str(error)) from error
 
-    def unloaded(self, desired: Desired) -> dict[IPAddress, Loading]:
+    def unloaded(self, desired: Desired) -> dict[SessionKey, Loading]:
         """Sessions that ExaBGP does not have as `desired` says. What changed or goes is reset by the next reload."""
         wanted = conf.digests(desired.peers)
-        found: dict[IPAddress, Loading] = dict.fromkeys(self._digests.keys() - wanted, "gone")
-        for address, digest in wanted.items():
-            if self._digests.get(address) != digest:
-                found[address] = "changed" if address in self._digests else "new"
+        found: dict[SessionKey, Loading] = dict.fromkeys(self._digests.keys() - wanted, "gone")
+        for key, digest in wanted.items():
+            if self._digests.get(key) != digest:
+                found[key] = "changed" if key in self._digests else "new"
         return found
 
     @property
@@ -182,7 +180,7 @@ class Speaker:
         return self._link is not None
 
     @property
-    def loaded(self) -> frozenset[IPAddress]:
+    def loaded(self) -> frozenset[SessionKey]:
         """Peers that ExaBGP has, from whomever."""
         return frozenset(self._digests)
 
@@ -198,9 +196,9 @@ class Speaker:
 
     def _not_negotiated(self) -> Iterator[PathRefusal]:
         """Families that a peer does not take, and in which there are paths for it."""
-        for address, peer in self._desired.peers.items() if self._desired is not None else ():
+        for key, peer in self._desired.peers.items() if self._desired is not None else ():
             untaken = self._sessions.untaken(peer) if self.connected else ()
-            for family, count in Counter(map(rib.family_of, self._table(address) if untaken else ())).items():
+            for family, count in Counter(map(rib.family_of, self._table(key) if untaken else ())).items():
                 if family in untaken:
                     by_hop = peer.extended_next_hop and family == "ipv4 unicast"
                     what, remedy = (
@@ -215,26 +213,26 @@ class Speaker:
                         f"the router has not negotiated {what} in this session: its paths ({count}) are not "
                         f"announced there; {remedy}"
                     )
-                    yield PathRefusal(address, None, "FamilyNotNegotiated", message)
+                    yield PathRefusal(key, None, "FamilyNotNegotiated", message)
 
-    def _table(self, peer: IPAddress) -> Mapping[IPNetwork, BgpPath]:
+    def _table(self, peer: SessionKey) -> Mapping[IPNetwork, BgpPath]:
         return (self._held or {}).get(peer, {})
 
     def _announced(self, peer: SpeakerPeer) -> int:
         """Paths of the families that the session carries."""
         untaken = self._sessions.untaken(peer)
-        table = self._table(peer.address)
+        table = self._table(peer.key)
         return sum(rib.family_of(prefix) not in untaken for prefix in table) if untaken else len(table)
 
     @property
-    def peers(self) -> Mapping[IPAddress, PeerStatus]:
+    def peers(self) -> Mapping[SessionKey, PeerStatus]:
         """One entry per desired peer."""
         desired = self._desired.peers if self._desired is not None else {}
         return {
-            address: self._sessions.status(
-                peer, self.connected, announced=self._announced(peer), pending=self._pending.get(address, 0)
+            key: self._sessions.status(
+                peer, self.connected, announced=self._announced(peer), pending=self._pending.get(key, 0)
             )
-            for address, peer in desired.items()
+            for key, peer in desired.items()
         }
 
     # --- the relay ---
@@ -258,7 +256,7 @@ class Speaker:
         if self._link is not None:
             self._link.close()
         self._link, self._hello = link, hello
-        self._digests = {ip_address(address): digest for address, digest in hello.peers.items()}
+        self._digests = {session_key(token): digest for token, digest in hello.peers.items()}
         self._held = None
         self._unsent = set(self._digests)
         self._rejected.clear()
@@ -351,10 +349,10 @@ class Speaker:
 
     def _forget_rejected(self, desired: Desired) -> None:
         """What is no longer wanted as it was rejected is no refusal any more."""
-        for (address, prefix), rejected in list(self._rejected.items()):
-            peer, path = desired.peers.get(address), desired.ribs.get(address, {}).get(prefix)
+        for (key, prefix), rejected in list(self._rejected.items()):
+            peer, path = desired.peers.get(key), desired.ribs.get(key, {}).get(prefix)
             if peer is None or path is None or rib.normal(path, peer) != rejected:
-                del self._rejected[address, prefix]
+                del self._rejected[key, prefix]
 
     def _own_refusals(self, desired: Desired) -> list[PathRefusal]:
         refusals = [
@@ -391,7 +389,9 @@ class Speaker:
                             break
                 case plan.Flush():
                     await self._settle_parts(link, waiting)
-                    if not await self._has_left(link, action.peers):
+                    if action.moved:
+                        await link.command(text.flush(action.moved, FLUSH), alone=True)
+                    if action.peers and not await self._has_left(link, action.peers):
                         return
                 case plan.Reload():
                     await self._settle_parts(link, waiting)
@@ -401,7 +401,7 @@ class Speaker:
                 break
         await self._settle_parts(link, waiting)
 
-    async def _has_left(self, link: Link, peers: tuple[IPAddress, ...]) -> bool:
+    async def _has_left(self, link: Link, peers: tuple[SessionKey, ...]) -> bool:
         """Whether peers that are to be removed have got their withdrawals; if not, it is tried again later."""
         loop = asyncio.get_running_loop()
         if (await link.command(text.flush(peers, FLUSH), alone=True)).ok:
@@ -466,12 +466,12 @@ class Speaker:
         answer = await link.reload(conf.peers_text(action.peers))
         self._held = None  # new sessions start empty, and some of the reset ones
         if answer.ok and answer.peers is not None:
-            self._digests = {ip_address(address): digest for address, digest in answer.peers.items()}
+            self._digests = {session_key(token): digest for token, digest in answer.peers.items()}
             self._sessions.forget(action.removed)
             self._refused_configuration = None
             return
         self._configuration_error = answer.error
-        self._refused_configuration = conf.digests({peer.address: peer for peer in action.peers})
+        self._refused_configuration = conf.digests({peer.key: peer for peer in action.peers})
         log.error(
             "ExaBGP refused the configuration: %s",
             answer.error,
@@ -492,18 +492,13 @@ class Speaker:
             for family in families:
                 await link.command(text.end_of_rib(peer, family), alone=True)
 
-    async def _read_table(self, link: Link) -> dict[IPAddress, dict[IPNetwork, BgpPath]]:
-        peers: Mapping[IPAddress, SpeakerPeer] = self._desired.peers if self._desired is not None else {}
+    async def _read_table(self, link: Link) -> dict[SessionKey, dict[IPNetwork, BgpPath]]:
+        peers: Mapping[SessionKey, SpeakerPeer] = self._desired.peers if self._desired is not None else {}
         answer = await link.command(wire.SHOW_TABLE if self._bulk else text.SHOW_TABLE, alone=True)
         try:
             return wire.parse_table(answer.output, peers) if self._bulk else text.parse_table(answer.output, peers)
         except (KeyError, TypeError, ValueError) as error:
             raise LinkLost(f"ExaBGP's table is not understood: {error!r}") from error
-
-
-def _bare(address: IPAddress) -> str:
-    """As ExaBGP says it: without a zone."""
-    return str(address).partition("%")[0]
 
 
 __all__ = ["AdjRibOut", "PeerStatus", "Speaker", "SpeakerUnavailable"]

@@ -1,7 +1,7 @@
 """ExaBGP's text: API commands rendered, its JSON events and its table parsed. Pure.
 
-Checked against ExaBGP 5.0.15. A command names its peers as `neighbor A , neighbor B`; NLRI of one command are of one
-family and share their attributes.
+Checked against ExaBGP 5.0.15. A command names its sessions as `neighbor A local-ip B , neighbor …`; NLRI of one
+command are of one family and share their attributes.
 """
 
 from __future__ import annotations
@@ -12,45 +12,45 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any, Literal
 
-from bgp.path import Family, IPAddress, IPNetwork, Path, SpeakerPeer, normal_communities
+from bgp.path import Family, IPNetwork, Path, SessionKey, SpeakerPeer, normal_communities, session_key
 from bgp.rib import Attributes
 
 SHOW_TABLE = "show adj-rib out json"
 BFD_DOWN = 10  # subcode of Cease, RFC 9384
 
 
-def announce(peers: Iterable[IPAddress], attributes: Attributes, prefixes: Iterable[IPNetwork]) -> str:
+def announce(peers: Iterable[SessionKey], attributes: Attributes, prefixes: Iterable[IPNetwork]) -> str:
     """Announces `prefixes` (of the family of `attributes`), replacing what these peers have for them."""
     return f"{neighbors(peers)} announce attributes {_attributes(attributes)} nlri {_nlri(prefixes)}"
 
 
-def withdraw(peers: Iterable[IPAddress], prefixes: Iterable[IPNetwork]) -> str:
+def withdraw(peers: Iterable[SessionKey], prefixes: Iterable[IPNetwork]) -> str:
     """Withdraws `prefixes`, all of one family. Withdrawing what is not announced is no error."""
     return f"{neighbors(peers)} withdraw attributes nlri {_nlri(prefixes)}"
 
 
-def end_of_rib(peer: IPAddress, family: Family) -> str:
+def end_of_rib(peer: SessionKey, family: Family) -> str:
     """End-of-RIB (RFC 4724, section 2), sent after all that is queued. An error if the session is not up."""
     return f"{neighbors([peer])} announce eor {family}"
 
 
-def flush(peers: Iterable[IPAddress], seconds: float) -> str:
+def flush(peers: Iterable[SessionKey], seconds: float) -> str:
     """Answered when the TCP of `peers` has all that is queued, an error after `seconds` (an older speaker: 5).
     One of the launcher's commands.
     """
     return f"{neighbors(peers)} routerd flush {seconds:g}"
 
 
-def end_session(peer: IPAddress, subcode: int) -> str:
+def end_session(peer: SessionKey, subcode: int) -> str:
     """Ends an established session with Cease and `subcode` (RFC 4271, 6.7), graceful restart or not; ExaBGP connects
     again. One of the launcher's commands.
     """
     return f"{neighbors([peer])} routerd end {subcode}"
 
 
-def neighbors(peers: Iterable[IPAddress]) -> str:
+def neighbors(peers: Iterable[SessionKey]) -> str:
     """Whom a command is for; in front of it."""
-    return " , ".join(f"neighbor {peer}" for peer in peers)
+    return " , ".join(f"neighbor {key.peer} local-ip {key.local}" for key in peers)
 
 
 def _nlri(prefixes: Iterable[IPNetwork]) -> str:
@@ -84,7 +84,7 @@ class SessionEvent:
     `extended_next_hop` (RFC 8950) and `hold_time` (seconds).
     """
 
-    peer: IPAddress
+    session: SessionKey
     kind: Literal["up", "down", "connected", "negotiated"]
     time: float
     reason: str = ""
@@ -101,19 +101,18 @@ def parse_event(event: Mapping[str, Any]) -> SessionEvent | None:
     kind, session = event.get("type"), event.get("neighbor")
     if kind not in ("state", "negotiated") or not isinstance(session, dict):
         return None
-    peer, time = ip_address(session["address"]["peer"]), float(event["time"])
+    address, time = session["address"], float(event["time"])
+    key = SessionKey(ip_address(address["peer"]), ip_address(address["local"]))
     if kind == "negotiated":
         agreed = session["negotiated"]
         families = tuple(family for family in _FAMILIES if family in agreed["families"])
         extended = "ipv4 unicast ipv6" in agreed["nexthop"]
         hold_time = int(agreed["hold_time"])
-        return SessionEvent(
-            peer, "negotiated", time, families=families, hold_time=hold_time, extended_next_hop=extended
-        )
+        return SessionEvent(key, "negotiated", time, families=families, hold_time=hold_time, extended_next_hop=extended)
     state = session["state"]
     if state not in ("up", "down", "connected"):
         return None
-    return SessionEvent(peer, state, time, reason=readable_reason(session.get("reason", "")) if state == "down" else "")
+    return SessionEvent(key, state, time, reason=readable_reason(session.get("reason", "")) if state == "down" else "")
 
 
 _FAMILIES: tuple[Family, ...] = ("ipv4 unicast", "ipv6 unicast")
@@ -166,19 +165,29 @@ def readable_reason(reason: str) -> str:
 # --- the table ---
 
 
-def parse_table(lines: Iterable[str], peers: Mapping[IPAddress, SpeakerPeer]) -> dict[IPAddress, dict[IPNetwork, Path]]:
-    """The answer to SHOW_TABLE as peer -> prefix -> path, in the normal form of `bgp.rib` where the peer is known.
+def parse_table(
+    lines: Iterable[str], peers: Mapping[SessionKey, SpeakerPeer]
+) -> dict[SessionKey, dict[IPNetwork, Path]]:
+    """The answer to SHOW_TABLE as session -> prefix -> path, in the normal form of `bgp.rib` where the peer is known.
 
     A path with an attribute that routerd does not set comes out with a next hop that is never wanted, and so differs.
     Raises KeyError, TypeError or ValueError on a line that ExaBGP 5.0.15 does not write.
     """
-    table: dict[IPAddress, dict[IPNetwork, Path]] = {address: {} for address in peers}
+    table: dict[SessionKey, dict[IPNetwork, Path]] = {key: {} for key in peers}
     for line in lines:
         row = json.loads(line)
-        address = ip_address(row["peer"]["address"])
-        path = _path(row["route"], peers.get(address))
-        table.setdefault(address, {})[path.prefix] = path
+        key = _session(row["peer"]["address"], peers)
+        path = _path(row["route"], peers.get(key))
+        table.setdefault(key, {})[path.prefix] = path
     return table
+
+
+def _session(text: str, peers: Iterable[SessionKey]) -> SessionKey:
+    """Of stock ExaBGP, which says the peer alone, the only one of `peers`."""
+    if "," in text:
+        return session_key(text)
+    (found,) = (key for key in peers if str(key.peer) == text)
+    return found
 
 
 _KNOWN = {"origin", "next-hop", "as-path", "med", "local-preference", "community", "large-community"}

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from struct import iter_unpack, pack
 
-from bgp.path import IPAddress, IPNetwork, Path, SpeakerPeer, normal_communities
+from bgp.path import IPAddress, IPNetwork, Path, SessionKey, SpeakerPeer, normal_communities, session_key
 from bgp.rib import Attributes
 from bgp.text import neighbors
 
@@ -29,7 +29,7 @@ _SEQUENCE = 2  # type of an AS_PATH segment
 _Form = tuple[IPAddress | None, int | None, int | None, int, tuple[str, ...]]
 
 
-def announce(peers: Iterable[IPAddress], attributes: Attributes, prefixes: Iterable[IPNetwork]) -> str:
+def announce(peers: Iterable[SessionKey], attributes: Attributes, prefixes: Iterable[IPNetwork]) -> str:
     """Announces `prefixes` (of the family of `attributes`), replacing what these peers have for them."""
     version = attributes.family[3]
     next_hop = attributes.next_hop.packed.hex() if attributes.next_hop is not None else "self"
@@ -37,7 +37,7 @@ def announce(peers: Iterable[IPAddress], attributes: Attributes, prefixes: Itera
     return f"{neighbors(peers)} routerd announce {version} {next_hop} {wire} {nlri_bytes(prefixes).hex()}"
 
 
-def withdraw(peers: Iterable[IPAddress], prefixes: Sequence[IPNetwork]) -> str:
+def withdraw(peers: Iterable[SessionKey], prefixes: Sequence[IPNetwork]) -> str:
     """Withdraws `prefixes`, all of one family and at least one. Withdrawing what is not announced is no error."""
     return f"{neighbors(peers)} routerd withdraw {prefixes[0].version} {nlri_bytes(prefixes).hex()}"
 
@@ -81,22 +81,24 @@ def _attribute(kind: int, value: bytes) -> bytes:
     return pack("!HB", kind, len(value)) + value
 
 
-def parse_table(lines: Iterable[str], peers: Mapping[IPAddress, SpeakerPeer]) -> dict[IPAddress, dict[IPNetwork, Path]]:
-    """The answer to SHOW_TABLE as peer -> prefix -> path, in the normal form of `bgp.rib` where the peer is known.
+def parse_table(
+    lines: Iterable[str], peers: Mapping[SessionKey, SpeakerPeer]
+) -> dict[SessionKey, dict[IPNetwork, Path]]:
+    """The answer to SHOW_TABLE as session -> prefix -> path, in the normal form of `bgp.rib` where the peer is known.
 
     A path with an attribute that routerd does not set comes out with a next hop that is never wanted, and so differs.
     What is the same for several peers is one object. Raises ValueError on what is no such line.
     """
-    table: dict[IPAddress, dict[IPNetwork, Path]] = {address: {} for address in peers}
+    table: dict[SessionKey, dict[IPNetwork, Path]] = {key: {} for key in peers}
     shared: dict[tuple[_Form, str], dict[IPNetwork, Path]] = {}
     for line in lines:
-        name, version, hop, wire, nlris = line.split()
-        address = ip_address(name)
-        form = _form(int(version), bytes.fromhex(hop), b"" if wire == "-" else bytes.fromhex(wire), peers.get(address))
+        session, version, hop, wire, nlris = line.split()
+        key = session_key(session)
+        form = _form(int(version), bytes.fromhex(hop), b"" if wire == "-" else bytes.fromhex(wire), peers.get(key))
         if (form, nlris) not in shared:
             prefixes = _prefixes(int(version), bytes.fromhex(nlris))
             shared[form, nlris] = {prefix: Path(prefix, *form) for prefix in prefixes}
-        table.setdefault(address, {}).update(shared[form, nlris])
+        table.setdefault(key, {}).update(shared[form, nlris])
     return table
 
 

@@ -13,7 +13,7 @@ Where the Adj-RIB-Out is ours (`bgp.inside.outgoing`), which `hello` says by `"b
 
     [neighbor A] routerd announce VERSION NEXT-HOP ATTRIBUTES PREFIXES   the next hop may be "self"; all or nothing
     [neighbor A] routerd withdraw VERSION PREFIXES
-    routerd table             prints all that the peers are to have, as "PEER VERSION NEXT-HOP ATTRIBUTES PREFIXES"
+    routerd table             prints all that sessions are to have, "PEER,LOCAL VERSION NEXT-HOP ATTRIBUTES PREFIXES"
 
 SIGUSR1 is not used: 5.0.15 drops the signal, unheard, while any peer, even one that is down, has routes queued.
 """
@@ -35,11 +35,11 @@ from typing import Any
 from bgp.wire import NLRI_PER_COMMAND
 
 FLUSH_TIMEOUT = 5.0  # seconds
-_PEER = re.compile(r"^# peer (\S+) ([0-9a-f]+)$", re.MULTILINE)
+_PEER = re.compile(r"^# peer (\S+,\S+) ([0-9a-f]+)$", re.MULTILINE)
 
 
 def loaded_peers(configuration: Path) -> dict[str, str]:
-    """Address -> digest of every peer in a configuration file, from the comments that `bgp.conf` writes."""
+    """Session -> digest of every peer in a configuration file, from the comments that `bgp.conf` writes."""
     return dict(_PEER.findall(configuration.read_text(encoding="utf-8")))
 
 
@@ -173,7 +173,8 @@ class Commands:
         def answer() -> Iterator[bool]:
             for name in reactor.peers(service):
                 neighbor = reactor.neighbor(name)
-                for row in _rows(str(neighbor["peer-address"]), neighbor.rib.outgoing):
+                ends = f"{neighbor['peer-address']},{neighbor['local-address']}"
+                for row in _rows(ends, neighbor.rib.outgoing):
                     reactor.processes.write(service, row)
                     yield True
             reactor.processes.answer_done(service)
@@ -201,9 +202,9 @@ def _changes(neighbors: list[Any], words: list[str]) -> Iterator[Callable[[], No
             yield partial(table.announce, outgoing.way(family, next_hop, wire), nlris)
 
 
-def _rows(peer: str, table: Any) -> Iterator[str]:
+def _rows(ends: str, table: Any) -> Iterator[str]:
     for way, nlris in table.rows():
-        head = f"{peer} {way.version} {way.next_hop.hex()} {way.wire.hex() or '-'}"
+        head = f"{ends} {way.version} {way.next_hop.hex()} {way.wire.hex() or '-'}"
         for at in range(0, len(nlris), NLRI_PER_COMMAND):
             yield f"{head} {b''.join(nlris[at : at + NLRI_PER_COMMAND]).hex()}"
 

@@ -92,6 +92,7 @@ def patches(run_dir: Path) -> list[Patch]:
         Patch(Outgoing, "_setup", "52b32df410800231", no_minimum_yet(Outgoing._setup)),
         Patch(Outgoing, "success", "18004bba76b58bcd", minimum_from_now(Outgoing.success)),
         Patch(KA, "__init__", "b46e3ff6a74ba814", asked_keepalives(KA.__init__)),
+        Patch(Reactor, "neighbor_ip", "4c2cfcc23e88520a", _both_ends),
         Patch(Reactor, "shutdown", "b6636731b873b730", farewell(Reactor.shutdown, run_dir)),
     ]
 
@@ -259,6 +260,12 @@ def pause(refused: int) -> float:
 def _never_broken(processes: Any, neighbor: Any) -> bool:
     """A relay that died is started again; stock ExaBGP would never bring the peer up again."""
     return False
+
+
+def _both_ends(reactor: Any, name: str) -> str:
+    """A path in a table is of a session, "PEER,LOCAL"; stock ExaBGP says the peer alone, who may have several."""
+    neighbor = reactor.neighbor(name)
+    return f"{neighbor['peer-address']},{neighbor['local-address']}" if neighbor is not None else ""
 
 
 def _wait_longer(delay: Any) -> None:

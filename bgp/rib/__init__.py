@@ -13,7 +13,7 @@ from itertools import compress
 from operator import not_
 from typing import NamedTuple
 
-from bgp.path import MAX_PREPEND, AdjRibOut, Family, IPAddress, IPNetwork, Path, SpeakerPeer
+from bgp.path import MAX_PREPEND, AdjRibOut, Family, IPAddress, IPNetwork, Path, SessionKey, SpeakerPeer
 
 MAX_U32 = 2**32 - 1
 FEW = 1000  # pairs that are kept at least
@@ -23,7 +23,7 @@ FEW = 1000  # pairs that are kept at least
 class PathRefusal:
     """Why a path (or with `prefix` None, a whole peer) is not handed to ExaBGP."""
 
-    peer: IPAddress
+    peer: SessionKey
     prefix: IPNetwork | None
     reason: str
     message: str
@@ -100,7 +100,7 @@ def _as_normal(path: Path, first: Path, taken: Path | PathRefusal) -> Path | Pat
 
 def _refusal(path: Path, peer: SpeakerPeer) -> PathRefusal | None:
     def refuse(reason: str, message: str) -> PathRefusal:
-        return PathRefusal(peer.address, path.prefix, reason, message)
+        return PathRefusal(peer.key, path.prefix, reason, message)
 
     version = path.prefix.version
     if family_of(path.prefix) not in peer.families:

@@ -7,9 +7,10 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+from bgp.path import SessionKey
 from bgp.session import PeerStatus as Session
 from routerd.log import LEVELS, event
-from routerd.model import IPAddress, Refusal
+from routerd.model import Refusal
 from routerd.tell.status import PeerStatus
 
 LOGGER = logging.getLogger("routerd.agent")
@@ -27,6 +28,10 @@ def log_refusals(before: tuple[Refusal, ...], after: tuple[Refusal, ...]) -> Non
         event(LOGGER, logging.INFO, "refusal-gone", object=name)
 
 
+def _fields(peer: PeerStatus) -> dict[str, str]:
+    return {"peer": peer.label, "address": str(peer.view.key.peer), "local": str(peer.view.key.local)}
+
+
 PATIENCE = 300.0  # seconds; a router that restarts is back before
 
 
@@ -37,31 +42,28 @@ class SessionLog:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._without: dict[IPAddress, float] = {}  # since when each is not up; inf = that was said
-        self._last: dict[
-            IPAddress, Session
-        ] = {}  # what the speaker last said; that it is away says nothing of sessions
+        self._without: dict[SessionKey, float] = {}  # since when each is not up; inf = that was said
+        self._last: dict[SessionKey, Session] = {}  # what the speaker said; that it is away says nothing of sessions
 
     def note(self, peers: Iterable[PeerStatus]) -> None:
-        there = {peer.view.address: peer for peer in peers}
-        for address, peer in there.items():
-            now, before = peer.view.session, self._last.get(address, Session())
+        there = {peer.view.key: peer for peer in peers}
+        for key, peer in there.items():
+            now, before = peer.view.session, self._last.get(key, Session())
             if now.state != "unknown":
-                self._note_absence(address, peer)
-                self._note(before, now, {"peer": peer.label, "address": str(address)})
-                self._last[address] = now
-        self._last = {address: session for address, session in self._last.items() if address in there}
-        self._without = {address: since for address, since in self._without.items() if address in there}
+                self._note_absence(key, peer)
+                self._note(before, now, _fields(peer))
+                self._last[key] = now
+        self._last = {key: session for key, session in self._last.items() if key in there}
+        self._without = {key: since for key, since in self._without.items() if key in there}
 
-    def _note_absence(self, address: IPAddress, peer: PeerStatus) -> None:
+    def _note_absence(self, key: SessionKey, peer: PeerStatus) -> None:
         session, now = peer.view.session, self._clock()
         if session.state == "up":
-            self._without.pop(address, None)
-        elif now - self._without.setdefault(address, now) >= PATIENCE:
-            self._without[address] = math.inf
+            self._without.pop(key, None)
+        elif now - self._without.setdefault(key, now) >= PATIENCE:
+            self._without[key] = math.inf
             reason = session.last_reason or "no answer from the peer"
-            fields = {"peer": peer.label, "address": str(address), "reason": reason}
-            event(LOGGER, logging.ERROR, "session-not-up", seconds=int(PATIENCE), **fields)
+            event(LOGGER, logging.ERROR, "session-not-up", seconds=int(PATIENCE), **_fields(peer), reason=reason)
 
     def _note(self, before: Session, now: Session, fields: Mapping[str, str]) -> None:
         if now.flaps != before.flaps:

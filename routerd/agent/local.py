@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from routerd.model import IPAddress, IPNetwork, NodeLink, Peer
-from routerd.node.sessions import Found, gateways
+from routerd.node.sessions import Found, Way, gateways, way_to
 
 IPV6_ADDRESSES = Path("/proc/net/if_inet6")
 GLOBAL_SCOPE = "00"
@@ -96,14 +96,12 @@ def default_gateways() -> Found:
     return {}
 
 
-def session_addresses(
-    peers: Iterable[Peer], before: Mapping[IPAddress, IPAddress | None]
-) -> dict[IPAddress, IPAddress | None]:
-    """Local address by peer address. A route that is away for a moment keeps the session's address of `before`.
+def session_addresses(peers: Iterable[Peer], before: Mapping[Way, IPAddress | None]) -> dict[Way, IPAddress | None]:
+    """The local address of each session. A route that is away for a moment keeps the session's address of `before`.
 
     Else a flapping link would take the peer out of the speaker, and with it the graceful restart that saves the paths.
     """
-    return {peer.address: _session_address(peer, before.get(peer.address)) for peer in peers}
+    return {way_to(peer): _session_address(peer, before.get(way_to(peer))) for peer in peers}
 
 
 def _session_address(peer: Peer, last: IPAddress | None) -> IPAddress | None:

@@ -59,7 +59,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import routerd
-from bgp.path import AdjRibOut
+from bgp.path import AdjRibOut, SessionKey
 from egress.status import EgressStatus
 from fib.plan import Status as RouteStatus
 from ipam.pod_addresses import PodAddresses
@@ -123,7 +123,7 @@ class Host(Protocol):
     def facts(self, peers: tuple[Peer, ...], before: LocalFacts) -> LocalFacts:
         """`before` with what the look-up of the way to each of this node's peers says now."""
 
-    def peers(self) -> Mapping[IPAddress, PeerView]: ...
+    def peers(self) -> Mapping[SessionKey, PeerView]: ...
 
     def is_settled(self) -> bool:
         """Whether the speaker has acknowledged all that it was told."""
@@ -160,7 +160,7 @@ class Parts:
     host: Host
     reconciler: Reconciler
     brake: Brake = field(default_factory=Brake)  # off
-    carried: Callable[[], Awaitable[Mapping[IPAddress, AdjRibOut]]] | None = None
+    carried: Callable[[], Awaitable[Mapping[SessionKey, AdjRibOut]]] | None = None
     """Reads what the speaker has from an agent before this one; None = not asked."""
     tasks: Mapping[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
     """Further long-lived tasks by name, such as the speaker's connection."""

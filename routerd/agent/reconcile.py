@@ -26,7 +26,7 @@ from itertools import compress
 from operator import not_
 from typing import Any, Protocol, TypeVar
 
-from bgp.path import AdjRibOut, IPAddress, IPNetwork, Path
+from bgp.path import AdjRibOut, IPNetwork, Path, SessionKey
 from bgp.path import Desired as BgpDesired
 from bgp.rib import normal
 from bgp.speaker import Loading, SpeakerUnavailable
@@ -56,9 +56,9 @@ class Speaker(Protocol):
 
     async def sent(self, timeout: float) -> bool: ...
 
-    async def observe(self) -> Mapping[IPAddress, AdjRibOut]: ...
+    async def observe(self) -> Mapping[SessionKey, AdjRibOut]: ...
 
-    def unloaded(self, desired: BgpDesired) -> Mapping[IPAddress, Loading]: ...
+    def unloaded(self, desired: BgpDesired) -> Mapping[SessionKey, Loading]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,8 @@ class Reconciler:
         except SpeakerUnavailable as error:
             raise EnvironmentFault(str(error)) from error
         sessions = session_changes(announced.desired.peers, self._speaker.unloaded(announced.desired))
-        return [*sessions, *changes(path_lines(tables), path_lines(_tables(announced.desired)))]
+        wanted = _tables(announced.desired)
+        return [*sessions, *changes(path_lines(tables, wanted), path_lines(wanted, tables))]
 
     # --- rooms, in a thread
 
@@ -214,17 +215,17 @@ class Reconciler:
         return "the withdrawals are not confirmed to have left for the peers yet: what they lead to stays"
 
 
-def _tables(desired: BgpDesired) -> dict[IPAddress, AdjRibOut]:
+def _tables(desired: BgpDesired) -> dict[SessionKey, AdjRibOut]:
     """What each session carries of `desired`, in the form in which it is read back."""
-    tables: dict[IPAddress, AdjRibOut] = {}
-    for address, peer in desired.peers.items():
-        carried = (normal(path, peer) for path in desired.ribs[address].values())
-        tables[address] = {path.prefix: path for path in carried if isinstance(path, Path)}
+    tables: dict[SessionKey, AdjRibOut] = {}
+    for key, peer in desired.peers.items():
+        carried = (normal(path, peer) for path in desired.ribs[key].values())
+        tables[key] = {path.prefix: path for path in carried if isinstance(path, Path)}
     return tables
 
 
 def partly(
-    announced: Announcements, before: Mapping[IPAddress, AdjRibOut], carried: Callable[[Ref], bool]
+    announced: Announcements, before: Mapping[SessionKey, AdjRibOut], carried: Callable[[Ref], bool]
 ) -> BgpDesired:
     """`announced`, with a path none of whose owners is `carried` as it was `before`: what it leads to is not in place.
 
@@ -245,7 +246,7 @@ def partly(
         return {prefix: path for prefix, path in rib.items() if prefix not in changed} | old_paths
 
     found: dict[tuple[int, int], AdjRibOut] = {}  # sessions of one family share a table
-    ribs: dict[IPAddress, AdjRibOut] = {}
+    ribs: dict[SessionKey, AdjRibOut] = {}
     for peer, rib in announced.desired.ribs.items():
         old = before.get(peer, NO_PATHS)
         if (id(rib), id(old)) not in found:

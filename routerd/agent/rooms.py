@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bgp import relay
-from bgp.path import AdjRibOut
+from bgp.path import AdjRibOut, SessionKey, session_names
 from bgp.speaker import PeerStatus, Speaker, SpeakerUnavailable
 from egress.status import EgressStatus
 from fib.plan import Status as RouteStatus
@@ -168,7 +168,7 @@ class Rooms:
     def upstream(self) -> Upstream:
         return self._upstream.state if self._upstream is not None else Upstream()
 
-    async def carried(self) -> Mapping[IPAddress, AdjRibOut]:
+    async def carried(self) -> Mapping[SessionKey, AdjRibOut]:
         """What the speaker announces now; nothing if none is connected within a second."""
         for _ in range(20 if self._speaker is not None else 0):
             with contextlib.suppress(SpeakerUnavailable):
@@ -184,14 +184,14 @@ class Rooms:
             if self._speaker.connected:
                 break
             await asyncio.sleep(0.05)
-        self._with_routers.routers.begin(self._speaker.loaded)
+        self._with_routers.routers.begin(key.peer for key in self._speaker.loaded)
         await self._with_routers.routers.run()
 
-    def peers(self) -> Mapping[IPAddress, PeerView]:
+    def peers(self) -> Mapping[SessionKey, PeerView]:
         now = time.monotonic()  # one for all processes of a host
         statuses = self._speaker.peers if self._speaker is not None else {}
         watched = self._bfd.views() if self._bfd is not None else {}
-        return {address: _peer_view(address, status, now, watched.get(address)) for address, status in statuses.items()}
+        return {key: _peer_view(key, status, now, watched.get(key)) for key, status in statuses.items()}
 
     def is_settled(self) -> bool:
         return self._speaker is None or self._speaker.is_settled
@@ -212,12 +212,17 @@ class Rooms:
             return watched
         if not self._speaker.connected:
             return (Refusal(Ref(SPEAKER), "NoSpeaker", "no speaker is connected: start `routerd speaker`"), *watched)
-        down = (_session_refusal(address, status) for address, status in self._speaker.peers.items())
+        name_of = session_names(self._speaker.peers)
+        down = (_session_refusal(name_of[key], status) for key, status in self._speaker.peers.items())
         paths = (
             Refusal(
-                Ref(PEER, name=str(refusal.peer)) if refusal.prefix is None else Ref(PATH, name=str(refusal.prefix)),
+                Ref(PEER, name=name_of.get(refusal.peer, str(refusal.peer)))
+                if refusal.prefix is None
+                else Ref(PATH, name=str(refusal.prefix)),
                 refusal.reason,
-                refusal.message if refusal.prefix is None else f"to peer {refusal.peer}: {refusal.message}",
+                refusal.message
+                if refusal.prefix is None
+                else f"to peer {name_of.get(refusal.peer, refusal.peer)}: {refusal.message}",
             )
             for refusal in self._speaker.refusals
         )
@@ -237,12 +242,12 @@ class Rooms:
         return self._egress.nat() if self._egress is not None else ()
 
 
-def _peer_view(address: IPAddress, status: PeerStatus, now: float, watched: View | None) -> PeerView:
-    return PeerView(address, status, max(now - status.since, 0.0) if status.since else None, watched)
+def _peer_view(key: SessionKey, status: PeerStatus, now: float, watched: View | None) -> PeerView:
+    return PeerView(key, status, max(now - status.since, 0.0) if status.since else None, watched)
 
 
-def _session_refusal(address: IPAddress, status: PeerStatus) -> Refusal | None:
+def _session_refusal(name: str, status: PeerStatus) -> Refusal | None:
     if status.state == "up":
         return None
     message = f"the session is {status.state}: {status.last_reason or 'no answer from the peer'}: {NOT_UP}"
-    return Refusal(Ref(PEER, name=str(address)), "SessionDown", message)
+    return Refusal(Ref(PEER, name=name), "SessionDown", message)

@@ -19,7 +19,7 @@ from routerd.config import Config
 from routerd.model import Allocations, IPAddress, Node, NodeReport, Origin, Peer, Refusal, Snapshot, with_blocks
 from routerd.node.announce import announcements
 from routerd.node.rooms.routes import direct_routes
-from routerd.node.sessions import entries_here
+from routerd.node.sessions import Way, entries_here
 from routerd.operator.settings import assign_settings
 from routerd.refs import Ref, service_ref
 
@@ -103,10 +103,10 @@ def _of_routes(snapshot: Snapshot, config: Config) -> Iterator[tuple[Severity, R
     return (("warning", refusal) for refusal in refused)
 
 
-def likely_sources(snapshot: Snapshot, node: Node) -> dict[IPAddress, IPAddress | None]:
+def likely_sources(snapshot: Snapshot, node: Node) -> dict[Way, IPAddress | None]:
     """The local address of each session of a node that is not this machine, from its Node object."""
-    peers = entries_here(snapshot.bgp.peers, node).values() if snapshot.bgp else ()
-    return {peer.address: _likely_source(peer, node) for peer in peers}
+    peers = entries_here(snapshot.bgp.peers, node) if snapshot.bgp else {}
+    return {way: _likely_source(peer, node) for way, peer in peers.items()}
 
 
 def _likely_source(peer: Peer, node: Node) -> IPAddress | None:

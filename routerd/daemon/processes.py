@@ -35,7 +35,7 @@ from routerd.daemon.directories import made
 from routerd.daemon.lifetime import ConfigSource
 from routerd.errors import EnvironmentFault, StoreError
 from routerd.log import event
-from routerd.model import Allocations, IPAddress, Node, NodeReport, PodCount, Snapshot, Writer
+from routerd.model import Allocations, Node, NodeReport, PodCount, Snapshot, Writer
 from routerd.node.brake import Brake, Limits
 from routerd.serve.api import ApiServer, agent_socket, answering, is_answering, operator_socket
 from routerd.serve.notify import notify
@@ -47,6 +47,7 @@ from routerd.tell.health import Enabled, node_health, of_pods
 from routerd.tell.operator_status import OperatorStatus, operator_status
 
 if TYPE_CHECKING:
+    from bgp.path import SessionKey
     from bgp.speaker import Speaker
     from routerd.agent.egress import EgressRoom
     from routerd.agent.plugins.wiring import WiringRoom
@@ -306,10 +307,10 @@ def _upstream(config: Config) -> Watcher | None:
     return Watcher(rules, marker, partial(event, logging.getLogger("routerd.upstream")))
 
 
-async def _end_session(speaker: Speaker | None, peer: IPAddress) -> bool:
+async def _end_session(speaker: Speaker | None, session: SessionKey) -> bool:
     from bgp.text import BFD_DOWN
 
-    return speaker is not None and await speaker.end(peer, BFD_DOWN)
+    return speaker is not None and await speaker.end(session, BFD_DOWN)
 
 
 def _seats(

@@ -13,7 +13,7 @@ from functools import lru_cache
 from operator import is_not
 from typing import NamedTuple
 
-from bgp.path import AdjRibOut, Desired, Family, Path, SpeakerPeer, normal_communities
+from bgp.path import AdjRibOut, Desired, Family, Path, SessionKey, SpeakerPeer, normal_communities
 from bgp.rib import MAX_U32
 from routerd.memo import Renewed, differing
 from routerd.model import (
@@ -24,6 +24,7 @@ from routerd.model import (
     IPAddress,
     IPNetwork,
     Node,
+    Peer,
     PoolWays,
     Refusal,
     Service,
@@ -45,7 +46,7 @@ from routerd.node.checks import (
 )
 from routerd.node.drain import Drain, has_pods, noticed
 from routerd.node.pools import PoolIndex
-from routerd.node.sessions import entries_here, sessions_of
+from routerd.node.sessions import Way, entries_here, sessions_of, way_to
 from routerd.node.table import CACHED, EVERYBODY, Audience, Endpoints, Table, Wanted, heard, prefix_of
 from routerd.refs import NODE, PATH, SERVICE, Ref
 
@@ -61,6 +62,7 @@ class Announcements:
     owners: Mapping[IPNetwork, tuple[Ref, ...]] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
     drain: Drain | None = None  # why the node leaves
+    entries: Mapping[SessionKey, Peer] = field(default_factory=dict)  # what each session is configured by
 
 
 def scene_of(
@@ -254,7 +256,7 @@ class Kept:
 
     endpoints: Endpoints = field(default_factory=Endpoints)
     tables: dict[Audience, Table] = field(default_factory=lambda: {EVERYBODY: Table()})
-    audiences: Mapping[IPAddress, Audience] = field(default_factory=dict)  # by the address of the peer
+    audiences: Mapping[Way, Audience] = field(default_factory=dict)  # by the way to the peer
     touched: set[str] = field(default_factory=set)  # services whose endpoints changed since
     refusals: dict[str, tuple[Refusal, ...]] = field(default_factory=dict)  # by who says it, as in the table
     scene: Scene | None = None
@@ -300,13 +302,13 @@ class Kept:
         return self._owners
 
 
-def _audiences(scene: Scene) -> dict[IPAddress, Audience]:
-    """By address of this node's peers. Those that get something of their own have a table of their own."""
+def _audiences(scene: Scene) -> dict[Way, Audience]:
+    """By the way to this node's peers. Those that get something of their own have a table of their own."""
     pools: list[AddressPool | PoolWays] = [*scene.pools.by_name.values(), *scene.pools.former]
     named = {name for pool in pools for how in pool.advertisements for name in how.peers}
     return {
-        address: Audience(peer.label if peer.label in named else "", peer.gets)
-        for address, peer in entries_here(scene.peers, scene.node).items()
+        way: Audience(peer.label if peer.label in named else "", peer.gets)
+        for way, peer in entries_here(scene.peers, scene.node).items()
     }
 
 
@@ -412,12 +414,12 @@ def announcements(
     snapshot: Snapshot,
     node_name: str,
     rules: Rules,
-    local_addresses: Mapping[IPAddress, IPAddress | None],
+    local_addresses: Mapping[Way, IPAddress | None],
     drain: Drain | None = None,
     kept: Kept | None = None,
     passwords: Mapping[str, str] | None = None,
 ) -> Announcements | None:
-    """Everything that `node_name` announces. `local_addresses`: peer address -> local address, None = no route.
+    """Everything that `node_name` announces. `local_addresses`: as `sessions_of` has it.
 
     `drain`: why the node leaves, None = it stays. `kept`: of the same node's last announcements; it is renewed.
     `passwords`: as `sessions_of` has it.
@@ -431,17 +433,19 @@ def announcements(
     refusals = [refusal for sayer in sorted(kept.refusals) for refusal in kept.refusals[sayer]]
     if drain is not None:
         paths = {who: {prefix: noticed(path) for prefix, path in found.items()} for who, found in paths.items()}
-    sessions, session_refusals = sessions_of(scene.peers, scene.node, local_addresses, rules.router_id, passwords)
-    carriers = {address: _carrier(each, kept.audiences) for address, each in sessions.items()}
+    opened = sessions_of(scene.peers, scene.node, local_addresses, rules.router_id, passwords)
+    carriers = {
+        key: _carrier(each, kept.audiences[way_to(opened.entries[key])]) for key, each in opened.sessions.items()
+    }
     kept.ribs = {
         each: _rib(paths[each.audience], each, scene.node, kept.ribs.get(each)) for each in {*carriers.values()}
     }
     refusals += dict.fromkeys(refusal for rib in kept.ribs.values() for refusal in rib.refusals)
-    ribs = {address: kept.ribs[carrier].paths for address, carrier in carriers.items()}
-    refusals += [*session_refusals, *_unknown_peers(scene)]
-    return Announcements(Desired(sessions, ribs), kept.owners(), tuple(refusals), drain)
+    ribs = {key: kept.ribs[carrier].paths for key, carrier in carriers.items()}
+    refusals += [*opened.refusals, *_unknown_peers(scene)]
+    return Announcements(Desired(opened.sessions, ribs), kept.owners(), tuple(refusals), drain, opened.entries)
 
 
-def _carrier(session: SpeakerPeer, audiences: Mapping[IPAddress, Audience]) -> Carrier:
+def _carrier(session: SpeakerPeer, audience: Audience) -> Carrier:
     versions = tuple(version for version, family in VERSIONS.items() if family in session.families)
-    return Carrier(audiences[session.address], session.local_address.version, versions, session.extended_next_hop)
+    return Carrier(audience, session.local_address.version, versions, session.extended_next_hop)

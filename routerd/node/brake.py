@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from bgp.path import AdjRibOut, Desired
+from bgp.path import AdjRibOut, Desired, SessionKey
 from egress.policy import Desired as EgressDesired
 from egress.policy import Group, Policy, Served
 from routerd.model import IPAddress, IPNetwork, Origin, Refusal, Snapshot
@@ -37,7 +37,7 @@ from routerd.refs import BGP, EGRESS, NODE, SERVICE, Ref
 
 WINDOW = 10.0  # seconds within which losses count as one: files that are deleted one after the other
 OF_THE_NODE = frozenset({"NodeExcluded", "NetworkUnavailable"})  # explain everything that this node withdraws
-Ribs = Mapping[IPAddress, AdjRibOut]
+Ribs = Mapping[SessionKey, AdjRibOut]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,21 +134,21 @@ class _Causes:
 # --- the decision
 
 
-def withdrawn(before: Before, announced: Announcements) -> dict[IPAddress, AdjRibOut]:
-    """By peer, the paths that it had and shall not have."""
+def withdrawn(before: Before, announced: Announcements) -> dict[SessionKey, AdjRibOut]:
+    """By session, the paths that it had and shall not have."""
     differences: dict[tuple[int, int], AdjRibOut] = {}  # peers of a family share one table
     withdrawals = {}
-    for address, old in before.ribs.items():
-        new = announced.desired.ribs.get(address, {})
+    for key, old in before.ribs.items():
+        new = announced.desired.ribs.get(key, {})
         if (id(old), id(new)) not in differences:
             # A set of a dict's keys takes their hashes with it: hashing a network is dear.
             differences[id(old), id(new)] = {prefix: old[prefix] for prefix in set(old).difference(new)}
-        withdrawals[address] = differences[id(old), id(new)]
-    return {address: rib for address, rib in withdrawals.items() if rib}
+        withdrawals[key] = differences[id(old), id(new)]
+    return {key: rib for key, rib in withdrawals.items() if rib}
 
 
-def unexplained(before: Before, announced: Announcements, now: Snapshot) -> dict[IPAddress, AdjRibOut]:
-    """By peer, the paths that would be withdrawn without a cause that shows."""
+def unexplained(before: Before, announced: Announcements, now: Snapshot) -> dict[SessionKey, AdjRibOut]:
+    """By session, the paths that would be withdrawn without a cause that shows."""
     withdrawals = withdrawn(before, announced)
     is_leaving = announced.drain is not None and announced.drain.withdraws
     if is_leaving or any(each.reason in OF_THE_NODE for each in announced.refusals):
@@ -163,22 +163,22 @@ def unexplained(before: Before, announced: Announcements, now: Snapshot) -> dict
             verdicts[prefix] = any(map(causes.explain, owners.get(prefix, ())))
         return verdicts[prefix]
 
-    def lost(address: IPAddress, rib: AdjRibOut) -> AdjRibOut:
-        if address not in announced.desired.peers and (before.announced is None or causes.explain_peer(address)):
+    def lost(key: SessionKey, rib: AdjRibOut) -> AdjRibOut:
+        if key not in announced.desired.peers and (before.announced is None or causes.explain_peer(key.peer)):
             return {}
-        if address not in announced.desired.peers:
+        if key not in announced.desired.peers:
             return rib
         return {prefix: path for prefix, path in rib.items() if not is_explained(prefix)}
 
-    losses = {address: lost(address, rib) for address, rib in withdrawals.items()}
-    return {address: rib for address, rib in losses.items() if rib}
+    losses = {key: lost(key, rib) for key, rib in withdrawals.items()}
+    return {key: rib for key, rib in losses.items() if rib}
 
 
 def is_too_much(lost: Ribs, before: Before, limits: Limits) -> bool:
     """Whether any peer would lose more than the limits let pass at once."""
     return any(
-        len(rib) >= limits.paths and 100 * len(rib) > limits.percent * len(before.ribs[address])
-        for address, rib in lost.items()
+        len(rib) >= limits.paths and 100 * len(rib) > limits.percent * len(before.ribs[key])
+        for key, rib in lost.items()
     )
 
 
@@ -188,8 +188,8 @@ def with_lost_paths(state: NodeState, lost: Ribs, before: Before, limits: Limits
     assert announced is not None
     peers = dict(announced.desired.peers)
     if former is not None:
-        peers |= {address: former.desired.peers[address] for address in lost if address not in peers}
-    ribs = {address: {**announced.desired.ribs.get(address, {}), **lost.get(address, {})} for address in peers}
+        peers |= {key: former.desired.peers[key] for key in lost if key not in peers}
+    ribs = {key: {**announced.desired.ribs.get(key, {}), **lost.get(key, {})} for key in peers}
     prefixes = {prefix for rib in lost.values() for prefix in rib}
     former_owners = former.owners if former is not None else {}
     owners = {**{prefix: former_owners.get(prefix, ()) for prefix in prefixes}, **announced.owners}

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from bfd.probes import Probing
-from bfd.table import Order
 from egress.policy import (
     FLOW_DEADLINE,
     FORWARD_MARK,
@@ -71,10 +70,10 @@ from routerd.node.inside import (
     may_be_steered,
     node_addresses,
 )
-from routerd.node.rooms.bfd import orders
+from routerd.node.rooms.bfd import Orders, orders
 from routerd.node.rooms.routes import direct_routes, learnt_routes
 from routerd.node.rooms.wiring import PodsOfCloud, wiring
-from routerd.node.sessions import entries_here
+from routerd.node.sessions import Way
 from routerd.refs import NODE, POD, Ref
 
 DEFAULT_TUNNEL_PORT = 8473  # UDP
@@ -106,9 +105,7 @@ class Settings:
 class LocalFacts:
     """What only this node's kernel and probes know."""
 
-    sessions: Mapping[IPAddress, IPAddress | None] = field(
-        default_factory=dict
-    )  # peer -> local address; None = no route
+    sessions: Mapping[Way, IPAddress | None] = field(default_factory=dict)  # local addresses; None = no route
     uplinks: tuple[str, ...] = ()  # devices by which egress traffic leaves
     gateways_down: frozenset[str] = frozenset()  # nodes that our own probe holds down
     addresses: tuple[IPAddress, ...] = ()  # on our interfaces
@@ -148,7 +145,7 @@ class NodeState:
         return self.rooms.get(EGRESS_ROOM)
 
     @property
-    def watched(self) -> Mapping[IPAddress, Order]:
+    def watched(self) -> Orders:
         """Peers that BFD watches."""
         return self.rooms.get(BFD_ROOM) or {}
 
@@ -324,12 +321,11 @@ def _of_cloud(snapshot: Snapshot, settings: Settings) -> Mapping[str, Any]:
     return {ENI_ROOM: wiring(here, settings.pods_of_cloud, settings.forward_mark, settings.cluster_cidrs)}
 
 
-def _watched(snapshot: Snapshot, node: str, announced: Announcements | None) -> Mapping[IPAddress, Order] | None:
+def _watched(snapshot: Snapshot, node: str, announced: Announcements | None) -> Orders | None:
     """By BFD; None = not synced."""
-    here = (snapshot.nodes or {}).get(node)
-    if announced is None or snapshot.bgp is None or here is None:
+    if announced is None or snapshot.bgp is None or node not in (snapshot.nodes or {}):
         return None
-    return orders(entries_here(snapshot.bgp.peers, here).values(), announced.desired.peers)
+    return orders(announced.entries)
 
 
 def probing(egress: EgressDesired) -> Probing | None:

@@ -7,10 +7,11 @@ no address: that takes the kernel's routes (`routerd/agent/local.py`).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
-from bgp.path import Family, SpeakerPeer
+from bgp.path import Family, SessionKey, SpeakerPeer
 from routerd.model import IPAddress, IPFamily, Node, Peer, Peering, Refusal, Snapshot
 from routerd.selectors import matches_any
 
@@ -106,6 +107,12 @@ def _twin(opened: SpeakerPeer, others: Iterable[SpeakerPeer], peer: Peer) -> Ref
     """ExaBGP tells sessions apart by both addresses, without their interfaces."""
     for other in others:
         if (other.address.packed, other.local_address) == (opened.address.packed, opened.local_address):
+            if other.address == opened.address:
+                message = (
+                    f"two entries have a session with {opened.address} from {opened.local_address}, and the first is "
+                    "used: remove one of them, or give them source addresses that differ"
+                )
+                return Refusal(peer.ref, "DuplicatePeer", message)
             message = (
                 f"{other.address} and {opened.address} are reached from one address, {opened.local_address}: "
                 "give one of these interfaces another link-local address, or one of the routers"
@@ -119,11 +126,24 @@ def peers_here(peers: Iterable[Peer], node: Node) -> tuple[Peer, ...]:
     return tuple(peer for peer in peers if matches_any(peer.node_selectors, node.labels))
 
 
-def entries_here(peers: Iterable[Peer], node: Node) -> dict[IPAddress, Peer]:
-    """The peers of `node` by address, of several entries the first: only for these is the kernel asked anything."""
-    entries: dict[IPAddress, Peer] = {}
+class Way(NamedTuple):
+    """How a peer is reached, as configured: the session's local address follows from it, by the node's kernel."""
+
+    address: IPAddress
+    source_address: IPAddress | None = None
+    source_interface: str = ""
+    interface: str = ""
+
+
+def way_to(peer: Peer) -> Way:
+    return Way(peer.address, peer.source_address, peer.source_interface, peer.interface)
+
+
+def entries_here(peers: Iterable[Peer], node: Node) -> dict[Way, Peer]:
+    """The peers of `node`, of several entries of one way the first: only for these is the kernel asked anything."""
+    entries: dict[Way, Peer] = {}
     for peer in peers_here(peers, node):
-        entries.setdefault(peer.address, peer)
+        entries.setdefault(way_to(peer), peer)
     return entries
 
 
@@ -131,27 +151,37 @@ def _with_password(peer: Peer, passwords: Mapping[str, str] | None) -> Peer:
     return replace(peer, password=(passwords or {}).get(peer.password_file, "")) if peer.password_file else peer
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The sessions of a node, the entry that each is of, and why others have none."""
+
+    sessions: Mapping[SessionKey, SpeakerPeer]
+    entries: Mapping[SessionKey, Peer]
+    refusals: tuple[Refusal, ...]
+
+
 def sessions_of(
     peers: Iterable[Peer],
     node: Node,
-    local_addresses: Mapping[IPAddress, IPAddress | None],
+    local_addresses: Mapping[Way, IPAddress | None],
     router_id: IPv4Address | None = None,
     passwords: Mapping[str, str] | None = None,
-) -> tuple[dict[IPAddress, SpeakerPeer], list[Refusal]]:
-    """Sessions by peer address. `local_addresses`: of `entries_here` -> local address, None = no route.
+) -> Opened:
+    """`local_addresses`: of `entries_here` -> local address, None = no route.
 
     `passwords`: of peers that name a file, by it; without one there is no session. None = nobody looked: without.
     """
-    sessions: dict[IPAddress, SpeakerPeer] = {}
+    opened_by: dict[SessionKey, Peer] = {}
+    sessions: dict[SessionKey, SpeakerPeer] = {}
     refusals = []
     here = peers_here(peers, node)
     used = entries_here(here, node)
     for peer in here:
-        if peer is not used[peer.address]:
+        if peer is not used[way_to(peer)]:
             message = f"{peer.address} is a peer of {node.name} twice and the first is used: remove one of them"
             refusals.append(Refusal(peer.ref, "DuplicatePeer", message))
             continue
-        opened = session(_with_password(peer, passwords), local_addresses.get(peer.address), node, router_id)
+        opened = session(_with_password(peer, passwords), local_addresses.get(way_to(peer)), node, router_id)
         if passwords is not None and peer.password_file and peer.password_file not in passwords:
             message = f"{node.name} finds no password in {peer.password_file} of bgp.password-dir"
             opened = Refusal(peer.ref, "PasswordFile", message)
@@ -160,8 +190,8 @@ def sessions_of(
         if isinstance(opened, Refusal):
             refusals.append(opened)
         else:
-            sessions[peer.address] = opened
-    return sessions, refusals
+            sessions[opened.key], opened_by[opened.key] = opened, peer
+    return Opened(sessions, opened_by, tuple(refusals))
 
 
 # --- peers that are found

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from bgp.path import SessionKey, session_names
 from routerd.model import Allocations, IPAddress
 from routerd.node.announce import Announcements
 from routerd.node.drain import Drain
@@ -43,7 +44,7 @@ class Progress:
     left: float = 0.0  # until the paths are withdrawn
     announced: Announcements | None = None  # what a round has told the speaker; None = not this state yet
     allocations: Allocations | None = None
-    peers: Mapping[IPAddress, PeerView] | None = None  # None = there is no BGP here
+    peers: Mapping[SessionKey, PeerView] | None = None  # None = there is no BGP here
     is_sent: bool = False  # the peers have all of it
     known: float = 0.0  # for how long the sessions are known: no longer than the agent runs
     arrivals: frozenset[IPAddress] = frozenset()  # VIPs that new connections have come to just now
@@ -70,12 +71,14 @@ def _waits(progress: Progress) -> Iterator[str]:
         return
     if not progress.is_sent:
         yield "the peers have not taken all withdrawals yet"
-    for address, session in progress.announced.desired.peers.items():
-        view = progress.peers.get(address) or PeerView(address)
+    name_of = session_names(progress.announced.desired.peers)
+    for key, session in progress.announced.desired.peers.items():
+        view = progress.peers.get(key) or PeerView(key)
         down = min(view.since if view.since is not None else progress.known, progress.known)
         if not view.up and down < session.graceful_restart_time:
             rest = session.graceful_restart_time - down
-            yield f"the session with {address} is down: it may keep the paths by graceful restart for {rest:.0f} s more"
+            name = name_of[key]
+            yield f"the session with {name} is down: it may keep the paths by graceful restart for {rest:.0f} s more"
 
 
 def _gateway_waits(progress: Progress, allocations: Allocations) -> Iterator[str]:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bgp.path import session_names
 from egress.plan import UNHOOKED
 from routerd.model import IPAddress, Refusal, Snapshot
 from routerd.node.sessions import peers_here
@@ -149,7 +150,8 @@ def _bgp(status: AgentStatus, peers: list[dict[str, Any]], own: tuple[Refusal, .
 
 
 def _objects_of(peer: dict[str, Any]) -> tuple[Ref, ...]:
-    return Ref(PEER, name=peer["address"]), Ref(PEER, name=peer.get("name", ""))
+    names = peer["address"], f"{peer['address']} from {peer['localAddress']}", peer.get("name", "")
+    return tuple(Ref(PEER, name=name) for name in names)
 
 
 def _ready(status: AgentStatus, parts: list[Condition], own: tuple[Refusal, ...]) -> Condition:
@@ -181,23 +183,28 @@ def _ready(status: AgentStatus, parts: list[Condition], own: tuple[Refusal, ...]
 
 
 def _peers(status: AgentStatus, snapshot: Snapshot, own: tuple[Refusal, ...]) -> list[dict[str, Any]]:
-    """Every peer that this node should have, by address, of which the API allows one each."""
+    """Every session that this node should have, by both addresses, of which the API allows one each; and the peers
+    without one.
+    """
     messages = {each.object.name: each.message for each in own if each.object.kind == PEER}
-    by_address = {each.view.address: _session(each, messages) for each in status.peers}
-    for address, peer in _refused(status, snapshot, messages):
-        by_address.setdefault(address, peer)
-    return [by_address[address] for address in sorted(by_address, key=lambda address: (address.version, int(address)))]
+    found = {each.view.key: each for each in status.peers}
+    name_of = session_names(found)
+    sessions = [_session(found[key], messages, name_of[key]) for key in sorted(found, key=lambda key: key.order)]
+    opened = {key.peer for key in found}
+    refused = {address: peer for address, peer in _refused(status, snapshot, messages) if address not in opened}
+    return sessions + [refused[address] for address in sorted(refused, key=lambda each: (each.version, int(each)))]
 
 
-def _session(status: PeerStatus, messages: dict[str, str]) -> dict[str, Any]:
+def _session(status: PeerStatus, messages: dict[str, str], name: str) -> dict[str, Any]:
     view = status.view
-    entry: dict[str, Any] = {"address": str(view.address), "state": view.session.state}
+    ends = {"address": str(view.key.peer), "localAddress": str(view.key.local)}
+    entry: dict[str, Any] = {**ends, "state": view.session.state}
     entry |= {"name": status.name} if status.name else {}
     if view.bfd is not None:  # what is between down and up comes and goes each second with a peer that is half reached
         entry["bfd"] = "up" if view.bfd.state == "up" else "down"
     if view.up:
         return {**entry, "paths": view.session.announced}
-    message = messages.get(entry["address"]) or view.session.last_reason or "no speaker is connected"
+    message = messages.get(name) or view.session.last_reason or "no speaker is connected"
     return {**entry, "paths": 0, "message": message[:LONGEST]}
 
 
@@ -208,6 +215,6 @@ def _refused(
     here = (snapshot.nodes or {}).get(status.node)
     for peer in peers_here(snapshot.bgp.peers, here) if snapshot.bgp is not None and here is not None else ():
         if peer.label in messages:
-            entry = {"address": str(peer.address), "state": "refused", "paths": 0}
+            entry = {"address": str(peer.address), "localAddress": "", "state": "refused", "paths": 0}
             entry |= {"name": peer.name} if peer.name else {}
             yield peer.address, {**entry, "message": messages[peer.label][:LONGEST]}

@@ -15,14 +15,14 @@ from typing import Any, Generic, TypeVar
 
 from bfd.probes import Probing
 from bfd.table import Order
-from bgp.path import AdjRibOut, IPAddress, Path, SpeakerPeer
+from bgp.path import AdjRibOut, Path, SessionKey, SpeakerPeer, session_names
 from bgp.path import Desired as BgpDesired
 from egress.entries import port_ranges
 from egress.policy import FLOW_DEADLINE, Block, Gateway, Group, Policy, Ports, Served, Watch
 from egress.policy import Desired as EgressDesired
 from eni.plan import Desired as Wiring
 from fib.plan import Desired as Routes
-from routerd.model import Refusal
+from routerd.model import IPAddress, Refusal
 from routerd.node.announce import Announcements
 from routerd.node.desired import BFD_ROOM, EGRESS_ROOM, ENI_ROOM, FIB_ROOM, PROBE_ROOM, NodeState
 
@@ -121,40 +121,44 @@ def session_text(peer: SpeakerPeer, key: bytes = b"") -> str:
     return SESSION.line(peer) + (f" {mark}" if key and peer.password else "")
 
 
-def _by_address(mapping: Mapping[IPAddress, T]) -> list[tuple[IPAddress, T]]:
-    return sorted(mapping.items(), key=lambda item: (item[0].version, int(item[0])))
+def _in_order(mapping: Mapping[SessionKey, T]) -> list[tuple[SessionKey, T]]:
+    return sorted(mapping.items(), key=lambda item: item[0].order)
 
 
 def _bgp(key: bytes) -> Sentence[BgpDesired]:
     """`peer ADDRESS SESSION`, sorted by address, then paths."""
 
     def peers(desired: BgpDesired) -> Iterator[str]:
-        return (f"peer {address} {session_text(peer, key)}" for address, peer in _by_address(desired.peers))
+        return (f"peer {session.peer} {session_text(peer, key)}" for session, peer in _in_order(desired.peers))
 
     return Sentence(BgpDesired, (Part("peers", peers), Part("ribs", lambda it: path_lines(it.ribs))))
 
 
-def session_changes(peers: Mapping[IPAddress, SpeakerPeer], unloaded: Mapping[IPAddress, str]) -> list[str]:
+def session_changes(peers: Mapping[SessionKey, SpeakerPeer], unloaded: Mapping[SessionKey, str]) -> list[str]:
     """Sessions that are not loaded as they should be, "new", "changed" or "gone", one line each."""
     sentences = {
         "gone": "- peer {0}: its session ends",
         "changed": "~ peer {0}: its session is reset: {1}",
         "new": "+ peer {0} {1}",
     }
+    name_of = session_names({*peers, *unloaded})
     return [
-        sentences[how].format(address, session_text(peers[address]) if address in peers else "")
-        for address, how in _by_address(unloaded)
+        sentences[how].format(name_of[key], session_text(peers[key]) if key in peers else "")
+        for key, how in _in_order(unloaded)
     ]
 
 
-def path_lines(ribs: Mapping[IPAddress, AdjRibOut]) -> list[str]:
-    """`path ADDRESS PATH`, sorted by peer, then prefix."""
+def path_lines(ribs: Mapping[SessionKey, AdjRibOut], others: Iterable[SessionKey] = ()) -> list[str]:
+    """`path ADDRESS PATH`, sorted by peer, then prefix; with where the session is from if that peer has several, as
+    these or `others`.
+    """
     lines: list[str] = []
-    for address, rib in _by_address(ribs):
+    name_of = session_names({*ribs, *others})
+    for key, rib in _in_order(ribs):
         paths = sorted(
             rib.values(), key=lambda p: (p.prefix.version, int(p.prefix.network_address), p.prefix.prefixlen)
         )
-        lines.extend(f"path {address} {path_text(path)}" for path in paths)
+        lines.extend(f"path {name_of[key]} {path_text(path)}" for path in paths)
     return lines
 
 
@@ -300,9 +304,9 @@ def egress_lines(desired: EgressDesired) -> list[str]:
 # --- bfd
 
 
-def bfd_lines(desired: Mapping[IPAddress, Order]) -> list[str]:
+def bfd_lines(desired: Mapping[SessionKey, Order]) -> list[str]:
     """`bfd PEER from LOCAL send MS take MS times COUNT`, IPv4 first."""
-    return [_bfd_line(desired[peer]) for peer in _by_family(desired)]
+    return [_bfd_line(order) for _, order in _in_order(desired)]
 
 
 def _bfd_line(order: Order) -> str:
@@ -353,7 +357,7 @@ def _state(key: bytes) -> Sentence[NodeState]:
         Announcements,
         (
             Part("desired", lambda it: bgp.of(it.desired)),
-            Part("owners refusals drain", lambda it: ()),  # why, not what
+            Part("owners refusals drain entries", lambda it: ()),  # why, not what
         ),
     )
     return Sentence(

@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
+from bgp.path import SessionKey, session_names
 from egress.status import EgressStatus
 from fib.plan import Status as RouteStatus
-from routerd.model import IPAddress, Refusal
+from routerd.model import Refusal
 from routerd.node.desired import NodeState
 from routerd.store.interface import StoreStatus
 from routerd.tell.drain import Departure
@@ -52,26 +53,27 @@ class Rounds:
 class PeerStatus:
     """One session: what the speaker says of it and how many paths it should carry."""
 
-    label: str  # as in metrics: the peer's name, else its address
+    label: str  # as in metrics: the peer's name, else its address, with where it is from if another has that
     view: PeerView
     desired: int = 0  # paths
     name: str = ""  # as configured, even if another peer bears it too
 
 
-def peer_statuses(state: NodeState, views: Mapping[IPAddress, PeerView]) -> tuple[PeerStatus, ...]:
+def peer_statuses(state: NodeState, views: Mapping[SessionKey, PeerView]) -> tuple[PeerStatus, ...]:
     """Sessions with the labels that metrics use: a name that two peers bear is not one."""
     if state.announcements is None:
         return ()
     desired = state.announcements.desired
-    names = Counter(session.description for session in desired.peers.values())
+    count = Counter(session.description for session in desired.peers.values())
+    name_of = session_names(desired.peers)
     return tuple(
         PeerStatus(
-            session.description if names[session.description] == 1 and session.description else str(address),
-            views.get(address, PeerView(address)),
-            len(desired.ribs.get(address, {})),
+            session.description if count[session.description] == 1 and session.description else name_of[key],
+            views.get(key, PeerView(key)),
+            len(desired.ribs.get(key, {})),
             session.description,
         )
-        for address, session in desired.peers.items()
+        for key, session in desired.peers.items()
     )
 
 
@@ -187,7 +189,8 @@ def _peer(peer: PeerStatus) -> dict[str, object]:
     session = peer.view.session
     return {
         "peer": peer.label,
-        "address": str(peer.view.address),
+        "address": str(peer.view.key.peer),
+        "local_address": str(peer.view.key.local),
         "up": peer.view.up,
         "state": "" if session is UNTOLD else session.state,
         "since_seconds": peer.view.since,

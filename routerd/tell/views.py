@@ -13,7 +13,7 @@ from datetime import datetime
 
 from bfd.control import View as Watched
 from bfd.table import Order
-from bgp.path import Path
+from bgp.path import Path, SessionKey, session_names
 from bgp.rib import family_of
 from bgp.session import PeerStatus as Session
 from egress.policy import selected_pods
@@ -53,7 +53,7 @@ UNTOLD = Session("unknown")  # the speaker says nothing
 class PeerView:
     """What the speaker says of one session. `since` is seconds in the present state."""
 
-    address: IPAddress
+    key: SessionKey
     session: Session = UNTOLD
     since: float | None = None
     bfd: Watched | None = None  # None = not watched, or nobody says
@@ -75,7 +75,7 @@ class View:
 
     snapshot: Snapshot
     state: NodeState
-    peers: Mapping[IPAddress, PeerView]
+    peers: Mapping[SessionKey, PeerView]
     nat: tuple[Row, ...] = ()
     states: Mapping[str, str] = field(default_factory=dict)  # of nodes that say more of it than their Node
     now: float | None = None  # seconds of the Unix epoch; None = what is shown is not of now
@@ -203,19 +203,19 @@ def _node(node: Node, state: str, groups: Iterable[EgressGroup], silent_seconds:
 def _peers(view: View) -> list[Row]:
     desired = view.state.announcements.desired if view.state.announcements else None
     peer_rows: list[Row] = []
-    for address, session in sorted(desired.peers.items() if desired else (), key=lambda item: _order(item[0])):
-        peer_view = view.peers.get(address) or PeerView(address)
+    for key, session in sorted(desired.peers.items() if desired else (), key=lambda item: item[0].order):
+        peer_view = view.peers.get(key) or PeerView(key)
         peer_rows.append(
             {
-                "peer": session.description or str(address),
-                "address": str(address),
+                "peer": session.description or str(key.peer),
+                "address": str(key.peer),
                 "remote_as": session.remote_as,
                 "local_as": session.local_as,
-                "local_address": str(session.local_address),
+                "local_address": str(key.local),
                 "state": peer_view.session.state,
-                "bfd": _bfd_word(view, address),
+                "bfd": _bfd_word(view, key),
                 "since_seconds": None if peer_view.since is None else round(peer_view.since, 1),
-                "paths": _count(peer_view, desired.ribs.get(address, {}) if desired else {}),
+                "paths": _count(peer_view, desired.ribs.get(key, {}) if desired else {}),
                 "flaps": peer_view.session.flaps,
                 "reason": peer_view.session.last_reason,
             }
@@ -223,25 +223,25 @@ def _peers(view: View) -> list[Row]:
     return peer_rows + [_refused_peer(refusal) for refusal in view.state.refusals if refusal.object.kind == PEER]
 
 
-def _bfd_word(view: View, peer: IPAddress) -> str:
+def _bfd_word(view: View, key: SessionKey) -> str:
     """State of the BFD session; "" of a peer that is not watched, "unknown" where nobody says."""
-    found = view.peers.get(peer)
+    found = view.peers.get(key)
     if found is not None and found.bfd is not None:
         return found.bfd.state
-    return "unknown" if peer in view.state.watched else ""
+    return "unknown" if key in view.state.watched else ""
 
 
 def _bfd(view: View) -> list[Row]:
     table: list[Row] = []
-    for peer, order in sorted(view.state.watched.items(), key=lambda item: _order(item[0])):
-        found = view.peers.get(peer) or PeerView(peer)
-        table.append(_bfd_row(peer, order, found.bfd, view.now))
+    for key, order in sorted(view.state.watched.items(), key=lambda item: item[0].order):
+        found = view.peers.get(key) or PeerView(key)
+        table.append(_bfd_row(order, found.bfd, view.now))
     return table
 
 
-def _bfd_row(peer: IPAddress, order: Order, found: Watched | None, now: float | None) -> Row:
+def _bfd_row(order: Order, found: Watched | None, now: float | None) -> Row:
     """Intervals as agreed; where nobody says, as wanted."""
-    row: Row = {**dict.fromkeys(COLUMNS["bfd"]), "peer": str(peer), "local_address": str(order.local)}
+    row: Row = {**dict.fromkeys(COLUMNS["bfd"]), "peer": str(order.peer), "local_address": str(order.local)}
     if found is None:
         return {**row, "state": "unknown", "interval_ms": order.timers.min_tx / 1000}
     return {
@@ -280,20 +280,21 @@ def _paths(view: View) -> list[Row]:
     if announced is None:
         return []
     path_rows: list[Row] = []
-    for address in sorted(announced.desired.ribs, key=_order):
-        rib = announced.desired.ribs[address]
+    name_of = session_names(announced.desired.ribs)
+    for key in sorted(announced.desired.ribs, key=lambda key: key.order):
+        rib = announced.desired.ribs[key]
         for prefix in sorted(rib, key=_prefix_order):
             path = rib[prefix]
             path_rows.append(
                 {
-                    "peer": str(address),
+                    "peer": name_of[key],
                     "prefix": str(prefix),
                     "next_hop": str(path.next_hop or "self"),
                     "local_pref": path.local_pref,
                     "med": path.med,
                     "prepend": path.prepend,
                     "communities": _joined(path.communities),
-                    "session": _session_word(view.peers.get(address) or PeerView(address), prefix),
+                    "session": _session_word(view.peers.get(key) or PeerView(key), prefix),
                     "owners": _joined(announced.owners.get(prefix, ())),
                 }
             )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from functools import partial
 
-from bgp.path import Path
+from bgp.path import Path, SessionKey, session_names
 from bgp.rib import family_of
 from egress.entries import NOBODYS, OF_THE_LINK
 from egress.host.enforcement import BYPASSED, MARK_TAKEN
@@ -49,7 +49,7 @@ from routerd.tell.networks import further_networks
 from routerd.tell.render import path_text
 from routerd.tell.views import PeerView
 
-Views = Mapping[IPAddress, PeerView]
+Views = Mapping[SessionKey, PeerView]
 NOBODY_ASKED: Views = {}
 SERVICE_WORDS = (SERVICE, "service")  # as people write them
 SERVICE_NEEDS = ("nodes", "services", "endpoint_slices", "bgp", "pools", "allocations")
@@ -279,7 +279,7 @@ def _unread(snapshot: Snapshot, key: str) -> Step:
 def _peers_step(scene: Scene, announced: Announcements | None) -> Step:
     question = f"has node {scene.node.name} a session to announce to?"
     if announced and announced.desired.peers:
-        return Step(question, True, detail=", ".join(str(address) for address in announced.desired.peers))
+        return Step(question, True, detail=", ".join(session_names(announced.desired.peers).values()))
     if not scene.peers:
         return Step(question, False, "NoPeers", "no BGP peer is configured")
     here = peers_here(scene.peers, scene.node)
@@ -294,32 +294,33 @@ def _prefix_steps(prefix: IPNetwork, announced: Announcements | None, views: Vie
     """To whom it is announced; a no for routers that have not negotiated its family, a note where others take it."""
     question = f"is {prefix} announced?"
     ribs = announced.desired.ribs if announced else {}
-    peers = [address for address, rib in ribs.items() if prefix in rib]
-    lacking = [address for address in peers if (view := views.get(address)) and view.up and not view.takes(prefix)]
+    name_of = session_names(ribs)
+    peers = [key for key, rib in ribs.items() if prefix in rib]
+    lacking = [key for key in peers if (view := views.get(key)) and view.up and not view.takes(prefix)]
     taking: dict[Path, list[str]] = {}
-    for address in peers:
-        if address not in lacking:
-            taking.setdefault(ribs[address][prefix], []).append(str(address))
+    for key in peers:
+        if key not in lacking:
+            taking.setdefault(ribs[key][prefix], []).append(name_of[key])
     for path, takers in taking.items():
         yield Step(question, True, detail=f"{path_text(path)} to {', '.join(takers)}")
     if not peers:
         yield Step(question, False, "NoNextHop" if ribs else "NoPeers", "no session carries this prefix")
-    for address in ribs.keys() - peers if peers else ():
+    for key in ribs.keys() - peers if peers else ():
         detail = "advertisements are for other peers, or the session lacks its family or a next hop for it"
-        yield Step(f"is {prefix} announced to {address}?", False, "NotForPeer", detail, note=True)
-    for address in lacking:
+        yield Step(f"is {prefix} announced to {name_of[key]}?", False, "NotForPeer", detail, note=True)
+    for key in lacking:
         detail = f"the router has not negotiated {family_of(prefix)}: activate that family for the session there"
-        yield Step(f"is {prefix} announced to {address}?", False, "FamilyNotNegotiated", detail, note=bool(taking))
+        yield Step(f"is {prefix} announced to {name_of[key]}?", False, "FamilyNotNegotiated", detail, note=bool(taking))
 
 
 def session_steps(announced: Announcements | None, views: Views) -> tuple[Step, ...]:
     """Whether each session is up: what the speaker says, so only a running agent can tell."""
     sessions = announced.desired.peers if announced else {}
-    return tuple(_session_step(views.get(address) or PeerView(address)) for address in sessions)
+    return tuple(_session_step(name, views.get(key) or PeerView(key)) for key, name in session_names(sessions).items())
 
 
-def _session_step(peer: PeerView) -> Step:
-    question = f"is the session with {peer.address} up?"
+def _session_step(name: str, peer: PeerView) -> Step:
+    question = f"is the session with {name} up?"
     if peer.up:
         return Step(question, True)
     session = peer.session

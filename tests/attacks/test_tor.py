@@ -214,11 +214,11 @@ async def story(stage: Stage) -> None:
         speaker.set(desired(*((tor.peer, paths(*OURS)) for tor in everyone)))
         await stage.until(lambda: host("192.0.2.2") in good.heard, "the good ToR hears the second path")
         assert good.counts == Counter(sessions=1, played=good.counts["played"])
-        assert speaker.peers[good.address].flaps == 0
+        assert speaker.peers[good.peer.key].flaps == 0
         for name, words in IN_WORDS.items():
-            peer = bad[name].address
+            peer = bad[name].peer.key
             await stage.until(lambda p=peer, w=words: speaker.peers[p].last_reason == w, f"{name}: {words}")  # type: ignore[misc]
-        reasons = {name: speaker.peers[tor.address].last_reason for name, tor in bad.items()}
+        reasons = {name: speaker.peers[tor.peer.key].last_reason for name, tor in bad.items()}
     assert stage.speaker_pid() == pid
     assert [reason for reason in reasons.values() if not reason.isprintable()] == []
     assert not any(line.startswith(INJECTED) for line in (stage.run_dir / "exabgp.log").read_text().splitlines())

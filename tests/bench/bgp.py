@@ -148,7 +148,7 @@ async def routerd(site: Site) -> AsyncIterator[Sender]:
     run_dir = site.directory / "run"
     with entered(site.node.name):
         start_speaker(run_dir)
-    speaker, peers = Speaker(run_dir / "relay.sock"), {peer.address: peer for peer in site.peers()}
+    speaker, peers = Speaker(run_dir / "relay.sock"), {peer.key: peer for peer in site.peers()}
     task = asyncio.create_task(speaker.run())
 
     async def give(paths: dict[IPNetwork, BgpPath]) -> None:

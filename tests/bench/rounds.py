@@ -32,7 +32,7 @@ from typing import Any
 
 from bgp import conf
 from bgp import plan as bgp_plan
-from bgp.path import AdjRibOut
+from bgp.path import AdjRibOut, SessionKey
 from bgp.path import Desired as BgpDesired
 from bgp.rib import Settled
 from bgp.speaker import Loading
@@ -49,9 +49,10 @@ from routerd.cluster.assign import assign
 from routerd.cluster.ledger import Changes, Ledger
 from routerd.daemon.processes import Callback, OperatorStore, settle_memory
 from routerd.formats.published.whole import AllocationsWriter
-from routerd.model import Allocations, IPAddress, NodeReport, Peer, Refusal, ServiceAllocation, Snapshot
+from routerd.model import Allocations, NodeReport, Peer, Refusal, ServiceAllocation, Snapshot
 from routerd.node.brake import Brake, Limits
 from routerd.node.desired import EGRESS_ROOM, LocalFacts, Settings
+from routerd.node.sessions import way_to
 from routerd.operator.loop import Operator
 from routerd.refs import EGRESS, Ref
 from routerd.store.embedded.ledger import SqliteLedger
@@ -194,7 +195,7 @@ class ModelSpeaker:
 
     def __init__(self) -> None:
         self.model = SpeakerModel()
-        self.forms: dict[IPAddress, Settled] = {}
+        self.forms: dict[SessionKey, Settled] = {}
 
     def set(self, desired: BgpDesired | None, *, complete: bool = True) -> None:
         if desired is not None:
@@ -210,10 +211,10 @@ class ModelSpeaker:
     async def sent(self, timeout: float) -> bool:
         return True
 
-    async def observe(self) -> Mapping[IPAddress, AdjRibOut]:
+    async def observe(self) -> Mapping[SessionKey, AdjRibOut]:
         return self.model.tables
 
-    def unloaded(self, desired: BgpDesired) -> Mapping[IPAddress, Loading]:
+    def unloaded(self, desired: BgpDesired) -> Mapping[SessionKey, Loading]:
         return {}
 
 
@@ -233,9 +234,9 @@ class Host:
         return before
 
     def facts(self, peers: tuple[Peer, ...], before: LocalFacts) -> LocalFacts:
-        return LocalFacts({peer.address: ip_address("10.0.0.1") for peer in peers}, ("eth0",))
+        return LocalFacts({way_to(peer): ip_address("10.0.0.1") for peer in peers}, ("eth0",))
 
-    def peers(self) -> Mapping[IPAddress, PeerView]:
+    def peers(self) -> Mapping[SessionKey, PeerView]:
         return {}
 
     def is_settled(self) -> bool:

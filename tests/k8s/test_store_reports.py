@@ -33,7 +33,7 @@ def health(state: str = "up", paths: int = 2, generation: int = 1) -> dict[str, 
     reason, status = ("Ready", "True") if state == "up" else ("SessionDown", "False")
     return {
         "generation": generation,
-        "peers": [{"address": "10.0.0.1", "name": "tor", "state": state, "paths": paths}],
+        "peers": [{"address": "10.0.0.1", "localAddress": "10.0.0.11", "name": "tor", "state": state, "paths": paths}],
         "conditions": [{"type": "Ready", "status": status, "reason": reason, "message": state}],
     }
 

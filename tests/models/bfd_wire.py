@@ -43,7 +43,7 @@ class Wire:
     def order(self, at: object, timers: Timers | None) -> None:
         peer = B if at == A else A
         assert at in (A, B)
-        orders = {} if timers is None else {peer: Order(peer, at, timers)}  # type: ignore[arg-type]
+        orders = {} if timers is None else {(peer, at): Order(peer, at, timers)}  # type: ignore[arg-type]
         self.tables[at].order(orders, self.now)  # type: ignore[index]
 
     def session(self, at: object) -> Session:
@@ -67,7 +67,7 @@ class Wire:
             self.on_the_way = [each for each in self.on_the_way if each[0] > self.now]
             for _, sender, data in arrived:
                 at = B if sender == A else A
-                self.send(self.tables[at].receive(data, sender, 255, 1, self.now))  # type: ignore[arg-type]
+                self.send(self.tables[at].receive(data, (sender, at), 255, 1, self.now))  # type: ignore[arg-type]
             for table in self.tables.values():
                 self.send(table.advance(self.now))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
+from bgp.path import SessionKey
 from routerd.formats.published.bindings import binding_table
 from routerd.model import (
     EXCLUDE_LABEL,
@@ -17,6 +18,7 @@ from routerd.model import (
     EgressPolicy,
     Endpoint,
     EndpointSlice,
+    IPAddress,
     Namespace,
     Node,
     NodeNumber,
@@ -29,10 +31,12 @@ from routerd.model import (
     ServiceAllocation,
     Snapshot,
 )
+from routerd.node.sessions import Way
 from routerd.selectors import LabelSelector
 
 TOR = ip_address("10.0.0.1")
-LOCAL = {TOR: ip_address("10.0.0.11")}
+LOCAL: dict[Way, IPAddress | None] = {Way(TOR): ip_address("10.0.0.11")}
+SESSION = SessionKey(TOR, ip_address("10.0.0.11"))  # of node a
 NUMBERS = (NodeNumber("a", 1), NodeNumber("b", 2))
 ONLY_B = LabelSelector((("kubernetes.io/hostname", "b"),))
 

@@ -33,6 +33,7 @@ def told(configuration: Configuration, command: str) -> list[str]:
     for change in API(None).api_attributes(rest, names):
         for name in names:
             neighbor = configuration.neighbors[name]
-            row = {"peer": {"address": str(neighbor["peer-address"])}, "route": neighbor.remove_self(change).as_dict()}
+            ends = f"{neighbor['peer-address']},{neighbor['local-address']}"
+            row = {"peer": {"address": ends}, "route": neighbor.remove_self(change).as_dict()}
             lines.append(json.dumps(row))
     return lines

@@ -11,12 +11,11 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import Any, Literal
 
-from bgp.path import AdjRibOut, IPNetwork, Path
+from bgp.path import AdjRibOut, IPNetwork, Path, SessionKey
 from bgp.path import Desired as BgpDesired
 from bgp.speaker import Loading, SpeakerUnavailable
 from egress.plan import Problem
 from routerd.agent.reconcile import Reconciler
-from routerd.model import IPAddress
 from routerd.node.announce import Announcements
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
 from routerd.refs import Ref
@@ -47,7 +46,7 @@ class World:
     complete: list[bool] = field(default_factory=list)  # of each time that the speaker was told
     broken: str = ""  # the action that fails; "observe" = reading does, "observe egress" = that of one room
     settles: bool = True
-    adopted: Mapping[IPAddress, AdjRibOut] | None = field(default_factory=dict)  # what peers have; None = no speaker
+    adopted: Mapping[SessionKey, AdjRibOut] | None = field(default_factory=dict)  # what peers have; None = no speaker
     lacking: tuple[Problem, ...] = ()
     on_step: Callable[[], None] = lambda: None  # after each line of the journal
 
@@ -154,7 +153,7 @@ class FakeSpeaker:
     def set(self, desired: BgpDesired | None, *, complete: bool = True) -> None:
         assert desired is not None
         self.world.complete.append(complete)
-        self.world.ribs = {str(peer): {str(prefix) for prefix in rib} for peer, rib in desired.ribs.items()}
+        self.world.ribs = {str(key.peer): {str(prefix) for prefix in rib} for key, rib in desired.ribs.items()}
         if self.world.adopted is not None:
             self.world.adopted = desired.ribs
         egress = [path for rib in desired.ribs.values() for path in rib.values() if path.med is not None]
@@ -166,10 +165,10 @@ class FakeSpeaker:
     async def sent(self, timeout: float) -> bool:
         return self.world.settles
 
-    def unloaded(self, desired: BgpDesired) -> dict[IPAddress, Loading]:
-        return {address: "new" for address in desired.peers if str(address) not in self.world.ribs}
+    def unloaded(self, desired: BgpDesired) -> dict[SessionKey, Loading]:
+        return {key: "new" for key in desired.peers if str(key.peer) not in self.world.ribs}
 
-    async def observe(self) -> Mapping[IPAddress, AdjRibOut]:
+    async def observe(self) -> Mapping[SessionKey, AdjRibOut]:
         if self.world.adopted is None:
             raise SpeakerUnavailable("no speaker is connected")
         return self.world.adopted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bgp import conf, plan
-from bgp.path import AdjRibOut, Desired, IPAddress, IPNetwork, Path, SpeakerPeer
+from bgp.path import AdjRibOut, Desired, IPNetwork, Path, SessionKey, SpeakerPeer
 from bgp.rib import normal
 
 
@@ -11,9 +11,9 @@ class SpeakerModel:
     """Peers by digest and tables by peer. A session's table lives and dies with its configuration."""
 
     def __init__(self) -> None:
-        self.peers: dict[IPAddress, SpeakerPeer] = {}
-        self.tables: dict[IPAddress, dict[IPNetwork, Path]] = {}
-        self.left_behind: dict[IPAddress, AdjRibOut] = {}  # what a removed peer still has: graceful restart keeps it
+        self.peers: dict[SessionKey, SpeakerPeer] = {}
+        self.tables: dict[SessionKey, dict[IPNetwork, Path]] = {}
+        self.left_behind: dict[SessionKey, AdjRibOut] = {}  # what a removed peer still has: graceful restart keeps it
 
     def observed(self) -> plan.Observed:
         return plan.Observed(conf.digests(self.peers), {peer: dict(table) for peer, table in self.tables.items()})
@@ -29,33 +29,33 @@ class SpeakerModel:
                     for prefix in prefixes:
                         self.tables[peer].pop(prefix, None)
             case plan.Reload(peers=peers):
-                self._reload({peer.address: peer for peer in peers})
+                self._reload({peer.key: peer for peer in peers})
 
-    def _reload(self, peers: dict[IPAddress, SpeakerPeer]) -> None:
-        for address in self.peers.keys() - peers.keys():
-            if self.tables[address]:
-                self.left_behind[address] = self.tables[address]
+    def _reload(self, peers: dict[SessionKey, SpeakerPeer]) -> None:
+        for key in self.peers.keys() - peers.keys():
+            if self.tables[key]:
+                self.left_behind[key] = self.tables[key]
         tables = {}
-        for address, peer in peers.items():
-            old = self.peers.get(address)
+        for key, peer in peers.items():
+            old = self.peers.get(key)
             survives = old is not None and _name(old) == _name(peer)
-            tables[address] = {
+            tables[key] = {
                 prefix: path
-                for prefix, path in (self.tables[address] if survives else {}).items()
+                for prefix, path in (self.tables[key] if survives else {}).items()
                 if path.prefix.version in {int(family[3]) for family in peer.families}
             }
         self.peers, self.tables = dict(peers), tables
 
     def holds(self, desired: Desired) -> bool:
         """Whether it holds exactly what can be held of `desired`."""
-        usable = {address: peer for address, peer in desired.peers.items() if conf.peer_refusal(peer) is None}
+        usable = {key: peer for key, peer in desired.peers.items() if conf.peer_refusal(peer) is None}
         wanted = {
-            address: {
+            key: {
                 path.prefix: path
-                for wanted_path in desired.ribs.get(address, {}).values()
+                for wanted_path in desired.ribs.get(key, {}).values()
                 if isinstance(path := normal(wanted_path, peer), Path)
             }
-            for address, peer in usable.items()
+            for key, peer in usable.items()
         }
         return conf.digests(self.peers) == conf.digests(usable) and self.tables == wanted
 

@@ -16,10 +16,11 @@ from typing import Any, Literal
 from bfd.client import Client
 from bfd.control import SOCKET, Report, View
 from bfd.probes import Probing
+from bgp.path import SessionKey
 from bgp.session import PeerStatus
 from routerd.agent.room import NothingUndone, Problem
 from routerd.log import event
-from routerd.model import IPAddress, Refusal
+from routerd.model import Refusal
 from routerd.node.desired import BFD_ROOM, PROBE_ROOM
 from routerd.node.rooms.bfd import Judged, Orders, judge, refusals, unjudged, unwatched
 from routerd.refs import Ref
@@ -44,7 +45,7 @@ class Observed:
     """What the process was told by us, None = nothing yet, and whom it watches."""
 
     told: Orders | None
-    watched: frozenset[IPAddress]
+    watched: frozenset[SessionKey]
 
 
 class BfdRoom:
@@ -52,33 +53,33 @@ class BfdRoom:
 
     name = BFD_ROOM
 
-    def __init__(self, run_dir: Path, sessions: Callable[[], Mapping[IPAddress, PeerStatus]]) -> None:
+    def __init__(self, run_dir: Path, sessions: Callable[[], Mapping[SessionKey, PeerStatus]]) -> None:
         """`sessions`: the BGP sessions as the speaker has them now."""
         self._client = Client(run_dir / SOCKET, on_report=self._take)
         self._sessions = sessions
         self._told: Orders | None = None
         self._probing: Probing | None = None
         self._judged = Judged()
-        self._said: dict[IPAddress, tuple[int | None, bool]] = {}  # falls, and whether the session was ended
+        self._said: dict[SessionKey, tuple[int | None, bool]] = {}  # falls, and whether the session was ended
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._gone: asyncio.Queue[IPAddress] = asyncio.Queue()
+        self._gone: asyncio.Queue[SessionKey] = asyncio.Queue()
         self.on_change: Callable[[], None] = lambda: None
         self.on_connect: Callable[[], None] = lambda: None
 
-    async def run(self, end_session: Callable[[IPAddress], Awaitable[bool]]) -> None:
+    async def run(self, end_session: Callable[[SessionKey], Awaitable[bool]]) -> None:
         """Until cancelled. `end_session` ends the BGP session of a peer that is gone; whether it could."""
         self._loop = asyncio.get_running_loop()
         if self._told is not None:
-            self._client.set(self._told)
+            self._client.set(self._told.values())
         if self._probing is not None:
             self._client.probe(self._probing)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._client.run())
             group.create_task(self._end_sessions(end_session))
 
-    async def _end_sessions(self, end_session: Callable[[IPAddress], Awaitable[bool]]) -> None:
+    async def _end_sessions(self, end_session: Callable[[SessionKey], Awaitable[bool]]) -> None:
         """Each in a task of its own, so that none waits for another."""
-        ends: dict[IPAddress, asyncio.Task[None]] = {}
+        ends: dict[SessionKey, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as group:
             while True:
                 peer = await self._gone.get()
@@ -86,7 +87,7 @@ class BfdRoom:
                     ends[peer].cancel()  # of an earlier fall
                 ends[peer] = group.create_task(self._end_session(peer, end_session))
 
-    async def _end_session(self, peer: IPAddress, end_session: Callable[[IPAddress], Awaitable[bool]]) -> None:
+    async def _end_session(self, peer: SessionKey, end_session: Callable[[SessionKey], Awaitable[bool]]) -> None:
         """What could not be ended is judged again in a while, by what is so then."""
         ended = await end_session(peer)
         self._tell_end(peer, ended)
@@ -95,12 +96,12 @@ class BfdRoom:
             self._judged = unjudged(self._judged, peer)
             self.look()
 
-    def _tell_end(self, peer: IPAddress, ended: bool) -> None:
+    def _tell_end(self, peer: SessionKey, ended: bool) -> None:
         """Once for all vain tries of one fall."""
         view = self.views().get(peer)
         said = (view.falls if view is not None else None, ended)
         if self._said.get(peer) != said:
-            event(LOGGER, logging.WARNING, "bfd-session-ended", peer=str(peer), ended=ended,
+            event(LOGGER, logging.WARNING, "bfd-session-ended", peer=str(peer.peer), local=str(peer.local), ended=ended,
                   reason=view.reason if view is not None else None)  # fmt: skip
         self._said[peer] = said
 
@@ -128,9 +129,9 @@ class BfdRoom:
         """What the process said last; None while none is connected."""
         return self._client.report
 
-    def views(self) -> Mapping[IPAddress, View]:
+    def views(self) -> Mapping[SessionKey, View]:
         report = self._client.report
-        return report.sessions if report is not None else {}
+        return {SessionKey(*ends): view for ends, view in report.sessions.items()} if report is not None else {}
 
     def refusals(self) -> tuple[Refusal, ...]:
         report, trouble = self._client.report, self._client.refused
@@ -163,7 +164,7 @@ class BfdRoom:
     def apply(self, action: Watch) -> None:
         self._told = action.orders
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._client.set, action.orders)
+            self._loop.call_soon_threadsafe(self._client.set, [*action.orders.values()])
 
     def problems(self, desired: Orders, observed: Observed) -> Sequence[Problem]:
         """None of a round's: they come and go between rounds, see `refusals`."""

@@ -13,26 +13,22 @@ from bfd.control import Report, View
 from bfd.probes import Probing
 from bfd.session import Timers
 from bfd.table import Order
-from bgp.path import SpeakerPeer
+from bgp.path import SessionKey, session_names
 from bgp.session import PeerStatus
 from egress.status import Probed
-from routerd.model import IPAddress, Peer, Refusal
+from routerd.model import Peer, Refusal
 from routerd.refs import BFD, PEER, Ref
 
 START = "start `routerd bfd`"
-Orders = Mapping[IPAddress, Order]
+Orders = Mapping[SessionKey, Order]
 
 
-def orders(peers: Iterable[Peer], sessions: Mapping[IPAddress, SpeakerPeer]) -> dict[IPAddress, Order]:
-    """Of the peers of this node with a session: those that ask for BFD."""
+def orders(sessions: Mapping[SessionKey, Peer]) -> dict[SessionKey, Order]:
+    """Of the sessions of this node: those whose entries ask for BFD."""
     return {
-        peer.address: Order(
-            peer.address,
-            sessions[peer.address].local_address,
-            Timers(peer.bfd.interval, peer.bfd.min_rx, peer.bfd.multiplier, peer.bfd.passive),
-        )
-        for peer in peers
-        if peer.bfd is not None and peer.address in sessions
+        key: Order(*key, Timers(peer.bfd.interval, peer.bfd.min_rx, peer.bfd.multiplier, peer.bfd.passive))
+        for key, peer in sessions.items()
+        if peer.bfd is not None
     }
 
 
@@ -41,47 +37,48 @@ class Judged:
     """Of which falls it was decided whether they end a session: how many of each peer, of one run of the process."""
 
     process: str = ""
-    falls: Mapping[IPAddress, int] = field(default_factory=dict)
+    falls: Mapping[SessionKey, int] = field(default_factory=dict)
 
 
 def judge(
-    judged: Judged, report: Report, sessions: Mapping[IPAddress, PeerStatus]
-) -> tuple[Judged, tuple[IPAddress, ...]]:
-    """What is judged now, and the peers that are gone, whose BGP sessions must end. `sessions`: as the speaker says.
+    judged: Judged, report: Report, sessions: Mapping[SessionKey, PeerStatus]
+) -> tuple[Judged, tuple[SessionKey, ...]]:
+    """What is judged now, and the BGP sessions that must end, as their peers are gone. `sessions`: as the speaker says.
 
     A fall waits for its judgement until the speaker says how the session is. One that nobody saw (this agent has just
     come, or so has the process) ends what was up before it: who was there before us may not have lived to do it.
     """
     known = judged.falls if judged.process == report.process else {}
-    falls: dict[IPAddress, int] = {}
+    falls: dict[SessionKey, int] = {}
     gone = []
-    for peer, view in report.sessions.items():
-        session = sessions.get(peer)
-        if view.failed and known.get(peer) != view.falls:
+    for ends, view in report.sessions.items():
+        key = SessionKey(*ends)
+        session = sessions.get(key)
+        if view.failed and known.get(key) != view.falls:
             if session is None or session.state == "unknown":
-                falls |= {peer: known[peer]} if peer in known else {}
+                falls |= {key: known[key]} if key in known else {}
                 continue
-            if session.state == "up" and (peer in known or session.since < view.since):
-                gone.append(peer)
-        falls[peer] = view.falls
+            if session.state == "up" and (key in known or session.since < view.since):
+                gone.append(key)
+        falls[key] = view.falls
     return Judged(report.process, falls), tuple(gone)
 
 
-def unjudged(judged: Judged, peer: IPAddress) -> Judged:
-    """As if nobody had seen the last fall of `peer`: what it asked for could not be done."""
-    return replace(judged, falls={each: falls for each, falls in judged.falls.items() if each != peer})
+def unjudged(judged: Judged, session: SessionKey) -> Judged:
+    """As if nobody had seen the last fall of `session`: what it asked for could not be done."""
+    return replace(judged, falls={each: falls for each, falls in judged.falls.items() if each != session})
 
 
 def refusals(wanted: Orders, report: Report | None, trouble: str) -> Iterable[Refusal]:
     """What is not watched, and why. `trouble`: what the process said that is connected and not understood."""
-    for peer in wanted:
-        ref = Ref(PEER, name=str(peer))
+    for key, name in session_names(wanted).items():
+        ref = Ref(PEER, name=name)
         if report is None:
             why = trouble or f"no bfd process is connected: {START}"
             yield Refusal(ref, "NoBFD", f"{why}; the session runs without BFD")
         elif report.problem:
             yield Refusal(ref, "NoBFD", f"{report.problem} The session runs without BFD")
-        elif (view := report.sessions.get(peer)) is not None and view.state != "up":
+        elif (view := report.sessions.get(key)) is not None and view.state != "up":
             yield Refusal(ref, "BFDDown", f"BFD is down: {view.reason}: {_what_to_do(view)}")
 
 

@@ -30,6 +30,7 @@ ROUTER_ID = IPv4Address("10.9.0.1")
 T1 = SpeakerPeer(ip_address("10.9.0.2"), ip_address("10.9.0.1"), NODE_AS, TOR_AS, ROUTER_ID)
 T2 = SpeakerPeer(ip_address("fd09::2"), ip_address("fd09::1"), TOR_AS, TOR_AS, ROUTER_ID)
 T3 = SpeakerPeer(ip_address("10.8.0.2"), ip_address("10.8.0.1"), NODE_AS, TOR_AS, ROUTER_ID)
+T4 = replace(T1, local_address=ip_address("10.9.0.4"))  # once more with the router of t1 (`config(twin=True)`)
 # Over two links more (`Stage.link`): link-local addresses, the ToR's being the same on both.
 L1 = SpeakerPeer(ip_address("fe80::1%eth1"), ip_address("fe80::a1"), NODE_AS, TOR_AS, ROUTER_ID, interface="eth1")
 L2 = SpeakerPeer(ip_address("fe80::1%eth2"), ip_address("fe80::a2"), NODE_AS, TOR_AS, ROUTER_ID, interface="eth2")
@@ -94,13 +95,13 @@ class Stage:
 
     def config(
         self, *, refused: str = "", guarded: bool = False, ipv6: bool = True, bfd: bool = False,
-        links: tuple[str, ...] = (), found: str = "",
+        links: tuple[str, ...] = (), found: str = "", twin: bool = False,
     ) -> str:  # fmt: skip
         """The ToR's configuration; all paths of the peer named `refused` are refused.
 
         `guarded`: TTL security (GTSM); `bfd`: t1 and t2 are watched. Without `ipv6`, t1 has IPv4 unicast only.
-        `links`: peers there, named as the links, with MD5. `found`: a link on which both sides find each other;
-        BIRD only says that it is a router.
+        `twin`: t4, which has the router's address of t1. `links`: peers there, named as the links, with MD5.
+        `found`: a link on which both sides find each other; BIRD only says that it is a router.
         """
         peers = [
             TorPeer("t1", "10.9.0.1", NODE_AS, local="10.9.0.2"),
@@ -108,6 +109,8 @@ class Stage:
             TorPeer("t3", "10.8.0.1", NODE_AS, local="10.8.0.2", password=self.password),
             *(TorPeer(n, f"fe80::a{n[-1]}%{n}", NODE_AS, self.password, local="fe80::1", extended=True) for n in links),
         ]
+        if twin:
+            peers.append(TorPeer("t4", "10.9.0.4", NODE_AS, local="10.9.0.2"))
         if found:
             address = found if self.make == "frr" else f"fe80::a{found[-1]}%{found}"
             peers.append(TorPeer(found, address, NODE_AS, local="fe80::1", extended=True))
@@ -174,6 +177,6 @@ def paths(*prefixes: str, **attributes: object) -> list[BgpPath]:
 
 def desired(*tables: tuple[SpeakerPeer, list[BgpPath]]) -> Desired:
     return Desired(
-        {peer.address: peer for peer, _ in tables},
-        {peer.address: {path.prefix: path for path in table} for peer, table in tables},
+        {peer.key: peer for peer, _ in tables},
+        {peer.key: {path.prefix: path for path in table} for peer, table in tables},
     )

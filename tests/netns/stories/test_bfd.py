@@ -28,7 +28,7 @@ from tests.waiting import PATIENCE, eventually, wait
 ROOT = Path(__file__).parents[3]
 UNIT = (ROOT / "configs" / "systemd" / "routerd-bfd.service").read_text()
 FOUR, SIX = T1.address, T2.address
-ORDERS = {each.address: Order(each.address, each.local_address, Timers()) for each in (T1, T2)}
+ORDERS = [Order(each.address, each.local_address, Timers()) for each in (T1, T2)]
 CUT = """table inet cut {
   chain in { type filter hook input priority -300; drop; }
   chain out { type filter hook output priority -300; drop; }
@@ -68,7 +68,8 @@ class Pair:
 
     def view(self, peer: object = FOUR) -> View | None:
         report = self.client.report
-        return report.sessions.get(peer) if report is not None else None  # type: ignore[call-overload,no-any-return]
+        sessions = report.sessions if report is not None else {}
+        return next((view for (address, _), view in sessions.items() if address == peer), None)
 
     def is_up(self) -> bool:
         ours = [view.state for view in map(self.view, (FOUR, SIX)) if view is not None]
@@ -230,7 +231,7 @@ async def test_a_speaker_that_stops_is_no_dead_node(pair: Pair) -> None:
 @story
 async def test_what_is_not_wanted_any_more_is_told_as_such(pair: Pair) -> None:
     async with with_paths(pair):
-        pair.client.set({})
+        pair.client.set(())
         await pair.until(lambda: pair.view() is None, "no session")
         await pair.until(lambda: pair.stage.bgp.bfd().get("10.9.0.1") != "up", "the ToR knows")
         pair.client.set(ORDERS)
@@ -266,7 +267,7 @@ def test_a_port_that_another_program_has_is_told(pair: Pair) -> None:
     async def told() -> None:
         async with pair.asked():
             await pair.until(lambda: pair.client.report, "connected")
-            pair.client.set({})
+            pair.client.set(())
             await pair.until(lambda: pair.stage.node.run(["ss", "-Hlun", "sport = 3784"]) == "", "the port is free")
         other = pair.stage.node.popen(
             [sys.executable, "-c", "import socket,time\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\n"

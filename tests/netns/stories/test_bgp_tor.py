@@ -31,7 +31,7 @@ from routerd.model import Node, Peer, Peering, Snapshot
 from routerd.node.sessions import sessions_of
 from tests.netns.lab.lab import TOR_MAKES
 from tests.netns.lab.netns import entered
-from tests.netns.lab.stage import L1, L2, NODE_AS, T1, T2, T3, TOR_AS, Stage, agent, desired, paths, states
+from tests.netns.lab.stage import L1, L2, NODE_AS, T1, T2, T3, T4, TOR_AS, Stage, agent, desired, paths, states
 from tests.waiting import PATIENCE
 
 
@@ -91,14 +91,14 @@ async def test_paths_follow_the_desired_state(stage: Stage) -> None:
         assert stage.routes("t1")["192.0.2.1/32"].attributes["med"] == "6"
 
         # A third peer comes and the second goes; the first never notices.
-        up_since = speaker.peers[T1.address].since
+        up_since = speaker.peers[T1.key].since
         speaker.set(desired((T1, changed), (stage.t3, v4)))
         await stage.until(lambda: not stage.routes("t2"), "withdrawn before the session closes (graceful restart)")
         await stage.until(lambda: stage.routes("t3"), "paths of the new peer, MD5")
         assert await speaker.settled(5)
         status = speaker.peers
-        assert status.keys() == {T1.address, T3.address}
-        assert (status[T1.address].since, status[T1.address].flaps) == (up_since, 0)
+        assert status.keys() == {T1.key, T3.key}
+        assert (status[T1.key].since, status[T1.key].flaps) == (up_since, 0)
         assert stage.bgp.established("t1") == 1
 
 
@@ -109,13 +109,13 @@ async def test_a_session_is_ended_with_a_word_though_graceful_restart_is_on(stag
         speaker.set(desired((T1, paths("192.0.2.1/32")), (T2, paths("2001:db8::1/128"))))
         await stage.until(lambda: stage.routes("t1") and stage.routes("t2"), "paths at the ToR")
         for _ in range(2):
-            flaps, times = speaker.peers[T1.address].flaps, stage.bgp.established("t1")
-            assert await speaker.end(T1.address, BFD_DOWN)
-            await stage.until(lambda flaps=flaps: speaker.peers[T1.address].flaps > flaps, "it ended")
-            assert speaker.peers[T1.address].last_reason == "notification sent (6,10): cease: BFD down"
+            flaps, times = speaker.peers[T1.key].flaps, stage.bgp.established("t1")
+            assert await speaker.end(T1.key, BFD_DOWN)
+            await stage.until(lambda flaps=flaps: speaker.peers[T1.key].flaps > flaps, "it ended")
+            assert speaker.peers[T1.key].last_reason == "notification sent (6,10): cease: BFD down"
             await stage.until(lambda times=times: stage.bgp.established("t1") > times, "it came up again")
             await stage.until(lambda: stage.routes("t1"), "its paths again")
-        assert (speaker.peers[T2.address].flaps, stage.bgp.established("t2")) == (0, 1)
+        assert (speaker.peers[T2.key].flaps, stage.bgp.established("t2")) == (0, 1)
         os.kill(stage.speaker_pid(), signal.SIGKILL)
         await stage.until(lambda: stage.bgp.sessions()["t1"] != "Established", "BGP is gone")
         assert stage.routes("t1"), "graceful restart was agreed anew"
@@ -137,7 +137,7 @@ async def test_an_agent_comes_back(stage: Stage) -> None:
         await stage.until(lambda: speaker.connected, "the relay's return")
         assert speaker.exabgp_version == "5.0.15"
         held = await speaker.observe()
-        assert set(held[T1.address]) == {ip_network("192.0.2.1/32"), ip_network("192.0.2.2/32")}
+        assert set(held[T1.key]) == {ip_network("192.0.2.1/32"), ip_network("192.0.2.2/32")}
         as_held = {
             address: {prefix: normal(path, before.peers[address]) for prefix, path in table.items()}
             for address, table in held.items()
@@ -159,12 +159,12 @@ async def test_the_tor_restarts(stage: Stage) -> None:
         speaker.set(desired((T1, table), (T2, [])))
         await stage.until(lambda: len(stage.routes("t1")) == 50, "paths at the ToR")
         stage.bgp.kill()
-        await stage.until(lambda: speaker.peers[T1.address].state == "down", "the session's end")
+        await stage.until(lambda: speaker.peers[T1.key].state == "down", "the session's end")
         marker = stage.bgp.ends_of_rib("t1")
         stage.bgp.start(stage.config())
         await stage.until(lambda: len(stage.routes("t1")) == 50, "paths at the new ToR")
         await stage.until(lambda: stage.bgp.ends_of_rib("t1") >= marker + 2, "End-of-RIB")
-        assert speaker.peers[T1.address].flaps == 1
+        assert speaker.peers[T1.key].flaps == 1
 
 
 @story
@@ -184,8 +184,8 @@ async def test_exabgp_and_relay_are_killed(stage: Stage) -> None:
         speaker.set(desired((T1, table[1:])))
         assert await speaker.settled(5)
         await stage.until(lambda: len(stage.routes("t1")) == 49, "a withdrawal through the other relay")
-        assert speaker.peers[T1.address].state == "up"
-        assert speaker.peers[T1.address].flaps == 0
+        assert speaker.peers[T1.key].state == "up"
+        assert speaker.peers[T1.key].flaps == 0
 
         os.kill(pid, signal.SIGKILL)
         await stage.until(lambda: running_speaker(stage.run_dir) is None, "the speaker's end")
@@ -196,7 +196,7 @@ async def test_exabgp_and_relay_are_killed(stage: Stage) -> None:
         def recovered() -> bool:
             nonlocal least
             least = min(least, len(stage.routes("t1")))
-            return stage.bgp.ends_of_rib("t1") >= before + 2 and speaker.peers[T1.address].state == "up"
+            return stage.bgp.ends_of_rib("t1") >= before + 2 and speaker.peers[T1.key].state == "up"
 
         await stage.until(recovered, "the session's return")
         assert least == 49
@@ -225,11 +225,11 @@ async def test_md5(stage: Stage) -> None:
         speaker.set(desired((wrong, table), (T1, table)))
         assert await speaker.settled(5)
         await stage.until(lambda: stage.routes("t1"), "the session without a password")
-        assert speaker.peers[T3.address].state == "connecting"
-        assert speaker.peers[T3.address].announced == 0
+        assert speaker.peers[T3.key].state == "connecting"
+        assert speaker.peers[T3.key].announced == 0
         speaker.set(desired((right, table), (T1, table)))
         await stage.until(lambda: stage.routes("t3"), "the session with the right password")
-        assert speaker.peers[T1.address].flaps == 0
+        assert speaker.peers[T1.key].flaps == 0
     logged = (stage.run_dir / "exabgp.log").read_text()
     assert "wrong" not in logged
     assert "s3cret" not in logged
@@ -260,6 +260,33 @@ async def test_two_sessions_share_the_load(stage: Stage) -> None:
         await stage.until(lambda: stage.next_hops(vip) == ["10.9.0.1"], "the better MED alone")
         speaker.set(desired((T1, []), (stage.t3, paths(vip, med=6))))
         await stage.until(lambda: stage.next_hops(vip) == ["10.8.0.1"], "the path that is left")
+
+
+@story
+async def test_one_router_has_two_sessions_with_the_node_from_two_addresses(stage: Stage) -> None:
+    """Each has its paths, is told and changed for itself, also after the next agent has come."""
+    stage.node.ip("addr add 10.9.0.4/24 dev eth0")
+    stage.bgp.configure(stage.config(twin=True))
+    v4, both = paths("192.0.2.1/32"), paths("192.0.2.1/32", "192.0.2.2/32")
+    async with agent(stage) as speaker:
+        speaker.set(desired((T1, v4), (T4, both)))
+        await stage.until(lambda: len(stage.routes("t1")) == 1 and len(stage.routes("t4")) == 2, "paths at the ToR")
+        await stage.until(lambda: stage.next_hops("192.0.2.2/32") == ["10.9.0.4"], "the kernel's route")
+        assert await speaker.settled(5)
+    async with agent(stage) as speaker:
+        speaker.set(desired((T1, both), (T4, v4)))
+        await stage.until(lambda: len(stage.routes("t1")) == 2 and len(stage.routes("t4")) == 1, "the other way round")
+        assert {str(key): status.flaps for key, status in speaker.peers.items()} == {
+            "10.9.0.2 from 10.9.0.1": 0, "10.9.0.2 from 10.9.0.4": 0,
+        }  # fmt: skip
+        assert await speaker.end(T4.key, BFD_DOWN)
+        await stage.until(lambda: stage.bgp.established("t4") == 2, "one was ended, and is back")
+        await stage.until(lambda: states(speaker) == {"up"} and stage.routes("t4"), "its path again")
+        speaker.set(desired((T1, both)))
+        await stage.until(lambda: not stage.routes("t4"), "withdrawn before the session closes")
+        assert await speaker.settled(5)
+        assert ([*speaker.peers], speaker.peers[T1.key].flaps) == ([T1.key], 0)
+        assert stage.bgp.established("t1") == 1
 
 
 @story
@@ -304,7 +331,7 @@ async def test_a_tor_that_ends_every_session_is_asked_less_and_less(stage: Stage
         speaker.set(desired((T1, [])))
         await stage.until(lambda: len(attempts) >= 4, "four attempts")
         assert attempts[3] - attempts[0] > 3.0  # 0.5, 1 and 2 s at least
-        assert speaker.peers[T1.address].last_reason == "notification received (6,4): cease: administrative reset"
+        assert speaker.peers[T1.key].last_reason == "notification received (6,4): cease: administrative reset"
 
 
 @story
@@ -351,12 +378,12 @@ async def test_a_family_that_the_tor_does_not_negotiate_is_told_and_not_counted(
         await stage.until(lambda: stage.routes("t1") and stage.routes("t2"), "paths at the ToR")
         await stage.until(lambda: states(speaker) == {"up"}, "both sessions up")
         assert await speaker.settled(5)
-        t1, t2 = speaker.peers[T1.address], speaker.peers[T2.address]
+        t1, t2 = speaker.peers[T1.key], speaker.peers[T2.key]
         assert (t1.families, t1.announced) == (("ipv4 unicast",), 1)
         assert (t2.families, t2.announced) == (("ipv6 unicast",), 1)
         told = {refusal.peer: str(refusal) for refusal in speaker.refusals}
-        assert "not negotiated ipv6 unicast" in told[T1.address]
-        assert "not negotiated IPv6 next hops for ipv4 unicast (RFC 8950)" in told[T2.address]
+        assert "not negotiated ipv6 unicast" in told[T1.key]
+        assert "not negotiated IPv6 next hops for ipv4 unicast (RFC 8950)" in told[T2.key]
         assert {refusal.reason for refusal in speaker.refusals} == {"FamilyNotNegotiated"}
         assert stage.routes("t1").keys() == {"192.0.2.1/32"}
         assert stage.routes("t2").keys() == {"2001:db8::1/128"}
@@ -380,7 +407,7 @@ async def test_a_link_local_peer_is_one_of_its_interface(stage: Stage) -> None:
         await stage.until(lambda: "fe80::a1" in stage.next_hops("192.0.2.1/32"), "the kernel's route")
         assert await speaker.settled(5)
         await stage.until(lambda: states(speaker) == {"up"}, "all sessions up")
-        assert {address: len(table) for address, table in (await speaker.observe()).items()} == {
+        assert {key.peer: len(table) for key, table in (await speaker.observe()).items()} == {
             L1.address: 2, L2.address: 1, T1.address: 1,
         }  # fmt: skip
         speaker.set(desired((first, v6), (second, v6), (T1, v4)))
@@ -417,10 +444,12 @@ async def test_a_router_is_found_by_what_it_says_on_the_link(stage: Stage) -> No
             found = within(snapshot).bgp
             assert found is not None and within(snapshot).bgp is found
             addresses = session_addresses(found.peers, {})
-            sessions, refusals = sessions_of(found.peers, node, addresses)
-            assert (list(map(str, sessions)), refusals) == (["10.9.0.2", "fe80::1%eth1"], [])
+            opened = sessions_of(found.peers, node, addresses)
+            assert ([str(key.peer) for key in opened.sessions], opened.refusals) == (["10.9.0.2", "fe80::1%eth1"], ())
             async with agent(stage) as speaker:
-                speaker.set(desired(*((each, paths("192.0.2.1/32", "2001:db8::1/128")) for each in sessions.values())))
+                speaker.set(
+                    desired(*((each, paths("192.0.2.1/32", "2001:db8::1/128")) for each in opened.sessions.values()))
+                )
                 await stage.until(lambda: states(speaker) == {"up"}, "both sessions")
                 hops = ["10.9.0.1", "fe80::a1"]
                 await stage.until(lambda: stage.next_hops("192.0.2.1/32") == hops, "the kernel's route")

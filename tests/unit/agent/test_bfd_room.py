@@ -16,16 +16,17 @@ from bfd.control import SOCKET, Report, View, parse_wanted, report_line
 from bfd.probes import Probing
 from bfd.session import Timers
 from bfd.table import Order
+from bgp.path import SessionKey
 from bgp.session import PeerStatus
 from routerd.agent.seats.bfd import AGAIN, BfdRoom, ProbeRoom
 from routerd.agent.turn import Seat
-from routerd.model import IPAddress
 from tests.models.virtual_time import elapse, in_virtual_time, now, settle
 from tests.waiting import eventually
 
 TOR, OTHER, HERE = ip_address("10.0.0.1"), ip_address("10.0.0.2"), ip_address("10.0.0.9")
+AT_TOR, AT_OTHER = SessionKey(TOR, HERE), SessionKey(OTHER, HERE)
 PROBING = Probing("routerd.vxlan", HERE, 50_000, frozenset({3, 2}))
-WANTED = {TOR: Order(TOR, HERE, Timers())}
+WANTED = {AT_TOR: Order(TOR, HERE, Timers())}
 UP = View(TOR, HERE, "up", 100.0, 0, False, "up", 50_000, 150_000, "")
 GONE = replace(UP, state="down", since=200.0, falls=1, failed=True, reason="nothing was heard")
 
@@ -40,7 +41,7 @@ def turn(room: BfdRoom | ProbeRoom, desired: object) -> list[str]:
 def test_a_round_tells_once_whom_to_watch(tmp_path: Path) -> None:
     room = BfdRoom(tmp_path, dict)
     assert turn(room, {}) == [], "nobody is watched, and nobody shall be"
-    assert turn(room, WANTED) == ["bfd: watch 10.0.0.1"]
+    assert turn(room, WANTED) == ["bfd: watch 10.0.0.1 from 10.0.0.9"]
     assert turn(room, WANTED) == []
     assert turn(room, {}) == ["bfd: watch nobody"]
     assert turn(room, None) == [], "not synced: nothing is touched"
@@ -62,7 +63,7 @@ class Process:
     """What answers in place of `routerd bfd`, and what it was told."""
 
     def __init__(self, directory: Path) -> None:
-        self.orders: list[dict[IPAddress, Order]] = []
+        self.orders: list[dict[SessionKey, Order]] = []
         self.writer: asyncio.StreamWriter | None = None
         self._path = directory / SOCKET
 
@@ -77,18 +78,18 @@ class Process:
 
     def say(self, *views: View) -> None:
         assert self.writer is not None
-        self.writer.write(report_line(Report("a", True, "", {}, {each.peer: each for each in views})))
+        self.writer.write(report_line(Report("a", True, "", {}, {(each.peer, each.local): each for each in views})))
 
 
 def test_a_peer_that_is_gone_loses_its_session_once_the_speaker_knows_it(tmp_path: Path) -> None:
     async def story() -> None:
-        sessions: dict[IPAddress, PeerStatus] = {}
-        ended: list[IPAddress] = []
+        sessions: dict[SessionKey, PeerStatus] = {}
+        ended: list[SessionKey] = []
         room, process = BfdRoom(tmp_path, lambda: sessions), Process(tmp_path)
         connected = asyncio.Event()
         room.on_connect = connected.set
 
-        async def end(peer: IPAddress) -> bool:
+        async def end(peer: SessionKey) -> bool:
             ended.append(peer)
             return True
 
@@ -96,19 +97,19 @@ def test_a_peer_that_is_gone_loses_its_session_once_the_speaker_knows_it(tmp_pat
         task = asyncio.create_task(room.run(end))
         await connected.wait()
         assert turn(room, {}) == ["bfd: watch nobody"], "the process watches somebody of before"
-        assert await asyncio.to_thread(turn, room, WANTED) == ["bfd: watch 10.0.0.1"]
+        assert await asyncio.to_thread(turn, room, WANTED) == ["bfd: watch 10.0.0.1 from 10.0.0.9"]
         await eventually(lambda: process.orders[-1:] == [WANTED])
         process.say(GONE)
-        await eventually(lambda: room.views()[TOR].failed)
+        await eventually(lambda: room.views()[AT_TOR].failed)
         assert [each.reason for each in room.refusals()] == ["BFDDown"]
         assert ended == []
-        sessions[TOR] = PeerStatus("up", since=50.0)
+        sessions[AT_TOR] = PeerStatus("up", since=50.0)
         room.look()
-        await eventually(lambda: ended == [TOR])
+        await eventually(lambda: ended == [AT_TOR])
         room.look()
         process.say(UP)
-        await eventually(lambda: room.views()[TOR].state == "up")
-        assert (room.refusals(), ended) == ((), [TOR])
+        await eventually(lambda: room.views()[AT_TOR].state == "up")
+        assert (room.refusals(), ended) == ((), [AT_TOR])
         server.close()
         assert process.writer is not None
         process.writer.close()
@@ -123,7 +124,7 @@ def test_a_peer_that_is_gone_loses_its_session_once_the_speaker_knows_it(tmp_pat
 
 @asynccontextmanager
 async def watching(
-    directory: Path, sessions: dict[IPAddress, PeerStatus], end: Callable[[IPAddress], Awaitable[bool]]
+    directory: Path, sessions: dict[SessionKey, PeerStatus], end: Callable[[SessionKey], Awaitable[bool]]
 ) -> AsyncIterator[tuple[BfdRoom, Process]]:
     room, process = BfdRoom(directory, lambda: sessions), Process(directory)
     connected = asyncio.Event()
@@ -147,22 +148,22 @@ def test_a_session_that_could_not_be_ended_is_ended_later_and_nobody_waits_for_i
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def story() -> None:
-        sessions = {TOR: PeerStatus("up", since=50.0), OTHER: PeerStatus("up", since=50.0)}
-        asked: list[tuple[IPAddress, float]] = []
+        sessions = {AT_TOR: PeerStatus("up", since=50.0), AT_OTHER: PeerStatus("up", since=50.0)}
+        asked: list[tuple[SessionKey, float]] = []
         speaks = asyncio.Event()
 
-        async def end(peer: IPAddress) -> bool:
+        async def end(peer: SessionKey) -> bool:
             asked.append((peer, now()))
-            if peer == OTHER:
+            if peer == AT_OTHER:
                 await speaks.wait()
-            return peer == OTHER or len(asked) > 3
+            return peer == AT_OTHER or len(asked) > 3
 
         async with watching(tmp_path, sessions, end) as (_, process):
             process.say(replace(GONE, peer=OTHER), GONE)
             await eventually(lambda: len(asked) == 4)
             await elapse(10)
-            assert [peer for peer, _ in asked] == [OTHER, TOR, TOR, TOR]
-            first, *later = [when for peer, when in asked if peer == TOR]
+            assert [peer for peer, _ in asked] == [AT_OTHER, AT_TOR, AT_TOR, AT_TOR]
+            first, *later = [when for peer, when in asked if peer == AT_TOR]
             assert later == pytest.approx([first + AGAIN, first + 2 * AGAIN], abs=0.01)
             speaks.set()
             await elapse(10)
@@ -173,17 +174,19 @@ def test_a_session_that_could_not_be_ended_is_ended_later_and_nobody_waits_for_i
     in_virtual_time(story())
     ends = [record.getMessage() for record in caplog.records if "bfd-session-ended" in record.getMessage()]
     assert [line.partition("bfd-session-ended ")[2].partition(" reason")[0] for line in ends] == [
-        "peer=10.0.0.1 ended=false", "peer=10.0.0.1 ended=true", "peer=10.0.0.2 ended=true", "peer=10.0.0.1 ended=true",
+        "peer=10.0.0.1 local=10.0.0.9 ended=false", "peer=10.0.0.1 local=10.0.0.9 ended=true",
+        "peer=10.0.0.2 local=10.0.0.9 ended=true",
+        "peer=10.0.0.1 local=10.0.0.9 ended=true",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("what", ["BFD is up again", "the session is down", "another session is up", "not watched"])
 def test_what_has_changed_since_a_fall_is_judged_anew(tmp_path: Path, what: str) -> None:
     async def story() -> None:
-        sessions = {TOR: PeerStatus("up", since=50.0)}
-        asked: list[IPAddress] = []
+        sessions = {AT_TOR: PeerStatus("up", since=50.0)}
+        asked: list[SessionKey] = []
 
-        async def end(peer: IPAddress) -> bool:
+        async def end(peer: SessionKey) -> bool:
             asked.append(peer)
             return False
 
@@ -194,36 +197,36 @@ def test_what_has_changed_since_a_fall_is_judged_anew(tmp_path: Path, what: str)
                 case "BFD is up again":
                     process.say(replace(UP, falls=1))
                 case "the session is down":
-                    sessions[TOR] = PeerStatus("down", since=201.0)
+                    sessions[AT_TOR] = PeerStatus("down", since=201.0)
                 case "another session is up":
-                    sessions[TOR] = PeerStatus("up", since=201.0)
+                    sessions[AT_TOR] = PeerStatus("up", since=201.0)
                 case _:
                     process.say()
             await elapse(10)
-            assert asked == [TOR]
+            assert asked == [AT_TOR]
 
     in_virtual_time(story())
 
 
 def test_a_session_that_the_speaker_did_not_know_of_is_ended_when_it_does(tmp_path: Path) -> None:
     async def story() -> None:
-        sessions = {TOR: PeerStatus("up", since=50.0)}
-        asked: list[IPAddress] = []
+        sessions = {AT_TOR: PeerStatus("up", since=50.0)}
+        asked: list[SessionKey] = []
 
-        async def end(peer: IPAddress) -> bool:
+        async def end(peer: SessionKey) -> bool:
             asked.append(peer)
             return len(asked) > 1
 
         async with watching(tmp_path, sessions, end) as (room, process):
             process.say(GONE)
             await eventually(lambda: asked)
-            sessions[TOR] = PeerStatus("unknown", since=50.0)
+            sessions[AT_TOR] = PeerStatus("unknown", since=50.0)
             await elapse(10)
-            assert asked == [TOR]
-            sessions[TOR] = PeerStatus("up", since=50.0)
+            assert asked == [AT_TOR]
+            sessions[AT_TOR] = PeerStatus("up", since=50.0)
             room.look()
             await elapse(10)
-            assert asked == [TOR, TOR]
+            assert asked == [AT_TOR, AT_TOR]
 
     in_virtual_time(story())
 
@@ -234,7 +237,7 @@ def test_what_is_no_bfd_process_of_ours_is_told_at_once_and_no_connection(tmp_pa
             writer.write(b'{"bfd": 2}\n')
             writer.close()
 
-        async def end(peer: IPAddress) -> bool:
+        async def end(peer: SessionKey) -> bool:
             return True
 
         room, told, connects = BfdRoom(tmp_path, dict), list[str](), list[None]()

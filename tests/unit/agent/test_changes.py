@@ -6,12 +6,13 @@ from ipaddress import ip_address
 
 import pytest
 
+from bgp.path import SessionKey
 from bgp.session import PeerStatus as Session
 from routerd.agent.changes import PATIENCE, SessionLog
 from routerd.tell.status import PeerStatus
 from routerd.tell.views import PeerView
 
-TOR = ip_address("10.0.0.1")
+TOR = SessionKey(ip_address("10.0.0.1"), ip_address("10.0.0.11"))
 
 
 def test_a_session_that_does_not_come_up_is_told_once(caplog: pytest.LogCaptureFixture) -> None:

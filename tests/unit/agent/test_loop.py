@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from bgp.path import SessionKey
 from bgp.session import PeerStatus as Session
 from egress.status import EgressStatus
 from fib.plan import Status as RouteStatus
@@ -23,13 +24,14 @@ from routerd.agent.reconcile import Reconciler, Round
 from routerd.model import Allocations, IPAddress, Origin, Peer, Peering, Refusal, Snapshot
 from routerd.node.brake import Brake, Limits
 from routerd.node.desired import Kept, LocalFacts, NodeState, Settings, compose
+from routerd.node.sessions import Way, way_to
 from routerd.selectors import LabelSelector
 from routerd.serve.api import RequestRefused
 from routerd.tell.drain import NODE_UNKNOWN
 from routerd.tell.status import ConfigStatus, are_lost, peer_statuses
 from routerd.tell.views import PeerView, Row
 from tests.models import cluster
-from tests.models.cluster import LOCAL, TOR
+from tests.models.cluster import LOCAL, SESSION, TOR
 from tests.models.rooms import EgressModel, FakeSpeaker, World
 from tests.models.virtual_time import elapse, in_virtual_time, now
 from tests.waiting import PATIENCE, eventually
@@ -59,11 +61,11 @@ class Here:
         return before
 
     def facts(self, peers: tuple[Peer, ...], before: LocalFacts) -> LocalFacts:
-        sessions = {peer.address: peer.source_address or LOCAL.get(peer.address) for peer in peers}
+        sessions = {way_to(peer): peer.source_address or LOCAL.get(way_to(peer)) for peer in peers}
         return replace(before, sessions=sessions, uplinks=("eth0",))
 
-    def peers(self) -> Mapping[IPAddress, PeerView]:
-        return {TOR: PeerView(TOR, self.session)}
+    def peers(self) -> Mapping[SessionKey, PeerView]:
+        return {SESSION: PeerView(SESSION, self.session)}
 
     def is_settled(self) -> bool:
         return self.settled
@@ -353,10 +355,18 @@ def test_what_it_does_not_know_is_refused(request_: dict[str, Any]) -> None:
 
 def test_two_peers_of_one_name_are_told_apart_by_address() -> None:
     other = ip_address("10.0.0.2")
-    local = {**LOCAL, other: ip_address("10.0.0.11")}
+    local = {**LOCAL, Way(other): SESSION.local}
     peers = (Peer(TOR, 1, 2, name="tor"), Peer(other, 1, 2, name="tor"))
     state = compose(cluster.snapshot(bgp=Peering(peers)), Settings("a"), LocalFacts(sessions=local))
     assert [peer.label for peer in peer_statuses(state, {})] == ["10.0.0.1", "10.0.0.2"]
+
+
+def test_two_sessions_with_one_peer_are_told_apart_by_where_they_are_from() -> None:
+    source = ip_address("10.0.0.12")
+    peers = (Peer(TOR, 1, 2), Peer(TOR, 1, 2, source_address=source))
+    local = {**LOCAL, Way(TOR, source): source}
+    state = compose(cluster.snapshot(bgp=Peering(peers)), Settings("a"), LocalFacts(sessions=local))
+    assert [peer.label for peer in peer_statuses(state, {})] == ["10.0.0.1 from 10.0.0.11", "10.0.0.1 from 10.0.0.12"]
 
 
 def test_of_two_entries_of_one_peer_the_node_asks_for_its_own() -> None:
@@ -399,9 +409,9 @@ def test_sessions_that_go_up_and_down_are_logged_with_the_cause(caplog: pytest.L
     caplog.set_level(logging.INFO, "routerd.agent")
     with_agent(test)
     lines = [record.getMessage() for record in caplog.records if "event=session-" in record.getMessage()]
-    raised = 'event=session-up peer=10.0.0.1 address=10.0.0.1 families="ipv4 unicast" hold=90'
-    fell = f'event=session-down peer=10.0.0.1 address=10.0.0.1 reason="{lost}"'
-    failed = f'event=session-failed peer=10.0.0.1 address=10.0.0.1 reason="{refused}"'
+    raised = 'event=session-up peer=10.0.0.1 address=10.0.0.1 local=10.0.0.11 families="ipv4 unicast" hold=90'
+    fell = f'event=session-down peer=10.0.0.1 address=10.0.0.1 local=10.0.0.11 reason="{lost}"'
+    failed = f'event=session-failed peer=10.0.0.1 address=10.0.0.1 local=10.0.0.11 reason="{refused}"'
     assert lines == [raised, fell, failed, raised, fell, raised]
 
 
@@ -689,4 +699,4 @@ def test_a_node_that_leaves_is_safe_to_stop_although_something_changes_all_the_t
 )  # fmt: skip
 def test_a_node_has_lost_its_sessions_when_none_of_them_is_up(states: list[Any], lost: bool) -> None:
     """One without peers has none to lose; and of which nobody tells may be up."""
-    assert are_lost(PeerView(TOR, Session(state)) for state in states) == lost
+    assert are_lost(PeerView(SESSION, Session(state)) for state in states) == lost

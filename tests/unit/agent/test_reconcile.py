@@ -17,7 +17,7 @@ from routerd.model import Allocations, Refusal
 from routerd.node.desired import NodeState
 from routerd.refs import Ref
 from tests.models import cluster
-from tests.models.cluster import TOR
+from tests.models.cluster import SESSION, TOR
 from tests.models.rooms import Apart, EgressModel, FakeSpeaker, World, reconciler, state
 from tests.waiting import PATIENCE, eventually, turns
 
@@ -53,7 +53,7 @@ def test_a_peer_hears_that_it_has_all_only_when_it_has() -> None:
 
 
 def test_a_new_agent_withdraws_nothing_that_the_one_before_announced() -> None:
-    world = World(adopted={TOR: {EGRESS_IP: Path(EGRESS_IP, local_pref=1000, med=0)}})
+    world = World(adopted={SESSION: {EGRESS_IP: Path(EGRESS_IP, local_pref=1000, med=0)}})
     rounds(world, state())
     assert world.journal == ["announce 1000", "prepare group 7"]
 
@@ -113,7 +113,7 @@ def test_a_gateway_that_started_anew_announces_no_egress_address_before_egress_i
     world = World()
     rounds(world, state(**{part: None}))
     assert (world.ribs, world.groups, world.complete) == ({str(TOR): {"192.0.2.1/32"}}, set(), [False])
-    adopted = World(adopted={TOR: {EGRESS_IP: Path(EGRESS_IP, local_pref=1000)}})
+    adopted = World(adopted={SESSION: {EGRESS_IP: Path(EGRESS_IP, local_pref=1000)}})
     rounds(adopted, state(**{part: None}))
     assert adopted.ribs == {str(TOR): BOTH}
 
@@ -142,7 +142,7 @@ def test_an_egress_address_that_was_announced_stays_as_it_was_when_the_datapath_
 
 
 def test_a_new_agent_over_a_broken_datapath_keeps_what_the_one_before_announced() -> None:
-    world = World(broken="observe", adopted={TOR: {EGRESS_IP: Path(EGRESS_IP, local_pref=1000)}})
+    world = World(broken="observe", adopted={SESSION: {EGRESS_IP: Path(EGRESS_IP, local_pref=1000)}})
     rounds(world, state())
     assert world.ribs == {str(TOR): BOTH}
 

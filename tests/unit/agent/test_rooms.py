@@ -23,7 +23,7 @@ from routerd.agent.egress import EgressRoom
 from routerd.agent.rooms import Rooms, WithRouters
 from routerd.model import Node, Peer, Peering, Snapshot
 from routerd.refs import Ref
-from tests.models.cluster import TOR
+from tests.models.cluster import SESSION, TOR
 from tests.models.egress_wishes import EGRESS_IP, GROUP, SERVED, on_gateway
 from tests.models.tables import granules
 from tests.models.virtual_time import elapse, in_virtual_time
@@ -44,7 +44,7 @@ class Speaker:
 
     def __init__(self, connected: bool, status: PeerStatus, *refusals: PathRefusal) -> None:
         self.connected = connected
-        self.peers = {TOR: status}
+        self.peers = {SESSION: status}
         self.refusals = refusals
 
 
@@ -75,7 +75,7 @@ def rooms(speaker: Any = None, datapath: Any = None) -> Rooms:
 def test_a_session_that_is_up_is_no_refusal() -> None:
     here = rooms(Speaker(True, PeerStatus("up", since=1.0, announced=4, flaps=2)))
     assert here.refusals() == ()
-    view = here.peers()[TOR]
+    view = here.peers()[SESSION]
     assert (view.up, view.session.announced, view.session.flaps) == (True, 4, 2)
     assert view.since is not None and view.since > 0
 
@@ -94,7 +94,7 @@ def test_no_speaker_is_told_once() -> None:
 
 
 def test_what_the_speaker_refuses_is_passed_on() -> None:
-    refused = PathRefusal(TOR, ip_network("192.0.2.1/32"), "BadCommunity", "x is none")
+    refused = PathRefusal(SESSION, ip_network("192.0.2.1/32"), "BadCommunity", "x is none")
     (refusal,) = rooms(Speaker(True, PeerStatus("up"), refused)).refusals()
     assert (str(refusal.object), refusal.reason) == ("path/192.0.2.1/32", "BadCommunity")
     assert refusal.message == "to peer 10.0.0.1: x is none"
@@ -181,7 +181,10 @@ async def test_a_new_agent_keeps_the_sessions_with_routers_that_it_has_not_heard
 
     def connect() -> None:
         speaker.connected = True
-        speaker.loaded = {ip_address(each) for each in ("fe80::1%none1", "fe80::2%none1", "fe80::3%other", "10.0.0.2")}
+        speaker.loaded = {
+            SESSION._replace(peer=ip_address(each))
+            for each in ("fe80::1%none1", "fe80::2%none1", "fe80::3%other", "10.0.0.2")
+        }
 
     asyncio.get_running_loop().call_later(0.5, connect)
     task = asyncio.create_task(here.find_routers())

@@ -23,7 +23,7 @@ from tests.waiting import eventually
 
 # Of a network for documents (RFC 5737), which is on no interface: no packet leaves.
 PEER = ip_address("198.51.100.1")
-ORDER = {PEER: Order(PEER, ip_address("198.51.100.2"), Timers(20_000, 30_000, 4))}
+ORDER = Order(PEER, ip_address("198.51.100.2"), Timers(20_000, 30_000, 4))
 
 
 async def ended(task: asyncio.Task[None]) -> None:
@@ -62,17 +62,17 @@ def scene(test: Callable[[Scene], Awaitable[None]]) -> Callable[[Path], None]:
 async def test_what_is_wanted_outlives_whoever_wanted_it_and_the_process(scene: Scene) -> None:
     process, client = scene.process(), asyncio.create_task(scene.client.run())
     await scene.is_told(set())
-    scene.client.set(ORDER)
-    await scene.is_told({PEER})
+    scene.client.set([ORDER])
+    await scene.is_told({ORDER.ends})
     await ended(client)
     assert scene.client.report is None
     await ended(process)
-    assert parse_kept((scene.directory / FILE).read_bytes()).orders == ORDER
+    assert parse_kept((scene.directory / FILE).read_bytes()).orders == {ORDER.ends: ORDER}
     assert not (scene.directory / SOCKET).exists()
     process, client = scene.process(), asyncio.create_task(Client(scene.directory / SOCKET).run())
     scene.client = Client(scene.directory / SOCKET)
     again = asyncio.create_task(scene.client.run())
-    await scene.is_told({PEER})  # though nobody has said so to this process
+    await scene.is_told({ORDER.ends})  # though nobody has said so to this process
     for task in (client, again, process):
         await ended(task)
 
@@ -80,10 +80,10 @@ async def test_what_is_wanted_outlives_whoever_wanted_it_and_the_process(scene: 
 @scene
 async def test_a_client_that_was_there_first_says_again_to_each_process_what_it_wants(scene: Scene) -> None:
     client = asyncio.create_task(scene.client.run())
-    scene.client.set(ORDER)
+    scene.client.set([ORDER])
     for _ in range(2):
         process = scene.process()
-        await scene.is_told({PEER})
+        await scene.is_told({ORDER.ends})
         await ended(process)
         (scene.directory / FILE).unlink()
         await eventually(lambda: scene.client.report is None, "gone")
@@ -131,12 +131,12 @@ def test_a_file_that_would_end_its_reader_is_refused(text: str) -> None:
 
 @scene
 async def test_a_file_that_is_damaged_is_said_and_what_it_held_is_asked_for_anew(scene: Scene) -> None:
-    (scene.directory / FILE).write_text(kept_text(Kept(ORDER))[:-5])
+    (scene.directory / FILE).write_text(kept_text(Kept({ORDER.ends: ORDER}))[:-5])
     process, client = scene.process(), asyncio.create_task(scene.client.run())
     await scene.is_told(set())
     assert any(each.startswith("bfd-file-refused not JSON") for each in scene.events)
-    scene.client.set(ORDER)
-    await scene.is_told({PEER})
+    scene.client.set([ORDER])
+    await scene.is_told({ORDER.ends})
     await ended(client)
     await ended(process)
 
@@ -144,11 +144,11 @@ async def test_a_file_that_is_damaged_is_said_and_what_it_held_is_asked_for_anew
 @scene
 async def test_an_address_that_is_not_here_is_said_once_and_nothing_falls(scene: Scene) -> None:
     process, client = scene.process(), asyncio.create_task(scene.client.run())
-    scene.client.set(ORDER)
+    scene.client.set([ORDER])
     await eventually(lambda: f"bfd-no-source {PEER}" in scene.events)
-    await scene.is_told({PEER})
+    await scene.is_told({ORDER.ends})
     report = scene.client.report
-    assert report is not None and not report.sessions[PEER].failed
+    assert report is not None and not report.sessions[ORDER.ends].failed
     assert scene.events.count(f"bfd-no-source {PEER}") == 1
     await ended(client)
     await ended(process)

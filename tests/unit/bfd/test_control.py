@@ -43,16 +43,26 @@ def a_session() -> Session:
 
 def test_reports_orders_and_what_is_kept_say_the_same_when_they_are_read() -> None:
     told = Report(
-        "ab", True, "no port", {"ttl": 3}, {B: view(ORDER, a_session())}, Probes(PROBING, "no device", 1, 0.5)
+        "ab",
+        True,
+        "no port",
+        {"ttl": 3},
+        {ORDER.ends: view(ORDER, a_session())},
+        Probes(PROBING, "no device", 1, 0.5),
     )
     assert parse_report(report_line(told)) == told
-    assert told.sessions[B].state == "up"
-    for wanted in (Wanted({B: ORDER, SIX.peer: SIX}), Wanted({}), Wanted(probing=PROBING), Wanted({B: ORDER}, PROBING)):
+    assert told.sessions[ORDER.ends].state == "up"
+    for wanted in (
+        Wanted({ORDER.ends: ORDER, SIX.ends: SIX}),
+        Wanted({}),
+        Wanted(probing=PROBING),
+        Wanted({ORDER.ends: ORDER}, PROBING),
+    ):
         assert parse_wanted(wanted_line(wanted)) == wanted
-    read = parse_kept(kept_text(Kept({B: ORDER}, {B: a_session()}, 77.5, PROBING)).encode())
-    assert (read.orders, read.good_until, read.probing) == ({B: ORDER}, 77.5, PROBING)
+    read = parse_kept(kept_text(Kept({ORDER.ends: ORDER}, {ORDER.ends: a_session()}, 77.5, PROBING)).encode())
+    assert (read.orders, read.good_until, read.probing) == ({ORDER.ends: ORDER}, 77.5, PROBING)
     for name in ("discriminator", "state", "remote", "since", "falls", "was_up"):
-        assert getattr(read.paused[B], name) == getattr(a_session(), name), name
+        assert getattr(read.paused[ORDER.ends], name) == getattr(a_session(), name), name
 
 
 @pytest.mark.parametrize(
@@ -63,7 +73,7 @@ def test_reports_orders_and_what_is_kept_say_the_same_when_they_are_read() -> No
     ],
 )  # fmt: skip
 def test_what_no_session_can_be_is_refused(change: dict[str, object]) -> None:
-    value = json.loads(wanted_line(Wanted({B: ORDER})))
+    value = json.loads(wanted_line(Wanted({ORDER.ends: ORDER})))
     value["sessions"][0].update(change)
     with pytest.raises(ControlError):
         parse_wanted(json.dumps(value).encode())

@@ -141,7 +141,7 @@ def test_what_never_came_up_says_what_the_peer_does_instead() -> None:
     assert wire.session(A).reason == "the peer answers, and has not heard this end yet"
     assert wire.session(B).reason == "nothing was heard from the peer yet"
     off = Packet(State.ADMIN_DOWN, 3, 9, wire.session(B).discriminator)
-    wire.tables[B].receive(encode(off), A, 255, 1, wire.now)
+    wire.tables[B].receive(encode(off), (A, B), 255, 1, wire.now)
     assert (wire.session(B).state, wire.session(B).reason) == (State.DOWN, "the peer is administratively down")
     assert not (wire.session(A).has_failed or wire.session(B).has_failed)
     wire.cut = lambda sender, packet: False
@@ -154,7 +154,7 @@ def test_a_peer_that_is_switched_off_after_it_fell_has_failed_no_more_and_says_w
     wire.cut = lambda sender, packet: True
     wire.until(lambda: wire.states() == "DOWN DOWN", 1)
     off = Packet(State.ADMIN_DOWN, 3, 9, wire.session(A).discriminator)
-    wire.tables[A].receive(encode(off), B, 255, 1, wire.now)
+    wire.tables[A].receive(encode(off), (B, A), 255, 1, wire.now)
     session = wire.session(A)
     assert (session.has_failed, session.falls, session.reason) == (False, 1, "the peer is administratively down")
 
@@ -241,7 +241,7 @@ def test_a_peer_that_wants_no_packets_gets_none_but_answers_to_polls() -> None:
     wire = up()
     peer = wire.session(A).remote.discriminator
     quiet = Packet(State.UP, 3, peer, wire.session(A).discriminator, 50_000, 0, poll=True)
-    answer = wire.tables[A].receive(encode(quiet), B, 255, 1, wire.now)
+    answer = wire.tables[A].receive(encode(quiet), (B, A), 255, 1, wire.now)
     assert len(answer) == 1
     assert wire.session(A).next_tx == NEVER
 
@@ -249,7 +249,7 @@ def test_a_peer_that_wants_no_packets_gets_none_but_answers_to_polls() -> None:
 def test_demand_of_the_peer_is_obeyed() -> None:
     wire = up()
     asks = Packet(State.UP, 3, 9, wire.session(A).discriminator, 50_000, 50_000, demand=True)
-    wire.tables[A].receive(encode(asks), B, 255, 1, wire.now)
+    wire.tables[A].receive(encode(asks), (B, A), 255, 1, wire.now)
     assert wire.session(A).next_tx == NEVER
 
 
@@ -259,7 +259,7 @@ def test_demand_of_the_peer_is_obeyed() -> None:
 def refusals(wire: Wire, packet: Packet, source: object = B, ttl: int = 255, device: int = 1) -> dict[str, int]:
     table = wire.tables[A]
     before = (wire.session(A), dict(table.refused))
-    assert table.receive(encode(packet), source, ttl, device, wire.now) == []  # type: ignore[arg-type]
+    assert table.receive(encode(packet), (source, A), ttl, device, wire.now) == []  # type: ignore[arg-type]
     assert wire.session(A) == before[0]
     return {reason: count for reason, count in table.refused.items() if before[1].get(reason) != count}
 
@@ -286,11 +286,22 @@ def test_a_process_that_stood_still_hears_what_waits_before_it_takes_anybody_for
     stale = Packet(State.UP, 3, wire.session(A).remote.discriminator, number, 50_000, 50_000)
     wire.now += 1.0
     other = Packet(State.DOWN, 3, 5, 77)
-    assert wire.tables[A].receive(encode(other), B, 255, 1, wire.now) == []
+    assert wire.tables[A].receive(encode(other), (B, A), 255, 1, wire.now) == []
     assert wire.session(A).state == State.UP
-    wire.tables[A].receive(encode(stale), B, 255, 1, wire.now)
+    wire.tables[A].receive(encode(stale), (B, A), 255, 1, wire.now)
     wire.tables[A].advance(wire.now)
     assert wire.session(A).state == State.UP
+
+
+def test_two_sessions_with_one_peer_are_told_apart_by_our_address() -> None:
+    wire = up()
+    (order,) = wire.tables[A].orders.values()
+    twin = Order(order.peer, type(order.local)(int(order.local) + 8), order.timers)
+    wire.tables[A].order({order.ends: order, twin.ends: twin}, wire.now)
+    first = Packet(State.DOWN, 3, 9, 0, 50_000, 50_000)
+    wire.tables[A].receive(encode(first), twin.ends, 255, 1, wire.now)
+    states = {ends: each.state for ends, each in wire.tables[A].sessions().items()}
+    assert states == {order.ends: State.UP, twin.ends: State.INIT}
 
 
 def test_an_address_that_moves_makes_another_session() -> None:
@@ -298,9 +309,11 @@ def test_an_address_that_moves_makes_another_session() -> None:
     number = wire.session(A).discriminator
     (order,) = wire.tables[A].orders.values()
     other = Order(order.peer, type(order.local)(int(order.local) + 8), order.timers)
-    wire.tables[A].order({order.peer: other}, wire.now)
+    wire.tables[A].order({other.ends: other}, wire.now)
     assert wire.session(A).discriminator != number
-    assert len(wire.tables[A].numbers()) == 1  # who says goodbye would contradict it
+    assert wire.tables[A].sessions().keys() == {other.ends}
+    wire.run(5)
+    assert len(wire.tables[A].numbers()) == 1, "the old one has said goodbye, from where it was"
 
 
 @given(st.lists(st.tuples(st.sampled_from(State), st.sampled_from([0, 1, 2]), st.booleans()), max_size=20))
@@ -312,7 +325,7 @@ def test_whatever_a_peer_says_the_session_is_one_of_the_rfc(heard: list[tuple[St
         before = wire.session(A).state
         number = wire.session(A).discriminator if yours else 0
         packet = Packet(state, 3, 9, number, 50_000, 50_000, poll=poll)
-        wire.send(wire.tables[A].receive(encode(packet), B, 255, 1, wire.now))
+        wire.send(wire.tables[A].receive(encode(packet), (B, A), 255, 1, wire.now))
         after = wire.session(A).state
         if before == State.DOWN and after == State.UP:
             assert state == State.INIT

@@ -20,7 +20,7 @@ PEER = SpeakerPeer(ip_address("10.9.0.2"), ip_address("10.9.0.1"), 64512, 65000,
 def test_loaded_peers(tmp_path: Path) -> None:
     file = tmp_path / "exabgp.conf"
     file.write_text("process relay {}\n" + conf.peers_text([PEER]))
-    assert commands.loaded_peers(file) == {"10.9.0.2": conf.digest(PEER)}
+    assert commands.loaded_peers(file) == {"10.9.0.2,10.9.0.1": conf.digest(PEER)}
 
 
 class Queue:
@@ -61,6 +61,6 @@ def test_a_flush_ends_in_the_time_that_it_names(
     queue, added = Queue(established=established), commands.Commands(tmp_path / "exabgp.conf", "5.0.15")
     clock = itertools.count(0, 10)  # milliseconds
     monkeypatch.setattr(commands, "time", SimpleNamespace(monotonic=lambda: next(clock) / 1000))
-    added.flush(None, queue, "relay", text.flush([PEER.address], 0.05), False)
+    added.flush(None, queue, "relay", text.flush([PEER.key], 0.05), False)
     assert len(list(queue.steps)) <= 5  # looks, one in 10 ms
     assert queue.answers == [said]

@@ -35,7 +35,7 @@ OTHER = SpeakerPeer(
 )  # fmt: skip
 
 GOLDEN = """\
-# peer 10.9.0.2 8f3a
+# peer 10.9.0.2,10.9.0.1 8f3a
 neighbor 10.9.0.2 {
     router-id 10.9.0.1;
     local-address 10.9.0.1;
@@ -62,7 +62,7 @@ neighbor 10.9.0.2 {
         negotiated;
     }
 }
-# peer fd09::2 8f3a
+# peer fd09::2,fd09::1 8f3a
 neighbor fd09::2 {
     router-id 10.9.0.1;
     local-address fd09::1;
@@ -157,7 +157,10 @@ def test_a_link_local_peer_bears_its_interface(tmp_path: Path) -> None:
     )
     text = conf.peers_text([one, other])
     (tmp_path / "exabgp.conf").write_text(text)
-    assert commands.loaded_peers(tmp_path / "exabgp.conf").keys() == {"fe80::1%eth1", "fe80::1%uplink.7"}
+    assert commands.loaded_peers(tmp_path / "exabgp.conf").keys() == {
+        "fe80::1%eth1,fe80::a1",
+        "fe80::1%uplink.7,fe80::a2",
+    }
     found = {str(n["peer-address"]): n for n in loaded(text).neighbors.values()}
     assert found.keys() == {"fe80::1%eth1", "fe80::1%uplink.7"}
     assert all(n["peer-address"].top() == "fe80::1" for n in found.values())  # to which it connects
@@ -197,7 +200,7 @@ def test_whatever_of_a_session_changes_exabgp_begins_another_one(mended: None) -
 
 def test_nothing_shows_a_password() -> None:
     peer = replace(PEER, password="s3cret")
-    planned = plan.plan(Desired({peer.address: peer}, {}), plan.Observed({}, {}))
+    planned = plan.plan(Desired({peer.key: peer}, {}), plan.Observed({}, {}))
     shown = repr(planned) + "".join(map(str, planned.actions))
     assert "s3cret" not in shown
     assert base64.b64encode(b"s3cret").decode() not in shown

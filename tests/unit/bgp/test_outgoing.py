@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from bgp import conf, rib, text, wire
 from bgp.inside import outgoing
 from bgp.inside.commands import Commands
-from bgp.path import IPAddress, IPNetwork, SpeakerPeer, normal_communities
+from bgp.path import IPNetwork, SessionKey, SpeakerPeer, normal_communities
 from bgp.path import Path as BgpPath
 from tests.models.real_exabgp import loaded
 
@@ -37,7 +37,7 @@ EBGP6 = replace(
     local_as=4200000001,
     extended_next_hop=True,
 )
-PEERS = {peer.address: peer for peer in (EBGP, IBGP, EBGP6)}
+PEERS = {peer.key: peer for peer in (EBGP, IBGP, EBGP6)}
 A, B, C = (ip_network(f"192.0.2.{n}/32") for n in (1, 2, 3))
 V6 = ip_network("2001:db8::1/128")
 
@@ -90,9 +90,9 @@ class Exabgp:
 
     def announce(self, path: BgpPath, *peers: SpeakerPeer, prefixes: Iterable[IPNetwork] = ()) -> list[str]:
         attributes = rib.attributes_of(path, peers[0])
-        return self.told(wire.announce([peer.address for peer in peers], attributes, list(prefixes) or [path.prefix]))
+        return self.told(wire.announce([peer.key for peer in peers], attributes, list(prefixes) or [path.prefix]))
 
-    def held(self) -> dict[IPAddress, dict[IPNetwork, BgpPath]]:
+    def held(self) -> dict[SessionKey, dict[IPNetwork, BgpPath]]:
         *rows, last = self.told(wire.SHOW_TABLE)
         assert last == "done"
         return wire.parse_table(rows, PEERS)
@@ -186,11 +186,11 @@ def test_updates_are_those_of_exabgps_own_encoder(
         return
     attributes, table = rib.attributes_of(wanted, peer), shared.table(peer)
     table.clear()
-    assert shared.told(wire.announce([peer.address], attributes, prefixes)) == ["done"]
-    own = text.announce([peer.address], attributes, prefixes)
+    assert shared.told(wire.announce([peer.key], attributes, prefixes)) == ["done"]
+    own = text.announce([peer.key], attributes, prefixes)
     assert sent(table, session) == encoded_by_exabgp(shared.of(peer), own, session)
-    assert shared.told(wire.withdraw([peer.address], prefixes)) == ["done"]
-    own = text.withdraw([peer.address], prefixes)
+    assert shared.told(wire.withdraw([peer.key], prefixes)) == ["done"]
+    own = text.withdraw([peer.key], prefixes)
     assert sent(table, session) == encoded_by_exabgp(shared.of(peer), own, session)
 
 
@@ -217,10 +217,10 @@ def test_what_a_session_has_not_negotiated_is_not_sent(exabgp: Exabgp) -> None:
 
 
 def test_only_the_last_of_several_changes_is_sent(exabgp: Exabgp) -> None:
-    exabgp.told(wire.withdraw([EBGP.address], [C]))
+    exabgp.told(wire.withdraw([EBGP.key], [C]))
     exabgp.announce(BgpPath(A, med=1), EBGP)
     exabgp.announce(BgpPath(B, med=1), EBGP)
-    exabgp.told(wire.withdraw([EBGP.address], [A]))
+    exabgp.told(wire.withdraw([EBGP.key], [A]))
     exabgp.announce(BgpPath(B, med=2), EBGP)
     assert told_of(exabgp, EBGP) == [("announce", B, 2), ("withdraw", C, None), ("withdraw", A, None)]
 
@@ -236,11 +236,11 @@ def test_a_new_session_gets_all_and_no_withdrawals(exabgp: Exabgp) -> None:
     exabgp.announce(BgpPath(A), EBGP, prefixes=[A, B])
     table = exabgp.table(EBGP)
     sent(table, Session(EBGP))
-    exabgp.told(wire.withdraw([EBGP.address], [A]))
+    exabgp.told(wire.withdraw([EBGP.key], [A]))
     table.reset()
     assert not table.pending()
     table.replace_restart([], [])
-    exabgp.told(wire.withdraw([EBGP.address], [C]))
+    exabgp.told(wire.withdraw([EBGP.key], [C]))
     (update,) = sent(table, Session(EBGP), first=True)
     assert update.endswith(wire.nlri_bytes([B])) and not table.pending()
 
@@ -253,7 +253,7 @@ def test_a_peer_that_asks_again_gets_one_family_in_full_updates(exabgp: Exabgp, 
     exabgp.announce(BgpPath(V6, ip_address("fd07::7")), EBGP)
     table = exabgp.table(EBGP)
     sent(table, Session(EBGP))
-    exabgp.told(wire.withdraw([EBGP.address], prefixes[:1]))
+    exabgp.told(wire.withdraw([EBGP.key], prefixes[:1]))
     exabgp.announce(BgpPath(prefixes[1], med=9), EBGP)
     table.resend(enhanced, outgoing.IPV4)
     messages = sent(table, Session(EBGP))
@@ -298,8 +298,8 @@ def test_the_table_comes_back_as_it_was_told(exabgp: Exabgp) -> None:
         exabgp.announce(path, EBGP)
     exabgp.announce(replace(paths[1], local_pref=300), IBGP)
     held = exabgp.held()
-    assert held[EBGP.address] == {path.prefix: path for path in paths}
-    assert held[IBGP.address] == {B: replace(paths[1], local_pref=300)} and held[EBGP6.address] == {}
+    assert held[EBGP.key] == {path.prefix: path for path in paths}
+    assert held[IBGP.key] == {B: replace(paths[1], local_pref=300)} and held[EBGP6.key] == {}
 
 
 def test_what_equal_peers_have_is_kept_once(exabgp: Exabgp) -> None:
@@ -307,25 +307,25 @@ def test_what_equal_peers_have_is_kept_once(exabgp: Exabgp) -> None:
     (one,), (other,) = (list(exabgp.table(peer).rows()) for peer in (EBGP, IBGP))
     assert one[0] is other[0] and all(first is second for first, second in zip(one[1], other[1], strict=True))
     held = exabgp.held()
-    assert held[EBGP.address][A] is held[IBGP.address][A]
+    assert held[EBGP.key][A] is held[IBGP.key][A]
 
 
 def test_exabgps_own_commands_fill_the_same_table(exabgp: Exabgp) -> None:
     """An agent of another release may use them. What they print is as from the stock table."""
     path = BgpPath(A, med=5, communities=("64512:1",))
     stock, neighbor = OutgoingRIB(True, exabgp.of(EBGP).families()), exabgp.of(EBGP)
-    words = text.announce([EBGP.address], rib.attributes_of(path, EBGP), [A, B]).partition("10.9.0.2 ")[2]
+    words = text.announce([EBGP.key], rib.attributes_of(path, EBGP), [A, B]).partition("local-ip 10.9.0.1 ")[2]
     for change in API(None).api_attributes(words, []):
         change.nlri.action = Action.ANNOUNCE
         for table in (stock, exabgp.table(EBGP)):
             table.add_to_rib(neighbor.remove_self(change))
-    assert exabgp.held()[EBGP.address] == {A: path, B: replace(path, prefix=B)}
+    assert exabgp.held()[EBGP.key] == {A: path, B: replace(path, prefix=B)}
     ours = [change.as_dict() for change in exabgp.table(EBGP).cached_changes()]
     assert ours == [change.as_dict() for change in stock.cached_changes()]
     assert sent(exabgp.table(EBGP), Session(EBGP)) == sent(stock, Session(EBGP))
     for change in list(stock.cached_changes()):
         exabgp.table(EBGP).del_from_rib(change)
-    assert exabgp.held()[EBGP.address] == {}
+    assert exabgp.held()[EBGP.key] == {}
 
 
 def told_of(exabgp: Exabgp, peer: SpeakerPeer) -> list[tuple[str, IPNetwork, int | None]]:

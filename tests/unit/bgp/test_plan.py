@@ -23,8 +23,8 @@ def path(prefix: str, **attributes: object) -> Path:
 
 def desired(*tables: tuple[SpeakerPeer, list[Path]]) -> Desired:
     return Desired(
-        {peer.address: peer for peer, _ in tables},
-        {peer.address: {entry.prefix: entry for entry in table} for peer, table in tables},
+        {peer.key: peer for peer, _ in tables},
+        {peer.key: {entry.prefix: entry for entry in table} for peer, table in tables},
     )
 
 
@@ -37,6 +37,28 @@ def lines(wanted: Desired, held: plan.Observed) -> list[str]:
     return [str(action) for action in plan.plan(wanted, held).actions]
 
 
+def test_two_sessions_with_one_peer_are_changed_one_without_the_other() -> None:
+    twin, table = replace(A, local_address=ip_address("10.0.0.3")), [path("192.0.2.1/32")]
+    both = observed((A, table), (twin, table))
+    assert lines(desired((A, table), (twin, [])), both) == ["withdraw 192.0.2.1/32 from 10.0.0.2 from 10.0.0.3"]
+    assert lines(desired((A, table), (replace(twin, hold_time=30), table)), both)[0] == (
+        "reload peers: reset 10.0.0.2 from 10.0.0.3"
+    )
+    assert lines(desired((A, table)), both) == [
+        "withdraw 192.0.2.1/32 from 10.0.0.2 from 10.0.0.3",
+        "wait until the withdrawals have left for 10.0.0.2 from 10.0.0.3",
+        "reload peers: remove 10.0.0.2 from 10.0.0.3",
+    ]
+
+
+def test_a_session_that_goes_from_another_address_from_now_on_is_not_waited_for() -> None:
+    """The address may be gone: its TCP would acknowledge nothing."""
+    moved, table = replace(A, local_address=ip_address("10.0.0.3")), [path("192.0.2.1/32")]
+    planned = plan.plan(desired((moved, table)), observed((A, table)))
+    assert plan.Flush((), (A.key,)) in planned.actions
+    assert plan.Flush((A.key,)) in plan.plan(desired((B, table)), observed((A, table))).actions
+
+
 def test_nothing_to_do() -> None:
     table = [path("192.0.2.1/32", communities=("1:1",))]
     assert lines(desired((A, table), (B, [])), observed((A, table), (B, []))) == []
@@ -46,31 +68,32 @@ def test_a_whole_change_in_its_order() -> None:
     held = observed((A, [path("192.0.2.1/32"), path("192.0.2.9/32")]), (C, [path("2001:db8::9/128")]))
     wanted = desired((A, [path("192.0.2.1/32", med=7), path("192.0.2.2/32")]), (B, [path("192.0.2.2/32")]))
     assert lines(wanted, held) == [
-        "announce 192.0.2.1/32 to 10.0.0.2 next-hop self med 7",
-        "announce 192.0.2.2/32 to 10.0.0.2 next-hop self",
-        "withdraw 192.0.2.9/32 from 10.0.0.2",
-        "withdraw 2001:db8::9/128 from fd00::2",
-        "wait until the withdrawals have left for fd00::2",
-        "reload peers: add 10.0.1.2; remove fd00::2",
-        "announce 192.0.2.2/32 to 10.0.1.2 next-hop self",
+        "announce 192.0.2.1/32 to 10.0.0.2 from 10.0.0.1 next-hop self med 7",
+        "announce 192.0.2.2/32 to 10.0.0.2 from 10.0.0.1 next-hop self",
+        "withdraw 192.0.2.9/32 from 10.0.0.2 from 10.0.0.1",
+        "withdraw 2001:db8::9/128 from fd00::2 from fd00::1",
+        "wait until the withdrawals have left for fd00::2 from fd00::1",
+        "reload peers: add 10.0.1.2 from 10.0.1.1; remove fd00::2 from fd00::1",
+        "announce 192.0.2.2/32 to 10.0.1.2 from 10.0.1.1 next-hop self",
     ]
 
 
 def test_a_changed_session_is_reset_and_keeps_its_paths() -> None:
     table = [path("192.0.2.1/32")]
     assert lines(desired((replace(A, hold_time=9), table), (B, table)), observed((A, table), (B, table))) == [
-        "reload peers: reset 10.0.0.2"
+        "reload peers: reset 10.0.0.2 from 10.0.0.1"
     ]
 
 
 def test_identical_paths_are_one_command() -> None:
     table = [path(f"192.0.2.{n}/32", local_pref=5) for n in range(5)]
     assert lines(desired((A, table), (B, table)), observed((A, []), (B, []))) == [
-        "announce 192.0.2.0/32, 192.0.2.1/32, 192.0.2.2/32 and 2 more to 10.0.0.2, 10.0.1.2 next-hop self"
+        "announce 192.0.2.0/32, 192.0.2.1/32, 192.0.2.2/32 and 2 more "
+        "to 10.0.0.2 from 10.0.0.1, 10.0.1.2 from 10.0.1.1 next-hop self"
     ]
     assert lines(desired((A, []), (B, [])), observed((A, table), (B, table[:1]))) == [
-        "withdraw 192.0.2.0/32 from 10.0.0.2, 10.0.1.2",
-        "withdraw 192.0.2.1/32, 192.0.2.2/32, 192.0.2.3/32 and 1 more from 10.0.0.2",
+        "withdraw 192.0.2.0/32 from 10.0.0.2 from 10.0.0.1, 10.0.1.2 from 10.0.1.1",
+        "withdraw 192.0.2.1/32, 192.0.2.2/32, 192.0.2.3/32 and 1 more from 10.0.0.2 from 10.0.0.1",
     ]
 
 
@@ -102,25 +125,31 @@ def test_what_a_session_does_not_carry_is_left_out_or_refused() -> None:
 
 def test_what_exabgp_rejected_is_not_tried_again_while_it_is_the_same() -> None:
     bad, good = path("192.0.2.1/32"), path("192.0.2.2/32")
-    rejected = {(A.address, bad.prefix): bad}
+    rejected = {(A.key, bad.prefix): bad}
     planned = plan.plan(desired((A, [bad, good])), observed((A, [])), rejected)
-    assert [str(action) for action in planned.actions] == ["announce 192.0.2.2/32 to 10.0.0.2 next-hop self"]
+    assert [str(action) for action in planned.actions] == [
+        "announce 192.0.2.2/32 to 10.0.0.2 from 10.0.0.1 next-hop self"
+    ]
     changed = replace(bad, med=1)
     planned = plan.plan(desired((A, [changed])), observed((A, [])), rejected)
-    assert [str(action) for action in planned.actions] == ["announce 192.0.2.1/32 to 10.0.0.2 next-hop self med 1"]
+    assert [str(action) for action in planned.actions] == [
+        "announce 192.0.2.1/32 to 10.0.0.2 from 10.0.0.1 next-hop self med 1"
+    ]
 
 
 def test_without_reload_only_loaded_sessions_get_paths() -> None:
     table = [path("192.0.2.1/32")]
     planned = plan.plan(desired((A, table), (B, table)), observed((A, [])), reload=False)
-    assert [str(action) for action in planned.actions] == ["announce 192.0.2.1/32 to 10.0.0.2 next-hop self"]
-    assert planned.pending == {A.address: 1, B.address: 1}
+    assert [str(action) for action in planned.actions] == [
+        "announce 192.0.2.1/32 to 10.0.0.2 from 10.0.0.1 next-hop self"
+    ]
+    assert planned.pending == {A.key: 1, B.key: 1}
 
 
 def test_a_path_that_is_refused_now_is_withdrawn() -> None:
     held = observed((A, [path("192.0.2.1/32"), path("192.0.2.2/32")]))
     planned = plan.plan(desired((A, [path("192.0.2.1/32", communities=("x",)), path("192.0.2.2/32")])), held)
-    assert [str(action) for action in planned.actions] == ["withdraw 192.0.2.1/32 from 10.0.0.2"]
+    assert [str(action) for action in planned.actions] == ["withdraw 192.0.2.1/32 from 10.0.0.2 from 10.0.0.1"]
     assert [refusal.reason for refusal in planned.refusals] == ["BadCommunity"]
 
 

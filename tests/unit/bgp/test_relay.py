@@ -19,7 +19,10 @@ import pytest
 from bgp import relay
 from tests.waiting import PATIENCE
 
-UP = '{ "exabgp": "5.0.0", "type": "state", "neighbor": { "address": { "peer": "10.0.0.2" }, "state": "up" }}'
+UP = (
+    '{ "exabgp": "5.0.0", "type": "state", "neighbor": { "address": { "peer": "10.0.0.2", "local": "10.0.0.1" }, '
+    '"state": "up" }}'
+)
 DOWN = UP.replace('"up"', '"down"')
 NEGOTIATED = UP.replace('"state": "up"', '"negotiated": {}').replace('"type": "state"', '"type": "negotiated"')
 # Refuses a configuration with "bad" in it, and says the password, as ExaBGP may.
@@ -128,7 +131,7 @@ def test_hello_then_answers_in_order(bench: Bench) -> None:
     agent = bench.agent()
     assert agent.take() == {
         "hello": {
-            "protocol": 1,
+            "protocol": 2,
             "exabgp": "5.0.15",
             "pid": 7,
             "started": 1.5,
@@ -295,9 +298,9 @@ def test_reload(bench: Bench) -> None:
     agent.take()
     file = bench.directory / relay.CONFIGURATION
 
-    agent.ask(id=1, reload="# peer 10.0.0.2 ab\nneighbor …")
+    agent.ask(id=1, reload="# peer 10.0.0.2,10.0.0.1 ab\nneighbor …")
     assert bench.exabgp.take() == "routerd reload"
-    assert file.read_text().endswith("# peer 10.0.0.2 ab\nneighbor …")
+    assert file.read_text().endswith("# peer 10.0.0.2,10.0.0.1 ab\nneighbor …")
     assert re.match(r'process relay \{\n    run "/\S+" -I -S "/\S+relay.py";', file.read_text())
     assert file.stat().st_mode & 0o777 == 0o600
     bench.exabgp.send(json.dumps({"routerd": {"peers": {"10.0.0.2": "ab"}}}))
@@ -325,7 +328,7 @@ def test_an_agent_that_asked_for_a_reload_and_went(bench: Bench) -> None:
     bench.greet({"10.0.0.2": "ab"})
     first = bench.agent()
     first.take()
-    first.ask(id=1, reload="# peer 10.0.0.3 cd\n")
+    first.ask(id=1, reload="# peer 10.0.0.3,10.0.0.1 cd\n")
     assert bench.exabgp.take() == "routerd reload"
     first.close()
     second = bench.agent()

@@ -9,7 +9,7 @@ from bgp.session import PeerStatus, Sessions
 from bgp.text import SessionEvent
 
 SESSION = SpeakerPeer(ip_address("10.0.0.2"), ip_address("10.0.0.1"), 1, 2, IPv4Address("10.0.0.1"))
-PEER = SESSION.address
+PEER = SESSION.key
 BOTH = ("ipv4 unicast", "ipv6 unicast")
 
 

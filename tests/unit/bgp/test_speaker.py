@@ -35,8 +35,8 @@ def path(prefix: str, **attributes: object) -> BgpPath:
 
 def desired(*tables: tuple[SpeakerPeer, list[BgpPath]]) -> Desired:
     return Desired(
-        {peer.address: peer for peer, _ in tables},
-        {peer.address: {entry.prefix: entry for entry in table} for peer, table in tables},
+        {peer.key: peer for peer, _ in tables},
+        {peer.key: {entry.prefix: entry for entry in table} for peer, table in tables},
     )
 
 
@@ -59,7 +59,7 @@ class FakeRelay:
         reader, writer = await asyncio.open_unix_connection(socket)
         try:
             self._tell(writer, hello={
-                "protocol": 1, "exabgp": "5.0.15", "pid": self.pid, "started": 1.0, "peers": self.peers,
+                "protocol": 2, "exabgp": "5.0.15", "pid": self.pid, "started": 1.0, "peers": self.peers,
                 "events": self.events, **({} if self.bulk is None else {"bulk": 1}),
             })  # fmt: skip
             while line := await reader.readline():
@@ -99,7 +99,7 @@ class FakeRelay:
         return self._tell(writer, id=number, ok=True)
 
     def _carry_out(self, command: str) -> None:
-        peers = re.findall(r"neighbor (\S+)", command)
+        peers = [",".join(ends) for ends in re.findall(r"neighbor (\S+) local-ip (\S+)", command)]
         attributes, _, prefixes = command.partition(" nlri ")
         for peer in peers:
             for prefix in prefixes.split():
@@ -112,14 +112,14 @@ class FakeRelay:
 def _row(peer: str, prefix: str, attributes: str) -> str:
     words = attributes.split()
     med = {"med": int(words[words.index("med") + 1])} if "med" in words else {}
-    hop = {"10.0.0.2": "10.0.0.1", "10.0.1.2": "10.0.1.1"}[peer]
+    hop = peer.partition(",")[2]
     return json.dumps(
         {"peer": {"address": peer}, "route": {"nlri": {"prefix": prefix, "nexthop": hop}, "attributes": med}}
     )
 
 
 def up(peer: SpeakerPeer) -> list[dict[str, Any]]:
-    who = {"address": {"peer": str(peer.address)}}
+    who = {"address": {"peer": str(peer.address), "local": str(peer.local_address)}}
     agreed = {"families": ["ipv4 unicast"], "nexthop": [], "hold_time": 90}
     return [
         {"type": "negotiated", "time": 5.0, "neighbor": {**who, "negotiated": agreed}},
@@ -157,12 +157,12 @@ def story(test: Story) -> Callable[[Path], None]:
 @story
 async def test_unknown_touches_nothing(socket: Path) -> None:
     relay = FakeRelay()
-    relay.peers, relay.tables = {"10.0.0.2": "ab"}, {"10.0.0.2": {"192.0.2.1/32": ""}}
+    relay.peers, relay.tables = {"10.0.0.2,10.0.0.1": "ab"}, {"10.0.0.2,10.0.0.1": {"192.0.2.1/32": ""}}
     async with running(socket, relay) as speaker:
         speaker.set(None)
         assert not await speaker.settled(0.1)
         assert relay.commands == []
-        assert (await speaker.observe())[A.address].keys() == {ip_network("192.0.2.1/32")}
+        assert (await speaker.observe())[A.key].keys() == {ip_network("192.0.2.1/32")}
         assert speaker.exabgp_version == "5.0.15"
     assert not speaker.connected
 
@@ -172,7 +172,7 @@ async def test_no_speaker(socket: Path) -> None:
     speaker = Speaker(socket)
     speaker.set(desired((A, [])))
     assert not await speaker.settled(0.01)
-    assert speaker.peers[A.address].state == "unknown"
+    assert speaker.peers[A.key].state == "unknown"
     with pytest.raises(SpeakerUnavailable, match="routerd speaker"):
         await speaker.observe()
 
@@ -181,86 +181,88 @@ async def test_no_speaker(socket: Path) -> None:
 async def test_a_running_speaker_is_adopted(socket: Path) -> None:
     """Only what differs is sent; then End-of-RIB to the session that is up."""
     relay = FakeRelay()
-    relay.peers = {str(peer): digest for peer, digest in conf.digests({A.address: A}).items()}
-    relay.tables = {"10.0.0.2": {"192.0.2.1/32": "", "192.0.2.2/32": "", "192.0.2.3/32": ""}}
+    relay.peers = {key.token: digest for key, digest in conf.digests({A.key: A}).items()}
+    relay.tables = {"10.0.0.2,10.0.0.1": {"192.0.2.1/32": "", "192.0.2.2/32": "", "192.0.2.3/32": ""}}
     relay.events = up(A)
     async with running(socket, relay) as speaker:
         speaker.set(desired((A, [path("192.0.2.1/32"), path("192.0.2.2/32", med=4), path("192.0.2.4/32")])))
         assert await speaker.settled(5)
         assert relay.commands == [
-            "neighbor 10.0.0.2 announce attributes next-hop self med 4 nlri 192.0.2.2/32",
-            "neighbor 10.0.0.2 announce attributes next-hop self nlri 192.0.2.4/32",
-            "neighbor 10.0.0.2 withdraw attributes nlri 192.0.2.3/32",
-            "neighbor 10.0.0.2 announce eor ipv4 unicast",
+            "neighbor 10.0.0.2 local-ip 10.0.0.1 announce attributes next-hop self med 4 nlri 192.0.2.2/32",
+            "neighbor 10.0.0.2 local-ip 10.0.0.1 announce attributes next-hop self nlri 192.0.2.4/32",
+            "neighbor 10.0.0.2 local-ip 10.0.0.1 withdraw attributes nlri 192.0.2.3/32",
+            "neighbor 10.0.0.2 local-ip 10.0.0.1 announce eor ipv4 unicast",
         ]
-        status = speaker.peers[A.address]
+        status = speaker.peers[A.key]
         assert (status.state, status.since, status.announced, status.pending) == ("up", 6.0, 3, 0)
 
 
 @story
 async def test_a_speaker_that_takes_bulk_commands_is_told_numbers(socket: Path) -> None:
     relay = FakeRelay()
-    relay.peers = {str(peer): digest for peer, digest in conf.digests({A.address: A}).items()}
-    relay.bulk = ["10.0.0.2 4 0a000001 - 20c000020120c0000203"]
+    relay.peers = {key.token: digest for key, digest in conf.digests({A.key: A}).items()}
+    relay.bulk = ["10.0.0.2,10.0.0.1 4 0a000001 - 20c000020120c0000203"]
     async with running(socket, relay) as speaker:
         speaker.set(desired((A, [path("192.0.2.1/32"), path("192.0.2.2/32", med=4)])))
         assert await speaker.settled(5)
         assert relay.commands == [
-            "neighbor 10.0.0.2 routerd announce 4 self 80040400000004 20c0000202",
-            "neighbor 10.0.0.2 routerd withdraw 4 20c0000203",
+            "neighbor 10.0.0.2 local-ip 10.0.0.1 routerd announce 4 self 80040400000004 20c0000202",
+            "neighbor 10.0.0.2 local-ip 10.0.0.1 routerd withdraw 4 20c0000203",
         ]
 
 
 @story
 async def test_paths_of_a_family_that_is_not_negotiated_are_not_said_to_be_announced(socket: Path) -> None:
     relay = FakeRelay()
-    relay.peers = {str(peer): digest for peer, digest in conf.digests({A.address: A}).items()}
-    relay.tables = {"10.0.0.2": {}}
+    relay.peers = {key.token: digest for key, digest in conf.digests({A.key: A}).items()}
+    relay.tables = {"10.0.0.2,10.0.0.1": {}}
     relay.events = up(A)  # without IPv6
     paths = [path("192.0.2.1/32"), path("2001:db8::1/128", next_hop=ip_address("fd00::1"))]
     async with running(socket, relay) as speaker:
         speaker.set(desired((A, paths)))
         assert await speaker.settled(5)
-        assert speaker.peers[A.address].announced == 1
+        assert speaker.peers[A.key].announced == 1
         (refusal,) = speaker.refusals
         assert str(refusal) == (
-            "peer 10.0.0.2: FamilyNotNegotiated: the router has not negotiated ipv6 unicast in this session: its paths "
-            "(1) are not announced there; activate that address family for the session"
+            "peer 10.0.0.2 from 10.0.0.1: FamilyNotNegotiated: the router has not negotiated ipv6 unicast in this "
+            "session: its paths (1) are not announced there; activate that address family for the session"
         )
         speaker.set(desired((A, paths[:1])))
         assert await speaker.settled(5)
-        assert (speaker.peers[A.address].announced, speaker.refusals) == (1, ())
+        assert (speaker.peers[A.key].announced, speaker.refusals) == (1, ())
 
 
 @story
 async def test_which_sessions_a_desired_state_would_load_anew(socket: Path) -> None:
     relay = FakeRelay()
-    relay.peers = {str(peer): digest for peer, digest in conf.digests({A.address: A, B.address: B}).items()}
+    relay.peers = {key.token: digest for key, digest in conf.digests({A.key: A, B.key: B}).items()}
     other = replace(A, address=ip_address("10.0.2.2"))
     async with running(socket, relay) as speaker:
         assert speaker.unloaded(desired((A, []), (B, []))) == {}
         wanted = desired((replace(A, password="x"), []), (other, []))
-        assert speaker.unloaded(wanted) == {A.address: "changed", B.address: "gone", other.address: "new"}
+        assert speaker.unloaded(wanted) == {A.key: "changed", B.key: "gone", other.key: "new"}
 
 
 @story
 async def test_end_of_rib_waits_until_the_desired_state_is_complete(socket: Path) -> None:
     relay = FakeRelay()
-    relay.peers = {str(peer): digest for peer, digest in conf.digests({A.address: A}).items()}
-    relay.tables = {"10.0.0.2": {}}
+    relay.peers = {key.token: digest for key, digest in conf.digests({A.key: A}).items()}
+    relay.tables = {"10.0.0.2,10.0.0.1": {}}
     relay.events = up(A)
     async with running(socket, relay) as speaker:
         whole = desired((A, [path("192.0.2.1/32"), path("192.0.2.2/32")]))
         speaker.set(desired((A, [path("192.0.2.1/32")])), complete=False)
         assert await speaker.settled(5)
-        assert relay.commands == ["neighbor 10.0.0.2 announce attributes next-hop self nlri 192.0.2.1/32"]
+        assert relay.commands == [
+            "neighbor 10.0.0.2 local-ip 10.0.0.1 announce attributes next-hop self nlri 192.0.2.1/32"
+        ]
         speaker.set(whole, complete=False)
         assert await speaker.settled(5)
         speaker.set(whole)
         assert await speaker.settled(5)
         assert relay.commands[1:] == [
-            "neighbor 10.0.0.2 announce attributes next-hop self nlri 192.0.2.2/32",
-            "neighbor 10.0.0.2 announce eor ipv4 unicast",
+            "neighbor 10.0.0.2 local-ip 10.0.0.1 announce attributes next-hop self nlri 192.0.2.2/32",
+            "neighbor 10.0.0.2 local-ip 10.0.0.1 announce eor ipv4 unicast",
         ]
 
 
@@ -275,9 +277,10 @@ async def test_a_removed_peer_loses_its_paths_first(socket: Path) -> None:
         speaker.set(desired((A, table)))
         assert await speaker.settled(5)
         assert relay.commands == [
-            "neighbor 10.0.1.2 withdraw attributes nlri 192.0.2.1/32", "neighbor 10.0.1.2 routerd flush 0.3", "reload",
+            "neighbor 10.0.1.2 local-ip 10.0.1.1 withdraw attributes nlri 192.0.2.1/32",
+            "neighbor 10.0.1.2 local-ip 10.0.1.1 routerd flush 0.3", "reload",
         ]  # fmt: skip
-        assert relay.tables == {"10.0.0.2": {"192.0.2.1/32": "next-hop self"}}
+        assert relay.tables == {"10.0.0.2,10.0.0.1": {"192.0.2.1/32": "next-hop self"}}
 
 
 @story
@@ -295,13 +298,13 @@ async def test_acknowledged_is_not_sent(socket: Path) -> None:
         relay.commands.clear()
         assert await speaker.sent(5)
         assert await speaker.sent(5)
-        assert relay.commands == ["neighbor 10.0.1.2 routerd flush 0.3"]
+        assert relay.commands == ["neighbor 10.0.1.2 local-ip 10.0.1.1 routerd flush 0.3"]
 
 
 @story
 async def test_what_the_agent_before_left_queued_is_waited_for(socket: Path) -> None:
     relay = FakeRelay()
-    relay.peers = {str(peer): digest for peer, digest in conf.digests({A.address: A}).items()}
+    relay.peers = {key.token: digest for key, digest in conf.digests({A.key: A}).items()}
     relay.tables, relay.rejects = {"10.0.0.2": {}}, "flush"
     async with running(socket, relay) as speaker:
         speaker.set(desired((A, [])))
@@ -319,12 +322,12 @@ async def test_a_peer_that_takes_no_withdrawals_is_not_removed_yet(socket: Path)
         relay.commands.clear()
         relay.rejects = "flush"
         speaker.set(desired((A, [*table, path("192.0.2.2/32")])))
-        await eventually(lambda: relay.commands.count("neighbor 10.0.1.2 routerd flush 0.3") >= 3)
+        await eventually(lambda: relay.commands.count("neighbor 10.0.1.2 local-ip 10.0.1.1 routerd flush 0.3") >= 3)
         assert "reload" not in relay.commands
-        assert relay.tables["10.0.0.2"].keys() == {"192.0.2.1/32", "192.0.2.2/32"}  # the others go on
-        assert [(str(r.peer), r.reason) for r in speaker.refusals] == [("10.0.1.2", "WithdrawalsQueued")]
+        assert relay.tables["10.0.0.2,10.0.0.1"].keys() == {"192.0.2.1/32", "192.0.2.2/32"}  # the others go on
+        assert [(str(r.peer), r.reason) for r in speaker.refusals] == [("10.0.1.2 from 10.0.1.1", "WithdrawalsQueued")]
         relay.rejects = "never"
-        await eventually(lambda: relay.peers.keys() == {"10.0.0.2"} and not speaker.refusals)
+        await eventually(lambda: relay.peers.keys() == {"10.0.0.2,10.0.0.1"} and not speaker.refusals)
 
 
 def test_a_peer_that_takes_nothing_for_long_is_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -337,10 +340,10 @@ def test_a_peer_that_takes_nothing_for_long_is_removed(tmp_path: Path, caplog: p
             speaker.set(desired((A, []), (B, [path("192.0.2.1/32")])))
             assert await speaker.settled(5)
             speaker.set(desired((A, [])))
-            await eventually(lambda: relay.peers.keys() == {"10.0.0.2"})
+            await eventually(lambda: relay.peers.keys() == {"10.0.0.2,10.0.0.1"})
 
     test(tmp_path)
-    assert "removed without having taken its withdrawals: 10.0.1.2" in caplog.text
+    assert "removed without having taken its withdrawals: 10.0.1.2 from 10.0.1.1" in caplog.text
 
 
 @story
@@ -352,9 +355,10 @@ async def test_one_bad_prefix_does_not_stop_the_rest(socket: Path) -> None:
         speaker.set(desired((A, table), (B, table)))
         assert await speaker.settled(5)
         assert [(str(r.peer), str(r.prefix), r.reason) for r in speaker.refusals] == [
-            ("10.0.0.2", "192.0.2.77/32", "RejectedByExaBGP"), ("10.0.1.2", "192.0.2.77/32", "RejectedByExaBGP"),
+            ("10.0.0.2 from 10.0.0.1", "192.0.2.77/32", "RejectedByExaBGP"),
+            ("10.0.1.2 from 10.0.1.1", "192.0.2.77/32", "RejectedByExaBGP"),
         ]  # fmt: skip
-        assert len(relay.tables["10.0.0.2"]) == len(relay.tables["10.0.1.2"]) == 199
+        assert len(relay.tables["10.0.0.2,10.0.0.1"]) == len(relay.tables["10.0.1.2,10.0.1.1"]) == 199
         relay.commands.clear()
         speaker.set(desired((A, table[:100]), (B, table[:100])))
         assert await speaker.settled(5)
@@ -373,14 +377,14 @@ async def test_a_refused_configuration_stops_only_what_needs_it(socket: Path) ->
         relay.refuses_configuration = True
         speaker.set(desired((A, [path("192.0.2.2/32")]), (B, [path("192.0.2.2/32")])))
         assert await speaker.settled(5)
-        assert relay.tables == {"10.0.0.2": {"192.0.2.2/32": "next-hop self"}}
+        assert relay.tables == {"10.0.0.2,10.0.0.1": {"192.0.2.2/32": "next-hop self"}}
         assert [(str(r.peer), r.reason, r.message) for r in speaker.refusals] == [
-            ("10.0.1.2", "ConfigurationRefused", "line 3: no")
+            ("10.0.1.2 from 10.0.1.1", "ConfigurationRefused", "line 3: no")
         ]
         relay.refuses_configuration = False
         speaker.set(desired((A, [path("192.0.2.2/32")]), (replace(B, hold_time=30), [path("192.0.2.2/32")])))
         assert await speaker.settled(5)
-        assert relay.tables["10.0.1.2"].keys() == {"192.0.2.2/32"}
+        assert relay.tables["10.0.1.2,10.0.1.1"].keys() == {"192.0.2.2/32"}
         assert speaker.refusals == ()
 
 
@@ -393,9 +397,12 @@ async def test_a_new_exabgp_gets_everything(socket: Path) -> None:
         fresh = FakeRelay()
         fresh.pid = 8
         task = asyncio.create_task(fresh.serve(socket))
-        await eventually(lambda: fresh.tables.get("10.0.0.2"))
+        await eventually(lambda: fresh.tables.get("10.0.0.2,10.0.0.1"))
         assert await speaker.settled(5)
-        assert fresh.commands == ["reload", "neighbor 10.0.0.2 announce attributes next-hop self nlri 192.0.2.1/32"]
+        assert fresh.commands == [
+            "reload",
+            "neighbor 10.0.0.2 local-ip 10.0.0.1 announce attributes next-hop self nlri 192.0.2.1/32",
+        ]
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
@@ -434,7 +441,7 @@ async def test_a_silent_relay_stops_nobody(socket: Path) -> None:
         relay.is_silent = False
         speaker.set(desired((A, [path("192.0.2.1/32"), path("192.0.2.2/32")])))
         assert await speaker.sent(5)
-        assert len((await speaker.observe())[A.address]) == 2
+        assert len((await speaker.observe())[A.key]) == 2
 
 
 @story
@@ -443,10 +450,13 @@ async def test_a_session_is_ended_although_others_waited_in_vain(socket: Path) -
     relay = FakeRelay()
     async with silenced(socket, relay) as speaker:
         for _ in range(2):
-            assert not await speaker.end(A.address, BFD_DOWN)
-        assert relay.unanswered == ["neighbor 10.0.0.2 routerd flush 0.3", "neighbor 10.0.0.2 routerd end 10"]
-        assert not await speaker.end(B.address, BFD_DOWN)
-        assert relay.unanswered[2:] == ["neighbor 10.0.1.2 routerd end 10"]
+            assert not await speaker.end(A.key, BFD_DOWN)
+        assert relay.unanswered == [
+            "neighbor 10.0.0.2 local-ip 10.0.0.1 routerd flush 0.3",
+            "neighbor 10.0.0.2 local-ip 10.0.0.1 routerd end 10",
+        ]
+        assert not await speaker.end(B.key, BFD_DOWN)
+        assert relay.unanswered[2:] == ["neighbor 10.0.1.2 local-ip 10.0.1.1 routerd end 10"]
 
 
 @story
@@ -455,11 +465,11 @@ async def test_a_session_is_ended_as_soon_as_the_speaker_answers_again(socket: P
     async with silenced(socket, relay) as speaker:
         relay.is_silent = False
         for _ in range(2):
-            assert await speaker.end(A.address, BFD_DOWN)
-        assert relay.commands[-2:] == ["neighbor 10.0.0.2 routerd end 10"] * 2
+            assert await speaker.end(A.key, BFD_DOWN)
+        assert relay.commands[-2:] == ["neighbor 10.0.0.2 local-ip 10.0.0.1 routerd end 10"] * 2
         relay.rejects = "end"
-        assert not await speaker.end(A.address, BFD_DOWN)
-    assert not await speaker.end(A.address, BFD_DOWN)
+        assert not await speaker.end(A.key, BFD_DOWN)
+    assert not await speaker.end(A.key, BFD_DOWN)
 
 
 @story

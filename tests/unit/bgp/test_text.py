@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bgp import conf, plan, rib, text
-from bgp.path import WELL_KNOWN_COMMUNITIES, Desired, Path, SpeakerPeer, normal_communities
+from bgp.path import WELL_KNOWN_COMMUNITIES, Desired, Path, SessionKey, SpeakerPeer, normal_communities
 from routerd.formats.compose import value_of
 from routerd.formats.meta import ROUTERD
 from routerd.formats.native import read_address_pool
@@ -25,7 +25,7 @@ from tests.models.real_exabgp import loaded, told
 EBGP = SpeakerPeer(ip_address("10.9.0.2"), ip_address("10.9.0.1"), 64512, 4200000000, IPv4Address("10.9.0.1"))
 IBGP = SpeakerPeer(ip_address("fd09::2"), ip_address("fd09::1"), 64512, 64512, IPv4Address("10.9.0.1"))
 IBGP4 = SpeakerPeer(ip_address("10.9.0.3"), ip_address("10.9.0.1"), 64512, 64512, IPv4Address("10.9.0.1"))
-PEERS = {peer.address: peer for peer in (EBGP, IBGP)}
+PEERS = {peer.key: peer for peer in (EBGP, IBGP)}
 
 u16, u32 = st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1)
 communities = st.lists(
@@ -64,8 +64,8 @@ def test_a_command_comes_back_as_the_path(exabgp: Configuration, path: Path, pee
     if isinstance(wanted, rib.PathRefusal):
         assert wanted.reason == "NextHopFamily"
         return
-    command = text.announce([peer.address], rib.attributes_of(wanted, peer), [wanted.prefix])
-    assert text.parse_table(told(exabgp, command), PEERS)[peer.address] == {wanted.prefix: wanted}
+    command = text.announce([peer.key], rib.attributes_of(wanted, peer), [wanted.prefix])
+    assert text.parse_table(told(exabgp, command), PEERS)[peer.key] == {wanted.prefix: wanted}
 
 
 def test_a_command_for_several_peers_and_prefixes(exabgp: Configuration) -> None:
@@ -73,7 +73,7 @@ def test_a_command_for_several_peers_and_prefixes(exabgp: Configuration) -> None
     prefixes = [ip_network(f"2001:db8:0:{n:x}::/64") for n in range(300)]
     command = text.announce(PEERS, rib.attributes_of(path, EBGP), prefixes)
     table = text.parse_table(told(exabgp, command), PEERS)
-    assert set(table[EBGP.address]) == set(table[IBGP.address]) == set(prefixes)
+    assert set(table[EBGP.key]) == set(table[IBGP.key]) == set(prefixes)
 
 
 def test_commands_as_text() -> None:
@@ -81,30 +81,33 @@ def test_commands_as_text() -> None:
         ip_network("192.0.2.0/24"), None, 200, 50, 2, ("64512:1", "64512:1:2"),
     )  # fmt: skip
     attributes = rib.attributes_of(path, EBGP)
-    assert text.announce([EBGP.address, IBGP.address], attributes, [path.prefix, ip_network("192.0.2.1/32")]) == (
-        "neighbor 10.9.0.2 , neighbor fd09::2 announce attributes next-hop self as-path [ 64512 64512 64512 ] med 50 "
+    assert text.announce([EBGP.key, IBGP.key], attributes, [path.prefix, ip_network("192.0.2.1/32")]) == (
+        "neighbor 10.9.0.2 local-ip 10.9.0.1 , neighbor fd09::2 local-ip fd09::1 announce attributes next-hop self as-path [ 64512 64512 64512 ] med 50 "
         "local-preference 200 community [ 64512:1 ] large-community [ 64512:1:2 ] nlri 192.0.2.0/24 192.0.2.1/32"
     )
-    assert text.withdraw([EBGP.address], [path.prefix]) == "neighbor 10.9.0.2 withdraw attributes nlri 192.0.2.0/24"
-    assert text.end_of_rib(IBGP.address, "ipv6 unicast") == "neighbor fd09::2 announce eor ipv6 unicast"
-    assert text.flush([EBGP.address], 0.3) == "neighbor 10.9.0.2 routerd flush 0.3"
+    assert (
+        text.withdraw([EBGP.key], [path.prefix])
+        == "neighbor 10.9.0.2 local-ip 10.9.0.1 withdraw attributes nlri 192.0.2.0/24"
+    )
+    assert text.end_of_rib(IBGP.key, "ipv6 unicast") == "neighbor fd09::2 local-ip fd09::1 announce eor ipv6 unicast"
+    assert text.flush([EBGP.key], 0.3) == "neighbor 10.9.0.2 local-ip 10.9.0.1 routerd flush 0.3"
 
 
 # As ExaBGP 5.0.15 wrote them (`show adj-rib out json`), for a session over IPv4 and one over IPv6.
 TABLE = """\
 {"peer": {"address": "10.9.0.2"}, "route": {"nlri": {"prefix": "192.0.2.0/24", "nexthop": "10.9.0.1", "family": {"afi": "ipv4", "safi": "unicast"}}, "attributes": {"as-path": {"0": {"element": "as-sequence", "value": [64512, 64512, 64512]}}, "med": 50, "local-preference": 200, "community": ["64512:1"], "large-community": ["64512:1:2"]}}}
-{"peer": {"address": "fd09::2"}, "route": {"nlri": {"prefix": "fd11::5/128", "nexthop": "fd00::1", "family": {"afi": "ipv6", "safi": "unicast"}}, "attributes": {"med": 50, "local-preference": 200, "community": ["64512:1", "no-export"], "large-community": ["64512:1:2"]}}}
-{"peer": {"address": "192.0.2.9"}, "route": {"nlri": {"prefix": "fd12::/64", "nexthop": "fd00::1", "family": {"afi": "ipv6", "safi": "unicast"}}, "attributes": {"aigp": 5}}}
+{"peer": {"address": "fd09::2,fd09::1"}, "route": {"nlri": {"prefix": "fd11::5/128", "nexthop": "fd00::1", "family": {"afi": "ipv6", "safi": "unicast"}}, "attributes": {"med": 50, "local-preference": 200, "community": ["64512:1", "no-export"], "large-community": ["64512:1:2"]}}}
+{"peer": {"address": "192.0.2.9,192.0.2.8"}, "route": {"nlri": {"prefix": "fd12::/64", "nexthop": "fd00::1", "family": {"afi": "ipv6", "safi": "unicast"}}, "attributes": {"aigp": 5}}}
 """
 
 
 def test_a_table_as_exabgp_prints_it() -> None:
-    unknown = ip_address("192.0.2.9")
+    unknown = SessionKey(ip_address("192.0.2.9"), ip_address("192.0.2.8"))
     assert text.parse_table(TABLE.splitlines(), PEERS) == {
-        EBGP.address: {
+        EBGP.key: {
             ip_network("192.0.2.0/24"): Path(ip_network("192.0.2.0/24"), None, 200, 50, 2, ("64512:1", "64512:1:2"))
         },
-        IBGP.address: {
+        IBGP.key: {
             ip_network("fd11::5/128"): Path(
                 ip_network("fd11::5/128"), ip_address("fd00::1"), 200, 50, 0, ("64512:1", "65535:65281", "64512:1:2")
             )
@@ -122,8 +125,8 @@ def test_what_was_announced_with_communities_is_the_same_when_it_is_read_back(
 ) -> None:
     wanted = Path(ip_network("192.0.2.0/24"), communities=normal_communities(reversed(communities)))
     assert wanted.communities == communities
-    told_of = text.announce([EBGP.address], rib.attributes_of(wanted, EBGP), [wanted.prefix])
-    assert text.parse_table(told(exabgp, told_of), PEERS)[EBGP.address] == {wanted.prefix: wanted}
+    told_of = text.announce([EBGP.key], rib.attributes_of(wanted, EBGP), [wanted.prefix])
+    assert text.parse_table(told(exabgp, told_of), PEERS)[EBGP.key] == {wanted.prefix: wanted}
 
 
 spellings = st.lists(
@@ -151,14 +154,14 @@ def test_an_agent_that_returns_finds_what_it_wants_however_communities_are_writt
         pools = {"default": read_address_pool(value)}
         found = announcements(cluster.snapshot(pools=pools), "a", Rules(egress_ips=False), cluster.LOCAL)
         assert found is not None
-        paths = found.desired.ribs[cluster.TOR]
-        return Desired({IBGP4.address: IBGP4}, {IBGP4.address: paths})
+        paths = found.desired.ribs[cluster.SESSION]
+        return Desired({IBGP4.key: IBGP4}, {IBGP4.key: paths})
 
     before = wanted(texts)
     rows = []
-    for prefix, path in before.ribs[IBGP4.address].items():
-        rows += told(exabgp, text.announce([IBGP4.address], rib.attributes_of(path, IBGP4), [prefix]))
-    held = text.parse_table(rows, {IBGP4.address: IBGP4})
+    for prefix, path in before.ribs[IBGP4.key].items():
+        rows += told(exabgp, text.announce([IBGP4.key], rib.attributes_of(path, IBGP4), [prefix]))
+    held = text.parse_table(rows, {IBGP4.key: IBGP4})
     after = wanted(data.draw(st.permutations(texts)))
     assert plan.plan(after, plan.Observed(conf.digests(after.peers), held)).actions == ()
 
@@ -175,13 +178,13 @@ EVENTS = {
 def test_events_as_exabgp_writes_them() -> None:
     parsed = {name: text.parse_event(json.loads(line)) for name, line in EVENTS.items()}
     assert parsed == {
-        "connected": text.SessionEvent(EBGP.address, "connected", 1795217980.14),
+        "connected": text.SessionEvent(EBGP.key, "connected", 1795217980.14),
         "negotiated": text.SessionEvent(
-            EBGP.address, "negotiated", 1795217980.15, families=("ipv4 unicast", "ipv6 unicast"), hold_time=90
+            EBGP.key, "negotiated", 1795217980.15, families=("ipv4 unicast", "ipv6 unicast"), hold_time=90
         ),
-        "up": text.SessionEvent(EBGP.address, "up", 1795217980.16),
+        "up": text.SessionEvent(EBGP.key, "up", 1795217980.16),
         "down": text.SessionEvent(
-            EBGP.address, "down", 1795217990.5, reason="notification received (6,2): cease: administrative shutdown"
+            EBGP.key, "down", 1795217990.5, reason="notification received (6,2): cease: administrative shutdown"
         ),
         "shutdown": None,
     }

@@ -21,10 +21,11 @@ from routerd.model import (
 )
 from routerd.node.announce import Announcements, announcements
 from routerd.node.checks import SERVICE_CHECKS, Rules
+from routerd.node.sessions import Way, way_to
 from routerd.refs import Ref
 from routerd.selectors import LabelSelector
 from tests.models import cluster
-from tests.models.cluster import LOCAL, NOES, TOR, local_service, node_a
+from tests.models.cluster import LOCAL, NOES, SESSION, TOR, local_service, node_a
 
 VIPS_ONLY = Rules(egress_ips=False)
 
@@ -36,7 +37,7 @@ def announced(snapshot: Snapshot, node: str = "a", rules: Rules = VIPS_ONLY) -> 
 
 
 def prefixes(result: Announcements) -> list[str]:
-    return [str(prefix) for prefix in result.desired.ribs[TOR]]
+    return [str(prefix) for prefix in result.desired.ribs[SESSION]]
 
 
 def reasons(result: Announcements) -> dict[str, str]:
@@ -45,7 +46,7 @@ def reasons(result: Announcements) -> dict[str, str]:
 
 def test_a_service_with_address_and_endpoint_is_announced() -> None:
     result = announced(cluster.snapshot())
-    assert result.desired.ribs[TOR] == {
+    assert result.desired.ribs[SESSION] == {
         ip_network("192.0.2.1/32"): Path(ip_network("192.0.2.1/32"), local_pref=0),
     }
     assert result.owners == {ip_network("192.0.2.1/32"): (Ref.parse("svc/default/web"),)}
@@ -86,9 +87,9 @@ def test_services_are_left_alone_when_the_configuration_says_so() -> None:
 def test_the_configured_router_id_wins() -> None:
     peers = (Peer(TOR, 1, 2, router_id=ip_address("1.1.1.1")),)  # type: ignore[arg-type]
     snapshot = cluster.snapshot(bgp=Peering(peers))
-    assert str(announced(snapshot).desired.peers[TOR].router_id) == "1.1.1.1"
+    assert str(announced(snapshot).desired.peers[SESSION].router_id) == "1.1.1.1"
     rules = Rules(router_id=ip_address("2.2.2.2"))  # type: ignore[arg-type]
-    assert str(announced(snapshot, rules=rules).desired.peers[TOR].router_id) == "2.2.2.2"
+    assert str(announced(snapshot, rules=rules).desired.peers[SESSION].router_id) == "2.2.2.2"
 
 
 def test_a_service_that_wants_no_vip_is_not_a_refusal() -> None:
@@ -140,7 +141,7 @@ def test_an_advertisement_sets_length_preference_and_communities() -> None:
     wide = cluster.advertisement(aggregation_length=26, local_pref=100, communities=("64512:10", "64512:9"))
     host = cluster.advertisement(local_pref=200)
     snapshot = cluster.snapshot(pools={"default": cluster.pool(advertisements=(wide, host))})
-    assert announced(snapshot).desired.ribs[TOR] == {
+    assert announced(snapshot).desired.ribs[SESSION] == {
         ip_network("192.0.2.0/26"): Path(
             ip_network("192.0.2.0/26"), local_pref=100, communities=("64512:9", "64512:10")
         ),
@@ -152,7 +153,7 @@ def test_two_advertisements_of_one_prefix_merge() -> None:
     one = cluster.advertisement(local_pref=100, communities=("64512:1",))
     two = cluster.advertisement(local_pref=200, communities=("64512:2",))
     for pair in ((one, two), (two, one)):
-        rib = announced(cluster.snapshot(pools={"default": cluster.pool(advertisements=pair)})).desired.ribs[TOR]
+        rib = announced(cluster.snapshot(pools={"default": cluster.pool(advertisements=pair)})).desired.ribs[SESSION]
         assert list(rib.values()) == [
             Path(ip_network("192.0.2.1/32"), local_pref=200, communities=("64512:1", "64512:2"))
         ]
@@ -167,7 +168,7 @@ def dual_stack(*slices: EndpointSlice, **fields: object) -> Snapshot:
 
 def test_ipv6_in_an_ipv4_session_gets_the_nodes_ipv6_next_hop() -> None:
     snapshot = dual_stack()
-    paths = announced(snapshot).desired.ribs[TOR]
+    paths = announced(snapshot).desired.ribs[SESSION]
     assert {str(prefix): str(path.next_hop) for prefix, path in paths.items()} == {
         "192.0.2.1/32": "None",
         "2001:db8::1/128": "fd00::11",
@@ -253,14 +254,14 @@ SECOND_TOR = ip_address("10.0.0.2")
 
 
 def test_all_gateways_announce_the_egress_ip_alike() -> None:
-    one, other = (announced(cluster.snapshot(), name, Rules()).desired.ribs[TOR][EGRESS_PREFIX] for name in "ba")
+    one, other = (announced(cluster.snapshot(), name, Rules()).desired.ribs[SESSION][EGRESS_PREFIX] for name in "ba")
     assert one == other
     assert (one.local_pref, one.med) == (1000, 0)
 
 
 def test_a_standby_announces_the_egress_ip_worse() -> None:
     snapshot = cluster.snapshot(allocations=Allocations(1, groups=(cluster.group(gateway_mode="active-standby"),)))
-    active, standby = (announced(snapshot, name, Rules()).desired.ribs[TOR][EGRESS_PREFIX] for name in "ba")
+    active, standby = (announced(snapshot, name, Rules()).desired.ribs[SESSION][EGRESS_PREFIX] for name in "ba")
     assert (active.local_pref, active.med) == (1000, 0)
     assert (standby.local_pref, standby.med) == (999, 1)
 
@@ -276,17 +277,17 @@ def test_a_pool_says_how_its_egress_ips_are_announced_and_the_gateways_order_goe
     ways = cluster.advertisement(med=10, prepend=2, communities=("64512:1",), aggregation_length=24)
     last = cluster.advertisement(med=2**32 - 1)
     for way, med in ((ways, 11), (last, 2**32 - 1)):
-        path = announced(cluster.snapshot(**of_a_pool(way)), "a", Rules()).desired.ribs[TOR][EGRESS_PREFIX]
+        path = announced(cluster.snapshot(**of_a_pool(way)), "a", Rules()).desired.ribs[SESSION][EGRESS_PREFIX]
         expected = Path(EGRESS_PREFIX, None, 999, med, way.prepend, way.communities)
         assert path == expected
 
 
 def test_an_egress_ip_is_announced_to_the_peers_and_by_the_nodes_of_its_pools_advertisements() -> None:
     elsewhere = announced(cluster.snapshot(**of_a_pool(cluster.advertisement(peers=("tor-b",)))), "a", Rules())
-    assert EGRESS_PREFIX not in elsewhere.desired.ribs[TOR]
+    assert EGRESS_PREFIX not in elsewhere.desired.ribs[SESSION]
     only_b = of_a_pool(cluster.advertisement(node_selectors=(cluster.ONLY_B,)))
     result = announced(cluster.snapshot(**only_b), "a", Rules())
-    assert (EGRESS_PREFIX in result.desired.ribs[TOR], reasons(result)["egress/198.51.100.7"]) == (
+    assert (EGRESS_PREFIX in result.desired.ribs[SESSION], reasons(result)["egress/198.51.100.7"]) == (
         False, "NotAdvertisedHere",
     )  # fmt: skip
 
@@ -299,7 +300,7 @@ def test_an_advertisement_for_some_services_is_for_these_alone_and_for_no_egress
         result = announced(
             cluster.snapshot(services=services, pools={"default": cluster.pool(advertisements=(web,))}), "a", Rules()
         )
-        path = result.desired.ribs[TOR].get(vip)
+        path = result.desired.ribs[SESSION].get(vip)
         assert (path.communities if path is not None else None) == expected
         assert reasons(result).get("svc/default/web") == (None if expected else "NotAdvertisedHere")
     result = announced(cluster.snapshot(**of_a_pool(web)), "a", Rules())
@@ -319,11 +320,11 @@ def test_a_peer_says_what_it_gets_beside_that_for_which_it_is_named() -> None:
         way = cluster.advertisement(peers=("tor",)) if named else cluster.advertisement()
         peers = (Peer(TOR, 64512, 64512, name="tor", gets=gets), Peer(SECOND_TOR, 64512, 64512))
         snapshot = cluster.snapshot(bgp=Peering(peers), pools={"default": cluster.pool(advertisements=(way,))})
-        local = {TOR: ip_address("10.0.0.11"), SECOND_TOR: ip_address("10.0.0.11")}
+        local = {Way(each): SESSION.local for each in (TOR, SECOND_TOR)}
         found = announcements(snapshot, "a", Rules(pod_cidrs=True), local)
         assert found is not None
         ribs = found.desired.ribs
-        assert (ribs[TOR].keys(), vip in ribs[SECOND_TOR]) == (expected, not named)
+        assert (ribs[SESSION].keys(), vip in ribs[SESSION._replace(peer=SECOND_TOR)]) == (expected, not named)
 
 
 def test_what_a_peer_gets_is_said_by_the_entry_of_this_node() -> None:
@@ -334,7 +335,7 @@ def test_what_a_peer_gets_is_said_by_the_entry_of_this_node() -> None:
         not_here = replace(other, node_selectors=(cluster.ONLY_B,))
         for peers in ((not_here, mine), (mine, not_here), (mine, other)):
             snapshot = cluster.snapshot(bgp=Peering(peers), **node_a(labels={"rack": "a"}))
-            assert vip in announced(snapshot).desired.ribs[TOR]
+            assert vip in announced(snapshot).desired.ribs[SESSION]
 
 
 def test_a_node_that_is_no_gateway_does_not_announce_the_egress_ip() -> None:
@@ -370,7 +371,7 @@ def test_an_egress_ip_bears_the_communities_of_its_pool() -> None:
     }
     allocations = Allocations(1, groups=(cluster.group(pool="out"),))
     result = announced(cluster.snapshot(pools=pools, allocations=allocations), "a", Rules())
-    assert result.desired.ribs[TOR][ip_network("198.51.100.7/32")].communities == ("1:2",)
+    assert result.desired.ribs[SESSION][ip_network("198.51.100.7/32")].communities == ("1:2",)
 
 
 # --- sessions
@@ -381,14 +382,14 @@ def sessions(*peers: Peer, **fields: object) -> Announcements:
 
 
 def test_a_session_takes_the_kernels_source_and_the_nodes_router_id() -> None:
-    session = announced(cluster.snapshot()).desired.peers[TOR]
+    session = announced(cluster.snapshot()).desired.peers[SESSION]
     assert (str(session.local_address), str(session.router_id)) == ("10.0.0.11", "10.0.0.11")
 
 
 @pytest.mark.parametrize(("hold", "asked", "sent"), [(90, 3, 3), (90, None, 0), (90, 30, 0), (9, 0, 1), (0, 0, 0)])
 def test_keepalives_are_asked_for_where_they_do_not_follow(hold: int, asked: int | None, sent: int) -> None:
     peer = Peer(TOR, 65000, 64512, hold_time=hold, keepalive_time=asked)
-    assert sessions(peer).desired.peers[TOR].keepalive_time == sent
+    assert sessions(peer).desired.peers[SESSION].keepalive_time == sent
 
 
 def test_ebgp_multihop_is_no_other_session() -> None:
@@ -406,7 +407,7 @@ def test_a_peer_for_other_nodes_has_no_session_and_no_refusal() -> None:
 def test_a_peer_without_a_route_is_refused_and_the_rest_goes_on() -> None:
     far = ip_address("172.31.0.1")
     result = sessions(Peer(TOR, 64512, 64512), Peer(far, 64512, 64512, name="far"))
-    assert list(result.desired.peers) == [TOR]
+    assert list(result.desired.peers) == [SESSION]
     assert reasons(result) == {"peer/far": "NoRoute"}
 
 
@@ -417,8 +418,24 @@ def test_a_source_address_that_is_not_here_is_refused() -> None:
 
 def test_the_second_peer_of_one_address_is_refused() -> None:
     result = sessions(Peer(TOR, 64512, 64512, name="one"), Peer(TOR, 65000, 64512, name="two"))
-    assert result.desired.peers[TOR].remote_as == 64512
+    assert result.desired.peers[SESSION].remote_as == 64512
     assert reasons(result) == {"peer/two": "DuplicatePeer"}
+
+
+def test_one_peer_has_a_session_from_each_of_two_addresses_and_advertisements_tell_them_apart() -> None:
+    source = ip_address("10.0.0.12")
+    peers = (Peer(TOR, 1, 2, name="one"), Peer(TOR, 1, 2, name="two", source_address=source))
+    pool = cluster.pool(advertisements=(cluster.advertisement(peers=("two",)),))
+    snapshot = cluster.snapshot(bgp=Peering(peers), pools={"default": pool})
+    found = announcements(snapshot, "a", VIPS_ONLY, {**LOCAL, Way(TOR, source): source})
+    assert found is not None
+    assert {str(key): len(rib) for key, rib in found.desired.ribs.items()} == {
+        "10.0.0.1 from 10.0.0.11": 0, "10.0.0.1 from 10.0.0.12": 1
+    }  # fmt: skip
+    assert [each.name for each in found.entries.values()] == ["one", "two"]
+    same = announcements(snapshot, "a", VIPS_ONLY, {**LOCAL, Way(TOR, source): SESSION.local})
+    assert same is not None and list(same.desired.peers) == [SESSION]
+    assert reasons(same) == {"peer/two": "DuplicatePeer"}
 
 
 @pytest.mark.parametrize(
@@ -442,13 +459,13 @@ def test_one_link_local_address_on_two_links_needs_two_of_the_nodes_own() -> Non
     links = [Peer(ip_address(f"fe80::1%{name}"), 1, 2, interface=name, name=name) for name in ("eth1", "eth2")]
     snapshot = cluster.snapshot(bgp=Peering(tuple(links)))
     own = [ip_address("fe80::a1"), ip_address("fe80::a2")]
-    both = announcements(snapshot, "a", VIPS_ONLY, {p.address: each for p, each in zip(links, own, strict=True)})
-    one = announcements(snapshot, "a", VIPS_ONLY, {p.address: own[0] for p in links})
+    both = announcements(snapshot, "a", VIPS_ONLY, {way_to(p): each for p, each in zip(links, own, strict=True)})
+    one = announcements(snapshot, "a", VIPS_ONLY, {way_to(p): own[0] for p in links})
     assert both is not None and one is not None
     assert [(str(each.address), each.interface) for each in both.desired.peers.values()] == [
         ("fe80::1%eth1", "eth1"), ("fe80::1%eth2", "eth2")
     ]  # fmt: skip
-    assert list(map(str, one.desired.peers)) == ["fe80::1%eth1"]
+    assert [str(key.peer) for key in one.desired.peers] == ["fe80::1%eth1"]
     assert reasons(one) == {"peer/eth2": "EqualLinkLocal"}
 
 
@@ -456,14 +473,14 @@ def test_an_ipv6_only_node_needs_a_router_id() -> None:
     far = ip_address("fd00::1")
     only = node_a(addresses=(ip_address("fd00::11"),))
     snapshot = cluster.snapshot(bgp=Peering((Peer(far, 64512, 64512),)), **only)
-    result = announcements(snapshot, "a", VIPS_ONLY, {far: ip_address("fd00::11")})
+    result = announcements(snapshot, "a", VIPS_ONLY, {Way(far): ip_address("fd00::11")})
     assert result is not None
     assert reasons(result) == {"peer/fd00::1": "NoRouterId"}
 
 
 def test_the_password_never_shows() -> None:
     result = sessions(Peer(TOR, 64512, 64512, password="hunter2"))
-    assert result.desired.peers[TOR].password == "hunter2"
+    assert result.desired.peers[SESSION].password == "hunter2"
     assert "hunter2" not in repr(result)
 
 
@@ -471,7 +488,7 @@ def test_a_password_of_a_file_is_read_on_the_node_and_without_it_there_is_no_ses
     snapshot = cluster.snapshot(bgp=Peering((Peer(TOR, 1, 2, password_file="tor"),)))
     found = announcements(snapshot, "a", VIPS_ONLY, LOCAL, passwords={"tor": "s3cret"})
     assert found is not None
-    assert found.desired.peers[TOR].password == "s3cret"
+    assert found.desired.peers[SESSION].password == "s3cret"
     found = announcements(snapshot, "a", VIPS_ONLY, LOCAL, passwords={})
     assert found is not None
     assert (dict(found.desired.peers), reasons(found)) == ({}, {str(Peer(TOR, 1, 2).ref): "PasswordFile"})

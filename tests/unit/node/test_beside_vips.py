@@ -22,7 +22,7 @@ from routerd.model import (
 from routerd.node.announce import Announcements, announcements
 from routerd.node.checks import Rules
 from tests.models import cluster
-from tests.models.cluster import LOCAL, TOR
+from tests.models.cluster import LOCAL, SESSION, TOR
 
 RULES = Rules(
     egress_ips=False,
@@ -44,7 +44,7 @@ def announced(service: Service, rules: Rules = RULES, **fields: Any) -> Announce
 
 
 def outcome(found: Announcements) -> tuple[list[str], list[str]]:
-    prefixes = sorted(str(prefix) for prefix in found.desired.ribs[TOR])
+    prefixes = sorted(str(prefix) for prefix in found.desired.ribs[SESSION])
     return prefixes, [f"{refusal.reason}: {refusal.message}" for refusal in found.refusals]
 
 

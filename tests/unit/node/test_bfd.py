@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, ip_address
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -12,32 +12,26 @@ from bfd.control import Probes, Report, View
 from bfd.probes import Probing
 from bfd.session import Timers
 from bfd.table import Order
-from bgp.path import SpeakerPeer
+from bgp.path import SessionKey
 from bgp.session import PeerStatus
 from egress.status import Probed
 from routerd.model import Bfd, Peer
 from routerd.node.rooms.bfd import Judged, judge, orders, refusals, standing_still, unjudged, unwatched
 
 TOR, OTHER, HERE = ip_address("10.0.0.1"), ip_address("10.0.0.2"), ip_address("10.0.0.9")
+AT_TOR, AT_OTHER = SessionKey(TOR, HERE), SessionKey(OTHER, HERE)
 UP = View(TOR, HERE, "up", 100.0, 0, False, "up", 50_000, 150_000, "")
 GONE = replace(UP, state="down", since=200.0, falls=1, failed=True, reason="nothing was heard")
-SESSIONS: dict[Any, PeerStatus] = {TOR: PeerStatus("up", since=50.0)}
+SESSIONS: dict[Any, PeerStatus] = {AT_TOR: PeerStatus("up", since=50.0)}
 
 
 def report(view: View, process: str = "a", problem: str = "") -> Report:
-    return Report(process, True, problem, {}, {TOR: view})
-
-
-def session(peer: object) -> SpeakerPeer:
-    return SpeakerPeer(peer, HERE, 64512, 64512, IPv4Address("10.0.0.9"))  # type: ignore[arg-type]
+    return Report(process, True, problem, {}, {AT_TOR: view})
 
 
 def test_peers_with_bfd_and_a_session_are_watched_from_the_address_of_the_session() -> None:
-    peers = (Peer(TOR, 1, 2, bfd=Bfd(20_000, 30_000, 5, passive=True)), Peer(OTHER, 1, 2))
-    assert orders(peers, {TOR: session(TOR), OTHER: session(OTHER)}) == {
-        TOR: Order(TOR, HERE, Timers(20_000, 30_000, 5, passive=True))
-    }
-    assert orders(peers, {OTHER: session(OTHER)}) == {}
+    entries = {AT_TOR: Peer(TOR, 1, 2, bfd=Bfd(20_000, 30_000, 5, passive=True)), AT_OTHER: Peer(OTHER, 1, 2)}
+    assert orders(entries) == {AT_TOR: Order(TOR, HERE, Timers(20_000, 30_000, 5, passive=True))}
 
 
 def gone(before: Report | None, now: Report, sessions: dict[Any, PeerStatus] = SESSIONS) -> tuple[object, ...]:
@@ -47,46 +41,46 @@ def gone(before: Report | None, now: Report, sessions: dict[Any, PeerStatus] = S
 
 
 def test_a_peer_that_fell_ends_its_session_once() -> None:
-    assert gone(report(UP), report(GONE)) == (TOR,)
+    assert gone(report(UP), report(GONE)) == (AT_TOR,)
     assert gone(report(GONE), report(replace(GONE, state="init"))) == ()
-    assert gone(report(GONE), report(replace(GONE, falls=2))) == (TOR,)
-    late = {TOR: PeerStatus("up", since=250.0)}
-    assert gone(report(UP), report(GONE), late) == (TOR,), "seen by ourselves: no clock is asked"
+    assert gone(report(GONE), report(replace(GONE, falls=2))) == (AT_TOR,)
+    late = {AT_TOR: PeerStatus("up", since=250.0)}
+    assert gone(report(UP), report(GONE), late) == (AT_TOR,), "seen by ourselves: no clock is asked"
 
 
 def test_what_is_no_failure_ends_nothing_and_neither_does_a_session_that_is_down() -> None:
     for view in (replace(GONE, failed=False), UP, replace(UP, state="down", reason="nothing was heard yet")):
         assert gone(report(UP), report(view)) == ()
-    assert gone(report(UP), report(GONE), {TOR: PeerStatus("down")}) == ()
+    assert gone(report(UP), report(GONE), {AT_TOR: PeerStatus("down")}) == ()
 
 
 def test_an_agent_that_comes_later_ends_what_was_up_before_the_fall_and_nothing_newer() -> None:
     for before in (None, report(UP, process="another"), Report("a")):
-        assert gone(before, report(GONE)) == (TOR,)
-        assert gone(before, report(GONE), {TOR: PeerStatus("up", since=250.0)}) == ()
-        assert gone(before, report(GONE), {TOR: PeerStatus("down", since=50.0)}) == ()
+        assert gone(before, report(GONE)) == (AT_TOR,)
+        assert gone(before, report(GONE), {AT_TOR: PeerStatus("up", since=250.0)}) == ()
+        assert gone(before, report(GONE), {AT_TOR: PeerStatus("down", since=50.0)}) == ()
 
 
 def test_a_fall_waits_for_the_speaker_to_say_how_the_session_is() -> None:
-    for silent in ({}, {TOR: PeerStatus("unknown", since=50.0)}):
+    for silent in ({}, {AT_TOR: PeerStatus("unknown", since=50.0)}):
         for first in (Judged(), judge(Judged(), report(UP), SESSIONS)[0]):
             judged, nobody = judge(first, report(GONE), silent)
             assert nobody == ()
             judged, found = judge(judged, report(GONE), SESSIONS)
-            assert found == (TOR,)
+            assert found == (AT_TOR,)
             assert judge(judged, report(GONE), SESSIONS)[1] == ()
 
 
 def test_a_fall_that_is_unjudged_ends_what_is_still_up_and_nothing_newer() -> None:
     seen = judge(judge(Judged(), report(UP), SESSIONS)[0], report(GONE), SESSIONS)[0]
-    assert judge(unjudged(seen, OTHER), report(GONE), SESSIONS)[1] == ()
-    assert judge(unjudged(seen, TOR), report(GONE), SESSIONS)[1] == (TOR,)
-    assert judge(unjudged(seen, TOR), report(GONE), {TOR: PeerStatus("up", since=250.0)})[1] == ()
+    assert judge(unjudged(seen, AT_OTHER), report(GONE), SESSIONS)[1] == ()
+    assert judge(unjudged(seen, AT_TOR), report(GONE), SESSIONS)[1] == (AT_TOR,)
+    assert judge(unjudged(seen, AT_TOR), report(GONE), {AT_TOR: PeerStatus("up", since=250.0)})[1] == ()
 
 
 def told(found: Report | None, trouble: str = "") -> list[str]:
     return [
-        f"{each.object} {each.reason}: {each.message}" for each in refusals({TOR: Order(TOR, HERE)}, found, trouble)
+        f"{each.object} {each.reason}: {each.message}" for each in refusals({AT_TOR: Order(TOR, HERE)}, found, trouble)
     ]
 
 

@@ -13,7 +13,7 @@ from routerd.node.brake import Brake, Limits
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose
 from routerd.refs import service_ref
 from tests.models import cluster
-from tests.models.cluster import LOCAL, TOR
+from tests.models.cluster import LOCAL, SESSION
 
 LIMITS = Limits(percent=50, paths=4, hold=600.0)
 COUNT = 10
@@ -78,7 +78,7 @@ class Story:
 
     def count(self) -> int:
         announced = self.state.announcements
-        return len(announced.desired.ribs.get(TOR, {})) if announced else 0
+        return len(announced.desired.ribs.get(SESSION, {})) if announced else 0
 
     def is_alarmed(self) -> bool:
         return any(each.reason == "WithdrawalHeld" for each in self.state.refusals)

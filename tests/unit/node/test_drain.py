@@ -14,7 +14,7 @@ from routerd.node.checks import Rules
 from routerd.node.desired import LocalFacts, Settings, compose
 from routerd.node.drain import Drain, Orders, drain_of
 from tests.models import cluster
-from tests.models.cluster import LOCAL, TOR
+from tests.models.cluster import LOCAL, SESSION
 
 RULES = Rules(pod_cidrs=True)
 ASKING = Drain("Drained", "node a is drained", withdraws=False)
@@ -31,7 +31,7 @@ def announced(drain: Drain | None, **fields: object) -> Announcements:
 
 
 def rib(drain: Drain | None, **fields: object) -> AdjRibOut:
-    return announced(drain, **fields).desired.ribs[TOR]
+    return announced(drain, **fields).desired.ribs[SESSION]
 
 
 def prefixes(drain: Drain | None, **fields: object) -> set[str]:
@@ -51,8 +51,8 @@ def test_then_nothing_leads_here_that_others_can_have() -> None:
         cluster.group(gateways=("b",)),
     ))}  # fmt: skip
     found = announced(WITHDRAWN, **NO_PODS, **moved)
-    assert list(found.desired.peers) == [TOR]
-    assert found.desired.ribs[TOR] == {}
+    assert list(found.desired.peers) == [SESSION]
+    assert found.desired.ribs[SESSION] == {}
     assert [(str(each.object), each.reason, each.message) for each in found.refusals] == [
         ("svc/default/web", "NodeDrained", "node a is drained")
     ]
@@ -121,7 +121,7 @@ def test_the_brake_does_not_hold_what_a_node_withdraws_that_leaves() -> None:
             brake.apply(before, snapshot)
         held = brake.apply(leaving, snapshot).announcements
         assert brake.paths == 0
-        assert held is not None and set(map(str, held.desired.ribs[TOR])) == {EGRESS}
+        assert held is not None and set(map(str, held.desired.ribs[SESSION])) == {EGRESS}
 
 
 def many_vips(count: int) -> Snapshot:

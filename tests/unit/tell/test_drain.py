@@ -13,7 +13,7 @@ from routerd.node.drain import Drain
 from routerd.tell.drain import Progress, departure
 from routerd.tell.views import PeerView
 from tests.models import cluster
-from tests.models.cluster import LOCAL, TOR
+from tests.models.cluster import LOCAL, SESSION
 
 OTHERS = ("b",)
 DRAIN = Drain("Drained", "node a is drained", withdraws=True)
@@ -25,7 +25,7 @@ def progress(groups: Iterable[EgressGroup] = (), *, drain: Drain = DRAIN, state:
     allocations = replace(snapshot.allocations, groups=tuple(groups))
     snapshot = replace(snapshot, allocations=allocations)
     announced = announcements(snapshot, "a", Rules(pod_cidrs=True), LOCAL, drain)
-    views = {TOR: PeerView(TOR, Session(state), 20.0)}  # type: ignore[arg-type]
+    views = {SESSION: PeerView(SESSION, Session(state), 20.0)}  # type: ignore[arg-type]
     return Progress("a", drain, 0.0, announced, allocations, views, is_sent=True, known=1e6)
 
 
@@ -62,7 +62,7 @@ def test_a_session_that_is_down_may_keep_paths_for_a_while() -> None:
     assert wait == "the session with 10.0.0.1 is down: it may keep the paths by graceful restart for 100 s more"
     assert "for 115 s more" in waits(replace(progress(state="connecting"), known=5.0))[0]
     long_ago = progress(state="down")
-    assert waits(replace(long_ago, peers={TOR: PeerView(TOR, Session("down"), 121.0)})) == ()
+    assert waits(replace(long_ago, peers={SESSION: PeerView(SESSION, Session("down"), 121.0)})) == ()
 
 
 def test_without_bgp_nobody_is_waited_for() -> None:

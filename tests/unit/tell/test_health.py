@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bfd.control import View as Watched
+from bgp.path import SessionKey
 from bgp.session import PeerStatus as Session
 from egress.status import EgressStatus
 from routerd.model import Peer, Peering, Refusal, Snapshot
@@ -26,7 +27,10 @@ OTHER = ip_address("fd00::1")
 
 
 def session(address: Any = TOR, *, up: bool = True, state: Any = "", error: str = "", name: str = "tor") -> PeerStatus:
-    view = PeerView(address, Session(state or ("up" if up else "down"), announced=2, last_reason=error))
+    here = ip_address("10.0.0.11" if address.version == 4 else "fd00::11")
+    view = PeerView(
+        SessionKey(address, here), Session(state or ("up" if up else "down"), announced=2, last_reason=error)
+    )
     return PeerStatus(name, view, 2, name)
 
 
@@ -66,7 +70,7 @@ def test_a_node_that_leaves_is_well_and_says_so() -> None:
 def test_a_node_that_is_well() -> None:
     assert health() == {
         "generation": 7,
-        "peers": [{"address": "10.0.0.1", "name": "tor", "state": "up", "paths": 2}],
+        "peers": [{"address": "10.0.0.1", "localAddress": "10.0.0.11", "name": "tor", "state": "up", "paths": 2}],
         "conditions": [
             {"type": "Ready", "status": "True", "reason": "Ready", "message": ""},
             {"type": "StoreSynced", "status": "True", "reason": "Synced", "message": ""},
@@ -155,8 +159,15 @@ def test_a_session_that_is_down_says_why_and_announces_nothing() -> None:
     down = session(OTHER, up=False, error="hold timer expired", name="spine")
     found = health(replace(WELL, peers=(down, session())))
     assert found["peers"] == [
-        {"address": "10.0.0.1", "name": "tor", "state": "up", "paths": 2},
-        {"address": "fd00::1", "name": "spine", "state": "down", "paths": 0, "message": "hold timer expired"},
+        {"address": "10.0.0.1", "localAddress": "10.0.0.11", "name": "tor", "state": "up", "paths": 2},
+        {
+            "address": "fd00::1",
+            "localAddress": "fd00::11",
+            "name": "spine",
+            "state": "down",
+            "paths": 0,
+            "message": "hold timer expired",
+        },
     ]
     assert message("BGPEstablished", replace(WELL, peers=(down, session()))) == (
         "1 of 2 sessions are up; spine: hold timer expired"
@@ -169,7 +180,9 @@ def test_bfd_of_a_peer_is_told_as_up_or_down() -> None:
         watched = Watched(TOR, TOR, state, 5.0, 0, False, "up", 50_000, 150_000, "")
         up = session()
         found = health(replace(WELL, peers=(replace(up, view=replace(up.view, bfd=watched)),)))
-        assert found["peers"] == [{"address": "10.0.0.1", "name": "tor", "state": "up", "bfd": told, "paths": 2}]
+        assert found["peers"] == [
+            {"address": "10.0.0.1", "localAddress": "10.0.0.11", "name": "tor", "state": "up", "bfd": told, "paths": 2}
+        ]
 
 
 def test_an_error_of_the_past_is_not_told_of_a_session_that_is_up() -> None:
@@ -191,7 +204,7 @@ def test_a_peer_to_which_no_session_is_opened_is_told_too() -> None:
     status = replace(WELL, refusals=refusals)
     snapshot = cluster.snapshot(bgp=Peering(peers))
     assert health(status, snapshot)["peers"][1:] == [
-        {"address": "fd00::1", "name": "far", "state": "refused", "paths": 0, "message": "no route"}
+        {"address": "fd00::1", "localAddress": "", "name": "far", "state": "refused", "paths": 0, "message": "no route"}
     ]
     assert conditions(status, snapshot=snapshot)["BGPEstablished"] == ("False", "NoRoute")
 

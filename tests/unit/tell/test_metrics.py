@@ -26,6 +26,7 @@ from routerd.tell.operator_status import OperatorStatus, Tenure
 from routerd.tell.status import AgentStatus, ConfigStatus, PeerStatus, Rounds, as_json
 from routerd.tell.views import PeerView, pool_rows
 from tests.models import cluster
+from tests.models.cluster import SESSION
 from upstream.targets import Judged, Target, Upstream
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -50,9 +51,7 @@ FULL = AgentStatus(
     upstream=Upstream({Target("tcp", ip_address("2001:db8::1"), 443): Judged(False, 1, "no answer")}, is_lost=True),
     routes=RouteStatus(Observed({ip_network("10.1.12.0/24"): frozenset()}), writes=7),
     rounds=Rounds().after(0.02).after(0.2, error="egress: map is full"),
-    peers=(
-        PeerStatus("tor", PeerView(ip_address("10.0.0.1"), Session("up", flaps=2, announced=3), bfd=BFD), desired=4),
-    ),
+    peers=(PeerStatus("tor", PeerView(SESSION, Session("up", flaps=2, announced=3), bfd=BFD), desired=4),),
     refusals=(
         Refusal(Ref.parse("svc/default/web"), "NoEndpoints", "…"),
         Refusal(Ref.parse("svc/default/api"), "NoEndpoints", "…"),
@@ -239,14 +238,16 @@ def test_status_as_json_has_the_parts_of_the_rooms() -> None:
             "tunnel_packets": "programs", "unhooked": ("10.1.11.9",),
     }  # fmt: skip
     assert document["peers"] == [
-        {"peer": "tor", "address": "10.0.0.1", "up": True, "state": "up", "since_seconds": None, "flaps": 2,
+        {"peer": "tor", "address": "10.0.0.1", "local_address": "10.0.0.11",
+         "up": True, "state": "up", "since_seconds": None, "flaps": 2,
          "announced": 3,
          "desired": 4, "last_error": "", "bfd": "up"}
     ]  # fmt: skip
     assert document["routes"] == {"installed": 1, "writes": 7}
-    untold = replace(FULL, peers=(PeerStatus("tor", PeerView(ip_address("10.0.0.1"))),))
+    untold = replace(FULL, peers=(PeerStatus("tor", PeerView(SESSION)),))
     assert as_json(untold)["peers"] == [
-        {"peer": "tor", "address": "10.0.0.1", "up": False, "state": "", "since_seconds": None, "flaps": 0,
+        {"peer": "tor", "address": "10.0.0.1", "local_address": "10.0.0.11",
+         "up": False, "state": "", "since_seconds": None, "flaps": 0,
          "announced": 0,
          "desired": 0, "last_error": "", "bfd": ""}
     ]  # fmt: skip

@@ -25,13 +25,14 @@ VIP, POD, SIX = ip_network("192.0.2.1/32"), ip_address("10.1.0.5"), ip_address("
 KEY = b"of this call"
 PATH = Path(VIP)
 PEER = SpeakerPeer(TOR, ip_address("10.0.0.11"), 64512, 64513, ip_address("10.0.0.11"))  # type: ignore[arg-type]
+SESSION_KEY = PEER.key
 PORTS = Ports("TCP", 80, 80)
 GATEWAY = Gateway("gw", 1)
 POLICY = Policy("EgressPolicy/web", 1, (ip_network("0.0.0.0/0"),))  # type: ignore[arg-type]
 BLOCK = Block(ip_address("192.0.2.9"), 1024, 64)
 GROUP = Group(1, (BLOCK.egress_ip,), (GATEWAY,))
 SERVED = Served(granules({1: [(1024, 64)]}))
-BGP = BgpDesired({TOR: PEER}, {TOR: {VIP: PATH}})
+BGP = BgpDesired({SESSION_KEY: PEER}, {SESSION_KEY: {VIP: PATH}})
 EGRESS = EgressDesired("a", OTHER, policies={POLICY.name: POLICY}, groups={1: GROUP})  # type: ignore[arg-type]
 STATE = NodeState(Announcements(BGP), {EGRESS_ROOM: EGRESS})
 
@@ -56,7 +57,7 @@ class Kind:
 KINDS = {
     "path": Kind(
         PATH,
-        lambda path: of_bgp(replace(BGP, ribs={TOR: {VIP: path}})),
+        lambda path: of_bgp(replace(BGP, ribs={SESSION_KEY: {VIP: path}})),
         {
             "prefix": ip_network("192.0.2.2/32"), "next_hop": OTHER, "local_pref": 0, "med": 0, "prepend": 1,
             "communities": ("64512:1",),
@@ -64,7 +65,7 @@ KINDS = {
     ),
     "session": Kind(
         PEER,
-        lambda peer: of_bgp(replace(BGP, peers={TOR: peer})),
+        lambda peer: of_bgp(replace(BGP, peers={SESSION_KEY: peer})),
         {
             "address": OTHER, "local_address": OTHER, "local_as": 1, "remote_as": 1, "router_id": OTHER, "port": 1790,
             "hold_time": 0, "password": "x", "graceful_restart_time": 0, "min_ttl": 255,
@@ -162,11 +163,11 @@ def test_a_password_shows_as_a_mark_that_only_the_key_makes() -> None:
 
 
 def test_sessions_that_are_loaded_anew() -> None:
-    assert session_changes({TOR: PEER}, {TOR: "changed", OTHER: "gone"}) == [
+    assert session_changes({SESSION_KEY: PEER}, {SESSION_KEY: "changed", SESSION_KEY._replace(peer=OTHER): "gone"}) == [
         f"~ peer 10.0.0.1: its session is reset: {session_text(PEER)}",
         "- peer 10.0.0.2: its session ends",
     ]
-    assert session_changes({TOR: PEER}, {TOR: "new"}) == [f"+ peer 10.0.0.1 {session_text(PEER)}"]
+    assert session_changes({SESSION_KEY: PEER}, {SESSION_KEY: "new"}) == [f"+ peer 10.0.0.1 {session_text(PEER)}"]
 
 
 def test_refusals() -> None:

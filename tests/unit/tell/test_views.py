@@ -20,7 +20,7 @@ from routerd.node.desired import LocalFacts, Settings, compose
 from routerd.tell.columns import COLUMNS
 from routerd.tell.views import PeerView, Row, View, pool_size, rows
 from tests.models import cluster
-from tests.models.cluster import LOCAL, TOR
+from tests.models.cluster import LOCAL, SESSION, TOR
 
 FAR = ip_address("172.31.0.1")
 HOLD = Hold(ip_address("10.1.0.2"), Attachment("pods", "c1", "eth0"), Owner("default/web-0", "u1"), since=90.0)
@@ -36,7 +36,7 @@ def view(session: Session = UP, **fields: object) -> View:
     return View(
         snapshot,
         state,
-        {TOR: PeerView(TOR, session, since=12.34)},
+        {SESSION: PeerView(SESSION, session, since=12.34)},
         ({"protocol": "TCP", **dict.fromkeys(COLUMNS["nat"][1:])},),
         probed=(Probed(2, "leaves", ("draining", "no-session"), 100, 97, 0.00123, 0.04, "b"),),
         pod_addresses=PodAddresses((ip_network("10.1.0.0/24"),), {HOLD.address: HOLD}),
@@ -84,11 +84,11 @@ def test_whose_an_address_of_the_node_is() -> None:
 
 def test_a_peer_that_is_watched_is_shown_with_what_bfd_says() -> None:
     assert (one("peers")["bfd"], one("bfd")["state"], one("bfd")["interval_ms"]) == ("unknown", "unknown", 50.0)
-    said = Watched(TOR, LOCAL[TOR], "down", 90.0, 2, True, "init", 60_000, 180_000, "it was silent")
-    shown = replace(view(), peers={TOR: PeerView(TOR, UP, bfd=said)}, now=100.0)
+    said = Watched(TOR, SESSION.local, "down", 90.0, 2, True, "init", 60_000, 180_000, "it was silent")
+    shown = replace(view(), peers={SESSION: PeerView(SESSION, UP, bfd=said)}, now=100.0)
     (row,) = rows("bfd", shown)
     assert row == {
-        "peer": str(TOR), "local_address": str(LOCAL[TOR]), "state": "down", "peer_state": "init",
+        "peer": str(TOR), "local_address": str(SESSION.local), "state": "down", "peer_state": "init",
         "since_seconds": 10.0, "interval_ms": 60.0, "detection_ms": 180.0, "flaps": 2, "reason": "it was silent",
     }  # fmt: skip
     assert rows("peers", shown)[0]["bfd"] == "down"

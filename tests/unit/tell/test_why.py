@@ -7,6 +7,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
+from bgp.path import SessionKey
 from bgp.session import PeerStatus as Session
 from egress.status import EgressStatus, Probed
 from fib.plan import Hop, Observed
@@ -25,6 +26,7 @@ from routerd.model import (
 )
 from routerd.node.checks import Rules
 from routerd.node.desired import LocalFacts, Settings, compose
+from routerd.node.sessions import Way
 from routerd.refs import Ref, service_ref
 from routerd.selectors import LabelSelector
 from routerd.tell.views import PeerView
@@ -39,7 +41,7 @@ from routerd.tell.why import (
     session_steps,
 )
 from tests.models import cluster
-from tests.models.cluster import LOCAL, NOES, TOR
+from tests.models.cluster import LOCAL, NOES, SESSION, TOR
 
 SETTINGS = Settings("a")
 HOP = Hop(ip_address("10.0.0.12"), 2)
@@ -123,7 +125,7 @@ def test_an_unsynced_store_is_told_by_name() -> None:
 
 
 def test_no_session_is_told_with_its_cause() -> None:
-    steps = why("svc/default/web", local={TOR: None})
+    steps = why("svc/default/web", local={Way(TOR): None})
     no = next(step for step in steps if not step.yes)
     assert no.reason == "NoPeers"
     assert "NoRoute" in no.detail
@@ -153,7 +155,9 @@ def test_a_family_without_endpoints_is_told_beside_the_one_that_is_announced() -
 
 def test_a_session_that_is_down_is_told() -> None:
     state = compose(cluster.snapshot(), SETTINGS, LocalFacts(sessions=LOCAL))
-    (step,) = session_steps(state.announcements, {TOR: PeerView(TOR, Session("down", last_reason="hold timer"))})
+    (step,) = session_steps(
+        state.announcements, {SESSION: PeerView(SESSION, Session("down", last_reason="hold timer"))}
+    )
     assert (step.yes, step.reason, step.detail) == (False, "SessionDown", "down: hold timer")
 
 
@@ -163,17 +167,19 @@ def dual_stack(*sessions: PeerView, **fields: object) -> list[tuple[str, bool, s
         **fields,
         endpoint_slices=(cluster.endpoints("web", "a"), cluster.endpoints("web", "a", version=6)),
         allocations=Allocations(1, (cluster.allocation("web", "192.0.2.1", "2001:db8::1"),)),
-        bgp=Peering(tuple(Peer(session.address, 64512, 64512) for session in sessions)),
+        bgp=Peering(tuple(Peer(session.key.peer, 64512, 64512) for session in sessions)),
     )
-    local = {session.address: ip_address("10.0.0.11") for session in sessions}
+    local = {Way(session.key.peer): session.key.local for session in sessions}
     state = compose(snapshot, SETTINGS, LocalFacts(sessions=local))  # type: ignore[arg-type]
-    steps = explain(snapshot, state, SETTINGS, "svc/default/web", {session.address: session for session in sessions})
+    steps = explain(snapshot, state, SETTINGS, "svc/default/web", {session.key: session for session in sessions})
     return [(step.question, step.yes, step.detail, step.note) for step in steps if "/" in step.question]
 
 
 def test_a_router_that_has_not_negotiated_a_family_is_not_said_to_have_its_paths() -> None:
-    only4 = PeerView(TOR, Session("up", families=("ipv4 unicast",)))
-    both = PeerView(ip_address("10.0.0.2"), Session("up", families=("ipv4 unicast", "ipv6 unicast")))
+    only4 = PeerView(SESSION, Session("up", families=("ipv4 unicast",)))
+    both = PeerView(
+        SessionKey(ip_address("10.0.0.2"), SESSION.local), Session("up", families=("ipv4 unicast", "ipv6 unicast"))
+    )
     lacking = "the router has not negotiated ipv6 unicast: activate that family for the session there"
     ipv6 = "2001:db8::1/128 next-hop fd00::11 local-pref 0"
     assert dual_stack(only4) == [
@@ -187,7 +193,7 @@ def test_a_router_that_has_not_negotiated_a_family_is_not_said_to_have_its_paths
 
 
 def test_each_path_of_a_prefix_is_told_with_its_peers_and_who_gets_none() -> None:
-    first, second, third = (PeerView(ip_address(f"10.0.0.{last}")) for last in (1, 2, 3))
+    first, second, third = (PeerView(SessionKey(ip_address(f"10.0.0.{last}"), SESSION.local)) for last in (1, 2, 3))
     ways = (cluster.advertisement(peers=("10.0.0.1",), med=5), cluster.advertisement(peers=("10.0.0.3",)))
     steps = dual_stack(first, second, third, pools={"default": cluster.pool(advertisements=ways)})
     assert steps[:3] == [
