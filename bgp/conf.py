@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from bgp.path import FAMILIES, SessionKey, SpeakerPeer
 from bgp.rib import PathRefusal
 
-KEEPALIVE = "keepalive "  # how a description begins that says between how many seconds keepalives are sent
-IMPORT = "import "  # and of what paths are taken, see `bgp.relay`
+# What a description says, each with a value, for which ExaBGP has no options (`bgp.inside.patches`, `bgp.relay`).
+IMPORT, KEEPALIVE, MAX_PREFIXES = "import", "keepalive", "max-prefixes"
 RECEIVE = "        receive {\n            parsed;\n            open;\n            update;\n        }\n"
 MAX_PASSWORD = 80  # bytes: TCP_MD5SIG_MAXKEYLEN of Linux
 TTL = 255  # what a router asks for that has TTL security (GTSM, RFC 5082, section 3), and nobody minds
@@ -67,7 +67,6 @@ def peer_section(peer: SpeakerPeer) -> str:
         f"local-as {peer.local_as}",
         f"peer-as {peer.remote_as}",
         f"hold-time {peer.hold_time}",
-        # ExaBGP has no option for it: see `bgp.inside.patches`
         *_description(peer),
         *([f"connect {peer.port}"] if peer.port != 179 else []),
         f"outgoing-ttl {TTL}",
@@ -96,9 +95,17 @@ def peer_section(peer: SpeakerPeer) -> str:
 
 def _description(peer: SpeakerPeer) -> list[str]:
     """For the relay, and for `bgp.inside.patches`. Another one begins a new session, which tells everything again."""
-    words = [f"{IMPORT}{','.join(map(str, peer.imports))}"] if peer.imports else []
-    words += [f"{KEEPALIVE}{peer.keepalive_time}"] if peer.keepalive_time else []
-    return [f'description "{" ".join(words)}"'] if words else []
+    said = {
+        IMPORT: ",".join(map(str, peer.imports)), KEEPALIVE: peer.keepalive_time, MAX_PREFIXES: peer.max_prefixes,
+    }  # fmt: skip
+    words = " ".join(f"{word} {value}" for word, value in said.items() if value)
+    return [f'description "{words}"'] if words else []
+
+
+def asked_of(description: str | None) -> dict[str, int]:
+    """The numbers in a peer's description; what is none of ours says nothing."""
+    words = (description or "").split()
+    return {word: int(value) for word, value in zip(words[::2], words[1::2], strict=False) if value.isdigit()}
 
 
 def _password_options(password: str) -> list[str]:

@@ -107,6 +107,7 @@ class SpeakerPeer:
     families: tuple[Family, ...] = FAMILIES
     min_ttl: int = 0  # what comes with less is not taken (GTSM, RFC 5082); 0 = all is
     extended_next_hop: bool = False  # IPv4 prefixes go out with the session's IPv6 address as next hop (RFC 8950)
+    max_prefixes: int = 0  # of each family; the session ends when the peer announces more (RFC 4486); 0 = any number
     interface: str = ""  # by which alone the session goes; "" = by any
     imports: tuple[IPNetwork, ...] = ()  # paths of what is in these are taken; () = of nothing
     description: str = ""

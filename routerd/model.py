@@ -294,6 +294,7 @@ class Peer:
     bfd_profile: str = ""  # of a reader: a BfdProfile that says `bfd` (`routerd.store.merge`)
     families: tuple[IPFamily, ...] = ("IPv4", "IPv6")  # of the paths that it gets
     ttl_security: int = 0  # the peer is at most so many hops away (RFC 5082); 0 = not asked
+    max_prefixes: int = 0  # that the peer may announce, of each family; 0 = any number
     extended_next_hop: bool = False  # IPv4 paths go out with a next hop of IPv6 (RFC 8950)
     gets: tuple[Gets, ...] = ("services", "pod-cidrs", "egress")  # beside that for which advertisements name it
     node_selectors: tuple[LabelSelector, ...] = ()

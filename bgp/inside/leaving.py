@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 MARKER = "shutdown"  # a file in the run directory
-CEASE, ADMINISTRATIVE_SHUTDOWN = 6, 2  # RFC 4486
+CEASE, TOO_MANY_PREFIXES, ADMINISTRATIVE_SHUTDOWN = 6, 1, 2  # RFC 4486, section 4
 ASK_TIMEOUT = 2.0  # seconds for systemd's answer
 SAY_TIMEOUT = 2.0  # seconds for the peers to take the NOTIFICATION
 LINGER = 1.0  # seconds that this process lives on: the host's network does, too, and peers move traffic away meanwhile

@@ -21,12 +21,13 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from bgp.conf import KEEPALIVE
+from bgp.conf import KEEPALIVE, MAX_PREFIXES, asked_of
 from bgp.inside.commands import Commands, track_sending
-from bgp.inside.leaving import CEASE, farewell
+from bgp.inside.leaving import CEASE, TOO_MANY_PREFIXES, farewell
 
 TABLE = "OutgoingRIB"  # the class that holds a session's Adj-RIB-Out
 IDLE = 100  # milliseconds between two looks of the loop at sessions that are up, when nothing comes
+HOLD_OFF = 600.0  # seconds after a peer announced more prefixes than it may; an edit of the peer ends it
 CONNECT_RETRY = 5  # seconds; a ToR that comes back must not wait for us, who do not listen
 REFUSED_RETRY = 30.0  # seconds, the longest pause after a ToR ended a session, and for how long one must be up to count
 
@@ -163,9 +164,20 @@ def end_of_rib_of_this_session(stock: Callable[..., Any]) -> Callable[..., Any]:
     def main(peer: Any) -> Iterator[Any]:
         peer.neighbor.eor.clear()
         peer.routerd_up = time.monotonic()
+        count_prefixes(peer)
         yield from stock(peer)
 
     return main
+
+
+def count_prefixes(peer: Any) -> None:
+    """Where its configuration has a limit, a session ends when the peer announces more prefixes than that."""
+    from bgp.inside.received import Received
+
+    limit, connection = asked_of(peer.neighbor["description"]).get(MAX_PREFIXES), peer.proto.connection
+    if limit:
+        received, read = Received(limit, peer.proto.negotiated), connection.reader
+        connection.reader = lambda: received.watch(read())
 
 
 def asked_keepalives(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -176,9 +188,8 @@ def asked_keepalives(stock: Callable[..., Any]) -> Callable[..., Any]:
 
     def begin(keepalives: Any, session: Any, proto: Any) -> None:
         stock(keepalives, session, proto)
-        word, _, seconds = (proto.neighbor["description"] or "").rpartition(" ")
-        if word.endswith(KEEPALIVE.strip()) and seconds.isdigit():
-            keepalives.send_timer.keepalive = min(int(seconds), keepalives.send_timer.keepalive)
+        usual = keepalives.send_timer.keepalive
+        keepalives.send_timer.keepalive = min(asked_of(proto.neighbor["description"]).get(KEEPALIVE, usual), usual)
 
     return begin
 
@@ -188,6 +199,7 @@ def back_off(stock: Callable[..., Any]) -> Callable[..., Any]:
 
     Stock ExaBGP begins again with no pause whenever a session came up, so a ToR that ends each with a NOTIFICATION is
     connected to dozens of times a second. A session that was up for REFUSED_RETRY ends the row; our own Cease is none.
+    After a peer announced too much it is left alone for HOLD_OFF: what it does next may be the same.
     """
     from exabgp.bgp.message import Notification, Notify
 
@@ -195,6 +207,8 @@ def back_off(stock: Callable[..., Any]) -> Callable[..., Any]:
         up, peer.routerd_up = getattr(peer, "routerd_up", None), None
         stock(peer, message, error)
         if isinstance(error, Notify) and error.code == CEASE:
+            if error.subcode == TOO_MANY_PREFIXES:
+                peer._delay._time = time.monotonic() + HOLD_OFF
             return
         if up is not None and time.monotonic() - up >= REFUSED_RETRY:
             peer.routerd_refused = 0

@@ -56,6 +56,7 @@ def session(
         families=tuple(FAMILIES[word] for word in peer.families),
         min_ttl=256 - peer.ttl_security if peer.ttl_security else 0,
         extended_next_hop=peer.extended_next_hop,
+        max_prefixes=peer.max_prefixes,
         interface=peer.interface,
         description=peer.name,
     )

@@ -108,6 +108,7 @@ SESSION: Sentence[SpeakerPeer] = Sentence(
         Part("families", _families),
         Part("imports", lambda peer: _if(f"takes {_joined(peer.imports)}", peer.imports)),
         Part("min_ttl", lambda peer: _if(f"min-ttl {peer.min_ttl}", peer.min_ttl)),
+        Part("max_prefixes", lambda peer: _if(f"max-prefixes {peer.max_prefixes}", peer.max_prefixes)),
         Part("extended_next_hop", lambda peer: _if("extended-next-hop", peer.extended_next_hop)),
         Part("description", lambda peer: _if(f"name {peer.description!r}", peer.description)),
         Part("password", lambda peer: _if("md5", peer.password)),

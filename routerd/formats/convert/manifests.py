@@ -247,6 +247,7 @@ def _peer(peer: Peer, profiles: dict[Bfd, str]) -> Json:
             "password-file": peer.password_file,
             "ebgp-multihop": peer.ebgp_multihop or None,
             "ttl-security": peer.ttl_security or None,
+            "max-prefixes": peer.max_prefixes or None,
             "extended-next-hop": peer.extended_next_hop if peer.extended_next_hop != by_default else None,
             "graceful-restart-time": f"{restart}s" if restart != default.graceful_restart_time else None,
             "families": words if peer.families != default.families else None,

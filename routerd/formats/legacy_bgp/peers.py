@@ -55,6 +55,7 @@ class ParsedPeer:
     gets: tuple[Gets, ...] = ALL_OF_IT
     ttl_security: int = 0  # hops
     extended_next_hop: bool = False
+    max_prefixes: int = 0
     found: Found = ""
     interface: str = ""
     source_interface: str = ""
@@ -146,6 +147,7 @@ def _parse_peer(struct: Struct, dialect: Dialect) -> ParsedPeer:
         gets=_gets(struct),
         ttl_security=_ttl_security(struct),
         extended_next_hop=_extended_next_hop(struct, address, found),
+        max_prefixes=struct.number("max-prefixes"),
         interface=interface,
         source_interface=_source_interface(struct),
         password_file=_password_file(struct),
@@ -324,6 +326,7 @@ def to_model(peer: ParsedPeer) -> tuple[Peer, tuple[Refusal, ...]]:
         gets=peer.gets,
         ttl_security=peer.ttl_security,
         extended_next_hop=peer.extended_next_hop,
+        max_prefixes=peer.max_prefixes,
         found=peer.found,
         interface=peer.interface,
         source_interface=peer.source_interface,

@@ -9,6 +9,7 @@ from routerd.formats.legacy_bgp.decode import GoInteger, GoList, GoMap, GoScalar
 
 Dialect = Literal["cilium-1.10", "metallb-0.12", "native"]
 
+MAX_PREFIXES = 2**31 - 1  # what Go's int32 holds, and more than any router has
 MAX_HOPS = 254  # that a TTL can tell, which is 255 where it starts
 
 STRING = GoScalar("string")
@@ -47,6 +48,7 @@ _PEER_NATIVE: dict[str, GoType] = {
     "password-file": STRING,
     "ttl-security": GoInteger("int", 0, MAX_HOPS),
     "extended-next-hop": BOOL,
+    "max-prefixes": GoInteger("int", 0, MAX_PREFIXES),
     "interface": STRING,
     "source-interface": STRING,
     "bfd": GoStruct("config.bfd", _BFD),

@@ -335,6 +335,50 @@ async def test_a_tor_that_ends_every_session_is_asked_less_and_less(stage: Stage
 
 
 @story
+async def test_a_router_that_announces_too_much_is_told_so_and_left_alone(stage: Stage) -> None:
+    """A million prefixes where 1,000 are allowed: nothing of them is kept, and other sessions stay."""
+    said, attempts = list[bytes](), list[int]()
+    first = int(ip_address("16.0.0.0"))
+
+    def update(begin: int) -> bytes:
+        hop = bytes.fromhex("40010100 400206 02010000fde8 400304 0a090002")
+        nlris = b"".join(b"\x20" + struct.pack("!I", first + begin + n) for n in range(800))
+        return message(2, struct.pack("!HH", 0, len(hop)) + hop + nlris)
+
+    class Flood(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            attempts.append(1)
+            options = bytes.fromhex("0206 4104") + struct.pack("!I", TOR_AS) + bytes.fromhex("0208 4006 0078 00010100")
+            body = struct.pack("!BHH4sB", 4, TOR_AS, 9, b"\x0a\x09\x00\x02", len(options)) + options
+            transport.writelines([message(1, body), message(4), *(update(800 * number) for number in range(1250))])
+
+        def data_received(self, data: bytes) -> None:
+            said.append(data)
+
+    listener = stage.tor.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.bind(("10.9.0.2", 1790))
+    server = await asyncio.get_running_loop().create_server(Flood, sock=listener)
+    async with server, agent(stage) as speaker:
+        speaker.set(desired((T2, [])))
+        await stage.until(lambda: states(speaker) == {"up"}, "the other session")
+        before = resident_kib(stage.speaker_pid())
+        many = replace(T1, port=1790, hold_time=9, max_prefixes=1000)
+        speaker.set(desired((many, []), (T2, [])))
+        await stage.until(lambda: speaker.peers[T1.key].last_reason.startswith("notification sent"), "the end")
+        reason = "notification sent (6,1): cease: maximum number of prefixes reached"
+        assert speaker.peers[T1.key].last_reason == reason
+        cease = message(3, b"\x06\x01\x00\x01\x01" + struct.pack("!I", 1000))
+        await stage.until(lambda: cease in b"".join(said), "the NOTIFICATION")
+        assert speaker.peers[T2.key].flaps == 0 and len(attempts) == 1
+        assert resident_kib(stage.speaker_pid()) - before < 16 << 10
+
+
+def resident_kib(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0])
+
+
+@story
 async def test_a_tor_that_takes_nothing_from_afar_has_the_paths(stage: Stage) -> None:
     """TTL security (RFC 5082): it drops what was not sent with a TTL of 255, without a word."""
     stage.bgp.kill()

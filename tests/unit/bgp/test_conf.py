@@ -184,6 +184,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "interface": ({"interface": "eth1"}, {}),
     "keepalive_time": ({"keepalive_time": 1}, {}),
     "imports": ({"imports": (ip_network("10.244.0.0/16"),)}, {}),
+    "max_prefixes": ({"max_prefixes": 1000}, {}),
 }
 
 

@@ -94,6 +94,11 @@ def test_a_session_that_was_up_for_long_ends_the_row() -> None:
     assert found[5] > 14 and found[6] <= 0 and found[7] <= 1.0
 
 
+def test_a_peer_that_announced_too_much_is_left_alone_for_long() -> None:
+    found = pauses((0.1, Notify(6, 1)), (0.1, TEARDOWN))
+    assert 590 < found[0] <= patches.HOLD_OFF and found[1] <= 0
+
+
 def test_neither_our_own_end_nor_an_attempt_to_connect_counts() -> None:
     found = pauses((0.1, TEARDOWN), (None, BROKEN), (None, ""), (0.1, REFUSED), (None, BROKEN), (None, REFUSED))
     assert [each <= 0 for each in found] == [True, True, True, False, True, False]
@@ -148,7 +153,7 @@ def test_an_end_of_rib_of_a_session_that_ended_is_not_sent_in_the_next() -> None
 
     class Session:
         def __init__(self) -> None:
-            self.neighbor = neighbor
+            self.neighbor, self.proto = neighbor, SimpleNamespace(connection=None)
 
     def main(peer: Any) -> Iterator[list[str]]:
         yield list(peer.neighbor.eor)
