@@ -20,7 +20,7 @@
 #   make bench-bgp   paths to a ToR: routerd's ExaBGP and the stock one, BIRD, FRR (SPEAKERS=bird,routerd, CASES=10000x32)
 #   make bench-routes   10,000 routes to other nodes' pods: put, read back, moved, removed
 #   make bench-cni   what the CNI plugin adds to a pod's start (PODS=500, AT_ONCE=16)
-#   make bench-failover   a gateway dies: time without packets, connections lost (RUNS=200)
+#   make bench-failover   a gateway dies, is drained, is added: time without packets, connections lost (RUNS=200)
 #   make bench-ipam   what addresses cost: a million of a /8, netaddr beside it, the operator with 10,000 services
 #   make bench-cloud   a thousand instances' pods at once on fake clouds that throttle (INSTANCES=…)
 #   make image   the container image, by docker or buildah (IMAGE=name:tag, IMAGE_FLAGS= more options for either)

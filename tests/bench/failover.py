@@ -1,13 +1,14 @@
-"""A gateway dies under traffic: for how long no packet leaves, none comes back, and which connections end.
+"""A gateway dies, leaves or comes under traffic: for how long no packet leaves, none comes back, and what is lost.
 
-    make bench-failover        or: python -m tests.bench.failover [--runs N] [--gateways N …]
+    make bench-failover        or: python -m tests.bench.failover [--runs N] [--kinds K …] [--gateways N …]
 
-Real ExaBGP, BFD and datapath in a lab; the ToR is BIRD with BFD, 50 ms x 3. Half of the runs take a gateway's link and
-processes at once, half make it silent with its carrier up. Flows are spread over all gateways; what is measured is the
-longest time without a packet of any flow, at the server (out) and back at the pod (round). Of 1,000 connections, idle,
-busy and some that were made a moment before, each must still echo.
+Real ExaBGP, BFD and datapath in a lab; the ToR is BIRD with BFD, 50 ms x 3. Kinds take turns: a gateway's link and
+processes go at once (gone), it is silent with its carrier up (silent), it is drained until it is safe to stop
+(draining), and one that was drained serves again (adding). Flows are spread over all gateways; what is measured is the
+longest time without a packet of any flow, at the server (out) and back at the pod (round), and how many datagrams got
+no answer. Of 1,000 connections, idle, busy and some that were made a moment before, each must still echo.
 
-Rows go to `build/bench/failover.json`: `run, kind, gateways, out_ms, round_ms, tcp_lost`.
+Rows go to `build/bench/failover.json`: `run, kind, gateways, out_ms, round_ms, tcp_lost, unanswered`.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from dataclasses import dataclass, field
 from statistics import quantiles
 from typing import Any
 
+from routerd.serve.api import agent_socket, ask
 from tests.bench import report
 from tests.netns.lab import netns
 from tests.netns.lab.hosts import PodHost
 from tests.netns.lab.lab import FW_ADDRESS, Lab
 from tests.netns.lab.site import SILENT, Site, nodes
+from tests.waiting import WaitTimeout, wait
 
 FLOWS, EVERY = 16, 0.004  # datagrams of each flow, seconds apart
 PORT, ECHO = 9, 7  # UDP, TCP
@@ -39,8 +42,14 @@ CONNECTIONS, BUSY, FRESH = 1000, 50, 20  # FRESH are made just before the gatewa
 BEFORE, AFTER = 1.0, 2.0  # seconds of traffic around it
 PATIENCE = 15.0  # seconds in which a connection must echo
 STAMP = struct.Struct("!HI")  # flow, number
-KINDS = ("gone", "silent")
-BARS = {"out_ms": 200.0, "round_ms": 300.0}  # of the 99th percentile
+LATE = 5.0  # seconds in which the last answers come
+BUFFER = 1 << 22  # bytes of a socket, so that a busy machine loses nothing there
+DRAINING = 120.0  # seconds, at most
+DEATHS, WISHES = ("gone", "silent"), ("draining", "adding")
+KINDS = (*DEATHS, *WISHES)
+BARS = {"out_ms": 200.0, "round_ms": 300.0}  # of the 99th percentile of deaths
+
+
 # --- traffic
 
 
@@ -74,19 +83,33 @@ class Datagrams:
         self._flows = [pod.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(FLOWS)]
         for flow in self._flows:
             flow.connect((FW_ADDRESS, PORT))
-        self._ending = threading.Event()
-        self._threads = [
-            threading.Thread(target=each, daemon=True) for each in (self._serve, self._send, self._receive)
-        ]
+        for each in (self._server, *self._flows):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+        self._sent, self._answered = set[bytes](), set[bytes]()
+        self._quiet, self._ending = threading.Event(), threading.Event()
+        self._sender = threading.Thread(target=self._send, daemon=True)
+        self._threads = [threading.Thread(target=each, daemon=True) for each in (self._serve, self._receive)]
 
     def __enter__(self) -> Datagrams:
-        for thread in self._threads:
+        for thread in (*self._threads, self._sender):
             thread.start()
         return self
 
+    def stop(self) -> None:
+        """No more are sent; returns when all are answered, or the last answers would have come."""
+        self._quiet.set()
+        self._sender.join(5)
+        with suppress(WaitTimeout):
+            wait(lambda: not self.unanswered, "answers", timeout=LATE)
+
+    @property
+    def unanswered(self) -> int:
+        return len(self._sent - self._answered)
+
     def __exit__(self, *_: object) -> None:
+        self._quiet.set()
         self._ending.set()
-        for thread in self._threads:
+        for thread in (self._sender, *self._threads):
             thread.join(5)
         for each in (self._server, *self._flows):
             each.close()
@@ -101,10 +124,11 @@ class Datagrams:
 
     def _send(self) -> None:
         number, due = 0, time.monotonic()
-        while not self._ending.wait(max(0.0, due - time.monotonic())):
+        while not self._quiet.wait(max(0.0, due - time.monotonic())):
             for index, flow in enumerate(self._flows):
                 with suppress(OSError):
                     flow.send(STAMP.pack(index, number))
+                    self._sent.add(STAMP.pack(index, number))
             number, due = number + 1, due + EVERY
 
     def _receive(self) -> None:
@@ -115,7 +139,9 @@ class Datagrams:
             while not self._ending.is_set():
                 for key, _ in ready.select(0.1):
                     with suppress(OSError):
-                        self.back.came(STAMP.unpack(key.fileobj.recv(64))[0], time.monotonic())  # type: ignore[union-attr]
+                        data = key.fileobj.recv(64)  # type: ignore[union-attr]
+                        self.back.came(STAMP.unpack(data)[0], time.monotonic())
+                        self._answered.add(data)
 
 
 class Connections:
@@ -198,12 +224,18 @@ def echoed(connections: Sequence[socket.socket], patience: float) -> int:
 
 
 class Mortal(Site):
-    """Its gateways die and come back."""
+    """Its gateways die, leave and come back."""
 
     def take(self, kind: str, name: str) -> None:
-        """The gateway dies."""
+        """What befalls the gateway."""
         if kind == "silent":
             self.lab.tor.nft(SILENT.format(name))
+            return
+        if kind == "draining":
+            self._order(name, {"do": "drain"}, "drained")
+            return
+        if kind == "adding":
+            self.give_back("draining", name)
             return
         self.lab.tor.ip(f"link set {name} down")
         for daemon in (self.daemons.agents[name], self.daemons.speakers[name], self.daemons.bfds[name]):
@@ -214,13 +246,23 @@ class Mortal(Site):
     def give_back(self, kind: str, name: str) -> None:
         if kind == "silent":
             self.lab.tor.run(["nft", "delete", "table", "netdev", "silent"])
+        elif kind == "draining":
+            self._order(name, {"do": "undrain"}, "serving")
         else:
             self.lab.tor.ip(f"link set {name} up")
             self.begin(name)
         self.settle()
 
+    def _order(self, name: str, order: dict[str, str], state: str) -> None:
+        """Returns once it is carried out."""
+        path = agent_socket(self.lab.node(name).directory / "run")
+        ask(path, order, timeout=DRAINING)
+        wait(lambda: ask(path, {"get": "drain"})["state"] == state, f"{name} is {state}", timeout=DRAINING)
+
     def run(self, number: int, kind: str) -> report.Row:
-        victim = self.gateways[number // 2 % len(self.gateways)]
+        victim = self.gateways[number // len(KINDS) % len(self.gateways)]
+        if kind == "adding":
+            self.take("draining", victim)
         connections = Connections(self.pod)
         busy = connections.more(CONNECTIONS - FRESH)[:BUSY]
         try:
@@ -231,12 +273,14 @@ class Mortal(Site):
                 time.sleep(AFTER)
                 ended = time.monotonic()
                 out, back = datagrams.out.end(ended), datagrams.back.end(ended)
+                datagrams.stop()
             lost = connections.lost()
         finally:
             connections.close()
-        self.give_back(kind, victim)
-        return {"run": number, "kind": kind, "gateways": len(self.gateways),
-                "out_ms": round(1000 * out, 1), "round_ms": round(1000 * back, 1), "tcp_lost": lost}  # fmt: skip
+        if kind != "adding":
+            self.give_back(kind, victim)
+        return {"run": number, "kind": kind, "gateways": len(self.gateways), "out_ms": round(1000 * out, 1),
+                "round_ms": round(1000 * back, 1), "tcp_lost": lost, "unanswered": datagrams.unanswered}  # fmt: skip
 
 
 # --- what it says
@@ -248,19 +292,27 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 def summary(rows: Sequence[report.Row]) -> list[str]:
     lines = []
-    for metric, bar in BARS.items():
-        values = [row[metric] for row in rows]
-        at = {percent: percentile(values, percent) for percent in (50, 90, 99)}
-        shown = ", ".join(f"p{percent} {value:.0f}" for percent, value in at.items())
-        lines.append(f"{metric}: {shown}, max {max(values):.0f}; p99 {report.at_most(at[99], bar)}")
-    lost = sum(row["tcp_lost"] for row in rows)
-    return [*lines, f"tcp_lost: {lost} of {CONNECTIONS * len(rows)}; {report.at_most(lost, 0)}"]
+    for kinds in (DEATHS, WISHES):
+        of_them = [row for row in rows if row["kind"] in kinds]
+        if not of_them:
+            continue
+        for metric, bar in BARS.items():
+            values = [row[metric] for row in of_them]
+            at = {percent: percentile(values, percent) for percent in (50, 90, 99)}
+            shown = ", ".join(f"p{percent} {value:.0f}" for percent, value in at.items())
+            said = f"; p99 {report.at_most(at[99], bar)}" if kinds == DEATHS else ""
+            lines.append(f"{', '.join(kinds)}: {metric}: {shown}, max {max(values):.0f}{said}")
+        lost, unanswered = (sum(row[metric] for row in of_them) for metric in ("tcp_lost", "unanswered"))
+        lines.append(f"tcp_lost: {lost} of {CONNECTIONS * len(of_them)}; {report.at_most(lost, 0)}")
+        lines.append(f"unanswered: {unanswered}" + (f"; {report.at_most(unanswered, 0)}" if kinds == WISHES else ""))
+    return lines
 
 
 def main(read: Callable[[], Sequence[str]] = lambda: sys.argv[1:]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200, metavar="N", help="in all")
     parser.add_argument("--gateways", type=int, nargs="+", default=[2, 3], metavar="N", help="of which one dies")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, metavar="K", help="they take turns")
     options = parser.parse_args(read())
     report.forget("failover")
     rows: list[report.Row] = []
@@ -268,7 +320,7 @@ def main(read: Callable[[], Sequence[str]] = lambda: sys.argv[1:]) -> None:
         with Lab(f"fo{gateways}", nodes=nodes(gateways)) as lab:
             site = Mortal(lab, gateways)
             for number in range(options.runs // len(options.gateways)):
-                row = site.run(number, KINDS[number % len(KINDS)])
+                row = site.run(number, options.kinds[number % len(options.kinds)])
                 rows.append(row)
                 print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
                 report.write("failover", rows)
