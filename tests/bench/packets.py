@@ -206,7 +206,8 @@ class Bench:
     ) -> Row:  # fmt: skip
         """`before` is called before each round."""
         device = "uplink" if program == "from_uplink" else "pod0"
-        frames, context = [build(packet) for packet in packets], world.context(device)
+        shape = Shape(destination_mac=MACS[device])
+        frames, context = [build(packet, shape) for packet in packets], world.context(device)
         pairs = []
         for _ in range(self.rounds + 1):
             before()

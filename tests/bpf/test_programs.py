@@ -32,6 +32,7 @@ from tests.bpf.wishes import (
 from tests.bpf.world import (
     EGRESS_IP,
     EGRESS_IP6,
+    MACS,
     POD,
     POD2,
     POD2_MTU,
@@ -410,9 +411,20 @@ def test_a_packet_that_cannot_go_on_is_answered_to_who_sent_it(world: World, cas
     assert (answer.source, answer.destination, answer.about) == (source, sent.source, about)
     assert answer.quoted == replace(sent)
     if case not in BY_ROUTE:
-        assert (out[:6], out[6:12]) == (shape.source_mac, shape.destination_mac)
+        hop = MACS[device] if program == "from_uplink" else shape.destination_mac
+        assert (out[:6], out[6:12]) == (shape.source_mac, hop)
     if mtu:
         assert told_mtu(out) == mtu
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_gateway_leaves_alone_what_is_for_another_host(world: World, version: int) -> None:
+    """A switch that does not know where a MAC is brings its frames to all: each gateway would send a copy."""
+    world.fill(to_world(THERE))
+    back = Packet(REMOTE, EGRESS_IP, TCP, 443, 33000, flags="A")
+    frame = build(back if version == 4 else six(back), Shape(destination_mac=MACS["other"]))
+    assert world.run("from_uplink", "uplink", frame) == ("next", frame)
+    assert world.run("from_uplink", "uplink", MACS["uplink"] + frame[6:])[0] == "redirect"
 
 
 @pytest.mark.parametrize("version", [4, 6])

@@ -24,7 +24,7 @@ from egress.entries import Facts, Link, MapEntries, map_entries
 from egress.host.links import PodDevice, Unhooked
 from egress.plan import ARRAYS
 from egress.policy import NO_LIMITS, Desired, IPAddress, Limits
-from tests.bpf.packets import inside_vxlan, is_vxlan
+from tests.bpf.packets import Shape, inside_vxlan, is_vxlan
 from tests.models.liveness import Rank
 from tests.models.tables import (
     Flow,
@@ -247,8 +247,10 @@ class World:
 
     def run(self, program: str, device: str, frame: bytes, mark: int = 0) -> tuple[str, bytes]:
         """(verdict, frame afterwards) of one run of a program on one frame that came by `device`; of a tunnel packet
-        that it made, what is in there.
+        that it made, what is in there. By an uplink it comes for the device's own MAC, unless it bears another one.
         """
+        if program == "from_uplink" and frame[:6] == Shape().destination_mac:
+            frame = MACS[device] + frame[6:]
         verdict, out = syscall.run_program(self._programs[program], frame, self.context(device, mark))
         is_wrapped = VERDICTS[verdict] == "redirect" and is_vxlan(out, SELF, TUNNEL_PORT)
         return VERDICTS[verdict], inside_vxlan(out)[2] if is_wrapped else out
