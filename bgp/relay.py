@@ -122,6 +122,10 @@ class Received:
         if not self.networks:
             self._sides, self._paths, self._ends = {}, {}, {}
 
+    def knows(self, session: str) -> bool:
+        """Whether it has heard how the session began."""
+        return session in self._sides
+
     def goes_up(self, session: str) -> None:
         self._ends[session] = set()
         for path in self._paths.get(session, {}).values():
@@ -360,7 +364,7 @@ class Relay:
             self._take_update(event)
             return
         if kind == "state" and event["neighbor"].get("state") == "up":
-            self._received.goes_up(session)
+            self._goes_up(session)
         if kind == "state" and event["neighbor"].get("state") != "up":
             self._events.pop(session, None)
             if str(event["neighbor"].get("reason", "")).startswith("notification "):
@@ -370,6 +374,15 @@ class Relay:
             kinds.pop(kind, None)  # the latest last: "negotiated" comes before "up"
             kinds[kind] = line
         self._tell(self._serial, {"event": event})
+
+    def _goes_up(self, session: str) -> None:
+        """Of a session that was up before this relay was there nothing is known: its peer is asked for everything."""
+        self._received.goes_up(session)
+        if self._received.networks and not self._received.knows(session):
+            ends = session.replace(",", " local-ip ")
+            for family in ("ipv4 unicast", "ipv6 unicast"):
+                self._queue.append(Command(0, 0, f"neighbor {ends} announce route-refresh {family}", True))
+            self._advance()
 
     def _take_update(self, event: dict[str, Any]) -> None:
         with suppress(KeyError, TypeError, ValueError):

@@ -120,6 +120,7 @@ class Received:
         self._sessions: defaultdict[str, Inbound] = defaultdict(Inbound)
         self._speaker: tuple[int, float] | None = None
         self._is_whole = False  # the relay has told all that it has
+        self._is_known = False  # and so have the peers, once: what happens to them later is an event like any other
         self._best: NextHops | None = None
 
     def restart(self, speaker: tuple[int, float]) -> None:
@@ -167,7 +168,8 @@ class Received:
         expired = [each.expire(now) for each in self._sessions.values()]
         if any(expired):
             self._best = None
-        if not self._is_whole or (now - started < PATIENCE and not all(map(self._has_ended, wanted))):
+        self._is_known |= self._is_whole and (now - started >= PATIENCE or all(map(self._has_ended, wanted)))
+        if not self._is_known:
             return None
         if self._best is None:
             self._best = best_paths(self._sessions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Sequence
 
 from tests.netns.lab.daemons import Daemons
@@ -108,6 +109,11 @@ def _routes_are_learnt_of_the_tor(lab: Lab, daemons: Daemons) -> None:
     assert first in table()
     daemons.start_agent("worker")
     lab.wait(lambda: daemons.is_ready("worker") and learnt() == there, "the next agent knows them", timeout=60)
+    for relay in speaker.relays():
+        os.kill(relay, signal.SIGKILL)
+    there["10.250.3.0/24"] = f"installed {gw2}"
+    say(first, second, f"10.250.3.0/24 via {gw2}")
+    lab.wait(lambda: learnt() == there, "the next relay hears of more", timeout=60)
     speaker.kill()
     daemons.start_speaker("worker")
     lab.wait(lambda: not daemons.refusals("worker") & {"NoSpeaker", "SessionDown"}, "the next session", timeout=60)

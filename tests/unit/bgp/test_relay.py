@@ -225,6 +225,28 @@ def test_what_peers_announce_is_told_and_told_again(bench: Bench) -> None:
     second.close()
 
 
+def test_a_peer_that_told_another_relay_is_asked_again(tmp_path: Path) -> None:
+    """One that was ended; ExaBGP says to the next which sessions are up."""
+    (tmp_path / relay.CONFIGURATION).write_text('neighbor 10.0.0.2 {\n    description "import 10.244.0.0/16";\n}\n')
+    bench = Bench(tmp_path)
+    try:
+        nonce = bench.exabgp.take().removeprefix("routerd hello ")
+        who = {"nonce": nonce, "exabgp": "5.0.15", "pid": 7, "started": 1.5, "peers": {}}
+        bench.exabgp.send(json.dumps({"routerd": who}))
+        bench.exabgp.send(UP)
+        bench.exabgp.send("done")
+        for family in ("ipv4", "ipv6"):
+            assert bench.exabgp.take() == f"neighbor 10.0.0.2 local-ip 10.0.0.1 announce route-refresh {family} unicast"
+            bench.exabgp.send("done")
+        bench.exabgp.send(UPDATE % WHO)
+        agent = bench.agent()
+        agent.take()
+        assert agent.take()["update"]["put"] == TOLD["put"]
+        agent.close()
+    finally:
+        bench.close()
+
+
 def test_the_next_agent_is_told_the_latest_events(bench: Bench) -> None:
     bench.greet()
     first = bench.agent()
